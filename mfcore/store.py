@@ -1,0 +1,235 @@
+"""Results that describe themselves: a folder for each run, written aside and renamed, done when ``run.json`` stands.
+
+A run's folder is named ``<stage>-<name>-<key>``; the key is the hash of its config and of the keys of its inputs. A run
+of several units of work (a fold at a size) keeps each finished unit, so that a kill loses the unit in hand and no more.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+from mfcore.config import digest
+
+PACKAGES = ("mfcore", "numpy", "pandas", "scikit-learn", "torch", "timm", "openslide-python", "openslide-bin", "snakemake")
+
+
+class StoreError(RuntimeError):
+    """A result is missing, unfinished or not what it should be; the message says which and what to do."""
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; on success it takes the place of ``path`` in one step, on error it goes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield aside
+        with open(aside, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Write plain data as JSON, whole or not at all; NaN is refused."""
+    with replacing(path) as aside:
+        aside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> dict:
+    """Read a JSON file; raises StoreError where it isn't there or isn't JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing") from None
+    except json.JSONDecodeError as error:
+        raise StoreError(f"{path} is not JSON ({error}); remove it and run the step again") from None
+
+
+def write_parquet(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table as Parquet, whole or not at all."""
+    with replacing(path) as aside:
+        table.to_parquet(aside, index=False)
+
+
+def write_csv(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV, whole or not at all."""
+    with replacing(path) as aside:
+        table.to_csv(aside, index=False)
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+class Run:
+    """One run's folder. `open_run` makes or resumes one, `find_run` finds a finished one."""
+
+    def __init__(self, folder: Path, identity: dict):
+        self.folder = folder
+        self.identity = identity
+        self._started = time.monotonic()
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, done={self.done})"
+
+    @property
+    def key(self) -> str:
+        """Eight hex digits of config and inputs; a later stage names this run by it."""
+        return digest(self.identity)
+
+    @property
+    def done(self) -> bool:
+        """Whether the run finished: its ``run.json`` is there."""
+        return (self.folder / "run.json").is_file()
+
+    @property
+    def record(self) -> dict:
+        """The finished run's ``run.json``."""
+        return read_json(self.folder / "run.json")
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the run's folder."""
+        return self.folder.joinpath(*parts)
+
+    def unit_file(self, unit: str, suffix: str = ".parquet") -> Path:
+        """Where the result of one unit of work goes; write it with `replacing`, and it is done when it is there."""
+        return self.folder / "units" / f"{unit}{suffix}"
+
+    def finish(self, files: list[str], **facts: object) -> "Run":
+        """Write ``run.json``: from what, by which code, in which environment, how long, and the checksums of ``files``.
+
+        Raises StoreError where a file to be recorded isn't there.
+        """
+        for name in files:
+            if not self.path(name).is_file():
+                raise StoreError(f"{self.folder}: {name} was to be recorded but isn't there")
+        write_json(
+            self.path("run.json"),
+            {
+                **self.identity,
+                "key": self.key,
+                "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "seconds": round(time.monotonic() - self._started, 3),
+                "facts": facts,
+                "files": {
+                    name: {"sha256": file_sha256(self.path(name)), "bytes": self.path(name).stat().st_size} for name in files
+                },
+                "environment": environment(),
+            },
+        )
+        return self
+
+    def verify(self) -> "Run":
+        """Check every recorded file against its checksum; raises StoreError naming the file that differs."""
+        for name, facts in self.record["files"].items():
+            path = self.path(name)
+            if not path.is_file() or file_sha256(path) != facts["sha256"]:
+                raise StoreError(f"{path} is missing or not as recorded; remove {self.folder} and run the step again")
+        return self
+
+
+def open_run(results: str | Path, stage: str, name: str, config: Mapping, inputs: Mapping[str, str]) -> Run:
+    """Open the folder of one run, new, begun or finished, under ``results``.
+
+    ``inputs`` names what the run reads: keys of earlier runs, checksums of files. Raises StoreError where the folder was
+    made from something else, naming the keys that differ.
+    """
+    identity = json.loads(json.dumps({"stage": stage, "name": name, "config": config, "inputs": dict(inputs)}, allow_nan=False))
+    words = re.sub(r"[^A-Za-z0-9_.]+", "_", name).strip("_")
+    folder = Path(results) / f"{stage}-{words}-{digest(identity)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.rglob(".*.partial"):
+        leftover.unlink(missing_ok=True)
+    begun = folder / "begun.json"
+    if begun.is_file():
+        differing = differences(read_json(begun), identity)
+        if differing:
+            raise StoreError(
+                f"{folder} was made from something else; differing: {', '.join(differing)}. Remove it to start anew."
+            )
+    else:
+        write_json(begun, identity)
+    return Run(folder, identity)
+
+
+def find_run(results: str | Path, stage: str, name: str, config: Mapping, inputs: Mapping[str, str] | None = None) -> Run:
+    """The newest finished run of ``stage`` called ``name`` with this config (and, where given, these inputs).
+
+    Raises StoreError, naming what differs in the nearest run there is, where there is none.
+    """
+    wanted = json.loads(json.dumps(dict(config)))
+    found, nearest = [], ""
+    for record_file in sorted(Path(results).glob(f"{stage}-*/run.json")):
+        record = read_json(record_file)
+        if record["name"] != name:
+            continue
+        differing = differences(record["config"], wanted)
+        if inputs is not None:
+            differing += differences(record["inputs"], dict(inputs))
+        if differing:
+            nearest = f" {record_file.parent.name} is there but differs in: {', '.join(differing)}."
+        else:
+            identity = {key: record[key] for key in ("stage", "name", "config", "inputs")}
+            found.append((record["finished"], record_file.stat().st_mtime, Run(record_file.parent, identity)))
+    if not found:
+        raise StoreError(
+            f"no finished {stage!r} run {name!r} in {results};{nearest or ' run the notebook that makes it first.'}"
+        )
+    return max(found, key=lambda item: item[:2])[2]
+
+
+def differences(left: Mapping, right: Mapping, where: str = "") -> list[str]:
+    """Dotted names of the keys in which two nested mappings differ."""
+    names = []
+    for key in sorted(set(left) | set(right)):
+        a, b = left.get(key), right.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            names += differences(a, b, f"{where}{key}.")
+        elif a != b or (key in left) != (key in right):
+            names.append(f"{where}{key}")
+    return names
+
+
+@cache
+def environment() -> dict:
+    """What the run ran in: Python, machine, versions of the packages that matter, commit and whether it was clean."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--", str(here))
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "n_cores": os.cpu_count(),
+        "packages": versions,
+        "commit": git("rev-parse", "HEAD"),
+        "uncommitted_changes": None if changes is None else bool(changes),
+    }
