@@ -1,0 +1,85 @@
+"""Metrics against formulas written out by hand, and the rules for what is refused and what is NaN."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from mfcore import metrics
+
+
+@pytest.fixture(params=range(5))
+def sample(request):
+    rng = np.random.default_rng(request.param)
+    label = rng.random(200) < rng.uniform(0.2, 0.8)
+    score = np.round(np.clip(rng.normal(0.4 + 0.2 * label, 0.2), 0, 1), 2)  # rounded: ties must count half
+    return label.astype(int), score
+
+
+def confusion(label, score):
+    guess = score > 0.5
+    return [[int(np.sum((label == i) & (guess == j))) for j in (0, 1)] for i in (0, 1)]
+
+
+def test_auroc_counts_pairs(sample):
+    label, score = sample
+    above = score[label == 1][:, None] - score[label == 0][None]
+    assert metrics.auroc(label, score) == pytest.approx(np.mean((above > 0) + 0.5 * (above == 0)), abs=1e-12)
+
+
+def test_class_metrics_by_the_confusion_matrix(sample):
+    label, score = sample
+    (tn, fp), (fn, tp) = confusion(label, score)
+    n = tn + fp + fn + tp
+    assert metrics.accuracy(label, score) == pytest.approx((tp + tn) / n)
+    assert metrics.balanced_accuracy(label, score) == pytest.approx((tp / (tp + fn) + tn / (tn + fp)) / 2)
+    f1_positive, f1_negative = 2 * tp / (2 * tp + fp + fn), 2 * tn / (2 * tn + fp + fn)
+    assert metrics.weighted_f1(label, score) == pytest.approx(((tp + fn) * f1_positive + (tn + fp) * f1_negative) / n)
+    by_chance = ((tp + fn) * (tp + fp) + (tn + fp) * (tn + fn)) / n**2
+    assert metrics.quadratic_kappa(label, score) == pytest.approx(((tp + tn) / n - by_chance) / (1 - by_chance))
+
+
+def test_score_of_one_half_is_class_0():
+    assert metrics.classify(np.array([0.5, np.nextafter(0.5, 1), 0.0, 1.0])).tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("present", [0, 1])
+def test_one_class_is_nan_without_a_warning(present):
+    label, score = np.full(4, present), np.array([0.1, 0.6, 0.7, 0.9])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = metrics.evaluate(label, score)
+    assert {name for name, value in found.items() if np.isnan(value)} == {"auroc", "balanced_accuracy", "quadratic_kappa"}
+    assert found["accuracy"] == pytest.approx(0.75 if present else 0.25)
+
+
+def test_perfect_and_reversed_scores():
+    label = np.array([0, 0, 1, 1])
+    assert set(metrics.evaluate(label, label.astype(float)).values()) == {1.0}
+    assert metrics.auroc(label, 1.0 - label) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("label", "score", "message"),
+    [
+        ([0, 1, 1], [0.1, 0.2, float("nan")], "score nan in row 2"),
+        ([0, 1, 1], [0.1, 1.5, 0.2], "score 1.5 in row 1 must be a probability"),
+        ([0, 2, 1], [0.1, 0.5, 0.2], "label 2 in row 1 must be 0 or 1"),
+        ([0, 1], [0.1], r"shape \(2,\), scores \(1,\)"),
+        ([[0, 1]], [[0.1, 0.2]], r"both must be \(n,\)"),
+        ([], [], "no rows"),
+    ],
+)
+@pytest.mark.parametrize("name", metrics.METRICS)
+def test_bad_input_is_refused_by_every_metric(name, label, score, message):
+    with pytest.raises(metrics.MetricError, match=message):
+        metrics.compute(name, np.array(label), np.array(score))
+
+
+def test_unknown_metric_names_the_known_ones():
+    with pytest.raises(metrics.MetricError, match=r"'auc' is not known.*auroc"):
+        metrics.compute("auc", np.array([0, 1]), np.array([0.1, 0.2]))
+
+
+def test_every_metric_has_a_title():
+    assert set(metrics.TITLES) == set(metrics.METRICS)
