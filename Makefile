@@ -1,0 +1,94 @@
+# Everything there is to run. `make` alone lists it.
+
+STUDY := demo
+DATA :=
+CORES :=
+ARGS :=
+PYTHON :=
+VENV := .venv
+
+python := $(VENV)/bin/python
+ready := $(VENV)/ready
+candidates := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
+
+# A cluster's modules or a shell's profile may point these at packages of another Python.
+unexport PYTHONHOME PYTHONPATH
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help paper lab test check format notebooks env docker clean clean-results clean-env
+.DEFAULT_GOAL := help
+
+help: ## list what there is
+	@echo "mfcore: mitotic figures, foundation models against end-to-end training"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  STUDY=name     a file of studies/, without .yaml (now: $(STUDY)); there are: $(sort $(basename $(notdir $(wildcard studies/*.yaml))))"
+	@echo "  DATA=folder    where the study's data lie (else they are made or downloaded)"
+	@echo "  CORES=n        how many cores the sweep uses (else all)"
+	@echo "  PYTHON=path    the Python to make the environment with (else the first of: $(candidates))"
+	@echo "  ARGS=...       handed on to the sweep, pytest or JupyterLab as they are"
+
+paper: env ## run STUDY through the notebooks; ends with the path of the supplement
+	@$(python) -m mfcore.sweep paper --study "$(STUDY)" $(if $(DATA),--data "$(DATA)") $(if $(CORES),--cores "$(CORES)") $(ARGS)
+
+lab: env ## open JupyterLab on the notebooks
+	@$(python) -m jupyterlab $(ARGS)
+
+test: env ## run the tests
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(python) -m pytest --numprocesses auto --maxprocesses 8 $(ARGS)
+
+check: env ## look for faults and formatting that ruff would change
+	@$(python) -m ruff check
+	@$(python) -m ruff format --check
+
+format: env ## let ruff mend and format the code
+	@$(python) -m ruff check --fix
+	@$(python) -m ruff format
+
+notebooks: env ## build the committed .ipynb from the .py beside them, run on the study demo
+	@$(python) -m mfcore.sweep notebooks $(ARGS)
+
+env: $(ready) ## make the environment, .venv, with the versions of pins.txt
+
+# While the file `unfinished` is there, packages may be there in part, which pip would take for whole.
+$(ready): pyproject.toml pins.txt
+	@if [ -e $(VENV)/pyvenv.cfg ] && { [ -e $(VENV)/unfinished ] || ! $(python) -c pass; }; then \
+	    echo "$(VENV) was left unfinished or no longer runs: making it anew"; \
+	    rm -rf $(VENV); \
+	fi
+	@[ -e $(python) ] || { $(find_python); \
+	    mkdir -p $(VENV) && touch $(VENV)/unfinished && "$$found" -m venv $(VENV); }
+	@touch $(VENV)/unfinished
+	$(python) -m pip install --constraint pins.txt --editable '.[test]'
+	@rm $(VENV)/unfinished
+	@touch $@
+
+# Sets the shell's `found` to the first candidate that is new enough and can make environments, or ends with what to do.
+define find_python
+found=; bare=; \
+	for candidate in $(candidates); do \
+	    "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	    if "$$candidate" -c 'import ensurepip, venv' 2>/dev/null; then found="$$candidate"; break; fi; \
+	    bare="$${bare:-$$candidate}"; \
+	done; \
+	if [ -z "$$found" ] && [ -n "$$bare" ]; then \
+	    echo "mfcore: $$bare has no venv. On Debian or Ubuntu: apt-get install $${bare##*/}-venv" >&2; exit 1; \
+	elif [ -z "$$found" ]; then \
+	    echo "mfcore: no Python 3.11 or newer among: $(candidates)." >&2; \
+	    echo "Install one (Debian, Ubuntu: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3" >&2; exit 1; \
+	fi
+endef
+
+docker: ## build the image mfcore with the same environment
+	docker build --tag mfcore $(ARGS) .
+
+clean: ## remove caches
+	rm -rf .pytest_cache .ruff_cache .hypothesis build mfcore.egg-info
+	find mfcore tests notebooks benchmarks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+clean-results: ## remove the results of STUDY
+	rm -rf "results/$(or $(notdir $(STUDY)),$(error clean-results: name the study, as in STUDY=demo))"
+
+clean-env: ## remove the environment
+	rm -rf $(VENV)
