@@ -85,7 +85,7 @@ class Patches:
 
 @dataclass(frozen=True)
 class Splits:
-    """Monte Carlo folds (Ganz et al., section 3): test share of all, validation share of the rest, sizes as shares of the rest."""
+    """Monte Carlo folds (Ganz et al., section 3): test share of all, validation share and sizes as shares of the rest."""
 
     seed: int = 42
     n_folds: int = 5

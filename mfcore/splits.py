@@ -206,6 +206,19 @@ def select(table: pd.DataFrame, unit: Unit) -> dict[str, np.ndarray]:
     return {role: np.sort(mine.loc[mine["role"] == role, "patch_id"].to_numpy(dtype=np.int64)) for role in ROLES}
 
 
+def predictions(labels: pd.DataFrame, unit: Unit, patch_ids: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+    """The table of predictions of one unit, the same for every procedure.
+
+    labels: indexed by patch_id; patch_ids (n,) int64; scores (n,), probability of class 1. Returns ``patch_id, slide_id,
+    domain, label, score, fold, size, train_domain``. Raises ValueError, naming the patch, where a score isn't finite.
+    """
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        raise ValueError(f"{unit.name}: {len(bad)} scores aren't finite, the first of patch {patch_ids[bad[0]]}")
+    table = labels.loc[patch_ids, ["slide_id", "domain", "label"]].reset_index()
+    return table.assign(score=scores, fold=unit.fold, size=unit.size, train_domain=unit.train_domain)
+
+
 def audit(table: pd.DataFrame, labels: pd.DataFrame, size_px: int, um_per_px: float | None) -> pd.DataFrame:
     """What the splits are worth: one row per unit.
 

@@ -14,10 +14,11 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from mfcore.config import digest
@@ -37,9 +38,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield aside
-        with open(aside, "rb") as written:
+        with aside.open("rb") as written:
             os.fsync(written.fileno())
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -74,7 +75,7 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
 
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, as hex."""
-    with open(path, "rb") as content:
+    with Path(path).open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
@@ -125,7 +126,7 @@ class Run:
             {
                 **self.identity,
                 "key": self.key,
-                "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": round(time.monotonic() - self._started, 3),
                 "facts": facts,
                 "files": {
@@ -193,6 +194,14 @@ def find_run(results: str | Path, stage: str, name: str, config: Mapping, inputs
             f"no finished {stage!r} run {name!r} in {results};{nearest or ' run the notebook that makes it first.'}"
         )
     return max(found, key=lambda item: item[:2])[2]
+
+
+def read_embeddings(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Features float32 (n_patches, n_dims) and patch ids int64 (n_patches,) of a finished embedding run's HDF5 file."""
+    import h5py
+
+    with h5py.File(run.path("embeddings.h5")) as content:
+        return content["features"][:], content["patch_id"][:]
 
 
 def differences(left: Mapping, right: Mapping, where: str = "") -> list[str]:

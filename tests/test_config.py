@@ -1,0 +1,80 @@
+"""Studies: every way to say something that can't be, refused with file, key and remedy."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mfcore.config import MODES, ConfigError, Switches, as_dict, digest, load_study
+
+STUDIES = Path(__file__).parents[1] / "studies"
+GOOD = "name: t\ntitle: t\ndata: {source: midog}\nencoders: [a]\n"
+
+
+def load(tmp_path, text):
+    file = tmp_path / "t.yaml"
+    file.write_text(text)
+    return load_study(file)
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_study_here_loads_and_is_named_like_its_file(file):
+    assert load_study(file).name == file.stem
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "encodrs: [b]\n", "unknown key encodrs; did you mean encoders?"),
+        (GOOD + "patches: {sice_px: 3}\n", "unknown key patches.sice_px; did you mean patches.size_px?"),
+        (GOOD + "networks: [{name: n, foo: 1}]\n", r"unknown key networks\[0\].foo; known keys"),
+        (GOOD + "splits: {n_folds: five}\n", "splits.n_folds: expected int, got 'five'"),
+        (GOOD + "splits: {n_folds: true}\n", "splits.n_folds: expected int, got True"),
+        (GOOD + "splits: {sizes: [0.1, 2.0]}\n", "shares in"),
+        (GOOD + "splits: {sizes: 1.0}\n", "splits.sizes: expected a list"),
+        (GOOD + "splits: {test_fraction: 1.0}\n", "splits.test_fraction"),
+        (GOOD + "mode: lax\n", "mode is 'lax'"),
+        (GOOD + "switches: {epoch: first}\n", "switches.epoch: 'first' is not one of"),
+        (GOOD + "switches: [epoch]\n", "switches: expected a mapping"),
+        (GOOD + "networks: [{name: n, input_px: 100}, {name: n, input_px: 90}]\n", "named twice"),
+        (GOOD + "patches: {um_per_px: 0}\n", "patches.um_per_px: 0.0 um/px"),
+        (
+            GOOD + "patches: {stored_px: 224}\nnetworks: [{name: n}]\n",
+            "needs stored patches of 317 px, these have 224; lower input_px",
+        ),
+        ("name: t\ntitle: t\nencoders: [a]\n", "key data is missing"),
+        ("name: t\ntitle: t\ndata: {source: midog}\n", "at least one entry in encoders or networks"),
+        ("name: t\ntitle: t\ndata: {source: mars}\nencoders: [a]\n", "data.source: 'mars'"),
+        ("- a\n", "a study is a mapping"),
+        ("a: [\n", "not YAML"),
+    ],
+)
+def test_what_a_study_cannot_say_is_refused_by_file_and_key(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, text)
+    assert str(tmp_path / "t.yaml") in str(caught.value)
+
+
+def test_a_missing_study_names_those_there_are():
+    with pytest.raises(ConfigError, match=r"no such study file; studies beside it: \[.*'demo'"):
+        load_study(STUDIES / "demoo.yaml")
+
+
+def test_paper_mode_sets_every_switch_and_single_ones_can_be_flipped(tmp_path):
+    strict, paper = as_dict(MODES["strict"]), as_dict(MODES["paper"])
+    assert all(strict[name] != paper[name] for name in strict)
+    assert set(Switches.CHOICES) == set(strict)
+    study = load(tmp_path, GOOD + "mode: paper\nswitches: {epoch: best}\n")
+    assert study.switches == Switches("annotation", False, "best", "native")
+
+
+def test_patches_are_stored_wide_enough_for_every_network(tmp_path):
+    study = load(tmp_path, GOOD + "networks: [{name: a, input_px: 64, shift_px: 4}, {name: b, shift_px: 22}]\n")
+    assert study.networks[0].needed_px == 64 * 2**0.5 // 1 + 1 + 8
+    assert study.stored_px == 317 + 44
+    assert load(tmp_path, GOOD).stored_px == 224
+
+
+def test_digest_is_that_of_the_content_not_of_its_order():
+    assert digest({"a": 1, "b": [1.5, None]}) == digest({"b": [1.5, None], "a": 1}) != digest({"a": 1, "b": [1.5, 0]})
+    assert re.fullmatch("[0-9a-f]{8}", digest({}))

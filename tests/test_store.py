@@ -1,0 +1,111 @@
+"""The store: nothing half-written, nothing taken for done that isn't, nothing read that was made from something else."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mfcore import store
+from mfcore.rng import generator, stream_seed
+
+
+def finished(results, config=None, inputs=None, content="x"):
+    run = store.open_run(results, "stage", "name", config or {"a": 1}, inputs or {"up": "k"})
+    run.path("file.txt").write_text(content)
+    return run.finish(["file.txt"], n=3)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "f.json"
+    store.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="Out of range float"):
+        store.write_json(path, {"a": float("nan")})
+    with pytest.raises(KeyboardInterrupt), store.replacing(path) as aside:
+        aside.write_text("half")
+        raise KeyboardInterrupt
+    assert store.read_json(path) == {"a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["f.json"]
+
+
+def test_a_run_is_done_when_its_record_stands_and_not_before(tmp_path):
+    run = store.open_run(tmp_path, "stage", "name", {"a": 1}, {"up": "k"})
+    assert not run.done
+    with pytest.raises(store.StoreError, match=r"absent\.txt was to be recorded"):
+        run.finish(["absent.txt"])
+    assert not run.done
+    run = finished(tmp_path)
+    assert run.done and run.record["facts"] == {"n": 3} and run.record["key"] == run.key
+    assert run.record["environment"]["packages"]["numpy"] == np.__version__
+    assert run.verify() is run
+    run.path("file.txt").write_text("changed")
+    with pytest.raises(store.StoreError, match=r"file\.txt is missing or not as recorded"):
+        run.verify()
+
+
+def test_another_config_or_input_is_another_folder(tmp_path):
+    folders = {finished(tmp_path, *args).folder for args in [({"a": 1},), ({"a": 2},), ({"a": 1}, {"up": "other"})]}
+    assert len(folders) == 3
+
+
+def test_a_folder_made_from_something_else_names_the_keys_that_differ(tmp_path):
+    run = finished(tmp_path)
+    store.write_json(run.path("begun.json"), run.identity | {"config": {"a": 1, "b": {"c": 2}}, "inputs": {"up": "z"}})
+    with pytest.raises(store.StoreError, match=r"differing: config\.b, inputs\.up"):
+        store.open_run(tmp_path, "stage", "name", {"a": 1}, {"up": "k"})
+
+
+def test_find_gives_the_matching_run_and_says_what_differs_in_the_nearest(tmp_path):
+    with pytest.raises(store.StoreError, match="run the notebook that makes it first"):
+        store.find_run(tmp_path, "stage", "name", {"a": 1})
+    run = finished(tmp_path)
+    assert store.find_run(tmp_path, "stage", "name", {"a": 1}).folder == run.folder
+    assert store.find_run(tmp_path, "stage", "name", {"a": 1}, {"up": "k"}).key == run.key
+    with pytest.raises(store.StoreError, match=r"differs in: a, up"):
+        store.find_run(tmp_path, "stage", "name", {"a": 2}, {"up": "j"})
+
+
+def test_an_unfinished_run_is_not_found_and_its_leftovers_go_when_it_is_opened_again(tmp_path):
+    run = store.open_run(tmp_path, "stage", "name", {"a": 1}, {})
+    leftover = run.unit_file(".u.123.partial", "")
+    leftover.parent.mkdir()
+    leftover.write_text("half")
+    with pytest.raises(store.StoreError):
+        store.find_run(tmp_path, "stage", "name", {"a": 1})
+    store.open_run(tmp_path, "stage", "name", {"a": 1}, {})
+    assert not leftover.exists()
+
+
+def test_a_kill_in_mid_write_leaves_whole_files_only(tmp_path):
+    code = (
+        "import sys, pandas as pd; from mfcore import store\n"
+        "for i in range(10**6): store.write_parquet(sys.argv[1], pd.DataFrame({'a': [i] * 200000}))"
+    )
+    path = tmp_path / "t.parquet"
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)])
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    table = pd.read_parquet(path)
+    assert len(table) == 200000 and table["a"].nunique() == 1
+
+
+def test_a_record_that_is_no_json_says_what_to_do(tmp_path):
+    (tmp_path / "run.json").write_text('{"a": ')
+    with pytest.raises(store.StoreError, match="remove it and run the step again"):
+        store.read_json(tmp_path / "run.json")
+
+
+def test_streams_depend_on_their_names_alone():
+    first = generator(42, "split", "midog22", 0).random(4)
+    generator(42, "anything").random(100)
+    assert np.array_equal(first, generator(42, "split", "midog22", 0).random(4))
+    seeds = {stream_seed(s, *n) for s, n in [(42, ("a", "b")), (42, ("ab",)), (42, ("a", "b", "")), (43, ("a", "b"))]}
+    assert len(seeds) == 4 and all(0 <= s < 2**63 for s in seeds)
+    assert stream_seed(42, "split") == 6166984413365038503  # the same on every machine and in every version
