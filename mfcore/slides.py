@@ -19,6 +19,7 @@ from PIL import Image
 
 SAME_RESOLUTION = 1e-3  # relative; 0.11 px at the edge of a patch of 224 px
 PLAUSIBLE_UM_PER_PX = (0.01, 20.0)  # outside, a TIFF's resolution tag speaks of a screen or a printer (72 dpi = 352.8 um/px)
+CONVERT = "vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg --Q 90"
 BICUBIC_REACH_PX = 2.0  # how far the filter looks to either side, in px of the coarser of the two grids
 
 
@@ -80,7 +81,10 @@ class Slide:
         # The rectangle of whole px that the filter looks at; what it centres on is the box inside it, in fractions of a px.
         reach = BICUBIC_REACH_PX * max(1.0, scale / downsample) + 1
         side = size_px * scale / downsample  # px of this level
-        corner = [math.floor(centre - size_px * scale / 2 - reach * downsample) for centre in (x_l0_px, y_l0_px)]
+        # On a px of the level, as near as whole level-0 px come to it: between px OpenSlide interpolates, and truncates.
+        corner = [
+            round(math.floor((centre - size_px * scale / 2) / downsample - reach) * downsample) for centre in (x_l0_px, y_l0_px)
+        ]
         near = [(centre - size_px * scale / 2 - at) / downsample for centre, at in zip((x_l0_px, y_l0_px), corner, strict=True)]
         width, height = (math.ceil(start + side + reach) for start in near)
         region = self._reader.region(*corner, level, (width, height))
@@ -97,8 +101,8 @@ def open_slide(path: str | Path, um_per_px: float | None = None) -> Slide:
     path = Path(path)
     if not path.is_file():
         raise SlideError(f"{path}: no such slide; check the data folder, or fetch the file again")
-    _check_tiff(path)
-    reader = _OpenSlide(path)
+    kind = _check_tiff(path)
+    reader = _OpenSlide(path, kind)
     stated = reader.stated_um_per_px or um_per_px
     if stated is None:
         reader.close()
@@ -110,7 +114,7 @@ def open_slide(path: str | Path, um_per_px: float | None = None) -> Slide:
 class _OpenSlide:
     """The formats that OpenSlide reads."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, kind: str):
         import openslide
 
         self._path = path
@@ -118,9 +122,7 @@ class _OpenSlide:
         try:
             self._slide = openslide.OpenSlide(path)
         except openslide.OpenSlideUnsupportedFormatError:
-            raise SlideError(
-                f"{path}: not a format that OpenSlide reads ({path.suffix or 'no suffix'}); make it a tiled TIFF: {CONVERT}"
-            ) from None
+            raise SlideError(f"{path}: {kind}, which OpenSlide doesn't read; make it a tiled TIFF: {CONVERT}") from None
         except openslide.OpenSlideError as error:
             raise SlideError(f"{path}: damaged ({error}); fetch the file again") from None
         self.size_px = self._slide.dimensions
@@ -161,26 +163,23 @@ class _OpenSlide:
         self._slide.close()
 
 
-CONVERT = "vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg --Q 90"
+def _check_tiff(path: Path) -> str:
+    """Refuse a TIFF whose index points beyond the end of the file; returns in words what kind of file this is.
 
-
-def _check_tiff(path: Path) -> None:
-    """Refuse a TIFF that is striped, or whose index points beyond the end of the file; other formats pass."""
+    OpenSlide opens a file that was cut short if the index is whole, and then fails at the first patch that isn't there.
+    """
     import tifffile
 
     size_bytes = path.stat().st_size
     try:
         with tifffile.TiffFile(path) as tiff:
             pages = list(tiff.pages)
-            end = max((o + n for page in pages for o, n in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
-            striped = not pages[0].is_tiled
+            end = max(o + n for page in pages for o, n in zip(page.dataoffsets, page.databytecounts, strict=False))
+            tiled = pages[0].is_tiled
     except tifffile.TiffFileError:
-        if size_bytes == 0:
-            raise SlideError(f"{path}: the file is empty; fetch it again") from None
-        return
-    except (ValueError, IndexError, OSError) as error:
-        raise SlideError(f"{path}: its TIFF index can't be read ({error}); fetch the file again") from None
+        return f"{path.suffix or 'no suffix'}, not a TIFF" if size_bytes else "an empty file"
+    except (ValueError, IndexError, OSError):
+        return "a TIFF with a damaged index"  # or one of a maker's own, which OpenSlide may know
     if end > size_bytes:
         raise SlideError(f"{path}: cut short: {size_bytes:,} of {end:,} bytes or more are there; fetch the file again")
-    if striped:
-        raise SlideError(f"{path}: striped, OpenSlide needs tiles; convert it: {CONVERT}")
+    return "a tiled TIFF, cut short or of an unusual kind" if tiled else "a striped TIFF"

@@ -1,0 +1,238 @@
+"""The reader: what it reads is where it was asked for, to the px and to the fraction; what it can't read, it says."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mfcore.slides import SlideError, open_slide
+
+REAL = Path(__file__).parents[1].parent / "shared" / "data" / "slides"
+WIDTH, HEIGHT = 150, 90
+TISSUE = {"canine_strip.tif": (4500, 4000), "CMU-1-Small-Region.svs": (1000, 1500)}  # level-0 px
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real slides of ../shared/data are not here")
+
+
+def write(path, image, um_per_px=0.25, tile=(32, 32), levels=0, **options):
+    """A small tiled TIFF; each further level averages 2 x 2 px."""
+    resolution = {} if um_per_px is None else {"resolution": (1e4 / um_per_px,) * 2, "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(path) as tiff:
+        for level in range(levels + 1):
+            tiff.write(image, tile=tile, photometric="rgb", subfiletype=int(level > 0), **{**resolution, **options})
+            h, w = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
+            image = image[:h, :w].reshape(h // 2, 2, w // 2, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
+    return path
+
+
+def ramps(width, height):
+    """Red grows to the right, green downwards, both by a known step a px; blue is flat."""
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    return np.stack([20 + 200 * x / width, 20 + 200 * y / height, np.full_like(x, 128)], axis=-1).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    return image, write(tmp_path_factory.mktemp("noise") / "noise.tif", image)
+
+
+@pytest.fixture(scope="module")
+def ramp_file(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("ramp") / "ramp.tif", ramps(256, 240), um_per_px=0.2, tile=(64, 64), levels=2)
+
+
+def cut(image, x, y, size):
+    """The rule, written a second time: px whose centre lies in [centre - size / 2, centre + size / 2), white elsewhere."""
+    patch = np.full((size, size, 3), 255, np.uint8)
+    first_column = min(i for i in range(-400, 600) if i + 0.5 > x - size / 2)
+    first_row = min(i for i in range(-400, 600) if i + 0.5 > y - size / 2)
+    for row in range(size):
+        for column in range(size):
+            if 0 <= first_row + row < image.shape[0] and 0 <= first_column + column < image.shape[1]:
+                patch[row, column] = image[first_row + row, first_column + column]
+    return patch
+
+
+halves = st.integers(-120, 400).map(lambda n: n / 2)
+
+
+@settings(deadline=None, max_examples=150)
+@given(x=halves | st.floats(-60, WIDTH + 60), y=halves | st.floats(-60, HEIGHT + 60), size=st.integers(1, 40))
+def test_native_reading_is_slicing_with_white_outside(noise, x, y, size):
+    image, path = noise
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read(x, y, size), cut(image, x, y, size))
+
+
+def test_a_half_px_goes_right_and_down(noise):
+    image, path = noise
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read(50.5, 40.5, 20), image[31:51, 41:61])  # floor(40.5 + 0.5) = 41
+        np.testing.assert_array_equal(slide.read(50.0, 40.0, 20), image[30:50, 40:60])
+        np.testing.assert_array_equal(slide.read(50.0, 40.0, 21), image[30:51, 40:61])  # floor(39.5 + 0.5) = 40
+
+
+def test_resolutions_within_a_thousandth_are_read_on_the_grid(noise):
+    _, path = noise
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read(60, 40, 30, 0.25), slide.read(60, 40, 30))
+        np.testing.assert_array_equal(slide.read(60, 40, 30, 0.25 * 1.0009), slide.read(60, 40, 30))
+        assert (slide.read(60, 40, 30, 0.25 * 1.002) != slide.read(60, 40, 30)).any()
+
+
+@pytest.mark.parametrize("um_per_px", [0.1, 0.19, 0.226, 0.25, 0.31, 0.4, 0.5, 0.8, 1.3])
+@pytest.mark.parametrize("centre", [(128.0, 120.0), (122.5, 131.25), (133.7, 115.1)])
+def test_resampling_keeps_the_exact_centre_and_scale(ramp_file, um_per_px, centre):
+    """A filter that is symmetric leaves a straight ramp straight, so every px must show the ramp's value at its own centre."""
+    size, scale = 24, um_per_px / 0.2
+    with open_slide(ramp_file) as slide:
+        patch = slide.read(*centre, size, um_per_px).astype(float)
+    at = (np.arange(size) + 0.5 - size / 2) * scale
+    expected_red = 20 + 200 * (centre[0] + at) / 256
+    expected_green = 20 + 200 * (centre[1] + at) / 240
+    assert np.abs(patch[..., 0] - expected_red).max() <= 2  # each level is rounded, and so is the patch
+    assert np.abs(patch[..., 1] - expected_green[:, None]).max() <= 2
+    assert abs((patch[..., 0] - expected_red).mean()) < 0.3  # of rounding; a level-0 px is 0.8
+    assert abs((patch[..., 1] - expected_green[:, None]).mean()) < 0.3
+    assert (patch[..., 2] == 128).all()
+
+
+def test_neighbours_meet_without_a_seam(ramp_file, tmp_path):
+    image = np.random.default_rng(1).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    with open_slide(write(tmp_path / "n.tif", image, um_per_px=0.2)) as slide:
+        whole = slide.read(200, 200, 64, 0.25).astype(int)
+        right = slide.read(200 + 16 * 1.25, 200, 32, 0.25).astype(int)
+    assert np.abs(whole[16:48, 32:] - right).max() <= 1  # rounding alone
+
+
+def test_shrinking_averages(tmp_path):
+    """Single-px stripes must come out grey, not as a pattern that isn't there."""
+    image = np.zeros((256, 256, 3), np.uint8)
+    image[:, ::2] = 255
+    with open_slide(write(tmp_path / "stripes.tif", image, um_per_px=0.2)) as slide:
+        patch = slide.read(128, 128, 40, 0.6)
+    assert np.abs(patch.astype(int) - 127).max() <= 12
+
+
+def test_resampled_reading_is_white_outside(ramp_file):
+    with open_slide(ramp_file) as slide:
+        assert (slide.read(-500, -500, 32, 0.25) == 255).all()
+        corner = slide.read(0, 0, 32, 0.25)
+    assert (corner[:13, :13] == 255).all()
+    assert (corner[19:, 19:, 0] < 60).all()
+
+
+def test_what_the_file_states_goes_before_what_the_user_says(noise, tmp_path):
+    image, path = noise
+    with open_slide(path, um_per_px=0.5) as slide:
+        assert slide.um_per_px == pytest.approx(0.25)
+        assert slide.states_um_per_px
+        assert slide.size_px == (WIDTH, HEIGHT)
+    with open_slide(write(tmp_path / "unsaid.tif", image, um_per_px=None), um_per_px=0.5) as slide:
+        assert slide.um_per_px == 0.5
+        assert not slide.states_um_per_px
+
+
+def test_no_resolution_is_refused(tmp_path):
+    path = write(tmp_path / "unsaid.tif", ramps(64, 64), um_per_px=None)
+    with pytest.raises(SlideError, match=r"unsaid\.tif.*doesn't state its um/px.*um_per_px"):
+        open_slide(path)
+
+
+def test_a_screens_resolution_is_not_a_scans(tmp_path):
+    path = write(tmp_path / "screen.tif", ramps(64, 64), um_per_px=None, resolution=(72, 72), resolutionunit="INCH")
+    with pytest.raises(SlideError, match=r"tag says 352\.8 x 352\.8 um/px"):
+        open_slide(path)
+    with open_slide(path, um_per_px=0.25) as slide:
+        assert slide.um_per_px == 0.25
+
+
+def test_oblong_px_are_refused(tmp_path):
+    path = write(tmp_path / "oblong.tif", ramps(64, 64), um_per_px=None, resolution=(40000, 20000), resolutionunit="CENTIMETER")
+    with pytest.raises(SlideError, match=r"oblong\.tif.*aren't square \(0\.25 x 0\.5 um/px\)"):
+        open_slide(path)
+
+
+def test_a_missing_slide_is_named(tmp_path):
+    with pytest.raises(SlideError, match=r"003\.tiff: no such slide"):
+        open_slide(tmp_path / "003.tiff")
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.74, 0.745, 0.76, 0.9, 0.99, 0.9999])
+def test_a_slide_cut_short_is_refused_when_opened(tmp_path, share):
+    whole = write(tmp_path / "whole.tif", np.random.default_rng(2).integers(0, 256, (256, 256, 3), dtype=np.uint8), levels=2)
+    content = whole.read_bytes()
+    short = tmp_path / "short.tif"
+    short.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(
+        SlideError, match=r"short\.tif: (cut short|damaged|a tiled TIFF, cut short|a TIFF with a damaged index)"
+    ):
+        open_slide(short)
+
+
+def test_a_striped_tiff_is_refused_with_the_way_to_convert_it(tmp_path):
+    path = tmp_path / "striped.tif"
+    tifffile.imwrite(path, ramps(64, 64), rowsperstrip=8, photometric="rgb", resolution=(40000, 40000), resolutionunit=3)
+    with pytest.raises(SlideError, match=r"striped\.tif: a striped TIFF.*vips tiffsave IN OUT\.tif --tile"):
+        open_slide(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"), [("a.png", b"\x89PNG\r\n\x1a\n" + bytes(64), r"\.png"), ("b.tif", b"", "empty")]
+)
+def test_another_format_is_refused(tmp_path, name, content, word):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SlideError, match=rf"{name}: .*{word}.*tiled TIFF"):
+        open_slide(tmp_path / name)
+
+
+def test_px_damaged_inside_are_an_error_that_names_the_slide(tmp_path):
+    path = write(tmp_path / "hole.tif", ramps(256, 256), tile=(64, 64), compression="jpeg")
+    with tifffile.TiffFile(path) as tiff:
+        offset, length = tiff.pages[0].dataoffsets[9], tiff.pages[0].databytecounts[9]
+    with path.open("r+b") as content:
+        content.seek(offset)
+        content.write(bytes(length))
+    with open_slide(path) as slide:
+        slide.read(20, 20, 16)
+        with pytest.raises(SlideError, match=r"hole\.tif: damaged near level-0 px \(76, 140\)"):
+            slide.read(84, 148, 16)
+
+
+@needs_real
+@pytest.mark.parametrize(("name", "um_per_px"), [("canine_strip.tif", 0.25), ("CMU-1-Small-Region.svs", 0.499)])
+def test_real_slides_read_as_openslide_reads_them(name, um_per_px):
+    with open_slide(REAL / name) as slide, openslide.OpenSlide(REAL / name) as reference:
+        assert slide.um_per_px == pytest.approx(um_per_px)
+        x, y = TISSUE[name]
+        patch = slide.read(x, y, 224)
+        np.testing.assert_array_equal(patch, np.asarray(reference.read_region((x - 112, y - 112), 0, (224, 224)))[..., :3])
+        assert patch.std() > 10  # tissue, not background
+
+
+@needs_real
+def test_real_slides_at_half_the_resolution_are_block_averages():
+    for name in ("canine_strip.tif", "CMU-1-Small-Region.svs"):  # with and without a level of that resolution
+        with open_slide(REAL / name) as slide:
+            fine = slide.read(*TISSUE[name], 256).astype(float)
+            coarse = slide.read(*TISSUE[name], 128, slide.um_per_px * 2).astype(float)
+        blocks = fine.reshape(128, 2, 128, 2, 3).mean(axis=(1, 3))
+        assert np.corrcoef(blocks.ravel(), coarse.ravel())[0, 1] > 0.98
+        assert abs(blocks.mean() - coarse.mean()) < 1
+        shifted = np.corrcoef(blocks[:, 1:].ravel(), coarse[:, :-1].ravel())[0, 1]
+        assert shifted < np.corrcoef(blocks.ravel(), coarse.ravel())[0, 1] - 0.01  # one px off is seen
+
+
+@needs_real
+def test_a_real_coarse_slide_is_enlarged_to_what_is_asked():
+    name = "CMU-1-Small-Region.svs"
+    with open_slide(REAL / name) as slide:
+        patch = slide.read(*TISSUE[name], 224, 0.25)
+        native = slide.read(*TISSUE[name], math.ceil(224 * 0.25 / 0.499))
+    assert patch.shape == (224, 224, 3)
+    assert abs(patch.mean() - native.mean()) < 1.5
