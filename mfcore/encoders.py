@@ -1,0 +1,357 @@
+"""Encoders: from a name to a frozen network, and from patches to embeddings.
+
+A name is one of `names`, or says where to look: ``timm:NAME`` (with timm's ImageNet or other published weights),
+``hf-hub:OWNER/REPOSITORY[@REVISION]`` (timm's format), ``folder:PATH`` (``card.json`` and ``weights.safetensors``), or
+``random:ARCHITECTURE`` (timm's, no weights).
+"""
+
+import contextlib
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mfcore.cards import CARDS, EncoderCard
+from mfcore.rng import stream_seed
+from mfcore.store import file_sha256, read_json
+from mfcore.weights import EncoderError, hub_file, read_weights
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Encoder", "EncoderCard", "EncoderError", "build_network", "canary", "card", "check_canary", "load", "names"]
+
+SCHEMES = ("timm", "hf-hub", "folder", "random")
+CANARY_TOLERANCE = {"float32": 1e-3, "float16": 3e-2}  # relative; other machines and versions of torch stay well below
+
+
+def names() -> list[str]:
+    """The encoders that have a card of their own."""
+    return list(CARDS)
+
+
+def card(name: str) -> EncoderCard:
+    """The card of encoder ``name``.
+
+    For ``timm:`` the facts are timm's, for ``hf-hub:`` the repository's ``config.json``, which is fetched. Raises
+    EncoderError for a name that nobody knows, with the nearest ones.
+    """
+    if name in CARDS:
+        return CARDS[name]
+    scheme, _, rest = name.partition(":")
+    if scheme not in SCHEMES or not rest:
+        near = difflib.get_close_matches(name, CARDS, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(CARDS)}"
+        raise EncoderError(f"unknown encoder {name!r}: {hint}; any other by {', '.join(f'{s}:...' for s in SCHEMES)}")
+    if scheme == "folder":
+        return _folder_card(name, Path(rest))
+    return _timm_card(name, scheme, rest)
+
+
+def load(name: str, device: str = "cpu") -> "Encoder":
+    """Load encoder ``name`` frozen, in evaluation mode, on ``device``, and check it against its card.
+
+    Raises EncoderError where the weights can't be had (see `weights.hub_file`) or the network isn't what the card says.
+    """
+    import torch
+
+    this = card(name)
+    model, revision = _build(this, pretrained=True, seed=0)
+    _check_card(this, model)
+    try:
+        model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    except (RuntimeError, AssertionError) as error:
+        raise EncoderError(f"encoder {name!r} can't be moved to device {device!r}: {error}") from error
+    return Encoder(this, model, torch.device(device), revision)
+
+
+def build_network(name: str, n_classes: int = 1, pretrained: bool = True, seed: int | None = None) -> "torch.nn.Module":
+    """The architecture of encoder ``name`` with a new linear head, to be trained end to end; its card is ``.card``.
+
+    Takes float32 (n, 3, height, width), normalised by the card's mean and std, and gives logits (n, n_classes). The head
+    sits on the class token, or on a convolutional network's pooled features. Without ``pretrained`` every weight is drawn,
+    else only the head: by ``seed`` and the name alone, or by torch's generator as it stands where ``seed`` is None. Raises
+    EncoderError where weights can't be had.
+    """
+    this = card(name)
+    try:
+        model, _ = _build(this, pretrained, seed)
+    except EncoderError as error:
+        raise EncoderError(f"{error}. To train from random weights instead, set pretrained: false in the network") from error
+    with _seeded(seed, "head", this.name):
+        if this.readout == "pooled":
+            model.reset_classifier(n_classes)
+        else:
+            model.reset_classifier(n_classes, "token")
+    model.card = this
+    return model.train()
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen network with its card. revision: the commit or version that the weights came from."""
+
+    card: EncoderCard
+    model: Any
+    device: "torch.device"
+    revision: str
+
+    def transform(self, patches: np.ndarray) -> "torch.Tensor":
+        """uint8 (n, height, width, 3) to the network's input, float32 (n, 3, crop_px, crop_px), on the encoder's device.
+
+        As torchvision's Resize, CenterCrop, ToTensor and Normalize on PIL images: antialiased, in whole grey levels.
+        """
+        import torch
+        from torch.nn.functional import interpolate
+
+        this = self.card
+        images = torch.from_numpy(np.ascontiguousarray(patches)).to(self.device).permute(0, 3, 1, 2).float()  # (n, 3, h, w)
+        height, width = images.shape[-2:]
+        if min(height, width) != this.resize_px:
+            short = min(height, width)
+            size = (int(this.resize_px * height / short), int(this.resize_px * width / short))
+            images = interpolate(images, size, mode=this.interpolation, antialias=True, align_corners=False)
+            images = images.clamp(0, 255).round()
+        top, left = (round((side - this.crop_px) / 2) for side in images.shape[-2:])
+        images = images[..., top : top + this.crop_px, left : left + this.crop_px] / 255
+        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (this.mean, this.std))
+        return (images - mean) / std  # (n, 3, crop_px, crop_px)
+
+    def embed(self, patches: np.ndarray, patch_ids: Sequence[int] | None = None) -> np.ndarray:
+        """Embed uint8 (n, height, width, 3) in one pass; gives float32 (n, n_dims).
+
+        Raises ValueError for anything but RGB bytes, EncoderError for an embedding that isn't finite, naming the patches
+        by ``patch_ids`` (or by row).
+        """
+        import torch
+
+        if patches.dtype != np.uint8 or patches.ndim != 4 or patches.shape[-1] != 3:
+            raise ValueError(f"patches must be uint8 (n, height, width, 3); these are {patches.dtype} {patches.shape}")
+        if len(patches) == 0:
+            return np.zeros((0, self.card.n_dims), np.float32)
+        half = self.card.precision == "float16" and self.device.type == "cuda"
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.float16, enabled=half):
+            features = read_out(self.model, self.card, self.transform(patches)).float().cpu().numpy()  # (n, n_dims)
+        if features.shape != (len(patches), self.card.n_dims):
+            raise EncoderError(
+                f"encoder {self.card.name!r} gives {features.shape[1:]}, its card says n_dims {self.card.n_dims}"
+            )
+        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        if len(bad):
+            which = [int(row if patch_ids is None else patch_ids[row]) for row in bad[:5]]
+            more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+            hint = "; float16 may have overflowed, float32 in its card won't" if half else "; are its weights whole?"
+            raise EncoderError(f"encoder {self.card.name!r} gives NaN or infinity for patches {which}{more}{hint}")
+        return features
+
+
+def read_out(model: Any, this: EncoderCard, images: "torch.Tensor") -> "torch.Tensor":
+    """The embedding (n, n_dims) of normalised ``images`` (n, 3, height, width), by the card's readout."""
+    import torch
+
+    if this.readout == "pooled":
+        return model(images)
+    tokens = model.forward_features(images)  # (n, n_tokens, width), prefix tokens first
+    if this.readout == "class":
+        return tokens[:, 0]
+    # the registers hold no place in the image; the released code of Ganz et al. averages Virchow2's in
+    return torch.cat([tokens[:, 0], tokens[:, this.n_prefix_tokens :].mean(dim=1)], dim=1)
+
+
+def canary_images() -> np.ndarray:
+    """Two made images, uint8 (2, 160, 160, 3), by integer arithmetic: the same on every machine, forever."""
+    y, x = np.mgrid[:160, :160]
+    waves = [(x * (3 + c) + y * (5 - c)) % 256 for c in range(3)]
+    rings = [((x - 80) ** 2 + (y - 80) ** 2) // (7 + 6 * c) % 256 for c in range(3)]
+    return np.stack([np.stack(waves, -1), np.stack(rings, -1)]).astype(np.uint8)
+
+
+def canary(encoder: Encoder) -> np.ndarray:
+    """Features float32 (2, n_dims) of `canary_images`: they change when weights, preprocessing or precision do."""
+    return encoder.embed(canary_images())
+
+
+def check_canary(encoder: Encoder, expected: np.ndarray) -> float:
+    """Check that ``encoder`` still gives ``expected`` for the canary; gives the relative difference that there is.
+
+    Raises EncoderError above the tolerance of the card's precision: then features made now don't belong to the earlier ones.
+    """
+    now = canary(encoder)
+    tolerance = CANARY_TOLERANCE[encoder.card.precision]
+    if now.shape != np.shape(expected):
+        raise EncoderError(f"encoder {encoder.card.name!r} now gives {now.shape} for the canary, it gave {np.shape(expected)}")
+    difference = float(np.linalg.norm(now - expected) / max(np.linalg.norm(expected), 1e-12))
+    if not difference <= tolerance:
+        raise EncoderError(
+            f"encoder {encoder.card.name!r} isn't the one of before: the canary's features differ by {difference:.2g} "
+            f"(relative; {tolerance:g} is allowed). Weights, preprocessing or versions changed; embed everything anew."
+        )
+    return difference
+
+
+# ---- cards that aren't in the table ----
+
+
+def _folder_card(name: str, folder: Path) -> EncoderCard:
+    """The card in ``folder/card.json``, with the weights' own checksum."""
+    known = {field.name for field in fields(EncoderCard)}
+    if not (folder / "card.json").is_file():
+        raise EncoderError(
+            f"encoder {name!r}: {folder / 'card.json'} is missing; a folder holds card.json and weights.safetensors"
+        )
+    content = read_json(folder / "card.json")
+    if unknown := sorted(set(content) - known):
+        raise EncoderError(f"{folder / 'card.json'}: unknown keys {unknown}; known: {sorted(known)}")
+    weights = folder / "weights.safetensors"
+    if not weights.is_file():
+        raise EncoderError(f"encoder {name!r}: {weights} is missing")
+    tuples = {key: tuple(content[key]) for key in ("mean", "std", "um_per_px") if key in content}
+    found = {
+        "name": name,
+        "source": "folder",
+        "identifier": str(folder),
+        "files": (weights.name,),
+        "sha256": file_sha256(weights),
+    }
+    try:
+        return EncoderCard(**{**content, **tuples, **found})
+    except (TypeError, ValueError) as error:
+        raise EncoderError(f"{folder / 'card.json'}: {error}") from error
+
+
+@cache
+def _timm_card(name: str, scheme: str, rest: str) -> EncoderCard:
+    """A card from what timm, or a repository in timm's format, says of a model; n_dims from building it without weights."""
+    import timm
+    import torch
+
+    arguments: dict[str, Any] = {}
+    repository, _, revision = rest.partition("@")
+    if scheme == "hf-hub":
+        path = hub_file(repository, ["config.json"], revision)
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if "architecture" not in config:
+            raise EncoderError(
+                f"{repository}: its config.json names no architecture of timm's; encoders of other libraries need a card"
+            )
+        facts = {**config, **config.get("pretrained_cfg", {})}
+        architecture, arguments = config["architecture"], config.get("model_args") or {}
+        revision = path.parent.name
+    else:
+        architecture, _, tag = rest.partition(".")
+        if not timm.is_model(architecture):
+            near = difflib.get_close_matches(rest, timm.list_models(pretrained=scheme == "timm"), n=3)
+            raise EncoderError(f"timm has no model {rest!r}{f'; near: {near}' if near else ''}")
+        pretrained = timm.get_pretrained_cfg(rest) if tag else timm.get_pretrained_cfg(architecture)
+        if pretrained is None or (scheme == "timm" and not pretrained.hf_hub_id):
+            tags = timm.list_pretrained(f"{architecture}.*")
+            raise EncoderError(
+                f"timm has no weights {rest!r} on the hub{f'; it has {tags}' if tags else ''}; for none: random:{rest}"
+            )
+        facts, repository = pretrained.to_dict(), pretrained.hf_hub_id or ""
+    known = facts.get("mean"), facts.get("std"), facts.get("input_size")
+    if None in known:
+        raise EncoderError(f"{name!r}: mean, std or input size aren't known ({known}); write a card for it")
+    arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
+    with torch.device("meta"):
+        model = _create(architecture, arguments)
+        size_px = int(facts["input_size"][-1])
+        n_dims = model.eval()(torch.zeros(1, 3, size_px, size_px)).shape
+    if len(n_dims) != 2:
+        raise EncoderError(f"{name!r} gives {tuple(n_dims)} for one image, not one vector; write a card with a readout for it")
+    interpolation = facts.get("interpolation", "bicubic")
+    return EncoderCard(
+        name=name,
+        source="random" if scheme == "random" else "hub",
+        identifier=architecture if scheme == "random" else repository,
+        revision="seed 0" if scheme == "random" else revision if scheme == "hf-hub" else "",
+        architecture=architecture,
+        arguments=arguments,
+        resize_px=size_px,
+        crop_px=size_px,
+        interpolation=interpolation if interpolation in ("bilinear", "bicubic") else "bicubic",
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+        n_prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
+        readout="pooled",
+        n_dims=int(n_dims[1]),
+        n_parameters=_n_parameters(model),
+        licence=str(facts.get("license") or "see the model's page"),
+        facts="timm's configuration; the whole patch, without the crop that photographs get",
+    )
+
+
+# ---- building ----
+
+
+def _build(this: EncoderCard, pretrained: bool, seed: int | None) -> tuple[Any, str]:
+    """The network of a card without a classifier, and the revision of its weights; loading is strict."""
+    if not pretrained or this.source == "random":
+        with _seeded(seed, "weights", this.architecture):
+            return _create(this.architecture, this.arguments), f"seed {seed}"
+    import timm
+
+    state, revision = read_weights(this)
+    default = timm.get_pretrained_cfg(this.architecture)
+    classifier = (default and default.classifier) or ()
+    heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
+    state = {key: tensor for key, tensor in state.items() if not (heads and key.startswith(heads))}
+    # timm loads strictly only when the weights' classes (here: none) are the model's
+    overlay = {"state_dict": state, "num_classes": 0, "label_offset": 0, "custom_load": False}
+    try:
+        return _create(this.architecture, this.arguments, pretrained=True, pretrained_cfg_overlay=overlay), revision
+    except (RuntimeError, KeyError) as error:
+        lines = str(error).splitlines()
+        raise EncoderError(
+            f"encoder {this.name!r}: its weights don't fit {this.architecture}: {' '.join(lines[:4])}"
+        ) from error
+
+
+def _create(architecture: str, arguments: Any, **more: Any) -> Any:
+    """timm's model without classifier; layers named by a string are timm's or torch's classes."""
+    import timm
+    from torch import nn
+
+    classes = {"SwiGLUPacked": timm.layers.SwiGLUPacked, "SiLU": nn.SiLU}
+    resolved = {key: classes.get(value, value) if isinstance(value, str) else value for key, value in dict(arguments).items()}
+    return timm.create_model(architecture, num_classes=0, **resolved, **more)
+
+
+def _check_card(this: EncoderCard, model: Any) -> None:
+    """Compare a built network with its card."""
+    width = model.head_hidden_size if this.readout == "pooled" else model.num_features
+    built = {
+        "n_parameters": _n_parameters(model),
+        "n_prefix_tokens": int(getattr(model, "num_prefix_tokens", 0)),
+        "n_dims": width * (2 if this.readout == "class+mean" else 1),
+    }
+    wrong = [
+        f"{key} is {value}, the card says {getattr(this, key)}" for key, value in built.items() if value != getattr(this, key)
+    ]
+    if wrong:
+        raise EncoderError(f"encoder {this.name!r} isn't what its card says: {'; '.join(wrong)}")
+
+
+def _n_parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None, *stream: str) -> Iterator[None]:
+    """Within it, torch's draws on the CPU come from a named stream, and afterwards go on as before; nothing for seed None."""
+    import torch
+
+    if seed is None:
+        yield
+        return
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(stream_seed(seed, *stream))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
