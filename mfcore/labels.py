@@ -56,6 +56,8 @@ def load(study: Study, folder: str | Path, check_files: bool = True) -> pd.DataF
     folder = Path(folder)
     file = label_file(study, folder)
     table = _amibr(study, file, check_files) if study.data.source == "amibr" else _midog(file, check_files)
+    if table["label"].nunique() < 2:
+        raise LabelError(f"{file}: every annotation is of one class; a study needs both")
     table.insert(0, "patch_id", np.arange(len(table), dtype=np.int64))
     return table.astype({"label": np.int8, "x_l0_px": float, "y_l0_px": float, "um_per_px": float})[list(COLUMNS)]
 
@@ -127,6 +129,8 @@ def _read_midog(file: Path) -> tuple[dict[object, dict], list[dict]]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         images, annotations = list(content["images"]), list(content["annotations"])
+        if not all(isinstance(entry, dict) for entry in (*images, *annotations)):
+            raise TypeError("an entry is not an object")
     except (ValueError, TypeError, KeyError) as error:
         raise LabelError(
             f"{file}: not MIDOG's JSON with 'images' and 'annotations' ({type(error).__name__}: {error}); fetch the file again"
@@ -158,9 +162,9 @@ def _read_midog(file: Path) -> tuple[dict[object, dict], list[dict]]:
 
 def _midog22_domain(file: Path, image: dict) -> str | None:
     """Domain of an image of MIDOG 2022, by its id; None for any other file."""
-    if not file.match("MIDOG2022_training*.json"):
+    if not file.match("MIDOG2022_training*.json") or not isinstance(image.get("id"), int):
         return None
-    return next((domain for first, last, domain in MIDOG22_DOMAINS if first <= image.get("id", 0) <= last), None)
+    return next((domain for first, last, domain in MIDOG22_DOMAINS if first <= image["id"] <= last), None)
 
 
 def _midog_problem(annotation: dict, image: dict) -> str | None:
