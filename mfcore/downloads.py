@@ -1,5 +1,6 @@
 """Data sets that are fetched for the user: written aside, checked, renamed; a transfer that broke is never taken for done."""
 
+import re
 import shutil
 import zipfile
 from datetime import UTC, datetime
@@ -60,23 +61,19 @@ def _unpack_amibr(archive: Path, folder: Path, url: str) -> int:
     """Unpack table, patches and README; the zip's checksum of each file is compared while it is read. Returns n patches."""
     try:
         with zipfile.ZipFile(archive) as content:
-            tables = [name for name in content.namelist() if name.endswith(f"/{AMIBR_FILE}")]
+            tables = [name for name in content.namelist() if re.fullmatch(rf"[^/]+/{re.escape(AMIBR_FILE)}", name)]
             if len(tables) != 1:
                 raise DownloadError(f"{url}: no {AMIBR_FILE} in the archive, so it isn't AMi-Br; fetch it by hand")
             root = tables[0].removesuffix(AMIBR_FILE)
-            patches = [
-                f"{root}patches/{kind}/{Path(name).name}"
-                for kind in ("normal", "atypical")
-                for name in content.namelist()
-                if name.startswith(f"{root}patches/{kind}/") and name.endswith(".png")
-            ]
-            readme = [name for name in content.namelist() if name == f"{root}README.md"]
-            for name in [*tables, *patches, *readme]:
+            kept = re.compile(re.escape(root) + rf"({re.escape(AMIBR_FILE)}|README\.md|patches/(normal|atypical)/[^/]+\.png)")
+            names = [name for name in content.namelist() if kept.fullmatch(name)]
+            for name in names:
                 target = folder / name.removeprefix(root)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content.read(name))
     except zipfile.BadZipFile as error:
         raise DownloadError(f"{url}: the archive is damaged ({error}); run it again") from None
-    if not patches:
+    n_patches = sum(name.endswith(".png") for name in names)
+    if n_patches == 0:
         raise DownloadError(f"{url}: no patches in the archive; fetch AMi-Br by hand")
-    return len(patches)
+    return n_patches
