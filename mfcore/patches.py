@@ -4,17 +4,18 @@ Reads are planned slide by slide. A slide's patches are written and synced befor
 kill at any moment loses the slides in hand and no more.
 """
 
+import contextlib
 import json
 import math
 import multiprocessing
 import os
 import shutil
-import typing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from mfcore import downloads, labels, store
 from mfcore.config import Study, as_dict, digest
 from mfcore.slides import SAME_RESOLUTION, SlideError, open_slide
 
+T = TypeVar("T")
 MAX_OFF_SLIDE_PX = 25.0  # level-0 px; half of MIDOG's box, the same rule as for labels
 
 
@@ -143,10 +145,11 @@ def extract(study: Study, folder: str | Path, results: str | Path, n_workers: in
     if run.done:
         return run
     jobs = _plan(study, folder, table, run.path("patches.partial.npy"))
-    found = _look(jobs, n_workers)
-    if not run.path("patches.npy").is_file():
-        _read_all(run, jobs, (len(table), study.stored_px, study.stored_px, 3), n_workers)
-        run.path("patches.partial.npy").replace(run.path("patches.npy"))
+    with _pool(n_workers, len(jobs)) as pool:
+        found = _look(jobs, pool)
+        if not run.path("patches.npy").is_file():
+            _read_all(run, jobs, (len(table), study.stored_px, study.stored_px, 3), pool)
+            run.path("patches.partial.npy").replace(run.path("patches.npy"))
     if not jobs[0].are_images:
         table["um_per_px"] = table["slide_id"].map({slide_id: each.um_per_px for slide_id, each in found.items()})
     store.write_parquet(run.path("labels.parquet"), table)
@@ -199,12 +202,12 @@ def _plan(study: Study, folder: Path, table: pd.DataFrame, target: Path) -> list
     return jobs
 
 
-def _look(jobs: list[_Job], n_workers: int) -> dict[str, _Found]:
+def _look(jobs: list[_Job], pool: ProcessPoolExecutor | None) -> dict[str, _Found]:
     """Look at every slide before anything is read; raises one PatchError that lists all that is wrong."""
     found = {}
     bar = tqdm(total=len(jobs), desc="slides checked", unit="slide", leave=False)
     with bar:
-        for job, result in _each(_look_at, jobs, n_workers):
+        for job, result in _each(_look_at, jobs, pool):
             found[job.slide_id] = result
             bar.update()
     _refuse([problem for job in jobs for problem in found[job.slide_id].problems])
@@ -252,7 +255,7 @@ def _image_problem(file: Path, size_px: int) -> str | None:
     return None
 
 
-def _read_all(run: store.Run, jobs: list[_Job], shape: tuple[int, ...], n_workers: int) -> None:
+def _read_all(run: store.Run, jobs: list[_Job], shape: tuple[int, ...], pool: ProcessPoolExecutor | None) -> None:
     """Fill the partial array with what isn't in it yet; slides that fail to be read are named together at the end."""
     partial, progress = run.path("patches.partial.npy"), run.path("progress.txt")
     done = _begin(partial, progress, shape)
@@ -261,7 +264,7 @@ def _read_all(run: store.Run, jobs: list[_Job], shape: tuple[int, ...], n_worker
     n_done = shape[0] - sum(len(job.rows) for job in waiting)
     bar = tqdm(total=shape[0], initial=n_done, desc="patches", unit="patch")
     with bar, progress.open("a", encoding="utf-8") as finished:
-        for job, problem in _each(_read_into, waiting, n_workers):
+        for job, problem in _each(_read_into, waiting, pool):
             if problem:
                 problems.append(problem)
                 continue
@@ -326,20 +329,30 @@ def _patches_of(job: _Job) -> Iterator[np.ndarray]:
             yield slide.read(x_l0_px, y_l0_px, job.size_px, job.um_per_px)
 
 
-def _each(work: Callable[[_Job], typing.Any], jobs: list[_Job], n_workers: int) -> Iterator[tuple[_Job, typing.Any]]:
-    """``work`` on every job, as each gets done, in this process or in ``n_workers`` new ones."""
-    if n_workers <= 1 or len(jobs) <= 1:
+@contextlib.contextmanager
+def _pool(n_workers: int, n_jobs: int) -> Iterator[ProcessPoolExecutor | None]:
+    """New processes to work in, or None for this one; what waits when the block is left by an error is dropped."""
+    if n_workers <= 1 or n_jobs <= 1:
+        yield None
+        return
+    pool = ProcessPoolExecutor(min(n_workers, n_jobs), mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _each(work: Callable[[_Job], T], jobs: list[_Job], pool: ProcessPoolExecutor | None) -> Iterator[tuple[_Job, T]]:
+    """``work`` on every job, as each gets done."""
+    if pool is None:
         for job in jobs:
             yield job, work(job)
         return
-    pool = ProcessPoolExecutor(min(n_workers, len(jobs)), mp_context=multiprocessing.get_context("spawn"))
+    waiting = {pool.submit(work, job): job for job in jobs}
     try:
-        waiting = {pool.submit(work, job): job for job in jobs}
         for future in as_completed(waiting):
             yield waiting[future], future.result()
     except BrokenProcessPool:
         raise PatchError(
-            "a worker process died (out of memory?); run again with fewer workers, it goes on where it stopped"
+            "a worker process died (out of memory?); run again with fewer workers: it goes on where it stopped"
         ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,460 @@
+"""The patch store: the right px in the right row, resumed after a kill, and bad slides named before anything is read."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from PIL import Image
+
+from mfcore import labels, patches, store
+from mfcore.config import Data, Network, Patches, Study, Switches
+from mfcore.patches import PatchError
+from mfcore.slides import open_slide
+
+REAL = Path(__file__).parents[1].parent / "shared" / "data"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real data of ../shared/data are not here")
+
+STUDY = Study(name="tiny", title="t", data=Data(source="midog"), patches=Patches(size_px=24, um_per_px=0.25))
+NATIVE = dataclasses.replace(STUDY, switches=Switches(resolution="native"))
+UM_PER_PX = {"001.tiff": 0.25, "002.tiff": 0.226, "003.tiff": 0.5}
+
+
+def write_slide(path, seed, um_per_px):
+    image = np.random.default_rng(seed).integers(0, 256, (140, 160, 3), dtype=np.uint8)
+    said = {} if um_per_px is None else {"resolution": (1e4 / um_per_px,) * 2, "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, image, tile=(32, 32), photometric="rgb", **said)
+    return image
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three slides of three resolutions and twelve annotations, out of order, one of them with its centre off the slide."""
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    for seed, (name, um_per_px) in enumerate(UM_PER_PX.items()):
+        write_slide(folder / "images" / name, seed, um_per_px)
+    places = np.random.default_rng(9).integers(20, 120, (12, 2)).tolist()
+    places[4] = [-5, 60]
+    annotations = [
+        {"id": i, "image_id": i % 3, "bbox": [x - 25, y - 25, x + 25, y + 25], "category_id": 1 + i % 2, "labels": [1, 2]}
+        for i, (x, y) in enumerate(places)
+    ]
+    images = [
+        {"id": i, "file_name": name, "width": 160, "height": 140, "tumor_type": "ab"[i > 0]} for i, name in enumerate(UM_PER_PX)
+    ]
+    (folder / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return folder
+
+
+def write_images(folder, size=32, n=6, mode="RGB"):
+    """AMi-Br in small: ``n`` patch images of two slides."""
+    lines = ["slide,dataset,uid,x,y,expert1_atypical,expert2_atypical,expert3_atypical,majority_atypical"]
+    rng = np.random.default_rng(4)
+    for uid in range(n):
+        atypical = uid % 3 == 0
+        lines.append(f"{uid % 2}.tiff,MIDOG21,{uid},5,6" + f",{atypical}" * 4)
+        file = folder / "patches" / ("atypical" if atypical else "normal") / f"MIDOG21_{uid}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).convert(mode).save(file)
+    (folder / "AMI-BR.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def image_study(size=32, **data):
+    return Study(name="images", title="t", data=Data(source="amibr", **data), patches=Patches(size_px=size))
+
+
+@pytest.mark.parametrize("study", [STUDY, NATIVE, dataclasses.replace(STUDY, patches=Patches(size_px=24, stored_px=40))])
+def test_every_row_holds_its_annotations_patch(folder, tmp_path, study):
+    run = patches.extract(study, folder, tmp_path / "results")
+    table, array = patches.load(run)
+    assert array.shape == (12, study.stored_px, study.stored_px, 3)
+    assert array.dtype == np.uint8
+    patches.check(array, table)
+    for row in table.itertuples():
+        with open_slide(folder / row.file) as slide:
+            um_per_px = None if study.switches.resolution == "native" else 0.25
+            expected = slide.read(row.x_l0_px, row.y_l0_px, study.stored_px, um_per_px)
+        np.testing.assert_array_equal(array[row.patch_id], expected)
+    assert table["um_per_px"].to_numpy() == pytest.approx(table["slide_id"].map(UM_PER_PX).to_numpy(), rel=1e-4)
+    np.testing.assert_array_equal(table["x_l0_px"], labels.load(study, folder)["x_l0_px"])
+
+
+def test_the_run_says_what_it_holds(folder, tmp_path):
+    run = patches.extract(STUDY, folder, tmp_path / "results")
+    facts = run.verify().record["facts"]
+    assert facts["n_patches"] == 12
+    assert facts["domains"] == [
+        {"domain": "a", "n_slides": 1, "n_positive": 2, "n_negative": 2, "positive_share": 0.5},
+        {"domain": "b", "n_slides": 2, "n_positive": 4, "n_negative": 4, "positive_share": 0.5},
+    ]
+    assert facts["um_per_px_said_by_study"] == []
+    assert facts["n_patches_over_edge"] >= 1
+    assert {file.name for file in run.folder.iterdir()} == {"begun.json", "run.json", "labels.parquet", "patches.npy"}
+    assert patches.find(STUDY, tmp_path / "results").folder == run.folder
+
+
+def test_a_patch_over_the_edge_is_counted_to_the_px(tmp_path):
+    """A patch of 24 px on a slide 160 px wide: centres from 12 to 148 are inside."""
+    write_slide(tmp_path / "001.tiff", 0, 0.25)
+    images = [{"id": 1, "file_name": "001.tiff", "width": 160, "height": 140, "tumor_type": "a"}]
+    boxes = [[x - 25, 45, x + 25, 95] for x in (11, 12, 148, 149)]
+    annotations = [{"id": i, "image_id": 1, "bbox": box, "category_id": 1 + i % 2} for i, box in enumerate(boxes)]
+    (tmp_path / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    run = patches.extract(STUDY, tmp_path, tmp_path / "results")
+    assert run.record["facts"]["n_patches_over_edge"] == 2
+    white = (patches.load(run)[1] == 255).all(axis=(1, 3))  # (n_patches, columns)
+    assert white.sum(axis=1).tolist() == [1, 0, 0, 1]
+
+
+def test_processes_give_the_same_array(folder, tmp_path):
+    one = patches.load(patches.extract(STUDY, folder, tmp_path / "one"))[1]
+    two = patches.load(patches.extract(STUDY, folder, tmp_path / "two", n_workers=2))[1]
+    np.testing.assert_array_equal(one, two)
+
+
+def end_the_process(job):
+    os._exit(3)
+
+
+def test_a_worker_that_dies_is_said():
+    """Killed for its memory, for one; the pool must not wait for it for ever."""
+    with (
+        pytest.raises(PatchError, match=r"a worker process died.*fewer workers"),
+        patches._pool(2, n_jobs=2) as pool,
+    ):
+        list(patches._each(end_the_process, [None, None], pool))
+
+
+KILLED = """
+import os, signal, sys
+from mfcore import patches
+sys.path.insert(0, {tests!r})
+from test_patches import STUDY
+read, n_read = patches._patches_of, 0
+
+def killed_on_the_second_slide(job):
+    global n_read
+    n_read += 1
+    for i, patch in enumerate(read(job)):
+        if n_read == 2 and i == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield patch
+
+patches._patches_of = killed_on_the_second_slide
+patches.extract(STUDY, {folder!r}, {results!r})
+"""
+
+
+def test_a_kill_loses_the_slide_in_hand_and_no_more(folder, tmp_path, monkeypatch):
+    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder), results=str(tmp_path / "results"))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == -9, done.stderr.decode()
+    begun = next((tmp_path / "results").iterdir())
+    assert {file.name for file in begun.iterdir()} == {"begun.json", "patches.partial.npy", "progress.txt"}
+    with pytest.raises(store.StoreError, match="no finished"):
+        patches.find(STUDY, tmp_path / "results")
+
+    read, slides_read = patches._patches_of, []
+    monkeypatch.setattr(patches, "_patches_of", lambda job: slides_read.append(job.slide_id) or read(job))
+    resumed = patches.extract(STUDY, folder, tmp_path / "results")
+    assert resumed.folder == begun
+    assert slides_read == ["002.tiff", "003.tiff"]
+    fresh = patches.extract(STUDY, folder, tmp_path / "fresh")
+    assert (resumed.path("patches.npy")).read_bytes() == fresh.path("patches.npy").read_bytes()
+
+
+def interrupted(folder, results, monkeypatch, after):
+    """Extract, stopped before slide number ``after``; returns the run's folder."""
+    read, n_read = patches._read_into, iter(range(100))
+
+    def stop(job):
+        if next(n_read) == after:
+            raise KeyboardInterrupt
+        return read(job)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(patches, "_read_into", stop)
+        with pytest.raises(KeyboardInterrupt):
+            patches.extract(STUDY, folder, results)
+    return next(results.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("damage", "slides_read"),
+    [
+        (lambda run: (run / "progress.txt").open("a").write('"003.ti'), ["003.tiff"]),  # the line that the kill cut
+        (lambda run: (run / "progress.txt").unlink(), ["001.tiff", "002.tiff", "003.tiff"]),
+        (lambda run: (run / "patches.partial.npy").unlink(), ["001.tiff", "002.tiff", "003.tiff"]),
+        (lambda run: (run / "patches.partial.npy").write_bytes(b"\x93NUMPY"), ["001.tiff", "002.tiff", "003.tiff"]),
+    ],
+)
+def test_whatever_a_kill_leaves_is_resumed_or_begun_anew(folder, tmp_path, monkeypatch, damage, slides_read):
+    damage(interrupted(folder, tmp_path / "results", monkeypatch, after=2))
+    read, seen = patches._patches_of, []
+    monkeypatch.setattr(patches, "_patches_of", lambda job: seen.append(job.slide_id) or read(job))
+    resumed = patches.load(patches.extract(STUDY, folder, tmp_path / "results"))[1]
+    assert seen == slides_read
+    np.testing.assert_array_equal(resumed, patches.load(patches.extract(STUDY, folder, tmp_path / "fresh"))[1])
+
+
+def test_a_kill_between_the_rename_and_the_record_is_resumed(folder, tmp_path, monkeypatch):
+    run = patches.extract(STUDY, folder, tmp_path / "results")
+    run.path("run.json").unlink()
+    run.path("labels.parquet").unlink()
+    monkeypatch.setattr(patches, "_read_into", lambda job: pytest.fail("nothing is left to read"))
+    assert patches.extract(STUDY, folder, tmp_path / "results").verify().done
+
+
+def test_a_finished_run_reads_nothing_again(folder, tmp_path, monkeypatch):
+    first = patches.extract(STUDY, folder, tmp_path / "results")
+    monkeypatch.setattr(patches, "_look", lambda *arguments: pytest.fail("nothing is left to do"))
+    assert patches.extract(STUDY, folder, tmp_path / "results").key == first.key
+
+
+def test_other_data_are_another_run(folder, tmp_path):
+    first = patches.extract(STUDY, folder, tmp_path / "results")
+    write_slide(folder / "images" / "001.tiff", 5, 0.25)
+    with (folder / "images" / "001.tiff").open("ab") as slide:
+        slide.write(b"\0")
+    second = patches.extract(STUDY, folder, tmp_path / "results")
+    content = json.loads((folder / "annotations.json").read_text())
+    content["annotations"][0]["bbox"] = [30, 30, 80, 80]
+    (folder / "annotations.json").write_text(json.dumps(content))
+    third = patches.extract(STUDY, folder, tmp_path / "results")
+    assert len({first.folder, second.folder, third.folder}) == 3
+
+
+def test_what_decides_the_patches_is_in_the_hash():
+    keys = {
+        store.digest(patches.config_of(study))
+        for study in (
+            STUDY,
+            NATIVE,
+            dataclasses.replace(STUDY, patches=Patches(size_px=24, um_per_px=0.5)),
+            dataclasses.replace(STUDY, patches=Patches(size_px=24, stored_px=30)),
+            dataclasses.replace(STUDY, networks=(Network(name="n", input_px=24),)),  # which needs wider patches
+            dataclasses.replace(STUDY, data=Data(source="midog", um_per_px=0.25)),
+        )
+    }
+    assert len(keys) == 6
+    renamed = dataclasses.replace(STUDY, data=Data(source="midog", positive="MF"), encoders=("e",))
+    assert patches.config_of(renamed) == patches.config_of(STUDY)
+
+
+def test_every_bad_slide_is_named_before_anything_is_read(folder, tmp_path, monkeypatch):
+    images = folder / "images"
+    images.joinpath("001.tiff").write_bytes(images.joinpath("001.tiff").read_bytes()[:-1000])
+    write_slide(images / "003.tiff", 2, None)
+    monkeypatch.setattr(patches, "_read_into", lambda job: pytest.fail("a patch was read"))
+    with pytest.raises(PatchError, match=r"(?s)2 files can't be used.*001\.tiff: cut short.*003\.tiff: .*state its um/px"):
+        patches.extract(STUDY, folder, tmp_path / "results")
+    assert not list((tmp_path / "results").rglob("*.npy"))
+
+
+def test_a_slide_without_resolution_takes_the_studys_and_the_run_says_so(folder, tmp_path):
+    write_slide(folder / "images" / "003.tiff", 2, None)
+    study = dataclasses.replace(STUDY, data=Data(source="midog", um_per_px=0.5))
+    run = patches.extract(study, folder, tmp_path / "results")
+    assert run.record["facts"]["um_per_px_said_by_study"] == ["003.tiff"]
+    table, array = patches.load(run)
+    assert table["um_per_px"][2] == 0.5
+    with open_slide(folder / table["file"][2], um_per_px=0.5) as slide:
+        np.testing.assert_array_equal(array[2], slide.read(table["x_l0_px"][2], table["y_l0_px"][2], 24, 0.25))
+
+
+def test_labels_of_another_image_are_refused(folder, tmp_path):
+    tifffile.imwrite(
+        folder / "images" / "002.tiff",
+        np.zeros((32, 32, 3), np.uint8),
+        tile=(32, 32),
+        photometric="rgb",
+        resolution=(40000, 40000),
+        resolutionunit="CENTIMETER",
+    )
+    with pytest.raises(PatchError, match=r"002\.tiff: is 32 x 32 px, a label lies at .*of another image"):
+        patches.extract(STUDY, folder, tmp_path / "results")
+
+
+def test_px_that_turn_out_damaged_stop_the_run_but_keep_the_others(folder, tmp_path):
+    path = folder / "images" / "002.tiff"
+    image = np.random.default_rng(1).integers(0, 256, (140, 160, 3), dtype=np.uint8)
+    said = {"resolution": (40000, 40000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, image, tile=(32, 32), photometric="rgb", compression="jpeg", **said)
+    whole = path.read_bytes()
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        holes = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    with path.open("r+b") as slide:
+        for offset, length in holes[1:]:  # OpenSlide looks at the first when it opens
+            slide.seek(offset)
+            slide.write(bytes(length))
+    with pytest.raises(PatchError, match=r"1 files can't be used.*\n.*002\.tiff: damaged near level-0 px"):
+        patches.extract(STUDY, folder, tmp_path / "results")
+    path.write_bytes(whole)  # fetched again: the same name and size
+    run = patches.extract(STUDY, folder, tmp_path / "results")
+    table, array = patches.load(run)
+    with open_slide(path) as slide:
+        row = table[table["slide_id"] == "002.tiff"].iloc[0]
+        np.testing.assert_array_equal(array[row.patch_id], slide.read(row.x_l0_px, row.y_l0_px, 24, 0.25))
+
+
+def test_a_full_disk_is_seen_before(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(patches.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(PatchError, match=r"need 20,736 bytes, 1,000 are free"):
+        patches.extract(STUDY, folder, tmp_path / "results")
+
+
+def test_patch_images_are_read_as_they_are(tmp_path):
+    folder = write_images(tmp_path / "data")
+    run = patches.extract(image_study(), folder, tmp_path / "results")
+    table, array = patches.load(run)
+    assert array.shape == (6, 32, 32, 3)
+    for row in table.itertuples():
+        np.testing.assert_array_equal(array[row.patch_id], np.asarray(Image.open(folder / row.file)))
+    assert table["um_per_px"].isna().all()
+    said = patches.extract(image_study(um_per_px=0.25), folder, tmp_path / "results")
+    assert patches.load(said)[0]["um_per_px"].tolist() == [0.25] * 6
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda file: Image.new("RGB", (32, 31)).save(file), "32 x 31 px, RGB; the study stores 32 px"),
+        (lambda file: Image.new("L", (32, 32)).save(file), "32 x 32 px, L; the study stores 32 px, RGB"),
+        (lambda file: file.write_bytes(b"not a PNG"), "not an image that can be read"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-800]), "damaged"),
+    ],
+)
+def test_a_bad_patch_image_is_named(tmp_path, spoil, message):
+    folder = write_images(tmp_path / "data")
+    spoil(folder / "patches" / "normal" / "MIDOG21_4.png")
+    with pytest.raises(PatchError, match=rf"(?s)1 files can't be used.*MIDOG21_4\.png: .*{message}"):
+        patches.extract(image_study(), folder, tmp_path / "results")
+
+
+def test_patch_images_are_never_resampled(tmp_path):
+    folder = write_images(tmp_path / "data")
+    with pytest.raises(PatchError, match=r"data\.um_per_px is 0\.5, patches\.um_per_px 0\.25"):
+        patches.extract(image_study(um_per_px=0.5), folder, tmp_path / "results")
+    with pytest.raises(PatchError, match=r"(?s)6 files.*32 x 32 px, RGB; the study stores 24 px.*input_px"):
+        patches.extract(image_study(size=24), folder, tmp_path / "results")
+
+
+def test_counts():
+    table = pd.DataFrame(
+        {
+            "domain": ["b", "a", "a", "b", "b"],
+            "slide_id": ["1", "2", "3", "1", "1"],
+            "label": np.array([1, 0, 1, 0, 0], np.int8),
+        }
+    )
+    expected = [["a", 2, 1, 1, 0.5], ["b", 1, 1, 2, 1 / 3]]
+    counted = patches.counts(table)
+    assert counted.columns.tolist() == ["domain", "n_slides", "n_positive", "n_negative", "positive_share"]
+    assert counted.to_numpy().tolist() == expected
+
+
+@pytest.mark.parametrize(("side", "size", "first"), [(8, 4, 2), (9, 4, 2), (9, 5, 2), (8, 8, 0), (8, 5, 1)])
+def test_centre_crop_is_a_view_of_the_middle(side, size, first):
+    stored = np.arange(2 * side * side * 3).reshape(2, side, side, 3)
+    crop = patches.centre_crop(stored, size)
+    np.testing.assert_array_equal(crop, stored[:, first : first + size, first : first + size])
+    assert np.shares_memory(crop, stored)
+    assert patches.centre_crop(stored[0], size).shape == (size, size, 3)
+    with pytest.raises(PatchError, match=f"crop of {side + 1} px"):
+        patches.centre_crop(stored, side + 1)
+
+
+def test_a_wide_patchs_centre_is_the_narrow_patch(folder, tmp_path):
+    wide = dataclasses.replace(NATIVE, patches=Patches(size_px=24, stored_px=40))
+    narrow = patches.load(patches.extract(NATIVE, folder, tmp_path / "narrow"))[1]
+    cropped = patches.centre_crop(patches.load(patches.extract(wide, folder, tmp_path / "wide"))[1], 24)
+    np.testing.assert_array_equal(cropped, narrow)
+
+
+def test_check_refuses_what_does_not_fit(folder, tmp_path):
+    table, array = patches.load(patches.extract(STUDY, folder, tmp_path / "results"))
+    patches.check(array, table)
+    with pytest.raises(PatchError, match="11 patches and 12 labels"):
+        patches.check(array[:-1], table)
+    with pytest.raises(PatchError, match="row for row"):
+        patches.check(array, table.iloc[::-1])
+    with pytest.raises(PatchError, match=r"float32 .*expected uint8"):
+        patches.check(array.astype(np.float32), table)
+    with pytest.raises(PatchError, match="expected uint8"):
+        patches.check(array[:, :-1], table)
+    blank = np.array(array)
+    blank[3] = 255
+    with pytest.raises(PatchError, match=r"1 of 12 patches looked at are of a single colour.*001\.tiff"):
+        patches.check(blank, table)
+
+
+def test_an_unfinished_run_is_not_loaded(folder, tmp_path, monkeypatch):
+    begun = interrupted(folder, tmp_path / "results", monkeypatch, after=1)
+    with pytest.raises(store.StoreError, match="not finished"):
+        patches.load(store.Run(begun, {}))
+
+
+def test_prepare_finds_or_says_what_is_expected(folder, tmp_path):
+    assert patches.prepare(STUDY, folder) == folder
+    with pytest.raises(
+        labels.LabelError, match=r"nowhere: no such folder; it must hold a label file \(annotations\.json.*images/"
+    ):
+        patches.prepare(STUDY, tmp_path / "nowhere")
+    with pytest.raises(labels.LabelError, match="no label file"):
+        patches.prepare(STUDY, tmp_path)
+    given = write_images(tmp_path / "given")
+    assert patches.prepare(image_study(), given) == given
+
+
+def test_prepare_makes_the_synthetic_set_as_the_study_says(tmp_path, monkeypatch):
+    asked = {}
+
+    def make_dataset(folder, **arguments):
+        asked.update(arguments)
+        folder.mkdir()
+        (folder / "annotations.json").write_text("{}")
+
+    monkeypatch.setattr("mfcore.synthetic.make_dataset", make_dataset)
+    study = dataclasses.replace(STUDY, data=Data(source="synthetic", seed=3, n_slides=4, n_annotations=50))
+    assert patches.prepare(study, tmp_path / "made", n_workers=2) == tmp_path / "made"
+    assert asked == {"seed": 3, "n_slides": 4, "n_annotations": 50, "n_workers": 2}
+
+
+@needs_real
+def test_real_patch_images(tmp_path):
+    run = patches.extract(image_study(size=128), REAL / "amibr", tmp_path)
+    table, array = patches.load(run)
+    assert array.shape == (2346, 128, 128, 3)
+    patches.check(array, table)
+    row = table.iloc[1234]
+    np.testing.assert_array_equal(array[1234], np.asarray(Image.open(REAL / "amibr" / row.file)))
+    assert patches.counts(table)["n_positive"].sum() == 462
+
+
+@needs_real
+def test_a_real_slide(tmp_path):
+    """MIDOG's JSON on the real strip: native patches are its px, and the file's own resolution is what the table says."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "canine_strip.tif").symlink_to(REAL / "slides" / "canine_strip.tif")
+    images = [{"id": 1, "file_name": "canine_strip.tif", "width": 7215, "height": 5412, "tumor_type": "canine"}]
+    boxes = [[4475, 3975, 4525, 4025], [2975, 3975, 3026, 4026]]
+    annotations = [{"id": i, "image_id": 1, "bbox": box, "category_id": 1 + i} for i, box in enumerate(boxes)]
+    (folder / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    study = dataclasses.replace(STUDY, patches=Patches(size_px=224))
+    table, array = patches.load(patches.extract(study, folder, tmp_path / "results"))
+    whole = tifffile.imread(REAL / "slides" / "canine_strip.tif", key=0)
+    np.testing.assert_array_equal(array[0], whole[3888:4112, 4388:4612])
+    np.testing.assert_array_equal(array[1], whole[3889:4113, 2889:3113])  # the centre 3000.5 goes right and down
+    assert table["um_per_px"].tolist() == pytest.approx([0.25, 0.25])
+    assert not math.isclose(array[0].std(), 0)
