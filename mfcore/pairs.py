@@ -1,0 +1,123 @@
+"""The committed notebooks: each .py (percent) is the source, the .ipynb beside it is built, executed on the study demo.
+
+What was built carries a fingerprint of what decides it (its source, the demo study, the mfcore modules it reaches), so that
+an output from older code shows itself as stale.
+"""
+
+import ast
+import hashlib
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import jupytext
+import nbformat
+
+from mfcore import store
+from mfcore.sweep import ROOT, execute
+
+MAX_BYTES = 1_500_000
+MAX_CODE_LINES = 60
+
+
+def sources(folder: Path) -> list[Path]:
+    """The numbered notebooks' .py files, in order."""
+    return sorted(folder.glob("[0-9][0-9]_*.py"))
+
+
+def build(folder: Path) -> int:
+    """Execute every notebook on its own defaults and write the .ipynb beside it; returns the exit status."""
+    for source in sources(folder):
+        print(f"building {source.stem}", flush=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            executed = Path(scratch) / "executed.ipynb"
+            execute(source, executed, {}, n_threads=1)
+            notebook = cleaned(nbformat.read(executed, as_version=4))
+        notebook.metadata["mfcore"] = {"fingerprint": fingerprint(source)}
+        with store.replacing(source.with_suffix(".ipynb")) as aside:
+            nbformat.write(notebook, aside)
+    found = problems(folder)
+    for problem in found:
+        print(problem, file=sys.stderr)
+    return 1 if found else 0
+
+
+def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook with what a reader needs and no more: fixed cell ids, no versions, times or progress bars."""
+    cells = []
+    for index, cell in enumerate(notebook.cells):
+        kept = {"id": f"c{index:02d}", "cell_type": cell.cell_type, "source": cell.source, "metadata": {}}
+        if cell.metadata.get("tags"):
+            kept["metadata"] = {"tags": list(cell.metadata["tags"])}
+        if cell.cell_type == "code":
+            kept |= {"execution_count": cell.execution_count, "outputs": [o for o in cell.outputs if not _is_progress(o)]}
+        cells.append(nbformat.from_dict(kept))
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return nbformat.from_dict({"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": cells})
+
+
+def _is_progress(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is a progress bar: a widget, or text that a terminal would overwrite."""
+    if output.output_type == "stream":
+        return output.name == "stderr" and bool(re.search(r"\d+%\|", output.text))
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
+def fingerprint(source: Path) -> str:
+    """Hash of what decides a notebook's outputs: its text, the demo study, the text of the mfcore modules it reaches.
+
+    Comment lines and blank ones don't count.
+    """
+    content = hashlib.sha256()
+    for path in [source, ROOT / "studies" / "demo.yaml", *sorted(_reached(source))]:
+        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        content.update("\n".join([path.name, *(line for line in lines if line and not line.startswith("# "))]).encode())
+    return content.hexdigest()[:16]
+
+
+def _reached(source: Path) -> set[Path]:
+    """Files of the mfcore modules that ``source`` imports, directly or through others."""
+    waiting, reached = [source], set()
+    while waiting:
+        for node in ast.walk(ast.parse(waiting.pop().read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mfcore":
+                names = (
+                    [node.module.removeprefix("mfcore").lstrip(".")]
+                    if node.module != "mfcore"
+                    else [a.name for a in node.names]
+                )
+                for path in (ROOT / "mfcore" / f"{name.replace('.', '/')}.py" for name in names):
+                    if path.is_file() and path not in reached:
+                        reached.add(path)
+                        waiting.append(path)
+    return reached
+
+
+def problems(folder: Path) -> list[str]:
+    """What is wrong with the committed notebooks: pairs that drifted, stale or missing outputs, errors, size, thickness."""
+    found = []
+    for source in sources(folder):
+        target = source.with_suffix(".ipynb")
+        if not target.is_file():
+            found.append(f"{target.name} is missing; run `make notebooks`")
+            continue
+        built, written = nbformat.read(target, as_version=4), jupytext.read(source)
+        code = [cell for cell in built.cells if cell.cell_type == "code"]
+        if [(c.cell_type, c.source) for c in built.cells] != [(c.cell_type, c.source) for c in written.cells]:
+            found.append(f"{target.name} and {source.name} have drifted apart; keep the right one, then run `make notebooks`")
+        if built.metadata.get("mfcore", {}).get("fingerprint") != fingerprint(source):
+            found.append(f"{target.name} is stale: its source, mfcore or the demo study changed since; run `make notebooks`")
+        if any(output.output_type == "error" for cell in code for output in cell.outputs):
+            found.append(f"{target.name} holds an error")
+        if not any(cell.outputs for cell in code):
+            found.append(f"{target.name} holds no outputs; run `make notebooks`")
+        if target.stat().st_size > MAX_BYTES:
+            found.append(f"{target.name} has {target.stat().st_size:,} bytes, over {MAX_BYTES:,}; show smaller figures")
+        text = "\n".join(cell.source for cell in written.cells if cell.cell_type == "code")
+        n_lines = sum(1 for line in text.splitlines() if line.strip() and not line.strip().startswith("#"))
+        if n_lines > MAX_CODE_LINES or re.search(r"^\s*(def|class) ", text, re.MULTILINE):
+            found.append(f"{source.name} has {n_lines} lines of code or defines something; that belongs in mfcore")
+        if "synthetic" not in built.cells[0].source.splitlines()[0]:
+            found.append(f"{source.name}'s first line must say that the committed numbers are the demo's, on synthetic data")
+    return found

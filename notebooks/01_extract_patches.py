@@ -1,0 +1,80 @@
+# %% [markdown]
+# *The committed outputs are those of the study `demo`: synthetic data.*
+#
+# # 01 Extract patches: what does the data set hold, and how is it split?
+#
+# | reads | writes | costs (demo) |
+# |---|---|---|
+# | the study's label file and slides (or patch images) | `patches-…/` (label table, patches), `splits-…/` (splits, audit) | about a minute |
+#
+# Every annotation becomes one patch around its centre, resampled to one resolution. The splits are drawn here, once, and every
+# arm reads them: Monte Carlo folds at every training-set size, and one training set a domain for the cross-domain analysis
+# (Ganz et al. 2024, section 3).
+
+# %% tags=["parameters"]
+study_file = "../studies/demo.yaml"  # what decides the numbers
+results = "../results"  # where runs are kept, a folder a study
+data_folder = ""  # where the study's data lie; empty: data/<study>, made or downloaded where that can be done
+n_workers = 2  # processes that read slides
+
+# %%
+from pathlib import Path
+
+from mfcore import captions, figures, patches, splits
+from mfcore.config import load_study
+
+study = load_study(study_file)
+folder = Path(results) / study.name
+
+# %% [markdown]
+# ## The data
+
+# %%
+data = patches.prepare(study, data_folder or Path(study_file).parent.parent / "data" / study.name, n_workers)
+run = patches.extract(study, data, folder, n_workers)
+labels, images = patches.load(run)
+patches.counts(labels)
+
+# %% [markdown]
+# ## The splits
+#
+# One row a training: how many patches train, validate and test, the share of positives in each, and what leaks: the share of
+# test patches whose slide, or whose very pixels, training has seen.
+
+# %%
+splits_run = splits.write(study, folder)
+audit = splits.load_audit(splits_run)
+audit.groupby(["train_domain", "size"]).mean().drop(columns="fold").round(3)
+
+# %% [markdown]
+# ## A contact sheet
+#
+# Look before counting: rows of positives and negatives of every domain, drawn at random.
+
+# %%
+figure = figures.contact_sheet(study, images, labels)
+written = figures.save(figure, figures.counts_table(labels), folder / "figures", "01_contact_sheet")
+figure
+
+# %%
+captions.show(captions.contact_sheet(study, labels, images.shape[1]))
+
+# %% [markdown]
+# ## Checks
+
+# %%
+patches.check(images, labels)
+assert set(labels["label"]) == {0, 1}, "a study needs both classes"
+if study.switches.split_by == "slide":
+    assert audit["test_on_train_slides"].max() == 0, "a slide stands on both sides of a split"
+
+# %%
+print("files written:", run.folder.name, splits_run.folder.name, *[path.name for path in written], sep="\n  ")
+
+# %% [markdown]
+# **What we saw.** One table of labels, one array of patches, one table of splits; everything after this reads those three.
+#
+# **Limits.** A patch shows the nominal resolution that its slide states. Splits by slide are not splits by patient where a
+# patient has several slides and the labels don't say so.
+#
+# **Next.** `02_embed` for a frozen encoder, `04_train_end_to_end` for a network trained on these patches.

@@ -1,0 +1,73 @@
+# %% [markdown]
+# *The committed outputs are those of the study `demo`: synthetic data.*
+#
+# # 02 Embed: what does a frozen encoder make of the patches?
+#
+# | reads | writes | costs (demo) |
+# |---|---|---|
+# | `patches-…/` | `embeddings-<encoder>-…/embeddings.h5` (features, coordinates, patch ids, the encoder's card and canary) | a minute or two |
+#
+# The encoder is used as published: its own input size, interpolation, mean and standard deviation, all read from its card and
+# checked against the network that was built. No augmentation (Ganz et al. 2024, section 3).
+
+# %% tags=["parameters"]
+study_file = "../studies/demo.yaml"  # what decides the numbers
+results = "../results"  # where runs are kept, a folder a study
+encoder = "efficientnet_lite0"  # a card's name, or timm:<model>, hf-hub:<owner>/<repository>
+device = "auto"  # "cpu", "cuda", or "auto": the GPU where there is one
+batch_size = 32  # patches embedded at once
+
+# %%
+from pathlib import Path
+
+from mfcore import captions, embed, encoders, figures, patches
+from mfcore.config import load_study
+
+study = load_study(study_file)
+folder = Path(results) / study.name
+labels, images = patches.load(patches.find(study, folder))
+
+# %% [markdown]
+# ## The encoder's card
+
+# %%
+card = encoders.card(encoder)
+encoders.card_table(card)
+
+# %% [markdown]
+# ## Embed
+
+# %%
+run = embed.embed(study, encoder, folder, device, batch_size)
+features, patch_ids = embed.load(run)
+
+# %% [markdown]
+# ## What the embedding sees
+#
+# The first two principal components, by domain and by class: what varies most is rarely what one is after.
+
+# %%
+figure = figures.embedding(study, features, labels, encoder)
+written = figures.save(figure, figures.embedding_table(features, labels), folder / "figures", f"02_embedding_{run.words}")
+figure
+
+# %%
+captions.show(captions.embedding(study, features, labels, encoder))
+
+# %% [markdown]
+# ## Checks
+
+# %%
+assert (patch_ids == labels["patch_id"]).all(), "embeddings don't stand row for row with the labels"
+assert features.shape == (len(labels), card.n_dims), f"{features.shape} embeddings for {len(labels)} patches"
+
+# %%
+print("files written:", run.folder.name, *[path.name for path in written], sep="\n  ")
+
+# %% [markdown]
+# **What we saw.** One vector a patch, kept with the card of the encoder that made it.
+#
+# **Limits.** Two components show little of many dimensions. Weights from a hub are what that hub serves under the card's
+# revision.
+#
+# **Next.** `03_linear_probe` asks what one linear layer can read out of these vectors.

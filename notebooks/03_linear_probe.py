@@ -1,0 +1,69 @@
+# %% [markdown]
+# *The committed outputs are those of the study `demo`: synthetic data.*
+#
+# # 03 Linear probe: how far does one linear layer on frozen embeddings get?
+#
+# | reads | writes | costs (demo) |
+# |---|---|---|
+# | `embeddings-<encoder>-…/`, `splits-…/` | `probe-<encoder>-…/` (predictions, fits) | half a minute |
+#
+# The estimator is the one of Chen et al. 2024 (UNI), which Ganz et al. use: L-BFGS on the mean cross-entropy plus
+# 0.5 / C times the norm of the weights, not squared, with C = D K / 100. scikit-learn's `LogisticRegression(C=…)` is another
+# estimator. The validation share stays unused, so that every arm trains on the same patches.
+
+# %% tags=["parameters"]
+study_file = "../studies/demo.yaml"  # what decides the numbers
+results = "../results"  # where runs are kept, a folder a study
+encoder = "efficientnet_lite0"  # whose embeddings to probe; 02_embed makes them
+
+# %%
+from pathlib import Path
+
+from mfcore import captions, compare, embed, figures, probe
+from mfcore.config import load_study
+
+study = load_study(study_file)
+folder = Path(results) / study.name
+
+# %% [markdown]
+# ## Fit and test, every fold at every size
+
+# %%
+run = probe.fit_study(study, embed.find(study, encoder, folder), folder)
+fits = probe.load_fits(run)
+fits.drop(columns="seconds").head()
+
+# %% [markdown]
+# ## AUROC by training-set size
+
+# %%
+predictions = compare.load_arm(run, encoder, "probe")
+scores = compare.scores(predictions)
+compare.scaling_table(scores, study)
+
+# %%
+figure = figures.scores_histogram(study, predictions, encoder)
+written = figures.save(figure, compare.scaling_table(scores, study), folder / "figures", f"03_probe_{run.words}")
+figure
+
+# %%
+captions.show(captions.scores_histogram(study, predictions, encoder))
+
+# %% [markdown]
+# ## Checks
+
+# %%
+assert predictions["score"].between(0, 1).all(), "a score is a probability"
+print(
+    f"{(~fits['converged']).sum()} of {len(fits)} fits stopped short of the optimum; largest residual {fits['residual'].max():.1e}"
+)
+
+# %%
+print("files written:", run.folder.name, *[path.name for path in written], sep="\n  ")
+
+# %% [markdown]
+# **What we saw.** The probe's predictions, from which every metric is computed again wherever it is shown.
+#
+# **Limits.** One estimator, no search over its penalty, features not standardised: that is the protocol under study.
+#
+# **Next.** `04_train_end_to_end` is the arm to beat; `05_data_scaling` puts them side by side.

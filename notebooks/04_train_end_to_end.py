@@ -1,0 +1,68 @@
+# %% [markdown]
+# *The committed outputs are those of the study `demo`: synthetic data.*
+#
+# # 04 Train end to end: how far does a network get that is trained on the patches themselves?
+#
+# | reads | writes | costs (demo) |
+# |---|---|---|
+# | `patches-…/`, `splits-…/` | `train-<network>-fold…/` (predictions, history, weights) | about two minutes a fold |
+#
+# As in Ganz et al. 2024, section 3: from ImageNet weights, with colour jitter, blur, flips and rotation (inside a stored
+# margin, so that no corner is empty), Adam under a one-cycle schedule; the epoch with the lowest validation loss is the one
+# tested, its weights truly restored. This run trains one fold at every size, and on every domain by itself.
+
+# %% tags=["parameters"]
+study_file = "../studies/demo.yaml"  # what decides the numbers
+results = "../results"  # where runs are kept, a folder a study
+network = "efficientnet_lite0_end_to_end"  # one of the study's networks
+fold = 0  # which fold to train
+device = "auto"  # "cpu", "cuda", or "auto": the GPU where there is one
+
+# %%
+from pathlib import Path
+
+import pandas as pd
+
+from mfcore import captions, compare, figures, train
+from mfcore.config import as_dict, load_study
+
+study = load_study(study_file)
+folder = Path(results) / study.name
+pd.Series(as_dict(study.network(network)), name="value").to_frame()
+
+# %% [markdown]
+# ## Train
+
+# %%
+run = train.train_study(study, network, fold, folder, device)
+history = train.load_history(run)
+predictions = compare.load_arm(run, network, "end-to-end")
+compare.scaling_table(compare.scores(predictions), study)
+
+# %% [markdown]
+# ## How training went
+
+# %%
+figure = figures.history(study, history, network)
+written = figures.save(figure, history, folder / "figures", f"04_history_{run.words}")
+figure
+
+# %%
+captions.show(captions.history(study, history, network))
+
+# %% [markdown]
+# ## Checks
+
+# %%
+assert predictions["score"].between(0, 1).all(), "a score is a probability"
+assert history["val_loss"].notna().all(), "a validation loss is missing"
+
+# %%
+print("files written:", run.folder.name, *[path.name for path in written], sep="\n  ")
+
+# %% [markdown]
+# **What we saw.** One fold of the end-to-end arm: training and validation loss by epoch, and the epoch that was tested.
+#
+# **Limits.** At the smallest sizes the validation set holds a handful of patches, and the best epoch is then partly chance.
+#
+# **Next.** `05_data_scaling` puts this arm beside the probes.

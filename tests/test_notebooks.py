@@ -1,0 +1,106 @@
+"""The notebooks: their pairs as committed, and a tiny study run through all of them, killed and resumed on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jupytext
+import nbformat
+import pandas as pd
+import pytest
+
+from mfcore import pairs, store
+from mfcore.sweep import ROOT
+
+NOTEBOOKS = ROOT / "notebooks"
+
+TINY = """
+name: tiny
+title: "Tiny: for testing"
+data: {source: synthetic, seed: 3, n_slides: 20, n_annotations: 300}
+splits: {sizes: [0.3, 1.0], n_folds: 1}
+encoders: ["random:test_vit", "timm:no_such_model"]
+networks:
+  - {name: tiny_end_to_end, architecture: "random:test_resnet", input_px: 32, n_epochs: 2, patches_per_epoch: 32, shift_px: 2}
+"""
+
+
+def test_the_committed_notebooks_are_pairs_with_fresh_outputs():
+    assert pairs.problems(NOTEBOOKS) == []
+
+
+def test_a_drifted_pair_a_stale_output_and_an_error_are_found(tmp_path):
+    source = tmp_path / "01_a.py"
+    source.write_text('# %% [markdown]\n# *synthetic*\n\n# %% tags=["parameters"]\nx = 1\n\n# %%\nprint(x)\n')
+    assert pairs.problems(tmp_path) == ["01_a.ipynb is missing; run `make notebooks`"]
+    assert pairs.build(tmp_path) == 0
+    first = source.with_suffix(".ipynb").read_bytes()
+    assert pairs.build(tmp_path) == 0
+    assert source.with_suffix(".ipynb").read_bytes() == first, "two builds of one source differ"
+    source.write_text(source.read_text().replace("x = 1", "x = 2"))
+    assert [p.split(":")[0].split(";")[0] for p in pairs.problems(tmp_path)] == [
+        "01_a.ipynb and 01_a.py have drifted apart",
+        "01_a.ipynb is stale",
+    ]
+    broken = nbformat.read(source.with_suffix(".ipynb"), 4)
+    broken.cells[-1].outputs = [nbformat.v4.new_output("error", ename="E", evalue="v", traceback=[])]
+    nbformat.write(broken, source.with_suffix(".ipynb"))
+    assert "01_a.ipynb holds an error" in pairs.problems(tmp_path)
+
+
+def test_the_fingerprint_follows_the_imports():
+    reached = {path.stem for path in pairs._reached(NOTEBOOKS / "05_data_scaling.py")}
+    assert {"compare", "store", "config", "metrics"} <= reached
+    assert not reached & {"synthetic", "train", "encoders"}, "05 must open without the models"
+
+
+@pytest.mark.parametrize("source", pairs.sources(NOTEBOOKS), ids=lambda path: path.stem)
+def test_a_notebook_has_its_cells_in_order(source):
+    cells = jupytext.read(source).cells
+    tagged = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    assert tagged == [1], "the title comes first, the parameters second"
+    text = "\n".join(cell.source for cell in cells)
+    for part in ("| reads | writes | costs", "**What we saw.**", "**Limits.**", "**Next.**", "## Checks", "files written:"):
+        assert part in text, f"{source.name} lacks {part!r}"
+
+
+def _sweep(study, results):
+    command = [sys.executable, "-m", "mfcore.sweep", "paper", "--study", str(study), "--results", str(results), "--cores", "2"]
+    command += ["--data", str(results / "data")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def test_a_tiny_study_runs_through_is_killed_and_resumed_and_a_failing_arm_is_a_row(tmp_path):
+    """Two sweeps: the first is killed, with all its processes, while it trains and embeds; the second finishes."""
+    study, folder = tmp_path / "tiny.yaml", tmp_path / "results" / "tiny"
+    study.write_text(TINY)
+    first = _sweep(study, tmp_path / "results")
+    deadline = time.monotonic() + 240
+    while not list(folder.glob("splits-*/run.json")) and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(6)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    patches_folder = next(folder.glob("patches-*"))
+    before = store.file_sha256(patches_folder / "run.json")
+
+    second = _sweep(study, tmp_path / "results")
+    output = second.communicate(timeout=420)[0]
+    assert second.returncode == 1, output  # one encoder doesn't exist
+    failures = {path.stem: store.read_json(path)["reason"] for path in (folder / "failures").glob("*.json")}
+    assert set(failures) == {"02_embed.timm_no_such_model", "03_linear_probe.timm_no_such_model"}, output
+    assert "no_such_model" in failures["02_embed.timm_no_such_model"]
+    assert store.file_sha256(patches_folder / "run.json") == before, "finished patches were extracted again"
+    for run in folder.glob("*-*/run.json"):
+        store.Run(run.parent, {k: store.read_json(run)[k] for k in ("stage", "name", "config", "inputs")}).verify()
+    predictions = pd.concat([pd.read_parquet(path) for path in folder.glob("*/predictions.parquet")])
+    assert predictions["score"].between(0, 1).all()
+    assert len(predictions.groupby(["train_domain", "fold", "size"])) == 2 + 5
+    index = folder / "supplement" / "index.html"
+    page = index.read_text()
+    assert str(index) in output
+    assert "synthetic" in page and "no_such_model" in page
+    for notebook in sorted((folder / "notebooks").glob("*.ipynb")):
+        assert (folder / "supplement" / "notebooks" / f"{notebook.stem}.html").is_file(), notebook.stem
