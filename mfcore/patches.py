@@ -27,7 +27,6 @@ from mfcore.config import Study, as_dict, digest
 from mfcore.slides import SAME_RESOLUTION, SlideError, open_slide
 
 T = TypeVar("T")
-MAX_OFF_SLIDE_PX = 25.0  # level-0 px; half of MIDOG's box, the same rule as for labels
 
 
 class PatchError(ValueError):
@@ -233,7 +232,7 @@ def _look_at(job: _Job) -> _Found:
             width, height = slide.size_px
     except SlideError as error:
         return _Found(problems=(str(error),))
-    if off.max() > MAX_OFF_SLIDE_PX:
+    if off.max() > labels.MAX_OFF_SLIDE_PX:
         x, y = job.centres[off.argmax()]
         problem = f"{job.files[0]}: is {width} x {height} px, a label lies at ({x:g}, {y:g}); these labels are of another image"
         return _Found(problems=(problem,))

@@ -106,7 +106,11 @@ def test_the_table_survives_parquet(tmp_path):
         (("annotations", 1, "bbox"), [100, 100, 150], r"annotation 2 .*four finite numbers"),
         (("annotations", 1, "bbox"), ["100", 100, 150, 150], r"annotation 2 .*four finite numbers"),
         (("annotations", 1, "bbox"), None, r"annotation 2 .*bbox is None"),
-        (("annotations", 1, "bbox"), [-51, 100, -1, 150], r"annotation 2 .*off the slide of 400 x 300 px"),
+        (
+            ("annotations", 1, "bbox"),
+            [-51, 100, -1, 150],
+            r"annotation 2 .*centre \(-26, 125\) lies more than 25 px off the slide of 400 x 300 px",
+        ),
         (("annotations", 1, "bbox"), [401, 100, 451, 150], r"annotation 2 .*off the slide"),
         (("annotations", 1, "bbox"), [100, 301, 150, 351], r"annotation 2 .*off the slide"),
         (("annotations", 1, "bbox"), [100, -60, 150, -10], r"annotation 2 .*off the slide"),
@@ -134,7 +138,7 @@ def test_a_wrong_midog_label_is_refused_by_name(tmp_path, path, value, message):
 
 
 @pytest.mark.parametrize("box", [[-50, 100, 0, 150], [400, 100, 450, 150], [100, 300, 150, 350], [100, -50, 150, 0]])
-def test_a_centre_may_lie_half_a_box_off_the_slide(tmp_path, box):
+def test_a_centre_may_lie_25_px_off_the_slide(tmp_path, box):
     midog_folder(tmp_path, changed(("annotations", 1, "bbox"), box))
     table = labels.load(MIDOG, tmp_path)
     assert (table["x_l0_px"][1], table["y_l0_px"][1]) == ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
