@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "mfcore"
 # A new module names its layer here. `ssl` stands for the whole sub-package.
 LAYERS = {
     "base": {"config", "rng", "store", "metrics"},
-    "data": {"labels", "slides", "splits", "patches", "downloads", "augment", "synthetic"},
+    "data": {"labels", "slides", "splits", "patches", "downloads", "augment", "synthetic", "synthetic_cells"},
     "models": {"cards", "weights", "encoders", "adapt"},
     "procedures": {"embed", "probe", "train", "segment", "ssl"},
     "report": {"compare", "statistics", "figures", "claims", "report"},

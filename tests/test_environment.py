@@ -1,0 +1,185 @@
+"""pyproject.toml says what mfcore works with, pins.txt what it is reproduced with; everything else reads these two."""
+
+import ast
+import importlib.metadata
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+READERS = ("Makefile", "pyproject.toml", "environment.yml", "binder/environment.yml", "Dockerfile", ".ci/run")
+
+
+def requirements(*extras: str) -> dict[str, Requirement]:
+    """The project's direct dependencies and those of its extras, by canonical name."""
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
+    return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+
+
+def pins() -> dict[str, str]:
+    """pins.txt: exact version by canonical name; refuses a line that is neither a comment nor ``name==version``."""
+    found = {}
+    for number, line in enumerate((ROOT / "pins.txt").read_text(encoding="utf-8").splitlines(), start=1):
+        if line and not line.startswith("#"):
+            match = re.fullmatch(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)", line)
+            assert match, f"pins.txt, line {number}: {line!r} is not name==version"
+            assert match[1] not in found, f"pins.txt, line {number}: {match[1]} stands there twice"
+            found[match[1]] = match[2]
+    return found
+
+
+def test_every_direct_dependency_is_pinned_within_its_range():
+    """A pin that pyproject.toml forbids would make the install fail, a missing one would make it drift."""
+    versions = pins()
+    for name, requirement in requirements(*PROJECT["optional-dependencies"]).items():
+        assert name in versions, f"{name} is a dependency but has no version in pins.txt"
+        assert requirement.specifier.contains(versions[name]), f"pins.txt: {name}=={versions[name]} is outside {requirement}"
+
+
+def test_ranges_bound_from_below_only():
+    """pyproject.toml doesn't stop anybody's newer versions; exact ones stand in pins.txt alone."""
+    for requirement in requirements(*PROJECT["optional-dependencies"]).values():
+        assert {part.operator for part in requirement.specifier} <= {">="}, str(requirement)
+
+
+def test_pins_are_sorted_and_leave_the_accelerator_open():
+    """No local version such as +cpu and no CUDA package, so that the same list serves CPU and GPU builds of torch."""
+    names = list(pins())
+    assert names == sorted(names)
+    assert not [name for name in names if name.startswith(("nvidia-", "cuda-"))]
+
+
+def test_installed_versions_are_the_pinned_ones():
+    """The environment that `make env` made is the one that the list describes."""
+    if not (Path(sys.prefix) / "ready").is_file():
+        pytest.skip(f"{sys.prefix} was not made by `make env`")
+    versions, wrong = pins(), []
+    for distribution in importlib.metadata.distributions():
+        name = canonicalize_name(distribution.metadata["Name"])
+        if name in versions and Version(distribution.version).public != versions[name]:
+            wrong.append(f"{name}: {distribution.version} installed, {versions[name]} pinned")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_unpinned_is_installed():
+    """What the direct dependencies bring is in the list too, so that an install next year is the same."""
+    if not (Path(sys.prefix) / "ready").is_file():
+        pytest.skip(f"{sys.prefix} was not made by `make env`")
+    installed, pending = set(), [*requirements("test")]
+    while pending:
+        name = pending.pop()
+        if name in installed:
+            continue
+        installed.add(name)
+        for line in importlib.metadata.requires(name) or []:
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                pending.append(canonicalize_name(needed.name))
+    by_torch = {name for name in installed if name.startswith(("nvidia-", "cuda-")) or name == "triton"}
+    assert not installed - set(pins()) - by_torch
+
+
+def test_conda_reads_the_same_list():
+    """environment.yml installs the project with its tests from pins.txt, and gives no version but Python's."""
+    content = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    python, *others, by_pip = content["dependencies"]
+    assert by_pip == {"pip": ["--constraint pins.txt", "--editable .[test]"]}
+    assert others == ["pip", "make"]
+    assert Version(python.removeprefix("python=")) in SpecifierSet(PROJECT["requires-python"])
+
+
+def test_binder_reads_the_same_list():
+    """binder/environment.yml is the other one, with paths as seen from its folder."""
+    one = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    two = yaml.safe_load((ROOT / "binder" / "environment.yml").read_text(encoding="utf-8"))
+    assert two["dependencies"][-1] == {"pip": ["--constraint ../pins.txt", "--editable ..[test]"]}
+    assert two | {"dependencies": two["dependencies"][:-1]} == one | {"dependencies": one["dependencies"][:-1]}
+
+
+def test_docker_makes_the_environment_as_everyone_does():
+    """The Dockerfile installs Python packages by `make env` alone, with every file that this reads copied before."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    steps = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
+    assert not re.search(r"\bpip3? install\b|\bconda\b", text)
+    (env,) = [n for n, (kind, rest) in enumerate(steps) if kind == "RUN" and re.search(r"\bmake env\b", rest)]
+    copied = {name for kind, rest in steps[:env] if kind == "COPY" for name in rest.split()[1:]}
+    assert {"Makefile", "pyproject.toml", "pins.txt", PROJECT["readme"], *PROJECT["license-files"]} <= copied
+    assert "mfcore/__init__.py" in copied
+    assert all((ROOT / name).exists() for name in copied)
+    installed = next(rest for kind, rest in steps if kind == "RUN" and "apt-get install" in rest)
+    assert {"ca-certificates", "git", "make", "python3", "python3-venv"} <= set(installed.split())
+
+
+@pytest.mark.parametrize("file", READERS)
+def test_exact_versions_stand_in_the_list_only(file):
+    """No second place to forget when a version moves."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    names = "|".join(map(re.escape, pins()))
+    assert not re.findall(rf"(?<![\w-])(?:{names})\s*={{1,2}}\s*v?\d[\w.]*", text, flags=re.IGNORECASE)
+
+
+def test_docker_leaves_out_what_git_ignores():
+    """Neither an environment nor results get into an image, and nothing that git tracks is kept out of it."""
+
+    def patterns(file: str) -> set[str]:
+        lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line and not line.startswith("#")]
+        return {re.sub(r"^(!?)(\*\*)?/|/$", r"\1", line) for line in kept}
+
+    assert patterns(".dockerignore") == patterns(".gitignore")
+
+
+def third_party(folder: str) -> set[str]:
+    """Top-level names that the Python files of a folder import, less the standard library's and the project's own."""
+    found = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.split(".")[0])
+    own = {"mfcore", *(path.stem for path in (ROOT / folder).rglob("*.py"))}
+    return found - set(sys.stdlib_module_names) - own
+
+
+@pytest.mark.parametrize(
+    ("folder", "extra"), [("mfcore", []), ("notebooks", []), ("tests", ["test"]), ("benchmarks", ["test"])]
+)
+def test_every_import_is_declared(folder, extra):
+    """What is imported is a direct dependency, not something that another package happens to bring."""
+    distributions = importlib.metadata.packages_distributions()
+    declared = set(requirements(*extra))
+    undeclared = {
+        name
+        for name in third_party(folder)
+        if not declared & {canonicalize_name(distribution) for distribution in distributions.get(name, [name])}
+    }
+    assert not undeclared, f"{folder}/ imports {sorted(undeclared)}; declare them in pyproject.toml, pins.txt and README"
+
+
+def test_readme_gives_a_reason_for_every_dependency():
+    """README's table has one row for each direct dependency and no other, each with its reason."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Dependencies", 1)[1].split("\n## ", 1)[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("| `")]
+    named = [canonicalize_name(name) for cell, _ in rows for name in re.findall(r"`([^`]+)`", cell)]
+    assert sorted(named) == sorted(requirements(*PROJECT["optional-dependencies"]))
+    assert all(reason for _, reason in rows)
+
+
+def test_the_notebooks_find_their_kernel():
+    """papermill starts the kernel python3 of this environment, which ipykernel leaves there when it is installed."""
+    kernel = json.loads((Path(sys.prefix) / "share" / "jupyter" / "kernels" / "python3" / "kernel.json").read_text())
+    assert Path(kernel["argv"][0]).name.startswith("python")
+    assert "ipykernel_launcher" in kernel["argv"]
