@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "models": {"base", "data", "models"},
     "procedures": {"base", "data", "models"},
     "report": {"base", "data", "models", "report"},
-    "sweep": {"base", "data", "report"},
+    "sweep": {"base", "data", "report", "sweep"},
 }
+HANDED_OVER = {"sweep": {"pairs"}}  # sweep's command line calls pairs, which runs notebooks as the sweep does
 
 # Seconds to import, or a library of the system that may lack: imported by the functions that use them.
 HEAVY = {"torch", "torchvision", "timm", "transformers", "openslide", "tifffile"}
