@@ -277,11 +277,11 @@ def _read_all(run: store.Run, jobs: list[_Job], shape: tuple[int, ...], pool: Pr
 def _begin(partial: Path, progress: Path, shape: tuple[int, ...]) -> set[str]:
     """Make the partial array, or take up the one there is; returns the slides that are in it."""
     try:
-        array = np.load(partial, mmap_mode="r")
-        resumed = array.shape == shape and array.dtype == np.uint8
+        np.load(partial, mmap_mode="r")  # refuses a header or a length that the kill left unfinished
+        resumed = progress.is_file()
     except (OSError, ValueError):
         resumed = False
-    if resumed and progress.is_file():
+    if resumed:
         # A line without its end was being written at the kill; its slide is read again.
         lines = [line for line in progress.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
         progress.write_text("".join(lines), encoding="utf-8")

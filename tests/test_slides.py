@@ -9,8 +9,9 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from mfcore.slides import SlideError, open_slide
+from mfcore.slides import Slide, SlideError, open_slide
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "slides"
 WIDTH, HEIGHT = 150, 90
@@ -102,6 +103,28 @@ def test_resampling_keeps_the_exact_centre_and_scale(ramp_file, um_per_px, centr
     assert (patch[..., 2] == 128).all()
 
 
+@pytest.mark.parametrize(
+    ("um_per_px", "level"), [(0.2, 0), (0.25, 0), (0.49, 0), (0.4999, 1), (0.5, 1), (0.9, 1), (1.1, 2), (4.0, 2)]
+)
+def test_the_coarsest_level_that_is_fine_enough_is_read(um_per_px, level):
+    class Recorder:
+        size_px, downsamples, stated_um_per_px = (9000, 9000), (1.0, 2.0, 4.0), 0.25
+
+        def region(self, x_l0_px, y_l0_px, level, size_px):
+            self.asked = (x_l0_px, y_l0_px, level, size_px)
+            return Image.new("RGB", size_px)
+
+    recorder = Recorder()
+    Slide(Path("a.tif"), recorder, 0.25).read(4000, 3000, 100, um_per_px)
+    x_l0_px, y_l0_px, asked_level, (width, height) = recorder.asked
+    downsample = recorder.downsamples[level]
+    assert asked_level == level
+    for corner, n_px, centre in ((x_l0_px, width, 4000), (y_l0_px, height, 3000)):
+        assert corner <= centre - 50 * um_per_px / 0.25
+        assert corner + n_px * downsample >= centre + 50 * um_per_px / 0.25
+    assert width < 100 * um_per_px / 0.25 / downsample * 1.2 + 8  # no more than is needed
+
+
 def test_neighbours_meet_without_a_seam(ramp_file, tmp_path):
     image = np.random.default_rng(1).integers(0, 256, (400, 400, 3), dtype=np.uint8)
     with open_slide(write(tmp_path / "n.tif", image, um_per_px=0.2)) as slide:
@@ -173,6 +196,18 @@ def test_a_slide_cut_short_is_refused_when_opened(tmp_path, share):
         SlideError, match=r"short\.tif: (cut short|damaged|a tiled TIFF, cut short|a TIFF with a damaged index)"
     ):
         open_slide(short)
+
+
+def test_a_slide_that_openslide_opens_though_px_are_missing_is_refused(tmp_path):
+    """As in a transfer that stopped in a file that keeps its overviews first: OpenSlide looks at no more than these."""
+    path = write(tmp_path / "late.tif", ramps(256, 256), levels=1)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        offsets = list(tiff.pages[0].dataoffsets)
+        offsets[-1] = path.stat().st_size - 100
+        tiff.pages[0].tags["TileOffsets"].overwrite(offsets)
+    openslide.OpenSlide(path).close()
+    with pytest.raises(SlideError, match=r"late\.tif: cut short: [\d,]+ of [\d,]+ bytes"):
+        open_slide(path)
 
 
 def test_a_striped_tiff_is_refused_with_the_way_to_convert_it(tmp_path):
