@@ -51,12 +51,12 @@ class LabelError(ValueError):
 def load(study: Study, folder: str | Path, check_files: bool = True) -> pd.DataFrame:
     """The study's labels, one row an annotation, columns `COLUMNS`; ``patch_id`` counts the rows.
 
-    ``um_per_px`` is NaN until slides are read. ``check_files`` False reads labels where there are no slides.
+    ``um_per_px`` is NaN: it is known when slides are read. ``check_files`` False reads labels where there are no slides.
     Raises LabelError, with up to ten problems at once.
     """
     folder = Path(folder)
     file = label_file(study, folder)
-    table = _amibr(study, file, check_files) if study.data.source == "amibr" else _midog(file, check_files)
+    table = _amibr(file, check_files) if study.data.source == "amibr" else _midog(file, check_files)
     if table["label"].nunique() < 2:
         raise LabelError(f"{file}: every annotation is of one class; a study needs both")
     table.insert(0, "patch_id", np.arange(len(table), dtype=np.int64))
@@ -187,7 +187,7 @@ def _midog_problem(annotation: dict, image: dict) -> str | None:
     return None
 
 
-def _amibr(study: Study, file: Path, check_files: bool) -> pd.DataFrame:
+def _amibr(file: Path, check_files: bool) -> pd.DataFrame:
     """AMi-Br's CSV, without ``patch_id``; a patch's folder must say what its line says."""
     flags = [f"expert{i}_atypical" for i in (1, 2, 3)] + ["majority_atypical"]
     needed = ["slide", "dataset", "uid", "x", "y", *flags]
@@ -229,7 +229,7 @@ def _amibr(study: Study, file: Path, check_files: bool) -> pd.DataFrame:
             "label": label,
             "x_l0_px": rows["x"].astype(float),
             "y_l0_px": rows["y"].astype(float),
-            "um_per_px": math.nan if study.data.um_per_px is None else study.data.um_per_px,
+            "um_per_px": math.nan,
             "votes": list(atypical[flags[:3]].to_numpy(np.int8)),
             "file": files,
         }

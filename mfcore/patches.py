@@ -149,8 +149,7 @@ def extract(study: Study, folder: str | Path, results: str | Path, n_workers: in
         if not run.path("patches.npy").is_file():
             _read_all(run, jobs, (len(table), study.stored_px, study.stored_px, 3), pool)
             run.path("patches.partial.npy").replace(run.path("patches.npy"))
-    if not jobs[0].are_images:
-        table["um_per_px"] = table["slide_id"].map({slide_id: each.um_per_px for slide_id, each in found.items()})
+    table["um_per_px"] = table["slide_id"].map({slide_id: each.um_per_px for slide_id, each in found.items()})
     store.write_parquet(run.path("labels.parquet"), table)
     run.finish(
         ["labels.parquet", "patches.npy"],
@@ -223,7 +222,8 @@ def _refuse(problems: list[str]) -> None:
 def _look_at(job: _Job) -> _Found:
     """Open a slide, or a slide's patch images, without reading px."""
     if job.are_images:
-        return _Found(problems=tuple(problem for file in job.files if (problem := _image_problem(file, job.size_px))))
+        problems = tuple(problem for file in job.files if (problem := _image_problem(file, job.size_px)))
+        return _Found(problems, math.nan if job.slide_um_per_px is None else job.slide_um_per_px)
     try:
         with open_slide(job.files[0], job.slide_um_per_px) as slide:
             side = job.size_px * (1.0 if job.um_per_px is None else job.um_per_px / slide.um_per_px)

@@ -188,8 +188,7 @@ def test_midog_2022_gets_its_domains_from_the_blocks_of_ids(tmp_path):
 
 
 def test_amibr_rows(tmp_path):
-    study = Study(name="t", title="t", data=Data(source="amibr", um_per_px=0.25))
-    table = labels.load(study, amibr_folder(tmp_path))
+    table = labels.load(AMIBR, amibr_folder(tmp_path))
     assert tuple(table.columns) == labels.COLUMNS
     assert table["label"].tolist() == [0, 1, 0]
     assert table["slide_id"].tolist() == ["MIDOG21/003.tiff", "MIDOG21/003.tiff", "TUPAC16/03_stitched2.tif"]
@@ -197,8 +196,7 @@ def test_amibr_rows(tmp_path):
     assert table["domain"].tolist() == ["MIDOG21", "MIDOG21", "TUPAC16"]
     assert [votes.tolist() for votes in table["votes"]] == [[0, 0, 1], [1, 1, 0], [0, 0, 0]]
     assert table["file"].tolist() == [f"patches/{patch}.png" for patch in PATCHES]
-    assert table["um_per_px"].tolist() == [0.25] * 3
-    assert labels.load(AMIBR, tmp_path)["um_per_px"].isna().all()
+    assert table["um_per_px"].isna().all()
 
 
 @pytest.mark.parametrize(

@@ -321,8 +321,10 @@ def test_patch_images_are_read_as_they_are(tmp_path):
     for row in table.itertuples():
         np.testing.assert_array_equal(array[row.patch_id], np.asarray(Image.open(folder / row.file)))
     assert table["um_per_px"].isna().all()
+    assert run.record["facts"]["um_per_px_said_by_study"] == []
     said = patches.extract(image_study(um_per_px=0.25), folder, tmp_path / "results")
     assert patches.load(said)[0]["um_per_px"].tolist() == [0.25] * 6
+    assert said.record["facts"]["um_per_px_said_by_study"] == ["MIDOG21/0.tiff", "MIDOG21/1.tiff"]
 
 
 @pytest.mark.parametrize(
