@@ -88,7 +88,7 @@ clean: ## remove caches
 	find mfcore tests notebooks benchmarks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 clean-results: ## remove the results of STUDY
-	rm -rf "results/$(or $(notdir $(STUDY)),$(error clean-results: name the study, as in STUDY=demo))"
+	rm -rf "results/$(or $(patsubst %.yaml,%,$(notdir $(STUDY))),$(error clean-results: name the study, as in STUDY=demo))"
 
 clean-env: ## remove the environment
 	rm -rf $(VENV)
