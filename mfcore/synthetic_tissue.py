@@ -1,0 +1,399 @@
+"""Tissue of the synthetic slides: the five domains, where cells lie, and the slide's pixels from stain to scanner.
+
+A slide is two layers of optical density, haematoxylin and eosin (Beer-Lambert: intensity = white * 10^-(h * H + e * E)),
+then the scanner's blur, sharpening and noise. Compartments (tumour, stroma, gaps) and cytoplasm are made at half the
+resolution, nuclei at the full one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from mfcore import rng as streams
+from mfcore import synthetic_cells as cells
+from mfcore.synthetic_cells import Canvas, Look
+
+MARGIN_PX = 32
+"""Annotated cells keep this distance from the border, so that the corner box of 50 px lies inside the slide."""
+APART_UM = 17.0
+"""Smallest distance between two annotated cells."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One tumour domain: its share of the annotations, its tissue, its stains, its scanner.
+
+    share: of all annotations. positive: share of mitotic figures among them. spacing_um: smallest distance between tumour
+    nuclei. stroma, gap: shares of the area. lymphocytes: share among the stroma's cells. cytoplasm: amounts (h, e);
+    granules: contrast of its texture. haematoxylin, eosin: optical density of one unit of stain in red, green, blue.
+    white: the scanner's background. blur_um: standard deviation of its blur. sharpen: its overshoot.
+    look_alikes: weights of pyknotic, apoptotic, hyperchromatic, smudged, sliver.
+    """
+
+    name: str
+    scanner: str
+    um_per_px: float
+    share: float
+    positive: float
+    spacing_um: float
+    stroma: float
+    gap: float
+    lymphocytes: float
+    cytoplasm: tuple[float, float]
+    granules: float
+    look: Look
+    haematoxylin: tuple[float, float, float]
+    eosin: tuple[float, float, float]
+    white: tuple[float, float, float]
+    blur_um: float
+    sharpen: float
+    look_alikes: tuple[float, float, float, float, float]
+
+
+DOMAINS = (
+    Domain(
+        name="human breast cancer",
+        scanner="Hamamatsu S360",
+        um_per_px=0.2294,
+        share=0.22,
+        positive=0.40,
+        spacing_um=9.6,
+        stroma=0.34,
+        gap=0.06,
+        lymphocytes=0.25,
+        cytoplasm=(0.13, 0.30),
+        granules=0.10,
+        look=Look(4.3, 0.15, 0.13, 0.30, 0.8, 0.7, 1.2, 0.62, 1.42),
+        haematoxylin=(0.62, 0.68, 0.34),
+        eosin=(0.12, 0.72, 0.38),
+        white=(244, 242, 245),
+        blur_um=0.20,
+        sharpen=0.0,
+        look_alikes=(0.24, 0.20, 0.24, 0.18, 0.14),
+    ),
+    Domain(
+        name="canine lung cancer",
+        scanner="3DHistech Pannoramic Scan II",
+        um_per_px=0.2483,
+        share=0.15,
+        positive=0.47,
+        spacing_um=9.0,
+        stroma=0.22,
+        gap=0.13,
+        lymphocytes=0.2,
+        cytoplasm=(0.10, 0.34),
+        granules=0.13,
+        look=Look(4.0, 0.13, 0.10, 0.36, 0.45, 0.8, 1.0, 0.58, 1.35),
+        haematoxylin=(0.72, 0.66, 0.28),
+        eosin=(0.20, 0.70, 0.28),
+        white=(238, 240, 246),
+        blur_um=0.17,
+        sharpen=0.6,
+        look_alikes=(0.18, 0.28, 0.18, 0.16, 0.20),
+    ),
+    Domain(
+        name="canine lymphoma",
+        scanner="3DHistech Pannoramic Scan II",
+        um_per_px=0.2483,
+        share=0.28,
+        positive=0.48,
+        spacing_um=6.9,
+        stroma=0.05,
+        gap=0.03,
+        lymphocytes=0.7,
+        cytoplasm=(0.20, 0.26),
+        granules=0.08,
+        look=Look(3.1, 0.12, 0.08, 0.38, 0.45, 0.6, 1.4, 0.72, 1.38),
+        haematoxylin=(0.66, 0.76, 0.38),
+        eosin=(0.24, 0.62, 0.24),
+        white=(241, 238, 246),
+        blur_um=0.25,
+        sharpen=0.3,
+        look_alikes=(0.32, 0.30, 0.18, 0.16, 0.04),
+    ),
+    Domain(
+        name="canine cutaneous mast cell tumor",
+        scanner="Aperio ScanScope CS2",
+        um_per_px=0.2533,
+        share=0.19,
+        positive=0.60,
+        spacing_um=10.2,
+        stroma=0.20,
+        gap=0.07,
+        lymphocytes=0.15,
+        cytoplasm=(0.17, 0.34),
+        granules=0.26,
+        look=Look(4.0, 0.11, 0.07, 0.26, 0.8, 0.5, 0.7, 0.55, 1.45),
+        haematoxylin=(0.55, 0.66, 0.42),
+        eosin=(0.10, 0.72, 0.50),
+        white=(240, 238, 233),
+        blur_um=0.22,
+        sharpen=0.4,
+        look_alikes=(0.26, 0.16, 0.16, 0.24, 0.18),
+    ),
+    Domain(
+        name="human neuroendocrine tumor",
+        scanner="Hamamatsu XR",
+        um_per_px=0.2263,
+        share=0.16,
+        positive=0.29,
+        spacing_um=8.2,
+        stroma=0.27,
+        gap=0.05,
+        lymphocytes=0.15,
+        cytoplasm=(0.09, 0.26),
+        granules=0.09,
+        look=Look(3.5, 0.08, 0.08, 0.42, 0.45, 0.4, 0.2, 0.60, 1.22),
+        haematoxylin=(0.58, 0.60, 0.27),
+        eosin=(0.09, 0.60, 0.38),
+        white=(247, 245, 243),
+        blur_um=0.30,
+        sharpen=0.0,
+        look_alikes=(0.26, 0.10, 0.30, 0.22, 0.12),
+    ),
+)
+PHASES = dict(zip(cells.MITOTIC, (0.30, 0.36, 0.14, 0.20), strict=True))
+"""Weights of the mitotic phases, the same in every domain."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a slide before it is drawn."""
+
+    index: int
+    domain: Domain
+    n_rows: int
+    n_columns: int
+    n_annotations: int
+    positive: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a slide's cells lie, in level-0 px: float (n, 2) arrays of x, y; annotated cells with kind and hardness."""
+
+    stroma: np.ndarray  # (n_rows / 8, n_columns / 8)
+    gap: np.ndarray  # (n_rows / 8, n_columns / 8)
+    tumour_px: np.ndarray
+    stroma_px: np.ndarray
+    annotated: np.ndarray  # indices into tumour_px
+    kinds: list[str]
+    hard: np.ndarray
+
+
+def _field(rng: np.random.Generator, shape: tuple[int, int], length: float) -> np.ndarray:
+    """Smooth noise of unit variance with correlation length ``length``, in its own pixels."""
+    field = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), length, mode="wrap", truncate=3)
+    return (field - field.mean()) / field.std()
+
+
+def _enlarge(field: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """``field`` stretched to ``shape``, bilinear."""
+    for axis, n in enumerate(shape):
+        at = np.clip((np.arange(n, dtype=np.float32) + 0.5) * field.shape[axis] / n - 0.5, 0, field.shape[axis] - 1.001)
+        low = at.astype(np.intp)
+        weight = np.expand_dims(at - low, 1 - axis).astype(np.float32)
+        first = np.take(field, low, axis=axis)
+        field = first + weight * (np.take(field, low + 1, axis=axis) - first)
+    return field
+
+
+def _apart(points: np.ndarray, distance: float) -> np.ndarray:
+    """Indices of the points kept when each, in order, is dropped if an earlier kept one is nearer than ``distance``."""
+    pairs = cKDTree(points).query_pairs(distance, output_type="ndarray")
+    kept, open_ = np.zeros(len(points), bool), np.ones(len(points), bool)
+    while open_.any():
+        waits = np.zeros(len(points), bool)
+        pairs = pairs[open_[pairs[:, 0]] & open_[pairs[:, 1]]]
+        waits[pairs[:, 1]] = True  # query_pairs gives i < j, and earlier points win
+        new = open_ & ~waits
+        kept |= new
+        open_ &= ~new
+        open_[pairs[new[pairs[:, 0]], 1]] = False
+    return np.flatnonzero(kept)
+
+
+def _scatter(rng: np.random.Generator, shape: tuple[int, int], distance_px: float) -> np.ndarray:
+    """Random points (n, 2) of x, y on a slide of ``shape`` (rows, columns), none nearer to another than ``distance_px``."""
+    n_rows, n_columns = shape
+    points = rng.random((int(3 * n_rows * n_columns / distance_px**2), 2)) * (n_columns, n_rows)
+    return points[_apart(points, distance_px)]
+
+
+def lay_out(seed: int, plan: Plan) -> Layout:
+    """Compartments and cells of a slide; quick, so that an interrupted data set finds its annotations again.
+
+    Positions are drawn before classes: where an annotated cell lies says nothing about what it is. Raises ValueError
+    where the slide has no room for its annotations.
+    """
+    domain, um = plan.domain, plan.domain.um_per_px
+    rng = streams.generator(seed, "synthetic", "layout", plan.index)
+    shape = (plan.n_rows, plan.n_columns)
+    coarse_um = 8 * um
+    coarse = (plan.n_rows // 8, plan.n_columns // 8)
+    amount = np.clip(domain.stroma * np.exp(rng.normal(0, 0.35)), 0.02, 0.6)
+    stroma = _field(rng, coarse, 26 / coarse_um) + 0.35 * _field(rng, coarse, 9 / coarse_um)
+    stroma = stroma - np.float32(np.quantile(stroma, 1 - amount))
+    gap = _field(rng, coarse, 9 / coarse_um) + 0.5 * _field(rng, coarse, 4 / coarse_um)
+    gap = gap + 0.9 * np.exp(-((stroma / 0.25) ** 2))  # clefts open where tumour and stroma meet
+    gap = gap - np.float32(np.quantile(gap, 1 - np.clip(domain.gap * np.exp(rng.normal(0, 0.4)), 0.01, 0.3)))
+
+    def at(field: np.ndarray, points: np.ndarray) -> np.ndarray:
+        column, row = np.minimum((points / 8).astype(int), (coarse[1] - 1, coarse[0] - 1)).T
+        return field[row, column]
+
+    points = _scatter(rng, shape, domain.spacing_um / um)
+    points = points[at(gap, points) < -0.25]
+    in_stroma = at(stroma, points) > 0
+    tumour, others = points[~in_stroma], points[in_stroma]
+    others = others[rng.random(len(others)) < 0.55]
+    order = rng.permutation(len(tumour))
+    inside = order[
+        ((tumour[order] > MARGIN_PX) & (tumour[order] < (plan.n_columns - MARGIN_PX, plan.n_rows - MARGIN_PX))).all(axis=1)
+    ]
+    room = inside[_apart(tumour[inside], APART_UM / um)]
+    if len(room) < plan.n_annotations:
+        raise ValueError(
+            f"slide {plan.index}: room for {len(room)} annotated cells, {plan.n_annotations} wanted; ask for fewer"
+        )
+    annotated = room[: plan.n_annotations]
+
+    rng = streams.generator(seed, "synthetic", "kinds", plan.index)
+    positive = rng.random(plan.n_annotations) < plan.positive
+    phase = rng.choice(list(PHASES), plan.n_annotations, p=list(PHASES.values()))
+    weights = np.array(domain.look_alikes) * rng.dirichlet(np.full(5, 12.0))
+    other = rng.choice(list(cells.LOOK_ALIKE), plan.n_annotations, p=weights / weights.sum())
+    easy, difficult = rng.uniform(0, 0.45, plan.n_annotations), rng.uniform(0.65, 1.0, plan.n_annotations)
+    hard = np.where(rng.random(plan.n_annotations) < HARD_SHARE, difficult, easy)
+    kinds = [str(p) if yes else str(o) for yes, p, o in zip(positive, phase, other, strict=True)]
+    return Layout(stroma, gap, tumour, others, annotated, kinds, hard)
+
+
+HARD_SHARE = 0.42
+"""Share of annotated cells that are hard to tell; with the raters' errors it gives MIDOG++'s agreement of 0.78."""
+
+
+def _cytoplasm(centres_px: np.ndarray, shape: tuple[int, int], reach: float, rng: np.random.Generator):
+    """Which cell each pixel belongs to, and distances to the nearest and second nearest cell, all in ``shape``'s pixels.
+
+    Distances are those of ellipses, one per cell, so that cells are not all alike.
+    """
+    first = np.full(shape, reach, np.float32)
+    second = np.full(shape, reach, np.float32)
+    owner = np.full(shape, len(centres_px), np.int32)
+    angle, stretch = rng.uniform(0, np.pi, len(centres_px)), np.exp(rng.normal(0, 0.16, len(centres_px)))
+    cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    wide, narrow = stretch.astype(np.float32), (1 / stretch).astype(np.float32)
+    span = int(reach * 1.15) + 1
+    for index, (x, y) in enumerate(centres_px):
+        top, bottom = max(0, int(y) - span), min(shape[0], int(y) + span + 1)
+        left, right = max(0, int(x) - span), min(shape[1], int(x) + span + 1)
+        dx = np.arange(left, right, dtype=np.float32)[None, :] - np.float32(x)
+        dy = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(y)
+        along = (dx * cosine[index] + dy * sine[index]) * wide[index]
+        across = (dy * cosine[index] - dx * sine[index]) * narrow[index]
+        distance = np.sqrt(along * along + across * across)
+        f, s = first[top:bottom, left:right], second[top:bottom, left:right]
+        np.minimum(s, np.maximum(f, distance), out=s)
+        owner[top:bottom, left:right][distance < f] = index
+        np.minimum(f, distance, out=f)
+    return owner, first, second
+
+
+def _ground(plan: Plan, layout: Layout, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Haematoxylin and eosin of everything but nuclei, at half the resolution; and the fibres' angle on the coarse grid."""
+    domain = plan.domain
+    half = ((plan.n_rows + 1) // 2, (plan.n_columns + 1) // 2)
+    um = 2 * domain.um_per_px
+    fine, blotch = _field(rng, half, 0.5 / um), _field(rng, half, 1.6 / um)
+
+    owner, first, second = _cytoplasm(layout.tumour_px / 2, half, domain.spacing_um * 1.15 / um, rng)
+    tint = np.append(np.exp(rng.normal(0, 0.16, len(layout.tumour_px))), 0.75).astype(np.float32)[owner]
+    border = np.exp(-((((second - first) * np.float32(um)) / 1.1) ** 2))
+    membrane = np.float32(rng.uniform(-0.35, 0.35))
+    far = np.clip((first * np.float32(um) - domain.spacing_um * 0.72) / 3, 0, 1)
+    texture = 1 + np.float32(domain.granules) * fine + np.float32(0.12) * blotch
+    tumour_e = domain.cytoplasm[1] * tint * texture * (1 + membrane * border) * (1 - 0.35 * far)
+    tumour_h = domain.cytoplasm[0] * (2 - tint) * (1 + np.float32(1.8 * domain.granules) * fine) * (1 - 0.5 * far)
+
+    wave = _enlarge(
+        _field(rng, layout.stroma.shape, 45 / (4 * um)) + 0.15 * _field(rng, layout.stroma.shape, 8 / (4 * um)), half
+    )
+    angle, side = rng.uniform(0, np.pi), 512
+    y, x = np.arange(half[0], dtype=np.float32)[:, None], np.arange(half[1], dtype=np.float32)[None, :]
+    across = y * np.float32(np.cos(angle)) - x * np.float32(np.sin(angle)) + wave * np.float32(32 / um)
+    along = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
+    thin = _stretched(rng, side, 0.55 / um, 9 / um)[across.astype(np.int32) % side, along.astype(np.int32) % side]
+    thick = _stretched(rng, side, 1.7 / um, 22 / um)[(across * 0.9).astype(np.int32) % side, along.astype(np.int32) % side]
+    fibre = np.float32(0.6) * thin + np.float32(0.8) * thick
+    stroma_e = np.float32(domain.cytoplasm[1] * 1.05) * np.clip(1 + 0.42 * fibre, 0.06, 2)
+    stroma_h = 0.05 + 0.015 * fine
+
+    mix = np.clip(_enlarge(layout.stroma, half) / 0.12 + 0.5 + 0.4 * blotch, 0, 1)
+    open_ = np.clip(_enlarge(layout.gap, half) / 0.12 + 0.5 + 0.25 * blotch, 0, 1)
+    h = (tumour_h + mix * (stroma_h - tumour_h)) * (1 - open_)
+    e = (tumour_e + mix * (stroma_e - tumour_e)) * (1 - open_) + np.float32(0.015) * open_
+    gradient_y, gradient_x = np.gradient(_enlarge(wave, layout.stroma.shape))
+    step = np.float32(32 / (4 * um))
+    fibres = np.arctan2(np.sin(angle) - gradient_x * step, np.cos(angle) + gradient_y * step)
+    return np.maximum(h, 0.01), np.maximum(e, 0.01), fibres
+
+
+def _stretched(rng: np.random.Generator, side: int, across: float, along: float) -> np.ndarray:
+    """A periodic square of noise drawn out along its columns, of unit variance."""
+    tile = ndimage.gaussian_filter(rng.standard_normal((side, side), dtype=np.float32), (across, along), mode="wrap")
+    return tile / tile.std()
+
+
+def draw(seed: int, plan: Plan, layout: Layout) -> np.ndarray:
+    """The slide's pixels: uint8 (n_rows, n_columns, 3)."""
+    domain, um = plan.domain, plan.domain.um_per_px
+    rng = streams.generator(seed, "synthetic", "pixels", plan.index)
+    shape = (plan.n_rows, plan.n_columns)
+    h, e, fibres = _ground(plan, layout, rng)
+    canvas = Canvas(_enlarge(h, shape), _enlarge(e, shape), um, cells.noise(seed, um))
+    look = domain.look
+
+    for _ in range(rng.poisson(canvas.h.size * um * um / 12000)):
+        cells.vacuole(canvas.window(*rng.random(2) * shape[::-1], 14, rng), rng.uniform(1.5, 5.5))
+    for x, y in layout.stroma_px:
+        column, row = min(int(x / 8), fibres.shape[1] - 1), min(int(y / 8), fibres.shape[0] - 1)
+        draw_ = rng.random()
+        if draw_ < 0.02:
+            cells.red_cells(canvas.window(x, y, 12, rng), rng.uniform(5, 9), rng.integers(2, 9))
+        elif draw_ < 0.02 + domain.lymphocytes:
+            cells.lymphocyte(canvas.window(x, y, 5, rng), look)
+        else:
+            cells.spindle(canvas.window(x, y, 9, rng), look, fibres[row, column])
+    plain = np.ones(len(layout.tumour_px), bool)
+    plain[layout.annotated] = False
+    strays = rng.random(len(layout.tumour_px)) < 0.012
+    for (x, y), stray in zip(layout.tumour_px[plain], strays[plain], strict=True):
+        if stray:
+            cells.lymphocyte(canvas.window(x, y, 5, rng), look)
+        else:
+            cells.interphase(canvas.window(x, y, look.radius_um * 2.2, rng), look)
+    shapes = cells.MITOTIC | cells.LOOK_ALIKE
+    for index, kind, hard in zip(layout.annotated, layout.kinds, layout.hard, strict=True):
+        x, y = layout.tumour_px[index]
+        shapes[kind](canvas.window(x, y, 11, rng), look, float(hard))
+    return _scan(canvas, domain, rng)
+
+
+def _scan(canvas: Canvas, domain: Domain, rng: np.random.Generator) -> np.ndarray:
+    """From amounts of stain to the scanner's uint8 RGB; each slide's staining and focus vary a little about the domain's."""
+    strength = np.exp(rng.normal(0, 0.08, 2))
+    stains = np.array([domain.haematoxylin, domain.eosin]) * np.exp(rng.normal(0, 0.05, (2, 3))) * strength[:, None]
+    sigma = domain.blur_um / domain.um_per_px * np.exp(rng.normal(0, 0.1))
+    image = np.empty((*canvas.h.shape, 3), np.uint8)
+    for channel in range(3):
+        density = canvas.h * np.float32(stains[0, channel]) + canvas.e * np.float32(stains[1, channel])
+        light = np.float32(domain.white[channel]) * np.exp(np.float32(-np.log(10)) * density)
+        light = ndimage.gaussian_filter(light, sigma, truncate=3)
+        if domain.sharpen:
+            light += np.float32(domain.sharpen) * (light - ndimage.gaussian_filter(light, 2 * sigma, truncate=2.5))
+        light += rng.normal(0, 1.6, 1).astype(np.float32) + np.float32(1.5) * rng.standard_normal(light.shape, dtype=np.float32)
+        image[..., channel] = np.clip(light + 0.5, 0, 255)
+    return image
