@@ -122,7 +122,9 @@ class _OpenSlide:
         try:
             self._slide = openslide.OpenSlide(path)
         except openslide.OpenSlideUnsupportedFormatError:
-            raise SlideError(f"{path}: {kind}, which OpenSlide doesn't read; make it a tiled TIFF: {CONVERT}") from None
+            raise SlideError(
+                f"{path}: {kind}, which OpenSlide doesn't read; if the file is whole, make it a tiled TIFF: {CONVERT}"
+            ) from None
         except openslide.OpenSlideError as error:
             raise SlideError(f"{path}: damaged ({error}); fetch the file again") from None
         self.size_px = self._slide.dimensions
