@@ -133,7 +133,8 @@ _ALL = (
         n_dims=1280,
         n_parameters=3_371_008,
         licence="Apache-2.0",
-        facts="mean and std: tensorflow/tpu efficientnet_lite_builder.py; ImageNet weights, photographs at no um/px",
+        facts="mean and std: tensorflow/tpu efficientnet_lite_builder.py; ImageNet weights, logits those of the package "
+        "efficientnet-lite-pytorch to the last bit, whose README's ImageNet mean and std name photographs worse",
     ),
     EncoderCard(
         name="vit_tiny_random",
@@ -251,14 +252,14 @@ _ALL = (
         identifier="owkin/phikon",
         revision="057cc0295895c2df3dd7681a89680da6015cbefe",
         architecture="vit_base_patch16_224",
-        arguments={"img_size": 224},
+        arguments={"img_size": 224, "norm_layer": "LayerNorm(eps=1e-12)"},
         interpolation="bilinear",
         n_dims=768,
         n_parameters=85_798_656,
         n_prefix_tokens=1,
         um_per_px=(0.5,),
         licence="Owkin non-commercial",
-        facts="preprocessor_config.json and ViTImageProcessor's default; um/px: owkin/HistoSSLscaling",
+        facts="preprocessor_config.json and the defaults of ViTImageProcessor and ViTConfig; um/px: owkin/HistoSSLscaling",
         **_IMAGENET,
     ),
     EncoderCard(

@@ -7,15 +7,15 @@ A name is one of `names`, or says where to look: ``timm:NAME`` (with timm's Imag
 
 import contextlib
 import difflib
-import json
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mfcore import preprocess
 from mfcore.cards import CARDS, EncoderCard
 from mfcore.rng import stream_seed
 from mfcore.store import file_sha256, read_json
@@ -64,7 +64,7 @@ def load(name: str, device: str = "cpu") -> "Encoder":
     model, revision = _build(this, pretrained=True, seed=0)
     _check_card(this, model)
     try:
-        model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+        model.requires_grad_(False).eval().to(device)
     except (RuntimeError, AssertionError) as error:
         raise EncoderError(f"encoder {name!r} can't be moved to device {device!r}: {error}") from error
     return Encoder(this, model, torch.device(device), revision)
@@ -102,25 +102,8 @@ class Encoder:
     revision: str
 
     def transform(self, patches: np.ndarray) -> "torch.Tensor":
-        """uint8 (n, height, width, 3) to the network's input, float32 (n, 3, crop_px, crop_px), on the encoder's device.
-
-        As torchvision's Resize, CenterCrop, ToTensor and Normalize on PIL images: antialiased, in whole grey levels.
-        """
-        import torch
-        from torch.nn.functional import interpolate
-
-        this = self.card
-        images = torch.from_numpy(np.ascontiguousarray(patches)).to(self.device).permute(0, 3, 1, 2).float()  # (n, 3, h, w)
-        height, width = images.shape[-2:]
-        if min(height, width) != this.resize_px:
-            short = min(height, width)
-            size = (int(this.resize_px * height / short), int(this.resize_px * width / short))
-            images = interpolate(images, size, mode=this.interpolation, antialias=True, align_corners=False)
-            images = images.clamp(0, 255).round()
-        top, left = (round((side - this.crop_px) / 2) for side in images.shape[-2:])
-        images = images[..., top : top + this.crop_px, left : left + this.crop_px] / 255
-        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (this.mean, this.std))
-        return (images - mean) / std  # (n, 3, crop_px, crop_px)
+        """uint8 (n, height, width, 3) to the network's input, float32 (n, 3, crop_px, crop_px); see `preprocess.transform`."""
+        return preprocess.transform(patches, self.card, self.device)
 
     def embed(self, patches: np.ndarray, patch_ids: Sequence[int] | None = None) -> np.ndarray:
         """Embed uint8 (n, height, width, 3) in one pass; gives float32 (n, n_dims).
@@ -224,66 +207,72 @@ def _folder_card(name: str, folder: Path) -> EncoderCard:
         raise EncoderError(f"{folder / 'card.json'}: {error}") from error
 
 
-@cache
+@functools.cache
 def _timm_card(name: str, scheme: str, rest: str) -> EncoderCard:
     """A card from what timm, or a repository in timm's format, says of a model; n_dims from building it without weights."""
-    import timm
     import torch
 
-    arguments: dict[str, Any] = {}
-    repository, _, revision = rest.partition("@")
-    if scheme == "hf-hub":
-        path = hub_file(repository, ["config.json"], revision)
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if "architecture" not in config:
-            raise EncoderError(
-                f"{repository}: its config.json names no architecture of timm's; encoders of other libraries need a card"
-            )
-        facts = {**config, **config.get("pretrained_cfg", {})}
-        architecture, arguments = config["architecture"], config.get("model_args") or {}
-        revision = path.parent.name
-    else:
-        architecture, _, tag = rest.partition(".")
-        if not timm.is_model(architecture):
-            near = difflib.get_close_matches(rest, timm.list_models(pretrained=scheme == "timm"), n=3)
-            raise EncoderError(f"timm has no model {rest!r}{f'; near: {near}' if near else ''}")
-        pretrained = timm.get_pretrained_cfg(rest) if tag else timm.get_pretrained_cfg(architecture)
-        if pretrained is None or (scheme == "timm" and not pretrained.hf_hub_id):
-            tags = timm.list_pretrained(f"{architecture}.*")
-            raise EncoderError(
-                f"timm has no weights {rest!r} on the hub{f'; it has {tags}' if tags else ''}; for none: random:{rest}"
-            )
-        facts, repository = pretrained.to_dict(), pretrained.hf_hub_id or ""
-    known = facts.get("mean"), facts.get("std"), facts.get("input_size")
-    if None in known:
-        raise EncoderError(f"{name!r}: mean, std or input size aren't known ({known}); write a card for it")
-    arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
+    facts = _hub_facts(rest) if scheme == "hf-hub" else _timm_facts(rest, weights=scheme == "timm")
+    if not all(facts.get(key) for key in ("mean", "std", "input_size")):
+        raise EncoderError(f"{name!r}: mean, std or input size aren't known, so there is no saying what it should see")
+    size_px = int(facts["input_size"][-1])
     with torch.device("meta"):
-        model = _create(architecture, arguments)
-        size_px = int(facts["input_size"][-1])
-        n_dims = model.eval()(torch.zeros(1, 3, size_px, size_px)).shape
-    if len(n_dims) != 2:
-        raise EncoderError(f"{name!r} gives {tuple(n_dims)} for one image, not one vector; write a card with a readout for it")
-    interpolation = facts.get("interpolation", "bicubic")
+        model = _create(facts["architecture"], facts["arguments"]).eval()
+        embedding = model(torch.zeros(1, 3, size_px, size_px))
+    if embedding.ndim != 2:
+        raise EncoderError(
+            f"{name!r} gives {tuple(embedding.shape)} for one image, not one vector; it needs a card with a readout"
+        )
     return EncoderCard(
         name=name,
         source="random" if scheme == "random" else "hub",
-        identifier=architecture if scheme == "random" else repository,
-        revision="seed 0" if scheme == "random" else revision if scheme == "hf-hub" else "",
-        architecture=architecture,
-        arguments=arguments,
+        identifier=facts["architecture"] if scheme == "random" else facts["repository"],
+        revision=facts["revision"],
+        architecture=facts["architecture"],
+        arguments=facts["arguments"],
         resize_px=size_px,
         crop_px=size_px,
-        interpolation=interpolation if interpolation in ("bilinear", "bicubic") else "bicubic",
+        interpolation=facts["interpolation"],
         mean=tuple(facts["mean"]),
         std=tuple(facts["std"]),
         n_prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
         readout="pooled",
-        n_dims=int(n_dims[1]),
+        n_dims=int(embedding.shape[1]),
         n_parameters=_n_parameters(model),
         licence=str(facts.get("license") or "see the model's page"),
         facts="timm's configuration; the whole patch, without the crop that photographs get",
     )
+
+
+def _hub_facts(rest: str) -> dict[str, Any]:
+    """What ``config.json`` of the repository OWNER/NAME[@REVISION] says; its commit is the revision."""
+    repository, _, revision = rest.partition("@")
+    path = hub_file(repository, ["config.json"], revision)
+    config = read_json(path)
+    if "architecture" not in config:
+        raise EncoderError(f"{repository}: its config.json names no architecture of timm's; it needs a card of its own")
+    arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
+    known = {"interpolation": "bicubic", **config, **config.get("pretrained_cfg", {})}
+    return {**known, "repository": repository, "revision": path.parent.name, "arguments": arguments}
+
+
+def _timm_facts(rest: str, weights: bool) -> dict[str, Any]:
+    """What timm says of ``rest``, an architecture with or without the tag of published weights."""
+    import timm
+
+    architecture = rest.partition(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise EncoderError(f"timm has no model {architecture!r}; the nearest names are {near}")
+    try:
+        known = timm.get_pretrained_cfg(rest)
+    except RuntimeError:
+        known = None
+    if known is None or (weights and not known.hf_hub_id):
+        tags = timm.list_pretrained(f"{architecture}.*")
+        raise EncoderError(f"timm has no weights {rest!r} on the hub, only {tags}; without weights: 'random:{architecture}'")
+    revision = "" if weights else "seed 0"
+    return {**known.to_dict(), "repository": known.hf_hub_id, "revision": revision, "arguments": {}}
 
 
 # ---- building ----
@@ -317,7 +306,8 @@ def _create(architecture: str, arguments: Any, **more: Any) -> Any:
     import timm
     from torch import nn
 
-    classes = {"SwiGLUPacked": timm.layers.SwiGLUPacked, "SiLU": nn.SiLU}
+    exact_norm = functools.partial(nn.LayerNorm, eps=1e-12)
+    classes = {"SwiGLUPacked": timm.layers.SwiGLUPacked, "SiLU": nn.SiLU, "LayerNorm(eps=1e-12)": exact_norm}
     resolved = {key: classes.get(value, value) if isinstance(value, str) else value for key, value in dict(arguments).items()}
     return timm.create_model(architecture, num_classes=0, **resolved, **more)
 

@@ -68,7 +68,6 @@ def hub_file(repository: str, files: Sequence[str], revision: str = "") -> Path:
     The file's folder is named by the commit. Raises EncoderError that tells apart: the licence not accepted, no login, no
     such repository, revision or file, no network.
     """
-    import httpx
     from huggingface_hub import constants, get_token, hf_hub_download
     from huggingface_hub import errors as hub
 
@@ -87,19 +86,17 @@ def hub_file(repository: str, files: Sequence[str], revision: str = "") -> Path:
             continue
         except hub.GatedRepoError as error:
             if get_token() is None:
-                todo = "accept its licence there, then log in with `huggingface-cli login` (newer: `hf auth login`) or set HF_TOKEN"
+                todo = "accept its licence there, then `hf auth login` (older: `huggingface-cli login`) or HF_TOKEN"
             else:
-                todo = (
-                    "the token found here has no access: accept the licence there with the account that the token belongs to, "
-                )
-                todo += "wait for approval, and let a fine-grained token read gated repositories"
+                todo = "the token found here has no access: accept the licence with the account that it belongs to, wait for "
+                todo += "approval, and let a fine-grained token read gated repositories"
             raise EncoderError(f"{repository} is gated by its licence, see {page}: {todo}") from error
         except hub.RevisionNotFoundError as error:
             raise EncoderError(f"{repository} has no revision {revision!r}; see {page}/commits/main") from error
         except hub.RepositoryNotFoundError as error:
             login = " or the token found here may not see it" if get_token() else "; a private one needs HF_TOKEN"
             raise EncoderError(f"{page}: there is no such repository{login}") from error
-        except (hub.HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        except (hub.HTTPError, OSError) as error:  # of httpx or httpx2, whichever this version of the hub uses
             raise EncoderError(
                 f"{repository}: {name} couldn't be fetched ({type(error).__name__}: {error}); {offline}"
             ) from error
