@@ -28,8 +28,8 @@ class Switches:
     ``strict`` sets none of them, ``paper`` all (facts: the released code at b66c776). A study may flip single ones, so
     that each one's effect can be measured.
 
-    split_by: "slide" keeps a slide's annotations on one side of the split; "annotation" draws single annotations, so
-        that slides stand on both sides.
+    split_by: "slide" keeps a slide's annotations, and a case's slides, on one side of the split; "annotation" draws
+        single annotations, so that slides stand on both sides.
     stratified: draw each class by itself, so that every size has both classes in the data set's proportion.
     epoch: "best" tests the epoch with the lowest validation loss, as the paper says; "last" tests the last epoch, as the
         released code does (its snapshot of the best weights holds references, which training goes on to change).

@@ -20,7 +20,7 @@ from mfcore.rng import generator
 
 ALL = "all"
 ROLES = ("train", "val", "test")
-N_PROPOSALS = 20  # draws of slides from which the best balanced is kept; many more, and few slides leave one answer
+N_PROPOSALS = 20  # draws of cases from which the best balanced is kept; many more, and few cases leave one answer
 
 
 class SplitError(ValueError):
@@ -110,21 +110,21 @@ def _draw_as_released(
 def _draw_slides(study: Study, labels: pd.DataFrame, share: float, stream: tuple) -> np.ndarray:
     """Patches of slides drawn so that they hold about ``share`` of the annotations, a domain at a time.
 
-    A draw takes slides in random order up to the nearest to ``share``. Stratified, it is the best balanced of
-    N_PROPOSALS such draws (rerandomisation, Morgan and Rubin 2012): the largest deviation from ``share`` in either class
-    is least. Returns patch ids.
+    Slides of one case go together. A draw takes cases in random order up to the nearest to ``share``. Stratified, it is
+    the best balanced of N_PROPOSALS such draws (rerandomisation, Morgan and Rubin 2012): the largest deviation from
+    ``share`` in either class is least. Returns patch ids.
     """
     chosen = []
     for stratum, within in labels.groupby(_strata(labels), sort=True):
-        names, slide = np.unique(within["slide_id"].to_numpy(), return_inverse=True)
+        names, case = np.unique(within["case_id"].to_numpy(), return_inverse=True)
         if len(names) < 2:
             raise SplitError(
-                f"{stratum!r} has {len(names)} slide left to divide ({stream[0]} of {stream[1]!r}, fold {stream[2]}); by slide "
+                f"{stratum!r} has {len(names)} case left to divide ({stream[0]} of {stream[1]!r}, fold {stream[2]}); by slide "
                 "it needs three or more. Leave the domain out, set splits.by_domain: false, or switches.split_by: annotation"
             )
         counts = np.stack(
-            [np.bincount(slide, weights=within["label"] == c, minlength=len(names)) for c in (0, 1)]
-        )  # (2, n_slides)
+            [np.bincount(case, weights=within["label"] == c, minlength=len(names)) for c in (0, 1)]
+        )  # (2, n_cases)
         present = counts.sum(axis=1) > 0
         rng = generator(study.splits.seed, *stream, stratum)
         best = (np.inf, np.empty(0, dtype=int))
@@ -136,14 +136,14 @@ def _draw_slides(study: Study, labels: pd.DataFrame, share: float, stream: tuple
             deviation = np.abs(counts[present][:, taken].sum(axis=1) / counts[present].sum(axis=1) - share).max()
             if deviation < best[0]:
                 best = (deviation, taken)
-        chosen.append(within.loc[np.isin(slide, best[1]), "patch_id"].to_numpy())
+        chosen.append(within.loc[np.isin(case, best[1]), "patch_id"].to_numpy())
     return np.sort(np.concatenate(chosen))
 
 
 def _strata(labels: pd.DataFrame) -> pd.Series:
-    """The domain of each row; domains with fewer than three slides together form one stratum."""
-    n_slides = labels.groupby("domain")["slide_id"].nunique()
-    return labels["domain"].where(labels["domain"].map(n_slides) >= 3, "domains of one or two slides")
+    """The domain of each row; domains with fewer than three cases together form one stratum."""
+    n_cases = labels.groupby("domain")["case_id"].nunique()
+    return labels["domain"].where(labels["domain"].map(n_cases) >= 3, "domains of one or two cases")
 
 
 def _draw_annotations(study: Study, labels: pd.DataFrame, share: float, stream: tuple) -> np.ndarray:

@@ -27,6 +27,7 @@ def label_table(rng, n_domains=3, n_slides=8, n_per_slide=20):
                 rows.append((f"d{domain}", f"d{domain}s{slide}", int(rng.random() < 0.2 + 0.1 * (slide % 5))))
     table = pd.DataFrame(rows, columns=["domain", "slide_id", "label"])
     table["patch_id"] = np.arange(len(table))
+    table["case_id"] = table["slide_id"]
     table["x_l0_px"], table["y_l0_px"] = rng.uniform(0, 5000, (2, len(table)))
     table["um_per_px"] = 0.25
     return table
@@ -80,6 +81,14 @@ def test_stratified_slides_hold_the_share_of_each_class_better_than_plain_ones()
         return (test.groupby(["fold", "domain", "label"]).size() / labels.groupby(["domain", "label"]).size() - 0.2).abs().max()
 
     assert worst(True) < 0.1 < worst(False)
+
+
+def test_slides_of_one_case_stay_together():
+    labels = label_table(np.random.default_rng(6), n_slides=12)
+    labels["case_id"] = labels["slide_id"].str.replace(r"s(\d+)$", lambda m: f"c{int(m[1]) // 2}", regex=True)
+    table = splits.make(study(n_folds=3, by_domain=False), labels).merge(labels, on="patch_id")
+    assert labels["case_id"].nunique() == 18
+    assert table.groupby(["fold", "case_id"])["role"].nunique().max() == 1
 
 
 def test_folds_differ_and_don_t_depend_on_the_other_folds_or_sizes():
