@@ -37,7 +37,6 @@ class EncoderCard:
     """
 
     name: str
-    source: str
     identifier: str
     architecture: str
     n_dims: int
@@ -46,6 +45,7 @@ class EncoderCard:
     std: tuple[float, ...]
     licence: str
     facts: str
+    source: str = "hub"
     revision: str = ""
     files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
     sha256: str = ""
@@ -53,7 +53,7 @@ class EncoderCard:
     resize_px: int = 224
     crop_px: int = 224
     interpolation: str = "bicubic"
-    n_prefix_tokens: int = 0
+    n_prefix_tokens: int = 1
     readout: str = "class"
     um_per_px: tuple[float, ...] = ()
     precision: str = "float32"
@@ -76,9 +76,9 @@ class EncoderCard:
             raise ValueError(f"card {self.name!r}: readout {self.readout!r} needs a class token, n_prefix_tokens is 0")
 
     def identity(self) -> dict:
-        """What of the card decides an embedding, as plain data: everything but licence, gating and remarks."""
+        """What of the card decides an embedding, as plain data: not its name, licence and remarks, nor where a folder is."""
         content = dataclasses.asdict(self)
-        for remark in ("licence", "gated", "facts", "um_per_px"):
+        for remark in ("name", "licence", "gated", "facts", "um_per_px", *(["identifier"] if self.source == "folder" else [])):
             del content[remark]
         return content
 
@@ -92,7 +92,6 @@ _VIRCHOW = {**_DYNAMIC, **_SWIGLU, "mlp_ratio": 5.3375, "global_pool": ""}
 _NC_ND = "CC-BY-NC-ND-4.0"
 _KAIKO = {
     **_HALF,
-    "source": "hub",
     "interpolation": "bilinear",
     "um_per_px": (0.25, 0.5, 1.0, 2.0),
     "licence": "Kaiko Non-Commercial v1",
@@ -111,7 +110,6 @@ def _kaiko(size: str, patch_px: int, n_dims: int, n_parameters: int, revision: s
         arguments={"dynamic_img_size": True},
         n_dims=n_dims,
         n_parameters=n_parameters,
-        n_prefix_tokens=1,
         **_KAIKO,
     )
 
@@ -129,6 +127,7 @@ _ALL = (
         # the original input is (x - 127) / 128; timm's configuration has 0.5 and 0.5, half a grey level away
         mean=(127 / 255,) * 3,
         std=(128 / 255,) * 3,
+        n_prefix_tokens=0,
         readout="pooled",
         n_dims=1280,
         n_parameters=3_371_008,
@@ -144,7 +143,6 @@ _ALL = (
         architecture="vit_tiny_patch16_224",
         n_dims=192,
         n_parameters=5_524_416,
-        n_prefix_tokens=1,
         licence="none",
         facts="the control: a network that has learnt nothing",
         **_HALF,
@@ -152,7 +150,6 @@ _ALL = (
     # ---- the eight of Ganz et al. 2024, Table 1 ----
     EncoderCard(
         name="gigapath",
-        source="hub",
         identifier="prov-gigapath/prov-gigapath",
         revision="eba85dd46097c3eedfcc2a3a9a930baecb6bcc19",
         architecture="vit_giant_patch14_dinov2",
@@ -168,7 +165,6 @@ _ALL = (
         resize_px=256,
         n_dims=1536,
         n_parameters=1_134_953_984,
-        n_prefix_tokens=1,
         um_per_px=(0.5,),
         licence="Apache-2.0, research use by the model card",
         gated=True,
@@ -177,7 +173,6 @@ _ALL = (
     ),
     EncoderCard(
         name="h_optimus_0",
-        source="hub",
         identifier="bioptimus/H-optimus-0",
         revision="b145cc1e6c6b30d3251aa8b1f844e6974188a743",
         architecture="vit_giant_patch14_reg4_dinov2",
@@ -194,7 +189,6 @@ _ALL = (
     ),
     EncoderCard(
         name="virchow",
-        source="hub",
         identifier="paige-ai/Virchow",
         revision="19eebc84ae33e79f1b2d866e6ff90ae50e522f9a",
         architecture="vit_huge_patch14_224",
@@ -202,7 +196,6 @@ _ALL = (
         readout="class+mean",
         n_dims=2560,
         n_parameters=631_229_184,
-        n_prefix_tokens=1,
         um_per_px=(0.5,),
         precision="float16",
         licence="Apache-2.0",
@@ -212,7 +205,6 @@ _ALL = (
     ),
     EncoderCard(
         name="virchow2",
-        source="hub",
         identifier="paige-ai/Virchow2",
         revision="3158645804b69e3f3bc4439d4116edddf0840a72",
         architecture="vit_huge_patch14_224",
@@ -230,7 +222,6 @@ _ALL = (
     ),
     EncoderCard(
         name="uni",
-        source="hub",
         identifier="MahmoodLab/uni",
         revision="b55a5ec6cade1a39edfe6534189a9b8ca7a022f0",
         files=("pytorch_model.bin",),
@@ -239,7 +230,6 @@ _ALL = (
         interpolation="bilinear",
         n_dims=1024,
         n_parameters=303_350_784,
-        n_prefix_tokens=1,
         um_per_px=(0.5,),
         licence=_NC_ND,
         gated=True,
@@ -256,7 +246,6 @@ _ALL = (
         interpolation="bilinear",
         n_dims=768,
         n_parameters=85_798_656,
-        n_prefix_tokens=1,
         um_per_px=(0.5,),
         licence="Owkin non-commercial",
         facts="preprocessor_config.json and the defaults of ViTImageProcessor and ViTConfig; um/px: owkin/HistoSSLscaling",
@@ -264,24 +253,22 @@ _ALL = (
     ),
     EncoderCard(
         name="vit_huge_in21k",
-        source="hub",
         identifier="timm/vit_huge_patch14_224.orig_in21k",
         revision="925e8b7d4a026e34f32892a5aec29c078477a00b",
         architecture="vit_huge_patch14_224",
         n_dims=1280,
         n_parameters=630_764_800,
-        n_prefix_tokens=1,
         licence="Apache-2.0",
         facts="the same weights as google/vit-huge-patch14-224-in21k, without its pooler",
         **_HALF,
     ),
     EncoderCard(
         name="resnet50",
-        source="hub",
         identifier="timm/resnet50.tv2_in1k",
         revision="f2a8587ea6b4a3a1d84450bcc2561b07952daae2",
         architecture="resnet50",
         interpolation="bilinear",
+        n_prefix_tokens=0,
         readout="pooled",
         n_dims=2048,
         n_parameters=23_508_032,
@@ -292,7 +279,6 @@ _ALL = (
     # ---- newer foundation models ----
     EncoderCard(
         name="h_optimus_1",
-        source="hub",
         identifier="bioptimus/H-optimus-1",
         revision="3592cb220dec7a150c5d7813fb56e68bd57473b9",
         architecture="vit_giant_patch14_reg4_dinov2",
@@ -309,7 +295,6 @@ _ALL = (
     ),
     EncoderCard(
         name="h0_mini",
-        source="hub",
         identifier="bioptimus/H0-mini",
         architecture="vit_base_patch14_reg4_dinov2",
         arguments={"img_size": 224, "mlp_ratio": 5.33334, "global_pool": "", **_SWIGLU},
@@ -325,7 +310,6 @@ _ALL = (
     ),
     EncoderCard(
         name="uni2_h",
-        source="hub",
         identifier="MahmoodLab/UNI2-h",
         revision="d517a8dd47902dd7c308b3c36f63bce47e7b9a43",
         architecture="vit_giant_patch14_224",
@@ -358,7 +342,6 @@ _ALL = (
         arguments={"img_size": 224, "init_values": 1e-5},
         n_dims=1024,
         n_parameters=303_350_784,
-        n_prefix_tokens=1,
         um_per_px=(0.5,),
         licence="Owkin non-commercial",
         facts="preprocessor_config.json; um/px: arXiv 2409.09173",
@@ -375,7 +358,6 @@ _ALL = (
         readout="class+mean",
         n_dims=3072,
         n_parameters=1_134_769_664,
-        n_prefix_tokens=1,
         um_per_px=(0.25, 0.5, 1.0, 2.0),
         licence="MIT",
         facts="model card: class token beside the mean of the patch tokens",
@@ -399,28 +381,24 @@ _ALL = (
     # ---- self-supervised on photographs ----
     EncoderCard(
         name="dinov2_vits14",
-        source="hub",
         identifier="timm/vit_small_patch14_dinov2.lvd142m",
         revision="0686a689726076609b20e80d263cb5aa7be945f5",
         architecture="vit_small_patch14_dinov2",
         arguments={"img_size": 518, "dynamic_img_size": True},
         n_dims=384,
         n_parameters=22_056_192,
-        n_prefix_tokens=1,
         licence="Apache-2.0",
         facts="at 224 px the position embedding is resized, antialiased, which DINOv2's own code doesn't do",
         **_IMAGENET,
     ),
     EncoderCard(
         name="dinov2_vitl14",
-        source="hub",
         identifier="timm/vit_large_patch14_dinov2.lvd142m",
         revision="4741e1cafbf45415e77074bb0cb42dba76c8684a",
         architecture="vit_large_patch14_dinov2",
         arguments={"img_size": 518, "dynamic_img_size": True},
         n_dims=1024,
         n_parameters=304_367_616,
-        n_prefix_tokens=1,
         licence="Apache-2.0",
         facts="at 224 px the position embedding is resized, antialiased, which DINOv2's own code doesn't do",
         **_IMAGENET,

@@ -39,17 +39,18 @@ def embed(study: Study, encoder_name: str, results: str | Path, device: str = "c
     crops = patches.centre_crop(stored, study.patches.size_px)
     encoder = encoders.load(encoder_name, device)
     _settle_canary(run, encoder)
-    with tqdm(total=len(table), desc=f"embed {encoder_name}", unit="patch") as bar:
-        for start in range(0, len(table), SHARD):
-            stop = min(start + SHARD, len(table))
-            file = run.unit_file(f"{start // SHARD:05d}", ".npy")
-            if not file.is_file():
-                ids = table["patch_id"].to_numpy()
-                rows = [range(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
-                features = [encoder.embed(crops[batch.start : batch.stop], ids[batch.start : batch.stop]) for batch in rows]
-                with store.replacing(file) as aside, aside.open("wb") as out:
-                    np.save(out, np.concatenate(features))
-            bar.update(stop - start)
+    shards = {run.unit_file(f"{i:05d}", ".npy"): rows for i, rows in enumerate(_pieces(0, len(table), SHARD))}
+    to_do = {file: rows for file, rows in shards.items() if not file.is_file()}
+    n_done = len(table) - sum(map(len, to_do.values()))
+    ids = table["patch_id"].to_numpy()
+    with tqdm(total=len(table), initial=n_done, desc=f"embed {encoder_name}", unit=" patches") as progress:
+        for file, rows in to_do.items():
+            features = []
+            for batch in _pieces(rows.start, rows.stop, batch_size):
+                features.append(encoder.embed(crops[batch.start : batch.stop], ids[batch.start : batch.stop]))
+                progress.update(len(batch))
+            with store.replacing(file) as aside, aside.open("wb") as out:
+                np.save(out, np.concatenate(features))  # (n_patches of the shard, n_dims)
     _assemble(run, encoder, table, study)
     run.finish(["embeddings.h5"], device=str(encoder.device), weights=encoder.revision, n_patches=len(table))
     shutil.rmtree(run.path("units"))
@@ -78,6 +79,11 @@ def load(run: store.Run) -> tuple[np.ndarray, np.ndarray]:
     if not run.done:
         raise store.StoreError(f"{run.folder} is not finished; embed again, it goes on where it stopped")
     return store.read_embeddings(run)
+
+
+def _pieces(start: int, stop: int, size: int) -> list[range]:
+    """The rows from start to stop in ranges of ``size``, the last maybe shorter."""
+    return [range(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 def _settle_canary(run: store.Run, encoder: encoders.Encoder) -> None:

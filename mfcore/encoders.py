@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from mfcore import preprocess
 from mfcore.cards import CARDS, EncoderCard
@@ -24,7 +25,18 @@ from mfcore.weights import EncoderError, hub_file, read_weights
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Encoder", "EncoderCard", "EncoderError", "build_network", "canary", "card", "check_canary", "load", "names"]
+__all__ = [
+    "Encoder",
+    "EncoderCard",
+    "EncoderError",
+    "build_network",
+    "canary",
+    "card",
+    "card_table",
+    "check_canary",
+    "load",
+    "names",
+]
 
 SCHEMES = ("timm", "hf-hub", "folder", "random")
 CANARY_TOLERANCE = {"float32": 1e-3, "float16": 3e-2}  # relative; other machines and versions of torch stay well below
@@ -53,6 +65,24 @@ def card(name: str) -> EncoderCard:
     return _timm_card(name, scheme, rest)
 
 
+def card_table(this: EncoderCard) -> pd.DataFrame:
+    """A card for reading: columns ``fact, value``, numbers with their units."""
+    resolution = " / ".join(f"{value:g}" for value in this.um_per_px)
+    rows = {
+        "encoder": this.name,
+        "weights": " ".join(part for part in (this.source, this.identifier, this.revision) if part),
+        "architecture": f"{this.architecture}, {this.n_parameters / 1e6:.1f} million parameters",
+        "input": f"resized to {this.resize_px} px ({this.interpolation}), central {this.crop_px} px",
+        "mean, std": "; ".join(", ".join(f"{value:.4g}" for value in values) for values in (this.mean, this.std)),
+        "embedding": f"{this.n_dims} dimensions, readout {this.readout!r}, {this.n_prefix_tokens} prefix tokens",
+        "trained at": f"{resolution} um/px" if resolution else "no um/px is known",
+        "precision on a GPU": this.precision,
+        "licence": f"{this.licence}{', to be accepted on the hub' if this.gated else ''}",
+        "facts from": this.facts,
+    }
+    return pd.DataFrame({"fact": list(rows), "value": list(rows.values())})
+
+
 def load(name: str, device: str = "cpu") -> "Encoder":
     """Load encoder ``name`` frozen, in evaluation mode, on ``device``, and check it against its card.
 
@@ -62,7 +92,6 @@ def load(name: str, device: str = "cpu") -> "Encoder":
 
     this = card(name)
     model, revision = _build(this, pretrained=True, seed=0)
-    _check_card(this, model)
     try:
         model.requires_grad_(False).eval().to(device)
     except (RuntimeError, AssertionError) as error:
@@ -122,7 +151,7 @@ class Encoder:
             features = read_out(self.model, self.card, self.transform(patches)).float().cpu().numpy()  # (n, n_dims)
         if features.shape != (len(patches), self.card.n_dims):
             raise EncoderError(
-                f"encoder {self.card.name!r} gives {features.shape[1:]}, its card says n_dims {self.card.n_dims}"
+                f"encoder {self.card.name!r} gives {features.shape[1:]}, its card says {self.card.n_dims} dimensions"
             )
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(bad):
@@ -184,9 +213,7 @@ def _folder_card(name: str, folder: Path) -> EncoderCard:
     """The card in ``folder/card.json``, with the weights' own checksum."""
     known = {field.name for field in fields(EncoderCard)}
     if not (folder / "card.json").is_file():
-        raise EncoderError(
-            f"encoder {name!r}: {folder / 'card.json'} is missing; a folder holds card.json and weights.safetensors"
-        )
+        raise EncoderError(f"encoder {name!r}: {folder / 'card.json'} is missing; it stands beside weights.safetensors")
     content = read_json(folder / "card.json")
     if unknown := sorted(set(content) - known):
         raise EncoderError(f"{folder / 'card.json'}: unknown keys {unknown}; known: {sorted(known)}")
@@ -194,15 +221,9 @@ def _folder_card(name: str, folder: Path) -> EncoderCard:
     if not weights.is_file():
         raise EncoderError(f"encoder {name!r}: {weights} is missing")
     tuples = {key: tuple(content[key]) for key in ("mean", "std", "um_per_px") if key in content}
-    found = {
-        "name": name,
-        "source": "folder",
-        "identifier": str(folder),
-        "files": (weights.name,),
-        "sha256": file_sha256(weights),
-    }
+    found = {"name": name, "source": "folder", "identifier": str(folder), "files": (weights.name,)}
     try:
-        return EncoderCard(**{**content, **tuples, **found})
+        return EncoderCard(**{**content, **tuples, **found, "sha256": file_sha256(weights)})
     except (TypeError, ValueError) as error:
         raise EncoderError(f"{folder / 'card.json'}: {error}") from error
 
@@ -279,26 +300,32 @@ def _timm_facts(rest: str, weights: bool) -> dict[str, Any]:
 
 
 def _build(this: EncoderCard, pretrained: bool, seed: int | None) -> tuple[Any, str]:
-    """The network of a card without a classifier, and the revision of its weights; loading is strict."""
-    if not pretrained or this.source == "random":
+    """The network of a card without a classifier, checked against the card, and the revision of its weights."""
+    if pretrained and this.source != "random":
+        state, revision = read_weights(this)
+        model = _with_weights(this, state)
+    else:
         with _seeded(seed, "weights", this.architecture):
-            return _create(this.architecture, this.arguments), f"seed {seed}"
+            model, revision = _create(this.architecture, this.arguments), f"seed {seed}"
+    _check_card(this, model)
+    return model, revision
+
+
+def _with_weights(this: EncoderCard, state: "dict[str, torch.Tensor]") -> Any:
+    """The network with all tensors of ``state`` but a classifier's, and no others; timm resizes position embeddings."""
     import timm
 
-    state, revision = read_weights(this)
     default = timm.get_pretrained_cfg(this.architecture)
     classifier = (default and default.classifier) or ()
     heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
     state = {key: tensor for key, tensor in state.items() if not (heads and key.startswith(heads))}
-    # timm loads strictly only when the weights' classes (here: none) are the model's
+    # timm loads strictly only where the weights' number of classes (here: none) is the model's
     overlay = {"state_dict": state, "num_classes": 0, "label_offset": 0, "custom_load": False}
     try:
-        return _create(this.architecture, this.arguments, pretrained=True, pretrained_cfg_overlay=overlay), revision
+        return _create(this.architecture, this.arguments, pretrained=True, pretrained_cfg_overlay=overlay)
     except (RuntimeError, KeyError) as error:
-        lines = str(error).splitlines()
-        raise EncoderError(
-            f"encoder {this.name!r}: its weights don't fit {this.architecture}: {' '.join(lines[:4])}"
-        ) from error
+        what = " ".join(str(error).split())[:400]
+        raise EncoderError(f"encoder {this.name!r}: its weights don't fit {this.architecture}: {what}") from error
 
 
 def _create(architecture: str, arguments: Any, **more: Any) -> Any:
@@ -320,9 +347,8 @@ def _check_card(this: EncoderCard, model: Any) -> None:
         "n_prefix_tokens": int(getattr(model, "num_prefix_tokens", 0)),
         "n_dims": width * (2 if this.readout == "class+mean" else 1),
     }
-    wrong = [
-        f"{key} is {value}, the card says {getattr(this, key)}" for key, value in built.items() if value != getattr(this, key)
-    ]
+    said = {key: getattr(this, key) for key in built}
+    wrong = [f"{key} is {built[key]}, the card says {said[key]}" for key in built if built[key] != said[key]]
     if wrong:
         raise EncoderError(f"encoder {this.name!r} isn't what its card says: {'; '.join(wrong)}")
 
