@@ -1,0 +1,186 @@
+"""From stored predictions to tables: every metric is computed again from what each arm predicted, never read from a log."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mfcore import metrics, splits, store
+from mfcore.config import Study, as_dict
+from mfcore.statistics import spread
+
+PROBE, END_TO_END = "probe", "end-to-end"
+ALL = splits.ALL
+PUBLISHED = Path(__file__).resolve().parents[1] / "data" / "published_ganz_2024.csv"
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a study's arms predicted, and which arms did not and why.
+
+    predictions: as `mfcore.splits.predictions`, with ``arm``, ``kind`` ("probe" or "end-to-end") and ``n_train``.
+    failures: ``arm, stage, reason``, a row for each run that failed or is missing.
+    """
+
+    predictions: pd.DataFrame
+    failures: pd.DataFrame
+
+
+def collect(study: Study, results: str | Path) -> Collected:
+    """Gather the predictions of every arm of a study that were made on its current splits, with its current settings.
+
+    Raises StoreError where there are no splits, or no arm has predicted anything yet.
+    """
+    results = Path(results)
+    found = _current_runs(study, results)
+    reasons = {}
+    for file in sorted(results.glob("failures/*.json")):
+        failure = store.read_json(file)
+        parameters = failure["parameters"]
+        name = parameters.get("encoder", parameters.get("network"))
+        stage = str(failure["stage"])[:2]
+        reasons[name, stage, parameters.get("fold")] = failure["reason"]
+    tables, failures = [], []
+    for encoder in study.encoders:
+        if encoder in found:
+            tables.append(load_arm(found[encoder], encoder, PROBE))
+        else:
+            reason = reasons.get((encoder, "02", None)) or reasons.get((encoder, "03", None)) or "not run yet"
+            failures.append({"arm": encoder, "stage": "probe", "reason": reason})
+    for network in study.networks:
+        for fold in range(study.splits.n_folds):
+            name = f"{network.name}-fold{fold}"
+            if name in found:
+                tables.append(load_arm(found[name], network.name, END_TO_END))
+            else:
+                reason = reasons.get((network.name, "04", fold), "not run yet")
+                failures.append({"arm": network.name, "stage": f"train, fold {fold}", "reason": reason})
+    if not tables:
+        raise store.StoreError(f"{results}: no arm of study {study.name!r} has predictions yet; run notebooks 02 to 04 first")
+    return Collected(pd.concat(tables, ignore_index=True), pd.DataFrame(failures, columns=["arm", "stage", "reason"]))
+
+
+def _current_runs(study: Study, results: Path) -> dict[str, store.Run]:
+    """The newest finished run by name, among those made on the study's splits and with the study's settings."""
+    splits_key = splits.find(study, results).key
+    networks = {f"{n.name}-fold{fold}": as_dict(n) for n in study.networks for fold in range(study.splits.n_folds)}
+    newest: dict[str, tuple[str, store.Run]] = {}
+    for file in sorted(results.glob("*/run.json")):
+        record = store.read_json(file)
+        name, config = record["name"], record["config"]
+        if record["inputs"].get("splits") != splits_key:
+            continue
+        if record["stage"] == "train":
+            current = config["network"] == networks.get(name) and config["epoch"] == study.switches.epoch
+        else:
+            current = record["stage"] == "probe" and name in study.encoders and config == as_dict(study.probe)
+        if current and (name not in newest or record["finished"] > newest[name][0]):
+            identity = {key: record[key] for key in ("stage", "name", "config", "inputs")}
+            newest[name] = (record["finished"], store.Run(file.parent, identity))
+    return {name: run for name, (_, run) in newest.items()}
+
+
+def load_arm(run: store.Run, arm: str, kind: str) -> pd.DataFrame:
+    """One finished run's predictions as a part of arm ``arm``, with ``n_train``, the patches that each fit trained on."""
+    splits_folder = next(run.folder.parent.glob(f"splits-*-{run.identity['inputs']['splits']}"), None)
+    if splits_folder is None:
+        raise store.StoreError(f"{run.folder}: the splits it was made on are gone; run notebook 01 and this arm again")
+    table = pd.read_parquet(splits_folder / "splits.parquet")
+    unit = ["train_domain", "fold", "size"]
+    n_train = table[table["role"] == "train"].groupby(unit).size().rename("n_train").reset_index()
+    predictions = pd.read_parquet(run.path("predictions.parquet")).merge(n_train, on=unit, how="left", validate="many_to_one")
+    return predictions.assign(arm=arm, kind=kind)
+
+
+def scores(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Every metric of every fit: a row an arm, training domain, fold, size and test domain.
+
+    Fits on all domains are tested on all at once (``domain`` "all"); fits on one domain, on each domain by itself. A
+    metric that needs both classes is NaN where a test set has one.
+    """
+    predictions = predictions.assign(domain=predictions["domain"].where(predictions["train_domain"] != ALL, ALL))
+    keys = ["arm", "kind", "train_domain", "fold", "size", "domain"]
+    rows = []
+    for values, group in predictions.groupby(keys, sort=False, observed=True):
+        found = metrics.evaluate(group["label"].to_numpy(), group["score"].to_numpy())
+        counts = {"n_train": int(group["n_train"].iloc[0]), "n_test": len(group), "n_test_slides": group["slide_id"].nunique()}
+        rows.append(dict(zip(keys, values, strict=True)) | counts | found)
+    return pd.DataFrame(rows)
+
+
+def _order(study: Study) -> dict[str, int]:
+    """Arms as they stand in the study: networks first, then encoders."""
+    return {name: i for i, name in enumerate([*(n.name for n in study.networks), *study.encoders])}
+
+
+def scaling_table(table: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """Mean and sample standard deviation over folds, a row an arm and size (Fig. 1): ``auroc``, ``auroc_sd``, and so on.
+
+    table: as `scores` returns it. ``n_train`` is the mean number of training patches, ``n_folds`` how many folds there are.
+    """
+    rows = []
+    for (arm, kind, size), group in table[table["train_domain"] == ALL].groupby(["arm", "kind", "size"], sort=False):
+        row = {"arm": arm, "kind": kind, "size": size, "n_train": round(group["n_train"].mean()), "n_folds": len(group)}
+        for name in metrics.METRICS:
+            found = spread(group[name])
+            row |= {name: found.mean, f"{name}_sd": found.sd}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    return table.sort_values(["arm", "size"], key=lambda c: c.map(_order(study)) if c.name == "arm" else c, ignore_index=True)
+
+
+def domain_matrix(table: pd.DataFrame, study: Study, metric: str = "auroc") -> pd.DataFrame:
+    """Mean over folds of one metric, a row an arm, training domain and test domain (Fig. 2), with its sample SD."""
+    crossed = table[table["train_domain"] != ALL]
+    grouped = crossed.groupby(["arm", "kind", "train_domain", "domain"], sort=False)[metric]
+    rows = grouped.agg([("mean", lambda v: spread(v).mean), ("sd", lambda v: spread(v).sd), ("n_folds", "count")]).reset_index()
+    return rows.sort_values("arm", key=lambda c: c.map(_order(study)), kind="stable", ignore_index=True)
+
+
+def cross_domain_table(table: pd.DataFrame, study: Study, metric: str = "auroc") -> pd.DataFrame:
+    """In-domain and out-of-domain performance, a row an arm (Tab. 2).
+
+    In domain: on the test share of the training domain. Out of domain: on each other domain by itself. Each fold's value
+    is the mean over domains (pairs of domains); ``in_domain`` and ``out_of_domain`` are the means over folds, ``_sd`` the
+    sample SD over folds, ``_sd_cells`` that over all folds and domains (pairs). The paper doesn't say which SD it prints;
+    its size speaks for the second.
+    """
+    crossed = table[table["train_domain"] != ALL]
+    rows = []
+    for (arm, kind), group in crossed.groupby(["arm", "kind"], sort=False):
+        row: dict = {"arm": arm, "kind": kind}
+        own = group["domain"] == group["train_domain"]
+        for name, part in (("in_domain", group[own]), ("out_of_domain", group[~own])):
+            over_folds, over_cells = spread(part.groupby("fold")[metric].mean()), spread(part[metric])
+            row |= {name: over_folds.mean, f"{name}_sd": over_folds.sd, f"{name}_sd_cells": over_cells.sd}
+        rows.append(row | {"n_folds": group["fold"].nunique()})
+    table = pd.DataFrame(rows)
+    return table.sort_values("arm", key=lambda c: c.map(_order(study)), ignore_index=True) if len(table) else table
+
+
+def published_table() -> pd.DataFrame:
+    """Tab. 2 as Ganz et al. 2024 printed it: ``arm, in_domain, in_domain_sd, out_of_domain, out_of_domain_sd``."""
+    table = pd.read_csv(PUBLISHED)
+    return table[table["where"] == "Tab. 2"].drop(columns="where").reset_index(drop=True)
+
+
+def wide(table: pd.DataFrame, value: str = "auroc") -> pd.DataFrame:
+    """`scaling_table` for the eye: arms down, sizes across, "mean ± SD" in the cells."""
+    cells = pd.DataFrame(
+        {
+            "arm": table["arm"],
+            "kind": table["kind"],
+            "size": [f"{100 * size:g} %" for size in table["size"]],
+            "cell": [plus_minus(mean, sd) for mean, sd in zip(table[value], table[f"{value}_sd"], strict=True)],
+        }
+    )
+    sizes = [f"{100 * size:g} %" for size in sorted(table["size"].unique())]
+    return cells.pivot(index=["arm", "kind"], columns="size", values="cell")[sizes].loc[
+        list(dict.fromkeys(zip(table["arm"], table["kind"], strict=True)))
+    ]
+
+
+def plus_minus(mean: float, sd: float) -> str:
+    """ "0.84 ± 0.02"; without the second where there is no SD, a dash where there is no mean."""
+    return "–" if not np.isfinite(mean) else f"{mean:.2f}" + (f" ± {sd:.2f}" if np.isfinite(sd) else "")
