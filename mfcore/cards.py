@@ -88,6 +88,7 @@ _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 _OPTIMUS = {"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)}
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 _DYNAMIC = {"img_size": 224, "init_values": 1e-5, "dynamic_img_size": True}
+_GIANT = {"embed_dim": 1536, "num_heads": 24, "mlp_ratio": 5.33334}
 _VIRCHOW = {**_DYNAMIC, **_SWIGLU, "mlp_ratio": 5.3375, "global_pool": ""}
 _NC_ND = "CC-BY-NC-ND-4.0"
 _KAIKO = {
@@ -153,15 +154,7 @@ _ALL = (
         identifier="prov-gigapath/prov-gigapath",
         revision="eba85dd46097c3eedfcc2a3a9a930baecb6bcc19",
         architecture="vit_giant_patch14_dinov2",
-        arguments={
-            "img_size": 224,
-            "patch_size": 16,
-            "embed_dim": 1536,
-            "depth": 40,
-            "num_heads": 24,
-            "init_values": 1e-5,
-            "mlp_ratio": 5.33334,
-        },
+        arguments={**_GIANT, "img_size": 224, "patch_size": 16, "depth": 40, "init_values": 1e-5},
         resize_px=256,
         n_dims=1536,
         n_parameters=1_134_953_984,
@@ -313,16 +306,7 @@ _ALL = (
         identifier="MahmoodLab/UNI2-h",
         revision="d517a8dd47902dd7c308b3c36f63bce47e7b9a43",
         architecture="vit_giant_patch14_224",
-        arguments={
-            **_DYNAMIC,
-            **_SWIGLU,
-            "depth": 24,
-            "num_heads": 24,
-            "embed_dim": 1536,
-            "mlp_ratio": 5.33334,
-            "no_embed_class": True,
-            "reg_tokens": 8,
-        },
+        arguments={**_DYNAMIC, **_SWIGLU, **_GIANT, "depth": 24, "no_embed_class": True, "reg_tokens": 8},
         interpolation="bilinear",
         n_dims=1536,
         n_parameters=681_394_176,

