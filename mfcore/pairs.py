@@ -15,6 +15,7 @@ import jupytext
 import nbformat
 
 from mfcore import store
+from mfcore.report import without_progress
 from mfcore.sweep import ROOT, execute
 
 MAX_BYTES = 1_500_000
@@ -46,22 +47,15 @@ def build(folder: Path) -> int:
 def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The notebook with what a reader needs and no more: fixed cell ids, no versions, times or progress bars."""
     cells = []
-    for index, cell in enumerate(notebook.cells):
+    for index, cell in enumerate(without_progress(notebook).cells):
         kept = {"id": f"c{index:02d}", "cell_type": cell.cell_type, "source": cell.source, "metadata": {}}
         if cell.metadata.get("tags"):
             kept["metadata"] = {"tags": list(cell.metadata["tags"])}
         if cell.cell_type == "code":
-            kept |= {"execution_count": cell.execution_count, "outputs": [o for o in cell.outputs if not _is_progress(o)]}
+            kept |= {"execution_count": cell.execution_count, "outputs": cell.outputs}
         cells.append(nbformat.from_dict(kept))
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return nbformat.from_dict({"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": cells})
-
-
-def _is_progress(output: nbformat.NotebookNode) -> bool:
-    """Whether an output is a progress bar: a widget, or text that a terminal would overwrite."""
-    if output.output_type == "stream":
-        return output.name == "stderr" and bool(re.search(r"\d+%\|", output.text))
-    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
 def fingerprint(source: Path) -> str:

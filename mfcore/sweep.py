@@ -83,12 +83,21 @@ def paper(name: str, data: str | None, results: str | None, n_cores: int | None,
     folder = Path(results or ROOT / "results").resolve() / study.name
     folder.mkdir(parents=True, exist_ok=True)
     n_cores = n_cores or len(os.sched_getaffinity(0))
+    has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))  # its jobs take turns; without one they share the cores
     with _alone(folder):
         for failure in sorted(folder.glob("failures/*.json")):
             (folder / "jobs" / failure.name).unlink(missing_ok=True)
             failure.unlink()
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
-        command += ["--cores", str(n_cores), "--resources", "gpu=1", "--keep-going", "--rerun-incomplete", "--nolock"]
+        command += [
+            "--cores",
+            str(n_cores),
+            "--resources",
+            f"gpu={1 if has_gpu else n_cores}",
+            "--keep-going",
+            "--rerun-incomplete",
+            "--nolock",
+        ]
         command += ["--rerun-triggers", "mtime", "input", "params", "--quiet", "host", "reason", "rules"]
         command += ["--config", f"study={file.resolve()}"]
         command += [f"data={Path(data).resolve()}"] if data else []
@@ -193,7 +202,13 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], n_thre
     aside = target.with_name(f".{target.stem}.partial.ipynb")
     try:
         papermill.execute_notebook(
-            notebook, str(aside), dict(parameters), cwd=str(source.parent), progress_bar=False, start_timeout=300
+            notebook,
+            str(aside),
+            dict(parameters),
+            cwd=str(source.parent),
+            progress_bar=False,
+            start_timeout=300,
+            extra_arguments=["--log-level=ERROR"],  # else each kernel warns that it listens on this machine's own address
         )
     finally:
         if aside.is_file():

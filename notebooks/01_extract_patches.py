@@ -53,11 +53,11 @@ audit.groupby(["train_domain", "size"]).mean().drop(columns="fold").round(3)
 
 # %%
 figure = figures.contact_sheet(study, images, labels)
-written = figures.save(figure, figures.counts_table(labels), folder / "figures", "01_contact_sheet")
+written = figures.save(figure, patches.counts(labels), folder / "figures", "01_contact_sheet")
 figure
 
 # %%
-captions.show(captions.contact_sheet(study, labels, images.shape[1]))
+captions.show(captions.contact_sheet(study, labels))
 
 # %% [markdown]
 # ## Checks

@@ -47,12 +47,13 @@ features, patch_ids = embed.load(run)
 # The first two principal components, by domain and by class: what varies most is rarely what one is after.
 
 # %%
-figure = figures.embedding(study, features, labels, encoder)
-written = figures.save(figure, figures.embedding_table(features, labels), folder / "figures", f"02_embedding_{run.words}")
+components = figures.embedding_table(features, labels)
+figure = figures.embedding(study, components, encoder)
+written = figures.save(figure, components, folder / "figures", f"02_{run.folder.name}")
 figure
 
 # %%
-captions.show(captions.embedding(study, features, labels, encoder))
+captions.show(captions.embedding(study, components, encoder))
 
 # %% [markdown]
 # ## Checks

@@ -39,15 +39,17 @@ fits.drop(columns="seconds").head()
 # %%
 predictions = compare.load_arm(run, encoder, "probe")
 scores = compare.scores(predictions)
-compare.scaling_table(scores, study)
+table = compare.scaling_table(scores, study)
+compare.wide(table)
 
 # %%
-figure = figures.scores_histogram(study, predictions, encoder)
-written = figures.save(figure, compare.scaling_table(scores, study), folder / "figures", f"03_probe_{run.words}")
+bins = figures.score_table(predictions)
+figure = figures.score_histogram(study, bins, encoder)
+written = figures.save(figure, bins, folder / "figures", f"03_{run.folder.name}")
 figure
 
 # %%
-captions.show(captions.scores_histogram(study, predictions, encoder))
+captions.show(captions.scores(study, table, encoder))
 
 # %% [markdown]
 # ## Checks

@@ -37,14 +37,14 @@ pd.Series(as_dict(study.network(network)), name="value").to_frame()
 run = train.train_study(study, network, fold, folder, device)
 history = train.load_history(run)
 predictions = compare.load_arm(run, network, "end-to-end")
-compare.scaling_table(compare.scores(predictions), study)
+compare.wide(compare.scaling_table(compare.scores(predictions), study))
 
 # %% [markdown]
 # ## How training went
 
 # %%
 figure = figures.history(study, history, network)
-written = figures.save(figure, history, folder / "figures", f"04_history_{run.words}")
+written = figures.save(figure, history, folder / "figures", f"04_{run.folder.name}")
 figure
 
 # %%

@@ -31,7 +31,7 @@ collected.failures
 # %%
 scores = compare.scores(collected.predictions)
 table = compare.scaling_table(scores, study)
-table
+compare.wide(table)
 
 # %%
 figure = figures.data_scaling(study, table)
@@ -45,8 +45,8 @@ captions.show(captions.data_scaling(study, table))
 # ## What the paper says, asked of these data
 
 # %%
-ledger = claims.check(study, collected)
-claims.write(ledger, folder / "figures")
+ledger = claims.write(claims.check(study, scores), folder / "figures")
+ledger[["claim", "verdict", "found"]]
 
 # %% [markdown]
 # ## Checks

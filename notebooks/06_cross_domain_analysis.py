@@ -31,7 +31,7 @@ collected.failures
 # %%
 scores = compare.scores(collected.predictions)
 table = compare.cross_domain_table(scores, study)
-table
+table.round(3)
 
 # %%
 compare.published_table()
@@ -40,12 +40,13 @@ compare.published_table()
 # ## Train on rows, test on columns
 
 # %%
-figure = figures.cross_domain(study, scores)
-written = figures.save(figure, compare.domain_matrix(scores, study), folder / "figures", "06_cross_domain")
+matrix = compare.domain_matrix(scores, study)
+figure = figures.cross_domain(study, matrix)
+written = figures.save(figure, matrix, folder / "figures", "06_cross_domain")
 figure
 
 # %%
-captions.show(captions.cross_domain(study, scores, table))
+captions.show(captions.cross_domain(study, table))
 
 # %% [markdown]
 # ## Checks

@@ -1,0 +1,211 @@
+"""The supplement: one folder of HTML with an index, built from what the runs left in files; no number is typed."""
+
+import datetime
+import html
+import os
+import shutil
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import yaml
+
+from mfcore import captions, claims, compare, patches, splits, store
+from mfcore.config import Study, as_dict
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def build(study: Study, results: str | Path) -> Path:
+    """Build ``results/supplement`` from the study's finished runs, aside and renamed; returns the path of its index.html.
+
+    Arms that failed or are missing are listed with their reasons. Raises StoreError where patches, splits or every
+    prediction are missing.
+    """
+    results = Path(results)
+    aside, target, old = results / f".supplement.{os.getpid()}", results / "supplement", results / ".supplement.old"
+    for leftover in results.glob(".supplement.*"):
+        shutil.rmtree(leftover)
+    try:
+        (aside / "notebooks").mkdir(parents=True)
+        shutil.copytree(results / "figures", aside / "figures", dirs_exist_ok=True)
+        notebooks = _notebooks(results, aside / "notebooks")
+        (aside / "index.html").write_text(_index(study, results, notebooks), encoding="utf-8")
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return target / "index.html"
+
+
+def _notebooks(results: Path, folder: Path) -> pd.DataFrame:
+    """Render every executed notebook into ``folder``; returns a row each: run, state, seconds."""
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
+
+    exporter = HTMLExporter(Config({"HTMLExporter": {"embed_images": True, "exclude_anchor_links": True}}))
+    exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""  # nothing is fetched to read a page
+    rows = []
+    for path in sorted(results.glob("notebooks/*.ipynb")):
+        notebook = without_progress(nbformat.read(path, as_version=4))
+        notebook.metadata["title"] = path.stem
+        page, _ = exporter.from_notebook_node(notebook)
+        (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
+        record = results / "jobs" / f"{path.stem}.json"
+        job = store.read_json(record) if record.is_file() else {"failed": False, "seconds": float("nan")}
+        link = f'<a href="notebooks/{html.escape(path.stem)}.html">{html.escape(path.stem)}</a>'
+        rows.append({"run": link, "state": "failed" if job["failed"] else "done", "seconds": f"{job['seconds']:.0f}"})
+    return pd.DataFrame(rows, columns=["run", "state", "seconds"])
+
+
+def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook without its progress bars: widgets, and lines on stderr that a terminal would overwrite."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
+    return notebook
+
+
+def _is_progress(output: nbformat.NotebookNode) -> bool:
+    if output.output_type == "stream":
+        return output.name == "stderr" and "%|" in output.text
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
+def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    patches_run, splits_run = patches.find(study, results), splits.find(study, results)
+    labels = pd.read_parquet(patches_run.path("labels.parquet"))
+    collected = compare.collect(study, results)
+    scores = compare.scores(collected.predictions)
+    scaling, crossed = compare.scaling_table(scores, study), compare.cross_domain_table(scores, study)
+    texts = {
+        "contact_sheet": captions.contact_sheet(study, labels),
+        "data_scaling": captions.data_scaling(study, scaling),
+        "cross_domain": captions.cross_domain(study, crossed) if len(crossed) else "",
+        "tab_2": _rich(captions.cross_domain_means(study)),
+    }
+
+    def figure(name: str, caption: str) -> Markup:
+        if not (results / "figures" / f"{name}.png").is_file():
+            return Markup("<p class='failed'>The figure is missing: its notebook failed.</p>")
+        links = " · ".join(f'<a href="figures/{name}.{suffix}">{suffix.upper()}</a>' for suffix in ("pdf", "csv"))
+        image = f'<a href="figures/{name}.png"><img src="figures/{name}.png" alt="{html.escape(_plain(caption))}"></a>'
+        return Markup(f"<figure>{image}<figcaption>{_rich(caption)} {links}</figcaption></figure>")
+
+    sections = [("abstract", "Abstract"), ("data", "Data"), ("scaling", "Data scaling"), ("domains", "Across domains")]
+    sections += [("claims", "Claims"), ("notebooks", "Notebooks"), ("provenance", "Provenance"), ("again", "Recompute")]
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True)
+    return environment.get_template("supplement.html").render(
+        study=study,
+        sections=[s for s in sections if s[0] != "domains" or len(crossed)],
+        abstract=captions.abstract(study, scaling, crossed, len(collected.failures)).replace("`", ""),
+        failures=_table(collected.failures) if len(collected.failures) else "",
+        counts=_table(_counts(study, labels)),
+        data_note=_data_note(study, patches_run),
+        captions=texts,
+        figure=figure,
+        audit=_table(_audit(splits.load_audit(splits_run))),
+        scaling=_table(compare.wide(scaling).reset_index()),
+        crossed=_table(_tab_2(crossed)) if len(crossed) else "",
+        published=_table(_published()),
+        claims=_table(claims.check(study, scores)[["claim", "where", "verdict", "found"]]),
+        notebooks=_table(notebooks, escape=False),
+        provenance=_table(_provenance(study, results)),
+        command=f"make paper STUDY={study.name}",
+    )
+
+
+def _table(table: pd.DataFrame, escape: bool = True) -> str:
+    return table.rename(columns=lambda name: str(name).replace("_", " ")).to_html(
+        index=False, border=0, escape=escape, na_rep="–"
+    )
+
+
+def _plain(caption: str) -> str:
+    return caption.replace("**", "").replace("`", "")
+
+
+def _rich(caption: str) -> str:
+    """A caption's bold beginning as HTML; nothing else of markdown occurs in captions."""
+    parts = html.escape(caption.replace("`", "")).split("**")
+    return "".join(f"<b>{part}</b>" if i % 2 else part for i, part in enumerate(parts))
+
+
+def _counts(study: Study, labels: pd.DataFrame) -> pd.DataFrame:
+    table = patches.counts(labels)
+    total = {"domain": "sum", "n_slides": labels["slide_id"].nunique(), "n_positive": int(labels["label"].sum())}
+    total |= {"n_negative": int((labels["label"] == 0).sum()), "positive_share": labels["label"].mean()}
+    table = pd.concat([table, pd.DataFrame([total])], ignore_index=True)
+    table["positive_share"] = [f"{share:.0%}" for share in table["positive_share"]]
+    names = {"n_slides": "slides", "n_positive": study.data.positive + "s", "n_negative": study.data.negative + "s"}
+    return table.rename(columns=names)
+
+
+def _data_note(study: Study, run: store.Run) -> str:
+    facts = run.record["facts"]
+    said = facts.get("um_per_px_said_by_study", [])
+    sides = f"Patches of {study.patches.size_px} px, stored with {study.stored_px} px."
+    if not said:
+        return sides
+    names = ", ".join(said[:10]) + (f" and {len(said) - 10} more" if len(said) > 10 else "")
+    return f"{sides} Slides that don't state their um/px, taken at the study's {study.data.um_per_px} um/px: {names}."
+
+
+def _audit(audit: pd.DataFrame) -> pd.DataFrame:
+    table = audit.drop(columns="fold").groupby(["train_domain", "size"], sort=False).mean().reset_index()
+    order = table["train_domain"].map(lambda name: (name != compare.ALL, name))
+    table = table.assign(order=order).sort_values(["order", "size"]).drop(columns="order")
+    shown = pd.DataFrame({"trained on": table["train_domain"], "size": [f"{100 * size:g} %" for size in table["size"]]})
+    for name in ("n_train", "n_val", "n_test"):
+        shown[name] = table[name].round().astype(int).to_numpy()
+    for name in ("positives_train", "positives_test", "test_on_train_slides", "test_overlapping_train"):
+        shown[name] = [f"{share:.1%}" for share in table[name]]
+    return shown
+
+
+def _tab_2(crossed: pd.DataFrame) -> pd.DataFrame:
+    table = crossed[["arm", "kind"]].copy()
+    for name in ("in_domain", "out_of_domain"):
+        columns = (crossed[name], crossed[f"{name}_sd"], crossed[f"{name}_sd_cells"])
+        table[name] = [f"{compare.plus_minus(mean, sd)} ({cells:.2f})" for mean, sd, cells in zip(*columns, strict=True)]
+    return table
+
+
+def _published() -> pd.DataFrame:
+    table = compare.published_table()
+    return pd.DataFrame(
+        {
+            "arm": table["arm"],
+            **{
+                name: [compare.plus_minus(m, sd) for m, sd in zip(table[name], table[f"{name}_sd"], strict=True)]
+                for name in ("in_domain", "out_of_domain")
+            },
+        }
+    )
+
+
+def _provenance(study: Study, results: Path) -> pd.DataFrame:
+    """What made these numbers: code, environment, seeds, time; and the study file's content."""
+    records = [store.read_json(path) for path in sorted(results.glob("*/run.json"))]
+    environments = [record["environment"] for record in records]
+    commits = sorted(
+        {f"{e['commit'] or 'unknown'}{' with uncommitted changes' if e['uncommitted_changes'] else ''}" for e in environments}
+    )
+    newest = max(records, key=lambda record: record["finished"])["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in newest["packages"].items())
+    minutes = sum(record["seconds"] for record in records) / 60
+    rows = {
+        "commit": "; ".join(commits),
+        "machine": f"Python {newest['python']}, {newest['system']} {newest['machine']}, {newest['n_cores']} cores",
+        "packages": versions,
+        "seeds": f"data {study.data.seed}, splits {study.splits.seed}" if study.synthetic else f"splits {study.splits.seed}",
+        "runs": f"{len(records)} finished, {minutes:.1f} minutes in all",
+        "built": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "study": yaml.safe_dump(as_dict(study), sort_keys=False, default_flow_style=True, width=10**6).strip(),
+    }
+    return pd.DataFrame({"what": list(rows), "value": list(rows.values())})
