@@ -51,6 +51,11 @@ notebooks: env ## build the committed .ipynb from the .py beside them, run on th
 
 env: $(ready) ## make the environment, .venv, with the versions of pins.txt
 
+# The file `ready` names this folder: in a copy of it, the environment's mfcore would still be the original's.
+ifneq ($(shell cat $(ready) 2>/dev/null),$(CURDIR))
+.PHONY: $(ready)
+endif
+
 # While the file `unfinished` is there, packages may be there in part, which pip would take for whole.
 $(ready): pyproject.toml pins.txt
 	@if [ -e $(VENV)/pyvenv.cfg ] && { [ -e $(VENV)/unfinished ] || ! $(python) -c pass; }; then \
@@ -62,7 +67,7 @@ $(ready): pyproject.toml pins.txt
 	@touch $(VENV)/unfinished
 	$(python) -m pip install --constraint pins.txt --editable '.[test]'
 	@rm $(VENV)/unfinished
-	@touch $@
+	@echo '$(CURDIR)' > $@
 
 # Sets the shell's `found` to the first candidate that is new enough and can make environments, or ends with what to do.
 define find_python

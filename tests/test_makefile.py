@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MAKE = shutil.which("make")
-TOOLS = ("sh", "awk", "cp", "echo", "mkdir", "rm", "touch")
+TOOLS = ("sh", "awk", "cat", "cp", "echo", "mkdir", "rm", "touch")
 
 PYTHON = """#!/bin/sh
 # A stand-in for Python {version}; the environment that it makes runs this same file.
@@ -161,6 +161,16 @@ def test_an_environment_whose_python_is_gone_is_made_anew(machine):
     (machine.venv / "ready").unlink()
     assert machine.make("env").returncode == 0
     assert len(machine.calls("-m venv")) == 2
+
+
+def test_a_copied_folder_installs_its_own_mfcore(machine, tmp_path):
+    """The environment that came along would run the original's code."""
+    machine.install("python3")
+    assert machine.make("env").returncode == 0
+    machine.folder = Path(shutil.copytree(machine.folder, tmp_path / "a copy", symlinks=True))
+    assert machine.make("env").returncode == 0
+    assert machine.make("env").returncode == 0
+    assert len(machine.calls("-m pip install")) == 2
 
 
 def test_somebody_elses_environment_is_used_not_removed(machine):
