@@ -43,9 +43,8 @@ def build(study: Study, results: str | Path) -> Path:
 def _notebooks(results: Path, folder: Path) -> pd.DataFrame:
     """Render every executed notebook into ``folder``; returns a row each: run, state, seconds."""
     from nbconvert import HTMLExporter
-    from traitlets.config import Config
 
-    exporter = HTMLExporter(Config({"HTMLExporter": {"embed_images": True, "exclude_anchor_links": True}}))
+    exporter = HTMLExporter(embed_images=True, exclude_anchor_links=True)
     exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""  # nothing is fetched to read a page
     rows = []
     for path in sorted(results.glob("notebooks/*.ipynb")):
@@ -76,7 +75,6 @@ def _is_progress(output: nbformat.NotebookNode) -> bool:
 
 def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
 
     patches_run, splits_run = patches.find(study, results), splits.find(study, results)
     labels = pd.read_parquet(patches_run.path("labels.parquet"))
@@ -90,12 +88,12 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
         "tab_2": _rich(captions.cross_domain_means(study)),
     }
 
-    def figure(name: str, caption: str) -> Markup:
+    def figure(name: str, caption: str) -> str:
         if not (results / "figures" / f"{name}.png").is_file():
-            return Markup("<p class='failed'>The figure is missing: its notebook failed.</p>")
+            return "<p class='failed'>The figure is missing: its notebook failed.</p>"
         links = " · ".join(f'<a href="figures/{name}.{suffix}">{suffix.upper()}</a>' for suffix in ("pdf", "csv"))
         image = f'<a href="figures/{name}.png"><img src="figures/{name}.png" alt="{html.escape(_plain(caption))}"></a>'
-        return Markup(f"<figure>{image}<figcaption>{_rich(caption)} {links}</figcaption></figure>")
+        return f"<figure>{image}<figcaption>{_rich(caption)} {links}</figcaption></figure>"
 
     sections = [("abstract", "Abstract"), ("data", "Data"), ("scaling", "Data scaling"), ("domains", "Across domains")]
     sections += [("claims", "Claims"), ("notebooks", "Notebooks"), ("provenance", "Provenance"), ("again", "Recompute")]

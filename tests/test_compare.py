@@ -1,0 +1,153 @@
+"""Tables from predictions: each number against a second way to it, and what is missing as a row with its reason."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import mannwhitneyu
+
+from mfcore import claims, compare, patches, splits, store
+from mfcore.config import Data, Network, Probe, Splits, Study, as_dict
+
+STUDY = Study(
+    "t",
+    "A test",
+    Data("midog"),
+    splits=Splits(sizes=(0.5, 1.0), n_folds=3),
+    encoders=("good", "random"),
+    networks=(Network("net", input_px=100),),
+)
+SIGNAL = {"good": 0.5, "random": 0.0, "net": 6.0}
+
+
+def fake_predictions(arm, kind, rng, folds=(0, 1, 2)):
+    """Clearly made-up scores, whose signal grows with size and falls out of domain."""
+    rows = []
+    for fold in folds:
+        units = [("all", size) for size in STUDY.splits.sizes] + [("a", 1.0), ("b", 1.0)]
+        for train_domain, size in units:
+            n = 120
+            label, domain = rng.integers(0, 2, n), rng.choice(["a", "b"], n)
+            gain = SIGNAL[arm] * size * np.where((train_domain == "all") | (domain == train_domain), 1.0, 0.3)
+            score = 1 / (1 + np.exp(-(gain * (label - 0.5) + rng.normal(size=n))))
+            slide = [f"{d}{i}" for d, i in zip(domain, rng.integers(0, 9, n), strict=True)]
+            unit = {"fold": fold, "size": size, "train_domain": train_domain}
+            rows.append(pd.DataFrame({"slide_id": slide, "domain": domain, "label": label, "score": score, **unit}))
+    table = pd.concat(rows, ignore_index=True)
+    return table.assign(patch_id=np.arange(len(table)), arm=arm, kind=kind, n_train=(100 * table["size"]).astype(int))
+
+
+@pytest.fixture(scope="module")
+def predictions():
+    rng = np.random.default_rng(0)
+    arms = [("net", "end-to-end"), ("good", "probe"), ("random", "probe")]
+    return pd.concat([fake_predictions(arm, kind, rng) for arm, kind in arms], ignore_index=True)
+
+
+def test_scores_are_those_of_each_fit_and_test_domain(predictions):
+    scores = compare.scores(predictions)
+    assert len(scores) == 3 * 3 * (2 + 2 * 2)
+    row = scores[
+        (scores["arm"] == "net") & (scores["fold"] == 1) & (scores["train_domain"] == "a") & (scores["domain"] == "b")
+    ].iloc[0]
+    part = predictions.query("arm == 'net' and fold == 1 and train_domain == 'a' and domain == 'b'")
+    u = mannwhitneyu(part.loc[part["label"] == 1, "score"], part.loc[part["label"] == 0, "score"]).statistic
+    assert row["auroc"] == pytest.approx(u / (part["label"].sum() * (part["label"] == 0).sum()))
+    assert row["n_test"] == len(part) and row["n_test_slides"] == part["slide_id"].nunique()
+
+
+def test_scaling_table_is_mean_and_sample_sd_over_folds_in_the_study_s_order(predictions):
+    scores = compare.scores(predictions)
+    table = compare.scaling_table(scores, STUDY)
+    assert table["arm"].tolist() == ["net", "net", "good", "good", "random", "random"]
+    values = scores.query("arm == 'good' and train_domain == 'all' and size == 0.5")["auroc"]
+    row = table.query("arm == 'good' and size == 0.5").iloc[0]
+    assert row["auroc"] == pytest.approx(np.mean(values)) and row["auroc_sd"] == pytest.approx(np.std(values, ddof=1))
+    assert row["n_train"] == 50 and row["n_folds"] == 3
+    wide = compare.wide(table)
+    assert list(wide.columns) == ["50 %", "100 %"]
+    assert wide.loc[("good", "probe"), "50 %"] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+
+
+def test_cross_domain_table_averages_domains_within_a_fold_then_folds(predictions):
+    scores = compare.scores(predictions)
+    table = compare.cross_domain_table(scores, STUDY).set_index("arm")
+    crossed = scores.query("arm == 'net' and train_domain != 'all'")
+    own = crossed[crossed["domain"] == crossed["train_domain"]]
+    folds = own.groupby("fold")["auroc"].mean()
+    assert table.loc["net", "in_domain"] == pytest.approx(folds.mean())
+    assert table.loc["net", "in_domain_sd"] == pytest.approx(folds.std(ddof=1))
+    assert table.loc["net", "in_domain_sd_cells"] == pytest.approx(own["auroc"].std(ddof=1))
+    assert table.loc["net", "out_of_domain"] < table.loc["net", "in_domain"]
+    matrix = compare.domain_matrix(scores, STUDY)
+    cell = matrix.query("arm == 'net' and train_domain == 'a' and domain == 'b'").iloc[0]
+    assert cell["mean"] == pytest.approx(crossed.query("train_domain == 'a' and domain == 'b'")["auroc"].mean())
+
+
+def test_a_test_set_of_one_class_has_no_auroc_and_takes_no_other_fold_with_it(predictions):
+    broken = predictions.copy()
+    broken.loc[(broken["fold"] == 0) & (broken["train_domain"] == "all") & (broken["arm"] == "net"), "label"] = 1
+    table = compare.scaling_table(compare.scores(broken), STUDY).query("arm == 'net'")
+    assert table["auroc"].notna().all()
+
+
+def test_claims_follow_the_planted_truth(predictions):
+    ledger = claims.check(STUDY, compare.scores(predictions)).set_index("claim")["verdict"]
+    assert ledger["The end-to-end network beats every probe, at every size."] == "holds"
+    assert ledger["Out of domain is worse than in domain, for every arm."] != "holds"  # the random arm has nothing to lose
+    assert ledger["Probes on pathology encoders beat probes on ImageNet encoders."] == "not testable here"
+    flipped = predictions.assign(score=predictions["score"].where(predictions["arm"] != "net", 1 - predictions["score"]))
+    ledger = claims.check(STUDY, compare.scores(flipped)).set_index("claim")["verdict"]
+    assert ledger["The end-to-end network beats every probe, at every size."] == "does not hold"
+
+
+def test_published_numbers_are_those_of_table_2():
+    table = compare.published_table().set_index("arm")
+    assert len(table) == 9
+    assert table.loc["End-To-End ResNet50"].tolist() == [0.87, 0.04, 0.74, 0.07]
+    assert table.loc["H-optimus-0", "out_of_domain"] == 0.66
+
+
+@pytest.fixture
+def results(tmp_path, predictions):
+    """A results folder with splits, one probe and one fold of the network, as the stages leave them."""
+    patches_run = store.open_run(tmp_path, "patches", STUDY.name, patches.config_of(STUDY), {"annotations": "x"}).finish([])
+    splits_run = store.open_run(tmp_path, "splits", STUDY.mode, splits.config_of(STUDY), {"patches": patches_run.key})
+    units = [splits._rows("all", fold, size, "train", np.arange(round(100 * size))) for fold in range(3) for size in (0.5, 1.0)]
+    units += [splits._rows(domain, fold, 1.0, "train", np.arange(40)) for fold in range(3) for domain in "ab"]
+    store.write_parquet(splits_run.path("splits.parquet"), pd.concat(units))
+    splits_run.finish(["splits.parquet"])
+
+    def finish(stage, name, arm, config, splits_key=None, folds=(0, 1, 2)):
+        run = store.open_run(tmp_path, stage, name, config, {"splits": splits_key or splits_run.key})
+        part = predictions[(predictions["arm"] == arm) & predictions["fold"].isin(folds)]
+        store.write_parquet(run.path("predictions.parquet"), part.drop(columns=["arm", "kind", "n_train"]))
+        return run.finish(["predictions.parquet"])
+
+    finish("probe", "good", "good", as_dict(STUDY.probe))
+    finish("train", "net-fold0", "net", {"network": as_dict(STUDY.networks[0]), "epoch": "best"}, folds=(0,))
+    finish(
+        "train", "net-fold1", "net", {"network": as_dict(replace(STUDY.networks[0], max_lr=1.0)), "epoch": "best"}, folds=(1,)
+    )
+    finish("probe", "random", "random", as_dict(STUDY.probe), splits_key="other")
+    failure = {"stage": "02_embed", "name": "02_embed.random", "parameters": {"encoder": "random"}, "reason": "no weights"}
+    store.write_json(tmp_path / "failures" / "02_embed.random.json", failure)
+    return tmp_path
+
+
+def test_collect_takes_what_belongs_to_the_study_and_lists_what_is_missing(results):
+    collected = compare.collect(STUDY, results)
+    assert set(collected.predictions["arm"]) == {"good", "net"}
+    assert set(collected.predictions.query("arm == 'net'")["fold"]) == {0}, "a run with other settings was taken"
+    assert set(collected.predictions.query("size == 0.5")["n_train"]) == {50}
+    failures = collected.failures.set_index(["arm", "stage"])["reason"]
+    assert failures["random", "probe"] == "no weights"
+    assert failures["net", "train, fold 1"] == failures["net", "train, fold 2"] == "not run yet"
+
+
+def test_collect_says_what_to_run_when_there_is_nothing(results):
+    with pytest.raises(store.StoreError, match="no finished 'splits' run"):
+        compare.collect(replace(STUDY, splits=replace(STUDY.splits, seed=1)), results)
+    with pytest.raises(store.StoreError, match="run notebooks 02 to 04 first"):
+        compare.collect(replace(STUDY, encoders=("other",), networks=(), probe=Probe(max_iter=3)), results)
