@@ -2,10 +2,11 @@
 
 The recipe is that of Ganz et al. 2024, section 3: augmentation, Adam, the one-cycle learning rate, binary cross-entropy,
 the best epoch chosen afterwards by its validation loss. Every random draw has a name (unit, purpose, epoch) instead of a
-place in an order, so a training that was killed goes on to the result that it would have had.
+place in an order, so a training that was killed goes on to the result that it would have had (on a CPU, to the last bit).
 """
 
 import contextlib
+import functools
 import json
 import math
 import time
@@ -55,9 +56,9 @@ def train_study(study: Study, network_name: str, fold: int, results: str | Path,
     """Train one network of a study on every unit of one fold: each size, and each domain by itself.
 
     Reads the study's patches and splits; writes ``predictions.parquet`` (the test patches of every unit),
-    ``history.jsonl`` and, in ``units/``, each unit's weights. Finished units aren't trained again. ``device``: "cpu",
-    "cuda", or "auto" for cuda where there is one. Raises StoreError where patches or splits aren't there, TrainingError
-    where the splits have no such fold, or as `Task` and `train_network`.
+    ``history.jsonl`` and, in ``units/``, each unit's weights. Finished units aren't trained again. ``device``: as for
+    `choose_device`. Raises StoreError where patches or splits aren't there, TrainingError where the splits have no such
+    fold, or as `Task` and `train_network`.
     """
     network = study.network(network_name)
     patches_run, splits_run = patches.find(study, results), splits.find(study, results)
@@ -71,19 +72,10 @@ def train_study(study: Study, network_name: str, fold: int, results: str | Path,
     units = [unit for unit in splits.units(table) if unit.fold == fold]
     if not units:
         raise TrainingError(f"the splits in {splits_run.folder} have no fold {fold}; they have {sorted(set(table['fold']))}")
-    tasks = {
-        unit: Task(
-            unit=unit.name,
-            network=network,
-            seed=study.splits.seed,
-            patches=stored,
-            labels=labels["label"].to_numpy(),
-            slide_ids=labels["slide_id"].to_numpy(),
-            roles=splits.select(table, unit),
-        )
-        for unit in units
-        if not run.unit_file(unit.name).is_file()
-    }
+    columns = {"labels": labels["label"].to_numpy(), "slide_ids": labels["slide_id"].to_numpy()}
+    task_of = functools.partial(Task, network=network, seed=study.splits.seed, patches=stored, **columns)
+    to_do = [unit for unit in units if not run.unit_file(unit.name).is_file()]
+    tasks = {unit: task_of(unit=unit.name, roles=splits.select(table, unit)) for unit in to_do}
     n_patches = sum(network.n_epochs * task.n_per_epoch for task in tasks.values())
     with tqdm(total=n_patches, desc=run.identity["name"], unit="patch") as progress:
         for unit, task in tasks.items():
@@ -93,10 +85,10 @@ def train_study(study: Study, network_name: str, fold: int, results: str | Path,
             scores = train_network(task, model, run.path("units"), study.switches.epoch, device, progress=progress)
             store.write_parquet(run.unit_file(unit.name), splits.predictions(labels, unit, task.roles["test"], scores))
             run.unit_file(unit.name, ".checkpoint").unlink(missing_ok=True)
-    return _finish(run, units)
+    return _finish(run, units, choose_device(device))
 
 
-def _finish(run: store.Run, units: "list[splits.Unit]") -> store.Run:
+def _finish(run: store.Run, units: "list[splits.Unit]", device: "torch.device") -> store.Run:
     """Gather the units' predictions and histories and close the run."""
     for left_by_a_kill in run.path("units").glob("*.checkpoint"):
         left_by_a_kill.unlink()
@@ -106,8 +98,9 @@ def _finish(run: store.Run, units: "list[splits.Unit]") -> store.Run:
         lines = [run.unit_file(unit.name, ".jsonl").read_text(encoding="utf-8") for unit in units]
         aside.write_text("".join(lines), encoding="utf-8")
     weights = [str(run.unit_file(unit.name, ".safetensors").relative_to(run.folder)) for unit in units]
-    seconds = float(load_history(run)["seconds"].sum())
-    return run.finish(["predictions.parquet", "history.jsonl", *weights], training_seconds=round(seconds, 1))
+    facts = {"device": str(device), "precision": "bfloat16" if _computes_bfloat16(device) else "float32"}
+    seconds = round(float(load_history(run)["seconds"].sum()), 1)
+    return run.finish(["predictions.parquet", "history.jsonl", *weights], training_seconds=seconds, **facts)
 
 
 def load_history(run: store.Run) -> pd.DataFrame:
@@ -149,8 +142,7 @@ class Task:
         return ("train", self.network.name, self.unit)
 
     def __post_init__(self) -> None:
-        missing = [role for role in splits.ROLES if not len(self.roles[role])]
-        if missing:
+        if missing := [role for role in splits.ROLES if not len(self.roles[role])]:
             raise TrainingError(f"{self.unit}: there are no {missing[0]} patches; each of {list(splits.ROLES)} needs some")
         everyone = np.concatenate([self.roles[role] for role in splits.ROLES])
         if len(np.unique(everyone)) < len(everyone):
@@ -161,17 +153,13 @@ class Task:
                 f"{self.unit}: all {len(self.roles['train'])} training patches are of class {present[0]}; leave this size out "
                 "of splits.sizes, or set switches.stratified: true"
             )
-        name, stored_px = self.network.name, self.patches.shape[1]
-        if stored_px < self.network.needed_px:
-            raise TrainingError(
-                f"{self.unit}: patches are stored at {stored_px} px, networks[{name}] needs {self.network.needed_px} px for "
-                "its rotations and shifts; extract them again"
-            )
+        name = self.network.name
+        if (stored_px := self.patches.shape[1]) < self.network.needed_px:
+            needed = f"networks[{name}] needs {self.network.needed_px} px for its rotations and shifts"
+            raise TrainingError(f"{self.unit}: patches are stored at {stored_px} px, {needed}; extract them again")
         if min(self.n_per_epoch, self.network.batch_size) < 2:
-            raise TrainingError(
-                f"{self.unit}: batch norm needs two patches or more in an epoch and in a batch; networks[{name}] has "
-                f"{self.n_per_epoch} and {self.network.batch_size}"
-            )
+            found = f"networks[{name}] has {self.n_per_epoch} and {self.network.batch_size}"
+            raise TrainingError(f"{self.unit}: batch norm needs two patches or more in an epoch and in a batch; {found}")
 
 
 def train_network(
@@ -238,8 +226,7 @@ class _Training:
         self.mean, self.std = (
             torch.tensor(values, device=device)[:, None, None] for values in (model.card.mean, model.card.std)
         )
-        # float16 would need its loss scaled; a GPU without bfloat16 trains in float32
-        self.autocast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        self.autocast = _computes_bfloat16(device)
         n_steps = network.n_epochs * len(batches(task.n_per_epoch, network.batch_size))
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=network.max_lr, fused=True)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, max_lr=network.max_lr, total_steps=n_steps)
@@ -248,15 +235,14 @@ class _Training:
 
     def run_epoch(self, keep_always: bool, progress: tqdm) -> dict:
         """Train for one epoch, validate, keep the weights where they are the best so far; returns the line of history."""
-        begun, number = time.monotonic(), len(self.history) + 1
+        begun, number, network = time.monotonic(), len(self.history) + 1, self.task.network
         train_loss, rate = self._train(number, progress)
         val_loss, val_auroc = self._validate() if math.isfinite(train_loss) else (math.nan, None)
         for which, loss in (("training", train_loss), ("validation", val_loss)):
             if not math.isfinite(loss):
                 raise TrainingError(
-                    f"{self.task.unit}: the {which} loss became {loss} in epoch {number} of {self.task.network.n_epochs}, at a "
-                    f"learning rate of {rate:.3g}; lower networks[{self.task.network.name}].max_lr "
-                    f"(now {self.task.network.max_lr:g})"
+                    f"{self.task.unit}: the {which} loss became {loss} in epoch {number} of {network.n_epochs}, at a learning "
+                    f"rate of {rate:.3g}; lower networks[{network.name}].max_lr (now {network.max_lr:g})"
                 )
         if keep_always or val_loss < self.kept.val_loss:
             weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
@@ -298,20 +284,22 @@ class _Training:
         return total.item() / len(rows), rate
 
     def _validate(self) -> tuple[float, float | None]:
-        """Mean loss, NaN where a logit isn't finite, and AUROC, None where validation has one class only."""
+        """Loss, NaN where a logit isn't finite, and AUROC, None where validation has one class only.
+
+        Patches weigh what their `chances` are, so that it measures what training minimises; the released code draws once.
+        """
         logits, truth = self.logits(self.task.roles["val"]), self.task.labels[self.task.roles["val"]]
         if not np.isfinite(logits).all():
             return math.nan, None
-        loss = float(np.mean(np.logaddexp(0, logits) - truth * logits))
+        loss = float(chances(self.task, "val") @ (np.logaddexp(0, logits) - truth * logits))
         return loss, metrics.auroc(truth, expit(logits)) if len(np.unique(truth)) == 2 else None
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
         """Logits, float64 (n,), of the centre crops of patches ``rows``; nothing is drawn."""
         import torch
 
-        crops = patches.centre_crop(self.task.patches, self.task.network.input_px)
+        crops, logits = patches.centre_crop(self.task.patches, self.task.network.input_px), []
         self.model.eval()
-        logits = []
         with torch.inference_mode():
             for start in range(0, len(rows), EVALUATION_BATCH):
                 images = self._images(crops[rows[start : start + EVALUATION_BATCH]]).to(torch.float32) / 255
@@ -350,24 +338,31 @@ class _Training:
         self.kept, self.history = _Kept(**state["kept"]), state["history"]
 
 
-def draw_epoch(task: Task, number: int) -> np.ndarray:
-    """The training patches of epoch ``number`` in their order, rows int64 (n_per_epoch,).
+def chances(task: Task, role: str) -> np.ndarray:
+    """How likely a draw takes each patch of a role, float64 (n,), sum 1.
 
-    ``patches_per_epoch`` patches are drawn with replacement: a slide, each as likely, then one of the two classes, each
-    as likely, then a patch of that class on that slide (as the released code of Ganz et al.). A slide that lacks the
-    class gives a patch of the class that it has. None: each training patch once, in random order.
+    A slide is drawn, each as likely, then one of its classes, each as likely, then a patch of that class on it (as the
+    released code of Ganz et al.); with ``patches_per_epoch`` None, each patch is as likely.
     """
-    rows, draws = task.roles["train"], rng.generator(task.seed, *task.stream, "draw", number)
+    rows = task.roles[role]
     if task.network.patches_per_epoch is None:
-        return draws.permutation(rows)
+        return np.full(len(rows), 1 / len(rows))
     names, slide = np.unique(task.slide_ids[rows], return_inverse=True)
     stratum = 2 * slide + task.labels[rows]  # slide and class as one number
     counts = np.bincount(stratum, minlength=2 * len(names))
-    firsts = np.cumsum(counts) - counts
-    uniform = draws.random((task.n_per_epoch, 3)).T
-    wanted = 2 * (uniform[0] * len(names)).astype(int) + (uniform[1] < 0.5)
-    wanted = np.where(counts[wanted] > 0, wanted, wanted ^ 1)
-    return rows[np.argsort(stratum, kind="stable")][firsts[wanted] + (uniform[2] * counts[wanted]).astype(int)]
+    n_classes = np.count_nonzero(counts.reshape(-1, 2), axis=1)  # (n_slides,)
+    return 1 / (len(names) * n_classes[slide] * counts[stratum])
+
+
+def draw_epoch(task: Task, number: int) -> np.ndarray:
+    """The training patches of epoch ``number`` in their order, rows int64 (n_per_epoch,).
+
+    Drawn with replacement by their `chances`, or, with ``patches_per_epoch`` None, each once.
+    """
+    draws = rng.generator(task.seed, *task.stream, "draw", number)
+    if task.network.patches_per_epoch is None:
+        return draws.permutation(task.roles["train"])
+    return draws.choice(task.roles["train"], size=task.n_per_epoch, p=chances(task, "train"))
 
 
 def batches(n_patches: int, batch_size: int) -> list[slice]:
@@ -382,16 +377,22 @@ def choose_device(name: str) -> "torch.device":
     """The torch device ``name``; "auto" is cuda where there is one, else cpu. Raises TrainingError for a missing cuda."""
     import torch
 
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    has_cuda = torch.cuda.is_available()
+    if name.startswith("cuda") and not has_cuda:
         raise TrainingError(f"device {name!r} was asked for, but torch sees no GPU; use 'auto' or 'cpu'")
-    return torch.device(name)
+    return torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
+
+
+def _computes_bfloat16(device: "torch.device") -> bool:
+    """Whether to train in bfloat16: on a GPU that has it. Others train in float32, as float16 would need its loss scaled."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's own draws inside (dropout) follow ``seed``; outside they go on as if nothing had been drawn."""
+    """Torch's own draws inside (dropout) follow ``seed``; outside they go on as if none had been made."""
     import torch
 
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):

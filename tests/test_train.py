@@ -20,6 +20,15 @@ NETWORK = Network(
 N_PATCHES, N_SLIDES = 120, 8
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads that wait for one another cost more than they bring in networks as small as these."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
 def tiny(seed: int = 0) -> "torch.nn.Module":
     """A network with what makes resuming hard: batch norm's running means, and dropout."""
     with train.seeded(seed):
@@ -112,7 +121,7 @@ def test_best_epoch_is_truly_restored(tmp_path, worsening):
     assert np.argmin(losses) < len(losses) - 1 and losses[-1] > min(losses) + 0.01, "the last epoch must differ for this test"
     validated = scores_of(weights_of(tmp_path), worsening, "val")
     truth = worsening.labels[worsening.roles["val"]]
-    loss = -np.mean(np.log(np.where(truth == 1, validated, 1 - validated)))
+    loss = -np.log(np.where(truth == 1, validated, 1 - validated)) @ train.chances(worsening, "val")
     assert loss == pytest.approx(min(losses), abs=1e-5)
     np.testing.assert_allclose(scores, scores_of(weights_of(tmp_path), worsening, "test"), atol=1e-5)
 
@@ -121,7 +130,7 @@ def test_last_epoch_when_the_study_says_so(tmp_path, worsening):
     train.train_network(worsening, tiny(), tmp_path, epoch="last")
     validated = scores_of(weights_of(tmp_path), worsening, "val")
     truth = worsening.labels[worsening.roles["val"]]
-    loss = -np.mean(np.log(np.where(truth == 1, validated, 1 - validated)))
+    loss = -np.log(np.where(truth == 1, validated, 1 - validated)) @ train.chances(worsening, "val")
     assert loss == pytest.approx(history_of(tmp_path)[-1]["val_loss"], abs=1e-5)
 
 
@@ -238,10 +247,26 @@ def test_draw_is_uniform_over_slides_then_classes():
     assert shares.to_dict() == pytest.approx(expected, abs=0.01)
     per_patch = np.bincount(rows, minlength=125)[20:120] / 30_000
     each = [1 / 80] * 10 + [1 / 560] * 70 + [1 / 8, 1 / 16, 1 / 16] + [1 / 40] * 10 + [1 / 28] * 7
+    np.testing.assert_allclose(train.chances(the_task, "train"), each)
     np.testing.assert_allclose(per_patch, each, rtol=0.6)
     np.testing.assert_allclose(per_patch[80:], each[80:], rtol=0.2)
     np.testing.assert_array_equal(rows, train.draw_epoch(the_task, 1))
     assert not np.array_equal(rows, train.draw_epoch(the_task, 2))
+
+
+def test_validation_weighs_patches_as_the_draw_does(tmp_path):
+    """With one slide, the validation loss is the mean of the classes' means; with no draw, of the patches."""
+    labels = np.where(np.arange(N_PATCHES) >= 64, 1, task().labels)  # few of class 0 among those that validate
+    for per_epoch in (33, None):
+        drawn = network(n_epochs=1, patches_per_epoch=per_epoch)
+        the_task = task(network=drawn, slide_ids=np.full(N_PATCHES, "s"), labels=labels)
+        train.train_network(the_task, tiny(), tmp_path)
+        truth, scores = labels[the_task.roles["val"]], scores_of(weights_of(tmp_path), the_task, "val")
+        losses = -np.log(np.where(truth == 1, scores, 1 - scores))
+        by_class = np.mean([losses[truth == c].mean() for c in (0, 1)])
+        assert abs(by_class - losses.mean()) > 1e-3, "the classes must differ for this test"
+        expected = losses.mean() if per_epoch is None else by_class
+        assert history_of(tmp_path)[0]["val_loss"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_every_training_patch_once():
@@ -368,6 +393,7 @@ def study(tmp_path, monkeypatch) -> Study:
 def test_train_study_writes_every_unit_of_the_fold(tmp_path, study):
     run = train.train_study(study, "tiny", 0, tmp_path)
     assert run.verify().done
+    assert run.record["facts"]["device"] == "cpu" and run.record["facts"]["precision"] == "float32"
     units = ["all-fold0-size0.5", "all-fold0-size1", "odd-fold0-size1"]
     table = pd.read_parquet(run.path("predictions.parquet"))
     assert list(table.columns) == ["patch_id", "slide_id", "domain", "label", "score", "fold", "size", "train_domain"]
