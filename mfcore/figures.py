@@ -33,6 +33,7 @@ def _drawing(study: Study, n_rows: int, n_columns: int, size_inch: tuple[float, 
         figure, axes = plt.subplots(n_rows, n_columns, figsize=size_inch, layout="constrained", squeeze=False, **options)
         plt.close(figure)
         if study.synthetic:
+            figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.18 / size_inch[1]))  # a strip of its own for the word
             figure.text(0.995, 0.995, "synthetic data", ha="right", va="top", fontsize=8, style="italic", color="0.35")
         yield figure, axes
 
@@ -85,10 +86,11 @@ def _scale_bar(axis: Axes, study: Study, labels: pd.DataFrame, shown_px: int) ->
 
 def embedding_table(features: np.ndarray, labels: pd.DataFrame) -> pd.DataFrame:
     """First two principal components of features (n, n_dims): ``patch_id, domain, label, pc1, pc2``, and their shares."""
-    centred = features.astype(np.float64) - features.mean(axis=0)
-    _, singular, directions = np.linalg.svd(centred, full_matrices=False)
-    components = centred @ directions[:2].T  # (n, 2)
-    share = singular**2 / (singular**2).sum()
+    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    variance, directions = np.linalg.eigh(centred.T @ centred / (len(centred) - 1))  # ascending
+    directions = directions[:, [-1, -2]]  # (n_dims, 2)
+    directions *= np.sign(directions[np.abs(directions).argmax(axis=0), [0, 1]])  # of the two signs, one for every machine
+    components, share = centred @ directions, variance[::-1] / variance.sum()
     table = labels[["patch_id", "domain", "label"]].reset_index(drop=True)
     return table.assign(pc1=components[:, 0], pc2=components[:, 1], share1=share[0], share2=share[1])
 
