@@ -286,13 +286,15 @@ class _Training:
     def _validate(self) -> tuple[float, float | None]:
         """Loss, NaN where a logit isn't finite, and AUROC, None where validation has one class only.
 
-        Patches weigh what their `chances` are, so that it measures what training minimises; the released code draws once.
+        Each class weighs half, as where training draws: else a rare class makes the first, unsure epochs seem the best.
         """
         logits, truth = self.logits(self.task.roles["val"]), self.task.labels[self.task.roles["val"]]
         if not np.isfinite(logits).all():
             return math.nan, None
-        loss = float(chances(self.task, "val") @ (np.logaddexp(0, logits) - truth * logits))
-        return loss, metrics.auroc(truth, expit(logits)) if len(np.unique(truth)) == 2 else None
+        losses = np.logaddexp(0, logits) - truth * logits
+        by_class = [losses[truth == label].mean() for label in np.unique(truth)]
+        loss = float(np.mean(losses if self.task.network.patches_per_epoch is None else by_class))
+        return loss, metrics.auroc(truth, expit(logits)) if len(by_class) == 2 else None
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
         """Logits, float64 (n,), of the centre crops of patches ``rows``; nothing is drawn."""
@@ -338,15 +340,13 @@ class _Training:
         self.kept, self.history = _Kept(**state["kept"]), state["history"]
 
 
-def chances(task: Task, role: str) -> np.ndarray:
-    """How likely a draw takes each patch of a role, float64 (n,), sum 1.
+def chances(task: Task) -> np.ndarray:
+    """How likely a draw takes each training patch, float64 (n_train,), sum 1.
 
     A slide is drawn, each as likely, then one of its classes, each as likely, then a patch of that class on it (as the
-    released code of Ganz et al.); with ``patches_per_epoch`` None, each patch is as likely.
+    released code of Ganz et al.).
     """
-    rows = task.roles[role]
-    if task.network.patches_per_epoch is None:
-        return np.full(len(rows), 1 / len(rows))
+    rows = task.roles["train"]
     names, slide = np.unique(task.slide_ids[rows], return_inverse=True)
     stratum = 2 * slide + task.labels[rows]  # slide and class as one number
     counts = np.bincount(stratum, minlength=2 * len(names))
@@ -362,7 +362,7 @@ def draw_epoch(task: Task, number: int) -> np.ndarray:
     draws = rng.generator(task.seed, *task.stream, "draw", number)
     if task.network.patches_per_epoch is None:
         return draws.permutation(task.roles["train"])
-    return draws.choice(task.roles["train"], size=task.n_per_epoch, p=chances(task, "train"))
+    return draws.choice(task.roles["train"], size=task.n_per_epoch, p=chances(task))
 
 
 def batches(n_patches: int, batch_size: int) -> list[slice]:

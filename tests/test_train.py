@@ -91,6 +91,12 @@ def scores_of(weights: dict, the_task: train.Task, role: str) -> np.ndarray:
     return np.array(scores)
 
 
+def losses_by_class(scores: np.ndarray, truth: np.ndarray) -> list[float]:
+    """Mean cross-entropy of each class."""
+    losses = -np.log(np.where(truth == 1, scores, 1 - scores))
+    return [losses[truth == label].mean() for label in (0, 1)]
+
+
 def history_of(folder, unit: str = "all-fold0-size1") -> list[dict]:
     return [json.loads(line) for line in (folder / f"{unit}.jsonl").read_text().splitlines()]
 
@@ -120,8 +126,7 @@ def test_best_epoch_is_truly_restored(tmp_path, worsening):
     losses = [line["val_loss"] for line in history]
     assert np.argmin(losses) < len(losses) - 1 and losses[-1] > min(losses) + 0.01, "the last epoch must differ for this test"
     validated = scores_of(weights_of(tmp_path), worsening, "val")
-    truth = worsening.labels[worsening.roles["val"]]
-    loss = -np.log(np.where(truth == 1, validated, 1 - validated)) @ train.chances(worsening, "val")
+    loss = np.mean(losses_by_class(validated, worsening.labels[worsening.roles["val"]]))
     assert loss == pytest.approx(min(losses), abs=1e-5)
     np.testing.assert_allclose(scores, scores_of(weights_of(tmp_path), worsening, "test"), atol=1e-5)
 
@@ -129,8 +134,7 @@ def test_best_epoch_is_truly_restored(tmp_path, worsening):
 def test_last_epoch_when_the_study_says_so(tmp_path, worsening):
     train.train_network(worsening, tiny(), tmp_path, epoch="last")
     validated = scores_of(weights_of(tmp_path), worsening, "val")
-    truth = worsening.labels[worsening.roles["val"]]
-    loss = -np.log(np.where(truth == 1, validated, 1 - validated)) @ train.chances(worsening, "val")
+    loss = np.mean(losses_by_class(validated, worsening.labels[worsening.roles["val"]]))
     assert loss == pytest.approx(history_of(tmp_path)[-1]["val_loss"], abs=1e-5)
 
 
@@ -247,25 +251,25 @@ def test_draw_is_uniform_over_slides_then_classes():
     assert shares.to_dict() == pytest.approx(expected, abs=0.01)
     per_patch = np.bincount(rows, minlength=125)[20:120] / 30_000
     each = [1 / 80] * 10 + [1 / 560] * 70 + [1 / 8, 1 / 16, 1 / 16] + [1 / 40] * 10 + [1 / 28] * 7
-    np.testing.assert_allclose(train.chances(the_task, "train"), each)
+    np.testing.assert_allclose(train.chances(the_task), each)
     np.testing.assert_allclose(per_patch, each, rtol=0.6)
     np.testing.assert_allclose(per_patch[80:], each[80:], rtol=0.2)
     np.testing.assert_array_equal(rows, train.draw_epoch(the_task, 1))
     assert not np.array_equal(rows, train.draw_epoch(the_task, 2))
 
 
-def test_validation_weighs_patches_as_the_draw_does(tmp_path):
-    """With one slide, the validation loss is the mean of the classes' means; with no draw, of the patches."""
+def test_validation_weighs_classes_as_the_draw_does(tmp_path):
+    """The validation loss is the mean of the classes' means where training draws; else that of the patches."""
     labels = np.where(np.arange(N_PATCHES) >= 64, 1, task().labels)  # few of class 0 among those that validate
     for per_epoch in (33, None):
         drawn = network(n_epochs=1, patches_per_epoch=per_epoch)
-        the_task = task(network=drawn, slide_ids=np.full(N_PATCHES, "s"), labels=labels)
+        the_task = task(network=drawn, labels=labels)
         train.train_network(the_task, tiny(), tmp_path)
         truth, scores = labels[the_task.roles["val"]], scores_of(weights_of(tmp_path), the_task, "val")
-        losses = -np.log(np.where(truth == 1, scores, 1 - scores))
-        by_class = np.mean([losses[truth == c].mean() for c in (0, 1)])
-        assert abs(by_class - losses.mean()) > 1e-3, "the classes must differ for this test"
-        expected = losses.mean() if per_epoch is None else by_class
+        by_class = losses_by_class(scores, truth)
+        by_patch = np.average(by_class, weights=[(truth == 0).sum(), (truth == 1).sum()])
+        assert abs(np.mean(by_class) - by_patch) > 1e-3, "the classes must differ for this test"
+        expected = by_patch if per_epoch is None else np.mean(by_class)
         assert history_of(tmp_path)[0]["val_loss"] == pytest.approx(expected, abs=1e-5)
 
 
