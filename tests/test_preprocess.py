@@ -18,7 +18,7 @@ from mfcore import encoders
         (300, 300, 224, 224),
         (224, 224, 224, 224),
         (97, 131, 224, 224),
-        (301, 200, 33, 32),
+        (301, 200, 35, 32),
     ],
 )
 def test_preprocessing_is_torchvisions_on_pil_images_to_the_last_bit(

@@ -74,6 +74,11 @@ def test_efficientnet_lite0_computes_what_its_file_says(lite0):
         )
 
 
+def test_efficientnet_lite0_sees_grey_127_as_zero_and_white_as_one(lite0):
+    grey, white = (lite0.transform(np.full((1, 224, 224, 3), level, np.uint8)) for level in (127, 255))
+    assert grey.abs().max() < 1e-6 and (white - 1).abs().max() < 1e-6  # (x - 127) / 128, as TensorFlow's builder has it
+
+
 def test_efficientnet_lite0_names_two_photographs(lite0):
     """With its own mean and std it sees a daisy and a palace; with ImageNet's usual ones, no daisy."""
     photographs = pytest.importorskip("sklearn.datasets").load_sample_images()  # china.jpg, flower.jpg
