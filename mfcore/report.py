@@ -55,7 +55,7 @@ def _notebooks(results: Path, folder: Path) -> pd.DataFrame:
         record = results / "jobs" / f"{path.stem}.json"
         job = store.read_json(record) if record.is_file() else {"failed": False, "seconds": float("nan")}
         link = f'<a href="notebooks/{html.escape(path.stem)}.html">{html.escape(path.stem)}</a>'
-        rows.append({"run": link, "state": "failed" if job["failed"] else "done", "seconds": f"{job['seconds']:.0f}"})
+        rows.append({"run": link, "state": "failed" if job["failed"] else "done", "seconds": job["seconds"]})
     return pd.DataFrame(rows, columns=["run", "state", "seconds"])
 
 
