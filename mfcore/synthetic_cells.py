@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from mfcore import rng as streams
+from mfcore.synthetic_domains import Look
 
 GRAINS_UM = (0.25, 0.45, 0.8, 1.4, 2.6)
 """Correlation lengths, in um, of the noise that shapes are roughened and textured with."""
@@ -41,26 +42,6 @@ class Noise:
 def noise(seed: int, um_per_px: float) -> Noise:
     """The noise of a seed and resolution, made once per process."""
     return Noise(seed, um_per_px)
-
-
-@dataclass
-class Look:
-    """How cells look in one domain.
-
-    radius_um, radius_sd: tumour nuclei, mean and relative spread. chromatin: contrast of the clumps; grain_um: their
-    size. rim: darkness of the nuclear membrane. n_nucleoli: mean number. h: amount of haematoxylin of an interphase
-    nucleus. dark: amount of condensed chromatin.
-    """
-
-    radius_um: float
-    radius_sd: float
-    elongation: float
-    chromatin: float
-    grain_um: float
-    rim: float
-    n_nucleoli: float
-    h: float
-    dark: float
 
 
 class Canvas:
@@ -123,23 +104,25 @@ def cover(distance: np.ndarray, edge_um: float) -> np.ndarray:
 
 
 def interphase(w: Window, look: Look) -> None:
-    """A vesicular nucleus: membrane, mottled chromatin, nucleoli."""
+    """A vesicular nucleus: uneven membrane, mottled chromatin, nucleoli; each as dark, as round and as sharp as it likes."""
     rng = w.rng
     radius = look.radius_um * np.exp(rng.normal(0, look.radius_sd))
     stretch = np.exp(abs(rng.normal(0, look.elongation)))
     angle = rng.uniform(0, np.pi)
-    distance = w.ellipse(radius * stretch**0.5, radius * stretch**-0.5, angle) + np.float32(0.32) * w.noise(2.6)
-    focus = 0.5 + 0.9 * rng.random() ** 2
-    level = look.h * np.exp(rng.normal(0, 0.2))
-    mottle = np.clip(w.noise(look.grain_um), -0.8, 2.2)
-    chromatin = level * (0.8 + look.chromatin * rng.uniform(0.6, 1.3) * mottle)
-    chromatin += level * look.rim * np.exp(-(((distance + 0.35) / 0.4) ** 2))
+    distance = w.ellipse(radius * stretch**0.5, radius * stretch**-0.5, angle)
+    distance = distance + np.float32(0.13 * radius) * w.noise(2.6) + np.float32(0.12) * w.noise(0.8)
+    level = look.h * np.exp(rng.normal(0, 0.25))
+    mottle = np.clip(w.noise(look.grain_um), -0.9, 2.4) + np.float32(0.4) * w.noise(0.25)
+    chromatin = level * (rng.uniform(0.6, 0.95) + look.chromatin * rng.uniform(0.5, 1.3) * mottle)
+    rim = np.exp(-(((distance + 0.3) / rng.uniform(0.3, 0.5)) ** 2)) * np.clip(1 + np.float32(0.5) * w.noise(0.8), 0.2, 2)
+    chromatin += level * look.rim * rng.uniform(0.5, 1.2) * rim
     for _ in range(min(rng.poisson(look.n_nucleoli), 3)):
         far, turn = radius * 0.55 * rng.random() ** 0.5, rng.uniform(0, 2 * np.pi)
-        size = rng.uniform(0.5, 0.95)
+        size = rng.uniform(0.45, 0.9)
         spot = cover(w.ellipse(size, size * 0.85, turn, far * np.cos(turn), far * np.sin(turn)), 0.6)
-        chromatin += spot * np.float32(level * 0.9)
-    w.paint(cover(distance, focus), np.maximum(chromatin, 0.12), w.e * np.float32(0.75))
+        chromatin += spot * np.float32(level * rng.uniform(0.5, 1.0))
+    focus = 0.5 + 1.3 * rng.random() ** 2
+    w.paint(cover(distance, focus), np.maximum(chromatin, 0.1), w.e * np.float32(rng.uniform(0.65, 0.95)))
 
 
 def lymphocyte(w: Window, look: Look) -> None:
@@ -154,9 +137,10 @@ def lymphocyte(w: Window, look: Look) -> None:
 def spindle(w: Window, look: Look, angle: float) -> None:
     """A fibroblast's or endothelial nucleus, long and thin, along the fibres."""
     rng = w.rng
-    length, width = rng.uniform(3.8, 7.0), rng.uniform(0.8, 1.7)
-    angle = angle + rng.normal(0, 0.2)
-    distance = w.bar(length, width, angle, rng.normal(0, 0.012)) + np.float32(0.25) * w.noise(1.4)
+    length, width = rng.uniform(3.8, 7.5), rng.uniform(0.9, 2.1)
+    angle, pointed = angle + rng.normal(0, 0.25), np.float32(rng.uniform(0.4, 1))
+    distance = pointed * w.ellipse(length, width, angle) + (1 - pointed) * w.bar(length, width, angle, rng.normal(0, 0.015))
+    distance = distance + np.float32(0.3) * w.noise(1.4)
     level = look.h * rng.uniform(0.8, 1.7)
     chromatin = level * (0.9 + 0.25 * np.clip(w.noise(0.45), -1.5, 2)) + level * 0.3 * np.exp(-(((distance + 0.3) / 0.35) ** 2))
     w.paint(cover(distance, 0.6), chromatin, w.e * np.float32(0.8))
@@ -208,9 +192,10 @@ def _draw_body(w: Window, body: Body) -> None:
     """Cytoplasm, and the cleft of shrinkage around it (``halo`` is its width in um)."""
     distance = w.ellipse(body.a_um, body.b_um, body.angle) + np.float32(0.35) * w.noise(2.6)
     if body.halo > 0:
-        cleft = cover(distance - np.float32(body.halo), 0.8) * (1 - cover(distance, 0.6))
-        side = np.clip(0.75 + 0.5 * w.noise(2.6), 0, 1)
-        w.paint(cleft * side, 0.02, 0.03)
+        along, across = w.turned(w.rng.uniform(0, 2 * np.pi))
+        side = along / (np.abs(along) + np.abs(across) + 1) + np.float32(0.7) * w.noise(2.6)  # wider on one side
+        cleft = cover(distance - np.float32(body.halo) * (np.float32(0.35) + side), 0.7) * (1 - cover(distance, 0.7))
+        w.paint(cleft * np.float32(w.rng.uniform(0.6, 1)), 0.02, 0.04)
     inside = cover(distance, 0.9)
     e_around, h_around = float(np.median(w.e)), float(np.median(w.h))
     speckle = 1 + np.float32(0.16) * w.noise(0.45)
@@ -233,14 +218,14 @@ def _round_body(w: Window, hard: float, reach_um: float, angle: float) -> None:
     rng = w.rng
     b = max(reach_um * rng.uniform(0.8, 1.0), 4.3)
     halo = rng.uniform(0.4, 1.5) if rng.random() < 0.25 else 0.0
-    _draw_body(w, Body(max(reach_um, b), b, angle, _meet(rng.uniform(0.65, 1.05), 1.05, hard), rng.uniform(0.6, 1.2), halo))
+    _draw_body(w, Body(max(reach_um, b), b, angle, _meet(rng.uniform(0.4, 0.85), 1.0, hard), rng.uniform(0.5, 1.1), halo))
 
 
 def prometaphase(w: Window, look: Look, hard: float) -> None:
     """A knobbly clump of condensed chromosomes without a membrane, in places falling apart into threads."""
     rng = w.rng
     radius = rng.uniform(2.7, 3.9)
-    _round_body(w, hard, radius + rng.uniform(2.2, 3.2), rng.uniform(0, np.pi))
+    _round_body(w, hard, radius + rng.uniform(2.6, 3.8), rng.uniform(0, np.pi))
     distance = w.ellipse(radius * rng.uniform(1, 1.3), radius * rng.uniform(0.75, 1), rng.uniform(0, np.pi))
     distance = distance + np.float32(0.7 * (1 - 0.5 * hard)) * w.noise(1.4)
     gaps = np.maximum(w.noise(0.8) - np.float32(0.5 + 1.2 * hard), 0)
@@ -252,7 +237,7 @@ def metaphase(w: Window, look: Look, hard: float) -> None:
     rng = w.rng
     angle, length, width = rng.uniform(0, np.pi), rng.uniform(3.6, 5.6), rng.uniform(0.95, 1.6)
     width = _meet(width, 2.0, hard)
-    _round_body(w, hard, length + rng.uniform(0.8, 1.8), angle + rng.normal(0, 0.3))
+    _round_body(w, hard, length + rng.uniform(1.2, 2.4), angle + rng.normal(0, 0.3))
     distance = w.bar(length, width, angle, rng.normal(0, 0.016)) + np.float32(0.22) * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.38, density=1.03, edge=0.4, grain=0.1)
 
@@ -261,7 +246,7 @@ def ring(w: Window, look: Look, hard: float) -> None:
     """A plate seen from its pole: a ring or a ragged disc."""
     rng = w.rng
     radius, hole = rng.uniform(3.0, 4.1), rng.uniform(0.7, 1.5)
-    _round_body(w, hard, radius + rng.uniform(2.0, 3.0), rng.uniform(0, np.pi))
+    _round_body(w, hard, radius + rng.uniform(2.4, 3.6), rng.uniform(0, np.pi))
     stretch = rng.uniform(1, 1.2)
     outer = w.ellipse(radius * stretch, radius / stretch, rng.uniform(0, np.pi)) + np.float32(0.35) * w.noise(1.4)
     inner = w.ellipse(hole * stretch, hole / stretch, rng.uniform(0, np.pi), rng.normal(0, 0.4), rng.normal(0, 0.4))
@@ -294,7 +279,7 @@ def pyknotic(w: Window, look: Look, hard: float) -> None:
     stretch = np.exp(abs(rng.normal(0, 0.18 + 0.25 * hard)))
     body = radius + rng.uniform(1.6, 3.0) + 0.8 * hard
     halo = rng.uniform(0.4, 1.6) if rng.random() < _meet(0.4, 0.25, hard) else 0.0
-    _draw_body(w, Body(body * 1.15, body, angle, _meet(rng.uniform(1.1, 1.7), 1.1, hard), rng.uniform(0.6, 1.2), halo))
+    _draw_body(w, Body(body * 1.15, body, angle, _meet(rng.uniform(1.2, 1.9), 1.0, hard), rng.uniform(0.6, 1.2), halo))
     distance = w.ellipse(radius * stretch, radius / stretch**0.5, angle) + np.float32(0.15 + 0.5 * hard) * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.04, density=1.0, edge=0.5, grain=0.03)
 
@@ -305,7 +290,7 @@ def apoptotic(w: Window, look: Look, hard: float) -> None:
     angle, body = rng.uniform(0, np.pi), rng.uniform(3.4, 5.0)
     halo = rng.uniform(0.5, 1.8) if rng.random() < _meet(0.55, 0.25, hard) else 0.0
     _draw_body(
-        w, Body(body * rng.uniform(1, 1.25), body, angle, _meet(rng.uniform(1.3, 2.0), 1.1, hard), rng.uniform(0.6, 1.1), halo)
+        w, Body(body * rng.uniform(1, 1.25), body, angle, _meet(rng.uniform(1.4, 2.2), 1.0, hard), rng.uniform(0.6, 1.1), halo)
     )
     distance = None
     for index in range(rng.integers(2, 6)):
@@ -323,7 +308,7 @@ def hyperchromatic(w: Window, look: Look, hard: float) -> None:
     radius, angle = look.radius_um * rng.uniform(0.75, 1.05), rng.uniform(0, np.pi)
     radius = _meet(radius, 3.3, hard)
     stretch = np.exp(abs(rng.normal(0, 0.2 + 0.15 * hard)))
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         _round_body(w, hard, radius * stretch + rng.uniform(1.2, 2.4), angle)
     distance = w.ellipse(radius * stretch, radius / stretch**0.5, angle) + np.float32(0.22 + 0.3 * hard) * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.08, density=rng.uniform(0.62, 0.8), edge=0.7, grain=0.22)
@@ -344,7 +329,7 @@ def sliver(w: Window, look: Look, hard: float) -> None:
     """A dark nucleus seen on its edge, long and smooth with pointed ends: a plate's double."""
     rng = w.rng
     angle, length, width = rng.uniform(0, np.pi), rng.uniform(3.6, 5.6), rng.uniform(1.0, 1.7)
-    if rng.random() < 0.4:
+    if rng.random() < 0.25:
         _round_body(w, hard, length + rng.uniform(0.6, 1.6), angle + rng.normal(0, 0.3))
     lens = w.ellipse(length * 1.1, width, angle)
     blunt = w.bar(length, _meet(width, 1.9, hard), angle, rng.normal(0, 0.02))

@@ -1,4 +1,4 @@
-"""Tissue of the synthetic slides: the five domains, where cells lie, and the slide's pixels from stain to scanner.
+"""Tissue of the synthetic slides: where cells lie, what is between them, and the pixels from stain to scanner.
 
 A slide is two layers of optical density, haematoxylin and eosin (Beer-Lambert: intensity = white * 10^-(h * H + e * E)),
 then the scanner's blur, sharpening and noise. Compartments (tumour, stroma, gaps) and cytoplasm are made at half the
@@ -13,7 +13,8 @@ from scipy.spatial import cKDTree
 
 from mfcore import rng as streams
 from mfcore import synthetic_cells as cells
-from mfcore.synthetic_cells import Canvas, Look
+from mfcore.synthetic_cells import Canvas
+from mfcore.synthetic_domains import Domain
 
 MARGIN_PX = 32
 """Annotated cells keep this distance from the border, so that the corner box of 50 px lies inside the slide."""
@@ -21,141 +22,10 @@ APART_UM = 17.0
 """Smallest distance between two annotated cells."""
 
 
-@dataclass(frozen=True)
-class Domain:
-    """One tumour domain: its share of the annotations, its tissue, its stains, its scanner.
-
-    share: of all annotations. positive: share of mitotic figures among them. spacing_um: smallest distance between tumour
-    nuclei. stroma, gap: shares of the area. lymphocytes: share among the stroma's cells. cytoplasm: amounts (h, e);
-    granules: contrast of its texture. haematoxylin, eosin: optical density of one unit of stain in red, green, blue.
-    white: the scanner's background. blur_um: standard deviation of its blur. sharpen: its overshoot.
-    look_alikes: weights of pyknotic, apoptotic, hyperchromatic, smudged, sliver.
-    """
-
-    name: str
-    scanner: str
-    um_per_px: float
-    share: float
-    positive: float
-    spacing_um: float
-    stroma: float
-    gap: float
-    lymphocytes: float
-    cytoplasm: tuple[float, float]
-    granules: float
-    look: Look
-    haematoxylin: tuple[float, float, float]
-    eosin: tuple[float, float, float]
-    white: tuple[float, float, float]
-    blur_um: float
-    sharpen: float
-    look_alikes: tuple[float, float, float, float, float]
-
-
-DOMAINS = (
-    Domain(
-        name="human breast cancer",
-        scanner="Hamamatsu S360",
-        um_per_px=0.2294,
-        share=0.22,
-        positive=0.40,
-        spacing_um=9.6,
-        stroma=0.34,
-        gap=0.06,
-        lymphocytes=0.25,
-        cytoplasm=(0.13, 0.30),
-        granules=0.10,
-        look=Look(4.3, 0.15, 0.13, 0.30, 0.8, 0.7, 1.2, 0.62, 1.42),
-        haematoxylin=(0.62, 0.68, 0.34),
-        eosin=(0.12, 0.72, 0.38),
-        white=(244, 242, 245),
-        blur_um=0.20,
-        sharpen=0.0,
-        look_alikes=(0.24, 0.20, 0.24, 0.18, 0.14),
-    ),
-    Domain(
-        name="canine lung cancer",
-        scanner="3DHistech Pannoramic Scan II",
-        um_per_px=0.2483,
-        share=0.15,
-        positive=0.47,
-        spacing_um=9.0,
-        stroma=0.22,
-        gap=0.13,
-        lymphocytes=0.2,
-        cytoplasm=(0.10, 0.34),
-        granules=0.13,
-        look=Look(4.0, 0.13, 0.10, 0.36, 0.45, 0.8, 1.0, 0.58, 1.35),
-        haematoxylin=(0.72, 0.66, 0.28),
-        eosin=(0.20, 0.70, 0.28),
-        white=(238, 240, 246),
-        blur_um=0.17,
-        sharpen=0.6,
-        look_alikes=(0.18, 0.28, 0.18, 0.16, 0.20),
-    ),
-    Domain(
-        name="canine lymphoma",
-        scanner="3DHistech Pannoramic Scan II",
-        um_per_px=0.2483,
-        share=0.28,
-        positive=0.48,
-        spacing_um=6.9,
-        stroma=0.05,
-        gap=0.03,
-        lymphocytes=0.7,
-        cytoplasm=(0.20, 0.26),
-        granules=0.08,
-        look=Look(3.1, 0.12, 0.08, 0.38, 0.45, 0.6, 1.4, 0.72, 1.38),
-        haematoxylin=(0.66, 0.76, 0.38),
-        eosin=(0.24, 0.62, 0.24),
-        white=(241, 238, 246),
-        blur_um=0.25,
-        sharpen=0.3,
-        look_alikes=(0.32, 0.30, 0.18, 0.16, 0.04),
-    ),
-    Domain(
-        name="canine cutaneous mast cell tumor",
-        scanner="Aperio ScanScope CS2",
-        um_per_px=0.2533,
-        share=0.19,
-        positive=0.60,
-        spacing_um=10.2,
-        stroma=0.20,
-        gap=0.07,
-        lymphocytes=0.15,
-        cytoplasm=(0.17, 0.34),
-        granules=0.26,
-        look=Look(4.0, 0.11, 0.07, 0.26, 0.8, 0.5, 0.7, 0.55, 1.45),
-        haematoxylin=(0.55, 0.66, 0.42),
-        eosin=(0.10, 0.72, 0.50),
-        white=(240, 238, 233),
-        blur_um=0.22,
-        sharpen=0.4,
-        look_alikes=(0.26, 0.16, 0.16, 0.24, 0.18),
-    ),
-    Domain(
-        name="human neuroendocrine tumor",
-        scanner="Hamamatsu XR",
-        um_per_px=0.2263,
-        share=0.16,
-        positive=0.29,
-        spacing_um=8.2,
-        stroma=0.27,
-        gap=0.05,
-        lymphocytes=0.15,
-        cytoplasm=(0.09, 0.26),
-        granules=0.09,
-        look=Look(3.5, 0.08, 0.08, 0.42, 0.45, 0.4, 0.2, 0.60, 1.22),
-        haematoxylin=(0.58, 0.60, 0.27),
-        eosin=(0.09, 0.60, 0.38),
-        white=(247, 245, 243),
-        blur_um=0.30,
-        sharpen=0.0,
-        look_alikes=(0.26, 0.10, 0.30, 0.22, 0.12),
-    ),
-)
 PHASES = dict(zip(cells.MITOTIC, (0.30, 0.36, 0.14, 0.20), strict=True))
 """Weights of the mitotic phases, the same in every domain."""
+HARD_SHARE = 0.42
+"""Share of annotated cells that are hard to tell; with the raters' errors it gives MIDOG++'s agreement of 0.78."""
 
 
 @dataclass(frozen=True)
@@ -265,14 +135,10 @@ def lay_out(seed: int, plan: Plan) -> Layout:
     phase = rng.choice(list(PHASES), plan.n_annotations, p=list(PHASES.values()))
     weights = np.array(domain.look_alikes) * rng.dirichlet(np.full(5, 12.0))
     other = rng.choice(list(cells.LOOK_ALIKE), plan.n_annotations, p=weights / weights.sum())
-    easy, difficult = rng.uniform(0, 0.45, plan.n_annotations), rng.uniform(0.65, 1.0, plan.n_annotations)
+    easy, difficult = rng.uniform(0, 0.4, plan.n_annotations), rng.uniform(0.55, 0.95, plan.n_annotations)
     hard = np.where(rng.random(plan.n_annotations) < HARD_SHARE, difficult, easy)
     kinds = [str(p) if yes else str(o) for yes, p, o in zip(positive, phase, other, strict=True)]
     return Layout(stroma, gap, tumour, others, annotated, kinds, hard)
-
-
-HARD_SHARE = 0.42
-"""Share of annotated cells that are hard to tell; with the raters' errors it gives MIDOG++'s agreement of 0.78."""
 
 
 def _cytoplasm(centres_px: np.ndarray, shape: tuple[int, int], reach: float, rng: np.random.Generator):
@@ -312,7 +178,7 @@ def _ground(plan: Plan, layout: Layout, rng: np.random.Generator) -> tuple[np.nd
     owner, first, second = _cytoplasm(layout.tumour_px / 2, half, domain.spacing_um * 1.15 / um, rng)
     tint = np.append(np.exp(rng.normal(0, 0.16, len(layout.tumour_px))), 0.75).astype(np.float32)[owner]
     border = np.exp(-((((second - first) * np.float32(um)) / 1.1) ** 2))
-    membrane = np.float32(rng.uniform(-0.35, 0.35))
+    membrane = np.float32(rng.choice((-1, 1)) * rng.uniform(0.2, 0.55))  # borders show dark, or as fine clefts
     far = np.clip((first * np.float32(um) - domain.spacing_um * 0.72) / 3, 0, 1)
     texture = 1 + np.float32(domain.granules) * fine + np.float32(0.12) * blotch
     tumour_e = domain.cytoplasm[1] * tint * texture * (1 + membrane * border) * (1 - 0.35 * far)
@@ -338,7 +204,8 @@ def _ground(plan: Plan, layout: Layout, rng: np.random.Generator) -> tuple[np.nd
     gradient_y, gradient_x = np.gradient(_enlarge(wave, layout.stroma.shape))
     step = np.float32(32 / (4 * um))
     fibres = np.arctan2(np.sin(angle) - gradient_x * step, np.cos(angle) + gradient_y * step)
-    return np.maximum(h, 0.01), np.maximum(e, 0.01), fibres
+    thickness = 1 + np.float32(0.09) * _enlarge(_field(rng, layout.stroma.shape, 60 / (4 * um)), half)
+    return np.maximum(h * thickness, 0.01), np.maximum(e * thickness, 0.01), fibres
 
 
 def _stretched(rng: np.random.Generator, side: int, across: float, along: float) -> np.ndarray:
@@ -353,7 +220,10 @@ def draw(seed: int, plan: Plan, layout: Layout) -> np.ndarray:
     rng = streams.generator(seed, "synthetic", "pixels", plan.index)
     shape = (plan.n_rows, plan.n_columns)
     h, e, fibres = _ground(plan, layout, rng)
-    canvas = Canvas(_enlarge(h, shape), _enlarge(e, shape), um, cells.noise(seed, um))
+    fine = _field(rng, shape, 0.16 / um)
+    threads = np.float32(0.45) - np.abs(_field(rng, shape, 0.42 / um))  # ridges of noise: a mesh, as cytoplasm has it
+    h, e = _enlarge(h, shape), _enlarge(e, shape)
+    canvas = Canvas(h * (1 + 0.1 * fine + 0.22 * threads), e * (1 + 0.09 * fine + 0.2 * threads), um, cells.noise(seed, um))
     look = domain.look
 
     for _ in range(rng.poisson(canvas.h.size * um * um / 12000)):
