@@ -216,16 +216,16 @@ def _chromatin(
 def _round_body(w: Window, hard: float, reach_um: float, angle: float) -> None:
     """A dividing cell's body: rounded, its cytoplasm cleared, at times with a cleft around it."""
     rng = w.rng
-    b = max(reach_um * rng.uniform(0.8, 1.0), 4.3)
+    b = max(reach_um * rng.uniform(0.85, 1.0), 5.0)
     halo = rng.uniform(0.4, 1.5) if rng.random() < 0.25 else 0.0
-    _draw_body(w, Body(max(reach_um, b), b, angle, _meet(rng.uniform(0.4, 0.85), 1.0, hard), rng.uniform(0.5, 1.1), halo))
+    _draw_body(w, Body(max(reach_um, b), b, angle, _meet(rng.uniform(0.3, 0.75), 0.95, hard), rng.uniform(0.4, 1.0), halo))
 
 
 def prometaphase(w: Window, look: Look, hard: float) -> None:
     """A knobbly clump of condensed chromosomes without a membrane, in places falling apart into threads."""
     rng = w.rng
     radius = rng.uniform(2.7, 3.9)
-    _round_body(w, hard, radius + rng.uniform(2.6, 3.8), rng.uniform(0, np.pi))
+    _round_body(w, hard, radius + rng.uniform(3.0, 4.4), rng.uniform(0, np.pi))
     distance = w.ellipse(radius * rng.uniform(1, 1.3), radius * rng.uniform(0.75, 1), rng.uniform(0, np.pi))
     distance = distance + np.float32(0.7 * (1 - 0.5 * hard)) * w.noise(1.4)
     gaps = np.maximum(w.noise(0.8) - np.float32(0.5 + 1.2 * hard), 0)
@@ -237,7 +237,7 @@ def metaphase(w: Window, look: Look, hard: float) -> None:
     rng = w.rng
     angle, length, width = rng.uniform(0, np.pi), rng.uniform(3.6, 5.6), rng.uniform(0.95, 1.6)
     width = _meet(width, 2.0, hard)
-    _round_body(w, hard, length + rng.uniform(1.2, 2.4), angle + rng.normal(0, 0.3))
+    _round_body(w, hard, length + rng.uniform(1.4, 2.8), angle + rng.normal(0, 0.3))
     distance = w.bar(length, width, angle, rng.normal(0, 0.016)) + np.float32(0.22) * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.38, density=1.03, edge=0.4, grain=0.1)
 
@@ -246,7 +246,7 @@ def ring(w: Window, look: Look, hard: float) -> None:
     """A plate seen from its pole: a ring or a ragged disc."""
     rng = w.rng
     radius, hole = rng.uniform(3.0, 4.1), rng.uniform(0.7, 1.5)
-    _round_body(w, hard, radius + rng.uniform(2.4, 3.6), rng.uniform(0, np.pi))
+    _round_body(w, hard, radius + rng.uniform(2.8, 4.0), rng.uniform(0, np.pi))
     stretch = rng.uniform(1, 1.2)
     outer = w.ellipse(radius * stretch, radius / stretch, rng.uniform(0, np.pi)) + np.float32(0.35) * w.noise(1.4)
     inner = w.ellipse(hole * stretch, hole / stretch, rng.uniform(0, np.pi), rng.normal(0, 0.4), rng.normal(0, 0.4))
@@ -277,9 +277,9 @@ def pyknotic(w: Window, look: Look, hard: float) -> None:
     rng = w.rng
     radius, angle = _meet(rng.uniform(1.7, 2.7), rng.uniform(2.5, 3.3), hard), rng.uniform(0, np.pi)
     stretch = np.exp(abs(rng.normal(0, 0.18 + 0.25 * hard)))
-    body = radius + rng.uniform(1.6, 3.0) + 0.8 * hard
+    body = radius + rng.uniform(2.0, 3.4) + 0.6 * hard
     halo = rng.uniform(0.4, 1.6) if rng.random() < _meet(0.4, 0.25, hard) else 0.0
-    _draw_body(w, Body(body * 1.15, body, angle, _meet(rng.uniform(1.2, 1.9), 1.0, hard), rng.uniform(0.6, 1.2), halo))
+    _draw_body(w, Body(body * 1.15, body, angle, _meet(rng.uniform(1.4, 2.2), 1.05, hard), rng.uniform(0.6, 1.2), halo))
     distance = w.ellipse(radius * stretch, radius / stretch**0.5, angle) + np.float32(0.15 + 0.5 * hard) * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.04, density=1.0, edge=0.5, grain=0.03)
 
@@ -287,10 +287,10 @@ def pyknotic(w: Window, look: Look, hard: float) -> None:
 def apoptotic(w: Window, look: Look, hard: float) -> None:
     """A dying cell: round smooth globules of chromatin in a shrunken, deeply pink cell with a cleft around it."""
     rng = w.rng
-    angle, body = rng.uniform(0, np.pi), rng.uniform(3.4, 5.0)
+    angle, body = rng.uniform(0, np.pi), rng.uniform(3.8, 5.6)
     halo = rng.uniform(0.5, 1.8) if rng.random() < _meet(0.55, 0.25, hard) else 0.0
     _draw_body(
-        w, Body(body * rng.uniform(1, 1.25), body, angle, _meet(rng.uniform(1.4, 2.2), 1.0, hard), rng.uniform(0.6, 1.1), halo)
+        w, Body(body * rng.uniform(1, 1.25), body, angle, _meet(rng.uniform(1.6, 2.4), 1.05, hard), rng.uniform(0.6, 1.1), halo)
     )
     distance = None
     for index in range(rng.integers(2, 6)):
