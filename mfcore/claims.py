@@ -18,7 +18,8 @@ def check(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
     """Each statement with our numbers and a verdict: ``claim, where, how, found, verdict, data``.
 
     A difference between two arms, sizes or domains is judged by the corrected paired t interval over folds (Nadeau and
-    Bengio 2003): it holds where the interval lies above zero, does not where it lies below, and is unclear else.
+    Bengio 2003), with the test and training shares of a fold's division; at smaller sizes, whose training sets share
+    less, that is on the safe side. It holds where the interval lies above zero, does not where below, is unclear else.
     scores: as `mfcore.compare.scores` returns it.
     """
     rows = []
@@ -36,14 +37,15 @@ def write(ledger: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
     return ledger
 
 
-def _compare(first: pd.DataFrame, second: pd.DataFrame) -> tuple[str, str]:
+def _compare(study: Study, first: pd.DataFrame, second: pd.DataFrame) -> tuple[str, str]:
     """Verdict and text of "``first`` has the higher AUROC than ``second``", fold by fold."""
     a, b = (part.groupby("fold")["auroc"].mean() for part in (first, second))
     folds = a.index.intersection(b.index)
     if len(folds) < 2:
         return UNTESTED, "fewer than two folds"
-    n_train, n_test = first["n_train"].mean(), first.groupby("fold")["n_test"].sum().mean()
-    interval = paired_difference(a[folds].to_numpy(), b[folds].to_numpy(), n_train, n_test)
+    test = study.splits.test_fraction
+    train = (1 - test) * (1 - study.splits.val_fraction)
+    interval = paired_difference(a[folds].to_numpy(), b[folds].to_numpy(), n_train=train, n_test=test)
     difference = f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
     text = f"{a[folds].mean():.2f} vs {b[folds].mean():.2f}, difference {difference}"
     return (HOLDS if interval.low > 0 else FAILS if interval.high < 0 else UNCLEAR), text
@@ -63,7 +65,7 @@ def _end_to_end_beats_probes(study: Study, scores: pd.DataFrame) -> tuple[str, s
         if trained.empty or probed.empty:
             return UNTESTED, "needs a probe and an end-to-end arm"
         arms = [frame.loc[frame["arm"] == frame.groupby("arm")["auroc"].mean().idxmax()] for frame in (trained, probed)]
-        verdict, text = _compare(*arms)
+        verdict, text = _compare(study, *arms)
         verdicts.append(verdict)
         texts.append(f"{100 * size:g} %: {text} ({verdict})")
     return _all_of(verdicts), "; ".join(texts)
@@ -76,7 +78,7 @@ def _more_data_helps(study: Study, scores: pd.DataFrame) -> tuple[str, str]:
         return UNTESTED, "one size only"
     verdicts, texts = [], []
     for arm, part in mixed.groupby("arm", sort=False):
-        verdict, text = _compare(part[part["size"] == sizes[-1]], part[part["size"] == sizes[0]])
+        verdict, text = _compare(study, part[part["size"] == sizes[-1]], part[part["size"] == sizes[0]])
         verdicts.append(verdict)
         texts.append(f"{arm}: {text} ({verdict})")
     return _all_of(verdicts), "; ".join(texts)
@@ -89,7 +91,7 @@ def _domain_shift_costs(study: Study, scores: pd.DataFrame) -> tuple[str, str]:
     verdicts, texts = [], []
     for arm, part in crossed.groupby("arm", sort=False):
         own = part["domain"] == part["train_domain"]
-        verdict, text = _compare(part[own], part[~own])
+        verdict, text = _compare(study, part[own], part[~own])
         verdicts.append(verdict)
         texts.append(f"{arm}: {text} ({verdict})")
     return _all_of(verdicts), "; ".join(texts)
@@ -101,7 +103,7 @@ def _probes_are_no_more_robust(study: Study, scores: pd.DataFrame) -> tuple[str,
     if trained.empty or probed.empty:
         return UNTESTED, "needs a probe and an end-to-end arm, across domains"
     arms = [frame.loc[frame["arm"] == frame.groupby("arm")["auroc"].mean().idxmax()] for frame in (trained, probed)]
-    return _compare(*arms)
+    return _compare(study, *arms)
 
 
 def _pathology_beats_imagenet(study: Study, scores: pd.DataFrame) -> tuple[str, str]:
@@ -114,7 +116,7 @@ def _pathology_beats_imagenet(study: Study, scores: pd.DataFrame) -> tuple[str, 
         return UNTESTED, "needs a pathology encoder and one of natural images in the study"
     means = full.groupby("arm")["auroc"].mean()
     worst, best = means[pathology].idxmin(), means[natural].idxmax()
-    return _compare(full[full["arm"] == worst], full[full["arm"] == best])
+    return _compare(study, full[full["arm"] == worst], full[full["arm"] == best])
 
 
 def _shift_is_not_symmetric(study: Study, scores: pd.DataFrame) -> tuple[str, str]:

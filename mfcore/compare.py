@@ -176,9 +176,8 @@ def wide(table: pd.DataFrame, value: str = "auroc") -> pd.DataFrame:
         }
     )
     sizes = [f"{100 * size:g} %" for size in sorted(table["size"].unique())]
-    return cells.pivot(index=["arm", "kind"], columns="size", values="cell")[sizes].loc[
-        list(dict.fromkeys(zip(table["arm"], table["kind"], strict=True)))
-    ]
+    table = cells.pivot(index=["arm", "kind"], columns="size", values="cell")[sizes].rename_axis(columns=None)
+    return table.loc[list(dict.fromkeys(zip(cells["arm"], cells["kind"], strict=True)))].reset_index()
 
 
 def plus_minus(mean: float, sd: float) -> str:

@@ -195,7 +195,9 @@ def data_scaling(study: Study, table: pd.DataFrame, metric: str = "auroc") -> Fi
                 part["n_train"] * nudge, part[metric], part[f"{metric}_sd"].fillna(0), capsize=2.5, label=label, **style
             )
         axis.axhline(0.5, color="0.55", linewidth=0.9, linestyle=":")
-        axis.text(table["n_train"].min(), 0.503, "chance", fontsize=7, color="0.4", va="bottom")
+        axis.text(
+            0.995, 0.503, "chance", transform=axis.get_yaxis_transform(), fontsize=7, color="0.4", ha="right", va="bottom"
+        )
         sizes = table.groupby("size")["n_train"].first()
         axis.set_xscale("log")
         axis.set_xticks(sizes.to_numpy(), [f"{n}\n({100 * size:g} %)" for size, n in sizes.items()])

@@ -108,7 +108,7 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
         captions=texts,
         figure=figure,
         audit=_table(_audit(splits.load_audit(splits_run))),
-        scaling=_table(compare.wide(scaling).reset_index()),
+        scaling=_table(compare.wide(scaling)),
         crossed=_table(_tab_2(crossed)) if len(crossed) else "",
         published=_table(_published()),
         claims=_table(claims.check(study, scores)[["claim", "where", "verdict", "found"]]),

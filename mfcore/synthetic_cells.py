@@ -190,16 +190,16 @@ class Body:
 
 def _draw_body(w: Window, body: Body) -> None:
     """Cytoplasm, and the cleft of shrinkage around it (``halo`` is its width in um)."""
-    distance = w.ellipse(body.a_um, body.b_um, body.angle) + np.float32(0.35) * w.noise(2.6)
+    distance = w.ellipse(body.a_um, body.b_um, body.angle) + np.float32(0.6) * w.noise(2.6) + np.float32(0.2) * w.noise(0.8)
     if body.halo > 0:
         along, across = w.turned(w.rng.uniform(0, 2 * np.pi))
         side = along / (np.abs(along) + np.abs(across) + 1) + np.float32(0.7) * w.noise(2.6)  # wider on one side
         cleft = cover(distance - np.float32(body.halo) * (np.float32(0.35) + side), 0.7) * (1 - cover(distance, 0.7))
         w.paint(cleft * np.float32(w.rng.uniform(0.6, 1)), 0.02, 0.04)
-    inside = cover(distance, 0.9)
+    inside = cover(distance, w.rng.uniform(0.7, 1.8)) * np.clip(0.85 + np.float32(0.1) * w.noise(1.4), 0, 1)
     e_around, h_around = float(np.median(w.e)), float(np.median(w.h))
-    speckle = 1 + np.float32(0.16) * w.noise(0.45)
-    w.paint(inside * 0.85, np.clip(h_around * body.h, 0.03, 0.3) * speckle, np.clip(e_around * body.e, 0.06, 0.85) * speckle)
+    speckle = 1 + np.float32(0.14) * w.noise(0.45) + np.float32(0.12) * w.noise(1.4)
+    w.paint(inside, np.clip(h_around * body.h, 0.03, 0.3) * speckle, np.clip(e_around * body.e, 0.06, 0.85) * speckle)
 
 
 def _chromatin(

@@ -305,7 +305,7 @@ class _Training:
         with torch.inference_mode():
             for start in range(0, len(rows), EVALUATION_BATCH):
                 images = self._images(crops[rows[start : start + EVALUATION_BATCH]]).to(torch.float32) / 255
-                logits.append(self._forward(images).double().cpu())
+                logits.append(self._forward(images).cpu().double())
         return torch.cat(logits).numpy()
 
     def _images(self, patches_hwc: np.ndarray) -> "torch.Tensor":

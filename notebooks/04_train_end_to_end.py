@@ -14,7 +14,7 @@
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers
 results = "../results"  # where runs are kept, a folder a study
-network = "efficientnet_lite0_end_to_end"  # one of the study's networks
+network = "efficientnet_lite0_64px"  # one of the study's networks
 fold = 0  # which fold to train
 device = "auto"  # "cpu", "cuda", or "auto": the GPU where there is one
 

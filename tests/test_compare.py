@@ -66,8 +66,8 @@ def test_scaling_table_is_mean_and_sample_sd_over_folds_in_the_study_s_order(pre
     assert row["auroc"] == pytest.approx(np.mean(values)) and row["auroc_sd"] == pytest.approx(np.std(values, ddof=1))
     assert row["n_train"] == 50 and row["n_folds"] == 3
     wide = compare.wide(table)
-    assert list(wide.columns) == ["50 %", "100 %"]
-    assert wide.loc[("good", "probe"), "50 %"] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+    assert list(wide.columns) == ["arm", "kind", "50 %", "100 %"] and wide["arm"].tolist() == ["net", "good", "random"]
+    assert wide.loc[1, "50 %"] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
 
 
 def test_cross_domain_table_averages_domains_within_a_fold_then_folds(predictions):

@@ -448,6 +448,39 @@ def test_finished_units_are_not_trained_again(tmp_path, study, monkeypatch):
     assert train.train_study(study, "tiny", 1, tmp_path).done
 
 
+def test_progress_ends_at_its_total(tmp_path, study, monkeypatch):
+    """Also where a training goes on from a checkpoint: what was done before counts as done."""
+    bars = []
+
+    class Recorded(train.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options)
+            bars.append(self)
+
+    monkeypatch.setattr(train, "tqdm", Recorded)
+    monkeypatch.setattr(train.train_network, "__defaults__", ("best", "cpu", 0.0, None))
+    run_epoch = train._Training.run_epoch
+
+    def dying(self, **arguments):
+        if len(self.history) == 1:
+            raise Killed
+        return run_epoch(self, **arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train._Training, "run_epoch", dying)
+        with pytest.raises(Killed):
+            train.train_study(study, "tiny", 0, tmp_path)
+    train.train_study(study, "tiny", 0, tmp_path)
+    assert [(bar.n, bar.total) for bar in bars] == [(33, 3 * 2 * 33), (3 * 2 * 33, 3 * 2 * 33)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_a_gpu_comes_near_the_cpu(tmp_path):
+    the_task = task(network=network(n_epochs=1, max_lr=1e-4))
+    one, other = (train.train_network(the_task, tiny(), tmp_path / device, device=device) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(one, other, atol=0.02)  # bfloat16, and another dropout
+
+
 def test_the_epoch_switch_is_part_of_the_run(tmp_path, study):
     last = dataclasses.replace(study, switches=Switches(epoch="last"))
     best, other = (train.config_of(each, NETWORK, 0) for each in (study, last))
