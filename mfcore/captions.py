@@ -6,11 +6,14 @@ from mfcore import compare
 from mfcore.config import Study
 
 
-def show(text: str) -> object:
-    """A caption as a notebook shows it."""
-    from IPython.display import Markdown
+def show(content: str | pd.DataFrame) -> object:
+    """A caption, or a table in full, as a notebook shows it."""
+    from IPython.display import HTML, Markdown
 
-    return Markdown(text)
+    if isinstance(content, str):
+        return Markdown(content)
+    with pd.option_context("display.max_colwidth", None):
+        return HTML(content.to_html(index=False, border=0, na_rep="–", justify="left"))
 
 
 def of_what(study: Study) -> str:

@@ -171,8 +171,10 @@ def history(study: Study, table: pd.DataFrame, network: str) -> Figure:
             axis.set_title(unit.replace("_", " ").replace("-fold", "\nfold ").replace("-size", ", size "), fontsize=7)
         for axis in axes.flat[len(units) :]:
             axis.set_axis_off()
-        figure.supxlabel("epoch", fontsize=9)
-        figure.supylabel("binary cross-entropy", fontsize=9)
+        for axis in axes.flat[max(0, len(units) - n_columns) : len(units)]:
+            axis.set_xlabel("epoch")
+        for line in axes:
+            line[0].set_ylabel("cross-entropy")
         figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         figure.suptitle(network, fontsize=9, x=0.01, ha="left", fontweight="bold")
     return figure

@@ -33,7 +33,7 @@ folder = Path(results) / study.name
 data = patches.prepare(study, data_folder or Path(study_file).parent.parent / "data" / study.name, n_workers)
 run = patches.extract(study, data, folder, n_workers)
 labels, images = patches.load(run)
-patches.counts(labels)
+captions.show(patches.counts(labels).round(2))
 
 # %% [markdown]
 # ## The splits

@@ -32,7 +32,7 @@ labels, images = patches.load(patches.find(study, folder))
 
 # %%
 card = encoders.card(encoder)
-encoders.card_table(card)
+captions.show(encoders.card_table(card))
 
 # %% [markdown]
 # ## Embed

@@ -31,7 +31,7 @@ folder = Path(results) / study.name
 # %%
 run = probe.fit_study(study, embed.find(study, encoder, folder), folder)
 fits = probe.load_fits(run)
-fits.drop(columns="seconds").head()
+captions.show(fits.drop(columns="seconds").head().round(4))
 
 # %% [markdown]
 # ## AUROC by training-set size
@@ -40,7 +40,7 @@ fits.drop(columns="seconds").head()
 predictions = compare.load_arm(run, encoder, "probe")
 scores = compare.scores(predictions)
 table = compare.scaling_table(scores, study)
-compare.wide(table)
+captions.show(compare.wide(table))
 
 # %%
 bins = figures.score_table(predictions)

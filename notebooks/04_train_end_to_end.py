@@ -28,7 +28,7 @@ from mfcore.config import as_dict, load_study
 
 study = load_study(study_file)
 folder = Path(results) / study.name
-pd.Series(as_dict(study.network(network)), name="value").to_frame()
+captions.show(pd.DataFrame(as_dict(study.network(network)).items(), columns=["setting", "value"]))
 
 # %% [markdown]
 # ## Train
@@ -37,7 +37,7 @@ pd.Series(as_dict(study.network(network)), name="value").to_frame()
 run = train.train_study(study, network, fold, folder, device)
 history = train.load_history(run)
 predictions = compare.load_arm(run, network, "end-to-end")
-compare.wide(compare.scaling_table(compare.scores(predictions), study))
+captions.show(compare.wide(compare.scaling_table(compare.scores(predictions), study)))
 
 # %% [markdown]
 # ## How training went

@@ -23,7 +23,7 @@ from mfcore.config import load_study
 study = load_study(study_file)
 folder = Path(results) / study.name
 collected = compare.collect(study, folder)
-collected.failures
+captions.show(collected.failures if len(collected.failures) else "Every run of the study is here.")
 
 # %% [markdown]
 # ## Scores by arm and size
@@ -31,7 +31,7 @@ collected.failures
 # %%
 scores = compare.scores(collected.predictions)
 table = compare.scaling_table(scores, study)
-compare.wide(table)
+captions.show(compare.wide(table))
 
 # %%
 figure = figures.data_scaling(study, table)
@@ -46,7 +46,7 @@ captions.show(captions.data_scaling(study, table))
 
 # %%
 ledger = claims.write(claims.check(study, scores), folder / "figures")
-ledger[["claim", "verdict", "found"]]
+captions.show(ledger[["claim", "verdict", "found"]])
 
 # %% [markdown]
 # ## Checks

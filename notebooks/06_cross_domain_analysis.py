@@ -23,7 +23,7 @@ from mfcore.config import load_study
 study = load_study(study_file)
 folder = Path(results) / study.name
 collected = compare.collect(study, folder)
-collected.failures
+captions.show(collected.failures if len(collected.failures) else "Every run of the study is here.")
 
 # %% [markdown]
 # ## In domain and out of domain, the published numbers beside ours
@@ -31,10 +31,10 @@ collected.failures
 # %%
 scores = compare.scores(collected.predictions)
 table = compare.cross_domain_table(scores, study)
-table.round(3)
+captions.show(table.round(3))
 
 # %%
-compare.published_table()
+captions.show(compare.published_table())
 
 # %% [markdown]
 # ## Train on rows, test on columns
