@@ -80,7 +80,11 @@ def hub_file(repository: str, files: Sequence[str], revision: str = "") -> Path:
         try:
             return Path(hf_hub_download(repository, name, revision=revision or None))
         except hub.LocalEntryNotFoundError as error:
-            why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{constants.ENDPOINT} can't be reached"
+            if constants.is_offline_mode():
+                why = "HF_HUB_OFFLINE is set"
+            else:
+                reason = str(error.__cause__ or error).partition("\n")[0]
+                why = f"{constants.ENDPOINT} didn't give it ({reason})"
             raise EncoderError(f"{repository}: {name} isn't in the hub's cache and {why}; {offline}") from error
         except hub.EntryNotFoundError:
             continue

@@ -243,7 +243,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as a download asks of it: two repositories that are there, one gated, one whose file is missing."""
+    """As much of the hub as a download asks of it, with a repository for each way that it can fail."""
 
     files: dict[str, bytes]
 
@@ -259,7 +259,9 @@ class _Hub(http.server.BaseHTTPRequestHandler):
         code, status, body = "", 200, self.files.get(f"{repository}/{name}")
         if repository == "local/gated":
             code, status = "GatedRepo", 403 if self.headers.get("Authorization") else 401
-        elif repository not in ("local/tiny-vit", "local/empty"):
+        elif repository == "local/down":
+            status = 404
+        elif repository not in ("local/tiny-vit", "local/empty", "local/cut"):
             code, status = "RepoNotFound", 404
         elif revision not in ("main", COMMIT):
             code, status = "RevisionNotFound", 404
@@ -276,7 +278,7 @@ class _Hub(http.server.BaseHTTPRequestHandler):
             self.send_header("ETag", f'"{hash(name) & 0xFFFFFFFF:08x}"')
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2] if repository == "local/cut" else body)
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -299,6 +301,7 @@ def hub(tmp_path_factory):
         "local/tiny-vit/config.json": json.dumps(config).encode(),
         "local/tiny-vit/model.safetensors": (folder / "model.safetensors").read_bytes(),
         "local/empty/config.json": json.dumps(config).encode(),
+        "local/cut/config.json": json.dumps(config).encode(),
     }
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -324,7 +327,7 @@ def ask(*names):
     return answers
 
 answers = {"control": encoders.canary(encoders.load("vit_tiny_random"))[:, :4].ravel().tolist()}
-answers["no login"] = ask("tiny-vit", "gated", "nothing", "empty", "tiny-vit@v9")
+answers["no login"] = ask("tiny-vit", "gated", "nothing", "empty", "tiny-vit@v9", "down", "cut")
 CARDS["resnet50"] = dataclasses.replace(CARDS["resnet50"], identifier="local/gated")
 try:
     encoders.build_network("resnet50")
@@ -369,6 +372,8 @@ def test_the_hub_gives_an_encoder_or_says_what_to_do(hub, elsewhere, monkeypatch
     assert "no such repository" in answers["nothing"]
     assert "none of the files ['model.safetensors', 'pytorch_model.bin']" in answers["empty"]
     assert "no revision 'v9'" in answers["tiny-vit@v9"]
+    assert "didn't give it" in answers["down"] and "404" in answers["down"]  # a proxy's answer, say
+    assert "couldn't be fetched" in answers["cut"]
     assert "gated" in elsewhere["network"] and "pretrained: false" in elsewhere["network"]
     assert "the token found here has no access" in elsewhere["no access"]["gated"]
 
