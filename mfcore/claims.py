@@ -129,7 +129,9 @@ def _shift_is_not_symmetric(study: Study, scores: pd.DataFrame) -> tuple[str, st
     gaps = (square - square.T).abs().to_numpy()
     i, j = np.unravel_index(np.nanargmax(gaps), gaps.shape)
     pair = square.index[i], square.columns[j]
-    spread = float(np.nanmean(trained["sd"]))
+    if trained["sd"].isna().all():
+        return UNTESTED, "needs two folds or more"
+    spread = trained["sd"].mean()
     text = (
         f"{arm}: largest gap {pair[0]} to {pair[1]} {square.loc[pair]:.2f}, back {square.loc[pair[::-1]]:.2f}; "
         f"mean SD over folds {spread:.2f}"

@@ -34,6 +34,7 @@ __all__ = [
     "card",
     "card_table",
     "check_canary",
+    "choose_device",
     "load",
     "names",
 ]
@@ -83,20 +84,29 @@ def card_table(this: EncoderCard) -> pd.DataFrame:
     return pd.DataFrame({"fact": list(rows), "value": list(rows.values())})
 
 
+def choose_device(name: str) -> "torch.device":
+    """The torch device ``name``; "auto" is cuda where there is one, else cpu. Raises EncoderError for one that isn't there."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise EncoderError(f"device {name!r} can't be used ({str(error).splitlines()[0]}); use 'auto' or 'cpu'") from None
+    return device
+
+
 def load(name: str, device: str = "cpu") -> "Encoder":
-    """Load encoder ``name`` frozen, in evaluation mode, on ``device``, and check it against its card.
+    """Load encoder ``name`` frozen, in evaluation mode, on ``device`` (as `choose_device`), and check it against its card.
 
     Raises EncoderError where the weights can't be had (see `weights.hub_file`) or the network isn't what the card says.
     """
-    import torch
-
-    this = card(name)
+    this, where = card(name), choose_device(device)
     model, revision = _build(this, pretrained=True, seed=0)
-    try:
-        model.requires_grad_(False).eval().to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise EncoderError(f"encoder {name!r} can't be moved to device {device!r}: {error}") from error
-    return Encoder(this, model, torch.device(device), revision)
+    model.requires_grad_(False).eval().to(where)
+    return Encoder(this, model, where, revision)
 
 
 def build_network(name: str, n_classes: int = 1, pretrained: bool = True, seed: int | None = None) -> "torch.nn.Module":

@@ -56,9 +56,9 @@ def train_study(study: Study, network_name: str, fold: int, results: str | Path,
     """Train one network of a study on every unit of one fold: each size, and each domain by itself.
 
     Reads the study's patches and splits; writes ``predictions.parquet`` (the test patches of every unit),
-    ``history.jsonl`` and, in ``units/``, each unit's weights. Finished units aren't trained again. ``device``: as for
-    `choose_device`. Raises StoreError where patches or splits aren't there, TrainingError where the splits have no such
-    fold, or as `Task` and `train_network`.
+    ``history.jsonl`` and, in ``units/``, each unit's weights. Finished units aren't trained again. ``device``: as
+    for `encoders.choose_device`. Raises StoreError where patches or splits aren't there, TrainingError where the splits
+    have no such fold, or as `Task` and `train_network`.
     """
     network = study.network(network_name)
     patches_run, splits_run = patches.find(study, results), splits.find(study, results)
@@ -85,7 +85,7 @@ def train_study(study: Study, network_name: str, fold: int, results: str | Path,
             scores = train_network(task, model, run.path("units"), study.switches.epoch, device, progress=progress)
             store.write_parquet(run.unit_file(unit.name), splits.predictions(labels, unit, task.roles["test"], scores))
             run.unit_file(unit.name, ".checkpoint").unlink(missing_ok=True)
-    return _finish(run, units, choose_device(device))
+    return _finish(run, units, encoders.choose_device(device))
 
 
 def _finish(run: store.Run, units: "list[splits.Unit]", device: "torch.device") -> store.Run:
@@ -181,7 +181,7 @@ def train_network(
     """
     import safetensors.torch
 
-    training = _Training(task, model, choose_device(device))
+    training = _Training(task, model, encoders.choose_device(device))
     progress = tqdm(disable=True) if progress is None else progress
     history_file, checkpoint = folder / f"{task.unit}.jsonl", folder / f"{task.unit}.checkpoint"
     folder.mkdir(parents=True, exist_ok=True)
@@ -371,16 +371,6 @@ def batches(n_patches: int, batch_size: int) -> list[slice]:
     if len(starts) > 1 and n_patches - starts[-1] == 1:
         starts.pop()
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], n_patches], strict=True)]
-
-
-def choose_device(name: str) -> "torch.device":
-    """The torch device ``name``; "auto" is cuda where there is one, else cpu. Raises TrainingError for a missing cuda."""
-    import torch
-
-    has_cuda = torch.cuda.is_available()
-    if name.startswith("cuda") and not has_cuda:
-        raise TrainingError(f"device {name!r} was asked for, but torch sees no GPU; use 'auto' or 'cpu'")
-    return torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
 
 
 def _computes_bfloat16(device: "torch.device") -> bool:

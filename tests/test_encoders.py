@@ -147,3 +147,13 @@ def test_without_a_seed_a_network_follows_the_callers_generator(monkeypatch):
         torch.manual_seed(seed)
         heads.append(encoders.build_network(name, pretrained=False).head.weight)
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_devices():
+    assert encoders.choose_device("cpu").type == "cpu"
+    if torch.cuda.is_available():
+        assert encoders.choose_device("auto").type == "cuda"
+    else:
+        assert encoders.choose_device("auto").type == "cpu"
+        with pytest.raises(encoders.EncoderError, match="device 'cuda' can't be used"):
+            encoders.choose_device("cuda")

@@ -346,16 +346,6 @@ def test_what_can_not_be_trained_on_is_refused():
         task(network=network(batch_size=1))
 
 
-def test_devices():
-    assert train.choose_device("cpu").type == "cpu"
-    if torch.cuda.is_available():
-        assert train.choose_device("auto").type == "cuda"
-    else:
-        assert train.choose_device("auto").type == "cpu"
-        with pytest.raises(train.TrainingError, match="'cuda' was asked for"):
-            train.choose_device("cuda")
-
-
 # ---- a study ----
 
 
