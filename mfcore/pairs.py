@@ -7,6 +7,7 @@ an output from older code shows itself as stale.
 import ast
 import hashlib
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 import jupytext
 import nbformat
 
-from mfcore import store
+from mfcore import captions, compare, store
+from mfcore.config import load_study
 from mfcore.report import without_progress
 from mfcore.sweep import ROOT, execute
 
@@ -38,10 +40,40 @@ def build(folder: Path) -> int:
         notebook.metadata["mfcore"] = {"fingerprint": fingerprint(source)}
         with store.replacing(source.with_suffix(".ipynb")) as aside:
             nbformat.write(notebook, aside)
+    if folder == ROOT / "notebooks":
+        print("README: found", *update_readme(ROOT / "README.md", ROOT / "results", folder / "figures"))
     found = problems(folder)
     for problem in found:
         print(problem, file=sys.stderr)
     return 1 if found else 0
+
+
+def update_readme(readme: Path, results: Path, figures: Path) -> list[str]:
+    """Put what each study found, and its Fig. 1, between README's ``<!-- found NAME -->`` and ``<!-- end -->``.
+
+    The text is computed from the study's finished runs in ``results``; a study without any keeps the text it has. Returns
+    the names of the studies written.
+    """
+    text, written = readme.read_text(encoding="utf-8"), []
+    for name in re.findall(r"<!-- found (\w+) -->", text):
+        study, folder = load_study(ROOT / "studies" / f"{name}.yaml"), results / name
+        picture = folder / "figures" / "05_data_scaling.png"
+        if not picture.is_file():
+            continue
+        collected = compare.collect(study, folder)
+        scores = compare.scores(collected.predictions)
+        scaling, crossed = compare.scaling_table(scores, study), compare.cross_domain_table(scores, study)
+        found = captions.abstract(study, scaling, crossed, len(collected.failures))
+        figures.mkdir(exist_ok=True)
+        with store.replacing(figures / f"{name}_data_scaling.png") as aside:
+            shutil.copyfile(picture, aside)
+        image = (figures / f"{name}_data_scaling.png").relative_to(readme.parent)
+        block = f"<!-- found {name} -->\n![{study.title}: AUROC against training patches]({image})\n\n{found}\n<!-- end -->"
+        text = re.sub(rf"<!-- found {name} -->.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
+        written.append(name)
+    with store.replacing(readme) as aside:
+        aside.write_text(text, encoding="utf-8")
+    return written
 
 
 def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

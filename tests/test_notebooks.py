@@ -50,6 +50,22 @@ def test_a_drifted_pair_a_stale_output_and_an_error_are_found(tmp_path):
     assert "01_a.ipynb holds an error" in pairs.problems(tmp_path)
 
 
+def test_readme_keeps_what_a_study_found_while_its_results_are_away(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- found demo -->\nAUROC 0.9\n<!-- end -->\nafter\n")
+    assert pairs.update_readme(readme, tmp_path / "results", tmp_path / "figures") == []
+    assert "AUROC 0.9" in readme.read_text()
+
+
+def test_readme_holds_what_the_studies_found():
+    text = (ROOT / "README.md").read_text()
+    for name in ("amibr", "demo"):
+        block = text.split(f"<!-- found {name} -->")[1].split("<!-- end -->")[0]
+        assert "AUROC with all the data" in block and f"notebooks/figures/{name}_data_scaling.png" in block
+        assert (NOTEBOOKS / "figures" / f"{name}_data_scaling.png").is_file()
+        assert ("synthetic" in block) == (name == "demo")
+
+
 def test_the_fingerprint_follows_the_imports():
     reached = {path.stem for path in pairs._reached(NOTEBOOKS / "05_data_scaling.py")}
     assert {"compare", "store", "config", "metrics"} <= reached
