@@ -218,7 +218,7 @@ def _round_body(w: Window, hard: float, reach_um: float, angle: float) -> None:
     rng = w.rng
     b = max(reach_um * rng.uniform(0.85, 1.0), 5.0)
     halo = rng.uniform(0.4, 1.5) if rng.random() < 0.25 else 0.0
-    _draw_body(w, Body(max(reach_um, b), b, angle, _meet(rng.uniform(0.3, 0.75), 0.95, hard), rng.uniform(0.4, 1.0), halo))
+    _draw_body(w, Body(max(reach_um, b), b, angle, _meet(rng.uniform(0.4, 1.05), 1.0, hard), rng.uniform(0.5, 1.1), halo))
 
 
 def prometaphase(w: Window, look: Look, hard: float) -> None:
@@ -279,7 +279,7 @@ def pyknotic(w: Window, look: Look, hard: float) -> None:
     stretch = np.exp(abs(rng.normal(0, 0.18 + 0.25 * hard)))
     body = radius + rng.uniform(2.0, 3.4) + 0.6 * hard
     halo = rng.uniform(0.4, 1.6) if rng.random() < _meet(0.4, 0.25, hard) else 0.0
-    _draw_body(w, Body(body * 1.15, body, angle, _meet(rng.uniform(1.4, 2.2), 1.05, hard), rng.uniform(0.6, 1.2), halo))
+    _draw_body(w, Body(body * 1.15, body, angle, _meet(rng.uniform(0.9, 1.9), 1.0, hard), rng.uniform(0.6, 1.2), halo))
     distance = w.ellipse(radius * stretch, radius / stretch**0.5, angle) + np.float32(0.15 + 0.5 * hard) * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.04, density=1.0, edge=0.5, grain=0.03)
 
@@ -290,7 +290,7 @@ def apoptotic(w: Window, look: Look, hard: float) -> None:
     angle, body = rng.uniform(0, np.pi), rng.uniform(3.8, 5.6)
     halo = rng.uniform(0.5, 1.8) if rng.random() < _meet(0.55, 0.25, hard) else 0.0
     _draw_body(
-        w, Body(body * rng.uniform(1, 1.25), body, angle, _meet(rng.uniform(1.6, 2.4), 1.05, hard), rng.uniform(0.6, 1.1), halo)
+        w, Body(body * rng.uniform(1, 1.25), body, angle, _meet(rng.uniform(1.0, 2.2), 1.0, hard), rng.uniform(0.6, 1.1), halo)
     )
     distance = None
     for index in range(rng.integers(2, 6)):
@@ -308,7 +308,7 @@ def hyperchromatic(w: Window, look: Look, hard: float) -> None:
     radius, angle = look.radius_um * rng.uniform(0.75, 1.05), rng.uniform(0, np.pi)
     radius = _meet(radius, 3.3, hard)
     stretch = np.exp(abs(rng.normal(0, 0.2 + 0.15 * hard)))
-    if rng.random() < 0.2:
+    if rng.random() < 0.35:
         _round_body(w, hard, radius * stretch + rng.uniform(1.2, 2.4), angle)
     distance = w.ellipse(radius * stretch, radius / stretch**0.5, angle) + np.float32(0.22 + 0.3 * hard) * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.08, density=rng.uniform(0.62, 0.8), edge=0.7, grain=0.22)
@@ -329,7 +329,7 @@ def sliver(w: Window, look: Look, hard: float) -> None:
     """A dark nucleus seen on its edge, long and smooth with pointed ends: a plate's double."""
     rng = w.rng
     angle, length, width = rng.uniform(0, np.pi), rng.uniform(3.6, 5.6), rng.uniform(1.0, 1.7)
-    if rng.random() < 0.25:
+    if rng.random() < 0.5:
         _round_body(w, hard, length + rng.uniform(0.6, 1.6), angle + rng.normal(0, 0.3))
     lens = w.ellipse(length * 1.1, width, angle)
     blunt = w.bar(length, _meet(width, 1.9, hard), angle, rng.normal(0, 0.02))

@@ -18,9 +18,8 @@ from mfcore.synthetic_domains import Domain
 
 MARGIN_PX = 32
 """Annotated cells keep this distance from the border, so that the corner box of 50 px lies inside the slide."""
-APART_UM = 17.0
-"""Smallest distance between two annotated cells."""
-
+APART_UM = (36.0, 30.0, 25.0, 20.0, 17.0)
+"""Smallest distance between two annotated cells: the first that a slide has room for, so that few patches show two."""
 
 PHASES = dict(zip(cells.MITOTIC, (0.30, 0.36, 0.14, 0.20), strict=True))
 """Weights of the mitotic phases, the same in every domain."""
@@ -119,12 +118,14 @@ def lay_out(seed: int, plan: Plan) -> Layout:
     in_stroma = at(stroma, points) > 0
     tumour, others = points[~in_stroma], points[in_stroma]
     others = others[rng.random(len(others)) < 0.55]
-    order = rng.permutation(len(tumour))
-    inside = order[
-        ((tumour[order] > MARGIN_PX) & (tumour[order] < (plan.n_columns - MARGIN_PX, plan.n_rows - MARGIN_PX))).all(axis=1)
-    ]
-    room = inside[_apart(tumour[inside], APART_UM / um)]
-    if len(room) < plan.n_annotations:
+    inside = ((tumour > MARGIN_PX) & (tumour < (plan.n_columns - MARGIN_PX, plan.n_rows - MARGIN_PX))).all(axis=1)
+    solid = (at(gap, tumour) < -0.5) & (at(stroma, tumour) < -0.1)
+    inside = rng.permutation(np.flatnonzero(inside & solid))
+    for apart_um in APART_UM:
+        room = inside[_apart(tumour[inside], apart_um / um)]
+        if len(room) >= plan.n_annotations:
+            break
+    else:
         raise ValueError(
             f"slide {plan.index}: room for {len(room)} annotated cells, {plan.n_annotations} wanted; ask for fewer"
         )
