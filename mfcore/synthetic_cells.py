@@ -83,18 +83,19 @@ class Window:
         along, across = self.turned(angle, x_um, y_um)
         return (np.sqrt((along / np.float32(a)) ** 2 + (across / np.float32(b)) ** 2) - 1) * np.float32(min(a, b))
 
-    def bar(self, half_length: float, half_width: float, angle: float, bend: float = 0.0, x_um: float = 0.0, y_um: float = 0.0):
+    def bar(
+        self, half_length: float, half_width: float, angle: float, bend: float = 0.0, x_um: float = 0.0, y_um: float = 0.0
+    ) -> np.ndarray:
         """Distance in um from a bar with round ends, bent by ``bend`` (1/um) across its length."""
         along, across = self.turned(angle, x_um, y_um)
         across = across + np.float32(bend) * (along**2 - np.float32(half_length**2 / 3))
         beyond = np.maximum(np.abs(along) - np.float32(max(half_length - half_width, 0.01)), 0)
         return np.sqrt(beyond**2 + across**2) - np.float32(half_width)
 
-    def paint(self, mask: np.ndarray, h: np.ndarray | float | None, e: np.ndarray | float | None) -> None:
-        """Replace, where ``mask`` is 1, the amounts of the stains that are given."""
+    def paint(self, mask: np.ndarray, h: np.ndarray | float, e: np.ndarray | float) -> None:
+        """Replace the amounts of both stains where ``mask`` is 1, mix them where it is between 0 and 1."""
         for layer, amount in ((self.h, h), (self.e, e)):
-            if amount is not None:
-                layer += mask * (amount - layer)
+            layer += mask * (amount - layer)
 
 
 def cover(distance: np.ndarray, edge_um: float) -> np.ndarray:
@@ -164,11 +165,8 @@ def red_cells(w: Window, radius_um: float, n: int) -> None:
 
 def vacuole(w: Window, radius_um: float) -> None:
     """A clear round hole: fat, mucin, or a shrinkage artefact."""
-    w.paint(
-        cover(w.ellipse(radius_um, radius_um * w.rng.uniform(0.75, 1), w.rng.uniform(0, np.pi)) + 0.3 * w.noise(2.6), 0.8),
-        0,
-        0.02,
-    )
+    distance = w.ellipse(radius_um, radius_um * w.rng.uniform(0.75, 1), w.rng.uniform(0, np.pi))
+    w.paint(cover(distance + np.float32(0.3) * w.noise(2.6), 0.8), 0.0, 0.02)
 
 
 def _meet(easy: float, middle: float, hard: float) -> float:
@@ -176,7 +174,7 @@ def _meet(easy: float, middle: float, hard: float) -> float:
     return easy + (middle - easy) * hard
 
 
-@dataclass
+@dataclass(frozen=True)
 class Body:
     """The cell around condensed chromatin: half-axes and turn, eosin and haematoxylin relative to its surroundings, halo."""
 
@@ -204,7 +202,7 @@ def _draw_body(w: Window, body: Body) -> None:
 
 def _chromatin(
     w: Window, look: Look, distance: np.ndarray, hard: float, *, ragged: float, density: float, edge: float, grain: float
-):
+) -> None:
     """Paint condensed chromatin: its outline roughened by ``ragged`` um, ``density`` of the domain's darkest."""
     rough = np.float32(_meet(ragged, 0.36, hard))
     distance = distance + rough * w.noise(0.8) + rough * np.float32(0.5) * w.noise(0.45)

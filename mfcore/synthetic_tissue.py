@@ -142,7 +142,9 @@ def lay_out(seed: int, plan: Plan) -> Layout:
     return Layout(stroma, gap, tumour, others, annotated, kinds, hard)
 
 
-def _cytoplasm(centres_px: np.ndarray, shape: tuple[int, int], reach: float, rng: np.random.Generator):
+def _cytoplasm(
+    centres_px: np.ndarray, shape: tuple[int, int], reach: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which cell each pixel belongs to, and distances to the nearest and second nearest cell, all in ``shape``'s pixels.
 
     Distances are those of ellipses, one per cell, so that cells are not all alike.
@@ -185,28 +187,32 @@ def _ground(plan: Plan, layout: Layout, rng: np.random.Generator) -> tuple[np.nd
     tumour_e = domain.cytoplasm[1] * tint * texture * (1 + membrane * border) * (1 - 0.35 * far)
     tumour_h = domain.cytoplasm[0] * (2 - tint) * (1 + np.float32(1.8 * domain.granules) * fine) * (1 - 0.5 * far)
 
-    wave = _enlarge(
-        _field(rng, layout.stroma.shape, 45 / (4 * um)) + 0.15 * _field(rng, layout.stroma.shape, 8 / (4 * um)), half
-    )
-    angle, side = rng.uniform(0, np.pi), 512
-    y, x = np.arange(half[0], dtype=np.float32)[:, None], np.arange(half[1], dtype=np.float32)[None, :]
-    across = y * np.float32(np.cos(angle)) - x * np.float32(np.sin(angle)) + wave * np.float32(32 / um)
-    along = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
-    thin = _stretched(rng, side, 0.55 / um, 9 / um)[across.astype(np.int32) % side, along.astype(np.int32) % side]
-    thick = _stretched(rng, side, 1.7 / um, 22 / um)[(across * 0.9).astype(np.int32) % side, along.astype(np.int32) % side]
-    fibre = np.float32(0.6) * thin + np.float32(0.8) * thick
+    fibre, angles = _fibres(layout.stroma.shape, half, um, rng)
     stroma_e = np.float32(domain.cytoplasm[1] * 1.05) * np.clip(1 + 0.42 * fibre, 0.06, 2)
     stroma_h = 0.05 + 0.015 * fine
 
-    mix = np.clip(_enlarge(layout.stroma, half) / 0.12 + 0.5 + 0.4 * blotch, 0, 1)
-    open_ = np.clip(_enlarge(layout.gap, half) / 0.12 + 0.5 + 0.25 * blotch, 0, 1)
-    h = (tumour_h + mix * (stroma_h - tumour_h)) * (1 - open_)
-    e = (tumour_e + mix * (stroma_e - tumour_e)) * (1 - open_) + np.float32(0.015) * open_
-    gradient_y, gradient_x = np.gradient(_enlarge(wave, layout.stroma.shape))
-    step = np.float32(32 / (4 * um))
-    fibres = np.arctan2(np.sin(angle) - gradient_x * step, np.cos(angle) + gradient_y * step)
+    in_stroma = np.clip(_enlarge(layout.stroma, half) / 0.12 + 0.5 + 0.4 * blotch, 0, 1)
+    in_gap = np.clip(_enlarge(layout.gap, half) / 0.12 + 0.5 + 0.25 * blotch, 0, 1)
+    h = (tumour_h + in_stroma * (stroma_h - tumour_h)) * (1 - in_gap)
+    e = (tumour_e + in_stroma * (stroma_e - tumour_e)) * (1 - in_gap) + np.float32(0.015) * in_gap
     thickness = 1 + np.float32(0.09) * _enlarge(_field(rng, layout.stroma.shape, 60 / (4 * um)), half)
-    return np.maximum(h * thickness, 0.01), np.maximum(e * thickness, 0.01), fibres
+    return np.maximum(h * thickness, 0.01), np.maximum(e * thickness, 0.01), angles
+
+
+def _fibres(
+    coarse: tuple[int, int], half: tuple[int, int], um: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Wavy collagen: noise of about unit variance on the half grid (``um`` a pixel), and its angle on the coarse grid."""
+    bend_um = 32
+    wave = _field(rng, coarse, 45 / (4 * um)) + 0.15 * _field(rng, coarse, 8 / (4 * um))
+    angle, side = rng.uniform(0, np.pi), 512
+    y, x = np.arange(half[0], dtype=np.float32)[:, None], np.arange(half[1], dtype=np.float32)[None, :]
+    across = y * np.float32(np.cos(angle)) - x * np.float32(np.sin(angle)) + _enlarge(wave, half) * np.float32(bend_um / um)
+    along = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
+    thin = _stretched(rng, side, 0.55 / um, 9 / um)[across.astype(np.int32) % side, along.astype(np.int32) % side]
+    thick = _stretched(rng, side, 1.7 / um, 22 / um)[(across * 0.9).astype(np.int32) % side, along.astype(np.int32) % side]
+    slope_y, slope_x = (slope * np.float32(bend_um / (4 * um)) for slope in np.gradient(wave))
+    return np.float32(0.6) * thin + np.float32(0.8) * thick, np.arctan2(np.sin(angle) - slope_x, np.cos(angle) + slope_y)
 
 
 def _stretched(rng: np.random.Generator, side: int, across: float, along: float) -> np.ndarray:
@@ -220,7 +226,7 @@ def draw(seed: int, plan: Plan, layout: Layout) -> np.ndarray:
     domain, um = plan.domain, plan.domain.um_per_px
     rng = streams.generator(seed, "synthetic", "pixels", plan.index)
     shape = (plan.n_rows, plan.n_columns)
-    h, e, fibres = _ground(plan, layout, rng)
+    h, e, angles = _ground(plan, layout, rng)
     fine = _field(rng, shape, 0.16 / um)
     threads = np.float32(0.45) - np.abs(_field(rng, shape, 0.42 / um))  # ridges of noise: a mesh, as cytoplasm has it
     h, e = _enlarge(h, shape), _enlarge(e, shape)
@@ -230,14 +236,14 @@ def draw(seed: int, plan: Plan, layout: Layout) -> np.ndarray:
     for _ in range(rng.poisson(canvas.h.size * um * um / 12000)):
         cells.vacuole(canvas.window(*rng.random(2) * shape[::-1], 14, rng), rng.uniform(1.5, 5.5))
     for x, y in layout.stroma_px:
-        column, row = min(int(x / 8), fibres.shape[1] - 1), min(int(y / 8), fibres.shape[0] - 1)
-        draw_ = rng.random()
-        if draw_ < 0.02:
+        column, row = min(int(x / 8), angles.shape[1] - 1), min(int(y / 8), angles.shape[0] - 1)
+        which = rng.random()
+        if which < 0.02:
             cells.red_cells(canvas.window(x, y, 12, rng), rng.uniform(5, 9), rng.integers(2, 9))
-        elif draw_ < 0.02 + domain.lymphocytes:
+        elif which < 0.02 + domain.lymphocytes:
             cells.lymphocyte(canvas.window(x, y, 5, rng), look)
         else:
-            cells.spindle(canvas.window(x, y, 9, rng), look, fibres[row, column])
+            cells.spindle(canvas.window(x, y, 9, rng), look, angles[row, column])
     plain = np.ones(len(layout.tumour_px), bool)
     plain[layout.annotated] = False
     strays = rng.random(len(layout.tumour_px)) < 0.012
@@ -265,6 +271,6 @@ def _scan(canvas: Canvas, domain: Domain, rng: np.random.Generator) -> np.ndarra
         light = ndimage.gaussian_filter(light, sigma, truncate=3)
         if domain.sharpen:
             light += np.float32(domain.sharpen) * (light - ndimage.gaussian_filter(light, 2 * sigma, truncate=2.5))
-        light += rng.normal(0, 1.6, 1).astype(np.float32) + np.float32(1.5) * rng.standard_normal(light.shape, dtype=np.float32)
+        light += np.float32(rng.normal(0, 1.6)) + np.float32(1.5) * rng.standard_normal(light.shape, dtype=np.float32)
         image[..., channel] = np.clip(light + 0.5, 0, 255)
     return image
