@@ -10,6 +10,7 @@ import numpy as np
 import openslide
 import pandas as pd
 import pytest
+from scipy.stats import ttest_ind
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
@@ -258,22 +259,39 @@ def test_every_annotation_holds_a_dark_nucleus_in_both_classes(folder, content):
         assert holds.all(), f"class {value}: nothing dark at annotations {ids[classes == value][~holds]}"
 
 
-def test_place_and_surroundings_dont_give_the_class_away(folder, content):
-    pixels, classes, slides, _ = windows(folder, content, 160)
+def within_slides(features: np.ndarray, slides: np.ndarray) -> np.ndarray:
+    """Features less their slide's mean: slides differ in colour and in their share of mitotic figures, as real ones do."""
+    return features - np.array([features[slides == slide].mean(axis=0) for slide in slides])
+
+
+def largest_difference(pixels: np.ndarray, classes: np.ndarray, slides: np.ndarray) -> float:
+    """Largest |t| between the classes of blocks of 10 px, and of rings, outside the central 64 of 160 px."""
     y, x = np.mgrid[:160, :160] - 79.5
-    outside = np.maximum(abs(x), abs(y)) > 32
+    far = np.maximum(abs(x), abs(y))
+    grey = pixels.mean(axis=3)
+    blocks = grey.reshape(-1, 16, 10, 16, 10).mean(axis=(2, 4)).reshape(-1, 256)
+    blocks = blocks[:, far.reshape(16, 10, 16, 10).min(axis=(1, 3)).ravel() > 32]
+    rings = np.column_stack([grey[:, (far > low) & (far < low + 8)].mean(axis=1) for low in range(32, 80, 8)])
+    values = within_slides(np.column_stack([blocks, rings]), slides)
+    return float(np.abs(ttest_ind(values[classes == 0], values[classes == 1]).statistic).max())
+
+
+def test_surroundings_dont_give_the_class_away(folder, content):
+    """Outside the central 64 px neither colour and contrast, nor any place, nor any ring differs between the classes."""
+    pixels, classes, slides, _ = windows(folder, content, 160)
+    outside = np.ones((160, 160), bool)
+    outside[48:112, 48:112] = False
     periphery = pixels[:, outside].astype(float)
-    features = np.column_stack([periphery.mean(axis=1), periphery.std(axis=1)])
-    features -= np.array([features[slides == slide].mean(axis=0) for slide in slides])  # slides differ in their share of MF
-    scores = cross_val_predict(
-        make_pipeline(StandardScaler(), LogisticRegression()), features, classes, cv=5, method="predict_proba"
-    )
-    assert abs(roc_auc_score(classes, scores[:, 1]) - 0.5) < 0.12
-    for column in features.T:
-        assert abs(roc_auc_score(classes, column) - 0.5) < 0.12
-    # the same measure does find the class where it is: in the middle
-    middle = pixels[:, ~outside].astype(float)
-    assert max(abs(roc_auc_score(classes, middle[..., channel].std(axis=1)) - 0.5) for channel in range(3)) > 0.05
+    features = within_slides(np.column_stack([periphery.mean(axis=1), periphery.std(axis=1)]), slides)
+    model = make_pipeline(StandardScaler(), LogisticRegression())
+    scores = cross_val_predict(model, features, classes, cv=5, method="predict_proba")[:, 1]
+    for score in (scores, *features.T):
+        assert abs(roc_auc_score(classes, score) - 0.5) < 0.12
+
+    assert largest_difference(pixels, classes, slides) < 4.2  # 230 values: by chance 3 or so
+    given_away = pixels.copy()
+    given_away[classes == 1, 76:84, 20:28] = 255  # 2 um of white, always at the same place
+    assert largest_difference(given_away, classes, slides) > 5, "the test is blind"
 
 
 def test_positions_are_drawn_before_classes(content):
