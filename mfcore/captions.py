@@ -109,7 +109,7 @@ def abstract(study: Study, scaling: pd.DataFrame, crossed: pd.DataFrame, n_faile
     """What the study found, in a few sentences."""
     full = scaling[scaling["size"] == scaling["size"].max()].sort_values("auroc", ascending=False)
     parts = [
-        f"{len(full)} arms were trained on up to {full['n_train'].max():,} patches of {study.data.positive}s and "
+        f"{len(full)} arms were trained on up to about {full['n_train'].max():,} patches of {study.data.positive}s and "
         f"{study.data.negative}s, in {scaling['n_folds'].max()} Monte Carlo folds split by {study.switches.split_by} "
         f"({of_what(study)}, {study.mode} mode)."
     ]

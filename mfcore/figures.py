@@ -237,7 +237,7 @@ def cross_domain(study: Study, table: pd.DataFrame, arms: list[str] | None = Non
             )
             axis.set_yticks(range(len(domains)), [_two_lines(d) for d in domains])
             axis.grid(False)
-            axis.set_title(f"{arm} ({table.loc[table['arm'] == arm, 'kind'].iloc[0]})", fontsize=8)
+            axis.set_title(f"{arm} ({table.loc[table['arm'] == arm, 'kind'].iloc[0]})", fontsize=8, pad=8)
             axis.set_xlabel("tested on")
         axes[0][0].set_ylabel("trained on")
         figure.colorbar(image, ax=axes[0], shrink=0.8, label="AUROC, mean over folds")

@@ -69,7 +69,7 @@ def _words(name: str) -> str:
 
 def study_file(name: str) -> Path:
     """The file of a study given by its name in ``studies/`` or by its path."""
-    return Path(name) if name.endswith((".yaml", ".yml")) else ROOT / "studies" / f"{name}.yaml"
+    return Path(name).expanduser() if name.endswith((".yaml", ".yml")) else ROOT / "studies" / f"{name}.yaml"
 
 
 def paper(name: str, data: str | None, results: str | None, n_cores: int | None, options: list[str]) -> int:
@@ -80,7 +80,7 @@ def paper(name: str, data: str | None, results: str | None, n_cores: int | None,
     """
     file = study_file(name)
     study = load_study(file)
-    folder = Path(results or ROOT / "results").resolve() / study.name
+    folder = Path(results or ROOT / "results").expanduser().resolve() / study.name
     folder.mkdir(parents=True, exist_ok=True)
     n_cores = n_cores or len(os.sched_getaffinity(0))
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))  # its jobs take turns; without one they share the cores
@@ -100,7 +100,7 @@ def paper(name: str, data: str | None, results: str | None, n_cores: int | None,
         ]
         command += ["--rerun-triggers", "mtime", "input", "params", "--quiet", "host", "reason", "rules"]
         command += ["--config", f"study={file.resolve()}"]
-        command += [f"data={Path(data).resolve()}"] if data else []
+        command += [f"data={Path(data).expanduser().resolve()}"] if data else []
         begun = time.monotonic()
         status = subprocess.run([*command, *options], check=False).returncode
     failures = [store.read_json(failure) for failure in sorted(folder.glob("failures/*.json"))]
