@@ -13,7 +13,8 @@ def show(content: str | pd.DataFrame) -> object:
     if isinstance(content, str):
         return Markdown(content)
     with pd.option_context("display.max_colwidth", None):
-        return HTML(content.to_html(index=False, border=0, na_rep="–", justify="left"))
+        table = content.to_html(index=False, border=0, na_rep="–", justify="left")
+    return HTML(table.replace("<td>", '<td style="text-align: left">'))  # Jupyter's own style would set them right
 
 
 def of_what(study: Study) -> str:

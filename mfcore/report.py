@@ -107,7 +107,7 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
         data_note=_data_note(study, patches_run),
         captions=texts,
         figure=figure,
-        audit=_table(_audit(splits.load_audit(splits_run))),
+        audit=_table(splits.audit_summary(splits.load_audit(splits_run))),
         scaling=_table(compare.wide(scaling)),
         crossed=_table(_tab_2(crossed)) if len(crossed) else "",
         published=_table(_published()),
@@ -152,18 +152,6 @@ def _data_note(study: Study, run: store.Run) -> str:
         return sides
     names = ", ".join(said[:10]) + (f" and {len(said) - 10} more" if len(said) > 10 else "")
     return f"{sides} Slides that don't state their um/px, taken at the study's {study.data.um_per_px} um/px: {names}."
-
-
-def _audit(audit: pd.DataFrame) -> pd.DataFrame:
-    table = audit.drop(columns="fold").groupby(["train_domain", "size"], sort=False).mean().reset_index()
-    order = table["train_domain"].map(lambda name: (name != compare.ALL, name))
-    table = table.assign(order=order).sort_values(["order", "size"]).drop(columns="order")
-    shown = pd.DataFrame({"trained on": table["train_domain"], "size": [f"{100 * size:g} %" for size in table["size"]]})
-    for name in ("n_train", "n_val", "n_test"):
-        shown[name] = table[name].round().astype(int).to_numpy()
-    for name in ("positives_train", "positives_test", "test_on_train_slides", "test_overlapping_train"):
-        shown[name] = [f"{share:.1%}" for share in table[name]]
-    return shown
 
 
 def _tab_2(crossed: pd.DataFrame) -> pd.DataFrame:

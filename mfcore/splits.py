@@ -251,6 +251,20 @@ def audit(table: pd.DataFrame, labels: pd.DataFrame, size_px: int, um_per_px: fl
     return pd.DataFrame(rows)
 
 
+def audit_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """An audit for the eye: means over folds, a row a training domain and size, shares in per cent.
+
+    table: as `audit` returns it.
+    """
+    means = table.drop(columns="fold").groupby(["train_domain", "size"]).mean().reset_index()
+    means = means.iloc[np.argsort(means["train_domain"] != ALL, kind="stable")]
+    sizes = [f"{100 * size:g}\u00a0%" for size in means["size"]]  # a space that doesn't break
+    shown = {"trained on": means["train_domain"].to_numpy(), "size": sizes}
+    shown |= {name: means[name].round().astype(int).to_numpy() for name in ("n_train", "n_val", "n_test")}
+    shares = ("positives_train", "positives_test", "test_on_train_slides", "test_overlapping_train")
+    return pd.DataFrame(shown | {name: [f"{share:.1%}" for share in means[name]] for name in shares})
+
+
 def _overlapping(train: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
     """Whether each test patch shares a pixel with a training patch of its slide: centres nearer than a side on both axes."""
     shared = np.zeros(len(test), dtype=bool)

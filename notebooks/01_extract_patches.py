@@ -44,7 +44,7 @@ captions.show(patches.counts(labels).round(2))
 # %%
 splits_run = splits.write(study, folder)
 audit = splits.load_audit(splits_run)
-audit.groupby(["train_domain", "size"]).mean().drop(columns="fold").round(3)
+captions.show(splits.audit_summary(audit))
 
 # %% [markdown]
 # ## A contact sheet

@@ -136,6 +136,8 @@ def test_audit_finds_what_was_planted():
     found = splits.audit(table, labels, 224, 0.25).iloc[0]
     assert found["test_on_train_slides"] == pytest.approx(2 / 3)
     assert found["test_overlapping_train"] == pytest.approx(2 / 3)  # 3 with 2, and 5 with 0 by half a pixel
+    summary = splits.audit_summary(splits.audit(table, labels, 224, 0.25)).iloc[0]
+    assert summary["test_overlapping_train"] == "66.7%" and summary["n_train"] == 3
     finer = splits.audit(table, labels, 224, 0.2).iloc[0]  # 179.2 px: 5 no longer reaches 0
     assert finer["test_overlapping_train"] == pytest.approx(1 / 3)
 
