@@ -4,6 +4,7 @@ import pandas as pd
 
 from mfcore import compare
 from mfcore.config import Study
+from mfcore.statistics import Interval
 
 
 def show(content: str | pd.DataFrame) -> object:
@@ -72,17 +73,18 @@ def history(study: Study, table: pd.DataFrame, network: str) -> str:
     )
 
 
-def data_scaling(study: Study, table: pd.DataFrame) -> str:
-    """Caption of Fig. 1; ``table`` as `compare.scaling_table` returns it."""
+def data_scaling(study: Study, table: pd.DataFrame, interval: Interval) -> str:
+    """Caption of Fig. 1; ``table`` as `compare.scaling_table`, ``interval`` as `compare.best_interval` returns it."""
     full, least = table[table["size"] == table["size"].max()], table[table["size"] == table["size"].min()]
     best, first = full.loc[full["auroc"].idxmax()], least.loc[least["auroc"].idxmax()]
     held_out = "slides" if study.switches.split_by == "slide" else "annotations"
     return (
         f"**Fig. 1. Data scaling.** AUROC on held-out {held_out} against the number of training patches; mean and sample SD of "
         f"{table['n_folds'].max()} Monte Carlo folds, the same for every arm ({of_what(study)}). With all the data "
-        f"{best['arm']} is highest with {compare.plus_minus(best['auroc'], best['auroc_sd'])}; with {100 * first['size']:g} % "
-        f"({first['n_train']} patches) {first['arm']} with {compare.plus_minus(first['auroc'], first['auroc_sd'])}. The bars "
-        f"are the spread over folds, no confidence interval."
+        f"{best['arm']} is highest with {compare.plus_minus(best['auroc'], best['auroc_sd'])}, {interval.level:.0%} interval "
+        f"[{interval.low:.2f}, {interval.high:.2f}] over the {interval.n} slides tested (bootstrap of slides); with "
+        f"{100 * first['size']:g} % ({first['n_train']} patches) {first['arm']} with "
+        f"{compare.plus_minus(first['auroc'], first['auroc_sd'])}. The bars are the spread over folds, no confidence interval."
     )
 
 

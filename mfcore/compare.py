@@ -8,11 +8,11 @@ import pandas as pd
 
 from mfcore import metrics, splits, store
 from mfcore.config import Study, as_dict
-from mfcore.statistics import spread
+from mfcore.statistics import Interval, bootstrap_auroc, spread
 
 PROBE, END_TO_END = "probe", "end-to-end"
 ALL = splits.ALL
-PUBLISHED = Path(__file__).resolve().parents[1] / "data" / "published_ganz_2024.csv"
+PUBLISHED = Path(__file__).resolve().parents[1] / "data"
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,25 @@ def cross_domain_table(table: pd.DataFrame, study: Study, metric: str = "auroc")
 
 def published_table() -> pd.DataFrame:
     """Tab. 2 as Ganz et al. 2024 printed it: ``arm, in_domain, in_domain_sd, out_of_domain, out_of_domain_sd``."""
-    table = pd.read_csv(PUBLISHED)
+    table = pd.read_csv(PUBLISHED / "published_ganz_2024.csv")
     return table[table["where"] == "Tab. 2"].drop(columns="where").reset_index(drop=True)
+
+
+def published_full_size() -> str:
+    """The AUROCs with all the data that the text of Ganz et al. 2024 states, as a phrase."""
+    table = pd.read_csv(PUBLISHED / "published_ganz_2024_full_size.csv")
+    return ", ".join(f"{row.arm} {plus_minus(row.auroc, row.auroc_sd)} on {row.data_set}" for row in table.itertuples())
+
+
+def best_interval(predictions: pd.DataFrame, table: pd.DataFrame, study: Study) -> Interval:
+    """Interval over test slides of the mean AUROC of the best arm with all the data (`statistics.bootstrap_auroc`).
+
+    table: as `scaling_table` returns it, which names the arm.
+    """
+    full = table[table["size"] == table["size"].max()]
+    arm = full.loc[full["auroc"].idxmax(), "arm"]
+    mine = predictions[(predictions["arm"] == arm) & (predictions["train_domain"] == ALL)]
+    return bootstrap_auroc(mine[mine["size"] == full["size"].iloc[0]], study.splits.seed, "best arm", arm)
 
 
 def wide(table: pd.DataFrame, value: str = "auroc") -> pd.DataFrame:

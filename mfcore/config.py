@@ -266,9 +266,11 @@ def _check(study: Study) -> None:
     names = [*study.encoders, *(network.name for network in study.networks)]
     if not names:
         raise ConfigError("a study needs at least one entry in encoders or networks")
-    for group in (list(study.encoders), [network.name for network in study.networks]):
-        if len(set(group)) != len(group):
-            raise ConfigError(f"an arm is named twice: {group}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(
+            f"an arm is named twice: {twice}; a network's name must differ from every encoder's, say {twice[0]}_224px"
+        )
     if study.stored_px < study.patches.size_px:
         raise ConfigError(f"patches.stored_px: {study.stored_px} is less than patches.size_px {study.patches.size_px}")
     for network in study.networks:

@@ -61,6 +61,7 @@ def _notebooks(results: Path, folder: Path) -> pd.DataFrame:
 
 def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The notebook without its progress bars: widgets, and lines on stderr that a terminal would overwrite."""
+    notebook.metadata.pop("widgets", None)  # with their state, a page would fetch the code that draws them
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
@@ -81,9 +82,10 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
     collected = compare.collect(study, results)
     scores = compare.scores(collected.predictions)
     scaling, crossed = compare.scaling_table(scores, study), compare.cross_domain_table(scores, study)
+    interval = compare.best_interval(collected.predictions, scaling, study)
     texts = {
         "contact_sheet": captions.contact_sheet(study, labels),
-        "data_scaling": captions.data_scaling(study, scaling),
+        "data_scaling": captions.data_scaling(study, scaling, interval),
         "cross_domain": captions.cross_domain(study, crossed) if len(crossed) else "",
         "tab_2": _rich(captions.cross_domain_means(study)),
     }
@@ -109,6 +111,7 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
         figure=figure,
         audit=_table(splits.audit_summary(splits.load_audit(splits_run))),
         scaling=_table(compare.wide(scaling)),
+        published_full=compare.published_full_size(),
         crossed=_table(_tab_2(crossed)) if len(crossed) else "",
         published=_table(_published()),
         claims=_table(claims.check(study, scores)[["claim", "where", "verdict", "found"]]),

@@ -40,11 +40,6 @@ class Interval:
     level: float
     n: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether zero lies outside the interval; False where the interval is NaN."""
-        return self.low > 0 or self.high < 0
-
 
 def spread(values: np.ndarray | pd.Series) -> Spread:
     """Mean and sample standard deviation of the finite among ``values`` (n,): a fold without both classes has no AUROC."""

@@ -39,7 +39,7 @@ written = figures.save(figure, table, folder / "figures", "05_data_scaling")
 figure
 
 # %%
-captions.show(captions.data_scaling(study, table))
+captions.show(captions.data_scaling(study, table, compare.best_interval(collected.predictions, table, study)))
 
 # %% [markdown]
 # ## What the paper says, asked of these data

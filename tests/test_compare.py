@@ -18,7 +18,7 @@ STUDY = Study(
     encoders=("good", "random"),
     networks=(Network("net", input_px=100),),
 )
-SIGNAL = {"good": 0.5, "random": 0.0, "net": 6.0}
+SIGNAL = {"good": 0.5, "random": 0.0, "net": 4.0}
 
 
 def fake_predictions(arm, kind, rng, folds=(0, 1, 2)):
@@ -107,6 +107,17 @@ def test_published_numbers_are_those_of_table_2():
     assert len(table) == 9
     assert table.loc["End-To-End ResNet50"].tolist() == [0.87, 0.04, 0.74, 0.07]
     assert table.loc["H-optimus-0", "out_of_domain"] == 0.66
+    assert (
+        compare.published_full_size()
+        == "End-To-End ResNet50 0.87 ± 0.01 on CCMCT, End-To-End ResNet50 0.89 ± 0.01 on MIDOG 2022"
+    )
+
+
+def test_the_best_arm_s_interval_holds_its_mean(predictions):
+    table = compare.scaling_table(compare.scores(predictions), STUDY)
+    interval = compare.best_interval(predictions, table, STUDY)
+    assert interval.estimate == pytest.approx(table.query("arm == 'net' and size == 1.0")["auroc"].iloc[0])
+    assert interval.low < interval.estimate < interval.high and interval.n == 18
 
 
 @pytest.fixture

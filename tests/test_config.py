@@ -37,6 +37,7 @@ def test_every_study_here_loads_and_is_named_like_its_file(file):
         (GOOD + "switches: {epoch: first}\n", "switches.epoch: 'first' is not one of"),
         (GOOD + "switches: [epoch]\n", "switches: expected a mapping"),
         (GOOD + "networks: [{name: n, input_px: 100}, {name: n, input_px: 90}]\n", "named twice"),
+        (GOOD + "networks: [{name: a, input_px: 100}]\n", "an arm is named twice: .'a'.; a network's name must differ"),
         (GOOD + "patches: {um_per_px: 0}\n", "patches.um_per_px: 0.0 um/px"),
         (
             GOOD + "patches: {stored_px: 224}\nnetworks: [{name: n}]\n",
@@ -69,7 +70,7 @@ def test_paper_mode_sets_every_switch_and_single_ones_can_be_flipped(tmp_path):
 
 
 def test_patches_are_stored_wide_enough_for_every_network(tmp_path):
-    study = load(tmp_path, GOOD + "networks: [{name: a, input_px: 64, shift_px: 4}, {name: b, shift_px: 22}]\n")
+    study = load(tmp_path, GOOD + "networks: [{name: n, input_px: 64, shift_px: 4}, {name: m, shift_px: 22}]\n")
     assert study.networks[0].needed_px == 64 * 2**0.5 // 1 + 1 + 8
     assert study.stored_px == 317 + 44
     assert load(tmp_path, GOOD).stored_px == 224

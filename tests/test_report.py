@@ -53,7 +53,10 @@ def results(tmp_path):
         nbformat.v4.new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}, "text/plain": "bar"}),
     ]
     (tmp_path / "notebooks").mkdir()
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "notebooks" / "02_embed.good.ipynb")
+    state = {"application/vnd.jupyter.widget-state+json": {"state": {}, "version_major": 2, "version_minor": 0}}
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": state}), tmp_path / "notebooks" / "02_embed.good.ipynb"
+    )
     return tmp_path
 
 
@@ -75,6 +78,7 @@ def test_pages_fetch_nothing_to_be_read_and_links_lead_somewhere(results):
     for page in pages:
         text = page.read_text()
         assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']https?:", text), page.name
+        assert "unpkg" not in text, f"{page.name} fetches the code of its widgets"
     for link in re.findall(r'(?:href|src)="([^"#:]+)"', index.read_text()):
         missing_figure = re.fullmatch(r"figures/0\d_\w+\.(png|pdf|csv)", link)
         assert (index.parent / link).exists() or missing_figure, link
