@@ -3,6 +3,7 @@
 import datetime
 import html
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -60,17 +61,21 @@ def _notebooks(results: Path, folder: Path) -> pd.DataFrame:
 
 
 def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook without its progress bars: widgets, and lines on stderr that a terminal would overwrite."""
+    """The notebook without its progress bars: widgets, and a bar's lines on stderr; what else stands there stays."""
     notebook.metadata.pop("widgets", None)  # with their state, a page would fetch the code that draws them
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
+            for output in cell.outputs:
+                if output.output_type == "stream" and output.name == "stderr":
+                    lines = re.split(r"(?<=[\r\n])", output.text)
+                    output.text = "".join(line for line in lines if not re.search(r"\d+%\|", line))
+            cell.outputs = [output for output in cell.outputs if not _is_empty(output)]
     return notebook
 
 
-def _is_progress(output: nbformat.NotebookNode) -> bool:
+def _is_empty(output: nbformat.NotebookNode) -> bool:
     if output.output_type == "stream":
-        return output.name == "stderr" and "%|" in output.text
+        return not output.text.strip()
     return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 

@@ -50,6 +50,7 @@ def results(tmp_path):
     cell.outputs = [
         nbformat.v4.new_output("stream", name="stderr", text="fit:  50%|#####     | 1/2"),
         nbformat.v4.new_output("stream", name="stderr", text="a warning that stays"),
+        nbformat.v4.new_output("stream", name="stderr", text="a:  10%|# | 1/9\ra: 100%|##| 9/9\na warning beside a bar\n"),
         nbformat.v4.new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}, "text/plain": "bar"}),
     ]
     (tmp_path / "notebooks").mkdir()
@@ -87,6 +88,7 @@ def test_pages_fetch_nothing_to_be_read_and_links_lead_somewhere(results):
 def test_progress_bars_go_and_warnings_stay(results):
     page = (report.build(STUDY, results).parent / "notebooks" / "02_embed.good.html").read_text()
     assert "a warning that stays" in page and "1/2" not in page
+    assert "a warning beside a bar" in page and "9/9" not in page
 
 
 def test_a_failed_build_leaves_the_old_supplement(results):
