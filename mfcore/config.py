@@ -28,8 +28,9 @@ class Switches:
     ``strict`` sets none of them, ``paper`` all (facts: the released code at b66c776). A study may flip single ones, so
     that each one's effect can be measured.
 
-    split_by: "slide" keeps a slide's annotations, and a case's slides, on one side of the split; "annotation" draws
-        single annotations, so that slides stand on both sides.
+    split_by: "slide" keeps a slide's annotations, and a case's slides, on one side of the split; "official" tests the
+        slides that the data set's authors set aside, in every fold; "annotation" draws single annotations, so that slides
+        stand on both sides; "annotation_buffered" does too, and then trains on no patch that shares a pixel with a test one.
     stratified: draw each class by itself, so that every size has both classes in the data set's proportion.
     epoch: "best" tests the epoch with the lowest validation loss, as the paper says; "last" tests the last epoch, as the
         released code does (its snapshot of the best weights holds references, which training goes on to change).
@@ -42,12 +43,14 @@ class Switches:
     resolution: str = "target"
 
     CHOICES: typing.ClassVar[dict] = {
-        "split_by": ("slide", "annotation"),
+        "split_by": ("slide", "official", "annotation", "annotation_buffered"),
         "stratified": (True, False),
         "epoch": ("best", "last"),
         "resolution": ("target", "native"),
     }
 
+
+SOURCES = ("synthetic", "midog", "midog22", "midogpp", "ccmct", "amibr", "csv")
 
 MODES = {
     "strict": Switches(),
@@ -59,9 +62,12 @@ MODES = {
 class Data:
     """The data set: which loader, which classes.
 
-    source: "synthetic" (made by mfcore), "midog" (a folder with MIDOG's JSON and slides), "amibr" (AMi-Br's patches).
+    source: "synthetic" (made by mfcore), "midog22", "midogpp", "ccmct" (what their authors publish), "amibr" (AMi-Br's
+        patches), "midog" (one's own slides, labelled in MIDOG's JSON), "csv" (one's own slides, labelled in a table).
     positive, negative: what class 1 and class 0 are called in tables and figures.
     um_per_px: resolution of slides that don't state their own; None refuses such slides.
+    um_per_px_by_scanner: the same, for slides of one scanner; goes before ``um_per_px``.
+    label_values: how a table (source "csv") writes class 0 and class 1.
     seed, n_slides, n_annotations: of the synthetic data set only.
     """
 
@@ -69,6 +75,8 @@ class Data:
     positive: str = "mitotic figure"
     negative: str = "look-alike"
     um_per_px: float | None = None
+    um_per_px_by_scanner: dict[str, float] = field(default_factory=dict)
+    label_values: tuple[str, ...] = ("0", "1")
     seed: int = 1
     n_slides: int = 50
     n_annotations: int = 2000
@@ -76,11 +84,16 @@ class Data:
 
 @dataclass(frozen=True)
 class Patches:
-    """Patches: ``size_px`` at ``um_per_px`` is what encoders see; ``stored_px`` >= size_px leaves a margin for rotation."""
+    """Patches: ``size_px`` at ``um_per_px`` is what encoders see; ``stored_px`` >= size_px leaves a margin for rotation.
+
+    at_border: where an annotation lies so near its slide's border that those ``size_px`` reach over it: "white" fills
+        what is outside with white; "shift" moves the patch inward until they fit. One rule for training and test.
+    """
 
     size_px: int = 224
     um_per_px: float | None = 0.25
     stored_px: int | None = None
+    at_border: str = "white"
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,17 @@ class Splits:
     test_fraction: float = 0.2
     val_fraction: float = 0.2
     by_domain: bool = True
+
+
+@dataclass(frozen=True)
+class Inflation:
+    """What other ways to split would have promised: one encoder's probe, run again under each scheme of ``split_by``.
+
+    encoder: one of the study's encoders; empty for none. split_by: values of `Switches.split_by`.
+    """
+
+    encoder: str = ""
+    split_by: tuple[str, ...] = ("annotation", "annotation_buffered", "official")
 
 
 @dataclass(frozen=True)
@@ -151,6 +175,7 @@ class Study:
     switches: Switches = field(default_factory=Switches)
     encoders: tuple[str, ...] = ()
     probe: Probe = field(default_factory=Probe)
+    inflation: Inflation = field(default_factory=Inflation)
     networks: tuple[Network, ...] = ()
 
     @property
@@ -233,6 +258,10 @@ def _convert(hint: typing.Any, value: object, where: str) -> object:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where}: expected a list, got {value!r}")
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: expected a mapping, got {value!r}")
+        return {key: _convert(arguments[1], item, f"{where}[{key}]") for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
@@ -245,14 +274,20 @@ def _check(study: Study) -> None:
     for name, choices in Switches.CHOICES.items():
         if getattr(study.switches, name) not in choices:
             raise ConfigError(f"switches.{name}: {getattr(study.switches, name)!r} is not one of {list(choices)}")
-    if study.data.source not in ("synthetic", "midog", "amibr"):
-        raise ConfigError(f"data.source: {study.data.source!r} is not one of ['synthetic', 'midog', 'amibr']")
-    if study.data.um_per_px is not None and not 0.01 <= study.data.um_per_px <= 100:
-        raise ConfigError(f"data.um_per_px: {study.data.um_per_px} um/px is no resolution of a slide (0.01 to 100)")
+    if study.data.source not in SOURCES:
+        raise ConfigError(f"data.source: {study.data.source!r} is not one of {list(SOURCES)}")
+    said = {f"um_per_px_by_scanner[{scanner}]": value for scanner, value in study.data.um_per_px_by_scanner.items()}
+    for key, value in {"um_per_px": study.data.um_per_px, **said}.items():
+        if value is not None and not 0.01 <= value <= 100:
+            raise ConfigError(f"data.{key}: {value} um/px is no resolution of a slide (0.01 to 100)")
+    if len(set(study.data.label_values)) != 2 or len(study.data.label_values) != 2:
+        raise ConfigError(f"data.label_values: {list(study.data.label_values)}; expected how class 0 and class 1 are written")
     if study.patches.um_per_px is None and study.switches.resolution == "target" and study.data.source != "amibr":
         raise ConfigError("patches.um_per_px: resolution 'target' needs a value; or set switches.resolution: native")
     if study.patches.um_per_px is not None and not 0.01 <= study.patches.um_per_px <= 100:
         raise ConfigError(f"patches.um_per_px: {study.patches.um_per_px} um/px is out of range (0.01 to 100)")
+    if study.patches.at_border not in ("white", "shift"):
+        raise ConfigError(f"patches.at_border: {study.patches.at_border!r} is not one of ['white', 'shift']")
     if study.patches.size_px < 8:
         raise ConfigError(f"patches.size_px: {study.patches.size_px} px is too small for a patch (8 or more)")
     splits = study.splits
@@ -271,6 +306,11 @@ def _check(study: Study) -> None:
         raise ConfigError(
             f"an arm is named twice: {twice}; a network's name must differ from every encoder's, say {twice[0]}_224px"
         )
+    if study.inflation.encoder and study.inflation.encoder not in study.encoders:
+        raise ConfigError(f"inflation.encoder: {study.inflation.encoder!r} is not among encoders {list(study.encoders)}")
+    for scheme in study.inflation.split_by:
+        if scheme not in Switches.CHOICES["split_by"]:
+            raise ConfigError(f"inflation.split_by: {scheme!r} is not one of {list(Switches.CHOICES['split_by'])}")
     if study.stored_px < study.patches.size_px:
         raise ConfigError(f"patches.stored_px: {study.stored_px} is less than patches.size_px {study.patches.size_px}")
     for network in study.networks:
