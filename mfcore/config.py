@@ -49,6 +49,21 @@ class Switches:
         "resolution": ("target", "native"),
     }
 
+    @property
+    def scheme(self) -> str:
+        """The way to split, by its name in SCHEMES; that of an uncommon mix of switches says both."""
+        named = {"split_by": self.split_by, "stratified": self.stratified}
+        return next((n for n, s in SCHEMES.items() if s == named), f"{self.split_by}_unstratified")
+
+
+# Ways to split, by name: the strictest first, "released" as the released probe script draws.
+SCHEMES = {
+    "slide": {"split_by": "slide", "stratified": True},
+    "official": {"split_by": "official", "stratified": True},
+    "annotation_buffered": {"split_by": "annotation_buffered", "stratified": True},
+    "annotation": {"split_by": "annotation", "stratified": True},
+    "released": {"split_by": "annotation", "stratified": False},
+}
 
 SOURCES = ("synthetic", "midog", "midog22", "midogpp", "ccmct", "amibr", "csv")
 
@@ -110,13 +125,13 @@ class Splits:
 
 @dataclass(frozen=True)
 class Inflation:
-    """What other ways to split would have promised: one encoder's probe, run again under each scheme of ``split_by``.
+    """What other ways to split would have promised: one encoder's probe, run again under each of ``schemes``.
 
-    encoder: one of the study's encoders; empty for none. split_by: values of `Switches.split_by`.
+    encoder: one of the study's encoders; empty for none. schemes: names of SCHEMES.
     """
 
     encoder: str = ""
-    split_by: tuple[str, ...] = ("annotation", "annotation_buffered", "official")
+    schemes: tuple[str, ...] = ("slide", "annotation_buffered", "annotation", "released")
 
 
 @dataclass(frozen=True)
@@ -308,9 +323,9 @@ def _check(study: Study) -> None:
         )
     if study.inflation.encoder and study.inflation.encoder not in study.encoders:
         raise ConfigError(f"inflation.encoder: {study.inflation.encoder!r} is not among encoders {list(study.encoders)}")
-    for scheme in study.inflation.split_by:
-        if scheme not in Switches.CHOICES["split_by"]:
-            raise ConfigError(f"inflation.split_by: {scheme!r} is not one of {list(Switches.CHOICES['split_by'])}")
+    unknown = sorted(set(study.inflation.schemes) - set(SCHEMES))
+    if unknown:
+        raise ConfigError(f"inflation.schemes: {unknown[0]!r} is not one of {list(SCHEMES)}")
     if study.stored_px < study.patches.size_px:
         raise ConfigError(f"patches.stored_px: {study.stored_px} is less than patches.size_px {study.patches.size_px}")
     for network in study.networks:

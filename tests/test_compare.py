@@ -124,7 +124,9 @@ def test_the_best_arm_s_interval_holds_its_mean(predictions):
 def results(tmp_path, predictions):
     """A results folder with splits, one probe and one fold of the network, as the stages leave them."""
     patches_run = store.open_run(tmp_path, "patches", STUDY.name, patches.config_of(STUDY), {"annotations": "x"}).finish([])
-    splits_run = store.open_run(tmp_path, "splits", STUDY.mode, splits.config_of(STUDY), {"patches": patches_run.key})
+    splits_run = store.open_run(
+        tmp_path, "splits", STUDY.switches.scheme, splits.config_of(STUDY), {"patches": patches_run.key}
+    )
     units = [splits._rows("all", fold, size, "train", np.arange(round(100 * size))) for fold in range(3) for size in (0.5, 1.0)]
     units += [splits._rows(domain, fold, 1.0, "train", np.arange(40)) for fold in range(3) for domain in "ab"]
     store.write_parquet(splits_run.path("splits.parquet"), pd.concat(units))

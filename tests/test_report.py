@@ -25,7 +25,9 @@ def results(tmp_path):
     patches_run = store.open_run(tmp_path, "patches", STUDY.name, patches.config_of(STUDY), {"annotations": "x"})
     store.write_parquet(patches_run.path("labels.parquet"), labels)
     patches_run.finish(["labels.parquet"], um_per_px_said_by_study=["odd slide"])
-    splits_run = store.open_run(tmp_path, "splits", STUDY.mode, splits.config_of(STUDY), {"patches": patches_run.key})
+    splits_run = store.open_run(
+        tmp_path, "splits", STUDY.switches.scheme, splits.config_of(STUDY), {"patches": patches_run.key}
+    )
     units, predictions = [], []
     for fold in (0, 1):
         for train_domain in ("all", "a", "b"):

@@ -1,7 +1,6 @@
 """Splits: every rule that makes them fair, as properties; the released draws and their leak as golden numbers."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,9 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mfcore import splits
-from mfcore.config import MODES, Data, Splits, Study, Switches
-
-SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+from mfcore.config import MODES, SCHEMES, Data, Splits, Study, Switches
 
 
 def study(mode="strict", **changes):
@@ -119,43 +116,75 @@ def test_one_domain_cannot_be_crossed_and_two_slides_cannot_be_split():
         splits.make(study(), labels)
 
 
-def test_audit_finds_what_was_planted():
-    labels = pd.DataFrame(
-        {
-            "patch_id": range(6),
-            "slide_id": ["a", "a", "b", "b", "c", "a"],
-            "domain": "d",
-            "label": [0, 1, 0, 1, 1, 0],
-            "x_l0_px": [0.0, 1000, 0, 50, 0, 223.5],
-            "y_l0_px": [0.0, 1000, 0, 50, 0, 223.5],
-            "um_per_px": 0.25,
+def drawn(split_by, labels, **changes):
+    """Roles of every unit as ``split_by`` draws them, by unit."""
+    asked = replace(study(by_domain=False, n_folds=3, **changes), switches=Switches(split_by=split_by))
+    table = splits.make(asked, labels)
+    return {unit: splits.select(table, unit) for unit in splits.units(table)}
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), extent=st.integers(1000, 20000))
+def test_a_buffer_leaves_no_shared_pixel_and_takes_no_test_patch_away(seed, extent):
+    labels = label_table(np.random.default_rng(seed))
+    labels[["x_l0_px", "y_l0_px"]] *= extent / 5000
+    plain, buffered = (drawn(split_by, labels, sizes=(1.0,)) for split_by in ("annotation", "annotation_buffered"))
+    side = 224.0
+    for unit, ids in buffered.items():
+        assert np.array_equal(ids["test"], plain[unit]["test"])
+        assert set(ids["train"]) <= set(plain[unit]["train"]) and set(ids["val"]) <= set(plain[unit]["val"])
+        at = labels.set_index("patch_id")
+        for a, b in (("train", "test"), ("val", "test"), ("train", "val")):
+            there_of = dict(list(at.loc[ids[b]].groupby("slide_id")))
+            for slide, here in at.loc[ids[a]].groupby("slide_id"):
+                there = there_of.get(slide, here[:0])
+                apart = [np.abs(np.subtract.outer(here[c].to_numpy(), there[c].to_numpy())) for c in ("x_l0_px", "y_l0_px")]
+                assert not (np.maximum(*apart) < side).any()
+
+
+def test_a_buffer_drops_only_what_shares_pixels():
+    labels = label_table(np.random.default_rng(7))
+    labels["x_l0_px"] = 1000.0 * np.arange(len(labels))  # no two patches meet
+    plain, buffered = (drawn(split_by, labels) for split_by in ("annotation", "annotation_buffered"))
+    assert all(np.array_equal(plain[unit][role], buffered[unit][role]) for unit in plain for role in splits.ROLES)
+
+
+def official(labels, names=("train", "train", "test")):
+    slides = sorted(labels["slide_id"].unique())
+    of = {slide: names[i % len(names)] for i, slide in enumerate(slides)}
+    return labels.assign(official_split=labels["slide_id"].map(of))
+
+
+def test_the_official_split_tests_the_authors_slides_in_every_fold():
+    labels = official(label_table(np.random.default_rng(8), n_slides=18))
+    test = set(labels.loc[labels["official_split"] == "test", "patch_id"])
+    found = drawn("official", labels, sizes=(1.0,))
+    assert len(found) == 3
+    for ids in found.values():
+        assert set(ids["test"]) == test
+        slides = [set(labels.set_index("patch_id").loc[ids[role], "slide_id"]) for role in splits.ROLES]
+        assert slides[1] and not (slides[0] & slides[1] or slides[0] & slides[2] or slides[1] & slides[2])
+    assert len({tuple(ids["val"]) for ids in found.values()}) == 3  # folds differ by what validates
+
+
+def test_official_validation_slides_are_used_where_there_are_any():
+    labels = official(label_table(np.random.default_rng(9)), ("train", "val", "train", "test"))
+    for ids in drawn("official", labels, sizes=(1.0,)).values():
+        assert {role: set(ids[role]) for role in splits.ROLES} == {
+            role: set(labels.loc[labels["official_split"] == role, "patch_id"]) for role in splits.ROLES
         }
-    )
-    roles = {"train": [0, 1, 2], "val": [], "test": [3, 4, 5]}
-    table = pd.concat([splits._rows("all", 0, 1.0, role, np.array(ids, dtype=int)) for role, ids in roles.items()])
-    found = splits.audit(table, labels, 224, 0.25).iloc[0]
-    assert found["test_on_train_slides"] == pytest.approx(2 / 3)
-    assert found["test_overlapping_train"] == pytest.approx(2 / 3)  # 3 with 2, and 5 with 0 by half a pixel
-    summary = splits.audit_summary(splits.audit(table, labels, 224, 0.25)).iloc[0]
-    assert summary["test_overlapping_train"] == "66.7%" and summary["n_train"] == 3
-    finer = splits.audit(table, labels, 224, 0.2).iloc[0]  # 179.2 px: 5 no longer reaches 0
-    assert finer["test_overlapping_train"] == pytest.approx(1 / 3)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real label files are not on this machine")
-@pytest.mark.parametrize(
-    ("file", "n_train", "on_train_slides", "overlapping_percent"),
-    [
-        ("MIDOG2022_training_tiff.csv", [12, 131, 1315, 13153], 0.999, {38, 39}),
-        ("MITOS_WSI_CCMCT_ODAEL_binary_labels.csv", [46, 465, 4661, 46620], 1.0, {27}),
-    ],
-)
-def test_released_split_leaks_as_counted_on_the_real_labels(file, n_train, on_train_slides, overlapping_percent):
-    raw = pd.read_csv(SHARED / "labels" / file)
-    labels = raw.rename(columns={"x": "x_l0_px", "y": "y_l0_px", "filename": "slide_id"})
-    labels = labels.assign(patch_id=np.arange(len(raw)), um_per_px=0.25, domain="any")
-    table = splits.make(study("paper", sizes=(0.001, 0.01, 0.1, 1.0), by_domain=False), labels)
-    assert [len(splits.select(table, unit)["train"]) for unit in splits.units(table) if unit.fold == 0] == n_train
-    found = splits.audit(table[table["size"] == 1.0], labels, 224, None)
-    assert found["test_on_train_slides"].min() >= on_train_slides
-    assert set((100 * found["test_overlapping_train"]).round().astype(int)) <= overlapping_percent
+def test_data_without_official_test_slides_cannot_be_split_officially():
+    labels = official(label_table(np.random.default_rng(10)), ("train", "val"))
+    with pytest.raises(splits.SplitError, match=r"no official test slides for 'all' .*split_by: slide"):
+        drawn("official", labels)
+
+
+def test_a_study_under_a_scheme_differs_by_that_alone():
+    asked = study("paper")
+    assert {name: splits.under(asked, name).switches.scheme for name in SCHEMES} == {name: name for name in SCHEMES}
+    other = splits.under(asked, "slide")
+    assert other.switches.epoch == "last" and other.splits.seed == asked.splits.seed and not other.splits.by_domain
+    with pytest.raises(splits.SplitError, match="'by_slide' is not one of"):
+        splits.under(asked, "by_slide")

@@ -376,7 +376,7 @@ def study(tmp_path, monkeypatch) -> Study:
             rows.append(
                 pd.DataFrame({"patch_id": np.sort(ids), "train_domain": "odd", "fold": fold, "size": 1.0, "role": role})
             )
-    run = store.open_run(tmp_path, "splits", the_study.mode, splits.config_of(the_study), {"patches": run.key})
+    run = store.open_run(tmp_path, "splits", the_study.switches.scheme, splits.config_of(the_study), {"patches": run.key})
     store.write_parquet(run.path("splits.parquet"), pd.concat(rows, ignore_index=True))
     run.finish(["splits.parquet"])
     monkeypatch.setattr(encoders, "card", lambda name: CARD)

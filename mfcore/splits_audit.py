@@ -1,0 +1,121 @@
+"""What splits are worth: how many test patches lie on a slide, or share pixels with a patch, that training has seen."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mfcore import patches, splits, splits_draw, store
+from mfcore.config import SCHEMES, Study
+
+
+def audit(study: Study, table: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+    """One row per unit of a table of splits.
+
+    n_train, n_val, n_test; share of positives in each; ``test_on_train_slides``: share of test patches on a slide that
+    training sees; ``test_overlapping_train``: share of test patches with at least one pixel in common with a training
+    patch (`splits_draw.with_places` says where patches lie). Training means the role "train" alone.
+    table: as `splits.make` returns it. labels: the patches, as `mfcore.labels.COLUMNS`.
+    """
+    indexed = splits_draw.with_places(study, labels).set_index("patch_id")
+    rows = []
+    for unit in splits.units(table):
+        ids = splits.select(table, unit)
+        train, test = indexed.loc[ids["train"]], indexed.loc[ids["test"]]
+        rows.append(
+            {
+                "train_domain": unit.train_domain,
+                "fold": unit.fold,
+                "size": unit.size,
+                **{f"n_{role}": len(ids[role]) for role in splits.ROLES},
+                **{f"positives_{role}": float(indexed.loc[ids[role], "label"].mean()) for role in splits.ROLES},
+                "n_train_slides": train["slide_id"].nunique(),
+                "n_test_slides": test["slide_id"].nunique(),
+                "test_on_train_slides": float(test["slide_id"].isin(train["slide_id"]).mean()),
+                "test_overlapping_train": float(splits_draw.overlapping(train, test).mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def audit_schemes(study: Study, labels: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The audit of a study's patches under every scheme there is, its own or not, trained on all domains.
+
+    Returns the rows of `audit` with ``scheme`` before them, and for each scheme that these data can't be drawn by, why.
+    """
+    tables, reasons = [], {}
+    for scheme in SCHEMES:
+        other = splits.under(study, scheme)
+        try:
+            found = audit(other, splits.make(other, labels), labels)
+        except splits.SplitError as error:
+            reasons[scheme] = str(error)
+            continue
+        found.insert(0, "scheme", scheme)
+        tables.append(found.drop(columns="train_domain"))
+    return pd.concat(tables, ignore_index=True), reasons
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """An audit for the eye: means over folds, a row a scheme or training domain and a size, shares in per cent.
+
+    table: as `audit` or `audit_schemes` returns it.
+    """
+    key = "scheme" if "scheme" in table else "train_domain"
+    means = table.drop(columns="fold").groupby([key, "size"], sort=False).mean().reset_index()
+    means = means.iloc[np.argsort(means[key] != splits.ALL, kind="stable")]
+    sizes = [f"{100 * size:g}\u00a0%" for size in means["size"]]  # a space that doesn't break
+    names = means[key].map(scheme_title) if key == "scheme" else means[key]
+    shown = {"scheme" if key == "scheme" else "trained on": names.to_numpy(), "size": sizes}
+    shown |= {name: means[name].round().astype(int).to_numpy() for name in ("n_train", "n_val", "n_test")}
+    shares = ("positives_train", "positives_test", "test_on_train_slides", "test_overlapping_train")
+    return pd.DataFrame(shown | {name: [f"{share:.1%}" for share in means[name]] for name in shares})
+
+
+def scheme_title(scheme: str) -> str:
+    """A scheme in words."""
+    return {
+        "slide": "by slide",
+        "official": "official",
+        "annotation": "by annotation",
+        "annotation_buffered": "by annotation, no shared pixels",
+        "released": "by annotation, as released",
+    }[scheme]
+
+
+def write(study: Study, results: Path) -> store.Run:
+    """Audit the study's splits, and what every scheme would give: ``audit.csv`` and ``schemes.csv``.
+
+    The run's facts have, under ``not_drawn``, the schemes that these data can't be drawn by, and why.
+    """
+    run = store.open_run(results, "audit", study.switches.scheme, _config(study), _inputs(study, results))
+    if not run.done:
+        labels, _ = patches.load(patches.find(study, results))
+        store.write_csv(run.path("audit.csv"), audit(study, splits.load(splits.find(study, results)), labels))
+        schemes, reasons = audit_schemes(study, labels)
+        store.write_csv(run.path("schemes.csv"), schemes)
+        run.finish(["audit.csv", "schemes.csv"], not_drawn=reasons)
+    return run
+
+
+def find(study: Study, results: Path) -> store.Run:
+    """The finished audit of the study's splits; raises StoreError where there is none."""
+    return store.find_run(results, "audit", study.switches.scheme, _config(study), _inputs(study, results))
+
+
+def _config(study: Study) -> dict:
+    return {**splits.config_of(study), "size_px": study.patches.size_px}
+
+
+def _inputs(study: Study, results: Path) -> dict[str, str]:
+    return {"splits": splits.find(study, results).key}
+
+
+def load(run: store.Run) -> pd.DataFrame:
+    """The audit of the study's own splits, as `audit` returns it."""
+    return pd.read_csv(run.path("audit.csv"))
+
+
+def load_schemes(run: store.Run) -> pd.DataFrame:
+    """The audit under every scheme, as `audit_schemes` returns it."""
+    return pd.read_csv(run.path("schemes.csv"))
