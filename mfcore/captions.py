@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from mfcore import compare
+from mfcore import compare, splits_audit
 from mfcore.config import Study
 from mfcore.statistics import Interval
 
@@ -105,6 +105,27 @@ def cross_domain_means(study: Study) -> str:
     return (
         f"**Tab. 2.** AUROC, mean ± sample SD over folds of the mean over training domains (and, out of domain, over the other "
         f"domains), {of_what(study)}. In brackets: the SD over all folds and domains, which the published ± most likely is."
+    )
+
+
+def not_drawn(reasons: dict[str, str]) -> str:
+    """The ways to split that the data don't allow, and why."""
+    lines = [f"Not drawn: {splits_audit.scheme_title(scheme)} ({reason})." for scheme, reason in reasons.items()]
+    return " ".join(lines) or "These data can be split in every way."
+
+
+def inflation(study: Study, table: pd.DataFrame) -> str:
+    """Caption of what other ways to split promise; ``table`` as `compare_schemes.inflation` returns it."""
+    full = table[table["size"] == table["size"].max()].set_index("scheme")
+    parts = [
+        f"{splits_audit.scheme_title(scheme)} {compare.plus_minus(row['auroc'], row['auroc_sd'])} "
+        f"({row['test_overlapping_train']:.0%} of test patches share pixels with training)"
+        for scheme, row in full.iterrows()
+    ]
+    return (
+        f"**What the split is worth.** AUROC of the linear probe on {study.inflation.encoder} with all the data, under each way to "
+        f"split ({of_what(study)}): {'; '.join(parts)}. Mean ± sample SD of {full['n_folds'].max()} folds; what a way scores above "
+        "splitting by slide is its inflation, for a probe. A network that can learn single slides by heart may gain more."
     )
 
 

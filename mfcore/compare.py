@@ -33,11 +33,13 @@ def collect(study: Study, results: str | Path) -> Collected:
     Raises StoreError where there are no splits, or no arm has predicted anything yet.
     """
     results = Path(results)
-    found = _current_runs(study, results)
+    found = current_runs(study, results)
     reasons = {}
     for file in sorted(results.glob("failures/*.json")):
         failure = store.read_json(file)
         parameters = failure["parameters"]
+        if "scheme" in parameters:  # another way to split: no arm of the study
+            continue
         name = parameters.get("encoder", parameters.get("network"))
         stage = str(failure["stage"])[:2]
         reasons[name, stage, parameters.get("fold")] = failure["reason"]
@@ -61,7 +63,7 @@ def collect(study: Study, results: str | Path) -> Collected:
     return Collected(pd.concat(tables, ignore_index=True), pd.DataFrame(failures, columns=["arm", "stage", "reason"]))
 
 
-def _current_runs(study: Study, results: Path) -> dict[str, store.Run]:
+def current_runs(study: Study, results: Path) -> dict[str, store.Run]:
     """The newest finished run by name, among those made on the study's splits and with the study's settings."""
     splits_key = splits.find(study, results).key
     networks = {f"{n.name}-fold{fold}": as_dict(n) for n in study.networks for fold in range(study.splits.n_folds)}

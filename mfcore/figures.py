@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mfcore import compare, store
+from mfcore import compare, splits_audit, store
 from mfcore.config import Study
 from mfcore.rng import generator
 
@@ -249,6 +249,28 @@ def best_arms(table: pd.DataFrame) -> list[str]:
     end_to_end = list(dict.fromkeys(table.loc[table["kind"] == compare.END_TO_END, "arm"]))
     out = table[(table["kind"] == compare.PROBE) & (table["domain"] != table["train_domain"])]
     return end_to_end + ([str(out.groupby("arm")["mean"].mean().idxmax())] if len(out) else [])
+
+
+def inflation(study: Study, table: pd.DataFrame) -> Figure:
+    """AUROC of one probe under each way to split, a line a scheme, against the number of training patches.
+
+    table: as `mfcore.compare_schemes.inflation` returns it.
+    """
+    schemes = list(dict.fromkeys(table["scheme"]))
+    with _drawing(study, 1, 1, (6.6, 3.4)) as (figure, axes):
+        axis = axes[0][0]
+        for index, scheme in enumerate(schemes):
+            part = table[table["scheme"] == scheme]
+            style = {"marker": MARKERS[index % len(MARKERS)], "linestyle": DASHES[index % len(DASHES)]}
+            nudge = 1.04 ** (index - (len(schemes) - 1) / 2)  # so that bars at one size stay apart
+            label = f"{splits_audit.scheme_title(scheme)}: {part['test_overlapping_train'].iloc[-1]:.0%} share pixels"
+            axis.errorbar(part["n_train"] * nudge, part["auroc"], part["auroc_sd"].fillna(0), capsize=2.5, label=label, **style)
+        axis.axhline(0.5, color="0.55", linewidth=0.9, linestyle=":")
+        axis.set_xscale("log")
+        axis.set(xlabel="training patches", ylabel="AUROC")
+        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title="way to split: test patches that, at the largest size,")
+        axis.set_title(f"{study.inflation.encoder} (probe), mean ± SD of {table['n_folds'].max()} folds")
+    return figure
 
 
 def _two_lines(name: str) -> str:

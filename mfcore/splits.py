@@ -118,9 +118,11 @@ def predictions(labels: pd.DataFrame, unit: Unit, patch_ids: np.ndarray, scores:
 
 
 def under(study: Study, scheme: str) -> Study:
-    """The study split as ``scheme`` (one of `config.SCHEMES`) says, for data scaling only; else unchanged."""
+    """The study as it is where ``scheme`` (one of `config.SCHEMES`) is its own; else split so, for data scaling only."""
     if scheme not in SCHEMES:
         raise SplitError(f"scheme {scheme!r} is not one of {list(SCHEMES)}")
+    if scheme == study.switches.scheme:
+        return study
     switches = replace(study.switches, **SCHEMES[scheme])
     return replace(study, switches=switches, splits=replace(study.splits, by_domain=False))
 

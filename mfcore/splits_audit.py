@@ -1,5 +1,6 @@
 """What splits are worth: how many test patches lie on a slide, or share pixels with a patch, that training has seen."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def audit_schemes(study: Study, labels: pd.DataFrame) -> tuple[pd.DataFrame, dic
     """
     tables, reasons = [], {}
     for scheme in SCHEMES:
-        other = splits.under(study, scheme)
+        other = replace(splits.under(study, scheme), splits=replace(study.splits, by_domain=False))
         try:
             found = audit(other, splits.make(other, labels), labels)
         except splits.SplitError as error:

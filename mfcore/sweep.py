@@ -56,6 +56,10 @@ def jobs_of(study: Study) -> dict[str, Job]:
         embedding = _words(f"02_embed.{encoder}")
         jobs.append(Job(embedding, STAGES["02"], {"encoder": encoder}, ("01_extract_patches",)))
         jobs.append(Job(_words(f"03_linear_probe.{encoder}"), STAGES["03"], {"encoder": encoder}, (embedding,)))
+        for scheme in study.inflation.schemes if encoder == study.inflation.encoder else ():
+            if scheme != study.switches.scheme:
+                name = _words(f"03_linear_probe.{encoder}.split_{scheme}")
+                jobs.append(Job(name, STAGES["03"], {"encoder": encoder, "scheme": scheme}, (embedding,)))
     arms = tuple(job.name for job in jobs if job.notebook in (STAGES["03"], STAGES["04"]))
     jobs.append(Job("05_data_scaling", STAGES["05"], {}, arms))
     if study.splits.by_domain:

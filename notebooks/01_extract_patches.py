@@ -5,7 +5,7 @@
 #
 # | reads | writes | costs (demo) |
 # |---|---|---|
-# | the study's label file and slides (or patch images) | `patches-…/` (label table, patches), `splits-…/` (splits, audit) | about a minute |
+# | the study's label file and slides (or patch images) | `patches-…/` (label table, patches), `splits-…/`, `audit-…/` | about a minute |
 #
 # Every annotation becomes one patch around its centre, resampled to one resolution. The splits are drawn here, once, and every
 # arm reads them: Monte Carlo folds at every training-set size, and one training set a domain for the cross-domain analysis
@@ -20,7 +20,7 @@ n_workers = 2  # processes that read slides
 # %%
 from pathlib import Path
 
-from mfcore import captions, figures, patches, splits
+from mfcore import captions, figures, patches, splits, splits_audit
 from mfcore.config import load_study
 
 study = load_study(study_file)
@@ -43,8 +43,18 @@ captions.show(patches.counts(labels).round(2))
 
 # %%
 splits_run = splits.write(study, folder)
-audit = splits.load_audit(splits_run)
-captions.show(splits.audit_summary(audit))
+audit_run = splits_audit.write(study, folder)
+audit = splits_audit.load(audit_run)
+captions.show(splits_audit.summary(audit))
+
+# %% [markdown]
+# ## What other ways to split would share
+#
+# The same patches under every scheme, trained on all domains. `released` is what the released code of Ganz et al. draws.
+
+# %%
+captions.show(splits_audit.summary(splits_audit.load_schemes(audit_run)))
+captions.show(captions.not_drawn(audit_run.record["facts"]["not_drawn"]))
 
 # %% [markdown]
 # ## A contact sheet
@@ -69,7 +79,7 @@ if study.switches.split_by == "slide":
     assert audit["test_on_train_slides"].max() == 0, "a slide stands on both sides of a split"
 
 # %%
-print("files written:", run.folder.name, splits_run.folder.name, *[path.name for path in written], sep="\n  ")
+print("files written:", run.folder.name, splits_run.folder.name, audit_run.folder.name, *[path.name for path in written], sep="\n  ")
 
 # %% [markdown]
 # **What we saw.** One table of labels, one array of patches, one table of splits; everything after this reads those three.

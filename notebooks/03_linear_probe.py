@@ -15,15 +15,18 @@
 study_file = "../studies/demo.yaml"  # what decides the numbers
 results = "../results"  # where runs are kept, a folder a study
 encoder = "efficientnet_lite0"  # whose embeddings to probe; 02_embed makes them
+scheme = ""  # another way to split, to see what it would promise ("released", "annotation", ...); empty: the study's own
 
 # %%
 from pathlib import Path
 
-from mfcore import captions, compare, embed, figures, probe
+from mfcore import captions, compare, embed, figures, probe, splits
 from mfcore.config import load_study
 
 study = load_study(study_file)
 folder = Path(results) / study.name
+study = splits.under(study, scheme or study.switches.scheme)
+splits_run = splits.write(study, folder)
 
 # %% [markdown]
 # ## Fit and test, every fold at every size
