@@ -19,8 +19,8 @@ def n_threads(name):
 
 rule supplement:
     input:
-        ROOT / "mfcore" / "report.py",
-        ROOT / "mfcore" / "templates" / "supplement.html",
+        sorted(ROOT.glob("mfcore/report*.py")),
+        sorted(ROOT.glob("mfcore/templates/*.html")),
         [f"jobs/{name}.json" for name in JOBS],
     output:
         "jobs/supplement.json",

@@ -123,9 +123,9 @@ def inflation(study: Study, table: pd.DataFrame) -> str:
         for scheme, row in full.iterrows()
     ]
     return (
-        f"**What the split is worth.** AUROC of the linear probe on {study.inflation.encoder} with all the data, under each way to "
-        f"split ({of_what(study)}): {'; '.join(parts)}. Mean ± sample SD of {full['n_folds'].max()} folds; what a way scores above "
-        "splitting by slide is its inflation, for a probe. A network that can learn single slides by heart may gain more."
+        f"**What the split is worth.** AUROC of the probe on {study.inflation.encoder} with all the data, under each way to "
+        f"split ({of_what(study)}): {'; '.join(parts)}. Mean ± sample SD of {full['n_folds'].max()} folds; what a way "
+        "scores above splitting by slide is its inflation, for a probe; a network that can learn slides by heart may gain more."
     )
 
 

@@ -11,10 +11,9 @@ import nbformat
 import pandas as pd
 import yaml
 
-from mfcore import captions, claims, compare, patches, splits, store
+from mfcore import captions, claims, compare, patches, report_audit, report_html, splits_audit, store
 from mfcore.config import Study, as_dict
-
-TEMPLATES = Path(__file__).parent / "templates"
+from mfcore.report_html import rich, table
 
 
 def build(study: Study, results: str | Path) -> Path:
@@ -32,6 +31,7 @@ def build(study: Study, results: str | Path) -> Path:
         shutil.copytree(results / "figures", aside / "figures", dirs_exist_ok=True)
         notebooks = _notebooks(results, aside / "notebooks")
         (aside / "index.html").write_text(_index(study, results, notebooks), encoding="utf-8")
+        (aside / "audit.html").write_text(report_audit.page(study, results), encoding="utf-8")
         if target.exists():
             target.rename(old)
         aside.rename(target)
@@ -80,66 +80,44 @@ def _is_empty(output: nbformat.NotebookNode) -> bool:
 
 
 def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    patches_run, splits_run = patches.find(study, results), splits.find(study, results)
-    labels = pd.read_parquet(patches_run.path("labels.parquet"))
+    patches_run = patches.find(study, results)
+    annotations = pd.read_parquet(patches_run.path("labels.parquet"))
     collected = compare.collect(study, results)
     scores = compare.scores(collected.predictions)
     scaling, crossed = compare.scaling_table(scores, study), compare.cross_domain_table(scores, study)
     interval = compare.best_interval(collected.predictions, scaling, study)
     texts = {
-        "contact_sheet": captions.contact_sheet(study, labels),
+        "contact_sheet": captions.contact_sheet(study, annotations),
         "data_scaling": captions.data_scaling(study, scaling, interval),
         "cross_domain": captions.cross_domain(study, crossed) if len(crossed) else "",
-        "tab_2": _rich(captions.cross_domain_means(study)),
+        "tab_2": rich(captions.cross_domain_means(study)),
     }
 
     def figure(name: str, caption: str) -> str:
-        if not (results / "figures" / f"{name}.png").is_file():
-            return "<p class='failed'>The figure is missing: its notebook failed.</p>"
-        links = " · ".join(f'<a href="figures/{name}.{suffix}">{suffix.upper()}</a>' for suffix in ("pdf", "csv"))
-        image = f'<a href="figures/{name}.png"><img src="figures/{name}.png" alt="{html.escape(_plain(caption))}"></a>'
-        return f"<figure>{image}<figcaption>{_rich(caption)} {links}</figcaption></figure>"
+        return report_html.figure(results, name, caption)
 
     sections = [("abstract", "Abstract"), ("data", "Data"), ("scaling", "Data scaling"), ("domains", "Across domains")]
     sections += [("claims", "Claims"), ("notebooks", "Notebooks"), ("provenance", "Provenance"), ("again", "Recompute")]
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True)
-    return environment.get_template("supplement.html").render(
+    return report_html.render(
+        "supplement.html",
         study=study,
         sections=[s for s in sections if s[0] != "domains" or len(crossed)],
         abstract=captions.abstract(study, scaling, crossed, len(collected.failures)).replace("`", ""),
-        failures=_table(collected.failures) if len(collected.failures) else "",
-        counts=_table(_counts(study, labels)),
+        failures=table(collected.failures) if len(collected.failures) else "",
+        counts=table(_counts(study, annotations)),
         data_note=_data_note(study, patches_run),
         captions=texts,
         figure=figure,
-        audit=_table(splits.audit_summary(splits.load_audit(splits_run))),
-        scaling=_table(compare.wide(scaling)),
+        audit=table(splits_audit.summary(splits_audit.load(splits_audit.find(study, results)))),
+        scaling=table(compare.wide(scaling)),
         published_full=compare.published_full_size(),
-        crossed=_table(_tab_2(crossed)) if len(crossed) else "",
-        published=_table(_published()),
-        claims=_table(claims.check(study, scores)[["claim", "where", "verdict", "found"]]),
-        notebooks=_table(notebooks, escape=False),
-        provenance=_table(_provenance(study, results)),
+        crossed=table(_tab_2(crossed)) if len(crossed) else "",
+        published=table(_published()),
+        claims=table(claims.check(study, scores)[["claim", "where", "verdict", "found"]]),
+        notebooks=table(notebooks, escape=False),
+        provenance=table(_provenance(study, results)),
         command=f"make paper STUDY={study.name}",
     )
-
-
-def _table(table: pd.DataFrame, escape: bool = True) -> str:
-    return table.rename(columns=lambda name: str(name).replace("_", " ")).to_html(
-        index=False, border=0, escape=escape, na_rep="–"
-    )
-
-
-def _plain(caption: str) -> str:
-    return caption.replace("**", "").replace("`", "")
-
-
-def _rich(caption: str) -> str:
-    """A caption's bold beginning as HTML; nothing else of markdown occurs in captions."""
-    parts = html.escape(caption.replace("`", "")).split("**")
-    return "".join(f"<b>{part}</b>" if i % 2 else part for i, part in enumerate(parts))
 
 
 def _counts(study: Study, labels: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,57 @@
+"""The supplement's page on splits: what each way to split shares between training and test, and what it promises."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from mfcore import captions, compare_schemes, report_html, splits_audit, store
+from mfcore.config import SCHEMES, Study
+from mfcore.report_html import rich, table
+
+
+def page(study: Study, results: Path) -> str:
+    """The page, from the audit of notebook 01 and the probes that notebook 03 ran under other schemes."""
+    run = splits_audit.find(study, results)
+    schemes = splits_audit.load_schemes(run)
+    inflation = compare_schemes.inflation(study, results) if study.inflation.encoder else pd.DataFrame()
+    return report_html.render(
+        "audit.html",
+        study=study,
+        own=splits_audit.scheme_title(study.switches.scheme),
+        summary=table(splits_audit.summary(schemes)),
+        not_drawn=rich(captions.not_drawn(run.record["facts"]["not_drawn"])),
+        inflation=table(compare_schemes.wide(inflation)) if len(inflation) else "",
+        missing=_missing(study, results, inflation),
+        figure=report_html.figure(results, "05_inflation", captions.inflation(study, inflation)) if len(inflation) else "",
+        folds=[
+            (splits_audit.scheme_title(s), table(_by_fold(schemes[schemes["scheme"] == s])))
+            for s in SCHEMES
+            if s in set(schemes["scheme"])
+        ],
+        by_domain=table(_by_fold(splits_audit.load(run))),
+    )
+
+
+def _missing(study: Study, results: Path, inflation: pd.DataFrame) -> str:
+    """Which of the probes under other schemes failed or didn't run, and why."""
+    found = set(inflation["scheme"]) if len(inflation) else set()
+    reasons = {}
+    for file in sorted(results.glob("failures/*.json")):
+        failure = store.read_json(file)
+        reasons[failure["parameters"].get("scheme")] = failure["reason"]
+    lines = [
+        f"{splits_audit.scheme_title(scheme)}: {reasons.get(scheme, 'not run yet')}"
+        for scheme in study.inflation.schemes
+        if study.inflation.encoder and scheme not in found
+    ]
+    return "; ".join(lines)
+
+
+def _by_fold(audit: pd.DataFrame) -> pd.DataFrame:
+    """An audit a fold at a time, shares in per cent."""
+    shares = ("positives_train", "positives_val", "positives_test", "test_on_train_slides", "test_overlapping_train")
+    shown = audit.drop(columns=["scheme", "n_train_slides", "n_test_slides"], errors="ignore").copy()
+    shown["size"] = [f"{100 * size:g}\u00a0%" for size in shown["size"]]
+    for name in shares:
+        shown[name] = [f"{share:.1%}" if pd.notna(share) else "–" for share in shown[name]]
+    return shown.rename(columns={"train_domain": "trained on"})
