@@ -6,7 +6,7 @@ import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mfcore.labels import AMIBR_FILE
+from mfcore.labels_amibr import FILE as AMIBR_FILE
 from mfcore.store import file_sha256, write_json
 
 GITHUB = "https://codeload.github.com"

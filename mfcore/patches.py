@@ -50,10 +50,10 @@ def prepare(study: Study, folder: str | Path, n_workers: int = 1, host: str = do
         downloads.amibr(folder, host)
     elif not folder.is_dir():
         raise labels.LabelError(
-            f"{folder}: no such folder; it must hold a label file ({', '.join(labels.MIDOG_FILES)}) and the slides it names, "
-            "beside it or in images/"
+            f"{folder}: no such folder; it must hold a label file ({', '.join(labels.MAIN_FILES[study.data.source])}) and the "
+            f"slides it names, beside it or in images/; data that are published are fetched by: make data STUDY={study.name}"
         )
-    labels.label_file(study, folder)
+    labels.files_of(study, folder)
     return folder
 
 
@@ -165,7 +165,7 @@ def extract(study: Study, folder: str | Path, results: str | Path, n_workers: in
 def _fingerprint(study: Study, folder: Path, table: pd.DataFrame) -> dict[str, str]:
     """Stands for the data: the label file's checksum; names and sizes of the files its rows name."""
     sizes = {file: (folder / file).stat().st_size for file in sorted(table["file"].unique())}
-    return {"annotations": store.file_sha256(labels.label_file(study, folder)), "files": digest(sizes)}
+    return {**{file.name: store.file_sha256(file) for file in labels.files_of(study, folder)}, "files": digest(sizes)}
 
 
 def _plan(study: Study, folder: Path, table: pd.DataFrame, target: Path) -> list[_Job]:

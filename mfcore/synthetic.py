@@ -25,13 +25,15 @@ from mfcore.synthetic_cells import MITOTIC
 from mfcore.synthetic_domains import DOMAINS
 from mfcore.synthetic_tissue import Layout, Plan, draw, lay_out
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the same seed would give other pixels or annotations."""
 BOX_PX = 50
 JITTER_PX = 4
 """Annotators don't hit the centre: a box is off by up to this much along each axis, in both classes alike."""
 WITHOUT_MITOSES = 0.06
 """Share of slides without mitotic figures (22 of 354 in MIDOG 2022)."""
+OFFICIAL_TEST = 0.25
+"""Share of each domain's slides that the set names as its official test slides (22 % of MIDOG++'s)."""
 MAX_PER_SLIDE = 110
 RATER_ERRORS = (0.045, 0.28)
 """How often one of the two raters errs on an easy and on a hard annotation; gives MIDOG++'s raw agreement of 0.78."""
@@ -118,6 +120,7 @@ def _shares(weights: np.ndarray, total: int) -> np.ndarray:
 def annotate(seed: int, plans: list[Plan]) -> tuple[dict, pd.DataFrame]:
     """MIDOG++'s JSON for the planned slides; and the truth table: annotation_id, image_id, kind, mitotic, hard."""
     images, annotations, truth = [], [], []
+    official = _official_split(seed, plans)
     for plan in plans:
         image_id = plan.index + 1
         images.append(
@@ -129,6 +132,7 @@ def annotate(seed: int, plans: list[Plan]) -> tuple[dict, pd.DataFrame]:
                 "height": plan.n_rows,
                 "tumor_type": plan.domain.name,
                 "scanner": plan.domain.scanner,
+                "split": official[plan.index],
             }
         )
         layout = _lay_out(seed, plan)
@@ -157,6 +161,17 @@ def annotate(seed: int, plans: list[Plan]) -> tuple[dict, pd.DataFrame]:
         "annotations": annotations,
     }
     return content, pd.DataFrame(truth, columns=["annotation_id", "image_id", "kind", "mitotic", "hard"])
+
+
+def _official_split(seed: int, plans: list[Plan]) -> dict[int, str]:
+    """Of each plan's slide, by index: "test" for OFFICIAL_TEST of a domain's (at least one where there are two), else "train"."""
+    split = {plan.index: "train" for plan in plans}
+    for domain in dict.fromkeys(plan.domain.name for plan in plans):
+        slides = [plan.index for plan in plans if plan.domain.name == domain]
+        rng = streams.generator(seed, "synthetic", "official split", domain)
+        n_test = max(round(OFFICIAL_TEST * len(slides)), len(slides) > 1)
+        split |= dict.fromkeys(rng.permutation(slides)[:n_test].tolist(), "test")
+    return split
 
 
 def _vote(rng: np.random.Generator, mitotic: bool, hard: bool, has_mitoses: bool) -> list[int]:

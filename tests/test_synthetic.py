@@ -111,6 +111,12 @@ def test_votes_are_those_of_midog(content):
         assert Counter(votes).most_common(1)[0][0] == annotation["category_id"]
 
 
+def test_a_quarter_of_each_domain_is_its_official_test_set():
+    images = pd.DataFrame(synthetic.annotate(1, plan_slides(1, 50, 2000))[0]["images"])
+    assert (images.groupby("tumor_type")["split"].apply(lambda split: (split == "test").sum()) == 2).all()  # of ten
+    assert set(images["split"]) == {"train", "test"}
+
+
 def test_raters_agree_as_in_midog_and_err_on_hard_cells():
     annotated, truth = synthetic.annotate(1, plan_slides(1, 50, 2000))
     agree = np.array([len(annotation["labels"]) == 2 for annotation in annotated["annotations"]])

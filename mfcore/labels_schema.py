@@ -1,0 +1,48 @@
+"""The columns of a label table, and how a label file is refused."""
+
+import math
+from pathlib import Path
+
+COLUMNS = (
+    "patch_id",
+    "slide_id",
+    "case_id",
+    "domain",
+    "scanner",
+    "lab",
+    "species",
+    "label",
+    "x_l0_px",
+    "y_l0_px",
+    "um_per_px",
+    "votes",
+    "official_split",
+    "file",
+)
+MAX_OFF_SLIDE_PX = 25.0  # level-0 px from the slide's edge to a centre outside: half of MIDOG's box; real labels need 5
+
+
+class LabelError(ValueError):
+    """A label file says something that can't be; the message names the file, the annotation or line, and the remedy."""
+
+
+def refuse(file: Path, problems: list[str], remedy: str) -> None:
+    """Raise one LabelError for all ``problems``, the first ten in full; none is no error."""
+    if problems:
+        more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise LabelError(f"{file}: {remedy}\n  " + "\n  ".join(problems[:10]) + more)
+
+
+def is_finite(text: str) -> bool:
+    """Whether ``text`` is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def off_slide(x: float, y: float, width: float, height: float) -> str | None:
+    """What is wrong with a centre too far off a slide of ``width`` x ``height`` level-0 px, None if nothing."""
+    if max(-x, -y, x - width, y - height) > MAX_OFF_SLIDE_PX:
+        return f"its centre ({x:g}, {y:g}) lies more than {MAX_OFF_SLIDE_PX:g} px off the slide of {width} x {height} px"
+    return None

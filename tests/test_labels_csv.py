@@ -1,0 +1,79 @@
+"""Labels in a table of one's own: what may stand in it, and how a wrong line is answered."""
+
+import pytest
+
+from mfcore import labels
+from mfcore.config import Data, Study
+from mfcore.labels import LabelError
+
+GOOD = "file,x,y,label,domain,votes,split\na.svs,10,20,1,lung,1/1/0,train\na.svs,10.5,-3,0,lung,,train\nb.svs,7,8,0,,0,test\n"
+
+
+def load(folder, text=GOOD, encoding="utf-8", name="annotations.csv", **changes):
+    (folder / name).write_text(text, encoding=encoding)
+    for slide in ("a.svs", "b.svs"):
+        (folder / slide).write_bytes(b"")
+    return labels.load(Study("mine", "t", Data("csv", **changes)), folder)
+
+
+def test_rows_of_ones_own_table(tmp_path):
+    table = load(tmp_path)
+    assert tuple(table.columns) == labels.COLUMNS
+    assert table["label"].tolist() == [1, 0, 0]
+    assert table["x_l0_px"].tolist() == [10.0, 10.5, 7.0] and table["y_l0_px"].tolist() == [20.0, -3.0, 8.0]
+    assert table["domain"].tolist() == ["lung", "lung", "one domain"]
+    assert table["case_id"].tolist() == ["a", "a", "b"]
+    assert [votes.tolist() for votes in table["votes"]] == [[1, 1, 0], [], [0]]
+    assert table["official_split"].tolist() == ["train", "train", "test"]
+    assert table["file"].tolist() == ["a.svs", "a.svs", "b.svs"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["file;x;y;label\na.svs;10,5;2;1\nb.svs;3;4;0\n", "label\ty\tx\tfile\r\n1\t2\t10.5\ta.svs\r\n0\t4\t3\tb.svs\r\n"],
+)
+def test_what_a_spreadsheet_saves_is_read(tmp_path, text):
+    table = load(tmp_path, text, encoding="utf-8-sig")
+    assert table["x_l0_px"].tolist() == [10.5, 3.0] and table["label"].tolist() == [1, 0]
+
+
+def test_classes_are_written_as_the_study_says_and_the_only_table_may_have_any_name(tmp_path):
+    text = "file,x,y,label,votes\na.svs,1,2,AMF,AMF/NMF\nb.svs,3,4,NMF,NMF\n"
+    table = load(tmp_path, text, name="ours.csv", label_values=("NMF", "AMF"))
+    assert table["label"].tolist() == [1, 0] and table["votes"].iloc[0].tolist() == [1, 0]
+    (tmp_path / "theirs.csv").write_text(text)
+    with pytest.raises(LabelError, match=r"more than one label file: ours\.csv, theirs\.csv"):
+        labels.load(Study("mine", "t", Data("csv")), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("10,20,1", "ten,20,1", "line 2: x is 'ten', expected a number"),
+        ("10,20,1", "inf,20,1", "line 2: x is 'inf', expected a number"),
+        ("10,20,1", "10,,1", "line 2: y is '', expected a number"),
+        ("10,20,1", "10,20,2", r"line 2: label is '2', expected 0 or 1 .*label_values"),
+        ("10.5,-3", "10,20", "line 3: this place on this slide stands there twice"),
+        ("10.5,-3", "10.5,-26", "line 3: lies more than 25 px off the slide"),
+        ("b.svs", "", "line 4: file is '', expected a file's name"),
+        ("b.svs", "sub/b.svs", "line 4: file is 'sub/b.svs', expected a file's name without a folder"),
+        ("b.svs", "c.svs", r"c\.svs: 1 annotations"),
+        ("1/1/0", "1/2", "line 2: votes are '1/2'"),
+        ("test", "holdout", "line 4: split is 'holdout', expected train, val, test or nothing"),
+        ("label", "class", r"without the columns \['label'\]; needed are"),
+        ("votes", "raters", r"with columns that mean nothing here: \['raters'\]"),
+        (GOOD[GOOD.index("a.svs") :], "", "no line below the header"),
+        (GOOD, "", "not a CSV file"),
+        (",0,", ",1,", "every annotation is of one class"),
+    ],
+)
+def test_a_wrong_line_is_refused_by_line(tmp_path, old, new, message):
+    assert old in GOOD
+    text = GOOD.replace(old, new) if "class" in message else GOOD.replace(old, new, 1)
+    with pytest.raises(LabelError, match=rf"(?s)annotations\.csv: .*{message}"):
+        load(tmp_path, text)
+
+
+def test_a_table_that_is_not_utf_8_is_refused(tmp_path):
+    with pytest.raises(LabelError, match="not UTF-8 text; save it as CSV in UTF-8"):
+        load(tmp_path, GOOD.replace("lung", "Brustdrüse"), encoding="latin-1")
