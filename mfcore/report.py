@@ -11,7 +11,7 @@ import nbformat
 import pandas as pd
 import yaml
 
-from mfcore import captions, claims, compare, patches, report_audit, report_html, splits_audit, store
+from mfcore import captions, claims, compare, labels, patches, report_audit, report_html, splits_audit, store
 from mfcore.config import Study, as_dict
 from mfcore.report_html import rich, table
 
@@ -105,7 +105,7 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
         abstract=captions.abstract(study, scaling, crossed, len(collected.failures)).replace("`", ""),
         failures=table(collected.failures) if len(collected.failures) else "",
         counts=table(_counts(study, annotations)),
-        data_note=_data_note(study, patches_run),
+        data_notes=_data_note(study, patches_run, annotations),
         captions=texts,
         figure=figure,
         audit=table(splits_audit.summary(splits_audit.load(splits_audit.find(study, results)))),
@@ -120,24 +120,38 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
     )
 
 
-def _counts(study: Study, labels: pd.DataFrame) -> pd.DataFrame:
-    table = patches.counts(labels)
-    total = {"domain": "sum", "n_slides": labels["slide_id"].nunique(), "n_positive": int(labels["label"].sum())}
-    total |= {"n_negative": int((labels["label"] == 0).sum()), "positive_share": labels["label"].mean()}
+def _counts(study: Study, annotations: pd.DataFrame) -> pd.DataFrame:
+    table = patches.counts(annotations)
+    total = {"domain": "sum", "n_slides": annotations["slide_id"].nunique(), "n_positive": int(annotations["label"].sum())}
+    total |= {"n_negative": int((annotations["label"] == 0).sum()), "positive_share": annotations["label"].mean()}
     table = pd.concat([table, pd.DataFrame([total])], ignore_index=True)
     table["positive_share"] = [f"{share:.0%}" for share in table["positive_share"]]
     names = {"n_slides": "slides", "n_positive": study.data.positive + "s", "n_negative": study.data.negative + "s"}
     return table.rename(columns=names)
 
 
-def _data_note(study: Study, run: store.Run) -> str:
+def _data_note(study: Study, run: store.Run, annotations: pd.DataFrame) -> list[str]:
+    """What a reader must know of the patches: their sides, whose resolution is the study's word, what the border did."""
     facts = run.record["facts"]
-    said = facts.get("um_per_px_said_by_study", [])
-    sides = f"Patches of {study.patches.size_px} px, stored with {study.stored_px} px."
-    if not said:
-        return sides
-    names = ", ".join(said[:10]) + (f" and {len(said) - 10} more" if len(said) > 10 else "")
-    return f"{sides} Slides that don't state their um/px, taken at the study's {study.data.um_per_px} um/px: {names}."
+    notes = [f"Patches of {study.patches.size_px} px, stored with {study.stored_px} px."]
+    for key, slides in _by_resolution(facts["um_per_px_said_by_study"]).items():
+        names = ", ".join(slides[:10]) + (f" and {len(slides) - 10} more" if len(slides) > 10 else "")
+        scanner, um_per_px = key
+        of = f" ({scanner})" if scanner else ""
+        notes.append(f"Slides that don't state their um/px, taken at the study's {um_per_px} um/px{of}: {names}.")
+    if facts["n_patches_over_edge"]:
+        rule = "moved inward" if study.patches.at_border == "shift" else "filled with white"
+        notes.append(f"{facts['n_patches_over_edge']} patches reach over the border of their slide and are {rule}.")
+    notes.append(labels.published_note(study, annotations))
+    return [note for note in notes if note]
+
+
+def _by_resolution(said: list[dict]) -> dict[tuple[str, float], list[str]]:
+    """Slides whose um/px the study says, by scanner and um/px."""
+    found: dict[tuple[str, float], list[str]] = {}
+    for slide in said:
+        found.setdefault((slide["scanner"], slide["um_per_px"]), []).append(slide["slide_id"])
+    return found
 
 
 def _tab_2(crossed: pd.DataFrame) -> pd.DataFrame:

@@ -164,7 +164,7 @@ def annotate(seed: int, plans: list[Plan]) -> tuple[dict, pd.DataFrame]:
 
 
 def _official_split(seed: int, plans: list[Plan]) -> dict[int, str]:
-    """Of each plan's slide, by index: "test" for OFFICIAL_TEST of a domain's (at least one where there are two), else "train"."""
+    """Of each slide, by index: "test" for OFFICIAL_TEST of a domain's (at least one where there are two), else "train"."""
     split = {plan.index: "train" for plan in plans}
     for domain in dict.fromkeys(plan.domain.name for plan in plans):
         slides = [plan.index for plan in plans if plan.domain.name == domain]
