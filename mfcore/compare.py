@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import metrics, splits, store
+from mfcore import metrics, raters, splits, store
 from mfcore.config import Study, as_dict
 from mfcore.statistics import Interval, bootstrap_auroc, spread
 
 PROBE, END_TO_END = "probe", "end-to-end"
+IN_DOMAIN, OUT_OF_DOMAIN = "in domain", "out of domain"
 ALL = splits.ALL
 PUBLISHED = Path(__file__).resolve().parents[1] / "data"
 
@@ -159,6 +160,78 @@ def cross_domain_table(table: pd.DataFrame, study: Study, metric: str = "auroc")
         rows.append(row | {"n_folds": group["fold"].nunique()})
     table = pd.DataFrame(rows)
     return table.sort_values("arm", key=lambda c: c.map(_order(study)), ignore_index=True) if len(table) else table
+
+
+def by_test_domain(table: pd.DataFrame, study: Study, metric: str = "balanced_accuracy") -> pd.DataFrame:
+    """One metric by the domain tested on, a row an arm, domain and ``where`` ("in domain" or "out of domain").
+
+    Out of domain: the mean over the other training domains in each fold. ``mean`` and sample ``sd`` over folds, ``n_folds``.
+    """
+    crossed = table[table["train_domain"] != ALL]
+    where = np.where(crossed["domain"] == crossed["train_domain"], IN_DOMAIN, OUT_OF_DOMAIN)
+    folds = crossed.assign(where=where).groupby(["arm", "kind", "domain", "where", "fold"], sort=False)[metric].mean()
+    grouped = folds.groupby(["arm", "kind", "domain", "where"], sort=False)
+    rows = grouped.agg([("mean", lambda v: spread(v).mean), ("sd", lambda v: spread(v).sd), ("n_folds", "count")]).reset_index()
+    return rows.sort_values("arm", key=lambda c: c.map(_order(study)), kind="stable", ignore_index=True)
+
+
+def by_agreement(predictions: pd.DataFrame, labels: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """Every metric of every arm with all the data, apart by whether the raters were of one mind (`mfcore.raters`).
+
+    Mean and sample SD over folds (``auroc``, ``auroc_sd`` and so on), a row an arm and part of the test annotations that
+    have two or more votes: ``annotations`` "all", "unanimous" and "contested", ``against`` "consensus"; and "all" ``against``
+    "one rater", the mean over raters, which is what one rater against another is to be compared with. ``n_test``:
+    annotations tested, mean over folds; ``n_folds``: folds that have any. NaN where every fold lacks a class.
+
+    labels: the study's stored label table. Raises StoreError where it lacks a patch that was predicted.
+    """
+    part = predictions[predictions["train_domain"] == ALL]
+    part = part[part["size"] == part["size"].max()]
+    unknown = ~part["patch_id"].isin(labels["patch_id"])
+    if unknown.any():
+        raise store.StoreError(f"{unknown.sum()} predictions are of patches that the label table lacks; run notebook 01 again")
+    voted, votes = raters.votes(labels)
+    judged = voted[["patch_id"]].assign(stratum=raters.stratum(voted), vote=list(votes))
+    part = part.merge(judged, on="patch_id", validate="many_to_one")
+    rows = []
+    for (arm, kind), group in part.groupby(["arm", "kind"], sort=False):
+        for stratum in ("all", raters.UNANIMOUS, raters.CONTESTED):
+            chosen = group if stratum == "all" else group[group["stratum"] == stratum]
+            row = {"arm": arm, "kind": kind, "annotations": stratum}
+            rows.append(row | {"against": "consensus"} | _over_folds(chosen, chosen[["label"]].to_numpy()))
+            if stratum == "all":
+                rows.append(row | {"against": "one rater"} | _over_folds(chosen, np.stack(chosen["vote"])))
+    table = pd.DataFrame(rows, columns=["arm", "kind", "annotations", "against", "n_test", "n_folds", *_WITH_SD])
+    return table.sort_values("arm", key=lambda c: c.map(_order(study)), kind="stable", ignore_index=True)
+
+
+_WITH_SD = [f"{name}{end}" for name in metrics.METRICS for end in ("", "_sd")]
+
+
+def _over_folds(predictions: pd.DataFrame, references: np.ndarray) -> dict[str, float]:
+    """Mean and SD over folds of every metric against each column of ``references`` (n, n_references), averaged over these."""
+    folds = predictions["fold"].to_numpy()
+    found: dict[str, list] = {name: [] for name in metrics.METRICS}
+    for fold in np.unique(folds):
+        score = predictions["score"].to_numpy()[folds == fold]
+        each = [metrics.evaluate(reference, score) for reference in references[folds == fold].T]
+        for name, values in found.items():
+            values.append(np.mean([one[name] for one in each]))
+    n_folds = len(np.unique(folds))
+    row: dict[str, float] = {"n_test": round(len(folds) / n_folds) if n_folds else 0, "n_folds": n_folds}
+    for name, values in found.items():
+        over = spread(np.array(values))
+        row |= {name: over.mean, f"{name}_sd": over.sd}
+    return row
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of metrics for the eye: one column a metric, "mean ± SD" in its cells."""
+    cells = {
+        title: [plus_minus(mean, sd) for mean, sd in zip(table[name], table[f"{name}_sd"], strict=True)]
+        for name, title in metrics.TITLES.items()
+    }
+    return table.drop(columns=_WITH_SD).assign(**cells)
 
 
 def published_table() -> pd.DataFrame:

@@ -65,23 +65,42 @@ def bootstrap_auroc(
     metrics.check(predictions["label"].to_numpy(), predictions["score"].to_numpy())
     if not 0 < level < 1:
         raise StatisticsError(f"level is {level}; it must lie between 0 and 1")
-    slides, slide = np.unique(predictions["slide_id"].to_numpy(dtype=str), return_inverse=True)
-    drawn = generator(seed, "bootstrap", *names).multinomial(len(slides), np.full(len(slides), 1 / len(slides)), n_resamples)
-    weights = np.vstack([np.ones(len(slides)), drawn])  # (1 + n_resamples, n_slides); row 0 is the sample itself
+    slide, weights = resampled_slides(predictions["slide_id"], seed, *names, n_resamples=n_resamples)
     aurocs = []
     for _, rows in predictions.assign(slide=slide).groupby("fold"):
-        wins, n_positive, n_negative = _wins_by_slide(rows, len(slides))
+        wins, n_positive, n_negative = _wins_by_slide(rows, weights.shape[1])
         pairs = (weights @ n_positive) * (weights @ n_negative)
         won = np.einsum("bs,st,bt->b", weights, wins, weights, optimize=True)
         aurocs.append(np.divide(won, pairs, out=np.full(len(weights), np.nan), where=pairs > 0))
     defined = np.isfinite(aurocs)  # (n_folds, 1 + n_resamples)
     total = np.where(defined, aurocs, 0).sum(axis=0)
     means = np.divide(total, defined.sum(axis=0), out=np.full(len(weights), np.nan), where=defined.any(axis=0))
-    resampled = means[1:][np.isfinite(means[1:])]
-    if not np.isfinite(means[0]) or len(resampled) < n_resamples / 2:
-        return Interval(float(means[0]), math.nan, math.nan, level, len(slides))
+    return percentile_interval(means, weights.shape[1], level)
+
+
+def resampled_slides(
+    slide_ids: np.ndarray | pd.Series, seed: int, *names: object, n_resamples: int = N_RESAMPLES
+) -> tuple[np.ndarray, np.ndarray]:
+    """Number each row's slide, and draw as many slides as there are, with replacement, ``n_resamples`` times.
+
+    Returns the rows' slides, int (n,), and how often each resample has each slide, float64 (1 + n_resamples, n_slides);
+    row 0 is the sample itself. ``seed`` and ``names`` name the stream; the order of the rows doesn't matter.
+    """
+    slides, slide = np.unique(np.asarray(slide_ids, dtype=str), return_inverse=True)
+    drawn = generator(seed, "bootstrap", *names).multinomial(len(slides), np.full(len(slides), 1 / len(slides)), n_resamples)
+    return slide, np.vstack([np.ones(len(slides)), drawn])
+
+
+def percentile_interval(values: np.ndarray, n: int, level: float = LEVEL) -> Interval:
+    """Percentile interval of ``values``, (1 + n_resamples,): the estimate, then what each resample gave, NaN where undefined.
+
+    NaN bounds where the estimate is undefined, or more than half of the resamples are.
+    """
+    resampled = values[1:][np.isfinite(values[1:])]
+    if not np.isfinite(values[0]) or 2 * len(resampled) < len(values) - 1:
+        return Interval(float(values[0]), math.nan, math.nan, level, n)
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(means[0]), float(low), float(high), level, len(slides))
+    return Interval(float(values[0]), float(low), float(high), level, n)
 
 
 def _wins_by_slide(rows: pd.DataFrame, n_slides: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import mannwhitneyu
 
-from mfcore import claims, compare, patches, splits, store
+from mfcore import claims, compare, metrics, patches, splits, store
 from mfcore.config import Data, Network, Probe, Splits, Study, as_dict
 
 STUDY = Study(
@@ -164,3 +164,71 @@ def test_collect_says_what_to_run_when_there_is_nothing(results):
         compare.collect(replace(STUDY, splits=replace(STUDY.splits, seed=1)), results)
     with pytest.raises(store.StoreError, match="run notebooks 02 to 04 first"):
         compare.collect(replace(STUDY, encoders=("other",), networks=(), probe=Probe(max_iter=3)), results)
+
+
+def voted(predictions, seed=0):
+    """A label table for the predictions: two votes, a third where they differ, none for every tenth patch."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for patch_id, label in zip(predictions["patch_id"], predictions["label"], strict=True):
+        hard = rng.random() < 0.3
+        votes = [label, 1 - label, label] if hard else [label, label]
+        rows.append((patch_id, np.array(votes if patch_id % 10 else [], dtype=np.int8)))
+    table = pd.DataFrame(rows, columns=["patch_id", "votes"])
+    return table.assign(label=predictions["label"].to_numpy()).drop_duplicates("patch_id", keep="last")
+
+
+@pytest.fixture(scope="module")
+def one_arm(predictions):
+    return predictions[predictions["arm"] == "good"].reset_index(drop=True)
+
+
+def test_metrics_are_split_by_whether_the_raters_agreed(one_arm):
+    labels = voted(one_arm)
+    table = compare.by_agreement(one_arm, labels, STUDY)
+    assert table["arm"].unique().tolist() == ["good"] and len(table) == 4
+    part = one_arm.query("train_domain == 'all' and size == 1.0").merge(labels[["patch_id", "votes"]], on="patch_id")
+    of_part = {
+        "all": part["votes"].map(len) > 1,
+        "unanimous": part["votes"].map(len) == 2,
+        "contested": part["votes"].map(len) == 3,
+    }
+    for stratum, chosen in of_part.items():
+        row = table[(table["annotations"] == stratum) & (table["against"] == "consensus")].iloc[0]
+        folds = [metrics.auroc(f["label"], f["score"]) for _, f in part[chosen].groupby("fold")]
+        assert row["auroc"] == pytest.approx(np.mean(folds)) and row["auroc_sd"] == pytest.approx(np.std(folds, ddof=1))
+        assert row["n_test"] == round(chosen.sum() / 3) and row["n_folds"] == 3
+    row = table.query("against == 'one rater'").iloc[0]
+    chosen = part[of_part["all"]]
+    folds = [
+        np.mean([metrics.balanced_accuracy(np.array([v[i] for v in f["votes"]]), f["score"].to_numpy()) for i in (0, 1)])
+        for _, f in chosen.groupby("fold")
+    ]
+    assert row["balanced_accuracy"] == pytest.approx(np.mean(folds))
+    shown = compare.readable(table)
+    assert list(shown.columns) == ["arm", "kind", "annotations", "against", "n_test", "n_folds", *metrics.TITLES.values()]
+
+
+def test_a_stratum_without_a_class_is_nan_and_a_lost_label_table_is_refused(one_arm):
+    labels = voted(one_arm)
+    contested = labels["votes"].map(len) == 3
+    lost = contested & (labels["label"] == 0)
+    one_class = labels.assign(votes=[vote[:0] if gone else vote for vote, gone in zip(labels["votes"], lost, strict=True)])
+    row = compare.by_agreement(one_arm, one_class, STUDY).query("annotations == 'contested'").iloc[0]
+    assert np.isnan([row["auroc"], row["balanced_accuracy"], row["auroc_sd"]]).all() and np.isfinite(row["accuracy"])
+    with pytest.raises(store.StoreError, match="are of patches that the label table lacks"):
+        compare.by_agreement(one_arm, labels.iloc[::2], STUDY)
+
+
+def test_without_votes_no_arm_is_split(one_arm):
+    none = voted(one_arm).assign(votes=[np.zeros(0, np.int8)] * one_arm["patch_id"].nunique())
+    assert compare.by_agreement(one_arm, none, STUDY).empty
+
+
+def test_each_test_domain_has_its_mean_in_and_out_of_domain(predictions):
+    scores = compare.scores(predictions)
+    table = compare.by_test_domain(scores, STUDY)
+    assert len(table) == 3 * 2 * 2 and table["arm"].unique().tolist() == ["net", "good", "random"]
+    row = table.query("arm == 'net' and domain == 'b' and where == 'out of domain'").iloc[0]
+    values = scores.query("arm == 'net' and domain == 'b' and train_domain == 'a'")["balanced_accuracy"]
+    assert row["mean"] == pytest.approx(values.mean()) and row["sd"] == pytest.approx(values.std(ddof=1))

@@ -16,7 +16,7 @@ LAYERS = {
     "data": {"labels", "slides", "splits", "patches", "downloads", "augment", "synthetic"},
     "models": {"cards", "weights", "preprocess", "encoders", "adapt"},
     "procedures": {"embed", "probe", "train", "segment", "ssl"},
-    "report": {"compare", "statistics", "figures", "captions", "claims", "report"},
+    "report": {"compare", "raters", "statistics", "figures", "captions", "claims", "report"},
     "sweep": {"sweep", "pairs"},
 }
 
