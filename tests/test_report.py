@@ -1,14 +1,15 @@
 """The supplement: whole, offline, honest about what failed, and replaced in one step."""
 
 import re
+from dataclasses import replace
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore import patches, report, splits, store
-from mfcore.config import Data, Splits, Study, as_dict
+from mfcore import patches, report, splits, splits_audit, store
+from mfcore.config import Data, Inflation, Splits, Study, as_dict
 
 STUDY = Study(
     "t", "A <test>", Data("synthetic", um_per_px=0.3), splits=Splits(sizes=(1.0,), n_folds=2), encoders=("good", "broken")
@@ -24,7 +25,8 @@ def results(tmp_path):
     labels = labels.assign(x_l0_px=rng.uniform(0, 999, n), y_l0_px=0.0)
     patches_run = store.open_run(tmp_path, "patches", STUDY.name, patches.config_of(STUDY), {"annotations": "x"})
     store.write_parquet(patches_run.path("labels.parquet"), labels)
-    patches_run.finish(["labels.parquet"], um_per_px_said_by_study=["odd slide"])
+    said = [{"slide_id": "odd slide", "scanner": "S1", "um_per_px": 0.3}]
+    patches_run.finish(["labels.parquet"], um_per_px_said_by_study=said, n_patches_over_edge=7)
     splits_run = store.open_run(
         tmp_path, "splits", STUDY.switches.scheme, splits.config_of(STUDY), {"patches": patches_run.key}
     )
@@ -39,8 +41,14 @@ def results(tmp_path):
             unit = splits.Unit(train_domain, fold, 1.0)
             predictions.append(splits.predictions(labels.set_index("patch_id"), unit, test, rng.random(n)))
     store.write_parquet(splits_run.path("splits.parquet"), pd.concat(units))
-    store.write_csv(splits_run.path("audit.csv"), splits.audit(pd.concat(units), labels, 224, 0.25))
-    splits_run.finish(["splits.parquet", "audit.csv"])
+    splits_run.finish(["splits.parquet"])
+    audit = splits_audit.audit(STUDY, pd.concat(units), labels)
+    config, inputs = {**splits.config_of(STUDY), "size_px": STUDY.patches.size_px}, {"splits": splits_run.key}
+    audit_run = store.open_run(tmp_path, "audit", STUDY.switches.scheme, config, inputs)
+    store.write_csv(audit_run.path("audit.csv"), audit)
+    mixed = audit[audit["train_domain"] == "all"].drop(columns="train_domain")
+    store.write_csv(audit_run.path("schemes.csv"), pd.concat([mixed.assign(scheme=s) for s in ("slide", "released")]))
+    audit_run.finish(["audit.csv", "schemes.csv"], not_drawn={"official": "no official test slides"})
     probe = store.open_run(tmp_path, "probe", "good", as_dict(STUDY.probe), {"splits": splits_run.key})
     store.write_parquet(probe.path("predictions.parquet"), pd.concat(predictions))
     probe.finish(["predictions.parquet"])
@@ -67,17 +75,34 @@ def test_the_index_says_what_was_found_what_failed_and_that_it_is_synthetic(resu
     page = report.build(STUDY, results).read_text()
     assert page.count("synthetic data") >= 2
     assert "A &lt;test&gt;" in page and "E: &lt;no&gt; weights" in page, "text isn't escaped"
-    assert "odd slide" in page and "at the study&#39;s 0.3 um/px" in page
+    assert "odd slide" in page and "at the study&#39;s 0.3 um/px (S1)" in page
+    assert "7 patches reach over the border of their slide and are filled with white" in page
     assert "The figure is missing" in page  # those of 05 and 06
     assert "0.87 ± 0.04" in page, "the published table"
     text = re.sub(r"<[^>]+>", " ", page)
     assert not {"nan", "NaN", "None"} & set(re.sub(r"\{.*\}", "", text).split())
 
 
+def test_the_audit_has_a_page_with_every_fold_and_what_could_not_be_drawn(results):
+    page = (report.build(STUDY, results).parent / "audit.html").read_text()
+    assert "official (no official test slides)" in page
+    assert page.count("<summary>") == 3  # by slide, as released, and the study's own
+    assert "synthetic data" in page and "by annotation, as released" in page
+    assert len(re.findall(r"<td>[01]</td>", page)) >= 4  # a row a fold
+
+
+def test_a_probe_under_another_scheme_that_failed_says_why(results):
+    study = replace(STUDY, encoders=("good", "broken"), inflation=Inflation("good", ("slide", "official")))
+    failure = {"stage": "03", "name": "x", "parameters": {"encoder": "good", "scheme": "official"}, "reason": "no test slides"}
+    store.write_json(results / "failures" / "x.json", failure)
+    page = (report.build(study, results).parent / "audit.html").read_text()
+    assert "Not here: official: no test slides." in page
+
+
 def test_pages_fetch_nothing_to_be_read_and_links_lead_somewhere(results):
     index = report.build(STUDY, results)
-    pages = [index, *index.parent.glob("notebooks/*.html")]
-    assert len(pages) == 2
+    pages = [index, index.parent / "audit.html", *index.parent.glob("notebooks/*.html")]
+    assert len(pages) == 3
     for page in pages:
         text = page.read_text()
         assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']https?:", text), page.name
