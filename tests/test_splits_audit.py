@@ -99,3 +99,17 @@ def test_released_split_leaks_as_counted_on_the_real_labels(source, n_train, on_
     assert found["fold"].tolist() == [0, 1, 2, 3, 4]  # seeds 42 to 46
     assert found["test_on_train_slides"].min() >= on_train_slides
     assert set((100 * found["test_overlapping_train"]).round().astype(int)) <= overlapping_percent
+
+
+@needs_real
+@pytest.mark.parametrize("source", ["midog22", "midogpp", "ccmct"])
+def test_the_remedies_share_nothing_on_the_real_labels(source):
+    study = Study("t", "t", Data(source), splits=Splits(by_domain=False, sizes=(1.0,), n_folds=1), encoders=("e",))
+    labels = label_files.load(study, SHARED / "labels", check_files=False)
+    found, reasons = splits_audit.audit_schemes(study, labels)
+    found = found.set_index("scheme")
+    assert not reasons
+    assert (found.loc[["slide", "official"], ["test_on_train_slides", "test_overlapping_train"]] == 0).all(axis=None)
+    assert found.loc["annotation_buffered", "test_overlapping_train"] == 0
+    assert found.loc["annotation", "test_overlapping_train"] > 0.2
+    assert abs(found["positives_test"] - labels["label"].mean()).max() < 0.02
