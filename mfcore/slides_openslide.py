@@ -1,0 +1,81 @@
+"""The formats that OpenSlide reads."""
+
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from mfcore.slides_reader import SlideError, Window, stated_resolution
+
+if TYPE_CHECKING:
+    import openslide
+
+CACHE_BYTES = 128 << 20
+
+
+@functools.cache
+def _cache() -> "openslide.OpenSlideCache":
+    """OpenSlide's decoded tiles, one memory for all open slides."""
+    import openslide
+
+    return openslide.OpenSlideCache(CACHE_BYTES)
+
+
+class OpenSlideReader:
+    """Any format of OpenSlide; raises SlideError for a damaged file and `Unknown` for another format."""
+
+    n_bytes_whole = 0
+
+    class Unknown(Exception):
+        """OpenSlide doesn't know this format."""
+
+    def __init__(self, path: Path):
+        import openslide
+
+        self._path = path
+        self._error = openslide.OpenSlideError
+        try:
+            self._slide = openslide.OpenSlide(path)
+        except openslide.OpenSlideUnsupportedFormatError:
+            raise self.Unknown from None
+        except openslide.OpenSlideError as error:
+            raise SlideError(f"{path}: damaged ({error}); fetch the file again") from None
+        self.size_px = self._slide.dimensions
+        self.downsamples = self._slide.level_downsamples
+        self.level_sizes_px = self._slide.level_dimensions
+        self.vendor = self._slide.properties.get("openslide.vendor", "")
+        found = (self._slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy")
+        try:
+            self.stated_um_per_px, self.tag = stated_resolution(path, [float(value) for value in found if value])
+        except SlideError:
+            self.close()
+            raise
+
+    def corner_l0_px(self, at_px: int, level: int) -> float:
+        """OpenSlide takes whole level-0 px; between px of a level it interpolates, so the nearest is asked for."""
+        return round(at_px * self.downsamples[level])
+
+    def expect(self, windows: Iterable[Window]) -> None:
+        """OpenSlide keeps what it decoded last; reads that come in order find it there."""
+        self._slide.set_cache(_cache())
+
+    def region(self, window: Window) -> np.ndarray:
+        """See `mfcore.slides_reader.Reader`."""
+        level, x_px, y_px, width, height = window
+        x_l0_px, y_l0_px = (round(at_px * self.downsamples[level]) for at_px in (x_px, y_px))
+        try:
+            pixels = self._slide.read_region((x_l0_px, y_l0_px), level, (width, height))
+        except self._error as error:
+            raise SlideError(
+                f"{self._path}: damaged near level-0 px ({x_l0_px}, {y_l0_px}), level {level} ({error}); fetch the file again"
+            ) from None
+        opaque = Image.new("RGB", pixels.size, "white")
+        opaque.paste(pixels, mask=pixels.getchannel("A"))
+        return np.asarray(opaque)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._slide.close()
