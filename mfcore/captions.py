@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from mfcore import compare, splits_audit
+from mfcore import compare, raters, splits_audit
 from mfcore.config import Study
 from mfcore.statistics import Interval
 
@@ -73,30 +73,131 @@ def history(study: Study, table: pd.DataFrame, network: str) -> str:
     )
 
 
-def data_scaling(study: Study, table: pd.DataFrame, interval: Interval) -> str:
-    """Caption of Fig. 1; ``table`` as `compare.scaling_table`, ``interval`` as `compare.best_interval` returns it."""
+def data_scaling(
+    study: Study,
+    table: pd.DataFrame,
+    interval: Interval,
+    human: pd.DataFrame | None = None,
+    agreement: pd.DataFrame | None = None,
+) -> str:
+    """Caption of Fig. 1; ``table`` as `compare.scaling_table`, ``interval`` as `compare.best_interval` returns it.
+
+    human, agreement: as `raters.table` and `compare.by_agreement` return them, for a figure with the raters' lines.
+    """
     full, least = table[table["size"] == table["size"].max()], table[table["size"] == table["size"].min()]
     best, first = full.loc[full["auroc"].idxmax()], least.loc[least["auroc"].idxmax()]
     held_out = "slides" if study.switches.split_by == "slide" else "annotations"
+    people = _people(study, human, agreement)
+    shown = "AUROC (left) and balanced accuracy (right)" if people else "AUROC"
     return (
-        f"**Fig. 1. Data scaling.** AUROC on held-out {held_out} against the number of training patches; mean and sample SD of "
-        f"{table['n_folds'].max()} Monte Carlo folds, the same for every arm ({of_what(study)}). With all the data "
+        f"**Fig. 1. Data scaling.** {shown} on held-out {held_out} against the number of training patches; mean and sample SD "
+        f"of {table['n_folds'].max()} Monte Carlo folds, the same for every arm ({of_what(study)}). With all the data "
         f"{best['arm']} is highest with {compare.plus_minus(best['auroc'], best['auroc_sd'])}, {interval.level:.0%} interval "
         f"[{interval.low:.2f}, {interval.high:.2f}] over the {interval.n} slides tested (bootstrap of slides); with "
         f"{100 * first['size']:g} % ({first['n_train']} patches) {first['arm']} with "
         f"{compare.plus_minus(first['auroc'], first['auroc_sd'])}. The bars are the spread over folds, no confidence interval."
+        f"{people}"
     )
 
 
-def cross_domain(study: Study, table: pd.DataFrame) -> str:
-    """Caption of Fig. 2; ``table`` as `compare.cross_domain_table` returns it."""
+def _people(study: Study, human: pd.DataFrame | None, agreement: pd.DataFrame | None = None) -> str:
+    """What the raters' lines are, and how an arm compares when it is measured as they are; empty without raters."""
+    line = raters.reference(human, "balanced_accuracy")
+    if line is None:
+        return ""
+    total = human[human["domain"] == compare.ALL].iloc[0]
+    text = (
+        f" Dashed: one rater against another, balanced accuracy {_with_interval(line)} ({line.level:.0%} bootstrap of "
+        f"{line.n} slides, shaded) on {total['n']:,} annotations, {_whose(study)}."
+    )
+    if upper := raters.against_consensus(human):
+        text += (
+            f" Dash-dotted: a rater against the consensus, {upper:.2f}, flattered, as it counts the rater's own vote. The arms "
+            "are scored against the consensus and had no vote; a person without one would most likely lie between the two."
+        )
+    if agreement is not None and len(agreement):
+        against = agreement[agreement["annotations"] == "all"].set_index(["against", "arm"])["balanced_accuracy"]
+        arm = against["consensus"].idxmax()
+        text += (
+            f" Measured as the dashed line is, against one rater instead of the consensus, {arm} with all the data has "
+            f"{against['one rater', arm]:.2f} instead of {against['consensus', arm]:.2f}."
+        )
+    return text
+
+
+def _whose(study: Study) -> str:
+    """Whose votes they are."""
+    return "synthetic raters" if study.synthetic else "the data set's own raters"
+
+
+def _with_interval(interval: Interval) -> str:
+    return f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def raters_table(study: Study, human: pd.DataFrame) -> str:
+    """Caption of the rater statistics; ``human`` as `raters.table` returns it."""
+    if not len(human):
+        return f"**Raters.** No votes on these annotations are published ({of_what(study)}): there is no human reference."
+    total = human[human["domain"] == compare.ALL].iloc[0]
+    n_raters = sum(column.endswith("_vs_consensus") for column in human)
+    found = {
+        "agreement": raters.reference(human, "accuracy"),
+        "Cohen's kappa": raters.reference(human, "quadratic_kappa"),
+        "balanced accuracy, each in turn the reference,": raters.reference(human, "balanced_accuracy"),
+    }
+    parts = ", ".join(f"{name} {_with_interval(value)}" for name, value in found.items() if value)
+    return (
+        f"**Raters.** One rater against another, {_whose(study)} ({of_what(study)}): {parts} on {total['n']:,} annotations, in "
+        f"brackets 95 % intervals (bootstrap of {total['n_slides']} slides). Compared are the {n_raters} raters who saw them "
+        f"all; {total['third_share']:.1%} have a third vote, {total['contested_share']:.1%} are contested. Against the "
+        "consensus raters are flattered, as they voted for it. A rater is a position in the list of votes, which need not be "
+        "one person throughout: differences between positions are no differences between people."
+    )
+
+
+def by_agreement(study: Study, table: pd.DataFrame) -> str:
+    """Caption of the metrics by the raters' agreement; ``table`` as `compare.by_agreement` returns it."""
+    if not len(table):
+        return f"**By agreement.** Without votes unanimous and contested labels can't be told apart ({of_what(study)})."
+    chosen = table[table["against"] == "consensus"].set_index(["annotations", "arm"])
+    mine = chosen.xs(chosen.loc["all"]["balanced_accuracy"].idxmax(), level="arm")
+    parts = [
+        f"{stratum} labels ({mine.loc[stratum, 'n_test']:,} tested a fold) "
+        f"{compare.plus_minus(mine.loc[stratum, 'balanced_accuracy'], mine.loc[stratum, 'balanced_accuracy_sd'])}"
+        for stratum in (raters.UNANIMOUS, raters.CONTESTED)
+    ]
+    return (
+        f"**By agreement.** Every arm with all the data, apart by whether the raters of an annotation were of one mind "
+        f"({of_what(study)}, {_whose(study)}); mean ± sample SD over folds. Balanced accuracy of "
+        f"{chosen.loc['all']['balanced_accuracy'].idxmax()}: {', '.join(parts)}. Of a contested label the consensus is itself "
+        'in doubt. "Against one rater" takes each rater\'s votes for the truth in turn, as the human reference does.'
+    )
+
+
+def cross_domain(study: Study, table: pd.DataFrame, human: pd.DataFrame | None = None) -> str:
+    """Caption of Fig. 2; ``table`` as `compare.cross_domain_table`, ``human`` (where shown) as `raters.table` returns it."""
     drops = "; ".join(
         f"{row.arm} {row.in_domain:.2f} in domain, {row.out_of_domain:.2f} out of domain"
         for row in table.itertuples(index=False)
     )
     return (
         f"**Fig. 2. Cross-domain.** Mean AUROC over {table['n_folds'].max()} folds, by the domain trained on and that tested "
-        f"on; bold: in domain, on held-out slides ({of_what(study)}). Means: {drops}."
+        f"on; bold: in domain, on held-out slides ({of_what(study)}). Means: {drops}.{_people_by_domain(study, human)}"
+    )
+
+
+def _people_by_domain(study: Study, human: pd.DataFrame | None) -> str:
+    """What the lower panel of Fig. 2 shows; empty without raters."""
+    domains = [] if human is None else [domain for domain in human["domain"] if domain != compare.ALL]
+    lines = {domain: raters.reference(human, "balanced_accuracy", domain) for domain in domains}
+    said = [f"{domain} {_with_interval(line)}" for domain, line in lines.items() if line]
+    if not said:
+        return ""
+    n = human.loc[human["domain"].isin(domains), "n"].sum()
+    return (
+        " Below: balanced accuracy by test domain, in domain (filled) and out of domain (open, mean over the other training "
+        f"domains), bars the SD over folds. Dashed: one rater against another, {_whose(study)}, shaded 95 % intervals over "
+        f"slides ({n:,} annotations): {', '.join(said)}. Dash-dotted: a rater against the consensus, own vote counted."
     )
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from mfcore import compare, splits_audit, store
+from mfcore import compare, raters, splits_audit, store
 from mfcore.config import Study
 from mfcore.rng import generator
 
@@ -180,50 +182,79 @@ def history(study: Study, table: pd.DataFrame, network: str) -> Figure:
     return figure
 
 
-def data_scaling(study: Study, table: pd.DataFrame, metric: str = "auroc") -> Figure:
-    """Fig. 1: a metric against the number of training patches, a line an arm, bars the sample SD over folds.
+def data_scaling(study: Study, table: pd.DataFrame, human: pd.DataFrame | None = None) -> Figure:
+    """Fig. 1: AUROC against the number of training patches, a line an arm, bars the sample SD over folds.
 
+    With raters' votes (``human``, as `mfcore.raters.table` returns it) a second panel shows balanced accuracy and the raters.
     table: as `mfcore.compare.scaling_table` returns it.
     """
-    with _drawing(study, 1, 1, (6.6, 3.9)) as (figure, axes):
-        axis = axes[0][0]
-        arms = list(dict.fromkeys(table["arm"]))
-        for index, arm in enumerate(arms):
-            part = table[table["arm"] == arm]
-            style = {"marker": MARKERS[index % len(MARKERS)], "linestyle": DASHES[index % len(DASHES)]}
-            label = f"{arm} ({part['kind'].iloc[0]})"
-            nudge = 1.03 ** (index - (len(arms) - 1) / 2)  # so that bars of arms at one size stay apart
-            axis.errorbar(
-                part["n_train"] * nudge, part[metric], part[f"{metric}_sd"].fillna(0), capsize=2.5, label=label, **style
-            )
-        axis.axhline(0.5, color="0.55", linewidth=0.9, linestyle=":")
-        axis.text(
-            0.995, 0.503, "chance", transform=axis.get_yaxis_transform(), fontsize=7, color="0.4", ha="right", va="bottom"
-        )
-        sizes = table.groupby("size")["n_train"].first()
-        axis.set_xscale("log")
-        axis.set_xticks(sizes.to_numpy(), [f"{n}\n({100 * size:g} %)" for size, n in sizes.items()])
-        axis.minorticks_off()
-        axis.set(xlabel="training patches (share of what testing leaves)", ylabel=compare.metrics.TITLES[metric])
-        axis.legend(loc="upper left", bbox_to_anchor=(0, 1.0))
-        axis.set_title(f"{study.title}, mean ± SD of {table['n_folds'].max()} folds")
-        low = min(0.45, float(np.nanmin(table[metric] - table[f"{metric}_sd"].fillna(0))) - 0.02)
-        axis.set_ylim(low, 1.0)
+    shown = ["auroc"] + (["balanced_accuracy"] if raters.reference(human, "balanced_accuracy") else [])
+    with _drawing(study, 1, len(shown), (8.4, 4.3) if len(shown) > 1 else (6.6, 4.3), sharey=True) as (figure, axes):
+        for axis, metric in zip(axes[0], shown, strict=True):
+            arms = list(dict.fromkeys(table["arm"]))
+            for index, arm in enumerate(arms):
+                part = table[table["arm"] == arm]
+                style = {"marker": MARKERS[index % len(MARKERS)], "linestyle": DASHES[index % len(DASHES)]}
+                label = f"{arm} ({part['kind'].iloc[0]})"
+                nudge = 1.03 ** (index - (len(arms) - 1) / 2)  # so that bars of arms at one size stay apart
+                axis.errorbar(
+                    part["n_train"] * nudge, part[metric], part[f"{metric}_sd"].fillna(0), capsize=2.5, label=label, **style
+                )
+            axis.axhline(0.5, color="0.55", linewidth=0.9, linestyle=":", label="chance")
+            sizes = table.groupby("size")["n_train"].first()
+            axis.set_xscale("log")
+            axis.set_xticks(sizes.to_numpy(), [f"{n}\n({100 * size:g} %)" for size, n in sizes.items()])
+            axis.minorticks_off()
+            axis.margins(x=0.08)
+            axis.set(xlabel="training patches (share of what testing leaves)", ylabel=compare.metrics.TITLES[metric])
+        if len(shown) > 1:
+            _raters(axes[0][1], human, compare.ALL, axes[0][1].get_xlim(), named=True)
+        low = min(np.nanmin(table[metric] - table[f"{metric}_sd"].fillna(0)) for metric in shown)
+        axes[0][0].set_ylim(min(0.45, float(low) - 0.02), 1.0)
+        _legend_below(figure, axes[0][-1])
+        title = f"{study.title}, mean ± SD of {table['n_folds'].max()} folds"
+        figure.suptitle(title, fontsize=9, x=0.01, ha="left", fontweight="bold")
     return figure
 
 
-def cross_domain(study: Study, table: pd.DataFrame, arms: list[str] | None = None) -> Figure:
+def _raters(axis: Axes, human: pd.DataFrame, domain: str, ends: tuple[float, float], named: bool) -> None:
+    """Balanced accuracy of the raters between two x: one against another, with its interval, and against the consensus."""
+    line, upper = raters.reference(human, "balanced_accuracy", domain), raters.against_consensus(human, domain)
+    said = {"one": "one rater against another", "consensus": "a rater against the consensus, own vote counted"}
+    if named:
+        said |= {"one": f"{said['one']}, {line.estimate:.2f}"} if line else {}
+        said |= {"consensus": f"{said['consensus']}, {upper:.2f}"} if upper else {}
+    if line:
+        axis.fill_between(ends, line.low, line.high, color="0.87", linewidth=0, zorder=0.5)
+        axis.plot(ends, [line.estimate] * 2, color="black", linewidth=1.3, linestyle=(0, (7, 3)), label=said["one"], zorder=1.5)
+    if upper:
+        axis.plot(ends, [upper] * 2, color="0.45", linewidth=1.1, linestyle="-.", label=said["consensus"], zorder=1.5)
+    axis.set_xlim(ends if named else None)
+
+
+def cross_domain(
+    study: Study,
+    table: pd.DataFrame,
+    arms: list[str] | None = None,
+    tested: pd.DataFrame | None = None,
+    human: pd.DataFrame | None = None,
+) -> Figure:
     """Fig. 2: mean AUROC by training and test domain, a panel an arm (the end-to-end arms and the best probe unless named).
 
-    table: as `mfcore.compare.domain_matrix` returns it.
+    With raters' votes (``human``, as `mfcore.raters.table` returns it) a further panel shows balanced accuracy by test
+    domain (``tested``, as `mfcore.compare.by_test_domain` returns it) beside the raters. table: as
+    `mfcore.compare.domain_matrix` returns it.
     """
     arms = arms or best_arms(table)
     domains = sorted(table["domain"].unique())
-    with _drawing(study, 1, len(arms), (3.4 * len(arms) + 1.2, 3.9), sharey=True) as (figure, axes):
+    below = tested is not None and any(raters.reference(human, "balanced_accuracy", domain) for domain in domains)
+    n_rows, ratios = (2, (3.7, 2.9)) if below else (1, (3.9,))
+    size_inch = (3.4 * len(arms) + 1.2, sum(ratios) + 0.5 * below)
+    with _drawing(study, n_rows, len(arms), size_inch, sharey="row", height_ratios=ratios) as (figure, axes):
         for axis, arm in zip(axes[0], arms, strict=True):
             matrix = table[table["arm"] == arm].pivot(index="train_domain", columns="domain", values="mean")
             matrix = matrix.reindex(index=domains, columns=domains)
-            image = axis.imshow(matrix, cmap="Blues", vmin=0.4, vmax=1.0)
+            image = axis.imshow(matrix, cmap="Blues", vmin=0.4, vmax=1.0, aspect="auto")
             for i in range(len(domains)):
                 for j in range(len(domains)):
                     value = matrix.iloc[i, j]
@@ -241,7 +272,42 @@ def cross_domain(study: Study, table: pd.DataFrame, arms: list[str] | None = Non
             axis.set_xlabel("tested on")
         axes[0][0].set_ylabel("trained on")
         figure.colorbar(image, ax=axes[0], shrink=0.8, label="AUROC, mean over folds")
+        if below:
+            for axis in axes[1]:
+                axis.remove()
+            _by_test_domain(figure, figure.add_subplot(axes[1][0].get_gridspec()[1, :]), tested, arms, domains, human)
     return figure
+
+
+def _by_test_domain(
+    figure: Figure, axis: Axes, tested: pd.DataFrame, arms: list[str], domains: list[str], human: pd.DataFrame
+) -> None:
+    """Balanced accuracy in (filled) and out of domain (open), with SD, and the raters of each domain."""
+    step = 0.8 / (2 * len(arms))
+    known = list(dict.fromkeys(tested["arm"]))  # so that an arm looks as it does in Fig. 1
+    for place, (index, arm) in enumerate((known.index(arm), arm) for arm in arms):
+        for side, where in enumerate((compare.IN_DOMAIN, compare.OUT_OF_DOMAIN)):
+            part = tested[(tested["arm"] == arm) & (tested["where"] == where)].set_index("domain").reindex(domains)
+            x = np.arange(len(domains)) + (2 * place + side - len(arms) + 0.5) * step
+            style = {"marker": MARKERS[index % len(MARKERS)], "color": to_hex(f"C{index}")} | ({"mfc": "white"} if side else {})
+            axis.errorbar(
+                x, part["mean"], part["sd"].fillna(0), capsize=2.5, linestyle="none", label=f"{arm}, {where}", **style
+            )
+    for i, domain in enumerate(domains):
+        _raters(axis, human, domain, (i - 0.45, i + 0.45), named=False)
+    axis.axhline(0.5, color="0.55", linewidth=0.9, linestyle=":", label="chance")
+    axis.set_xticks(range(len(domains)), [_two_lines(d) for d in domains])
+    axis.grid(axis="x", visible=False)
+    axis.set(xlabel="tested on", ylabel="balanced accuracy", xlim=(-0.5, len(domains) - 0.5), ylim=(None, 1.0))
+    _legend_below(figure, axis)
+
+
+def _legend_below(figure: Figure, axis: Axes) -> None:
+    """A panel's legend under the figure, where it covers no data: arms first, then lines, each name once."""
+    handles, names = axis.get_legend_handles_labels()
+    order = sorted(range(len(names)), key=lambda i: not isinstance(handles[i], ErrorbarContainer))
+    unique = {names[i]: handles[i] for i in order}
+    figure.legend(list(unique.values()), list(unique), loc="outside lower center", ncols=2)
 
 
 def best_arms(table: pd.DataFrame) -> list[str]:
