@@ -217,6 +217,8 @@ def not_drawn(reasons: dict[str, str]) -> str:
 
 def inflation(study: Study, table: pd.DataFrame) -> str:
     """Caption of what other ways to split promise; ``table`` as `compare_schemes.inflation` returns it."""
+    if not len(table):
+        return f"**What the split is worth.** The study names no encoder to probe under other ways to split ({of_what(study)})."
     full = table[table["size"] == table["size"].max()].set_index("scheme")
     parts = [
         f"{splits_audit.scheme_title(scheme)} {compare.plus_minus(row['auroc'], row['auroc_sd'])} "

@@ -16,9 +16,12 @@ def inflation(study: Study, results: str | Path) -> pd.DataFrame:
     ``scheme, size, n_train, n_folds, auroc, auroc_sd, balanced_accuracy, balanced_accuracy_sd, test_on_train_slides,
     test_overlapping_train`` (means over folds; sample SD over folds), ``auroc_inflation`` and
     ``balanced_accuracy_inflation``: the mean less that of splitting by slide at the same size, NaN where that is not run.
-    Schemes not run yet have no row. Raises StoreError where the splits have no audit.
+    Schemes not run yet have no row; without an encoder there is none at all. Raises StoreError where the splits have no
+    audit.
     """
     results, encoder = Path(results), study.inflation.encoder
+    if not encoder:
+        return pd.DataFrame()
     leaks = splits_audit.load_schemes(splits_audit.find(study, results)).drop(columns="fold")
     leaks = leaks.groupby(["scheme", "size"])[["test_on_train_slides", "test_overlapping_train"]].mean()
     tables = []

@@ -11,7 +11,7 @@ import nbformat
 import pandas as pd
 import yaml
 
-from mfcore import captions, claims, compare, labels, patches, report_audit, report_html, splits_audit, store
+from mfcore import captions, claims, compare, labels, patches, raters, report_audit, report_html, splits_audit, store
 from mfcore.config import Study, as_dict
 from mfcore.report_html import rich, table
 
@@ -86,17 +86,27 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
     scores = compare.scores(collected.predictions)
     scaling, crossed = compare.scaling_table(scores, study), compare.cross_domain_table(scores, study)
     interval = compare.best_interval(collected.predictions, scaling, study)
+    human = raters.table(annotations, study.splits.seed)
+    agreement = compare.by_agreement(collected.predictions, annotations, study)
     texts = {
+        "raters": rich(captions.raters_table(study, human)),
+        "by_agreement": rich(captions.by_agreement(study, agreement)),
         "contact_sheet": captions.contact_sheet(study, annotations),
-        "data_scaling": captions.data_scaling(study, scaling, interval),
-        "cross_domain": captions.cross_domain(study, crossed) if len(crossed) else "",
+        "data_scaling": captions.data_scaling(study, scaling, interval, human, agreement),
+        "cross_domain": captions.cross_domain(study, crossed, human) if len(crossed) else "",
         "tab_2": rich(captions.cross_domain_means(study)),
     }
 
     def figure(name: str, caption: str) -> str:
         return report_html.figure(results, name, caption)
 
-    sections = [("abstract", "Abstract"), ("data", "Data"), ("scaling", "Data scaling"), ("domains", "Across domains")]
+    sections = [
+        ("abstract", "Abstract"),
+        ("data", "Data"),
+        ("scaling", "Data scaling"),
+        ("domains", "Across domains"),
+        ("raters", "Raters"),
+    ]
     sections += [("claims", "Claims"), ("notebooks", "Notebooks"), ("provenance", "Provenance"), ("again", "Recompute")]
     return report_html.render(
         "supplement.html",
@@ -113,6 +123,8 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
         published_full=compare.published_full_size(),
         crossed=table(_tab_2(crossed)) if len(crossed) else "",
         published=table(_published()),
+        raters=table(raters.wide(human)) if len(human) else "",
+        by_agreement=table(compare.readable(agreement)) if len(agreement) else "",
         claims=table(claims.check(study, scores)[["claim", "where", "verdict", "found"]]),
         notebooks=table(notebooks, escape=False),
         provenance=table(_provenance(study, results)),

@@ -13,7 +13,7 @@ def page(study: Study, results: Path) -> str:
     """The page, from the audit of notebook 01 and the probes that notebook 03 ran under other schemes."""
     run = splits_audit.find(study, results)
     schemes = splits_audit.load_schemes(run)
-    inflation = compare_schemes.inflation(study, results) if study.inflation.encoder else pd.DataFrame()
+    inflation = compare_schemes.inflation(study, results)
     return report_html.render(
         "audit.html",
         study=study,

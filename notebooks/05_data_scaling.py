@@ -17,7 +17,7 @@ results = "../results"  # where runs are kept, a folder a study
 # %%
 from pathlib import Path
 
-from mfcore import captions, claims, compare, figures, patches, raters, store
+from mfcore import captions, claims, compare, compare_schemes, figures, patches, raters, store
 from mfcore.config import load_study
 
 study = load_study(study_file)
@@ -69,6 +69,20 @@ captions.show(compare.readable(agreement)) if len(agreement) else None
 
 # %%
 captions.show(captions.by_agreement(study, agreement))
+
+# %% [markdown]
+# ## What the split is worth
+#
+# One probe under other ways to split the same patches; `audit.html` of the supplement has every fold.
+
+# %%
+inflation = compare_schemes.inflation(study, folder)
+worth = figures.inflation(study, inflation) if len(inflation) else None
+written += figures.save(worth, inflation, folder / "figures", "05_inflation") if len(inflation) else []
+worth
+
+# %%
+captions.show(captions.inflation(study, inflation))
 
 # %% [markdown]
 # ## What the paper says, asked of these data

@@ -22,7 +22,7 @@ def results(tmp_path):
     rng, n = np.random.default_rng(0), 60
     label, domain = np.tile([0, 1], n // 2), np.repeat(["a", "b"], n // 2)
     labels = pd.DataFrame({"patch_id": np.arange(n), "slide_id": domain, "domain": domain, "label": label, "um_per_px": 0.25})
-    labels = labels.assign(x_l0_px=rng.uniform(0, 999, n), y_l0_px=0.0)
+    labels = labels.assign(x_l0_px=rng.uniform(0, 999, n), y_l0_px=0.0, votes=[np.array([0, 1], np.int8)] * n)
     patches_run = store.open_run(tmp_path, "patches", STUDY.name, patches.config_of(STUDY), {"annotations": "x"})
     store.write_parquet(patches_run.path("labels.parquet"), labels)
     said = [{"slide_id": "odd slide", "scanner": "S1", "um_per_px": 0.3}]
@@ -81,6 +81,12 @@ def test_the_index_says_what_was_found_what_failed_and_that_it_is_synthetic(resu
     assert "0.87 ± 0.04" in page, "the published table"
     text = re.sub(r"<[^>]+>", " ", page)
     assert not {"nan", "NaN", "None"} & set(re.sub(r"\{.*\}", "", text).split())
+
+
+def test_the_raters_have_a_section(results):
+    page = report.build(STUDY, results).read_text()
+    assert "synthetic raters" in page and "By agreement." in page
+    assert page.count('id="raters"') == 1 and 'href="#raters"' in page
 
 
 def test_the_audit_has_a_page_with_every_fold_and_what_could_not_be_drawn(results):
