@@ -20,9 +20,10 @@ from mfcore.config import Study
 from mfcore.rng import generator
 
 STYLE = Path(__file__).resolve().parents[1] / "notebooks" / "mfcore.mplstyle"
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*<>hp"
 DASHES = ["-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1))]
 N_ACROSS = 6  # patches of a class in a contact sheet's row
+LEGEND_ROW_INCH = 0.175
 SHOWN_PX = 96  # of each patch there: the cell and its neighbours
 
 
@@ -189,9 +190,10 @@ def data_scaling(study: Study, table: pd.DataFrame, human: pd.DataFrame | None =
     table: as `mfcore.compare.scaling_table` returns it.
     """
     shown = ["auroc"] + (["balanced_accuracy"] if raters.reference(human, "balanced_accuracy") else [])
-    with _drawing(study, 1, len(shown), (8.4, 4.3) if len(shown) > 1 else (6.6, 4.3), sharey=True) as (figure, axes):
+    arms = list(dict.fromkeys(table["arm"]))
+    size_inch = (8.4 if len(shown) > 1 else 6.6, 3.75 + LEGEND_ROW_INCH * (len(arms) + 2 * len(shown)) / 2)
+    with _drawing(study, 1, len(shown), size_inch, sharey=True) as (figure, axes):
         for axis, metric in zip(axes[0], shown, strict=True):
-            arms = list(dict.fromkeys(table["arm"]))
             for index, arm in enumerate(arms):
                 part = table[table["arm"] == arm]
                 style = {"marker": MARKERS[index % len(MARKERS)], "linestyle": DASHES[index % len(DASHES)]}
@@ -208,7 +210,9 @@ def data_scaling(study: Study, table: pd.DataFrame, human: pd.DataFrame | None =
             axis.margins(x=0.08)
             axis.set(xlabel="training patches (share of what testing leaves)", ylabel=compare.metrics.TITLES[metric])
         if len(shown) > 1:
-            _raters(axes[0][1], human, compare.ALL, axes[0][1].get_xlim(), named=True)
+            ends = axes[0][1].get_xlim()
+            _raters(axes[0][1], human, compare.ALL, ends, named=True)
+            axes[0][1].set_xlim(ends)
         low = min(np.nanmin(table[metric] - table[f"{metric}_sd"].fillna(0)) for metric in shown)
         axes[0][0].set_ylim(min(0.45, float(low) - 0.02), 1.0)
         _legend_below(figure, axes[0][-1])
@@ -229,7 +233,6 @@ def _raters(axis: Axes, human: pd.DataFrame, domain: str, ends: tuple[float, flo
         axis.plot(ends, [line.estimate] * 2, color="black", linewidth=1.3, linestyle=(0, (7, 3)), label=said["one"], zorder=1.5)
     if upper:
         axis.plot(ends, [upper] * 2, color="0.45", linewidth=1.1, linestyle="-.", label=said["consensus"], zorder=1.5)
-    axis.set_xlim(ends if named else None)
 
 
 def cross_domain(
@@ -249,7 +252,8 @@ def cross_domain(
     domains = sorted(table["domain"].unique())
     below = tested is not None and any(raters.reference(human, "balanced_accuracy", domain) for domain in domains)
     n_rows, ratios = (2, (3.7, 2.9)) if below else (1, (3.9,))
-    size_inch = (3.4 * len(arms) + 1.2, sum(ratios) + 0.5 * below)
+    size_inch = (3.4 * len(arms) + 1.2, sum(ratios) + LEGEND_ROW_INCH * len(arms) * below)
+    turned = {"rotation": 45 if len(domains) < 6 else 90, "ha": "right", "va": "center", "rotation_mode": "anchor"}
     with _drawing(study, n_rows, len(arms), size_inch, sharey="row", height_ratios=ratios) as (figure, axes):
         for axis, arm in zip(axes[0], arms, strict=True):
             matrix = table[table["arm"] == arm].pivot(index="train_domain", columns="domain", values="mean")
@@ -263,9 +267,7 @@ def cross_domain(
                     axis.text(
                         j, i, text, ha="center", va="center", fontsize=8, color=colour, fontweight="bold" if i == j else None
                     )
-            axis.set_xticks(
-                range(len(domains)), [_two_lines(d) for d in domains], rotation=45, ha="right", rotation_mode="anchor"
-            )
+            axis.set_xticks(range(len(domains)), [_two_lines(d) for d in domains], **turned)
             axis.set_yticks(range(len(domains)), [_two_lines(d) for d in domains])
             axis.grid(False)
             axis.set_title(f"{arm} ({table.loc[table['arm'] == arm, 'kind'].iloc[0]})", fontsize=8, pad=8)
