@@ -1,5 +1,7 @@
 """Captions and the abstract, with every number computed from the tables they describe; none is typed."""
 
+import math
+
 import pandas as pd
 
 from mfcore import compare, raters, splits_audit
@@ -131,7 +133,9 @@ def _whose(study: Study) -> str:
 
 
 def _with_interval(interval: Interval) -> str:
-    return f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    """ "0.78 [0.76, 0.80]"; without the second where too few resamples have a value."""
+    bounds = f" [{interval.low:.2f}, {interval.high:.2f}]" if math.isfinite(interval.low) else ""
+    return f"{interval.estimate:.2f}{bounds}"
 
 
 def raters_table(study: Study, human: pd.DataFrame) -> str:

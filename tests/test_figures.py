@@ -245,4 +245,6 @@ def test_captions_without_votes_say_so_or_say_nothing():
     )
     assert captions.cross_domain(MIDOG, crossed(), none) == captions.cross_domain(MIDOG, crossed())
     assert "no human reference" in captions.raters_table(MIDOG, none)
+    without_interval = human().assign(balanced_accuracy_low=np.nan, balanced_accuracy_high=np.nan)
+    assert "nan" not in captions.cross_domain(MIDOG, crossed(), without_interval)
     assert "can't be told apart" in captions.by_agreement(MIDOG, agreement().iloc[:0])
