@@ -93,6 +93,11 @@ class Slide:
         low, high = np.minimum(half, size / 2), np.maximum(size - half, size / 2)
         return np.clip(centres_l0_px, low, high)
 
+    def reaches_over(self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None) -> np.ndarray:
+        """Whether the patches at the centres, float (n, 2) of x, y, reach over the slide's border, bool (n,)."""
+        half = size_px * self._scale(um_per_px) / 2
+        return ((centres_l0_px < half) | (centres_l0_px > np.array(self.size_px) - half)).any(axis=1)
+
     def _scale(self, um_per_px: float | None) -> float:
         """Level-0 px a patch px; 1 exactly where the patch is cut and not resampled."""
         scale = 1.0 if um_per_px is None else um_per_px / self.um_per_px

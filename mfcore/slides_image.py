@@ -105,7 +105,7 @@ def _open(path: Path) -> PngImagePlugin.PngImageFile:
         width, height = image.size
         if width * height > MAX_PX:
             raise SlideError(
-                f"{path}: {width:,} x {height:,} px; a PNG is decoded whole, which is done up to {MAX_PX:,} px; make it a tiled "
+                f"{path}: {width:,} x {height:,} px; a PNG is decoded whole, up to {MAX_PX:,} px of it; make it a tiled "
                 f"TIFF: {CONVERT}"
             )
         n_bits = head[24]  # of IHDR; Pillow would cut 16-bit colour to 8 unasked

@@ -1,5 +1,6 @@
 """Decoded tiles of a slide's file, kept until their last announced use; and the memory that all open slides share."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -38,6 +39,12 @@ class Memory:
         with self._changed:
             self._changed.wait_for(lambda: self._used == 0 or self._used + n_bytes <= self.limit_bytes)
             self._used += n_bytes
+
+    def lift(self) -> None:
+        """Take the limit off for whoever waits: the work is being given up, and must come to its end."""
+        with self._changed:
+            self.limit_bytes = sys.maxsize
+            self._changed.notify_all()
 
 
 class Tiles:
