@@ -151,9 +151,10 @@ def _data_note(study: Study, run: store.Run, annotations: pd.DataFrame) -> list[
         scanner, um_per_px = key
         of = f" ({scanner})" if scanner else ""
         notes.append(f"Slides that don't state their um/px, taken at the study's {um_per_px} um/px{of}: {names}.")
+    if facts["n_patches_shifted"]:
+        notes.append(f"{facts['n_patches_shifted']:,} patches near a border were moved inward.")
     if facts["n_patches_over_edge"]:
-        rule = "moved inward" if study.patches.at_border == "shift" else "filled with white"
-        notes.append(f"{facts['n_patches_over_edge']} patches reach over the border of their slide and are {rule}.")
+        notes.append(f"{facts['n_patches_over_edge']:,} patches as stored reach over the border of their slide: white there.")
     notes.append(labels.published_note(study, annotations))
     return [note for note in notes if note]
 

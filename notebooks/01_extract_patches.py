@@ -79,7 +79,14 @@ if study.switches.split_by == "slide":
     assert audit["test_on_train_slides"].max() == 0, "a slide stands on both sides of a split"
 
 # %%
-print("files written:", run.folder.name, splits_run.folder.name, audit_run.folder.name, *[path.name for path in written], sep="\n  ")
+print(
+    "files written:",
+    run.folder.name,
+    splits_run.folder.name,
+    audit_run.folder.name,
+    *[path.name for path in written],
+    sep="\n  ",
+)
 
 # %% [markdown]
 # **What we saw.** One table of labels, one array of patches, one table of splits; everything after this reads those three.

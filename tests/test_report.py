@@ -26,7 +26,7 @@ def results(tmp_path):
     patches_run = store.open_run(tmp_path, "patches", STUDY.name, patches.config_of(STUDY), {"annotations": "x"})
     store.write_parquet(patches_run.path("labels.parquet"), labels)
     said = [{"slide_id": "odd slide", "scanner": "S1", "um_per_px": 0.3}]
-    patches_run.finish(["labels.parquet"], um_per_px_said_by_study=said, n_patches_over_edge=7)
+    patches_run.finish(["labels.parquet"], um_per_px_said_by_study=said, n_patches_over_edge=7, n_patches_shifted=3)
     splits_run = store.open_run(
         tmp_path, "splits", STUDY.switches.scheme, splits.config_of(STUDY), {"patches": patches_run.key}
     )
@@ -76,7 +76,8 @@ def test_the_index_says_what_was_found_what_failed_and_that_it_is_synthetic(resu
     assert page.count("synthetic data") >= 2
     assert "A &lt;test&gt;" in page and "E: &lt;no&gt; weights" in page, "text isn't escaped"
     assert "odd slide" in page and "at the study&#39;s 0.3 um/px (S1)" in page
-    assert "7 patches reach over the border of their slide and are filled with white" in page
+    assert "7 patches as stored reach over the border of their slide: white there" in page
+    assert "3 patches near a border were moved inward" in page
     assert "The figure is missing" in page  # those of 05 and 06
     assert "0.87 ± 0.04" in page, "the published table"
     text = re.sub(r"<[^>]+>", " ", page)
