@@ -15,7 +15,7 @@ candidates := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 unexport PYTHONHOME PYTHONPATH
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help paper lab test check format notebooks env docker clean clean-results clean-env
+.PHONY: help paper data lab test check format notebooks env docker clean clean-results clean-env
 .DEFAULT_GOAL := help
 
 help: ## list what there is
@@ -31,6 +31,9 @@ help: ## list what there is
 
 paper: env ## run STUDY through the notebooks; ends with the path of the supplement
 	@$(python) -m mfcore.sweep paper --study "$(STUDY)" $(if $(DATA),--data "$(DATA)") $(if $(CORES),--cores "$(CORES)") $(ARGS)
+
+data: env ## fetch what STUDY's data folder lacks, and say what is there (ARGS=--verify: compare checksums)
+	@$(python) -m mfcore.sweep data --study "$(STUDY)" $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 lab: env ## open JupyterLab on the notebooks
 	@$(python) -m jupyterlab $(ARGS)

@@ -5,6 +5,7 @@ of several units of work (a fold at a size) keeps each finished unit, so that a 
 """
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -43,6 +44,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(folder: str | Path, who: str) -> Iterator[None]:
+    """Hold the folder's lock; the system lets it go however the process ends, so none is ever left behind.
+
+    Raises StoreError where another process holds it; ``who`` names what both are, as in "sweep".
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with (Path(folder) / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StoreError(f"another {who} is at work on {folder}; wait for it, or stop it") from None
+        yield
 
 
 def write_json(path: str | Path, content: object) -> None:

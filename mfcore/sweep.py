@@ -5,19 +5,17 @@ tells. Records of failure are removed when the sweep starts again, and so those 
 """
 
 import argparse
-import contextlib
-import fcntl
 import os
 import re
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mfcore import store
+from mfcore import downloads, store
 from mfcore.config import ConfigError, Study, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +86,7 @@ def paper(name: str, data: str | None, results: str | None, n_cores: int | None,
     folder.mkdir(parents=True, exist_ok=True)
     n_cores = n_cores or len(os.sched_getaffinity(0))
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))  # its jobs take turns; without one they share the cores
-    with _alone(folder):
+    with store.alone(folder, "sweep"):
         for failure in sorted(folder.glob("failures/*.json")):
             (folder / "jobs" / failure.name).unlink(missing_ok=True)
             failure.unlink()
@@ -122,15 +120,19 @@ def paper(name: str, data: str | None, results: str | None, n_cores: int | None,
     return 1 if status or failures else 0
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system lets it go however the process ends, so none is ever left behind."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SweepError(f"another sweep is at work on {folder}; wait for it, or stop it") from None
-        yield
+def data(name: str, folder: str | None, verify: bool) -> int:
+    """Fetch what a study's data folder lacks and say what is there; returns the exit status: 0 if everything is.
+
+    Raises DownloadError where there is nothing to fetch or nothing can be begun, ConfigError for a bad study.
+    """
+    study = load_study(study_file(name))
+    try:
+        table = downloads.fetch(study, Path(folder).expanduser() if folder else ROOT / "data" / study.name, verify=verify)
+    except KeyboardInterrupt:
+        print("mfcore: stopped; what came is kept, run it again to go on", file=sys.stderr)
+        return 130
+    print(downloads.summary(table))
+    return int((table["state"] == "missing").any())
 
 
 def run_job(file: Path, name: str, results: Path, data: str, n_threads: int) -> bool:
@@ -241,7 +243,7 @@ def _reason(error: Exception) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: ``paper``, and what the Snakefile calls."""
+    """The command line: ``paper``, ``data``, and what the Snakefile calls."""
     parser = argparse.ArgumentParser(prog="python -m mfcore.sweep", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("paper", help="run a study through the notebooks and build its supplement")
@@ -249,6 +251,10 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--data", help="folder of the study's data")
     run.add_argument("--results", help="where results go (results/)")
     run.add_argument("--cores", type=int, help="how many cores to use (all)")
+    files = commands.add_parser("data", help="fetch what a study's data folder lacks, and say what is there")
+    files.add_argument("--study", required=True)
+    files.add_argument("--data", help="folder of the study's data (data/ and the study's name)")
+    files.add_argument("--verify", action="store_true", help="compare every file's checksum, not just its length")
     one = commands.add_parser("job", help="run one job of a study (the Snakefile calls this)")
     one.add_argument("--study", type=Path, required=True)
     one.add_argument("--name", required=True)
@@ -265,6 +271,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if chosen.command == "paper":
             return paper(chosen.study, chosen.data, chosen.results, chosen.cores, options)
+        if chosen.command == "data":
+            return data(chosen.study, chosen.data, chosen.verify)
         if chosen.command == "job":
             done = run_job(chosen.study, chosen.name, chosen.results.resolve(), chosen.data, chosen.threads)
             return 0 if done or chosen.name != "01_extract_patches" else 1  # without patches there is nothing to go on with
@@ -273,7 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
         from mfcore import pairs
 
         return pairs.build(ROOT / "notebooks")
-    except (ConfigError, SweepError, store.StoreError) as error:
+    except (ConfigError, SweepError, store.StoreError, downloads.DownloadError) as error:
         print(f"mfcore: {error}", file=sys.stderr)
         return 2
 

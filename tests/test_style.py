@@ -17,6 +17,8 @@ HOSTS = {
     "huggingface.co",
     "zenodo.org",
     "figshare.com",
+    "api.figshare.com",
+    "ndownloader.figshare.com",
     "doi.org",
     "arxiv.org",
     "creativecommons.org",

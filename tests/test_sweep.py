@@ -70,10 +70,11 @@ def test_a_failed_job_is_a_row_with_its_reason_and_its_notebook_is_kept(tmp_path
 
 
 def test_a_second_sweep_on_the_same_results_is_refused(tmp_path):
-    with sweep._alone(tmp_path), pytest.raises(sweep.SweepError, match="another sweep is at work"), sweep._alone(tmp_path):
-        pass
-    with sweep._alone(tmp_path):
-        pass
+    with (
+        store.alone(tmp_path / "demo", "sweep"),
+        pytest.raises(store.StoreError, match="another sweep is at work"),
+    ):
+        sweep.paper("demo", None, str(tmp_path), 1, [])
 
 
 def test_an_unknown_study_ends_with_its_name_and_status_2(capsys):

@@ -1,0 +1,114 @@
+"""A host of files that behaves well, unless told for its next answers to break off, refuse, forget ranges or send rubbish."""
+
+import contextlib
+import hashlib
+import http.server
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Asked:
+    """One request: path, its Range, If-Range and User-Agent, what was answered, bytes of the body sent, and when it came."""
+
+    path: str
+    range: str | None
+    if_range: str | None
+    agent: str | None
+    status: int = 0
+    n_sent: int = 0
+    time_s: float = field(default_factory=time.monotonic)
+
+
+class UnreliableServer(http.server.ThreadingHTTPServer):
+    """``files``: path -> content. ``acts``: path -> what to do at the next requests, one after the other; ``always``: after.
+
+    An act may have: status (with headers), n_sent (bytes of the body after which the connection breaks), no_range (the
+    whole is sent), no_if_range (the rest is sent, of whatever there is now), headers (added, or None to leave one out),
+    start and total (as Content-Range says), pause_s (before each 1,000 bytes), content (instead of the file's).
+    """
+
+    daemon_threads = True
+    is_known_by_etag = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[str, bytes] = {}
+        self.acts: dict[str, list[dict]] = defaultdict(list)
+        self.always: dict[str, dict] = {}
+        self.asked: list[Asked] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def put_json(self, path: str, content: object) -> None:
+        """Answer ``path`` with JSON."""
+        self.files[path] = json.dumps(content).encode()
+
+    def n_sent(self, path: str) -> int:
+        """Bytes of ``path`` sent so far."""
+        return sum(asked.n_sent for asked in self.asked if asked.path == path)
+
+    def handle_error(self, request, client_address):
+        """Clients that go away are part of the trial."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: UnreliableServer
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        queue = self.server.acts[path]
+        act = queue.pop(0) if queue else self.server.always.get(path, {})
+        content = act.get("content", self.server.files.get(path))
+        asked = Asked(path, *(self.headers.get(name) for name in ("Range", "If-Range", "User-Agent")))
+        self.server.asked.append(asked)
+        asked.status = act.get("status") or (404 if content is None else 200)
+        headers, body = {}, b""
+        if asked.status == 200:
+            etag = f'"{hashlib.md5(content).hexdigest()}"'
+            headers["ETag"] = etag if self.server.is_known_by_etag else None
+            start = int(asked.range.removeprefix("bytes=").removesuffix("-")) if asked.range else 0
+            is_same = asked.if_range in (None, etag) or act.get("no_if_range")
+            if asked.range and is_same and not act.get("no_range"):
+                if start >= len(content):
+                    asked.status, headers["Content-Range"] = 416, f"bytes */{len(content)}"
+                else:
+                    asked.status, first, total = 206, act.get("start", start), act.get("total", len(content))
+                    body = content[first:]
+                    headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{total}"
+            else:
+                body = content
+        headers = {"Content-Length": str(len(body)), **headers, **act.get("headers", {})}
+        self.send_response(asked.status)
+        for name, value in headers.items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+        self.close_connection = True
+        body = body[: act.get("n_sent")]
+        step = 1000 if "pause_s" in act else len(body) or 1
+        for at in range(0, len(body), step):
+            time.sleep(act.get("pause_s", 0))
+            block = body[at : at + step]
+            asked.n_sent += len(block)  # before: the client may look as soon as it has them
+            self.wfile.write(block)
+            self.wfile.flush()
+
+    def log_message(self, *arguments):
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[UnreliableServer]:
+    """A server at work in a thread of its own."""
+    with UnreliableServer() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
