@@ -167,7 +167,10 @@ def _jpeg_decoder(tables: bytes | None, is_ycbcr: bool) -> Callable[[bytes, int]
 
 
 class TiffReader:
-    """Levels of a TIFF, each a `Page`; geometry and resolution are given."""
+    """Levels of a TIFF, each a `Page`; geometry and resolution are given.
+
+    ``judge``, where there is one, has the last word on tiles that can't be decoded here; it is closed with this reader.
+    """
 
     def __init__(
         self,
@@ -176,9 +179,11 @@ class TiffReader:
         downsamples: tuple[float, ...],
         um_per_px: tuple[float | None, str],
         memory: Memory,
+        judge: OpenSlideReader | None = None,
     ):
         self._path = path
         self._levels = levels
+        self._judge = judge
         self.size_px = (levels[0].width, levels[0].height)
         self.downsamples = downsamples
         self.stated_um_per_px, self.tag = um_per_px
@@ -241,14 +246,22 @@ class TiffReader:
             if tile.shape != (height, page.tile_width, 3):
                 raise ValueError(f"{tile.shape} instead of {(height, page.tile_width, 3)}")
         except Exception as error:  # every codec has its own
-            at = tuple(round(px * self.downsamples[level]) for px in (column * page.tile_width, row * page.tile_height))
+            x_px, y_px = column * page.tile_width, row * page.tile_height
+            if self._judge is not None:  # some writers leave bytes behind a tile's end, which OpenSlide doesn't mind
+                return self._judge.region(Window(level, x_px, y_px, page.tile_width, height))
             raise SlideError(
-                f"{self._path}: damaged near level-0 px {at}, level {level} ({error}); fetch the file again"
+                f"{self._path}: damaged near level-0 px ({x_px}, {y_px}), level {level} ({error}); fetch the file again"
             ) from None
         return tile
 
     def close(self) -> None:
         """Give file and memory back."""
+        self.release()
+        if self._judge is not None:
+            self._judge.close()
+
+    def release(self) -> None:
+        """The same, but leave the judge open."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -273,17 +286,20 @@ def over(reader: OpenSlideReader, path: Path, index: Index, memory: Memory) -> R
         if page.unusual or len(page.offsets) != n_tiles or not page.n_bytes.all() or page.n_bytes_tile > MAX_TILE_BYTES:
             return reader
         levels.append(page)
-    tiles = TiffReader(path, tuple(levels), reader.downsamples, (reader.stated_um_per_px, reader.tag), memory)
+    stated = reader.stated_um_per_px, reader.tag
+    tiles = TiffReader(path, tuple(levels), reader.downsamples, stated, memory, judge=reader)
     first, k = levels[0], int(levels[0].n_bytes.argmax())
     row, column = divmod(k, first.n_across)
     x_px, y_px = column * first.tile_width, row * first.tile_height
     width, height = min(first.tile_width, first.width - x_px), min(first.tile_height, first.height - y_px)
     try:
-        same = np.array_equal(tiles.decode((0, k))[:height, :width], reader.region(Window(0, x_px, y_px, width, height)))
+        expected = reader.region(Window(0, x_px, y_px, width, height))
+        if np.array_equal(tiles.decode((0, k))[:height, :width], expected):
+            return tiles
     except SlideError:
-        same = False
-    (reader if same else tiles).close()
-    return tiles if same else reader
+        pass  # to be said where a patch needs it
+    tiles.release()
+    return reader
 
 
 def plain(path: Path, index: Index, memory: Memory) -> TiffReader:
