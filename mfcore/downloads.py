@@ -113,6 +113,10 @@ def fetch(
             return _named(_fetch(wanted, listed, source, folder, hosts, verify, patience), study, folder)
     except store.StoreError as error:
         raise DownloadError(str(error)) from None
+    except OSError as error:
+        raise DownloadError(
+            f"{error.filename or folder}: {error.strerror or error}; make it writable, or name another folder with DATA=folder"
+        ) from None
 
 
 def _named(table: pd.DataFrame, study: Study, folder: Path) -> pd.DataFrame:
@@ -230,6 +234,7 @@ def _all_of(
         initial=sum(Part(folder / want.file).n_bytes for want in missing),
         unit="B",
         unit_scale=True,
+        smoothing=0.05,  # the remaining time is that of hours, not of the last second
     ) as bar:
         session = open_session(patience, bar)
         for n, want in enumerate(missing, start=1):
@@ -239,7 +244,7 @@ def _all_of(
                 if is_full:
                     raise FileError(f"not tried, since the disk was full: {is_full}")
                 if in_vain[want.host] >= N_IN_VAIN:
-                    raise FileError(f"not tried, since {want.host} gave none of {N_IN_VAIN} files before it: {why[want.host]}")
+                    raise FileError(f"not tried, since {want.host} failed {N_IN_VAIN} times in a row: {why[want.host]}")
                 whole = _one(session, want, said.get(want.file, Published()), folder, hosts, record, patience, bar)
                 in_vain[want.host] = 0
                 state = "checksum as published" if whole.checked else "no checksum published, the one seen is recorded"
@@ -267,19 +272,19 @@ def _one(
     bar: tqdm,
 ) -> Whole:
     """Fetch one file from the first of its addresses that gives it, record it and give it its name."""
-    part, reasons = Part(folder / want.file), []
+    part, reasons, of_host = Part(folder / want.file), {}, False
     for url in want.urls(hosts):
         bar.set_postfix_str(want.file)
         try:
             whole = transfer(session, url, part, said, patience, bar)
             break
         except FileError as error:
-            reasons.append(f"{error} ({urlsplit(url).netloc})")
-            of_host = error.of_host
             if isinstance(error, RefusedError):
                 raise
+            reasons.setdefault(str(error), []).append(urlsplit(url).netloc)
+            of_host = of_host or error.of_host
     else:
-        raise FileError("; ".join(reasons), of_host)
+        raise FileError("; ".join(f"{why} ({', '.join(places)})" for why, places in reasons.items()), of_host)
     record[want.file] = {
         "url": whole.url,
         "bytes": whole.n_bytes,
@@ -305,6 +310,7 @@ def summary(table: pd.DataFrame) -> str:
     judged = table[table["state"] != "missing"].groupby(["state", "reason"], sort=False).size()
     lines += ["", *(f"{state}: {n} {reason}" for (state, reason), n in judged.items())] if len(judged) else []
     missing = table[table["state"] == "missing"]
+    lines += [""] if len(missing) else []
     for row in missing.itertuples():
         lines += [f"missing: {row.file}: {row.reason}", f"    {row.remedy}"]
     end = f"{len(missing)} of {len(table)} files are missing" if len(missing) else f"everything is there, {len(table)} files"

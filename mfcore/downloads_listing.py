@@ -11,7 +11,7 @@ import pandas as pd
 import requests
 from tqdm.auto import tqdm
 
-from mfcore.downloads_transfer import PATIENCE, TRY_AGAIN, Patience, Published, open_session, plain
+from mfcore.downloads_transfer import PATIENCE, Patience, Published, open_session, plain
 from mfcore.store import StoreError, read_json, write_json
 
 KEPT = ".published.json"
@@ -29,8 +29,8 @@ def published(
     notes = []
     for (host, record), rows in wanted[~wanted["file"].isin(found)].groupby(["host", "record"], sort=False):
         files = dict(zip(rows["id"], rows["file"], strict=True))
-        with tqdm(unit="list", leave=False, desc=f"{host} {record}: lengths and checksums") as bar:
-            session = open_session(patience, bar, TRY_AGAIN | {403})  # with which figshare answers who asks too often
+        with tqdm(unit=" lists", leave=False, desc=f"{host} {record}: lengths and checksums") as bar:
+            session = open_session(patience, bar, patience.n_tries, {403})  # so figshare answers who asks too often
             try:
                 if host == "zenodo":
                     listed = _zenodo(session, hosts["zenodo"], record, patience)

@@ -142,8 +142,11 @@ class Part:
         self.record.unlink(missing_ok=True)
 
 
-def open_session(patience: Patience, bar: tqdm, statuses: Collection[int] = TRY_AGAIN) -> requests.Session:
-    """A session that asks again, later, where a host answers one of ``statuses``; ``bar`` shows what it waits for."""
+def open_session(patience: Patience, bar: tqdm, n_connections: int = 1, also: Collection[int] = ()) -> requests.Session:
+    """A session that asks again, later, where a host answers one of TRY_AGAIN or ``also``; ``bar`` shows what it waits for.
+
+    n_connections: how often a connection is tried. Once for `transfer`, which itself goes on where one broke.
+    """
 
     class ToldRetry(Retry):
         def sleep(self, response: urllib3.BaseHTTPResponse | None = None) -> None:
@@ -154,11 +157,11 @@ def open_session(patience: Patience, bar: tqdm, statuses: Collection[int] = TRY_
 
     retry = ToldRetry(
         total=None,
-        connect=0,  # a connection that can't be had or breaks is for `transfer`, which goes on where it broke
-        read=0,
+        connect=n_connections - 1,
+        read=n_connections - 1,
         other=0,
         status=patience.n_tries - 1,
-        status_forcelist=statuses,
+        status_forcelist=TRY_AGAIN.union(also),
         backoff_factor=patience.first_wait_s,
         backoff_max=patience.longest_wait_s,
         raise_on_status=False,

@@ -185,6 +185,18 @@ def test_lengths_that_can_not_be_had_stop_nothing(server, tmp_path, capsys):
     assert store.read_json(tmp_path / "downloaded.json")[SLIDES[1]]["checksum_is"] == "only seen"
 
 
+def test_a_list_is_asked_for_again_where_the_connection_breaks(server, tmp_path, capsys):
+    server.acts[RECORD] = [{"headers": {"Content-Length": "x" * 70000}}]  # no answer that could be read
+    assert set(fetch(server, tmp_path)["reason"]) == {"checksum as published"}
+    assert "can't be had" not in capsys.readouterr().out
+
+
+def test_a_place_that_can_not_be_written_is_told(server, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DownloadError, match=r"file.*make it writable, or name another folder with DATA=folder"):
+        fetch(server, tmp_path / "file" / "data")
+
+
 @pytest.mark.parametrize("content", [b"no JSON", b"[]", b'{"files": [{"key": 1}]}'])
 def test_a_list_that_is_not_as_expected_stops_nothing(server, tmp_path, capsys, content):
     server.files[RECORD] = content
@@ -212,7 +224,7 @@ def test_a_host_that_gives_nothing_is_not_asked_for_ever(server, tmp_path):
     table = fetch(server, tmp_path)
     assert table.loc[VOTES, "state"] == "fetched"
     assert table.loc[SLIDES[2], "reason"] == (
-        f"not tried, since zenodo gave none of 3 files before it: 403 Forbidden (127.0.0.1:{server.server_port})"
+        f"not tried, since zenodo failed 3 times in a row: 403 Forbidden (127.0.0.1:{server.server_port})"
     )
     assert len(transfers(server)) == 4
 
@@ -232,7 +244,8 @@ def test_figshare_is_asked_for_lists_once_and_at_two_addresses(server, tmp_path)
     server.always["/files/102"] = {"status": 403}
     table = fetch(server, tmp_path, "ccmct")
     assert list(table["state"]) == ["fetched", "fetched", "missing"]
-    assert table.loc["WSI/b.svs", "reason"].count("403 Forbidden") + table.loc["WSI/b.svs", "reason"].count("404") == 2
+    host = f"127.0.0.1:{server.server_port}"
+    assert table.loc["WSI/b.svs", "reason"] == f"403 Forbidden ({host}); 404 Not Found ({host})"
     assert "https://figshare.com/ndownloader/files/102" in table.loc["WSI/b.svs", "remedy"]
     assert table.loc["WSI/a.svs", "checksum"] == f"md5:{md5(b'101' * 400)}"
     assert table.loc["WSI/a.svs", "reason"] == "checksum as published"

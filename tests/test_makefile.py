@@ -188,6 +188,14 @@ def test_somebody_elses_environment_is_used_not_removed(machine):
     assert not machine.calls("-m venv")
 
 
+def test_data_hands_on_what_it_is_told_though_a_folder_has_its_name(machine):
+    """data/ is there in every checkout."""
+    machine.install("python3")
+    (machine.folder / "data").mkdir()
+    assert machine.make("data", "STUDY=midog22", "DATA=/a b", "ARGS=--verify").returncode == 0
+    assert machine.calls("-m mfcore.sweep") == ["-m mfcore.sweep data --study midog22 --data /a b --verify"]
+
+
 def test_paper_hands_on_what_it_is_told_and_how_it_ended(machine):
     """Study, data, cores and other arguments reach the sweep; its failure is make's."""
     machine.install("python3")
