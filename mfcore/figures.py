@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from mfcore import compare, raters, splits_audit, store
+from mfcore import compare, compare_schemes, raters, splits_audit, store
 from mfcore.config import Study
 from mfcore.rng import generator
 
@@ -320,24 +320,43 @@ def best_arms(table: pd.DataFrame) -> list[str]:
 
 
 def inflation(study: Study, table: pd.DataFrame) -> Figure:
-    """AUROC of one probe under each way to split, a line a scheme, against the number of training patches.
+    """One probe under each way to split, a line a scheme: what it leaks at the largest size, and the AUROC at every size.
 
     table: as `mfcore.compare_schemes.inflation` returns it.
     """
     schemes = list(dict.fromkeys(table["scheme"]))
-    with _drawing(study, 1, 1, (6.6, 3.4)) as (figure, axes):
-        axis = axes[0][0]
-        for index, scheme in enumerate(schemes):
-            part = table[table["scheme"] == scheme]
-            style = {"marker": MARKERS[index % len(MARKERS)], "linestyle": DASHES[index % len(DASHES)]}
-            nudge = 1.04 ** (index - (len(schemes) - 1) / 2)  # so that bars at one size stay apart
-            label = f"{splits_audit.scheme_title(scheme)}: {part['test_overlapping_train'].iloc[-1]:.0%} share pixels"
-            axis.errorbar(part["n_train"] * nudge, part["auroc"], part["auroc_sd"].fillna(0), capsize=2.5, label=label, **style)
-        axis.axhline(0.5, color="0.55", linewidth=0.9, linestyle=":")
-        axis.set_xscale("log")
-        axis.set(xlabel="training patches", ylabel="AUROC")
-        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title="way to split: test patches that, at the largest size,")
-        axis.set_title(f"{study.inflation.encoder} (probe), mean ± SD of {table['n_folds'].max()} folds")
+    full = table[table["size"] == table["size"].max()].set_index("scheme").loc[schemes]
+    places = np.arange(len(schemes))
+    with _drawing(study, 1, 2, (7.4, 0.42 * len(schemes) + 1.5), sharey=True, width_ratios=(1, 1.7)) as (figure, axes):
+        leaks, scores = axes[0]
+        for shift, column, face, name in (
+            (-0.18, "test_on_train_slides", "0.82", "lie on a slide that training sees"),
+            (0.18, "test_overlapping_train", "0.35", "share pixels with a training patch"),
+        ):
+            leaks.barh(places + shift, 100 * full[column], 0.34, color=face, edgecolor="0.25", linewidth=0.6, label=name)
+        leaks.set(xlabel="test patches, %", xlim=(0, 100), yticks=places, ylim=(len(schemes) - 0.5, -0.5))
+        leaks.set_yticklabels([splits_audit.scheme_title(scheme) for scheme in schemes])
+        sizes = sorted(table["size"].unique())
+        for index, size in enumerate(sizes):
+            part = table[table["size"] == size].set_index("scheme").reindex(schemes)
+            at = places + 0.22 * (index - (len(sizes) - 1) / 2)
+            label = f"{100 * size:g} % of what testing leaves"
+            scores.errorbar(
+                part["auroc"], at, xerr=part["auroc_sd"].fillna(0), fmt=MARKERS[index], linestyle="none", capsize=2, label=label
+            )
+        if compare_schemes.BASE in schemes:
+            scores.axvline(
+                full.loc[compare_schemes.BASE, "auroc"],
+                color="0.4",
+                linewidth=0.9,
+                linestyle=DASHES[1],
+                zorder=0,
+                label="by slide, with all of it",
+            )
+        scores.set_xlabel("AUROC, mean ± SD over folds")
+        for axis in (leaks, scores):
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32))
+        figure.suptitle(f"{study.inflation.encoder} (probe)", fontsize=9, x=0.01, ha="left", fontweight="bold")
     return figure
 
 
