@@ -354,8 +354,8 @@ def inflation(study: Study, table: pd.DataFrame) -> Figure:
                 label="by slide, with all of it",
             )
         scores.set_xlabel("AUROC, mean ± SD over folds")
-        for axis in (leaks, scores):
-            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32))
+        handles = [handle for axis in (leaks, scores) for handle in axis.get_legend_handles_labels()[0]]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
         figure.suptitle(f"{study.inflation.encoder} (probe)", fontsize=9, x=0.01, ha="left", fontweight="bold")
     return figure
 

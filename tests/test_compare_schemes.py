@@ -59,10 +59,11 @@ def test_inflation_is_the_mean_above_by_slide_at_the_same_size(results):
     shown = compare_schemes.wide(table.reset_index())
     assert shown["above_by_slide"].tolist() == ["+0.000"] * 2 + ["+0.500"] * 2
     assert "by annotation 1.00 ± 0.00" in captions.inflation(STUDY, table.reset_index())
-    leaks, scores = figures.inflation(STUDY, table.reset_index()).axes
+    figure = figures.inflation(STUDY, table.reset_index())
+    leaks, _ = figure.axes
     assert [tick.get_text() for tick in leaks.get_yticklabels()] == ["by slide", "by annotation"]
     assert [bar.get_width() for bar in leaks.patches[:2]] == [0, 100]  # test patches on a slide that training sees
-    assert len(scores.get_legend().get_texts()) == 3  # two sizes and the line
+    assert len(figure.legends[0].get_texts()) == 5  # two shares, two sizes, the line
 
 
 def test_without_a_probe_by_slide_there_is_no_inflation_and_without_any_no_table(results):
