@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from mfcore.labels import MAX_OFF_SLIDE_PX
 from mfcore.slides import Memory, Slide, SlideError, UnstatedResolution, open_slide
+from mfcore.store import replacing
 
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -174,17 +175,9 @@ def read_all(target: Path, progress: Path, jobs: list[Job], found: list[Found], 
 
 def _begin(target: Path, progress: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Make the array, or take up the one there is; returns which rows are in it, bool (n_patches,)."""
-    is_done = np.zeros(shape[0], dtype=bool)
     begun = json.dumps({"rule": RULE, "shape": shape}) + "\n"
-    with contextlib.suppress(OSError, ValueError):
-        there = np.load(target, mmap_mode="r")  # refuses a header or a length that the kill left unfinished
-        # A line without its end was being written at the kill; its rows are read again.
-        first, *lines = [x for x in progress.read_text(encoding="utf-8").splitlines(keepends=True) if x.endswith("\n")] or [""]
-        if there.shape == shape and there.dtype == np.uint8 and first == begun:
-            progress.write_text("".join([first, *lines]), encoding="utf-8")
-            for line in lines:
-                is_done[json.loads(line)] = True
-            return is_done
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return _take_up(target, progress, shape, begun)
     progress.unlink(missing_ok=True)
     target.unlink(missing_ok=True)
     free = shutil.disk_usage(target.parent).free
@@ -192,6 +185,21 @@ def _begin(target: Path, progress: Path, shape: tuple[int, ...]) -> np.ndarray:
         raise PatchError(f"{target.parent}: the patches need {math.prod(shape):,} bytes, {free:,} are free; make room")
     np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
     progress.write_text(begun, encoding="utf-8")
+    return np.zeros(shape[0], dtype=bool)
+
+
+def _take_up(target: Path, progress: Path, shape: tuple[int, ...], begun: str) -> np.ndarray:
+    """Which rows an earlier run has put in; raises OSError, ValueError or IndexError where it left nothing to go on with."""
+    there = np.load(target, mmap_mode="r")  # refuses a header or a length that the kill left unfinished
+    first, *lines = progress.read_text(encoding="utf-8").splitlines(keepends=True)
+    if there.shape != shape or there.dtype != np.uint8 or first != begun:
+        raise ValueError("begun in another way")
+    lines = [line for line in lines if line.endswith("\n")]  # one without was being written at the kill
+    is_done = np.zeros(shape[0], dtype=bool)
+    for line in lines:
+        is_done[np.array(json.loads(line), dtype=np.int64)] = True
+    with replacing(progress) as aside:
+        aside.write_text("".join([first, *lines]), encoding="utf-8")
     return is_done
 
 

@@ -25,7 +25,10 @@ def _cache() -> "openslide.OpenSlideCache":
 
 
 class OpenSlideReader:
-    """Any format of OpenSlide; raises SlideError for a damaged file and `Unknown` for another format."""
+    """Any format of OpenSlide; raises SlideError for a damaged file and `Unknown` for another format.
+
+    Once OpenSlide has come upon damage, it reads no more of that slide.
+    """
 
     n_bytes_whole = 0
 
@@ -43,6 +46,7 @@ class OpenSlideReader:
             raise self.Unknown from None
         except openslide.OpenSlideError as error:
             raise SlideError(f"{path}: damaged ({error}); fetch the file again") from None
+        self._slide.set_cache(_cache())
         self.size_px = self._slide.dimensions
         self.downsamples = self._slide.level_downsamples
         self.level_sizes_px = self._slide.level_dimensions
@@ -59,8 +63,7 @@ class OpenSlideReader:
         return round(at_px * self.downsamples[level])
 
     def expect(self, windows: Iterable[Window]) -> None:
-        """OpenSlide keeps what it decoded last; reads that come in order find it there."""
-        self._slide.set_cache(_cache())
+        """Nothing to prepare: OpenSlide keeps what it decoded last, and reads that come in order find it there."""
 
     def region(self, window: Window) -> np.ndarray:
         """See `mfcore.slides_reader.Reader`."""

@@ -296,8 +296,9 @@ def over(reader: OpenSlideReader, path: Path, index: Index, memory: Memory) -> R
         expected = reader.region(Window(0, x_px, y_px, width, height))
         if np.array_equal(tiles.decode((0, k))[:height, :width], expected):
             return tiles
-    except SlideError:
-        pass  # to be said where a patch needs it
+    except SlideError:  # to be said again by the read that needs this tile
+        tiles.close()
+        return OpenSlideReader(path)
     tiles.release()
     return reader
 

@@ -3,9 +3,6 @@
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from mfcore import labels, patches, store
+from mfcore import labels, patches, patches_read, store
 from mfcore.config import Data, Network, Patches, Study, Switches
 from mfcore.patches import PatchError
 from mfcore.slides import open_slide
@@ -48,7 +45,8 @@ def folder(tmp_path):
         for i, (x, y) in enumerate(places)
     ]
     images = [
-        {"id": i, "file_name": name, "width": 160, "height": 140, "tumor_type": "ab"[i > 0]} for i, name in enumerate(UM_PER_PX)
+        {"id": i, "file_name": name, "width": 160, "height": 140, "tumor_type": "ab"[i > 0], "scanner": "AAB"[i]}
+        for i, name in enumerate(UM_PER_PX)
     ]
     (folder / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     return folder
@@ -115,108 +113,17 @@ def test_a_patch_over_the_edge_is_counted_to_the_px(tmp_path):
     assert white.sum(axis=1).tolist() == [1, 0, 0, 1]
 
 
-def test_processes_give_the_same_array(folder, tmp_path):
-    one = patches.load(patches.extract(STUDY, folder, tmp_path / "one"))[1]
-    two = patches.load(patches.extract(STUDY, folder, tmp_path / "two", n_workers=2))[1]
-    np.testing.assert_array_equal(one, two)
-
-
-def end_the_process(job):
-    os._exit(3)
-
-
-def test_a_worker_that_dies_is_said():
-    """Killed for its memory, for one; the pool must not wait for it for ever."""
-    with (
-        pytest.raises(PatchError, match=r"a worker process died.*fewer workers"),
-        patches._pool(2, n_jobs=2) as pool,
-    ):
-        list(patches._each(end_the_process, [None, None], pool))
-
-
-KILLED = """
-import os, signal, sys
-from mfcore import patches
-sys.path.insert(0, {tests!r})
-from test_patches import STUDY
-read, n_read = patches._patches_of, 0
-
-def killed_on_the_second_slide(job):
-    global n_read
-    n_read += 1
-    for i, patch in enumerate(read(job)):
-        if n_read == 2 and i == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield patch
-
-patches._patches_of = killed_on_the_second_slide
-patches.extract(STUDY, {folder!r}, {results!r})
-"""
-
-
-def test_a_kill_loses_the_slide_in_hand_and_no_more(folder, tmp_path, monkeypatch):
-    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder), results=str(tmp_path / "results"))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=Path(__file__).parents[1])
-    assert done.returncode == -9, done.stderr.decode()
-    begun = next((tmp_path / "results").iterdir())
-    assert {file.name for file in begun.iterdir()} == {"begun.json", "patches.partial.npy", "progress.txt"}
-    with pytest.raises(store.StoreError, match="no finished"):
-        patches.find(STUDY, tmp_path / "results")
-
-    read, slides_read = patches._patches_of, []
-    monkeypatch.setattr(patches, "_patches_of", lambda job: slides_read.append(job.slide_id) or read(job))
-    resumed = patches.extract(STUDY, folder, tmp_path / "results")
-    assert resumed.folder == begun
-    assert slides_read == ["002.tiff", "003.tiff"]
-    fresh = patches.extract(STUDY, folder, tmp_path / "fresh")
-    assert (resumed.path("patches.npy")).read_bytes() == fresh.path("patches.npy").read_bytes()
-
-
-def interrupted(folder, results, monkeypatch, after):
-    """Extract, stopped before slide number ``after``; returns the run's folder."""
-    read, n_read = patches._read_into, iter(range(100))
-
-    def stop(job):
-        if next(n_read) == after:
-            raise KeyboardInterrupt
-        return read(job)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(patches, "_read_into", stop)
-        with pytest.raises(KeyboardInterrupt):
-            patches.extract(STUDY, folder, results)
-    return next(results.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("damage", "slides_read"),
-    [
-        (lambda run: (run / "progress.txt").open("a").write('"003.ti'), ["003.tiff"]),  # the line that the kill cut
-        (lambda run: (run / "progress.txt").unlink(), ["001.tiff", "002.tiff", "003.tiff"]),
-        (lambda run: (run / "patches.partial.npy").unlink(), ["001.tiff", "002.tiff", "003.tiff"]),
-        (lambda run: (run / "patches.partial.npy").write_bytes(b"\x93NUMPY"), ["001.tiff", "002.tiff", "003.tiff"]),
-    ],
-)
-def test_whatever_a_kill_leaves_is_resumed_or_begun_anew(folder, tmp_path, monkeypatch, damage, slides_read):
-    damage(interrupted(folder, tmp_path / "results", monkeypatch, after=2))
-    read, seen = patches._patches_of, []
-    monkeypatch.setattr(patches, "_patches_of", lambda job: seen.append(job.slide_id) or read(job))
-    resumed = patches.load(patches.extract(STUDY, folder, tmp_path / "results"))[1]
-    assert seen == slides_read
-    np.testing.assert_array_equal(resumed, patches.load(patches.extract(STUDY, folder, tmp_path / "fresh"))[1])
-
-
 def test_a_kill_between_the_rename_and_the_record_is_resumed(folder, tmp_path, monkeypatch):
     run = patches.extract(STUDY, folder, tmp_path / "results")
     run.path("run.json").unlink()
     run.path("labels.parquet").unlink()
-    monkeypatch.setattr(patches, "_read_into", lambda job: pytest.fail("nothing is left to read"))
+    monkeypatch.setattr(patches, "read_all", lambda *arguments: pytest.fail("nothing is left to read"))
     assert patches.extract(STUDY, folder, tmp_path / "results").verify().done
 
 
 def test_a_finished_run_reads_nothing_again(folder, tmp_path, monkeypatch):
     first = patches.extract(STUDY, folder, tmp_path / "results")
-    monkeypatch.setattr(patches, "_look", lambda *arguments: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr(patches, "look", lambda *arguments: pytest.fail("nothing is left to do"))
     assert patches.extract(STUDY, folder, tmp_path / "results").key == first.key
 
 
@@ -254,21 +161,68 @@ def test_every_bad_slide_is_named_before_anything_is_read(folder, tmp_path, monk
     images = folder / "images"
     images.joinpath("001.tiff").write_bytes(images.joinpath("001.tiff").read_bytes()[:-1000])
     write_slide(images / "003.tiff", 2, None)
-    monkeypatch.setattr(patches, "_read_into", lambda job: pytest.fail("a patch was read"))
-    with pytest.raises(PatchError, match=r"(?s)2 files can't be used.*001\.tiff: cut short.*003\.tiff: .*state its um/px"):
+    monkeypatch.setattr(patches, "read_all", lambda *arguments: pytest.fail("a patch was read"))
+    said = r"(?s)2 files can't be used.*001\.tiff: cut short.*003\.tiff: .*state its um/px.*um_per_px_by_scanner.*scanner B"
+    with pytest.raises(PatchError, match=said):
         patches.extract(STUDY, folder, tmp_path / "results")
     assert not list((tmp_path / "results").rglob("*.npy"))
 
 
-def test_a_slide_without_resolution_takes_the_studys_and_the_run_says_so(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"um_per_px": 0.5}, 0.5),
+        ({"um_per_px": 0.4, "um_per_px_by_scanner": {"A": 0.3, "B": 0.5}}, 0.5),  # a scanner's goes first
+        ({"um_per_px": 0.5, "um_per_px_by_scanner": {"A": 0.3}}, 0.5),
+    ],
+)
+def test_a_slide_without_resolution_takes_the_studys_for_its_scanner_and_the_run_says_so(folder, tmp_path, said, expected):
     write_slide(folder / "images" / "003.tiff", 2, None)
-    study = dataclasses.replace(STUDY, data=Data(source="midog", um_per_px=0.5))
+    study = dataclasses.replace(STUDY, data=Data(source="midog", **said))
     run = patches.extract(study, folder, tmp_path / "results")
-    assert run.record["facts"]["um_per_px_said_by_study"] == ["003.tiff"]
+    assert run.record["facts"]["um_per_px_said_by_study"] == [{"slide_id": "003.tiff", "scanner": "B", "um_per_px": expected}]
     table, array = patches.load(run)
-    assert table["um_per_px"][2] == 0.5
-    with open_slide(folder / table["file"][2], um_per_px=0.5) as slide:
+    assert table["um_per_px"].tolist() == pytest.approx([0.25, 0.226, 0.5] * 4, rel=1e-4)
+    with open_slide(folder / table["file"][2], um_per_px=expected) as slide:
         np.testing.assert_array_equal(array[2], slide.read(table["x_l0_px"][2], table["y_l0_px"][2], 24, 0.25))
+
+
+def edge_study(folder, at_border, stored_px=None):
+    """A slide 160 px wide and 140 high, 0.25 um/px; the annotations' centres from left of it to its middle."""
+    image = write_slide(folder / "001.tiff", 0, 0.25)
+    images = [{"id": 1, "file_name": "001.tiff", "width": 160, "height": 140, "tumor_type": "a"}]
+    boxes = [[x - 25, y - 25, x + 25, y + 25] for x, y in ((-4, 70), (11, 139), (12, 12), (80, 70))]
+    annotations = [{"id": i, "image_id": 1, "bbox": box, "category_id": 1 + i % 2} for i, box in enumerate(boxes)]
+    (folder / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return image, dataclasses.replace(STUDY, patches=Patches(size_px=24, stored_px=stored_px, at_border=at_border))
+
+
+def test_white_at_the_border_leaves_a_patch_on_its_annotation(tmp_path):
+    _, study = edge_study(tmp_path, "white")
+    run = patches.extract(study, tmp_path, tmp_path / "results")
+    table, array = patches.load(run)
+    assert table["patch_x_l0_px"].tolist() == table["x_l0_px"].tolist() == [-4, 11, 12, 80]
+    assert table["patch_y_l0_px"].tolist() == table["y_l0_px"].tolist()
+    assert [run.record["facts"][f"n_patches_{what}"] for what in ("over_edge", "shifted")] == [2, 0]
+    assert (array[0, :, :16] == 255).all()
+
+
+@pytest.mark.parametrize("stored_px", [None, 40])
+def test_a_shift_at_the_border_moves_what_an_encoder_sees_inside(tmp_path, stored_px):
+    """The centres move by as little as brings 24 px inside; a wider stored margin is white where it is outside."""
+    image, study = edge_study(tmp_path, "shift", stored_px)
+    run = patches.extract(study, tmp_path, tmp_path / "results")
+    table, array = patches.load(run)
+    assert table[["patch_x_l0_px", "patch_y_l0_px"]].to_numpy().tolist() == [[12, 70], [12, 128], [12, 12], [80, 70]]
+    assert table["x_l0_px"].tolist() == [-4, 11, 12, 80]
+    n_over_edge = 0 if stored_px is None else 3
+    assert [run.record["facts"][f"n_patches_{what}"] for what in ("over_edge", "shifted")] == [n_over_edge, 2]
+    seen = patches.centre_crop(array, 24)
+    for patch, (x, y) in zip(seen, [(0, 58), (0, 116), (0, 0), (68, 58)], strict=True):
+        np.testing.assert_array_equal(patch, image[y : y + 24, x : x + 24])
+    if stored_px:
+        assert (array[2, :8] == 255).all()
+        assert (array[2, :, :8] == 255).all()
 
 
 def test_labels_of_another_image_are_refused(folder, tmp_path):
@@ -308,7 +262,7 @@ def test_px_that_turn_out_damaged_stop_the_run_but_keep_the_others(folder, tmp_p
 
 
 def test_a_full_disk_is_seen_before(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(patches.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(patches_read.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(PatchError, match=r"need 20,736 bytes, 1,000 are free"):
         patches.extract(STUDY, folder, tmp_path / "results")
 
@@ -324,7 +278,9 @@ def test_patch_images_are_read_as_they_are(tmp_path):
     assert run.record["facts"]["um_per_px_said_by_study"] == []
     said = patches.extract(image_study(um_per_px=0.25), folder, tmp_path / "results")
     assert patches.load(said)[0]["um_per_px"].tolist() == [0.25] * 6
-    assert said.record["facts"]["um_per_px_said_by_study"] == ["MIDOG21/0.tiff", "MIDOG21/1.tiff"]
+    assert said.record["facts"]["um_per_px_said_by_study"] == [
+        {"slide_id": f"MIDOG21/{i}.tiff", "scanner": "", "um_per_px": 0.25} for i in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -400,10 +356,9 @@ def test_check_refuses_what_does_not_fit(folder, tmp_path):
         patches.check(blank, table)
 
 
-def test_an_unfinished_run_is_not_loaded(folder, tmp_path, monkeypatch):
-    begun = interrupted(folder, tmp_path / "results", monkeypatch, after=1)
+def test_an_unfinished_run_is_not_loaded(tmp_path):
     with pytest.raises(store.StoreError, match="not finished"):
-        patches.load(store.Run(begun, {}))
+        patches.load(store.open_run(tmp_path, "patches", "tiny", {}, {}))
 
 
 def test_prepare_finds_or_says_what_is_expected(folder, tmp_path):
