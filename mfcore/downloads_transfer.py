@@ -263,7 +263,7 @@ def _total_of_rest(response: requests.Response, offset: int, facts: Mapping) -> 
         etag = response.headers.get("ETag", "")
         if facts.get("bytes") in (None, total) and facts.get("etag", "") in ("", etag):
             return total
-    raise _ChangedError("the host's file changed")
+    raise _ChangedError("what the host sends doesn't go on where it broke")
 
 
 def _facts(response: requests.Response, url: str, total: int | None) -> dict:

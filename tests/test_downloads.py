@@ -255,6 +255,20 @@ def test_figshare_is_asked_for_lists_once_and_at_two_addresses(server, tmp_path)
     assert [asked.path for asked in server.asked] == ["/files/102"]
 
 
+def test_figshare_refuses_who_asks_too_often_and_is_asked_again_later(server, tmp_path):
+    server.acts["/v2/articles/2/files"] = [{"status": 403}]
+    assert set(fetch(server, tmp_path, "ccmct")["reason"]) == {"checksum as published"}
+
+
+def test_another_content_is_not_asked_for_at_the_other_address(server, tmp_path):
+    """It would be the same file, after as many GB."""
+    server.files["/files/101"] = b"x" * 1200
+    table = fetch(server, tmp_path, "ccmct")
+    assert list(table["state"]) == ["fetched", "missing", "fetched"]
+    assert table.loc["WSI/a.svs", "reason"].startswith("refused twice: its checksum is md5:")
+    assert "/v2/file/download/101" not in transfers(server)
+
+
 def test_figshare_s_lists_so_far_are_kept(server, tmp_path):
     server.acts["/v2/articles/2/files"] = [{"status": 404}]
     fetch(server, tmp_path, "ccmct")

@@ -181,6 +181,17 @@ def test_a_patch_that_was_cut_or_lost_comes_anew_and_nothing_else(server, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["amibr"]
 
 
+def test_what_comes_anew_is_what_is_recorded(server, tmp_path):
+    """Though the host's archive isn't the one of the first time."""
+    folder, name = tmp_path / "amibr", "patches/normal/MIDOG21_22.png"
+    fetch(server, folder)
+    server.files[ADDRESS] = archive({**FILES, name: b"other" * 500})
+    (folder / name).unlink()
+    fetch(server, folder)
+    assert set(fetch(server, folder, verify=True)["state"]) == {"there"}
+    assert len(server.asked) == 2
+
+
 def test_one_that_only_changed_inside_is_seen_by_verify(server, tmp_path):
     folder = tmp_path / "amibr"
     fetch(server, folder)

@@ -141,6 +141,13 @@ def test_the_rest_of_something_else_is_not_appended(server, tmp_path, act):
     assert n_counted == len(CONTENT)
 
 
+def test_a_rest_that_starts_elsewhere_is_no_refusal(server, tmp_path):
+    """However often: the file itself has nothing wrong."""
+    server.acts["/a"] = [{"n_sent": 3000}, {"start": 2000}, {"n_sent": 3000}, {"start": 2000}]
+    bring(server.url + "/a", tmp_path / "a", patience=Patience(n_tries=5, first_wait_s=0, silence_s=2))
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
 def test_a_part_that_is_longer_than_the_file_is_dropped(server, tmp_path):
     part = Part(tmp_path / "a")
     part.begin({"url": "", "etag": "", "validator": "", "bytes": None})
@@ -247,11 +254,19 @@ def test_another_length_is_refused_before_it_comes(server, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_an_announced_length_the_published_one_tells_what_is_cut(server, tmp_path):
+@pytest.mark.parametrize("published", [SAID, Published(SAID.n_bytes), Published(None, SAID.checksum)])
+def test_without_an_announced_length_what_is_published_tells_what_is_cut(server, tmp_path, published):
     server.acts["/a"] = [{"n_sent": 3000, "headers": {"Content-Length": None}}]
-    bring(server.url + "/a", tmp_path / "a")
+    bring(server.url + "/a", tmp_path / "a", published)
     assert (tmp_path / "a").read_bytes() == CONTENT
     assert len(server.asked) == 2
+
+
+def test_a_notice_in_place_of_the_file_costs_nothing_of_what_came(server, tmp_path):
+    server.acts["/a"] = [{"n_sent": 3000}, *[{"content": b"closed for repairs", "no_range": True}] * 2]
+    with pytest.raises(RefusedError, match="the host sends 18 bytes, published are 10,240"):
+        bring(server.url + "/a", tmp_path / "a")
+    assert Part(tmp_path / "a").n_bytes == 3000
 
 
 def test_a_part_that_is_whole_needs_no_request(server, tmp_path):
