@@ -330,7 +330,10 @@ def _each(
         waiting = {pool.submit(work, item) for item in items}
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            yield [each.result() for each in done]
+            failed = [each for each in done if each.exception()]
+            yield [each.result() for each in done if each not in failed]
+            for each in failed:
+                each.result()  # raises
     except BaseException:
         give_up()
         raise
