@@ -116,6 +116,7 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
         failures=table(collected.failures) if len(collected.failures) else "",
         counts=table(_counts(study, annotations)),
         data_notes=_data_note(study, patches_run, annotations),
+        resolutions=_resolutions(patches_run),
         captions=texts,
         figure=figure,
         audit=table(splits_audit.summary(splits_audit.load(splits_audit.find(study, results)))),
@@ -143,14 +144,9 @@ def _counts(study: Study, annotations: pd.DataFrame) -> pd.DataFrame:
 
 
 def _data_note(study: Study, run: store.Run, annotations: pd.DataFrame) -> list[str]:
-    """What a reader must know of the patches: their sides, whose resolution is the study's word, what the border did."""
+    """What a reader must know of the patches: their sides, what the border did, what was published of them wrongly."""
     facts = run.record["facts"]
     notes = [f"Patches of {study.patches.size_px} px, stored with {study.stored_px} px."]
-    for key, slides in _by_resolution(facts["um_per_px_said_by_study"]).items():
-        names = ", ".join(slides[:10]) + (f" and {len(slides) - 10} more" if len(slides) > 10 else "")
-        scanner, um_per_px = key
-        of = f" ({scanner})" if scanner else ""
-        notes.append(f"Slides that don't state their um/px, taken at the study's {um_per_px} um/px{of}: {names}.")
     if facts["n_patches_shifted"]:
         notes.append(f"{facts['n_patches_shifted']:,} patches near a border were moved inward.")
     if facts["n_patches_over_edge"]:
@@ -159,12 +155,18 @@ def _data_note(study: Study, run: store.Run, annotations: pd.DataFrame) -> list[
     return [note for note in notes if note]
 
 
-def _by_resolution(said: list[dict]) -> dict[tuple[str, float], list[str]]:
-    """Slides whose um/px the study says, by scanner and um/px."""
+def _resolutions(run: store.Run) -> list[tuple[str, str]]:
+    """Slides whose um/px is the study's word, not the file's: what was said of how many, and their names."""
     found: dict[tuple[str, float], list[str]] = {}
-    for slide in said:
+    for slide in run.record["facts"]["um_per_px_said_by_study"]:
         found.setdefault((slide["scanner"], slide["um_per_px"]), []).append(slide["slide_id"])
-    return found
+    return [
+        (
+            f"{len(slides)} slides{f' of {scanner}' if scanner else ''} don't state their um/px; taken is the study's {um_per_px}",
+            ", ".join(slides),
+        )
+        for (scanner, um_per_px), slides in found.items()
+    ]
 
 
 def _tab_2(crossed: pd.DataFrame) -> pd.DataFrame:
