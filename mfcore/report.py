@@ -162,7 +162,7 @@ def _resolutions(run: store.Run) -> list[tuple[str, str]]:
         found.setdefault((slide["scanner"], slide["um_per_px"]), []).append(slide["slide_id"])
     return [
         (
-            f"{len(slides)} slides{f' of {scanner}' if scanner else ''} don't state their um/px; taken is the study's {um_per_px}",
+            f"{len(slides)} slides{f' of {scanner}' if scanner else ''} that don't state their um/px: the study's {um_per_px}",
             ", ".join(slides),
         )
         for (scanner, um_per_px), slides in found.items()

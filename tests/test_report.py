@@ -75,7 +75,7 @@ def test_the_index_says_what_was_found_what_failed_and_that_it_is_synthetic(resu
     page = report.build(STUDY, results).read_text()
     assert page.count("synthetic data") >= 2
     assert "A &lt;test&gt;" in page and "E: &lt;no&gt; weights" in page, "text isn't escaped"
-    assert "1 slides of S1 don&#39;t state their um/px; taken is the study&#39;s 0.3</summary>odd slide" in page
+    assert "1 slides of S1 that don&#39;t state their um/px: the study&#39;s 0.3</summary>odd slide" in page
     assert "7 patches as stored reach over the border of their slide: white there" in page
     assert "3 patches near a border were moved inward" in page
     assert "The figure is missing" in page  # those of 05 and 06
