@@ -133,7 +133,7 @@ def test_what_is_recorded_is_not_read_again(folder, tmp_path, monkeypatch, expec
     with pytest.raises(store.StoreError, match="no finished"):
         patches.find(STUDY, tmp_path)
     recorded = rows_recorded(run)
-    assert 25 <= len(recorded) <= 45  # nine batches, of which a slide's last may be smaller
+    assert 25 <= len(recorded) < N_PATCHES  # other batches may have got done meanwhile
     rows = rows_read(monkeypatch)
     monkeypatch.setattr(patches_read, "BATCH_PATCHES", (7, 7))  # batches may be cut otherwise by then
     resumed = patches.extract(STUDY, folder, tmp_path, n_workers=2)
