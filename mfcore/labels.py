@@ -50,11 +50,11 @@ def files_of(study: Study, folder: str | Path) -> tuple[Path, ...]:
     else:
         fetch = f"; fetch it: make data STUDY={study.name}" if source in FETCHED else ""
         raise LabelError(f"{folder}: no label file; expected one of {', '.join(MAIN_FILES[source])} (source {source!r}){fetch}")
-    more = {"midog22": (*MIDOGPP, CASES_FILE), "midogpp": (CASES_FILE,)}.get(source, ())
-    beside = [folder / name for name in more if (folder / name).is_file()]
-    if source == "midog22" and len(beside) == 1 and beside[0].name == CASES_FILE:
-        beside = []  # MIDOG++'s cases say nothing of MIDOG 2022's without MIDOG++'s labels to match them by
-    return (found[0], *beside)
+    cases = [folder / CASES_FILE] if source in ("midog22", "midogpp") and (folder / CASES_FILE).is_file() else []
+    if source != "midog22":
+        return (found[0], *cases)
+    other = [folder / name for name in MIDOGPP if (folder / name).is_file()][:1]
+    return (found[0], *other, *cases) if other else (found[0],)  # its cases are MIDOG++'s, matched by MIDOG++'s labels
 
 
 def load(study: Study, folder: str | Path, check_files: bool = True) -> pd.DataFrame:
@@ -75,7 +75,8 @@ def load(study: Study, folder: str | Path, check_files: bool = True) -> pd.DataF
         table["votes"] = [np.empty(0, dtype=np.int8)] * len(table)
     if "file" not in table:
         suffixes = EDITIONS if study.data.source in ("midog22", "midogpp") else ()
-        table["file"] = _files(main, folder, table["slide_id"], suffixes, check_files)
+        names = table.get("file_name", table["slide_id"])
+        table["file"] = _files(main, folder, names, suffixes, check_files)
     if table["label"].nunique() < 2:
         raise LabelError(f"{main}: every annotation is of one class; a study needs both")
     table.insert(0, "patch_id", np.arange(len(table), dtype=np.int64))
@@ -95,7 +96,7 @@ def _read(study: Study, main: Path, beside: list[Path], check_files: bool) -> pd
     if source == "ccmct":
         if main.suffix == ".csv":
             return labels_sqlite.as_ccmct(labels_csv.read_as_released(main, ("0", "1")))
-        return labels_sqlite.as_ccmct(labels_sqlite.read(main, positive=2, negative=7))
+        return labels_sqlite.as_ccmct(labels_sqlite.read(main, positive=2, negative=7, left_out=(1, 3)))
     if source == "midogpp":
         return labels_midog.as_midogpp(_read_midog(main, ("2", "1")), main, next(iter(beside), None))
     table = labels_midog.as_midog22(_read_midog(main, ("0", "1")), main)
@@ -116,18 +117,18 @@ def _read_midog(file: Path, label_values: tuple[str, str]) -> pd.DataFrame:
     return labels_midog.read_json(file, needs_domain=False)
 
 
-def _files(main: Path, folder: Path, slide_ids: pd.Series, suffixes: tuple[str, ...], check_files: bool) -> pd.Series:
-    """Where each row's slide lies, relative to ``folder``; raises LabelError for slides that aren't there."""
+def _files(main: Path, folder: Path, names: pd.Series, suffixes: tuple[str, ...], check_files: bool) -> pd.Series:
+    """Where each row's slide, a file of that name, lies, relative to ``folder``; raises LabelError for missing ones."""
     places, missing = {}, []
-    for slide_id, n in slide_ids.value_counts(sort=False).items():
-        names = [str(slide_id), *(Path(str(slide_id)).stem + suffix for suffix in suffixes)]
-        candidates = [f"{base}/{name}".lstrip("/") for name in names for base in SLIDE_FOLDERS]
-        places[slide_id] = next((place for place in candidates if (folder / place).is_file()), str(slide_id))
-        if not (folder / places[slide_id]).is_file():
-            missing.append(f"{slide_id}: {n} annotations")
+    for name, n in names.value_counts(sort=False).items():
+        alike = [name, *(Path(name).stem + suffix for suffix in suffixes)]
+        candidates = [f"{base}/{file}".lstrip("/") for file in alike for base in SLIDE_FOLDERS]
+        places[name] = next((place for place in candidates if (folder / place).is_file()), name)
+        if not (folder / places[name]).is_file():
+            missing.append(f"{name}: {n} annotations")
     if check_files:
-        refuse(main, missing, f"slides that are neither in {folder} nor in {folder / 'images'}; fetch them:")
-    return slide_ids.map(places)
+        refuse(main, missing, f"slides that are neither in {folder} nor in its images/ or WSI/; put them there:")
+    return names.map(places)
 
 
 def published_note(study: Study, table: pd.DataFrame) -> str:
@@ -135,7 +136,13 @@ def published_note(study: Study, table: pd.DataFrame) -> str:
     if study.data.source != "midog22":
         return ""
     n_positive = int(table["label"].sum())
-    return (
+    note = (
         f"Ganz et al. 2024 print MIDOG 2022's two counts the wrong way round: these labels have {n_positive:,} mitotic figures "
         f"and {len(table) - n_positive:,} look-alikes."
     )
+    unmatched = table.loc[table["votes"].map(len) == 0, "slide_id"].value_counts(sort=False)
+    if not 0 < unmatched.sum() < len(table):
+        return note
+    names = [f"{slide} ({n})" for slide, n in unmatched.items()]
+    more = f" and {len(names) - 10} more slides" if len(names) > 10 else ""
+    return f"{note} Not in MIDOG++, and so without raters' votes, are annotations of {', '.join(names[:10])}{more}."

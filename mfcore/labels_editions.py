@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore.labels_schema import refuse
+from mfcore.labels_schema import LabelError, refuse
 
 LEAST_SHARE = 0.5  # of the annotations of both slides that must stand at the same places
 
@@ -35,9 +35,15 @@ def carry(table: pd.DataFrame, other: pd.DataFrame, file: Path) -> pd.DataFrame:
     """``table`` with the votes and the official split that ``other``, another edition, has for the same annotations.
 
     Annotations are the same where their slides are (`match_slides`) and their centres; those without a partner get no
-    votes. file: the label file of ``table``. Raises LabelError where the same annotation has another class.
+    votes. file: the label file of ``table``. Raises LabelError where no slide has a partner, and where the same annotation
+    has another class.
     """
-    partner = table["slide_id"].map(match_slides(table, other))
+    partners = match_slides(table, other)
+    if not partners:
+        raise LabelError(
+            f"{file}: no slide has its annotations where the other edition beside it has them; remove the one that isn't meant"
+        )
+    partner = table["slide_id"].map(partners)
     key = ["slide_id", "x", "y"]
     mine = pd.DataFrame({"slide_id": partner, "x": _halves(table["x_l0_px"]), "y": _halves(table["y_l0_px"])})
     theirs = other.assign(x=_halves(other["x_l0_px"]), y=_halves(other["y_l0_px"]))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mfcore.labels_schema import LabelError, off_slide, refuse
+from mfcore.labels_schema import SPLITS, LabelError, is_file_name, off_slide, refuse
 
 CATEGORIES = {1: 1, 2: 0}  # MIDOG's category -> label
 
@@ -62,11 +62,11 @@ def read_json(file: Path, needs_domain: bool = True) -> pd.DataFrame:
     needs_domain: whether each image must name its ``tumor_type``; else the domain is empty where it doesn't.
     """
     images, annotations = _read_content(file, needs_domain)
-    rows, problems, seen = [], [], set()
+    rows, problems, seen, places = [], [], set(), {}
     for annotation in annotations:
         name = f"annotation {annotation.get('id')!r}"
-        image = images.get(annotation.get("image_id"))
-        if annotation.get("id") in seen:
+        image = images.get(_key(annotation.get("image_id")))
+        if _key(annotation.get("id")) in seen:
             problems.append(f"{name}: this id stands there twice")
         elif image is None:
             problems.append(f"{name}: its image {annotation.get('image_id')!r} is not among the images")
@@ -74,48 +74,52 @@ def read_json(file: Path, needs_domain: bool = True) -> pd.DataFrame:
             problems.append(f"{name} on {image['file_name']}: {problem}")
         else:
             x1, y1, x2, y2 = annotation["bbox"]
+            place = image["file_name"], x1 + x2, y1 + y2
+            if places.setdefault(place, name) != name:
+                problems.append(f"{name} on {image['file_name']}: its centre is that of {places[place]}")
             rows.append(
                 {
                     "slide_id": image["file_name"],
-                    "case_id": str(image.get("case_id", Path(image["file_name"]).stem)),
-                    "domain": image.get("tumor_type") or "",
-                    **{key: str(image.get(key, "")) for key in ("scanner", "lab", "species")},
-                    "official_split": str(image.get("split", "")),
+                    "case_id": _text(image, "case_id") or Path(image["file_name"]).stem,
+                    "domain": _text(image, "tumor_type"),
+                    **{key: _text(image, key) for key in ("scanner", "lab", "species")},
+                    "official_split": _text(image, "split"),
                     "label": CATEGORIES[annotation["category_id"]],
                     "x_l0_px": (x1 + x2) / 2,
                     "y_l0_px": (y1 + y2) / 2,
                     "votes": np.array([CATEGORIES[vote] for vote in annotation.get("labels", [])], dtype=np.int8),
                 }
             )
-        seen.add(annotation.get("id"))
+        seen.add(_key(annotation.get("id")))
     refuse(file, problems, "annotations that can't be used; correct or remove them:")
     if not rows:
         raise LabelError(f"{file}: no annotation in it; a study needs some of both classes")
     return pd.DataFrame(rows)
 
 
-def _read_content(file: Path, needs_domain: bool) -> tuple[dict[object, dict], list[dict]]:
+def _read_content(file: Path, needs_domain: bool) -> tuple[dict[int | float | str, dict], list[dict]]:
     """Images by id, and annotations, of a MIDOG JSON."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
         images, annotations = list(content["images"]), list(content["annotations"])
-        if not all(isinstance(entry, dict) for entry in (*images, *annotations)):
+        categories = list(content.get("categories", []))
+        if not all(isinstance(entry, dict) for entry in (*images, *annotations, *categories)):
             raise TypeError("an entry is not an object")
     except (ValueError, TypeError, KeyError) as error:
         raise LabelError(
             f"{file}: not MIDOG's JSON with 'images' and 'annotations' ({type(error).__name__}: {error}); fetch the file again"
         ) from None
-    for category in content.get("categories", []):
+    for category in categories:
         if category.get("id") == 1 and not str(category.get("name")).lower().startswith("mitotic"):
             raise LabelError(
                 f"{file}: category 1 is called {category.get('name')!r}; it must be the mitotic figure, 2 the rest"
             )
     problems, by_id, names = [], {}, set()
     for image in images:
-        name = image.get("file_name")
-        if image.get("id") in by_id or name in names:
+        name, key = image.get("file_name"), _key(image.get("id"))
+        if key in by_id or _key(name) in names:
             problems.append(f"image {image.get('id')!r}, {name!r}: this id or name stands there twice")
-        elif not name or Path(name).name != name:
+        elif not is_file_name(name):
             problems.append(f"image {image.get('id')!r}: file_name is {name!r}, expected a file's name without a folder")
         elif not all(isinstance(image.get(side), int) and image[side] > 0 for side in ("width", "height")):
             problems.append(
@@ -123,10 +127,22 @@ def _read_content(file: Path, needs_domain: bool) -> tuple[dict[object, dict], l
             )
         elif needs_domain and not image.get("tumor_type"):
             problems.append(f"image {name!r}: no tumor_type, which is the domain")
-        by_id[image.get("id")] = image
-        names.add(name)
+        elif _text(image, "split") not in SPLITS:
+            problems.append(f"image {name!r}: split is {image['split']!r}, expected train, val, test or nothing")
+        by_id[key] = image
+        names.add(_key(name))
     refuse(file, problems, "images that can't be used; correct them:")
     return by_id, annotations
+
+
+def _key(value: object) -> int | float | str:
+    """An id to look up by; a list or an object, which can't be one, is its text."""
+    return value if isinstance(value, int | float | str) else repr(value)
+
+
+def _text(image: dict, key: str) -> str:
+    """What an image says of itself, empty where it says nothing or null."""
+    return "" if image.get(key) is None else str(image[key]).strip()
 
 
 def _problem(annotation: dict, image: dict) -> str | None:
@@ -137,7 +153,7 @@ def _problem(annotation: dict, image: dict) -> str | None:
     x1, y1, x2, y2 = box
     if x2 <= x1 or y2 <= y1:
         return f"bbox {box} isn't two corners [x1, y1, x2, y2] with x2 > x1 and y2 > y1 (is it COCO's [x, y, width, height]?)"
-    if annotation.get("category_id") not in CATEGORIES:
+    if annotation.get("category_id") not in (1, 2):
         return f"category_id is {annotation.get('category_id')!r}, expected 1 (mitotic figure) or 2 (look-alike)"
     votes = annotation.get("labels", [])
     if not isinstance(votes, list) or not all(vote in (1, 2) for vote in votes):
@@ -162,7 +178,7 @@ def as_midogpp(table: pd.DataFrame, file: Path, cases: Path | None) -> pd.DataFr
 def _by_number(table: pd.DataFrame, blocks: tuple[Block, ...], file: Path) -> pd.DataFrame:
     """``table`` with each image's block; a domain that the file names itself must be the block's."""
     facts, problems = {}, []
-    for slide_id, domain in table.groupby("slide_id", sort=False)["domain"].first().items():
+    for slide_id, domain in table[["slide_id", "domain"]].drop_duplicates().itertuples(index=False):
         stem = Path(str(slide_id)).stem
         number = int(stem) if stem.isdigit() else -1
         block = next((block for block in blocks if block.first <= number <= block.last), None)
@@ -192,8 +208,13 @@ def _by_case(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     problems += [f"image {n}: more than one row" for n in sorted(set(cases.index[cases.index.duplicated()]))]
     refuse(file, problems, "cases that don't fit the labels; fetch both again:")
     other = number.map(cases["Tumor"]) != table["domain"]
-    differing = sorted(set(number[other]))
-    refuse(file, [f"image {n}: {cases.loc[n, 'Tumor']!r}, the labels say otherwise" for n in differing], "fetch both again:")
+    problems = [f"image {n}: {cases.loc[n, 'Tumor']!r}, the labels say otherwise" for n in sorted(set(number[other]))]
+    problems += [
+        f"image {n}: Dataset is {cases.loc[n, 'Dataset']!r}, expected {', '.join(SPLITS[1:])}"
+        for n in sorted(set(number))
+        if cases.loc[n, "Dataset"] not in SPLITS[1:]
+    ]
+    refuse(file, problems, "cases that don't fit the labels; fetch both again:")
     return table.assign(
         scanner=number.map(cases["Scanner"]),
         lab=number.map(cases["Origin"]),

@@ -19,6 +19,7 @@ COLUMNS = (
     "official_split",
     "file",
 )
+SPLITS = ("", "train", "val", "test")
 MAX_OFF_SLIDE_PX = 25.0  # level-0 px from the slide's edge to a centre outside: half of MIDOG's box; real labels need 5
 
 
@@ -36,9 +37,14 @@ def refuse(file: Path, problems: list[str], remedy: str) -> None:
 def is_finite(text: str) -> bool:
     """Whether ``text`` is a finite number."""
     try:
-        return math.isfinite(float(text))
+        return "_" not in text and math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def is_file_name(name: object) -> bool:
+    """Whether ``name`` is a file's name without a folder, on any system."""
+    return isinstance(name, str) and bool(name.strip(".")) and not {"/", "\\"} & set(name)
 
 
 def off_slide(x: float, y: float, width: float, height: float) -> str | None:

@@ -122,6 +122,14 @@ def test_the_table_survives_parquet(tmp_path):
         (("images", 1, "file_name"), "007.tiff", r"image 8, '007\.tiff': this id or name stands there twice"),
         (("images", 1, "file_name"), "../008.tiff", r"image 8: file_name is '\.\./008\.tiff'"),
         (("images", 1, "file_name"), None, r"image 8: file_name is None"),
+        (("images", 1, "file_name"), "sub\\008.tiff", r"image 8: file_name is 'sub"),
+        (("images", 1, "file_name"), 8, "image 8: file_name is 8"),
+        (("images", 1, "id"), [8], "annotation 5: its image 8 is not among the images"),
+        (("images", 1, "split"), "Test", r"'008\.tiff': split is 'Test', expected train, val, test or nothing"),
+        (("annotations", 1, "bbox"), [10, 19, 60, 71], r"annotation 2 on 007\.tiff: its centre is that of annotation 1"),
+        (("annotations", 1, "category_id"), [1], r"annotation 2 .*category_id is \[1\]"),
+        (("categories",), 3, "not MIDOG's JSON"),
+        (("categories",), [3], "an entry is not an object"),
         (("images", 1, "width"), None, r"'008\.tiff': width and height are None and 300"),
         (("images", 1, "tumor_type"), None, r"'008\.tiff': no tumor_type"),
         (("categories", 0, "name"), "not mitotic figure", r"category 1 is called 'not mitotic figure'"),
@@ -186,6 +194,17 @@ def test_an_image_may_name_scanner_laboratory_species_and_split(tmp_path):
         ["S1", "L", "cat", "test"],
         ["", "", "", ""],
     ]
+
+
+def test_what_an_image_says_with_null_it_does_not_say(tmp_path):
+    content = copy.deepcopy(GOOD)
+    content["images"][0] |= dict.fromkeys(("case_id", "scanner", "lab", "species", "split"))
+    first = labels.load(MIDOG, midog_folder(tmp_path, content)).iloc[0]
+    assert first[["case_id", "scanner", "lab", "species", "official_split"]].tolist() == ["007", "", "", "", ""]
+
+
+def test_a_json_may_begin_with_a_byte_order_mark(tmp_path):
+    assert len(labels.load(MIDOG, midog_folder(tmp_path, "\ufeff" + json.dumps(GOOD)))) == 3
 
 
 def test_amibr_rows(tmp_path):

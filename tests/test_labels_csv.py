@@ -6,7 +6,9 @@ from mfcore import labels
 from mfcore.config import Data, Study
 from mfcore.labels import LabelError
 
-GOOD = "file,x,y,label,domain,votes,split\na.svs,10,20,1,lung,1/1/0,train\na.svs,10.5,-3,0,lung,,train\nb.svs,7,8,0,,0,test\n"
+GOOD = (
+    "file,x,y,label,domain,votes,split\na.svs,10,20,1,lung,1/1/0,train\na.svs,10.5,-3,0,lung,,train\nb.svs,7,8,0,skin,0,test\n"
+)
 
 
 def load(folder, text=GOOD, encoding="utf-8", name="annotations.csv", **changes):
@@ -21,7 +23,7 @@ def test_rows_of_ones_own_table(tmp_path):
     assert tuple(table.columns) == labels.COLUMNS
     assert table["label"].tolist() == [1, 0, 0]
     assert table["x_l0_px"].tolist() == [10.0, 10.5, 7.0] and table["y_l0_px"].tolist() == [20.0, -3.0, 8.0]
-    assert table["domain"].tolist() == ["lung", "lung", "one domain"]
+    assert table["domain"].tolist() == ["lung", "lung", "skin"]
     assert table["case_id"].tolist() == ["a", "a", "b"]
     assert [votes.tolist() for votes in table["votes"]] == [[1, 1, 0], [], [0]]
     assert table["official_split"].tolist() == ["train", "train", "test"]
@@ -30,7 +32,14 @@ def test_rows_of_ones_own_table(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["file;x;y;label\na.svs;10,5;2;1\nb.svs;3;4;0\n", "label\ty\tx\tfile\r\n1\t2\t10.5\ta.svs\r\n0\t4\t3\tb.svs\r\n"],
+    [
+        "file;x;y;label\na.svs;10,5;2;1\nb.svs;3;4;0\n",
+        "label\ty\tx\tfile\r\n1\t2\t10.5\ta.svs\r\n0\t4\t3\tb.svs\r\n",
+        "file\tx\ty\tlabel\na.svs\t10,5\t2\t1\nb.svs\t3\t4\t0\n",
+        "sep=;\r\nfile;x;y;label\r\na.svs;10,5;2;1\r\nb.svs;3;4;0\r\n",
+        "file;x;y;label;;\na.svs;10,5;2;1;;\n;;;;;\nb.svs;3;4;0;;\n;;;;;\n",
+        "file,x,y,label\na.svs,10.5,2,1,\n\nb.svs,3,4,0,\n",
+    ],
 )
 def test_what_a_spreadsheet_saves_is_read(tmp_path, text):
     table = load(tmp_path, text, encoding="utf-8-sig")
@@ -46,6 +55,19 @@ def test_classes_are_written_as_the_study_says_and_the_only_table_may_have_any_n
         labels.load(Study("mine", "t", Data("csv")), tmp_path)
 
 
+def test_votes_are_divided_by_slash_or_semicolon_and_classes_may_have_spaces(tmp_path):
+    text = "file,x,y,label,votes\na.svs,1,2,mitotic figure,mitotic figure; other\nb.svs,3,4,other,other/mitotic figure/other\n"
+    table = load(tmp_path, text, label_values=("other", "mitotic figure"))
+    assert [votes.tolist() for votes in table["votes"]] == [[1, 0], [0, 1, 0]]
+
+
+def test_without_domains_all_are_of_one_and_a_slide_may_have_a_name(tmp_path):
+    table = load(tmp_path, "filename,slide,x,y,label\na.svs,S1,1,2,1\nb.svs,,3,4,0\n")
+    assert table["domain"].tolist() == ["one domain"] * 2
+    assert table["slide_id"].tolist() == ["S1", "b.svs"] and table["case_id"].tolist() == ["a", "b"]
+    assert table["file"].tolist() == ["a.svs", "b.svs"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -57,10 +79,18 @@ def test_classes_are_written_as_the_study_says_and_the_only_table_may_have_any_n
         ("10.5,-3", "10.5,-26", "line 3: lies more than 25 px off the slide"),
         ("b.svs", "", "line 4: file is '', expected a file's name"),
         ("b.svs", "sub/b.svs", "line 4: file is 'sub/b.svs', expected a file's name without a folder"),
+        ("b.svs", r"sub\\b.svs", r"line 4: file is .*, expected a file's name without a folder"),
+        ("skin", "", "line 4: domain is empty"),
+        ("lung,,train", "lung,,test", "line 3: split is 'test', on line 2 the same slide's is 'train'"),
+        ("lung,,train", "skin,,train", "line 3: domain is 'skin', on line 2 the same slide's is 'lung'"),
+        ("10,20,1", "10,5,20,1", r"line 2: 8 values for 7 columns \(if a comma is the decimal point, divide by semicolons\)"),
+        ("a.svs,10,20", "\n\na.svs,ten,20", "line 4: x is 'ten'"),
+        ("a.svs", '"a.svs', "not a CSV file .line 4: "),
+        ("domain", "x", "more than one column of the name 'x'"),
         ("b.svs", "c.svs", r"c\.svs: 1 annotations"),
         ("1/1/0", "1/2", "line 2: votes are '1/2'"),
         ("test", "holdout", "line 4: split is 'holdout', expected train, val, test or nothing"),
-        ("label", "class", r"without the columns \['label'\]; needed are"),
+        ("label", "class", r"without the columns \['label'\] and with .*\['class'\].*; needed are"),
         ("votes", "raters", r"with columns that mean nothing here: \['raters'\]"),
         (GOOD[GOOD.index("a.svs") :], "", "no line below the header"),
         (GOOD, "", "not a CSV file"),
@@ -77,3 +107,13 @@ def test_a_wrong_line_is_refused_by_line(tmp_path, old, new, message):
 def test_a_table_that_is_not_utf_8_is_refused(tmp_path):
     with pytest.raises(LabelError, match="not UTF-8 text; save it as CSV in UTF-8"):
         load(tmp_path, GOOD.replace("lung", "Brustdrüse"), encoding="latin-1")
+
+
+def test_a_comma_that_may_divide_thousands_is_refused(tmp_path):
+    with pytest.raises(LabelError, match=r"line 2: x is '10,233', expected a number such as 10233\.5"):
+        load(tmp_path, "file;x;y;label\na.svs;10,233;2;1\nb.svs;3;4;0\n")
+
+
+def test_a_slide_is_one_file(tmp_path):
+    with pytest.raises(LabelError, match=r"line 3: slide 'S' is in 'b\.svs', on another line in 'a\.svs'"):
+        load(tmp_path, "file,slide,x,y,label\na.svs,S,1,2,1\nb.svs,S,3,4,0\n")

@@ -1,5 +1,6 @@
 """MIDOG 2022, MIDOG++ and CCMCT: every form their authors publish gives the known counts, and none is read wrongly."""
 
+import functools
 import json
 import shutil
 import sqlite3
@@ -52,6 +53,11 @@ def load(source, folder, **changes):
     return labels.load(study(source, **changes), folder, check_files=False)
 
 
+@functools.cache
+def real(source):
+    return load(source, REAL)
+
+
 def counts(table):
     by_domain = table.groupby("domain").agg(slides=("slide_id", "nunique"), mf=("label", "sum"), n=("label", "size"))
     return {domain: (row.slides, row.mf, row.n - row.mf) for domain, row in by_domain.iterrows()}
@@ -94,12 +100,15 @@ def as_sqlite(file, table, classes, n_corners, more=""):
         database.executemany(
             "INSERT INTO Annotations_coordinates (annoId, coordinateX, coordinateY, slide) VALUES (?, ?, ?, ?)", places
         )
+        if "votes" in table:
+            cast = [(i, classes[v]) for i, votes in enumerate(table["votes"], 1) for v in votes]
+            database.executemany("INSERT INTO Annotations_label (annoId, class) VALUES (?, ?)", cast)
         database.executescript(more)
 
 
 @needs_real
 def test_midog_2022_has_its_counts_in_every_form(tmp_path):
-    table = load("midog22", REAL)
+    table = real("midog22")
     assert counts(table) == MIDOG22
     assert (len(table), table["label"].sum(), table["slide_id"].nunique()) == (20_552, 9_501, 354)
     assert table.groupby("scanner")["slide_id"].nunique().to_dict() == SCANNERS
@@ -117,7 +126,7 @@ def test_midog_2022_has_its_counts_in_every_form(tmp_path):
 
 @needs_real
 def test_midog_plus_plus_has_its_counts_and_its_raters_in_every_form(tmp_path):
-    table = load("midogpp", REAL)
+    table = real("midogpp")
     assert counts(table) == MIDOGPP
     assert (len(table), table["label"].sum(), table["slide_id"].nunique()) == (26_286, 11_937, 503)
     majority = np.array([votes.mean() for votes in table["votes"]])
@@ -133,6 +142,31 @@ def test_midog_plus_plus_has_its_counts_and_its_raters_in_every_form(tmp_path):
     key = ["slide_id", "x_l0_px", "y_l0_px", "label", "domain", "scanner"]
     assert sorted(map(tuple, whole[key].to_numpy())) == sorted(map(tuple, other[key].to_numpy()))
     assert set(other["official_split"]) == {""} and not other["votes"].map(len).any()
+    as_sqlite(tmp_path / "MIDOGpp.sqlite", table, {1: 1, 0: 2}, n_corners=2)  # goes before the CSV
+    from_database = load("midogpp", tmp_path)
+    assert from_database["votes"].map(tuple).tolist() == table["votes"].map(tuple).tolist()
+    same = ["slide_id", "x_l0_px", "y_l0_px", "label", "domain", "scanner", "species"]
+    pd.testing.assert_frame_equal(from_database[same], table[same])  # by number; the table has them from MIDOG++'s cases
+    one_lab = table["domain"] != "canine soft tissue sarcoma"
+    assert (from_database["lab"] == table["lab"].where(one_lab, "")).all()
+
+
+@needs_real
+def test_the_first_form_that_is_there_is_read_and_named(tmp_path):
+    table = real("midog22")
+    forms = ("MIDOG2022_training_png.json", "MIDOG2022_training_png.sqlite", "MIDOG2022_training_tiff.csv")
+    (tmp_path / forms[0]).write_text(as_json(table.iloc[:300], ".png"))
+    as_sqlite(tmp_path / forms[1], table.iloc[:200], {1: 1, 0: 2}, n_corners=2)
+    shutil.copy(REAL / forms[2], tmp_path)
+    shutil.copy(REAL / "datasets_xvalidation.csv", tmp_path)
+    for form, n in zip(forms, (300, 200, 20_552), strict=True):
+        assert labels.files_of(study("midog22"), tmp_path) == (tmp_path / form,) and len(load("midog22", tmp_path)) == n
+        (tmp_path / form).unlink()
+    shutil.copy(REAL / forms[2], tmp_path)
+    for name in ("MIDOGpp.json", "MIDOG++.json"):  # one of the two is read, with the cases that are its own
+        (tmp_path / name).touch()
+    names = [file.name for file in labels.files_of(study("midog22"), tmp_path)]
+    assert names == [forms[2], "MIDOG++.json", "datasets_xvalidation.csv"]
 
 
 @needs_real
@@ -157,7 +191,7 @@ def test_ccmct_has_its_counts_and_its_split_in_both_forms(tmp_path):
 
 @needs_real
 def test_editions_are_matched_by_fingerprint_and_no_offset_would_do():
-    first, second = load("midog22", REAL), load("midogpp", REAL)
+    first, second = real("midog22"), real("midogpp")
     shift = {int(a[:3]): int(b[:3]) - int(a[:3]) for a, b in labels_editions.match_slides(first, second).items()}
     expected = dict.fromkeys(range(1, 151), 0) | dict.fromkeys(range(151, 347), 50) | dict.fromkeys(range(347, 354), 51)
     assert shift == expected | {354: 43}
@@ -167,7 +201,7 @@ def test_editions_are_matched_by_fingerprint_and_no_offset_would_do():
 
 @needs_real
 def test_midog_2022_takes_votes_and_split_of_the_other_edition_by_annotation(tmp_path):
-    table = load("midog22", REAL)
+    table = real("midog22")
     unmatched = table[table["votes"].map(len) == 0]
     assert sorted(zip(unmatched["slide_id"], unmatched["label"], strict=True)) == [("151.tiff", 0), ("353.tiff", 0)]
     voted = table.drop(unmatched.index)
@@ -190,11 +224,21 @@ def test_an_edition_that_contradicts_the_other_is_refused(tmp_path):
         load("midog22", tmp_path)
 
 
+def test_an_edition_with_nothing_in_common_is_refused(tmp_path):
+    midog22_json(tmp_path)
+    image = {"id": 1, "file_name": "001.tiff", "width": 400, "height": 400, "tumor_type": "human breast cancer"}
+    annotations = [{"id": i, "image_id": 1, "bbox": [99 + i, 9, 149, 59], "category_id": i} for i in (1, 2)]
+    (tmp_path / "MIDOG++.json").write_text(json.dumps({"images": [image], "annotations": annotations}))
+    with pytest.raises(LabelError, match=r"png\.json: no slide has its annotations where the other edition .*remove the one"):
+        load("midog22", tmp_path)
+
+
 @needs_real
 def test_the_swapped_counts_are_named_for_midog_2022_alone():
-    note = labels.published_note(study("midog22"), load("midog22", REAL))
+    note = labels.published_note(study("midog22"), real("midog22"))
     assert "9,501 mitotic figures and 11,051 look-alikes" in note
-    assert labels.published_note(study("midogpp"), load("midogpp", REAL)) == ""
+    assert note.endswith("without raters' votes, are annotations of 151.tiff (1), 353.tiff (1).")
+    assert labels.published_note(study("midogpp"), real("midogpp")) == ""
 
 
 def slides(*rows):
@@ -235,6 +279,21 @@ def test_a_sqlite_label_file_is_not_written_to(tmp_path):
             "UPDATE Slides SET width = 25, height = 25 WHERE uid = 2",
             r"annotation 3 on 2\.svs: its centre \(50, 60\) lies more than",
         ),
+        (
+            "UPDATE Slides SET filename = 'a/b.svs' WHERE uid = 2",
+            r"annotation 3 is of slide 2, whose filename is 'a/b\.svs'; expected a file's name",
+        ),
+        ("DELETE FROM Slides WHERE uid = 2", "annotation 3 is of slide 2, whose filename is (None|nan)"),
+        ("UPDATE Annotations_coordinates SET coordinateX = 'x' WHERE annoId = 3", r"annotation 3 on 2\.svs: 0 coordinates"),
+        (
+            "UPDATE Annotations_coordinates SET coordinateX = 10, coordinateY = 20 WHERE annoId = 2",
+            r"annotation 2 on 1\.svs: its centre \(10, 20\) is another one's too",
+        ),
+        (
+            "INSERT INTO Classes VALUES (9, 'mast cell'); UPDATE Annotations SET agreedClass = 9 WHERE uid = 3",
+            r"mean nothing here \(2: mitotic figure, 7: look-alike\).*\n  class 9 \(mast cell\): 1 annotations",
+        ),
+        ("DROP TABLE Classes", r"no database of SlideRunner's: without Classes\.name, Classes\.uid"),
         ("UPDATE Annotations SET agreedClass = 3", "no annotation whose agreed class is 2 or 7"),
         ("UPDATE Annotations SET agreedClass = 2", "every annotation is of one class"),
         ("DROP TABLE Annotations_label", r"no database of SlideRunner's: without Annotations_label\.annoId"),
@@ -243,6 +302,14 @@ def test_a_sqlite_label_file_is_not_written_to(tmp_path):
 def test_a_wrong_database_is_refused(tmp_path, more, message):
     with pytest.raises(LabelError, match=message):
         load("ccmct", small(tmp_path, more))
+
+
+def test_what_is_deleted_or_not_agreed_on_is_left_out_of_a_database(tmp_path):
+    more = """
+        INSERT INTO Annotations (slide, type, agreedClass, deleted) VALUES (1, 1, 2, 1), (1, 1, 9, 1);
+        INSERT INTO Annotations (slide, type, agreedClass) VALUES (1, 1, 0), (1, 3, NULL), (1, 1, 1), (1, 3, 3);
+    """
+    assert load("ccmct", small(tmp_path, more))["label"].tolist() == [1, 0, 1]
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path):
@@ -279,6 +346,13 @@ def test_an_image_that_is_not_what_its_number_says_is_refused(tmp_path, names, i
         load("midog22", midog22_json(tmp_path, names, **image))
 
 
+def test_a_slide_of_two_tumours_is_refused(tmp_path):
+    text = "x,y,label,filename,tumortype\n1,2,1,001.tiff,human breast cancer\n3,4,0,001.tiff,canine lung cancer\n"
+    (tmp_path / "MIDOG2022_training.csv").write_text(text)
+    with pytest.raises(LabelError, match=r"001\.tiff: the file says 'canine lung cancer', by its number .*breast"):
+        load("midog22", tmp_path)
+
+
 def test_either_edition_of_the_images_will_do(tmp_path):
     midog22_json(tmp_path, ("150.tiff", "151.tiff"))
     (tmp_path / "images").mkdir()
@@ -297,13 +371,14 @@ def test_what_is_not_there_says_how_to_fetch_it(tmp_path):
 def test_cases_that_do_not_fit_the_labels_are_refused(tmp_path):
     content = {
         "images": [{"id": 1, "file_name": "001.tiff", "width": 400, "height": 400, "tumor_type": "human breast cancer"}],
-        "annotations": [{"id": i, "image_id": 1, "bbox": [9, 9, 59, 59], "category_id": i} for i in (1, 2)],
+        "annotations": [{"id": i, "image_id": 1, "bbox": [9 + i, 9, 59, 59], "category_id": i} for i in (1, 2)],
     }
     (tmp_path / "MIDOGpp.json").write_text(json.dumps(content))
     header = "Slide;Dataset;Tumor;Scanner;Origin;Species\n"
     for text, message in (
         (header + "2;train;human breast cancer;X;Y;Human\n", "image 001: no row"),
         (header + "1;train;human melanoma;X;Y;Human\n", "image 001: 'human melanoma', the labels say otherwise"),
+        (header + "1;Test;human breast cancer;X;Y;Human\n", "image 001: Dataset is 'Test', expected train, val, test"),
         (header + "1;a;b;c;d;e\n1;a;b;c;d;e\n", "image 001: more than one row"),
         ("Slide,Dataset\n1,train\n", "expected the columns"),
     ):
