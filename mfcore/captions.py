@@ -88,18 +88,22 @@ def data_scaling(
     """
     full, least = table[table["size"] == table["size"].max()], table[table["size"] == table["size"].min()]
     best, first = full.loc[full["auroc"].idxmax()], least.loc[least["auroc"].idxmax()]
-    held_out = "slides" if study.switches.split_by == "slide" else "annotations"
     people = _people(study, human, agreement)
     shown = "AUROC (left) and balanced accuracy (right)" if people else "AUROC"
     return (
-        f"**Fig. 1. Data scaling.** {shown} on held-out {held_out} against the number of training patches; mean and sample SD "
-        f"of {table['n_folds'].max()} Monte Carlo folds, the same for every arm ({of_what(study)}). With all the data "
+        f"**Fig. 1. Data scaling.** {shown} on held-out {_held_out(study)} against the number of training patches; mean and "
+        f"sample SD of {table['n_folds'].max()} Monte Carlo folds, the same for every arm ({of_what(study)}). With all the data "
         f"{best['arm']} is highest with {compare.plus_minus(best['auroc'], best['auroc_sd'])}, {interval.level:.0%} interval "
         f"[{interval.low:.2f}, {interval.high:.2f}] over the {interval.n} slides tested (bootstrap of slides); with "
         f"{100 * first['size']:g} % ({first['n_train']} patches) {first['arm']} with "
         f"{compare.plus_minus(first['auroc'], first['auroc_sd'])}. The bars are the spread over folds, no confidence interval."
         f"{people}"
     )
+
+
+def _held_out(study: Study) -> str:
+    """What no training of the study's has seen."""
+    return "slides" if study.switches.split_by in ("slide", "official") else "annotations"
 
 
 def _people(study: Study, human: pd.DataFrame | None, agreement: pd.DataFrame | None = None) -> str:
@@ -186,7 +190,8 @@ def cross_domain(study: Study, table: pd.DataFrame, human: pd.DataFrame | None =
     )
     return (
         f"**Fig. 2. Cross-domain.** Mean AUROC over {table['n_folds'].max()} folds, by the domain trained on and that tested "
-        f"on; bold: in domain, on held-out slides ({of_what(study)}). Means: {drops}.{_people_by_domain(study, human)}"
+        f"on; bold: in domain, on held-out {_held_out(study)} ({of_what(study)}). Means: {drops}."
+        f"{_people_by_domain(study, human)}"
     )
 
 
@@ -241,7 +246,7 @@ def abstract(study: Study, scaling: pd.DataFrame, crossed: pd.DataFrame, n_faile
     full = scaling[scaling["size"] == scaling["size"].max()].sort_values("auroc", ascending=False)
     parts = [
         f"{len(full)} arms were trained on up to about {full['n_train'].max():,} patches of {study.data.positive}s and "
-        f"{study.data.negative}s, in {scaling['n_folds'].max()} Monte Carlo folds split by {study.switches.split_by} "
+        f"{study.data.negative}s, in {scaling['n_folds'].max()} Monte Carlo folds divided {splits_audit.scheme_title(study.switches.scheme)} "
         f"({of_what(study)}, {study.mode} mode)."
     ]
     values = [f"{row.arm} ({row.kind}) {compare.plus_minus(row.auroc, row.auroc_sd)}" for row in full.itertuples(index=False)]

@@ -74,14 +74,15 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def scheme_title(scheme: str) -> str:
-    """A scheme in words."""
-    return {
+    """A scheme in words, one of SCHEMES or a mix that `Switches.scheme` names."""
+    titles = {
         "slide": "by slide",
-        "official": "official",
+        "official": "by the authors' split",
         "annotation": "by annotation",
         "annotation_buffered": "by annotation, no shared pixels",
         "released": "by annotation, as released",
-    }[scheme]
+    }
+    return titles.get(scheme, f"by {scheme.replace('_', ' ')}")
 
 
 def write(study: Study, results: Path) -> store.Run:

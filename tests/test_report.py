@@ -92,7 +92,7 @@ def test_the_raters_have_a_section(results):
 
 def test_the_audit_has_a_page_with_every_fold_and_what_could_not_be_drawn(results):
     page = (report.build(STUDY, results).parent / "audit.html").read_text()
-    assert "official (no official test slides)" in page
+    assert "by the authors' split (no official test slides)" in page.replace("&#x27;", "'")
     assert page.count("<summary>") == 3  # by slide, as released, and the study's own
     assert "synthetic data" in page and "by annotation, as released" in page
     assert len(re.findall(r"<td>[01]</td>", page)) >= 4  # a row a fold
@@ -103,7 +103,7 @@ def test_a_probe_under_another_scheme_that_failed_says_why(results):
     failure = {"stage": "03", "name": "x", "parameters": {"encoder": "good", "scheme": "official"}, "reason": "no test slides"}
     store.write_json(results / "failures" / "x.json", failure)
     page = (report.build(study, results).parent / "audit.html").read_text()
-    assert "Not here: official: no test slides." in page
+    assert "Not here: by the authors&#39; split: no test slides." in page
 
 
 def test_pages_fetch_nothing_to_be_read_and_links_lead_somewhere(results):

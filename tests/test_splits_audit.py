@@ -81,6 +81,7 @@ def test_every_scheme_is_audited_and_one_that_cannot_be_drawn_says_why():
     official = labels.assign(official_split=np.where(slide % 3 == 0, "test", "train"))
     assert splits_audit.audit_schemes(STUDY, official)[1] == {}
     assert {splits_audit.scheme_title(scheme) for scheme in SCHEMES} >= set(splits_audit.summary(found)["scheme"])
+    assert splits_audit.scheme_title(Switches(stratified=False).scheme) == "by slide unstratified"
 
 
 @needs_real
