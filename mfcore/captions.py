@@ -92,8 +92,8 @@ def data_scaling(
     shown = "AUROC (left) and balanced accuracy (right)" if people else "AUROC"
     return (
         f"**Fig. 1. Data scaling.** {shown} on held-out {_held_out(study)} against the number of training patches; mean and "
-        f"sample SD of {table['n_folds'].max()} Monte Carlo folds, the same for every arm ({of_what(study)}). With all the data "
-        f"{best['arm']} is highest with {compare.plus_minus(best['auroc'], best['auroc_sd'])}, {interval.level:.0%} interval "
+        f"sample SD of {table['n_folds'].max()} Monte Carlo folds, the same for every arm ({of_what(study)}). With all the "
+        f"data {best['arm']} is highest with {compare.plus_minus(best['auroc'], best['auroc_sd'])}, {interval.level:.0%} interval "
         f"[{interval.low:.2f}, {interval.high:.2f}] over the {interval.n} slides tested (bootstrap of slides); with "
         f"{100 * first['size']:g} % ({first['n_train']} patches) {first['arm']} with "
         f"{compare.plus_minus(first['auroc'], first['auroc_sd'])}. The bars are the spread over folds, no confidence interval."
@@ -246,8 +246,8 @@ def abstract(study: Study, scaling: pd.DataFrame, crossed: pd.DataFrame, n_faile
     full = scaling[scaling["size"] == scaling["size"].max()].sort_values("auroc", ascending=False)
     parts = [
         f"{len(full)} arms were trained on up to about {full['n_train'].max():,} patches of {study.data.positive}s and "
-        f"{study.data.negative}s, in {scaling['n_folds'].max()} Monte Carlo folds divided {splits_audit.scheme_title(study.switches.scheme)} "
-        f"({of_what(study)}, {study.mode} mode)."
+        f"{study.data.negative}s, in {scaling['n_folds'].max()} Monte Carlo folds divided "
+        f"{splits_audit.scheme_title(study.switches.scheme)} ({of_what(study)}, {study.mode} mode)."
     ]
     values = [f"{row.arm} ({row.kind}) {compare.plus_minus(row.auroc, row.auroc_sd)}" for row in full.itertuples(index=False)]
     parts.append(f"AUROC with all the data: {', '.join(values)}.")

@@ -15,7 +15,7 @@
 study_file = "../studies/demo.yaml"  # what decides the numbers
 results = "../results"  # where runs are kept, a folder a study
 data_folder = ""  # where the study's data lie; empty: data/<study>, made or downloaded where that can be done
-n_workers = 2  # processes that read slides
+n_workers = 2  # threads that read slides
 
 # %%
 from pathlib import Path
