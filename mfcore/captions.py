@@ -93,8 +93,8 @@ def data_scaling(
     return (
         f"**Fig. 1. Data scaling.** {shown} on held-out {_held_out(study)} against the number of training patches; mean and "
         f"sample SD of {table['n_folds'].max()} Monte Carlo folds, the same for every arm ({of_what(study)}). With all the "
-        f"data {best['arm']} is highest with {compare.plus_minus(best['auroc'], best['auroc_sd'])}, {interval.level:.0%} interval "
-        f"[{interval.low:.2f}, {interval.high:.2f}] over the {interval.n} slides tested (bootstrap of slides); with "
+        f"data {best['arm']} is highest with {compare.plus_minus(best['auroc'], best['auroc_sd'])}, {interval.level:.0%} "
+        f"interval [{interval.low:.2f}, {interval.high:.2f}] over the {interval.n} slides tested (bootstrap of slides); with "
         f"{100 * first['size']:g} % ({first['n_train']} patches) {first['arm']} with "
         f"{compare.plus_minus(first['auroc'], first['auroc_sd'])}. The bars are the spread over folds, no confidence interval."
         f"{people}"
