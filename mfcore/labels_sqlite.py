@@ -51,7 +51,7 @@ def read(file: Path, positive: int, negative: int, left_out: tuple[int, ...] = (
     these, and with the annotations that can't be used.
     """
     annotations, labels, names = _query(file)
-    known = annotations["agreedClass"].isin((positive, negative, NOT_AGREED, *left_out)) | annotations["agreedClass"].isna()
+    known = annotations["agreedClass"].isin((positive, negative, NOT_AGREED, *left_out))
     refuse(
         file,
         [
@@ -113,14 +113,14 @@ def _query(file: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[int, str]]:
         missing = [f"{table}.{name}" for table, names in NEEDED.items() for name in sorted(names - columns[table])]
         if missing:
             raise LabelError(f"{file}: no database of SlideRunner's: without {', '.join(missing)}; fetch the file again")
-        kept = "WHERE NOT coalesce(a.deleted, 0)" if "deleted" in columns["Annotations"] else ""
+        kept = "AND NOT coalesce(a.deleted, 0)" if "deleted" in columns["Annotations"] else ""
         annotations = pd.read_sql_query(
             f"""SELECT a.uid, a.type, a.agreedClass, a.slide, s.filename, s.width, s.height,
                        count(c.annoId) AS n, avg(c.coordinateX) AS x, avg(c.coordinateY) AS y
                 FROM Annotations a LEFT JOIN Slides s ON s.uid = a.slide
                 LEFT JOIN Annotations_coordinates c ON c.annoId = a.uid
                      AND typeof(c.coordinateX) IN ('integer', 'real') AND typeof(c.coordinateY) IN ('integer', 'real')
-                {kept} GROUP BY a.uid ORDER BY a.uid""",
+                WHERE a.agreedClass IS NOT NULL {kept} GROUP BY a.uid ORDER BY a.uid""",
             database,
         )
         labels = pd.read_sql_query("SELECT annoId, class FROM Annotations_label ORDER BY annoId, uid", database)

@@ -72,6 +72,7 @@ def test_without_domains_all_are_of_one_and_a_slide_may_have_a_name(tmp_path):
     ("old", "new", "message"),
     [
         ("10,20,1", "ten,20,1", "line 2: x is 'ten', expected a number"),
+        ("10,20,1", "1_0,20,1", "line 2: x is '1_0', expected a number"),
         ("10,20,1", "inf,20,1", "line 2: x is 'inf', expected a number"),
         ("10,20,1", "10,,1", "line 2: y is '', expected a number"),
         ("10,20,1", "10,20,2", r"line 2: label is '2', expected 0 or 1 .*label_values"),

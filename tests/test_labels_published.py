@@ -245,13 +245,17 @@ def slides(*rows):
     return pd.DataFrame(rows, columns=["slide_id", "x_l0_px", "y_l0_px"])
 
 
-def test_fingerprints_need_most_places_on_both_sides_and_no_tie():
-    first = slides(*[("a", x, 1.0) for x in range(4)], *[("b", x, 2.0) for x in range(4)], ("c", 9.0, 9.0), ("d", 7.5, 7.0))
+def test_fingerprints_need_most_places_on_both_sides_the_best_match_and_no_tie():
+    first = slides(
+        *[("a", x, 1.0) for x in range(4)], *[("a2", x, 1.0) for x in (0, 1, 50)], *[("b", x, 2.0) for x in range(4)],
+        ("c", 9.0, 9.0), ("d", 7.5, 7.0),
+    )  # fmt: skip
     second = slides(
         *[("A", x, 1.0) for x in range(3)], ("B", 0.0, 2.0), *[("B", x, 5.0) for x in range(9)],
         ("C", 9.0, 9.0), ("C2", 9.0, 9.0), ("D", 7.0, 7.0),
     )  # fmt: skip
-    assert labels_editions.match_slides(first, second) == {"a": "A"}  # B shares too little, C is two, D half a px off
+    # a2 shares less with A than a does, b too little with B, c as much with C as with C2; D lies half a px off
+    assert labels_editions.match_slides(first, second) == {"a": "A"}
 
 
 def small(tmp_path, more="", classes=None):
