@@ -38,7 +38,8 @@ def _missing(study: Study, results: Path, inflation: pd.DataFrame) -> str:
     reasons = {}
     for file in sorted(results.glob("failures/*.json")):
         failure = store.read_json(file)
-        reasons[failure["parameters"].get("scheme")] = failure["reason"]
+        if failure["parameters"].get("encoder") == study.inflation.encoder:
+            reasons[failure["parameters"].get("scheme", study.switches.scheme)] = failure["reason"]
     lines = [
         f"{splits_audit.scheme_title(scheme)}: {reasons.get(scheme, 'not run yet')}"
         for scheme in study.inflation.schemes

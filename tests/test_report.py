@@ -106,6 +106,14 @@ def test_a_probe_under_another_scheme_that_failed_says_why(results):
     assert "Not here: by the authors&#39; split: no test slides." in page
 
 
+def test_the_probe_that_failed_under_the_studys_own_scheme_says_why_too(results):
+    study = replace(STUDY, inflation=Inflation("broken", ("slide", "official")))
+    network = {"stage": "04", "name": "y", "parameters": {"network": "n", "fold": 0}, "reason": "another job's"}
+    store.write_json(results / "failures" / "y.json", network)
+    page = (report.build(study, results).parent / "audit.html").read_text()
+    assert "Not here: by slide: E: &lt;no&gt; weights; by the authors&#39; split: not run yet." in page
+
+
 def test_pages_fetch_nothing_to_be_read_and_links_lead_somewhere(results):
     index = report.build(STUDY, results)
     pages = [index, index.parent / "audit.html", *index.parent.glob("notebooks/*.html")]
