@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mfcore import encoders, patches, store
+from mfcore import canary, encoders, patches, store
 from mfcore.config import Study, as_dict
 
 SHARD = 512  # patches that a kill loses at most
@@ -90,10 +90,10 @@ def _settle_canary(run: store.Run, encoder: encoders.Encoder) -> None:
     """Keep the canary of a new run; compare with the one that an unfinished run began with."""
     file = run.unit_file("canary", ".npy")
     if file.is_file():
-        encoders.check_canary(encoder, np.load(file))
+        canary.check(encoder, np.load(file))
         return
     with store.replacing(file) as aside, aside.open("wb") as out:
-        np.save(out, encoders.canary(encoder))
+        np.save(out, canary.embed(encoder))
 
 
 def _top_left(table: pd.DataFrame, study: Study) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_encoders import tiny_card, use
 
-from mfcore import cards, config, embed, encoders, patches, store
+from mfcore import canary, cards, config, embed, encoders, patches, store
 
 N_PATCHES = 23
 NAME = "tiny"
@@ -81,7 +81,7 @@ def test_the_file_is_what_the_fields_tools_read_and_says_where_it_is_from(study,
         assert content["slide_id"].asstr()[[9, 10]].tolist() == ["one", "two"]
         card = json.loads(content.attrs["card"])
         assert card["name"] == NAME and card["n_dims"] == 24 and content.attrs["weights"] == "seed 0"
-        assert encoders.check_canary(encoders.load(NAME), content.attrs["canary"]) < 1e-6
+        assert canary.check(encoders.load(NAME), content.attrs["canary"]) < 1e-6
 
 
 def test_native_resolution_and_unknown_um_per_px_leave_the_crop_as_wide_as_it_is(study, results):

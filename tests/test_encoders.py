@@ -1,7 +1,5 @@
 """Encoders: names, readouts, evaluation mode, canaries, and the networks made of them for training."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -92,27 +90,6 @@ def test_nan_is_refused_naming_encoder_and_patches(monkeypatch):
         encoder.model.norm.bias[3] = float("nan")
     with pytest.raises(EncoderError, match=r"'tiny' gives NaN or infinity for patches \[71, 72\]"):
         encoder.embed(some_patches(2, 32), patch_ids=[71, 72])
-
-
-# ---- canaries ----
-
-
-def test_canary_images_never_change():
-    images = encoders.canary_images()
-    assert (images.shape, images.dtype) == ((2, 160, 160, 3), np.uint8)
-    assert images.astype(np.int64).sum() == 18_840_381 and images[1, 3, 5].tolist() == [114, 120, 96]
-
-
-def test_a_canary_tells_changed_weights_and_preprocessing_from_rounding(lite0):
-    before = encoders.canary(lite0)
-    assert encoders.check_canary(lite0, before) < 1e-6
-    assert encoders.check_canary(lite0, before * (1 + 1e-5)) < 1e-4
-    for change in ({"mean": (0.485, 0.456, 0.406)}, {"interpolation": "bilinear"}):
-        other = dataclasses.replace(lite0, card=dataclasses.replace(lite0.card, **change))
-        with pytest.raises(EncoderError, match="canary"):
-            encoders.check_canary(other, before)
-    with pytest.raises(EncoderError, match="canary"):
-        encoders.check_canary(lite0, np.full_like(before, np.nan))
 
 
 # ---- networks to be trained ----

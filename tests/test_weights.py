@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tiny_encoders import some_patches, tiny_card, use
 from torch.nn import functional as F
 
-from mfcore import encoders, weights
+from mfcore import canary, encoders, weights
 from mfcore.cards import CARDS, EncoderCard
 from mfcore.encoders import EncoderError
 
@@ -313,7 +313,7 @@ def hub(tmp_path_factory):
 ASK = """
 import dataclasses, json, os
 import huggingface_hub
-from mfcore import encoders
+from mfcore import canary, encoders
 from mfcore.cards import CARDS
 
 def ask(*names):
@@ -321,12 +321,12 @@ def ask(*names):
     for name in names:
         try:
             encoder = encoders.load(f"hf-hub:local/{name}")
-            answers[name] = [encoder.revision, encoder.card.n_prefix_tokens, encoders.canary(encoder)[0].tolist()]
+            answers[name] = [encoder.revision, encoder.card.n_prefix_tokens, canary.embed(encoder)[0].tolist()]
         except encoders.EncoderError as error:
             answers[name] = str(error)
     return answers
 
-answers = {"control": encoders.canary(encoders.load("vit_tiny_random"))[:, :4].ravel().tolist()}
+answers = {"control": canary.embed(encoders.load("vit_tiny_random"))[:, :4].ravel().tolist()}
 answers["no login"] = ask("tiny-vit", "gated", "nothing", "empty", "tiny-vit@v9", "down", "cut")
 CARDS["resnet50"] = dataclasses.replace(CARDS["resnet50"], identifier="local/gated")
 try:
@@ -353,16 +353,16 @@ def elsewhere(hub, tmp_path_factory) -> dict:
 
 def test_the_random_control_is_the_same_in_every_process_and_draws_for_itself_alone(elsewhere):
     state = torch.get_rng_state()
-    here = encoders.canary(encoders.load("vit_tiny_random"))
+    here = canary.embed(encoders.load("vit_tiny_random"))
     assert torch.equal(state, torch.get_rng_state())
     np.testing.assert_allclose(here[:, :4].ravel(), elsewhere["control"], atol=1e-5)
     expected = [[-0.64532, 0.21394, 0.83070], [-0.98864, 0.34536, -0.12385]]  # seen with torch 2.15
     np.testing.assert_allclose(here[:, :3], expected, atol=1e-3)
-    np.testing.assert_array_equal(encoders.canary(encoders.load("random:vit_tiny_patch16_224")), here)
+    np.testing.assert_array_equal(canary.embed(encoders.load("random:vit_tiny_patch16_224")), here)
 
 
 def test_the_hub_gives_an_encoder_or_says_what_to_do(hub, elsewhere, monkeypatch):
-    expected = encoders.canary(encoders.load(use(monkeypatch, tiny_card())))[0]
+    expected = canary.embed(encoders.load(use(monkeypatch, tiny_card())))[0]
     answers = elsewhere["no login"]
     revision, n_prefix_tokens, features = answers["tiny-vit"]
     assert (revision, n_prefix_tokens) == (COMMIT, 3)
