@@ -179,7 +179,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Study:
-    """One study: everything that decides its numbers. Made by `load_study`."""
+    """One study: everything that decides its numbers. Made by `load_study`.
+
+    conventions: one of ``encoders`` that is also embedded and probed as other libraries do it (`mfcore.conventions`).
+    """
 
     name: str
     title: str
@@ -191,6 +194,7 @@ class Study:
     encoders: tuple[str, ...] = ()
     probe: Probe = field(default_factory=Probe)
     inflation: Inflation = field(default_factory=Inflation)
+    conventions: str = ""
     networks: tuple[Network, ...] = ()
 
     @property
@@ -323,6 +327,8 @@ def _check(study: Study) -> None:
         )
     if study.inflation.encoder and study.inflation.encoder not in study.encoders:
         raise ConfigError(f"inflation.encoder: {study.inflation.encoder!r} is not among encoders {list(study.encoders)}")
+    if study.conventions and study.conventions not in study.encoders:
+        raise ConfigError(f"conventions: {study.conventions!r} is not among encoders {list(study.encoders)}")
     unknown = sorted(set(study.inflation.schemes) - set(SCHEMES))
     if unknown:
         raise ConfigError(f"inflation.schemes: {unknown[0]!r} is not one of {list(SCHEMES)}")

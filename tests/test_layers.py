@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "mfcore"
 LAYERS = {
     "base": {"config", "rng", "store", "metrics"},
     "data": {"labels", "slides", "splits", "patches", "downloads", "augment", "synthetic"},
-    "models": {"cards", "weights", "preprocess", "encoders", "canary", "adapt"},
+    "models": {"cards", "conventions", "weights", "preprocess", "encoders", "canary", "adapt"},
     "procedures": {"embed", "probe", "train", "segment", "ssl"},
     "report": {"compare", "raters", "statistics", "figures", "captions", "claims", "report"},
     "sweep": {"sweep", "pairs"},

@@ -1,0 +1,113 @@
+"""One encoder under the conventions of several libraries: how far apart its embeddings lie, and what that does to the probe."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mfcore import compare, encoders, patches, splits, store
+from mfcore.cards import EncoderCard
+from mfcore.config import Study
+from mfcore.conventions import CONVENTIONS
+from mfcore.statistics import paired_difference
+
+AUTHORS = "the authors' card"
+
+
+def table(study: Study, results: str | Path) -> pd.DataFrame:
+    """A row for the authors' card of ``study.conventions`` and for each library's way with it.
+
+    ``library, card, departs`` (in words), ``n_dims``; ``distance_median`` and ``distance_max``: of a patch's embedding from
+    that under the authors' card, relative to its norm, float, NaN where the two have no part in common (of a class token
+    beside a mean, the class token counts); ``auroc, auroc_sd, balanced_accuracy, balanced_accuracy_sd``: of the probe with
+    all the data, mean and sample SD over folds; ``difference, low, high``: of the AUROC from that under the authors' card,
+    paired over folds, with its corrected interval (`statistics.paired_difference`). NaN where embeddings or probe are not
+    there yet. Without ``study.conventions`` there is no row. Raises StoreError where there are no splits.
+    """
+    results, name = Path(results), study.conventions
+    if not name:
+        return pd.DataFrame()
+    own = encoders.of(study, name)
+    rows, base_features, base_scores = [], _features(study, name, results), _full_size(study, name, results)
+    for library, card_name, note in [(AUTHORS, name, ""), *((c.library, c.card, c.note) for c in CONVENTIONS.get(name, ()))]:
+        this = encoders.of(study, card_name)
+        row: dict[str, object] = {"library": library, "card": card_name, "n_dims": this.n_dims}
+        row["departs"] = "; ".join(part for part in (differs(own, this), note) if part)
+        features, scores = _features(study, card_name, results), _full_size(study, card_name, results)
+        row |= _distance(base_features, features, own, this)
+        for metric in ("auroc", "balanced_accuracy"):
+            found = scores[metric] if len(scores) else pd.Series(dtype=float)
+            row |= {metric: found.mean(), f"{metric}_sd": found.std()}
+        rows.append(row | _difference(base_scores, scores))
+    return pd.DataFrame(rows)
+
+
+def differs(own: EncoderCard, other: EncoderCard) -> str:
+    """In words, in what of what decides an embedding ``other`` differs from ``own``; empty where in nothing."""
+    left, right = own.identity(), other.identity()
+    keys = [key for key in right if left.get(key) != right[key] and key not in ("n_dims", "n_parameters", "sha256")]
+    said = {
+        key: f"{key.replace('_', ' ')} {right[key]}".replace("class+mean", "class token and mean of the patch tokens")
+        for key in keys
+    }
+    return ", ".join(said.values())
+
+
+def wide(rows: pd.DataFrame) -> pd.DataFrame:
+    """`table` for the eye: distances in per cent, scores as "mean ± SD", the difference signed, with its interval."""
+    shown = rows[["library", "departs", "n_dims"]].copy()
+    shown["departs"] = shown["departs"].where(shown["departs"] != "", "in nothing")
+    for name in ("distance_median", "distance_max"):
+        shown[name] = [f"{value:.1%}" if np.isfinite(value) else "–" for value in rows[name]]
+    for name, title in (("auroc", "AUROC"), ("balanced_accuracy", "balanced_accuracy")):
+        shown[title] = [compare.plus_minus(m, sd) for m, sd in zip(rows[name], rows[f"{name}_sd"], strict=True)]
+    shown["AUROC_against_authors"] = [
+        f"{d:+.3f} ({low:+.3f} to {high:+.3f})" if np.isfinite(low) else "–"
+        for d, low, high in zip(rows["difference"], rows["low"], rows["high"], strict=True)
+    ]
+    shown.loc[rows["library"] == AUTHORS, ["departs", "AUROC_against_authors"]] = "–"
+    return shown
+
+
+def _features(study: Study, card_name: str, results: Path) -> np.ndarray | None:
+    """The newest finished embeddings of the study's patches under a card, float32 (n_patches, n_dims); None for none."""
+    source, newest = {"patches": patches.find(study, results).key}, None
+    for file in results.glob("embeddings-*/run.json"):
+        record = store.read_json(file)
+        if (record["name"], record["inputs"]) == (card_name, source) and (
+            newest is None or record["finished"] > newest["finished"]
+        ):
+            newest, folder = record, file.parent
+    if newest is None:
+        return None
+    return store.read_embeddings(store.Run(folder, {key: newest[key] for key in ("stage", "name", "config", "inputs")}))[0]
+
+
+def _full_size(study: Study, card_name: str, results: Path) -> pd.DataFrame:
+    """Every metric of the card's probe with all the data, by fold; empty where it hasn't run."""
+    run = compare.current_runs(dataclasses.replace(study, encoders=(card_name,)), results).get(card_name)
+    if run is None:
+        return pd.DataFrame()
+    scores = compare.scores(compare.load_arm(run, card_name, compare.PROBE))
+    scores = scores[scores["train_domain"] == splits.ALL]
+    return scores[scores["size"] == scores["size"].max()].set_index("fold").sort_index()
+
+
+def _distance(base: np.ndarray | None, other: np.ndarray | None, own: EncoderCard, this: EncoderCard) -> dict[str, float]:
+    """Median and largest distance of a patch's two embeddings, relative to the norm of the first."""
+    alike = own.n_dims == this.n_dims or {own.readout, this.readout} == {"class", "class+mean"}
+    if base is None or other is None or not alike:
+        return {"distance_median": np.nan, "distance_max": np.nan}
+    n = min(own.n_dims, this.n_dims)
+    apart = np.linalg.norm(base[:, :n] - other[:, :n], axis=1) / np.linalg.norm(base[:, :n], axis=1)
+    return {"distance_median": float(np.median(apart)), "distance_max": float(apart.max())}
+
+
+def _difference(base: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
+    if not len(base) or not len(other):
+        return {"difference": np.nan, "low": np.nan, "high": np.nan}
+    folds = base.index.intersection(other.index)
+    first, second = other.loc[folds, "auroc"].to_numpy(), base.loc[folds, "auroc"].to_numpy()
+    found = paired_difference(first, second, base["n_train"].mean(), base["n_test"].mean())
+    return {"difference": found.value, "low": found.low, "high": found.high}
