@@ -35,7 +35,7 @@ FACTS = {
     "kaiko_vitb8": (85_807_872, 785, 768),
     "kaiko_vitl14": (304_370_688, 261, 1024),
     "dinov2_vits14": (22_056_192, 257, 384),
-    "dinov2_vits14_focus": (21_628_800, 1, 384),  # 22,056,192 less the position embedding of 518 px beyond that of 224 px
+    "dinov2_vits14_focus": (21_628_800, 257, 384),  # 22,056,192 less the position embedding of 518 px beyond that of 224 px
     "dinov2_vitl14": (304_367_616, 257, 1024),
 }
 
