@@ -137,34 +137,48 @@ class Encoder:
     device: "torch.device"
     revision: str
 
-    def transform(self, patches: np.ndarray) -> "torch.Tensor":
+    @property
+    def precision(self) -> str:
+        """What the network is computed in here: the card's precision on a GPU, float32 everywhere else."""
+        return self.card.precision if self.device.type == "cuda" else "float32"
+
+    def transform(self, patches: "np.ndarray | torch.Tensor") -> "torch.Tensor":
         """uint8 (n, height, width, 3) to the network's input, float32 (n, 3, crop_px, crop_px); see `preprocess.transform`."""
         return preprocess.transform(patches, self.card, self.device)
+
+    def compute(self, patches: "np.ndarray | torch.Tensor") -> "torch.Tensor":
+        """Embed uint8 (n, height, width, 3); gives float32 (n, n_dims) on the encoder's device, maybe still being computed."""
+        import torch
+
+        mixed = self.precision != "float32"
+        with torch.inference_mode(), preprocess.exact_float32(self.device):
+            images = self.transform(patches)
+            with torch.autocast(self.device.type, getattr(torch, self.precision) if mixed else None, enabled=mixed):
+                return read_out(self.model, self.card, images).float()
 
     def embed(self, patches: np.ndarray, patch_ids: Sequence[int] | None = None) -> np.ndarray:
         """Embed uint8 (n, height, width, 3) in one pass; gives float32 (n, n_dims).
 
-        Raises ValueError for anything but RGB bytes, EncoderError for an embedding that isn't finite, naming the patches
-        by ``patch_ids`` (or by row).
+        Raises ValueError for anything but RGB bytes, EncoderError as `checked` does.
         """
-        import torch
-
         if patches.dtype != np.uint8 or patches.ndim != 4 or patches.shape[-1] != 3:
             raise ValueError(f"patches must be uint8 (n, height, width, 3); these are {patches.dtype} {patches.shape}")
         if len(patches) == 0:
             return np.zeros((0, self.card.n_dims), np.float32)
-        half = self.card.precision == "float16" and self.device.type == "cuda"
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.float16, enabled=half):
-            features = read_out(self.model, self.card, self.transform(patches)).float().cpu().numpy()  # (n, n_dims)
-        if features.shape != (len(patches), self.card.n_dims):
+        return self.checked(self.compute(patches).cpu().numpy(), range(len(patches)) if patch_ids is None else patch_ids)
+
+    def checked(self, features: np.ndarray, patch_ids: Sequence[int]) -> np.ndarray:
+        """``features`` as they are; raises EncoderError where they aren't (n_patches, n_dims) or not finite, naming patches."""
+        if features.shape != (len(patch_ids), self.card.n_dims):
             raise EncoderError(
                 f"encoder {self.card.name!r} gives {features.shape[1:]}, its card says {self.card.n_dims} dimensions"
             )
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(bad):
-            which = [int(row if patch_ids is None else patch_ids[row]) for row in bad[:5]]
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+            half = self.precision == "float16"
             hint = "; float16 may have overflowed, float32 in its card won't" if half else "; are its weights whole?"
+            which = [int(patch_ids[row]) for row in bad[:5]]
             raise EncoderError(f"encoder {self.card.name!r} gives NaN or infinity for patches {which}{more}{hint}")
         return features
 
