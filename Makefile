@@ -3,6 +3,10 @@
 STUDY := demo
 DATA :=
 CORES :=
+SHARES :=
+PROFILE :=
+GPUS :=
+ENCODERS :=
 ARGS :=
 PYTHON :=
 VENV := .venv
@@ -15,7 +19,7 @@ candidates := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 unexport PYTHONHOME PYTHONPATH
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help paper data lab test check format notebooks env docker clean clean-results clean-env
+.PHONY: help paper embed data lab test check format notebooks env docker clean clean-results clean-env
 .DEFAULT_GOAL := help
 
 help: ## list what there is
@@ -26,11 +30,21 @@ help: ## list what there is
 	@echo "  STUDY=name     a file of studies/, without .yaml (now: $(STUDY)); there are: $(sort $(basename $(notdir $(wildcard studies/*.yaml))))"
 	@echo "  DATA=folder    where the study's data lie (else they are made or downloaded)"
 	@echo "  CORES=n        how many cores the sweep uses (else all)"
+	@echo "  SHARES=n       how many jobs make one encoder's embedding (else 1)"
+	@echo "  PROFILE=name   run the jobs on a cluster, by profiles/name (there are: $(sort $(notdir $(patsubst %/,%,$(dir $(wildcard profiles/*/config.yaml)))))); see CLUSTER.md"
+	@echo "  GPUS=n         how many GPUs a job that can use one asks the cluster for (else 1)"
+	@echo "  ENCODERS=...   which of the study's encoders to embed, for make embed (else all)"
 	@echo "  PYTHON=path    the Python to make the environment with (else the first of: $(candidates))"
 	@echo "  ARGS=...       handed on to the sweep, pytest or JupyterLab as they are"
 
+how = $(if $(DATA),--data "$(DATA)") $(if $(CORES),--cores "$(CORES)") $(if $(SHARES),--shares "$(SHARES)") \
+	$(if $(PROFILE),--profile "$(PROFILE)") $(if $(GPUS),--gpus "$(GPUS)")
+
 paper: env ## run STUDY through the notebooks; ends with the path of the supplement
-	@$(python) -m mfcore.sweep paper --study "$(STUDY)" $(if $(DATA),--data "$(DATA)") $(if $(CORES),--cores "$(CORES)") $(ARGS)
+	@$(python) -m mfcore.sweep paper --study "$(STUDY)" $(how) $(ARGS)
+
+embed: env ## make the embeddings of STUDY's encoders, and nothing else; ends with those that can't be had, and why
+	@$(python) -m mfcore.sweep embed --study "$(STUDY)" $(how) $(if $(ENCODERS),--encoders "$(ENCODERS)") $(ARGS)
 
 data: env ## fetch what STUDY's data folder lacks, and say what is there (ARGS=--verify: compare checksums)
 	@$(python) -m mfcore.sweep data --study "$(STUDY)" $(if $(DATA),--data "$(DATA)") $(ARGS)

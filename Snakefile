@@ -1,51 +1,66 @@
-# A study's jobs and what each needs. `make paper` runs it; mfcore/sweep.py says what a job is and what its failure means.
+# A study's jobs and what each needs. `make paper` runs it; mfcore/sweep_jobs.py says what the jobs are, mfcore/sweep_run.py
+# what a job's failure means, profiles/ what each rule asks a cluster for.
+import re
 import sys
 
 from mfcore.config import load_study
-from mfcore.sweep import ROOT, jobs_of
+from mfcore.sweep_jobs import ROOT, RULES, jobs_of
 
 STUDY_FILE = config["study"]
-DATA = config.get("data", "")
-STUDY = load_study(STUDY_FILE)
-JOBS = jobs_of(STUDY)
+RESULTS = config["results"]
+DATA = ["--data", config["data"]] if config.get("data") else []
+SHARES = int(config["shares"])
+N_CORES = int(config.get("cores", 0))  # of this machine; 0: the jobs run elsewhere, with as many threads as the profile says
+N_GPUS = int(config["gpus"])
+JOBS = jobs_of(load_study(STUDY_FILE), SHARES)
 PYTHON = sys.executable
 
 
-def n_threads(name):
-    """All cores for a job that runs alone; else the cores are shared among the jobs of its stage."""
-    beside = [job for job in JOBS.values() if job.notebook == JOBS[name].notebook]
-    return max(1, workflow.cores // len(beside))
+def of_rule(rule):
+    """The names of a rule's jobs."""
+    return [name for name, job in JOBS.items() if job.rule == rule]
+
+
+def needs(wildcards):
+    """Records of the jobs that a job waits for. Those of shares don't date the embedding: it is the same without them."""
+    records = {need: f"jobs/{need}.json" for need in JOBS[wildcards.job].needs}
+    return [ancient(record) if ".share" in need else record for need, record in records.items()]
 
 
 rule supplement:
     input:
         sorted(ROOT.glob("mfcore/report*.py")),
         sorted(ROOT.glob("mfcore/templates/*.html")),
-        [f"jobs/{name}.json" for name in JOBS],
+        [f"jobs/{name}.json" for name, job in JOBS.items() if job.notebook],
     output:
         "jobs/supplement.json",
+    params:
+        jobs=[name for name, job in JOBS.items() if job.notebook],
     shell:
-        "{PYTHON:q} -m mfcore.sweep supplement --study {STUDY_FILE:q} --results ."
+        "{PYTHON:q} -m mfcore.sweep supplement --study {STUDY_FILE:q} --results {RESULTS:q} --record {output:q}"
 
 
-for name, job in JOBS.items():
+for rule_name in RULES:
 
     rule:
         name:
-            name
+            rule_name
+        wildcard_constraints:
+            job="|".join(map(re.escape, of_rule(rule_name))) or "(?!)",
         input:
             STUDY_FILE,
-            ROOT / "notebooks" / f"{job.notebook}.py",
-            [f"jobs/{need}.json" for need in job.needs],
+            sorted({ROOT / "notebooks" / f"{JOBS[name].notebook}.py" for name in of_rule(rule_name) if JOBS[name].notebook}),
+            needs,
         output:
-            f"jobs/{name}.json",
+            "jobs/{job}.json",
         params:
-            name=name,
-            data=["--data", DATA] if DATA else [],
-        priority: 1 if job.notebook.startswith("04") else 0  # the longest first
-        threads: n_threads(name)
+            needs=lambda wildcards: [need for need in JOBS[wildcards.job].needs if ".share" not in need],
+            data=DATA,
+        priority: 1 if rule_name == "train_end_to_end" else 0  # the longest first
+        # alone, a job has all cores; else its rule's jobs share them
+        threads: max(1, N_CORES // max(1, len(of_rule(rule_name))))
         resources:
-            gpu=int(job.notebook.startswith(("02", "04"))),
+            **({"gpu": N_GPUS} if N_GPUS and rule_name in ("embed", "embed_share", "train_end_to_end") else {}),
         shell:
-            "{PYTHON:q} -m mfcore.sweep job --study {STUDY_FILE:q} --name {params.name:q} --results . {params.data:q} "
-            "--threads {threads}"
+            "{PYTHON:q} -m mfcore.sweep job --study {STUDY_FILE:q} --name {wildcards.job:q} --results {RESULTS:q} "
+            "--record {output:q} {params.data:q} --threads {threads} --shares {SHARES}"

@@ -18,7 +18,8 @@ import nbformat
 from mfcore import captions, compare, store
 from mfcore.config import load_study
 from mfcore.report import without_progress
-from mfcore.sweep import ROOT, execute
+from mfcore.sweep_jobs import ROOT
+from mfcore.sweep_run import execute
 
 MAX_BYTES = 1_500_000
 MAX_CODE_LINES = 60

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore import captions, compare_schemes, figures, patches, splits, splits_audit, store, sweep
+from mfcore import captions, compare_schemes, figures, patches, splits, splits_audit, store, sweep_jobs
 from mfcore.config import Data, Inflation, Splits, Study, as_dict
 
 STUDY = Study(
@@ -74,7 +74,7 @@ def test_without_a_probe_by_slide_there_is_no_inflation_and_without_any_no_table
 
 
 def test_each_other_scheme_is_a_job_of_its_own_after_the_embedding():
-    jobs = sweep.jobs_of(STUDY)
+    jobs = sweep_jobs.jobs_of(STUDY)
     others = {name: job for name, job in jobs.items() if "split_" in name}
     assert [job.parameters for job in others.values()] == [
         {"encoder": "good", "scheme": "annotation"},
@@ -83,6 +83,6 @@ def test_each_other_scheme_is_a_job_of_its_own_after_the_embedding():
     assert {job.needs for job in others.values()} == {("02_embed.good",)}
     assert set(others) <= set(jobs["05_data_scaling"].needs)
     paper = replace(STUDY, switches=splits.under(STUDY, "released").switches)
-    schemes = [job.parameters["scheme"] for job in sweep.jobs_of(paper).values() if "scheme" in job.parameters]
+    schemes = [job.parameters["scheme"] for job in sweep_jobs.jobs_of(paper).values() if "scheme" in job.parameters]
     assert schemes == ["slide", "annotation"]
-    assert not [name for name in sweep.jobs_of(replace(STUDY, inflation=Inflation())) if "split_" in name]
+    assert not [name for name in sweep_jobs.jobs_of(replace(STUDY, inflation=Inflation())) if "split_" in name]

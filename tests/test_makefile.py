@@ -212,13 +212,35 @@ def test_paper_hands_on_what_it_is_told_and_how_it_ended(machine):
     assert machine.make("paper").returncode != 0
 
 
+def test_embed_and_what_says_where_the_jobs_run(machine):
+    """How the sweep runs reaches it; only what was said."""
+    machine.install("python3")
+    assert machine.make("embed", "STUDY=midog22", "ENCODERS=uni virchow").returncode == 0
+    assert machine.make("paper", "STUDY=amibr", "PROFILE=slurm", "SHARES=8", "GPUS=0", "ARGS=--dry-run").returncode == 0
+    assert machine.calls("-m mfcore.sweep") == [
+        "-m mfcore.sweep embed --study midog22 --encoders uni virchow",
+        "-m mfcore.sweep paper --study amibr --shares 8 --profile slurm --gpus 0 --dry-run",
+    ]
+    machine.log.write_text("")
+    (machine.folder / "job-failed").touch()
+    assert machine.make("embed").returncode != 0
+
+
 def test_variables_of_the_shell_do_not_steer_it(machine):
     """DATA and the like are common names; only the command line counts."""
     machine.install("python3")
     subprocess.run(
         [MAKE, "paper"],
         cwd=machine.folder,
-        env={"PATH": str(machine.bin), "DATA": "/scratch", "STUDY": "other", "VENV": "/nowhere", "ARGS": "--quiet"},
+        env={
+            "PATH": str(machine.bin),
+            "DATA": "/scratch",
+            "STUDY": "other",
+            "PROFILE": "x",
+            "GPUS": "4",
+            "VENV": "/nowhere",
+            "ARGS": "--quiet",
+        },
         stdout=subprocess.DEVNULL,
         check=True,
     )

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from mfcore import pairs, store
-from mfcore.sweep import ROOT
+from mfcore.sweep_jobs import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
 

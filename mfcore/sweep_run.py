@@ -1,0 +1,190 @@
+"""One job of the sweep, wherever it runs: its notebook by papermill, or a share of an embedding, and the record it leaves.
+
+A job that fails leaves a record with its reason and counts as ended, so that the others go on. One that is killed, with its
+node or for its memory or time, can leave none: what it leaves is its note in ``running/``, and the sweep tells by that.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+from mfcore import store
+from mfcore.config import load_study
+from mfcore.sweep_jobs import ROOT, STAGES, Job, jobs_of
+
+
+class SweepError(RuntimeError):
+    """The sweep can't start or a notebook can't be run as asked; the message says why and what to do."""
+
+
+class KilledError(RuntimeError):
+    """A job's process was killed, which says nothing of the job: to be run again where there is an attempt left."""
+
+
+def run_job(
+    file: Path, name: str, results: Path, data: str, n_threads: int, n_shares: int = 1, record: Path | None = None
+) -> bool:
+    """Run one job of the study in ``file``; returns whether it succeeded.
+
+    results: the study's own folder. Leaves the executed notebook in ``notebooks/``, a record in ``jobs/`` (or at ``record``)
+    and, where it failed, one in ``failures/``. Raises KilledError, and leaves no record, where its process was killed.
+    """
+    job = jobs_of(load_study(file), n_shares)[name]
+    record = record or results / "jobs" / f"{name}.json"
+    if (results / "failures" / f"{name}.json").is_file():
+        reason = store.read_json(results / "failures" / f"{name}.json")["reason"]  # it failed, it wasn't killed: no second try
+        return end_job(results, job, reason, 0.0, record)
+    print(f"{name}: started", flush=True)
+    store.write_json(results / "running" / f"{name}.json", {"reason": "killed: with its node, or for its memory or time"})
+    begun = time.monotonic()
+    failed = [need for need in job.needs if (results / "failures" / f"{need}.json").is_file() and ".share" not in need]
+    reason = None
+    if failed and job.notebook not in (STAGES["05"], STAGES["06"]):
+        reason = f"not run: {failed[0]} failed"
+    else:
+        try:
+            _run(job, file, results, data, n_threads)
+        except KilledError as error:
+            store.write_json(results / "running" / f"{name}.json", {"reason": str(error)})
+            raise
+        except Exception as error:  # whatever went wrong in a notebook is that job's failure, not the sweep's
+            reason = _reason(error)
+            (results / "logs").mkdir(exist_ok=True)
+            (results / "logs" / f"{name}.txt").write_text(_plain(traceback.format_exc()), encoding="utf-8")
+    for need in job.needs if job.notebook else ():
+        if (
+            ".share" in need
+        ):  # what a share failed to do, the job that needed it has done, or failed to do for a reason of its own
+            (results / "failures" / f"{need}.json").unlink(missing_ok=True)
+    return end_job(results, job, reason, round(time.monotonic() - begun, 1), record)
+
+
+def _run(job: Job, file: Path, results: Path, data: str, n_threads: int) -> None:
+    if not job.notebook:
+        _run_share(job, file, results, n_threads)
+        return
+    parameters = {"study_file": str(file), "results": str(results.parent), **job.parameters}
+    parameters |= {"n_workers": n_threads} if job.notebook == STAGES["01"] else {}
+    parameters |= {"data_folder": data} if data and job.notebook == STAGES["01"] else {}
+    execute(ROOT / "notebooks" / f"{job.notebook}.py", results / "notebooks" / f"{job.name}.ipynb", parameters, n_threads)
+
+
+def _run_share(job: Job, file: Path, results: Path, n_threads: int) -> None:
+    """Have one share of an embedding made by a process of its own; no notebook, as it shows nothing."""
+    command = [sys.executable, "-m", "mfcore.embed", "--study", str(file), "--results", str(results.parent)]
+    command += ["--encoder", str(job.parameters["encoder"])]
+    command += ["--share", str(job.parameters["share"]), "--shares", str(job.parameters["n_shares"])]
+    log = results / "logs" / f"{job.name}.txt"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("w", encoding="utf-8") as written:  # to be watched while it goes on
+        status = subprocess.run(command, stderr=written, env=os.environ | _threads(n_threads)).returncode
+    if status < 0:
+        raise KilledError(f"killed by signal {-status}; out of memory?")
+    if status:
+        lines = [line for line in re.split(r"[\r\n]+", log.read_text(encoding="utf-8")) if line.strip()]
+        raise SweepError(lines[-1] if lines else f"exit status {status}")
+
+
+def build_supplement(file: Path, results: Path, record: Path | None = None) -> bool:
+    """Build the study's supplement, as the job ``supplement``; returns whether it succeeded."""
+    from mfcore import report
+
+    begun, reason = time.monotonic(), None
+    try:
+        report.build(load_study(file), results)
+    except Exception as error:
+        reason = _reason(error)
+        traceback.print_exc()
+    return end_job(results, Job("supplement", "supplement"), reason, round(time.monotonic() - begun, 1), record)
+
+
+def end_job(results: Path, job: Job, reason: str | None, seconds: float, record: Path | None = None) -> bool:
+    """Record how a job ended; ``reason`` says why it failed, None that it didn't. Returns whether it succeeded."""
+    notebook = f"notebooks/{job.name}.ipynb" if job.notebook else ""
+    facts = {"stage": job.stage, "name": job.name, "parameters": dict(job.parameters), "notebook": notebook, "seconds": seconds}
+    if reason is None:
+        print(f"{job.name}: done in {seconds:.0f} s", flush=True)
+    else:
+        store.write_json(results / "failures" / f"{job.name}.json", {**facts, "reason": reason})
+        print(f"{job.name}: FAILED after {seconds:.0f} s: {reason}", file=sys.stderr, flush=True)
+    store.write_json(record or results / "jobs" / f"{job.name}.json", {**facts, "failed": reason is not None})
+    (results / "running" / f"{job.name}.json").unlink(missing_ok=True)
+    return reason is None
+
+
+def record_killed(results: Path, jobs: Mapping[str, Job]) -> list[str]:
+    """Record as failed the jobs that were killed in every attempt, so that the others can go on; returns their names."""
+    killed = []
+    for note in sorted((results / "running").glob("*.json")):
+        if note.stem in jobs and not (results / "jobs" / note.name).is_file():
+            end_job(results, jobs[note.stem], store.read_json(note)["reason"], 0.0)
+            killed.append(note.stem)
+        note.unlink(missing_ok=True)
+    return killed
+
+
+def execute(source: Path, target: Path, parameters: Mapping[str, object], n_threads: int = 1) -> None:
+    """Execute the notebook ``source`` (percent .py) with papermill into ``target`` (.ipynb), which is written even if it fails.
+
+    Raises SweepError, before a kernel starts, for a parameter that the notebook doesn't know (papermill only warns), and
+    papermill's error where a cell fails, KilledError where the kernel died.
+    """
+    import jupytext
+    import papermill
+
+    notebook = jupytext.read(source)
+    known = known_parameters(notebook)
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise SweepError(f"{source.name} has no parameter {unknown[0]!r}; its parameters: {known}")
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.update(_threads(n_threads))
+    aside = target.with_name(f".{target.stem}.partial.ipynb")
+    try:
+        papermill.execute_notebook(
+            notebook,
+            str(aside),
+            dict(parameters),
+            cwd=str(source.parent),
+            progress_bar=False,
+            start_timeout=300,
+            extra_arguments=["--log-level=ERROR"],  # else each kernel warns that it listens on this machine's own address
+        )
+    except Exception as error:
+        if type(error).__name__ == "DeadKernelError":  # nbclient's, which papermill brings
+            raise KilledError("its kernel was killed; out of memory?") from error
+        raise
+    finally:
+        if aside.is_file():
+            aside.replace(target)
+
+
+def known_parameters(notebook: Mapping) -> list[str]:
+    """Names assigned in the cell tagged ``parameters`` of a notebook."""
+    import ast
+
+    for cell in notebook["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            statements = ast.parse(cell["source"]).body
+            return [s.targets[0].id for s in statements if isinstance(s, ast.Assign) and isinstance(s.targets[0], ast.Name)]
+    raise SweepError("the notebook has no cell tagged 'parameters'")
+
+
+def _threads(n: int) -> dict[str, str]:
+    return {name: str(n) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def _reason(error: Exception) -> str:
+    """One line that tells why a notebook failed."""
+    name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", None) or str(error)
+    return _plain(f"{name}: {value}").strip()
