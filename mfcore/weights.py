@@ -125,7 +125,7 @@ def hub_file(repository: str, files: Sequence[str], revision: str = "") -> Path:
     from huggingface_hub import constants, errors, hf_hub_download
 
     cached = cached_file(repository, files, revision)
-    if cached and (constants.is_offline_mode() or re.fullmatch(r"[0-9a-f]{40}", revision)):
+    if cached and re.fullmatch(r"[0-9a-f]{40}", revision):
         return cached
     for name in files:
         try:

@@ -78,9 +78,12 @@ def test_the_next_file_is_taken_where_the_first_isn_t_there_and_from_the_cache_o
     for revision in (COMMIT, ""):
         card = dataclasses.replace(CARD, revision=revision)
         assert loads(monkeypatch, card)
+        n_asked = len(hub.asked)
+        if revision:
+            assert loads(monkeypatch, card) and len(hub.asked) == n_asked
         with monkeypatch.context() as offline:
             offline.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-            assert loads(monkeypatch, card)
+            assert loads(monkeypatch, card) and len(hub.asked) == n_asked
     hub.repositories["local/tiny"].always = 503  # the newest can't be asked for: what is here serves
     assert loads(monkeypatch, dataclasses.replace(CARD, revision=""))
 
