@@ -25,6 +25,7 @@ import pandas as pd
 from mfcore.config import digest
 
 PACKAGES = ("mfcore", "numpy", "pandas", "scikit-learn", "torch", "timm", "openslide-python", "openslide-bin", "snakemake")
+_HOST = platform.node().replace(".", "_")  # processes of several machines may share a folder, and their numbers
 
 
 class StoreError(RuntimeError):
@@ -36,12 +37,33 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; on success it takes the place of ``path`` in one step, on error it goes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.partial")
     try:
         yield aside
         with aside.open("rb") as written:
             os.fsync(written.fileno())
         aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_first(path: str | Path, content: bytes) -> None:
+    """Write a file, whole or not at all, unless it is there: of several processes at once, on several machines, one does."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.partial")
+    try:
+        with aside.open("wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without links
+            if not path.exists():
+                aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -172,18 +194,34 @@ def open_run(results: str | Path, stage: str, name: str, config: Mapping, inputs
     words = re.sub(r"[^A-Za-z0-9_.]+", "_", name).strip("_")
     folder = Path(results) / f"{stage}-{words}-{digest(identity)}"
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.rglob(".*.partial"):
-        leftover.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another process may be at work in the folder
+        for aside in folder.rglob(".*.partial"):
+            if _is_left_over(aside):
+                aside.unlink(missing_ok=True)
     begun = folder / "begun.json"
     if begun.is_file():
-        differing = differences(read_json(begun), identity)
+        differing = changes(read_json(begun), identity)
         if differing:
-            raise StoreError(
-                f"{folder} was made from something else; differing: {', '.join(differing)}. Remove it to start anew."
-            )
+            raise StoreError(f"{folder} was made from something else: {'; '.join(differing)}. Remove it to start anew.")
     else:
         write_json(begun, identity)
     return Run(folder, identity)
+
+
+def _is_left_over(aside: Path) -> bool:
+    """Whether nobody writes this file any more: the process that did is gone from this machine, or it is a day old."""
+    *_, host, pid, _ = f"..{aside.name}".rsplit(".", 3)
+    if host == _HOST and pid.isdigit():
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - aside.stat().st_mtime > 86_400
+    return False
 
 
 def find_run(results: str | Path, stage: str, name: str, config: Mapping, inputs: Mapping[str, str] | None = None) -> Run:
@@ -197,11 +235,11 @@ def find_run(results: str | Path, stage: str, name: str, config: Mapping, inputs
         record = read_json(record_file)
         if record["name"] != name:
             continue
-        differing = differences(record["config"], wanted)
+        differing = changes(record["config"], wanted)
         if inputs is not None:
-            differing += differences(record["inputs"], dict(inputs))
+            differing += changes(record["inputs"], dict(inputs))
         if differing:
-            nearest = f" {record_file.parent.name} is there but differs in: {', '.join(differing)}."
+            nearest = f" {record_file.parent.name} is there, but {'; '.join(differing)}."
         else:
             identity = {key: record[key] for key in ("stage", "name", "config", "inputs")}
             found.append((record["finished"], record_file.stat().st_mtime, Run(record_file.parent, identity)))
@@ -230,6 +268,20 @@ def differences(left: Mapping, right: Mapping, where: str = "") -> list[str]:
         elif a != b or (key in left) != (key in right):
             names.append(f"{where}{key}")
     return names
+
+
+def changes(was: Mapping, now: Mapping) -> list[str]:
+    """What became of each key in which two nested mappings differ, as in "card.interpolation was bicubic, is bilinear"."""
+
+    def value(content: object, name: str) -> str:
+        for part in name.split("."):
+            if not isinstance(content, Mapping) or part not in content:
+                return "not there"
+            content = content[part]
+        text = str(content)
+        return text if len(text) <= 80 else f"{text[:77]}..."
+
+    return [f"{name} was {value(was, name)}, is {value(now, name)}" for name in differences(was, now)]
 
 
 @cache

@@ -1,5 +1,6 @@
 """The store: nothing half-written, nothing taken for done that isn't, nothing read that was made from something else."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def test_another_config_or_input_is_another_folder(tmp_path):
 def test_a_folder_made_from_something_else_names_the_keys_that_differ(tmp_path):
     run = finished(tmp_path)
     store.write_json(run.path("begun.json"), run.identity | {"config": {"a": 1, "b": {"c": 2}}, "inputs": {"up": "z"}})
-    with pytest.raises(store.StoreError, match=r"differing: config\.b, inputs\.up"):
+    with pytest.raises(store.StoreError, match=r"config\.b was \{'c': 2\}, is not there; inputs\.up was z, is k"):
         store.open_run(tmp_path, "stage", "name", {"a": 1}, {"up": "k"})
 
 
@@ -64,19 +65,44 @@ def test_find_gives_the_matching_run_and_says_what_differs_in_the_nearest(tmp_pa
     run = finished(tmp_path)
     assert store.find_run(tmp_path, "stage", "name", {"a": 1}).folder == run.folder
     assert store.find_run(tmp_path, "stage", "name", {"a": 1}, {"up": "k"}).key == run.key
-    with pytest.raises(store.StoreError, match=r"differs in: a, up"):
+    with pytest.raises(store.StoreError, match=r"is there, but a was 1, is 2; up was k, is j\."):
         store.find_run(tmp_path, "stage", "name", {"a": 2}, {"up": "j"})
 
 
 def test_an_unfinished_run_is_not_found_and_its_leftovers_go_when_it_is_opened_again(tmp_path):
     run = store.open_run(tmp_path, "stage", "name", {"a": 1}, {})
-    leftover = run.unit_file(".u.123.partial", "")
-    leftover.parent.mkdir()
-    leftover.write_text("half")
+    unit = run.unit_file("u.npy", "")
+    code = (
+        "import os, sys; from mfcore import store\n"
+        "with store.replacing(sys.argv[1]) as aside: aside.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(unit)]).returncode == -signal.SIGKILL
+    (leftover,) = unit.parent.iterdir()
+    elsewhere = unit.with_name(".v.npy.another-machine.1.partial")
+    elsewhere.write_text("half")
     with pytest.raises(store.StoreError):
         store.find_run(tmp_path, "stage", "name", {"a": 1})
     store.open_run(tmp_path, "stage", "name", {"a": 1}, {})
-    assert not leftover.exists()
+    assert not leftover.exists() and elsewhere.exists()
+    os.utime(elsewhere, (1, 1))
+    store.open_run(tmp_path, "stage", "name", {"a": 1}, {})
+    assert not elsewhere.exists()
+
+
+def test_what_a_process_at_work_is_writing_stays_when_another_opens_the_run(tmp_path):
+    run = store.open_run(tmp_path, "stage", "name", {"a": 1}, {})
+    with store.replacing(run.unit_file("u", "")) as aside:
+        aside.write_text("half")
+        store.open_run(tmp_path, "stage", "name", {"a": 1}, {})
+        aside.write_text("whole")
+    assert run.unit_file("u", "").read_text() == "whole"
+
+
+def test_the_first_of_several_writers_wins(tmp_path):
+    path = tmp_path / "folder" / "f"
+    store.write_first(path, b"first")
+    store.write_first(path, b"second")
+    assert path.read_bytes() == b"first" and [file.name for file in path.parent.iterdir()] == ["f"]
 
 
 def test_a_kill_in_mid_write_leaves_whole_files_only(tmp_path):
