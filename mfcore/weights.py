@@ -83,7 +83,9 @@ def state(card: EncoderCard) -> State:
     if constants.is_offline_mode():
         gated = f"gated, ask for access at {page}; " if card.gated else ""
         return State(False, f"{gated}not here, and HF_HUB_OFFLINE is set: {_by_hand(card.identifier, card.revision)}")
-    fetched = f"is fetched at first use, about {4 * card.n_parameters / 1e9:.2g} GB"
+    n_bytes = 4 * card.n_parameters  # float32
+    size = f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+    fetched = f"is fetched at first use, about {size}"
     if not card.gated:
         return State(False, fetched)
     token = "a token is found here" if _has_token() else "no token is found here: `hf auth login`, or set HF_TOKEN"
