@@ -110,4 +110,4 @@ def _difference(base: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
     folds = base.index.intersection(other.index)
     first, second = other.loc[folds, "auroc"].to_numpy(), base.loc[folds, "auroc"].to_numpy()
     found = paired_difference(first, second, base["n_train"].mean(), base["n_test"].mean())
-    return {"difference": found.value, "low": found.low, "high": found.high}
+    return {"difference": found.estimate, "low": found.low, "high": found.high}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mfcore.config import Study
+from mfcore.conventions import variants_of
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = {
@@ -51,7 +52,7 @@ def jobs_of(study: Study, n_shares: int = 1) -> dict[str, Job]:
         for fold in range(study.splits.n_folds):
             name = _words(f"{STAGES['04']}.{network.name}.fold{fold}")
             jobs.append(Job(name, STAGES["04"], {"network": network.name, "fold": fold}, (first,)))
-    for encoder in study.encoders:
+    for encoder in (*study.encoders, *variants_of(study.conventions)):
         embedding = embedding_job(encoder)
         shares = [
             Job(f"{embedding}.share{i}of{n_shares}", "", {"encoder": encoder, "share": i, "n_shares": n_shares}, (first,))

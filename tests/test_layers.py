@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).parents[1] / "mfcore"
 
 # A new module names its layer here. `ssl` stands for the whole sub-package, `synthetic` for `synthetic_cells` and its like too.
 LAYERS = {
-    "base": {"config", "rng", "store", "metrics"},
+    "base": {"config", "rng", "store", "metrics", "conventions"},
     "data": {"labels", "slides", "splits", "patches", "downloads", "augment", "synthetic"},
-    "models": {"cards", "conventions", "weights", "preprocess", "encoders", "canary", "adapt"},
+    "models": {"cards", "weights", "preprocess", "encoders", "canary", "adapt"},
     "procedures": {"embed", "probe", "train", "segment", "ssl"},
     "report": {"compare", "raters", "statistics", "figures", "captions", "claims", "report"},
     "sweep": {"sweep", "pairs"},

@@ -1,0 +1,33 @@
+"""The supplement's page on conventions: the same weights as five libraries use them, and what that does to the numbers."""
+
+from pathlib import Path
+
+from mfcore import compare_conventions, report_html
+from mfcore.config import Study
+from mfcore.report_html import table
+
+
+def page(study: Study, results: Path) -> str:
+    """The page, from the embeddings and probes that notebooks 02 and 03 made under the variants of one encoder."""
+    rows = compare_conventions.table(study, results)
+    return report_html.render(
+        "conventions.html",
+        study=study,
+        rows=table(compare_conventions.wide(rows)),
+        said=said(rows),
+        missing=", ".join(sorted(set(rows.loc[rows["auroc"].isna(), "card"]))),
+    )
+
+
+def said(rows: "compare_conventions.pd.DataFrame") -> str:
+    """What the table shows, in a sentence computed from it; empty while fewer than two ways have run."""
+    others = rows[rows["difference"].notna() & (rows["library"] != compare_conventions.AUTHORS)]
+    if not len(others):
+        return ""
+    sure = others[(others["low"] > 0) | (others["high"] < 0)]
+    far = others.loc[others["difference"].abs().idxmax()]
+    text = f"The AUROC of the same weights lies between {rows['auroc'].min():.3f} and {rows['auroc'].max():.3f}"
+    text += f", most apart from the authors' card by {far['library']}'s way ({far['difference']:+.3f}). "
+    if len(sure):
+        return text + f"The interval leaves out zero for {', '.join(sure['library'])}."
+    return text + "No interval leaves out zero: with these folds the ways can't be told apart by what the probe scores."

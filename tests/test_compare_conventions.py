@@ -1,0 +1,107 @@
+"""One encoder as five libraries use it: every way has its card, and differences are measured against the authors'."""
+
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_encoders import tiny_card, use
+
+from mfcore import compare_conventions, conventions, encoders, patches, report_conventions, splits, store
+from mfcore.config import Data, Splits, Study, as_dict
+from mfcore.conventions import CONVENTIONS, Convention
+
+STUDY = Study(
+    "t", "t", Data("midog"), encoders=("tiny",), conventions="tiny", splits=Splits(n_folds=3, sizes=(0.5, 1.0), by_domain=False)
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def ways(monkeypatch):
+    """An encoder that one library uses as its authors do, one with another resize, one with the mean of the patch tokens."""
+    use(monkeypatch, tiny_card())
+    use(monkeypatch, tiny_card(name="tiny_bilinear", interpolation="bilinear"))
+    use(monkeypatch, tiny_card(name="tiny_mean", readout="class+mean", n_dims=48))
+    ways = (Convention("A", "tiny"), Convention("B", "tiny_bilinear", "its way with another"), Convention("C", "tiny_mean"))
+    monkeypatch.setitem(CONVENTIONS, "tiny", ways)
+
+
+@pytest.fixture
+def results(tmp_path):
+    rng, slide = np.random.default_rng(0), np.repeat(np.arange(12), 20)
+    labels = pd.DataFrame({"patch_id": np.arange(240), "slide_id": slide.astype(str), "case_id": slide.astype(str)})
+    labels = labels.assign(domain="d", label=np.tile([0, 1], 120), um_per_px=0.25, official_split="")
+    labels[["x_l0_px", "y_l0_px"]] = rng.uniform(0, 2000, (240, 2))
+    run = store.open_run(tmp_path, "patches", "t", patches.config_of(STUDY), {"annotations": "x"})
+    store.write_parquet(run.path("labels.parquet"), labels)
+    np.save(run.path("patches.npy"), np.zeros((240, 2, 2, 3), dtype=np.uint8))
+    run.finish(["labels.parquet", "patches.npy"])
+    splits.write(STUDY, tmp_path)
+    return tmp_path
+
+
+def ran(results, card, features, quality):
+    """Finished embeddings of ``card`` and a probe on them whose scores are right by ``quality``."""
+    source = {"patches": patches.find(STUDY, results).key}
+    run = store.open_run(results, "embeddings", card, {"card": card, "size_px": 224}, source)
+    with store.replacing(run.path("embeddings.h5")) as aside, h5py.File(aside, "w") as out:
+        out["features"], out["patch_id"] = features.astype(np.float32), np.arange(len(features))
+    run.finish(["embeddings.h5"])
+    labels = patches.load(patches.find(STUDY, results))[0].set_index("patch_id")
+    splits_run = splits.find(STUDY, results)
+    table, rng = splits.load(splits_run), np.random.default_rng(1)
+    scores = []
+    for unit in splits.units(table):
+        ids = splits.select(table, unit)["test"]
+        right = labels.loc[ids, "label"].to_numpy()
+        score = np.where(rng.random(len(ids)) < quality, right, 1 - right) * 0.5 + 0.25 + 0.1 * rng.random(len(ids))
+        scores.append(splits.predictions(labels, unit, ids, score))
+    probe = store.open_run(results, "probe", card, as_dict(STUDY.probe), {"splits": splits_run.key, "embeddings": run.key})
+    store.write_parquet(probe.path("predictions.parquet"), pd.concat(scores))
+    probe.finish(["predictions.parquet"])
+
+
+def test_distances_and_differences_are_from_the_authors_way(results):
+    base = np.random.default_rng(2).normal(size=(240, 24))
+    ran(results, "tiny", base, 0.6)
+    ran(results, "tiny_bilinear", base * 1.25, 0.9)
+    ran(results, "tiny_mean", np.hstack([base, base + 5]), 0.6)
+    rows = compare_conventions.table(STUDY, results).set_index("library")
+    assert list(rows.index) == [compare_conventions.AUTHORS, "A", "B", "C"]
+    assert rows.loc["A", ["distance_max", "difference", "departs"]].tolist() == [0, 0, ""]
+    assert (
+        rows.loc["B", "distance_median"] == pytest.approx(0.25)
+        and rows.loc["B", "departs"] == "interpolation bilinear; its way with another"
+    )
+    assert (
+        rows.loc["C", "distance_max"] == pytest.approx(0, abs=1e-6) and rows.loc["C", "n_dims"] == 48
+    )  # the class token's part
+    assert rows.loc["C", "departs"] == "readout class token and mean of the patch tokens"
+    assert rows.loc["B", "low"] < rows.loc["B", "difference"] == pytest.approx(rows.loc["B", "auroc"] - rows.loc["A", "auroc"])
+    assert rows.loc["B", "difference"] > 0.2 and rows.loc["C", "difference"] == 0
+    shown = compare_conventions.wide(rows.reset_index())
+    assert shown["distance_median"].tolist() == ["0.0%", "0.0%", "25.0%", "0.0%"]
+    assert shown["AUROC_against_authors"].iloc[0] == "–" and shown["AUROC_against_authors"].iloc[2].startswith("+0.")
+    page = report_conventions.page(STUDY, results)
+    assert "most apart from the authors&#39; card by B&#39;s way (+0." in page and "Not here" not in page
+
+
+def test_what_has_not_run_is_a_dash_and_named(results):
+    ran(results, "tiny", np.ones((240, 24)), 0.6)
+    rows = compare_conventions.table(STUDY, results).set_index("library")
+    assert np.isnan(rows.loc["B", ["distance_median", "auroc", "difference"]].to_numpy(float)).all()
+    page = report_conventions.page(STUDY, results)
+    assert "hasn&#39;t run: tiny_bilinear, tiny_mean." in page or "hasn't run: tiny_bilinear, tiny_mean." in page
+    assert compare_conventions.wide(rows.reset_index())["distance_max"].tolist() == ["0.0%", "0.0%", "–", "–"]
+    assert compare_conventions.table(replace(STUDY, conventions=""), results).empty
+
+
+def test_every_way_is_a_card_of_the_same_weights():
+    for name, ways in CONVENTIONS.items():
+        own = encoders.card(name)
+        assert len({way.library for way in ways}) == len(ways) and name not in conventions.variants_of(name)
+        for way in ways:
+            card = encoders.card(way.card)
+            assert card.variant_of == (name if way.card != name else ""), way
+            assert way.card == name or (compare_conventions.differs(own, card) and card.departs), way
