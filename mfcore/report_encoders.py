@@ -1,0 +1,163 @@
+"""The supplement's page on encoders: every card of the registry, and what is with each on this machine and in this study."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from mfcore import encoders, patches, report_html, store, weights
+from mfcore.cards import CARDS, EncoderCard
+from mfcore.config import Study
+
+PAPER = ("gigapath", "h_optimus_0", "virchow", "virchow2", "uni", "phikon", "vit_huge_in21k", "resnet50")
+GROUPS = {
+    "anywhere": "With no account and no hub",
+    "paper": "Table 1 of Ganz et al. 2024",
+    "newer": "Other encoders of pathology",
+    "photographs": "Trained on photographs",
+    "own": "Of this study alone",
+    "variants": "Variants: the same weights, used otherwise",
+}
+READOUTS = {
+    "class": "class token",
+    "class+mean": "class token beside the mean of the patch tokens",
+    "pooled": "as the network pools",
+}
+EVIDENCE = {"stated": "stated by its authors", "magnification": "from a magnification", "convention": "by convention"}
+STATISTICS = {
+    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)): "ImageNet's",
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)): "0.5, 0.5",
+}
+
+
+def page(study: Study, results: Path) -> str:
+    """The page, from the registry, the study's embeddings and failures, and what is on this machine; asks no network."""
+    rows = table(study, results)
+    groups = [(title, rows[rows["group"] == group].to_dict("records")) for group, title in GROUPS.items()]
+    return report_html.render(
+        "encoders.html",
+        study=study,
+        said=said(rows),
+        groups=[(title, members) for title, members in groups if members],
+    )
+
+
+def said(rows: pd.DataFrame) -> str:
+    """What of the encoders is here, in a sentence."""
+    counts = rows["is"].value_counts()
+    parts = [f"{len(rows)} encoders are described here"]
+    for what, words in (("embedded", "embedded in this study"), ("failed", "failed here"), ("here", "could be used at once")):
+        if counts.get(what, 0):
+            parts.append(f"{counts[what]} {words}")
+    return ", ".join(parts) + "."
+
+
+def table(study: Study, results: Path) -> pd.DataFrame:
+    """One row an encoder: all of the registry and the study's others.
+
+    Columns: group (of GROUPS), encoder, weights, page (its address, "" where it has none), terms, input, statistics,
+    embedding, size, um_per_px, departs, facts, is ("embedded", "failed", "here", "not here"), state in words.
+    """
+    runs, failures = _runs(study, results), _failures(results)
+    rows = []
+    for name in [*CARDS, *(name for name in study.encoders if name not in CARDS)]:
+        card = _card(study, name, runs)
+        what, words = _state(study, name, card, runs, failures)
+        known = _facts(card) if card else {}
+        rows.append({"group": _group(name, card), "encoder": name, **known, "is": what, "state": words})
+    return pd.DataFrame(rows).fillna("")
+
+
+def _card(study: Study, name: str, runs: dict[str, store.Run]) -> EncoderCard | None:
+    """The card of an encoder without asking a network: that of one named by where it is comes from its run, if it has run."""
+    if name in CARDS or not name.startswith(("timm:", "hf-hub:", "random:")):
+        try:
+            return encoders.of(study, name)
+        except weights.EncoderError:
+            return None  # a folder that is gone; the study's run says so
+    content = runs[name].record["config"]["card"] if name in runs else None
+    return content and EncoderCard(**content, name=name, licence="see its page", facts="as embedded in this study")
+
+
+def _group(name: str, card: EncoderCard | None) -> str:
+    if name not in CARDS or card is None:
+        return "own"
+    if card.variant_of:
+        return "variants"
+    if card.source in ("package", "random"):
+        return "anywhere"
+    if name in PAPER:
+        return "paper"
+    return "newer" if card.um_per_px else "photographs"
+
+
+def _facts(card: EncoderCard) -> dict[str, str]:
+    """What a card says, in the words of the table."""
+    is_hub = card.source.startswith("hub")
+    mean, std = tuple(card.mean), tuple(card.std)
+    numbers = " / ".join(", ".join(f"{value:.4g}" for value in values) for values in (mean, std))
+    crop = f"centre {card.crop_px} of {card.resize_px}" if card.crop_px != card.resize_px else card.crop_px
+    resolution = " / ".join(f"{value:g}" for value in card.um_per_px)
+    evidence = f", {EVIDENCE[card.evidence]}" if card.evidence else ""
+    revision = (card.revision or "not pinned")[:10] if is_hub else card.revision
+    terms = [revision, "" if card.source == "random" else card.licence, "gated" if card.gated else ""]
+    return {
+        "weights": "random weights" if card.source == "random" else card.identifier,
+        "page": _page(card) if is_hub else "",
+        "terms": ", ".join(filter(None, terms)),
+        "input": f"{crop} px, {card.interpolation}",
+        "statistics": STATISTICS.get((mean, std), numbers),
+        "embedding": f"{card.n_dims:,} dimensions: {READOUTS.get(card.readout, card.readout)}",
+        "size": f"{card.n_parameters / 1e6:,.1f} million parameters, {card.precision}",
+        "um_per_px": f"{resolution} um/px{evidence}" if resolution else "not slides",
+        "departs": f"{card.variant_of}, but {card.departs}" if card.variant_of else "",
+        "facts": f"{card.architecture}; {card.n_parameters:,} parameters, {card.n_prefix_tokens} prefix tokens; mean / std "
+        f"{numbers}; revision {card.revision or 'not pinned'}. {card.facts}",
+    }
+
+
+def _page(card: EncoderCard) -> str:
+    return f"https://huggingface.co/{card.identifier}"
+
+
+def _state(
+    study: Study, name: str, card: EncoderCard | None, runs: dict[str, store.Run], failures: dict[str, str]
+) -> tuple[str, str]:
+    """What is with an encoder, as `table` says it."""
+    differing = []
+    if name in runs:
+        record = runs[name].record
+        today = json.loads(json.dumps(card.identity())) if card else record["config"]["card"]
+        differing = store.differences(record["config"]["card"], today)
+        if not differing:
+            commit = record["facts"].get("weights", "")
+            return "embedded", f"embedded in this study{f' (weights {commit[:12]})' if commit else ''}"
+    if name in failures:
+        return "failed", f"failed here: {failures[name]}"
+    is_here, words = weights.state(card) if card else (False, "its card is read when it is embedded")
+    words = words.replace(_page(card), "its page") if card else words
+    if differing:
+        words = f"embedded by another contract (differing: {', '.join(differing)}), to be embedded again; {words}"
+    elif name in study.encoders:
+        words = f"not embedded yet; {words}"
+    return "here" if is_here else "not here", words
+
+
+def _runs(study: Study, results: Path) -> dict[str, store.Run]:
+    """The newest finished embeddings of the study's patches, by encoder."""
+    try:
+        key = patches.find(study, results).key
+    except store.StoreError:
+        return {}
+    found: dict[str, tuple[str, store.Run]] = {}
+    for file in Path(results).glob("embeddings-*/run.json"):
+        record = store.read_json(file)
+        if record["inputs"].get("patches") == key and record["finished"] > found.get(record["name"], ("",))[0]:
+            found[record["name"]] = (record["finished"], store.Run(file.parent, {}))
+    return {name: run for name, (_, run) in found.items()}
+
+
+def _failures(results: Path) -> dict[str, str]:
+    """Why an encoder's patches weren't embedded, by encoder, on one line each without the error's class."""
+    records = [store.read_json(file) for file in sorted(Path(results).glob("failures/02_*.json"))]
+    return {record["parameters"]["encoder"]: record["reason"].removeprefix("EncoderError: ") for record in records}
