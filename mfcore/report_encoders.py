@@ -103,7 +103,7 @@ def _facts(card: EncoderCard) -> dict[str, str]:
     terms = [revision, "" if card.source == "random" else card.licence, "gated" if card.gated else ""]
     return {
         "weights": "random weights" if card.source == "random" else card.identifier,
-        "page": _page(card) if is_hub else "",
+        "page": weights.page(card.identifier) if is_hub else "",
         "terms": ", ".join(filter(None, terms)),
         "input": f"{crop} px, {card.interpolation}",
         "statistics": STATISTICS.get((mean, std), numbers),
@@ -114,10 +114,6 @@ def _facts(card: EncoderCard) -> dict[str, str]:
         "facts": f"{card.architecture}; {card.n_parameters:,} parameters, {card.n_prefix_tokens} prefix tokens; mean / std "
         f"{numbers}; revision {card.revision or 'not pinned'}. {card.facts}",
     }
-
-
-def _page(card: EncoderCard) -> str:
-    return f"https://huggingface.co/{card.identifier}"
 
 
 def _state(
@@ -135,7 +131,7 @@ def _state(
     if name in failures:
         return "failed", f"failed here: {failures[name]}"
     is_here, words = weights.state(card) if card else (False, "its card is read when it is embedded")
-    words = words.replace(_page(card), "its page") if card else words
+    words = words.replace(weights.page(card.identifier), "its page") if card else words
     if differing:
         words = f"embedded by another contract (differing: {', '.join(differing)}), to be embedded again; {words}"
     elif name in study.encoders:

@@ -79,9 +79,9 @@ def state(card: EncoderCard) -> State:
         return State(True, "here, in the hub's cache")
     from huggingface_hub import constants
 
-    page = f"{constants.ENDPOINT}/{card.identifier}"
+    where = page(card.identifier)
     if constants.is_offline_mode():
-        gated = f"gated, ask for access at {page}; " if card.gated else ""
+        gated = f"gated, ask for access at {where}; " if card.gated else ""
         return State(False, f"{gated}not here, and HF_HUB_OFFLINE is set: {_by_hand(card.identifier, card.revision)}")
     n_bytes = 4 * card.n_parameters  # float32
     size = f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
@@ -89,7 +89,7 @@ def state(card: EncoderCard) -> State:
     if not card.gated:
         return State(False, fetched)
     token = "a token is found here" if _has_token() else "no token is found here: `hf auth login`, or set HF_TOKEN"
-    return State(False, f"gated, ask for access at {page}; {token}; with access it {fetched}")
+    return State(False, f"gated, ask for access at {where}; {token}; with access it {fetched}")
 
 
 def _local_file(card: EncoderCard) -> tuple[Path | None, str]:
@@ -116,6 +116,13 @@ def _local_file(card: EncoderCard) -> tuple[Path | None, str]:
 # ---- the hub ----
 
 
+def page(repository: str) -> str:
+    """The address of a repository's page, where its licence is accepted."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{repository}"
+
+
 def hub_file(repository: str, files: Sequence[str], revision: str = "") -> Path:
     """Fetch the first of ``files`` that a Hugging Face repository has, or take it from the hub's cache on this machine.
 
@@ -124,7 +131,7 @@ def hub_file(repository: str, files: Sequence[str], revision: str = "") -> Path:
     token that may not read it or isn't valid, no such repository, revision or file, too many requests, a hub that is
     down, no network, a transfer that broke off.
     """
-    from huggingface_hub import constants, errors, hf_hub_download
+    from huggingface_hub import errors, hf_hub_download
 
     cached = cached_file(repository, files, revision)
     if cached and re.fullmatch(r"[0-9a-f]{40}", revision):
@@ -141,7 +148,7 @@ def hub_file(repository: str, files: Sequence[str], revision: str = "") -> Path:
             raise EncoderError(_refusal(error, repository, name, revision)) from error
     named = [name for name in files if name != INDEX]
     at = f" at {revision}" if revision else ""
-    raise EncoderError(f"{repository}{at} has none of the files {named}; see {constants.ENDPOINT}/{repository}/tree/main")
+    raise EncoderError(f"{repository}{at} has none of the files {named}; see {page(repository)}/tree/main")
 
 
 def cached_file(repository: str, files: Sequence[str], revision: str = "") -> Path | None:
@@ -166,7 +173,7 @@ def _refusal(error: Exception, repository: str, name: str, revision: str) -> str
     """Why ``hf_hub_download`` gave nothing, and what to do."""
     from huggingface_hub import constants, errors
 
-    page, tokens = f"{constants.ENDPOINT}/{repository}", f"{constants.ENDPOINT}/settings/tokens"
+    where, tokens = page(repository), f"{constants.ENDPOINT}/settings/tokens"
     cause = (error.__cause__ or error) if isinstance(error, errors.LocalEntryNotFoundError) else error
     response = getattr(cause, "response", None)
     status = response.status_code if response is not None else 0
@@ -178,19 +185,19 @@ def _refusal(error: Exception, repository: str, name: str, revision: str) -> str
         if _has_token():
             todo = "the token found here has no access: accept the licence with the account that it belongs to, wait for "
             todo += f"approval, and let a fine-grained token read gated repositories ({tokens})"
-        return f"{repository} is gated by its licence, see {page}: {todo}"
+        return f"{repository} is gated by its licence, see {where}: {todo}"
     if isinstance(cause, errors.RevisionNotFoundError):
-        return f"{repository} has no revision {revision!r}; see {page}/commits/main"
+        return f"{repository} has no revision {revision!r}; see {where}/commits/main"
     if status == 401 and "credentials" in said:
         todo = f"make another at {tokens}, then `hf auth login` or set HF_TOKEN; without any, what isn't gated can be had"
-        return f"{repository}: the token found here isn't valid, says the hub ({said}): {todo}; see {page}"
+        return f"{repository}: the token found here isn't valid, says the hub ({said}): {todo}; see {where}"
     if isinstance(cause, errors.RepositoryNotFoundError):
         login = " or the token found here may not see it" if _has_token() else "; a private one needs HF_TOKEN"
-        return f"{page}: there is no such repository{login}"
+        return f"{where}: there is no such repository{login}"
     if status == 403:
         todo = f"let a fine-grained token read gated repositories ({tokens}), or take one that reads all that its account may"
-        return f"{repository}: the token found here may not read it, says the hub ({said or 'forbidden'}): {todo}; see {page}"
-    elsewhere = f"{_by_hand(repository, revision)}; see {page}"
+        return f"{repository}: the token found here may not read it, says the hub ({said or 'forbidden'}): {todo}; see {where}"
+    elsewhere = f"{_by_hand(repository, revision)}; see {where}"
     if constants.is_offline_mode():
         return f"{repository}: {name} isn't in the hub's cache and HF_HUB_OFFLINE is set; {elsewhere}"
     reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"

@@ -80,6 +80,7 @@ def test_installed_versions_are_the_pinned_ones():
     """The environment that `make env` made is the one that the list describes."""
     if not (Path(sys.prefix) / "ready").is_file():
         pytest.skip(f"{sys.prefix} was not made by `make env`")
+    assert not alone() - {canonicalize_name(d.metadata["Name"]) for d in importlib.metadata.distributions()}
     versions, wrong = pins(), []
     for distribution in importlib.metadata.distributions():
         name = canonicalize_name(distribution.metadata["Name"])

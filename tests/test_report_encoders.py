@@ -83,7 +83,7 @@ def test_every_card_has_its_row_in_one_group(study, results, nowhere):
 
 def test_a_row_says_what_the_card_says(study, results, nowhere):
     found = row(study, results, "virchow2")
-    assert found["page"] == "https://huggingface.co/paige-ai/Virchow2" and found["terms"].endswith("CC-BY-NC-ND-4.0, gated")
+    assert found["page"] == f"{nowhere.url}/paige-ai/Virchow2" and found["terms"].endswith("CC-BY-NC-ND-4.0, gated")
     assert found["terms"].startswith(CARDS["virchow2"].revision[:7])
     assert (found["input"], found["statistics"]) == ("224 px, bicubic", "ImageNet's")
     assert found["embedding"] == "2,560 dimensions: class token beside the mean of the patch tokens"
@@ -135,7 +135,7 @@ def test_an_encoder_named_by_where_it_is_has_the_card_that_it_ran_with(study, re
 def test_others_say_what_is_on_this_machine(study, results, nowhere):
     assert row(study, results, "efficientnet_lite0")["state"] == weights.state(CARDS["efficientnet_lite0"]).text
     found = row(study, results, "virchow")
-    assert found["is"] == "not here" and "ask for access at" in found["state"]
+    assert found["is"] == "not here" and "ask for access at its page; no token" in found["state"]
     assert row(study, results, "uni")["state"].startswith("not embedded yet; gated, ask for access")
 
 
