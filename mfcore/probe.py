@@ -5,25 +5,30 @@ and penalises the squared norm where this one penalises the norm itself.
 """
 
 import io
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 from tqdm.auto import tqdm
 
 from mfcore import patches, splits, store
 from mfcore.config import Study, as_dict
+from mfcore.probe_solver import solve
 
-RESIDUAL_TOLERANCE = 1e-2  # of a gradient whose norm at the start is of the features' order
+RESIDUAL_TOLERANCE = 1e-3
+N_CLASSES = 2
 
 
 @dataclass(frozen=True)
 class LinearProbe:
     """A fitted probe: ``weight`` (n_classes, n_dims) and ``bias`` (n_classes,), float32, and how the fit ended.
 
-    residual: norm of the smallest subgradient of the objective where the fit ended; 0 at the optimum.
+    residual: norm of the smallest subgradient of the objective where the fit ended, as a share of the loss's gradient at
+    W = 0; 0 at the optimum.
     """
 
     weight: np.ndarray
@@ -40,92 +45,126 @@ class LinearProbe:
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Probability of class 1, float32 (n,), of features (n, n_dims)."""
-        logits = features @ self.weight.T + self.bias  # (n, n_classes)
-        return (1 / (1 + np.exp(np.clip(logits[:, 0] - logits[:, 1], -80, 80)))).astype(np.float32)
+        scores = features @ (self.weight[1] - self.weight[0])  # (n,)
+        return expit(scores.astype(np.float64) + (self.bias[1] - self.bias[0])).astype(np.float32)
 
 
-def fit(features: np.ndarray, labels: np.ndarray, cost: float | None = None, max_iter: int = 1000) -> LinearProbe:
+def fit(
+    features: np.ndarray,
+    labels: np.ndarray,
+    cost: float | None = None,
+    max_iter: int = 1000,
+    rows: np.ndarray | None = None,
+) -> LinearProbe:
     """Fit the probe.
 
     Minimises ``mean cross-entropy + 1 / cost * 0.5 * ||W||`` over weights W (2, n_dims) and an unpenalised bias, with the
-    Frobenius norm not squared, by L-BFGS with a strong-Wolfe line search from zero; cost is ``n_dims * n_classes / 100``
-    unless given (Chen et al. 2024, UNI's released evaluation; facts of the released code of Ganz et al.). Where the penalty
-    is so strong that the optimum is W = 0 (few dimensions), this solver can stop short of it, as theirs does; ``residual``
-    tells.
+    Frobenius norm not squared; cost is ``n_dims * n_classes / 100`` unless given (Chen et al. 2024, UNI's released
+    evaluation; facts of the released code of Ganz et al.). Where the penalty is so strong that the optimum is W = 0 (few
+    dimensions, few patches) that is what it gives, and every patch scores the share of class 1.
 
-    features: float32 (n, n_dims), used as they are; labels: (n,), 0 or 1. Raises ValueError where a feature isn't finite,
-    lengths differ, or a class is missing.
+    features: float32 (n, n_dims), used as they are; labels: (n,), 0 or 1. rows: which of them to fit on, int (n_train,), all
+    unless given; memory is taken for one copy of these. Raises ValueError where a feature isn't finite, lengths differ, a
+    class is missing, or cost isn't positive.
     """
-    import torch
-
     if features.ndim != 2 or len(features) != len(labels):
         raise ValueError(
             f"features {features.shape} and labels {labels.shape} don't belong together; expected (n, n_dims) and (n,)"
         )
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(bad):
+    cost = features.shape[1] * N_CLASSES / 100 if cost is None else cost
+    if not 0 < cost < math.inf:
+        raise ValueError(f"probe.cost is {cost}; it must be positive, or null for n_dims * n_classes / 100")
+    rows = np.arange(len(features)) if rows is None else rows
+    labels = labels[rows]
+    if set(np.unique(labels)) != {0, 1}:
+        raise ValueError(f"labels must hold both classes, 0 and 1; these hold {sorted(set(np.unique(labels).tolist()))}")
+    x = features[rows].astype(np.float32, copy=False)  # (n_train, n_dims), a copy
+    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)  # (n_dims,)
+    if not np.isfinite(mean).all():
+        bad = rows[~np.isfinite(x).all(axis=1)]
         raise ValueError(
             f"{len(bad)} embeddings aren't finite, the first in row {bad[0]}; embed again or leave those patches out"
         )
-    if set(np.unique(labels)) != {0, 1}:
-        raise ValueError(f"labels must hold both classes, 0 and 1; these hold {sorted(set(np.unique(labels).tolist()))}")
-    n_classes = 2
-    cost = features.shape[1] * n_classes / 100 if cost is None else cost
-    x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))  # (n, n_dims)
-    y = torch.from_numpy(np.asarray(labels, dtype=np.int64))  # (n,)
-    weight = torch.zeros(n_classes, x.shape[1], requires_grad=True)
-    bias = torch.zeros(n_classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=max_iter, line_search_fn="strong_wolfe")
-
-    def objective() -> torch.Tensor:
-        loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y)
-        return loss + 0.5 / cost * weight.norm(p=2)  # its gradient at W = 0 is taken as 0, as torch does
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        value = objective()
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-    n_iter = int(optimizer.state[weight]["n_iter"])
-    closure()
-    value = float(objective().detach())
-    if not np.isfinite(value):
+    x -= mean
+    found = solve(x, labels, 0.5 / cost / math.sqrt(2), max_iter)
+    if not np.isfinite(found.objective):
         raise ValueError(
-            f"the probe's objective became {value}; the largest feature, {np.abs(features).max():.3g}, is too large"
+            f"the probe's objective became {found.objective}; the largest feature, {np.abs(x).max():.3g}, is too large"
         )
-    # At W = 0 the norm has every gradient up to its slope; the penalty takes what it can of the loss's.
-    slope = float(weight.grad.norm())
-    from_weights = slope if weight.abs().max() > 0 else max(0.0, slope - 0.5 / cost)
-    residual = float(np.hypot(from_weights, float(bias.grad.norm())))
-    return LinearProbe(weight.detach().numpy(), bias.detach().numpy(), cost, value, n_iter, residual)
+    weight = np.stack([-found.weight / 2, found.weight / 2]).astype(np.float32)
+    bias = (np.array([-0.5, 0.5]) * (found.bias - found.weight @ mean)).astype(np.float32)
+    return LinearProbe(weight, bias, cost, found.objective, found.n_iter, found.residual)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What probes of one encoder work on; see `read`.
+
+    features: float32 (n, n_dims); labels: int64 (n,); row_of: row of each patch id; patches: the label table by patch id;
+    splits: the table of splits.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    row_of: pd.Series
+    patches: pd.DataFrame
+    splits: pd.DataFrame
+
+    def rows(self, unit: splits.Unit, role: str) -> np.ndarray:
+        """Rows of ``features`` that have ``role`` in ``unit``, int64, in the order of their patch ids."""
+        return self.row_of.loc[splits.select(self.splits, unit)[role]].to_numpy()
+
+    def predictions(self, unit: splits.Unit, scores: np.ndarray) -> pd.DataFrame:
+        """`splits.predictions` of the unit's test patches, from the scores (n,) of all."""
+        return splits.predictions(self.patches, unit, splits.select(self.splits, unit)["test"], scores[self.rows(unit, "test")])
+
+
+def inputs_of(study: Study, embeddings: store.Run, results: Path) -> dict[str, str]:
+    """Keys of the runs that an encoder's probes are made from."""
+    found = {"patches": patches.find(study, results), "splits": splits.find(study, results), "embeddings": embeddings}
+    return {name: run.key for name, run in found.items()}
+
+
+def read(study: Study, embeddings: store.Run, results: Path) -> Material:
+    """Read an encoder's finished embeddings with the study's labels and splits.
+
+    Raises StoreError, naming the first patches, where an embedding is missing or isn't finite.
+    """
+    labels, _ = patches.load(patches.find(study, results))
+    labels, table = labels.set_index("patch_id"), splits.load(splits.find(study, results))
+    features, patch_ids = store.read_embeddings(embeddings)
+    lacking = np.setdiff1d(table["patch_id"].unique(), patch_ids)
+    finite = np.concatenate([np.isfinite(features[i : i + 4096]).all(axis=1) for i in range(0, len(features), 4096)])
+    for ids, fault in ((lacking, "are missing"), (patch_ids[~finite], "aren't finite")):
+        if len(ids):
+            raise store.StoreError(
+                f"{embeddings.folder}: {len(ids)} embeddings {fault}, the first of patches {ids[:10].tolist()}; remove that "
+                "folder and embed again"
+            )
+    row_of = pd.Series(np.arange(len(patch_ids)), index=patch_ids)
+    return Material(features, labels.loc[patch_ids, "label"].to_numpy(np.int64), row_of, labels, table)
 
 
 def fit_study(study: Study, embeddings: store.Run, results: Path) -> store.Run:
     """Fit and test the probe on one encoder's finished embeddings, for every unit of the study's splits.
 
-    (weights and biases by unit); each unit's result is kept when it is done, so that a kill loses one fit.
+    (weights and biases by unit); each unit's result is kept when it is done, so that a kill loses one fit. Raises StoreError
+    where an embedding can't be used, ValueError, naming the unit, where a training set can't.
     """
-    patches_run, splits_run = patches.find(study, results), splits.find(study, results)
     encoder = embeddings.identity["name"]
-    inputs = {"patches": patches_run.key, "splits": splits_run.key, "embeddings": embeddings.key}
-    run = store.open_run(results, "probe", encoder, as_dict(study.probe), inputs)
+    run = store.open_run(results, "probe", encoder, as_dict(study.probe), inputs_of(study, embeddings, results))
     if run.done:
         return run
-    labels, _ = patches.load(patches_run)
-    labels = labels.set_index("patch_id")
-    features, patch_ids = store.read_embeddings(embeddings)
-    row_of = pd.Series(np.arange(len(patch_ids)), index=patch_ids)
-    table = splits.load(splits_run)
-    units = splits.units(table)
+    material = read(study, embeddings, results)
+    units = splits.units(material.splits)
     for unit in tqdm(units, desc=f"probe {encoder}", unit="fit"):
         if not run.unit_file(unit.name).is_file():
-            ids = splits.select(table, unit)
-            train = row_of.loc[ids["train"]].to_numpy()
-            test = row_of.loc[ids["test"]].to_numpy()
+            train = material.rows(unit, "train")
             begun = time.monotonic()
-            probe = fit(features[train], labels.loc[ids["train"], "label"].to_numpy(), study.probe.cost, study.probe.max_iter)
+            try:
+                probe = fit(material.features, material.labels, study.probe.cost, study.probe.max_iter, train)
+            except ValueError as error:
+                raise ValueError(f"{unit.name}: {error}") from error
             facts = {"n_train": len(train), "n_iter": probe.n_iter, "residual": probe.residual, "converged": probe.converged}
             store.write_json(
                 run.unit_file(unit.name, ".json"),
@@ -141,8 +180,7 @@ def fit_study(study: Study, embeddings: store.Run, results: Path) -> store.Run:
             np.savez(head, weight=probe.weight, bias=probe.bias)
             with store.replacing(run.unit_file(unit.name, ".npz")) as aside:
                 aside.write_bytes(head.getvalue())
-            scores = splits.predictions(labels, unit, ids["test"], probe.predict(features[test]))
-            store.write_parquet(run.unit_file(unit.name), scores)
+            store.write_parquet(run.unit_file(unit.name), material.predictions(unit, probe.predict(material.features)))
     predictions = pd.concat([pd.read_parquet(run.unit_file(unit.name)) for unit in units], ignore_index=True)
     store.write_parquet(run.path("predictions.parquet"), predictions)
     fits = pd.DataFrame([store.read_json(run.unit_file(unit.name, ".json")) for unit in units])
