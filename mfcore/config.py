@@ -182,6 +182,7 @@ class Study:
     """One study: everything that decides its numbers. Made by `load_study`.
 
     conventions: one of ``encoders`` that is also embedded and probed as other libraries do it (`mfcore.conventions`).
+    probe_audit: those of ``encoders`` that are also probed by other published estimators (`mfcore.probe_audit`).
     """
 
     name: str
@@ -195,6 +196,7 @@ class Study:
     probe: Probe = field(default_factory=Probe)
     inflation: Inflation = field(default_factory=Inflation)
     conventions: str = ""
+    probe_audit: tuple[str, ...] = ()
     networks: tuple[Network, ...] = ()
 
     @property
@@ -329,6 +331,9 @@ def _check(study: Study) -> None:
         raise ConfigError(f"inflation.encoder: {study.inflation.encoder!r} is not among encoders {list(study.encoders)}")
     if study.conventions and study.conventions not in study.encoders:
         raise ConfigError(f"conventions: {study.conventions!r} is not among encoders {list(study.encoders)}")
+    foreign = [name for name in study.probe_audit if name not in study.encoders]
+    if foreign:
+        raise ConfigError(f"probe_audit: {foreign} not among encoders {list(study.encoders)}")
     unknown = sorted(set(study.inflation.schemes) - set(SCHEMES))
     if unknown:
         raise ConfigError(f"inflation.schemes: {unknown[0]!r} is not one of {list(SCHEMES)}")
