@@ -2,14 +2,12 @@
 
 A name is one of `names`, or says where to look: ``timm:NAME`` (with timm's ImageNet or other published weights),
 ``hf-hub:OWNER/REPOSITORY[@REVISION]`` (timm's format), ``folder:PATH`` (``card.json`` and ``weights.safetensors``), or
-``random:ARCHITECTURE`` (timm's, no weights).
+``random:ARCHITECTURE`` (timm's, no weights); or a study's own record has it. A card made in Python serves as well as a name.
 """
 
-import contextlib
 import difflib
-import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +16,10 @@ import pandas as pd
 
 from mfcore import preprocess
 from mfcore.cards import CARDS, EncoderCard
-from mfcore.rng import stream_seed
-from mfcore.store import file_sha256, read_json
-from mfcore.weights import EncoderError, hub_file, read_weights
+from mfcore.config import Study
+from mfcore.encoders_build import build, read_out, seeded
+from mfcore.encoders_cards import folder_card, own_card, timm_card
+from mfcore.weights import EncoderError
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +34,8 @@ __all__ = [
     "choose_device",
     "load",
     "names",
+    "of",
+    "read_out",
 ]
 
 SCHEMES = ("timm", "hf-hub", "folder", "random")
@@ -59,8 +60,19 @@ def card(name: str) -> EncoderCard:
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(CARDS)}"
         raise EncoderError(f"unknown encoder {name!r}: {hint}; any other by {', '.join(f'{s}:...' for s in SCHEMES)}")
     if scheme == "folder":
-        return _folder_card(name, Path(rest))
-    return _timm_card(name, scheme, rest)
+        return folder_card(name, Path(rest))
+    return timm_card(name, scheme, rest)
+
+
+def of(study: Study, name: str) -> EncoderCard:
+    """The card of a study's encoder: the study's own record where it gives one, else as `card` has it.
+
+    Raises EncoderError for a record that can't be, naming it.
+    """
+    for record in study.own_encoders:
+        if record.name == name:
+            return own_card(record)
+    return card(name)
 
 
 def card_table(this: EncoderCard) -> pd.DataFrame:
@@ -95,32 +107,34 @@ def choose_device(name: str) -> "torch.device":
     return device
 
 
-def load(name: str, device: str = "cpu") -> "Encoder":
-    """Load encoder ``name`` frozen, in evaluation mode, on ``device`` (as `choose_device`), and check it against its card.
+def load(encoder: str | EncoderCard, device: str = "cpu") -> "Encoder":
+    """Load an encoder, by name or card, frozen, in evaluation mode, on ``device`` (as `choose_device`), checked by its card.
 
     Raises EncoderError where the weights can't be had (see `weights.hub_file`) or the network isn't what the card says.
     """
-    this, where = card(name), choose_device(device)
-    model, revision = _build(this, pretrained=True, seed=0)
+    this, where = card(encoder) if isinstance(encoder, str) else encoder, choose_device(device)
+    model, revision = build(this, pretrained=True, seed=0)
     model.requires_grad_(False).eval().to(where)
     return Encoder(this, model, where, revision)
 
 
-def build_network(name: str, n_classes: int = 1, pretrained: bool = True, seed: int | None = None) -> "torch.nn.Module":
-    """The architecture of encoder ``name`` with a new linear head, to be trained end to end; its card is ``.card``.
+def build_network(
+    encoder: str | EncoderCard, n_classes: int = 1, pretrained: bool = True, seed: int | None = None
+) -> "torch.nn.Module":
+    """The architecture of an encoder, by name or card, with a new linear head, to be trained end to end; ``.card`` is its card.
 
     Takes float32 (n, 3, height, width), normalised by the card's mean and std, and gives logits (n, n_classes). The head
     sits on the class token, or on a convolutional network's pooled features. Without ``pretrained`` every weight is drawn,
     else only the head: by ``seed`` and the name alone, or by torch's generator as it stands where ``seed`` is None. Raises
     EncoderError where weights can't be had.
     """
-    this = card(name)
+    this = card(encoder) if isinstance(encoder, str) else encoder
     try:
-        model, _ = _build(this, pretrained, seed)
+        model, _ = build(this, pretrained, seed)
     except EncoderError as error:
         raise EncoderError(f"{error}. To train from random weights instead, set pretrained: false in the network") from error
-    with _seeded(seed, "head", this.name):
-        if this.readout == "pooled":
+    with seeded(seed, "head", this.name):
+        if not this.readout.startswith("class"):
             model.reset_classifier(n_classes)
         else:
             model.reset_classifier(n_classes, "token")
@@ -181,183 +195,3 @@ class Encoder:
             which = [int(patch_ids[row]) for row in bad[:5]]
             raise EncoderError(f"encoder {self.card.name!r} gives NaN or infinity for patches {which}{more}{hint}")
         return features
-
-
-def read_out(model: Any, this: EncoderCard, images: "torch.Tensor") -> "torch.Tensor":
-    """The embedding (n, n_dims) of normalised ``images`` (n, 3, height, width), by the card's readout."""
-    import torch
-
-    if this.readout == "pooled":
-        return model(images)
-    tokens = model.forward_features(images)  # (n, n_tokens, width), prefix tokens first
-    if this.readout == "class":
-        return tokens[:, 0]
-    # the registers hold no place in the image; the released code of Ganz et al. averages Virchow2's in
-    return torch.cat([tokens[:, 0], tokens[:, this.n_prefix_tokens :].mean(dim=1)], dim=1)
-
-
-# ---- cards that aren't in the table ----
-
-
-def _folder_card(name: str, folder: Path) -> EncoderCard:
-    """The card in ``folder/card.json``, with the weights' own checksum."""
-    known = {field.name for field in fields(EncoderCard)}
-    if not (folder / "card.json").is_file():
-        raise EncoderError(f"encoder {name!r}: {folder / 'card.json'} is missing; it stands beside weights.safetensors")
-    content = read_json(folder / "card.json")
-    if unknown := sorted(set(content) - known):
-        raise EncoderError(f"{folder / 'card.json'}: unknown keys {unknown}; known: {sorted(known)}")
-    weights = folder / "weights.safetensors"
-    if not weights.is_file():
-        raise EncoderError(f"encoder {name!r}: {weights} is missing")
-    tuples = {key: tuple(content[key]) for key in ("mean", "std", "um_per_px") if key in content}
-    found = {"name": name, "source": "folder", "identifier": str(folder), "files": (weights.name,)}
-    try:
-        return EncoderCard(**{**content, **tuples, **found, "sha256": file_sha256(weights)})
-    except (TypeError, ValueError) as error:
-        raise EncoderError(f"{folder / 'card.json'}: {error}") from error
-
-
-@functools.cache
-def _timm_card(name: str, scheme: str, rest: str) -> EncoderCard:
-    """A card from what timm, or a repository in timm's format, says of a model; n_dims from building it without weights."""
-    import torch
-
-    facts = _hub_facts(rest) if scheme == "hf-hub" else _timm_facts(rest, weights=scheme == "timm")
-    if not all(facts.get(key) for key in ("mean", "std", "input_size")):
-        raise EncoderError(f"{name!r}: mean, std or input size aren't known, so there is no saying what it should see")
-    size_px = int(facts["input_size"][-1])
-    with torch.device("meta"):
-        model = _create(facts["architecture"], facts["arguments"]).eval()
-        embedding = model(torch.zeros(1, 3, size_px, size_px))
-    if embedding.ndim != 2:
-        raise EncoderError(
-            f"{name!r} gives {tuple(embedding.shape)} for one image, not one vector; it needs a card with a readout"
-        )
-    return EncoderCard(
-        name=name,
-        source="random" if scheme == "random" else "hub",
-        identifier=facts["architecture"] if scheme == "random" else facts["repository"],
-        revision=facts["revision"],
-        architecture=facts["architecture"],
-        arguments=facts["arguments"],
-        resize_px=size_px,
-        crop_px=size_px,
-        interpolation=facts["interpolation"],
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
-        n_prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
-        readout="pooled",
-        n_dims=int(embedding.shape[1]),
-        n_parameters=_n_parameters(model),
-        licence=str(facts.get("license") or "see the model's page"),
-        facts="timm's configuration; the whole patch, without the crop that photographs get",
-    )
-
-
-def _hub_facts(rest: str) -> dict[str, Any]:
-    """What ``config.json`` of the repository OWNER/NAME[@REVISION] says; its commit is the revision."""
-    repository, _, revision = rest.partition("@")
-    path = hub_file(repository, ["config.json"], revision)
-    config = read_json(path)
-    if "architecture" not in config:
-        raise EncoderError(f"{repository}: its config.json names no architecture of timm's; it needs a card of its own")
-    arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
-    known = {"interpolation": "bicubic", **config, **config.get("pretrained_cfg", {})}
-    return {**known, "repository": repository, "revision": path.parent.name, "arguments": arguments}
-
-
-def _timm_facts(rest: str, weights: bool) -> dict[str, Any]:
-    """What timm says of ``rest``, an architecture with or without the tag of published weights."""
-    import timm
-
-    architecture = rest.partition(".")[0]
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        raise EncoderError(f"timm has no model {architecture!r}; the nearest names are {near}")
-    try:
-        known = timm.get_pretrained_cfg(rest)
-    except RuntimeError:
-        known = None
-    if known is None or (weights and not known.hf_hub_id):
-        tags = timm.list_pretrained(f"{architecture}.*")
-        raise EncoderError(f"timm has no weights {rest!r} on the hub, only {tags}; without weights: 'random:{architecture}'")
-    revision = "" if weights else "seed 0"
-    return {**known.to_dict(), "repository": known.hf_hub_id, "revision": revision, "arguments": {}}
-
-
-# ---- building ----
-
-
-def _build(this: EncoderCard, pretrained: bool, seed: int | None) -> tuple[Any, str]:
-    """The network of a card without a classifier, checked against the card, and the revision of its weights."""
-    if pretrained and this.source != "random":
-        state, revision = read_weights(this)
-        model = _with_weights(this, state)
-    else:
-        with _seeded(seed, "weights", this.architecture):
-            model, revision = _create(this.architecture, this.arguments), f"seed {seed}"
-    _check_card(this, model)
-    return model, revision
-
-
-def _with_weights(this: EncoderCard, state: "dict[str, torch.Tensor]") -> Any:
-    """The network with all tensors of ``state`` but a classifier's, and no others; timm resizes position embeddings."""
-    import timm
-
-    default = timm.get_pretrained_cfg(this.architecture)
-    classifier = (default and default.classifier) or ()
-    heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
-    state = {key: tensor for key, tensor in state.items() if not (heads and key.startswith(heads))}
-    # timm loads strictly only where the weights' number of classes (here: none) is the model's
-    overlay = {"state_dict": state, "num_classes": 0, "label_offset": 0, "custom_load": False}
-    try:
-        return _create(this.architecture, this.arguments, pretrained=True, pretrained_cfg_overlay=overlay)
-    except (RuntimeError, KeyError) as error:
-        what = " ".join(str(error).split())[:400]
-        raise EncoderError(f"encoder {this.name!r}: its weights don't fit {this.architecture}: {what}") from error
-
-
-def _create(architecture: str, arguments: Any, **more: Any) -> Any:
-    """timm's model without classifier; layers named by a string are timm's or torch's classes."""
-    import timm
-    from torch import nn
-
-    exact_norm = functools.partial(nn.LayerNorm, eps=1e-12)
-    classes = {"SwiGLUPacked": timm.layers.SwiGLUPacked, "SiLU": nn.SiLU, "LayerNorm(eps=1e-12)": exact_norm}
-    resolved = {key: classes.get(value, value) if isinstance(value, str) else value for key, value in dict(arguments).items()}
-    return timm.create_model(architecture, num_classes=0, **resolved, **more)
-
-
-def _check_card(this: EncoderCard, model: Any) -> None:
-    """Compare a built network with its card."""
-    width = model.head_hidden_size if this.readout == "pooled" else model.num_features
-    built = {
-        "n_parameters": _n_parameters(model),
-        "n_prefix_tokens": int(getattr(model, "num_prefix_tokens", 0)),
-        "n_dims": width * (2 if this.readout == "class+mean" else 1),
-    }
-    said = {key: getattr(this, key) for key in built}
-    wrong = [f"{key} is {built[key]}, the card says {said[key]}" for key in built if built[key] != said[key]]
-    if wrong:
-        raise EncoderError(f"encoder {this.name!r} isn't what its card says: {'; '.join(wrong)}")
-
-
-def _n_parameters(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-@contextlib.contextmanager
-def _seeded(seed: int | None, *stream: str) -> Iterator[None]:
-    """Within it, torch's draws on the CPU come from a named stream, and afterwards go on as before; nothing for seed None."""
-    import torch
-
-    if seed is None:
-        yield
-        return
-    before = torch.get_rng_state()
-    torch.default_generator.manual_seed(stream_seed(seed, *stream))
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before)

@@ -38,7 +38,7 @@ def config_of(study: Study, network: Network, fold: int) -> dict:
     """What decides a training's result, besides the patches and the splits that it reads."""
     return {
         "network": as_dict(network),
-        "card": encoders.card(network.architecture).identity(),
+        "card": encoders.of(study, network.architecture).identity(),
         "epoch": study.switches.epoch,
         "seed": study.splits.seed,
         "fold": fold,
@@ -81,7 +81,9 @@ def train_study(study: Study, network_name: str, fold: int, results: str | Path,
         for unit, task in tasks.items():
             progress.set_postfix_str(unit.name)
             start = rng.stream_seed(task.seed, *task.stream, "start")
-            model = encoders.build_network(network.architecture, n_classes=1, pretrained=network.pretrained, seed=start)
+            model = encoders.build_network(
+                encoders.of(study, network.architecture), n_classes=1, pretrained=network.pretrained, seed=start
+            )
             scores = train_network(task, model, run.path("units"), study.switches.epoch, device, progress=progress)
             store.write_parquet(run.unit_file(unit.name), splits.predictions(labels, unit, task.roles["test"], scores))
             run.unit_file(unit.name, ".checkpoint").unlink(missing_ok=True)

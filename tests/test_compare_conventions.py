@@ -21,8 +21,8 @@ STUDY = Study(
 def ways(monkeypatch):
     """An encoder that one library uses as its authors do, one with another resize, one with the mean of the patch tokens."""
     use(monkeypatch, tiny_card())
-    use(monkeypatch, tiny_card(name="tiny_bilinear", interpolation="bilinear"))
-    use(monkeypatch, tiny_card(name="tiny_mean", readout="class+mean", n_dims=48))
+    use(monkeypatch, tiny_card(name="tiny_bilinear", interpolation="bilinear", variant_of="tiny", departs="B's"))
+    use(monkeypatch, tiny_card(name="tiny_mean", readout="class+mean", n_dims=48, variant_of="tiny", departs="C's"))
     ways = (Convention("A", "tiny"), Convention("B", "tiny_bilinear", "its way with another"), Convention("C", "tiny_mean"))
     monkeypatch.setitem(CONVENTIONS, "tiny", ways)
 

@@ -79,3 +79,36 @@ def test_patches_are_stored_wide_enough_for_every_network(tmp_path):
 def test_digest_is_that_of_the_content_not_of_its_order():
     assert digest({"a": 1, "b": [1.5, None]}) == digest({"b": [1.5, None], "a": 1}) != digest({"a": 1, "b": [1.5, 0]})
     assert re.fullmatch("[0-9a-f]{8}", digest({}))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{architecture: x}", r"encoders\[0\]: an encoder of one's own needs a name"),
+        (
+            "{name: x, interpolatoin: bicubic}",
+            r"encoders\[0\].interpolatoin; did you mean encoders\[0\].interpolation",
+        ),
+        ("{name: x, resize_px: wide}", r"encoders\[0\].resize_px: expected int"),
+        ("{name: x}, x", "an arm is named twice"),
+    ],
+)
+def test_an_encoder_of_ones_own_is_checked(tmp_path, entry, message):
+    file = tmp_path / "s.yaml"
+    file.write_text(f"name: s\ntitle: s\ndata: {{source: csv}}\nencoders: [{entry}]\n")
+    with pytest.raises(ConfigError, match=message):
+        load_study(file)
+
+
+def test_own_encoders_are_entries_of_encoders(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text("name: s\ntitle: s\ndata: {source: csv}\nencoders: [uni]\nown_encoders: []\n")
+    with pytest.raises(ConfigError, match="own_encoders: describe an encoder as an entry of encoders"):
+        load_study(file)
+
+
+def test_conventions_are_of_one_of_the_encoders(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text("name: s\ntitle: s\ndata: {source: csv}\nencoders: [uni]\nconventions: virchow2\n")
+    with pytest.raises(ConfigError, match="conventions: 'virchow2' is not among"):
+        load_study(file)

@@ -1,12 +1,18 @@
-"""Encoders: names, readouts, evaluation mode, canaries, and the networks made of them for training."""
+"""Encoders: names, readouts, evaluation mode, the networks made of them for training, and encoders of one's own."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file, save_file
 from tiny_encoders import some_patches, tiny_card, use
 
-from mfcore import encoders
+from mfcore import encoders, encoders_build
+from mfcore.config import Data, OwnEncoder, Study, as_dict, load_study
 from mfcore.encoders import EncoderError
+from mfcore.store import file_sha256
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +140,93 @@ def test_devices():
         assert encoders.choose_device("auto").type == "cpu"
         with pytest.raises(encoders.EncoderError, match="device 'cuda' can't be used"):
             encoders.choose_device("cuda")
+
+
+# ---- encoders of one's own ----
+
+OWN = """
+name: mine
+title: t
+data: {source: csv}
+encoders:
+  - vit_tiny_random
+  - name: our_vit
+    architecture: vit_tiny_patch16_224
+    weights: ./our_vit.safetensors
+    mean: [0.4, 0.5, 0.6]
+    std: [0.2, 0.2, 0.2]
+  - name: lite0_bicubic_256
+    like: efficientnet_lite0
+    resize_px: 256
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    """A study with two encoders of its own, one of them new, its weights beside it."""
+    model = encoders_build.create("vit_tiny_patch16_224", {})
+    save_file(model.state_dict(), tmp_path / "our_vit.safetensors")
+    (tmp_path / "mine.yaml").write_text(OWN)
+    return tmp_path / "mine.yaml"
+
+
+def test_five_lines_make_an_encoder(study_file):
+    study = load_study(study_file)
+    assert study.encoders == ("vit_tiny_random", "our_vit", "lite0_bicubic_256")
+    card = encoders.of(study, "our_vit")
+    assert (card.source, card.n_dims, card.n_parameters, card.readout) == ("file", 192, 5_524_416, "class")
+    assert card.mean == (0.4, 0.5, 0.6) and card.sha256 == file_sha256(study_file.parent / "our_vit.safetensors")
+    encoder, patches = encoders.load(card), some_patches(2, 224)
+    state = load_file(study_file.parent / "our_vit.safetensors")
+    assert torch.equal(encoder.model.state_dict()["norm.weight"], state["norm.weight"])
+    with torch.inference_mode():
+        expected = encoder.model.forward_features(encoder.transform(patches))[:, 0]
+    np.testing.assert_allclose(encoder.embed(patches), expected, atol=1e-5)
+    assert encoders.of(study, "vit_tiny_random") == encoders.card("vit_tiny_random")
+    assert yaml.safe_load(yaml.safe_dump(as_dict(study)))["own_encoders"][0]["name"] == "our_vit"
+
+
+def test_a_known_encoder_under_other_conventions_is_a_variant_of_it(study_file):
+    card, own = encoders.of(load_study(study_file), "lite0_bicubic_256"), encoders.card("efficientnet_lite0")
+    assert card == dataclasses.replace(
+        own, name="lite0_bicubic_256", resize_px=256, variant_of="efficientnet_lite0", departs="the study's own: resize_px 256"
+    )
+    assert encoders.load(card).embed(some_patches(1, 64)).shape == (1, 1280)
+
+
+def test_where_the_weights_lie_decides_nothing(study_file, tmp_path):
+    card = encoders.of(load_study(study_file), "our_vit")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "x.safetensors").write_bytes((tmp_path / "our_vit.safetensors").read_bytes())
+    other = OwnEncoder("our_vit", "", str(tmp_path / "elsewhere" / "x.safetensors"), "vit_tiny_patch16_224")
+    other = dataclasses.replace(other, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2))
+    assert encoders.of(Study("t", "t", Data("csv"), own_encoders=(other,)), "our_vit").identity() == card.identity()
+
+
+def test_a_card_made_in_python_is_as_good_as_a_name():
+    card = tiny_card()
+    assert encoders.load(card).embed(some_patches(2, 32)).shape == (2, 24)
+    assert encoders.build_network(card, seed=0).card is card
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": ""}, "'mine' lacks weights"),
+        ({"mean": None, "std": None}, "'mine' lacks mean, std; or say 'like: NAME'"),
+        ({"weights": "/nowhere/x.pth"}, "/nowhere/x.pth aren't there"),
+        ({"weights": "somewhere"}, r"must be OWNER/REPOSITORY\[@REVISION\]"),
+        ({"weights": "a/b@main"}, "revision 'main' must be a commit"),
+        ({"architecture": "vit_tiny_patch16_242"}, "timm has no architecture 'vit_tiny_patch16_242'; the nearest .*vit_tiny"),
+        ({"arguments": {"depht": 3}}, "can't be built so.*depht"),
+        ({"interpolation": "lanczos"}, "interpolation is 'lanczos'"),
+        ({"like": "unni"}, "like 'unni', which has no card; the nearest names are"),
+        ({"crop_px": 300}, "crop_px 300"),
+        ({"name": "uni"}, "'uni' of the study has the name of a known one"),
+    ],
+)
+def test_a_record_that_cant_be_is_refused_by_name(changes, message):
+    record = OwnEncoder("mine", "", "random", "vit_tiny_patch16_224", mean=(0.5,) * 3, std=(0.5,) * 3)
+    study = Study("t", "t", Data("csv"), own_encoders=(dataclasses.replace(record, **changes),))
+    with pytest.raises(EncoderError, match=message):
+        encoders.of(study, changes.get("name", "mine"))
