@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tiny_encoders import some_patches, tiny_card, use
 from torch.nn import functional as F
 
-from mfcore import encoders, weights, weights_names
+from mfcore import encoders, encoders_build, weights, weights_names
 from mfcore.cards import CARDS, EncoderCard
 from mfcore.encoders import EncoderError
 
@@ -157,7 +157,7 @@ def test_weights_in_transformers_format_compute_what_transformers_does(kind):
         arguments["init_values"] = 1.0
     if "swiglu" in kind:
         arguments |= {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU", "mlp_ratio": 128 / 24}
-    model = encoders._create("vit_base_patch16_224", arguments).eval()
+    model = encoders_build.create("vit_base_patch16_224", arguments).eval()
     model.load_state_dict(weights_names.from_transformers(transformers_weights(kind)), strict=True)
     image = (torch.arange(3 * 16 * 16) * 29 % 255).float().reshape(1, 3, 16, 16) / 127 - 1
     with torch.inference_mode():
@@ -174,7 +174,7 @@ def test_registers_of_transformers_are_those_of_timm():
     registers = torch.arange(4 * 24).reshape(1, 4, 24) / 100
     with_registers = weights_names.from_transformers({**state, "embeddings.register_tokens": registers})
     # timm's own place for them: beside patches that alone have a position
-    model = encoders._create("vit_base_patch16_224", {**arguments, "reg_tokens": 4, "no_embed_class": True}).eval()
+    model = encoders_build.create("vit_base_patch16_224", {**arguments, "reg_tokens": 4, "no_embed_class": True}).eval()
     model.load_state_dict(with_registers, strict=True)
     image = (torch.arange(3 * 16 * 16) * 29 % 255).float().reshape(1, 3, 16, 16) / 127 - 1
     positions = state["embeddings.position_embeddings"]
@@ -269,3 +269,10 @@ def test_the_state_of_what_needs_no_hub(tmp_path, monkeypatch, lite0):
     assert weights.state(folder) == (False, f"{tmp_path} has no weights; expected one of ['weights.safetensors']")
     save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
     assert weights.state(folder) == (True, "here, in a folder")
+    file = tiny_card(source="file", identifier=str(tmp_path / "weights.safetensors"))
+    assert weights.state(file) == (True, "here, in a file")
+    (tmp_path / "weights.safetensors").unlink()
+    found = weights.state(file)
+    assert not found.is_here and found.text.startswith(f"{file.identifier} isn't there")
+    with pytest.raises(EncoderError, match=r"weights\.safetensors isn't there"):
+        weights.read_weights(file)

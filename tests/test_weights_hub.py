@@ -16,7 +16,7 @@ from hub_server import COMMIT, EXPIRED, FINE_GRAINED, MEMBER, STRANGER, Reposito
 from safetensors.torch import save
 from tiny_encoders import tiny_card, use
 
-from mfcore import encoders, weights
+from mfcore import encoders, encoders_build, weights
 from mfcore.encoders import EncoderError
 
 CARD = tiny_card(source="hub", identifier="local/tiny", revision=COMMIT, files=("model.safetensors", "pytorch_model.bin"))
@@ -26,7 +26,7 @@ SEEN = [[0.00146, -0.30301, 0.98249], [-0.9204, 0.4075, 1.13277]]  # of vit_tiny
 
 @pytest.fixture(scope="module")
 def tensors() -> dict[str, torch.Tensor]:
-    model, _ = encoders._build(tiny_card(), pretrained=False, seed=0)
+    model, _ = encoders_build.build(tiny_card(), pretrained=False, seed=0)
     head = {"head.weight": torch.zeros(7, 24), "head.bias": torch.zeros(7)}  # a classifier, which an encoder leaves out
     return {**model.state_dict(), **head}
 
