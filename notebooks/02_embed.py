@@ -13,9 +13,9 @@
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers
 results = "../results"  # where runs are kept, a folder a study
-encoder = "efficientnet_lite0"  # a card's name, or timm:<model>, hf-hub:<owner>/<repository>
-device = "auto"  # "cpu", "cuda", or "auto": the GPU where there is one
-batch_size = 32  # patches embedded at once
+encoder = "efficientnet_lite0"  # one of the study's, a card's name, or timm:<model>, hf-hub:<owner>/<repository>
+device = "auto"  # "cpu", "cuda:0", several with commas, or "auto": every GPU there is
+batch_size = 0  # patches embedded at once; 0: found by trying, halved where memory ends
 
 # %%
 from pathlib import Path
@@ -31,7 +31,7 @@ labels, images = patches.load(patches.find(study, folder))
 # ## The encoder's card
 
 # %%
-card = encoders.card(encoder)
+card = encoders.of(study, encoder)
 captions.show(encoders.card_table(card))
 
 # %% [markdown]
@@ -66,7 +66,8 @@ assert features.shape == (len(labels), card.n_dims), f"{features.shape} embeddin
 print("files written:", run.folder.name, *[path.name for path in written], sep="\n  ")
 
 # %% [markdown]
-# **What we saw.** One vector a patch, kept with the card of the encoder that made it.
+# **What we saw.** One vector a patch, kept with the card of the encoder that made it and its canary, the vectors of eight made
+# tiles: where a later version of anything gives other ones, the file is refused, with the tile that differs.
 #
 # **Limits.** Two components show little of many dimensions. Weights from a hub are what that hub serves under the card's
 # revision.
