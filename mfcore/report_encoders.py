@@ -6,10 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from mfcore import encoders, patches, report_html, store, weights
-from mfcore.cards import CARDS, EncoderCard
+from mfcore.cards import CARDS, TABLE_1, EncoderCard
 from mfcore.config import Study
 
-PAPER = ("gigapath", "h_optimus_0", "virchow", "virchow2", "uni", "phikon", "vit_huge_in21k", "resnet50")
 GROUPS = {
     "anywhere": "With no account and no hub",
     "paper": "Table 1 of Ganz et al. 2024",
@@ -21,7 +20,9 @@ GROUPS = {
 READOUTS = {
     "class": "class token",
     "class+mean": "class token beside the mean of the patch tokens",
+    "class+rest": "class token beside the mean of all others, registers too",
     "pooled": "as the network pools",
+    "layer3": "mean over the last feature map but one",
 }
 EVIDENCE = {"stated": "stated by its authors", "magnification": "from a magnification", "convention": "by convention"}
 STATISTICS = {
@@ -86,7 +87,7 @@ def _group(name: str, card: EncoderCard | None) -> str:
         return "variants"
     if card.source in ("package", "random"):
         return "anywhere"
-    if name in PAPER:
+    if name in TABLE_1:
         return "paper"
     return "newer" if card.um_per_px else "photographs"
 
@@ -107,10 +108,10 @@ def _facts(card: EncoderCard) -> dict[str, str]:
         "terms": ", ".join(filter(None, terms)),
         "input": f"{crop} px, {card.interpolation}",
         "statistics": STATISTICS.get((mean, std), numbers),
-        "embedding": f"{card.n_dims:,} dimensions: {READOUTS.get(card.readout, card.readout)}",
+        "embedding": f"{card.n_dims:,} dimensions: {READOUTS[card.readout]}",
         "size": f"{card.n_parameters / 1e6:,.1f} million parameters, {card.precision}",
         "um_per_px": f"{resolution} um/px{evidence}" if resolution else "not slides",
-        "departs": f"{card.variant_of}, but {card.departs}" if card.variant_of else "",
+        "departs": f"of {card.variant_of}; {card.departs}" if card.variant_of else "",
         "facts": f"{card.architecture}; {card.n_parameters:,} parameters, {card.n_prefix_tokens} prefix tokens; mean / std "
         f"{numbers}; revision {card.revision or 'not pinned'}. {card.facts}",
     }

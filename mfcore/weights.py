@@ -93,7 +93,10 @@ def state(card: EncoderCard) -> State:
 
 
 def _local_file(card: EncoderCard) -> tuple[Path | None, str]:
-    """The file of a card whose weights are in a package or a folder; or what is wrong and what to do."""
+    """The file of a card whose weights are in a package, a folder or a file; or what is wrong and what to do."""
+    if card.source == "file":
+        path = Path(card.identifier).expanduser()
+        return (path, "") if path.is_file() else (None, f"{path} isn't there; its card names it as the file of the weights")
     if card.source == "folder":
         for name in card.files:
             if (Path(card.identifier) / name).is_file():
