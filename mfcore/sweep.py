@@ -16,7 +16,7 @@ from pathlib import Path
 from mfcore import downloads, store
 from mfcore.config import ConfigError, Study, load_study
 from mfcore.sweep_jobs import ROOT, Job, embedding_job, jobs_of
-from mfcore.sweep_run import KilledError, SweepError, build_supplement, record_killed, run_job
+from mfcore.sweep_run import KilledError, SweepError, build_supplement, killed, run_job
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def paper(name: str, data: str | None = None, results: str | None = None, how: H
     if status or failures:
         n = len(failures)
         print(
-            f"{study.name}: {n or 'no'} job{'s' * (n != 1)} failed, Snakemake's status {status}. Run again to go on.",
+            f"{study.name}: {n or 'no'} job{'s' * (n != 1)} failed, Snakemake's status {status}. Run again to go on. "
+            f"Logs of Snakemake and of a cluster's jobs: {folder / '.snakemake'}",
             file=sys.stderr,
         )
     index = folder / "supplement" / "index.html"
@@ -113,7 +114,9 @@ def _sweep(
         for note in folder.glob("running/*.json"):
             note.unlink()
         interrupted, status = _run(command)
-        while status == 1 and not interrupted and record_killed(folder, jobs):
+        before: dict[str, int] = {}
+        while status and not interrupted and (now := killed(folder, jobs)) not in ({}, before):
+            before = now
             interrupted, status = _run(command)
     failures = [store.read_json(failure) for failure in sorted(folder.glob("failures/*.json")) if failure.stem in wanted]
     for failure in failures:

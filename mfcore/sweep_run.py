@@ -1,7 +1,7 @@
 """One job of the sweep, wherever it runs: its notebook by papermill, or a share of an embedding, and the record it leaves.
 
 A job that fails leaves a record with its reason and counts as ended, so that the others go on. One that is killed, with its
-node or for its memory or time, can leave none: what it leaves is its note in ``running/``, and the sweep tells by that.
+node or for its memory or time, can leave none: it leaves its note in ``running/``, which says how often it was begun.
 """
 
 import os
@@ -16,6 +16,8 @@ from pathlib import Path
 from mfcore import store
 from mfcore.config import load_study
 from mfcore.sweep_jobs import ROOT, STAGES, Job, jobs_of
+
+MAX_BEGUN = 3  # a job killed so often is given up
 
 
 class SweepError(RuntimeError):
@@ -37,10 +39,12 @@ def run_job(
     job = jobs_of(load_study(file), n_shares)[name]
     record = record or results / "jobs" / f"{name}.json"
     if (results / "failures" / f"{name}.json").is_file():
-        reason = store.read_json(results / "failures" / f"{name}.json")["reason"]  # it failed, it wasn't killed: no second try
-        return end_job(results, job, reason, 0.0, record)
+        said = store.read_json(results / "failures" / f"{name}.json")  # it failed, it wasn't killed: no second try
+        return end_job(results, job, said["reason"], said["seconds"], record)
     print(f"{name}: started", flush=True)
-    store.write_json(results / "running" / f"{name}.json", {"reason": "killed: with its node, or for its memory or time"})
+    note = results / "running" / f"{name}.json"
+    n_begun = 1 + (store.read_json(note)["n_begun"] if note.is_file() else 0)
+    store.write_json(note, {"n_begun": n_begun, "reason": "killed: with its node, or for its memory or time"})
     begun = time.monotonic()
     failed = [need for need in job.needs if (results / "failures" / f"{need}.json").is_file() and ".share" not in need]
     reason = None
@@ -50,7 +54,7 @@ def run_job(
         try:
             _run(job, file, results, data, n_threads)
         except KilledError as error:
-            store.write_json(results / "running" / f"{name}.json", {"reason": str(error)})
+            store.write_json(note, {"n_begun": n_begun, "reason": str(error)})
             raise
         except Exception as error:  # whatever went wrong in a notebook is that job's failure, not the sweep's
             reason = _reason(error)
@@ -117,15 +121,21 @@ def end_job(results: Path, job: Job, reason: str | None, seconds: float, record:
     return reason is None
 
 
-def record_killed(results: Path, jobs: Mapping[str, Job]) -> list[str]:
-    """Record as failed the jobs that were killed in every attempt, so that the others can go on; returns their names."""
-    killed = []
+def killed(results: Path, jobs: Mapping[str, Job]) -> dict[str, int]:
+    """The jobs that were begun and never ended, now that none runs any more, and how often each was begun.
+
+    One that was begun `MAX_BEGUN` times is recorded as failed, so that those that wait for it go on.
+    """
+    found = {}
     for note in sorted((results / "running").glob("*.json")):
         if note.stem in jobs and not (results / "jobs" / note.name).is_file():
-            end_job(results, jobs[note.stem], store.read_json(note)["reason"], 0.0)
-            killed.append(note.stem)
-        note.unlink(missing_ok=True)
-    return killed
+            said = store.read_json(note)
+            found[note.stem] = said["n_begun"]
+            if said["n_begun"] >= MAX_BEGUN:
+                end_job(results, jobs[note.stem], f"{said['reason']} ({said['n_begun']} times)", 0.0)
+        else:
+            note.unlink(missing_ok=True)
+    return found
 
 
 def execute(source: Path, target: Path, parameters: Mapping[str, object], n_threads: int = 1) -> None:
