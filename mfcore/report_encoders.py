@@ -46,7 +46,7 @@ def page(study: Study, results: Path) -> str:
 def said(rows: pd.DataFrame) -> str:
     """What of the encoders is here, in a sentence."""
     counts = rows["is"].value_counts()
-    parts = [f"{len(rows)} encoders are described here"]
+    parts = [f"There are {len(rows)} cards"]
     for what, words in (("embedded", "embedded in this study"), ("failed", "failed here"), ("here", "could be used at once")):
         if counts.get(what, 0):
             parts.append(f"{counts[what]} {words}")
@@ -62,22 +62,24 @@ def table(study: Study, results: Path) -> pd.DataFrame:
     runs, failures = _runs(study, results), _failures(results)
     rows = []
     for name in [*CARDS, *(name for name in study.encoders if name not in CARDS)]:
-        card = _card(study, name, runs)
-        what, words = _state(study, name, card, runs, failures)
+        card, problem = _card(study, name, runs)
+        what, words = _state(study, name, card or problem, runs, failures)
         known = _facts(card) if card else {}
         rows.append({"group": _group(name, card), "encoder": name, **known, "is": what, "state": words})
     return pd.DataFrame(rows).fillna("")
 
 
-def _card(study: Study, name: str, runs: dict[str, store.Run]) -> EncoderCard | None:
-    """The card of an encoder without asking a network: that of one named by where it is comes from its run, if it has run."""
-    if name in CARDS or not name.startswith(("timm:", "hf-hub:", "random:")):
-        try:
-            return encoders.of(study, name)
-        except weights.EncoderError:
-            return None  # a folder that is gone; the study's run says so
-    content = runs[name].record["config"]["card"] if name in runs else None
-    return content and EncoderCard(**content, name=name, licence="see its page", facts="as embedded in this study")
+def _card(study: Study, name: str, runs: dict[str, store.Run]) -> tuple[EncoderCard | None, str]:
+    """The card of an encoder without asking a network, or why it can't be shown; one named by where it is has its run's."""
+    try:
+        if name in CARDS or not name.startswith(("timm:", "hf-hub:", "random:")):
+            return encoders.of(study, name), ""
+        if name not in runs:
+            return None, "its card is read when it is embedded"
+        content = runs[name].record["config"]["card"]
+        return EncoderCard(**content, name=name, licence="see its page", facts="as embedded in this study"), ""
+    except (weights.EncoderError, TypeError, ValueError) as error:
+        return None, str(error)
 
 
 def _group(name: str, card: EncoderCard | None) -> str:
@@ -118,21 +120,21 @@ def _facts(card: EncoderCard) -> dict[str, str]:
 
 
 def _state(
-    study: Study, name: str, card: EncoderCard | None, runs: dict[str, store.Run], failures: dict[str, str]
+    study: Study, name: str, card: EncoderCard | str, runs: dict[str, store.Run], failures: dict[str, str]
 ) -> tuple[str, str]:
-    """What is with an encoder, as `table` says it."""
-    differing = []
+    """What is with an encoder, as `table` says it; ``card`` is in words why there is none where there is none."""
+    has_card, differing = isinstance(card, EncoderCard), []
     if name in runs:
         record = runs[name].record
-        today = json.loads(json.dumps(card.identity())) if card else record["config"]["card"]
+        today = json.loads(json.dumps(card.identity())) if has_card else record["config"]["card"]
         differing = store.differences(record["config"]["card"], today)
         if not differing:
             commit = record["facts"].get("weights", "")
             return "embedded", f"embedded in this study{f' (weights {commit[:12]})' if commit else ''}"
     if name in failures:
         return "failed", f"failed here: {failures[name]}"
-    is_here, words = weights.state(card) if card else (False, "its card is read when it is embedded")
-    words = words.replace(weights.page(card.identifier), "its page") if card else words
+    is_here, words = weights.state(card) if has_card else (False, card)
+    words = words.replace(weights.page(card.identifier), "its page") if has_card else words
     if differing:
         words = f"embedded by another contract (differing: {', '.join(differing)}), to be embedded again; {words}"
     elif name in study.encoders:

@@ -17,7 +17,14 @@ title: a study small for testing
 name: little
 data: {source: synthetic, n_annotations: 6}
 patches: {size_px: 32, um_per_px: 0.25, stored_px: 40}
-encoders: [vit_tiny_random, uni, resnet50, "hf-hub:me/mine", "timm:resnet18.a1_in1k"]
+encoders:
+  - vit_tiny_random
+  - uni
+  - resnet50
+  - "hf-hub:me/mine"
+  - "timm:resnet18.a1_in1k"
+  - {name: lite0_bilinear, like: efficientnet_lite0, interpolation: bilinear}
+  - {name: broken, like: no_such_encoder}
 """
 
 
@@ -70,7 +77,7 @@ def row(study: config.Study, results, name: str) -> dict:
 
 def test_every_card_has_its_row_in_one_group(study, results, nowhere):
     table = report_encoders.table(study, results)
-    assert table["encoder"].tolist() == [*CARDS, "hf-hub:me/mine", "timm:resnet18.a1_in1k"]
+    assert table["encoder"].tolist() == [*CARDS, "hf-hub:me/mine", "timm:resnet18.a1_in1k", "lite0_bilinear", "broken"]
     groups = table.set_index("encoder")["group"]
     assert set(groups) <= set(report_encoders.GROUPS)
     assert set(groups[groups == "paper"].index) == set(TABLE_1)
@@ -130,6 +137,14 @@ def test_an_encoder_named_by_where_it_is_has_the_card_that_it_ran_with(study, re
     embedded(study, results, "timm:resnet18.a1_in1k", card)
     found = row(study, results, "timm:resnet18.a1_in1k")
     assert found["is"] == "embedded" and found["embedding"].startswith("512 dimensions") and found["group"] == "own"
+
+
+def test_a_record_of_the_study_is_a_row_like_any_other(study, results, nowhere):
+    found = row(study, results, "lite0_bilinear")
+    assert (found["group"], found["input"], found["is"]) == ("own", "224 px, bilinear", "here")
+    assert found["departs"] == "of efficientnet_lite0; the study's own: interpolation bilinear"
+    found = row(study, results, "broken")
+    assert found["group"] == "own" and "no_such_encoder" in found["state"]
 
 
 def test_others_say_what_is_on_this_machine(study, results, nowhere):
