@@ -37,7 +37,7 @@ def objective(parameters, features, labels, cost):
 
 
 @pytest.mark.parametrize(
-    ("seed", "n", "n_dims", "shift"), [(0, 300, 192, 0.1), (1, 60, 400, 0.2), (2, 500, 150, 0.2), (3, 13, 384, 0.5)]
+    ("seed", "n", "n_dims", "shift"), [(0, 300, 192, 0.1), (1, 60, 200, 0.2), (2, 500, 150, 0.2), (3, 13, 150, 0.5)]
 )
 def test_optimum_agrees_with_an_independent_solver(seed, n, n_dims, shift):
     features, labels = problem(seed, n, n_dims, shift)
