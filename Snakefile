@@ -1,5 +1,6 @@
 # A study's jobs and what each needs. `make paper` runs it; mfcore/sweep_jobs.py says what the jobs are, mfcore/sweep_run.py
 # what a job's failure means, profiles/ what each rule asks a cluster for.
+import os
 import re
 import sys
 
@@ -16,6 +17,11 @@ JOBS = jobs_of(load_study(STUDY_FILE), SHARES)
 PYTHON = sys.executable
 
 
+def here(path):
+    """A path as seen from the results: on Kubernetes, Snakemake takes every path to be below the folder of its storage."""
+    return os.path.relpath(path, RESULTS)
+
+
 def of_rule(rule):
     """The names of a rule's jobs."""
     return [name for name, job in JOBS.items() if job.rule == rule]
@@ -29,8 +35,7 @@ def needs(wildcards):
 
 rule supplement:
     input:
-        sorted(ROOT.glob("mfcore/report*.py")),
-        sorted(ROOT.glob("mfcore/templates/*.html")),
+        [here(path) for path in sorted([*ROOT.glob("mfcore/report*.py"), *ROOT.glob("mfcore/templates/*.html")])],
         [f"jobs/{name}.json" for name, job in JOBS.items() if job.notebook],
     output:
         "jobs/supplement.json",
@@ -48,8 +53,8 @@ for rule_name in RULES:
         wildcard_constraints:
             job="|".join(map(re.escape, of_rule(rule_name))) or "(?!)",
         input:
-            STUDY_FILE,
-            sorted({ROOT / "notebooks" / f"{JOBS[name].notebook}.py" for name in of_rule(rule_name) if JOBS[name].notebook}),
+            here(STUDY_FILE),
+            sorted({here(ROOT / "notebooks" / f"{JOBS[name].notebook}.py") for name in of_rule(rule_name) if JOBS[name].notebook}),
             needs,
         output:
             "jobs/{job}.json",

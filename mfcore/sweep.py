@@ -6,6 +6,7 @@ on; the sweep's exit status tells. Records of failure are removed when the sweep
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -105,23 +106,30 @@ def _sweep(
             f"SHARES={how.n_shares}, GPUS={how.n_gpus}: there is at least one share, and no negative number of GPUs"
         )
     wanted = {*jobs, *([] if targets else ["supplement"])}
-    command = _command(file, folder, data, how, targets)
     with store.alone(folder, "sweep"):
+        command = _command(file, folder, data, how, targets)
         for failure in sorted(folder.glob("failures/*.json")):
             if failure.stem in wanted or ".share" in failure.stem:
                 (folder / "jobs" / failure.name).unlink(missing_ok=True)
                 failure.unlink()
         for note in folder.glob("running/*.json"):
             note.unlink()
-        interrupted, status = _run(command)
-        before: dict[str, int] = {}
-        while status and not interrupted and (now := killed(folder, jobs)) not in ({}, before):
+        before, now = None, _progress(folder, jobs)
+        interrupted, status = False, 1
+        while status and not interrupted and now != before:  # Snakemake may stop at a job that was killed; others can go on
             before = now
             interrupted, status = _run(command)
+            now = _progress(folder, jobs)
     failures = [store.read_json(failure) for failure in sorted(folder.glob("failures/*.json")) if failure.stem in wanted]
     for failure in failures:
         print(f"failed: {failure['name']}: {failure['reason']}", file=sys.stderr)
     return status, failures
+
+
+def _progress(folder: Path, jobs: dict[str, Job]) -> set[str]:
+    """What a call of Snakemake changes if it gets anywhere: which jobs have a record, how often others were begun."""
+    begun = {f"{name}, {n} times" for name, n in killed(folder, jobs).items()}
+    return begun | {file.name for file in folder.glob("jobs/*.json")}
 
 
 def _command(file: Path, folder: Path, data: str | None, how: How, targets: list[str]) -> list[str]:
@@ -129,13 +137,18 @@ def _command(file: Path, folder: Path, data: str | None, how: How, targets: list
     n_cores = how.n_cores or len(os.sched_getaffinity(0))
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))  # its jobs take turns; without one they share the cores
     command = [sys.executable, "-m", "snakemake", *(f"jobs/{target}.json" for target in targets)]
-    command += ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    snakefile = ROOT / "Snakefile"
+    if how.profile:  # beside the results, from where Snakemake carries it to pods
+        with store.replacing(folder / "Snakefile") as aside:
+            shutil.copyfile(snakefile, aside)
+        snakefile = folder / "Snakefile"
+    command += ["--snakefile", str(snakefile), "--directory", str(folder)]
     command += ["--keep-going", "--rerun-incomplete", "--nolock"]
     command += ["--rerun-triggers", "mtime", "params", "--quiet", "host", "reason", "rules"]
     settings = {"study": file.resolve(), "results": folder, "shares": how.n_shares}
     settings |= {"data": Path(data).expanduser().resolve()} if data else {}
     if how.profile:
-        command += ["--workflow-profile", str(_profile(how.profile))]
+        command += ["--workflow-profile", str(_profile(how.profile)), "--default-storage-prefix", str(folder)]
         command += ["--cores", str(how.n_cores)] if how.n_cores else []
         settings |= {"gpus": how.n_gpus}
     else:

@@ -139,6 +139,13 @@ def test_the_environment_is_made_once_from_the_pins(machine):
     assert (machine.venv / "mine").exists()
 
 
+def test_extras_are_installed_beside_the_tests(machine):
+    """As the image does, for Kubernetes."""
+    machine.install("python3")
+    assert machine.make("env", "EXTRAS=kubernetes").returncode == 0
+    assert machine.calls("-m pip install")[0] == "-m pip install --constraint pins.txt --editable .[test,kubernetes]"
+
+
 def test_an_install_that_was_cut_short_begins_anew(machine):
     """What it left may be half a package, which pip would take for whole."""
     machine.install("python3")
