@@ -19,8 +19,12 @@ STUDY = dataclasses.replace(made_embeddings.STUDY, probe_audit=("made",))
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Schedules of a few steps; the full ones take half a minute."""
-    for name, change in (("eva", {"max_steps": 40}), ("early_stopped_adam", {"max_epochs": 3})):
-        full = {"eva": probe_estimators.EVA, "early_stopped_adam": probe_estimators.ADAM}[name]
+    adam = {"max_epochs": 3}
+    for name, full, change in (
+        ("eva", probe_estimators.EVA, {"max_steps": 40}),
+        ("early_stopped_adam", probe_estimators.ADAM, adam),
+        ("early_stopped_adam_fast", probe_estimators.ADAM_FAST, adam),
+    ):
         schedule: Schedule = dataclasses.replace(full, **change)
         entry = (probe_estimators.ESTIMATORS[name][0], probe_estimators._by_steps(schedule))
         monkeypatch.setitem(probe_estimators.ESTIMATORS, name, entry)
@@ -42,7 +46,7 @@ def test_every_estimator_predicts_every_test_patch_once(embeddings):
     predictions, fits = pd.read_parquet(audit.path("predictions.parquet")), probe_audit.load_fits(audit)
     counts = predictions.groupby(["size", "fold", "estimator"]).size().unstack("estimator")
     assert list(counts.columns) == sorted(probe_estimators.ESTIMATORS) and (counts.nunique(axis=1) == 1).all()
-    assert len(fits) == 5 * 3 * 2 and fits["train_share"].between(0.3, 0.7).all()
+    assert len(fits) == 6 * 3 * 2 and fits["train_share"].between(0.3, 0.7).all()
     assert (fits.loc[fits["n_epochs"].isna(), "train_auroc"] > 0.9).all() and (fits["n_val"] > 0).all()
     full = predictions[(predictions["size"] == 1) & predictions["estimator"].isin(["uni", "sklearn_scaled", "sklearn_unis_c"])]
     assert all(metrics.auroc(part["label"], part["score"]) > 0.6 for _, part in full.groupby("estimator"))
@@ -84,7 +88,7 @@ def test_unis_minimum_is_scikit_learns_at_the_c_that_is_given(embeddings):
 
 def test_a_kill_loses_one_group_and_a_second_run_gives_the_same(embeddings, monkeypatch, tmp_path_factory):
     folder, run = embeddings
-    for name in ("sklearn_scaled", "sklearn_unis_c", "early_stopped_adam"):
+    for name in set(probe_estimators.ESTIMATORS) - {"uni", "eva"}:
         monkeypatch.delitem(probe_estimators.ESTIMATORS, name)
     description, fit = probe_estimators.ESTIMATORS["eva"]
     calls = []

@@ -1,0 +1,130 @@
+"""From the probe audit's predictions to tables: one encoder's embeddings under several estimators, side by side."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mfcore import compare, metrics, splits, store
+from mfcore.config import Study, as_dict
+from mfcore.statistics import paired_difference, spread
+
+STAGE, OWN = "probes", "uni"
+SLOW, FAST = "early_stopped_adam", "early_stopped_adam_fast"
+AT_SHARE = "balanced_accuracy_at_share"
+TITLES = {
+    "auroc": "AUROC",
+    "balanced_accuracy": "balanced accuracy",
+    AT_SHARE: "at training share",
+    "train_auroc": "AUROC in training",
+}
+
+
+def find(study: Study, encoder: str, results: str | Path) -> store.Run:
+    """The newest finished audit of an encoder's probe on the study's splits; raises StoreError where there is none."""
+    splits_key, found = splits.find(study, Path(results)).key, []
+    for file in Path(results).glob(f"{STAGE}-*/run.json"):
+        record = store.read_json(file)
+        made_of = (record["name"], record["inputs"]["splits"], record["config"]["probe"])
+        if made_of == (encoder, splits_key, as_dict(study.probe)):
+            identity = {key: record[key] for key in ("stage", "name", "config", "inputs")}
+            found.append((record["finished"], store.Run(file.parent, identity)))
+    if not found:
+        raise store.StoreError(f"{results}: no finished audit of {encoder!r} on these splits; run notebook 03 with it")
+    return max(found, key=lambda item: item[0])[1]
+
+
+def scores(run: store.Run) -> pd.DataFrame:
+    """A row an estimator, size and fold: the columns of ``fits.csv``, the metrics on the test patches, and ``n_test``.
+
+    ``auroc``, ``balanced_accuracy`` at a score of 0.5, and ``balanced_accuracy_at_share``. An estimator that doesn't weigh the
+    classes scores the rarer one low; for it the last takes the share of class 1 among its training patches as the threshold,
+    which needs no test label; for one that weighs them, 0.5 again.
+    """
+    fits = pd.read_csv(run.path("fits.csv"))
+    predictions = pd.read_parquet(run.path("predictions.parquet"))
+    weighs = {name: facts["weighs_classes"] for name, facts in run.identity["config"]["estimators"].items()}
+    groups, rows = dict(list(predictions.groupby(["estimator", "fold", "size"]))), []
+    for fit in fits.itertuples():
+        part = groups[fit.estimator, fit.fold, fit.size]
+        label, score = part["label"].to_numpy(), part["score"].to_numpy()
+        threshold = metrics.THRESHOLD if weighs[fit.estimator] else fit.train_share
+        rows.append(
+            {
+                "auroc": metrics.auroc(label, score),
+                "balanced_accuracy": metrics.balanced_accuracy(label, score),
+                AT_SHARE: metrics.balanced_accuracy(label, (score > threshold).astype(float)),
+                "n_test": len(part),
+            }
+        )
+    return pd.concat([fits, pd.DataFrame(rows)], axis=1)
+
+
+def table(found: pd.DataFrame) -> pd.DataFrame:
+    """Mean and sample SD over folds, a row an estimator and size, in the order of the audit.
+
+    found: as `scores` returns it. Each of TITLES with ``_sd``; ``n_train``, ``n_steps`` and their like are means over folds;
+    ``ended`` counts how the fits ended, in words; ``n_folds``.
+    """
+    rows = []
+    for (estimator, size), part in found.groupby(["estimator", "size"], sort=False):
+        row: dict = {"estimator": estimator, "size": size, "n_folds": len(part)}
+        row |= {name: part[name].mean() for name in ("n_train", "n_test", "n_steps", "n_epochs", "best_epoch", "sklearn_c")}
+        row["ended"] = ", ".join(f"{n} {how}" for how, n in part["ended"].value_counts(sort=False).items())
+        for name in TITLES:
+            over = spread(part[name])
+            row |= {name: over.mean, f"{name}_sd": over.sd}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def differences(found: pd.DataFrame, metric: str, base: str = OWN) -> pd.DataFrame:
+    """Each estimator against one with all the data, paired over folds: ``estimator, difference, low, high``.
+
+    The interval is the corrected one (`statistics.paired_difference`).
+    """
+    full = found[found["size"] == found["size"].max()]
+    own, rows = full[full["estimator"] == base].set_index("fold")[metric], []
+    for estimator, part in full[full["estimator"] != base].groupby("estimator", sort=False):
+        other = part.set_index("fold")[metric].loc[own.index]
+        one = paired_difference(other.to_numpy(), own.to_numpy(), part["n_train"].mean(), part["n_test"].mean())
+        rows.append({"estimator": estimator, "difference": one.estimate, "low": one.low, "high": one.high})
+    return pd.DataFrame(rows)
+
+
+def wide(rows: pd.DataFrame, titles: dict[str, str]) -> pd.DataFrame:
+    """`table` with all the data for the eye: "mean ± SD" in the cells, how the fits ended. titles: of the estimators."""
+    full = rows[rows["size"] == rows["size"].max()]
+    shown = pd.DataFrame({"estimator": [titles[name] for name in full["estimator"]]})
+    for name, title in TITLES.items():
+        shown[title] = _cells(full, name)
+    shown["steps"] = [
+        f"{n:,.0f}" + (f" ({epochs:,.0f} epochs, tested at {best:,.0f})" if np.isfinite(epochs) else "")
+        for n, epochs, best in zip(full["n_steps"], full["n_epochs"], full["best_epoch"], strict=True)
+    ]
+    shown["ended"] = full["ended"].to_list()
+    return shown
+
+
+def by_size(rows: pd.DataFrame, titles: dict[str, str], metric: str) -> pd.DataFrame:
+    """One metric at every size for the eye: estimators down, sizes across. titles: of the estimators."""
+    shown = (
+        rows.assign(cell=_cells(rows, metric))
+        .pivot(index="estimator", columns="size", values="cell")
+        .loc[list(dict.fromkeys(rows["estimator"]))]
+    )
+    n_train = rows.groupby("size")["n_train"].mean()
+    shown.columns = [f"{100 * size:g} % ({n_train[size]:,.0f} patches)" for size in shown.columns]
+    shown.insert(0, "estimator", [titles[name] for name in shown.index])
+    return shown.reset_index(drop=True)
+
+
+def _cells(rows: pd.DataFrame, metric: str) -> list[str]:
+    """ "0.84 ± 0.02" in one line."""
+    pairs = zip(rows[metric], rows[f"{metric}_sd"], strict=True)
+    return [compare.plus_minus(mean, sd).replace(" ", "\u00a0") for mean, sd in pairs]
+
+
+def published() -> pd.DataFrame:
+    """What Banerjee et al. report for AMi-Br's held-out part: ``arm, kind, balanced_accuracy, balanced_accuracy_sd, auroc``."""
+    return pd.read_csv(compare.PUBLISHED / "published_amibr_probes.csv")
