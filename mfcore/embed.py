@@ -46,8 +46,9 @@ def embed(study: Study, encoder_name: str, results: str | Path, device: str = "c
         _check_finished(run, card, device)
         return run
     table, _ = patches.load(source)
-    _fill(run, card, study, source, _shards(run, len(table)), device, batch_size)
-    _assemble(run, card, table, study)
+    with _until_done(run):
+        _fill(run, card, study, source, _shards(run, len(table)), device, batch_size)
+        _assemble(run, card, table, study)
     return run
 
 
@@ -72,7 +73,8 @@ def embed_share(
         table, _ = patches.load(source)
         shards = list(_shards(run, len(table)).items())
         first, last = (len(shards) * i // n_shares for i in (share, share + 1))
-        _fill(run, encoders.of(study, encoder_name), study, source, dict(shards[first:last]), device, batch_size)
+        with _until_done(run):
+            _fill(run, encoders.of(study, encoder_name), study, source, dict(shards[first:last]), device, batch_size)
     return run
 
 
@@ -105,6 +107,18 @@ def _open(study: Study, encoder_name: str, results: str | Path) -> tuple[store.R
     source = patches.find(study, results)
     config = config_of(study, encoder_name)
     return source, store.open_run(results, "embeddings", encoder_name, config, {"patches": source.key})
+
+
+@contextlib.contextmanager
+def _until_done(run: store.Run) -> Iterator[None]:
+    """Within it another job may finish the run at any moment and take its units away: then there is nothing left to do."""
+    try:
+        yield
+    except (FileNotFoundError, store.StoreError):
+        if not run.done:
+            raise
+    if run.done:
+        shutil.rmtree(run.path("units"), ignore_errors=True)
 
 
 def _shards(run: store.Run, n_patches: int) -> dict[Path, range]:
@@ -184,9 +198,7 @@ def _fill(
                     done = np.concatenate([part for _, part in sorted(parts.pop(shard), key=lambda item: item[0])])
                     with store.replacing(file) as aside, aside.open("wb") as out:
                         np.save(out, done)  # (n_patches of the shard, n_dims)
-    if run.done:
-        shutil.rmtree(run.path("units"), ignore_errors=True)
-    elif stream.facts["n_patches"]:
+    if stream.facts["n_patches"]:
         name = f"done-{missing[0].start:09d}-{missing[-1].stop:09d}"
         store.write_json(run.unit_file(name, ".json"), stream.facts)
 
@@ -222,34 +234,28 @@ def _canary_of(run: store.Run) -> tuple[np.ndarray, dict[str, str]]:
 
 
 def _assemble(run: store.Run, card: EncoderCard, table: pd.DataFrame, study: Study) -> None:
-    """Write ``embeddings.h5`` from the shards, one after another, and finish the run, unless another job has just done it."""
-    try:
-        features_from = _shards(run, len(table))
-        expected, about = _canary_of(run)
-        with store.replacing(run.path("embeddings.h5")) as aside, h5py.File(aside, "w") as out:
-            features = out.create_dataset("features", (len(table), card.n_dims), np.float32)
-            for file, rows in features_from.items():
-                shard = np.load(file)
-                if shard.shape != (len(rows), card.n_dims):
-                    raise store.StoreError(
-                        f"{file} holds features {shard.shape}, expected {(len(rows), card.n_dims)}; remove it and embed again"
-                    )
-                features[rows.start : rows.stop] = shard
-            coords = out.create_dataset("coords", data=_top_left(table, study))
-            coords.attrs["name"] = "top left corner of the patch in level-0 px, x and y"
-            coords.attrs["patch_size"] = study.patches.size_px
-            out.create_dataset("patch_id", data=table["patch_id"].to_numpy())
-            out.create_dataset("slide_id", data=table["slide_id"].astype(str).to_list(), dtype=h5py.string_dtype())
-            out.create_dataset("canary", data=expected).attrs.update(about)  # too large for an attribute
-            out.attrs["card"] = json.dumps(as_dict(card))
-            out.attrs["weights"] = about["weights"]
-        jobs = [store.read_json(file) for file in sorted(run.path("units").glob("done-*.json"))]
-        if not run.done:
-            run.finish(["embeddings.h5"], weights=about["weights"], n_patches=len(table), jobs=jobs)
-    except (FileNotFoundError, store.StoreError):
-        if not run.done:
-            raise
-    shutil.rmtree(run.path("units"), ignore_errors=True)
+    """Write ``embeddings.h5`` from the shards, one after another, and finish the run."""
+    expected, about = _canary_of(run)
+    with store.replacing(run.path("embeddings.h5")) as aside, h5py.File(aside, "w") as out:
+        features = out.create_dataset("features", (len(table), card.n_dims), np.float32)
+        for file, rows in _shards(run, len(table)).items():
+            shard = np.load(file)
+            if shard.shape != (len(rows), card.n_dims):
+                raise store.StoreError(
+                    f"{file} holds features {shard.shape}, expected {(len(rows), card.n_dims)}; remove it and embed again"
+                )
+            features[rows.start : rows.stop] = shard
+        coords = out.create_dataset("coords", data=_top_left(table, study))
+        coords.attrs["name"] = "top left corner of the patch in level-0 px, x and y"
+        coords.attrs["patch_size"] = study.patches.size_px
+        out.create_dataset("patch_id", data=table["patch_id"].to_numpy())
+        out.create_dataset("slide_id", data=table["slide_id"].astype(str).to_list(), dtype=h5py.string_dtype())
+        out.create_dataset("canary", data=expected).attrs.update(about)  # too large for an attribute
+        out.attrs["card"] = json.dumps(as_dict(card))
+        out.attrs["weights"] = about["weights"]
+    jobs = [store.read_json(file) for file in sorted(run.path("units").glob("done-*.json"))]
+    if not run.done:
+        run.finish(["embeddings.h5"], weights=about["weights"], n_patches=len(table), jobs=jobs)
 
 
 def _top_left(table: pd.DataFrame, study: Study) -> np.ndarray:
