@@ -1,5 +1,9 @@
 """The sweep: jobs in order, failures as rows with a reason, unknown parameters refused, one sweep at a time."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -81,3 +85,167 @@ def test_an_unknown_study_ends_with_its_name_and_status_2(capsys):
     assert sweep.main(["paper", "--study", "demoo"]) == 2
     assert "demoo.yaml: no such study file; studies beside it" in capsys.readouterr().err
     assert sweep.study_file("a/b.yaml") == Path("a/b.yaml")
+
+
+def test_shares_of_an_embedding_come_before_it_and_are_no_notebooks():
+    jobs = sweep_jobs.jobs_of(load_study(DEMO), n_shares=3)
+    names, embedding = list(jobs), jobs["02_embed.vit_tiny_random"]
+    shares = [f"02_embed.vit_tiny_random.share{i}of3" for i in range(3)]
+    assert embedding.needs == ("01_extract_patches", *shares)
+    assert all(names.index(share) < names.index(embedding.name) for share in shares)
+    assert {jobs[share].rule for share in shares} == {"embed_share"} and {jobs[share].notebook for share in shares} == {""}
+    assert [jobs[share].parameters["share"] for share in shares] == [0, 1, 2]
+    assert {job.rule for job in jobs.values()} <= set(sweep_jobs.RULES)
+    assert sweep_jobs.jobs_of(load_study(DEMO), n_shares=1) == sweep_jobs.jobs_of(load_study(DEMO))
+
+
+@pytest.fixture
+def a_share(tmp_path, monkeypatch):
+    """Runs a share's job with a stand-in for its process, `code`; gives what the job returned."""
+    begin = subprocess.run
+
+    def run(code: str) -> bool:
+        monkeypatch.setattr(sweep_run.subprocess, "run", lambda command, **how: begin([sys.executable, "-c", code], **how))
+        return sweep_run.run_job(DEMO, "02_embed.vit_tiny_random.share1of2", tmp_path, "", 1, n_shares=2)
+
+    return run
+
+
+def test_a_share_that_fails_says_its_last_line_and_the_embedding_makes_up_for_it(tmp_path, monkeypatch, a_share):
+    assert a_share("pass")
+    assert not a_share("import sys; sys.exit('embed:  10%|#\\rmfcore: no such encoder')")
+    failure = store.read_json(tmp_path / "failures" / "02_embed.vit_tiny_random.share1of2.json")
+    assert (failure["reason"], failure["stage"]) == ("SweepError: mfcore: no such encoder", "02_embed")
+    monkeypatch.setattr(sweep_run, "execute", lambda *_: None)
+    assert sweep_run.run_job(DEMO, "02_embed.vit_tiny_random", tmp_path, "", 1, n_shares=2)
+    assert not list((tmp_path / "failures").iterdir()), "the embedding is there: no share of it failed for good"
+
+
+def test_what_was_killed_leaves_a_note_and_no_record_and_is_given_up_the_third_time(tmp_path, a_share):
+    jobs = sweep_jobs.jobs_of(load_study(DEMO), 2)
+    name = "02_embed.vit_tiny_random.share1of2"
+    for n in (1, 2, 3):
+        with pytest.raises(sweep_run.KilledError, match="killed by signal 9"):
+            a_share("import os; os.kill(os.getpid(), 9)")
+        assert not (tmp_path / "jobs" / f"{name}.json").exists() and not (tmp_path / "failures").exists()
+        assert sweep_run.killed(tmp_path, jobs) == {name: n}
+    assert store.read_json(tmp_path / "failures" / f"{name}.json")["reason"] == "killed by signal 9; out of memory? (3 times)"
+    assert sweep_run.killed(tmp_path, jobs) == {}
+
+
+def test_a_kernel_that_is_killed_is_no_failure_of_its_notebook(notebook, tmp_path):
+    notebook.write_text(NOTEBOOK.replace("assert", "import os; os.kill(os.getpid(), 9)\nassert"))
+    with pytest.raises(sweep_run.KilledError, match="kernel was killed"):
+        sweep_run.execute(notebook, tmp_path / "out.ipynb", {})
+
+
+def test_a_job_that_failed_is_not_tried_again_by_the_cluster(tmp_path, a_share):
+    assert not a_share("import sys; sys.exit('bad')")
+    assert not a_share("raise RuntimeError('it ran again')")
+    assert "bad" in store.read_json(tmp_path / "failures" / "02_embed.vit_tiny_random.share1of2.json")["reason"]
+
+
+class Snakemake:
+    """Stands in for it: each call does the next of ``steps`` with the results' folder and gives its status."""
+
+    def __init__(self, monkeypatch, *steps):
+        self.steps, self.commands = list(steps), []
+        monkeypatch.setattr(sweep, "_run", self)
+
+    def __call__(self, command):
+        self.commands.append(command)
+        return False, self.steps.pop(0)(Path(command[command.index("--directory") + 1]))
+
+
+def _record(name, status=0):
+    def step(folder):
+        store.write_json(folder / "jobs" / f"{name}.json", {})
+        return status
+
+    return step
+
+
+def test_the_sweep_goes_on_while_it_gets_anywhere(tmp_path, monkeypatch):
+    """A kill may end Snakemake itself; what makes no headway, such as a refusal of the cluster, is not asked again."""
+    calls = Snakemake(monkeypatch, _record("01_extract_patches", 1), _record("05_data_scaling"))
+    assert sweep.paper("demo", results=str(tmp_path / "a")) == 0 and not calls.steps
+    calls = Snakemake(monkeypatch, lambda folder: 1, _record("05_data_scaling"))
+    assert sweep.paper("demo", results=str(tmp_path / "b")) == 1 and len(calls.steps) == 1
+
+
+def test_to_embed_is_to_do_that_alone_and_what_cannot_be_had_is_said(tmp_path, monkeypatch, capsys):
+    def step(folder):
+        _record("02_embed.efficientnet_lite0")(folder)
+        for record in ("jobs", "failures"):
+            told = {"name": "02_embed.vit_tiny_random", "reason": "accept its licence"}
+            store.write_json(folder / record / "02_embed.vit_tiny_random.json", told)
+        return 0
+
+    other = tmp_path / "demo" / "failures" / "04_train_end_to_end.x.json"
+    store.write_json(other, {"name": "another job", "reason": "of before"})
+    calls = Snakemake(monkeypatch, step)
+    assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "1 of 2 embeddings are there" in said.out
+    assert said.err == "failed: 02_embed.vit_tiny_random: accept its licence\n" and other.is_file()
+    targets = [word for word in calls.commands[0] if word.startswith("jobs/")]
+    assert targets == ["jobs/02_embed.efficientnet_lite0.json", "jobs/02_embed.vit_tiny_random.json"]
+    calls = Snakemake(monkeypatch, _record("02_embed.vit_tiny_random"))
+    assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path), "--encoders", "vit_tiny_random"]) == 0
+    assert not (tmp_path / "demo" / "failures" / "02_embed.vit_tiny_random.json").exists()
+    assert [word for word in calls.commands[0] if word.startswith("jobs/")] == ["jobs/02_embed.vit_tiny_random.json"]
+    assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path), "--encoders", "uni, vit_tiny_random"]) == 2
+    assert "has no encoder uni; it has: efficientnet_lite0, vit_tiny_random" in capsys.readouterr().err
+
+
+def test_a_profile_is_found_by_name_or_path_and_leaves_cores_and_threads_to_the_cluster(tmp_path, monkeypatch, capsys):
+    calls = Snakemake(monkeypatch, lambda folder: 0, lambda folder: 0, lambda folder: 0)
+    how = ["paper", "--study", "demo", "--results", str(tmp_path)]
+    assert sweep.main([*how, "--profile", "slurm", "--gpus", "0", "--shares", "4", "--jobs", "7"]) == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").touch()
+    assert sweep.main([*how, "--profile", str(tmp_path / "mine"), "--cores", "64"]) == 0
+    assert sweep.main([*how, "--cores", "3"]) == 0
+    slurm, mine, here = (" ".join(map(str, command)) for command in calls.commands)
+    assert f"--workflow-profile {sweep_jobs.ROOT / 'profiles' / 'slurm'} " in slurm and slurm.endswith(
+        "shares=4 gpus=0 --jobs 7"
+    )
+    assert "--cores" not in slurm and "cores=" not in slurm and "--resources" not in slurm
+    assert f"--workflow-profile {tmp_path / 'mine'} " in mine and "--cores 64" in mine
+    assert "--cores 3 --resources gpu=" in here and "cores=3" in here and "--workflow-profile" not in here
+    assert sweep.main([*how, "--profile", "slrum"]) == 2
+    assert "there are: kubernetes, slurm" in capsys.readouterr().err
+    assert sweep.main([*how, "--shares", "0"]) == 2
+
+
+def test_ctrl_c_waits_for_snakemake_which_calls_its_jobs_back(tmp_path):
+    """Killed at once it would leave its jobs running on the cluster, and the lock free for a second sweep."""
+    code = (
+        "import signal, sys, time; signal.signal(2, lambda *_: (time.sleep(1), sys.exit(7))); print(flush=True); time.sleep(60)"
+    )
+    waiting = f"from mfcore import sweep; import sys; print(sweep._run([sys.executable, '-c', {code!r}]))"
+    process = subprocess.Popen([sys.executable, "-c", waiting], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=20)[0] == "(True, 7)\n"
+
+
+@pytest.mark.parametrize("profile", ["", "slurm"])
+def test_snakemake_takes_the_workflow_and_the_profile(profile, tmp_path, monkeypatch):
+    """A dry run: every job once, GPUs only where they were asked for, threads by the profile or the cores."""
+    if profile:
+        pytest.importorskip("snakemake_executor_plugin_slurm", reason="Snakemake's plugin for Slurm isn't installed")
+    command = [sys.executable, "-m", "mfcore.sweep", "paper", "--study", "demo", "--results", str(tmp_path), "--shares", "2"]
+    command += (
+        ["--cores", "10"] if not profile else ["--profile", profile, "--gpus", "0", "--cores", "64"]
+    )  # else a dry run takes one
+    done = subprocess.run([*command, "--dry-run", "--quiet", "host"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in sweep_jobs.jobs_of(load_study(DEMO), 2):
+        assert done.stdout.count(f"output: jobs/{name}.json\n") == 1, name
+    (training,) = (
+        part for part in done.stdout.split("\nrule ") if "job=04_train_end_to_end.efficientnet_lite0_64px.fold0" in part
+    )
+    assert f"threads: {8 if profile else 2}\n" in training
+    assert ("gpu=1" in training) == (not profile)
+    assert ("mem_mb=24000" in training) == bool(profile)
