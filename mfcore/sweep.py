@@ -7,6 +7,7 @@ on; the sweep's exit status tells. Records of failure are removed when the sweep
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -169,15 +170,25 @@ def _profile(name: str) -> Path:
 def _run(command: list[str]) -> tuple[bool, int]:
     """Run Snakemake to its end; returns whether it was interrupted, and its status.
 
-    On Ctrl-C, which reaches Snakemake as well, it is waited for: it calls back the jobs that it sent to a cluster.
+    Ctrl-C reaches Snakemake as well, a request to end (SIGTERM) is handed on to it; then it is waited for: it calls back the
+    jobs that it sent to a cluster.
     """
     interrupted = False
     process = subprocess.Popen(command)
-    while True:
-        try:
-            return interrupted, process.wait()
-        except KeyboardInterrupt:
-            interrupted = True
+
+    def hand_on(*_: object) -> None:
+        process.send_signal(signal.SIGINT)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, hand_on)
+    try:
+        while True:
+            try:
+                return interrupted, process.wait()
+            except KeyboardInterrupt:
+                interrupted = True
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def data(name: str, folder: str | None, verify: bool) -> int:

@@ -218,7 +218,8 @@ def test_a_profile_is_found_by_name_or_path_and_leaves_cores_and_threads_to_the_
     assert sweep.main([*how, "--shares", "0"]) == 2
 
 
-def test_ctrl_c_waits_for_snakemake_which_calls_its_jobs_back(tmp_path):
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+def test_who_ends_the_sweep_waits_for_snakemake_which_calls_its_jobs_back(how):
     """Killed at once it would leave its jobs running on the cluster, and the lock free for a second sweep."""
     code = (
         "import signal, sys, time; signal.signal(2, lambda *_: (time.sleep(1), sys.exit(7))); print(flush=True); time.sleep(60)"
@@ -226,7 +227,10 @@ def test_ctrl_c_waits_for_snakemake_which_calls_its_jobs_back(tmp_path):
     waiting = f"from mfcore import sweep; import sys; print(sweep._run([sys.executable, '-c', {code!r}]))"
     process = subprocess.Popen([sys.executable, "-c", waiting], stdout=subprocess.PIPE, text=True, start_new_session=True)
     process.stdout.readline()
-    os.killpg(process.pid, signal.SIGINT)
+    if how == "Ctrl-C":  # which the terminal sends to both
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
     assert process.communicate(timeout=20)[0] == "(True, 7)\n"
 
 
