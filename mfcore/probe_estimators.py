@@ -124,7 +124,7 @@ ESTIMATORS: Mapping[str, tuple[Description, Callable]] = {
             title="scikit-learn, as it comes",
             objective="C times the summed cross-entropy + 0.5 ‖w‖²; C = 1",
             optimiser=f"L-BFGS, tolerance 1e-4, at most {MAX_ITER} iterations",
-            features="StandardScaler: each dimension less its mean, by its SD over the training patches",
+            features="scaled by StandardScaler on the training patches",
             weighs_classes=False,
             uses_validation=False,
             source="LogisticRegression() behind StandardScaler()",

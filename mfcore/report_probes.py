@@ -58,7 +58,9 @@ def definitions(described: dict[str, dict]) -> pd.DataFrame:
     shown = pd.DataFrame(list(described.values()))
     shown["weighs_classes"] = np.where(shown["weighs_classes"], "both alike", "no")
     shown["uses_validation"] = np.where(shown["uses_validation"], "training, and validation for stopping", "training only")
-    order = ["title", "objective", "optimiser", "features", "weighs_classes", "uses_validation", "source"]
+    scaled = shown["features"] != "as they are"
+    shown["objective"] += np.where(scaled, "; features " + shown["features"], "")
+    order = ["title", "objective", "optimiser", "weighs_classes", "uses_validation", "source"]
     return shown[order].rename(columns={"title": "estimator", "uses_validation": "patches used", "source": "after"})
 
 
@@ -66,7 +68,7 @@ def said(found: pd.DataFrame, titles: dict[str, str]) -> str:
     """How far apart the estimators lie beside the SD over folds, in sentences computed from the scores."""
     rows = compare_probes.table(found)
     full = rows[rows["size"] == rows["size"].max()].set_index("estimator")
-    sentences = [_apart(full, metric, titles) for metric in ("auroc", "balanced_accuracy")]
+    sentences = ["With all the data, " + _apart(full, "auroc", titles), "Their " + _apart(full, "balanced_accuracy", titles)]
     at_share = full[compare_probes.AT_SHARE]
     sentences.append(
         "With the threshold at the share of class 1 in training wherever classes aren't weighed, balanced accuracy lies "
@@ -109,7 +111,7 @@ def _apart(full: pd.DataFrame, metric: str, titles: dict[str, str]) -> str:
     mean, sd = full[metric], full[f"{metric}_sd"].median()
     apart = mean.max() - mean.min()
     text = (
-        f"With all the data, mean {compare_probes.TITLES[metric]} lies between {mean.min():.3f} (“{titles[mean.idxmin()]}”) "
+        f"mean {compare_probes.TITLES[metric]} lies between {mean.min():.3f} (“{titles[mean.idxmin()]}”) "
         f"and {mean.max():.3f} (“{titles[mean.idxmax()]}”), {apart:.3f} apart"
     )
     if not np.isfinite(sd):
