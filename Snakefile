@@ -65,7 +65,8 @@ for rule_name in RULES:
         # alone, a job has all cores; else its rule's jobs share them
         threads: max(1, N_CORES // max(1, len(of_rule(rule_name))))
         resources:
-            **({"gpu": N_GPUS} if N_GPUS and rule_name in ("embed", "embed_share", "train_end_to_end") else {}),
+            **({"gpu": N_GPUS} if N_GPUS and rule_name in ("embed", "embed_share") else {}),
+            **({"gpu": 1} if N_GPUS and rule_name == "train_end_to_end" else {}),
         shell:
             "{PYTHON:q} -m mfcore.sweep job --study {STUDY_FILE:q} --name {wildcards.job:q} --results {RESULTS:q} "
             "--record {output:q} {params.data:q} --threads {threads} --shares {SHARES}"

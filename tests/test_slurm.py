@@ -209,7 +209,7 @@ def test_jobs_of_a_node_are_killed_and_the_sweep_ends_with_the_same_numbers(slur
 
     try:
         while to_kill:
-            assert _until(running, 120), log.read_text()
+            assert _until(running, 300), log.read_text()
             for name in running():
                 (job,) = (file.stem for file in folder.glob(f".snakemake/slurm_logs/*/{name}/*.log"))
                 shown = subprocess.run(["scontrol", "show", "job", job], env=slurm, capture_output=True, timeout=20).stdout
@@ -217,7 +217,7 @@ def test_jobs_of_a_node_are_killed_and_the_sweep_ends_with_the_same_numbers(slur
                 assert to_kill.pop(name)(job) != [], "nothing was killed"
                 assert not (folder / "jobs" / f"{name}.json").is_file(), f"{name} ended before it was killed"
         arms = _here(load_study(file), data, tmp_path / "here")  # the data are made; this while the cluster goes on
-        status = sweep.wait(300)
+        status = sweep.wait(400)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(sweep.pid, signal.SIGKILL)
