@@ -5,15 +5,37 @@ import html
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import yaml
 
-from mfcore import captions, claims, compare, labels, patches, raters, report_audit, report_html, splits_audit, store
+from mfcore import (
+    captions,
+    claims,
+    compare,
+    labels,
+    patches,
+    raters,
+    report_audit,
+    report_conventions,
+    report_encoders,
+    report_html,
+    report_probes,
+    splits_audit,
+    store,
+)
 from mfcore.config import Study, as_dict
 from mfcore.report_html import rich, table
+
+PAGES = {
+    "audit": "Audit of the splits",
+    "encoders": "Encoders",
+    "conventions": "One encoder, five libraries",
+    "probes": "Audit of the probe",
+}
 
 
 def build(study: Study, results: str | Path) -> Path:
@@ -31,7 +53,8 @@ def build(study: Study, results: str | Path) -> Path:
         shutil.copytree(results / "figures", aside / "figures", dirs_exist_ok=True)
         notebooks = _notebooks(results, aside / "notebooks")
         (aside / "index.html").write_text(_index(study, results, notebooks), encoding="utf-8")
-        (aside / "audit.html").write_text(report_audit.page(study, results), encoding="utf-8")
+        for name, page in _pages(study).items():
+            (aside / f"{name}.html").write_text(page(study, results), encoding="utf-8")
         if target.exists():
             target.rename(old)
         aside.rename(target)
@@ -39,6 +62,16 @@ def build(study: Study, results: str | Path) -> Path:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return target / "index.html"
+
+
+def _pages(study: Study) -> dict[str, Callable[[Study, Path], str]]:
+    """The supplement's further pages, by the name of their file: those that the study asks for."""
+    pages = {"audit": report_audit.page, "encoders": report_encoders.page}
+    if study.conventions:
+        pages["conventions"] = report_conventions.page
+    if study.probe_audit:
+        pages["probes"] = report_probes.page
+    return pages
 
 
 def _notebooks(results: Path, folder: Path) -> pd.DataFrame:
@@ -128,6 +161,7 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
         by_agreement=table(compare.readable(agreement)) if len(agreement) else "",
         claims=table(claims.check(study, scores)[["claim", "where", "verdict", "found"]]),
         notebooks=table(notebooks, escape=False),
+        pages=[(f"{name}.html", PAGES[name]) for name in _pages(study)],
         provenance=table(_provenance(study, results)),
         command=f"make paper STUDY={study.name}",
     )

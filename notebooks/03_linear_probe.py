@@ -20,7 +20,7 @@ scheme = ""  # another way to split, to see what it would promise ("released", "
 # %%
 from pathlib import Path
 
-from mfcore import captions, compare, embed, figures, probe, splits
+from mfcore import captions, compare, embed, figures, probe, probe_audit, splits
 from mfcore.config import load_study
 
 study = load_study(study_file)
@@ -32,7 +32,8 @@ splits_run = splits.write(study, folder)
 # ## Fit and test, every fold at every size
 
 # %%
-run = probe.fit_study(study, embed.find(study, encoder, folder), folder)
+embeddings = embed.find(study, encoder, folder)
+run = probe.fit_study(study, embeddings, folder)
 fits = probe.load_fits(run)
 captions.show(fits.drop(columns="seconds").head().round(4))
 
@@ -53,6 +54,17 @@ figure
 
 # %%
 captions.show(captions.scores(study, table, encoder))
+
+# %% [markdown]
+# ## Other estimators
+#
+# Where the study asks for it (`probe_audit`), the same embeddings and splits under other published estimators; the supplement's
+# page on them shows what they give.
+
+# %%
+if encoder in study.probe_audit and not scheme:
+    audit = probe_audit.run(study, embeddings, folder)
+    captions.show(probe_audit.load_fits(audit).groupby(["estimator", "size"]).mean(numeric_only=True)[["n_train", "seconds"]])
 
 # %% [markdown]
 # ## Checks

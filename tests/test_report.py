@@ -90,6 +90,15 @@ def test_the_raters_have_a_section(results):
     assert page.count('id="raters"') == 1 and 'href="#raters"' in page
 
 
+def test_pages_are_those_that_the_study_asks_for(results):
+    assert list(report._pages(STUDY)) == ["audit", "encoders"]
+    asked = replace(STUDY, conventions="good", probe_audit=("good",))
+    assert list(report._pages(asked)) == ["audit", "encoders", "conventions", "probes"] == list(report.PAGES)
+    index = report.build(STUDY, results)
+    assert '<a href="encoders.html">Encoders</a>' in index.read_text() and "conventions.html" not in index.read_text()
+    assert "E: &lt;no&gt; weights" in (index.parent / "encoders.html").read_text()
+
+
 def test_the_audit_has_a_page_with_every_fold_and_what_could_not_be_drawn(results):
     page = (report.build(STUDY, results).parent / "audit.html").read_text()
     assert "by the authors' split (no official test slides)" in page.replace("&#x27;", "'")
@@ -116,8 +125,8 @@ def test_the_probe_that_failed_under_the_studys_own_scheme_says_why_too(results)
 
 def test_pages_fetch_nothing_to_be_read_and_links_lead_somewhere(results):
     index = report.build(STUDY, results)
-    pages = [index, index.parent / "audit.html", *index.parent.glob("notebooks/*.html")]
-    assert len(pages) == 3
+    pages = [*index.parent.glob("*.html"), *index.parent.glob("notebooks/*.html")]
+    assert {page.stem for page in pages} >= {"index", "audit", "encoders"} and len(pages) == 4
     for page in pages:
         text = page.read_text()
         assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']https?:", text), page.name
