@@ -26,10 +26,10 @@ _KAIKO = {
     **_HALF,
     "interpolation": "bilinear",
     "um_per_px": (0.25, 0.5, 1.0, 2.0),
-    "evidence": "stated",
+    "evidence": "magnification",
     "licence": "Kaiko Non-Commercial v1",
-    "facts": "kaiko-ai/towards_large_pathology_fms; weights from the mirror, whose own config gives the mean and std of timm's "
-    "default instead of kaiko's 0.5",
+    "facts": "kaiko-ai/towards_large_pathology_fms; 40x, 20x, 10x and 5x, taken as 0.25 to 2 um/px; weights from the mirror, "
+    "whose own config gives the mean and std of timm's default instead of kaiko's 0.5",
 }
 
 
@@ -171,6 +171,7 @@ PATHOLOGY = (
     EncoderCard(
         name="h0_mini",
         identifier="bioptimus/H0-mini",
+        revision="5b5cc0505d19ae558270045eb0df8c34df4d9609",
         architecture="vit_base_patch14_reg4_dinov2",
         arguments={"img_size": 224, "mlp_ratio": 5.33334, "global_pool": "", **_SWIGLU},
         n_dims=768,
@@ -181,7 +182,7 @@ PATHOLOGY = (
         precision="float16",
         licence=_NC_ND,
         gated=True,
-        facts="model card; 20x, taken as 0.5 um/px; the revision isn't pinned, the run records the commit",
+        facts="model card; 20x, taken as 0.5 um/px",
         **_OPTIMUS,
     ),
     EncoderCard(
@@ -276,6 +277,7 @@ PATHOLOGY = (
         revision="59c740e4ed91dda4ebe094b64e4cd2e015c31810",
         architecture="swin_tiny_patch4_window7_224",
         arguments={"embed_layer": "ConvStem"},
+        interpolation="bilinear",
         n_prefix_tokens=0,
         readout="pooled",
         n_dims=768,
@@ -283,7 +285,8 @@ PATHOLOGY = (
         um_per_px=(0.5,),
         evidence="magnification",
         licence="GPL-3.0, non-commercial by its authors' note",
-        facts="Wang et al. 2022 (doi 10.1016/j.media.2022.102559); trained at 20x, its authors' repository advises 10x; "
+        facts="Wang et al. 2022 (doi 10.1016/j.media.2022.102559); Xiyue-Wang/TransPath, get_features_CTransPath.py: resize to "
+        "224, no crop, where the mirror's configuration has bicubic and a crop; trained at 20x, its authors advise 10x; "
         "weights from the mirror in timm's format; the stem of convolutions is built here",
         **_IMAGENET,
     ),

@@ -23,11 +23,12 @@ def _dinov2(size: str, n_dims: int, n_parameters: int, revision: str = "") -> En
     )
 
 
-def _dinov3(size: str, n_dims: int, n_parameters: int) -> EncoderCard:
+def _dinov3(size: str, n_dims: int, n_parameters: int, revision: str) -> EncoderCard:
     """One of DINOv3's encoders, from timm's copy of the weights."""
     return EncoderCard(
         name=f"dinov3_vit{size[0]}16",
         identifier=f"timm/vit_{size}_patch16_dinov3.lvd1689m",
+        revision=revision,
         architecture=f"vit_{size}_patch16_dinov3",
         resize_px=256,
         crop_px=256,
@@ -35,7 +36,7 @@ def _dinov3(size: str, n_dims: int, n_parameters: int) -> EncoderCard:
         n_parameters=n_parameters,
         n_prefix_tokens=5,
         licence="DINOv3 licence, asked for by a form",
-        facts="timm's configuration: 256 px, bicubic; the revision isn't pinned, the run records the commit",
+        facts="timm's configuration: 256 px, bicubic",
         **_IMAGENET,
     )
 
@@ -120,11 +121,11 @@ PHOTOGRAPHS = (
         **_IMAGENET,
     ),
     # ---- self-supervised ----
-    _dinov2("small", 384, 22_056_192, "0686a689726076609b20e80d263cb5aa7be945f5"),
-    _dinov2("base", 768, 86_579_712),
+    _dinov2("small", 384, 22_056_192, "4610ca143709d58a633b6397a74412c2c3842454"),
+    _dinov2("base", 768, 86_579_712, "4685c99dabffe5affac90bd99dbffd25801ae58d"),
     _dinov2("large", 1024, 304_367_616, "4741e1cafbf45415e77074bb0cb42dba76c8684a"),
     _dinov2("giant", 1536, 1_136_479_232),
-    _dinov3("small", 384, 21_586_944),
-    _dinov3("base", 768, 85_641_216),
-    _dinov3("large", 1024, 303_079_424),
+    _dinov3("small", 384, 21_586_944, "3bf4720a82ec2066db88137180ff1f83a675cef0"),
+    _dinov3("base", 768, 85_641_216, "c6a5fb7d12bbd3cf3b0079253141c3332aaed7da"),
+    _dinov3("large", 1024, 303_079_424, "30c1109559f65dea34316b0d4842d35c5771fe11"),
 )

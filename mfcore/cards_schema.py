@@ -106,12 +106,8 @@ class EncoderCard:
         ]
 
     def identity(self) -> dict:
-        """What of the card decides an embedding, as plain data: no name, licence, remarks or place of weights."""
-        content = dataclasses.asdict(self)
-        remarks = ["name", "licence", "gated", "facts", "um_per_px", "evidence", "variant_of", "departs"]
-        for remark in (
-            *remarks,
-            *(["identifier", "files"] if self.source == "file" else ["identifier"] if self.source == "folder" else []),
-        ):
-            del content[remark]
-        return content
+        """What of the card decides an embedding, as plain data: no remarks; the place of weights only where no checksum says which."""
+        remarks = {"name", "licence", "gated", "facts", "um_per_px", "evidence", "variant_of", "departs"}
+        if self.sha256 and self.source in ("file", "folder"):
+            remarks |= {"identifier"} if self.source == "folder" else {"identifier", "files"}
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in remarks}

@@ -36,10 +36,10 @@ _VARIANTS: Mapping[str, tuple[str, str, dict]] = {
         "TRIDENT: torchvision's first weights, the mean over the last map but one",
         {
             "identifier": "timm/resnet50.tv_in1k",
-            "revision": "",
+            "revision": "78f3ecfdb38e06d9b8397f662e7ab8fee96026fa",
             "readout": "layer3",
             "n_dims": 1024,
-            "facts": "TRIDENT's default; the revision isn't pinned, the run records the commit",
+            "facts": "TRIDENT's default; torchvision's IMAGENET1K_V1",
         },
     ),
     "dinov2_vits14_focus_bilinear": (

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_encoders import tiny_card, use
 
 from mfcore import encoders, encoders_build
@@ -76,10 +77,7 @@ def test_card_is_what_its_architecture_builds(name):
 def test_every_hub_card_is_pinned_to_a_commit_or_says_that_it_isnt():
     unpinned = {card.name for card in CARDS.values() if card.source.startswith("hub") and not card.revision}
     assert all("the revision isn't pinned" in CARDS[name].facts for name in unpinned)
-    assert unpinned == {
-        *("h0_mini", "h0_mini_class_mean", "resnet50_layer3"),
-        *("dinov2_vitb14", "dinov2_vitg14", "dinov3_vits16", "dinov3_vitb16", "dinov3_vitl16"),
-    }
+    assert unpinned == {"dinov2_vitg14"}
     assert not unpinned & set(TABLE_1)
 
 
@@ -96,6 +94,28 @@ def test_a_variant_is_the_same_weights_under_another_convention():
         assert not own.variant_of and card.identity() != own.identity()
         if card.name != "resnet50_layer3":  # TRIDENT takes other weights
             assert (card.identifier, card.revision, card.n_parameters) == (own.identifier, own.revision, own.n_parameters)
+
+
+def test_ctranspaths_weights_arrive_in_the_mirrors_layout(tmp_path):
+    """It has what joins two stages at the end of the first, not at the start of the second, and the masks of attention."""
+    card = CARDS["ctranspath"]
+    built = encoders_build.create(card.architecture, card.arguments).state_dict()
+    drawn = torch.Generator().manual_seed(0)
+    expected = {
+        key: torch.randn(tensor.shape, generator=drawn) if tensor.is_floating_point() else tensor
+        for key, tensor in built.items()
+    }
+    assert sum("downsample" in key for key in expected) == 9
+    earlier = {f"layers.{stage}.downsample": f"layers.{stage - 1}.downsample" for stage in (1, 2, 3)}
+    stored = {
+        next((key.replace(new, old) for new, old in earlier.items() if key.startswith(new)), key): tensor
+        for key, tensor in expected.items()
+    }
+    stored |= {"layers.0.blocks.1.attn_mask": torch.zeros(64, 49, 49)}
+    save_file(stored, tmp_path / "model.safetensors")
+    here = dataclasses.replace(card, source="folder", identifier=str(tmp_path), revision="")
+    found = encoders.load(here).model.state_dict()
+    assert set(found) == set(expected) and all(torch.equal(found[key], expected[key]) for key in found)
 
 
 def test_virchow2_as_released_averages_its_registers_in():
@@ -157,6 +177,8 @@ def test_a_cards_identity_is_what_decides_an_embedding_and_nothing_else():
     assert here.identity() == there.identity() != dataclasses.replace(here, sha256="2" * 64).identity()
     files = (dataclasses.replace(here, source="file", identifier=name, files=(name,)) for name in ("/a.pth", "/b.pth"))
     assert len({str(file.identity()) for file in files}) == 1
+    without = [dataclasses.replace(here, source="file", identifier=name, sha256="") for name in ("/a.pth", "/b.pth")]
+    assert without[0].identity() != without[1].identity()  # nothing but its place says which file it is
     json.dumps(card.identity())
 
 
