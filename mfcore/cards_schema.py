@@ -106,7 +106,7 @@ class EncoderCard:
         ]
 
     def identity(self) -> dict:
-        """What of the card decides an embedding, as plain data: no remarks; the place of weights only where no checksum says which."""
+        """What of the card decides an embedding, as plain data; the place of weights only where no checksum names them."""
         remarks = {"name", "licence", "gated", "facts", "um_per_px", "evidence", "variant_of", "departs"}
         if self.sha256 and self.source in ("file", "folder"):
             remarks |= {"identifier"} if self.source == "folder" else {"identifier", "files"}
