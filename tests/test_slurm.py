@@ -51,6 +51,7 @@ SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
 GresTypes=gpu
 ReturnToService=2
+KillWait=2
 SchedulerParameters=sched_interval=2
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/linux
@@ -90,16 +91,21 @@ def _until(happened: Callable[[], object], seconds: float) -> bool:
     return False
 
 
-def _processes(slurm_job: str, environment: dict[str, str]) -> list[int]:
-    """The processes of one of this cluster's jobs, as the node sees them; the daemons aren't among them."""
-    found = []
+def _processes(environment: dict[str, str], *variables: str) -> list[int]:
+    """Processes of this cluster, told by its configuration in their environment, and by other variables there."""
+    wanted, found = {f"SLURM_CONF={environment['SLURM_CONF']}".encode(), *(name.encode() for name in variables)}, []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            variables = (process / "environ").read_bytes().split(b"\0")
-            ours = f"SLURM_CONF={environment['SLURM_CONF']}".encode()
-            if f"SLURM_JOB_ID={slurm_job}".encode() in variables and ours in variables:
+            if wanted <= set((process / "environ").read_bytes().split(b"\0")):
                 found.append(int(process.name))
     return found
+
+
+def _kill(processes: list[int]) -> list[int]:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    return processes
 
 
 @pytest.fixture
@@ -154,7 +160,6 @@ def slurm(tmp_path) -> Iterator[dict[str, str]]:
             pytest.skip(f"Slurm is installed but doesn't start here: {said}; {done and done.stdout + done.stderr}")
         yield environment
         subprocess.run(["scancel", f"--user={user}"], env=environment, timeout=20)
-        _until(lambda: not subprocess.run(["squeue", "-h"], env=environment, capture_output=True, timeout=20).stdout, 10)
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()
@@ -164,6 +169,7 @@ def slurm(tmp_path) -> Iterator[dict[str, str]]:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        _kill(_processes(environment))
 
 
 def _here(study: Study, data: Path, folder: Path) -> list[store.Run]:
@@ -199,7 +205,7 @@ def test_jobs_of_a_node_are_killed_and_the_sweep_ends_with_the_same_numbers(slur
     folder, asked = results / "tiny", {}
     to_kill = {
         "02_embed.random_test_vit.share1of2": lambda job: subprocess.run(["scancel", job], env=slurm, check=True, timeout=20),
-        "04_train_end_to_end.tiny_end_to_end.fold0": lambda job: [os.kill(p, signal.SIGKILL) for p in _processes(job, slurm)],
+        "04_train_end_to_end.tiny_end_to_end.fold0": lambda job: _kill(_processes(slurm, f"SLURM_JOB_ID={job}")),
     }
 
     def running() -> list[str]:
