@@ -20,12 +20,15 @@ without a package: speed doesn't depend on the weights.
 """
 
 import argparse
+import functools
 import json
+import multiprocessing
 import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -70,8 +73,6 @@ def write_data(folder: Path, slide: Path | None, n_annotations: int) -> Path:
 
 def bare(encoder: Encoder, images: torch.Tensor, n_patches: int, n_threads: int) -> None:
     """The network alone on ``images``, over and over, in one thread with torch's own or in several with one each."""
-    from concurrent.futures import ThreadPoolExecutor
-
     mixed = encoder.precision != "float32"
     dtype = getattr(torch, encoder.precision) if mixed else None
     n_batches = n_patches // len(images)
@@ -125,8 +126,9 @@ class Annotations(torch.utils.data.Dataset):
         return self.transform(self.slide.read_region((int(x), int(y)), 0, (PATCH_PX, PATCH_PX)).convert("RGB"))
 
 
-def by_loader(encoder: Encoder, file: Path, corners: np.ndarray, batch_size: int, n_workers: int) -> np.ndarray:
+def by_loader(name: str, device: str, file: Path, corners: np.ndarray, batch_size: int, n_workers: int) -> np.ndarray:
     """The baseline of the second question: features float32 (n_annotations, n_dims)."""
+    encoder = loaded(name, device)
     pin = encoder.device.type == "cuda"
     data = Annotations(file, corners, encoder)
     loader = torch.utils.data.DataLoader(data, batch_size, num_workers=n_workers, pin_memory=pin)
@@ -136,6 +138,12 @@ def by_loader(encoder: Encoder, file: Path, corners: np.ndarray, batch_size: int
             there = images.to(encoder.device, memory_format=torch.channels_last, non_blocking=True)
             features.append(encoders.read_out(encoder.model, encoder.card, there).cpu())
     return torch.cat(features).numpy()
+
+
+@functools.cache
+def loaded(name: str, device: str) -> Encoder:
+    """An encoder, loaded once in a process."""
+    return encoders.load(name, device)
 
 
 def fastest_batch(encoder: Encoder) -> torch.Tensor:
@@ -184,32 +192,38 @@ def against_bare(encoder: Encoder, study: object, results: Path, n_rounds: int) 
     }
 
 
-def against_loader(encoder: Encoder, study: object, data: Path, results: Path, n_rounds: int) -> dict:
-    """The second question, for one encoder: patches a second, and embedding's speed in those of the best DataLoader."""
+def against_loader(encoder: Encoder, study: object, data: Path, results: Path, n_rounds: int, own: Executor) -> dict:
+    """The second question, for one encoder: patches a second, and embedding's speed in those of the best DataLoader.
+
+    own: the baseline's process, whose memory is managed as torch's users have it (see `embed_stream.keep_freed_memory`).
+    """
     table, _ = patches.load(patches.find(study, results))
     corners = table[["x_l0_px", "y_l0_px"]].to_numpy().astype(int) - PATCH_PX // 2
     file, batch_size, answer = data / "images" / "001.tif", len(fastest_batch(encoder)), canary.embed(encoder)
-    expected = by_loader(encoder, file, corners[:64], batch_size, 0)
+
+    def loader(n_workers: int, n_patches: int = len(corners)) -> np.ndarray:
+        what = encoder.card.name, str(encoder.device), file, corners[:n_patches], batch_size, n_workers
+        return own.submit(by_loader, *what).result()
+
+    expected = loader(0, 64)
     found = encoder.embed(patches.load(patches.find(study, results))[1][:64])
     apart = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
-    works: dict[str, Callable[[], object]] = {
-        f"{n}_workers": partial(by_loader, encoder, file, corners, batch_size, n) for n in WORKERS
-    }
+    works: dict[str, Callable[[], object]] = {f"{n}_workers": partial(loader, n) for n in WORKERS}
     works["embed"] = partial(embedded, encoder, answer, study, results, batch_size)
     works["extract"] = partial(extract, study, data, results.with_name("extracted"))
     times = rounds(works, n_rounds)
     best = min(WORKERS, key=lambda n: times[f"{n}_workers"].median())
-    loader = times[f"{best}_workers"]
+    baseline = times[f"{best}_workers"]
     return {
         "encoder": encoder.card.name,
         "device": str(encoder.device),
         "batch_size": batch_size,
         "n_patches": len(table),
         "n_workers": best,
-        "loader_per_s": round(len(table) / float(loader.median()), 1),
+        "loader_per_s": round(len(table) / float(baseline.median()), 1),
         "embed_per_s": round(len(table) / float(times["embed"].median()), 1),
-        **ratio("ratio", loader, times["embed"]),
-        "ratio_with_extraction": ratio("r", loader, times["embed"] + times["extract"])["r"],
+        **ratio("ratio", baseline, times["embed"]),
+        "ratio_with_extraction": ratio("r", baseline, times["embed"] + times["extract"])["r"],
         "features_apart": float(f"{apart.max():.1g}"),
     }
 
@@ -246,16 +260,17 @@ def main() -> None:
         "n_cores": os.cpu_count(),
         "torch": torch.__version__,
     }
-    with tempfile.TemporaryDirectory() as name:
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(1, spawn) as own:
         study, results = extraction.study_of("native"), Path(name) / "results"
         data = write_data(Path(name) / "data", slide, arguments.patches)
         patches.extract(study, data, results, os.cpu_count() or 1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         chosen = [(n, d) for n, d in networks() if arguments.encoder is None or n in arguments.encoder]
         questions: dict[str, Iterator[dict]] = {
-            "": (against_bare(encoders.load(n, d), study, results, arguments.rounds) for n, d in chosen),
+            "": (against_bare(loaded(n, d), study, results, arguments.rounds) for n, d in chosen),
             "_loader": (
-                against_loader(encoders.load(n, device), study, data, results, arguments.rounds) for n in (SMALL, ON_CPU[1])
+                against_loader(loaded(n, device), study, data, results, arguments.rounds, own) for n in (SMALL, ON_CPU[1])
             ),
         }
         for suffix, rows in questions.items():

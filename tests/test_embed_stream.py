@@ -82,9 +82,10 @@ def test_on_a_cpu_every_core_has_a_thread_and_the_callers_own_setting_stays(tiny
             barrier = threading.Barrier(3, timeout=20)
 
             def seen(self, batch):
-                if len(threads) < 3:
+                me = threading.get_ident(), torch.get_num_threads()
+                if me not in threads:
+                    threads.add(me)
                     barrier.wait()  # passes only when three threads are at work at once
-                threads.add((threading.get_ident(), torch.get_num_threads()))
                 return compute(self, batch)
 
             patch.setattr(encoders.Encoder, "compute", seen)
@@ -128,6 +129,15 @@ def test_devices_are_named_with_commas_and_auto_is_every_gpu_or_the_cpu(monkeypa
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert embed_stream.device_names("auto") == ["cpu"]
     assert embed_stream.device_names("cuda:1, cpu") == ["cuda:1", "cpu"]
+
+
+def test_another_c_library_is_no_obstacle(monkeypatch):
+    def absent(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    for library in (absent, lambda name: object()):
+        monkeypatch.setattr(embed_stream.ctypes, "CDLL", library)
+        embed_stream.keep_freed_memory()
 
 
 # ---- the batch's size ----
