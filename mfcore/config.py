@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from pathlib import Path
@@ -83,20 +84,27 @@ def load_study(path: str | Path) -> Study:
 
 
 def _set_own_encoders_apart(content: dict, folder: Path) -> None:
-    """Put the entries of ``encoders`` that are mappings under ``own_encoders``, and their names in their place."""
-    if "own_encoders" in content:
-        raise ConfigError("own_encoders: describe an encoder as an entry of encoders")
-    entries, own = content.get("encoders") or [], []
+    """Put the entries of ``encoders`` that are mappings under ``own_encoders``, and their names in their place.
+
+    A study written out by `as_dict` has them there already.
+    """
+    entries, own = content.get("encoders"), content.setdefault("own_encoders", [])
     for i, entry in enumerate(entries if isinstance(entries, list) else []):
-        if isinstance(entry, dict):
-            if not isinstance(entry.get("name"), str):
-                raise ConfigError(f"encoders[{i}]: an encoder of one's own needs a name")
-            weights = entry.get("weights")
-            if isinstance(weights, str) and weights.startswith(("./", "../", "~")):
-                entry["weights"] = str((folder / Path(weights).expanduser()).resolve())
-            own.append(_build(OwnEncoder, entry, f"encoders[{i}]."))
-            entries[i] = entry["name"]
-    content["own_encoders"] = [{f.name: getattr(o, f.name) for f in dataclasses.fields(o)} for o in own]
+        if not isinstance(entry, dict):
+            continue
+        if not isinstance(entry.get("name"), str):
+            raise ConfigError(f"encoders[{i}]: an encoder of one's own needs a name")
+        described = _build(OwnEncoder, entry, f"encoders[{i}].")
+        for key, value in (described.arguments or {}).items():
+            if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", value, re.IGNORECASE):
+                number = yaml.safe_dump(float(value)).split()[0]
+                raise ConfigError(f"encoders[{i}].arguments.{key}: {value!r} is text to YAML; for a number write {number}")
+        path = described.weights_path
+        if path is not None:
+            described = dataclasses.replace(described, weights=str((folder / path).resolve()))
+        if isinstance(own, list):
+            own.append(vars(described))
+        entries[i] = described.name
 
 
 def _build(cls: type, content: object, where: str) -> typing.Any:
@@ -180,6 +188,14 @@ def _check(study: Study) -> None:
         raise ConfigError(
             f"an arm is named twice: {twice}; a network's name must differ from every encoder's, say {twice[0]}_224px"
         )
+    described = [own.name for own in study.own_encoders]
+    for wrong, what in (
+        ([name for name in described if name not in study.encoders], "not among encoders"),
+        (sorted({name for name in described if described.count(name) > 1}), "described twice"),
+        ([name for name in described if ":" in name], "can't be names: what stands before ':' says where to look"),
+    ):
+        if wrong:
+            raise ConfigError(f"own_encoders: {wrong} {what}")
     if study.inflation.encoder and study.inflation.encoder not in study.encoders:
         raise ConfigError(f"inflation.encoder: {study.inflation.encoder!r} is not among encoders {list(study.encoders)}")
     if study.conventions and study.conventions not in study.encoders:

@@ -3,6 +3,7 @@
 import math
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 class ConfigError(ValueError):
@@ -52,6 +53,8 @@ SCHEMES = {
     "annotation": {"split_by": "annotation", "stratified": True},
     "released": {"split_by": "annotation", "stratified": False},
 }
+
+WEIGHTS_FILES = (".safetensors", ".onnx", ".pth", ".pt", ".bin", ".ckpt")
 
 SOURCES = ("synthetic", "midog", "midog22", "midogpp", "ccmct", "amibr", "csv")
 
@@ -134,10 +137,10 @@ class Probe:
 class OwnEncoder:
     """An encoder that the study itself describes: a new one, or a known one under other conventions.
 
-    name: what it is called here. weights: OWNER/REPOSITORY[@REVISION] on the hub, a path to tensors under timm's names
-    (one that begins with ./ is from the study file), or "random". like: a known encoder; what is said besides goes before
-    its card. The other keys are those of the encoders' cards (`mfcore.cards_schema`); a new one needs architecture, mean
-    and std, and takes n_dims and n_parameters from the architecture.
+    name: what it is called here. weights: OWNER/REPOSITORY[@REVISION] on the hub, "random", or a file of tensors under
+    timm's names or a folder with one; a path that isn't whole is from the study file. like: a known encoder; what is said
+    besides goes before its card. The other keys are those of the encoders' cards (`mfcore.cards_schema`); a new encoder
+    needs architecture, mean and std, and takes its dimension and the like from the architecture.
     """
 
     name: str
@@ -158,7 +161,18 @@ class OwnEncoder:
     evidence: str | None = None
     precision: str | None = None
     licence: str | None = None
+    gated: bool | None = None
     facts: str | None = None
+    departs: str | None = None
+    source: str | None = None
+    files: tuple[str, ...] | None = None
+    sha256: str | None = None
+
+    @property
+    def weights_path(self) -> Path | None:
+        """What ``weights`` names if it is a file or folder, by its beginning or its ending."""
+        is_path = self.weights.startswith(("/", "./", "../", "~")) or self.weights.endswith(WEIGHTS_FILES)
+        return Path(self.weights).expanduser() if is_path else None
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mfcore.cards import CARDS, EncoderCard
-from mfcore.config import OwnEncoder, as_dict
+from mfcore.config import OwnEncoder
+from mfcore.config_schema import WEIGHTS_FILES
 from mfcore.encoders_build import create, n_parameters, width
 from mfcore.store import file_sha256, read_json
-from mfcore.weights import EncoderError, hub_file
+from mfcore.weights import HUB, EncoderError, hub_file
 
 
 def own_card(record: OwnEncoder) -> EncoderCard:
@@ -20,74 +21,108 @@ def own_card(record: OwnEncoder) -> EncoderCard:
 
     Raises EncoderError for a record that can't be, naming encoder and key.
     """
-    return _own_card(json.dumps(as_dict(record), sort_keys=True))
+    if record.name in CARDS:
+        raise EncoderError(f"encoder {record.name!r} of the study has the name of a known one; call it something else")
+    said = {key: value for key, value in vars(record).items() if value is not None and key not in ("like", "weights")}
+    if record.like:
+        return _departing(record, said)
+    lacking = [key for key in ("architecture", "mean", "std") if key not in said] + ["weights"] * (not record.weights)
+    if lacking:
+        raise EncoderError(
+            f"encoder {record.name!r} lacks {', '.join(lacking)}; or say 'like: NAME' of a known one and what differs"
+        )
+    said = {"licence": "its owner's", "facts": "the study's own record", **_where(record, "hub"), **said}
+    if not {"n_prefix_tokens", "readout", "n_dims", "n_parameters"} <= set(said):
+        said = {**_built(record.name, said), **said}
+    return _card(record.name, said)
+
+
+def _departing(record: OwnEncoder, said: dict[str, Any]) -> EncoderCard:
+    """The card that ``record`` is like, but for what it says otherwise."""
+    if record.like not in CARDS:
+        near = difflib.get_close_matches(record.like, CARDS, n=3)
+        raise EncoderError(f"encoder {record.name!r}: like {record.like!r}, which has no card; the nearest names are {near}")
+    known = CARDS[record.like]
+    base = {field.name: getattr(known, field.name) for field in dataclasses.fields(EncoderCard)}
+    if record.source and not record.weights:
+        raise EncoderError(f"encoder {record.name!r}: source {record.source!r} says how weights are kept; say which weights")
+    ways = [f"{key} {value}" for key, value in said.items() if key in known.identity()]
+    if record.weights:
+        ways.append(f"weights {record.weights}")
+        base |= _where(record, known.source)
+    base |= {"variant_of": record.like, "departs": f"the study's own: {', '.join(ways)}" if ways else "the study's own name"}
+    if {"architecture", "arguments", "readout"} & set(said):
+        base |= _built(record.name, {**base, **said})
+    return _card(record.name, {**base, **said})
+
+
+def _where(record: OwnEncoder, known_source: str) -> dict[str, Any]:
+    """Where a record's weights are: what a card says of it. A file is known by its checksum, the record's or its own."""
+    path, name = record.weights_path, record.name
+    is_hub = path is None and record.weights != "random"
+    if is_hub and record.source and record.source not in HUB:
+        raise EncoderError(f"encoder {name!r}: source {record.source!r} can't be: weights on the hub are one of {list(HUB)}")
+    if not is_hub and record.source:
+        are = "random" if path is None else "in a file"
+        raise EncoderError(f"encoder {name!r}: source {record.source!r} is of weights on the hub; these are {are}")
+    if path is not None:
+        return {"source": "file", "revision": "", **_file(record, path)}
+    if not is_hub:
+        return {"source": "random", "identifier": "none", "revision": "seed 0", "sha256": ""}
+    repository, _, revision = record.weights.partition("@")
+    if repository.count("/") != 1:
+        raise EncoderError(
+            f"encoder {name!r}: weights {record.weights!r} must be OWNER/REPOSITORY[@REVISION] on the hub, random, a folder "
+            f"(./FOLDER), or a file that ends with one of {', '.join(WEIGHTS_FILES)}"
+        )
+    source = known_source if known_source in HUB else "hub"
+    return {"source": source, "identifier": repository, "revision": revision, "files": EncoderCard.files, "sha256": ""}
+
+
+def _file(record: OwnEncoder, path: Path) -> dict[str, Any]:
+    """The file that ``path`` is, or that lies in the folder ``path``."""
+    if path.is_dir():
+        files = record.files or ("weights.safetensors", *EncoderCard.files)
+        there = [path / name for name in files if (path / name).is_file()]
+        if not there:
+            raise EncoderError(f"encoder {record.name!r}: {path} holds none of {list(files)}")
+        path = there[0]
+    sha256 = record.sha256
+    if not sha256 and not path.is_file():
+        raise EncoderError(
+            f"encoder {record.name!r}: its weights {path} aren't there; a record that gives their sha256 does without them "
+            "until they are needed"
+        )
+    if not sha256:
+        state = path.stat()
+        sha256 = _sha256(path.resolve(), state.st_mtime_ns, state.st_size)
+    return {"identifier": str(path.resolve()), "files": (path.name,), "sha256": sha256}
 
 
 @functools.lru_cache(maxsize=64)
-def _own_card(text: str) -> EncoderCard:
-    record = json.loads(text)
-    name, like, weights = record["name"], record.pop("like"), record.pop("weights")
-    if name in CARDS:
-        raise EncoderError(f"encoder {name!r} of the study has the name of a known one; call it something else")
-    said = {key: tuple(v) if isinstance(v, list) else v for key, v in record.items() if v is not None}
-    if like:
-        return _departing(name, like, weights, said)
-    lacking = [key for key in ("architecture", "mean", "std") if key not in said]
-    if lacking or not weights:
-        lacking += [] if weights else ["weights"]
-        raise EncoderError(f"encoder {name!r} lacks {', '.join(lacking)}; or say 'like: NAME' of a known one and what differs")
-    said |= _where(name, weights)
-    built = _built(name, said)
-    return _card(name, {"licence": "its owner's", "facts": "the study's own record", **built, **said})
-
-
-def _departing(name: str, like: str, weights: str, said: dict[str, Any]) -> EncoderCard:
-    """The card ``like``, but for what a record says otherwise."""
-    if like not in CARDS:
-        near = difflib.get_close_matches(like, CARDS, n=3)
-        raise EncoderError(f"encoder {name!r}: like {like!r}, which has no card; the nearest names are {near}")
-    base = {field.name: getattr(CARDS[like], field.name) for field in dataclasses.fields(EncoderCard)}
-    departs = ", ".join(f"{key} {value}" for key, value in said.items() if key not in ("name", "departs"))
-    said = {"variant_of": like, "departs": f"the study's own: {departs}" if departs else "the study's own name", **said}
-    said |= {**_where(name, weights), "revision": _where(name, weights).get("revision", "")} if weights else {}
-    if {"architecture", "arguments", "readout"} & set(said):
-        built = _built(name, {**base, **said})
-        base |= built
-    return _card(name, {**base, **said})
-
-
-def _where(name: str, weights: str) -> dict[str, Any]:
-    """Source, identifier and the like of weights given as a file, a folder with one, a repository, or "random"."""
-    if weights == "random":
-        return {"source": "random", "identifier": "none", "revision": "seed 0"}
-    path = Path(weights).expanduser()
-    if path.is_absolute():
-        if not path.is_file():
-            raise EncoderError(f"encoder {name!r}: its weights {path} aren't there")
-        return {"source": "file", "identifier": str(path), "files": (path.name,), "sha256": file_sha256(path), "revision": ""}
-    repository, _, revision = weights.partition("@")
-    if repository.count("/") != 1:
-        raise EncoderError(
-            f"encoder {name!r}: weights {weights!r} must be OWNER/REPOSITORY[@REVISION] on the hub, a path that begins with / "
-            "or ./ (from the study file) to safetensors or PyTorch tensors under timm's names, or random"
-        )
-    return {"source": "hub", "identifier": repository, "revision": revision, "sha256": ""}
+def _sha256(path: Path, _changed_ns: int, _n_bytes: int) -> str:
+    return file_sha256(path)
 
 
 def _built(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters, prefix tokens, readout and dimension of an architecture, from building it on the meta device."""
+    arguments = json.dumps(said.get("arguments", {}), sort_keys=True)
+    return dict(_built_once(name, said["architecture"], arguments, said.get("readout", "")))
+
+
+@functools.lru_cache(maxsize=64)
+def _built_once(name: str, architecture: str, arguments: str, readout: str) -> Mapping[str, Any]:
     import timm
     import torch
 
-    architecture = said["architecture"]
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         raise EncoderError(f"encoder {name!r}: timm has no architecture {architecture!r}; the nearest names are {near}")
     try:
         with torch.device("meta"):
-            model = create(architecture, said.get("arguments", {}))
+            model = create(architecture, json.loads(arguments))
         n_prefix = int(getattr(model, "num_prefix_tokens", 0))
-        readout = said.get("readout") or ("class" if n_prefix else "pooled")
+        readout = readout or ("class" if n_prefix else "pooled")
         found = {"n_prefix_tokens": n_prefix, "readout": readout, "n_dims": width(model, readout)}
     except (TypeError, AttributeError, AssertionError, RuntimeError) as error:
         raise EncoderError(f"encoder {name!r}: {architecture} can't be built so: {error}") from error

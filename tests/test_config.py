@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mfcore.config import MODES, ConfigError, Switches, as_dict, digest, load_study
 
@@ -91,6 +92,8 @@ def test_digest_is_that_of_the_content_not_of_its_order():
         ),
         ("{name: x, resize_px: wide}", r"encoders\[0\].resize_px: expected int"),
         ("{name: x}, x", "an arm is named twice"),
+        ("{name: 'timm:x'}", "'timm:x'.* before ':' says where to look"),
+        ("{name: x, arguments: {init_values: 1e-5}}", r"encoders\[0\].arguments.init_values: '1e-5' is text .*write 1.0e-05"),
     ],
 )
 def test_an_encoder_of_ones_own_is_checked(tmp_path, entry, message):
@@ -100,11 +103,46 @@ def test_an_encoder_of_ones_own_is_checked(tmp_path, entry, message):
         load_study(file)
 
 
-def test_own_encoders_are_entries_of_encoders(tmp_path):
-    file = tmp_path / "s.yaml"
-    file.write_text("name: s\ntitle: s\ndata: {source: csv}\nencoders: [uni]\nown_encoders: []\n")
-    with pytest.raises(ConfigError, match="own_encoders: describe an encoder as an entry of encoders"):
-        load_study(file)
+OWN = "{name: x, like: uni, weights: %s, mean: [0, 0.5, 1], arguments: {init_values: 1.0e-5}, um_per_px: [0.5], gated: true}"
+
+
+def test_a_study_written_out_reads_back_the_same(tmp_path):
+    (tmp_path / "s.yaml").write_text(f"name: s\ntitle: s\ndata: {{source: csv}}\nencoders: [uni, {OWN % 'me/mine'}]\n")
+    for file in (*sorted(STUDIES.glob("*.yaml")), tmp_path / "s.yaml"):
+        study = load_study(file)
+        (tmp_path / "again.yaml").write_text(yaml.safe_dump(as_dict(study)))
+        assert load_study(tmp_path / "again.yaml") == study
+    assert study.encoders == ("uni", "x") and study.own_encoders[0].arguments == {"init_values": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("./our.safetensors", "{folder}/our.safetensors"),
+        ("weights/our.safetensors", "{folder}/weights/our.safetensors"),
+        ("our.pth", "{folder}/our.pth"),
+        ("../models", "{parent}/models"),
+        ("/data/our.bin", "/data/our.bin"),
+        ("me/mine", "me/mine"),
+        ("me/mine@0123", "me/mine@0123"),
+        ("random", "random"),
+    ],
+)
+def test_a_path_to_weights_is_from_the_study_file(tmp_path, written, meant):
+    (tmp_path / "s.yaml").write_text(f"name: s\ntitle: s\ndata: {{source: csv}}\nencoders: [{OWN % written}]\n")
+    expected = meant.format(folder=tmp_path, parent=tmp_path.parent)
+    assert load_study(tmp_path / "s.yaml").own_encoders[0].weights == expected
+
+
+def test_own_encoders_are_described_once_and_among_the_encoders(tmp_path):
+    for own, message in (
+        ("[{name: x}]", r"own_encoders: \['x'\] not among encoders"),
+        ("[{name: uni}, {name: uni}]", r"own_encoders: \['uni'\] described twice"),
+        ("all", "own_encoders: expected a list"),
+    ):
+        (tmp_path / "s.yaml").write_text(f"name: s\ntitle: s\ndata: {{source: csv}}\nencoders: [uni]\nown_encoders: {own}\n")
+        with pytest.raises(ConfigError, match=message):
+            load_study(tmp_path / "s.yaml")
 
 
 def test_conventions_are_of_one_of_the_encoders(tmp_path):

@@ -9,7 +9,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tiny_encoders import some_patches, tiny_card, use
 
-from mfcore import encoders, encoders_build
+from mfcore import encoders, encoders_build, encoders_cards, weights
+from mfcore.cards import EncoderCard
 from mfcore.config import Data, OwnEncoder, Study, as_dict, load_study
 from mfcore.encoders import EncoderError
 from mfcore.store import file_sha256
@@ -144,6 +145,7 @@ def test_devices():
 
 # ---- encoders of one's own ----
 
+CENTRE = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 OWN = """
 name: mine
 title: t
@@ -203,6 +205,66 @@ def test_where_the_weights_lie_decides_nothing(study_file, tmp_path):
     assert encoders.of(Study("t", "t", Data("csv"), own_encoders=(other,)), "our_vit").identity() == card.identity()
 
 
+def own(**said) -> EncoderCard:
+    """The card of a study's own encoder."""
+    record = OwnEncoder("mine", **{"weights": "random", "architecture": "vit_tiny_patch16_224", **CENTRE, **said})
+    return encoders.of(Study("t", "t", Data("csv"), ("mine",), own_encoders=(record,)), "mine")
+
+
+def test_a_record_may_say_whatever_a_card_says():
+    """But for what comes from ``weights`` and ``like``."""
+    known = {field.name for field in dataclasses.fields(EncoderCard)} - {"identifier", "revision", "variant_of"}
+    assert {field.name for field in dataclasses.fields(OwnEncoder)} == known | {"like", "weights"}
+    assert own(gated=True).gated and own(weights="me/mine", files=("a.bin",)).files == ("a.bin",)
+
+
+def test_weights_may_lie_in_a_folder(study_file):
+    folder = study_file.parent
+    by_file = encoders.of(load_study(study_file), "our_vit")
+    (folder / "our_vit.safetensors").rename(folder / "model.safetensors")
+    in_folder = own(weights=str(folder), mean=by_file.mean, std=by_file.std)
+    assert in_folder.identity() == by_file.identity()
+    assert encoders.load(in_folder).embed(some_patches(1, 224)).shape == (1, 192)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(EncoderError, match=r"'mine': .* holds none of .*'weights.safetensors', 'model.safetensors'"):
+        own(weights=str(folder))
+
+
+def test_weights_known_by_checksum_need_not_be_here(monkeypatch, tmp_path):
+    """So that what was made with them can be read anywhere, without building the network if the record says all of it."""
+    said = {"weights": str(tmp_path / "x.pth"), "sha256": "1" * 64, "n_dims": 192, "n_parameters": 5_524_416}
+    monkeypatch.setattr(encoders_cards, "create", None)
+    card = own(**said, n_prefix_tokens=1, readout="class")
+    assert (card.sha256, weights.state(card).is_here) == ("1" * 64, False)
+    with pytest.raises(EncoderError, match=r"x\.pth isn't there"):
+        encoders.load(card)
+
+
+def test_a_weights_file_that_changes_is_another_encoder(tmp_path):
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(b"before")
+    before = own(weights=str(file))
+    file.write_bytes(b"and after")
+    assert own(weights=str(file)).identity() != before.identity()
+
+
+def test_other_weights_of_a_known_architecture():
+    commit = "0123456789" * 4
+    card = own(like="phikon", weights=f"me/mine@{commit}", architecture=None, mean=None, std=None)
+    assert card == dataclasses.replace(
+        encoders.card("phikon"),
+        name="mine",
+        identifier="me/mine",
+        revision=commit,
+        variant_of="phikon",
+        departs=f"the study's own: weights me/mine@{commit}",
+    )
+    card = own(like="efficientnet_lite0", weights="me/mine", architecture=None, mean=None, std=None)
+    assert (card.source, card.revision, card.sha256) == ("hub", "", "")
+    assert card.files == ("model.safetensors", "pytorch_model.bin")
+    assert own(weights="me/mine", source="hub-transformers").source == "hub-transformers"
+
+
 def test_a_card_made_in_python_is_as_good_as_a_name():
     card = tiny_card()
     assert encoders.load(card).embed(some_patches(2, 32)).shape == (2, 24)
@@ -223,6 +285,9 @@ def test_a_card_made_in_python_is_as_good_as_a_name():
         ({"like": "unni"}, "like 'unni', which has no card; the nearest names are"),
         ({"crop_px": 300}, "crop_px 300"),
         ({"name": "uni"}, "'uni' of the study has the name of a known one"),
+        ({"source": "hub-transformers"}, "source 'hub-transformers' is of weights on the hub; these are random"),
+        ({"like": "uni", "weights": "", "source": "random"}, "source 'random' .*say which weights"),
+        ({"weights": "a/b", "source": "folder"}, "source 'folder' .*weights on the hub are one of"),
     ],
 )
 def test_a_record_that_cant_be_is_refused_by_name(changes, message):
