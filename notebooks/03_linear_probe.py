@@ -20,7 +20,7 @@ scheme = ""  # another way to split, to see what it would promise ("released", "
 # %%
 from pathlib import Path
 
-from mfcore import captions, compare, embed, figures, probe, probe_audit, splits
+from mfcore import captions, compare, compare_probes, embed, figures, figures_probes, probe, probe_audit, report_probes, splits
 from mfcore.config import load_study
 
 study = load_study(study_file)
@@ -64,7 +64,10 @@ captions.show(captions.scores(study, table, encoder))
 # %%
 if encoder in study.probe_audit and not scheme:
     audit = probe_audit.run(study, embeddings, folder)
-    captions.show(probe_audit.load_fits(audit).groupby(["estimator", "size"]).mean(numeric_only=True)[["n_train", "seconds"]])
+    found, titles = compare_probes.scores(audit), report_probes.titles_of(audit)
+    drawn = figures_probes.estimators(study, found, titles, encoder)
+    written += figures.save(drawn, found, folder / "figures", f"03_{audit.folder.name}")
+    captions.show(compare_probes.wide(compare_probes.table(found), titles))
 
 # %% [markdown]
 # ## Checks
