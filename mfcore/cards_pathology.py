@@ -33,17 +33,16 @@ _KAIKO = {
 }
 
 
-def _kaiko(size: str, patch_px: int, n_dims: int, n_parameters: int, revision: str) -> EncoderCard:
+def _kaiko(size: str, patch_px: int, n_dims: int, n_parameters: int) -> EncoderCard:
     """One of the four kaiko encoders that differ in size and patch only."""
     return EncoderCard(
         name=f"kaiko_vit{size[0]}{patch_px}",
         identifier=f"1aurent/vit_{size}_patch{patch_px}_224.kaiko_ai_towards_large_pathology_fms",
-        revision=revision,
         architecture=f"vit_{size}_patch{patch_px}_224",
         arguments={"dynamic_img_size": True},
         n_dims=n_dims,
         n_parameters=n_parameters,
-        **_KAIKO,
+        **{**_KAIKO, "facts": f"{_KAIKO['facts']}; the revision isn't pinned, the run records the commit"},
     )
 
 
@@ -234,10 +233,10 @@ PATHOLOGY = (
         facts="model card: class token beside the mean of the patch tokens",
         **_HALF,
     ),
-    _kaiko("small", 16, 384, 21_665_664, "48560ea39969fe44b7b2ab057de01484243a7d43"),
-    _kaiko("small", 8, 384, 21_670_272, "003775444da0119f90ca63e2b86e454fd06ba797"),
-    _kaiko("base", 16, 768, 85_798_656, "797c524a94c7fdae8ea33064d0ac6966ed8956bb"),
-    _kaiko("base", 8, 768, 85_807_872, "978ce1a67276e7a944d02cac6f9defe442f434b9"),
+    _kaiko("small", 16, 384, 21_665_664),
+    _kaiko("small", 8, 384, 21_670_272),
+    _kaiko("base", 16, 768, 85_798_656),
+    _kaiko("base", 8, 768, 85_807_872),
     EncoderCard(
         name="kaiko_vitl14",
         identifier="1aurent/vit_large_patch14_reg4_224.kaiko_ai_towards_large_pathology_fms",

@@ -98,18 +98,17 @@ PHOTOGRAPHS = (
     EncoderCard(
         name="vit_huge_in21k",
         identifier="timm/vit_huge_patch14_224.orig_in21k",
-        revision="925e8b7d4a026e34f32892a5aec29c078477a00b",
         architecture="vit_huge_patch14_224",
         n_dims=1280,
         n_parameters=630_764_800,
         licence="Apache-2.0",
-        facts="the same weights as google/vit-huge-patch14-224-in21k, without its pooler",
+        facts="the same weights as google/vit-huge-patch14-224-in21k, without its pooler; the revision isn't pinned, "
+        "the run records the commit",
         **_HALF,
     ),
     EncoderCard(
         name="resnet50",
         identifier="timm/resnet50.tv2_in1k",
-        revision="f2a8587ea6b4a3a1d84450bcc2561b07952daae2",
         architecture="resnet50",
         interpolation="bilinear",
         n_prefix_tokens=0,
@@ -117,7 +116,8 @@ PHOTOGRAPHS = (
         n_dims=2048,
         n_parameters=23_508_032,
         licence="BSD-3-Clause",
-        facts="torchvision's IMAGENET1K_V2, as in the released code; the mean over the last feature map",
+        facts="torchvision's IMAGENET1K_V2, as in the released code; the mean over the last feature map; the revision isn't "
+        "pinned, the run records the commit",
         **_IMAGENET,
     ),
     # ---- self-supervised ----

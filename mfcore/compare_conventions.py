@@ -72,16 +72,13 @@ def wide(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _features(study: Study, card_name: str, results: Path) -> np.ndarray | None:
     """The newest finished embeddings of the study's patches under a card, float32 (n_patches, n_dims); None for none."""
-    source, newest = {"patches": patches.find(study, results).key}, None
+    source, found = {"patches": patches.find(study, results).key}, []
     for file in results.glob("embeddings-*/run.json"):
         record = store.read_json(file)
-        if (record["name"], record["inputs"]) == (card_name, source) and (
-            newest is None or record["finished"] > newest["finished"]
-        ):
-            newest, folder = record, file.parent
-    if newest is None:
-        return None
-    return store.read_embeddings(store.Run(folder, {key: newest[key] for key in ("stage", "name", "config", "inputs")}))[0]
+        if (record["name"], record["inputs"]) == (card_name, source):
+            identity = {key: record[key] for key in ("stage", "name", "config", "inputs")}
+            found.append((record["finished"], file.stat().st_mtime_ns, store.Run(file.parent, identity)))
+    return store.read_embeddings(max(found, key=lambda item: item[:2])[2])[0] if found else None
 
 
 def _full_size(study: Study, card_name: str, results: Path) -> pd.DataFrame:

@@ -148,11 +148,12 @@ def _runs(study: Study, results: Path) -> dict[str, store.Run]:
         key = patches.find(study, results).key
     except store.StoreError:
         return {}
-    found: dict[str, tuple[str, store.Run]] = {}
+    found: dict[str, tuple[tuple[str, int], store.Run]] = {}
     for file in Path(results).glob("embeddings-*/run.json"):
         record = store.read_json(file)
-        if record["inputs"].get("patches") == key and record["finished"] > found.get(record["name"], ("",))[0]:
-            found[record["name"]] = (record["finished"], store.Run(file.parent, {}))
+        when = (record["finished"], file.stat().st_mtime_ns)  # the first is in whole seconds
+        if record["inputs"].get("patches") == key and when > found.get(record["name"], (("", 0),))[0]:
+            found[record["name"]] = (when, store.Run(file.parent, {}))
     return {name: run for name, (_, run) in found.items()}
 
 
