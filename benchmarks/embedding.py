@@ -131,7 +131,8 @@ def by_loader(name: str, device: str, file: Path, corners: np.ndarray, batch_siz
     encoder = loaded(name, device)
     pin = encoder.device.type == "cuda"
     data = Annotations(file, corners, encoder)
-    loader = torch.utils.data.DataLoader(data, batch_size, num_workers=n_workers, pin_memory=pin)
+    fork = "fork" if n_workers else None  # Linux's default; a process that was itself spawned has another
+    loader = torch.utils.data.DataLoader(data, batch_size, num_workers=n_workers, pin_memory=pin, multiprocessing_context=fork)
     features = []
     with torch.inference_mode():
         for images in loader:
@@ -275,8 +276,10 @@ def main() -> None:
         }
         for suffix, rows in questions.items():
             table = pd.DataFrame(rows).assign(**machine)
+            if table.empty:
+                continue
             print(table.to_string(index=False), end="\n\n", flush=True)
-            if arguments.out and len(table):
+            if arguments.out:
                 store.write_csv(arguments.out.with_name(f"{arguments.out.stem}{suffix}.csv"), table)
 
 
