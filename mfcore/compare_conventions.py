@@ -61,11 +61,14 @@ def wide(rows: pd.DataFrame) -> pd.DataFrame:
     for name in ("distance_median", "distance_max"):
         shown[name] = [f"{value:.1%}" if np.isfinite(value) else "–" for value in rows[name]]
     for name, title in (("auroc", "AUROC"), ("balanced_accuracy", "balanced_accuracy")):
-        shown[title] = [compare.plus_minus(m, sd) for m, sd in zip(rows[name], rows[f"{name}_sd"], strict=True)]
+        cells = [compare.plus_minus(m, sd) for m, sd in zip(rows[name], rows[f"{name}_sd"], strict=True)]
+        shown[title] = [cell.replace(" ", "\u00a0") for cell in cells]
     shown["AUROC_against_authors"] = [
         f"{d:+.3f} ({low:+.3f} to {high:+.3f})" if np.isfinite(low) else "–"
         for d, low, high in zip(rows["difference"], rows["low"], rows["high"], strict=True)
     ]
+    same = (rows["card"] == rows["card"].iloc[0]) & rows["auroc"].notna() if len(rows) else []
+    shown.loc[same, "AUROC_against_authors"] = "the same card"
     shown.loc[rows["library"] == AUTHORS, ["departs", "AUROC_against_authors"]] = "–"
     return shown
 

@@ -82,6 +82,7 @@ def test_distances_and_differences_are_from_the_authors_way(results):
     assert rows.loc["B", "difference"] > 0.2 and rows.loc["C", "difference"] == 0
     shown = compare_conventions.wide(rows.reset_index())
     assert shown["distance_median"].tolist() == ["0.0%", "0.0%", "25.0%", "0.0%"]
+    assert shown["AUROC_against_authors"].iloc[1] == "the same card"
     assert shown["AUROC_against_authors"].iloc[0] == "–" and shown["AUROC_against_authors"].iloc[2].startswith("+0.")
     page = report_conventions.page(STUDY, results)
     assert "most apart from the authors&#39; card by B&#39;s way (+0." in page and "Not here" not in page
