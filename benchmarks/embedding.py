@@ -4,7 +4,7 @@ Two questions, each answered by rounds that alternate, so that a busy machine sl
 
 1. What is lost between the patch store and the embeddings? The baseline is the bare network on one batch that is already
    normalised and resident on the device, with torch's own threads and with a thread a core; its batch is the fastest of
-   three, and embedding takes the same. Embedding reads the store, makes the network's input, computes, writes and syncs the
+   a few, and embedding takes the same. Embedding reads the store, makes the network's input, computes, writes and syncs the
    shards, puts the HDF5 file together and takes its checksum. Left out: loading the model, and the eight patches of the
    canary, the same for any number of patches.
 2. What is gained over a ``DataLoader`` whose dataset reads one annotation's patch with OpenSlide and transforms it with PIL
@@ -48,7 +48,7 @@ PATCH_PX = extraction.PATCH_PX
 ON_CPU = ["vit_tiny_random", "efficientnet_lite0"]
 ON_GPU = ["random:vit_small_patch16_224", "random:vit_base_patch16_224", "random:vit_large_patch16_224"]
 SMALL = "random:mobilenetv3_small_050"
-BATCH_SIZES = {"cpu": (8, 16, 32), "cuda": (64, 128, 256)}
+BATCH_SIZES = {"cpu": (2, 4, 8, 16, 32), "cuda": (64, 128, 256)}
 WORKERS = (0, 1, 2)
 
 

@@ -67,7 +67,7 @@ def wide(rows: pd.DataFrame) -> pd.DataFrame:
         f"{d:+.3f} ({low:+.3f} to {high:+.3f})" if np.isfinite(low) else "–"
         for d, low, high in zip(rows["difference"], rows["low"], rows["high"], strict=True)
     ]
-    same = (rows["card"] == rows["card"].iloc[0]) & rows["auroc"].notna() if len(rows) else []
+    same = (rows["card"] == rows["card"].iloc[0]) & rows["auroc"].notna()
     shown.loc[same, "AUROC_against_authors"] = "the same card"
     shown.loc[rows["library"] == AUTHORS, ["departs", "AUROC_against_authors"]] = "–"
     return shown

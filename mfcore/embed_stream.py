@@ -1,4 +1,4 @@
-"""The loop that embeds: patches read ahead of the models, a model a device, a thread a core where the device is the CPU.
+"""The loop that embeds: patches read ahead of the models, a model a device, and all of a CPU's cores at work.
 
 The caller's thread reads and takes the features; so at most a few batches are in memory, however many patches there are.
 """
@@ -18,7 +18,7 @@ import torch
 from mfcore import embed_compile, preprocess
 from mfcore.encoders import Encoder, EncoderError
 
-FIRST_SIZE = {"cpu": 8, "cuda": 32}  # patches a batch, where the size is found by trying
+FIRST_SIZE = {"cpu": 4, "cuda": 32}  # patches a batch, where the size is found by trying
 WORTH = 1.05  # a batch twice as large stays if it is this much faster
 N_MEASURED = 4  # batches of one size that are timed, a slot
 
@@ -90,9 +90,11 @@ class Stream:
         """encoders: one a device, of the same card. batch_size: 0 to find it by trying; at most ``largest``."""
         self._devices = [_Device(encoder) for encoder in encoders]
         on_cpu = [device for device in self._devices if device.encoder.device.type == "cpu"]
-        # On a CPU one thread a core, each with a batch of its own, waits for none; a GPU's second thread queues work
-        # while the first waits for its own to be done.
-        n_threads = max(1, torch.get_num_threads() // len(on_cpu)) if on_cpu else 2
+        # On a CPU a transformer runs in a thread a core, each with a batch of its own, that wait for none. A convolutional
+        # network's speed is the cache's, so all cores share a batch; as on a GPU, a second thread prepares the next.
+        n_cores = max(1, torch.get_num_threads() // max(len(on_cpu), 1))
+        self._in_turns = not on_cpu or encoders[0].card.n_prefix_tokens == 0
+        n_threads, self._n_inside = (2, n_cores) if self._in_turns else (n_cores, 1)
         if on_cpu:
             keep_freed_memory()
         self._slots: queue.SimpleQueue[_Device] = queue.SimpleQueue()
@@ -100,7 +102,7 @@ class Stream:
             for device in self._devices:
                 self._slots.put(device)
         self._n_slots = n_threads * len(self._devices)
-        first = max(FIRST_SIZE.get(device.encoder.device.type, 8) for device in self._devices)
+        first = max(FIRST_SIZE.get(device.encoder.device.type, 4) for device in self._devices)
         self.size = BatchSize(batch_size, first, largest, N_MEASURED * self._n_slots)
         self._n_done, self._n_left, self._begun_s, self._seconds = 0, 0, 0.0, 0.0
 
@@ -114,7 +116,7 @@ class Stream:
         self._begun_s, self._n_left, n_threads = time.perf_counter(), n_patches, torch.get_num_threads()
         work: dict[Future[np.ndarray], range] = {}
         any_gpu = next((d.encoder.device for d in self._devices if d.encoder.device.type == "cuda"), torch.device("cpu"))
-        pool = ThreadPoolExecutor(self._n_slots, "embed", torch.set_num_threads, (1,))
+        pool = ThreadPoolExecutor(self._n_slots, "embed", torch.set_num_threads, (self._n_inside,))
         try:
             with preprocess.exact_float32(any_gpu):
                 for rows in self._batches(pieces):
@@ -136,7 +138,7 @@ class Stream:
         first = self._devices[0]
         return {
             "devices": [str(device.encoder.device) for device in self._devices],
-            "n_threads": self._n_slots,
+            "n_threads": self._n_slots * self._n_inside if not self._in_turns else self._n_inside,
             "batch_size": self.size.now,
             "precision": first.encoder.precision,
             "compiled": first.compiling if first.encoder.device.type == "cuda" else "not tried: no GPU",
@@ -205,7 +207,12 @@ class Stream:
     def _compute(self, device: _Device, patches: torch.Tensor) -> np.ndarray:
         encoder, n = device.encoder, len(patches)
         if encoder.device.type != "cuda":
-            return encoder.compute(patches).cpu().numpy()
+            if not self._in_turns:
+                return encoder.compute(patches).cpu().numpy()
+            with torch.inference_mode():
+                images = encoder.transform(patches)
+                with device.lock:
+                    return encoder.network(images).cpu().numpy()
         with device.lock, torch.cuda.device(encoder.device):
             self._compile(device, patches)
             short = device.fixed_to - n

@@ -164,11 +164,16 @@ class Encoder:
         """Embed uint8 (n, height, width, 3); gives float32 (n, n_dims) on the encoder's device, maybe still being computed."""
         import torch
 
-        mixed = self.precision != "float32"
         with torch.inference_mode(), preprocess.exact_float32(self.device):
-            images = self.transform(patches)
-            with torch.autocast(self.device.type, getattr(torch, self.precision) if mixed else None, enabled=mixed):
-                return read_out(self.model, self.card, images).float()
+            return self.network(self.transform(patches))
+
+    def network(self, images: "torch.Tensor") -> "torch.Tensor":
+        """The second half of `compute`, of what `transform` gives; to be called as there."""
+        import torch
+
+        mixed = self.precision != "float32"
+        with torch.autocast(self.device.type, getattr(torch, self.precision) if mixed else None, enabled=mixed):
+            return read_out(self.model, self.card, images).float()
 
     def embed(self, patches: np.ndarray, patch_ids: Sequence[int] | None = None) -> np.ndarray:
         """Embed uint8 (n, height, width, 3) in one pass; gives float32 (n, n_dims).
