@@ -138,7 +138,7 @@ class Stream:
         first = self._devices[0]
         return {
             "devices": [str(device.encoder.device) for device in self._devices],
-            "n_threads": self._n_slots * self._n_inside if not self._in_turns else self._n_inside,
+            "n_threads": self._n_inside if self._in_turns else self._n_slots,
             "batch_size": self.size.now,
             "precision": first.encoder.precision,
             "compiled": first.compiling if first.encoder.device.type == "cuda" else "not tried: no GPU",
