@@ -1,6 +1,6 @@
 """The loop that embeds: patches read ahead of the models, a model a device, and all of a CPU's cores at work.
 
-The caller's thread reads and takes the features; so at most a few batches are in memory, however many patches there are.
+At most a few batches are in memory, however many patches there are.
 """
 
 import contextlib
@@ -8,9 +8,11 @@ import ctypes
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
@@ -91,10 +93,10 @@ class Stream:
         self._devices = [_Device(encoder) for encoder in encoders]
         on_cpu = [device for device in self._devices if device.encoder.device.type == "cpu"]
         # On a CPU a transformer runs in a thread a core, each with a batch of its own, that wait for none. A convolutional
-        # network's speed is the cache's, so all cores share a batch; as on a GPU, a second thread prepares the next.
-        n_cores = max(1, torch.get_num_threads() // max(len(on_cpu), 1))
-        self._in_turns = not on_cpu or encoders[0].card.n_prefix_tokens == 0
-        n_threads, self._n_inside = (2, n_cores) if self._in_turns else (n_cores, 1)
+        # network's speed is the cache's, so all cores share a batch. On a GPU a second thread queues work while the first
+        # waits for its own to be done.
+        self._shares_cores = bool(on_cpu) and len(encoders) == 1 and encoders[0].card.n_prefix_tokens == 0
+        n_threads = max(1, torch.get_num_threads() // len(on_cpu)) if on_cpu else 2
         if on_cpu:
             keep_freed_memory()
         self._slots: queue.SimpleQueue[_Device] = queue.SimpleQueue()
@@ -109,14 +111,17 @@ class Stream:
     def run(self, read: Read, pieces: Iterable[range], n_patches: int) -> Iterator[tuple[range, np.ndarray]]:
         """Embed the rows in ``pieces``; yields (rows, features float32 (n, n_dims)) of each batch, as they come.
 
-        read: gives the patches of some rows, uint8 (n, height, width, 3), and is called in the caller's thread, a batch
-        ahead; no batch reaches over the end of a piece. n_patches: about how many there are, to judge what pays. Raises
-        EncoderError for features that aren't finite, naming the rows, and where not even one patch fits into memory.
+        read: gives the patches of some rows, uint8 (n, height, width, 3), and is called in one thread, a batch ahead; no
+        batch reaches over the end of a piece. n_patches: about how many there are, to judge what pays. Raises EncoderError
+        for features that aren't finite, naming the rows, and where not even one patch fits into memory.
         """
         self._begun_s, self._n_left, n_threads = time.perf_counter(), n_patches, torch.get_num_threads()
         work: dict[Future[np.ndarray], range] = {}
         any_gpu = next((d.encoder.device for d in self._devices if d.encoder.device.type == "cuda"), torch.device("cpu"))
-        pool = ThreadPoolExecutor(self._n_slots, "embed", torch.set_num_threads, (self._n_inside,))
+        if self._shares_cores:
+            yield from self._with_all_cores(read, pieces)
+            return
+        pool = ThreadPoolExecutor(self._n_slots, "embed", torch.set_num_threads, (1,))
         try:
             with preprocess.exact_float32(any_gpu):
                 for rows in self._batches(pieces):
@@ -132,13 +137,37 @@ class Stream:
                 embed_compile.undo(device.encoder)
             self._seconds = time.perf_counter() - self._begun_s
 
+    def _with_all_cores(self, read: Read, pieces: Iterable[range]) -> Iterator[tuple[range, np.ndarray]]:
+        """`run` where the cores share a batch: one thread reads and prepares, the caller's computes.
+
+        The caller's, as a process with two teams of torch's threads has both wait for each other, many times slower.
+        """
+        n_threads, device = torch.get_num_threads(), self._devices[0]
+        pool = ThreadPoolExecutor(1, "embed", torch.set_num_threads, (1,))
+        ahead: deque[tuple[range, Future[torch.Tensor]]] = deque()
+        batches = self._batches(pieces)
+        try:
+            while True:
+                for rows in islice(batches, 2 - len(ahead)):
+                    ahead.append((rows, pool.submit(self._read, read, rows)))
+                if not ahead:
+                    return
+                rows, prepared = ahead.popleft()
+                features = device.encoder.checked(self._in_parts(device, prepared.result()), rows)
+                self._note(rows)
+                yield rows, features
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(n_threads)
+            self._seconds = time.perf_counter() - self._begun_s
+
     @property
     def facts(self) -> dict[str, object]:
         """Devices, batch size, precision, whether compiled and why, number of patches and patches a second."""
         first = self._devices[0]
         return {
             "devices": [str(device.encoder.device) for device in self._devices],
-            "n_threads": self._n_inside if self._in_turns else self._n_slots,
+            "n_threads": self._n_slots,
             "batch_size": self.size.now,
             "precision": first.encoder.precision,
             "compiled": first.compiling if first.encoder.device.type == "cuda" else "not tried: no GPU",
@@ -155,24 +184,31 @@ class Stream:
                 start = rows.stop
 
     def _read(self, read: Read, rows: range) -> torch.Tensor:
-        """The patches of some rows, uint8 (n, height, width, 3), in memory that a GPU can copy from by itself."""
+        """The patches of some rows, uint8 (n, height, width, 3), in memory that a GPU can copy from by itself.
+
+        Where a CPU's cores share a batch, the network's input already.
+        """
         view = read(rows)
         if view.dtype != np.uint8 or view.ndim != 4 or view.shape[-1] != 3:
             raise ValueError(f"patches must be uint8 (n, height, width, 3); these are {view.dtype} {view.shape}")
         pinned = self._devices[0].encoder.device.type == "cuda"
         patches = torch.empty(view.shape, dtype=torch.uint8, pin_memory=pinned)
         patches.numpy()[...] = view
-        return patches
+        return self._devices[0].encoder.transform(patches) if self._shares_cores else patches
 
     def _ended(self, work: dict[Future[np.ndarray], range]) -> Iterator[tuple[range, np.ndarray]]:
         """Take from ``work`` what has ended, after waiting for at least one."""
         for future in wait(work, return_when=FIRST_COMPLETED).done:
             rows = work.pop(future)
             features = future.result()
-            self.size.ended(len(rows), time.perf_counter())
-            self._n_done += len(rows)
-            self._n_left -= len(rows)
+            self._note(rows)
             yield rows, features
+
+    def _note(self, rows: range) -> None:
+        """Note that some rows have been embedded."""
+        self.size.ended(len(rows), time.perf_counter())
+        self._n_done += len(rows)
+        self._n_left -= len(rows)
 
     def _embed(self, rows: range, patches: torch.Tensor) -> np.ndarray:
         """One batch on whichever device is free."""
@@ -207,12 +243,10 @@ class Stream:
     def _compute(self, device: _Device, patches: torch.Tensor) -> np.ndarray:
         encoder, n = device.encoder, len(patches)
         if encoder.device.type != "cuda":
-            if not self._in_turns:
+            if not self._shares_cores:
                 return encoder.compute(patches).cpu().numpy()
             with torch.inference_mode():
-                images = encoder.transform(patches)
-                with device.lock:
-                    return encoder.network(images).cpu().numpy()
+                return encoder.network(patches).numpy()  # prepared by `_read`
         with device.lock, torch.cuda.device(encoder.device):
             self._compile(device, patches)
             short = device.fixed_to - n
