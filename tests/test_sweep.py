@@ -224,7 +224,9 @@ def test_who_ends_the_sweep_waits_for_snakemake_which_calls_its_jobs_back(how):
     code = (
         "import signal, sys, time; signal.signal(2, lambda *_: (time.sleep(1), sys.exit(7))); print(flush=True); time.sleep(60)"
     )
-    waiting = f"from mfcore import sweep; import sys; print(sweep._run([sys.executable, '-c', {code!r}]))"
+    # tests that are run in the background by a shell inherit that Ctrl-C is ignored
+    waiting = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from mfcore import sweep; "
+    waiting += f"print(sweep._run([sys.executable, '-c', {code!r}]))"
     process = subprocess.Popen([sys.executable, "-c", waiting], stdout=subprocess.PIPE, text=True, start_new_session=True)
     process.stdout.readline()
     if how == "Ctrl-C":  # which the terminal sends to both
