@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pandas as pd
+
 from mfcore import compare_conventions, report_html
 from mfcore.config import Study
 from mfcore.report_html import table
@@ -19,7 +21,7 @@ def page(study: Study, results: Path) -> str:
     )
 
 
-def said(rows: "compare_conventions.pd.DataFrame") -> str:
+def said(rows: pd.DataFrame) -> str:
     """What the table shows, in a sentence computed from it; empty while fewer than two ways have run."""
     others = rows[rows["difference"].notna() & (rows["library"] != compare_conventions.AUTHORS)]
     if not len(others):

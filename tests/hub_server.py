@@ -3,13 +3,12 @@
 import contextlib
 import hashlib
 import http.server
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import huggingface_hub
 import pytest
 from huggingface_hub.utils import close_session
+from unreliable_server import working
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MEMBER, STRANGER, FINE_GRAINED, EXPIRED = "hf_member", "hf_stranger", "hf_fine_grained", "hf_expired"  # tokens
@@ -113,17 +112,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@contextlib.contextmanager
-def serving() -> Iterator[HubServer]:
+def serving() -> contextlib.AbstractContextManager[HubServer]:
     """A hub at work in a thread of its own."""
-    with HubServer() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    return working(HubServer())
 
 
 def use(monkeypatch: pytest.MonkeyPatch, address: str, cache: object, token: str = "", offline: bool = False) -> None:

@@ -9,6 +9,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+Server = TypeVar("Server", bound=http.server.ThreadingHTTPServer)
 
 
 @dataclass
@@ -102,9 +105,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[UnreliableServer]:
+def working(server: Server) -> Iterator[Server]:
     """A server at work in a thread of its own."""
-    with UnreliableServer() as server:
+    with server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:
@@ -112,3 +115,8 @@ def serving() -> Iterator[UnreliableServer]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def serving() -> contextlib.AbstractContextManager[UnreliableServer]:
+    """Such a server at work."""
+    return working(UnreliableServer())
