@@ -40,7 +40,7 @@ import pandas as pd
 import torch
 from torchvision import transforms
 
-from mfcore import canary, embed, encoders, patches, store, weights
+from mfcore import canary, embed, embed_stream, encoders, patches, store, weights
 from mfcore.encoders import Encoder
 
 REAL_SLIDE = Path(__file__).resolve().parents[2] / "shared" / "data" / "slides" / "canine_strip.tif"
@@ -172,6 +172,7 @@ def ratio(name: str, base: pd.Series, own: pd.Series) -> dict[str, float]:
 
 def against_bare(encoder: Encoder, study: object, results: Path, n_rounds: int) -> dict:
     """The first question, for one encoder: patches a second, and embedding's speed in those of the bare model."""
+    embed_stream.keep_freed_memory()  # for the bare model too
     images, answer = fastest_batch(encoder), canary.embed(encoder)
     n_cores = torch.get_num_threads() if encoder.device.type == "cpu" else 1
     n = len(patches.load(patches.find(study, results))[1]) // (len(images) * n_cores) * len(images) * n_cores
@@ -187,6 +188,7 @@ def against_bare(encoder: Encoder, study: object, results: Path, n_rounds: int) 
         "device": str(encoder.device),
         "precision": encoder.precision,
         "batch_size": len(images),
+        "n_patches": n_embedded,
         **{f"{name}_per_s": round(float(1 / times[name].median()), 1) for name in works},
         **ratio("ratio", times["bare"], times["embed"]),
         **ratio("ratio_thread_a_core", times["bare_thread_a_core"], times["embed"]),

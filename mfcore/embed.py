@@ -204,11 +204,15 @@ def _fill(
 
 
 def _reader(source: store.Run, study: Study) -> embed_stream.Read:
-    """Gives the crops of some rows; the file is mapped anew each time, so that pages once read don't stay with the process."""
+    """Gives the crops of some rows; the file is mapped anew a shard, so that pages once read don't stay with the process."""
+    mapped: dict[int, np.ndarray] = {}
 
     def read(rows: range) -> np.ndarray:
-        stored = np.load(source.path("patches.npy"), mmap_mode="r")
-        return patches.centre_crop(stored[rows.start : rows.stop], study.patches.size_px)
+        shard = rows.start // SHARD
+        if shard not in mapped:
+            mapped.clear()
+            mapped[shard] = np.load(source.path("patches.npy"), mmap_mode="r")
+        return patches.centre_crop(mapped[shard][rows.start : rows.stop], study.patches.size_px)
 
     return read
 

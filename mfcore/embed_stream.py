@@ -8,11 +8,9 @@ import ctypes
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 import torch
@@ -111,8 +109,8 @@ class Stream:
     def run(self, read: Read, pieces: Iterable[range], n_patches: int) -> Iterator[tuple[range, np.ndarray]]:
         """Embed the rows in ``pieces``; yields (rows, features float32 (n, n_dims)) of each batch, as they come.
 
-        read: gives the patches of some rows, uint8 (n, height, width, 3), and is called in one thread, a batch ahead; no
-        batch reaches over the end of a piece. n_patches: about how many there are, to judge what pays. Raises EncoderError
+        read: gives the patches of some rows, uint8 (n, height, width, 3), and is called in the caller's thread; no batch
+        reaches over the end of a piece. n_patches: about how many there are, to judge what pays. Raises EncoderError
         for features that aren't finite, naming the rows, and where not even one patch fits into memory.
         """
         self._begun_s, self._n_left, n_threads = time.perf_counter(), n_patches, torch.get_num_threads()
@@ -138,27 +136,16 @@ class Stream:
             self._seconds = time.perf_counter() - self._begun_s
 
     def _with_all_cores(self, read: Read, pieces: Iterable[range]) -> Iterator[tuple[range, np.ndarray]]:
-        """`run` where the cores share a batch: one thread reads and prepares, the caller's computes.
-
-        The caller's, as a process with two teams of torch's threads has both wait for each other, many times slower.
+        """`run` where the cores share a batch: one after another, as reading takes a hundredth of the time and a second thread
+        would take a core's cache from the network.
         """
-        n_threads, device = torch.get_num_threads(), self._devices[0]
-        pool = ThreadPoolExecutor(1, "embed", torch.set_num_threads, (1,))
-        ahead: deque[tuple[range, Future[torch.Tensor]]] = deque()
-        batches = self._batches(pieces)
+        device = self._devices[0]
         try:
-            while True:
-                for rows in islice(batches, 2 - len(ahead)):
-                    ahead.append((rows, pool.submit(self._read, read, rows)))
-                if not ahead:
-                    return
-                rows, prepared = ahead.popleft()
-                features = device.encoder.checked(self._in_parts(device, prepared.result()), rows)
+            for rows in self._batches(pieces):
+                features = device.encoder.checked(self._in_parts(device, self._read(read, rows)), rows)
                 self._note(rows)
                 yield rows, features
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(n_threads)
             self._seconds = time.perf_counter() - self._begun_s
 
     @property
@@ -184,17 +171,14 @@ class Stream:
                 start = rows.stop
 
     def _read(self, read: Read, rows: range) -> torch.Tensor:
-        """The patches of some rows, uint8 (n, height, width, 3), in memory that a GPU can copy from by itself.
-
-        Where a CPU's cores share a batch, the network's input already.
-        """
+        """The patches of some rows, uint8 (n, height, width, 3), in memory that a GPU can copy from by itself."""
         view = read(rows)
         if view.dtype != np.uint8 or view.ndim != 4 or view.shape[-1] != 3:
             raise ValueError(f"patches must be uint8 (n, height, width, 3); these are {view.dtype} {view.shape}")
         pinned = self._devices[0].encoder.device.type == "cuda"
         patches = torch.empty(view.shape, dtype=torch.uint8, pin_memory=pinned)
         patches.numpy()[...] = view
-        return self._devices[0].encoder.transform(patches) if self._shares_cores else patches
+        return patches
 
     def _ended(self, work: dict[Future[np.ndarray], range]) -> Iterator[tuple[range, np.ndarray]]:
         """Take from ``work`` what has ended, after waiting for at least one."""
@@ -243,10 +227,7 @@ class Stream:
     def _compute(self, device: _Device, patches: torch.Tensor) -> np.ndarray:
         encoder, n = device.encoder, len(patches)
         if encoder.device.type != "cuda":
-            if not self._shares_cores:
-                return encoder.compute(patches).cpu().numpy()
-            with torch.inference_mode():
-                return encoder.network(patches).numpy()  # prepared by `_read`
+            return encoder.compute(patches).cpu().numpy()
         with device.lock, torch.cuda.device(encoder.device):
             self._compile(device, patches)
             short = device.fixed_to - n

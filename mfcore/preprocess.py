@@ -102,16 +102,23 @@ def _normalise(images: "torch.Tensor", card: EncoderCard) -> "torch.Tensor":
     import torch
 
     n, height, width, _ = images.shape
-    factor, offset = (
-        torch.tensor(values).repeat(width).to(images.device)  # (width * 3,)
-        for values in (
-            [1 / (255 * std) for std in card.std],
-            [-mean / std for mean, std in zip(card.mean, card.std, strict=True)],
-        )
-    )
+    factor, offset = _line(card.mean, card.std, width, images.device)
     lines = images.reshape(n, height, width * 3).to(torch.float32)
     torch.addcmul(offset, lines, factor, out=lines)
     return lines.view(n, height, width, 3).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=32)
+def _line(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: "torch.device"
+) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """What a line of ``width`` pixels is multiplied by and what is added then, both float32 (width * 3,)."""
+    import torch
+
+    factor = [1 / (255 * of) for of in std]
+    offset = [-middle / of for middle, of in zip(mean, std, strict=True)]
+    with torch.inference_mode(False):  # what is kept must be of use in training, too
+        return torch.tensor(factor).repeat(width).to(device), torch.tensor(offset).repeat(width).to(device)
 
 
 @functools.lru_cache(maxsize=32)
