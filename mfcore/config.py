@@ -21,7 +21,9 @@ from mfcore.config_schema import (
     SOURCES,
     ConfigError,
     Data,
+    Effects,
     Inflation,
+    Lora,
     Network,
     OwnEncoder,
     Patches,
@@ -37,7 +39,9 @@ __all__ = [
     "SOURCES",
     "ConfigError",
     "Data",
+    "Effects",
     "Inflation",
+    "Lora",
     "Network",
     "OwnEncoder",
     "Patches",
@@ -203,15 +207,29 @@ def _check(study: Study) -> None:
     foreign = [name for name in study.probe_audit if name not in study.encoders]
     if foreign:
         raise ConfigError(f"probe_audit: {foreign} not among encoders {list(study.encoders)}")
+    if study.effects.encoder and study.effects.encoder not in study.encoders:
+        raise ConfigError(f"effects.encoder: {study.effects.encoder!r} is not among encoders {list(study.encoders)}")
+    if study.effects.network and study.effects.network not in [network.name for network in study.networks]:
+        raise ConfigError(f"effects.network: {study.effects.network!r} is not among networks")
+    unknown = sorted(set(study.effects.switches) - set(Switches.CHOICES))
+    if unknown:
+        raise ConfigError(f"effects.switches: {unknown[0]!r} is not one of {list(Switches.CHOICES)}")
+    if study.effects.n_folds is not None and not 1 <= study.effects.n_folds <= splits.n_folds:
+        raise ConfigError(f"effects.n_folds: {study.effects.n_folds}; the study has {splits.n_folds} folds")
     unknown = sorted(set(study.inflation.schemes) - set(SCHEMES))
     if unknown:
         raise ConfigError(f"inflation.schemes: {unknown[0]!r} is not one of {list(SCHEMES)}")
     if study.stored_px < study.patches.size_px:
         raise ConfigError(f"patches.stored_px: {study.stored_px} is less than patches.size_px {study.patches.size_px}")
     for network in study.networks:
-        for key in ("input_px", "n_epochs", "batch_size", "max_lr"):
-            if getattr(network, key) <= 0:
+        for key in ("input_px", "n_epochs", "batch_size", "max_lr", "accumulate", "clip_norm", "patience"):
+            if getattr(network, key) is not None and getattr(network, key) <= 0:
                 raise ConfigError(f"networks[{network.name}].{key}: {getattr(network, key)} must be positive")
+        foreign_sizes = sorted(set(network.sizes or ()) - set(splits.sizes))
+        if foreign_sizes or network.sizes == ():
+            raise ConfigError(
+                f"networks[{network.name}].sizes: {foreign_sizes or 'none'}; name some of splits.sizes {list(splits.sizes)}"
+            )
         if network.needed_px > study.stored_px:
             raise ConfigError(
                 f"networks[{network.name}]: rotating and shifting a crop of {network.input_px} px needs stored patches of "

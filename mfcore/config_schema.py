@@ -24,18 +24,41 @@ class Switches:
     epoch: "best" tests the epoch with the lowest validation loss, as the paper says; "last" tests the last epoch, as the
         released code does (its snapshot of the best weights holds references, which training goes on to change).
     resolution: "target" resamples every slide to ``patches.um_per_px``; "native" reads level 0 as scanned.
+    border: "said" fills what lies outside a slide as ``patches.at_border`` says; "black" with black, as the released code's
+        test does.
+    training_label: "annotation" trains on each annotation's own label; "window" calls a patch positive where the centre of
+        any positive annotation lies inside what the network sees of it.
+    validation: "centre" validates on the centre crops of the validation patches; "drawn" on as many that are drawn once as
+        training draws them, shifted and labelled as in training.
+    clipping: "after_backward" clips gradients to a network's ``clip_norm``; "before_backward" where there is nothing to clip
+        yet, which does nothing.
+    shared_splits: networks and probes learn from and are tested on the same folds; else networks have folds of their own.
+    encoder_input: "card" embeds as an encoder's authors do; "released" as the released code does (Virchow2's register
+        tokens in its mean, Prov-GigaPath's patches resized to 224 px, ViT-H normalised by 0.5 in the probe alone).
     """
 
     split_by: str = "slide"
     stratified: bool = True
     epoch: str = "best"
     resolution: str = "target"
+    border: str = "said"
+    training_label: str = "annotation"
+    validation: str = "centre"
+    clipping: str = "after_backward"
+    shared_splits: bool = True
+    encoder_input: str = "card"
 
     CHOICES: typing.ClassVar[dict] = {
         "split_by": ("slide", "official", "annotation", "annotation_buffered"),
         "stratified": (True, False),
         "epoch": ("best", "last"),
         "resolution": ("target", "native"),
+        "border": ("said", "black"),
+        "training_label": ("annotation", "window"),
+        "validation": ("centre", "drawn"),
+        "clipping": ("after_backward", "before_backward"),
+        "shared_splits": (True, False),
+        "encoder_input": ("card", "released"),
     }
 
     @property
@@ -60,7 +83,18 @@ SOURCES = ("synthetic", "midog", "midog22", "midogpp", "ccmct", "amibr", "csv")
 
 MODES = {
     "strict": Switches(),
-    "paper": Switches(split_by="annotation", stratified=False, epoch="last", resolution="native"),
+    "paper": Switches(
+        split_by="annotation",
+        stratified=False,
+        epoch="last",
+        resolution="native",
+        border="black",
+        training_label="window",
+        validation="drawn",
+        clipping="before_backward",
+        shared_splits=False,
+        encoder_input="released",
+    ),
 }
 
 
@@ -176,18 +210,50 @@ class OwnEncoder:
 
 
 @dataclass(frozen=True)
+class Effects:
+    """What each switch is worth: one probe and one network, at the full size, with that switch alone set as released.
+
+    encoder, network: one of the study's each, or empty for none. switches: names of Switches; empty for no table at all.
+    n_folds: how many of the study's folds; None for all.
+    """
+
+    encoder: str = ""
+    network: str = ""
+    switches: tuple[str, ...] = ()
+    n_folds: int | None = None
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adaptation (Hu et al. 2021) of a frozen transformer: what is trained beside its head.
+
+    Defaults: Ammeling et al. 2025, as released. targets: ends of the names of the layers that get a pair of matrices.
+    """
+
+    rank: int = 16
+    alpha: float = 16.0
+    dropout: float = 0.1
+    targets: tuple[str, ...] = ("qkv", "proj", "fc1", "fc2")
+
+
+@dataclass(frozen=True)
 class Network:
-    """A network trained end to end, and how.
+    """A network trained end to end, or by LoRA, and how.
 
     name: what tables and figures call the arm. architecture: an encoder's name, built with one logit.
     input_px: side of the central crop that the network sees, in px of the stored patch.
     patches_per_epoch: patches drawn with replacement each epoch, uniform over slides, then over the two classes; None
         means every training patch once. max_lr: peak of the one-cycle schedule.
     shift_px: largest random shift of the crop. rotation: any angle; the stored patch must be wide enough for it.
+    lora: train only low-rank matrices and the head; None trains every weight.
+    accumulate: batches whose gradients are added up for one step. clip_norm: largest norm of a step's gradient; None: any.
+    patience: epochs without a lower validation loss after which training ends; None: all of ``n_epochs``.
+    sizes, by_domain: at which of the study's sizes it is trained (None: all), and whether on single domains too.
     """
 
     name: str
     architecture: str = "resnet50"
+    lora: Lora | None = None
     input_px: int = 224
     n_epochs: int = 100
     patches_per_epoch: int | None = 1280
@@ -199,6 +265,11 @@ class Network:
     blur_probability: float = 0.1
     rotation_probability: float = 0.5
     pretrained: bool = True
+    accumulate: int = 1
+    clip_norm: float | None = None
+    patience: int | None = None
+    sizes: tuple[float, ...] | None = None
+    by_domain: bool = True
 
     @property
     def needed_px(self) -> int:
@@ -218,6 +289,7 @@ class Study:
         that are mappings).
     conventions: one of ``encoders`` that is also embedded and probed as other libraries do it (`mfcore.conventions`).
     probe_audit: those of ``encoders`` that are also probed by other published estimators (`mfcore.probe_audit`).
+    effects: which switches' effects are measured, on which arms.
     """
 
     name: str
@@ -234,6 +306,7 @@ class Study:
     conventions: str = ""
     probe_audit: tuple[str, ...] = ()
     networks: tuple[Network, ...] = ()
+    effects: Effects = field(default_factory=Effects)
 
     @property
     def synthetic(self) -> bool:
