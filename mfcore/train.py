@@ -20,7 +20,7 @@ import pandas as pd
 from scipy.special import expit
 from tqdm.auto import tqdm
 
-from mfcore import augment, encoders, metrics, patches, rng, splits, store
+from mfcore import augment, encoders, metrics, patches, rng, splits, store, train_feed
 from mfcore.config import Network, Study, as_dict
 
 if typing.TYPE_CHECKING:
@@ -272,8 +272,9 @@ class _Training:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.model.train()
         with seeded(rng.stream_seed(task.seed, *task.stream, "dropout", number)):
-            for part in batches(len(rows), network.batch_size):
-                images = augment.augment(self._images(task.patches[rows[part]]), drawn[part], network.input_px)
+            parts = batches(len(rows), network.batch_size)
+            feed = train_feed.batches(task.patches, rows, drawn, parts, self.device, network.input_px)
+            for part, images in zip(parts, feed, strict=True):
                 truth = torch.from_numpy(task.labels[rows[part]].astype(np.float32)).to(self.device)
                 loss = functional.binary_cross_entropy_with_logits(self._forward(images), truth)
                 self.optimizer.zero_grad()
@@ -306,15 +307,11 @@ class _Training:
         self.model.eval()
         with torch.inference_mode():
             for start in range(0, len(rows), EVALUATION_BATCH):
-                images = self._images(crops[rows[start : start + EVALUATION_BATCH]]).to(torch.float32) / 255
+                images = (
+                    train_feed.as_images(crops[rows[start : start + EVALUATION_BATCH]], self.device).to(torch.float32) / 255
+                )
                 logits.append(self._forward(images).cpu().double())
         return torch.cat(logits).numpy()
-
-    def _images(self, patches_hwc: np.ndarray) -> "torch.Tensor":
-        """Patches uint8 (B, H, W, 3) as a tensor (B, 3, H, W) on the device."""
-        import torch
-
-        return torch.from_numpy(np.ascontiguousarray(patches_hwc)).to(self.device).permute(0, 3, 1, 2)
 
     def _forward(self, images: "torch.Tensor") -> "torch.Tensor":
         """Logits float32 (B,) of images (B, 3, input_px, input_px) in 0..1."""
