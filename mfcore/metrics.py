@@ -1,18 +1,29 @@
 """Scores of a binary classifier from two arrays: the labels (0 or 1) and the scores (probability of class 1).
 
-The five metrics are those of UNI's evaluation, which Ganz et al. used: accuracy, balanced accuracy, weighted F1,
-quadratic-weighted kappa and AUROC. The first four look at the class; a patch is given class 1 where its score is above
-0.5, so that 0.5 itself is class 0, as in an argmax over the two probabilities.
+Five are those of UNI's evaluation, which Ganz et al. used: accuracy, balanced accuracy, weighted F1, quadratic-weighted
+kappa and AUROC. Beside them: F1 of class 1, average precision, Brier score and expected calibration error. What looks at
+the class gives a patch class 1 where its score is above 0.5, so that 0.5 itself is class 0, as in an argmax over the two
+probabilities. Average precision and F1 grow with the share of class 1: they compare arms on one test set, not test sets.
 
-Where only one class is present, AUROC, balanced accuracy and kappa have no meaning and are NaN; nothing is guessed.
+Where only one class is present, AUROC, average precision, balanced accuracy and kappa have no meaning and are NaN, as F1 is
+without class 1; nothing is guessed.
 """
 
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    cohen_kappa_score,
+    f1_score,
+    roc_auc_score,
+)
 
 THRESHOLD = 0.5
+N_BINS = 15  # of the expected calibration error, as in Guo et al. 2017
 
 
 class MetricError(ValueError):
@@ -79,6 +90,44 @@ def auroc(label: np.ndarray, score: np.ndarray) -> float:
     return float(roc_auc_score(label, score)) if _both(label) else float("nan")
 
 
+def average_precision(label: np.ndarray, score: np.ndarray) -> float:
+    """Mean precision over the patches of class 1, each at its own score as the threshold; NaN where one class is missing.
+
+    The sum over thresholds of precision times gain in sensitivity, without interpolation; patches of one score enter together.
+    """
+    label, score = check(label, score)
+    return float(average_precision_score(label, score)) if _both(label) else float("nan")
+
+
+def f1(label: np.ndarray, score: np.ndarray) -> float:
+    """F1 of class 1: harmonic mean of its precision and sensitivity; NaN where no patch is of class 1."""
+    label, score = check(label, score)
+    return float(f1_score(label, classify(score), zero_division=0)) if label.any() else float("nan")
+
+
+def brier(label: np.ndarray, score: np.ndarray) -> float:
+    """Mean squared difference of score and label: 0 is perfect, 0.25 what a constant score of 0.5 has (Brier 1950)."""
+    label, score = check(label, score)
+    return float(brier_score_loss(label, score, pos_label=1))
+
+
+def ece(label: np.ndarray, score: np.ndarray) -> float:
+    """Expected calibration error: mean over patches of how far their bin's mean score lies from its share of class 1.
+
+    15 bins of equal width, as `bin_of` says. Guo et al. 2017, eq. 3, for the probability of class 1 instead of that of the
+    class given. Even a calibrated score's is above 0, the more so the fewer patches there are.
+    """
+    label, score = check(label, score)
+    gap = np.bincount(bin_of(score), weights=score - label, minlength=N_BINS)
+    return float(np.abs(gap).sum() / len(label))
+
+
+def bin_of(score: np.ndarray, n_bins: int = N_BINS) -> np.ndarray:
+    """Each score's bin, int (n,) in 0..n_bins - 1: bin i is (i / n_bins, (i + 1) / n_bins], and 0 is in the first."""
+    edges = np.arange(1, n_bins) / n_bins
+    return np.searchsorted(edges, np.asarray(score), side="left")
+
+
 def _both(label: np.ndarray) -> bool:
     return bool(label.min() != label.max())
 
@@ -89,6 +138,10 @@ METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "weighted_f1": weighted_f1,
     "quadratic_kappa": quadratic_kappa,
     "auroc": auroc,
+    "average_precision": average_precision,
+    "f1": f1,
+    "brier": brier,
+    "ece": ece,
 }
 
 TITLES: Mapping[str, str] = {
@@ -97,7 +150,13 @@ TITLES: Mapping[str, str] = {
     "weighted_f1": "weighted F1",
     "quadratic_kappa": "quadratic-weighted kappa",
     "auroc": "AUROC",
+    "average_precision": "average precision",
+    "f1": "F1",
+    "brier": "Brier score",
+    "ece": "expected calibration error",
 }
+
+HIGHER_IS_BETTER: frozenset[str] = frozenset(METRICS) - {"brier", "ece"}
 
 
 def compute(name: str, label: np.ndarray, score: np.ndarray) -> float:

@@ -39,6 +39,50 @@ def test_class_metrics_by_the_confusion_matrix(sample):
     assert metrics.quadratic_kappa(label, score) == pytest.approx(((tp + tn) / n - by_chance) / (1 - by_chance))
 
 
+def test_f1_is_that_of_class_1(sample):
+    label, score = sample
+    (_, fp), (fn, tp) = confusion(label, score)
+    assert metrics.f1(label, score) == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    assert metrics.f1(np.array([0, 1]), np.array([0.1, 0.2])) == 0.0
+
+
+def test_average_precision_is_the_sum_over_thresholds(sample):
+    label, score = sample
+    total, before = 0.0, 0.0
+    for threshold in sorted(set(score), reverse=True):
+        above = score >= threshold
+        sensitivity = np.sum(label[above]) / np.sum(label)
+        total += np.mean(label[above]) * (sensitivity - before)
+        before = sensitivity
+    assert metrics.average_precision(label, score) == pytest.approx(total, abs=1e-12)
+
+
+def test_brier_and_calibration_error_by_a_loop_over_bins(sample):
+    label, score = sample
+    assert metrics.brier(label, score) == pytest.approx(np.mean((score - label) ** 2))
+    total = 0.0
+    for i in range(15):
+        inside = (score > i / 15) & (score <= (i + 1) / 15) | (score == 0) & (i == 0)
+        if inside.any():
+            total += inside.mean() * abs(score[inside].mean() - label[inside].mean())
+    assert metrics.ece(label, score) == pytest.approx(total, abs=1e-12)
+
+
+def test_bins_hold_their_upper_edge_and_every_score():
+    edges = np.arange(16) / 15
+    assert metrics.bin_of(edges).tolist() == [0, *range(15)]
+    assert metrics.bin_of(np.nextafter(edges[1:-1], 1)).tolist() == list(range(1, 15))
+    assert metrics.bin_of(np.array([0.0, 0.5, 0.51, 1.0]), 2).tolist() == [0, 0, 1, 1]
+
+
+def test_a_calibrated_score_has_a_small_error_and_a_shifted_one_its_shift():
+    rng = np.random.default_rng(0)
+    score = rng.uniform(0.3, 0.6, 40_000)
+    label = (rng.random(40_000) < score).astype(int)
+    assert metrics.ece(label, score) < 0.02
+    assert metrics.ece(label, score + 0.2) == pytest.approx(0.2, abs=0.02)
+
+
 def test_score_of_one_half_is_class_0():
     assert metrics.classify(np.array([0.5, np.nextafter(0.5, 1), 0.0, 1.0])).tolist() == [0, 1, 0, 1]
 
@@ -49,13 +93,17 @@ def test_one_class_is_nan_without_a_warning(present):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = metrics.evaluate(label, score)
-    assert {name for name, value in found.items() if np.isnan(value)} == {"auroc", "balanced_accuracy", "quadratic_kappa"}
+    undefined = {"auroc", "average_precision", "balanced_accuracy", "quadratic_kappa"} | (set() if present else {"f1"})
+    assert {name for name, value in found.items() if np.isnan(value)} == undefined
     assert found["accuracy"] == pytest.approx(0.75 if present else 0.25)
 
 
 def test_perfect_and_reversed_scores():
     label = np.array([0, 0, 1, 1])
-    assert set(metrics.evaluate(label, label.astype(float)).values()) == {1.0}
+    best, worst = metrics.evaluate(label, label.astype(float)), metrics.evaluate(label, 1.0 - label)
+    assert best == {name: float(name in metrics.HIGHER_IS_BETTER) for name in metrics.METRICS}
+    assert all(worst[name] < best[name] for name in metrics.HIGHER_IS_BETTER)
+    assert all(worst[name] > best[name] for name in metrics.METRICS if name not in metrics.HIGHER_IS_BETTER)
     assert metrics.auroc(label, 1.0 - label) == 0.0
 
 
