@@ -214,6 +214,11 @@ def _check(study: Study) -> None:
     unknown = sorted(set(study.effects.switches) - set(Switches.CHOICES))
     if unknown:
         raise ConfigError(f"effects.switches: {unknown[0]!r} is not one of {list(Switches.CHOICES)}")
+    twice = sorted({name for name in study.effects.switches if study.effects.switches.count(name) > 1})
+    if twice:
+        raise ConfigError(f"effects.switches: {twice[0]} is named twice")
+    if study.effects.switches and not (study.effects.encoder or study.effects.network):
+        raise ConfigError("effects: switches are to be measured, but neither encoder nor network says on what")
     if study.effects.n_folds is not None and not 1 <= study.effects.n_folds <= splits.n_folds:
         raise ConfigError(f"effects.n_folds: {study.effects.n_folds}; the study has {splits.n_folds} folds")
     unknown = sorted(set(study.inflation.schemes) - set(SCHEMES))

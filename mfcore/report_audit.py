@@ -19,6 +19,7 @@ def page(study: Study, results: Path) -> str:
         study=study,
         own=splits_audit.scheme_title(study.switches.scheme),
         summary=table(splits_audit.summary(schemes)),
+        networks=splits_audit.networks_said(run),
         not_drawn=rich(captions.not_drawn(run.record["facts"]["not_drawn"])),
         inflation=table(compare_schemes.wide(inflation)) if len(inflation) else "",
         missing=_missing(study, results, inflation),

@@ -14,6 +14,7 @@ import pandas as pd
 
 from mfcore import patches, store
 from mfcore.config import SCHEMES, Study, as_dict
+from mfcore.rng import stream_seed
 from mfcore.splits_draw import SplitError, draw
 
 ALL = "all"
@@ -127,6 +128,18 @@ def under(study: Study, scheme: str) -> Study:
     return replace(study, switches=switches, splits=replace(study.splits, by_domain=False))
 
 
+def drawn_for(study: Study, networks: bool) -> Study:
+    """The study as its probes, or its networks, are split: the same, unless ``switches.shared_splits`` is off.
+
+    Networks then have folds of their own, drawn alike by a seed of their own, as the released training script, whose
+    generator is another than its probe's, draws others for the same seed.
+    """
+    if study.switches.shared_splits or not networks:
+        return study
+    seed = stream_seed(study.splits.seed, "networks") % 2**32
+    return replace(study, splits=replace(study.splits, seed=seed))
+
+
 def config_of(study: Study) -> dict:
     """What of the study decides its splits."""
     switches = {key: getattr(study.switches, key) for key in ("split_by", "stratified")}
@@ -134,21 +147,33 @@ def config_of(study: Study) -> dict:
 
 
 def write(study: Study, results: Path) -> store.Run:
-    """Make and store the splits of the study's patches (``splits.parquet``)."""
-    patches_run = patches.find(study, results)
-    run = store.open_run(results, "splits", study.switches.scheme, config_of(study), {"patches": patches_run.key})
-    if not run.done:
-        labels, _ = patches.load(patches_run)
-        table = make(study, labels)
-        store.write_parquet(run.path("splits.parquet"), table)
-        run.finish(["splits.parquet"], n_units=len(units(table)))
-    return run
+    """Make and store the splits of the study's patches (``splits.parquet``), and its networks' where these are others.
+
+    Returns the probes'.
+    """
+    runs = []
+    for networks in (False, True):
+        drawn = drawn_for(study, networks)
+        patches_run = patches.find(study, results)
+        run = store.open_run(results, "splits", _name(study, networks), config_of(drawn), {"patches": patches_run.key})
+        if not run.done:
+            labels, _ = patches.load(patches_run)
+            table = make(drawn, labels)
+            store.write_parquet(run.path("splits.parquet"), table)
+            run.finish(["splits.parquet"], n_units=len(units(table)))
+        runs.append(run)
+    return runs[0]
 
 
-def find(study: Study, results: Path) -> store.Run:
-    """The study's finished splits; raises StoreError where there are none."""
+def find(study: Study, results: str | Path, networks: bool = False) -> store.Run:
+    """The finished splits that the study's probes, or its ``networks``, learn from; raises StoreError where there are none."""
     inputs = {"patches": patches.find(study, results).key}
-    return store.find_run(results, "splits", study.switches.scheme, config_of(study), inputs)
+    return store.find_run(results, "splits", _name(study, networks), config_of(drawn_for(study, networks)), inputs)
+
+
+def _name(study: Study, networks: bool) -> str:
+    own = networks and not study.switches.shared_splits
+    return f"{study.switches.scheme}_networks" if own else study.switches.scheme
 
 
 def load(run: store.Run) -> pd.DataFrame:

@@ -88,16 +88,45 @@ def scheme_title(scheme: str) -> str:
 def write(study: Study, results: Path) -> store.Run:
     """Audit the study's splits, and what every scheme would give: ``audit.csv`` and ``schemes.csv``.
 
-    The run's facts have, under ``not_drawn``, the schemes that these data can't be drawn by, and why.
+    The run's facts have, under ``not_drawn``, the schemes that these data can't be drawn by, and why; under ``networks``,
+    where these have splits of their own, what `between` says of them.
     """
     run = store.open_run(results, "audit", study.switches.scheme, _config(study), _inputs(study, results))
     if not run.done:
         labels, _ = patches.load(patches.find(study, results))
-        store.write_csv(run.path("audit.csv"), audit(study, splits.load(splits.find(study, results)), labels))
+        own, networks = (splits.load(splits.find(study, results, networks)) for networks in (False, True))
+        store.write_csv(run.path("audit.csv"), audit(study, own, labels))
         schemes, reasons = audit_schemes(study, labels)
         store.write_csv(run.path("schemes.csv"), schemes)
-        run.finish(["audit.csv", "schemes.csv"], not_drawn=reasons)
+        shared = study.switches.shared_splits
+        run.finish(["audit.csv", "schemes.csv"], not_drawn=reasons, networks={} if shared else between(own, networks))
     return run
+
+
+def between(probes: pd.DataFrame, networks: pd.DataFrame) -> dict[str, float]:
+    """How alike two tables of splits are, means over folds with all the data, trained on all domains.
+
+    ``tested_by_both``: share of the probes' test patches that the networks are tested on too; ``trained_on_by_networks``:
+    share of them that the networks train on or validate with.
+    """
+    full = [unit for unit in splits.units(probes) if unit.train_domain == splits.ALL]
+    full = [unit for unit in full if unit.size == max(each.size for each in full)]
+    pairs = [(splits.select(probes, unit)["test"], splits.select(networks, unit)) for unit in full]
+    both = [np.isin(test, theirs["test"]).mean() for test, theirs in pairs]
+    seen = [np.isin(test, np.concatenate([theirs["train"], theirs["val"]])).mean() for test, theirs in pairs]
+    return {"tested_by_both": float(np.mean(both)), "trained_on_by_networks": float(np.mean(seen))}
+
+
+def networks_said(run: store.Run) -> str:
+    """In a sentence, how the networks' splits relate to the probes', from a finished audit; empty where they are the same."""
+    found = run.record["facts"].get("networks", {})
+    if not found:
+        return ""
+    return (
+        f"Networks have folds of their own, by a seed of their own: of the patches that a fold tests the probes on, "
+        f"{found['tested_by_both']:.0%} test the networks too, and {found['trained_on_by_networks']:.0%} train them: "
+        "probes and networks are compared on different patches."
+    )
 
 
 def find(study: Study, results: Path) -> store.Run:
@@ -110,7 +139,8 @@ def _config(study: Study) -> dict:
 
 
 def _inputs(study: Study, results: Path) -> dict[str, str]:
-    return {"splits": splits.find(study, results).key}
+    inputs = {"splits": splits.find(study, results).key}
+    return inputs if study.switches.shared_splits else inputs | {"networks": splits.find(study, results, networks=True).key}
 
 
 def load(run: store.Run) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Studies: every way to say something that can't be, refused with file, key and remedy."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def test_every_study_here_loads_and_is_named_like_its_file(file):
         (GOOD + "networks: [{name: n, input_px: 100}, {name: n, input_px: 90}]\n", "named twice"),
         (GOOD + "networks: [{name: a, input_px: 100}]\n", "an arm is named twice: .'a'.; a network's name must differ"),
         (GOOD + "patches: {um_per_px: 0}\n", "patches.um_per_px: 0.0 um/px"),
+        (GOOD + "effects: {switches: [epoch]}\n", "effects: switches are to be measured, but neither encoder nor network"),
+        (GOOD + "effects: {encoder: b}\n", "effects.encoder: 'b' is not among encoders"),
+        (GOOD + "effects: {network: a}\n", "effects.network: 'a' is not among networks"),
+        (GOOD + "effects: {encoder: a, switches: [epochs]}\n", "effects.switches: 'epochs' is not one of"),
+        (GOOD + "effects: {encoder: a, switches: [epoch, epoch]}\n", "effects.switches: epoch is named twice"),
+        (GOOD + "effects: {encoder: a, n_folds: 6}\n", "effects.n_folds: 6; the study has 5 folds"),
         (
             GOOD + "patches: {stored_px: 224}\nnetworks: [{name: n}]\n",
             "needs stored patches of 317 px, these have 224; lower input_px",
@@ -67,7 +74,8 @@ def test_paper_mode_sets_every_switch_and_single_ones_can_be_flipped(tmp_path):
     assert all(strict[name] != paper[name] for name in strict)
     assert set(Switches.CHOICES) == set(strict)
     study = load(tmp_path, GOOD + "mode: paper\nswitches: {epoch: best}\n")
-    assert study.switches == Switches("annotation", False, "best", "native")
+    assert study.switches == dataclasses.replace(MODES["paper"], epoch="best")
+    assert all(MODES["strict"].CHOICES[name][0] == strict[name] and paper[name] in Switches.CHOICES[name] for name in strict)
 
 
 def test_patches_are_stored_wide_enough_for_every_network(tmp_path):

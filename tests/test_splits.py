@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mfcore import splits
+from mfcore import patches, splits, splits_audit, store
 from mfcore.config import MODES, SCHEMES, Data, Splits, Study, Switches
 
 
@@ -188,3 +188,35 @@ def test_a_study_under_a_scheme_differs_by_that_alone():
     assert other.switches.epoch == "last" and other.splits.seed == asked.splits.seed and not other.splits.by_domain
     with pytest.raises(splits.SplitError, match="'by_slide' is not one of"):
         splits.under(asked, "by_slide")
+
+
+def stored(study, labels, results):
+    """The study's patches, without px."""
+    run = store.open_run(results, "patches", study.name, patches.config_of(study), {})
+    store.write_parquet(run.path("labels.parquet"), labels)
+    np.save(run.path("patches.npy"), np.zeros((1, 1), np.uint8))
+    run.finish(["labels.parquet", "patches.npy"])
+
+
+def test_networks_have_folds_of_their_own_only_where_the_switch_says_so(tmp_path):
+    labels = official(label_table(np.random.default_rng(11)))
+    shared = study(n_folds=2, by_domain=False)
+    apart = replace(shared, switches=Switches(shared_splits=False))
+    stored(shared, labels, tmp_path)
+    assert splits.write(shared, tmp_path).key == splits.find(shared, tmp_path, networks=True).key
+    with pytest.raises(store.StoreError, match="no finished 'splits' run 'slide_networks'"):
+        splits.find(apart, tmp_path, networks=True)
+    probes = splits.write(apart, tmp_path)
+    networks = splits.find(apart, tmp_path, networks=True)
+    assert probes.key == splits.find(apart, tmp_path).key == splits.find(shared, tmp_path).key
+    assert probes.key != networks.key and networks.folder.name.startswith("splits-slide_networks-")
+    own, theirs = splits.load(probes), splits.load(networks)
+    for unit in splits.units(own):
+        mine, other = splits.select(own, unit), splits.select(theirs, unit)
+        assert not np.array_equal(mine["test"], other["test"])
+        assert abs(len(other["test"]) / len(mine["test"]) - 1) < 0.3  # drawn alike
+    with_audit = splits_audit.write(apart, tmp_path)
+    found = with_audit.record["facts"]["networks"]
+    assert 0 < found["tested_by_both"] < 1 and found["tested_by_both"] + found["trained_on_by_networks"] == pytest.approx(1)
+    assert "Networks have folds of their own" in splits_audit.networks_said(with_audit)
+    assert splits_audit.networks_said(splits_audit.write(shared, tmp_path)) == ""
