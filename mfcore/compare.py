@@ -8,7 +8,8 @@ import pandas as pd
 
 from mfcore import metrics, raters, splits, store
 from mfcore.config import Study, as_dict
-from mfcore.statistics import Interval, bootstrap_auroc, spread
+from mfcore.statistics import Interval, spread
+from mfcore.statistics_bootstrap import bootstrap
 
 PROBE, END_TO_END = "probe", "end-to-end"
 IN_DOMAIN, OUT_OF_DOMAIN = "in domain", "out of domain"
@@ -247,14 +248,14 @@ def published_full_size() -> str:
 
 
 def best_interval(predictions: pd.DataFrame, table: pd.DataFrame, study: Study) -> Interval:
-    """Interval over test slides of the mean AUROC of the best arm with all the data (`statistics.bootstrap_auroc`).
+    """Interval over test slides of the mean AUROC of the best arm with all the data (`statistics_bootstrap.bootstrap`).
 
     table: as `scaling_table` returns it, which names the arm.
     """
     full = table[table["size"] == table["size"].max()]
     arm = full.loc[full["auroc"].idxmax(), "arm"]
     mine = predictions[(predictions["arm"] == arm) & (predictions["train_domain"] == ALL)]
-    return bootstrap_auroc(mine[mine["size"] == full["size"].iloc[0]], study.splits.seed, "best arm", arm)
+    return bootstrap(mine[mine["size"] == full["size"].iloc[0]], "auroc", study.splits.seed, "best arm", arm)
 
 
 def wide(table: pd.DataFrame, value: str = "auroc") -> pd.DataFrame:

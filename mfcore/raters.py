@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from mfcore import splits
-from mfcore.statistics import LEVEL, Interval, percentile_interval, resampled_slides
+from mfcore.statistics import LEVEL, Interval
+from mfcore.statistics_bootstrap import percentile_interval, resampled_slides
 
 UNANIMOUS, CONTESTED = "unanimous", "contested"
 MEASURES = ("agreement", "kappa", "balanced_accuracy")
@@ -115,8 +116,9 @@ def _measures(cells: np.ndarray) -> dict[str, np.ndarray]:
 def reference(human: pd.DataFrame | None, metric: str, domain: str = splits.ALL) -> Interval | None:
     """What one rater reaches against another in a metric of `mfcore.metrics`, with its interval over ``n`` slides.
 
-    human: as `table` returns it, or None. None where there are no votes, and for AUROC: a vote is one operating point and no
-    ranking. The area under its two straight lines equals the balanced accuracy, which is not what a score's AUROC measures.
+    human: as `table` returns it, or None. None where there are no votes, and for metrics that raters have none of: a vote
+    is one operating point, neither a ranking nor a probability. The area under its two straight lines equals the balanced
+    accuracy, which is not what a score's AUROC measures.
     """
     row = human[human["domain"] == domain] if human is not None and metric in AS_METRIC else ()
     if not len(row) or not math.isfinite(row[AS_METRIC[metric]].iloc[0]):

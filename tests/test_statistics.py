@@ -1,4 +1,4 @@
-"""Spread, bootstrap and paired interval against other formulas and against their own simulations."""
+"""Spread, the corrected tests and Holm's correction against other formulas and against their own simulations."""
 
 import warnings
 
@@ -6,23 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from sklearn.metrics import roc_auc_score
 
 from mfcore import statistics
-from mfcore.metrics import MetricError
-from mfcore.rng import generator
-
-
-def fake_predictions(seed=0, n_slides=12, n_folds=2, n_per_slide=8):
-    """Random scores; every fold tests another half of the slides."""
-    rng = np.random.default_rng(seed)
-    tables = []
-    for fold in range(n_folds):
-        for slide in rng.choice(n_slides, n_slides // 2, replace=False):
-            label = rng.integers(0, 2, n_per_slide)
-            score = np.round(np.clip(rng.normal(0.4 + 0.2 * label, 0.2), 0, 1), 1)
-            tables.append(pd.DataFrame({"slide_id": f"s{slide}", "label": label, "score": score, "fold": fold}))
-    return pd.concat(tables, ignore_index=True)
 
 
 def test_spread_is_mean_and_sample_sd():
@@ -39,61 +24,6 @@ def test_spread_leaves_nan_out_and_counts():
     assert one.mean == 0.5
     assert np.isnan([one.sd, none.mean, none.sd]).all()
     assert none.n == 0
-
-
-def test_bootstrap_equals_resampling_rows_slide_by_slide():
-    """The quadratic form against the plain way: repeat each drawn slide's rows and rank them again."""
-    table = fake_predictions()
-    found = statistics.bootstrap_auroc(table, 7, "test", n_resamples=40)
-    slides = np.unique(table["slide_id"])
-    counts = generator(7, "bootstrap", "test").multinomial(len(slides), np.full(len(slides), 1 / len(slides)), 40)
-    means = []
-    for drawn in counts:
-        repeated = table.loc[np.repeat(table.index, drawn[np.searchsorted(slides, table["slide_id"])])]
-        means.append(
-            np.mean([roc_auc_score(f["label"], f["score"]) for _, f in repeated.groupby("fold") if f["label"].nunique() == 2])
-        )
-    assert found.estimate == pytest.approx(np.mean([roc_auc_score(f["label"], f["score"]) for _, f in table.groupby("fold")]))
-    assert [found.low, found.high] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=1e-12)
-    assert found.n == len(slides)
-
-
-def test_bootstrap_depends_on_its_name_and_seed_only():
-    table = fake_predictions()
-    one = statistics.bootstrap_auroc(table, 1, "arm", n_resamples=200)
-    assert one == statistics.bootstrap_auroc(table.sample(frac=1, random_state=3), 1, "arm", n_resamples=200)
-    assert one != statistics.bootstrap_auroc(table, 1, "other arm", n_resamples=200)
-    assert one != statistics.bootstrap_auroc(table, 2, "arm", n_resamples=200)
-
-
-def test_slides_make_the_interval_wider_than_patches():
-    """Where a slide's patches share an offset, drawing patches singly promises too much."""
-    rng = np.random.default_rng(0)
-    offset = rng.normal(0, 0.2, 10)
-    label = rng.integers(0, 2, 400)
-    slide = np.repeat(np.arange(10), 40)
-    label = np.where(rng.random(400) < 0.8, slide % 2, label)  # slides differ in their share of positives
-    score = np.clip(0.5 + offset[slide] + 0.05 * label, 0, 1)
-    table = pd.DataFrame({"slide_id": slide.astype(str), "label": label, "score": score, "fold": 0})
-    by_slide = statistics.bootstrap_auroc(table, 1, "x", n_resamples=300)
-    by_patch = statistics.bootstrap_auroc(table.assign(slide_id=np.arange(400).astype(str)), 1, "x", n_resamples=300)
-    assert by_slide.high - by_slide.low > 2 * (by_patch.high - by_patch.low)
-
-
-def test_bootstrap_without_both_classes_is_nan():
-    table = fake_predictions().assign(label=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = statistics.bootstrap_auroc(table, 1, "x", n_resamples=20)
-    assert np.isnan([found.estimate, found.low, found.high]).all()
-
-
-def test_bootstrap_refuses_nan_scores_and_levels():
-    table = fake_predictions()
-    with pytest.raises(MetricError, match="row 3 is no number"):
-        statistics.bootstrap_auroc(table.assign(score=table["score"].where(table.index != 3)), 1, "x")
-    with pytest.raises(statistics.StatisticsError, match="level is 95"):
-        statistics.bootstrap_auroc(table, 1, "x", level=95)
 
 
 def test_paired_difference_is_scipys_when_nothing_is_shared():
@@ -127,3 +57,100 @@ def test_paired_difference_leaves_unfinished_folds_out():
 def test_paired_difference_refuses(first, second, n_train, message):
     with pytest.raises(statistics.StatisticsError, match=message):
         statistics.paired_difference(first, second, n_train, 5)
+
+
+FIRST, SECOND = np.array([0.8, 0.82, 0.79, 0.85, 0.81]), np.array([0.7, 0.75, 0.74, 0.73, 0.78])
+
+
+def test_p_is_scipys_when_nothing_is_shared():
+    assert statistics.paired_test(FIRST, SECOND, 1e12, 1).p == pytest.approx(stats.ttest_rel(FIRST, SECOND).pvalue, rel=1e-6)
+    welch = statistics.unpaired_test(FIRST, SECOND[:4], 1e12, 1)
+    expected = stats.ttest_ind(FIRST, SECOND[:4], equal_var=False)
+    assert welch.p == pytest.approx(expected.pvalue, rel=1e-6) and welch.interval.n == 4
+    interval = expected.confidence_interval()
+    assert [welch.interval.low, welch.interval.high] == pytest.approx([interval.low, interval.high], abs=1e-6)
+
+
+def test_p_is_that_of_the_corrected_t_by_hand():
+    d = FIRST - SECOND
+    t = d.mean() / (d.std(ddof=1) * np.sqrt(1 / 5 + 20 / 64))
+    assert statistics.paired_test(FIRST, SECOND, 64, 20).p == pytest.approx(2 * (1 - stats.t.cdf(t, 4)))
+    assert statistics.paired_test(SECOND, FIRST, 64, 20).p == pytest.approx(2 * (1 - stats.t.cdf(t, 4)))
+
+
+@pytest.mark.parametrize("shift", np.linspace(-0.12, 0.05, 18))
+@pytest.mark.parametrize("test", [statistics.paired_test, statistics.unpaired_test])
+def test_the_interval_holds_zero_exactly_where_p_is_above_its_level(test, shift):
+    found = test(FIRST + shift, SECOND, 64, 20, level=0.9)
+    assert (found.interval.low <= 0 <= found.interval.high) == (found.p >= 0.1)
+
+
+def test_folds_without_spread_say_nothing_unless_the_arms_are_equal():
+    same = statistics.paired_test(FIRST, FIRST, 64, 20)
+    assert (same.interval.low, same.interval.high, same.p) == (0.0, 0.0, 1.0)
+    shifted = statistics.paired_test(FIRST, FIRST - 0.1, 64, 20)
+    assert shifted.interval.estimate == pytest.approx(0.1)
+    assert np.isnan([shifted.p, shifted.interval.low, shifted.interval.high]).all()
+
+
+@pytest.mark.parametrize("test", [statistics.paired_test, statistics.unpaired_test])
+def test_one_fold_has_no_p(test):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(test([0.8, np.nan], [0.7, np.nan], 64, 20).p)
+        assert np.isnan(test([np.nan], [np.nan], 64, 20).interval.estimate)
+
+
+def test_a_difference_is_clear_from_where_said():
+    """Folds whose SD is 1: just above the bound p is below 0.05 (of one of three tests: 0.05 / 3), just below it above."""
+    folds = np.array([-1.0, 0.5, 1.25, -1.25, 0.5])
+    folds = folds / folds.std(ddof=1)
+    for n_tests in (1, 3):
+        bound = statistics.clear_difference(5, 64, 20, n_tests=n_tests)
+        above, below = (statistics.paired_test(folds + bound * by, np.zeros(5), 64, 20).p for by in (1.001, 0.999))
+        assert above < 0.05 / n_tests < below
+    assert np.isnan(statistics.clear_difference(1, 64, 20))
+
+
+def test_the_corrected_test_keeps_its_level_where_the_plain_one_does_not():
+    """Folds that share patches: a common draw makes their differences correlate by test / (test + training) share."""
+    rng, n, share = np.random.default_rng(0), 4000, 20 / (20 + 64)
+    common, own = rng.normal(size=(n, 1)), rng.normal(size=(n, 5))
+    differences = np.sqrt(share) * common + np.sqrt(1 - share) * own
+    corrected = [statistics.paired_test(d, np.zeros(5), 64, 20).p < 0.05 for d in differences]
+    plain = [statistics.paired_test(d, np.zeros(5), 1e12, 1).p < 0.05 for d in differences]
+    assert np.mean(plain) > 0.12 and 0.035 < np.mean(corrected) < 0.065
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # 4 * .005; 3 * .01; 2 * .03; then 1 * .04 is raised to .06
+        ([0.01, np.nan, 0.02], [0.02, np.nan, 0.02]),  # two tests, not three
+        ([0.5, 0.9, 0.6], [1.0, 1.0, 1.0]),
+        ([0.02, 0.02], [0.04, 0.04]),
+        ([np.nan], [np.nan]),
+        ([], []),
+    ],
+)
+def test_holm_by_hand(p, expected):
+    found = statistics.holm(pd.Series(p, index=[f"pair{i}" for i in range(len(p))], dtype=float))
+    assert found.tolist() == pytest.approx(expected, nan_ok=True) and found.index.tolist()[:1] == ["pair0"][: len(p)]
+
+
+def test_holm_is_its_definition_on_random_p():
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        p = pd.Series(rng.random(rng.integers(1, 9)) ** 3)
+        found, ordered = statistics.holm(p), np.sort(p)
+        for value, corrected in zip(p, found, strict=True):
+            rejected_at = [(len(p) - j) * ordered[j] for j in range(len(p)) if ordered[j] <= value]
+            assert corrected == pytest.approx(min(1, max(rejected_at)))
+        assert (found >= p).all() and (found <= p * len(p)).all()
+
+
+def test_holm_and_the_counts_refuse():
+    with pytest.raises(statistics.StatisticsError, match=r"between 0 and 1; the first that doesn't is 1.5"):
+        statistics.holm(pd.Series([0.1, 1.5]))
+    with pytest.raises(statistics.StatisticsError, match="must be positive"):
+        statistics.unpaired_test([0.1, 0.2], [0.1, 0.2], 5, 0)

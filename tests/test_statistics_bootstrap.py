@@ -1,0 +1,114 @@
+"""The bootstrap over slides of every metric against the plain way: repeat each drawn slide's rows and compute again."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mfcore import metrics
+from mfcore.metrics import MetricError
+from mfcore.rng import generator
+from mfcore.statistics import StatisticsError
+from mfcore.statistics_bootstrap import bootstrap, resampled_slides
+
+
+def fake_predictions(seed=0, n_slides=12, n_folds=2, n_per_slide=8):
+    """Random scores; every fold tests another half of the slides."""
+    rng = np.random.default_rng(seed)
+    tables = []
+    for fold in range(n_folds):
+        for slide in rng.choice(n_slides, n_slides // 2, replace=False):
+            label = rng.integers(0, 2, n_per_slide)
+            score = np.round(np.clip(rng.normal(0.4 + 0.2 * label, 0.2), 0, 1), 1)
+            tables.append(pd.DataFrame({"slide_id": f"s{slide}", "label": label, "score": score, "fold": fold}))
+    return pd.concat(tables, ignore_index=True)
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS)
+@pytest.mark.parametrize("seed", range(3))
+def test_bootstrap_equals_resampling_rows_slide_by_slide(metric, seed):
+    table = fake_predictions(seed)
+    if seed == 2:  # a fold whose positives lie on one slide: many resamples lack class 1
+        only = table["slide_id"] == table.loc[table["fold"] == 0, "slide_id"].iloc[0]
+        table.loc[(table["fold"] == 0) & ~only, "label"] = 0
+    found = bootstrap(table, metric, 7, "test", n_resamples=40)
+    slides = np.unique(table["slide_id"])
+    counts = generator(7, "bootstrap", "test").multinomial(len(slides), np.full(len(slides), 1 / len(slides)), 40)
+    means = []
+    for drawn in counts:
+        repeated = table.loc[np.repeat(table.index, drawn[np.searchsorted(slides, table["slide_id"])])]
+        folds = [metrics.compute(metric, f["label"].to_numpy(), f["score"].to_numpy()) for _, f in repeated.groupby("fold")]
+        means.append(np.nanmean(folds) if np.isfinite(folds).any() else np.nan)
+    folds = [metrics.compute(metric, f["label"].to_numpy(), f["score"].to_numpy()) for _, f in table.groupby("fold")]
+    assert found.estimate == pytest.approx(np.nanmean(folds), abs=1e-12)
+    assert [found.low, found.high] == pytest.approx(np.nanquantile(means, [0.025, 0.975]), abs=1e-12)
+    assert found.n == len(slides)
+
+
+def test_every_resampled_value_is_the_metric_of_the_repeated_rows():
+    """Not the quantiles alone: a stream of one resample each, for every metric."""
+    table = fake_predictions(4, n_folds=1)
+    slide, weights = resampled_slides(table["slide_id"], 3, "one", n_resamples=1)
+    repeated = table.loc[np.repeat(table.index, weights[1].astype(int)[slide])]
+    for metric in metrics.METRICS:
+        found = bootstrap(table, metric, 3, "one", n_resamples=1)
+        expected = metrics.compute(metric, repeated["label"].to_numpy(), repeated["score"].to_numpy())
+        assert found.low == found.high == pytest.approx(expected, abs=1e-12), metric
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    """80 % intervals of balanced accuracy where slides differ, against the truth of a large sample."""
+    rng = np.random.default_rng(5)
+
+    def sample(n_slides):
+        skill = np.repeat(rng.normal(0.3, 0.25, n_slides), 10)
+        label = rng.integers(0, 2, 10 * n_slides)
+        score = 1 / (1 + np.exp(-(skill * (2 * label - 1) + 0.5 * rng.normal(size=len(label)))))
+        slide = np.repeat(np.arange(n_slides), 10).astype(str)
+        return pd.DataFrame({"slide_id": slide, "label": label, "score": score, "fold": 0})
+
+    large = sample(20_000)
+    truth = metrics.balanced_accuracy(large["label"].to_numpy(), large["score"].to_numpy())
+    found = [bootstrap(sample(30), "balanced_accuracy", i, "c", n_resamples=200, level=0.8) for i in range(250)]
+    assert 0.70 < np.mean([one.low <= truth <= one.high for one in found]) < 0.88
+
+
+def test_bootstrap_depends_on_its_name_and_seed_only():
+    table = fake_predictions()
+    one = bootstrap(table, "auroc", 1, "arm", n_resamples=200)
+    assert one == bootstrap(table.sample(frac=1, random_state=3), "auroc", 1, "arm", n_resamples=200)
+    assert one != bootstrap(table, "auroc", 1, "other arm", n_resamples=200)
+    assert one != bootstrap(table, "auroc", 2, "arm", n_resamples=200)
+
+
+def test_slides_make_the_interval_wider_than_patches():
+    """Where a slide's patches share an offset, drawing patches singly promises too much."""
+    rng = np.random.default_rng(0)
+    offset = rng.normal(0, 0.2, 10)
+    label = rng.integers(0, 2, 400)
+    slide = np.repeat(np.arange(10), 40)
+    label = np.where(rng.random(400) < 0.8, slide % 2, label)  # slides differ in their share of positives
+    score = np.clip(0.5 + offset[slide] + 0.05 * label, 0, 1)
+    table = pd.DataFrame({"slide_id": slide.astype(str), "label": label, "score": score, "fold": 0})
+    by_slide = bootstrap(table, "auroc", 1, "x", n_resamples=300)
+    by_patch = bootstrap(table.assign(slide_id=np.arange(400).astype(str)), "auroc", 1, "x", n_resamples=300)
+    assert by_slide.high - by_slide.low > 2 * (by_patch.high - by_patch.low)
+
+
+def test_bootstrap_without_both_classes_is_nan():
+    table = fake_predictions().assign(label=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = bootstrap(table, "auroc", 1, "x", n_resamples=20)
+    assert np.isnan([found.estimate, found.low, found.high]).all()
+
+
+def test_bootstrap_refuses_nan_scores_and_levels():
+    table = fake_predictions()
+    with pytest.raises(MetricError, match="row 3 is no number"):
+        bootstrap(table.assign(score=table["score"].where(table.index != 3)), "auroc", 1, "x")
+    with pytest.raises(StatisticsError, match="level is 95"):
+        bootstrap(table, "auroc", 1, "x", level=95)
+    with pytest.raises(MetricError, match="'auc' is not known"):
+        bootstrap(table, "auc", 1, "x")
