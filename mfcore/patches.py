@@ -38,10 +38,18 @@ def prepare(study: Study, folder: str | Path, n_workers: int = 1, host: str = do
 
 
 def config_of(study: Study) -> dict:
-    """What decides the patches, and enters the hash: everything of data and patches but the names of the classes."""
+    """What decides the patches, and enters the hash: everything of data and patches but the names of the classes.
+
+    Patches that come as images have no border of a slide.
+    """
     data = {key: value for key, value in as_dict(study.data).items() if key not in ("positive", "negative")}
     patches = {**as_dict(study.patches), "stored_px": study.stored_px}
-    return {"data": data, "patches": patches, "resolution": study.switches.resolution}
+    border = {"border": "black"} if _is_black_outside(study) else {}
+    return {"data": data, "patches": patches, "resolution": study.switches.resolution, **border}
+
+
+def _is_black_outside(study: Study) -> bool:
+    return study.switches.border == "black" and study.data.source != "amibr"
 
 
 def find(study: Study, results: str | Path) -> store.Run:
@@ -139,6 +147,7 @@ def _plan(study: Study, folder: Path, table: pd.DataFrame) -> list[Job]:
     """One job a slide, in the table's order."""
     data, patches = study.data, study.patches
     are_images = data.source == "amibr"
+    is_black = _is_black_outside(study)
     is_native = are_images or study.switches.resolution == "native"
     said = data.um_per_px, patches.um_per_px
     if (
@@ -164,7 +173,8 @@ def _plan(study: Study, folder: Path, table: pd.DataFrame) -> list[Job]:
                 size_px=study.stored_px,
                 um_per_px=None if is_native else patches.um_per_px,
                 slide_um_per_px=data.um_per_px_by_scanner.get(scanner, data.um_per_px),
-                inside_px=patches.size_px if patches.at_border == "shift" and not are_images else None,
+                inside_px=patches.size_px if patches.at_border == "shift" and not (are_images or is_black) else None,
+                outside=0 if is_black else 255,
             )
         )
     return jobs

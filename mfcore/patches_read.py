@@ -47,6 +47,7 @@ class Job:
     files: the slide, or a patch image for each row. rows: int (n,). centres: float (n, 2) of x, y in level-0 px.
     um_per_px: of the patches, None native. slide_um_per_px: where the slide doesn't say.
     inside_px: the side, in px of the patches, that is moved to lie inside the slide; None moves nothing.
+    outside: grey level, 0 to 255, of what lies outside the slide.
     """
 
     slide_id: str
@@ -59,6 +60,7 @@ class Job:
     um_per_px: float | None
     slide_um_per_px: float | None
     inside_px: int | None
+    outside: int = 255
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,8 @@ class _Source:
         try:
             with self._lock:
                 if self._slide is None and not self.job.are_images and not self.problem:
-                    self._slide = open_slide(self.job.files[0], self.job.slide_um_per_px, self._memory)
+                    job = self.job
+                    self._slide = open_slide(job.files[0], job.slide_um_per_px, self._memory, job.outside)
                     self._order = self._slide.plan(self._centres[self._left], self.job.size_px, self.job.um_per_px)
             yield self._left[np.array_split(self._order, self._n_batches)[number]]
         finally:

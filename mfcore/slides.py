@@ -22,7 +22,7 @@ from PIL import Image
 from mfcore import slides_tiff
 from mfcore.slides_image import ImageReader
 from mfcore.slides_openslide import OpenSlideReader
-from mfcore.slides_reader import Reader, SlideError, Window
+from mfcore.slides_reader import Reader, SlideError, Window, overlap
 from mfcore.slides_tiles import Memory
 
 __all__ = ["SAME_RESOLUTION", "Memory", "Slide", "SlideError", "UnstatedResolution", "open_slide"]
@@ -41,15 +41,17 @@ class Slide:
 
     um_per_px: of level 0. states_um_per_px: whether the file says so itself. size_px: (width, height) of level 0.
     n_bytes_whole: what is held decoded at once whatever is read (an image decoded whole), 0 where only tiles are.
+    outside: grey level, 0 to 255, of what lies outside the slide.
     """
 
-    def __init__(self, path: Path, reader: Reader, um_per_px: float):
+    def __init__(self, path: Path, reader: Reader, um_per_px: float, outside: int = 255):
         self.path = path
         self.um_per_px = um_per_px
         self.states_um_per_px = reader.stated_um_per_px is not None
         self.size_px = reader.size_px
         self.n_bytes_whole = reader.n_bytes_whole
         self._reader = reader
+        self._outside = outside
 
     def __enter__(self) -> "Slide":
         return self
@@ -62,12 +64,15 @@ class Slide:
         self._reader.close()
 
     def read(self, x_l0_px: float, y_l0_px: float, size_px: int, um_per_px: float | None = None) -> np.ndarray:
-        """The patch around a centre, uint8 (size_px, size_px, 3); white outside the slide and where it is transparent.
+        """The patch around a centre, uint8 (size_px, size_px, 3).
 
-        ``um_per_px`` None reads the slide's own px. Raises SlideError where the file is damaged.
+        White where the slide is transparent, and outside it unless it was opened with another grey. ``um_per_px`` None
+        reads the slide's own px. Raises SlideError where the file is damaged.
         """
         window, box = self._window(x_l0_px, y_l0_px, size_px, um_per_px)
         region = self._reader.region(window)
+        if self._outside != 255:
+            region = self._with_outside(region, window)
         if box is None:
             return region
         return np.asarray(Image.fromarray(region).resize((size_px, size_px), Image.Resampling.BICUBIC, box=box))
@@ -98,6 +103,17 @@ class Slide:
         half = size_px * self._scale(um_per_px) / 2
         return ((centres_l0_px < half) | (centres_l0_px > np.array(self.size_px) - half)).any(axis=1)
 
+    def _with_outside(self, region: np.ndarray, window: Window) -> np.ndarray:
+        """A window's px with those outside the slide in the grey that was asked for; readers leave them white."""
+        width, height = self._reader.level_sizes_px[window.level]
+        left, right = overlap(window.x_px, window.width, width)
+        top, bottom = overlap(window.y_px, window.height, height)
+        inside = slice(top - window.y_px, bottom - window.y_px), slice(left - window.x_px, right - window.x_px)
+        painted = np.full_like(region, self._outside)
+        if left < right and top < bottom:
+            painted[inside] = region[inside]
+        return painted
+
     def _scale(self, um_per_px: float | None) -> float:
         """Level-0 px a patch px; 1 exactly where the patch is cut and not resampled."""
         scale = 1.0 if um_per_px is None else um_per_px / self.um_per_px
@@ -126,11 +142,12 @@ class Slide:
         return Window(level, *corner, width, height), (near[0], near[1], near[0] + side, near[1] + side)
 
 
-def open_slide(path: str | Path, um_per_px: float | None = None, memory: Memory | None = None) -> Slide:
+def open_slide(path: str | Path, um_per_px: float | None = None, memory: Memory | None = None, outside: int = 255) -> Slide:
     """Open a slide; ``um_per_px`` is its resolution where the file doesn't state one (what the file states goes first).
 
-    Slides opened with one ``memory`` share it. Raises SlideError, with the remedy, for a file that is missing, cut short, of
-    another format or too large to be decoded whole, and UnstatedResolution for one without a resolution.
+    ``outside``: grey level of what lies outside the slide. Slides opened with one ``memory`` share it. Raises SlideError,
+    with the remedy, for a file that is missing, cut short, of another format or too large to be decoded whole, and
+    UnstatedResolution for one without a resolution.
     """
     path = Path(path)
     if not path.is_file():
@@ -144,7 +161,7 @@ def open_slide(path: str | Path, um_per_px: float | None = None, memory: Memory 
             f"{path}: the file doesn't state its um/px{found}; say it in the study: data: {{um_per_px_by_scanner: "
             "{SCANNER: ...}}, or data: {um_per_px: ...} for all slides"
         )
-    return Slide(path, reader, stated)
+    return Slide(path, reader, stated, outside)
 
 
 def _reader(path: Path, memory: Memory) -> Reader:

@@ -34,6 +34,7 @@ class ImageReader:
         self._image = _open(path)
         try:
             self.size_px = self._image.size
+            self.level_sizes_px = (self.size_px,)
             self.n_bytes_whole = self.size_px[0] * self.size_px[1] * (1 if self._image.mode in ("1", "L", "P") else 4)
             per_inch = [float(value) for value in self._image.info.get("dpi", ()) if value]
             self.stated_um_per_px, self.tag = stated_resolution(path, [25400 / value for value in per_inch])

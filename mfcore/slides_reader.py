@@ -27,11 +27,13 @@ class Window(NamedTuple):
 class Reader(Protocol):
     """What `mfcore.slides.Slide` needs of a file format: its geometry, and the px of a window.
 
-    size_px: (width, height) of level 0. downsamples: level-0 px a px of each level. tag: the file's resolution in words.
+    size_px: (width, height) of level 0; level_sizes_px: of each level. downsamples: level-0 px a px of each level.
+    tag: the file's resolution in words.
     n_bytes_whole: what is held in memory at once whatever is read; 0 where that is no more than some tiles.
     """
 
     size_px: tuple[int, int]
+    level_sizes_px: tuple[tuple[int, int], ...]
     downsamples: tuple[float, ...]
     stated_um_per_px: float | None
     tag: str

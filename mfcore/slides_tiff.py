@@ -184,7 +184,8 @@ class TiffReader:
         self._path = path
         self._levels = levels
         self._judge = judge
-        self.size_px = (levels[0].width, levels[0].height)
+        self.level_sizes_px = tuple((level.width, level.height) for level in levels)
+        self.size_px = self.level_sizes_px[0]
         self.downsamples = downsamples
         self.stated_um_per_px, self.tag = um_per_px
         largest = max(level.n_bytes_tile for level in levels)

@@ -225,6 +225,27 @@ def test_a_shift_at_the_border_moves_what_an_encoder_sees_inside(tmp_path, store
         assert (array[2, :, :8] == 255).all()
 
 
+@pytest.mark.parametrize("at_border", ["white", "shift"])
+def test_black_at_the_border_is_as_released_whatever_at_border_says(tmp_path, at_border):
+    """Nothing is moved, what is outside is black, what is inside as it was; the store is another."""
+    image, study = edge_study(tmp_path, at_border)
+    black = dataclasses.replace(study, switches=Switches(border="black"))
+    run = patches.extract(black, tmp_path, tmp_path / "results")
+    table, array = patches.load(run)
+    assert table["patch_x_l0_px"].tolist() == table["x_l0_px"].tolist()
+    assert [run.record["facts"][f"n_patches_{what}"] for what in ("over_edge", "shifted")] == [2, 0]
+    assert (array[0, :, :16] == 0).all()
+    np.testing.assert_array_equal(array[0, :, 16:], image[58:82, :8])
+    np.testing.assert_array_equal(array[3], image[58:82, 68:92])
+    assert patches.extract(study, tmp_path, tmp_path / "results").key != run.key
+    patches.check(array, table)
+
+
+def test_patch_images_have_no_border_to_blacken():
+    said = dataclasses.replace(image_study(), switches=Switches(border="black"))
+    assert patches.config_of(said) == patches.config_of(image_study())
+
+
 def test_labels_of_another_image_are_refused(folder, tmp_path):
     tifffile.imwrite(
         folder / "images" / "002.tiff",

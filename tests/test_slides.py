@@ -9,8 +9,12 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mfcore.slides import Slide, SlideError, UnstatedResolution, open_slide
+from mfcore.slides_image import ImageReader
+from mfcore.slides_openslide import OpenSlideReader
+from mfcore.slides_tiff import TiffReader
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "slides"
 WIDTH, HEIGHT = 150, 90
@@ -150,6 +154,44 @@ def test_resampled_reading_is_white_outside(ramp_file):
         corner = slide.read(0, 0, 32, 0.25)
     assert (corner[:13, :13] == 255).all()
     assert (corner[19:, 19:, 0] < 60).all()
+
+
+def kinds(folder, image):
+    """The same px in a file of every reader: tiles read here, tiles by OpenSlide, strips, and PNG."""
+    said = {"photometric": "rgb", "resolution": (50000, 50000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(folder / "tiled.tif", image, tile=(32, 32), **said)
+    alpha = np.dstack([image, np.full(image.shape[:2], 255, np.uint8)])
+    tifffile.imwrite(folder / "openslide.tif", alpha, tile=(32, 32), extrasamples=["unassalpha"], **said)
+    tifffile.imwrite(folder / "strips.tif", image, rowsperstrip=16, **said)
+    Image.fromarray(image).save(folder / "whole.png", dpi=(127000, 127000))
+    return {"tiled": TiffReader, "openslide": OpenSlideReader, "strips": TiffReader, "whole": ImageReader}
+
+
+@pytest.mark.parametrize("um_per_px", [None, 0.15, 0.31])
+def test_what_lies_outside_is_black_where_asked_by_every_reader(tmp_path, um_per_px):
+    """Inside and where the slide itself is white nothing changes; resampled, black and slide meet within the filter's reach."""
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    image[:40] = 255
+    readers = kinds(tmp_path, image)
+    for file in sorted(tmp_path.iterdir()):
+        with open_slide(file) as white, open_slide(file, outside=0) as black:
+            assert type(black._reader) is readers[file.stem]
+            for x, y in ((WIDTH / 2, HEIGHT / 2), (3, 4), (WIDTH - 2.5, HEIGHT - 1.5), (-500, 0)):
+                before, after = (slide.read(x, y, 24, um_per_px) for slide in (white, black))
+                scale = 1 if um_per_px is None else um_per_px / 0.2
+                at = (np.arange(24) + 0.5 - 12) * scale  # level-0 px from the centre
+                beyond_x, beyond_y = (np.maximum(-(c + at), c + at - size) for c, size in ((x, WIDTH), (y, HEIGHT)))
+                beyond = np.maximum(beyond_y[:, None], beyond_x[None, :])  # (24, 24), level-0 px outside
+                reach = 0 if um_per_px is None else 2.5 * max(scale, 1)
+                assert (after[beyond > reach] == 0).all() and (before[beyond > reach] == 255).all()
+                np.testing.assert_array_equal(after[beyond < -reach], before[beyond < -reach])
+                assert not (beyond > reach).all() or x < -100
+
+
+def test_black_reaches_the_border_of_a_coarser_level(ramp_file):
+    with open_slide(ramp_file, outside=0) as slide:
+        corner = slide.read(0, 0, 32, 0.8)
+    assert (corner[:13, :13] == 0).all() and (corner[19:, 19:] > 15).all()
 
 
 @given(
