@@ -71,6 +71,16 @@ CONVENTIONS: Mapping[str, tuple[Convention, ...]] = {
 }
 
 
+# How the released code embeds, and how it normalises for training, where it departs from an encoder's own authors: name of
+# the card that does the same (src/utils.py, src/classifier.py).
+RELEASED_EMBEDDING: Mapping[str, str] = {
+    "virchow2": "virchow2_registers_in_mean",
+    "gigapath": "gigapath_resize_224",
+    "vit_huge_in21k": "vit_huge_in21k_class_mean",
+}
+RELEASED_TRAINING: Mapping[str, str] = {"vit_huge_in21k": "vit_huge_in21k_imagenet_norm"}
+
+
 def variants_of(encoder: str) -> tuple[str, ...]:
     """Names of the cards, besides ``encoder``'s own, that some library's way with it needs; each once, in order."""
     cards = (convention.card for convention in CONVENTIONS.get(encoder, ()))

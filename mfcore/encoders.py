@@ -6,7 +6,7 @@ A name is one of `names`, or says where to look: ``timm:NAME`` (with timm's Imag
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import pandas as pd
 from mfcore import preprocess
 from mfcore.cards import CARDS, EncoderCard
 from mfcore.config import Study
+from mfcore.conventions import RELEASED_EMBEDDING, RELEASED_TRAINING
 from mfcore.encoders_build import build, read_out, seeded
 from mfcore.encoders_cards import folder_card, own_card, timm_card
 from mfcore.weights import EncoderError
@@ -35,6 +36,7 @@ __all__ = [
     "load",
     "names",
     "of",
+    "of_network",
     "read_out",
 ]
 
@@ -65,14 +67,24 @@ def card(name: str) -> EncoderCard:
 
 
 def of(study: Study, name: str) -> EncoderCard:
-    """The card of a study's encoder: the study's own record where it gives one, else as `card` has it.
+    """The card by which a study embeds with one of its encoders.
 
-    Raises EncoderError for a record that can't be, naming it.
+    The study's own record where it gives one, else as `card` has it; or, under ``switches.encoder_input: released``, the
+    variant that does as the released code, where that departs. Raises EncoderError for a record that can't be, naming it.
     """
+    return _of(study, name, RELEASED_EMBEDDING)
+
+
+def of_network(study: Study, architecture: str) -> EncoderCard:
+    """The card by which a study trains an architecture: as `of`, except that the released code trains by other means and stds."""
+    return _of(study, architecture, RELEASED_TRAINING)
+
+
+def _of(study: Study, name: str, released: Mapping[str, str]) -> EncoderCard:
     for record in study.own_encoders:
         if record.name == name:
             return own_card(record)
-    return card(name)
+    return card(released.get(name, name) if study.switches.encoder_input == "released" else name)
 
 
 def card_table(this: EncoderCard) -> pd.DataFrame:

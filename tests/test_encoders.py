@@ -9,9 +9,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tiny_encoders import some_patches, tiny_card, use
 
-from mfcore import encoders, encoders_build, encoders_cards, weights
+from mfcore import conventions, encoders, encoders_build, encoders_cards, weights
 from mfcore.cards import EncoderCard
-from mfcore.config import Data, OwnEncoder, Study, as_dict, load_study
+from mfcore.config import Data, OwnEncoder, Study, Switches, as_dict, load_study
 from mfcore.encoders import EncoderError
 from mfcore.store import file_sha256
 
@@ -141,6 +141,33 @@ def test_devices():
         assert encoders.choose_device("auto").type == "cpu"
         with pytest.raises(encoders.EncoderError, match="device 'cuda' can't be used"):
             encoders.choose_device("cuda")
+
+
+# ---- as the released code does ----
+
+
+def test_released_input_is_the_released_codes_way_and_others_stay():
+    """Registers in Virchow2's mean, Prov-GigaPath resized and not cropped, ViT-H normalised by 0.5 in the probe alone."""
+    ours = Study("t", "t", Data("midog"))
+    released = dataclasses.replace(ours, switches=Switches(encoder_input="released"))
+
+    def changed(of, name):
+        was, now = of(ours, name).identity(), of(released, name).identity()
+        return {key: (was[key], now[key]) for key in was if was[key] != now[key]}
+
+    assert changed(encoders.of, "virchow2") == {"readout": ("class+mean", "class+rest")}
+    assert changed(encoders.of, "gigapath") == {"resize_px": (256, 224)}
+    probed = changed(encoders.of, "vit_huge_in21k")
+    assert set(probed) == {"interpolation", "readout", "n_dims"} and probed["readout"][1] == "class+mean"
+    assert encoders.of(released, "vit_huge_in21k").mean == (0.5, 0.5, 0.5)
+    assert set(changed(encoders.of_network, "vit_huge_in21k")) == {"mean", "std"}
+    assert changed(encoders.of_network, "virchow2") == changed(encoders.of_network, "gigapath") == {}
+    for name in set(encoders.names()) - {*conventions.RELEASED_EMBEDDING}:
+        assert encoders.of(released, name) == encoders.card(name)
+    for released_ways in (conventions.RELEASED_EMBEDDING, conventions.RELEASED_TRAINING):
+        for name, way in released_ways.items():
+            card = encoders.card(way)
+            assert card.variant_of == name and card.departs.startswith("released code of Ganz et al. 2024")
 
 
 # ---- encoders of one's own ----
