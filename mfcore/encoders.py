@@ -76,7 +76,7 @@ def of(study: Study, name: str) -> EncoderCard:
 
 
 def of_network(study: Study, architecture: str) -> EncoderCard:
-    """The card by which a study trains an architecture: as `of`, except that the released code trains by other means and stds."""
+    """The card by which a study trains an architecture; as `of`, but for how the released code normalises for training."""
     return _of(study, architecture, RELEASED_TRAINING)
 
 
