@@ -113,9 +113,11 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _order(study: Study) -> dict[str, int]:
-    """Arms as they stand in the study: networks first, then encoders."""
-    return {name: i for i, name in enumerate([*(n.name for n in study.networks), *study.encoders])}
+def in_order(table: pd.DataFrame, study: Study, *then: str) -> pd.DataFrame:
+    """A table's rows by ``arm``, networks first, as the study names them, then by the columns ``then``; a stable sort."""
+    place = {name: i for i, name in enumerate([*(n.name for n in study.networks), *study.encoders])}
+    key = {"key": lambda column: column.map(place) if column.name == "arm" else column}
+    return table.sort_values(["arm", *then], **key, kind="stable", ignore_index=True) if len(table) else table
 
 
 def scaling_table(table: pd.DataFrame, study: Study) -> pd.DataFrame:
@@ -130,8 +132,7 @@ def scaling_table(table: pd.DataFrame, study: Study) -> pd.DataFrame:
             found = spread(group[name])
             row |= {name: found.mean, f"{name}_sd": found.sd}
         rows.append(row)
-    table = pd.DataFrame(rows)
-    return table.sort_values(["arm", "size"], key=lambda c: c.map(_order(study)) if c.name == "arm" else c, ignore_index=True)
+    return in_order(pd.DataFrame(rows), study, "size")
 
 
 def domain_matrix(table: pd.DataFrame, study: Study, metric: str = "auroc") -> pd.DataFrame:
@@ -139,7 +140,7 @@ def domain_matrix(table: pd.DataFrame, study: Study, metric: str = "auroc") -> p
     crossed = table[table["train_domain"] != ALL]
     grouped = crossed.groupby(["arm", "kind", "train_domain", "domain"], sort=False)[metric]
     rows = grouped.agg([("mean", lambda v: spread(v).mean), ("sd", lambda v: spread(v).sd), ("n_folds", "count")]).reset_index()
-    return rows.sort_values("arm", key=lambda c: c.map(_order(study)), kind="stable", ignore_index=True)
+    return in_order(rows, study)
 
 
 def cross_domain_table(table: pd.DataFrame, study: Study, metric: str = "auroc") -> pd.DataFrame:
@@ -159,8 +160,7 @@ def cross_domain_table(table: pd.DataFrame, study: Study, metric: str = "auroc")
             over_folds, over_cells = spread(part.groupby("fold")[metric].mean()), spread(part[metric])
             row |= {name: over_folds.mean, f"{name}_sd": over_folds.sd, f"{name}_sd_cells": over_cells.sd}
         rows.append(row | {"n_folds": group["fold"].nunique()})
-    table = pd.DataFrame(rows)
-    return table.sort_values("arm", key=lambda c: c.map(_order(study)), ignore_index=True) if len(table) else table
+    return in_order(pd.DataFrame(rows), study)
 
 
 def by_test_domain(table: pd.DataFrame, study: Study, metric: str = "balanced_accuracy") -> pd.DataFrame:
@@ -173,7 +173,7 @@ def by_test_domain(table: pd.DataFrame, study: Study, metric: str = "balanced_ac
     folds = crossed.assign(where=where).groupby(["arm", "kind", "domain", "where", "fold"], sort=False)[metric].mean()
     grouped = folds.groupby(["arm", "kind", "domain", "where"], sort=False)
     rows = grouped.agg([("mean", lambda v: spread(v).mean), ("sd", lambda v: spread(v).sd), ("n_folds", "count")]).reset_index()
-    return rows.sort_values("arm", key=lambda c: c.map(_order(study)), kind="stable", ignore_index=True)
+    return in_order(rows, study)
 
 
 def by_agreement(predictions: pd.DataFrame, labels: pd.DataFrame, study: Study) -> pd.DataFrame:
@@ -203,7 +203,7 @@ def by_agreement(predictions: pd.DataFrame, labels: pd.DataFrame, study: Study) 
             if stratum == "all":
                 rows.append(row | {"against": "one rater"} | _over_folds(chosen, np.stack(chosen["vote"])))
     table = pd.DataFrame(rows, columns=["arm", "kind", "annotations", "against", "n_test", "n_folds", *_WITH_SD])
-    return table.sort_values("arm", key=lambda c: c.map(_order(study)), kind="stable", ignore_index=True)
+    return in_order(table, study)
 
 
 _WITH_SD = [f"{name}{end}" for name in metrics.METRICS for end in ("", "_sd")]

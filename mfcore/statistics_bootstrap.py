@@ -28,21 +28,35 @@ def bootstrap(
 ) -> Interval:
     """Percentile bootstrap interval of the mean over folds of a metric, slides being drawn with replacement.
 
+    It covers the choice of test slides, not that of training slides. The percentile method, with whole clusters resampled:
+    Davison and Hinkley 1997, sections 3.8 and 5.3. A resample has fewer different patches than the sample, and so more
+    calibration error by chance: for that metric the percentiles are shifted by how much the resamples' mean exceeds the
+    estimate, so that the interval is its spread about the estimate.
+
+    Arguments and errors as `resample`, StatisticsError for a level that is none. NaN where no fold has both classes, or
+    where fewer than half of the resamples do. ``n`` counts slides.
+    """
+    if not 0 < level < 1:
+        raise StatisticsError(f"level is {level}; it must lie between 0 and 1")
+    values = resample(predictions, metric, seed, *names, n_resamples=n_resamples)
+    if metric == "ece":
+        values[1:] = np.maximum(values[1:] - (np.mean(values[1:]) - values[0]), 0)
+    return percentile_interval(values, predictions["slide_id"].nunique(), level)
+
+
+def resample(predictions: pd.DataFrame, metric: str, seed: int, *names: object, n_resamples: int = N_RESAMPLES) -> np.ndarray:
+    """Mean over folds of a metric in the sample and in resamples of its slides, float64 (1 + n_resamples,).
+
     A resample draws as many slides as there are, for all folds at once, since one slide may be tested in several; each
-    fold's metric is then computed among its own test patches, and averaged: scores of different fits aren't pooled, they
-    have no common scale. It covers the choice of test slides, not that of training slides. The percentile method, with
-    whole clusters resampled: Davison and Hinkley 1997, sections 3.8 and 5.3. A resample has fewer different patches than
-    the sample, so that of the calibration error the interval lies too high, and may lie above the estimate.
+    fold's metric is then computed among its own test patches, and averaged over the folds where it is defined: scores of
+    different fits aren't pooled, they have no common scale. NaN where no fold has both classes.
 
     predictions: one arm at one size, with ``slide_id, label, score, fold``. metric: one of `metrics.METRICS`. ``seed`` and
-    ``names`` name the stream. NaN where no fold has both classes, or where fewer than half of the resamples do. Raises
-    MetricError for labels and scores that are none and for an unknown metric, StatisticsError for a level that is none.
+    ``names`` name the stream. Raises MetricError for labels and scores that are none and for an unknown metric.
     """
     if metric not in _OF_SLIDES:
         raise metrics.MetricError(f"metric {metric!r} is not known; known ones: {sorted(_OF_SLIDES)}")
     label, score = metrics.check(predictions["label"].to_numpy(), predictions["score"].to_numpy())
-    if not 0 < level < 1:
-        raise StatisticsError(f"level is {level}; it must lie between 0 and 1")
     slide, weights = resampled_slides(predictions["slide_id"], seed, *names, n_resamples=n_resamples)
     fold = predictions["fold"].to_numpy()
     values = []
@@ -52,8 +66,7 @@ def bootstrap(
         values.append(_OF_SLIDES[metric](label[of_fold], score[of_fold], within, weights[:, here]))
     defined = np.isfinite(values)  # (n_folds, 1 + n_resamples)
     total = np.where(defined, values, 0).sum(axis=0)
-    means = np.divide(total, defined.sum(axis=0), out=np.full(len(weights), np.nan), where=defined.any(axis=0))
-    return percentile_interval(means, weights.shape[1], level)
+    return np.divide(total, defined.sum(axis=0), out=np.full(len(weights), np.nan), where=defined.any(axis=0))
 
 
 def resampled_slides(
