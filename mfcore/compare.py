@@ -113,6 +113,12 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def full_size(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of predictions or scores that belong to fits on all domains, at the largest size there is."""
+    part = table[table["train_domain"] == ALL]
+    return part[part["size"] == part["size"].max()]
+
+
 def in_order(table: pd.DataFrame, study: Study, *then: str) -> pd.DataFrame:
     """A table's rows by ``arm``, networks first, as the study names them, then by the columns ``then``; a stable sort."""
     place = {name: i for i, name in enumerate([*(n.name for n in study.networks), *study.encoders])}
@@ -186,8 +192,7 @@ def by_agreement(predictions: pd.DataFrame, labels: pd.DataFrame, study: Study) 
 
     labels: the study's stored label table. Raises StoreError where it lacks a patch that was predicted.
     """
-    part = predictions[predictions["train_domain"] == ALL]
-    part = part[part["size"] == part["size"].max()]
+    part = full_size(predictions)
     unknown = ~part["patch_id"].isin(labels["patch_id"])
     if unknown.any():
         raise store.StoreError(f"{unknown.sum()} predictions are of patches that the label table lacks; run notebook 01 again")
