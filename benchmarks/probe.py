@@ -9,6 +9,7 @@ fit, of the warming-up round: the same solver in float64, which is given longer 
     python benchmarks/probe.py                  # prints a table; five minutes on two cores
     python benchmarks/probe.py --largest 13154  # without the largest sets; half a minute
     python benchmarks/probe.py --full           # a whole study, 72,845 x 2,560, 5 folds of 4 sizes; 2 GB of disk for a while
+    python benchmarks/probe.py --study studies/amibr.yaml --results results/amibr    # on that study's own embeddings
 """
 
 import argparse
@@ -26,9 +27,10 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import expit
+from tqdm.auto import tqdm
 
-from mfcore import metrics, patches, probe, splits, store
-from mfcore.config import Data, Splits, Study
+from mfcore import embed, metrics, patches, probe, splits, store
+from mfcore.config import Data, Splits, Study, load_study
 
 SETS = ((128, 1280), (1_282, 1280), (13_154, 1280), (46_621, 2560))  # training patches, dimensions
 TRAIN_SHARE, TEST_SHARE = 0.64, 0.2
@@ -211,15 +213,58 @@ def full() -> Iterator[dict]:
         }
 
 
+def of_study(study: Study, results: Path) -> Iterator[dict]:
+    """A study's finished probes against the published solver, in float32 as published and in float64 to the very minimum.
+
+    A row an encoder and kind of unit: the worst of its units. AUROCs are of all the patches that a unit tests.
+    """
+    for encoder in study.encoders:
+        embeddings = embed.find(study, encoder, results)
+        material = probe.read(study, embeddings, results)
+        run = probe.fit_study(study, embeddings, results)
+        fits = probe.load_fits(run).set_index("unit")
+        predictions = pd.read_parquet(run.path("predictions.parquet"))
+        rows = []
+        for unit in tqdm(splits.units(material.splits), desc=encoder, unit=" units"):
+            train, test = (material.rows(unit, role) for role in ("train", "test"))
+            x, y = material.features[train], material.labels[train]
+            keys = {"fold": unit.fold, "size": unit.size, "train_domain": unit.train_domain}
+            own = predictions[(predictions[list(keys)] == pd.Series(keys)).all(axis=1)]
+            as_published = published_fit(x, y)[:2]
+            minimum = published_fit(x, y, np.float64, max_iter=20_000, tolerance_change=1e-15, tolerance_grad=1e-10)[:2]
+            scores = [expit(material.features[test] @ (w[1] - w[0]) + b[1] - b[0]) for w, b in (as_published, minimum)]
+            mine, published, lowest = (
+                metrics.auroc(labels, score)
+                for labels, score in ((own["label"], own["score"]), *((material.labels[test], score) for score in scores))
+            )
+            base, least = (objective(x, y, *solution) for solution in (as_published, minimum))
+            found = fits.loc[unit.name, "objective"]
+            apart = abs(mine - lowest), abs(published - lowest), abs(mine - published)
+            which = f"size {unit.size:g}" if unit.train_domain == splits.ALL else "one domain"
+            rows.append((which, found / base - 1, found / least - 1, *apart))
+        columns = ["units", "objective_highest", "objective_above_minimum"]
+        columns += ["auroc_from_minimum", "published_auroc_from_minimum", "auroc_farthest"]
+        table = pd.DataFrame(rows, columns=columns)
+        for which, part in table.groupby("units"):
+            worst = part.iloc[:, 1:].max()
+            yield {"encoder": encoder, "units": which, "n_units": len(part), **{name: f"{v:.1e}" for name, v in worst.items()}}
+
+
 def main() -> None:
     """Measure over sizes, or a whole study at full size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds (default 5)")
     parser.add_argument("--largest", type=int, default=SETS[-1][0], help="leave out larger training sets than this")
     parser.add_argument("--full", action="store_true", help="a whole study of 72,845 patches, with its peak memory")
+    parser.add_argument("--study", type=Path, help="a study's file: its own embeddings and splits")
+    parser.add_argument("--results", type=Path, help="with --study: the folder of its results")
     parser.add_argument("--out", type=Path, help="also write the table to this CSV file")
     arguments = parser.parse_args()
-    if arguments.full:
+    if arguments.study:
+        if arguments.results is None:
+            parser.error("--study needs --results, the folder that its embeddings lie in")
+        rows = list(of_study(load_study(arguments.study), arguments.results))
+    elif arguments.full:
         rows = list(full())
     else:
         rows = [measure(n, n_dims, arguments.rounds) for n, n_dims in SETS if n <= arguments.largest]
