@@ -1,0 +1,244 @@
+"""What training learns from: fair draws, whole batches, labels by window, and what is refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+
+from made_training import N_PATCHES, NETWORK, UNIT, network, task
+
+from mfcore import augment, train_task
+from mfcore.config import Data, Patches, Study, Switches
+from mfcore.train_task import Places, TrainingError
+
+WINDOW = Switches(training_label="window")
+
+# ---- draws and batches ----
+
+
+def test_draw_is_uniform_over_slides_then_classes():
+    """A big slide weighs what a small one does; a slide without one class gives what it has, each patch as likely."""
+    slides = np.array(["big"] * 80 + ["small"] * 3 + ["all 0"] * 10 + ["all 1"] * 7)
+    labels = np.array([1] * 10 + [0] * 70 + [1, 0, 0] + [0] * 10 + [1] * 7, dtype=np.int8)
+    roles = {"train": np.arange(100) + 20, "val": np.arange(20), "test": np.arange(120, 125)}
+    everywhere = np.concatenate([np.full(20, "elsewhere"), slides, np.full(5, "elsewhere")])
+    truth = np.concatenate([np.zeros(20, np.int8), labels, np.arange(5, dtype=np.int8) % 2])
+    the_task = task(
+        network=network(patches_per_epoch=30_000),
+        roles=roles,
+        slide_ids=everywhere,
+        labels=truth,
+        patches=np.zeros((125, NETWORK.needed_px, NETWORK.needed_px, 3), np.uint8),
+    )
+    rows = train_task.draw_epoch(the_task, 1)
+    assert len(rows) == 30_000 and np.isin(rows, roles["train"]).all()
+    shares = pd.Series(rows).groupby([everywhere[rows], truth[rows]]).size() / 30_000
+    of_small = {("small", 0): 1 / 8, ("small", 1): 1 / 8}
+    expected = {("big", 0): 1 / 8, ("big", 1): 1 / 8, **of_small, ("all 0", 0): 1 / 4, ("all 1", 1): 1 / 4}
+    assert shares.to_dict() == pytest.approx(expected, abs=0.01)
+    per_patch = np.bincount(rows, minlength=125)[20:120] / 30_000
+    each = [1 / 80] * 10 + [1 / 560] * 70 + [1 / 8, 1 / 16, 1 / 16] + [1 / 40] * 10 + [1 / 28] * 7
+    np.testing.assert_allclose(train_task.chances(the_task), each)
+    np.testing.assert_allclose(per_patch, each, rtol=0.6)
+    np.testing.assert_allclose(per_patch[80:], each[80:], rtol=0.2)
+    np.testing.assert_array_equal(rows, train_task.draw_epoch(the_task, 1))
+    assert not np.array_equal(rows, train_task.draw_epoch(the_task, 2))
+
+
+def test_every_training_patch_once():
+    the_task = task(network=network(patches_per_epoch=None))
+    rows = train_task.draw_epoch(the_task, 1)
+    np.testing.assert_array_equal(np.sort(rows), the_task.roles["train"])
+    assert not np.array_equal(rows, the_task.roles["train"])
+    assert not np.array_equal(rows, train_task.draw_epoch(the_task, 2))
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "expected"), [(16, 8, [8, 8]), (17, 8, [8, 9]), (18, 8, [8, 8, 2]), (2, 8, [2]), (9, 8, [9]), (3, 2, [3])]
+)
+def test_no_batch_of_one(n, size, expected):
+    parts = train_task.batches(n, size)
+    assert [part.stop - part.start for part in parts] == expected
+    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(n))
+
+
+@given(n=st.integers(2, 200), size=st.integers(2, 20), accumulate=st.integers(1, 7))
+def test_steps_hold_every_batch_once(n, size, accumulate):
+    found = train_task.steps(n, network(batch_size=size, accumulate=accumulate))
+    assert [part for step in found for part in step] == train_task.batches(n, size)
+    assert all(len(step) == accumulate for step in found[:-1]) and 1 <= len(found[-1]) <= accumulate
+
+
+# ---- labels ----
+
+
+def labelled(annotations: list[tuple[float, float, int]], slides: list[str], shifts: list[tuple[int, int]], **changed) -> list:
+    """Labels by window of training patches about ``annotations`` (x, y, label), each shifted."""
+    n = len(annotations)
+    centres = np.array([entry[:2] for entry in annotations], float)
+    given = {
+        "patches": np.zeros((n + 4, 60, 60, 3), np.uint8),
+        "labels": np.array([entry[2] for entry in annotations] + [0, 1, 0, 1], np.int8),
+        "slide_ids": np.array([*slides, "v", "v", "t", "t"], object),
+        "roles": {"train": np.arange(n), "val": np.arange(n, n + 2), "test": np.arange(n + 2, n + 4)},
+        "places": Places(*[np.concatenate([centres, np.full((4, 2), 1e6)])] * 2, np.ones(n + 4)),  # the others lie far away
+        "switches": WINDOW,
+        "network": network(input_px=20, shift_px=4),
+    }
+    the_task = task(**{**given, **changed})
+    return train_task.labels_of(the_task, "train", np.arange(n), *np.array(shifts).T).tolist()
+
+
+def test_a_positive_annotation_in_the_window_makes_a_patch_positive():
+    """The window is 20 px wide: 10 px to each side of the shifted centre."""
+    annotations = [(100, 100, 1), (109, 100, 0), (111, 100, 0), (100, 111, 0), (500, 500, 0)]
+    slides = ["a"] * 5
+    assert labelled(annotations, slides, [(0, 0)] * 5) == [1, 1, 0, 0, 0]
+    assert labelled(annotations, slides, [(0, 0), (0, 0), (-2, 0), (-2, 0), (0, 0)]) == [1, 1, 1, 0, 0]
+    assert labelled(annotations, slides, [(0, 0), (2, 0), (0, 0), (0, -2), (0, 0)]) == [1, 0, 0, 1, 0]
+    own = Switches()
+    assert labelled(annotations, slides, [(0, 0)] * 5, switches=own) == [1, 0, 0, 0, 0]
+
+
+def test_the_window_keeps_to_its_slide_and_its_role():
+    annotations = [(100, 100, 1), (101, 100, 0), (300, 300, 0)]
+    assert labelled(annotations, ["a", "b", "a"], [(0, 0)] * 3) == [1, 0, 0]
+    places = Places(*[np.array([(100, 100), (105, 100), (900, 900), (106, 100), (0, 0), (107, 100.0)])] * 2, np.ones(6))
+    of_others = {
+        "labels": np.array([1, 0, 0, 1, 0, 1]),
+        "slide_ids": np.array(["b", "a", "a", "a", "a", "a"]),
+        "roles": {"train": np.arange(2), "val": np.array([2, 3]), "test": np.array([4, 5])},
+        "patches": np.zeros((6, 60, 60, 3), np.uint8),
+    }
+    found = labelled([(0, 0, 0)] * 2, ["a"] * 2, [(0, 0)] * 2, places=places, **of_others)
+    assert found == [1, 0], "validation's and test's positive annotations on the slide aren't training's to know"
+
+
+def test_the_window_is_measured_where_the_patch_was_read_in_level_0_px():
+    """A patch px that spans two level-0 px doubles window and shift; a patch moved at a border has its window there."""
+    annotations = [(100, 100, 1), (118, 100, 0), (125, 100, 0)]
+    there = np.concatenate([[entry[:2] for entry in annotations], np.full((4, 2), 1e6)]).astype(float)
+    doubled = Places(there, there, np.full(7, 2.0))
+    assert labelled(annotations, ["a"] * 3, [(0, 0)] * 3, places=doubled) == [1, 1, 0]
+    assert labelled(annotations, ["a"] * 3, [(0, 0), (2, 0), (-3, 0)], places=doubled) == [1, 0, 1]
+    moved = Places(there, there + np.array([[30, 0], [0, 0], [-20, 0]] + 4 * [[0, 0]]), np.ones(7))
+    assert labelled(annotations, ["a"] * 3, [(0, 0)] * 3, places=moved) == [0, 0, 1]
+
+
+def test_places_are_those_of_the_study():
+    study = Study(name="s", title="S", data=Data("midog"), patches=Patches(size_px=16, um_per_px=0.5))
+    table = pd.DataFrame({"x_l0_px": [5.0, 7], "y_l0_px": [6.0, 8], "um_per_px": [0.25, 0.5]})
+    places = train_task.places_of(study, table)
+    np.testing.assert_array_equal(places.patch_l0_px, [[5, 6], [7, 8]])
+    np.testing.assert_array_equal(places.l0_px_per_px, [2, 1])
+    moved = train_task.places_of(study, table.assign(patch_x_l0_px=9.0, patch_y_l0_px=[6.0, 8]))
+    np.testing.assert_array_equal(moved.patch_l0_px, [[9, 6], [9, 8]])
+    np.testing.assert_array_equal(moved.annotation_l0_px, [[5, 6], [7, 8]])
+
+
+def test_an_epoch_is_labelled_by_its_own_shifts():
+    close = task(switches=WINDOW, slide_ids=np.full(N_PATCHES, "s"), network=network(patches_per_epoch=2000))
+    places = Places(*[close.places.patch_l0_px * [0.3, 1]] * 2, np.ones(N_PATCHES))  # 6 px apart, the window's half
+    close = task(**{**vars(close), "places": places})
+    examples = train_task.epoch_of(close, 1)
+    assert len(examples) == len(examples.labels) == 2000
+    left = examples.drawn.shift_x_px == -1
+    neighbour = (close.labels[np.maximum(examples.rows - 1, 0)] == 1) & (examples.rows > 0)
+    own = close.labels[examples.rows] == 1
+    np.testing.assert_array_equal(examples.labels[left] == 1, (own | neighbour)[left])
+    np.testing.assert_array_equal(examples.labels[examples.drawn.shift_x_px == 0] == 1, own[examples.drawn.shift_x_px == 0])
+
+
+# ---- validation ----
+
+
+def test_validation_is_the_centre_crops_unless_drawn():
+    plain = train_task.validation_of(task())
+    np.testing.assert_array_equal(plain.rows, np.arange(60, 90))
+    assert not plain.shifts_px.any()
+    drawn = task(switches=Switches(validation="drawn"))
+    found = train_task.validation_of(drawn)
+    assert len(found.rows) == 30 and np.isin(found.rows, np.arange(60, 90)).all() and len(np.unique(found.rows)) < 30
+    assert set(np.unique(found.shifts_px)) == {-1, 0, 1}
+    np.testing.assert_array_equal(found.labels, drawn.labels[found.rows])
+    again = train_task.validation_of(drawn)
+    np.testing.assert_array_equal(found.rows, again.rows)
+    np.testing.assert_array_equal(found.shifts_px, again.shifts_px)
+    once = train_task.validation_of(task(network=network(patches_per_epoch=None), switches=Switches(validation="drawn")))
+    np.testing.assert_array_equal(once.rows, np.arange(60, 90))
+
+
+def test_drawn_validation_is_labelled_as_training():
+    near = Places(*[np.zeros((N_PATCHES, 2))] * 2, np.ones(N_PATCHES))
+    both = Switches(validation="drawn", training_label="window")
+    assert train_task.validation_of(task(switches=both, places=near, slide_ids=np.full(N_PATCHES, "s"))).labels.all()
+
+
+def test_a_shifted_crop_is_what_augmentation_shows():
+    """Shifted and nothing else, a patch looks the same to validation as to training."""
+    import torch
+
+    the_task = task(network=network(shift_px=2), patches=np.random.default_rng(0).integers(0, 256, (120, 23, 23, 3), np.uint8))
+    shifts = np.array([[-2, 1], [0, 0], [2, 2], [1, -2]])
+    found = train_task.crops(the_task, np.arange(4), shifts)
+    nothing = {name: np.zeros(4) for name in ("angle", "hue", "blur_px")} | {n: np.zeros(4, bool) for n in ("flip_x", "flip_y")}
+    same = {name: np.ones(4) for name in ("brightness", "contrast", "saturation")}
+    drawn = augment.Parameters(shift_x_px=shifts[:, 0] * 1.0, shift_y_px=shifts[:, 1] * 1.0, **nothing, **same)
+    images = torch.from_numpy(the_task.patches[:4]).permute(0, 3, 1, 2)
+    shown = augment.augment(images, drawn, 12).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(found / 255, shown, atol=1e-4)
+
+
+# ---- refusals ----
+
+
+def test_what_can_not_be_trained_on_is_refused():
+    roles = task().roles
+    for role in ("train", "val", "test"):
+        with pytest.raises(TrainingError, match=f"{UNIT}: there are no {role} patches"):
+            task(roles={**roles, role: np.array([], dtype=int)})
+    with pytest.raises(TrainingError, match="a patch has two of the roles"):
+        task(roles={**roles, "val": np.arange(59, 90)})
+    only_0 = np.where(np.arange(N_PATCHES) < 60, 0, task().labels)
+    with pytest.raises(TrainingError, match="all 60 training patches are of class 0; leave this size out"):
+        task(labels=only_0)
+    with pytest.raises(TrainingError, match="all 30 test patches are of class 1"):
+        task(labels=np.where(np.arange(N_PATCHES) >= 90, 1, task().labels))
+    with pytest.raises(TrainingError, match="labels must be 0 or 1, there is 2"):
+        task(labels=task().labels + 1)
+    with pytest.raises(TrainingError, match=r"stored at 19 px, networks\[tiny\] needs 32 px for input_px 21"):
+        task(network=network(input_px=21))
+
+
+def test_too_few_patches_for_a_batch_are_refused():
+    few = {**task().roles, "train": np.arange(7)}
+    with pytest.raises(TrainingError, match=r"the 7 patches of an epoch are too few for a batch of 8; draw with replac"):
+        task(roles=few, network=network(patches_per_epoch=None))
+    with pytest.raises(TrainingError, match=r"the 7 patches .*; raise networks\[tiny\]\.patches_per_epoch, or lower its batch"):
+        task(network=network(patches_per_epoch=7))
+    with pytest.raises(TrainingError, match=r"two patches or more in a batch; networks\[tiny\]\.batch_size is 1"):
+        task(network=network(batch_size=1))
+    assert task(roles=few).n_per_epoch == 33, "a draw with replacement fills any batch"
+
+
+def test_labels_by_window_need_places():
+    for places in (None, Places(*[np.full((N_PATCHES, 2), np.nan)] * 2, np.ones(N_PATCHES))):
+        with pytest.raises(TrainingError, match="window needs the place of every annotation"):
+            task(switches=WINDOW, places=places)
+
+
+def test_all_that_is_wrong_is_said_at_once():
+    labels = np.zeros(N_PATCHES, np.int8)
+    with pytest.raises(TrainingError, match=r"(?s)3 problems:.*60 training .*30 test .*stored at 19 px") as refused:
+        task(labels=labels, network=network(input_px=21))
+    assert len(refused.value.problems) == 3
+    assert str(TrainingError(*map(str, range(12)))).endswith("9\n  ... and 2 more")
+
+
+def test_a_validation_of_one_class_is_known():
+    labels = np.where((np.arange(N_PATCHES) >= 60) & (np.arange(N_PATCHES) < 90), 0, task().labels)
+    assert task(labels=labels).validates_one_class and not task().validates_one_class
+    assert not task(labels=labels, switches=Switches(epoch="last")).validates_one_class
