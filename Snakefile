@@ -14,6 +14,7 @@ SHARES = int(config["shares"])
 N_CORES = int(config.get("cores", 0))  # of this machine; 0: the jobs run elsewhere, with as many threads as the profile says
 N_GPUS = int(config["gpus"])
 JOBS = jobs_of(load_study(STUDY_FILE), SHARES)
+SHOWN = [name for name, job in JOBS.items() if not job.is_share]
 PYTHON = sys.executable
 
 
@@ -36,11 +37,11 @@ def needs(wildcards):
 rule supplement:
     input:
         [here(path) for path in sorted([*ROOT.glob("mfcore/report*.py"), *ROOT.glob("mfcore/templates/*.html")])],
-        [f"jobs/{name}.json" for name, job in JOBS.items() if job.notebook],
+        [f"jobs/{name}.json" for name in SHOWN],
     output:
         "jobs/supplement.json",
     params:
-        jobs=[name for name, job in JOBS.items() if job.notebook],
+        jobs=SHOWN,
     shell:
         "{PYTHON:q} -m mfcore.sweep supplement --study {STUDY_FILE:q} --results {RESULTS:q} --record {output:q}"
 
@@ -66,7 +67,7 @@ for rule_name in RULES:
         threads: max(1, N_CORES // max(1, len(of_rule(rule_name))))
         resources:
             **({"gpu": N_GPUS} if N_GPUS and rule_name in ("embed", "embed_share") else {}),
-            **({"gpu": 1} if N_GPUS and rule_name == "train_end_to_end" else {}),
+            **({"gpu": 1} if N_GPUS and rule_name in ("train_end_to_end", "measure_switch") else {}),
         shell:
             "{PYTHON:q} -m mfcore.sweep job --study {STUDY_FILE:q} --name {wildcards.job:q} --results {RESULTS:q} "
             "--record {output:q} {params.data:q} --threads {threads} --shares {SHARES}"

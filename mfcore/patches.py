@@ -40,12 +40,13 @@ def prepare(study: Study, folder: str | Path, n_workers: int = 1, host: str = do
 def config_of(study: Study) -> dict:
     """What decides the patches, and enters the hash: everything of data and patches but the names of the classes.
 
-    Patches that come as images have no border of a slide.
+    Patches that come as images are neither resampled nor do they lie at a slide's border.
     """
     data = {key: value for key, value in as_dict(study.data).items() if key not in ("positive", "negative")}
     patches = {**as_dict(study.patches), "stored_px": study.stored_px}
     border = {"border": "black"} if _is_black_outside(study) else {}
-    return {"data": data, "patches": patches, "resolution": study.switches.resolution, **border}
+    resolution = "target" if study.data.source == "amibr" else study.switches.resolution
+    return {"data": data, "patches": patches, "resolution": resolution, **border}
 
 
 def _is_black_outside(study: Study) -> bool:

@@ -83,6 +83,18 @@ def alone(folder: str | Path, who: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def in_turn(folder: str | Path, name: str) -> Iterator[None]:
+    """Hold the lock ``name`` of a folder, once whoever holds it lets it go: several processes do the same work one by one.
+
+    The system lets it go however a process ends.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with (Path(folder) / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def write_json(path: str | Path, content: object) -> None:
     """Write plain data as JSON, whole or not at all; NaN is refused."""
     with replacing(path) as aside:

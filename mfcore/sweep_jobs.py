@@ -1,10 +1,14 @@
-"""The jobs of a study: which notebook runs with which parameters, and what each needs before it can."""
+"""The jobs of a study: which notebook runs with which parameters, and what each needs before it can.
+
+Two kinds of job have no notebook, as they show nothing: a share of an embedding, and the measuring of a switch's effect.
+"""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mfcore import effects
 from mfcore.config import Study
 from mfcore.conventions import variants_of
 
@@ -17,13 +21,14 @@ STAGES = {
     "05": "05_data_scaling",
     "06": "06_cross_domain_analysis",
 }
-SHARE = "embed_share"
-RULES = (*(notebook[3:] for notebook in STAGES.values()), SHARE)  # Snakemake's, by which profiles name what a job asks for
+SHARE, MEASURE = "embed_share", "measure_switch"
+# Snakemake's, by which profiles name what a job asks for
+RULES = (*(notebook[3:] for notebook in STAGES.values()), SHARE, MEASURE)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of one notebook, or, where it has none, a share of an embedding: ``needs`` names the jobs to wait for."""
+    """One run of one notebook, or work without one, by its parameters: ``needs`` names the jobs to wait for."""
 
     name: str
     notebook: str
@@ -33,12 +38,24 @@ class Job:
     @property
     def rule(self) -> str:
         """The job's rule, one of RULES."""
-        return self.notebook[3:] if self.notebook else SHARE
+        if self.notebook:
+            return self.notebook[3:]
+        return SHARE if self.is_share else MEASURE
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it makes a share of an embedding, for another job to put together."""
+        return "share" in self.parameters
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it runs though jobs that it waits for have failed, with what there is."""
+        return self.notebook in (STAGES["05"], STAGES["06"]) or self.rule == MEASURE
 
     @property
     def stage(self) -> str:
-        """What the job's record calls its kind: the notebook, or that of the embedding that it is a share of."""
-        return self.notebook or STAGES["02"]
+        """What the job's record calls its kind: the notebook, that of the embedding that it is a share of, or its rule."""
+        return self.notebook or (STAGES["02"] if self.is_share else MEASURE)
 
 
 def jobs_of(study: Study, n_shares: int = 1) -> dict[str, Job]:
@@ -69,7 +86,16 @@ def jobs_of(study: Study, n_shares: int = 1) -> dict[str, Job]:
     jobs.append(Job(STAGES["05"], STAGES["05"], {}, arms))
     if study.splits.by_domain:
         jobs.append(Job(STAGES["06"], STAGES["06"], {}, arms))
+    base = measuring_job(effects.BASE)
+    for switch in effects.asked(study):  # after the study itself, whose patches and embedding they share
+        needs = (first, *arms) if switch == effects.BASE else (base,)
+        jobs.append(Job(measuring_job(switch), "", {"switch": switch}, needs))
     return {job.name: job for job in jobs}
+
+
+def measuring_job(switch: str) -> str:
+    """Name of the job that measures a switch's effect."""
+    return f"{MEASURE}.{effects.record_name(switch)}"
 
 
 def embedding_job(encoder: str) -> str:

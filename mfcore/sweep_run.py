@@ -1,4 +1,4 @@
-"""One job of the sweep, wherever it runs: its notebook by papermill, or a share of an embedding, and the record it leaves.
+"""One job of the sweep, wherever it runs: its notebook by papermill, or a process of its own, and the record it leaves.
 
 A job that fails leaves a record with its reason and counts as ended, so that the others go on. One that is killed, with its
 node or for its memory or time, can leave none: it leaves its note in ``running/``, which says how often it was begun.
@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-from mfcore import store
+from mfcore import effects, store
 from mfcore.config import load_study
 from mfcore.sweep_jobs import ROOT, STAGES, Job, jobs_of
 
@@ -48,11 +48,14 @@ def run_job(
     begun = time.monotonic()
     failed = [need for need in job.needs if (results / "failures" / f"{need}.json").is_file() and ".share" not in need]
     reason = None
-    if failed and job.notebook not in (STAGES["05"], STAGES["06"]):
+    if failed and not job.goes_on:
         reason = f"not run: {failed[0]} failed"
     else:
         try:
-            _run(job, file, results, data, n_threads)
+            if job.notebook:
+                _run_notebook(job, file, results, data, n_threads)
+            else:
+                _run_process(job, file, results, data, n_threads)
         except KilledError as error:
             store.write_json(note, {"n_begun": n_begun, "reason": str(error)})
             raise
@@ -68,21 +71,23 @@ def run_job(
     return end_job(results, job, reason, round(time.monotonic() - begun, 1), record)
 
 
-def _run(job: Job, file: Path, results: Path, data: str, n_threads: int) -> None:
-    if not job.notebook:
-        _run_share(job, file, results, n_threads)
-        return
+def _run_notebook(job: Job, file: Path, results: Path, data: str, n_threads: int) -> None:
     parameters = {"study_file": str(file), "results": str(results.parent), **job.parameters}
     parameters |= {"n_workers": n_threads} if job.notebook == STAGES["01"] else {}
     parameters |= {"data_folder": data} if data and job.notebook == STAGES["01"] else {}
     execute(ROOT / "notebooks" / f"{job.notebook}.py", results / "notebooks" / f"{job.name}.ipynb", parameters, n_threads)
 
 
-def _run_share(job: Job, file: Path, results: Path, n_threads: int) -> None:
-    """Have one share of an embedding made by a process of its own; no notebook, as it shows nothing."""
-    command = [sys.executable, "-m", "mfcore.embed", "--study", str(file), "--results", str(results.parent)]
-    command += ["--encoder", str(job.parameters["encoder"])]
-    command += ["--share", str(job.parameters["share"]), "--shares", str(job.parameters["n_shares"])]
+def _run_process(job: Job, file: Path, results: Path, data: str, n_threads: int) -> None:
+    """Have a job without a notebook done by a process of its own."""
+    command = [sys.executable, "-m", "mfcore.embed" if job.is_share else "mfcore.switches"]
+    command += ["--study", str(file), "--results", str(results.parent)]
+    if job.is_share:
+        command += ["--encoder", str(job.parameters["encoder"])]
+        command += ["--share", str(job.parameters["share"]), "--shares", str(job.parameters["n_shares"])]
+    else:
+        command += ["--switch", effects.record_name(str(job.parameters["switch"])), "--workers", str(n_threads)]
+        command += ["--data", data] if data else []
     log = results / "logs" / f"{job.name}.txt"
     log.parent.mkdir(exist_ok=True)
     with log.open("w", encoding="utf-8") as written:  # to be watched while it goes on

@@ -241,8 +241,8 @@ def test_black_at_the_border_is_as_released_whatever_at_border_says(tmp_path, at
     patches.check(array, table)
 
 
-def test_patch_images_have_no_border_to_blacken():
-    said = dataclasses.replace(image_study(), switches=Switches(border="black"))
+def test_patch_images_have_no_border_to_blacken_and_are_not_resampled():
+    said = dataclasses.replace(image_study(), switches=Switches(border="black", resolution="native"))
     assert patches.config_of(said) == patches.config_of(image_study())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 from mfcore import store, sweep, sweep_jobs, sweep_run
 from mfcore.config import load_study
@@ -35,7 +36,8 @@ def test_every_job_comes_after_those_it_needs():
     jobs = sweep_jobs.jobs_of(load_study(DEMO))
     names = list(jobs)
     assert all(names.index(need) < names.index(job.name) for job in jobs.values() for need in job.needs)
-    assert all((sweep_jobs.ROOT / "notebooks" / f"{job.notebook}.py").is_file() for job in jobs.values())
+    notebooks = [job.notebook for job in jobs.values() if job.notebook]
+    assert all((sweep_jobs.ROOT / "notebooks" / f"{notebook}.py").is_file() for notebook in notebooks)
     assert sum(job.notebook == sweep_jobs.STAGES["04"] for job in jobs.values()) == 5
     assert set(jobs["05_data_scaling"].needs) == {n for n in names if n.startswith(("03", "04"))}
 
@@ -43,7 +45,7 @@ def test_every_job_comes_after_those_it_needs():
 def test_every_job_s_parameters_are_known_to_its_notebook():
     import jupytext
 
-    for job in sweep_jobs.jobs_of(load_study(DEMO)).values():
+    for job in filter(lambda job: job.notebook, sweep_jobs.jobs_of(load_study(DEMO)).values()):
         known = sweep_run.known_parameters(jupytext.read(sweep_jobs.ROOT / "notebooks" / f"{job.notebook}.py"))
         assert set(job.parameters) | {"study_file", "results"} <= set(known), job.name
 
@@ -101,14 +103,50 @@ def test_shares_of_an_embedding_come_before_it_and_are_no_notebooks():
 
 @pytest.fixture
 def a_share(tmp_path, monkeypatch):
-    """Runs a share's job with a stand-in for its process, `code`; gives what the job returned."""
+    """Runs a share's job, or another without a notebook, with a stand-in for its process, `code`; gives what it returned."""
     begin = subprocess.run
 
-    def run(code: str) -> bool:
-        monkeypatch.setattr(sweep_run.subprocess, "run", lambda command, **how: begin([sys.executable, "-c", code], **how))
-        return sweep_run.run_job(DEMO, "02_embed.vit_tiny_random.share1of2", tmp_path, "", 1, n_shares=2)
+    def run(code: str, name: str = "02_embed.vit_tiny_random.share1of2", file: Path = DEMO, data: str = "") -> bool:
+        def stand_in(command, **how):
+            run.command = command
+            return begin([sys.executable, "-c", code], **how)
+
+        monkeypatch.setattr(sweep_run.subprocess, "run", stand_in)
+        return sweep_run.run_job(file, name, tmp_path, data, 1, n_shares=2)
 
     return run
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A study that measures two switches."""
+    content = yaml.safe_load(DEMO.read_text())
+    content |= {"name": "measured", "effects": {"encoder": "vit_tiny_random", "switches": ["border", "split_by"]}}
+    file = tmp_path / "measured.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def test_switches_are_measured_after_the_study_itself_and_the_base_first(measured):
+    jobs = sweep_jobs.jobs_of(load_study(measured), 2)
+    measuring = [job for job in jobs.values() if job.rule == "measure_switch"]
+    assert [job.name for job in measuring] == [f"measure_switch.{name}" for name in ("base", "split_by", "border", "paper")]
+    assert [job.parameters["switch"] for job in measuring] == ["", "split_by", "border", "paper"]
+    arms = {name for name in jobs if name.startswith(("03", "04"))}
+    assert set(measuring[0].needs) == {"01_extract_patches", *arms}
+    assert {job.needs for job in measuring[1:]} == {("measure_switch.base",)}
+    assert {(job.notebook, job.stage, job.is_share) for job in measuring} == {("", "measure_switch", False)}
+    assert not {job.rule for job in jobs.values()} - set(sweep_jobs.RULES)
+
+
+def test_a_switch_that_cannot_be_measured_is_a_row_and_stops_no_other(tmp_path, measured, a_share):
+    assert not a_share("import sys; sys.exit('mfcore: no such weights')", "measure_switch.base", measured)
+    failure = store.read_json(tmp_path / "failures" / "measure_switch.base.json")
+    assert (failure["reason"], failure["stage"]) == ("SweepError: mfcore: no such weights", "measure_switch")
+    assert a_share("pass", "measure_switch.border", measured, data="there"), "it goes on without the base"
+    assert store.read_json(tmp_path / "jobs" / "measure_switch.border.json")["notebook"] == ""
+    said = " ".join(a_share.command)
+    assert "-m mfcore.switches" in said and said.endswith("--switch border --workers 1 --data there")
 
 
 def test_a_share_that_fails_says_its_last_line_and_the_embedding_makes_up_for_it(tmp_path, monkeypatch, a_share):
@@ -237,17 +275,18 @@ def test_who_ends_the_sweep_waits_for_snakemake_which_calls_its_jobs_back(how):
 
 
 @pytest.mark.parametrize("profile", ["", "slurm"])
-def test_snakemake_takes_the_workflow_and_the_profile(profile, tmp_path, monkeypatch):
+def test_snakemake_takes_the_workflow_and_the_profile(profile, tmp_path, measured):
     """A dry run: every job once, GPUs only where they were asked for, threads by the profile or the cores."""
     if profile:
         pytest.importorskip("snakemake_executor_plugin_slurm", reason="Snakemake's plugin for Slurm isn't installed")
-    command = [sys.executable, "-m", "mfcore.sweep", "paper", "--study", "demo", "--results", str(tmp_path), "--shares", "2"]
+    command = [sys.executable, "-m", "mfcore.sweep", "paper", "--study", str(measured)]
+    command += ["--results", str(tmp_path), "--shares", "2"]
     command += (
         ["--cores", "10"] if not profile else ["--profile", profile, "--gpus", "0", "--cores", "64"]
     )  # else a dry run takes one
     done = subprocess.run([*command, "--dry-run", "--quiet", "host"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in sweep_jobs.jobs_of(load_study(DEMO), 2):
+    for name in sweep_jobs.jobs_of(load_study(measured), 2):
         assert done.stdout.count(f"output: jobs/{name}.json\n") == 1, name
     (training,) = (
         part for part in done.stdout.split("\nrule ") if "job=04_train_end_to_end.efficientnet_lite0_64px.fold0" in part
@@ -255,3 +294,6 @@ def test_snakemake_takes_the_workflow_and_the_profile(profile, tmp_path, monkeyp
     assert f"threads: {8 if profile else 2}\n" in training
     assert ("gpu=1" in training) == (not profile)
     assert ("mem_mb=24000" in training) == bool(profile)
+    (switch,) = (part for part in done.stdout.split("\nrule ") if "job=measure_switch.border" in part)
+    assert ("gpu=1" in switch) == (not profile) and ("mem_mb=24000" in switch) == bool(profile)
+    assert "jobs/measure_switch.base.json" in switch
