@@ -1,6 +1,7 @@
 """How AUROC grows with training patches, where that is heading, and how much more data would close the gap to the best arm."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,23 @@ MAX_UNDETERMINED = 0.1  # share of resamples
 COLUMNS = ["arm", "kind", "asymptote", "low", "high", "scale", "exponent"]
 COLUMNS += ["n_needed", "n_needed_low", "n_needed_high", "why_not", "n_train", "n_sizes", "n_folds"]
 COLUMNS += ["per_tenfold", "per_tenfold_low", "per_tenfold_high", "n_straight", "n_straight_low", "n_straight_high"]
+AHEAD, N_POINTS = 10, 41
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """``table`` folds by sizes, ``n_train`` (n_sizes,), ``values`` (1 + n_resamples, n_sizes): means, first those measured.
+
+    ``targets`` (1 + n_resamples,): what the best arm has with all the data in the same folds. Both empty for too small a table.
+    """
+
+    name: str
+    kind: str
+    table: pd.DataFrame
+    n_train: np.ndarray
+    values: np.ndarray
+    targets: np.ndarray
+    is_best: bool
 
 
 @dataclass(frozen=True)
@@ -57,27 +75,64 @@ def fit(scores: pd.DataFrame, study: Study, metric: str = "auroc") -> pd.DataFra
 
     scores: as `compare.scores`; only fits on all domains count. metric: one that grows towards 1 at best.
     """
+    rows = []
+    for arm in _arms(scores, study, metric):
+        n_sizes, n_train = arm.table.shape[1], arm.n_train
+        row = dict.fromkeys(COLUMNS, math.nan) | {"arm": arm.name, "kind": arm.kind, "n_sizes": n_sizes}
+        row |= {"n_folds": len(arm.table), "n_train": n_train[-1] if n_sizes else math.nan, "why_not": _too_few(arm.table)}
+        if len(arm.values):
+            row |= _straight(n_train, arm.values, arm.targets, arm.is_best)
+            if not row["why_not"]:
+                row |= _bent(n_train, arm.values, arm.targets, arm.is_best)
+        rows.append(row)
+    return compare.in_order(pd.DataFrame(rows, columns=COLUMNS), study)
+
+
+def ahead(scores: pd.DataFrame, study: Study, metric: str = "auroc") -> pd.DataFrame:
+    """What each arm is to expect of up to AHEAD times its patches: ``arm, kind, how, n_train, expected, low, high``.
+
+    how: "curve" where data determine one (`fit`), from its smallest size on; else "straight", the last step drawn on over
+    log n from the largest size on. ``low`` to ``high``: 95 % percentiles over the resampled folds of `fit`, those without a
+    curve left out. No row for an arm with one size, one fold, or none that both sizes have. Arguments as `fit`.
+    """
+    rows = []
+    for arm in _arms(scores, study, metric):
+        if not len(arm.values):
+            continue
+        why_not = _too_few(arm.table) or _bent(arm.n_train, arm.values, arm.targets, arm.is_best).get("why_not")
+        last = arm.n_train[-1]
+        n_train = np.geomspace(last if why_not else arm.n_train[0], last * AHEAD, N_POINTS)
+        if why_not:
+            gain = (arm.values[:, -1] - arm.values[:, -2]) / math.log10(last / arm.n_train[-2])
+            expected = arm.values[:, [-1]] + gain[:, None] * np.log10(n_train / last)
+        else:
+            fits = _fit(arm.n_train / last, arm.values)
+            expected = fits.asymptote[:, None] - fits.scale[:, None] * (n_train / last) ** -fits.exponent[:, None]
+            expected = expected[fits.why_not == ""]
+        low, high = np.quantile(expected[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        how = "straight" if why_not else "curve"
+        rows += [(arm.name, arm.kind, how, *point) for point in zip(n_train, expected[0], low, high, strict=True)]
+    table = pd.DataFrame(rows, columns=["arm", "kind", "how", "n_train", "expected", "low", "high"])
+    return compare.in_order(table, study, "n_train")
+
+
+def _arms(scores: pd.DataFrame, study: Study, metric: str) -> Iterator[_Arm]:
+    """Each arm's scores by fold and size, and their means over resampled folds, the same folds for every arm."""
     part = scores[scores["train_domain"] == compare.ALL]
     means = part.pivot_table(index=["arm", "fold"], columns="size", values=metric)
     full = part[part["size"] == part["size"].max()].groupby("arm", sort=False)[metric].mean()
     best, folds = full.idxmax(), np.sort(part["fold"].unique())
     draws = generator(study.splits.seed, "curve").multinomial(len(folds), np.full(len(folds), 1 / len(folds)), N_RESAMPLES)
-    rows = []
-    for (arm, kind), group in part.groupby(["arm", "kind"], sort=False):
-        table = means.loc[arm].dropna(axis="columns", how="all").dropna()
-        row = dict.fromkeys(COLUMNS, math.nan) | {"arm": arm, "kind": kind, "n_sizes": table.shape[1], "n_folds": len(table)}
+    for (name, kind), group in part.groupby(["arm", "kind"], sort=False):
+        table = means.loc[name].dropna(axis="columns", how="all").dropna()
         n_train = group.groupby("size")["n_train"].mean()[table.columns].to_numpy()
-        row["n_train"] = n_train[-1] if len(n_train) else math.nan
-        row["why_not"] = _too_few(table)
+        values, targets = np.empty((0, table.shape[1])), np.empty(0)
         if len(table) > 1 and table.shape[1] > 1:
             at, overlap = np.searchsorted(folds, table.index), group["n_test"].mean() / n_train[-1]
             of_best = means.loc[best].iloc[:, [-1]].reindex(table.index).to_numpy()
             values, targets = (_stretched(of, draws[:, at], overlap) for of in (table.to_numpy(), of_best))
-            row |= _straight(n_train, values, targets[:, 0], is_best=arm == best)
-            if not row["why_not"]:
-                row |= _bent(n_train, values, targets[:, 0], is_best=arm == best)
-        rows.append(row)
-    return compare.in_order(pd.DataFrame(rows, columns=COLUMNS), study)
+            targets = targets[:, 0]
+        yield _Arm(name, kind, table, n_train, values, targets, name == best)
 
 
 def curve(fit_row: pd.Series, n_train: np.ndarray) -> np.ndarray:

@@ -135,3 +135,18 @@ def test_the_interval_of_the_asymptote_covers_the_truth():
         if not row["why_not"]:
             held.append(row["low"] <= 0.9 <= row["high"])
     assert len(held) > 30 and np.mean(held) > 0.9
+
+
+def test_what_lies_ahead_follows_the_curve_where_there_is_one_and_the_last_step_where_not():
+    straight = {"a": lambda n: 0.5 + 0.05 * math.log10(n)}
+    table = compare_curve.ahead(made(BEST | straight), STUDY)
+    fitted = compare_curve.fit(made(BEST | straight), STUDY)
+    for arm, how, first in (("net", "curve", 10), ("a", "straight", N_FULL)):
+        part = table[table["arm"] == arm]
+        assert set(part["how"]) == {how}
+        assert part["n_train"].iloc[[0, -1]].tolist() == pytest.approx([first, compare_curve.AHEAD * N_FULL])
+        assert (part["low"] <= part["expected"]).all() and (part["expected"] <= part["high"]).all()
+    part = table[table["arm"] == "net"]
+    assert part["expected"].to_numpy() == pytest.approx(compare_curve.curve(row_of("net", fitted), part["n_train"]), abs=1e-9)
+    assert table["expected"].iloc[-1] == pytest.approx(0.75, abs=0.005), "0.05 more for tenfold the patches"
+    assert compare_curve.ahead(made(BEST, sizes=(1.0,)), STUDY).empty, "one size leads nowhere"
