@@ -15,7 +15,7 @@ from mfcore import (
     claims_results,
     store,
 )
-from mfcore.claims_judge import GANZ, NOT_TESTABLE, VERDICTS, Claim, Finding, Material, out_of_scope
+from mfcore.claims_judge import ANYWHERE, GANZ, NOT_TESTABLE, VERDICTS, Claim, Finding, Material, out_of_scope
 from mfcore.config import Study
 
 COLUMNS = (
@@ -31,24 +31,33 @@ COLUMNS = (
     "data",
     "here",
     "paper",
+    "subject",
 )
 HERE = dict(zip(VERDICTS, ("as stated", "not as stated", "can't be told", ""), strict=True))
 SECTIONS = ("abstract", "section 2", "Tab. 1", "section 3", "section 4", "Tab. 2", "section 5")
-CLAIMS: tuple[Claim, ...] = (
-    *claims_materials.CLAIMS,
-    *claims_methods.CLAIMS,
-    *claims_results.CLAIMS,
-    *claims_domains.CLAIMS,
-    *claims_adapted.CLAIMS,
-    *claims_amibr.CLAIMS,
+# What a claim is of, so that counts of verdicts don't mix what any study can confirm with what only results can.
+DATA, MODELS, METHOD, AMOUNT, DOMAINS, LATER = (
+    "data",
+    "networks",
+    "method",
+    "results by amount of data",
+    "results across domains",
+    "later work",
+)
+CLAIMS: tuple[tuple[str, Claim], ...] = (
+    *((MODELS if claim.about == (ANYWHERE,) else DATA, claim) for claim in claims_materials.CLAIMS),
+    *((METHOD, claim) for claim in claims_methods.CLAIMS),
+    *((AMOUNT, claim) for claim in claims_results.CLAIMS),
+    *((DOMAINS, claim) for claim in claims_domains.CLAIMS),
+    *((LATER, claim) for claim in (*claims_adapted.CLAIMS, *claims_amibr.CLAIMS)),
 )
 RULE = (
     "A printed number is judged on the data set that it was printed for, and on no other: reproduced where the mean over folds "
     "lies within the tolerance, and the folds leave no more than twice that open; not reproduced where the whole interval lies "
     "outside it; unclear else.",
-    "A direction (more, less, no better, alike) is judged on any real data that ask the paper's question, "
-    "mitotic figure against look-alike. “More” needs every difference above zero, p below 0.05; one clearly below refutes it. “No "
-    "better” and “alike” need every interval inside a margin set beforehand: that no difference was seen shows nothing.",
+    "A direction (more, less, no better, alike) is judged on any real data that ask the paper's question, mitotic figure "
+    "against look-alike. “More” needs every difference above zero, p below 0.05; one clearly below it refutes. “No better” "
+    "and “alike” need every interval inside a margin set beforehand: that no difference was seen shows nothing.",
     "On synthetic data neither is judged: they were made for this study and can't tell. What was found is shown all the same, "
     "and whether it is as stated. The same holds on data that ask another question.",
     "A statement about all of the paper's models can be refuted by some of them, and is at best unclear while one is missing. "
@@ -56,7 +65,8 @@ RULE = (
     "What networks are, and how a study was made, is judged in every study, synthetic ones too: there the row says whether "
     "this study's own runs were made as the paper says.",
     "Intervals and p values are those of the corrected paired t test over folds (Nadeau and Bengio 2003), p values after Holm "
-    "over all comparisons of the row. Expected values, tolerances and margins stand in the code and depend on no result.",
+    "over all comparisons of the row. Expected values are the papers'; tolerances and margins are the same for all "
+    "studies.",
 )
 
 
@@ -66,12 +76,14 @@ def check(study: Study, scores: pd.DataFrame, results: str | Path) -> pd.DataFra
     ``claim`` the quote, ``where`` in its paper, ``test`` what would show it, ``expected`` and ``tolerance``, ``found`` in this
     study, ``difference`` (found less expected, or the comparison that decides; NaN where there is none), ``verdict`` one of
     `claims_judge.VERDICTS`, ``why``, ``data`` what it was measured on; ``here``, of a comparison that can't be judged, whether
-    it is as stated in these data; ``paper`` whose claim it is.
+    it is as stated in these data; ``paper`` whose claim it is, ``subject`` what it is of.
 
     scores: as `mfcore.compare.scores` returns it. results: the study's folder; what it lacks makes rows that say so.
     """
     material = Material(study, scores, Path(results))
-    return pd.DataFrame([_row(study, claim, claim.measure(material)) for claim in CLAIMS], columns=list(COLUMNS))
+    return pd.DataFrame(
+        [_row(study, claim, claim.measure(material)) | {"subject": subject} for subject, claim in CLAIMS], columns=list(COLUMNS)
+    )
 
 
 def _row(study: Study, claim: Claim, finding: Finding) -> dict:
@@ -110,9 +122,10 @@ def write(ledger: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
 
 
 def counts(ledger: pd.DataFrame) -> pd.DataFrame:
-    """How many claims got which verdict: a row a paper, a column a verdict, all of VERDICTS."""
-    table = pd.crosstab(ledger["paper"], ledger["verdict"]).reindex(columns=list(VERDICTS), fill_value=0)
-    return table.loc[ledger["paper"].unique()].rename_axis(columns=None).reset_index()
+    """How many claims got which verdict: a row a paper and subject, in the ledger's order, a column a verdict of VERDICTS."""
+    table = pd.crosstab([ledger["paper"], ledger["subject"]], ledger["verdict"]).reindex(columns=list(VERDICTS), fill_value=0)
+    order = ledger[["paper", "subject"]].drop_duplicates()
+    return table.loc[list(order.itertuples(index=False, name=None))].rename_axis(columns=None).reset_index()
 
 
 def brief(ledger: pd.DataFrame) -> pd.DataFrame:

@@ -26,7 +26,7 @@ def end_to_end(material: Material) -> Choice:
         return Choice((own[0],))
     if not networks:
         return Choice((), "no network trained end to end has scores here")
-    return Choice((networks[0].name,), f"no ResNet50 trained end to end here; {networks[0].name} stands in")
+    return Choice((networks[0].name,), f"no ResNet50 trained end to end here ({networks[0].name} stands in)")
 
 
 def lora(material: Material) -> Choice:
@@ -49,7 +49,7 @@ def foundation(material: Material, wanted: tuple[str, ...] = FOUNDATION) -> Choi
 def imagenet(material: Material) -> Choice:
     """Probes on the paper's two ImageNet encoders."""
     found = _of_the_paper(material, IMAGENET, "ImageNet encoders")
-    return found if not found.barred else Choice((), found.barred.split(";")[0])
+    return found if not found.barred else Choice((), found.barred.split(" (")[0])
 
 
 def _of_the_paper(material: Material, wanted: tuple[str, ...], what: str) -> Choice:
@@ -62,7 +62,7 @@ def _of_the_paper(material: Material, wanted: tuple[str, ...], what: str) -> Cho
         said = ", ".join(f"{name} ({reason})" for name, reason in reasons.items())
         return Choice(there, partial=f"without {said}")
     others = probes(material).names
-    named = f"; {', '.join(others)} stand{'s' * (len(others) == 1)} in" if others else ""
+    named = f" ({', '.join(others)} stand{'s' * (len(others) == 1)} in)" if others else ""
     return Choice(others, f"none of the paper's {what} has scores here{named}")
 
 

@@ -1,0 +1,79 @@
+"""The supplement's page on claims: every checkable sentence of the paper with its verdict, the counts of verdicts first."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from mfcore import claims, compare, report_html
+from mfcore.claims_judge import NOT_TESTABLE, VERDICTS
+from mfcore.config import Study
+
+SIGNS = dict(zip(VERDICTS, ("✓", "✗", "?", "–"), strict=True))
+
+
+def page(study: Study, results: Path) -> str:
+    """The page, from the study's stored predictions, labels and histories."""
+    scores = compare.scores(compare.collect(study, results).predictions)
+    ledger = claims.check(study, scores, results)
+    return report_html.render(
+        "claims.html",
+        study=study,
+        counts=report_html.table(claims.counts(ledger)),
+        rule=claims.RULE,
+        said=said(ledger),
+        sections=[section(title, rows) for title, rows in claims.sections(ledger)],
+    )
+
+
+def said(ledger: pd.DataFrame) -> str:
+    """How much of the paper this study can settle, in sentences: what any study can confirm apart from results."""
+    own = ledger[ledger["paper"] == claims.GANZ]
+    of_results = own["subject"].isin([claims.AMOUNT, claims.DOMAINS])
+    parts = []
+    for what, rows in (("results", own[of_results]), ("data, networks and method", own[~of_results])):
+        n = rows["verdict"].value_counts().reindex(list(VERDICTS), fill_value=0)
+        judged = ", ".join(f"{n[verdict]} {verdict}" for verdict in VERDICTS if verdict != NOT_TESTABLE)
+        n_judged = len(rows) - n[NOT_TESTABLE]
+        parts.append(f"Of the paper's {len(rows)} claims on {what} this study can judge {n_judged or 'none'}")
+        parts[-1] += f": {judged}." if n_judged else "."
+    shown = int((own["here"] != "").sum())
+    return " ".join([*parts, f"It shows {shown} more comparisons that it can't judge."] if shown else parts)
+
+
+def section(title: str, rows: pd.DataFrame) -> dict:
+    """A part of the ledger for the template: what was judged or shown, and apart from it what this study has nothing on."""
+    records = [_record(row) for row in rows.to_dict("records")]
+    silent = [record["verdict"] == NOT_TESTABLE and not record["here"] for record in records]
+    return {
+        "title": title,
+        "short": title.removeprefix(f"{claims.GANZ}, ").removesuffix(", second-hand"),
+        "anchor": "".join(character if character.isalnum() else "-" for character in title.lower()),
+        "rows": [record for record, is_silent in zip(records, silent, strict=True) if not is_silent],
+        "silent": [record for record, is_silent in zip(records, silent, strict=True) if is_silent],
+    }
+
+
+def _record(row: dict) -> dict:
+    """A row of the ledger with what the eye needs: lists for lines, a sign for the verdict."""
+    tolerance = "" if row["tolerance"] == "none" else row["tolerance"]
+    return row | {
+        "where": row["where"][:1].upper() + row["where"][1:],
+        "sign": SIGNS[row["verdict"]],
+        "kind": row["verdict"].replace(" ", "-"),
+        "tolerance": tolerance,
+        "found": row["found"].split("; "),
+        "why": row["why"].split("; ") if row["why"] else [],
+        "difference": signed(row["difference"]),
+    }
+
+
+def signed(value: float) -> str:
+    """A difference for the eye: counts in full, millions as such, scores with three digits; empty where there is none."""
+    if math.isnan(value):
+        return ""
+    if abs(value) < 5e-4:
+        return "0"
+    if abs(value) >= 1e5:
+        return f"{value / 1e6:+,.1f}M"
+    return f"{value:+,.0f}" if value == round(value) else f"{value:+.3f}"
