@@ -27,7 +27,7 @@ def config_of(study: Study, network: Network, fold: int) -> dict:
     names = ["epoch", "training_label", "validation"] + (["clipping"] if network.clip_norm is not None else [])
     return {
         "network": as_dict(network),
-        "card": encoders.of(study, network.architecture).identity(),
+        "card": encoders.of_network(study, network.architecture).identity(),
         **{name: getattr(study.switches, name) for name in names},
         "seed": study.splits.seed,
         "fold": fold,
@@ -94,7 +94,7 @@ def train_study(
         for unit in to_do:
             progress.set_postfix_str(unit.name)
             task, begun_at = tasks[unit], progress.n
-            card, start = encoders.of(study, network.architecture), rng.stream_seed(task.seed, *task.stream, "start")
+            card, start = encoders.of_network(study, network.architecture), rng.stream_seed(task.seed, *task.stream, "start")
             model = adapt.build_network(
                 card, network.lora, pretrained=network.pretrained, seed=start, input_px=network.input_px
             )

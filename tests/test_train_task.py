@@ -3,11 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-pytest.importorskip("torch")
-
 from made_training import N_PATCHES, NETWORK, UNIT, network, task
 
 from mfcore import augment, train_task
@@ -179,8 +177,6 @@ def test_drawn_validation_is_labelled_as_training():
 
 def test_a_shifted_crop_is_what_augmentation_shows():
     """Shifted and nothing else, a patch looks the same to validation as to training."""
-    import torch
-
     the_task = task(network=network(shift_px=2), patches=np.random.default_rng(0).integers(0, 256, (120, 23, 23, 3), np.uint8))
     shifts = np.array([[-2, 1], [0, 0], [2, 2], [1, -2]])
     found = train_task.crops(the_task, np.arange(4), shifts)
