@@ -1,7 +1,7 @@
 # %% [markdown]
 # *The committed outputs are those of the study `demo`: synthetic data.*
 #
-# # 04 Train end to end: how far does a network get that is trained on the patches themselves?
+# # 04 Train end to end: how far does a network get that learns from the patches themselves?
 #
 # | reads | writes | costs (demo) |
 # |---|---|---|
@@ -9,7 +9,9 @@
 #
 # As in Ganz et al. 2024, section 3: from ImageNet weights, with colour jitter, blur, flips and rotation (inside a stored
 # margin, so that no corner is empty), Adam under a one-cycle schedule; the epoch with the lowest validation loss is the one
-# tested, its weights truly restored. This run trains one fold at every size, and on every domain by itself.
+# tested, its weights truly restored. A network with `lora` in the study is a transformer that stays frozen but for low-rank
+# matrices beside its layers, and a head. This run trains one fold, at every size and on every domain by itself unless the
+# study says less; by hand, the losses are drawn below while it goes on.
 
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers
@@ -23,7 +25,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mfcore import captions, compare, figures, train
+from mfcore import captions, compare, figures, figures_live, train
 from mfcore.config import as_dict, load_study
 
 study = load_study(study_file)
@@ -34,9 +36,10 @@ captions.show(pd.DataFrame(as_dict(study.network(network)).items(), columns=["se
 # ## Train
 
 # %%
-run = train.train_study(study, network, fold, folder, device)
+run = train.train_study(study, network, fold, folder, device, watch=figures_live.LiveHistory(study, network))
 history = train.load_history(run)
-predictions = compare.load_arm(run, network, "end-to-end")
+kind = compare.LORA if study.network(network).lora else compare.END_TO_END
+predictions = compare.load_arm(run, network, kind)
 captions.show(compare.wide(compare.scaling_table(compare.scores(predictions), study)))
 
 # %% [markdown]
