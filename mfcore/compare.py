@@ -1,17 +1,20 @@
 """From stored predictions to tables: every metric is computed again from what each arm predicted, never read from a log."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from mfcore import metrics, raters, splits, store
-from mfcore.config import Study, as_dict
+from mfcore import encoders, metrics, raters, splits, store
+from mfcore.cards import EncoderCard
+from mfcore.config import Network, Study, Switches, as_dict
 from mfcore.statistics import Interval, spread
 from mfcore.statistics_bootstrap import bootstrap
 
-PROBE, END_TO_END = "probe", "end-to-end"
+PROBE, END_TO_END, LORA = "probe", "end-to-end", "LoRA"
 IN_DOMAIN, OUT_OF_DOMAIN = "in domain", "out of domain"
 ALL = splits.ALL
 PUBLISHED = Path(__file__).resolve().parents[1] / "data"
@@ -21,7 +24,7 @@ PUBLISHED = Path(__file__).resolve().parents[1] / "data"
 class Collected:
     """What a study's arms predicted, and which arms did not and why.
 
-    predictions: as `mfcore.splits.predictions`, with ``arm``, ``kind`` ("probe" or "end-to-end") and ``n_train``.
+    predictions: as `mfcore.splits.predictions`, with ``arm``, ``kind`` (PROBE, END_TO_END or LORA) and ``n_train``.
     failures: ``arm, stage, reason``, a row for each run that failed or is missing.
     """
 
@@ -32,6 +35,7 @@ class Collected:
 def collect(study: Study, results: str | Path) -> Collected:
     """Gather the predictions of every arm of a study that were made on its current splits, with its current settings.
 
+    Sizes and domains that a network leaves out (``sizes, by_domain``) have no predictions, and are no failures.
     Raises StoreError where there are no splits, or no arm has predicted anything yet.
     """
     results = Path(results)
@@ -56,7 +60,7 @@ def collect(study: Study, results: str | Path) -> Collected:
         for fold in range(study.splits.n_folds):
             name = f"{network.name}-fold{fold}"
             if name in found:
-                tables.append(load_arm(found[name], network.name, END_TO_END))
+                tables.append(load_arm(found[name], network.name, kind_of(network)))
             else:
                 reason = reasons.get((network.name, "04", fold), "not run yet")
                 failures.append({"arm": network.name, "stage": f"train, fold {fold}", "reason": reason})
@@ -65,24 +69,64 @@ def collect(study: Study, results: str | Path) -> Collected:
     return Collected(pd.concat(tables, ignore_index=True), pd.DataFrame(failures, columns=["arm", "stage", "reason"]))
 
 
+def kind_of(network: Network) -> str:
+    """END_TO_END where every weight is trained, else LORA."""
+    return LORA if network.lora else END_TO_END
+
+
 def current_runs(study: Study, results: Path) -> dict[str, store.Run]:
-    """The newest finished run by name, among those made on the study's splits and with the study's settings."""
-    splits_key = splits.find(study, results).key
-    networks = {f"{n.name}-fold{fold}": as_dict(n) for n in study.networks for fold in range(study.splits.n_folds)}
+    """The newest finished run by name, among those made on the study's splits and with the study's settings.
+
+    Raises StoreError where there are no splits.
+    """
+    splits_of = {"probe": splits.find(study, results).key, "train": _splits_of_networks(study, results)}
+    networks = {f"{n.name}-fold{fold}": _settings(study, n) for n in study.networks for fold in range(study.splits.n_folds)}
     newest: dict[str, tuple[str, store.Run]] = {}
     for file in sorted(results.glob("*/run.json")):
         record = store.read_json(file)
-        name, config = record["name"], record["config"]
-        if record["inputs"].get("splits") != splits_key:
+        name, config, stage = record["name"], record["config"], record["stage"]
+        if stage not in splits_of or record["inputs"].get("splits") != splits_of[stage]:
             continue
-        if record["stage"] == "train":
-            current = config["network"] == networks.get(name) and config["epoch"] == study.switches.epoch
+        if stage == "train":  # what a run's config leaves out didn't matter to it
+            wanted = networks.get(name)
+            current = wanted is not None and all(config[key] == wanted[key] for key in wanted.keys() & config.keys())
         else:
-            current = record["stage"] == "probe" and name in study.encoders and config == as_dict(study.probe)
+            current = name in study.encoders and config == as_dict(study.probe) and _by_its_card(study, record, results)
         if current and (name not in newest or record["finished"] > newest[name][0]):
             identity = {key: record[key] for key in ("stage", "name", "config", "inputs")}
             newest[name] = (record["finished"], store.Run(file.parent, identity))
     return {name: run for name, (_, run) in newest.items()}
+
+
+def _splits_of_networks(study: Study, results: Path) -> str | None:
+    try:
+        return splits.find(study, results, networks=True).key
+    except store.StoreError:  # folds of their own that nobody has drawn yet
+        return None
+
+
+def _settings(study: Study, network: Network) -> dict:
+    """What a training's config must say to be the study's, as far as it says so (`mfcore.train.config_of`)."""
+    card = _card(study, network.architecture, encoders.of_network)
+    switches = {name: getattr(study.switches, name) for name in Switches.CHOICES}
+    return _plain({"network": as_dict(network), **switches} | ({"card": card.identity()} if card else {}))
+
+
+def _by_its_card(study: Study, record: dict, results: Path) -> bool:
+    """Whether a probe read embeddings that were made as the study has them made; whether they are gone doesn't matter."""
+    card, key = _card(study, record["name"], encoders.of), record["inputs"].get("embeddings")
+    made = next(results.glob(f"embeddings-*-{key}/run.json"), None)
+    return card is None or made is None or store.read_json(made)["config"]["card"] == _plain(card.identity())
+
+
+def _card(study: Study, name: str, of: Callable[[Study, str], EncoderCard]) -> EncoderCard | None:
+    """The card by which a study has an encoder now; None for one of its own, which no switch changes and which takes torch."""
+    return of(study, name) if name in encoders.names() else None
+
+
+def _plain(content: dict) -> dict:
+    """As it is read back from a file."""
+    return json.loads(json.dumps(content))
 
 
 def load_arm(run: store.Run, arm: str, kind: str) -> pd.DataFrame:
@@ -274,7 +318,7 @@ def wide(table: pd.DataFrame, value: str = "auroc") -> pd.DataFrame:
         }
     )
     sizes = [f"{100 * size:g} %" for size in sorted(table["size"].unique())]
-    table = cells.pivot(index=["arm", "kind"], columns="size", values="cell")[sizes].rename_axis(columns=None)
+    table = cells.pivot(index=["arm", "kind"], columns="size", values="cell")[sizes].rename_axis(columns=None).fillna("–")
     return table.loc[list(dict.fromkeys(zip(cells["arm"], cells["kind"], strict=True)))].reset_index()
 
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy.stats import mannwhitneyu
 
-from mfcore import claims, compare, metrics, patches, splits, store
-from mfcore.config import Data, Network, Probe, Splits, Study, as_dict
+from mfcore import compare, encoders, metrics, patches, splits, store
+from mfcore.config import Data, Lora, Network, Probe, Splits, Study, as_dict
 
 STUDY = Study(
     "t",
@@ -92,16 +92,6 @@ def test_a_test_set_of_one_class_has_no_auroc_and_takes_no_other_fold_with_it(pr
     assert table["auroc"].notna().all()
 
 
-def test_claims_follow_the_planted_truth(predictions):
-    ledger = claims.check(STUDY, compare.scores(predictions)).set_index("claim")["verdict"]
-    assert ledger["The end-to-end network beats every probe, at every size."] == "holds"
-    assert ledger["Out of domain is worse than in domain, for every arm."] != "holds"  # the random arm has nothing to lose
-    assert ledger["Probes on pathology encoders beat probes on ImageNet encoders."] == "not testable here"
-    flipped = predictions.assign(score=predictions["score"].where(predictions["arm"] != "net", 1 - predictions["score"]))
-    ledger = claims.check(STUDY, compare.scores(flipped)).set_index("claim")["verdict"]
-    assert ledger["The end-to-end network beats every probe, at every size."] == "does not hold"
-
-
 def test_published_numbers_are_those_of_table_2():
     table = compare.published_table().set_index("arm")
     assert len(table) == 9
@@ -120,30 +110,45 @@ def test_the_best_arm_s_interval_holds_its_mean(predictions):
     assert interval.low < interval.estimate < interval.high and interval.n == 18
 
 
+def finish(folder, stage, name, arm, config, inputs, predictions):
+    """A finished run that predicted what ``arm`` did."""
+    run = store.open_run(folder, stage, name, config, inputs)
+    part = predictions[predictions["arm"] == arm]
+    store.write_parquet(run.path("predictions.parquet"), part.drop(columns=["arm", "kind", "n_train"]))
+    return run.finish(["predictions.parquet"])
+
+
+def trained(network=None, **differing):
+    """The config of a training of the study's network, as `mfcore.train` writes it."""
+    network = STUDY.networks[0] if network is None else network
+    said = {"epoch": "best", "training_label": "annotation", "validation": "centre"}
+    card = encoders.card(network.architecture).identity()
+    return {"network": as_dict(network), "card": card, **said, "seed": 42, "fold": 0} | differing
+
+
+def made_splits(folder, study):
+    """Splits of a study, with its patches, as the stages leave them."""
+    patches_run = store.open_run(folder, "patches", STUDY.name, patches.config_of(STUDY), {"annotations": "x"})
+    if not patches_run.done:
+        patches_run.finish([])
+    config = splits.config_of(study)
+    run = store.open_run(folder, "splits", study.switches.scheme, config, {"patches": patches_run.key})
+    units = [splits._rows("all", fold, size, "train", np.arange(round(100 * size))) for fold in range(3) for size in (0.5, 1.0)]
+    units += [splits._rows(domain, fold, 1.0, "train", np.arange(40)) for fold in range(3) for domain in "ab"]
+    store.write_parquet(run.path("splits.parquet"), pd.concat(units))
+    return run.finish(["splits.parquet"])
+
+
 @pytest.fixture
 def results(tmp_path, predictions):
     """A results folder with splits, one probe and one fold of the network, as the stages leave them."""
-    patches_run = store.open_run(tmp_path, "patches", STUDY.name, patches.config_of(STUDY), {"annotations": "x"}).finish([])
-    splits_run = store.open_run(
-        tmp_path, "splits", STUDY.switches.scheme, splits.config_of(STUDY), {"patches": patches_run.key}
-    )
-    units = [splits._rows("all", fold, size, "train", np.arange(round(100 * size))) for fold in range(3) for size in (0.5, 1.0)]
-    units += [splits._rows(domain, fold, 1.0, "train", np.arange(40)) for fold in range(3) for domain in "ab"]
-    store.write_parquet(splits_run.path("splits.parquet"), pd.concat(units))
-    splits_run.finish(["splits.parquet"])
-
-    def finish(stage, name, arm, config, splits_key=None, folds=(0, 1, 2)):
-        run = store.open_run(tmp_path, stage, name, config, {"splits": splits_key or splits_run.key})
-        part = predictions[(predictions["arm"] == arm) & predictions["fold"].isin(folds)]
-        store.write_parquet(run.path("predictions.parquet"), part.drop(columns=["arm", "kind", "n_train"]))
-        return run.finish(["predictions.parquet"])
-
-    finish("probe", "good", "good", as_dict(STUDY.probe))
-    finish("train", "net-fold0", "net", {"network": as_dict(STUDY.networks[0]), "epoch": "best"}, folds=(0,))
-    finish(
-        "train", "net-fold1", "net", {"network": as_dict(replace(STUDY.networks[0], max_lr=1.0)), "epoch": "best"}, folds=(1,)
-    )
-    finish("probe", "random", "random", as_dict(STUDY.probe), splits_key="other")
+    inputs = {"splits": made_splits(tmp_path, STUDY).key}
+    of_fold = {fold: predictions[predictions["fold"] == fold] for fold in (0, 1)}
+    other = replace(STUDY.networks[0], max_lr=1.0)
+    finish(tmp_path, "probe", "good", "good", as_dict(STUDY.probe), inputs, predictions)
+    finish(tmp_path, "train", "net-fold0", "net", trained(), inputs, of_fold[0])
+    finish(tmp_path, "train", "net-fold1", "net", trained(other), inputs, of_fold[1])
+    finish(tmp_path, "probe", "random", "random", as_dict(STUDY.probe), {"splits": "other"}, predictions)
     failure = {"stage": "02_embed", "name": "02_embed.random", "parameters": {"encoder": "random"}, "reason": "no weights"}
     store.write_json(tmp_path / "failures" / "02_embed.random.json", failure)
     return tmp_path
@@ -164,6 +169,73 @@ def test_collect_says_what_to_run_when_there_is_nothing(results):
         compare.collect(replace(STUDY, splits=replace(STUDY.splits, seed=1)), results)
     with pytest.raises(store.StoreError, match="run notebooks 02 to 04 first"):
         compare.collect(replace(STUDY, encoders=("other",), networks=(), probe=Probe(max_iter=3)), results)
+
+
+@pytest.mark.parametrize(
+    ("differing", "switches"),
+    [
+        ({"epoch": "last"}, {"epoch": "last"}),
+        ({"training_label": "window"}, {"training_label": "window"}),
+        ({"validation": "drawn"}, {"validation": "drawn"}),
+        ({"clipping": "before_backward"}, {"clipping": "before_backward"}),
+        ({"card": {"mean": 0.1}}, None),
+    ],
+)
+def test_a_training_under_another_switch_is_another_s(results, predictions, differing, switches):
+    """A later run of the same name that says otherwise is left aside, and taken by the study that asks for it."""
+    inputs = {"splits": splits.find(STUDY, results).key}
+    own = compare.current_runs(STUDY, results)["net-fold0"].key
+    other = finish(results, "train", "net-fold0", "net", trained(**differing), inputs, predictions).key
+    assert compare.current_runs(STUDY, results)["net-fold0"].key == own
+    if switches:
+        flipped = replace(STUDY, switches=replace(STUDY.switches, **switches))
+        assert compare.current_runs(flipped, results)["net-fold0"].key == other
+
+
+def test_clipping_that_a_run_does_not_name_did_not_matter(results):
+    flipped = replace(STUDY, switches=replace(STUDY.switches, clipping="before_backward"))
+    assert "net-fold0" in compare.current_runs(flipped, results)
+
+
+def test_a_probe_on_embeddings_of_another_card_is_another_s(results, predictions):
+    study = replace(STUDY, encoders=("vit_tiny_random",))
+    inputs = {"splits": splits.find(STUDY, results).key}
+    keys = {}
+    for which, card in (("own", encoders.card("vit_tiny_random").identity()), ("other", {"mean": 0.1})):
+        made = store.open_run(results, "embeddings", "vit_tiny_random", {"card": card, "size_px": 224}, {}).finish([])
+        source = inputs | {"embeddings": made.key}
+        keys[which] = finish(results, "probe", "vit_tiny_random", "good", as_dict(STUDY.probe), source, predictions).key
+    assert compare.current_runs(study, results)["vit_tiny_random"].key == keys["own"]
+
+
+def test_a_network_of_low_rank_is_of_its_own_kind_and_what_it_leaves_out_is_no_failure(results, predictions):
+    network = Network("net", "vit_tiny_random", input_px=100, lora=Lora(rank=4), sizes=(1.0,), by_domain=False)
+    study = replace(STUDY, encoders=("good",), networks=(network,))
+    inputs = {"splits": splits.find(STUDY, results).key}
+    part = predictions.query("train_domain == 'all' and size == 1.0")
+    for fold in range(3):
+        finish(results, "train", f"net-fold{fold}", "net", trained(network), inputs, part[part["fold"] == fold])
+    collected = compare.collect(study, results)
+    assert collected.failures.empty
+    assert set(collected.predictions.query("arm == 'net'")["kind"]) == {compare.LORA}
+    scores = compare.scores(collected.predictions)
+    wide = compare.wide(compare.scaling_table(scores, study))
+    assert wide.loc[0, ["arm", "kind", "50 %"]].tolist() == ["net", "LoRA", "–"] and "±" in wide.loc[0, "100 %"]
+    assert set(compare.cross_domain_table(scores, study)["arm"]) == {"good"}
+
+
+def test_networks_are_looked_for_on_folds_of_their_own(results, predictions):
+    own = replace(STUDY, switches=replace(STUDY.switches, shared_splits=False), encoders=("good",))
+    assert set(compare.current_runs(own, results)) == {"good"}, "a network of the shared folds was taken"
+    drawn = splits.drawn_for(own, True)
+    inputs = {"patches": patches.find(STUDY, results).key}
+    run = store.open_run(results, "splits", f"{own.switches.scheme}_networks", splits.config_of(drawn), inputs)
+    shared = splits.load(splits.find(STUDY, results))
+    store.write_parquet(run.path("splits.parquet"), shared)
+    run.finish(["splits.parquet"])
+    finish(results, "train", "net-fold0", "net", trained(), {"splits": run.key}, predictions.query("fold == 0"))
+    assert set(compare.current_runs(own, results)) == {"good", "net-fold0"}
+    assert set(compare.collect(own, results).predictions["arm"]) == {"good", "net"}
 
 
 def voted(predictions, seed=0):

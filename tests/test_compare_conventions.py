@@ -44,7 +44,7 @@ def results(tmp_path):
 def ran(results, card, features, quality):
     """Finished embeddings of ``card`` and a probe on them whose scores are right by ``quality``."""
     source = {"patches": patches.find(STUDY, results).key}
-    run = store.open_run(results, "embeddings", card, {"card": card, "size_px": 224}, source)
+    run = store.open_run(results, "embeddings", card, {"card": encoders.card(card).identity(), "size_px": 224}, source)
     with store.replacing(run.path("embeddings.h5")) as aside, h5py.File(aside, "w") as out:
         out["features"], out["patch_id"] = features.astype(np.float32), np.arange(len(features))
     run.finish(["embeddings.h5"])
