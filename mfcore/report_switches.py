@@ -1,0 +1,82 @@
+"""The supplement's page on switches: each departure of the released code, what this study does, and what that is worth."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mfcore import compare, compare_effects, effects, patches, report_html, store
+from mfcore.compare_defects import DEFECTS, RELEASED_CODE, Defect
+from mfcore.config import Study, Switches
+from mfcore.effects import BASE, PAPER
+from mfcore.report_html import table
+
+
+def page(study: Study, results: Path) -> str:
+    """The page, from what the sweep's jobs ``measure_switch`` left; a departure that isn't measured says why."""
+    rows = compare_effects.table(study, results)
+    source = _patches(study, results)
+    base = rows[rows["switch"] == BASE]
+    return report_html.render(
+        "switches.html",
+        study=study,
+        code=RELEASED_CODE,
+        said=said(rows, study),
+        base=[compare_effects.said(row) for row in base.to_dict("records")],
+        defects=[_entry(defect, rows, study, source) for defect in DEFECTS],
+        paper=[compare_effects.said(row) for row in rows[rows["switch"] == PAPER].to_dict("records")],
+        numbers=table(numbers(rows)) if len(rows) else "",
+        n_folds=study.effects.n_folds or study.splits.n_folds,
+        size=f"{100 * max(study.splits.sizes):g} %",
+    )
+
+
+def _patches(study: Study, results: Path) -> store.Run | None:
+    try:
+        return patches.find(study, results)
+    except store.StoreError:
+        return None
+
+
+def _entry(defect: Defect, rows: pd.DataFrame, study: Study, source: store.Run | None) -> dict:
+    """One departure for the page: its texts, how much of the data it touches, and a sentence an arm."""
+    is_switch = defect.name in Switches.CHOICES
+    mine = rows[rows["switch"] == defect.name].to_dict("records")
+    touched = effects.reach(study, defect.name, source).words if is_switch and source is not None else ""
+    worth = [compare_effects.said(row) for row in mine] or [defect.why_no_switch or compare_effects.NOT_YET]
+    setting = f"{defect.name}: {mine[0]['as_released']} instead of {mine[0]['default']}" if is_switch and mine else ""
+    return {**vars(defect), "setting": setting, "touched": touched, "worth": worth}
+
+
+def said(rows: pd.DataFrame, study: Study) -> str:
+    """What the page shows, in sentences computed from it."""
+    if not study.effects.switches:
+        return "The study measures none of them: its effects name no switches."
+    one = rows[rows["switch"].isin(Switches.CHOICES)]
+    measured = one[one["applies"] & one["difference"].notna()]
+    if not len(measured):
+        return "None of them is measured yet."
+    clear = measured[(measured["low"] > 0) | (measured["high"] < 0)]
+    text = f"Of {one['switch'].nunique()} switches {measured['switch'].nunique()} are measured on this study. "
+    if len(clear):
+        named = [f"{row.switch} for {row.arm} ({row.difference:+.3f})" for row in clear.itertuples()]
+        text += f"The interval leaves out zero for {', '.join(named)}; with so many intervals, one in twenty does by chance."
+    else:
+        far = measured.loc[measured["difference"].abs().idxmax()]
+        text += f"No interval leaves out zero; the largest difference is {far['switch']}'s for {far['arm']}, "
+        text += f"{far['difference']:+.3f}: so few overlapping folds show large effects alone."
+    return text
+
+
+def numbers(rows: pd.DataFrame) -> pd.DataFrame:
+    """`compare_effects.table` for the eye: scores as "mean ± SD", the difference signed, with its interval."""
+    measured = rows[rows["applies"]]
+    shown = measured[["switch", "as_released", "default", "arm", "kind", "n_folds"]].copy()
+    shown["switch"] = shown["switch"].replace({BASE: "none: the study as it is", PAPER: "all (paper mode)"})
+    shown["AUROC"] = [compare.plus_minus(m, sd) for m, sd in zip(measured["auroc"], measured["auroc_sd"], strict=True)]
+    shown["difference"] = [f"{value:+.3f}" if np.isfinite(value) else "–" for value in measured["difference"]]
+    shown["95 % interval"] = [
+        f"{low:+.3f} to {high:+.3f}" if np.isfinite(low) else "–"
+        for low, high in zip(measured["low"], measured["high"], strict=True)
+    ]
+    return shown.assign(note=measured["why"])
