@@ -1,4 +1,4 @@
-"""Batch augmentation: every image of a batch gets its own random parameters, in one pass over the whole batch.
+"""Batch augmentation: every image of a batch gets its own random parameters.
 
 What happens to an image depends on the stream's name and on the image's position in the epoch, not on the batch size.
 The recipe is that of Ganz et al. 2024, section 3: colour jitter, Gaussian blur, flips and rotation. A rotated crop is cut
@@ -20,6 +20,7 @@ if typing.TYPE_CHECKING:
 BLUR_KERNEL_PX = 5
 BLUR_SIGMA_PX = (0.1, 2.0)  # torchvision's GaussianBlur; the paper names no sigma
 GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, as torchvision rounds it
+PIECE_PX = 2 * 224 * 224  # that a CPU works on at once: few enough for its cache, many enough for torch's calls to pay
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def augment(images: "torch.Tensor", parameters: Parameters, input_px: int) -> "t
 
     ``images`` are uint8, or float in 0..1, on any device. Geometry comes first, then colour (in torchvision's order:
     brightness, contrast, saturation, hue), then blur. An image that isn't rotated keeps its pixels, nothing is resampled.
+    On a CPU an image comes out the same to the last bit whatever its batch. Nothing waits for a GPU.
     Raises ValueError where the number of parameters is another than that of images, or where a crop would reach outside
     its stored patch.
     """
@@ -90,21 +92,44 @@ def augment(images: "torch.Tensor", parameters: Parameters, input_px: int) -> "t
         raise ValueError(f"images are {tuple(images.shape)}; (B, 3, stored_px, stored_px) are needed")
     if n_images != len(parameters):
         raise ValueError(f"{n_images} images with parameters of {len(parameters)}")
-    crops = _crop(images.to(torch.float32), parameters, input_px)
-    if images.dtype == torch.uint8:
-        crops /= 255
-    jittered = np.flatnonzero(
-        (parameters.brightness != 1) | (parameters.contrast != 1) | (parameters.saturation != 1) | (parameters.hue != 0)
-    )
-    if len(jittered):
-        factors = np.stack([parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue])[:, jittered]
-        rows = torch.from_numpy(jittered).to(crops.device)
-        crops[rows] = jitter_colour(crops[rows], *torch.from_numpy(factors).to(crops))
-    blurred = np.flatnonzero(parameters.blur_px)
-    if len(blurred):
-        rows = torch.from_numpy(blurred).to(crops.device)
-        crops[rows] = blur(crops[rows], torch.from_numpy(parameters.blur_px[blurred]).to(crops))
+    theta = affine(parameters, width_px, input_px)
+    crops = torch.empty((n_images, 3, input_px, input_px), dtype=torch.float32, device=images.device)
+    n_at_once = max(1, PIECE_PX // input_px**2) if images.device.type == "cpu" else max(1, n_images)
+    for start in range(0, n_images, n_at_once):
+        part = slice(start, start + n_at_once)
+        _augment(images[part], parameters[part], theta[part], crops[part])
     return crops
+
+
+def _augment(images: "torch.Tensor", parameters: Parameters, theta: np.ndarray, out: "torch.Tensor") -> None:
+    """`augment` of so few images that a core's cache holds them, into ``out`` (n, 3, input_px, input_px)."""
+    import torch
+
+    _cut(images, parameters, theta, out)
+    if images.dtype == torch.uint8:
+        out /= 255
+    factors = np.stack([parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue])
+    jittered = (factors != [[1], [1], [1], [0]]).any(axis=0)
+    if jittered.any():
+        rows, factors_there = _rows(jittered, out.device), on_device(factors[:, jittered].astype(np.float32), out.device)
+        out[rows] = jitter_colour(out[rows], *factors_there)
+    blurred = parameters.blur_px != 0
+    if blurred.any():
+        rows, sigma_px = _rows(blurred, out.device), on_device(parameters.blur_px[blurred].astype(np.float32), out.device)
+        out[rows] = blur(out[rows], sigma_px)
+
+
+def _rows(chosen: np.ndarray, device: "torch.device") -> "slice | torch.Tensor":
+    """What to index with for the rows ``chosen``, bool (n,): a slice, which copies nothing, for all of them."""
+    return slice(None) if chosen.all() else on_device(np.flatnonzero(chosen), device)
+
+
+def on_device(values: np.ndarray, device: "torch.device") -> "torch.Tensor":
+    """An array as a tensor on ``device``; a GPU copies it when it comes to it, nothing waits."""
+    import torch
+
+    here = torch.from_numpy(values)
+    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
 
 
 def affine(parameters: Parameters, stored_px: int, input_px: int) -> np.ndarray:
@@ -131,14 +156,39 @@ def affine(parameters: Parameters, stored_px: int, input_px: int) -> np.ndarray:
     return np.stack([np.stack(rows_x, axis=-1), np.stack(rows_y, axis=-1)], axis=-2)  # (n, 2, 3)
 
 
-def _crop(images: "torch.Tensor", parameters: Parameters, input_px: int) -> "torch.Tensor":
-    """Mirrored, rotated and shifted crops (B, 3, input_px, input_px): one bilinear sampling for all of it."""
+def _cut(images: "torch.Tensor", parameters: Parameters, theta: np.ndarray, out: "torch.Tensor") -> None:
+    """Mirrored, rotated and shifted crops into ``out``, in the images' own range.
+
+    A CPU copies the pixels of those that aren't rotated, which is a third of the work of sampling them. A GPU samples all,
+    which is one call.
+    """
     import torch
     from torch.nn import functional
 
-    theta = torch.from_numpy(affine(parameters, images.shape[-1], input_px)).to(images)
-    grid = functional.affine_grid(theta, [len(images), 3, input_px, input_px], align_corners=True)  # (B, px, px, 2)
-    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    input_px = out.shape[-1]
+    sampled = (parameters.angle != 0) | (images.device.type != "cpu")
+    for i in np.flatnonzero(~sampled):
+        top, left = (
+            (images.shape[-1] - input_px) // 2 + int(shift_px[i]) for shift_px in (parameters.shift_y_px, parameters.shift_x_px)
+        )
+        crop = images[i : i + 1, :, top : top + input_px, left : left + input_px]
+        if axes := [axis for axis, flipped in ((2, parameters.flip_y[i]), (3, parameters.flip_x[i])) if flipped]:
+            crop = crop.flip(axes)
+        out[i].copy_(crop[0])
+    if not sampled.any():
+        return
+    steps = np.linspace(-1, 1, input_px)
+    across = theta[sampled, :, 0, None] * steps + theta[sampled, :, 2, None]  # (n, 2, input_px)
+    down = theta[sampled, :, 1, None] * steps  # (n, 2, input_px)
+    across_there, down_there = on_device(np.stack([across, down]).astype(np.float32), out.device)
+    grid = (across_there[:, :, None, :] + down_there[:, :, :, None]).permute(0, 2, 3, 1)  # (n, input_px, input_px, 2)
+    stored = images
+    if not sampled.all():
+        stored = torch.empty_like(images[: sampled.sum()], dtype=torch.float32)  # as interleaved as the images are
+        for into, i in zip(stored, np.flatnonzero(sampled), strict=True):
+            into.copy_(images[i])
+    cut = functional.grid_sample(stored.to(torch.float32), grid, padding_mode="zeros", align_corners=True)
+    out[_rows(sampled, out.device)] = cut
 
 
 def jitter_colour(
@@ -150,39 +200,55 @@ def jitter_colour(
 ) -> "torch.Tensor":
     """Images (B, 3, H, W), float in 0..1, with brightness, contrast, saturation and hue changed, each by its own (B,).
 
-    The four operations and their order are those of torchvision's ColorJitter, which has one factor for a whole batch.
+    The four operations are those of torchvision's ColorJitter, which has one factor for a whole batch and draws their order.
+    The first three commute but for clipping, and hue nearly does: on tissue the 24 orders, with jitters up to 0.1, are a
+    tenth of a grey level of 255 from this one on average, so that it stands for all. ``images`` isn't changed.
     """
+    n_images, _, height_px, width_px = images.shape
+    pixels = images.reshape(n_images, 3, height_px * width_px)
+    # One plane after another and in place, as a plane stays in the core's cache.
+    pixels = (pixels * brightness[:, None, None]).clamp_(0, 1)
+    luma = _luma(pixels)  # (B, H W)
+    # By rows and then over rows: torch then adds in the same order whatever the batch and the number of threads.
+    mean = luma.reshape(n_images, height_px, width_px).sum(2).sum(1) / (height_px * width_px)
+    pixels.mul_(contrast[:, None, None]).add_(((1 - contrast) * mean)[:, None, None]).clamp_(0, 1)
+    luma = _luma(pixels).mul_((1 - saturation)[:, None])
+    pixels.mul_(saturation[:, None, None]).add_(luma[:, None]).clamp_(0, 1)
+    _turn_hue(pixels, hue[:, None])
+    return pixels.reshape(images.shape)
+
+
+def _luma(pixels: "torch.Tensor") -> "torch.Tensor":
+    """Grey values (B, P) of pixels (B, 3, P)."""
+    red, green, blue = pixels.unbind(1)
+    # Multiplied and added apart: fused, the last bit of a pixel would depend on its place in a batch.
+    return (red * GREY[0]).add_(green * GREY[1]).add_(blue * GREY[2])
+
+
+def _turn_hue(pixels: "torch.Tensor", turns: "torch.Tensor") -> None:
+    """Turn the hue of HSV of pixels (B, 3, P) by ``turns`` (B, 1), in place; saturation and value stay."""
     import torch
 
-    def each(values: "torch.Tensor") -> "torch.Tensor":
-        return values[:, None, None, None]
-
-    grey = torch.tensor(GREY, device=images.device, dtype=images.dtype)
-    images = (images * each(brightness)).clamp_(0, 1)
-    mean = torch.einsum("bchw,c->b", images, grey) / images[0, 0].numel()
-    images = (images * each(contrast) + each((1 - contrast) * mean)).clamp_(0, 1)
-    luma = torch.einsum("bchw,c->bhw", images, grey)[:, None]  # (B, 1, H, W)
-    images = (images * each(saturation) + luma * each(1 - saturation)).clamp_(0, 1)
-    return _turn_hue(images, each(hue)[:, 0])
-
-
-def _turn_hue(images: "torch.Tensor", turns: "torch.Tensor") -> "torch.Tensor":
-    """Images (B, 3, H, W) with the hue of HSV turned by ``turns`` (B, 1, 1); saturation and value stay."""
-    import torch
-
-    red, green, blue = images.unbind(1)  # (B, H, W) each
-    value = images.amax(1)
-    chroma = value - images.amin(1)
-    divisor = torch.where(chroma == 0, 1, chroma)
-    sextant = torch.where(
-        value == red,
-        (green - blue) / divisor,
-        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
-    )  # -1..5, the hue in sixths of a turn
-    # HSV to RGB in closed form: channel = value - chroma * clamp(min(k, 4 - k), 0, 1), k = (offset + sextant) mod 6.
-    offset = torch.tensor([5.0, 3.0, 1.0], device=images.device, dtype=images.dtype)[:, None, None]
-    k = torch.remainder((sextant + 6 * turns)[:, None] + offset, 6)  # (B, 3, H, W)
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
+    red, green, blue = pixels.unbind(1)  # (B, P) each
+    value = torch.maximum(red, green)
+    torch.maximum(value, blue, out=value)
+    lowest = torch.minimum(red, green)
+    torch.minimum(lowest, blue, out=lowest)
+    chroma = value - lowest
+    # The hue in sixths of a turn, -3 to 3, red at 0, without a branch: its distance from red grows with the difference of
+    # green and blue while red is highest, with what red lacks while that difference stays, and as the difference falls.
+    scale = chroma.clamp(min=torch.finfo(chroma.dtype).tiny).reciprocal_()
+    aside = (green - blue).mul_(scale)  # -1..1
+    lack = (value - red).mul_(scale)  # 0..1
+    apart = aside.abs()
+    sextant = (apart * -2).add_(3).mul_(lack).add_(apart).copysign_(aside)
+    sextant += 6 * turns
+    sextant -= (sextant * (1 / 6)).floor_().mul_(6)  # 0..6
+    # HSV to RGB in closed form: a channel falls from value to lowest with its colour's distance, between 1 and 2 sixths.
+    for channel, colour in ((green, 2), (blue, 4)):
+        torch.sub(sextant, colour, out=channel).abs_().sub_(1).clamp_(0, 1).mul_(chroma)
+        torch.sub(value, channel, out=channel)
+    torch.sub(sextant, 3, out=red).abs_().sub_(1).clamp_(0, 1).mul_(chroma).add_(lowest)  # 3: red's opposite, cyan
 
 
 def blur(images: "torch.Tensor", sigma_px: "torch.Tensor") -> "torch.Tensor":
@@ -190,14 +256,17 @@ def blur(images: "torch.Tensor", sigma_px: "torch.Tensor") -> "torch.Tensor":
     import torch
     from torch.nn import functional
 
-    n_images, _, height_px, width_px = images.shape
+    height_px, width_px = images.shape[2:]
     half = BLUR_KERNEL_PX // 2
-    distance_px = torch.arange(-half, half + 1, device=images.device, dtype=images.dtype)
-    kernels = torch.exp(-0.5 * (distance_px / sigma_px[:, None]) ** 2)  # (B, 5)
-    kernels = (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(3, dim=0)  # (3 B, 5)
-    planes = functional.pad(images, [half] * 4, mode="reflect").reshape(
-        1, 3 * n_images, height_px + 2 * half, width_px + 2 * half
-    )
-    planes = functional.conv2d(planes, kernels[:, None, None, :], groups=3 * n_images)
-    planes = functional.conv2d(planes, kernels[:, None, :, None], groups=3 * n_images)
-    return planes.reshape(n_images, 3, height_px, width_px)
+    weights = [torch.exp(-0.5 * (distance_px / sigma_px) ** 2) for distance_px in range(half + 1)]  # (B,) each
+    total = weights[0] + 2 * sum(weights[1:])
+    weights = [(weight / total)[:, None, None, None] for weight in weights]
+    images = functional.pad(images, [half] * 4, mode="reflect")
+    for axis, size_px in ((2, height_px), (3, width_px)):
+        # Shifted and added, as a convolution has another order of adding for another batch.
+        blurred = images.narrow(axis, half, size_px) * weights[0]
+        for distance_px in range(1, half + 1):
+            both = images.narrow(axis, half - distance_px, size_px) + images.narrow(axis, half + distance_px, size_px)
+            blurred += both.mul_(weights[distance_px])
+        images = blurred
+    return images

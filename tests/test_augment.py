@@ -1,15 +1,21 @@
 """Augmentation: against torchvision image by image, no fill in any rotated crop, and draws that no batch size changes."""
 
 import dataclasses
+import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from mfcore import augment
 from mfcore.config import Network
 
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("torchvision.transforms.v2.functional")
+transforms = pytest.importorskip("torchvision.transforms")
+
+SLIDE = Path(__file__).parents[1].parent / "shared" / "data" / "slides" / "canine_strip.tif"
 
 NETWORK = Network(name="test", input_px=24, shift_px=3)
 PLAIN = dataclasses.replace(NETWORK, colour_probability=0, blur_probability=0, rotation_probability=0, shift_px=0)
@@ -52,11 +58,76 @@ def test_draws_depend_on_stream_and_position_only():
         assert not np.array_equal(whole, getattr(other, field.name))
 
 
-def test_batch_size_changes_no_image():
+@pytest.mark.parametrize(("input_px", "n_threads"), [(24, 1), (25, 2), (97, 1)])
+def test_batch_size_changes_no_image(input_px, n_threads, monkeypatch):
+    network = Network(name="test", input_px=input_px, shift_px=3, colour_jitter=0.4, blur_probability=0.4)
+    images, parameters = patches(12, network.needed_px), augment.draw(network, 12, 1, "augment")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(n_threads)
+        whole = augment.augment(images, parameters, input_px)
+        parts = [augment.augment(images[i : i + 5], parameters[i : i + 5], input_px) for i in (0, 5, 10)]
+        monkeypatch.setattr(augment, "PIECE_PX", 1)
+        singly = augment.augment(images, parameters, input_px)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(singly, whole)
+
+
+def test_sampling_and_copying_agree(monkeypatch):
+    """A GPU samples every image, a CPU only the rotated ones."""
     images, parameters = patches(12, NETWORK.needed_px), augment.draw(NETWORK, 12, 1, "augment")
-    whole = augment.augment(images, parameters, NETWORK.input_px)
-    parts = [augment.augment(images[i : i + 5], parameters[i : i + 5], NETWORK.input_px) for i in (0, 5, 10)]
-    torch.testing.assert_close(torch.cat(parts), whole, atol=2e-6, rtol=0)
+    copied = augment.augment(images, parameters, 24)
+    assert 0 < np.count_nonzero(parameters.angle) < 12
+    turned = dataclasses.replace(parameters, angle=np.where(parameters.angle == 0, 2 * np.pi, parameters.angle))
+    torch.testing.assert_close(augment.augment(images, turned, 24), copied, atol=1e-4, rtol=0)
+
+
+def published(n_draws: int) -> dict[str, np.ndarray]:
+    """Factors that torchvision's own transforms draw, with the published settings, float64 (n_draws,) each."""
+    torch.manual_seed(4)
+    jitter = transforms.ColorJitter(0.1, 0.1, 0.1, 0.1)
+    limits = jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue
+    colours = np.array([transforms.ColorJitter.get_params(*limits)[1:] for _ in range(n_draws)])
+    rotation, blur = transforms.RandomRotation(180), transforms.GaussianBlur(5)
+    return {
+        **dict(zip(("brightness", "contrast", "saturation", "hue"), colours.T, strict=True)),
+        "angle": np.deg2rad([rotation.get_params(rotation.degrees) for _ in range(n_draws)]),
+        "blur_px": np.array([blur.get_params(*blur.sigma) for _ in range(n_draws)]),
+    }
+
+
+def test_factors_are_distributed_as_the_published_transforms():
+    n_draws = 5000
+    always = dataclasses.replace(NETWORK, colour_probability=1, blur_probability=1, rotation_probability=1)
+    drawn, expected = augment.draw(always, n_draws, 11, "published"), published(n_draws)
+    for name, values in expected.items():
+        own = getattr(drawn, name)
+        assert stats.ks_2samp(own, values).pvalue > 1e-3, name
+        spread = np.ptp(values)
+        np.testing.assert_allclose(*(np.quantile(v, np.linspace(0, 1, 21)) for v in (own, values)), atol=0.04 * spread)
+    correlated = abs(np.corrcoef([getattr(drawn, name) for name in expected]) - np.eye(len(expected)))
+    assert correlated.max() < 0.05
+
+
+def test_rates_are_those_of_the_published_transforms():
+    """How often each transform acts: as often as torchvision's own, on an image that shows whether it did."""
+    n_draws, network = 2000, Network(name="published")
+    torch.manual_seed(5)
+    image = torch.rand(3, 7, 7, generator=torch.Generator().manual_seed(0))
+    steps = {
+        "angle": transforms.RandomApply([transforms.RandomRotation(180)], 0.5),
+        "brightness": transforms.RandomApply([transforms.ColorJitter(0.1, 0.1, 0.1, 0.1)], 0.5),
+        "blur_px": transforms.RandomApply([transforms.GaussianBlur(5)], 0.1),
+        "flip_x": transforms.RandomHorizontalFlip(),
+        "flip_y": transforms.RandomVerticalFlip(),
+    }
+    drawn, neutral_one = augment.draw(network, n_draws, 12, "rates"), neutral(1)
+    for name, step in steps.items():
+        acted = sum(not torch.equal(step(image), image) for _ in range(n_draws))
+        own = np.count_nonzero(getattr(drawn, name) != getattr(neutral_one, name))
+        assert stats.fisher_exact([[acted, n_draws - acted], [own, n_draws - own]]).pvalue > 1e-3, (name, acted, own)
 
 
 def test_draws_follow_the_network():
@@ -162,6 +233,27 @@ def test_colour_against_torchvision():
         image = reference.adjust_saturation(image, done.saturation[i])
         expected.append(reference.adjust_hue(image, done.hue[i]))
     torch.testing.assert_close(augment.augment(images, done, 24), torch.stack(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(not SLIDE.is_file(), reason="the real slide isn't beside the repository")
+def test_order_of_the_colour_operations_hardly_matters():
+    """Torchvision draws it; on tissue the 24 give the pixels of our one, a quarter of a grey level apart on average."""
+    tifffile = pytest.importorskip("tifffile")
+    slide = torch.from_numpy(tifffile.imread(SLIDE, key=0)).permute(2, 0, 1)
+    factors, apart = np.random.default_rng(6).uniform(-0.1, 0.1, (4, 4)), []
+    names = ("brightness", "contrast", "saturation", "hue")
+    places = ((1800, 6800), (3600, 1400), (3600, 2000), (4600, 1800))
+    for factor, (y_px, x_px) in zip(factors, places, strict=True):
+        image = slide[:, y_px : y_px + 96, x_px : x_px + 96] / 255
+        assert image.std() > 0.05, "tissue, not glass"
+        values = dict(zip(names, factor + np.array([1, 1, 1, 0]), strict=True))
+        own = augment.jitter_colour(image[None], *(torch.tensor([v], dtype=torch.float32) for v in values.values()))[0]
+        for order in itertools.permutations(names):
+            other = image
+            for name in order:
+                other = getattr(reference, f"adjust_{name}")(other, values[name])
+            apart.append(255 * float((own - other).abs().mean()))
+    assert np.mean(apart) < 0.25 and max(apart) < 2, (np.mean(apart), max(apart))
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
