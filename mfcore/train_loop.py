@@ -235,10 +235,10 @@ class _Training:
     def test(self) -> np.ndarray:
         """Write the kept weights, and return the scores that the network has with them, float64 (n_test,)."""
         if self.ranks.is_first:
-            facts = {"unit": self.task.unit, "architecture": self.task.network.architecture, "epoch": str(self.kept.epoch)}
+            facts = {"unit": self.task.unit, "architecture": self.task.network.architecture, "epoch": self.kept.epoch}
             tensors = {name: tensor.cpu().contiguous() for name, tensor in self.kept.weights.items()}
             with store.replacing(self.weights_file) as aside:
-                safetensors.torch.save_file(tensors, aside, facts)
+                safetensors.torch.save_file(tensors, aside, {"training": json.dumps(facts)})  # one key: several have no order
         adapt.restore(self.model, self.kept.weights)
         rows = self.task.roles["test"]
         return expit(self.logits(rows, np.zeros((len(rows), 2), np.int64)))

@@ -1,23 +1,18 @@
-"""Training: the tested weights are copies of the best epoch, a kill changes nothing, the draws are fair."""
+"""A study's training: every unit of a fold, once; which units a network has; the command line."""
 
 import dataclasses
-import json
-import types
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from made_training import CARD, NETWORK, history_of, made, network, store_study, tiny
 
-from mfcore import encoders, metrics, patches, splits, store, train
-from mfcore.config import Data, Network, Patches, Study, Switches
+from mfcore import adapt, encoders, splits, store, train, train_loop
+from mfcore.config import Data, Lora, Network, Patches, Study, Switches
 
-torch = pytest.importorskip("torch")
-
-CARD = types.SimpleNamespace(mean=(0.5, 0.4, 0.6), std=(0.2, 0.25, 0.3), identity=lambda: {"name": "tiny"})
-NETWORK = Network(
-    name="tiny", architecture="tiny", input_px=12, n_epochs=4, patches_per_epoch=33, batch_size=8, max_lr=0.02, shift_px=1
-)
-N_PATCHES, N_SLIDES = 120, 8
+UNITS = ["all-fold0-size0.5", "all-fold0-size1", "odd-fold0-size1"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,366 +24,38 @@ def one_thread():
     torch.set_num_threads(n_threads)
 
 
-def tiny(seed: int = 0) -> "torch.nn.Module":
-    """A network with what makes resuming hard: batch norm's running means, and dropout."""
-    with train.seeded(seed):
-        model = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 8, 3, stride=2),
-            torch.nn.BatchNorm2d(8),
-            torch.nn.ReLU(),
-            torch.nn.AdaptiveAvgPool2d(1),
-            torch.nn.Flatten(),
-            torch.nn.Dropout(0.3),
-            torch.nn.Linear(8, 1),
-        )
-    model.card = CARD
-    return model
-
-
-def made(seed: int = 1) -> tuple[np.ndarray, pd.DataFrame]:
-    """Patches that are noise, a bit darker in class 1, and their label table."""
-    draws = np.random.default_rng(seed)
-    label = draws.integers(0, 2, N_PATCHES)
-    slide = draws.integers(0, N_SLIDES, N_PATCHES)
-    stored = draws.integers(40, 220, (N_PATCHES, NETWORK.needed_px, NETWORK.needed_px, 3)) - 12 * label[:, None, None, None]
-    table = pd.DataFrame(
-        {"patch_id": np.arange(N_PATCHES), "slide_id": [f"s{i}" for i in slide], "label": label.astype(np.int8)}
-    )
-    return stored.astype(np.uint8), table.assign(domain=np.where(slide % 2 == 0, "even", "odd"))
-
-
-def task(unit: str = "all-fold0-size1", **changed: object) -> train.Task:
-    """Training on the made patches: 60 train, 30 validate, 30 test."""
-    stored, table = made()
-    given = {
-        "unit": unit,
-        "network": NETWORK,
-        "seed": 42,
-        "patches": stored,
-        "labels": table["label"].to_numpy(),
-        "slide_ids": table["slide_id"].to_numpy(),
-        "roles": {"train": np.arange(60), "val": np.arange(60, 90), "test": np.arange(90, N_PATCHES)},
-    }
-    return train.Task(**{**given, **changed})
-
-
-def network(**changed: object) -> Network:
-    return dataclasses.replace(NETWORK, **changed)
-
-
-def scores_of(weights: dict, the_task: train.Task, role: str) -> np.ndarray:
-    """Probabilities by a second way: plain torch on the centre crop, one image at a time."""
-    model = tiny()
-    model.load_state_dict(weights)
-    model.eval()
-    start = (NETWORK.needed_px - NETWORK.input_px) // 2
-    scores = []
-    with torch.no_grad():
-        for row in the_task.roles[role]:
-            crop = the_task.patches[row, start : start + NETWORK.input_px, start : start + NETWORK.input_px] / 255.0
-            image = torch.tensor((crop - CARD.mean) / CARD.std, dtype=torch.float32).permute(2, 0, 1)[None]
-            scores.append(torch.sigmoid(model(image)[0, 0]).item())
-    return np.array(scores)
-
-
-def losses_by_class(scores: np.ndarray, truth: np.ndarray) -> list[float]:
-    """Mean cross-entropy of each class."""
-    losses = -np.log(np.where(truth == 1, scores, 1 - scores))
-    return [losses[truth == label].mean() for label in (0, 1)]
-
-
-def history_of(folder, unit: str = "all-fold0-size1") -> list[dict]:
-    return [json.loads(line) for line in (folder / f"{unit}.jsonl").read_text().splitlines()]
-
-
-def weights_of(folder, unit: str = "all-fold0-size1") -> dict:
-    import safetensors.torch
-
-    return safetensors.torch.load_file(folder / f"{unit}.safetensors")
-
-
-# ---- which weights are tested ----
-
-
-@pytest.fixture(scope="module")
-def worsening() -> train.Task:
-    """Training patches with wrong labels: validation gets worse with every epoch, so that best and last differ."""
-    right = task()
-    labels = right.labels.copy()
-    labels[right.roles["train"]] = 1 - labels[right.roles["train"]]
-    return task(labels=labels, network=network(max_lr=0.05))
-
-
-def test_best_epoch_is_truly_restored(tmp_path, worsening):
-    """The released code keeps references to the best weights, so that it tests the last ones."""
-    scores = train.train_network(worsening, tiny(), tmp_path)
-    history = history_of(tmp_path)
-    losses = [line["val_loss"] for line in history]
-    assert np.argmin(losses) < len(losses) - 1 and losses[-1] > min(losses) + 0.01, "the last epoch must differ for this test"
-    validated = scores_of(weights_of(tmp_path), worsening, "val")
-    loss = np.mean(losses_by_class(validated, worsening.labels[worsening.roles["val"]]))
-    assert loss == pytest.approx(min(losses), abs=1e-5)
-    np.testing.assert_allclose(scores, scores_of(weights_of(tmp_path), worsening, "test"), atol=1e-5)
-
-
-def test_last_epoch_when_the_study_says_so(tmp_path, worsening):
-    train.train_network(worsening, tiny(), tmp_path, epoch="last")
-    validated = scores_of(weights_of(tmp_path), worsening, "val")
-    loss = np.mean(losses_by_class(validated, worsening.labels[worsening.roles["val"]]))
-    assert loss == pytest.approx(history_of(tmp_path)[-1]["val_loss"], abs=1e-5)
-
-
-def test_training_learns(tmp_path):
-    """An easy task is learnt, so loss, labels and scores point the same way."""
-    easy = task()
-    bright = np.where(easy.labels == 1, 60, 200)[:, None, None, None]
-    easy = dataclasses.replace(easy, patches=(0.2 * easy.patches + 0.8 * bright).astype(np.uint8))
-    scores = train.train_network(easy, tiny(), tmp_path)
-    assert metrics.auroc(easy.labels[easy.roles["test"]], scores) > 0.95
-    assert scores.dtype == np.float64 and scores.min() >= 0 and scores.max() <= 1
-    history = history_of(tmp_path)
-    assert [line["epoch"] for line in history] == [1, 2, 3, 4]
-    assert history[-1]["train_loss"] < history[0]["train_loss"] and history[-1]["val_auroc"] > 0.9
-    assert history[-1]["learning_rate"] < 1e-6 < history[0]["learning_rate"]
-
-
-def test_learning_rate_follows_torch(tmp_path):
-    train.train_network(task(), tiny(), tmp_path)
-    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=16)
-    rates = []
-    for _ in range(16):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert [line["learning_rate"] for line in history_of(tmp_path)] == pytest.approx(rates[3::4])
-
-
-# ---- killed, and taken up again ----
-
-
 class Killed(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("dies_in", [1, 3])
-@pytest.mark.parametrize("epoch", ["best", "last"])
-def test_a_kill_changes_nothing(tmp_path, monkeypatch, worsening, dies_in, epoch):
-    whole = train.train_network(worsening, tiny(), tmp_path / "whole", epoch)
-    n_calls = 0
-    forward = train._Training._forward
-
-    def dying(self, images):
-        nonlocal n_calls
-        n_calls += self.model.training
-        if n_calls > 4 * (dies_in - 1) + 2:  # four batches an epoch
-            raise Killed
-        return forward(self, images)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(train._Training, "_forward", dying)
-        with pytest.raises(Killed):
-            train.train_network(worsening, tiny(), tmp_path / "killed", epoch, checkpoint_seconds=0)
-    assert len(history_of(tmp_path / "killed")) == dies_in - 1
-    assert (tmp_path / "killed" / "all-fold0-size1.checkpoint").is_file() == (dies_in > 1)
-    n_epochs = 0
-    run_epoch = train._Training.run_epoch
-
-    def counting(self, **arguments):
-        nonlocal n_epochs
-        n_epochs += 1
-        return run_epoch(self, **arguments)
-
-    monkeypatch.setattr(train._Training, "run_epoch", counting)
-    other_start = tiny(seed=dies_in - 1)  # a resumed network's weights come from the checkpoint
-    torch.manual_seed(99)
-    resumed = train.train_network(worsening, other_start, tmp_path / "killed", epoch)
-    assert n_epochs == 4 - (dies_in - 1)
-    np.testing.assert_array_equal(resumed, whole)
-    for name, tensor in weights_of(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights_of(tmp_path / "killed")[name])
-    for one, other in zip(history_of(tmp_path / "whole"), history_of(tmp_path / "killed"), strict=True):
-        assert {**one, "seconds": 0} == {**other, "seconds": 0}
-
-
-def test_a_short_training_writes_no_checkpoint(tmp_path):
-    train.train_network(task(), tiny(), tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["all-fold0-size1.jsonl", "all-fold0-size1.safetensors"]
-
-
-def test_the_unit_decides_the_draws_and_no_outer_seed_does(tmp_path):
-    torch.manual_seed(1)
-    one = train.train_network(task(), tiny(), tmp_path)
-    torch.manual_seed(2)
-    before = torch.get_rng_state()
-    np.testing.assert_array_equal(train.train_network(task(), tiny(), tmp_path), one)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not np.array_equal(train.train_network(task(unit="all-fold1-size1"), tiny(), tmp_path), one)
-
-
-# ---- draws and batches ----
-
-
-def test_draw_is_uniform_over_slides_then_classes():
-    """A big slide weighs what a small one does; a slide without one class gives what it has, each patch as likely."""
-    slides = np.array(["big"] * 80 + ["small"] * 3 + ["all 0"] * 10 + ["all 1"] * 7)
-    labels = np.array([1] * 10 + [0] * 70 + [1, 0, 0] + [0] * 10 + [1] * 7, dtype=np.int8)
-    roles = {"train": np.arange(100) + 20, "val": np.arange(20), "test": np.arange(120, 125)}
-    everywhere = np.concatenate([np.full(20, "elsewhere"), slides, np.full(5, "elsewhere")])
-    truth = np.concatenate([np.zeros(20, np.int8), labels, np.zeros(5, np.int8)])
-    the_task = task(
-        network=network(patches_per_epoch=30_000),
-        roles=roles,
-        slide_ids=everywhere,
-        labels=truth,
-        patches=np.zeros((125, NETWORK.needed_px, NETWORK.needed_px, 3), np.uint8),
-    )
-    rows = train.draw_epoch(the_task, 1)
-    assert len(rows) == 30_000 and np.isin(rows, roles["train"]).all()
-    shares = pd.Series(rows).groupby([everywhere[rows], truth[rows]]).size() / 30_000
-    of_small = {("small", 0): 1 / 8, ("small", 1): 1 / 8}
-    expected = {("big", 0): 1 / 8, ("big", 1): 1 / 8, **of_small, ("all 0", 0): 1 / 4, ("all 1", 1): 1 / 4}
-    assert shares.to_dict() == pytest.approx(expected, abs=0.01)
-    per_patch = np.bincount(rows, minlength=125)[20:120] / 30_000
-    each = [1 / 80] * 10 + [1 / 560] * 70 + [1 / 8, 1 / 16, 1 / 16] + [1 / 40] * 10 + [1 / 28] * 7
-    np.testing.assert_allclose(train.chances(the_task), each)
-    np.testing.assert_allclose(per_patch, each, rtol=0.6)
-    np.testing.assert_allclose(per_patch[80:], each[80:], rtol=0.2)
-    np.testing.assert_array_equal(rows, train.draw_epoch(the_task, 1))
-    assert not np.array_equal(rows, train.draw_epoch(the_task, 2))
-
-
-def test_validation_weighs_classes_as_the_draw_does(tmp_path):
-    """The validation loss is the mean of the classes' means where training draws; else that of the patches."""
-    labels = np.where(np.arange(N_PATCHES) >= 64, 1, task().labels)  # few of class 0 among those that validate
-    for per_epoch in (33, None):
-        drawn = network(n_epochs=1, patches_per_epoch=per_epoch)
-        the_task = task(network=drawn, labels=labels)
-        train.train_network(the_task, tiny(), tmp_path)
-        truth, scores = labels[the_task.roles["val"]], scores_of(weights_of(tmp_path), the_task, "val")
-        by_class = losses_by_class(scores, truth)
-        by_patch = np.average(by_class, weights=[(truth == 0).sum(), (truth == 1).sum()])
-        assert abs(np.mean(by_class) - by_patch) > 1e-3, "the classes must differ for this test"
-        expected = by_patch if per_epoch is None else np.mean(by_class)
-        assert history_of(tmp_path)[0]["val_loss"] == pytest.approx(expected, abs=1e-5)
-
-
-def test_every_training_patch_once():
-    the_task = task(network=network(patches_per_epoch=None))
-    rows = train.draw_epoch(the_task, 1)
-    np.testing.assert_array_equal(np.sort(rows), the_task.roles["train"])
-    assert not np.array_equal(rows, the_task.roles["train"]) and not np.array_equal(rows, train.draw_epoch(the_task, 2))
-
-
-@pytest.mark.parametrize(
-    ("n", "size", "expected"), [(16, 8, [8, 8]), (17, 8, [8, 9]), (18, 8, [8, 8, 2]), (2, 8, [2]), (9, 8, [9]), (3, 2, [3])]
-)
-def test_no_batch_of_one(n, size, expected):
-    parts = train.batches(n, size)
-    assert [part.stop - part.start for part in parts] == expected
-    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(n))
-
-
-def test_a_single_patch_left_over_does_not_break_batch_norm(tmp_path):
-    model = torch.nn.Sequential(
-        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1)
-    )
-    model.card = CARD
-    roles = {"train": np.arange(17), "val": np.arange(60, 61), "test": np.arange(90, 91)}
-    the_task = task(network=network(patches_per_epoch=None, n_epochs=2), roles=roles)
-    assert train.train_network(the_task, model, tmp_path).shape == (1,)
-    assert history_of(tmp_path)[0]["val_auroc"] is None
-
-
-# ---- refusals ----
-
-
-@pytest.mark.parametrize(("which", "n_good"), [("training", 6), ("validation", 3)])
-def test_a_loss_that_is_not_finite_stops(tmp_path, which, n_good):
-    """Four batches an epoch: the seventh training batch, or validation after the first epoch's four."""
-
-    class Diverging(torch.nn.Module):
-        card = CARD
-
-        def __init__(self):
-            super().__init__()
-            self.scale, self.n_seen = torch.nn.Parameter(torch.ones(1)), 0
-
-        def forward(self, images):
-            self.n_seen += self.training
-            bad = self.n_seen > n_good and self.training == (which == "training")
-            return images.mean((1, 2, 3))[:, None] * self.scale * (np.nan if bad else 1)
-
-    number = 2 if which == "training" else 1
-    said = (
-        rf"all-fold0-size1: the {which} loss became nan in epoch {number} of 4, .* rate of 0\.0.*\[tiny\]\.max_lr \(now 0\.02"
-    )
-    with pytest.raises(train.TrainingError, match=said):
-        train.train_network(task(), Diverging(), tmp_path)
-    assert not (tmp_path / "all-fold0-size1.safetensors").exists()
-    assert len(history_of(tmp_path)) == number - 1
-
-
-def test_what_can_not_be_trained_on_is_refused():
-    roles = task().roles
-    for role in ("train", "val", "test"):
-        with pytest.raises(train.TrainingError, match=f"all-fold0-size1: there are no {role} patches"):
-            task(roles={**roles, role: np.array([], dtype=int)})
-    with pytest.raises(train.TrainingError, match="a patch has two of the roles"):
-        task(roles={**roles, "val": np.arange(59, 90)})
-    with pytest.raises(train.TrainingError, match="all 60 training patches are of class 0; leave this size out"):
-        task(labels=np.zeros(N_PATCHES, np.int8))
-    with pytest.raises(train.TrainingError, match="stored at 19 px, networks\\[tiny\\] needs 32 px"):
-        task(network=network(input_px=21))
-    with pytest.raises(train.TrainingError, match="has 1 and 8"):
-        task(network=network(patches_per_epoch=1))
-    with pytest.raises(train.TrainingError, match="has 33 and 1"):
-        task(network=network(batch_size=1))
-
-
-# ---- a study ----
+def study_of(*networks: Network, **changed: object) -> Study:
+    given = {"name": "small", "title": "Small", "data": Data("midog"), "patches": Patches(size_px=16), "networks": networks}
+    return Study(**{**given, **changed})
 
 
 @pytest.fixture
 def study(tmp_path, monkeypatch) -> Study:
     """A study whose patches and splits lie finished in ``tmp_path``, with the tiny network for its architecture."""
-    the_study = Study(
-        name="small", title="Small", data=Data("midog"), patches=Patches(size_px=16), networks=(network(n_epochs=2),)
-    )
-    stored, table = made()
-    run = store.open_run(tmp_path, "patches", "small", patches.config_of(the_study), {})
-    np.save(run.path("patches.npy"), stored)
-    store.write_parquet(run.path("labels.parquet"), table)
-    run.finish(["patches.npy", "labels.parquet"])
-    rows = []
-    for fold in (0, 1):
-        for size, n_train in ((0.5, 30), (1.0, 60)):
-            order = np.random.default_rng(fold).permutation(N_PATCHES)
-            for role, ids in (("train", order[:n_train]), ("val", order[60:90]), ("test", order[90:])):
-                given = {"patch_id": np.sort(ids), "train_domain": "all", "fold": fold, "size": size, "role": role}
-                rows.append(pd.DataFrame(given))
-        domain = table["domain"].to_numpy()[order]
-        for role, ids in (
-            ("train", order[:60][domain[:60] == "odd"]),
-            ("val", order[60:90][domain[60:90] == "odd"]),
-            ("test", np.concatenate([order[90:], order[:60][domain[:60] == "even"]])),
-        ):
-            rows.append(
-                pd.DataFrame({"patch_id": np.sort(ids), "train_domain": "odd", "fold": fold, "size": 1.0, "role": role})
-            )
-    run = store.open_run(tmp_path, "splits", the_study.switches.scheme, splits.config_of(the_study), {"patches": run.key})
-    store.write_parquet(run.path("splits.parquet"), pd.concat(rows, ignore_index=True))
-    run.finish(["splits.parquet"])
+    the_study = study_of(network(n_epochs=2))
+    store_study(the_study, tmp_path, *made())
     monkeypatch.setattr(encoders, "card", lambda name: CARD)
-    monkeypatch.setattr(encoders, "build_network", lambda name, n_classes, pretrained, seed: tiny(seed))
+    monkeypatch.setattr(adapt, "build_network", lambda card, lora, pretrained, seed, input_px: tiny(seed))
     return the_study
+
+
+def with_network(study: Study, **changed: object) -> Study:
+    return dataclasses.replace(study, networks=(network(**{"n_epochs": 2, **changed}),))
+
+
+# ---- one fold ----
 
 
 def test_train_study_writes_every_unit_of_the_fold(tmp_path, study):
     run = train.train_study(study, "tiny", 0, tmp_path)
     assert run.verify().done
-    assert run.record["facts"]["device"] == "cpu" and run.record["facts"]["precision"] == "float32"
-    units = ["all-fold0-size0.5", "all-fold0-size1", "odd-fold0-size1"]
+    facts = run.record["facts"]
+    assert facts["device"] == "cpu" and facts["precision"] == "float32" and facts["n_processes"] == 1
+    assert facts["stopped_early"] == [] and facts["notes"] == []
     table = pd.read_parquet(run.path("predictions.parquet"))
     assert list(table.columns) == ["patch_id", "slide_id", "domain", "label", "score", "fold", "size", "train_domain"]
     assert set(table["fold"]) == {0} and sorted(set(table["train_domain"])) == ["all", "odd"]
@@ -401,19 +68,28 @@ def test_train_study_writes_every_unit_of_the_fold(tmp_path, study):
     np.testing.assert_array_equal(table["label"], made()[1]["label"].to_numpy()[table["patch_id"]])
     assert table["score"].between(0, 1).all() and not table["score"].isna().any()
     history = train.load_history(run)
-    assert history.groupby("unit", sort=False)["epoch"].agg(list).to_dict() == {unit: [1, 2] for unit in units}
+    assert history.groupby("unit", sort=False)["epoch"].agg(list).to_dict() == {unit: [1, 2] for unit in UNITS}
     assert sorted(file.name for file in run.path("units").iterdir()) == sorted(
-        f"{unit}{suffix}" for unit in units for suffix in (".jsonl", ".parquet", ".safetensors")
+        f"{unit}{suffix}" for unit in UNITS for suffix in (".jsonl", ".parquet", ".safetensors")
     )
     assert train.find(study, "tiny", 0, tmp_path).key == run.key
     with pytest.raises(store.StoreError, match="no finished 'train' run 'tiny-fold1'"):
         train.find(study, "tiny", 1, tmp_path)
 
 
+def test_two_runs_agree_to_the_last_bit(tmp_path, study):
+    for folder in ("one", "other"):
+        store_study(study, tmp_path / folder, *made())
+    one, other = (train.train_study(study, "tiny", 0, tmp_path / folder) for folder in ("one", "other"))
+    pd.testing.assert_frame_equal(*(pd.read_parquet(run.path("predictions.parquet")) for run in (one, other)), check_exact=True)
+    for unit in UNITS:
+        assert one.unit_file(unit, ".safetensors").read_bytes() == other.unit_file(unit, ".safetensors").read_bytes()
+
+
 def test_finished_units_are_not_trained_again(tmp_path, study, monkeypatch):
     whole = pd.read_parquet(train.train_study(study, "tiny", 1, tmp_path).path("predictions.parquet"))
     trained = []
-    train_network = train.train_network
+    train_network = train_loop.train_network
 
     def failing(task, *arguments, **options):
         if len(trained) == 2:
@@ -424,7 +100,7 @@ def test_finished_units_are_not_trained_again(tmp_path, study, monkeypatch):
     run = train.find(study, "tiny", 1, tmp_path)
     for file in (*run.path("units").iterdir(), run.path("run.json"), run.path("predictions.parquet")):
         file.unlink()
-    monkeypatch.setattr(train, "train_network", failing)
+    monkeypatch.setattr(train_loop, "train_network", failing)
     with pytest.raises(Killed):
         train.train_study(study, "tiny", 1, tmp_path)
     assert not run.done
@@ -434,12 +110,48 @@ def test_finished_units_are_not_trained_again(tmp_path, study, monkeypatch):
     assert trained == ["all-fold1-size1", "odd-fold1-size1"]
     assert not list(again.path("units").glob("*.checkpoint"))
     pd.testing.assert_frame_equal(pd.read_parquet(again.path("predictions.parquet")), whole)
-    monkeypatch.setattr(train, "train_network", None)
+    monkeypatch.setattr(train_loop, "train_network", None)
     assert train.train_study(study, "tiny", 1, tmp_path).done
 
 
-def test_progress_ends_at_its_total(tmp_path, study, monkeypatch):
-    """Also where a training goes on from a checkpoint: what was done before counts as done."""
+@pytest.mark.parametrize(("dies_after", "done_before"), [(5, 33 + 8), (4, 33)])
+def test_progress_ends_at_its_total(tmp_path, study, monkeypatch, dies_after, done_before):
+    """Also where a training goes on from a checkpoint, in an epoch or between two: what was done before counts as done."""
+    bars = []
+
+    class Recorded(train.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.first = None
+            bars.append(self)
+
+        def update(self, n=1):
+            self.first = n if self.first is None else self.first
+            super().update(n)
+
+    monkeypatch.setattr(train, "tqdm", Recorded)
+    monkeypatch.setattr(train_loop, "CHECKPOINT_SHARE", float("inf"))
+    monkeypatch.setattr(train_loop._Training.__init__, "__defaults__", None)
+    monkeypatch.setattr(train_loop.train_network, "__defaults__", ("cpu", 0.0, None, None))
+    n_steps, step = 0, train_loop._Training._step
+
+    def dying(self, *arguments):
+        nonlocal n_steps
+        if n_steps == dies_after:
+            raise Killed
+        n_steps += 1
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_loop._Training, "_step", dying)
+        with pytest.raises(Killed):
+            train.train_study(study, "tiny", 0, tmp_path)
+    train.train_study(study, "tiny", 0, tmp_path)
+    assert [bar.total for bar in bars] == [3 * 2 * 33] * 2 and [bar.n for bar in bars] == [done_before, 3 * 2 * 33]
+    assert bars[1].first == done_before
+
+
+def test_what_early_stopping_leaves_out_is_not_waited_for(tmp_path, study, monkeypatch):
     bars = []
 
     class Recorded(train.tqdm):
@@ -448,33 +160,138 @@ def test_progress_ends_at_its_total(tmp_path, study, monkeypatch):
             bars.append(self)
 
     monkeypatch.setattr(train, "tqdm", Recorded)
-    monkeypatch.setattr(train.train_network, "__defaults__", ("best", "cpu", 0.0, None))
-    run_epoch = train._Training.run_epoch
+    stopping = with_network(study, n_epochs=12, max_lr=0.5, patience=1)
+    run = train.train_study(stopping, "tiny", 0, tmp_path)
+    n_epochs = len(train.load_history(run))
+    stopped = run.record["facts"]["stopped_early"]
+    assert stopped and n_epochs < 36
+    assert stopped == train.load_history(run).query("stopped")["unit"].to_list()
+    assert bars[0].n == bars[0].total == n_epochs * 33
 
-    def dying(self, **arguments):
-        if len(self.history) == 1:
-            raise Killed
-        return run_epoch(self, **arguments)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(train._Training, "run_epoch", dying)
-        with pytest.raises(Killed):
-            train.train_study(study, "tiny", 0, tmp_path)
+def test_the_history_can_be_watched(tmp_path, study):
+    """After each epoch, with every unit's epochs so far, those of finished units too."""
+    seen = []
+    run = train.train_study(study, "tiny", 0, tmp_path, watch=seen.append)
+    assert [len(table) for table in seen] == [1, 2, 3, 4, 5, 6]
+    pd.testing.assert_frame_equal(seen[-1], train.load_history(run))
+    assert list(seen[3]["unit"]) == [UNITS[0]] * 2 + [UNITS[1]] * 2
+
+
+def test_a_validation_of_one_class_is_noted(tmp_path, study):
+    stored, table = made()
+    chosen = splits.load(splits.find(study, tmp_path)).query("fold == 0 and role == 'val' and train_domain == 'all'")[
+        "patch_id"
+    ]
+    table.loc[table["patch_id"].isin(chosen), "label"] = 1
+    store_study(study, tmp_path / "other", stored, table)
+    run = train.train_study(study, "tiny", 0, tmp_path / "other")
+    assert [note.partition(":")[0] for note in run.record["facts"]["notes"]] == UNITS
+    assert train.load_history(run)["val_auroc"].isna().all()
+
+
+def test_start_follows_the_unit(tmp_path, study, monkeypatch):
+    seeds = []
+
+    def build(card, lora, pretrained, seed, input_px):
+        seeds.append(seed)
+        return tiny(seed)
+
+    monkeypatch.setattr(adapt, "build_network", build)
     train.train_study(study, "tiny", 0, tmp_path)
-    assert [(bar.n, bar.total) for bar in bars] == [(33, 3 * 2 * 33), (3 * 2 * 33, 3 * 2 * 33)]
+    assert len(set(seeds)) == 3
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
-def test_a_gpu_comes_near_the_cpu(tmp_path):
-    the_task = task(network=network(n_epochs=1, max_lr=1e-4))
-    one, other = (train.train_network(the_task, tiny(), tmp_path / device, device=device) for device in ("cpu", "cuda"))
-    np.testing.assert_allclose(one, other, atol=0.02)  # bfloat16, and another dropout
+def test_lora_is_trained_like_any_network(tmp_path):
+    """The real joint: a tiny transformer, of which only the matrices and the head are written."""
+    lora = Lora(rank=2, alpha=2.0, targets=("qkv",))
+    the_network = Network(
+        "adapted",
+        "random:test_vit",
+        lora,
+        16,
+        1,
+        16,
+        8,
+        pretrained=False,
+        rotation_probability=0,
+        sizes=(1.0,),
+        by_domain=False,
+    )
+    study = study_of(the_network)
+    store_study(study, tmp_path, *made())
+    run = train.train_study(study, "adapted", 0, tmp_path)
+    assert list(train.load_history(run)["unit"]) == ["all-fold0-size1"]
+    import safetensors
+
+    with safetensors.safe_open(run.unit_file("all-fold0-size1", ".safetensors"), "pt") as content:
+        assert content.keys() and all("lora_" in name or name.startswith("head") for name in content.keys())  # noqa: SIM118
+    wrong = dataclasses.replace(the_network, lora=Lora(targets=("query",)))
+    with pytest.raises(encoders.EncoderError, match="no layers called query"):
+        train.train_study(dataclasses.replace(study, networks=(wrong,)), "adapted", 0, tmp_path)
 
 
-def test_the_epoch_switch_is_part_of_the_run(tmp_path, study):
-    last = dataclasses.replace(study, switches=Switches(epoch="last"))
-    best, other = (train.config_of(each, NETWORK, 0) for each in (study, last))
-    assert store.differences(best, other) == ["epoch"]
+# ---- units and identity ----
+
+
+def test_a_network_may_have_some_sizes_and_no_domain(tmp_path, study):
+    table = splits.load(splits.find(study, tmp_path))
+
+    def names(**changed: object) -> list[str]:
+        return [unit.name for unit in train.units_of(study, network(**changed), table, 0)]
+
+    assert names() == UNITS
+    assert names(sizes=(1.0,)) == UNITS[1:]
+    assert names(sizes=(1.0,), by_domain=False) == UNITS[1:2]
+    assert names(by_domain=False) == UNITS[:2]
+    assert names(sizes=(0.1, 0.5), by_domain=False) == UNITS[:1]
+    with pytest.raises(train.TrainingError, match=r"\[tiny\]\.sizes are \[0\.1\], the splits .* have \[0\.5, 1\.0\]"):
+        names(sizes=(0.1,), by_domain=False)
+
+
+def test_units_that_are_left_out_fail_nothing(tmp_path, study):
+    run = train.train_study(with_network(study, sizes=(1.0,), by_domain=False), "tiny", 0, tmp_path)
+    assert (
+        set(pd.read_parquet(run.path("predictions.parquet"))["size"]) == {1.0} and len(list(run.path("units").iterdir())) == 3
+    )
+
+
+def test_a_switch_is_part_of_the_run_where_it_matters(study):
+    def differing(the_network: Network, **switches: str) -> list[str]:
+        other = dataclasses.replace(study, switches=Switches(**switches))
+        return store.differences(*(train.config_of(each, the_network, 0) for each in (study, other)))
+
+    assert differing(NETWORK, epoch="last") == ["epoch"]
+    assert differing(NETWORK, training_label="window") == ["training_label"]
+    assert differing(NETWORK, validation="drawn") == ["validation"]
+    assert differing(NETWORK, clipping="before_backward") == []
+    assert differing(network(clip_norm=1.0), clipping="before_backward") == ["clipping"]
+    assert differing(NETWORK, border="black", split_by="annotation") == [], "patches and splits have keys of their own"
+
+
+def test_the_switches_reach_the_training(tmp_path, study, monkeypatch):
+    tasks = []
+
+    def taken(task, *arguments, **options):
+        tasks.append(task)
+        raise Killed
+
+    monkeypatch.setattr(train_loop, "train_network", taken)
+    by_window = dataclasses.replace(study, switches=Switches(training_label="window"))
+    with pytest.raises(Killed):
+        train.train_study(by_window, "tiny", 0, tmp_path)
+    assert tasks[0].switches.training_label == "window"
+    np.testing.assert_array_equal(tasks[0].places.annotation_l0_px[:, 0], 100 + 20 * np.arange(120))
+
+
+def test_networks_may_have_folds_of_their_own(tmp_path, study):
+    """Where folds aren't shared, a network is trained on its own, which must be there."""
+    own = dataclasses.replace(study, switches=Switches(shared_splits=False))
+    with pytest.raises(store.StoreError, match=r"splits.*slide_networks"):
+        train.train_study(own, "tiny", 0, tmp_path)
+
+
+# ---- refusals ----
 
 
 def test_an_unknown_fold_is_refused(tmp_path, study):
@@ -482,17 +299,53 @@ def test_an_unknown_fold_is_refused(tmp_path, study):
         train.train_study(study, "tiny", 7, tmp_path)
 
 
-def test_start_follows_the_unit(tmp_path, study, monkeypatch):
-    seeds = []
-    monkeypatch.setattr(encoders, "build_network", lambda name, n_classes, pretrained, seed: seeds.append(seed) or tiny(seed))
-    train.train_study(study, "tiny", 0, tmp_path)
-    assert len(set(seeds)) == 3
+def test_every_unit_that_can_not_be_trained_is_named_before_anything_is_trained(tmp_path, study):
+    stored, table = made()
+    folds = splits.load(splits.find(study, tmp_path))
+    tested = folds.query("fold == 0 and role == 'test' and train_domain == 'all'")["patch_id"]
+    store_study(study, tmp_path / "other", stored, table.assign(label=table["patch_id"].isin(tested).astype(np.int8)))
+    with pytest.raises(train.TrainingError) as refused:
+        train.train_study(study, "tiny", 0, tmp_path / "other")
+    assert len(refused.value.problems) >= 3
+    assert "all-fold0-size0.5: all 30 training patches are of class 0" in str(refused.value)
+    assert "all-fold0-size1: all 60 training patches are of class 0" in str(refused.value)
 
 
-def test_real_encoder_trains(tmp_path):
-    """The smallest real joint: a timm network without its weights, one epoch."""
-    the_network = network(architecture="random:test_efficientnet", input_px=32, n_epochs=1, patches_per_epoch=8, shift_px=0)
-    model = encoders.build_network("random:test_efficientnet", pretrained=False, seed=1)
-    stored = np.random.default_rng(0).integers(0, 256, (N_PATCHES, 46, 46, 3), dtype=np.uint8)
-    scores = train.train_network(task(network=the_network, patches=stored), model, tmp_path)
-    assert scores.shape == (30,) and np.isfinite(scores).all()
+# ---- the command line ----
+
+
+def arguments(tmp_path, **changed: object) -> list[str]:
+    said = {"study": tmp_path / "small.yaml", "network": "tiny", "fold": 0, "results": tmp_path, "device": "cpu", **changed}
+    return [part for name, value in said.items() for part in (f"--{name}", str(value))]
+
+
+def test_the_command_line_trains(tmp_path, study, monkeypatch, capsys):
+    monkeypatch.setattr(train, "load_study", lambda file: study)
+    store_study(study, tmp_path / "small", *made())
+    assert train.main(arguments(tmp_path)) == 0
+    run = train.find(study, "tiny", 0, tmp_path / "small")
+    assert capsys.readouterr().out.strip() == str(run.folder)
+    assert [line["epoch"] for line in history_of(run.path("units"), UNITS[0])] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"network": "other"}, r"no network 'other'; it has \['tiny'\]"),
+        ({"fold": 9}, "no fold 9"),
+        ({"device": "cuda:77"}, "device 'cuda:77' can't be used"),
+        ({"results": "/nowhere"}, "no finished 'patches' run"),
+    ],
+)
+def test_the_command_line_refuses_in_one_line(tmp_path, study, monkeypatch, capsys, changed, said):
+    monkeypatch.setattr(train, "load_study", lambda file: study)
+    store_study(study, tmp_path / "small", *made())
+    assert train.main(arguments(tmp_path, **changed)) == 1
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("mfcore: ")]
+    assert re.search(said, line) and not captured.out
+
+
+def test_a_study_file_that_is_not_there_is_refused(tmp_path, capsys):
+    assert train.main(arguments(tmp_path)) == 1
+    assert "small.yaml" in capsys.readouterr().err
