@@ -226,6 +226,13 @@ def by_test_domain(table: pd.DataFrame, study: Study, metric: str = "balanced_ac
     return in_order(rows, study)
 
 
+def refuse_lost(predictions: pd.DataFrame, labels: pd.DataFrame) -> None:
+    """Raise StoreError where a label table lacks a patch that was predicted."""
+    unknown = ~predictions["patch_id"].isin(labels["patch_id"])
+    if unknown.any():
+        raise store.StoreError(f"{unknown.sum()} predictions are of patches that the label table lacks; run notebook 01 again")
+
+
 def by_agreement(predictions: pd.DataFrame, labels: pd.DataFrame, study: Study) -> pd.DataFrame:
     """Every metric of every arm with all the data, apart by whether the raters were of one mind (`mfcore.raters`).
 
@@ -237,9 +244,7 @@ def by_agreement(predictions: pd.DataFrame, labels: pd.DataFrame, study: Study) 
     labels: the study's stored label table. Raises StoreError where it lacks a patch that was predicted.
     """
     part = full_size(predictions)
-    unknown = ~part["patch_id"].isin(labels["patch_id"])
-    if unknown.any():
-        raise store.StoreError(f"{unknown.sum()} predictions are of patches that the label table lacks; run notebook 01 again")
+    refuse_lost(part, labels)
     voted, votes = raters.votes(labels)
     judged = voted[["patch_id"]].assign(stratum=raters.stratum(voted), vote=list(votes))
     part = part.merge(judged, on="patch_id", validate="many_to_one")

@@ -6,10 +6,9 @@ import pandas as pd
 from mfcore import compare, metrics
 from mfcore.config import Study
 from mfcore.statistics import LEVEL, spread
-from mfcore.statistics_bootstrap import N_RESAMPLES, resampled_slides, sums_by_slide
+from mfcore.statistics_bootstrap import MIN_SLIDES, N_RESAMPLES, resampled_slides, sums_by_slide
 
 BINS = ["arm", "kind", "bin_low", "bin_high", "mean_score", "share_positive", "low", "high", "n", "n_slides"]
-MIN_SLIDES = 5  # resampled, fewer clusters than this give intervals that are far too narrow
 SUMMARY = ["brier", "ece", "mean_score", "share_positive"]
 
 

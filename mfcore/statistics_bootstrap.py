@@ -16,6 +16,7 @@ from mfcore.rng import generator
 from mfcore.statistics import LEVEL, Interval, StatisticsError
 
 N_RESAMPLES = 2000
+MIN_SLIDES = 5  # fewer clusters, resampled, give intervals that are far too narrow
 
 
 def bootstrap(
@@ -33,15 +34,19 @@ def bootstrap(
     calibration error by chance: for that metric the percentiles are shifted by how much the resamples' mean exceeds the
     estimate, so that the interval is its spread about the estimate.
 
-    Arguments and errors as `resample`, StatisticsError for a level that is none. NaN where no fold has both classes, or
-    where fewer than half of the resamples do. ``n`` counts slides.
+    Arguments and errors as `resample`, StatisticsError for a level that is none. NaN where no fold has both classes; bounds
+    NaN where fewer than half of the resamples do, and for fewer than MIN_SLIDES slides. ``n`` counts slides.
     """
     if not 0 < level < 1:
         raise StatisticsError(f"level is {level}; it must lie between 0 and 1")
+    n_slides = predictions["slide_id"].nunique()
+    if n_slides < MIN_SLIDES:
+        alone = resample(predictions, metric, seed, *names, n_resamples=0)[0]
+        return Interval(float(alone), math.nan, math.nan, level, n_slides)
     values = resample(predictions, metric, seed, *names, n_resamples=n_resamples)
     if metric == "ece":
         values[1:] = np.maximum(values[1:] - (np.mean(values[1:]) - values[0]), 0)
-    return percentile_interval(values, predictions["slide_id"].nunique(), level)
+    return percentile_interval(values, n_slides, level)
 
 
 def resample(predictions: pd.DataFrame, metric: str, seed: int, *names: object, n_resamples: int = N_RESAMPLES) -> np.ndarray:

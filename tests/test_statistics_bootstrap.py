@@ -108,6 +108,14 @@ def test_bootstrap_without_both_classes_is_nan():
     assert np.isnan([found.estimate, found.low, found.high]).all()
 
 
+def test_few_slides_have_no_interval():
+    table = fake_predictions(n_slides=8, n_folds=1)
+    assert table["slide_id"].nunique() == 4
+    found = bootstrap(table, "auroc", 1, "x")
+    assert found.estimate == pytest.approx(metrics.auroc(table["label"], table["score"])) and found.n == 4
+    assert np.isnan([found.low, found.high]).all()
+
+
 def test_bootstrap_refuses_nan_scores_and_levels():
     table = fake_predictions()
     with pytest.raises(MetricError, match="row 3 is no number"):
