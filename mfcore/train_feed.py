@@ -1,7 +1,9 @@
-"""Training batches: read from the patch store and augmented on the device, in the order of the epoch's draw."""
+"""Training batches: read from the patch store ahead of the step, augmented on the device, in the order of the epoch's draw."""
 
+import collections
 import typing
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -9,6 +11,8 @@ from mfcore import augment
 
 if typing.TYPE_CHECKING:
     import torch
+
+N_AHEAD = 2  # batches that are read, or being read, while the network learns from one
 
 
 def batches(
@@ -22,11 +26,39 @@ def batches(
     """Yield augmented batches, float32 (B, 3, input_px, input_px) in 0..1 on ``device``, one for each of ``slices``, in order.
 
     patches: uint8 (n, stored_px, stored_px, 3), memory-mapped or not. rows: the epoch's patches, int64 (n_epoch,); drawn:
-    what is done to each of them. Raises ValueError as `augment.augment` does.
+    what is done to each of them. A thread of its own reads, so that the step doesn't wait for the disk; the rest is done where
+    the step is, in the caller's thread: two teams of torch's threads on one CPU would wait for each other, and a GPU does
+    it between two steps. Close the iterator where it isn't used up (`contextlib.closing`), and the thread ends.
+    Raises ValueError as `augment.augment` does, IndexError for rows that ``patches`` hasn't.
     """
-    for part in slices:
-        images = as_images(patches[rows[part]], device)
-        yield augment.augment(images, drawn[part], input_px)
+    import torch
+
+    stored = np.asarray(patches)  # a memory map as an array: each of its slices would be a memory map, slower to make
+    waiting, todo = collections.deque[tuple[slice, torch.Tensor, Future[None]]](), iter(slices)
+    reader = ThreadPoolExecutor(1, "read")
+
+    def ask() -> None:
+        if (part := next(todo, None)) is not None:
+            # A GPU copies from pinned memory by itself. It's had in the caller's thread, as a new one is on the first GPU.
+            there = torch.empty((len(rows[part]), *stored.shape[1:]), dtype=torch.uint8, pin_memory=device.type == "cuda")
+            waiting.append((part, there, reader.submit(_read, stored, rows[part], there.numpy())))
+
+    try:
+        for _ in range(N_AHEAD):
+            ask()
+        while waiting:
+            part, images, done = waiting.popleft()
+            done.result()
+            ask()
+            yield augment.augment(images.to(device, non_blocking=True).permute(0, 3, 1, 2), drawn[part], input_px)
+    finally:
+        reader.shutdown(wait=True, cancel_futures=True)
+
+
+def _read(stored: np.ndarray, rows: np.ndarray, into: np.ndarray) -> None:
+    """Copy patches into ``into``, uint8 (B, stored_px, stored_px, 3); numpy lets other threads run meanwhile."""
+    for patch, row in zip(into, rows, strict=True):
+        patch[...] = stored[row]
 
 
 def as_images(patches_hwc: np.ndarray, device: "torch.device") -> "torch.Tensor":
