@@ -4,7 +4,6 @@ A layer that computes W x + b computes W x + b + alpha / rank B A x, where A (ra
 at zero: before the first step, the network is the frozen one.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -121,11 +120,13 @@ def _head(model: nn.Module) -> str:
 @functools.cache
 def _any_size(architecture: str, arguments: str) -> dict[str, Any]:
     """What ``timm.create_model`` is told, so that the network takes images of other sizes than its own."""
-    for more in ({"dynamic_img_size": True}, {"strict_img_size": False}):  # a ViT's, a Swin's; others have neither
-        with contextlib.suppress(TypeError), torch.device("meta"):
+    more = {"dynamic_img_size": True}
+    try:
+        with torch.device("meta"):
             create(architecture, {**json.loads(arguments), **more})
-            return more
-    return {}
+    except TypeError:  # not a transformer of a kind that can, or a convolutional network, which takes any size anyway
+        return {}
+    return more
 
 
 def _inject(model: nn.Module, lora: Lora) -> None:

@@ -32,9 +32,9 @@ def shallow(card: EncoderCard, **arguments) -> EncoderCard:
     return dataclasses.replace(card, source="random", revision="", sha256="", **said)
 
 
-def swin() -> EncoderCard:
-    """CTransPath, small: a network with batch norm and without a class token."""
-    card = shallow(CARDS["ctranspath"], img_size=64, embed_dim=16, depths=(1, 1), num_heads=(2, 2), window_size=4)
+def swin(like: EncoderCard = CARDS["ctranspath"]) -> EncoderCard:
+    """A Swin transformer, small, without a class token; CTransPath's has batch norm."""
+    card = shallow(like, img_size=64, embed_dim=16, depths=(1, 1), num_heads=(2, 2), window_size=4)
     return dataclasses.replace(card, resize_px=64, crop_px=64)
 
 
@@ -175,6 +175,7 @@ def test_before_the_first_step_the_network_is_the_frozen_one():
 
 def test_merged_weights_are_pefts_own(focus):
     merged = adapt.merged(focus)
+    assert not {tensor.data_ptr() for tensor in merged.values()} & {t.data_ptr() for t in focus.state_dict().values()}
     theirs = copy.deepcopy(focus)
     n_merged = 0
     for name, module in theirs.named_modules():
@@ -281,7 +282,9 @@ def test_matrices_and_head_learn_while_the_rest_stays():
 
 @pytest.mark.parametrize("lora", [None, SMALL])
 def test_a_network_takes_images_of_other_sizes(lora):
-    for card, sizes in ((tiny_card(), (16, 48)), (swin(), (32, 96)), (shallow(CARDS["dinov3_vits16"]), (64, 288))):
+    with_stem, plain = swin(), swin(encoders.card("random:swin_tiny_patch4_window7_224"))
+    dino = shallow(CARDS["dinov3_vits16"])
+    for card, sizes in ((tiny_card(), (16, 48)), (with_stem, (32, 96)), (plain, (32, 100)), (dino, (64, 288))):
         model = adapt.build_network(card, lora, input_px=sizes[0])
         assert model.card is card
         with torch.no_grad():
