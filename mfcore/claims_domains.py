@@ -69,7 +69,7 @@ def strong_are_ahead(material: Material) -> Finding:
 
 
 def printed_sd(columns: tuple[str, ...]) -> float:
-    """The largest standard deviation that Tab. 2 prints for a foundation model in ``inside``, ``outside``: its own yardstick."""
+    """The largest SD that Tab. 2 prints for a foundation model in ``inside`` or ``outside``: its own yardstick."""
     encoders = pd.read_csv(compare.PUBLISHED / "published_ganz_2024_models.csv").set_index("arm")["encoder"]
     table = compare.published_table()
     rows = table[table["arm"].map(encoders).isin(FOUNDATION)]

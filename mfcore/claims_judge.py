@@ -97,11 +97,24 @@ class Material:
 
     def folds(self, arm: str, size: float, metric: str = "auroc") -> pd.Series:
         """One arm's metric at one size by fold, trained and tested on all domains."""
-        rows = self.mixed[(self.mixed["arm"] == arm) & (self.mixed["size"] == size)]
-        return rows.set_index("fold")[metric].dropna()
+        rows = self._mixed_of.get((arm, size))
+        return pd.Series(dtype=float) if rows is None else rows[metric].dropna()
+
+    @cached_property
+    def _mixed_of(self) -> dict[tuple[str, float], pd.DataFrame]:
+        return {key: rows.set_index("fold") for key, rows in self.mixed.groupby(["arm", "size"])}
 
     def across(self, arm: str, metric: str = "auroc") -> pd.DataFrame:
         """One arm's metric by fold, columns ``inside``, ``outside`` and ``drop``: the means over domains (Tab. 2)."""
+        if (arm, metric) not in self._across:
+            self._across[arm, metric] = self._means_over_domains(arm, metric)
+        return self._across[arm, metric]
+
+    @cached_property
+    def _across(self) -> dict[tuple[str, str], pd.DataFrame]:
+        return {}
+
+    def _means_over_domains(self, arm: str, metric: str) -> pd.DataFrame:
         rows = self.crossed[self.crossed["arm"] == arm]
         own = rows["domain"] == rows["train_domain"]
         table = pd.DataFrame(

@@ -1,0 +1,154 @@
+"""The rule: each kind of claim comes out reproduced, not reproduced, unclear or not testable as its numbers ask."""
+
+from pathlib import Path
+
+import made_claims
+import numpy as np
+import pandas as pd
+import pytest
+
+from mfcore import claims_judge
+from mfcore.claims_judge import (
+    ANYWHERE,
+    CCMCT,
+    DIRECTION,
+    MIDOG22,
+    NOT_REPRODUCED,
+    NOT_TESTABLE,
+    REPRODUCED,
+    UNCLEAR,
+    Material,
+    Pair,
+    out_of_scope,
+)
+from mfcore.config import Data, Study
+from mfcore.statistics import holm, paired_test
+
+MATERIAL = Material(made_claims.study(), pd.DataFrame(columns=["train_domain"]), Path("nowhere"))
+NOISE = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+
+
+def pair(difference: float, spread: float = 0.001, name: str = "a against b") -> Pair:
+    """Five folds whose differences have this mean, and a spread."""
+    return Pair(name, pd.Series(0.7 + difference + spread * NOISE), pd.Series(np.full(5, 0.7)))
+
+
+def outcomes(judge, *differences_and_spreads, **arguments):
+    return judge(MATERIAL, [pair(d, s, str(i)) for i, (d, s) in enumerate(differences_and_spreads)], **arguments).outcome
+
+
+CLEAR, VAGUE = 0.001, 0.2
+
+
+@pytest.mark.parametrize(
+    ("judge", "arguments", "holds", "fails", "open_"),
+    [
+        ("better", {}, [(0.05, CLEAR), (0.02, CLEAR)], [(0.05, CLEAR), (-0.02, CLEAR)], [(0.05, CLEAR), (0.02, VAGUE)]),
+        ("similar", {"margin": 0.03}, [(0.01, CLEAR), (-0.01, CLEAR)], [(0.0, CLEAR), (-0.05, CLEAR)], [(0.0, VAGUE)]),
+        ("no_better", {"margin": 0.02}, [(-0.1, CLEAR), (0.0, CLEAR)], [(-0.1, CLEAR), (0.01, CLEAR)], [(-0.01, VAGUE)]),
+        ("not_behind", {"margin": 0.03}, [(-0.01, CLEAR), (0.2, CLEAR)], [(0.2, CLEAR), (-0.05, CLEAR)], [(0.0, VAGUE)]),
+        ("some_differ", {"margin": 0.02}, [(0.0, CLEAR), (0.05, CLEAR)], [(0.0, CLEAR), (0.0, CLEAR)], [(0.0, VAGUE)]),
+    ],
+)
+def test_a_comparison_holds_fails_or_stays_open(judge, arguments, holds, fails, open_):
+    judge = getattr(claims_judge, judge)
+    assert outcomes(judge, *holds, **arguments) == REPRODUCED
+    assert outcomes(judge, *fails, **arguments) == NOT_REPRODUCED
+    assert outcomes(judge, *open_, **arguments) == UNCLEAR
+    assert outcomes(judge, **arguments) == NOT_TESTABLE, "nothing was compared"
+    single = Pair("a", pd.Series([0.8]), pd.Series([0.7]))
+    finding = judge(MATERIAL, [pair(0.0), single], **arguments)
+    assert finding.outcome == NOT_TESTABLE and finding.found == "fewer than two folds in common: a"
+
+
+def test_a_comparison_takes_holm_over_all_of_its_tests():
+    """One difference that is clear by itself is not among twenty."""
+    borderline = (0.02, 0.0045)
+    test = paired_test(np.full(5, 0.72) + 0.0045 * NOISE, np.full(5, 0.7), 0.64, 0.2)
+    assert 0.01 < test.p < 0.05
+    assert outcomes(claims_judge.better, borderline) == REPRODUCED
+    assert outcomes(claims_judge.better, *[borderline] * 20) == UNCLEAR
+    assert holm(pd.Series([test.p] * 20)).iloc[0] > 0.05
+
+
+def test_no_better_needs_more_than_that_nothing_was_seen():
+    """The difference is far from significant, and yet "no better" isn't shown: the folds leave too much open."""
+    assert outcomes(claims_judge.no_better, (0.0, 0.02), margin=0.02) == UNCLEAR
+
+
+def test_what_was_found_is_said_with_means_interval_and_p():
+    finding = claims_judge.better(MATERIAL, [pair(0.05, 0.01)])
+    test = paired_test(np.full(5, 0.75) + 0.01 * NOISE, np.full(5, 0.7), 0.64, 0.2)
+    interval = f"[{test.interval.low:+.3f}, {test.interval.high:+.3f}]"
+    assert finding.found == f"a against b, 0.75 against 0.70: +0.050 {interval}, p {test.p:.3f}"
+    assert finding.difference == pytest.approx(0.05) and finding.is_comparison
+    many = claims_judge.better(MATERIAL, [pair(0.01 * i, name=f"n{i}") for i in range(-1, 9)])
+    assert "of 10 comparisons 8 clearly above zero, 1 clearly below; lowest n-1" in many.found and "highest n8" in many.found
+
+
+def test_a_difference_that_decides_is_the_reported_one():
+    some = [(0.05, CLEAR), (-0.02, CLEAR), (0.01, CLEAR)]
+    made = [pair(d, s) for d, s in some]
+    reported = {
+        name: getattr(claims_judge, name)(MATERIAL, made, **kw).difference
+        for name, kw in (
+            ("better", {}),
+            ("similar", {"margin": 1}),
+            ("no_better", {"margin": 1}),
+            ("not_behind", {"margin": 1}),
+        )
+    }
+    assert reported == pytest.approx({"better": -0.02, "similar": 0.05, "no_better": 0.05, "not_behind": -0.02})
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "expected"),
+    [
+        (0.88, 0.001, REPRODUCED),
+        (0.86, 0.001, REPRODUCED),
+        (0.80, 0.001, NOT_REPRODUCED),
+        (0.95, 0.001, NOT_REPRODUCED),
+        (0.84, 0.02, UNCLEAR),  # outside, but the interval reaches in
+        (0.87, 0.2, UNCLEAR),  # the very number, by folds that leave everything open
+    ],
+)
+def test_a_printed_number(mean, spread, expected):
+    finding = claims_judge.number(MATERIAL, pd.Series(mean + spread * NOISE), 0.87, 0.02)
+    assert finding.outcome == expected and finding.difference == pytest.approx(mean - 0.87)
+    assert f"{mean:.2f} ± " in finding.found and "(5 folds)" in finding.found
+
+
+def test_a_printed_number_needs_two_folds():
+    finding = claims_judge.number(MATERIAL, pd.Series([0.87]), 0.87, 0.02)
+    assert finding.outcome == NOT_TESTABLE and finding.barred == "fewer than two folds"
+
+
+def test_a_count_is_the_printed_one_or_not():
+    assert claims_judge.exactly(354, 354).outcome == REPRODUCED
+    finding = claims_judge.exactly(353, 354)
+    assert (finding.outcome, finding.difference) == (NOT_REPRODUCED, -1)
+
+
+def test_the_correction_takes_the_shares_of_a_fold():
+    first, second = pd.Series(0.8 + 0.01 * NOISE), pd.Series(0.7 + 0.02 * NOISE)
+    assert MATERIAL.test(first, second) == paired_test(first, second, 0.64, 0.2)
+    shifted = second.set_axis([3, 4, 5, 6, 7])  # two folds in common
+    assert MATERIAL.test(first, shifted).interval.n == 2
+    assert MATERIAL.test(first, second.set_axis(range(9, 14))) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "about", "reason"),
+    [
+        (Data("midog22"), (MIDOG22,), ""),
+        (Data("midog22"), (MIDOG22, CCMCT), ""),
+        (Data("ccmct"), (MIDOG22,), "other data: it is about MIDOG 2022, this study is CCMCT"),
+        (Data("midogpp"), (DIRECTION,), ""),
+        (Data("amibr", "atypical", "normal"), (DIRECTION,), "another question: atypical against normal"),
+        (Data("synthetic"), (DIRECTION,), "synthetic data can't tell"),
+        (Data("synthetic"), (MIDOG22,), "synthetic data can't tell"),
+        (Data("synthetic"), (ANYWHERE,), ""),
+    ],
+)
+def test_which_data_can_settle_what(data, about, reason):
+    assert out_of_scope(Study("s", "t", data), about) == reason
