@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -90,14 +91,13 @@ def merged(model: nn.Module) -> dict[str, torch.Tensor]:
 
     Saved as safetensors, it is an encoder like any other (`config.OwnEncoder`: ``like`` the card's, ``weights`` the file).
     """
-    state, layers = {}, dict(_adapted(model))
-    head = _head(model)
+    state, adapted, head = {}, dict(_adapted(model)), _head(model)
     for name, tensor in model.state_dict().items():
         if ".lora_" in name or name.startswith(f"{head}."):
             continue
         layer, _, kind = name.partition(".base_layer.")
         if kind == "weight":
-            tensor = tensor + layers[layer].get_delta_weight(ADAPTER).to(tensor.dtype)
+            tensor = tensor + adapted[layer].get_delta_weight(ADAPTER).to(tensor.dtype)
         state[f"{layer}.{kind}" if kind else name] = tensor.detach().clone()
     return state
 
@@ -158,7 +158,7 @@ def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
 def _try(model: nn.Module, input_px: int) -> None:
     """Show a network one black image: whether it takes that size, and calls every layer with LoRA."""
     name = model.card.name
-    patch_px = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))[0]
+    patch_px = int(np.max(getattr(getattr(model, "patch_embed", None), "patch_size", 1)))  # timm's: one number or two
     if input_px % patch_px:
         below = input_px // patch_px * patch_px
         near = " or ".join(str(px) for px in (below, below + patch_px) if px)
