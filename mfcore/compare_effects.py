@@ -91,9 +91,7 @@ def _value(value: object) -> str:
 
 
 def _kind(study: Study, arm: Arm) -> str:
-    if not arm.is_network:
-        return compare.PROBE
-    return "LoRA" if study.network(arm.name).lora else compare.END_TO_END
+    return compare.kind_of(study.network(arm.name)) if arm.is_network else compare.PROBE
 
 
 def _no_switch(name: str, why: str) -> dict:
