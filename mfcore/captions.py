@@ -1,10 +1,11 @@
 """Captions and the abstract, with every number computed from the tables they describe; none is typed."""
 
 import math
+from collections.abc import Iterable
 
 import pandas as pd
 
-from mfcore import compare, raters, splits_audit
+from mfcore import compare, metrics, raters, splits_audit
 from mfcore.config import Study
 from mfcore.statistics import Interval
 
@@ -81,27 +82,46 @@ def data_scaling(
     interval: Interval,
     human: pd.DataFrame | None = None,
     agreement: pd.DataFrame | None = None,
+    beside: pd.DataFrame | None = None,
 ) -> str:
     """Caption of Fig. 1; ``table`` as `compare.scaling_table`, ``interval`` as `compare.best_interval` returns it.
 
-    human, agreement: as `raters.table` and `compare.by_agreement` return them, for a figure with the raters' lines.
+    human, agreement: as `raters.table` and `compare.by_agreement` return them, for a figure with the raters' lines; beside:
+    as `figures_scaling.published` does, for one with published values.
     """
     full, least = table[table["size"] == table["size"].max()], table[table["size"] == table["size"].min()]
     best, first = full.loc[full["auroc"].idxmax()], least.loc[least["auroc"].idxmax()]
-    people = _people(study, human, agreement)
-    shown = "AUROC (left) and balanced accuracy (right)" if people else "AUROC"
+    shared = "the same for every arm" if study.switches.shared_splits else "networks and probes on folds of their own"
     return (
-        f"**Fig. 1. Data scaling.** {shown} on held-out {_held_out(study)} against the number of training patches; mean and "
-        f"sample SD of {table['n_folds'].max()} Monte Carlo folds, the same for every arm ({of_what(study)}). With all the "
-        f"data {best['arm']} is highest with {compare.plus_minus(best['auroc'], best['auroc_sd'])}, {interval.level:.0%} "
-        f"interval [{interval.low:.2f}, {interval.high:.2f}] over the {interval.n} slides tested (bootstrap of slides); with "
-        f"{100 * first['size']:g} % ({first['n_train']} patches) {first['arm']} with "
-        f"{compare.plus_minus(first['auroc'], first['auroc_sd'])}. The bars are the spread over folds, no confidence interval."
-        f"{people}"
+        f"**Fig. 1. Data scaling.** AUROC (left) and balanced accuracy (right) on held-out {held_out(study)} against the "
+        f"number of training patches; mean and sample SD of {table['n_folds'].max()} Monte Carlo folds, {shared} "
+        f"({of_what(study)}). With all the data {best['arm']} is highest with "
+        f"{compare.plus_minus(best['auroc'], best['auroc_sd'])}, {interval.level:.0%} interval [{interval.low:.2f}, "
+        f"{interval.high:.2f}] over the {interval.n} slides tested (bootstrap of slides); with {100 * first['size']:g} % "
+        f"({first['n_train']:,} patches) {first['arm']} with {compare.plus_minus(first['auroc'], first['auroc_sd'])}. The bars "
+        f"are the spread over folds, no confidence interval.{_people(study, human, agreement)}{_published(study, beside)}"
     )
 
 
-def _held_out(study: Study) -> str:
+def _published(study: Study, beside: pd.DataFrame | None) -> str:
+    """What the open markers of Fig. 1 are; empty without any."""
+    if beside is None or not len(beside):
+        return ""
+    parts = []
+    for (kind, data_set, where, metric), part in beside.groupby(["kind", "data_set", "where", "metric"], sort=False):
+        span = f"{part['value'].min():.2f}" + (f" to {part['value'].max():.2f}" if len(part) > 1 else "")
+        parts.append(f"{kind}, {data_set}, {metrics.TITLES[metric]} {span} ({where})")
+    splits = "on patches and folds of their own" + (", on real data" if study.synthetic else "")
+    return f" Open markers: published with all the data, {splits}, for orientation: {'; '.join(parts)}."
+
+
+def listed(names: Iterable[str]) -> str:
+    """ "A, B and C"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def held_out(study: Study) -> str:
     """What no training of the study's has seen."""
     return "slides" if study.switches.split_by in ("slide", "official") else "annotations"
 
@@ -113,8 +133,8 @@ def _people(study: Study, human: pd.DataFrame | None, agreement: pd.DataFrame | 
         return ""
     total = human[human["domain"] == compare.ALL].iloc[0]
     text = (
-        f" Dashed: one rater against another, balanced accuracy {_with_interval(line)} ({line.level:.0%} bootstrap of "
-        f"{line.n} slides, shaded) on {total['n']:,} annotations, {_whose(study)}."
+        f" Dashed: one rater against another, balanced accuracy {with_interval(line)} ({line.level:.0%} bootstrap of "
+        f"{line.n} slides, shaded) on {total['n']:,} annotations, {whose(study)}."
     )
     if upper := raters.against_consensus(human):
         text += (
@@ -131,12 +151,12 @@ def _people(study: Study, human: pd.DataFrame | None, agreement: pd.DataFrame | 
     return text
 
 
-def _whose(study: Study) -> str:
+def whose(study: Study) -> str:
     """Whose votes they are."""
     return "synthetic raters" if study.synthetic else "the data set's own raters"
 
 
-def _with_interval(interval: Interval) -> str:
+def with_interval(interval: Interval) -> str:
     """ "0.78 [0.76, 0.80]"; without the second where too few resamples have a value."""
     bounds = f" [{interval.low:.2f}, {interval.high:.2f}]" if math.isfinite(interval.low) else ""
     return f"{interval.estimate:.2f}{bounds}"
@@ -153,9 +173,9 @@ def raters_table(study: Study, human: pd.DataFrame) -> str:
         "Cohen's kappa": raters.reference(human, "quadratic_kappa"),
         "balanced accuracy, each in turn the reference,": raters.reference(human, "balanced_accuracy"),
     }
-    parts = ", ".join(f"{name} {_with_interval(value)}" for name, value in found.items() if value)
+    parts = ", ".join(f"{name} {with_interval(value)}" for name, value in found.items() if value)
     return (
-        f"**Raters.** One rater against another, {_whose(study)} ({of_what(study)}): {parts} on {total['n']:,} annotations, in "
+        f"**Raters.** One rater against another, {whose(study)} ({of_what(study)}): {parts} on {total['n']:,} annotations, in "
         f"brackets 95 % intervals (bootstrap of {total['n_slides']} slides). Compared are the {n_raters} raters who saw them "
         f"all; {total['third_share']:.1%} have a third vote, {total['contested_share']:.1%} are contested. Against the "
         "consensus raters are flattered, as they voted for it. A rater is a position in the list of votes, which need not be "
@@ -176,45 +196,9 @@ def by_agreement(study: Study, table: pd.DataFrame) -> str:
     ]
     return (
         f"**By agreement.** Every arm with all the data, apart by whether the raters of an annotation were of one mind "
-        f"({of_what(study)}, {_whose(study)}); mean ± sample SD over folds. Balanced accuracy of "
+        f"({of_what(study)}, {whose(study)}); mean ± sample SD over folds. Balanced accuracy of "
         f"{chosen.loc['all']['balanced_accuracy'].idxmax()}: {', '.join(parts)}. Of a contested label the consensus is itself "
         'in doubt. "Against one rater" takes each rater\'s votes for the truth in turn, as the human reference does.'
-    )
-
-
-def cross_domain(study: Study, table: pd.DataFrame, human: pd.DataFrame | None = None) -> str:
-    """Caption of Fig. 2; ``table`` as `compare.cross_domain_table`, ``human`` (where shown) as `raters.table` returns it."""
-    drops = "; ".join(
-        f"{row.arm} {row.in_domain:.2f} in domain, {row.out_of_domain:.2f} out of domain"
-        for row in table.itertuples(index=False)
-    )
-    return (
-        f"**Fig. 2. Cross-domain.** Mean AUROC over {table['n_folds'].max()} folds, by the domain trained on and that tested "
-        f"on; bold: in domain, on held-out {_held_out(study)} ({of_what(study)}). Means: {drops}."
-        f"{_people_by_domain(study, human)}"
-    )
-
-
-def _people_by_domain(study: Study, human: pd.DataFrame | None) -> str:
-    """What the lower panel of Fig. 2 shows; empty without raters."""
-    domains = [] if human is None else [domain for domain in human["domain"] if domain != compare.ALL]
-    lines = {domain: raters.reference(human, "balanced_accuracy", domain) for domain in domains}
-    said = [f"{domain} {_with_interval(line)}" for domain, line in lines.items() if line]
-    if not said:
-        return ""
-    n = human.loc[human["domain"].isin(domains), "n"].sum()
-    return (
-        " Below: balanced accuracy by test domain, in domain (filled) and out of domain (open, mean over the other training "
-        f"domains), bars the SD over folds. Dashed: one rater against another, {_whose(study)}, shaded 95 % intervals over "
-        f"slides ({n:,} annotations): {', '.join(said)}. Dash-dotted: a rater against the consensus, own vote counted."
-    )
-
-
-def cross_domain_means(study: Study) -> str:
-    """What the columns of Tab. 2 are."""
-    return (
-        f"**Tab. 2.** AUROC, mean ± sample SD over folds of the mean over training domains (and, out of domain, over the other "
-        f"domains), {of_what(study)}. In brackets: the SD over all folds and domains, which the published ± most likely is."
     )
 
 

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from mfcore import compare_probes
 from mfcore.config import Study
-from mfcore.figures import _drawing
+from mfcore.figures import WIDTH_INCH, drawing, legend_below, title
 from mfcore.statistics import spread
 
 
@@ -16,7 +16,7 @@ def estimators(study: Study, found: pd.DataFrame, titles: dict[str, str], encode
     """
     full = found[found["size"] == found["size"].max()]
     names = list(dict.fromkeys(full["estimator"]))
-    with _drawing(study, 1, 2, (7.6, 0.42 * len(names) + 1.35), sharey=True) as (figure, axes):
+    with drawing(study, 1, 2, (WIDTH_INCH, 0.42 * len(names) + 1.35), sharey=True) as (figure, axes):
         for axis, metric in zip(axes[0], ("auroc", "balanced_accuracy"), strict=True):
             wide = full.pivot(index="estimator", columns="fold", values=metric).loc[names]
             places = range(len(names))
@@ -39,10 +39,7 @@ def estimators(study: Study, found: pd.DataFrame, titles: dict[str, str], encode
             axis.grid(axis="y", visible=False)
         axes[0][0].set_yticks(range(len(names)), [titles[name] for name in names])
         axes[0][0].invert_yaxis()
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        unique = dict(zip(labels, handles, strict=True))
-        figure.legend(list(unique.values()), list(unique), loc="outside lower center", ncols=3)
+        legend_below(figure, axes[0], 3)
         n_train, n_test = (f"{full[name].mean():,.0f}" for name in ("n_train", "n_test"))
-        title = f"{encoder}: {n_train} training and {n_test} test patches, {full['fold'].nunique()} folds"
-        figure.suptitle(title, fontsize=9, x=0.01, ha="left", fontweight="bold")
+        title(figure, f"{encoder}: {n_train} training and {n_test} test patches, {full['fold'].nunique()} folds")
     return figure

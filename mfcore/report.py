@@ -14,27 +14,40 @@ import yaml
 
 from mfcore import (
     captions,
+    captions_domains,
+    captions_models,
     claims,
     compare,
+    compare_models,
+    figures_domains,
+    figures_scaling,
     labels,
     patches,
     raters,
     report_audit,
+    report_claims,
     report_conventions,
     report_encoders,
     report_html,
     report_probes,
+    report_switches,
     splits_audit,
     store,
 )
 from mfcore.config import Study, as_dict
 from mfcore.report_html import rich, table
 
+ANALYSES = {
+    "05_data_scaling": "learning curves, calibration, domains, scanners and the raters' agreement",
+    "06_cross_domain_analysis": "asymmetry, tumour against scanner, balanced accuracy by test domain",
+}
 PAGES = {
     "audit": "Audit of the splits",
     "encoders": "Encoders",
     "conventions": "One encoder, five libraries",
     "probes": "Audit of the probe",
+    "claims": "The paper's claims",
+    "switches": "What each switch is worth",
 }
 
 
@@ -71,11 +84,14 @@ def _pages(study: Study) -> dict[str, Callable[[Study, Path], str]]:
         pages["conventions"] = report_conventions.page
     if study.probe_audit:
         pages["probes"] = report_probes.page
+    pages["claims"] = report_claims.page
+    if study.effects.switches:
+        pages["switches"] = report_switches.page
     return pages
 
 
 def _notebooks(results: Path, folder: Path) -> pd.DataFrame:
-    """Render every executed notebook into ``folder``; returns a row each: run, state, seconds."""
+    """Render every executed notebook into ``folder``; returns a row each: name, run, state, seconds."""
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(embed_images=True, exclude_anchor_links=True)
@@ -89,8 +105,8 @@ def _notebooks(results: Path, folder: Path) -> pd.DataFrame:
         record = results / "jobs" / f"{path.stem}.json"
         job = store.read_json(record) if record.is_file() else {"failed": False, "seconds": float("nan")}
         link = f'<a href="notebooks/{html.escape(path.stem)}.html">{html.escape(path.stem)}</a>'
-        rows.append({"run": link, "state": "failed" if job["failed"] else "done", "seconds": job["seconds"]})
-    return pd.DataFrame(rows, columns=["run", "state", "seconds"])
+        rows.append({"name": path.stem, "run": link, "state": "failed" if job["failed"] else "done", "seconds": job["seconds"]})
+    return pd.DataFrame(rows, columns=["name", "run", "state", "seconds"])
 
 
 def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -125,10 +141,19 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
         "raters": rich(captions.raters_table(study, human)),
         "by_agreement": rich(captions.by_agreement(study, agreement)),
         "contact_sheet": captions.contact_sheet(study, annotations),
-        "data_scaling": captions.data_scaling(study, scaling, interval, human, agreement),
-        "cross_domain": captions.cross_domain(study, crossed, human) if len(crossed) else "",
-        "tab_2": rich(captions.cross_domain_means(study)),
+        "data_scaling": captions.data_scaling(study, scaling, interval, human, agreement, figures_scaling.published(study)),
+        "ranking": captions_models.ranking(
+            study, compare_models.ranking(scores, study), interval.n, compare_models.what_folds_show(study, scores)
+        ),
+        "cross_domain": captions_domains.cross_domain(
+            study, compare.domain_matrix(scores, study), crossed, figures_domains.published(study)
+        )
+        if len(crossed)
+        else "",
+        "tab_2": rich(captions_domains.cross_domain_means(study)),
     }
+
+    ledger = claims.check(study, scores, results)
 
     def figure(name: str, caption: str) -> str:
         return report_html.figure(results, name, caption)
@@ -154,13 +179,15 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
         figure=figure,
         audit=table(splits_audit.summary(splits_audit.load(splits_audit.find(study, results)))),
         scaling=table(compare.wide(scaling)),
-        published_full=compare.published_full_size(),
         crossed=table(_tab_2(crossed)) if len(crossed) else "",
         published=table(_published()),
         raters=table(raters.wide(human)) if len(human) else "",
         by_agreement=table(compare.readable(agreement)) if len(agreement) else "",
-        claims=table(claims.check(study, scores)[["claim", "where", "verdict", "found"]]),
-        notebooks=table(notebooks, escape=False),
+        claims=table(claims.counts(ledger)),
+        said=report_claims.said(ledger),
+        n_published=len(figures_domains.published(study)),
+        analyses=[(f"notebooks/{name}.html", title) for name, title in ANALYSES.items() if name in set(notebooks["name"])],
+        notebooks=table(notebooks.drop(columns="name"), escape=False),
         pages=[(f"{name}.html", PAGES[name]) for name in _pages(study)],
         provenance=table(_provenance(study, results)),
         command=f"make paper STUDY={study.name}",

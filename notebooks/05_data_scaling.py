@@ -5,10 +5,10 @@
 #
 # | reads | writes | costs (demo) |
 # |---|---|---|
-# | every arm's predictions, the raters' votes | Fig. 1, its table, the raters, the claims ledger | seconds |
+# | every arm's predictions, published values, the raters' votes | Fig. 1, ranking, curves, calibration, strata, the claims ledger | a minute |
 #
 # Fig. 1 of Ganz et al. 2024 for this study: AUROC on the test slides against the size of the training set, five Monte Carlo
-# folds, the same for every arm.
+# folds, the same for every arm; and what so few folds can and can't show.
 
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers
@@ -17,19 +17,35 @@ results = "../results"  # where runs are kept, a folder a study
 # %%
 from pathlib import Path
 
-from mfcore import captions, claims, compare, compare_schemes, figures, patches, raters, store
+from mfcore import (
+    captions,
+    captions_models,
+    claims,
+    compare,
+    compare_calibration,
+    compare_curve,
+    compare_models,
+    compare_schemes,
+    compare_strata,
+    figures,
+    figures_models,
+    figures_scaling,
+    patches,
+    raters,
+    store,
+)
 from mfcore.config import load_study
 
 study = load_study(study_file)
 folder = Path(results) / study.name
 collected = compare.collect(study, folder)
+predictions, scores, shown = collected.predictions, compare.scores(collected.predictions), folder / "figures"
 captions.show(collected.failures if len(collected.failures) else "Every run of the study is here.")
 
 # %% [markdown]
 # ## Scores by arm and size
 
 # %%
-scores = compare.scores(collected.predictions)
 table = compare.scaling_table(scores, study)
 captions.show(compare.wide(table))
 
@@ -41,31 +57,64 @@ captions.show(compare.wide(table))
 # %%
 labels, _ = patches.load(patches.find(study, folder))
 human = raters.table(labels, study.splits.seed)
-agreement = compare.by_agreement(collected.predictions, labels, study)
-store.write_csv(folder / "figures" / "05_raters.csv", human)
-store.write_csv(folder / "figures" / "05_by_agreement.csv", agreement)
-captions.show(raters.wide(human)) if len(human) else None
-
-# %%
+agreement = compare.by_agreement(predictions, labels, study)
 captions.show(captions.raters_table(study, human))
 
 # %% [markdown]
 # ## Fig. 1
 
 # %%
-figure = figures.data_scaling(study, table, human)
-written = figures.save(figure, table, folder / "figures", "05_data_scaling")
-figure
+published = figures_scaling.published(study)
+figures.saved(figures_scaling.data_scaling(study, table, human, published), table, shown, "05_data_scaling")
 
 # %%
-interval = compare.best_interval(collected.predictions, table, study)
-captions.show(captions.data_scaling(study, table, interval, human, agreement))
+interval = compare.best_interval(predictions, table, study)
+captions.show(captions.data_scaling(study, table, interval, human, agreement, published))
 
 # %% [markdown]
-# ## Where the raters were of one mind, and where not
+# ## Which arms can be told apart
+#
+# Every pair over the shared folds, corrected for what folds have in common and for the number of pairs.
 
 # %%
-captions.show(compare.readable(agreement)) if len(agreement) else None
+differences, order = compare_models.differences(scores, study), compare_models.ranking(scores, study)
+figures.saved(figures_models.ranking(study, order, compare_models.intervals(predictions, study)), order, shown, "05_ranking")
+
+# %%
+captions.show(captions_models.ranking(study, order, interval.n, compare_models.what_folds_show(study, scores)))
+
+# %%
+captions.show(differences.round(3))
+
+# %% [markdown]
+# ## How much more data would close the gap
+
+# %%
+ahead = compare_curve.ahead(scores, study)
+figures.saved(figures_scaling.learning_curves(study, table, ahead), ahead, shown, "05_learning_curves")
+
+# %%
+captions.show(captions_models.curves(study, compare_curve.fit(scores, study), table))
+
+# %% [markdown]
+# ## Can a score be taken for a probability?
+
+# %%
+bins, summary = compare_calibration.reliability(predictions), compare_calibration.summary(predictions, study)
+figures.saved(figures_models.reliability(study, bins, summary), bins, shown, "05_reliability")
+
+# %%
+captions.show(captions_models.reliability(study, bins, summary))
+
+# %% [markdown]
+# ## By domain, scanner and the raters' agreement
+
+# %%
+strata = compare_strata.by_stratum(predictions, labels, study)
+figures.saved(figures_models.strata(study, strata), strata, shown, "05_strata")
+
+# %%
+captions.show(captions_models.strata(study, strata))
 
 # %%
 captions.show(captions.by_agreement(study, agreement))
@@ -77,9 +126,7 @@ captions.show(captions.by_agreement(study, agreement))
 
 # %%
 inflation = compare_schemes.inflation(study, folder)
-worth = figures.inflation(study, inflation) if len(inflation) else None
-written += figures.save(worth, inflation, folder / "figures", "05_inflation") if len(inflation) else []
-worth
+figures.saved(figures_scaling.inflation(study, inflation), inflation, shown, "05_inflation") if len(inflation) else None
 
 # %%
 captions.show(captions.inflation(study, inflation))
@@ -88,8 +135,15 @@ captions.show(captions.inflation(study, inflation))
 # ## What the paper says, asked of these data
 
 # %%
-ledger = claims.write(claims.check(study, scores), folder / "figures")
-captions.show(ledger[["claim", "verdict", "found"]])
+ledger = claims.write(claims.check(study, scores, folder), shown)
+captions.show(claims.brief(ledger))
+
+# %% [markdown]
+# ## The tables that have no figure
+
+# %%
+for name, rows in {"raters": human, "by_agreement": agreement, "published": published, "differences": differences}.items():
+    store.write_csv(shown / f"05_{name}.csv", rows)
 
 # %% [markdown]
 # ## Checks
@@ -99,13 +153,13 @@ assert scores["auroc"].between(0, 1).all(), "an AUROC lies between 0 and 1"
 assert not scores.duplicated(["arm", "train_domain", "domain", "fold", "size"]).any(), "an arm was scored twice"
 
 # %%
-print("files written:", *[path.name for path in written], "05_raters.csv", "05_by_agreement.csv", sep="\n  ")
+print("files written:", *sorted(path.name for path in [*shown.glob("05_*"), *shown.glob("claims.*")]), sep="\n  ")
 
 # %% [markdown]
-# **What we saw.** The figure above answers for this study; the ledger says which of the paper's statements hold here.
+# **What we saw.** The captions answer for this study; the ledger says which of the paper's statements hold here.
 #
-# **Limits.** The bars are the spread over folds, which share slides: they are no confidence interval. The raters' lines are of
-# all annotations, the arms' of the test slides; and a single rater is a noisier reference than the consensus is, so that an arm
-# above the dashed line is not yet better than a person.
+# **Limits.** The bars of Fig. 1 are the spread over folds, which share slides: they are no confidence interval. The raters'
+# lines are of all annotations, the arms' of the test slides; and a single rater is a noisier reference than the consensus is,
+# so that an arm above the dashed line is not yet better than a person. A fitted curve says nothing sure of sizes never tried.
 #
 # **Next.** `06_cross_domain_analysis` asks the same of domains that training never saw.

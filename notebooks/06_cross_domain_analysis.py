@@ -5,7 +5,7 @@
 #
 # | reads | writes | costs (demo) |
 # |---|---|---|
-# | every arm's predictions, the published numbers, the raters' votes | Tab. 2, Fig. 2 | seconds |
+# | every arm's predictions, published values, the raters' votes | Tab. 2, Fig. 2, asymmetry, tumour against scanner | a minute |
 #
 # Tab. 2 and Fig. 2 of Ganz et al. 2024 for this study: train on one domain, test on its own test slides and on all of every
 # other domain.
@@ -17,39 +17,66 @@ results = "../results"  # where runs are kept, a folder a study
 # %%
 from pathlib import Path
 
-from mfcore import captions, compare, figures, patches, raters, store
+from mfcore import captions, captions_domains, compare, compare_domains, figures, figures_domains, patches, raters, store
 from mfcore.config import load_study
 
 study = load_study(study_file)
 folder = Path(results) / study.name
 collected = compare.collect(study, folder)
+predictions, scores, shown = collected.predictions, compare.scores(collected.predictions), folder / "figures"
 captions.show(collected.failures if len(collected.failures) else "Every run of the study is here.")
 
 # %% [markdown]
-# ## In domain and out of domain, the published numbers beside ours
+# ## In domain and out of domain
 
 # %%
-scores = compare.scores(collected.predictions)
-table = compare.cross_domain_table(scores, study)
-captions.show(table.round(3))
+means = compare.cross_domain_table(scores, study)
+store.write_csv(shown / "06_means.csv", means)
+captions.show(means.round(3))
 
 # %%
-captions.show(compare.published_table())
+captions.show(captions_domains.cross_domain_means(study))
 
 # %% [markdown]
-# ## Train on rows, test on columns
+# ## Fig. 2: train on rows, test on columns, the published means beside ours
 
 # %%
-matrix, tested = compare.domain_matrix(scores, study), compare.by_test_domain(scores, study)
+matrix, published = compare.domain_matrix(scores, study), figures_domains.published(study)
+figures.saved(figures_domains.cross_domain(study, matrix, means, published), matrix, shown, "06_cross_domain")
+
+# %%
+captions.show(captions_domains.cross_domain(study, matrix, means, published))
+
+# %% [markdown]
+# ## By test domain, beside the raters
+
+# %%
+tested = compare.by_test_domain(scores, study)
 labels, _ = patches.load(patches.find(study, folder))
 human = raters.table(labels, study.splits.seed)
-store.write_csv(folder / "figures" / "06_by_test_domain.csv", tested)
-figure = figures.cross_domain(study, matrix, tested=tested, human=human)
-written = figures.save(figure, matrix, folder / "figures", "06_cross_domain")
-figure
+figures.saved(figures_domains.by_test_domain(study, tested, human), tested, shown, "06_by_test_domain")
 
 # %%
-captions.show(captions.cross_domain(study, table, human))
+captions.show(captions_domains.by_test_domain(study, tested, human))
+
+# %% [markdown]
+# ## There and back
+
+# %%
+asymmetry = compare_domains.asymmetry(matrix)
+store.write_csv(shown / "06_asymmetry.csv", asymmetry)
+captions.show(asymmetry.round(3))
+
+# %%
+captions.show(captions_domains.asymmetry(study, asymmetry))
+
+# %% [markdown]
+# ## Is it the tumour or the scanner?
+
+# %%
+apart = compare_domains.tumour_against_scanner(predictions, labels, study)
+store.write_csv(shown / "06_tumour_against_scanner.csv", apart)
+captions.show(apart.round(3))
 
 # %% [markdown]
 # ## Checks
@@ -58,7 +85,7 @@ captions.show(captions.cross_domain(study, table, human))
 assert scores["auroc"].between(0, 1).all(), "an AUROC lies between 0 and 1"
 
 # %%
-print("files written:", *[path.name for path in written], "06_by_test_domain.csv", sep="\n  ")
+print("files written:", *sorted(path.name for path in shown.glob("06_*")), sep="\n  ")
 
 # %% [markdown]
 # **What we saw.** What a change of tumour, scanner and laboratory costs each arm.

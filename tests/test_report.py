@@ -1,5 +1,6 @@
 """The supplement: whole, offline, honest about what failed, and replaced in one step."""
 
+import html
 import re
 from dataclasses import replace
 
@@ -8,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore import patches, report, splits, splits_audit, store
-from mfcore.config import Data, Inflation, Splits, Study, as_dict
+from mfcore import claims, compare, patches, report, report_claims, splits, splits_audit, store
+from mfcore.config import Data, Effects, Inflation, Splits, Study, as_dict
 
 STUDY = Study(
     "t", "A <test>", Data("synthetic", um_per_px=0.3), splits=Splits(sizes=(1.0,), n_folds=2), encoders=("good", "broken")
@@ -84,6 +85,20 @@ def test_the_index_says_what_was_found_what_failed_and_that_it_is_synthetic(resu
     assert not {"nan", "NaN", "None"} & set(re.sub(r"\{.*\}", "", text).split())
 
 
+def test_the_index_leads_to_the_ranking_the_ledger_and_the_analyses_that_ran(results):
+    page = report.build(STUDY, results).read_text()
+    ledger = claims.check(STUDY, compare.scores(compare.collect(STUDY, results).predictions), results)
+    assert '<a href="claims.html">' in page and report_claims.said(ledger) in html.unescape(page)
+    assert "switches.html" not in page, "the study measures none"
+    assert "notebooks/05_data_scaling.html" not in page, "its notebook didn't run"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
+    nbformat.write(notebook, results / "notebooks" / "05_data_scaling.ipynb")
+    (results / "figures" / "05_ranking.png").write_bytes(b"png")
+    page = report.build(STUDY, results).read_text()
+    assert '<a href="notebooks/05_data_scaling.html">learning curves' in page
+    assert "<b>Ranking.</b>" in page and "There is one arm only." in page
+
+
 def test_the_raters_have_a_section(results):
     page = report.build(STUDY, results).read_text()
     assert "synthetic raters" in page and "By agreement." in page
@@ -91,9 +106,10 @@ def test_the_raters_have_a_section(results):
 
 
 def test_pages_are_those_that_the_study_asks_for(results):
-    assert list(report._pages(STUDY)) == ["audit", "encoders"]
-    asked = replace(STUDY, conventions="good", probe_audit=("good",))
-    assert list(report._pages(asked)) == ["audit", "encoders", "conventions", "probes"] == list(report.PAGES)
+    assert list(report._pages(STUDY)) == ["audit", "encoders", "claims"]
+    asked = replace(STUDY, conventions="good", probe_audit=("good",), effects=Effects("good", switches=("split_by",)))
+    assert list(report._pages(asked)) == ["audit", "encoders", "conventions", "probes", "claims", "switches"]
+    assert list(report._pages(asked)) == list(report.PAGES)
     index = report.build(STUDY, results)
     assert '<a href="encoders.html">Encoders</a>' in index.read_text() and "conventions.html" not in index.read_text()
     assert "E: &lt;no&gt; weights" in (index.parent / "encoders.html").read_text()
@@ -126,7 +142,7 @@ def test_the_probe_that_failed_under_the_studys_own_scheme_says_why_too(results)
 def test_pages_fetch_nothing_to_be_read_and_links_lead_somewhere(results):
     index = report.build(STUDY, results)
     pages = [*index.parent.glob("*.html"), *index.parent.glob("notebooks/*.html")]
-    assert {page.stem for page in pages} >= {"index", "audit", "encoders"} and len(pages) == 4
+    assert {page.stem for page in pages} >= {"index", "audit", "encoders", "claims"} and len(pages) == 5
     for page in pages:
         text = page.read_text()
         assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']https?:", text), page.name

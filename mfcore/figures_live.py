@@ -1,0 +1,53 @@
+"""The loss by epoch while a network trains, redrawn in the notebook's cell."""
+
+import os
+import time
+
+import pandas as pd
+
+from mfcore import figures
+from mfcore.config import Study
+
+SHARE = 0.05  # of the time, at most, that drawing takes
+
+
+class LiveHistory:
+    """Called with the history so far after each epoch, it redraws `figures.history` in one place of the cell's output.
+
+    It does nothing outside a notebook, nor in one that runs unattended (papermill): there the figure is drawn once, when
+    training is over.
+    """
+
+    def __init__(self, study: Study, network: str):
+        self.study, self.network = study, network
+        self.is_live = is_watched()
+        self._shown, self._not_before = None, -float("inf")
+
+    def __call__(self, history: pd.DataFrame) -> None:
+        """Show the units' losses so far. history: as `mfcore.train.load_history` returns it, any number of rows."""
+        if not self.is_live or history.empty:
+            return
+        begun = time.monotonic()
+        if begun < self._not_before:
+            return
+        from IPython import display
+
+        figure = figures.history(self.study, history, self.network)
+        if self._shown is None:
+            self._shown = display.display(figure, display_id=True)
+        else:
+            self._shown.update(figure)
+        ended = time.monotonic()
+        self._not_before = ended + (ended - begun) / SHARE
+
+
+def is_watched() -> bool:
+    """Whether somebody may look on: in a kernel that a notebook server, VS Code or Colab started, not papermill."""
+    try:
+        import IPython
+    except ImportError:
+        return False
+    shell = IPython.get_ipython()
+    if not hasattr(shell, "kernel"):
+        return False
+    return "JPY_SESSION_NAME" in os.environ or "__vsc_ipynb_file__" in shell.user_ns or "COLAB_RELEASE_TAG" in os.environ

@@ -1,0 +1,193 @@
+"""Captions: what they say is computed, follows the tables, and says whose data they are."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_figures import BINS, MIDOG, SYNTHETIC, bins, by_test_domain, calibration, human, matrix, means, order, scaling, strata
+
+from mfcore import captions, captions_domains, captions_models, figures_domains, figures_scaling
+from mfcore.config import Data, Switches
+from mfcore.statistics import Interval
+
+INTERVAL = Interval(0.83, 0.8, 0.86, 0.95, 12)
+SHOW = "Folds show little."
+
+
+def agreement():
+    rows = [
+        ("good", "all", "consensus", 100, 0.8),
+        ("good", "all", "one rater", 100, 0.75),
+        ("good", "unanimous", "consensus", 80, 0.85),
+        ("good", "contested", "consensus", 20, 0.6),
+    ]
+    table = pd.DataFrame(rows, columns=["arm", "annotations", "against", "n_test", "balanced_accuracy"])
+    return table.assign(balanced_accuracy_sd=0.01)
+
+
+def fits():
+    columns = ["arm", "kind", "asymptote", "low", "high", "n_needed", "n_needed_low", "n_needed_high", "why_not"]
+    columns += ["per_tenfold", "per_tenfold_low", "per_tenfold_high", "n_straight", "n_straight_low", "n_straight_high"]
+    rows = [
+        ("net", "end-to-end", 0.95, 0.9, 1.0, 100, 100, 100, "", 0.1, 0, 0.2, 100, 100, 100),
+        ("good", "probe", 0.9, 0.85, 0.94, 12345, 2345, np.inf, "", 0.1, 0, 0.2, 200, 100, np.inf),
+        ("other", "probe", *[np.nan] * 6, "it rises with no bend", 0.04, -0.01, 0.08, 9.87e6, 1e5, np.inf),
+        ("low rank", "LoRA", *[np.nan] * 6, "it rises with no bend", -0.01, -0.05, 0.02, np.inf, np.inf, np.inf),
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def every_caption(study):
+    """Each caption of these figures, by its name."""
+    return {
+        "scaling": captions.data_scaling(study, scaling(), INTERVAL, human(), agreement(), figures_scaling.published(study)),
+        "raters": captions.raters_table(study, human()),
+        "agreement": captions.by_agreement(study, agreement()),
+        "ranking": captions_models.ranking(study, order([]), 12, SHOW),
+        "curves": captions_models.curves(study, fits(), scaling()),
+        "reliability": captions_models.reliability(study, bins(), calibration()),
+        "strata": captions_models.strata(study, strata()),
+        "cross_domain": captions_domains.cross_domain(study, matrix(), means(), figures_domains.published(study)),
+        "by_test_domain": captions_domains.by_test_domain(study, by_test_domain(), human()),
+        "means": captions_domains.cross_domain_means(study),
+        "asymmetry": captions_domains.asymmetry(study, asymmetry()),
+    }
+
+
+def asymmetry():
+    rows = [("net", "x", "y", 0.8, 0.6, 0.2), ("net", "x", "z", 0.7, 0.8, -0.1), ("good", "x", "y", 0.6, 0.61, -0.01)]
+    return pd.DataFrame(rows, columns=["arm", "first", "second", "there", "back", "difference"])
+
+
+@pytest.mark.parametrize("name", list(every_caption(MIDOG)))
+def test_a_caption_of_synthetic_data_says_so_and_none_holds_a_missing_number(name):
+    assert "synthetic data" in every_caption(SYNTHETIC)[name]
+    assert "synthetic" not in every_caption(MIDOG)[name]
+    for study in (MIDOG, SYNTHETIC):
+        text = every_caption(study)[name]
+        assert "nan" not in text.split() and " inf" not in text and "  " not in text and text.startswith("**")
+
+
+def test_captions_say_what_the_raters_reach_and_whose_votes_they_are():
+    fig_1 = captions.data_scaling(MIDOG, scaling(), INTERVAL, human(), agreement())
+    assert "one rater against another, balanced accuracy 0.73 [0.71, 0.76] (95% bootstrap of 10 slides, shaded)" in fig_1
+    assert "on 103 annotations" in fig_1 and "a rater against the consensus, 0.89, flattered" in fig_1
+    assert "good with all the data has 0.75 instead of 0.80" in fig_1
+    below = captions_domains.by_test_domain(MIDOG, by_test_domain(), human())
+    assert "x 0.70 [0.68, 0.73], y 0.71 [0.69, 0.74], z 0.72 [0.70, 0.75]" in below and "(303 annotations)" in below
+    table = captions.raters_table(MIDOG, human())
+    assert "Cohen's kappa 0.73" in table and "103 annotations" in table and "the 2 raters" in table and "30.0%" in table
+    split = captions.by_agreement(MIDOG, agreement())
+    assert "unanimous labels (80 tested a fold) 0.85 ± 0.01, contested labels (20 tested a fold) 0.60 ± 0.01" in split
+    for text in (fig_1, below, table, split):
+        assert "synthetic" not in text and "the data set's own raters" in text
+    for name in ("scaling", "raters", "agreement", "by_test_domain"):
+        assert "synthetic raters" in every_caption(SYNTHETIC)[name]
+
+
+def test_captions_without_votes_say_so_or_say_nothing():
+    none = human().iloc[:0]
+    assert captions.data_scaling(MIDOG, scaling(), INTERVAL, none, agreement().iloc[:0]) == captions.data_scaling(
+        MIDOG, scaling(), INTERVAL
+    )
+    assert captions_domains.by_test_domain(MIDOG, by_test_domain(), none) == captions_domains.by_test_domain(
+        MIDOG, by_test_domain()
+    )
+    assert "no human reference" in captions.raters_table(MIDOG, none)
+    without_interval = human().assign(balanced_accuracy_low=np.nan, balanced_accuracy_high=np.nan)
+    assert "nan" not in captions_domains.by_test_domain(MIDOG, by_test_domain(), without_interval)
+    assert "can't be told apart" in captions.by_agreement(MIDOG, agreement().iloc[:0])
+
+
+def test_fig_1_names_what_is_published_where_and_second_hand():
+    text = captions.data_scaling(MIDOG, scaling(), INTERVAL, beside=figures_scaling.published(MIDOG))
+    assert "end-to-end, CCMCT, AUROC 0.87 (Ganz et al. 2024, section 4)" in text
+    assert "LoRA, MIDOG 2022, balanced accuracy 0.80 (Ammeling et al. 2025, second-hand)" in text
+    assert "on real data" not in text and "on real data" in every_caption(SYNTHETIC)["scaling"]
+
+
+def test_fig_1_says_where_networks_have_folds_of_their_own():
+    apart = replace(MIDOG, switches=Switches(shared_splits=False))
+    assert "the same for every arm" in captions.data_scaling(MIDOG, scaling(), INTERVAL)
+    assert "networks and probes on folds of their own" in captions.data_scaling(apart, scaling(), INTERVAL)
+
+
+def test_which_arms_can_t_be_told_apart_is_read_off_the_ranking():
+    told = captions_models.told_apart
+    assert told(order([])) == "The 5 folds tell all 4 arms apart."
+    some = [{"net", "low rank"}, {"low rank", "good"}, {"net", "good"}, {"good", "other"}]
+    assert told(order(some)) == "Not to be told apart by 5 folds: net, low rank and good; good and other."
+    names = list(order([])["arm"])
+    everyone = [{a, b} for a in names for b in names if a != b]
+    assert told(order(everyone)) == "No two of the 4 arms can be told apart by 5 folds."
+    two = order([{"net", "low rank"}]).iloc[:2]
+    assert told(two) == "The two arms can't be told apart by 5 folds."
+    assert told(order([]).iloc[:1]) == "There is one arm only."
+    text = captions_models.ranking(MIDOG, order(some), 12, SHOW)
+    assert "over 6 pairs" in text and "12 slides" in text and text.endswith(SHOW)
+
+
+def test_the_curves_say_how_much_more_data_would_close_the_gap_and_what_isn_t_known():
+    table = scaling().assign(auroc=lambda t: t["auroc"] + 0.05 * (t["arm"] == "net"))
+    text = captions_models.curves(MIDOG, fits(), table)
+    assert "Dashed: net, 0.88 with 100 patches" in text
+    assert "net levels off at 0.95 [0.90, 1.00];" in text
+    assert "good levels off at 0.90 [0.85, 0.94] and would need 12,000 patches [2,300 to no end] to close the gap" in text
+    assert "no curve of other and low rank (it rises with no bend)" in text
+    assert "other +0.04 [-0.01, +0.08], at that rate 9.9 million patches [100,000 to no end]" in text
+    assert "low rank -0.01 [-0.05, +0.02], at that rate no number of patches." in text
+
+
+def test_calibration_names_the_best_the_worst_and_the_useless():
+    text = captions_models.reliability(MIDOG, bins(), calibration())
+    assert "from 0.10 (net) to 0.16 (other)" in text and "0.30 of the patches are of class 1" in text
+    assert "4 bins have too few slides" in text and "no better" not in text
+    useless = calibration().assign(brier=[0.2, 0.21, 0.3, 0.1])
+    assert "The Brier score of low rank and good is no better than that of a constant." in captions_models.reliability(
+        MIDOG, bins(), useless
+    )
+    one = pd.DataFrame(bins().iloc[:1], columns=BINS).assign(low=np.nan)
+    assert "1 bin has too few slides" in captions_models.reliability(MIDOG, one, calibration())
+
+
+def test_strata_say_the_span_whether_it_is_clear_and_what_the_data_can_t_tell():
+    text = captions_models.strata(MIDOG, strata())
+    assert (
+        "By domain: net from 0.70 (human breast cancer, 50 patches) to 0.80 (canine lung cancer, 50), intervals overlap"
+        in text
+    )
+    assert "By scanner: there is S1 only." in text
+    apart = strata().assign(high=lambda t: t["low"] + 0.05)
+    assert "intervals apart" in captions_models.strata(MIDOG, apart)
+    without = strata()[strata()["stratum"] == "domain"]
+    assert "By the raters' agreement: not to be told from these data." in captions_models.strata(MIDOG, without)
+
+
+def test_fig_2_sets_the_published_means_beside_ours_where_the_classes_are_theirs():
+    text = every_caption(MIDOG)["cross_domain"]
+    assert "net 0.80 → 0.70" in text and "End-To-End ResNet50 0.87 → 0.74" in text
+    assert "the best probes Prov-GigaPath, H-optimus-0, Virchow and Virchow2 0.79 → 0.66" in text
+    assert "between 0.60 (other, x to y) and 0.70 (net, x to y)" in text
+    amibr = replace(MIDOG, data=Data("amibr"))
+    other = captions_domains.cross_domain(amibr, matrix(), means(), figures_domains.published(amibr))
+    assert "of other classes and not shown" in other and "ResNet50" not in other
+
+
+def test_the_way_there_and_back_is_the_largest_of_how_many():
+    text = every_caption(MIDOG)["asymmetry"]
+    assert "difference of 2 pairs, by arm: net x to y 0.80, back 0.60; good x to y 0.60, back 0.61. As the largest" in text
+    assert "no way back" in captions_domains.asymmetry(MIDOG, asymmetry().iloc[:0])
+    assert "As the largest" not in captions_domains.asymmetry(MIDOG, asymmetry().iloc[2:])
+
+
+def test_the_effects_of_switches_name_those_clear_of_zero():
+    rows = [
+        ("epoch", "good", 0.01, -0.01, 0.03, True),
+        ("split_by", "good", 0.05, 0.02, 0.08, True),
+        ("border", "good", np.nan, np.nan, np.nan, False),
+    ]
+    table = pd.DataFrame(rows, columns=["switch", "arm", "difference", "low", "high", "applies"])
+    text = captions_models.effects(SYNTHETIC, table)
+    assert "Clear of zero: split_by (good +0.050)." in text and "1 can't be measured" in text and "synthetic" in text
+    assert "None of the differences is clear of zero." in captions_models.effects(MIDOG, table.iloc[:1])
