@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from mfcore import metrics
 
@@ -37,6 +38,24 @@ def test_class_metrics_by_the_confusion_matrix(sample):
     assert metrics.weighted_f1(label, score) == pytest.approx(((tp + fn) * f1_positive + (tn + fp) * f1_negative) / n)
     by_chance = ((tp + fn) * (tp + fp) + (tn + fp) * (tn + fn)) / n**2
     assert metrics.quadratic_kappa(label, score) == pytest.approx(((tp + tn) / n - by_chance) / (1 - by_chance))
+
+
+def test_every_metric_is_scikit_learns(sample):
+    label, score = sample
+    given = metrics.classify(score)
+    expected = {
+        "accuracy": sklearn.metrics.accuracy_score(label, given),
+        "balanced_accuracy": sklearn.metrics.balanced_accuracy_score(label, given),
+        "weighted_f1": sklearn.metrics.f1_score(label, given, average="weighted"),
+        "quadratic_kappa": sklearn.metrics.cohen_kappa_score(label, given, weights="quadratic"),
+        "auroc": sklearn.metrics.roc_auc_score(label, score),
+        "average_precision": sklearn.metrics.average_precision_score(label, score),
+        "f1": sklearn.metrics.f1_score(label, given),
+        "brier": sklearn.metrics.brier_score_loss(label, score),
+    }
+    found = metrics.evaluate(label, score)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert set(found) - set(expected) == {"ece"}, "scikit-learn has none"
 
 
 def test_f1_is_that_of_class_1(sample):
