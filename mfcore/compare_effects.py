@@ -83,7 +83,7 @@ def _row(study: Study, switch: str, arm: Arm, results: Path) -> dict:
     base = _predictions(study, BASE, arm, results)
     if base is None:
         return row | {"why": f"the study as it is, to compare with: {_reason(BASE, results)}"}
-    return row | _difference(predictions, base)
+    return row | _difference(switch, predictions, base)
 
 
 def _value(value: object) -> str:
@@ -132,7 +132,7 @@ def _by_fold(predictions: pd.DataFrame) -> pd.DataFrame:
     return compare.scores(predictions).set_index("fold").sort_index()
 
 
-def _difference(flipped: pd.DataFrame, base: pd.DataFrame) -> dict:
+def _difference(switch: str, flipped: pd.DataFrame, base: pd.DataFrame) -> dict:
     """How the AUROC differs, paired over the folds that test both on the same patches, else unpaired."""
     here, there = _by_fold(flipped), _by_fold(base)
     tested = [part.groupby("fold")["patch_id"].agg(frozenset) for part in (flipped, base)]
@@ -144,9 +144,17 @@ def _difference(flipped: pd.DataFrame, base: pd.DataFrame) -> dict:
         test = statistics.unpaired_test(here["auroc"], there["auroc"], n_train, n_test)
         why = "unpaired: the two are tested on different patches"
     found = test.interval
+    if _predict_the_same(flipped, base):
+        why = "the same predictions in every fold" + ("; the best epoch was the last" if switch == "epoch" else "")
     if not np.isfinite(found.low):
         why = "; ".join(part for part in (why, "too few folds for an interval") if part)
     return {"difference": found.estimate, "low": found.low, "high": found.high, "why": why}
+
+
+def _predict_the_same(first: pd.DataFrame, second: pd.DataFrame) -> bool:
+    keys = ["fold", "patch_id"]
+    one, other = (part.set_index(keys)["score"].sort_index() for part in (first, second))
+    return one.equals(other)
 
 
 def _reason(switch: str, results: Path) -> str:

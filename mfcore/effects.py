@@ -17,6 +17,7 @@ from mfcore.slides import SAME_RESOLUTION
 
 BASE, PAPER = "", "paper"  # beside the names of switches: none of them set, and all
 RELEASED = MODES[PAPER]
+NO_TRAINING = "of training alone; a probe has none of it"
 OF_TRAINING = ("epoch", "training_label", "validation", "clipping", "shared_splits")  # a probe has none of it
 
 
@@ -107,7 +108,7 @@ def why_not(study: Study, switch: str, arm: Arm) -> str:
     if getattr(study.switches, switch) == getattr(RELEASED, switch):
         return "the study itself does as the released code"
     if switch in OF_TRAINING and not arm.is_network:
-        return "of training alone; a probe has none of it"
+        return NO_TRAINING
     if switch == "encoder_input":
         released = RELEASED_TRAINING if arm.is_network else RELEASED_EMBEDDING
         encoder = study.network(arm.name).architecture if arm.is_network else arm.name
@@ -151,14 +152,14 @@ def reach(study: Study, switch: str, run: store.Run) -> Reach:
             n, n_all, f"{n:,} of {n_all:,} slides are scanned at another resolution than {study.patches.um_per_px:g} um/px"
         )
     if switch == "training_label" and study.effects.network:
-        seen_px = study.network(study.effects.network).input_px
-        is_seen = _sees_a_positive(study, labels, seen_px)
+        network = study.network(study.effects.network)
+        is_seen = _sees_a_positive(study, labels, network.input_px + 2 * network.shift_px)
         n, n_all = int(is_seen.sum()), len(is_seen)
         return Reach(
             n,
             n_all,
             f"{n:,} of {n_all:,} patches of class {study.data.negative!r} have the centre of a {study.data.positive} inside "
-            f"the central {seen_px} px",
+            f"the {network.input_px} px that training sees of them, shifted by up to {network.shift_px} px",
         )
     return Reach()
 

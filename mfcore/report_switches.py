@@ -43,7 +43,8 @@ def _entry(defect: Defect, rows: pd.DataFrame, study: Study, source: store.Run |
     is_switch = defect.name in Switches.CHOICES
     mine = rows[rows["switch"] == defect.name].to_dict("records")
     touched = effects.reach(study, defect.name, source).words if is_switch and source is not None else ""
-    worth = [compare_effects.said(row) for row in mine] or [defect.why_no_switch or compare_effects.NOT_YET]
+    told = [row for row in mine if row["why"] != effects.NO_TRAINING] or mine
+    worth = [compare_effects.said(row) for row in told] or [defect.why_no_switch or compare_effects.NOT_YET]
     setting = f"{defect.name}: {mine[0]['as_released']} instead of {mine[0]['default']}" if is_switch and mine else ""
     return {**vars(defect), "setting": setting, "touched": touched, "worth": worth}
 
@@ -57,7 +58,7 @@ def said(rows: pd.DataFrame, study: Study) -> str:
     if not len(measured):
         return "None of them is measured yet."
     clear = measured[(measured["low"] > 0) | (measured["high"] < 0)]
-    text = f"Of {one['switch'].nunique()} switches {measured['switch'].nunique()} are measured on this study. "
+    text = f"Measured on this study: {measured['switch'].nunique()} of {one['switch'].nunique()} switches. "
     if len(clear):
         named = [f"{row.switch} for {row.arm} ({row.difference:+.3f})" for row in clear.itertuples()]
         text += f"The interval leaves out zero for {', '.join(named)}; with so many intervals, one in twenty does by chance."

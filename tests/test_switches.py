@@ -136,7 +136,7 @@ def test_what_a_study_can_show_gives_no_excuse():
     assert not effects.why_not(STUDY, effects.PAPER, PROBE) and not effects.why_not(STUDY, effects.BASE, NETWORK)
 
 
-def patches_run(results, um_per_px=0.25, over_edge=3, far_px=15.0):
+def patches_run(results, um_per_px=0.25, over_edge=3, far_px=17.5):
     """Four patches on one slide: a negative with a positive ``far_px`` beside it, and two alone."""
     table = pd.DataFrame({"patch_id": range(4), "slide_id": list("aaab"), "label": [0, 1, 0, 0], "um_per_px": um_per_px})
     table = table.assign(x_l0_px=[100.0, 100 + far_px, 500, 100], y_l0_px=100.0)
@@ -151,8 +151,8 @@ def test_what_the_data_give_a_switch_to_touch_is_counted(tmp_path):
     found = effects.reach(STUDY, "resolution", run)
     assert (found.n, found.n_all) == (1, 2) and "1 of 2 slides" in found.words
     label = effects.reach(STUDY, "training_label", run)
-    assert (label.n, label.n_all) == (1, 3) and "central 32 px" in label.words
-    none = patches_run(tmp_path / "none", over_edge=0, far_px=17.0)
+    assert (label.n, label.n_all) == (1, 3) and "32 px that training sees" in label.words
+    none = patches_run(tmp_path / "none", over_edge=0, far_px=18.5)  # half of 32 px, and a shift of 2
     for switch in ("border", "resolution", "training_label"):
         assert not effects.reach(STUDY, switch, run).is_nothing and effects.reach(STUDY, switch, none).is_nothing
     assert not effects.reach(STUDY, "epoch", none).is_nothing
@@ -219,6 +219,14 @@ def test_each_switch_and_arm_has_a_row_with_its_worth_or_the_reason(measured):
     assert rows.loc[("stratified", "net"), ["as_released", "default"]].tolist() == ["no", "yes"]
 
 
+def test_a_switch_that_changes_no_prediction_says_so(measured):
+    keys = effects.find(STUDY, "", measured).identity["inputs"]
+    study = dataclasses.replace(STUDY, effects=dataclasses.replace(STUDY.effects, switches=("epoch",)))
+    record(measured, "epoch", **{name: key for name, key in keys.items() if name.startswith("train")})
+    row = compare_effects.rows_of(study, "epoch", measured)[0]
+    assert row["why"] == "the same predictions in every fold; the best epoch was the last" and row["difference"] == 0
+
+
 def test_data_with_nothing_to_touch_are_the_reason(tmp_path):
     patches_run(tmp_path, over_edge=0)
     rows = compare_effects.rows_of(STUDY, "border", tmp_path)
@@ -253,7 +261,7 @@ def test_the_page_says_of_every_departure_what_is_done_and_what_it_is_worth(meas
         "3 of 4 patches, as stored, reach over",
         "failed: SweepError: no such weights",
         "the released code stops there: no number comes of it",
-        "Of 10 switches 2 are measured on this study",
+        "Measured on this study: 2 of 10 switches",
     ):
         assert words.replace("'", "&#39;") in page or words in page, words
     made_up = dataclasses.replace(STUDY, data=Data("synthetic"))
