@@ -297,8 +297,8 @@ def test_a_network_takes_images_of_other_sizes(lora):
         (tiny_card(), SMALL, 40, "'tiny' can't take input_px 40: .* patches of 16 px; use 32 or 48"),
         (tiny_card(), None, 40, "'tiny' can't take input_px 40: .* patches of 16 px; use 32 or 48"),
         (tiny_card(), None, 9, "patches of 16 px; use 16$"),
-        (tiny_card(), Lora(rank=0), None, "LoRA needs a rank of 1 or more .*; these are 0 and 0.1"),
-        (tiny_card(), Lora(dropout=1.0), None, r"a dropout in \[0, 1\); these are 16 and 1.0"),
+        (tiny_card(), Lora(rank=0), None, "lora has rank 0; it needs a rank of 1 or more"),
+        (tiny_card(), Lora(-1, float("nan"), 1.0), None, r"lora has rank -1, alpha nan, dropout 1.0; .*a dropout in \[0, 1\)"),
         (
             tiny_card(),
             Lora(targets=("query", "qkv", "key")),
