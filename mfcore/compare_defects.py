@@ -29,14 +29,14 @@ DEFECTS = (
         "split_by",
         "Split by annotation",
         "draws test and training from single annotations, so that one slide, and the same px, stand on both sides",
-        "linear_probe.py",
+        "linear_probing.py",
         "keeps a slide's annotations, and a case's slides, on one side",
     ),
     Defect(
         "stratified",
         "Sizes as they fall",
         "draws every size without regard to class: of MIDOG22's 13 patches at 0.1 %, 23 % to 62 % are positive",
-        "linear_probe.py",
+        "linear_probing.py",
         "draws each class by itself, so that every size has both in the data set's proportion",
     ),
     Defect(
@@ -44,7 +44,7 @@ DEFECTS = (
         "Splits not shared",
         "draws the probe's splits by numpy's new generator and training's by its old one: other splits for the same seed, "
         "where the paper says that all models had the same",
-        "linear_probe.py, train_classifier.py",
+        "linear_probing.py, train_classifier.py",
         "draws one table of splits, which every arm reads",
     ),
     Defect(
@@ -129,7 +129,7 @@ DEFECTS = (
         "pickle",
         "Results as pickles",
         "keeps results as pickles, which run code when they are read and hold nothing of what made them",
-        "linear_probe.py, train_classifier.py",
+        "src/utils.py",
         "keeps tables and JSON with checksums, settings and versions",
         "how results are kept changes no number",
     ),
@@ -137,7 +137,7 @@ DEFECTS = (
         "worker_seeds",
         "Workers without a seed",
         "leaves numpy's generator unseeded in the workers that load patches",
-        "src/dataset.py",
+        "src/utils.py",
         "names every random draw, so that two trainings agree to the last bit on a CPU",
         "it makes two runs differ by chance and shifts no mean; what it adds is part of the SD over folds",
     ),

@@ -114,7 +114,7 @@ def why_not(study: Study, switch: str, arm: Arm) -> str:
         encoder = study.network(arm.name).architecture if arm.is_network else arm.name
         if encoder not in released:
             how = "trains" if arm.is_network else "embeds"
-            return f"the released code {how} {', '.join(released)} otherwise than their authors; this is {encoder}"
+            return f"the released code {how} {', '.join(released)} in a way of its own, not {encoder}"
     if switch == "clipping" and study.network(arm.name).clip_norm is None:
         return "the network has no clip_norm: there is no clipping to do at the right place"
     if switch == "validation" and study.switches.epoch == "last" and study.network(arm.name).patience is None:

@@ -42,7 +42,8 @@ def _entry(defect: Defect, rows: pd.DataFrame, study: Study, source: store.Run |
     """One departure for the page: its texts, how much of the data it touches, and a sentence an arm."""
     is_switch = defect.name in Switches.CHOICES
     mine = rows[rows["switch"] == defect.name].to_dict("records")
-    touched = effects.reach(study, defect.name, source).words if is_switch and source is not None else ""
+    applies = any(row["applies"] for row in mine)
+    touched = effects.reach(study, defect.name, source).words if applies and source is not None else ""
     told = [row for row in mine if row["why"] != effects.NO_TRAINING] or mine
     worth = [compare_effects.said(row) for row in told] or [defect.why_no_switch or compare_effects.NOT_YET]
     setting = f"{defect.name}: {mine[0]['as_released']} instead of {mine[0]['default']}" if is_switch and mine else ""

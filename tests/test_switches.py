@@ -115,8 +115,8 @@ def as_it_is(**flipped):
     [
         (STUDY, "epoch", PROBE, "of training alone"),
         (STUDY, "shared_splits", PROBE, "of training alone"),
-        (STUDY, "encoder_input", PROBE, "embeds virchow2, gigapath, vit_huge_in21k otherwise .*this is random:test_vit"),
-        (STUDY, "encoder_input", NETWORK, "trains vit_huge_in21k otherwise .*this is random:test_resnet"),
+        (STUDY, "encoder_input", PROBE, "embeds virchow2, gigapath, vit_huge_in21k in a way .*not random:test_vit"),
+        (STUDY, "encoder_input", NETWORK, "trains vit_huge_in21k in a way .*not random:test_resnet"),
         (with_network(clip_norm=None), "clipping", NETWORK, "no clip_norm"),
         (as_it_is(epoch="last"), "epoch", NETWORK, "the study itself does as the released code"),
         (as_it_is(epoch="last"), "validation", NETWORK, "the last epoch, whatever validation says"),
