@@ -72,6 +72,7 @@ def fit(scores: pd.DataFrame, study: Study, metric: str = "auroc") -> pd.DataFra
     ``per_tenfold`` needs no curve: what tenfold patches brought from the second largest size to the largest; ``n_straight``:
     patches that the best arm's AUROC would take at that rate, the least where growth slows down; inf where nothing was
     gained. Both with their interval over the same resamples; NaN with one size, one fold, or none that both sizes have.
+    Folds that the best arm lacks are left out.
 
     scores: as `compare.scores`; only fits on all domains count. metric: one that grows towards 1 at best.
     """
@@ -122,14 +123,16 @@ def _arms(scores: pd.DataFrame, study: Study, metric: str) -> Iterator[_Arm]:
     means = part.pivot_table(index=["arm", "fold"], columns="size", values=metric)
     full = part[part["size"] == part["size"].max()].groupby("arm", sort=False)[metric].mean()
     best, folds = full.idxmax(), np.sort(part["fold"].unique())
+    target = means.loc[best].iloc[:, -1].dropna()
     draws = generator(study.splits.seed, "curve").multinomial(len(folds), np.full(len(folds), 1 / len(folds)), N_RESAMPLES)
     for (name, kind), group in part.groupby(["arm", "kind"], sort=False):
         table = means.loc[name].dropna(axis="columns", how="all").dropna()
+        table = table[table.index.isin(target.index)]
         n_train = group.groupby("size")["n_train"].mean()[table.columns].to_numpy()
         values, targets = np.empty((0, table.shape[1])), np.empty(0)
         if len(table) > 1 and table.shape[1] > 1:
             at, overlap = np.searchsorted(folds, table.index), group["n_test"].mean() / n_train[-1]
-            of_best = means.loc[best].iloc[:, [-1]].reindex(table.index).to_numpy()
+            of_best = target.loc[table.index].to_numpy()[:, None]
             values, targets = (_stretched(of, draws[:, at], overlap) for of in (table.to_numpy(), of_best))
             targets = targets[:, 0]
         yield _Arm(name, kind, table, n_train, values, targets, name == best)

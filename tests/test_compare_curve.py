@@ -117,6 +117,8 @@ def test_a_fold_without_every_size_is_left_out_and_an_arm_of_one_size_takes_no_o
     table = compare_curve.fit(scores, STUDY)
     assert row_of("a", table)["n_folds"] == 4 and row_of("a", table)["why_not"] == ""
     assert row_of("b", table)["why_not"].startswith("1 size;") and math.isinf(row_of("net", table)["n_needed"])
+    unfinished = scores[~((scores["arm"] == "b") & (scores["fold"] == 3))]
+    assert row_of("net", compare_curve.fit(unfinished, STUDY))["n_folds"] == 4, "a fold has no best arm to be compared with"
 
 
 def test_resampled_means_have_the_corrected_variance():

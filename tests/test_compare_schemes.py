@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore import captions, compare_schemes, figures, patches, splits, splits_audit, store, sweep_jobs
+from mfcore import captions, compare_schemes, figures_scaling, patches, splits, splits_audit, store, sweep_jobs
 from mfcore.config import Data, Inflation, Splits, Study, as_dict
 
 STUDY = Study(
@@ -59,7 +59,7 @@ def test_inflation_is_the_mean_above_by_slide_at_the_same_size(results):
     shown = compare_schemes.wide(table.reset_index())
     assert shown["above_by_slide"].tolist() == ["+0.000"] * 2 + ["+0.500"] * 2
     assert "by annotation 1.00 ± 0.00" in captions.inflation(STUDY, table.reset_index())
-    figure = figures.inflation(STUDY, table.reset_index())
+    figure = figures_scaling.inflation(STUDY, table.reset_index())
     leaks, _ = figure.axes
     assert [tick.get_text() for tick in leaks.get_yticklabels()] == ["by slide", "by annotation"]
     assert [bar.get_width() for bar in leaks.patches[:2]] == [0, 100]  # test patches on a slide that training sees
