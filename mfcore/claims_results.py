@@ -6,7 +6,7 @@ from itertools import combinations
 import pandas as pd
 
 from mfcore import claims_arms, compare
-from mfcore.claims_arms import bound, end_to_end, foundation, imagenet
+from mfcore.claims_arms import Choice, bound, end_to_end, foundation, imagenet
 from mfcore.claims_judge import (
     CCMCT,
     FOUNDATION,
@@ -61,17 +61,27 @@ def _gains(material: Material, arms: tuple[str, ...]) -> dict[str, pd.Series]:
     return {arm: material.folds(arm, sizes[-1]) - material.folds(arm, sizes[0]) for arm in arms} if len(sizes) > 1 else {}
 
 
+def at_every_size(material: Material, network: Choice) -> tuple[list[float], Choice]:
+    """The sizes at which a network was trained, and the choice of it: partial where it wasn't at every one."""
+    sizes = [size for size in material.sizes if all(len(material.folds(name, size)) for name in network.names)]
+    lacking = [f"{100 * size:g} %" for size in material.sizes if size not in sizes]
+    said = f"{', '.join(network.names)} not trained at {', '.join(lacking)}"
+    return (sizes, replace(network, partial=said)) if lacking else (sizes, network)
+
+
 def beats_foundation(material: Material) -> Finding:
     """The end-to-end network against every foundation model's probe, at every size."""
-    network, models = end_to_end(material), foundation(material)
-    return bound(better(material, pairs(material, network.names, models.names, material.sizes)), network, models)
+    models = foundation(material)
+    sizes, network = at_every_size(material, end_to_end(material))
+    return bound(better(material, pairs(material, network.names, models.names, sizes)), network, models)
 
 
 def beats_everything(material: Material) -> Finding:
     """The end-to-end network against every probe of the paper, at every size."""
-    network, models, photographs = end_to_end(material), foundation(material), imagenet(material)
+    models, photographs = foundation(material), imagenet(material)
+    sizes, network = at_every_size(material, end_to_end(material))
     others = tuple(dict.fromkeys((*models.names, *photographs.names)))
-    return bound(better(material, pairs(material, network.names, others, material.sizes)), network, models, photographs)
+    return bound(better(material, pairs(material, network.names, others, sizes)), network, models, photographs)
 
 
 def more_data_helps(material: Material) -> Finding:
@@ -179,8 +189,9 @@ def best_is(encoder: str) -> Measure:
 
 def no_more_data_efficient(material: Material) -> Finding:
     """No foundation model's probe above the end-to-end network at any size below the largest."""
-    network, models = end_to_end(material), foundation(material)
-    compared = pairs(material, models.names, network.names, material.sizes[:-1])
+    models = foundation(material)
+    sizes, network = at_every_size(material, end_to_end(material))
+    compared = pairs(material, models.names, network.names, [size for size in sizes if size < material.sizes[-1]])
     return bound(no_better(material, compared, MARGIN), network, models)
 
 

@@ -253,6 +253,16 @@ def test_a_number_that_is_not_the_printed_one_comes_with_the_studys_departures()
     assert why == "not as published: input_px 64 for 224, n_epochs 3 for 100"
 
 
+def test_a_network_trained_at_some_sizes_can_lose_and_not_win_at_all():
+    study = made_claims.study()
+    efficient = next(quote for quote in REVERSED if "data-efficient" in quote)
+    for levels, expected in (({}, UNCLEAR), ({"full": {"uni": 0.95}}, NOT_REPRODUCED)):
+        scores = made_claims.scores(study, **levels)
+        rows = ledger(study, scores[(scores["arm"] != "net") | (scores["size"] > 0.05)])
+        assert rows.loc[[FIRST, efficient], "verdict"].tolist() == [expected] * 2
+        assert "net not trained at 0.1 %, 1 %" in rows.loc[FIRST, "why"]
+
+
 def test_one_fold_one_size_or_no_domains_are_said_to_be_missing():
     study = made_claims.study(splits=Splits(n_folds=1, sizes=(1.0,), by_domain=False))
     rows = ledger(study, made_claims.scores(study))
