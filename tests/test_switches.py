@@ -329,6 +329,21 @@ def test_measuring_makes_what_a_switch_changes_and_nothing_twice(base):
     assert row["applies"] and row["n_folds"] == 2 and row["why"] == "" and np.isfinite(row["difference"])
 
 
+@pytest.mark.parametrize("switch", ["epoch", "training_label", "validation", effects.PAPER])
+def test_training_takes_each_switch_and_all_at_once(base, switch):
+    """How each changes the loop is tested with the loop; here, that a study with it set is trained and compared."""
+    results = base / "results"
+    before = made(results)
+    measuring.measure(STUDY, switch, base / "data", results, n_workers=2)
+    study = dataclasses.replace(STUDY, effects=dataclasses.replace(STUDY.effects, switches=tuple(Switches.CHOICES)))
+    row, of_probe = compare_effects.rows_of(study, switch, results)
+    assert row["n_folds"] == 2 and np.isfinite(row["difference"])
+    assert of_probe["applies"] == (switch == effects.PAPER)
+    assert ("unpaired" in row["why"]) == (switch == effects.PAPER)
+    if switch != effects.PAPER:
+        assert stages(made(results) - before) == ["effect", "train", "train"]
+
+
 def test_an_arm_that_fails_stops_not_the_other(base, monkeypatch):
     def refuse(*_):
         raise measuring.encoders.EncoderError("accept its licence")
