@@ -178,16 +178,18 @@ def test_drawn_validation_chooses_the_epoch(tmp_path):
 
 
 def test_accumulated_batches_make_the_step_of_a_large_one(tmp_path):
-    """33 patches: 24 and 9 at once, or as three batches of 8, and one of 8 with the one that is left; no batch norm."""
+    """36 patches without batch norm: steps of 24 and 12, or of batches of 8, 8, 8 and of 8, 4, the last weighing less."""
     for name, sizes in {"large": (24, 1), "small": (8, 3)}.items():
-        the_network = network(batch_size=sizes[0], accumulate=sizes[1], n_epochs=2)
+        the_network = network(patches_per_epoch=36, batch_size=sizes[0], accumulate=sizes[1], n_epochs=2)
         train_loop.train_network(task(network=the_network), tiny(norm=False, dropout=0), tmp_path / name)
     large, small = weights_of(tmp_path / "large"), weights_of(tmp_path / "small")
     for name, tensor in large.items():
         np.testing.assert_allclose(tensor, small[name], rtol=1e-4, atol=1e-6)
     one, other = (history_of(tmp_path / name)[-1] for name in ("large", "small"))
     assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
-    train_loop.train_network(task(network=network(batch_size=8, n_epochs=2)), tiny(norm=False, dropout=0), tmp_path / "each")
+    train_loop.train_network(
+        task(network=network(patches_per_epoch=36, n_epochs=2)), tiny(norm=False, dropout=0), tmp_path / "each"
+    )
     assert not np.allclose(weights_of(tmp_path / "each")["6.weight"], large["6.weight"], rtol=1e-4)
 
 
