@@ -52,15 +52,15 @@ BATCH_SIZES = {"cpu": (2, 4, 8, 16, 32), "cuda": (64, 128, 256)}
 WORKERS = (0, 1, 2)
 
 
-def write_data(folder: Path, slide: Path | None, n_annotations: int) -> Path:
-    """A slide, the real one or one of drawn tissue, and annotations at random places on it, in MIDOG's JSON."""
+def write_data(folder: Path, slide: Path | None, n_annotations: int, side_px: int = PATCH_PX) -> Path:
+    """A slide, real or of drawn tissue, with annotations in MIDOG's JSON at random places, their patches inside it."""
     if slide is None:
         return extraction.write_data(folder, extraction.image_of(None), 1, n_annotations, 0.25)
     (folder / "images").mkdir(parents=True)
     shutil.copyfile(slide, folder / "images" / "001.tif")
     with openslide.OpenSlide(slide) as opened:
         width, height = opened.dimensions
-    half = PATCH_PX // 2
+    half = -(-side_px // 2)
     centres = np.random.default_rng(0).integers(half, (width - half, height - half), (n_annotations, 2))
     annotations = [
         {"id": i, "image_id": 0, "bbox": [x - 25, y - 25, x + 25, y + 25], "category_id": 1 + i % 2}
