@@ -49,8 +49,17 @@ def _no_thread_is_left():
 
 
 def readers() -> list[threading.Thread]:
-    """Threads that read for a feed."""
-    return [thread for thread in threading.enumerate() if thread.name.startswith("read")]
+    """Threads that read or augment for a feed."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith(("read", "augment"))]
+
+
+@pytest.fixture(params=[1, 2, 3])
+def n_threads(request):
+    """Torch's threads, as a machine of so many cores has them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
 def feed(stored, parts=PARTS, rows=None):
@@ -60,7 +69,7 @@ def feed(stored, parts=PARTS, rows=None):
 
 
 @pytest.mark.parametrize("mapped", [True, False])
-def test_batches_are_those_of_the_plain_way(stored, mapped):
+def test_batches_are_those_of_the_plain_way(stored, mapped, n_threads):
     stored = stored if mapped else np.array(stored)
     rows, drawn = np.random.default_rng(1).integers(0, N_PATCHES, N_DRAWN), augment.draw(NETWORK, N_DRAWN, 2, "epoch")
     found = list(feed(stored))
@@ -93,11 +102,25 @@ def test_it_reads_ahead_but_not_far(stored, monkeypatch):
             assert len(begun) == n_taken + train_feed.N_AHEAD
 
 
-def test_no_batches_need_no_thread(stored):
+def test_no_batches_are_fine(stored):
     assert list(feed(stored, [])) == []
 
 
-def test_leaving_early_ends_the_thread(stored):
+def test_torch_keeps_its_threads(stored, n_threads):
+    """The caller's, those of its MKL, and what threads started later take."""
+    found, before = [], torch.__config__.parallel_info()
+    with contextlib.closing(feed(stored)) as batches:
+        next(batches)
+        assert sorted({thread.name[:4] for thread in readers()}) == (["read"] if n_threads == 1 else ["augm", "read"])
+        assert torch.__config__.parallel_info() == before
+        later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+    assert found == [n_threads]
+    assert torch.__config__.parallel_info() == before
+
+
+def test_leaving_early_ends_the_threads(stored, n_threads):
     with pytest.raises(ZeroDivisionError), contextlib.closing(feed(stored)) as batches:
         next(batches)
         assert readers()
@@ -116,7 +139,7 @@ def test_an_error_of_reading_reaches_the_caller(stored):
         assert not readers()
 
 
-def test_too_narrow_a_store_is_refused(stored):
+def test_too_narrow_a_store_is_refused(stored, n_threads):
     with pytest.raises(ValueError, match="reaches outside its stored patch of 30 px"):
         list(feed(stored[:, :30, :30]))
 
