@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from mfcore import captions, compare, raters
+from mfcore import captions, compare, figures, raters
 from mfcore.config import Study
 
 
@@ -18,7 +18,7 @@ def cross_domain(study: Study, matrix: pd.DataFrame, means: pd.DataFrame, beside
     else:
         said = " The published Tab. 2 is of other classes and not shown."
     return (
-        f"**Fig. 2. Cross-domain.** Above: mean AUROC (SD) over {means['n_folds'].max()} folds of the best arm of each kind, "
+        f"**Fig. 2. Cross-domain.** Above: mean AUROC ± SD over {means['n_folds'].max()} folds of the best arm of each kind, "
         f"by the domain trained on and the domain tested on, one scale for all; framed: in domain, on held-out "
         f"{captions.held_out(study)} ({captions.of_what(study)}). Below: means over domains, SD over folds, of every arm, in "
         f"domain → out of domain: {drops}.{said}{_span(matrix)}"
@@ -37,6 +37,12 @@ def _span(matrix: pd.DataFrame) -> str:
     )
 
 
+def left_out(table: pd.DataFrame, value: str) -> str:
+    """That a figure shows the best arm of each kind only (`figures.few`); empty where it shows all."""
+    n_arms, shown = table["arm"].nunique(), figures.few(table, value)
+    return f" Of {n_arms} arms the best of each kind: {captions.listed(shown)}." if len(shown) < n_arms else ""
+
+
 def by_test_domain(study: Study, tested: pd.DataFrame, human: pd.DataFrame | None = None) -> str:
     """Caption of balanced accuracy by test domain; tables as `compare.by_test_domain` and `raters.table` return them."""
     domains = [] if human is None else [domain for domain in human["domain"] if domain != compare.ALL]
@@ -51,7 +57,8 @@ def by_test_domain(study: Study, tested: pd.DataFrame, human: pd.DataFrame | Non
         )
     return (
         f"**By test domain.** Balanced accuracy in domain (filled) and out of domain (open, mean over the other training "
-        f"domains); bars: SD over {tested['n_folds'].max()} folds ({captions.of_what(study)}).{people}"
+        f"domains); bars: SD over {tested['n_folds'].max()} folds ({captions.of_what(study)}).{left_out(tested, 'mean')}"
+        f"{people}"
     )
 
 

@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from mfcore import captions, figures_models, metrics
+from mfcore import captions, captions_domains, figures_models, metrics
 from mfcore.config import Study
 
 STRATA = {"domain": "domain", "scanner": "scanner", "agreement": "the raters' agreement"}
@@ -126,8 +126,8 @@ def strata(study: Study, table: pd.DataFrame) -> str:
         )
     return (
         f"**Strata.** AUROC with all the data on parts of the test patches, with 95 % intervals over slides (bootstrap; "
-        f"{captions.of_what(study)}). {' '.join(parts)} Strata differ in more than their name: tumour, scanner and laboratory "
-        "go together in most data sets."
+        f"{captions.of_what(study)}).{captions_domains.left_out(table, 'auroc')} {' '.join(parts)} Strata differ in more than "
+        "their name: tumour, scanner and laboratory go together in most data sets."
     )
 
 

@@ -28,6 +28,7 @@ DASHES = {  # of each kind of arm a family: solid, dashed, dotted
 }
 WIDTH_INCH = 7.2  # of a figure across two columns
 N_ACROSS = 6  # patches of a class in a contact sheet's row
+MAX_SHOWN = 5  # arms side by side in one domain
 LEGEND_ROW_INCH = 0.175
 SHOWN_PX = 96  # of each patch there: the cell and its neighbours
 
@@ -58,6 +59,19 @@ def look(study: Study, arm: str, kind: str) -> dict[str, object]:
         "marker": MARKERS[index % len(MARKERS)],
         "linestyle": dashes[index % len(dashes)],
     }
+
+
+def best_of_each_kind(table: pd.DataFrame, value: str) -> list[str]:
+    """Of each kind of arm the one with the highest mean of ``table[value]``; probes come last."""
+    means = table.groupby(["kind", "arm"], sort=False)[value].mean().dropna()
+    best = {kind: str(means[kind].idxmax()) for kind in means.index.unique("kind")}
+    return [best[kind] for kind in sorted(best, key=lambda kind: kind == compare.PROBE)]
+
+
+def few(table: pd.DataFrame, value: str) -> list[str]:
+    """The arms to show where each needs a line for every domain: all, or the `best_of_each_kind` of more than MAX_SHOWN."""
+    arms = list(dict.fromkeys(table["arm"]))
+    return arms if len(arms) <= MAX_SHOWN else best_of_each_kind(table, value)
 
 
 def save(figure: Figure, table: pd.DataFrame, folder: str | Path, name: str) -> list[Path]:

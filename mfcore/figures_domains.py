@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from mfcore import compare, raters
 from mfcore.config import Study
-from mfcore.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, legend_below, look, title, two_lines
+from mfcore.figures import LEGEND_ROW_INCH, WIDTH_INCH, best_of_each_kind, drawing, few, legend_below, look, title, two_lines
 from mfcore.figures_scaling import CHANCE, rater_lines
 
 SCALE = (0.4, 1.0)  # of the shades, the same in every study
@@ -21,10 +21,7 @@ PUBLISHED_COLOUR = "0.3"
 
 def best_arms(table: pd.DataFrame) -> list[str]:
     """Of each kind of arm in a `compare.domain_matrix` the one with the highest mean out of domain; probes come last."""
-    out = table[table["domain"] != table["train_domain"]]
-    means = out.groupby(["kind", "arm"], sort=False)["mean"].mean()
-    best = {kind: means[kind].idxmax() for kind in means.index.unique("kind") if means[kind].notna().any()}
-    return [str(best[kind]) for kind in sorted(best, key=lambda kind: kind == compare.PROBE)]
+    return best_of_each_kind(table[table["domain"] != table["train_domain"]], "mean")
 
 
 def published(study: Study) -> pd.DataFrame:
@@ -49,7 +46,7 @@ def cross_domain(study: Study, matrix: pd.DataFrame, means: pd.DataFrame, beside
         turned = {"rotation": 90 if len(domains) > 3 else 0, "ma": "right" if len(domains) > 3 else "center"}
         for axis, arm in zip(axes[0], arms, strict=True):
             part = matrix[matrix["arm"] == arm]
-            image = _matrix(axis, part, domains)
+            image = _matrix(axis, part, domains, size_pt=8.5 if len(arms) * len(domains) <= 10 else 7.5)
             axis.set_xticks(range(len(domains)), [two_lines(d) for d in domains], **turned)
             axis.set_yticks(range(len(domains)), [two_lines(d) for d in domains])
             axis.grid(False)
@@ -63,11 +60,11 @@ def cross_domain(study: Study, matrix: pd.DataFrame, means: pd.DataFrame, beside
         for axis in axes[1]:
             axis.remove()
         _means(study, figure.add_subplot(grid[1, :]), means, beside)
-        title(figure, f"{study.title}; mean (SD) over n = {matrix['n_folds'].max()} folds")
+        title(figure, f"{study.title}; mean ± SD over n = {matrix['n_folds'].max()} folds")
     return figure
 
 
-def _matrix(axis: Axes, part: pd.DataFrame, domains: list[str]) -> AxesImage:
+def _matrix(axis: Axes, part: pd.DataFrame, domains: list[str], size_pt: float) -> AxesImage:
     """One arm's matrix, train rows, test columns: the mean in each cell, the SD under it, in domain bold and framed."""
     values, sds = (
         part.pivot(index="train_domain", columns="domain", values=name).reindex(index=domains, columns=domains).to_numpy()
@@ -81,9 +78,9 @@ def _matrix(axis: Axes, part: pd.DataFrame, domains: list[str]) -> AxesImage:
             continue
         style = {"ha": "center", "va": "center", "textcoords": "offset points"}
         weight = "bold" if i == j else "normal"
-        axis.annotate(f"{values[i, j]:.2f}", (j, i), (0, 4), fontsize=8.5, fontweight=weight, **style)
+        axis.annotate(f"{values[i, j]:.2f}", (j, i), (0, 4), fontsize=size_pt, fontweight=weight, **style)
         if np.isfinite(sds[i, j]):
-            axis.annotate(f"({sds[i, j]:.2f})", (j, i), (0, -6), fontsize=7, **style)
+            axis.annotate(f"±{sds[i, j]:.2f}".replace("0.", "."), (j, i), (0, -6), fontsize=7, **style)
         if i == j:
             axis.add_patch(Rectangle((i - 0.48, i - 0.48), 0.96, 0.96, fill=False, edgecolor="black", linewidth=1.1))
     return image
@@ -112,14 +109,12 @@ def _means(study: Study, axis: Axes, means: pd.DataFrame, beside: pd.DataFrame) 
     axis.grid(axis="y", visible=False)
 
 
-def by_test_domain(
-    study: Study, tested: pd.DataFrame, human: pd.DataFrame | None = None, arms: list[str] | None = None
-) -> Figure:
+def by_test_domain(study: Study, tested: pd.DataFrame, human: pd.DataFrame | None = None) -> Figure:
     """Balanced accuracy by test domain, in domain (filled) and out of domain (open), with SD, and each domain's raters.
 
-    tested: as `compare.by_test_domain` returns it; human: as `raters.table` does; arms: those shown, None for all.
+    tested: as `compare.by_test_domain` returns it; human: as `raters.table`. Of many arms, the best (`figures.few`).
     """
-    arms, domains = arms or list(dict.fromkeys(tested["arm"])), sorted(tested["domain"].unique())
+    arms, domains = few(tested, "mean"), sorted(tested["domain"].unique())
     step = 0.8 / (2 * len(arms))
     size_inch = (WIDTH_INCH, 3.1 + LEGEND_ROW_INCH * (len(arms) + 2))
     with drawing(study, 1, 1, size_inch) as (figure, axes):
@@ -139,5 +134,6 @@ def by_test_domain(
         axis.grid(axis="x", visible=False)
         axis.set(xlabel="tested on", ylabel="balanced accuracy (mean ± SD)", xlim=(-0.5, len(domains) - 0.5), ylim=(None, 1.0))
         legend_below(figure, [axis])
-        title(figure, f"{study.title}; bars: SD over n = {tested['n_folds'].max()} folds")
+        which = "" if len(arms) == tested["arm"].nunique() else "best arm of each kind, "
+        title(figure, f"{study.title}; {which}SD over n = {tested['n_folds'].max()} folds")
     return figure

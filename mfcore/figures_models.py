@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from mfcore import metrics
 from mfcore.config import Study
-from mfcore.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, legend_below, look, title, two_lines
+from mfcore.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, few, legend_below, look, title, two_lines
 from mfcore.figures_scaling import CHANCE
 
 N_CALIBRATIONS = 3  # panels in a row
@@ -63,6 +63,8 @@ def ranking(study: Study, order: pd.DataFrame, intervals: pd.DataFrame, metric: 
             f"{low:g}" if low == high else f"{low:g}–{high:g}"
             for low, high in zip(order["rank_low"], order["rank_high"], strict=True)
         ]
+        widest = max(len(place) for place in places)
+        places = [place.rjust(widest, "\u2007") for place in places]  # spaces as wide as a digit
         names = [f"{row.arm} ({row.kind})   {place}" for place, row in zip(places, order.itertuples(), strict=True)]
         axis.set_yticks(range(len(order)), names)
         axis.set_ylim(len(order) - 0.4, -0.6)
@@ -137,10 +139,10 @@ def reliability(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> Fig
 def strata(study: Study, table: pd.DataFrame) -> Figure:
     """AUROC with all the data in each domain, of each scanner, and where the raters agreed or not; bars 95 % intervals.
 
-    table: as `compare_strata.by_stratum` returns it.
+    table: as `compare_strata.by_stratum` returns it. Of many arms, the best of each kind (`figures.few`).
     """
     shown = [name for name in STRATA if (table["stratum"] == name).any()]
-    arms = list(dict.fromkeys(table["arm"]))
+    arms = few(table, "auroc")
     values = {name: list(dict.fromkeys(table.loc[table["stratum"] == name, "value"])) for name in shown}
     row = max(0.42, 0.1 * len(arms) + 0.12)
     heights = [row * len(values[name]) + 0.3 for name in shown]
@@ -168,5 +170,7 @@ def strata(study: Study, table: pd.DataFrame) -> Figure:
                 axis.axhline(edge, color="0.85", linewidth=0.6)
         axes[-1, 0].set_xlabel("AUROC, 95 % interval over slides")
         legend_below(figure, axes[:, 0])
-        title(figure, f"{study.title}, all the data")
+        title(
+            figure, f"{study.title}, all the data" + ("" if len(arms) == table["arm"].nunique() else ", best arm of each kind")
+        )
     return figure

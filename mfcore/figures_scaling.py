@@ -56,9 +56,8 @@ def data_scaling(
                 part = table[table["arm"] == arm]
                 nudge = 1.035 ** (index - (len(arms) - 1) / 2)  # so that bars of arms at one size stay apart
                 sd, kind = part[f"{metric}_sd"].fillna(0), part["kind"].iloc[0]
-                axis.errorbar(
-                    part["n_train"] * nudge, part[metric], sd, capsize=2.5, label=f"{arm} ({kind})", **look(study, arm, kind)
-                )
+                style = look(study, arm, kind) | {"elinewidth": 1, "capsize": 2, "label": f"{arm} ({kind})"}
+                axis.errorbar(part["n_train"] * nudge, part[metric], sd, **style)
             axis.set_xscale("log")
             axis.margins(x=0.08)
             start, stop = axis.get_xlim()

@@ -154,8 +154,7 @@ def test_calibration_names_the_best_the_worst_and_the_useless():
 def test_strata_say_the_span_whether_it_is_clear_and_what_the_data_can_t_tell():
     text = captions_models.strata(MIDOG, strata())
     assert (
-        "By domain: net from 0.70 (human breast cancer, 50 patches) to 0.80 (canine lung cancer, 50), intervals overlap"
-        in text
+        "By domain: net from 0.70 (human breast cancer, 50 patches) to 0.80 (canine lung cancer, 50), intervals overlap" in text
     )
     assert "By scanner: there is S1 only." in text
     apart = strata().assign(high=lambda t: t["low"] + 0.05)
@@ -179,6 +178,14 @@ def test_the_way_there_and_back_is_the_largest_of_how_many():
     assert "difference of 2 pairs, by arm: net x to y 0.80, back 0.60; good x to y 0.60, back 0.61. As the largest" in text
     assert "no way back" in captions_domains.asymmetry(MIDOG, asymmetry().iloc[:0])
     assert "As the largest" not in captions_domains.asymmetry(MIDOG, asymmetry().iloc[2:])
+
+
+def test_a_caption_says_which_of_many_arms_are_shown():
+    many = pd.concat(
+        [by_test_domain(), *(by_test_domain().query("arm == 'other'").assign(arm=f"e{i}", mean=0.1) for i in "ab")]
+    )
+    assert "Of 6 arms the best of each kind: net, low rank and good." in captions_domains.by_test_domain(MIDOG, many)
+    assert "the best of each kind" not in captions_domains.by_test_domain(MIDOG, by_test_domain())
 
 
 def test_the_effects_of_switches_name_those_clear_of_zero():

@@ -319,7 +319,7 @@ def test_the_cells_of_fig_2_are_on_one_scale_and_their_numbers_read_on_every_sha
     panels = [axis for axis in figure.axes if axis.images]
     assert len(panels) == 3 and {axis.images[0].get_clim() for axis in panels} == {figures_domains.SCALE}
     text = {t.get_text() for t in panels[0].texts}
-    assert text == {"0.80", "0.70", "(0.02)"}
+    assert text == {"0.80", "0.70", "±.02"}
     darkest = linear(panels[0].images[0].cmap(1.0)[:3]) @ [0.2126, 0.7152, 0.0722]
     assert (darkest + 0.05) / 0.05 > 4.5, "black text on it, contrast as WCAG 2 asks"
     assert len({axis.get_xlabel() for axis in panels}) == 1 and panels[0].get_ylabel() == "trained on"
@@ -336,15 +336,28 @@ def test_fig_2_has_the_published_means_under_ours():
 
 
 def test_each_domain_s_raters_stand_beside_the_arms():
-    axis = figures_domains.by_test_domain(MIDOG, by_test_domain(), human(), ["net", "good"]).axes[0]
+    axis = figures_domains.by_test_domain(MIDOG, by_test_domain(), human()).axes[0]
     drawn = {tuple(np.round(line.get_xdata(), 2)): line.get_ydata()[0] for line in lines(axis, "one rater")}
     assert drawn == pytest.approx({(-0.45, 0.45): 0.70, (0.55, 1.45): 0.71, (1.55, 2.45): 0.72})
     markers = {c.get_label(): c.lines[0] for c in axis.containers}
-    assert list(markers) == [f"{arm}, {where}" for arm in ("net", "good") for where in ("in domain", "out of domain")]
+    assert list(markers) == [f"{arm}, {where}" for arm in KINDS for where in ("in domain", "out of domain")]
     assert markers["good, in domain"].get_marker() == figures.MARKERS[2], "an arm looks as it does in Fig. 1"
     assert markers["net, out of domain"].get_markerfacecolor() == "white" != markers["net, in domain"].get_markerfacecolor()
     for without in (None, human().assign(balanced_accuracy=np.nan)):
         assert not lines(figures_domains.by_test_domain(MIDOG, by_test_domain(), without).axes[0], "one rater")
+
+
+def test_of_many_arms_the_best_of_each_kind_is_shown_by_domain():
+    def more(table, value):
+        return pd.concat([table, *(table[table["arm"] == "good"].assign(arm=f"e{i}", **{value: 0.1 * i}) for i in range(3))])
+
+    assert figures.few(by_test_domain(), "mean") == list(KINDS)
+    many = more(by_test_domain(), "mean")
+    assert figures.few(many, "mean") == ["net", "low rank", "good"]
+    figure = figures_domains.by_test_domain(MIDOG, many)
+    assert {c.get_label() for c in figure.axes[0].containers if "e0" in c.get_label()} == set() and "best arm" in texts(figure)
+    assert "best arm" not in texts(figures_domains.by_test_domain(MIDOG, by_test_domain()))
+    assert "best arm" in texts(figures_models.strata(MIDOG, more(strata(), "auroc")))
 
 
 def test_ties_are_the_largest_groups_of_which_no_two_are_told_apart():
@@ -356,7 +369,7 @@ def test_ties_are_the_largest_groups_of_which_no_two_are_told_apart():
 
 def test_the_ranking_brackets_ties_and_names_places():
     axis, brackets = figures_models.ranking(MIDOG, order([{"net", "low rank"}]), intervals()).axes
-    assert [label.get_text().split("   ")[1] for label in axis.get_yticklabels()] == ["1–2", "2–3", "3", "4"]
+    assert [label.get_text().split("   ")[1].strip() for label in axis.get_yticklabels()] == ["1–2", "2–3", "3", "4"]
     joined = [list(line.get_ydata()) for line in brackets.lines if line.get_marker() == "o"]
     assert joined == [[0, 1]]
     assert "5 folds" in axis.get_xlabel() and "12 slides" in axis.get_xlabel()
