@@ -38,7 +38,8 @@ def test_every_job_comes_after_those_it_needs():
     assert all(names.index(need) < names.index(job.name) for job in jobs.values() for need in job.needs)
     notebooks = [job.notebook for job in jobs.values() if job.notebook]
     assert all((sweep_jobs.ROOT / "notebooks" / f"{notebook}.py").is_file() for notebook in notebooks)
-    assert sum(job.notebook == sweep_jobs.STAGES["04"] for job in jobs.values()) == 5
+    n_trainings = 5 * len(load_study(DEMO).networks)
+    assert sum(job.notebook == sweep_jobs.STAGES["04"] for job in jobs.values()) == n_trainings
     assert set(jobs["05_data_scaling"].needs) == {n for n in names if n.startswith(("03", "04"))}
 
 
@@ -121,7 +122,11 @@ def a_share(tmp_path, monkeypatch):
 def measured(tmp_path):
     """A study that measures two switches."""
     content = yaml.safe_load(DEMO.read_text())
-    content |= {"name": "measured", "effects": {"encoder": "vit_tiny_random", "switches": ["border", "split_by"]}}
+    content |= {
+        "name": "measured",
+        "networks": content["networks"][:1],
+        "effects": {"encoder": "vit_tiny_random", "switches": ["border", "split_by"]},
+    }
     file = tmp_path / "measured.yaml"
     file.write_text(yaml.safe_dump(content))
     return file
