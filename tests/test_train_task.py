@@ -169,6 +169,14 @@ def test_validation_is_the_centre_crops_unless_drawn():
     np.testing.assert_array_equal(once.rows, np.arange(60, 90))
 
 
+def test_drawn_validation_is_drawn_as_training():
+    """Classes are as likely on a slide, however rare one of them is."""
+    labels = task().labels.copy()
+    labels[60:90], labels[60] = 0, 1
+    rare = task(switches=Switches(validation="drawn"), labels=labels, slide_ids=np.full(N_PATCHES, "s"))
+    assert 8 <= train_task.validation_of(rare).labels.sum() <= 22
+
+
 def test_drawn_validation_is_labelled_as_training():
     near = Places(*[np.zeros((N_PATCHES, 2))] * 2, np.ones(N_PATCHES))
     both = Switches(validation="drawn", training_label="window")
