@@ -86,3 +86,23 @@ def asymmetry(study: Study, table: pd.DataFrame) -> str:
         f"difference of {n_pairs} pair{'s' if n_pairs > 1 else ''}, by arm: {'; '.join(parts)}."
         + (" As the largest of several it is larger than a single pair's would be by chance." if n_pairs > 1 else "")
     )
+
+
+def tumour_against_scanner(study: Study, table: pd.DataFrame) -> str:
+    """Caption of what another tumour and another scanner cost; ``table`` as `compare_domains.tumour_against_scanner`."""
+    found = table[table["auroc_drop"].notna()]
+    parts = [
+        f"{arm}: "
+        + ", ".join(
+            f"{r.comparison} {r.auroc_drop:+.2f} [{r.low:+.2f}, {r.high:+.2f}] ({r.n:.0f} pairs)" for r in part.itertuples()
+        )
+        for arm, part in found.groupby("arm", sort=False)
+    ]
+    silent = table[table["auroc_drop"].isna()].drop_duplicates("why")
+    reasons = [f"{row.comparison} ({row.why})" for row in silent.itertuples()]
+    return (
+        f"**Tumour or scanner.** AUROC lost by training elsewhere, against training on the tested tumour itself, on the same "
+        f"patches, with 95 % intervals over folds ({captions.of_what(study)})."
+        + (f" {'; '.join(parts)}." if parts else "")
+        + (f" Not to be told: {'; '.join(reasons)}." if reasons else "")
+    )

@@ -98,7 +98,7 @@ def _published_strip(axis: Axes, shown: pd.DataFrame, ends: tuple[float, float])
     axis.set_xlim(ends[0], last)
     for i, data_set in enumerate(data_sets):
         place = 1 + i * (len(kinds) + 0.5) + (len(kinds) - 1) / 2
-        style = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 7}
+        style = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 7, "backgroundcolor": "white"}
         axis.text(ends[1] * step**place, 0.02, data_set, transform=across, **style)
 
 

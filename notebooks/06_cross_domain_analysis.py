@@ -78,6 +78,9 @@ apart = compare_domains.tumour_against_scanner(predictions, labels, study)
 store.write_csv(shown / "06_tumour_against_scanner.csv", apart)
 captions.show(apart.round(3))
 
+# %%
+captions.show(captions_domains.tumour_against_scanner(study, apart))
+
 # %% [markdown]
 # ## Checks
 

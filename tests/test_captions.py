@@ -180,6 +180,21 @@ def test_the_way_there_and_back_is_the_largest_of_how_many():
     assert "As the largest" not in captions_domains.asymmetry(MIDOG, asymmetry().iloc[2:])
 
 
+def test_tumour_and_scanner_are_told_apart_only_where_the_data_can():
+    rows = [
+        ("net", "tumour alone", 0.05, 0.01, 0.09, 2, ""),
+        ("net", "scanner alone", np.nan, np.nan, np.nan, 0, "no tumour has two scanners"),
+        ("good", "tumour alone", 0.1, 0.02, 0.18, 2, ""),
+        ("good", "scanner alone", np.nan, np.nan, np.nan, 0, "no tumour has two scanners"),
+    ]
+    table = pd.DataFrame(rows, columns=["arm", "comparison", "auroc_drop", "low", "high", "n", "why"])
+    text = captions_domains.tumour_against_scanner(SYNTHETIC, table)
+    assert "net: tumour alone +0.05 [+0.01, +0.09] (2 pairs); good: tumour alone +0.10" in text and "synthetic data" in text
+    assert text.count("scanner alone (no tumour has two scanners)") == 1
+    nothing = captions_domains.tumour_against_scanner(MIDOG, table.iloc[[1]].assign(arm=""))
+    assert nothing.endswith("Not to be told: scanner alone (no tumour has two scanners).") and "nan" not in nothing
+
+
 def test_a_caption_says_which_of_many_arms_are_shown():
     many = pd.concat(
         [by_test_domain(), *(by_test_domain().query("arm == 'other'").assign(arm=f"e{i}", mean=0.1) for i in "ab")]
