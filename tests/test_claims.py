@@ -22,9 +22,12 @@ FIRST = "the end-to-end-trained baseline outperformed all FM-based classifiers, 
 BOTH = "In both experiments, the end-to-end-trained ResNet50 baseline outperformed the FM-based classifiers."
 
 
-def ledger(study, scores) -> pd.DataFrame:
-    """The ledger of a study without a results folder, by claim."""
-    return claims.check(study, scores, NOWHERE).set_index("claim", drop=False)
+def ledger(study, scores, *quotes: str) -> pd.DataFrame:
+    """The ledger of a study without a results folder, by claim: of every claim, or of those with these quotes."""
+    some = [(subject, claim) for subject, claim in claims.CLAIMS if not quotes or claim.quote in quotes]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(claims, "CLAIMS", some)
+        return claims.check(study, scores, NOWHERE).set_index("claim", drop=False)
 
 
 def verdicts(rows: pd.DataFrame, subjects=RESULTS) -> pd.Series:
@@ -36,6 +39,13 @@ def verdicts(rows: pd.DataFrame, subjects=RESULTS) -> pd.Series:
 def planted():
     """The paper's data set and arms, and scores for which what it says of MIDOG holds."""
     study = made_claims.study()
+    return ledger(study, made_claims.scores(study))
+
+
+@pytest.fixture(scope="module")
+def synthetic():
+    """The same scores in a study of synthetic slides."""
+    study = made_claims.study("synthetic")
     return ledger(study, made_claims.scores(study))
 
 
@@ -107,7 +117,7 @@ def test_what_the_paper_says_of_ccmct_is_found_where_it_is_so():
     assert set(found[about_midog]) == {NOT_TESTABLE}
     rest = found[~about_midog].drop(BOTH)
     assert set(rest) == {REPRODUCED}, rest
-    row = ledger(study, scores).loc[BOTH]
+    row = ledger(study, scores, BOTH).loc[BOTH]
     assert row["verdict"] == NOT_TESTABLE and "no cross-domain fits" in row["why"]
 
 
@@ -186,9 +196,8 @@ def test_folds_that_scatter_leave_comparisons_open():
 # ---- what a study can't say ----
 
 
-def test_synthetic_data_settle_no_result_but_show_what_was_found(planted):
-    study = made_claims.study("synthetic")
-    rows = ledger(study, made_claims.scores(study))
+def test_synthetic_data_settle_no_result_but_show_what_was_found(synthetic):
+    rows = synthetic
     of_results = rows[rows["subject"].isin([*RESULTS, claims.DATA, claims.LATER])]
     assert set(of_results["verdict"]) == {NOT_TESTABLE}
     assert of_results["why"].str.startswith("synthetic data can't tell").all()
@@ -211,9 +220,9 @@ def test_another_question_is_shown_and_not_judged():
 
 def test_some_of_the_models_can_refute_and_not_confirm():
     study = made_claims.study(encoders=("virchow2", "uni", "resnet50", "vit_huge_in21k"))
-    row = ledger(study, made_claims.scores(study)).loc[FIRST]
+    row = ledger(study, made_claims.scores(study), FIRST).loc[FIRST]
     assert row["verdict"] == UNCLEAR and "without gigapath (not in this study), h_optimus_0" in row["why"]
-    assert ledger(study, made_claims.scores(study, full={"uni": 0.95})).loc[FIRST, "verdict"] == NOT_REPRODUCED
+    assert ledger(study, made_claims.scores(study, full={"uni": 0.95}), FIRST).loc[FIRST, "verdict"] == NOT_REPRODUCED
 
 
 def test_where_none_of_the_models_is_there_others_stand_in_and_settle_nothing():
@@ -236,7 +245,8 @@ def test_an_arm_that_failed_is_missing_for_its_reason(monkeypatch):
     lost = compare.Collected(pd.DataFrame({"arm": []}), failed)
     monkeypatch.setattr(compare, "collect", lambda *_: lost)
     scores = made_claims.scores(study)
-    row = ledger(study, scores[scores["arm"] != "uni"]).loc["UNI: AUROC In Domain 0.76 ± 0.03"]
+    quote = "UNI: AUROC In Domain 0.76 ± 0.03"
+    row = ledger(study, scores[scores["arm"] != "uni"], quote).loc[quote]
     assert (row["verdict"], row["why"]) == (NOT_TESTABLE, "uni: the licence has to be accepted first")
 
 
@@ -245,11 +255,11 @@ def test_a_number_that_is_not_the_printed_one_comes_with_the_studys_departures()
         made_claims.study(), mode="strict", switches=claims.Study.__dataclass_fields__["switches"].default_factory()
     )
     quote = "0.89 ± 0.01 on the MIDOG dataset"
-    row = ledger(strict, made_claims.scores(strict, full={"net": 0.80})).loc[quote]
+    row = ledger(strict, made_claims.scores(strict, full={"net": 0.80}), quote).loc[quote]
     assert row["verdict"] == NOT_REPRODUCED and "strict mode, which makes none of the released code's departures" in row["why"]
-    assert ledger(strict, made_claims.scores(strict)).loc[quote, "why"] == "", "there is nothing to explain"
+    assert ledger(strict, made_claims.scores(strict), quote).loc[quote, "why"] == "", "there is nothing to explain"
     shorter = made_claims.study(networks=(Network("net", "resnet50", n_epochs=3, input_px=64), made_claims.NETWORKS[1]))
-    why = ledger(shorter, made_claims.scores(shorter, full={"net": 0.80})).loc[quote, "why"]
+    why = ledger(shorter, made_claims.scores(shorter, full={"net": 0.80}), quote).loc[quote, "why"]
     assert why == "not as published: input_px 64 for 224, n_epochs 3 for 100"
 
 
@@ -258,7 +268,7 @@ def test_a_network_trained_at_some_sizes_can_lose_and_not_win_at_all():
     efficient = next(quote for quote in REVERSED if "data-efficient" in quote)
     for levels, expected in (({}, UNCLEAR), ({"full": {"uni": 0.95}}, NOT_REPRODUCED)):
         scores = made_claims.scores(study, **levels)
-        rows = ledger(study, scores[(scores["arm"] != "net") | (scores["size"] > 0.05)])
+        rows = ledger(study, scores[(scores["arm"] != "net") | (scores["size"] > 0.05)], FIRST, efficient)
         assert rows.loc[[FIRST, efficient], "verdict"].tolist() == [expected] * 2
         assert "net not trained at 0.1 %, 1 %" in rows.loc[FIRST, "why"]
 
@@ -271,15 +281,15 @@ def test_one_fold_one_size_or_no_domains_are_said_to_be_missing():
     assert "fewer than two folds" in rows.loc[FIRST, "why"]
     assert rows.loc["domain shift is not a symmetrical phenomena", "why"] == "the study has no cross-domain fits"
     two = made_claims.study(splits=Splits(sizes=(1.0,)))
-    rows = ledger(two, made_claims.scores(two))
-    assert "one size only" in rows.loc["the performance on both datasets in Fig. 1 does not seem to have converged yet", "why"]
+    quote = "the performance on both datasets in Fig. 1 does not seem to have converged yet"
+    assert "one size only" in ledger(two, made_claims.scores(two), quote).loc[quote, "why"]
 
 
 # ---- the ledger as a whole ----
 
 
-def test_every_row_has_a_verdict_and_a_reason_where_there_is_none(planted):
-    for rows in (planted, ledger(made_claims.study("synthetic"), made_claims.scores(made_claims.study("synthetic")))):
+def test_every_row_has_a_verdict_and_a_reason_where_there_is_none(planted, synthetic):
+    for rows in (planted, synthetic):
         assert list(rows.columns) == list(claims.COLUMNS) and len(rows) == len(claims.CLAIMS)
         assert set(rows["verdict"]) <= set(VERDICTS)
         assert (rows.loc[rows["verdict"] == NOT_TESTABLE, "why"] != "").all()
@@ -313,9 +323,8 @@ def test_verdicts_are_counted_apart_by_what_they_are_of(planted):
     assert own[REPRODUCED] == (mine["verdict"] == REPRODUCED).sum()
 
 
-def test_a_notebook_gets_what_was_judged_or_shown():
-    study = made_claims.study("synthetic")
-    rows = ledger(study, made_claims.scores(study)).reset_index(drop=True)
+def test_a_notebook_gets_what_was_judged_or_shown(synthetic):
+    rows = synthetic.reset_index(drop=True)
     short = claims.brief(rows)
     assert list(short.columns) == ["claim", "where", "verdict", "here", "found"]
     assert ((short["verdict"] != NOT_TESTABLE) | (short["here"] != "")).all() and 0 < len(short) < len(rows) / 2

@@ -94,9 +94,8 @@ def test_other_labels_give_other_verdicts(tmp_path, source):
 
 
 def test_without_patches_there_is_nothing_to_count():
-    rows = claims.check(made_claims.study(), made_claims.scores(made_claims.study()), "nowhere").set_index("claim")
-    row = rows.loc["which consists of 11,051 MFs"]
-    assert row["verdict"] == NOT_TESTABLE and "no label table" in row["why"]
+    finding = claims_materials._annotations(1, 11_051, 9_501)(Material(made_claims.study(), pd.DataFrame(), Path("nowhere")))
+    assert finding.outcome == NOT_TESTABLE and "no label table" in finding.barred
 
 
 def test_how_a_slide_is_read_is_said_beside_its_resolution():
