@@ -94,11 +94,11 @@ def joined(device: str) -> Iterator[str]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
-    if encoders.choose_device(device).type == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+        device = f"cuda:{os.environ['LOCAL_RANK']}"  # before anything touches the first GPU, where each would leave something
         torch.cuda.set_device(encoders.choose_device(device))
     else:
-        device = "cpu"
+        device = encoders.choose_device(device).type
     distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield device
