@@ -121,6 +121,16 @@ def test_a_fold_without_every_size_is_left_out_and_an_arm_of_one_size_takes_no_o
     assert row_of("net", compare_curve.fit(unfinished, STUDY))["n_folds"] == 4, "a fold has no best arm to be compared with"
 
 
+def test_no_curve_ends_above_one():
+    """Least squares under that bound, against a search over scale and exponent with the asymptote held at 1."""
+    x, y = np.array([0.01, 0.1, 1.0]), np.array([0.5, 0.7, 0.95])
+    found = compare_curve._fit(x, y[None])
+    assert found.asymptote[0] == 1
+    grid = [1 - b * x**-c - y for b in np.linspace(0.02, 0.2, 181) for c in np.linspace(0.05, 1, 191)]
+    error = np.sum((1 - found.scale[0] * x ** -found.exponent[0] - y) ** 2)
+    assert error <= min(np.sum(np.square(grid), axis=1)) + 1e-9
+
+
 def test_resampled_means_have_the_corrected_variance():
     values = np.random.default_rng(0).normal(0.8, 0.02, (5, 2))
     draws = np.random.default_rng(1).multinomial(5, np.full(5, 0.2), 20_000)
