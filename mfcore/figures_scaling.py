@@ -98,8 +98,9 @@ def _published_strip(axis: Axes, shown: pd.DataFrame, ends: tuple[float, float])
     axis.set_xlim(ends[0], last)
     for i, data_set in enumerate(data_sets):
         place = 1 + i * (len(kinds) + 0.5) + (len(kinds) - 1) / 2
-        style = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 7, "backgroundcolor": "white"}
-        axis.text(ends[1] * step**place, 0.02, data_set, transform=across, **style)
+        style = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 7}
+        style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the line of chance
+        axis.text(ends[1] * step**place, 0.03, data_set, transform=across, **style)
 
 
 def rater_lines(axis: Axes, human: pd.DataFrame, domain: str, ends: tuple[float, float], named: bool) -> None:
