@@ -33,7 +33,7 @@ MAY_IMPORT = {
 }
 
 # Seconds to import, or a library of the system that may lack: imported by the functions that use them.
-HEAVY = {"torch", "torchvision", "timm", "transformers", "openslide", "tifffile"}
+HEAVY = {"torch", "torchvision", "timm", "transformers", "peft", "openslide", "tifffile"}
 WITHOUT_TORCH = {"base", "report", "sweep"}
 TORCH_PACKAGES = {"torch", "torchvision", "timm", "transformers", "safetensors.torch"}
 
