@@ -1,5 +1,6 @@
 """Figures: written whole, the same twice, with their table, and with the word "synthetic" where it belongs."""
 
+import functools
 import sys
 import types
 from dataclasses import replace
@@ -168,14 +169,22 @@ def drawing(study):
 NAMES = list(drawing(MIDOG))
 
 
+@functools.cache
+def drawn(synthetic, name):
+    """One of these figures with its layout settled, drawn once for all tests that only look."""
+    figure = drawing(SYNTHETIC if synthetic else MIDOG)[name]()
+    figure.draw_without_rendering()
+    return figure
+
+
 def texts(figure):
     return " ".join(text.get_text() for text in figure.findobj(match=lambda artist: hasattr(artist, "get_text")))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_synthetic_figures_say_so_and_others_don_t(name):
-    assert "synthetic" in texts(drawing(SYNTHETIC)[name]())
-    assert "synthetic" not in texts(drawing(MIDOG)[name]())
+    assert "synthetic" in texts(drawn(True, name))
+    assert "synthetic" not in texts(drawn(False, name))
 
 
 def test_a_figure_is_saved_whole_with_its_table_and_the_same_twice(tmp_path):
@@ -189,8 +198,8 @@ def test_a_figure_is_saved_whole_with_its_table_and_the_same_twice(tmp_path):
 def test_drawing_leaves_nothing_open_in_pyplot():
     import matplotlib.pyplot as plt
 
-    for draw in drawing(MIDOG).values():
-        draw()
+    for name in NAMES:
+        drawn(False, name)
     assert plt.get_fignums() == []
 
 
@@ -222,14 +231,13 @@ def test_fig_2_shows_the_best_arm_of_each_kind():
 
 def pixels_cut_off(figure):
     """How far anything drawn reaches over the edge of the figure as it is saved, in px."""
-    figure.draw_without_rendering()
     box, (width, height) = figure.get_tightbbox().extents * figure.dpi, figure.bbox.size
     return max(0, -box[0], -box[1], box[2] - width, box[3] - height)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_cut_off(name):
-    assert pixels_cut_off(drawing(MIDOG)[name]()) < 1
+    assert pixels_cut_off(drawn(False, name)) < 1
 
 
 def lines(axis, name):
@@ -379,8 +387,7 @@ def test_the_ranking_brackets_ties_and_names_places():
     "name", ["scaling", "scaling_and_raters", "scaling_beside_the_published", "by_test_domain", "strata", "learning_curves"]
 )
 def test_no_legend_covers_data(name):
-    figure = drawing(SYNTHETIC)[name]()
-    figure.draw_without_rendering()
+    figure = drawn(True, name)
     (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
     assert len(names) == len(set(names)), "each name once"
@@ -390,8 +397,7 @@ def test_no_legend_covers_data(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_text_is_tiny_and_none_lies_over_the_word_synthetic(name):
-    figure = drawing(SYNTHETIC)[name]()
-    figure.draw_without_rendering()
+    figure = drawn(True, name)
     shown = [t for t in figure.findobj(match=lambda a: hasattr(a, "get_fontsize")) if t.get_visible() and t.get_text().strip()]
     assert min(text.get_fontsize() for text in shown) >= 6
     word = next(text for text in figure.texts if text.get_text() == "synthetic data")
