@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from mfcore.config_networks import problems_of
 from mfcore.config_schema import (
     MODES,
     SCHEMES,
@@ -53,6 +54,8 @@ __all__ = [
     "digest",
     "load_study",
 ]
+
+MAX_PROBLEMS = 10  # told in full
 
 
 def load_study(path: str | Path) -> Study:
@@ -226,20 +229,12 @@ def _check(study: Study) -> None:
         raise ConfigError(f"inflation.schemes: {unknown[0]!r} is not one of {list(SCHEMES)}")
     if study.stored_px < study.patches.size_px:
         raise ConfigError(f"patches.stored_px: {study.stored_px} is less than patches.size_px {study.patches.size_px}")
-    for network in study.networks:
-        for key in ("input_px", "n_epochs", "batch_size", "max_lr", "accumulate", "clip_norm", "patience"):
-            if getattr(network, key) is not None and getattr(network, key) <= 0:
-                raise ConfigError(f"networks[{network.name}].{key}: {getattr(network, key)} must be positive")
-        foreign_sizes = sorted(set(network.sizes or ()) - set(splits.sizes))
-        if foreign_sizes or network.sizes == ():
-            raise ConfigError(
-                f"networks[{network.name}].sizes: {foreign_sizes or 'none'}; name some of splits.sizes {list(splits.sizes)}"
-            )
-        if network.needed_px > study.stored_px:
-            raise ConfigError(
-                f"networks[{network.name}]: rotating and shifting a crop of {network.input_px} px needs stored patches of "
-                f"{network.needed_px} px, these have {study.stored_px}; lower input_px or shift_px, or raise patches.stored_px"
-            )
+    if problems := [problem for network in study.networks for problem in problems_of(network, study)]:
+        told = [
+            *problems[:MAX_PROBLEMS],
+            *([f"... and {len(problems) - MAX_PROBLEMS} more"] if problems[MAX_PROBLEMS:] else []),
+        ]
+        raise ConfigError(problems[0] if len(problems) == 1 else f"{len(problems)} problems:\n  " + "\n  ".join(told))
 
 
 def as_dict(config: object) -> dict:

@@ -51,6 +51,27 @@ def test_every_study_here_loads_and_is_named_like_its_file(file):
             GOOD + "patches: {stored_px: 224}\nnetworks: [{name: n}]\n",
             "needs stored patches of 317 px, these have 224; lower input_px",
         ),
+        (GOOD + "networks: [{name: n, lora: {rank: 0}}]\n", r"networks\[n\].lora.rank: 0 must be 1 or more"),
+        (GOOD + "networks: [{name: n, lora: {alpha: -1}}]\n", r"networks\[n\].lora.alpha: -1.0 must be a number above 0"),
+        (GOOD + "networks: [{name: n, lora: {dropout: 1}}]\n", r"networks\[n\].lora.dropout: 1.0 must lie in \[0, 1\)"),
+        (
+            GOOD + "networks: [{name: n, lora: {targets: []}}]\n",
+            r"networks\[n\].lora.targets: \[\] must name .* say \['qkv'",
+        ),
+        (GOOD + "networks: [{name: n, lora: {targets: ['']}}]\n", r"networks\[n\].lora.targets: \[''\] must name"),
+        (GOOD + "networks: [{name: n, max_lr: .nan}]\n", r"networks\[n\].max_lr: nan must be a number above 0"),
+        (GOOD + "networks: [{name: n, max_lr: .inf}]\n", r"networks\[n\].max_lr: inf must be a number above 0"),
+        (GOOD + "networks: [{name: n, clip_norm: 0}]\n", r"networks\[n\].clip_norm: 0.0 must be a number above 0"),
+        (
+            GOOD + "networks: [{name: n, patches_per_epoch: 0}]\n",
+            r"networks\[n\].patches_per_epoch: 0 must be a number",
+        ),
+        (GOOD + "networks: [{name: n, shift_px: -3}]\n", r"networks\[n\].shift_px: -3 must be 0 or more"),
+        (GOOD + "networks: [{name: n, blur_probability: 1.5}]\n", r"networks\[n\].blur_probability: 1.5 must lie in \[0, 1\]"),
+        (GOOD + "networks: [{name: n, rotation_probability: .nan}]\n", r"networks\[n\].rotation_probability: nan must lie"),
+        (GOOD + "networks: [{name: n, colour_jitter: 0.6}]\n", r"networks\[n\].colour_jitter: 0.6 must lie in \[0, 0.5\]"),
+        (GOOD + "networks: [{name: n, sizes: [0.5]}]\n", r"networks\[n\].sizes: \[0.5\]; name some of splits.sizes"),
+        (GOOD + "networks: [{name: ''}]\n", r"networks\[\].name: an arm needs one"),
         ("name: t\ntitle: t\nencoders: [a]\n", "key data is missing"),
         ("name: t\ntitle: t\ndata: {source: midog}\n", "at least one entry in encoders or networks"),
         ("name: t\ntitle: t\ndata: {source: mars}\nencoders: [a]\n", "data.source: 'mars'"),
@@ -62,6 +83,15 @@ def test_what_a_study_cannot_say_is_refused_by_file_and_key(tmp_path, text, mess
     with pytest.raises(ConfigError, match=message) as caught:
         load(tmp_path, text)
     assert str(tmp_path / "t.yaml") in str(caught.value)
+
+
+def test_all_that_is_wrong_with_networks_is_told_at_once(tmp_path):
+    networks = "networks: [{name: n, lora: {rank: 0, dropout: 2}, shift_px: -3}, {name: m, max_lr: .nan, n_epochs: 0}]\n"
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, GOOD + networks)
+    told = str(caught.value)
+    assert told.count("\n") == 5 and "5 problems" in told
+    assert all(key in told for key in ("[n].lora.rank", "[n].lora.dropout", "[n].shift_px", "[m].max_lr", "[m].n_epochs"))
 
 
 def test_a_missing_study_names_those_there_are():
