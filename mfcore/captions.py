@@ -91,13 +91,18 @@ def data_scaling(
     """
     full, least = table[table["size"] == table["size"].max()], table[table["size"] == table["size"].min()]
     best, first = full.loc[full["auroc"].idxmax()], least.loc[least["auroc"].idxmax()]
+    over = (
+        f"{interval.level:.0%} interval [{interval.low:.2f}, {interval.high:.2f}] over the {interval.n} slides tested "
+        "(bootstrap of slides)"
+        if math.isfinite(interval.low)
+        else f"no {interval.level:.0%} interval over the {interval.n} slides tested, which are too few"
+    )
     shared = "the same for every arm" if study.switches.shared_splits else "networks and probes on folds of their own"
     return (
         f"**Fig. 1. Data scaling.** AUROC (left) and balanced accuracy (right) on held-out {held_out(study)} against the "
         f"number of training patches; mean and sample SD of {table['n_folds'].max()} Monte Carlo folds, {shared} "
         f"({of_what(study)}). With all the data {best['arm']} is highest with "
-        f"{compare.plus_minus(best['auroc'], best['auroc_sd'])}, {interval.level:.0%} interval [{interval.low:.2f}, "
-        f"{interval.high:.2f}] over the {interval.n} slides tested (bootstrap of slides); with {100 * first['size']:g} % "
+        f"{compare.plus_minus(best['auroc'], best['auroc_sd'])}, {over}; with {100 * first['size']:g} % "
         f"({first['n_train']:,} patches) {first['arm']} with {compare.plus_minus(first['auroc'], first['auroc_sd'])}. The bars "
         f"are the spread over folds, no confidence interval.{_people(study, human, agreement)}{_published(study, beside)}"
     )

@@ -94,7 +94,8 @@ def tumour_against_scanner(study: Study, table: pd.DataFrame) -> str:
     parts = [
         f"{arm}: "
         + ", ".join(
-            f"{r.comparison} {r.auroc_drop:+.2f} [{r.low:+.2f}, {r.high:+.2f}] ({r.n:.0f} pairs)" for r in part.itertuples()
+            f"{r.comparison} {r.auroc_drop:+.2f}{f' [{r.low:+.2f}, {r.high:+.2f}]' * (r.low <= r.high)} ({r.n:.0f} pairs)"
+            for r in part.itertuples()
         )
         for arm, part in found.groupby("arm", sort=False)
     ]

@@ -13,15 +13,16 @@ STRATA = {"domain": "domain", "scanner": "scanner", "agreement": "the raters' ag
 def told_apart(order: pd.DataFrame) -> str:
     """Which arms the folds can't tell apart, in a sentence; ``order`` as `compare_models.ranking` returns it."""
     n_folds, groups = int(order["n_folds"].max()), figures_models.ties(order)
+    folds = f"{n_folds} fold{'s' * (n_folds != 1)}"
     if len(order) < 2:
         return "There is one arm only."
     if not groups:
-        return f"The {n_folds} folds tell all {len(order)} arms apart."
+        return f"The {folds} tell {'the two' if len(order) == 2 else f'all {len(order)}'} arms apart."
     if len(groups[0]) == len(order):
         who = "The two" if len(order) == 2 else f"No two of the {len(order)}"
-        return f"{who} arms can{'' if who[0] == 'N' else chr(39) + 't'} be told apart by {n_folds} folds."
+        return f"{who} arms can{'' if who[0] == 'N' else chr(39) + 't'} be told apart by {folds}."
     parts = [captions.listed(order["arm"].iloc[list(group)]) for group in groups]
-    return f"Not to be told apart by {n_folds} folds: {'; '.join(parts)}."
+    return f"Not to be told apart by {folds}: {'; '.join(parts)}."
 
 
 def ranking(study: Study, order: pd.DataFrame, n_slides: int, folds_show: str, metric: str = "auroc") -> str:
@@ -120,6 +121,8 @@ def strata(study: Study, table: pd.DataFrame) -> str:
             continue
         least, most = mine.loc[mine["auroc"].idxmin()], mine.loc[mine["auroc"].idxmax()]
         overlap = "intervals overlap" if least["high"] >= most["low"] else "intervals apart"
+        if math.isnan(least["high"]) or math.isnan(most["low"]):  # too few slides
+            overlap = "no intervals to tell whether they differ"
         parts.append(
             f"By {said}: {arm} from {least['auroc']:.2f} ({least['value']}, {least['n']:,} patches) to {most['auroc']:.2f} "
             f"({most['value']}, {most['n']:,}), {overlap}."

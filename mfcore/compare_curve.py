@@ -120,7 +120,7 @@ def ahead(scores: pd.DataFrame, study: Study, metric: str = "auroc") -> pd.DataF
 def _arms(scores: pd.DataFrame, study: Study, metric: str) -> Iterator[_Arm]:
     """Each arm's scores by fold and size, and their means over resampled folds, the same folds for every arm."""
     part = scores[scores["train_domain"] == compare.ALL]
-    means = part.pivot_table(index=["arm", "fold"], columns="size", values=metric)
+    means = part.groupby(["arm", "fold", "size"])[metric].mean().unstack("size")  # with the folds that have none
     full = part[part["size"] == part["size"].max()].groupby("arm", sort=False)[metric].mean()
     best, folds = full.idxmax(), np.sort(part["fold"].unique())
     target = means.loc[best].iloc[:, -1].dropna()

@@ -139,8 +139,16 @@ def reliability(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> Fig
 def strata(study: Study, table: pd.DataFrame) -> Figure:
     """AUROC with all the data in each domain, of each scanner, and where the raters agreed or not; bars 95 % intervals.
 
-    table: as `compare_strata.by_stratum` returns it. Of many arms, the best of each kind (`figures.few`).
+    table: as `compare_strata.by_stratum` returns it; without a row the figure says that there is nothing to set apart. Of many
+    arms, the best of each kind (`figures.few`).
     """
+    if table.empty:
+        with drawing(study, 1, 1, (WIDTH_INCH, 0.9)) as (figure, axes):
+            axes[0, 0].set_axis_off()
+            said = "one stratum only: these data name one domain, no two scanners and no two votes"
+            axes[0, 0].text(0, 0.5, said, va="center", transform=axes[0, 0].transAxes)
+            title(figure, study.title)
+        return figure
     shown = [name for name in STRATA if (table["stratum"] == name).any()]
     arms = few(table, "auroc")
     values = {name: list(dict.fromkeys(table.loc[table["stratum"] == name, "value"])) for name in shown}

@@ -153,9 +153,13 @@ def learning_curves(study: Study, table: pd.DataFrame, ahead: pd.DataFrame) -> F
         for axis in axes.flat[len(arms) :]:
             axis.set_axis_off()
         first = axes.flat[0]
+        if table["n_train"].nunique() == 1:
+            first.set_xlim(table["n_train"].iloc[0] / 2, table["n_train"].iloc[0] * 2)
         first.set_xscale("log")
         first.set_ylim(max(0.3, min(0.45, float((table["auroc"] - table["auroc_sd"].fillna(0)).min()) - 0.02)), 1.0)
-        sizes = [*table.groupby("size")["n_train"].mean().round().astype(int), int(ahead["n_train"].max())]
+        sizes = [*table.groupby("size")["n_train"].mean().round().astype(int)]
+        if len(ahead):
+            sizes.append(int(ahead["n_train"].max()))
         first.set_xticks(sizes, [f"{n:,}" for n in sizes])
         first.minorticks_off()
         for axis in axes.flat[max(0, len(arms) - n_columns) : len(arms)]:

@@ -213,3 +213,22 @@ def test_the_effects_of_switches_name_those_clear_of_zero():
     text = captions_models.effects(SYNTHETIC, table)
     assert "Clear of zero: split_by (good +0.050)." in text and "1 can't be measured" in text and "synthetic" in text
     assert "None of the differences is clear of zero." in captions_models.effects(MIDOG, table.iloc[:1])
+
+
+def test_where_too_few_slides_give_no_interval_none_is_claimed():
+    few = replace(INTERVAL, low=np.nan, high=np.nan, n=3)
+    text = captions.data_scaling(MIDOG, scaling(), few)
+    assert "nan" not in text and "no 95% interval over the 3 slides tested, which are too few" in text
+    strata_text = captions_models.strata(MIDOG, strata().assign(low=np.nan, high=np.nan))
+    assert "apart" not in strata_text and "no intervals to tell whether they differ" in strata_text
+    table = pd.DataFrame(
+        [("net", "tumour alone", 0.05, np.nan, np.nan, 2, "")],
+        columns=["arm", "comparison", "auroc_drop", "low", "high", "n", "why"],
+    )
+    assert "net: tumour alone +0.05 (2 pairs)." in captions_domains.tumour_against_scanner(MIDOG, table)
+
+
+def test_one_fold_and_two_arms_are_spoken_of_as_such():
+    alone = order([]).iloc[:2].assign(n_folds=1, tied_with=["low rank", "net"])
+    assert captions_models.told_apart(alone) == "The two arms can't be told apart by 1 fold."
+    assert captions_models.told_apart(order([]).iloc[:2]) == "The 5 folds tell the two arms apart."

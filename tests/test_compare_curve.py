@@ -162,3 +162,10 @@ def test_what_lies_ahead_follows_the_curve_where_there_is_one_and_the_last_step_
     assert part["expected"].to_numpy() == pytest.approx(compare_curve.curve(row_of("net", fitted), part["n_train"]), abs=1e-9)
     assert table["expected"].iloc[-1] == pytest.approx(0.75, abs=0.005), "0.05 more for tenfold the patches"
     assert compare_curve.ahead(made(BEST, sizes=(1.0,)), STUDY).empty, "one size leads nowhere"
+
+
+def test_an_arm_without_any_score_has_no_curve_and_stops_no_other():
+    scores = made(BEST | {"a": lambda n: math.nan})
+    table = compare_curve.fit(scores, STUDY)
+    assert row_of("net", table)["why_not"] == "" and "0 sizes" in row_of("a", table)["why_not"]
+    assert set(compare_curve.ahead(scores, STUDY)["arm"]) == {"net"}

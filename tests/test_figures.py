@@ -417,6 +417,13 @@ class Shown:
         return types.SimpleNamespace(update=self.updates.append)
 
 
+def test_one_fold_or_size_draws_no_curve_and_one_stratum_sets_nothing_apart():
+    one = figures_scaling.learning_curves(MIDOG, scaling().query("size == 1"), ahead().iloc[:0])
+    assert list(one.axes[0].get_xticks()) == [100]
+    whole = figures_models.strata(SYNTHETIC, strata().iloc[:0])
+    assert any("one stratum only" in text for text in texts(whole))
+
+
 @pytest.fixture
 def cell(monkeypatch):
     """A notebook's cell that somebody looks at."""
