@@ -45,9 +45,11 @@ def build_network(
     this = encoders.card(card) if isinstance(card, str) else card
     if lora is not None:
         fits = {"rank": lora.rank >= 1, "alpha": 0 < lora.alpha < math.inf, "dropout": 0 <= lora.dropout < 1}
+        fits["targets"] = bool(lora.targets) and all(target.strip() for target in lora.targets)
         if found := [f"{key} {getattr(lora, key)}" for key, right in fits.items() if not right]:
             raise EncoderError(
-                f"lora has {', '.join(found)}; it needs a rank of 1 or more, an alpha above 0 and a dropout in [0, 1)"
+                f"lora has {', '.join(found)}; it needs a rank of 1 or more, an alpha above 0, a dropout in [0, 1) "
+                "and ends of names of layers for its targets"
             )
     flexible = dataclasses.replace(
         this, arguments={**this.arguments, **_any_size(this.architecture, json.dumps(dict(this.arguments)))}

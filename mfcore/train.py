@@ -95,9 +95,12 @@ def train_study(
             progress.set_postfix_str(unit.name)
             task, begun_at = tasks[unit], progress.n
             card, start = encoders.of_network(study, network.architecture), rng.stream_seed(task.seed, *task.stream, "start")
-            model = adapt.build_network(
-                card, network.lora, pretrained=network.pretrained, seed=start, input_px=network.input_px
-            )
+            try:
+                model = adapt.build_network(
+                    card, network.lora, pretrained=network.pretrained, seed=start, input_px=network.input_px
+                )
+            except encoders.EncoderError as error:
+                raise encoders.EncoderError(f"networks[{network.name}]: {error}") from error
             scores = train_loop.train_network(task, model, run.path("units"), device, progress=progress, after_epoch=tell)
             if ranks.is_first:
                 store.write_parquet(run.unit_file(unit.name), splits.predictions(for_tables, unit, task.roles["test"], scores))

@@ -60,7 +60,8 @@ class Task:
 
     unit: the name that its files and its random draws go by. patches: uint8 (n, stored_px, stored_px, 3), memory-mapped
     or not. labels: 0 or 1 (n,); slide_ids: (n,). roles: rows of these for each of "train", "val" and "test". switches: of
-    these ``epoch``, ``training_label``, ``validation`` and ``clipping``. places: needed for labels by window only.
+    these ``epoch``, ``training_label``, ``validation`` and ``clipping`` (``stratified``: for a message). places: needed for
+    labels by window only.
 
     Raises TrainingError, with all that is wrong, where a role is empty or shares a patch with another, where training or
     test has one class, where patches are too narrow, or where there are too few for a batch.
@@ -107,13 +108,7 @@ class Task:
             problems.append(f"a patch has two of the roles {list(splits.ROLES)}; make the splits again")
         if other := sorted(set(np.unique(self.labels[everyone]).tolist()) - {0, 1}):
             problems.append(f"labels must be 0 or 1, there is {other[0]}; correct the label table")
-        for role, called in (("train", "training"), ("test", "test")):
-            present = np.unique(self.labels[self.roles[role]])
-            if len(present) == 1:
-                problems.append(
-                    f"all {len(self.roles[role])} {called} patches are of class {present[0]}; leave this size out of "
-                    "splits.sizes, or set switches.stratified: true"
-                )
+        problems += self._one_class(np.unique(self.labels[everyone]))
         if self.switches.training_label == "window" and not (
             self.places and all(np.isfinite(part[everyone]).all() for part in vars(self.places).values())
         ):
@@ -121,6 +116,22 @@ class Task:
                 "switches.training_label: window needs the place of every annotation, x_l0_px and y_l0_px, which the labels "
                 "don't all have; set it to annotation"
             )
+        return problems
+
+    def _one_class(self, everywhere: np.ndarray) -> list[str]:
+        """What has patches of one class only, with what would help; ``everywhere``: the classes that all roles have."""
+        if len(everywhere) == 1:
+            return [f"there is no patch of class {1 - everywhere[0]} in any role; correct the label table"]
+        fewer = "leave this size out of splits.sizes"
+        if not self.unit.startswith(f"{splits.ALL}-"):
+            fewer = f"set networks[{self.network.name}].by_domain: false"
+        remedies = {"train": ("training", fewer), "test": ("test", "raise splits.test_fraction")}
+        problems = []
+        for role, (called, remedy) in remedies.items():
+            present = np.unique(self.labels[self.roles[role]])
+            if len(present) == 1:
+                or_else = "" if self.switches.stratified else ", or set switches.stratified: true"
+                problems.append(f"all {len(self.roles[role])} {called} patches are of class {present[0]}; {remedy}{or_else}")
         return problems
 
     def _wrong_sizes(self) -> list[str]:

@@ -299,6 +299,8 @@ def test_a_network_takes_images_of_other_sizes(lora):
         (tiny_card(), None, 9, "patches of 16 px; use 16$"),
         (tiny_card(), Lora(rank=0), None, "lora has rank 0; it needs a rank of 1 or more"),
         (tiny_card(), Lora(-1, float("nan"), 1.0), None, r"lora has rank -1, alpha nan, dropout 1.0; .*a dropout in \[0, 1\)"),
+        (tiny_card(), Lora(targets=()), None, r"lora has targets \(\); .* names of layers for its targets$"),
+        (tiny_card(), Lora(targets=("qkv", "")), None, r"lora has targets \('qkv', ''\)"),
         (
             tiny_card(),
             Lora(targets=("query", "qkv", "key")),

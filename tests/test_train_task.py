@@ -1,5 +1,7 @@
 """What training learns from: fair draws, whole batches, labels by window, and what is refused."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -217,6 +219,28 @@ def test_what_can_not_be_trained_on_is_refused():
         task(network=network(input_px=21))
 
 
+@pytest.mark.parametrize(
+    ("changed", "one_class", "remedy"),
+    [
+        (
+            {"switches": Switches(stratified=False)},
+            slice(0, 60),
+            "training .* leave this size out of .* or set switches.stratified",
+        ),
+        ({}, slice(0, 60), "training .* leave this size out of splits.sizes$"),
+        ({"unit": "odd-fold0-size1"}, slice(0, 60), r"training .* set networks\[tiny\].by_domain: false$"),
+        ({}, slice(90, 120), "test .* raise splits.test_fraction$"),
+        ({}, slice(0, 120), "no patch of class 1 .* correct the label table"),
+    ],
+)
+def test_the_remedy_for_one_class_is_one_that_helps(changed, one_class, remedy):
+    labels = task().labels.copy()
+    labels[one_class] = 0
+    with pytest.raises(TrainingError) as caught:
+        task(labels=labels, **changed)
+    assert len(caught.value.problems) == 1 and re.search(remedy, caught.value.problems[0])
+
+
 def test_too_few_patches_for_a_batch_are_refused():
     few = {**task().roles, "train": np.arange(7)}
     with pytest.raises(TrainingError, match=r"the 7 patches of an epoch are too few for a batch of 8; draw with replac"):
@@ -236,9 +260,9 @@ def test_labels_by_window_need_places():
 
 def test_all_that_is_wrong_is_said_at_once():
     labels = np.zeros(N_PATCHES, np.int8)
-    with pytest.raises(TrainingError, match=r"(?s)3 problems:.*60 training .*30 test .*stored at 19 px") as refused:
+    with pytest.raises(TrainingError, match=r"(?s)2 problems:.*no patch of class 1 .*stored at 19 px") as refused:
         task(labels=labels, network=network(input_px=21))
-    assert len(refused.value.problems) == 3
+    assert len(refused.value.problems) == 2
     assert str(TrainingError(*map(str, range(12)))).endswith("9\n  ... and 2 more")
 
 
