@@ -211,7 +211,9 @@ def _data_note(study: Study, run: store.Run, annotations: pd.DataFrame) -> list[
     if facts["n_patches_shifted"]:
         notes.append(f"{facts['n_patches_shifted']:,} patches near a border were moved inward.")
     if facts["n_patches_over_edge"]:
-        notes.append(f"{facts['n_patches_over_edge']:,} patches as stored reach over the border of their slide: white there.")
+        filled = patches.config_of(study).get("border", "white")
+        n_over = f"{facts['n_patches_over_edge']:,}"
+        notes.append(f"{n_over} patches as stored reach over the border of their slide: {filled} there.")
     notes.append(labels.published_note(study, annotations))
     return [note for note in notes if note]
 

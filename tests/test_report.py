@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from mfcore import claims, compare, patches, report, report_claims, splits, splits_audit, store
-from mfcore.config import Data, Effects, Inflation, Splits, Study, as_dict
+from mfcore.config import MODES, Data, Effects, Inflation, Splits, Study, as_dict
 
 STUDY = Study(
     "t", "A <test>", Data("synthetic", um_per_px=0.3), splits=Splits(sizes=(1.0,), n_folds=2), encoders=("good", "broken")
@@ -70,6 +70,13 @@ def results(tmp_path):
         nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": state}), tmp_path / "notebooks" / "02_embed.good.ipynb"
     )
     return tmp_path
+
+
+def test_what_lies_over_a_border_is_said_to_be_as_the_study_fills_it(results):
+    run = store.Run(next(results.glob("patches-*")), {})
+    for mode, filled in (("strict", "white"), ("paper", "black")):
+        study = replace(STUDY, switches=MODES[mode])
+        assert f"over the border of their slide: {filled} there." in " ".join(report._data_note(study, run, pd.DataFrame()))
 
 
 def test_the_index_says_what_was_found_what_failed_and_that_it_is_synthetic(results):
