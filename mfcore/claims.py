@@ -64,9 +64,9 @@ RULE = (
     "Where none of them is there, others stand in: shown, not judged.",
     "What networks are, and how a study was made, is judged in every study, synthetic ones too: there the row says whether "
     "this study's own runs were made as the paper says.",
-    "Intervals and p values are those of the corrected paired t test over folds (Nadeau and Bengio 2003), p values after Holm "
-    "over all comparisons of the row. Expected values are the papers'; tolerances and margins are the same for all "
-    "studies.",
+    "Intervals and p values are those of the corrected paired t test over folds (Nadeau and Bengio 2003), which counts the "
+    "patches that a fit trains and is tested on (at smaller sizes as at the largest), p values after Holm over all comparisons "
+    "of the row. Expected values are the papers'; tolerances and margins are the same for all studies.",
 )
 
 

@@ -12,6 +12,7 @@ from mfcore.claims_judge import (
     CCMCT,
     DATA_NAMES,
     MIDOG22,
+    OUTSIDE,
     Claim,
     Finding,
     Material,
@@ -49,7 +50,7 @@ def gap_is_closed(material: Material) -> Finding:
     """Every LoRA arm out of domain no farther than ALIKE behind itself in domain."""
     adapted = claims_arms.lora(material)
     tables = {name: material.across(name) for name in adapted.names} if len(material.crossed) else {}
-    compared = [Pair(name, table["outside"], table["inside"]) for name, table in tables.items() if len(table)]
+    compared = [Pair(name, table["outside"], table["inside"], OUTSIDE) for name, table in tables.items() if len(table)]
     barred = "" if compared or adapted.barred else "no network was adapted on single domains"
     return bound(not_behind(material, compared, ALIKE, barred=barred), adapted)
 
@@ -83,7 +84,7 @@ def _published(row: dict) -> Claim:
             values = material.folds(name, row["size"], row["metric"])
         else:
             values = material.across(name, row["metric"])[row["quantity"]]
-        return bound(printed(material, values, row["value"], TOLERANCE, name), choice)
+        return bound(printed(material, values, row["value"], TOLERANCE, name, row["quantity"]), choice)
 
     title, said = (
         METRIC_TITLES[row["metric"]],

@@ -8,7 +8,9 @@ from mfcore import compare
 from mfcore.claims_arms import Choice, bound, end_to_end, foundation, imagenet
 from mfcore.claims_judge import (
     FOUNDATION,
+    INSIDE,
     MIDOG22,
+    OUTSIDE,
     Claim,
     Finding,
     Material,
@@ -31,7 +33,12 @@ def _pairs(material: Material, first: tuple[str, ...], second: tuple[str, ...], 
     """Each arm of ``first`` against each of ``second`` in each of ``inside``, ``outside``, ``drop``."""
     said = {"inside": "in domain", "outside": "out of domain", "drop": "loss out of domain"}
     return [
-        Pair(f"{a} against {b}, {said[column]}", material.across(a)[column], material.across(b)[column])
+        Pair(
+            f"{a} against {b}, {said[column]}",
+            material.across(a)[column],
+            material.across(b)[column],
+            INSIDE if column == "inside" else OUTSIDE,
+        )
         for column in columns
         for a in first
         for b in second
@@ -93,7 +100,7 @@ def all_lose(material: Material) -> Finding:
     """The end-to-end network and every foundation model's probe lose out of domain."""
     network, models = end_to_end(material), foundation(material)
     names = (*network.names, *models.names)
-    compared = [Pair(arm, material.across(arm)["inside"], material.across(arm)["outside"]) for arm in names]
+    compared = [Pair(arm, material.across(arm)["inside"], material.across(arm)["outside"], OUTSIDE) for arm in names]
     return _crossed(material, better(material, compared, "the paper's own losses are 0.12 to 0.15"), network, models)
 
 
@@ -113,7 +120,7 @@ def uneven(material: Material) -> Finding:
         for train in domains:
             others = [domain for domain in domains if domain != train and (train, domain) in cells]
             compared += [
-                Pair(f"from {train} to {a} against to {b}", cells[train, a], cells[train, b])
+                Pair(f"from {train} to {a} against to {b}", cells[train, a], cells[train, b], OUTSIDE)
                 for a, b in combinations(others, 2)
             ]
     if len(material.crossed) and network.names and not compared:
@@ -128,7 +135,7 @@ def asymmetric(material: Material) -> Finding:
     for arm in network.names:
         cells = _cells(material, arm)
         compared += [
-            Pair(f"{a} to {b} against back", cells[a, b], cells[b, a])
+            Pair(f"{a} to {b} against back", cells[a, b], cells[b, a], OUTSIDE)
             for a, b in permutations(sorted({train for train, _ in cells}), 2)
             if a < b and (b, a) in cells and (a, b) in cells
         ]
@@ -150,7 +157,7 @@ def _table_2(arm: str, encoder: str, column: str, expected: float, sd: float) ->
         if not choice.names:
             return bound(Finding("nothing measured"), choice)
         name = choice.names[0]
-        return bound(printed(material, material.across(name)[own], expected, TOLERANCE, name), choice)
+        return bound(printed(material, material.across(name)[own], expected, TOLERANCE, name, own), choice)
 
     test = f"mean over folds of the mean AUROC {'in' if own == 'inside' else 'out of'} domain"
     quote, said = f"{arm}: {title} {expected:.2f} ± {sd:.2f}", f"{expected:.2f} (printed ± {sd:.2f})"

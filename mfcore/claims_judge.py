@@ -30,6 +30,7 @@ DATA_NAMES = {
     "csv": "own slides",
 }
 QUESTION = ("mitotic figure", "look-alike")
+MIXED, INSIDE, OUTSIDE = "mixed", "inside", "outside"  # what is tested: all domains together, the one trained on, another
 
 
 @dataclass(frozen=True)
@@ -122,20 +123,33 @@ class Material:
         ).dropna()
         return table.assign(drop=table["inside"] - table["outside"])
 
-    def test(self, first: pd.Series, second: pd.Series | float) -> Test | None:
+    def test(self, first: pd.Series, second: pd.Series | float, tested: str = MIXED) -> Test | None:
         """The corrected paired test over the folds that both have; None for fewer than two.
 
-        The correction takes the shares of one fold's division at the full size; smaller training sets share less, so that
-        there it is on the safe side.
+        tested: MIXED, INSIDE or OUTSIDE, whose patches the correction counts (`overlap`). Smaller training sets than the
+        largest share less, so that there it is on the safe side.
         """
         if not isinstance(second, pd.Series):
             second = pd.Series(second, index=first.index)
         both = first.index.intersection(second.index)
         if len(both) < 2:
             return None
-        tested = self.study.splits.test_fraction
-        trained = (1 - tested) * (1 - self.study.splits.val_fraction)
-        return paired_test(first[both].to_numpy(), second[both].to_numpy(), trained, tested)
+        return paired_test(first[both].to_numpy(), second[both].to_numpy(), *self.overlap(tested))
+
+    def overlap(self, tested: str = MIXED) -> tuple[float, float]:
+        """Patches that train and that test one fit, means: of fits on all domains at the largest size, else of single ones.
+
+        Out of domain every fold is tested on all of the other domain, which is far more than in domain. Without such fits
+        the shares of a fold.
+        """
+        rows = self.mixed if tested == MIXED else self.crossed
+        if len(rows):
+            at_home = rows["domain"] == rows["train_domain"]
+            rows = rows[rows["size"] == self.sizes[-1]] if tested == MIXED else rows[at_home == (tested == INSIDE)]
+        if rows.empty:
+            share = self.study.splits.test_fraction
+            return (1 - share) * (1 - self.study.splits.val_fraction), share
+        return float(rows["n_train"].mean()), float(rows["n_test"].mean())
 
     def network(self, name: str) -> Network | None:
         """The network of an arm, None for a probe's."""
@@ -195,11 +209,12 @@ def data_name(study: Study) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arms (or sizes, or domains) that share folds: ``first`` less ``second``, by fold."""
+    """Two arms (or sizes, or domains) that share folds: ``first`` less ``second``, by fold; ``tested`` as `Material.test`."""
 
     name: str
     first: pd.Series
     second: pd.Series | float
+    tested: str = MIXED
 
 
 def better(material: Material, pairs: list[Pair], why: str = "", barred: str = "") -> Finding:
@@ -222,14 +237,14 @@ def better(material: Material, pairs: list[Pair], why: str = "", barred: str = "
 def similar(material: Material, pairs: list[Pair], margin: float, why: str = "", barred: str = "") -> Finding:
     """Whether the two of every pair differ by no more than ``margin``.
 
-    REPRODUCED where every interval lies within the margin, NOT_REPRODUCED where one lies outside it, UNCLEAR else. The
-    difference is the largest.
+    REPRODUCED where every interval lies within the margin, NOT_REPRODUCED where one difference is beyond it with a
+    Holm-corrected p below ALPHA, UNCLEAR else. The difference is the largest.
     """
     tests, found = _tests(material, pairs)
     if tests is None:
         return Finding(found, why=why, barred=barred)
     low, high = tests["low"], tests["high"]
-    if ((low > margin) | (high < -margin)).any():
+    if _beyond(material, pairs, tests, margin).any():
         outcome = NOT_REPRODUCED
     else:
         outcome = REPRODUCED if ((low > -margin) & (high < margin)).all() else UNCLEAR
@@ -255,14 +270,15 @@ def no_better(material: Material, pairs: list[Pair], margin: float, why: str = "
 def not_behind(material: Material, pairs: list[Pair], margin: float, why: str = "", barred: str = "") -> Finding:
     """Whether the first of every pair is at most ``margin`` below the second.
 
-    REPRODUCED where every interval begins above that, NOT_REPRODUCED where one ends below it, UNCLEAR else. The difference is
-    the lowest.
+    REPRODUCED where every interval begins above that, NOT_REPRODUCED where one difference is beyond it with a Holm-corrected p
+    below ALPHA, UNCLEAR else. The difference is the lowest.
     """
     tests, found = _tests(material, pairs)
     if tests is None:
         return Finding(found, why=why, barred=barred)
     near = REPRODUCED if (tests["low"] > -margin).all() else UNCLEAR
-    outcome = NOT_REPRODUCED if (tests["high"] < -margin).any() else near
+    behind = _beyond(material, pairs, tests, margin) & (tests["difference"] < 0)
+    outcome = NOT_REPRODUCED if behind.any() else near
     return Finding(found, outcome, float(tests["difference"].min()), why, barred, True)
 
 
@@ -283,7 +299,13 @@ def some_differ(material: Material, pairs: list[Pair], margin: float, why: str =
 
 
 def number(
-    material: Material, values: pd.Series, expected: float, tolerance: float, why: str = "", barred: str = ""
+    material: Material,
+    values: pd.Series,
+    expected: float,
+    tolerance: float,
+    why: str = "",
+    barred: str = "",
+    tested: str = MIXED,
 ) -> Finding:
     """Whether the mean of ``values`` over folds is a printed number.
 
@@ -292,7 +314,7 @@ def number(
     """
     found = spread(values)
     text = f"{compare.plus_minus(found.mean, found.sd)} ({found.n} fold{'s' * (found.n != 1)})"
-    test = material.test(values, 0.0)
+    test = material.test(values, 0.0, tested)
     if test is None:
         return Finding(text, difference=found.mean - expected, why=why, barred=barred or "fewer than two folds")
     interval, away = test.interval, found.mean - expected
@@ -316,7 +338,7 @@ def _tests(material: Material, pairs: list[Pair], most: int = 4) -> tuple[pd.Dat
     """The tests of pairs as a table, and as text; None where a pair has fewer than two folds, or there is none."""
     if not pairs:
         return None, "nothing to compare"
-    tests = [material.test(pair.first, pair.second) for pair in pairs]
+    tests = [material.test(pair.first, pair.second, pair.tested) for pair in pairs]
     short = [pair.name for pair, test in zip(pairs, tests, strict=True) if test is None]
     if short:
         return None, f"fewer than two folds in common: {', '.join(short[:3])}{' and others' if len(short) > 3 else ''}"
@@ -335,6 +357,17 @@ def _tests(material: Material, pairs: list[Pair], most: int = 4) -> tuple[pd.Dat
     )
     table["p_holm"] = statistics.holm(table["p"])
     return table, _text(table, most)
+
+
+def _beyond(material: Material, pairs: list[Pair], tests: pd.DataFrame, margin: float) -> pd.Series:
+    """Which differences are clearly farther from zero than ``margin``: tested against it on their side, p after Holm."""
+    against = [
+        material.test(pair.first, pair.second + (margin if difference > 0 else -margin), pair.tested)
+        for pair, difference in zip(pairs, tests["difference"], strict=True)
+    ]
+    p = pd.Series([math.nan if test is None else test.p for test in against], dtype=float)
+    p[tests["difference"].abs() <= margin] = 1.0  # clearly within is not beyond
+    return statistics.holm(p) < ALPHA
 
 
 def _means(pair: Pair) -> str:

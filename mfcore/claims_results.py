@@ -11,7 +11,9 @@ from mfcore.claims_judge import (
     CCMCT,
     FOUNDATION,
     MIDOG22,
+    MIXED,
     NOT_REPRODUCED,
+    OUTSIDE,
     REPRODUCED,
     Claim,
     Finding,
@@ -137,9 +139,9 @@ def printed_full_size(data_set: str, tolerance: float) -> Claim:
     return Claim(quote, "section 4", test, f"{expected:.2f} (printed ± {sd:.2f})", f"± {tolerance:g}", measure, (row[1],))
 
 
-def printed(material: Material, values: pd.Series, expected: float, tolerance: float, arm: str) -> Finding:
+def printed(material: Material, values: pd.Series, expected: float, tolerance: float, arm: str, tested: str = MIXED) -> Finding:
     """`number`, with in what the study departs from the paper's protocol wherever the number isn't the printed one."""
-    finding = number(material, values, expected, tolerance)
+    finding = number(material, values, expected, tolerance, tested=tested)
     return finding if finding.outcome == REPRODUCED else replace(finding, why=departures(material, arm))
 
 
@@ -235,7 +237,7 @@ def all_conclude(material: Material) -> Finding:
     network, models = end_to_end(material), foundation(material)
     compared = pairs(material, network.names, models.names, full(material))
     compared += [
-        Pair(f"{a} against {b}, out of domain", material.across(a)["outside"], material.across(b)["outside"])
+        Pair(f"{a} against {b}, out of domain", material.across(a)["outside"], material.across(b)["outside"], OUTSIDE)
         for a in network.names
         for b in models.names
         if len(material.crossed)

@@ -152,3 +152,26 @@ def test_the_correction_takes_the_shares_of_a_fold():
 )
 def test_which_data_can_settle_what(data, about, reason):
     assert out_of_scope(Study("s", "t", data), about) == reason
+
+
+def test_the_correction_counts_the_patches_that_were_trained_and_tested_on():
+    rows = [("all", "all", 1.0, 700, 300), ("all", "all", 0.1, 70, 300)]
+    rows += [("a", "a", 1.0, 200, 60), ("a", "b", 1.0, 200, 500)]
+    scores = pd.DataFrame(rows, columns=["train_domain", "domain", "size", "n_train", "n_test"])
+    made = Material(made_claims.study(), scores, Path("nowhere"))
+    counts = {tested: made.overlap(tested) for tested in ("mixed", "inside", "outside")}
+    assert counts == {"mixed": (700, 300), "inside": (200, 60), "outside": (200, 500)}
+    of = pair(0.05, 0.01)
+    inside, outside = (made.test(of.first, of.second, tested) for tested in ("inside", "outside"))
+    assert outside == paired_test(of.first, of.second, 200, 500) and outside.p > inside.p
+    judged = claims_judge.better(made, [Pair("a", of.first, of.second, "outside")])
+    assert f"{outside.interval.low:+.3f}" in judged.found
+
+
+@pytest.mark.parametrize("judge", [claims_judge.similar, claims_judge.not_behind])
+def test_one_of_many_beyond_the_margin_by_a_little_refutes_nothing(judge):
+    noise, n_others = 0.01, 19
+    outside = pair(-0.06, noise)
+    assert MATERIAL.test(outside.first, outside.second).interval.high < -0.02
+    assert judge(MATERIAL, [outside], margin=0.02).outcome == NOT_REPRODUCED
+    assert judge(MATERIAL, [outside, *[pair(0.0, CLEAR)] * n_others], margin=0.02).outcome == UNCLEAR
