@@ -1,16 +1,17 @@
 """From stored predictions to tables: every metric is computed again from what each arm predicted, never read from a log."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from mfcore import encoders, metrics, raters, splits, store
-from mfcore.cards import EncoderCard
+from mfcore import metrics, raters, splits, store
+from mfcore.cards import CARDS, EncoderCard
 from mfcore.config import Network, Study, Switches, as_dict
+from mfcore.conventions import RELEASED_EMBEDDING, RELEASED_TRAINING
 from mfcore.statistics import Interval, spread
 from mfcore.statistics_bootstrap import bootstrap
 
@@ -107,21 +108,23 @@ def _splits_of_networks(study: Study, results: Path) -> str | None:
 
 def _settings(study: Study, network: Network) -> dict:
     """What a training's config must say to be the study's, as far as it says so (`mfcore.train.config_of`)."""
-    card = _card(study, network.architecture, encoders.of_network)
+    card = _card(study, network.architecture, RELEASED_TRAINING)
     switches = {name: getattr(study.switches, name) for name in Switches.CHOICES}
     return _plain({"network": as_dict(network), **switches} | ({"card": card.identity()} if card else {}))
 
 
 def _by_its_card(study: Study, record: dict, results: Path) -> bool:
     """Whether a probe read embeddings that were made as the study has them made; whether they are gone doesn't matter."""
-    card, key = _card(study, record["name"], encoders.of), record["inputs"].get("embeddings")
+    card, key = _card(study, record["name"], RELEASED_EMBEDDING), record["inputs"].get("embeddings")
     made = next(results.glob(f"embeddings-*-{key}/run.json"), None)
     return card is None or made is None or store.read_json(made)["config"]["card"] == _plain(card.identity())
 
 
-def _card(study: Study, name: str, of: Callable[[Study, str], EncoderCard]) -> EncoderCard | None:
+def _card(study: Study, name: str, released: Mapping[str, str]) -> EncoderCard | None:
     """The card by which a study has an encoder now; None for one of its own, which no switch changes and which takes torch."""
-    return of(study, name) if name in encoders.names() else None
+    if name in [own.name for own in study.own_encoders]:
+        return None
+    return CARDS.get(released.get(name, name) if study.switches.encoder_input == "released" else name)
 
 
 def _plain(content: dict) -> dict:
