@@ -55,8 +55,8 @@ def _row(study: Study, switch: str, arm: Arm, results: Path) -> dict:
     is_one = switch in Switches.CHOICES
     row = {
         "switch": switch,
-        "as_released": _value(getattr(RELEASED, switch)) if is_one else "",
-        "default": _value(getattr(study.switches, switch)) if is_one else "",
+        "as_released": shown(getattr(RELEASED, switch)) if is_one else "",
+        "default": shown(getattr(study.switches, switch)) if is_one else "",
         "arm": arm.name,
         "kind": _kind(study, arm),
         "n_folds": 0,
@@ -86,7 +86,8 @@ def _row(study: Study, switch: str, arm: Arm, results: Path) -> dict:
     return row | _difference(switch, predictions, base)
 
 
-def _value(value: object) -> str:
+def shown(value: object) -> str:
+    """A switch's value as tables show it."""
     return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 

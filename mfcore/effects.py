@@ -103,10 +103,12 @@ def find(study: Study, switch: str, results: str | Path) -> store.Run:
 
 def why_not(study: Study, switch: str, arm: Arm) -> str:
     """Why a switch can't change an arm, as far as the study alone tells; empty where it can."""
-    if switch in (BASE, PAPER):
+    if switch == BASE:
         return ""
-    if getattr(study.switches, switch) == getattr(RELEASED, switch):
+    if study.switches == RELEASED or (switch != PAPER and getattr(study.switches, switch) == getattr(RELEASED, switch)):
         return "the study itself does as the released code"
+    if switch == PAPER:
+        return ""
     if switch in OF_TRAINING and not arm.is_network:
         return NO_TRAINING
     if switch == "encoder_input":

@@ -8,7 +8,7 @@ import pandas as pd
 from mfcore import compare, compare_effects, effects, patches, report_html, store
 from mfcore.compare_defects import DEFECTS, RELEASED_CODE, Defect
 from mfcore.config import Study, Switches
-from mfcore.effects import BASE, PAPER
+from mfcore.effects import BASE, PAPER, RELEASED
 from mfcore.report_html import table
 
 
@@ -47,7 +47,12 @@ def _entry(defect: Defect, rows: pd.DataFrame, study: Study, source: store.Run |
     told = [row for row in mine if row["why"] != effects.NO_TRAINING] or mine
     worth = [compare_effects.said(row) for row in told] or [defect.why_no_switch or compare_effects.NOT_YET]
     setting = f"{defect.name}: {mine[0]['as_released']} instead of {mine[0]['default']}" if is_switch and mine else ""
-    return {**vars(defect), "setting": setting, "touched": touched, "worth": worth}
+    found = {**vars(defect), "setting": setting, "touched": touched, "worth": worth}
+    name = {"lora_best": "epoch"}.get(defect.name, defect.name)
+    if name in Switches.CHOICES and getattr(study.switches, name) == getattr(RELEASED, name):
+        value = compare_effects.shown(getattr(RELEASED, name))
+        return found | {"setting": "", "ours": f"does as the released code ({name}: {value})"}
+    return found
 
 
 def said(rows: pd.DataFrame, study: Study) -> str:
@@ -56,6 +61,8 @@ def said(rows: pd.DataFrame, study: Study) -> str:
         return "The study measures none of them: its effects name no switches."
     one = rows[rows["switch"].isin(Switches.CHOICES)]
     measured = one[one["applies"] & one["difference"].notna()]
+    if not one["applies"].any():
+        return "Nothing here can show what any of them is worth; each row says why."
     if not len(measured):
         return "None of them is measured yet."
     clear = measured[(measured["low"] > 0) | (measured["high"] < 0)]

@@ -270,6 +270,16 @@ def test_the_page_says_of_every_departure_what_is_done_and_what_it_is_worth(meas
     assert "None of them is measured yet." in report_switches.said(compare_effects.table(STUDY, measured.parent), STUDY)
 
 
+def test_a_study_in_paper_mode_is_said_to_do_as_the_released_code(tmp_path):
+    study = dataclasses.replace(STUDY, switches=MODES["paper"])
+    assert "itself does as the released code" in effects.why_not(study, effects.PAPER, NETWORK)
+    page = report_switches.page(study, tmp_path)
+    assert "None of them is measured yet" not in page and "Nothing here can show what any of them is worth" in page
+    assert "keeps a slide&#39;s annotations" not in page and "tests the best epoch of a LoRA arm" not in page
+    assert "does as the released code (split_by: annotation)" in page and "annotation instead of annotation" not in page
+    assert "does as the released code (epoch: last)" in page and "keeps tables and JSON with checksums" in page
+
+
 def test_every_switch_is_a_departure_that_is_told_once():
     names = [defect.name for defect in compare_defects.DEFECTS]
     assert len(set(names)) == len(names) and set(Switches.CHOICES) <= set(names)
