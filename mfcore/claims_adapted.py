@@ -6,7 +6,7 @@ no sentence of its authors.
 
 import pandas as pd
 
-from mfcore import claims_arms, compare
+from mfcore import cards_pathology, claims_arms, compare
 from mfcore.claims_arms import Choice, bound, end_to_end
 from mfcore.claims_judge import (
     CCMCT,
@@ -26,15 +26,25 @@ from mfcore.claims_results import ALIKE, full, pairs, printed
 AMMELING = "Ammeling et al. 2025 (arXiv 2508.04441), second-hand"
 TOLERANCE = 0.03
 TENTH = 0.1
+PATHOLOGY_NAMES = frozenset(card.name for card in cards_pathology.PATHOLOGY)
 METRIC_TITLES = {"weighted_f1": "weighted F1", "auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
 
 
 # ---- the successor ----
 
 
+def _adapted(material: Material) -> Choice:
+    """The foundation models adapted by LoRA, or else the study's other networks by LoRA, which only stand in for them."""
+    choice = claims_arms.lora(material)
+    own = [name for name in choice.names if (n := material.network(name)) and n.architecture in PATHOLOGY_NAMES]
+    if own or not choice.names:
+        return Choice(tuple(own), choice.barred)
+    return Choice(choice.names, f"no foundation model was adapted here ({', '.join(choice.names)} instead)")
+
+
 def tenth_is_enough(material: Material) -> Finding:
     """Every LoRA arm at 10 % no farther than ALIKE behind itself at the largest size."""
-    adapted = claims_arms.lora(material)
+    adapted = _adapted(material)
     sizes = [size for size in material.sizes if abs(size - TENTH) < 1e-9 and size < material.sizes[-1]]
     compared = [
         Pair(name, material.folds(name, size), material.folds(name, material.sizes[-1]))
@@ -48,7 +58,7 @@ def tenth_is_enough(material: Material) -> Finding:
 
 def gap_is_closed(material: Material) -> Finding:
     """Every LoRA arm out of domain no farther than ALIKE behind itself in domain."""
-    adapted = claims_arms.lora(material)
+    adapted = _adapted(material)
     tables = {name: material.across(name) for name in adapted.names} if len(material.crossed) else {}
     compared = [Pair(name, table["outside"], table["inside"], OUTSIDE) for name, table in tables.items() if len(table)]
     barred = "" if compared or adapted.barred else "no network was adapted on single domains"
@@ -57,7 +67,7 @@ def gap_is_closed(material: Material) -> Finding:
 
 def classic_is_competitive(material: Material) -> Finding:
     """The end-to-end network no farther than ALIKE behind every LoRA arm, at the largest size."""
-    network, adapted = end_to_end(material), claims_arms.lora(material)
+    network, adapted = end_to_end(material), _adapted(material)
     return bound(not_behind(material, pairs(material, network.names, adapted.names, full(material)), ALIKE), network, adapted)
 
 

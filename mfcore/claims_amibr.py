@@ -170,7 +170,7 @@ def in_published_range(kind: str, metric: str) -> Measure:
             for size in full(material):
                 values = at_share(material, name, size) if unweighed else material.folds(name, size, metric)
                 if len(values):
-                    findings[name] = number(material, values, (low + high) / 2, (high - low) / 2 + TOLERANCE)
+                    findings[name] = number(material, values, (low + high) / 2, TOLERANCE, range_=(high - low) / 2)
         why = ["other encoders and other slides than the benchmark's"]
         if unweighed and findings:
             at_half = ", ".join(f"{name} {material.folds(name, material.sizes[-1], metric).mean():.2f}" for name in findings)

@@ -306,8 +306,9 @@ def number(
     why: str = "",
     barred: str = "",
     tested: str = MIXED,
+    range_: float = 0.0,
 ) -> Finding:
-    """Whether the mean of ``values`` over folds is a printed number.
+    """Whether the mean of ``values`` over folds is a printed number, or within ``range_`` to both sides of it.
 
     REPRODUCED where the mean lies within the tolerance and its interval reaches no farther than twice the tolerance from it;
     NOT_REPRODUCED where the whole interval lies outside the tolerance; UNCLEAR else: the folds leave too much open.
@@ -319,9 +320,9 @@ def number(
         return Finding(text, difference=found.mean - expected, why=why, barred=barred or "fewer than two folds")
     interval, away = test.interval, found.mean - expected
     text += f", interval {interval.low:.3f} to {interval.high:.3f}"
-    if abs(away) <= tolerance and interval.high - interval.low <= 4 * tolerance:
+    if abs(away) <= range_ + tolerance and interval.high - interval.low <= 4 * tolerance:
         outcome = REPRODUCED
-    elif interval.low > expected + tolerance or interval.high < expected - tolerance:
+    elif interval.low > expected + range_ + tolerance or interval.high < expected - range_ - tolerance:
         outcome = NOT_REPRODUCED
     else:
         outcome = UNCLEAR

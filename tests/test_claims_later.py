@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore import claims, claims_adapted, claims_amibr, compare, store
+from mfcore import claims, claims_adapted, claims_amibr, claims_methods, compare, store
 from mfcore.claims_judge import GANZ, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR, Claim, Material
 from mfcore.config import Data, Lora, Network, Splits, Study
 
@@ -193,3 +193,29 @@ def test_other_data_say_nothing_of_amibr_and_it_nothing_of_the_paper():
     own = claims.check(STUDY, made_claims.scores(STUDY, full=LEVELS, across=ACROSS), NOWHERE)
     results = own[(own["paper"] == GANZ) & own["subject"].isin([claims.AMOUNT, claims.DOMAINS, claims.DATA])]
     assert set(results["verdict"]) == {NOT_TESTABLE}
+
+
+@pytest.mark.parametrize(
+    "function", [claims_adapted.tenth_is_enough, claims_adapted.gap_is_closed, claims_adapted.classic_is_competitive]
+)
+def test_lora_of_a_network_of_photographs_stands_in_and_settles_nothing(function):
+    own = (made_claims.NETWORKS[0], Network("adapted", "vit_huge_in21k", lora=Lora()))
+    finding = function(material(made_claims.study(networks=own)))
+    assert finding.barred == "no foundation model was adapted here (adapted instead)" and finding.is_comparison
+    both = (*made_claims.NETWORKS, Network("other", "vit_huge_in21k", lora=Lora()))
+    made = {"full": {"other": 0.5}, "across": {"other": (0.9, 0.5)}}
+    assert "other" not in function(material(made_claims.study(networks=both), **made)).found
+
+
+def test_a_range_leaves_no_more_open_than_a_number():
+    wide = np.array([-0.05, -0.025, 0, 0.025, 0.05])
+    made = made_claims.scores(STUDY, full=LEVELS, across=ACROSS, noise=0)
+    of = (made["arm"] == "adapted") & (made["train_domain"] == "all") & (made["size"] == made["size"].max())
+    made.loc[of, "auroc"] = 0.86 + wide
+    row = asked(STUDY, made, claims_amibr.CLAIMS).loc["foundation models adapted by LoRA reach AUROCs of 0.815 to 0.903"]
+    assert row["verdict"] == UNCLEAR
+
+
+def test_tolerances_of_shares_are_in_percentage_points():
+    shares = [claim for claim in claims_methods.CLAIMS if claim.expected in ("20 %", "100 %")]
+    assert len(shares) == 4 and all("percentage points" in claim.tolerance for claim in shares)
