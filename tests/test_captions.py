@@ -113,6 +113,13 @@ def test_fig_1_says_where_networks_have_folds_of_their_own():
     assert "networks and probes on folds of their own" in captions.data_scaling(apart, scaling(), INTERVAL)
 
 
+def test_arms_on_folds_of_their_own_are_not_said_to_be_paired():
+    own = replace(MIDOG, switches=replace(MIDOG.switches, shared_splits=False))
+    texts = [captions_models.ranking(study, order([]), 12, SHOW) for study in (MIDOG, own)]
+    assert ["unpaired, as they have folds of their own" in text for text in texts] == [False, True]
+    assert "(paired over folds, corrected for their overlap" in texts[0]
+
+
 def test_which_arms_can_t_be_told_apart_is_read_off_the_ranking():
     told = captions_models.told_apart
     assert told(order([])) == "The 5 folds tell all 4 arms apart."
