@@ -8,10 +8,10 @@
 # | `patches-…/`, `splits-…/` | `train-<network>-fold…/` (predictions, history, weights) | about two minutes a fold |
 #
 # As in Ganz et al. 2024, section 3: from ImageNet weights, with colour jitter, blur, flips and rotation (inside a stored
-# margin, so that no corner is empty), Adam under a one-cycle schedule; the epoch with the lowest validation loss is the one
-# tested, its weights truly restored. A network with `lora` in the study is a transformer that stays frozen but for low-rank
-# matrices beside its layers, and a head. This run trains one fold, at every size and on every domain by itself unless the
-# study says less; by hand, the losses are drawn below while it goes on.
+# margin, so that no corner is empty), Adam under a one-cycle schedule. In strict mode the epoch with the lowest validation loss
+# is the one tested, its weights truly restored; in paper mode the last. A network with `lora` in the study is a transformer
+# that stays frozen but for low-rank matrices beside its layers, and a head. This run trains one fold, at every size and on
+# every domain by itself unless the study says less; by hand, the losses are drawn below while it goes on.
 
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers
@@ -66,6 +66,6 @@ print("files written:", run.folder.name, *[path.name for path in written], sep="
 # %% [markdown]
 # **What we saw.** One fold of the end-to-end arm: training and validation loss by epoch, and the epoch that was tested.
 #
-# **Limits.** At the smallest sizes the validation set holds a handful of patches, and the best epoch is then partly chance.
+# **Limits.** At the smallest sizes the validation set holds a handful of patches, and which epoch is best is then partly chance.
 #
 # **Next.** `05_data_scaling` puts this arm beside the probes.
