@@ -36,6 +36,10 @@ def test_every_study_here_loads_and_is_named_like_its_file(file):
         (GOOD + "splits: {sizes: 1.0}\n", "splits.sizes: expected a list"),
         (GOOD + "splits: {test_fraction: 1.0}\n", "splits.test_fraction"),
         (GOOD + "mode: lax\n", "mode is 'lax'"),
+        (
+            "name: t\ntitle: t\ndata: {source: synthetic}\nnetworks: [{name: n, input_px: 64, by_domain: false}]\n",
+            "splits.by_domain: no arm learns from single domains",
+        ),
         (GOOD + "switches: {epoch: first}\n", "switches.epoch: 'first' is not one of"),
         (GOOD + "switches: [epoch]\n", "switches: expected a mapping"),
         (GOOD + "networks: [{name: n, input_px: 100}, {name: n, input_px: 90}]\n", "named twice"),
