@@ -191,7 +191,9 @@ def _check(study: Study) -> None:
     if not names:
         raise ConfigError("a study needs at least one entry in encoders or networks")
     if splits.by_domain and not study.encoders and not any(network.by_domain for network in study.networks):
-        raise ConfigError("splits.by_domain: no arm learns from single domains; set it to false, or by_domain of a network to true")
+        raise ConfigError(
+            "splits.by_domain: no arm learns from single domains; set it to false, or by_domain of a network to true"
+        )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(
