@@ -132,7 +132,7 @@ def reliability(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> Fig
             axis.tick_params(labelbottom=True)
         for line in axes:
             line[0].set_ylabel("share of class 1 in the bin")
-        title(figure, f"{study.data.positive}s; bars: 95 % intervals over slides")
+        title(figure, f"{study.title.partition(':')[0]}: class 1 is {study.data.positive}s; bars: 95 % intervals over slides")
     return figure
 
 
