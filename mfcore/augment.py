@@ -20,7 +20,7 @@ if typing.TYPE_CHECKING:
 BLUR_KERNEL_PX = 5
 BLUR_SIGMA_PX = (0.1, 2.0)  # torchvision's GaussianBlur; the paper names no sigma
 GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, as torchvision rounds it
-PIECE_PX = 2 * 224 * 224  # that a CPU works on at once: few enough for its cache, many enough for torch's calls to pay
+PIECE_PX = 2 * 224 * 224  # that a core works on at once: few enough for its cache, many enough for torch's calls to pay
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,12 @@ def draw(network: Network, n_images: int, seed: int, *names: object) -> Paramete
     )
 
 
-def augment(images: "torch.Tensor", parameters: Parameters, input_px: int, out: "torch.Tensor | None" = None) -> "torch.Tensor":
+def augment(images: "torch.Tensor", parameters: Parameters, input_px: int) -> "torch.Tensor":
     """Augmented crops, float32 (B, 3, input_px, input_px) in 0..1, of stored patches (B, 3, stored_px, stored_px).
 
     ``images`` are uint8, or float in 0..1, on any device. Geometry comes first, then colour (in torchvision's order:
     brightness, contrast, saturation, hue), then blur. An image that isn't rotated keeps its pixels, nothing is resampled.
-    On a CPU an image comes out the same to the last bit whatever its batch. Nothing waits for a GPU. ``out``: where the crops
-    are to be written; new memory where it is None.
+    On a CPU an image comes out the same to the last bit whatever its batch. Nothing waits for a GPU.
     Raises ValueError where the number of parameters is another than that of images, or where a crop would reach outside
     its stored patch.
     """
@@ -94,8 +93,9 @@ def augment(images: "torch.Tensor", parameters: Parameters, input_px: int, out: 
     if n_images != len(parameters):
         raise ValueError(f"{n_images} images with parameters of {len(parameters)}")
     theta = affine(parameters, width_px, input_px)
-    crops = torch.empty((n_images, 3, input_px, input_px), device=images.device) if out is None else out
-    n_at_once = max(1, PIECE_PX // input_px**2) if images.device.type == "cpu" else max(1, n_images)
+    crops = torch.empty((n_images, 3, input_px, input_px), device=images.device)
+    on_cpu = images.device.type == "cpu"
+    n_at_once = max(1, PIECE_PX * torch.get_num_threads() // input_px**2 if on_cpu else n_images)
     for start in range(0, n_images, n_at_once):
         part = slice(start, start + n_at_once)
         _augment(images[part], parameters[part], theta[part], crops[part])
