@@ -28,10 +28,10 @@ def table(study: Study, results: str | Path) -> pd.DataFrame:
     results, name = Path(results), study.conventions
     if not name:
         return pd.DataFrame()
-    own = encoders.of(study, name)
+    own = encoders.of(study, name, results)
     rows, base_features, base_scores = [], _features(study, name, results), _full_size(study, name, results)
     for library, card_name, note in [(AUTHORS, name, ""), *((c.library, c.card, c.note) for c in CONVENTIONS.get(name, ()))]:
-        this = encoders.of(study, card_name)
+        this = encoders.of(study, card_name, results)
         row: dict[str, object] = {"library": library, "card": card_name, "n_dims": this.n_dims}
         row["departs"] = "; ".join(part for part in (differs(own, this), note) if part)
         features, scores = _features(study, card_name, results), _full_size(study, card_name, results)

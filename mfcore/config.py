@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from mfcore.config_networks import problems_of
+from mfcore.config_pretraining import Pretraining, Task, problems_of_pretraining, problems_of_task
 from mfcore.config_schema import (
     MODES,
     SCHEMES,
@@ -46,10 +47,12 @@ __all__ = [
     "Network",
     "OwnEncoder",
     "Patches",
+    "Pretraining",
     "Probe",
     "Splits",
     "Study",
     "Switches",
+    "Task",
     "as_dict",
     "digest",
     "load_study",
@@ -238,7 +241,16 @@ def _check(study: Study) -> None:
         raise ConfigError(f"inflation.schemes: {unknown[0]!r} is not one of {list(SCHEMES)}")
     if study.stored_px < study.patches.size_px:
         raise ConfigError(f"patches.stored_px: {study.stored_px} is less than patches.size_px {study.patches.size_px}")
-    if problems := [problem for network in study.networks for problem in problems_of(network, study)]:
+    names = [which.name for which in study.pretraining]
+    encoders = list(dict.fromkeys([*study.encoders, *names]))
+    problems = [problem for network in study.networks for problem in problems_of(network, study)]
+    for which in study.pretraining:
+        problems += problems_of_pretraining(which, described)
+    for task in study.tasks:
+        problems += problems_of_task(task, encoders)
+    for named, what in ((names, "pretraining"), ([task.name for task in study.tasks], "tasks")):
+        problems += [f"{what}: {name!r} is there twice" for name in sorted({n for n in named if named.count(n) > 1})]
+    if problems:
         told = [
             *problems[:MAX_PROBLEMS],
             *([f"... and {len(problems) - MAX_PROBLEMS} more"] if problems[MAX_PROBLEMS:] else []),

@@ -5,6 +5,8 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mfcore.config_pretraining import Pretraining, Task
+
 
 class ConfigError(ValueError):
     """A study says something that it can't say; the message names file, key and remedy."""
@@ -290,6 +292,8 @@ class Study:
     conventions: one of ``encoders`` that is also embedded and probed as other libraries do it (`mfcore.conventions`).
     probe_audit: those of ``encoders`` that are also probed by other published estimators (`mfcore.probe_audit`).
     effects: which switches' effects are measured, on which arms.
+    pretraining: encoders that the study pretrains from slides; those that ``encoders`` lists are benchmarked like any other.
+    tasks: downstream tasks by which encoders are judged besides.
     """
 
     name: str
@@ -307,6 +311,8 @@ class Study:
     probe_audit: tuple[str, ...] = ()
     networks: tuple[Network, ...] = ()
     effects: Effects = field(default_factory=Effects)
+    pretraining: tuple[Pretraining, ...] = ()
+    tasks: tuple[Task, ...] = ()
 
     @property
     def synthetic(self) -> bool:
@@ -324,3 +330,17 @@ class Study:
             if network.name == name:
                 return network
         raise ConfigError(f"study {self.name!r} has no network {name!r}; it has {[n.name for n in self.networks]}")
+
+    def pretrained(self, name: str) -> Pretraining:
+        """The pretraining of the encoder ``name``; raises ConfigError with the names there are."""
+        for which in self.pretraining:
+            if which.name == name:
+                return which
+        raise ConfigError(f"study {self.name!r} pretrains no encoder {name!r}; it has {[p.name for p in self.pretraining]}")
+
+    def task(self, name: str) -> Task:
+        """The task called ``name``; raises ConfigError with the names there are."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise ConfigError(f"study {self.name!r} has no task {name!r}; it has {[task.name for task in self.tasks]}")

@@ -21,16 +21,16 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mfcore import canary, embed_stream, encoders, patches, store, weights
+from mfcore import canary, embed_stream, encoders, patches, pretrained, store, weights
 from mfcore.cards import EncoderCard
 from mfcore.config import ConfigError, Study, as_dict, load_study
 
 SHARD = 256  # patches; as many at most are lost by a kill, on each device
 
 
-def config_of(study: Study, encoder_name: str) -> dict:
+def config_of(study: Study, encoder_name: str, results: str | Path) -> dict:
     """What decides the embeddings, besides the patches: the encoder's card and the crop that it sees."""
-    return {"card": encoders.of(study, encoder_name).identity(), "size_px": study.patches.size_px}
+    return {"card": encoders.of(study, encoder_name, results).identity(), "size_px": study.patches.size_px}
 
 
 def embed(study: Study, encoder_name: str, results: str | Path, device: str = "cpu", batch_size: int = 0) -> store.Run:
@@ -40,7 +40,7 @@ def embed(study: Study, encoder_name: str, results: str | Path, device: str = "c
     StoreError where the patches aren't there, EncoderError where the encoder can't be had, gives NaN or infinity (naming
     the first patches), or isn't any more the one that the run, begun or finished, was made with.
     """
-    card = encoders.of(study, encoder_name)
+    card = encoders.of(study, encoder_name, results)
     source, run = _open(study, encoder_name, results)
     if run.done:
         _check_finished(run, card, device)
@@ -74,7 +74,7 @@ def embed_share(
         shards = list(_shards(run, len(table)).items())
         first, last = (len(shards) * i // n_shares for i in (share, share + 1))
         with _until_done(run):
-            _fill(run, encoders.of(study, encoder_name), study, source, dict(shards[first:last]), device, batch_size)
+            _fill(run, encoders.of(study, encoder_name, results), study, source, dict(shards[first:last]), device, batch_size)
     return run
 
 
@@ -84,8 +84,8 @@ def find(study: Study, encoder_name: str, results: str | Path) -> store.Run:
     No model and no hub is asked: an encoder without a card of its own is found by its name, the newest run first.
     """
     source = {"patches": patches.find(study, results).key}
-    if encoder_name in [*encoders.names(), *(own.name for own in study.own_encoders)]:
-        return store.find_run(results, "embeddings", encoder_name, config_of(study, encoder_name), source)
+    if encoder_name in [*encoders.names(), *(own.name for own in study.own_encoders)] or pretrained.is_of(study, encoder_name):
+        return store.find_run(results, "embeddings", encoder_name, config_of(study, encoder_name, results), source)
     found = []
     for file in Path(results).glob("embeddings-*/run.json"):
         record = store.read_json(file)
@@ -105,7 +105,7 @@ def load(run: store.Run) -> tuple[np.ndarray, np.ndarray]:
 def _open(study: Study, encoder_name: str, results: str | Path) -> tuple[store.Run, store.Run]:
     """The runs of the patches and of their embeddings."""
     source = patches.find(study, results)
-    config = config_of(study, encoder_name)
+    config = config_of(study, encoder_name, results)
     return source, store.open_run(results, "embeddings", encoder_name, config, {"patches": source.key})
 
 

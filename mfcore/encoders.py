@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mfcore import preprocess
+from mfcore import preprocess, pretrained
 from mfcore.cards import CARDS, EncoderCard
-from mfcore.config import Study
+from mfcore.config import ConfigError, Study
 from mfcore.conventions import RELEASED_EMBEDDING, RELEASED_TRAINING
 from mfcore.encoders_build import build, read_out, seeded
 from mfcore.encoders_cards import folder_card, own_card, timm_card
+from mfcore.store import StoreError
 from mfcore.weights import EncoderError
 
 if TYPE_CHECKING:
@@ -66,13 +67,22 @@ def card(name: str) -> EncoderCard:
     return timm_card(name, scheme, rest)
 
 
-def of(study: Study, name: str) -> EncoderCard:
+def of(study: Study, name: str, results: str | Path | None = None) -> EncoderCard:
     """The card by which a study embeds with one of its encoders.
 
-    The study's own record where it gives one, else as `card` has it; or, under ``switches.encoder_input: released``, the
-    variant that does as the released code, where that departs. Raises EncoderError for a record that can't be, naming it.
+    The study's own record where it gives one, that of the encoder (or snapshot) which the study pretrained, found in its
+    ``results``, else as `card` has it; or, under ``switches.encoder_input: released``, the variant that does as the released
+    code, where that departs. Raises EncoderError for a record that can't be, naming it, and for an encoder that isn't
+    pretrained yet.
     """
-    return _of(study, name, RELEASED_EMBEDDING)
+    if not pretrained.is_of(study, name):
+        return _of(study, name, RELEASED_EMBEDDING)
+    if results is None:
+        raise EncoderError(f"encoder {name!r} is pretrained by the study: its card is among the study's results")
+    try:
+        return folder_card(name, pretrained.folder_of(study, name, results))
+    except (StoreError, ConfigError) as error:
+        raise EncoderError(f"encoder {name!r} isn't there: {error}") from None
 
 
 def of_network(study: Study, architecture: str) -> EncoderCard:

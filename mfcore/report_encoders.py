@@ -62,18 +62,18 @@ def table(study: Study, results: Path) -> pd.DataFrame:
     runs, failures = _runs(study, results), _failures(results)
     rows = []
     for name in [*CARDS, *(name for name in study.encoders if name not in CARDS)]:
-        card, problem = _card(study, name, runs)
+        card, problem = _card(study, name, results, runs)
         what, words = _state(study, name, card or problem, runs, failures)
         known = _facts(card) if card else {}
         rows.append({"group": _group(name, card), "encoder": name, **known, "is": what, "state": words})
     return pd.DataFrame(rows).fillna("")
 
 
-def _card(study: Study, name: str, runs: dict[str, store.Run]) -> tuple[EncoderCard | None, str]:
+def _card(study: Study, name: str, results: Path, runs: dict[str, store.Run]) -> tuple[EncoderCard | None, str]:
     """The card of an encoder without asking a network, or why it can't be shown; one named by where it is has its run's."""
     try:
         if name in CARDS or not name.startswith(("timm:", "hf-hub:", "random:")):
-            return encoders.of(study, name), ""
+            return encoders.of(study, name, results), ""
         if name not in runs:
             return None, "its card is read when it is embedded"
         content = runs[name].record["config"]["card"]

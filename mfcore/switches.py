@@ -84,7 +84,7 @@ def _patches(this: Study, data: str | Path, results: Path, n_workers: int) -> st
 
 def _probe(this: Study, encoder: str, results: Path, device: str, made: dict[str, str]) -> dict[str, str]:
     """Keys of the encoder's embeddings and of its probe."""
-    with _turn(results, "embeddings", encoder, embed.config_of(this, encoder), made["patches"]):
+    with _turn(results, "embeddings", encoder, embed.config_of(this, encoder, results), made["patches"]):
         embeddings = _found(lambda: embed.find(this, encoder, results)) or embed.embed(this, encoder, results, device)
     with _turn(results, "probe", encoder, as_dict(this.probe), made["splits"], embeddings.key):
         fitted = probe.fit_study(this, embeddings, results)

@@ -31,7 +31,7 @@ labels, images = patches.load(patches.find(study, folder))
 # ## The encoder's card
 
 # %%
-card = encoders.of(study, encoder)
+card = encoders.of(study, encoder, folder)
 captions.show(encoders.card_table(card))
 
 # %% [markdown]

@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "mfcore"
 # A new module names its layer here. `ssl` stands for the whole sub-package, `synthetic` for `synthetic_cells` and its like too.
 LAYERS = {
     "base": {"config", "rng", "store", "metrics", "conventions"},
-    "data": {"labels", "slides", "splits", "patches", "downloads", "augment", "synthetic", "effects"},
+    "data": {"labels", "slides", "splits", "patches", "downloads", "augment", "synthetic", "effects", "pretrained", "tasks"},
     "models": {"cards", "weights", "preprocess", "encoders", "canary", "adapt"},
-    "procedures": {"embed", "probe", "train", "segment", "ssl"},
+    "procedures": {"embed", "probe", "train", "judge", "segment", "ssl"},
     "report": {"compare", "raters", "statistics", "figures", "captions", "claims", "report"},
     "whole": {"switches"},
     "sweep": {"sweep", "pairs"},

@@ -1,0 +1,250 @@
+"""What a study may say of encoders that it pretrains itself (kaiko 2024), and of the tasks by which they are judged."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+METHODS = ("dino", "dinov2")
+TASKS = ("bach", "crc", "mhist", "pcam", "pcam_10shot", "consep", "monusac", "synthetic_tissue", "synthetic_nuclei")
+SEGMENTATION = ("consep", "monusac", "synthetic_nuclei")  # the others classify patches
+MAX_PATCH_PX = 4096
+
+
+@dataclass(frozen=True)
+class OnlinePatches:
+    """Patches drawn from slides while a network learns; none is stored (kaiko 2024, Online Patching).
+
+    size_px: side of a patch. um_per_px: resolutions, each drawn as often as it stands here. min_tissue: least share of tissue
+    in a patch. uniform_over: "tissue" draws positions uniform over the slides' tissue area, "slides" draws a slide first.
+    slide_fraction: share of the slides that patches are drawn from; of two shares the smaller's slides are among the larger's.
+    n_distinct: so many patches are drawn, and then drawn from; None: every patch is new.
+    """
+
+    size_px: int = 256
+    um_per_px: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    min_tissue: float = 0.4
+    uniform_over: str = "tissue"
+    slide_fraction: float = 1.0
+    n_distinct: int | None = None
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Multi-crop: two global crops and ``n_local`` local ones of a patch, their sides in px, their scales shares of its area.
+
+    None: as the method's authors have it, see `published`.
+    """
+
+    global_px: int = 224
+    local_px: int = 96
+    n_local: int = 8
+    global_scale: tuple[float, ...] | None = None
+    local_scale: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """An encoder that the study pretrains without labels, by DINO (Caron et al. 2021) or DINOv2 (Oquab et al. 2023).
+
+    name: the encoder's, by which ``encoders`` may list it. architecture, arguments: timm's ViT. start: "random", or an
+    encoder with the same architecture whose weights it starts from. slides: a folder of slides (or anything that fsspec opens,
+    ending in "/"); empty for the study's own.
+    n_steps, batch_size: steps of so many patches, over all processes. Lengths of warm-ups, and ``n_frozen_last``, the steps in
+    which the head's last layer stays as drawn, are shares of n_steps. base_lr: scaled to the batch as ``method`` has it.
+    teacher_temperature: from the first value to the second during its warm-up. momentum: the teacher's at first; it ends at 1.
+    n_snapshots: encoders kept on the way, evenly, the last one included. Fields that are None: as `published`.
+    """
+
+    name: str
+    method: str = "dino"
+    architecture: str = "vit_small_patch16_224"
+    arguments: dict[str, object] = field(default_factory=dict)
+    start: str = "random"
+    slides: str = ""
+    patches: OnlinePatches = field(default_factory=OnlinePatches)
+    crops: Crops = field(default_factory=Crops)
+    n_steps: int = 125_000
+    batch_size: int = 256
+    seed: int = 0
+    base_lr: float | None = None
+    final_lr: float | None = None
+    warmup: float | None = None
+    weight_decay: tuple[float, ...] | None = None
+    clip_norm: float | None = None
+    momentum: float | None = None
+    student_temperature: float = 0.1
+    teacher_temperature: tuple[float, ...] | None = None
+    temperature_warmup: float | None = None
+    n_frozen_last: float | None = None
+    layer_decay: float | None = None
+    drop_path: float | None = None
+    centring: str | None = None
+    n_prototypes: int = 65_536
+    head_hidden: int = 2048
+    head_bottleneck: int = 256
+    mask_probability: float = 0.5
+    mask_ratio: tuple[float, ...] = (0.1, 0.5)
+    ibot_weight: float | None = None
+    koleo_weight: float | None = None
+    n_snapshots: int = 1
+
+
+# Facts of the two papers and of their authors' configurations; lengths are shares of a training of 100 epochs.
+PUBLISHED = {
+    "dino": {
+        "base_lr": 0.0005,  # times batch / 256
+        "final_lr": 1e-6,
+        "warmup": 0.1,
+        "weight_decay": (0.04, 0.4),
+        "clip_norm": 3.0,
+        "momentum": 0.996,
+        "teacher_temperature": (0.04, 0.07),
+        "temperature_warmup": 0.3,
+        "n_frozen_last": 0.01,
+        "layer_decay": 1.0,
+        "drop_path": 0.1,
+        "centring": "mean",
+        "ibot_weight": 0.0,
+        "koleo_weight": 0.0,
+        "global_scale": (0.4, 1.0),
+        "local_scale": (0.05, 0.4),
+    },
+    "dinov2": {
+        "base_lr": 0.004,  # times sqrt(batch / 1024)
+        "final_lr": 1e-6,
+        "warmup": 0.1,
+        "weight_decay": (0.04, 0.4),
+        "clip_norm": 3.0,
+        "momentum": 0.992,
+        "teacher_temperature": (0.04, 0.07),
+        "temperature_warmup": 0.3,
+        "n_frozen_last": 0.01,
+        "layer_decay": 0.9,
+        "drop_path": 0.3,
+        "centring": "sinkhorn_knopp",
+        "ibot_weight": 1.0,
+        "koleo_weight": 0.1,
+        "global_scale": (0.32, 1.0),
+        "local_scale": (0.05, 0.32),
+    },
+}
+
+
+def published(pretraining: Pretraining) -> Pretraining:
+    """The same with every field that is None as the method's authors have it."""
+    said = PUBLISHED[pretraining.method]
+    crops = {key: said[key] for key in ("global_scale", "local_scale") if getattr(pretraining.crops, key) is None}
+    own = {key: value for key, value in said.items() if getattr(pretraining, key, value) is None}
+    return dataclasses.replace(pretraining, **own, crops=dataclasses.replace(pretraining.crops, **crops))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A downstream task and how encoders are judged by it: eva's protocol for its kind.
+
+    name: one of TASKS. encoders: which; empty for the study's and all that it pretrains. snapshots: judge those too.
+    n_runs: heads trained from other seeds. n_steps, batch_size, max_lr: of the head; None as eva has it for the task's kind.
+    size_px: side to which patches are resized before the encoder's own transform; None: the encoder's. n_per_class: of the
+    training split, drawn anew each run (few-shot); None: all, but for pcam_10shot's 10.
+    """
+
+    name: str
+    encoders: tuple[str, ...] = ()
+    snapshots: bool = False
+    n_runs: int = 5
+    n_steps: int | None = None
+    batch_size: int | None = None
+    max_lr: float | None = None
+    size_px: int | None = None
+    n_per_class: int | None = None
+
+
+def problems_of_pretraining(which: Pretraining, encoders: Iterable[str]) -> list[str]:
+    """All that is wrong with one pretraining, each with its key and what it may be; ``encoders``: the study's own records."""
+    place = f"pretraining[{which.name}]"
+    if which.method not in METHODS:
+        return [f"{place}.method: {which.method!r} is not one of {list(METHODS)}"]
+    if which.name in set(encoders):
+        return [f"{place}.name: the study describes an encoder of that name already; call it otherwise"]
+    whole, wrong = published(which), []
+    if not which.name.strip() or any(sign in which.name for sign in ":@/"):
+        wrong.append(f"{place}.name: {which.name!r}: an encoder's name has no ':', '@' or '/'")
+    for key in (
+        "n_steps",
+        "batch_size",
+        "n_prototypes",
+        "head_hidden",
+        "head_bottleneck",
+        "base_lr",
+        "clip_norm",
+        "n_snapshots",
+    ):
+        if not 0 < getattr(whole, key) < math.inf:
+            wrong.append(f"{place}.{key}: {getattr(whole, key)} must be a number above 0")
+    if which.batch_size == 1 and whole.koleo_weight:
+        wrong.append(f"{place}.batch_size: KoLeo needs neighbours; 2 or more, or koleo_weight: 0")
+    for key in ("warmup", "temperature_warmup", "n_frozen_last", "drop_path", "mask_probability", "momentum"):
+        if not 0 <= getattr(whole, key) <= 1:
+            wrong.append(f"{place}.{key}: {getattr(whole, key)} must lie in [0, 1]")
+    if not 0 < whole.layer_decay <= 1:
+        wrong.append(f"{place}.layer_decay: {whole.layer_decay} must lie in (0, 1]")
+    for key in ("final_lr", "ibot_weight", "koleo_weight"):
+        if not 0 <= getattr(whole, key) < math.inf:
+            wrong.append(f"{place}.{key}: {getattr(whole, key)} must be 0 or more")
+    pairs = {"weight_decay": 0.0, "teacher_temperature": 1e-9, "mask_ratio": 0.0}
+    for key, least in pairs.items():
+        value = getattr(whole, key)
+        if len(value) != 2 or min(value) < least or not all(map(math.isfinite, value)):
+            wrong.append(f"{place}.{key}: {list(value)} must be two numbers, each above 0")
+    if whole.centring not in ("mean", "sinkhorn_knopp"):
+        wrong.append(f"{place}.centring: {whole.centring!r} is not one of ['mean', 'sinkhorn_knopp']")
+    if which.n_snapshots > which.n_steps:
+        wrong.append(f"{place}.n_snapshots: {which.n_snapshots} is more than n_steps {which.n_steps}")
+    for key in ("global_scale", "local_scale"):
+        value = getattr(whole.crops, key)
+        if len(value) != 2 or not 0 < value[0] <= value[1] <= 1:
+            wrong.append(
+                f"{place}.crops.{key}: {list(value)} must be two shares of a patch's area, in (0, 1], the lesser first"
+            )
+    return wrong + _wrong_crops(whole, place) + _wrong_patches(which.patches, f"{place}.patches")
+
+
+def _wrong_crops(which: Pretraining, place: str) -> list[str]:
+    crops, wrong = which.crops, []
+    if crops.n_local < 0:
+        wrong.append(f"{place}.crops.n_local: {crops.n_local} must be 0 or more")
+    for key in ("global_px", "local_px"):
+        if not 8 <= getattr(crops, key) <= MAX_PATCH_PX:
+            wrong.append(f"{place}.crops.{key}: {getattr(crops, key)} px must lie in 8 to {MAX_PATCH_PX}")
+    return wrong
+
+
+def _wrong_patches(patches: OnlinePatches, place: str) -> list[str]:
+    wrong = []
+    if not 8 <= patches.size_px <= MAX_PATCH_PX:
+        wrong.append(f"{place}.size_px: {patches.size_px} px must lie in 8 to {MAX_PATCH_PX}")
+    if not patches.um_per_px or not all(0.01 <= value <= 100 for value in patches.um_per_px):
+        wrong.append(f"{place}.um_per_px: {list(patches.um_per_px)} must be resolutions between 0.01 and 100")
+    if not 0 <= patches.min_tissue <= 1:
+        wrong.append(f"{place}.min_tissue: {patches.min_tissue} must lie in [0, 1]")
+    if patches.uniform_over not in ("tissue", "slides"):
+        wrong.append(f"{place}.uniform_over: {patches.uniform_over!r} is not one of ['tissue', 'slides']")
+    if not 0 < patches.slide_fraction <= 1:
+        wrong.append(f"{place}.slide_fraction: {patches.slide_fraction} must lie in (0, 1]")
+    if patches.n_distinct is not None and patches.n_distinct < 1:
+        wrong.append(f"{place}.n_distinct: {patches.n_distinct} must be 1 or more; leave it out for no limit")
+    return wrong
+
+
+def problems_of_task(task: Task, encoders: Iterable[str]) -> list[str]:
+    """All that is wrong with one task; ``encoders``: the study's and those that it pretrains."""
+    place, known = f"tasks[{task.name}]", list(encoders)
+    wrong = [] if task.name in TASKS else [f"{place}: not one of {list(TASKS)}"]
+    if foreign := sorted(set(task.encoders) - set(known)):
+        wrong.append(f"{place}.encoders: {foreign} not among the study's {known}")
+    for key in ("n_runs", "n_steps", "batch_size", "max_lr", "size_px", "n_per_class"):
+        value = getattr(task, key)
+        if value is not None and not 0 < value < math.inf:
+            wrong.append(f"{place}.{key}: {value} must be a number above 0")
+    return wrong

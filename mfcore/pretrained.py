@@ -1,0 +1,60 @@
+"""Encoders that a study pretrains: what decides one, where it lies once it is there, and its snapshots' names.
+
+A run ``pretrain-<name>-<key>`` keeps a folder for each snapshot, ``encoders/step0000400/`` with ``card.json`` and
+``weights.safetensors``. ``NAME`` stands for the last, ``NAME@STEP`` for any.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from mfcore import store
+from mfcore.config import ConfigError, Pretraining, Study, as_dict
+from mfcore.config_pretraining import published
+
+STAGE = "pretrain"
+
+
+def config_of(study: Study, name: str) -> dict:
+    """What decides the encoder ``name``, besides the slides and the weights that it starts from."""
+    which = published(study.pretrained(name))
+    content = as_dict(dataclasses.replace(which, name=""))
+    keys = ("source", "um_per_px", "um_per_px_by_scanner")
+    return {"pretraining": content, "slides": {key: value for key, value in as_dict(study.data).items() if key in keys}}
+
+
+def find(study: Study, name: str, results: str | Path) -> store.Run:
+    """The finished pretraining of the encoder ``name``; raises StoreError, naming what differs, where there is none."""
+    return store.find_run(results, STAGE, name, config_of(study, name))
+
+
+def steps_of(which: Pretraining) -> list[int]:
+    """After which steps a snapshot is kept, evenly spread; the last is ``n_steps``."""
+    return [which.n_steps * (i + 1) // which.n_snapshots for i in range(which.n_snapshots)]
+
+
+def snapshots_of(which: Pretraining) -> list[str]:
+    """The names of a pretraining's snapshots, ``NAME@STEP``, in order."""
+    return [f"{which.name}@{step}" for step in steps_of(which)]
+
+
+def is_of(study: Study, name: str) -> bool:
+    """Whether ``name`` is an encoder that the study pretrains, or a snapshot of one."""
+    return name.partition("@")[0] in [which.name for which in study.pretraining]
+
+
+def snapshot_folder(run_folder: Path, step: int) -> Path:
+    """Where the snapshot after ``step`` steps lies."""
+    return run_folder / "encoders" / f"step{step:07d}"
+
+
+def folder_of(study: Study, name: str, results: str | Path) -> Path:
+    """The folder with card and weights of ``NAME`` or ``NAME@STEP``.
+
+    Raises StoreError where it isn't pretrained yet, ConfigError for a step of which no snapshot is kept.
+    """
+    encoder, _, step = name.partition("@")
+    which = study.pretrained(encoder)
+    steps = steps_of(which)
+    if step and step not in map(str, steps):
+        raise ConfigError(f"encoder {name!r}: there are snapshots after {steps} steps; name one of {snapshots_of(which)}")
+    return snapshot_folder(find(study, encoder, results).folder, int(step or steps[-1]))
