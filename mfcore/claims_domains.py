@@ -1,5 +1,6 @@
 """Claims on domain shift (Ganz et al. 2024: Tab. 2 row by row, Fig. 2, and what abstract and discussion make of them)."""
 
+from dataclasses import replace
 from itertools import combinations, permutations
 
 import pandas as pd
@@ -11,6 +12,8 @@ from mfcore.claims_judge import (
     INSIDE,
     MIDOG22,
     OUTSIDE,
+    REPRODUCED,
+    UNCLEAR,
     Claim,
     Finding,
     Material,
@@ -97,11 +100,14 @@ def all_alike(columns: tuple[str, ...]) -> Measure:
 
 
 def all_lose(material: Material) -> Finding:
-    """The end-to-end network and every foundation model's probe lose out of domain."""
+    """The end-to-end network and every foundation model's probe lose out of domain, and more than MARGIN."""
     network, models = end_to_end(material), foundation(material)
     names = (*network.names, *models.names)
     compared = [Pair(arm, material.across(arm)["inside"], material.across(arm)["outside"], OUTSIDE) for arm in names]
-    return _crossed(material, better(material, compared, "the paper's own losses are 0.12 to 0.15"), network, models)
+    finding = better(material, compared, "the paper's own losses are 0.12 to 0.15")
+    if finding.outcome == REPRODUCED and finding.difference < MARGIN:  # clear, and not substantial
+        finding = replace(finding, outcome=UNCLEAR)
+    return _crossed(material, finding, network, models)
 
 
 def _cells(material: Material, arm: str) -> dict[tuple[str, str], pd.Series]:
@@ -216,7 +222,7 @@ CLAIMS = [
         "in-domain trained models were applied to different domains",
         "section 4, Tab. 2",
         "AUROC in domain less out of domain, of the network and of each foundation model's probe",
-        "above 0 in each",
+        f"above 0 in each, by {MARGIN:g} or more",
         _HOLM,
         all_lose,
     ),

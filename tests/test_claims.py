@@ -180,6 +180,15 @@ def test_a_claim_is_refuted_where_the_opposite_was_planted(quote, planted):
     assert claim.measure(made).outcome == NOT_REPRODUCED
 
 
+def test_a_clear_drop_is_not_yet_a_substantial_one(planted):
+    quote = next(quote for quote in REVERSED if "substantial performance drops" in quote)
+    study = made_claims.study()
+    claim = next(claim for _, claim in claims.CLAIMS if claim.quote == quote)
+    made = claims.Material(study, made_claims.scores(study, across={"uni": (0.60, 0.59)}), Path(NOWHERE))
+    finding = claim.measure(made)
+    assert finding.outcome == UNCLEAR and 0 < finding.difference < 0.02
+
+
 def test_every_claim_on_results_has_its_opposite_among_these_tests(planted):
     """But the cells of Tab. 2, which are one function, and CCMCT's."""
     own = planted[planted["subject"].isin(RESULTS) & (planted["where"] != "Tab. 2") & (planted["verdict"] != NOT_TESTABLE)]
