@@ -252,13 +252,13 @@ def _turn_hue(pixels: "torch.Tensor", turns: "torch.Tensor") -> None:
     torch.sub(sextant, 3, out=red).abs_().sub_(1).clamp_(0, 1).mul_(chroma).add_(lowest)  # 3: red's opposite, cyan
 
 
-def blur(images: "torch.Tensor", sigma_px: "torch.Tensor") -> "torch.Tensor":
-    """Images (B, 3, H, W) blurred with Gaussian kernels of 5 x 5 px, each with its own sigma (B,); edges are mirrored."""
+def blur(images: "torch.Tensor", sigma_px: "torch.Tensor", kernel_px: int = BLUR_KERNEL_PX) -> "torch.Tensor":
+    """Images (B, 3, H, W) blurred with square Gaussian kernels, each with its own sigma (B,); edges are mirrored."""
     import torch
     from torch.nn import functional
 
     height_px, width_px = images.shape[2:]
-    half = BLUR_KERNEL_PX // 2
+    half = kernel_px // 2
     weights = [torch.exp(-0.5 * (distance_px / sigma_px) ** 2) for distance_px in range(half + 1)]  # (B,) each
     total = weights[0] + 2 * sum(weights[1:])
     weights = [(weight / total)[:, None, None, None] for weight in weights]
