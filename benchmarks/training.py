@@ -24,7 +24,7 @@ import torch
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from mfcore import adapt, store, train_loop, train_task
+from mfcore import adapt, encoders, store, train_loop, train_task
 from mfcore.config import Network
 
 # Network, side of its input in px, steps a round.
@@ -76,7 +76,7 @@ def bare_steps(network: Network, device: torch.device, n_steps: int) -> Callable
     images = torch.randn(network.batch_size, 3, network.input_px, network.input_px, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     truth = (torch.arange(network.batch_size, device=device) % 2).float()
-    mixed = train_loop.computes_bfloat16(device)
+    mixed = encoders.computes_bfloat16(device)
 
     def work() -> None:
         for _ in range(n_steps):
@@ -125,7 +125,7 @@ def measure(architecture: str, input_px: int, n_steps: int, device: torch.device
         "input_px": input_px,
         "batch_size": BATCH_SIZE,
         "device": str(device),
-        "precision": "bfloat16" if train_loop.computes_bfloat16(device) else "float32",
+        "precision": "bfloat16" if encoders.computes_bfloat16(device) else "float32",
         "n_rounds": n_rounds,
         "steps_a_round": n_steps,
         "bare_ms_per_step": round(1e3 * float(np.median(bare_s)) / n_steps, 2),

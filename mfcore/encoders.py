@@ -34,6 +34,7 @@ __all__ = [
     "card",
     "card_table",
     "choose_device",
+    "computes_bfloat16",
     "load",
     "names",
     "of",
@@ -127,6 +128,13 @@ def choose_device(name: str) -> "torch.device":
     except (RuntimeError, AssertionError) as error:
         raise EncoderError(f"device {name!r} can't be used ({str(error).splitlines()[0]}); use 'auto' or 'cpu'") from None
     return device
+
+
+def computes_bfloat16(device: "torch.device") -> bool:
+    """Whether to train in bfloat16: on a GPU that has it. Others train in float32, as float16 would need its loss scaled."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def load(encoder: str | EncoderCard, device: str = "cpu") -> "Encoder":

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from mfcore import adapt, encoders, patches, rng, splits, store, train_loop, train_ranks
+from mfcore import adapt, encoders, patches, processes, rng, splits, store, train_loop
 from mfcore.config import ConfigError, Network, Study, as_dict, load_study
 from mfcore.train_task import Task, TrainingError, places_of
 
@@ -76,7 +76,7 @@ def train_study(
     `load_history` has it. Raises StoreError where patches or splits aren't there, EncoderError where the network can't be
     built, TrainingError as `units_of`, `Task` (for all units at once) and `train_loop.train_network`.
     """
-    network, ranks = study.network(network_name), train_ranks.here()
+    network, ranks = study.network(network_name), processes.here()
     patches_run, splits_run = patches.find(study, results), splits.find(study, results, networks=True)
     inputs = {"patches": patches_run.key, "splits": splits_run.key}
     run = store.open_run(results, "train", f"{network.name}-fold{fold}", config_of(study, network, fold), inputs)
@@ -160,8 +160,8 @@ def _finish(run: store.Run, units: list[splits.Unit], device: torch.device, note
         ["predictions.parquet", "history.jsonl", *weights],
         training_seconds=round(float(history["seconds"].sum()), 1),
         device=str(device),
-        n_processes=train_ranks.here().n,
-        precision="bfloat16" if train_loop.computes_bfloat16(device) else "float32",
+        n_processes=processes.here().n,
+        precision="bfloat16" if encoders.computes_bfloat16(device) else "float32",
         stopped_early=history.loc[history["stopped"], "unit"].to_list(),
         notes=notes,
     )
@@ -194,9 +194,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         study = load_study(chosen.study)
-        with train_ranks.joined(chosen.device) as device:
+        with processes.joined(chosen.device) as device:
             run = train_study(study, chosen.network, chosen.fold, chosen.results / study.name, device)
-            if train_ranks.here().is_first:
+            if processes.here().is_first:
                 print(run.folder)
     except (ConfigError, TrainingError, store.StoreError, encoders.EncoderError, ValueError, OSError) as error:
         print(f"mfcore: {' '.join(str(error).split())}", file=sys.stderr)

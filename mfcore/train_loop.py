@@ -21,7 +21,7 @@ from scipy.special import expit
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from mfcore import adapt, encoders, metrics, rng, store, train_feed, train_ranks
+from mfcore import adapt, encoders, metrics, processes, rng, store, train_feed
 from mfcore.train_task import Examples, Task, TrainingError, crops, epoch_of, steps, validation_of
 
 EVALUATION_BATCH = 32
@@ -44,7 +44,7 @@ def train_network(
     tested, or the last, as ``task.switches.epoch`` says; tests see the centre crop under the annotation's own label. Writes
     into ``folder``, named by the unit: the tested weights as safetensors (of a network with LoRA, what it learnt), the
     history as JSON lines, and every ``checkpoint_seconds`` a checkpoint. Where there is a checkpoint, training goes on from
-    it. ``after_epoch`` is called when the history has a new line. Where processes were joined (`train_ranks`), all call this
+    it. ``after_epoch`` is called when the history has a new line. Where processes were joined (`processes`), all call this
     alike, and the first writes. Raises TrainingError where the loss stops being finite, where a batch has fewer than two
     patches for each process, and where a GPU's memory is too small.
     """
@@ -99,7 +99,7 @@ class _Training:
 
     def __init__(self, task: Task, model: torch.nn.Module, device: torch.device, folder: Path, checkpoint_seconds: float):
         network = task.network
-        self.task, self.device, self.ranks = task, device, train_ranks.here()
+        self.task, self.device, self.ranks = task, device, processes.here()
         if network.batch_size < 2 * self.ranks.n:
             raise TrainingError(
                 f"{task.unit}: a batch of {network.batch_size} is too few patches for {self.ranks.n} processes; raise "
@@ -110,7 +110,7 @@ class _Training:
         self.mean, self.std = (
             torch.tensor(values, device=device)[:, None, None] for values in (model.card.mean, model.card.std)
         )
-        self.autocast = computes_bfloat16(device)
+        self.autocast = encoders.computes_bfloat16(device)
         n_steps = network.n_epochs * len(steps(task.n_per_epoch, network))
         self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.learning, lr=network.max_lr, fused=True)
@@ -305,11 +305,6 @@ class _Training:
         for name in ("optimizer", "schedule"):
             getattr(self, name).load_state_dict(state[name])
         self.kept, self.position, self.history = _Kept(**state["kept"]), _Position(**state["position"]), state["history"]
-
-
-def computes_bfloat16(device: torch.device) -> bool:
-    """Whether to train in bfloat16: on a GPU that has it. Others train in float32, as float16 would need its loss scaled."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @contextlib.contextmanager

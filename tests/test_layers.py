@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "mfcore"
 LAYERS = {
     "base": {"config", "rng", "store", "metrics", "conventions"},
     "data": {"labels", "slides", "splits", "patches", "downloads", "augment", "synthetic", "effects", "pretrained", "tasks"},
-    "models": {"cards", "weights", "preprocess", "encoders", "canary", "adapt"},
+    "models": {"cards", "weights", "preprocess", "encoders", "canary", "adapt", "processes"},
     "procedures": {"embed", "probe", "train", "judge", "segment", "ssl"},
     "report": {"compare", "raters", "statistics", "figures", "captions", "claims", "report"},
     "whole": {"switches"},

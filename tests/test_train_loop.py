@@ -514,4 +514,4 @@ def test_a_gpu_comes_near_the_cpu(tmp_path):
     the_task = task(network=network(n_epochs=1, max_lr=1e-4))
     one, other = (train_loop.train_network(the_task, tiny(), tmp_path / device, device) for device in ("cpu", "cuda"))
     np.testing.assert_allclose(one, other, atol=0.02)  # bfloat16, and another dropout
-    assert train_loop.computes_bfloat16(encoders.choose_device("cuda")) or not torch.cuda.is_bf16_supported()
+    assert encoders.computes_bfloat16(encoders.choose_device("cuda")) or not torch.cuda.is_bf16_supported()

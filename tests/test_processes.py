@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_training import made, network, store_study, task, tiny
 
-from mfcore import encoders, train, train_loop, train_ranks
+from mfcore import encoders, processes, train, train_loop
 from mfcore.config import load_study
-from mfcore.train_ranks import Ranks
+from mfcore.processes import Ranks
 from mfcore.train_task import TrainingError
 
 ROOT = Path(__file__).parents[1]
@@ -52,16 +52,16 @@ def test_shares_are_the_batch_and_nearly_equal(start, n_patches, n_ranks):
 
 
 def test_one_process_changes_nothing():
-    ranks, model, number = train_ranks.here(), tiny(), torch.ones(1)
+    ranks, model, number = processes.here(), tiny(), torch.ones(1)
     assert ranks == Ranks(0, 1) and ranks.is_first
     assert ranks.wrap(model, torch.device("cpu")) is model and ranks.add(number) is number
     assert ranks.as_first("said") == "said" and ranks.join(np.arange(3)).tolist() == [0, 1, 2]
-    with train_ranks.joined("cpu") as device:
+    with processes.joined("cpu") as device:
         assert device == "cpu" and not torch.distributed.is_initialized()
 
 
 def test_a_batch_is_enough_for_every_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_ranks, "here", lambda: Ranks(0, 5))
+    monkeypatch.setattr(processes, "here", lambda: Ranks(0, 5))
     with pytest.raises(TrainingError, match=r"a batch of 8 is too few patches for 5 processes; raise .*batch_size to 10"):
         train_loop.train_network(task(network=network(batch_size=8)), tiny(), tmp_path)
 
@@ -70,7 +70,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "100")
     monkeypatch.setenv("LOCAL_RANK", "99")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(encoders.EncoderError, match="device 'cuda:99' can't be used"), train_ranks.joined("auto"):
+    with pytest.raises(encoders.EncoderError, match="device 'cuda:99' can't be used"), processes.joined("auto"):
         pass
 
 
