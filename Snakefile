@@ -5,7 +5,7 @@ import re
 import sys
 
 from mfcore.config import load_study
-from mfcore.sweep_jobs import ROOT, RULES, jobs_of
+from mfcore.sweep_jobs import ROOT, RULES, jobs_of, n_threads
 
 STUDY_FILE = config["study"]
 RESULTS = config["results"]
@@ -13,6 +13,7 @@ DATA = ["--data", config["data"]] if config.get("data") else []
 SHARES = int(config["shares"])
 N_CORES = int(config.get("cores", 0))  # of this machine; 0: the jobs run elsewhere, with as many threads as the profile says
 N_GPUS = int(config["gpus"])
+ON_ONE_GPU = ("train_end_to_end", "measure_switch", "pretrain", "downstream_tasks")
 JOBS = jobs_of(load_study(STUDY_FILE), SHARES)
 SHOWN = [name for name, job in JOBS.items() if not job.is_share]
 PYTHON = sys.executable
@@ -62,12 +63,11 @@ for rule_name in RULES:
         params:
             needs=lambda wildcards: [need for need in JOBS[wildcards.job].needs if ".share" not in need],
             data=DATA,
-        priority: 1 if rule_name == "train_end_to_end" else 0  # the longest first
-        # alone, a job has all cores; else its rule's jobs share them
-        threads: max(1, N_CORES // max(1, len(of_rule(rule_name))))
+        priority: 1 if rule_name in ("train_end_to_end", "pretrain") else 0  # the longest first
+        threads: lambda wildcards: n_threads(JOBS[wildcards.job], JOBS, N_CORES)
         resources:
             **({"gpu": N_GPUS} if N_GPUS and rule_name in ("embed", "embed_share") else {}),
-            **({"gpu": 1} if N_GPUS and rule_name in ("train_end_to_end", "measure_switch") else {}),
+            **({"gpu": 1} if N_GPUS and rule_name in ON_ONE_GPU else {}),
         shell:
             "{PYTHON:q} -m mfcore.sweep job --study {STUDY_FILE:q} --name {wildcards.job:q} --results {RESULTS:q} "
             "--record {output:q} {params.data:q} --threads {threads} --shares {SHARES}"

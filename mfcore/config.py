@@ -202,7 +202,8 @@ def _check(study: Study) -> None:
         raise ConfigError(
             f"an arm is named twice: {twice}; a network's name must differ from every encoder's, say {twice[0]}_224px"
         )
-    for group in (study.encoders, [network.name for network in study.networks]):
+    pretrained = [which.name for which in study.pretraining]
+    for group in ([*study.encoders, *pretrained], [network.name for network in study.networks]):
         first: dict[str, str] = {}
         for name in group:
             if (other := first.setdefault(re.sub(r"[^A-Za-z0-9_.]+", "_", name), name)) != name:
@@ -241,14 +242,14 @@ def _check(study: Study) -> None:
         raise ConfigError(f"inflation.schemes: {unknown[0]!r} is not one of {list(SCHEMES)}")
     if study.stored_px < study.patches.size_px:
         raise ConfigError(f"patches.stored_px: {study.stored_px} is less than patches.size_px {study.patches.size_px}")
-    names = [which.name for which in study.pretraining]
-    encoders = list(dict.fromkeys([*study.encoders, *names]))
+    encoders = list(dict.fromkeys([*study.encoders, *pretrained]))
     problems = [problem for network in study.networks for problem in problems_of(network, study)]
+    architectures = {own.name: own.architecture for own in study.own_encoders} | {n.name: None for n in study.networks}
     for which in study.pretraining:
-        problems += problems_of_pretraining(which, described)
+        problems += problems_of_pretraining(which, architectures, study.pretraining)
     for task in study.tasks:
-        problems += problems_of_task(task, encoders)
-    for named, what in ((names, "pretraining"), ([task.name for task in study.tasks], "tasks")):
+        problems += problems_of_task(task, encoders, pretrained)
+    for named, what in ((pretrained, "pretraining"), ([task.name for task in study.tasks], "tasks")):
         problems += [f"{what}: {name!r} is there twice" for name in sorted({n for n in named if named.count(n) > 1})]
     if problems:
         told = [

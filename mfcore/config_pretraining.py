@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 METHODS = ("dino", "dinov2")
@@ -160,16 +161,32 @@ class Task:
     n_per_class: int | None = None
 
 
-def problems_of_pretraining(which: Pretraining, encoders: Iterable[str]) -> list[str]:
-    """All that is wrong with one pretraining, each with its key and what it may be; ``encoders``: the study's own records."""
+def in_order(all_of_them: Sequence[Pretraining]) -> list[str]:
+    """Their names, each after the one that it starts from, else as they stand; those of a circle are left out."""
+    waiting, found = list(all_of_them), []
+    names = {which.name for which in waiting}
+    while ready := [which for which in waiting if (start := which.start.partition("@")[0]) in found or start not in names]:
+        found += [which.name for which in ready]
+        waiting = [which for which in waiting if which not in ready]
+    return found
+
+
+def problems_of_pretraining(
+    which: Pretraining, described: Mapping[str, str | None], others: Sequence[Pretraining] = ()
+) -> list[str]:
+    """All that is wrong with one pretraining, each with its key and what it may be.
+
+    described: the other encoders and networks that the study describes, with their architectures where it says them.
+    others: all that the study pretrains, of which it may start from one.
+    """
     place = f"pretraining[{which.name}]"
     if which.method not in METHODS:
         return [f"{place}.method: {which.method!r} is not one of {list(METHODS)}"]
-    if which.name in set(encoders):
-        return [f"{place}.name: the study describes an encoder of that name already; call it otherwise"]
+    if which.name in described:
+        return [f"{place}.name: the study has an encoder or a network of that name already; call it otherwise"]
     whole, wrong = published(which), []
-    if not which.name.strip() or any(sign in which.name for sign in ":@/"):
-        wrong.append(f"{place}.name: {which.name!r}: an encoder's name has no ':', '@' or '/'")
+    if not which.name.strip() or which.name == "random" or any(sign in which.name for sign in ":@/"):
+        wrong.append(f"{place}.name: {which.name!r}: an encoder's name has no ':', '@' or '/', and isn't 'random'")
     for key in (
         "n_steps",
         "batch_size",
@@ -207,7 +224,58 @@ def problems_of_pretraining(which: Pretraining, encoders: Iterable[str]) -> list
             wrong.append(
                 f"{place}.crops.{key}: {list(value)} must be two shares of a patch's area, in (0, 1], the lesser first"
             )
-    return wrong + _wrong_crops(whole, place) + _wrong_patches(which.patches, f"{place}.patches")
+    wrong += _wrong_crops(whole, place) + _wrong_patches(which.patches, f"{place}.patches")
+    return wrong or _wrong_network(which, place) + _wrong_start(which, described, others, place)
+
+
+def _wrong_network(which: Pretraining, place: str) -> list[str]:
+    """What of crops and architecture doesn't fit, as far as timm's name of it and its arguments tell."""
+    said, crops, wrong = which.arguments, which.crops, []
+    named = re.search(r"_patch(\d+)", which.architecture)
+    patch_px = said.get("patch_size", int(named[1]) if named else None)
+    sides = {"global_px": crops.global_px} | ({"local_px": crops.local_px} if crops.n_local else {})
+    if isinstance(patch_px, int) and patch_px > 0:
+        wrong += [
+            f"{place}.crops.{key}: {px} px is no multiple of the ViT's patches of {patch_px} px; {_multiples(px, patch_px)}"
+            for key, px in sides.items()
+            if px % patch_px
+        ]
+    img_size = said.get("img_size")
+    if isinstance(img_size, int) and img_size != crops.global_px:
+        wrong.append(f"{place}.arguments.img_size: {img_size} px, but crops.global_px is {crops.global_px}; they are one size")
+    return wrong
+
+
+def _multiples(px: int, patch_px: int) -> str:
+    below = px // patch_px * patch_px
+    return f"the nearest are {below} and {below + patch_px}" if below else f"the least is {patch_px}"
+
+
+def _wrong_start(
+    which: Pretraining, described: Mapping[str, str | None], others: Sequence[Pretraining], place: str
+) -> list[str]:
+    """What is wrong with the encoder that it starts from, as far as the study tells: its architecture must be the same."""
+    if which.start == "random":
+        return []
+    name = which.start.partition("@")[0]
+    first = next((other for other in others if other.name == name), None)
+    if first is not None:
+        if which.name not in in_order(others):
+            return [
+                f"{place}.start: {which.start!r} starts, itself or by way of others, from {which.name!r}; start one at random"
+            ]
+        if (first.architecture, first.arguments) != (which.architecture, which.arguments):
+            return [
+                f"{place}.start: {which.start!r} is a {first.architecture} {first.arguments or ''}, this a {which.architecture} "
+                f"{which.arguments or ''}; weights fit the same architecture only"
+            ]
+    scheme, _, rest = which.start.partition(":")
+    architecture = rest.partition(".")[0] if scheme == "timm" else described.get(which.start)
+    if architecture and architecture != which.architecture:
+        return [
+            f"{place}.start: {which.start!r} is a {architecture}, this a {which.architecture}; they must be one architecture"
+        ]
+    return []
 
 
 def _wrong_crops(which: Pretraining, place: str) -> list[str]:
@@ -217,6 +285,13 @@ def _wrong_crops(which: Pretraining, place: str) -> list[str]:
     for key in ("global_px", "local_px"):
         if not 8 <= getattr(crops, key) <= MAX_PATCH_PX:
             wrong.append(f"{place}.crops.{key}: {getattr(crops, key)} px must lie in 8 to {MAX_PATCH_PX}")
+    if crops.global_px > which.patches.size_px:
+        wrong.append(
+            f"{place}.crops.global_px: {crops.global_px} px from patches of {which.patches.size_px} px would only be blown up; "
+            "lower it, or raise patches.size_px"
+        )
+    if crops.n_local and crops.local_px > crops.global_px:
+        wrong.append(f"{place}.crops.local_px: {crops.local_px} px is more than global_px {crops.global_px}")
     return wrong
 
 
@@ -237,14 +312,24 @@ def _wrong_patches(patches: OnlinePatches, place: str) -> list[str]:
     return wrong
 
 
-def problems_of_task(task: Task, encoders: Iterable[str]) -> list[str]:
-    """All that is wrong with one task; ``encoders``: the study's and those that it pretrains."""
+def problems_of_task(task: Task, encoders: Iterable[str], pretrained: Iterable[str] = ()) -> list[str]:
+    """All that is wrong with one task; ``encoders``: the study's and those that it pretrains; ``pretrained``: the latter."""
     place, known = f"tasks[{task.name}]", list(encoders)
     wrong = [] if task.name in TASKS else [f"{place}: not one of {list(TASKS)}"]
     if foreign := sorted(set(task.encoders) - set(known)):
         wrong.append(f"{place}.encoders: {foreign} not among the study's {known}")
+    if twice := sorted({name for name in task.encoders if task.encoders.count(name) > 1}):
+        wrong.append(f"{place}.encoders: {twice[0]!r} is there twice")
+    if not known:
+        wrong.append(f"{place}: the study has no encoder to judge; name some in encoders, or pretrain one")
+    if task.snapshots and not set(task.encoders or known) & set(pretrained):
+        wrong.append(f"{place}.snapshots: none of its encoders is pretrained by the study, so that there are none")
     for key in ("n_runs", "n_steps", "batch_size", "max_lr", "size_px", "n_per_class"):
         value = getattr(task, key)
         if value is not None and not 0 < value < math.inf:
             wrong.append(f"{place}.{key}: {value} must be a number above 0")
+    if task.n_per_class is not None and task.name in SEGMENTATION:
+        wrong.append(f"{place}.n_per_class: {task.n_per_class}, but this task segments nuclei and has no classes of patches")
+    if task.size_px is not None and task.size_px > MAX_PATCH_PX:
+        wrong.append(f"{place}.size_px: {task.size_px} px must be at most {MAX_PATCH_PX}")
     return wrong

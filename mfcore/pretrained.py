@@ -7,7 +7,7 @@ A run ``pretrain-<name>-<key>`` keeps a folder for each snapshot, ``encoders/ste
 import dataclasses
 from pathlib import Path
 
-from mfcore import store
+from mfcore import config_pretraining, store
 from mfcore.config import ConfigError, Pretraining, Study, as_dict
 from mfcore.config_pretraining import published
 
@@ -23,8 +23,20 @@ def config_of(study: Study, name: str) -> dict:
 
 
 def find(study: Study, name: str, results: str | Path) -> store.Run:
-    """The finished pretraining of the encoder ``name``; raises StoreError, naming what differs, where there is none."""
-    return store.find_run(results, STAGE, name, config_of(study, name))
+    """The finished pretraining of the encoder ``name``.
+
+    Raises StoreError where there is none, naming what differs in the nearest one and the notebook to run.
+    """
+    try:
+        return store.find_run(results, STAGE, name, config_of(study, name))
+    except store.StoreError as error:
+        told = str(error).removesuffix(" run the notebook that makes it first.")
+        raise store.StoreError(f"{told} Pretrain it: notebook 08_pretrain with encoder = {name!r}") from None
+
+
+def in_order(study: Study) -> list[str]:
+    """The encoders that the study pretrains, each after the one that it starts from; raises ConfigError for a circle."""
+    return config_pretraining.in_order(study.pretraining)
 
 
 def steps_of(which: Pretraining) -> list[int]:

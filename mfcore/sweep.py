@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mfcore import downloads, store
 from mfcore.config import ConfigError, Study, load_study
-from mfcore.sweep_jobs import ROOT, Job, embedding_job, jobs_of
+from mfcore.sweep_jobs import ROOT, Job, embedding_job, jobs_of, with_needs
 from mfcore.sweep_run import KilledError, SweepError, build_supplement, killed, run_job
 
 
@@ -81,8 +81,7 @@ def embed(
         raise SweepError(f"study {study.name!r} has no encoder {', '.join(unknown)}; it has: {', '.join(study.encoders)}")
     targets = [embedding_job(encoder) for encoder in study.encoders if not chosen or encoder in chosen]
     jobs = jobs_of(study, how.n_shares)
-    needed = {need for target in targets for need in (target, *jobs[target].needs)}
-    jobs = {name: job for name, job in jobs.items() if name in needed}
+    jobs = with_needs(jobs, targets)
     status, failures = _sweep(study, study_file(name), folder, data, how, jobs, targets)
     failed = {failure["name"] for failure in failures}
     there = [job for job in targets if job not in failed and (folder / "jobs" / f"{job}.json").is_file()]

@@ -4,12 +4,12 @@ Two kinds of job have no notebook, as they show nothing: a share of an embedding
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mfcore import effects
-from mfcore.config import Study
+from mfcore import effects, pretrained
+from mfcore.config import Pretraining, Study, Task
 from mfcore.conventions import variants_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +20,14 @@ STAGES = {
     "04": "04_train_end_to_end",
     "05": "05_data_scaling",
     "06": "06_cross_domain_analysis",
+    "07": "07_online_patching",
+    "08": "08_pretrain",
+    "09": "09_downstream_tasks",
+    "10": "10_representations",
+    "11": "11_pretraining_studies",
 }
+READ_DATA = ("01", "07", "08", "09")  # are told where the study's data folder is
+SUM_UP = ("05", "06", "09", "10", "11")  # run with what there is
 SHARE, MEASURE = "embed_share", "measure_switch"
 # Snakemake's, by which profiles name what a job asks for
 RULES = (*(notebook[3:] for notebook in STAGES.values()), SHARE, MEASURE)
@@ -28,12 +35,16 @@ RULES = (*(notebook[3:] for notebook in STAGES.values()), SHARE, MEASURE)
 
 @dataclass(frozen=True)
 class Job:
-    """One run of one notebook, or work without one, by its parameters: ``needs`` names the jobs to wait for."""
+    """One run of one notebook, or work without one, by its parameters: ``needs`` names the jobs to wait for.
+
+    work: how much it is, in a unit that jobs of its rule share.
+    """
 
     name: str
     notebook: str
     parameters: Mapping[str, object] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    work: float = 1.0
 
     @property
     def rule(self) -> str:
@@ -50,7 +61,12 @@ class Job:
     @property
     def goes_on(self) -> bool:
         """Whether it runs though jobs that it waits for have failed, with what there is."""
-        return self.notebook in (STAGES["05"], STAGES["06"]) or self.rule == MEASURE
+        return self.notebook in [STAGES[stage] for stage in SUM_UP] or self.rule == MEASURE
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether its notebook is told where the study's data folder is."""
+        return self.notebook in [STAGES[stage] for stage in READ_DATA]
 
     @property
     def stage(self) -> str:
@@ -69,14 +85,15 @@ def jobs_of(study: Study, n_shares: int = 1) -> dict[str, Job]:
         for fold in range(study.splits.n_folds):
             name = _words(f"{STAGES['04']}.{network.name}.fold{fold}")
             jobs.append(Job(name, STAGES["04"], {"network": network.name, "fold": fold}, (first,)))
+    jobs += _pretraining_jobs(study)
     for encoder in (*study.encoders, *variants_of(study.conventions)):
-        embedding = embedding_job(encoder)
+        embedding, needs = embedding_job(encoder), (first, *_pretrained(study, [encoder]))
         shares = [
-            Job(f"{embedding}.share{i}of{n_shares}", "", {"encoder": encoder, "share": i, "n_shares": n_shares}, (first,))
+            Job(f"{embedding}.share{i}of{n_shares}", "", {"encoder": encoder, "share": i, "n_shares": n_shares}, needs)
             for i in range(n_shares if n_shares > 1 else 0)
         ]
         jobs += shares
-        jobs.append(Job(embedding, STAGES["02"], {"encoder": encoder}, (first, *(share.name for share in shares))))
+        jobs.append(Job(embedding, STAGES["02"], {"encoder": encoder}, (*needs, *(share.name for share in shares))))
         jobs.append(Job(_words(f"{STAGES['03']}.{encoder}"), STAGES["03"], {"encoder": encoder}, (embedding,)))
         for scheme in study.inflation.schemes if encoder == study.inflation.encoder else ():
             if scheme != study.switches.scheme:
@@ -86,11 +103,69 @@ def jobs_of(study: Study, n_shares: int = 1) -> dict[str, Job]:
     jobs.append(Job(STAGES["05"], STAGES["05"], {}, arms))
     if study.splits.by_domain:
         jobs.append(Job(STAGES["06"], STAGES["06"], {}, arms))
+    jobs += _judging_jobs(study, tuple(name for name in arms if name.startswith(STAGES["03"])))
     base = measuring_job(effects.BASE)
     for switch in effects.asked(study):  # after the study itself, whose patches and embedding they share
         needs = (first, *arms) if switch == effects.BASE else (base,)
         jobs.append(Job(measuring_job(switch), "", {"switch": switch}, needs))
     return {job.name: job for job in jobs}
+
+
+def _pretraining_jobs(study: Study) -> list[Job]:
+    """What draws patches online and pretrains, each encoder after the one that it starts from; none without pretraining."""
+    first, work = STAGES["01"], {which.name: _n_px(which) for which in study.pretraining}
+    jobs = [Job(STAGES["07"], STAGES["07"], {}, (first,))] if study.pretraining else []
+    for name in pretrained.in_order(study):
+        needs = (first, *_pretrained(study, [study.pretrained(name).start]))
+        jobs.append(Job(pretraining_job(name), STAGES["08"], {"encoder": name}, needs, work[name]))
+    return jobs
+
+
+def _judging_jobs(study: Study, probes: tuple[str, ...]) -> Iterator[Job]:
+    """What judges encoders on tasks, sets representations beside ``probes`` and compares pretrainings; none without either."""
+    judged = []
+    for task in study.tasks:
+        needs = (STAGES["01"], *_pretrained(study, encoders_of(study, task)))
+        judged.append(Job(_words(f"{STAGES['09']}.{task.name}"), STAGES["09"], {"task": task.name}, needs))
+    yield from judged
+    if study.pretraining or study.tasks:
+        yield Job(STAGES["10"], STAGES["10"], {}, probes)
+    if study.pretraining:
+        names = [pretraining_job(which.name) for which in study.pretraining]
+        yield Job(STAGES["11"], STAGES["11"], {}, (*names, *(job.name for job in judged)))
+
+
+def encoders_of(study: Study, task: Task) -> tuple[str, ...]:
+    """The encoders that a task judges: those that it names, else the study's and all that it pretrains."""
+    return task.encoders or tuple(dict.fromkeys([*study.encoders, *(which.name for which in study.pretraining)]))
+
+
+def _pretrained(study: Study, names: Iterable[str]) -> tuple[str, ...]:
+    """The jobs that pretrain those of ``names`` that the study pretrains."""
+    found = [pretraining_job(name.partition("@")[0]) for name in names if pretrained.is_of(study, name)]
+    return tuple(dict.fromkeys(found))
+
+
+def _n_px(which: Pretraining) -> float:
+    """Pixels of all crops that a pretraining sees: what its time goes by, its architecture being another's."""
+    crops = which.crops
+    return float(which.n_steps * which.batch_size * (2 * crops.global_px**2 + crops.n_local * crops.local_px**2))
+
+
+def with_needs(jobs: Mapping[str, Job], targets: Iterable[str]) -> dict[str, Job]:
+    """Those of ``jobs`` that ``targets`` are or wait for, directly or through others."""
+    needed, waiting = set(), list(targets)
+    while waiting:
+        name = waiting.pop()
+        waiting += [need for need in jobs[name].needs if need not in needed]
+        needed.add(name)
+    return {name: job for name, job in jobs.items() if name in needed}
+
+
+def n_threads(job: Job, jobs: Mapping[str, Job], n_cores: int) -> int:
+    """Cores for a job on one machine: alone it has all; it shares them with the jobs of its rule at least half as large."""
+    beside = [other for other in jobs.values() if other.rule == job.rule and 2 * other.work >= job.work]
+    return max(1, n_cores // len(beside))
 
 
 def measuring_job(switch: str) -> str:
@@ -101,6 +176,11 @@ def measuring_job(switch: str) -> str:
 def embedding_job(encoder: str) -> str:
     """Name of the job that makes an encoder's embedding."""
     return _words(f"{STAGES['02']}.{encoder}")
+
+
+def pretraining_job(name: str) -> str:
+    """Name of the job that pretrains an encoder."""
+    return _words(f"{STAGES['08']}.{name}")
 
 
 def _words(name: str) -> str:

@@ -74,7 +74,7 @@ def run_job(
 def _run_notebook(job: Job, file: Path, results: Path, data: str, n_threads: int) -> None:
     parameters = {"study_file": str(file), "results": str(results.parent), **job.parameters}
     parameters |= {"n_workers": n_threads} if job.notebook == STAGES["01"] else {}
-    parameters |= {"data_folder": data} if data and job.notebook == STAGES["01"] else {}
+    parameters |= {"data_folder": data} if data and job.reads_data else {}
     execute(ROOT / "notebooks" / f"{job.notebook}.py", results / "notebooks" / f"{job.name}.ipynb", parameters, n_threads)
 
 
