@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import metrics, raters, splits, store
+from mfcore import metrics, pretrained, raters, splits, store
 from mfcore.cards import CARDS, EncoderCard
-from mfcore.config import Network, Study, Switches, as_dict
+from mfcore.config import ConfigError, Network, Study, Switches, as_dict
 from mfcore.conventions import RELEASED_EMBEDDING, RELEASED_TRAINING
 from mfcore.statistics import Interval, spread
 from mfcore.statistics_bootstrap import bootstrap
 
 PROBE, END_TO_END, LORA = "probe", "end-to-end", "LoRA"
+HOME_MADE = "pretrained here"
 IN_DOMAIN, OUT_OF_DOMAIN = "in domain", "out of domain"
 ALL = splits.ALL
 PUBLISHED = Path(__file__).resolve().parents[1] / "data"
@@ -55,7 +56,9 @@ def collect(study: Study, results: str | Path) -> Collected:
         if encoder in found:
             tables.append(load_arm(found[encoder], encoder, PROBE))
         else:
-            reason = reasons.get((encoder, "02", None)) or reasons.get((encoder, "03", None)) or "not run yet"
+            first = encoder.partition("@")[0], "08", None
+            told = (reasons.get(key) for key in (first, (encoder, "02", None), (encoder, "03", None)))
+            reason = next((reason for reason in told if reason), "not run yet")
             failures.append({"arm": encoder, "stage": "probe", "reason": reason})
     for network in study.networks:
         for fold in range(study.splits.n_folds):
@@ -73,6 +76,16 @@ def collect(study: Study, results: str | Path) -> Collected:
 def kind_of(network: Network) -> str:
     """END_TO_END where every weight is trained, else LORA."""
     return LORA if network.lora else END_TO_END
+
+
+def shown_kind(study: Study, arm: str, kind: str) -> str:
+    """An arm's kind as figures, tables and captions show it: of an encoder that the study pretrained, it says so too."""
+    return f"{kind}, {HOME_MADE}" if pretrained.is_of(study, arm) else kind
+
+
+def marked(table: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """A table with columns ``arm, kind`` for the eye: each kind as `shown_kind` has it."""
+    return table.assign(kind=[shown_kind(study, arm, kind) for arm, kind in zip(table["arm"], table["kind"], strict=True)])
 
 
 def current_runs(study: Study, results: Path) -> dict[str, store.Run]:
@@ -114,15 +127,23 @@ def _settings(study: Study, network: Network) -> dict:
 
 
 def _by_its_card(study: Study, record: dict, results: Path) -> bool:
-    """Whether a probe read embeddings that were made as the study has them made; whether they are gone doesn't matter."""
+    """Whether a probe read embeddings that were made as the study has them made; whether they are gone doesn't matter.
+
+    Those of an encoder that the study pretrains were made by the weights that it has now.
+    """
     card, key = _card(study, record["name"], RELEASED_EMBEDDING), record["inputs"].get("embeddings")
     made = next(results.glob(f"embeddings-*-{key}/run.json"), None)
+    if pretrained.is_of(study, record["name"]) and made is not None:
+        try:
+            return store.read_json(made)["config"]["card"]["sha256"] == pretrained.sha256(study, record["name"], results)
+        except (store.StoreError, ConfigError):  # pretrained by another config
+            return False
     return card is None or made is None or store.read_json(made)["config"]["card"] == _plain(card.identity())
 
 
 def _card(study: Study, name: str, released: Mapping[str, str]) -> EncoderCard | None:
-    """The card by which a study has an encoder now; None for one of its own, which no switch changes and which takes torch."""
-    if name in [own.name for own in study.own_encoders]:
+    """The card by which a study has an encoder now; None for its own and those it pretrains, which no switch changes."""
+    if name in [own.name for own in study.own_encoders] or pretrained.is_of(study, name):
         return None
     return CARDS.get(released.get(name, name) if study.switches.encoder_input == "released" else name)
 

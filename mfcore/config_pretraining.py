@@ -266,8 +266,8 @@ def _wrong_start(
             ]
         if (first.architecture, first.arguments) != (which.architecture, which.arguments):
             return [
-                f"{place}.start: {which.start!r} is a {first.architecture} {first.arguments or ''}, this a {which.architecture} "
-                f"{which.arguments or ''}; weights fit the same architecture only"
+                f"{place}.start: {which.start!r} is a {first.architecture} {first.arguments or ''}, "
+                f"this a {which.architecture} {which.arguments or ''}; weights fit the same architecture only"
             ]
     scheme, _, rest = which.start.partition(":")
     architecture = rest.partition(".")[0] if scheme == "timm" else described.get(which.start)

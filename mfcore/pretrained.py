@@ -70,3 +70,8 @@ def folder_of(study: Study, name: str, results: str | Path) -> Path:
     if step and step not in map(str, steps):
         raise ConfigError(f"encoder {name!r}: there are snapshots after {steps} steps; name one of {snapshots_of(which)}")
     return snapshot_folder(find(study, encoder, results).folder, int(step or steps[-1]))
+
+
+def sha256(study: Study, name: str, results: str | Path) -> str:
+    """Of the weights of ``NAME`` or ``NAME@STEP``, by which two pretrainings are told apart; raises as `folder_of`."""
+    return store.file_sha256(folder_of(study, name, results) / "weights.safetensors")
