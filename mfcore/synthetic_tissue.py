@@ -221,9 +221,9 @@ def _stretched(rng: np.random.Generator, side: int, across: float, along: float)
     return tile / tile.std()
 
 
-def draw(seed: int, plan: Plan, layout: Layout) -> np.ndarray:
-    """The slide's pixels: uint8 (n_rows, n_columns, 3)."""
-    domain, um = plan.domain, plan.domain.um_per_px
+def ground(seed: int, plan: Plan, layout: Layout) -> tuple[Canvas, np.ndarray, np.random.Generator]:
+    """A slide without its cells: the canvas, the fibres' angles on the coarse grid, the stream that draws what comes next."""
+    um = plan.domain.um_per_px
     rng = streams.generator(seed, "synthetic", "pixels", plan.index)
     shape = (plan.n_rows, plan.n_columns)
     h, e, angles = _ground(plan, layout, rng)
@@ -231,6 +231,14 @@ def draw(seed: int, plan: Plan, layout: Layout) -> np.ndarray:
     threads = np.float32(0.45) - np.abs(_field(rng, shape, 0.42 / um))  # ridges of noise: a mesh, as cytoplasm has it
     h, e = _enlarge(h, shape), _enlarge(e, shape)
     canvas = Canvas(h * (1 + 0.1 * fine + 0.22 * threads), e * (1 + 0.09 * fine + 0.2 * threads), um, cells.noise(seed, um))
+    return canvas, angles, rng
+
+
+def draw(seed: int, plan: Plan, layout: Layout) -> np.ndarray:
+    """The slide's pixels: uint8 (n_rows, n_columns, 3)."""
+    domain, um = plan.domain, plan.domain.um_per_px
+    shape = (plan.n_rows, plan.n_columns)
+    canvas, angles, rng = ground(seed, plan, layout)
     look = domain.look
 
     for _ in range(rng.poisson(canvas.h.size * um * um / 12000)):
@@ -256,10 +264,10 @@ def draw(seed: int, plan: Plan, layout: Layout) -> np.ndarray:
     for index, kind, hard in zip(layout.annotated, layout.kinds, layout.hard, strict=True):
         x, y = layout.tumour_px[index]
         shapes[kind](canvas.window(x, y, 11, rng), look, float(hard))
-    return _scan(canvas, domain, rng)
+    return scan(canvas, domain, rng)
 
 
-def _scan(canvas: Canvas, domain: Domain, rng: np.random.Generator) -> np.ndarray:
+def scan(canvas: Canvas, domain: Domain, rng: np.random.Generator) -> np.ndarray:
     """From amounts of stain to the scanner's uint8 RGB; each slide's staining and focus vary a little about the domain's."""
     strength = np.exp(rng.normal(0, 0.08, 2))
     stains = np.array([domain.haematoxylin, domain.eosin]) * np.exp(rng.normal(0, 0.05, (2, 3))) * strength[:, None]
