@@ -5,9 +5,11 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from mfcore import compare, metrics, raters, splits_audit
+from mfcore import compare, metrics, pretrained, raters, splits_audit
 from mfcore.config import Study
 from mfcore.statistics import Interval
+
+METHODS = {"dino": "DINO", "dinov2": "DINOv2"}
 
 
 def show(content: str | pd.DataFrame) -> object:
@@ -104,8 +106,30 @@ def data_scaling(
         f"({of_what(study)}). With all the data {best['arm']} is highest with "
         f"{compare.plus_minus(best['auroc'], best['auroc_sd'])}, {over}; with {100 * first['size']:g} % "
         f"({first['n_train']:,} patches) {first['arm']} with {compare.plus_minus(first['auroc'], first['auroc_sd'])}. The bars "
-        f"are the spread over folds, no confidence interval.{_people(study, human, agreement)}{_published(study, beside)}"
+        f"are the spread over folds, no confidence interval.{home_made(study, full['arm'])}{_people(study, human, agreement)}"
+        f"{_published(study, beside)}"
     )
+
+
+def home_made(study: Study, arms: Iterable[str]) -> str:
+    """Which of the arms are encoders that the study pretrained, from what and on what; empty without any.
+
+    A sentence with a space before it, and that such an encoder may have seen the slides it is tested on.
+    """
+    found = [arm for arm in dict.fromkeys(arms) if pretrained.is_of(study, arm)]
+    if not found:
+        return ""
+    which = [study.pretrained(arm.partition("@")[0]) for arm in found]
+    what = "is the home-made foundation model" if len(found) == 1 else "are home-made foundation models"
+    parts = dict.fromkeys(
+        f"by {METHODS[one.method]} from {'random weights' if one.start == 'random' else one.start}, {one.n_steps:,} steps of "
+        f"{one.batch_size:,} patches"
+        for one in which
+    )
+    own = [one.slides == "" for one in which]
+    where = "the study's own slides" if all(own) else "slides of its own" if not any(own) else "the study's and other slides"
+    seen = " The slides that it is tested on are among them, seen without any label." if any(own) else ""
+    return f" {listed(found)} (star) {what}: pretrained here, {'; '.join(parts)} drawn from {where}.{seen}"
 
 
 def _published(study: Study, beside: pd.DataFrame | None) -> str:
@@ -238,7 +262,10 @@ def abstract(study: Study, scaling: pd.DataFrame, crossed: pd.DataFrame, n_faile
         f"{study.data.negative}s, in {scaling['n_folds'].max()} Monte Carlo folds divided "
         f"{splits_audit.scheme_title(study.switches.scheme)} ({of_what(study)}, {study.mode} mode)."
     ]
-    values = [f"{row.arm} ({row.kind}) {compare.plus_minus(row.auroc, row.auroc_sd)}" for row in full.itertuples(index=False)]
+    values = [
+        f"{compare.shown_name(study, row.arm, row.kind)} {compare.plus_minus(row.auroc, row.auroc_sd)}"
+        for row in full.itertuples(index=False)
+    ]
     parts.append(f"AUROC with all the data: {', '.join(values)}.")
     for kind, part in scaling.groupby("kind", sort=False):
         best = part.loc[part[part["size"] == part["size"].max()]["auroc"].idxmax(), "arm"]

@@ -21,7 +21,7 @@ def cross_domain(study: Study, matrix: pd.DataFrame, means: pd.DataFrame, beside
         f"**Fig. 2. Cross-domain.** Above: mean AUROC ± SD over {means['n_folds'].max()} folds of the best arm of each kind, "
         f"by the domain trained on and the domain tested on, one scale for all; framed: in domain, on held-out "
         f"{captions.held_out(study)} ({captions.of_what(study)}). Below: means over domains, SD over folds, of every arm, in "
-        f"domain → out of domain: {drops}.{said}{_span(matrix)}"
+        f"domain → out of domain: {drops}.{captions.home_made(study, means['arm'])}{said}{_span(matrix)}"
     )
 
 

@@ -83,6 +83,11 @@ def shown_kind(study: Study, arm: str, kind: str) -> str:
     return f"{kind}, {HOME_MADE}" if pretrained.is_of(study, arm) else kind
 
 
+def shown_name(study: Study, arm: str, kind: str) -> str:
+    """An arm's name and, in brackets, its `shown_kind`."""
+    return f"{arm} ({shown_kind(study, arm, kind)})"
+
+
 def marked(table: pd.DataFrame, study: Study) -> pd.DataFrame:
     """A table with columns ``arm, kind`` for the eye: each kind as `shown_kind` has it."""
     return table.assign(kind=[shown_kind(study, arm, kind) for arm, kind in zip(table["arm"], table["kind"], strict=True)])

@@ -13,13 +13,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 
-from mfcore import compare, store
+from mfcore import compare, pretrained, store
 from mfcore.config import Study
 from mfcore.rng import generator
 
 STYLE = Path(__file__).resolve().parents[1] / "notebooks" / "mfcore.mplstyle"
-MARKERS = "osD^vPX*<>hp"
+MARKERS = "osD^vPX<>hp"
+HOME_MARKERS = ("*", (4, 1, 0), (6, 1, 0), (8, 1, 0))  # stars: of encoders that the study pretrained
 COLOURS = ("#004488", "#c8553d", "#5ab4e5", "#e0a526", "#111111", "#8a5aa8", "#8f8f2f", "#777777")  # as in STYLE's cycle
 DASHES = {  # of each kind of arm a family: solid, dashed, dotted
     compare.END_TO_END: ["-", (0, (9, 1)), (0, (9, 1, 3, 1))],
@@ -50,15 +52,25 @@ def drawing(study: Study, n_rows: int, n_columns: int, size_inch: tuple[float, f
 
 
 def look(study: Study, arm: str, kind: str) -> dict[str, object]:
-    """Colour, marker and dashes of an arm, the same in every figure; arms of a study differ in more than their colour."""
+    """Colour, marker and dashes of an arm, the same in every figure; arms of a study differ in more than their colour.
+
+    An encoder that the study pretrained has a star, which tells it from all others in grey too.
+    """
     names = [*(network.name for network in study.networks), *study.encoders]
+    names += [which.name for which in study.pretraining if which.name not in names]
     index = names.index(arm) if arm in names else len(names)
     dashes = DASHES.get(kind, DASHES[compare.PROBE])
     return {
         "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
+        "marker": _star(study, arm) if pretrained.is_of(study, arm) else MARKERS[index % len(MARKERS)],
         "linestyle": dashes[index % len(dashes)],
     }
+
+
+def _star(study: Study, arm: str) -> MarkerStyle:
+    """The marker of an encoder pretrained here, and of its snapshots, as large to the eye as the others."""
+    place = [which.name for which in study.pretraining].index(arm.partition("@")[0])
+    return MarkerStyle(HOME_MARKERS[place % len(HOME_MARKERS)]).scaled(1.7)
 
 
 def best_of_each_kind(table: pd.DataFrame, value: str) -> list[str]:

@@ -1,5 +1,7 @@
 """Fig. 2 and what belongs to it: scores by the domain trained on and the domain tested on, beside the published means."""
 
+import math
+
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
@@ -9,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from mfcore import compare, raters
+from mfcore import compare, pretrained, raters
 from mfcore.config import Study
 from mfcore.figures import LEGEND_ROW_INCH, WIDTH_INCH, best_of_each_kind, drawing, few, legend_below, look, title, two_lines
 from mfcore.figures_scaling import CHANCE, rater_lines
@@ -17,11 +19,17 @@ from mfcore.figures_scaling import CHANCE, rater_lines
 SCALE = (0.4, 1.0)  # of the shades, the same in every study
 DARKEST = 0.6  # of the map "Blues": black numbers are to be read on it
 PUBLISHED_COLOUR = "0.3"
+TEXT_PT = ((10, 8.5), (16, 7.5), (math.inf, 6))  # of a cell's number, by the most cells side by side
 
 
-def best_arms(table: pd.DataFrame) -> list[str]:
-    """Of each kind of arm in a `compare.domain_matrix` the one with the highest mean out of domain; probes come last."""
-    return best_of_each_kind(table[table["domain"] != table["train_domain"]], "mean")
+def best_arms(study: Study, table: pd.DataFrame) -> list[str]:
+    """Of each kind of arm in a `compare.domain_matrix` the one with the highest mean out of domain; probes come last.
+
+    The encoders that the study pretrained are a kind of their own here, the very last, unless one is the best probe of all.
+    """
+    out = table[table["domain"] != table["train_domain"]]
+    best, home = best_of_each_kind(out, "mean"), out[[pretrained.is_of(study, arm) for arm in out["arm"]]]
+    return list(dict.fromkeys([*best, *best_of_each_kind(home, "mean")]))
 
 
 def published(study: Study) -> pd.DataFrame:
@@ -36,7 +44,7 @@ def cross_domain(study: Study, matrix: pd.DataFrame, means: pd.DataFrame, beside
     The means in and out of domain are of every arm, then the `published` ones, ``beside``. matrix, means: as
     `compare.domain_matrix` and `compare.cross_domain_table` return them.
     """
-    arms, domains = best_arms(matrix), sorted(matrix["domain"].unique())
+    arms, domains = best_arms(study, matrix), sorted(matrix["domain"].unique())
     below = 0.2 * (len(means) + len(beside) + bool(len(beside))) + 0.7
     above = 0.42 * len(domains) + 1.75
     with drawing(study, 2, len(arms), (WIDTH_INCH, above + below), sharey="row", height_ratios=(above, below)) as (
@@ -46,13 +54,15 @@ def cross_domain(study: Study, matrix: pd.DataFrame, means: pd.DataFrame, beside
         turned = {"rotation": 90 if len(domains) > 3 else 0, "ma": "right" if len(domains) > 3 else "center"}
         for axis, arm in zip(axes[0], arms, strict=True):
             part = matrix[matrix["arm"] == arm]
-            image = _matrix(axis, part, domains, size_pt=8.5 if len(arms) * len(domains) <= 10 else 7.5)
+            image = _matrix(
+                axis, part, domains, size_pt=next(size_pt for most, size_pt in TEXT_PT if len(arms) * len(domains) <= most)
+            )
             axis.set_xticks(range(len(domains)), [two_lines(d) for d in domains], **turned)
             axis.set_yticks(range(len(domains)), [two_lines(d) for d in domains])
             axis.grid(False)
             axis.spines[:].set_visible(False)
             axis.tick_params(length=0)
-            axis.set_title(f"{arm}\n({part['kind'].iloc[0]})", fontsize=8)
+            axis.set_title(f"{arm}\n({compare.shown_kind(study, arm, part['kind'].iloc[0])})", fontsize=8)
             axis.set_xlabel("tested on")
         axes[0][0].set_ylabel("trained on")
         figure.colorbar(image, ax=axes[0], shrink=0.85, aspect=30, pad=0.01, label="AUROC, mean over folds")
@@ -80,7 +90,7 @@ def _matrix(axis: Axes, part: pd.DataFrame, domains: list[str], size_pt: float) 
         weight = "bold" if i == j else "normal"
         axis.annotate(f"{values[i, j]:.2f}", (j, i), (0, 4), fontsize=size_pt, fontweight=weight, **style)
         if np.isfinite(sds[i, j]):
-            axis.annotate(f"±{sds[i, j]:.2f}".replace("0.", "."), (j, i), (0, -6), fontsize=7, **style)
+            axis.annotate(f"±{sds[i, j]:.2f}".replace("0.", "."), (j, i), (0, -6), fontsize=min(7, size_pt), **style)
         if i == j:
             axis.add_patch(Rectangle((i - 0.48, i - 0.48), 0.96, 0.96, fill=False, edgecolor="black", linewidth=1.1))
     return image
@@ -94,7 +104,7 @@ def _means(study: Study, axis: Axes, means: pd.DataFrame, beside: pd.DataFrame) 
         style = look(study, row.arm, row.kind) if ours else {"color": PUBLISHED_COLOUR, "marker": "o"}
         style = {**style, "linestyle": "none", "capsize": 2, "markersize": 5, "linewidth": 1}
         place = place if ours else place + 1  # a line free between ours and the published
-        names[place] = f"{row.arm} ({row.kind})" if ours else row.arm
+        names[place] = compare.shown_name(study, row.arm, row.kind) if ours else row.arm
         for shift, name, face in ((-0.17, "in_domain", style["color"]), (0.17, "out_of_domain", "white")):
             sd = np.nan_to_num(getattr(row, f"{name}_sd"))
             axis.errorbar(getattr(row, name), place + shift, xerr=sd, mfc=face, **style)

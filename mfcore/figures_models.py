@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mfcore import metrics
+from mfcore import compare, metrics
 from mfcore.config import Study
 from mfcore.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, few, legend_below, look, title, two_lines
 from mfcore.figures_scaling import CHANCE
@@ -65,7 +65,10 @@ def ranking(study: Study, order: pd.DataFrame, intervals: pd.DataFrame, metric: 
         ]
         widest = max(len(place) for place in places)
         places = [place.rjust(widest, "\u2007") for place in places]  # spaces as wide as a digit
-        names = [f"{row.arm} ({row.kind})   {place}" for place, row in zip(places, order.itertuples(), strict=True)]
+        names = [
+            f"{compare.shown_name(study, row.arm, row.kind)}   {place}"
+            for place, row in zip(places, order.itertuples(), strict=True)
+        ]
         axis.set_yticks(range(len(order)), names)
         axis.set_ylim(len(order) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
@@ -163,7 +166,7 @@ def strata(study: Study, table: pd.DataFrame) -> Figure:
                 bars = np.clip([part["auroc"] - part["low"], part["high"] - part["auroc"]], 0, None)
                 kind = str(part["kind"].dropna().iloc[0])
                 style = look(study, arm, kind) | {"linestyle": "none", "markersize": 4.5, "elinewidth": 1.1}
-                axis.errorbar(part["auroc"], at, xerr=bars, capsize=1.5, label=f"{arm} ({kind})", **style)
+                axis.errorbar(part["auroc"], at, xerr=bars, capsize=1.5, label=compare.shown_name(study, arm, kind), **style)
             counts = table[table["stratum"] == name].groupby("value", sort=False)[["n", "n_positive", "n_slides"]].max()
             said = [
                 f"{two_lines(str(value))}\nn = {counts.loc[value, 'n']:,.0f}, {counts.loc[value, 'n_slides']:,.0f} slides"

@@ -56,7 +56,11 @@ def data_scaling(
                 part = table[table["arm"] == arm]
                 nudge = 1.035 ** (index - (len(arms) - 1) / 2)  # so that bars of arms at one size stay apart
                 sd, kind = part[f"{metric}_sd"].fillna(0), part["kind"].iloc[0]
-                style = look(study, arm, kind) | {"elinewidth": 1, "capsize": 2, "label": f"{arm} ({kind})"}
+                style = look(study, arm, kind) | {
+                    "elinewidth": 1,
+                    "capsize": 2,
+                    "label": compare.shown_name(study, arm, kind),
+                }
                 axis.errorbar(part["n_train"] * nudge, part[metric], sd, **style)
             axis.set_xscale("log")
             axis.margins(x=0.08)
@@ -132,7 +136,8 @@ def learning_curves(study: Study, table: pd.DataFrame, ahead: pd.DataFrame) -> F
     with drawing(study, n_rows, n_columns, size_inch, sharex=True, sharey=True) as (figure, axes):
         for axis, arm in zip(axes.flat, arms, strict=False):
             part, on = table[table["arm"] == arm], ahead[ahead["arm"] == arm].sort_values("n_train")
-            style = look(study, arm, part["kind"].iloc[0])
+            kind = part["kind"].iloc[0]
+            style = look(study, arm, kind)
             points = {"color": style["color"], "marker": style["marker"], "linestyle": "none", "capsize": 2.5}
             axis.errorbar(part["n_train"], part["auroc"], part["auroc_sd"].fillna(0), label="mean ± SD over folds", **points)
             for how, line in (("curve", "-"), ("straight", (0, (1.5, 1.2)))):
@@ -149,7 +154,7 @@ def learning_curves(study: Study, table: pd.DataFrame, ahead: pd.DataFrame) -> F
             axis.axhline(0.5, **CHANCE)
             last = part.loc[part["n_train"].idxmax()]
             gap = f"gap {best['auroc'] - last['auroc']:.2f}" if arm != best["arm"] else "the best"
-            axis.set_title(f"{arm}\n({part['kind'].iloc[0]}; {gap})", fontsize=7.5)
+            axis.set_title(f"{arm}\n({compare.shown_kind(study, arm, kind)}; {gap})", fontsize=7.5)
         for axis in axes.flat[len(arms) :]:
             axis.set_axis_off()
         first = axes.flat[0]

@@ -5,10 +5,24 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from test_figures import BINS, MIDOG, SYNTHETIC, bins, by_test_domain, calibration, human, matrix, means, order, scaling, strata
+from test_figures import (
+    BINS,
+    HOME,
+    MIDOG,
+    SYNTHETIC,
+    bins,
+    by_test_domain,
+    calibration,
+    human,
+    matrix,
+    means,
+    order,
+    scaling,
+    strata,
+)
 
-from mfcore import captions, captions_domains, captions_models, figures_domains, figures_scaling
-from mfcore.config import Data, Switches
+from mfcore import captions, captions_domains, captions_models, compare, figures_domains, figures_scaling
+from mfcore.config import Data, Pretraining, Switches
 from mfcore.statistics import Interval
 
 INTERVAL = Interval(0.83, 0.8, 0.86, 0.95, 12)
@@ -53,6 +67,32 @@ def every_caption(study):
         "means": captions_domains.cross_domain_means(study),
         "asymmetry": captions_domains.asymmetry(study, asymmetry()),
     }
+
+
+def test_figs_1_and_2_name_the_home_made_encoder_and_what_it_saw():
+    said = (
+        " other (star) is the home-made foundation model: pretrained here, by DINO from random weights, 125,000 steps of 256 "
+        "patches drawn from the study's own slides. The slides that it is tested on are among them, seen without any label."
+    )
+    fig_1 = captions.data_scaling(HOME, scaling(), INTERVAL)
+    fig_2 = captions_domains.cross_domain(HOME, matrix(), means(), figures_domains.published(HOME))
+    assert said in fig_1 and said in fig_2
+    assert "home-made" not in captions.data_scaling(MIDOG, scaling(), INTERVAL)
+    assert "other (probe, pretrained here) 0.83 ± 0.02" in captions.abstract(HOME, scaling(), means().iloc[:0], 0)
+
+
+def test_slides_that_are_not_the_study_s_are_not_said_to_be_tested_on():
+    elsewhere = Pretraining("other", method="dinov2", start="good", slides="s3://bucket/")
+    study = replace(MIDOG, pretraining=(elsewhere, Pretraining("good")))
+    one = captions.home_made(study, ["net", "other"])
+    assert "by DINOv2 from good" in one and one.endswith("drawn from slides of its own.")
+    both = captions.home_made(study, ["good", "other", "good"])
+    assert both.startswith(" good and other (star) are home-made foundation models") and "seen without any label" in both
+
+
+def test_tables_mark_the_home_made_encoder():
+    shown = compare.wide(compare.marked(scaling(), HOME)).set_index("arm")["kind"]
+    assert shown.to_dict() == {"net": "end-to-end", "low rank": "LoRA", "good": "probe", "other": "probe, pretrained here"}
 
 
 def asymmetry():

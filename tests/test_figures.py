@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 from mfcore import figures, figures_domains, figures_live, figures_models, figures_scaling, raters
-from mfcore.config import Data, Network, Study, Switches
+from mfcore.config import Data, Network, Pretraining, Study, Switches
 
 NETWORKS = (Network("net", input_px=100), Network("low rank"))
 MIDOG = Study("t", "A test", Data("midog"), networks=NETWORKS, encoders=("good", "other"))
 SYNTHETIC = replace(MIDOG, data=Data("synthetic"))
+HOME = replace(MIDOG, pretraining=(Pretraining("other"),))  # where "other" is the home-made encoder
 MEANS = ["arm", "kind", "in_domain", "in_domain_sd", "out_of_domain", "out_of_domain_sd", "n_folds"]
 BINS = ["arm", "kind", "bin_low", "bin_high", "mean_score", "share_positive", "low", "high", "n", "n_slides"]
 SUMMARY = ["arm", "kind", "brier", "ece", "mean_score", "share_positive", "brier_of_share", "n_folds"]
@@ -225,8 +226,41 @@ def test_components_are_those_of_a_principal_component_analysis():
 
 def test_fig_2_shows_the_best_arm_of_each_kind():
     table = pd.concat([matrix(), matrix().query("arm == 'good'").assign(arm="better", mean=0.9)])
-    assert figures_domains.best_arms(table) == ["net", "low rank", "better"]
-    assert figures_domains.best_arms(table[table["kind"] == "probe"]) == ["better"]
+    assert figures_domains.best_arms(MIDOG, table) == ["net", "low rank", "better"]
+    assert figures_domains.best_arms(MIDOG, table[table["kind"] == "probe"]) == ["better"]
+
+
+def test_fig_2_shows_the_home_made_encoder_whether_it_is_the_best_or_not():
+    assert figures_domains.best_arms(HOME, matrix()) == ["net", "low rank", "good", "other"]
+    best = replace(MIDOG, pretraining=(Pretraining("good"),))
+    assert figures_domains.best_arms(best, matrix()) == ["net", "low rank", "good"]
+    figure = figures_domains.cross_domain(HOME, matrix(), means(), figures_domains.published(HOME))
+    panels = [axis.get_title("left") for axis in figure.axes if axis.images]
+    assert panels[-1] == "other\n(probe, pretrained here)" and "pretrained" not in "".join(panels[:-1])
+    assert "other (probe, pretrained here)" in [label.get_text() for label in figure.axes[-1].get_yticklabels()]
+    figure.draw_without_rendering()
+    assert pixels_cut_off(figure) < 1
+
+
+def test_the_home_made_encoder_has_a_star_and_says_so_in_fig_1():
+    axis = figures_scaling.data_scaling(HOME, scaling()).axes[0]
+    drawn = {c.get_label(): c.lines[0].get_marker() for c in axis.containers}
+    assert drawn.pop("other (probe, pretrained here)") == "*"
+    assert "*" not in drawn.values() and not any("pretrained" in name for name in drawn)
+    panel = figures_scaling.learning_curves(HOME, scaling(), ahead()).axes[3]
+    assert panel.get_title("left").startswith("other\n(probe, pretrained here; gap")
+    names = [label.get_text() for label in figures_models.ranking(HOME, order([]), intervals()).axes[0].get_yticklabels()]
+    assert names[-1].startswith("other (probe, pretrained here)")
+
+
+def test_pretrained_encoders_and_their_snapshots_differ_by_shape_from_all_others():
+    names = [f"p{i}" for i in range(4)]
+    study = replace(MIDOG, encoders=("good", "p0"), pretraining=tuple(Pretraining(name) for name in names))
+    shapes = [str(figures.look(study, name, "probe")["marker"].get_marker()) for name in names]
+    assert len(set(shapes)) == 4 and not set(shapes) & set(figures.MARKERS)
+    assert figures.look(study, "p1@100", "probe")["marker"].get_marker() == figures.HOME_MARKERS[1]
+    assert len({figures.look(study, name, "probe")["color"] for name in names}) == 4
+    assert figures.look(study, "good", "probe") == figures.look(MIDOG, "good", "probe")
 
 
 def pixels_cut_off(figure):
