@@ -1,0 +1,86 @@
+"""Whether a pretraining still learns: its loss is a number, and the teacher's targets tell images apart.
+
+A target is a distribution over prototypes. The mean entropy of single targets, and the entropy of their mean, say what goes
+wrong (Caron et al. 2021, section 5.3 and figure 7): both 0, all images get one prototype; both log K, every target is uniform.
+In either case they are equal, and their difference, the information that a target has on its image in nats, is 0.
+RankMe (Garrido et al. 2023) of the teacher's embeddings tells the third case: targets differ along a line only.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from mfcore.config import Pretraining
+
+MEMORY = 0.95  # of the running mean of targets: about the last twenty batches
+LEAST_INFORMATION = 0.01  # of log K, below which targets are taken to be the same for all images
+LEAST_RANKME = 1.5  # 1 is a line
+GRACE = 0.15  # share of the steps before anything is judged: networks begin with much the same target for every image
+PATIENCE = 0.05  # share of the steps that it may last; a collapse doesn't pass
+LEAST_STEPS = 100, 20  # of grace and patience, however short a training is
+
+
+class PretrainingError(RuntimeError):
+    """A pretraining can't be, diverged or collapsed; the message says which, where, and what to change first."""
+
+
+def entropies(targets: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats (...) of targets (..., K)."""
+    return torch.special.entr(targets).sum(-1)
+
+
+def check(history: Sequence[dict], which: Pretraining) -> None:
+    """Look at the history's last lines; raises PretrainingError where the loss isn't finite, or the teacher has collapsed.
+
+    history: lines with ``step``, ``loss``, ``teacher_entropy``, ``target_entropy`` and ``rankme`` (None where it wasn't
+    measured). A collapse is one that lasted for PATIENCE of all steps, after GRACE of them. which: as `published`.
+    """
+    if not history:
+        return
+    last, place = history[-1], f"pretraining[{which.name}]"
+    wrong = [key for key in ("loss", "teacher_entropy", "target_entropy") if not math.isfinite(last[key])]
+    if wrong:
+        raise PretrainingError(
+            f"{place}: {', '.join(wrong)} became {last[wrong[0]]} by step {last['step']} of {which.n_steps}, at a learning rate "
+            f"of {last['learning_rate']:.3g}; lower base_lr (now {which.base_lr:g}), then clip_norm (now {which.clip_norm:g}), "
+            "or lengthen warmup"
+        )
+    grace, patience = (max(share * which.n_steps, n) for share, n in zip((GRACE, PATIENCE), LEAST_STEPS, strict=True))
+    if last["step"] < grace + patience:
+        return
+    recent = [line for line in history if line["step"] > last["step"] - patience]
+    least = LEAST_INFORMATION * math.log(which.n_prototypes)
+    ranks = [line["rankme"] for line in recent if line["rankme"] is not None]
+    if all(line["target_entropy"] - line["teacher_entropy"] < least for line in recent):
+        reason = _kind(last, which)
+    elif ranks and max(ranks) < LEAST_RANKME:
+        reason = f"embeddings lie on a line (RankMe {ranks[-1]:.2f})"
+    else:
+        return
+    raise PretrainingError(f"{place} collapsed by step {last['step']} of {which.n_steps}: {reason}. {remedy(which)}")
+
+
+def _kind(line: dict, which: Pretraining) -> str:
+    """In words, where the teacher went whose targets are the same for all images."""
+    highest = math.log(which.n_prototypes)
+    numbers = f"entropy of the teacher {line['teacher_entropy']:.2f}, of its mean {line['target_entropy']:.2f} nats"
+    if line["target_entropy"] < highest / 2:
+        return f"all images get the same few prototypes ({numbers}; spread would be {highest:.2f})"
+    return f"all images get the same target, spread over the prototypes ({numbers}; uniform is {highest:.2f})"
+
+
+def remedy(which: Pretraining) -> str:
+    """What to change first, in this order, for a pretraining with these settings."""
+    todo = [
+        f"raise momentum towards {0.9995 if which.batch_size <= 512 else 0.999} (now {which.momentum:g}): with small batches "
+        "the teacher must move more slowly",
+        f"lower teacher_temperature (now {list(which.teacher_temperature)}) or lengthen temperature_warmup",
+        f"lower base_lr (now {which.base_lr:g})",
+    ]
+    n_targets = 2 * which.batch_size
+    if which.n_prototypes > 16 * n_targets:
+        todo.insert(0, f"lower n_prototypes (now {which.n_prototypes}; a batch has {n_targets} targets)")
+    if which.centring == "sinkhorn_knopp" and which.batch_size < 256:
+        todo.insert(0, f"set centring: mean, as Sinkhorn-Knopp balances prototypes within a batch (now {which.batch_size})")
+    return f"Change, one at a time: {'; '.join(todo)}"

@@ -1,0 +1,189 @@
+"""Student and teacher: a timm ViT with a projection head each; the teacher is the student's moving average and never learns."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mfcore import encoders, encoders_build, rng
+from mfcore.cards import EncoderCard
+from mfcore.config import Pretraining, Study
+from mfcore.encoders import EncoderError
+from mfcore.ssl import heads, schedules
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MASK_TOKEN_SD = 0.02
+
+
+class Student(nn.Module):
+    """A ViT that sees all crops, its head, and the token that stands for masked patches.
+
+    ``encoder`` is timm's ViT without classifier, for any size of image (a multiple of its patch); ``head`` serves class
+    tokens and masked patch tokens alike, as in Oquab et al. 2023's configuration for small models.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, masks: bool):
+        super().__init__()
+        self.encoder, self.head = encoder, head
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.embed_dim)) if masks else None
+
+    def forward(
+        self, global_crops: torch.Tensor, local_crops: torch.Tensor, masked: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Logits of class tokens (C, B, K), class tokens of the global crops (2, B, D), logits of masked tokens (N, K).
+
+        global_crops: (2, B, 3, g, g); local_crops: (n_local, B, 3, l, l), maybe none; masked: bool (2 * B, n_tokens) of the
+        global crops' patch tokens, in the order of the crops, or None: then the third is None.
+        """
+        n_images = global_crops.shape[1]
+        tokens = self.tokens(global_crops.flatten(0, 1), masked)  # (2 * B, prefix + n_tokens, D)
+        classes = [tokens[:, 0]]
+        if len(local_crops):
+            classes.append(self.tokens(local_crops.flatten(0, 1))[:, 0])
+        logits = self.head(torch.cat(classes)).unflatten(0, (-1, n_images))  # (C, B, K)
+        of_masked = None if masked is None else self.head(tokens[:, self.encoder.num_prefix_tokens :][masked])  # (N, K)
+        return logits, tokens[:, 0].unflatten(0, (2, n_images)), of_masked
+
+    def tokens(self, images: torch.Tensor, masked: torch.Tensor | None = None) -> torch.Tensor:
+        """All tokens (n, prefix + n_tokens, D) of images (n, 3, side, side), of which ``masked`` (n, n_tokens) aren't seen."""
+        vit = self.encoder
+        if masked is None:
+            return vit.forward_features(images)
+        patches = vit.patch_embed(images)  # (n, rows, columns, D)
+        token = self.mask_token[:, None].to(patches.dtype)
+        patches = torch.where(masked.view(*patches.shape[:3], 1), token, patches)
+        return vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(patches))))
+
+
+class Teacher(nn.Module):
+    """The student's moving average: sees whole global crops, without drop path, and gives what the student is to give."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module):
+        super().__init__()
+        self.encoder, self.head = encoder, head
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def forward(
+        self, global_crops: torch.Tensor, masked: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits of class tokens (2, B, K) of crops (2, B, 3, g, g), and of the tokens (N, K) masked for the student."""
+        tokens = self.encoder.forward_features(global_crops.flatten(0, 1))  # (2 * B, prefix + n_tokens, D)
+        logits = self.head(tokens[:, 0]).unflatten(0, (2, -1))  # (2, B, K)
+        return logits, None if masked is None else self.head(tokens[:, self.encoder.num_prefix_tokens :][masked])
+
+    @torch.no_grad()
+    def follow(self, student: Student, momentum: float) -> None:
+        """Move every weight towards the student's: momentum * teacher + (1 - momentum) * student (Caron et al. 2021)."""
+        for part in ("encoder", "head"):
+            mine, its = (list(getattr(of, part).parameters()) for of in (self, student))
+            torch._foreach_lerp_(mine, [parameter.detach() for parameter in its], 1 - momentum)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Student and teacher; what timm got for their ViT besides its name; mean and std of their input."""
+
+    student: Student
+    teacher: Teacher
+    arguments: dict[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def build(which: Pretraining, study: Study, results: str | Path) -> Networks:
+    """Student and teacher, equal at first, on the CPU: drawn by the seed, or with the weights of the encoder ``which.start``.
+
+    which: with nothing left None (`config_pretraining.published`). Raises EncoderError where timm has no such ViT, where the
+    network can't take the crops, and where the encoder to start from can't be had or has another architecture.
+    """
+    card = None if which.start == "random" else encoders.of(study, which.start, results)
+    arguments = _arguments(which, card)
+    has_masks = which.ibot_weight > 0 and which.mask_probability > 0
+    with encoders_build.seeded(rng.stream_seed(which.seed, "pretraining", "start"), which.architecture):
+        vits = [_vit(which, arguments, drop_path) for drop_path in (which.drop_path, 0.0)]
+        sizes = (vits[0].embed_dim, which.n_prototypes, which.head_hidden, which.head_bottleneck)
+        student = Student(vits[0], heads.Head(*sizes), has_masks)
+        teacher = Teacher(vits[1], heads.Head(*sizes))
+        if has_masks:
+            nn.init.normal_(student.mask_token, std=MASK_TOKEN_SD)
+    if card is not None:
+        _start_from(student.encoder, card, which)
+    teacher.follow(student, momentum=0.0)
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if card is None else (card.mean, card.std)
+    return Networks(student, teacher, arguments, mean, std)
+
+
+def _arguments(which: Pretraining, start: EncoderCard | None) -> dict[str, Any]:
+    """What timm gets besides the architecture: that of the encoder to start from, the study's own, and the crops' size."""
+    place, side_px = f"pretraining[{which.name}]", which.crops.global_px
+    if start is not None and start.architecture != which.architecture:
+        raise EncoderError(
+            f"{place}.start: {start.name!r} is a {start.architecture}, architecture says {which.architecture}; make them one"
+        )
+    if which.arguments.get("img_size", side_px) != side_px:
+        raise EncoderError(
+            f"{place}.arguments.img_size: {which.arguments['img_size']}, crops.global_px is {side_px}; leave img_size out"
+        )
+    return {**({} if start is None else start.arguments), **which.arguments, "img_size": side_px}
+
+
+def _vit(which: Pretraining, arguments: dict[str, Any], drop_path: float) -> nn.Module:
+    """timm's ViT, tried with crops of both sizes. Raises EncoderError for anything that isn't one."""
+    import timm
+
+    place = f"pretraining[{which.name}]"
+    if not timm.is_model(which.architecture):
+        raise EncoderError(f"{place}.architecture: timm has no {which.architecture!r}")
+    try:
+        vit = encoders_build.create(which.architecture, {**arguments, "drop_path_rate": drop_path, "dynamic_img_size": True})
+    except (TypeError, AttributeError, AssertionError, RuntimeError, ValueError) as error:
+        said = json.dumps(which.arguments)
+        raise EncoderError(f"{place}: {which.architecture} can't be built with arguments {said}: {error}") from error
+    if not isinstance(vit, timm.models.VisionTransformer) or vit.num_prefix_tokens < 1:
+        raise EncoderError(f"{place}.architecture: {which.architecture} isn't a ViT with a class token, which DINO needs")
+    patch_px = vit.patch_embed.patch_size[0]
+    for key in ("global_px", "local_px"):
+        if getattr(which.crops, key) % patch_px and (key == "global_px" or which.crops.n_local):
+            raise EncoderError(
+                f"{place}.crops.{key}: {getattr(which.crops, key)} is no multiple of the ViT's patches of {patch_px} px"
+            )
+    if which.method == "dinov2" and drop_path:  # as its authors have it: the same in every block
+        for block in vit.blocks:
+            block.drop_path1, block.drop_path2 = (timm.layers.DropPath(drop_path) for _ in range(2))
+    return vit
+
+
+def _start_from(vit: nn.Module, card: EncoderCard, which: Pretraining) -> None:
+    """Give the ViT the weights of an encoder, its position embedding resized to the crops' grid."""
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    state = encoders.load(card).model.state_dict()
+    try:
+        vit.load_state_dict(checkpoint_filter_fn(state, vit), strict=True)
+    except RuntimeError as error:
+        what = " ".join(str(error).split())[:300]
+        raise EncoderError(f"pretraining[{which.name}].start: the weights of {card.name!r} don't fit: {what}") from error
+
+
+def parameter_groups(student: Student, which: Pretraining) -> list[dict[str, Any]]:
+    """Groups for AdamW, each with ``factor`` (of the learning rate), ``decays`` and ``is_last`` (the head's last layer).
+
+    Biases and norms don't decay, as in both methods' code; factors by layer as `schedules.layer_factors`.
+    """
+    n_blocks, groups = len(student.encoder.blocks), {}
+    names = [name for name, _ in student.encoder.named_parameters()]
+    factors = {f"encoder.{name}": value for name, value in schedules.layer_factors(which, names, n_blocks).items()}
+    if student.mask_token is not None:
+        factors["mask_token"] = schedules.layer_factors(which, ["mask_token"], n_blocks)["mask_token"]
+    for name, parameter in student.named_parameters():
+        decays = not name.endswith(".bias") and parameter.ndim > 1
+        key = (factors.get(name, 1.0), decays, name.startswith("head.last."))
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "factor": factor, "decays": decays, "is_last": is_last}
+        for (factor, decays, is_last), parameters in groups.items()
+    ]

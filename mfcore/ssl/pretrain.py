@@ -1,0 +1,199 @@
+"""A study's pretrainings: one run each, from slides to an encoder like any other.
+
+A step of its own process is ``python -m mfcore.ssl.pretrain --study FILE --encoder NAME --data FOLDER --results FOLDER``; with
+``torchrun --nproc-per-node N -m mfcore.ssl.pretrain ...`` N processes, each with a GPU of its own, share every batch.
+
+What to change first where batches are small, on one GPU say (the published defaults are for batches of 256 to 1,024 and more):
+learning rates are scaled to the batch already, so leave ``base_lr``; raise ``momentum`` (DINO's authors name 0.9995 for a batch
+of 256); lower ``n_prototypes``, of which 65,536 need many targets a batch; take ``method: dino``, or with DINOv2 ``centring:
+mean``, as Sinkhorn-Knopp and KoLeo work within a batch; then a lower or longer-warmed ``teacher_temperature``. A teacher that
+collapses all the same is seen by its entropies and RankMe (`collapse`), and the training stops.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from mfcore import encoders, labels, patches, pretrained, processes, rng, store
+from mfcore.config import ConfigError, Pretraining, Study, digest, load_study
+from mfcore.config_pretraining import published
+from mfcore.ssl import export, loop, networks, patching
+from mfcore.ssl.collapse import PretrainingError
+
+__all__ = ["PretrainingError", "load_history", "main", "pretrain"]
+
+N_WATCHED = 512  # patches of which RankMe is measured on the way
+
+
+def pretrain(
+    study: Study,
+    name: str,
+    data_folder: str | Path,
+    results: str | Path,
+    device: str = "auto",
+    n_workers: int = 1,
+    watch: Callable[[pd.DataFrame], None] | None = None,
+) -> store.Run:
+    """Pretrain the study's encoder ``name`` from slides; returns its run, which is gone on with where it was begun.
+
+    The run holds ``history.jsonl`` (see `load_history`), ``drawn.parquet`` (where patches lay, the first 100,000) and a folder
+    for each snapshot, as `mfcore.pretrained` says. data_folder: where the study's own slides lie, made or fetched where that
+    can be done; not read where the pretraining names other ``slides``. device: as for `encoders.choose_device`. n_workers:
+    threads or processes that read patches, each process of a torchrun its own. ``watch`` is called with the history so far
+    when it has a new line. Raises ConfigError, LabelError, PatchingError (no slide can be read), EncoderError (the network, or
+    the encoder to start from) and PretrainingError (diverged, collapsed, or not to be shared by so many processes).
+    """
+    which, ranks = published(study.pretrained(name)), processes.here()
+    if not which.slides and ranks.is_first:
+        patches.prepare(study, data_folder)
+    ranks.as_first(None)  # the others wait for the slides
+    slides = patching.slides_of(study, which, Path(data_folder))
+    inputs = {"slides": digest([[slide.slide_id, slide.um_per_px, _n_bytes(slide.path)] for slide in slides])}
+    if which.start != "random":
+        inputs["start"] = digest(encoders.of(study, which.start, results).identity())
+    run = store.open_run(results, pretrained.STAGE, name, pretrained.config_of(study, name), inputs)
+    if ranks.as_first(run.done):
+        run.path("checkpoint.pt").unlink(missing_ok=True)
+        return run
+    where = encoders.choose_device(device)
+    pair = networks.build(which, study, results)
+    with _sources(slides, which) as (source, aside):
+        task = _task(study, which, pair, source, aside, n_workers, run.folder)
+        n_patches = which.n_steps * which.batch_size
+        tell = None if watch is None else lambda history: watch(pd.DataFrame(history))
+        with tqdm(total=n_patches, desc=f"pretrain {name}", unit="patch", disable=not ranks.is_first) as progress:
+            history = loop.train(task, pair, run.folder, where, after_line=tell, progress=progress)
+        if ranks.is_first:
+            _finish(run, which, pair, history, where, slides, {**aside.failures, **source.failures})
+    ranks.as_first(None)  # the others wait until the run is finished
+    return run
+
+
+@contextlib.contextmanager
+def _sources(slides: list, which: Pretraining) -> Iterator[tuple]:
+    """The stream of patches to learn from, and another, of the same slides, by which RankMe is measured."""
+    seeds = (which.seed, rng.stream_seed(which.seed, "pretraining", "watched"))
+    settings = (which.patches, dataclasses.replace(which.patches, n_distinct=None))
+    with contextlib.ExitStack() as stack:
+        yield tuple(
+            stack.enter_context(contextlib.closing(patching.Source(slides, setting, seed)))
+            for setting, seed in zip(settings, seeds, strict=True)
+        )
+
+
+def _task(
+    study: Study,
+    which: Pretraining,
+    pair: networks.Networks,
+    source: "patching.Source",
+    aside: "patching.Source",
+    n_workers: int,
+    folder: Path,
+) -> loop.Task:
+    ranks = processes.here()
+    images = np.zeros((0, which.patches.size_px, which.patches.size_px, 3), np.uint8)
+    if ranks.is_first:  # the only one that measures
+        with contextlib.closing(patching.batches(aside, 0, 1, N_WATCHED, n_workers=n_workers)) as batches:
+            images = next(batches).images
+    card = export.card(pair, which, study, which.n_steps)
+    sees = dataclasses.replace(card, resize_px=max(which.patches.size_px, card.crop_px))
+
+    def read(first: int, n_batches: int) -> Iterator["patching.Batch"]:
+        return patching.batches(source, first, n_batches, which.batch_size, ranks.rank, ranks.n, n_workers)
+
+    def keep(step: int) -> None:
+        export.write(pair, export.card(pair, which, study, step), pretrained.snapshot_folder(folder, step))
+
+    return loop.Task(which, read, images, sees, keep, tuple(pretrained.steps_of(which)))
+
+
+def _finish(
+    run: store.Run,
+    which: Pretraining,
+    pair: networks.Networks,
+    history: list[dict],
+    device: torch.device,
+    slides: list,
+    failures: dict[str, str],
+) -> None:
+    """Close the run."""
+    folders = [pretrained.snapshot_folder(run.folder, step) for step in pretrained.steps_of(which)]
+    files = [
+        str((folder / name).relative_to(run.folder)) for folder in folders for name in ("card.json", "weights.safetensors")
+    ]
+    seconds = history[-1]["seconds"]
+    run.finish(
+        ["history.jsonl", "drawn.parquet", *files],
+        n_parameters=sum(parameter.numel() for parameter in pair.student.parameters()),
+        n_slides=len(slides),
+        slides_left_out=failures,
+        n_patches=which.n_steps * which.batch_size,
+        training_seconds=round(seconds, 1),
+        patches_per_second=round(which.n_steps * which.batch_size / seconds, 1),
+        device=str(device),
+        n_processes=processes.here().n,
+        precision="bfloat16" if encoders.computes_bfloat16(device) else "float32",
+        n_watched=N_WATCHED,
+    )
+    run.path("checkpoint.pt").unlink(missing_ok=True)
+
+
+def _n_bytes(path: str) -> int | None:
+    """Size of a slide's file, None where it isn't on this machine's disks."""
+    return Path(path).stat().st_size if Path(path).is_file() else None
+
+
+def load_history(run: store.Run) -> pd.DataFrame:
+    """How pretraining went, a row a line of ``history.jsonl``.
+
+    ``step`` (steps done), ``loss`` and its parts ``loss_dino, loss_ibot, loss_koleo`` and ``teacher_entropy`` (in nats; means
+    over the steps of the line), ``target_entropy`` (of the running mean of targets: log of n_prototypes when spread, 0 when
+    collapsed), the schedules' ``learning_rate, weight_decay, momentum, teacher_temperature`` of the line's last step,
+    ``rankme`` (of the teacher's embeddings of patches that aren't learnt from; NaN where it wasn't measured),
+    ``patches_per_second`` and ``seconds`` (since the beginning, without what was lost by a kill).
+    """
+    return pd.read_json(run.path("history.jsonl"), lines=True, precise_float=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: pretrain one encoder of a study; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m mfcore.ssl.pretrain", description=main.__doc__)
+    parser.add_argument("--study", type=Path, required=True, help="a study's YAML file")
+    parser.add_argument("--encoder", required=True, help="one of the study's pretrainings")
+    parser.add_argument("--data", type=Path, help="the folder of the study's data (data/<study> beside studies/)")
+    parser.add_argument("--results", type=Path, required=True, help="the folder that holds the study's")
+    parser.add_argument("--device", default="auto", help='"cpu", "cuda" or "auto": a GPU where there is one (auto)')
+    parser.add_argument("--workers", type=int, default=1, help="that read patches, for each process (1)")
+    chosen = parser.parse_args(arguments)
+    try:
+        study = load_study(chosen.study)
+        data = chosen.data or chosen.study.parent.parent / "data" / study.name
+        with processes.joined(chosen.device) as device:
+            run = pretrain(study, chosen.encoder, data, chosen.results / study.name, device, chosen.workers)
+            if processes.here().is_first:
+                print(run.folder)
+    except (
+        ConfigError,
+        PretrainingError,
+        patching.PatchingError,
+        labels.LabelError,
+        store.StoreError,
+        encoders.EncoderError,
+        ValueError,
+        OSError,
+    ) as error:
+        print(f"mfcore: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
