@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mfcore import effects, pretrained
-from mfcore.config import Pretraining, Study, Task
+from mfcore import effects, pretrained, tasks_protocol
+from mfcore.config import Pretraining, Study
 from mfcore.conventions import variants_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,7 +125,7 @@ def _judging_jobs(study: Study, probes: tuple[str, ...]) -> Iterator[Job]:
     """What judges encoders on tasks, sets representations beside ``probes`` and compares pretrainings; none without either."""
     judged = []
     for task in study.tasks:
-        needs = (STAGES["01"], *_pretrained(study, encoders_of(study, task)))
+        needs = (STAGES["01"], *_pretrained(study, tasks_protocol.encoders_of(study, task)))
         judged.append(Job(_words(f"{STAGES['09']}.{task.name}"), STAGES["09"], {"task": task.name}, needs))
     yield from judged
     if study.pretraining or study.tasks:
@@ -133,11 +133,6 @@ def _judging_jobs(study: Study, probes: tuple[str, ...]) -> Iterator[Job]:
     if study.pretraining:
         names = [pretraining_job(which.name) for which in study.pretraining]
         yield Job(STAGES["11"], STAGES["11"], {}, (*names, *(job.name for job in judged)))
-
-
-def encoders_of(study: Study, task: Task) -> tuple[str, ...]:
-    """The encoders that a task judges: those that it names, else the study's and all that it pretrains."""
-    return task.encoders or tuple(dict.fromkeys([*study.encoders, *(which.name for which in study.pretraining)]))
 
 
 def _pretrained(study: Study, names: Iterable[str]) -> tuple[str, ...]:

@@ -1,0 +1,86 @@
+"""Captions of the figures that set pretrainings beside one another; every number is computed from the tables they show."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from mfcore import captions
+from mfcore.compare_pretraining import VARIED, Comparison, differences, last
+from mfcore.config import Study
+from mfcore.figures_pretraining import AXES
+
+HEADS_ONLY = (
+    "Bars are the SD over heads trained from other seeds on the same encoder; each encoder was pretrained once, so that what "
+    "another draw of patches would give is not in them."
+)
+ONCE_MORE = (
+    "Bars are the SD over heads trained from other seeds on the same encoder; some values were pretrained more than once."
+)
+
+
+def histories(study: Study, history: pd.DataFrame) -> str:
+    """Caption of `figures_pretraining.histories`."""
+    if not len(history):
+        return f"**Pretraining.** No pretraining of the study is finished ({captions.of_what(study)})."
+    ended = history.groupby("name", sort=False).last()
+    ranks = ended["rankme"].dropna() if "rankme" in ended else ended["loss"].iloc[:0]
+    said = f" RankMe at the end: {_spoken(ranks, '{:.1f}')}." if len(ranks) else ""
+    return (
+        f"**How pretraining went.** {len(ended)} pretraining{'s' * (len(ended) != 1)} ({captions.of_what(study)}), "
+        f"{ended['step'].min():,.0f} to {ended['step'].max():,.0f} steps. A mean target whose entropy falls to 0, or a RankMe that "
+        f"falls towards 1, is a collapse.{said} Losses of different methods are sums of different parts and don't compare."
+    )
+
+
+def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> str:
+    """Caption of `figures_pretraining.over_steps`."""
+    heading = " ".join(f"{VARIED[comparison.varied]}." for comparison, _ in parts)
+    if not any(len(table) for _, table in parts):
+        return f"**{heading or 'Pretrainings.'}** Nothing to compare here ({captions.of_what(study)})."
+    said = [_said(comparison, table) for comparison, table in parts if len(table)]
+    beaten = _against_control(parts, controls)
+    return f"**{heading}** Scores of snapshots by step ({captions.of_what(study)}). {' '.join(said)}{beaten} {_bars(parts)}"
+
+
+def by_value(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]]) -> str:
+    """Caption of `figures_pretraining.by_value`."""
+    said = [_said(comparison, table) for comparison, table in parts if len(table)]
+    if not said:
+        return f"**One magnification or several.** Nothing to compare here ({captions.of_what(study)})."
+    heading = " ".join(f"{VARIED[comparison.varied]}." for comparison, _ in parts)
+    return f"**{heading}** Scores after the last step ({captions.of_what(study)}). {' '.join(said)} {_bars(parts)}"
+
+
+def _said(comparison: Comparison, table: pd.DataFrame) -> str:
+    """By task: which is best at the end, and how far the others are from the base beside the heads' spread."""
+    parts, ended = [], last(table)
+    for (task, metric), part in ended.groupby(["task", "metric"], sort=False):
+        best = part.loc[part["mean"].idxmin() if metric.startswith("odcorr") else part["mean"].idxmax()]
+        known = "lowest" if metric.startswith("odcorr") else "highest"
+        text = f"{task} ({AXES[metric]}): {known} {best['value']} with {best['mean']:.3f}"
+        against = differences(comparison, part)
+        told = [f"{row.value} {row.difference:+.3f}" for row in against.itertuples() if math.isfinite(row.difference)]
+        base = dict(zip(comparison.names, comparison.values, strict=True))[comparison.base]
+        parts.append(f"{text}; from {base}: {', '.join(told)}" if told else text)
+    return "; ".join(parts) + "."
+
+
+def _against_control(parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> str:
+    """How many of the pretrained encoders end above the untrained network; empty without one."""
+    ended = pd.concat([last(table) for _, table in parts if len(table)]).drop_duplicates(["task", "name"])
+    both = ended.merge(controls.rename(columns={"mean": "untrained"}), on="task")
+    both = both[both["metric"].isin(("balanced_accuracy", "dice"))]
+    if not len(both):
+        return ""
+    n_above = int((both["mean"] > both["untrained"]).sum())
+    return f" Dotted: the same network untrained; {n_above} of {len(both)} scores at the end lie above it."
+
+
+def _bars(parts: Sequence[tuple[Comparison, pd.DataFrame]]) -> str:
+    again = any(len(set(comparison.values)) < len(comparison.values) for comparison, _ in parts)
+    return ONCE_MORE if again else HEADS_ONLY
+
+
+def _spoken(values: pd.Series, form: str) -> str:
+    return captions.listed(f"{name} {form.format(value)}" for name, value in values.items())

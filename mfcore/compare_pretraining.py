@@ -1,0 +1,253 @@
+"""Pretrainings beside one another: which of them form a comparison, how each went, and what its snapshots are worth on tasks.
+
+A comparison is found from the configs: pretrainings that are equal in all but one thing, whatever their names.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mfcore import compare_tasks, pretrained, store, tasks_protocol
+from mfcore.config import Pretraining, Study, as_dict
+from mfcore.config_pretraining import PUBLISHED, published
+
+# What the paper varies, one thing at a time, with the figure or table of kaiko 2024 that shows it
+VARIED = {
+    "start": "Fig. 1: what training starts from",
+    "patches.slide_fraction": "Fig. 2, left: share of the slides",
+    "patches.n_distinct": "Fig. 2, right: number of distinct patches",
+    "patches.um_per_px": "magnifications, one or several",
+    "method": "Fig. 4: DINO or DINOv2",
+}
+METHODS = {"dino": "DINO", "dinov2": "DINOv2"}
+NO_DIFFERENCE = ("name", "seed", "n_snapshots")  # what training is called, its draws, and what is kept of it
+DIFFERENCES = ["varied", "task", "metric", "value", "name", "mean", "sd", "base", "difference", "sd_of_difference", "n_runs"]
+SCORES = ["name", "value", "task", "metric", "split", "step", "mean", "sd", "n_runs"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Pretrainings equal in all but ``varied``, a key of VARIED; the first, of which the study speaks first, is the base.
+
+    values: what each has for it, in words. Several may have the same: other draws, or another learning rate of a method.
+    """
+
+    varied: str
+    names: tuple[str, ...]
+    values: tuple[str, ...]
+
+    @property
+    def base(self) -> str:
+        """What the others are compared with."""
+        return self.names[0]
+
+
+def comparisons(study: Study, varied: str | None = None) -> list[Comparison]:
+    """All that the study's pretrainings allow, in the order of VARIED; of one thing where ``varied`` names it.
+
+    Methods are compared where all is equal that isn't the method's own: learning rate, schedules, losses, crops' scales.
+    """
+    found = []
+    for key in VARIED if varied is None else [varied]:
+        groups: dict[str, list[Pretraining]] = {}
+        for which in study.pretraining:
+            groups.setdefault(_but_for(which, key), []).append(which)
+        for group in groups.values():
+            values = [value_of(which, key) for which in group]
+            if len(set(values)) > 1:
+                found.append(Comparison(key, tuple(which.name for which in group), tuple(values)))
+    return found
+
+
+def _but_for(which: Pretraining, key: str) -> str:
+    """All that decides a pretraining, as text, without ``key`` and what only names or keeps it."""
+    left_out = {*NO_DIFFERENCE, key}
+    if key == "method":
+        left_out |= {*PUBLISHED["dino"], "crops.global_scale", "crops.local_scale"}
+    content = {name: value for name, value in _flat(as_dict(published(which))).items() if name not in left_out}
+    return json.dumps(content, sort_keys=True)
+
+
+def _flat(content: Mapping, where: str = "") -> dict[str, object]:
+    """A nested mapping with dotted names, down to what isn't one of the config's own parts."""
+    flat: dict[str, object] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{key}.") if key in ("patches", "crops") else {f"{where}{key}": value}
+    return flat
+
+
+def value_of(which: Pretraining, key: str) -> str:
+    """What a pretraining has for ``key``, a key of VARIED, in words."""
+    patches = which.patches
+    if key == "start":
+        return "random" if which.start == "random" else f"from {which.start}"
+    if key == "patches.slide_fraction":
+        return f"{100 * patches.slide_fraction:g} % of slides"
+    if key == "patches.n_distinct":
+        return "every patch new" if patches.n_distinct is None else f"{patches.n_distinct:,} patches"
+    if key == "patches.um_per_px":
+        return f"{', '.join(f'{value:g}' for value in patches.um_per_px)} µm/px"
+    return METHODS[which.method]
+
+
+# ---- what was pretrained ----
+
+
+def runs(study: Study, results: str | Path) -> dict[str, store.Run]:
+    """The finished pretrainings, by name, in the study's order."""
+    found = {}
+    for which in study.pretraining:
+        try:
+            found[which.name] = pretrained.find(study, which.name, results)
+        except store.StoreError:
+            continue
+    return found
+
+
+def missing(study: Study, results: str | Path) -> pd.DataFrame:
+    """Pretrainings and tasks that aren't there, with their reasons: ``what, name, reason``."""
+    results = Path(results)
+    told = {}
+    for file in sorted(results.glob("failures/0[89]_*.json")):
+        failure = store.read_json(file)
+        parameters = failure["parameters"]
+        told[str(failure["stage"])[:2], parameters.get("encoder", parameters.get("task"))] = failure["reason"]
+    there = runs(study, results)
+    rows = [
+        ("pretraining", which.name, told.get(("08", which.name), "not run yet"))
+        for which in study.pretraining
+        if which.name not in there
+    ]
+    rows += [("task", task.name, told["09", task.name]) for task in study.tasks if ("09", task.name) in told]
+    return pd.DataFrame(rows, columns=["what", "name", "reason"])
+
+
+def histories(study: Study, results: str | Path) -> pd.DataFrame:
+    """How each finished pretraining went: ``name`` and the columns of its ``history.jsonl``, a row a step that was noted."""
+    tables = [
+        pd.read_json(run.path("history.jsonl"), lines=True).assign(name=name) for name, run in runs(study, results).items()
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["name", "step", "loss", "rankme"])
+
+
+def overview(study: Study, results: str | Path) -> pd.DataFrame:
+    """What was pretrained, on what and how it ended, a row a pretraining of the study.
+
+    Columns: name, method, architecture, start, slides, um_per_px, n_steps, batch_size, n_patches (seen, not distinct),
+    seconds, patches_per_second (median), loss, rankme, target_entropy (the last noted); NaN where it isn't there.
+    """
+    history = histories(study, results)
+    rows = []
+    for which in study.pretraining:
+        mine = history[history["name"] == which.name]
+        row = {
+            "name": which.name,
+            "method": METHODS[which.method],
+            "architecture": which.architecture,
+            "start": which.start,
+            "slides": which.slides or "the study's own",
+            "um_per_px": " / ".join(f"{value:g}" for value in which.patches.um_per_px),
+            "n_steps": which.n_steps,
+            "batch_size": which.batch_size,
+            "n_patches": which.n_steps * which.batch_size,
+        }
+        ended = {key: _last(mine, key) for key in ("loss", "rankme", "target_entropy", "seconds")}
+        rate = float(mine["patches_per_second"].median()) if "patches_per_second" in mine and len(mine) else np.nan
+        rows.append(row | ended | {"patches_per_second": rate})
+    return pd.DataFrame(rows)
+
+
+def _last(history: pd.DataFrame, column: str) -> float:
+    noted = history[column].dropna() if column in history else []
+    return float(noted.iloc[-1]) if len(noted) else np.nan
+
+
+# ---- what they are worth ----
+
+
+def scores(study: Study, results: str | Path) -> pd.DataFrame:
+    """`compare_tasks.table` of the split that each task reports, an encoder's name and its ``step`` apart.
+
+    ``step`` is that of the snapshot, the last for the encoder itself; NaN for one that the study doesn't pretrain.
+    """
+    table = compare_tasks.table(study, results)
+    if not len(table):
+        return table.assign(name=[])
+    reported = table.groupby("task")["split"].transform(tasks_protocol.reported_split)
+    table = table[table["split"] == reported].copy()
+    table["name"] = [encoder.partition("@")[0] for encoder in table["encoder"]]
+    table["step"] = [_step(study, encoder) for encoder in table["encoder"]]
+    return table.sort_values(["task", "name", "step"], kind="stable", ignore_index=True)
+
+
+def _step(study: Study, encoder: str) -> float:
+    name, _, step = encoder.partition("@")
+    if not pretrained.is_of(study, name):
+        return np.nan
+    return float(step or study.pretrained(name).n_steps)
+
+
+def over_steps(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
+    """The scores of a comparison's pretrainings after each of their snapshots: columns SCORES; table as `scores` gives it."""
+    value = dict(zip(comparison.names, comparison.values, strict=True))
+    part = table[table["name"].isin(value)]
+    return part.assign(value=part["name"].map(value))[SCORES].reset_index(drop=True)
+
+
+def last(table: pd.DataFrame) -> pd.DataFrame:
+    """Of `over_steps`, the last step of each pretraining on each task, by each metric."""
+    if not len(table):
+        return table
+    return table.loc[table.groupby(["task", "metric", "name"], sort=False)["step"].idxmax()].reset_index(drop=True)
+
+
+def parts(study: Study, table: pd.DataFrame, varied: Sequence[str]) -> list[tuple[Comparison, pd.DataFrame]]:
+    """The comparisons of some things, each with its rows of `over_steps`; ``table`` as `scores` or `representations` gives it."""
+    return [(comparison, over_steps(comparison, table)) for key in varied for comparison in comparisons(study, key)]
+
+
+def joined(those: Sequence[tuple[Comparison, pd.DataFrame]]) -> pd.DataFrame:
+    """The tables of `parts` as one, with a column ``varied``: what a figure shows."""
+    tables = [table.assign(varied=comparison.varied) for comparison, table in those]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*SCORES, "varied"])
+
+
+def differences(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
+    """What each pretraining scores more than the base after its last step, a row a task, metric and pretraining.
+
+    table: as `over_steps` gives it. Columns: varied, task, metric, value, name, mean, sd, base, difference, sd_of_difference,
+    n_runs. The SDs are over heads trained from other seeds on the same encoder: what another pretraining with other draws
+    would give is in none of them.
+    """
+    keys, ended = ["task", "metric"], last(table)
+    base = ended[ended["name"] == comparison.base].set_index(keys)[["mean", "sd"]]
+    rows = ended[ended["name"] != comparison.base].join(base, on=keys, rsuffix="_of_base")
+    rows["difference"] = rows["mean"] - rows["mean_of_base"]
+    rows["sd_of_difference"] = np.hypot(rows["sd"].astype(float), rows["sd_of_base"].astype(float))
+    rows = rows.assign(varied=comparison.varied, base=comparison.base)
+    return rows[DIFFERENCES].reset_index(drop=True)
+
+
+def all_differences(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """`differences` of every comparison of the study; ``table`` as `scores` gives it."""
+    tables = [differences(comparison, part) for comparison, part in parts(study, table, list(VARIED))]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=DIFFERENCES)
+
+
+def control_of(study: Study, name: str) -> str:
+    """The encoder of the study with the same network and no training at all, which a pretraining must beat; "" without one."""
+    which = study.pretrained(name)
+    for own in study.own_encoders:
+        if own.weights == "random" and (own.architecture, own.arguments or {}) == (which.architecture, which.arguments):
+            return own.name
+    return ""
+
+
+def controls(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """The scores of the controls, untrained networks: ``name, task, metric, mean``; ``table`` as `scores` gives it."""
+    found = {name for which in study.pretraining if (name := control_of(study, which.name))}
+    return table.loc[table["name"].isin(found), ["name", "task", "metric", "mean"]].reset_index(drop=True)
