@@ -14,9 +14,7 @@ HEADS_ONLY = (
     "Bars are the SD over heads trained from other seeds on the same encoder; each encoder was pretrained once, so that what "
     "another draw of patches would give is not in them."
 )
-ONCE_MORE = (
-    "Bars are the SD over heads trained from other seeds on the same encoder; some values were pretrained more than once."
-)
+ONCE_MORE = "Bars are the SD over heads trained from other seeds on one encoder; some values were pretrained more than once."
 
 
 def histories(study: Study, history: pd.DataFrame) -> str:
@@ -28,8 +26,8 @@ def histories(study: Study, history: pd.DataFrame) -> str:
     said = f" RankMe at the end: {_spoken(ranks, '{:.1f}')}." if len(ranks) else ""
     return (
         f"**How pretraining went.** {len(ended)} pretraining{'s' * (len(ended) != 1)} ({captions.of_what(study)}), "
-        f"{ended['step'].min():,.0f} to {ended['step'].max():,.0f} steps. A mean target whose entropy falls to 0, or a RankMe that "
-        f"falls towards 1, is a collapse.{said} Losses of different methods are sums of different parts and don't compare."
+        f"{ended['step'].min():,.0f} to {ended['step'].max():,.0f} steps. A mean target whose entropy falls to 0, or a RankMe "
+        f"that falls towards 1, is a collapse.{said} Losses of different methods are sums of different parts and don't compare."
     )
 
 
@@ -69,8 +67,8 @@ def _said(comparison: Comparison, table: pd.DataFrame) -> str:
 def _against_control(parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> str:
     """How many of the pretrained encoders end above the untrained network; empty without one."""
     ended = pd.concat([last(table) for _, table in parts if len(table)]).drop_duplicates(["task", "name"])
-    both = ended.merge(controls.rename(columns={"mean": "untrained"}), on="task")
-    both = both[both["metric"].isin(("balanced_accuracy", "dice"))]
+    keys = ["task", "metric"]
+    both = ended.merge(controls.groupby(keys)["mean"].max().rename("untrained").reset_index(), on=keys)
     if not len(both):
         return ""
     n_above = int((both["mean"] > both["untrained"]).sum())

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 
-from mfcore import compare_tasks, pretrained, store, tasks_protocol
+from mfcore import compare_tasks, encoders, metrics_representation, pretrained, store, tasks_protocol
 from mfcore.config import Pretraining, Study, as_dict
-from mfcore.config_pretraining import PUBLISHED, published
+from mfcore.config_pretraining import PUBLISHED, SEGMENTATION, published
 
 # What the paper varies, one thing at a time, with the figure or table of kaiko 2024 that shows it
 VARIED = {
@@ -23,6 +24,7 @@ VARIED = {
     "patches.um_per_px": "magnifications, one or several",
     "method": "Fig. 4: DINO or DINOv2",
 }
+MEASURES = ("odcorr_abs", "odcorr_sq", "rankme")
 METHODS = {"dino": "DINO", "dinov2": "DINOv2"}
 NO_DIFFERENCE = ("name", "seed", "n_snapshots")  # what training is called, its draws, and what is kept of it
 DIFFERENCES = ["varied", "task", "metric", "value", "name", "mean", "sd", "base", "difference", "sd_of_difference", "n_runs"]
@@ -184,6 +186,35 @@ def scores(study: Study, results: str | Path) -> pd.DataFrame:
     return table.sort_values(["task", "name", "step"], kind="stable", ignore_index=True)
 
 
+def representations(study: Study, results: str | Path) -> pd.DataFrame:
+    """RankMe and ODCorr of each task's images as the encoders and snapshots that the study pretrains embed them.
+
+    Columns as `over_steps` has them but for ``value``; ``metric`` is "odcorr_abs", "odcorr_sq" or "rankme". Of tasks of
+    classification, whose features the judging keeps.
+    """
+    results, rows = Path(results), []
+    for task in (task for task in study.tasks if task.name not in SEGMENTATION):
+        for encoder in tasks_protocol.encoders_of(study, task):
+            run = _judged(study, task.name, encoder, results) if pretrained.is_of(study, encoder) else None
+            if run is None or not run.path("features.h5").is_file():
+                continue
+            with h5py.File(run.path("features.h5")) as content:
+                features = content["features"][:]  # (n_items, n_dims)
+            found = {name: getattr(metrics_representation, name)(features) for name in MEASURES}
+            where = {"name": encoder.partition("@")[0], "task": task.name, "split": "all", "step": _step(study, encoder)}
+            rows += [where | {"metric": key, "mean": value, "sd": np.nan, "n_runs": 1} for key, value in found.items()]
+    return pd.DataFrame(rows, columns=[column for column in SCORES if column != "value"])
+
+
+def _judged(study: Study, task: str, encoder: str, results: Path) -> store.Run | None:
+    """The finished judging of an encoder by a task of classification, by its card of today; None where there is none."""
+    try:
+        config = tasks_protocol.config_of(study, task, encoders.of(study, encoder, results).identity())
+        return store.find_run(results, "judge", f"{task}.{encoder}", config)
+    except (store.StoreError, encoders.EncoderError):
+        return None
+
+
 def _step(study: Study, encoder: str) -> float:
     name, _, step = encoder.partition("@")
     if not pretrained.is_of(study, name):
@@ -206,7 +237,7 @@ def last(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def parts(study: Study, table: pd.DataFrame, varied: Sequence[str]) -> list[tuple[Comparison, pd.DataFrame]]:
-    """The comparisons of some things, each with its rows of `over_steps`; ``table`` as `scores` or `representations` gives it."""
+    """The comparisons of some things, each with its rows of `over_steps`; ``table``: of `scores` or `representations`."""
     return [(comparison, over_steps(comparison, table)) for key in varied for comparison in comparisons(study, key)]
 
 
