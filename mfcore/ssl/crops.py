@@ -178,7 +178,7 @@ def _cut_singly(images: torch.Tensor, drawn: Drawn, out: torch.Tensor) -> None:
 
 
 def _cut_by_matrices(images: torch.Tensor, drawn: Drawn, out: torch.Tensor) -> None:
-    """The same in a few calls for the whole batch; rounded to bytes, too, as Pillow's are."""
+    """The same in a few calls for the whole batch; rounded to bytes after each axis, too, as Pillow does."""
     n_images, _, patch_px, _ = images.shape
     rows, columns = (
         resampling(start_px, length_px, flipped, patch_px, out.shape[-1], out.device)
@@ -188,7 +188,7 @@ def _cut_by_matrices(images: torch.Tensor, drawn: Drawn, out: torch.Tensor) -> N
         )
     )  # (n, side_px, patch_px) each
     across = images.float().reshape(n_images, 3 * patch_px, patch_px) @ columns.mT  # (n, 3 * patch_px, side_px)
-    across = across.unflatten(1, (3, patch_px))
+    across = across.round_().clamp_(0, 255).unflatten(1, (3, patch_px))
     for channel in range(3):
         out[:, channel] = rows @ across[:, channel]
     out.round_().clamp_(0, 255).div_(255)
