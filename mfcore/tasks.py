@@ -4,15 +4,41 @@ Data lie in ``data_folder/tasks/<name>``, as their authors pack them; `prepare` 
 compressed, and says of the others what is missing and where to get it. Nothing is downloaded: some need a signed agreement.
 """
 
+from functools import partial
 from pathlib import Path
 
-from mfcore import tasks_synthetic
+import pandas as pd
+
+from mfcore import tasks_classification, tasks_segmentation, tasks_synthetic
 from mfcore.config import Study
 from mfcore.config_pretraining import TASKS
 from mfcore.tasks_schema import COLUMNS, IGNORED, SPLITS, TaskData, TaskError, TaskWarning
 
-__all__ = ["COLUMNS", "IGNORED", "SPLITS", "TaskData", "TaskError", "TaskWarning", "folder_of", "load", "prepare"]
+__all__ = [
+    "COLUMNS",
+    "IGNORED",
+    "SPLITS",
+    "TaskData",
+    "TaskError",
+    "TaskWarning",
+    "drift",
+    "folder_of",
+    "load",
+    "prepare",
+    "published",
+]
 
+PUBLISHED = Path(__file__).resolve().parents[1] / "data"
+PUBLISHED_FILES = {"kaiko": "published_kaiko.csv", "eva": "published_eva.csv"}
+LOADERS = {
+    "bach": tasks_classification.load_bach,
+    "crc": tasks_classification.load_crc,
+    "mhist": tasks_classification.load_mhist,
+    "pcam": tasks_classification.load_pcam,
+    "pcam_10shot": partial(tasks_classification.load_pcam, name="pcam_10shot"),
+    "consep": tasks_segmentation.load_consep,
+    "monusac": tasks_segmentation.load_monusac,
+}
 SHARED = {"pcam_10shot": "pcam"}  # the same data; the few shots are drawn by whoever trains on them
 
 
@@ -31,6 +57,8 @@ def prepare(study: Study, name: str, data_folder: str | Path) -> Path:
     folder = folder_of(name, data_folder)
     if name in tasks_synthetic.N_SLIDES:
         return tasks_synthetic.make(name, folder)
+    if name in ("pcam", "pcam_10shot"):
+        tasks_classification.unpack_pcam(folder)
     load(name, folder)
     return folder
 
@@ -44,4 +72,26 @@ def load(name: str, folder: str | Path) -> TaskData:
         raise TaskError(f"{name!r} is no task; there are {list(TASKS)}")
     if name in tasks_synthetic.N_SLIDES:
         return tasks_synthetic.load(name, Path(folder))
-    raise TaskError(f"{name}: no loader")
+    return LOADERS[name](Path(folder))
+
+
+def published() -> pd.DataFrame:
+    """Published scores: ``source, arm, encoder, task, split, metric, value, where``; encoder is a card's name, or "".
+
+    source "kaiko": the README of the models of kaiko.ai 2024 (arXiv 2404.15217); "eva": eva's leaderboard, whose protocol
+    changed since, so that the two differ for the same model (see `drift`). Split as in `TaskData.table`. Second-hand: read in
+    notes, not in those pages.
+    """
+    tables = [pd.read_csv(PUBLISHED / file, keep_default_na=False).assign(source=key) for key, file in PUBLISHED_FILES.items()]
+    table = pd.concat(tables, ignore_index=True)
+    return table[["source", *(name for name in table if name != "source")]]
+
+
+def drift() -> pd.DataFrame:
+    """What eva's leaderboard says more than kaiko's README of the same encoder: ``encoder, task, split, kaiko, eva, drift``."""
+    table = published()
+    keys = ["encoder", "task", "split"]
+    named = table[table["encoder"] != ""]
+    first, second = (named[named["source"] == key].set_index(keys)["value"].rename(key) for key in PUBLISHED_FILES)
+    both = pd.concat([first, second], axis=1, join="inner").reset_index()
+    return both.assign(drift=both["eva"] - both["kaiko"])
