@@ -59,6 +59,11 @@ class Slide:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    @property
+    def reader(self) -> Reader:
+        """The reader of the file: its levels, and windows of their px."""
+        return self._reader
+
     def close(self) -> None:
         """Give file and memory back."""
         self._reader.close()
@@ -69,7 +74,7 @@ class Slide:
         White where the slide is transparent, and outside it unless it was opened with another grey. ``um_per_px`` None
         reads the slide's own px. Raises SlideError where the file is damaged.
         """
-        window, box = self._window(x_l0_px, y_l0_px, size_px, um_per_px)
+        window, box = self.window(x_l0_px, y_l0_px, size_px, um_per_px)
         region = self._reader.region(window)
         if self._outside != 255:
             region = self._with_outside(region, window)
@@ -82,7 +87,7 @@ class Slide:
 
         Bands of rows from top to bottom, each from left to right. Other orders are as right, but may decode a tile twice.
         """
-        windows = [self._window(x, y, size_px, um_per_px)[0] for x, y in centres_l0_px]
+        windows = [self.window(x, y, size_px, um_per_px)[0] for x, y in centres_l0_px]
         corners = np.array([(window.y_px // BAND_PX, window.x_px) for window in windows], dtype=np.int64).reshape(-1, 2)
         order = np.lexsort((corners[:, 1], corners[:, 0]))
         self._reader.expect(windows[i] for i in order)
@@ -119,7 +124,7 @@ class Slide:
         scale = 1.0 if um_per_px is None else um_per_px / self.um_per_px
         return 1.0 if abs(scale - 1) < SAME_RESOLUTION else scale
 
-    def _window(
+    def window(
         self, x_l0_px: float, y_l0_px: float, size_px: int, um_per_px: float | None
     ) -> tuple[Window, tuple[float, float, float, float] | None]:
         """What to read for a patch, and the box in it, in fractions of a px, to resample; None where px are kept."""
@@ -142,12 +147,19 @@ class Slide:
         return Window(level, *corner, width, height), (near[0], near[1], near[0] + side, near[1] + side)
 
 
-def open_slide(path: str | Path, um_per_px: float | None = None, memory: Memory | None = None, outside: int = 255) -> Slide:
+def open_slide(
+    path: str | Path,
+    um_per_px: float | None = None,
+    memory: Memory | None = None,
+    outside: int = 255,
+    with_reduced: bool = False,
+) -> Slide:
     """Open a slide; ``um_per_px`` is its resolution where the file doesn't state one (what the file states goes first).
 
-    ``outside``: grey level of what lies outside the slide. Slides opened with one ``memory`` share it. Raises SlideError,
-    with the remedy, for a file that is missing, cut short, of another format or too large to be decoded whole, and
-    UnstatedResolution for one without a resolution.
+    ``outside``: grey level of what lies outside the slide. Slides opened with one ``memory`` share it. ``with_reduced``: also
+    levels between the file's, which JPEG decodes smaller at less cost (`slides_tiff.TiffReader.add_reduced`). Raises
+    SlideError, with the remedy, for a file that is missing, cut short, of another format or too large to be decoded whole,
+    and UnstatedResolution for one without a resolution.
     """
     path = Path(path)
     if not path.is_file():
@@ -161,6 +173,8 @@ def open_slide(path: str | Path, um_per_px: float | None = None, memory: Memory 
             f"{path}: the file doesn't state its um/px{found}; say it in the study: data: {{um_per_px_by_scanner: "
             "{SCANNER: ...}}, or data: {um_per_px: ...} for all slides"
         )
+    if with_reduced and isinstance(reader, slides_tiff.TiffReader):
+        reader.add_reduced()
     return Slide(path, reader, stated, outside)
 
 

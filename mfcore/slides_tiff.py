@@ -4,6 +4,7 @@ Of a tiled TIFF that OpenSlide opens, geometry and resolution are OpenSlide's; p
 which is tried on the tile with the most bytes. A striped TIFF, which OpenSlide doesn't open, is read here altogether.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class Page:
     decode: Callable[[bytes, int], np.ndarray] | None
     unusual: str
     um_per_px: tuple[float, ...]  # of the resolution tags, x and y
+    decode_reduced: Callable[..., np.ndarray] | None = None  # the same, and (height, width) that it shall have
 
     @property
     def n_across(self) -> int:
@@ -100,6 +102,9 @@ def _page(page: "tifffile.TiffPage") -> Page:
         decode=None if unusual else _decoder(page),
         unusual=unusual,
         um_per_px=_um_per_px(page),
+        decode_reduced=None
+        if unusual or page.compression != JPEG
+        else _jpeg_decoder(page.jpegtables, page.photometric == YCBCR),
     )
 
 
@@ -147,8 +152,9 @@ def _decoder(page: "tifffile.TiffPage") -> Callable[[bytes, int], np.ndarray]:
     return decode_lossless
 
 
-def _jpeg_decoder(tables: bytes | None, is_ycbcr: bool) -> Callable[[bytes, int], np.ndarray]:
-    """The same for JPEG, whose tables may stand once for all tiles.
+def _jpeg_decoder(tables: bytes | None, is_ycbcr: bool) -> Callable[..., np.ndarray]:
+    """The same for JPEG, whose tables may stand once for all tiles; asked for half, a quarter
+    or an eighth of a tile's (height, width), it makes it that small.
 
     simplejpeg refuses what libjpeg only warns of, as OpenSlide does; imagecodecs, tifffile's, fills damaged parts with grey.
     """
@@ -158,10 +164,10 @@ def _jpeg_decoder(tables: bytes | None, is_ycbcr: bool) -> Callable[[bytes, int]
     colours = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([is_ycbcr])
     start = b"\xff\xd8" + colours + (tables[2:-2] if tables else b"")
 
-    def decode_jpeg(data: bytes, k: int) -> np.ndarray:
+    def decode_jpeg(data: bytes, k: int, shape: tuple[int, int] = (0, 0)) -> np.ndarray:
         if data[:2] != b"\xff\xd8":
             raise ValueError("not a JPEG image")
-        return simplejpeg.decode_jpeg(start + data[2:], strict=True)
+        return simplejpeg.decode_jpeg(start + data[2:], min_height=shape[0], min_width=shape[1], strict=True)
 
     return decode_jpeg
 
@@ -183,6 +189,7 @@ class TiffReader:
     ):
         self._path = path
         self._levels = levels
+        self._n_own = len(levels)
         self._judge = judge
         self.level_sizes_px = tuple((level.width, level.height) for level in levels)
         self.size_px = self.level_sizes_px[0]
@@ -194,6 +201,19 @@ class TiffReader:
         self._is_reserved = False
         self._tiles = Tiles(self.decode, Memory(self.n_bytes_whole) if self.n_bytes_whole else memory)
         self._file = os.open(path, os.O_RDONLY)
+
+    def add_reduced(self) -> None:
+        """Add a level for every file's level that JPEG can decode 2, 4 or 8 times smaller, without what is coarser in the file.
+
+        A px of it is the mean over its px, in steps of JPEG's own transform; less is computed for it than for the level.
+        """
+        coarser = (*self.downsamples[1:], float("inf"))
+        for page, downsample, next_downsample in zip(self._levels, self.downsamples, coarser, strict=True):
+            for factor in (2, 4, 8):
+                if downsample * factor * 1.001 < next_downsample and (smaller := _reduced(page, factor)) is not None:
+                    self._levels = (*self._levels, smaller)
+                    self.downsamples = (*self.downsamples, downsample * factor)
+        self.level_sizes_px = tuple((level.width, level.height) for level in self._levels)
 
     def corner_l0_px(self, at_px: int, level: int) -> float:
         """See `mfcore.slides_reader.Reader`."""
@@ -248,7 +268,9 @@ class TiffReader:
                 raise ValueError(f"{tile.shape} instead of {(height, page.tile_width, 3)}")
         except Exception as error:  # every codec has its own
             x_px, y_px = column * page.tile_width, row * page.tile_height
-            if self._judge is not None:  # some writers leave bytes behind a tile's end, which OpenSlide doesn't mind
+            if (
+                self._judge is not None and level < self._n_own
+            ):  # some writers leave bytes behind a tile's end, which OpenSlide doesn't mind
                 return self._judge.region(Window(level, x_px, y_px, page.tile_width, height))
             raise SlideError(
                 f"{self._path}: damaged near level-0 px ({x_px}, {y_px}), level {level} ({error}); fetch the file again"
@@ -270,6 +292,23 @@ class TiffReader:
         if self._is_reserved:
             self._memory.add(-self.n_bytes_whole)
             self._is_reserved = False
+
+
+def _reduced(page: Page, factor: int) -> Page | None:
+    """A page whose tiles are decoded so many times smaller; None where they aren't JPEG, or wouldn't join without a seam."""
+    decode, sides = page.decode_reduced, (page.tile_width, page.tile_height)
+    if decode is None or not page.is_tiled or any(side % factor for side in sides):
+        return None
+    width, height = (side // factor for side in sides)
+    return dataclasses.replace(
+        page,
+        width=-(-page.width // factor),
+        height=-(-page.height // factor),
+        tile_width=width,
+        tile_height=height,
+        decode=lambda data, k: decode(data, k, (height, width)),
+        decode_reduced=None,
+    )
 
 
 def over(reader: OpenSlideReader, path: Path, index: Index, memory: Memory) -> Reader:
