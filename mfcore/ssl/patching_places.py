@@ -1,0 +1,113 @@
+"""Where patches may lie: the centres on a slide whose patch holds enough tissue, kept small, drawn from evenly."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from mfcore.ssl.tissue import Mask
+
+N_LOOKED_AT = 1024  # cells
+
+
+@dataclass(frozen=True)
+class Places:
+    """Cells of a mask in which a patch's centre may lie, as runs along its rows; a superset of where it may.
+
+    size_l0_px: the slide's (width, height); side_l0_px: the patch's. grid: its px and the downsample of the level that it is
+    cut from, where one has its resolution. starts: int32 (n_runs,), the first cell of each run, counted row by row; ends:
+    int32 (n_runs,), cells up to each one's end.
+    """
+
+    mask: Mask
+    size_l0_px: tuple[int, int]
+    side_l0_px: float
+    min_tissue: float
+    grid: tuple[int, float] | None
+    starts: np.ndarray
+    ends: np.ndarray
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells, the draw's sample space."""
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @property
+    def area_um2(self) -> float:
+        """Area of the cells."""
+        return self.n_cells * (self.mask.cell_l0_px * self.mask.um_per_px) ** 2
+
+    def propose(self, rng: np.random.Generator) -> tuple[float, float, float] | None:
+        """A centre in level-0 px, uniform over the cells, and its patch's share of tissue; None where that is too little."""
+        chosen, dx, dy = rng.random(3)
+        k = min(int(chosen * self.n_cells), self.n_cells - 1)
+        run = int(np.searchsorted(self.ends, k, side="right"))
+        cell = int(self.starts[run]) + k - (int(self.ends[run - 1]) if run else 0)
+        row, column = divmod(cell, self.mask.n_columns)
+        x, y = (column + dx) * self.mask.cell_l0_px, (row + dy) * self.mask.cell_l0_px
+        return self.judge(x, y) if self.grid is None else self.judge(*(whole_px(centre, *self.grid) for centre in (x, y)))
+
+    def judge(self, x_l0_px: float, y_l0_px: float) -> tuple[float, float, float] | None:
+        """The centre with its patch's share of tissue, where that is enough and the patch lies on the slide; else None."""
+        half = self.side_l0_px / 2
+        inside = half <= x_l0_px <= self.size_l0_px[0] - half and half <= y_l0_px <= self.size_l0_px[1] - half
+        share = self.mask.share(x_l0_px, y_l0_px, self.side_l0_px) if inside else 0.0
+        return (x_l0_px, y_l0_px, share) if inside and share >= self.min_tissue - 1e-9 else None
+
+
+def places_of(
+    mask: Mask, size_l0_px: tuple[int, int], side_l0_px: float, min_tissue: float, grid: tuple[int, float] | None = None
+) -> Places:
+    """Where a patch of that side may be centred; no cells where there's no such place.
+
+    A cell is in if a patch centred anywhere in it could hold enough: by the tissue in reach of any, which is no less.
+    """
+    cells = mask.cells
+    n_rows, n_columns = cells.shape
+    half = side_l0_px / 2 / mask.cell_l0_px  # cells
+    reach = _sums(_sums(cells.astype(np.float32), half, 0), half, 1)  # (n_rows, n_columns), cells of tissue
+    may = reach >= min_tissue * (2 * half) ** 2 - 1e-3
+    for axis, (n, size) in enumerate(((n_rows, size_l0_px[1]), (n_columns, size_l0_px[0]))):
+        first = np.arange(n) * mask.cell_l0_px
+        fits = (first + mask.cell_l0_px >= side_l0_px / 2) & (first <= size - side_l0_px / 2)
+        may &= fits[:, None] if axis == 0 else fits
+    none = np.zeros(0, np.int32)
+    if side_l0_px > min(size_l0_px) or not _has_any(
+        Places(mask, size_l0_px, side_l0_px, min_tissue, grid, none, none), np.where(may, reach, -1)
+    ):
+        may[:] = False
+    edges = np.flatnonzero(np.diff(may.ravel(), prepend=False, append=False))
+    starts, stops = edges[::2].astype(np.int32), edges[1::2].astype(np.int32)
+    return Places(mask, size_l0_px, side_l0_px, min_tissue, grid, starts, np.cumsum(stops - starts, dtype=np.int32))
+
+
+def _sums(values: np.ndarray, half: float, axis: int) -> np.ndarray:
+    """For each cell the sum of ``values`` from ``half`` before its start to ``half`` behind its end, along one axis."""
+    n = values.shape[axis]
+    total = np.insert(values.cumsum(axis, dtype=np.float64), 0, 0, axis)  # (n + 1) along the axis
+
+    def up_to(edges: np.ndarray) -> np.ndarray:
+        edges = np.clip(edges, 0, n)
+        low = np.minimum(edges.astype(int), n - 1)
+        part = np.expand_dims(edges - low, 1 - axis)
+        return total.take(low, axis) * (1 - part) + total.take(low + 1, axis) * part
+
+    cells = np.arange(n, dtype=np.float64)
+    return (up_to(cells + 1 + half) - up_to(cells - half)).astype(np.float32)
+
+
+def _has_any(places: Places, reach: np.ndarray) -> bool:
+    """Whether a patch really fits somewhere: looked for at four times four points of a cell, the likeliest cells first."""
+    cells = np.argsort(-reach, axis=None, kind="stable")[:N_LOOKED_AT]
+    steps = (np.arange(4) + 0.5) / 4
+    for row, column in zip(*np.divmod(cells[reach.ravel()[cells] >= 0], reach.shape[1]), strict=True):
+        for dx, dy in itertools.product(steps, steps):
+            if places.judge((column + dx) * places.mask.cell_l0_px, (row + dy) * places.mask.cell_l0_px) is not None:
+                return True
+    return False
+
+
+def whole_px(centre_l0_px: float, size_px: int, downsample: float) -> float:
+    """The centre moved by at most half a px, so that a patch cut from a level with that downsample has whole px."""
+    return (math.floor(centre_l0_px / downsample - size_px / 2 + 0.5) + size_px / 2) * downsample

@@ -1,0 +1,72 @@
+"""Which slides patches are drawn from: a study's own, those of a folder or of an address, or a share of them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mfcore import labels
+from mfcore.config import Pretraining, Study
+from mfcore.rng import stream_seed
+
+SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".png")
+
+
+class PatchingError(ValueError):
+    """No patch can be drawn; the message says why of each slide."""
+
+
+@dataclass(frozen=True)
+class SlideFile:
+    """A slide to draw patches from: its file, or an address that fsspec opens, and its um/px where the file doesn't say."""
+
+    slide_id: str
+    path: str
+    um_per_px: float | None = None
+
+
+def share_of(slides: Iterable[SlideFile], fraction: float, seed: int) -> list[SlideFile]:
+    """So large a share of the slides, at least one, in an order of their own; a smaller share's are among a larger one's."""
+    ordered = sorted(slides, key=lambda file: (stream_seed(seed, "share of slides", file.slide_id), file.slide_id))
+    return ordered[: max(1, round(fraction * len(ordered)))]
+
+
+def slides_of(study: Study, which: Pretraining, data_folder: str | Path) -> list[SlideFile]:
+    """The slides that a pretraining draws from: the study's own, or those below ``which.slides``, by name.
+
+    Raises PatchingError for a study of patches without slides and a folder without any, LabelError as `labels.load`.
+    """
+    data = study.data
+    if which.slides:
+        return _listed(which.slides, data.um_per_px)
+    if data.source == "amibr":
+        raise PatchingError(
+            f"study {study.name!r} has patches and no slides to draw from; name a folder in pretraining[{which.name}].slides"
+        )
+    table = labels.load(study, data_folder).drop_duplicates("slide_id").sort_values("slide_id")
+    return [
+        SlideFile(
+            str(row.slide_id),
+            str(Path(data_folder) / row.file),
+            data.um_per_px_by_scanner.get(row.scanner, data.um_per_px),
+        )
+        for row in table.itertuples()
+    ]
+
+
+def _listed(place: str, um_per_px: float | None) -> list[SlideFile]:
+    """Every slide below a folder, or an address that fsspec lists, by its path below it."""
+    import fsspec
+
+    try:
+        filesystem, root = fsspec.core.url_to_fs(place)
+        files = sorted(filesystem.find(root))
+    except Exception as error:  # every file system has its own
+        raise PatchingError(f"{place}: can't be listed ({type(error).__name__}: {error})") from None
+    found = [file for file in files if file.lower().endswith(SUFFIXES)]
+    if not found:
+        raise PatchingError(f"{place}: no slide below it; one ends in {', '.join(SUFFIXES)}")
+    base = root.rstrip("/") + "/"
+    return [
+        SlideFile(file.removeprefix(base), filesystem.unstrip_protocol(file) if "://" in place else file, um_per_px)
+        for file in found
+    ]

@@ -1,0 +1,286 @@
+"""The stream of patches: which place a number stands for, and the px there; its rules stand in `mfcore.ssl.patching`."""
+
+import itertools
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from mfcore.config_pretraining import OnlinePatches
+from mfcore.rng import generator
+from mfcore.slides import SAME_RESOLUTION, Slide, SlideError
+from mfcore.slides_reader import Window
+from mfcore.ssl import tissue
+from mfcore.ssl.patching_open import OpenSlides
+from mfcore.ssl.patching_places import Places, places_of
+from mfcore.ssl.patching_slides import PatchingError, SlideFile, share_of
+
+MAX_OPEN = 64
+MEMORY_BYTES = 256 << 20  # of decoded tiles
+MAX_ENLARGED = 1.5  # a slide of 0.5 um/px has nothing to show at 0.25
+MAX_TRIES = 100_000  # draws for one patch
+
+log = logging.getLogger(__name__)
+
+
+class Drawn(NamedTuple):
+    """A place: the patch's number, slide (index), resolution, centre, and the share of it that is tissue."""
+
+    number: int
+    slide: int
+    um_per_px: float
+    x_l0_px: float
+    y_l0_px: float
+    tissue: float
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch. image: uint8 (size_px, size_px, 3)."""
+
+    image: np.ndarray
+    slide_id: str
+    um_per_px: float
+    x_l0_px: float
+    y_l0_px: float
+    tissue: float
+
+
+@dataclass
+class _Known:
+    """What is known of a slide once it has been looked at: its places by resolution."""
+
+    places: dict[float, Places] = field(default_factory=dict)
+
+
+class Source:
+    """The stream of patches of some slides; see `mfcore.ssl.patching`. Threads may share it; it can be pickled.
+
+    seed: another gives other patches, and another nested choice of ``settings.slide_fraction``. max_open: slides open at once.
+    memory_bytes: of decoded tiles kept. Raises PatchingError where there is no slide.
+    """
+
+    def __init__(
+        self,
+        slides: Sequence[SlideFile],
+        settings: OnlinePatches,
+        seed: int,
+        max_open: int = MAX_OPEN,
+        memory_bytes: int = MEMORY_BYTES,
+    ):
+        ids = [file.slide_id for file in slides]
+        if twice := sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []:
+            raise PatchingError(f"slides named twice: {', '.join(twice[:10])}; give each file a slide_id of its own")
+        self.slides = share_of(slides, settings.slide_fraction, seed)
+        if not self.slides:
+            raise PatchingError("there are no slides to draw patches from")
+        self.settings, self.seed = settings, seed
+        self.failures: dict[str, str] = {}
+        self._limits = (max_open, memory_bytes)
+        self._known: list[_Known | None] = [None] * len(self.slides)
+        self._weights: dict[float, np.ndarray] = {}
+        self._start()
+
+    def _start(self) -> None:
+        self.open = OpenSlides(*self._limits)
+        self._lock = threading.Lock()
+        self._locks = [threading.Lock() for _ in self.slides]
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key not in ("open", "_lock", "_locks", "_order")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def close(self) -> None:
+        """Close the slides; they open again where they are needed."""
+        self.open.close()
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self, number: int) -> Patch:
+        """Patch ``number`` of the stream; raises PatchingError where no slide has any."""
+        drawn, image = self.read_one(self.candidates(number))
+        return Patch(image, self.slides[drawn.slide].slide_id, *drawn[2:])
+
+    def read_one(self, candidates: Iterator[Drawn]) -> tuple[Drawn, np.ndarray]:
+        """The first of the candidates that can be read, and its px, uint8 (size_px, size_px, 3)."""
+        for drawn in candidates:
+            try:
+                with self.open.use(self.slides[drawn.slide]) as slide:
+                    return drawn, self.pixels(slide, drawn)
+            except (SlideError, OSError) as error:
+                self._fail(self.slides[drawn.slide].slide_id, str(error))
+        raise AssertionError("candidates are endless")
+
+    def pixels(self, slide: Slide, drawn: Drawn) -> np.ndarray:
+        """The px of a place on its open slide, uint8 (size_px, size_px, 3); raises SlideError where they are damaged."""
+        window = self._cut(slide, drawn)
+        if window is not None:
+            return slide.reader.region(window)
+        return slide.read(drawn.x_l0_px, drawn.y_l0_px, self.settings.size_px, drawn.um_per_px)
+
+    def announce(self, slide: Slide, places: Iterable[Drawn]) -> None:
+        """Say which places of an open slide will be read, in order, so that what they share is decoded once."""
+        size_px = self.settings.size_px
+        slide.reader.expect(
+            self._cut(slide, drawn) or slide.window(drawn.x_l0_px, drawn.y_l0_px, size_px, drawn.um_per_px)[0]
+            for drawn in places
+        )
+
+    def _cut(self, slide: Slide, drawn: Drawn) -> Window | None:
+        """What is cut from a level that has the patch's resolution; None where there's none."""
+        found = level_of(slide, drawn.um_per_px)
+        if found is None:
+            return None
+        level, downsample = found
+        size_px = self.settings.size_px
+        left, top = (round(centre / downsample - size_px / 2) for centre in (drawn.x_l0_px, drawn.y_l0_px))
+        return Window(level, left, top, size_px, size_px)
+
+    def draw(self, number: int) -> Drawn:
+        """Where patch ``number`` lies, if its px can be read."""
+        return next(self.candidates(number))
+
+    def candidates(self, number: int) -> Iterator[Drawn]:
+        """Places for patch ``number``, endless: the second stands in where the first can't be read, and so on."""
+        rng = generator(self.seed, "online patch", self._distinct(number))
+        settings = self.settings
+        um_per_px = settings.um_per_px[int(rng.integers(len(settings.um_per_px)))]
+        over = self._over_tissue if settings.uniform_over == "tissue" else self._over_slides
+        while True:
+            for _ in range(MAX_TRIES):
+                found = over(rng, um_per_px)
+                if found is not None:
+                    break
+            else:
+                raise self._none_left(um_per_px)
+            slide, (x, y, share) = found
+            yield Drawn(number, slide, um_per_px, x, y, share)
+
+    def _distinct(self, number: int) -> int:
+        """Which draw patch ``number`` is: itself; of a few that are distinct, each once in every round, in a new order."""
+        n = self.settings.n_distinct
+        if n is None:
+            return number
+        turn, place = divmod(number, n)
+        order = self._order
+        if order is None or order[0] != turn:
+            order = self._order = (turn, generator(self.seed, "order of patches", n, turn).permutation(n))
+        return int(order[1][place])
+
+    def _over_tissue(self, rng: np.random.Generator, um_per_px: float) -> tuple[int, tuple[float, float, float]] | None:
+        ends = self._areas(um_per_px)
+        slide = min(int(np.searchsorted(ends, rng.random() * ends[-1], side="right")), len(ends) - 1)
+        places = self.places(slide, um_per_px)
+        found = None if places is None else places.propose(rng)
+        return None if found is None else (slide, found)
+
+    def _over_slides(self, rng: np.random.Generator, um_per_px: float) -> tuple[int, tuple[float, float, float]] | None:
+        slide = int(rng.integers(len(self.slides)))
+        places = self.places(slide, um_per_px)
+        if places is None:
+            if len(self.failures) >= len(self.slides) or not self._any_has(um_per_px):
+                raise self._none_left(um_per_px)
+            return None
+        for _ in range(MAX_TRIES):
+            if (found := places.propose(rng)) is not None:
+                return slide, found
+        return None
+
+    def _any_has(self, um_per_px: float) -> bool:
+        """Whether a slide looked at so far has places at a resolution, or one wasn't looked at."""
+        return any(known is None or um_per_px in known.places for known in self._known)
+
+    def _areas(self, um_per_px: float) -> np.ndarray:
+        """Running sum over the slides of the area where centres may lie, um2, float (n_slides,)."""
+        if um_per_px not in self._weights:
+            self.survey()
+            areas = [0.0 if places is None else places.area_um2 for places in self._places_at(um_per_px)]
+            if not any(areas):
+                raise self._none_left(um_per_px)
+            self._weights[um_per_px] = np.cumsum(areas)
+        return self._weights[um_per_px]
+
+    def _places_at(self, um_per_px: float) -> Iterator[Places | None]:
+        return (self.places(i, um_per_px) for i in range(len(self.slides)))
+
+    def places(self, slide: int, um_per_px: float) -> Places | None:
+        """Where patches of a resolution may lie on a slide; None where nowhere. Looks at the slide unless that is done."""
+        known = self._known[slide]
+        if known is None:
+            with self._locks[slide]:
+                known = self._known[slide] = self._known[slide] or self._look(self.slides[slide])
+        return known.places.get(um_per_px)
+
+    def survey(self, n_workers: int = 1) -> "Source":
+        """Look at every slide that wasn't: a thumbnail each; raises PatchingError where none has tissue."""
+        left = [i for i, known in enumerate(self._known) if known is None]
+        if left:
+            with ThreadPoolExecutor(n_workers) as pool:
+                looks = pool.map(lambda i: self.places(i, self.settings.um_per_px[0]), left)
+                for _ in tqdm(looks, total=len(left), desc="tissue masks", unit="slide", leave=False):
+                    pass
+        if not any(known is not None and known.places for known in self._known):
+            raise self._none_left(None)
+        return self
+
+    def _look(self, file: SlideFile) -> _Known:
+        """Find a slide's tissue and where patches may lie on it."""
+        settings, known = self.settings, _Known()
+        try:
+            with self.open.use(file) as slide:
+                mask = tissue.of_slide(slide)
+                for um_per_px in dict.fromkeys(settings.um_per_px):
+                    if um_per_px * MAX_ENLARGED < slide.um_per_px:
+                        continue
+                    found = level_of(slide, um_per_px)
+                    grid = None if found is None else (settings.size_px, found[1])
+                    side = settings.size_px * (found[1] if found else um_per_px / slide.um_per_px)
+                    places = places_of(mask, slide.size_px, side, settings.min_tissue, grid)
+                    if places.n_cells:
+                        known.places[um_per_px] = places
+        except (SlideError, OSError, tissue.TissueError) as error:
+            self._fail(file.slide_id, str(error))
+            return known
+        missing = [f"{um_per_px:g}" for um_per_px in dict.fromkeys(settings.um_per_px) if um_per_px not in known.places]
+        if missing:
+            self._fail(
+                file.slide_id,
+                f"{file.path}: no place for a patch of {settings.size_px} px with {settings.min_tissue:.0%} tissue at "
+                f"{', '.join(missing)} um/px on a slide of {slide.um_per_px:.3g}; left out there",
+            )
+        return known
+
+    def _fail(self, slide_id: str, reason: str) -> None:
+        """Say it, once a slide."""
+        with self._lock:
+            if slide_id in self.failures:
+                return
+            self.failures[slide_id] = reason
+        log.warning("slide %s is left out: %s", slide_id, reason)
+
+    def _none_left(self, um_per_px: float | None) -> PatchingError:
+        at = "" if um_per_px is None else f" at {um_per_px:g} um/px"
+        reasons = [f"{name}: {reason}" for name, reason in itertools.islice(self.failures.items(), 20)]
+        more = f"\n  ... and {len(self.failures) - 20} more" if len(self.failures) > 20 else ""
+        return PatchingError(f"no patch can be drawn{at} from {len(self.slides)} slides:\n  " + "\n  ".join(reasons) + more)
+
+
+def level_of(slide: Slide, um_per_px: float) -> tuple[int, float] | None:
+    """The level that has a resolution, and its downsample; None where there's none."""
+    scale = um_per_px / slide.um_per_px
+    near = [(abs(downsample / scale - 1), level, downsample) for level, downsample in enumerate(slide.reader.downsamples)]
+    difference, level, downsample = min(near)
+    return (level, downsample) if difference < SAME_RESOLUTION else None
