@@ -1,0 +1,82 @@
+"""A task's images through one frozen encoder, once: kept with the run, and taken from another run that had the same."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from mfcore import encoders, preprocess, store
+from mfcore.cards import EncoderCard
+from mfcore.config import as_dict
+from mfcore.tasks_protocol import resized
+from mfcore.tasks_schema import TaskData
+
+SHARD, BATCH = 1024, 32  # images; a kill loses at most the shard in hand
+FILE = "features.h5"
+
+
+def features_of(run: store.Run, data: TaskData, card: EncoderCard, device: str, size_px: int | None) -> np.ndarray:
+    """Embeddings of a task's images by the encoder of ``card``, float32 (n_items, n_dims), in the order of the task's table.
+
+    Kept in the run's ``features.h5``. Each image goes through the encoder's own transform, its shorter side resized to
+    ``size_px`` before where that is given. Raises EncoderError where the encoder can't be had or gives NaN or infinity.
+    """
+    file = run.path(FILE)
+    if not file.is_file():
+        same = _made_before(run)
+        if same is None:
+            _embed(run, data, encoders.load(card, device), size_px)
+        else:
+            with store.replacing(file) as aside:
+                shutil.copyfile(same, aside)
+    with h5py.File(file) as content:
+        return content["features"][:]
+
+
+def _made_before(run: store.Run) -> Path | None:
+    """The features of another run of the same images, encoder and size, whatever was trained on them."""
+
+    def what(identity: dict) -> tuple:
+        return identity["inputs"], identity["config"]["card"], identity["config"]["protocol"]["size_px"]
+
+    for file in sorted(run.folder.parent.glob(f"{run.identity['stage']}-*/{FILE}")):
+        if what(store.read_json(file.with_name("begun.json"))) == what(run.identity):
+            return file
+    return None
+
+
+def _embed(run: store.Run, data: TaskData, encoder: encoders.Encoder, size_px: int | None) -> None:
+    n = len(data.table)
+    with tqdm(total=n, desc=f"embed {data.name} by {encoder.card.name}", unit=" patches", leave=False) as bar:
+        for first in range(0, n, SHARD):
+            rows = range(first, min(first + SHARD, n))
+            file = run.unit_file(f"features-{first:09d}", ".npy")
+            if not file.is_file():
+                parts = [_batch(data, encoder, rows[i : i + BATCH], size_px) for i in range(0, len(rows), BATCH)]
+                with store.replacing(file) as aside, aside.open("wb") as out:
+                    np.save(out, np.concatenate(parts))
+            bar.update(len(rows))
+    with store.replacing(run.path(FILE)) as aside, h5py.File(aside, "w") as out:
+        out.create_dataset(
+            "features", data=np.concatenate([np.load(f) for f in sorted(run.path("units").glob("features-*.npy"))])
+        )
+        out.create_dataset("item_id", data=data.table["item_id"].astype(str).to_list(), dtype=h5py.string_dtype())
+        out.attrs["card"], out.attrs["weights"] = json.dumps(as_dict(encoder.card)), encoder.revision
+
+
+def _batch(data: TaskData, encoder: encoders.Encoder, rows: Sequence[int], size_px: int | None) -> np.ndarray:
+    """Embeddings float32 (n, n_dims) of some items; their images may differ in size."""
+    images = [data.image(i) for i in rows]
+    if size_px is not None:
+        images = [resized(image, size_px, encoder.card.interpolation) for image in images]
+    with torch.inference_mode(), preprocess.exact_float32(encoder.device):
+        if len({image.shape for image in images}) == 1:
+            inputs = encoder.transform(np.stack(images))  # (n, 3, crop_px, crop_px)
+        else:
+            inputs = torch.cat([encoder.transform(image[None]) for image in images])
+        return encoder.checked(encoder.network(inputs).cpu().numpy(), list(rows))
