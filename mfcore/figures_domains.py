@@ -28,8 +28,8 @@ def best_arms(study: Study, table: pd.DataFrame) -> list[str]:
     The encoders that the study pretrained are a kind of their own here, the very last, unless one is the best probe of all.
     """
     out = table[table["domain"] != table["train_domain"]]
-    best, home = best_of_each_kind(out, "mean"), out[[pretrained.is_of(study, arm) for arm in out["arm"]]]
-    return list(dict.fromkeys([*best, *best_of_each_kind(home, "mean")]))
+    home = out[out["arm"].isin([arm for arm in out["arm"].unique() if pretrained.is_of(study, arm)])]
+    return list(dict.fromkeys([*best_of_each_kind(out, "mean"), *best_of_each_kind(home, "mean")]))
 
 
 def published(study: Study) -> pd.DataFrame:
@@ -45,6 +45,7 @@ def cross_domain(study: Study, matrix: pd.DataFrame, means: pd.DataFrame, beside
     `compare.domain_matrix` and `compare.cross_domain_table` return them.
     """
     arms, domains = best_arms(study, matrix), sorted(matrix["domain"].unique())
+    size_pt = next(size_pt for most, size_pt in TEXT_PT if len(arms) * len(domains) <= most)
     below = 0.2 * (len(means) + len(beside) + bool(len(beside))) + 0.7
     above = 0.42 * len(domains) + 1.75
     with drawing(study, 2, len(arms), (WIDTH_INCH, above + below), sharey="row", height_ratios=(above, below)) as (
@@ -54,9 +55,7 @@ def cross_domain(study: Study, matrix: pd.DataFrame, means: pd.DataFrame, beside
         turned = {"rotation": 90 if len(domains) > 3 else 0, "ma": "right" if len(domains) > 3 else "center"}
         for axis, arm in zip(axes[0], arms, strict=True):
             part = matrix[matrix["arm"] == arm]
-            image = _matrix(
-                axis, part, domains, size_pt=next(size_pt for most, size_pt in TEXT_PT if len(arms) * len(domains) <= most)
-            )
+            image = _matrix(axis, part, domains, size_pt)
             axis.set_xticks(range(len(domains)), [two_lines(d) for d in domains], **turned)
             axis.set_yticks(range(len(domains)), [two_lines(d) for d in domains])
             axis.grid(False)
