@@ -1,0 +1,122 @@
+"""What a study may say of pretrainings and tasks: nonsense refused by name, defaults as published."""
+
+import dataclasses
+import re
+
+import pytest
+
+from mfcore import config_pretraining
+from mfcore.config import ConfigError, Pretraining, load_study
+from mfcore.config_pretraining import PUBLISHED, Crops, in_order, published
+
+GOOD = "name: t\ntitle: t\ndata: {source: midog}\nencoders: [a]\n"
+VIT = "architecture: vit_tiny_patch16_224, arguments: {img_size: 64}, crops: {global_px: 64, local_px: 32}"
+
+
+def load(tmp_path, text):
+    file = tmp_path / "t.yaml"
+    file.write_text(text)
+    return load_study(file)
+
+
+def one(what: str) -> str:
+    return f"{GOOD}pretraining: [{{name: p, {what}}}]\n"
+
+
+def task(what: str) -> str:
+    return f"{GOOD}pretraining: [{{name: p}}]\ntasks: [{{{what}}}]\n"
+
+
+def test_the_paper_s_pretraining_needs_a_name_alone(tmp_path):
+    (which,) = load(tmp_path, GOOD + "pretraining: [{name: p}]\n").pretraining
+    assert (which.architecture, which.n_steps, which.batch_size) == ("vit_small_patch16_224", 125_000, 256)
+    assert which.patches.um_per_px == (0.25, 0.5, 1.0, 2.0) and which.patches.min_tissue == 0.4
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_what_is_not_said_is_as_published_and_what_is_said_stays(method):
+    whole = published(Pretraining("p", method, crops=Crops(local_scale=(0.1, 0.3)), momentum=0.9))
+    assert whole.momentum == 0.9 and whole.crops.local_scale == (0.1, 0.3)
+    assert whole.crops.global_scale == PUBLISHED[method]["global_scale"]
+    assert {f.name for f in dataclasses.fields(whole) if getattr(whole, f.name) is None} == set()
+    for key in set(PUBLISHED[method]) - {"momentum", "global_scale", "local_scale"}:
+        assert getattr(whole, key) == PUBLISHED[method][key], key
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (one("method: mae"), "pretraining[p].method: 'mae' is not one of ['dino', 'dinov2']"),
+        (GOOD + "pretraining: [{name: 'a:b'}]\n", "pretraining[a:b].name: 'a:b': an encoder's name has no ':'"),
+        (GOOD + "pretraining: [{name: random}]\n", "isn't 'random'"),
+        (GOOD + "pretraining: [{name: p}, {name: p}]\n", "pretraining: 'p' is there twice"),
+        (GOOD + "pretraining: [{name: p q}, {name: p_q}]\n", "arms 'p q' and 'p_q' would have the same files"),
+        (GOOD + "pretraining: [{name: n}]\nnetworks: [{name: n}]\n", "has an encoder or a network of that name already"),
+        (one("n_stebs: 3"), "unknown key pretraining[0].n_stebs; did you mean pretraining[0].n_steps?"),
+        (one("n_steps: 0"), "pretraining[p].n_steps: 0 must be a number above 0"),
+        (one("base_lr: .nan"), "pretraining[p].base_lr: nan must be a number above 0"),
+        (one("warmup: 1.5"), "pretraining[p].warmup: 1.5 must lie in [0, 1]"),
+        (one("teacher_temperature: [0.04]"), "pretraining[p].teacher_temperature: [0.04] must be two numbers"),
+        (one("centring: median"), "pretraining[p].centring: 'median' is not one of"),
+        (one("n_steps: 5, n_snapshots: 6"), "pretraining[p].n_snapshots: 6 is more than n_steps 5"),
+        (one("method: dinov2, batch_size: 1"), "pretraining[p].batch_size: KoLeo needs neighbours"),
+        (one("patches: {um_per_px: []}"), "pretraining[p].patches.um_per_px: [] must be resolutions"),
+        (one("patches: {min_tissue: 1.2}"), "pretraining[p].patches.min_tissue: 1.2 must lie in [0, 1]"),
+        (one("patches: {uniform_over: cases}"), "pretraining[p].patches.uniform_over: 'cases' is not one of"),
+        (one("patches: {slide_fraction: 0}"), "pretraining[p].patches.slide_fraction: 0.0 must lie in (0, 1]"),
+        (one("patches: {n_distinct: 0}"), "pretraining[p].patches.n_distinct: 0 must be 1 or more"),
+        (one("patches: {size_px: 200}"), "crops.global_px: 224 px from patches of 200 px would only be blown up"),
+        (one("crops: {global_px: 96, local_px: 112}"), "crops.local_px: 112 px is more than global_px 96"),
+        (one("crops: {global_scale: [0.5, 0.2]}"), "crops.global_scale: [0.5, 0.2] must be two shares"),
+        (one("crops: {global_px: 220}"), "global_px: 220 px is no multiple of the ViT's patches of 16 px; the nearest are 208"),
+        (one("crops: {local_px: 10}"), "local_px: 10 px is no multiple of the ViT's patches of 16 px; the least is 16"),
+        (
+            one("arguments: {patch_size: 14}, crops: {local_px: 96}"),
+            "local_px: 96 px is no multiple of the ViT's patches of 14",
+        ),
+        (one("arguments: {img_size: 96}"), "arguments.img_size: 96 px, but crops.global_px is 224"),
+        (one("start: 'timm:vit_base_patch16_224.x'"), "is a vit_base_patch16_224, this a vit_small_patch16_224"),
+        (one("start: p"), "start: 'p' starts, itself or by way of others, from 'p'"),
+        (
+            GOOD + f"pretraining: [{{name: p, start: q, {VIT}}}, {{name: q, start: 'p@5', {VIT}}}]\n",
+            "pretraining[q].start: 'p@5' starts, itself or by way of others, from 'q'",
+        ),
+        (GOOD + f"pretraining: [{{name: p, start: q}}, {{name: q, {VIT}}}]\n", "weights fit the same architecture only"),
+        (
+            "name: t\ntitle: t\ndata: {source: midog}\nencoders: [{name: own, weights: random, architecture: resnet18, "
+            "mean: [0, 0, 0], std: [1, 1, 1]}]\npretraining: [{name: p, start: own}]\n",
+            "pretraining[p].start: 'own' is a resnet18, this a vit_small_patch16_224",
+        ),
+        (task("name: bacg"), "tasks[bacg]: not one of ['bach'"),
+        (task("name: bach}, {name: bach"), "tasks: 'bach' is there twice"),
+        (task("name: bach, encoders: [b]"), "tasks[bach].encoders: ['b'] not among the study's ['a', 'p']"),
+        (task("name: bach, encoders: [a, a]"), "tasks[bach].encoders: 'a' is there twice"),
+        (task("name: bach, encoders: [a], snapshots: true"), "tasks[bach].snapshots: none of its encoders is pretrained"),
+        (task("name: bach, n_runs: 0"), "tasks[bach].n_runs: 0 must be a number above 0"),
+        (task("name: consep, n_per_class: 10"), "tasks[consep].n_per_class: 10, but this task segments nuclei"),
+        (
+            "name: t\ntitle: t\ndata: {source: midog}\nnetworks: [{name: n}]\ntasks: [{name: bach}]\n",
+            "tasks[bach]: the study has no encoder to judge",
+        ),
+    ],
+)
+def test_nonsense_is_refused_with_its_key(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(tmp_path, text)
+
+
+def test_several_problems_are_told_at_once(tmp_path):
+    with pytest.raises(ConfigError, match=r"2 problems:\n  pretraining\[p\].base_lr.*\n  pretraining\[p\].warmup"):
+        load(tmp_path, one("base_lr: 0, warmup: 2"))
+
+
+def test_an_encoder_that_the_study_pretrains_stands_among_its_encoders_and_starts_another(tmp_path):
+    text = GOOD.replace("[a]", "[a, p]") + f"pretraining: [{{name: q, start: p, {VIT}}}, {{name: p, {VIT}}}]\n"
+    study = load(tmp_path, text + "tasks: [{name: bach, encoders: [p], snapshots: true}]\n")
+    assert study.encoders == ("a", "p") and in_order(study.pretraining) == ["p", "q"]
+    from_hub = [Pretraining("r", start="hf-hub:o/r@0123"), *study.pretraining]
+    assert in_order(from_hub) == ["r", "p", "q"], "a revision is no snapshot"
+
+
+def test_every_task_of_segmentation_is_a_task():
+    assert set(config_pretraining.SEGMENTATION) < set(config_pretraining.TASKS)
