@@ -42,7 +42,7 @@ def check(history: Sequence[dict], which: Pretraining) -> None:
     wrong = [key for key in ("loss", "teacher_entropy", "target_entropy") if not math.isfinite(last[key])]
     if wrong:
         raise PretrainingError(
-            f"{place}: {', '.join(wrong)} became {last[wrong[0]]} by step {last['step']} of {which.n_steps}, at a learning rate "
+            f"{place}: {', '.join(wrong)} became {last[wrong[0]]} by step {last['step']} of {which.n_steps}, at a rate "
             f"of {last['learning_rate']:.3g}; lower base_lr (now {which.base_lr:g}), then clip_norm (now {which.clip_norm:g}), "
             "or lengthen warmup"
         )
