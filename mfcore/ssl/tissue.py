@@ -1,7 +1,7 @@
 """Where a slide carries tissue: a rule on a thumbnail, and the mask it gives, small enough to be kept for thousands of slides.
 
 The rule. Stain absorbs some colours more than others, glass, borders and dust absorb all alike: evidence for tissue is the
-spread of a px's optical densities, max - min of -log10(value / 255). Otsu's threshold parts stained from unstained px, held
+spread of a px's optical densities, max - min of -log10(value / 255), averaged over 20 um. Otsu's threshold parts stained from unstained px, held
 between what noise reaches and what pale stain has, so that a slide all of glass has no tissue and one all of tissue is not
 parted in two. Nearly black px (borders) and those that absorb red far more than green (blue, green and black ink; no common
 stain of tissue does) count as unstained. Then specks go, and small holes are filled. Red ink and coloured dirt pass as tissue.
@@ -15,7 +15,8 @@ from scipy import ndimage
 
 from mfcore.slides import Slide, SlideError
 
-MIN_SPREAD, MAX_SPREAD = 0.05, 0.12  # optical density; JPEG's noise on glass stays below the first, pale eosin has the second
+SMOOTH_UM = 20.0  # evidence is averaged over squares of this side, however fine the thumbnail
+MIN_SPREAD, MAX_SPREAD = 0.04, 0.06  # optical density; JPEG's noise on glass stays below the first, pale eosin has the second
 BLACK = 60  # of 255: no channel reaches it
 INK = (1.3, 0.08)  # red density above that many times the green one, plus as much; haematoxylin's is 0.93 of it
 MIN_SPECK_UM2 = 50.0**2  # smaller islands are dirt
@@ -84,9 +85,10 @@ def find(thumbnail: np.ndarray, um_per_px: float) -> np.ndarray:
     spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)  # (H, W)
     unstained = (thumbnail.max(axis=2) < BLACK) | (red > INK[0] * green + INK[1])
     spread[unstained] = 0
+    side = max(1, round(SMOOTH_UM / um_per_px))  # loose tissue is tissue, too: its fibres and the gaps between them
+    spread = ndimage.uniform_filter(spread, side, mode="nearest")
     threshold = np.clip(otsu(spread[~unstained]), MIN_SPREAD, MAX_SPREAD)
-    tissue = ndimage.binary_opening(spread > threshold, np.ones((2, 2)))
-    tissue = _without_small(tissue, MIN_SPECK_UM2 / um_per_px**2)
+    tissue = _without_small(spread > threshold, MIN_SPECK_UM2 / um_per_px**2)
     return ~_without_small(~tissue, MAX_HOLE_UM2 / um_per_px**2, keep=unstained)
 
 
