@@ -31,13 +31,14 @@ def share_of(slides: Iterable[SlideFile], fraction: float, seed: int) -> list[Sl
 
 
 def slides_of(study: Study, which: Pretraining, data_folder: str | Path) -> list[SlideFile]:
-    """The slides that a pretraining draws from: the study's own, or those below ``which.slides``, by name.
+    """The slides that a pretraining draws from: the study's own, or those below ``which.slides`` (in the data folder), by name.
 
     Raises PatchingError for a study of patches without slides and a folder without any, LabelError as `labels.load`.
     """
     data = study.data
     if which.slides:
-        return _listed(which.slides, data.um_per_px)
+        is_whole = "://" in which.slides or Path(which.slides).is_absolute()
+        return _listed(which.slides if is_whole else str(Path(data_folder) / which.slides), data.um_per_px)
     if data.source == "amibr":
         raise PatchingError(
             f"study {study.name!r} has patches and no slides to draw from; name a folder in pretraining[{which.name}].slides"
