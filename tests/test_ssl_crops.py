@@ -44,6 +44,7 @@ def test_row_i_depends_on_its_number_alone():
         if isinstance(values, np.ndarray):
             assert values.shape == (20, 5)
             np.testing.assert_array_equal(values[4:6], getattr(shorter[4:6], name))
+            np.testing.assert_array_equal(values[[5, 2]], getattr(shorter[np.array([5, 2])], name))
             assert not np.array_equal(values, getattr(other, name))
 
 

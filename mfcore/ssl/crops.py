@@ -5,7 +5,7 @@ slides have no up. What happens to a patch depends on the stream's name and on t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,15 +58,15 @@ class Drawn:
     def __len__(self) -> int:
         return len(self.top_px)
 
-    def __getitem__(self, part: slice) -> "Drawn":
-        """The same for some of the patches."""
+    def __getitem__(self, part: slice | np.ndarray) -> "Drawn":
+        """The same for some of the patches, a slice of them or their rows."""
         return self._of(lambda values: values[part])
 
     def crop(self, number: int) -> "Drawn":
         """One crop of each patch; its arrays are (n,)."""
         return self._of(lambda values: values[:, number])
 
-    def _of(self, which) -> "Drawn":
+    def _of(self, which: Callable[[np.ndarray], np.ndarray]) -> "Drawn":
         values = vars(self)
         return Drawn(**{name: which(value) if isinstance(value, np.ndarray) else value for name, value in values.items()})
 
