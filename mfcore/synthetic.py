@@ -35,6 +35,8 @@ WITHOUT_MITOSES = 0.06
 OFFICIAL_TEST = 0.25
 """Share of each domain's slides that the set names as its official test slides (22 % of MIDOG++'s)."""
 MAX_PER_SLIDE = 110
+BESIDE = "tasks"
+"""May be in the folder before anything else: the data of the downstream tasks."""
 RATER_ERRORS = (0.045, 0.28)
 """How often one of the two raters errs on an easy and on a hard annotation; gives MIDOG++'s raw agreement of 0.78."""
 THIRD_RATER = 0.4
@@ -247,6 +249,6 @@ def _claim(folder: Path, config: dict) -> None:
                 "Remove it, or give another folder."
             )
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(place.name != BESIDE for place in folder.iterdir()):
         raise SyntheticError(f"{folder} isn't empty and holds no synthetic data set (no begun.json); give another folder.")
     store.write_json(begun, config)
