@@ -19,7 +19,11 @@ def config_of(study: Study, name: str) -> dict:
     which = published(study.pretrained(name))
     content = as_dict(dataclasses.replace(which, name=""))
     keys = ("source", "um_per_px", "um_per_px_by_scanner")
-    return {"pretraining": content, "slides": {key: value for key, value in as_dict(study.data).items() if key in keys}}
+    return {
+        "pretraining": content,
+        "slides": {key: value for key, value in as_dict(study.data).items() if key in keys},
+        "patches": {key: value for key, value in as_dict(study.patches).items() if key in ("size_px", "um_per_px")},  # its card
+    }
 
 
 def find(study: Study, name: str, results: str | Path) -> store.Run:
