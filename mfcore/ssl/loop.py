@@ -40,13 +40,13 @@ class Task:
 
     which: with nothing left None. batches: called with (first, n_batches), gives this process's share of batches of patches
     with ``images`` uint8 (n, size_px, size_px, 3) and ``drawn``, a table with each one's ``number``. watched: patches uint8
-    (n, size_px, size_px, 3) of which RankMe is measured, and the card by which the encoder sees them. export: called with a
-    step after which a snapshot is kept.
+    (n, size_px, size_px, 3) of which RankMe is measured, in the first process alone, and the card by which the encoder sees
+    them. export: called with a step after which a snapshot is kept.
     """
 
     which: Pretraining
     batches: Callable[[int, int], Iterator]
-    watched: np.ndarray
+    watched: np.ndarray | None
     card: EncoderCard
     export: Callable[[int], None]
     snapshots: tuple[int, ...]

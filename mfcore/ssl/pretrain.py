@@ -12,6 +12,7 @@ collapses all the same is seen by its entropies and RankMe (`collapse`), and the
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from mfcore import encoders, labels, patches, pretrained, processes, rng, store
+from mfcore import encoders, labels, patches, pretrained, processes, store
 from mfcore.config import ConfigError, Pretraining, Study, digest, load_study
 from mfcore.config_pretraining import published
 from mfcore.ssl import export, loop, networks, patching
@@ -65,54 +66,46 @@ def pretrain(
         return run
     where = encoders.choose_device(device)
     pair = networks.build(which, study, results)
-    with _sources(slides, which) as (source, aside):
-        task = _task(study, which, pair, source, aside, n_workers, run.folder)
+    with contextlib.closing(patching.Source(slides, which.patches, which.seed)) as source:
+        task = _task(study, which, pair, source, n_workers, run.folder)
         n_patches = which.n_steps * which.batch_size
         tell = None if watch is None else lambda history: watch(pd.DataFrame(history))
         with tqdm(total=n_patches, desc=f"pretrain {name}", unit="patch", disable=not ranks.is_first) as progress:
             history = loop.train(task, pair, run.folder, where, after_line=tell, progress=progress)
         if ranks.is_first:
-            _finish(run, which, pair, history, where, slides, {**aside.failures, **source.failures})
+            _finish(run, which, pair, history, where, source)
     ranks.as_first(None)  # the others wait until the run is finished
     return run
 
 
-@contextlib.contextmanager
-def _sources(slides: list, which: Pretraining) -> Iterator[tuple]:
-    """The stream of patches to learn from, and another, of the same slides, by which RankMe is measured."""
-    seeds = (which.seed, rng.stream_seed(which.seed, "pretraining", "watched"))
-    settings = (which.patches, dataclasses.replace(which.patches, n_distinct=None))
-    with contextlib.ExitStack() as stack:
-        yield tuple(
-            stack.enter_context(contextlib.closing(patching.Source(slides, setting, seed)))
-            for setting, seed in zip(settings, seeds, strict=True)
-        )
-
-
 def _task(
-    study: Study,
-    which: Pretraining,
-    pair: networks.Networks,
-    source: "patching.Source",
-    aside: "patching.Source",
-    n_workers: int,
-    folder: Path,
+    study: Study, which: Pretraining, pair: networks.Networks, source: patching.Source, n_workers: int, folder: Path
 ) -> loop.Task:
+    """What the loop learns from, and by which patches it is watched."""
     ranks = processes.here()
-    images = np.zeros((0, which.patches.size_px, which.patches.size_px, 3), np.uint8)
-    if ranks.is_first:  # the only one that measures
-        with contextlib.closing(patching.batches(aside, 0, 1, N_WATCHED, n_workers=n_workers)) as batches:
-            images = next(batches).images
+    watched = _watched(source, which, n_workers) if ranks.is_first else None  # who alone measures
     card = export.card(pair, which, study, which.n_steps)
     sees = dataclasses.replace(card, resize_px=max(which.patches.size_px, card.crop_px))
 
-    def read(first: int, n_batches: int) -> Iterator["patching.Batch"]:
+    def read(first: int, n_batches: int) -> Iterator[patching.Batch]:
         return patching.batches(source, first, n_batches, which.batch_size, ranks.rank, ranks.n, n_workers)
 
     def keep(step: int) -> None:
         export.write(pair, export.card(pair, which, study, step), pretrained.snapshot_folder(folder, step))
 
-    return loop.Task(which, read, images, sees, keep, tuple(pretrained.steps_of(which)))
+    return loop.Task(which, read, watched, sees, keep, tuple(pretrained.steps_of(which)))
+
+
+def _watched(source: patching.Source, which: Pretraining, n_workers: int) -> np.ndarray:
+    """N_WATCHED patches, uint8 (n, size_px, size_px, 3), of the same slides, from behind all that are learnt from."""
+    aside = copy.copy(source)  # which knows the slides' tissue, and opens them for itself
+    aside.settings = dataclasses.replace(source.settings, n_distinct=None)
+    first = max(which.n_steps * which.batch_size, which.patches.n_distinct or 0)
+    with (
+        contextlib.closing(aside),
+        contextlib.closing(patching.batches(aside, first, 1, N_WATCHED, n_workers=n_workers)) as one,
+    ):
+        return next(one).images
 
 
 def _finish(
@@ -121,8 +114,7 @@ def _finish(
     pair: networks.Networks,
     history: list[dict],
     device: torch.device,
-    slides: list,
-    failures: dict[str, str],
+    source: patching.Source,
 ) -> None:
     """Close the run."""
     folders = [pretrained.snapshot_folder(run.folder, step) for step in pretrained.steps_of(which)]
@@ -133,8 +125,8 @@ def _finish(
     run.finish(
         ["history.jsonl", "drawn.parquet", *files],
         n_parameters=sum(parameter.numel() for parameter in pair.student.parameters()),
-        n_slides=len(slides),
-        slides_left_out=failures,
+        n_slides=len(source.slides),
+        slides_left_out=source.failures,
         n_patches=which.n_steps * which.batch_size,
         training_seconds=round(seconds, 1),
         patches_per_second=round(which.n_steps * which.batch_size / seconds, 1),
