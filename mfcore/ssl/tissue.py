@@ -18,7 +18,7 @@ from mfcore.slides import Slide, SlideError
 SMOOTH_UM = 20.0  # evidence is averaged over squares of this side, however fine the thumbnail
 MIN_SPREAD, MAX_SPREAD = 0.04, 0.06  # optical density; JPEG's noise on glass stays below the first, pale eosin has the second
 BLACK = 60  # of 255: no channel reaches it
-INK = (1.3, 0.08)  # red density above that many times the green one, plus as much; haematoxylin's is 0.93 of it
+INK = (1.1, 0.08)  # red density above that many times the green one, plus as much; haematoxylin's is 0.93 of it
 MIN_SPECK_UM2 = 50.0**2  # smaller islands are dirt
 MAX_HOLE_UM2 = 100.0**2  # smaller holes belong to the tissue: vessels, ducts
 N_CELLS = 1024  # at most, on a side: 128 KiB a slide
@@ -85,7 +85,7 @@ def find(thumbnail: np.ndarray, um_per_px: float) -> np.ndarray:
     spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)  # (H, W)
     unstained = (thumbnail.max(axis=2) < BLACK) | (red > INK[0] * green + INK[1])
     spread[unstained] = 0
-    side = max(1, round(SMOOTH_UM / um_per_px))  # loose tissue is tissue, too: its fibres and the gaps between them
+    side = 2 * round(SMOOTH_UM / um_per_px / 2) + 1  # loose tissue is tissue, too: its fibres and the gaps between them
     spread = ndimage.uniform_filter(spread, side, mode="nearest")
     threshold = np.clip(otsu(spread[~unstained]), MIN_SPREAD, MAX_SPREAD)
     tissue = _without_small(spread > threshold, MIN_SPECK_UM2 / um_per_px**2)
