@@ -34,6 +34,8 @@ def _constant(row: pd.Series) -> str:
 
 def all_encoders(study: Study, table: pd.DataFrame) -> str:
     """Caption of the table of all encoders; ``table`` as `compare_representation.table` returns it."""
+    if not len(table):
+        return f"**Representations.** No encoder of the study has embeddings to measure ({captions.of_what(study)})."
     constant = [f"{row.encoder} {row.n_constant}" for row in table.itertuples() if row.n_constant]
     left_out = f" Constant dimensions, left out of ODCorr: {', '.join(constant)}." if constant else ""
     wide = table["n_dims"].nunique() > 1
@@ -44,7 +46,7 @@ def all_encoders(study: Study, table: pd.DataFrame) -> str:
         else ""
     )
     return (
-        f"**Representations.** RankMe (of singular values, neither centred nor normalised), and ODCorr in both of its readings, mean "
+        f"**Representations.** RankMe (of singular values, neither centred nor normalised) and ODCorr in both readings, mean "
         f"|r| and mean r² between different dimensions, as it isn't known which one kaiko 2024 mean; of each encoder's "
         f"embeddings of all patches ({captions.of_what(study)}), beside the AUROC of its probe with all the data, mean ± SD "
         f"over folds.{left_out}{unlike}{captions.home_made(study, table['encoder'])}"
@@ -84,9 +86,7 @@ def what_encoders_show(related: pd.DataFrame) -> str:
     wide = [f"{row.high - row.low:.1f}" for row in related.itertuples() if math.isfinite(row.low)]
     span = f"; the intervals here are {captions.listed(dict.fromkeys(wide))} wide" if wide else ""
     if n < FEW:
-        return (
-            f"{n} encoders that share architectures and training data are few: only a nearly perfect order would stand{span}."
-        )
+        return f"{n} encoders that share architectures or training data are few: only a nearly perfect order stands{span}."
     return f"The {n} encoders share architectures and training data, so that they count for fewer than they are{span}."
 
 

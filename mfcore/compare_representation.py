@@ -25,6 +25,8 @@ from mfcore.statistics import LEVEL
 TITLES = {"rankme": "RankMe", "odcorr_abs": "ODCorr, mean |r|", "odcorr_sq": "ODCorr, mean r²"}
 EXPECTED = {"rankme": 1, "odcorr_abs": -1, "odcorr_sq": -1}  # the sign of the papers' correlation with accuracy
 BY_CHANCE = {"odcorr_abs": odcorr_abs_by_chance, "odcorr_sq": odcorr_sq_by_chance}  # of independent dimensions
+PROBED = {"auroc": math.nan, "auroc_sd": math.nan, "n_folds": 0}  # without a probe
+COLUMNS = ["encoder", "origin", "n", "n_dims", "n_constant", *TITLES, *PROBED]
 N_FIRST, N_DRAWS = 64, 5  # rows of the smallest subsample, doubled from there; how often they are drawn
 CHUNK_ROWS = 4096
 EXACT_UP_TO = 8  # encoders of which every order is tried for p
@@ -85,12 +87,15 @@ def table(study: Study, results: str | Path) -> pd.DataFrame:
 
     ``encoder, origin`` ("pretrained here" or ""), ``n, n_dims, n_constant, rankme, odcorr_abs, odcorr_sq`` (`of_file`), and
     what its probe reaches with all the data: ``auroc`` and sample ``auroc_sd`` over ``n_folds``; NaN and 0 without a probe.
-    Raises StoreError where no encoder has embeddings.
     """
-    files = find(study, results)
-    if not files:
-        raise store.StoreError(f"{results}: no encoder of study {study.name!r} has embeddings yet; run notebook 02")
-    return beside_probes(study, [{"encoder": name, **of_file(file)} for name, file in files.items()], results)
+    return beside_probes(study, [{"encoder": name, **of_file(file)} for name, file in find(study, results).items()], results)
+
+
+def of_run(study: Study, embeddings: store.Run, scaling: pd.DataFrame) -> pd.Series:
+    """One encoder's row of `table`, from its embedding run and its probe's `compare.scaling_table`."""
+    encoder, full = embeddings.identity["name"], scaling.loc[scaling["size"].idxmax()]
+    found = {"encoder": encoder, "origin": _origin(study, encoder), **of_file(embeddings.path("embeddings.h5"))}
+    return pd.Series(found | {name: full[name] for name in PROBED})
 
 
 def beside_probes(study: Study, rows: Iterable[dict], results: str | Path) -> pd.DataFrame:
@@ -98,27 +103,32 @@ def beside_probes(study: Study, rows: Iterable[dict], results: str | Path) -> pd
     probes, whole = compare.current_runs(study, Path(results)), []
     for row in rows:
         encoder = row["encoder"]
-        found = {"auroc": math.nan, "auroc_sd": math.nan, "n_folds": 0}
+        found = PROBED
         if encoder in probes:
             scores = compare.scores(compare.full_size(compare.load_arm(probes[encoder], encoder, compare.PROBE)))
             full = compare.scaling_table(scores, study).iloc[0]
-            found = {name: full[name] for name in found}
-        origin = compare.HOME_MADE if pretrained.is_of(study, encoder) else ""
-        whole.append({"encoder": encoder, "origin": origin, **{k: v for k, v in row.items() if k != "encoder"}, **found})
-    return pd.DataFrame(whole)
+            found = {name: full[name] for name in PROBED}
+        whole.append({**row, "origin": _origin(study, encoder), **found})
+    return pd.DataFrame(whole, columns=COLUMNS)
+
+
+def _origin(study: Study, encoder: str) -> str:
+    return compare.HOME_MADE if pretrained.is_of(study, encoder) else ""
 
 
 def by_sample_size(study: Study, results: str | Path, n_draws: int = N_DRAWS) -> pd.DataFrame:
     """How RankMe and ODCorr depend on the number of patches: ``encoder, draw, n, n_dims, rankme, odcorr_abs, odcorr_sq``.
 
     Of ``n_draws`` seeded orders of the patches, the same for every encoder, the first 64, 128 and so on: each subsample holds
-    the one before it. The last is all patches, once (``draw`` 0).
+    the one before it. The last is all patches, once (``draw`` 0). Raises StoreError where no encoder has embeddings.
     """
     import h5py
     from tqdm.auto import tqdm
 
-    rows = []
-    for encoder, file in tqdm(find(study, results).items(), desc="subsamples", unit=" encoders"):
+    files, rows = find(study, results), []
+    if not files:
+        raise store.StoreError(f"{results}: no encoder of study {study.name!r} has embeddings yet; run notebook 02")
+    for encoder, file in tqdm(files.items(), desc="subsamples", unit=" encoders"):
         with h5py.File(file) as content:
             features = content["features"][:]
         rows += [{"encoder": encoder, **row} for row in subsampled(features, study.splits.seed, n_draws)]

@@ -20,7 +20,20 @@ scheme = ""  # another way to split, to see what it would promise ("released", "
 # %%
 from pathlib import Path
 
-from mfcore import captions, compare, compare_probes, embed, figures, figures_probes, probe, probe_audit, report_probes, splits
+from mfcore import (
+    captions,
+    captions_representation,
+    compare,
+    compare_probes,
+    compare_representation,
+    embed,
+    figures,
+    figures_probes,
+    probe,
+    probe_audit,
+    report_probes,
+    splits,
+)
 from mfcore.config import load_study
 
 study = load_study(study_file)
@@ -54,6 +67,13 @@ figure
 
 # %%
 captions.show(captions.scores(study, table, encoder))
+
+# %% [markdown]
+# ## What the embeddings are worth without a label
+
+# %%
+unlabelled = compare_representation.of_run(study, embeddings, table)
+captions.show(captions_representation.one(study, unlabelled))
 
 # %% [markdown]
 # ## Other estimators

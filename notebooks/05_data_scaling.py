@@ -5,7 +5,7 @@
 #
 # | reads | writes | costs (demo) |
 # |---|---|---|
-# | every arm's predictions, published values, the raters' votes | Fig. 1, ranking, curves, calibration, strata, the claims ledger | a minute |
+# | every arm's predictions, published values, the raters' votes, embeddings | Fig. 1, ranking, curves, calibration, strata, RankMe and ODCorr, the claims ledger | a minute |
 #
 # Fig. 1 of Ganz et al. 2024 for this study: AUROC on the test slides against the size of the training set, five Monte Carlo
 # folds, the same for every arm; and what so few folds can and can't show.
@@ -25,6 +25,7 @@ from mfcore import (
     compare_calibration,
     compare_curve,
     compare_models,
+    compare_representation,
     compare_schemes,
     compare_strata,
     figures,
@@ -47,7 +48,7 @@ captions.show(collected.failures if len(collected.failures) else "Every run of t
 
 # %%
 table = compare.scaling_table(scores, study)
-captions.show(compare.wide(table))
+captions.show(compare.wide(compare.marked(table, study)))
 
 # %% [markdown]
 # ## The raters against one another
@@ -114,10 +115,7 @@ strata = compare_strata.by_stratum(predictions, labels, study)
 figures.saved(figures_models.strata(study, strata), strata, shown, "05_strata")
 
 # %%
-captions.show(captions_models.strata(study, strata))
-
-# %%
-captions.show(captions.by_agreement(study, agreement))
+captions.show(captions_models.strata(study, strata) + "\n\n" + captions.by_agreement(study, agreement))
 
 # %% [markdown]
 # ## What the split is worth
@@ -132,11 +130,18 @@ figures.saved(figures_scaling.inflation(study, inflation), inflation, shown, "05
 captions.show(captions.inflation(study, inflation))
 
 # %% [markdown]
+# ## What the embeddings are worth without a label
+#
+# RankMe and ODCorr of every encoder beside its probe; `10_representations` says what they are and how they relate.
+
+# %%
+captions.show(compare_representation.readable(compare_representation.table(study, folder)))
+
+# %% [markdown]
 # ## What the paper says, asked of these data
 
 # %%
-ledger = claims.write(claims.check(study, scores, folder), shown)
-captions.show(claims.brief(ledger))
+captions.show(claims.brief(claims.write(claims.check(study, scores, folder), shown)))
 
 # %% [markdown]
 # ## The tables that have no figure
