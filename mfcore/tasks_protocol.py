@@ -10,12 +10,13 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mfcore import pretrained
+from mfcore import pretrained, store
 from mfcore.config import Study, Task, as_dict, digest
 from mfcore.config_pretraining import SEGMENTATION
 from mfcore.tasks_schema import TaskData, TaskError
@@ -31,6 +32,7 @@ PATIENCE = {"bach": 1250, "crc": 7, "pcam": 3, "pcam_10shot": 125, "consep": 200
 EPOCHS_A_VALIDATION = {"pcam_10shot": 10}
 MIN_GAIN = {"pcam_10shot": 1e-4}
 SELECTION = "val"  # the split on which training stops, and whose best weights are kept
+REFUSALS = "judged_{}.csv"  # among the results, of a task
 MIN_PX = 8  # sides of an image below which there is nothing to see
 
 
@@ -110,28 +112,43 @@ def _earlier(study: Study, encoder: str) -> list[str]:
 
 
 def one_after_another(
-    names: list[str], make: Callable[[str], object], refused: type[Exception] | tuple[type[Exception], ...]
+    study: Study, task: str, results: str | Path, judge: Callable[[str], object], refused: type[Exception]
 ) -> pd.DataFrame:
-    """Call ``make`` with each name: ``encoder, judged, reason``; one that is ``refused`` gets its reason and the rest go on.
+    """Call ``judge`` with each of a task's encoders: ``encoder, judged, reason``; one that is ``refused`` doesn't stop the rest.
 
-    Raises the last error where all were refused.
+    The reasons are kept, see `refusals`. Raises the last error where all were refused.
     """
     rows, last = [], None
-    for name in names:
+    for name in encoders_of(study, study.task(task)):
         try:
-            make(name)
+            judge(name)
             rows.append((name, True, ""))
         except refused as error:
             last = error
             rows.append((name, False, " ".join(str(error).split())))
-    if last is not None and not any(judged for _, judged, _ in rows):
+    table = pd.DataFrame(rows, columns=["encoder", "judged", "reason"])
+    store.write_csv(Path(results) / REFUSALS.format(task), table)
+    if last is not None and not table["judged"].any():
         raise last
-    return pd.DataFrame(rows, columns=["encoder", "judged", "reason"])
+    return table
+
+
+def refusals(results: str | Path, task: str) -> dict[str, str]:
+    """Why encoders weren't judged by a task, by their names."""
+    file = Path(results) / REFUSALS.format(task)
+    if not file.is_file():
+        return {}
+    table = pd.read_csv(file, keep_default_na=False)
+    return dict(table.loc[~table["judged"], ["encoder", "reason"]].itertuples(index=False))
 
 
 def config_of(study: Study, task: str, card: Mapping[str, object] | None) -> dict:
     """What decides a run, besides the images: protocol, seed, and what of the encoder's card decides an embedding."""
-    return {"protocol": as_dict(of(study.task(task))), "seed": study.splits.seed, "card": card and dict(card)}
+    return {
+        "protocol": as_dict(of(study.task(task))),
+        "seed": study.splits.seed,
+        "card": card and json.loads(json.dumps(dict(card))),
+    }
 
 
 def fingerprint(data: TaskData) -> str:

@@ -264,15 +264,20 @@ def test_every_snapshot_is_judged_once():
     assert judged == ["tiny", "home@10", "home@20", "home@30", "home"], "the last snapshot is the encoder"
 
 
-def test_one_that_cant_be_had_leaves_the_others():
+def test_one_that_cant_be_had_leaves_the_others(tmp_path):
     def make(name):
         if name != "good":
             raise EncoderError(f"{name} has no weights")
 
-    table = tasks_protocol.one_after_another(["bad", "good"], make, EncoderError)
+    study = made_tasks.study(TASK, encoders=("bad", "good"))
+    table = tasks_protocol.one_after_another(study, TASK.name, tmp_path, make, EncoderError)
     assert table.values.tolist() == [["bad", False, "bad has no weights"], ["good", True, ""]]
+    assert tasks_protocol.refusals(tmp_path, TASK.name) == {"bad": "bad has no weights"}
+    assert tasks_protocol.refusals(tmp_path, "pcam") == {}
     with pytest.raises(EncoderError, match="worse has"):
-        tasks_protocol.one_after_another(["bad", "worse"], make, EncoderError)
+        tasks_protocol.one_after_another(
+            made_tasks.study(TASK, encoders=("bad", "worse")), TASK.name, tmp_path, make, EncoderError
+        )
 
 
 def broken(how: str) -> made_tasks.MadeTask:
