@@ -1,0 +1,403 @@
+"""Patches drawn online: uniform as asked, the same whoever reads them, and going on where slides fail."""
+
+import collections
+import contextlib
+import json
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from scipy import stats
+
+from mfcore.config import Data, Study
+from mfcore.config_pretraining import OnlinePatches, Pretraining
+from mfcore.slides import open_slide
+from mfcore.ssl import patching, patching_source, tissue
+from mfcore.ssl.patching_open import OpenSlides
+from mfcore.synthetic import write_pyramid
+
+REAL = Path(__file__).parents[1].parent / "shared" / "data" / "slides"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real slides of ../shared/data are not here")
+PINK = (200, 120, 170)
+CELL_PX = 16  # of the masks drawn here: 4 um at 0.25 um/px
+BOXES = {"a": (6, 4, 30, 20), "b": (20, 10, 12, 30), "c": (0, 0, 16, 12)}  # column, row, width, height in cells
+N_COLUMNS, N_ROWS = 64, 48
+
+
+def textured(box, width=N_COLUMNS * CELL_PX, height=N_ROWS * CELL_PX):
+    """Glass with a box of something pink to see, uint8 (height, width, 3)."""
+    image = np.full((height, width, 3), 245, np.uint8)
+    column, row, n_columns, n_rows = (value * CELL_PX for value in box)
+    rng = np.random.default_rng(0)
+    coarse = np.kron(rng.integers(-40, 40, (n_rows // 8, n_columns // 8, 3)), np.ones((8, 8, 1), int))
+    image[row : row + n_rows, column : column + n_columns] = np.clip(np.array(PINK) + coarse, 0, 255)
+    return image
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three small slides."""
+    place = tmp_path_factory.mktemp("slides")
+    for name, box in BOXES.items():
+        write_pyramid(place / f"{name}.tif", textured(box), 0.25)
+    return place
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Masks that are the boxes, so that what is expected can be worked out."""
+
+    def of_slide(slide):
+        cells = np.zeros((N_ROWS, N_COLUMNS), bool)
+        column, row, width, height = BOXES[slide.path.stem]
+        cells[row : row + height, column : column + width] = True
+        return tissue.Mask(np.packbits(cells, axis=1), N_COLUMNS, CELL_PX, 0.25)
+
+    monkeypatch.setattr(tissue, "of_slide", of_slide)
+
+
+def files(folder, names="abc"):
+    return [patching.SlideFile(name, str(folder / f"{name}.tif")) for name in names]
+
+
+def admissible(box, side_px, min_tissue, step=2):
+    """On a lattice of centres ``step`` px apart, which a patch of that side may have, bool (n_y, n_x), by overlaps alone."""
+    x, y = (np.arange(step / 2, n * CELL_PX, step) for n in (N_COLUMNS, N_ROWS))
+    column, row, width, height = (value * CELL_PX for value in box)
+
+    def shared(at, start, length):
+        return np.clip(np.minimum(at + side_px / 2, start + length) - np.maximum(at - side_px / 2, start), 0, None)
+
+    enough = np.outer(shared(y, row, height), shared(x, column, width)) / side_px**2 >= min_tissue
+    fits = [(at >= side_px / 2) & (at <= n * CELL_PX - side_px / 2) for at, n in ((y, N_ROWS), (x, N_COLUMNS))]
+    return enough & np.outer(*fits)
+
+
+SETTINGS = OnlinePatches(size_px=48, um_per_px=(0.25, 0.5, 0.5, 0.7), min_tissue=0.4)
+
+
+@pytest.mark.parametrize("uniform_over", ["tissue", "slides"])
+def test_draws_are_uniform_as_asked(folder, exact, uniform_over):
+    """Slides, resolutions and places, each by chi-square against areas worked out by overlaps of rectangles."""
+    settings = OnlinePatches(48, SETTINGS.um_per_px, 0.4, uniform_over)
+    with patching.Source(files(folder), settings, 3) as source:
+        drawn = [source.draw(i) for i in range(4000)]
+        names = [file.slide_id for file in source.slides]
+    by_resolution = collections.Counter(one.um_per_px for one in drawn)
+    assert stats.chisquare([by_resolution[r] for r in (0.25, 0.5, 0.7)], [1000, 2000, 1000]).pvalue > 0.01
+    for um_per_px in (0.25, 0.5, 0.7):
+        these = [one for one in drawn if one.um_per_px == um_per_px]
+        maps = {name: admissible(box, 48 * um_per_px / 0.25, 0.4) for name, box in BOXES.items()}
+        weights = np.array([maps[name].sum() if uniform_over == "tissue" else 1 for name in names], float)
+        counts = np.bincount([one.slide for one in these], minlength=3)
+        assert stats.chisquare(counts, weights / weights.sum() * len(these)).pvalue > 0.01
+        for i, name in enumerate(names):
+            here = [one for one in these if one.slide == i]
+            x, y = (np.array([getattr(one, f"{axis}_l0_px") for one in here]) for axis in "xy")
+            blocks = maps[name].reshape(N_ROWS // 4, 32, N_COLUMNS // 4, 32).sum((1, 3)).ravel()  # 64 px a side
+            expected = blocks / blocks.sum() * len(here)
+            found = np.bincount((y // 64).astype(int) * (N_COLUMNS // 4) + (x // 64).astype(int), minlength=len(blocks))
+            rare = expected < 5
+            observed, wanted = np.append(found[~rare], found[rare].sum()), np.append(expected[~rare], expected[rare].sum())
+            kept = wanted > 0
+            assert stats.chisquare(observed[kept], wanted[kept]).pvalue > 0.005
+            assert found[blocks == 0].sum() <= 1  # the lattice is 2 px wide
+
+
+def test_the_check_of_uniformity_can_fail(folder, exact):
+    """Uniform over slides isn't uniform over tissue."""
+    settings = OnlinePatches(48, (0.25,), 0.4, "slides")
+    with patching.Source(files(folder), settings, 3) as source:
+        counts = np.bincount([source.draw(i).slide for i in range(1000)], minlength=3)
+        weights = np.array([admissible(BOXES[file.slide_id], 48, 0.4).sum() for file in source.slides], float)
+    assert stats.chisquare(counts, weights / weights.sum() * 1000).pvalue < 1e-6
+
+
+def test_every_patch_has_its_share_of_tissue(folder, exact):
+    """The share that is said is the share there is, and never less than asked; the patch lies on the slide."""
+    with patching.Source(files(folder), SETTINGS, 0) as source:
+        for i in range(300):
+            one = source.draw(i)
+            side, box = 48 * one.um_per_px / 0.25, [v * CELL_PX for v in BOXES[source.slides[one.slide].slide_id]]
+            shared = [
+                max(0, min(at + side / 2, box[k] + box[k + 2]) - max(at - side / 2, box[k]))
+                for k, at in enumerate((one.x_l0_px, one.y_l0_px))
+            ]
+            assert one.tissue == pytest.approx(shared[0] * shared[1] / side**2, abs=1e-6) and one.tissue >= 0.4 - 1e-6
+            assert side / 2 <= one.x_l0_px <= N_COLUMNS * CELL_PX - side / 2
+
+
+def test_a_place_is_found_where_there_is_but_one(folder, monkeypatch):
+    """A slide whose tissue just suffices at one resolution is drawn from there, and left out at the others."""
+    cells = np.zeros((N_ROWS, N_COLUMNS), bool)
+    cells[10:12, 10:12] = True  # 32 px: 44 % of 48 px, 11 % of 96 px
+    mask = tissue.Mask(np.packbits(cells, axis=1), N_COLUMNS, CELL_PX, 0.25)
+    monkeypatch.setattr(tissue, "of_slide", lambda slide: mask)
+    with patching.Source(files(folder, "a"), OnlinePatches(48, (0.25,), 0.4), 0) as source:
+        assert all(source.draw(i).tissue >= 0.4 for i in range(20))
+    with patching.Source(files(folder, "a"), OnlinePatches(48, (0.5,), 0.4), 0) as source:
+        with pytest.raises(patching.PatchingError, match="no place for a patch of 48 px with 40% tissue at 0.5 um/px"):
+            source.read(0)
+
+
+def test_a_number_is_a_patch_whoever_reads_it(folder):
+    """Alone, after others, from a copy, in batches of one rank or two, by one thread or three: the same px, each once."""
+    fresh = patching.Source(files(folder), SETTINGS, 5)
+    alone = {i: fresh.read(i) for i in (37, 3, 20)}
+    copy = pickle.loads(pickle.dumps(fresh))
+    whole = list(patching.batches(copy, 0, 5, 8, n_workers=3))
+    images = np.concatenate([batch.images for batch in whole])
+    assert [n for batch in whole for n in batch.drawn["number"]] == list(range(40))
+    for i, patch in alone.items():
+        np.testing.assert_array_equal(images[i], patch.image)
+        row = whole[i // 8].drawn.iloc[i % 8]
+        assert (row["slide_id"], row["x_l0_px"], row["tissue"]) == (patch.slide_id, patch.x_l0_px, patch.tissue)
+    ranks = [list(patching.batches(patching.Source(files(folder), SETTINGS, 5), 16, 3, 8, rank, 2)) for rank in range(2)]
+    for k in range(3):
+        both = np.concatenate([ranks[0][k].images, ranks[1][k].images])
+        np.testing.assert_array_equal(both, whole[k + 2].images)
+    other = patching.Source(files(folder), SETTINGS, 6)
+    assert other.draw(0)[1:] != fresh.draw(0)[1:]
+
+
+def test_a_batch_that_cant_be_shared_is_refused(folder):
+    """Of 8 patches, three processes can't have as many each."""
+    with pytest.raises(patching.PatchingError, match="a batch of 8 can't be shared by 3"):
+        next(patching.batches(patching.Source(files(folder), SETTINGS, 0), 0, 1, 8, 0, 3))
+
+
+def test_of_few_distinct_patches_each_comes_once_a_round(folder, exact):
+    """In every round the first n draws of the endless stream, each time in another order."""
+    endless = patching.Source(files(folder), SETTINGS, 1)
+    few = patching.Source(files(folder), OnlinePatches(48, SETTINGS.um_per_px, 0.4, n_distinct=12), 1)
+    wanted = sorted(endless.draw(i)[1:] for i in range(12))
+    rounds = [[few.draw(12 * k + i)[1:] for i in range(12)] for k in range(3)]
+    assert all(sorted(one) == wanted for one in rounds) and rounds[0] != rounds[1] != rounds[2]
+    assert few.draw(14)[1:] == rounds[1][2]  # a round that is gone back to
+
+
+def test_shares_of_the_slides_are_nested():
+    """A smaller share's slides are among a larger one's; another seed chooses others."""
+    slides = [patching.SlideFile(f"{i:03d}", "x") for i in range(40)]
+    chosen = {
+        f: {s.slide_id for s in patching.Source(slides, OnlinePatches(slide_fraction=f), 0).slides}
+        for f in (0.01, 0.1, 0.3, 1.0)
+    }
+    assert [len(ids) for ids in chosen.values()] == [1, 4, 12, 40]
+    assert chosen[0.01] < chosen[0.1] < chosen[0.3] < chosen[1.0]
+    assert {s.slide_id for s in patching.Source(slides, OnlinePatches(slide_fraction=0.1), 1).slides} != chosen[0.1]
+    assert (
+        patching.Source(slides[::-1], OnlinePatches(slide_fraction=0.3), 0).slides
+        == patching.Source(slides, OnlinePatches(slide_fraction=0.3), 0).slides
+    )
+
+
+def test_px_are_cut_from_the_level_that_has_the_resolution(folder):
+    """On the level's own grid, px for px; between levels as slides are read everywhere."""
+    levels = [tifffile.imread(folder / "a.tif", key=k) for k in range(3)]
+    source = patching.Source(files(folder, "a"), OnlinePatches(48, (0.25, 0.5, 0.7, 1.0), 0.4), 0)
+    seen = set()
+    with open_slide(folder / "a.tif", with_reduced=True) as slide:
+        for i in range(40):
+            patch = source.read(i)
+            seen.add(patch.um_per_px)
+            scale = patch.um_per_px / 0.25
+            if patch.um_per_px == 0.7:
+                expected = slide.read(patch.x_l0_px, patch.y_l0_px, 48, 0.7)
+            else:
+                left, top = (centre / scale - 24 for centre in (patch.x_l0_px, patch.y_l0_px))
+                assert left == int(left) and top == int(top)
+                expected = levels[int(np.log2(scale))][int(top) : int(top) + 48, int(left) : int(left) + 48]
+            np.testing.assert_array_equal(patch.image, expected)
+    assert seen == {0.25, 0.5, 0.7, 1.0}
+
+
+def test_a_resolution_between_levels_is_decoded_smaller(tmp_path):
+    """From a file without levels, half and a quarter: near the mean over px, and less is decoded for it."""
+    image = textured(BOXES["a"])
+    write_pyramid(tmp_path / "a.tif", image, 0.25, n_levels=1)
+    source = patching.Source(files(tmp_path, "a"), OnlinePatches(48, (0.5, 1.0), 0.4), 0)
+    whole = tifffile.imread(tmp_path / "a.tif").astype(float)
+    for i in range(20):
+        patch = source.read(i)
+        factor = round(patch.um_per_px / 0.25)
+        left, top = (round(centre - 24 * factor) for centre in (patch.x_l0_px, patch.y_l0_px))
+        expected = whole[top : top + 48 * factor, left : left + 48 * factor].reshape(48, factor, 48, factor, 3).mean((1, 3))
+        difference = patch.image - expected
+        assert np.abs(difference.mean()) < 1 and np.abs(difference).mean() < 4
+
+
+def test_slides_that_fail_are_said_and_left_out(folder, tmp_path, caplog):
+    """Missing, cut short, glass alone, of no resolution: each by its own reason; the others are drawn from."""
+    content = (folder / "a.tif").read_bytes()
+    (tmp_path / "short.tif").write_bytes(content[: len(content) * 2 // 3])
+    write_pyramid(tmp_path / "glass.tif", np.full((500, 500, 3), 245, np.uint8), 0.25)
+    tifffile.imwrite(tmp_path / "unstated.tif", textured(BOXES["a"]), tile=(64, 64), photometric="rgb")
+    (tmp_path / "text.tif").write_text("no slide")
+    bad = files(tmp_path, ["missing", "short", "glass", "unstated", "text"])
+    for uniform_over in ("tissue", "slides"):
+        source = patching.Source([*bad, *files(folder)], OnlinePatches(48, (0.25,), 0.4, uniform_over), 0)
+        batch = next(patching.batches(source, 0, 1, 64, n_workers=2))
+        assert set(batch.drawn["slide_id"]) == {"a", "b", "c"}
+        said = {
+            "missing": "no such slide",
+            "short": "cut short",
+            "glass": "no tissue",
+            "unstated": "um/px",
+            "text": "not a format",
+        }
+        assert source.failures.keys() == said.keys()
+        assert all(reason in source.failures[name] for name, reason in said.items())
+    assert "slide glass is left out" in caplog.text
+    only = patching.Source(bad, SETTINGS, 0)
+    with pytest.raises(patching.PatchingError, match=r"(?s)from 5 slides:.*glass\.tif: no tissue"):
+        only.read(0)
+    with pytest.raises(patching.PatchingError, match="no slides"):
+        patching.Source([], SETTINGS, 0)
+    with pytest.raises(patching.PatchingError, match="named twice: a"):
+        patching.Source(files(folder, "aa"), SETTINGS, 0)
+
+
+def test_damaged_px_are_drawn_anew(folder, tmp_path):
+    """A tile that can't be decoded costs its patches, not the training; the other numbers' patches stay as they were."""
+    settings = OnlinePatches(48, (0.25,), 0.4)
+    page = tifffile.TiffFile(folder / "a.tif").pages[0]
+    k = int(np.argsort(page.databytecounts)[-2])  # not the one that is tried on opening
+    content = bytearray((folder / "a.tif").read_bytes())
+    content[page.dataoffsets[k] : page.dataoffsets[k] + page.databytecounts[k]] = bytes(page.databytecounts[k])
+    (tmp_path / "a.tif").write_bytes(content)
+    whole, damaged = (patching.Source(files(place, "a"), settings, 0) for place in (folder, tmp_path))
+    expected, got = (next(patching.batches(source, 0, 1, 60)) for source in (whole, damaged))
+    same = (expected.drawn["x_l0_px"] == got.drawn["x_l0_px"]).to_numpy()
+    assert 0 < same.sum() < 60
+    np.testing.assert_array_equal(expected.images[same], got.images[same])
+    assert "damaged" in damaged.failures["a"]
+    again = damaged.read(int(np.flatnonzero(~same)[0]))
+    np.testing.assert_array_equal(again.image, got.images[~same][0])
+
+
+def test_a_slide_too_coarse_is_not_enlarged(folder):
+    """0.5 um/px has nothing to show at 0.25."""
+    slides = [patching.SlideFile("a", str(folder / "a.tif"))]
+    source = patching.Source(slides, OnlinePatches(48, (0.1, 0.25), 0.4, "slides"), 0)
+    with pytest.raises(patching.PatchingError, match="at 0.1 um/px"):
+        [source.draw(i) for i in range(20)]
+    assert "at 0.1 um/px on a slide of 0.25" in source.failures["a"]
+
+
+def test_open_slides_are_bounded(folder):
+    """Two stay open of three, whichever are read; px are the same."""
+    settings = OnlinePatches(48, (0.25,), 0.4)
+    many, two = patching.Source(files(folder), settings, 0), patching.Source(files(folder), settings, 0, max_open=2)
+    for batch, other in zip(patching.batches(many, 0, 4, 16), patching.batches(two, 0, 4, 16, n_workers=2), strict=True):
+        np.testing.assert_array_equal(batch.images, other.images)
+    assert two.open.n_open <= 2 and many.open.n_open == 3
+    many.close()
+    assert many.open.n_open == 0
+    np.testing.assert_array_equal(many.read(0).image, two.read(0).image)
+
+
+def test_a_slide_in_use_is_not_closed(folder):
+    """However many others are opened meanwhile."""
+    opened = OpenSlides(1, 1 << 20)
+    a, b, c = files(folder)
+    with opened.use(a) as slide:
+        for other in (b, c):
+            with opened.use(other):
+                pass
+        assert slide.read(100, 100, 8).shape == (8, 8, 3)
+        assert not opened.is_open(b)
+    opened.close()
+
+
+def test_slides_come_from_wherever_fsspec_opens_them(folder, tmp_path, monkeypatch):
+    """Fetched while they are open, gone afterwards; one that isn't there fails as any other."""
+    import fsspec
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    memory = fsspec.filesystem("memory")
+    for name in "abc":
+        memory.pipe(f"/bucket/{name}.tif", (folder / f"{name}.tif").read_bytes())
+    memory.pipe("/bucket/notes.txt", b"no slide")
+    study = Study(name="s", title="s", data=Data(source="csv"))
+    slides = patching.slides_of(study, Pretraining("p", slides="memory://bucket/"), tmp_path)
+    assert [file.slide_id for file in slides] == ["a.tif", "b.tif", "c.tif"]
+    remote = patching.Source([*slides, patching.SlideFile("gone", "memory://bucket/gone.tif")], SETTINGS, 0, max_open=1)
+    local = patching.Source([patching.SlideFile(f"{name}.tif", str(folder / f"{name}.tif")) for name in "abc"], SETTINGS, 0)
+    batch = next(patching.batches(remote, 0, 1, 16, n_workers=2))
+    assert set(batch.drawn["slide_id"]) <= {"a.tif", "b.tif", "c.tif"}
+    assert "can't be fetched" in remote.failures["gone"]
+    row = batch.drawn.iloc[3]
+    with open_slide(folder / row["slide_id"], with_reduced=True) as slide:
+        index = [file.slide_id for file in local.slides].index(row["slide_id"])
+        drawn = patching_source.Drawn(3, index, *row[["um_per_px", "x_l0_px", "y_l0_px", "tissue"]])
+        np.testing.assert_array_equal(local.pixels(slide, drawn), batch.images[3])
+    assert len(list(tmp_path.glob("slide-*"))) == 1
+    remote.close()
+    assert not list(tmp_path.glob("slide-*"))
+
+
+def test_slides_of_a_study_are_its_own_or_those_named(folder, tmp_path):
+    """By the label file, with what the study says of um/px; or every slide below a folder."""
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        (tmp_path / "images" / f"{name}.tif").write_bytes((folder / f"{name}.tif").read_bytes())
+    boxes = [
+        {"id": i, "image_id": i % 2, "bbox": [100 + 60 * i, 100, 150 + 60 * i, 150], "category_id": 1 + i // 2, "labels": [1]}
+        for i in range(4)
+    ]
+    images = [
+        {"id": i, "file_name": f"{n}.tif", "width": 1024, "height": 768, "tumor_type": "t", "scanner": n}
+        for i, n in enumerate("ab")
+    ]
+    (tmp_path / "annotations.json").write_text(json.dumps({"images": images, "annotations": boxes}))
+    study = Study(name="s", title="s", data=Data(source="midog", um_per_px=0.3, um_per_px_by_scanner={"b": 0.2}))
+    own = patching.slides_of(study, Pretraining("p"), tmp_path)
+    assert [(Path(file.path), file.um_per_px) for file in own] == [
+        (tmp_path / "images" / "a.tif", 0.3),
+        (tmp_path / "images" / "b.tif", 0.2),
+    ]
+    named = patching.slides_of(study, Pretraining("p", slides=str(folder)), tmp_path)
+    assert [(file.slide_id, Path(file.path)) for file in named] == [(f"{n}.tif", folder / f"{n}.tif") for n in "abc"]
+    with pytest.raises(patching.PatchingError, match="no slide below it"):
+        (tmp_path / "empty").mkdir()
+        patching.slides_of(study, Pretraining("p", slides=str(tmp_path / "empty")), tmp_path)
+    with pytest.raises(patching.PatchingError, match="has patches and no slides"):
+        patching.slides_of(Study(name="s", title="s", data=Data(source="amibr")), Pretraining("p"), tmp_path)
+
+
+def test_a_tile_is_decoded_once_for_all_its_patches(folder, monkeypatch):
+    """Of a window, and of the next: 64 patches from a slide of few tiles."""
+    from mfcore.slides_tiff import TiffReader
+
+    decode, keys = TiffReader.decode, []
+    monkeypatch.setattr(TiffReader, "decode", lambda reader, key: keys.append(key) or decode(reader, key))
+    source = patching.Source(files(folder, "a"), OnlinePatches(48, (0.25,), 0.4), 0).survey()
+    keys.clear()
+    for _ in patching.batches(source, 0, 4, 16):
+        pass
+    assert len(keys) == len(set(keys)) <= 12
+
+
+def test_no_thread_is_left_behind(folder):
+    """Closed early, the iterator ends its threads."""
+    source = patching.Source(files(folder), SETTINGS, 0)
+    before = threading.active_count()
+    with contextlib.closing(patching.batches(source, 0, 1000, 64, n_workers=2)) as stream:
+        next(stream)
+        assert threading.active_count() > before
+    assert threading.active_count() == before
+
+
+@needs_real
+def test_real_slides_together():
+    """Both real slides, of two makers and resolutions, in one stream."""
+    slides = [patching.SlideFile(path.name, str(path)) for path in sorted(REAL.glob("*.*")) if path.suffix in (".svs", ".tif")]
+    source = patching.Source(slides, OnlinePatches(128), 0)
+    batch = next(patching.batches(source, 0, 1, 64, n_workers=2))
+    assert set(batch.drawn["slide_id"]) == {"CMU-1-Small-Region.svs", "canine_strip.tif"}
+    assert batch.drawn.loc[batch.drawn["slide_id"].str.startswith("CMU"), "um_per_px"].min() == 0.5
+    assert (batch.images.min((1, 2, 3)) < 200).all() and batch.drawn["tissue"].min() >= 0.4
