@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 
-from mfcore import compare_tasks, encoders, metrics_representation, pretrained, store, tasks_protocol
+from mfcore import compare_representation, compare_tasks, pretrained, store
 from mfcore.config import Pretraining, Study, as_dict
 from mfcore.config_pretraining import PUBLISHED, SEGMENTATION, published
 
@@ -24,10 +23,11 @@ VARIED = {
     "patches.um_per_px": "magnifications, one or several",
     "method": "Fig. 4: DINO or DINOv2",
 }
-MEASURES = ("odcorr_abs", "odcorr_sq", "rankme")
+MEASURES = ("odcorr_abs", "rankme")
+FEATURES = "features.h5"  # of a judging, row for row its items
 METHODS = {"dino": "DINO", "dinov2": "DINOv2"}
 NO_DIFFERENCE = ("name", "seed", "n_snapshots")  # what training is called, its draws, and what is kept of it
-DIFFERENCES = ["varied", "task", "metric", "value", "name", "mean", "sd", "base", "difference", "sd_of_difference", "n_runs"]
+DIFFERENCES = ["varied", "task", "metric", "value", "name", "mean", "sd", "base", "difference", "n_runs"]
 SCORES = ["name", "value", "task", "metric", "split", "step", "mean", "sd", "n_runs"]
 
 
@@ -125,6 +125,11 @@ def missing(study: Study, results: str | Path) -> pd.DataFrame:
         if which.name not in there
     ]
     rows += [("task", task.name, told["09", task.name]) for task in study.tasks if ("09", task.name) in told]
+    refused = compare_tasks.missing(study, results)
+    refused = refused[
+        (refused["reason"] != "not run yet") & ~refused["task"].isin([row[1] for row in rows if row[0] == "task"])
+    ]
+    rows += [("task", f"{row.task}: {row.encoder}", row.reason) for row in refused.itertuples()]
     return pd.DataFrame(rows, columns=["what", "name", "reason"])
 
 
@@ -172,54 +177,26 @@ def _last(history: pd.DataFrame, column: str) -> float:
 
 
 def scores(study: Study, results: str | Path) -> pd.DataFrame:
-    """`compare_tasks.table` of the split that each task reports, an encoder's name and its ``step`` apart.
-
-    ``step`` is that of the snapshot, the last for the encoder itself; NaN for one that the study doesn't pretrain.
-    """
-    table = compare_tasks.table(study, results)
-    if not len(table):
-        return table.assign(name=[])
-    reported = table.groupby("task")["split"].transform(tasks_protocol.reported_split)
-    table = table[table["split"] == reported].copy()
-    table["name"] = [encoder.partition("@")[0] for encoder in table["encoder"]]
-    table["step"] = [_step(study, encoder) for encoder in table["encoder"]]
-    return table.sort_values(["task", "name", "step"], kind="stable", ignore_index=True)
+    """`compare_tasks.table` of the split that each task reports, with the ``name`` of the encoder that a snapshot is of."""
+    table = compare_tasks.reported(compare_tasks.table(study, results))
+    return table.assign(name=[encoder.partition("@")[0] for encoder in table["encoder"]])
 
 
 def representations(study: Study, results: str | Path) -> pd.DataFrame:
     """RankMe and ODCorr of each task's images as the encoders and snapshots that the study pretrains embed them.
 
-    Columns as `over_steps` has them but for ``value``; ``metric`` is "odcorr_abs", "odcorr_sq" or "rankme". Of tasks of
-    classification, whose features the judging keeps.
+    Columns as `over_steps` has them but for ``value``; ``metric`` is one of MEASURES. Of tasks of classification, whose
+    judging keeps an embedding of each image.
     """
-    results, rows = Path(results), []
-    for task in (task for task in study.tasks if task.name not in SEGMENTATION):
-        for encoder in tasks_protocol.encoders_of(study, task):
-            run = _judged(study, task.name, encoder, results) if pretrained.is_of(study, encoder) else None
-            if run is None or not run.path("features.h5").is_file():
-                continue
-            with h5py.File(run.path("features.h5")) as content:
-                features = content["features"][:]  # (n_items, n_dims)
-            found = {name: getattr(metrics_representation, name)(features) for name in MEASURES}
-            where = {"name": encoder.partition("@")[0], "task": task.name, "split": "all", "step": _step(study, encoder)}
-            rows += [where | {"metric": key, "mean": value, "sd": np.nan, "n_runs": 1} for key, value in found.items()]
+    rows = []
+    for (task, encoder), run in compare_tasks.runs(study, results).items():
+        if not pretrained.is_of(study, encoder) or not run.path(FEATURES).is_file() or task in SEGMENTATION:
+            continue
+        found = compare_representation.of_file(run.path(FEATURES))
+        where = {"name": encoder.partition("@")[0], "task": task, "split": "all", "n_runs": 1, "sd": np.nan}
+        where |= {"step": compare_tasks.step_of(study, encoder)}
+        rows += [where | {"metric": key, "mean": found[key]} for key in MEASURES]
     return pd.DataFrame(rows, columns=[column for column in SCORES if column != "value"])
-
-
-def _judged(study: Study, task: str, encoder: str, results: Path) -> store.Run | None:
-    """The finished judging of an encoder by a task of classification, by its card of today; None where there is none."""
-    try:
-        config = tasks_protocol.config_of(study, task, encoders.of(study, encoder, results).identity())
-        return store.find_run(results, "judge", f"{task}.{encoder}", config)
-    except (store.StoreError, encoders.EncoderError):
-        return None
-
-
-def _step(study: Study, encoder: str) -> float:
-    name, _, step = encoder.partition("@")
-    if not pretrained.is_of(study, name):
-        return np.nan
-    return float(step or study.pretrained(name).n_steps)
 
 
 def over_steps(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
@@ -250,23 +227,32 @@ def joined(those: Sequence[tuple[Comparison, pd.DataFrame]]) -> pd.DataFrame:
 def differences(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
     """What each pretraining scores more than the base after its last step, a row a task, metric and pretraining.
 
-    table: as `over_steps` gives it. Columns: varied, task, metric, value, name, mean, sd, base, difference, sd_of_difference,
-    n_runs. The SDs are over heads trained from other seeds on the same encoder: what another pretraining with other draws
-    would give is in none of them.
+    table: as `over_steps` gives it. Columns: varied, task, metric, value, name, mean, sd, base, difference, n_runs.
     """
     keys, ended = ["task", "metric"], last(table)
-    base = ended[ended["name"] == comparison.base].set_index(keys)[["mean", "sd"]]
-    rows = ended[ended["name"] != comparison.base].join(base, on=keys, rsuffix="_of_base")
-    rows["difference"] = rows["mean"] - rows["mean_of_base"]
-    rows["sd_of_difference"] = np.hypot(rows["sd"].astype(float), rows["sd_of_base"].astype(float))
-    rows = rows.assign(varied=comparison.varied, base=comparison.base)
-    return rows[DIFFERENCES].reset_index(drop=True)
+    base = ended.loc[ended["name"] == comparison.base, [*keys, "mean"]]
+    rows = ended[ended["name"] != comparison.base].merge(base, "left", keys, suffixes=("", "_of_base"))
+    rows = rows.assign(varied=comparison.varied, base=comparison.base, difference=rows["mean"] - rows["mean_of_base"])
+    return rows[DIFFERENCES]
 
 
-def all_differences(study: Study, table: pd.DataFrame) -> pd.DataFrame:
-    """`differences` of every comparison of the study; ``table`` as `scores` gives it."""
+def all_differences(study: Study, results: str | Path, table: pd.DataFrame) -> pd.DataFrame:
+    """`differences` of every comparison of the study, with ``low, high``; ``table`` as `scores` gives it.
+
+    These are the 95 % interval over the slides, patients or items tested (`compare_tasks.difference`): what another pretraining
+    with other draws would give is not in it. NaN where it can't be computed.
+    """
     tables = [differences(comparison, part) for comparison, part in parts(study, table, list(VARIED))]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=DIFFERENCES)
+    rows = pd.concat([table for table in tables if len(table)] or [pd.DataFrame(columns=DIFFERENCES)], ignore_index=True)
+    bounds = [_bounds(study, results, row) for row in rows.to_dict("records")]
+    return rows.assign(low=[low for low, _ in bounds], high=[high for _, high in bounds])
+
+
+def _bounds(study: Study, results: str | Path, row: dict) -> tuple[float, float]:
+    if not np.isfinite(row["difference"]):
+        return np.nan, np.nan
+    found = compare_tasks.difference(study, results, row["task"], row["name"], row["base"])
+    return found.low, found.high
 
 
 def control_of(study: Study, name: str) -> str:

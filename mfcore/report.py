@@ -29,6 +29,7 @@ from mfcore import (
     report_conventions,
     report_encoders,
     report_html,
+    report_pretraining,
     report_probes,
     report_switches,
     splits_audit,
@@ -40,12 +41,14 @@ from mfcore.report_html import rich, table
 ANALYSES = {
     "05_data_scaling": "learning curves, calibration, domains, scanners and the raters' agreement",
     "06_cross_domain_analysis": "asymmetry, tumour against scanner, balanced accuracy by test domain",
+    "10_representations": "RankMe and ODCorr of the encoders beside their AUROCs",
 }
 PAGES = {
     "audit": "Audit of the splits",
     "encoders": "Encoders",
     "conventions": "One encoder, five libraries",
     "probes": "Audit of the probe",
+    "pretraining": "Pretraining",
     "claims": "The paper's claims",
     "switches": "What each switch is worth",
 }
@@ -84,6 +87,8 @@ def _pages(study: Study) -> dict[str, Callable[[Study, Path], str]]:
         pages["conventions"] = report_conventions.page
     if study.probe_audit:
         pages["probes"] = report_probes.page
+    if study.pretraining:
+        pages["pretraining"] = report_pretraining.page
     pages["claims"] = report_claims.page
     if study.effects.switches:
         pages["switches"] = report_switches.page

@@ -94,7 +94,7 @@ captions.show(captions_pretraining.over_steps(study, parts, controls))
 # ## What each differs by from the base
 
 # %%
-differences = compare_pretraining.all_differences(study, scores)
+differences = compare_pretraining.all_differences(study, folder, scores)
 store.write_csv(shown / "11_differences.csv", differences)
 captions.show(differences.round(3) if len(differences) else "No two pretrainings of the study differ in one thing only.")
 

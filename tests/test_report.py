@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from mfcore import claims, compare, patches, report, report_claims, splits, splits_audit, store
-from mfcore.config import MODES, Data, Effects, Inflation, Splits, Study, as_dict
+from mfcore.config import MODES, Data, Effects, Inflation, Pretraining, Splits, Study, as_dict
 
 STUDY = Study(
     "t", "A <test>", Data("synthetic", um_per_px=0.3), splits=Splits(sizes=(1.0,), n_folds=2), encoders=("good", "broken")
@@ -115,7 +115,8 @@ def test_the_raters_have_a_section(results):
 def test_pages_are_those_that_the_study_asks_for(results):
     assert list(report._pages(STUDY)) == ["audit", "encoders", "claims"]
     asked = replace(STUDY, conventions="good", probe_audit=("good",), effects=Effects("good", switches=("split_by",)))
-    assert list(report._pages(asked)) == ["audit", "encoders", "conventions", "probes", "claims", "switches"]
+    asked = replace(asked, pretraining=(Pretraining("own"),))
+    assert list(report._pages(asked)) == ["audit", "encoders", "conventions", "probes", "pretraining", "claims", "switches"]
     assert list(report._pages(asked)) == list(report.PAGES)
     index = report.build(STUDY, results)
     assert '<a href="encoders.html">Encoders</a>' in index.read_text() and "conventions.html" not in index.read_text()

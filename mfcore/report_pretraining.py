@@ -1,0 +1,143 @@
+"""The supplement's page on pretraining: what the study pretrained, on what, how it went, and what its encoders are worth."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from mfcore import (
+    captions_pretraining,
+    captions_representation,
+    compare,
+    compare_pretraining,
+    compare_representation,
+    compare_tasks,
+    report_html,
+    store,
+)
+from mfcore.config import Study
+from mfcore.report_html import table
+
+# Each figure of notebook 11 with what is varied in it
+STUDIES = {
+    "11_start": ("What training starts from", ("start",)),
+    "11_data": ("How many slides, how many patches", ("patches.slide_fraction", "patches.n_distinct")),
+    "11_magnifications": ("One magnification or several", ("patches.um_per_px",)),
+    "11_methods": ("DINO or DINOv2", ("method",)),
+}
+
+
+def page(study: Study, results: Path) -> str:
+    """The page, from the pretrainings' runs, what tasks judged and the figures of notebooks 07 to 11."""
+    history = compare_pretraining.histories(study, results)
+    scores = compare_pretraining.scores(study, results)
+    overview = compare_pretraining.overview(study, results)
+    missing = compare_pretraining.missing(study, results)
+    runs = compare_pretraining.runs(study, results)
+    return report_html.render(
+        "pretraining.html",
+        study=study,
+        said=said(study, overview, scores),
+        missing=table(missing) if len(missing) else "",
+        overview=table(readable_overview(overview)),
+        left_out=_left_out(runs),
+        drawn=_figures(results, "07_"),
+        curves=_figure(results, "11_histories", captions_pretraining.histories(study, history)),
+        single=[(name, _figures(results, f"08_{run.folder.name}")) for name, run in runs.items()],
+        studies=_studies(study, results, scores),
+        differences=table(readable_differences(compare_pretraining.all_differences(study, results, scores))),
+        tasks=table(compare_tasks.readable(compare_tasks.encoders_only(scores))) if len(scores) else "",
+        judged=_figures(results, "09_"),
+        representations=_representations(study, results),
+    )
+
+
+def said(study: Study, overview: pd.DataFrame, scores: pd.DataFrame) -> str:
+    """What was pretrained and whether it beats the network that nobody trained, in sentences computed from the tables."""
+    done = overview[overview["loss"].notna()]
+    n_patches, minutes = done["n_patches"].sum(), done["seconds"].sum() / 60
+    text = f"{len(done)} of {len(overview)} encoders are pretrained"
+    text += f", from {n_patches:,} patches in {minutes:.1f} minutes in all." if len(done) else "."
+    controls = compare_pretraining.controls(study, scores) if len(scores) else pd.DataFrame()
+    for which in study.pretraining:
+        if which.name not in study.encoders or not len(controls):
+            continue
+        control = controls[controls["name"] == compare_pretraining.control_of(study, which.name)]
+        mine = compare_pretraining.last(scores[scores["name"] == which.name])
+        both = mine.merge(control, on=["task", "metric"], suffixes=("", "_of_control"))
+        told = [f"{row.task} {row.mean:.3f} against {row.mean_of_control:.3f}" for row in both.itertuples()]
+        if told:
+            text += f" {which.name} against {control['name'].iloc[0]}, the same network untrained: {', '.join(told)}."
+    return text
+
+
+def readable_overview(overview: pd.DataFrame) -> pd.DataFrame:
+    """`compare_pretraining.overview` for the eye."""
+    shown = overview.copy()
+    numbers = {"seconds": "{:,.0f}", "patches_per_second": "{:,.0f}", "loss": "{:.2f}", "rankme": "{:.1f}"}
+    for column, form in (numbers | {"target_entropy": "{:.2f}", "n_patches": "{:,}"}).items():
+        shown[column] = [form.format(value) if pd.notna(value) else "–" for value in shown[column]]
+    names = {"um_per_px": "µm/px", "n_steps": "steps", "batch_size": "batch", "n_patches": "patches seen", "rankme": "RankMe"}
+    return shown.rename(columns=names)
+
+
+def readable_differences(differences: pd.DataFrame) -> pd.DataFrame:
+    """`compare_pretraining.all_differences` for the eye."""
+    shown = differences[["varied", "value", "task", "metric"]].copy()
+    shown["varied"] = [compare_pretraining.VARIED[key] for key in shown["varied"]]
+    columns = (differences["mean"], differences["sd"])
+    shown["score"] = [compare.plus_minus(mean, sd) for mean, sd in zip(*columns, strict=True)]
+    shown["less the base's"] = [f"{value:+.3f}" if pd.notna(value) else "–" for value in differences["difference"]]
+    bounds = zip(differences["low"], differences["high"], strict=True)
+    shown["95 % over what was tested"] = [f"{low:+.3f} to {high:+.3f}" if pd.notna(low) else "–" for low, high in bounds]
+    return shown
+
+
+def _studies(study: Study, results: Path, scores: pd.DataFrame) -> list[tuple[str, str]]:
+    """Title and figure of each comparison that the study's pretrainings allow."""
+    controls, found = compare_pretraining.controls(study, scores), []
+    for name, (heading, varied) in STUDIES.items():
+        parts = compare_pretraining.parts(study, scores, varied)
+        if not parts:
+            continue
+        if name == "11_magnifications":
+            caption = captions_pretraining.by_value(study, parts)
+        else:
+            caption = captions_pretraining.over_steps(study, parts, controls)
+        found.append((heading, _figure(results, name, caption)))
+    return found
+
+
+def _representations(study: Study, results: Path) -> dict[str, str]:
+    """The table of RankMe and ODCorr with its caption and figure; empty where there is no embedding yet."""
+    try:
+        rows = compare_representation.table(study, results)
+    except store.StoreError:
+        return {}
+    related = compare_representation.correlations(rows)
+    caption = captions_representation.against_probes(study, rows, related)
+    return {
+        "table": table(compare_representation.readable(rows)),
+        "said": report_html.rich(captions_representation.all_encoders(study, rows)),
+        "figure": _figure(results, "10_against_probes", caption),
+    }
+
+
+def _left_out(runs: dict[str, store.Run]) -> list[tuple[str, str]]:
+    """Slides that couldn't be read while an encoder was pretrained, and why."""
+    said = []
+    for name, run in runs.items():
+        reasons = run.record["facts"].get("slides_left_out", {})
+        if reasons:
+            told = "; ".join(f"{slide}: {reason}" for slide, reason in reasons.items())
+            said.append((f"{name}: {len(reasons)} slides were left out", told))
+    return said
+
+
+def _figures(results: Path, prefix: str) -> list[str]:
+    """The figures whose names begin so, without captions: their notebooks have these."""
+    files = sorted((Path(results) / "figures").glob(f"{prefix}*.png"))
+    return [report_html.figure(results, file.stem, f"**{file.stem}.** Its notebook says what it shows.") for file in files]
+
+
+def _figure(results: Path, name: str, caption: str) -> str:
+    return report_html.figure(Path(results), name, caption)

@@ -1,0 +1,199 @@
+"""Pretrainings beside one another: comparisons read off configs, snapshots' scores, differences, figures, captions and page."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mfcore import (
+    captions_pretraining,
+    compare_pretraining,
+    compare_tasks,
+    figures_pretraining,
+    pretrained,
+    report_pretraining,
+    store,
+)
+from mfcore.compare_pretraining import Comparison, comparisons
+from mfcore.config import Data, OwnEncoder, Pretraining, Study, Task
+from mfcore.config_pretraining import OnlinePatches
+from mfcore.statistics import Interval
+
+BASE = Pretraining("base", n_steps=100, batch_size=8, n_snapshots=2, arguments={"depth": 2})
+FOUR, ONE = OnlinePatches(), OnlinePatches(um_per_px=(0.5,))
+UNTRAINED = OwnEncoder("untrained", weights="random", architecture=BASE.architecture, arguments={"depth": 2})
+OTHER = OwnEncoder("other", weights="random", architecture=BASE.architecture, arguments={"depth": 3})
+STUDY = Study(
+    "t",
+    "T: made",
+    Data("synthetic"),
+    encoders=("base", "untrained", "other"),
+    own_encoders=(OTHER, UNTRAINED),
+    pretraining=(
+        BASE,
+        replace(BASE, name="from_photographs", start="timm:x"),
+        replace(BASE, name="few", patches=OnlinePatches(slide_fraction=0.1)),
+        replace(BASE, name="fewer", patches=OnlinePatches(slide_fraction=0.01)),
+        replace(BASE, name="thousand", patches=OnlinePatches(n_distinct=1000)),
+        replace(BASE, name="few_thousand", patches=OnlinePatches(n_distinct=1000, slide_fraction=0.1)),
+        replace(BASE, name="single", patches=ONE),
+        replace(BASE, name="two", method="dinov2", base_lr=0.001),
+        replace(BASE, name="two_again", method="dinov2", base_lr=0.002),
+        replace(BASE, name="longer", n_steps=300),
+    ),
+    tasks=(Task("bach", snapshots=True), Task("consep")),
+)
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Results with the histories of three pretrainings, a failure, and made-up scores of their snapshots."""
+    for i, name in enumerate(("base", "few", "two")):
+        run = store.open_run(tmp_path, pretrained.STAGE, name, pretrained.config_of(STUDY, name), {"slides": "made"})
+        rows = [
+            {"step": step, "loss": 5.0 - step / 50, "target_entropy": 3.0, "rankme": 4.0 + i + step / 50, "seconds": 6.0 * step,
+             "patches_per_second": 10.0 + step}
+            for step in (50, 100)
+        ]  # fmt: skip
+        pd.DataFrame(rows).to_json(run.path("history.jsonl"), orient="records", lines=True)
+        run.finish(["history.jsonl"], slides_left_out={"bad.svs": "no um/px"} if name == "few" else {})
+    failure = {"stage": "08_pretrain", "parameters": {"encoder": "single"}, "reason": "PretrainingError: it collapsed"}
+    store.write_json(tmp_path / "failures" / "08_pretrain.single.json", failure)
+    rows, worth = [], {"base": 0.7, "few": 0.6, "two": 0.75, "untrained": 0.5, "other": 0.4}
+    for name, mean in worth.items():
+        for encoder, gain in ((f"{name}@50", 0.05), (name, 0.0)) if name in ("base", "few", "two") else ((name, 0.0),):
+            for split in ("val", "test"):
+                known = {"metric": "balanced_accuracy", "kind": "classification", "n_runs": 5, "published": np.nan}
+                known |= {"difference": np.nan, "low": 0.1, "high": 0.9}
+                score = mean - gain + (0.1 if split == "val" else 0.0)
+                rows.append({"task": "bach", "encoder": encoder, "split": split, "mean": score, "sd": 0.03} | known)
+    table = pd.DataFrame(rows).assign(step=[compare_tasks.step_of(STUDY, row["encoder"]) for row in rows])
+    monkeypatch.setattr(compare_tasks, "table", lambda *_: table)
+    monkeypatch.setattr(compare_tasks, "difference", lambda *_: Interval(0.0, -0.1, 0.2, 0.95, 9))
+    return tmp_path
+
+
+def test_a_comparison_is_of_pretrainings_equal_in_all_else():
+    found = [(c.varied, c.names) for c in comparisons(STUDY)]
+    assert found == [
+        ("start", ("base", "from_photographs")),
+        ("patches.slide_fraction", ("base", "few", "fewer")),
+        ("patches.slide_fraction", ("thousand", "few_thousand")),
+        ("patches.n_distinct", ("base", "thousand")),
+        ("patches.n_distinct", ("few", "few_thousand")),
+        ("patches.um_per_px", ("base", "single")),
+        ("method", ("base", "two", "two_again")),
+    ]
+    (start, *_) = comparisons(STUDY)
+    assert start.base == "base" and start.values == ("random", "from timm:x")
+
+
+def test_names_seeds_and_snapshots_make_no_difference():
+    again = replace(BASE, name="again", seed=7, n_snapshots=1, start="timm:x")
+    study = replace(STUDY, pretraining=(BASE, replace(BASE, name="zweitens", seed=3), again))
+    assert [c.names for c in comparisons(study)] == [("base", "zweitens", "again")]
+    assert comparisons(replace(STUDY, pretraining=(BASE, replace(BASE, name="b", seed=1)))) == []
+    other = replace(BASE, name="other", method="dinov2", n_prototypes=8)
+    assert comparisons(replace(STUDY, pretraining=(BASE, other))) == [], "a head of another size is no method's own"
+
+
+def test_values_are_said_in_words():
+    which = {which.name: which for which in STUDY.pretraining}
+    said = {key: compare_pretraining.value_of(which["few_thousand"], key) for key in compare_pretraining.VARIED}
+    assert said["patches.slide_fraction"] == "10 % of slides" and said["patches.n_distinct"] == "1,000 patches"
+    assert said["patches.um_per_px"] == "0.25, 0.5, 1, 2 µm/px" and said["method"] == "DINO" and said["start"] == "random"
+    assert compare_pretraining.value_of(BASE, "patches.n_distinct") == "every patch new"
+
+
+def test_scores_are_those_of_the_reported_split_with_the_snapshot_s_step(made):
+    table = compare_pretraining.scores(STUDY, made)
+    assert set(table["split"]) == {"test"}
+    assert table.loc[table["name"] == "base", ["step", "mean"]].to_numpy() == pytest.approx(np.array([[50, 0.65], [100, 0.7]]))
+    assert table.loc[table["name"] == "untrained", "step"].isna().all()
+
+
+def test_differences_are_from_the_first_and_after_the_last_step(made):
+    table = compare_pretraining.scores(STUDY, made)
+    found = compare_pretraining.all_differences(STUDY, made, table).set_index(["varied", "name"])
+    assert found.loc[("patches.slide_fraction", "few"), "difference"] == pytest.approx(-0.1)
+    assert found.loc[("method", "two"), "difference"] == pytest.approx(0.05)
+    assert found.loc[("method", "two"), ["low", "high"]].tolist() == [-0.1, 0.2] and set(found["base"]) == {"base"}
+    assert len(found) == 2, "what has no score has no difference"
+
+
+def test_the_control_is_the_same_network_untrained(made):
+    assert compare_pretraining.control_of(STUDY, "base") == "untrained"
+    assert compare_pretraining.control_of(replace(STUDY, own_encoders=(OTHER,)), "base") == ""
+    table = compare_pretraining.controls(STUDY, compare_pretraining.scores(STUDY, made))
+    assert table[["name", "task", "mean"]].to_numpy().tolist() == [["untrained", "bach", 0.5]]
+
+
+def test_what_is_not_there_says_why(made):
+    table = compare_pretraining.missing(STUDY, made).set_index("name")
+    assert (
+        table.loc["single", "reason"] == "PretrainingError: it collapsed" and table.loc["thousand", "reason"] == "not run yet"
+    )
+    assert not {"base", "few", "two"} & set(table.index)
+    overview = compare_pretraining.overview(STUDY, made).set_index("name")
+    assert overview.loc["few", ["loss", "rankme", "seconds", "patches_per_second"]].tolist() == [3.0, 7.0, 600.0, 85.0]
+    assert np.isnan(overview.loc["single", "loss"]) and overview.loc["base", "n_patches"] == 800
+
+
+def test_figures_show_a_line_for_each_and_captions_what_was_computed(made):
+    scores = compare_pretraining.scores(STUDY, made)
+    controls, history = compare_pretraining.controls(STUDY, scores), compare_pretraining.histories(STUDY, made)
+    figure = figures_pretraining.histories(STUDY, history)
+    assert [len(axis.lines) for axis in figure.axes] == [3, 3, 3]
+    assert "3 pretrainings" in (said := captions_pretraining.histories(STUDY, history)) and "two 8.0" in said
+    parts = compare_pretraining.parts(STUDY, scores, ["patches.slide_fraction", "method"])
+    figure = figures_pretraining.over_steps(STUDY, parts, controls)
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert labels == ["untrained network", "100 % of slides (base)", "10 % of slides (few)"]
+    said = captions_pretraining.over_steps(STUDY, parts, controls)
+    assert "highest 100 % of slides with 0.700; from 100 % of slides: 10 % of slides -0.100" in said
+    assert "highest DINOv2 with 0.750; from DINO: DINOv2 +0.050" in said
+    assert "3 of 3 scores at the end lie above it" in said and "synthetic data" in said
+    figure = figures_pretraining.by_value(STUDY, parts[:1], controls)
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
+        "100 % of slides",
+        "10 % of slides",
+        "1 % of slides",
+    ]
+    joined = compare_pretraining.joined(parts)
+    assert list(dict.fromkeys(joined["varied"])) == ["patches.slide_fraction", "method"] and len(joined) == 8
+
+
+def test_a_lower_odcorr_is_the_better_one():
+    rows = [{"name": n, "value": v, "step": 5.0, "mean": m} for n, v, m in (("a", "DINO", 0.3), ("b", "DINOv2", 0.1))]
+    table = pd.DataFrame(rows).assign(task="bach", metric="odcorr_abs", split="all", sd=np.nan, n_runs=1)
+    comparison = Comparison("method", ("a", "b"), ("DINO", "DINOv2"))
+    controls = pd.DataFrame(columns=["name", "task", "metric", "mean"])
+    assert "lowest DINOv2 with 0.100" in captions_pretraining.over_steps(STUDY, [(comparison, table)], controls)
+
+
+def test_without_scores_figures_and_captions_say_so(tmp_path):
+    scores = compare_pretraining.scores(STUDY, tmp_path)
+    controls, parts = compare_pretraining.controls(STUDY, scores), compare_pretraining.parts(STUDY, scores, ["start"])
+    assert "no snapshot" in figures_pretraining.over_steps(STUDY, parts, controls).axes[0].texts[0].get_text()
+    assert "Nothing to compare" in captions_pretraining.over_steps(STUDY, parts, controls)
+    assert "Nothing to compare" in captions_pretraining.by_value(STUDY, parts)
+    assert figures_pretraining.by_value(STUDY, parts, controls) and not len(
+        compare_pretraining.all_differences(STUDY, tmp_path, scores)
+    )
+    history = compare_pretraining.histories(STUDY, tmp_path)
+    assert figures_pretraining.histories(STUDY, history)
+    assert "No pretraining" in captions_pretraining.histories(STUDY, history)
+    assert "Not there" in report_pretraining.page(STUDY, tmp_path)
+
+
+def test_the_page_says_what_was_pretrained_what_failed_and_that_it_is_synthetic(made):
+    (made / "figures").mkdir()
+    (made / "figures" / "11_start.png").write_bytes(b"png")
+    page = report_pretraining.page(STUDY, made)
+    assert "it collapsed" in page and "3 of 10 encoders are pretrained" in page and "synthetic" in page
+    assert "base against untrained, the same network untrained: bach 0.700 against 0.500" in page
+    assert "few: 1 slides were left out" in page and "no um/px" in page
+    assert page.count("<figure>") == 1 and "0.700 ± 0.030" in page and "0.650" not in page
+    for heading in ("What training starts from", "How many slides", "DINO or DINOv2", "Downstream tasks", "Limits"):
+        assert heading in page
