@@ -1,9 +1,11 @@
-"""The loss by epoch while a network trains, redrawn in the notebook's cell."""
+"""How training goes, redrawn in the notebook's cell while it goes on."""
 
 import os
 import time
+from collections.abc import Callable
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from mfcore import figures
 from mfcore.config import Study
@@ -12,19 +14,19 @@ SHARE = 0.05  # of the time, at most, that drawing takes
 
 
 class LiveHistory:
-    """Called with the history so far after each epoch, it redraws `figures.history` in one place of the cell's output.
+    """Called with the history so far whenever that grew, it redraws ``draw`` of it in one place of the cell's output.
 
-    It does nothing outside a notebook, nor in one that runs unattended (papermill): there the figure is drawn once, when
-    training is over.
+    draw: called with study, history and name. Outside a notebook nothing is done, nor in one that runs unattended
+    (papermill): there the figure is drawn once, when training is over.
     """
 
-    def __init__(self, study: Study, network: str):
-        self.study, self.network = study, network
+    def __init__(self, study: Study, name: str, draw: Callable[[Study, pd.DataFrame, str], Figure] = figures.history):
+        self.study, self.name, self.draw = study, name, draw
         self.is_live = is_watched()
         self._shown, self._not_before = None, -float("inf")
 
     def __call__(self, history: pd.DataFrame) -> None:
-        """Show the units' losses so far. history: as `mfcore.train.load_history` returns it, any number of rows."""
+        """Show how it went so far. history: as `mfcore.train.load_history` returns it, say, any number of rows."""
         if not self.is_live or history.empty:
             return
         begun = time.monotonic()
@@ -32,7 +34,7 @@ class LiveHistory:
             return
         from IPython import display
 
-        figure = figures.history(self.study, history, self.network)
+        figure = self.draw(self.study, history, self.name)
         if self._shown is None:
             self._shown = display.display(figure, display_id=True)
         else:

@@ -176,7 +176,7 @@ class _Training:
         """Global crops, local crops, masks, bool (2 * B, n_tokens) or None, and their tokens' weights, of one's share."""
         which = self.which
         rows = batch.drawn["number"].to_numpy() - n * which.batch_size
-        drawn = crops.draw(which.crops, which.batch_size, which.patches.size_px, which.seed, "pretraining", "crops", n)
+        drawn = crops_of(which, n)
         images = augment.on_device(np.ascontiguousarray(batch.images), self.device).permute(0, 3, 1, 2)
         global_crops, local_crops = crops.make(images, drawn[rows], self.mean, self.std)
         if self.student.mask_token is None:
@@ -298,6 +298,11 @@ class _Training:
             drawn = pd.read_parquet(table)
             self.drawn = [drawn[drawn["number"] < self.n_done * self.which.batch_size]]
             self.n_recorded = len(self.drawn[0])
+
+
+def crops_of(which: Pretraining, n: int) -> crops.Drawn:
+    """How all patches of batch ``n`` are cropped."""
+    return crops.draw(which.crops, which.batch_size, which.patches.size_px, which.seed, "pretraining", "crops", n)
 
 
 def write_history(folder: Path, history: list[dict]) -> None:

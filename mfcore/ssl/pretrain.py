@@ -26,10 +26,10 @@ from tqdm.auto import tqdm
 from mfcore import encoders, labels, patches, pretrained, processes, store
 from mfcore.config import ConfigError, Pretraining, Study, digest, load_study
 from mfcore.config_pretraining import published
-from mfcore.ssl import export, loop, networks, patching
+from mfcore.ssl import crops, export, loop, networks, patching
 from mfcore.ssl.collapse import PretrainingError
 
-__all__ = ["PretrainingError", "load_history", "main", "pretrain"]
+__all__ = ["PretrainingError", "example", "load_history", "main", "pretrain"]
 
 N_WATCHED = 512  # patches of which RankMe is measured on the way
 
@@ -106,6 +106,30 @@ def _watched(source: patching.Source, which: Pretraining, n_workers: int) -> np.
         contextlib.closing(patching.batches(aside, first, 1, N_WATCHED, n_workers=n_workers)) as one,
     ):
         return next(one).images
+
+
+def example(
+    study: Study, name: str, data_folder: str | Path, n: int = 4
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, pd.DataFrame]:
+    """The first ``n`` patches that a pretraining learns from, uint8 (n, size_px, size_px, 3), and what is shown of them.
+
+    Besides: global crops, uint8 (2, n, g, g, 3), local ones (n_local, n, l, l, 3), coloured as the network gets them, and
+    where the patches lie. Raises as `pretrain` does for its slides.
+    """
+    which = published(study.pretrained(name))
+    if not which.slides:
+        patches.prepare(study, data_folder)
+    slides = patching.slides_of(study, which, Path(data_folder))
+    with (
+        contextlib.closing(patching.Source(slides, which.patches, which.seed)) as source,
+        contextlib.closing(patching.batches(source, 0, 1, n)) as one,
+    ):
+        batch = next(one)
+    images = torch.from_numpy(batch.images).permute(0, 3, 1, 2)
+    drawn = loop.crops_of(which, 0)[:n]
+    views = crops.make(images, drawn, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    shown = ((view.clamp(0, 1) * 255).round().byte().movedim(2, -1).numpy() for view in views)
+    return batch.images, *shown, batch.drawn
 
 
 def _finish(

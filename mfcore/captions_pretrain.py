@@ -1,0 +1,72 @@
+"""Captions of one pretraining's figures, with every number computed."""
+
+import math
+
+import pandas as pd
+
+from mfcore.captions import of_what
+from mfcore.config import Study
+from mfcore.config_pretraining import published
+from mfcore.store import Run
+
+
+def settings(study: Study, name: str) -> pd.DataFrame:
+    """How an encoder is pretrained, for reading, with what the method's authors say where it doesn't: ``setting, value, from``."""
+    said, whole = study.pretrained(name), published(study.pretrained(name))
+    rows = []
+    for key, value in vars(whole).items():
+        for inner, content in vars(value).items() if key in ("patches", "crops") else [("", value)]:
+            own = getattr(getattr(said, key), inner) if inner else getattr(said, key)
+            origin = f"the authors of {whole.method}" if own is None and content is not None else "the study"
+            rows.append((f"{key}.{inner}" if inner else key, _text(content), origin))
+    return pd.DataFrame(rows, columns=["setting", "value", "from"])
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {content}" for key, content in value.items()) or "–"
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str("–" if value is None or value == "" else value)
+
+
+def cost(run: Run) -> pd.DataFrame:
+    """What a finished pretraining took and from how much: ``fact, value``."""
+    facts = run.record["facts"]
+    left_out = facts["slides_left_out"]
+    rows = {
+        "patches": f"{facts['n_patches']:,} from {facts['n_slides'] - len(left_out):,} slides",
+        "slides left out": "; ".join(left_out.values()) or "none",
+        "time": f"{facts['training_seconds'] / 60:.1f} minutes, {facts['patches_per_second']:,.1f} patches a second",
+        "on": f"{facts['n_processes']} process{'es' * (facts['n_processes'] > 1)}, {facts['device']}, {facts['precision']}",
+        "parameters": f"{facts['n_parameters'] / 1e6:.2f} million, the head's included",
+    }
+    return pd.DataFrame({"fact": list(rows), "value": list(rows.values())})
+
+
+def history(study: Study, table: pd.DataFrame, name: str) -> str:
+    """Caption of a pretraining's history; ``table`` as `mfcore.ssl.pretrain.load_history` returns it."""
+    which, last = published(study.pretrained(name)), table.iloc[-1]
+    rank, n_patches = table.loc[table["rankme"].notna(), "rankme"], which.n_steps * which.batch_size
+    single, mean = last["teacher_entropy"], last["target_entropy"]
+    return (
+        f"**Pretraining of {name}.** {which.n_steps:,} steps of {which.batch_size} patches, {n_patches:,} in all, in "
+        f"{last['seconds'] / 60:.1f} minutes ({n_patches / last['seconds']:,.0f} patches a second; {of_what(study)}). The loss "
+        f"went from {table['loss'].iloc[0]:.2f} to {last['loss']:.2f}. At the end a target's entropy is {single:.2f} nats and "
+        f"that of their mean {mean:.2f}, of at most {math.log(which.n_prototypes):.2f}; what lies between (shaded), "
+        f"{mean - single:.2f} nats, is what a target tells of its image. RankMe of the teacher's embeddings went from "
+        f"{rank.iloc[0]:.1f} to {rank.iloc[-1]:.1f}."
+    )
+
+
+def crops(study: Study, name: str) -> str:
+    """Caption of the crops."""
+    which = published(study.pretrained(name))
+    low, high = (f"{share:.0%}" for share in which.crops.global_scale)
+    resolutions = " or ".join(f"{value:g}" for value in sorted(set(which.patches.um_per_px)))
+    text = (
+        f"**What {name} is shown.** Patches of {which.patches.size_px} px at {resolutions} µm/px, drawn online ({of_what(study)}); "
+        f"of each the teacher sees two global crops ({low} to {high} of the patch)"
+    )
+    if not which.crops.n_local:
+        return f"{text}, and so does the student."
+    low, high = (f"{share:.0%}" for share in which.crops.local_scale)
+    return f"{text}, the student these and {which.crops.n_local} local ones ({low} to {high})."

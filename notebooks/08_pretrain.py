@@ -1,0 +1,99 @@
+# %% [markdown]
+# *The committed outputs are those of the study `demo`: synthetic data.*
+#
+# # 08 Pretrain an encoder: does it learn, or does it collapse?
+#
+# | reads | writes | costs (demo) |
+# |---|---|---|
+# | the study's slides, or a folder of others | `pretrain-<encoder>-…/` (history, positions, encoders with their cards) | at most four minutes |
+#
+# DINO (Caron et al. 2021) or DINOv2 (Oquab et al. 2023) from patches that are drawn while the network learns and never stored
+# (kaiko 2024). What comes out is a folder with a card and weights: an encoder like any other in `02` to `06`. On several GPUs
+# the same is `torchrun --nproc-per-node N -m mfcore.ssl.pretrain`; a run that was killed goes on where it was.
+
+# %% tags=["parameters"]
+study_file = "../studies/demo.yaml"  # what decides the numbers
+results = "../results"  # where runs are kept, a folder a study
+data_folder = ""  # where the study's data lie; empty: data/<study>, made or downloaded where that can be done
+encoder = "own_vit"  # one of the study's pretrainings
+device = "auto"  # "cpu", "cuda", or "auto": the GPU where there is one
+n_workers = 1  # threads that read patches
+
+# %%
+from pathlib import Path
+
+from mfcore import captions, captions_pretrain, encoders, figures, figures_live, figures_pretrain, pretrained
+from mfcore.config import load_study
+from mfcore.ssl import pretrain
+
+study = load_study(study_file)
+folder = Path(results) / study.name
+data = data_folder or Path(study_file).parent.parent / "data" / study.name
+captions.show(captions_pretrain.settings(study, encoder))
+
+# %% [markdown]
+# ## What the network is shown
+
+# %%
+patches, global_crops, local_crops, drawn = pretrain.example(study, encoder, data)
+figure = figures_pretrain.crops(study, encoder, patches, global_crops, local_crops)
+written = figures.save(figure, drawn, folder / "figures", f"08_crops_{encoder}")
+figure
+
+# %%
+captions.show(captions_pretrain.crops(study, encoder))
+
+# %% [markdown]
+# ## Pretrain
+
+# %%
+live = figures_live.LiveHistory(study, encoder, figures_pretrain.history)
+run = pretrain.pretrain(study, encoder, data, folder, device, n_workers, watch=live)
+history = pretrain.load_history(run)
+captions.show(captions_pretrain.cost(run))
+
+# %% [markdown]
+# ## How it went
+#
+# The two entropies tell a collapse: where a single target's is that of the mean, a target says nothing of its image.
+
+# %%
+figure = figures_pretrain.history(study, history, encoder)
+written += figures.save(figure, history, folder / "figures", f"08_{run.folder.name}")
+figure
+
+# %%
+captions.show(captions_pretrain.history(study, history, encoder))
+
+# %% [markdown]
+# ## The encoder
+#
+# Frozen, with the teacher's weights, seen through its card; snapshots on the way are called `<encoder>@<step>`.
+
+# %%
+made = encoders.load(encoders.of(study, encoder, folder), device)
+captions.show(encoders.card_table(made.card))
+
+# %% [markdown]
+# ## Checks
+
+# %%
+assert history["loss"].notna().all(), "a loss isn't a number"
+assert history["step"].iloc[-1] == study.pretrained(encoder).n_steps, "a step is missing"
+for snapshot in pretrained.snapshots_of(study.pretrained(encoder)):
+    assert encoders.of(study, snapshot, folder).sha256, f"{snapshot} isn't there"
+
+# %%
+print("files written:", run.folder.name, *[path.name for path in written], sep="\n  ")
+
+# %% [markdown]
+# **What we saw.** One pretraining: its loss, whether its targets tell images apart, the rank of its embeddings, and the encoder.
+#
+# **Limits.** A loss that falls is no proof of good embeddings, and losses of different settings can't be compared; `03`, `09` and
+# `10` say what the encoder is worth. The published defaults are for hundreds of patches a step on many GPUs. On one GPU with
+# small batches, change in this order, one at a time: fewer prototypes (`n_prototypes`; a batch has two targets a patch to fill
+# them with); for DINOv2 `centring: mean`, as Sinkhorn-Knopp balances within a batch, or `method: dino`; a teacher that moves more
+# slowly (`momentum` towards 0.9995); then a lower or longer-warmed `teacher_temperature`; the learning rate last, as it is
+# scaled to the batch already. A training that diverges or collapses all the same stops and says so.
+#
+# **Next.** `02_embed` and `03_linear_probe` with this encoder; `11_pretraining_studies` sets pretrainings beside one another.
