@@ -5,8 +5,10 @@ by which eva also selects, is "val" too, so that every task has the split that s
 """
 
 import gzip
+import os
 import re
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
@@ -140,16 +142,23 @@ def load_mhist(folder: Path) -> TaskData:
     return _whole("mhist", folder, MHIST, whole_images(folder, paths, labels, splits), 2.0)
 
 
+@dataclass
 class PatchCamelyon(TaskData):
-    """PatchCamelyon's data, read from its HDF5 files patch by patch."""
+    """PatchCamelyon's data, read from its HDF5 files patch by patch; files stay open, so that a chunk is unpacked once."""
+
+    _open: dict[tuple[int, str], h5py.Dataset] = field(default_factory=dict, repr=False)  # by process: a fork opens its own
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_open": {}}
 
     def image(self, i: int) -> np.ndarray:
         """See `TaskData.image`."""
         row = self.table.iloc[i]
-        path = self.folder / row["file"]
+        path, key = self.folder / row["file"], (os.getpid(), row["file"])
         try:
-            with h5py.File(path, "r") as file:
-                return file["x"][int(row["item_id"].rpartition("_")[2])]  # (96, 96, 3)
+            if key not in self._open:
+                self._open[key] = h5py.File(path, "r")["x"]
+            return self._open[key][int(row["item_id"].rpartition("_")[2])]  # (96, 96, 3)
         except (OSError, KeyError) as error:
             raise TaskError(f"{path}: can't be read ({error}); get it again: {WHERE['pcam']}") from None
 

@@ -1,6 +1,7 @@
 """Patch classification tasks: miniature copies of each layout give its labels and splits; wrong ones are refused."""
 
 import gzip
+import pickle
 import re
 
 import h5py
@@ -193,6 +194,13 @@ def test_pcam_has_three_splits(tmp_path):
     expected = np.random.default_rng(1).integers(0, 256, (3, 96, 96, 3), np.uint8)[2]
     np.testing.assert_array_equal(data.image(7), expected)
     assert "262,144" in " ".join(data.notes) and "32,768" in " ".join(data.notes)
+
+
+def test_pcam_is_read_the_same_from_another_process(tmp_path):
+    pcam(tmp_path)
+    data = load("pcam", tmp_path)
+    data.image(0)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(data)).image(4), data.image(4))
 
 
 def test_pcam_10shot_is_the_same_data(tmp_path):
