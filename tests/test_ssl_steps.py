@@ -8,14 +8,16 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import distributed, multiprocessing
 
-from mfcore import rng
+from mfcore import processes, rng
 from mfcore.config_pretraining import Crops, OnlinePatches, Pretraining, published
 from mfcore.ssl import crops, export, loop, masks, networks
 
@@ -62,18 +64,22 @@ CASES = {
 }
 
 
-def batches() -> list[SimpleNamespace]:
-    images = np.random.default_rng(1).integers(0, 256, (N_STEPS, BATCH, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+def batches(size: int = BATCH) -> list[SimpleNamespace]:
+    images = np.random.default_rng(1).integers(0, 256, (N_STEPS, size, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
     place = {"slide_id": "s", "um_per_px": 1.0, "x_l0_px": 0, "y_l0_px": 0, "tissue": 1.0}
     return [
-        SimpleNamespace(images=images[n], drawn=pd.DataFrame({"number": np.arange(n * BATCH, (n + 1) * BATCH), **place}))
+        SimpleNamespace(images=images[n], drawn=pd.DataFrame({"number": np.arange(n * size, (n + 1) * size), **place}))
         for n in range(N_STEPS)
     ]
 
 
-def by_loop(which: Pretraining, pair: networks.Networks, folder) -> list[dict]:
+def by_loop(which: Pretraining, pair: networks.Networks, folder: Path) -> list[dict]:
+    size, ranks = which.batch_size, processes.here()
+
     def read(first: int, n_batches: int) -> Iterator[SimpleNamespace]:
-        yield from batches()[first // BATCH :][:n_batches]
+        for batch in batches(size)[first // size :][:n_batches]:
+            mine = ranks.share(slice(0, size))
+            yield SimpleNamespace(images=batch.images[mine], drawn=batch.drawn[mine])
 
     study = SimpleNamespace(name="s", patches=SimpleNamespace(size_px=SIZE_PX, um_per_px=1.0), synthetic=True)
     card = export.card(pair, which, study, N_STEPS)
@@ -251,3 +257,40 @@ def test_steps_are_those_of_the_papers(case, tmp_path):
                 apart = ((moved - should).norm() / should.norm()).item()
                 assert apart < 0.05, (part, name, apart)
     assert not any(parameter.requires_grad for parameter in pair.teacher.parameters())
+
+
+# ---- two processes ----
+
+
+def on_a_rank(rank: int, folder: Path, which: Pretraining, told) -> None:
+    torch.set_num_threads(1)  # a forked process hasn't its parent's threads
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    try:
+        pair = networks.build(which, None, folder)
+        history = by_loop(which, pair, folder)
+        told[rank] = history, {name: p.detach().numpy() for name, p in pair.teacher.named_parameters()}
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("centring", ["mean", "sinkhorn_knopp"])
+def test_two_processes_share_a_batch_as_one_has_it(centring, tmp_path):
+    """Targets, losses, gradients and what is logged; but for KoLeo, which knows its own process's neighbours only."""
+    which = dataclasses.replace(DINOV2, batch_size=4, koleo_weight=0.0, centring=centring)
+    (tmp_path / "alone").mkdir()
+    pair = networks.build(which, None, tmp_path)
+    start = {name: p.detach().clone() for name, p in pair.teacher.named_parameters()}
+    alone = by_loop(which, pair, tmp_path / "alone")
+    with multiprocessing.get_context("fork").Manager() as manager:
+        told = manager.dict()
+        multiprocessing.start_processes(on_a_rank, (tmp_path, which, told), nprocs=2, start_method="fork")
+        found = [told[rank] for rank in range(2)]
+    keys = ("loss", "loss_dino", "loss_ibot", "teacher_entropy", "target_entropy", "rankme")
+    for history, weights in found:
+        assert len(history) == N_STEPS
+        for line, expected in zip(history, alone, strict=True):
+            assert [line[key] for key in keys] == pytest.approx([expected[key] for key in keys], rel=2e-3)
+        for name, parameter in pair.teacher.named_parameters():
+            moved, should = weights[name] - start[name].numpy(), (parameter.detach() - start[name]).numpy()
+            if not name.endswith("qkv.bias"):
+                assert np.linalg.norm(moved - should) < 0.05 * np.linalg.norm(should), name
