@@ -114,7 +114,7 @@ def _earlier(study: Study, encoder: str) -> list[str]:
 def one_after_another(
     study: Study, task: str, results: str | Path, judge: Callable[[str], object], refused: type[Exception]
 ) -> pd.DataFrame:
-    """Call ``judge`` with each of a task's encoders: ``encoder, judged, reason``; one that is ``refused`` doesn't stop the rest.
+    """Call ``judge`` with each of a task's encoders: ``encoder, judged, reason``; one that is ``refused`` stops no other.
 
     The reasons are kept, see `refusals`. Raises the last error where all were refused.
     """
