@@ -66,7 +66,7 @@ def places_of(
     cells = mask.cells
     n_rows, n_columns = cells.shape
     half = side_l0_px / 2 / mask.cell_l0_px  # cells
-    reach = _sums(_sums(cells.astype(np.float32), half, 0), half, 1)  # (n_rows, n_columns), cells of tissue
+    reach = _sums(_sums(cells, half, 0), half, 1)  # (n_rows, n_columns), cells of tissue
     may = reach >= min_tissue * (2 * half) ** 2 - 1e-3
     for axis, (n, size) in enumerate(((n_rows, size_l0_px[1]), (n_columns, size_l0_px[0]))):
         first = np.arange(n) * mask.cell_l0_px
@@ -83,29 +83,29 @@ def places_of(
 
 
 def _sums(values: np.ndarray, half: float, axis: int) -> np.ndarray:
-    """For each cell the sum of ``values`` from ``half`` before its start to ``half`` behind its end, along one axis."""
-    n = values.shape[axis]
-    total = np.insert(values.cumsum(axis, dtype=np.float64), 0, 0, axis)  # (n + 1) along the axis
-
-    def up_to(edges: np.ndarray) -> np.ndarray:
-        edges = np.clip(edges, 0, n)
-        low = np.minimum(edges.astype(int), n - 1)
-        part = np.expand_dims(edges - low, 1 - axis)
-        return total.take(low, axis) * (1 - part) + total.take(low + 1, axis) * part
-
-    cells = np.arange(n, dtype=np.float64)
-    return (up_to(cells + 1 + half) - up_to(cells - half)).astype(np.float32)
+    """For each cell the sum of ``values`` that lie within ``half`` of it along one axis, whole cells, int32."""
+    n, reach = values.shape[axis], math.ceil(half)
+    total = np.zeros([n + 1 if i == axis else side for i, side in enumerate(values.shape)], np.int32)
+    np.cumsum(values, axis, out=total[1:] if axis == 0 else total[:, 1:])
+    cells = np.arange(n)
+    return total.take(np.minimum(cells + 1 + reach, n), axis) - total.take(np.maximum(cells - reach, 0), axis)
 
 
 def _has_any(places: Places, reach: np.ndarray) -> bool:
     """Whether a patch really fits somewhere: looked for at four times four points of a cell, the likeliest cells first."""
-    cells = np.argsort(-reach, axis=None, kind="stable")[:N_LOOKED_AT]
     steps = (np.arange(4) + 0.5) / 4
-    for row, column in zip(*np.divmod(cells[reach.ravel()[cells] >= 0], reach.shape[1]), strict=True):
-        for dx, dy in itertools.product(steps, steps):
-            if places.judge((column + dx) * places.mask.cell_l0_px, (row + dy) * places.mask.cell_l0_px) is not None:
-                return True
-    return False
+
+    def fits(cell: int) -> bool:
+        row, column = divmod(int(cell), reach.shape[1])
+        corners = ((column + dx, row + dy) for dx, dy in itertools.product(steps, steps))
+        return any(places.judge(x * places.mask.cell_l0_px, y * places.mask.cell_l0_px) is not None for x, y in corners)
+
+    if reach.max() < 0:
+        return False
+    if fits(reach.argmax()):
+        return True
+    cells = np.argsort(-reach, axis=None, kind="stable")[:N_LOOKED_AT]
+    return any(fits(cell) for cell in cells[reach.ravel()[cells] >= 0])
 
 
 def whole_px(centre_l0_px: float, size_px: int, downsample: float) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from tqdm.auto import tqdm
 
 from mfcore.config_pretraining import OnlinePatches
@@ -223,6 +224,24 @@ class Source:
             with self._locks[slide]:
                 known = self._known[slide] = self._known[slide] or self._look(self.slides[slide])
         return known.places.get(um_per_px)
+
+    def overview(self) -> pd.DataFrame:
+        """A row a slide: slide_id, file, tissue_mm2, tissue_share (of the slide), bytes kept of it, failure ("" for none)."""
+        rows = []
+        for i, file in enumerate(self.slides):
+            places = [found for um in dict.fromkeys(self.settings.um_per_px) if (found := self.places(i, um)) is not None]
+            mask = places[0].mask if places else None
+            rows.append(
+                {
+                    "slide_id": file.slide_id,
+                    "file": file.path.rsplit("/", 1)[-1],
+                    "tissue_mm2": mask.area_mm2 if mask else 0.0,
+                    "tissue_share": mask.share_of_slide if mask else 0.0,
+                    "bytes": sum(each.starts.nbytes + each.ends.nbytes for each in places) + (mask.bits.nbytes if mask else 0),
+                    "failure": self.failures.get(file.slide_id, ""),
+                }
+            )
+        return pd.DataFrame(rows)
 
     def survey(self, n_workers: int = 1) -> "Source":
         """Look at every slide that wasn't: a thumbnail each; raises PatchingError where none has tissue."""
