@@ -1,5 +1,6 @@
 """A task's images through one frozen encoder, once: kept with the run, and taken from another run that had the same."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
@@ -23,19 +24,25 @@ FILE = "features.h5"
 def features_of(run: store.Run, data: TaskData, card: EncoderCard, device: str, size_px: int | None) -> np.ndarray:
     """Embeddings of a task's images by the encoder of ``card``, float32 (n_items, n_dims), in the order of the task's table.
 
-    Kept in the run's ``features.h5``. Each image goes through the encoder's own transform, its shorter side resized to
-    ``size_px`` before where that is given. Raises EncoderError where the encoder can't be had or gives NaN or infinity.
+    Kept in the run's ``features.h5``. Each image goes through the encoder's own transform but for its crop: the shorter
+    side is all seen, resized to ``size_px`` before where that is given. Raises EncoderError where the encoder can't be had or
+    gives NaN or infinity.
     """
     file = run.path(FILE)
     if not file.is_file():
         same = _made_before(run)
         if same is None:
-            _embed(run, data, encoders.load(card, device), size_px)
+            _embed(run, data, _seeing_all(encoders.load(card, device)), size_px)
         else:
             with store.replacing(file) as aside:
                 shutil.copyfile(same, aside)
     with h5py.File(file) as content:
         return content["features"][:]
+
+
+def _seeing_all(encoder: encoders.Encoder) -> encoders.Encoder:
+    """The encoder, shown a patch's shorter side whole as eva's ResizeAndCrop does, whatever its card crops elsewhere."""
+    return dataclasses.replace(encoder, card=dataclasses.replace(encoder.card, resize_px=encoder.card.crop_px))
 
 
 def _made_before(run: store.Run) -> Path | None:
