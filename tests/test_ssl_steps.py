@@ -73,7 +73,7 @@ def batches(size: int = BATCH) -> list[SimpleNamespace]:
     ]
 
 
-def by_loop(which: Pretraining, pair: networks.Networks, folder: Path) -> list[dict]:
+def by_loop(which: Pretraining, pair: networks.Networks, folder: Path, checkpoint_seconds: float = 60.0) -> list[dict]:
     size, ranks = which.batch_size, processes.here()
 
     def read(first: int, n_batches: int) -> Iterator[SimpleNamespace]:
@@ -85,7 +85,7 @@ def by_loop(which: Pretraining, pair: networks.Networks, folder: Path) -> list[d
     card = export.card(pair, which, study, N_STEPS)
     watched = np.concatenate([batch.images for batch in batches()])
     task = loop.Task(which, read, watched, card, lambda step: None, ())
-    return loop.train(task, pair, folder, torch.device("cpu"))
+    return loop.train(task, pair, folder, torch.device("cpu"), checkpoint_seconds)
 
 
 # ---- the same, written out ----
@@ -257,6 +257,15 @@ def test_steps_are_those_of_the_papers(case, tmp_path):
                 apart = ((moved - should).norm() / should.norm()).item()
                 assert apart < 0.05, (part, name, apart)
     assert not any(parameter.requires_grad for parameter in pair.teacher.parameters())
+
+
+def test_a_training_that_was_killed_after_its_last_step_has_nothing_left_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)  # a checkpoint after every step
+    history = by_loop(DINO, networks.build(DINO, None, tmp_path), tmp_path, checkpoint_seconds=0.0)
+    again = networks.build(DINO, None, tmp_path)
+    assert by_loop(DINO, again, tmp_path) == history and len(history) == N_STEPS
+    kept = torch.load(tmp_path / "checkpoint.pt")["teacher"]
+    assert all(torch.equal(kept[name], value) for name, value in again.teacher.state_dict().items())
 
 
 # ---- two processes ----

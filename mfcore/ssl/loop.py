@@ -74,7 +74,9 @@ def train(
     progress = tqdm(disable=True) if progress is None else progress
     progress.update(training.n_done * task.which.batch_size)
     to_do = task.which.n_steps - training.n_done
-    batches = task.batches(training.n_done * task.which.batch_size, to_do) if to_do else iter(())
+    if not to_do:  # killed after its last step
+        return training.history
+    batches = task.batches(training.n_done * task.which.batch_size, to_do)
     try:
         with contextlib.closing(batches), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             for batch in batches:
