@@ -67,8 +67,8 @@ def _said(comparison: Comparison, table: pd.DataFrame) -> str:
 def _against_control(parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> str:
     """How many of the pretrained encoders end above the untrained network; empty without one."""
     ended = pd.concat([last(table) for _, table in parts if len(table)]).drop_duplicates(["task", "name"])
-    keys = ["task", "metric"]
-    both = ended.merge(controls.groupby(keys)["mean"].max().rename("untrained").reset_index(), on=keys)
+    own = controls.rename(columns={"name": "control", "of": "name", "mean": "untrained"})
+    both = ended.merge(own, on=["name", "task", "metric"])
     if not len(both):
         return ""
     n_above = int((both["mean"] > both["untrained"]).sum())

@@ -265,6 +265,6 @@ def control_of(study: Study, name: str) -> str:
 
 
 def controls(study: Study, table: pd.DataFrame) -> pd.DataFrame:
-    """The scores of the controls, untrained networks: ``name, task, metric, mean``; ``table`` as `scores` gives it."""
-    found = {name for which in study.pretraining if (name := control_of(study, which.name))}
-    return table.loc[table["name"].isin(found), ["name", "task", "metric", "mean"]].reset_index(drop=True)
+    """What each pretraining's control scores: ``of, name, task, metric, mean``; ``table`` as `scores` gives it."""
+    found = pd.DataFrame([(which.name, control_of(study, which.name)) for which in study.pretraining], columns=["of", "name"])
+    return found.merge(table[["name", "task", "metric", "mean"]], on="name")

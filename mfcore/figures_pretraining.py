@@ -57,7 +57,7 @@ def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], c
                 part = table[(table["task"] == task) & (table["metric"] == metric)]
                 for i, (name, value) in enumerate(zip(comparison.names, comparison.values, strict=True)):
                     _line(axis, part[part["name"] == name].sort_values("step"), _look(i), f"{value} ({name})")
-                for value in _untrained(controls, task, metric):
+                for value in _untrained(controls, comparison, task, metric):
                     axis.axhline(value, color="0.45", linewidth=0.9, linestyle=":", label="untrained network")
                 axis.set(xlabel="step", ylabel=AXES[metric])
                 axis.set_title(task, fontsize=7.5)
@@ -84,7 +84,7 @@ def by_value(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], con
                 for i, name in enumerate(names):
                     bar = np.nan_to_num(part["sd"][name])
                     axis.errorbar(part["mean"][name], i, xerr=bar, capsize=2, **_look(i) | {"linestyle": "none"})
-                for value in _untrained(controls, task, metric):
+                for value in _untrained(controls, comparison, task, metric):
                     axis.axvline(value, color="0.45", linewidth=0.9, linestyle=":")
                 axis.set_xlabel(AXES[metric])
                 axis.set_title(task, fontsize=7.5)
@@ -96,9 +96,10 @@ def by_value(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], con
     return figure
 
 
-def _untrained(controls: pd.DataFrame, task: str, metric: str) -> pd.Series:
-    """Scores of the untrained networks on a task."""
-    return controls.loc[(controls["task"] == task) & (controls["metric"] == metric), "mean"]
+def _untrained(controls: pd.DataFrame, comparison: Comparison, task: str, metric: str) -> pd.Series:
+    """What the network of a comparison's base scores on a task as it was drawn."""
+    here = (controls["of"] == comparison.base) & (controls["task"] == task) & (controls["metric"] == metric)
+    return controls.loc[here, "mean"]
 
 
 def nothing(study: Study, why: str) -> Figure:

@@ -61,7 +61,7 @@ def said(study: Study, overview: pd.DataFrame, scores: pd.DataFrame) -> str:
     for which in study.pretraining:
         if which.name not in study.encoders or not len(controls):
             continue
-        control = controls[controls["name"] == compare_pretraining.control_of(study, which.name)]
+        control = controls[controls["of"] == which.name]
         mine = compare_pretraining.last(scores[scores["name"] == which.name])
         both = mine.merge(control, on=["task", "metric"], suffixes=("", "_of_control"))
         told = [f"{row.task} {row.mean:.3f} against {row.mean_of_control:.3f}" for row in both.itertuples()]

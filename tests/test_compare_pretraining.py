@@ -126,7 +126,11 @@ def test_the_control_is_the_same_network_untrained(made):
     assert compare_pretraining.control_of(STUDY, "base") == "untrained"
     assert compare_pretraining.control_of(replace(STUDY, own_encoders=(OTHER,)), "base") == ""
     table = compare_pretraining.controls(STUDY, compare_pretraining.scores(STUDY, made))
-    assert table[["name", "task", "mean"]].to_numpy().tolist() == [["untrained", "bach", 0.5]]
+    assert table.loc[table["of"] == "base", ["name", "task", "mean"]].to_numpy().tolist() == [["untrained", "bach", 0.5]]
+    assert len(table) == len(STUDY.pretraining), "they are all of one network"
+    deeper = replace(STUDY, pretraining=(BASE, replace(BASE, name="deeper", arguments={"depth": 3}, start="timm:x")))
+    found = compare_pretraining.controls(deeper, compare_pretraining.scores(STUDY, made)).set_index("of")["name"]
+    assert found.to_dict() == {"base": "untrained", "deeper": "other"}
 
 
 def test_what_is_not_there_says_why(made):
@@ -168,7 +172,7 @@ def test_a_lower_odcorr_is_the_better_one():
     rows = [{"name": n, "value": v, "step": 5.0, "mean": m} for n, v, m in (("a", "DINO", 0.3), ("b", "DINOv2", 0.1))]
     table = pd.DataFrame(rows).assign(task="bach", metric="odcorr_abs", split="all", sd=np.nan, n_runs=1)
     comparison = Comparison("method", ("a", "b"), ("DINO", "DINOv2"))
-    controls = pd.DataFrame(columns=["name", "task", "metric", "mean"])
+    controls = pd.DataFrame(columns=["of", "name", "task", "metric", "mean"])
     assert "lowest DINOv2 with 0.100" in captions_pretraining.over_steps(STUDY, [(comparison, table)], controls)
 
 
