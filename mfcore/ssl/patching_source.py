@@ -225,9 +225,32 @@ class Source:
                 known = self._known[slide] = self._known[slide] or self._look(self.slides[slide])
         return known.places.get(um_per_px)
 
+    def table(self, numbers: Iterable[int]) -> pd.DataFrame:
+        """Where patches of these numbers lie, unread: number, slide_id, um_per_px, x_l0_px, y_l0_px, tissue, x_um, y_um."""
+        drawn = [self.draw(number) for number in numbers]
+        table = pd.DataFrame(drawn, columns=Drawn._fields)
+        of_slide = [self._known[one.slide].places[one.um_per_px].mask.um_per_px for one in drawn]  # type: ignore[union-attr]
+        table.insert(1, "slide_id", [self.slides[one.slide].slide_id for one in drawn])
+        return table.drop(columns="slide").assign(x_um=table["x_l0_px"] * of_slide, y_um=table["y_l0_px"] * of_slide)
+
+    def thumbnail(self, slide_id: str) -> tuple[np.ndarray, np.ndarray, float]:
+        """A slide to look at: uint8 (H, W, 3), its tissue, bool (H, W), and the um that a px of both is wide."""
+        i = [file.slide_id for file in self.slides].index(slide_id)
+        mask = next(places.mask for um in self.settings.um_per_px if (places := self.places(i, um)) is not None)
+        with self.open.use(self.slides[i]) as slide:
+            cell_um = mask.cell_l0_px * mask.um_per_px
+            return tissue.thumbnail_of(slide, cell_um), mask.cells, cell_um
+
     def overview(self) -> pd.DataFrame:
-        """A row a slide: slide_id, file, tissue_mm2, tissue_share (of the slide), bytes kept of it, failure ("" for none)."""
-        rows = []
+        """A row a slide: slide_id, file, tissue_mm2, tissue_share, draw_share, bytes, failure.
+
+        tissue_share: of the slide's area. draw_share: of all draws, to within the cells of the mask at the border of where
+        centres may lie. bytes: kept of the slide. failure: "" for none.
+        """
+        rows, asked = [], self.settings.um_per_px
+        areas = np.array([[0.0 if p is None else p.area_um2 for p in self._places_at(um)] for um in asked])  # (n_um, n_slides)
+        weights = areas if self.settings.uniform_over == "tissue" else (areas > 0).astype(float)
+        shares = (weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)).mean(axis=0)
         for i, file in enumerate(self.slides):
             places = [found for um in dict.fromkeys(self.settings.um_per_px) if (found := self.places(i, um)) is not None]
             mask = places[0].mask if places else None
@@ -237,6 +260,7 @@ class Source:
                     "file": file.path.rsplit("/", 1)[-1],
                     "tissue_mm2": mask.area_mm2 if mask else 0.0,
                     "tissue_share": mask.share_of_slide if mask else 0.0,
+                    "draw_share": shares[i],
                     "bytes": sum(each.starts.nbytes + each.ends.nbytes for each in places) + (mask.bits.nbytes if mask else 0),
                     "failure": self.failures.get(file.slide_id, ""),
                 }

@@ -129,7 +129,7 @@ def thumbnail_of(slide: Slide, um_per_px: float) -> np.ndarray:
     scale = um_per_px / slide.um_per_px  # level-0 px a px of the thumbnail
     n_columns, n_rows = (max(1, math.ceil(side / scale - 1e-6)) for side in slide.size_px)
     finer = max((d for d in slide.reader.downsamples if d <= scale * 1.001), default=1.0)
-    side = int(np.clip(BLOCK_PX * finer / scale, 8, BLOCK_PX))
+    side = min(max(int(BLOCK_PX * finer / scale), 8), max(n_rows, n_columns))
     blocks = [(x, y) for y in range(0, n_rows, side) for x in range(0, n_columns, side)]
     centres = (np.array(blocks) + side / 2) * scale
     thumbnail = np.full((n_rows, n_columns, 3), 255, np.uint8)

@@ -1,0 +1,93 @@
+# %% [markdown]
+# *The committed outputs are those of the study `demo`: synthetic data.*
+#
+# # 07 Online patching: what does a network see that is pretrained on slides, not on stored patches?
+#
+# | reads | writes | costs (demo) |
+# |---|---|---|
+# | the study's slides | `figures/07_online_places.*`, `figures/07_online_patches.*` | seconds |
+#
+# As in kaiko 2024: a tissue mask on a thumbnail, then slide, resolution and place at random, kept where the patch holds
+# enough tissue, read from the pyramid level that suits. Nothing is stored; patch number i is the same whoever draws it. This
+# notebook draws what 08 learns from, for that pretraining of the study which sees the most resolutions.
+
+# %% tags=["parameters"]
+study_file = "../studies/demo.yaml"  # what decides the numbers
+results = "../results"  # where runs are kept, a folder a study
+data_folder = ""  # where the study's data lie; empty: data/<study>, made or downloaded where that can be done
+n_drawn = 2000  # places that are drawn for the figure, none of them read
+
+# %%
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mfcore import captions, captions_patching, figures, figures_patching
+from mfcore.config import as_dict, load_study
+from mfcore.ssl import patching
+
+study = load_study(study_file)
+folder = Path(results) / study.name
+data = data_folder or Path(study_file).parent.parent / "data" / study.name
+which = max(study.pretraining, key=lambda one: len(set(one.patches.um_per_px)))
+settings = which.patches
+captions.show(pd.DataFrame(as_dict(settings).items(), columns=["setting", "value"]))
+
+# %% [markdown]
+# ## Slides and their tissue
+
+# %%
+source = patching.Source(patching.slides_of(study, which, data), settings, which.seed).survey()
+slides = source.overview()
+captions.show(captions_patching.slides_table(slides))
+
+# %% [markdown]
+# ## Where patches are drawn
+
+# %%
+drawn = source.table(range(n_drawn))
+shown = str(drawn["slide_id"].mode()[0])
+thumbnail, tissue, cell_um = source.thumbnail(shown)
+figure = figures_patching.places(study, thumbnail, tissue, cell_um, drawn, slides, shown, settings.size_px)
+written = figures.save(figure, drawn, folder / "figures", "07_online_places")
+figure
+
+# %%
+captions.show(captions_patching.places(study, settings, drawn, slides, shown))
+
+# %% [markdown]
+# ## What they show
+
+# %%
+begun = time.perf_counter()
+batches = list(patching.batches(source, 0, 4, 64))
+seconds = time.perf_counter() - begun
+images, read = np.concatenate([batch.images for batch in batches]), pd.concat([batch.drawn for batch in batches])
+read = read.reset_index(drop=True)
+figure = figures_patching.contact_sheet(study, images, read)
+written += figures.save(figure, read, folder / "figures", "07_online_patches")
+figure
+
+# %%
+captions.show(captions_patching.contact_sheet(study, read, seconds))
+
+# %% [markdown]
+# ## Checks
+
+# %%
+assert (read["tissue"] >= settings.min_tissue - 1e-6).all(), "a patch holds less tissue than asked"
+assert (source.read(37).image == images[37]).all(), "patch 37 isn't the same when it is read by itself"
+source.close()
+
+# %%
+print("files written:", *[path.name for path in written], sep="\n  ")
+
+# %% [markdown]
+# **What we saw.** Patches lie where tissue is, at every resolution that the study asks for, and slides are drawn from as it says.
+#
+# **Limits.** The mask is a classical rule: red ink and coloured dirt pass as tissue, and loose tissue is partly left out. A slide
+# whose resolution is much coarser than asked is left out there, never enlarged by more than half.
+#
+# **Next.** `08_pretrain` learns from these patches.
