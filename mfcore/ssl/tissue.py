@@ -1,10 +1,11 @@
 """Where a slide carries tissue: a rule on a thumbnail, and the mask it gives, small enough to be kept for thousands of slides.
 
 The rule. Stain absorbs some colours more than others, glass, borders and dust absorb all alike: evidence for tissue is the
-spread of a px's optical densities, max - min of -log10(value / 255), averaged over 20 um. Otsu's threshold parts stained from unstained px, held
-between what noise reaches and what pale stain has, so that a slide all of glass has no tissue and one all of tissue is not
-parted in two. Nearly black px (borders) and those that absorb red far more than green (blue, green and black ink; no common
-stain of tissue does) count as unstained. Then specks go, and small holes are filled. Red ink and coloured dirt pass as tissue.
+spread of a px's optical densities, max - min of -log10(value / 255), averaged over 20 um. Otsu's threshold parts stained from
+unstained px, held between what noise reaches and what pale stain has, so that a slide all of glass has no tissue and one all
+of tissue is not parted in two. Nearly black px (borders) and those that absorb red far more than green (blue, green and black
+ink; no common stain of tissue does) count as unstained. Then specks go, and small holes are filled. Red ink and coloured dirt
+pass as tissue.
 """
 
 import math
