@@ -229,16 +229,16 @@ def test_to_embed_is_to_do_that_alone_and_what_cannot_be_had_is_said(tmp_path, m
     calls = Snakemake(monkeypatch, step)
     assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path)]) == 1
     said = capsys.readouterr()
-    assert "1 of 2 embeddings are there" in said.out
+    assert "1 of 4 embeddings are there" in said.out
     assert said.err == "failed: 02_embed.vit_tiny_random: accept its licence\n" and other.is_file()
     targets = [word for word in calls.commands[0] if word.startswith("jobs/")]
-    assert targets == ["jobs/02_embed.efficientnet_lite0.json", "jobs/02_embed.vit_tiny_random.json"]
+    assert targets == [f"jobs/02_embed.{encoder}.json" for encoder in load_study(DEMO).encoders]
     calls = Snakemake(monkeypatch, _record("02_embed.vit_tiny_random"))
     assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path), "--encoders", "vit_tiny_random"]) == 0
     assert not (tmp_path / "demo" / "failures" / "02_embed.vit_tiny_random.json").exists()
     assert [word for word in calls.commands[0] if word.startswith("jobs/")] == ["jobs/02_embed.vit_tiny_random.json"]
     assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path), "--encoders", "uni, vit_tiny_random"]) == 2
-    assert "has no encoder uni; it has: efficientnet_lite0, vit_tiny_random" in capsys.readouterr().err
+    assert "has no encoder uni; it has: efficientnet_lite0, vit_tiny_random, own_vit" in capsys.readouterr().err
 
 
 def test_a_profile_is_found_by_name_or_path_and_leaves_cores_and_threads_to_the_cluster(tmp_path, monkeypatch, capsys):
@@ -302,3 +302,105 @@ def test_snakemake_takes_the_workflow_and_the_profile(profile, tmp_path, measure
     (switch,) = (part for part in done.stdout.split("\nrule ") if "job=measure_switch.border" in part)
     assert ("gpu=1" in switch) == (not profile) and ("mem_mb=24000" in switch) == bool(profile)
     assert "jobs/measure_switch.base.json" in switch
+    (large,) = (part for part in done.stdout.split("\nrule ") if "job=08_pretrain.own_vit\n" in part)
+    assert f"threads: {16 if profile else 10}\n" in large and ("gpu=1" in large) == (not profile)
+
+
+PRETRAINING = """
+pretraining:
+  - {name: late, start: own@20, n_steps: 30}
+  - {name: own, n_steps: 40, n_snapshots: 2}
+  - {name: large, n_steps: 3000}
+tasks:
+  - {name: bach}
+  - {name: consep, encoders: [vit_tiny_random, own]}
+"""
+
+
+@pytest.fixture
+def pretraining(tmp_path):
+    """A study that pretrains three encoders, one of which its own encoders are, and judges by two tasks."""
+    file = tmp_path / "pretraining.yaml"
+    head = "name: pretraining\ntitle: t\ndata: {source: synthetic}\nencoders: [vit_tiny_random, own, 'own@20']\n"
+    file.write_text(head + PRETRAINING)
+    return file
+
+
+def test_a_study_without_pretraining_and_tasks_has_none_of_their_jobs(measured):
+    content = {key: value for key, value in yaml.safe_load(measured.read_text()).items() if key not in ("pretraining", "tasks")}
+    content["encoders"] = ["vit_tiny_random"]
+    measured.write_text(yaml.safe_dump(content | {"probe_audit": [], "inflation": {}}))
+    assert not {name[:2] for name in sweep_jobs.jobs_of(load_study(measured))} & {"07", "08", "09", "10", "11"}
+
+
+def test_pretrainings_are_jobs_that_wait_for_their_start_and_are_waited_for(pretraining):
+    jobs = sweep_jobs.jobs_of(load_study(pretraining), 2)
+    names = list(jobs)
+    assert all(names.index(need) < names.index(job.name) for job in jobs.values() for need in job.needs)
+    first = "01_extract_patches"
+    assert jobs["07_online_patching"].needs == (first,)
+    assert jobs["08_pretrain.own"].needs == (first,) and jobs["08_pretrain.late"].needs == (first, "08_pretrain.own")
+    assert jobs["08_pretrain.own"].parameters == {"encoder": "own"}
+    assert jobs["02_embed.vit_tiny_random"].needs[:2] == (first, "02_embed.vit_tiny_random.share0of2")
+    for encoder in ("own", "own_20"):
+        assert jobs[f"02_embed.{encoder}"].needs[:2] == (first, "08_pretrain.own")
+        assert jobs[f"02_embed.{encoder}.share1of2"].needs == (first, "08_pretrain.own")
+    assert jobs["09_downstream_tasks.consep"].needs == (first, "08_pretrain.own")
+    everything = {"08_pretrain.own", "08_pretrain.late", "08_pretrain.large"}
+    assert set(jobs["09_downstream_tasks.bach"].needs) == {first, *everything}
+    probes = [f"03_linear_probe.{name}" for name in ("vit_tiny_random", "own", "own_20")]
+    assert list(jobs["10_representations"].needs) == probes
+    judged = {"09_downstream_tasks.bach", "09_downstream_tasks.consep"}
+    assert set(jobs["11_pretraining_studies"].needs) == everything | judged
+    assert {job.rule for job in jobs.values()} <= set(sweep_jobs.RULES)
+    goes_on = {job.notebook[:2] for job in jobs.values() if job.goes_on}
+    assert goes_on == {"05", "06", "09", "10", "11"}, "these make do with what there is"
+
+
+def test_to_embed_an_encoder_is_to_pretrain_it_and_what_it_starts_from_and_no_more(pretraining):
+    jobs = sweep_jobs.jobs_of(load_study(pretraining))
+    found = sweep_jobs.with_needs(jobs, ["02_embed.own"])
+    assert list(found) == ["01_extract_patches", "08_pretrain.own", "02_embed.own"]
+    assert "08_pretrain.own" in sweep_jobs.with_needs(jobs, ["08_pretrain.late"])
+
+
+def test_the_largest_pretraining_has_all_cores_and_small_ones_share_them(pretraining):
+    jobs = sweep_jobs.jobs_of(load_study(pretraining))
+    threads = {name: sweep_jobs.n_threads(jobs[name], jobs, 8) for name in jobs}
+    assert (threads["08_pretrain.large"], threads["08_pretrain.own"], threads["08_pretrain.late"]) == (8, 2, 2)
+    assert threads["01_extract_patches"] == 8 and threads["03_linear_probe.own"] == 2
+    assert {sweep_jobs.n_threads(job, jobs, 0) for job in jobs.values()} == {1}, "a cluster's profile says how many"
+
+
+def test_notebooks_that_read_slides_are_told_where_the_data_are(pretraining, tmp_path, monkeypatch):
+    told = {}
+    monkeypatch.setattr(sweep_run, "execute", lambda source, target, parameters, _: told.update({source.stem: parameters}))
+    names = ["07_online_patching", "08_pretrain.own", "09_downstream_tasks.bach", "10_representations", "02_embed.own"]
+    for name in names:
+        assert sweep_run.run_job(pretraining, name, tmp_path / "results" / "pretraining", "there", 1)
+    assert {stem for stem, parameters in told.items() if parameters.get("data_folder") == "there"} == {
+        "07_online_patching",
+        "08_pretrain",
+        "09_downstream_tasks",
+    }
+    assert told["09_downstream_tasks"]["task"] == "bach" and told["08_pretrain"]["encoder"] == "own"
+
+
+def test_a_pretraining_that_fails_is_a_row_and_tasks_and_comparisons_go_on(pretraining, tmp_path, monkeypatch):
+    results = tmp_path / "results" / "pretraining"
+
+    def execute(source, *_):
+        if source.stem == "08_pretrain":
+            raise RuntimeError("the teacher collapsed")
+
+    monkeypatch.setattr(sweep_run, "execute", execute)
+    for name in ("08_pretrain.own", "08_pretrain.late", "02_embed.own"):
+        assert not sweep_run.run_job(pretraining, name, results, "", 1)
+    for name in ("09_downstream_tasks.bach", "10_representations", "11_pretraining_studies"):
+        assert sweep_run.run_job(pretraining, name, results, "", 1), name
+    reasons = {file.stem: store.read_json(file)["reason"] for file in (results / "failures").glob("*.json")}
+    assert reasons == {
+        "08_pretrain.own": "RuntimeError: the teacher collapsed",
+        "08_pretrain.late": "not run: 08_pretrain.own failed",
+        "02_embed.own": "not run: 08_pretrain.own failed",
+    }
