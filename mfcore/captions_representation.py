@@ -64,6 +64,24 @@ def against_probes(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> 
     )
 
 
+def against_tasks(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> str:
+    """Caption of kaiko's Fig. 5 with the study's tasks; arguments as `figures_representation.against_tasks` takes them."""
+    if not len(table):
+        return f"**Metric against a task's score.** No task of patches has judged an encoder yet ({captions.of_what(study)})."
+    parts = []
+    for task, part in related.groupby("task", sort=False):
+        told = [_related(row) for row in part.itertuples() if math.isfinite(row.rho)]
+        parts.append(f"{task}: {'; '.join(told) or 'too few'}")
+    final = table[~table["encoder"].str.contains("@", regex=False)].drop_duplicates("encoder")
+    n_home = int((final["origin"] != "").sum())
+    alike = f" {n_home} of them were pretrained here, and are variants of few recipes." if n_home > 1 else ""
+    return (
+        f"**Metric against a task's score.** What each encoder scores with a linear head (mean ± SD over "
+        f"{table['n_runs'].max()} seeded runs) against RankMe and ODCorr of the same images ({captions.of_what(study)}). "
+        f"Spearman's ρ over encoders, {'. '.join(parts)}. {what_encoders_show(related)}{alike}"
+    )
+
+
 def _related(row: tuple) -> str:
     """ "RankMe +0.80 [-0.10, +0.99], p = 0.33, in the direction that the papers saw"."""
     span = f" [{row.low:+.2f}, {row.high:+.2f}]" if math.isfinite(row.low) else " (no interval)"

@@ -21,7 +21,7 @@ from mfcore.rng import generator
 
 STYLE = Path(__file__).resolve().parents[1] / "notebooks" / "mfcore.mplstyle"
 MARKERS = "osD^vPX<>hp"
-HOME_MARKERS = ("*", (4, 1, 0), (6, 1, 0), (8, 1, 0))  # stars: of encoders that the study pretrained
+HOME_MARKERS = ("*", (4, 1, 0), (6, 1, 0), (3, 1, 0), (8, 1, 0))  # stars: of encoders that the study pretrained
 COLOURS = ("#004488", "#c8553d", "#5ab4e5", "#e0a526", "#111111", "#8a5aa8", "#8f8f2f", "#777777")  # as in STYLE's cycle
 DASHES = {  # of each kind of arm a family: solid, dashed, dotted
     compare.END_TO_END: ["-", (0, (9, 1)), (0, (9, 1, 3, 1))],

@@ -1,6 +1,7 @@
 """Metrics of representations drawn: against what the probes reach (as Fig. 5 of kaiko 2024), and by sample size."""
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -21,21 +22,45 @@ def against_probes(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> 
     known = table[table["auroc"].notna()]
     height = 2.6 + LEGEND_ROW_INCH * -(-len(known) // 2)
     with drawing(study, 1, len(TITLES), (WIDTH_INCH, height), sharey=True) as (figure, axes):
-        rho = related.set_index("metric")["rho"]
-        for axis, (metric, name) in zip(axes[0], TITLES.items(), strict=True):
-            for row in known.itertuples():
-                style = look(study, row.encoder, compare.PROBE) | {"linestyle": "none", "capsize": 2.5, "elinewidth": 1}
-                sd = 0 if math.isnan(row.auroc_sd) else row.auroc_sd
-                label = compare.shown_name(study, row.encoder, compare.PROBE)
-                axis.errorbar(getattr(row, metric), row.auroc, sd, label=label, **style)
-            axis.set_xlabel(name)
-            axis.margins(x=0.15)
-            axis.set_title(f"ρ = {rho[metric]:+.2f}" if math.isfinite(rho[metric]) else "ρ: too few", fontweight="normal")
+        _panels(study, axes[0], known.rename(columns={"auroc": "score", "auroc_sd": "score_sd"}), related)
         axes[0][0].set_ylabel("AUROC of the probe (mean ± SD)")
         legend_below(figure, axes[0])
         n = int(related["n"].max())
         title(figure, f"{study.title}; n = {n} encoder{'s' * (n != 1)}")
     return figure
+
+
+def against_tasks(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> Figure:
+    """What each encoder scores on a task (mean ± SD over runs) against RankMe and both ODCorr of the task's own images.
+
+    A row of panels a task, one at least. table, related: as `compare_representation_tasks.table` and its ``correlations``
+    return them.
+    """
+    tasks = list(dict.fromkeys(table["task"]))
+    height = 2.1 * len(tasks) + 0.4 + LEGEND_ROW_INCH * -(-table["encoder"].nunique() // 2)
+    with drawing(study, len(tasks), len(TITLES), (WIDTH_INCH, height), sharey="row", sharex="col") as (figure, axes):
+        for line, task in zip(axes, tasks, strict=True):
+            part = table[table["task"] == task]
+            _panels(study, line, part, related[related["task"] == task])
+            line[0].set_ylabel(f"{task}:\n{part['metric_of_task'].iloc[0]} (mean ± SD)")
+        legend_below(figure, axes.flat)
+        n = int(related["n"].max())
+        title(figure, f"{study.title}; n = {n} encoder{'s' * (n != 1)}")
+    return figure
+
+
+def _panels(study: Study, line: Sequence[Axes], rows: pd.DataFrame, related: pd.DataFrame) -> None:
+    """``score, score_sd`` of each encoder against each metric, a panel a metric."""
+    rho = related.set_index("metric")["rho"]
+    for axis, (metric, name) in zip(line, TITLES.items(), strict=True):
+        for row in rows.itertuples():
+            style = look(study, row.encoder, compare.PROBE) | {"linestyle": "none", "capsize": 2.5, "elinewidth": 1}
+            sd = 0 if math.isnan(row.score_sd) else row.score_sd
+            label = compare.shown_name(study, row.encoder, compare.PROBE)
+            axis.errorbar(getattr(row, metric), row.score, sd, label=label, **style)
+        axis.set_xlabel(name)
+        axis.margins(x=0.15)
+        axis.set_title(f"ρ = {rho[metric]:+.2f}" if math.isfinite(rho[metric]) else "ρ: too few", fontweight="normal")
 
 
 def by_sample_size(study: Study, subsamples: pd.DataFrame) -> Figure:

@@ -5,7 +5,7 @@
 #
 # | reads | writes | costs (demo) |
 # |---|---|---|
-# | every encoder's `embeddings-…/`, its probe's predictions | RankMe and ODCorr of all encoders, by sample size, against the AUROCs | half a minute |
+# | every encoder's `embeddings-…/`, its probe's predictions, `judge-…/` of the tasks | RankMe and ODCorr of all encoders, by sample size, against AUROCs and tasks' scores | a minute |
 #
 # RankMe (Garrido et al. 2022): the entropy of an embedding's singular values, as a number of directions. ODCorr (kaiko 2024):
 # the correlation between different dimensions. Kaiko's Fig. 5 sets ODCorr against accuracy; here both stand against the probes'
@@ -19,7 +19,15 @@ embedding_file = ""  # any HDF5 file with "features" (n, n_dims), of whatever or
 # %%
 from pathlib import Path
 
-from mfcore import captions, captions_representation, compare_representation, figures, figures_representation, store
+from mfcore import (
+    captions,
+    captions_representation,
+    compare_representation,
+    compare_representation_tasks,
+    figures,
+    figures_representation,
+    store,
+)
 from mfcore.config import load_study
 
 study = load_study(study_file)
@@ -47,6 +55,22 @@ figures.saved(figures_representation.against_probes(study, table, related), tabl
 
 # %%
 captions.show(captions_representation.against_probes(study, table, related))
+
+# %% [markdown]
+# ## The same on the downstream tasks
+#
+# Each task's images, as every encoder that it judged embeds them; those pretrained in miniature count, too.
+
+# %%
+judged = compare_representation_tasks.table(study, folder)
+over = compare_representation_tasks.correlations(judged)
+store.write_csv(shown / "10_task_correlations.csv", over)
+figures.saved(figures_representation.against_tasks(study, judged, over), judged, shown, "10_against_tasks") if len(
+    judged
+) else None
+
+# %%
+captions.show(captions_representation.against_tasks(study, judged, over))
 
 # %% [markdown]
 # ## How many patches it takes

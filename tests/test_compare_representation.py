@@ -14,6 +14,7 @@ from scipy import stats
 
 from mfcore import captions_representation, compare, figures_representation, probe, store
 from mfcore import compare_representation as compared
+from mfcore import compare_representation_tasks as on_tasks
 from mfcore import metrics_representation as representation
 from mfcore.config import Data, Pretraining, Study
 from mfcore.metrics_representation import RepresentationError
@@ -196,10 +197,54 @@ def test_snapshots_and_encoders_without_a_probe_do_not_count():
     assert set(compared.correlations(table)["n"]) == {5}
 
 
+def judged(tasks=("bach", "crc")):
+    """A made-up table of encoders on tasks."""
+    rows = [made().assign(task=task, score=made()["auroc"] - 0.1 * i, score_sd=0.01) for i, task in enumerate(tasks)]
+    return pd.concat(rows, ignore_index=True).assign(metric_of_task="balanced accuracy", n_runs=5)
+
+
+@pytest.fixture
+def judging(tmp_path, monkeypatch):
+    """Tasks whose runs left features, but for a segmentation's, with the scores that they are given here."""
+    rows, runs = [], {}
+    for i, (task, encoder) in enumerate(itertools.product(("bach", "consep"), ENCODERS)):
+        run = store.open_run(tmp_path, "judge", f"{task}.{encoder}", {}, {})
+        if task == "bach" and encoder != "third":
+            with h5py.File(run.path("features.h5"), "w") as out:
+                out["features"] = features(seed=i)
+        runs[task, encoder] = run
+        kind = "classification" if task == "bach" else "segmentation"
+        for split in ("val", "test"):
+            rows.append((task, kind, encoder, split, "balanced_accuracy", 0.5 + i / 10 + (split == "val"), 0.02, 5))
+    table = pd.DataFrame(rows, columns=["task", "kind", "encoder", "split", "metric", "mean", "sd", "n_runs"])
+    monkeypatch.setattr(on_tasks.compare_tasks, "table", lambda study, results: table)
+    monkeypatch.setattr(on_tasks.compare_tasks, "runs", lambda study, results: runs)
+    return tmp_path
+
+
+def test_a_task_s_row_is_of_its_own_images_beside_what_the_encoder_scores_there(judging):
+    rows = on_tasks.table(STUDY, judging)
+    assert list(rows) == on_tasks.COLUMNS
+    assert list(rows["encoder"]) == ["made", "second", "fourth"] and set(rows["task"]) == {"bach"}
+    assert rows["rankme"][1] == pytest.approx(representation.rankme(features(seed=1)), rel=1e-6)
+    assert list(rows["score"]) == pytest.approx([0.5, 0.6, 0.8]), "of the test split"
+    assert list(rows["origin"]) == ["", "", "pretrained here"]
+
+
+def test_tasks_are_correlated_each_by_itself():
+    rows = judged()
+    rows.loc[rows["task"] == "crc", "score"] = [0.1, 0.2, 0.3, 0.4]
+    found = on_tasks.correlations(rows).set_index(["task", "metric"])["rho"]
+    assert found["bach", "rankme"] == pytest.approx(1) and found["crc", "rankme"] == pytest.approx(-1)
+    assert len(on_tasks.correlations(rows.iloc[:0])) == 3, "no task has no correlation, and no error"
+
+
 def every_caption(study):
     table, rows = made(), subsamples()
     related = compared.correlations(table)
     return {
+        "tasks": captions_representation.against_tasks(study, judged(), on_tasks.correlations(judged())),
+        "no_tasks": captions_representation.against_tasks(study, judged().iloc[:0], on_tasks.correlations(judged().iloc[:0])),
         "one": captions_representation.one(study, table.iloc[0]),
         "all": captions_representation.all_encoders(study, table),
         "against": captions_representation.against_probes(study, table, related),
@@ -207,7 +252,7 @@ def every_caption(study):
     }
 
 
-@pytest.mark.parametrize("name", ["one", "all", "against", "by_size"])
+@pytest.mark.parametrize("name", ["one", "all", "against", "by_size", "tasks", "no_tasks"])
 def test_a_caption_of_synthetic_data_says_so_and_holds_no_missing_number(name):
     assert "synthetic data" in every_caption(SYNTHETIC)[name] and "synthetic" not in every_caption(STUDY)[name]
     text = every_caption(STUDY)[name]
@@ -215,6 +260,12 @@ def test_a_caption_of_synthetic_data_says_so_and_holds_no_missing_number(name):
 
 
 def test_captions_say_what_was_found():
+    tasks = every_caption(STUDY)["tasks"]
+    assert "bach: RankMe +1.00 (no interval), p = 0.083" in tasks and "crc: RankMe +1.00" in tasks and "of them" not in tasks
+    home = replace(STUDY, pretraining=(Pretraining("second"), Pretraining("fourth")))
+    rows = judged().assign(origin=["", "pretrained here"] * 4)
+    said = captions_representation.against_tasks(home, rows, on_tasks.correlations(rows))
+    assert said.endswith("2 of them were pretrained here, and are variants of few recipes.")
     assert "made has RankMe 40.0 (at most 192)" in every_caption(STUDY)["one"]
     assert "its probe's AUROC is 0.80" in every_caption(STUDY)["one"]
     assert "home-made foundation model" in every_caption(STUDY)["against"]
@@ -257,15 +308,16 @@ def texts(figure):
 def figures_of(study):
     table = made()
     return {
-        "against": figures_representation.against_probes(study, table, compared.correlations(table)),
-        "by_size": figures_representation.by_sample_size(study, subsamples()),
+        "tasks": lambda: figures_representation.against_tasks(study, judged(), on_tasks.correlations(judged())),
+        "against": lambda: figures_representation.against_probes(study, table, compared.correlations(table)),
+        "by_size": lambda: figures_representation.by_sample_size(study, subsamples()),
     }
 
 
-@pytest.mark.parametrize("name", ["against", "by_size"])
+@pytest.mark.parametrize("name", ["against", "by_size", "tasks"])
 def test_figures_say_synthetic_are_whole_and_mark_the_home_made_encoder(name):
-    assert "synthetic" in texts(figures_of(SYNTHETIC)[name]) and "synthetic" not in texts(figures_of(STUDY)[name])
-    figure = figures_of(SYNTHETIC)[name]
+    figure = figures_of(SYNTHETIC)[name]()
+    assert "synthetic" in texts(figure) and "synthetic" not in texts(figures_of(STUDY)[name]())
     figure.draw_without_rendering()
     box, (width, height) = figure.get_tightbbox().extents * figure.dpi, figure.bbox.size
     assert max(-box[0], -box[1], box[2] - width, box[3] - height) < 1, "something is cut off"
