@@ -129,7 +129,7 @@ def _judging_jobs(study: Study, probes: tuple[str, ...]) -> Iterator[Job]:
         judged.append(Job(_words(f"{STAGES['09']}.{task.name}"), STAGES["09"], {"task": task.name}, needs))
     yield from judged
     if study.pretraining or study.tasks:
-        yield Job(STAGES["10"], STAGES["10"], {}, probes)
+        yield Job(STAGES["10"], STAGES["10"], {}, (*probes, *(job.name for job in judged)))
     if study.pretraining:
         names = [pretraining_job(which.name) for which in study.pretraining]
         yield Job(STAGES["11"], STAGES["11"], {}, (*names, *(job.name for job in judged)))
