@@ -11,7 +11,7 @@ from mfcore.store import Run
 
 
 def settings(study: Study, name: str) -> pd.DataFrame:
-    """How an encoder is pretrained, for reading, with what the method's authors say where it doesn't: ``setting, value, from``."""
+    """How an encoder is pretrained, for reading, with what the method's authors say besides: ``setting, value, from``."""
     said, whole = study.pretrained(name), published(study.pretrained(name))
     rows = []
     for key, value in vars(whole).items():
@@ -37,6 +37,7 @@ def cost(run: Run) -> pd.DataFrame:
         "slides left out": "; ".join(left_out.values()) or "none",
         "time": f"{facts['training_seconds'] / 60:.1f} minutes, {facts['patches_per_second']:,.1f} patches a second",
         "on": f"{facts['n_processes']} process{'es' * (facts['n_processes'] > 1)}, {facts['device']}, {facts['precision']}",
+        "teacher": f"collapsed: {facts['collapsed']}" if facts["collapsed"] else "its targets tell images apart",
         "parameters": f"{facts['n_parameters'] / 1e6:.2f} million, the head's included",
     }
     return pd.DataFrame({"fact": list(rows), "value": list(rows.values())})
@@ -63,8 +64,8 @@ def crops(study: Study, name: str) -> str:
     low, high = (f"{share:.0%}" for share in which.crops.global_scale)
     resolutions = " or ".join(f"{value:g}" for value in sorted(set(which.patches.um_per_px)))
     text = (
-        f"**What {name} is shown.** Patches of {which.patches.size_px} px at {resolutions} µm/px, drawn online ({of_what(study)}); "
-        f"of each the teacher sees two global crops ({low} to {high} of the patch)"
+        f"**What {name} is shown.** Patches of {which.patches.size_px} px at {resolutions} µm/px, drawn online "
+        f"({of_what(study)}); of each the teacher sees two global crops ({low} to {high} of the patch)"
     )
     if not which.crops.n_local:
         return f"{text}, and so does the student."

@@ -16,9 +16,9 @@ from mfcore.config import Pretraining
 MEMORY = 0.95  # of the running mean of targets: about the last twenty batches
 LEAST_INFORMATION = 0.01  # of log K, below which targets are taken to be the same for all images
 LEAST_RANKME = 1.5  # 1 is a line
-GRACE = 0.15  # share of the steps before anything is judged: networks begin with much the same target for every image
-PATIENCE = 0.05  # share of the steps that it may last; a collapse doesn't pass
-LEAST_STEPS = 100, 20  # of grace and patience, however short a training is
+# Networks begin with much the same target for every image, and large ones stay so for a thousand steps and more.
+GRACE = 0.15, 1000  # share of the steps before a training is stopped, and at least so many
+PATIENCE = 0.05, 100  # share of the steps that it may last, and at least so many: a collapse doesn't pass
 
 
 class PretrainingError(RuntimeError):
@@ -31,13 +31,12 @@ def entropies(targets: torch.Tensor) -> torch.Tensor:
 
 
 def check(history: Sequence[dict], which: Pretraining) -> None:
-    """Look at the history's last lines; raises PretrainingError where the loss isn't finite, or the teacher has collapsed.
+    """Raise PretrainingError where the loss isn't finite, or where the teacher has collapsed, by the history's last lines.
 
     history: lines with ``step``, ``loss``, ``teacher_entropy``, ``target_entropy`` and ``rankme`` (None where it wasn't
-    measured). A collapse is one that lasted for PATIENCE of all steps, after GRACE of them. which: as `published`.
+    measured). A collapse stops a training where it lasted for PATIENCE of all steps, after GRACE of them; `state` says of any
+    training how it ended. which: as `published`.
     """
-    if not history:
-        return
     last, place = history[-1], f"pretraining[{which.name}]"
     wrong = [key for key in ("loss", "teacher_entropy", "target_entropy") if not math.isfinite(last[key])]
     if wrong:
@@ -46,19 +45,23 @@ def check(history: Sequence[dict], which: Pretraining) -> None:
             f"of {last['learning_rate']:.3g}; lower base_lr (now {which.base_lr:g}), then clip_norm (now {which.clip_norm:g}), "
             "or lengthen warmup"
         )
-    grace, patience = (max(share * which.n_steps, n) for share, n in zip((GRACE, PATIENCE), LEAST_STEPS, strict=True))
+    grace, patience = (max(share * which.n_steps, n_steps) for share, n_steps in (GRACE, PATIENCE))
     if last["step"] < grace + patience:
         return
     recent = [line for line in history if line["step"] > last["step"] - patience]
+    if reason := state(recent, which):
+        raise PretrainingError(f"{place} collapsed by step {last['step']} of {which.n_steps}: {reason}. {remedy(which)}")
+
+
+def state(lines: Sequence[dict], which: Pretraining) -> str:
+    """In words how the teacher collapsed, if in each of some lines of the history it is so; "" where it isn't."""
     least = LEAST_INFORMATION * math.log(which.n_prototypes)
-    ranks = [line["rankme"] for line in recent if line["rankme"] is not None]
-    if all(line["target_entropy"] - line["teacher_entropy"] < least for line in recent):
-        reason = _kind(last, which)
-    elif ranks and max(ranks) < LEAST_RANKME:
-        reason = f"embeddings lie on a line (RankMe {ranks[-1]:.2f})"
-    else:
-        return
-    raise PretrainingError(f"{place} collapsed by step {last['step']} of {which.n_steps}: {reason}. {remedy(which)}")
+    ranks = [line["rankme"] for line in lines if line["rankme"] is not None]
+    if all(line["target_entropy"] - line["teacher_entropy"] < least for line in lines):
+        return _kind(lines[-1], which)
+    if ranks and max(ranks) < LEAST_RANKME:
+        return f"embeddings lie on a line (RankMe {ranks[-1]:.2f})"
+    return ""
 
 
 def _kind(line: dict, which: Pretraining) -> str:

@@ -26,12 +26,13 @@ from tqdm.auto import tqdm
 from mfcore import encoders, labels, patches, pretrained, processes, store
 from mfcore.config import ConfigError, Pretraining, Study, digest, load_study
 from mfcore.config_pretraining import published
-from mfcore.ssl import crops, export, loop, networks, patching
+from mfcore.ssl import collapse, crops, export, loop, networks, patching
 from mfcore.ssl.collapse import PretrainingError
 
 __all__ = ["PretrainingError", "example", "load_history", "main", "pretrain"]
 
 N_WATCHED = 512  # patches of which RankMe is measured on the way
+N_LAST = 20  # lines of the history by which a training is called collapsed
 
 
 def pretrain(
@@ -158,6 +159,7 @@ def _finish(
         n_processes=processes.here().n,
         precision="bfloat16" if encoders.computes_bfloat16(device) else "float32",
         n_watched=N_WATCHED,
+        collapsed=collapse.state(history[-N_LAST:], which),
     )
     run.path("checkpoint.pt").unlink(missing_ok=True)
 

@@ -1,0 +1,94 @@
+"""A collapse is seen, said with what to change, and not seen where there is none."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from made_pretraining import which
+
+from mfcore.ssl import collapse
+from mfcore.ssl.collapse import PretrainingError
+
+K = 64
+LONG = {"n_steps": 10_000, "n_prototypes": K, "batch_size": 64}
+
+
+def lines(n, teacher, target, rankme=20.0, loss=3.0, n_steps=10_000):
+    """A history of n lines over all but the last tenth of the steps, the same in each."""
+    steps = np.linspace(n_steps / n, 0.9 * n_steps, n).astype(int).tolist()
+    numbers = {"loss": loss, "teacher_entropy": teacher, "target_entropy": target, "rankme": rankme, "learning_rate": 1e-4}
+    return [{"step": step, **numbers} for step in steps]
+
+
+def test_entropies_are_shannons():
+    p = np.random.default_rng(0).dirichlet(np.ones(5), size=(2, 3))
+    p[0, 0] = [1, 0, 0, 0, 0]
+    expected = [[-sum(q * math.log(q) for q in row if q > 0) for row in rows] for rows in p]
+    np.testing.assert_allclose(collapse.entropies(torch.from_numpy(p)).numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "target", "rankme", "said"),
+    [
+        (0.01, 0.02, 20.0, "all images get the same few prototypes"),
+        (math.log(K) - 0.02, math.log(K) - 0.01, 20.0, "the same target, spread over the prototypes"),
+        (1.0, 3.0, 1.1, "embeddings lie on a line"),
+    ],
+)
+def test_each_kind_of_collapse_stops_the_training(teacher, target, rankme, said):
+    with pytest.raises(PretrainingError, match=rf"pretraining\[own\] collapsed by step 9000 of 10000: .*{said}.*momentum"):
+        collapse.check(lines(100, teacher, target, rankme), which(**LONG))
+
+
+def test_a_healthy_training_goes_on():
+    history = lines(100, 1.0, 3.0)
+    collapse.check(history, which(**LONG))
+    assert collapse.state(history, which(**LONG)) == ""
+
+
+def test_one_better_line_is_enough_to_go_on():
+    """A collapse lasts: what is passing isn't one."""
+    history = lines(100, 0.01, 0.02)
+    history[-3]["target_entropy"] = 2.0
+    collapse.check(history, which(**LONG))
+
+
+def test_networks_may_begin_without_telling_images_apart():
+    history = lines(100, 0.01, 0.02)
+    n_judged = 15 + 5  # grace and patience, of a hundred lines
+    early = [line for line in history if line["step"] < 100 * n_judged]
+    collapse.check(early, which(**LONG))
+    with pytest.raises(PretrainingError):
+        collapse.check(history[: len(early) + 2], which(**LONG))
+
+
+def test_a_short_training_is_not_stopped_but_its_end_is_said():
+    this = which(n_steps=200, n_prototypes=K, batch_size=64)
+    history = lines(100, 0.01, 0.02, n_steps=200)
+    collapse.check(history, this)
+    assert "same few prototypes" in collapse.state(history[-20:], this)
+
+
+@pytest.mark.parametrize("key", ["loss", "teacher_entropy"])
+def test_a_loss_that_is_no_number_stops_at_once(key):
+    history = lines(1, 1.0, 3.0)
+    history[-1][key] = math.nan
+    with pytest.raises(PretrainingError, match=rf"{key} became nan by step 9000 .* rate of 0.0001; lower base_lr"):
+        collapse.check(history, which(**LONG))
+
+
+def test_rankme_that_was_not_measured_is_no_collapse():
+    collapse.check(lines(100, 1.0, 3.0, None), which(**LONG))
+
+
+@pytest.mark.parametrize(
+    ("changed", "first"),
+    [
+        ({"n_prototypes": 65_536, "batch_size": 32}, "lower n_prototypes (now 65536; a batch has 64 targets)"),
+        ({"method": "dinov2", "batch_size": 32}, "set centring: mean"),
+        ({"batch_size": 256, "n_prototypes": 1024}, "raise momentum towards 0.9995 (now 0.996)"),
+    ],
+)
+def test_the_remedy_names_first_what_fits_the_settings(changed, first):
+    assert collapse.remedy(which(**changed)).startswith(f"Change, one at a time: {first}")
