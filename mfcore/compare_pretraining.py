@@ -145,9 +145,10 @@ def overview(study: Study, results: str | Path) -> pd.DataFrame:
     """What was pretrained, on what and how it ended, a row a pretraining of the study.
 
     Columns: name, method, architecture, start, slides, um_per_px, n_steps, batch_size, n_patches (seen, not distinct),
-    seconds, patches_per_second (median), loss, rankme, target_entropy (the last noted); NaN where it isn't there.
+    seconds, patches_per_second (median), loss, rankme, target_entropy (the last noted), NaN where it isn't there; collapsed:
+    why the teacher is taken to have collapsed, "" where it isn't.
     """
-    history = histories(study, results)
+    history, finished = histories(study, results), runs(study, results)
     rows = []
     for which in study.pretraining:
         mine = history[history["name"] == which.name]
@@ -164,7 +165,8 @@ def overview(study: Study, results: str | Path) -> pd.DataFrame:
         }
         ended = {key: _last(mine, key) for key in ("loss", "rankme", "target_entropy", "seconds")}
         rate = float(mine["patches_per_second"].median()) if "patches_per_second" in mine and len(mine) else np.nan
-        rows.append(row | ended | {"patches_per_second": rate})
+        facts = finished[which.name].record["facts"] if which.name in finished else {}
+        rows.append(row | ended | {"patches_per_second": rate, "collapsed": str(facts.get("collapsed") or "")})
     return pd.DataFrame(rows)
 
 

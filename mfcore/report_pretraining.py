@@ -5,9 +5,12 @@ from pathlib import Path
 import pandas as pd
 
 from mfcore import (
+    captions_pretrain,
     captions_pretraining,
     captions_representation,
+    captions_tasks,
     compare,
+    compare_masks,
     compare_pretraining,
     compare_representation,
     compare_tasks,
@@ -15,6 +18,7 @@ from mfcore import (
     store,
 )
 from mfcore.config import Study
+from mfcore.config_pretraining import SEGMENTATION
 from mfcore.report_html import table
 
 # Each figure of notebook 11 with what is varied in it
@@ -40,13 +44,13 @@ def page(study: Study, results: Path) -> str:
         missing=table(missing) if len(missing) else "",
         overview=table(readable_overview(overview)),
         left_out=_left_out(runs),
-        drawn=_figures(results, "07_"),
-        curves=_figure(results, "11_histories", captions_pretraining.histories(study, history)),
-        single=[(name, _figures(results, f"08_{run.folder.name}")) for name, run in runs.items()],
+        drawn=_drawn(results),
+        curves=report_html.figure(results, "11_histories", captions_pretraining.histories(study, history)),
+        single=_single(study, results, runs, history),
         studies=_studies(study, results, scores),
         differences=table(readable_differences(compare_pretraining.all_differences(study, results, scores))),
         tasks=table(compare_tasks.readable(compare_tasks.encoders_only(scores))) if len(scores) else "",
-        judged=_figures(results, "09_"),
+        judged=_judged(study, results, scores),
         representations=_representations(study, results),
     )
 
@@ -103,7 +107,7 @@ def _studies(study: Study, results: Path, scores: pd.DataFrame) -> list[tuple[st
             caption = captions_pretraining.by_value(study, parts)
         else:
             caption = captions_pretraining.over_steps(study, parts, controls)
-        found.append((heading, _figure(results, name, caption)))
+        found.append((heading, report_html.figure(results, name, caption)))
     return found
 
 
@@ -118,7 +122,7 @@ def _representations(study: Study, results: Path) -> dict[str, str]:
     return {
         "table": table(compare_representation.readable(rows)),
         "said": report_html.rich(captions_representation.all_encoders(study, rows)),
-        "figure": _figure(results, "10_against_probes", caption),
+        "figure": report_html.figure(results, "10_against_probes", caption),
     }
 
 
@@ -133,11 +137,36 @@ def _left_out(runs: dict[str, store.Run]) -> list[tuple[str, str]]:
     return said
 
 
-def _figures(results: Path, prefix: str) -> list[str]:
-    """The figures whose names begin so, without captions: their notebooks have these."""
-    files = sorted((Path(results) / "figures").glob(f"{prefix}*.png"))
-    return [report_html.figure(results, file.stem, f"**{file.stem}.** Its notebook says what it shows.") for file in files]
+def _drawn(results: Path) -> list[str]:
+    """The figures of notebook 07 that are there."""
+    told = {"07_online_places": "Where patches were drawn.", "07_online_patches": "Some of the patches."}
+    there = {name: text for name, text in told.items() if (results / "figures" / f"{name}.png").is_file()}
+    return [report_html.figure(results, name, f"**{text}** Notebook 07 says more.") for name, text in there.items()]
 
 
-def _figure(results: Path, name: str, caption: str) -> str:
-    return report_html.figure(Path(results), name, caption)
+def _single(study: Study, results: Path, runs: dict[str, store.Run], history: pd.DataFrame) -> list[tuple[str, str]]:
+    """How each finished pretraining went, step by step."""
+    return [
+        (
+            name,
+            report_html.figure(
+                results, f"08_{run.folder.name}", captions_pretrain.history(study, history[history["name"] == name], name)
+            ),
+        )
+        for name, run in runs.items()
+        if (results / "figures" / f"08_{run.folder.name}.png").is_file()
+    ]
+
+
+def _judged(study: Study, results: Path, scores: pd.DataFrame) -> list[str]:
+    """Each task's figure of encoders, and of segmentations over the patches where it has them."""
+    found = []
+    for task in study.tasks:
+        mine = scores[scores["task"] == task.name]
+        if not len(mine):
+            continue
+        found.append(report_html.figure(results, f"09_{task.name}", captions_tasks.scores(study, mine)))
+        if task.name in SEGMENTATION:
+            shown = compare_masks.shown(study, results, task.name)
+            found.append(report_html.figure(results, f"09_{task.name}_masks", captions_tasks.segmentations(study, shown)))
+    return found

@@ -57,7 +57,8 @@ def made(tmp_path, monkeypatch):
             for step in (50, 100)
         ]  # fmt: skip
         pd.DataFrame(rows).to_json(run.path("history.jsonl"), orient="records", lines=True)
-        run.finish(["history.jsonl"], slides_left_out={"bad.svs": "no um/px"} if name == "few" else {})
+        of_few = {"slides_left_out": {"bad.svs": "no um/px"}, "collapsed": "RankMe 1.0 of 4"} if name == "few" else {}
+        run.finish(["history.jsonl"], **of_few)
     failure = {"stage": "08_pretrain", "parameters": {"encoder": "single"}, "reason": "PretrainingError: it collapsed"}
     store.write_json(tmp_path / "failures" / "08_pretrain.single.json", failure)
     rows, worth = [], {"base": 0.7, "few": 0.6, "two": 0.75, "untrained": 0.5, "other": 0.4}
@@ -65,7 +66,7 @@ def made(tmp_path, monkeypatch):
         for encoder, gain in ((f"{name}@50", 0.05), (name, 0.0)) if name in ("base", "few", "two") else ((name, 0.0),):
             for split in ("val", "test"):
                 known = {"metric": "balanced_accuracy", "kind": "classification", "n_runs": 5, "published": np.nan}
-                known |= {"difference": np.nan, "low": 0.1, "high": 0.9}
+                known |= {"difference": np.nan, "low": 0.1, "high": 0.9, "n_items": 9, "n_clusters": 9, "published_by": ""}
                 score = mean - gain + (0.1 if split == "val" else 0.0)
                 rows.append({"task": "bach", "encoder": encoder, "split": split, "mean": score, "sd": 0.03} | known)
     table = pd.DataFrame(rows).assign(step=[compare_tasks.step_of(STUDY, row["encoder"]) for row in rows])
@@ -141,6 +142,7 @@ def test_what_is_not_there_says_why(made):
     assert not {"base", "few", "two"} & set(table.index)
     overview = compare_pretraining.overview(STUDY, made).set_index("name")
     assert overview.loc["few", ["loss", "rankme", "seconds", "patches_per_second"]].tolist() == [3.0, 7.0, 600.0, 85.0]
+    assert overview.loc["few", "collapsed"] == "RankMe 1.0 of 4" and overview.loc["base", "collapsed"] == ""
     assert np.isnan(overview.loc["single", "loss"]) and overview.loc["base", "n_patches"] == 800
 
 
