@@ -4,8 +4,10 @@ Of a tiled TIFF that OpenSlide opens, geometry and resolution are OpenSlide's; p
 which is tried on the tile with the most bytes. A striped TIFF, which OpenSlide doesn't open, is read here altogether.
 """
 
+import contextlib
 import dataclasses
 import os
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +193,7 @@ class TiffReader:
         self._levels = levels
         self._n_own = len(levels)
         self._judge = judge
+        self._dozes = self._lacks_judge = False
         self.level_sizes_px = tuple((level.width, level.height) for level in levels)
         self.size_px = self.level_sizes_px[0]
         self.downsamples = downsamples
@@ -201,6 +204,7 @@ class TiffReader:
         self._is_reserved = False
         self._tiles = Tiles(self.decode, Memory(self.n_bytes_whole) if self.n_bytes_whole else memory)
         self._file = os.open(path, os.O_RDONLY)
+        self._lock = threading.Lock()
 
     def add_reduced(self) -> None:
         """Add a level for every file's level that JPEG can decode 2, 4 or 8 times smaller, without what is coarser in the file.
@@ -254,6 +258,33 @@ class TiffReader:
         columns = range(left // page.tile_width, (right - 1) // page.tile_width + 1)
         return [(window.level, row * page.n_across + column) for row in rows for column in columns]
 
+    @property
+    def n_bytes_index(self) -> int:
+        """What is held of the file's index."""
+        return sum(level.offsets.nbytes + level.n_bytes.nbytes for level in self._levels[: self._n_own])
+
+    def doze(self) -> None:
+        """Give file and decoded tiles back, but keep the index: the next read opens the file again. Nobody may be reading."""
+        if self._judge is not None:
+            self._judge.close()
+            self._judge, self._lacks_judge = None, True
+        self.release()
+        self._dozes = True
+
+    def _wake(self) -> None:
+        """Open the file again; raises OSError where it is gone."""
+        with self._lock:
+            if self._dozes:
+                self._file, self._dozes = os.open(self._path, os.O_RDONLY), False
+
+    def _open_judge(self) -> OpenSlideReader | None:
+        """The judge, where there is one; after a doze it is opened by whoever needs it first."""
+        with self._lock:
+            if self._lacks_judge:
+                with contextlib.suppress(SlideError, OpenSlideReader.Unknown):
+                    self._judge, self._lacks_judge = OpenSlideReader(self._path), False
+        return self._judge
+
     def decode(self, key: Key) -> np.ndarray:
         """One tile from the file, uint8 (height, width, 3); raises SlideError where it is damaged."""
         level, k = key
@@ -262,16 +293,17 @@ class TiffReader:
         height = page.tile_height if page.is_tiled else min(page.tile_height, page.height - row * page.tile_height)
         assert page.decode is not None
         try:
+            if self._dozes:
+                self._wake()
             data = os.pread(self._file, int(page.n_bytes[k]), int(page.offsets[k]))
             tile = page.decode(data, k)
             if tile.shape != (height, page.tile_width, 3):
                 raise ValueError(f"{tile.shape} instead of {(height, page.tile_width, 3)}")
         except Exception as error:  # every codec has its own
             x_px, y_px = column * page.tile_width, row * page.tile_height
-            if (
-                self._judge is not None and level < self._n_own
-            ):  # some writers leave bytes behind a tile's end, which OpenSlide doesn't mind
-                return self._judge.region(Window(level, x_px, y_px, page.tile_width, height))
+            # Some writers leave bytes behind a tile's end, which OpenSlide doesn't mind.
+            if level < self._n_own and (judge := self._open_judge()) is not None:
+                return judge.region(Window(level, x_px, y_px, page.tile_width, height))
             raise SlideError(
                 f"{self._path}: damaged near level-0 px ({x_px}, {y_px}), level {level} ({error}); fetch the file again"
             ) from None

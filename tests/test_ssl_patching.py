@@ -267,8 +267,9 @@ def test_slides_that_fail_are_said_and_left_out(folder, tmp_path, caplog):
 def test_damaged_px_are_drawn_anew(folder, tmp_path):
     """A tile that can't be decoded costs its patches, not the training; the other numbers' patches stay as they were."""
     settings = OnlinePatches(48, (0.25,), 0.4)
-    page = tifffile.TiffFile(folder / "a.tif").pages[0]
-    k = int(np.argsort(page.databytecounts)[-2])  # not the one that is tried on opening
+    with tifffile.TiffFile(folder / "a.tif") as tiff:
+        page = tiff.pages[0]
+        k = int(np.argsort(page.databytecounts)[-2])  # not the one that is tried on opening
     content = bytearray((folder / "a.tif").read_bytes())
     content[page.dataoffsets[k] : page.dataoffsets[k] + page.databytecounts[k]] = bytes(page.databytecounts[k])
     (tmp_path / "a.tif").write_bytes(content)
@@ -298,9 +299,39 @@ def test_open_slides_are_bounded(folder):
     for batch, other in zip(patching.batches(many, 0, 4, 16), patching.batches(two, 0, 4, 16, n_workers=2), strict=True):
         np.testing.assert_array_equal(batch.images, other.images)
     assert two.open.n_open <= 2 and many.open.n_open == 3
+    assert two.open.n_open + two.open.n_dozing == 3
     many.close()
-    assert many.open.n_open == 0
+    two.close()
+    assert many.open.n_open == two.open.n_open == two.open.n_dozing == 0
     np.testing.assert_array_equal(many.read(0).image, two.read(0).image)
+
+
+def test_a_slide_that_was_put_by_reads_on_without_being_looked_into(folder, tmp_path, monkeypatch):
+    """Its index is kept: it opens at once, its px are the same, damage is said as ever; kept bytes are bounded."""
+    from mfcore.ssl import patching_open
+
+    settings = OnlinePatches(48, (0.25,), 0.4)
+    slides = [patching.SlideFile(name, str(tmp_path / f"{name}.tif")) for name in "abc"]
+    for file in slides:
+        Path(file.path).write_bytes((folder / f"{file.slide_id}.tif").read_bytes())
+    source = patching.Source(slides, settings, 0, max_open=1).survey()
+    expected = [source.read(i) for i in range(6)]
+    with monkeypatch.context() as patch:
+        patch.setattr(patching_open, "open_slide", None)  # not to be called
+        for i, patch_i in enumerate(expected):
+            np.testing.assert_array_equal(source.read(i).image, patch_i.image)
+    Path(slides[0].path).unlink()
+    assert {source.read(i).slide_id for i in range(40)} <= {"a", "b", "c"} and len(source.failures) <= 1
+    while "a" not in source.failures:
+        for file in slides[1:]:
+            with source.open.use(file):
+                pass
+        i = next(i for i in range(100) if source.slides[source.draw(i).slide].slide_id == "a")
+        assert source.read(i).slide_id != "a"
+    assert "a.tif: damaged" in source.failures["a"] or "no such" in source.failures["a"]
+    monkeypatch.setattr(patching_open, "INDEX_BYTES", 0)
+    bounded = patching.Source(slides[1:], settings, 0, max_open=1).survey()
+    assert bounded.open.n_dozing == 0
 
 
 def test_a_slide_in_use_is_not_closed(folder):

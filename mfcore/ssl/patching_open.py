@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mfcore.slides import Memory, Slide, SlideError, open_slide
+from mfcore.slides_tiff import TiffReader
 from mfcore.ssl.patching_slides import SlideFile
+
+INDEX_BYTES = 512 << 20  # 16 bytes a tile: 3 MB of the largest slides, a tenth of a common one
 
 
 @dataclass
@@ -32,18 +35,28 @@ class _Entry:
 
 
 class OpenSlides:
-    """At most ``max_open`` slides open at once, but for those in use; safe for threads. Decoded tiles share one memory."""
+    """At most ``max_open`` slides open at once, but for those in use; safe for threads. Decoded tiles share one memory.
+
+    Of a slide that was closed its TIFF's index is kept, while all kept are no more than INDEX_BYTES: it opens again at once.
+    """
 
     def __init__(self, max_open: int, memory_bytes: int):
         self._max_open = max_open
         self._memory = Memory(memory_bytes)
         self._lock = threading.Lock()
         self._entries: OrderedDict[SlideFile, _Entry] = OrderedDict()
+        self._dozing: OrderedDict[SlideFile, Slide] = OrderedDict()
+        self._n_bytes_dozing = 0
 
     @property
     def n_open(self) -> int:
         """How many are open."""
         return len(self._entries)
+
+    @property
+    def n_dozing(self) -> int:
+        """Of how many others the index is kept."""
+        return len(self._dozing)
 
     @contextlib.contextmanager
     def use(self, file: SlideFile) -> Iterator[Slide]:
@@ -52,6 +65,9 @@ class OpenSlides:
             entry = self._entries.setdefault(file, _Entry())
             self._entries.move_to_end(file)
             entry.n_users += 1
+            if entry.slide is None and file in self._dozing:
+                entry.slide = self._dozing.pop(file)
+                self._n_bytes_dozing -= _index_bytes(entry.slide)
         try:
             with entry.lock:
                 if entry.slide is None:
@@ -75,13 +91,31 @@ class OpenSlides:
         with self._lock:
             for file in [file for file, entry in self._entries.items() if not entry.n_users]:
                 self._entries.pop(file).close()
+            for slide in self._dozing.values():
+                slide.close()
+            self._dozing.clear()
+            self._n_bytes_dozing = 0
 
     def _close_some(self) -> None:
         for file in list(self._entries):
             if len(self._entries) <= self._max_open:
                 return
             if not self._entries[file].n_users:
-                self._entries.pop(file).close()
+                self._put_by(file, self._entries.pop(file))
+
+    def _put_by(self, file: SlideFile, entry: _Entry) -> None:
+        """Close a slide but for its index, where it has one; drop the oldest of those that are too much."""
+        slide = entry.slide
+        if slide is None or entry.fetched is not None or not isinstance(slide.reader, TiffReader):
+            entry.close()
+            return
+        slide.reader.doze()
+        self._dozing[file] = slide
+        self._n_bytes_dozing += _index_bytes(slide)
+        while self._n_bytes_dozing > INDEX_BYTES:
+            _, oldest = self._dozing.popitem(last=False)
+            self._n_bytes_dozing -= _index_bytes(oldest)
+            oldest.close()
 
     def _open(self, file: SlideFile, entry: _Entry) -> Slide:
         path = file.path
@@ -94,6 +128,11 @@ class OpenSlides:
             raise
         except OSError as error:
             raise SlideError(f"{file.path}: can't be opened ({error})") from None
+
+
+def _index_bytes(slide: Slide) -> int:
+    """What a dozing slide holds."""
+    return slide.reader.n_bytes_index if isinstance(slide.reader, TiffReader) else 0
 
 
 def fetch(address: str, folder: Path) -> Path:
