@@ -109,11 +109,8 @@ def _reached(source: Path) -> set[Path]:
     while waiting:
         for node in ast.walk(ast.parse(waiting.pop().read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mfcore":
-                names = (
-                    [node.module.removeprefix("mfcore").lstrip(".")]
-                    if node.module != "mfcore"
-                    else [a.name for a in node.names]
-                )
+                inside = node.module.removeprefix("mfcore").lstrip(".")  # "ssl" of "from mfcore.ssl import patching"
+                names = [".".join(filter(None, (inside, alias.name))) for alias in node.names] + [inside]
                 for path in (ROOT / "mfcore" / f"{name.replace('.', '/')}.py" for name in names):
                     if path.is_file() and path not in reached:
                         reached.add(path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mfcore import encoders, patches, report_html, store, weights
+from mfcore import encoders, patches, pretrained, report_html, store, weights
 from mfcore.cards import CARDS, TABLE_1, EncoderCard
 from mfcore.config import Study
 
@@ -65,6 +65,8 @@ def table(study: Study, results: Path) -> pd.DataFrame:
         card, problem = _card(study, name, results, runs)
         what, words = _state(study, name, card or problem, runs, failures)
         known = _facts(card) if card else {}
+        if known and pretrained.is_of(study, name):
+            known["weights"] = "pretrained by this study"  # where its results lie is no fact of it
         rows.append({"group": _group(name, card), "encoder": name, **known, "is": what, "state": words})
     return pd.DataFrame(rows).fillna("")
 

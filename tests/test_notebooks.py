@@ -21,9 +21,26 @@ name: tiny
 title: "Tiny: for testing"
 data: {source: synthetic, seed: 3, n_slides: 20, n_annotations: 300}
 splits: {sizes: [0.3, 1.0], n_folds: 1}
-encoders: ["random:test_vit", "timm:no_such_model"]
+encoders: ["random:test_vit", "timm:no_such_model", own]
 networks:
   - {name: tiny_end_to_end, architecture: "random:test_resnet", input_px: 32, n_epochs: 2, patches_per_epoch: 32, shift_px: 2}
+pretraining:
+  - &own
+    name: own
+    architecture: vit_tiny_patch16_224
+    arguments: {img_size: 32, embed_dim: 24, num_heads: 3, depth: 1}
+    patches: {size_px: 40, um_per_px: [0.25, 0.5]}
+    crops: {global_px: 32, local_px: 16, n_local: 2}
+    n_steps: 4
+    batch_size: 4
+    n_prototypes: 16
+    head_hidden: 16
+    head_bottleneck: 8
+    n_snapshots: 2
+  - {<<: *own, name: without_start, start: "timm:vit_tiny_patch16_224.no_such_weights"}
+tasks:
+  - {name: synthetic_tissue, encoders: [own, without_start], snapshots: true, n_runs: 2, n_steps: 20}
+  - {name: synthetic_nuclei, encoders: [own], n_runs: 1, n_steps: 4, batch_size: 4}
 """
 
 
@@ -70,6 +87,8 @@ def test_the_fingerprint_follows_the_imports():
     reached = {path.stem for path in pairs._reached(NOTEBOOKS / "05_data_scaling.py")}
     assert {"compare", "store", "config", "metrics"} <= reached
     assert not reached & {"train", "encoders", "embed"}, "05 must open without the models"
+    reached = {path.relative_to(ROOT / "mfcore").as_posix() for path in pairs._reached(NOTEBOOKS / "08_pretrain.py")}
+    assert {"ssl/pretrain.py", "ssl/losses.py", "config.py"} <= reached, "modules of a package count too"
 
 
 @pytest.mark.parametrize("source", pairs.sources(NOTEBOOKS), ids=lambda path: path.stem)
@@ -106,17 +125,23 @@ def test_a_tiny_study_runs_through_is_killed_and_resumed_and_a_failing_arm_is_a_
     output = second.communicate(timeout=420)[0]
     assert second.returncode == 1, output  # one encoder doesn't exist
     failures = {path.stem: store.read_json(path)["reason"] for path in (folder / "failures").glob("*.json")}
-    assert set(failures) == {"02_embed.timm_no_such_model", "03_linear_probe.timm_no_such_model"}, output
+    without = {"02_embed.timm_no_such_model", "03_linear_probe.timm_no_such_model", "08_pretrain.without_start"}
+    assert set(failures) == without, output
     assert "no_such_model" in failures["02_embed.timm_no_such_model"]
     assert store.file_sha256(patches_folder / "run.json") == before, "finished patches were extracted again"
     for run in folder.glob("*-*/run.json"):
         store.Run(run.parent, {k: store.read_json(run)[k] for k in ("stage", "name", "config", "inputs")}).verify()
-    predictions = pd.concat([pd.read_parquet(path) for path in folder.glob("*/predictions.parquet")])
+    probes_and_networks = [*folder.glob("probe-*/predictions.parquet"), *folder.glob("train-*/predictions.parquet")]
+    predictions = pd.concat([pd.read_parquet(path) for path in probes_and_networks])
     assert predictions["score"].between(0, 1).all()
     assert len(predictions.groupby(["train_domain", "fold", "size"])) == 2 + 5
     index = folder / "supplement" / "index.html"
     page = index.read_text()
     assert str(index) in output
     assert "synthetic" in page and "no_such_model" in page
+    judged = sorted(path.parent.name.split("-")[1] for path in folder.glob("judge-*/run.json"))
+    assert judged == ["synthetic_tissue.own", "synthetic_tissue.own_2"], "its two snapshots, the last of which it is"
+    pretraining = (folder / "supplement" / "pretraining.html").read_text()
+    assert "no_such_weights" in pretraining and "synthetic_nuclei" in pretraining and "synthetic data" in pretraining
     for notebook in sorted((folder / "notebooks").glob("*.ipynb")):
         assert (folder / "supplement" / "notebooks" / f"{notebook.stem}.html").is_file(), notebook.stem

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore import compare, embed, encoders, patches, pretrained, splits, store
+from mfcore import compare, embed, encoders, patches, pretrained, report_encoders, splits, store
 from mfcore.config import ConfigError, Data, Patches, Pretraining, Splits, Study, as_dict
 from mfcore.config_pretraining import Crops, OnlinePatches
 
@@ -125,6 +125,16 @@ def test_pretrained_again_it_is_not_taken_for_what_it_was(results):
         embed.find(STUDY, "own", results)
     after = embed.embed(STUDY, "own", results)
     assert after.key != before.key and not (embed.load(after)[0] == embed.load(before)[0]).any()
+
+
+def test_the_page_on_encoders_has_it_before_and_after(results):
+    before = report_encoders.table(STUDY, results).set_index("encoder").loc["own"]
+    assert before["group"] == "own" and "notebook 08_pretrain" in before["state"] and before["is"] == "not here"
+    pretrain(results)
+    embed.embed(STUDY, "own", results)
+    after = report_encoders.table(STUDY, results).set_index("encoder").loc["own"]
+    assert after["is"] == "embedded" and after["weights"] == "pretrained by this study"
+    assert str(results) not in report_encoders.page(STUDY, results)
 
 
 def test_where_it_lies_decides_nothing(results, tmp_path_factory):
