@@ -195,10 +195,11 @@ class OneByOne(Ours):
 def measure(name: str, paths: list[Path], n: int, n_rounds: int, folder: Path | None) -> Iterator[dict]:
     """Patches a second of each, and our ratio to it, medians and quartiles over alternating rounds."""
     files = [patching.SlideFile(path.name, str(path)) for path in paths]
-    sources = {f"mfcore, {k} threads": patching.Source(files, SETTINGS, 0).survey() for k in sorted({1, os.cpu_count() or 1})}
-    first = next(iter(sources.values()))
-    masks = [first.places(i, SETTINGS.um_per_px[0]).mask for i in np.argsort([file.slide_id for file in first.slides])]
-    ways: dict[str, Callable[[int], None]] = {way: Ours(source, int(way.split()[1])).read for way, source in sources.items()}
+    first = patching.Source(files, SETTINGS, 0).survey()
+    masks = {file.slide_id: first.places(i, SETTINGS.um_per_px[0]).mask for i, file in enumerate(first.slides)}
+    ways: dict[str, Callable[[int], None]] = {"mfcore": Ours(first, 1).read}
+    for k in range(2, (os.cpu_count() or 1) + 1):
+        ways[f"mfcore, {k} threads"] = Ours(patching.Source(files, SETTINGS, 0).survey(), k).read
     ways["mfcore, no look-ahead"] = OneByOne(patching.Source(files, SETTINGS, 0).survey(), 1).read
     ways["plain read_region"] = Plain(paths, [masks[path.name] for path in paths]).read
     if (other := wsistream_of(paths, folder)) is not None:
