@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mfcore import tasks_classification, tasks_segmentation, tasks_synthetic
+from mfcore import store, tasks_classification, tasks_segmentation, tasks_synthetic
 from mfcore.config import Study
 from mfcore.config_pretraining import TASKS
 from mfcore.tasks_schema import COLUMNS, IGNORED, SPLITS, TaskData, TaskError, TaskWarning
@@ -56,7 +56,8 @@ def prepare(study: Study, name: str, data_folder: str | Path) -> Path:
     study.task(name)
     folder = folder_of(name, data_folder)
     if name in tasks_synthetic.N_SLIDES:
-        return tasks_synthetic.make(name, folder)
+        with store.in_turn(folder.parent, name):
+            return tasks_synthetic.make(name, folder)
     if name in ("pcam", "pcam_10shot"):
         tasks_classification.unpack_pcam(folder)
     load(name, folder)

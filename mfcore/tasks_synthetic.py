@@ -25,7 +25,7 @@ SIDE_PX = 96
 PER_FIELD = 2  # a field is cut into so many patches along each side
 N_SLIDES = {"synthetic_tissue": 30, "synthetic_nuclei": 36}
 SHARES = (0.6, 0.2)  # of the slides: train, val; the rest is test
-REMEDY = "remove the folder; it is made anew"
+REMEDY = "tasks.prepare makes them anew"
 
 
 def make(name: str, folder: Path, *, seed: int = SEED, n_slides: int | None = None) -> Path:
@@ -43,7 +43,7 @@ def make(name: str, folder: Path, *, seed: int = SEED, n_slides: int | None = No
         raise TaskError(f"{name}: n_slides is {n_slides}; train, val and test need 3 or more")
     config = {"task": name, "seed": seed, "n_slides": n_slides, "side_px": SIDE_PX, "generator": VERSION}
     begun, made = folder / "begun.json", folder / "made.json"
-    if made.is_file() and store.read_json(made) == config:
+    if made.is_file() and store.read_json(made) == config and not _missing(name, folder):
         return folder
     if folder.is_dir() and any(folder.iterdir()):
         if not begun.is_file():
@@ -94,6 +94,16 @@ def _splits(name: str, seed: int, n_slides: int) -> dict[int, str]:
     }
 
 
+def _missing(name: str, folder: Path) -> list[str]:
+    """Which of a stand-in's files aren't there."""
+    if not (folder / "items.csv").is_file():
+        return ["items.csv"]
+    files = pd.read_csv(folder / "items.csv")["file"]
+    parts = ("images",) if name == "synthetic_tissue" else ("images", "masks")
+    wanted = [f"{part}/{Path(file).name}" for part in parts for file in files]
+    return [file for file in wanted if not (folder / file).is_file()]
+
+
 def _write_png(path: Path, pixels: np.ndarray) -> None:
     with store.replacing(path) as aside:
         Image.fromarray(pixels).save(aside, format="PNG")
@@ -128,16 +138,9 @@ def load(name: str, folder: Path) -> SyntheticTask:
             f"{folder}: holds {config.get('task')!r} of generator {config.get('generator')}, not {name!r} of "
             f"{VERSION}; {REMEDY}"
         )
-    table = pd.read_csv(folder / "items.csv", dtype={"item_id": str, "group": str})
-    parts = ("images",) if name == "synthetic_tissue" else ("images", "masks")
-    missing = [
-        f"{part}/{Path(file).name}"
-        for part in parts
-        for file in table["file"]
-        if not (folder / part / Path(file).name).is_file()
-    ]
-    if missing:
+    if missing := _missing(name, folder):
         raise TaskError(f"{folder}: {len(missing)} files are gone, the first {missing[0]}; {REMEDY}")
+    table = pd.read_csv(folder / "items.csv", dtype={"item_id": str, "group": str})
     is_tissue = name == "synthetic_tissue"
     return SyntheticTask(
         name=name,

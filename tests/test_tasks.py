@@ -125,6 +125,8 @@ def test_what_is_there_is_kept_what_differs_is_made_anew_what_is_foreign_is_refu
     patch.unlink()
     with pytest.raises(TaskError, match=r"1 files are gone, the first images/0000\.png"):
         tasks.load("synthetic_nuclei", folder)
+    tasks_synthetic.make("synthetic_nuclei", folder, n_slides=4)
+    assert patch.is_file() and len(tasks.load("synthetic_nuclei", folder)) == 16
     with pytest.raises(TaskError, match="holds 'synthetic_nuclei'"):
         tasks.load("synthetic_tissue", folder)
     (tmp_path / "b").mkdir()
