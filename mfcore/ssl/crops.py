@@ -1,6 +1,6 @@
 """Multi-crop: from each patch two global and several local crops, every one cut, coloured and blurred in its own way.
 
-The recipe is DINO's (Caron et al. 2021, section 3.1 and appendix B; the augmentations are BYOL's), with vertical flips, as
+The recipe is DINO's (Caron et al. 2021, sections 3.1 and 3.2; the augmentations are BYOL's), with vertical flips, as
 slides have no up. What happens to a patch depends on the stream's name and on the patch's position in it.
 """
 

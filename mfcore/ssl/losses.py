@@ -31,7 +31,7 @@ def ibot(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor, n_i
 
     student: logits (N, K) of the N tokens that were masked for it; teacher: probabilities (N, K) of the same tokens, which
     it saw, without gradient; weight: 1 / (masked tokens of the token's image), (N,), see `masks.weights`; n_images: global
-    crops, those without a mask included. Zhou et al. 2021, equation 2.
+    crops, those without a mask included. Zhou et al. 2021, section 3 (masked image modelling).
     """
     log_p = functional.log_softmax(student.float() / temperature, dim=-1)  # (N, K)
     return -((teacher.detach() * log_p).sum(-1) * weight).sum() / n_images
@@ -41,7 +41,7 @@ def koleo(x: torch.Tensor) -> torch.Tensor:
     """Kozachenko-Leonenko regulariser, a scalar, of embeddings (B, D): -mean(log distance to the nearest neighbour).
 
     The rows are normalised to length 1 first; 0 for a single one, which has no neighbour. Sablayrolles et al. 2018,
-    equation 2, as in Oquab et al. 2023, section 4: within this process's batch, and among the same crop of different images.
+    section 3, as in Oquab et al. 2023, section 4: within this process's batch, and among the same crop of different images.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = functional.normalize(x.float(), dim=-1, eps=KOLEO_EPS)

@@ -17,7 +17,7 @@ def draw(
 
     int(probability * n_images) images, drawn at random, get a mask; the shares of tokens to mask are one from each of as many
     equal parts of ``ratio``, so that every batch has about the same number of masked tokens (as DINOv2's authors do; Zhou et
-    al. 2021, section 3.2, draw them freely). A mask may fall short of its share where no further block fits, never exceed it.
+    al. 2021 draw them freely). A mask may fall short of its share where no further block fits, never exceed it.
     A batch is drawn as a whole: processes that share it draw it alike, from the same stream, and take their rows.
     """
     rows, columns = grid

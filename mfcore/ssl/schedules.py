@@ -36,8 +36,8 @@ def of(p: Pretraining) -> Schedules:
     """The schedules of a pretraining, what is None in it as `published`.
 
     The learning rate rises from 0 and falls by a cosine to ``final_lr``, weight decay and momentum go by a cosine from
-    their first value to their last (1 for momentum), the teacher's temperature rises and stays (Caron et al. 2021, section 3
-    and implementation details; Oquab et al. 2023, appendix B).
+    their first value to their last (1 for momentum), the teacher's temperature rises and stays (Caron et al. 2021, section 3.2;
+    Oquab et al. 2023, its authors' configuration).
     """
     p, n_steps = published(p), p.n_steps
     n_warm, n_frozen = (round(share * n_steps) for share in (p.warmup, p.n_frozen_last))
