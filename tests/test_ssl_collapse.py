@@ -74,7 +74,7 @@ def test_a_short_training_is_not_stopped_but_its_end_is_said():
 def test_a_loss_that_is_no_number_stops_at_once(key):
     history = lines(1, 1.0, 3.0)
     history[-1][key] = math.nan
-    with pytest.raises(PretrainingError, match=rf"{key} became nan by step 9000 .* rate of 0.0001; lower base_lr"):
+    with pytest.raises(PretrainingError, match=rf"{key} became nan by step 10000 .* rate of 0.0001; lower base_lr"):
         collapse.check(history, which(**LONG))
 
 

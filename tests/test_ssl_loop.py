@@ -54,7 +54,7 @@ def views(this, pair, n):
 
 def test_dino_steps_are_the_papers_algorithm(tmp_path):
     """Losses of three steps and the teacher's weights after them, by another AdamW, numpy's losses, and the schedules."""
-    this = which(drop_path=0.0, n_snapshots=1, n_frozen_last=0.2)
+    this = which(drop_path=0.0, n_snapshots=1, n_frozen_last=0.2, teacher_temperature=(0.2, 0.3), momentum=0.9)
     history, trained = train(this, tmp_path)
     pair, at = networks.build(this, STUDY, tmp_path), schedules.of(this)
     student, teacher = pair.student.train(), pair.teacher
@@ -239,6 +239,7 @@ def test_a_stopped_training_goes_on_to_the_same_losses(tmp_path, monkeypatch, ch
         folder = tmp_path / f"stopped{stop}"
         with monkeypatch.context() as patched:
             patched.setattr(loop._Training, "run_step", stopping)
+            patched.setattr(loop, "CHECKPOINT_SHARE", math.inf)  # after every step, however long it takes
             with pytest.raises(KeyboardInterrupt):
                 train(this, folder, checkpoint_seconds=0.0)
         assert torch.load(folder / "checkpoint.pt", weights_only=True)["n_done"] == stop

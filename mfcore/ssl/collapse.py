@@ -15,7 +15,7 @@ from mfcore.config import Pretraining
 
 MEMORY = 0.95  # of the running mean of targets: about the last twenty batches
 LEAST_INFORMATION = 0.01  # of log K, below which targets are taken to be the same for all images
-LEAST_RANKME = 1.5  # 1 is a line
+LEAST_RANKME = 1.1  # 1 is a line; RankMe is not centred, so that a common mean counts
 # Networks begin with much the same target for every image, and large ones stay so for a thousand steps and more.
 GRACE = 0.15, 1000  # share of the steps before a training is stopped, and at least so many
 PATIENCE = 0.05, 100  # share of the steps that it may last, and at least so many: a collapse doesn't pass

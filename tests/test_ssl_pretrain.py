@@ -1,0 +1,302 @@
+"""A study's pretraining from slides to an encoder: its run, its card, its start, several processes, the command line."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from made_pretraining import DINOV2, VIT, WHICH, write_slides
+
+from mfcore import captions_pretrain, encoders, figures_live, figures_pretrain, pretrained, store
+from mfcore.config import Data, Patches, Pretraining, Study, load_study
+from mfcore.config_pretraining import OnlinePatches, published
+from mfcore.encoders import EncoderError
+from mfcore.ssl import export, networks, pretrain
+from mfcore.ssl.collapse import PretrainingError
+
+ROOT = Path(__file__).parents[1]
+SHORT = dataclasses.replace(WHICH, n_steps=4)
+YAML = """
+name: shared
+title: Two processes
+data: {source: synthetic}
+encoders: [vit_tiny_random]
+pretraining:
+  - name: own
+    architecture: vit_tiny_patch16_224
+    arguments: {patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2}
+    slides: SLIDES
+    patches: {size_px: 40, um_per_px: [0.25, 0.5]}
+    crops: {global_px: 32, local_px: 16, n_local: 2}
+    n_steps: 4
+    batch_size: 4
+    base_lr: 0.2
+    drop_path: 0.0
+    n_prototypes: 16
+    head_hidden: 12
+    head_bottleneck: 8
+  - name: second
+    method: dinov2
+    architecture: vit_tiny_patch16_224
+    arguments: {patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2}
+    slides: SLIDES
+    patches: {size_px: 40, um_per_px: [0.25, 0.5]}
+    crops: {global_px: 32, local_px: 16, n_local: 2}
+    n_steps: 4
+    batch_size: 4
+    base_lr: 0.03
+    drop_path: 0.0
+    koleo_weight: 0.0       # whose neighbours are those of a process
+    n_prototypes: 16
+    head_hidden: 12
+    head_bottleneck: 8
+"""
+
+
+@pytest.fixture(autouse=True)
+def few_watched(monkeypatch):
+    monkeypatch.setattr(pretrain, "N_WATCHED", 32)
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    return write_slides(tmp_path_factory.mktemp("slides"))
+
+
+def study_of(slides, **changed):
+    """A study that pretrains ``own`` from the folder of slides."""
+    own = dataclasses.replace(SHORT, slides=f"{slides}/", **changed)
+    return Study("t", "A test", Data("midog"), pretraining=(own,), encoders=("own",))
+
+
+@pytest.fixture(scope="module")
+def done(slides, tmp_path_factory):
+    """A finished pretraining: study, results, run."""
+    study, results = study_of(slides), tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pretrain, "N_WATCHED", 32)
+        return study, results, pretrain.pretrain(study, "own", "nowhere", results, "cpu")
+
+
+def test_a_run_holds_what_it_says(done):
+    study, results, run = done
+    facts = run.verify().record["facts"]
+    assert run.folder == pretrained.find(study, "own", results).folder and run.done
+    assert {"history.jsonl", "drawn.parquet", "encoders/step0000004/card.json"} <= set(run.record["files"])
+    assert facts["n_patches"] == 16 and facts["n_slides"] == 2 and facts["slides_left_out"] == {}
+    assert facts["precision"] == "float32" and facts["n_processes"] == 1
+    assert not run.path("checkpoint.pt").exists()
+    drawn = pd.read_parquet(run.path("drawn.parquet"))
+    assert drawn["number"].tolist() == list(range(16)) and set(drawn["um_per_px"]) == {0.25, 0.5}
+    assert set(drawn["slide_id"]) == {"s0.tiff", "s1.tiff"} and (drawn["tissue"] >= 0.4).all()
+    history = pretrain.load_history(run)
+    assert history["step"].tolist() == [1, 2, 3, 4] and history["rankme"].notna().any()
+
+
+def test_a_finished_pretraining_is_not_repeated(done, monkeypatch):
+    study, results, run = done
+    monkeypatch.setattr(pretrain.loop, "train", None)
+    assert pretrain.pretrain(study, "own", "nowhere", results, "cpu").folder == run.folder
+
+
+def test_the_encoder_is_the_teacher(slides, tmp_path, monkeypatch):
+    """Loaded strictly by its card, with the teacher's features."""
+    kept, original = [], networks.build
+
+    def building(*given):
+        kept.append(original(*given))
+        return kept[-1]
+
+    monkeypatch.setattr(pretrain.networks, "build", building)
+    study = study_of(slides)
+    pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
+    made = encoders.load(encoders.of(study, "own", tmp_path))
+    patches = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
+    centre = patches[:, 96:128, 96:128].transpose(0, 3, 1, 2) / 255.0
+    mean, std = (np.array(values)[:, None, None] for values in (networks.IMAGENET_MEAN, networks.IMAGENET_STD))
+    with torch.no_grad():
+        expected = kept[0].teacher.encoder.forward_features(torch.from_numpy((centre - mean) / std).float())[:, 0]
+    np.testing.assert_allclose(made.embed(patches), expected.numpy(), rtol=0, atol=1e-6)
+    assert made.card.arguments == {**VIT, "img_size": 32} and made.card.um_per_px == (0.25, 0.5)
+    student = encoders.of(study, "own@2", tmp_path)
+    assert student.sha256 != made.card.sha256, "a snapshot is another encoder"
+
+
+@pytest.mark.parametrize(
+    ("patch_um_per_px", "taught", "expected"),
+    [
+        (0.25, (0.25, 0.5, 1.0, 2.0), (224, 32)),  # as taught: the centre
+        (0.25, (0.5,), (112, 32)),  # resized to 0.5 um/px first
+        (0.25, (2.0, 1.0), (56, 32)),
+        (0.5, (0.25,), (448, 32)),
+        (0.3, (0.25, 0.5), (269, 32)),
+        (None, (0.5,), (224, 32)),
+        (0.25, (4.0,), (32, 32)),  # no less than the crop
+    ],
+)
+def test_a_card_shows_patches_as_they_were_taught(patch_um_per_px, taught, expected):
+    own = dataclasses.replace(SHORT, patches=OnlinePatches(40, taught))
+    study = Study("t", "A test", Data("midog"), patches=Patches(224, patch_um_per_px), pretraining=(own,))
+    assert export.input_px(published(own), study) == expected
+
+
+def test_it_goes_on_from_an_encoder_of_the_study(done, slides):
+    """Whose key enters the run's."""
+    study, results, first = done
+    second = Pretraining(**{**vars(study.pretraining[0]), **DINOV2, "name": "second", "start": "own", "n_steps": 2})
+    both = dataclasses.replace(study, pretraining=(study.pretraining[0], second))
+    pair = networks.build(published(second), both, results)
+    weights = encoders.load(encoders.of(study, "own", results)).model.state_dict()
+    assert all(torch.equal(pair.student.encoder.state_dict()[name], tensor) for name, tensor in weights.items())
+    run = pretrain.pretrain(both, "second", "nowhere", results, "cpu")
+    assert "start" in run.record["inputs"] and "start" not in first.record["inputs"]
+    assert f"start: {'own'}" in encoders.of(both, "second", results).facts
+
+
+def test_a_start_that_is_not_pretrained_yet_is_said(slides, tmp_path):
+    study = study_of(slides)
+    second = dataclasses.replace(study.pretraining[0], name="second", start="own")
+    both = dataclasses.replace(study, pretraining=(study.pretraining[0], second))
+    with pytest.raises(EncoderError, match="encoder 'own' isn't there"):
+        pretrain.pretrain(both, "second", "nowhere", tmp_path, "cpu")
+
+
+def test_few_distinct_patches_are_drawn_again_but_not_watched(slides, tmp_path, monkeypatch):
+    """RankMe is of other patches than those that are learnt from."""
+    watched, original = [], pretrain._watched
+
+    def noted(source, which, n_workers):
+        watched.append(original(source, which, n_workers))
+        return watched[-1]
+
+    monkeypatch.setattr(pretrain, "_watched", noted)
+    study = study_of(slides, patches=OnlinePatches(40, (0.25,), n_distinct=5))
+    run = pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
+    drawn = pd.read_parquet(run.path("drawn.parquet"))
+    assert len(drawn) == 16 and len(drawn.drop_duplicates(["slide_id", "x_l0_px", "y_l0_px"])) == 5
+    assert len({image.tobytes() for image in watched[0]}) == 32
+
+
+def test_the_history_is_watched(slides, tmp_path):
+    seen = []
+    pretrain.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu", watch=seen.append)
+    assert [len(table) for table in seen] == [1, 2, 3, 4] and {"step", "loss", "rankme"} <= set(seen[0])
+
+
+def test_two_processes_pretrain_as_one(slides, tmp_path):
+    """torchrun on this machine's CPU, DINO and DINOv2: history, positions and encoder up to rounding, written once."""
+    file = tmp_path / "shared.yaml"
+    file.write_text(YAML.replace("SLIDES", f"{slides}/"), encoding="utf-8")
+    study, n_threads = load_study(file), torch.get_num_threads()
+    script = (
+        "import sys; from mfcore.ssl import pretrain; pretrain.N_WATCHED = 32; "
+        "sys.exit(sum(pretrain.main([*sys.argv[1:], '--encoder', name]) for name in ('own', 'second')))"
+    )
+    said = ["--study", str(file), "--device", "cpu", "--results", str(tmp_path / "two")]
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    work = subprocess.run(
+        [*launcher, str(tmp_path / "script.py"), *said],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert work.returncode == 0, work.stderr
+    torch.set_num_threads(1)
+    for name in ("own", "second"):
+        one = pretrain.pretrain(study, name, "nowhere", tmp_path / "one", "cpu")
+        two = pretrained.find(study, name, tmp_path / "two" / "shared")
+        assert work.stdout.count(str(two.folder)) == 1, "said once"
+        assert two.verify().record["facts"]["n_processes"] == 2
+        histories = [pretrain.load_history(run).drop(columns=["seconds", "patches_per_second"]) for run in (one, two)]
+        pd.testing.assert_frame_equal(*histories, rtol=2e-3, atol=1e-5)
+        pd.testing.assert_frame_equal(*(pd.read_parquet(run.path("drawn.parquet")) for run in (one, two)))
+        weights = [
+            encoders.load(encoders.of(study, name, tmp_path / where)).model.state_dict() for where in ("one", "two/shared")
+        ]
+        for key, tensor in weights[0].items():
+            torch.testing.assert_close(tensor, weights[1][key], rtol=1e-3, atol=1e-4)
+    torch.set_num_threads(n_threads)
+
+
+def test_the_command_line_says_what_is_wrong(slides, tmp_path, capsys, monkeypatch):
+    file = tmp_path / "shared.yaml"
+    file.write_text(YAML.replace("SLIDES", f"{slides}/"), encoding="utf-8")
+    said = ["--study", str(file), "--device", "cpu", "--results", str(tmp_path)]
+    assert pretrain.main([*said, "--encoder", "other"]) == 1
+    assert "has ['own', 'second']" in capsys.readouterr().err
+
+    def failing(*_, **__):
+        raise PretrainingError("it collapsed")
+
+    monkeypatch.setattr(pretrain, "pretrain", failing)
+    assert pretrain.main([*said, "--encoder", "own"]) == 1
+    assert capsys.readouterr().err == "mfcore: it collapsed\n"
+
+
+def test_no_slide_that_can_be_read_is_said_with_its_reason(tmp_path):
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "broken.tiff").write_bytes(b"no slide")
+    with pytest.raises(ValueError, match=r"broken\.tiff"):
+        pretrain.pretrain(study_of(tmp_path / "slides"), "own", "nowhere", tmp_path, "cpu")
+
+
+# ---- what notebook 08 shows ----
+
+
+def test_the_example_is_what_is_learnt_from(done, slides):
+    study, _, run = done
+    patches, big, small, drawn = pretrain.example(study, "own", "nowhere", 3)
+    assert patches.shape == (3, 40, 40, 3) and big.shape == (2, 3, 32, 32, 3) and small.shape == (2, 3, 16, 16, 3)
+    pd.testing.assert_frame_equal(drawn, pd.read_parquet(run.path("drawn.parquet")).head(3))
+    figure = figures_pretrain.crops(study, "own", patches, big, small)
+    assert len(figure.axes) == 3 * 5
+    assert "40 px at 0.25 or 0.5 µm/px" in captions_pretrain.crops(study, "own")
+
+
+def test_the_figure_shows_entropies_between_zero_and_uniform(done, tmp_path):
+    study, _, run = done
+    history = pretrain.load_history(run)
+    figure = figures_pretrain.history(study, history, "own")
+    entropy = figure.axes[1]
+    np.testing.assert_allclose(entropy.lines[0].get_ydata(), np.log(16))
+    np.testing.assert_allclose(entropy.lines[1].get_ydata(), history["target_entropy"])
+    np.testing.assert_allclose(figure.axes[2].lines[0].get_ydata(), history["rankme"].dropna())
+    text = captions_pretrain.history(study, history, "own")
+    told = history.iloc[-1]
+    assert f"{told['target_entropy'] - told['teacher_entropy']:.2f} nats, is what a target tells" in text
+    assert f"from {history['loss'].iloc[0]:.2f} to {told['loss']:.2f}" in text and "16 in all" in text
+    figures_live.LiveHistory(study, "own", figures_pretrain.history)(history)  # shows nothing outside a notebook
+
+
+def test_a_long_history_is_smoothed_and_a_short_one_is_not(done):
+    long = pd.DataFrame({"step": np.arange(1000), "loss": np.arange(1000) * 2.0})
+    smooth = figures_pretrain.smoothed(long)
+    assert len(smooth) == figures_pretrain.SMOOTHED and smooth["loss"].iloc[0] == 24.0
+    assert len(figures_pretrain.smoothed(long.head(20))) == 20
+
+
+def test_settings_say_whose_they_are(done):
+    table = captions_pretrain.settings(done[0], "own").set_index("setting")
+    assert table.loc["momentum"].tolist() == ["0.996", "the authors of dino"]
+    assert table.loc["n_steps"].tolist() == ["4", "the study"]
+    assert table.loc["crops.global_scale"].tolist() == ["0.4, 1.0", "the authors of dino"]
+    assert table.loc["patches.um_per_px", "value"] == "0.25, 0.5"
+
+
+def test_what_it_cost_says_what_was_left_out_and_whether_it_collapsed(done, tmp_path):
+    table = captions_pretrain.cost(done[2]).set_index("fact")["value"]
+    assert table["patches"] == "16 from 2 slides" and table["slides left out"] == "none"
+    run = store.open_run(tmp_path, "pretrain", "x", {}, {})
+    facts = done[2].record["facts"]
+    run.finish([], **{**facts, "collapsed": "all alike", "slides_left_out": {"s0": "s0: torn"}})
+    table = captions_pretrain.cost(run).set_index("fact")["value"]
+    assert table["teacher"] == "collapsed: all alike" and table["patches"] == "16 from 1 slides"
+    assert table["slides left out"] == "s0: torn"
