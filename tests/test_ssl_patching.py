@@ -12,6 +12,7 @@ import pytest
 import tifffile
 from scipy import stats
 
+from mfcore import captions_patching, figures_patching
 from mfcore.config import Data, Study
 from mfcore.config_pretraining import OnlinePatches, Pretraining
 from mfcore.slides import open_slide
@@ -435,3 +436,39 @@ def test_real_slides_together():
     assert set(batch.drawn["slide_id"]) == {"CMU-1-Small-Region.svs", "canine_strip.tif"}
     assert batch.drawn.loc[batch.drawn["slide_id"].str.startswith("CMU"), "um_per_px"].min() == 0.5
     assert (batch.images.min((1, 2, 3)) < 200).all() and batch.drawn["tissue"].min() >= 0.4
+
+
+def test_figures_and_captions_say_what_was_drawn(folder, exact):
+    """Drawn from a real source; the numbers in words are those of the tables."""
+    study = Study(name="s", title="s", data=Data(source="synthetic"))
+    source = patching.Source([*files(folder), patching.SlideFile("gone", "gone.tif")], SETTINGS, 0).survey()
+    slides, drawn = source.overview(), source.table(range(300))
+    assert slides["draw_share"].sum() == pytest.approx(1) and slides.set_index("slide_id").loc["gone", "failure"]
+    assert slides.set_index("slide_id").loc["a", "tissue_mm2"] == pytest.approx(30 * 20 * 16e-6)
+    thumbnail, cells, cell_um = source.thumbnail("a")
+    assert thumbnail.shape[:2] == cells.shape == (48, 64) and cell_um == 4
+    figure = figures_patching.places(study, thumbnail, cells, cell_um, drawn, slides, "a", 48)
+    left, right = figure.axes[:2]
+    n_here = (drawn["slide_id"] == "a").sum()
+    assert sum(len(line.get_xdata()) for line in left.get_lines()) == n_here
+    assert sorted(right.get_lines()[0].get_ydata()) == sorted([0, *drawn["slide_id"].value_counts()])
+    assert any("synthetic" in text.get_text() for text in figure.texts)
+    said = captions_patching.places(study, SETTINGS, drawn, slides, "a")
+    assert f"the {n_here} patches" in said and "300 draws" in said and "1 slides were left out" in said and "p = " in said
+    assert captions_patching.slides_table(slides).iloc[-1, 0] == "left out: gone"
+    read = next(patching.batches(source, 0, 1, 16))
+    sheet = figures_patching.contact_sheet(study, read.images, read.drawn)
+    assert len(sheet.axes) == read.drawn["um_per_px"].nunique() * figures_patching.N_ACROSS
+    assert "16 patches" in captions_patching.contact_sheet(study, read.drawn, 2.0)
+    assert [figures_patching.nice(x) for x in (1.0, 4.9, 16, 99)] == [1, 2, 10, 50]
+
+
+def test_a_draw_that_isnt_as_said_is_seen_in_the_caption(folder, exact):
+    """The chi-square of the caption: near 1 where it is drawn so, tiny where the slides are drawn from alike."""
+    settings = OnlinePatches(48, (0.25,), 0.4)
+    slides = patching.Source(files(folder), settings, 0).overview()
+    right = patching.Source(files(folder), settings, 0).table(range(1500))
+    wrong = patching.Source(files(folder), OnlinePatches(48, (0.25,), 0.4, "slides"), 0).table(range(1500))
+    p = [float(captions_patching.against(drawn, slides).split("p = ")[1][:-1]) for drawn in (right, wrong)]
+    assert p[0] > 0.05 and p[1] == 0
+    assert "too few" in captions_patching.against(right[:10], slides)
