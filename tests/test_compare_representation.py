@@ -85,6 +85,7 @@ def test_without_a_probe_the_newest_embeddings_of_the_study_s_patches_count(resu
         with h5py.File(run.path("embeddings.h5"), "w") as out:
             out["features"] = features(seed=seed)
         run.finish(["embeddings.h5"])
+        store.write_json(run.path("run.json"), run.record | {"finished": f"20{90 + seed}"})
     table = compared.table(study, results).set_index("encoder")
     assert list(table.index) == ["made", "unprobed"]
     assert table.loc["unprobed", "rankme"] == pytest.approx(representation.rankme(features(seed=3)), rel=1e-6)
