@@ -239,9 +239,28 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def shown_masks(run: store.Run) -> dict[str, np.ndarray]:
-    """The tested patches that a finished segmentation keeps: ``item_id`` (n,), ``image`` uint8 (n, H, W, 3), ``true`` and
-    ``predicted`` uint8 (n, H, W).
+def by_class(study: Study, results: str | Path, task: str) -> pd.DataFrame:
+    """What of each class an encoder finds, of what the task reports: ``encoder, class, mean, sd, n``.
+
+    Of a classification the share of a class's items that get their class, of a segmentation the Dice of the masks that have
+    it; mean and SD over runs, n items or masks.
     """
-    with np.load(run.path("masks.npz")) as content:
-        return {name: content[name] for name in ("item_id", "image", "true", "predicted")}
+    kind, rows = tasks_protocol.of(study.task(task)).kind, []
+    for (name, encoder), run in runs(study, results).items():
+        if name != task or "@" in encoder:
+            continue
+        predictions = pd.read_parquet(run.path(FILES[kind]))
+        predictions = predictions[predictions["split"] == tasks_protocol.reported_split(predictions["split"])]
+        classes = run.record["facts"]["classes"]
+        if kind == "classification":
+            called = predictions[[f"score_{i}" for i in range(len(classes))]].to_numpy().argmax(axis=1)
+            value = (called == predictions["label"]).astype(float)
+            found = predictions[["run"]].assign(value=value, of=[classes[i] for i in predictions["label"]])
+        else:
+            found = predictions[["run"]].assign(value=predictions["dice"], of=predictions["class"]).dropna()
+        by_run = found.groupby(["of", "run"])["value"].agg(["mean", "size"])
+        for of in (name for name in classes if name in by_run.index):
+            over = spread(by_run.loc[of, "mean"])
+            n = int(by_run.loc[of, "size"].iloc[0])
+            rows.append({"encoder": encoder, "class": of, "mean": over.mean, "sd": over.sd, "n": n})
+    return pd.DataFrame(rows, columns=["encoder", "class", "mean", "sd", "n"])

@@ -1,0 +1,113 @@
+# %% [markdown]
+# *The committed outputs are those of the study `demo`: synthetic data.*
+#
+# # 09 Downstream tasks: what is an encoder worth on tasks that it was never trained for?
+#
+# | reads | writes | costs (demo) |
+# |---|---|---|
+# | the task's patches, encoders, `pretrain-…/` | `judge-…/` or `segment-…/`, one an encoder; `judged_<task>.csv` | about a minute |
+#
+# As kaiko-ai/eva does, whose leaderboard stands beside: the encoder stays frozen. Of a classification of patches, every image
+# is embedded once and a single linear layer learns from the embeddings (AdamW, balanced accuracy on the validation split says
+# when to stop and which weights to test). Of a segmentation of nuclei, a decoder of four convolutions learns from the last
+# feature map and the patch itself, by the Dice loss. Several runs from other seeds; every encoder has the same ones.
+
+# %% tags=["parameters"]
+study_file = "../studies/demo.yaml"  # what decides the numbers
+results = "../results"  # where runs are kept, a folder a study
+data_folder = ""  # where the study's data lie, the tasks' in tasks/<name>; empty: data/<study>; stand-ins are made there
+task = "synthetic_tissue"  # one of the study's tasks
+device = "auto"  # "cpu", "cuda", or "auto": the GPU where there is one
+
+# %%
+from pathlib import Path
+
+from mfcore import (
+    captions,
+    captions_tasks,
+    compare_masks,
+    compare_tasks,
+    encoders,
+    figures,
+    figures_tasks,
+    judge,
+    segment,
+    tasks_protocol,
+)
+from mfcore.config import load_study
+from mfcore.config_pretraining import SEGMENTATION
+
+study = load_study(study_file)
+folder = Path(results) / study.name
+captions.show(captions_tasks.protocol(study, task))
+
+# %% [markdown]
+# ## Judge every encoder
+#
+# One after another. An encoder that can't be had (a licence to accept first, say) is a row with its reason, and the rest go on.
+
+# %%
+data = data_folder or Path(study_file).parent.parent / "data" / study.name
+by = segment.segment if task in SEGMENTATION else judge.judge
+judged = tasks_protocol.one_after_another(
+    study, task, folder, lambda encoder: by(study, task, encoder, data, folder, device), encoders.EncoderError
+)
+captions.show(judged[~judged["judged"]])
+
+# %%
+table = compare_tasks.table(study, folder)
+table = table[table["task"] == task].reset_index(drop=True)
+captions.show(compare_tasks.readable(table))
+
+# %% [markdown]
+# ## The encoders on this task
+
+# %%
+name = f"09_{task}"
+figures.saved(figures_tasks.scores(study, table), table, folder / "figures", name)
+
+# %%
+captions.show(captions_tasks.scores(study, table))
+
+# %% [markdown]
+# ## By class
+
+# %%
+classes = compare_tasks.by_class(study, folder, task)
+figures.saved(figures_tasks.by_class(study, classes, task), classes, folder / "figures", f"{name}_by_class")
+
+# %%
+captions.show(captions_tasks.by_class(study, classes, task))
+
+# %% [markdown]
+# ## Fig. 3: segmentations over the patches
+
+# %%
+shown = compare_masks.shown(study, folder, task)
+figures.saved(figures_tasks.segmentations(study, shown), compare_masks.dice_of(shown), folder / "figures", f"{name}_masks")
+
+# %%
+captions.show(captions_tasks.segmentations(study, shown))
+
+# %% [markdown]
+# ## Checks
+
+# %%
+assert set(table["encoder"]) == set(judged.loc[judged["judged"], "encoder"]), "a judged encoder is missing in the table"
+assert table["mean"].between(0, 1).all(), "a score lies outside 0 to 1"
+assert (table["n_runs"] == study.task(task).n_runs).all(), "a run is missing"
+
+# %%
+print(
+    "files written:", *(run.folder.name for (of, _), run in compare_tasks.runs(study, folder).items() if of == task), sep="\n  "
+)
+print(*(path.name for path in sorted((folder / "figures").glob(f"{name}*"))), sep="\n  ")
+
+# %% [markdown]
+# **What we saw.** Each encoder's score on this task, how far it hangs on the seed, and how far on which items were tested.
+#
+# **Limits.** Where a set has no test split, eva reports the split on which it stops and selects: such scores are optimistic, for
+# every encoder alike. Published scores are second-hand, and eva's protocol changed between its versions.
+#
+# **Next.** `10_representations` asks whether these scores could have been foretold without labels; `11_pretraining_studies` draws
+# those of snapshots over the steps of pretraining.
