@@ -15,8 +15,8 @@ from mfcore.config_pretraining import SEGMENTATION
 from mfcore.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, look, title, two_lines
 
 N_ACROSS = 2  # tasks in a row
-# Okabe and Ito's, which the colour-blind tell apart, light beside dark; the background is white, what is ignored grey
-OF_CLASSES = ("#0072b2", "#e69f00", "#cc79a7", "#009e73", "#d55e00", "#56b4e9", "#111111")
+# Okabe and Ito's, which the colour-blind tell apart, the first four in grey too; the background is white, what is ignored grey
+OF_CLASSES = ("#0072b2", "#e69f00", "#d55e00", "#f0e442", "#009e73", "#56b4e9", "#cc79a7")
 IGNORED_GREY = "0.75"
 
 
