@@ -108,6 +108,25 @@ def test_draws_are_uniform_as_asked(folder, exact, uniform_over):
             assert found[blocks == 0].sum() <= 1  # the lattice is 2 px wide
 
 
+def test_places_are_as_fine_as_px(folder, exact):
+    """Within the mask's cells, too: where nothing is cut on a grid, both coordinates are uniform by Kolmogorov-Smirnov."""
+    with patching.Source(files(folder, "b"), OnlinePatches(8, (0.27,), 0.9), 0) as source:
+        drawn = [source.draw(i) for i in range(1500)]
+    for at, start, n in ((3, BOXES["b"][0], BOXES["b"][2]), (4, BOXES["b"][1], BOXES["b"][3])):
+        inner = [one[at] for one in drawn if (start + 1) * CELL_PX < one[at] < (start + n - 1) * CELL_PX]
+        assert len(inner) > 1000
+        assert stats.kstest([value % CELL_PX / CELL_PX for value in inner], "uniform").pvalue > 0.01
+
+
+def test_a_failure_elsewhere_doesnt_end_the_draw(folder, tmp_path, exact):
+    """Every slide has failed at something; one still has places at this resolution."""
+    write_pyramid(tmp_path / "a.tif", np.full((80, 80, 3), 245, np.uint8), 0.25)
+    slides = [patching.SlideFile("a", str(tmp_path / "a.tif")), patching.SlideFile("b", str(folder / "b.tif"))]
+    source = patching.Source(slides, OnlinePatches(48, (0.25, 0.5), 0.4, "slides"), 0)
+    source.failures["b"] = "damaged px"
+    assert {source.slides[source.draw(i).slide].slide_id for i in range(30) if source.draw(i).um_per_px == 0.5} == {"b"}
+
+
 def test_the_check_of_uniformity_can_fail(folder, exact):
     """Uniform over slides isn't uniform over tissue."""
     settings = OnlinePatches(48, (0.25,), 0.4, "slides")

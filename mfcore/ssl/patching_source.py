@@ -63,7 +63,9 @@ class Source:
     """The stream of patches of some slides; see `mfcore.ssl.patching`. Threads may share it; it can be pickled.
 
     seed: another gives other patches, and another nested choice of ``settings.slide_fraction``. max_open: slides open at once.
-    memory_bytes: of decoded tiles kept. Raises PatchingError where there is no slide.
+    memory_bytes: of decoded tiles kept. Of every slide are kept its mask, a bit a cell and 128 KiB at most, 8 bytes for each
+    run of cells in which centres may lie, a run or two a row and resolution, and as `patching_open` says its index. Raises
+    PatchingError where there is no slide.
     """
 
     def __init__(
@@ -192,7 +194,7 @@ class Source:
         slide = int(rng.integers(len(self.slides)))
         places = self.places(slide, um_per_px)
         if places is None:
-            if len(self.failures) >= len(self.slides) or not self._any_has(um_per_px):
+            if not self._any_has(um_per_px):
                 raise self._none_left(um_per_px)
             return None
         for _ in range(MAX_TRIES):
