@@ -1,6 +1,7 @@
 """The claims ledger: each checkable sentence of Ganz et al. 2024 a row with its verdict, and, second-hand, of later work."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -80,10 +81,13 @@ def check(study: Study, scores: pd.DataFrame, results: str | Path) -> pd.DataFra
 
     scores: as `mfcore.compare.scores` returns it. results: the study's folder; what it lacks makes rows that say so.
     """
-    material = Material(study, scores, Path(results))
-    return pd.DataFrame(
-        [_row(study, claim, claim.measure(material)) | {"subject": subject} for subject, claim in CLAIMS], columns=list(COLUMNS)
-    )
+    return asked(CLAIMS, Material(study, scores, Path(results)))
+
+
+def asked(claims: Iterable[tuple[str, Claim]], material: Material) -> pd.DataFrame:
+    """Claims with their subjects, asked of a study: a row each, columns COLUMNS, as `check` has them."""
+    rows = [_row(material.study, claim, claim.measure(material)) | {"subject": subject} for subject, claim in claims]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _row(study: Study, claim: Claim, finding: Finding) -> dict:

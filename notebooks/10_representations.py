@@ -22,6 +22,7 @@ from pathlib import Path
 from mfcore import (
     captions,
     captions_representation,
+    claims_kaiko,
     compare_representation,
     compare_representation_tasks,
     figures,
@@ -81,6 +82,17 @@ figures.saved(figures_representation.by_sample_size(study, subsamples), subsampl
 
 # %%
 captions.show(captions_representation.by_sample_size(study, subsamples))
+
+# %% [markdown]
+# ## What kaiko 2024 say, asked of these data
+
+# %%
+ledger = claims_kaiko.check(study, folder)
+store.write_csv(shown / "10_claims_kaiko.csv", ledger)
+captions.show(claims_kaiko.brief(ledger))
+
+# %%
+captions.show(claims_kaiko.RULE)
 
 # %% [markdown]
 # ## Any embeddings at all

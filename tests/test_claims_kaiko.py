@@ -1,0 +1,154 @@
+"""kaiko's statements asked of made-up tasks and pretrainings: each is confirmed, refuted, and left open where it must be."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mfcore import claims, claims_kaiko
+from mfcore.claims_judge import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR
+from mfcore.config import Data, Pretraining, Study, Task
+from mfcore.config_pretraining import OnlinePatches
+from mfcore.statistics import Interval
+
+BASE = Pretraining("base", n_steps=100, n_snapshots=2)
+ALL = (
+    BASE,
+    replace(BASE, name="from_imagenet", start="vit_in"),
+    replace(BASE, name="one_slide", patches=OnlinePatches(slide_fraction=0.01)),
+    replace(BASE, name="thousand", patches=OnlinePatches(n_distinct=1000)),
+    replace(BASE, name="only_40x", patches=OnlinePatches(um_per_px=(0.25,))),
+    replace(BASE, name="second", method="dinov2"),
+)
+STUDY = Study("t", "A test", Data("midog"), encoders=("base",), pretraining=ALL, tasks=(Task("bach"), Task("consep")))
+CONVERGENCE, MAGNIFICATIONS, DIVERSITY, FORETELL = (
+    "pretraining on ImageNet speeds convergence",
+    "training with multiple magnifications improves robustness",
+    "data diversity being crucial for out-of-distribution generalization",
+    "unsupervised metrics (RankMe and ODCorr) that correlate with downstream performance",
+)
+INVERSE, DINOV2 = "An inverse correlation between the ODCorr and top-1 accuracy can be observed.", "DINOv2 has better ODCorr"
+PAIRS = {
+    CONVERGENCE: {("from_imagenet@50", "base@50")},
+    MAGNIFICATIONS: {("base", "only_40x")},
+    DIVERSITY: {("base", "one_slide"), ("base", "thousand")},
+}
+
+
+@pytest.fixture
+def ask(monkeypatch, tmp_path):
+    """Ask the ledger of a study, given each comparison's interval, correlations and ODCorr; keeps which pairs were compared."""
+
+    def asked(study=STUDY, interval=(0.05, 0.02, 0.08), rho=(0.9, -0.9, -0.9), p=0.001, odcorr=(0.2, 0.3), judged=True):
+        compared = set()
+
+        def difference(study, results, task, first, second):
+            compared.add((first, second))
+            return Interval(*(interval(task) if callable(interval) else interval), 0.95, 30)
+
+        names = [which.name for which in ALL] + [f"{which.name}@50" for which in ALL]
+        runs = {(task.name, name): None for task in study.tasks for name in names} if judged else {}
+        metrics = list(claims_kaiko.TITLES)
+        related = pd.DataFrame({"metric": metrics, "task": "bach", "rho": rho, "p": p, "n": 12})
+        measured = [
+            {
+                "name": name,
+                "task": "bach",
+                "metric": metric,
+                "step": 100,
+                "mean": mean,
+                "sd": np.nan,
+                "split": "all",
+                "n_runs": 1,
+            }
+            for name, mean in (("second", odcorr[0]), ("base", odcorr[1]))
+            for metric in ("odcorr_abs", "odcorr_sq")
+        ]
+        columns = claims_kaiko.compare_pretraining.SCORES
+        monkeypatch.setattr(claims_kaiko.compare_tasks, "runs", lambda study, results: runs)
+        monkeypatch.setattr(claims_kaiko.compare_tasks, "difference", difference)
+        monkeypatch.setattr(claims_kaiko, "_judged", lambda material: related if judged else related.iloc[:0])
+        monkeypatch.setattr(
+            claims_kaiko.compare_pretraining,
+            "representations",
+            lambda study, results: pd.DataFrame(measured if judged else [], columns=columns).drop(columns="value"),
+        )
+        ledger = claims_kaiko.check(study, tmp_path).set_index("claim")
+        return ledger, compared
+
+    return asked
+
+
+def test_each_statement_compares_the_pretrainings_that_differ_in_its_one_thing(ask):
+    ledger, compared = ask()
+    assert compared == set().union(*PAIRS.values())
+    for claim, pairs in PAIRS.items():
+        for first, second in pairs:
+            for task in ("bach", "consep"):
+                assert f"{task}, {first} less {second} +0.050 [+0.020, +0.080]" in ledger.loc[claim, "found"]
+
+
+@pytest.mark.parametrize("claim", list(PAIRS))
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ((0.05, 0.02, 0.08), REPRODUCED),
+        ((0.05, -0.02, 0.08), UNCLEAR),
+        ((-0.05, -0.08, -0.02), NOT_REPRODUCED),
+        ((0.05, np.nan, np.nan), UNCLEAR),
+        (lambda task: (0.05, 0.02, 0.08) if task == "bach" else (0.0, -0.1, 0.1), UNCLEAR),
+        (lambda task: (0.05, 0.02, 0.08) if task == "bach" else (-0.2, -0.3, -0.1), NOT_REPRODUCED),
+    ],
+)
+def test_more_needs_every_interval_and_one_below_zero_refutes(ask, claim, interval, verdict):
+    assert ask(interval=interval)[0].loc[claim, "verdict"] == verdict
+
+
+def test_a_start_from_what_the_study_pretrained_is_no_start_from_imagenet(ask):
+    own = tuple(replace(which, start="base") if which.name == "from_imagenet" else which for which in ALL)
+    row = ask(replace(STUDY, pretraining=own))[0].loc[CONVERGENCE]
+    assert row["verdict"] == NOT_TESTABLE and "from base, pretrained here" in row["why"] and row["here"] == "as stated"
+
+
+@pytest.mark.parametrize(
+    ("rho", "p", "verdict"),
+    [
+        ((0.9, -0.9, -0.9), 0.001, REPRODUCED),
+        ((0.9, -0.9, -0.9), 0.03, UNCLEAR),  # 0.09 after Holm over three
+        ((0.9, 0.9, -0.9), 0.001, NOT_REPRODUCED),
+        ((0.1, 0.1, -0.1), 0.8, UNCLEAR),
+    ],
+)
+def test_that_metrics_foretell_is_judged_by_sign_and_corrected_p(ask, rho, p, verdict):
+    ledger, _ = ask(rho=rho, p=p)
+    assert ledger.loc[FORETELL, "verdict"] == verdict
+    assert ledger.loc[INVERSE, "verdict"] == NOT_TESTABLE and "CIFAR" in ledger.loc[INVERSE, "why"]
+    assert "RankMe" in ledger.loc[FORETELL, "found"] and "RankMe" not in ledger.loc[INVERSE, "found"]
+
+
+@pytest.mark.parametrize(("odcorr", "verdict"), [((0.2, 0.3), REPRODUCED), ((0.3, 0.2), NOT_REPRODUCED)])
+def test_dinov2_s_odcorr_stands_against_dino_s(ask, odcorr, verdict):
+    row = ask(odcorr=odcorr)[0].loc[DINOV2]
+    assert row["verdict"] == verdict and f"{odcorr[0]:.3f} (DINOv2) against {odcorr[1]:.3f}" in row["found"]
+
+
+def test_synthetic_data_settle_nothing_and_what_was_found_is_shown(ask):
+    ledger, _ = ask(replace(STUDY, data=Data("synthetic")))
+    assert set(ledger["verdict"]) == {NOT_TESTABLE}
+    assert ledger.loc[MAGNIFICATIONS, "here"] == "as stated" and "synthetic" in ledger.loc[MAGNIFICATIONS, "why"]
+
+
+def test_without_tasks_or_pretrainings_every_row_says_why(ask):
+    for study in (STUDY, Study("bare", "Bare", Data("midog"))):
+        ledger, _ = ask(study, judged=False)
+        assert set(ledger["verdict"]) == {NOT_TESTABLE} and (ledger["why"] != "").all() and (ledger["here"] == "").all()
+
+
+def test_what_was_read_in_notes_says_so(ask):
+    ledger = ask()[0].reset_index()
+    assert list(ledger) == ["claim", *[column for column in claims.COLUMNS if column != "claim"]]
+    noted = ledger["where"].str.contains("summary|note")
+    assert (ledger["paper"].str.contains("second-hand") == noted).all() and noted.any() and not noted.all()
+    assert ledger["claim"].str.split().str.len().max() <= 30
+    assert set(claims_kaiko.brief(ledger)) <= set(ledger)
