@@ -133,6 +133,17 @@ def test_the_stream_does_not_depend_on_how_it_is_cut(monkeypatch):
         assert getattr(other, name)() == pytest.approx(getattr(one, name)(), rel=1e-12)
 
 
+def test_what_the_stream_keeps_does_not_grow_with_the_rows():
+    def kept(stream):
+        return sum(value.nbytes for value in vars(stream).values() if isinstance(value, np.ndarray))
+
+    stream = Streaming(12).add(correlated())
+    once = kept(stream)
+    for _ in range(20):
+        stream.add(correlated())
+    assert kept(stream) == once < 20 * 12 * 12 and stream.n == 21 * 300
+
+
 def test_the_stream_leaves_the_caller_s_array_alone():
     features = correlated()
     before = features.copy()
