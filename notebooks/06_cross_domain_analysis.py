@@ -32,7 +32,7 @@ captions.show(collected.failures if len(collected.failures) else "Every run of t
 # %%
 means = compare.cross_domain_table(scores, study)
 store.write_csv(shown / "06_means.csv", means)
-captions.show(means.round(3))
+captions.show(compare.marked(means, study).round(3))
 
 # %%
 captions.show(captions_domains.cross_domain_means(study))
