@@ -158,6 +158,17 @@ def test_a_making_that_was_killed_is_begun_again(tmp_path, monkeypatch):
     assert len(tasks.load("synthetic_nuclei", tmp_path / "a")) == 12
 
 
+def test_slides_differ_in_stain_and_tissues_do_not():
+    """Amounts and hues of both stains, and the scanner, change from slide to slide by more than a tissue could."""
+    looks = [fields.slide_look(1, i) for i in range(40)]
+    for stain in ("haematoxylin", "eosin"):
+        amounts = np.log([getattr(look, stain) for look in looks])  # (40, 3)
+        assert amounts.mean(axis=1).std() > 0.25
+        assert (amounts - amounts.mean(axis=1, keepdims=True)).std(axis=0).min() > 0.1
+    assert len({look.scanner for look in looks}) == 4 and len({look.white for look in looks}) == 40
+    assert fields.slide_look(1, 3) == looks[3] != fields.slide_look(2, 3)
+
+
 def test_colour_alone_does_not_tell_the_tissues_apart(made):
     """A forest on the channels' histograms, means and spreads stays far below 1 on other slides."""
     data = tasks.load("synthetic_tissue", made["synthetic_tissue"])
