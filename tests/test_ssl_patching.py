@@ -243,6 +243,9 @@ def test_a_resolution_between_levels_is_decoded_smaller(tmp_path):
     image = textured(BOXES["a"])
     write_pyramid(tmp_path / "a.tif", image, 0.25, n_levels=1)
     source = patching.Source(files(tmp_path, "a"), OnlinePatches(48, (0.5, 1.0), 0.4), 0)
+    with source.open.use(source.slides[0]) as slide:
+        assert tuple(slide.reader.downsamples) == (1, 2, 4, 8)
+        assert slide.reader.level_sizes_px[1:] == ((512, 384), (256, 192), (128, 96))
     whole = tifffile.imread(tmp_path / "a.tif").astype(float)
     for i in range(20):
         patch = source.read(i)
@@ -362,7 +365,7 @@ def test_a_slide_in_use_is_not_closed(folder):
         for other in (b, c):
             with opened.use(other):
                 pass
-        assert slide.read(100, 100, 8).shape == (8, 8, 3)
+        assert opened.is_open(a) and slide.read(100, 100, 8).shape == (8, 8, 3)
         assert not opened.is_open(b)
     opened.close()
 
