@@ -193,11 +193,17 @@ def test_two_processes_pretrain_as_one(slides, tmp_path):
     file = tmp_path / "shared.yaml"
     file.write_text(YAML.replace("SLIDES", f"{slides}/"), encoding="utf-8")
     study, n_threads = load_study(file), torch.get_num_threads()
-    script = (
-        "import sys; from mfcore.ssl import pretrain; pretrain.N_WATCHED = 32; "
-        "sys.exit(sum(pretrain.main([*sys.argv[1:], '--encoder', name]) for name in ('own', 'second')))"
-    )
-    said = ["--study", str(file), "--device", "cpu", "--results", str(tmp_path / "two")]
+    script = """
+import sys
+from mfcore import processes
+from mfcore.config import load_study
+from mfcore.ssl import pretrain
+pretrain.N_WATCHED = 32
+with processes.joined("cpu") as device:
+    for name in ("own", "second"):
+        run = pretrain.pretrain(load_study(sys.argv[1]), name, "nowhere", sys.argv[2], device)
+"""
+    said = [str(file), str(tmp_path / "two")]
     (tmp_path / "script.py").write_text(script, encoding="utf-8")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     work = subprocess.run(
@@ -212,15 +218,12 @@ def test_two_processes_pretrain_as_one(slides, tmp_path):
     torch.set_num_threads(1)
     for name in ("own", "second"):
         one = pretrain.pretrain(study, name, "nowhere", tmp_path / "one", "cpu")
-        two = pretrained.find(study, name, tmp_path / "two" / "shared")
-        assert work.stdout.count(str(two.folder)) == 1, "said once"
+        two = pretrained.find(study, name, tmp_path / "two")
         assert two.verify().record["facts"]["n_processes"] == 2
         histories = [pretrain.load_history(run).drop(columns=["seconds", "patches_per_second"]) for run in (one, two)]
         pd.testing.assert_frame_equal(*histories, rtol=2e-3, atol=1e-5)
         pd.testing.assert_frame_equal(*(pd.read_parquet(run.path("drawn.parquet")) for run in (one, two)))
-        weights = [
-            encoders.load(encoders.of(study, name, tmp_path / where)).model.state_dict() for where in ("one", "two/shared")
-        ]
+        weights = [encoders.load(encoders.of(study, name, tmp_path / where)).model.state_dict() for where in ("one", "two")]
         for key, tensor in weights[0].items():
             torch.testing.assert_close(tensor, weights[1][key], rtol=1e-3, atol=1e-4)
     torch.set_num_threads(n_threads)
