@@ -7,9 +7,8 @@ import pandas as pd
 
 from mfcore import compare, metrics, pretrained, raters, splits_audit
 from mfcore.config import Study
+from mfcore.config_pretraining import METHODS
 from mfcore.statistics import Interval
-
-METHODS = {"dino": "DINO", "dinov2": "DINOv2"}
 
 
 def show(content: str | pd.DataFrame) -> object:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from mfcore import compare_representation, compare_tasks, pretrained, store
 from mfcore.config import Pretraining, Study, as_dict
-from mfcore.config_pretraining import PUBLISHED, SEGMENTATION, published
+from mfcore.config_pretraining import METHODS, PUBLISHED, SEGMENTATION, published
 
 # What the paper varies, one thing at a time, with the figure or table of kaiko 2024 that shows it
 VARIED = {
@@ -25,7 +25,6 @@ VARIED = {
 }
 MEASURES = ("odcorr_abs", "rankme")
 FEATURES = "features.h5"  # of a judging, row for row its items
-METHODS = {"dino": "DINO", "dinov2": "DINOv2"}
 NO_DIFFERENCE = ("name", "seed", "n_snapshots")  # what training is called, its draws, and what is kept of it
 DIFFERENCES = ["varied", "task", "metric", "value", "name", "mean", "sd", "base", "difference", "n_runs"]
 SCORES = ["name", "value", "task", "metric", "split", "step", "mean", "sd", "n_runs"]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-METHODS = ("dino", "dinov2")
+METHODS = {"dino": "DINO", "dinov2": "DINOv2"}  # and what texts call them
 TASKS = ("bach", "crc", "mhist", "pcam", "pcam_10shot", "consep", "monusac", "synthetic_tissue", "synthetic_nuclei")
 SEGMENTATION = ("consep", "monusac", "synthetic_nuclei")  # the others classify patches
 MAX_PATCH_PX = 4096
