@@ -9,6 +9,8 @@ from mfcore.compare_tasks import TITLES, encoders_only, reported
 from mfcore.config import Study
 from mfcore.statistics import Interval
 
+MANY = 30  # slides, over which a percentile bootstrap's intervals are about as wide as they should be
+
 
 def protocol(study: Study, task: str) -> pd.DataFrame:
     """How a task is judged, and eva's number where the study says another: ``setting, here, eva``."""
@@ -40,8 +42,14 @@ def scores(study: Study, table: pd.DataFrame) -> str:
         f"**Downstream tasks.** Encoders judged by eva's protocol, frozen ({of_what(study)}). {' '.join(parts)} Runs differ by "
         "their seed alone, so the wide bar says what a score owes to it and nothing about other patients; the thin one is a 95 "
         "% bootstrap of what was tested, slides or patients where the set names them, and holds neither the choice of training "
-        f"items nor the encoder's own training.{_published(table)}"
+        f"items nor the encoder's own training{_few(table)}.{_published(table)}"
     )
+
+
+def _few(table: pd.DataFrame) -> str:
+    """What to think of intervals over few slides; empty where there are many."""
+    n = int(table["n_clusters"].min())
+    return f"; over as few as {n} slides it is rather too narrow" if n < MANY else ""
 
 
 def _of_task(study: Study, task: str, part: pd.DataFrame) -> str:

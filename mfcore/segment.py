@@ -23,7 +23,7 @@ from mfcore.tasks_schema import IGNORED, TaskData, TaskError
 
 STAGE = "segment"
 BATCH = 16  # images through the encoder at once
-N_SHOWN = 6  # tested patches that are kept for a figure
+N_SHOWN = 4  # tested patches that are kept for a figure
 WORTH_SHOWING = 0.03  # share of a patch that nuclei cover
 
 
