@@ -16,7 +16,7 @@ from mfcore.ssl.patching_source import Drawn, Source
 
 WINDOW_BYTES, WINDOW_PATCHES = 96 << 20, 1024  # read ahead at once, at most; two windows are under way
 TASK_PATCHES = 32  # read by one thread, one after another
-BAND_L0_PX = 1024  # height of the bands of a slide along which it is read, in px of the level
+BAND_L0_PX = 1024  # a slide is read along bands of this height for each um/px: a row of tiles of a level or so
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class _Window:
         self._drawn = [next(candidates) for candidates in self._candidates]
         self._done: list[Future[None]] = []
         for places in self._by_slide():
-            announced = self._announce(places)
+            announced = self._announce(places, opens=False)  # those of the window before are still being read: both may share
             for at in range(0, len(places), TASK_PATCHES):
                 part = places[at : at + TASK_PATCHES]
                 self._done.append(pool.submit(self._read, part, announced))
@@ -91,16 +91,16 @@ class _Window:
 
         def order(i: int) -> tuple:
             drawn = self._drawn[i]
-            band = math.floor(drawn.y_l0_px * 1e-3 / drawn.um_per_px)
+            band = math.floor(drawn.y_l0_px / (BAND_L0_PX * drawn.um_per_px))
             return drawn.slide, drawn.um_per_px, band, drawn.x_l0_px
 
         ordered = sorted(range(len(self._drawn)), key=order)
         return [list(group) for _, group in itertools.groupby(ordered, key=lambda i: self._drawn[i].slide)]
 
-    def _announce(self, places: list[int]) -> bool:
-        """Tell an open slide what will be read of it."""
+    def _announce(self, places: list[int], opens: bool) -> bool:
+        """Tell a slide what will be read of it, if it is open or shall be opened; returns whether that was done."""
         file = self._source.slides[self._drawn[places[0]].slide]
-        if not self._source.open.is_open(file):
+        if not opens and not self._source.open.is_open(file):
             return False
         try:
             with self._source.open.use(file) as slide:
@@ -111,8 +111,8 @@ class _Window:
 
     def _read(self, places: list[int], announced: bool) -> None:
         """Read some places of one slide; where one fails, its next candidate, wherever that is."""
-        if not announced:
-            self._announce(places)
+        if not announced and len(places) > 1:
+            self._announce(places, opens=True)
         for i in places:
             first = itertools.chain([self._drawn[i]], self._candidates[i])
             self._drawn[i], self._flat[i] = self._source.read_one(first)
