@@ -47,7 +47,7 @@ def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], c
     if not any(len(table) for _, table in parts):
         return nothing(study, "no snapshot of these pretrainings has a score")
     parts = [(comparison, table) for comparison, table in parts if len(table)]
-    panels = [_panels(table) for _, table in parts]
+    panels = [_panels(_followed(table)) for _, table in parts]
     n_columns = min(MAX_PANELS, max(len(one) for one in panels))
     n_lines = max(len(comparison.names) for comparison, _ in parts)
     height = len(parts) * (2.35 + LEGEND_ROW_INCH * n_lines) + 0.3
@@ -60,6 +60,7 @@ def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], c
                 for value in _untrained(controls, comparison, task, metric):
                     axis.axhline(value, color="0.45", linewidth=0.9, linestyle=":", label="untrained network")
                 axis.set(xlabel="step", ylabel=AXES[metric])
+                axis.set_xlim(left=0)
                 axis.set_title(task, fontsize=7.5)
             for axis in row[len(wanted) :]:
                 axis.set_axis_off()
@@ -109,6 +110,14 @@ def nothing(study: Study, why: str) -> Figure:
         axes[0, 0].text(0, 0.5, why, va="center", transform=axes[0, 0].transAxes)
         title(figure, study.title)
     return figure
+
+
+def _followed(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of tasks that judged several steps of some pretraining; all rows where none did."""
+    n_steps = table.groupby(["task", "metric", "name"])["step"].nunique().groupby(["task", "metric"]).max()
+    several = set(n_steps.index[n_steps > 1])
+    kept = [pair in several for pair in zip(table["task"], table["metric"], strict=True)]
+    return table[kept] if several else table
 
 
 def _panels(table: pd.DataFrame) -> list[tuple[str, str]]:

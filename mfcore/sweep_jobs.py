@@ -128,7 +128,7 @@ def _judging_jobs(study: Study, probes: tuple[str, ...]) -> Iterator[Job]:
         needs = (STAGES["01"], *_pretrained(study, tasks_protocol.encoders_of(study, task)))
         judged.append(Job(_words(f"{STAGES['09']}.{task.name}"), STAGES["09"], {"task": task.name}, needs))
     yield from judged
-    if study.pretraining or study.tasks:
+    if probes and (study.pretraining or study.tasks):
         yield Job(STAGES["10"], STAGES["10"], {}, (*probes, *(job.name for job in judged)))
     if study.pretraining:
         names = [pretraining_job(which.name) for which in study.pretraining]

@@ -156,6 +156,12 @@ def test_figures_show_a_line_for_each_and_captions_what_was_computed(made):
     figure = figures_pretraining.over_steps(STUDY, parts, controls)
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert labels == ["untrained network", "100 % of slides (base)", "10 % of slides (few)"]
+    only_last = scores[scores["step"] != 50].assign(task="consep", metric="dice")
+    more = compare_pretraining.parts(STUDY, pd.concat([scores, only_last]), ["method"])
+    shown = [
+        axis.get_title(loc) for axis in figures_pretraining.over_steps(STUDY, more, controls).axes for loc in ("left", "center")
+    ]
+    assert [text for text in shown if text] == ["bach"], "one step alone has no course to show"
     said = captions_pretraining.over_steps(STUDY, parts, controls)
     assert "highest 100 % of slides with 0.700; from 100 % of slides: 10 % of slides -0.100" in said
     assert "highest DINOv2 with 0.750; from DINO: DINOv2 +0.050" in said
