@@ -92,8 +92,9 @@ print("files written:", run.folder.name, *[path.name for path in written], sep="
 # **Limits.** A loss that falls is no proof of good embeddings, and losses of different settings can't be compared; `03`, `09` and
 # `10` say what the encoder is worth. The published defaults are for hundreds of patches a step on many GPUs. On one GPU with
 # small batches, change in this order, one at a time: fewer prototypes (`n_prototypes`; a batch has two targets a patch to fill
-# them with); for DINOv2 `centring: mean`, as Sinkhorn-Knopp balances within a batch, or `method: dino`; a teacher that moves more
-# slowly (`momentum` towards 0.9995); then a lower or longer-warmed `teacher_temperature`; the learning rate last, as it is
-# scaled to the batch already. A training that diverges or collapses all the same stops and says so.
+# them with); `koleo_weight`, which keeps embeddings apart; with few prototypes `centring: sinkhorn_knopp`; a lower
+# `teacher_temperature` where targets stay uniform, a teacher that moves more slowly (`momentum` towards 0.9995) where a few
+# prototypes get all images; the learning rate last, as it is scaled to the batch already. A training that diverges or collapses
+# all the same stops and says so. How long is best isn't known beforehand: compare snapshots, on other data than are reported.
 #
 # **Next.** `02_embed` and `03_linear_probe` with this encoder; `11_pretraining_studies` sets pretrainings beside one another.

@@ -75,15 +75,16 @@ def _kind(line: dict, which: Pretraining) -> str:
 
 def remedy(which: Pretraining) -> str:
     """What to change first, in this order, for a pretraining with these settings."""
-    todo = [
-        f"raise momentum towards {0.9995 if which.batch_size <= 512 else 0.999} (now {which.momentum:g}): with small batches "
-        "the teacher must move more slowly",
-        f"lower teacher_temperature (now {list(which.teacher_temperature)}) or lengthen temperature_warmup",
+    n_targets, todo = 2 * which.batch_size, []
+    if which.n_prototypes > 2 * n_targets:
+        todo.append(f"lower n_prototypes (now {which.n_prototypes}; a batch has {n_targets} targets to fill them with)")
+    if not which.koleo_weight:
+        todo.append("set koleo_weight: 0.1, which keeps embeddings apart")
+    if which.centring == "mean":
+        todo.append("set centring: sinkhorn_knopp, which gives every prototype its share, with no more of them than targets")
+    todo += [
+        f"where targets are uniform, lower teacher_temperature (now {list(which.teacher_temperature)})",
+        f"where few prototypes get all images, raise momentum towards 0.9995 (now {which.momentum:g})",
         f"lower base_lr (now {which.base_lr:g})",
     ]
-    n_targets = 2 * which.batch_size
-    if which.n_prototypes > 16 * n_targets:
-        todo.insert(0, f"lower n_prototypes (now {which.n_prototypes}; a batch has {n_targets} targets)")
-    if which.centring == "sinkhorn_knopp" and which.batch_size < 256:
-        todo.insert(0, f"set centring: mean, as Sinkhorn-Knopp balances prototypes within a batch (now {which.batch_size})")
     return f"Change, one at a time: {'; '.join(todo)}"

@@ -3,11 +3,12 @@
 A step of its own process is ``python -m mfcore.ssl.pretrain --study FILE --encoder NAME --data FOLDER --results FOLDER``; with
 ``torchrun --nproc-per-node N -m mfcore.ssl.pretrain ...`` N processes, each with a GPU of its own, share every batch.
 
-What to change first where batches are small, on one GPU say (the published defaults are for batches of 256 to 1,024 and more):
-learning rates are scaled to the batch already, so leave ``base_lr``; raise ``momentum`` (DINO's authors name 0.9995 for a batch
-of 256); lower ``n_prototypes``, of which 65,536 need many targets a batch; take ``method: dino``, or with DINOv2 ``centring:
-mean``, as Sinkhorn-Knopp and KoLeo work within a batch; then a lower or longer-warmed ``teacher_temperature``. A teacher that
-collapses all the same is seen by its entropies and RankMe (`collapse`), and the training stops.
+What to change first where batches are small, on one GPU say (the published defaults are for batches of hundreds and more):
+learning rates are scaled to the batch already, so leave ``base_lr``; lower ``n_prototypes`` to the targets that a batch has
+(two a patch), as 65,536 are never filled; set ``koleo_weight``, which keeps embeddings apart, and with so few prototypes
+``centring: sinkhorn_knopp``; then, where targets stay uniform, lower ``teacher_temperature``, and where a few prototypes get
+all images, raise ``momentum`` (DINO's authors name 0.9995 for a batch of 256). The study ``demo`` is such a set of choices. A
+teacher that collapses all the same is seen by its entropies and RankMe (`collapse`), and the training stops.
 """
 
 import argparse
