@@ -68,12 +68,13 @@ def _embed(run: store.Run, data: TaskData, encoder: encoders.Encoder, size_px: i
                 with store.replacing(file) as aside, aside.open("wb") as out:
                     np.save(out, np.concatenate(parts))
             bar.update(len(rows))
+    shards = sorted(run.path("units").glob("features-*.npy"))
     with store.replacing(run.path(FILE)) as aside, h5py.File(aside, "w") as out:
-        out.create_dataset(
-            "features", data=np.concatenate([np.load(f) for f in sorted(run.path("units").glob("features-*.npy"))])
-        )
+        out.create_dataset("features", data=np.concatenate([np.load(file) for file in shards]))  # (n_items, n_dims)
         out.create_dataset("item_id", data=data.table["item_id"].astype(str).to_list(), dtype=h5py.string_dtype())
         out.attrs["card"], out.attrs["weights"] = json.dumps(as_dict(encoder.card)), encoder.revision
+    for file in shards:
+        file.unlink()
 
 
 def _batch(data: TaskData, encoder: encoders.Encoder, rows: Sequence[int], size_px: int | None) -> np.ndarray:

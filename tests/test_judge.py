@@ -173,7 +173,7 @@ def test_judging_keeps_predictions_that_can_be_scored_again(made, tmp_path):
     run = judge.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path / "results")
     predictions = pd.read_parquet(run.path("predictions.parquet"))
     tested = made.table[made.table["split"] != "train"]
-    assert run.verify().done and set(predictions["run"]) == {0, 1}
+    assert run.verify().done and set(predictions["run"]) == {0, 1} and not list(run.path("units").glob("*.npy"))
     for _, part in predictions.groupby("run"):
         assert (
             part[["item_id", "split", "label", "group"]]
