@@ -113,12 +113,13 @@ def _watched(source: patching.Source, which: Pretraining, n_workers: int) -> np.
 def example(
     study: Study, name: str, data_folder: str | Path, n: int = 4
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, pd.DataFrame]:
-    """The first ``n`` patches that a pretraining learns from, uint8 (n, size_px, size_px, 3), and what is shown of them.
+    """The first ``n`` patches (a batch at most) that a pretraining learns from, uint8 (n, size_px, size_px, 3), and its views.
 
     Besides: global crops, uint8 (2, n, g, g, 3), local ones (n_local, n, l, l, 3), coloured as the network gets them, and
     where the patches lie. Raises as `pretrain` does for its slides.
     """
     which = published(study.pretrained(name))
+    n = min(n, which.batch_size)
     if not which.slides:
         patches.prepare(study, data_folder)
     slides = patching.slides_of(study, which, Path(data_folder))
