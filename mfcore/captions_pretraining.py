@@ -24,9 +24,11 @@ def histories(study: Study, history: pd.DataFrame) -> str:
     ended = history.groupby("name", sort=False).last()
     ranks = ended["rankme"].dropna() if "rankme" in ended else ended["loss"].iloc[:0]
     said = f" RankMe at the end: {_spoken(ranks, '{:.1f}')}." if len(ranks) else ""
+    least, most = f"{ended['step'].min():,.0f}", f"{ended['step'].max():,.0f}"
+    steps = least if least == most else f"{least} to {most}"
     return (
         f"**How pretraining went.** {len(ended)} pretraining{'s' * (len(ended) != 1)} ({captions.of_what(study)}), "
-        f"{ended['step'].min():,.0f} to {ended['step'].max():,.0f} steps. A mean target whose entropy falls to 0, or a RankMe "
+        f"{steps} steps. A mean target whose entropy falls to 0, or a RankMe "
         f"that falls towards 1, is a collapse.{said} Losses of different methods are sums of different parts and don't compare."
     )
 

@@ -125,9 +125,9 @@ def missing(study: Study, results: str | Path) -> pd.DataFrame:
     ]
     rows += [("task", task.name, told["09", task.name]) for task in study.tasks if ("09", task.name) in told]
     refused = compare_tasks.missing(study, results)
-    refused = refused[
-        (refused["reason"] != "not run yet") & ~refused["task"].isin([row[1] for row in rows if row[0] == "task"])
-    ]
+    failed, lacking = ({name for kind, name, _ in rows if kind == what} for what in ("task", "pretraining"))
+    of = refused["encoder"].str.partition("@")[0] if len(refused) else refused["encoder"]
+    refused = refused[(refused["reason"] != "not run yet") & ~refused["task"].isin(failed) & ~of.isin(lacking)]
     rows += [("task", f"{row.task}: {row.encoder}", row.reason) for row in refused.itertuples()]
     return pd.DataFrame(rows, columns=["what", "name", "reason"])
 

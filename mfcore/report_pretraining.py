@@ -37,6 +37,7 @@ def page(study: Study, results: Path) -> str:
     overview = compare_pretraining.overview(study, results)
     missing = compare_pretraining.missing(study, results)
     runs = compare_pretraining.runs(study, results)
+    differences = compare_pretraining.all_differences(study, results, scores)
     return report_html.render(
         "pretraining.html",
         study=study,
@@ -48,7 +49,7 @@ def page(study: Study, results: Path) -> str:
         curves=report_html.figure(results, "11_histories", captions_pretraining.histories(study, history)),
         single=_single(study, results, runs, history),
         studies=_studies(study, results, scores),
-        differences=table(readable_differences(compare_pretraining.all_differences(study, results, scores))),
+        differences=table(readable_differences(differences)) if len(differences) else "",
         tasks=table(compare_tasks.readable(compare_tasks.encoders_only(scores))) if len(scores) else "",
         judged=_judged(study, results, scores),
         representations=_representations(study, results),
