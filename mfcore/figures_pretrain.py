@@ -23,7 +23,9 @@ def history(study: Study, table: pd.DataFrame, name: str) -> Figure:
         has_parts = (table[["loss_ibot", "loss_koleo"]] != 0).any(axis=None)
         shown = [key for key in PARTS if key == "loss" or (has_parts and (table[key] != 0).any())]
         for key, dash in zip(shown, DASHES, strict=False):
-            loss.plot(smooth["step"], smooth[key], linestyle=dash, label=PARTS[key])
+            weight = {"loss_ibot": which.ibot_weight, "loss_koleo": which.koleo_weight}.get(key)
+            label = PARTS[key] if weight is None else f"{PARTS[key]} (weight {weight:g})"
+            loss.plot(smooth["step"], smooth[key], linestyle=dash, label=label)
         loss.set_ylabel("loss")
         if len(shown) > 1:
             loss.legend()
@@ -50,8 +52,8 @@ def history(study: Study, table: pd.DataFrame, name: str) -> Figure:
         ):
             values = (1 - table["momentum"]) if key == "_left" else table[key]
             schedule.plot(table["step"], values / max(values.max(), 1e-12), linestyle=dash, label=label)
-        schedule.set(xlabel="step", ylabel="share of its highest value", ylim=(0, 1.05))
-        schedule.legend(fontsize=7)
+        schedule.set(xlabel="step", ylabel="share of its highest value", ylim=(0, 1.4), yticks=np.linspace(0, 1, 6))
+        schedule.legend(fontsize=7, ncols=2, loc="upper center")
         title(figure, f"{name}: {which.method}, {which.n_steps:,} steps of {which.batch_size} patches")
     return figure
 
