@@ -228,28 +228,46 @@ def measure(name: str, paths: list[Path], n: int, n_rounds: int, folder: Path | 
         }
 
 
-def processes(paths: list[Path], n: int) -> float:
-    """Patches a second of two processes, as two ranks of one stream, over twice those of one alone."""
-    code = (
-        "import sys, time; sys.path.insert(0, sys.argv[1]); import patching as here\n"
-        "from mfcore.ssl import patching\n"
-        "files = [patching.SlideFile(path, path) for path in sys.argv[6:]]\n"
-        "rank, ranks, n = map(int, sys.argv[2:5])\n"
-        "source = patching.Source(files, here.SETTINGS, 0).survey()\n"
-        "def read(first, n):\n"
-        "    for _ in patching.batches(source, first, n // here.BATCH, ranks * here.BATCH, rank, ranks):\n"
-        "        pass\n"
-        "read(0, n)\n"
-        "begun = time.perf_counter(); read(n * ranks, n); print(n / (time.perf_counter() - begun))\n"
-    )
+PROCESS = """
+import itertools, sys, time
+sys.path.insert(0, sys.argv[1])
+import patching as here
+from mfcore.ssl import patching
+rank, n = map(int, sys.argv[2:4])
+source = patching.Source([patching.SlideFile(path, path) for path in sys.argv[4:]], here.SETTINGS, 0).survey()
+first = 0
+for line in itertools.chain(["warm up"], iter(sys.stdin.readline, "")):
+    begun = time.perf_counter()
+    for _ in patching.batches(source, first, n // here.BATCH, 2 * here.BATCH, rank, 2):
+        pass
+    print(n / (time.perf_counter() - begun), flush=True)
+    first += 2 * n
+"""
 
-    def start(rank: int, n_ranks: int) -> subprocess.Popen:
-        command = [sys.executable, "-c", code, str(Path(__file__).parent), str(rank), str(n_ranks), str(n), "-"]
-        return subprocess.Popen([*command, *map(str, paths)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
-    alone = float(start(0, 1).communicate()[0])
-    both = [start(rank, 2) for rank in range(2)]
-    return sum(float(each.communicate()[0]) for each in both) / (2 * alone)
+def processes(paths: list[Path], n: int, n_rounds: int) -> float:
+    """Patches a second of two processes at once, two ranks of one stream, to twice those of one alone; median of rounds."""
+
+    def start(rank: int) -> subprocess.Popen:
+        command = [sys.executable, "-c", PROCESS, str(Path(__file__).parent), str(rank), str(n), *map(str, paths)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(command, text=True, bufsize=1, **pipes)
+
+    def go(*ranks: subprocess.Popen) -> float:
+        for each in ranks:
+            each.stdin.write("go\n")
+        return sum(float(each.stdout.readline()) for each in ranks)
+
+    with start(0) as one, start(1) as other:
+        for each in (one, other):
+            each.stdout.readline()  # has warmed up
+        ratios = []
+        for _ in range(n_rounds):
+            alone = go(one)
+            ratios.append(go(one, other) / (2 * alone))
+        one.stdin.close()
+        other.stdin.close()
+    return float(np.median(ratios))
 
 
 def main() -> None:
@@ -271,7 +289,7 @@ def main() -> None:
         sets[f"{N_NAMES} by name, levels 1:4"] = linked(Path(scratch) / "many", next(reversed(sets.values())))
         for name, paths in sets.items():
             found = list(measure(name, paths, arguments.patches, arguments.rounds, arguments.wsistream))
-            scaling = round(processes(paths, arguments.patches), 2) if len(paths) <= N_SLIDES else None
+            scaling = round(processes(paths, arguments.patches, arguments.rounds), 2) if len(paths) <= N_SLIDES else None
             rows += [{**row, "two_processes_to_twice_one": scaling} for row in found]
             print(pd.DataFrame(rows[-len(found) :]).to_string(index=False), flush=True)
     table = pd.DataFrame(rows).assign(n_patches=arguments.patches, machine=platform.machine(), n_cores=os.cpu_count())
