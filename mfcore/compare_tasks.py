@@ -48,22 +48,25 @@ class Scored:
 
 def runs(study: Study, results: str | Path) -> dict[tuple[str, str], store.Run]:
     """The newest finished run of each task and encoder, by their names, made by the study's protocol with today's card."""
+    records = {
+        kind: [(file, store.read_json(file)) for file in sorted(Path(results).glob(f"{stage}-*/run.json"))]
+        for kind, stage in STAGES.items()
+    }
     return {
         (task.name, encoder): run
         for task in study.tasks
         for encoder in tasks_protocol.encoders_of(study, task)
-        if (run := _find(study, task, encoder, Path(results))) is not None
+        if (run := _find(study, task, encoder, Path(results), records[tasks_protocol.of(task).kind])) is not None
     }
 
 
-def _find(study: Study, task: Task, encoder: str, results: Path) -> store.Run | None:
+def _find(study: Study, task: Task, encoder: str, results: Path, records: list[tuple[Path, dict]]) -> store.Run | None:
     try:
         config = tasks_protocol.config_of(study, task.name, _card(study, encoder, results))
         if config["card"] is None:  # what another machine knows of it decides nothing here
             del config["card"]
-        stage, name, found = STAGES[tasks_protocol.of(task).kind], f"{task.name}.{encoder}", []
-        for file in sorted(results.glob(f"{stage}-*/run.json")):
-            record = store.read_json(file)
+        name, found = f"{task.name}.{encoder}", []
+        for file, record in records:
             if record["name"] == name and not store.changes({k: record["config"][k] for k in config}, config):
                 identity = {key: record[key] for key in ("stage", "name", "config", "inputs")}
                 found.append((record["finished"], file.stat().st_mtime, store.Run(file.parent, identity)))
