@@ -161,6 +161,11 @@ class Task:
     n_per_class: int | None = None
 
 
+def steps_of(which: Pretraining) -> list[int]:
+    """After which steps a snapshot is kept, evenly spread; the last is ``n_steps``."""
+    return [which.n_steps * (i + 1) // which.n_snapshots for i in range(which.n_snapshots)]
+
+
 def in_order(all_of_them: Sequence[Pretraining]) -> list[str]:
     """Their names, each after the one that it starts from, else as they stand; those of a circle are left out."""
     waiting, found = list(all_of_them), []
@@ -195,10 +200,13 @@ def problems_of_pretraining(
         "head_bottleneck",
         "base_lr",
         "clip_norm",
+        "student_temperature",
         "n_snapshots",
     ):
         if not 0 < getattr(whole, key) < math.inf:
             wrong.append(f"{place}.{key}: {getattr(whole, key)} must be a number above 0")
+    if which.n_prototypes == 1:
+        wrong.append(f"{place}.n_prototypes: 1 must be 2 or more: targets over one say nothing")
     if which.batch_size == 1 and whole.koleo_weight:
         wrong.append(f"{place}.batch_size: KoLeo needs neighbours; 2 or more, or koleo_weight: 0")
     for key in ("warmup", "temperature_warmup", "n_frozen_last", "drop_path", "mask_probability", "momentum"):
@@ -209,11 +217,14 @@ def problems_of_pretraining(
     for key in ("final_lr", "ibot_weight", "koleo_weight"):
         if not 0 <= getattr(whole, key) < math.inf:
             wrong.append(f"{place}.{key}: {getattr(whole, key)} must be 0 or more")
-    pairs = {"weight_decay": 0.0, "teacher_temperature": 1e-9, "mask_ratio": 0.0}
-    for key, least in pairs.items():
+    pairs = {"weight_decay": (0.0, "of 0 or more"), "teacher_temperature": (1e-9, "above 0")}
+    for key, (least, what) in pairs.items():
         value = getattr(whole, key)
         if len(value) != 2 or min(value) < least or not all(map(math.isfinite, value)):
-            wrong.append(f"{place}.{key}: {list(value)} must be two numbers, each above 0")
+            wrong.append(f"{place}.{key}: {list(value)} must be two numbers {what}")
+    ratio = whole.mask_ratio
+    if len(ratio) != 2 or not 0 <= ratio[0] <= ratio[1] <= 1:
+        wrong.append(f"{place}.mask_ratio: {list(ratio)} must be two shares of the tokens, in [0, 1], the lesser first")
     if whole.centring not in ("mean", "sinkhorn_knopp"):
         wrong.append(f"{place}.centring: {whole.centring!r} is not one of ['mean', 'sinkhorn_knopp']")
     if which.n_snapshots > which.n_steps:
@@ -257,7 +268,7 @@ def _wrong_start(
     """What is wrong with the encoder that it starts from, as far as the study tells: its architecture must be the same."""
     if which.start == "random":
         return []
-    name = which.start.partition("@")[0]
+    name, _, step = which.start.partition("@")
     first = next((other for other in others if other.name == name), None)
     if first is not None:
         if which.name not in in_order(others):
@@ -269,6 +280,9 @@ def _wrong_start(
                 f"{place}.start: {which.start!r} is a {first.architecture} {first.arguments or ''}, "
                 f"this a {which.architecture} {which.arguments or ''}; weights fit the same architecture only"
             ]
+        if step and step not in map(str, steps_of(first)):
+            kept = steps_of(first)
+            return [f"{place}.start: {which.start!r}, but snapshots of {name!r} are kept after {kept} steps; name one of these"]
     scheme, _, rest = which.start.partition(":")
     architecture = rest.partition(".")[0] if scheme == "timm" else described.get(which.start)
     if architecture and architecture != which.architecture:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mfcore import config_pretraining, store
 from mfcore.config import ConfigError, Pretraining, Study, as_dict
-from mfcore.config_pretraining import published
+from mfcore.config_pretraining import published, steps_of
 
 STAGE = "pretrain"
 
@@ -39,13 +39,8 @@ def find(study: Study, name: str, results: str | Path) -> store.Run:
 
 
 def in_order(study: Study) -> list[str]:
-    """The encoders that the study pretrains, each after the one that it starts from; raises ConfigError for a circle."""
+    """The encoders that the study pretrains, each after the one that it starts from; a study has no circle of them."""
     return config_pretraining.in_order(study.pretraining)
-
-
-def steps_of(which: Pretraining) -> list[int]:
-    """After which steps a snapshot is kept, evenly spread; the last is ``n_steps``."""
-    return [which.n_steps * (i + 1) // which.n_snapshots for i in range(which.n_snapshots)]
 
 
 def snapshots_of(which: Pretraining) -> list[str]:

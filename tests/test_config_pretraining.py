@@ -57,6 +57,12 @@ def test_what_is_not_said_is_as_published_and_what_is_said_stays(method):
         (one("base_lr: .nan"), "pretraining[p].base_lr: nan must be a number above 0"),
         (one("warmup: 1.5"), "pretraining[p].warmup: 1.5 must lie in [0, 1]"),
         (one("teacher_temperature: [0.04]"), "pretraining[p].teacher_temperature: [0.04] must be two numbers"),
+        (one("student_temperature: 0"), "pretraining[p].student_temperature: 0.0 must be a number above 0"),
+        (one("n_prototypes: 1"), "pretraining[p].n_prototypes: 1 must be 2 or more"),
+        (one("mask_ratio: [0.1, 2]"), "pretraining[p].mask_ratio: [0.1, 2.0] must be two shares of the tokens, in [0, 1]"),
+        (one("mask_ratio: [0.5, 0.1]"), "pretraining[p].mask_ratio: [0.5, 0.1] must be two shares"),
+        (one("weight_decay: [-1, 0]"), "pretraining[p].weight_decay: [-1.0, 0.0] must be two numbers of 0 or more"),
+        (one("teacher_temperature: [0, 1]"), "pretraining[p].teacher_temperature: [0.0, 1.0] must be two numbers above 0"),
         (one("centring: median"), "pretraining[p].centring: 'median' is not one of"),
         (one("n_steps: 5, n_snapshots: 6"), "pretraining[p].n_snapshots: 6 is more than n_steps 5"),
         (one("method: dinov2, batch_size: 1"), "pretraining[p].batch_size: KoLeo needs neighbours"),
@@ -76,6 +82,10 @@ def test_what_is_not_said_is_as_published_and_what_is_said_stays(method):
         ),
         (one("arguments: {img_size: 96}"), "arguments.img_size: 96 px, but crops.global_px is 224"),
         (one("start: 'timm:vit_base_patch16_224.x'"), "is a vit_base_patch16_224, this a vit_small_patch16_224"),
+        (
+            GOOD + "pretraining: [{name: p, start: 'q@5'}, {name: q, n_steps: 10, n_snapshots: 3}]\n",
+            "pretraining[p].start: 'q@5', but snapshots of 'q' are kept after [3, 6, 10] steps",
+        ),
         (one("start: p"), "start: 'p' starts, itself or by way of others, from 'p'"),
         (
             GOOD + f"pretraining: [{{name: p, start: q, {VIT}}}, {{name: q, start: 'p@5', {VIT}}}]\n",
