@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from mfcore import captions
-from mfcore.compare_pretraining import VARIED, Comparison, differences, last
+from mfcore.compare_pretraining import VARIED, Comparison, departures, differences, differing, last
 from mfcore.config import Study
 from mfcore.figures_pretraining import AXES
 
@@ -39,17 +39,19 @@ def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], c
     if not any(len(table) for _, table in parts):
         return f"**{heading or 'Pretrainings.'}** Nothing to compare here ({captions.of_what(study)})."
     said = [_said(comparison, table) for comparison, table in parts if len(table)]
+    said += [text for comparison, table in parts if len(table) and (text := _of_settings(study, comparison))]
     beaten = _against_control(parts, controls)
     return f"**{heading}** Scores of snapshots by step ({captions.of_what(study)}). {' '.join(said)}{beaten} {_bars(parts)}"
 
 
-def by_value(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]]) -> str:
+def by_value(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> str:
     """Caption of `figures_pretraining.by_value`."""
     said = [_said(comparison, table) for comparison, table in parts if len(table)]
     if not said:
         return f"**One magnification or several.** Nothing to compare here ({captions.of_what(study)})."
     heading = " ".join(f"{VARIED[comparison.varied]}." for comparison, _ in parts)
-    return f"**{heading}** Scores after the last step ({captions.of_what(study)}). {' '.join(said)} {_bars(parts)}"
+    beaten = _against_control(parts, controls)
+    return f"**{heading}** Scores after the last step ({captions.of_what(study)}). {' '.join(said)}{beaten} {_bars(parts)}"
 
 
 def _said(comparison: Comparison, table: pd.DataFrame) -> str:
@@ -66,9 +68,52 @@ def _said(comparison: Comparison, table: pd.DataFrame) -> str:
     return "; ".join(parts) + "."
 
 
+def _of_settings(study: Study, comparison: Comparison) -> str:
+    """What a reader must know of the pretrainings compared that their values don't say; empty where there is nothing."""
+    if comparison.varied == "start":
+        return _made_here(study, comparison)
+    if comparison.varied != "method":
+        return ""
+    told = []
+    for key, of_value in differing(study, comparison).items():
+        each = [f"{value} {' or '.join(map(_word, settings))}" for value, settings in of_value.items()]
+        told.append(f"{key} ({', '.join(each)})")
+    text = "Besides how the learning rate is scaled to the batch, they differ in " + captions.listed(told) + "." if told else ""
+    own = {}
+    for name, value in zip(comparison.names, comparison.values, strict=True):
+        own.setdefault(value, departures(study.pretrained(name)))
+    unlike = [
+        f"{value} here has {captions.listed([f'{key} {_word(one)}' for key, one in changed.items()])}"
+        for value, changed in own.items()
+        if changed
+    ]
+    return text + (f" Unlike its authors', {'; '.join(unlike)}." if unlike else "")
+
+
+def _made_here(study: Study, comparison: Comparison) -> str:
+    """Of starts that the study pretrained itself, for how many steps."""
+    names, told = {which.name: which for which in study.pretraining}, []
+    for start in dict.fromkeys(study.pretrained(name).start for name in comparison.names):
+        name, _, step = start.partition("@")
+        if name in names:
+            told.append((start, f"{int(step or names[name].n_steps):,}"))
+    if not told:
+        return ""
+    (start, n_steps), *others = told
+    more = "".join(f", and {other} for {n}" for other, n in others)
+    come = "these come" if others else "which come"
+    return f"{start} was itself pretrained here, for {n_steps} steps{more}{':' if others else ','} {come} before those shown."
+
+
+def _word(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return " to ".join(map(_word, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _against_control(parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> str:
     """How many of the pretrained encoders end above the untrained network; empty without one."""
-    ended = pd.concat([last(table) for _, table in parts if len(table)]).drop_duplicates(["task", "name"])
+    ended = pd.concat([last(table) for _, table in parts if len(table)]).drop_duplicates(["task", "metric", "name"])
     own = controls.rename(columns={"name": "control", "of": "name", "mean": "untrained"})
     both = ended.merge(own, on=["name", "task", "metric"])
     if not len(both):

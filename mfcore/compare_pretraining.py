@@ -25,6 +25,7 @@ VARIED = {
 }
 MEASURES = ("odcorr_abs", "rankme")
 FEATURES = "features.h5"  # of a judging, row for row its items
+OBJECTIVE = ("centring", "ibot_weight", "koleo_weight")  # what makes a method one, apart from lengths, rates and crops
 NO_DIFFERENCE = ("name", "seed", "n_snapshots")  # what training is called, its draws, and what is kept of it
 DIFFERENCES = ["varied", "task", "metric", "value", "name", "mean", "sd", "base", "difference", "n_runs"]
 SCORES = ["name", "value", "task", "metric", "split", "step", "mean", "sd", "n_runs"]
@@ -71,6 +72,24 @@ def _but_for(which: Pretraining, key: str) -> str:
         left_out |= {*PUBLISHED["dino"], "crops.global_scale", "crops.local_scale"}
     content = {name: value for name, value in _flat(as_dict(published(which))).items() if name not in left_out}
     return json.dumps(content, sort_keys=True)
+
+
+def differing(study: Study, comparison: Comparison) -> dict[str, dict[str, list]]:
+    """In what a comparison's pretrainings differ besides what is varied: by key, of each value the settings it comes with."""
+    every = [_flat(as_dict(published(study.pretrained(name)))) for name in comparison.names]
+    found = {}
+    for key in every[0]:
+        if key not in (*NO_DIFFERENCE, comparison.varied) and any(one[key] != every[0][key] for one in every):
+            found[key] = {value: [] for value in comparison.values}
+            for value, one in zip(comparison.values, every, strict=True):
+                found[key][value] += [one[key]] if one[key] not in found[key][value] else []
+    return found
+
+
+def departures(which: Pretraining) -> dict[str, object]:
+    """What of OBJECTIVE a pretraining has otherwise than its method's authors."""
+    here, theirs = published(which), PUBLISHED[which.method]
+    return {key: getattr(here, key) for key in OBJECTIVE if getattr(here, key) != theirs[key]}
 
 
 def _flat(content: Mapping, where: str = "") -> dict[str, object]:

@@ -105,7 +105,7 @@ def _studies(study: Study, results: Path, scores: pd.DataFrame) -> list[tuple[st
         if not parts:
             continue
         if name == "11_magnifications":
-            caption = captions_pretraining.by_value(study, parts)
+            caption = captions_pretraining.by_value(study, parts, controls)
         else:
             caption = captions_pretraining.over_steps(study, parts, controls)
         found.append((heading, report_html.figure(results, name, caption)))

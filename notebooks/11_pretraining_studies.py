@@ -76,7 +76,7 @@ figure = figures_pretraining.by_value(study, parts, controls)
 figures.saved(figure, compare_pretraining.joined(parts), shown, "11_magnifications")
 
 # %%
-captions.show(captions_pretraining.by_value(study, parts))
+captions.show(captions_pretraining.by_value(study, parts, controls))
 
 # %% [markdown]
 # ## Fig. 4: DINO or DINOv2
@@ -111,7 +111,7 @@ print("files written:", *sorted(path.name for path in shown.glob("11_*")), sep="
 # %% [markdown]
 # **What we saw.** How far scores on tasks follow from the start, the data, the magnifications and the method of a pretraining.
 #
-# **Limits.** Each was pretrained once unless the study says it again with another seed: bars are of the heads alone. In the
-# demo all are hundreds of steps long on slides that were made up; the paper's are 100 epochs on TCGA.
+# **Limits.** Each was pretrained once unless the study says it again with another seed: bars are of the heads alone. The demo's
+# are short, on slides that were made up; the paper's are 100 epochs on TCGA.
 #
 # **Next.** Put a pretrained encoder among the study's `encoders`: 02 to 06 then benchmark it like any other.

@@ -176,10 +176,49 @@ def test_figures_show_a_line_for_each_and_captions_what_was_computed(made):
     assert list(dict.fromkeys(joined["varied"])) == ["patches.slide_fraction", "method"] and len(joined) == 8
 
 
+def test_the_control_is_told_of_beside_measures_that_it_lacks(made):
+    """Fig. 4 has representations before scores, and the untrained network's line is drawn beside the scores alone."""
+    scores = compare_pretraining.scores(STUDY, made)
+    controls = compare_pretraining.controls(STUDY, scores)
+    both = pd.concat([scores.assign(metric="odcorr_abs"), scores], ignore_index=True)
+    said = captions_pretraining.over_steps(STUDY, compare_pretraining.parts(STUDY, both, ["method"]), controls)
+    assert "Dotted: the same network untrained; 2 of 2 scores at the end lie above it" in said
+    parts = compare_pretraining.parts(STUDY, scores, ["patches.slide_fraction"])
+    assert "Dotted: the same network untrained; 2 of 2 scores" in captions_pretraining.by_value(STUDY, parts, controls)
+
+
+def test_a_start_that_was_pretrained_here_is_told_with_its_steps(made):
+    starts = (BASE, replace(BASE, name="on", start="longer"), replace(BASE, name="half", start="longer@150"))
+    study = replace(STUDY, pretraining=(*starts, replace(BASE, name="longer", n_steps=300, n_snapshots=2)))
+    scores = pd.DataFrame({"name": ["base", "on", "half"], "step": 100.0, "mean": 0.6, "sd": 0.1, "n_runs": 5})
+    scores = scores.assign(task="bach", metric="balanced_accuracy", split="test")
+    controls = pd.DataFrame(columns=["of", "name", "task", "metric", "mean"])
+    said = captions_pretraining.over_steps(study, compare_pretraining.parts(study, scores, ["start"]), controls)
+    assert "longer was itself pretrained here, for 300 steps, and longer@150 for 150: these come before those shown." in said
+    photographs = compare_pretraining.parts(STUDY, scores.replace("on", "from_photographs"), ["start"])
+    assert "itself pretrained" not in captions_pretraining.over_steps(STUDY, photographs, controls)
+
+
+def test_a_comparison_of_methods_says_in_what_they_differ_and_what_is_not_their_authors(made):
+    same = {"base_lr": 0.001, "momentum": 0.99, "layer_decay": 1.0, "drop_path": 0.0, "centring": "sinkhorn_knopp"}
+    crops = replace(BASE.crops, global_scale=(0.4, 1.0), local_scale=(0.1, 0.4))
+    one = replace(BASE, **same, koleo_weight=0.05, crops=crops)
+    study = replace(STUDY, pretraining=(one, replace(one, name="two", method="dinov2")))
+    (comparison,) = comparisons(study)
+    assert compare_pretraining.differing(study, comparison) == {"ibot_weight": {"DINO": [0.0], "DINOv2": [1.0]}}
+    assert compare_pretraining.departures(one) == {"centring": "sinkhorn_knopp", "koleo_weight": 0.05}
+    scores = compare_pretraining.scores(study, made)
+    parts = compare_pretraining.parts(study, scores, ["method"])
+    said = captions_pretraining.over_steps(study, parts, compare_pretraining.controls(study, scores))
+    assert "they differ in ibot_weight (DINO 0, DINOv2 1)." in said
+    assert "Unlike its authors', DINO here has centring sinkhorn_knopp and koleo_weight 0.05" in said
+    assert "DINOv2 here has koleo_weight 0.05." in said
+
+
 def test_a_lower_odcorr_is_the_better_one():
-    rows = [{"name": n, "value": v, "step": 5.0, "mean": m} for n, v, m in (("a", "DINO", 0.3), ("b", "DINOv2", 0.1))]
+    rows = [{"name": n, "value": v, "step": 5.0, "mean": m} for n, v, m in (("base", "DINO", 0.3), ("two", "DINOv2", 0.1))]
     table = pd.DataFrame(rows).assign(task="bach", metric="odcorr_abs", split="all", sd=np.nan, n_runs=1)
-    comparison = Comparison("method", ("a", "b"), ("DINO", "DINOv2"))
+    comparison = Comparison("method", ("base", "two"), ("DINO", "DINOv2"))
     controls = pd.DataFrame(columns=["of", "name", "task", "metric", "mean"])
     assert "lowest DINOv2 with 0.100" in captions_pretraining.over_steps(STUDY, [(comparison, table)], controls)
 
@@ -189,7 +228,7 @@ def test_without_scores_figures_and_captions_say_so(tmp_path):
     controls, parts = compare_pretraining.controls(STUDY, scores), compare_pretraining.parts(STUDY, scores, ["start"])
     assert "no snapshot" in figures_pretraining.over_steps(STUDY, parts, controls).axes[0].texts[0].get_text()
     assert "Nothing to compare" in captions_pretraining.over_steps(STUDY, parts, controls)
-    assert "Nothing to compare" in captions_pretraining.by_value(STUDY, parts)
+    assert "Nothing to compare" in captions_pretraining.by_value(STUDY, parts, controls)
     assert figures_pretraining.by_value(STUDY, parts, controls) and not len(
         compare_pretraining.all_differences(STUDY, tmp_path, scores)
     )
