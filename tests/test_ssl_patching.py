@@ -277,9 +277,10 @@ def test_slides_that_fail_are_said_and_left_out(folder, tmp_path, caplog):
         }
         assert source.failures.keys() == said.keys()
         assert all(reason in source.failures[name] for name, reason in said.items())
+        assert source.left_out == source.failures
     assert "slide glass is left out" in caplog.text
     only = patching.Source(bad, SETTINGS, 0)
-    with pytest.raises(patching.PatchingError, match=r"(?s)from 5 slides:.*glass\.tif: no tissue"):
+    with pytest.raises(patching.PatchingError, match=r"(?s)from 5 slides; .*glass\.tif: no tissue"):
         only.read(0)
     with pytest.raises(patching.PatchingError, match="no slides"):
         patching.Source([], SETTINGS, 0)
@@ -287,7 +288,7 @@ def test_slides_that_fail_are_said_and_left_out(folder, tmp_path, caplog):
         patching.Source(files(folder, "aa"), SETTINGS, 0)
 
 
-def test_damaged_px_are_drawn_anew(folder, tmp_path):
+def test_damaged_px_are_drawn_anew(folder, tmp_path, caplog):
     """A tile that can't be decoded costs its patches, not the training; the other numbers' patches stay as they were."""
     settings = OnlinePatches(48, (0.25,), 0.4)
     with tifffile.TiffFile(folder / "a.tif") as tiff:
@@ -301,18 +302,34 @@ def test_damaged_px_are_drawn_anew(folder, tmp_path):
     same = (expected.drawn["x_l0_px"] == got.drawn["x_l0_px"]).to_numpy()
     assert 0 < same.sum() < 60
     np.testing.assert_array_equal(expected.images[same], got.images[same])
-    assert "damaged" in damaged.failures["a"]
+    assert "damaged" in damaged.failures["a"] and damaged.left_out == {}
+    assert "a has px that can't be read" in caplog.text and "left out" not in caplog.text
     again = damaged.read(int(np.flatnonzero(~same)[0]))
     np.testing.assert_array_equal(again.image, got.images[~same][0])
+
+
+def test_where_no_px_can_be_read_the_draw_ends(folder, tmp_path, monkeypatch):
+    """All tissue is damaged, or the disk has gone: said with its reasons, not tried for ever."""
+    monkeypatch.setattr(patching_source, "MAX_FAILED", 20)
+    slides = [patching.SlideFile(name, str(tmp_path / f"{name}.tif")) for name in "ab"]
+    for file in slides:
+        Path(file.path).write_bytes((folder / f"{file.slide_id}.tif").read_bytes())
+    source = patching.Source(slides, OnlinePatches(48, (0.25,), 0.4), 0).survey()
+    source.close()
+    for file in slides:
+        Path(file.path).unlink()
+    for read in (lambda: source.read(0), lambda: next(patching.batches(source, 0, 1, 8))):
+        with pytest.raises(patching.PatchingError, match=r"none of 20 places for patch \d .*[ab]\.tif: no such slide"):
+            read()
 
 
 def test_a_slide_too_coarse_is_not_enlarged(folder):
     """0.5 um/px has nothing to show at 0.25."""
     slides = [patching.SlideFile("a", str(folder / "a.tif"))]
     source = patching.Source(slides, OnlinePatches(48, (0.1, 0.25), 0.4, "slides"), 0)
-    with pytest.raises(patching.PatchingError, match=r"at 0\.1 um/px"):
+    with pytest.raises(patching.PatchingError, match=r"(?s)at 0\.1 um/px.*patches\.um_per_px"):
         [source.draw(i) for i in range(20)]
-    assert "at 0.1 um/px on a slide of 0.25" in source.failures["a"]
+    assert "at 0.1 um/px on a slide of 0.25" in source.failures["a"] and source.left_out == {}
 
 
 def test_open_slides_are_bounded(folder):

@@ -25,6 +25,7 @@ MAX_OPEN = 64
 MEMORY_BYTES = 256 << 20  # of decoded tiles
 MAX_ENLARGED = 1.5  # a slide of 0.5 um/px has nothing to show at 0.25
 MAX_TRIES = 100_000  # draws for one patch
+MAX_FAILED = 1000  # places for one patch that can't be read, one after another
 
 log = logging.getLogger(__name__)
 
@@ -113,19 +114,26 @@ class Source:
         self.close()
 
     def read(self, number: int) -> Patch:
-        """Patch ``number`` of the stream; raises PatchingError where no slide has any."""
+        """Patch ``number`` of the stream; raises PatchingError where no slide has any that can be read."""
         drawn, image = self.read_one(self.candidates(number))
         return Patch(image, self.slides[drawn.slide].slide_id, *drawn[2:])
 
     def read_one(self, candidates: Iterator[Drawn]) -> tuple[Drawn, np.ndarray]:
-        """The first of the candidates that can be read, and its px, uint8 (size_px, size_px, 3)."""
-        for drawn in candidates:
+        """The first of the candidates that can be read, and its px, uint8 (size_px, size_px, 3).
+
+        Raises PatchingError where none of MAX_FAILED can: the slides are damaged throughout, or their disk has gone.
+        """
+        for drawn in itertools.islice(candidates, MAX_FAILED):
             try:
                 with self.open.use(self.slides[drawn.slide]) as slide:
                     return drawn, self.pixels(slide, drawn)
             except (SlideError, OSError) as error:
-                self._fail(self.slides[drawn.slide].slide_id, str(error))
-        raise AssertionError("candidates are endless")
+                last = str(error)
+                self._fail(self.slides[drawn.slide].slide_id, last, "has px that can't be read, drawn anew elsewhere")
+        raise PatchingError(
+            f"none of {MAX_FAILED} places for patch {drawn.number} can be read; check the disk, and whether the slides are whole; "
+            f"the last: {last}"
+        )
 
     def pixels(self, slide: Slide, drawn: Drawn) -> np.ndarray:
         """The px of a place on its open slide, uint8 (size_px, size_px, 3); raises SlideError where they are damaged."""
@@ -297,30 +305,39 @@ class Source:
                     if places.n_cells:
                         known.places[um_per_px] = places
         except (SlideError, OSError, tissue.TissueError) as error:
-            self._fail(file.slide_id, str(error))
+            self._fail(file.slide_id, str(error), "is left out")
             return known
         missing = [f"{um_per_px:g}" for um_per_px in dict.fromkeys(settings.um_per_px) if um_per_px not in known.places]
         if missing:
             self._fail(
                 file.slide_id,
                 f"{file.path}: no place for a patch of {settings.size_px} px with {settings.min_tissue:.0%} tissue at "
-                f"{', '.join(missing)} um/px on a slide of {slide.um_per_px:.3g}; left out there",
+                f"{', '.join(missing)} um/px on a slide of {slide.um_per_px:.3g}",
+                "is left out at some resolutions" if known.places else "is left out",
             )
         return known
 
-    def _fail(self, slide_id: str, reason: str) -> None:
-        """Say it, once a slide."""
+    def _fail(self, slide_id: str, reason: str, so: str) -> None:
+        """Say it and what comes of it, once a slide."""
         with self._lock:
             if slide_id in self.failures:
                 return
             self.failures[slide_id] = reason
-        log.warning("slide %s is left out: %s", slide_id, reason)
+        log.warning("slide %s %s: %s", slide_id, so, reason)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Of `failures` those of slides from which nothing is drawn at all, as far as slides were looked at."""
+        nowhere = {file.slide_id for file, known in zip(self.slides, self._known, strict=True) if known and not known.places}
+        return {slide_id: reason for slide_id, reason in self.failures.items() if slide_id in nowhere}
 
     def _none_left(self, um_per_px: float | None) -> PatchingError:
         at = "" if um_per_px is None else f" at {um_per_px:g} um/px"
         reasons = [f"{name}: {reason}" for name, reason in itertools.islice(self.failures.items(), 20)]
         more = f"\n  ... and {len(self.failures) - 20} more" if len(self.failures) > 20 else ""
-        return PatchingError(f"no patch can be drawn{at} from {len(self.slides)} slides:\n  " + "\n  ".join(reasons) + more)
+        remedy = "mend what is said of one" if um_per_px is None else "leave the resolution out of patches.um_per_px"
+        none = f"no patch can be drawn{at} from {len(self.slides)} slides; {remedy}"
+        return PatchingError(f"{none}:\n  " + "\n  ".join(reasons) + more)
 
 
 def level_of(slide: Slide, um_per_px: float) -> tuple[int, float] | None:
