@@ -87,7 +87,7 @@ def _of_settings(study: Study, comparison: Comparison) -> str:
         for value, changed in own.items()
         if changed
     ]
-    return text + (f" Unlike its authors', {'; '.join(unlike)}." if unlike else "")
+    return " ".join([*([text] if text else []), *([f"Unlike its authors', {'; '.join(unlike)}."] if unlike else [])])
 
 
 def _made_here(study: Study, comparison: Comparison) -> str:

@@ -102,6 +102,7 @@ class _Training:
         self.seen, self.truth = features[validation], labels[validation]
         self.every = protocol.n_batches(len(head.train)) * protocol.epochs_a_validation  # steps
         self.patience, self.without_gain = protocol.patience_of(len(head.train)), 0
+        self.gained = -math.inf  # the last score that was a gain
         self.batches = self._batches()
 
     def _batches(self) -> Iterator[np.ndarray]:
@@ -134,7 +135,9 @@ class _Training:
         logits = self.seen @ self.w.T + self.b
         called = (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else logits.argmax(axis=1)
         score = metrics_tasks.balanced_accuracy(self.truth, called)
-        self.without_gain = 0 if score > head.best + protocol.min_gain else self.without_gain + 1
+        self.without_gain += 1
+        if score > self.gained + protocol.min_gain:
+            self.gained, self.without_gain = score, 0
         if score > head.best:
             head.best, head.best_step = score, head.n_steps
             head.weight, head.bias = self.w.copy(), self.b.copy()

@@ -124,6 +124,21 @@ def test_training_stops_when_validation_gains_nothing_and_keeps_its_best():
     assert metrics_tasks.balanced_accuracy(labels[validation], called) == head.best
 
 
+def test_small_gains_add_up_to_one_that_counts(monkeypatch):
+    """As Lightning's early stopping: a gain is over the score that last counted, so that a slow climb isn't a standstill."""
+    features, labels, train, validation = problem(3, n=90)
+    scores = iter(0.5 + 0.006 * i for i in range(100))
+    monkeypatch.setattr(metrics_tasks, "balanced_accuracy", lambda *_: next(scores))
+    protocol = dataclasses.replace(PROTOCOL, n_steps=200, patience=3, min_gain=0.01)
+    (head,) = made = heads(train)
+    judge_heads.train(features, labels, 3, made, validation, protocol)
+    assert head.ended == "limit" and head.best_step == head.n_steps == 200, "every score is better, and the best is kept"
+    scores = iter([0.5, *(0.5 + 0.002 * i for i in range(1, 4)), *[0.9] * 9])
+    (head,) = made = heads(train)
+    judge_heads.train(features, labels, 3, made, validation, protocol)
+    assert head.ended == "early" and head.best == pytest.approx(0.506), "three in a row brought too little"
+
+
 # ---- protocol ----
 
 
