@@ -76,10 +76,16 @@ def _find(study: Study, task: Task, encoder: str, results: Path, records: list[t
 
 
 def _card(study: Study, encoder: str, results: Path) -> dict | None:
-    """Today's card, as a run's config has it, of encoders whose card takes no network to know; None for others."""
-    if not pretrained.is_of(study, encoder) and encoder not in CARDS:
+    """Today's card, as a run's config has it, of encoders whose card can be known here without asking elsewhere; else None."""
+    described = encoder in [own.name for own in study.own_encoders]
+    if not (described or encoder in CARDS or pretrained.is_of(study, encoder)):
         return None
-    return encoders.of(study, encoder, results).identity()
+    try:
+        return encoders.of(study, encoder, results).identity()
+    except encoders.EncoderError:
+        if described:  # by a file that lies where it was judged
+            return None
+        raise
 
 
 def missing(study: Study, results: str | Path) -> pd.DataFrame:

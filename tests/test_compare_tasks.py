@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score
 from tiny_encoders import tiny_card, use
 
 from mfcore import compare_tasks, judge, segment, store, tasks, tasks_protocol
-from mfcore.config import Pretraining, Task
+from mfcore.config import OwnEncoder, Pretraining, Task
 
 TISSUE = Task("synthetic_tissue", n_runs=3, n_steps=15, batch_size=16, max_lr=0.05)
 NUCLEI = Task("synthetic_nuclei", n_runs=2, n_steps=4, batch_size=8, max_lr=0.02, size_px=16)
@@ -138,6 +138,23 @@ def test_only_runs_by_todays_protocol_and_card_count(results, monkeypatch):
         pd.DataFrame({"encoder": ["tiny"], "judged": [False], "reason": ["no permission"]}),
     )
     assert compare_tasks.missing(STUDY, results)["reason"].tolist() == ["not run yet", "no permission"]
+
+
+def test_a_run_of_the_study_s_own_encoder_counts_by_todays_card_where_it_can_be_known(results, tmp_path):
+    """Of another record of the same name the run is another's; a record whose file lies on another machine decides nothing."""
+    own = OwnEncoder(
+        "tiny_own", weights="random", architecture="test_vit", mean=(0.5,) * 3, std=(0.5,) * 3, crop_px=32, resize_px=32
+    )
+    study = dataclasses.replace(STUDY, encoders=("tiny_own",), own_encoders=(own,), tasks=(TISSUE,))
+    judge.judge(study, "synthetic_tissue", "tiny_own", tmp_path, tmp_path)
+    assert set(compare_tasks.table(study, tmp_path)["encoder"]) == {"tiny_own"}
+    darker = dataclasses.replace(study, own_encoders=(dataclasses.replace(own, mean=(0.9,) * 3),))
+    assert compare_tasks.table(darker, tmp_path).empty, "judged by another card"
+    judge.judge(darker, "synthetic_tissue", "tiny_own", tmp_path, tmp_path)
+    both = [compare_tasks.runs(which, tmp_path)["synthetic_tissue", "tiny_own"].folder for which in (study, darker)]
+    assert both[0] != both[1], "the newest isn't the study's"
+    elsewhere = dataclasses.replace(study, own_encoders=(dataclasses.replace(own, weights="./gone.pth"),))
+    assert len(compare_tasks.table(elsewhere, tmp_path)) == 2
 
 
 def test_published_scores_stand_beside_and_evas_go_first(results, monkeypatch):
