@@ -6,7 +6,7 @@ import pandas as pd
 
 from mfcore.captions import of_what
 from mfcore.config import Study
-from mfcore.config_pretraining import published
+from mfcore.config_pretraining import METHODS, published
 from mfcore.store import Run
 
 
@@ -17,7 +17,7 @@ def settings(study: Study, name: str) -> pd.DataFrame:
     for key, value in vars(whole).items():
         for inner, content in vars(value).items() if key in ("patches", "crops") else [("", value)]:
             own = getattr(getattr(said, key), inner) if inner else getattr(said, key)
-            origin = f"the authors of {whole.method}" if own is None and content is not None else "the study"
+            origin = f"the authors of {METHODS[whole.method]}" if own is None and content is not None else "the study"
             rows.append((f"{key}.{inner}" if inner else key, _text(content), origin))
     return pd.DataFrame(rows, columns=["setting", "value", "from"])
 
@@ -31,10 +31,12 @@ def _text(value: object) -> str:
 def cost(run: Run) -> pd.DataFrame:
     """What a finished pretraining took and from how much: ``fact, value``."""
     facts = run.record["facts"]
-    left_out = facts["slides_left_out"]
+    left_out, in_part = facts["slides_left_out"], facts.get("slides_failed_in_part", {})
+    n_slides = facts["n_slides"] - len(left_out)
     rows = {
-        "patches": f"{facts['n_patches']:,} from {facts['n_slides'] - len(left_out):,} slides",
+        "patches": f"{facts['n_patches']:,} from {n_slides:,} slide{'s' * (n_slides != 1)}",
         "slides left out": "; ".join(left_out.values()) or "none",
+        **({"slides that failed in part": "; ".join(in_part.values())} if in_part else {}),
         "time": f"{facts['training_seconds'] / 60:.1f} minutes, {facts['patches_per_second']:,.1f} patches a second",
         "on": f"{facts['n_processes']} process{'es' * (facts['n_processes'] > 1)}, {facts['device']}, {facts['precision']}",
         "teacher": f"collapsed: {facts['collapsed']}" if facts["collapsed"] else "its targets tell images apart",

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mfcore.config import Study
-from mfcore.config_pretraining import published
+from mfcore.config_pretraining import METHODS, published
 from mfcore.figures import WIDTH_INCH, drawing, title
 
 PARTS = {"loss": "all", "loss_dino": "DINO", "loss_ibot": "iBOT", "loss_koleo": "KoLeo"}
@@ -54,7 +54,7 @@ def history(study: Study, table: pd.DataFrame, name: str) -> Figure:
             schedule.plot(table["step"], values / max(values.max(), 1e-12), linestyle=dash, label=label)
         schedule.set(xlabel="step", ylabel="share of its highest value", ylim=(0, 1.4), yticks=np.linspace(0, 1, 6))
         schedule.legend(fontsize=7, ncols=2, loc="upper center")
-        title(figure, f"{name}: {which.method}, {which.n_steps:,} steps of {which.batch_size} patches")
+        title(figure, f"{name}: {METHODS[which.method]}, {which.n_steps:,} steps of {which.batch_size} patches")
     return figure
 
 

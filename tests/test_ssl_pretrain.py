@@ -18,6 +18,7 @@ from mfcore.config_pretraining import OnlinePatches, published
 from mfcore.encoders import EncoderError
 from mfcore.ssl import export, networks, pretrain
 from mfcore.ssl.collapse import PretrainingError
+from mfcore.synthetic import write_pyramid
 
 ROOT = Path(__file__).parents[1]
 SHORT = dataclasses.replace(WHICH, n_steps=4)
@@ -288,9 +289,9 @@ def test_a_long_history_is_smoothed_and_a_short_one_is_not(done):
 
 def test_settings_say_whose_they_are(done):
     table = captions_pretrain.settings(done[0], "own").set_index("setting")
-    assert table.loc["momentum"].tolist() == ["0.996", "the authors of dino"]
+    assert table.loc["momentum"].tolist() == ["0.996", "the authors of DINO"]
     assert table.loc["n_steps"].tolist() == ["4", "the study"]
-    assert table.loc["crops.global_scale"].tolist() == ["0.4, 1.0", "the authors of dino"]
+    assert table.loc["crops.global_scale"].tolist() == ["0.4, 1.0", "the authors of DINO"]
     assert table.loc["patches.um_per_px", "value"] == "0.25, 0.5"
 
 
@@ -301,5 +302,25 @@ def test_what_it_cost_says_what_was_left_out_and_whether_it_collapsed(done, tmp_
     facts = done[2].record["facts"]
     run.finish([], **{**facts, "collapsed": "all alike", "slides_left_out": {"s0": "s0: torn"}})
     table = captions_pretrain.cost(run).set_index("fact")["value"]
-    assert table["teacher"] == "collapsed: all alike" and table["patches"] == "16 from 1 slides"
-    assert table["slides left out"] == "s0: torn"
+    assert table["teacher"] == "collapsed: all alike" and table["patches"] == "16 from 1 slide"
+    assert table["slides left out"] == "s0: torn" and "slides that failed in part" not in table
+
+
+def test_a_slide_without_a_place_at_one_resolution_counts_among_those_drawn_from(tmp_path):
+    """At 2.5 um/px no patch of 40 px fits on a slide of 80 um; at 0.25 it does, and the slide isn't called left out."""
+    folder = write_slides(tmp_path / "slides", 1)
+    write_pyramid(folder / "small.tiff", np.full((320, 320, 3), (180, 100, 160), np.uint8), 0.25)
+    (folder / "torn.tiff").write_bytes((folder / "s0.tiff").read_bytes()[:9000])
+    study = study_of(folder, patches=OnlinePatches(40, (0.25, 2.5)), n_steps=2)
+    run = pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
+    table = captions_pretrain.cost(run).set_index("fact")["value"]
+    assert table["patches"] == "8 from 2 slides" and "torn.tiff" in table["slides left out"]
+    assert "small.tiff" not in table["slides left out"] and "at 2.5 um/px" in table["slides that failed in part"]
+
+
+def test_a_short_training_that_ends_collapsed_says_so(slides, tmp_path, monkeypatch, caplog):
+    """Too short to be stopped; its record and the log say it, with what to change."""
+    monkeypatch.setattr(pretrain.collapse, "state", lambda lines, which: "all images get the same target")
+    run = pretrain.pretrain(study_of(slides, n_steps=2), "own", "nowhere", tmp_path, "cpu")
+    assert run.record["facts"]["collapsed"] == "all images get the same target"
+    assert "pretraining[own] ended collapsed: all images get the same target. Change" in caplog.text

@@ -131,7 +131,7 @@ class Source:
                 last = str(error)
                 self._fail(self.slides[drawn.slide].slide_id, last, "has px that can't be read, drawn anew elsewhere")
         raise PatchingError(
-            f"none of {MAX_FAILED} places for patch {drawn.number} can be read; check the disk, and whether the slides are whole; "
+            f"none of {MAX_FAILED} places for patch {drawn.number} can be read; check the disk and whether slides are whole; "
             f"the last: {last}"
         )
 

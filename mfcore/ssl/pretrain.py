@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ __all__ = ["PretrainingError", "example", "load_history", "main", "pretrain"]
 
 N_WATCHED = 512  # patches of which RankMe is measured on the way
 N_LAST = 20  # lines of the history by which a training is called collapsed
+
+log = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -143,17 +146,20 @@ def _finish(
     device: torch.device,
     source: patching.Source,
 ) -> None:
-    """Close the run."""
+    """Close the run, and say where its teacher ended collapsed."""
     folders = [pretrained.snapshot_folder(run.folder, step) for step in pretrained.steps_of(which)]
     files = [
         str((folder / name).relative_to(run.folder)) for folder in folders for name in ("card.json", "weights.safetensors")
     ]
     seconds = history[-1]["seconds"]
+    if collapsed := collapse.state(history[-N_LAST:], which):  # of one too short to be stopped
+        log.warning("pretraining[%s] ended collapsed: %s. %s", which.name, collapsed, collapse.remedy(which))
     run.finish(
         ["history.jsonl", "drawn.parquet", *files],
         n_parameters=sum(parameter.numel() for parameter in pair.student.parameters()),
         n_slides=len(source.slides),
-        slides_left_out=source.failures,
+        slides_left_out=source.left_out,
+        slides_failed_in_part={name: reason for name, reason in source.failures.items() if name not in source.left_out},
         n_patches=which.n_steps * which.batch_size,
         training_seconds=round(seconds, 1),
         patches_per_second=round(which.n_steps * which.batch_size / seconds, 1),
@@ -161,7 +167,7 @@ def _finish(
         n_processes=processes.here().n,
         precision="bfloat16" if encoders.computes_bfloat16(device) else "float32",
         n_watched=N_WATCHED,
-        collapsed=collapse.state(history[-N_LAST:], which),
+        collapsed=collapsed,
     )
     run.path("checkpoint.pt").unlink(missing_ok=True)
 
