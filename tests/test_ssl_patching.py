@@ -288,6 +288,27 @@ def test_slides_that_fail_are_said_and_left_out(folder, tmp_path, caplog):
         patching.Source(files(folder, "aa"), SETTINGS, 0)
 
 
+@pytest.mark.parametrize(
+    ("where", "error"), [("mfcore.ssl.patching_open.open_slide", TypeError), ("mfcore.ssl.tissue.thumbnail_of", MemoryError)]
+)
+def test_a_header_that_says_nonsense_costs_its_slide_alone(folder, monkeypatch, where, error):
+    """Readers raise whatever a damaged header leads them to: a size that is a list, an image of terabytes."""
+    import importlib
+
+    place, name = where.rsplit(".", 1)
+    original = getattr(importlib.import_module(place), name)
+
+    def nonsense(slide, *more, **others):
+        if Path(getattr(slide, "path", slide)).stem == "a":
+            raise error("a tuple, not a number")
+        return original(slide, *more, **others)
+
+    monkeypatch.setattr(where, nonsense)
+    source = patching.Source(files(folder), OnlinePatches(48, (0.25,), 0.4), 0)
+    assert set(next(patching.batches(source, 0, 1, 32)).drawn["slide_id"]) == {"b", "c"}
+    assert "a.tif" in source.failures["a"] and error.__name__ in source.failures["a"]
+
+
 def test_damaged_px_are_drawn_anew(folder, tmp_path, caplog):
     """A tile that can't be decoded costs its patches, not the training; the other numbers' patches stay as they were."""
     settings = OnlinePatches(48, (0.25,), 0.4)

@@ -126,8 +126,8 @@ class OpenSlides:
             return open_slide(path, file.um_per_px, self._memory, with_reduced=True)
         except SlideError:
             raise
-        except OSError as error:
-            raise SlideError(f"{file.path}: can't be opened ({error})") from None
+        except Exception as error:  # whatever a damaged header leads a reader to
+            raise SlideError(f"{file.path}: can't be opened ({type(error).__name__}: {error})") from error
 
 
 def _index_bytes(slide: Slide) -> int:

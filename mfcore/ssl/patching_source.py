@@ -307,6 +307,9 @@ class Source:
         except (SlideError, OSError, tissue.TissueError) as error:
             self._fail(file.slide_id, str(error), "is left out")
             return known
+        except MemoryError as error:  # a damaged header that says an image of terabytes
+            self._fail(file.slide_id, f"{file.path}: larger than the memory ({type(error).__name__}: {error})", "is left out")
+            return known
         missing = [f"{um_per_px:g}" for um_per_px in dict.fromkeys(settings.um_per_px) if um_per_px not in known.places]
         if missing:
             self._fail(
