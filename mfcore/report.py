@@ -48,7 +48,7 @@ PAGES = {
     "encoders": "Encoders",
     "conventions": "One encoder, five libraries",
     "probes": "Audit of the probe",
-    "pretraining": "Pretraining",
+    "pretraining": "Pretraining and tasks",
     "claims": "The paper's claims",
     "switches": "What each switch is worth",
 }
@@ -87,7 +87,7 @@ def _pages(study: Study) -> dict[str, Callable[[Study, Path], str]]:
         pages["conventions"] = report_conventions.page
     if study.probe_audit:
         pages["probes"] = report_probes.page
-    if study.pretraining:
+    if study.pretraining or study.tasks:
         pages["pretraining"] = report_pretraining.page
     pages["claims"] = report_claims.page
     if study.effects.switches:

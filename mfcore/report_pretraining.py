@@ -1,4 +1,4 @@
-"""The supplement's page on pretraining: what the study pretrained, on what, how it went, and what its encoders are worth."""
+"""The supplement's page on pretraining and tasks: what the study pretrained, how it went, and what its encoders are worth."""
 
 from pathlib import Path
 
@@ -41,9 +41,9 @@ def page(study: Study, results: Path) -> str:
     return report_html.render(
         "pretraining.html",
         study=study,
-        said=said(study, overview, scores),
+        said=said(study, overview, scores) if study.pretraining else "",
         missing=table(missing) if len(missing) else "",
-        overview=table(readable_overview(overview)),
+        overview=table(readable_overview(overview)) if study.pretraining else "",
         left_out=_left_out(runs),
         drawn=_drawn(results),
         curves=report_html.figure(results, "11_histories", captions_pretraining.histories(study, history)),

@@ -248,3 +248,11 @@ def test_the_page_says_what_was_pretrained_what_failed_and_that_it_is_synthetic(
     assert page.count("<figure>") == 1 and "0.700 ± 0.030" in page and "0.650" not in page
     for heading in ("What training starts from", "How many slides", "DINO or DINOv2", "Downstream tasks", "Limits"):
         assert heading in page
+
+
+def test_the_page_of_a_study_that_pretrains_nothing_is_of_its_tasks(made):
+    study = replace(STUDY, encoders=("untrained", "other"), pretraining=())
+    page = report_pretraining.page(study, made)
+    assert "Downstream tasks" in page and "0.500 ± 0.030" in page and "eva" in page
+    for absent in ("pretrained itself", "What was pretrained", "0 of 0", "Each encoder is pretrained once"):
+        assert absent not in page

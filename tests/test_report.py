@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from mfcore import claims, compare, patches, report, report_claims, splits, splits_audit, store
-from mfcore.config import MODES, Data, Effects, Inflation, Pretraining, Splits, Study, as_dict
+from mfcore.config import MODES, Data, Effects, Inflation, Pretraining, Splits, Study, Task, as_dict
 
 STUDY = Study(
     "t", "A <test>", Data("synthetic", um_per_px=0.3), splits=Splits(sizes=(1.0,), n_folds=2), encoders=("good", "broken")
@@ -118,6 +118,7 @@ def test_pages_are_those_that_the_study_asks_for(results):
     asked = replace(asked, pretraining=(Pretraining("own"),))
     assert list(report._pages(asked)) == ["audit", "encoders", "conventions", "probes", "pretraining", "claims", "switches"]
     assert list(report._pages(asked)) == list(report.PAGES)
+    assert "pretraining" in report._pages(replace(STUDY, tasks=(Task("bach"),))), "which holds the tasks"
     index = report.build(STUDY, results)
     assert '<a href="encoders.html">Encoders</a>' in index.read_text() and "conventions.html" not in index.read_text()
     assert "E: &lt;no&gt; weights" in (index.parent / "encoders.html").read_text()
