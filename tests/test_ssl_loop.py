@@ -315,6 +315,13 @@ def test_batches_must_be_shared_evenly(tmp_path, monkeypatch):
         train(which(), tmp_path)
 
 
+def test_koleo_needs_neighbours_within_a_process(tmp_path, monkeypatch):
+    """One patch a process has none, and the regulariser would be off without a word."""
+    monkeypatch.setattr(processes, "here", lambda: Ranks(0, 4))
+    with pytest.raises(PretrainingError, match=r"batch_size: 4 patches over 4 processes .* KoLeo .* start fewer"):
+        train(which(**DINOV2), tmp_path)
+
+
 def test_too_little_memory_is_said_with_what_to_lower(tmp_path, monkeypatch):
     def full(self, batch):
         raise torch.OutOfMemoryError("out of memory")

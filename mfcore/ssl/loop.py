@@ -111,6 +111,11 @@ class _Training:
                 f"pretraining[{which.name}].batch_size: {which.batch_size} patches can't be shared evenly by {self.ranks.n} "
                 "processes; start another number, or change it"
             )
+        if which.batch_size == self.ranks.n and which.koleo_weight:
+            raise PretrainingError(
+                f"pretraining[{which.name}].batch_size: {which.batch_size} patches over {self.ranks.n} processes leave KoLeo no "
+                "neighbours, one patch each; start fewer, raise it, or set koleo_weight: 0"
+            )
         self.mean, self.std = pair.mean, pair.std
         self.student, self.teacher = pair.student.to(device).train(), pair.teacher.to(device)
         self.shared = self.ranks.wrap(self.student, device)

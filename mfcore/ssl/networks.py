@@ -143,8 +143,13 @@ def _vit(which: Pretraining, arguments: dict[str, Any], drop_path: float) -> nn.
     except (TypeError, AttributeError, AssertionError, RuntimeError, ValueError) as error:
         said = json.dumps(which.arguments)
         raise EncoderError(f"{place}: {which.architecture} can't be built with arguments {said}: {error}") from error
-    if not isinstance(vit, timm.models.VisionTransformer) or vit.num_prefix_tokens < 1:
+    if not isinstance(vit, timm.models.VisionTransformer) or not vit.has_class_token:
         raise EncoderError(f"{place}.architecture: {which.architecture} isn't a ViT with a class token, which DINO needs")
+    if vit.global_pool != "token":
+        raise EncoderError(
+            f"{place}: {which.architecture} pools {vit.global_pool!r}, and so never normalises the class token that DINO "
+            "learns by; say global_pool: token in arguments"
+        )
     patch_px = vit.patch_embed.patch_size[0]
     for key in ("global_px", "local_px"):
         if getattr(which.crops, key) % patch_px and (key == "global_px" or which.crops.n_local):
