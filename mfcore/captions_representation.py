@@ -9,6 +9,7 @@ from mfcore import captions
 from mfcore.compare_representation import EXPECTED, TITLES
 from mfcore.config import Study
 
+EACH = " (each p by itself, uncorrected for their number)"
 FEW = 10  # encoders below which a correlation over them says next to nothing
 
 
@@ -38,29 +39,22 @@ def all_encoders(study: Study, table: pd.DataFrame) -> str:
         return f"**Representations.** No encoder of the study has embeddings to measure ({captions.of_what(study)})."
     constant = [f"{row.encoder} {row.n_constant}" for row in table.itertuples() if row.n_constant]
     left_out = f" Constant dimensions, left out of ODCorr: {', '.join(constant)}." if constant else ""
-    wide = table["n_dims"].nunique() > 1
-    unlike = (
-        f" The encoders' dimensions differ ({table['n_dims'].min():,} to {table['n_dims'].max():,}), and RankMe can't exceed "
-        "them: it ranks encoders of one width."
-        if wide
-        else ""
-    )
     return (
         f"**Representations.** RankMe (of singular values, neither centred nor normalised) and ODCorr in both readings, mean "
         f"|r| and mean r² between different dimensions, as it isn't known which one kaiko 2024 mean; of each encoder's "
         f"embeddings of all patches ({captions.of_what(study)}), beside the AUROC of its probe with all the data, mean ± SD "
-        f"over folds.{left_out}{unlike}{captions.home_made(study, table['encoder'])}"
+        f"over folds.{left_out}{_widths(table)}{captions.home_made(study, table['encoder'])}"
     )
 
 
 def against_probes(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> str:
     """Caption of kaiko's Fig. 5 for this study; arguments as `figures_representation.against_probes` takes them."""
     parts = [_related(row) for row in related.itertuples() if math.isfinite(row.rho)]
-    said = f" Spearman's ρ over encoders: {'; '.join(parts)}." if parts else ""
+    said = f" Spearman's ρ over encoders: {'; '.join(parts)}{EACH}." if parts else ""
     return (
         f"**Metric against accuracy.** AUROC of each encoder's probe (mean ± SD over folds) against its RankMe and ODCorr, as "
-        f"kaiko 2024, Fig. 5, set ODCorr against accuracy on natural images ({captions.of_what(study)}).{said} "
-        f"{what_encoders_show(related)}{captions.home_made(study, table['encoder'])}"
+        f"kaiko 2024, Fig. 5, set ODCorr against accuracy on natural images ({captions.of_what(study)}).{said}"
+        f"{_widths(table[table['auroc'].notna()])} {what_encoders_show(related)}{captions.home_made(study, table['encoder'])}"
     )
 
 
@@ -78,8 +72,16 @@ def against_tasks(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> s
     return (
         f"**Metric against a task's score.** What each encoder scores with a linear head (mean ± SD over "
         f"{table['n_runs'].max()} seeded runs) against RankMe and ODCorr of the same images ({captions.of_what(study)}). "
-        f"Spearman's ρ over encoders, {'. '.join(parts)}. {what_encoders_show(related)}{alike}"
+        f"Spearman's ρ over encoders, {'. '.join(parts)}{EACH}.{_widths(final)} {what_encoders_show(related)}{alike}"
     )
+
+
+def _widths(table: pd.DataFrame) -> str:
+    """Of encoders whose dimensions differ, what that does to RankMe; "" where they are as wide as one another."""
+    least, most = table["n_dims"].min(), table["n_dims"].max()
+    if not least < most:
+        return ""
+    return f" The encoders' dimensions differ ({least:,} to {most:,}), and RankMe can't exceed them: it ranks encoders of one width."
 
 
 def _related(row: tuple) -> str:

@@ -274,6 +274,13 @@ def test_captions_say_what_was_found():
     assert "dimensions differ" not in every_caption(STUDY)["all"]
     wide = captions_representation.all_encoders(STUDY, made().assign(n_dims=[192, 192, 1280, 192], n_constant=[0, 3, 0, 0]))
     assert "dimensions differ (192 to 1,280)" in wide and "left out of ODCorr: second 3." in wide
+    mixed = made().assign(n_dims=[192, 192, 1280, 192])
+    said = captions_representation.against_probes(STUDY, mixed, compared.correlations(mixed))
+    assert "it ranks encoders of one width" in said and "each p by itself, uncorrected" in said
+    unlike = judged(["bach"]).assign(n_dims=mixed["n_dims"])
+    said = captions_representation.against_tasks(STUDY, unlike, on_tasks.correlations(unlike))
+    assert "it ranks encoders of one width" in said and "each p by itself, uncorrected" in said
+    assert "one width" not in every_caption(STUDY)["against"] + every_caption(STUDY)["tasks"]
     unprobed = made().iloc[0].copy()
     unprobed["auroc"], unprobed["odcorr_abs"], unprobed["n_constant"] = np.nan, np.nan, 191
     said = captions_representation.one(STUDY, unprobed)

@@ -113,8 +113,8 @@ class _Training:
             )
         if which.batch_size == self.ranks.n and which.koleo_weight:
             raise PretrainingError(
-                f"pretraining[{which.name}].batch_size: {which.batch_size} patches over {self.ranks.n} processes leave KoLeo no "
-                "neighbours, one patch each; start fewer, raise it, or set koleo_weight: 0"
+                f"pretraining[{which.name}].batch_size: {which.batch_size} patches over {self.ranks.n} processes leave KoLeo "
+                "no neighbours, one patch each; start fewer, raise it, or set koleo_weight: 0"
             )
         self.mean, self.std = pair.mean, pair.std
         self.student, self.teacher = pair.student.to(device).train(), pair.teacher.to(device)
