@@ -4,7 +4,7 @@ import pandas as pd
 
 from mfcore import tasks_protocol
 from mfcore.captions import listed, of_what
-from mfcore.compare_masks import Shown
+from mfcore.compare_masks import MAX_SHOWN, Shown
 from mfcore.compare_tasks import TITLES, encoders_only, reported
 from mfcore.config import Study
 from mfcore.statistics import Interval
@@ -113,7 +113,8 @@ def segmentations(study: Study, shown: Shown | None) -> str:
     values = listed([f"{encoder} {value:.2f}" for encoder, value in dice.items()])
     return (
         f"**Fig. 3. Segmentations.** Tested patches of {shown.task}, drawn at random among those with nuclei and the same for "
-        f"every encoder; their true masks, and what the first run's decoder on each encoder's frozen features made of them "
-        f"({of_what(study)}). Mean Dice of these {len(shown.images)} patches: {values}; so few are no "
+        f"every encoder; their true masks, and over the patches what the first run's decoder on an encoder's frozen features "
+        f"made of them ({of_what(study)}). Shown, at most {MAX_SHOWN}: the best encoder, one pretrained here, the same network "
+        f"untrained, and the worst. Mean Dice of these {len(shown.images)} patches: {values}; so few are no "
         "measurement, the table is."
     )

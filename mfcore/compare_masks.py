@@ -1,13 +1,13 @@
 """Segmentations to look at: the tested patches that every encoder's run keeps, with true and predicted masks side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from mfcore import compare_tasks, metrics_tasks, pretrained, store
+from mfcore import compare_pretraining, compare_tasks, metrics_tasks, pretrained, store
 from mfcore.config import Study
 from mfcore.config_pretraining import SEGMENTATION
 
@@ -30,7 +30,7 @@ class Shown:
 
 
 def shown(study: Study, results: str | Path, task: str) -> Shown | None:
-    """Some of a task's tested patches, segmented by the best encoder, the best that the study pretrained, and the worst.
+    """Some of a task's tested patches, segmented by the encoders that `chosen` names.
 
     None for a task without masks. Raises StoreError where no encoder has been judged by it yet.
     """
@@ -40,10 +40,8 @@ def shown(study: Study, results: str | Path, task: str) -> Shown | None:
     order = table[table["task"] == task].sort_values("mean", ascending=False, kind="stable")["encoder"].tolist()
     if not order:
         raise store.StoreError(f"{results}: no encoder has been judged by {task!r} yet; run notebook 09 with it")
-    own = [encoder for encoder in order if pretrained.is_of(study, encoder)]
-    chosen = list(dict.fromkeys([order[0], *own[:1], order[-1]]))
     runs = compare_tasks.runs(study, results)
-    masks = {encoder: _masks(runs[task, encoder]) for encoder in chosen}
+    masks = {encoder: _masks(runs[task, encoder]) for encoder in chosen(study, order)}
     first = masks[order[0]]
     alike = {
         encoder: found
@@ -57,6 +55,18 @@ def shown(study: Study, results: str | Path, task: str) -> Shown | None:
         ignore_index=True,
     )
     return Shown(task, classes, first["image"], first["true"], predicted, dice[["item_id", "encoder", "class", "n_px", "dice"]])
+
+
+def chosen(study: Study, order: Sequence[str]) -> list[str]:
+    """At most MAX_SHOWN of some encoders, the best first in ``order``: the best, the home-made, its control, the worst.
+
+    The home-made one is the first of the study's encoders that it pretrained, or the best that it pretrained where its encoders
+    have none; the control is the same network untrained.
+    """
+    own = [encoder for encoder in order if pretrained.is_of(study, encoder)]
+    home = [encoder for encoder in study.encoders if encoder in own][:1] or own[:1]
+    controls = [name for encoder in home if (name := compare_pretraining.control_of(study, encoder)) in order]
+    return list(dict.fromkeys([order[0], *home, *controls, order[-1]]))[:MAX_SHOWN]
 
 
 def dice_of(shown: Shown | None) -> pd.DataFrame:

@@ -97,9 +97,9 @@ def by_class(study: Study, table: pd.DataFrame, task: str) -> Figure:
 
 
 def segmentations(study: Study, shown: Shown | None) -> Figure:
-    """Tested patches in rows; in columns the patch, its true mask, and what a decoder on each encoder's features made of it.
+    """Tested patches in rows; in columns the patch, its true mask, and over the patch what each encoder's decoder made of it.
 
-    A line over a predicted mask is the true one's edge; above it stands the patch's Dice, mean over its classes. ``shown``:
+    A line over a predicted mask is the true one's edge; below it stands the patch's Dice, mean over its classes. ``shown``:
     as `compare_masks.shown`; None gives a figure that says so.
     """
     if shown is None:
@@ -118,7 +118,8 @@ def segmentations(study: Study, shown: Shown | None) -> Figure:
             line[0].imshow(shown.images[row], interpolation="nearest")
             _mask(line[1], shown.true[row], len(shown.classes))
             for axis, (encoder, predicted) in zip(line[2:], shown.predicted.items(), strict=True):
-                _mask(axis, predicted[row], len(shown.classes))
+                axis.imshow(128 + shown.images[row].mean(axis=2) / 2, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+                _mask(axis, np.ma.masked_equal(predicted[row], 0), len(shown.classes), alpha=0.75)
                 inside = (shown.true[row] > 0) & (shown.true[row] != metrics_tasks.IGNORED)
                 if inside.any() and not inside.all():
                     axis.contour(inside, levels=[0.5], colors="black", linewidths=0.6)
@@ -137,10 +138,10 @@ def segmentations(study: Study, shown: Shown | None) -> Figure:
     return figure
 
 
-def _mask(axis: Axes, mask: np.ndarray, n_classes: int) -> None:
+def _mask(axis: Axes, mask: np.ndarray, n_classes: int, alpha: float = 1.0) -> None:
     colours = ["white", *(OF_CLASSES[i % len(OF_CLASSES)] for i in range(n_classes - 1)), IGNORED_GREY]
-    at = np.where(mask == metrics_tasks.IGNORED, n_classes, mask)
-    axis.imshow(at, cmap=ListedColormap(colours), vmin=-0.5, vmax=n_classes + 0.5, interpolation="nearest")
+    at = np.ma.where(mask == metrics_tasks.IGNORED, n_classes, mask)
+    axis.imshow(at, cmap=ListedColormap(colours), vmin=-0.5, vmax=n_classes + 0.5, interpolation="nearest", alpha=alpha)
 
 
 def _nothing(study: Study, said: str) -> Figure:

@@ -10,7 +10,7 @@ from matplotlib.text import Text
 from tiny_encoders import tiny_card, use
 
 from mfcore import captions_tasks, compare_masks, compare_tasks, figures, figures_tasks, metrics_tasks, segment, store
-from mfcore.config import Pretraining, Task
+from mfcore.config import OwnEncoder, Pretraining, Task
 
 STUDY = made_tasks.study(
     Task("synthetic_tissue", n_steps=100),
@@ -118,8 +118,9 @@ def made_shown(n=2) -> compare_masks.Shown:
     return compare_masks.Shown("synthetic_nuclei", data.classes, np.stack(data.pixels[:n]), true, predicted, table)
 
 
-def test_segmentations_lie_beside_their_patches_in_colours_that_differ_in_grey():
+def test_segmentations_lie_over_their_patches_in_colours_that_differ_in_grey():
     figure = figures_tasks.segmentations(STUDY, made_shown())
+    assert [len(axis.images) for axis in figure.axes[:4]] == [1, 1, 2, 2], "below each prediction is its patch"
     shown = texts(figure)
     for said in ("patch", "true mask", "tiny", "other", "dark", "red", "not judged", "true edge", "Dice 1.00", "Dice 0.00"):
         assert said in shown
@@ -128,6 +129,17 @@ def test_segmentations_lie_beside_their_patches_in_colours_that_differ_in_grey()
     assert min(np.diff(sorted(grey[:4]))) > 25, "four classes differ without colour"
     said = captions_tasks.segmentations(STUDY, made_shown())
     assert "Mean Dice of these 2 patches: tiny 1.00 and other 0.00" in said
+
+
+def test_the_home_made_encoder_and_its_control_are_among_those_shown():
+    """Which the best and the worst might crowd out: what pretraining is worth is seen beside the same network untrained."""
+    mine = (Pretraining("mini"), Pretraining("home"))
+    control = OwnEncoder("untrained", weights="random", architecture=mine[0].architecture)
+    study = dataclasses.replace(STUDY, encoders=("tiny", "home", "untrained"), own_encoders=(control,), pretraining=mine)
+    assert compare_masks.chosen(study, ["mini", "home", "untrained", "tiny"]) == ["mini", "home", "untrained"]
+    assert compare_masks.chosen(study, ["home", "untrained", "tiny", "mini"]) == ["home", "untrained", "mini"]
+    assert compare_masks.chosen(study, ["tiny", "mini", "other"]) == ["tiny", "mini", "other"]
+    assert compare_masks.chosen(study, ["tiny"]) == ["tiny"]
 
 
 def test_the_masks_shown_are_those_that_runs_kept(monkeypatch, tmp_path):
