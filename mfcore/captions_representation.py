@@ -81,7 +81,10 @@ def _widths(table: pd.DataFrame) -> str:
     least, most = table["n_dims"].min(), table["n_dims"].max()
     if not least < most:
         return ""
-    return f" The encoders' dimensions differ ({least:,} to {most:,}), and RankMe can't exceed them: it ranks encoders of one width."
+    return (
+        f" The encoders' dimensions differ ({least:,} to {most:,}), and RankMe can't exceed them: it ranks encoders of "
+        "one width."
+    )
 
 
 def _related(row: tuple) -> str:
