@@ -31,6 +31,7 @@ from mfcore.ssl import patching
 study = load_study(study_file)
 folder = Path(results) / study.name
 data = data_folder or Path(study_file).parent.parent / "data" / study.name
+assert study.pretraining, f"study {study.name!r} pretrains nothing; describe one in pretraining: [{{name: ...}}]"
 which = max(study.pretraining, key=lambda one: len(set(one.patches.um_per_px)))
 settings = which.patches
 captions.show(pd.DataFrame(as_dict(settings).items(), columns=["setting", "value"]))

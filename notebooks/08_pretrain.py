@@ -96,5 +96,6 @@ print("files written:", run.folder.name, *[path.name for path in written], sep="
 # `teacher_temperature` where targets stay uniform, a teacher that moves more slowly (`momentum` towards 0.9995) where a few
 # prototypes get all images; the learning rate last, as it is scaled to the batch already. A training that diverges or collapses
 # all the same stops and says so. How long is best isn't known beforehand: compare snapshots, on other data than are reported.
+# The settings of the study `demo` were chosen with its test folds in view, so that its encoder's scores there are optimistic.
 #
 # **Next.** `02_embed` and `03_linear_probe` with this encoder; `11_pretraining_studies` sets pretrainings beside one another.
