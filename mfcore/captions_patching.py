@@ -14,7 +14,7 @@ def places(study: Study, settings: OnlinePatches, drawn: pd.DataFrame, slides: p
     """Caption of where patches lie. drawn: slide_id, tissue of each draw; slides: as `Source.overview`."""
     whole = slides[slides["tissue_mm2"] > 0]
     n_failed = len(slides) - len(whole)
-    failed = f" {n_failed} slides were left out." if n_failed else ""
+    failed = f" {n_failed} slide{'s were' if n_failed > 1 else ' was'} left out." if n_failed else ""
     n_here, mm2 = int((drawn["slide_id"] == slide_id).sum()), whole["tissue_mm2"].sum()
     return (
         f"**Where patches are drawn** ({of_what(study)}). Left: slide {slide_id}, its tissue outlined where glass borders on "
@@ -52,6 +52,9 @@ def slides_table(slides: pd.DataFrame) -> pd.DataFrame:
         ("slides", f"{len(slides)}"),
         ("tissue", f"{slides['tissue_mm2'].sum():.3g} mm², {slides['tissue_share'].mean():.0%} of a slide on average"),
         ("kept of a slide", f"{slides['bytes'].mean():,.0f} bytes on average, {slides['bytes'].max():,} at most"),
-        *((f"left out: {row.slide_id}", row.failure) for row in failed.itertuples()),
+        *(
+            (f"{'failed in part' if row.tissue_mm2 else 'left out'}: {row.slide_id}", row.failure)
+            for row in failed.itertuples()
+        ),
     ]
     return pd.DataFrame(rows, columns=["what", "value"])

@@ -35,15 +35,19 @@ EXACT_UP_TO = 8  # encoders of which every order is tried for p
 def of_file(path: str | Path, dataset: str = "features") -> dict[str, float]:
     """RankMe and ODCorr of an HDF5 file's ``dataset`` (n, n_dims), read in chunks: `measured`.
 
-    The layout is that of this package and of the field's tools. Raises StoreError where there is no such file or dataset,
-    RepresentationError for features that aren't finite numbers.
+    The layout is that of this package and of the field's tools. Raises StoreError where there is no such file or dataset or it
+    can't be read, RepresentationError for features that aren't finite numbers.
     """
     import h5py
 
     path = Path(path)
     if not path.is_file():
         raise store.StoreError(f"{path} is missing; give an HDF5 file with the features of a row a patch")
-    with h5py.File(path) as content:
+    try:
+        content = h5py.File(path)
+    except OSError as error:
+        raise store.StoreError(f"{path} can't be read as HDF5 ({error}); make it again") from error
+    with content:
         if dataset not in content or getattr(content[dataset], "ndim", 0) != 2:
             held = {name: getattr(item, "shape", "a group") for name, item in content.items()}
             raise store.StoreError(f"{path} has no dataset {dataset!r} of shape (n, n_dims); it holds {held}")

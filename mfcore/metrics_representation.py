@@ -136,7 +136,7 @@ class Streaming:
         varies = ~self.constant_dims()
         products = self._products[np.ix_(varies, varies)]
         scale = np.sqrt(np.diag(products))
-        return products / scale[:, None] / scale
+        return (products / scale[:, None] / scale).clip(-1, 1)  # which rounding may pass
 
     def _refuse_none(self) -> None:
         if not self.n:
@@ -161,7 +161,7 @@ def _correlations(features: np.ndarray) -> np.ndarray:
     centred = features[:, varies].astype(np.float64)  # (n, k)
     centred -= centred.mean(axis=0)
     centred /= np.linalg.norm(centred, axis=0)
-    return centred.T @ centred
+    return (centred.T @ centred).clip(-1, 1)  # which rounding may pass
 
 
 def _mean_abs(correlations: np.ndarray) -> float:

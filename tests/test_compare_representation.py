@@ -127,6 +127,15 @@ def test_a_file_that_has_no_such_features_is_refused(tmp_path):
         compared.of_file(tmp_path / "nan.h5")
 
 
+def test_a_file_that_is_cut_short_is_said(tmp_path):
+    file = tmp_path / "torn.h5"
+    with h5py.File(file, "w") as out:
+        out["features"] = features()
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(store.StoreError, match=r"torn\.h5 can't be read as HDF5"):
+        compared.of_file(file)
+
+
 def test_subsamples_are_nested_seeded_and_the_same_patches_for_every_encoder(monkeypatch):
     x = features(200)
     marked = np.arange(200, dtype=np.float64)[:, None]  # which rows were taken can be read off sums of squares

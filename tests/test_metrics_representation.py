@@ -83,6 +83,15 @@ def test_odcorr_by_hand():
     assert both(features)["odcorr_sq"] == pytest.approx([(0.36 + 1 + 0.36) / 3] * 2)
 
 
+def test_dimensions_that_repeat_one_another_correlate_by_1_and_no_more():
+    """However the sums are rounded."""
+    for seed in range(40):
+        x = np.random.default_rng(seed).normal(size=(17, 1)) @ np.random.default_rng(seed + 99).normal(size=(1, 5))
+        stream = representation.Streaming(5).add(x)
+        values = [representation.odcorr_abs(x), representation.odcorr_sq(x), stream.odcorr_abs(), stream.odcorr_sq()]
+        assert max(values) <= 1 and min(values) > 1 - 1e-9
+
+
 def test_a_constant_dimension_is_left_out_and_named():
     features = correlated()
     more = np.insert(features, 3, 7.1, axis=1)

@@ -514,8 +514,12 @@ def test_figures_and_captions_say_what_was_drawn(folder, exact):
     assert sorted(right.get_lines()[0].get_ydata()) == sorted([0, *drawn["slide_id"].value_counts()])
     assert any("synthetic" in text.get_text() for text in figure.texts)
     said = captions_patching.places(study, SETTINGS, drawn, slides, "a")
-    assert f"the {n_here} patches" in said and "300 draws" in said and "1 slides were left out" in said and "p = " in said
+    assert f"the {n_here} patches" in said and "300 draws" in said and "1 slide was left out" in said and "p = " in said
     assert captions_patching.slides_table(slides).iloc[-1, 0] == "left out: gone"
+    in_part = slides.assign(failure=["no place at 9 um/px" if name == "a" else "" for name in slides["slide_id"]])
+    assert captions_patching.slides_table(in_part).iloc[-1, 0] == "failed in part: a"
+    twice = slides.assign(tissue_mm2=[0.0 if name in "ab" else 1.0 for name in slides["slide_id"]])
+    assert "2 slides were left out" in captions_patching.places(study, SETTINGS, drawn, twice[twice["slide_id"] != "gone"], "a")
     read = next(patching.batches(source, 0, 1, 16))
     sheet = figures_patching.contact_sheet(study, read.images, read.drawn)
     assert len(sheet.axes) == read.drawn["um_per_px"].nunique() * figures_patching.N_ACROSS

@@ -53,7 +53,7 @@ def pretrain(
     The run holds ``history.jsonl`` (see `load_history`), ``drawn.parquet`` (where patches lay, the first 100,000) and a folder
     for each snapshot, as `mfcore.pretrained` says. data_folder: where the study's own slides lie, made or fetched where that
     can be done; not read where the pretraining names other ``slides``. device: as for `encoders.choose_device`. n_workers:
-    threads or processes that read patches, each process of a torchrun its own. ``watch`` is called with the history so far
+    threads that read patches, each process of a torchrun its own. ``watch`` is called with the history so far
     when it has a new line. Raises ConfigError, LabelError, PatchingError (no slide can be read), EncoderError (the network, or
     the encoder to start from) and PretrainingError (diverged, collapsed, or not to be shared by so many processes).
     """
@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="the folder of the study's data (data/<study> beside studies/)")
     parser.add_argument("--results", type=Path, required=True, help="the folder that holds the study's")
     parser.add_argument("--device", default="auto", help='"cpu", "cuda" or "auto": a GPU where there is one (auto)')
-    parser.add_argument("--workers", type=int, default=1, help="that read patches, for each process (1)")
+    parser.add_argument("--workers", type=int, default=1, help="threads that read patches, for each process (1)")
     chosen = parser.parse_args(arguments)
     try:
         study = load_study(chosen.study)
