@@ -12,6 +12,8 @@ from mfcore.compare_representation import BY_CHANCE, TITLES
 from mfcore.config import Study
 from mfcore.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, legend_below, look, title
 
+SNAPSHOTS = "snapshots on the way"  # by one name: of a sweep's there are dozens
+
 
 def against_probes(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> Figure:
     """AUROC of each encoder's probe (mean ± SD over folds) against RankMe and both ODCorr, a panel each (kaiko's Fig. 5).
@@ -37,7 +39,8 @@ def against_tasks(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> F
     return them.
     """
     tasks = list(dict.fromkeys(table["task"]))
-    height = 2.1 * len(tasks) + 0.4 + LEGEND_ROW_INCH * -(-table["encoder"].nunique() // 2)
+    n_named = len({encoder.partition("@")[0] for encoder in table["encoder"]}) + table["encoder"].str.contains("@").any()
+    height = 2.1 * len(tasks) + 0.4 + LEGEND_ROW_INCH * -(-n_named // 2)
     with drawing(study, len(tasks), len(TITLES), (WIDTH_INCH, height), sharey="row", sharex="col") as (figure, axes):
         for line, task in zip(axes, tasks, strict=True):
             part = table[table["task"] == task]
@@ -50,12 +53,15 @@ def against_tasks(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> F
 
 
 def _panels(study: Study, line: Sequence[Axes], rows: pd.DataFrame, related: pd.DataFrame) -> None:
-    """``score, score_sd`` of each encoder against each metric, a panel a metric."""
+    """``score, score_sd`` of each encoder against each metric, a panel a metric; snapshots are small and share a name."""
     rho = related.set_index("metric")["rho"]
     for axis, (metric, name) in zip(line, TITLES.items(), strict=True):
         for row in rows.itertuples():
             style = look(study, row.encoder, compare.PROBE) | {"linestyle": "none", "capsize": 2.5, "elinewidth": 1}
             sd = 0 if math.isnan(row.score_sd) else row.score_sd
+            if "@" in row.encoder:
+                axis.plot(getattr(row, metric), row.score, ".", color="0.6", markersize=3, zorder=1, label=SNAPSHOTS)
+                continue
             label = compare.shown_name(study, row.encoder, compare.PROBE)
             axis.errorbar(getattr(row, metric), row.score, sd, label=label, **style)
         axis.set_xlabel(name)

@@ -343,6 +343,15 @@ def test_figures_say_synthetic_are_whole_and_mark_the_home_made_encoder(name):
     assert legend.get_window_extent().y1 < min(axis.get_window_extent().y0 for axis in figure.axes)
 
 
+def test_snapshots_share_a_name_in_the_legend():
+    table = judged(tasks=("bach",))
+    some = table.assign(encoder=[f"fourth@{10 * i}" for i in range(len(table))])
+    figure = figures_representation.against_tasks(STUDY, pd.concat([table, some]), on_tasks.correlations(table))
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(names) == len(table) + 1 and figures_representation.SNAPSHOTS in names
+    assert len(figure.axes[0].containers) == len(table), "errors are drawn for whole encoders"
+
+
 def test_a_panel_shows_each_probed_encoder_where_it_lies():
     table = made(auroc=(0.8, 0.75, 0.7, np.nan))
     figure = figures_representation.against_probes(STUDY, table, compared.correlations(table))
