@@ -220,9 +220,13 @@ def representations(study: Study, results: str | Path) -> pd.DataFrame:
 
 
 def over_steps(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
-    """The scores of a comparison's pretrainings after each of their snapshots: columns SCORES; table as `scores` gives it."""
+    """The scores of a comparison's pretrainings after each of their snapshots: columns SCORES; table as `scores` gives it.
+
+    Of tasks that judged two of them or more: one alone is compared with nothing.
+    """
     value = dict(zip(comparison.names, comparison.values, strict=True))
     part = table[table["name"].isin(value)]
+    part = part[part.groupby(["task", "metric"])["name"].transform("nunique") > 1] if len(part) else part
     return part.assign(value=part["name"].map(value))[SCORES].reset_index(drop=True)
 
 
@@ -252,8 +256,8 @@ def differences(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
     keys, ended = ["task", "metric"], last(table)
     base = ended.loc[ended["name"] == comparison.base, [*keys, "mean"]]
     rows = ended[ended["name"] != comparison.base].merge(base, "left", keys, suffixes=("", "_of_base"))
-    rows = rows.assign(varied=comparison.varied, base=comparison.base, difference=rows["mean"] - rows["mean_of_base"])
-    return rows[DIFFERENCES]
+    difference = (rows["mean"] - rows["mean_of_base"]).round(12) + 0.0  # what rounding alone makes is none, nor is it below 0
+    return rows.assign(varied=comparison.varied, base=comparison.base, difference=difference)[DIFFERENCES]
 
 
 def all_differences(study: Study, results: str | Path, table: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,7 @@ AXES = {
     "rankme": "RankMe",
 }
 LINES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)))
-NOTED = {"loss": "loss", "target_entropy": "entropy of the mean target", "rankme": "RankMe of the teacher"}
+NOTED = {"loss": "loss", "target_entropy": "entropy of the mean target (nats)", "rankme": "RankMe of the teacher"}
 MAX_PANELS = 4  # in a row
 
 
@@ -41,18 +41,22 @@ def histories(study: Study, history: pd.DataFrame) -> Figure:
 def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> Figure:
     """What snapshots score, a row of panels a comparison, a panel a task or measure, a line a pretraining.
 
-    parts: each comparison with its rows of `compare_pretraining.over_steps`; bars: SD over the heads' runs. controls: as
-    `compare_pretraining.controls` gives them, dotted. Without any part the figure says that there is none.
+    Comparisons of one panel each stand side by side. parts: each comparison with its rows of `compare_pretraining.over_steps`;
+    bars: SD over the heads' runs. controls: as `compare_pretraining.controls` gives them, dotted. Without any part the figure
+    says that there is none.
     """
     if not any(len(table) for _, table in parts):
         return nothing(study, "no snapshot of these pretrainings has a score")
     parts = [(comparison, table) for comparison, table in parts if len(table)]
     panels = [_panels(_followed(table)) for _, table in parts]
-    n_columns = min(MAX_PANELS, max(len(one) for one in panels))
+    side_by_side = all(len(one) == 1 for one in panels) and len(parts) <= MAX_PANELS
+    n_rows = 1 if side_by_side else len(parts)
+    n_columns = len(parts) if side_by_side else min(MAX_PANELS, max(len(one) for one in panels))
     n_lines = max(len(comparison.names) for comparison, _ in parts)
-    height = len(parts) * (2.35 + LEGEND_ROW_INCH * n_lines) + 0.3
-    with drawing(study, len(parts), n_columns, (WIDTH_INCH, height)) as (figure, axes):
-        for row, (comparison, table), wanted in zip(axes, parts, panels, strict=True):
+    height = n_rows * (2.35 + LEGEND_ROW_INCH * n_lines) + 0.3
+    with drawing(study, n_rows, n_columns, (WIDTH_INCH, height)) as (figure, axes):
+        rows = axes.T if side_by_side else axes
+        for row, (comparison, table), wanted in zip(rows, parts, panels, strict=True):
             for axis, (task, metric) in zip(row, wanted, strict=False):
                 part = table[(table["task"] == task) & (table["metric"] == metric)]
                 for i, (name, value) in enumerate(zip(comparison.names, comparison.values, strict=True)):
@@ -66,6 +70,7 @@ def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], c
                 axis.set_axis_off()
             row[0].legend(loc="upper left", bbox_to_anchor=(0, -0.24), fontsize=6.5)
         title(figure, study.title.partition(":")[0])
+        figure.draw_without_rendering()  # the legends change the panels' height, that their ticks, and these where labels stand
     return figure
 
 

@@ -1,5 +1,6 @@
 """Pretrainings beside one another: comparisons read off configs, snapshots' scores, differences, figures, captions and page."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -97,6 +98,25 @@ def test_names_seeds_and_snapshots_make_no_difference():
     assert comparisons(replace(STUDY, pretraining=(BASE, replace(BASE, name="b", seed=1)))) == []
     other = replace(BASE, name="other", method="dinov2", n_prototypes=8)
     assert comparisons(replace(STUDY, pretraining=(BASE, other))) == [], "a head of another size is no method's own"
+
+
+def test_what_was_scored_of_one_alone_is_compared_with_nothing(made):
+    scores = compare_pretraining.scores(STUDY, made)
+    alone = scores[scores["name"] == "base"].assign(task="consep", metric="dice")
+    both = pd.concat([scores, alone], ignore_index=True)
+    for varied, tasks in (("method", {"bach"}), ("start", set())):
+        ((_, table),) = compare_pretraining.parts(STUDY, both, [varied])
+        assert set(table["task"]) == tasks, varied
+
+
+def test_no_difference_is_none(made):
+    """The last digit of a mean is no difference: 0.1 + 0.2 and 0.3 are one score."""
+    table = pd.DataFrame({"name": ["base", "few"], "mean": [0.3, 0.1 + 0.2], "step": 100.0, "sd": 0.1, "n_runs": 5})
+    table = table.assign(value=["a", "b"], task="bach", metric="balanced_accuracy", split="test")
+    comparison = Comparison("patches.slide_fraction", ("base", "few"), ("a", "b"))
+    assert f"{compare_pretraining.differences(comparison, table)['difference'][0]:+.3f}" == "+0.000"
+    back = Comparison("patches.slide_fraction", ("few", "base"), ("b", "a"))
+    assert f"{compare_pretraining.differences(back, table)['difference'][0]:+.3f}" == "+0.000"
 
 
 def test_values_are_said_in_words():
@@ -213,6 +233,21 @@ def test_a_comparison_of_methods_says_in_what_they_differ_and_what_is_not_their_
     assert "they differ in ibot_weight (DINO 0, DINOv2 1)." in said
     assert "Unlike its authors', DINO here has centring sinkhorn_knopp and koleo_weight 0.05" in said
     assert "DINOv2 here has koleo_weight 0.05." in said
+
+
+def test_comparisons_of_one_task_stand_side_by_side_and_nothing_is_cut_off(made):
+    scores = compare_pretraining.scores(STUDY, made)
+    few = scores.assign(mean=scores["mean"] / 2.3)  # its ticks change with the panel's height, and with them the label's place
+    parts = compare_pretraining.parts(STUDY, few, ["patches.slide_fraction", "method"])
+    controls = compare_pretraining.controls(STUDY, few)
+    for wanted, n_columns in ((parts, 2), (parts[:1], 1)):
+        figure = figures_pretraining.over_steps(STUDY, wanted, controls)
+        assert figure.axes[0].get_gridspec().ncols == n_columns and figure.axes[0].get_gridspec().nrows == 1
+        figure.savefig(io.BytesIO(), dpi=300)
+        for axis in figure.axes:
+            assert axis.yaxis.label.get_tightbbox().x0 >= 0
+            assert axis.get_legend().get_tightbbox().y0 >= 0
+    assert "(nats)" in figures_pretraining.histories(STUDY, compare_pretraining.histories(STUDY, made)).axes[1].get_ylabel()
 
 
 def test_a_lower_odcorr_is_the_better_one():
