@@ -315,6 +315,15 @@ def test_batches_must_be_shared_evenly(tmp_path, monkeypatch):
         train(which(), tmp_path)
 
 
+def test_a_process_touches_no_other_gpu_than_its_own(tmp_path, monkeypatch):
+    """Keeping the draws of all of them would leave something of each process on each."""
+    kept, original = [], torch.random.fork_rng
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: kept.append(list(devices)) or original([]))
+    train(which(n_steps=1, n_snapshots=1), tmp_path)
+    assert kept == [[]]
+
+
 def test_koleo_needs_neighbours_within_a_process(tmp_path, monkeypatch):
     """One patch a process has none, and the regulariser would be off without a word."""
     monkeypatch.setattr(processes, "here", lambda: Ranks(0, 4))

@@ -77,8 +77,9 @@ def train(
     if not to_do:  # killed after its last step
         return training.history
     batches = task.batches(training.n_done * task.which.batch_size, to_do)
+    own_gpu = [device] if device.type == "cuda" else []
     try:
-        with contextlib.closing(batches), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with contextlib.closing(batches), torch.random.fork_rng(devices=own_gpu):
             for batch in batches:
                 line = training.run_step(batch)
                 progress.update(task.which.batch_size)
