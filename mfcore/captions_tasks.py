@@ -5,7 +5,7 @@ import pandas as pd
 from mfcore import tasks_protocol
 from mfcore.captions import listed, of_what
 from mfcore.compare_masks import MAX_SHOWN, Shown
-from mfcore.compare_tasks import TITLES, encoders_only, reported
+from mfcore.compare_tasks import TITLES, encoders_only, few, reported
 from mfcore.config import Study
 from mfcore.statistics import Interval
 
@@ -98,10 +98,12 @@ def by_class(study: Study, table: pd.DataFrame, task: str) -> str:
     means = table.groupby("class", sort=False)["mean"].mean()
     spans = table.groupby("class", sort=False)["mean"].agg(["min", "max"])
     widest = (spans["max"] - spans["min"]).idxmax()
+    n, n_drawn = table["encoder"].nunique(), len(few(study, table))
+    drawn = f" Drawn are {n_drawn} of {n} encoders, these numbers are of all." if n_drawn < n else ""
     return (
         f"**{task}, by class.** What each encoder finds of each class, mean and SD over runs ({of_what(study)}). Over encoders "
         f"{means.idxmax()} is found best ({means.max():.2f}) and {means.idxmin()} least ({means.min():.2f}); encoders "
-        f"differ most on {widest}, from {spans.loc[widest, 'min']:.2f} to {spans.loc[widest, 'max']:.2f}."
+        f"differ most on {widest}, from {spans.loc[widest, 'min']:.2f} to {spans.loc[widest, 'max']:.2f}.{drawn}"
     )
 
 

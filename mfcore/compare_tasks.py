@@ -26,6 +26,7 @@ STAGES = {"classification": "judge", "segmentation": "segment"}
 METRICS = {"classification": "balanced_accuracy", "segmentation": "dice"}
 TITLES = {"balanced_accuracy": "balanced accuracy", "dice": "Dice without background"}
 FILES = {"classification": "predictions.parquet", "segmentation": "dice.parquet"}
+MAX_DRAWN = 6  # encoders side by side in one class
 COLUMNS = [
     "task", "kind", "encoder", "step", "split", "metric", "mean", "sd", "low", "high", "runs_low", "runs_high", "n_runs",
     "n_items", "n_clusters", "published", "published_by", "difference",
@@ -246,6 +247,17 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             "published": [f"{value:.3f} ({less:+.3f})" if math.isfinite(value) else "–" for value, less in published],
         }
     )
+
+
+def few(study: Study, table: pd.DataFrame) -> list[str]:
+    """Of a table's encoders those to draw where each needs a mark for every class: all that there are.
+
+    Of more than MAX_DRAWN, those of the study's ``encoders``, or the first MAX_DRAWN where it lists none of them.
+    """
+    there = list(dict.fromkeys(table["encoder"]))
+    if len(there) <= MAX_DRAWN:
+        return there
+    return [name for name in there if name in study.encoders] or there[:MAX_DRAWN]
 
 
 def by_class(study: Study, results: str | Path, task: str) -> pd.DataFrame:

@@ -71,10 +71,13 @@ def _dot(axis: Axes, place: int, row: pd.Series, style: dict) -> None:
 
 
 def by_class(study: Study, table: pd.DataFrame, task: str) -> Figure:
-    """What each encoder finds of each class of a task, mean and SD over runs; ``table``: as `compare_tasks.by_class`."""
+    """What each encoder finds of each class of a task, mean and SD over runs; ``table``: as `compare_tasks.by_class`.
+
+    Of many encoders those that `compare_tasks.few` names.
+    """
     if table.empty:
         return _nothing(study, f"no encoder has been judged by {task} yet")
-    classes, encoders = list(dict.fromkeys(table["class"])), list(dict.fromkeys(table["encoder"]))
+    classes, encoders = list(dict.fromkeys(table["class"])), compare_tasks.few(study, table)
     n_legend = -(-len(encoders) // 3)
     size_inch = (WIDTH_INCH, max(0.5, 0.09 * len(encoders) + 0.15) * len(classes) + 0.9 + LEGEND_ROW_INCH * n_legend)
     with drawing(study, 1, 1, size_inch) as (figure, axes):

@@ -106,6 +106,19 @@ def test_classes_are_found_or_not():
     assert "stroma is found best (0.90) and tumour least (0.60); encoders differ most on tumour, from 0.50 to 0.70" in said
 
 
+def test_of_many_encoders_the_classes_show_the_study_s_own_list():
+    """Twelve encoders by nine classes can't be read; the table beside has them all."""
+    names = ["tiny", "other", *(f"home{i}" for i in range(8))]
+    table = pd.DataFrame([(name, "tumour", 0.5 + i / 50, 0.01, 20) for i, name in enumerate(names)])
+    table.columns = ["encoder", "class", "mean", "sd", "n"]
+    shown = texts(figures_tasks.by_class(STUDY, table, "synthetic_tissue"))
+    assert "tiny" in shown and "other" in shown and "home1" not in shown
+    assert "Drawn are 2 of 10 encoders" in captions_tasks.by_class(STUDY, table, "synthetic_tissue")
+    nobody = table[2:].reset_index(drop=True)
+    assert "home5" in (shown := texts(figures_tasks.by_class(STUDY, nobody, "bach"))) and "home6" not in shown
+    assert "Drawn are" not in captions_tasks.by_class(STUDY, table[:6], "synthetic_tissue")
+
+
 def made_shown(n=2) -> compare_masks.Shown:
     data = made_tasks.nuclei()
     true = np.stack(data.masks[:n])
