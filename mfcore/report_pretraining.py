@@ -128,13 +128,14 @@ def _representations(study: Study, results: Path) -> dict[str, str]:
 
 
 def _left_out(runs: dict[str, store.Run]) -> list[tuple[str, str]]:
-    """Slides that couldn't be read while an encoder was pretrained, and why."""
+    """Slides that couldn't be read while an encoder was pretrained, or in part, and why."""
     said = []
     for name, run in runs.items():
-        reasons = run.record["facts"].get("slides_left_out", {})
-        if reasons:
-            told = "; ".join(f"{slide}: {reason}" for slide, reason in reasons.items())
-            said.append((f"{name}: {len(reasons)} slides were left out", told))
+        for key, what in (("slides_left_out", "left out"), ("slides_failed_in_part", "used, but for a part")):
+            reasons = run.record["facts"].get(key, {})
+            if reasons:
+                told = "; ".join(f"{slide}: {reason}" for slide, reason in reasons.items())
+                said.append((f"{name}: {len(reasons)} slide{'s were' if len(reasons) > 1 else ' was'} {what}", told))
     return said
 
 

@@ -58,7 +58,8 @@ def made(tmp_path, monkeypatch):
             for step in (50, 100)
         ]  # fmt: skip
         pd.DataFrame(rows).to_json(run.path("history.jsonl"), orient="records", lines=True)
-        of_few = {"slides_left_out": {"bad.svs": "no um/px"}, "collapsed": "RankMe 1.0 of 4"} if name == "few" else {}
+        of_few = {"slides_left_out": {"bad.svs": "no um/px"}, "slides_failed_in_part": {"small.svs": "no place at 2 um/px"}}
+        of_few = of_few | {"collapsed": "RankMe 1.0 of 4"} if name == "few" else {}
         run.finish(["history.jsonl"], **of_few)
     failure = {"stage": "08_pretrain", "parameters": {"encoder": "single"}, "reason": "PretrainingError: it collapsed"}
     store.write_json(tmp_path / "failures" / "08_pretrain.single.json", failure)
@@ -279,7 +280,8 @@ def test_the_page_says_what_was_pretrained_what_failed_and_that_it_is_synthetic(
     page = report_pretraining.page(STUDY, made)
     assert "it collapsed" in page and "3 of 10 encoders are pretrained" in page and "synthetic" in page
     assert "base against untrained, the same network untrained: bach 0.700 against 0.500" in page
-    assert "few: 1 slides were left out" in page and "no um/px" in page
+    assert "few: 1 slide was left out" in page and "no um/px" in page
+    assert "few: 1 slide was used, but for a part" in page and "no place at 2 um/px" in page
     assert page.count("<figure>") == 1 and "0.700 ± 0.030" in page and "0.650" not in page
     for heading in ("What training starts from", "How many slides", "DINO or DINOv2", "Downstream tasks", "Limits"):
         assert heading in page
