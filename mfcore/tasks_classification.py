@@ -119,7 +119,10 @@ def load_mhist(folder: Path) -> TaskData:
     file = folder / "annotations.csv"
     if not file.is_file():
         refuse(folder, ["no annotations.csv"], WHERE["mhist"])
-    rows = pd.read_csv(file, dtype=str, keep_default_na=False)
+    try:
+        rows = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        refuse(folder, [f"annotations.csv: no table that can be read ({error})"], WHERE["mhist"])
     lacking = [name for name in MHIST_COLUMNS if name not in rows]
     if lacking:
         refuse(folder, [f"annotations.csv: without the columns {lacking}"], WHERE["mhist"])

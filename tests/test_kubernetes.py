@@ -145,4 +145,6 @@ def test_the_profile_names_rules_that_there_are():
     for file in (sweep_jobs.ROOT / "profiles").glob("*/config.yaml"):
         profile = yaml.safe_load(file.read_text())
         for key in ("set-resources", "set-threads", "groups"):
-            assert set(profile.get(key, {})) <= set(sweep_jobs.RULES), f"{file}: {key}"
+            assert set(profile.get(key, {})) <= {*sweep_jobs.RULES, "supplement"}, f"{file}: {key}"
+        reads_predictions_of_tasks = {"downstream_tasks", "representations", "pretraining_studies", "supplement"}
+        assert reads_predictions_of_tasks <= set(profile["set-resources"]), f"{file}: millions of rows need more than the default"
