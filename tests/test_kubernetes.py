@@ -147,4 +147,4 @@ def test_the_profile_names_rules_that_there_are():
         for key in ("set-resources", "set-threads", "groups"):
             assert set(profile.get(key, {})) <= {*sweep_jobs.RULES, "supplement"}, f"{file}: {key}"
         reads_predictions_of_tasks = {"downstream_tasks", "representations", "pretraining_studies", "supplement"}
-        assert reads_predictions_of_tasks <= set(profile["set-resources"]), f"{file}: millions of rows need more than the default"
+        assert reads_predictions_of_tasks <= set(profile["set-resources"]), f"{file}: they read millions of rows"

@@ -169,10 +169,10 @@ def test_a_wrong_mhist_is_refused_with_every_problem(tmp_path):
         tasks.load("mhist", tmp_path)
     save(tmp_path / "images" / "a.png", 1)
     (tmp_path / "annotations.csv").write_bytes(b"\xff\xfe\x00<html>not a table")
-    with pytest.raises(TaskError, match="annotations.csv: no table that can be read"):
+    with pytest.raises(TaskError, match=r"annotations\.csv: no table that can be read"):
         tasks.load("mhist", tmp_path)
     (tmp_path / "annotations.csv").write_text("")
-    with pytest.raises(TaskError, match="annotations.csv: no table that can be read"):
+    with pytest.raises(TaskError, match=r"annotations\.csv: no table that can be read"):
         tasks.load("mhist", tmp_path)
     mhist(tmp_path, "a.png,SSL,6,train\ngone.png,HP,6,test\na.png,HP,6,val\n")
     with pytest.raises(TaskError) as refused:
