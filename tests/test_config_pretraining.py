@@ -43,6 +43,27 @@ def test_what_is_not_said_is_as_published_and_what_is_said_stays(method):
         assert getattr(whole, key) == PUBLISHED[method][key], key
 
 
+OF_100_EPOCHS = {"warmup": 10, "temperature_warmup": 30, "n_frozen_last": 1}
+OF_BOTH = {"final_lr": 1e-6, "weight_decay": (0.04, 0.4), "clip_norm": 3.0, "teacher_temperature": (0.04, 0.07)}
+OF_ONE = {
+    "dino": {"base_lr": 5e-4, "momentum": 0.996, "layer_decay": 1, "drop_path": 0.1, "centring": "mean", "ibot_weight": 0}
+    | {"koleo_weight": 0, "global_scale": (0.4, 1), "local_scale": (0.05, 0.4)},
+    "dinov2": {"base_lr": 4e-3, "momentum": 0.992, "layer_decay": 0.9, "drop_path": 0.3, "centring": "sinkhorn_knopp"}
+    | {"ibot_weight": 1, "koleo_weight": 0.1, "global_scale": (0.32, 1), "local_scale": (0.05, 0.32)},
+}
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_defaults_are_the_authors(method):
+    """As their papers and configurations say it, lengths in epochs of 100: copied once more, so that a slip is seen."""
+    expected = {key: n_epochs / 100 for key, n_epochs in OF_100_EPOCHS.items()} | OF_BOTH | OF_ONE[method]
+    assert PUBLISHED[method] == expected
+    whole = Pretraining("p", method)
+    assert (whole.crops.global_px, whole.crops.local_px, whole.crops.n_local) == (224, 96, 8)
+    assert (whole.n_prototypes, whole.head_hidden, whole.head_bottleneck, whole.student_temperature) == (65_536, 2048, 256, 0.1)
+    assert (whole.mask_probability, whole.mask_ratio) == (0.5, (0.1, 0.5))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
