@@ -47,6 +47,17 @@ def test_a_healthy_training_goes_on():
     assert collapse.state(history, which(**LONG)) == ""
 
 
+@pytest.mark.parametrize(("share", "collapsed"), [(0.005, True), (0.02, False)])
+def test_a_hundredth_of_what_targets_could_tell_is_the_least(share, collapsed):
+    history = lines(100, 2.0, 2.0 + share * math.log(K))
+    assert bool(collapse.state(history, which(**LONG))) == collapsed
+
+
+@pytest.mark.parametrize(("rankme", "collapsed"), [(1.05, True), (1.3, False)])
+def test_embeddings_of_hardly_more_than_a_direction_are_collapsed(rankme, collapsed):
+    assert bool(collapse.state(lines(100, 1.0, 3.0, rankme), which(**LONG))) == collapsed
+
+
 def test_one_better_line_is_enough_to_go_on():
     """A collapse lasts: what is passing isn't one."""
     history = lines(100, 0.01, 0.02)
