@@ -74,6 +74,15 @@ def test_networks_may_begin_without_telling_images_apart():
         collapse.check(history[: len(early) + 2], which(**LONG))
 
 
+def test_a_thousand_steps_are_always_granted():
+    """Of 3,000 steps, too, and no fewer than 150 more that it has to last."""
+    this = which(n_steps=3000, n_prototypes=K, batch_size=64)
+    history = [{**line, "step": step} for step, line in enumerate(lines(1200, 0.01, 0.02), 1)]
+    collapse.check(history[:1149], this)
+    with pytest.raises(PretrainingError, match="by step 1150 of 3000"):
+        collapse.check(history[:1150], this)
+
+
 def test_a_short_training_is_not_stopped_but_its_end_is_said():
     this = which(n_steps=200, n_prototypes=K, batch_size=64)
     history = lines(100, 0.01, 0.02, n_steps=200)
