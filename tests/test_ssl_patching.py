@@ -188,6 +188,8 @@ def test_a_number_is_a_patch_whoever_reads_it(folder):
 
 def test_a_batch_that_cant_be_shared_is_refused(folder):
     """Of 8 patches, three processes can't have as many each."""
+    with pytest.raises(patching.PatchingError, match="n_workers: 0 must be 1 or more"):
+        next(patching.batches(patching.Source(files(folder), SETTINGS, 0), 0, 1, 8, n_workers=0))
     with pytest.raises(patching.PatchingError, match="a batch of 8 can't be shared by 3"):
         next(patching.batches(patching.Source(files(folder), SETTINGS, 0), 0, 1, 8, 0, 3))
 
@@ -457,6 +459,12 @@ def test_slides_of_a_study_are_its_own_or_those_named(folder, tmp_path):
     ]
     named = patching.slides_of(study, Pretraining("p", slides=str(folder)), tmp_path)
     assert [(file.slide_id, Path(file.path)) for file in named] == [(f"{n}.tif", folder / f"{n}.tif") for n in "abc"]
+    (tmp_path / "one" / "sub").mkdir(parents=True)
+    for name in ("a.tif", "._a.tif", "sub/.a.tif"):  # macOS lays such files beside others
+        (tmp_path / "one" / name).write_bytes((folder / "a.tif").read_bytes())
+    for place in ("one/", "one/a.tif"):
+        (only,) = patching.slides_of(study, Pretraining("p", slides=place), tmp_path)
+        assert (only.slide_id, Path(only.path)) == ("a.tif", tmp_path / "one" / "a.tif"), "no machine's path is in its name"
     with pytest.raises(patching.PatchingError, match="no slide below it"):
         (tmp_path / "empty").mkdir()
         patching.slides_of(study, Pretraining("p", slides=str(tmp_path / "empty")), tmp_path)

@@ -34,10 +34,12 @@ def batches(
     """Yield a process's share of ``n_batches`` batches: of each batch_size numbers from ``first`` on, the rank's part of them.
 
     ``n_workers`` threads read ahead. Close the iterator where it isn't used up (`contextlib.closing`), and the threads end.
-    Raises PatchingError where a batch can't be shared evenly, and as `Source.read` does.
+    Raises PatchingError where a batch can't be shared evenly, for no workers, and as `Source.read` does.
     """
     if batch_size % n_ranks or not 0 <= rank < n_ranks:
         raise PatchingError(f"a batch of {batch_size} can't be shared by {n_ranks} processes (this one is {rank}); change it")
+    if n_workers < 1:
+        raise PatchingError(f"n_workers: {n_workers} must be 1 or more; patches are read by threads of their own")
     share, size_px = batch_size // n_ranks, source.settings.size_px
     n_in_window = max(1, min(WINDOW_PATCHES, WINDOW_BYTES // (3 * size_px**2)) // share)  # batches
     if source.settings.uniform_over == "tissue":

@@ -55,7 +55,7 @@ def slides_of(study: Study, which: Pretraining, data_folder: str | Path) -> list
 
 
 def _listed(place: str, um_per_px: float | None) -> list[SlideFile]:
-    """Every slide below a folder, or an address that fsspec lists, by its path below it."""
+    """Every slide below a folder, or an address that fsspec lists, by its path below it; hidden files aren't looked at."""
     import fsspec
 
     try:
@@ -63,10 +63,11 @@ def _listed(place: str, um_per_px: float | None) -> list[SlideFile]:
         files = sorted(filesystem.find(root))
     except Exception as error:  # every file system has its own
         raise PatchingError(f"{place}: can't be listed ({type(error).__name__}: {error})") from None
-    found = [file for file in files if file.lower().endswith(SUFFIXES)]
+    found = [file for file in files if file.lower().endswith(SUFFIXES) and not file.rsplit("/", 1)[-1].startswith(".")]
     if not found:
         raise PatchingError(f"{place}: no slide below it; one ends in {', '.join(SUFFIXES)}")
-    base = root.rstrip("/") + "/"
+    folder = root.rstrip("/")
+    base = (folder.rpartition("/")[0] if found == [folder] else folder) + "/"  # where it is a slide itself
     return [
         SlideFile(file.removeprefix(base), filesystem.unstrip_protocol(file) if "://" in place else file, um_per_px)
         for file in found
