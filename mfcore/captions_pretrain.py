@@ -6,18 +6,20 @@ import pandas as pd
 
 from mfcore.captions import of_what
 from mfcore.config import Study
-from mfcore.config_pretraining import METHODS, published
+from mfcore.config_pretraining import METHODS, Pretraining, published
 from mfcore.store import Run
 
 
 def settings(study: Study, name: str) -> pd.DataFrame:
-    """How an encoder is pretrained, for reading, with what the method's authors say besides: ``setting, value, from``."""
-    said, whole = study.pretrained(name), published(study.pretrained(name))
+    """How an encoder is pretrained, for reading: ``setting, value, from``, the study, the method's authors, or a default."""
+    said, whole, plain = study.pretrained(name), published(study.pretrained(name)), Pretraining("")
     rows = []
     for key, value in vars(whole).items():
         for inner, content in vars(value).items() if key in ("patches", "crops") else [("", value)]:
-            own = getattr(getattr(said, key), inner) if inner else getattr(said, key)
-            origin = f"the authors of {METHODS[whole.method]}" if own is None and content is not None else "the study"
+            own, default = (getattr(getattr(of, key), inner) if inner else getattr(of, key) for of in (said, plain))
+            origin = "default" if own == default else "the study"
+            if own is None and content is not None:
+                origin = f"the authors of {METHODS[whole.method]}"
             rows.append((f"{key}.{inner}" if inner else key, _text(content), origin))
     return pd.DataFrame(rows, columns=["setting", "value", "from"])
 

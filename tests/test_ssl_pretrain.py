@@ -292,7 +292,10 @@ def test_settings_say_whose_they_are(done):
     assert table.loc["momentum"].tolist() == ["0.996", "the authors of DINO"]
     assert table.loc["n_steps"].tolist() == ["4", "the study"]
     assert table.loc["crops.global_scale"].tolist() == ["0.4, 1.0", "the authors of DINO"]
-    assert table.loc["patches.um_per_px", "value"] == "0.25, 0.5"
+    assert table.loc["patches.um_per_px"].tolist() == ["0.25, 0.5", "the study"]
+    assert table.loc["head_bottleneck", "from"] == "the study" and table.loc["name", "from"] == "the study"
+    assert table.loc["student_temperature"].tolist() == ["0.1", "default"]
+    assert table.loc["patches.min_tissue"].tolist() == ["0.4", "default"]
 
 
 def test_what_it_cost_says_what_was_left_out_and_whether_it_collapsed(done, tmp_path):
