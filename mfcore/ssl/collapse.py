@@ -3,7 +3,7 @@
 A target is a distribution over prototypes. The mean entropy of single targets, and the entropy of their mean, say what goes
 wrong (Caron et al. 2021, section 5.3 and figure 7): both 0, all images get one prototype; both log K, every target is uniform.
 In either case they are equal, and their difference, the information that a target has on its image in nats, is 0.
-RankMe (Garrido et al. 2023) of the teacher's embeddings tells the third case: targets differ along a line only.
+RankMe (Garrido et al. 2022) of the teacher's embeddings tells the third case: targets differ along a line only.
 """
 
 import math
