@@ -8,7 +8,7 @@ import pandas as pd
 from mfcore import captions
 from mfcore.compare_pretraining import VARIED, Comparison, departures, differences, differing, last
 from mfcore.config import Study
-from mfcore.figures_pretraining import AXES
+from mfcore.figures_pretraining import AXES, followed
 
 HEADS_ONLY = (
     "Bars are the SD over heads trained from other seeds on the same encoder; each encoder was pretrained once, so that what "
@@ -38,7 +38,7 @@ def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], c
     heading = " ".join(f"{VARIED[comparison.varied]}." for comparison, _ in parts)
     if not any(len(table) for _, table in parts):
         return f"**{heading or 'Pretrainings.'}** Nothing to compare here ({captions.of_what(study)})."
-    said = [_said(comparison, table) for comparison, table in parts if len(table)]
+    said = [_said(comparison, table, followed(table)) for comparison, table in parts if len(table)]
     said += [text for comparison, table in parts if len(table) and (text := _of_settings(study, comparison))]
     beaten = _against_control(parts, controls)
     return f"**{heading}** Scores of snapshots by step ({captions.of_what(study)}). {' '.join(said)}{beaten} {_bars(parts)}"
@@ -46,7 +46,7 @@ def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], c
 
 def by_value(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> str:
     """Caption of `figures_pretraining.by_value`."""
-    said = [_said(comparison, table) for comparison, table in parts if len(table)]
+    said = [_said(comparison, table, table) for comparison, table in parts if len(table)]
     if not said:
         return f"**One magnification or several.** Nothing to compare here ({captions.of_what(study)})."
     heading = " ".join(f"{VARIED[comparison.varied]}." for comparison, _ in parts)
@@ -54,17 +54,18 @@ def by_value(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], con
     return f"**{heading}** Scores after the last step ({captions.of_what(study)}). {' '.join(said)}{beaten} {_bars(parts)}"
 
 
-def _said(comparison: Comparison, table: pd.DataFrame) -> str:
-    """By task: which is best at the end, and how far the others are from the base beside the heads' spread."""
-    parts, ended = [], last(table)
+def _said(comparison: Comparison, table: pd.DataFrame, drawn: pd.DataFrame) -> str:
+    """By task: which is best at the end, and how far the others are from the base; of what isn't ``drawn``, that it isn't."""
+    parts, ended, shown = [], last(table), set(zip(drawn["task"], drawn["metric"], strict=True))
     for (task, metric), part in ended.groupby(["task", "metric"], sort=False):
         best = part.loc[part["mean"].idxmin() if metric.startswith("odcorr") else part["mean"].idxmax()]
         known = "lowest" if metric.startswith("odcorr") else "highest"
-        text = f"{task} ({AXES[metric]}): {known} {best['value']} with {best['mean']:.3f}"
+        once = "" if (task, metric) in shown else "; judged once, not drawn"
+        text = f"{task} ({AXES[metric]}{once}): {known} {best['value']} with {best['mean']:.3f}"
         against = differences(comparison, part)
         told = [f"{row.value} {row.difference:+.3f}" for row in against.itertuples() if math.isfinite(row.difference)]
         base = dict(zip(comparison.names, comparison.values, strict=True))[comparison.base]
-        parts.append(f"{text}; from {base}: {', '.join(told)}" if told else text)
+        parts.append(f"{text}; against {base}: {', '.join(told)}" if told else text)
     return "; ".join(parts) + "."
 
 

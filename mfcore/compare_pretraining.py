@@ -20,7 +20,7 @@ VARIED = {
     "start": "Fig. 1: what training starts from",
     "patches.slide_fraction": "Fig. 2, left: share of the slides",
     "patches.n_distinct": "Fig. 2, right: number of distinct patches",
-    "patches.um_per_px": "magnifications, one or several",
+    "patches.um_per_px": "Magnifications: one or several",
     "method": "Fig. 4: DINO or DINOv2",
 }
 MEASURES = ("odcorr_abs", "rankme")

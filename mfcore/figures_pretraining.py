@@ -48,7 +48,7 @@ def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], c
     if not any(len(table) for _, table in parts):
         return nothing(study, "no snapshot of these pretrainings has a score")
     parts = [(comparison, table) for comparison, table in parts if len(table)]
-    panels = [_panels(_followed(table)) for _, table in parts]
+    panels = [_panels(followed(table)) for _, table in parts]
     side_by_side = all(len(one) == 1 for one in panels) and len(parts) <= MAX_PANELS
     n_rows = 1 if side_by_side else len(parts)
     n_columns = len(parts) if side_by_side else min(MAX_PANELS, max(len(one) for one in panels))
@@ -117,7 +117,7 @@ def nothing(study: Study, why: str) -> Figure:
     return figure
 
 
-def _followed(table: pd.DataFrame) -> pd.DataFrame:
+def followed(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of tasks that judged several steps of some pretraining; all rows where none did."""
     n_steps = table.groupby(["task", "metric", "name"])["step"].nunique().groupby(["task", "metric"]).max()
     several = set(n_steps.index[n_steps > 1])

@@ -61,7 +61,11 @@ def said(study: Study, overview: pd.DataFrame, scores: pd.DataFrame) -> str:
     done = overview[overview["loss"].notna()]
     n_patches, minutes = done["n_patches"].sum(), done["seconds"].sum() / 60
     text = f"{len(done)} of {len(overview)} encoders are pretrained"
-    text += f", from {n_patches:,} patches in {minutes:.1f} minutes in all." if len(done) else "."
+    text += (
+        f"; they were shown {n_patches:,} patches (one shown again counts again) in {minutes:.1f} minutes in all."
+        if len(done)
+        else "."
+    )
     controls = compare_pretraining.controls(study, scores) if len(scores) else pd.DataFrame()
     for which in study.pretraining:
         if which.name not in study.encoders or not len(controls):
@@ -100,8 +104,9 @@ def readable_differences(differences: pd.DataFrame) -> pd.DataFrame:
 def _studies(study: Study, results: Path, scores: pd.DataFrame) -> list[tuple[str, str]]:
     """Title and figure of each comparison that the study's pretrainings allow."""
     controls, found = compare_pretraining.controls(study, scores), []
+    measured = pd.concat([compare_pretraining.representations(study, results), scores], ignore_index=True)
     for name, (heading, varied) in STUDIES.items():
-        parts = compare_pretraining.parts(study, scores, varied)
+        parts = compare_pretraining.parts(study, measured if name == "11_methods" else scores, varied)
         if not parts:
             continue
         if name == "11_magnifications":

@@ -183,9 +183,13 @@ def test_figures_show_a_line_for_each_and_captions_what_was_computed(made):
         axis.get_title(loc) for axis in figures_pretraining.over_steps(STUDY, more, controls).axes for loc in ("left", "center")
     ]
     assert [text for text in shown if text] == ["bach"], "one step alone has no course to show"
+    said = captions_pretraining.over_steps(STUDY, more, controls)
+    assert (
+        "consep (Dice; judged once, not drawn): highest DINOv2" in said and "bach (balanced accuracy): highest DINOv2" in said
+    )
     said = captions_pretraining.over_steps(STUDY, parts, controls)
-    assert "highest 100 % of slides with 0.700; from 100 % of slides: 10 % of slides -0.100" in said
-    assert "highest DINOv2 with 0.750; from DINO: DINOv2 +0.050" in said
+    assert "highest 100 % of slides with 0.700; against 100 % of slides: 10 % of slides -0.100" in said
+    assert "highest DINOv2 with 0.750; against DINO: DINOv2 +0.050" in said
     assert "3 of 3 scores at the end lie above it" in said and "synthetic data" in said
     figure = figures_pretraining.by_value(STUDY, parts[:1], controls)
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
@@ -285,6 +289,19 @@ def test_the_page_says_what_was_pretrained_what_failed_and_that_it_is_synthetic(
     assert page.count("<figure>") == 1 and "0.700 ± 0.030" in page and "0.650" not in page
     for heading in ("What training starts from", "How many slides", "DINO or DINOv2", "Downstream tasks", "Limits"):
         assert heading in page
+
+
+def test_the_page_tells_of_all_that_a_figure_shows(made, monkeypatch):
+    """Of Fig. 4 ODCorr and RankMe too, which notebook 11 draws beside scores; and what tasks select by."""
+    measured = compare_pretraining.scores(STUDY, made).assign(metric="odcorr_abs", split="all")
+    columns = [column for column in compare_pretraining.SCORES if column != "value"]
+    monkeypatch.setattr(compare_pretraining, "representations", lambda *_: measured[columns])
+    (made / "figures").mkdir()
+    (made / "figures" / "11_methods.png").write_bytes(b"png")
+    page = report_pretraining.page(STUDY, made)
+    assert "ODCorr (mean |r|)): lowest DINO with 0.700" in page
+    assert "were shown 2,400 patches (one shown again counts again)" in page
+    assert "BACH, CRC, MHIST, CoNSeP, MoNuSAC" in page
 
 
 def test_the_page_of_a_study_that_pretrains_nothing_is_of_its_tasks(made):
