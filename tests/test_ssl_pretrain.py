@@ -276,7 +276,11 @@ def test_the_figure_shows_entropies_between_zero_and_uniform(done, tmp_path):
     text = captions_pretrain.history(study, history, "own")
     told = history.iloc[-1]
     assert f"{told['target_entropy'] - told['teacher_entropy']:.2f} nats, is what a target tells" in text
-    assert f"from {history['loss'].iloc[0]:.2f} to {told['loss']:.2f}" in text and "16 in all" in text
+    assert f"from {history['loss'].iloc[0]:.2f} to {told['loss']:.2f}" in text and "16 in all, in" in text
+    assert "that it doesn't learn from: pretrainings on others are measured on others" in text
+    few = dataclasses.replace(study.pretraining[0], patches=OnlinePatches(40, (0.25, 0.5), n_distinct=5))
+    again = captions_pretrain.history(dataclasses.replace(study, pretraining=(few,)), history, "own")
+    assert "16 in all, 5 different ones again and again, in" in again
     figures_live.LiveHistory(study, "own", figures_pretrain.history)(history)  # shows nothing outside a notebook
 
 
