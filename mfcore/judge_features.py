@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,10 @@ def features_of(run: store.Run, data: TaskData, card: EncoderCard, device: str, 
             _embed(run, data, _seeing_all(encoders.load(card, device)), size_px)
         else:
             with store.replacing(file) as aside:
-                shutil.copyfile(same, aside)
+                try:
+                    os.link(same, aside)  # of PatchCamelyon half a gigabyte an encoder, for two tasks
+                except OSError:  # a file system without links
+                    shutil.copyfile(same, aside)
     with h5py.File(file) as content:
         return content["features"][:]
 

@@ -235,6 +235,7 @@ def test_features_are_computed_once_for_an_encoder_and_its_images(made, tmp_path
     longer = judge.judge(made_tasks.study(dataclasses.replace(TASK, n_steps=5)), "synthetic_tissue", "tiny", tmp_path, tmp_path)
     assert longer.folder != first.folder
     assert longer.record["files"]["features.h5"]["sha256"] == features["files"]["features.h5"]["sha256"]
+    assert longer.path("features.h5").samefile(first.path("features.h5")), "a large task's would fill the disk"
     other = made_tasks.study(dataclasses.replace(TASK, size_px=20))
     with pytest.raises(TypeError):  # there is nothing to embed with
         judge.judge(other, "synthetic_tissue", "tiny", tmp_path, tmp_path)
