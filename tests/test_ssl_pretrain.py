@@ -12,7 +12,7 @@ import pytest
 import torch
 from made_pretraining import DINOV2, VIT, WHICH, write_slides
 
-from mfcore import captions_pretrain, encoders, figures_live, figures_pretrain, pretrained, store
+from mfcore import captions_pretrain, encoders, figures_live, figures_pretrain, pretrained, processes, store
 from mfcore.config import Data, Patches, Pretraining, Study, load_study
 from mfcore.config_pretraining import OnlinePatches, published
 from mfcore.encoders import EncoderError
@@ -228,6 +228,32 @@ with processes.joined("cpu") as device:
         for key, tensor in weights[0].items():
             torch.testing.assert_close(tensor, weights[1][key], rtol=1e-3, atol=1e-4)
     torch.set_num_threads(n_threads)
+
+
+def test_every_process_looks_at_the_slides_before_it_waits_for_others(slides, tmp_path, monkeypatch):
+    """Else those that don't measure RankMe would wait for the first one's look at thousands of slides, and give up."""
+
+    class Second(processes.Ranks):
+        def as_first(self, content):
+            return content
+
+    class Stop(Exception):
+        pass
+
+    looked = []
+
+    def stopping(task, *_, **__):
+        raise Stop
+
+    monkeypatch.setattr(processes, "here", lambda: Second(1, 2))
+    monkeypatch.setattr(pretrain.loop, "train", stopping)
+    original = pretrain.patching.Source.survey
+    monkeypatch.setattr(
+        pretrain.patching.Source, "survey", lambda source, n_workers=1: looked.append(n_workers) or original(source, n_workers)
+    )
+    with pytest.raises(Stop):
+        pretrain.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu", n_workers=2)
+    assert looked == [2]
 
 
 def test_the_command_line_says_what_is_wrong(slides, tmp_path, capsys, monkeypatch):

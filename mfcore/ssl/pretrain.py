@@ -72,6 +72,8 @@ def pretrain(
     where = encoders.choose_device(device)
     pair = networks.build(which, study, results)
     with contextlib.closing(patching.Source(slides, which.patches, which.seed)) as source:
+        if which.patches.uniform_over == "tissue":
+            source.survey(n_workers)  # all processes at once, before any of them waits for another
         task = _task(study, which, pair, source, n_workers, run.folder)
         n_patches = which.n_steps * which.batch_size
         tell = None if watch is None else lambda history: watch(pd.DataFrame(history))
