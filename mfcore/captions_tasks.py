@@ -2,12 +2,11 @@
 
 import pandas as pd
 
-from mfcore import tasks_protocol
+from mfcore import tasks, tasks_protocol
 from mfcore.captions import listed, of_what
 from mfcore.compare_masks import MAX_SHOWN, Shown
 from mfcore.compare_tasks import TITLES, encoders_only, few, reported
 from mfcore.config import Study
-from mfcore.statistics import Interval
 
 MANY = 30  # slides, over which a percentile bootstrap's intervals are about as wide as they should be
 
@@ -78,17 +77,12 @@ def _published(table: pd.DataFrame) -> str:
     beside = table[table["published"].notna()]
     if not len(beside):
         return ""
-    gap = beside["difference"].abs()
+    gap, drift = beside["difference"].abs(), tasks.drift()["drift"].abs()
     return (
         f" Open diamonds: published by {listed(sorted({by.split(',')[0] for by in beside['published_by']}))} (second-hand) for "
-        f"{len(beside)} of these, which ours miss by {gap.mean():.3f} on average and {gap.max():.3f} at most."
+        f"{len(beside)} of these, which ours miss by {gap.mean():.3f} on average and {gap.max():.3f} at most; "
+        f"the same encoders' scores moved by up to {drift.max():.3f} between kaiko's README and eva's leaderboard."
     )
-
-
-def difference(task: str, first: str, second: str, found: Interval) -> str:
-    """One sentence on two encoders on a task; ``found`` as `compare_tasks.difference` returns it."""
-    bounds = f", 95 % [{found.low:+.3f}, {found.high:+.3f}] over {found.n} slides or items" if found.low == found.low else ""
-    return f"On {task} {first} scores {found.estimate:+.3f} against {second}{bounds}."
 
 
 def by_class(study: Study, table: pd.DataFrame, task: str) -> str:

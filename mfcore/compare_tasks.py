@@ -102,6 +102,12 @@ def missing(study: Study, results: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "encoder", "reason"])
 
 
+def notes(study: Study, results: str | Path) -> dict[str, str]:
+    """What is to be known of the data of tasks that judged somebody, as where some are missing: by task, of those where there is."""
+    said = {task: run.record["facts"].get("notes", []) for (task, _), run in runs(study, results).items()}
+    return {task: "; ".join(each) for task, each in said.items() if each}
+
+
 def scored(run: store.Run, kind: str) -> dict[str, Scored]:
     """What a finished run scored, by split; ``kind``: the task's."""
     predictions = pd.read_parquet(run.path(FILES[kind]))

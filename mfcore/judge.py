@@ -49,7 +49,8 @@ def judge(
         ["predictions.parquet", "fits.csv", judge_features.FILE],
         n_items=len(features),
         n_dims=features.shape[1],
-        selected_on=tasks_protocol.SELECTION,
+        selected_on=data.selected_on,
+        notes=list(data.notes),
         classes=list(data.classes),
     )
 

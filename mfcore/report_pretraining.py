@@ -52,6 +52,7 @@ def page(study: Study, results: Path) -> str:
         differences=table(readable_differences(differences)) if len(differences) else "",
         tasks=table(compare_tasks.readable(compare_tasks.encoders_only(scores))) if len(scores) else "",
         judged=_judged(study, results, scores),
+        notes=compare_tasks.notes(study, results),
         representations=_representations(study, results),
     )
 

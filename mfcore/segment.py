@@ -56,7 +56,8 @@ def segment(
     return run.finish(
         ["dice.parquet", "fits.csv", "masks.npz"],
         n_items=len(data.table),
-        selected_on=tasks_protocol.SELECTION,
+        selected_on=data.selected_on,
+        notes=list(data.notes),
         classes=list(data.classes),
     )
 

@@ -301,7 +301,9 @@ def test_the_page_tells_of_all_that_a_figure_shows(made, monkeypatch):
     page = report_pretraining.page(STUDY, made)
     assert "ODCorr (mean |r|)): lowest DINO with 0.700" in page
     assert "were shown 2,400 patches (one shown again counts again)" in page
-    assert "BACH, CRC, MHIST, CoNSeP, MoNuSAC" in page
+    assert "BACH, CRC, MHIST, CoNSeP, MoNuSAC" in page and "its data" not in page
+    monkeypatch.setattr(compare_tasks, "notes", lambda *_: {"bach": "train: 9 there, 268 published"})
+    assert "bach, its data: train: 9 there, 268 published" in report_pretraining.page(STUDY, made)
 
 
 def test_the_page_of_a_study_that_pretrains_nothing_is_of_its_tasks(made):
