@@ -103,7 +103,7 @@ def missing(study: Study, results: str | Path) -> pd.DataFrame:
 
 
 def notes(study: Study, results: str | Path) -> dict[str, str]:
-    """What is to be known of the data of tasks that judged somebody, as where some are missing: by task, of those where there is."""
+    """By task, what is to be known of its data, as where some are missing; tasks without such a note are left out."""
     said = {task: run.record["facts"].get("notes", []) for (task, _), run in runs(study, results).items()}
     return {task: "; ".join(each) for task, each in said.items() if each}
 
