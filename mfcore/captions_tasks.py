@@ -93,7 +93,7 @@ def by_class(study: Study, table: pd.DataFrame, task: str) -> str:
     spans = table.groupby("class", sort=False)["mean"].agg(["min", "max"])
     widest = (spans["max"] - spans["min"]).idxmax()
     n, n_drawn = table["encoder"].nunique(), len(few(study, table))
-    drawn = f" Drawn are {n_drawn} of {n} encoders, these numbers are of all." if n_drawn < n else ""
+    drawn = f" Drawn are {n_drawn} of {n} encoders; the numbers are of all." if n_drawn < n else ""
     return (
         f"**{task}, by class.** What each encoder finds of each class, mean and SD over runs ({of_what(study)}). Over encoders "
         f"{means.idxmax()} is found best ({means.max():.2f}) and {means.idxmin()} least ({means.min():.2f}); encoders "
