@@ -28,7 +28,8 @@ title: Two processes
 data: {source: synthetic}
 encoders: [vit_tiny_random]
 pretraining:
-  - name: own
+  - &own
+    name: own
     architecture: vit_tiny_patch16_224
     arguments: {patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2}
     slides: SLIDES
@@ -41,21 +42,11 @@ pretraining:
     n_prototypes: 16
     head_hidden: 12
     head_bottleneck: 8
-  - name: second
+  - <<: *own
+    name: second
     method: dinov2
-    architecture: vit_tiny_patch16_224
-    arguments: {patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2}
-    slides: SLIDES
-    patches: {size_px: 40, um_per_px: [0.25, 0.5]}
-    crops: {global_px: 32, local_px: 16, n_local: 2}
-    n_steps: 4
-    batch_size: 4
     base_lr: 0.03
-    drop_path: 0.0
     koleo_weight: 0.0       # whose neighbours are those of a process
-    n_prototypes: 16
-    head_hidden: 12
-    head_bottleneck: 8
 """
 
 
