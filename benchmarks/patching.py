@@ -4,7 +4,8 @@ All draw patches of 256 px at 0.25, 0.5, 1 and 2 um/px alike, uniform over tissu
 keeps OpenSlide's slides open, draws until the mask accepts, reads from the best level and resizes with Pillow. wsistream keeps
 its pool of slides open and its masks cached, its detector replaced by ours; it reads the level nearest to a resolution and
 doesn't resample. Masks are made before the clock starts, for all three. Rounds alternate, so that a busy machine slows all
-alike; the ratio of each round is what counts. Slides: a file given, as it is; and larger ones that repeat it, mirrored so that
+alike; the ratio of each round is what counts. A look-ahead goes on in one stream as a training's does, and each of its rounds
+ends when it rests, so many patches further on. Slides: a file given, as it is; and larger ones that repeat it, mirrored so that
 there is no seam, once with levels of half the side each, once as Aperio has them, of a quarter.
 
     python benchmarks/patching.py --image scan.tif                         # prints a table; some minutes
@@ -13,7 +14,6 @@ there is no seam, once with levels of half the side each, once as Aperio has the
 """
 
 import argparse
-import contextlib
 import os
 import pickle
 import platform
@@ -38,6 +38,7 @@ SETTINGS = OnlinePatches()
 SIDE_PX, N_SLIDES = 12_288, 4
 N_NAMES = 160  # of links to them
 BATCH = 64
+LONGER = 4  # patches a round of a look-ahead, in those of the others: it goes in windows
 
 
 def image_of(file: Path | None) -> np.ndarray:
@@ -170,21 +171,26 @@ def wsistream_of(paths: list[Path], folder: Path | None) -> Callable[[int], None
 
 
 class Ours:
-    """`mfcore.ssl.patching`, by so many threads; every call goes on in the stream."""
+    """`mfcore.ssl.patching`, by so many threads."""
 
     def __init__(self, source: patching.Source, n_workers: int):
-        self.source, self.n_workers, self.at = source, n_workers, 0
+        self.stream = patching.batches(source, 0, 10**5, BATCH, n_workers=n_workers)
 
     def read(self, n: int) -> None:
-        """Draw ``n`` patches in batches."""
-        with contextlib.closing(patching.batches(self.source, self.at, n // BATCH, BATCH, n_workers=self.n_workers)) as stream:
-            for _ in stream:
-                pass
-        self.at += n
+        """Draw ``n`` patches in batches, and let as many be read ahead for those that come next."""
+        for _ in range(n // BATCH):
+            next(self.stream)
+        used = -1.0
+        while time.process_time() - used > 0.002:  # in 0.02 s: its threads are reading yet
+            used = time.process_time()
+            time.sleep(0.02)
 
 
-class OneByOne(Ours):
+class OneByOne:
     """The same without looking ahead: no tile serves two patches but by chance."""
+
+    def __init__(self, source: patching.Source):
+        self.source, self.at = source, 0
 
     def read(self, n: int) -> None:
         """Draw ``n`` patches."""
@@ -198,22 +204,22 @@ def measure(name: str, paths: list[Path], n: int, n_rounds: int, folder: Path | 
     files = [patching.SlideFile(path.name, str(path)) for path in paths]
     first = patching.Source(files, SETTINGS, 0).survey()
     masks = {file.slide_id: first.places(i, SETTINGS.um_per_px[0]).mask for i, file in enumerate(first.slides)}
-    ways: dict[str, Callable[[int], None]] = {"mfcore": Ours(first, 1).read}
+    ways: dict[str, tuple[Callable[[int], None], int]] = {"mfcore": (Ours(first, 1).read, LONGER * n)}
     for k in range(2, (os.cpu_count() or 1) + 1):
-        ways[f"mfcore, {k} threads"] = Ours(pickle.loads(pickle.dumps(first)), k).read  # with its masks
-    ways["mfcore, no look-ahead"] = OneByOne(pickle.loads(pickle.dumps(first)), 1).read
-    ways["plain read_region"] = Plain(paths, [masks[path.name] for path in paths]).read
+        ways[f"mfcore, {k} threads"] = Ours(pickle.loads(pickle.dumps(first)), k).read, LONGER * n  # with its masks
+    ways["mfcore, no look-ahead"] = OneByOne(pickle.loads(pickle.dumps(first))).read, n
+    ways["plain read_region"] = Plain(paths, [masks[path.name] for path in paths]).read, n
     if (other := wsistream_of(paths, folder)) is not None:
-        ways["wsistream"] = other
+        ways["wsistream"] = other, n
     wall: dict[str, list[float]] = {way: [] for way in ways}
     cpu: dict[str, list[float]] = {way: [] for way in ways}
     for i in range(n_rounds + 1):
-        for way, read in ways.items():
+        for way, (read, n_read) in ways.items():
             begun, begun_cpu = time.perf_counter(), time.process_time()
-            read(n)
+            read(n_read)
             if i:  # the first warms up
-                wall[way].append(n / (time.perf_counter() - begun))
-                cpu[way].append(n / (time.process_time() - begun_cpu))
+                wall[way].append(n_read / (time.perf_counter() - begun))
+                cpu[way].append(n_read / (time.process_time() - begun_cpu))
     one = np.array(wall[next(iter(ways))])
     for way in ways:
         low, ratio, high = np.quantile(one / np.array(wall[way]), (0.25, 0.5, 0.75))
@@ -289,7 +295,8 @@ def main() -> None:
         sets[f"{N_NAMES} by name, levels 1:4"] = linked(Path(scratch) / "many", next(reversed(sets.values())))
         for name, paths in sets.items():
             found = list(measure(name, paths, arguments.patches, arguments.rounds, arguments.wsistream))
-            scaling = round(processes(paths, arguments.patches, arguments.rounds), 2) if len(paths) <= N_SLIDES else None
+            few = len(paths) <= N_SLIDES
+            scaling = round(processes(paths, LONGER * arguments.patches, arguments.rounds), 2) if few else None
             rows += [{**row, "two_processes_to_twice_one": scaling} for row in found]
             print(pd.DataFrame(rows[-len(found) :]).to_string(index=False), flush=True)
     table = pd.DataFrame(rows).assign(n_patches=arguments.patches, machine=platform.machine(), n_cores=os.cpu_count())

@@ -143,7 +143,7 @@ def _decoder(page: "tifffile.TiffPage") -> Callable[[bytes, int], np.ndarray]:
         return _jpeg_decoder(page.jpegtables, page.photometric == YCBCR)
     decode, alphas = page.decode, [ALPHA[int(extra)] for extra in page.extrasamples]
 
-    def decode_lossless(data: bytes, k: int) -> np.ndarray:
+    def decode_lossless(data: bytes, k: int, scratch: bytearray | None) -> np.ndarray:
         tile = decode(data, k)[0][0]
         if not alphas:
             return tile
@@ -166,10 +166,10 @@ def _jpeg_decoder(tables: bytes | None, is_ycbcr: bool) -> Callable[..., np.ndar
     colours = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([is_ycbcr])
     start = b"\xff\xd8" + colours + (tables[2:-2] if tables else b"")
 
-    def decode_jpeg(data: bytes, k: int, shape: tuple[int, int] = (0, 0)) -> np.ndarray:
+    def decode_jpeg(data: bytes, k: int, scratch: bytearray | None, shape: tuple[int, int] = (0, 0)) -> np.ndarray:
         if data[:2] != b"\xff\xd8":
             raise ValueError("not a JPEG image")
-        return simplejpeg.decode_jpeg(start + data[2:], min_height=shape[0], min_width=shape[1], strict=True)
+        return simplejpeg.decode_jpeg(start + data[2:], min_height=shape[0], min_width=shape[1], buffer=scratch, strict=True)
 
     return decode_jpeg
 
@@ -285,7 +285,7 @@ class TiffReader:
                     self._judge, self._lacks_judge = OpenSlideReader(self._path), False
         return self._judge
 
-    def decode(self, key: Key) -> np.ndarray:
+    def decode(self, key: Key, scratch: bytearray | None = None) -> np.ndarray:
         """One tile from the file, uint8 (height, width, 3); raises SlideError where it is damaged."""
         level, k = key
         page = self._levels[level]
@@ -296,7 +296,7 @@ class TiffReader:
             if self._dozes:
                 self._wake()
             data = os.pread(self._file, int(page.n_bytes[k]), int(page.offsets[k]))
-            tile = page.decode(data, k)
+            tile = page.decode(data, k, scratch if scratch and page.n_bytes_tile <= len(scratch) else None)
             if tile.shape != (height, page.tile_width, 3):
                 raise ValueError(f"{tile.shape} instead of {(height, page.tile_width, 3)}")
         except Exception as error:  # every codec has its own
@@ -338,7 +338,7 @@ def _reduced(page: Page, factor: int) -> Page | None:
         height=-(-page.height // factor),
         tile_width=width,
         tile_height=height,
-        decode=lambda data, k: decode(data, k, (height, width)),
+        decode=lambda data, k, scratch: decode(data, k, scratch, (height, width)),
         decode_reduced=None,
     )
 

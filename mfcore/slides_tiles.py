@@ -3,13 +3,13 @@
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 
 import numpy as np
 
 Key = tuple[int, int]  # level, number of the tile in it
 
 MEMORY_BYTES = 512 << 20
+SCRATCH_BYTES = 1 << 20
 
 
 class Memory:
@@ -32,7 +32,8 @@ class Memory:
         """Count bytes in, or out where negative."""
         with self._changed:
             self._used += n_bytes
-            self._changed.notify_all()
+            if n_bytes < 0:
+                self._changed.notify_all()
 
     def wait_and_add(self, n_bytes: int) -> None:
         """Count bytes in as soon as they fit; what is larger than the limit waits until nothing else is held."""
@@ -47,18 +48,39 @@ class Memory:
             self._changed.notify_all()
 
 
+class _Own(threading.local):
+    """What a thread has to itself: bytes for the tile that it reads and nobody needs again; new ones take their time."""
+
+    def __init__(self) -> None:
+        self.scratch = bytearray(SCRATCH_BYTES)
+
+
+_own = _Own()
+
+
+class _Tile:
+    """One tile: whoever decodes it holds ``decoding``; px: uint8 (height, width, 3), None until then."""
+
+    __slots__ = ("decoding", "px")
+
+    def __init__(self) -> None:
+        self.decoding = threading.Lock()
+        self.px: np.ndarray | None = None
+
+
 class Tiles:
     """Tiles by key, each decoded once for all announced uses while memory lasts; beyond it, the one needed last is dropped.
 
-    Safe for threads: of those that want a tile at once, one decodes it and the others wait. ``decode`` makes a tile from its
-    key, uint8 (height, width, 3), and raises what `get` then raises.
+    Safe for threads: of those that announced a tile and want it at once, one decodes it and the others wait. ``decode`` makes
+    a tile from its key, uint8 (height, width, 3), in the bytes lent with it or where it likes, and raises what `get` then
+    raises.
     """
 
-    def __init__(self, decode: Callable[[Key], np.ndarray], memory: Memory):
+    def __init__(self, decode: Callable[[Key, bytearray | None], np.ndarray], memory: Memory):
         self._decode = decode
         self._memory = memory
         self._lock = threading.Lock()
-        self._kept: dict[Key, Future[np.ndarray]] = {}
+        self._kept: dict[Key, _Tile] = {}
         self._uses: dict[Key, list[int]] = {}  # by tile: when it is needed, the next time last
         self._n_expected = 0
 
@@ -74,7 +96,7 @@ class Tiles:
                 self._uses[key] = when[::-1] + self._uses.get(key, [])
 
     def get(self, key: Key) -> np.ndarray:
-        """One tile; not to be written to."""
+        """One tile, this thread's until it gets another; not to be written to."""
         with self._lock:
             uses = self._uses.get(key)
             if uses:
@@ -82,38 +104,44 @@ class Tiles:
             if not uses:
                 self._uses.pop(key, None)
             tile = self._kept.get(key)
-            is_mine = tile is None
-            if tile is None:
-                tile = self._kept[key] = Future()
-        if is_mine:
-            try:
-                decoded = self._decode(key)
-            except BaseException as error:
-                with self._lock:
-                    del self._kept[key]
-                tile.set_exception(error)
-                raise
-            with self._lock:
-                self._memory.add(decoded.nbytes)
-                tile.set_result(decoded)
-                self._make_room()
-        result = tile.result()
+            if tile is None and uses:
+                tile = self._kept[key] = _Tile()
+        if tile is None:  # nobody needs it again
+            return self._decode(key, _own.scratch)
+        with tile.decoding:
+            pixels = tile.px if tile.px is not None else self._fill(tile, key)
         with self._lock:
             if key not in self._uses:
                 self._drop(key)
-        return result
+        return pixels
+
+    def _fill(self, tile: _Tile, key: Key) -> np.ndarray:
+        """Decode a tile that is to be kept; of a damaged one, whoever waits tries for himself."""
+        try:
+            pixels = self._decode(key, None)
+        except BaseException:
+            with self._lock:
+                if self._kept.get(key) is tile:
+                    del self._kept[key]
+            raise
+        with self._lock:
+            tile.px = pixels
+            if self._kept.get(key) is tile:
+                self._memory.add(pixels.nbytes)
+                self._make_room()
+        return pixels
 
     def close(self) -> None:
         """Drop every tile and what was announced."""
         with self._lock:
             self._uses.clear()
-            for key in [key for key, tile in self._kept.items() if tile.done()]:
+            for key in list(self._kept):
                 self._drop(key)
 
     def _make_room(self) -> None:
         """Drop tiles, the one whose next use is farthest first, until memory suffices or none is left to drop."""
         while self._memory.is_over:
-            done = [key for key, tile in self._kept.items() if tile.done()]
+            done = [key for key, tile in self._kept.items() if tile.px is not None]
             if not done:
                 return
             self._drop(max(done, key=lambda key: self._uses[key][-1] if key in self._uses else self._n_expected + 1))
@@ -121,6 +149,6 @@ class Tiles:
     def _drop(self, key: Key) -> None:
         """Forget a tile if it is there and decoded; who reads it still holds it."""
         tile = self._kept.get(key)
-        if tile is not None and tile.done():
+        if tile is not None and tile.px is not None:
             del self._kept[key]
-            self._memory.add(-tile.result().nbytes)
+            self._memory.add(-tile.px.nbytes)

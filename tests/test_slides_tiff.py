@@ -52,7 +52,7 @@ def pyramid(tmp_path_factory):
 def decoded(monkeypatch):
     """The tiles decoded, in order."""
     decode, keys = TiffReader.decode, []
-    monkeypatch.setattr(TiffReader, "decode", lambda reader, key: keys.append(key) or decode(reader, key))
+    monkeypatch.setattr(TiffReader, "decode", lambda reader, key, lent=None: keys.append(key) or decode(reader, key, lent))
     return keys
 
 
@@ -141,7 +141,7 @@ def test_planned_reads_are_single_reads_and_decode_each_tile_once(pyramid, centr
     memory = Memory()
     with pytest.MonkeyPatch.context() as patched, open_slide(pyramid) as single, open_slide(pyramid, memory=memory) as planned:
         expected = [single.read(x, y, size, um_per_px) for x, y in centres]
-        patched.setattr(TiffReader, "decode", lambda reader, key: keys.append(key) or decode(reader, key))
+        patched.setattr(TiffReader, "decode", lambda reader, key, lent=None: keys.append(key) or decode(reader, key, lent))
         order = planned.plan(np.array(centres), size, um_per_px)
         assert sorted(order) == list(range(len(centres)))
         if n_threads:
@@ -171,7 +171,7 @@ def test_beyond_the_memory_the_tile_needed_last_is_dropped(pyramid, decoded):
 
 def test_openslides_reading_stays_where_tiles_would_be_other_px(tmp_path, monkeypatch):
     path = write(tmp_path / "a.tif", compression="jpeg")
-    monkeypatch.setattr(slides_tiff, "_jpeg_decoder", lambda *_: lambda data, k: np.zeros((64, 64, 3), np.uint8))
+    monkeypatch.setattr(slides_tiff, "_jpeg_decoder", lambda *_: lambda data, k, lent: np.zeros((64, 64, 3), np.uint8))
     with open_slide(path) as slide:
         assert isinstance(slide._reader, OpenSlideReader)
 

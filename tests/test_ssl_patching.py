@@ -5,6 +5,7 @@ import contextlib
 import json
 import pickle
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -477,12 +478,43 @@ def test_a_tile_is_decoded_once_for_all_its_patches(folder, monkeypatch):
     from mfcore.slides_tiff import TiffReader
 
     decode, keys = TiffReader.decode, []
-    monkeypatch.setattr(TiffReader, "decode", lambda reader, key: keys.append(key) or decode(reader, key))
+    monkeypatch.setattr(TiffReader, "decode", lambda reader, key, lent=None: keys.append(key) or decode(reader, key, lent))
     source = patching.Source(files(folder, "a"), OnlinePatches(48, (0.25,), 0.4), 0).survey()
     keys.clear()
     for _ in patching.batches(source, 0, 4, 16):
         pass
     assert len(keys) == len(set(keys)) <= 12
+
+
+@pytest.mark.parametrize("n_workers", [1, 3])
+def test_windows_of_any_length_give_the_same_batches_and_leave_those_kept_alone(folder, monkeypatch, n_workers):
+    """Windows share their memory; a batch that was handed out has px of its own. Some pause between batches, some don't."""
+    from mfcore.ssl import patching_feed
+
+    source = patching.Source(files(folder), SETTINGS, 3).survey()
+    expected = np.stack([source.read(number).image for number in range(120)])
+    monkeypatch.setattr(patching_feed, "FIRST_WINDOW_PATCHES", 8)
+    monkeypatch.setattr(patching_feed, "TASK_PATCHES", 5)
+    for most in (1, 8, 24, 1000):
+        monkeypatch.setattr(patching_feed, "WINDOW_PATCHES", most)
+        kept = []
+        for batch in patching.batches(source, 0, 15, 8, n_workers=n_workers):
+            kept.append(batch)
+            time.sleep(0.01 * (len(kept) % 3 == 0))
+        assert [number for batch in kept for number in batch.drawn["number"]] == list(range(120))
+        assert np.array_equal(np.concatenate([batch.images for batch in kept]), expected)
+
+
+def test_no_more_patches_are_held_than_a_window_and_a_batch(folder, monkeypatch):
+    """However long the stream: room is made once, and used again."""
+    from mfcore.ssl import patching_feed
+
+    made, slots = [], patching_feed._Slots
+    monkeypatch.setattr(patching_feed, "_Slots", lambda n, size_px: made.append(n) or slots(n, size_px))
+    monkeypatch.setattr(patching_feed, "WINDOW_PATCHES", 32)
+    source = patching.Source(files(folder), SETTINGS, 3)
+    assert len(list(patching.batches(source, 0, 30, 8))) == 30
+    assert made == [40]
 
 
 def test_no_thread_is_left_behind(folder):

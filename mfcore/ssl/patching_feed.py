@@ -14,7 +14,8 @@ from mfcore.slides import SlideError
 from mfcore.ssl.patching_slides import PatchingError
 from mfcore.ssl.patching_source import Drawn, Source
 
-WINDOW_BYTES, WINDOW_PATCHES = 96 << 20, 1024  # read ahead at once, at most; two windows are under way
+WINDOW_BYTES, WINDOW_PATCHES = 768 << 20, 4096  # read ahead at once, at most
+FIRST_WINDOW_PATCHES = 256  # so that a training soon begins; every window is four times as long as the one before
 TASK_PATCHES = 32  # read by one thread, one after another
 BAND_L0_PX = 1024  # a slide is read along bands of this height for each um/px: a row of tiles of a level or so
 
@@ -41,51 +42,82 @@ def batches(
     if n_workers < 1:
         raise PatchingError(f"n_workers: {n_workers} must be 1 or more; patches are read by threads of their own")
     share, size_px = batch_size // n_ranks, source.settings.size_px
-    n_in_window = max(1, min(WINDOW_PATCHES, WINDOW_BYTES // (3 * size_px**2)) // share)  # batches
     if source.settings.uniform_over == "tissue":
         source.survey(n_workers)
+    most = max(1, min(WINDOW_PATCHES, WINDOW_BYTES // (3 * size_px**2)) // share)  # batches
     starts = [first + k * batch_size + rank * share for k in range(n_batches)]
-    parts = iter([starts[at : at + n_in_window] for at in range(0, n_batches, n_in_window)])
+    parts = _parts(starts, max(1, min(most, FIRST_WINDOW_PATCHES // share)), most)
+    slots = _Slots((min(most, n_batches) + 1) * share, size_px)
     pool = ThreadPoolExecutor(n_workers, "patches")
-    waiting = collections.deque[_Window]()
+
+    def plan() -> "Future[_Window] | None":
+        part = next(parts, None)
+        return None if part is None else pool.submit(_Window, source, part, share)
+
     try:
-        for part in itertools.islice(parts, 2):
-            waiting.append(_Window(source, part, share, pool))
-        while waiting:
-            window = waiting.popleft()
-            yield from window.batches()
-            if part := next(parts, None):
-                waiting.append(_Window(source, part, share, pool))
+        planned = plan()
+        while planned is not None:
+            window = planned.result()
+            window.start(pool, slots)
+            planned = plan()  # once this one is read
+            for batch in window.batches(slots):
+                if planned is not None and planned.done():
+                    planned.result().start(pool, slots)
+                yield batch
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _Window:
-    """Some batches that are read together."""
+def _parts(starts: list[int], n: int, most: int) -> Iterator[list[int]]:
+    """The batches of one window after the other, first ``n``."""
+    at = 0
+    while at < len(starts):
+        yield starts[at : at + n]
+        at, n = at + n, min(4 * n, most)
 
-    def __init__(self, source: Source, starts: list[int], share: int, pool: ThreadPoolExecutor):
+
+class _Slots:
+    """Room for so many patches, uint8 (n, size_px, size_px, 3), used again and again: new memory costs a tenth of reading."""
+
+    def __init__(self, n: int, size_px: int):
+        self.images = np.empty((n, size_px, size_px, 3), np.uint8)
+        self.free = list(range(n))
+
+
+class _Window:
+    """Some batches that are read together; they are planned when it is made, and read from `start` on."""
+
+    def __init__(self, source: Source, starts: list[int], share: int):
         self._source, self._share = source, share
         numbers = [start + i for start in starts for i in range(share)]
-        size_px = source.settings.size_px
-        self._images = np.empty((len(starts), share, size_px, size_px, 3), np.uint8)
-        self._flat = self._images.reshape(-1, size_px, size_px, 3)
         self._candidates = [source.candidates(number) for number in numbers]
         self._drawn = [next(candidates) for candidates in self._candidates]
+        self._slots = np.zeros(len(numbers), np.intp)
         self._done: list[Future[None]] = []
+        self._waiting = collections.deque[tuple[list[int], bool]]()
         for places in self._by_slide():
             announced = self._announce(places, opens=False)  # those of the window before are still being read: both may share
-            for at in range(0, len(places), TASK_PATCHES):
-                part = places[at : at + TASK_PATCHES]
-                self._done.append(pool.submit(self._read, part, announced))
+            parts = (places[at : at + TASK_PATCHES] for at in range(0, len(places), TASK_PATCHES))
+            self._waiting += ((part, announced) for part in parts)
 
-    def batches(self) -> Iterator[Batch]:
-        """The batches, once all are read."""
+    def start(self, pool: ThreadPoolExecutor, slots: _Slots) -> None:
+        """Have as much of it read as there are free slots for."""
+        while self._waiting and len(self._waiting[0][0]) <= len(slots.free):
+            places, announced = self._waiting.popleft()
+            self._slots[places] = [slots.free.pop() for _ in places]
+            self._done.append(pool.submit(self._read, places, announced, slots.images))
+
+    def batches(self, slots: _Slots) -> Iterator[Batch]:
+        """The batches, once all are read; the slots of each are free when it comes."""
         for done in self._done:
             done.result()
         ids = [file.slide_id for file in self._source.slides]
-        for k, images in enumerate(self._images):
-            table = pd.DataFrame(self._drawn[k * self._share : (k + 1) * self._share], columns=Drawn._fields)
+        for at in range(0, len(self._drawn), self._share):
+            table = pd.DataFrame(self._drawn[at : at + self._share], columns=Drawn._fields)
             table.insert(1, "slide_id", [ids[i] for i in table.pop("slide")])
+            used = self._slots[at : at + self._share]
+            images = slots.images[used]
+            slots.free += used.tolist()
             yield Batch(images, table)
 
     def _by_slide(self) -> list[list[int]]:
@@ -111,10 +143,10 @@ class _Window:
             return False
         return True
 
-    def _read(self, places: list[int], announced: bool) -> None:
+    def _read(self, places: list[int], announced: bool, images: np.ndarray) -> None:
         """Read some places of one slide; where one fails, its next candidate, wherever that is."""
         if not announced and len(places) > 1:
             self._announce(places, opens=True)
         for i in places:
             first = itertools.chain([self._drawn[i]], self._candidates[i])
-            self._drawn[i], self._flat[i] = self._source.read_one(first)
+            self._drawn[i], images[self._slots[i]] = self._source.read_one(first)

@@ -1,6 +1,7 @@
 """Slides kept open, a bounded number of them: the one not read for longest is closed for the next."""
 
 import contextlib
+import itertools
 import shutil
 import tempfile
 import threading
@@ -97,10 +98,10 @@ class OpenSlides:
             self._n_bytes_dozing = 0
 
     def _close_some(self) -> None:
-        for file in list(self._entries):
-            if len(self._entries) <= self._max_open:
-                return
-            if not self._entries[file].n_users:
+        n_extra = len(self._entries) - self._max_open
+        if n_extra > 0:
+            idle = (file for file, entry in self._entries.items() if not entry.n_users)
+            for file in list(itertools.islice(idle, n_extra)):
                 self._put_by(file, self._entries.pop(file))
 
     def _put_by(self, file: SlideFile, entry: _Entry) -> None:
