@@ -99,7 +99,7 @@ def train(
     The weights at the start and the order of the rows come from ``draw`` alone.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(draw.integers(2**63)))
+        torch.default_generator.manual_seed(int(draw.integers(2**63)))  # the GPUs' draws go on as they were
         decoder = Decoder(material.maps.shape[1], n_classes)
     decoder = decoder.to(material.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=protocol.max_lr, weight_decay=protocol.weight_decay)

@@ -269,7 +269,7 @@ class _Training:
     @contextlib.contextmanager
     def _dropout(self, number: int) -> Iterator[None]:
         """Torch's own draws inside are those of the epoch's dropout, from where the checkpoint left them."""
-        with seeded(self._dropout_seed(number)):
+        with seeded(self._dropout_seed(number), self.device):
             if self.position.generators:
                 torch.set_rng_state(self.position.generators[0].cpu())
             if len(self.position.generators) > 1 and self.device.type == "cuda":
@@ -308,8 +308,9 @@ class _Training:
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Torch's own draws inside (dropout) follow ``seed``; outside they go on as if none had been made."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's own draws inside (dropout), on the CPU and ``device``, follow ``seed``; outside they go on as if none were."""
+    own_gpu = [device] if device.type == "cuda" else []  # keeping the draws of all GPUs would leave something on each
+    with torch.random.fork_rng(devices=own_gpu):
         torch.manual_seed(seed)
         yield

@@ -437,6 +437,18 @@ def test_the_unit_decides_the_draws_and_no_outer_seed_does(tmp_path):
     assert not np.array_equal(train_loop.train_network(task(unit="all-fold1-size1"), tiny(), tmp_path), one)
 
 
+def test_a_process_touches_no_other_gpu_than_its_own(tmp_path, monkeypatch):
+    """Keeping the draws of all of them would leave something of each process on each."""
+    kept, original = [], torch.random.fork_rng
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: kept.append(list(devices)) or original([]))
+    the_task = task(network=network(n_epochs=1))
+    train_loop.train_network(the_task, tiny(), tmp_path)
+    with train_loop.seeded(1, torch.device("cuda:3")):
+        pass
+    assert kept[-2:] == [[], [torch.device("cuda:3")]] and not any(kept[:-1])
+
+
 def test_the_feed_is_given_whole_epochs(tmp_path, monkeypatch):
     """The feed may read ahead: it is told the epoch's batches at once, and closed when the epoch ends before it."""
     told, closed, batches = [], [], train_feed.batches
