@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import compare_representation, compare_tasks, pretrained, store
+from mfcore import compare, compare_representation, compare_representation_tasks, compare_tasks, pretrained, store
 from mfcore.config import Pretraining, Study, as_dict
-from mfcore.config_pretraining import METHODS, PUBLISHED, SEGMENTATION, published
+from mfcore.config_pretraining import METHODS, PUBLISHED, published
 
 # What the paper varies, one thing at a time, with the figure or table of kaiko 2024 that shows it
 VARIED = {
@@ -23,8 +23,6 @@ VARIED = {
     "patches.um_per_px": "Magnifications: one or several",
     "method": "Fig. 4: DINO or DINOv2",
 }
-MEASURES = ("odcorr_abs", "rankme")
-FEATURES = "features.h5"  # of a judging, row for row its items
 OBJECTIVE = ("centring", "ibot_weight", "koleo_weight")  # what makes a method one, apart from lengths, rates and crops
 NO_DIFFERENCE = ("name", "seed", "n_snapshots")  # what training is called, its draws, and what is kept of it
 DIFFERENCES = ["varied", "task", "metric", "value", "name", "mean", "sd", "base", "difference", "n_runs"]
@@ -205,18 +203,20 @@ def scores(study: Study, results: str | Path) -> pd.DataFrame:
 def representations(study: Study, results: str | Path) -> pd.DataFrame:
     """RankMe and ODCorr of each task's images as the encoders and snapshots that the study pretrains embed them.
 
-    Columns as `over_steps` has them but for ``value``; ``metric`` is one of MEASURES. Of tasks of classification, whose
-    judging keeps an embedding of each image.
+    `compare_representation_tasks.measured`, a row a metric: columns as `over_steps` has them but for ``value``.
     """
-    rows = []
-    for (task, encoder), run in compare_tasks.runs(study, results).items():
-        if not pretrained.is_of(study, encoder) or not run.path(FEATURES).is_file() or task in SEGMENTATION:
-            continue
-        found = compare_representation.of_file(run.path(FEATURES))
-        where = {"name": encoder.partition("@")[0], "task": task, "split": "all", "n_runs": 1, "sd": np.nan}
-        where |= {"step": compare_tasks.step_of(study, encoder)}
-        rows += [where | {"metric": key, "mean": found[key]} for key in MEASURES]
-    return pd.DataFrame(rows, columns=[column for column in SCORES if column != "value"])
+    table = compare_representation_tasks.measured(study, results)
+    table = table[table["origin"] == compare.HOME_MADE]
+    table = table.assign(
+        name=[encoder.partition("@")[0] for encoder in table["encoder"]],
+        step=[compare_tasks.step_of(study, encoder) for encoder in table["encoder"]],
+        split="all",
+        sd=np.nan,
+        n_runs=1,
+    )
+    keys = ["name", "task", "split", "step", "sd", "n_runs"]
+    long = table.melt(keys, list(compare_representation.TITLES), "metric", "mean")
+    return long[[column for column in SCORES if column != "value"]]
 
 
 def over_steps(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:

@@ -6,29 +6,37 @@ import pandas as pd
 
 from mfcore import compare, compare_representation, compare_tasks, pretrained
 from mfcore.config import Study
+from mfcore.config_pretraining import SEGMENTATION
 
 FILE = "features.h5"  # of a judging: the embedding of each of the task's images
-COLUMNS = ["task", "encoder", "origin", "n", "n_dims", "n_constant", *compare_representation.TITLES]
-COLUMNS += ["metric_of_task", "score", "score_sd", "n_runs"]
+MEASURED = ["task", "encoder", "origin", "n", "n_dims", "n_constant", *compare_representation.TITLES]
+COLUMNS = [*MEASURED, "metric_of_task", "score", "score_sd", "n_runs"]
+
+
+def measured(study: Study, results: str | Path) -> pd.DataFrame:
+    """RankMe and ODCorr of all of a task's images, a row a task and encoder (or snapshot) that it judged: columns MEASURED.
+
+    Of tasks of classification: decoders of segmentation learn from maps of features, which aren't kept.
+    """
+    rows = []
+    for (task, encoder), run in compare_tasks.runs(study, results).items():
+        file = run.path(FILE)
+        if task in SEGMENTATION or not file.is_file():
+            continue
+        origin = compare.HOME_MADE if pretrained.is_of(study, encoder) else ""
+        rows.append({"task": task, "encoder": encoder, "origin": origin, **compare_representation.of_file(file)})
+    return pd.DataFrame(rows, columns=MEASURED)
 
 
 def table(study: Study, results: str | Path) -> pd.DataFrame:
-    """A row a task of classification and encoder (or snapshot) that it judged: columns COLUMNS, in the study's order.
+    """`measured` beside the scores: columns COLUMNS, in the study's order.
 
-    RankMe and ODCorr are of all of the task's images. ``score`` is the mean over runs of what the task reports,
-    ``metric_of_task``, and ``score_sd`` its sample SD. Decoders of segmentation learn from maps of features, which aren't kept.
+    ``score`` is the mean over runs of what the task reports, ``metric_of_task``, and ``score_sd`` its sample SD.
     """
-    scored, rows = compare_tasks.reported(compare_tasks.table(study, results)), []
-    runs = compare_tasks.runs(study, results)
-    for row in scored[scored["kind"] == "classification"].itertuples():
-        file = runs[row.task, row.encoder].path(FILE)
-        if not file.is_file():
-            continue
-        origin = compare.HOME_MADE if pretrained.is_of(study, row.encoder) else ""
-        found = {"task": row.task, "encoder": row.encoder, "origin": origin, **compare_representation.of_file(file)}
-        found |= {"metric_of_task": compare_tasks.TITLES[row.metric], "score": row.mean, "score_sd": row.sd}
-        rows.append(found | {"n_runs": row.n_runs})
-    return pd.DataFrame(rows, columns=COLUMNS)
+    scored = compare_tasks.reported(compare_tasks.table(study, results))
+    scored = scored.assign(metric_of_task=scored["metric"].map(compare_tasks.TITLES))
+    scored = scored.rename(columns={"mean": "score", "sd": "score_sd"})
+    return measured(study, results).merge(scored, "inner", ["task", "encoder"])[COLUMNS]
 
 
 def correlations(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """The supplement: one folder of HTML with an index, built from what the runs left in files; no number is typed."""
 
 import datetime
+import functools
 import html
 import os
 import re
@@ -49,7 +50,7 @@ PAGES = {
     "conventions": "One encoder, five libraries",
     "probes": "Audit of the probe",
     "pretraining": "Pretraining and tasks",
-    "claims": "The paper's claims",
+    "claims": "The papers' claims",
     "switches": "What each switch is worth",
 }
 
@@ -68,8 +69,9 @@ def build(study: Study, results: str | Path) -> Path:
         (aside / "notebooks").mkdir(parents=True)
         shutil.copytree(results / "figures", aside / "figures", dirs_exist_ok=True)
         notebooks = _notebooks(results, aside / "notebooks")
-        (aside / "index.html").write_text(_index(study, results, notebooks), encoding="utf-8")
-        for name, page in _pages(study).items():
+        ledger = report_claims.ledger(study, results)
+        (aside / "index.html").write_text(_index(study, results, notebooks, ledger), encoding="utf-8")
+        for name, page in _pages(study, ledger).items():
             (aside / f"{name}.html").write_text(page(study, results), encoding="utf-8")
         if target.exists():
             target.rename(old)
@@ -80,7 +82,7 @@ def build(study: Study, results: str | Path) -> Path:
     return target / "index.html"
 
 
-def _pages(study: Study) -> dict[str, Callable[[Study, Path], str]]:
+def _pages(study: Study, ledger: pd.DataFrame) -> dict[str, Callable[[Study, Path], str]]:
     """The supplement's further pages, by the name of their file: those that the study asks for."""
     pages = {"audit": report_audit.page, "encoders": report_encoders.page}
     if study.conventions:
@@ -89,7 +91,7 @@ def _pages(study: Study) -> dict[str, Callable[[Study, Path], str]]:
         pages["probes"] = report_probes.page
     if study.pretraining or study.tasks:
         pages["pretraining"] = report_pretraining.page
-    pages["claims"] = report_claims.page
+    pages["claims"] = functools.partial(report_claims.page, rows=ledger)
     if study.effects.switches:
         pages["switches"] = report_switches.page
     return pages
@@ -133,7 +135,7 @@ def _is_empty(output: nbformat.NotebookNode) -> bool:
     return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
-def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
+def _index(study: Study, results: Path, notebooks: pd.DataFrame, ledger: pd.DataFrame) -> str:
     patches_run = patches.find(study, results)
     annotations = pd.read_parquet(patches_run.path("labels.parquet"))
     collected = compare.collect(study, results)
@@ -157,8 +159,6 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
         else "",
         "tab_2": rich(captions_domains.cross_domain_means(study)),
     }
-
-    ledger = claims.check(study, scores, results)
 
     def figure(name: str, caption: str) -> str:
         return report_html.figure(results, name, caption)
@@ -193,7 +193,7 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame) -> str:
         n_published=len(figures_domains.published(study)),
         analyses=[(f"notebooks/{name}.html", title) for name, title in ANALYSES.items() if name in set(notebooks["name"])],
         notebooks=table(notebooks.drop(columns="name"), escape=False),
-        pages=[(f"{name}.html", PAGES[name]) for name in _pages(study)],
+        pages=[(f"{name}.html", PAGES[name]) for name in _pages(study, ledger)],
         provenance=table(_provenance(study, results)),
         command=f"make paper STUDY={study.name}",
     )

@@ -1,44 +1,64 @@
-"""The supplement's page on claims: every checkable sentence of the paper with its verdict, the counts of verdicts first."""
+"""The supplement's page on claims: every checkable sentence of the papers with its verdict, the counts of verdicts first."""
 
 import math
 from pathlib import Path
 
 import pandas as pd
 
-from mfcore import claims, compare, report_html
+from mfcore import claims, claims_kaiko, compare, report_html
 from mfcore.claims_judge import NOT_TESTABLE, VERDICTS
 from mfcore.config import Study
 
 SIGNS = dict(zip(VERDICTS, ("✓", "✗", "?", "–"), strict=True))
 
 
-def page(study: Study, results: Path) -> str:
-    """The page, from the study's stored predictions, labels and histories."""
-    scores = compare.scores(compare.collect(study, results).predictions)
-    ledger = claims.check(study, scores, results)
+KAIKO_FILE = "10_claims_kaiko"  # as notebook 10 keeps that ledger
+
+
+def ledger(study: Study, results: Path) -> pd.DataFrame:
+    """Every claim asked of the study, columns `claims.COLUMNS`; kaiko 2024's where it pretrains or has tasks."""
+    asked = [claims.check(study, compare.scores(compare.collect(study, results).predictions), results)]
+    if study.pretraining or study.tasks:
+        asked.append(claims_kaiko.check(study, results))
+    return pd.concat(asked, ignore_index=True)
+
+
+def page(study: Study, results: Path, rows: pd.DataFrame) -> str:
+    """The page, from the study's `ledger`."""
+    asks_kaiko = (rows["subject"] == claims_kaiko.SUBJECT).any()
     return report_html.render(
         "claims.html",
         study=study,
-        counts=report_html.table(claims.counts(ledger)),
-        rule=claims.RULE,
-        said=said(ledger),
-        sections=[section(title, rows) for title, rows in claims.sections(ledger)],
+        counts=report_html.table(claims.counts(rows)),
+        rule=(*claims.RULE, claims_kaiko.RULE) if asks_kaiko else claims.RULE,
+        said=said(rows),
+        kaiko_file=f"figures/{KAIKO_FILE}.csv" if (results / "figures" / f"{KAIKO_FILE}.csv").is_file() else "",
+        asks_kaiko=asks_kaiko,
+        sections=[section(title, part) for title, part in claims.sections(rows)],
     )
 
 
 def said(ledger: pd.DataFrame) -> str:
-    """How much of the paper this study can settle, in sentences: what any study can confirm apart from results."""
-    own = ledger[ledger["paper"] == claims.GANZ]
+    """How much of the papers this study can settle, in sentences: what any study can confirm apart from results."""
+    own, kaiko = ledger[ledger["paper"] == claims.GANZ], ledger[ledger["subject"] == claims_kaiko.SUBJECT]
     of_results = own["subject"].isin([claims.AMOUNT, claims.DOMAINS])
+    told = [
+        ("the paper's", "results", own[of_results]),
+        ("the paper's", "data, networks and method", own[~of_results]),
+        ("kaiko 2024's", "pretraining and representations", kaiko),
+    ]
     parts = []
-    for what, rows in (("results", own[of_results]), ("data, networks and method", own[~of_results])):
+    for whose, what, rows in told:
+        if not len(rows):
+            continue
         n = rows["verdict"].value_counts().reindex(list(VERDICTS), fill_value=0)
         judged = ", ".join(f"{n[verdict]} {verdict}" for verdict in VERDICTS if verdict != NOT_TESTABLE)
         n_judged = len(rows) - n[NOT_TESTABLE]
-        parts.append(f"Of the paper's {len(rows)} claims on {what} this study can judge {n_judged or 'none'}")
+        parts.append(f"Of {whose} {len(rows)} claims on {what} this study can judge {n_judged or 'none'}")
         parts[-1] += f": {judged}." if n_judged else "."
-    shown = int((own["here"] != "").sum())
-    return " ".join([*parts, f"It shows {shown} more comparisons that it can't judge."] if shown else parts)
+    shown = int((pd.concat([own, kaiko])["here"] != "").sum())
+    more = f"It shows {shown} more comparison{'s' * (shown != 1)} that it can't judge."
+    return " ".join([*parts, more] if shown else parts)
 
 
 def section(title: str, rows: pd.DataFrame) -> dict:
@@ -47,7 +67,7 @@ def section(title: str, rows: pd.DataFrame) -> dict:
     silent = [record["verdict"] == NOT_TESTABLE and not record["here"] for record in records]
     return {
         "title": title,
-        "short": title.removeprefix(f"{claims.GANZ}, ").removesuffix(", second-hand"),
+        "short": title.removeprefix(f"{claims.GANZ}, "),
         "anchor": "".join(character if character.isalnum() else "-" for character in title.lower()),
         "rows": [record for record, is_silent in zip(records, silent, strict=True) if not is_silent],
         "silent": [record for record, is_silent in zip(records, silent, strict=True) if is_silent],

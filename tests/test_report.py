@@ -17,6 +17,9 @@ STUDY = Study(
 )
 
 
+NO_CLAIMS = pd.DataFrame(columns=list(claims.COLUMNS))
+
+
 @pytest.fixture
 def results(tmp_path):
     """Two folds of clearly made-up predictions by one arm, and one arm that failed."""
@@ -113,12 +116,20 @@ def test_the_raters_have_a_section(results):
 
 
 def test_pages_are_those_that_the_study_asks_for(results):
-    assert list(report._pages(STUDY)) == ["audit", "encoders", "claims"]
+    assert list(report._pages(STUDY, NO_CLAIMS)) == ["audit", "encoders", "claims"]
     asked = replace(STUDY, conventions="good", probe_audit=("good",), effects=Effects("good", switches=("split_by",)))
     asked = replace(asked, pretraining=(Pretraining("own"),))
-    assert list(report._pages(asked)) == ["audit", "encoders", "conventions", "probes", "pretraining", "claims", "switches"]
-    assert list(report._pages(asked)) == list(report.PAGES)
-    assert "pretraining" in report._pages(replace(STUDY, tasks=(Task("bach"),))), "which holds the tasks"
+    assert list(report._pages(asked, NO_CLAIMS)) == [
+        "audit",
+        "encoders",
+        "conventions",
+        "probes",
+        "pretraining",
+        "claims",
+        "switches",
+    ]
+    assert list(report._pages(asked, NO_CLAIMS)) == list(report.PAGES)
+    assert "pretraining" in report._pages(replace(STUDY, tasks=(Task("bach"),)), NO_CLAIMS), "which holds the tasks"
     index = report.build(STUDY, results)
     assert '<a href="encoders.html">Encoders</a>' in index.read_text() and "conventions.html" not in index.read_text()
     assert "E: &lt;no&gt; weights" in (index.parent / "encoders.html").read_text()

@@ -3,14 +3,16 @@
 import functools
 import html
 import re
+from dataclasses import replace
 
 import made_claims
 import pandas as pd
 import pytest
 
-from mfcore import claims, compare, report_claims
+from mfcore import claims, claims_kaiko, compare, report_claims
 from mfcore.claims_judge import GANZ, NOT_TESTABLE
 from mfcore.compare import Collected
+from mfcore.config import Pretraining, Task
 
 NONE = pd.DataFrame({"arm": [], "reason": []})
 
@@ -30,7 +32,8 @@ def page_of(monkeypatch, tmp_path):
         monkeypatch.setattr(compare, "scores", lambda _: "the scores")
         ledger, asked = ledger_of(source), []
         monkeypatch.setattr(claims, "check", lambda *what: asked.append(what) or ledger)
-        page = report_claims.page(made_claims.study(source), tmp_path)
+        study = made_claims.study(source)
+        page = report_claims.page(study, tmp_path, report_claims.ledger(study, tmp_path))
         assert asked == [(made_claims.study(source), "the scores", tmp_path)]
         return page, ledger
 
@@ -57,6 +60,24 @@ def test_on_synthetic_data_the_page_says_that_they_cannot_tell(page_of):
     assert "in these data: as stated" in page
 
 
+def test_of_a_study_that_pretrains_or_has_tasks_kaiko_s_ledger_is_on_the_page(page_of, tmp_path):
+    page, _ = page_of("midog22")
+    assert "kaiko" not in html.unescape(page), "the study neither pretrains nor has tasks"
+    for more in ({"pretraining": (Pretraining("own"),)}, {"tasks": (Task("bach"),)}):
+        study = replace(made_claims.study("midog22"), **more)
+        rows = report_claims.ledger(study, tmp_path)
+        page = html.unescape(report_claims.page(study, tmp_path, rows))
+        assert all(f"“{claim.quote}”" in page for claim in claims_kaiko.CLAIMS) and claims_kaiko.RULE in page
+        n = len(claims_kaiko.CLAIMS)
+        assert f"Of kaiko 2024's {n} claims on pretraining and representations this study can judge none." in page
+        assert "figures/10_claims_kaiko.csv" not in page, "notebook 10 didn't run"
+        headings = [part for part in re.findall(r'<a href="#[^"]+">([^<]+)</a>', page)]
+        assert len(set(headings)) == len(headings), "two links that read alike"
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "10_claims_kaiko.csv").write_text("claim")
+    assert 'href="figures/10_claims_kaiko.csv"' in report_claims.page(study, tmp_path, rows)
+
+
 def test_what_was_said_of_results_is_counted_apart():
     ledger = ledger_of("midog22")
     said = report_claims.said(ledger)
@@ -72,7 +93,9 @@ def test_a_section_without_anything_judged_is_open_and_text_is_escaped(page_of):
     rows = pd.DataFrame([dict.fromkeys(claims.COLUMNS, "<b>x</b>") | {"verdict": NOT_TESTABLE, "here": "", "difference": 1.0}])
     part = report_claims.section("A <title>", rows)
     assert part["rows"] == [] and len(part["silent"]) == 1 and part["anchor"] == "a--title-"
-    rendered = report_claims.report_html.render("claims.html", study=study, counts="", rule=[], said="", sections=[part])
+    rendered = report_claims.report_html.render(
+        "claims.html", study=study, counts="", rule=[], said="", kaiko_file="", asks_kaiko=False, sections=[part]
+    )
     assert "&lt;b&gt;x" in rendered and "<b>x" not in rendered
 
 
