@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from mfcore import captions
-from mfcore.compare_pretraining import VARIED, Comparison, departures, differences, differing, last
+from mfcore.compare_pretraining import VARIED, Comparison, departures, differences, differing, last, watched
 from mfcore.config import Study
 from mfcore.figures_pretraining import AXES, followed
 
@@ -23,7 +23,7 @@ def histories(study: Study, history: pd.DataFrame) -> str:
         return f"**Pretraining.** No pretraining of the study is finished ({captions.of_what(study)})."
     ended = history.groupby("name", sort=False).last()
     ranks = ended["rankme"].dropna() if "rankme" in ended else ended["loss"].iloc[:0]
-    said = f" RankMe at the end: {_spoken(ranks, '{:.1f}')}." if len(ranks) else ""
+    said = _ranks(study, ranks) if len(ranks) else ""
     least, most = f"{ended['step'].min():,.0f}", f"{ended['step'].max():,.0f}"
     steps = least if least == most else f"{least} to {most}"
     return (
@@ -128,5 +128,11 @@ def _bars(parts: Sequence[tuple[Comparison, pd.DataFrame]]) -> str:
     return ONCE_MORE if again else HEADS_ONLY
 
 
-def _spoken(values: pd.Series, form: str) -> str:
-    return captions.listed(f"{name} {form.format(value)}" for name, value in values.items())
+def _ranks(study: Study, ranks: pd.Series) -> str:
+    """RankMe at the end, and which of them are of the same patches; ranks: by name."""
+    groups = watched(study, list(ranks.index))
+    each = [captions.listed(f"{name} {ranks[name]:.1f}" for name in group) for group in groups]
+    if len(groups) == 1:
+        return f" RankMe at the end, all of the same patches, not learnt from: {each[0]}."
+    told = "; ".join(f"{values} ({what})" for values, what in zip(each, groups.values(), strict=True))
+    return f" RankMe at the end, of patches not learnt from; it compares only where these are the same: {told}."

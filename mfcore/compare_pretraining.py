@@ -157,6 +157,27 @@ def histories(study: Study, results: str | Path) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["name", "step", "loss", "rankme"])
 
 
+def watched(study: Study, names: Sequence[str]) -> dict[tuple[str, ...], str]:
+    """Pretrainings of which RankMe is followed on the same patches, each group with what tells its patches from the others'.
+
+    Slides, settings, seed and place in the stream decide patches (`mfcore.ssl.patching`): those watched lie behind all that are
+    learnt from.
+    """
+    groups: dict[str, list[str]] = {}
+    of_group: dict[str, dict[str, str]] = {}
+    for name in names:
+        which = published(study.pretrained(name))
+        facts = {key: f"{key} {value}" for key, value in as_dict(which.patches).items() if key != "n_distinct"}
+        facts |= {key.partition(".")[2]: value_of(which, key) for key in ("patches.slide_fraction", "patches.um_per_px")}
+        facts |= {"slides": f"slides of {which.slides}" if which.slides else "the study's slides", "seed": f"seed {which.seed}"}
+        facts["first"] = f"from number {max(which.n_steps * which.batch_size, which.patches.n_distinct or 0):,} on"
+        key = json.dumps(facts, sort_keys=True)
+        groups.setdefault(key, []).append(name)
+        of_group[key] = facts
+    told = [key for key in next(iter(of_group.values()), {}) if len({facts[key] for facts in of_group.values()}) > 1]
+    return {tuple(group): ", ".join(of_group[key][fact] for fact in told) for key, group in groups.items()}
+
+
 def overview(study: Study, results: str | Path) -> pd.DataFrame:
     """What was pretrained, on what and how it ended, a row a pretraining of the study.
 

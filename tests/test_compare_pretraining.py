@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -199,6 +200,48 @@ def test_figures_show_a_line_for_each_and_captions_what_was_computed(made):
     ]
     joined = compare_pretraining.joined(parts)
     assert list(dict.fromkeys(joined["varied"])) == ["patches.slide_fraction", "method"] and len(joined) == 8
+
+
+def test_the_caption_says_which_curves_of_rankme_are_of_the_same_patches(made):
+    history = compare_pretraining.histories(STUDY, made)
+    said = captions_pretraining.histories(STUDY, history)
+    assert (
+        "base 6.0 and two 8.0 (100 % of slides); few 7.0 (10 % of slides)" in said and "only where these are the same" in said
+    )
+    alike = captions_pretraining.histories(STUDY, history[history["name"] != "few"])
+    assert "all of the same patches, not learnt from: base 6.0 and two 8.0." in alike
+
+
+def test_what_decides_the_patches_watched_is_what_pretraining_draws_them_by(monkeypatch):
+    """Two pretrainings are in one group where the stream that they are watched by is one, at one place in it."""
+    from mfcore.ssl import patching, pretrain
+
+    asked = []
+
+    def batches(source, first, *_, **__):
+        asked.append((repr(source.settings), source.seed, first))
+        yield SimpleNamespace(images=None)
+
+    monkeypatch.setattr(patching, "batches", batches)
+    more = (
+        replace(BASE, name="seeded", seed=3),
+        replace(BASE, name="many", patches=OnlinePatches(n_distinct=5000)),
+        replace(BASE, name="even", patches=OnlinePatches(uniform_over="slides")),
+    )
+    study = replace(STUDY, pretraining=(*STUDY.pretraining, *more))
+    streams: dict[tuple, list[str]] = {}
+    for which in study.pretraining:
+        source = patching.Source([patching.SlideFile(f"{i}.svs", f"{i}.svs") for i in range(9)], which.patches, which.seed)
+        pretrain._watched(source, which, 1)
+        streams.setdefault(asked[-1], []).append(which.name)
+    assert sorted(map(tuple, streams.values())) == sorted(
+        compare_pretraining.watched(study, [w.name for w in study.pretraining])
+    )
+    elsewhere = replace(study, pretraining=(BASE, replace(BASE, name="tcga", slides="tcga/")))
+    assert compare_pretraining.watched(elsewhere, ["base", "tcga"]) == {
+        ("base",): "the study's slides",
+        ("tcga",): "slides of tcga/",
+    }
 
 
 def test_the_control_is_told_of_beside_measures_that_it_lacks(made):
