@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from mfcore.tasks_schema import (
     COLUMNS,
@@ -109,7 +110,7 @@ def _consep_mask(path: Path) -> np.ndarray:
     """A whole image's classes: uint8 (n_rows, n_columns); the last few are kept, as one serves many tiles."""
     try:
         types = loadmat(path, variable_names=["type_map"])["type_map"]
-    except (OSError, ValueError, NotImplementedError, KeyError) as error:
+    except (MatReadError, OSError, TypeError, ValueError, NotImplementedError, KeyError) as error:
         raise TaskError(f"{path}: no label file with a type_map ({error}); get it again: {WHERE['consep']}") from None
     if types.ndim != 2 or not np.isin(types, np.arange(len(CONSEP_MERGED))).all():
         raise TaskError(f"{path}: type_map has shape {types.shape} and values {np.unique(types)[:10]}, expected 0 to 7")
@@ -180,6 +181,8 @@ def _outlines(path: Path) -> list[tuple[int, np.ndarray]]:
             value = MONUSAC.index(name) if name in MONUSAC[1:] else IGNORED
             for region in annotation.iter("Region"):
                 corners = [(float(vertex.get("X")), float(vertex.get("Y"))) for vertex in region.iter("Vertex")]
+                if not np.isfinite(corners).all():
+                    raise ValueError("a Vertex that lies nowhere")
                 found.append((value, np.array(corners, float).reshape(-1, 2)))
         return found
     except (ElementTree.ParseError, OSError, TypeError, ValueError) as error:

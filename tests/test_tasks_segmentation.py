@@ -137,6 +137,14 @@ def test_wrong_label_maps_are_refused_when_read(tmp_path, content, said):
             data.mask(i)
 
 
+@pytest.mark.parametrize("content", [b"", b"no such file", b"MATLAB 5.0 MAT-file"])
+def test_a_label_file_that_isnt_one_is_refused_by_name(tmp_path, content):
+    consep(tmp_path)
+    (tmp_path / "Train" / "Labels" / "train_1.mat").write_bytes(content)
+    with pytest.raises(TaskError, match=r"train_1\.mat: no label file with a type_map \((.|\n)+\); get it again"):
+        load("consep", tmp_path).mask(0)
+
+
 def test_monusac_masks_pixel_by_pixel(tmp_path):
     square, triangle = [(2, 3), (6, 3), (6, 8), (2, 8)], [(10.5, 2.5), (18.5, 2.5), (10.5, 10.5)]
     first = xml(Epithelial=[square], Macrophage=[triangle])
@@ -184,9 +192,10 @@ def test_a_wrong_monusac_is_refused(tmp_path):
         tasks.load("monusac", tmp_path)
 
 
+@pytest.mark.parametrize("vertex", ['<Vertex X="1"/>', '<Vertex X="nan" Y="1"/>', '<Vertex X="1" Y="inf"/>'])
 @pytest.mark.parametrize("attributes", ["<Attributes/>", '<Attributes><Attribute Name="Epithelial"/></Attributes>'])
-def test_an_outline_without_class_or_number_is_refused(tmp_path, attributes):
-    region = REGION.format('<Vertex X="1"/>')
+def test_an_outline_without_class_or_number_is_refused(tmp_path, attributes, vertex):
+    region = REGION.format(vertex)
     content = f"<Annotations><Annotation>{attributes}<Regions>{region}</Regions></Annotation></Annotations>"
     monusac(tmp_path, TRAIN, "p1", "a", content)
     monusac(tmp_path, TEST, "p2", "b", xml())
