@@ -140,9 +140,9 @@ def fetch(address: str, folder: Path) -> Path:
     """Copy what fsspec finds at an address into a folder; raises SlideError where it can't be had."""
     import fsspec
 
-    target = folder / address.rsplit("/", 1)[-1]
     try:
         filesystem, there = fsspec.core.url_to_fs(address)
+        target = folder / there.rsplit("/", 1)[-1]
         filesystem.get_file(there, str(target))
     except Exception as error:  # every file system has its own
         raise SlideError(f"{address}: can't be fetched ({type(error).__name__}: {error})") from None

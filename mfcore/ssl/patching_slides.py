@@ -38,7 +38,11 @@ def slides_of(study: Study, which: Pretraining, data_folder: str | Path) -> list
     data = study.data
     if which.slides:
         is_whole = "://" in which.slides or Path(which.slides).is_absolute()
-        return _listed(which.slides if is_whole else str(Path(data_folder) / which.slides), data.um_per_px)
+        place = which.slides if is_whole else str(Path(data_folder) / which.slides)
+        try:
+            return _listed(place, data.um_per_px)
+        except PatchingError as error:
+            raise PatchingError(f"pretraining[{which.name}].slides: {error}") from None
     if data.source == "amibr":
         raise PatchingError(
             f"study {study.name!r} has patches and no slides to draw from; name a folder in pretraining[{which.name}].slides"
@@ -61,14 +65,27 @@ def _listed(place: str, um_per_px: float | None) -> list[SlideFile]:
     try:
         filesystem, root = fsspec.core.url_to_fs(place)
         files = sorted(filesystem.find(root))
+        is_there = bool(files) or filesystem.exists(root)
+    except ImportError as error:
+        raise PatchingError(f"{place}: can't be listed ({error}); install that package beside mfcore") from None
     except Exception as error:  # every file system has its own
         raise PatchingError(f"{place}: can't be listed ({type(error).__name__}: {error})") from None
+    if not is_there:
+        raise PatchingError(f"{place}: there is no such folder; a path that isn't whole is taken from the data folder")
     found = [file for file in files if file.lower().endswith(SUFFIXES) and not file.rsplit("/", 1)[-1].startswith(".")]
     if not found:
         raise PatchingError(f"{place}: no slide below it; one ends in {', '.join(SUFFIXES)}")
     folder = root.rstrip("/")
-    base = (folder.rpartition("/")[0] if found == [folder] else folder) + "/"  # where it is a slide itself
-    return [
-        SlideFile(file.removeprefix(base), filesystem.unstrip_protocol(file) if "://" in place else file, um_per_px)
-        for file in found
-    ]
+    if found == [folder]:  # where it is a slide itself
+        return [SlideFile(folder.rpartition("/")[2], place if "://" in place else folder, um_per_px)]
+    below = [file.removeprefix(folder + "/") for file in found]
+    paths = [_address(place, name) for name in below] if "://" in place else found
+    return [SlideFile(name, path, um_per_px) for name, path in zip(below, paths, strict=True)]
+
+
+def _address(place: str, name: str) -> str:
+    """The address of the file ``name`` below the folder at an address, of fsspec's chained ones (``zip://a::s3://b``) too."""
+    chain = place.split("::")
+    i = next(i for i, part in enumerate(chain) if "://" in part)
+    chain[i] += ("" if chain[i].endswith("/") else "/") + name
+    return "::".join(chain)

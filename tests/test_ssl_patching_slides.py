@@ -1,0 +1,70 @@
+"""Where slides for pretraining may lie: folders and whatever fsspec opens; a place without any is refused by its key."""
+
+import zipfile
+
+import fsspec
+import pytest
+
+from mfcore.config import Data, Study
+from mfcore.config_pretraining import Pretraining
+from mfcore.ssl import patching, patching_open
+
+STUDY = Study(name="s", title="s", data=Data(source="csv"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Files with a slide's ending; nothing here opens them."""
+    place = tmp_path / "slides"
+    place.mkdir()
+    for name in "abc":
+        (place / f"{name}.tif").write_bytes(name.encode() * 100)
+    return place
+
+
+def slides_of(place, data_folder):
+    return patching.slides_of(STUDY, Pretraining("p", slides=place), data_folder)
+
+
+@pytest.mark.parametrize("place", ["zip://::{0}", "zip://cohort::file://{0}", "zip://cohort/a.tif::file://{0}"])
+def test_slides_come_out_of_an_archive(folder, tmp_path, place):
+    """An address within another, as fsspec chains them."""
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
+        archive.write(folder / "a.tif", "cohort/a.tif")
+    (slide,) = slides_of(place.format(tmp_path / "packed.zip"), tmp_path)
+    assert slide.slide_id == ("cohort/a.tif" if place.startswith("zip://::") else "a.tif")
+    fetched = patching_open.fetch(slide.path, tmp_path)
+    assert fetched.name == "a.tif" and fetched.read_bytes() == (folder / "a.tif").read_bytes()
+
+
+@pytest.mark.parametrize("place", ["simplecache::file://{0}/", "simplecache::file://{0}", "file://{0}/"])
+def test_slides_come_through_a_cache(folder, tmp_path, place):
+    """Of chained addresses the last may be the one that names the folder."""
+    slides = slides_of(place.format(folder), tmp_path)
+    assert [file.slide_id for file in slides] == ["a.tif", "b.tif", "c.tif"]
+    assert slides[1].path == place.format(folder).rstrip("/") + "/b.tif"
+    assert patching_open.fetch(slides[1].path, tmp_path).read_bytes() == (folder / "b.tif").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("nowhere/", r"pretraining\[p\]\.slides: .*nowhere: there is no such folder; .* from the data folder"),
+        ("memory://nowhere/", r"pretraining\[p\]\.slides: memory://nowhere/: there is no such folder"),
+        ("empty", r"pretraining\[p\]\.slides: .*empty: no slide below it; one ends in \.svs"),
+        ("sss://bucket/", r"pretraining\[p\]\.slides: sss://bucket/: can't be listed \(ValueError: Protocol not known: sss\)"),
+    ],
+)
+def test_a_place_without_slides_is_refused_by_its_key(tmp_path, place, said):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(patching.PatchingError, match=said):
+        slides_of(place, tmp_path)
+
+
+def test_a_file_system_whose_package_lacks_says_what_to_install(tmp_path, monkeypatch):
+    def lacks(_):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lacks)
+    with pytest.raises(patching.PatchingError, match=r"s3://bucket/: .*Install s3fs.*; install that package beside mfcore"):
+        slides_of("s3://bucket/", tmp_path)
