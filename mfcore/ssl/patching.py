@@ -15,7 +15,8 @@ Each is said once, in the log and in `Source.failures`; training goes on.
 """
 
 from mfcore.ssl.patching_feed import Batch, batches
+from mfcore.ssl.patching_kept import KEPT, Kept
 from mfcore.ssl.patching_slides import PatchingError, SlideFile, slides_of
 from mfcore.ssl.patching_source import Patch, Source
 
-__all__ = ["Batch", "Patch", "PatchingError", "SlideFile", "Source", "batches", "slides_of"]
+__all__ = ["KEPT", "Batch", "Kept", "Patch", "PatchingError", "SlideFile", "Source", "batches", "slides_of"]

@@ -17,6 +17,7 @@ from mfcore.rng import generator
 from mfcore.slides import SAME_RESOLUTION, Slide, SlideError
 from mfcore.slides_reader import Window
 from mfcore.ssl import tissue
+from mfcore.ssl.patching_kept import Kept, Seen
 from mfcore.ssl.patching_open import OpenSlides
 from mfcore.ssl.patching_places import Places, places_of
 from mfcore.ssl.patching_slides import PatchingError, SlideFile, share_of
@@ -64,8 +65,9 @@ class Source:
     """The stream of patches of some slides; see `mfcore.ssl.patching`. Threads may share it; it can be pickled.
 
     seed: another gives other patches, and another nested choice of ``settings.slide_fraction``. max_open: slides open at once.
-    memory_bytes: of decoded tiles kept. Of every slide are kept its mask, a bit a cell and 128 KiB at most, 8 bytes for each
-    run of cells in which centres may lie, a run or two a row and resolution, and as `patching_open` says its index. Raises
+    memory_bytes: of decoded tiles held. kept: what an earlier process found of the slides, and where this one keeps what it
+    finds; a copy or pickle has none. Of every slide are held its mask, a bit a cell and 128 KiB at most, 8 bytes for each run
+    of cells in which centres may lie, a run or two a row and resolution, and as `patching_open` says its index. Raises
     PatchingError where there is no slide.
     """
 
@@ -76,6 +78,7 @@ class Source:
         seed: int,
         max_open: int = MAX_OPEN,
         memory_bytes: int = MEMORY_BYTES,
+        kept: Kept | None = None,
     ):
         ids = [file.slide_id for file in slides]
         if twice := sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []:
@@ -83,7 +86,7 @@ class Source:
         self.slides = share_of(slides, settings.slide_fraction, seed)
         if not self.slides:
             raise PatchingError("there are no slides to draw patches from")
-        self.settings, self.seed = settings, seed
+        self.settings, self.seed, self.kept = settings, seed, kept
         self.failures: dict[str, str] = {}
         self._limits = (max_open, memory_bytes)
         self._known: list[_Known | None] = [None] * len(self.slides)
@@ -97,15 +100,17 @@ class Source:
         self._order: tuple[int, np.ndarray] | None = None
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key not in ("open", "_lock", "_locks", "_order")}
+        own = ("open", "_lock", "_locks", "_order")
+        return {key: value for key, value in self.__dict__.items() if key not in own} | {"kept": None}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._start()
 
     def close(self) -> None:
-        """Close the slides; they open again where they are needed."""
+        """Close the slides; they open again where they are needed. What was found of them is kept, where it can be."""
         self.open.close()
+        self._keep()
 
     def __enter__(self) -> "Source":
         return self
@@ -152,7 +157,7 @@ class Source:
 
     def _cut(self, slide: Slide, drawn: Drawn) -> Window | None:
         """What is cut from a level that has the patch's resolution; None where there's none."""
-        found = level_of(slide, drawn.um_per_px)
+        found = level_of(slide.reader.downsamples, drawn.um_per_px / slide.um_per_px)
         if found is None:
             return None
         level, downsample = found
@@ -285,40 +290,49 @@ class Source:
                 looks = pool.map(lambda i: self.places(i, self.settings.um_per_px[0]), left)
                 for _ in tqdm(looks, total=len(left), desc="tissue masks", unit="slide", leave=False):
                     pass
+        self._keep()
         if not any(known is not None and known.places for known in self._known):
             raise self._none_left(None)
         return self
+
+    def _keep(self) -> None:
+        if self.kept is not None:
+            self.kept.write()
 
     def _look(self, file: SlideFile) -> _Known:
         """Find a slide's tissue and where patches may lie on it."""
         settings, known = self.settings, _Known()
         try:
-            with self.open.use(file) as slide:
-                mask = tissue.of_slide(slide)
-                for um_per_px in dict.fromkeys(settings.um_per_px):
-                    if um_per_px * MAX_ENLARGED < slide.um_per_px:
-                        continue
-                    found = level_of(slide, um_per_px)
-                    grid = None if found is None else (settings.size_px, found[1])
-                    side = settings.size_px * (found[1] if found else um_per_px / slide.um_per_px)
-                    places = places_of(mask, slide.size_px, side, settings.min_tissue, grid)
-                    if places.n_cells:
-                        known.places[um_per_px] = places
+            seen = self._see(file) if self.kept is None else self.kept.seen(file, lambda: self._see(file))
         except (SlideError, OSError, tissue.TissueError) as error:
             self._fail(file.slide_id, str(error), "is left out")
             return known
         except MemoryError as error:  # a damaged header that says an image of terabytes
             self._fail(file.slide_id, f"{file.path}: larger than the memory ({type(error).__name__}: {error})", "is left out")
             return known
+        slide_um_per_px = seen.mask.um_per_px
+        for um_per_px in dict.fromkeys(settings.um_per_px):
+            if um_per_px * MAX_ENLARGED < slide_um_per_px:
+                continue
+            found = level_of(seen.downsamples, um_per_px / slide_um_per_px)
+            grid = None if found is None else (settings.size_px, found[1])
+            side = settings.size_px * (found[1] if found else um_per_px / slide_um_per_px)
+            places = places_of(seen.mask, seen.size_px, side, settings.min_tissue, grid)
+            if places.n_cells:
+                known.places[um_per_px] = places
         missing = [f"{um_per_px:g}" for um_per_px in dict.fromkeys(settings.um_per_px) if um_per_px not in known.places]
         if missing:
             self._fail(
                 file.slide_id,
                 f"{file.path}: no place for a patch of {settings.size_px} px with {settings.min_tissue:.0%} tissue at "
-                f"{', '.join(missing)} um/px on a slide of {slide.um_per_px:.3g}",
+                f"{', '.join(missing)} um/px on a slide of {slide_um_per_px:.3g}",
                 "is left out at some resolutions" if known.places else "is left out",
             )
         return known
+
+    def _see(self, file: SlideFile) -> Seen:
+        with self.open.use(file) as slide:
+            return Seen(tissue.of_slide(slide), slide.size_px, tuple(slide.reader.downsamples))
 
     def _fail(self, slide_id: str, reason: str, so: str) -> None:
         """Say it and what comes of it, once a slide."""
@@ -343,9 +357,7 @@ class Source:
         return PatchingError(f"{none}:\n  " + "\n  ".join(reasons) + more)
 
 
-def level_of(slide: Slide, um_per_px: float) -> tuple[int, float] | None:
-    """The level that has a resolution, and its downsample; None where there's none."""
-    scale = um_per_px / slide.um_per_px
-    near = [(abs(downsample / scale - 1), level, downsample) for level, downsample in enumerate(slide.reader.downsamples)]
-    difference, level, downsample = min(near)
+def level_of(downsamples: Sequence[float], scale: float) -> tuple[int, float] | None:
+    """The level that has a resolution, ``scale`` times as coarse as level 0, and its downsample; None where there's none."""
+    difference, level, downsample = min((abs(each / scale - 1), level, each) for level, each in enumerate(downsamples))
     return (level, downsample) if difference < SAME_RESOLUTION else None

@@ -51,11 +51,12 @@ def pretrain(
     """Pretrain the study's encoder ``name`` from slides; returns its run, which is gone on with where it was begun.
 
     The run holds ``history.jsonl`` (see `load_history`), ``drawn.parquet`` (where patches lay, the first 100,000) and a folder
-    for each snapshot, as `mfcore.pretrained` says. data_folder: where the study's own slides lie, made or fetched where that
-    can be done; not read where the pretraining names other ``slides``. device: as for `encoders.choose_device`. n_workers:
-    threads that read patches, each process of a torchrun its own. ``watch`` is called with the history so far
-    when it has a new line. Raises ConfigError, LabelError, PatchingError (no slide can be read), EncoderError (the network, or
-    the encoder to start from) and PretrainingError (diverged, collapsed, or not to be shared by so many processes).
+    for each snapshot, as `mfcore.pretrained` says; until it is done, also a checkpoint and the tissue found so far.
+    data_folder: where the study's own slides lie, made or fetched where that can be done; not read where the pretraining names
+    other ``slides``. device: as for `encoders.choose_device`. n_workers: threads that read patches, each process of a torchrun
+    its own. ``watch`` is called with the history so far when it has a new line. Raises ConfigError, LabelError, PatchingError
+    (no slide can be read), EncoderError (the network, or the encoder to start from) and PretrainingError (diverged, collapsed,
+    or not to be shared by so many processes).
     """
     which, ranks = published(study.pretrained(name)), processes.here()
     if not which.slides and ranks.is_first:
@@ -67,11 +68,12 @@ def pretrain(
         inputs["start"] = digest(encoders.of(study, which.start, results).identity())
     run = store.open_run(results, pretrained.STAGE, name, pretrained.config_of(study, name), inputs)
     if ranks.as_first(run.done):
-        run.path("checkpoint.pt").unlink(missing_ok=True)
+        _clear(run)
         return run
     where = encoders.choose_device(device)
     pair = networks.build(which, study, results)
-    with contextlib.closing(patching.Source(slides, which.patches, which.seed)) as source:
+    kept = patching.Kept(run.path(patching.KEPT), ranks.is_first)
+    with contextlib.closing(patching.Source(slides, which.patches, which.seed, kept=kept)) as source:
         if which.patches.uniform_over == "tissue":
             source.survey(n_workers)  # all processes at once, before any of them waits for another
         task = _task(study, which, pair, source, n_workers, run.folder)
@@ -81,6 +83,8 @@ def pretrain(
             history = loop.train(task, pair, run.folder, where, after_line=tell, progress=progress)
         if ranks.is_first:
             _finish(run, which, pair, history, where, source)
+    if ranks.is_first:
+        _clear(run)
     ranks.as_first(None)  # the others wait until the run is finished
     return run
 
@@ -106,6 +110,7 @@ def _task(
 def _watched(source: patching.Source, which: Pretraining, n_workers: int) -> np.ndarray:
     """N_WATCHED patches, uint8 (n, size_px, size_px, 3), of the same slides, from behind all that are learnt from."""
     aside = copy.copy(source)  # which knows the slides' tissue, and opens them for itself
+    aside.kept = source.kept  # what it finds itself is found for good
     aside.settings = dataclasses.replace(source.settings, n_distinct=None)
     first = max(which.n_steps * which.batch_size, which.patches.n_distinct or 0)
     with (
@@ -171,7 +176,12 @@ def _finish(
         n_watched=N_WATCHED,
         collapsed=collapsed,
     )
-    run.path("checkpoint.pt").unlink(missing_ok=True)
+
+
+def _clear(run: store.Run) -> None:
+    """Remove what only a run that isn't finished needs."""
+    for name in ("checkpoint.pt", patching.KEPT):
+        run.path(name).unlink(missing_ok=True)
 
 
 def _n_bytes(path: str) -> int | None:

@@ -25,6 +25,7 @@ MAX_HOLE_UM2 = 100.0**2  # smaller holes belong to the tissue: vessels, ducts
 N_CELLS = 1024  # at most, on a side: 128 KiB a slide
 FINEST_UM = 4.0  # side of a cell, at least
 BLOCK_PX = 2048  # of the level that is read, at once
+VERSION = 1  # of what isn't a number here: raised where the rule, or how thumbnails are read, comes to give other masks
 DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255.0).astype(np.float32)
 
 
@@ -93,6 +94,11 @@ def find(thumbnail: np.ndarray, um_per_px: float) -> np.ndarray:
     return ~_without_small(~tissue, MAX_HOLE_UM2 / um_per_px**2, keep=unstained)
 
 
+def rule() -> list:
+    """The rule's version and numbers: masks that were made by others may differ."""
+    return [VERSION, SMOOTH_UM, MIN_SPREAD, MAX_SPREAD, BLACK, INK, MIN_SPECK_UM2, MAX_HOLE_UM2, N_CELLS, FINEST_UM, BLOCK_PX]
+
+
 def otsu(values: np.ndarray) -> float:
     """Otsu's threshold of values in [0, 3): the one that parts them with the greatest variance between (Otsu 1979, eq. 18)."""
     counts, edges = np.histogram(values, bins=300, range=(0, 3))
@@ -141,4 +147,4 @@ def thumbnail_of(slide: Slide, um_per_px: float) -> np.ndarray:
     return thumbnail
 
 
-__all__ = ["Mask", "SlideError", "TissueError", "find", "of_slide", "otsu", "thumbnail_of"]
+__all__ = ["Mask", "SlideError", "TissueError", "find", "of_slide", "otsu", "rule", "thumbnail_of"]
