@@ -11,12 +11,13 @@ import json
 import re
 import types
 import typing
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
 
 from mfcore.config_networks import problems_of
-from mfcore.config_pretraining import Pretraining, Task, problems_of_pretraining, problems_of_task
+from mfcore.config_pretraining import Pretraining, Task, problems_of_pretraining, problems_of_snapshot, problems_of_task
 from mfcore.config_schema import (
     MODES,
     SCHEMES,
@@ -59,6 +60,23 @@ __all__ = [
 ]
 
 MAX_PROBLEMS = 10  # told in full
+
+
+class _ProblemsError(ConfigError):
+    """Some things that a study can't say, told at once."""
+
+    def __init__(self, problems: list[str]):
+        self.problems = problems
+        told = problems[:MAX_PROBLEMS]
+        if len(problems) > MAX_PROBLEMS:
+            told.append(f"... and {len(problems) - MAX_PROBLEMS} more")
+        super().__init__(problems[0] if len(problems) == 1 else f"{len(problems)} problems:\n  " + "\n  ".join(told))
+
+
+def _refuse(problems: list[str]) -> None:
+    """Raise one ConfigError for all of them; none is no error."""
+    if problems:
+        raise _ProblemsError(problems)
 
 
 def load_study(path: str | Path) -> Study:
@@ -121,18 +139,33 @@ def _build(cls: type, content: object, where: str) -> typing.Any:
     """Build the dataclass ``cls`` from plain data, refusing unknown keys and wrong types."""
     if not isinstance(content, dict):
         raise ConfigError(f"{where.rstrip('.') or 'study'}: expected a mapping, got {content!r}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields, problems = {f.name: f for f in dataclasses.fields(cls)}, []
     for key in content:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean {where}{near[0]!s}?" if near else f"known keys: {sorted(fields)}"
-            raise ConfigError(f"unknown key {where}{key}; {hint}")
-    hints = typing.get_type_hints(cls)
+            problems.append(f"unknown key {where}{key}; {hint}")
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in content:
-            raise ConfigError(f"key {where}{name} is missing")
-    return cls(**{key: _convert(hints[key], value, f"{where}{key}") for key, value in content.items()})
+            problems.append(f"key {where}{name} is missing")
+    hints, known = typing.get_type_hints(cls), [key for key in content if key in fields]
+    values = _convert_all([(hints[key], content[key], f"{where}{key}") for key in known], problems)
+    return cls(**dict(zip(known, values, strict=True)))
+
+
+def _convert_all(what: Iterable[tuple[typing.Any, object, str]], problems: Sequence[str] = ()) -> list:
+    """Each value as its type, see `_convert`; raises one ConfigError for all that is wrong, ``problems`` first."""
+    problems, found = list(problems), []
+    for hint, value, where in what:
+        try:
+            found.append(_convert(hint, value, where))
+        except _ProblemsError as error:
+            problems += error.problems
+        except ConfigError as error:
+            problems.append(str(error))
+    _refuse(problems)
+    return found
 
 
 def _convert(hint: typing.Any, value: object, where: str) -> object:
@@ -147,11 +180,12 @@ def _convert(hint: typing.Any, value: object, where: str) -> object:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where}: expected a list, got {value!r}")
-        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(_convert_all((arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)))
     if origin is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: expected a mapping, got {value!r}")
-        return {key: _convert(arguments[1], item, f"{where}[{key}]") for key, item in value.items()}
+        converted = _convert_all((arguments[1], item, f"{where}[{key}]") for key, item in value.items())
+        return dict(zip(value, converted, strict=True))
     if hint is object:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -244,6 +278,7 @@ def _check(study: Study) -> None:
         raise ConfigError(f"patches.stored_px: {study.stored_px} is less than patches.size_px {study.patches.size_px}")
     encoders = list(dict.fromkeys([*study.encoders, *pretrained]))
     problems = [problem for network in study.networks for problem in problems_of(network, study)]
+    problems += [wrong for name in study.encoders for wrong in problems_of_snapshot(name, study.pretraining, "encoders")]
     architectures = {own.name: own.architecture for own in study.own_encoders} | {n.name: None for n in study.networks}
     for which in study.pretraining:
         problems += problems_of_pretraining(which, architectures, study.pretraining)
@@ -251,12 +286,7 @@ def _check(study: Study) -> None:
         problems += problems_of_task(task, encoders, pretrained)
     for named, what in ((pretrained, "pretraining"), ([task.name for task in study.tasks], "tasks")):
         problems += [f"{what}: {name!r} is there twice" for name in sorted({n for n in named if named.count(n) > 1})]
-    if problems:
-        told = [
-            *problems[:MAX_PROBLEMS],
-            *([f"... and {len(problems) - MAX_PROBLEMS} more"] if problems[MAX_PROBLEMS:] else []),
-        ]
-        raise ConfigError(problems[0] if len(problems) == 1 else f"{len(problems)} problems:\n  " + "\n  ".join(told))
+    _refuse(problems)
 
 
 def as_dict(config: object) -> dict:

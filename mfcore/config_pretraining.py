@@ -184,12 +184,13 @@ def problems_of_pretraining(
     described: the other encoders and networks that the study describes, with their architectures where it says them.
     others: all that the study pretrains, of which it may start from one.
     """
-    place = f"pretraining[{which.name}]"
+    place, wrong = f"pretraining[{which.name}]", []
     if which.method not in METHODS:
-        return [f"{place}.method: {which.method!r} is not one of {list(METHODS)}"]
+        wrong.append(f"{place}.method: {which.method!r} is not one of {list(METHODS)}")
+        which = dataclasses.replace(which, method=Pretraining.method)  # by which the rest is looked at
     if which.name in described:
-        return [f"{place}.name: the study has an encoder or a network of that name already; call it otherwise"]
-    whole, wrong = published(which), []
+        wrong.append(f"{place}.name: the study has an encoder or a network of that name already; call it otherwise")
+    whole = published(which)
     if not which.name.strip() or which.name == "random" or any(sign in which.name for sign in ":@/"):
         wrong.append(f"{place}.name: {which.name!r}: an encoder's name has no ':', '@' or '/', and isn't 'random'")
     for key in (
@@ -236,7 +237,19 @@ def problems_of_pretraining(
                 f"{place}.crops.{key}: {list(value)} must be two shares of a patch's area, in (0, 1], the lesser first"
             )
     wrong += _wrong_crops(whole, place) + _wrong_patches(which.patches, f"{place}.patches")
-    return wrong or _wrong_network(which, place) + _wrong_start(which, described, others, place)
+    return wrong + _wrong_network(which, place) + _wrong_start(which, described, others, place)
+
+
+def problems_of_snapshot(name: str, pretrained: Sequence[Pretraining], place: str) -> list[str]:
+    """What is wrong with ``NAME@STEP`` where the study pretrains NAME; any other name is right as far as this tells."""
+    encoder, at, step = name.partition("@")
+    which = next((other for other in pretrained if other.name == encoder), None)
+    if which is None or not at or not 1 <= which.n_snapshots <= which.n_steps:
+        return []
+    kept = steps_of(which)
+    if step in map(str, kept):
+        return []
+    return [f"{place}: {name!r}, but snapshots of {encoder!r} are kept after {kept} steps; name one of these"]
 
 
 def _wrong_network(which: Pretraining, place: str) -> list[str]:
@@ -268,7 +281,7 @@ def _wrong_start(
     """What is wrong with the encoder that it starts from, as far as the study tells: its architecture must be the same."""
     if which.start == "random":
         return []
-    name, _, step = which.start.partition("@")
+    name = which.start.partition("@")[0]
     first = next((other for other in others if other.name == name), None)
     if first is not None:
         if which.name not in in_order(others):
@@ -280,9 +293,7 @@ def _wrong_start(
                 f"{place}.start: {which.start!r} is a {first.architecture} {first.arguments or ''}, "
                 f"this a {which.architecture} {which.arguments or ''}; weights fit the same architecture only"
             ]
-        if step and step not in map(str, steps_of(first)):
-            kept = steps_of(first)
-            return [f"{place}.start: {which.start!r}, but snapshots of {name!r} are kept after {kept} steps; name one of these"]
+        return problems_of_snapshot(which.start, others, f"{place}.start")
     scheme, _, rest = which.start.partition(":")
     architecture = rest.partition(".")[0] if scheme == "timm" else described.get(which.start)
     if architecture and architecture != which.architecture:

@@ -24,6 +24,23 @@ def test_every_study_here_loads_and_is_named_like_its_file(file):
     assert load_study(file).name == file.stem
 
 
+def test_all_slips_of_the_pen_are_told_at_once(tmp_path):
+    file = tmp_path / "t.yaml"
+    file.write_text(GOOD + "encodrs: [b]\nsplits: {n_folds: five, sizes: [1, x]}\nnetworks: [{nam: n, input_px: 3.5}]\n")
+    with pytest.raises(ConfigError) as error:
+        load_study(file)
+    told = str(error.value).splitlines()
+    assert told == [
+        f"{file}: 6 problems:",
+        "  unknown key encodrs; did you mean encoders?",
+        "  splits.n_folds: expected int, got 'five'",
+        "  splits.sizes[1]: expected float, got 'x'",
+        "  unknown key networks[0].nam; did you mean networks[0].name?",
+        "  key networks[0].name is missing",
+        "  networks[0].input_px: expected int, got 3.5",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

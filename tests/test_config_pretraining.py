@@ -118,6 +118,11 @@ def test_defaults_are_the_authors(method):
             "mean: [0, 0, 0], std: [1, 1, 1]}]\npretraining: [{name: p, start: own}]\n",
             "pretraining[p].start: 'own' is a resnet18, this a vit_small_patch16_224",
         ),
+        (
+            "name: t\ntitle: t\ndata: {source: midog}\nencoders: ['p@5', 'p@6']\npretraining: "
+            "[{name: p, n_steps: 10, n_snapshots: 2}]\n",
+            "encoders: 'p@6', but snapshots of 'p' are kept after [5, 10] steps; name one of these",
+        ),
         (task("name: bacg"), "tasks[bacg]: not one of ['bach'"),
         (task("name: bach}, {name: bach"), "tasks: 'bach' is there twice"),
         (task("name: bach, encoders: [b]"), "tasks[bach].encoders: ['b'] not among the study's ['a', 'p']"),
@@ -139,6 +144,16 @@ def test_nonsense_is_refused_with_its_key(tmp_path, text, message):
 def test_several_problems_are_told_at_once(tmp_path):
     with pytest.raises(ConfigError, match=r"2 problems:\n  pretraining\[p\].base_lr.*\n  pretraining\[p\].warmup"):
         load(tmp_path, one("base_lr: 0, warmup: 2"))
+
+
+def test_one_wrong_value_hides_no_other(tmp_path):
+    """Of a method that there isn't, of crops that don't fit the network, of a start that can't be: all in one go."""
+    wrong = one("method: mae, n_steps: -1, crops: {global_px: 220}, patches: {min_tissue: 1.5}, start: p")
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, wrong + "tasks: [{name: bacg}]\n")
+    for key in (".method: 'mae'", ".n_steps: -1", ".crops.global_px: 220", ".patches.min_tissue: 1.5", ".start: 'p'"):
+        assert f"\n  pretraining[p]{key}" in str(error.value)
+    assert "\n  tasks[bacg]" in str(error.value)
 
 
 def test_an_encoder_that_the_study_pretrains_stands_among_its_encoders_and_starts_another(tmp_path):
