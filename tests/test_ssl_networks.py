@@ -148,12 +148,12 @@ def test_a_starts_position_embedding_is_resized_to_the_crops(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"architecture": "resnet18", "arguments": {}}, "resnet18"),
+        ({"architecture": "resnet18", "arguments": {}}, r"resnet18 can't be built.*img_size.*; name one of timm's ViTs"),
         ({"architecture": "vit_tny"}, "timm has no 'vit_tny'"),
         ({"arguments": {**VIT, "img_size": 64}}, r"img_size: 64, crops.global_px is 32; leave img_size out"),
         ({"arguments": {**VIT, "num_heads": 5}}, "can't be built with arguments"),
         ({"arguments": {**VIT, "patch_size": 12}}, "global_px: 32 is no multiple of the ViT's patches of 12 px"),
-        ({"start": "vit_tiny_randon"}, "vit_tiny_random"),
+        ({"start": "vit_tiny_randon"}, r"^pretraining\[\w+\]\.start: unknown encoder.*vit_tiny_random"),
         ({"architecture": "vit_small_patch16_224", "start": "vit_tiny_random"}, "is a vit_tiny_patch16_224"),
         ({"arguments": {**VIT, "class_token": False, "reg_tokens": 4, "global_pool": "avg"}}, "with a class token"),
         ({"arguments": {**VIT, "global_pool": "avg"}}, r"pools 'avg'.* say global_pool: token in arguments"),

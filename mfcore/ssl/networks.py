@@ -100,7 +100,7 @@ def build(which: Pretraining, study: Study, results: str | Path) -> Networks:
     which: with nothing left None (`config_pretraining.published`). Raises EncoderError where timm has no such ViT, where the
     network can't take the crops, and where the encoder to start from can't be had or has another architecture.
     """
-    card = None if which.start == "random" else encoders.of(study, which.start, results)
+    card = start_of(which, study, results)
     arguments = _arguments(which, card)
     has_masks = which.ibot_weight > 0 and which.mask_probability > 0
     with encoders_build.seeded(rng.stream_seed(which.seed, "pretraining", "start"), which.architecture):
@@ -115,6 +115,16 @@ def build(which: Pretraining, study: Study, results: str | Path) -> Networks:
     teacher.follow(student, momentum=0.0)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if card is None else (card.mean, card.std)
     return Networks(student, teacher, arguments, mean, std)
+
+
+def start_of(which: Pretraining, study: Study, results: str | Path) -> EncoderCard | None:
+    """The card of the encoder whose weights it starts from, None at random; raises EncoderError where that can't be had."""
+    if which.start == "random":
+        return None
+    try:
+        return encoders.of(study, which.start, results)
+    except EncoderError as error:
+        raise EncoderError(f"pretraining[{which.name}].start: {error}") from error
 
 
 def _arguments(which: Pretraining, start: EncoderCard | None) -> dict[str, Any]:
@@ -142,7 +152,10 @@ def _vit(which: Pretraining, arguments: dict[str, Any], drop_path: float) -> nn.
         vit = encoders_build.create(which.architecture, {**arguments, "drop_path_rate": drop_path, "dynamic_img_size": True})
     except (TypeError, AttributeError, AssertionError, RuntimeError, ValueError) as error:
         said = json.dumps(which.arguments)
-        raise EncoderError(f"{place}: {which.architecture} can't be built with arguments {said}: {error}") from error
+        raise EncoderError(
+            f"{place}: {which.architecture} can't be built with arguments {said}: {error}; name one of timm's ViTs in "
+            "architecture, and what it takes in arguments"
+        ) from error
     if not isinstance(vit, timm.models.VisionTransformer) or not vit.has_class_token:
         raise EncoderError(f"{place}.architecture: {which.architecture} isn't a ViT with a class token, which DINO needs")
     if vit.global_pool != "token":
