@@ -253,6 +253,17 @@ def test_the_command_line_says_what_is_wrong(slides, tmp_path, capsys, monkeypat
     said = ["--study", str(file), "--device", "cpu", "--results", str(tmp_path)]
     assert pretrain.main([*said, "--encoder", "other"]) == 1
     assert "has ['own', 'second']" in capsys.readouterr().err
+    several = tmp_path / "wrong.yaml"
+    several.write_text(
+        "name: t\ntitle: t\ndata: {source: midog}\npretraining: [{name: p, n_steps: 0, warmup: 2}]\nencoders: [a]"
+    )
+    assert pretrain.main([*said, "--study", str(several), "--encoder", "p"]) == 1
+    assert [line.strip().split(":")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "mfcore",
+        "pretraining[p].n_steps",
+        "pretraining[p].warmup",
+        "pretraining[p].n_snapshots",
+    ], "a line each"
 
     def failing(*_, **__):
         raise PretrainingError("it collapsed")

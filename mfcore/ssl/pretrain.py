@@ -64,8 +64,9 @@ def pretrain(
     ranks.as_first(None)  # the others wait for the slides
     slides = patching.slides_of(study, which, Path(data_folder))
     inputs = {"slides": digest([[slide.slide_id, slide.um_per_px, _n_bytes(slide.path)] for slide in slides])}
-    if which.start != "random":
-        inputs["start"] = digest(encoders.of(study, which.start, results).identity())
+    start = networks.start_of(which, study, results)
+    if start is not None:
+        inputs["start"] = digest(start.identity())
     run = store.open_run(results, pretrained.STAGE, name, pretrained.config_of(study, name), inputs)
     if ranks.as_first(run.done):
         _clear(run)
@@ -228,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ValueError,
         OSError,
     ) as error:
-        print(f"mfcore: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mfcore: {error}", file=sys.stderr)
         return 1
     return 0
 
