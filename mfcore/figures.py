@@ -113,6 +113,15 @@ def title(figure: Figure, text: str) -> None:
     figure.suptitle(text, fontsize=9, x=0.01, ha="left", fontweight="bold")
 
 
+def nothing(study: Study, why: str) -> Figure:
+    """A figure that says why it shows nothing."""
+    with drawing(study, 1, 1, (WIDTH_INCH, 0.9)) as (figure, axes):
+        axes[0, 0].set_axis_off()
+        axes[0, 0].text(0, 0.5, why, va="center", transform=axes[0, 0].transAxes)
+        title(figure, study.title)
+    return figure
+
+
 def legend_below(figure: Figure, axes: Sequence[Axes], n_columns: int = 2) -> None:
     """The panels' legend under the figure, where it covers no data: arms first, then lines, each name once."""
     found = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]

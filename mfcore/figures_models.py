@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from mfcore import compare, metrics
 from mfcore.config import Study
-from mfcore.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, few, legend_below, look, title, two_lines
+from mfcore.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, few, legend_below, look, nothing, title, two_lines
 from mfcore.figures_scaling import CHANCE
 
 N_CALIBRATIONS = 3  # panels in a row
@@ -146,12 +146,7 @@ def strata(study: Study, table: pd.DataFrame) -> Figure:
     arms, the best of each kind (`figures.few`).
     """
     if table.empty:
-        with drawing(study, 1, 1, (WIDTH_INCH, 0.9)) as (figure, axes):
-            axes[0, 0].set_axis_off()
-            said = "one stratum only: these data name one domain, no two scanners and no two votes"
-            axes[0, 0].text(0, 0.5, said, va="center", transform=axes[0, 0].transAxes)
-            title(figure, study.title)
-        return figure
+        return nothing(study, "one stratum only: these data name one domain, no two scanners and no two votes")
     shown = [name for name in STRATA if (table["stratum"] == name).any()]
     arms = few(table, "auroc")
     values = {name: list(dict.fromkeys(table.loc[table["stratum"] == name, "value"])) for name in shown}

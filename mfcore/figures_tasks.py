@@ -12,7 +12,7 @@ from mfcore import compare, compare_tasks, metrics_tasks
 from mfcore.compare_masks import Shown
 from mfcore.config import Study
 from mfcore.config_pretraining import SEGMENTATION
-from mfcore.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, look, title, two_lines
+from mfcore.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, look, nothing, title, two_lines
 
 N_ACROSS = 2  # tasks in a row
 # Okabe and Ito's, which the colour-blind tell apart, the first four in grey too; the background is white, what is ignored grey
@@ -28,7 +28,7 @@ def scores(study: Study, table: pd.DataFrame) -> Figure:
     table = compare_tasks.encoders_only(compare_tasks.reported(table))
     tasks = list(dict.fromkeys(table["task"]))
     if not tasks:
-        return _nothing(study, "no encoder has been judged by any task yet")
+        return nothing(study, "no encoder has been judged by any task yet")
     order = table.groupby("encoder", sort=False)["mean"].mean().sort_values(ascending=False, kind="stable").index.tolist()
     n_columns = min(N_ACROSS, len(tasks))
     n_rows = -(-len(tasks) // n_columns)
@@ -76,7 +76,7 @@ def by_class(study: Study, table: pd.DataFrame, task: str) -> Figure:
     Of many encoders those that `compare_tasks.few` names.
     """
     if table.empty:
-        return _nothing(study, f"no encoder has been judged by {task} yet")
+        return nothing(study, f"no encoder has been judged by {task} yet")
     classes, encoders = list(dict.fromkeys(table["class"])), compare_tasks.few(study, table)
     n_legend = -(-len(encoders) // 3)
     size_inch = (WIDTH_INCH, max(0.5, 0.09 * len(encoders) + 0.15) * len(classes) + 0.9 + LEGEND_ROW_INCH * n_legend)
@@ -106,7 +106,7 @@ def segmentations(study: Study, shown: Shown | None) -> Figure:
     as `compare_masks.shown`; None gives a figure that says so.
     """
     if shown is None:
-        return _nothing(study, "a task of classification has no masks")
+        return nothing(study, "a task of classification has no masks")
     n, n_columns = len(shown.images), 2 + len(shown.predicted)
     dice = shown.table.groupby(["encoder", "item_id"], sort=False)["dice"].mean()
     items = list(dict.fromkeys(shown.table["item_id"]))
@@ -145,11 +145,3 @@ def _mask(axis: Axes, mask: np.ndarray, n_classes: int, alpha: float = 1.0) -> N
     colours = ["white", *(OF_CLASSES[i % len(OF_CLASSES)] for i in range(n_classes - 1)), IGNORED_GREY]
     at = np.ma.where(mask == metrics_tasks.IGNORED, n_classes, mask)
     axis.imshow(at, cmap=ListedColormap(colours), vmin=-0.5, vmax=n_classes + 0.5, interpolation="nearest", alpha=alpha)
-
-
-def _nothing(study: Study, said: str) -> Figure:
-    with drawing(study, 1, 1, (WIDTH_INCH, 0.7)) as (figure, axes):
-        axes[0, 0].set_axis_off()
-        axes[0, 0].text(0, 0.5, said, va="center", transform=axes[0, 0].transAxes)
-        title(figure, study.title)
-    return figure

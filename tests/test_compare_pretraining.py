@@ -298,6 +298,24 @@ def test_comparisons_of_one_task_stand_side_by_side_and_nothing_is_cut_off(made)
     assert "(nats)" in figures_pretraining.histories(STUDY, compare_pretraining.histories(STUDY, made)).axes[1].get_ylabel()
 
 
+def test_every_task_has_a_panel_however_many_there_are(made):
+    scores = compare_pretraining.scores(STUDY, made)
+    many = pd.concat([scores.assign(task=f"task {i}") for i in range(6)], ignore_index=True)
+    parts = compare_pretraining.parts(STUDY, many, ["patches.slide_fraction", "method"])
+    controls = compare_pretraining.controls(STUDY, many)
+    for draw in (figures_pretraining.over_steps, figures_pretraining.by_value):
+        axes = draw(STUDY, parts, controls).axes
+        shown = [axis.get_title(loc) for axis in axes for loc in ("left", "center") if axis.get_title(loc)]
+        assert shown == [f"task {i}" for i in range(6)] * 2, "two comparisons, each in two rows"
+    legends = [axis for axis in figures_pretraining.over_steps(STUDY, parts, controls).axes if axis.get_legend()]
+    assert len(legends) == 2, "one below each comparison"
+
+
+def test_no_two_lines_look_alike():
+    looks = [figures_pretraining._look(i) for i in range(40)]
+    assert len({(look["color"], str(look["linestyle"])) for look in looks}) == 40
+
+
 def test_a_lower_odcorr_is_the_better_one():
     rows = [{"name": n, "value": v, "step": 5.0, "mean": m} for n, v, m in (("base", "DINO", 0.3), ("two", "DINOv2", 0.1))]
     table = pd.DataFrame(rows).assign(task="bach", metric="odcorr_abs", split="all", sd=np.nan, n_runs=1)
