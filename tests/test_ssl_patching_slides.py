@@ -1,12 +1,16 @@
 """Where slides for pretraining may lie: folders and whatever fsspec opens; a place without any is refused by its key."""
 
+import functools
+import threading
 import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
 import pytest
 
 from mfcore.config import Data, Study
 from mfcore.config_pretraining import Pretraining
+from mfcore.slides import SlideError
 from mfcore.ssl import patching, patching_open
 
 STUDY = Study(name="s", title="s", data=Data(source="csv"))
@@ -44,6 +48,30 @@ def test_slides_come_through_a_cache(folder, tmp_path, place):
     assert [file.slide_id for file in slides] == ["a.tif", "b.tif", "c.tif"]
     assert slides[1].path == place.format(folder).rstrip("/") + "/b.tif"
     assert patching_open.fetch(slides[1].path, tmp_path).read_bytes() == (folder / "b.tif").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # fsspec leaves closing a file to Python
+@pytest.mark.parametrize("within", ["", "cohort", "cohort/"])
+def test_slides_come_over_http(folder, tmp_path, within):
+    """As a web server lists a folder; by fsspec's HTTP of requests, as aiohttp, which its other one needs, may not be here."""
+    pytest.importorskip("fsspec.implementations.http_sync", reason="this fsspec is older than its HTTP of requests")
+    (tmp_path / "cohort").symlink_to(folder)
+    (folder / "notes.txt").write_text("no slide")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            slides = slides_of(f"http://127.0.0.1:{server.server_port}/{within}", tmp_path)
+            names = [file.slide_id for file in slides]
+            fetched = patching_open.fetch(slides[1].path, tmp_path).read_bytes()
+            with pytest.raises(SlideError, match=r"gone\.tif: can't be fetched"):
+                patching_open.fetch(slides[1].path.replace("b.tif", "gone.tif"), tmp_path)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert names == [f"{n}.tif" for n in "abc"] if within else {f"cohort/{n}.tif" for n in "abc"} < set(names)
+    assert fetched == b"b" * 100
 
 
 @pytest.mark.parametrize(
