@@ -17,7 +17,7 @@ from mfcore import captions_patching, figures_patching
 from mfcore.config import Data, Study
 from mfcore.config_pretraining import OnlinePatches, Pretraining
 from mfcore.slides import open_slide
-from mfcore.ssl import patching, patching_source, tissue
+from mfcore.ssl import patching, patching_places, patching_source, tissue
 from mfcore.ssl.patching_open import OpenSlides
 from mfcore.synthetic import write_pyramid
 
@@ -149,6 +149,15 @@ def test_every_patch_has_its_share_of_tissue(folder, exact):
             ]
             assert one.tissue == pytest.approx(shared[0] * shared[1] / side**2, abs=1e-6) and one.tissue >= 0.4 - 1e-6
             assert side / 2 <= one.x_l0_px <= N_COLUMNS * CELL_PX - side / 2
+
+
+@pytest.mark.parametrize("half", [0.2, 1, 3.5, 9, 40])
+def test_sums_over_neighbours_are_those_added_one_by_one(half):
+    """Along either axis, also where the reach is beyond the mask."""
+    cells, reach = np.random.default_rng(0).random((9, 13)) < 0.5, int(np.ceil(half))
+    rows = [cells[max(i - reach, 0) : i + reach + 1].sum(0) for i in range(9)]
+    np.testing.assert_array_equal(patching_places._sums(cells, half, 0), rows)
+    np.testing.assert_array_equal(patching_places._sums(cells.T.copy(), half, 1), np.transpose(rows))
 
 
 def test_a_place_is_found_where_there_is_but_one(folder, monkeypatch):

@@ -84,15 +84,18 @@ def places_of(
 
 def _sums(values: np.ndarray, half: float, axis: int) -> np.ndarray:
     """For each cell the sum of ``values`` that lie within ``half`` of it along one axis, whole cells, int32."""
-    n, reach = values.shape[axis], math.ceil(half)
-    total = np.zeros([n + 1 if i == axis else side for i, side in enumerate(values.shape)], np.int32)
+    n = values.shape[axis]
+    reach = min(math.ceil(half), n)
+    total = np.zeros([n + 1 + 2 * reach if i == axis else side for i, side in enumerate(values.shape)], np.int32)
+    along = total if axis == 0 else total.T  # what lies before a place, which goes on for ``reach`` at both ends
     if axis == 1:
-        np.cumsum(values, 1, out=total[:, 1:])
+        np.cumsum(values, 1, out=total[:, reach + 1 : reach + 1 + n])
     else:  # a tenth of what cumsum takes down columns
-        for above, row, below in zip(total, values, total[1:], strict=False):
+        for above, row, below in zip(total[reach:], values, total[reach + 1 :], strict=False):
             np.add(above, row, out=below)
-    cells = np.arange(n)
-    return total.take(np.minimum(cells + 1 + reach, n), axis) - total.take(np.maximum(cells - reach, 0), axis)
+    along[reach + 1 + n :] = along[reach + n]
+    within = along[2 * reach + 1 :] - along[:n]
+    return within if axis == 0 else within.T
 
 
 def _has_any(places: Places, reach: np.ndarray) -> bool:
