@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,9 @@ from mfcore.metrics_representation import (
 from mfcore.rng import generator
 from mfcore.statistics import LEVEL
 
+if TYPE_CHECKING:
+    import h5py
+
 TITLES = {"rankme": "RankMe", "odcorr_abs": "ODCorr, mean |r|", "odcorr_sq": "ODCorr, mean r²"}
 EXPECTED = {"rankme": 1, "odcorr_abs": -1, "odcorr_sq": -1}  # the sign of the papers' correlation with accuracy
 BY_CHANCE = {"odcorr_abs": odcorr_abs_by_chance, "odcorr_sq": odcorr_sq_by_chance}  # of independent dimensions
@@ -33,28 +37,48 @@ EXACT_UP_TO = 8  # encoders of which every order is tried for p
 
 
 def of_file(path: str | Path, dataset: str = "features") -> dict[str, float]:
-    """RankMe and ODCorr of an HDF5 file's ``dataset`` (n, n_dims), read in chunks: `measured`.
+    """RankMe and ODCorr of an HDF5 file's ``dataset`` (n, n_dims), or of a ``.npy`` file's array, read in chunks: `measured`.
 
-    The layout is that of this package and of the field's tools. Raises StoreError where there is no such file or dataset or it
-    can't be read, RepresentationError for features that aren't finite numbers.
+    The layout of HDF5 is that of this package and of the field's tools; what else holds features goes as an array to
+    `mfcore.metrics_representation.rankme` and its like. Raises StoreError where there is no such file or dataset or it can't
+    be read, RepresentationError for features that aren't finite numbers.
     """
-    import h5py
-
     path = Path(path)
     if not path.is_file():
-        raise store.StoreError(f"{path} is missing; give an HDF5 file with the features of a row a patch")
+        raise store.StoreError(f"{path} is missing; give an HDF5 or .npy file with the features of a row a patch")
+    if path.suffix == ".npy":
+        return _in_chunks(_array(path))
+    import h5py
+
     try:
         content = h5py.File(path)
     except OSError as error:
-        raise store.StoreError(f"{path} can't be read as HDF5 ({error}); make it again") from error
+        raise store.StoreError(
+            f"{path} can't be read as HDF5 ({error}); make it again, or save an array of another format by numpy.save as .npy"
+        ) from error
     with content:
         if dataset not in content or getattr(content[dataset], "ndim", 0) != 2:
             held = {name: getattr(item, "shape", "a group") for name, item in content.items()}
             raise store.StoreError(f"{path} has no dataset {dataset!r} of shape (n, n_dims); it holds {held}")
-        features = content[dataset]
-        stream = Streaming(features.shape[1])
-        for first in range(0, len(features), CHUNK_ROWS):
-            stream.add(features[first : first + CHUNK_ROWS])
+        return _in_chunks(content[dataset])
+
+
+def _array(path: Path) -> np.ndarray:
+    """A .npy file's array (n, n_dims), left on the disk until it is read; raises StoreError."""
+    try:
+        features = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise store.StoreError(f"{path} can't be read as an array of numpy's ({error}); make it again") from error
+    if features.ndim != 2:
+        raise store.StoreError(f"{path} holds an array of shape {features.shape}; features are (n, n_dims), a row a patch")
+    return features
+
+
+def _in_chunks(features: "np.ndarray | h5py.Dataset") -> dict[str, float]:
+    """`measured` of features (n, n_dims)."""
+    stream = Streaming(features.shape[1])
+    for first in range(0, len(features), CHUNK_ROWS):
+        stream.add(features[first : first + CHUNK_ROWS])
     return measured(stream)
 
 

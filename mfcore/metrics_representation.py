@@ -24,7 +24,7 @@ def rankme(features: np.ndarray) -> float:
     """RankMe of features (n, n_dims): exp of the entropy of the singular values' shares p = s / sum(s) + EPS.
 
     By a singular value decomposition in float64. The EPS lets it pass min(n, n_dims) by about a thousandth. Features that are
-    all zero give 1. Raises RepresentationError for another shape, no row, NaN or infinity.
+    all zero give 1. Raises RepresentationError for another shape, no row, what is no number, NaN or infinity.
     """
     features = _checked(np.asarray(features))
     return effective_rank(np.linalg.svd(features.astype(np.float64), compute_uv=False))
@@ -147,6 +147,8 @@ def _checked(features: np.ndarray, first: int = 0) -> np.ndarray:
     """Features as they are; ``first``: the place of their first row, for the message."""
     if features.ndim != 2 or 0 in features.shape:
         raise RepresentationError(f"features have shape {features.shape}; they must be (n, n_dims), with a row at least")
+    if features.dtype.kind not in "fiub":
+        raise RepresentationError(f"features hold {features.dtype}, no numbers; leave out what is none, as a column of names")
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         which = [first + int(row) for row in bad[:5]]

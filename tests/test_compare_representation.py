@@ -114,6 +114,27 @@ def test_any_hdf5_file_is_measured_in_chunks(tmp_path, monkeypatch):
     assert compared.of_file(str(tmp_path / "any.h5"), "embedding")["n_dims"] == 4
 
 
+def test_an_array_of_numpy_s_is_measured_too(tmp_path, monkeypatch):
+    x = features(seed=5)
+    np.save(tmp_path / "any.npy", x.astype(np.float16))
+    monkeypatch.setattr(compared, "CHUNK_ROWS", 100)
+    assert compared.of_file(tmp_path / "any.npy")["rankme"] == pytest.approx(representation.rankme(x), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (np.zeros(3), r"any\.npy holds an array of shape \(3,\); features are \(n, n_dims\)"),
+        (np.array([["a", "b"]]), "hold <U1, no numbers"),
+        (np.array([[1, None]]), r"any\.npy can't be read as an array of numpy's"),
+    ],
+)
+def test_an_array_that_holds_no_features_is_refused(tmp_path, content, said):
+    np.save(tmp_path / "any.npy", content)
+    with pytest.raises((store.StoreError, RepresentationError), match=said):
+        compared.of_file(tmp_path / "any.npy")
+
+
 def test_a_file_that_has_no_such_features_is_refused(tmp_path):
     with pytest.raises(store.StoreError, match="missing"):
         compared.of_file(tmp_path / "none.h5")

@@ -196,3 +196,11 @@ def test_a_stream_refuses_other_chunks_and_says_where_it_is_empty():
     for name in ("rankme", "odcorr_abs", "odcorr_sq", "constant_dims"):
         with pytest.raises(RepresentationError, match="no rows"):
             getattr(Streaming(3), name)()
+
+
+@pytest.mark.parametrize("measured", [representation.rankme, representation.odcorr_abs, Streaming(2).add])
+@pytest.mark.parametrize("rows", [[["a", "b"]], [[1.0, None]], [[1j, 2]]])
+def test_what_holds_no_numbers_is_refused(measured, rows):
+    """A table with a column of text, say."""
+    with pytest.raises(RepresentationError, match=r"no numbers; leave out what is none"):
+        measured(np.array(rows))
