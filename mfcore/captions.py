@@ -61,7 +61,7 @@ def scores(study: Study, table: pd.DataFrame, arm: str) -> str:
     return (
         f"**{arm}.** Scores of the two classes at the full training set of about {full['n_train']:,} patches: AUROC "
         f"{compare.plus_minus(full['auroc'], full['auroc_sd'])}, balanced accuracy "
-        f"{compare.plus_minus(full['balanced_accuracy'], full['balanced_accuracy_sd'])} (mean ± SD of {full['n_folds']} folds, "
+        f"{compare.plus_minus(full['balanced_accuracy'], full['balanced_accuracy_sd'])} (mean ± SD of {compare.folds(full)}, "
         f"{of_what(study)})."
     )
 
@@ -70,8 +70,9 @@ def history(study: Study, table: pd.DataFrame, network: str) -> str:
     """Caption of the training histories; ``table`` as `mfcore.train.load_history` returns it."""
     best = table.loc[table.groupby("unit")["val_loss"].idxmin(), "epoch"]
     tested = "the last epoch" if study.switches.epoch == "last" else "the epoch with the lowest validation loss"
+    trainings = compare.counted(table["unit"].nunique(), "training")
     return (
-        f"**{network}.** Loss by epoch of {table['unit'].nunique()} trainings; tested is {tested} (ring). The lowest "
+        f"**{network}.** Loss by epoch of {trainings}; tested is {tested} (ring). The lowest "
         f"validation loss came in epoch {best.min()} to {best.max()} of {table['epoch'].max()} ({of_what(study)}; "
         f"{table['seconds'].sum() / 60:.1f} minutes of training)."
     )
@@ -101,7 +102,7 @@ def data_scaling(
     shared = "the same for every arm" if study.switches.shared_splits else "networks and probes on folds of their own"
     return (
         f"**Fig. 1. Data scaling.** AUROC (left) and balanced accuracy (right) on held-out {held_out(study)} against the "
-        f"number of training patches; mean and sample SD of {table['n_folds'].max()} Monte Carlo folds, {shared} "
+        f"number of training patches; mean and sample SD of {compare.folds(table, 'Monte Carlo fold')}, {shared} "
         f"({of_what(study)}). With all the data {best['arm']} is highest with "
         f"{compare.plus_minus(best['auroc'], best['auroc_sd'])}, {over}; with {100 * first['size']:g} % "
         f"({first['n_train']:,} patches) {first['arm']} with {compare.plus_minus(first['auroc'], first['auroc_sd'])}. The bars "
@@ -248,7 +249,7 @@ def inflation(study: Study, table: pd.DataFrame) -> str:
     ]
     return (
         f"**What the split is worth.** AUROC of the probe on {study.inflation.encoder} with all the data, under each way to "
-        f"split ({of_what(study)}): {'; '.join(parts)}. Mean ± sample SD of {full['n_folds'].max()} folds; what a way "
+        f"split ({of_what(study)}): {'; '.join(parts)}. Mean ± sample SD of {compare.folds(full)}; what a way "
         "scores above splitting by slide is its inflation, for a probe; a network that can learn slides by heart may gain more."
     )
 
@@ -257,8 +258,9 @@ def abstract(study: Study, scaling: pd.DataFrame, crossed: pd.DataFrame, n_faile
     """What the study found, in a few sentences."""
     full = scaling[scaling["size"] == scaling["size"].max()].sort_values("auroc", ascending=False)
     parts = [
-        f"{len(full)} arms were trained on up to about {full['n_train'].max():,} patches of {study.data.positive}s and "
-        f"{study.data.negative}s, in {scaling['n_folds'].max()} Monte Carlo folds divided "
+        f"{compare.counted(len(full), 'arm')} {'was' if len(full) == 1 else 'were'} trained on up to about "
+        f"{full['n_train'].max():,} patches of {study.data.positive}s and "
+        f"{study.data.negative}s, in {compare.folds(scaling, 'Monte Carlo fold')} divided "
         f"{splits_audit.scheme_title(study.switches.scheme)} ({of_what(study)}, {study.mode} mode)."
     ]
     values = [
@@ -275,5 +277,6 @@ def abstract(study: Study, scaling: pd.DataFrame, crossed: pd.DataFrame, n_faile
         drops = [f"{row.arm} {row.in_domain:.2f} → {row.out_of_domain:.2f}" for row in crossed.itertuples(index=False)]
         parts.append(f"From in domain to out of domain: {', '.join(drops)}.")
     if n_failed:
-        parts.append(f"{n_failed} runs failed or are missing; they are listed below.")
+        are = "is missing; it is" if n_failed == 1 else "are missing; they are"
+        parts.append(f"{compare.counted(n_failed, 'run')} failed or {are} listed below.")
     return " ".join(parts)

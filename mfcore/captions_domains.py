@@ -18,7 +18,7 @@ def cross_domain(study: Study, matrix: pd.DataFrame, means: pd.DataFrame, beside
     else:
         said = " The published Tab. 2 is of other classes and not shown."
     return (
-        f"**Fig. 2. Cross-domain.** Above: mean AUROC ± SD over {means['n_folds'].max()} folds of the best arm of each kind, "
+        f"**Fig. 2. Cross-domain.** Above: mean AUROC ± SD over {compare.folds(means)} of the best arm of each kind, "
         f"by the domain trained on and the domain tested on, one scale for all; framed: in domain, on held-out "
         f"{captions.held_out(study)} ({captions.of_what(study)}). Below: means over domains, SD over folds, of every arm, in "
         f"domain → out of domain: {drops}.{captions.home_made(study, means['arm'])}{said}{_span(matrix)}"
@@ -57,7 +57,7 @@ def by_test_domain(study: Study, tested: pd.DataFrame, human: pd.DataFrame | Non
         )
     return (
         f"**By test domain.** Balanced accuracy in domain (filled) and out of domain (open, mean over the other training "
-        f"domains); bars: SD over {tested['n_folds'].max()} folds ({captions.of_what(study)}).{left_out(tested, 'mean')}"
+        f"domains); bars: SD over {compare.folds(tested)} ({captions.of_what(study)}).{left_out(tested, 'mean')}"
         f"{people}"
     )
 

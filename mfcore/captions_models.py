@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from mfcore import captions, captions_domains, figures_models, metrics
+from mfcore import captions, captions_domains, compare, figures_models, metrics
 from mfcore.config import Study
 
 STRATA = {"domain": "domain", "scanner": "scanner", "agreement": "the raters' agreement"}
@@ -12,8 +12,7 @@ STRATA = {"domain": "domain", "scanner": "scanner", "agreement": "the raters' ag
 
 def told_apart(order: pd.DataFrame) -> str:
     """Which arms the folds can't tell apart, in a sentence; ``order`` as `compare_models.ranking` returns it."""
-    n_folds, groups = int(order["n_folds"].max()), figures_models.ties(order)
-    folds = f"{n_folds} fold{'s' * (n_folds != 1)}"
+    folds, groups = compare.folds(order), figures_models.ties(order)
     if len(order) < 2:
         return "There is one arm only."
     if not groups:
@@ -33,7 +32,7 @@ def ranking(study: Study, order: pd.DataFrame, n_slides: int, folds_show: str, m
     n_pairs = len(order) * (len(order) - 1) // 2
     own = "" if study.switches.shared_splits else ", a network and a probe unpaired, as they have folds of their own"
     return (
-        f"**Ranking.** {metrics.TITLES[metric]} with all the data: mean, SD over {order['n_folds'].max()} folds (wide) and "
+        f"**Ranking.** {metrics.TITLES[metric]} with all the data: mean, SD over {compare.folds(order)} (wide) and "
         f"95 % interval over the {n_slides} slides tested (thin; bootstrap of slides), {captions.of_what(study)}. After each "
         f"name: the places that it can hold, given which differences are clear of zero (paired over folds{own}, corrected for "
         f"their overlap after Nadeau and Bengio, and over {n_pairs} pairs after Holm). {told_apart(order)} {folds_show}"
@@ -54,7 +53,7 @@ def reliability(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> str
         f"**Calibration.** Share of {study.data.positive}s among test patches by their score, {metrics.N_BINS} bins of equal "
         f"width, scores of all folds with all the data; on the dotted line a score is the share that it promises. Bars: 95 % "
         f"intervals over slides; grey: how many scores a bin has ({captions.of_what(study)}).{left_out} Expected calibration "
-        f"error (ECE, mean of {summary['n_folds'].max()} folds) from {best['ece']:.2f} ({best['arm']}) to {worst['ece']:.2f} "
+        f"error (ECE, mean of {compare.folds(summary)}) from {best['ece']:.2f} ({best['arm']}) to {worst['ece']:.2f} "
         f"({worst['arm']}). {summary['share_positive'].mean():.2f} of the patches are of class 1; the mean score is "
         f"{', '.join(leans)}.{brier}"
     )
@@ -86,7 +85,7 @@ def curves(study: Study, fits: pd.DataFrame, table: pd.DataFrame) -> str:
             f"would take at that rate, the least where growth slows down: {'; '.join(parts)}."
         )
     return (
-        f"**Learning curves.** AUROC, mean ± SD of {table['n_folds'].max()} folds, by number of training patches n "
+        f"**Learning curves.** AUROC, mean ± SD of {compare.folds(table)}, by number of training patches n "
         f"({captions.of_what(study)}); curves a - b n^-c; bands and brackets: 95 % over resampled folds. Dashed: "
         f"{best['arm']}, {best['auroc']:.2f} with {best['n_train']:,} patches.{said}"
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from mfcore import captions
+from mfcore import captions, compare
 from mfcore.compare_pretraining import VARIED, Comparison, departures, differences, differing, last, watched
 from mfcore.config import Study
 from mfcore.figures_pretraining import AXES, followed
@@ -27,7 +27,7 @@ def histories(study: Study, history: pd.DataFrame) -> str:
     least, most = f"{ended['step'].min():,.0f}", f"{ended['step'].max():,.0f}"
     steps = least if least == most else f"{least} to {most}"
     return (
-        f"**How pretraining went.** {len(ended)} pretraining{'s' * (len(ended) != 1)} ({captions.of_what(study)}), "
+        f"**How pretraining went.** {compare.counted(len(ended), 'pretraining')} ({captions.of_what(study)}), "
         f"{steps} steps. A mean target whose entropy falls to 0, or a RankMe "
         f"that falls towards 1, is a collapse.{said} Losses of different methods are sums of different parts and don't compare."
     )

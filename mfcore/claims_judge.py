@@ -314,7 +314,7 @@ def number(
     NOT_REPRODUCED where the whole interval lies outside the tolerance; UNCLEAR else: the folds leave too much open.
     """
     found = spread(values)
-    text = f"{compare.plus_minus(found.mean, found.sd)} ({found.n} fold{'s' * (found.n != 1)})"
+    text = f"{compare.plus_minus(found.mean, found.sd)} ({compare.counted(found.n, 'fold')})"
     test = material.test(values, 0.0, tested)
     if test is None:
         return Finding(text, difference=found.mean - expected, why=why, barred=barred or "fewer than two folds")

@@ -324,21 +324,15 @@ def published_table() -> pd.DataFrame:
     return table[table["where"] == "Tab. 2"].drop(columns="where").reset_index(drop=True)
 
 
-def published_full_size() -> str:
-    """The AUROCs with all the data that the text of Ganz et al. 2024 states, as a phrase."""
-    table = pd.read_csv(PUBLISHED / "published_ganz_2024_full_size.csv")
-    return ", ".join(f"{row.arm} {plus_minus(row.auroc, row.auroc_sd)} on {row.data_set}" for row in table.itertuples())
-
-
 def best_interval(predictions: pd.DataFrame, table: pd.DataFrame, study: Study) -> Interval:
-    """Interval over test slides of the mean AUROC of the best arm with all the data (`statistics_bootstrap.bootstrap`).
+    """Interval over test slides of the mean AUROC of the best arm with all the data: as `compare_models.intervals` has it.
 
     table: as `scaling_table` returns it, which names the arm.
     """
     full = table[table["size"] == table["size"].max()]
     arm = full.loc[full["auroc"].idxmax(), "arm"]
     mine = predictions[(predictions["arm"] == arm) & (predictions["train_domain"] == ALL)]
-    return bootstrap(mine[mine["size"] == full["size"].iloc[0]], "auroc", study.splits.seed, "best arm", arm)
+    return bootstrap(mine[mine["size"] == full["size"].iloc[0]], "auroc", study.splits.seed, "intervals")
 
 
 def wide(table: pd.DataFrame, value: str = "auroc") -> pd.DataFrame:
@@ -354,6 +348,16 @@ def wide(table: pd.DataFrame, value: str = "auroc") -> pd.DataFrame:
     sizes = [f"{100 * size:g} %" for size in sorted(table["size"].unique())]
     table = cells.pivot(index=["arm", "kind"], columns="size", values="cell")[sizes].rename_axis(columns=None).fillna("–")
     return table.loc[list(dict.fromkeys(zip(cells["arm"], cells["kind"], strict=True)))].reset_index()
+
+
+def counted(n: int, what: str, several: str = "") -> str:
+    """ "1 fold", "1,200 folds"; ``several``: of a word whose plural isn't made with an s."""
+    return f"{n:,} {what if n == 1 else several or f'{what}s'}"
+
+
+def folds(table: pd.DataFrame | Mapping, what: str = "fold") -> str:
+    """Over how many folds the means of a table (or of one row) with ``n_folds`` are, most of any row: "5 folds"."""
+    return counted(int(np.max(table["n_folds"])), what)
 
 
 def plus_minus(mean: float, sd: float) -> str:

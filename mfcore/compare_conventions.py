@@ -23,24 +23,43 @@ def table(study: Study, results: str | Path) -> pd.DataFrame:
     beside a mean, the class token counts); ``auroc, auroc_sd, balanced_accuracy, balanced_accuracy_sd``: of the probe with
     all the data, mean and sample SD over folds; ``difference, low, high``: of the AUROC from that under the authors' card,
     paired over folds, with its corrected interval (`statistics.paired_difference`). NaN where embeddings or probe are not
-    there yet. Without ``study.conventions`` there is no row. Raises StoreError where there are no splits.
+    there yet, nor those of the authors' card where the study embeds otherwise (`embeds_otherwise`). Without
+    ``study.conventions`` there is no row. Raises StoreError where there are no splits.
     """
     results, name = Path(results), study.conventions
     if not name:
         return pd.DataFrame()
-    own = encoders.of(study, name, results)
-    rows, base_features, base_scores = [], _features(study, name, results), _full_size(study, name, results)
+    own, is_lacking = _by_authors(study, results), bool(embeds_otherwise(study, results))
+
+    def found(card_name: str) -> tuple[np.ndarray | None, pd.DataFrame]:
+        if is_lacking and card_name == name:  # what the study calls so was made by another card
+            return None, pd.DataFrame()
+        return _features(study, card_name, results), _full_size(study, card_name, results)
+
+    rows, (base_features, base_scores) = [], found(name)
     for library, card_name, note in [(AUTHORS, name, ""), *((c.library, c.card, c.note) for c in CONVENTIONS.get(name, ()))]:
-        this = encoders.of(study, card_name, results)
+        this = own if card_name == name else encoders.of(study, card_name, results)
         row: dict[str, object] = {"library": library, "card": card_name, "n_dims": this.n_dims}
         row["departs"] = "; ".join(part for part in (differs(own, this), note) if part)
-        features, scores = _features(study, card_name, results), _full_size(study, card_name, results)
+        features, scores = found(card_name)
         row |= _distance(base_features, features, own, this)
         for metric in ("auroc", "balanced_accuracy"):
-            found = scores[metric] if len(scores) else pd.Series(dtype=float)
-            row |= {metric: found.mean(), f"{metric}_sd": found.std()}
+            of_folds = scores[metric] if len(scores) else pd.Series(dtype=float)
+            row |= {metric: of_folds.mean(), f"{metric}_sd": of_folds.std()}
         rows.append(row | _difference(base_scores, scores))
     return pd.DataFrame(rows)
+
+
+def _by_authors(study: Study, results: Path) -> EncoderCard:
+    """The card of ``study.conventions`` as its authors have it, whatever the study's own switch says."""
+    theirs = dataclasses.replace(study, switches=dataclasses.replace(study.switches, encoder_input="card"))
+    return encoders.of(theirs, study.conventions, results)
+
+
+def embeds_otherwise(study: Study, results: Path) -> str:
+    """The card by which the study embeds the encoder where that isn't its authors'; "" where it is."""
+    here = encoders.of(study, study.conventions, results).name
+    return "" if here == _by_authors(study, results).name else here
 
 
 def differs(own: EncoderCard, other: EncoderCard) -> str:

@@ -42,7 +42,7 @@ def said(row: dict) -> str:
     what = f"{row['arm']} ({row['kind']})" if row["arm"] else ""
     if not row["applies"] or not np.isfinite(row["auroc"]):
         return f"{what}: {row['why']}" if what else row["why"]
-    score = f"AUROC {compare.plus_minus(row['auroc'], row['auroc_sd'])} over {row['n_folds']} folds"
+    score = f"AUROC {compare.plus_minus(row['auroc'], row['auroc_sd'])} over {compare.folds(row)}"
     if row["switch"] == BASE:
         return f"{what}: {score}"
     if not np.isfinite(row["difference"]):

@@ -69,7 +69,7 @@ def cross_domain(study: Study, matrix: pd.DataFrame, means: pd.DataFrame, beside
         for axis in axes[1]:
             axis.remove()
         _means(study, figure.add_subplot(grid[1, :]), means, beside)
-        title(figure, f"{study.title}; mean ± SD over n = {matrix['n_folds'].max()} folds")
+        title(figure, f"{study.title}; mean ± SD over n = {compare.folds(matrix)}")
     return figure
 
 
@@ -144,5 +144,5 @@ def by_test_domain(study: Study, tested: pd.DataFrame, human: pd.DataFrame | Non
         axis.set(xlabel="tested on", ylabel="balanced accuracy (mean ± SD)", xlim=(-0.5, len(domains) - 0.5), ylim=(None, 1.0))
         legend_below(figure, [axis])
         which = "" if len(arms) == tested["arm"].nunique() else "best arm of each kind, "
-        title(figure, f"{study.title}; {which}SD over n = {tested['n_folds'].max()} folds")
+        title(figure, f"{study.title}; {which}SD over n = {compare.folds(tested)}")
     return figure

@@ -74,7 +74,7 @@ def ranking(study: Study, order: pd.DataFrame, intervals: pd.DataFrame, metric: 
         axis.grid(axis="y", visible=False)
         n_slides = f", {int(full['n_slides'].max())} slides" if len(full) else ""
         axis.set_xlabel(
-            f"{metrics.TITLES[metric]}: mean, SD over {order['n_folds'].max()} folds (wide), 95 % interval (thin{n_slides})"
+            f"{metrics.TITLES[metric]}: mean, SD over {compare.folds(order)} (wide), 95 % interval (thin{n_slides})"
         )
         _brackets(brackets, groups)
         title(figure, f"{study.title}; after each name the places it can hold")

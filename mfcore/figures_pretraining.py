@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mfcore import compare
 from mfcore.compare_pretraining import Comparison, last
 from mfcore.config import Study
 from mfcore.figures import COLOURS, LEGEND_ROW_INCH, MARKERS, WIDTH_INCH, drawing, legend_below, nothing, title
@@ -35,7 +36,7 @@ def histories(study: Study, history: pd.DataFrame) -> Figure:
                 axis.plot(part["step"], part[key], **_look(i) | {"marker": ""}, linewidth=1.2, label=name)
             axis.set(xlabel="step", ylabel=NOTED[key])
         legend_below(figure, list(axes[0]), 3)
-        title(figure, f"{len(names)} pretraining{'s' * (len(names) != 1)}")
+        title(figure, compare.counted(len(names), "pretraining"))
     return figure
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mfcore import compare_probes
+from mfcore import compare, compare_probes
 from mfcore.config import Study
 from mfcore.figures import WIDTH_INCH, drawing, legend_below, title
 from mfcore.statistics import spread
@@ -41,5 +41,6 @@ def estimators(study: Study, found: pd.DataFrame, titles: dict[str, str], encode
         axes[0][0].invert_yaxis()
         legend_below(figure, axes[0], 3)
         n_train, n_test = (f"{full[name].mean():,.0f}" for name in ("n_train", "n_test"))
-        title(figure, f"{encoder}: {n_train} training and {n_test} test patches, {full['fold'].nunique()} folds")
+        n_folds = compare.counted(full["fold"].nunique(), "fold")
+        title(figure, f"{encoder}: {n_train} training and {n_test} test patches, {n_folds}")
     return figure

@@ -28,7 +28,7 @@ def against_probes(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> 
         axes[0][0].set_ylabel("AUROC of the probe (mean ± SD)")
         legend_below(figure, axes[0])
         n = int(related["n"].max())
-        title(figure, f"{study.title}; n = {n} encoder{'s' * (n != 1)}")
+        title(figure, f"{study.title}; n = {compare.counted(n, 'encoder')}")
     return figure
 
 
@@ -48,7 +48,7 @@ def against_tasks(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> F
             line[0].set_ylabel(f"{task}:\n{part['metric_of_task'].iloc[0]} (mean ± SD)")
         legend_below(figure, axes.flat)
         n = int(related["n"].max())
-        title(figure, f"{study.title}; n = {n} encoder{'s' * (n != 1)}")
+        title(figure, f"{study.title}; n = {compare.counted(n, 'encoder')}")
     return figure
 
 

@@ -80,7 +80,7 @@ def data_scaling(
         lows = [table[metric] - table[f"{metric}_sd"].fillna(0) for metric in SHOWN]
         axes[0][0].set_ylim(min(0.45, float(np.nanmin(lows)) - 0.02), 1.0)
         legend_below(figure, axes[0])
-        title(figure, f"{study.title}; bars: SD over n = {table['n_folds'].max()} folds")
+        title(figure, f"{study.title}; bars: SD over n = {compare.folds(table)}")
     return figure
 
 
@@ -205,7 +205,7 @@ def inflation(study: Study, table: pd.DataFrame) -> Figure:
         if compare_schemes.BASE in schemes:
             base, name = full.loc[compare_schemes.BASE, "auroc"], "by slide, with all of it"
             scores.axvline(base, color="0.4", linewidth=0.9, linestyle=(0, (5, 1.6)), zorder=0, label=name)
-        scores.set_xlabel(f"AUROC, mean ± SD over {full['n_folds'].max()} folds")
+        scores.set_xlabel(f"AUROC, mean ± SD over {compare.folds(full)}")
         legend_below(figure, axes[0])
         title(figure, f"{study.inflation.encoder} (probe)")
     return figure

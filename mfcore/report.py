@@ -178,7 +178,7 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame, ledger: pd.Data
         abstract=captions.abstract(study, scaling, crossed, len(collected.failures)).replace("`", ""),
         failures=table(collected.failures) if len(collected.failures) else "",
         counts=table(_counts(study, annotations)),
-        data_notes=_data_note(study, patches_run, annotations),
+        data_notes=_data_notes(study, patches_run, annotations),
         resolutions=_resolutions(patches_run),
         captions=texts,
         figure=figure,
@@ -209,16 +209,16 @@ def _counts(study: Study, annotations: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns=names)
 
 
-def _data_note(study: Study, run: store.Run, annotations: pd.DataFrame) -> list[str]:
-    """What a reader must know of the patches: their sides, what the border did, what was published of them wrongly."""
-    facts = run.record["facts"]
-    notes = [f"Patches of {study.patches.size_px} px, stored with {study.stored_px} px."]
-    if facts["n_patches_shifted"]:
-        notes.append(f"{facts['n_patches_shifted']:,} patches near a border were moved inward.")
-    if facts["n_patches_over_edge"]:
-        filled = patches.config_of(study).get("border", "white")
-        n_over = f"{facts['n_patches_over_edge']:,}"
-        notes.append(f"{n_over} patches as stored reach over the border of their slide: {filled} there.")
+def _data_notes(study: Study, run: store.Run, annotations: pd.DataFrame) -> list[str]:
+    """What a reader must know of the patches: side and resolution, what the border did, what was published wrongly of them."""
+    facts, config = run.record["facts"], patches.config_of(study)
+    at = "each slide's own µm/px" if config["resolution"] == "native" else f"{study.patches.um_per_px:g} µm/px"
+    notes = [f"Patches of {study.patches.size_px} px at {at}, stored with {study.stored_px} px."]
+    if n_shifted := facts["n_patches_shifted"]:
+        notes.append(f"{compare.counted(n_shifted, 'patch', 'patches')} near a border, moved inward.")
+    if n_over := facts["n_patches_over_edge"]:
+        reach = f"{compare.counted(n_over, 'patch', 'patches')} as stored reach{'es' * (n_over == 1)} over the border"
+        notes.append(f"{reach} of {'its' if n_over == 1 else 'their'} slide: {config.get('border', 'white')} there.")
     notes.append(labels.published_note(study, annotations))
     return [note for note in notes if note]
 
@@ -230,7 +230,8 @@ def _resolutions(run: store.Run) -> list[tuple[str, str]]:
         found.setdefault((slide["scanner"], slide["um_per_px"]), []).append(slide["slide_id"])
     return [
         (
-            f"{len(slides)} slides{f' of {scanner}' if scanner else ''} that don't state their um/px: the study's {um_per_px}",
+            f"{compare.counted(len(slides), 'slide')}{f' of {scanner}' if scanner else ''} without µm/px in the file: "
+            f"the study's {um_per_px}",
             ", ".join(slides),
         )
         for (scanner, um_per_px), slides in found.items()

@@ -12,12 +12,15 @@ from mfcore.report_html import table
 def page(study: Study, results: Path) -> str:
     """The page, from the embeddings and probes that notebooks 02 and 03 made under the variants of one encoder."""
     rows = compare_conventions.table(study, results)
+    otherwise = compare_conventions.embeds_otherwise(study, results)
+    lacking = set(rows.loc[rows["auroc"].isna(), "card"]) - ({study.conventions} if otherwise else set())
     return report_html.render(
         "conventions.html",
         study=study,
         rows=table(compare_conventions.wide(rows)),
         said=said(rows),
-        missing=", ".join(sorted(set(rows.loc[rows["auroc"].isna(), "card"]))),
+        missing=", ".join(sorted(lacking)),
+        otherwise=otherwise,
     )
 
 

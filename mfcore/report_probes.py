@@ -131,9 +131,10 @@ def said_of_c(rows: pd.DataFrame) -> str:
 def caption(study: Study, found: pd.DataFrame, encoder: str) -> str:
     """Caption of `figures_probes.estimators`."""
     full = found[found["size"] == found["size"].max()]
+    n_folds = compare.counted(full["fold"].nunique(), "fold")
     return (
         f"**Estimators on the embeddings of {encoder}.** A grey line is a fold, black the mean ± SD of "
-        f"{full['fold'].nunique()} folds ({captions.of_what(study)}). Grey lines that run alike are folds in which slides, "
+        f"{n_folds} ({captions.of_what(study)}). Grey lines that run alike are folds in which slides, "
         "not estimators, decide; lines that cross, folds in which each estimator finds something else."
     )
 

@@ -7,8 +7,8 @@
 # |---|---|---|
 # | every arm's predictions, published values, the raters' votes, embeddings | Fig. 1, ranking, curves, calibration, strata, RankMe and ODCorr, the claims ledger | a minute |
 #
-# Fig. 1 of Ganz et al. 2024 for this study: AUROC on the test slides against the size of the training set, five Monte Carlo
-# folds, the same for every arm; and what so few folds can and can't show.
+# Fig. 1 of Ganz et al. 2024 for this study: AUROC on the test slides against the size of the training set, over Monte Carlo
+# folds; and what so few folds can and can't show.
 
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers

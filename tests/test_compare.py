@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import mannwhitneyu
 
-from mfcore import compare, encoders, metrics, patches, splits, store
+from mfcore import compare, compare_models, encoders, metrics, patches, splits, store
 from mfcore.config import Data, Lora, Network, Probe, Splits, Study, as_dict
 
 STUDY = Study(
@@ -97,10 +97,6 @@ def test_published_numbers_are_those_of_table_2():
     assert len(table) == 9
     assert table.loc["End-To-End ResNet50"].tolist() == [0.87, 0.04, 0.74, 0.07]
     assert table.loc["H-optimus-0", "out_of_domain"] == 0.66
-    assert (
-        compare.published_full_size()
-        == "End-To-End ResNet50 0.87 ± 0.01 on CCMCT, End-To-End ResNet50 0.89 ± 0.01 on MIDOG 2022"
-    )
 
 
 def test_the_best_arm_s_interval_holds_its_mean(predictions):
@@ -108,6 +104,14 @@ def test_the_best_arm_s_interval_holds_its_mean(predictions):
     interval = compare.best_interval(predictions, table, STUDY)
     assert interval.estimate == pytest.approx(table.query("arm == 'net' and size == 1.0")["auroc"].iloc[0])
     assert interval.low < interval.estimate < interval.high and interval.n == 18
+    every = compare_models.intervals(predictions, STUDY).query("arm == 'net' and size == 1.0").iloc[0]
+    assert (interval.low, interval.high) == (every["low"], every["high"]), "one arm has one interval, wherever it is told"
+
+
+@pytest.mark.parametrize(("n", "text"), [(1, "1 fold"), (5, "5 folds"), (0, "0 folds"), (1200, "1,200 folds")])
+def test_one_is_spoken_of_as_one(n, text):
+    assert compare.counted(n, "fold") == text
+    assert compare.counted(n, "patch", "patches").split()[1] == ("patch" if n == 1 else "patches")
 
 
 def finish(folder, stage, name, arm, config, inputs, predictions):

@@ -98,6 +98,26 @@ def test_what_has_not_run_is_a_dash_and_named(results):
     assert compare_conventions.table(replace(STUDY, conventions=""), results).empty
 
 
+def test_where_the_study_embeds_as_released_nothing_is_passed_off_as_the_authors_way(results, monkeypatch):
+    monkeypatch.setitem(conventions.RELEASED_EMBEDDING, "tiny", "tiny_mean")
+    study = replace(STUDY, switches=replace(STUDY.switches, encoder_input="released"))
+    base = np.random.default_rng(2).normal(size=(240, 24))
+    ran(results, "tiny", np.hstack([base, base]), 0.6)
+    ran(results, "tiny_mean", np.hstack([base, base]), 0.6)
+    monkeypatch.setattr(compare_conventions.compare, "current_runs", lambda of, folder: {name: name for name in of.encoders})
+    scores = pd.DataFrame({"fold": [0, 1], "auroc": 0.6, "balanced_accuracy": 0.5, "n_train": 160, "n_test": 80})
+    scores = scores.assign(train_domain="all", size=1.0)
+    monkeypatch.setattr(compare_conventions.compare, "load_arm", lambda *_: None)
+    monkeypatch.setattr(compare_conventions.compare, "scores", lambda _: scores)
+    rows = compare_conventions.table(study, results).set_index("library")
+    assert rows.loc[[compare_conventions.AUTHORS, "A"], "auroc"].isna().all(), "the runs called so are of the released card"
+    assert rows.loc["C", "auroc"] == 0.6 and rows["distance_median"].isna().all() and rows["difference"].isna().all()
+    assert rows.loc[compare_conventions.AUTHORS, "n_dims"] == 24 and rows.loc["A", "departs"] == ""
+    page = report_conventions.page(study, results)
+    assert "as the released code does (card tiny_mean)" in page and "encoder_input: card" in page
+    assert "as the released code does" not in report_conventions.page(STUDY, results)
+
+
 def test_every_way_is_a_card_of_the_same_weights():
     for name, ways in CONVENTIONS.items():
         own = encoders.card(name)

@@ -79,16 +79,17 @@ def test_what_lies_over_a_border_is_said_to_be_as_the_study_fills_it(results):
     run = store.Run(next(results.glob("patches-*")), {})
     for mode, filled in (("strict", "white"), ("paper", "black")):
         study = replace(STUDY, switches=MODES[mode])
-        assert f"over the border of their slide: {filled} there." in " ".join(report._data_note(study, run, pd.DataFrame()))
+        assert f"over the border of their slide: {filled} there." in " ".join(report._data_notes(study, run, pd.DataFrame()))
 
 
 def test_the_index_says_what_was_found_what_failed_and_that_it_is_synthetic(results):
     page = report.build(STUDY, results).read_text()
     assert page.count("synthetic data") >= 2
     assert "A &lt;test&gt;" in page and "E: &lt;no&gt; weights" in page, "text isn't escaped"
-    assert "1 slides of S1 that don&#39;t state their um/px: the study&#39;s 0.3</summary>odd slide" in page
+    assert "1 slide of S1 without µm/px in the file: the study&#39;s 0.3</summary>odd slide" in page
     assert "7 patches as stored reach over the border of their slide: white there" in page
-    assert "3 patches near a border were moved inward" in page
+    assert "3 patches near a border, moved inward" in page
+    assert "Patches of 224 px at 0.25 µm/px, stored with" in page
     assert "The figure is missing" in page  # those of 05 and 06
     assert "0.87 ± 0.04" in page, "the published table"
     text = re.sub(r"<[^>]+>", " ", page)
