@@ -8,9 +8,8 @@ they learned from).
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from mfcore import encoders, judge_features, judge_heads, store, tasks, tasks_protocol
+from mfcore import encoders, judge_features, judge_heads, store, tasks_protocol, tasks_runs
 from mfcore.config import Study
 from mfcore.rng import generator
 from mfcore.tasks_protocol import Protocol
@@ -30,33 +29,15 @@ def judge(
     """
     protocol = tasks_protocol.of(study.task(task))
     card = encoders.of(study, encoder, results)
-    data = tasks.load(task, tasks.prepare(study, task, Path(data_folder)))
-    tasks_protocol.check(data, protocol)
-    config = tasks_protocol.config_of(study, task, card.identity())
-    run = store.open_run(results, STAGE, f"{task}.{encoder}", config, {"items": tasks_protocol.fingerprint(data)})
+    run, data = tasks_runs.begin(STAGE, study, task, encoder, card.identity(), data_folder, results)
     if run.done:
         return run
     features = judge_features.features_of(run, data, card, device, protocol.size_px)
-    missing = [number for number in range(protocol.n_runs) if not run.unit_file(_unit(number), ".json").is_file()]
+    missing = tasks_runs.missing(run, protocol.n_runs)
     for first in range(0, len(missing), AT_ONCE):
         _train(run, study, data, features, protocol, missing[first : first + AT_ONCE])
-    numbers = range(protocol.n_runs)
-    predictions = pd.concat([pd.read_parquet(run.unit_file(_unit(number))) for number in numbers], ignore_index=True)
-    store.write_parquet(run.path("predictions.parquet"), predictions)
-    fits = pd.DataFrame([store.read_json(run.unit_file(_unit(number), ".json")) for number in numbers])
-    store.write_csv(run.path("fits.csv"), fits)
-    return run.finish(
-        ["predictions.parquet", "fits.csv", judge_features.FILE],
-        n_items=len(features),
-        n_dims=features.shape[1],
-        selected_on=data.selected_on,
-        notes=list(data.notes),
-        classes=list(data.classes),
-    )
-
-
-def _unit(number: int) -> str:
-    return f"run{number:03d}"
+    n_dims = features.shape[1]
+    return tasks_runs.finish(run, data, protocol.n_runs, "predictions.parquet", [judge_features.FILE], n_dims=n_dims)
 
 
 def _train(run: store.Run, study: Study, data: TaskData, features: np.ndarray, protocol: Protocol, numbers: list[int]) -> None:
@@ -80,9 +61,8 @@ def _train(run: store.Run, study: Study, data: TaskData, features: np.ndarray, p
         told = tested[["item_id", "split", "label"]].assign(run=number, step=head.best_step)
         told = told[["run", "step", "item_id", "split", "label"]].assign(group=tested["group"].astype(str))
         told = told.assign(**{f"score_{i}": scores[:, i] for i in range(n_classes)})
-        store.write_parquet(run.unit_file(_unit(number)), told)
-        facts = {"run": number, "n_train": len(head.train), "n_steps": head.n_steps, "best_step": head.best_step}
-        store.write_json(run.unit_file(_unit(number), ".json"), facts | {"validation": head.best, "ended": head.ended})
+        fit = {"n_train": len(head.train), "n_steps": head.n_steps, "best_step": head.best_step}
+        tasks_runs.keep(run, number, told, fit | {"validation": head.best, "ended": head.ended})
 
 
 def _drawn(rows: np.ndarray, labels: np.ndarray, n_per_class: int | None, seed: int, *names: object) -> np.ndarray:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from mfcore import encoders, metrics_tasks, preprocess, segment_decoder, store, tasks, tasks_protocol
+from mfcore import encoders, metrics_tasks, preprocess, segment_decoder, store, tasks_protocol, tasks_runs
 from mfcore.cards import EncoderCard
 from mfcore.config import Study
 from mfcore.rng import generator
@@ -38,28 +38,14 @@ def segment(
     """
     protocol = tasks_protocol.of(study.task(task))
     card = encoders.of(study, encoder, results)
-    data = tasks.load(task, tasks.prepare(study, task, Path(data_folder)))
-    tasks_protocol.check(data, protocol)
-    config = tasks_protocol.config_of(study, task, card.identity())
-    run = store.open_run(results, STAGE, f"{task}.{encoder}", config, {"items": tasks_protocol.fingerprint(data)})
+    run, data = tasks_runs.begin(STAGE, study, task, encoder, card.identity(), data_folder, results)
     if run.done:
         return run
-    numbers = range(protocol.n_runs)
-    if missing := [number for number in numbers if not run.unit_file(_unit(number), ".json").is_file()]:
+    if missing := tasks_runs.missing(run, protocol.n_runs):
         material = material_of(data, card, device, protocol.size_px)
         for number in missing:
             _train(run, study, data, material, number)
-    dice = pd.concat([pd.read_parquet(run.unit_file(_unit(number))) for number in numbers], ignore_index=True)
-    store.write_parquet(run.path("dice.parquet"), dice)
-    fits = pd.DataFrame([store.read_json(run.unit_file(_unit(number), ".json")) for number in numbers])
-    store.write_csv(run.path("fits.csv"), fits)
-    return run.finish(
-        ["dice.parquet", "fits.csv", "masks.npz"],
-        n_items=len(data.table),
-        selected_on=data.selected_on,
-        notes=list(data.notes),
-        classes=list(data.classes),
-    )
+    return tasks_runs.finish(run, data, protocol.n_runs, "dice.parquet", ["masks.npz"])
 
 
 def material_of(data: TaskData, card: EncoderCard, device: str, size_px: int | None) -> Material:
@@ -125,10 +111,6 @@ def _square(pixels: np.ndarray, size_px: int, interpolation: str) -> np.ndarray:
     return pixels[top : top + size_px, left : left + size_px]
 
 
-def _unit(number: int) -> str:
-    return f"run{number:03d}"
-
-
 def _train(run: store.Run, study: Study, data: TaskData, material: Material, number: int) -> None:
     """Train one run's decoder, and keep its Dice on what it didn't learn from."""
     protocol, table = tasks_protocol.of(study.task(data.name)), data.table.reset_index(drop=True)
@@ -146,9 +128,9 @@ def _train(run: store.Run, study: Study, data: TaskData, material: Material, num
         parts.append(part.assign(n_predicted_px=n_predicted, n_both_px=n_both))
     if number == 0:
         _keep_shown(run, study, data, material, fitted.decoder, protocol.batch_size)
-    store.write_parquet(run.unit_file(_unit(number)), pd.concat(parts, ignore_index=True))
-    facts = {"run": number, "n_train": len(rows), "n_steps": fitted.n_steps, "best_step": fitted.best_step}
-    store.write_json(run.unit_file(_unit(number), ".json"), facts | {"validation": fitted.best, "ended": fitted.ended})
+    fit = {"n_train": len(rows), "n_steps": fitted.n_steps, "best_step": fitted.best_step}
+    fit |= {"validation": fitted.best, "ended": fitted.ended}
+    tasks_runs.keep(run, number, pd.concat(parts, ignore_index=True), fit)
 
 
 def _keep_shown(
