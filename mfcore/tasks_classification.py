@@ -8,6 +8,7 @@ import gzip
 import os
 import re
 import shutil
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -222,7 +223,7 @@ def unpack_pcam(folder: Path) -> None:
         try:
             with store.replacing(target) as aside, gzip.open(packed) as content, aside.open("wb") as out:
                 shutil.copyfileobj(content, out, 1 << 22)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise TaskError(f"{packed}: can't be unpacked ({error}); get it again: {WHERE['pcam']}") from None
 
 

@@ -14,6 +14,7 @@ SPLITS = ("train", "val", "test")
 IGNORED = 255
 """Value of a mask's pixels that neither teach nor are judged."""
 MAX_HEADERS = 5_000  # of so many files each one's size is read, of more the first one's
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow says of damaged images
 SELECTED_ON_REPORTED = "val, which is also the split that is reported"
 
 
@@ -65,7 +66,7 @@ def read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))  # (H, W, 3)
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise TaskError(f"{path}: not an image that can be read ({error}); get it again") from None
 
 
@@ -77,7 +78,7 @@ def sizes_px(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
         try:
             with Image.open(path) as image:
                 sizes.append(image.size)
-        except OSError as error:
+        except UNREADABLE as error:
             raise TaskError(f"{path}: not an image that can be read ({error}); get it again") from None
     both = np.array(sizes if len(read) == len(paths) else sizes * len(paths), dtype=np.int64).reshape(-1, 2)  # (n, 2)
     return both[:, 0], both[:, 1]

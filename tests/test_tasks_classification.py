@@ -3,6 +3,7 @@
 import gzip
 import pickle
 import re
+import zlib
 
 import h5py
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from mfcore import tasks
 from mfcore.tasks_classification import COUNTS, unpack_pcam
-from mfcore.tasks_schema import MAX_HEADERS, TaskError, TaskWarning
+from mfcore.tasks_schema import MAX_HEADERS, TaskError, TaskWarning, read_image, sizes_px
 
 BACH = {"Benign": "b", "InSitu": "is", "Invasive": "iv", "Normal": "n"}
 CRC = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
@@ -150,6 +151,22 @@ def test_images_are_read_when_asked_for(tmp_path):
         data.mask(0)
 
 
+def test_an_image_with_a_damaged_header_is_refused_by_name(tmp_path, monkeypatch):
+    """One that says too little of its size, and one that says more than any memory holds."""
+    path, header = tmp_path / "b001.tif", b"IHDR\x00\x00"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\x00\x02" + header + zlib.crc32(header).to_bytes(4, "big"))
+    refused_by_name(path)
+    save(path, 1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
+    refused_by_name(path)
+
+
+def refused_by_name(path):
+    for read in (lambda: sizes_px([path]), lambda: read_image(path)):
+        with pytest.raises(TaskError, match=r"b001\.tif: not an image that can be read"):
+            read()
+
+
 def test_mhist_has_its_labels_and_partitions(tmp_path):
     images = {name: save(tmp_path / "images" / name, seed) for seed, name in enumerate(("a.png", "b.png", "c.png"))}
     mhist(tmp_path, "b.png,HP,1,test\na.png,SSA,6,train\nc.png,HP,0,train\n")
@@ -242,7 +259,11 @@ def test_packed_pcam_is_unpacked_once_and_torn_archives_are_refused(tmp_path):
     packed.write_bytes(b"not asked for again")
     unpack_pcam(tmp_path)
     file.unlink()
-    packed.write_bytes(gzip.compress(content)[:-20])
+    whole = gzip.compress(content)
+    packed.write_bytes(whole[:20] + b"damaged in the middle" + whole[41:])
+    with pytest.raises(TaskError, match="can't be unpacked"):
+        unpack_pcam(tmp_path)
+    packed.write_bytes(whole[:-20])
     with pytest.raises(TaskError, match="can't be unpacked"):
         unpack_pcam(tmp_path)
     assert not file.exists() and not list(tmp_path.glob(".*partial"))

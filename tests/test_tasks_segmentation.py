@@ -137,10 +137,14 @@ def test_wrong_label_maps_are_refused_when_read(tmp_path, content, said):
             data.mask(i)
 
 
-@pytest.mark.parametrize("content", [b"", b"no such file", b"MATLAB 5.0 MAT-file"])
-def test_a_label_file_that_isnt_one_is_refused_by_name(tmp_path, content):
+@pytest.mark.parametrize(
+    "damaged", [lambda b: b"", lambda b: b"no such file", lambda b: b[:150], lambda b: b[:-30] + b"x" * 30]
+)
+def test_a_label_file_that_isnt_one_is_refused_by_name(tmp_path, damaged):
     consep(tmp_path)
-    (tmp_path / "Train" / "Labels" / "train_1.mat").write_bytes(content)
+    file = tmp_path / "Train" / "Labels" / "train_1.mat"
+    savemat(file, {"type_map": np.zeros((520, 600))}, do_compression=True)
+    file.write_bytes(damaged(file.read_bytes()))
     with pytest.raises(TaskError, match=r"train_1\.mat: no label file with a type_map \((.|\n)+\); get it again"):
         load("consep", tmp_path).mask(0)
 
