@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from made_pretraining import WHICH, write_slides
 
-from mfcore import store
+from mfcore import processes, store
 from mfcore.config import Data, Study
 from mfcore.config_pretraining import OnlinePatches
 from mfcore.ssl import loop, patching, patching_kept, pretrain, tissue
@@ -282,3 +282,27 @@ def test_a_pretraining_that_was_killed_looks_at_no_slide_again(folder, tmp_path,
     looked.clear()
     run = pretrain.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
     assert run.done and not looked and not file.exists() and not run.path("checkpoint.pt").exists()
+
+
+def test_a_second_process_writes_nothing_and_removes_nothing(folder, tmp_path, monkeypatch):
+    """It is done with its share before the first one has closed the run, which may yet be killed."""
+
+    class Second(processes.Ranks):
+        def as_first(self, content):
+            return content
+
+    left = []
+
+    def trained(task, pair, run_folder, *_, **__):
+        left.extend([run_folder / "checkpoint.pt", run_folder / patching.KEPT])
+        assert not left[1].exists()
+        for file in left:
+            file.write_text("the first one's")
+        return []
+
+    monkeypatch.setattr(processes, "here", lambda: Second(1, 2))
+    monkeypatch.setattr(loop, "train", trained)
+    own = dataclasses.replace(WHICH, slides=f"{folder}/")
+    study = Study("t", "A test", Data("midog"), pretraining=(own,), encoders=("own",))
+    pretrain.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
+    assert [file.read_text() for file in left] == ["the first one's"] * 2
