@@ -4,6 +4,7 @@ import collections
 import contextlib
 import json
 import pickle
+import re
 import threading
 import time
 from pathlib import Path
@@ -362,7 +363,18 @@ def test_a_slide_too_coarse_is_not_enlarged(folder):
     source = patching.Source(slides, OnlinePatches(48, (0.1, 0.25), 0.4, "slides"), 0)
     with pytest.raises(patching.PatchingError, match=r"(?s)at 0\.1 um/px.*patches\.um_per_px"):
         [source.draw(i) for i in range(20)]
-    assert "at 0.1 um/px on a slide of 0.25" in source.failures["a"] and source.left_out == {}
+    assert "0.1 um/px is finer than the slide's 0.25" in source.failures["a"] and source.left_out == {}
+
+
+def test_what_a_slide_lacks_is_said_with_what_to_change(folder):
+    """Too fine for it, or too wide for its tissue: each resolution by its own reason."""
+    slides = [patching.SlideFile("a", str(folder / "a.tif"))]
+    source = patching.Source(slides, OnlinePatches(48, (0.1, 0.25, 5.0), 0.4), 0).survey()
+    assert re.search(
+        r"0\.1 um/px is finer than the slide's 0\.25.*; no place for a patch of 48 px with 40% tissue at 5 um/px on a slide of "
+        r"0\.25; lower patches\.min_tissue or patches\.size_px$",
+        source.failures["a"],
+    )
 
 
 def test_open_slides_are_bounded(folder):

@@ -180,7 +180,7 @@ def test_a_slide_that_fails_in_part_is_said_from_what_is_kept(folder, tmp_path):
     """At a resolution at which the slide has nothing to show."""
     settings, file = OnlinePatches(40, (0.1, 0.25)), tmp_path / "kept.parquet"
     first, second = (source_of(folder, file, settings).survey() for _ in range(2))
-    assert first.failures == second.failures and "at 0.1 um/px" in second.failures["s0"]
+    assert first.failures == second.failures and "0.1 um/px is finer than" in second.failures["s0"]
 
 
 @pytest.mark.parametrize("how", ["short", "garbage", "empty", "other table", "rows", "text"])

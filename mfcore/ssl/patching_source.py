@@ -320,14 +320,10 @@ class Source:
             places = places_of(seen.mask, seen.size_px, side, settings.min_tissue, grid)
             if places.n_cells:
                 known.places[um_per_px] = places
-        missing = [f"{um_per_px:g}" for um_per_px in dict.fromkeys(settings.um_per_px) if um_per_px not in known.places]
+        missing = [um_per_px for um_per_px in dict.fromkeys(settings.um_per_px) if um_per_px not in known.places]
         if missing:
-            self._fail(
-                file.slide_id,
-                f"{file.path}: no place for a patch of {settings.size_px} px with {settings.min_tissue:.0%} tissue at "
-                f"{', '.join(missing)} um/px on a slide of {slide_um_per_px:.3g}",
-                "is left out at some resolutions" if known.places else "is left out",
-            )
+            so = "is left out at some resolutions" if known.places else "is left out"
+            self._fail(file.slide_id, f"{file.path}: {_no_place(settings, missing, slide_um_per_px)}", so)
         return known
 
     def _see(self, file: SlideFile) -> Seen:
@@ -355,6 +351,22 @@ class Source:
         remedy = "mend what is said of one" if um_per_px is None else "leave the resolution out of patches.um_per_px"
         none = f"no patch can be drawn{at} from {len(self.slides)} slides; {remedy}"
         return PatchingError(f"{none}:\n  " + "\n  ".join(reasons) + more)
+
+
+def _no_place(settings: OnlinePatches, missing: Sequence[float], slide_um_per_px: float) -> str:
+    """Why a slide has no patch at the resolutions ``missing``, and what to change."""
+    said = []
+    if too_fine := [f"{um_per_px:g}" for um_per_px in missing if um_per_px * MAX_ENLARGED < slide_um_per_px]:
+        said.append(
+            f"{', '.join(too_fine)} um/px is finer than the slide's {slide_um_per_px:.3g}, which is enlarged {MAX_ENLARGED:g} "
+            "times at most; name coarser ones in patches.um_per_px"
+        )
+    if bare := [f"{um_per_px:g}" for um_per_px in missing if um_per_px * MAX_ENLARGED >= slide_um_per_px]:
+        said.append(
+            f"no place for a patch of {settings.size_px} px with {settings.min_tissue:.0%} tissue at {', '.join(bare)} um/px "
+            f"on a slide of {slide_um_per_px:.3g}; lower patches.min_tissue or patches.size_px"
+        )
+    return "; ".join(said)
 
 
 def level_of(downsamples: Sequence[float], scale: float) -> tuple[int, float] | None:
