@@ -113,3 +113,13 @@ def test_rankme_that_was_not_measured_is_no_collapse():
 )
 def test_the_remedy_names_first_what_fits_the_settings(changed, first):
     assert collapse.remedy(which(**changed)).startswith(f"Change, one at a time: {first}")
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "n_prototypes", "warns"), [(256, 65_536, False), (128, 65_536, False), (64, 65_536, True), (64, 1024, False)]
+)
+def test_batches_too_small_for_the_published_settings_are_told_before(batch_size, n_prototypes, warns):
+    said = collapse.outlook(which(batch_size=batch_size, n_prototypes=n_prototypes))
+    assert bool(said) == warns
+    if warns:
+        assert "are 128 targets for 65536 prototypes" in said and "lower n_prototypes" in said

@@ -18,6 +18,7 @@ LEAST_INFORMATION = 0.01  # of log K, below which targets are taken to be the sa
 LEAST_RANKME = 1.1  # 1 is a line; RankMe is not centred, so that a common mean counts
 # Networks begin with much the same target for every image, and large ones stay so for a thousand steps and more.
 GRACE = 0.15, 1000  # share of the steps before a training is stopped, and at least so many
+FEW_TARGETS = 256  # prototypes for one target of a batch, beyond which a collapse is likely
 PATIENCE = 0.05, 100  # share of the steps that it may last, and at least so many: a collapse doesn't pass
 
 
@@ -71,6 +72,22 @@ def _kind(line: dict, which: Pretraining) -> str:
     if line["target_entropy"] < highest / 2:
         return f"all images get the same few prototypes ({numbers}; spread would be {highest:.2f})"
     return f"all images get the same target, spread over the prototypes ({numbers}; uniform is {highest:.2f})"
+
+
+def outlook(which: Pretraining) -> str:
+    """What to know before a pretraining whose batches are small for its settings, in words; "" for any other.
+
+    The published ones are for batches of hundreds: 65,536 prototypes were trained with batches from 128 on (Caron et al. 2021,
+    table 9). which: as `published`.
+    """
+    n_targets = 2 * which.batch_size
+    if which.n_prototypes <= FEW_TARGETS * n_targets:
+        return ""
+    return (
+        f"pretraining[{which.name}]: {which.batch_size} patches a batch are {n_targets} targets for {which.n_prototypes} "
+        "prototypes; settings as published are for batches of hundreds, and with small ones a teacher may stay or become uniform. "
+        f"{remedy(which)}"
+    )
 
 
 def remedy(which: Pretraining) -> str:

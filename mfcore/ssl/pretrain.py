@@ -7,8 +7,9 @@ What to change first where batches are small, on one GPU say (the published defa
 learning rates are scaled to the batch already, so leave ``base_lr``; lower ``n_prototypes`` to the targets that a batch has
 (two a patch), as 65,536 are never filled; set ``koleo_weight``, which keeps embeddings apart, and with so few prototypes
 ``centring: sinkhorn_knopp``; then, where targets stay uniform, lower ``teacher_temperature``, and where a few prototypes get
-all images, raise ``momentum`` (DINO's authors name 0.9995 for a batch of 256). The study ``demo`` is such a set of choices. A
-teacher that collapses all the same is seen by its entropies and RankMe (`collapse`), and the training stops.
+all images, raise ``momentum`` (DINO's authors name 0.9995 for a batch of 256). The study ``demo`` is such a set of choices.
+Batches that are small for their settings are told when a training begins. A teacher that collapses all the same is seen by its
+entropies and RankMe (`collapse`), and the training stops.
 """
 
 import argparse
@@ -71,6 +72,8 @@ def pretrain(
     if ranks.as_first(run.done):
         _clear(run)
         return run
+    if ranks.is_first and (outlook := collapse.outlook(which)):
+        log.warning(outlook)
     where = encoders.choose_device(device)
     pair = networks.build(which, study, results)
     kept = patching.Kept(run.path(patching.KEPT), ranks.is_first)
