@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfcore import downloads, store
+from mfcore import downloads, store, tasks
 from mfcore.config import ConfigError, Study, load_study
 from mfcore.sweep_jobs import ROOT, Job, embedding_job, jobs_of, with_needs
 from mfcore.sweep_run import KilledError, SweepError, build_supplement, killed, run_job
@@ -48,6 +48,12 @@ def paper(name: str, data: str | None = None, results: str | None = None, how: H
     Raises SweepError where another sweep works on the same results or there is no such profile, ConfigError for a bad study.
     """
     study, folder = _open(name, results)
+    for task, place in tasks.absent(study, _data_of(study, name, data)).items():
+        print(
+            f"{study.name}: task {task} has no data yet; lay them into {place} before its turn comes, after the pretrainings "
+            "(data/README.md says in which layout)",
+            file=sys.stderr,
+        )
     begun = time.monotonic()
     status, failures = _sweep(study, study_file(name), folder, data, how, jobs_of(study, how.n_shares), [])
     if status or failures:
@@ -95,6 +101,11 @@ def _open(name: str, results: str | None) -> tuple[Study, Path]:
     folder = Path(results or ROOT / "results").expanduser().resolve() / study.name
     folder.mkdir(parents=True, exist_ok=True)
     return study, folder
+
+
+def _data_of(study: Study, name: str, folder: str | None) -> Path:
+    """Where the study's data lie: as asked, or where the notebooks look."""
+    return Path(folder).expanduser() if folder else study_file(name).resolve().parent.parent / "data" / study.name
 
 
 def _sweep(
@@ -197,7 +208,7 @@ def data(name: str, folder: str | None, verify: bool) -> int:
     """
     study = load_study(study_file(name))
     try:
-        table = downloads.fetch(study, Path(folder).expanduser() if folder else ROOT / "data" / study.name, verify=verify)
+        table = downloads.fetch(study, _data_of(study, name, folder), verify=verify)
     except KeyboardInterrupt:
         print("mfcore: stopped; what came is kept, run it again to go on", file=sys.stderr)
         return 130
@@ -222,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--gpus", type=int, default=1, help="GPUs that a job which can use one asks a cluster for (1)")
     files = commands.add_parser("data", help="fetch what a study's data folder lacks, and say what is there")
     files.add_argument("--study", required=True)
-    files.add_argument("--data", help="folder of the study's data (data/ and the study's name)")
+    files.add_argument("--data", help="folder of the study's data (data/ beside the study file's folder, and the study's name)")
     files.add_argument("--verify", action="store_true", help="compare every file's checksum, not just its length")
     one = commands.add_parser("job", help="run one job of a study (the Snakefile calls this)")
     one.add_argument("--name", required=True)

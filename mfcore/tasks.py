@@ -21,6 +21,7 @@ __all__ = [
     "TaskData",
     "TaskError",
     "TaskWarning",
+    "absent",
     "drift",
     "folder_of",
     "load",
@@ -62,6 +63,12 @@ def prepare(study: Study, name: str, data_folder: str | Path) -> Path:
         tasks_classification.unpack_pcam(folder)
     load(name, folder)
     return folder
+
+
+def absent(study: Study, data_folder: str | Path) -> dict[str, Path]:
+    """The study's tasks for which nothing has been laid in yet, and where their data go; not whether what is there is whole."""
+    folders = {task.name: folder_of(task.name, data_folder) for task in study.tasks if task.name in LOADERS}
+    return {name: folder for name, folder in folders.items() if not folder.is_dir() or not any(folder.iterdir())}
 
 
 def load(name: str, folder: str | Path) -> TaskData:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 
@@ -214,6 +215,33 @@ def test_the_sweep_goes_on_while_it_gets_anywhere(tmp_path, monkeypatch):
     assert sweep.paper("demo", results=str(tmp_path / "a")) == 0 and not calls.steps
     calls = Snakemake(monkeypatch, lambda folder: 1, _record("05_data_scaling"))
     assert sweep.paper("demo", results=str(tmp_path / "b")) == 1 and len(calls.steps) == 1
+
+
+def test_a_task_without_data_is_said_before_days_of_pretraining(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "studies" / "t.yaml"
+    file.parent.mkdir()
+    file.write_text("name: t\ntitle: t\ndata: {source: synthetic}\nencoders: [a]\ntasks: [{name: bach}, {name: crc}]\n")
+    Snakemake(monkeypatch, _record("05_data_scaling"))
+    (tmp_path / "data" / "t" / "tasks" / "crc" / "NCT-CRC-HE-100K").mkdir(parents=True)
+    assert sweep.paper(str(file), results=str(tmp_path / "r")) == 0
+    said = capsys.readouterr().err
+    assert f"task bach has no data yet; lay them into {tmp_path}/data/t/tasks/bach" in said and "task crc" not in said
+    Snakemake(monkeypatch, _record("05_data_scaling"))
+    assert sweep.paper(str(file), str(tmp_path / "other"), str(tmp_path / "r2")) == 0
+    assert f"{tmp_path}/other/tasks/crc" in capsys.readouterr().err
+
+
+def test_data_are_fetched_to_where_the_notebooks_look(tmp_path, monkeypatch):
+    """Also those of a study file that lies elsewhere."""
+    file, asked = tmp_path / "studies" / "t.yaml", []
+    file.parent.mkdir()
+    file.write_text("name: t\ntitle: t\ndata: {source: midog22}\nencoders: [a]\n")
+    monkeypatch.setattr(
+        sweep.downloads, "fetch", lambda study, folder, verify: asked.append(folder) or pd.DataFrame({"state": []})
+    )
+    monkeypatch.setattr(sweep.downloads, "summary", lambda table: "")
+    assert sweep.data(str(file), None, False) == 0 and sweep.data("midog22", None, False) == 0
+    assert asked == [tmp_path / "data" / "t", sweep.ROOT / "data" / "midog22"]
 
 
 def test_to_embed_is_to_do_that_alone_and_what_cannot_be_had_is_said(tmp_path, monkeypatch, capsys):

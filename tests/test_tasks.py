@@ -43,6 +43,15 @@ def test_every_task_of_the_configuration_has_a_way_in(tmp_path):
         tasks.prepare(study("bach"), "mhist", tmp_path)
 
 
+def test_what_nobody_has_laid_in_yet_is_known_without_reading(tmp_path):
+    """Nothing for one, an empty folder for another; stand-ins are made, and a file says no more than that somebody began."""
+    wanted = study("bach", "mhist", "crc", "pcam_10shot", "synthetic_tissue")
+    (tmp_path / "tasks" / "mhist").mkdir(parents=True)
+    (tmp_path / "tasks" / "pcam").mkdir()
+    (tmp_path / "tasks" / "pcam" / "any.h5").write_bytes(b"")
+    assert tasks.absent(wanted, tmp_path) == {name: tmp_path / "tasks" / name for name in ("bach", "mhist", "crc")}
+
+
 def test_prepare_makes_a_stand_in_where_load_finds_it(tmp_path, monkeypatch):
     monkeypatch.setitem(tasks_synthetic.N_SLIDES, "synthetic_nuclei", 3)
     folder = tasks.prepare(study("synthetic_nuclei"), "synthetic_nuclei", tmp_path)
