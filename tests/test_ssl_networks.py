@@ -155,6 +155,10 @@ def test_a_starts_position_embedding_is_resized_to_the_crops(tmp_path):
         ({"arguments": {**VIT, "patch_size": 12}}, "global_px: 32 is no multiple of the ViT's patches of 12 px"),
         ({"start": "vit_tiny_randon"}, r"^pretraining\[\w+\]\.start: unknown encoder.*vit_tiny_random"),
         ({"architecture": "vit_small_patch16_224", "start": "vit_tiny_random"}, "is a vit_tiny_patch16_224"),
+        (
+            {"start": "vit_tiny_random"},
+            r"\.start: the weights of 'vit_tiny_random' don't fit; say no arguments but that enc.*, or none",
+        ),
         ({"arguments": {**VIT, "class_token": False, "reg_tokens": 4, "global_pool": "avg"}}, "with a class token"),
         ({"arguments": {**VIT, "global_pool": "avg"}}, r"pools 'avg'.* say global_pool: token in arguments"),
     ],

@@ -184,7 +184,10 @@ def _start_from(vit: nn.Module, card: EncoderCard, which: Pretraining) -> None:
         vit.load_state_dict(checkpoint_filter_fn(state, vit), strict=True)
     except RuntimeError as error:
         what = " ".join(str(error).split())[:300]
-        raise EncoderError(f"pretraining[{which.name}].start: the weights of {card.name!r} don't fit: {what}") from error
+        raise EncoderError(
+            f"pretraining[{which.name}].start: the weights of {card.name!r} don't fit; say no arguments but that encoder's, "
+            f"{json.dumps(card.arguments)}, or none: {what} ..."
+        ) from error
 
 
 def parameter_groups(student: Student, which: Pretraining) -> list[dict[str, Any]]:
