@@ -244,13 +244,14 @@ def inflation(study: Study, table: pd.DataFrame) -> str:
     full = table[table["size"] == table["size"].max()].set_index("scheme")
     parts = [
         f"{splits_audit.scheme_title(scheme)} {compare.plus_minus(row['auroc'], row['auroc_sd'])} "
-        f"({row['test_overlapping_train']:.0%} of test patches share pixels with training)"
+        f"({row['n_train']:,.0f} training patches, {row['test_overlapping_train']:.0%} of test patches share pixels with them)"
         for scheme, row in full.iterrows()
     ]
     return (
         f"**What the split is worth.** AUROC of the probe on {study.inflation.encoder} with all the data, under each way to "
         f"split ({of_what(study)}): {'; '.join(parts)}. Mean ± sample SD of {compare.folds(full)}; what a way "
-        "scores above splitting by slide is its inflation, for a probe; a network that can learn slides by heart may gain more."
+        "scores above splitting by slide is its inflation, for a probe, where as many patches train; a network that can learn "
+        "slides by heart may gain more."
     )
 
 
@@ -275,7 +276,7 @@ def abstract(study: Study, scaling: pd.DataFrame, crossed: pd.DataFrame, n_faile
         parts.append(f"The best {kind} arm, {best}, went {steps} patches.")
     if len(crossed):
         drops = [f"{row.arm} {row.in_domain:.2f} → {row.out_of_domain:.2f}" for row in crossed.itertuples(index=False)]
-        parts.append(f"From in domain to out of domain: {', '.join(drops)}.")
+        parts.append(f"AUROC from in domain to out of domain: {', '.join(drops)}.")
     if n_failed:
         are = "is missing; it is" if n_failed == 1 else "are missing; they are"
         parts.append(f"{compare.counted(n_failed, 'run')} failed or {are} listed below.")

@@ -16,12 +16,12 @@ def cross_domain(study: Study, matrix: pd.DataFrame, means: pd.DataFrame, beside
         parts += [f"{captions.listed(best['arm'])} {best['in_domain'].max():.2f} → {best['out_of_domain'].max():.2f}"]
         said = f" Published (Tab. 2, MIDOG 2022, for orientation): {', the best probes '.join(parts)}."
     else:
-        said = " The published Tab. 2 is of other classes and not shown."
+        said = " The published Tab. 2 is of other classes and not drawn here."
     return (
         f"**Fig. 2. Cross-domain.** Above: mean AUROC ± SD over {compare.folds(means)} of the best arm of each kind, "
         f"by the domain trained on and the domain tested on, one scale for all; framed: in domain, on held-out "
-        f"{captions.held_out(study)} ({captions.of_what(study)}). Below: means over domains, SD over folds, of every arm, in "
-        f"domain → out of domain: {drops}.{captions.home_made(study, means['arm'])}{said}{_span(matrix)}"
+        f"{captions.held_out(study)} ({captions.of_what(study)}). Below (dotted: chance): means over domains, SD over folds, "
+        f"of every arm, in domain → out of domain: {drops}.{captions.home_made(study, means['arm'])}{said}{_span(matrix)}"
     )
 
 

@@ -30,12 +30,14 @@ def ranking(study: Study, order: pd.DataFrame, n_slides: int, folds_show: str, m
     n_slides: over how many the figure's intervals are.
     """
     n_pairs = len(order) * (len(order) - 1) // 2
+    chance = " Dotted: chance." if figures_models.shows_chance(order) else ""
     own = "" if study.switches.shared_splits else ", a network and a probe unpaired, as they have folds of their own"
     return (
         f"**Ranking.** {metrics.TITLES[metric]} with all the data: mean, SD over {compare.folds(order)} (wide) and "
-        f"95 % interval over the {n_slides} slides tested (thin; bootstrap of slides), {captions.of_what(study)}. After each "
-        f"name: the places that it can hold, given which differences are clear of zero (paired over folds{own}, corrected for "
-        f"their overlap after Nadeau and Bengio, and over {n_pairs} pairs after Holm). {told_apart(order)} {folds_show}"
+        f"95 % interval over the {n_slides} slides tested (thin; bootstrap of slides), {captions.of_what(study)}.{chance} "
+        f"After each name: the places that it can hold, given which differences are clear of zero (paired over folds{own}, "
+        f"corrected for their overlap after Nadeau and Bengio, and over {n_pairs} pairs after Holm). "
+        f"{told_apart(order)} {folds_show}"
     )
 
 

@@ -10,12 +10,6 @@ from mfcore.compare_pretraining import VARIED, Comparison, departures, differenc
 from mfcore.config import Study
 from mfcore.figures_pretraining import AXES, followed
 
-HEADS_ONLY = (
-    "Bars are the SD over heads trained from other seeds on the same encoder; each encoder was pretrained once, so that what "
-    "another draw of patches would give is not in them."
-)
-ONCE_MORE = "Bars are the SD over heads trained from other seeds on one encoder; some values were pretrained more than once."
-
 
 def histories(study: Study, history: pd.DataFrame) -> str:
     """Caption of `figures_pretraining.histories`."""
@@ -124,8 +118,19 @@ def _against_control(parts: Sequence[tuple[Comparison, pd.DataFrame]], controls:
 
 
 def _bars(parts: Sequence[tuple[Comparison, pd.DataFrame]]) -> str:
+    """What the bars are, over how many, and what isn't in them."""
+    drawn = pd.concat([table for _, table in parts])
+    n = sorted(drawn.loc[drawn["sd"].notna(), "n_runs"].unique())
+    if not n:
+        return "There are no bars, as of each there is one run."
+    heads = " or ".join(f"{int(one):,}" for one in n)
     again = any(len(set(comparison.values)) < len(comparison.values) for comparison, _ in parts)
-    return ONCE_MORE if again else HEADS_ONLY
+    once = (
+        "some values were pretrained more than once"
+        if again
+        else ("each encoder was pretrained once, so that what another draw of patches would give is not in them")
+    )
+    return f"Bars are the SD over {heads} heads trained from other seeds on the same encoder; {once}."
 
 
 def _ranks(study: Study, ranks: pd.Series) -> str:

@@ -17,11 +17,11 @@ from mfcore.config_pretraining import METHODS, PUBLISHED, published
 
 # What the paper varies, one thing at a time, with the figure or table of kaiko 2024 that shows it
 VARIED = {
-    "start": "Fig. 1: what training starts from",
-    "patches.slide_fraction": "Fig. 2, left: share of the slides",
-    "patches.n_distinct": "Fig. 2, right: number of distinct patches",
-    "patches.um_per_px": "Magnifications: one or several",
-    "method": "Fig. 4: DINO or DINOv2",
+    "start": "What training starts from (kaiko 2024, Fig. 1)",
+    "patches.slide_fraction": "Share of the slides (kaiko 2024, Fig. 2, left)",
+    "patches.n_distinct": "Number of distinct patches (kaiko 2024, Fig. 2, right)",
+    "patches.um_per_px": "Magnifications, one or several",
+    "method": "DINO or DINOv2 (kaiko 2024, Fig. 4)",
 }
 OBJECTIVE = ("centring", "ibot_weight", "koleo_weight")  # what makes a method one, apart from lengths, rates and crops
 NO_DIFFERENCE = ("name", "seed", "n_snapshots")  # what training is called, its draws, and what is kept of it

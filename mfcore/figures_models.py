@@ -57,7 +57,7 @@ def ranking(study: Study, order: pd.DataFrame, intervals: pd.DataFrame, metric: 
                 )
             axis.errorbar(row.mean, place, xerr=np.nan_to_num(row.sd), linewidth=4.5, alpha=0.35, color=style["color"])
             axis.plot(row.mean, place, markersize=6, **style)
-        if (order["mean"] - order["sd"].fillna(0)).min() < 0.55:
+        if shows_chance(order):
             axis.axvline(0.5, **CHANCE)
         places = [
             f"{low:g}" if low == high else f"{low:g}–{high:g}"
@@ -79,6 +79,11 @@ def ranking(study: Study, order: pd.DataFrame, intervals: pd.DataFrame, metric: 
         _brackets(brackets, groups)
         title(figure, f"{study.title}; after each name the places it can hold")
     return figure
+
+
+def shows_chance(order: pd.DataFrame) -> bool:
+    """Whether arms come so near to 0.5 that the ranking has a line there."""
+    return bool((order["mean"] - order["sd"].fillna(0)).min() < 0.55)
 
 
 def _brackets(axis: Axes, groups: list[tuple[int, ...]]) -> None:

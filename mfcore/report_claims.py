@@ -43,8 +43,8 @@ def said(ledger: pd.DataFrame) -> str:
     own, kaiko = ledger[ledger["paper"] == claims.GANZ], ledger[ledger["subject"] == claims_kaiko.SUBJECT]
     of_results = own["subject"].isin([claims.AMOUNT, claims.DOMAINS])
     told = [
-        ("the paper's", "results", own[of_results]),
-        ("the paper's", "data, networks and method", own[~of_results]),
+        ("Ganz et al. 2024's", "results", own[of_results]),
+        ("Ganz et al. 2024's", "data, networks and method", own[~of_results]),
         ("kaiko 2024's", "pretraining and representations", kaiko),
     ]
     parts = []

@@ -87,6 +87,7 @@ def readable_overview(overview: pd.DataFrame) -> pd.DataFrame:
     for column, form in (numbers | {"target_entropy": "{:.2f}", "n_patches": "{:,}"}).items():
         shown[column] = [form.format(value) if pd.notna(value) else "–" for value in shown[column]]
     names = {"um_per_px": "µm/px", "n_steps": "steps", "batch_size": "batch", "n_patches": "patches seen", "rankme": "RankMe"}
+    names |= {"target_entropy": "target entropy (nats)", "patches_per_second": "patches a second, median"}
     return shown.rename(columns=names)
 
 
@@ -94,6 +95,7 @@ def readable_differences(differences: pd.DataFrame) -> pd.DataFrame:
     """`compare_pretraining.all_differences` for the eye."""
     shown = differences[["varied", "value", "task", "metric"]].copy()
     shown["varied"] = [compare_pretraining.VARIED[key] for key in shown["varied"]]
+    shown["metric"] = [compare_tasks.TITLES[key] for key in shown["metric"]]
     columns = (differences["mean"], differences["sd"])
     shown["score"] = [compare.plus_minus(mean, sd) for mean, sd in zip(*columns, strict=True)]
     shown["less the base's"] = [f"{value:+.3f}" if pd.notna(value) else "–" for value in differences["difference"]]

@@ -217,7 +217,7 @@ def test_fig_2_sets_the_published_means_beside_ours_where_the_classes_are_theirs
     assert "between 0.60 (other, x to y) and 0.70 (net, x to y)" in text
     amibr = replace(MIDOG, data=Data("amibr"))
     other = captions_domains.cross_domain(amibr, matrix(), means(), figures_domains.published(amibr))
-    assert "of other classes and not shown" in other and "ResNet50" not in other
+    assert "of other classes and not drawn here" in other and "ResNet50" not in other
 
 
 def test_the_way_there_and_back_is_the_largest_of_how_many():

@@ -192,6 +192,7 @@ def test_figures_show_a_line_for_each_and_captions_what_was_computed(made):
     assert "highest 100 % of slides with 0.700; against 100 % of slides: 10 % of slides -0.100" in said
     assert "highest DINOv2 with 0.750; against DINO: DINOv2 +0.050" in said
     assert "3 of 3 scores at the end lie above it" in said and "synthetic data" in said
+    assert "SD over 5 heads" in said and "each encoder was pretrained once" in said and "(kaiko 2024, Fig. 4)." in said
     figure = figures_pretraining.by_value(STUDY, parts[:1], controls)
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
         "100 % of slides",
@@ -321,7 +322,8 @@ def test_a_lower_odcorr_is_the_better_one():
     table = pd.DataFrame(rows).assign(task="bach", metric="odcorr_abs", split="all", sd=np.nan, n_runs=1)
     comparison = Comparison("method", ("base", "two"), ("DINO", "DINOv2"))
     controls = pd.DataFrame(columns=["of", "name", "task", "metric", "mean"])
-    assert "lowest DINOv2 with 0.100" in captions_pretraining.over_steps(STUDY, [(comparison, table)], controls)
+    said = captions_pretraining.over_steps(STUDY, [(comparison, table)], controls)
+    assert "lowest DINOv2 with 0.100" in said and "There are no bars" in said
 
 
 def test_without_scores_figures_and_captions_say_so(tmp_path):
@@ -348,6 +350,7 @@ def test_the_page_says_what_was_pretrained_what_failed_and_that_it_is_synthetic(
     assert "few: 1 slide was left out" in page and "no um/px" in page
     assert "few: 1 slide was used, but for a part" in page and "no place at 2 um/px" in page
     assert page.count("<figure>") == 1 and "0.700 ± 0.030" in page and "0.650" not in page
+    assert "balanced_accuracy" not in page and "target entropy (nats)" in page
     for heading in ("What training starts from", "How many slides", "DINO or DINOv2", "Downstream tasks", "Limits"):
         assert heading in page
 

@@ -56,7 +56,7 @@ def test_on_synthetic_data_the_page_says_that_they_cannot_tell(page_of):
     page, ledger = page_of("synthetic")
     assert "they can't tell what holds for tumours" in html.unescape(page) and "every number here is of made-up slides" in page
     own = ledger[(ledger["paper"] == GANZ) & ledger["subject"].isin([claims.AMOUNT, claims.DOMAINS])]
-    assert f"Of the paper's {len(own)} claims on results this study can judge none." in report_claims.said(ledger)
+    assert f"Of Ganz et al. 2024's {len(own)} claims on results this study can judge none." in report_claims.said(ledger)
     assert "in these data: as stated" in page
 
 
