@@ -1,5 +1,6 @@
 """The loop of a pretraining: a step against the papers' algorithm written out, going on after a kill, DDP, what is kept."""
 
+import io
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from made_pretraining import DINOV2, STUDY, patches, task, train, which
+from tqdm.auto import tqdm
 
 from mfcore import processes, rng
 from mfcore.processes import Ranks
@@ -243,8 +245,10 @@ def test_a_stopped_training_goes_on_to_the_same_losses(tmp_path, monkeypatch, ch
             with pytest.raises(KeyboardInterrupt):
                 train(this, folder, checkpoint_seconds=0.0)
         assert torch.load(folder / "checkpoint.pt", weights_only=True)["n_done"] == stop
-        again, pair = train(this, folder)
+        with tqdm(total=5 * this.batch_size, file=io.StringIO()) as bar:
+            again, pair = train(this, folder, progress=bar)
         assert without_times(again) == without_times(whole), f"stopped after {stop}"
+        assert (bar.initial, bar.n) == (stop * this.batch_size, bar.total), "patches of before say nothing of the rate now"
         for name, tensor in pair.teacher.state_dict().items():
             assert torch.equal(tensor, expected.teacher.state_dict()[name]), name
         kept = [pd.read_parquet(at / "drawn.parquet") for at in (folder, tmp_path / "whole")]

@@ -201,6 +201,8 @@ def test_a_batch_that_cant_be_shared_is_refused(folder):
     """Of 8 patches, three processes can't have as many each."""
     with pytest.raises(patching.PatchingError, match="n_workers: 0 must be 1 or more"):
         next(patching.batches(patching.Source(files(folder), SETTINGS, 0), 0, 1, 8, n_workers=0))
+    with pytest.raises(patching.PatchingError, match="n_workers: 0 must be 1 or more"):
+        patching.Source(files(folder), SETTINGS, 0).survey(0)
     with pytest.raises(patching.PatchingError, match="a batch of 8 can't be shared by 3"):
         next(patching.batches(patching.Source(files(folder), SETTINGS, 0), 0, 1, 8, 0, 3))
 

@@ -72,7 +72,8 @@ def train(
     training = _Training(task, pair, folder, device, checkpoint_seconds)
     training.resume()
     progress = tqdm(disable=True) if progress is None else progress
-    progress.update(training.n_done * task.which.batch_size)
+    progress.initial = progress.n = progress.last_print_n = training.n_done * task.which.batch_size
+    progress.refresh()
     to_do = task.which.n_steps - training.n_done
     if not to_do:  # killed after its last step
         return training.history

@@ -283,7 +283,9 @@ class Source:
         return pd.DataFrame(rows)
 
     def survey(self, n_workers: int = 1) -> "Source":
-        """Look at every slide that wasn't: a thumbnail each; raises PatchingError where none has tissue."""
+        """Look at every slide that wasn't: a thumbnail each; raises PatchingError for no workers and where none has tissue."""
+        if n_workers < 1:
+            raise PatchingError(f"n_workers: {n_workers} must be 1 or more; slides are looked at by threads of their own")
         left = [i for i, known in enumerate(self._known) if known is None]
         if left:
             with ThreadPoolExecutor(n_workers) as pool:
