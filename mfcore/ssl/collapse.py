@@ -85,8 +85,8 @@ def outlook(which: Pretraining) -> str:
         return ""
     return (
         f"pretraining[{which.name}]: {which.batch_size} patches a batch are {n_targets} targets for {which.n_prototypes} "
-        "prototypes; settings as published are for batches of hundreds, and with small ones a teacher may stay or become uniform. "
-        f"{remedy(which)}"
+        "prototypes; settings as published are for batches of hundreds, and with small ones a teacher may stay or become "
+        f"uniform. {remedy(which)}"
     )
 
 
