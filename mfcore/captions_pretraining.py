@@ -124,7 +124,7 @@ def _bars(parts: Sequence[tuple[Comparison, pd.DataFrame]]) -> str:
     if not n:
         return "There are no bars, as of each there is one run."
     heads = " or ".join(f"{int(one):,}" for one in n)
-    again = any(len(set(comparison.values)) < len(comparison.values) for comparison, _ in parts)
+    again = any((table.groupby("value")["name"].nunique() > 1).any() for _, table in parts)
     once = (
         "some values were pretrained more than once"
         if again

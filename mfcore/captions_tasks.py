@@ -108,8 +108,8 @@ def segmentations(study: Study, shown: Shown | None) -> str:
     dice = shown.table.groupby("encoder", sort=False)["dice"].mean()
     values = listed([f"{encoder} {value:.2f}" for encoder, value in dice.items()])
     return (
-        f"**Fig. 3. Segmentations.** Tested patches of {shown.task}, drawn at random among those with nuclei and the same for "
-        f"every encoder; their true masks, and over the patches what the first run's decoder on an encoder's frozen features "
+        f"**Segmentations (kaiko 2024, Fig. 3).** Tested patches of {shown.task}, drawn at random among those with nuclei "
+        f"and the same for every encoder; their true masks, and over the patches what the first run's decoder on an encoder's frozen features "
         f"made of them ({of_what(study)}). Shown, at most {MAX_SHOWN}: the best encoder, one pretrained here, the same network "
         f"untrained, and the worst. Mean Dice of these {len(shown.images)} patches: {values}; so few are no "
         "measurement, the table is."

@@ -193,6 +193,8 @@ def test_figures_show_a_line_for_each_and_captions_what_was_computed(made):
     assert "highest DINOv2 with 0.750; against DINO: DINOv2 +0.050" in said
     assert "3 of 3 scores at the end lie above it" in said and "synthetic data" in said
     assert "SD over 5 heads" in said and "each encoder was pretrained once" in said and "(kaiko 2024, Fig. 4)." in said
+    twice = [(one, table.assign(value="DINO") if one.varied == "method" else table) for one, table in parts]
+    assert "pretrained more than once" in captions_pretraining.over_steps(STUDY, twice, controls)
     figure = figures_pretraining.by_value(STUDY, parts[:1], controls)
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
         "100 % of slides",
