@@ -104,13 +104,13 @@ def by_class(study: Study, table: pd.DataFrame, task: str) -> str:
 def segmentations(study: Study, shown: Shown | None) -> str:
     """Caption of Fig. 3; ``shown`` as `compare_masks.shown` returns it."""
     if shown is None:
-        return f"**Fig. 3.** A task of classification has no masks to lay over its patches ({of_what(study)})."
+        return f"**Segmentations.** A task of classification has no masks to lay over its patches ({of_what(study)})."
     dice = shown.table.groupby("encoder", sort=False)["dice"].mean()
     values = listed([f"{encoder} {value:.2f}" for encoder, value in dice.items()])
     return (
         f"**Segmentations (kaiko 2024, Fig. 3).** Tested patches of {shown.task}, drawn at random among those with nuclei "
-        f"and the same for every encoder; their true masks, and over the patches what the first run's decoder on an encoder's frozen features "
-        f"made of them ({of_what(study)}). Shown, at most {MAX_SHOWN}: the best encoder, one pretrained here, the same network "
-        f"untrained, and the worst. Mean Dice of these {len(shown.images)} patches: {values}; so few are no "
+        "and the same for every encoder; their true masks, and over the patches what the first run's decoder on an encoder's "
+        f"frozen features made of them ({of_what(study)}). Shown, at most {MAX_SHOWN}: the best encoder, one pretrained here, "
+        f"the same network untrained, and the worst. Mean Dice of these {len(shown.images)} patches: {values}; so few are no "
         "measurement, the table is."
     )

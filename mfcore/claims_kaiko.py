@@ -89,16 +89,17 @@ def _more(material: Material, those: Sequence[Ways], barred: str = "") -> Findin
     if not found:
         return Finding("nothing measured", barred=barred or "no task has judged two pretrainings that differ in this alone")
     text = "; ".join(f"{what} {one.estimate:+.3f}{_span(one)}" for what, one in found)
-    return _judged_over(text, [one for _, one in found], is_repeated, 1, barred)
+    once = f"{ONCE}; the intervals are over what was tested"
+    return _judged_over(text, [one for _, one in found], is_repeated, 1, once, barred)
 
 
-def _judged_over(text: str, found: Sequence[Interval], is_repeated: bool, sign: int, barred: str = "") -> Finding:
-    """The outcome of intervals over pretrainings, expected on the side of ``sign``; open where a way was pretrained once."""
+def _judged_over(text: str, found: Sequence[Interval], is_repeated: bool, sign: int, once: str, barred: str = "") -> Finding:
+    """The outcome of intervals over pretrainings, expected on the side of ``sign``; open where a way has only one."""
     lows, highs = (sign * np.array([getattr(one, end) for one in found]) for end in ("low", "high")[::sign])
     outcome = REPRODUCED if (lows > 0).all() else NOT_REPRODUCED if (highs < 0).any() else UNCLEAR
     middle = float(np.median([one.estimate for one in found]))
     if not is_repeated:
-        return Finding(text, UNCLEAR, middle, ONCE, barred, True)
+        return Finding(text, UNCLEAR, middle, once, barred, True)
     return Finding(text, outcome, middle, barred=barred, is_comparison=True)
 
 
@@ -186,7 +187,7 @@ def _foretells(material: Material, metrics: Sequence[str], barred: str = "") -> 
         for row, corrected in zip(related.itertuples(), p, strict=True)
     )
     why = f"over {int(related['n'].max())} encoders, most of them variants of one recipe where a study pretrains them"
-    return Finding(text, outcome, float(related["rho"].iloc[0]), why, barred, True)
+    return Finding(text, outcome, why=why, barred=barred, is_comparison=True)
 
 
 def both_foretell(material: Material) -> Finding:
@@ -219,7 +220,7 @@ def dinov2_decorrelates(material: Material) -> Finding:
         f"{task}, {name} {new:.3f} (DINOv2) against {old:.3f}{_span(one) if is_repeated else ''}"
         for task, name, new, old, one in found
     )
-    return _judged_over(text, [one for *_, one in found], is_repeated, -1)
+    return _judged_over(text, [one for *_, one in found], is_repeated, -1, ONCE)
 
 
 def _untestable(why: str) -> Callable[[Material], Finding]:

@@ -104,7 +104,7 @@ def test_each_statement_compares_the_pretrainings_that_differ_in_its_one_thing(a
 @pytest.mark.parametrize("interval", [(0.05, 0.02, 0.08), (-0.05, -0.08, -0.02), (0.05, np.nan, np.nan)])
 def test_what_was_pretrained_once_settles_nothing_about_the_way(ask, claim, interval):
     row = ask(interval=interval)[0].loc[claim]
-    assert row["verdict"] == UNCLEAR and "pretrained once" in row["why"]
+    assert row["verdict"] == UNCLEAR and "pretrained once" in row["why"] and "over what was tested" in row["why"]
     assert ask(replace(STUDY, data=Data("synthetic")), interval=interval)[0].loc[claim, "here"] == "can't be told"
 
 
@@ -156,7 +156,7 @@ def test_a_start_from_what_the_study_pretrained_is_no_start_from_imagenet(ask):
 )
 def test_that_metrics_foretell_is_judged_by_sign_and_corrected_p(ask, rho, p, verdict):
     ledger, _ = ask(rho=rho, p=p)
-    assert ledger.loc[FORETELL, "verdict"] == verdict
+    assert ledger.loc[FORETELL, "verdict"] == verdict and np.isnan(ledger.loc[FORETELL, "difference"]), "a ρ is no difference"
     assert ledger.loc[INVERSE, "verdict"] == NOT_TESTABLE and "CIFAR" in ledger.loc[INVERSE, "why"]
     assert "RankMe" in ledger.loc[FORETELL, "found"] and "RankMe" not in ledger.loc[INVERSE, "found"]
 
