@@ -11,7 +11,7 @@ import pytest
 from mfcore.config import Data, Study
 from mfcore.config_pretraining import Pretraining
 from mfcore.slides import SlideError
-from mfcore.ssl import patching, patching_open
+from mfcore.ssl import patching, patching_open, patching_slides
 
 STUDY = Study(name="s", title="s", data=Data(source="csv"))
 
@@ -28,6 +28,32 @@ def folder(tmp_path):
 
 def slides_of(place, data_folder):
     return patching.slides_of(STUDY, Pretraining("p", slides=place), data_folder)
+
+
+def test_links_to_folders_are_followed_and_each_folder_is_seen_once(folder, tmp_path, monkeypatch):
+    """As cohorts are often laid together; a link that leads back up doesn't lead round and round."""
+    cohorts = tmp_path / "cohorts"
+    (cohorts / "own").mkdir(parents=True)
+    (cohorts / "own" / "d.tif").write_bytes(b"d")
+    (cohorts / "linked").symlink_to(folder)
+    (cohorts / "twice").symlink_to(folder)
+    (cohorts / "own" / "up").symlink_to(cohorts)
+    expected = ["linked/a.tif", "linked/b.tif", "linked/c.tif", "own/d.tif"]
+    for place in (str(cohorts), "cohorts/", "~/cohorts"):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        slides = slides_of(place, tmp_path)
+        assert [(file.slide_id, file.path) for file in slides] == [(name, str(cohorts / name)) for name in expected]
+
+
+def test_a_folder_that_may_not_be_read_is_said(folder, tmp_path, monkeypatch):
+    """Not left out: its slides would silently be missing in the pretraining."""
+
+    def refused(at):
+        raise PermissionError(13, "Permission denied", str(at))
+
+    monkeypatch.setattr(patching_slides.os, "scandir", refused)
+    with pytest.raises(patching.PatchingError, match=r"slides: .*slides: can't be listed \(PermissionError"):
+        slides_of("slides", tmp_path)
 
 
 @pytest.mark.parametrize("place", ["zip://::{0}", "zip://cohort::file://{0}", "zip://cohort/a.tif::file://{0}"])

@@ -1,5 +1,6 @@
 """Which slides patches are drawn from: a study's own, those of a folder or of an address, or a share of them."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,7 @@ def slides_of(study: Study, which: Pretraining, data_folder: str | Path) -> list
     """
     data = study.data
     if which.slides:
-        is_whole = "://" in which.slides or Path(which.slides).is_absolute()
-        place = which.slides if is_whole else str(Path(data_folder) / which.slides)
+        place = which.slides if "://" in which.slides else str(Path(data_folder) / Path(which.slides).expanduser())
         try:
             return _listed(place, data.um_per_px)
         except PatchingError as error:
@@ -60,12 +60,8 @@ def slides_of(study: Study, which: Pretraining, data_folder: str | Path) -> list
 
 def _listed(place: str, um_per_px: float | None) -> list[SlideFile]:
     """Every slide below a folder, or an address that fsspec lists, by its path below it; hidden files aren't looked at."""
-    import fsspec
-
     try:
-        filesystem, root = fsspec.core.url_to_fs(place)
-        files = sorted(filesystem.find(root))
-        is_there = bool(files) or filesystem.exists(root)
+        root, files, is_there = _at_address(place) if "://" in place else _in_folder(place)
     except ImportError as error:
         raise PatchingError(f"{place}: can't be listed ({error}); install that package beside mfcore") from None
     except Exception as error:  # every file system has its own
@@ -81,6 +77,35 @@ def _listed(place: str, um_per_px: float | None) -> list[SlideFile]:
     below = [file.removeprefix(folder + "/") for file in found]
     paths = [_address(place, name) for name in below] if "://" in place else found
     return [SlideFile(name, path, um_per_px) for name, path in zip(below, paths, strict=True)]
+
+
+def _at_address(place: str) -> tuple[str, list[str], bool]:
+    """The path in its file system, the files below it, and whether there is anything."""
+    import fsspec
+
+    filesystem, root = fsspec.core.url_to_fs(place)
+    files = sorted(filesystem.find(root))
+    return root, files, bool(files) or filesystem.exists(root)
+
+
+def _in_folder(place: str) -> tuple[str, list[str], bool]:
+    """As `_at_address` on this machine; links to folders are followed, and no folder is looked into twice."""
+    root, files, seen = Path(place).absolute(), [], set()
+    if not root.is_dir():
+        return str(root), [str(root)] * root.is_file(), root.is_file()
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for at, folders, names in os.walk(root, followlinks=True, onerror=refuse):
+        real = Path(at).resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()  # so that what is there twice has the same name everywhere
+        files += [str(Path(at) / name) for name in names]
+    return str(root), sorted(files), True
 
 
 def _address(place: str, name: str) -> str:
