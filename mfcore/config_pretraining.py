@@ -50,7 +50,7 @@ class Pretraining:
 
     name: the encoder's, by which ``encoders`` may list it. architecture, arguments: timm's ViT. start: "random", or an
     encoder with the same architecture whose weights it starts from. slides: a folder of slides, from the data folder where it
-    isn't whole (or anything that fsspec opens, ending in "/"); empty for the study's own.
+    isn't whole (links to folders are followed), or an address that fsspec lists; empty for the study's own.
     n_steps, batch_size: steps of so many patches, over all processes. Lengths of warm-ups, and ``n_frozen_last``, the steps in
     which the head's last layer stays as drawn, are shares of n_steps. base_lr: scaled to the batch as ``method`` has it.
     teacher_temperature: from the first value to the second during its warm-up. momentum: the teacher's at first; it ends at 1.
