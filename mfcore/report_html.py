@@ -19,8 +19,9 @@ def render(template: str, study: Study, **content: object) -> str:
 
 
 def table(content: pd.DataFrame, escape: bool = True) -> str:
-    """A table; underscores in its columns' names become spaces, missing values a dash."""
+    """A table; underscores in its columns' names and breaks in its texts become spaces, missing values a dash."""
     named = content.rename(columns=lambda name: str(name).replace("_", " "))
+    named = named.map(lambda value: " ".join(value.split()) if isinstance(value, str) else value)  # pandas would write \\n
     return named.to_html(index=False, border=0, escape=escape, na_rep="–")
 
 

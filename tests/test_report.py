@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore import claims, compare, patches, report, report_claims, splits, splits_audit, store
+from mfcore import claims, compare, patches, report, report_claims, report_html, splits, splits_audit, store
 from mfcore.config import MODES, Data, Effects, Inflation, Pretraining, Splits, Study, Task, as_dict
 
 STUDY = Study(
@@ -187,3 +187,9 @@ def test_a_failed_build_leaves_the_old_supplement(results):
         report.build(STUDY, results)
     assert index.read_text() == before
     assert not list(results.glob(".supplement*"))
+
+
+def test_a_cell_of_several_lines_reads_as_a_sentence():
+    """As the reasons of tasks whose data aren't there."""
+    told = report_html.table(pd.DataFrame({"reason": ["not as published:\n  no folder a", None], "n_slides": [1, 2]}))
+    assert "not as published: no folder a" in told and "n slides" in told and "\u2013" in told
