@@ -53,14 +53,17 @@ def history(study: Study, table: pd.DataFrame, name: str) -> str:
     rank, n_patches = table.loc[table["rankme"].notna(), "rankme"], which.n_steps * which.batch_size
     single, mean, distinct = last["teacher_entropy"], last["target_entropy"], which.patches.n_distinct
     again = f", {distinct:,} different ones again and again" if distinct and distinct < n_patches else ""
+    known = f"what lies between (shaded), {mean - single:.2f} nats, is what a target tells of its image"
+    if mean < single:
+        known = "the running mean trails behind, so that nothing is known of what a target tells of its image"
     return (
         f"**Pretraining of {name}.** {which.n_steps:,} steps of {which.batch_size} patches, {n_patches:,} in all{again}, in "
         f"{last['seconds'] / 60:.1f} minutes ({n_patches / last['seconds']:,.0f} patches a second; {of_what(study)}). The loss "
         f"went from {table['loss'].iloc[0]:.2f} to {last['loss']:.2f}. At the end a target's entropy is {single:.2f} nats and "
-        f"that of their mean {mean:.2f}, of at most {math.log(which.n_prototypes):.2f}; what lies between (shaded), "
-        f"{mean - single:.2f} nats, is what a target tells of its image. RankMe of the teacher's embeddings went from "
-        f"{rank.iloc[0]:.1f} to {rank.iloc[-1]:.1f}, over patches of the same slides and resolutions that it doesn't learn "
-        "from: pretrainings on others are measured on others, and don't compare by it."
+        f"that of their mean {mean:.2f}, of at most {math.log(which.n_prototypes):.2f}; {known}. "
+        f"RankMe of the teacher's embeddings went from {rank.iloc[0]:.1f} to {rank.iloc[-1]:.1f}, over patches of the "
+        "same slides and resolutions that it doesn't learn from: pretrainings on others are measured on others, and don't "
+        "compare by it."
     )
 
 

@@ -62,7 +62,7 @@ def _of_task(study: Study, task: str, part: pd.DataFrame) -> str:
     )
     if len(part) > 1:
         worst = part.loc[part["mean"].idxmin()]
-        text += f", {worst['encoder']} lowest with {_with_sd(worst)}"
+        text += f", {worst['encoder']} lowest with {_with_sd(worst)}" if worst["mean"] < best["mean"] else ", and none is lower"
     here, evas = tasks_protocol.of(study.task(task)), tasks_protocol.evas(task)
     if here.n_steps != evas.n_steps:
         text += f" (heads of {here.n_steps:,} steps; eva's have {evas.n_steps:,})"

@@ -79,6 +79,8 @@ def test_the_caption_says_who_is_best_and_what_the_interval_holds():
     assert "heads of 100 steps; eva's have 12,500" in said and "seed alone" in said and "home@20" not in said
     on_val = captions_tasks.scores(STUDY, rows("bach", splits=("val",)))
     assert "which flatters all" in on_val and "eva's have" not in on_val
+    alike = captions_tasks.scores(STUDY, rows().assign(mean=0.25))
+    assert "and none is lower" in alike and "lowest" not in alike
     assert "No encoder has been judged" in captions_tasks.scores(STUDY, rows()[:0])
 
 

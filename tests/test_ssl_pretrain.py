@@ -301,8 +301,10 @@ def test_the_figure_shows_entropies_between_zero_and_uniform(done, tmp_path):
     np.testing.assert_allclose(entropy.lines[0].get_ydata(), np.log(16))
     np.testing.assert_allclose(entropy.lines[1].get_ydata(), history["target_entropy"])
     np.testing.assert_allclose(figure.axes[2].lines[0].get_ydata(), history["rankme"].dropna())
-    text = captions_pretrain.history(study, history, "own")
-    told = history.iloc[-1]
+    behind = captions_pretrain.history(study, history.assign(target_entropy=history["teacher_entropy"] - 0.1), "own")
+    assert "the running mean trails behind, so that nothing is known of what a target tells" in behind and "-0.10" not in behind
+    history = history.assign(target_entropy=history["teacher_entropy"] + 0.1)
+    text, told = captions_pretrain.history(study, history, "own"), history.iloc[-1]
     assert f"{told['target_entropy'] - told['teacher_entropy']:.2f} nats, is what a target tells" in text
     assert f"from {history['loss'].iloc[0]:.2f} to {told['loss']:.2f}" in text and "16 in all, in" in text
     assert "that it doesn't learn from: pretrainings on others are measured on others" in text
