@@ -14,7 +14,7 @@
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers
 results = "../results"  # where runs are kept, a folder a study
-embedding_file = ""  # any HDF5 file with "features" (n, n_dims), of whatever origin, to measure besides; empty: none
+embedding_file = ""  # any .npy or HDF5 file with "features" (n, n_dims), of whatever origin, to measure besides; empty: none
 
 # %%
 from pathlib import Path
@@ -97,7 +97,7 @@ captions.show(claims_kaiko.RULE)
 # %% [markdown]
 # ## Any embeddings at all
 #
-# `of_file` reads any HDF5 file with a dataset `features` (n, n_dims), in chunks, so that a million rows need no more memory
+# `of_file` reads an `.npy` file (n, n_dims) or any HDF5 file with a dataset `features`, in chunks, so that a million rows need no more memory
 # than a thousand: CLAM's and TRIDENT's files too. Name one in `embedding_file`; by hand:
 # `compare_representation.of_file("my.h5", dataset="features")`.
 
