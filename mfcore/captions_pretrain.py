@@ -6,20 +6,22 @@ import pandas as pd
 
 from mfcore.captions import of_what
 from mfcore.config import Study
-from mfcore.config_pretraining import METHODS, Pretraining, published
+from mfcore.config_pretraining import METHODS, PUBLISHED, Pretraining, in_full
 from mfcore.store import Run
 
 
 def settings(study: Study, name: str) -> pd.DataFrame:
-    """How an encoder is pretrained, for reading: ``setting, value, from``, the study, the method's authors, or a default."""
-    said, whole, plain = study.pretrained(name), published(study.pretrained(name)), Pretraining("")
+    """How an encoder is pretrained, for reading: ``setting, value, from``, the study, the method's authors or a default."""
+    said, whole, plain = study.pretrained(name), in_full(study.pretrained(name)), Pretraining("")
     rows = []
     for key, value in vars(whole).items():
         for inner, content in vars(value).items() if key in ("patches", "crops") else [("", value)]:
             own, default = (getattr(getattr(of, key), inner) if inner else getattr(of, key) for of in (said, plain))
             origin = "default" if own == default else "the study"
             if own is None and content is not None:
-                origin = f"the authors of {METHODS[whole.method]}"
+                key_said = inner or key
+                is_theirs = PUBLISHED[whole.method].get(key_said) == content
+                origin = f"the authors of {METHODS[whole.method]}" if is_theirs else "default for small batches"
             rows.append((f"{key}.{inner}" if inner else key, _text(content), origin))
     return pd.DataFrame(rows, columns=["setting", "value", "from"])
 
@@ -49,7 +51,7 @@ def cost(run: Run) -> pd.DataFrame:
 
 def history(study: Study, table: pd.DataFrame, name: str) -> str:
     """Caption of a pretraining's history; ``table`` as `mfcore.ssl.pretrain.load_history` returns it."""
-    which, last = published(study.pretrained(name)), table.iloc[-1]
+    which, last = in_full(study.pretrained(name)), table.iloc[-1]
     rank, n_patches = table.loc[table["rankme"].notna(), "rankme"], which.n_steps * which.batch_size
     single, mean, distinct = last["teacher_entropy"], last["target_entropy"], which.patches.n_distinct
     again = f", {distinct:,} different ones again and again" if distinct and distinct < n_patches else ""
@@ -69,7 +71,7 @@ def history(study: Study, table: pd.DataFrame, name: str) -> str:
 
 def crops(study: Study, name: str) -> str:
     """Caption of the crops."""
-    which = published(study.pretrained(name))
+    which = in_full(study.pretrained(name))
     low, high = (f"{share:.0%}" for share in which.crops.global_scale)
     resolutions = " or ".join(f"{value:g}" for value in sorted(set(which.patches.um_per_px)))
     text = (

@@ -13,7 +13,7 @@ import pandas as pd
 
 from mfcore import compare, compare_representation, compare_representation_tasks, compare_tasks, pretrained, store
 from mfcore.config import Pretraining, Study, as_dict
-from mfcore.config_pretraining import METHODS, PUBLISHED, published
+from mfcore.config_pretraining import METHODS, PUBLISHED, in_full
 
 # What the paper varies, one thing at a time, with the figure or table of kaiko 2024 that shows it
 VARIED = {
@@ -67,14 +67,15 @@ def _but_for(which: Pretraining, key: str) -> str:
     """All that decides a pretraining, as text, without ``key`` and what only names or keeps it."""
     left_out = {*NO_DIFFERENCE, key}
     if key == "method":
-        left_out |= {*PUBLISHED["dino"], "crops.global_scale", "crops.local_scale"}
-    content = {name: value for name, value in _flat(as_dict(published(which))).items() if name not in left_out}
+        own = PUBLISHED["dino"].keys() - {"n_prototypes"}  # a head of another size is no method's own
+        left_out |= {*own, "crops.global_scale", "crops.local_scale"}
+    content = {name: value for name, value in _flat(as_dict(in_full(which))).items() if name not in left_out}
     return json.dumps(content, sort_keys=True)
 
 
 def differing(study: Study, comparison: Comparison) -> dict[str, dict[str, list]]:
     """In what a comparison's pretrainings differ besides what is varied: by key, of each value the settings it comes with."""
-    every = [_flat(as_dict(published(study.pretrained(name)))) for name in comparison.names]
+    every = [_flat(as_dict(in_full(study.pretrained(name)))) for name in comparison.names]
     found = {}
     for key in every[0]:
         if key not in (*NO_DIFFERENCE, comparison.varied) and any(one[key] != every[0][key] for one in every):
@@ -86,7 +87,7 @@ def differing(study: Study, comparison: Comparison) -> dict[str, dict[str, list]
 
 def departures(which: Pretraining) -> dict[str, object]:
     """What of OBJECTIVE a pretraining has otherwise than its method's authors."""
-    here, theirs = published(which), PUBLISHED[which.method]
+    here, theirs = in_full(which), PUBLISHED[which.method]
     return {key: getattr(here, key) for key in OBJECTIVE if getattr(here, key) != theirs[key]}
 
 
@@ -166,7 +167,7 @@ def watched(study: Study, names: Sequence[str]) -> dict[tuple[str, ...], str]:
     groups: dict[str, list[str]] = {}
     of_group: dict[str, dict[str, str]] = {}
     for name in names:
-        which = published(study.pretrained(name))
+        which = in_full(study.pretrained(name))
         facts = {key: f"{key} {value}" for key, value in as_dict(which.patches).items() if key != "n_distinct"}
         facts |= {key.partition(".")[2]: value_of(which, key) for key in ("patches.slide_fraction", "patches.um_per_px")}
         facts |= {"slides": f"slides of {which.slides}" if which.slides else "the study's slides", "seed": f"seed {which.seed}"}

@@ -34,7 +34,7 @@ class OnlinePatches:
 class Crops:
     """Multi-crop: two global crops and ``n_local`` local ones of a patch, their sides in px, their scales shares of its area.
 
-    None: as the method's authors have it, see `published`.
+    None: as the method's authors have it, see `in_full`.
     """
 
     global_px: int = 224
@@ -54,7 +54,7 @@ class Pretraining:
     n_steps, batch_size: steps of so many patches, over all processes. Lengths of warm-ups, and ``n_frozen_last``, the steps in
     which the head's last layer stays as drawn, are shares of n_steps. base_lr: scaled to the batch as ``method`` has it.
     teacher_temperature: from the first value to the second during its warm-up. momentum: the teacher's at first; it ends at 1.
-    n_snapshots: encoders kept on the way, evenly, the last one included. Fields that are None: as `published`.
+    n_snapshots: encoders kept on the way, evenly, the last one included. Fields that are None: see `in_full`.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Pretraining:
     layer_decay: float | None = None
     drop_path: float | None = None
     centring: str | None = None
-    n_prototypes: int = 65_536
+    n_prototypes: int | None = None
     head_hidden: int = 2048
     head_bottleneck: int = 256
     mask_probability: float = 0.5
@@ -108,6 +108,7 @@ PUBLISHED = {
         "centring": "mean",
         "ibot_weight": 0.0,
         "koleo_weight": 0.0,
+        "n_prototypes": 65_536,
         "global_scale": (0.4, 1.0),
         "local_scale": (0.05, 0.4),
     },
@@ -126,17 +127,35 @@ PUBLISHED = {
         "centring": "sinkhorn_knopp",
         "ibot_weight": 1.0,
         "koleo_weight": 0.1,
+        "n_prototypes": 65_536,
         "global_scale": (0.32, 1.0),
         "local_scale": (0.05, 0.32),
     },
 }
 
 
-def published(pretraining: Pretraining) -> Pretraining:
-    """The same with every field that is None as the method's authors have it."""
+PUBLISHED_BATCH = 128  # patches; none smaller is published for either method (Caron et al. 2021, table 9)
+# Of batches below that, ours: with the published ones the teacher's targets soon were the same for all images, in trials of
+# batches of 64 and small ViTs; the temperature did most.
+SMALL_BATCH = {"teacher_temperature": (0.02, 0.02), "centring": "sinkhorn_knopp", "koleo_weight": 0.1}
+
+
+def defaults(pretraining: Pretraining) -> dict[str, object]:
+    """By field, what a pretraining has where it says nothing: the method's authors' choice, of small batches ours.
+
+    Those of less than PUBLISHED_BATCH patches have SMALL_BATCH, and as many prototypes as targets, two a patch.
+    """
     said = PUBLISHED[pretraining.method]
-    crops = {key: said[key] for key in ("global_scale", "local_scale") if getattr(pretraining.crops, key) is None}
-    own = {key: value for key, value in said.items() if getattr(pretraining, key, value) is None}
+    if pretraining.batch_size >= PUBLISHED_BATCH:
+        return said
+    return {**said, **SMALL_BATCH, "n_prototypes": max(2, 2 * pretraining.batch_size)}
+
+
+def in_full(pretraining: Pretraining) -> Pretraining:
+    """The same with every field that is None as `defaults` has it."""
+    unsaid = defaults(pretraining)
+    crops = {key: unsaid[key] for key in ("global_scale", "local_scale") if getattr(pretraining.crops, key) is None}
+    own = {key: value for key, value in unsaid.items() if getattr(pretraining, key, value) is None}
     return dataclasses.replace(pretraining, **own, crops=dataclasses.replace(pretraining.crops, **crops))
 
 
@@ -190,7 +209,7 @@ def problems_of_pretraining(
         which = dataclasses.replace(which, method=Pretraining.method)  # by which the rest is looked at
     if which.name in described:
         wrong.append(f"{place}.name: the study has an encoder or a network of that name already; call it otherwise")
-    whole = published(which)
+    whole = in_full(which)
     if not which.name.strip() or which.name == "random" or any(sign in which.name for sign in ":@/"):
         wrong.append(f"{place}.name: {which.name!r}: an encoder's name has no ':', '@' or '/', and isn't 'random'")
     for key in (
@@ -206,7 +225,7 @@ def problems_of_pretraining(
     ):
         if not 0 < getattr(whole, key) < math.inf:
             wrong.append(f"{place}.{key}: {getattr(whole, key)} must be a number above 0")
-    if which.n_prototypes == 1:
+    if whole.n_prototypes == 1:
         wrong.append(f"{place}.n_prototypes: 1 must be 2 or more: targets over one say nothing")
     if which.batch_size == 1 and whole.koleo_weight:
         wrong.append(f"{place}.batch_size: KoLeo needs neighbours; 2 or more, or koleo_weight: 0")

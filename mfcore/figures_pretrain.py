@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mfcore.config import Study
-from mfcore.config_pretraining import METHODS, published
+from mfcore.config_pretraining import METHODS, in_full
 from mfcore.figures import WIDTH_INCH, drawing, title
 
 PARTS = {"loss": "all", "loss_dino": "DINO", "loss_ibot": "iBOT", "loss_koleo": "KoLeo"}
@@ -17,7 +17,7 @@ SMOOTHED = 40  # parts into which a long history falls; each point of a line is 
 
 def history(study: Study, table: pd.DataFrame, name: str) -> Figure:
     """Loss, entropies of the targets, RankMe and schedules over the steps; table: as `mfcore.ssl.pretrain.load_history`'s."""
-    which = published(study.pretrained(name))
+    which = in_full(study.pretrained(name))
     smooth = smoothed(table)
     with drawing(study, 2, 2, (WIDTH_INCH, 4.6), sharex=True) as (figure, ((loss, entropy), (rank, schedule))):
         has_parts = (table[["loss_ibot", "loss_koleo"]] != 0).any(axis=None)

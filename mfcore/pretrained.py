@@ -9,14 +9,14 @@ from pathlib import Path
 
 from mfcore import config_pretraining, store
 from mfcore.config import ConfigError, Pretraining, Study, as_dict
-from mfcore.config_pretraining import published, steps_of
+from mfcore.config_pretraining import in_full, steps_of
 
 STAGE = "pretrain"
 
 
 def config_of(study: Study, name: str) -> dict:
     """What decides the encoder ``name``, besides the slides and the weights that it starts from."""
-    which = published(study.pretrained(name))
+    which = in_full(study.pretrained(name))
     content = as_dict(dataclasses.replace(which, name=""))
     keys = ("source", "um_per_px", "um_per_px_by_scanner")
     return {

@@ -7,7 +7,7 @@ import pytest
 
 from mfcore import config_pretraining
 from mfcore.config import ConfigError, Pretraining, load_study
-from mfcore.config_pretraining import PUBLISHED, Crops, in_order, published
+from mfcore.config_pretraining import PUBLISHED, SMALL_BATCH, Crops, in_full, in_order
 
 GOOD = "name: t\ntitle: t\ndata: {source: midog}\nencoders: [a]\n"
 VIT = "architecture: vit_tiny_patch16_224, arguments: {img_size: 64}, crops: {global_px: 64, local_px: 32}"
@@ -35,7 +35,7 @@ def test_the_paper_s_pretraining_needs_a_name_alone(tmp_path):
 
 @pytest.mark.parametrize("method", PUBLISHED)
 def test_what_is_not_said_is_as_published_and_what_is_said_stays(method):
-    whole = published(Pretraining("p", method, crops=Crops(local_scale=(0.1, 0.3)), momentum=0.9))
+    whole = in_full(Pretraining("p", method, crops=Crops(local_scale=(0.1, 0.3)), momentum=0.9))
     assert whole.momentum == 0.9 and whole.crops.local_scale == (0.1, 0.3)
     assert whole.crops.global_scale == PUBLISHED[method]["global_scale"]
     assert {f.name for f in dataclasses.fields(whole) if getattr(whole, f.name) is None} == set()
@@ -43,8 +43,30 @@ def test_what_is_not_said_is_as_published_and_what_is_said_stays(method):
         assert getattr(whole, key) == PUBLISHED[method][key], key
 
 
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_batches_smaller_than_any_published_have_defaults_of_their_own(method):
+    smallest, small = (in_full(Pretraining("p", method, batch_size=n)) for n in (128, 127))
+    changed = {f.name for f in dataclasses.fields(small) if getattr(small, f.name) != getattr(smallest, f.name)} - {
+        "batch_size"
+    }
+    assert {"teacher_temperature", "n_prototypes"} <= changed <= {*SMALL_BATCH, "n_prototypes"}
+    assert small.n_prototypes == 254 and small.teacher_temperature == (0.02, 0.02) and small.koleo_weight == 0.1
+    said = Pretraining(
+        "p", method, batch_size=4, n_prototypes=99, centring="mean", koleo_weight=0.0, teacher_temperature=(1, 2)
+    )
+    assert in_full(said) == dataclasses.replace(
+        in_full(said), **{key: getattr(said, key) for key in (*SMALL_BATCH, "n_prototypes")}
+    )
+
+
 OF_100_EPOCHS = {"warmup": 10, "temperature_warmup": 30, "n_frozen_last": 1}
-OF_BOTH = {"final_lr": 1e-6, "weight_decay": (0.04, 0.4), "clip_norm": 3.0, "teacher_temperature": (0.04, 0.07)}
+OF_BOTH = {
+    "n_prototypes": 65_536,
+    "final_lr": 1e-6,
+    "weight_decay": (0.04, 0.4),
+    "clip_norm": 3.0,
+    "teacher_temperature": (0.04, 0.07),
+}
 OF_ONE = {
     "dino": {"base_lr": 5e-4, "momentum": 0.996, "layer_decay": 1, "drop_path": 0.1, "centring": "mean", "ibot_weight": 0}
     | {"koleo_weight": 0, "global_scale": (0.4, 1), "local_scale": (0.05, 0.4)},
@@ -60,7 +82,7 @@ def test_defaults_are_the_authors(method):
     assert PUBLISHED[method] == expected
     whole = Pretraining("p", method)
     assert (whole.crops.global_px, whole.crops.local_px, whole.crops.n_local) == (224, 96, 8)
-    assert (whole.n_prototypes, whole.head_hidden, whole.head_bottleneck, whole.student_temperature) == (65_536, 2048, 256, 0.1)
+    assert (whole.head_hidden, whole.head_bottleneck, whole.student_temperature) == (2048, 256, 0.1)
     assert (whole.mask_probability, whole.mask_ratio) == (0.5, (0.1, 0.5))
 
 

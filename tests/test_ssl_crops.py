@@ -11,10 +11,10 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
 from mfcore import augment
-from mfcore.config_pretraining import Crops, Pretraining, published
+from mfcore.config_pretraining import Crops, Pretraining, in_full
 from mfcore.ssl import crops
 
-SMALL = published(Pretraining("a", crops=Crops(global_px=24, local_px=12, n_local=3))).crops
+SMALL = in_full(Pretraining("a", crops=Crops(global_px=24, local_px=12, n_local=3))).crops
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
@@ -52,7 +52,7 @@ def test_row_i_depends_on_its_number_alone():
 def test_cuts_are_distributed_as_torchvisions(group):
     """Area, aspect and place of RandomResizedCrop, of patches so small that not every attempt fits."""
     n, patch_px = 4000, 48
-    settings = published(Pretraining("a", crops=Crops(24, 12, 1))).crops
+    settings = in_full(Pretraining("a", crops=Crops(24, 12, 1))).crops
     drawn = crops.draw(settings, n, patch_px, 1, "cuts").crop(0 if group == "global" else 2)
     torch.manual_seed(8)
     blank, scale = (
@@ -118,7 +118,7 @@ def test_narrow_crops_are_blurred_in_proportion():
 
 
 def test_scales_that_nobody_said_are_refused():
-    with pytest.raises(ValueError, match=r"config_pretraining\.published fills them in"):
+    with pytest.raises(ValueError, match=r"config_pretraining\.in_full fills them in"):
         crops.draw(Crops(), 1, 40, 0)
 
 

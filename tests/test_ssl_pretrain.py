@@ -14,7 +14,7 @@ from made_pretraining import DINOV2, VIT, WHICH, write_slides
 
 from mfcore import captions_pretrain, encoders, figures_live, figures_pretrain, pretrained, processes, store
 from mfcore.config import Data, Patches, Pretraining, Study, load_study
-from mfcore.config_pretraining import OnlinePatches, published
+from mfcore.config_pretraining import OnlinePatches, in_full
 from mfcore.encoders import EncoderError
 from mfcore.ssl import export, networks, pretrain
 from mfcore.ssl.collapse import PretrainingError
@@ -42,11 +42,13 @@ pretraining:
     n_prototypes: 16
     head_hidden: 12
     head_bottleneck: 8
+    centring: mean
+    koleo_weight: 0.0       # whose neighbours are those of a process
   - <<: *own
     name: second
     method: dinov2
     base_lr: 0.03
-    koleo_weight: 0.0       # whose neighbours are those of a process
+    centring: sinkhorn_knopp
 """
 
 
@@ -134,7 +136,7 @@ def test_the_encoder_is_the_teacher(slides, tmp_path, monkeypatch):
 def test_a_card_shows_patches_as_they_were_taught(patch_um_per_px, taught, expected):
     own = dataclasses.replace(SHORT, patches=OnlinePatches(40, taught))
     study = Study("t", "A test", Data("midog"), patches=Patches(224, patch_um_per_px), pretraining=(own,))
-    assert export.input_px(published(own), study) == expected
+    assert export.input_px(in_full(own), study) == expected
 
 
 def test_it_goes_on_from_an_encoder_of_the_study(done, slides):
@@ -142,7 +144,7 @@ def test_it_goes_on_from_an_encoder_of_the_study(done, slides):
     study, results, first = done
     second = Pretraining(**{**vars(study.pretraining[0]), **DINOV2, "name": "second", "start": "own", "n_steps": 2})
     both = dataclasses.replace(study, pretraining=(study.pretraining[0], second))
-    pair = networks.build(published(second), both, results)
+    pair = networks.build(in_full(second), both, results)
     weights = encoders.load(encoders.of(study, "own", results)).model.state_dict()
     assert all(torch.equal(pair.student.encoder.state_dict()[name], tensor) for name, tensor in weights.items())
     run = pretrain.pretrain(both, "second", "nowhere", results, "cpu")

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from mfcore.config_pretraining import Pretraining, published
+from mfcore.config_pretraining import Pretraining, in_full
 from mfcore.ssl import schedules
 
 DINO = Pretraining("a", method="dino", n_steps=1000, batch_size=512)
@@ -71,7 +71,7 @@ def test_what_a_study_says_goes_before_what_is_published():
     assert of.learning_rate.max() == pytest.approx(0.02) and of.learning_rate[-1] == pytest.approx(0.001, rel=0.01)
     assert np.allclose(of.weight_decay, 0.1) and of.momentum[0] == 0.9
     assert of.teacher_temperature[[0, -1]].tolist() == [0.02, 0.05]
-    assert schedules.of(published(which)).learning_rate.tolist() == of.learning_rate.tolist()
+    assert schedules.of(in_full(which)).learning_rate.tolist() == of.learning_rate.tolist()
 
 
 def vit_names() -> tuple[list[str], int]:

@@ -18,11 +18,11 @@ import torch
 from torch import distributed, multiprocessing
 
 from mfcore import processes, rng
-from mfcore.config_pretraining import Crops, OnlinePatches, Pretraining, published
+from mfcore.config_pretraining import Crops, OnlinePatches, Pretraining, in_full
 from mfcore.ssl import crops, export, loop, masks, networks
 
 SIZE_PX, N_STEPS, BATCH = 40, 5, 3
-DINO = published(
+DINO = in_full(
     Pretraining(
         "tiny",
         method="dino",
@@ -40,10 +40,13 @@ DINO = published(
         warmup=0.4,
         n_frozen_last=0.4,
         clip_norm=0.05,
+        teacher_temperature=(0.04, 0.07),
         temperature_warmup=0.6,
+        centring="mean",
+        koleo_weight=0.0,
     )
 )
-DINOV2 = published(
+DINOV2 = in_full(
     dataclasses.replace(
         DINO,
         method="dinov2",

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 import torch
 
 from mfcore.config import Pretraining
+from mfcore.config_pretraining import PUBLISHED_BATCH
 
 MEMORY = 0.95  # of the running mean of targets: about the last twenty batches
 LEAST_INFORMATION = 0.01  # of log K, below which targets are taken to be the same for all images
 LEAST_RANKME = 1.1  # 1 is a line; RankMe is not centred, so that a common mean counts
 # Networks begin with much the same target for every image, and large ones stay so for a thousand steps and more.
 GRACE = 0.15, 1000  # share of the steps before a training is stopped, and at least so many
-FEW_TARGETS = 256  # prototypes for one target of a batch, beyond which a collapse is likely
+FEW_TARGETS = 65_536 // (2 * PUBLISHED_BATCH)  # prototypes for one target of a batch, beyond which a collapse is likely
+LOW_TEMPERATURE = 0.02  # of the teacher; lower ones make targets of one prototype each
 PATIENCE = 0.05, 100  # share of the steps that it may last, and at least so many: a collapse doesn't pass
 
 
@@ -36,7 +38,7 @@ def check(history: Sequence[dict], which: Pretraining) -> None:
 
     history: lines with ``step``, ``loss``, ``teacher_entropy``, ``target_entropy`` and ``rankme`` (None where it wasn't
     measured). A collapse stops a training where it lasted for PATIENCE of all steps, after GRACE of them; `state` says of any
-    training how it ended. which: as `published`.
+    training how it ended. which: as `in_full`.
     """
     last, place = history[-1], f"pretraining[{which.name}]"
     wrong = [key for key in ("loss", "teacher_entropy", "target_entropy") if not math.isfinite(last[key])]
@@ -77,8 +79,8 @@ def _kind(line: dict, which: Pretraining) -> str:
 def outlook(which: Pretraining) -> str:
     """What to know before a pretraining whose batches are small for its settings, in words; "" for any other.
 
-    The published ones are for batches of hundreds: 65,536 prototypes were trained with batches from 128 on (Caron et al. 2021,
-    table 9). which: as `published`.
+    No settings are published for batches below PUBLISHED_BATCH, and 65,536 prototypes have FEW_TARGETS in one of that size.
+    which: as `in_full`.
     """
     n_targets = 2 * which.batch_size
     if which.n_prototypes <= FEW_TARGETS * n_targets:
@@ -93,6 +95,8 @@ def outlook(which: Pretraining) -> str:
 def remedy(which: Pretraining) -> str:
     """What to change first, in this order, for a pretraining with these settings."""
     n_targets, todo = 2 * which.batch_size, []
+    if which.teacher_temperature[1] > LOW_TEMPERATURE:
+        todo.append(f"where targets are uniform, lower teacher_temperature (now {list(which.teacher_temperature)})")
     if which.n_prototypes > 2 * n_targets:
         todo.append(f"lower n_prototypes (now {which.n_prototypes}; a batch has {n_targets} targets to fill them with)")
     if not which.koleo_weight:
@@ -100,7 +104,6 @@ def remedy(which: Pretraining) -> str:
     if which.centring == "mean":
         todo.append("set centring: sinkhorn_knopp, which gives every prototype its share, with no more of them than targets")
     todo += [
-        f"where targets are uniform, lower teacher_temperature (now {list(which.teacher_temperature)})",
         f"where few prototypes get all images, raise momentum towards 0.9995 (now {which.momentum:g})",
         f"lower base_lr (now {which.base_lr:g})",
     ]

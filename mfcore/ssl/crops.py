@@ -75,10 +75,10 @@ def draw(crops: Crops, n: int, patch_px: int, seed: int, *names: object) -> Draw
     """Parameters of the crops of n patches of ``patch_px``, from the stream ``names`` under ``seed``.
 
     Row i depends on the stream and on i alone; processes that share a batch draw it whole and take their rows. ``crops`` has
-    its scales (`published`); ValueError where they are None.
+    its scales (`in_full`); ValueError where they are None.
     """
     if crops.global_scale is None or crops.local_scale is None:
-        raise ValueError("crops: global_scale and local_scale are None; config_pretraining.published fills them in")
+        raise ValueError("crops: global_scale and local_scale are None; config_pretraining.in_full fills them in")
     n_crops = N_GLOBAL + crops.n_local
     uniform = rng.generator(seed, *names).random((n, n_crops, 2 * N_ATTEMPTS + 13))
     scales = np.array([crops.global_scale] * N_GLOBAL + [crops.local_scale] * crops.n_local).T  # (2, n_crops)

@@ -97,7 +97,7 @@ class Networks:
 def build(which: Pretraining, study: Study, results: str | Path) -> Networks:
     """Student and teacher, equal at first, on the CPU: drawn by the seed, or with the weights of the encoder ``which.start``.
 
-    which: with nothing left None (`config_pretraining.published`). Raises EncoderError where timm has no such ViT, where the
+    which: with nothing left None (`config_pretraining.in_full`). Raises EncoderError where timm has no such ViT, where the
     network can't take the crops, and where the encoder to start from can't be had or has another architecture.
     """
     card = start_of(which, study, results)

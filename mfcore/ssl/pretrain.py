@@ -3,13 +3,12 @@
 A step of its own process is ``python -m mfcore.ssl.pretrain --study FILE --encoder NAME --data FOLDER --results FOLDER``; with
 ``torchrun --nproc-per-node N -m mfcore.ssl.pretrain ...`` N processes, each with a GPU of its own, share every batch.
 
-What to change first where batches are small, on one GPU say (the published defaults are for batches of hundreds and more):
-learning rates are scaled to the batch already, so leave ``base_lr``; lower ``n_prototypes`` to the targets that a batch has
-(two a patch), as 65,536 are never filled; set ``koleo_weight``, which keeps embeddings apart, and with so few prototypes
-``centring: sinkhorn_knopp``; then, where targets stay uniform, lower ``teacher_temperature``, and where a few prototypes get
-all images, raise ``momentum`` (DINO's authors name 0.9995 for a batch of 256). The study ``demo`` is such a set of choices.
-Batches that are small for their settings are told when a training begins. A teacher that collapses all the same is seen by its
-entropies and RankMe (`collapse`), and the training stops.
+Batches below 128 patches, of one GPU say, are smaller than any that settings are published for, and with those the teacher
+soon gave all images the same target in trials. What a study doesn't say of them is therefore ours
+(`config_pretraining.SMALL_BATCH`): a teacher's temperature of 0.02, which did most, Sinkhorn-Knopp and KoLeo, and as many
+prototypes as a batch has targets. Learning rates are scaled to the batch already. If a teacher collapses all the same, which
+its entropies and RankMe tell (`collapse`), the training stops and says what to change: the temperature where targets are
+uniform, or ``momentum`` towards 0.9995 where a few prototypes get all images (DINO's authors name that for a batch of 256).
 """
 
 import argparse
@@ -28,7 +27,7 @@ from tqdm.auto import tqdm
 
 from mfcore import encoders, labels, patches, pretrained, processes, store
 from mfcore.config import ConfigError, Pretraining, Study, digest, load_study
-from mfcore.config_pretraining import published
+from mfcore.config_pretraining import in_full
 from mfcore.ssl import collapse, crops, export, loop, networks, patching
 from mfcore.ssl.collapse import PretrainingError
 
@@ -59,7 +58,7 @@ def pretrain(
     (no slide can be read), EncoderError (the network, or the encoder to start from) and PretrainingError (diverged, collapsed,
     or not to be shared by so many processes).
     """
-    which, ranks = published(study.pretrained(name)), processes.here()
+    which, ranks = in_full(study.pretrained(name)), processes.here()
     if not which.slides and ranks.is_first:
         patches.prepare(study, data_folder)
     ranks.as_first(None)  # the others wait for the slides
@@ -132,7 +131,7 @@ def example(
     Besides: global crops, uint8 (2, n, g, g, 3), local ones (n_local, n, l, l, 3), coloured as the network gets them, and
     where the patches lie. Raises as `pretrain` does for its slides.
     """
-    which = published(study.pretrained(name))
+    which = in_full(study.pretrained(name))
     n = min(n, which.batch_size)
     if not which.slides:
         patches.prepare(study, data_folder)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mfcore.config_pretraining import Pretraining, published
+from mfcore.config_pretraining import Pretraining, in_full
 
 PATCH_EMBEDDING = {"dino": 1.0, "dinov2": 0.2}  # factor of its learning rate: the authors' configurations
 BEFORE_BLOCKS = ("patch_embed", "pos_embed", "cls_token", "reg_token", "dist_token", "mask_token", "norm_pre")
@@ -33,13 +33,13 @@ class Schedules:
 
 
 def of(p: Pretraining) -> Schedules:
-    """The schedules of a pretraining, what is None in it as `published`.
+    """The schedules of a pretraining, what is None in it as `in_full`.
 
     The learning rate rises from 0 and falls by a cosine to ``final_lr``, weight decay and momentum go by a cosine from
     their first value to their last (1 for momentum), the teacher's temperature rises and stays (Caron et al. 2021, section 3.2;
     Oquab et al. 2023, its authors' configuration).
     """
-    p, n_steps = published(p), p.n_steps
+    p, n_steps = in_full(p), p.n_steps
     n_warm, n_frozen = (round(share * n_steps) for share in (p.warmup, p.n_frozen_last))
     peak = learning_rate(p)
     first, last = p.teacher_temperature
@@ -56,7 +56,7 @@ def of(p: Pretraining) -> Schedules:
 def learning_rate(p: Pretraining) -> float:
     """The highest learning rate, for the batch of all processes: DINO scales by batch / 256, DINOv2 by sqrt(batch / 1024)."""
     factor = p.batch_size / 256 if p.method == "dino" else math.sqrt(p.batch_size / 1024)
-    return published(p).base_lr * factor
+    return in_full(p).base_lr * factor
 
 
 def cosine(first: float, last: float, n_steps: int) -> np.ndarray:
@@ -71,7 +71,7 @@ def layer_factors(p: Pretraining, names: Iterable[str], n_blocks: int) -> dict[s
     parameter and the output; embeddings count as layer 0, what comes after the blocks isn't decayed. The patch embedding's
     factor of its own, `PATCH_EMBEDDING`, is in it.
     """
-    decay, factors = published(p).layer_decay, {}
+    decay, factors = in_full(p).layer_decay, {}
     for name in names:
         layer = n_blocks + 1
         parts = name.split(".")
