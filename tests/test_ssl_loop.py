@@ -274,6 +274,8 @@ train(which(n_steps=40, drop_path=0.2), Path(sys.argv[2]), checkpoint_seconds=0.
 def test_a_killed_training_goes_on_to_the_same_losses(tmp_path):
     """kill -9 of a process in the middle, at no chosen place."""
     this = which(n_steps=40, drop_path=0.2)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the process that is killed: sums of several threads round otherwise
     whole = train(this, tmp_path / "whole")[0]
     folder = tmp_path / "killed"
     work = subprocess.Popen(
@@ -287,8 +289,6 @@ def test_a_killed_training_goes_on_to_the_same_losses(tmp_path):
     work.send_signal(signal.SIGKILL)
     work.wait()
     assert 0 < torch.load(checkpoint, weights_only=True)["n_done"] < 40
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     again = train(this, folder)[0]
     torch.set_num_threads(n_threads)
     assert without_times(again) == without_times(whole)
