@@ -171,10 +171,10 @@ def wsistream_of(paths: list[Path], folder: Path | None) -> Callable[[int], None
 
 
 class Ours:
-    """`mfcore.ssl.patching`, by so many threads."""
+    """`mfcore.ssl.patching`, by so many threads; one of ``n_ranks`` processes that share the stream."""
 
-    def __init__(self, source: patching.Source, n_workers: int):
-        self.stream = patching.batches(source, 0, 10**5, BATCH, n_workers=n_workers)
+    def __init__(self, source: patching.Source, n_workers: int, rank: int = 0, n_ranks: int = 1):
+        self.stream = patching.batches(source, 0, 10**5, n_ranks * BATCH, rank, n_ranks, n_workers)
 
     def read(self, n: int) -> None:
         """Draw ``n`` patches in batches, and let as many be read ahead for those that come next."""
@@ -241,13 +241,11 @@ import patching as here
 from mfcore.ssl import patching
 rank, n = map(int, sys.argv[2:4])
 source = patching.Source([patching.SlideFile(path, path) for path in sys.argv[4:]], here.SETTINGS, 0).survey()
-first = 0
+ours = here.Ours(source, 1, rank, 2)
 for line in itertools.chain(["warm up"], iter(sys.stdin.readline, "")):
     begun = time.perf_counter()
-    for _ in patching.batches(source, first, n // here.BATCH, 2 * here.BATCH, rank, 2):
-        pass
+    ours.read(n)
     print(n / (time.perf_counter() - begun), flush=True)
-    first += 2 * n
 """
 
 
@@ -296,7 +294,7 @@ def main() -> None:
         for name, paths in sets.items():
             found = list(measure(name, paths, arguments.patches, arguments.rounds, arguments.wsistream))
             few = len(paths) <= N_SLIDES
-            scaling = round(processes(paths, LONGER * arguments.patches, arguments.rounds), 2) if few else None
+            scaling = round(processes(paths, 4 * LONGER * arguments.patches, arguments.rounds), 2) if few else None
             rows += [{**row, "two_processes_to_twice_one": scaling} for row in found]
             print(pd.DataFrame(rows[-len(found) :]).to_string(index=False), flush=True)
     table = pd.DataFrame(rows).assign(n_patches=arguments.patches, machine=platform.machine(), n_cores=os.cpu_count())
