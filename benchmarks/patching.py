@@ -235,12 +235,14 @@ def measure(name: str, paths: list[Path], n: int, n_rounds: int, folder: Path | 
 
 
 PROCESS = """
-import itertools, sys, time
+import itertools, os, sys, time
 sys.path.insert(0, sys.argv[1])
 import patching as here
 from mfcore.ssl import patching
-rank, n = map(int, sys.argv[2:4])
-source = patching.Source([patching.SlideFile(path, path) for path in sys.argv[4:]], here.SETTINGS, 0).survey()
+rank, n, core = map(int, sys.argv[2:5])
+if core >= 0:
+    os.sched_setaffinity(0, {core})
+source = patching.Source([patching.SlideFile(path, path) for path in sys.argv[5:]], here.SETTINGS, 0).survey()
 ours = here.Ours(source, 1, rank, 2)
 for line in itertools.chain(["warm up"], iter(sys.stdin.readline, "")):
     begun = time.perf_counter()
@@ -249,11 +251,16 @@ for line in itertools.chain(["warm up"], iter(sys.stdin.readline, "")):
 """
 
 
-def processes(paths: list[Path], n: int, n_rounds: int) -> float:
-    """Patches a second of two processes at once, two ranks of one stream, to twice those of one alone; median of rounds."""
+def processes(paths: list[Path], n: int, n_rounds: int, cores: tuple[int, int] = (-1, -1)) -> float:
+    """Patches a second of two processes at once, two ranks of one stream, to twice those of one alone; median of rounds.
+
+    cores: that each is confined to; -1: none, and one alone takes more than one core, since batches are put together while
+    its thread reads on.
+    """
 
     def start(rank: int) -> subprocess.Popen:
-        command = [sys.executable, "-c", PROCESS, str(Path(__file__).parent), str(rank), str(n), *map(str, paths)]
+        said = [str(each) for each in (rank, n, cores[rank], *paths)]
+        command = [sys.executable, "-c", PROCESS, str(Path(__file__).parent), *said]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         return subprocess.Popen(command, text=True, bufsize=1, **pipes)
 
@@ -293,9 +300,14 @@ def main() -> None:
         sets[f"{N_NAMES} by name, levels 1:4"] = linked(Path(scratch) / "many", next(reversed(sets.values())))
         for name, paths in sets.items():
             found = list(measure(name, paths, arguments.patches, arguments.rounds, arguments.wsistream))
-            few = len(paths) <= N_SLIDES
-            scaling = round(processes(paths, 4 * LONGER * arguments.patches, arguments.rounds), 2) if few else None
-            rows += [{**row, "two_processes_to_twice_one": scaling} for row in found]
+            scaling = {}
+            if len(paths) <= N_SLIDES:
+                n = 4 * LONGER * arguments.patches
+                scaling["two_processes_to_twice_one"] = round(processes(paths, n, arguments.rounds), 2)
+                if hasattr(os, "sched_setaffinity"):
+                    cores = tuple(sorted(os.sched_getaffinity(0))[:2])
+                    scaling["two_cores_to_twice_one"] = round(processes(paths, n, arguments.rounds, cores), 2)
+            rows += [{**row, **scaling} for row in found]
             print(pd.DataFrame(rows[-len(found) :]).to_string(index=False), flush=True)
     table = pd.DataFrame(rows).assign(n_patches=arguments.patches, machine=platform.machine(), n_cores=os.cpu_count())
     if arguments.out:

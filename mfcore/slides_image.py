@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from mfcore.slides_reader import CONVERT, SlideError, Window, overlap, stated_resolution
+from mfcore.slides_reader import CONVERT, SlideError, Window, given, overlap, stated_resolution
 from mfcore.slides_tiles import Memory
 
 MAX_PX = 1 << 27  # 4 bytes a px: 512 MiB; MIDOG's largest have a third of it
@@ -49,7 +49,7 @@ class ImageReader:
     def expect(self, windows: Iterable[Window]) -> None:
         """Nothing to prepare: all is decoded at the first read."""
 
-    def region(self, window: Window) -> np.ndarray:
+    def region(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
         """See `mfcore.slides_reader.Reader`."""
         self._load()
         patch = Image.new("RGB", (window.width, window.height), "white")
@@ -60,7 +60,7 @@ class ImageReader:
             is_transparent = inside.mode in ("LA", "PA", "RGBA") or "transparency" in inside.info
             inside = inside.convert("RGBA" if is_transparent else "RGB")
             patch.paste(inside, (left - window.x_px, top - window.y_px), inside if is_transparent else None)
-        return np.asarray(patch)
+        return given(np.asarray(patch), out)
 
     def close(self) -> None:
         """Give file and memory back."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mfcore.slides_reader import SlideError, Window, stated_resolution
+from mfcore.slides_reader import SlideError, Window, given, stated_resolution
 
 if TYPE_CHECKING:
     import openslide
@@ -65,7 +65,7 @@ class OpenSlideReader:
     def expect(self, windows: Iterable[Window]) -> None:
         """Nothing to prepare: OpenSlide keeps what it decoded last, and reads that come in order find it there."""
 
-    def region(self, window: Window) -> np.ndarray:
+    def region(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
         """See `mfcore.slides_reader.Reader`."""
         level, x_px, y_px, width, height = window
         x_l0_px, y_l0_px = (round(at_px * self.downsamples[level]) for at_px in (x_px, y_px))
@@ -77,7 +77,7 @@ class OpenSlideReader:
             ) from None
         opaque = Image.new("RGB", pixels.size, "white")
         opaque.paste(pixels, mask=pixels.getchannel("A"))
-        return np.asarray(opaque)
+        return given(np.asarray(opaque), out)
 
     def close(self) -> None:
         """Give the file back."""

@@ -47,8 +47,11 @@ class Reader(Protocol):
         """Announce reads, in the order in which they come, so that what they share is decoded once."""
         ...
 
-    def region(self, window: Window) -> np.ndarray:
-        """The px of a window, uint8 (height, width, 3), white outside the slide; may be called from several threads."""
+    def region(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
+        """The px of a window, uint8 (height, width, 3), white outside the slide; may be called from several threads.
+
+        They are written into ``out``, where one is given.
+        """
         ...
 
     def close(self) -> None:
@@ -70,6 +73,14 @@ def stated_resolution(path: Path, um_per_px: Sequence[float]) -> tuple[float | N
     if max(um_per_px) > 1.01 * min(um_per_px):
         raise SlideError(f"{path}: px that aren't square ({tag}) are not supported; resample the slide first")
     return sum(um_per_px) / len(um_per_px), tag
+
+
+def given(pixels: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    """The px as `Reader.region` gives them: written into ``out``, where there is one."""
+    if out is None:
+        return pixels
+    out[:] = pixels
+    return out
 
 
 def overlap(start: int, length: int, size: int) -> tuple[int, int]:

@@ -230,12 +230,12 @@ class TiffReader:
             self._is_reserved = True
         self._tiles.expect(self._keys(window) for window in windows)
 
-    def region(self, window: Window) -> np.ndarray:
+    def region(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
         """See `mfcore.slides_reader.Reader`."""
         page = self._levels[window.level]
         left, right = overlap(window.x_px, window.width, page.width)
         top, bottom = overlap(window.y_px, window.height, page.height)
-        pixels = np.empty((window.height, window.width, 3), np.uint8)
+        pixels = np.empty((window.height, window.width, 3), np.uint8) if out is None else out
         if (right - left, bottom - top) != (window.width, window.height):
             pixels[:] = 255
         for key in self._keys(window):

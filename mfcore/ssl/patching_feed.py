@@ -149,4 +149,4 @@ class _Window:
             self._announce(places, opens=True)
         for i in places:
             first = itertools.chain([self._drawn[i]], self._candidates[i])
-            self._drawn[i], images[self._slots[i]] = self._source.read_one(first)
+            self._drawn[i] = self._source.read_one(first, images[self._slots[i]])

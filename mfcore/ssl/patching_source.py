@@ -120,18 +120,20 @@ class Source:
 
     def read(self, number: int) -> Patch:
         """Patch ``number`` of the stream; raises PatchingError where no slide has any that can be read."""
-        drawn, image = self.read_one(self.candidates(number))
+        image = np.empty((self.settings.size_px, self.settings.size_px, 3), np.uint8)
+        drawn = self.read_one(self.candidates(number), image)
         return Patch(image, self.slides[drawn.slide].slide_id, *drawn[2:])
 
-    def read_one(self, candidates: Iterator[Drawn]) -> tuple[Drawn, np.ndarray]:
-        """The first of the candidates that can be read, and its px, uint8 (size_px, size_px, 3).
+    def read_one(self, candidates: Iterator[Drawn], out: np.ndarray) -> Drawn:
+        """The first of the candidates that can be read; its px are written into ``out``, uint8 (size_px, size_px, 3).
 
         Raises PatchingError where none of MAX_FAILED can: the slides are damaged throughout, or their disk has gone.
         """
         for drawn in itertools.islice(candidates, MAX_FAILED):
             try:
                 with self.open.use(self.slides[drawn.slide]) as slide:
-                    return drawn, self.pixels(slide, drawn)
+                    self._write(slide, drawn, out)
+                    return drawn
             except (SlideError, OSError) as error:
                 last = str(error)
                 self._fail(self.slides[drawn.slide].slide_id, last, "has px that can't be read, drawn anew elsewhere")
@@ -140,12 +142,13 @@ class Source:
             f"the last: {last}"
         )
 
-    def pixels(self, slide: Slide, drawn: Drawn) -> np.ndarray:
-        """The px of a place on its open slide, uint8 (size_px, size_px, 3); raises SlideError where they are damaged."""
+    def _write(self, slide: Slide, drawn: Drawn, out: np.ndarray) -> None:
+        """Write the px of a place on its open slide; raises SlideError where they are damaged."""
         window = self._cut(slide, drawn)
         if window is not None:
-            return slide.reader.region(window)
-        return slide.read(drawn.x_l0_px, drawn.y_l0_px, self.settings.size_px, drawn.um_per_px)
+            slide.reader.region(window, out)
+        else:
+            out[:] = slide.read(drawn.x_l0_px, drawn.y_l0_px, self.settings.size_px, drawn.um_per_px)
 
     def announce(self, slide: Slide, places: Iterable[Drawn]) -> None:
         """Say which places of an open slide will be read, in order, so that what they share is decoded once."""
