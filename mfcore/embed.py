@@ -289,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             run = embed_share(*where, chosen.share, chosen.shares, chosen.device, chosen.batch_size)
     except (ConfigError, store.StoreError, encoders.EncoderError, patches.PatchError, ValueError, OSError) as error:
-        print(f"mfcore: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mfcore: {error}", file=sys.stderr)
         return 1
     print(run.folder)
     return 0

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mfcore import compare_effects, effects, embed, encoders, patches, probe, splits, store, train
+from mfcore import compare_effects, downloads, effects, embed, encoders, patches, probe, splits, store, train
 from mfcore.config import ConfigError, Study, Switches, as_dict, digest, load_study
 from mfcore.effects import BASE, PAPER, derived
-from mfcore.labels import LabelError
+from mfcore.patches_read import DiskError
 
 __all__ = ["SwitchError", "derived", "main", "measure"]
 
@@ -21,7 +21,11 @@ PARTS = (encoders.EncoderError, store.StoreError, train.TrainingError, ValueErro
 
 
 class SwitchError(RuntimeError):
-    """Some arms couldn't be measured; the message gives each one's reason. What could be is kept."""
+    """Some arms couldn't be measured; ``problems`` gives each one's reason, the message all. What could be is kept."""
+
+    def __init__(self, *problems: str):
+        self.problems = problems
+        super().__init__("\n".join(problems))
 
 
 def measure(study: Study, switch: str, data: str | Path, results: str | Path, device: str = "cpu", n_workers: int = 1) -> None:
@@ -52,7 +56,7 @@ def measure(study: Study, switch: str, data: str | Path, results: str | Path, de
         if not run.done:
             run.finish([])
     if problems:
-        raise SwitchError("; ".join(problems))
+        raise SwitchError(*problems)
 
 
 def _touched(study: Study, switch: str, data: str | Path, results: Path, n_workers: int) -> list[effects.Arm]:
@@ -123,14 +127,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 measure(study, one, data, chosen.results / study.name, chosen.device, chosen.workers)
             except SwitchError as error:
-                problems.append(str(error))
-    except (ConfigError, LabelError, patches.PatchError, *PARTS, OSError) as error:
-        print(f"mfcore: {' '.join(str(error).split())}", file=sys.stderr)
+                problems += error.problems
+    except (*PARTS, downloads.DownloadError, DiskError, OSError) as error:
+        print(f"mfcore: {error}", file=sys.stderr)
         return 1
     for row in compare_effects.rows_of(study, switch, chosen.results / study.name):
         print(compare_effects.said(row))
     for problem in problems:
-        print(f"mfcore: {' '.join(problem.split())}", file=sys.stderr)
+        print(f"mfcore: {problem}", file=sys.stderr)
     return int(bool(problems))
 
 

@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if processes.here().is_first:
                 print(run.folder)
     except (ConfigError, TrainingError, store.StoreError, encoders.EncoderError, ValueError, OSError) as error:
-        print(f"mfcore: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mfcore: {error}", file=sys.stderr)
         return 1
     return 0
 

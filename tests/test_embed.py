@@ -333,7 +333,7 @@ def test_jobs_at_work_on_one_folder_at_once_make_one_result(study, results, stud
     assert not [file for file in run.folder.rglob("*") if file.name not in ("begun.json", "run.json", "embeddings.h5")]
 
 
-def test_the_command_line_says_in_one_line_what_is_wrong(study_file, results, capsys):
+def test_the_command_line_says_what_is_wrong(study_file, results, capsys):
     where = ["--study", str(study_file), "--results", str(results / "all"), "--device", "cpu"]
     for arguments, message in (
         (["--encoder", "tinyy"], "unknown encoder 'tinyy'"),
@@ -343,6 +343,11 @@ def test_the_command_line_says_in_one_line_what_is_wrong(study_file, results, ca
         assert embed.main([*where, *arguments]) == 1
         err = capsys.readouterr().err
         assert message in err and len(err.strip().splitlines()) == 1
+    several = study_file.with_name("several.yaml")
+    several.write_text("name: t\ntitle: t\ndata: {source: midog}\nencodrs: [a]\nsplit: {}\n")
+    assert embed.main(["--study", str(several), "--results", "r", "--encoder", NAME]) == 1
+    told = [line.strip().split(";")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == [f"mfcore: {several}: 2 problems:", "unknown key encodrs", "unknown key split"], "a line each"
     assert embed.main([*where, "--encoder", NAME, "--share", "1", "--shares", "2"]) == 0
     assert embed.main([*where, "--encoder", NAME]) == 0
 

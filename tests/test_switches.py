@@ -14,6 +14,8 @@ import yaml
 from mfcore import compare_defects, compare_effects, effects, embed, encoders, patches, report_switches, splits, store
 from mfcore import switches as measuring
 from mfcore.config import MODES, Data, Effects, Lora, Network, Patches, Splits, Study, Switches, as_dict
+from mfcore.downloads import DownloadError
+from mfcore.patches_read import DiskError
 
 STUDY = Study(
     "tiny",
@@ -414,6 +416,47 @@ def test_the_command_line_measures_one_switch_and_says_its_worth(base, tmp_path,
     file.write_text(yaml.safe_dump(as_dict(dataclasses.replace(STUDY, effects=Effects()))))
     assert measuring.main([*how, "--switch", "base"]) == 1
     assert "effects name neither an encoder nor a network" in capsys.readouterr().err
+
+
+def told(tmp_path, capsys, switch="border"):
+    """What the command line says of a study file in ``tmp_path``, line by line."""
+    file = tmp_path / "tiny.yaml"
+    if not file.exists():
+        file.write_text(yaml.safe_dump(as_dict(STUDY)))
+    assert measuring.main(["--study", str(file), "--results", str(tmp_path / "results"), "--switch", switch]) == 1
+    return capsys.readouterr().err.splitlines()
+
+
+def test_several_problems_of_a_study_have_a_line_each(tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text("name: t\ntitle: t\ndata: {source: midog}\nencodrs: [a]\nsplit: {}\n")
+    assert [line.strip().split(";")[0] for line in told(tmp_path, capsys)] == [
+        f"mfcore: {tmp_path / 'tiny.yaml'}: 2 problems:",
+        "unknown key encodrs",
+        "unknown key split",
+    ]
+
+
+def test_every_arm_that_fails_begins_a_line_and_keeps_its_own(tmp_path, capsys, monkeypatch):
+    def fails(study, switch, *_):
+        raise measuring.SwitchError("net: 2 problems:\n  no patches\n  one class", "probe: no weights")
+
+    monkeypatch.setattr(measuring, "measure", fails)
+    monkeypatch.setattr(compare_effects, "rows_of", lambda *_: [])
+    assert told(tmp_path, capsys, "base") == [
+        "mfcore: net: 2 problems:",
+        "  no patches",
+        "  one class",
+        "mfcore: probe: no weights",
+    ]
+
+
+@pytest.mark.parametrize("error", [DownloadError("gone: 404"), DiskError("patches.npy: full"), OSError("no disk")])
+def test_what_the_data_or_the_disk_refuse_is_told_without_a_traceback(tmp_path, capsys, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(measuring, "measure", fails)
+    assert told(tmp_path, capsys) == [f"mfcore: {error}"]
 
 
 def test_a_switch_that_there_is_not_is_told_at_the_command_line(capsys):

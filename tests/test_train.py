@@ -346,6 +346,16 @@ def test_the_command_line_refuses_in_one_line(tmp_path, study, monkeypatch, caps
     assert re.search(said, line) and not captured.out
 
 
+def test_the_command_line_says_a_line_for_each_unit_that_can_not_be_trained(tmp_path, study, monkeypatch, capsys):
+    stored, table = made()
+    monkeypatch.setattr(train, "load_study", lambda file: study)
+    store_study(study, tmp_path / "small", stored, table.assign(label=np.int8(0)))
+    assert train.main(arguments(tmp_path)) == 1
+    first, *units = [line for line in capsys.readouterr().err.splitlines() if "UserWarning" not in line]
+    assert re.fullmatch(r"mfcore: \d+ problems:", first) and len(units) == int(first.split()[1])
+    assert {unit.split(":")[0] for unit in units} == {f"  {name}" for name in UNITS}
+
+
 def test_a_study_file_that_is_not_there_is_refused(tmp_path, capsys):
     assert train.main(arguments(tmp_path)) == 1
     assert "small.yaml" in capsys.readouterr().err
