@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from mfcore import captions, compare
-from mfcore.compare_pretraining import VARIED, Comparison, departures, differences, differing, last, watched
+from mfcore.cards import CARDS
+from mfcore.compare_pretraining import VARIED, Comparison, apart, departures, differences, differing, last, watched
 from mfcore.config import Study
 from mfcore.figures_pretraining import AXES, followed
 
@@ -29,33 +31,45 @@ def histories(study: Study, history: pd.DataFrame) -> str:
 
 def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> str:
     """Caption of `figures_pretraining.over_steps`."""
-    heading = " ".join(f"{VARIED[comparison.varied]}." for comparison, _ in parts)
+    heading = _heading(parts)
     if not any(len(table) for _, table in parts):
         return f"**{heading or 'Pretrainings.'}** Nothing to compare here ({captions.of_what(study)})."
-    said = [_said(comparison, table, followed(table)) for comparison, table in parts if len(table)]
-    said += [text for comparison, table in parts if len(table) and (text := _of_settings(study, comparison))]
+    there = [(comparison, table) for comparison, table in parts if len(table)]
+    told = zip(there, apart(study, [comparison for comparison, _ in there]), strict=True)
+    said = [_said(comparison, table, followed(table), words) for (comparison, table), words in told]
+    said += dict.fromkeys(text for comparison, _ in there if (text := _of_settings(study, comparison)))
     beaten = _against_control(parts, controls)
     return f"**{heading}** Scores of snapshots by step ({captions.of_what(study)}). {' '.join(said)}{beaten} {_bars(parts)}"
 
 
 def by_value(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> str:
     """Caption of `figures_pretraining.by_value`."""
-    said = [_said(comparison, table, table) for comparison, table in parts if len(table)]
+    there = [(comparison, table) for comparison, table in parts if len(table)]
+    told = zip(there, apart(study, [comparison for comparison, _ in there]), strict=True)
+    said = [_said(comparison, table, table, words) for (comparison, table), words in told]
     if not said:
         return f"**One magnification or several.** Nothing to compare here ({captions.of_what(study)})."
-    heading = " ".join(f"{VARIED[comparison.varied]}." for comparison, _ in parts)
+    heading = _heading(parts)
     beaten = _against_control(parts, controls)
     return f"**{heading}** Scores after the last step ({captions.of_what(study)}). {' '.join(said)}{beaten} {_bars(parts)}"
 
 
-def _said(comparison: Comparison, table: pd.DataFrame, drawn: pd.DataFrame) -> str:
-    """By task: which is best at the end, and how far the others are from the base; of what isn't ``drawn``, that it isn't."""
+def _heading(parts: Sequence[tuple[Comparison, pd.DataFrame]]) -> str:
+    return " ".join(dict.fromkeys(f"{VARIED[comparison.varied]}." for comparison, _ in parts))
+
+
+def _said(comparison: Comparison, table: pd.DataFrame, drawn: pd.DataFrame, words: str) -> str:
+    """By task: which is best at the end, and how far the others are from the base; of what isn't ``drawn``, that it isn't.
+
+    words: what tells the comparison from others of the same thing, see `compare_pretraining.apart`.
+    """
     parts, ended, shown = [], last(table), set(zip(drawn["task"], drawn["metric"], strict=True))
     for (task, metric), part in ended.groupby(["task", "metric"], sort=False):
         best = part.loc[part["mean"].idxmin() if metric.startswith("odcorr") else part["mean"].idxmax()]
         known = "lowest" if metric.startswith("odcorr") else "highest"
         once = "" if (task, metric) in shown else "; judged once, not drawn"
-        text = f"{task} ({AXES[metric]}{once}): {known} {best['value']} with {best['mean']:.3f}"
+        what = f"{task}, {words}" if words else task
+        text = f"{what} ({AXES[metric]}{once}): {known} {best['value']} with {best['mean']:.3f}"
         against = differences(comparison, part)
         told = [f"{row.value} {row.difference:+.3f}" for row in against.itertuples() if math.isfinite(row.difference)]
         base = dict(zip(comparison.names, comparison.values, strict=True))[comparison.base]
@@ -66,7 +80,7 @@ def _said(comparison: Comparison, table: pd.DataFrame, drawn: pd.DataFrame) -> s
 def _of_settings(study: Study, comparison: Comparison) -> str:
     """What a reader must know of the pretrainings compared that their values don't say; empty where there is nothing."""
     if comparison.varied == "start":
-        return _made_here(study, comparison)
+        return _of_starts(study, comparison)
     if comparison.varied != "method":
         return ""
     told = []
@@ -85,19 +99,39 @@ def _of_settings(study: Study, comparison: Comparison) -> str:
     return " ".join([*([text] if text else []), *([f"Unlike its authors', {'; '.join(unlike)}."] if unlike else [])])
 
 
-def _made_here(study: Study, comparison: Comparison) -> str:
-    """Of starts that the study pretrained itself, for how many steps."""
-    names, told = {which.name: which for which in study.pretraining}, []
+def _of_starts(study: Study, comparison: Comparison) -> str:
+    """Of starts that the study pretrained itself, for how many steps; of others, whose weights they have."""
+    names, own, published = {which.name: which for which in study.pretraining}, [], []
     for start in dict.fromkeys(study.pretrained(name).start for name in comparison.names):
         name, _, step = start.partition("@")
         if name in names:
-            told.append((start, f"{int(step or names[name].n_steps):,}"))
-    if not told:
-        return ""
-    (start, n_steps), *others = told
+            own.append((start, f"{int(step or names[name].n_steps):,}"))
+        elif weights := _weights(study, start):
+            published.append(f"{start} has the weights of {weights}, which weren't learnt here.")
+    if not own:
+        return " ".join(published)
+    (start, n_steps), *others = own
     more = "".join(f", and {other} for {n}" for other, n in others)
     come = "these come" if others else "which come"
-    return f"{start} was itself pretrained here, for {n_steps} steps{more}{':' if others else ','} {come} before those shown."
+    told = f"{start} was itself pretrained here, for {n_steps} steps{more}{':' if others else ','} {come} before those shown."
+    return " ".join([told, *published])
+
+
+def _weights(study: Study, start: str) -> str:
+    """Where an encoder's weights are from, as the study's record or its card has it; empty where neither says."""
+    record = next((record for record in study.own_encoders if record.name == start), None)
+    if record and record.weights:
+        return (
+            ""
+            if record.weights == "random"
+            else Path(record.weights).name
+            if Path(record.weights).is_absolute()
+            else record.weights
+        )
+    card = CARDS.get(record.like if record else start)
+    if card is None or card.source == "random":
+        return ""
+    return " ".join(filter(None, ["the package" if card.source == "package" else "", card.identifier, card.revision]))
 
 
 def _word(value: object) -> str:

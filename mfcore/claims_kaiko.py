@@ -14,15 +14,18 @@ import pandas as pd
 from scipy import stats
 
 from mfcore import claims, compare_pretraining, compare_representation_tasks, compare_tasks, pretrained, store
+from mfcore.cards import CARDS
+from mfcore.cards_pathology import PATHOLOGY
 from mfcore.claims_judge import ALPHA, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR, Claim, Finding, Material
 from mfcore.compare_representation import EXPECTED, TITLES
 from mfcore.config import Pretraining, Study
-from mfcore.config_pretraining import METHODS
+from mfcore.config_pretraining import METHODS, steps_of
 from mfcore.statistics import LEVEL, Interval, holm
 
 KAIKO = "kaiko 2024 (arXiv 2404.15217)"
 NOTED = f"{KAIKO}, second-hand"
 SUBJECT = "pretraining"
+SEEN_SLIDES = {name for name, card in CARDS.items() if {name, card.variant_of} & {own.name for own in PATHOLOGY}}
 ODCORRS = ("odcorr_abs", "odcorr_sq")
 RULE = (
     "Kaiko 2024's statements are of ways to pretrain: pretrainings that differ in one thing are compared on each task by the "
@@ -117,46 +120,59 @@ def _span(one: Interval) -> str:
     return f" [{one.low:+.3f}, {one.high:+.3f}]" if math.isfinite(one.low) else " (no interval)"
 
 
-def _ways(study: Study, varied: str, is_more: Callable[[Pretraining], float], at: Callable[[Pretraining], str]) -> list[Ways]:
-    """Of each comparison of ``varied`` its most against each lesser, by ``is_more``; ``at`` names the encoder of each."""
+def _ways(study: Study, varied: str, is_more: Callable[[Pretraining], float]) -> list[Ways]:
+    """Of each comparison of ``varied`` the most of it against each that is less, by ``is_more``; never across comparisons."""
     found = []
     for comparison in compare_pretraining.comparisons(study, varied):
         of_value: dict[str, list[Pretraining]] = {}
         for name, value in zip(comparison.names, comparison.values, strict=True):
             of_value.setdefault(value, []).append(study.pretrained(name))
-        *lesser, most = sorted(of_value.values(), key=lambda alike: is_more(alike[0]))
-        lesser = [alike for alike in lesser if is_more(alike[0]) < is_more(most[0])]
-        found += [Ways(tuple(map(at, most)), tuple(map(at, alike))) for alike in lesser]
+        amounts = {value: is_more(alike[0]) for value, alike in of_value.items()}
+        names = {value: tuple(which.name for which in alike) for value, alike in of_value.items()}
+        most = [value for value, amount in amounts.items() if amount == max(amounts.values())]
+        found += [Ways(names[one], names[other]) for one in most for other in names if other not in most]
     return found
 
 
-def _last(which: Pretraining) -> str:
-    return which.name
-
-
-def _first(which: Pretraining) -> str:
-    return pretrained.snapshots_of(which)[0]
+def _early(study: Study, ways: Ways) -> Ways | None:
+    """The same ways after the first step at which all of them kept a snapshot; None where they kept only the last."""
+    every = [study.pretrained(name) for name in (*ways.first, *ways.second)]
+    steps = set.intersection(*(set(steps_of(which)) for which in every)) - {which.n_steps for which in every}
+    if not steps:
+        return None
+    return Ways(*(tuple(f"{name}@{min(steps)}" for name in names) for names in (ways.first, ways.second)))
 
 
 def convergence(material: Material) -> Finding:
-    """Started from other weights against from random ones, after the first snapshot."""
-    those = _ways(material.study, "start", lambda which: which.start != "random", _first)
-    starts = {which.start for which in material.study.pretraining} - {"random"}
-    own = [start for start in starts if pretrained.is_of(material.study, start)]
-    barred = f"it starts from {', '.join(own)}, pretrained here, not from ImageNet weights" if own else ""
-    return _more(material, those, barred)
+    """Started from other weights against from random ones, after the first snapshot; by ImageNet's where there are any."""
+    study, others = material.study, {}
+    for ways in _ways(study, "start", lambda which: which.start != "random"):
+        start = study.pretrained(ways.first[0]).start
+        if early := _early(study, ways):
+            others.setdefault(_not_imagenet(study, start), []).append(early)
+    barred = "; ".join(why for why in others if why) if "" not in others else ""
+    return _more(material, others.get("", [one for those in others.values() for one in those]), barred)
+
+
+def _not_imagenet(study: Study, start: str) -> str:
+    """Why a start is none from ImageNet's weights, as far as is known here; else empty."""
+    if pretrained.is_of(study, start):
+        return f"it starts from {start}, pretrained here, not from ImageNet weights"
+    if start in SEEN_SLIDES:
+        return f"it starts from {start}, which has learnt from slides, not from ImageNet weights"
+    return ""
 
 
 def magnifications(material: Material) -> Finding:
     """Several magnifications against each single one."""
-    return _more(material, _ways(material.study, "patches.um_per_px", lambda which: len(set(which.patches.um_per_px)), _last))
+    return _more(material, _ways(material.study, "patches.um_per_px", lambda which: len(set(which.patches.um_per_px))))
 
 
 def diversity(material: Material) -> Finding:
     """All slides and ever new patches against fewer."""
     study = material.study
-    slides = _ways(study, "patches.slide_fraction", lambda which: which.patches.slide_fraction, _last)
-    distinct = _ways(study, "patches.n_distinct", lambda which: which.patches.n_distinct or math.inf, _last)
+    slides = _ways(study, "patches.slide_fraction", lambda which: which.patches.slide_fraction)
+    distinct = _ways(study, "patches.n_distinct", lambda which: which.patches.n_distinct or math.inf)
     return _more(material, [*slides, *distinct])
 
 

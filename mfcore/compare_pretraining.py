@@ -85,6 +85,28 @@ def differing(study: Study, comparison: Comparison) -> dict[str, dict[str, list]
     return found
 
 
+def apart(study: Study, those: Sequence[Comparison]) -> list[str]:
+    """Of each comparison, in words, what tells it from the others of the same thing; "" where it is the only one.
+
+    That is the architecture where it is enough, else every setting in which their bases differ.
+    """
+    bases = [study.pretrained(comparison.base) for comparison in those]
+    every = [_flat(as_dict(in_full(base))) for base in bases]
+    told = []
+    for comparison, base, mine in zip(those, bases, every, strict=True):
+        alike = [one for other, one in zip(those, every, strict=True) if other.varied == comparison.varied]
+        keys = [
+            key
+            for key in mine
+            if key not in (*NO_DIFFERENCE, comparison.varied) and any(one[key] != mine[key] for one in alike)
+        ]
+        if sum(one["architecture"] == mine["architecture"] for one in alike) == 1:
+            keys = [key for key in keys if key == "architecture"]
+        words = [value_of(base, key) if key in VARIED else f"{key} {mine[key]}" for key in keys]
+        told.append(", ".join(word.removeprefix("architecture ") for word in words))
+    return told
+
+
 def departures(which: Pretraining) -> dict[str, object]:
     """What of OBJECTIVE a pretraining has otherwise than its method's authors."""
     here, theirs = in_full(which), PUBLISHED[which.method]

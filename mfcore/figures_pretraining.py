@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mfcore import compare
-from mfcore.compare_pretraining import Comparison, last
+from mfcore.compare_pretraining import Comparison, apart, last
 from mfcore.config import Study
 from mfcore.figures import COLOURS, LEGEND_ROW_INCH, MARKERS, WIDTH_INCH, drawing, legend_below, nothing, title
 
@@ -49,7 +49,7 @@ def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], c
     """
     if not any(len(table) for _, table in parts):
         return nothing(study, "no snapshot of these pretrainings has a score")
-    rows = _in_rows([(comparison, followed(table)) for comparison, table in parts if len(table)], may_join=True)
+    rows = _in_rows(study, [(comparison, followed(table)) for comparison, table in parts if len(table)], may_join=True)
     n_below = [max((len(panel.comparison.names) for panel in row if panel.is_labelled), default=0) for row in rows]
     heights = [2.35 + LEGEND_ROW_INCH * n for n in n_below]
     size_inch = (WIDTH_INCH, sum(heights) + 0.3)
@@ -63,7 +63,7 @@ def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], c
                     axis.axhline(value, color="0.45", linewidth=0.9, linestyle=":", label="untrained network")
                 axis.set(xlabel="step", ylabel=AXES[panel.metric])
                 axis.set_xlim(left=0)
-                axis.set_title(panel.task, fontsize=7.5)
+                axis.set_title(panel.title, fontsize=7.5)
                 if panel.is_labelled:
                     axis.legend(loc="upper left", bbox_to_anchor=(0, -0.24), fontsize=6.5)
             for axis in line[len(row) :]:
@@ -78,7 +78,7 @@ def by_value(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], con
     parts = [(comparison, last(table)) for comparison, table in parts if len(table)]
     if not parts:
         return nothing(study, "none of these pretrainings has a score")
-    rows = _in_rows(parts)
+    rows = _in_rows(study, parts)
     heights = [0.32 * len(row[0].comparison.names) + 0.9 for row in rows]
     size_inch = (WIDTH_INCH, sum(heights) + 0.3)
     with drawing(study, len(rows), max(map(len, rows)), size_inch, sharey="row", height_ratios=heights) as (figure, axes):
@@ -92,7 +92,7 @@ def by_value(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], con
                 for value in _untrained(controls, panel):
                     axis.axvline(value, color="0.45", linewidth=0.9, linestyle=":")
                 axis.set_xlabel(AXES[panel.metric])
-                axis.set_title(panel.task, fontsize=7.5)
+                axis.set_title(panel.title, fontsize=7.5)
             for axis in line[len(row) :]:
                 axis.set_axis_off()
             line[0].set_yticks(range(len(names)), row[0].comparison.values)
@@ -103,22 +103,32 @@ def by_value(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], con
 
 @dataclass(frozen=True)
 class Panel:
-    """A comparison on one task by one metric, with its rows of scores; ``is_labelled``: whether the legend stands below it."""
+    """A comparison on one task by one metric, with its rows of scores; ``is_labelled``: whether the legend stands below it.
+
+    apart: as `compare_pretraining.apart` has it.
+    """
 
     comparison: Comparison
     task: str
     metric: str
     table: pd.DataFrame
     is_labelled: bool
+    apart: str
+
+    @property
+    def title(self) -> str:
+        """The task, and what of the network or the settings tells this comparison from others of the same thing."""
+        return f"{self.task}\n{self.apart}" if self.apart else self.task
 
 
-def _in_rows(parts: Sequence[tuple[Comparison, pd.DataFrame]], may_join: bool = False) -> list[list[Panel]]:
+def _in_rows(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], may_join: bool = False) -> list[list[Panel]]:
     """Each comparison's panels, up to MAX_PANELS a row; where each has one and ``may_join``, all in rows together."""
     rows: list[list[Panel]] = []
-    for comparison, table in parts:
+    told = apart(study, [comparison for comparison, _ in parts])
+    for (comparison, table), words in zip(parts, told, strict=True):
         groups = list(table.groupby(["task", "metric"], sort=False))
         n_before = (len(groups) - 1) // MAX_PANELS * MAX_PANELS  # of its last row, below which its legend stands
-        panels = [Panel(comparison, *key, part, i == n_before) for i, (key, part) in enumerate(groups)]
+        panels = [Panel(comparison, *key, part, i == n_before, words) for i, (key, part) in enumerate(groups)]
         rows += [panels[i : i + MAX_PANELS] for i in range(0, len(panels), MAX_PANELS)]
     if may_join and all(len(row) == 1 for row in rows):
         panels = [row[0] for row in rows]

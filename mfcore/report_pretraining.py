@@ -93,7 +93,7 @@ def readable_overview(overview: pd.DataFrame) -> pd.DataFrame:
 
 def readable_differences(differences: pd.DataFrame) -> pd.DataFrame:
     """`compare_pretraining.all_differences` for the eye."""
-    shown = differences[["varied", "value", "task", "metric"]].copy()
+    shown = differences[["varied", "name", "value", "base", "task", "metric"]].rename(columns={"name": "encoder"})
     shown["varied"] = [compare_pretraining.VARIED[key] for key in shown["varied"]]
     shown["metric"] = [compare_tasks.TITLES[key] for key in shown["metric"]]
     columns = (differences["mean"], differences["sd"])

@@ -145,6 +145,33 @@ def test_a_start_from_what_the_study_pretrained_is_no_start_from_imagenet(ask):
     assert row["verdict"] == NOT_TESTABLE and "from base, pretrained here" in row["why"] and row["here"] == "can't be told"
 
 
+def test_starts_of_two_networks_are_compared_each_with_its_own_random_one_and_imagenet_s_is_what_is_judged(ask):
+    cnn = replace(BASE, name="cnn_random", architecture="tf_efficientnet_lite0")
+    own, published = (replace(BASE, name="on", start="base"), replace(cnn, name="cnn_imagenet", start="efficientnet_lite0"))
+    row, compared = None, None
+    for more in ((BASE, own, cnn, published), (cnn, published, BASE, own)):
+        ledger, compared = ask(replace(STUDY, pretraining=more))
+        row = ledger.loc[CONVERGENCE]
+        assert compared == {("cnn_imagenet@50", "cnn_random@50")}, "one started from the study's own says nothing of ImageNet"
+        assert row["verdict"] == UNCLEAR and "pretrained here" not in row["why"] and "on@50" not in row["found"]
+    both = ask(
+        replace(STUDY, pretraining=(BASE, replace(BASE, name="a", start="vit_a"), replace(BASE, name="b", start="vit_b")))
+    )
+    assert both[1] == {("a@50", "base@50"), ("b@50", "base@50")}, "each start against random ones"
+
+
+def test_a_start_from_an_encoder_of_slides_is_no_start_from_imagenet(ask):
+    row = ask(replace(STUDY, pretraining=(BASE, replace(BASE, name="on", start="kaiko_vits16"))))[0].loc[CONVERGENCE]
+    assert row["verdict"] == NOT_TESTABLE and "kaiko_vits16, which has learnt from slides" in row["why"]
+
+
+def test_convergence_is_asked_after_the_first_step_of_which_both_kept_a_snapshot(ask):
+    often, once = (replace(BASE, name="often", start="vit_in", n_snapshots=4), replace(BASE, name="once", n_snapshots=1))
+    assert ask(replace(STUDY, pretraining=(BASE, often)))[1] == {("often@50", "base@50")}
+    ledger, compared = ask(replace(STUDY, pretraining=(often, once)))
+    assert not compared and ledger.loc[CONVERGENCE, "verdict"] == NOT_TESTABLE, "the end says nothing of the way there"
+
+
 @pytest.mark.parametrize(
     ("rho", "p", "verdict"),
     [

