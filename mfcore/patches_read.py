@@ -104,7 +104,7 @@ def _look_at(job: Job) -> Found:
         problems = tuple(problem for file in job.files if (problem := _image_problem(file, job.size_px)))
         return Found(problems, math.nan if job.slide_um_per_px is None else job.slide_um_per_px, centres=job.centres)
     try:
-        with open_slide(job.files[0], job.slide_um_per_px) as slide:
+        with open_slide(job.files[0], job.slide_um_per_px, scanner=job.scanner) as slide:
             off = np.maximum(-job.centres, job.centres - slide.size_px).max(axis=1)  # (n,) > 0: outside
             if off.max() > MAX_OFF_SLIDE_PX:
                 (x, y), (width, height) = job.centres[off.argmax()], slide.size_px

@@ -153,13 +153,14 @@ def open_slide(
     memory: Memory | None = None,
     outside: int = 255,
     with_reduced: bool = False,
+    scanner: str = "",
 ) -> Slide:
     """Open a slide; ``um_per_px`` is its resolution where the file doesn't state one (what the file states goes first).
 
     ``outside``: grey level of what lies outside the slide. Slides opened with one ``memory`` share it. ``with_reduced``: also
     levels between the file's, which JPEG decodes smaller at less cost (`slides_tiff.TiffReader.add_reduced`). Raises
     SlideError, with the remedy, for a file that is missing, cut short, of another format or too large to be decoded whole,
-    and UnstatedResolution for one without a resolution.
+    and UnstatedResolution for one without a resolution; where ``scanner`` is given, a study can say it by that, too.
     """
     path = Path(path)
     if not path.is_file():
@@ -169,9 +170,10 @@ def open_slide(
     if stated is None:
         reader.close()
         found = f" (its resolution tag says {reader.tag})" if reader.tag else ""
+        by_scanner = f'data: {{um_per_px_by_scanner: {{"{scanner}": ...}}}}, or ' if scanner else ""
         raise UnstatedResolution(
-            f"{path}: the file doesn't state its um/px{found}; say it in the study: data: {{um_per_px_by_scanner: "
-            "{SCANNER: ...}}, or data: {um_per_px: ...} for all slides"
+            f"{path}: the file doesn't state its um/px{found}; say it in the study: {by_scanner}data: {{um_per_px: ...}} for "
+            "all slides that don't"
         )
     if with_reduced and isinstance(reader, slides_tiff.TiffReader):
         reader.add_reduced()

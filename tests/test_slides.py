@@ -242,8 +242,13 @@ def test_what_the_file_states_goes_before_what_the_user_says(noise, tmp_path):
 
 def test_no_resolution_is_refused(tmp_path):
     path = write(tmp_path / "unsaid.tif", ramps(64, 64), um_per_px=None)
-    with pytest.raises(UnstatedResolution, match=r"unsaid\.tif.*doesn't state its um/px.*um_per_px_by_scanner.*um_per_px:"):
+    with pytest.raises(
+        UnstatedResolution, match=r"unsaid\.tif.*doesn't state its um/px; say it in .*: data: \{um_per_px:"
+    ) as bare:
         open_slide(path)
+    assert "by_scanner" not in str(bare.value), "a slide of no scanner has no such remedy"
+    with pytest.raises(UnstatedResolution, match=r'data: \{um_per_px_by_scanner: \{"XR": \.\.\.\}\}, or data: \{um_per_px:'):
+        open_slide(path, scanner="XR")
 
 
 def test_a_screens_resolution_is_not_a_scans(tmp_path):

@@ -450,16 +450,16 @@ def test_slides_come_from_wherever_fsspec_opens_them(folder, tmp_path, monkeypat
     local = patching.Source([patching.SlideFile(f"{name}.tif", str(folder / f"{name}.tif")) for name in "abc"], SETTINGS, 0)
     batch = next(patching.batches(remote, 0, 1, 16, n_workers=2))
     assert set(batch.drawn["slide_id"]) <= {"a.tif", "b.tif", "c.tif"}
-    assert "can't be fetched" in remote.failures["gone"]
+    assert remote.failures["gone"].startswith("memory://bucket/gone.tif: can't be fetched (FileNotFoundError")
     row = batch.drawn.iloc[3]
     index = [file.slide_id for file in local.slides].index(row["slide_id"])
     drawn = patching_source.Drawn(3, index, *row[["um_per_px", "x_l0_px", "y_l0_px", "tissue"]])
     image = np.empty_like(batch.images[3])
     assert local.read_one(iter([drawn]), image) == drawn
     np.testing.assert_array_equal(image, batch.images[3])
-    assert len(list(tmp_path.glob("slide-*"))) == 1
+    assert len(list(tmp_path.glob("mfcore-slide-*"))) == 1
     remote.close()
-    assert not list(tmp_path.glob("slide-*"))
+    assert not list(tmp_path.glob("mfcore-slide-*"))
 
 
 def test_slides_of_a_study_are_its_own_or_those_named(folder, tmp_path):
@@ -478,12 +478,13 @@ def test_slides_of_a_study_are_its_own_or_those_named(folder, tmp_path):
     (tmp_path / "annotations.json").write_text(json.dumps({"images": images, "annotations": boxes}))
     study = Study(name="s", title="s", data=Data(source="midog", um_per_px=0.3, um_per_px_by_scanner={"b": 0.2}))
     own = patching.slides_of(study, Pretraining("p"), tmp_path)
-    assert [(Path(file.path), file.um_per_px) for file in own] == [
-        (tmp_path / "images" / "a.tif", 0.3),
-        (tmp_path / "images" / "b.tif", 0.2),
+    assert [(Path(file.path), file.um_per_px, file.scanner) for file in own] == [
+        (tmp_path / "images" / "a.tif", 0.3, "a"),
+        (tmp_path / "images" / "b.tif", 0.2, "b"),
     ]
     named = patching.slides_of(study, Pretraining("p", slides=str(folder)), tmp_path)
     assert [(file.slide_id, Path(file.path)) for file in named] == [(f"{n}.tif", folder / f"{n}.tif") for n in "abc"]
+    assert {(file.um_per_px, file.scanner) for file in named} == {(0.3, "")}
     (tmp_path / "one" / "sub").mkdir(parents=True)
     for name in ("a.tif", "._a.tif", "sub/.a.tif"):  # macOS lays such files beside others
         (tmp_path / "one" / name).write_bytes((folder / "a.tif").read_bytes())
@@ -495,6 +496,22 @@ def test_slides_of_a_study_are_its_own_or_those_named(folder, tmp_path):
         patching.slides_of(study, Pretraining("p", slides=str(tmp_path / "empty")), tmp_path)
     with pytest.raises(patching.PatchingError, match="has patches and no slides"):
         patching.slides_of(Study(name="s", title="s", data=Data(source="amibr")), Pretraining("p"), tmp_path)
+
+
+def test_what_is_said_of_a_folder_without_um_per_px_mends_it(tmp_path):
+    """Slides below a folder are of no scanner that the study knows."""
+    (tmp_path / "slides").mkdir()
+    tifffile.imwrite(tmp_path / "slides" / "a.tif", textured(BOXES["a"]), photometric="rgb", tile=(256, 256))
+    by_scanner, for_all = {"um_per_px_by_scanner": {"S": 0.25}}, {"um_per_px": 0.25}
+    for said in (by_scanner, for_all):
+        study = Study(name="s", title="s", data=Data(source="csv", **said))
+        slides = patching.slides_of(study, Pretraining("p", slides="slides/"), tmp_path)
+        with patching.Source(slides, SETTINGS, 0) as source:
+            if said is for_all:
+                assert source.read(0).slide_id == "a.tif" and not source.failures
+            else:
+                with pytest.raises(patching.PatchingError, match=r"say it in the study: data: \{um_per_px: \.\.\.\} for all"):
+                    source.survey()
 
 
 def test_a_tile_is_decoded_once_for_all_its_patches(folder, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from mfcore.config import Data, Study
 from mfcore.config_pretraining import Pretraining
 from mfcore.slides import SlideError
-from mfcore.ssl import patching, patching_open, patching_slides
+from mfcore.ssl import patching, patching_fetched, patching_slides
 
 STUDY = Study(name="s", title="s", data=Data(source="csv"))
 
@@ -63,7 +63,7 @@ def test_slides_come_out_of_an_archive(folder, tmp_path, place):
         archive.write(folder / "a.tif", "cohort/a.tif")
     (slide,) = slides_of(place.format(tmp_path / "packed.zip"), tmp_path)
     assert slide.slide_id == ("cohort/a.tif" if place.startswith("zip://::") else "a.tif")
-    fetched = patching_open.fetch(slide.path, tmp_path)
+    fetched = patching_fetched.fetch(slide.path, tmp_path)
     assert fetched.name == "a.tif" and fetched.read_bytes() == (folder / "a.tif").read_bytes()
 
 
@@ -73,7 +73,7 @@ def test_slides_come_through_a_cache(folder, tmp_path, place):
     slides = slides_of(place.format(folder), tmp_path)
     assert [file.slide_id for file in slides] == ["a.tif", "b.tif", "c.tif"]
     assert slides[1].path == place.format(folder).rstrip("/") + "/b.tif"
-    assert patching_open.fetch(slides[1].path, tmp_path).read_bytes() == (folder / "b.tif").read_bytes()
+    assert patching_fetched.fetch(slides[1].path, tmp_path).read_bytes() == (folder / "b.tif").read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # fsspec leaves closing a file to Python
@@ -90,9 +90,9 @@ def test_slides_come_over_http(folder, tmp_path, within):
         try:
             slides = slides_of(f"http://127.0.0.1:{server.server_port}/{within}", tmp_path)
             names = [file.slide_id for file in slides]
-            fetched = patching_open.fetch(slides[1].path, tmp_path).read_bytes()
+            fetched = patching_fetched.fetch(slides[1].path, tmp_path).read_bytes()
             with pytest.raises(SlideError, match=r"gone\.tif: can't be fetched"):
-                patching_open.fetch(slides[1].path.replace("b.tif", "gone.tif"), tmp_path)
+                patching_fetched.fetch(slides[1].path.replace("b.tif", "gone.tif"), tmp_path)
         finally:
             server.shutdown()
             thread.join()

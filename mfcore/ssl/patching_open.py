@@ -2,16 +2,14 @@
 
 import contextlib
 import itertools
-import shutil
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mfcore.slides import Memory, Slide, SlideError, open_slide
 from mfcore.slides_tiff import TiffReader
+from mfcore.ssl.patching_fetched import Fetched
 from mfcore.ssl.patching_slides import SlideFile
 
 INDEX_BYTES = 512 << 20  # 16 bytes a tile: 3 MB of the largest slides, a tenth of a common one
@@ -23,7 +21,7 @@ class _Entry:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     slide: Slide | None = None
-    fetched: Path | None = None
+    fetched: Fetched | None = None
     n_users: int = 0
 
     def close(self) -> None:
@@ -31,8 +29,13 @@ class _Entry:
             self.slide.close()
             self.slide = None
         if self.fetched is not None:
-            shutil.rmtree(self.fetched, ignore_errors=True)
+            self.fetched.close()
             self.fetched = None
+
+    def told_by_address(self, error: ValueError, address: str) -> None:
+        """Name the address of a slide that was fetched where the message names its copy, which will be gone."""
+        if self.fetched is not None:
+            error.args = tuple(str(part).replace(str(self.fetched.path), address) for part in error.args)
 
 
 class OpenSlides:
@@ -74,6 +77,9 @@ class OpenSlides:
                 if entry.slide is None:
                     entry.slide = self._open(file, entry)
             yield entry.slide
+        except ValueError as error:  # SlideError, and what is said of a slide's content
+            entry.told_by_address(error, file.path)
+            raise
         finally:
             with self._lock:
                 entry.n_users -= 1
@@ -121,10 +127,10 @@ class OpenSlides:
     def _open(self, file: SlideFile, entry: _Entry) -> Slide:
         path = file.path
         if "://" in path:
-            entry.fetched = Path(tempfile.mkdtemp(prefix="slide-"))
-            path = fetch(path, entry.fetched)
+            entry.fetched = entry.fetched or Fetched(path)  # there already where another thread couldn't open it
+            path = str(entry.fetched.path)
         try:
-            return open_slide(path, file.um_per_px, self._memory, with_reduced=True)
+            return open_slide(path, file.um_per_px, self._memory, with_reduced=True, scanner=file.scanner)
         except SlideError:
             raise
         except Exception as error:  # whatever a damaged header leads a reader to
@@ -134,16 +140,3 @@ class OpenSlides:
 def _index_bytes(slide: Slide) -> int:
     """What a dozing slide holds."""
     return slide.reader.n_bytes_index if isinstance(slide.reader, TiffReader) else 0
-
-
-def fetch(address: str, folder: Path) -> Path:
-    """Copy what fsspec finds at an address into a folder; raises SlideError where it can't be had."""
-    import fsspec
-
-    try:
-        filesystem, there = fsspec.core.url_to_fs(address)
-        target = folder / there.rsplit("/", 1)[-1]
-        filesystem.get_file(there, str(target))
-    except Exception as error:  # every file system has its own
-        raise SlideError(f"{address}: can't be fetched ({type(error).__name__}: {error})") from None
-    return target

@@ -18,11 +18,15 @@ class PatchingError(ValueError):
 
 @dataclass(frozen=True)
 class SlideFile:
-    """A slide to draw patches from: its file, or an address that fsspec opens, and its um/px where the file doesn't say."""
+    """A slide to draw patches from: its file, or an address that fsspec opens, and its um/px where the file doesn't say.
+
+    scanner: by which the study may say its um/px; "" where it is known of no scanner.
+    """
 
     slide_id: str
     path: str
     um_per_px: float | None = None
+    scanner: str = ""
 
 
 def share_of(slides: Iterable[SlideFile], fraction: float, seed: int) -> list[SlideFile]:
@@ -53,6 +57,7 @@ def slides_of(study: Study, which: Pretraining, data_folder: str | Path) -> list
             str(row.slide_id),
             str(Path(data_folder) / row.file),
             data.um_per_px_by_scanner.get(row.scanner, data.um_per_px),
+            str(row.scanner),
         )
         for row in table.itertuples()
     ]
