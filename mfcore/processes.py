@@ -39,15 +39,23 @@ class Ranks:
     def wrap(self, model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
         """A network whose gradients are averaged over the processes as they come; the same one where this is the only process.
 
-        On GPUs its batch norms are changed, in place, to those that take their means over all processes.
+        Its batch norms are as `synced` has them.
         """
         if self.n == 1:
             return model
-        if device.type == "cuda":
-            import timm
-
-            model = timm.layers.convert_sync_batchnorm(model)
+        model = self.synced(model, device)
         return torch.nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+    def synced(self, model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+        """The network, its batch norms changed, in place, to those that take their means over all processes.
+
+        On GPUs; on CPUs, where torch has none, each process takes those of its own share.
+        """
+        if self.n == 1 or device.type != "cuda":
+            return model
+        import timm
+
+        return timm.layers.convert_sync_batchnorm(model)
 
     def add(self, number: torch.Tensor) -> torch.Tensor:
         """The sum of every process's ``number``, in place."""

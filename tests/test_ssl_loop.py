@@ -24,6 +24,7 @@ from mfcore.ssl.collapse import PretrainingError
 
 TIMES = ("seconds", "patches_per_second")
 TESTS = Path(__file__).parent
+POOLS = {"architecture": "resnet10t", "arguments": {}}  # with batch norms, whose running means go on too
 
 
 def without_times(history):
@@ -188,15 +189,16 @@ def test_history_has_a_line_for_some_steps_with_their_means(tmp_path, monkeypatc
     assert [json.loads(line)["loss"] for line in lines] == [line["loss"] for line in some]
 
 
-def test_rankme_is_that_of_the_teachers_class_tokens(tmp_path):
+@pytest.mark.parametrize("changed", [{}, POOLS], ids=["class tokens", "pooled, batch norms as in use"])
+def test_rankme_is_that_of_the_teachers_embeddings(tmp_path, changed):
     from mfcore import preprocess
 
-    this = which()
+    this = which(**changed)
     history, pair = train(this, tmp_path)
     card = task(this, pair).card
     images = preprocess.transform(patches(this, 10_000, 24), card, torch.device("cpu"))
     with torch.no_grad():
-        features = pair.teacher.encoder.forward_features(images)[:, 0].double().numpy()
+        features = pair.teacher.eval().encoder(images).double().numpy()  # without a classifier
     sigma = np.linalg.svd(features, compute_uv=False)
     p = sigma / sigma.sum() + 1e-7
     assert history[-1]["rankme"] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-4)
@@ -223,7 +225,7 @@ def test_the_history_is_told_as_it_grows(tmp_path):
     assert seen == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("changed", [{}, DINOV2], ids=["dino", "dinov2"])
+@pytest.mark.parametrize("changed", [{}, DINOV2, POOLS], ids=["dino", "dinov2", "a convolutional network"])
 @pytest.mark.parametrize("lines", [100, 2])
 def test_a_stopped_training_goes_on_to_the_same_losses(tmp_path, monkeypatch, changed, lines):
     """To the last bit, wherever it stops, within a line of the history too; drop path draws and centres included."""

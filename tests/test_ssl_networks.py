@@ -148,7 +148,10 @@ def test_a_starts_position_embedding_is_resized_to_the_crops(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"architecture": "resnet18", "arguments": {}}, r"resnet18 can't be built.*img_size.*; name one of timm's ViTs"),
+        ({"architecture": "resnet18", "arguments": {"depth": 3}}, r"resnet18 can't be built.*; name one of timm's ViTs"),
+        ({"architecture": "resnet18", "arguments": {}, **DINOV2}, r"method: dinov2 is for ViTs.*resnet18 is none; name one"),
+        ({"architecture": "resnet18", "arguments": {}, "layer_decay": 0.9}, r"layer_decay: 0.9 is for ViTs"),
+        ({"architecture": "mixer_s32_224", "arguments": {}}, r"mixer_s32_224 doesn't pool images of \d+ px into an embedding"),
         ({"architecture": "vit_tny"}, "timm has no 'vit_tny'"),
         ({"arguments": {**VIT, "img_size": 64}}, r"img_size: 64, crops.global_px is 32; leave img_size out"),
         ({"arguments": {**VIT, "num_heads": 5}}, "can't be built with arguments"),
@@ -166,6 +169,40 @@ def test_a_starts_position_embedding_is_resized_to_the_crops(tmp_path):
 def test_what_cannot_be_is_refused(changed, message):
     with pytest.raises(EncoderError, match=message):
         build(**changed)
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "tf_efficientnet_lite0"])
+def test_a_network_that_pools_learns_by_its_pooled_features(architecture):
+    """Against timm's own network without classifier; batch norms take the batch's means, as DINO's authors' teacher does."""
+    pair = build(architecture=architecture, arguments={}, drop_path=0.0)
+    assert "img_size" not in pair.arguments
+    pair.student.encoder.double(), pair.teacher.encoder.double()  # means over few px magnify rounding
+    big, small = images(2, 3, 3, 64, 64).double(), images(2, 3, 3, 32, 32).double()
+    own = timm.create_model(architecture, num_classes=0).double()
+    own.load_state_dict(pair.teacher.encoder.state_dict())
+    own.train()
+    pair.student.head.double(), pair.teacher.head.double()
+    logits, embeddings, of_masked = pair.student(big, small)
+    assert logits.shape == (4, 3, 16) and of_masked is None
+    expected = own(big.flatten(0, 1)).unflatten(0, (2, 3))
+    torch.testing.assert_close(embeddings, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(logits[:2], pair.student.head(expected), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        logits[2:], pair.student.head(own(small.flatten(0, 1))).unflatten(0, (2, 3)), rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(pair.teacher(big)[0], logits[:2], rtol=1e-5, atol=1e-5)
+
+
+def test_a_teachers_running_means_are_those_of_what_it_saw():
+    """In use it normalises by them; the student's weights, which it follows, have others."""
+    pair = build(architecture="resnet18", arguments={})
+    first = pair.teacher.encoder.bn1.running_mean.clone()
+    pair.teacher(images(2, 3, 3, 32, 32) + 1.0)
+    seen = pair.teacher.encoder.bn1.running_mean.clone()
+    pair.teacher.eval()
+    pair.teacher(images(2, 3, 3, 32, 32))
+    pair.teacher.follow(pair.student, 0.5)
+    assert not torch.equal(first, seen) and torch.equal(seen, pair.teacher.encoder.bn1.running_mean)
 
 
 def test_biases_and_norms_do_not_decay_and_layers_have_their_factor():

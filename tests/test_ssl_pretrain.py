@@ -152,6 +152,27 @@ def test_it_goes_on_from_an_encoder_of_the_study(done, slides):
     assert f"start: {'own'}" in encoders.of(both, "second", results).facts
 
 
+def test_a_convolutional_network_becomes_an_encoder_too(slides, tmp_path, monkeypatch):
+    """Loaded by its card, with the features of a teacher in use: batch norms by the running means of what it saw."""
+    kept, original = [], networks.build
+
+    def building(*given):
+        kept.append(original(*given))
+        return kept[-1]
+
+    monkeypatch.setattr(pretrain.networks, "build", building)
+    study = study_of(slides, architecture="resnet10t", arguments={})
+    pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
+    made = encoders.load(encoders.of(study, "own", tmp_path))
+    assert made.card.readout == "pooled" and made.card.arguments == {} and made.card.n_prefix_tokens == 0
+    patches = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
+    centre = patches[:, 96:128, 96:128].transpose(0, 3, 1, 2) / 255.0
+    mean, std = (np.array(values)[:, None, None] for values in (networks.IMAGENET_MEAN, networks.IMAGENET_STD))
+    with torch.no_grad():
+        expected = kept[0].teacher.eval().encoder(torch.from_numpy((centre - mean) / std).float())
+    np.testing.assert_allclose(made.embed(patches), expected.numpy(), rtol=0, atol=1e-5)
+
+
 def test_a_start_that_is_not_pretrained_yet_is_said(slides, tmp_path):
     study = study_of(slides)
     second = dataclasses.replace(study.pretraining[0], name="second", start="own")

@@ -7,7 +7,7 @@ import safetensors.torch
 from mfcore import encoders_build, store
 from mfcore.cards import EncoderCard
 from mfcore.config import Pretraining, Study
-from mfcore.ssl.networks import Networks
+from mfcore.ssl.networks import Networks, readout
 
 INTERPOLATION = "bicubic"
 
@@ -25,7 +25,7 @@ def input_px(which: Pretraining, study: Study) -> tuple[int, int]:
 
 def card(networks: Networks, which: Pretraining, study: Study, step: int) -> EncoderCard:
     """The card of a teacher after ``step`` steps; where its weights are is left to whoever reads the folder."""
-    vit = networks.teacher.encoder
+    encoder = networks.teacher.encoder
     resize_px, crop_px = input_px(which, study)
     of_what = "synthetic slides" if study.synthetic and not which.slides else "slides"
     return EncoderCard(
@@ -34,10 +34,10 @@ def card(networks: Networks, which: Pretraining, study: Study, step: int) -> Enc
         identifier="",
         architecture=which.architecture,
         arguments=networks.arguments,
-        n_dims=encoders_build.width(vit, "class"),
-        n_parameters=encoders_build.n_parameters(vit),
-        n_prefix_tokens=int(vit.num_prefix_tokens),
-        readout="class",
+        n_dims=encoders_build.width(encoder, readout(encoder)),
+        n_parameters=encoders_build.n_parameters(encoder),
+        n_prefix_tokens=int(getattr(encoder, "num_prefix_tokens", 0)),
+        readout=readout(encoder),
         mean=tuple(networks.mean),
         std=tuple(networks.std),
         resize_px=resize_px,

@@ -119,7 +119,8 @@ class _Training:
                 "no neighbours, one patch each; start fewer, raise it, or set koleo_weight: 0"
             )
         self.mean, self.std = pair.mean, pair.std
-        self.student, self.teacher = pair.student.to(device).train(), pair.teacher.to(device)
+        self.student = pair.student.to(device).train()
+        self.teacher = self.ranks.synced(pair.teacher.to(device), device).train()
         self.shared = self.ranks.wrap(self.student, device)
         self.schedule = schedules.of(which)
         self.optimizer = torch.optim.AdamW(networks.parameter_groups(self.student, which), lr=0.0, fused=True)
@@ -247,12 +248,14 @@ class _Training:
 
     @torch.no_grad()
     def _rankme(self) -> float | None:
-        """RankMe of the teacher's class tokens of the watched patches; None where they aren't finite."""
+        """RankMe of the teacher's embeddings of the watched patches; None where they aren't finite."""
         features = []
+        self.teacher.eval()
         for start in range(0, len(self.task.watched), EVALUATION_BATCH):
             images = preprocess.transform(self.task.watched[start : start + EVALUATION_BATCH], self.task.card, self.device)
             with self._autocast():
-                features.append(self.teacher.encoder.forward_features(images)[:, 0].float().cpu().numpy())
+                features.append(networks.embed(self.teacher.encoder, images).float().cpu().numpy())
+        self.teacher.train()
         found = np.concatenate(features)
         return metrics_representation.rankme(found) if np.isfinite(found).all() else None
 

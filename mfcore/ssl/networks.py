@@ -1,4 +1,8 @@
-"""Student and teacher: a timm ViT with a projection head each; the teacher is the student's moving average and never learns."""
+"""Student and teacher: a timm ViT with a projection head each; the teacher is the student's moving average and never learns.
+
+DINO takes any network of timm's that pools, too, as its authors took a ResNet50 (Caron et al. 2021, section 4); DINOv2 needs
+a ViT's tokens.
+"""
 
 import json
 from dataclasses import dataclass
@@ -18,11 +22,28 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MASK_TOKEN_SD = 0.02
 
 
-class Student(nn.Module):
-    """A ViT that sees all crops, its head, and the token that stands for masked patches.
+def is_vit(encoder: nn.Module) -> bool:
+    """Whether a network is one of timm's ViTs, with tokens that can be masked."""
+    import timm
 
-    ``encoder`` is timm's ViT without classifier, for any size of image (a multiple of its patch); ``head`` serves class
-    tokens and masked patch tokens alike, as in Oquab et al. 2023's configuration for small models.
+    return isinstance(encoder, timm.models.VisionTransformer)
+
+
+def readout(encoder: nn.Module) -> str:
+    """What of a network is its embedding, as cards call it: a ViT's class token, any other's pooled features."""
+    return "class" if is_vit(encoder) else "pooled"
+
+
+def embed(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Embeddings (n, D) of images (n, 3, side, side): what the head gets, and what the encoder is used for later."""
+    return encoder.forward_head(encoder.forward_features(images), pre_logits=True)
+
+
+class Student(nn.Module):
+    """A network that sees all crops, its head, and the token that stands for masked patches.
+
+    ``encoder`` is timm's network without classifier, for any size of image (of a ViT, a multiple of its patch); ``head`` serves
+    class tokens and masked patch tokens alike, as in Oquab et al. 2023's configuration for small models.
     """
 
     def __init__(self, encoder: nn.Module, head: nn.Module, masks: bool):
@@ -33,25 +54,25 @@ class Student(nn.Module):
     def forward(
         self, global_crops: torch.Tensor, local_crops: torch.Tensor, masked: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Logits of class tokens (C, B, K), class tokens of the global crops (2, B, D), logits of masked tokens (N, K).
+        """Logits of embeddings (C, B, K), embeddings of the global crops (2, B, D), logits of masked tokens (N, K).
 
         global_crops: (2, B, 3, g, g); local_crops: (n_local, B, 3, l, l), maybe none; masked: bool (2 * B, n_tokens) of the
         global crops' patch tokens, in the order of the crops, or None: then the third is None.
         """
         n_images = global_crops.shape[1]
-        tokens = self.tokens(global_crops.flatten(0, 1), masked)  # (2 * B, prefix + n_tokens, D)
-        classes = [tokens[:, 0]]
-        if len(local_crops):
-            classes.append(self.tokens(local_crops.flatten(0, 1))[:, 0])
-        logits = self.head(torch.cat(classes)).unflatten(0, (-1, n_images))  # (C, B, K)
-        of_masked = None if masked is None else self.head(tokens[:, self.encoder.num_prefix_tokens :][masked])  # (N, K)
-        return logits, tokens[:, 0].unflatten(0, (2, n_images)), of_masked
+        images, of_masked = global_crops.flatten(0, 1), None
+        if masked is None:
+            seen = embed(self.encoder, images)  # (2 * B, D)
+        else:
+            tokens = self._tokens(images, masked)  # (2 * B, prefix + n_tokens, D)
+            seen, of_masked = tokens[:, 0], self.head(tokens[:, self.encoder.num_prefix_tokens :][masked])  # ..., (N, K)
+        all_seen = torch.cat([seen, embed(self.encoder, local_crops.flatten(0, 1))]) if len(local_crops) else seen
+        logits = self.head(all_seen).unflatten(0, (-1, n_images))  # (C, B, K)
+        return logits, seen.unflatten(0, (2, n_images)), of_masked
 
-    def tokens(self, images: torch.Tensor, masked: torch.Tensor | None = None) -> torch.Tensor:
+    def _tokens(self, images: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
         """All tokens (n, prefix + n_tokens, D) of images (n, 3, side, side), of which ``masked`` (n, n_tokens) aren't seen."""
         vit = self.encoder
-        if masked is None:
-            return vit.forward_features(images)
         patches = vit.patch_embed(images)  # (n, rows, columns, D)
         token = self.mask_token[:, None].to(patches.dtype)
         patches = torch.where(masked.view(*patches.shape[:3], 1), token, patches)
@@ -59,21 +80,32 @@ class Student(nn.Module):
 
 
 class Teacher(nn.Module):
-    """The student's moving average: sees whole global crops, without drop path, and gives what the student is to give."""
+    """The student's moving average: sees whole global crops, without drop path, and gives what the student is to give.
+
+    In training, batch norms alone train: they normalise by the batch, as its authors' do, and note running means for later use.
+    """
 
     def __init__(self, encoder: nn.Module, head: nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, head
-        self.requires_grad_(False).eval()
+        self.requires_grad_(False).train()
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Set batch norms to the batch's means, or to the running ones; all else always is as in use."""
+        super().train(False)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(mode)
+        return self
 
     @torch.no_grad()
     def forward(
         self, global_crops: torch.Tensor, masked: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits of class tokens (2, B, K) of crops (2, B, 3, g, g), and of the tokens (N, K) masked for the student."""
-        tokens = self.encoder.forward_features(global_crops.flatten(0, 1))  # (2 * B, prefix + n_tokens, D)
-        logits = self.head(tokens[:, 0]).unflatten(0, (2, -1))  # (2, B, K)
-        return logits, None if masked is None else self.head(tokens[:, self.encoder.num_prefix_tokens :][masked])
+        """Logits of embeddings (2, B, K) of crops (2, B, 3, g, g), and of the tokens (N, K) masked for the student."""
+        features = self.encoder.forward_features(global_crops.flatten(0, 1))  # of a ViT: (2 * B, prefix + n_tokens, D)
+        logits = self.head(self.encoder.forward_head(features, pre_logits=True)).unflatten(0, (2, -1))  # (2, B, K)
+        return logits, None if masked is None else self.head(features[:, self.encoder.num_prefix_tokens :][masked])
 
     @torch.no_grad()
     def follow(self, student: Student, momentum: float) -> None:
@@ -85,7 +117,7 @@ class Teacher(nn.Module):
 
 @dataclass(frozen=True)
 class Networks:
-    """Student and teacher; what timm got for their ViT besides its name; mean and std of their input."""
+    """Student and teacher; what timm got for their network besides its name; mean and std of their input."""
 
     student: Student
     teacher: Teacher
@@ -97,22 +129,28 @@ class Networks:
 def build(which: Pretraining, study: Study, results: str | Path) -> Networks:
     """Student and teacher, equal at first, on the CPU: drawn by the seed, or with the weights of the encoder ``which.start``.
 
-    which: with nothing left None (`config_pretraining.in_full`). Raises EncoderError where timm has no such ViT, where the
-    network can't take the crops, and where the encoder to start from can't be had or has another architecture.
+    which: with nothing left None (`config_pretraining.in_full`). Raises EncoderError where timm has no such network, where it
+    can't take the crops or the method, and where the encoder to start from can't be had or has another architecture.
     """
     card = start_of(which, study, results)
     arguments = _arguments(which, card)
     has_masks = which.ibot_weight > 0 and which.mask_probability > 0
     with encoders_build.seeded(rng.stream_seed(which.seed, "pretraining", "start"), which.architecture):
-        vits = [_vit(which, arguments, drop_path) for drop_path in (which.drop_path, 0.0)]
-        sizes = (vits[0].embed_dim, which.n_prototypes, which.head_hidden, which.head_bottleneck)
-        student = Student(vits[0], heads.Head(*sizes), has_masks)
-        teacher = Teacher(vits[1], heads.Head(*sizes))
+        both = [_encoder(which, arguments, drop_path) for drop_path in (which.drop_path, 0.0)]
+        n_dims = encoders_build.width(both[0], readout(both[0]))
+        sizes = (n_dims, which.n_prototypes, which.head_hidden, which.head_bottleneck)
+        student = Student(both[0], heads.Head(*sizes), has_masks)
+        teacher = Teacher(both[1], heads.Head(*sizes))
         if has_masks:
             nn.init.normal_(student.mask_token, std=MASK_TOKEN_SD)
     if card is not None:
         _start_from(student.encoder, card, which)
-    teacher.follow(student, momentum=0.0)
+    for part in ("encoder", "head"):
+        getattr(teacher, part).load_state_dict(getattr(student, part).state_dict())
+    if not is_vit(student.encoder):
+        del arguments["img_size"]
+        for part in (student, teacher):
+            part.encoder.to(memory_format=torch.channels_last)  # convolutions take half the time
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if card is None else (card.mean, card.std)
     return Networks(student, teacher, arguments, mean, std)
 
@@ -141,22 +179,61 @@ def _arguments(which: Pretraining, start: EncoderCard | None) -> dict[str, Any]:
     return {**({} if start is None else start.arguments), **which.arguments, "img_size": side_px}
 
 
-def _vit(which: Pretraining, arguments: dict[str, Any], drop_path: float) -> nn.Module:
-    """timm's ViT, tried with crops of both sizes. Raises EncoderError for anything that isn't one."""
+def _encoder(which: Pretraining, arguments: dict[str, Any], drop_path: float) -> nn.Module:
+    """timm's network, for crops of both sizes; raises EncoderError where it can't take them, or not by this method."""
     import timm
 
     place = f"pretraining[{which.name}]"
     if not timm.is_model(which.architecture):
         raise EncoderError(f"{place}.architecture: timm has no {which.architecture!r}")
+    of_any_size = {**arguments, "drop_path_rate": drop_path, "dynamic_img_size": True}
     try:
-        vit = encoders_build.create(which.architecture, {**arguments, "drop_path_rate": drop_path, "dynamic_img_size": True})
+        try:
+            encoder = encoders_build.create(which.architecture, of_any_size)
+        except TypeError:  # it isn't built for a size, or can't be
+            fixed = ("img_size", "dynamic_img_size")
+            encoder = encoders_build.create(which.architecture, {k: v for k, v in of_any_size.items() if k not in fixed})
     except (TypeError, AttributeError, AssertionError, RuntimeError, ValueError) as error:
         said = json.dumps(which.arguments)
         raise EncoderError(
             f"{place}: {which.architecture} can't be built with arguments {said}: {error}; name one of timm's ViTs in "
             "architecture, and what it takes in arguments"
         ) from error
-    if not isinstance(vit, timm.models.VisionTransformer) or not vit.has_class_token:
+    return _as_vit(which, encoder, drop_path) if is_vit(encoder) else _as_other(which, encoder)
+
+
+def _as_other(which: Pretraining, encoder: nn.Module) -> nn.Module:
+    """A network that pools, tried with the crops; raises EncoderError for what needs a ViT."""
+    place = f"pretraining[{which.name}]"
+    needs = {"method": which.method == "dinov2", "ibot_weight": which.ibot_weight > 0, "layer_decay": which.layer_decay < 1}
+    if key := next((key for key, is_so in needs.items() if is_so), ""):
+        raise EncoderError(
+            f"{place}.{key}: {getattr(which, key)} is for ViTs, by their tokens and blocks, and {which.architecture} is none; "
+            "name one of timm's ViTs in architecture, or pretrain by method: dino with its own defaults"
+        )
+    for key in ("global_px", "local_px") if which.crops.n_local else ("global_px",):
+        side_px = getattr(which.crops, key)
+        try:
+            with torch.no_grad():
+                shape = tuple(embed(encoder.eval(), torch.zeros(1, 3, side_px, side_px)).shape)
+        except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError) as error:
+            shape, why = (), f" ({' '.join(str(error).split())[:200]})"
+        else:
+            why = f", but gives {shape}"
+        if len(shape) != 2:
+            raise EncoderError(
+                f"{place}.crops.{key}: {which.architecture} doesn't pool images of {side_px} px into an embedding{why}; "
+                "name one of timm's ViTs or convolutional networks in architecture"
+            )
+    return encoder.train()
+
+
+def _as_vit(which: Pretraining, vit: nn.Module, drop_path: float) -> nn.Module:
+    """A ViT as the method has it; raises EncoderError where it has no class token, or crops aren't multiples of its patches."""
+    import timm
+
+    place = f"pretraining[{which.name}]"
+    if not vit.has_class_token:
         raise EncoderError(f"{place}.architecture: {which.architecture} isn't a ViT with a class token, which DINO needs")
     if vit.global_pool != "token":
         raise EncoderError(
@@ -175,13 +252,13 @@ def _vit(which: Pretraining, arguments: dict[str, Any], drop_path: float) -> nn.
     return vit
 
 
-def _start_from(vit: nn.Module, card: EncoderCard, which: Pretraining) -> None:
-    """Give the ViT the weights of an encoder, its position embedding resized to the crops' grid."""
+def _start_from(encoder: nn.Module, card: EncoderCard, which: Pretraining) -> None:
+    """Give the network the weights of an encoder, a ViT's position embedding resized to the crops' grid."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     state = encoders.load(card).model.state_dict()
     try:
-        vit.load_state_dict(checkpoint_filter_fn(state, vit), strict=True)
+        encoder.load_state_dict(checkpoint_filter_fn(state, encoder) if is_vit(encoder) else state, strict=True)
     except RuntimeError as error:
         what = " ".join(str(error).split())[:300]
         raise EncoderError(
@@ -195,7 +272,7 @@ def parameter_groups(student: Student, which: Pretraining) -> list[dict[str, Any
 
     Biases and norms don't decay, as in both methods' code; factors by layer as `schedules.layer_factors`.
     """
-    n_blocks, groups = len(student.encoder.blocks), {}
+    n_blocks, groups = len(student.encoder.blocks) if is_vit(student.encoder) else 0, {}
     names = [name for name, _ in student.encoder.named_parameters()]
     factors = {f"encoder.{name}": value for name, value in schedules.layer_factors(which, names, n_blocks).items()}
     if student.mask_token is not None:
