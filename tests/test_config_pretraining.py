@@ -44,13 +44,13 @@ def test_what_is_not_said_is_as_published_and_what_is_said_stays(method):
 
 
 @pytest.mark.parametrize("method", PUBLISHED)
-def test_batches_smaller_than_any_published_have_defaults_of_their_own(method):
-    smallest, small = (in_full(Pretraining("p", method, batch_size=n)) for n in (128, 127))
+def test_batches_smaller_than_published_have_defaults_of_their_own(method):
+    smallest, small = (in_full(Pretraining("p", method, batch_size=n)) for n in (256, 255))
     changed = {f.name for f in dataclasses.fields(small) if getattr(small, f.name) != getattr(smallest, f.name)} - {
         "batch_size"
     }
     assert {"teacher_temperature", "n_prototypes"} <= changed <= {*SMALL_BATCH, "n_prototypes"}
-    assert small.n_prototypes == 254 and small.teacher_temperature == (0.02, 0.02) and small.koleo_weight == 0.1
+    assert small.n_prototypes == 510 and small.teacher_temperature == (0.02, 0.02) and small.koleo_weight == 0.1
     said = Pretraining(
         "p", method, batch_size=4, n_prototypes=99, centring="mean", koleo_weight=0.0, teacher_temperature=(1, 2)
     )

@@ -120,10 +120,16 @@ def test_the_remedy_names_first_what_fits_the_settings(changed, first):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "n_prototypes", "warns"), [(256, 65_536, False), (128, 65_536, False), (64, 65_536, True), (64, 1024, False)]
+    ("batch_size", "n_prototypes", "warns"), [(256, 65_536, False), (255, 65_536, True), (64, 65_536, True), (64, 8192, False)]
 )
 def test_batches_too_small_for_the_published_settings_are_told_before(batch_size, n_prototypes, warns):
-    said = collapse.outlook(which(batch_size=batch_size, n_prototypes=n_prototypes))
+    said = collapse.outlook(which(batch_size=batch_size, n_prototypes=n_prototypes, n_steps=5000))
     assert bool(said) == warns
     if warns:
-        assert "are 128 targets for 65536 prototypes" in said and "lower n_prototypes" in said
+        assert f"are {2 * batch_size} targets for 65536 prototypes" in said and "lower n_prototypes" in said
+
+
+@pytest.mark.parametrize(("n_steps", "temperature", "warns"), [(999, 0.04, True), (1000, 0.04, False), (999, 0.02, False)])
+def test_a_training_too_short_for_the_published_temperature_is_told_before(n_steps, temperature, warns):
+    said = collapse.outlook(which(n_steps=n_steps, teacher_temperature=(temperature, 0.07)))
+    assert ("lower teacher_temperature" in said and f"{n_steps} steps are few" in said) == bool(said) == warns

@@ -21,6 +21,7 @@ LEAST_RANKME = 1.1  # 1 is a line; RankMe is not centred, so that a common mean 
 GRACE = 0.15, 1000  # share of the steps before a training is stopped, and at least so many
 FEW_TARGETS = 65_536 // (2 * PUBLISHED_BATCH)  # prototypes for one target of a batch, beyond which a collapse is likely
 LOW_TEMPERATURE = 0.02  # of the teacher; lower ones make targets of one prototype each
+SHORT = 1000  # steps; after 150 of batches of 256, with the settings as published, targets still were uniform (benchmarks)
 PATIENCE = 0.05, 100  # share of the steps that it may last, and at least so many: a collapse doesn't pass
 
 
@@ -77,19 +78,23 @@ def _kind(line: dict, which: Pretraining) -> str:
 
 
 def outlook(which: Pretraining) -> str:
-    """What to know before a pretraining whose batches are small for its settings, in words; "" for any other.
+    """What to know before a pretraining that is small for its settings, in batches or steps, in words; "" for any other.
 
-    No settings are published for batches below PUBLISHED_BATCH, and 65,536 prototypes have FEW_TARGETS in one of that size.
+    Published settings are for batches of PUBLISHED_BATCH and more, in which 65,536 prototypes have a target for FEW_TARGETS.
     which: as `in_full`.
     """
-    n_targets = 2 * which.batch_size
-    if which.n_prototypes <= FEW_TARGETS * n_targets:
-        return ""
-    return (
-        f"pretraining[{which.name}]: {which.batch_size} patches a batch are {n_targets} targets for {which.n_prototypes} "
-        "prototypes; settings as published are for batches of hundreds, and with small ones a teacher may stay or become "
-        f"uniform. {remedy(which)}"
-    )
+    n_targets, small = 2 * which.batch_size, []
+    if which.n_prototypes > FEW_TARGETS * n_targets:
+        small.append(
+            f"{which.batch_size} patches a batch are {n_targets} targets for {which.n_prototypes} prototypes; settings as "
+            "published are for batches of hundreds, and with small ones a teacher may stay or become uniform"
+        )
+    if which.n_steps < SHORT and which.teacher_temperature[0] > LOW_TEMPERATURE:
+        small.append(
+            f"{which.n_steps} steps are few for a teacher's temperature of {which.teacher_temperature[0]:g}; settings as "
+            "published are for a hundred epochs, and in a short trial a teacher may still be uniform at the end"
+        )
+    return f"pretraining[{which.name}]: {'; '.join(small)}. {remedy(which)}" if small else ""
 
 
 def remedy(which: Pretraining) -> str:
