@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mfcore import canary, embed_stream, encoders, patches, pretrained, store, weights
+from mfcore import canary, embed_stream, encoders, patches, pretrained, store, store_errors, weights
 from mfcore.cards import EncoderCard
 from mfcore.config import ConfigError, Study, as_dict, load_study
 
@@ -66,6 +66,8 @@ def embed_share(
     Shares may run at the same time, on one machine or on several that see the same folder. Raises ValueError for a share
     that there isn't, and what `embed` raises.
     """
+    if n_shares < 1:
+        raise ValueError(f"share {share} of {n_shares}: there must be one share or more")
     if not 0 <= share < n_shares:
         raise ValueError(f"share {share} of {n_shares}: shares are counted from 0 to {n_shares - 1}")
     source, run = _open(study, encoder_name, results)
@@ -132,12 +134,19 @@ def _shards(run: store.Run, n_patches: int) -> dict[Path, range]:
 
 def _check_finished(run: store.Run, card: EncoderCard, device: str) -> None:
     """Refuse embeddings that today's contract or today's encoder doesn't give; without weights only the contract counts."""
-    with h5py.File(run.path("embeddings.h5")) as content:
-        was = json.loads(content.attrs["card"])
-        if "canary" in content:
-            expected, made_with = content["canary"][:], dict(content["canary"].attrs)
-        else:
-            expected, made_with = content.attrs["canary"], {}
+    file = run.path("embeddings.h5")
+    try:
+        with h5py.File(file) as content:
+            was = json.loads(content.attrs["card"])
+            if "canary" in content:
+                expected, made_with = content["canary"][:], dict(content["canary"].attrs)
+            else:
+                expected, made_with = content.attrs["canary"], {}
+    except (OSError, KeyError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        state = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+        raise store.StoreError(f"{file}: {state}; remove {run.folder} and embed again") from error
     now = json.loads(json.dumps(card.identity()))
     differing = store.changes({"card": {key: was[key] for key in now if key in was}}, {"card": now})
     if differing:
@@ -243,7 +252,10 @@ def _assemble(run: store.Run, card: EncoderCard, table: pd.DataFrame, study: Stu
     with store.replacing(run.path("embeddings.h5")) as aside, h5py.File(aside, "w") as out:
         features = out.create_dataset("features", (len(table), card.n_dims), np.float32)
         for file, rows in _shards(run, len(table)).items():
-            shard = np.load(file)
+            try:
+                shard = np.load(file)
+            except (ValueError, EOFError) as error:
+                raise store.StoreError(f"{file}: damaged ({error}); remove it and embed again") from None
             if shard.shape != (len(rows), card.n_dims):
                 raise store.StoreError(
                     f"{file} holds features {shard.shape}, expected {(len(rows), card.n_dims)}; remove it and embed again"
@@ -289,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             run = embed_share(*where, chosen.share, chosen.shares, chosen.device, chosen.batch_size)
     except (ConfigError, store.StoreError, encoders.EncoderError, patches.PatchError, ValueError, OSError) as error:
-        print(f"mfcore: {error}", file=sys.stderr)
+        print(f"mfcore: {store_errors.told(error)}", file=sys.stderr)
         return 1
     print(run.folder)
     return 0

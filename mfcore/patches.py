@@ -59,10 +59,22 @@ def find(study: Study, results: str | Path) -> store.Run:
 
 
 def load(run: store.Run) -> tuple[pd.DataFrame, np.memmap]:
-    """Label table and patches, uint8 (n_patches, stored_px, stored_px, 3), read from disk as they are used."""
+    """Label table and patches, uint8 (n_patches, stored_px, stored_px, 3), read from disk as they are used.
+
+    Raises StoreError where the run isn't finished, or a file of it is missing or damaged.
+    """
     if not run.done:
         raise store.StoreError(f"{run.folder} is not finished; run the extraction again, it goes on where it stopped")
-    return pd.read_parquet(run.path("labels.parquet")), np.load(run.path("patches.npy"), mmap_mode="r")
+    file = run.path("labels.parquet")
+    try:
+        table = pd.read_parquet(file)
+        file = run.path("patches.npy")
+        return table, np.load(file, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        state = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+        raise store.StoreError(f"{file}: {state}; remove {run.folder} and extract the patches again") from error
 
 
 def centre_crop(patches: np.ndarray, size_px: int) -> np.ndarray:

@@ -165,6 +165,10 @@ def open_slide(
     path = Path(path)
     if not path.is_file():
         raise SlideError(f"{path}: no such slide; check the data folder, or fetch the file again")
+    try:
+        path.open("rb").close()
+    except PermissionError:  # which each format's reader would take for damage
+        raise SlideError(f"{path}: may not be read; give this user the right to") from None
     reader = _reader(path, memory or Memory())
     stated = reader.stated_um_per_px or um_per_px
     if stated is None:

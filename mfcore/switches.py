@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mfcore import compare_effects, downloads, effects, embed, encoders, patches, probe, splits, store, train
+from mfcore import compare_effects, downloads, effects, embed, encoders, patches, probe, splits, store, store_errors, train
 from mfcore.config import ConfigError, Study, Switches, as_dict, digest, load_study
 from mfcore.effects import BASE, PAPER, derived
 from mfcore.patches_read import DiskError
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except SwitchError as error:
                 problems += error.problems
     except (*PARTS, downloads.DownloadError, DiskError, OSError) as error:
-        print(f"mfcore: {error}", file=sys.stderr)
+        print(f"mfcore: {store_errors.told(error)}", file=sys.stderr)
         return 1
     for row in compare_effects.rows_of(study, switch, chosen.results / study.name):
         print(compare_effects.said(row))

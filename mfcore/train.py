@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from mfcore import adapt, encoders, patches, processes, rng, splits, store, train_loop
+from mfcore import adapt, encoders, patches, processes, rng, splits, store, store_errors, train_loop
 from mfcore.config import ConfigError, Network, Study, as_dict, load_study
 from mfcore.train_task import Task, TrainingError, places_of
 
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if processes.here().is_first:
                 print(run.folder)
     except (ConfigError, TrainingError, store.StoreError, encoders.EncoderError, ValueError, OSError) as error:
-        print(f"mfcore: {error}", file=sys.stderr)
+        print(f"mfcore: {store_errors.told(error)}", file=sys.stderr)
         return 1
     return 0
 

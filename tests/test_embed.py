@@ -338,6 +338,7 @@ def test_the_command_line_says_what_is_wrong(study_file, results, capsys):
     for arguments, message in (
         (["--encoder", "tinyy"], "unknown encoder 'tinyy'"),
         (["--encoder", NAME, "--share", "2", "--shares", "2"], "share 2 of 2"),
+        (["--encoder", NAME, "--share", "0", "--shares", "0"], "share 0 of 0: there must be one share"),
         (["--encoder", NAME, "--batch-size", "-1"], "batch_size is -1"),
     ):
         assert embed.main([*where, *arguments]) == 1
@@ -350,6 +351,37 @@ def test_the_command_line_says_what_is_wrong(study_file, results, capsys):
     assert told == [f"mfcore: {several}: 2 problems:", "unknown key encodrs", "unknown key split"], "a line each"
     assert embed.main([*where, "--encoder", NAME, "--share", "1", "--shares", "2"]) == 0
     assert embed.main([*where, "--encoder", NAME]) == 0
+
+
+@pytest.mark.parametrize(
+    ("left", "state"), [(None, "missing"), (b"", "damaged"), (b"\x89HDF\r\n\x1a\n" + bytes(99), "damaged")]
+)
+def test_a_finished_file_that_can_not_be_read_is_told(study, results, left, state):
+    run = embed.embed(study, NAME, results)
+    file = run.path("embeddings.h5")
+    file.unlink() if left is None else file.write_bytes(left)
+    with pytest.raises(store.StoreError, match=rf"embeddings\.h5: {state}; remove {run.folder} and embed again"):
+        embed.embed(study, NAME, results)
+
+
+def test_a_damaged_shard_is_told(study, results, monkeypatch):
+    for share in (0, 1):
+        run = embed.embed_share(study, NAME, results, share, 2)
+    shard = sorted(run.path("units").glob("rows-*.npy"))[0]
+    shard.write_bytes(b"no array")
+    with pytest.raises(store.StoreError, match=rf"{shard.name}: damaged .*; remove it and embed again"):
+        embed.embed(study, NAME, results)
+    shard.unlink()
+    assert embed.embed(study, NAME, results).verify().done, "the remedy helps"
+
+
+def test_a_results_folder_that_refuses_is_told_with_a_remedy(study_file, tmp_path, capsys):
+    (tmp_path / "taken").touch()
+    how = ["--study", str(study_file), "--encoder", NAME, "--device", "cpu"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(embed, "embed", lambda *_: (tmp_path / "taken" / "little").mkdir())
+        assert embed.main([*how, "--results", str(tmp_path / "taken")]) == 1
+    assert capsys.readouterr().err.startswith(f"mfcore: {tmp_path}/taken/little: Not a directory; a file stands where")
 
 
 def test_any_number_of_patches_takes_the_same_memory(study, results, monkeypatch):

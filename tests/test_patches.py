@@ -157,6 +157,19 @@ def test_what_decides_the_patches_is_in_the_hash():
     assert patches.config_of(renamed) == patches.config_of(STUDY)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("patches.npy", b"\x93NUMPY"), ("patches.npy", b"text"), ("labels.parquet", b"{")]
+)
+def test_a_finished_file_that_is_damaged_or_missing_is_told(folder, tmp_path, name, content):
+    run = patches.extract(STUDY, folder, tmp_path / "results")
+    run.path(name).write_bytes(content)
+    with pytest.raises(store.StoreError, match=rf"{name}: damaged; remove {run.folder} and extract the patches again"):
+        patches.load(run)
+    run.path(name).unlink()
+    with pytest.raises(store.StoreError, match=rf"{name}: missing; remove"):
+        patches.load(run)
+
+
 def test_every_bad_slide_is_named_before_anything_is_read(folder, tmp_path, monkeypatch):
     images = folder / "images"
     images.joinpath("001.tiff").write_bytes(images.joinpath("001.tiff").read_bytes()[:-1000])

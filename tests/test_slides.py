@@ -265,6 +265,19 @@ def test_oblong_px_are_refused(tmp_path):
         open_slide(path)
 
 
+def test_a_slide_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path, opened = write(tmp_path / "a.tif", ramps(64, 64)), Path.open
+
+    def refused(self, *arguments, **options):
+        if self == path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(SlideError, match=r"a\.tif: may not be read; give this user the right to"):
+        open_slide(path)
+
+
 def test_a_missing_slide_is_named(tmp_path):
     with pytest.raises(SlideError, match=r"003\.tiff: no such slide"):
         open_slide(tmp_path / "003.tiff")

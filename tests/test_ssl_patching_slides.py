@@ -52,7 +52,9 @@ def test_a_folder_that_may_not_be_read_is_said(folder, tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(at))
 
     monkeypatch.setattr(patching_slides.os, "scandir", refused)
-    with pytest.raises(patching.PatchingError, match=r"slides: .*slides: can't be listed \(PermissionError"):
+    with pytest.raises(
+        patching.PatchingError, match=r"slides: .*slides: can't be listed \(PermissionError.*; give this user the right"
+    ):
         slides_of("slides", tmp_path)
 
 
@@ -106,7 +108,10 @@ def test_slides_come_over_http(folder, tmp_path, within):
         ("nowhere/", r"pretraining\[p\]\.slides: .*nowhere: there is no such folder; .* from the data folder"),
         ("memory://nowhere/", r"pretraining\[p\]\.slides: memory://nowhere/: there is no such folder"),
         ("empty", r"pretraining\[p\]\.slides: .*empty: no slide below it; one ends in \.svs"),
-        ("sss://bucket/", r"pretraining\[p\]\.slides: sss://bucket/: can't be listed \(ValueError: Protocol not known: sss\)"),
+        (
+            "sss://bucket/",
+            r"pretraining\[p\]\.slides: sss://bucket/: can't be listed \(ValueError: Protocol not known: sss\); check",
+        ),
     ],
 )
 def test_a_place_without_slides_is_refused_by_its_key(tmp_path, place, said):

@@ -70,7 +70,8 @@ def _listed(place: str, um_per_px: float | None) -> list[SlideFile]:
     except ImportError as error:
         raise PatchingError(f"{place}: can't be listed ({error}); install that package beside mfcore") from None
     except Exception as error:  # every file system has its own
-        raise PatchingError(f"{place}: can't be listed ({type(error).__name__}: {error})") from None
+        remedy = "give this user the right to read it" if isinstance(error, PermissionError) else "check the address"
+        raise PatchingError(f"{place}: can't be listed ({type(error).__name__}: {error}); {remedy}") from None
     if not is_there:
         raise PatchingError(f"{place}: there is no such folder; a path that isn't whole is taken from the data folder")
     found = [file for file in files if file.lower().endswith(SUFFIXES) and not file.rsplit("/", 1)[-1].startswith(".")]
