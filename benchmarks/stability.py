@@ -80,15 +80,15 @@ def main() -> None:
     """Pretrain once with each of the settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150, help="of a training that says nothing else (default 150)")
-    parser.add_argument("--out", type=Path, help="also write the table to this CSV file")
+    parser.add_argument("--out", type=Path, help="also write the table to this CSV file, row by row")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, changed in TRIALS.items():
             rows.append(trial(name, which(arguments.steps, changed), Path(scratch)))
             print(pd.DataFrame(rows[-1:]).to_string(index=False), flush=True)
-    if arguments.out:
-        store.write_csv(arguments.out, pd.DataFrame(rows))
+            if arguments.out:
+                store.write_csv(arguments.out, pd.DataFrame(rows))
 
 
 if __name__ == "__main__":
