@@ -28,7 +28,7 @@ from mfcore.ssl.collapse import PretrainingError
 CHECKPOINT_SECONDS = 30.0
 CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into checkpoints
 N_LINES = 1000  # of the history, about
-N_RANKME = 25  # times that RankMe is measured
+N_RANKME = 25  # times that RankMe is measured, at most, besides at snapshots
 N_RECORDED = 100_000  # patches whose positions are kept
 AVERAGED = ("loss", "loss_dino", "loss_ibot", "loss_koleo", "teacher_entropy")  # over the steps of a line
 EVALUATION_BATCH = 128
@@ -228,7 +228,7 @@ class _Training:
         n_steps = n - (self.history[-1]["step"] if self.history else 0)
         before = self.history[-1]["seconds"] if self.history else 0.0
         seconds = self.seconds + time.monotonic() - self.begun
-        measured = n == which.n_steps or n in self.task.snapshots or n % max(1, which.n_steps // N_RANKME) < self.line_steps
+        measured = n == which.n_steps or n in self.task.snapshots or n % math.ceil(which.n_steps / N_RANKME) < self.line_steps
         line = {
             "step": n,
             **dict(zip(AVERAGED, (self.sums / n_steps).tolist(), strict=True)),
