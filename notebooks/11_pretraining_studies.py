@@ -45,7 +45,7 @@ figures.saved(figures_pretraining.histories(study, history), history, shown, "11
 captions.show(captions_pretraining.histories(study, history))
 
 # %% [markdown]
-# ## Fig. 1: random weights or another encoder's
+# ## Fig. 1: random weights, ImageNet's, or another encoder's
 
 # %%
 parts = compare_pretraining.parts(study, scores, ["start"])
