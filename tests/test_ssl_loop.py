@@ -257,6 +257,21 @@ def test_a_stopped_training_goes_on_to_the_same_losses(tmp_path, monkeypatch, ch
         pd.testing.assert_frame_equal(*kept)
 
 
+@pytest.mark.parametrize("changed", [{}, DINOV2, POOLS], ids=["dino", "dinov2", "a convolutional network"])
+def test_bfloat16_gives_nearly_the_losses_of_float32(tmp_path, monkeypatch, changed):
+    """As on GPUs that have it: products in bfloat16, weights, targets and losses in float32."""
+    this = which(**changed, drop_path=0.0)
+    exact, _ = train(this, tmp_path / "float32")
+    monkeypatch.setattr(loop.encoders, "computes_bfloat16", lambda device: True)
+    history, pair = train(this, tmp_path / "bfloat16")
+    for one, other in zip(exact, history, strict=True):
+        assert one["loss"] != other["loss"], "computed alike"
+        for key in ("loss_dino", "loss_ibot", "target_entropy"):
+            assert other[key] == pytest.approx(one[key], rel=0.02, abs=1e-3), key
+    weights = [*pair.student.parameters(), *pair.teacher.parameters()]
+    assert {tensor.dtype for tensor in weights} == {torch.float32} and all(tensor.isfinite().all() for tensor in weights)
+
+
 KILLED = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
