@@ -25,6 +25,7 @@ VARIED = {
 }
 OBJECTIVE = ("centring", "ibot_weight", "koleo_weight")  # what makes a method one, apart from lengths, rates and crops
 NO_DIFFERENCE = ("name", "seed", "n_snapshots")  # what training is called, its draws, and what is kept of it
+OWN_SLIDES = "the study's own"
 DIFFERENCES = ["varied", "task", "metric", "value", "name", "mean", "sd", "base", "difference", "n_runs"]
 SCORES = ["name", "value", "task", "metric", "split", "step", "mean", "sd", "n_runs"]
 
@@ -217,7 +218,7 @@ def overview(study: Study, results: str | Path) -> pd.DataFrame:
             "method": METHODS[which.method],
             "architecture": which.architecture,
             "start": which.start,
-            "slides": which.slides or "the study's own",
+            "slides": which.slides or OWN_SLIDES,
             "um_per_px": " / ".join(f"{value:g}" for value in which.patches.um_per_px),
             "n_steps": which.n_steps,
             "batch_size": which.batch_size,

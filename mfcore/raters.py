@@ -140,6 +140,9 @@ def stratum(labels: pd.DataFrame) -> pd.Series:
     return pd.Series(kinds, index=labels.index, name="stratum", dtype=object)
 
 
+EACH = "each rater against the consensus, balanced accuracy"
+
+
 def wide(human: pd.DataFrame) -> pd.DataFrame:
     """`table` for the eye: values with their interval, shares in per cent, a dash for what can't be said."""
 
@@ -147,13 +150,13 @@ def wide(human: pd.DataFrame) -> pd.DataFrame:
         if not math.isfinite(row[name]):
             return "–"
         low, high = row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
-        return f"{row[name]:.3f}" + (f" [{low:.2f}, {high:.2f}]" if math.isfinite(low) else "")
+        return f"{row[name]:.2f}" + (f" [{low:.2f}, {high:.2f}]" if math.isfinite(low) else "")
 
     titles = {measure: measure.replace("_", " ") for measure in MEASURES}
     flattered = [name for name in human if name.endswith("_vs_consensus")]
-    titles |= {name: f"rater {i + 1} against consensus, balanced accuracy" for i, name in enumerate(flattered)}
     rows = human.to_dict("records")
     shown = human[["domain", "n", "n_slides"]].rename(columns={"n": "annotations", "n_slides": "slides"})
     shown = shown.assign(**{title: [cell(row, name) for row in rows] for name, title in titles.items()})
+    shown[EACH] = [" / ".join(cell(row, name) for name in flattered) for row in rows]
     shares = {"third vote": "third_share", "contested": "contested_share"}
     return shown.assign(**{title: [f"{row[name]:.1%}" if row["n"] else "–" for row in rows] for title, name in shares.items()})

@@ -23,6 +23,7 @@ from mfcore import (
     figures_domains,
     figures_scaling,
     labels,
+    metrics,
     patches,
     raters,
     report_audit,
@@ -53,6 +54,10 @@ PAGES = {
     "claims": "The papers' claims",
     "switches": "What each switch is worth",
 }
+# What the index shows of `compare.by_agreement`: decisions, as raters make them, and the ranking
+MORE_BY_AGREEMENT = ' All metrics are in <a href="figures/05_by_agreement.csv">05_by_agreement.csv</a>.'
+BY_AGREEMENT = ["arm", "annotations", "against", "n_test"]
+BY_AGREEMENT += [metrics.TITLES[name] for name in ("accuracy", "balanced_accuracy", "weighted_f1", "quadratic_kappa", "auroc")]
 
 
 def build(study: Study, results: str | Path) -> Path:
@@ -146,7 +151,7 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame, ledger: pd.Data
     agreement = compare.by_agreement(collected.predictions, annotations, study)
     texts = {
         "raters": rich(captions.raters_table(study, human)),
-        "by_agreement": rich(captions.by_agreement(study, agreement)),
+        "by_agreement": rich(captions.by_agreement(study, agreement)) + MORE_BY_AGREEMENT,
         "contact_sheet": captions.contact_sheet(study, annotations),
         "data_scaling": captions.data_scaling(study, scaling, interval, human, agreement, figures_scaling.published(study)),
         "ranking": captions_models.ranking(
@@ -187,14 +192,14 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame, ledger: pd.Data
         crossed=table(_tab_2(compare.marked(crossed, study))) if len(crossed) else "",
         published=table(_published()),
         raters=table(raters.wide(human)) if len(human) else "",
-        by_agreement=table(compare.readable(agreement)) if len(agreement) else "",
+        by_agreement=table(compare.readable(agreement)[BY_AGREEMENT]) if len(agreement) else "",
         claims=table(claims.counts(ledger)),
         said=report_claims.said(ledger),
         n_published=len(figures_domains.published(study)),
         analyses=[(f"notebooks/{name}.html", title) for name, title in ANALYSES.items() if name in set(notebooks["name"])],
         notebooks=table(notebooks.drop(columns="name"), escape=False),
         pages=[(f"{name}.html", PAGES[name]) for name in _pages(study, ledger)],
-        provenance=table(_provenance(study, results)),
+        provenance=table(_provenance(study, results), escape=False),
         command=f"make paper STUDY={study.name}",
     )
 
@@ -276,6 +281,8 @@ def _provenance(study: Study, results: Path) -> pd.DataFrame:
         "seeds": f"data {study.data.seed}, splits {study.splits.seed}" if study.synthetic else f"splits {study.splits.seed}",
         "runs": f"{len(records)} finished, {minutes:.1f} minutes in all",
         "built": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "study": yaml.safe_dump(as_dict(study), sort_keys=False, default_flow_style=True, width=10**6).strip(),
     }
-    return pd.DataFrame({"what": list(rows), "value": list(rows.values())})
+    content = yaml.safe_dump(as_dict(study), sort_keys=False, default_flow_style=True, width=10**6).strip()
+    values = [html.escape(value) for value in rows.values()]
+    values.append(f"<details><summary>every setting, as read</summary>{html.escape(content)}</details>")
+    return pd.DataFrame({"what": [*rows, "study"], "value": values})

@@ -1,6 +1,9 @@
 """What the supplement's pages are made of: tables, figures and captions as HTML, in one template."""
 
 import html
+import re
+import textwrap
+from numbers import Integral
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +11,8 @@ import pandas as pd
 from mfcore.config import Study
 
 TEMPLATES = Path(__file__).parent / "templates"
+UNBROKEN = 24  # characters of a cell with a number, at most, that stand in one line
+HEADING = 11  # characters of a column's name before it goes on in the next line
 
 
 def render(template: str, study: Study, **content: object) -> str:
@@ -19,10 +24,34 @@ def render(template: str, study: Study, **content: object) -> str:
 
 
 def table(content: pd.DataFrame, escape: bool = True) -> str:
-    """A table; underscores in its columns' names and breaks in its texts become spaces, missing values a dash."""
-    named = content.rename(columns=lambda name: str(name).replace("_", " "))
-    named = named.map(lambda value: " ".join(value.split()) if isinstance(value, str) else value)  # pandas would write \\n
-    return named.to_html(index=False, border=0, escape=escape, na_rep="–")
+    """A table; underscores in its columns' names and breaks in its texts become spaces, missing values a dash.
+
+    Whole numbers get their commas, short cells with numbers stay in one line, and long names of columns take several: a wide
+    table fits the page.
+    """
+    named = content.rename(columns=lambda name: str(name).replace("_", " ")).map(_cell)
+    written = named.to_html(index=False, border=0, escape=escape, na_rep="–")
+    return re.sub(r"<th>(.*?)</th>", _heading, written)
+
+
+def _heading(found: re.Match) -> str:
+    return f"<th>{'<br>'.join(textwrap.wrap(found[1], HEADING, break_long_words=False))}</th>"
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return f"{value:,}"
+    if not isinstance(value, str):
+        return value
+    text = _spaced(" ".join(value.split()))  # pandas would write \\n
+    if len(text) > UNBROKEN or "<" in text or not re.search(r"\d", text):
+        return text
+    return re.sub(r" (?![\[(])", "\N{NO-BREAK SPACE}", text)  # an interval in brackets may go on in the next line
+
+
+def _spaced(text: str) -> str:
+    """Every per cent sign with its space, as the tables of sizes have it."""
+    return re.sub(r"(?<=\d)%", "\N{NO-BREAK SPACE}%", text)
 
 
 def figure(results: Path, name: str, caption: str) -> str:
@@ -37,5 +66,5 @@ def figure(results: Path, name: str, caption: str) -> str:
 
 def rich(caption: str) -> str:
     """A caption's bold beginning as HTML; nothing else of markdown occurs in captions."""
-    parts = html.escape(caption.replace("`", "")).split("**")
+    parts = html.escape(_spaced(caption.replace("`", "")).replace(" %", "\N{NO-BREAK SPACE}%")).split("**")
     return "".join(f"<b>{part}</b>" if i % 2 else part for i, part in enumerate(parts))

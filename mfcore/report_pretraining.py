@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from mfcore import (
+    captions,
     captions_pretrain,
     captions_pretraining,
     captions_representation,
@@ -41,7 +42,7 @@ def page(study: Study, results: Path) -> str:
     return report_html.render(
         "pretraining.html",
         study=study,
-        said=said(study, overview, scores) if study.pretraining else "",
+        said=said(study, overview, scores) + shared(overview) if study.pretraining else "",
         missing=table(missing) if len(missing) else "",
         overview=table(readable_overview(overview)) if study.pretraining else "",
         left_out=_left_out(runs),
@@ -81,21 +82,37 @@ def said(study: Study, overview: pd.DataFrame, scores: pd.DataFrame) -> str:
 
 
 def readable_overview(overview: pd.DataFrame) -> pd.DataFrame:
-    """`compare_pretraining.overview` for the eye."""
+    """`compare_pretraining.overview` for the eye, no wider than a page, without what `shared` says of all of them at once."""
     shown = overview.copy()
-    numbers = {"seconds": "{:,.0f}", "patches_per_second": "{:,.0f}", "loss": "{:.2f}", "rankme": "{:.1f}"}
-    for column, form in (numbers | {"target_entropy": "{:.2f}", "n_patches": "{:,}"}).items():
+    numbers = {"seconds": "{:,.0f}", "loss": "{:.2f}", "rankme": "{:.1f}", "target_entropy": "{:.2f}"}
+    for column, form in numbers.items():
         shown[column] = [form.format(value) if pd.notna(value) else "–" for value in shown[column]]
-    names = {"um_per_px": "µm/px", "n_steps": "steps", "batch_size": "batch", "n_patches": "patches seen", "rankme": "RankMe"}
-    names |= {"target_entropy": "target entropy (nats)", "patches_per_second": "patches a second, median"}
-    return shown.rename(columns=names)
+    shown["network, method"] = shown["architecture"] + ", " + shown["method"]
+    shown["steps × batch"] = [f"{row.n_steps:,} × {row.batch_size:,}" for row in shown.itertuples()]
+    order = ["name", "network, method", "start", "slides", "um_per_px", "steps × batch", *numbers, "collapsed"]
+    said = {column for column, text in _of_all(overview).items() if text}
+    names = {"um_per_px": "µm/px", "rankme": "RankMe", "target_entropy": "target entropy (nats)"}
+    return shown[[column for column in order if column not in said]].rename(columns=names)
+
+
+def shared(overview: pd.DataFrame) -> str:
+    """What `readable_overview` leaves out as all pretrainings have it in common, in a sentence; empty without any."""
+    told = [text for text in _of_all(overview).values() if text]
+    return f" Of them {captions.listed(told)}." if told else ""
+
+
+def _of_all(overview: pd.DataFrame) -> dict[str, str]:
+    """By column of the overview, what all have in common, in words; empty where they differ."""
+    own, *others = overview["slides"].unique()
+    slides = f"all draw patches from {own} slides" if own == compare_pretraining.OWN_SLIDES else f"all draw patches from {own}"
+    return {"slides": "" if others else slides, "collapsed": "" if overview["collapsed"].any() else "none has collapsed"}
 
 
 def readable_differences(differences: pd.DataFrame) -> pd.DataFrame:
     """`compare_pretraining.all_differences` for the eye."""
-    shown = differences[["varied", "name", "value", "base", "task", "metric"]].rename(columns={"name": "encoder"})
+    shown = differences[["varied", "name", "value", "base"]].rename(columns={"name": "encoder"})
     shown["varied"] = [compare_pretraining.VARIED[key] for key in shown["varied"]]
-    shown["metric"] = [compare_tasks.TITLES[key] for key in shown["metric"]]
+    shown["task, metric"] = [f"{row.task}, {compare_tasks.TITLES[row.metric]}" for row in differences.itertuples()]
     columns = (differences["mean"], differences["sd"])
     shown["score"] = [compare.plus_minus(mean, sd) for mean, sd in zip(*columns, strict=True)]
     shown["less the base's"] = [f"{value:+.3f}" if pd.notna(value) else "–" for value in differences["difference"]]

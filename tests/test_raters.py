@@ -164,7 +164,9 @@ def test_a_domain_without_votes_or_of_one_class_is_nan_and_no_error():
     assert found.loc["all", "n"] == (table["domain"] != "y").sum() and np.isfinite(found.loc["all", "kappa"])
     assert raters.reference(found.reset_index(), "balanced_accuracy", "z") is None
     shown = raters.wide(found.reset_index()).set_index("domain")
-    assert shown.loc["y", "kappa"] == "–" and shown.loc["all", "kappa"].startswith(f"{found.loc['all', 'kappa']:.3f} [")
+    assert shown.loc["y", "kappa"] == "–" and shown.loc["all", "kappa"].startswith(f"{found.loc['all', 'kappa']:.2f} [")
+    each = [found.loc["all", f"rater{i}_vs_consensus"] for i in (1, 2)]
+    assert shown.loc["all", raters.EACH] == f"{each[0]:.2f} / {each[1]:.2f}"
 
 
 def test_without_any_votes_there_is_no_reference():

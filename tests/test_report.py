@@ -91,7 +91,7 @@ def test_the_index_says_what_was_found_what_failed_and_that_it_is_synthetic(resu
     assert "3 patches near a border, moved inward" in page
     assert "Patches of 224 px at 0.25 µm/px, stored with" in page
     assert "The figure is missing" in page  # those of 05 and 06
-    assert "0.87 ± 0.04" in page, "the published table"
+    assert "0.87 ± 0.04" in page.replace("\N{NO-BREAK SPACE}", " "), "the published table"
     text = re.sub(r"<[^>]+>", " ", page)
     assert not {"nan", "NaN", "None"} & set(re.sub(r"\{.*\}", "", text).split())
 
@@ -193,3 +193,28 @@ def test_a_cell_of_several_lines_reads_as_a_sentence():
     """As the reasons of tasks whose data aren't there."""
     told = report_html.table(pd.DataFrame({"reason": ["not as published:\n  no folder a", None], "n_slides": [1, 2]}))
     assert "not as published: no folder a" in told and "n slides" in told and "\u2013" in told
+
+
+def test_a_table_fits_the_page_and_its_numbers_are_written_as_everywhere():
+    shown = pd.DataFrame(
+        {
+            "n_test": [1282, 5],
+            "share_of_all_test_patches": ["43.7%", "1 %"],
+            "AUROC": ["0.89 ± 0.02", "0.78 [0.76, 0.80]"],
+            "architecture": ["a network of many words in one cell, 1 of 2", "<b> 1"],
+            "is_so": [True, False],
+        }
+    )
+    text = report_html.table(shown)
+    assert "<td>1,282</td>" in text and "<td>True</td>" in text
+    assert "<th>share of<br>all test<br>patches</th>" in text and "<th>architecture</th>" in text, "no word is cut"
+    assert "<td>43.7\N{NO-BREAK SPACE}%</td>" in text and "<td>1\N{NO-BREAK SPACE}%</td>" in text
+    assert "<td>0.89\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.02</td>" in text
+    assert "<td>0.78 [0.76,\N{NO-BREAK SPACE}0.80]</td>" in text, "an interval may go on in the next line"
+    assert "many words in one cell" in text and "&lt;b&gt; 1" in text
+    assert report_html.rich("**A.** 95% of 7 %") == "<b>A.</b> 95\N{NO-BREAK SPACE}% of 7\N{NO-BREAK SPACE}%"
+
+
+def test_the_study_as_read_is_folded_away_and_escaped(results):
+    page = report.build(STUDY, results).read_text()
+    assert page.count("<details><summary>every setting, as read</summary>{name: t, title: A &lt;test&gt;") == 1

@@ -95,7 +95,7 @@ def test_a_row_says_what_the_card_says(study, results, nowhere):
     assert (found["input"], found["statistics"]) == ("224 px, bicubic", "ImageNet's")
     assert found["embedding"] == "2,560 dimensions: class token beside the mean of the patch tokens"
     assert found["size"] == "631.2 million parameters, float16" and "631,239,424 parameters, 5 prefix" in found["facts"]
-    assert found["um_per_px"].startswith("0.25 / 0.5 / 1 / 2 um/px")
+    assert found["um_per_px"].startswith("0.25 / 0.5 / 1 / 2 µm/px")
     assert row(study, results, "gigapath")["input"] == "centre 224 of 256 px, bicubic"
     assert row(study, results, "h_optimus_0")["statistics"] == "0.7072, 0.5787, 0.7036 / 0.2119, 0.2301, 0.1775"
     assert row(study, results, "resnet50")["um_per_px"] == "not slides"
@@ -106,7 +106,7 @@ def test_a_variant_says_what_it_departs_from_and_how_um_per_px_is_known(study, r
     monkeypatch.setitem(CARDS, "virchow2_other", dataclasses.replace(CARDS["virchow2"], **changed))
     found = row(study, results, "virchow2_other")
     assert (found["group"], found["departs"]) == ("variants", "of virchow2; in the readout")
-    assert found["um_per_px"] == "0.25 / 0.5 / 1 / 2 um/px, from a magnification"
+    assert found["um_per_px"] == "0.25 / 0.5 / 1 / 2 µm/px, from a magnification"
 
 
 def test_the_state_of_an_encoder_of_the_study(study, results, nowhere):
