@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
+from matplotlib.patheffects import withStroke
 
 from mfcore import compare, pretrained, store
 from mfcore.config import Study
@@ -166,9 +167,16 @@ def _scale_bar(axis: Axes, study: Study, labels: pd.DataFrame, shown_px: int) ->
     um_per_px = study.patches.um_per_px if study.switches.resolution == "target" else labels["um_per_px"].median()
     if um_per_px is None or not np.isfinite(um_per_px):
         return
-    length = 10 / um_per_px
-    axis.plot([shown_px - 6 - length, shown_px - 6], [shown_px - 8] * 2, color="black", linewidth=2.5, solid_capstyle="butt")
-    axis.text(shown_px - 6 - length / 2, shown_px - 11, "10 µm", ha="center", va="bottom", fontsize=6, color="black")
+    scale_bar(axis, 10 / um_per_px, shown_px, "10 µm")
+
+
+def scale_bar(axis: Axes, length_px: float, side_px: int, text: str) -> None:
+    """A bar in a patch's lower right corner with its length above it, edged in white so that it is read on dark tissue."""
+    edges = [[withStroke(linewidth=width, foreground="white")] for width in (4.0, 1.6)]
+    stop, height = 0.94 * side_px, 0.92 * side_px
+    bar = {"color": "black", "linewidth": 2.5, "solid_capstyle": "butt", "path_effects": edges[0]}
+    axis.plot([stop - length_px, stop], [height] * 2, **bar)
+    axis.text(stop, height - 0.04 * side_px, text, ha="right", va="bottom", fontsize=6, path_effects=edges[1])
 
 
 def embedding_table(features: np.ndarray, labels: pd.DataFrame) -> pd.DataFrame:

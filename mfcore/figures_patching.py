@@ -72,11 +72,7 @@ def contact_sheet(study: Study, images: np.ndarray, drawn: pd.DataFrame) -> Figu
             for axis, i in zip(line, np.flatnonzero(drawn["um_per_px"] == um_per_px), strict=False):
                 axis.imshow(images[i], interpolation="lanczos")
             bar_um = nice(size_px * um_per_px / 4)
-            stop, height = 0.94 * size_px, 0.9 * size_px
-            line[0].plot([stop - bar_um / um_per_px, stop], [height] * 2, color="black", linewidth=2.5, solid_capstyle="butt")
-            line[0].text(
-                stop - bar_um / um_per_px / 2, height - 0.03 * size_px, f"{bar_um:g} µm", ha="center", va="bottom", fontsize=6
-            )
+            figures.scale_bar(line[0], bar_um / um_per_px, size_px, f"{bar_um:g} µm")
             line[0].text(-0.08, 0.5, f"{um_per_px:g} µm/px", transform=line[0].transAxes, ha="right", va="center", fontsize=7)
     return figure
 

@@ -65,6 +65,10 @@ def _panels(study: Study, line: Sequence[Axes], rows: pd.DataFrame, related: pd.
             label = compare.shown_name(study, row.encoder, compare.PROBE)
             axis.errorbar(getattr(row, metric), row.score, sd, label=label, **style)
         axis.set_xlabel(name)
+        if metric not in BY_CHANCE:  # RankMe, which a wide encoder has tens of times as much of
+            axis.set_xscale("log")
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter("")
         axis.margins(x=0.15)
         axis.set_title(f"ρ = {rho[metric]:+.2f}" if math.isfinite(rho[metric]) else "ρ: too few", fontweight="normal")
 

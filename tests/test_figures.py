@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from mfcore import figures, figures_domains, figures_live, figures_models, figures_scaling, raters
 from mfcore.config import Data, Network, Pretraining, Study, Switches
@@ -501,3 +502,15 @@ def test_somebody_looks_in_a_notebook_server_s_kernel_only(monkeypatch):
     assert is_watched()
     monkeypatch.setitem(sys.modules, "IPython", None)
     assert not is_watched()
+
+
+def test_a_scale_bar_and_its_label_keep_within_the_patch_and_are_edged_in_white():
+    figure = Figure(figsize=(2, 1), dpi=200)
+    axis = figure.subplots()
+    axis.imshow(np.zeros((64, 64, 3), np.uint8))
+    figures.scale_bar(axis, 4, 64, "1,000 µm")
+    figure.draw_without_rendering()
+    (line,), (text,) = axis.lines, axis.texts
+    assert np.ptp(line.get_xdata()) == 4 and text.get_text() == "1,000 µm"
+    assert text.get_window_extent().x1 <= axis.get_window_extent().x1, "a label wider than its bar"
+    assert line.get_path_effects() and text.get_path_effects()
