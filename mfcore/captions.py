@@ -273,7 +273,8 @@ def abstract(study: Study, scaling: pd.DataFrame, crossed: pd.DataFrame, n_faile
         best = part.loc[part[part["size"] == part["size"].max()]["auroc"].idxmax(), "arm"]
         curve = part[part["arm"] == best].sort_values("size")
         steps = ", ".join(f"{row.auroc:.2f} with {row.n_train:,}" for row in curve.itertuples(index=False))
-        parts.append(f"The best {kind} arm, {best}, went {steps} patches.")
+        verb = "went" if len(curve) > 1 else "reached"
+        parts.append(f"The best {kind} arm, {best}, {verb} {steps} patches.")
     if len(crossed):
         drops = [f"{row.arm} {row.in_domain:.2f} → {row.out_of_domain:.2f}" for row in crossed.itertuples(index=False)]
         parts.append(f"AUROC from in domain to out of domain: {', '.join(drops)}.")

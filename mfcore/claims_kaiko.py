@@ -113,7 +113,8 @@ def _scores(material: Material) -> dict[str, dict[str, float]]:
 
 
 def _named(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
+    said = [name.replace("@", " after ") + " steps" * ("@" in name) for name in names]
+    return said[0] if len(said) == 1 else f"mean of {', '.join(said)}"
 
 
 def _span(one: Interval) -> str:

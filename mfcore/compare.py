@@ -362,4 +362,4 @@ def folds(table: pd.DataFrame | Mapping, what: str = "fold") -> str:
 
 def plus_minus(mean: float, sd: float) -> str:
     """ "0.84 ± 0.02"; without the second where there is no SD, a dash where there is no mean."""
-    return "–" if not np.isfinite(mean) else f"{mean:.2f}" + (f" ± {sd:.2f}" if np.isfinite(sd) else "")
+    return "–" if not np.isfinite(mean) else f"{mean:z.2f}" + (f" ± {sd:.2f}" if np.isfinite(sd) else "")

@@ -81,6 +81,16 @@ def test_figs_1_and_2_name_the_home_made_encoder_and_what_it_saw():
     assert "other (probe, pretrained here) 0.83 ± 0.02" in captions.abstract(HOME, scaling(), means().iloc[:0], 0)
 
 
+def test_an_arm_of_one_size_reached_its_score_and_went_nowhere():
+    table = scaling()[lambda rows: (rows["arm"] != "low rank") | (rows["size"] == 1)]
+    said = captions.abstract(MIDOG, table, means().iloc[:0], 0)
+    assert "The best LoRA arm, low rank, reached 0." in said and "arm, net, went 0." in said
+
+
+def test_no_score_is_below_zero_by_rounding():
+    assert compare.plus_minus(-0.001, 0.002) == "0.00 ± 0.00" and compare.plus_minus(-0.01, np.nan) == "-0.01"
+
+
 def test_slides_that_are_not_the_study_s_are_not_said_to_be_tested_on():
     elsewhere = Pretraining("other", method="dinov2", start="good", slides="s3://bucket/")
     study = replace(MIDOG, pretraining=(elsewhere, Pretraining("good")))

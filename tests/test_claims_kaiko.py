@@ -97,7 +97,8 @@ def test_each_statement_compares_the_pretrainings_that_differ_in_its_one_thing(a
     for claim, pairs in PAIRS.items():
         for first, second in pairs:
             for task in ("bach", "consep"):
-                assert f"{task}, {first} less {second} +0.050 [+0.020, +0.080]" in ledger.loc[claim, "found"]
+                said = [name.replace("@50", " after 50 steps") for name in (first, second)]
+                assert f"{task}, {said[0]} less {said[1]} +0.050 [+0.020, +0.080]" in ledger.loc[claim, "found"]
 
 
 @pytest.mark.parametrize("claim", list(PAIRS))

@@ -146,6 +146,9 @@ def test_segmentations_lie_over_their_patches_in_colours_that_differ_in_grey():
     assert min(np.diff(sorted(grey[:4]))) > 25, "four classes differ without colour"
     said = captions_tasks.segmentations(STUDY, made_shown())
     assert "Mean Dice of these 2 patches: tiny 1.00 and other 0.00" in said
+    assert (
+        "Shown are the first 3 encoders of these: the best, one pretrained here, the same network untrained, the worst." in said
+    )
 
 
 def test_the_home_made_encoder_and_its_control_are_among_those_shown():
