@@ -14,6 +14,7 @@ from torch.nn import functional
 from mfcore import encoders
 from mfcore.cards import EncoderCard
 from mfcore.config import Study
+from mfcore.config_pretraining import Crops, OnlinePatches
 from mfcore.encoders import EncoderError
 from mfcore.ssl import networks
 
@@ -191,6 +192,18 @@ def test_a_network_that_pools_learns_by_its_pooled_features(architecture):
         logits[2:], pair.student.head(own(small.flatten(0, 1))).unflatten(0, (2, 3)), rtol=1e-5, atol=1e-5
     )
     torch.testing.assert_close(pair.teacher(big)[0], logits[:2], rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_of_one_size_that_pools_keeps_it(tmp_path):
+    """EVA is none of timm's ViTs and has positions all the same: its card must say for what size."""
+    pair = build(
+        architecture="eva02_tiny_patch14_224", arguments={"depth": 1}, crops=Crops(56, 28, 1), patches=OnlinePatches(56)
+    )
+    assert pair.arguments == {"depth": 1, "img_size": 56}
+    made = timm.create_model("eva02_tiny_patch14_224", num_classes=0, **pair.arguments)
+    made.load_state_dict(pair.teacher.encoder.state_dict(), strict=True)
+    big, small = images(2, 2, 3, 56, 56), images(1, 2, 3, 28, 28)
+    torch.testing.assert_close(pair.student.eval()(big, small)[1][0], made.eval()(big[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_a_teachers_running_means_are_those_of_what_it_saw():

@@ -134,6 +134,8 @@ def build(which: Pretraining, study: Study, results: str | Path) -> Networks:
     """
     card = start_of(which, study, results)
     arguments = _arguments(which, card)
+    if not _has_size(which, arguments):
+        del arguments["img_size"]
     has_masks = which.ibot_weight > 0 and which.mask_probability > 0
     with encoders_build.seeded(rng.stream_seed(which.seed, "pretraining", "start"), which.architecture):
         both = [_encoder(which, arguments, drop_path) for drop_path in (which.drop_path, 0.0)]
@@ -148,7 +150,6 @@ def build(which: Pretraining, study: Study, results: str | Path) -> Networks:
     for part in ("encoder", "head"):
         getattr(teacher, part).load_state_dict(getattr(student, part).state_dict())
     if not is_vit(student.encoder):
-        del arguments["img_size"]
         for part in (student, teacher):
             part.encoder.to(memory_format=torch.channels_last)  # convolutions take half the time
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if card is None else (card.mean, card.std)
@@ -179,6 +180,18 @@ def _arguments(which: Pretraining, start: EncoderCard | None) -> dict[str, Any]:
     return {**({} if start is None else start.arguments), **which.arguments, "img_size": side_px}
 
 
+def _has_size(which: Pretraining, arguments: dict[str, Any]) -> bool:
+    """Whether a network is built for a size of images, as ViTs are, and may be asked to take others."""
+    try:
+        with torch.device("meta"):
+            encoders_build.create(which.architecture, {**arguments, "dynamic_img_size": True})
+    except TypeError:
+        return False
+    except (AttributeError, AssertionError, RuntimeError, ValueError):  # to be said by who builds it
+        pass
+    return True
+
+
 def _encoder(which: Pretraining, arguments: dict[str, Any], drop_path: float) -> nn.Module:
     """timm's network, for crops of both sizes; raises EncoderError where it can't take them, or not by this method."""
     import timm
@@ -186,13 +199,9 @@ def _encoder(which: Pretraining, arguments: dict[str, Any], drop_path: float) ->
     place = f"pretraining[{which.name}]"
     if not timm.is_model(which.architecture):
         raise EncoderError(f"{place}.architecture: timm has no {which.architecture!r}")
-    of_any_size = {**arguments, "drop_path_rate": drop_path, "dynamic_img_size": True}
+    of_any_size = {"dynamic_img_size": True} if "img_size" in arguments else {}
     try:
-        try:
-            encoder = encoders_build.create(which.architecture, of_any_size)
-        except TypeError:  # it isn't built for a size, or can't be
-            fixed = ("img_size", "dynamic_img_size")
-            encoder = encoders_build.create(which.architecture, {k: v for k, v in of_any_size.items() if k not in fixed})
+        encoder = encoders_build.create(which.architecture, {**arguments, "drop_path_rate": drop_path, **of_any_size})
     except (TypeError, AttributeError, AssertionError, RuntimeError, ValueError) as error:
         said = json.dumps(which.arguments)
         raise EncoderError(
