@@ -87,10 +87,12 @@ def load_study(path: str | Path) -> Study:
     """
     path = Path(path)
     if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        known = sorted(file.stem for file in path.parent.glob("*.yaml") if file.is_file())
         raise ConfigError(f"{path}: no such study file; studies beside it: {known}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(content, dict):

@@ -95,8 +95,14 @@ def _run_process(job: Job, file: Path, results: Path, data: str, n_threads: int)
     if status < 0:
         raise KilledError(f"killed by signal {-status}; out of memory?")
     if status:
-        lines = [line for line in re.split(r"[\r\n]+", log.read_text(encoding="utf-8")) if line.strip()]
-        raise SweepError(lines[-1] if lines else f"exit status {status}")
+        raise SweepError(_told(log.read_text(encoding="utf-8")) or f"exit status {status}")
+
+
+def _told(log: str) -> str:
+    """Why a process failed: all that its command line says, a line for each problem; else the last line of its log."""
+    lines = [line for line in re.split(r"[\r\n]+", log) if line.strip()]
+    begins = [i for i, line in enumerate(lines) if line.startswith("mfcore: ")]
+    return "\n".join(lines[begins[0] :] if begins else lines[-1:])
 
 
 def build_supplement(file: Path, results: Path, record: Path | None = None) -> bool:

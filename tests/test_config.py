@@ -210,3 +210,9 @@ def test_conventions_are_of_one_of_the_encoders(tmp_path):
     file.write_text("name: s\ntitle: s\ndata: {source: csv}\nencoders: [uni]\nconventions: virchow2\n")
     with pytest.raises(ConfigError, match="conventions: 'virchow2' is not among"):
         load_study(file)
+
+
+def test_a_study_that_is_not_utf_8_is_told_by_its_file(tmp_path):
+    (tmp_path / "old.yaml").write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"old\.yaml: not UTF-8 \(byte 10\); save it"):
+        load_study(tmp_path / "old.yaml")

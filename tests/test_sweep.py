@@ -155,6 +155,13 @@ def test_a_switch_that_cannot_be_measured_is_a_row_and_stops_no_other(tmp_path, 
     assert "-m mfcore.switches" in said and said.endswith("--switch border --workers 1 --data there")
 
 
+def test_a_job_with_several_problems_says_them_all(tmp_path, measured, a_share):
+    said = "mfcore: net: 2 problems:\n  no patches\n  one class\nmfcore: probe: no weights"
+    assert not a_share(f"import sys; sys.exit('measuring: 9%|#\\r' + {said!r})", "measure_switch.base", measured)
+    failure = store.read_json(tmp_path / "failures" / "measure_switch.base.json")
+    assert failure["reason"] == f"SweepError: {said}"
+
+
 def test_a_share_that_fails_says_its_last_line_and_the_embedding_makes_up_for_it(tmp_path, monkeypatch, a_share):
     assert a_share("pass")
     assert not a_share("import sys; sys.exit('embed:  10%|#\\rmfcore: no such encoder')")

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from mfcore import encoders, labels, patches, pretrained, processes, store
+from mfcore import encoders, labels, patches, pretrained, processes, store, store_errors
 from mfcore.config import ConfigError, Pretraining, Study, digest, load_study
 from mfcore.config_pretraining import in_full
 from mfcore.ssl import collapse, crops, export, loop, networks, patching
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ValueError,
         OSError,
     ) as error:
-        print(f"mfcore: {error}", file=sys.stderr)
+        print(f"mfcore: {store_errors.told(error)}", file=sys.stderr)
         return 1
     return 0
 
