@@ -284,6 +284,8 @@ def _check(study: Study) -> None:
     architectures = {own.name: own.architecture for own in study.own_encoders} | {n.name: None for n in study.networks}
     for which in study.pretraining:
         problems += problems_of_pretraining(which, architectures, study.pretraining)
+        if study.data.source == "amibr" and not which.slides:
+            problems.append(f"pretraining[{which.name}].slides: data.source amibr has patches and no slides; name a folder")
     for task in study.tasks:
         problems += problems_of_task(task, encoders, pretrained)
     for named, what in ((pretrained, "pretraining"), ([task.name for task in study.tasks], "tasks")):

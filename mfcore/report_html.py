@@ -12,7 +12,7 @@ from mfcore.config import Study
 
 TEMPLATES = Path(__file__).parent / "templates"
 UNBROKEN = 24  # characters of a cell with a number, at most, that stand in one line
-HEADING = 11  # characters of a column's name before it goes on in the next line
+HEADING = (11, 16)  # characters of a column's name before it goes on in the next line: as its cells, between these
 
 
 def render(template: str, study: Study, **content: object) -> str:
@@ -31,11 +31,13 @@ def table(content: pd.DataFrame, escape: bool = True) -> str:
     """
     named = content.rename(columns=lambda name: str(name).replace("_", " ")).map(_cell)
     written = named.to_html(index=False, border=0, escape=escape, na_rep="–")
-    return re.sub(r"<th>(.*?)</th>", _heading, written)
+    longest = iter([max((len(str(value)) for value in named.iloc[:, i]), default=0) for i in range(named.shape[1])])
 
+    def heading(found: re.Match) -> str:
+        width = min(max(HEADING[0], next(longest)), HEADING[1])
+        return f"<th>{'<br>'.join(textwrap.wrap(found[1], width, break_long_words=False))}</th>"
 
-def _heading(found: re.Match) -> str:
-    return f"<th>{'<br>'.join(textwrap.wrap(found[1], HEADING, break_long_words=False))}</th>"
+    return re.sub(r"<th>(.*?)</th>", heading, written)
 
 
 def _cell(value: object) -> object:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfcore import downloads, store, tasks
+from mfcore import downloads, store, store_errors, tasks
 from mfcore.config import ConfigError, Study, load_study
 from mfcore.sweep_jobs import ROOT, Job, embedding_job, jobs_of, with_needs
 from mfcore.sweep_run import KilledError, SweepError, build_supplement, killed, run_job
@@ -254,8 +254,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KilledError as error:
         print(f"{chosen.name}: {error}", file=sys.stderr)
         return 1
-    except (ConfigError, SweepError, store.StoreError, downloads.DownloadError) as error:
-        print(f"mfcore: {error}", file=sys.stderr)
+    except (ConfigError, SweepError, store.StoreError, downloads.DownloadError, OSError) as error:
+        print(f"mfcore: {store_errors.told(error)}", file=sys.stderr)
         return 2
 
 

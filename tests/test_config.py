@@ -216,3 +216,10 @@ def test_a_study_that_is_not_utf_8_is_told_by_its_file(tmp_path):
     (tmp_path / "old.yaml").write_bytes(b"name: caf\xe9\n")
     with pytest.raises(ConfigError, match=r"old\.yaml: not UTF-8 \(byte 10\); save it"):
         load_study(tmp_path / "old.yaml")
+
+
+def test_patches_without_slides_pretrain_from_a_folder_alone(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text("name: s\ntitle: s\ndata: {source: amibr}\nencoders: [p]\npretraining: [{name: p}]\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"pretraining\[p\].slides: data.source amibr has patches and no slides; name"):
+        load_study(file)

@@ -200,7 +200,7 @@ def test_a_table_fits_the_page_and_its_numbers_are_written_as_everywhere():
         {
             "n_test": [1282, 5],
             "share_of_all_test_patches": ["43.7%", "1 %"],
-            "AUROC": ["0.89 ± 0.02", "0.78 [0.76, 0.80]"],
+            "AUROC out of domain": ["0.89 ± 0.02", "0.78 [0.76, 0.80]"],
             "architecture": ["a network of many words in one cell, 1 of 2", "<b> 1"],
             "is_so": [True, False],
         }
@@ -208,6 +208,7 @@ def test_a_table_fits_the_page_and_its_numbers_are_written_as_everywhere():
     text = report_html.table(shown)
     assert "<td>1,282</td>" in text and "<td>True</td>" in text
     assert "<th>share of<br>all test<br>patches</th>" in text and "<th>architecture</th>" in text, "no word is cut"
+    assert "<th>AUROC out of<br>domain</th>" in text, "as wide as its cells"
     assert "<td>43.7\N{NO-BREAK SPACE}%</td>" in text and "<td>1\N{NO-BREAK SPACE}%</td>" in text
     assert "<td>0.89\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.02</td>" in text
     assert "<td>0.78 [0.76,\N{NO-BREAK SPACE}0.80]</td>" in text, "an interval may go on in the next line"

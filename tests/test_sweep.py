@@ -439,3 +439,12 @@ def test_a_pretraining_that_fails_is_a_row_and_tasks_and_comparisons_go_on(pretr
         "08_pretrain.late": "not run: 08_pretrain.own failed",
         "02_embed.own": "not run: 08_pretrain.own failed",
     }
+
+
+def test_a_study_that_is_refused_by_the_file_system_is_told(tmp_path, monkeypatch, capsys):
+    def refused(*_):
+        raise PermissionError(13, "Permission denied", "there.yaml")
+
+    monkeypatch.setattr(sweep, "paper", refused)
+    assert sweep.main(["paper", "--study", "there.yaml", "--results", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("mfcore: there.yaml: Permission denied; give this user the right")

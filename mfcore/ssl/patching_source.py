@@ -354,7 +354,7 @@ class Source:
         reasons = [f"{name}: {reason}" for name, reason in itertools.islice(self.failures.items(), 20)]
         more = f"\n  ... and {len(self.failures) - 20} more" if len(self.failures) > 20 else ""
         remedy = "mend what is said of one" if um_per_px is None else "leave the resolution out of patches.um_per_px"
-        none = f"no patch can be drawn{at} from {len(self.slides)} slides; {remedy}"
+        none = f"no patch can be drawn{at} from {len(self.slides)} slide{'s' * (len(self.slides) > 1)}; {remedy}"
         return PatchingError(f"{none}:\n  " + "\n  ".join(reasons) + more)
 
 
