@@ -33,6 +33,7 @@ WIDTH_INCH = 7.2  # of a figure across two columns
 N_ACROSS = 6  # patches of a class in a contact sheet's row
 MAX_SHOWN = 5  # arms side by side in one domain
 LEGEND_ROW_INCH = 0.175
+MAX_TITLE = 28  # characters in a line above a small panel
 SHOWN_PX = 96  # of each patch there: the cell and its neighbours
 
 
@@ -199,10 +200,10 @@ def embedding(study: Study, table: pd.DataFrame, encoder: str) -> Figure:
             for value, marker in zip(values, MARKERS * 4, strict=False):
                 part = table[table[column] == value]
                 axis.scatter(part["pc1"], part["pc2"], s=6, marker=marker, alpha=0.55, linewidths=0, label=name(value))
-            axis.set_xlabel(f"principal component 1 ({table['share1'].iloc[0]:.0%} of variance)")
+            axis.set_xlabel(f"principal component 1 ({100 * table['share1'].iloc[0]:.0f} % of variance)")
             axis.legend(markerscale=2.2, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
             axis.set_title(f"by {'class' if column == 'label' else column}")
-        axes[0][0].set_ylabel(f"principal component 2 ({table['share2'].iloc[0]:.0%})")
+        axes[0][0].set_ylabel(f"principal component 2 ({100 * table['share2'].iloc[0]:.0f} %)")
         title(figure, f"{encoder}, n = {len(table):,} patches")
     return figure
 
@@ -228,7 +229,7 @@ def _full_size(predictions: pd.DataFrame) -> pd.DataFrame:
 
 def score_histogram(study: Study, table: pd.DataFrame, arm: str) -> Figure:
     """How the scores of the two classes lie (``score_table``)."""
-    with drawing(study, 1, 1, (5.6, 2.7)) as (figure, axes):
+    with drawing(study, 1, 1, (5.6, 2.9)) as (figure, axes):
         axis = axes[0][0]
         for label, name, hatch in ((0, study.data.negative, ""), (1, study.data.positive, "////")):
             part = table[table["label"] == label]
@@ -238,7 +239,7 @@ def score_histogram(study: Study, table: pd.DataFrame, arm: str) -> Figure:
                 part["low"], share, 0.05, align="edge", color=face, edgecolor="0.25", linewidth=0.8, hatch=hatch, label=name
             )
         axis.set(xlabel=f"score: probability of {study.data.positive}", ylabel="share of the class", xlim=(0, 1))
-        axis.legend(loc="upper center")
+        legend_below(figure, [axis])
         title(figure, f"{arm}, full training set, n = {table['n'].sum():,} scores of all folds")
     return figure
 
@@ -263,7 +264,7 @@ def history(study: Study, table: pd.DataFrame, network: str) -> Figure:
             axis.plot(
                 tested["epoch"], tested["val_loss"], "o", markersize=9, markerfacecolor="none", color="black", label="tested"
             )
-            axis.set_title(unit.replace("_", " ").replace("-fold", "\nfold ").replace("-size", ", size "), fontsize=7)
+            axis.set_title(_unit_title(unit), fontsize=7)
         for axis in axes.flat[len(units) :]:
             axis.set_axis_off()
         for axis in axes.flat[max(0, len(units) - n_columns) : len(units)]:
@@ -273,3 +274,10 @@ def history(study: Study, table: pd.DataFrame, network: str) -> Figure:
         figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         title(figure, network)
     return figure
+
+
+def _unit_title(unit: str) -> str:
+    """What a unit such as "all-fold0-size0.1" learnt from: the domain, in two lines where it is long, fold and size."""
+    domain, _, rest = unit.replace("_", " ").rpartition("-fold")
+    fold, _, size = rest.partition("-size")
+    return f"{two_lines(domain) if len(domain) > MAX_TITLE else domain}\nfold {fold}, {100 * float(size):g} %"

@@ -65,7 +65,7 @@ def _panels(study: Study, line: Sequence[Axes], rows: pd.DataFrame, related: pd.
             label = compare.shown_name(study, row.encoder, compare.PROBE)
             axis.errorbar(getattr(row, metric), row.score, sd, label=label, **style)
         axis.set_xlabel(name)
-        if metric not in BY_CHANCE:  # RankMe, which a wide encoder has tens of times as much of
+        if metric not in BY_CHANCE and rows[metric].max() > 10 * rows[metric].min():  # RankMe, of a wide encoder
             axis.set_xscale("log")
             axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_formatter("")

@@ -380,9 +380,10 @@ def test_a_panel_shows_each_probed_encoder_where_it_lies():
         points = {c.get_label(): (c.lines[0].get_xdata()[0], c.lines[0].get_ydata()[0]) for c in axis.containers}
         assert points == {f"{r.encoder} (probe)": (getattr(r, metric), r.auroc) for r in table.iloc[:3].itertuples()}
         assert axis.get_xlabel() == compared.TITLES[metric]
-    assert [axis.get_xscale() for axis in figure.axes] == ["log", "linear", "linear"], (
-        "of RankMe some have tens of times as much"
-    )
+    assert [axis.get_xscale() for axis in figure.axes] == ["linear"] * 3
+    wide = made(rankme=(400, 30, 20, 10))
+    axes = figures_representation.against_probes(STUDY, wide, compared.correlations(wide)).axes
+    assert [axis.get_xscale() for axis in axes] == ["log", "linear", "linear"], "one has tens of times as much RankMe"
     assert figure.axes[0].get_title("left") == "ρ = +1.00" and figure.axes[1].get_title("left") == "ρ = -1.00"
     few = figures_representation.against_probes(STUDY, table.iloc[:2], compared.correlations(table.iloc[:2]))
     assert few.axes[0].get_title("left") == "ρ: too few" and "n = 2 encoders" in texts(few)

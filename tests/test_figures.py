@@ -514,3 +514,20 @@ def test_a_scale_bar_and_its_label_keep_within_the_patch_and_are_edged_in_white(
     assert np.ptp(line.get_xdata()) == 4 and text.get_text() == "1,000 µm"
     assert text.get_window_extent().x1 <= axis.get_window_extent().x1, "a label wider than its bar"
     assert line.get_path_effects() and text.get_path_effects()
+
+
+def test_a_panel_of_training_names_domain_fold_and_size_within_its_width():
+    units = ("all-fold0-size0.01", "canine_cutaneous_mast_cell_tumor-fold12-size1", "x-foldable_thing-fold3-size0.1")
+    assert [figures._unit_title(unit) for unit in units] == [
+        "all\nfold 0, 1 %",
+        "canine cutaneous\nmast cell tumor\nfold 12, 100 %",
+        "x-foldable thing\nfold 3, 10 %",
+    ]
+
+
+def test_the_legend_of_scores_covers_none_of_them():
+    predictions = pd.DataFrame({"label": [0, 1] * 20, "score": np.linspace(0.4, 0.6, 40), "train_domain": "all", "size": 1.0})
+    figure = figures.score_histogram(MIDOG, figures.score_table(predictions), "good")
+    figure.draw_without_rendering()
+    (axis,), (legend,) = figure.axes, figure.legends
+    assert axis.get_legend() is None and legend.get_window_extent().y1 < axis.get_window_extent().y0
