@@ -22,6 +22,7 @@ AXES = {
 }
 LINES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)))
 NOTED = {"loss": "loss", "target_entropy": "entropy of the mean target (nats)", "rankme": "RankMe of the teacher"}
+NUDGE = 0.012  # of the last step, between lines, so that bars at one step stay apart
 MAX_PANELS = 3  # in a row; four leave no room for a legend below one
 
 
@@ -58,7 +59,8 @@ def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], c
             for axis, panel in zip(line, row, strict=False):
                 comparison, part = panel.comparison, panel.table
                 for i, (name, value) in enumerate(zip(comparison.names, comparison.values, strict=True)):
-                    _line(axis, part[part["name"] == name].sort_values("step"), _look(i), f"{value} ({name})")
+                    aside = NUDGE * part["step"].max() * (i - (len(comparison.names) - 1) / 2)
+                    _line(axis, part[part["name"] == name].sort_values("step"), _look(i), f"{value} ({name})", aside)
                 for value in _untrained(controls, panel):
                     axis.axhline(value, color="0.45", linewidth=0.9, linestyle=":", label="untrained network")
                 axis.set(xlabel="step", ylabel=AXES[panel.metric])
@@ -156,7 +158,9 @@ def _look(i: int) -> dict[str, object]:
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": dashes}
 
 
-def _line(axis: Axes, part: pd.DataFrame, style: dict[str, object], label: str) -> None:
+def _line(axis: Axes, part: pd.DataFrame, style: dict[str, object], label: str, aside: float) -> None:
     if len(part):
         bars = np.nan_to_num(part["sd"].to_numpy(dtype=float))
-        axis.errorbar(part["step"], part["mean"], bars, capsize=1.5, markersize=3.5, linewidth=1.2, label=label, **style)
+        axis.errorbar(
+            part["step"] + aside, part["mean"], bars, capsize=1.5, markersize=3.5, linewidth=1.2, label=label, **style
+        )

@@ -202,6 +202,9 @@ def test_figures_show_a_line_for_each_and_captions_what_was_computed(made):
         "10 % of slides",
         "1 % of slides",
     ]
+    of_snapshots = figures_pretraining.over_steps(STUDY, parts, controls).axes[0].containers
+    first = [container.lines[0].get_xdata()[0] for container in of_snapshots]
+    assert len(set(first)) == len(first) == 2 and np.ptp(first) < 5, "bars at one step stand side by side"
     joined = compare_pretraining.joined(parts)
     assert list(dict.fromkeys(joined["varied"])) == ["patches.slide_fraction", "method"] and len(joined) == 8
 
