@@ -106,9 +106,19 @@ def data_scaling(
         f"({of_what(study)}). With all the data {best['arm']} is highest with "
         f"{compare.plus_minus(best['auroc'], best['auroc_sd'])}, {over}; with {100 * first['size']:g} % "
         f"({first['n_train']:,} patches) {first['arm']} with {compare.plus_minus(first['auroc'], first['auroc_sd'])}. The bars "
-        f"are the spread over folds, no confidence interval.{home_made(study, full['arm'])}{_people(study, human, agreement)}"
-        f"{_published(study, beside)}"
+        f"are the spread over folds, no confidence interval.{_of_one_score(study, full)}"
+        f"{home_made(study, full['arm'])}{_people(study, human, agreement)}{_published(study, beside)}"
     )
+
+
+def _of_one_score(study: Study, full: pd.DataFrame) -> str:
+    """Which probes with all the data give every patch the same score, and so chance in every fold; empty without any."""
+    found = full[(full["kind"] == compare.PROBE) & (full["auroc"] == 0.5) & (full["auroc_sd"] == 0)]["arm"].tolist()
+    if not found:
+        return ""
+    text = f" {listed(found)} with all the data {'gives' if len(found) == 1 else 'give'} every patch one score: what varies so "
+    text += "little in an embedding, this probe's penalty leaves unused"
+    return f"{text}; for other estimators see the audit of the probe." if set(found) & set(study.probe_audit) else f"{text}."
 
 
 def home_made(study: Study, arms: Iterable[str]) -> str:

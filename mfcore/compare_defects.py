@@ -89,7 +89,7 @@ DEFECTS = (
     Defect(
         "resolution",
         "Resolutions mixed",
-        "cuts patches from level 0 as scanned, whatever its um/px",
+        "cuts patches from level 0 as scanned, whatever its µm/px",
         "load_image",
         "resamples every slide to one resolution",
     ),

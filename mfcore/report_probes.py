@@ -123,7 +123,10 @@ def said_of_c(rows: pd.DataFrame) -> str:
     """With which C scikit-learn's estimator would have the minimum of this study's own, by size."""
     own = rows[rows["estimator"] == compare_probes.OWN]
     named = rows[(rows["estimator"] == "sklearn_unis_c") & (rows["size"] == rows["size"].max())]["sklearn_c"]
-    cells = ", ".join(f"{c:.3g} at {100 * size:g} %" for size, c in zip(own["size"], own["sklearn_c"], strict=True))
+    cells = ", ".join(
+        f"{c:.3g} at {100 * size:g} %{'' if c else ' (all its weights are 0)'}"
+        for size, c in zip(own["size"], own["sklearn_c"], strict=True)
+    )
     wrong = f", not {named.iloc[0]:.3g}" if len(named) else ""
     return f"scikit-learn's minimum, without scaling, would be that of this study's probe with C = {cells}{wrong}."
 

@@ -289,3 +289,13 @@ def test_one_fold_and_two_arms_are_spoken_of_as_such():
     alone = order([]).iloc[:2].assign(n_folds=1, tied_with=["low rank", "net"])
     assert captions_models.told_apart(alone) == "The two arms can't be told apart by 1 fold."
     assert captions_models.told_apart(order([]).iloc[:2]) == "The 5 folds tell the two arms apart."
+
+
+def test_a_probe_that_gives_one_score_is_said_to():
+    table = scaling()
+    full = table["size"] == table["size"].max()
+    table.loc[full & table["arm"].isin(["good", "net"]), ["auroc", "auroc_sd"]] = (0.5, 0.0)
+    said = captions.data_scaling(replace(MIDOG, probe_audit=("good",)), table, INTERVAL)
+    assert " good with all the data gives every patch one score:" in said and "audit of the probe" in said
+    assert "audit" not in captions.data_scaling(MIDOG, table, INTERVAL)
+    assert "one score" not in captions.data_scaling(MIDOG, scaling(), INTERVAL)

@@ -120,3 +120,8 @@ def test_the_figure_has_a_line_a_fold_and_is_shown_where_it_is_drawn(found):
     assert "<figure>" not in report_probes.page(STUDY, folder)
     figures.save(figure, scores, folder / "figures", f"03_{run.folder.name}")
     assert f"figures/03_{run.folder.name}.png" in report_probes.page(STUDY, folder)
+
+
+def test_a_probe_without_weights_is_named_beside_its_c():
+    rows = pd.DataFrame({"estimator": compare_probes.OWN, "size": [0.1, 1.0], "sklearn_c": [0.02, 0.0]})
+    assert "C = 0.02 at 10 %, 0 at 100 % (all its weights are 0)." in report_probes.said_of_c(rows)
