@@ -62,15 +62,15 @@ def embeds_otherwise(study: Study, results: Path) -> str:
     return "" if here == _by_authors(study, results).name else here
 
 
+SIDES = {"resize_px": "resized to {} px", "crop_px": "cropped to {} px"}
+
+
 def differs(own: EncoderCard, other: EncoderCard) -> str:
     """In words, in what of what decides an embedding ``other`` differs from ``own``; empty where in nothing."""
     left, right = own.identity(), other.identity()
     keys = [key for key in right if left.get(key) != right[key] and key not in ("n_dims", "n_parameters", "sha256")]
-    said = {
-        key: f"{key.replace('_', ' ')} {right[key]}".replace("class+mean", "class token and mean of the patch tokens")
-        for key in keys
-    }
-    return ", ".join(said.values())
+    said = [SIDES.get(key, f"{key.replace('_', ' ')} {{}}").format(right[key]) for key in keys]
+    return ", ".join(said).replace("class+mean", "class token and mean of the patch tokens")
 
 
 def wide(rows: pd.DataFrame) -> pd.DataFrame:

@@ -46,7 +46,7 @@ def page(study: Study, results: Path) -> str:
         missing=table(missing) if len(missing) else "",
         overview=table(readable_overview(overview)) if study.pretraining else "",
         left_out=_left_out(runs),
-        drawn=_drawn(results),
+        drawn=_drawn(study, results),
         curves=report_html.figure(results, "11_histories", captions_pretraining.histories(study, history)),
         single=_single(study, results, runs, history),
         studies=_studies(study, results, scores),
@@ -164,11 +164,14 @@ def _left_out(runs: dict[str, store.Run]) -> list[tuple[str, str]]:
     return said
 
 
-def _drawn(results: Path) -> list[str]:
+def _drawn(study: Study, results: Path) -> list[str]:
     """The figures of notebook 07 that are there."""
     told = {"07_online_places": "Where patches were drawn.", "07_online_patches": "Some of the patches."}
     there = {name: text for name, text in told.items() if (results / "figures" / f"{name}.png").is_file()}
-    return [report_html.figure(results, name, f"**{text}** Notebook 07 says more.") for name, text in there.items()]
+    return [
+        report_html.figure(results, name, f"**{text}** Of {captions.of_what(study)}; notebook 07 says more.")
+        for name, text in there.items()
+    ]
 
 
 def _single(study: Study, results: Path, runs: dict[str, store.Run], history: pd.DataFrame) -> list[tuple[str, str]]:

@@ -126,3 +126,10 @@ def test_every_way_is_a_card_of_the_same_weights():
             card = encoders.card(way.card)
             assert card.variant_of == (name if way.card != name else ""), way
             assert way.card == name or (compare_conventions.differs(own, card) and card.departs), way
+
+
+def test_sides_are_said_with_their_unit():
+    own = encoders.card("dinov2_vits14")
+    other = replace(own, resize_px=256, readout="class+mean", n_dims=2 * own.n_dims)
+    assert compare_conventions.differs(own, other) == "resized to 256 px, readout class token and mean of the patch tokens"
+    assert compare_conventions.differs(own, own) == ""

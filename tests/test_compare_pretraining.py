@@ -424,12 +424,14 @@ def test_without_scores_figures_and_captions_say_so(tmp_path):
 def test_the_page_says_what_was_pretrained_what_failed_and_that_it_is_synthetic(made):
     (made / "figures").mkdir()
     (made / "figures" / "11_start.png").write_bytes(b"png")
+    (made / "figures" / "07_online_places.png").write_bytes(b"png")
     page = report_pretraining.page(STUDY, made).replace("\N{NO-BREAK SPACE}", " ")
     assert "it collapsed" in page and "3 of 10 encoders are pretrained" in page and "synthetic" in page
     assert "base against untrained, the same network untrained: bach 0.700 against 0.500" in page
     assert "few: 1 slide was left out" in page and "no um/px" in page
     assert "few: 1 slide was used, but for a part" in page and "no place at 2 um/px" in page
-    assert page.count("<figure>") == 1 and "0.700 ± 0.030" in page and "0.650" not in page
+    assert "<b>Where patches were drawn.</b> Of study t, synthetic data; notebook 07 says more." in page
+    assert page.count("<figure>") == 2 and "0.700 ± 0.030" in page and "0.650" not in page
     assert "balanced_accuracy" not in page and "target<br>entropy<br>(nats)" in page
     assert "<td>vit_small_patch16_224, DINOv2</td>" in page and "100 × 8" in page and "RankMe 1.0 of 4" in page
     assert "all draw patches from the study's own slides" in html.unescape(page) and "none has collapsed" not in page
