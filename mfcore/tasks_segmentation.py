@@ -37,6 +37,7 @@ CONSEP_MERGED = np.array([0, 1, 2, 3, 3, 4, 4, 4], np.uint8)
 CONSEP_TILE_PX = 250
 CONSEP_FOLDERS = {"train": "Train", "val": "Test"}
 
+AT_ONCE = 1 << 20  # px times corners of an outline that are looked at together: 8 MB an array
 MONUSAC = ("background", "epithelial", "lymphocyte", "neutrophil", "macrophage")
 MONUSAC_FOLDERS = {
     "train": ("MoNuSAC_images_and_annotations",),
@@ -61,8 +62,8 @@ class Consep(TaskData):
 def load_consep(folder: Path) -> TaskData:
     """CoNSeP, ``{Train,Test}/Images/*.png`` with ``Labels/*.mat`` (inst_map, type_map), also in a folder CoNSeP.
 
-    Images of 1000 px at 0.25 um/px, as eva's grid of 250 px without overlap, sixteen tiles an image; what is left at the borders
-    is dropped. Tiles without tissue stay: eva's data-set class would drop them, its configurations name a plain grid. Its seven
+    Images of 1000 px at 0.25 um/px, as eva's grid of 250 px without overlap, 16 tiles an image; what is left at the borders is
+    dropped. Tiles without tissue stay: eva's data-set class would drop them, its configurations name a plain grid. Its seven
     types are four classes, as in Graham et al. 2019 (HoVer-Net). Which images share a patient isn't published with them.
     Raises TaskError.
     """
@@ -191,8 +192,16 @@ def fill(mask: np.ndarray, outline: np.ndarray, value: int) -> None:
     high = np.minimum(np.floor(outline.max(axis=0)), (n_columns - 1, n_rows - 1)).astype(int)
     if (low > high).any():
         return
-    x = np.arange(low[0], high[0] + 1, dtype=float)[None, :, None]  # (1, W, 1)
-    y = np.arange(low[1], high[1] + 1, dtype=float)[:, None, None]  # (H, 1, 1)
+    x = np.arange(low[0], high[0] + 1, dtype=float)
+    n_rows_at_once = max(1, AT_ONCE // (len(x) * len(outline)))
+    for top in range(low[1], high[1] + 1, n_rows_at_once):
+        y = np.arange(top, min(top + n_rows_at_once, high[1] + 1), dtype=float)
+        mask[top : top + len(y), low[0] : high[0] + 1][_inside(outline, x, y)] = value
+
+
+def _inside(outline: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Whether each place of columns ``x`` (W,) and rows ``y`` (H,) lies inside ``outline`` or on it: bool (H, W)."""
+    x, y = x[None, :, None], y[:, None, None]  # (1, W, 1), (H, 1, 1)
     (x0, y0), (x1, y1) = outline.T, np.roll(outline, -1, axis=0).T  # (n,) each
     spans = (y0 > y) != (y1 > y)  # (H, 1, n)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -200,5 +209,4 @@ def fill(mask: np.ndarray, outline: np.ndarray, value: int) -> None:
     inside = (spans & (x < crossing)).sum(axis=2) % 2 == 1  # (H, W)
     across = (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)  # (H, W, n)
     within = (np.minimum(x0, x1) <= x) & (x <= np.maximum(x0, x1)) & (np.minimum(y0, y1) <= y) & (y <= np.maximum(y0, y1))
-    inside |= ((np.abs(across) < 1e-9) & within).any(axis=2)
-    mask[low[1] : high[1] + 1, low[0] : high[0] + 1][inside] = value
+    return inside | ((np.abs(across) < 1e-9) & within).any(axis=2)

@@ -1,5 +1,7 @@
 """Nuclei segmentation tasks: miniature copies of each published layout give the right masks pixel by pixel."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -215,6 +217,16 @@ def test_a_concave_outline_is_filled_on_its_own_side():
     expected[6:10, 1:10] = 1
     np.testing.assert_array_equal(drawn(corners), expected)
     np.testing.assert_array_equal(drawn(corners[::-1]), expected)
+
+
+def test_a_wide_outline_of_many_corners_takes_no_more_memory():
+    """An ambiguous region over half an image: a place in memory for each of its px and corners would be gigabytes."""
+    angle = np.linspace(0, 2 * np.pi, 300, endpoint=False)
+    tracemalloc.start()
+    mask = drawn(np.stack([200 + 180 * np.cos(angle), 200 + 180 * np.sin(angle)], axis=1), (400, 400))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6 and mask.sum() == pytest.approx(np.pi * 180**2, rel=2e-3)
 
 
 def test_an_outline_beyond_the_border_is_cut_there():
