@@ -4,6 +4,9 @@ Facts of kaiko-ai/eva's configurations. They and eva's table of documentation di
 the table says weight decay 0 and a momentum, the configurations name AdamW, whose weight decay in PyTorch is 0.01. Here as in
 eva's code goes the configuration. eva's heads have ConstantLR for a schedule unless told otherwise, which in PyTorch is a
 third of the learning rate for five epochs.
+
+Of MoNuSAC eva's decoders learn from random crops of the images, drawn anew at every step. Here, as of every other set, they
+learn from one square of each, over its whole shorter side: maps of features are computed once.
 """
 
 import json
@@ -28,7 +31,7 @@ N_STEPS, BATCH_SIZE, MAX_LR = (
 )
 N_RUNS = {"pcam_10shot": 50}
 N_SHOTS = {"pcam_10shot": 10}
-# In validations without a better one; what isn't here, and any training that is shorter than eva's: a fifth of its epochs
+# Validations without a better one; of what isn't here, or has other steps, batches or items than eva's: a fifth of all
 PATIENCE = {"bach": 1250, "crc": 7, "pcam": 3, "pcam_10shot": 125, "consep": 200, "monusac": 100}
 EPOCHS_A_VALIDATION = {"pcam_10shot": 10}
 MIN_GAIN = {"pcam_10shot": 1e-4}
@@ -81,17 +84,19 @@ class Protocol:
 def of(task: Task) -> Protocol:
     """The protocol of a study's task: eva's, but for what the task says otherwise."""
     kind = "segmentation" if task.name in SEGMENTATION else "classification"
-    n_steps = N_STEPS[kind] if task.n_steps is None else task.n_steps
+    evas = (N_STEPS[kind], BATCH_SIZE[kind], N_SHOTS.get(task.name))
+    said = (task.n_steps, task.batch_size, task.n_per_class)
+    n_steps, batch_size, n_per_class = (theirs if own is None else own for theirs, own in zip(evas, said, strict=True))
     return Protocol(
         kind=kind,
         n_runs=task.n_runs,
         n_steps=n_steps,
-        batch_size=BATCH_SIZE[kind] if task.batch_size is None else task.batch_size,
+        batch_size=batch_size,
         max_lr=MAX_LR[kind] if task.max_lr is None else task.max_lr,
-        patience=PATIENCE.get(task.name) if n_steps == N_STEPS[kind] else None,
+        patience=PATIENCE.get(task.name) if (n_steps, batch_size, n_per_class) == evas else None,  # epochs as long as eva's
         epochs_a_validation=EPOCHS_A_VALIDATION.get(task.name, 1),
         min_gain=MIN_GAIN.get(task.name, 0.0),
-        n_per_class=N_SHOTS.get(task.name) if task.n_per_class is None else task.n_per_class,
+        n_per_class=n_per_class,
         size_px=task.size_px,
     )
 

@@ -157,6 +157,10 @@ def test_the_protocol_is_evas():
     assert nuclei.patience_of(209) == 100 == dataclasses.replace(nuclei, patience=None).patience_of(209)
     short = tasks_protocol.of(Task("bach", n_steps=100, max_lr=0.1))
     assert (short.patience_of(268), short.max_lr) == (10, 0.1), "a shorter training stops sooner"
+    shots = tasks_protocol.of(Task("pcam", n_per_class=10))
+    assert shots.patience_of(20) == 2_500, "three epochs of twenty items are three steps"
+    large = tasks_protocol.of(Task("pcam", batch_size=4_096))
+    assert large.patience_of(262_144) * large.n_batches(262_144) > 2_400, "epochs of fewer steps, and more of them"
 
 
 def test_every_balanced_accuracy_is_scikit_learns():
