@@ -189,8 +189,9 @@ def correlations(table: pd.DataFrame, value: str = "auroc") -> pd.DataFrame:
     encoders up to 8, by Student's t above. ``least_p``: the smallest that so many encoders could give. Snapshots
     (``NAME@STEP``) don't count: they are one encoder.
     """
-    known = table[table[value].notna() & ~table["encoder"].str.contains("@", regex=False)]
-    rows = [{"metric": name, **_spearman(known[name].to_numpy(), known[value].to_numpy())} for name in TITLES]
+    whole = table[~table["encoder"].str.contains("@", regex=False)]
+    known = {name: whole.dropna(subset=[name, value]) for name in TITLES}  # fewer than two dimensions that vary have no ODCorr
+    rows = [{"metric": name, **_spearman(part[name].to_numpy(), part[value].to_numpy())} for name, part in known.items()]
     return pd.DataFrame(rows)
 
 

@@ -228,6 +228,15 @@ def test_snapshots_and_encoders_without_a_probe_do_not_count():
     assert set(compared.correlations(table)["n"]) == {5}
 
 
+def test_an_encoder_without_a_metric_is_left_out_of_its_correlation_alone():
+    """One whose dimensions are all constant but one has a RankMe and no ODCorr."""
+    table = made()
+    table.loc[3, "odcorr_abs"] = np.nan
+    found = compared.correlations(table).set_index("metric")
+    assert found["n"].to_dict() == {"rankme": 4, "odcorr_abs": 3, "odcorr_sq": 4}
+    assert found.loc["odcorr_abs", "rho"] == -1 and found.loc["odcorr_abs", "p"] == pytest.approx(1 / 3)
+
+
 def judged(tasks=("bach", "crc")):
     """A made-up table of encoders on tasks."""
     rows = [made().assign(task=task, score=made()["auroc"] - 0.1 * i, score_sd=0.01) for i, task in enumerate(tasks)]
