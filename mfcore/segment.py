@@ -61,12 +61,18 @@ def material_of(data: TaskData, card: EncoderCard, device: str, size_px: int | N
             wrong.append(f"the mask of {item!r} is {mask.shape}, its image {image.shape[:2]}")
         elif (high := np.where(mask == IGNORED, 0, mask).max()) >= len(data.classes):
             wrong.append(f"the mask of {item!r} holds class {high}; there are {len(data.classes)}, from 0")
+    masks = np.stack([_square(mask, size_px, "nearest") for _, mask in pairs])  # (n, size_px, size_px)
+    has_nuclei = ((masks > 0) & (masks != IGNORED)).any(axis=(1, 2))
+    wrong += [
+        f"no mask of the split {split!r} holds a nucleus in the {size_px} px that are seen: there is nothing to score"
+        for split in data.table["split"].unique()
+        if not has_nuclei[data.table["split"] == split].any()
+    ]
     if wrong:
         raise TaskError(
             f"task {data.name!r}: {'; '.join(wrong[:5])}" + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         )
     images = np.stack([_square(image, size_px, card.interpolation) for image, _ in pairs])  # (n, size_px, size_px, 3)
-    masks = np.stack([_square(mask, size_px, "nearest") for _, mask in pairs])  # (n, size_px, size_px)
     encoder = encoders.load(card, device)
     seen = dataclasses.replace(card, resize_px=size_px, crop_px=size_px)
     maps = []
@@ -80,10 +86,11 @@ def material_of(data: TaskData, card: EncoderCard, device: str, size_px: int | N
 def maps_of(encoder: encoders.Encoder, images: np.ndarray) -> torch.Tensor:
     """The last feature map of whole images uint8 (n, H, W, 3): float32 (n, n_channels, h, w).
 
-    As eva takes it: from the last block, before the network's last normalisation. Raises EncoderError where the network gives
-    none, or one that isn't a grid of at least 2 x 2, or that isn't finite.
+    As eva takes it: from the last block, before the network's last normalisation; of a ResNet that is read out at layer 3, that
+    layer's. Raises EncoderError where the network gives none, or one that isn't a grid of at least 2 x 2, or that isn't finite.
     """
     card = encoder.card
+    at = [3] if card.readout == "layer3" else 1  # the last one
     whole = dataclasses.replace(encoder, card=dataclasses.replace(card, resize_px=card.crop_px))
     if not hasattr(encoder.model, "forward_intermediates"):
         raise encoders.EncoderError(f"encoder {card.name!r}: {card.architecture} gives no feature maps to segment by")
@@ -93,7 +100,7 @@ def maps_of(encoder: encoders.Encoder, images: np.ndarray) -> torch.Tensor:
         preprocess.exact_float32(encoder.device),
         torch.autocast(encoder.device.type, getattr(torch, encoder.precision) if mixed else None, enabled=mixed),
     ):
-        found = encoder.model.forward_intermediates(whole.transform(images), indices=1, intermediates_only=True)[0].float()
+        found = encoder.model.forward_intermediates(whole.transform(images), indices=at, intermediates_only=True)[0].float()
     if found.ndim != 4 or min(found.shape[2:]) < 2:
         raise encoders.EncoderError(
             f"encoder {card.name!r} gives features {tuple(found.shape[1:])} of {card.crop_px} px: no grid to segment by; "

@@ -138,6 +138,16 @@ def test_a_convolutional_network_gives_maps_too():
     assert segment.maps_of(encoders.load(card), some_patches(1, 64)).shape == (1, 512, 2, 2)
 
 
+def test_an_encoder_that_ends_at_layer_3_gives_that_layers_map():
+    """The same network read out at its end has another one."""
+    facts = {"architecture": "resnet18", "arguments": {}, "n_prefix_tokens": 0, "n_parameters": 11_176_512}
+    card = tiny_card(**facts, readout="layer3", n_dims=256, resize_px=64, crop_px=64)
+    encoder, images = encoders.load(card), some_patches(1, 64)
+    maps = segment.maps_of(encoder, images)
+    assert maps.shape == (1, 256, 4, 4)
+    assert maps.mean(dim=(2, 3)).numpy() == pytest.approx(encoder.embed(images), abs=1e-5)
+
+
 def test_an_encoder_without_a_grid_is_refused():
     card = tiny_card(arguments={"img_size": 16, "embed_dim": 24, "num_heads": 3, "depth": 1, "reg_tokens": 2},
                      resize_px=16, crop_px=16, n_parameters=25_896)  # fmt: skip
@@ -208,6 +218,14 @@ def test_a_killed_run_goes_on_and_two_runs_agree_bit_for_bit(made, tmp_path, mon
 def test_masks_that_dont_fit_are_refused(made, how, told, tmp_path):
     made.masks[2] = made.masks[2][:30] if how == "size" else np.where(made.masks[2] == 1, 3, 0).astype(np.uint8)
     with pytest.raises(TaskError, match=told):
+        segment.segment(made_tasks.study(TASK), "synthetic_nuclei", "tiny", tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_split_without_nuclei_is_refused(made, split, tmp_path):
+    for i in np.flatnonzero(made.table["split"] == split):
+        made.masks[i] = np.where(made.masks[i] == 1, IGNORED, 0).astype(np.uint8)
+    with pytest.raises(TaskError, match=f"'synthetic_nuclei': no mask of the split '{split}' holds a nucleus"):
         segment.segment(made_tasks.study(TASK), "synthetic_nuclei", "tiny", tmp_path, tmp_path)
 
 
