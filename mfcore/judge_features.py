@@ -40,6 +40,8 @@ def features_of(run: store.Run, data: TaskData, card: EncoderCard, device: str, 
                     os.link(same, aside)  # of PatchCamelyon half a gigabyte an encoder, for two tasks
                 except OSError:  # a file system without links
                     shutil.copyfile(same, aside)
+    for shard in run.path("units").glob("features-*.npy"):
+        shard.unlink()
     with h5py.File(file) as content:
         return content["features"][:]
 
@@ -74,11 +76,11 @@ def _embed(run: store.Run, data: TaskData, encoder: encoders.Encoder, size_px: i
             bar.update(len(rows))
     shards = sorted(run.path("units").glob("features-*.npy"))
     with store.replacing(run.path(FILE)) as aside, h5py.File(aside, "w") as out:
-        out.create_dataset("features", data=np.concatenate([np.load(file) for file in shards]))  # (n_items, n_dims)
+        features = out.create_dataset("features", (n, encoder.card.n_dims), np.float32)
+        for i, shard in enumerate(shards):  # one at a time: all of PatchCamelyon's are gigabytes
+            features[i * SHARD : (i + 1) * SHARD] = np.load(shard)
         out.create_dataset("item_id", data=data.table["item_id"].astype(str).to_list(), dtype=h5py.string_dtype())
         out.attrs["card"], out.attrs["weights"] = json.dumps(as_dict(encoder.card)), encoder.revision
-    for file in shards:
-        file.unlink()
 
 
 def _batch(data: TaskData, encoder: encoders.Encoder, rows: Sequence[int], size_px: int | None) -> np.ndarray:

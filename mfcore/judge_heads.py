@@ -55,7 +55,8 @@ def train(
     balanced accuracy on the rows ``validation`` when the protocol says, and at the end.
     """
     n_outputs = 1 if n_classes == 2 else n_classes
-    trainings = [_Training(features, labels, n_outputs, head, validation, protocol) for head in heads]
+    seen = features[validation], labels[validation]  # once for all heads: of PatchCamelyon they are hundreds of MB
+    trainings = [_Training(features, labels, n_outputs, head, seen, protocol) for head in heads]
     optimizer = torch.optim.AdamW(
         [parameter for training in trainings for parameter in (training.weight, training.bias)],
         lr=protocol.max_lr,
@@ -88,7 +89,7 @@ class _Training:
         labels: np.ndarray,
         n_outputs: int,
         head: Head,
-        validation: np.ndarray,
+        validation: tuple[np.ndarray, np.ndarray],
         protocol: Protocol,
     ):
         n_dims, draw = features.shape[1], head.generator.uniform
@@ -99,7 +100,7 @@ class _Training:
         self.w, self.b = self.weight.numpy(), self.bias.numpy()
         self.by_w, self.by_b = self.weight.grad.numpy(), self.bias.grad.numpy()
         self.features, self.labels, self.head, self.protocol = features, labels, head, protocol
-        self.seen, self.truth = features[validation], labels[validation]
+        self.seen, self.truth = validation
         self.every = protocol.n_batches(len(head.train)) * protocol.epochs_a_validation  # steps
         self.patience, self.without_gain = protocol.patience_of(len(head.train)), 0
         self.gained = -math.inf  # the last score that was a gain

@@ -1,6 +1,8 @@
 """Judging encoders by linear heads: the heads against independent code, the protocol, kills, and what is refused."""
 
 import dataclasses
+import tracemalloc
+import types
 
 import made_tasks
 import numpy as np
@@ -99,6 +101,18 @@ def test_heads_trained_together_are_those_trained_alone():
         judge_heads.train(features, labels, 3, made, validation, PROTOCOL)
         assert (head.weight == alone.weight).all() and (head.bias == alone.bias).all()
         assert (head.n_steps, head.best_step, head.ended) == (alone.n_steps, alone.best_step, alone.ended)
+
+
+def test_heads_share_what_they_are_validated_on():
+    """Of PatchCamelyon a copy is hundreds of MB."""
+    features, labels, train, validation = problem(3, n=4000, n_dims=500)
+    protocol = dataclasses.replace(PROTOCOL, n_steps=2)
+    judge_heads.train(features, labels, 3, heads(train[:40]), validation, protocol)  # what torch imports when it first trains
+    tracemalloc.start()
+    judge_heads.train(features, labels, 3, heads(train[:40], 5), validation, protocol)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * features[validation].nbytes
 
 
 def test_two_classes_learn_as_the_probe_audit_has_eva():
@@ -254,6 +268,27 @@ def test_embeddings_are_the_encoders_whatever_the_images_sizes(made, tmp_path):
     encoder = encoders.load(tiny_card())
     for i in (0, 3, 50):
         assert features[i] == pytest.approx(encoder.embed(made.pixels[i][None])[0], abs=1e-5)
+
+
+def test_shards_are_put_together_in_order_one_at_a_time_and_leave_nothing(tmp_path, monkeypatch):
+    """In memory there is a shard of a large task, not all; a kill may have left some beside the whole file."""
+    n, card = 2000, tiny_card(n_dims=1000)
+    data = types.SimpleNamespace(name="large", table=pd.DataFrame({"item_id": [f"item{i}" for i in range(n)]}))
+    encoder = types.SimpleNamespace(card=card, revision="")
+    monkeypatch.setattr(judge_features, "SHARD", 64)
+    monkeypatch.setattr(judge_features.encoders, "load", lambda card, device: encoder)
+    monkeypatch.setattr(judge_features, "_seeing_all", lambda encoder: encoder)
+    monkeypatch.setattr(judge_features, "_batch", lambda d, e, rows, s: np.repeat(np.float32(rows)[:, None], 1000, axis=1))
+    run = store.open_run(tmp_path, "judge", "x", {"protocol": {"size_px": None}, "card": {}}, {})
+    tracemalloc.start()
+    judge_features._embed(run, data, encoder, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < n * 1000 * 4 / 2
+    run.unit_file("features-000000064", ".npy").write_bytes(b"left by a kill")
+    features = judge_features.features_of(run, data, card, "cpu", None)
+    assert (features == np.arange(n)[:, None]).all() and features.shape == (n, 1000)
+    assert not list(run.path("units").glob("*"))
 
 
 def test_few_shots_are_drawn_anew_each_run_and_are_the_same_for_every_encoder(made, tmp_path, monkeypatch):
