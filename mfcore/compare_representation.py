@@ -16,6 +16,7 @@ from scipy import stats
 from mfcore import compare, patches, pretrained, store
 from mfcore.config import Study
 from mfcore.metrics_representation import (
+    RepresentationError,
     Streaming,
     odcorr_abs_by_chance,
     odcorr_sq_by_chance,
@@ -47,7 +48,7 @@ def of_file(path: str | Path, dataset: str = "features") -> dict[str, float]:
     if not path.is_file():
         raise store.StoreError(f"{path} is missing; give an HDF5 or .npy file with the features of a row a patch")
     if path.suffix == ".npy":
-        return _in_chunks(_array(path))
+        return _in_chunks(_array(path), path)
     import h5py
 
     try:
@@ -60,7 +61,7 @@ def of_file(path: str | Path, dataset: str = "features") -> dict[str, float]:
         if dataset not in content or getattr(content[dataset], "ndim", 0) != 2:
             held = {name: getattr(item, "shape", "a group") for name, item in content.items()}
             raise store.StoreError(f"{path} has no dataset {dataset!r} of shape (n, n_dims); it holds {held}")
-        return _in_chunks(content[dataset])
+        return _in_chunks(content[dataset], path)
 
 
 def _array(path: Path) -> np.ndarray:
@@ -74,12 +75,15 @@ def _array(path: Path) -> np.ndarray:
     return features
 
 
-def _in_chunks(features: "np.ndarray | h5py.Dataset") -> dict[str, float]:
-    """`measured` of features (n, n_dims)."""
-    stream = Streaming(features.shape[1])
-    for first in range(0, len(features), CHUNK_ROWS):
-        stream.add(features[first : first + CHUNK_ROWS])
-    return measured(stream)
+def _in_chunks(features: "np.ndarray | h5py.Dataset", path: Path) -> dict[str, float]:
+    """`measured` of features (n, n_dims) of a file."""
+    try:
+        stream = Streaming(features.shape[1])
+        for first in range(0, len(features), CHUNK_ROWS):
+            stream.add(features[first : first + CHUNK_ROWS])
+        return measured(stream)
+    except RepresentationError as error:
+        raise RepresentationError(f"{path}: {error}") from None
 
 
 def measured(stream: Streaming) -> dict[str, float]:
