@@ -8,7 +8,7 @@ import pandas as pd
 
 from mfcore import captions, compare
 from mfcore.cards import CARDS
-from mfcore.compare_pretraining import VARIED, Comparison, apart, departures, differences, differing, last, watched
+from mfcore.compare_pretraining import VARIED, Comparison, apart, departures, differences, differing, last, learnt_from, watched
 from mfcore.config import Study
 from mfcore.figures_pretraining import AXES, followed
 
@@ -107,7 +107,10 @@ def _of_starts(study: Study, comparison: Comparison) -> str:
         if name in names:
             own.append((start, f"{int(step or names[name].n_steps):,}"))
         elif weights := _weights(study, start):
-            published.append(f"{start} has the weights of {weights}, which weren't learnt here.")
+            images = learnt_from(study, start)
+            published.append(
+                f"{start} has the weights of {weights}, {f'learnt from {images}, ' if images else ''}not learnt here."
+            )
     if not own:
         return " ".join(published)
     (start, n_steps), *others = own

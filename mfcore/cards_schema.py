@@ -33,6 +33,7 @@ class EncoderCard:
     n_dims: length of an embedding. n_parameters: without a classifier.
     um_per_px: resolutions of the training images; empty where they aren't slides or it isn't known. evidence: "stated" by the
         authors, taken from the "magnification" that they state, or by "convention" only.
+    learnt_from: the images that it learnt from, by the set's name; empty where that isn't told here.
     precision: "float16" or "bfloat16" computes under autocast on a GPU, as its authors advise; "float32" everywhere else.
     gated: whether the licence has to be accepted on the hub first.
     variant_of, departs: the card that this one departs from, and in words whose way that is; empty for the authors' own.
@@ -61,6 +62,7 @@ class EncoderCard:
     precision: str = "float32"
     gated: bool = False
     evidence: str = ""
+    learnt_from: str = ""
     variant_of: str = ""
     departs: str = ""
 
@@ -107,7 +109,7 @@ class EncoderCard:
 
     def identity(self) -> dict:
         """What of the card decides an embedding, as plain data; the place of weights only where no checksum names them."""
-        remarks = {"name", "licence", "gated", "facts", "um_per_px", "evidence", "variant_of", "departs"}
+        remarks = {"name", "licence", "gated", "facts", "um_per_px", "evidence", "learnt_from", "variant_of", "departs"}
         if self.sha256 and self.source in ("file", "folder"):
             remarks |= {"identifier"} if self.source == "folder" else {"identifier", "files"}
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in remarks}

@@ -161,6 +161,9 @@ def _not_imagenet(study: Study, start: str) -> str:
         return f"it starts from {start}, pretrained here, not from ImageNet weights"
     if start in SEEN_SLIDES:
         return f"it starts from {start}, which has learnt from slides, not from ImageNet weights"
+    images = compare_pretraining.learnt_from(study, start)
+    if images and not images.startswith("ImageNet"):
+        return f"it starts from {start}, which has learnt from {images}, not from ImageNet weights"
     return ""
 
 

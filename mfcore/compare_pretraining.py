@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mfcore import compare, compare_representation, compare_representation_tasks, compare_tasks, pretrained, store
+from mfcore.cards import CARDS
 from mfcore.config import Pretraining, Study, as_dict
 from mfcore.config_pretraining import METHODS, PUBLISHED, in_full
 
@@ -106,6 +107,15 @@ def apart(study: Study, those: Sequence[Comparison]) -> list[str]:
         words = [value_of(base, key) if key in VARIED else f"{key} {mine[key]}" for key in keys]
         told.append(", ".join(word.removeprefix("architecture ") for word in words))
     return told
+
+
+def learnt_from(study: Study, start: str) -> str:
+    """What images the weights of an encoder to start from learnt from, as the study's record or its card says; else empty."""
+    record = next((record for record in study.own_encoders if record.name == start), None)
+    if record and (record.learnt_from or record.weights):
+        return record.learnt_from or ""
+    card = CARDS.get(record.like if record else start)
+    return card.learnt_from if card else ""
 
 
 def departures(which: Pretraining) -> dict[str, object]:

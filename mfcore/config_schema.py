@@ -195,6 +195,7 @@ class OwnEncoder:
     n_parameters: int | None = None
     um_per_px: tuple[float, ...] | None = None
     evidence: str | None = None
+    learnt_from: str | None = None
     precision: str | None = None
     licence: str | None = None
     gated: bool | None = None

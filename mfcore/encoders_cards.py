@@ -49,7 +49,7 @@ def _departing(record: OwnEncoder, said: dict[str, Any]) -> EncoderCard:
     ways = [f"{key} {value}" for key, value in said.items() if key in known.identity()]
     if record.weights:
         ways.append(f"weights {record.weights}")
-        base |= _where(record, known.source)
+        base |= {"learnt_from": "", **_where(record, known.source)}
     base |= {"variant_of": record.like, "departs": f"the study's own: {', '.join(ways)}" if ways else "the study's own name"}
     if {"architecture", "arguments", "readout"} & set(said):
         base |= _built(record.name, {**base, **said})

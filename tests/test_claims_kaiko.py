@@ -166,6 +166,11 @@ def test_a_start_from_an_encoder_of_slides_is_no_start_from_imagenet(ask):
     assert row["verdict"] == NOT_TESTABLE and "kaiko_vits16, which has learnt from slides" in row["why"]
 
 
+def test_a_start_from_other_photographs_is_no_start_from_imagenet(ask):
+    row = ask(replace(STUDY, pretraining=(BASE, replace(BASE, name="on", start="dinov2_vits14"))))[0].loc[CONVERGENCE]
+    assert row["verdict"] == NOT_TESTABLE and "dinov2_vits14, which has learnt from LVD-142M, not" in row["why"]
+
+
 def test_convergence_is_asked_after_the_first_step_of_which_both_kept_a_snapshot(ask):
     often, once = (replace(BASE, name="often", start="vit_in", n_snapshots=4), replace(BASE, name="once", n_snapshots=1))
     assert ask(replace(STUDY, pretraining=(BASE, often)))[1] == {("often@50", "base@50")}

@@ -346,6 +346,11 @@ def test_a_start_from_the_study_s_own_record_says_whose_weights(made):
         captions_pretraining._weights(study, name) for name in ("hub", "file", "alike", "drawn", "vit_tiny_random", "timm:x")
     ]
     assert said == ["timm/x.in1k", "x.pth", "timm/resnet50.tv2_in1k", "", "", ""]
+    told = replace(
+        study, own_encoders=(*records, OwnEncoder("told", like="dinov2_vits14", weights="me/mine", learnt_from="ours"))
+    )
+    images = [compare_pretraining.learnt_from(told, name) for name in ("hub", "alike", "told", "efficientnet_lite0", "unknown")]
+    assert images == ["", "ImageNet-1k", "ours", "ImageNet-1k", ""], "other weights learnt from other images, as far as is said"
 
 
 def test_a_comparison_of_methods_says_in_what_they_differ_and_what_is_not_their_authors(made):
