@@ -173,16 +173,18 @@ def table(study: Study, results: str | Path) -> pd.DataFrame:
 
     mean, sd: over runs; runs_low, runs_high: 95 % interval of that mean, by Student's t; low, high: 95 % bootstrap over slides,
     patients or items. step: after which a pretrained encoder was taken, NaN for others. published: what eva's leaderboard, or
-    else kaiko's README, has for the encoder, NaN where neither; difference: mean less that.
+    else kaiko's README, has for the encoder, NaN where neither, or where heads learn from other numbers of items than eva's;
+    difference: mean less that.
     """
     known, rows = _published(), []
     for (task, encoder), run in runs(study, results).items():
-        kind = tasks_protocol.of(study.task(task)).kind
+        protocol = tasks_protocol.of(study.task(task))
+        kind, as_published = protocol.kind, protocol.n_per_class == tasks_protocol.evas(task).n_per_class
         for split, found in scored(run, kind).items():
             over = spread(found.values)
             half = float(stats.t.ppf((1 + LEVEL) / 2, over.n - 1)) * over.sd / math.sqrt(over.n) if over.n > 1 else math.nan
             interval = bootstrap(found.clusters, found.score, study.splits.seed, task, split)
-            published, by = known.get((encoder, task, split), (math.nan, ""))
+            published, by = known.get((encoder, task, split) if as_published else None, (math.nan, ""))
             row = {"task": task, "kind": kind, "encoder": encoder, "step": step_of(study, encoder), "split": split}
             row |= {"metric": METRICS[kind], "mean": over.mean, "sd": over.sd, "low": interval.low, "high": interval.high}
             row |= {"runs_low": over.mean - half, "runs_high": over.mean + half, "n_runs": over.n, "n_items": found.n_items}

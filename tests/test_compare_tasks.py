@@ -186,6 +186,16 @@ def test_published_scores_stand_beside_and_evas_go_first(results, monkeypatch):
     assert compare_tasks.readable(table)["published"][1].startswith("0.900 (-")
 
 
+def test_published_scores_stand_beside_no_fewer_shots(tmp_path, monkeypatch):
+    """What an encoder reaches with all of a set is no measure of what it reaches with three items of a class."""
+    known = {("tiny", "synthetic_tissue", split): (0.9, "eva, a board") for split in ("val", "test")}
+    monkeypatch.setattr(compare_tasks, "_published", lambda: known)
+    for n_per_class, beside in ((None, 2), (3, 0)):
+        study = dataclasses.replace(STUDY, tasks=(dataclasses.replace(TISSUE, n_per_class=n_per_class),))
+        judge.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path)
+        assert compare_tasks.table(study, tmp_path)["published"].notna().sum() == beside
+
+
 def test_the_published_tables_are_found_by_the_encoders_names():
     """Real ones: two sources of one encoder, of which eva's leaderboard stands."""
     known = compare_tasks._published()
