@@ -80,7 +80,7 @@ def material_of(data: TaskData, card: EncoderCard, device: str, size_px: int | N
         maps.append(maps_of(encoder, images[first : first + BATCH]))
     with torch.inference_mode(False):
         normalised = preprocess.transform(images, seen, encoder.device).contiguous(memory_format=torch.channels_last)
-        return Material(torch.cat(maps).clone(), normalised, torch.from_numpy(masks).to(encoder.device))
+        return Material(torch.cat(maps), normalised, torch.from_numpy(masks).to(encoder.device))
 
 
 def maps_of(encoder: encoders.Encoder, images: np.ndarray) -> torch.Tensor:
