@@ -163,9 +163,10 @@ def config_of(study: Study, task: str, card: Mapping[str, object] | None) -> dic
 
 
 def fingerprint(data: TaskData) -> str:
-    """Digest of a task's table and of the first image of each split: two tasks with the same are taken for the same images."""
+    """Digest of a task's table and of the first image, and mask, of each split: two tasks with the same are taken for the same."""
     table = data.table.drop(columns="file")
-    first = [data.image(int(i)) for i in np.unique(table["split"].to_numpy(str), return_index=True)[1]]
+    places = [int(i) for i in np.unique(table["split"].to_numpy(str), return_index=True)[1]]
+    first = [data.image(i) for i in places] + [data.mask(i) for i in places if data.kind == "segmentation"]
     pixels = [[list(image.shape), int(image.astype(np.int64).sum()), image[::7, ::7].ravel().tolist()] for image in first]
     return digest([json.loads(table.to_json(orient="values")), list(data.classes), pixels])
 

@@ -2,10 +2,11 @@
 
 import types
 
+import made_tasks
 import pandas as pd
 import pytest
 
-from mfcore import store, tasks_runs
+from mfcore import store, tasks_protocol, tasks_runs
 
 DATA = types.SimpleNamespace(
     table=pd.DataFrame({"item_id": ["a", "b"]}), selected_on="val", notes=("a note",), classes=("x", "y")
@@ -15,6 +16,15 @@ DATA = types.SimpleNamespace(
 @pytest.fixture
 def run(tmp_path):
     return store.open_run(tmp_path, "judge", "task.encoder", {}, {})
+
+
+def test_other_images_or_masks_are_other_data():
+    data = made_tasks.nuclei()
+    same, other_mask, other_image = made_tasks.nuclei(), made_tasks.nuclei(), made_tasks.nuclei()
+    other_mask.masks[0][3, 3] ^= 1
+    other_image.pixels[0][3, 3, 0] ^= 1
+    told = [tasks_protocol.fingerprint(each) for each in (data, same, other_mask, other_image)]
+    assert told[0] == told[1] and len(set(told)) == 3
 
 
 def keep(run, number):
