@@ -163,7 +163,7 @@ def config_of(study: Study, task: str, card: Mapping[str, object] | None) -> dic
 
 
 def fingerprint(data: TaskData) -> str:
-    """Digest of a task's table and of each split's first image and mask: two tasks with the same are taken for the same data."""
+    """Digest of a task's table and of each split's first image and mask: two tasks of the same are taken for the same."""
     table = data.table.drop(columns="file")
     places = [int(i) for i in np.unique(table["split"].to_numpy(str), return_index=True)[1]]
     first = [data.image(i) for i in places] + [data.mask(i) for i in places if data.kind == "segmentation"]
