@@ -36,6 +36,10 @@ def histories(study: Study, history: pd.DataFrame) -> Figure:
                 part = history[(history["name"] == name) & history[key].notna()]
                 axis.plot(part["step"], part[key], **_look(i) | {"marker": ""}, linewidth=1.2, label=name)
             axis.set(xlabel="step", ylabel=NOTED[key])
+            if key == "rankme" and history[key].max() > 10 * history[key].min():  # networks of different width
+                axis.set_yscale("log")
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_minor_formatter("")
         legend_below(figure, list(axes[0]), 3)
         title(figure, compare.counted(len(names), "pretraining"))
     return figure

@@ -98,7 +98,7 @@ def readable_overview(overview: pd.DataFrame) -> pd.DataFrame:
 def shared(overview: pd.DataFrame) -> str:
     """What `readable_overview` leaves out as all pretrainings have it in common, in a sentence; empty without any."""
     told = [text for text in _of_all(overview).values() if text]
-    return f" Of them {captions.listed(told)}." if told else ""
+    return f" Of these encoders {captions.listed(told)}." if told else ""
 
 
 def _of_all(overview: pd.DataFrame) -> dict[str, str]:

@@ -384,6 +384,13 @@ def test_comparisons_of_one_task_stand_side_by_side_and_nothing_is_cut_off(made)
     assert "(nats)" in figures_pretraining.histories(STUDY, compare_pretraining.histories(STUDY, made)).axes[1].get_ylabel()
 
 
+def test_rankme_of_networks_of_other_widths_is_drawn_on_a_logarithmic_axis(made):
+    history = compare_pretraining.histories(STUDY, made)
+    wide = history.assign(rankme=history["rankme"].where(history["name"] != "two", 11 * history["rankme"].max()))
+    scales = [figures_pretraining.histories(STUDY, each).axes[2].get_yscale() for each in (history, wide)]
+    assert scales == ["linear", "log"]
+
+
 def test_every_task_has_a_panel_however_many_there_are(made):
     scores = compare_pretraining.scores(STUDY, made)
     many = pd.concat([scores.assign(task=f"task {i}") for i in range(6)], ignore_index=True)
