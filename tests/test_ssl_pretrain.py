@@ -98,7 +98,13 @@ def test_a_finished_pretraining_is_not_repeated(done, monkeypatch):
     assert pretrain.pretrain(study, "own", "nowhere", results, "cpu").folder == run.folder
 
 
-def test_the_encoder_is_the_teacher(slides, tmp_path, monkeypatch):
+POOLS = {"architecture": "resnet10t", "arguments": {}}  # by the running means of what the teacher saw
+
+
+@pytest.mark.parametrize(
+    ("changed", "arguments", "readout"), [({}, {**VIT, "img_size": 32}, "class"), (POOLS, {}, "pooled")], ids=["ViT", "ResNet"]
+)
+def test_the_encoder_is_the_teacher(slides, tmp_path, monkeypatch, changed, arguments, readout):
     """Loaded strictly by its card, with the teacher's features."""
     kept, original = [], networks.build
 
@@ -107,16 +113,16 @@ def test_the_encoder_is_the_teacher(slides, tmp_path, monkeypatch):
         return kept[-1]
 
     monkeypatch.setattr(pretrain.networks, "build", building)
-    study = study_of(slides)
+    study = study_of(slides, **changed)
     pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
     made = encoders.load(encoders.of(study, "own", tmp_path))
     patches = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
     centre = patches[:, 96:128, 96:128].transpose(0, 3, 1, 2) / 255.0
     mean, std = (np.array(values)[:, None, None] for values in (networks.IMAGENET_MEAN, networks.IMAGENET_STD))
     with torch.no_grad():
-        expected = kept[0].teacher.encoder.forward_features(torch.from_numpy((centre - mean) / std).float())[:, 0]
-    np.testing.assert_allclose(made.embed(patches), expected.numpy(), rtol=0, atol=1e-6)
-    assert made.card.arguments == {**VIT, "img_size": 32} and made.card.um_per_px == (0.25, 0.5)
+        expected = kept[0].teacher.eval().encoder(torch.from_numpy((centre - mean) / std).float())  # without a classifier
+    np.testing.assert_allclose(made.embed(patches), expected.numpy(), rtol=0, atol=1e-5)
+    assert (made.card.arguments, made.card.readout) == (arguments, readout) and made.card.um_per_px == (0.25, 0.5)
     student = encoders.of(study, "own@2", tmp_path)
     assert student.sha256 != made.card.sha256, "a snapshot is another encoder"
 
@@ -150,27 +156,6 @@ def test_it_goes_on_from_an_encoder_of_the_study(done, slides):
     run = pretrain.pretrain(both, "second", "nowhere", results, "cpu")
     assert "start" in run.record["inputs"] and "start" not in first.record["inputs"]
     assert f"start: {'own'}" in encoders.of(both, "second", results).facts
-
-
-def test_a_convolutional_network_becomes_an_encoder_too(slides, tmp_path, monkeypatch):
-    """Loaded by its card, with the features of a teacher in use: batch norms by the running means of what it saw."""
-    kept, original = [], networks.build
-
-    def building(*given):
-        kept.append(original(*given))
-        return kept[-1]
-
-    monkeypatch.setattr(pretrain.networks, "build", building)
-    study = study_of(slides, architecture="resnet10t", arguments={})
-    pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
-    made = encoders.load(encoders.of(study, "own", tmp_path))
-    assert made.card.readout == "pooled" and made.card.arguments == {} and made.card.n_prefix_tokens == 0
-    patches = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
-    centre = patches[:, 96:128, 96:128].transpose(0, 3, 1, 2) / 255.0
-    mean, std = (np.array(values)[:, None, None] for values in (networks.IMAGENET_MEAN, networks.IMAGENET_STD))
-    with torch.no_grad():
-        expected = kept[0].teacher.eval().encoder(torch.from_numpy((centre - mean) / std).float())
-    np.testing.assert_allclose(made.embed(patches), expected.numpy(), rtol=0, atol=1e-5)
 
 
 def test_a_start_that_is_not_pretrained_yet_is_said(slides, tmp_path):
