@@ -263,7 +263,8 @@ def test_bfloat16_gives_nearly_the_losses_of_float32(tmp_path, monkeypatch, chan
     this = which(**changed, drop_path=0.0)
     exact, _ = train(this, tmp_path / "float32")
     monkeypatch.setattr(loop.encoders, "computes_bfloat16", lambda device: True)
-    history, pair = train(this, tmp_path / "bfloat16")
+    with torch.backends.mkldnn.flags(enabled=False):  # its bfloat16 gradients of padded 1 x 1 maps are now and then garbage
+        history, pair = train(this, tmp_path / "bfloat16")
     for one, other in zip(exact, history, strict=True):
         assert one["loss"] != other["loss"], "computed alike"
         for key in ("loss_dino", "loss_ibot", "target_entropy"):
