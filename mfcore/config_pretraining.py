@@ -166,7 +166,8 @@ class Task:
     """A downstream task and how encoders are judged by it: eva's protocol for its kind.
 
     name: one of TASKS. encoders: which; empty for the study's and all that it pretrains. snapshots: judge those too.
-    n_runs: heads trained from other seeds. n_steps, batch_size, max_lr: of the head; None as eva has it for the task's kind.
+    n_runs: heads trained from other seeds; None: 5, of pcam_10shot 50. n_steps, batch_size, max_lr: of the head; None as eva has
+    it for the task's kind.
     size_px: side to which patches are resized before the encoder's own transform; None: the encoder's. n_per_class: of the
     training split, drawn anew each run (few-shot); None: all, but for pcam_10shot's 10.
     """
@@ -174,7 +175,7 @@ class Task:
     name: str
     encoders: tuple[str, ...] = ()
     snapshots: bool = False
-    n_runs: int = 5
+    n_runs: int | None = None
     n_steps: int | None = None
     batch_size: int | None = None
     max_lr: float | None = None

@@ -29,7 +29,7 @@ N_STEPS, BATCH_SIZE, MAX_LR = (
     {"classification": 256, "segmentation": 64},
     {"classification": 3e-4, "segmentation": 2e-3},
 )
-N_RUNS = {"pcam_10shot": 50}
+N_RUNS = {"pcam_10shot": 50}  # of others 5
 N_SHOTS = {"pcam_10shot": 10}
 # Validations without a better one; of what isn't here, or has other steps, batches or items than eva's: a fifth of all
 PATIENCE = {"bach": 1250, "crc": 7, "pcam": 3, "pcam_10shot": 125, "consep": 200, "monusac": 100}
@@ -89,7 +89,7 @@ def of(task: Task) -> Protocol:
     n_steps, batch_size, n_per_class = (theirs if own is None else own for theirs, own in zip(evas, said, strict=True))
     return Protocol(
         kind=kind,
-        n_runs=task.n_runs,
+        n_runs=N_RUNS.get(task.name, 5) if task.n_runs is None else task.n_runs,
         n_steps=n_steps,
         batch_size=batch_size,
         max_lr=MAX_LR[kind] if task.max_lr is None else task.max_lr,
@@ -103,7 +103,7 @@ def of(task: Task) -> Protocol:
 
 def evas(name: str) -> Protocol:
     """eva's own protocol of a task, whatever a study says; a stand-in's is that of its kind."""
-    return of(Task(name, n_runs=N_RUNS.get(name, Task.n_runs)))
+    return of(Task(name))
 
 
 def encoders_of(study: Study, task: Task) -> list[str]:

@@ -95,7 +95,7 @@ captions.show(captions_tasks.segmentations(study, shown))
 # %%
 assert set(table["encoder"]) == set(judged.loc[judged["judged"], "encoder"]), "a judged encoder is missing in the table"
 assert table["mean"].between(0, 1).all(), "a score lies outside 0 to 1"
-assert (table["n_runs"] == study.task(task).n_runs).all(), "a run is missing"
+assert (table["n_runs"] == tasks_protocol.of(study.task(task)).n_runs).all(), "a run is missing"
 
 # %%
 print(

@@ -164,7 +164,9 @@ def test_the_protocol_is_evas():
         assert protocol.patience_of(n_train) == dataclasses.replace(protocol, patience=None).patience_of(n_train)
         assert protocol.learning_rate(0, n_train) == pytest.approx(1e-4)
         assert protocol.learning_rate(5 * protocol.n_batches(n_train), n_train) == 3e-4
-    few = tasks_protocol.of(Task("pcam_10shot", n_runs=50))
+    assert (tasks_protocol.of(Task("bach")).n_runs, tasks_protocol.of(Task("pcam_10shot", n_runs=7)).n_runs) == (5, 7)
+    few = tasks_protocol.of(Task("pcam_10shot"))
+    assert few.n_runs == 50
     assert (few.n_per_class, few.patience_of(20), few.epochs_a_validation, few.min_gain) == (10, 125, 10, 1e-4)
     nuclei = tasks_protocol.of(Task("monusac"))
     assert (nuclei.kind, nuclei.n_steps, nuclei.batch_size, nuclei.max_lr) == ("segmentation", 2_000, 64, 2e-3)
