@@ -21,7 +21,7 @@ def settings(study: Study, name: str) -> pd.DataFrame:
             if own is None and content is not None:
                 key_said = inner or key
                 is_theirs = PUBLISHED[whole.method].get(key_said) == content
-                origin = f"the authors of {METHODS[whole.method]}" if is_theirs else "default for small batches"
+                origin = f"the authors of {METHODS[whole.method]}" if is_theirs else "default for small trainings"
             rows.append((f"{key}.{inner}" if inner else key, _text(content), origin))
     return pd.DataFrame(rows, columns=["setting", "value", "from"])
 

@@ -137,20 +137,23 @@ PUBLISHED = {
 # Patches. kaiko 2024 pretrained so (appendix B). DINO's authors, whose own are of 1,024, went down to 128, without local crops
 # (Caron et al. 2021, table 9), and name a trial of 8 of which much less came.
 PUBLISHED_BATCH = 256
-# Of batches below that, ours: with the published ones the teacher's targets soon were the same for all images, in trials of
-# batches of 64 and one small ViT; the temperature did most, as DINO's authors advise users of their code.
-SMALL_BATCH = {"teacher_temperature": (0.02, 0.02), "centring": "sinkhorn_knopp", "koleo_weight": 0.1}
+# A tenth of DINOv2's hundred epochs of 1,250 steps (DINO's have as many); of shorter trainings nothing published is known here.
+PUBLISHED_STEPS = 12_500
+# Of smaller trainings, in batches or in steps, ours: with the published ones the teacher's targets were the same for all images
+# in trials of one small ViT, batches of 64 and of 256; the temperature did most, as DINO's authors advise users of their code.
+SMALL = {"teacher_temperature": (0.02, 0.02), "centring": "sinkhorn_knopp", "koleo_weight": 0.1}
 
 
 def defaults(pretraining: Pretraining) -> dict[str, object]:
-    """By field, what a pretraining has where it says nothing: the method's authors' choice, of small batches ours.
+    """By field, what a pretraining has where it says nothing: the method's authors' choice, of small trainings ours.
 
-    Those of less than PUBLISHED_BATCH patches have SMALL_BATCH, and as many prototypes as targets, two a patch.
+    Those of less than PUBLISHED_BATCH patches or PUBLISHED_STEPS steps have SMALL; the former also have as many prototypes as
+    targets, two a patch, while the latter keep the published head, so that a trial takes the memory of the training after it.
     """
     said = PUBLISHED[pretraining.method]
-    if pretraining.batch_size >= PUBLISHED_BATCH:
-        return said
-    return {**said, **SMALL_BATCH, "n_prototypes": max(2, 2 * pretraining.batch_size)}
+    if pretraining.batch_size < PUBLISHED_BATCH:
+        return {**said, **SMALL, "n_prototypes": max(2, 2 * pretraining.batch_size)}
+    return {**said, **SMALL} if pretraining.n_steps < PUBLISHED_STEPS else said
 
 
 def in_full(pretraining: Pretraining) -> Pretraining:
@@ -166,10 +169,9 @@ class Task:
     """A downstream task and how encoders are judged by it: eva's protocol for its kind.
 
     name: one of TASKS. encoders: which; empty for the study's and all that it pretrains. snapshots: judge those too.
-    n_runs: heads trained from other seeds; None: 5, of pcam_10shot 50. n_steps, batch_size, max_lr: of the head; None as eva has
-    it for the task's kind.
-    size_px: side to which patches are resized before the encoder's own transform; None: the encoder's. n_per_class: of the
-    training split, drawn anew each run (few-shot); None: all, but for pcam_10shot's 10.
+    n_runs: heads trained from other seeds; None: 5, of pcam_10shot 50. n_steps, batch_size, max_lr: of the head; None as eva
+    has it for the task's kind. size_px: side to which patches are resized before the encoder's own transform; None: as it
+    has it. n_per_class: of the training split, drawn anew each run (few-shot); None: all, but for pcam_10shot's 10.
     """
 
     name: str

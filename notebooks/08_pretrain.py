@@ -89,12 +89,13 @@ print("files written:", run.folder.name, *[path.name for path in written], sep="
 # %% [markdown]
 # **What we saw.** One pretraining: its loss, whether its targets tell images apart, the rank of its embeddings, and the encoder.
 #
-# **Limits.** A loss that falls is no proof of good embeddings, and losses of different settings can't be compared; `03`, `09` and
-# `10` say what the encoder is worth. What a study doesn't say is as the method's authors have it. Batches below 256 patches, of one
-# GPU say, are smaller than those that such settings were made with: there the teacher soon gave all images the same target in
-# trials, so that defaults of ours stand in (in the table above as such): a teacher's temperature of 0.02, Sinkhorn-Knopp, KoLeo,
-# and no more prototypes than a batch has targets. A training that diverges or collapses all the same stops and says what to change
-# first. How long is best isn't known beforehand: compare snapshots, on other data than are reported.
+# **Limits.** A loss that falls is no proof of good embeddings, and losses of different settings can't be compared; `03`, `09`
+# and `10` say what the encoder is worth. What a study doesn't say is as the method's authors have it. Batches below 256
+# patches, of one GPU say, and trainings below 12,500 steps are smaller than those that such settings were made with: there the
+# teacher soon gave all images the same target in trials, so that defaults of ours stand in (in the table above as such): a
+# teacher's temperature of 0.02, Sinkhorn-Knopp, KoLeo, and in small batches no more prototypes than a batch has targets. A
+# training that diverges or collapses all the same stops and says what to change first. How long is best isn't known
+# beforehand: compare snapshots, on other data than are reported.
 # The settings of the study `demo` were chosen with its test folds in view, so that its encoder's scores there are optimistic.
 #
 # **Next.** `02_embed` and `03_linear_probe` with this encoder; `11_pretraining_studies` sets pretrainings beside one another.

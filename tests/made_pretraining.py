@@ -11,7 +11,7 @@ import torch
 
 from mfcore import pretrained, rng
 from mfcore.config import Data, Pretraining, Study
-from mfcore.config_pretraining import PUBLISHED, SMALL_BATCH, Crops, OnlinePatches, in_full
+from mfcore.config_pretraining import PUBLISHED, SMALL, Crops, OnlinePatches, in_full
 from mfcore.ssl import export, loop, networks
 from mfcore.synthetic import write_pyramid
 
@@ -35,8 +35,8 @@ STUDY = Study("t", "A test", Data("synthetic"), pretraining=(WHICH,))
 
 
 def which(**changed: object) -> Pretraining:
-    """The small pretraining, changed, with nothing left None; with what `SMALL_BATCH` would change as published."""
-    as_published = {key: PUBLISHED[changed.get("method", WHICH.method)][key] for key in SMALL_BATCH}
+    """The small pretraining, changed, with nothing left None; with what `SMALL` would change as published."""
+    as_published = {key: PUBLISHED[changed.get("method", WHICH.method)][key] for key in SMALL}
     return in_full(dataclasses.replace(WHICH, **{**as_published, **changed}))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from mfcore import config_pretraining
 from mfcore.config import ConfigError, Pretraining, load_study
-from mfcore.config_pretraining import PUBLISHED, SMALL_BATCH, Crops, in_full, in_order
+from mfcore.config_pretraining import PUBLISHED, SMALL, Crops, in_full, in_order
 
 GOOD = "name: t\ntitle: t\ndata: {source: midog}\nencoders: [a]\n"
 VIT = "architecture: vit_tiny_patch16_224, arguments: {img_size: 64}, crops: {global_px: 64, local_px: 32}"
@@ -44,19 +44,24 @@ def test_what_is_not_said_is_as_published_and_what_is_said_stays(method):
 
 
 @pytest.mark.parametrize("method", PUBLISHED)
+def test_shorter_trainings_than_published_have_them_too_but_the_published_head(method):
+    shortest, short = (in_full(Pretraining("p", method, n_steps=n)) for n in (12_500, 12_499))
+    assert {key: getattr(shortest, key) for key in SMALL} == {key: PUBLISHED[method][key] for key in SMALL}
+    assert short == dataclasses.replace(shortest, **SMALL, n_steps=12_499) and short.n_prototypes == 65_536
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
 def test_batches_smaller_than_published_have_defaults_of_their_own(method):
     smallest, small = (in_full(Pretraining("p", method, batch_size=n)) for n in (256, 255))
     changed = {f.name for f in dataclasses.fields(small) if getattr(small, f.name) != getattr(smallest, f.name)} - {
         "batch_size"
     }
-    assert {"teacher_temperature", "n_prototypes"} <= changed <= {*SMALL_BATCH, "n_prototypes"}
+    assert {"teacher_temperature", "n_prototypes"} <= changed <= {*SMALL, "n_prototypes"}
     assert small.n_prototypes == 510 and small.teacher_temperature == (0.02, 0.02) and small.koleo_weight == 0.1
     said = Pretraining(
         "p", method, batch_size=4, n_prototypes=99, centring="mean", koleo_weight=0.0, teacher_temperature=(1, 2)
     )
-    assert in_full(said) == dataclasses.replace(
-        in_full(said), **{key: getattr(said, key) for key in (*SMALL_BATCH, "n_prototypes")}
-    )
+    assert in_full(said) == dataclasses.replace(in_full(said), **{key: getattr(said, key) for key in (*SMALL, "n_prototypes")})
 
 
 OF_100_EPOCHS = {"warmup": 10, "temperature_warmup": 30, "n_frozen_last": 1}

@@ -7,13 +7,13 @@ import pytest
 import torch
 from made_pretraining import which
 
-from mfcore.config_pretraining import PUBLISHED, SMALL_BATCH
+from mfcore.config_pretraining import PUBLISHED, SMALL
 from mfcore.ssl import collapse
 from mfcore.ssl.collapse import PretrainingError
 
 K = 64
 LOW = {"teacher_temperature": (0.02, 0.02)}
-AS_PUBLISHED = {key: PUBLISHED["dino"][key] for key in (*SMALL_BATCH, "n_prototypes")}
+AS_PUBLISHED = {key: PUBLISHED["dino"][key] for key in (*SMALL, "n_prototypes")}
 LONG = {"n_steps": 10_000, "n_prototypes": K, "batch_size": 64}
 
 
@@ -111,8 +111,8 @@ def test_rankme_that_was_not_measured_is_no_collapse():
         ({**AS_PUBLISHED, "batch_size": 32}, "where targets are uniform, lower teacher_temperature (now [0.04, 0.07]"),
         ({**AS_PUBLISHED, **LOW, "batch_size": 32}, "lower n_prototypes (now 65536; a batch has 64 targets"),
         ({**AS_PUBLISHED, **LOW, "batch_size": 32, "n_prototypes": 64}, "set koleo_weight: 0.1"),
-        ({**SMALL_BATCH, "n_prototypes": 64, "batch_size": 32, "centring": "mean"}, "set centring: sinkhorn_knopp"),
-        ({**SMALL_BATCH, "n_prototypes": 64, "batch_size": 32}, "where few prototypes get all images, raise momentum"),
+        ({**SMALL, "n_prototypes": 64, "batch_size": 32, "centring": "mean"}, "set centring: sinkhorn_knopp"),
+        ({**SMALL, "n_prototypes": 64, "batch_size": 32}, "where few prototypes get all images, raise momentum"),
     ],
 )
 def test_the_remedy_names_first_what_fits_the_settings(changed, first):

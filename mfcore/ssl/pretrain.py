@@ -3,12 +3,13 @@
 A step of its own process is ``python -m mfcore.ssl.pretrain --study FILE --encoder NAME --data FOLDER --results FOLDER``; with
 ``torchrun --nproc-per-node N -m mfcore.ssl.pretrain ...`` N processes, each with a GPU of its own, share every batch.
 
-Batches below 256 patches, of one GPU say, are smaller than those that the published settings were made with, and with these
-the teacher soon gave all images the same target in trials. What a study doesn't say of them is therefore ours
-(`config_pretraining.SMALL_BATCH`): a teacher's temperature of 0.02, which did most, Sinkhorn-Knopp and KoLeo, and as many
-prototypes as a batch has targets. Learning rates are scaled to the batch already. If a teacher collapses all the same, which
-its entropies and RankMe tell (`collapse`), the training stops and says what to change: the temperature where targets are
-uniform, or ``momentum`` towards 0.9995 where a few prototypes get all images (DINO's authors name that for a batch of 256).
+Batches below 256 patches, of one GPU say, and trainings of less than 12,500 steps are smaller than those that the published
+settings were made with, and with these the teacher soon gave all images the same target in trials. What a study doesn't say of
+them is therefore ours (`config_pretraining.SMALL`): a teacher's temperature of 0.02, which did most, Sinkhorn-Knopp and KoLeo,
+and of small batches as many prototypes as a batch has targets. Learning rates are scaled to the batch already. If a teacher
+collapses all the same, which its entropies and RankMe tell (`collapse`), the training stops and says what to change: the
+temperature where targets are uniform, or ``momentum`` towards 0.9995 where a few prototypes get all images (DINO's authors
+name that for a batch of 256).
 """
 
 import argparse
