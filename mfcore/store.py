@@ -5,6 +5,7 @@ of several units of work (a fold at a size) keeps each finished unit, so that a 
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -25,6 +27,7 @@ import pandas as pd
 from mfcore.config import digest
 
 PACKAGES = ("mfcore", "numpy", "pandas", "scikit-learn", "torch", "timm", "openslide-python", "openslide-bin", "snakemake")
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # what such file systems say
 _HOST = platform.node().replace(".", "_")  # processes of several machines may share a folder, and their numbers
 
 
@@ -72,13 +75,14 @@ def write_first(path: str | Path, content: bytes) -> None:
 def alone(folder: str | Path, who: str) -> Iterator[None]:
     """Hold the folder's lock; the system lets it go however the process ends, so none is ever left behind.
 
-    Raises StoreError where another process holds it; ``who`` names what both are, as in "sweep".
+    Raises StoreError where another process holds it; ``who`` names what both are, as in "sweep". Where the file system has no
+    locks, nobody is refused.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     with (Path(folder) / ".lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            _lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise StoreError(f"another {who} is at work on {folder}; wait for it, or stop it") from None
         yield
 
@@ -87,12 +91,21 @@ def alone(folder: str | Path, who: str) -> Iterator[None]:
 def in_turn(folder: str | Path, name: str) -> Iterator[None]:
     """Hold the lock ``name`` of a folder, once whoever holds it lets it go: several processes do the same work one by one.
 
-    The system lets it go however a process ends.
+    The system lets it go however a process ends. Where the file system has no locks, nobody waits.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     with (Path(folder) / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _lock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _lock(file: IO, how: int) -> None:
+    """Lock a file where its file system can; raises BlockingIOError where another has it and ``how`` doesn't wait."""
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
 
 
 def write_json(path: str | Path, content: object) -> None:

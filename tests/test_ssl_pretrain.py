@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,67 @@ def test_a_finished_pretraining_is_not_repeated(done, monkeypatch):
     study, results, run = done
     monkeypatch.setattr(pretrain.loop, "train", None)
     assert pretrain.pretrain(study, "own", "nowhere", results, "cpu").folder == run.folder
+
+
+AT_WORK = """
+import sys, time
+from pathlib import Path
+from mfcore.config import load_study
+from mfcore.ssl import loop, pretrain
+pretrain.N_WATCHED = 8
+def waiting(*_):
+    Path(sys.argv[3]).touch()
+    time.sleep(120)
+loop._Training.run_step = waiting
+pretrain.pretrain(load_study(sys.argv[1]), "own", "nowhere", sys.argv[2], "cpu")
+"""
+
+
+def test_two_processes_are_not_at_work_on_one_pretraining(slides, tmp_path):
+    """The second is refused until the first has ended, if by a kill; and then goes on."""
+    file, begun = tmp_path / "shared.yaml", tmp_path / "begun"
+    file.write_text(YAML.replace("SLIDES", f"{slides}/"), encoding="utf-8")
+    said = [str(file), str(tmp_path), str(begun)]
+    with subprocess.Popen(
+        [sys.executable, "-c", AT_WORK, *said], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as other:
+        until = time.monotonic() + 60
+        while not begun.exists() and other.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        try:
+            with pytest.raises(store.StoreError, match=r"another pretraining is at work on .*pretrain-own-.*; wait for it"):
+                pretrain.pretrain(load_study(file), "own", "nowhere", tmp_path, "cpu")
+        finally:
+            other.kill()
+    assert pretrain.pretrain(load_study(file), "own", "nowhere", tmp_path, "cpu").done
+
+
+def test_one_that_was_finished_meanwhile_is_not_repeated(slides, tmp_path, monkeypatch):
+    """By another process, while this one looked for the lock."""
+    study, original = study_of(slides, n_steps=2), networks.build
+
+    def meanwhile(*given):
+        monkeypatch.setattr(pretrain.networks, "build", original)
+        finished = pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu").record
+        monkeypatch.setattr(pretrain.loop, "train", None)
+        kept.append(finished)
+        return original(*given)
+
+    kept = []
+    monkeypatch.setattr(pretrain.networks, "build", meanwhile)
+    assert pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu").record == kept[0]
+
+
+def test_a_process_with_other_slides_than_the_first_is_refused(slides, tmp_path, monkeypatch):
+    """On a machine of its own, with a copy of the slides that isn't whole."""
+
+    class Second(processes.Ranks):
+        def as_first(self, content):
+            return ("0123abcd", False) if isinstance(content, tuple) else content
+
+    monkeypatch.setattr(processes, "here", lambda: Second(1, 2))
+    with pytest.raises(PretrainingError, match=r"process 1 finds other slides .*; give all machines the same files"):
+        pretrain.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu")
 
 
 POOLS = {"architecture": "resnet10t", "arguments": {}}  # by the running means of what the teacher saw

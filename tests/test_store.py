@@ -1,5 +1,6 @@
 """The store: nothing half-written, nothing taken for done that isn't, nothing read that was made from something else."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -120,6 +121,27 @@ def test_a_kill_in_mid_write_leaves_whole_files_only(tmp_path):
     process.wait()
     table = pd.read_parquet(path)
     assert len(table) == 200000 and table["a"].nunique() == 1
+
+
+def test_one_process_is_alone_until_it_ends_however_it_does(tmp_path):
+    code = "import sys, time; from mfcore import store\nwith store.alone(sys.argv[1], 'sweep'): print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(store.StoreError, match=r"another sweep is at work on .*; wait for it, or stop it"):
+            store.alone(tmp_path, "sweep").__enter__()
+        other.send_signal(signal.SIGKILL)
+    with store.alone(tmp_path, "sweep"):
+        pass
+
+
+@pytest.mark.parametrize("said", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_stops_nobody(tmp_path, monkeypatch, said):
+    def lacking(*_):
+        raise OSError(said, os.strerror(said))
+
+    monkeypatch.setattr(store.fcntl, "flock", lacking)
+    with store.alone(tmp_path, "sweep"), store.in_turn(tmp_path, "name"), store.alone(tmp_path, "sweep"):
+        pass
 
 
 def test_a_record_that_is_no_json_says_what_to_do(tmp_path):

@@ -56,8 +56,8 @@ def pretrain(
     data_folder: where the study's own slides lie, made or fetched where that can be done; not read where the pretraining names
     other ``slides``. device: as for `encoders.choose_device`. n_workers: threads that read patches, each process of a torchrun
     its own. ``watch`` is called with the history so far when it has a new line. Raises ConfigError, LabelError, PatchingError
-    (no slide can be read), EncoderError (the network, or the encoder to start from) and PretrainingError (diverged, collapsed,
-    or not to be shared by so many processes).
+    (no slide can be read), EncoderError (the network, or the encoder to start from), StoreError (another process is at work on
+    the run) and PretrainingError (diverged, collapsed, or not to be shared by so many processes).
     """
     which, ranks = in_full(study.pretrained(name)), processes.here()
     if not which.slides and ranks.is_first:
@@ -69,13 +69,38 @@ def pretrain(
     if start is not None:
         inputs["start"] = digest(start.identity())
     run = store.open_run(results, pretrained.STAGE, name, pretrained.config_of(study, name), inputs)
-    if ranks.as_first(run.done):
+    key, done = ranks.as_first((run.key, run.done))
+    if key != run.key:
+        raise PretrainingError(
+            f"pretraining[{name}]: process {ranks.rank} finds other slides or another start than the first does; give all "
+            "machines the same files"
+        )
+    if not done:
+        where = encoders.choose_device(device)
+        pair = networks.build(which, study, results)
+        with store.alone(run.folder, "pretraining") if ranks.is_first else contextlib.nullcontext():
+            if not ranks.as_first(run.done):  # while this one looked, another may have finished it
+                _train(study, which, pair, slides, run, where, n_workers, watch)
+    if ranks.is_first:
         _clear(run)
-        return run
+    ranks.as_first(None)  # the others wait until the run is finished
+    return run
+
+
+def _train(
+    study: Study,
+    which: Pretraining,
+    pair: networks.Networks,
+    slides: list[patching.SlideFile],
+    run: store.Run,
+    device: torch.device,
+    n_workers: int,
+    watch: Callable[[pd.DataFrame], None] | None,
+) -> None:
+    """Train from where the run stands, and close it."""
+    ranks = processes.here()
     if ranks.is_first and (outlook := collapse.outlook(which)):
         log.warning(outlook)
-    where = encoders.choose_device(device)
-    pair = networks.build(which, study, results)
     kept = patching.Kept(run.path(patching.KEPT), ranks.is_first)
     with contextlib.closing(patching.Source(slides, which.patches, which.seed, kept=kept)) as source:
         if which.patches.uniform_over == "tissue":
@@ -83,14 +108,11 @@ def pretrain(
         task = _task(study, which, pair, source, n_workers, run.folder)
         n_patches = which.n_steps * which.batch_size
         tell = None if watch is None else lambda history: watch(pd.DataFrame(history))
-        with tqdm(total=n_patches, desc=f"pretrain {name}", unit="patch", disable=not ranks.is_first) as progress:
-            history = loop.train(task, pair, run.folder, where, after_line=tell, progress=progress)
+        title = f"pretrain {which.name}"
+        with tqdm(total=n_patches, desc=title, unit="patch", disable=not ranks.is_first) as progress:
+            history = loop.train(task, pair, run.folder, device, after_line=tell, progress=progress)
         if ranks.is_first:
-            _finish(run, which, pair, history, where, source)
-    if ranks.is_first:
-        _clear(run)
-    ranks.as_first(None)  # the others wait until the run is finished
-    return run
+            _finish(run, which, pair, history, device, source)
 
 
 def _task(
