@@ -96,8 +96,8 @@ def here() -> Ranks:
 def joined(device: str) -> Iterator[str]:
     """Join the processes that torchrun started, if it did; yields the name of this one's device.
 
-    ``device`` as for `encoders.choose_device`; "auto" and "cuda" give each process a GPU of its own. Raises EncoderError where
-    there are more processes than GPUs.
+    ``device`` as for `encoders.choose_device`; "auto" and "cuda" give each process a GPU of its own. After an error the
+    process should end, and torchrun ends the others. Raises EncoderError where there are more processes than GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
@@ -108,7 +108,5 @@ def joined(device: str) -> Iterator[str]:
     else:
         device = encoders.choose_device(device).type
     distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    try:
-        yield device
-    finally:
-        distributed.destroy_process_group()
+    yield device
+    distributed.destroy_process_group()  # not after an error: NCCL would wait for processes that wait for this one

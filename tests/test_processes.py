@@ -1,5 +1,6 @@
 """Several processes: shares that make the batch, and torchrun's result that is one process's."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -72,6 +73,19 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(encoders.EncoderError, match="device 'cuda:99' can't be used"), processes.joined("auto"):
         pass
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_process_that_fails_does_not_wait_for_the_others(fails, monkeypatch):
+    """They may be in a collective that it will never reach, and NCCL takes its processes apart together."""
+    ended = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: ended.append(True))
+    with contextlib.suppress(KeyError), processes.joined("cpu"):
+        if fails:
+            raise KeyError("what one process alone meets")
+    assert bool(ended) == (not fails)
 
 
 def test_two_processes_train_as_one(tmp_path):
