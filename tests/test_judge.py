@@ -1,8 +1,10 @@
 """Judging encoders by linear heads: the heads against independent code, the protocol, kills, and what is refused."""
 
 import dataclasses
+import time
 import tracemalloc
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import made_tasks
 import numpy as np
@@ -291,6 +293,24 @@ def test_shards_are_put_together_in_order_one_at_a_time_and_leave_nothing(tmp_pa
     features = judge_features.features_of(run, data, card, "cpu", None)
     assert (features == np.arange(n)[:, None]).all() and features.shape == (n, 1000)
     assert not list(run.path("units").glob("*"))
+
+
+def test_of_two_that_need_the_same_features_one_makes_them(made, tmp_path, monkeypatch):
+    """Two processes on one task by mistake, or two tasks of the same images: neither takes the other's shards away."""
+    embedded, original = [], judge_features._batch
+
+    def slowly(data, encoder, rows, size_px):
+        embedded.extend(rows)
+        time.sleep(0.02)
+        return original(data, encoder, rows, size_px)
+
+    monkeypatch.setattr(judge_features, "_batch", slowly)
+    monkeypatch.setattr(judge_features, "SHARD", 32)
+    runs = [store.open_run(tmp_path, "judge", name, {"protocol": {"size_px": None}, "card": {}}, {}) for name in "xxy"]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda run: judge_features.features_of(run, made, tiny_card(), "cpu", None), runs))
+    assert embedded == list(range(len(made)))
+    assert all(np.array_equal(features, found[0]) for features in found) and found[0].any(axis=1).all()
 
 
 def test_few_shots_are_drawn_anew_each_run_and_are_the_same_for_every_encoder(made, tmp_path, monkeypatch):
