@@ -362,6 +362,25 @@ def test_too_little_memory_is_said_with_what_to_lower(tmp_path, monkeypatch):
         train(which(), tmp_path)
 
 
+def test_too_little_memory_for_the_network_is_said_too(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(networks.Student, "to", full)
+    with pytest.raises(PretrainingError, match="cpu has too little memory"):
+        train(which(), tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", "of another version"])
+def test_a_checkpoint_that_cant_be_read_is_said_with_what_to_do(tmp_path, content):
+    if isinstance(content, bytes):
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+    else:
+        torch.save({"n_done": 3}, tmp_path / "checkpoint.pt")
+    with pytest.raises(PretrainingError, match=r"checkpoint\.pt: can't be gone on from .*; remove it to begin anew"):
+        train(which(), tmp_path)
+
+
 def test_training_leaves_the_callers_draws_alone(tmp_path):
     torch.manual_seed(3)
     expected = torch.rand(2)

@@ -69,8 +69,9 @@ def train(
     Raises PretrainingError where a batch can't be shared, where the loss isn't finite, where the teacher collapsed
     (`collapse.check`), and where a GPU's memory is too small.
     """
-    training = _Training(task, pair, folder, device, checkpoint_seconds)
-    training.resume()
+    with _memory(task.which, device):
+        training = _Training(task, pair, folder, device, checkpoint_seconds)
+        training.resume()
     progress = tqdm(disable=True) if progress is None else progress
     progress.initial = progress.n = progress.last_print_n = training.n_done * task.which.batch_size
     progress.refresh()
@@ -80,7 +81,7 @@ def train(
     batches = task.batches(training.n_done * task.which.batch_size, to_do)
     own_gpu = [device] if device.type == "cuda" else []
     try:
-        with contextlib.closing(batches), torch.random.fork_rng(devices=own_gpu):
+        with _memory(task.which, device), contextlib.closing(batches), torch.random.fork_rng(devices=own_gpu):
             for batch in batches:
                 line = training.run_step(batch)
                 progress.update(task.which.batch_size)
@@ -91,15 +92,22 @@ def train(
                 if training.n_done in task.snapshots and training.ranks.is_first:
                     task.export(training.n_done)
                 training.save_in_time()
-    except torch.OutOfMemoryError as error:
-        raise PretrainingError(
-            f"pretraining[{task.which.name}]: {device} has too little memory for batches of {task.which.batch_size} over "
-            f"{training.ranks.n} processes; lower batch_size or crops.n_local, or start more processes "
-            f"({str(error).splitlines()[0][:200]})"
-        ) from error
     finally:
         training.write_tables()
     return training.history
+
+
+@contextlib.contextmanager
+def _memory(which: Pretraining, device: torch.device) -> Iterator[None]:
+    """Say what to change where a GPU's memory is too small for what is done."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise PretrainingError(
+            f"pretraining[{which.name}]: {device} has too little memory for batches of {which.batch_size} over "
+            f"{processes.here().n} processes; lower batch_size or crops.n_local, or start more processes "
+            f"({str(error).splitlines()[0][:200]})"
+        ) from error
 
 
 class _Training:
@@ -297,14 +305,22 @@ class _Training:
         self.saving_seconds = self.saved - begun
 
     def resume(self) -> None:
-        """Go back to the checkpoint, where there is one."""
+        """Go back to the checkpoint, where there is one; raises PretrainingError where that can't be read."""
         if not self.ranks.as_first(self.checkpoint.is_file()):
             return
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        for name in ("student", "teacher", "optimizer", "centres"):
-            getattr(self, name).load_state_dict(state[name])
-        for name in ("n_done", "history", "sums", "mean_target", "seconds"):
-            setattr(self, name, state[name])
+        try:
+            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            for name in ("student", "teacher", "optimizer", "centres"):
+                getattr(self, name).load_state_dict(state[name])
+            for name in ("n_done", "history", "sums", "mean_target", "seconds"):
+                setattr(self, name, state[name])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a damaged file, or one of another version, leads its reader to
+            what = " ".join(str(error).split())[:200]
+            raise PretrainingError(
+                f"{self.checkpoint}: can't be gone on from ({type(error).__name__}: {what}); remove it to begin anew"
+            ) from error
         table = self.folder / "drawn.parquet"
         if table.is_file():
             drawn = pd.read_parquet(table)
