@@ -18,6 +18,8 @@ from mfcore.config_pretraining import Crops, OnlinePatches
 from mfcore.encoders import EncoderError
 from mfcore.ssl import networks
 
+HYBRID = {"architecture": "vit_tiny_r_s16_p8_224", "arguments": {"depth": 1}}  # convolutions before the patches
+
 
 def images(*shape):
     return torch.from_numpy(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
@@ -165,6 +167,9 @@ def test_a_starts_position_embedding_is_resized_to_the_crops(tmp_path):
         ),
         ({"arguments": {**VIT, "class_token": False, "reg_tokens": 4, "global_pool": "avg"}}, "with a class token"),
         ({"arguments": {**VIT, "global_pool": "avg"}}, r"pools 'avg'.* say global_pool: token in arguments"),
+        ({"architecture": "deit_tiny_distilled_patch16_224"}, "two tokens for the image.*; name one without distillation"),
+        ({**HYBRID, **DINOV2}, "no token for each patch.* say ibot_weight: 0"),
+        (HYBRID, "crops.local_px: vit_tiny_r_s16_p8_224 doesn't pool images of 16 px"),
     ],
 )
 def test_what_cannot_be_is_refused(changed, message):

@@ -220,6 +220,11 @@ def _as_other(which: Pretraining, encoder: nn.Module) -> nn.Module:
             f"{place}.{key}: {getattr(which, key)} is for ViTs, by their tokens and blocks, and {which.architecture} is none; "
             "name one of timm's ViTs in architecture, or pretrain by method: dino with its own defaults"
         )
+    return _tried(which, encoder)
+
+
+def _tried(which: Pretraining, encoder: nn.Module) -> nn.Module:
+    """A network that gives an embedding for crops of both sizes; raises EncoderError for one that doesn't."""
     for key in ("global_px", "local_px") if which.crops.n_local else ("global_px",):
         side_px = getattr(which.crops, key)
         try:
@@ -231,8 +236,8 @@ def _as_other(which: Pretraining, encoder: nn.Module) -> nn.Module:
             why = f", but gives {shape}"
         if len(shape) != 2:
             raise EncoderError(
-                f"{place}.crops.{key}: {which.architecture} doesn't pool images of {side_px} px into an embedding{why}; "
-                "name one of timm's ViTs or convolutional networks in architecture"
+                f"pretraining[{which.name}].crops.{key}: {which.architecture} doesn't pool images of {side_px} px into an "
+                f"embedding{why}; name one of timm's ViTs or convolutional networks in architecture"
             )
     return encoder.train()
 
@@ -249,12 +254,24 @@ def _as_vit(which: Pretraining, vit: nn.Module, drop_path: float) -> nn.Module:
             f"{place}: {which.architecture} pools {vit.global_pool!r}, and so never normalises the class token that DINO "
             "learns by; say global_pool: token in arguments"
         )
+    if hasattr(vit, "dist_token"):
+        raise EncoderError(
+            f"{place}.architecture: {which.architecture} has two tokens for the image, and an encoder is used by one; name "
+            "one without distillation"
+        )
     patch_px = vit.patch_embed.patch_size[0]
     for key in ("global_px", "local_px"):
         if getattr(which.crops, key) % patch_px and (key == "global_px" or which.crops.n_local):
             raise EncoderError(
                 f"{place}.crops.{key}: {getattr(which.crops, key)} is no multiple of the ViT's patches of {patch_px} px"
             )
+    if vit.patch_embed.grid_size != (which.crops.global_px // patch_px,) * 2:  # convolutions come first
+        if which.ibot_weight:
+            raise EncoderError(
+                f"{place}.architecture: {which.architecture} has no token for each patch, which iBOT's masks need; name one of "
+                "timm's ViTs without convolutions, or say ibot_weight: 0"
+            )
+        vit = _tried(which, vit)
     if which.method == "dinov2" and drop_path:  # as its authors have it: the same in every block
         for block in vit.blocks:
             block.drop_path1, block.drop_path2 = (timm.layers.DropPath(drop_path) for _ in range(2))

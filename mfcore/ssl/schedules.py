@@ -12,7 +12,7 @@ import numpy as np
 from mfcore.config_pretraining import Pretraining, in_full
 
 PATCH_EMBEDDING = {"dino": 1.0, "dinov2": 0.2}  # factor of its learning rate: the authors' configurations
-BEFORE_BLOCKS = ("patch_embed", "pos_embed", "cls_token", "reg_token", "dist_token", "mask_token", "norm_pre")
+BEFORE_BLOCKS = ("patch_embed", "pos_embed", "cls_token", "reg_token", "mask_token", "norm_pre")
 
 
 @dataclass(frozen=True)
