@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from mfcore.config import Pretraining
-from mfcore.config_pretraining import PUBLISHED_BATCH
+from mfcore.config_pretraining import PUBLISHED_BATCH, PUBLISHED_STEPS
 
 MEMORY = 0.95  # of the running mean of targets: about the last twenty batches
 LEAST_INFORMATION = 0.01  # of log K, below which targets are taken to be the same for all images
@@ -21,7 +21,6 @@ LEAST_RANKME = 1.1  # 1 is a line; RankMe is not centred, so that a common mean 
 GRACE = 0.15, 1000  # share of the steps before a training is stopped, and at least so many
 FEW_TARGETS = 65_536 // (2 * PUBLISHED_BATCH)  # prototypes for one target of a batch, beyond which a collapse is likely
 LOW_TEMPERATURE = 0.02  # of the teacher; lower ones make targets of one prototype each
-SHORT = 1000  # steps; after 150 of batches of 256, with the settings as published, targets still were uniform (benchmarks)
 PATIENCE = 0.05, 100  # share of the steps that it may last, and at least so many: a collapse doesn't pass
 
 
@@ -78,10 +77,10 @@ def _kind(line: dict, which: Pretraining) -> str:
 
 
 def outlook(which: Pretraining) -> str:
-    """What to know before a pretraining that is small for its settings, in batches or steps, in words; "" for any other.
+    """What to know before a pretraining that is small for what its study says of it, in words; "" for any other.
 
-    Published settings are for batches of PUBLISHED_BATCH and more, in which 65,536 prototypes have a target for FEW_TARGETS.
-    which: as `in_full`.
+    Its defaults fit its size (`config_pretraining.defaults`). Published settings are for batches of PUBLISHED_BATCH and more,
+    in which 65,536 prototypes have a target for FEW_TARGETS, and for PUBLISHED_STEPS and more. which: as `in_full`.
     """
     n_targets, small = 2 * which.batch_size, []
     if which.n_prototypes > FEW_TARGETS * n_targets:
@@ -89,10 +88,12 @@ def outlook(which: Pretraining) -> str:
             f"{which.batch_size} patches a batch are {n_targets} targets for {which.n_prototypes} prototypes; settings as "
             "published are for batches of hundreds, and with small ones a teacher may stay or become uniform"
         )
-    if which.n_steps < SHORT and which.teacher_temperature[0] > LOW_TEMPERATURE:
+    is_small = which.batch_size < PUBLISHED_BATCH or which.n_steps < PUBLISHED_STEPS
+    if is_small and which.teacher_temperature[0] > LOW_TEMPERATURE:
         small.append(
-            f"{which.n_steps} steps are few for a teacher's temperature of {which.teacher_temperature[0]:g}; settings as "
-            "published are for a hundred epochs, and in a short trial a teacher may still be uniform at the end"
+            f"{which.n_steps} steps of {which.batch_size} patches are few for a teacher's temperature of "
+            f"{which.teacher_temperature[0]:g}; with the published ones targets were uniform in trials of less than "
+            f"{PUBLISHED_BATCH} patches, and of few steps"
         )
     return f"pretraining[{which.name}]: {'; '.join(small)}. {remedy(which)}" if small else ""
 
