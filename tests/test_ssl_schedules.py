@@ -9,7 +9,7 @@ import pytest
 from mfcore.config_pretraining import Pretraining, in_full
 from mfcore.ssl import schedules
 
-DINO = Pretraining("a", method="dino", n_steps=1000, batch_size=512)
+DINO = Pretraining("a", method="dino", n_steps=1000, batch_size=512, teacher_temperature=(0.04, 0.07))
 DINOV2 = dataclasses.replace(DINO, method="dinov2")
 
 

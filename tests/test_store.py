@@ -124,7 +124,9 @@ def test_a_kill_in_mid_write_leaves_whole_files_only(tmp_path):
 
 
 def test_one_process_is_alone_until_it_ends_however_it_does(tmp_path):
-    code = "import sys, time; from mfcore import store\nwith store.alone(sys.argv[1], 'sweep'): print(flush=True); time.sleep(60)"
+    code = (
+        "import sys, time; from mfcore.store import alone\nwith alone(sys.argv[1], 'sweep'): print(flush=True); time.sleep(60)"
+    )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         with pytest.raises(store.StoreError, match=r"another sweep is at work on .*; wait for it, or stop it"):
