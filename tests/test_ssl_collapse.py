@@ -57,6 +57,11 @@ def test_a_hundredth_of_what_targets_could_tell_is_the_least(share, collapsed):
     assert bool(collapse.state(history, which(**LONG))) == collapsed
 
 
+@pytest.mark.parametrize(("target", "collapsed"), [(2.0, False), (2.99, True)])
+def test_a_mean_that_trails_behind_targets_that_spread_tells_no_collapse(target, collapsed):
+    assert bool(collapse.state(lines(20, 3.0, target), which(**LONG))) == collapsed
+
+
 @pytest.mark.parametrize(("rankme", "collapsed"), [(1.05, True), (1.3, False)])
 def test_embeddings_of_hardly_more_than_a_direction_are_collapsed(rankme, collapsed):
     assert bool(collapse.state(lines(100, 1.0, 3.0, rankme), which(**LONG))) == collapsed

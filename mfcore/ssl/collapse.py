@@ -57,10 +57,13 @@ def check(history: Sequence[dict], which: Pretraining) -> None:
 
 
 def state(lines: Sequence[dict], which: Pretraining) -> str:
-    """In words how the teacher collapsed, if in each of some lines of the history it is so; "" where it isn't."""
+    """In words how the teacher collapsed, if in each of some lines of the history it is so; "" where it isn't.
+
+    A mean of entropy well below that of single targets is of earlier ones, which were sharper, and tells nothing of these.
+    """
     least = LEAST_INFORMATION * math.log(which.n_prototypes)
     ranks = [line["rankme"] for line in lines if line["rankme"] is not None]
-    if all(line["target_entropy"] - line["teacher_entropy"] < least for line in lines):
+    if all(abs(line["target_entropy"] - line["teacher_entropy"]) < least for line in lines):
         return _kind(lines[-1], which)
     if ranks and max(ranks) < LEAST_RANKME:
         return f"embeddings lie on a line (RankMe {ranks[-1]:.2f})"
