@@ -42,9 +42,9 @@ def embedding(study: Study, table: pd.DataFrame, encoder: str) -> str:
     share = table["share1"].iloc[0] + table["share2"].iloc[0]
     between = {column: _share_between(table, column) for column in ("domain", "label")}
     return (
-        f"**Embeddings of {encoder}.** First two principal components, {share:.0%} of the variance ({of_what(study)}, "
-        f"n = {len(table):,}). In this plane the domain explains {between['domain']:.0%} of the variance, the class "
-        f"{between['label']:.1%}."
+        f"**Embeddings of {encoder}.** First two principal components, {100 * share:.0f} % of the variance ({of_what(study)}, "
+        f"n = {len(table):,}). In this plane the domain explains {100 * between['domain']:.0f} % of the variance, the class "
+        f"{100 * between['label']:.1f} %."
     )
 
 
@@ -94,10 +94,10 @@ def data_scaling(
     full, least = table[table["size"] == table["size"].max()], table[table["size"] == table["size"].min()]
     best, first = full.loc[full["auroc"].idxmax()], least.loc[least["auroc"].idxmax()]
     over = (
-        f"{interval.level:.0%} interval [{interval.low:.2f}, {interval.high:.2f}] over the {interval.n} slides tested "
+        f"{100 * interval.level:.0f} % interval [{interval.low:.2f}, {interval.high:.2f}] over the {interval.n} slides tested "
         "(bootstrap of slides)"
         if math.isfinite(interval.low)
-        else f"no {interval.level:.0%} interval over the {interval.n} slides tested, which are too few"
+        else f"no {100 * interval.level:.0f} % interval over the {interval.n} slides tested, which are too few"
     )
     shared = "the same for every arm" if study.switches.shared_splits else "networks and probes on folds of their own"
     return (
@@ -172,7 +172,7 @@ def _people(study: Study, human: pd.DataFrame | None, agreement: pd.DataFrame | 
         return ""
     total = human[human["domain"] == compare.ALL].iloc[0]
     text = (
-        f" Dashed: one rater against another, balanced accuracy {with_interval(line)} ({line.level:.0%} bootstrap of "
+        f" Dashed: one rater against another, balanced accuracy {with_interval(line)} ({100 * line.level:.0f} % bootstrap of "
         f"{line.n} slides, shaded) on {total['n']:,} annotations, {whose(study)}."
     )
     if upper := raters.against_consensus(human):
@@ -216,9 +216,9 @@ def raters_table(study: Study, human: pd.DataFrame) -> str:
     return (
         f"**Raters.** One rater against another, {whose(study)} ({of_what(study)}): {parts} on {total['n']:,} annotations, in "
         f"brackets 95 % intervals (bootstrap of {total['n_slides']} slides). Compared are the {n_raters} raters who saw them "
-        f"all; {total['third_share']:.1%} have a third vote, {total['contested_share']:.1%} are contested. Against the "
-        "consensus raters are flattered, as they voted for it. A rater is a position in the list of votes, which need not be "
-        "one person throughout: differences between positions are no differences between people."
+        f"all; {100 * total['third_share']:.1f} % have a third vote, {100 * total['contested_share']:.1f} % are contested. "
+        "Against the consensus raters are flattered, as they voted for it. A rater is a position in the list of votes, which "
+        "need not be one person throughout: differences between positions are no differences between people."
     )
 
 
@@ -254,7 +254,8 @@ def inflation(study: Study, table: pd.DataFrame) -> str:
     full = table[table["size"] == table["size"].max()].set_index("scheme")
     parts = [
         f"{splits_audit.scheme_title(scheme)} {compare.plus_minus(row['auroc'], row['auroc_sd'])} "
-        f"({row['n_train']:,.0f} training patches, {row['test_overlapping_train']:.0%} of test patches share pixels with them)"
+        f"({row['n_train']:,.0f} training patches, {100 * row['test_overlapping_train']:.0f} % of test patches share pixels "
+        "with them)"
         for scheme, row in full.iterrows()
     ]
     return (

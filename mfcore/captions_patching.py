@@ -20,7 +20,8 @@ def places(study: Study, settings: OnlinePatches, drawn: pd.DataFrame, slides: p
         f"**Where patches are drawn** ({of_what(study)}). Left: slide {slide_id}, its tissue outlined where glass borders on "
         f"it, and the {n_here} patches drawn there. Right: how many of {len(drawn):,} draws "
         f"fell on each of {len(whole)} slides, {mm2:.3g} mm² of tissue. Patches of {settings.size_px} px hold "
-        f"{drawn['tissue'].min():.0%} tissue or more ({settings.min_tissue:.0%} asked), uniform over {settings.uniform_over}; "
+        f"{100 * drawn['tissue'].min():.0f} % tissue or more ({100 * settings.min_tissue:.0f} % asked), uniform over "
+        f"{settings.uniform_over}; "
         f"{against(drawn, whole)}.{failed}"
     )
 
@@ -50,7 +51,7 @@ def slides_table(slides: pd.DataFrame) -> pd.DataFrame:
     failed = slides[slides["failure"] != ""]
     rows = [
         ("slides", f"{len(slides)}"),
-        ("tissue", f"{slides['tissue_mm2'].sum():.3g} mm², {slides['tissue_share'].mean():.0%} of a slide on average"),
+        ("tissue", f"{slides['tissue_mm2'].sum():.3g} mm², {100 * slides['tissue_share'].mean():.0f} % of a slide on average"),
         ("kept of a slide", f"{slides['bytes'].mean():,.0f} bytes on average, {slides['bytes'].max():,} at most"),
         *(
             (f"{'failed in part' if row.tissue_mm2 else 'left out'}: {row.slide_id}", row.failure)

@@ -72,7 +72,7 @@ def history(study: Study, table: pd.DataFrame, name: str) -> str:
 def crops(study: Study, name: str) -> str:
     """Caption of the crops."""
     which = in_full(study.pretrained(name))
-    low, high = (f"{share:.0%}" for share in which.crops.global_scale)
+    low, high = (f"{100 * share:.0f} %" for share in which.crops.global_scale)
     resolutions = " or ".join(f"{value:g}" for value in sorted(set(which.patches.um_per_px)))
     text = (
         f"**What {name} is shown.** Patches of {which.patches.size_px} px at {resolutions} µm/px, drawn online "
@@ -80,5 +80,5 @@ def crops(study: Study, name: str) -> str:
     )
     if not which.crops.n_local:
         return f"{text}, and so does the student."
-    low, high = (f"{share:.0%}" for share in which.crops.local_scale)
+    low, high = (f"{100 * share:.0f} %" for share in which.crops.local_scale)
     return f"{text}, the student these and {which.crops.n_local} local ones ({low} to {high})."

@@ -28,7 +28,7 @@ _KAIKO = {
     "um_per_px": (0.25, 0.5, 1.0, 2.0),
     "evidence": "magnification",
     "licence": "Kaiko Non-Commercial v1",
-    "facts": "kaiko-ai/towards_large_pathology_fms; 40x, 20x, 10x and 5x, taken as 0.25 to 2 um/px; weights from the mirror, "
+    "facts": "kaiko-ai/towards_large_pathology_fms; 40x, 20x, 10x and 5x, taken as 0.25 to 2 µm/px; weights from the mirror, "
     "whose own config gives the mean and std of timm's default instead of kaiko's 0.5",
 }
 
@@ -61,7 +61,7 @@ PATHOLOGY = (
         evidence="stated",
         licence="Apache-2.0, research use by the model card",
         gated=True,
-        facts="model card: resize 256, crop 224; um/px: paper (doi 10.1038/s41586-024-07441-w)",
+        facts="model card: resize 256, crop 224; µm/px: paper (doi 10.1038/s41586-024-07441-w)",
         **_IMAGENET,
     ),
     EncoderCard(
@@ -78,7 +78,7 @@ PATHOLOGY = (
         precision="float16",
         licence="Apache-2.0",
         gated=True,
-        facts="model card: own mean and std, 0.5 um/px, float16 autocast",
+        facts="model card: own mean and std, 0.5 µm/px, float16 autocast",
         **_OPTIMUS,
     ),
     EncoderCard(
@@ -130,7 +130,7 @@ PATHOLOGY = (
         evidence="magnification",
         licence=_NC_ND,
         gated=True,
-        facts="model card: resize to 224, no crop; 20x, taken as 0.5 um/px",
+        facts="model card: resize to 224, no crop; 20x, taken as 0.5 µm/px",
         **_IMAGENET,
     ),
     EncoderCard(
@@ -146,7 +146,7 @@ PATHOLOGY = (
         um_per_px=(0.5,),
         evidence="stated",
         licence="Owkin non-commercial",
-        facts="preprocessor_config.json and the defaults of ViTImageProcessor and ViTConfig; um/px: owkin/HistoSSLscaling",
+        facts="preprocessor_config.json and the defaults of ViTImageProcessor and ViTConfig; µm/px: owkin/HistoSSLscaling",
         **_IMAGENET,
     ),
     # ---- newer ones ----
@@ -181,7 +181,7 @@ PATHOLOGY = (
         precision="float16",
         licence=_NC_ND,
         gated=True,
-        facts="model card; 20x, taken as 0.5 um/px",
+        facts="model card; 20x, taken as 0.5 µm/px",
         **_OPTIMUS,
     ),
     EncoderCard(
@@ -198,7 +198,7 @@ PATHOLOGY = (
         evidence="convention",
         licence=_NC_ND,
         gated=True,
-        facts="model card; 0.5 um/px by convention",
+        facts="model card; 0.5 µm/px by convention",
         **_IMAGENET,
     ),
     EncoderCard(
@@ -213,7 +213,7 @@ PATHOLOGY = (
         um_per_px=(0.5,),
         evidence="stated",
         licence="Owkin non-commercial",
-        facts="preprocessor_config.json; um/px: arXiv 2409.09173",
+        facts="preprocessor_config.json; µm/px: arXiv 2409.09173",
         **_IMAGENET,
     ),
     EncoderCard(

@@ -92,20 +92,20 @@ def _less_than_other(material: Material) -> Finding:
 
 
 def _resolution(material: Material) -> Finding:
-    """Level 0 of every slide, in um/px: the released code reads it as it is."""
+    """Level 0 of every slide, in µm/px: the released code reads it as it is."""
     if material.labels is None or material.labels["um_per_px"].isna().any():
         return NO_LABELS
     slides = material.labels.groupby("slide_id")["um_per_px"].first()
     away = (slides / 0.25 - 1).abs()
     n_near = int((away <= 0.01).sum())
-    text = f"level 0 is at {slides.min():.4f} to {slides.max():.4f} um/px; {n_near} of {len(slides)} slides within 1 % of 0.25"
+    text = f"level 0 is at {slides.min():.4f} to {slides.max():.4f} µm/px; {n_near} of {len(slides)} slides within 1 % of 0.25"
     study = material.study
     said = study.data.um_per_px is not None or study.data.um_per_px_by_scanner
-    why = "where a slide doesn't state its um/px, the study's word is taken; " if said else ""
+    why = "where a slide doesn't state its µm/px, the study's word is taken; " if said else ""
     resampled = study.switches.resolution == "target" and study.data.source != "amibr"
-    why += f"this study resamples to {study.patches.um_per_px} um/px" if resampled else "this study reads patches as scanned"
+    why += f"this study resamples to {study.patches.um_per_px} µm/px" if resampled else "this study reads patches as scanned"
     outcome = REPRODUCED if n_near == len(slides) else NOT_REPRODUCED
-    barred = "its patches don't state their um/px: 0.25 is taken for them" if study.data.source == "amibr" else ""
+    barred = "its patches don't state their µm/px: 0.25 is taken for them" if study.data.source == "amibr" else ""
     worst = slides.loc[away.idxmax()]
     return Finding(text, outcome, float(worst - 0.25), why, barred)
 
@@ -154,7 +154,7 @@ def size_of(card: EncoderCard, printed: str, kind: str = "") -> Finding:
     outcome = REPRODUCED if abs(nearest - expected) <= unit and is_type else NOT_REPRODUCED
     why = "" if is_type else f"not a {kind}"
     if is_type and outcome == NOT_REPRODUCED:
-        why = f"the built network is {nearest / expected - 1:+.1%} from the printed size, without classifier"
+        why = f"the built network is {100 * (nearest / expected - 1):+.1f} % from the printed size, without classifier"
     return Finding(f"{card.architecture}: {said}", outcome, float(nearest - expected), why)
 
 
@@ -317,8 +317,8 @@ CLAIMS = [
     Claim(
         "at a resolution of 0.25 microns per pixel",
         "section 3",
-        "um/px of every slide at level 0, which the released code reads as it is",
-        "0.25 um/px",
+        "resolution of every slide at level 0, in µm/px, which the released code reads as it is",
+        "0.25 µm/px",
         "± 1 % for every slide",
         _resolution,
         (MIDOG22, CCMCT),

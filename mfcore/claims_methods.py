@@ -107,7 +107,7 @@ def _share(material: Material, found: float, expected: float, tolerance: float, 
     outcome = REPRODUCED if abs(found - expected) <= tolerance else NOT_REPRODUCED
     by_slide = material.study.switches.split_by not in ("annotation", "annotation_buffered")
     said = "whole slides are drawn here, so that shares of annotations vary" if by_slide else ""
-    return Finding(f"{found:.1%}", outcome, found - expected, "; ".join(part for part in (said, why) if part))
+    return Finding(f"{100 * found:.1f} %", outcome, found - expected, "; ".join(part for part in (said, why) if part))
 
 
 def _full(material: Material) -> pd.DataFrame:
@@ -119,7 +119,8 @@ def _test_share(material: Material) -> Finding:
     if material.labels is None or full.empty:
         return Finding("nothing measured", barred="no label table, or no scores, in the results")
     per_fold = full.groupby("fold")["n_test"].first() / len(material.labels)
-    return _share(material, float(per_fold.mean()), 0.2, 0.02, f"folds from {per_fold.min():.1%} to {per_fold.max():.1%}")
+    why = f"folds from {100 * per_fold.min():.1f} % to {100 * per_fold.max():.1f} %"
+    return _share(material, float(per_fold.mean()), 0.2, 0.02, why)
 
 
 def _val_share(material: Material) -> Finding:
@@ -142,7 +143,7 @@ def _percentages(material: Material) -> Finding:
     share = float(full["n_train"].mean() / len(material.labels))
     outcome = REPRODUCED if share > 0.98 else NOT_REPRODUCED
     why = "what tests and validates can't train: of 100 %, 80 % of 80 % are left, here as in the released code"
-    return Finding(f"{share:.1%} of the annotations train at 100 %", outcome, share - 1, why)
+    return Finding(f"{100 * share:.1f} % of the annotations train at 100 %", outcome, share - 1, why)
 
 
 def _in_domain_share(material: Material) -> Finding:
@@ -151,7 +152,7 @@ def _in_domain_share(material: Material) -> Finding:
         return Finding("nothing measured", barred="no label table, or no cross-domain fits, in the results")
     n = own["domain"].map(material.labels["domain"].value_counts())
     shares = (own["n_test"] / n).groupby(own["domain"]).mean()
-    why = f"domains from {shares.min():.1%} to {shares.max():.1%}"
+    why = f"domains from {100 * shares.min():.1f} % to {100 * shares.max():.1f} %"
     return _share(material, float(shares.mean()), 0.2, 0.03, why)
 
 

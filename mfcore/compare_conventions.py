@@ -13,6 +13,7 @@ from mfcore.conventions import CONVENTIONS
 from mfcore.statistics import paired_difference
 
 AUTHORS = "the authors' card"
+SIDES = {"resize_px": "resized to {} px", "crop_px": "cropped to {} px"}
 
 
 def table(study: Study, results: str | Path) -> pd.DataFrame:
@@ -62,9 +63,6 @@ def embeds_otherwise(study: Study, results: Path) -> str:
     return "" if here == _by_authors(study, results).name else here
 
 
-SIDES = {"resize_px": "resized to {} px", "crop_px": "cropped to {} px"}
-
-
 def differs(own: EncoderCard, other: EncoderCard) -> str:
     """In words, in what of what decides an embedding ``other`` differs from ``own``; empty where in nothing."""
     left, right = own.identity(), other.identity()
@@ -78,7 +76,7 @@ def wide(rows: pd.DataFrame) -> pd.DataFrame:
     shown = rows[["library", "departs", "n_dims"]].copy()
     shown["departs"] = shown["departs"].where(shown["departs"] != "", "in nothing")
     for name in ("distance_median", "distance_max"):
-        shown[name] = [f"{value:.1%}" if np.isfinite(value) else "–" for value in rows[name]]
+        shown[name] = [f"{100 * value:.1f} %" if np.isfinite(value) else "–" for value in rows[name]]
     for name, title in (("auroc", "AUROC"), ("balanced_accuracy", "balanced_accuracy")):
         cells = [compare.plus_minus(m, sd) for m, sd in zip(rows[name], rows[f"{name}_sd"], strict=True)]
         shown[title] = [cell.replace(" ", "\u00a0") for cell in cells]

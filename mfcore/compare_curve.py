@@ -202,7 +202,7 @@ def _bent(n_train: np.ndarray, values: np.ndarray, targets: np.ndarray, is_best:
     if fits.why_not[0]:
         return {"why_not": fits.why_not[0]}
     if undetermined > MAX_UNDETERMINED:
-        return {"why_not": f"the folds' noise: {undetermined:.0%} of their resamples have no such curve"}
+        return {"why_not": f"the folds' noise: {100 * undetermined:.0f} % of their resamples have no such curve"}
     n_needed = np.full(len(values), n_train[-1]) if is_best else fits.n_needed(targets, n_train[-1])
     row = _ends(fits.asymptote, "asymptote", "low", "high") | _ends(n_needed, "n_needed", "n_needed_low", "n_needed_high")
     return row | {"scale": float(fits.scale[0] * n_train[-1] ** fits.exponent[0]), "exponent": float(fits.exponent[0])}

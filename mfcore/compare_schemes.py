@@ -54,8 +54,8 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
             "scheme": table["scheme"].map(splits_audit.scheme_title),
             "size": [f"{100 * size:g}\u00a0%" for size in table["size"]],
             "n_train": table["n_train"],
-            "test_on_train_slides": [f"{share:.1%}" for share in table["test_on_train_slides"]],
-            "test_overlapping_train": [f"{share:.1%}" for share in table["test_overlapping_train"]],
+            "test_on_train_slides": [f"{100 * share:.1f} %" for share in table["test_on_train_slides"]],
+            "test_overlapping_train": [f"{100 * share:.1f} %" for share in table["test_overlapping_train"]],
             "AUROC": [compare.plus_minus(m, sd) for m, sd in zip(table["auroc"], table["auroc_sd"], strict=True)],
             "above_by_slide": [f"{value:+.3f}" if pd.notna(value) else "–" for value in table["auroc_inflation"]],
         }

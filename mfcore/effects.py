@@ -151,7 +151,7 @@ def reach(study: Study, switch: str, run: store.Run) -> Reach:
         other = ~((labels["um_per_px"] / study.patches.um_per_px - 1).abs() < SAME_RESOLUTION)
         n, n_all = int(labels.loc[other, "slide_id"].nunique()), int(labels["slide_id"].nunique())
         return Reach(
-            n, n_all, f"{n:,} of {n_all:,} slides are scanned at another resolution than {study.patches.um_per_px:g} um/px"
+            n, n_all, f"{n:,} of {n_all:,} slides are scanned at another resolution than {study.patches.um_per_px:g} µm/px"
         )
     if switch == "training_label" and study.effects.network:
         network = study.network(study.effects.network)

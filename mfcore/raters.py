@@ -24,6 +24,7 @@ AS_METRIC = {
     "weighted_f1": "agreement",  # of two raters, the mean of both ways round is their agreement exactly
     "quadratic_kappa": "kappa",  # with two classes the weights change nothing
 }
+EACH = "each rater against the consensus, balanced accuracy"  # a column of `wide`
 
 
 def votes(labels: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
@@ -140,9 +141,6 @@ def stratum(labels: pd.DataFrame) -> pd.Series:
     return pd.Series(kinds, index=labels.index, name="stratum", dtype=object)
 
 
-EACH = "each rater against the consensus, balanced accuracy"
-
-
 def wide(human: pd.DataFrame) -> pd.DataFrame:
     """`table` for the eye: values with their interval, shares in per cent, a dash for what can't be said."""
 
@@ -159,4 +157,5 @@ def wide(human: pd.DataFrame) -> pd.DataFrame:
     shown = shown.assign(**{title: [cell(row, name) for row in rows] for name, title in titles.items()})
     shown[EACH] = [" / ".join(cell(row, name) for name in flattered) for row in rows]
     shares = {"third vote": "third_share", "contested": "contested_share"}
-    return shown.assign(**{title: [f"{row[name]:.1%}" if row["n"] else "–" for row in rows] for title, name in shares.items()})
+    in_per_cent = {title: [f"{100 * row[name]:.1f} %" if row["n"] else "–" for row in rows] for title, name in shares.items()}
+    return shown.assign(**in_per_cent)

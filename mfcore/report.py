@@ -55,9 +55,9 @@ PAGES = {
     "switches": "What each switch is worth",
 }
 # What the index shows of `compare.by_agreement`: decisions, as raters make them, and the ranking
-MORE_BY_AGREEMENT = ' All metrics are in <a href="figures/05_by_agreement.csv">05_by_agreement.csv</a>.'
 BY_AGREEMENT = ["arm", "annotations", "against", "n_test"]
 BY_AGREEMENT += [metrics.TITLES[name] for name in ("accuracy", "balanced_accuracy", "weighted_f1", "quadratic_kappa", "auroc")]
+MORE_BY_AGREEMENT = ' All metrics are in <a href="figures/05_by_agreement.csv">05_by_agreement.csv</a>.'
 
 
 def build(study: Study, results: str | Path) -> Path:
@@ -209,7 +209,7 @@ def _counts(study: Study, annotations: pd.DataFrame) -> pd.DataFrame:
     total = {"domain": "sum", "n_slides": annotations["slide_id"].nunique(), "n_positive": int(annotations["label"].sum())}
     total |= {"n_negative": int((annotations["label"] == 0).sum()), "positive_share": annotations["label"].mean()}
     table = pd.concat([table, pd.DataFrame([total])], ignore_index=True)
-    table["positive_share"] = [f"{share:.0%}" for share in table["positive_share"]]
+    table["positive_share"] = [f"{100 * share:.0f} %" for share in table["positive_share"]]
     names = {"n_slides": "slides", "n_positive": study.data.positive + "s", "n_negative": study.data.negative + "s"}
     return table.rename(columns=names)
 
@@ -229,7 +229,7 @@ def _data_notes(study: Study, run: store.Run, annotations: pd.DataFrame) -> list
 
 
 def _resolutions(run: store.Run) -> list[tuple[str, str]]:
-    """Slides whose um/px is the study's word, not the file's: what was said of how many, and their names."""
+    """Slides whose µm/px is the study's word, not the file's: what was said of how many, and their names."""
     found: dict[tuple[str, float], list[str]] = {}
     for slide in run.record["facts"]["um_per_px_said_by_study"]:
         found.setdefault((slide["scanner"], slide["um_per_px"]), []).append(slide["slide_id"])

@@ -55,5 +55,5 @@ def _by_fold(audit: pd.DataFrame) -> pd.DataFrame:
     shown = audit.drop(columns=["scheme", "n_train_slides", "n_test_slides"], errors="ignore").copy()
     shown["size"] = [f"{100 * size:g}\u00a0%" for size in shown["size"]]
     for name in shares:
-        shown[name] = [f"{share:.1%}" if pd.notna(share) else "–" for share in shown[name]]
+        shown[name] = [f"{100 * share:.1f} %" if pd.notna(share) else "–" for share in shown[name]]
     return shown.rename(columns={"train_domain": "trained on"})

@@ -11,16 +11,20 @@ import pandas as pd
 from mfcore.config import Study
 
 TEMPLATES = Path(__file__).parent / "templates"
-UNBROKEN = 24  # characters of a cell with a number, at most, that stand in one line
+UNBROKEN = 26  # characters of a cell with a number, at most, that stand in one line
 HEADING = (11, 16)  # characters of a column's name before it goes on in the next line: as its cells, between these
 
 
 def render(template: str, study: Study, **content: object) -> str:
-    """A page of the supplement; a name that the template uses and ``content`` lacks is an error."""
+    """A page of the supplement; a name that the template uses and ``content`` lacks is an error.
+
+    No line of it breaks between a number and its per cent sign.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True)
-    return environment.get_template(template).render(study=study, **content)
+    page = environment.get_template(template).render(study=study, **content)
+    return re.sub(r"(?<=\d)\s%", "\N{NO-BREAK SPACE}%", page)
 
 
 def table(content: pd.DataFrame, escape: bool = True) -> str:
@@ -45,15 +49,11 @@ def _cell(value: object) -> object:
         return f"{value:,}"
     if not isinstance(value, str):
         return value
-    text = _spaced(" ".join(value.split()))  # pandas would write \\n
+    text = re.sub(r"(?<=\d)%", " %", " ".join(value.split()))  # pandas would write \\n
+    text = re.sub(r"(?<=\de)-(?=\d)", "\N{NON-BREAKING HYPHEN}", text)  # of 5e-5
     if len(text) > UNBROKEN or "<" in text or not re.search(r"\d", text):
         return text
     return re.sub(r" (?![\[(])", "\N{NO-BREAK SPACE}", text)  # an interval in brackets may go on in the next line
-
-
-def _spaced(text: str) -> str:
-    """Every per cent sign with its space, as the tables of sizes have it."""
-    return re.sub(r"(?<=\d)%", "\N{NO-BREAK SPACE}%", text)
 
 
 def figure(results: Path, name: str, caption: str) -> str:
@@ -68,5 +68,5 @@ def figure(results: Path, name: str, caption: str) -> str:
 
 def rich(caption: str) -> str:
     """A caption's bold beginning as HTML; nothing else of markdown occurs in captions."""
-    parts = html.escape(_spaced(caption.replace("`", "")).replace(" %", "\N{NO-BREAK SPACE}%")).split("**")
+    parts = html.escape(caption.replace("`", "")).split("**")
     return "".join(f"<b>{part}</b>" if i % 2 else part for i, part in enumerate(parts))

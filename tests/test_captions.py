@@ -121,13 +121,13 @@ def test_a_caption_of_synthetic_data_says_so_and_none_holds_a_missing_number(nam
 
 def test_captions_say_what_the_raters_reach_and_whose_votes_they_are():
     fig_1 = captions.data_scaling(MIDOG, scaling(), INTERVAL, human(), agreement())
-    assert "one rater against another, balanced accuracy 0.73 [0.71, 0.76] (95% bootstrap of 10 slides, shaded)" in fig_1
+    assert "one rater against another, balanced accuracy 0.73 [0.71, 0.76] (95 % bootstrap of 10 slides, shaded)" in fig_1
     assert "on 103 annotations" in fig_1 and "a rater against the consensus, 0.89, flattered" in fig_1
     assert "good with all the data has 0.75 instead of 0.80" in fig_1
     below = captions_domains.by_test_domain(MIDOG, by_test_domain(), human())
     assert "x 0.70 [0.68, 0.73], y 0.71 [0.69, 0.74], z 0.72 [0.70, 0.75]" in below and "(303 annotations)" in below
     table = captions.raters_table(MIDOG, human())
-    assert "Cohen's kappa 0.73" in table and "103 annotations" in table and "the 2 raters" in table and "30.0%" in table
+    assert "Cohen's kappa 0.73" in table and "103 annotations" in table and "the 2 raters" in table and "30.0 %" in table
     split = captions.by_agreement(MIDOG, agreement())
     assert "unanimous labels (80 tested a fold) 0.85 ± 0.01, contested labels (20 tested a fold) 0.60 ± 0.01" in split
     for text in (fig_1, below, table, split):
@@ -275,7 +275,7 @@ def test_the_effects_of_switches_name_those_clear_of_zero():
 def test_where_too_few_slides_give_no_interval_none_is_claimed():
     few = replace(INTERVAL, low=np.nan, high=np.nan, n=3)
     text = captions.data_scaling(MIDOG, scaling(), few)
-    assert "nan" not in text and "no 95% interval over the 3 slides tested, which are too few" in text
+    assert "nan" not in text and "no 95 % interval over the 3 slides tested, which are too few" in text
     strata_text = captions_models.strata(MIDOG, strata().assign(low=np.nan, high=np.nan))
     assert "apart" not in strata_text and "no intervals to tell whether they differ" in strata_text
     table = pd.DataFrame(

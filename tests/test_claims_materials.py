@@ -57,7 +57,7 @@ def test_midog22s_own_labels_have_the_papers_two_counts_swapped(tmp_path):
     assert said(rows, less[0]) == (REPRODUCED, "20,552; printed for CCMCT: 72,845", 20_552 - 72_845)
     resolution = rows.loc["at a resolution of 0.25 microns per pixel"]
     assert resolution["verdict"] == NOT_REPRODUCED
-    assert resolution["found"] == "level 0 is at 0.2263 to 0.2528 um/px; 99 of 354 slides within 1 % of 0.25"
+    assert resolution["found"] == "level 0 is at 0.2263 to 0.2528 µm/px; 99 of 354 slides within 1 % of 0.25"
     later = {"9,501 mitotic figures": REPRODUCED, "11,051 hard negatives": REPRODUCED, "405 images": NOT_REPRODUCED}
     assert rows.loc[list(later), "verdict"].to_dict() == later and rows.loc["405 images", "difference"] == -51
     assert rows.loc["we only used 44,880 annotations representing MFs", "verdict"] == NOT_TESTABLE
@@ -108,7 +108,7 @@ def test_how_a_slide_is_read_is_said_beside_its_resolution():
     vars(strict)["labels"] = table.assign(um_per_px=[0.25, 0.2533])
     finding = claims_materials._resolution(strict)
     assert finding.outcome == NOT_REPRODUCED and finding.difference == pytest.approx(0.0033)
-    assert finding.why == "this study resamples to 0.25 um/px"
+    assert finding.why == "this study resamples to 0.25 µm/px"
 
 
 # ---- networks ----
@@ -131,7 +131,7 @@ def test_a_network_of_another_size_or_type_is_not_the_printed_one():
     wrong = claims_materials.size_of(card, "86M", "ViT-L")
     assert (wrong.outcome, wrong.why) == (NOT_REPRODUCED, "not a ViT-L")
     wrong = claims_materials.size_of(card, "88M", "ViT-B")
-    assert wrong.outcome == NOT_REPRODUCED and "-2.5%" in wrong.why
+    assert wrong.outcome == NOT_REPRODUCED and "-2.5 %" in wrong.why
     head = claims_materials.size_of(cards.CARDS["resnet50"], "25M")
     assert head.found == "resnet50: 23.5M, 25.6M with a classifier of 1,000 classes" and head.outcome == REPRODUCED
     assert claims_materials.size_of(cards.CARDS["resnet50"], "27M").outcome == NOT_REPRODUCED

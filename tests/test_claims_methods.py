@@ -92,14 +92,14 @@ def labels(n: int = 20_552) -> pd.DataFrame:
 def test_shares_are_measured_and_100_percent_is_not_all():
     made = material(labels=labels())
     finding = claims_methods._test_share(made)  # the made scores have 4,110 test patches of 20,552
-    assert finding.outcome == REPRODUCED and finding.found == "20.0%"
+    assert finding.outcome == REPRODUCED and finding.found == "20.0 %"
     assert claims_methods._test_share(material(labels=labels(30_000))).outcome == NOT_REPRODUCED
     assert claims_methods._test_share(material(labels=None)).barred
     finding = claims_methods._percentages(made)
-    assert finding.outcome == NOT_REPRODUCED and finding.found == "64.0% of the annotations train at 100 %"
+    assert finding.outcome == NOT_REPRODUCED and finding.found == "64.0 % of the annotations train at 100 %"
     assert claims_methods._percentages(material(labels=labels(13_200))).outcome == REPRODUCED
     own = claims_methods._in_domain_share(material(labels=labels(5 * 20_550)))
-    assert own.outcome == REPRODUCED and own.found == "20.0%"
+    assert own.outcome == REPRODUCED and own.found == "20.0 %"
     assert claims_methods._in_domain_share(made).outcome == NOT_REPRODUCED
     by_slide = replace(made_claims.study(), switches=MODES["strict"])
     assert "whole slides are drawn here" in claims_methods._test_share(material(by_slide, labels=labels())).why

@@ -81,7 +81,7 @@ def test_distances_and_differences_are_from_the_authors_way(results):
     assert rows.loc["B", "low"] < rows.loc["B", "difference"] == pytest.approx(rows.loc["B", "auroc"] - rows.loc["A", "auroc"])
     assert rows.loc["B", "difference"] > 0.2 and rows.loc["C", "difference"] == 0
     shown = compare_conventions.wide(rows.reset_index())
-    assert shown["distance_median"].tolist() == ["0.0%", "0.0%", "25.0%", "0.0%"]
+    assert shown["distance_median"].tolist() == ["0.0 %", "0.0 %", "25.0 %", "0.0 %"]
     assert shown["AUROC_against_authors"].iloc[1] == "the same card"
     assert shown["AUROC_against_authors"].iloc[0] == "–" and shown["AUROC_against_authors"].iloc[2].startswith("+0.")
     page = report_conventions.page(STUDY, results)
@@ -94,7 +94,7 @@ def test_what_has_not_run_is_a_dash_and_named(results):
     assert np.isnan(rows.loc["B", ["distance_median", "auroc", "difference"]].to_numpy(float)).all()
     page = report_conventions.page(STUDY, results)
     assert "hasn&#39;t run: tiny_bilinear, tiny_mean." in page or "hasn't run: tiny_bilinear, tiny_mean." in page
-    assert compare_conventions.wide(rows.reset_index())["distance_max"].tolist() == ["0.0%", "0.0%", "–", "–"]
+    assert compare_conventions.wide(rows.reset_index())["distance_max"].tolist() == ["0.0 %", "0.0 %", "–", "–"]
     assert compare_conventions.table(replace(STUDY, conventions=""), results).empty
 
 

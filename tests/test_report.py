@@ -203,6 +203,7 @@ def test_a_table_fits_the_page_and_its_numbers_are_written_as_everywhere():
             "AUROC out of domain": ["0.89 ± 0.02", "0.78 [0.76, 0.80]"],
             "architecture": ["a network of many words in one cell, 1 of 2", "<b> 1"],
             "is_so": [True, False],
+            "difference": ["+0.007 (-0.030 to +0.043)", "Adam at 5e-5, stopped early"],
         }
     )
     text = report_html.table(shown)
@@ -210,10 +211,24 @@ def test_a_table_fits_the_page_and_its_numbers_are_written_as_everywhere():
     assert "<th>share of<br>all test<br>patches</th>" in text and "<th>architecture</th>" in text, "no word is cut"
     assert "<th>AUROC out of<br>domain</th>" in text, "as wide as its cells"
     assert "<td>43.7\N{NO-BREAK SPACE}%</td>" in text and "<td>1\N{NO-BREAK SPACE}%</td>" in text
+    assert "<td>+0.007 (-0.030\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}+0.043)</td>" in text
+    assert "Adam at 5e\N{NON-BREAKING HYPHEN}5, stopped early" in text, "no number is broken"
     assert "<td>0.89\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.02</td>" in text
     assert "<td>0.78 [0.76,\N{NO-BREAK SPACE}0.80]</td>" in text, "an interval may go on in the next line"
     assert "many words in one cell" in text and "&lt;b&gt; 1" in text
-    assert report_html.rich("**A.** 95% of 7 %") == "<b>A.</b> 95\N{NO-BREAK SPACE}% of 7\N{NO-BREAK SPACE}%"
+
+
+def test_no_line_of_a_page_breaks_before_a_per_cent_sign():
+    """Neither in a template's own text nor in what it is given; the papers' sentences stay as printed."""
+    content = {"said": "7 %", "rule": ["of 8 %"], "counts": "", "kaiko_file": "", "asks_kaiko": False, "sections": []}
+    page = report_html.render("claims.html", study=STUDY, **content)
+    assert "7\N{NO-BREAK SPACE}%" in page and "of 8\N{NO-BREAK SPACE}%" in page
+    row = dict.fromkeys(("where", "expected", "tolerance", "difference", "kind", "sign", "verdict", "here", "why"), "")
+    row |= {"claim": "20% of all", "test": "x", "found": ["20.1 %"]}
+    section = {"title": "", "short": "", "anchor": "", "rows": [row], "silent": []}
+    page = report_html.render("claims.html", study=STUDY, **content | {"sections": [section]})
+    assert "“20% of all”" in page and "20.1\N{NO-BREAK SPACE}%" in page
+    assert report_html.rich("**A.** 95 % of `b` < c") == "<b>A.</b> 95 % of b &lt; c"
 
 
 def test_the_study_as_read_is_folded_away_and_escaped(results):

@@ -42,7 +42,7 @@ def page_of(monkeypatch, tmp_path):
 
 def test_the_page_has_the_counts_first_and_every_claim_with_its_verdict(page_of):
     page, ledger = page_of("midog22")
-    text = html.unescape(page)
+    text = html.unescape(page).replace("\N{NO-BREAK SPACE}", " ")
     assert text.index("Verdicts") < text.index("results across domains") < text.index(f"“{ledger['claim'].iloc[0]}”")
     assert all(f"“{quote}”" in text for quote in ledger["claim"])
     for verdict, n in ledger["verdict"].value_counts().items():
@@ -66,7 +66,7 @@ def test_of_a_study_that_pretrains_or_has_tasks_kaiko_s_ledger_is_on_the_page(pa
     for more in ({"pretraining": (Pretraining("own"),)}, {"tasks": (Task("bach"),)}):
         study = replace(made_claims.study("midog22"), **more)
         rows = report_claims.ledger(study, tmp_path)
-        page = html.unescape(report_claims.page(study, tmp_path, rows))
+        page = html.unescape(report_claims.page(study, tmp_path, rows)).replace("\N{NO-BREAK SPACE}", " ")
         assert all(f"“{claim.quote}”" in page for claim in claims_kaiko.CLAIMS) and claims_kaiko.RULE in page
         n = len(claims_kaiko.CLAIMS)
         assert f"Of kaiko 2024's {n} claims on pretraining and representations this study can judge none." in page

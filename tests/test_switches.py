@@ -151,7 +151,9 @@ def test_what_the_data_give_a_switch_to_touch_is_counted(tmp_path):
     run = patches_run(tmp_path / "some", [0.25, 0.25, 0.25, 0.5])
     assert effects.reach(STUDY, "border", run).words == "3 of 4 patches, as stored, reach over a slide's border"
     found = effects.reach(STUDY, "resolution", run)
-    assert (found.n, found.n_all) == (1, 2) and "1 of 2 slides" in found.words
+    assert (found.n, found.n_all) == (1, 2) and found.words == (
+        "1 of 2 slides are scanned at another resolution than 0.25 µm/px"
+    )
     label = effects.reach(STUDY, "training_label", run)
     assert (label.n, label.n_all) == (1, 3) and "32 px that training sees" in label.words
     none = patches_run(tmp_path / "none", over_edge=0, far_px=18.5)  # half of 32 px, and a shift of 2
