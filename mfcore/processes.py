@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import torch
 from torch import distributed
 
 from mfcore import encoders
+
+PATIENCE = timedelta(hours=1)  # with the first process, which makes or fetches slides; NCCL's own are ten minutes
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,6 @@ def joined(device: str) -> Iterator[str]:
         torch.cuda.set_device(encoders.choose_device(device))
     else:
         device = encoders.choose_device(device).type
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     yield device
     distributed.destroy_process_group()  # not after an error: NCCL would wait for processes that wait for this one

@@ -4,6 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -75,12 +76,29 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("auto", "nccl"), ("cuda", "nccl")])
+def test_each_process_has_its_gpu_and_patience_with_the_first(device, backend, monkeypatch):
+    """Which may be fetching slides for longer than NCCL's ten minutes."""
+    joined, own = [], []
+    for name, value in {"WORLD_SIZE": "4", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", own.append)
+    monkeypatch.setattr(processes.encoders, "choose_device", torch.device)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, timeout: joined.append((backend, timeout)))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with processes.joined(device) as mine:
+        pass
+    assert mine == ("cpu" if backend == "gloo" else "cuda:3") and own == [torch.device(mine)] * (backend == "nccl")
+    assert [name for name, _ in joined] == [backend] and joined[0][1] >= timedelta(hours=1)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_process_that_fails_does_not_wait_for_the_others(fails, monkeypatch):
     """They may be in a collective that it will never reach, and NCCL takes its processes apart together."""
     ended = []
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: ended.append(True))
     with contextlib.suppress(KeyError), processes.joined("cpu"):
         if fails:

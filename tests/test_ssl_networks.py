@@ -16,6 +16,7 @@ from mfcore.cards import EncoderCard
 from mfcore.config import Study
 from mfcore.config_pretraining import Crops, OnlinePatches
 from mfcore.encoders import EncoderError
+from mfcore.processes import Ranks
 from mfcore.ssl import networks
 
 HYBRID = {"architecture": "vit_tiny_r_s16_p8_224", "arguments": {"depth": 1}}  # convolutions before the patches
@@ -221,6 +222,20 @@ def test_a_teachers_running_means_are_those_of_what_it_saw():
     pair.teacher(images(2, 3, 3, 32, 32))
     pair.teacher.follow(pair.student, 0.5)
     assert not torch.equal(first, seen) and torch.equal(seen, pair.teacher.encoder.bn1.running_mean)
+
+
+def test_on_gpus_batch_norms_take_the_means_of_all_processes():
+    """They only compute there; what they are, and that all else stays as it was, shows here too."""
+    pair = build(architecture="resnet10t", arguments={})
+    for part in (pair.student, pair.teacher):
+        before = part.eval().encoder(big := images(2, 3, 32, 32))
+        parameters, names = dict(part.named_parameters()), list(part.state_dict())
+        synced = Ranks(0, 2).synced(part, torch.device("cuda")).train()
+        norms = [module for module in synced.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+        assert norms and all(isinstance(norm, torch.nn.SyncBatchNorm) and norm.training for norm in norms)
+        assert list(synced.state_dict()) == names
+        assert all(parameter is parameters[name] for name, parameter in synced.named_parameters())
+        torch.testing.assert_close(synced.eval().encoder(big), before)
 
 
 def test_biases_and_norms_do_not_decay_and_layers_have_their_factor():

@@ -148,6 +148,13 @@ def test_one_that_was_finished_meanwhile_is_not_repeated(slides, tmp_path, monke
     assert pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu").record == kept[0]
 
 
+def test_too_many_processes_are_refused_before_slides_are_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "here", lambda: processes.Ranks(0, 3))
+    monkeypatch.setattr(pretrain.patches, "prepare", None)
+    with pytest.raises(PretrainingError, match="4 patches can't be shared evenly by 3 processes"):
+        pretrain.pretrain(Study("t", "A test", Data("midog"), pretraining=(SHORT,)), "own", "nowhere", tmp_path, "cpu")
+
+
 def test_a_process_with_other_slides_than_the_first_is_refused(slides, tmp_path, monkeypatch):
     """On a machine of its own, with a copy of the slides that isn't whole."""
 

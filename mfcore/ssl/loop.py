@@ -97,6 +97,21 @@ def train(
     return training.history
 
 
+def check_share(which: Pretraining) -> None:
+    """Raise PretrainingError where the processes at work can't share a batch."""
+    n = processes.here().n
+    if which.batch_size % n:
+        raise PretrainingError(
+            f"pretraining[{which.name}].batch_size: {which.batch_size} patches can't be shared evenly by {n} "
+            "processes; start another number, or change it"
+        )
+    if which.batch_size == n and which.koleo_weight:
+        raise PretrainingError(
+            f"pretraining[{which.name}].batch_size: {which.batch_size} patches over {n} processes leave KoLeo "
+            "no neighbours, one patch each; start fewer, raise it, or set koleo_weight: 0"
+        )
+
+
 @contextlib.contextmanager
 def _memory(which: Pretraining, device: torch.device) -> Iterator[None]:
     """Say what to change where a GPU's memory is too small for what is done."""
@@ -116,16 +131,7 @@ class _Training:
     def __init__(self, task: Task, pair: "networks.Networks", folder: Path, device: torch.device, checkpoint_seconds: float):
         which = task.which
         self.task, self.which, self.device, self.folder, self.ranks = task, which, device, folder, processes.here()
-        if which.batch_size % self.ranks.n:
-            raise PretrainingError(
-                f"pretraining[{which.name}].batch_size: {which.batch_size} patches can't be shared evenly by {self.ranks.n} "
-                "processes; start another number, or change it"
-            )
-        if which.batch_size == self.ranks.n and which.koleo_weight:
-            raise PretrainingError(
-                f"pretraining[{which.name}].batch_size: {which.batch_size} patches over {self.ranks.n} processes leave KoLeo "
-                "no neighbours, one patch each; start fewer, raise it, or set koleo_weight: 0"
-            )
+        check_share(which)
         self.mean, self.std = pair.mean, pair.std
         self.student = pair.student.to(device).train()
         self.teacher = self.ranks.synced(pair.teacher.to(device), device).train()

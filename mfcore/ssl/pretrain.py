@@ -60,6 +60,7 @@ def pretrain(
     the run) and PretrainingError (diverged, collapsed, or not to be shared by so many processes).
     """
     which, ranks = in_full(study.pretrained(name)), processes.here()
+    loop.check_share(which)  # before slides are fetched and looked at
     if not which.slides and ranks.is_first:
         patches.prepare(study, data_folder)
     ranks.as_first(None)  # the others wait for the slides
