@@ -358,7 +358,9 @@ def test_too_little_memory_is_said_with_what_to_lower(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(loop._Training, "run_step", full)
-    with pytest.raises(PretrainingError, match=r"too little memory for batches of 4 .* lower batch_size or crops.n_local"):
+    with pytest.raises(
+        PretrainingError, match=r"too little memory for batches of 4 .* lower batch_size, crops.n_local or n_prototypes .now 16"
+    ):
         train(which(), tmp_path)
 
 
