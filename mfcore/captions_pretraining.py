@@ -39,7 +39,8 @@ def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], c
     said = [_said(comparison, table, followed(table), words) for (comparison, table), words in told]
     said += dict.fromkeys(text for comparison, _ in there if (text := _of_settings(study, comparison)))
     beaten = _against_control(parts, controls)
-    return f"**{heading}** Scores of snapshots by step ({captions.of_what(study)}). {' '.join(said)}{beaten} {_bars(parts)}"
+    of_what = f"**{heading}** Scores of snapshots by step ({captions.of_what(study)})."
+    return f"{of_what} {' '.join(said)}{beaten} {_bars(parts)} Lines are set a little apart along the steps."
 
 
 def by_value(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> str:
@@ -65,11 +66,13 @@ def _said(comparison: Comparison, table: pd.DataFrame, drawn: pd.DataFrame, word
     """
     parts, ended, shown = [], last(table), set(zip(drawn["task"], drawn["metric"], strict=True))
     for (task, metric), part in ended.groupby(["task", "metric"], sort=False):
-        best = part.loc[part["mean"].idxmin() if metric.startswith("odcorr") else part["mean"].idxmax()]
-        known = "lowest" if metric.startswith("odcorr") else "highest"
         once = "" if (task, metric) in shown else "; judged once, not drawn"
-        what = f"{task}, {words}" if words else task
-        text = f"{what} ({AXES[metric]}{once}): {known} {best['value']} with {best['mean']:.3f}"
+        what = f"{f'{task}, {words}' if words else task} ({AXES[metric]}{once})"
+        if part["mean"].isna().all():  # the ODCorr of collapsed ones
+            parts.append(f"{what}: none has one")
+            continue
+        best = part.loc[part["mean"].idxmin() if metric.startswith("odcorr") else part["mean"].idxmax()]
+        text = f"{what}: {'lowest' if metric.startswith('odcorr') else 'highest'} {best['value']} with {best['mean']:.3f}"
         against = differences(comparison, part)
         told = [f"{row.value} {row.difference:+.3f}" for row in against.itertuples() if math.isfinite(row.difference)]
         base = dict(zip(comparison.names, comparison.values, strict=True))[comparison.base]
@@ -123,14 +126,10 @@ def _of_starts(study: Study, comparison: Comparison) -> str:
 def _weights(study: Study, start: str) -> str:
     """Where an encoder's weights are from, as the study's record or its card has it; empty where neither says."""
     record = next((record for record in study.own_encoders if record.name == start), None)
+    if record and record.weights == "random":
+        return ""
     if record and record.weights:
-        return (
-            ""
-            if record.weights == "random"
-            else Path(record.weights).name
-            if Path(record.weights).is_absolute()
-            else record.weights
-        )
+        return Path(record.weights).name if Path(record.weights).is_absolute() else record.weights
     card = CARDS.get(record.like if record else start)
     if card is None or card.source == "random":
         return ""

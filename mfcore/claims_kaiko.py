@@ -226,7 +226,7 @@ def dinov2_decorrelates(material: Material) -> Finding:
     rows = compare_pretraining.representations(material.study, material.results)
     found, is_repeated = [], True
     for comparison in compare_pretraining.comparisons(material.study, "method"):
-        last = compare_pretraining.last(compare_pretraining.over_steps(comparison, rows))
+        last = compare_pretraining.last(compare_pretraining.over_steps(comparison, rows)).dropna(subset="mean")
         for (task, metric), part in last[last["metric"].isin(ODCORRS)].groupby(["task", "metric"]):
             new, old = (tuple(part.loc[part["value"] == METHODS[key], "name"]) for key in ("dinov2", "dino"))
             if new and old:

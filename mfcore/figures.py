@@ -135,6 +135,20 @@ def legend_below(figure: Figure, axes: Sequence[Axes], n_columns: int = 2) -> No
         figure.legend(list(unique.values()), list(unique), loc="outside lower center", ncols=n_columns)
 
 
+def widely(axes: Axes, which: str, values: pd.Series) -> None:
+    """Make an axis, "x" or "y", logarithmic where its positive values span more than a factor of ten."""
+    if values.max() > 10 * values.min():
+        logarithmic(axes, which)
+
+
+def logarithmic(axes: Axes, which: str) -> None:
+    """Make an axis, "x" or "y", logarithmic, with plain numbers at its powers of ten."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
+
+
 def two_lines(name: str) -> str:
     """A long name broken in the middle, for an axis."""
     words = name.split()

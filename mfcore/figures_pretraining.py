@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from mfcore import compare
 from mfcore.compare_pretraining import Comparison, apart, last
 from mfcore.config import Study
-from mfcore.figures import COLOURS, LEGEND_ROW_INCH, MARKERS, WIDTH_INCH, drawing, legend_below, nothing, title
+from mfcore.figures import COLOURS, LEGEND_ROW_INCH, MARKERS, WIDTH_INCH, drawing, legend_below, nothing, title, widely
 
 AXES = {
     "balanced_accuracy": "balanced accuracy",
@@ -23,6 +23,7 @@ AXES = {
 LINES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)))
 NOTED = {"loss": "loss", "target_entropy": "entropy of the mean target (nats)", "rankme": "RankMe of the teacher"}
 NUDGE = 0.012  # of the last step, between lines, so that bars at one step stay apart
+MAX_NUDGE = 0.4  # of the least distance of steps, over all lines, so that each stays at its own step
 MAX_PANELS = 3  # in a row; four leave no room for a legend below one
 
 
@@ -36,10 +37,8 @@ def histories(study: Study, history: pd.DataFrame) -> Figure:
                 part = history[(history["name"] == name) & history[key].notna()]
                 axis.plot(part["step"], part[key], **_look(i) | {"marker": ""}, linewidth=1.2, label=name)
             axis.set(xlabel="step", ylabel=NOTED[key])
-            if key == "rankme" and history[key].max() > 10 * history[key].min():  # networks of different width
-                axis.set_yscale("log")
-                axis.yaxis.set_major_formatter("{x:g}")
-                axis.yaxis.set_minor_formatter("")
+            if key == "rankme":  # of networks of different width
+                widely(axis, "y", history[key])
         legend_below(figure, list(axes[0]), 3)
         title(figure, compare.counted(len(names), "pretraining"))
     return figure
@@ -62,9 +61,9 @@ def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], c
         for line, row in zip(axes, rows, strict=True):
             for axis, panel in zip(line, row, strict=False):
                 comparison, part = panel.comparison, panel.table
+                beside = _beside(part["step"], len(comparison.names))
                 for i, (name, value) in enumerate(zip(comparison.names, comparison.values, strict=True)):
-                    aside = NUDGE * part["step"].max() * (i - (len(comparison.names) - 1) / 2)
-                    _line(axis, part[part["name"] == name].sort_values("step"), _look(i), f"{value} ({name})", aside)
+                    _line(axis, part[part["name"] == name].sort_values("step"), _look(i), f"{value} ({name})", beside[i])
                 for value in _untrained(controls, panel):
                     axis.axhline(value, color="0.45", linewidth=0.9, linestyle=":", label="untrained network")
                 axis.set(xlabel="step", ylabel=AXES[panel.metric])
@@ -162,7 +161,14 @@ def _look(i: int) -> dict[str, object]:
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": dashes}
 
 
+def _beside(steps: pd.Series, n_lines: int) -> np.ndarray:
+    """How far each line is set aside, in steps, float64 (n_lines,): NUDGE from the next, and all at their own step."""
+    distance = min(NUDGE * steps.max(), MAX_NUDGE * np.diff(np.unique([0, *steps])).min() / n_lines)
+    return distance * (np.arange(n_lines) - (n_lines - 1) / 2)
+
+
 def _line(axis: Axes, part: pd.DataFrame, style: dict[str, object], label: str, aside: float) -> None:
+    """A line a pretraining, ``aside`` steps beside where it was judged; none without scores."""
     if len(part):
         bars = np.nan_to_num(part["sd"].to_numpy(dtype=float))
         axis.errorbar(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from mfcore import compare
 from mfcore.compare_representation import BY_CHANCE, TITLES
 from mfcore.config import Study
-from mfcore.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, legend_below, look, title
+from mfcore.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, legend_below, logarithmic, look, title, widely
 
 SNAPSHOTS = "snapshots on the way"  # by one name: of a sweep's there are dozens
 
@@ -65,10 +65,8 @@ def _panels(study: Study, line: Sequence[Axes], rows: pd.DataFrame, related: pd.
             label = compare.shown_name(study, row.encoder, compare.PROBE)
             axis.errorbar(getattr(row, metric), row.score, sd, label=label, **style)
         axis.set_xlabel(name)
-        if metric not in BY_CHANCE and rows[metric].max() > 10 * rows[metric].min():  # RankMe, of a wide encoder
-            axis.set_xscale("log")
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.xaxis.set_minor_formatter("")
+        if metric not in BY_CHANCE:  # RankMe, of encoders of different width
+            widely(axis, "x", rows[metric])
         axis.margins(x=0.15)
         axis.set_title(f"ρ = {rho[metric]:+.2f}" if math.isfinite(rho[metric]) else "ρ: too few", fontweight="normal")
 
@@ -97,9 +95,7 @@ def by_sample_size(study: Study, subsamples: pd.DataFrame) -> Figure:
             if metric in BY_CHANCE:
                 axis.set_ylim(bottom=0)
             else:
-                axis.set_yscale("log")
-                axis.yaxis.set_major_formatter("{x:g}")
-                axis.yaxis.set_minor_formatter("")
+                logarithmic(axis, "y")
         legend_below(figure, axes[0])
         title(figure, f"{study.title}; mean and range of {subsamples['draw'].nunique()} draws")
     return figure

@@ -114,11 +114,18 @@ def _facts(card: EncoderCard) -> dict[str, str]:
         "statistics": STATISTICS.get((mean, std), numbers),
         "embedding": f"{card.n_dims:,} dimensions: {READOUTS[card.readout]}",
         "size": f"{card.n_parameters / 1e6:,.1f} million parameters, {card.precision}",
-        "um_per_px": f"{resolution} µm/px{evidence}" if resolution else "not slides",
+        "um_per_px": f"{resolution} µm/px{evidence}" if resolution else _no_resolution(card),
         "departs": f"of {card.variant_of}; {card.departs}" if card.variant_of else "",
         "facts": f"{card.architecture}; {card.n_parameters:,} parameters, {card.n_prefix_tokens} prefix tokens; mean / std "
         f"{numbers}; revision {card.revision or 'not pinned'}. {card.facts}",
     }
+
+
+def _no_resolution(card: EncoderCard) -> str:
+    """Why a card names no resolution of its training images."""
+    if card.source == "random":
+        return "untrained"
+    return "not slides" if card.learnt_from else "not known"
 
 
 def _state(

@@ -105,13 +105,15 @@ def _of_all(overview: pd.DataFrame) -> dict[str, str]:
     """By column of the overview, what all have in common, in words; empty where they differ."""
     own, *others = overview["slides"].unique()
     slides = f"all draw patches from {own} slides" if own == compare_pretraining.OWN_SLIDES else f"all draw patches from {own}"
-    return {"slides": "" if others else slides, "collapsed": "" if overview["collapsed"].any() else "none has collapsed"}
+    is_done = overview["loss"].notna()
+    stand = "none has collapsed" if is_done.all() else "none that is pretrained has collapsed"
+    return {"slides": "" if others else slides, "collapsed": stand if is_done.any() and not overview["collapsed"].any() else ""}
 
 
 def readable_differences(differences: pd.DataFrame) -> pd.DataFrame:
     """`compare_pretraining.all_differences` for the eye."""
     shown = differences[["varied", "name", "value", "base"]].rename(columns={"name": "encoder"})
-    shown["varied"] = [compare_pretraining.VARIED[key] for key in shown["varied"]]
+    shown["varied"] = [compare_pretraining.VARIED[key].partition(" (")[0] for key in shown["varied"]]
     shown["task, metric"] = [f"{row.task}, {compare_tasks.TITLES[row.metric]}" for row in differences.itertuples()]
     columns = (differences["mean"], differences["sd"])
     shown["score"] = [compare.plus_minus(mean, sd) for mean, sd in zip(*columns, strict=True)]

@@ -149,7 +149,6 @@ def test_a_start_from_what_the_study_pretrained_is_no_start_from_imagenet(ask):
 def test_starts_of_two_networks_are_compared_each_with_its_own_random_one_and_imagenet_s_is_what_is_judged(ask):
     cnn = replace(BASE, name="cnn_random", architecture="tf_efficientnet_lite0")
     own, published = (replace(BASE, name="on", start="base"), replace(cnn, name="cnn_imagenet", start="efficientnet_lite0"))
-    row, compared = None, None
     for more in ((BASE, own, cnn, published), (cnn, published, BASE, own)):
         ledger, compared = ask(replace(STUDY, pretraining=more))
         row = ledger.loc[CONVERGENCE]
@@ -207,6 +206,12 @@ def test_dinov2_s_odcorr_is_judged_over_pretrainings(ask, dinov2, verdict):
     odcorr = {"base": 0.30, "base_2": 0.31, "second": dinov2[0], "second_2": dinov2[1]}
     row = ask(AGAIN, odcorr=odcorr, scores=of_ways(0.1))[0].loc[DINOV2]
     assert row["verdict"] == verdict and row["difference"] == pytest.approx(np.mean(dinov2) - 0.305)
+
+
+def test_an_encoder_without_an_odcorr_is_compared_with_nothing(ask):
+    """A collapsed one, of which fewer than two dimensions vary."""
+    row = ask(odcorr={"second": 0.2, "base": np.nan})[0].loc[DINOV2]
+    assert row["verdict"] == NOT_TESTABLE and row["found"] == "nothing measured"
 
 
 def test_synthetic_data_settle_nothing_and_what_was_found_is_shown(ask):

@@ -384,6 +384,39 @@ def test_comparisons_of_one_task_stand_side_by_side_and_nothing_is_cut_off(made)
     assert "(nats)" in figures_pretraining.histories(STUDY, compare_pretraining.histories(STUDY, made)).axes[1].get_ylabel()
 
 
+def test_lines_set_apart_keep_their_order_of_steps_and_stay_on_the_figure():
+    """Of a first snapshot soon after the start, and of snapshots close to one another."""
+    names = tuple("abcdefgh")
+    rows = pd.DataFrame([(name, step, 0.5) for name in names for step in (1, 2, 1000)], columns=["name", "step", "mean"])
+    rows = rows.assign(value=rows["name"], task="bach", metric="balanced_accuracy", split="test", sd=0.1, n_runs=5)
+    part = (Comparison("start", names, names), rows)
+    study = replace(STUDY, pretraining=tuple(replace(BASE, name=name) for name in names))
+    controls = pd.DataFrame(columns=["of", "name", "task", "metric", "mean"])
+    (axis,) = figures_pretraining.over_steps(study, [part], controls).axes
+    drawn = np.array([container.lines[0].get_xdata() for container in axis.containers])
+    assert (drawn > 0).all() and drawn[:, 0].max() < drawn[:, 1].min() and len(set(drawn[:, 0])) == len(names)
+    assert "Lines are set a little apart along the steps." in captions_pretraining.over_steps(study, [part], controls)
+
+
+def test_where_no_encoder_has_an_odcorr_the_caption_says_so():
+    """Of collapsed ones, of which fewer than two dimensions vary."""
+    rows = pd.DataFrame({"name": ["base", "two"], "value": ["DINO", "DINOv2"], "step": 100, "mean": np.nan, "sd": np.nan})
+    rows = rows.assign(task="bach", metric="odcorr_abs", split="all", n_runs=1)
+    part = (Comparison("method", ("base", "two"), ("DINO", "DINOv2")), rows)
+    controls = pd.DataFrame(columns=["of", "name", "task", "metric", "mean"])
+    for caption in (captions_pretraining.over_steps, captions_pretraining.by_value):
+        assert "bach (ODCorr (mean |r|)): none has one." in caption(STUDY, [part], controls)
+
+
+def test_what_is_not_pretrained_yet_is_not_said_to_stand(made, tmp_path):
+    nothing = compare_pretraining.overview(STUDY, tmp_path)
+    assert "collapsed" not in report_pretraining.shared(nothing)
+    assert "collapsed" in report_pretraining.readable_overview(nothing)
+    some = compare_pretraining.overview(STUDY, made).assign(collapsed="")
+    assert report_pretraining.shared(some).endswith("and none that is pretrained has collapsed.")
+    assert report_pretraining.shared(some.dropna(subset="loss")).endswith("and none has collapsed.")
+
+
 def test_rankme_of_networks_of_other_widths_is_drawn_on_a_logarithmic_axis(made):
     history = compare_pretraining.histories(STUDY, made)
     wide = history.assign(rankme=history["rankme"].where(history["name"] != "two", 11 * history["rankme"].max()))
