@@ -71,9 +71,10 @@ def history(study: Study, table: pd.DataFrame, network: str) -> str:
     best = table.loc[table.groupby("unit")["val_loss"].idxmin(), "epoch"]
     tested = "the last epoch" if study.switches.epoch == "last" else "the epoch with the lowest validation loss"
     trainings = compare.counted(table["unit"].nunique(), "training")
+    came = f"{best.min()}" if best.nunique() == 1 else f"{best.min()} to {best.max()}"
     return (
         f"**{network}.** Loss by epoch of {trainings}; tested is {tested} (ring). The lowest "
-        f"validation loss came in epoch {best.min()} to {best.max()} of {table['epoch'].max()} ({of_what(study)}; "
+        f"validation loss came in epoch {came} of {table['epoch'].max()} ({of_what(study)}; "
         f"{table['seconds'].sum() / 60:.1f} minutes of training)."
     )
 
@@ -183,9 +184,10 @@ def _people(study: Study, human: pd.DataFrame | None, agreement: pd.DataFrame | 
     if agreement is not None and len(agreement):
         against = agreement[agreement["annotations"] == "all"].set_index(["against", "arm"])["balanced_accuracy"]
         arm = against["consensus"].idxmax()
+        by_rater, by_consensus = f"{against['one rater', arm]:.2f}", f"{against['consensus', arm]:.2f}"
         text += (
             f" Measured as the dashed line is, against one rater instead of the consensus, {arm} with all the data has "
-            f"{against['one rater', arm]:.2f} instead of {against['consensus', arm]:.2f}."
+            f"{by_rater} {'too' if by_rater == by_consensus else f'instead of {by_consensus}'}."
         )
     return text
 
@@ -242,8 +244,8 @@ def by_agreement(study: Study, table: pd.DataFrame) -> str:
 
 
 def not_drawn(reasons: dict[str, str]) -> str:
-    """The ways to split that the data don't allow, and why."""
-    lines = [f"Not drawn: {splits_audit.scheme_title(scheme)} ({reason})." for scheme, reason in reasons.items()]
+    """The ways to split that the data don't allow, and why; ``reasons``: errors, of which the remedy is left out."""
+    lines = [f"Not drawn: {splits_audit.scheme_title(name)} ({why.partition(';')[0]})." for name, why in reasons.items()]
     return " ".join(lines) or "These data can be split in every way."
 
 

@@ -110,7 +110,7 @@ def segmentations(study: Study, shown: Shown | None) -> str:
     return (
         f"**Segmentations (kaiko 2024, Fig. 3).** Tested patches of {shown.task}, drawn at random among those with nuclei "
         "and the same for every encoder; their true masks, and over the patches what the first run's decoder on an encoder's "
-        f"frozen features made of them ({of_what(study)}). Shown are the first {MAX_SHOWN} encoders of these: the best, one "
+        f"frozen features made of them ({of_what(study)}). Encoders, at most {MAX_SHOWN}, in this order: the best, one "
         "pretrained here, the same network untrained, the worst. "
         f"Mean Dice of these {len(shown.images)} patches: {values}; so few are no measurement, the table is."
     )

@@ -1,5 +1,6 @@
 """The supplement's page on switches: each departure of the released code, what this study does, and what that is worth."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +47,17 @@ def _entry(defect: Defect, rows: pd.DataFrame, study: Study, source: store.Run |
     touched = effects.reach(study, defect.name, source).words if applies and source is not None else ""
     told = [row for row in mine if row["why"] != effects.NO_TRAINING] or mine
     worth = [compare_effects.said(row) for row in told] or [defect.why_no_switch or compare_effects.NOT_YET]
-    setting = f"{defect.name}: {mine[0]['as_released']} instead of {mine[0]['default']}" if is_switch and mine else ""
-    found = {**vars(defect), "setting": setting, "touched": touched, "worth": worth}
+    found = {**vars(defect), "setting": setting(mine[0]) if is_switch and mine else "", "touched": touched, "worth": worth}
     name = {"lora_best": "epoch"}.get(defect.name, defect.name)
     if name in Switches.CHOICES and getattr(study.switches, name) == getattr(RELEASED, name):
         value = compare_effects.shown(getattr(RELEASED, name))
         return found | {"setting": "", "ours": f"does as the released code ({name}: {value})"}
     return found
+
+
+def setting(row: Mapping) -> str:
+    """What a row of `compare_effects.table` sets, beside what the study has."""
+    return f"{row['switch']}: {row['as_released']} instead of {row['default']}"
 
 
 def said(rows: pd.DataFrame, study: Study) -> str:
@@ -80,8 +85,10 @@ def said(rows: pd.DataFrame, study: Study) -> str:
 def numbers(rows: pd.DataFrame) -> pd.DataFrame:
     """`compare_effects.table` for the eye: scores as "mean ± SD", the difference signed, with its interval."""
     measured = rows[rows["applies"]]
-    shown = measured[["switch", "as_released", "default", "arm", "kind", "n_folds"]].copy()
-    shown["switch"] = shown["switch"].replace({BASE: "none: the study as it is", PAPER: "all (paper mode)"})
+    shown = measured[["switch", "arm", "n_folds"]].copy()
+    whole = {BASE: "none: the study as it is", PAPER: "all (paper mode)"}
+    shown["switch"] = [whole.get(row["switch"]) or setting(row) for row in measured.to_dict("records")]
+    shown["arm"] = measured["arm"] + " (" + measured["kind"] + ")"
     shown["AUROC"] = [compare.plus_minus(m, sd) for m, sd in zip(measured["auroc"], measured["auroc_sd"], strict=True)]
     shown["difference"] = [f"{value:+.3f}" if np.isfinite(value) else "–" for value in measured["difference"]]
     shown["95 % interval"] = [

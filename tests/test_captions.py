@@ -291,6 +291,25 @@ def test_one_fold_and_two_arms_are_spoken_of_as_such():
     assert captions_models.told_apart(order([]).iloc[:2]) == "The 5 folds tell the two arms apart."
 
 
+def test_the_lowest_loss_of_one_training_came_in_one_epoch():
+    table = pd.DataFrame({"unit": "all-fold0-size1", "epoch": [1, 2, 3], "val_loss": [0.5, 0.3, 0.4], "seconds": 60.0})
+    said = captions.history(MIDOG, table, "net")
+    assert "of 1 training;" in said and "came in epoch 2 of 3 (" in said
+    two = pd.concat([table, table.assign(unit="all-fold1-size1", val_loss=[0.5, 0.4, 0.3])])
+    assert "came in epoch 2 to 3 of 3 (" in captions.history(MIDOG, two, "net")
+
+
+def test_a_way_to_split_that_is_not_drawn_has_its_reason_and_no_advice():
+    said = captions.not_drawn({"official": "the data name no official test slides; set switches.split_by: slide"})
+    assert said.endswith("(the data name no official test slides).")
+
+
+def test_two_scores_that_read_alike_are_not_said_to_differ():
+    alike = agreement().assign(balanced_accuracy=0.8)
+    said = captions.data_scaling(MIDOG, scaling(), INTERVAL, human(), alike)
+    assert "instead of the consensus, good with all the data has 0.80 too." in said
+
+
 def test_a_probe_that_gives_one_score_is_said_to():
     table = scaling()
     full = table["size"] == table["size"].max()

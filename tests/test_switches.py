@@ -268,6 +268,10 @@ def test_the_page_says_of_every_departure_what_is_done_and_what_it_is_worth(meas
         "Measured on this study: 2 of 10 switches",
     ):
         assert words.replace("'", "&#39;") in page or words in page, words
+    shown = report_switches.numbers(compare_effects.table(STUDY, measured))
+    assert shown.columns.tolist() == ["switch", "arm", "n_folds", "AUROC", "difference", "95 % interval", "note"]
+    assert {"none: the study as it is", "clipping: before_backward instead of after_backward"} <= set(shown["switch"])
+    assert set(shown["arm"]) <= {"net (end-to-end)", "random:test_vit (probe)"}
     made_up = dataclasses.replace(STUDY, data=Data("synthetic"))
     page = report_switches.page(made_up, measured)
     assert "synthetic: they show that a switch works" in page and "worth here (synthetic)" in page
