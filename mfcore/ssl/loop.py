@@ -120,8 +120,8 @@ def _memory(which: Pretraining, device: torch.device) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise PretrainingError(
             f"pretraining[{which.name}]: {device} has too little memory for batches of {which.batch_size} over "
-            f"{processes.here().n} processes; lower batch_size, crops.n_local or n_prototypes (now {which.n_prototypes}), or start "
-            f"more processes ({str(error).splitlines()[0][:200]})"
+            f"{processes.here().n} processes; lower batch_size, crops.n_local or n_prototypes (now {which.n_prototypes}), or "
+            f"start more processes ({str(error).splitlines()[0][:200]})"
         ) from error
 
 
