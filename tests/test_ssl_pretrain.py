@@ -1,6 +1,7 @@
 """A study's pretraining from slides to an encoder: its run, its card, its start, several processes, the command line."""
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -96,6 +97,17 @@ def test_a_run_holds_what_it_says(done):
 def test_a_finished_pretraining_is_not_repeated(done, monkeypatch):
     study, results, run = done
     monkeypatch.setattr(pretrain.loop, "train", None)
+    assert pretrain.pretrain(study, "own", "nowhere", results, "cpu").folder == run.folder
+
+
+def test_a_finished_pretraining_may_lie_on_a_disk_that_is_only_read(done, monkeypatch):
+    study, results, run = done
+
+    def refused(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("unlink", "touch", "write_text"):
+        monkeypatch.setattr(Path, name, refused)
     assert pretrain.pretrain(study, "own", "nowhere", results, "cpu").folder == run.folder
 
 

@@ -2,6 +2,7 @@
 
 A step of its own process is ``python -m mfcore.ssl.pretrain --study FILE --encoder NAME --data FOLDER --results FOLDER``; with
 ``torchrun --nproc-per-node N -m mfcore.ssl.pretrain ...`` N processes, each with a GPU of its own, share every batch.
+What is started on a pretraining that another is at work on is refused.
 
 Batches below 256 patches, of one GPU say, and trainings of less than 12,500 steps are smaller than those that the published
 settings were made with, and with these the teacher soon gave all images the same target in trials. What a study doesn't say of
@@ -208,7 +209,8 @@ def _finish(
 def _clear(run: store.Run) -> None:
     """Remove what only a run that isn't finished needs."""
     for name in ("checkpoint.pt", patching.KEPT):
-        run.path(name).unlink(missing_ok=True)
+        if run.path(name).exists():  # a disk that is only read refuses to remove what isn't there, too
+            run.path(name).unlink(missing_ok=True)
 
 
 def _n_bytes(path: str) -> int | None:
