@@ -38,7 +38,7 @@ def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], c
     told = zip(there, apart(study, [comparison for comparison, _ in there]), strict=True)
     said = [_said(comparison, table, followed(table), words) for (comparison, table), words in told]
     said += dict.fromkeys(text for comparison, _ in there if (text := _of_settings(study, comparison)))
-    beaten = _against_control(parts, controls)
+    beaten = _against_control([(comparison, followed(table)) for comparison, table in there], controls)
     of_what = f"**{heading}** Scores of snapshots by step ({captions.of_what(study)})."
     return f"{of_what} {' '.join(said)}{beaten} {_bars(parts)} Lines are set a little apart along the steps."
 
@@ -51,7 +51,7 @@ def by_value(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], con
     if not said:
         return f"**One magnification or several.** Nothing to compare here ({captions.of_what(study)})."
     heading = _heading(parts)
-    beaten = _against_control(parts, controls)
+    beaten = _against_control(there, controls)
     return f"**{heading}** Scores after the last step ({captions.of_what(study)}). {' '.join(said)}{beaten} {_bars(parts)}"
 
 
@@ -143,8 +143,8 @@ def _word(value: object) -> str:
 
 
 def _against_control(parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> str:
-    """How many of the pretrained encoders end above the untrained network; empty without one."""
-    ended = pd.concat([last(table) for _, table in parts if len(table)]).drop_duplicates(["task", "metric", "name"])
+    """How many of the scores drawn end above the untrained network's; empty without one. parts: as drawn, none is empty."""
+    ended = pd.concat([last(table) for _, table in parts]).drop_duplicates(["task", "metric", "name"])
     own = controls.rename(columns={"name": "control", "of": "name", "mean": "untrained"})
     both = ended.merge(own, on=["name", "task", "metric"])
     if not len(both):

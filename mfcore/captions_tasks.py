@@ -8,7 +8,7 @@ from mfcore.compare_masks import MAX_SHOWN, Shown
 from mfcore.compare_tasks import TITLES, encoders_only, few, reported
 from mfcore.config import Study
 
-MANY = 30  # slides, over which a percentile bootstrap's intervals are about as wide as they should be
+MANY = 30  # slides or what else is drawn, over which a percentile bootstrap's intervals are about as wide as they should be
 
 
 def protocol(study: Study, task: str) -> pd.DataFrame:
@@ -39,16 +39,16 @@ def scores(study: Study, table: pd.DataFrame) -> str:
     parts = [_of_task(study, task, part) for task, part in table.groupby("task", sort=False)]
     return (
         f"**Downstream tasks.** Encoders judged by eva's protocol, frozen ({of_what(study)}). {' '.join(parts)} Runs differ by "
-        "their seed alone, so the wide bar says what a score owes to it and nothing about other patients; the thin one is a 95 "
-        "% bootstrap of what was tested, slides or patients where the set names them, and holds neither the choice of training "
-        f"items nor the encoder's own training{_few(table)}.{_published(table)}"
+        "their seed alone, so the wide bar says what a score owes to it and nothing about other patients; the thin one holds "
+        "neither the choice of training items nor the encoder's own training: it is a 95 % bootstrap of what was tested, "
+        f"slides or patients where the set names them, else items{_few(table)}.{_published(table)}"
     )
 
 
 def _few(table: pd.DataFrame) -> str:
-    """What to think of intervals over few slides; empty where there are many."""
+    """What to think of intervals over few slides, patients or items; empty where there are many."""
     n = int(table["n_clusters"].min())
-    return f"; over as few as {n} slides it is rather too narrow" if n < MANY else ""
+    return f"; over as few as {n} of them it is rather too narrow" if n < MANY else ""
 
 
 def _of_task(study: Study, task: str, part: pd.DataFrame) -> str:

@@ -154,7 +154,7 @@ def size_of(card: EncoderCard, printed: str, kind: str = "") -> Finding:
     outcome = REPRODUCED if abs(nearest - expected) <= unit and is_type else NOT_REPRODUCED
     why = "" if is_type else f"not a {kind}"
     if is_type and outcome == NOT_REPRODUCED:
-        why = f"the built network is {100 * (nearest / expected - 1):+.1f} % from the printed size, without classifier"
+        why = f"the built network's size is {100 * (nearest / expected - 1):+.1f} % off the printed one, without classifier"
     return Finding(f"{card.architecture}: {said}", outcome, float(nearest - expected), why)
 
 

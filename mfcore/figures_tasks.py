@@ -41,7 +41,8 @@ def scores(study: Study, table: pd.DataFrame) -> Figure:
                     _dot(axis, place, part.loc[encoder], look(study, encoder, compare.PROBE))
             first = part.iloc[0]
             axis.set_xlabel(compare_tasks.TITLES[first["metric"]])
-            axis.set_title(f"{task}\n{first['split']}: {first['n_items']:,} items, {part['n_runs'].max()} runs", fontsize=7.5)
+            tested, runs = compare.counted(first["n_items"], "item"), compare.counted(part["n_runs"].max(), "run")
+            axis.set_title(f"{task}\n{first['split']}: {tested}, {runs}", fontsize=7.5)
             axis.grid(axis="y", visible=False)
         for axis in axes.flat[len(tasks) :]:
             axis.set_axis_off()

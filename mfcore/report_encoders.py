@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mfcore import encoders, patches, pretrained, report_html, store, weights
+from mfcore import compare, encoders, patches, pretrained, report_html, store, weights
 from mfcore.cards import CARDS, TABLE_1, EncoderCard
 from mfcore.config import Study
 
@@ -116,8 +116,9 @@ def _facts(card: EncoderCard) -> dict[str, str]:
         "size": f"{card.n_parameters / 1e6:,.1f} million parameters, {card.precision}",
         "um_per_px": f"{resolution} µm/px{evidence}" if resolution else _no_resolution(card),
         "departs": f"of {card.variant_of}; {card.departs}" if card.variant_of else "",
-        "facts": f"{card.architecture}; {card.n_parameters:,} parameters, {card.n_prefix_tokens} prefix tokens; mean / std "
-        f"{numbers}; revision {card.revision or 'not pinned'}. {card.facts}",
+        "facts": f"{card.architecture}; {card.n_parameters:,} parameters, "
+        f"{compare.counted(card.n_prefix_tokens, 'prefix token')}; mean / std {numbers}; "
+        f"revision {card.revision or 'not pinned'}. {card.facts}",
     }
 
 

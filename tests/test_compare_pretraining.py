@@ -189,6 +189,8 @@ def test_figures_show_a_line_for_each_and_captions_what_was_computed(made):
     assert (
         "consep (Dice; judged once, not drawn): highest DINOv2" in said and "bach (balanced accuracy): highest DINOv2" in said
     )
+    of_both = pd.concat([controls, controls.assign(task="consep", metric="dice")])
+    assert captions_pretraining.over_steps(STUDY, more, of_both) == said, "what isn't drawn lies above no dotted line"
     said = captions_pretraining.over_steps(STUDY, parts, controls)
     assert "highest 100 % of slides with 0.700; against 100 % of slides: 10 % of slides -0.100" in said
     assert "highest DINOv2 with 0.750; against DINO: DINOv2 +0.050" in said

@@ -58,6 +58,10 @@ def test_dots_show_every_task_and_encoder_but_no_snapshot(tmp_path):
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
 
 
+def test_one_run_is_called_one():
+    assert ": 96 items, 1 run |" in texts(figures_tasks.scores(STUDY, rows().assign(n_runs=1)))
+
+
 def test_published_scores_are_open_diamonds():
     table = rows()
     table.loc[table["encoder"] == "tiny", ["published", "published_by", "difference"]] = [0.6, "eva, a board", -0.1]
@@ -72,7 +76,7 @@ def test_published_scores_are_open_diamonds():
 def test_the_caption_says_who_is_best_and_what_the_interval_holds():
     said = captions_tasks.scores(STUDY, rows())
     assert "of 3 encoders home is highest with 0.800 ± 0.020, 95 % [0.75, 0.85], tiny lowest with 0.500 ± 0.020" in said
-    assert "over as few as 6 slides it is rather too narrow" in said and "too narrow" not in captions_tasks.scores(
+    assert "else items; over as few as 6 of them it is rather too narrow" in said and "too narrow" not in captions_tasks.scores(
         STUDY, rows().assign(n_clusters=50)
     )
     assert "96 items of 6 slides or patients" in said and "synthetic data" in said

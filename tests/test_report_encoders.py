@@ -100,6 +100,7 @@ def test_a_row_says_what_the_card_says(study, results, nowhere):
     assert row(study, results, "h_optimus_0")["statistics"] == "0.7072, 0.5787, 0.7036 / 0.2119, 0.2301, 0.1775"
     assert row(study, results, "resnet50")["um_per_px"] == "not slides"
     assert row(study, results, "vit_tiny_random")["um_per_px"] == "untrained"
+    assert " 1 prefix token;" in row(study, results, "uni")["facts"]
     unsaid = dataclasses.replace(CARDS["virchow2"], um_per_px=(), evidence="", learnt_from="")
     assert report_encoders._facts(unsaid)["um_per_px"] == "not known"
 
