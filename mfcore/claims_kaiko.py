@@ -6,7 +6,7 @@ notes about it: those rows name it second-hand, and their words are no sentence 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -146,13 +146,17 @@ def _early(study: Study, ways: Ways) -> Ways | None:
 
 def convergence(material: Material) -> Finding:
     """Started from other weights against from random ones, after the first snapshot; by ImageNet's where there are any."""
-    study, others = material.study, {}
+    study, others, unsaid = material.study, {}, []
     for ways in _ways(study, "start", lambda which: which.start != "random"):
         start = study.pretrained(ways.first[0]).start
         if early := _early(study, ways):
-            others.setdefault(_not_imagenet(study, start), []).append(early)
+            why_not = _not_imagenet(study, start)
+            others.setdefault(why_not, []).append(early)
+            if not why_not and not compare_pretraining.learnt_from(study, start):
+                unsaid.append(f"what {start} has learnt from isn't said here and is taken for ImageNet")
     barred = "; ".join(why for why in others if why) if "" not in others else ""
-    return _more(material, others.get("", [one for those in others.values() for one in those]), barred)
+    found = _more(material, others.get("", [one for those in others.values() for one in those]), barred)
+    return replace(found, why="; ".join(filter(None, [*unsaid, found.why])))
 
 
 def _not_imagenet(study: Study, start: str) -> str:
@@ -168,7 +172,7 @@ def _not_imagenet(study: Study, start: str) -> str:
 
 
 def magnifications(material: Material) -> Finding:
-    """Several magnifications against each single one."""
+    """The most magnifications against fewer."""
     return _more(material, _ways(material.study, "patches.um_per_px", lambda which: len(set(which.patches.um_per_px))))
 
 
@@ -282,7 +286,7 @@ CLAIMS = [
     Claim(
         "training with multiple magnifications improves robustness",
         "a summary",
-        "score of each task, of several magnifications less each single one",
+        "score of each task, with the most magnifications less with fewer",
         "more",
         _ABOVE,
         magnifications,

@@ -160,6 +160,14 @@ def test_starts_of_two_networks_are_compared_each_with_its_own_random_one_and_im
     assert both[1] == {("a@50", "base@50"), ("b@50", "base@50")}, "each start against random ones"
 
 
+def test_a_start_that_may_not_be_imagenet_s_is_told(ask):
+    """A study's own record of weights needn't say what they learnt from."""
+    for start, is_told in (("vit_in", True), ("efficientnet_lite0", False)):
+        row = ask(replace(STUDY, pretraining=(BASE, replace(BASE, name="on", start=start))))[0].loc[CONVERGENCE]
+        assert row["verdict"] == UNCLEAR and "pretrained once" in row["why"]
+        assert (f"what {start} has learnt from isn't said here and is taken for ImageNet" in row["why"]) == is_told
+
+
 def test_a_start_from_an_encoder_of_slides_is_no_start_from_imagenet(ask):
     row = ask(replace(STUDY, pretraining=(BASE, replace(BASE, name="on", start="kaiko_vits16"))))[0].loc[CONVERGENCE]
     assert row["verdict"] == NOT_TESTABLE and "kaiko_vits16, which has learnt from slides" in row["why"]
