@@ -108,7 +108,7 @@ def card_table(this: EncoderCard) -> pd.DataFrame:
         "input": f"resized to {this.resize_px} px ({this.interpolation}), central {this.crop_px} px",
         "mean, std": "; ".join(", ".join(f"{value:.4g}" for value in values) for values in (this.mean, this.std)),
         "embedding": f"{this.n_dims} dimensions, readout {this.readout!r}, {this.n_prefix_tokens} prefix tokens",
-        "trained at": f"{resolution} um/px" if resolution else "no um/px is known",
+        "trained at": f"{resolution} µm/px" if resolution else "no µm/px is known",
         "precision on a GPU": this.precision,
         "licence": f"{this.licence}{', to be accepted on the hub' if this.gated else ''}",
         "facts from": this.facts,

@@ -49,7 +49,7 @@ def _cell(value: object) -> object:
         return f"{value:,}"
     if not isinstance(value, str):
         return value
-    text = re.sub(r"(?<=\d)%", " %", " ".join(value.split()))  # pandas would write \\n
+    text = " ".join(value.split())  # pandas would write \\n
     text = re.sub(r"(?<=\de)-(?=\d)", "\N{NON-BREAKING HYPHEN}", text)  # of 5e-5
     if len(text) > UNBROKEN or "<" in text or not re.search(r"\d", text):
         return text

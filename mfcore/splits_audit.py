@@ -70,7 +70,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     shown = {"scheme" if key == "scheme" else "trained on": names.to_numpy(), "size": sizes}
     shown |= {name: means[name].round().astype(int).to_numpy() for name in ("n_train", "n_val", "n_test")}
     shares = ("positives_train", "positives_test", "test_on_train_slides", "test_overlapping_train")
-    return pd.DataFrame(shown | {name: [f"{share:.1%}" for share in means[name]] for name in shares})
+    return pd.DataFrame(shown | {name: [f"{100 * share:.1f} %" for share in means[name]] for name in shares})
 
 
 def scheme_title(scheme: str) -> str:
@@ -124,8 +124,8 @@ def networks_said(run: store.Run) -> str:
         return ""
     return (
         f"Networks have folds of their own, by a seed of their own: of the patches that a fold tests the probes on, "
-        f"{found['tested_by_both']:.0%} test the networks too, and {found['trained_on_by_networks']:.0%} train them: "
-        "probes and networks are compared on different patches."
+        f"{100 * found['tested_by_both']:.0f} % test the networks too, and {100 * found['trained_on_by_networks']:.0f} % train "
+        "them: probes and networks are compared on different patches."
     )
 
 

@@ -43,7 +43,7 @@ def test_every_card_can_be_read_as_a_table_with_units():
         table = encoders.card_table(encoders.card(name)).set_index("fact")["value"]
         assert f"{encoders.card(name).n_dims} dimensions" in table["embedding"] and "px" in table["input"]
     table = encoders.card_table(encoders.card("virchow2")).set_index("fact")["value"]
-    assert table["trained at"] == "0.25 / 0.5 / 1 / 2 um/px" and "to be accepted" in table["licence"]
+    assert table["trained at"] == "0.25 / 0.5 / 1 / 2 µm/px" and "to be accepted" in table["licence"]
     assert "3158645804b69e3f3bc4439d4116edddf0840a72" in table["weights"]
 
 

@@ -199,7 +199,7 @@ def test_a_table_fits_the_page_and_its_numbers_are_written_as_everywhere():
     shown = pd.DataFrame(
         {
             "n_test": [1282, 5],
-            "share_of_all_test_patches": ["43.7%", "1 %"],
+            "share_of_all_test_patches": ["43.7 %", "1 %"],
             "AUROC out of domain": ["0.89 ± 0.02", "0.78 [0.76, 0.80]"],
             "architecture": ["a network of many words in one cell, 1 of 2", "<b> 1"],
             "is_so": [True, False],

@@ -41,7 +41,7 @@ def test_audit_finds_what_was_planted():
     assert found["test_overlapping_train"].item() == pytest.approx(2 / 3)  # 3 with 2, and 5 with 0 by half a pixel
     assert found["positives_train"].item() == pytest.approx(1 / 3)
     summary = splits_audit.summary(found).iloc[0]
-    assert summary["test_overlapping_train"] == "66.7%" and summary["n_train"] == 3
+    assert summary["test_overlapping_train"] == "66.7 %" and summary["n_train"] == 3
 
 
 @pytest.mark.parametrize(
