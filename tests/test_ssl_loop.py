@@ -257,6 +257,7 @@ def test_a_stopped_training_goes_on_to_the_same_losses(tmp_path, monkeypatch, ch
         pd.testing.assert_frame_equal(*kept)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")  # of the switch below
 @pytest.mark.parametrize("changed", [{}, DINOV2, POOLS], ids=["dino", "dinov2", "a convolutional network"])
 def test_bfloat16_gives_nearly_the_losses_of_float32(tmp_path, monkeypatch, changed):
     """As on GPUs that have it: products in bfloat16, weights, targets and losses in float32."""
