@@ -151,9 +151,9 @@ def extract(study: Study, folder: str | Path, results: str | Path, n_workers: in
 
 
 def _fingerprint(study: Study, folder: Path, table: pd.DataFrame) -> dict[str, str]:
-    """Stands for the data: the label file's checksum; names and sizes of the files its rows name."""
-    sizes = {file: (folder / file).stat().st_size for file in sorted(table["file"].unique())}
-    return {**{file.name: store.file_sha256(file) for file in labels.files_of(study, folder)}, "files": digest(sizes)}
+    """Stands for the data: the label file's checksum; names and fingerprints of the files its rows name."""
+    files = {file: store.file_fingerprint(folder / file) for file in sorted(table["file"].unique())}
+    return {**{file.name: store.file_sha256(file) for file in labels.files_of(study, folder)}, "files": digest(files)}
 
 
 def _plan(study: Study, folder: Path, table: pd.DataFrame) -> list[Job]:

@@ -27,6 +27,8 @@ import pandas as pd
 from mfcore.config import digest
 
 PACKAGES = ("mfcore", "numpy", "pandas", "scikit-learn", "torch", "timm", "openslide-python", "openslide-bin", "snakemake")
+WHOLE_BYTES = 32 * 2**20  # up to so many bytes, a file's fingerprint is of all its content
+N_BLOCKS, BLOCK_BYTES = 32, 2**16  # of a larger file
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # what such file systems say
 _HOST = platform.node().replace(".", "_")  # processes of several machines may share a folder, and their numbers
 
@@ -140,6 +142,24 @@ def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, as hex."""
     with Path(path).open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def file_fingerprint(path: str | Path) -> list[int | str]:
+    """Size in bytes and SHA-256, as hex, of a file's content.
+
+    Of a file of more than WHOLE_BYTES, 32 evenly spaced blocks of BLOCK_BYTES are read, the first and the last among them.
+    Times and names don't enter: a copy has the fingerprint of its original.
+    """
+    path = Path(path)
+    n_bytes = path.stat().st_size
+    if n_bytes <= WHOLE_BYTES:
+        return [n_bytes, file_sha256(path)]
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        for i in range(N_BLOCKS):
+            file.seek((n_bytes - BLOCK_BYTES) * i // (N_BLOCKS - 1))
+            content.update(file.read(BLOCK_BYTES))
+    return [n_bytes, content.hexdigest()]
 
 
 class Run:

@@ -140,6 +140,17 @@ def test_other_data_are_another_run(folder, tmp_path):
     assert len({first.folder, second.folder, third.folder}) == 3
 
 
+def test_a_slide_of_the_same_length_is_another_run_and_a_copy_of_it_is_not(folder, tmp_path):
+    first = patches.extract(STUDY, folder, tmp_path / "results")
+    slide = folder / "images" / "002.tiff"
+    before = slide.read_bytes()
+    write_slide(slide, 77, UM_PER_PX["002.tiff"])
+    assert slide.stat().st_size == len(before)
+    assert patches.extract(STUDY, folder, tmp_path / "results").key != first.key
+    slide.write_bytes(before)
+    assert patches.extract(STUDY, folder, tmp_path / "results").key == first.key
+
+
 def test_what_decides_the_patches_is_in_the_hash():
     keys = {
         store.digest(patches.config_of(study))
@@ -425,11 +436,12 @@ def test_prepare_makes_the_synthetic_set_as_the_study_says(tmp_path, monkeypatch
 def test_real_patch_images(tmp_path):
     run = patches.extract(image_study(size=128), REAL / "amibr", tmp_path)
     table, array = patches.load(run)
-    assert array.shape == (2346, 128, 128, 3)
+    published = pd.read_csv(REAL / "amibr" / "AMI-BR.csv")
+    assert array.shape == (len(published), 128, 128, 3)
     patches.check(array, table)
     row = table.iloc[1234]
     np.testing.assert_array_equal(array[1234], np.asarray(Image.open(REAL / "amibr" / row.file)))
-    assert patches.counts(table)["n_positive"].sum() == 462
+    assert patches.counts(table)["n_positive"].sum() == published["majority_atypical"].sum()
 
 
 @needs_real

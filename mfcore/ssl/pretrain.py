@@ -66,7 +66,7 @@ def pretrain(
         patches.prepare(study, data_folder)
     ranks.as_first(None)  # the others wait for the slides
     slides = patching.slides_of(study, which, Path(data_folder))
-    inputs = {"slides": digest([[slide.slide_id, slide.um_per_px, _n_bytes(slide.path)] for slide in slides])}
+    inputs = {"slides": digest([[slide.slide_id, slide.um_per_px, _fingerprint(slide.path)] for slide in slides])}
     start = networks.start_of(which, study, results)
     if start is not None:
         inputs["start"] = digest(start.identity())
@@ -213,9 +213,9 @@ def _clear(run: store.Run) -> None:
             run.path(name).unlink(missing_ok=True)
 
 
-def _n_bytes(path: str) -> int | None:
-    """Size of a slide's file, None where it isn't on this machine's disks."""
-    return Path(path).stat().st_size if Path(path).is_file() else None
+def _fingerprint(path: str) -> list[int | str] | None:
+    """A slide's `store.file_fingerprint`, None where its file isn't on this machine's disks."""
+    return store.file_fingerprint(path) if Path(path).is_file() else None
 
 
 def load_history(run: store.Run) -> pd.DataFrame:
