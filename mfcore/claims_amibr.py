@@ -7,7 +7,7 @@ reasons are computed from its settings, its scores and its training histories.
 import numpy as np
 import pandas as pd
 
-from mfcore import cards, claims_arms, compare, compare_probes, metrics, store
+from mfcore import cards, claims_arms, compare, compare_probes, metrics, splits, store
 from mfcore.claims_arms import Choice, bound
 from mfcore.claims_judge import (
     AMIBR,
@@ -94,7 +94,7 @@ def _curve(material: Material, name: str, size: float) -> str:
         if run is None or not run.path("history.jsonl").is_file():
             continue
         history = pd.read_json(run.path("history.jsonl"), lines=True)
-        history = history[history["unit"] == f"{compare.ALL}-fold{fold}-size{size:g}"].sort_values("epoch")
+        history = history[history["unit"] == splits.Unit(compare.ALL, fold, size).name].sort_values("epoch")
         if len(history) >= 4:
             late += int(history["epoch"].iloc[int(np.argmin(history["val_loss"]))] >= history["epoch"].max() - 1)
             changes.append(history["val_auroc"].iloc[-1] - history["val_auroc"].iloc[len(history) // 2 - 1])

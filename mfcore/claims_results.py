@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from mfcore import claims_arms, compare
+from mfcore import claims_arms, compare, splits
 from mfcore.claims_arms import Choice, bound, end_to_end, foundation, imagenet
 from mfcore.claims_judge import (
     CCMCT,
@@ -42,7 +42,7 @@ def pairs(
     """Each arm of ``first`` against each of ``second`` at each size."""
     return [
         Pair(
-            f"{a} against {b}" + (f" at {100 * size:g} %" if len(sizes) > 1 else ""),
+            f"{a} against {b}" + (f" at {splits.percent(size)} %" if len(sizes) > 1 else ""),
             material.folds(a, size, metric),
             material.folds(b, size, metric),
         )
@@ -66,7 +66,7 @@ def _gains(material: Material, arms: tuple[str, ...]) -> dict[str, pd.Series]:
 def at_every_size(material: Material, network: Choice) -> tuple[list[float], Choice]:
     """The sizes at which a network was trained, and the choice of it: partial where it wasn't at every one."""
     sizes = [size for size in material.sizes if all(len(material.folds(name, size)) for name in network.names)]
-    lacking = [f"{100 * size:g} %" for size in material.sizes if size not in sizes]
+    lacking = [f"{splits.percent(size)} %" for size in material.sizes if size not in sizes]
     said = f"{', '.join(network.names)} not trained at {', '.join(lacking)}"
     return (sizes, replace(network, partial=said)) if lacking else (sizes, network)
 
@@ -93,7 +93,7 @@ def more_data_helps(material: Material) -> Finding:
         return Finding("one size only")
     arms = dict.fromkeys(name for choice in choices for name in choice.names)
     compared = [Pair(arm, material.folds(arm, sizes[-1]), material.folds(arm, sizes[0])) for arm in arms]
-    why = f"largest ({100 * sizes[-1]:g} %) against smallest size ({100 * sizes[0]:g} %)"
+    why = f"largest ({splits.percent(sizes[-1])} %) against smallest size ({splits.percent(sizes[0])} %)"
     return bound(better(material, compared, why), *choices)
 
 
@@ -204,7 +204,8 @@ def not_converged(material: Material) -> Finding:
         return Finding("one size only")
     arms = (*end_to_end(material).names, *foundation(material).names)
     compared = [Pair(arm, material.folds(arm, sizes[-1]), material.folds(arm, sizes[-2])) for arm in arms]
-    why = f"from {100 * sizes[-2]:g} % to {100 * sizes[-1]:g} %; a further gain beyond the data isn't measured by this"
+    last = " % to ".join(splits.percent(size) for size in sizes[-2:])
+    why = f"from {last} %; a further gain beyond the data isn't measured by this"
     return bound(better(material, compared, why), end_to_end(material), foundation(material))
 
 

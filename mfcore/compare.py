@@ -341,11 +341,11 @@ def wide(table: pd.DataFrame, value: str = "auroc") -> pd.DataFrame:
         {
             "arm": table["arm"],
             "kind": table["kind"],
-            "size": [f"{100 * size:g} %" for size in table["size"]],
+            "size": [f"{splits.percent(size)} %" for size in table["size"]],
             "cell": [plus_minus(mean, sd) for mean, sd in zip(table[value], table[f"{value}_sd"], strict=True)],
         }
     )
-    sizes = [f"{100 * size:g} %" for size in sorted(table["size"].unique())]
+    sizes = [f"{splits.percent(size)} %" for size in sorted(table["size"].unique())]
     table = cells.pivot(index=["arm", "kind"], columns="size", values="cell")[sizes].rename_axis(columns=None).fillna("–")
     return table.loc[list(dict.fromkeys(zip(cells["arm"], cells["kind"], strict=True)))].reset_index()
 

@@ -114,7 +114,7 @@ def by_size(rows: pd.DataFrame, titles: dict[str, str], metric: str) -> pd.DataF
         .loc[list(dict.fromkeys(rows["estimator"]))]
     )
     n_train = rows.groupby("size")["n_train"].mean()
-    shown.columns = [f"{100 * size:g} % ({n_train[size]:,.0f} patches)" for size in shown.columns]
+    shown.columns = [f"{splits.percent(size)} % ({n_train[size]:,.0f} patches)" for size in shown.columns]
     shown.insert(0, "estimator", [titles[name] for name in shown.index])
     return shown.reset_index(drop=True)
 

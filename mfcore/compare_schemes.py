@@ -52,7 +52,7 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "scheme": table["scheme"].map(splits_audit.scheme_title),
-            "size": [f"{100 * size:g}\u00a0%" for size in table["size"]],
+            "size": [f"{splits.percent(size)}\u00a0%" for size in table["size"]],
             "n_train": table["n_train"],
             "test_on_train_slides": [f"{100 * share:.1f} %" for share in table["test_on_train_slides"]],
             "test_overlapping_train": [f"{100 * share:.1f} %" for share in table["test_overlapping_train"]],

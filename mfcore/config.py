@@ -238,12 +238,10 @@ def _check(study: Study) -> None:
         raise ConfigError(
             f"an arm is named twice: {twice}; a network's name must differ from every encoder's, say {twice[0]}_224px"
         )
+    folds = {f"{network.name}-fold{fold}" for network in study.networks for fold in range(splits.n_folds)}
+    if taken := sorted(folds & set(study.encoders)):
+        raise ConfigError(f"encoders: {taken} are what a network's trainings are called; call them otherwise")
     pretrained = [which.name for which in study.pretraining]
-    for group in ([*study.encoders, *pretrained], [network.name for network in study.networks]):
-        first: dict[str, str] = {}
-        for name in group:
-            if (other := first.setdefault(re.sub(r"[^A-Za-z0-9_.]+", "_", name), name)) != name:
-                raise ConfigError(f"arms {other!r} and {name!r} would have the same files; name one otherwise")
     described = [own.name for own in study.own_encoders]
     for wrong, what in (
         ([name for name in described if name not in study.encoders], "not among encoders"),

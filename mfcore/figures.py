@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from matplotlib.patheffects import withStroke
 
-from mfcore import compare, pretrained, store
+from mfcore import compare, pretrained, splits, store
 from mfcore.config import Study
 from mfcore.rng import generator
 
@@ -292,6 +292,7 @@ def history(study: Study, table: pd.DataFrame, network: str) -> Figure:
 
 def _unit_title(unit: str) -> str:
     """What a unit such as "all-fold0-size0.1" learnt from: the domain, in two lines where it is long, fold and size."""
-    domain, _, rest = unit.replace("_", " ").rpartition("-fold")
+    domain, _, rest = unit.rpartition("-fold")
+    domain = domain.translate(splits.BLANKS)
     fold, _, size = rest.partition("-size")
-    return f"{two_lines(domain) if len(domain) > MAX_TITLE else domain}\nfold {fold}, {100 * float(size):g} %"
+    return f"{two_lines(domain) if len(domain) > MAX_TITLE else domain}\nfold {fold}, {splits.percent(float(size))} %"

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mfcore import compare, compare_schemes, metrics, raters, splits_audit
+from mfcore import compare, compare_schemes, metrics, raters, splits, splits_audit
 from mfcore.config import Study
 from mfcore.figures import LEGEND_ROW_INCH, MARKERS, WIDTH_INCH, drawing, legend_below, look, title
 
@@ -69,7 +69,7 @@ def data_scaling(
                 rater_lines(axis, human, compare.ALL, (start, stop), named=True)
             axis.axhline(0.5, **CHANCE)
             axis.set_xlim(start, stop)
-            ticks = {n: f"{n:,}\n({100 * size:g} %)" for size, n in sizes.items()}
+            ticks = {n: f"{n:,}\n({splits.percent(size)} %)" for size, n in sizes.items()}
             shown = None if beside is None else beside[beside["metric"] == metric]
             if shown is not None and len(shown):
                 _published_strip(axis, shown, (start, stop))
@@ -198,7 +198,7 @@ def inflation(study: Study, table: pd.DataFrame) -> Figure:
         for index, size in enumerate(sizes):
             part = table[table["size"] == size].set_index("scheme").reindex(schemes)
             at = places + 0.22 * (index - (len(sizes) - 1) / 2)
-            label = f"{100 * size:g} % of what testing leaves"
+            label = f"{splits.percent(size)} % of what testing leaves"
             scores.errorbar(
                 part["auroc"], at, xerr=part["auroc_sd"].fillna(0), fmt=MARKERS[index], linestyle="none", capsize=2, label=label
             )

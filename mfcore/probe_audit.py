@@ -43,15 +43,19 @@ def run(study: Study, embeddings: store.Run, results: Path) -> store.Run:
         raise ValueError(f"{len(bad)} training sets lack a class: {', '.join(bad[:10])}; raise the smallest of splits.sizes")
     groups = [(name, size) for size in study.splits.sizes for name in ESTIMATORS]
     for name, size in tqdm(groups, desc=f"audit {encoder}", unit="group"):
-        if not run.unit_file(f"{name}-size{size:g}").is_file():
+        if not run.unit_file(_group(name, size)).is_file():
             _fit_group(study, run, material, name, [unit for unit in units if unit.size == size])
-    files = [run.unit_file(f"{name}-size{size:g}") for name, size in groups]
+    files = [run.unit_file(_group(name, size)) for name, size in groups]
     store.write_parquet(
         run.path("predictions.parquet"), pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
     )
     fits = pd.DataFrame([row for file in files for row in store.read_json(file.with_suffix(".json"))["fits"]])
     store.write_csv(run.path("fits.csv"), fits)
     return run.finish(["predictions.parquet", "fits.csv"], n_fits=len(fits))
+
+
+def _group(estimator: str, size: float) -> str:
+    return f"{estimator}-size{splits.shortest(size)}"
 
 
 def _fit_group(study: Study, run: store.Run, material: probe.Material, name: str, units: list[splits.Unit]) -> None:
@@ -62,7 +66,9 @@ def _fit_group(study: Study, run: store.Run, material: probe.Material, name: str
         for unit in units
     ]
     begun = time.monotonic()
-    fitted = ESTIMATORS[name][1](material.features, material.labels, folds, study.probe, f"{name}, size {units[0].size:g}")
+    fitted = ESTIMATORS[name][1](
+        material.features, material.labels, folds, study.probe, f"{name}, size {splits.shortest(units[0].size)}"
+    )
     seconds = round((time.monotonic() - begun) / len(units), 3)
     rows, predictions = [], []
     for unit, fold, head in zip(units, folds, fitted, strict=True):
@@ -72,7 +78,7 @@ def _fit_group(study: Study, run: store.Run, material: probe.Material, name: str
         row = {"estimator": name, "fold": unit.fold, "size": unit.size, "n_train": len(own), "n_val": len(fold.validation)}
         row |= {"train_share": float(own.mean()), "train_auroc": metrics.auroc(own, scores[fold.train])}
         rows.append({**row, **head.facts, "seconds": seconds})
-    file = run.unit_file(f"{name}-size{units[0].size:g}")
+    file = run.unit_file(_group(name, units[0].size))
     store.write_json(file.with_suffix(".json"), {"fits": rows})
     store.write_parquet(file, pd.concat(predictions, ignore_index=True))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mfcore import captions, compare_schemes, report_html, splits_audit, store
+from mfcore import captions, compare_schemes, report_html, splits, splits_audit, store
 from mfcore.config import SCHEMES, Study
 from mfcore.report_html import rich, table
 
@@ -53,7 +53,7 @@ def _by_fold(audit: pd.DataFrame) -> pd.DataFrame:
     """An audit a fold at a time, shares in per cent."""
     shares = ("positives_train", "positives_val", "positives_test", "test_on_train_slides", "test_overlapping_train")
     shown = audit.drop(columns=["scheme", "n_train_slides", "n_test_slides"], errors="ignore").copy()
-    shown["size"] = [f"{100 * size:g}\u00a0%" for size in shown["size"]]
+    shown["size"] = [f"{splits.percent(size)}\u00a0%" for size in shown["size"]]
     for name in shares:
         shown[name] = [f"{100 * share:.1f} %" if pd.notna(share) else "–" for share in shown[name]]
     return shown.rename(columns={"train_domain": "trained on"})

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import captions, compare, compare_probes, report_html, store
+from mfcore import captions, compare, compare_probes, report_html, splits, store
 from mfcore.config import Study
 from mfcore.report_html import table
 
@@ -124,7 +124,7 @@ def said_of_c(rows: pd.DataFrame) -> str:
     own = rows[rows["estimator"] == compare_probes.OWN]
     named = rows[(rows["estimator"] == "sklearn_unis_c") & (rows["size"] == rows["size"].max())]["sklearn_c"]
     cells = ", ".join(
-        f"{c:.3g} at {100 * size:g} %{'' if c else ' (all its weights are 0)'}"
+        f"{c:.3g} at {splits.percent(size)} %{'' if c else ' (all its weights are 0)'}"
         for size, c in zip(own["size"], own["sklearn_c"], strict=True)
     )
     wrong = f", not {named.iloc[0]:.3g}" if len(named) else ""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import compare, compare_effects, effects, patches, report_html, store
+from mfcore import compare, compare_effects, effects, patches, report_html, splits, store
 from mfcore.compare_defects import DEFECTS, RELEASED_CODE, Defect
 from mfcore.config import Study, Switches
 from mfcore.effects import BASE, PAPER, RELEASED
@@ -28,7 +28,7 @@ def page(study: Study, results: Path) -> str:
         paper=[compare_effects.said(row) for row in rows[rows["switch"] == PAPER].to_dict("records")],
         numbers=table(numbers(rows)) if len(rows) else "",
         n_folds=study.effects.n_folds or study.splits.n_folds,
-        size=f"{100 * max(study.splits.sizes):g} %",
+        size=f"{splits.percent(max(study.splits.sizes))} %",
     )
 
 

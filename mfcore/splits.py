@@ -5,8 +5,8 @@ domain, size 1): train on one domain, test on its own test share and on all of e
 al., section 3: 20 % of all for testing, 20 % of the remainder for validation; sizes are shares of what testing leaves.
 """
 
-import re
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from mfcore.splits_draw import SplitError, draw
 
 ALL = "all"
 ROLES = ("train", "val", "test")
+BLANKS = str.maketrans(" _", "_ ")
 
 
 @dataclass(frozen=True, order=True)
@@ -31,8 +32,29 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Name that can be a file's."""
-        return f"{re.sub(r'[^A-Za-z0-9]+', '_', self.train_domain)}-fold{self.fold}-size{self.size:g}"
+        """Name of its files, as "all-fold0-size0.02": another for another unit. A domain's single blanks become "_"."""
+        swapped = self.train_domain.translate(BLANKS)  # where "_" stands for a blank, a blank is what can't be shown
+        return f"{store.file_name(swapped)}-{self._fold_and_size}"
+
+    @property
+    def title(self) -> str:
+        """What its random draws and its history call it: as `name`, with all that the domain's name has."""
+        return f"{self.train_domain.translate(BLANKS)}-{self._fold_and_size}"
+
+    @property
+    def _fold_and_size(self) -> str:
+        return f"fold{self.fold}-size{shortest(self.size)}"
+
+
+def shortest(size: float) -> str:
+    """A size in as few digits as tell it from every other, as "0.02" or "1"."""
+    text = f"{size:g}"
+    return text if float(text) == size else repr(float(size))
+
+
+def percent(size: float) -> str:
+    """A size in per cent, without the sign, in as few digits as tell it from every other."""
+    return f"{(100 * Decimal(repr(float(size)))).normalize():f}"
 
 
 def make(study: Study, labels: pd.DataFrame) -> pd.DataFrame:
@@ -87,9 +109,9 @@ def _refuse_empty(table: pd.DataFrame, labels: pd.DataFrame, study: Study) -> No
         name = study.data.positive if row[1] == 0 else study.data.negative
         full = counts.loc[(domain, fold, slice(None), role)].to_numpy().min(axis=1).max()
         raise SplitError(
-            f"size {size:g} leaves no {name!r} in the {role} set (fold {fold}, training on {domain!r}: {row[1]} positive, "
-            f"{row[0]} negative; {len(empty)} such sets in all). The rarer class has {full} at the largest size: raise the "
-            f"smallest of splits.sizes, or give the study more data"
+            f"size {shortest(size)} leaves no {name!r} in the {role} set (fold {fold}, training on {domain!r}: {row[1]} "
+            f"positive, {row[0]} negative; {len(empty)} such sets in all). The rarer class has {full} at the largest size: "
+            f"raise the smallest of splits.sizes, or give the study more data"
         )
 
 

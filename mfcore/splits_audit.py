@@ -65,7 +65,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     key = "scheme" if "scheme" in table else "train_domain"
     means = table.drop(columns="fold").groupby([key, "size"], sort=False).mean().reset_index()
     means = means.iloc[np.argsort(means[key] != splits.ALL, kind="stable")]
-    sizes = [f"{100 * size:g}\u00a0%" for size in means["size"]]  # a space that doesn't break
+    sizes = [f"{splits.percent(size)}\u00a0%" for size in means["size"]]  # a space that doesn't break
     names = means[key].map(scheme_title) if key == "scheme" else means[key]
     shown = {"scheme" if key == "scheme" else "trained on": names.to_numpy(), "size": sizes}
     shown |= {name: means[name].round().astype(int).to_numpy() for name in ("n_train", "n_val", "n_test")}
@@ -145,7 +145,9 @@ def _inputs(study: Study, results: Path) -> dict[str, str]:
 
 def load(run: store.Run) -> pd.DataFrame:
     """The audit of the study's own splits, as `audit` returns it."""
-    return pd.read_csv(run.path("audit.csv"))
+    table = pd.read_csv(run.path("audit.csv"))
+    names = pd.read_csv(run.path("audit.csv"), usecols=["train_domain"], dtype=str, keep_default_na=False)
+    return table.assign(**names)  # a domain may be called NA or 1
 
 
 def load_schemes(run: store.Run) -> pd.DataFrame:

@@ -29,12 +29,30 @@ from mfcore.config import digest
 PACKAGES = ("mfcore", "numpy", "pandas", "scikit-learn", "torch", "timm", "openslide-python", "openslide-bin", "snakemake")
 WHOLE_BYTES = 32 * 2**20  # up to so many bytes, a file's fingerprint is of all its content
 N_BLOCKS, BLOCK_BYTES = 32, 2**16  # of a larger file
+MAX_WORDS = 60  # characters of a name that its file shows; what is written aside and ends of names must fit beside them
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # what such file systems say
 _HOST = platform.node().replace(".", "_")  # processes of several machines may share a folder, and their numbers
 
 
 class StoreError(RuntimeError):
     """A result is missing, unfinished or not what it should be; the message says which and what to do."""
+
+
+def file_name(text: str) -> str:
+    """A part of a file's name for any text, on every file system another for another text, also where case is ignored.
+
+    Lower-case letters, digits and "_" are left as they are; any other text is cut to such words as it has and gets a digest. No
+    dot stands in it, so that a dot divides such parts, and one "-" at most, before the digest.
+    """
+    words = _words(text).replace(".", "_").strip("_")
+    if text and text == words.lower():
+        return text
+    return f"{words or 'name'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+
+
+def _words(text: str) -> str:
+    """What of a text can stand in a file's name: another text may have the same."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "_", text)[:MAX_WORDS].strip("_")
 
 
 @contextlib.contextmanager
@@ -236,8 +254,7 @@ def open_run(results: str | Path, stage: str, name: str, config: Mapping, inputs
     made from something else, naming the keys that differ.
     """
     identity = json.loads(json.dumps({"stage": stage, "name": name, "config": config, "inputs": dict(inputs)}, allow_nan=False))
-    words = re.sub(r"[^A-Za-z0-9_.]+", "_", name).strip("_")
-    folder = Path(results) / f"{stage}-{words}-{digest(identity)}"
+    folder = Path(results) / f"{stage}-{_words(name)}-{digest(identity)}"
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):  # another process may be at work in the folder
         for aside in folder.rglob(".*.partial"):

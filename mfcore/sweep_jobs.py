@@ -3,12 +3,11 @@
 Two kinds of job have no notebook, as they show nothing: a share of an embedding, and the measuring of a switch's effect.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mfcore import effects, pretrained, tasks_protocol
+from mfcore import effects, pretrained, store, tasks_protocol
 from mfcore.config import Pretraining, Study
 from mfcore.conventions import variants_of
 
@@ -83,7 +82,7 @@ def jobs_of(study: Study, n_shares: int = 1) -> dict[str, Job]:
     jobs = [Job(first, first)]
     for network in study.networks:
         for fold in range(study.splits.n_folds):
-            name = _words(f"{STAGES['04']}.{network.name}.fold{fold}")
+            name = f"{_job('04', network.name)}.fold{fold}"
             jobs.append(Job(name, STAGES["04"], {"network": network.name, "fold": fold}, (first,)))
     jobs += _pretraining_jobs(study)
     for encoder in (*study.encoders, *variants_of(study.conventions)):
@@ -94,10 +93,10 @@ def jobs_of(study: Study, n_shares: int = 1) -> dict[str, Job]:
         ]
         jobs += shares
         jobs.append(Job(embedding, STAGES["02"], {"encoder": encoder}, (*needs, *(share.name for share in shares))))
-        jobs.append(Job(_words(f"{STAGES['03']}.{encoder}"), STAGES["03"], {"encoder": encoder}, (embedding,)))
+        jobs.append(Job(_job("03", encoder), STAGES["03"], {"encoder": encoder}, (embedding,)))
         for scheme in study.inflation.schemes if encoder == study.inflation.encoder else ():
             if scheme != study.switches.scheme:
-                name = _words(f"{STAGES['03']}.{encoder}.split_{scheme}")
+                name = f"{_job('03', encoder)}.split_{scheme}"
                 jobs.append(Job(name, STAGES["03"], {"encoder": encoder, "scheme": scheme}, (embedding,)))
     arms = tuple(job.name for job in jobs if job.notebook in (STAGES["03"], STAGES["04"]))
     jobs.append(Job(STAGES["05"], STAGES["05"], {}, arms))
@@ -126,7 +125,7 @@ def _judging_jobs(study: Study, probes: tuple[str, ...]) -> Iterator[Job]:
     judged = []
     for task in study.tasks:
         needs = (STAGES["01"], *_pretrained(study, tasks_protocol.encoders_of(study, task)))
-        judged.append(Job(_words(f"{STAGES['09']}.{task.name}"), STAGES["09"], {"task": task.name}, needs))
+        judged.append(Job(_job("09", task.name), STAGES["09"], {"task": task.name}, needs))
     yield from judged
     if probes and (study.pretraining or study.tasks):
         yield Job(STAGES["10"], STAGES["10"], {}, (*probes, *(job.name for job in judged)))
@@ -170,13 +169,13 @@ def measuring_job(switch: str) -> str:
 
 def embedding_job(encoder: str) -> str:
     """Name of the job that makes an encoder's embedding."""
-    return _words(f"{STAGES['02']}.{encoder}")
+    return _job("02", encoder)
 
 
 def pretraining_job(name: str) -> str:
     """Name of the job that pretrains an encoder."""
-    return _words(f"{STAGES['08']}.{name}")
+    return _job("08", name)
 
 
-def _words(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.]+", "_", name)
+def _job(stage: str, name: str) -> str:
+    return f"{STAGES[stage]}.{store.file_name(name)}"

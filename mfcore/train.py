@@ -137,7 +137,7 @@ def _tasks(
     tasks, problems = {}, []
     for unit in units:
         try:
-            tasks[unit] = task_of(unit=unit.name, roles=splits.select(table, unit))
+            tasks[unit] = task_of(unit=unit.name, title=unit.title, roles=splits.select(table, unit))
         except TrainingError as error:
             problems += error.problems
     if problems:

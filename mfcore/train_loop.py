@@ -152,7 +152,7 @@ class _Training:
         losses = [*(line["val_loss"] for line in self.history), val_loss]
         n_without_better = len(losses) - 1 - int(np.argmin(losses))
         line = {
-            "unit": self.task.unit,
+            "unit": self.task.title or self.task.unit,
             "epoch": number,
             "train_loss": train_loss,
             "val_loss": val_loss,

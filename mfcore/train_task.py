@@ -58,10 +58,10 @@ def places_of(study: Study, labels: pd.DataFrame) -> Places:
 class Task:
     """One training: which network learns from which patches.
 
-    unit: the name that its files and its random draws go by. patches: uint8 (n, stored_px, stored_px, 3), memory-mapped
-    or not. labels: 0 or 1 (n,); slide_ids: (n,). roles: rows of these for each of "train", "val" and "test". switches: of
-    these ``epoch``, ``training_label``, ``validation`` and ``clipping`` (``stratified``: for a message). places: needed for
-    labels by window only.
+    unit: the name that its files go by. title: what its random draws and its history call it, if not ``unit``. patches:
+    uint8 (n, stored_px, stored_px, 3), memory-mapped or not. labels: 0 or 1 (n,); slide_ids: (n,). roles: rows of these
+    for each of "train", "val" and "test". switches: of these ``epoch``, ``training_label``, ``validation`` and ``clipping``
+    (``stratified``: for a message). places: needed for labels by window only.
 
     Raises TrainingError, with all that is wrong, where a role is empty or shares a patch with another, where training or
     test has one class, where patches are too narrow, or where there are too few for a batch.
@@ -76,6 +76,7 @@ class Task:
     roles: Mapping[str, np.ndarray]
     switches: Switches = field(default_factory=Switches)
     places: Places | None = None
+    title: str = ""
 
     @property
     def n_per_epoch(self) -> int:
@@ -86,7 +87,7 @@ class Task:
     @property
     def stream(self) -> tuple[str, str, str]:
         """What the names of this training's random streams begin with."""
-        return ("train", self.network.name, self.unit)
+        return ("train", self.network.name, self.title or self.unit)
 
     @property
     def validates_one_class(self) -> bool:
@@ -123,7 +124,7 @@ class Task:
         if len(everywhere) == 1:
             return [f"there is no patch of class {1 - everywhere[0]} in any role; correct the label table"]
         fewer = "leave this size out of splits.sizes"
-        if not self.unit.startswith(f"{splits.ALL}-"):
+        if not self.unit.startswith(f"{splits.ALL}-fold"):
             fewer = f"set networks[{self.network.name}].by_domain: false"
         remedies = {"train": ("training", fewer), "test": ("test", "raise splits.test_fraction")}
         problems = []

@@ -22,7 +22,7 @@ n_workers = 1  # threads that read patches
 # %%
 from pathlib import Path
 
-from mfcore import captions, captions_pretrain, encoders, figures, figures_live, figures_pretrain, pretrained
+from mfcore import captions, captions_pretrain, encoders, figures, figures_live, figures_pretrain, pretrained, store
 from mfcore.config import load_study
 from mfcore.ssl import pretrain
 
@@ -37,7 +37,7 @@ captions.show(captions_pretrain.settings(study, encoder))
 # %%
 patches, global_crops, local_crops, drawn = pretrain.example(study, encoder, data)
 figure = figures_pretrain.crops(study, encoder, patches, global_crops, local_crops)
-written = figures.save(figure, drawn, folder / "figures", f"08_crops_{encoder}")
+written = figures.save(figure, drawn, folder / "figures", f"08_crops_{store.file_name(encoder)}")
 figure
 
 # %%

@@ -61,7 +61,6 @@ def test_all_slips_of_the_pen_are_told_at_once(tmp_path):
         (GOOD + "switches: [epoch]\n", "switches: expected a mapping"),
         (GOOD + "networks: [{name: n, input_px: 100}, {name: n, input_px: 90}]\n", "named twice"),
         (GOOD + "networks: [{name: a, input_px: 100}]\n", "an arm is named twice: .'a'.; a network's name must differ"),
-        (GOOD + "networks: [{name: n m}, {name: n_m}]\n", "'n m' and 'n_m' would have the same files"),
         (GOOD + "patches: {um_per_px: 0}\n", "patches.um_per_px: 0.0 um/px"),
         (GOOD + "effects: {switches: [epoch]}\n", "effects: switches are to be measured, but neither encoder nor network"),
         (GOOD + "effects: {encoder: b}\n", "effects.encoder: 'b' is not among encoders"),

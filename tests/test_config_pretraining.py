@@ -98,7 +98,6 @@ def test_defaults_are_the_authors(method):
         (GOOD + "pretraining: [{name: 'a:b'}]\n", "pretraining[a:b].name: 'a:b': an encoder's name has no ':'"),
         (GOOD + "pretraining: [{name: random}]\n", "isn't 'random'"),
         (GOOD + "pretraining: [{name: p}, {name: p}]\n", "pretraining: 'p' is there twice"),
-        (GOOD + "pretraining: [{name: p q}, {name: p_q}]\n", "arms 'p q' and 'p_q' would have the same files"),
         (GOOD + "pretraining: [{name: n}]\nnetworks: [{name: n}]\n", "has an encoder or a network of that name already"),
         (one("n_stebs: 3"), "unknown key pretraining[0].n_stebs; did you mean pretraining[0].n_steps?"),
         (one("n_steps: 0"), "pretraining[p].n_steps: 0 must be a number above 0"),

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mfcore import patches, splits, splits_audit, store
+from mfcore import compare, patches, probe, splits, splits_audit, store
 from mfcore.config import MODES, SCHEMES, Data, Splits, Study, Switches
 
 
@@ -196,6 +197,65 @@ def stored(study, labels, results):
     store.write_parquet(run.path("labels.parquet"), labels)
     np.save(run.path("patches.npy"), np.zeros((1, 1), np.uint8))
     run.finish(["labels.parquet", "patches.npy"])
+
+
+A_UNIT = st.tuples(st.text(), st.integers(0, 20), st.floats(1e-9, 1))
+
+
+@given(A_UNIT, A_UNIT)
+@example(("a b", 0, 1.0), ("a_b", 0, 1.0))
+@example(("肺", 0, 1.0), ("乳", 0, 1.0))
+@example(("MIDOG21", 0, 1.0), ("midog21", 0, 1.0))
+@example(("all", 0, 0.1234567), ("all", 0, 0.1234568))
+@example(("a", 11, 1.0), ("a-fold1", 1, 1.0))
+def test_units_have_files_and_draws_of_their_own(one, other):
+    units = splits.Unit(*one), splits.Unit(*other)
+    assert (units[0].name.casefold() == units[1].name.casefold()) == (one == other)
+    assert (units[0].title == units[1].title) == (one == other)
+    assert (splits.percent(one[2]) == splits.percent(other[2])) == (one[2] == other[2])
+    assert max(len(unit.name) for unit in units) < 130
+
+
+def test_units_of_plain_domains_keep_their_names_and_every_unit_its_draws():
+    assert splits.Unit("all", 0, 0.02).name == splits.Unit("all", 0, 0.02).title == "all-fold0-size0.02"
+    long = splits.Unit("canine cutaneous mast cell tumor", 12, 1.0)
+    assert long.name == long.title == "canine_cutaneous_mast_cell_tumor-fold12-size1"
+    assert splits.Unit("MIDOG21", 1, 1.0).title == "MIDOG21-fold1-size1", "other draws than those that are published"
+    assert [splits.percent(size) for size in (1.0, 0.1, 0.02, 0.001, 1e-7, 0.07, np.float64(0.29))] == [
+        *("100", "10", "2", "0.1", "0.00001", "7", "29")
+    ]
+
+
+@pytest.mark.parametrize("domains", [("肺", "乳"), ("a b", "a_b"), ("NA", "nan"), ("e\u0301", "é"), ("1", "01")])
+def test_domains_that_look_alike_lose_and_double_no_row(tmp_path, domains):
+    """A small study, from its labels to its tables."""
+    rng = np.random.default_rng(3)
+    named = label_table(rng, n_domains=2).replace({"domain": {"d0": domains[0], "d1": domains[1]}})
+    labels = official(named)
+    asked = replace(study(n_folds=2, sizes=(0.2, 0.2000001, 1.0)), encoders=("made",))
+    stored(asked, labels, tmp_path)
+    drawn = splits.load(splits.write(asked, tmp_path))
+    units = splits.units(drawn)
+    assert len(units) == 2 * (3 + 2) and {unit.train_domain for unit in units} == {"all", *domains}
+
+    embeddings = store.open_run(tmp_path, "embeddings", "made", {}, {"patches": patches.find(asked, tmp_path).key})
+    with h5py.File(embeddings.path("embeddings.h5"), "w") as out:
+        features = rng.normal(labels["label"].to_numpy()[:, None], 1.0, (len(labels), 4))
+        out["features"], out["patch_id"] = features.astype(np.float32), labels["patch_id"].to_numpy()
+    probe.fit_study(asked, embeddings.finish(["embeddings.h5"]), tmp_path)
+
+    predictions = compare.collect(asked, tmp_path).predictions
+    key = ["train_domain", "fold", "size", "patch_id"]
+    assert not predictions.duplicated(key).any()
+    tested = drawn[drawn["role"] == "test"][key]
+    assert len(tested.merge(predictions, on=key)) == len(tested) == len(predictions)
+    scores = compare.scores(predictions)
+    assert len(scores) == 2 * (3 + 2 * 2), "a fit on one domain is tested on both"
+    matrix = compare.domain_matrix(scores, asked)
+    assert set(zip(matrix["train_domain"], matrix["domain"], strict=True)) == {(a, b) for a in domains for b in domains}
+    assert len(compare.wide(compare.scaling_table(scores, asked)).columns) == 2 + 3
+    audited = splits_audit.load(splits_audit.write(asked, tmp_path))
+    assert set(audited["train_domain"]) == {"all", *domains} and len(splits_audit.summary(audited)) == 3 + 2
 
 
 def test_networks_have_folds_of_their_own_only_where_the_switch_says_so(tmp_path):

@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from mfcore import store
 from mfcore.rng import generator, stream_seed
@@ -19,6 +22,60 @@ def finished(results, config=None, inputs=None, content="x"):
     run = store.open_run(results, "stage", "name", config or {"a": 1}, inputs or {"up": "k"})
     run.path("file.txt").write_text(content)
     return run.finish(["file.txt"], n=3)
+
+
+def as_file_systems_see(name):
+    """The name on a file system that ignores case, normalises and drops dots and blanks at the end."""
+    return unicodedata.normalize("NFC", name).casefold().rstrip(". ")
+
+
+ALIKE = [
+    *"aAß肺乳éﬁK\u212a\0 .\ud800",
+    "",
+    "a.",
+    "a ",
+    " a",
+    "a_",
+    "_a",
+    "..",
+    "a.b",
+    "a_b",
+    "a b",
+    "a-b",
+    "a/b",
+    "a__b",
+    "a\n",
+]
+ALIKE += ["e\u0301", "ss", "fi", "name", *("x" * n for n in (60, 61, 300, 301))]
+ALIKE += [store.file_name(name) for name in ("a b", "肺", "A")]  # what one name's file is called is another's name
+
+
+def test_names_that_look_alike_have_different_files():
+    assert len(set(map(as_file_systems_see, map(store.file_name, ALIKE)))) == len(set(ALIKE)) > 30
+
+
+@given(st.text(), st.text())
+@example("uni", "UNI")
+@example("e\u0301", "é")
+@example("a", "a.")
+def test_different_names_have_different_files(one, other):
+    names = [store.file_name(text) for text in (one, other)]
+    assert (as_file_systems_see(names[0]) == as_file_systems_see(names[1])) == (one == other)
+    for name in names:
+        assert name.isascii() and len(name) < 80 and not set(name) & set(". /\\")
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0_64px", "own_vits16_untrained", "h_optimus_0", "all", "__".join("ab")])
+def test_plain_names_are_their_files(name):
+    assert store.file_name(name) == name
+
+
+def test_a_run_of_any_name_has_a_folder(tmp_path):
+    folders = [
+        store.open_run(tmp_path, "embeddings", name, {"a": 1}, {}).finish([]).folder for name in ALIKE if name != "\ud800"
+    ]
+    assert len(set(folders)) == len(set(ALIKE)) - 1
+    assert store.open_run(tmp_path, "train", "net_64px-fold0", {}, {}).folder.name.startswith("train-net_64px_fold0-")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):

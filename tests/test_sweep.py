@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -12,7 +14,7 @@ import pytest
 import yaml
 
 from mfcore import store, sweep, sweep_jobs, sweep_run
-from mfcore.config import load_study
+from mfcore.config import Effects, load_study
 
 DEMO = sweep.study_file("demo")
 
@@ -89,6 +91,26 @@ def test_an_unknown_study_ends_with_its_name_and_status_2(capsys):
     assert sweep.main(["paper", "--study", "demoo"]) == 2
     assert "demoo.yaml: no such study file; studies beside it" in capsys.readouterr().err
     assert sweep.study_file("a/b.yaml") == Path("a/b.yaml")
+
+
+def test_jobs_of_arms_that_look_alike_have_names_of_their_own():
+    demo = load_study(DEMO)
+    names = ("uni", "UNI", "u ni", "u_ni", "uni.", "uni.share0of2", "uni.split_released", "uni.fold0", "肺", "乳", "x" * 300)
+    pretraining = tuple(replace(demo.pretraining[0], name=f"p{name}") for name in names)
+    networks = tuple(replace(demo.networks[0], name=f"n{name}") for name in names)
+    inflation = replace(demo.inflation, encoder="uni")
+    study = replace(
+        demo, encoders=names, networks=networks, pretraining=pretraining, inflation=inflation, effects=Effects(), tasks=()
+    )
+    jobs = sweep_jobs.jobs_of(study, n_shares=2)
+    rules = Counter(job.rule for job in jobs.values())
+    n = len(names)
+    assert rules["train_end_to_end"] == n * study.splits.n_folds and rules["pretrain"] == n
+    assert (rules["embed"], rules["embed_share"]) == (n, 2 * n)
+    assert rules["linear_probe"] == n + sum(scheme != "slide" for scheme in inflation.schemes)
+    assert len({name.casefold() for name in jobs}) == len(jobs)
+    assert all((".share" in name) == job.is_share for name, job in jobs.items()), "an encoder's job taken for a share's"
+    assert max(len(f".{name}.ipynb.{'h' * 64}.1234567.partial") for name in jobs) <= 255
 
 
 def test_shares_of_an_embedding_come_before_it_and_are_no_notebooks():
