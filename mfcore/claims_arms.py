@@ -53,11 +53,12 @@ def imagenet(material: Material) -> Choice:
 
 
 def _of_the_paper(material: Material, wanted: tuple[str, ...], what: str) -> Choice:
-    there = tuple(name for name in wanted if name in material.arms)
+    probed = material.study.encoders  # a network may have such a name, too
+    there = tuple(name for name in wanted if name in material.arms and name in probed)
     gone = [name for name in wanted if name not in there]
     if not gone:
         return Choice(there)
-    reasons = {name: material.missing(name) for name in gone}
+    reasons = {name: material.missing(name) if name in probed else "not in this study" for name in gone}
     if there:
         said = ", ".join(f"{name} ({reason})" for name, reason in reasons.items())
         return Choice(there, partial=f"without {said}")

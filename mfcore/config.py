@@ -208,6 +208,8 @@ def _check(study: Study) -> None:
     for key, value in {"um_per_px": study.data.um_per_px, **said}.items():
         if value is not None and not 0.01 <= value <= 100:
             raise ConfigError(f"data.{key}: {value} um/px is no resolution of a slide (0.01 to 100)")
+    if study.data.positive == study.data.negative:
+        raise ConfigError(f"data.positive, data.negative: both classes are called {study.data.positive!r}; name one otherwise")
     if len(set(study.data.label_values)) != 2 or len(study.data.label_values) != 2:
         raise ConfigError(f"data.label_values: {list(study.data.label_values)}; expected how class 0 and class 1 are written")
     if study.patches.um_per_px is None and study.switches.resolution == "target" and study.data.source != "amibr":
@@ -247,6 +249,8 @@ def _check(study: Study) -> None:
         ([name for name in described if name not in study.encoders], "not among encoders"),
         (sorted({name for name in described if described.count(name) > 1}), "described twice"),
         ([name for name in described if ":" in name], "can't be names: what stands before ':' says where to look"),
+        ([name for name in described if "@" in name], "can't be names: what stands behind '@' is a step of a pretraining"),
+        ([name for name in described if name == "random"], "can't be a name: a pretraining starts from 'random' weights"),
     ):
         if wrong:
             raise ConfigError(f"own_encoders: {wrong} {what}")

@@ -78,6 +78,8 @@ def of(study: Study, name: str, results: str | Path | None = None) -> EncoderCar
     """
     if not pretrained.is_of(study, name):
         return _of(study, name, RELEASED_EMBEDDING)
+    if name.partition("@")[0] in CARDS:
+        raise EncoderError(f"pretraining[{name.partition('@')[0]}].name: the name of a known encoder; call it something else")
     if results is None:
         raise EncoderError(f"encoder {name!r} is pretrained by the study: its card is among the study's results")
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore.labels_schema import LabelError, is_finite, refuse
+from mfcore.labels_schema import LabelError, is_finite, refuse, wrong_domain
 
 FILE = "AMI-BR.csv"
 
@@ -30,6 +30,7 @@ def read(file: Path, check_files: bool) -> pd.DataFrame:
         bad = [f"{key} is {row[key]!r}, expected True or False" for key in flags if row[key] not in ("True", "False")]
         bad += [f"{key} is {row[key]!r}, expected a number" for key in ("x", "y") if not is_finite(row[key])]
         bad += [f"{key} is empty" for key in ("slide", "dataset", "uid") if not row[key]]
+        bad += filter(None, [wrong_domain(row["dataset"])])
         problems += [f"line {line}: {problem}" for problem in bad]
     twice = rows.duplicated(["dataset", "uid"])
     problems += [

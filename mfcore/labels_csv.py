@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore.labels_schema import MAX_OFF_SLIDE_PX, SPLITS, LabelError, is_file_name, is_finite, refuse
+from mfcore.labels_schema import MAX_OFF_SLIDE_PX, SPLITS, LabelError, is_file_name, is_finite, refuse, wrong_domain
 
 REQUIRED = ("file", "x", "y", "label")
 OF_A_SLIDE = ("slide", "case", "domain", "scanner", "lab", "species", "split")  # the same on all lines of a file
@@ -85,6 +85,7 @@ def _problems(rows: pd.DataFrame, label_values: tuple[str, ...]) -> list[str]:
             wrong.append(f"split is {row['split']!r}, expected train, val, test or nothing")
         if has_domains and not row["domain"]:
             wrong.append("domain is empty; give each line one, or leave the column out")
+        wrong += filter(None, [wrong_domain(row["domain"])])
         first_line, first = first_of.setdefault(row["file"], (line, row))
         wrong += [
             f"{key} is {row[key]!r}, on line {first_line} the same slide's is {first[key]!r}"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mfcore.labels_schema import SPLITS, LabelError, is_file_name, off_slide, refuse
+from mfcore.labels_schema import SPLITS, LabelError, is_file_name, off_slide, refuse, wrong_domain
 
 CATEGORIES = {1: 1, 2: 0}  # MIDOG's category -> label
 
@@ -125,8 +125,10 @@ def _read_content(file: Path, needs_domain: bool) -> tuple[dict[int | float | st
             problems.append(
                 f"image {name!r}: width and height are {image.get('width')!r} and {image.get('height')!r}, no size in px"
             )
-        elif needs_domain and not image.get("tumor_type"):
+        elif needs_domain and not _text(image, "tumor_type"):
             problems.append(f"image {name!r}: no tumor_type, which is the domain")
+        elif wrong := wrong_domain(_text(image, "tumor_type")):
+            problems.append(f"image {name!r}: tumor_type, the {wrong}")
         elif _text(image, "split") not in SPLITS:
             problems.append(f"image {name!r}: split is {image['split']!r}, expected train, val, test or nothing")
         by_id[key] = image

@@ -19,6 +19,9 @@ COLUMNS = (
     "official_split",
     "file",
 )
+ALL, SUM, FEW_CASES = "all", "sum", "domains of one or two cases"
+# What tables of splits and scores call something else, so that no domain may have the name
+RESERVED = {ALL: "the whole data set", SUM: "the last row of a table", FEW_CASES: "the domains that are too small to divide"}
 SPLITS = ("", "train", "val", "test")
 MAX_OFF_SLIDE_PX = 25.0  # level-0 px from the slide's edge to a centre outside: half of MIDOG's box; real labels need 5
 
@@ -32,6 +35,13 @@ def refuse(file: Path, problems: list[str], remedy: str) -> None:
     if problems:
         more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise LabelError(f"{file}: {remedy}\n  " + "\n  ".join(problems[:10]) + more)
+
+
+def wrong_domain(domain: str) -> str | None:
+    """What is wrong with a domain's name, with the remedy, None if nothing."""
+    if domain in RESERVED:
+        return f"domain is {domain!r}, which is what {RESERVED[domain]} is called here; name the domain otherwise"
+    return None
 
 
 def is_finite(text: str) -> bool:

@@ -23,6 +23,7 @@ from mfcore import (
     figures_domains,
     figures_scaling,
     labels,
+    labels_schema,
     metrics,
     patches,
     raters,
@@ -206,7 +207,11 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame, ledger: pd.Data
 
 def _counts(study: Study, annotations: pd.DataFrame) -> pd.DataFrame:
     table = patches.counts(annotations)
-    total = {"domain": "sum", "n_slides": annotations["slide_id"].nunique(), "n_positive": int(annotations["label"].sum())}
+    total = {
+        "domain": labels_schema.SUM,
+        "n_slides": annotations["slide_id"].nunique(),
+        "n_positive": int(annotations["label"].sum()),
+    }
     total |= {"n_negative": int((annotations["label"] == 0).sum()), "positive_share": annotations["label"].mean()}
     table = pd.concat([table, pd.DataFrame([total])], ignore_index=True)
     table["positive_share"] = [f"{100 * share:.0f} %" for share in table["positive_share"]]

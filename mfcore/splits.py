@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import patches, store
+from mfcore import labels_schema, patches, store
 from mfcore.config import SCHEMES, Study, as_dict
 from mfcore.rng import stream_seed
 from mfcore.splits_draw import SplitError, draw
 
-ALL = "all"
+ALL = labels_schema.ALL
 ROLES = ("train", "val", "test")
 BLANKS = str.maketrans(" _", "_ ")
 

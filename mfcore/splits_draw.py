@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from mfcore.config import Study
+from mfcore.labels_schema import FEW_CASES
 from mfcore.rng import generator
 
 N_PROPOSALS = 20  # draws of cases from which the best balanced is kept; many more, and few cases leave one answer
@@ -122,7 +123,7 @@ def _take_slides(study: Study, labels: pd.DataFrame, share: float, stream: tuple
 def _strata(labels: pd.DataFrame) -> pd.Series:
     """The domain of each row; domains with fewer than three cases together form one stratum."""
     n_cases = labels.groupby("domain")["case_id"].nunique()
-    return labels["domain"].where(labels["domain"].map(n_cases) >= 3, "domains of one or two cases")
+    return labels["domain"].where(labels["domain"].map(n_cases) >= 3, FEW_CASES)
 
 
 def _take_annotations(study: Study, labels: pd.DataFrame, share: float, stream: tuple) -> np.ndarray:

@@ -232,6 +232,11 @@ def test_some_of_the_models_can_refute_and_not_confirm():
     row = ledger(study, made_claims.scores(study), FIRST).loc[FIRST]
     assert row["verdict"] == UNCLEAR and "without gigapath (not in this study), h_optimus_0" in row["why"]
     assert ledger(study, made_claims.scores(study, full={"uni": 0.95}), FIRST).loc[FIRST, "verdict"] == NOT_REPRODUCED
+    trained = made_claims.study(
+        encoders=("virchow2", "resnet50", "vit_huge_in21k"), networks=(*made_claims.NETWORKS, Network("uni", "resnet50"))
+    )
+    row = ledger(trained, made_claims.scores(trained, full={"uni": 0.95}), FIRST).loc[FIRST]
+    assert "uni (not in this study)" in row["why"], "a network of that name was taken for the foundation model"
 
 
 def test_where_none_of_the_models_is_there_others_stand_in_and_settle_nothing():

@@ -61,6 +61,13 @@ def test_all_slips_of_the_pen_are_told_at_once(tmp_path):
         (GOOD + "switches: [epoch]\n", "switches: expected a mapping"),
         (GOOD + "networks: [{name: n, input_px: 100}, {name: n, input_px: 90}]\n", "named twice"),
         (GOOD + "networks: [{name: a, input_px: 100}]\n", "an arm is named twice: .'a'.; a network's name must differ"),
+        (
+            GOOD.replace("[a]", "[n-fold1]") + "networks: [{name: n}]\n",
+            r"encoders: \['n-fold1'\] are what a network's trainings are called",
+        ),
+        (GOOD.replace("[a]", "[{name: random, weights: random}]"), "own_encoders: .'random'. can't be a name"),
+        (GOOD.replace("[a]", "[{name: a@5, weights: random}]"), "own_encoders: .'a@5'. can't be names: what stands behind '@'"),
+        (GOOD.replace("midog}", "midog, positive: cell, negative: cell}"), "both classes are called 'cell'"),
         (GOOD + "patches: {um_per_px: 0}\n", "patches.um_per_px: 0.0 um/px"),
         (GOOD + "effects: {switches: [epoch]}\n", "effects: switches are to be measured, but neither encoder nor network"),
         (GOOD + "effects: {encoder: b}\n", "effects.encoder: 'b' is not among encoders"),

@@ -61,6 +61,8 @@ def pretrain(
     the run) and PretrainingError (diverged, collapsed, or not to be shared by so many processes).
     """
     which, ranks = in_full(study.pretrained(name)), processes.here()
+    if name in encoders.names():
+        raise PretrainingError(f"pretraining[{name}].name: the name of a known encoder; call it something else")
     loop.check_share(which)  # before slides are fetched and looked at
     if not which.slides and ranks.is_first:
         patches.prepare(study, data_folder)
