@@ -76,7 +76,7 @@ def _arm_of(material: Material, encoder: str, kind: str) -> Choice:
     if kind == "end-to-end":
         return end_to_end(material)
     if kind == "probe":
-        return Choice((encoder,)) if encoder in material.arms else Choice((), f"{encoder}: {material.missing(encoder)}")
+        return claims_arms.probe(material, encoder)
     adapted = claims_arms.lora(material).names
     names = tuple(name for name in adapted if (n := material.network(name)) and n.architecture == encoder)
     return Choice(names[:1], "" if names else f"{encoder} isn't adapted by LoRA in this study")

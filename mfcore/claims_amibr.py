@@ -204,7 +204,7 @@ def adapted_beats_probed(material: Material) -> Finding:
     compared = [
         pair
         for name in adapted.names
-        if (network := material.network(name)) and network.architecture in material.arms
+        if (network := material.network(name)) and claims_arms.has_probe(material, network.architecture)
         for pair in pairs(material, (name,), (network.architecture,), full(material))
     ]
     return bound(better(material, compared, "other encoders than the benchmark's may be adapted here"), adapted)

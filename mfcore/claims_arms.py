@@ -41,6 +41,16 @@ def probes(material: Material) -> Choice:
     return Choice(tuple(names), "" if names else "no probe has scores here")
 
 
+def has_probe(material: Material, encoder: str) -> bool:
+    """Whether an encoder's probe has scores; a network of that name is none."""
+    return encoder in material.arms and encoder in material.study.encoders
+
+
+def probe(material: Material, encoder: str) -> Choice:
+    """The probe on one encoder."""
+    return Choice((encoder,)) if has_probe(material, encoder) else Choice((), f"{encoder}: {material.missing(encoder)}")
+
+
 def foundation(material: Material, wanted: tuple[str, ...] = FOUNDATION) -> Choice:
     """Probes on the paper's foundation models ``wanted``; where there is none, on the study's other encoders."""
     return _of_the_paper(material, wanted, "foundation models")
@@ -53,12 +63,11 @@ def imagenet(material: Material) -> Choice:
 
 
 def _of_the_paper(material: Material, wanted: tuple[str, ...], what: str) -> Choice:
-    probed = material.study.encoders  # a network may have such a name, too
-    there = tuple(name for name in wanted if name in material.arms and name in probed)
+    there = tuple(name for name in wanted if has_probe(material, name))
     gone = [name for name in wanted if name not in there]
     if not gone:
         return Choice(there)
-    reasons = {name: material.missing(name) if name in probed else "not in this study" for name in gone}
+    reasons = {name: material.missing(name) for name in gone}
     if there:
         said = ", ".join(f"{name} ({reason})" for name, reason in reasons.items())
         return Choice(there, partial=f"without {said}")

@@ -156,8 +156,8 @@ class Material:
         return next((network for network in self.study.networks if network.name == name), None)
 
     def missing(self, arm: str) -> str:
-        """Why an arm has no scores here."""
-        if arm not in (*self.study.encoders, *(n.name for n in self.study.networks)):
+        """Why an encoder's probe has no scores here."""
+        if arm not in self.study.encoders:
             return "not in this study"
         failures = self.collected.failures if self.collected else None
         rows = failures[failures["arm"] == arm] if failures is not None else ()

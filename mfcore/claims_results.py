@@ -224,7 +224,7 @@ def fine_tuning_helps(material: Material) -> Finding:
     for name in adapted.names:
         network = material.network(name)
         encoder = network.architecture if network else ""
-        if encoder in material.arms:
+        if claims_arms.has_probe(material, encoder):
             compared += pairs(material, (name,), (encoder,), full(material))
         else:
             alone.append(f"{name} has no probe on {encoder} beside it")

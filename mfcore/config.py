@@ -35,6 +35,7 @@ from mfcore.config_schema import (
     Study,
     Switches,
 )
+from mfcore.config_text import TwiceError, read_yaml
 
 __all__ = [
     "MODES",
@@ -83,18 +84,20 @@ def load_study(path: str | Path) -> Study:
     """Read a study file.
 
     Raises ConfigError, naming the file and the key, for a missing file, an unknown key (with the nearest known one), a
-    value of the wrong type, or values that contradict one another.
+    key that stands twice, a value of the wrong type, or values that contradict one another.
     """
     path = Path(path)
     if not path.is_file():
         known = sorted(file.stem for file in path.parent.glob("*.yaml") if file.is_file())
         raise ConfigError(f"{path}: no such study file; studies beside it: {known}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
+    except TwiceError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a study is a mapping of keys, this is {type(content).__name__}")
     mode = content.get("mode", "strict")

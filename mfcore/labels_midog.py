@@ -5,7 +5,6 @@ category 1 is the mitotic figure, 2 the look-alike. MIDOG 2022's doesn't name th
 numbers (Aubreville et al. 2023).
 """
 
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from mfcore.config_text import TwiceError, parse_json
 from mfcore.labels_schema import SPLITS, LabelError, is_file_name, off_slide, refuse, wrong_domain
 
 CATEGORIES = {1: 1, 2: 0}  # MIDOG's category -> label
@@ -100,11 +100,13 @@ def read_json(file: Path, needs_domain: bool = True) -> pd.DataFrame:
 def _read_content(file: Path, needs_domain: bool) -> tuple[dict[int | float | str, dict], list[dict]]:
     """Images by id, and annotations, of a MIDOG JSON."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = parse_json(file.read_text(encoding="utf-8-sig"))
         images, annotations = list(content["images"]), list(content["annotations"])
         categories = list(content.get("categories", []))
         if not all(isinstance(entry, dict) for entry in (*images, *annotations, *categories)):
             raise TypeError("an entry is not an object")
+    except TwiceError as error:
+        raise LabelError(f"{file}: {error}") from None
     except (ValueError, TypeError, KeyError) as error:
         raise LabelError(
             f"{file}: not MIDOG's JSON with 'images' and 'annotations' ({type(error).__name__}: {error}); fetch the file again"

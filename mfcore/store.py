@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from mfcore.config import digest
+from mfcore.config_text import TwiceError, parse_json
 
 PACKAGES = ("mfcore", "numpy", "pandas", "scikit-learn", "torch", "timm", "openslide-python", "openslide-bin", "snakemake")
 WHOLE_BYTES = 32 * 2**20  # up to so many bytes, a file's fingerprint is of all its content
@@ -135,9 +136,11 @@ def write_json(path: str | Path, content: object) -> None:
 
 
 def read_json(path: str | Path) -> dict:
-    """Read a JSON file; raises StoreError where it isn't there or isn't JSON."""
+    """Read a JSON file; raises StoreError where it isn't there, isn't JSON or says a key twice."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_text(encoding="utf-8"))
+    except TwiceError as error:
+        raise StoreError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None
     except json.JSONDecodeError as error:

@@ -19,6 +19,13 @@ def load(tmp_path, text):
     return load_study(file)
 
 
+def test_what_a_mapping_takes_over_it_may_say_anew(tmp_path):
+    """Also where it takes over from one that has itself, before or after that one was read."""
+    text = "networks:\n  - &a {name: a2, n_epochs: 3, input_px: 32}\n  - &b {<<: *a, name: b2, n_epochs: 4}\n"
+    networks = load(tmp_path, GOOD + text + "  - {<<: *b, name: c2}\n  - {name: d2, <<: [*b, *a]}\n").networks
+    assert [(network.name, network.n_epochs) for network in networks] == [("a2", 3), ("b2", 4), ("c2", 4), ("d2", 4)]
+
+
 @pytest.mark.parametrize("file", sorted(STUDIES.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_study_here_loads_and_is_named_like_its_file(file):
     assert load_study(file).name == file.stem
@@ -68,6 +75,10 @@ def test_all_slips_of_the_pen_are_told_at_once(tmp_path):
         (GOOD.replace("[a]", "[{name: random, weights: random}]"), "own_encoders: .'random'. can't be a name"),
         (GOOD.replace("[a]", "[{name: a@5, weights: random}]"), "own_encoders: .'a@5'. can't be names: what stands behind '@'"),
         (GOOD.replace("midog}", "midog, positive: cell, negative: cell}"), "both classes are called 'cell'"),
+        (GOOD + "splits: {n_folds: 3}\n\nsplits: {n_folds: 2}\n", "said twice: 'splits' on lines 5 and 7; keep one of each"),
+        (GOOD + "splits:\n  n_folds: 3\n  seed: 1\n  'n_folds': 2\n", "said twice: 'n_folds' on lines 6 and 8;"),
+        (GOOD + "networks: [{name: n, name: m}]\nname: u\n", "said twice: 'name' on lines 5 and 5; 'name' on lines 1 and 6;"),
+        (GOOD + "networks:\n  - &n {name: n}\n  - {<<: *n, <<: *n, name: m}\n", "said twice: '<<' on lines 7 and 7"),
         (GOOD + "patches: {um_per_px: 0}\n", "patches.um_per_px: 0.0 um/px"),
         (GOOD + "effects: {switches: [epoch]}\n", "effects: switches are to be measured, but neither encoder nor network"),
         (GOOD + "effects: {encoder: b}\n", "effects.encoder: 'b' is not among encoders"),

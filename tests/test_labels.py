@@ -151,6 +151,13 @@ def test_a_wrong_midog_label_is_refused_by_name(tmp_path, path, value, message):
         labels.load(MIDOG, tmp_path)
 
 
+def test_a_midog_label_that_says_a_key_twice_is_refused(tmp_path):
+    text = json.dumps(GOOD, indent=0).replace('"tumor_type": "melanoma"', '"tumor_type": "lung",\n"tumor_type": "melanoma"')
+    line = text.split("\n").index('"tumor_type": "lung",') + 1
+    with pytest.raises(LabelError, match=rf"annotations\.json: said twice: 'tumor_type' on lines {line} and {line + 1};"):
+        labels.load(MIDOG, midog_folder(tmp_path, text))
+
+
 @pytest.mark.parametrize("box", [[-50, 100, 0, 150], [400, 100, 450, 150], [100, 300, 150, 350], [100, -50, 150, 0]])
 def test_a_centre_may_lie_25_px_off_the_slide(tmp_path, box):
     midog_folder(tmp_path, changed(("annotations", 1, "bbox"), box))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,6 +77,26 @@ def test_a_run_of_any_name_has_a_folder(tmp_path):
     ]
     assert len(set(folders)) == len(set(ALIKE)) - 1
     assert store.open_run(tmp_path, "train", "net_64px-fold0", {}, {}).folder.name.startswith("train-net_64px_fold0-")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": 1,\n "b": {"a": 2},\n "a": 3}', "'a' on lines 1 and 3"),
+        ('{"x": [{"a": "a:{"}, {"b": 1, "\\u0062": 2}]}', "'b' on lines 1 and 1"),
+        ('{"a":\n1, "c": {"d\\"": 0,\n"d\\"": 1}, "a": 2}', "'d\"' on lines 2 and 3; 'a' on lines 1 and 3"),
+    ],
+)
+def test_a_key_that_json_says_twice_is_refused_with_both_lines(tmp_path, text, said):
+    file = tmp_path / "card.json"
+    file.write_text(text)
+    with pytest.raises(store.StoreError, match=re.escape(f"card.json: said twice: {said}; keep one of each")):
+        store.read_json(file)
+
+
+def test_a_key_of_several_objects_is_read(tmp_path):
+    (tmp_path / "f.json").write_text('[{"a": {"a": "a"}}, {"a": "{a: 1, a: 2}"}]')
+    assert store.read_json(tmp_path / "f.json") == [{"a": {"a": "a"}}, {"a": "{a: 1, a: 2}"}]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
