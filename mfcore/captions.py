@@ -23,7 +23,16 @@ def show(content: str | pd.DataFrame) -> object:
 
 
 def of_what(study: Study) -> str:
-    """What the numbers were measured on, with the word "synthetic" where they were."""
+    """What the numbers were measured on, with the word "synthetic" where they were, and the mode where it isn't all said."""
+    return in_full(study) if study.switched else _named(study)
+
+
+def in_full(study: Study) -> str:
+    """What the numbers were measured on, and in which mode."""
+    return f"{_named(study)}, {study.mode_title}"
+
+
+def _named(study: Study) -> str:
     return f"study `{study.name}`, synthetic data" if study.synthetic else f"study `{study.name}`"
 
 
@@ -275,7 +284,7 @@ def abstract(study: Study, scaling: pd.DataFrame, crossed: pd.DataFrame, n_faile
         f"{compare.counted(len(full), 'arm')} {'was' if len(full) == 1 else 'were'} trained on up to about "
         f"{full['n_train'].max():,} patches of {study.data.positive}s and "
         f"{study.data.negative}s, in {compare.folds(scaling, 'Monte Carlo fold')} divided "
-        f"{splits_audit.scheme_title(study.switches.scheme)} ({of_what(study)}, {study.mode} mode)."
+        f"{splits_audit.scheme_title(study.switches.scheme)} ({in_full(study)})."
     ]
     values = [
         f"{compare.shown_name(study, row.arm, row.kind)} {compare.plus_minus(row.auroc, row.auroc_sd)}"

@@ -108,7 +108,7 @@ def _row(study: Study, claim: Claim, finding: Finding) -> dict:
         "difference": finding.difference if has_meaning else math.nan,
         "verdict": verdict,
         "why": "; ".join(said),
-        "data": f"{captions.of_what(study)}, {study.mode} mode".replace("`", ""),
+        "data": captions.in_full(study).replace("`", ""),
         "here": HERE[finding.outcome] if verdict == NOT_TESTABLE and finding.is_comparison else "",
         "paper": claim.paper,
     }

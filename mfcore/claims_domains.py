@@ -6,7 +6,7 @@ from itertools import combinations, permutations
 import pandas as pd
 
 from mfcore import compare
-from mfcore.claims_arms import bound, end_to_end, foundation, imagenet, probe
+from mfcore.claims_arms import Choice, bound, end_to_end, foundation, imagenet, probe
 from mfcore.claims_judge import (
     FOUNDATION,
     INSIDE,
@@ -156,10 +156,7 @@ def _table_2(arm: str, encoder: str, column: str, expected: float, sd: float) ->
     def measure(material: Material) -> Finding:
         if not len(material.crossed):
             return Finding("nothing measured", barred=NONE)
-        if encoder:
-            choice = probe(material, encoder)
-        else:
-            choice = end_to_end(material)
+        choice = probe(material, encoder) if encoder else end_to_end(material)
         if not choice.names:
             return bound(Finding("nothing measured"), choice)
         name = choice.names[0]

@@ -149,7 +149,7 @@ def departures(material: Material, arm: str) -> str:
     """In what this study does an arm otherwise than the released code and the paper, in words."""
     study, released = material.study, as_dict(MODES["paper"])
     other = [key for key, value in as_dict(study.switches).items() if value != released[key]]
-    own = f"{study.mode} mode, which makes none of the released code's departures"
+    own = f"{study.mode_title}, which makes none of the released code's departures"
     said = [own if len(other) == len(released) else f"not as the released code: {', '.join(other)}"] if other else []
     network = material.network(arm)
     if network is not None:

@@ -321,6 +321,19 @@ class Study:
         return self.data.source == "synthetic"
 
     @property
+    def switched(self) -> str:
+        """What the study does otherwise than its mode, as "split_by: annotation, stratified: false"; empty where nothing."""
+        usual = MODES[self.mode]
+        other = [name for name in Switches.CHOICES if getattr(self.switches, name) != getattr(usual, name)]
+        values = {name: getattr(self.switches, name) for name in other}
+        return ", ".join(f"{name}: {str(v).lower() if isinstance(v, bool) else v}" for name, v in values.items())
+
+    @property
+    def mode_title(self) -> str:
+        """The mode and what is switched, as "strict mode" or "strict mode, but split_by: annotation"."""
+        return f"{self.mode} mode, but {self.switched}" if self.switched else f"{self.mode} mode"
+
+    @property
     def stored_px(self) -> int:
         """Side in px of the patches as stored: as asked, or wide enough for every network's rotations."""
         return self.patches.stored_px or max([self.patches.size_px, *(network.needed_px for network in self.networks)])

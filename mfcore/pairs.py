@@ -21,6 +21,7 @@ from mfcore.report import without_progress
 from mfcore.sweep_jobs import ROOT
 from mfcore.sweep_run import execute
 
+OF_WHAT = "*The committed outputs are those of the study `demo`: synthetic data.*"  # the built .ipynb begin so, no .py does
 MAX_BYTES = 1_500_000
 MAX_CODE_LINES = 60
 
@@ -36,7 +37,7 @@ def build(folder: Path) -> int:
         print(f"building {source.stem}", flush=True)
         with tempfile.TemporaryDirectory() as scratch:
             executed = Path(scratch) / "executed.ipynb"
-            execute(source, executed, {}, n_threads=1)
+            execute(source, executed, {}, n_threads=1, of_what=OF_WHAT)
             notebook = cleaned(nbformat.read(executed, as_version=4))
         notebook.metadata["mfcore"] = {"fingerprint": fingerprint(source)}
         with store.replacing(source.with_suffix(".ipynb")) as aside:
@@ -128,6 +129,9 @@ def problems(folder: Path) -> list[str]:
             continue
         built, written = nbformat.read(target, as_version=4), jupytext.read(source)
         code = [cell for cell in built.cells if cell.cell_type == "code"]
+        of_what, _, built.cells[0].source = built.cells[0].source.partition("\n\n")
+        if of_what != OF_WHAT:
+            found.append(f"{target.name} doesn't begin with {OF_WHAT!r}; run `make notebooks`")
         if [(c.cell_type, c.source) for c in built.cells] != [(c.cell_type, c.source) for c in written.cells]:
             found.append(f"{target.name} and {source.name} have drifted apart; keep the right one, then run `make notebooks`")
         if built.metadata.get("mfcore", {}).get("fingerprint") != fingerprint(source):
@@ -142,6 +146,4 @@ def problems(folder: Path) -> list[str]:
         n_lines = sum(1 for line in text.splitlines() if line.strip() and not line.strip().startswith("#"))
         if n_lines > MAX_CODE_LINES or re.search(r"^\s*(def|class) ", text, re.MULTILINE):
             found.append(f"{source.name} has {n_lines} lines of code or defines something; that belongs in mfcore")
-        if "synthetic" not in built.cells[0].source.splitlines()[0]:
-            found.append(f"{source.name}'s first line must say that the committed numbers are the demo's, on synthetic data")
     return found

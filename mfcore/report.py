@@ -74,7 +74,7 @@ def build(study: Study, results: str | Path) -> Path:
     try:
         (aside / "notebooks").mkdir(parents=True)
         shutil.copytree(results / "figures", aside / "figures", dirs_exist_ok=True)
-        notebooks = _notebooks(results, aside / "notebooks")
+        notebooks = _notebooks(study, results, aside / "notebooks")
         ledger = report_claims.ledger(study, results)
         (aside / "index.html").write_text(_index(study, results, notebooks, ledger), encoding="utf-8")
         for name, page in _pages(study, ledger).items():
@@ -103,17 +103,22 @@ def _pages(study: Study, ledger: pd.DataFrame) -> dict[str, Callable[[Study, Pat
     return pages
 
 
-def _notebooks(results: Path, folder: Path) -> pd.DataFrame:
-    """Render every executed notebook into ``folder``; returns a row each: name, run, state, seconds."""
+def _notebooks(study: Study, results: Path, folder: Path) -> pd.DataFrame:
+    """Render every executed notebook into ``folder``; returns a row each: name, run, state, seconds.
+
+    A page has a badge where the study departs from its mode.
+    """
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(embed_images=True, exclude_anchor_links=True)
     exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""  # nothing is fetched to read a page
+    badge = f'<p style="{report_html.BADGE}">{html.escape(study.mode_title)}</p>' if study.switched else ""
     rows = []
     for path in sorted(results.glob("notebooks/*.ipynb")):
         notebook = without_progress(nbformat.read(path, as_version=4))
         notebook.metadata["title"] = path.stem
         page, _ = exporter.from_notebook_node(notebook)
+        page = re.sub(r"<body[^>]*>", lambda found: found[0] + badge, page, count=1)
         (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
         record = results / "jobs" / f"{path.stem}.json"
         job = store.read_json(record) if record.is_file() else {"failed": False, "seconds": float("nan")}

@@ -11,6 +11,7 @@ import pandas as pd
 from mfcore.config import Study
 
 TEMPLATES = Path(__file__).parent / "templates"
+BADGE = "display: inline-block; padding: .1rem .6rem; border: 1px solid #b3541e; border-radius: 1rem; color: #8a3d12"
 UNBROKEN = 26  # characters of a cell with a number, at most, that stand in one line
 HEADING = (11, 16)  # characters of a column's name before it goes on in the next line: as its cells, between these
 
@@ -23,7 +24,7 @@ def render(template: str, study: Study, **content: object) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True)
-    page = environment.get_template(template).render(study=study, **content)
+    page = environment.get_template(template).render(study=study, badge=BADGE, **content)
     return re.sub(r"(?<=\d)\s%", "\N{NO-BREAK SPACE}%", page)
 
 

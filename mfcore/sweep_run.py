@@ -75,7 +75,10 @@ def _run_notebook(job: Job, file: Path, results: Path, data: str, n_threads: int
     parameters = {"study_file": str(file), "results": str(results.parent), **job.parameters}
     parameters |= {"n_workers": n_threads} if job.notebook == STAGES["01"] else {}
     parameters |= {"data_folder": data} if data and job.reads_data else {}
-    execute(ROOT / "notebooks" / f"{job.notebook}.py", results / "notebooks" / f"{job.name}.ipynb", parameters, n_threads)
+    from mfcore import captions
+
+    source, target = ROOT / "notebooks" / f"{job.notebook}.py", results / "notebooks" / f"{job.name}.ipynb"
+    execute(source, target, parameters, n_threads, f"*The outputs are those of the {captions.in_full(load_study(file))}.*")
 
 
 def _run_process(job: Job, file: Path, results: Path, data: str, n_threads: int) -> None:
@@ -149,9 +152,10 @@ def killed(results: Path, jobs: Mapping[str, Job]) -> dict[str, int]:
     return found
 
 
-def execute(source: Path, target: Path, parameters: Mapping[str, object], n_threads: int = 1) -> None:
+def execute(source: Path, target: Path, parameters: Mapping[str, object], n_threads: int = 1, of_what: str = "") -> None:
     """Execute the notebook ``source`` (percent .py) with papermill into ``target`` (.ipynb), which is written even if it fails.
 
+    of_what: a line that its first cell, which is text, then begins with: what its outputs are of.
     Raises SweepError, before a kernel starts, for a parameter that the notebook doesn't know (papermill only warns), and
     papermill's error where a cell fails, KilledError where the kernel died.
     """
@@ -163,6 +167,8 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], n_thre
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise SweepError(f"{source.name} has no parameter {unknown[0]!r}; its parameters: {known}")
+    if of_what:
+        notebook.cells[0].source = f"{of_what}\n\n{notebook.cells[0].source}"
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     target.parent.mkdir(parents=True, exist_ok=True)
     os.environ.update(_threads(n_threads))

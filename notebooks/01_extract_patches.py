@@ -1,6 +1,4 @@
 # %% [markdown]
-# *The committed outputs are those of the study `demo`: synthetic data.*
-#
 # # 01 Extract patches: what does the data set hold, and how is it split?
 #
 # | reads | writes | costs (demo) |

@@ -1,6 +1,4 @@
 # %% [markdown]
-# *The committed outputs are those of the study `demo`: synthetic data.*
-#
 # # 02 Embed: what does a frozen encoder make of the patches?
 #
 # | reads | writes | costs (demo) |

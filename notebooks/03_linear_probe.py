@@ -1,6 +1,4 @@
 # %% [markdown]
-# *The committed outputs are those of the study `demo`: synthetic data.*
-#
 # # 03 Linear probe: how far does one linear layer on frozen embeddings get?
 #
 # | reads | writes | costs (demo) |

@@ -1,6 +1,4 @@
 # %% [markdown]
-# *The committed outputs are those of the study `demo`: synthetic data.*
-#
 # # 04 Train end to end: how far does a network get that learns from the patches themselves?
 #
 # | reads | writes | costs (demo) |
@@ -8,10 +6,10 @@
 # | `patches-…/`, `splits-…/` | `train-<network>-fold…/` (predictions, history, weights) | about two minutes a fold |
 #
 # As in Ganz et al. 2024, section 3: from ImageNet weights, with colour jitter, blur, flips and rotation (inside a stored
-# margin, so that no corner is empty), Adam under a one-cycle schedule. In strict mode the epoch with the lowest validation loss
-# is the one tested, its weights truly restored; in paper mode the last. A network with `lora` in the study is a transformer
-# that stays frozen but for low-rank matrices beside its layers, and a head. This run trains one fold, at every size and on
-# every domain by itself unless the study says less; by hand, the losses are drawn below while it goes on.
+# margin, so that no corner is empty), Adam under a one-cycle schedule. Under `epoch: best` the epoch with the lowest validation
+# loss is the one tested, its weights truly restored; under `last` (paper mode) the last. A network with `lora` in the study is
+# a transformer that stays frozen but for low-rank matrices beside its layers, and a head. This run trains one fold, at every
+# size and on every domain by itself unless the study says less; by hand, the losses are drawn below while it goes on.
 
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers

@@ -1,6 +1,4 @@
 # %% [markdown]
-# *The committed outputs are those of the study `demo`: synthetic data.*
-#
 # # 05 Data scaling: who wins at which amount of data?
 #
 # | reads | writes | costs (demo) |

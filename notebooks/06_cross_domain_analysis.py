@@ -1,6 +1,4 @@
 # %% [markdown]
-# *The committed outputs are those of the study `demo`: synthetic data.*
-#
 # # 06 Cross-domain analysis: who wins on a tumour domain never seen?
 #
 # | reads | writes | costs (demo) |

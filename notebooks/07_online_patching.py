@@ -1,6 +1,4 @@
 # %% [markdown]
-# *The committed outputs are those of the study `demo`: synthetic data.*
-#
 # # 07 Online patching: what does a network see that is pretrained on slides, not on stored patches?
 #
 # | reads | writes | costs (demo) |

@@ -1,6 +1,4 @@
 # %% [markdown]
-# *The committed outputs are those of the study `demo`: synthetic data.*
-#
 # # 08 Pretrain an encoder: does it learn, or does it collapse?
 #
 # | reads | writes | costs (demo) |

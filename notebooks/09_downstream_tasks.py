@@ -1,6 +1,4 @@
 # %% [markdown]
-# *The committed outputs are those of the study `demo`: synthetic data.*
-#
 # # 09 Downstream tasks: what is an encoder worth on tasks that it was never trained for?
 #
 # | reads | writes | costs (demo) |

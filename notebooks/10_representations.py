@@ -1,6 +1,4 @@
 # %% [markdown]
-# *The committed outputs are those of the study `demo`: synthetic data.*
-#
 # # 10 Representations: does an embedding show without a label what it is worth?
 #
 # | reads | writes | costs (demo) |

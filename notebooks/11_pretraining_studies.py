@@ -1,6 +1,4 @@
 # %% [markdown]
-# *The committed outputs are those of the study `demo`: synthetic data.*
-#
 # # 11 Pretraining studies: what of a pretraining matters?
 #
 # | reads | writes | costs (demo) |

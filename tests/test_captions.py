@@ -69,6 +69,16 @@ def every_caption(study):
     }
 
 
+def test_every_caption_says_what_departs_from_the_studys_mode():
+    study = replace(SYNTHETIC, switches=replace(SYNTHETIC.switches, split_by="annotation"))
+    usual, said = every_caption(SYNTHETIC), "synthetic data, strict mode, but split_by: annotation"
+    for name, text in every_caption(study).items():
+        assert said in text and "strict mode" not in text.replace(said, "") + usual[name], name
+    found = captions.abstract(study, scaling(), means().iloc[:0], 0)
+    assert f"(study `{study.name}`, {said})" in found
+    assert f"(study `{MIDOG.name}`, strict mode)" in captions.abstract(MIDOG, scaling(), means().iloc[:0], 0)
+
+
 def test_figs_1_and_2_name_the_home_made_encoder_and_what_it_saw():
     said = (
         " other (star) is the home-made foundation model: pretrained here, by DINO from random weights, 125,000 steps of 256 "

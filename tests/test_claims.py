@@ -269,6 +269,10 @@ def test_a_number_that_is_not_the_printed_one_comes_with_the_studys_departures()
         made_claims.study(), mode="strict", switches=claims.Study.__dataclass_fields__["switches"].default_factory()
     )
     quote = "0.89 ± 0.01 on the MIDOG dataset"
+    official = replace(strict, switches=replace(strict.switches, split_by="official"))
+    row = ledger(official, made_claims.scores(official, full={"net": 0.80}), quote).loc[quote]
+    assert row["data"].endswith("strict mode, but split_by: official")
+    assert row["why"].startswith("strict mode, but split_by: official, which makes none of the released code's departures")
     row = ledger(strict, made_claims.scores(strict, full={"net": 0.80}), quote).loc[quote]
     assert row["verdict"] == NOT_REPRODUCED and "strict mode, which makes none of the released code's departures" in row["why"]
     assert ledger(strict, made_claims.scores(strict), quote).loc[quote, "why"] == "", "there is nothing to explain"

@@ -160,6 +160,43 @@ def test_the_probe_that_failed_under_the_studys_own_scheme_says_why_too(results)
     assert "Not here: by slide: E: &lt;no&gt; weights; by the authors&#39; split: not run yet." in page
 
 
+@pytest.mark.parametrize(
+    ("mode", "changed", "said"),
+    [
+        ("strict", {"split_by": "annotation"}, "strict mode, but split_by: annotation"),
+        ("paper", {"stratified": True}, "paper mode, but stratified: true"),
+        ("strict", {"stratified": False, "epoch": "last"}, "strict mode, but stratified: false, epoch: last"),
+    ],
+)
+def test_every_page_says_what_departs_from_the_studys_mode(results, monkeypatch, mode, changed, said):
+    study = replace(STUDY, mode=mode, switches=replace(MODES[mode], **changed))
+    assert study.mode_title == said
+
+    def page(study, *_):
+        return report_html.render("page.html", study=study)
+
+    monkeypatch.setattr(report, "_index", page)
+    monkeypatch.setattr(report.report_claims, "ledger", lambda *_: NO_CLAIMS)
+    monkeypatch.setattr(report, "_pages", lambda *_: {"a": page, "b": page})
+    index = report.build(study, results)
+    pages = [*index.parent.glob("*.html"), *index.parent.glob("notebooks/*.html")]
+    assert len(pages) == 4
+    for page in pages:
+        text = page.read_text()
+        assert re.search(rf'<(span|p) (class="badge"|style="{report_html.BADGE}")>{said}</', text), page.name
+        assert f"{mode} mode" not in text.replace(said, ""), page.name
+    for path in report_html.TEMPLATES.glob("*.html"):
+        text = path.read_text()
+        assert path.stem == "page" or text.startswith('{% extends "page.html" %}'), "a page without the badge"
+        assert "study.mode " not in text, f"{path.name} says the mode and not what departs from it"
+
+
+def test_a_page_of_an_unchanged_mode_has_no_badge_of_it(results):
+    index = report.build(STUDY, results)
+    assert "strict mode." in index.read_text() and "mode, but" not in index.read_text()
+    assert "strict mode" not in (index.parent / "notebooks" / "02_embed.good.html").read_text()
+
+
 def test_pages_fetch_nothing_to_be_read_and_links_lead_somewhere(results):
     index = report.build(STUDY, results)
     pages = [*index.parent.glob("*.html"), *index.parent.glob("notebooks/*.html")]

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore import embed, patches, probe, splits, store, train
+from mfcore import embed, patches, probe, splits, store, sweep_jobs, train
 from mfcore.config import Study, load_study
 
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "squeue", "sinfo", "scontrol")
@@ -204,7 +204,9 @@ def test_jobs_of_a_node_are_killed_and_the_sweep_ends_with_the_same_numbers(slur
         sweep = subprocess.Popen(command, env=slurm, stdout=out, stderr=out, start_new_session=True)
     folder, asked = results / "tiny", {}
     to_kill = {
-        "02_embed.random_test_vit.share1of2": lambda job: subprocess.run(["scancel", job], env=slurm, check=True, timeout=20),
+        f"{sweep_jobs.embedding_job('random:test_vit')}.share1of2": lambda job: subprocess.run(
+            ["scancel", job], env=slurm, check=True, timeout=20
+        ),
         "04_train_end_to_end.tiny_end_to_end.fold0": lambda job: _kill(_processes(slurm, f"SLURM_JOB_ID={job}")),
     }
 

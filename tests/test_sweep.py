@@ -431,7 +431,7 @@ def test_the_largest_pretraining_has_all_cores_and_small_ones_share_them(pretrai
 
 def test_notebooks_that_read_slides_are_told_where_the_data_are(pretraining, tmp_path, monkeypatch):
     told = {}
-    monkeypatch.setattr(sweep_run, "execute", lambda source, target, parameters, _: told.update({source.stem: parameters}))
+    monkeypatch.setattr(sweep_run, "execute", lambda source, target, parameters, *_: told.update({source.stem: parameters}))
     names = ["07_online_patching", "08_pretrain.own", "09_downstream_tasks.bach", "10_representations", "02_embed.own"]
     for name in names:
         assert sweep_run.run_job(pretraining, name, tmp_path / "results" / "pretraining", "there", 1)
@@ -441,6 +441,28 @@ def test_notebooks_that_read_slides_are_told_where_the_data_are(pretraining, tmp
         "09_downstream_tasks",
     }
     assert told["09_downstream_tasks"]["task"] == "bach" and told["08_pretrain"]["encoder"] == "own"
+
+
+def test_an_executed_notebook_says_whose_outputs_it_has(notebook, tmp_path, monkeypatch):
+    """Its study's, and "synthetic" only where they are; a notebook by itself says nothing of a study."""
+    of_what = {}
+
+    def execute(source, target, parameters, n_threads, line):
+        of_what[target.stem] = line
+
+    execute_really = sweep_run.execute
+    monkeypatch.setattr(sweep_run, "execute", execute)
+    text = "name: t\ntitle: t\ndata: {source: SOURCE}\nencoders: [uni]\nmode: paper\nswitches: {border: said}\n"
+    for source in ("synthetic", "csv"):
+        (tmp_path / f"{source}.yaml").write_text(text.replace("SOURCE", source))
+        assert sweep_run.run_job(tmp_path / f"{source}.yaml", "02_embed.uni", tmp_path / source, "", 1)
+        line = "study `t`, synthetic data," if source == "synthetic" else "study `t`,"
+        assert of_what["02_embed.uni"] == f"*The outputs are those of the {line} paper mode, but border: said.*"
+    notebook.write_text("# %% [markdown]\n# # A title\n" + NOTEBOOK)
+    execute_really(notebook, tmp_path / "out.ipynb", {}, 1, "*Of this.*")
+    assert nbformat.read(tmp_path / "out.ipynb", 4).cells[0].source == "*Of this.*\n\n# A title"
+    execute_really(notebook, tmp_path / "out.ipynb", {})
+    assert nbformat.read(tmp_path / "out.ipynb", 4).cells[0].source == "# A title"
 
 
 def test_a_pretraining_that_fails_is_a_row_and_tasks_and_comparisons_go_on(pretraining, tmp_path, monkeypatch):
