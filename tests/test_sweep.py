@@ -399,7 +399,7 @@ def test_pretrainings_are_jobs_that_wait_for_their_start_and_are_waited_for(pret
     assert jobs["08_pretrain.own"].needs == (first,) and jobs["08_pretrain.late"].needs == (first, "08_pretrain.own")
     assert jobs["08_pretrain.own"].parameters == {"encoder": "own"}
     assert jobs["02_embed.vit_tiny_random"].needs[:2] == (first, "02_embed.vit_tiny_random.share0of2")
-    for encoder in ("own", "own_20"):
+    for encoder in ("own", store.file_name("own@20")):
         assert jobs[f"02_embed.{encoder}"].needs[:2] == (first, "08_pretrain.own")
         assert jobs[f"02_embed.{encoder}.share1of2"].needs == (first, "08_pretrain.own")
     assert jobs["09_downstream_tasks.consep"].needs == (first, "08_pretrain.own")
