@@ -27,8 +27,10 @@ class How:
 
     Slides, patches, splits, embeddings by given weights, and probes and other heads on them are the same to the bit with any
     number of cores. Networks trained end to end or by LoRA, pretrainings, the decoders of segmentation tasks, and what rests on
-    a pretrained encoder are sums of floats that more threads add in another order: after a few steps they differ from the 7th
-    digit on, and more with every step. A run records how many threads it had. n_cores: of this machine; None: all. n_shares: jobs that make one encoder's embedding. profile: a folder of
+    a pretrained encoder come of sums that more threads add in another order: after a few steps they differ from the 6th or 7th
+    digit on, and more with every step. A run records how many threads it had.
+
+    n_cores: of this machine; None: all. n_shares: jobs that make one encoder's embedding. profile: a folder of
     ``profiles/`` or a path, by which the jobs go to a cluster; "" keeps them here. n_gpus: what a job that can use a GPU asks
     a cluster for. options: handed on to Snakemake.
     """
