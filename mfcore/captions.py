@@ -104,10 +104,10 @@ def data_scaling(
     full, least = table[table["size"] == table["size"].max()], table[table["size"] == table["size"].min()]
     best, first = full.loc[full["auroc"].idxmax()], least.loc[least["auroc"].idxmax()]
     over = (
-        f"{100 * interval.level:.0f} % interval [{interval.low:.2f}, {interval.high:.2f}] over the {interval.n} slides tested "
-        "(bootstrap of slides)"
+        f"{100 * interval.level:.0f} % interval [{interval.low:.2f}, {interval.high:.2f}] over the {interval.n} "
+        f"{interval.unit}s tested (bootstrap of {interval.unit}s)"
         if math.isfinite(interval.low)
-        else f"no {100 * interval.level:.0f} % interval over the {interval.n} slides tested, which are too few"
+        else f"no {100 * interval.level:.0f} % interval over the {interval.n} {interval.unit}s tested, which are too few"
     )
     shared = "the same for every arm" if study.switches.shared_splits else "networks and probes on folds of their own"
     return (
@@ -183,7 +183,7 @@ def _people(study: Study, human: pd.DataFrame | None, agreement: pd.DataFrame | 
     total = human[human["domain"] == compare.ALL].iloc[0]
     text = (
         f" Dashed: one rater against another, balanced accuracy {with_interval(line)} ({100 * line.level:.0f} % bootstrap of "
-        f"{line.n} slides, shaded) on {total['n']:,} annotations, {whose(study)}."
+        f"{line.n} {line.unit}s, shaded) on {total['n']:,} annotations, {whose(study)}."
     )
     if upper := raters.against_consensus(human):
         text += (
@@ -226,10 +226,10 @@ def raters_table(study: Study, human: pd.DataFrame) -> str:
     parts = ", ".join(f"{name} {with_interval(value)}" for name, value in found.items() if value)
     return (
         f"**Raters.** One rater against another, {whose(study)} ({of_what(study)}): {parts} on {total['n']:,} annotations, in "
-        f"brackets 95 % intervals (bootstrap of {total['n_slides']} slides). Compared are the {n_raters} raters who saw them "
-        f"all; {100 * total['third_share']:.1f} % have a third vote, {100 * total['contested_share']:.1f} % are contested. "
-        "Against the consensus raters are flattered, as they voted for it. A rater is a position in the list of votes, which "
-        "need not be one person throughout: differences between positions are no differences between people."
+        f"brackets 95 % intervals (bootstrap of {total['n_units']} {total['unit']}s). Compared are the {n_raters} raters who "
+        f"saw them all; {100 * total['third_share']:.1f} % have a third vote, {100 * total['contested_share']:.1f} % are "
+        "contested. Against the consensus raters are flattered, as they voted for it. A rater is a position in the list of "
+        "votes, which need not be one person throughout: differences between positions are no differences between people."
     )
 
 
@@ -263,10 +263,14 @@ def inflation(study: Study, table: pd.DataFrame) -> str:
     if not len(table):
         return f"**What the split is worth.** The study names no encoder to probe under other ways to split ({of_what(study)})."
     full = table[table["size"] == table["size"].max()].set_index("scheme")
+
+    def share(row: pd.Series, leak: str) -> str:
+        return f"{100 * row[leak]:.0f} %" if pd.notna(row[leak]) else "unknown how many"
+
     parts = [
         f"{splits_audit.scheme_title(scheme)} {compare.plus_minus(row['auroc'], row['auroc_sd'])} "
-        f"({row['n_train']:,.0f} training patches, {100 * row['test_overlapping_train']:.0f} % of test patches share pixels "
-        "with them)"
+        f"({row['n_train']:,.0f} training patches; {share(row, 'test_on_train_cases')} of the test patches are of cases that "
+        f"training sees, {share(row, 'test_overlapping_train')} share pixels with its patches)"
         for scheme, row in full.iterrows()
     ]
     return (

@@ -52,8 +52,8 @@ def by_test_domain(study: Study, tested: pd.DataFrame, human: pd.DataFrame | Non
     if said:
         n = human.loc[human["domain"].isin(domains), "n"].sum()
         people = (
-            f" Dashed: one rater against another, {captions.whose(study)}, shaded 95 % intervals over slides ({n:,} "
-            f"annotations): {', '.join(said)}. Dash-dotted: a rater against the consensus, own vote counted."
+            f" Dashed: one rater against another, {captions.whose(study)}, shaded 95 % intervals over {compare.unit(human)} "
+            f"({n:,} annotations): {', '.join(said)}. Dash-dotted: a rater against the consensus, own vote counted."
         )
     return (
         f"**By test domain.** Balanced accuracy in domain (filled) and out of domain (open, mean over the other training "

@@ -6,6 +6,7 @@ import pandas as pd
 
 from mfcore import captions, captions_domains, compare, figures_models, metrics
 from mfcore.config import Study
+from mfcore.statistics import Interval
 
 STRATA = {"domain": "domain", "scanner": "scanner", "agreement": "the raters' agreement"}
 
@@ -24,20 +25,20 @@ def told_apart(order: pd.DataFrame) -> str:
     return f"Not to be told apart by {folds}: {'; '.join(parts)}."
 
 
-def ranking(study: Study, order: pd.DataFrame, n_slides: int, folds_show: str, metric: str = "auroc") -> str:
+def ranking(study: Study, order: pd.DataFrame, interval: Interval, folds_show: str, metric: str = "auroc") -> str:
     """Caption of the ranking; ``order`` as `compare_models.ranking`, the sentence as `.what_folds_show` returns it.
 
-    n_slides: over how many the figure's intervals are.
+    interval: as `compare.best_interval` returns it: over how many slides or cases the figure's intervals are.
     """
     n_pairs = len(order) * (len(order) - 1) // 2
     chance = " Dotted: chance." if figures_models.shows_chance(order) else ""
     own = "" if study.switches.shared_splits else ", a network and a probe unpaired, as they have folds of their own"
     return (
         f"**Ranking.** {metrics.TITLES[metric]} with all the data: mean, SD over {compare.folds(order)} (wide) and "
-        f"95 % interval over the {n_slides} slides tested (thin; bootstrap of slides), {captions.of_what(study)}.{chance} "
-        f"After each name: the places that it can hold, given which differences are clear of zero (paired over folds{own}, "
-        f"corrected for their overlap after Nadeau and Bengio, and over {n_pairs} pairs after Holm). "
-        f"{told_apart(order)} {folds_show}"
+        f"95 % interval over the {interval.n} {interval.unit}s tested (thin; bootstrap of {interval.unit}s), "
+        f"{captions.of_what(study)}.{chance} After each name: the places that it can hold, given which differences are clear "
+        f"of zero (paired over folds{own}, corrected for their overlap after Nadeau and Bengio, and over {n_pairs} pairs after "
+        f"Holm). {told_apart(order)} {folds_show}"
     )
 
 
@@ -49,15 +50,17 @@ def reliability(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> str
     brier = f" The Brier score of {captions.listed(useless)} is no better than that of a constant." if useless else ""
     bare = int(table["low"].isna().sum())
     left_out = (
-        f" {bare} bin{'s have' if bare > 1 else ' has'} too few slides, or one class only, for an interval." if bare else ""
+        f" {bare} bin{'s have' if bare > 1 else ' has'} too few {compare.unit(table)}, or one class only, for an interval."
+        if bare
+        else ""
     )
     return (
         f"**Calibration.** Share of {study.data.positive}s among test patches by their score, {metrics.N_BINS} bins of equal "
         f"width, scores of all folds with all the data; on the dotted line a score is the share that it promises. Bars: 95 % "
-        f"intervals over slides; grey: how many scores a bin has ({captions.of_what(study)}).{left_out} Expected calibration "
-        f"error (ECE, mean of {compare.folds(summary)}) from {best['ece']:.2f} ({best['arm']}) to {worst['ece']:.2f} "
-        f"({worst['arm']}). {summary['share_positive'].mean():.2f} of the patches are of class 1; the mean score is "
-        f"{', '.join(leans)}.{brier}"
+        f"intervals over {compare.unit(table)}; grey: how many scores a bin has ({captions.of_what(study)}).{left_out} "
+        f"Expected calibration error (ECE, mean of {compare.folds(summary)}) from {best['ece']:.2f} ({best['arm']}) to "
+        f"{worst['ece']:.2f} ({worst['arm']}). {summary['share_positive'].mean():.2f} of the patches are of class 1; the mean "
+        f"score is {', '.join(leans)}.{brier}"
     )
 
 
@@ -130,9 +133,9 @@ def strata(study: Study, table: pd.DataFrame) -> str:
             f"({most['value']}, {most['n']:,}), {overlap}."
         )
     return (
-        f"**Strata.** AUROC with all the data on parts of the test patches, with 95 % intervals over slides (bootstrap; "
-        f"{captions.of_what(study)}).{captions_domains.left_out(table, 'auroc')} {' '.join(parts)} Strata differ in more than "
-        "their name: tumour, scanner and laboratory go together in most data sets."
+        f"**Strata.** AUROC with all the data on parts of the test patches, with 95 % intervals over {compare.unit(table)} "
+        f"(bootstrap; {captions.of_what(study)}).{captions_domains.left_out(table, 'auroc')} {' '.join(parts)} Strata differ "
+        "in more than their name: tumour, scanner and laboratory go together in most data sets."
     )
 
 

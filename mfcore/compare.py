@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import metrics, pretrained, raters, splits, store
+from mfcore import metrics, patches, pretrained, raters, splits, store
 from mfcore.cards import CARDS, EncoderCard
 from mfcore.config import ConfigError, Network, Study, Switches, as_dict
 from mfcore.conventions import RELEASED_EMBEDDING, RELEASED_TRAINING
@@ -26,7 +26,8 @@ PUBLISHED = Path(__file__).resolve().parents[1] / "data"
 class Collected:
     """What a study's arms predicted, and which arms did not and why.
 
-    predictions: as `mfcore.splits.predictions`, with ``arm``, ``kind`` (PROBE, END_TO_END or LORA) and ``n_train``.
+    predictions: as `mfcore.splits.predictions`, with ``arm``, ``kind`` (PROBE, END_TO_END or LORA), ``n_train`` and
+    ``case_id``, as the study's labels have it.
     failures: ``arm, stage, reason``, a row for each run that failed or is missing.
     """
 
@@ -70,7 +71,15 @@ def collect(study: Study, results: str | Path) -> Collected:
                 failures.append({"arm": network.name, "stage": f"train, fold {fold}", "reason": reason})
     if not tables:
         raise store.StoreError(f"{results}: no arm of study {study.name!r} has predictions yet; run notebooks 02 to 04 first")
-    return Collected(pd.concat(tables, ignore_index=True), pd.DataFrame(failures, columns=["arm", "stage", "reason"]))
+    predictions = _with_cases(pd.concat(tables, ignore_index=True), study, results)
+    return Collected(predictions, pd.DataFrame(failures, columns=["arm", "stage", "reason"]))
+
+
+def _with_cases(predictions: pd.DataFrame, study: Study, results: str | Path) -> pd.DataFrame:
+    """Predictions with the ``case_id`` of each patch, from the study's stored labels; raises StoreError as `refuse_lost`."""
+    labels = pd.read_parquet(patches.find(study, results).path("labels.parquet"), columns=["patch_id", "case_id"])
+    refuse_lost(predictions, labels)
+    return predictions.assign(case_id=predictions["patch_id"].map(labels.set_index("patch_id")["case_id"]))
 
 
 def kind_of(network: Network) -> str:
@@ -325,7 +334,7 @@ def published_table() -> pd.DataFrame:
 
 
 def best_interval(predictions: pd.DataFrame, table: pd.DataFrame, study: Study) -> Interval:
-    """Interval over test slides of the mean AUROC of the best arm with all the data: as `compare_models.intervals` has it.
+    """Interval over test slides or cases of the best arm's mean AUROC with all the data, as `compare_models.intervals` has it.
 
     table: as `scaling_table` returns it, which names the arm.
     """
@@ -348,6 +357,11 @@ def wide(table: pd.DataFrame, value: str = "auroc") -> pd.DataFrame:
     sizes = [f"{splits.percent(size)} %" for size in sorted(table["size"].unique())]
     table = cells.pivot(index=["arm", "kind"], columns="size", values="cell")[sizes].rename_axis(columns=None).fillna("–")
     return table.loc[list(dict.fromkeys(zip(cells["arm"], cells["kind"], strict=True)))].reset_index()
+
+
+def unit(table: pd.DataFrame) -> str:
+    """What the intervals of a table with a column ``unit`` draw, in the plural: cases where any row says so, else slides."""
+    return "cases" if (table["unit"] == "case").any() else "slides"
 
 
 def counted(n: int, what: str, several: str = "") -> str:

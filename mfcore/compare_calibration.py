@@ -6,9 +6,9 @@ import pandas as pd
 from mfcore import compare, metrics
 from mfcore.config import Study
 from mfcore.statistics import LEVEL, spread
-from mfcore.statistics_bootstrap import MIN_SLIDES, N_RESAMPLES, resampled_slides, sums_by_slide
+from mfcore.statistics_bootstrap import MIN_SLIDES, N_RESAMPLES, resampled_slides, sums_by_slide, units_of
 
-BINS = ["arm", "kind", "bin_low", "bin_high", "mean_score", "share_positive", "low", "high", "n", "n_slides"]
+BINS = ["arm", "kind", "bin_low", "bin_high", "mean_score", "share_positive", "low", "high", "n", "n_units", "unit"]
 SUMMARY = ["brier", "ece", "mean_score", "share_positive"]
 
 
@@ -17,8 +17,8 @@ def reliability(predictions: pd.DataFrame, n_bins: int = metrics.N_BINS, n_resam
 
     All folds together, since a probability has a common scale: ``mean_score`` and ``share_positive`` of the bin's ``n``
     tested patches (one patch may be tested in several folds), and ``low`` to ``high``, the 95 % percentile interval of that
-    share over ``n_slides`` resampled slides. NaN for a bin of fewer than MIN_SLIDES slides or of one class, whose resamples
-    are too much alike to say what other slides would have shown.
+    share over ``n_units`` resampled slides or cases (``unit`` says which). NaN for a bin of fewer than MIN_SLIDES of them or
+    of one class, whose resamples are too much alike to say what other slides would have shown.
 
     predictions: as `compare.collect`; only fits on all domains at the largest size count. Raises MetricError for labels and
     scores that are none.
@@ -27,7 +27,8 @@ def reliability(predictions: pd.DataFrame, n_bins: int = metrics.N_BINS, n_resam
     for (arm, kind), group in compare.full_size(predictions).groupby(["arm", "kind"], sort=False):
         label, score = metrics.check(group["label"].to_numpy(), group["score"].to_numpy())
         column = metrics.bin_of(score, n_bins)
-        slide, weights = resampled_slides(group["slide_id"], 0, "reliability", n_resamples=n_resamples)
+        units, unit = units_of(group)
+        slide, weights = resampled_slides(units, 0, "reliability", n_resamples=n_resamples)
         sums = {
             name: sums_by_slide(slide, column, weights.shape[1], n_bins, amount)
             for name, amount in {"n": np.ones(len(label)), "positive": label, "score": score}.items()
@@ -35,15 +36,15 @@ def reliability(predictions: pd.DataFrame, n_bins: int = metrics.N_BINS, n_resam
         n, positive = weights @ sums["n"], weights @ sums["positive"]  # (1 + n_resamples, n_bins)
         shares = np.divide(positive, n, out=np.full(n.shape, np.nan), where=n > 0)
         for i in np.flatnonzero(n[0]):
-            drawn, n_slides = shares[1:, i][np.isfinite(shares[1:, i])], np.count_nonzero(sums["n"][:, i])
+            drawn, n_units = shares[1:, i][np.isfinite(shares[1:, i])], np.count_nonzero(sums["n"][:, i])
             low, high = (
                 np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-                if n_slides >= MIN_SLIDES and 0 < shares[0, i] < 1
+                if n_units >= MIN_SLIDES and 0 < shares[0, i] < 1
                 else (np.nan, np.nan)
             )
             mean_score = sums["score"][:, i].sum() / n[0, i]
             edges = (i / n_bins, (i + 1) / n_bins)
-            rows.append((arm, kind, *edges, mean_score, shares[0, i], low, high, int(n[0, i]), n_slides))
+            rows.append((arm, kind, *edges, mean_score, shares[0, i], low, high, int(n[0, i]), n_units, unit))
     return pd.DataFrame(rows, columns=BINS)
 
 

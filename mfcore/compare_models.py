@@ -124,7 +124,9 @@ def what_folds_show(study: Study, scores: pd.DataFrame | None = None, metric: st
 def intervals(
     predictions: pd.DataFrame, study: Study, metrics: Iterable[str] = ("auroc",), n_resamples: int = N_RESAMPLES
 ) -> pd.DataFrame:
-    """Bootstrap over test slides, a row an arm, size and metric: ``estimate, low, high`` (95 %) and ``n_slides``.
+    """Bootstrap over test slides, a row an arm, size and metric: ``estimate, low, high`` (95 %), ``n`` and ``unit``.
+
+    ``n`` slides are drawn, or cases where a case has several slides; ``unit`` says which.
 
     predictions: as `compare.collect`; only fits on all domains count. The estimate is the mean over folds. All arms are
     resampled by the same draws (`statistics_bootstrap.bootstrap`).
@@ -133,8 +135,8 @@ def intervals(
     for (arm, kind, size), group in part.groupby(["arm", "kind", "size"], sort=False):
         for metric in metrics:
             found = bootstrap(group, metric, study.splits.seed, "intervals", n_resamples=n_resamples)
-            rows.append((arm, kind, size, metric, found.estimate, found.low, found.high, found.n))
-    table = pd.DataFrame(rows, columns=["arm", "kind", "size", "metric", "estimate", "low", "high", "n_slides"])
+            rows.append((arm, kind, size, metric, found.estimate, found.low, found.high, found.n, found.unit))
+    table = pd.DataFrame(rows, columns=["arm", "kind", "size", "metric", "estimate", "low", "high", "n", "unit"])
     return compare.in_order(table, study, "size")
 
 

@@ -13,17 +13,16 @@ BASE = "slide"  # the scheme that the others are measured against
 def inflation(study: Study, results: str | Path) -> pd.DataFrame:
     """A row a scheme of ``study.inflation`` and size: what the probe scores under it, and how much that is above by slide.
 
-    ``scheme, size, n_train, n_folds, auroc, auroc_sd, balanced_accuracy, balanced_accuracy_sd, test_on_train_slides,
-    test_overlapping_train`` (means over folds; sample SD over folds), ``auroc_inflation`` and
-    ``balanced_accuracy_inflation``: the mean less that of splitting by slide at the same size, NaN where that is not run.
-    Schemes not run yet have no row; without an encoder there is none at all. Raises StoreError where the splits have no
-    audit.
+    ``scheme, size, n_train, n_folds, auroc, auroc_sd, balanced_accuracy, balanced_accuracy_sd``, the leaks of
+    `splits_audit.LEAKS` (means over folds; sample SD over folds), ``auroc_inflation`` and ``balanced_accuracy_inflation``: the
+    mean less that of splitting by slide at the same size, NaN where that is not run. Schemes not run yet have no row; without
+    an encoder there is none at all. Raises StoreError where the splits have no audit.
     """
     results, encoder = Path(results), study.inflation.encoder
     if not encoder:
         return pd.DataFrame()
     leaks = splits_audit.load_schemes(splits_audit.find(study, results)).drop(columns="fold")
-    leaks = leaks.groupby(["scheme", "size"])[["test_on_train_slides", "test_overlapping_train"]].mean()
+    leaks = leaks.groupby(["scheme", "size"])[list(splits_audit.LEAKS)].mean()
     tables = []
     for scheme in SCHEMES:
         if scheme not in (*study.inflation.schemes, study.switches.scheme):
@@ -43,7 +42,7 @@ def inflation(study: Study, results: str | Path) -> pd.DataFrame:
         base = table[table["scheme"] == BASE].set_index("size")[name]
         table[f"{name}_inflation"] = table[name] - table["size"].map(base)
     kept = ["scheme", "size", "n_train", "n_folds", "auroc", "auroc_sd", "balanced_accuracy", "balanced_accuracy_sd"]
-    kept += ["test_on_train_slides", "test_overlapping_train", "auroc_inflation", "balanced_accuracy_inflation"]
+    kept += [*splits_audit.LEAKS, "auroc_inflation", "balanced_accuracy_inflation"]
     return table[kept]
 
 
@@ -54,8 +53,7 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
             "scheme": table["scheme"].map(splits_audit.scheme_title),
             "size": [f"{splits.percent(size)}\u00a0%" for size in table["size"]],
             "n_train": table["n_train"],
-            "test_on_train_slides": [f"{100 * share:.1f} %" for share in table["test_on_train_slides"]],
-            "test_overlapping_train": [f"{100 * share:.1f} %" for share in table["test_overlapping_train"]],
+            **{leak: splits_audit.per_cent(table[leak]) for leak in splits_audit.LEAKS},
             "AUROC": [compare.plus_minus(m, sd) for m, sd in zip(table["auroc"], table["auroc_sd"], strict=True)],
             "above_by_slide": [f"{value:+.3f}" if pd.notna(value) else "–" for value in table["auroc_inflation"]],
         }

@@ -35,7 +35,7 @@ def ties(order: pd.DataFrame) -> list[tuple[int, ...]]:
 
 
 def ranking(study: Study, order: pd.DataFrame, intervals: pd.DataFrame, metric: str = "auroc") -> Figure:
-    """Arms from best to worst, each with its interval over slides; brackets join arms that the folds can't tell apart.
+    """Arms from best to worst, each with its interval over slides or cases; brackets join arms that the folds can't tell apart.
 
     order, intervals: as `compare_models.ranking` and `compare_models.intervals` return them.
     """
@@ -72,10 +72,8 @@ def ranking(study: Study, order: pd.DataFrame, intervals: pd.DataFrame, metric: 
         axis.set_yticks(range(len(order)), names)
         axis.set_ylim(len(order) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
-        n_slides = f", {int(full['n_slides'].max())} slides" if len(full) else ""
-        axis.set_xlabel(
-            f"{metrics.TITLES[metric]}: mean, SD over {compare.folds(order)} (wide), 95 % interval (thin{n_slides})"
-        )
+        n_units = f", {int(full['n'].max())} {compare.unit(full)}" if len(full) else ""
+        axis.set_xlabel(f"{metrics.TITLES[metric]}: mean, SD over {compare.folds(order)} (wide), 95 % interval (thin{n_units})")
         _brackets(brackets, groups)
         title(figure, f"{study.title}; after each name the places it can hold")
     return figure
@@ -140,7 +138,8 @@ def reliability(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> Fig
             axis.tick_params(labelbottom=True)
         for line in axes:
             line[0].set_ylabel("share of class 1 in the bin")
-        title(figure, f"{study.title.partition(':')[0]}: class 1 is {study.data.positive}s; bars: 95 % intervals over slides")
+        bars = f"bars: 95 % intervals over {compare.unit(table)}"
+        title(figure, f"{study.title.partition(':')[0]}: class 1 is {study.data.positive}s; {bars}")
     return figure
 
 
@@ -179,7 +178,7 @@ def strata(study: Study, table: pd.DataFrame) -> Figure:
             axis.grid(axis="y", visible=False)
             for edge in np.arange(len(said) - 1) + 0.5:
                 axis.axhline(edge, color="0.85", linewidth=0.6)
-        axes[-1, 0].set_xlabel("AUROC, 95 % interval over slides")
+        axes[-1, 0].set_xlabel(f"AUROC, 95 % interval over {compare.unit(table)}")
         legend_below(figure, axes[:, 0])
         title(
             figure, f"{study.title}, all the data" + ("" if len(arms) == table["arm"].nunique() else ", best arm of each kind")

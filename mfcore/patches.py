@@ -1,5 +1,7 @@
 """The patch store: every annotation's patch, row for row with the label table, in one memory-mappable array."""
 
+import hashlib
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,10 @@ from mfcore.config import Study, as_dict, digest
 from mfcore.patches_read import Job, PatchError, look, read_all
 from mfcore.slides import SAME_RESOLUTION
 
-__all__ = ["PatchError", "centre_crop", "check", "config_of", "counts", "extract", "find", "load", "prepare"]
+__all__ = [
+    "PatchError", "centre_crop", "check", "config_of", "counts", "extract", "find", "find_twins", "load", "load_with_twins",
+    "prepare", "twins", "write_twins",
+]  # fmt: skip
 
 
 def prepare(study: Study, folder: str | Path, n_workers: int = 1, host: str = downloads.GITHUB) -> Path:
@@ -75,6 +80,53 @@ def load(run: store.Run) -> tuple[pd.DataFrame, np.memmap]:
             raise
         state = "missing" if isinstance(error, FileNotFoundError) else "damaged"
         raise store.StoreError(f"{file}: {state}; remove {run.folder} and extract the patches again") from error
+
+
+def write_twins(study: Study, results: str | Path) -> store.Run:
+    """Look for twins among the study's finished patches, once: ``twins.parquet``, ``patch_id`` and ``twin`` as `twins` has it.
+
+    Facts: ``n_groups`` of twins, ``n_cases_across_domains``. Raises as `load` does.
+    """
+    source = find(study, results)
+    run = store.open_run(results, "twins", study.name, {}, {"patches": source.key})
+    if not run.done:
+        table, images = load(source)
+        found = pd.DataFrame({"patch_id": table["patch_id"], "twin": twins(images)})
+        store.write_parquet(run.path("twins.parquet"), found)
+        n_across = int((table.groupby("case_id")["domain"].nunique() > 1).sum())
+        n_groups = int((found["twin"].value_counts() > 1).sum())
+        run.finish(["twins.parquet"], n_groups=n_groups, n_cases_across_domains=n_across)
+    return run
+
+
+def find_twins(study: Study, results: str | Path) -> store.Run | None:
+    """The run of `write_twins` on the study's patches; None where nobody has looked for twins yet."""
+    try:
+        return store.find_run(results, "twins", study.name, {}, {"patches": find(study, results).key})
+    except store.StoreError:
+        return None
+
+
+def load_with_twins(study: Study, results: str | Path) -> pd.DataFrame:
+    """The label table of the study's finished patches with a column ``twin``: as `twins` has it. Raises as `load` does."""
+    found = pd.read_parquet(write_twins(study, results).path("twins.parquet"))
+    return load(find(study, results))[0].merge(found, on="patch_id", validate="one_to_one")
+
+
+def twins(patches: np.ndarray) -> np.ndarray:
+    """For each patch the first one that has the same pixels, int64 (n_patches,): itself where it has no earlier twin.
+
+    A patch of a single colour has no twin: patches of nothing but padding are equal without being copies of one another.
+    patches: uint8 (n_patches, side, side, 3). Only those that are equal in their middle row are read whole.
+    """
+    patches = np.asarray(patches)
+    alike, first, found = defaultdict(list), np.arange(len(patches)), {}
+    for i, patch in enumerate(patches):
+        alike[hashlib.sha256(patch[len(patch) // 2]).digest()].append(i)
+    for i in (i for rows in alike.values() if len(rows) > 1 for i in rows):
+        if not (patches[i] == patches[i, 0, 0]).all():
+            first[i] = found.setdefault(hashlib.sha256(patches[i]).digest(), i)
+    return first
 
 
 def centre_crop(patches: np.ndarray, size_px: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from mfcore import splits
 from mfcore.statistics import LEVEL, Interval
-from mfcore.statistics_bootstrap import percentile_interval, resampled_slides
+from mfcore.statistics_bootstrap import percentile_interval, resampled_slides, units_of
 
 UNANIMOUS, CONTESTED = "unanimous", "contested"
 MEASURES = ("agreement", "kappa", "balanced_accuracy")
@@ -43,20 +43,21 @@ def votes(labels: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
 def table(labels: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Rater statistics, a row a domain and "all" last; without a row where no annotation has two votes.
 
-    labels: with ``slide_id, domain, label, votes``; ``label`` is the consensus. ``seed`` draws the intervals.
+    labels: with ``slide_id, case_id, domain, label, votes``; ``label`` is the consensus. ``seed`` draws the intervals.
 
-    ``n`` annotations with two or more votes, on ``n_slides``. One rater against another: ``agreement`` (share of equal
-    votes), ``kappa`` (Cohen 1960) and ``balanced_accuracy`` (mean of both ways round: each rater in turn is the reference),
-    each the mean over pairs of raters, and with ``_low`` and ``_high``, the 95 % percentile interval of a bootstrap over
-    slides. ``rater1_vs_consensus`` and so on: balanced accuracy of each rater against ``label``, for which that rater
-    voted. ``third_share``: annotations with a third vote; ``contested_share``: those with differing votes.
+    ``n`` annotations with two or more votes, on ``n_slides``, of which ``n_units`` slides or cases are drawn (``unit``). One
+    rater against another: ``agreement`` (share of equal votes), ``kappa`` (Cohen 1960) and ``balanced_accuracy`` (mean of both
+    ways round: each rater in turn is the reference), each the mean over pairs of raters, and with ``_low`` and ``_high``, the
+    95 % percentile interval of a bootstrap over these. ``rater1_vs_consensus`` and so on: balanced accuracy of each rater
+    against ``label``, for which that rater voted. ``third_share``: annotations with a third vote; ``contested_share``: those
+    with differing votes.
 
     Kappa and balanced accuracies are NaN where a rater or the consensus knows one class only, everything where a domain has
     no votes.
     """
     voted, given = votes(labels)
     if not len(voted):
-        return pd.DataFrame(columns=["domain", "n", "n_slides", *_columns(0)])
+        return pd.DataFrame(columns=["domain", "n", "n_slides", "n_units", "unit", *_columns(0)])
     parts = [(domain, (voted["domain"] == domain).to_numpy()) for domain in sorted(labels["domain"].unique())]
     parts.append((splits.ALL, np.ones(len(voted), dtype=bool)))
     return pd.DataFrame([{"domain": domain, **_row(voted[mask], given[mask], seed, domain)} for domain, mask in parts])
@@ -70,10 +71,12 @@ def _columns(n_raters: int) -> list[str]:
 def _row(voted: pd.DataFrame, given: np.ndarray, seed: int, domain: str) -> dict:
     """Statistics of one domain's annotations, whose full raters' votes are ``given``, int8 (n, n_raters)."""
     n_raters = given.shape[1]
-    row: dict = {"n": len(voted), "n_slides": voted["slide_id"].nunique()} | dict.fromkeys(_columns(n_raters), math.nan)
+    units, unit = units_of(voted)
+    row: dict = {"n": len(voted), "n_slides": voted["slide_id"].nunique(), "n_units": units.nunique(), "unit": unit}
+    row |= dict.fromkeys(_columns(n_raters), math.nan)
     if not len(voted):
         return row
-    slide, weights = resampled_slides(voted["slide_id"], seed, "raters", domain)
+    slide, weights = resampled_slides(units, seed, "raters", domain)
     pairs = [
         _measures(weights @ _cells(given[:, i], given[:, j], slide, weights.shape[1]))
         for i, j in combinations(range(n_raters), 2)
@@ -115,7 +118,7 @@ def _measures(cells: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def reference(human: pd.DataFrame | None, metric: str, domain: str = splits.ALL) -> Interval | None:
-    """What one rater reaches against another in a metric of `mfcore.metrics`, with its interval over ``n`` slides.
+    """What one rater reaches against another in a metric of `mfcore.metrics`, with its interval over ``n`` slides or cases.
 
     human: as `table` returns it, or None. None where there are no votes, and for metrics that raters have none of: a vote
     is one operating point, neither a ranking nor a probability. The area under its two straight lines equals the balanced
@@ -125,7 +128,7 @@ def reference(human: pd.DataFrame | None, metric: str, domain: str = splits.ALL)
     if not len(row) or not math.isfinite(row[AS_METRIC[metric]].iloc[0]):
         return None
     low, high = (float(row[f"{AS_METRIC[metric]}_{end}"].iloc[0]) for end in ("low", "high"))
-    return Interval(float(row[AS_METRIC[metric]].iloc[0]), low, high, LEVEL, int(row["n_slides"].iloc[0]))
+    return Interval(float(row[AS_METRIC[metric]].iloc[0]), low, high, LEVEL, int(row["n_units"].iloc[0]), row["unit"].iloc[0])
 
 
 def against_consensus(human: pd.DataFrame | None, domain: str = splits.ALL) -> float | None:
@@ -154,6 +157,8 @@ def wide(human: pd.DataFrame) -> pd.DataFrame:
     flattered = [name for name in human if name.endswith("_vs_consensus")]
     rows = human.to_dict("records")
     shown = human[["domain", "n", "n_slides"]].rename(columns={"n": "annotations", "n_slides": "slides"})
+    if (human["unit"] == "case").any():
+        shown["cases"] = human["n_units"]
     shown = shown.assign(**{title: [cell(row, name) for row in rows] for name, title in titles.items()})
     shown[EACH] = [" / ".join(cell(row, name) for name in flattered) for row in rows]
     shares = {"third vote": "third_share", "contested": "contested_share"}

@@ -8,11 +8,14 @@ from mfcore import captions, compare_schemes, report_html, splits, splits_audit,
 from mfcore.config import SCHEMES, Study
 from mfcore.report_html import rich, table
 
+MAX_ROWS = 100  # of patches with contradicting labels on the page
+
 
 def page(study: Study, results: Path) -> str:
     """The page, from the audit of notebook 01 and the probes that notebook 03 ran under other schemes."""
     run = splits_audit.find(study, results)
-    schemes = splits_audit.load_schemes(run)
+    schemes, own, twins = splits_audit.load_schemes(run), splits_audit.load(run), splits_audit.load_twins(run)
+    contradictions = twins[twins["contradicts"]]
     inflation = compare_schemes.inflation(study, results)
     return report_html.render(
         "audit.html",
@@ -20,6 +23,10 @@ def page(study: Study, results: Path) -> str:
         own=splits_audit.scheme_title(study.switches.scheme),
         summary=table(splits_audit.summary(schemes)),
         networks=splits_audit.networks_said(run),
+        remarks=run.record["facts"]["remarks"],
+        twins=splits_audit.twins_said(twins, own),
+        contradictions=table(contradictions.head(MAX_ROWS).drop(columns="contradicts")) if len(contradictions) else "",
+        n_more=max(0, len(contradictions) - MAX_ROWS),
         not_drawn=rich(captions.not_drawn(run.record["facts"]["not_drawn"])),
         inflation=table(compare_schemes.wide(inflation)) if len(inflation) else "",
         missing=_missing(study, results, inflation),
@@ -29,7 +36,7 @@ def page(study: Study, results: Path) -> str:
             for s in SCHEMES
             if s in set(schemes["scheme"])
         ],
-        by_domain=table(_by_fold(splits_audit.load(run))),
+        by_domain=table(_by_fold(own)),
     )
 
 
@@ -51,9 +58,9 @@ def _missing(study: Study, results: Path, inflation: pd.DataFrame) -> str:
 
 def _by_fold(audit: pd.DataFrame) -> pd.DataFrame:
     """An audit a fold at a time, shares in per cent."""
-    shares = ("positives_train", "positives_val", "positives_test", "test_on_train_slides", "test_overlapping_train")
-    shown = audit.drop(columns=["scheme", "n_train_slides", "n_test_slides"], errors="ignore").copy()
+    shares = ("positives_train", "positives_val", "positives_test", *splits_audit.LEAKS)
+    shown = audit.drop(columns="scheme", errors="ignore").copy()
     shown["size"] = [f"{splits.percent(size)}\u00a0%" for size in shown["size"]]
     for name in shares:
-        shown[name] = [f"{100 * share:.1f} %" if pd.notna(share) else "–" for share in shown[name]]
+        shown[name] = splits_audit.per_cent(shown[name])
     return shown.rename(columns={"train_domain": "trained on"})

@@ -1,8 +1,9 @@
 """Which patch trains, validates and tests, in each fold and at each size: made once, read by every arm.
 
 Two uses. Data scaling (``train_domain`` "all"): the whole data set at every size. Cross-domain (``train_domain`` a
-domain, size 1): train on one domain, test on its own test share and on all of every other domain. Both follow Ganz et
-al., section 3: 20 % of all for testing, 20 % of the remainder for validation; sizes are shares of what testing leaves.
+domain, size 1): train on one domain, test on its own test share and on all of every other domain (`splits_draw.across` says
+what is left out where domains share cases or pixels). Both follow Ganz et al., section 3: 20 % of all for testing, 20 % of
+the remainder for validation; sizes are shares of what testing leaves.
 """
 
 from dataclasses import dataclass, replace
@@ -12,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import labels_schema, patches, store
+from mfcore import labels_schema, patches, splits_draw, store
 from mfcore.config import SCHEMES, Study, as_dict
 from mfcore.rng import stream_seed
-from mfcore.splits_draw import SplitError, draw
+from mfcore.splits_draw import SplitError, across, draw
 
 ALL = labels_schema.ALL
 ROLES = ("train", "val", "test")
@@ -60,7 +61,8 @@ def percent(size: float) -> str:
 def make(study: Study, labels: pd.DataFrame) -> pd.DataFrame:
     """Draw every fold at every size, for both uses, as the study's switches say (`splits_draw.draw`).
 
-    labels: as `mfcore.labels.COLUMNS`, one row per patch. Returns ``patch_id, train_domain, fold, size, role``; a patch
+    labels: as `mfcore.labels.COLUMNS`, one row per patch; a column ``twin``, a number that patches of the same pixels share,
+    keeps these on one side (`splits_draw`). Returns ``patch_id, train_domain, fold, size, role``; a patch
     that has no role at a size has no row there. Raises SplitError where a size leaves a class empty, a stratum has too
     few slides, or (cross-domain) there is one domain only.
     """
@@ -74,8 +76,8 @@ def make(study: Study, labels: pd.DataFrame) -> pd.DataFrame:
             )
         for domain in domains if study.splits.by_domain else ():
             within = labels[labels["domain"] == domain]
-            elsewhere = labels.loc[labels["domain"] != domain, "patch_id"].to_numpy()
-            tables += _tables(domain, fold, draw(study, within, domain, fold, (1.0,)))
+            roles, elsewhere = across(study, labels, domain, draw(study, within, domain, fold, (1.0,))[1.0])
+            tables += _tables(domain, fold, {1.0: roles})
             tables.append(_rows(domain, fold, 1.0, "test", elsewhere))
     table = pd.concat(tables, ignore_index=True)
     _refuse_empty(table, labels, study)
@@ -173,14 +175,13 @@ def write(study: Study, results: Path) -> store.Run:
 
     Returns the probes'.
     """
+    patches.write_twins(study, results)
     runs = []
     for networks in (False, True):
         drawn = drawn_for(study, networks)
-        patches_run = patches.find(study, results)
-        run = store.open_run(results, "splits", _name(study, networks), config_of(drawn), {"patches": patches_run.key})
+        run = store.open_run(results, "splits", _name(study, networks), config_of(drawn), _inputs(study, results))
         if not run.done:
-            labels, _ = patches.load(patches_run)
-            table = make(drawn, labels)
+            table = make(drawn, patches.load_with_twins(study, results))
             store.write_parquet(run.path("splits.parquet"), table)
             run.finish(["splits.parquet"], n_units=len(units(table)))
         runs.append(run)
@@ -189,8 +190,18 @@ def write(study: Study, results: Path) -> store.Run:
 
 def find(study: Study, results: str | Path, networks: bool = False) -> store.Run:
     """The finished splits that the study's probes, or its ``networks``, learn from; raises StoreError where there are none."""
+    config = config_of(drawn_for(study, networks))
+    return store.find_run(results, "splits", _name(study, networks), config, _inputs(study, results))
+
+
+def _inputs(study: Study, results: str | Path) -> dict[str, str]:
+    """The patches; and their twins, where what these say of them changes how the study is split."""
     inputs = {"patches": patches.find(study, results).key}
-    return store.find_run(results, "splits", _name(study, networks), config_of(drawn_for(study, networks)), inputs)
+    twins = patches.find_twins(study, results)
+    if twins is None or splits_draw.is_released(study):
+        return inputs
+    facts, by_case = twins.record["facts"], study.switches.split_by in ("slide", "official")
+    return inputs | {"twins": twins.key} if facts["n_groups"] or (by_case and facts["n_cases_across_domains"]) else inputs
 
 
 def _name(study: Study, networks: bool) -> str:

@@ -1,12 +1,19 @@
 """How one fold is drawn: by slide, by the authors' own division, by annotation, and by annotation with a buffer of pixels.
 
 Every way sets test patches aside first, then a share of the rest for validation; training at a size is a part of what is left.
+
+Twins are patches of the same pixels (`mfcore.patches.twins`). A label table may name them in a column ``twin``, a number that
+all patches of one group share. Every way but the released one keeps a group on one side: by slide, cases that share a twin are
+one case; by annotation, a group goes where its first patch goes; by the authors' division, test patches stay where they are,
+and their twins neither train nor validate.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from mfcore.config import Study
@@ -27,7 +34,7 @@ def draw(study: Study, labels: pd.DataFrame, train_domain: str, fold: int, sizes
 
     labels: the patches to divide, as `mfcore.labels.COLUMNS`. Raises SplitError where they can't be divided.
     """
-    if study.switches.split_by == "annotation" and not study.switches.stratified:
+    if is_released(study):
         return _as_released(study, labels, fold, sizes)
     divide = _divide_officially if study.switches.split_by == "official" else _divide
     roles = divide(study, labels, train_domain, fold)
@@ -40,6 +47,31 @@ def draw(study: Study, labels: pd.DataFrame, train_domain: str, fold: int, sizes
             subset = labels[labels["patch_id"].isin(roles[role])]
             found[size][role] = _nested_subset(study, subset, size, rounding, (role, train_domain, fold))
     return found
+
+
+def is_released(study: Study) -> bool:
+    """Whether the study draws as the released probe script does."""
+    return study.switches.split_by == "annotation" and not study.switches.stratified
+
+
+def across(study: Study, labels: pd.DataFrame, train_domain: str, roles: Roles) -> tuple[Roles, np.ndarray]:
+    """What a training on ``train_domain`` is tested on elsewhere, and its ``roles`` as far as that allows.
+
+    Returns the roles, of which training and validation patches with a twin in another domain are left out, and the patch ids
+    of the other domains: all of them, but that by slide a case that trains or validates isn't tested in another domain. As
+    released, nothing is left out.
+
+    labels: the patches of all domains. roles: one fold's within ``train_domain``, as `draw` returns them.
+    """
+    elsewhere = labels[labels["domain"] != train_domain]
+    if is_released(study):
+        return roles, elsewhere["patch_id"].to_numpy()
+    if study.switches.split_by == "slide":
+        learnt = labels["patch_id"].isin(np.concatenate([roles["train"], roles["val"]]))
+        elsewhere = elsewhere[~elsewhere["case_id"].isin(labels.loc[learnt, "case_id"])]
+    ids = elsewhere["patch_id"].to_numpy()
+    apart = _without_twins(labels, roles | {"test": np.concatenate([roles["test"], ids])})
+    return apart | {"test": roles["test"]}, ids
 
 
 def _divide(study: Study, labels: pd.DataFrame, train_domain: str, fold: int) -> Roles:
@@ -64,7 +96,7 @@ def _divide_officially(study: Study, labels: pd.DataFrame, train_domain: str, fo
         pool = labels[official == "train"]
         ids["val"] = _take_slides(study, pool, study.splits.val_fraction, ("val", train_domain, fold))
         ids["train"] = np.setdiff1d(ids["train"], ids["val"])
-    return ids
+    return _without_twins(labels, ids)
 
 
 def _as_released(study: Study, labels: pd.DataFrame, fold: int, sizes: tuple[float, ...]) -> dict[float, Roles]:
@@ -90,17 +122,21 @@ def _as_released(study: Study, labels: pd.DataFrame, fold: int, sizes: tuple[flo
 def _take_slides(study: Study, labels: pd.DataFrame, share: float, stream: tuple) -> np.ndarray:
     """Patches of slides drawn so that they hold about ``share`` of the annotations, a domain at a time.
 
-    Slides of one case go together. A draw takes cases in random order up to the nearest to ``share``. Stratified, it is
-    the best balanced of N_PROPOSALS such draws (rerandomisation, Morgan and Rubin 2012): the largest deviation from
-    ``share`` in either class is least. Returns patch ids.
+    Slides of one case go together, and so do cases that share a twin; domains that share a case are drawn as one. A draw takes
+    cases in random order up to the nearest to ``share``. Stratified, it is the best balanced of N_PROPOSALS such draws
+    (rerandomisation, Morgan and Rubin 2012): the largest deviation from ``share`` in either class is least. Returns patch ids.
     """
     chosen = []
+    n_named = labels["case_id"].nunique()
+    labels = labels.assign(case_id=_one_where_linked(labels["case_id"], labels["twin"])) if "twin" in labels else labels
+    as_one = " (cases that share identical patches count as one)" if labels["case_id"].nunique() < n_named else ""
     for stratum, within in labels.groupby(_strata(labels), sort=True):
         names, case = np.unique(within["case_id"].to_numpy(), return_inverse=True)
         if len(names) < 2:
             raise SplitError(
-                f"{stratum!r} has {len(names)} case left to divide ({stream[0]} of {stream[1]!r}, fold {stream[2]}); by slide "
-                "it needs three or more. Leave the domain out, set splits.by_domain: false, or switches.split_by: annotation"
+                f"{stratum!r} has {len(names)} case left to divide ({stream[0]} of {stream[1]!r}, fold {stream[2]})"
+                f"{as_one}; by slide it needs three or more. Leave the domain out, set splits.by_domain: false, or "
+                "switches.split_by: annotation"
             )
         counts = np.stack(
             [np.bincount(case, weights=within["label"] == c, minlength=len(names)) for c in (0, 1)]
@@ -121,18 +157,34 @@ def _take_slides(study: Study, labels: pd.DataFrame, share: float, stream: tuple
 
 
 def _strata(labels: pd.DataFrame) -> pd.Series:
-    """The domain of each row; domains with fewer than three cases together form one stratum."""
-    n_cases = labels.groupby("domain")["case_id"].nunique()
-    return labels["domain"].where(labels["domain"].map(n_cases) >= 3, FEW_CASES)
+    """The domain of each row; domains that share a case form one stratum, and so do all with fewer than three cases."""
+    domain = _one_where_linked(labels["domain"], labels["case_id"])
+    n_cases = labels.groupby(domain)["case_id"].nunique()
+    return domain.where(domain.map(n_cases) >= 3, FEW_CASES)
+
+
+def _one_where_linked(names: pd.Series, links: pd.Series) -> pd.Series:
+    """``names``, where those that meet in one of ``links``, directly or over others, have the first one's name."""
+    name, known = pd.factorize(names, sort=True)
+    link, n_links = pd.factorize(links)[0], links.nunique()
+    n = len(known) + n_links
+    graph = coo_array((np.ones(len(name), dtype=bool), (name, len(known) + link)), shape=(n, n))
+    component = connected_components(graph, directed=False)[1][: len(known)]
+    _, first, of_name = np.unique(component, return_index=True, return_inverse=True)
+    return pd.Series(np.asarray(known)[first[of_name]][name], index=names.index, name=names.name)
 
 
 def _take_annotations(study: Study, labels: pd.DataFrame, share: float, stream: tuple) -> np.ndarray:
-    """Single annotations, ``share`` of each class in each domain. Returns patch ids."""
+    """Single annotations, ``share`` of each class in each domain, twins together. Returns patch ids."""
     chosen = []
     for stratum, within in labels.groupby(["domain", "label"], sort=True):
         rng = generator(study.splits.seed, *stream, *stratum)
         chosen.append(rng.choice(within["patch_id"].to_numpy(), size=round(len(within) * share), replace=False))
-    return np.sort(np.concatenate(chosen))
+    taken = np.sort(np.concatenate(chosen))
+    if "twin" not in labels:
+        return taken
+    first = labels.groupby("twin")["patch_id"].transform("min")
+    return np.sort(labels.loc[first.isin(taken), "patch_id"].to_numpy())
 
 
 def _nested_subset(study: Study, labels: pd.DataFrame, size: float, rounding: Callable, stream: tuple) -> np.ndarray:
@@ -154,6 +206,17 @@ def _without_shared_px(study: Study, labels: pd.DataFrame, roles: Roles) -> Role
     return {"test": roles["test"], "val": val.index.to_numpy(), "train": train.index.to_numpy()}
 
 
+def _without_twins(labels: pd.DataFrame, roles: Roles) -> Roles:
+    """``roles`` less the validation patches that are twins of a test patch, and the training patches that are of either."""
+    if "twin" not in labels:
+        return roles
+    twin = labels.set_index("patch_id")["twin"]
+    test, val, train = (twin.loc[roles[role]] for role in ("test", "val", "train"))
+    val = val[~val.isin(test)]
+    train = train[~(train.isin(test) | train.isin(val))]
+    return roles | {"val": val.index.to_numpy(), "train": train.index.to_numpy()}
+
+
 def with_places(study: Study, labels: pd.DataFrame) -> pd.DataFrame:
     """``labels`` with where each patch lies: its centre ``x_patch_l0_px``, ``y_patch_l0_px`` and its ``side_l0_px``.
 
@@ -171,12 +234,13 @@ def with_places(study: Study, labels: pd.DataFrame) -> pd.DataFrame:
 def overlapping(seen: pd.DataFrame, asked: pd.DataFrame) -> np.ndarray:
     """Whether each of the patches ``asked`` shares a px with one of ``seen`` on its slide, bool (n_asked,).
 
-    Both as `with_places` returns them: patches share px where their centres are nearer than a side on both axes.
+    Both as `with_places` returns them: patches share px where their centres are nearer than a side on both axes. A patch whose
+    place is unknown (NaN) is seen to share none.
     """
     shared = np.zeros(len(asked), dtype=bool)
-    slide = asked["slide_id"].to_numpy()
     centre = ["x_patch_l0_px", "y_patch_l0_px"]
-    for slide_id, there in seen.groupby("slide_id"):
+    slide = asked["slide_id"].where(asked[centre].notna().all(axis=1)).to_numpy()
+    for slide_id, there in seen.dropna(subset=centre).groupby("slide_id"):
         here = np.flatnonzero(slide == slide_id)
         if len(here):
             distance, _ = cKDTree(there[centre].to_numpy()).query(asked.iloc[here][centre].to_numpy(), p=np.inf)

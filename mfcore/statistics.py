@@ -28,13 +28,17 @@ class Spread:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate between ``low`` and ``high`` at ``level``; ``n`` is the number of slides or of folds it rests on."""
+    """An estimate between ``low`` and ``high`` at ``level``; ``n`` is the number of slides, cases or folds it rests on.
+
+    unit: "slide" or "case", what a bootstrap drew.
+    """
 
     estimate: float
     low: float
     high: float
     level: float
     n: int
+    unit: str = "slide"
 
 
 @dataclass(frozen=True)

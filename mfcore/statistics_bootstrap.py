@@ -1,8 +1,9 @@
 """Intervals of any metric over test slides, by a bootstrap that ranks nothing twice.
 
-The slide is the unit: patches of one slide resemble one another, so that patches drawn singly promise too narrow an interval.
-Every metric is a function of sums over slides, so that a resample of slides needs these sums alone, weighted by how often it
-has each slide: one product of matrices for all resamples.
+The slide is the unit, or the case where a case has several slides (`units_of`): patches of one slide or case resemble one
+another, so that patches drawn singly promise too narrow an interval. Below, a slide is such a unit. Every metric is a function
+of sums over slides, so that a resample of slides needs these sums alone, weighted by how often it has each slide: one product
+of matrices for all resamples.
 """
 
 import math
@@ -19,6 +20,16 @@ N_RESAMPLES = 2000
 MIN_SLIDES = 5  # fewer clusters, resampled, give intervals that are far too narrow
 
 
+def units_of(table: pd.DataFrame) -> tuple[pd.Series, str]:
+    """What a bootstrap draws: the case of each row where a case has several slides, else its slide; and "case" or "slide".
+
+    table: with ``slide_id`` and, where cases are known, ``case_id``.
+    """
+    if "case_id" in table and table["case_id"].nunique() < table["slide_id"].nunique():
+        return table["case_id"], "case"
+    return table["slide_id"], "slide"
+
+
 def bootstrap(
     predictions: pd.DataFrame,
     metric: str,
@@ -27,7 +38,7 @@ def bootstrap(
     n_resamples: int = N_RESAMPLES,
     level: float = LEVEL,
 ) -> Interval:
-    """Percentile bootstrap interval of the mean over folds of a metric, slides being drawn with replacement.
+    """Percentile bootstrap interval of the mean over folds of a metric, slides or cases being drawn with replacement.
 
     It covers the choice of test slides, not that of training slides. The percentile method, with whole clusters resampled:
     Davison and Hinkley 1997, sections 3.8 and 5.3. A resample has fewer different patches than the sample, and so more
@@ -35,34 +46,37 @@ def bootstrap(
     estimate, so that the interval is its spread about the estimate.
 
     Arguments and errors as `resample`, StatisticsError for a level that is none. NaN where no fold has both classes; bounds
-    NaN where fewer than half of the resamples do, and for fewer than MIN_SLIDES slides. ``n`` counts slides.
+    NaN where fewer than half of the resamples do, and for fewer than MIN_SLIDES slides or cases. ``n`` counts what is drawn,
+    ``unit`` says what that is.
     """
     if not 0 < level < 1:
         raise StatisticsError(f"level is {level}; it must lie between 0 and 1")
-    n_slides = predictions["slide_id"].nunique()
-    if n_slides < MIN_SLIDES:
+    units, unit = units_of(predictions)
+    n_units = units.nunique()
+    if n_units < MIN_SLIDES:
         alone = resample(predictions, metric, seed, *names, n_resamples=0)[0]
-        return Interval(float(alone), math.nan, math.nan, level, n_slides)
+        return Interval(float(alone), math.nan, math.nan, level, n_units, unit)
     values = resample(predictions, metric, seed, *names, n_resamples=n_resamples)
     if metric == "ece":
         values[1:] = np.maximum(values[1:] - (np.mean(values[1:]) - values[0]), 0)
-    return percentile_interval(values, n_slides, level)
+    return percentile_interval(values, n_units, level, unit)
 
 
 def resample(predictions: pd.DataFrame, metric: str, seed: int, *names: object, n_resamples: int = N_RESAMPLES) -> np.ndarray:
-    """Mean over folds of a metric in the sample and in resamples of its slides, float64 (1 + n_resamples,).
+    """Mean over folds of a metric in the sample and in resamples of its slides or cases, float64 (1 + n_resamples,).
 
     A resample draws as many slides as there are, for all folds at once, since one slide may be tested in several; each
     fold's metric is then computed among its own test patches, and averaged over the folds where it is defined: scores of
     different fits aren't pooled, they have no common scale. NaN where no fold has both classes.
 
-    predictions: one arm at one size, with ``slide_id, label, score, fold``. metric: one of `metrics.METRICS`. ``seed`` and
-    ``names`` name the stream. Raises MetricError for labels and scores that are none and for an unknown metric.
+    predictions: one arm at one size, with ``slide_id, label, score, fold`` and, where known, ``case_id``. metric: one of
+    `metrics.METRICS`. ``seed`` and ``names`` name the stream. Raises MetricError for labels and scores that are none and for
+    an unknown metric.
     """
     if metric not in _OF_SLIDES:
         raise metrics.MetricError(f"metric {metric!r} is not known; known ones: {sorted(_OF_SLIDES)}")
     label, score = metrics.check(predictions["label"].to_numpy(), predictions["score"].to_numpy())
-    slide, weights = resampled_slides(predictions["slide_id"], seed, *names, n_resamples=n_resamples)
+    slide, weights = resampled_slides(units_of(predictions)[0], seed, *names, n_resamples=n_resamples)
     fold = predictions["fold"].to_numpy()
     values = []
     for which in np.unique(fold):
@@ -87,16 +101,16 @@ def resampled_slides(
     return slide, np.vstack([np.ones(len(slides)), drawn])
 
 
-def percentile_interval(values: np.ndarray, n: int, level: float = LEVEL) -> Interval:
+def percentile_interval(values: np.ndarray, n: int, level: float = LEVEL, unit: str = "slide") -> Interval:
     """Percentile interval of ``values``, (1 + n_resamples,): the estimate, then what each resample gave, NaN where undefined.
 
     NaN bounds where the estimate is undefined, or more than half of the resamples are.
     """
     resampled = values[1:][np.isfinite(values[1:])]
     if not np.isfinite(values[0]) or 2 * len(resampled) < len(values) - 1:
-        return Interval(float(values[0]), math.nan, math.nan, level, n)
+        return Interval(float(values[0]), math.nan, math.nan, level, n, unit)
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values[0]), float(low), float(high), level, n)
+    return Interval(float(values[0]), float(low), float(high), level, n, unit)
 
 
 def sums_by_slide(slide: np.ndarray, column: np.ndarray, n_slides: int, n_columns: int, amount: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 #
 # | reads | writes | costs (demo) |
 # |---|---|---|
-# | the study's label file and slides (or patch images) | `patches-…/` (label table, patches), `splits-…/`, `audit-…/` | about a minute |
+# | the study's label file and slides (or patch images) | `patches-…/` (label table, patches), `twins-…/`, `splits-…/`, `audit-…/` | about a minute |
 #
 # Every annotation becomes one patch around its centre, resampled to one resolution. The splits are drawn here, once, and every
 # arm reads them: Monte Carlo folds at every training-set size, and one training set a domain for the cross-domain analysis
@@ -37,13 +37,16 @@ captions.show(patches.counts(labels).round(2))
 # ## The splits
 #
 # One row a training: how many patches train, validate and test, the share of positives in each, and what leaks: the share of
-# test patches whose slide, or whose very pixels, training has seen.
+# test patches whose slide, whose case, or whose very pixels training has seen. A twin is a patch of exactly the same pixels.
 
 # %%
 splits_run = splits.write(study, folder)
 audit_run = splits_audit.write(study, folder)
 audit = splits_audit.load(audit_run)
 captions.show(splits_audit.summary(audit))
+captions.show(
+    " ".join([splits_audit.twins_said(splits_audit.load_twins(audit_run), audit), *audit_run.record["facts"]["remarks"]])
+)
 
 # %% [markdown]
 # ## What other ways to split would share
@@ -74,12 +77,15 @@ captions.show(captions.contact_sheet(study, labels))
 patches.check(images, labels)
 assert set(labels["label"]) == {0, 1}, "a study needs both classes"
 if study.switches.split_by == "slide":
-    assert audit["test_on_train_slides"].max() == 0, "a slide stands on both sides of a split"
+    assert not (audit["test_on_train_cases"] > 0).any(), "a case stands on both sides of a split"
+if study.switches.scheme != "released":
+    assert not (audit["test_twin_in_train"] > 0).any(), "a tested patch has a twin in training"
 
 # %%
 print(
     "files written:",
     run.folder.name,
+    patches.find_twins(study, folder).folder.name,
     splits_run.folder.name,
     audit_run.folder.name,
     *[path.name for path in written],
@@ -90,6 +96,6 @@ print(
 # **What we saw.** One table of labels, one array of patches, one table of splits; everything after this reads those three.
 #
 # **Limits.** A patch shows the nominal resolution that its slide states. Splits by slide are not splits by patient where a
-# patient has several slides and the labels don't say so.
+# patient has several slides and the labels don't say so. Copies that are shifted, scaled or compressed anew aren't recognised.
 #
 # **Next.** `02_embed` for a frozen encoder, `04_train_end_to_end` for a network trained on these patches.

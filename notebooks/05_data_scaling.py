@@ -80,7 +80,7 @@ differences, order = compare_models.differences(scores, study), compare_models.r
 figures.saved(figures_models.ranking(study, order, compare_models.intervals(predictions, study)), order, shown, "05_ranking")
 
 # %%
-captions.show(captions_models.ranking(study, order, interval.n, compare_models.what_folds_show(study, scores)))
+captions.show(captions_models.ranking(study, order, interval, compare_models.what_folds_show(study, scores)))
 
 # %%
 captions.show(differences.round(3))

@@ -36,7 +36,7 @@ def write(results: Path, features: np.ndarray, labels: np.ndarray, study: Study 
     table["case_id"] = table["slide_id"]
     run = store.open_run(results, "patches", study.name, patches.config_of(study), {})
     store.write_parquet(run.path("labels.parquet"), table)
-    np.save(run.path("patches.npy"), np.zeros((1, 1), np.uint8))
+    np.save(run.path("patches.npy"), np.zeros((n, 1, 1, 3), np.uint8))
     run.finish(["labels.parquet", "patches.npy"])
     splits.write(study, results)
     embeddings = store.open_run(results, "embeddings", "made", {}, {"patches": run.key})

@@ -58,7 +58,7 @@ def every_caption(study):
         "scaling": captions.data_scaling(study, scaling(), INTERVAL, human(), agreement(), figures_scaling.published(study)),
         "raters": captions.raters_table(study, human()),
         "agreement": captions.by_agreement(study, agreement()),
-        "ranking": captions_models.ranking(study, order([]), 12, SHOW),
+        "ranking": captions_models.ranking(study, order([]), INTERVAL, SHOW),
         "curves": captions_models.curves(study, fits(), scaling()),
         "reliability": captions_models.reliability(study, bins(), calibration()),
         "strata": captions_models.strata(study, strata()),
@@ -175,7 +175,7 @@ def test_fig_1_says_where_networks_have_folds_of_their_own():
 
 def test_arms_on_folds_of_their_own_are_not_said_to_be_paired():
     own = replace(MIDOG, switches=replace(MIDOG.switches, shared_splits=False))
-    texts = [captions_models.ranking(study, order([]), 12, SHOW) for study in (MIDOG, own)]
+    texts = [captions_models.ranking(study, order([]), INTERVAL, SHOW) for study in (MIDOG, own)]
     assert ["unpaired, as they have folds of their own" in text for text in texts] == [False, True]
     assert "(paired over folds, corrected for their overlap" in texts[0]
 
@@ -191,7 +191,7 @@ def test_which_arms_can_t_be_told_apart_is_read_off_the_ranking():
     two = order([{"net", "low rank"}]).iloc[:2]
     assert told(two) == "The two arms can't be told apart by 5 folds."
     assert told(order([]).iloc[:1]) == "There is one arm only."
-    text = captions_models.ranking(MIDOG, order(some), 12, SHOW)
+    text = captions_models.ranking(MIDOG, order(some), INTERVAL, SHOW)
     assert "over 6 pairs" in text and "12 slides" in text and text.endswith(SHOW)
 
 
@@ -328,3 +328,20 @@ def test_a_probe_that_gives_one_score_is_said_to():
     assert " good with all the data gives every patch one score:" in said and "audit of the probe" in said
     assert "audit" not in captions.data_scaling(MIDOG, table, INTERVAL)
     assert "one score" not in captions.data_scaling(MIDOG, scaling(), INTERVAL)
+
+
+def test_captions_speak_of_cases_where_cases_were_drawn():
+    """Every sentence on an interval names what was drawn; with cases, none says slides."""
+    over = replace(INTERVAL, unit="case")
+    by_case = human().assign(unit="case")
+    texts = [
+        captions.data_scaling(MIDOG, scaling(), over, by_case),
+        captions.data_scaling(MIDOG, scaling(), replace(over, low=np.nan)),
+        captions.raters_table(MIDOG, by_case),
+        captions_models.ranking(MIDOG, order([]), over, SHOW),
+        captions_models.reliability(MIDOG, bins().assign(unit="case"), calibration()),
+        captions_models.strata(MIDOG, strata().assign(unit="case")),
+        captions_domains.by_test_domain(MIDOG, by_test_domain(), by_case),
+    ]
+    for text in texts:
+        assert "cases" in text and "slides" not in text.replace("held-out slides", ""), text

@@ -134,7 +134,9 @@ def made_splits(folder, study):
     """Splits of a study, with its patches, as the stages leave them."""
     patches_run = store.open_run(folder, "patches", STUDY.name, patches.config_of(STUDY), {"annotations": "x"})
     if not patches_run.done:
-        patches_run.finish([])
+        cases = pd.DataFrame({"patch_id": np.arange(2000), "case_id": [f"c{i % 7}" for i in range(2000)]})
+        store.write_parquet(patches_run.path("labels.parquet"), cases)
+        patches_run.finish(["labels.parquet"])
     config = splits.config_of(study)
     run = store.open_run(folder, "splits", study.switches.scheme, config, {"patches": patches_run.key})
     units = [splits._rows("all", fold, size, "train", np.arange(round(100 * size))) for fold in range(3) for size in (0.5, 1.0)]
@@ -166,6 +168,19 @@ def test_collect_takes_what_belongs_to_the_study_and_lists_what_is_missing(resul
     failures = collected.failures.set_index(["arm", "stage"])["reason"]
     assert failures["random", "probe"] == "no weights"
     assert failures["net", "train, fold 1"] == failures["net", "train, fold 2"] == "not run yet"
+
+
+def test_intervals_of_collected_predictions_draw_the_labels_cases(results):
+    """Predictions on disk name slides alone: their cases are the study's labels'."""
+    collected = compare.collect(STUDY, results).predictions
+    assert (collected["case_id"] == "c" + (collected["patch_id"] % 7).astype(str)).all()
+    found = compare_models.intervals(collected, STUDY)
+    assert set(found["n"]) == {7} and set(found["unit"]) == {"case"}
+    best = compare.best_interval(collected, compare.scaling_table(compare.scores(collected), STUDY), STUDY)
+    assert (best.n, best.unit) == (7, "case")
+    store.write_parquet(next(results.glob("patches-*/labels.parquet")), pd.DataFrame({"patch_id": [0], "case_id": ["c0"]}))
+    with pytest.raises(store.StoreError, match="run notebook 01 again"):
+        compare.collect(STUDY, results)
 
 
 def test_collect_says_what_to_run_when_there_is_nothing(results):

@@ -35,7 +35,7 @@ def test_bins_are_scikit_learns():
         share, score = calibration_curve(rows["label"], rows["score"], n_bins=15)
         assert part["share_positive"].to_numpy() == pytest.approx(share)
         assert part["mean_score"].to_numpy() == pytest.approx(score)
-        assert part["n"].sum() == len(rows) and (part["n_slides"] <= 25).all()
+        assert part["n"].sum() == len(rows) and (part["n_units"] <= 25).all()
         assert ((part["mean_score"] > part["bin_low"]) & (part["mean_score"] <= part["bin_high"])).all()
 
 
@@ -53,12 +53,20 @@ def test_intervals_resample_slides_and_few_of_them_have_none():
     few, five = (table["slide_id"].isin([str(i) for i in range(*ends)]) for ends in ((0, 4), (4, 9)))
     bins = table.assign(score=np.select([few, five, table["label"] == 1], [0.99, 0.75, 0.4], 0.2))
     found = compare_calibration.reliability(bins)
-    assert found["n_slides"].tolist() == [16, 16, 5, 4]
+    assert found["n_units"].tolist() == [16, 16, 5, 4]
     assert found["low"].isna().tolist() == found["high"].isna().tolist() == [True, True, False, True]
     alike = table.assign(label=(table["slide_id"].astype(int) % 2), score=0.5)
     by_slide = compare_calibration.reliability(alike).iloc[0]
     by_patch = compare_calibration.reliability(alike.assign(slide_id=np.arange(len(alike)).astype(str))).iloc[0]
     assert by_slide["high"] - by_slide["low"] > 3 * (by_patch["high"] - by_patch["low"])
+
+
+def test_reliability_draws_cases_where_they_are_known():
+    table = made(600).assign(case_id=lambda t: (t["slide_id"].astype(int) // 3).astype(str))
+    found = compare_calibration.reliability(table, n_resamples=50)
+    alike = compare_calibration.reliability(table.assign(slide_id=table["case_id"]), n_resamples=50)
+    assert set(found["unit"]) == {"case"} and set(alike["unit"]) == {"slide"}
+    pd.testing.assert_frame_equal(found.drop(columns="unit"), alike.drop(columns="unit"))
 
 
 def test_the_summary_is_the_mean_over_folds_in_the_study_s_order():

@@ -183,9 +183,9 @@ def test_intervals_are_those_of_the_bootstrap_for_every_arm_and_size():
     table = pd.concat([table.assign(arm=arm, size=size) for arm in ("good", "net") for size in (1.0, 0.5)])
     table = table.assign(kind="probe", train_domain="all")
     found = compare_models.intervals(table, STUDY, metrics=("auroc", "ece"), n_resamples=60)
-    assert found.columns.tolist() == ["arm", "kind", "size", "metric", "estimate", "low", "high", "n_slides"]
+    assert found.columns.tolist() == ["arm", "kind", "size", "metric", "estimate", "low", "high", "n", "unit"]
     assert found["arm"].tolist() == ["net"] * 4 + ["good"] * 4 and found["size"].tolist() == [0.5, 0.5, 1, 1] * 2
-    assert set(found["n_slides"]) == {9}
+    assert set(found["n"]) == {9} and set(found["unit"]) == {"slide"}
     by_arm = found.groupby("metric")[["estimate", "low", "high"]].nunique()
     assert (by_arm == 1).all(axis=None), "the same scores were given other draws in another arm"
     row = found.query("metric == 'auroc'").iloc[0]

@@ -20,7 +20,7 @@ def results(tmp_path):
     """Patches, and the splits and an audit of the study itself, as notebook 01 leaves them."""
     rng, slide = np.random.default_rng(0), np.repeat(np.arange(12), 20)
     labels = pd.DataFrame({"patch_id": np.arange(240), "slide_id": slide.astype(str), "case_id": slide.astype(str)})
-    labels = labels.assign(domain="d", label=np.tile([0, 1], 120), um_per_px=0.25, official_split="")
+    labels = labels.assign(domain="d", label=np.tile([0, 1], 120), um_per_px=0.25, official_split="", file="f")
     labels[["x_l0_px", "y_l0_px"]] = rng.uniform(0, 2000, (240, 2))
     run = store.open_run(tmp_path, "patches", "t", patches.config_of(STUDY), {"annotations": "x"})
     store.write_parquet(run.path("labels.parquet"), labels)
@@ -64,6 +64,19 @@ def test_inflation_is_the_mean_above_by_slide_at_the_same_size(results):
     assert [tick.get_text() for tick in leaks.get_yticklabels()] == ["by slide", "by annotation"]
     assert [bar.get_width() for bar in leaks.patches[:2]] == [0, 100]  # test patches on a slide that training sees
     assert len(figure.legends[0].get_texts()) == 5  # two shares, two sizes, the line
+
+
+def test_a_shared_case_has_a_bar_a_column_and_a_word(results):
+    probe(results, "slide", 0.0)
+    probe(results, "annotation", 1.0)
+    table = compare_schemes.inflation(STUDY, results)
+    by_case = table.assign(test_on_train_cases=0.993, test_on_train_slides=0.0, test_overlapping_train=np.nan)
+    leaks, _ = figures_scaling.inflation(STUDY, by_case).axes
+    assert [bar.get_width() for bar in leaks.patches[:4]] == pytest.approx([99.3, 99.3, 0, 0])
+    assert set(compare_schemes.wide(by_case)["test_on_train_cases"]) == {"99.3 %"}
+    assert set(compare_schemes.wide(by_case)["test_overlapping_train"]) == {"–"}
+    said = captions.inflation(STUDY, by_case)
+    assert "99 % of the test patches are of cases that training sees" in said and "unknown how many share pixels" in said
 
 
 def test_without_a_probe_by_slide_there_is_no_inflation_and_without_any_no_table(results):

@@ -71,6 +71,15 @@ def test_every_stratum_is_its_rows(predictions, labels):
     assert by_domain["a"] > by_domain["b"] + 0.1
 
 
+def test_intervals_of_strata_draw_cases_where_they_are_known(predictions, labels):
+    cases = predictions.assign(case_id="c" + (predictions["slide_id"].str[1:].astype(int) // 4).astype(str))
+    found, by_slide = (compare_strata.by_stratum(of, labels, STUDY, n_resamples=50) for of in (cases, predictions))
+    assert set(found.query("stratum == 'agreement'")["unit"]) == {"case"} and set(by_slide["unit"]) == {"slide"}
+    alike = compare_strata.by_stratum(predictions.assign(slide_id=cases["case_id"]), labels, STUDY, n_resamples=50)
+    part, same = (table.query("stratum == 'agreement'")[["auroc", "low", "high"]] for table in (found, alike))
+    pd.testing.assert_frame_equal(part, same)
+
+
 def test_what_labels_leave_out_or_have_once_is_no_stratum(predictions, labels):
     plain = labels.assign(scanner="", domain="a", votes=[vote[:1] for vote in labels["votes"]])
     one_domain = predictions.assign(domain="a")

@@ -18,9 +18,9 @@ MIDOG = Study("t", "A test", Data("midog"), networks=NETWORKS, encoders=("good",
 SYNTHETIC = replace(MIDOG, data=Data("synthetic"))
 HOME = replace(MIDOG, pretraining=(Pretraining("other"),))  # where "other" is the home-made encoder
 MEANS = ["arm", "kind", "in_domain", "in_domain_sd", "out_of_domain", "out_of_domain_sd", "n_folds"]
-BINS = ["arm", "kind", "bin_low", "bin_high", "mean_score", "share_positive", "low", "high", "n", "n_slides"]
+BINS = ["arm", "kind", "bin_low", "bin_high", "mean_score", "share_positive", "low", "high", "n", "n_units", "unit"]
 SUMMARY = ["arm", "kind", "brier", "ece", "mean_score", "share_positive", "brier_of_share", "n_folds"]
-STRATA = ["arm", "kind", "stratum", "value", "auroc", "low", "high", "balanced_accuracy", "n", "n_positive", "n_slides"]
+STRATA = ["arm", "kind", "stratum", "value", "auroc", "low", "high", "balanced_accuracy", "n", "n_positive", "n_slides", "unit"]
 KINDS = {"net": "end-to-end", "low rank": "LoRA", "good": "probe", "other": "probe"}
 
 
@@ -33,7 +33,15 @@ def scaling():
 def human(domains="xyz"):
     """Made-up rater statistics, each domain with values of its own."""
     rows = [
-        {"domain": domain, "n": 100 + i, "n_slides": 10, "third_share": 0.3, "contested_share": 0.2}
+        {
+            "domain": domain,
+            "n": 100 + i,
+            "n_slides": 10,
+            "n_units": 10,
+            "unit": "slide",
+            "third_share": 0.3,
+            "contested_share": 0.2,
+        }
         | {
             f"{measure}{end}": 0.7 + 0.01 * i + add
             for measure in raters.MEASURES
@@ -81,13 +89,25 @@ def order(tied):
 
 
 def intervals():
-    rows = [(arm, kind, 1.0, "auroc", 0.8, 0.7, 0.85, 12) for arm, kind in KINDS.items()]
-    return pd.DataFrame(rows, columns=["arm", "kind", "size", "metric", "estimate", "low", "high", "n_slides"])
+    rows = [(arm, kind, 1.0, "auroc", 0.8, 0.7, 0.85, 12, "slide") for arm, kind in KINDS.items()]
+    return pd.DataFrame(rows, columns=["arm", "kind", "size", "metric", "estimate", "low", "high", "n", "unit"])
 
 
 def bins():
     rows = [
-        (arm, kind, i / 5, (i + 1) / 5, i / 5 + 0.1, i / 6, np.nan if i == 4 else i / 6 - 0.05, i / 6 + 0.05, 10 + i, 6)
+        (
+            arm,
+            kind,
+            i / 5,
+            (i + 1) / 5,
+            i / 5 + 0.1,
+            i / 6,
+            np.nan if i == 4 else i / 6 - 0.05,
+            i / 6 + 0.05,
+            10 + i,
+            6,
+            "slides",
+        )
         for arm, kind in KINDS.items()
         for i in range(5)
     ]
@@ -106,7 +126,7 @@ def strata():
         "agreement": ["unanimous", "contested"],
     }
     rows = [
-        (arm, kind, stratum, value, 0.7 + 0.1 * i, 0.6 + 0.1 * i, np.nan if i else 0.75, 0.7, 50, 20, 4)
+        (arm, kind, stratum, value, 0.7 + 0.1 * i, 0.6 + 0.1 * i, np.nan if i else 0.75, 0.7, 50, 20, 4, "slide")
         for arm, kind in KINDS.items()
         for stratum in values
         for i, value in enumerate(values[stratum])
@@ -531,3 +551,9 @@ def test_the_legend_of_scores_covers_none_of_them():
     figure.draw_without_rendering()
     (axis,), (legend,) = figure.axes, figure.legends
     assert axis.get_legend() is None and legend.get_window_extent().y1 < axis.get_window_extent().y0
+
+
+def test_figures_name_what_their_intervals_draw():
+    by_case = figures_models.ranking(MIDOG, order([]), intervals().assign(unit="case", n=7)).axes[0].get_xlabel()
+    assert "7 cases" in by_case and "12 slides" in figures_models.ranking(MIDOG, order([]), intervals()).axes[0].get_xlabel()
+    assert "over cases" in figures_models.strata(MIDOG, strata().assign(unit="case")).axes[-1].get_xlabel()

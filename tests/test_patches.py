@@ -461,3 +461,29 @@ def test_a_real_slide(tmp_path):
     np.testing.assert_array_equal(array[1], whole[3889:4113, 2889:3113])  # the centre 3000.5 goes right and down
     assert table["um_per_px"].tolist() == pytest.approx([0.25, 0.25])
     assert not math.isclose(array[0].std(), 0)
+
+
+def test_twins_are_patches_of_the_same_pixels_and_padding_has_none():
+    made = np.random.default_rng(0).integers(0, 256, (9, 6, 6, 3), dtype=np.uint8)
+    made[4] = made[7] = made[1]
+    made[8] = made[2]
+    made[5] = made[0]
+    made[5, 0, 0, 0] ^= 1  # one level of one px, far from the middle row that is looked at first
+    made[3] = made[6] = 255
+    assert patches.twins(made).tolist() == [0, 1, 2, 3, 1, 5, 6, 1, 2]
+
+
+def test_twins_of_stored_patches_are_looked_for_once(tmp_path, monkeypatch):
+    study = Study("t", "t", Data("midog"))
+    assert patches.find_twins(study, tmp_path) is None
+    run = store.open_run(tmp_path, "patches", "t", patches.config_of(study), {})
+    table = pd.DataFrame({"patch_id": range(4), "case_id": list("aabb"), "domain": list("xyzz"), "label": [0, 1, 0, 1]})
+    store.write_parquet(run.path("labels.parquet"), table)
+    made = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), dtype=np.uint8)
+    made[3] = made[0]
+    np.save(run.path("patches.npy"), made)
+    run.finish(["labels.parquet", "patches.npy"])
+    assert patches.load_with_twins(study, tmp_path)["twin"].tolist() == [0, 1, 2, 0]
+    assert patches.find_twins(study, tmp_path).record["facts"] == {"n_groups": 1, "n_cases_across_domains": 1}
+    monkeypatch.setattr(patches, "twins", None)
+    assert patches.load_with_twins(study, tmp_path)["twin"].tolist() == [0, 1, 2, 0]

@@ -139,6 +139,17 @@ def test_the_interval_is_that_of_drawing_whole_slides():
     assert raters.table(table.sample(frac=1, random_state=2), 7).iloc[0]["kappa_low"] == row["kappa_low"]
 
 
+def test_cases_of_several_slides_are_drawn_whole():
+    table = labels()
+    cases = table.assign(case_id=table["slide_id"].str[:-1] + "_")
+    found, alike = (raters.table(of, 0).set_index("domain") for of in (cases, cases.assign(slide_id=cases["case_id"])))
+    assert set(found["unit"]) == {"case"} and (found["n_units"] == alike["n_slides"]).all()
+    values = [f"{measure}{end}" for measure in raters.MEASURES for end in ("", "_low", "_high")]
+    pd.testing.assert_frame_equal(found[values], alike[values])
+    assert raters.reference(found.reset_index(), "accuracy").unit == "case"
+    assert "cases" in raters.wide(found.reset_index()) and "cases" not in raters.wide(alike.reset_index())
+
+
 def test_votes_of_one_slide_that_stray_together_widen_the_interval():
     """Patches that err together by slide, as they do: taking them singly would promise twice the precision and more."""
     table = labels(domains="x")
@@ -158,7 +169,7 @@ def test_a_domain_without_votes_or_of_one_class_is_nan_and_no_error():
     only_second = [np.array([1, i % 2], dtype=np.int8) for i in range(len(table))]  # the first rater knows one class
     table.loc[table["domain"] == "z", "votes"] = pd.Series(only_second, dtype=object)
     found = raters.table(table, 1).set_index("domain")
-    assert found.loc["y", "n"] == 0 and found.loc["y"].drop(["n", "n_slides"]).isna().all()
+    assert found.loc["y", "n"] == 0 and found.loc["y"].drop(["n", "n_slides", "n_units", "unit"]).isna().all()
     assert 0.3 < found.loc["z", "agreement"] < 0.7
     assert np.isnan(found.loc["z", ["kappa", "balanced_accuracy"]].astype(float)).all()
     assert found.loc["all", "n"] == (table["domain"] != "y").sum() and np.isfinite(found.loc["all", "kappa"])

@@ -25,7 +25,8 @@ def results(tmp_path):
     """Two folds of clearly made-up predictions by one arm, and one arm that failed."""
     rng, n = np.random.default_rng(0), 60
     label, domain = np.tile([0, 1], n // 2), np.repeat(["a", "b"], n // 2)
-    labels = pd.DataFrame({"patch_id": np.arange(n), "slide_id": domain, "domain": domain, "label": label, "um_per_px": 0.25})
+    labels = pd.DataFrame({"patch_id": np.arange(n), "slide_id": domain, "case_id": domain, "label": label, "um_per_px": 0.25})
+    labels = labels.assign(domain=domain)
     labels = labels.assign(x_l0_px=rng.uniform(0, 999, n), y_l0_px=0.0, votes=[np.array([0, 1], np.int8)] * n)
     patches_run = store.open_run(tmp_path, "patches", STUDY.name, patches.config_of(STUDY), {"annotations": "x"})
     store.write_parquet(patches_run.path("labels.parquet"), labels)
@@ -47,12 +48,15 @@ def results(tmp_path):
     store.write_parquet(splits_run.path("splits.parquet"), pd.concat(units))
     splits_run.finish(["splits.parquet"])
     audit = splits_audit.audit(STUDY, pd.concat(units), labels)
-    config, inputs = {**splits.config_of(STUDY), "size_px": STUDY.patches.size_px}, {"splits": splits_run.key}
+    config, inputs = splits_audit._config(STUDY), {"splits": splits_run.key}
     audit_run = store.open_run(tmp_path, "audit", STUDY.switches.scheme, config, inputs)
     store.write_csv(audit_run.path("audit.csv"), audit)
     mixed = audit[audit["train_domain"] == "all"].drop(columns="train_domain")
     store.write_csv(audit_run.path("schemes.csv"), pd.concat([mixed.assign(scheme=s) for s in ("slide", "released")]))
-    audit_run.finish(["audit.csv", "schemes.csv"], not_drawn={"official": "no official test slides"})
+    twin = np.where(np.arange(n) == 2, 1, np.arange(n))  # patches 1 and 2, of two classes
+    store.write_csv(audit_run.path("twins.csv"), splits_audit.twins(labels.assign(twin=twin, file="<f>.svs")))
+    files = ["audit.csv", "schemes.csv", "twins.csv"]
+    audit_run.finish(files, not_drawn={"official": "no official test slides"}, remarks=["Something can't be seen."])
     probe = store.open_run(tmp_path, "probe", "good", as_dict(STUDY.probe), {"splits": splits_run.key})
     store.write_parquet(probe.path("predictions.parquet"), pd.concat(predictions))
     probe.finish(["predictions.parquet"])
@@ -139,7 +143,11 @@ def test_pages_are_those_that_the_study_asks_for(results):
 def test_the_audit_has_a_page_with_every_fold_and_what_could_not_be_drawn(results):
     page = (report.build(STUDY, results).parent / "audit.html").read_text()
     assert "by the authors' split (no official test slides)" in page.replace("&#x27;", "'")
-    assert page.count("<summary>") == 3  # by slide, as released, and the study's own
+    assert page.count("<summary>") == 4  # contradicting twins; by slide, as released, and the study's own
+    said = " ".join(html.unescape(page).replace("\N{NO-BREAK SPACE}", " ").split())
+    assert "2 patches form 1 group of identical pixels, 1 of them with contradicting labels" in said
+    assert "identical pixels only" in said and "&lt;f&gt;.svs" in page and "Something can't be seen." in said
+    assert "<th>test on<br>train cases</th>" in page and "<th>n test<br>cases</th>" in page
     assert "synthetic data" in page and "by annotation, as released" in page
     assert len(re.findall(r"<td>[01]</td>", page)) >= 4  # a row a fold
 

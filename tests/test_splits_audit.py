@@ -22,6 +22,7 @@ def planted():
         {
             "patch_id": range(6),
             "slide_id": ["a", "a", "b", "b", "c", "a"],
+            "case_id": ["a", "a", "b", "b", "c", "a"],
             "domain": "d",
             "label": [0, 1, 0, 1, 1, 0],
             "x_l0_px": [0.0, 1000, 0, 50, 0, 223.5],
@@ -42,6 +43,61 @@ def test_audit_finds_what_was_planted():
     assert found["positives_train"].item() == pytest.approx(1 / 3)
     summary = splits_audit.summary(found).iloc[0]
     assert summary["test_overlapping_train"] == "66.7 %" and summary["n_train"] == 3
+
+
+def test_slides_of_one_case_on_both_sides_are_a_leak():
+    table, labels = planted()
+    found = splits_audit.audit(STUDY, table, labels.assign(case_id=["P", "P", "Q", "Q", "P", "P"])).iloc[0]
+    assert found["test_on_train_slides"] == pytest.approx(2 / 3) and found["test_on_train_cases"] == 1
+    assert found[["n_train_slides", "n_test_slides", "n_train_cases", "n_test_cases"]].tolist() == [2, 3, 2, 2]
+    shown = splits_audit.summary(found.to_frame().T.infer_objects()).iloc[0]
+    assert shown["test_on_train_cases"] == "100.0 %" and shown["test_on_train_slides"] == "66.7 %"
+
+
+def test_what_the_data_cannot_show_is_a_dash_and_said():
+    """Crops as slides of their own, with or without cases; patches without a place; slides that are all the labels know."""
+    table, labels = planted()
+    labels = labels.assign(official_split="", twin=labels["patch_id"])
+    crops = labels.assign(slide_id=labels["patch_id"].astype(str), x_l0_px=112.0, y_l0_px=112.0)
+    alone = crops.assign(case_id=crops["slide_id"])
+    nowhere = labels.assign(x_l0_px=np.nan)
+    for of, unseen, said in (
+        (labels, [], "each slide counts as a case"),
+        (crops, ["test_on_train_slides", "test_overlapping_train"], "which are of one case the labels say"),
+        (alone, ["test_on_train_slides", "test_on_train_cases", "test_overlapping_train"], "nor which are of one patient"),
+        (nowhere, ["test_overlapping_train"], "don't say where 6 of the 6 patches lie"),
+    ):
+        found = splits_audit.audit(STUDY, table, of)
+        assert [leak for leak in splits_audit.LEAKS if found[leak].isna().all()] == unseen
+        shown = splits_audit.summary(found).iloc[0]
+        assert [leak for leak in splits_audit.LEAKS if shown[leak] == "–"] == unseen
+        assert said in " ".join(splits_audit.remarks(of))
+    several = labels.assign(case_id=["P", "P", "Q", "Q", "P", "P"])
+    assert splits_audit.remarks(several) == []
+
+
+def test_the_authors_split_is_said_to_share_cases_and_twins():
+    _, labels = planted()
+    labels = labels.assign(official_split=["train", "val", "test", "test", "test", "train"], case_id=list("PPQQPP"))
+    said = " ".join(splits_audit.remarks(labels.assign(twin=[0, 1, 2, 0, 4, 5])))
+    assert "has patches of 1 case on both sides; they stay" in said and "1 of the authors' training patches is a twin" in said
+
+
+def test_twins_are_counted_listed_and_their_contradictions_come_first():
+    table, labels = planted()
+    labels = labels.assign(file="f.svs", twin=[0, 1, 0, 1, 4, 0])  # 0, 2 and 5 of class 0; 1 and 3 of class 1
+    found = splits_audit.audit(STUDY, table, labels)
+    assert found["test_twin_in_train"].item() == pytest.approx(2 / 3)
+    assert np.isnan(splits_audit.audit(STUDY, table, labels.drop(columns="twin"))["test_twin_in_train"].item())
+    assert not splits_audit.twins(labels)["contradicts"].any()
+    labels.loc[3, "label"] = 0
+    listed = splits_audit.twins(labels)
+    assert listed.columns.tolist() == splits_audit.TWINS and listed["patch_id"].tolist() == [1, 3, 0, 2, 5]
+    assert listed["contradicts"].tolist() == [True] * 2 + [False] * 3
+    said = splits_audit.twins_said(listed, found)
+    assert "5 patches form 2 groups of identical pixels, 1 of them with contradicting labels" in said
+    assert "66.7 % have a twin in training" in said and "a copy that is shifted" in said
+    assert splits_audit.twins_said(listed.iloc[:0], found).startswith("No two patches have the same pixels")
 
 
 @pytest.mark.parametrize(

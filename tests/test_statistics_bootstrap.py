@@ -100,6 +100,31 @@ def test_slides_make_the_interval_wider_than_patches():
     assert by_slide.high - by_slide.low > 2 * (by_patch.high - by_patch.low)
 
 
+def test_cases_of_several_slides_are_drawn_whole():
+    """Where a case's slides share an offset, the interval is that of drawing cases, and far wider than that of slides."""
+    rng = np.random.default_rng(0)
+    n_cases, per_case, per_slide = 20, 8, 6
+    slide = np.repeat(np.arange(n_cases * per_case), per_slide)
+    case = slide // per_case
+    label = rng.integers(0, 2, len(slide))
+    hit = rng.random(len(slide)) < np.where(rng.random(n_cases) < 0.5, 0.95, 0.35)[case]  # a case is easy or hard
+    table = pd.DataFrame({"slide_id": slide.astype(str), "label": label, "score": np.where(hit, label, 1 - label), "fold": 0})
+    found = bootstrap(table.assign(case_id=case.astype(str)), "accuracy", 1, "x", n_resamples=1000)
+    as_slides = bootstrap(table.assign(slide_id=case.astype(str)), "accuracy", 1, "x", n_resamples=1000)
+    assert (found.n, found.unit) == (n_cases, "case") and as_slides.unit == "slide"
+    assert (found.low, found.high) == (as_slides.low, as_slides.high)
+    spread_of_cases = hit.reshape(n_cases, -1).mean(axis=1).std() / np.sqrt(n_cases)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * spread_of_cases, rel=0.1)
+    by_slide = bootstrap(table, "accuracy", 1, "x", n_resamples=1000)
+    assert found.high - found.low > 1.5 * (by_slide.high - by_slide.low)
+
+
+def test_a_case_a_slide_changes_no_draw():
+    table = fake_predictions()
+    renamed = table.assign(case_id=table["slide_id"].map(lambda name: f"case {name[::-1]}"))
+    assert bootstrap(renamed, "auroc", 1, "arm", n_resamples=200) == bootstrap(table, "auroc", 1, "arm", n_resamples=200)
+
+
 def test_bootstrap_without_both_classes_is_nan():
     table = fake_predictions().assign(label=1)
     with warnings.catch_warnings():

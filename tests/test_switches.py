@@ -333,7 +333,7 @@ def base(tmp_path_factory):
 def test_measuring_makes_what_a_switch_changes_and_nothing_twice(base):
     results = base / "results"
     before = made(results)
-    assert stages(before) == ["effect", "embeddings", "patches", "probe", "splits", "train", "train"]
+    assert stages(before) == ["effect", "embeddings", "patches", "probe", "splits", "train", "train", "twins"]
     measuring.measure(STUDY, effects.BASE, base / "data", results)
     measuring.measure(STUDY, "encoder_input", base / "data", results)
     assert made(results) == before, "nothing changed, and a switch that touches no arm makes nothing"
@@ -341,7 +341,7 @@ def test_measuring_makes_what_a_switch_changes_and_nothing_twice(base):
     clipped = made(results) - before
     assert stages(clipped) == ["effect", "train", "train"]
     measuring.measure(STUDY, "border", base / "data", results)
-    expected = ["effect", "embeddings", "patches", "probe", "splits", "train", "train"]
+    expected = ["effect", "embeddings", "patches", "probe", "splits", "train", "train", "twins"]
     assert stages(made(results) - before - clipped) == expected
     row = compare_effects.rows_of(STUDY, "clipping", results)[0]
     assert row["applies"] and row["n_folds"] == 2 and row["why"] == "" and np.isfinite(row["difference"])
