@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mfcore.config_networks import problems_of_arguments
+
 SOURCES = ("hub", "hub-transformers", "package", "random", "folder", "file")
 READOUTS = ("pooled", "class", "class+mean", "class+rest", "layer3")
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -24,7 +26,7 @@ class EncoderCard:
     identifier: the repository, package, folder or file. revision: the commit, or the package's version; "" where none is
         pinned: the run records what there was.
     files: names of the weights' file, in the order they are tried. sha256: of that file, checked where given.
-    architecture, arguments: timm's name and what `timm.create_model` gets besides.
+    architecture, arguments: timm's name and what `timm.create_model` gets besides, of `config_networks.ARGUMENTS`.
     resize_px, crop_px, interpolation: the patch's shorter side is resized (antialiased) and the centre cropped.
     mean, std: of each channel, after scaling to 0..1.
     n_prefix_tokens: class and register tokens, which are no part of a patch mean; 0 for a network without tokens.
@@ -105,6 +107,7 @@ class EncoderCard:
             (f"um_per_px {self.um_per_px} must lie between 0.01 and 100", not all(0.01 <= r <= 100 for r in self.um_per_px)),
             ("evidence is of um_per_px, which is missing", bool(self.evidence) and not self.um_per_px),
             ("variant_of and departs go together", bool(self.variant_of) != bool(self.departs)),
+            *((problem, True) for problem in problems_of_arguments(self.arguments, "arguments")),
         ]
 
     def identity(self) -> dict:

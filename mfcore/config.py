@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from mfcore.config_networks import problems_of
+from mfcore.config_networks import problems_of, problems_of_arguments
 from mfcore.config_pretraining import Pretraining, Task, problems_of_pretraining, problems_of_snapshot, problems_of_task
 from mfcore.config_schema import (
     MODES,
@@ -128,10 +128,6 @@ def _set_own_encoders_apart(content: dict, folder: Path) -> None:
         if not isinstance(entry.get("name"), str):
             raise ConfigError(f"encoders[{i}]: an encoder of one's own needs a name")
         described = _build(OwnEncoder, entry, f"encoders[{i}].")
-        for key, value in (described.arguments or {}).items():
-            if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", value, re.IGNORECASE):
-                number = yaml.safe_dump(float(value)).split()[0]
-                raise ConfigError(f"encoders[{i}].arguments.{key}: {value!r} is text to YAML; for a number write {number}")
         path = described.weights_path
         if path is not None:
             described = dataclasses.replace(described, weights=str((folder / path).resolve()))
@@ -285,6 +281,9 @@ def _check(study: Study) -> None:
         raise ConfigError(f"patches.stored_px: {study.stored_px} is less than patches.size_px {study.patches.size_px}")
     encoders = list(dict.fromkeys([*study.encoders, *pretrained]))
     problems = [problem for network in study.networks for problem in problems_of(network, study)]
+    told = [(f"encoders[{own.name}].arguments", own.arguments or {}) for own in study.own_encoders]
+    told += [(f"pretraining[{which.name}].arguments", which.arguments) for which in study.pretraining]
+    problems += [problem for place, arguments in told for problem in problems_of_arguments(arguments, place)]
     problems += [wrong for name in study.encoders for wrong in problems_of_snapshot(name, study.pretraining, "encoders")]
     architectures = {own.name: own.architecture for own in study.own_encoders} | {n.name: None for n in study.networks}
     for which in study.pretraining:

@@ -1,11 +1,13 @@
 """From a card to its network: built by timm, filled with the card's weights, and checked against what the card says."""
 
 import contextlib
+import difflib
 import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mfcore.cards import EncoderCard
+from mfcore.config_networks import problems_of_arguments
 from mfcore.rng import stream_seed
 from mfcore.weights import EncoderError, read_weights
 
@@ -49,6 +51,8 @@ def _with_weights(this: EncoderCard, state: "dict[str, torch.Tensor]") -> Any:
     classifier = (default and default.classifier) or ()
     heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
     state = {key: tensor for key, tensor in state.items() if not (heads and key.startswith(heads))}
+    if not state:  # timm would take it for none given, and fetch or read weights of its own
+        raise EncoderError(f"encoder {this.name!r}: its weights hold no tensor of {this.architecture}")
     # timm loads strictly only where the weights' number of classes (here: none) is the model's
     overlay = {"state_dict": state, "num_classes": 0, "label_offset": 0, "custom_load": False}
     try:
@@ -59,10 +63,19 @@ def _with_weights(this: EncoderCard, state: "dict[str, torch.Tensor]") -> Any:
 
 
 def create(architecture: str, arguments: Any, **more: Any) -> Any:
-    """timm's model without classifier; layers named by a string are timm's or torch's classes."""
+    """timm's model without classifier; layers named by a string are timm's or torch's classes.
+
+    Raises EncoderError for a name that isn't among timm's own architectures, so that it reads none from a folder or hub, and
+    for an argument that isn't among `config_networks.ARGUMENTS`.
+    """
     import timm
     from torch import nn
 
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise EncoderError(f"timm has no architecture {architecture!r}; the nearest names are {near}")
+    if problems := problems_of_arguments(arguments, "arguments"):
+        raise EncoderError("; ".join(problems))
     exact_norm = functools.partial(nn.LayerNorm, eps=1e-12)
     classes = {
         "SwiGLUPacked": timm.layers.SwiGLUPacked,

@@ -8,16 +8,21 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mfcore import effects, store
 from mfcore.config import load_study
 from mfcore.sweep_jobs import ROOT, STAGES, Job, jobs_of
 
 MAX_BEGUN = 3  # a job killed so often is given up
+MAX_STARTS = 4  # of a kernel that dies before the first cell
+MAX_SOCKET_BYTES = 100  # of a socket's path; Linux takes 107, macOS 103
+FOREVER = 10**8  # seconds to wait for a kernel that is alive; one that isn't ends the wait
 
 
 class SweepError(RuntimeError):
@@ -156,8 +161,9 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], n_thre
     """Execute the notebook ``source`` (percent .py) with papermill into ``target`` (.ipynb), which is written even if it fails.
 
     of_what: a line that its text then begins with: what its outputs are of.
-    Raises SweepError, before a kernel starts, for a parameter that the notebook doesn't know (papermill only warns), and
-    papermill's error where a cell fails, KilledError where the kernel died.
+    A kernel that dies before the first cell is started again, a slow one is waited for as long as it lives. Raises SweepError,
+    before a kernel starts, for a parameter that the notebook doesn't know (papermill only warns), and where every start
+    failed; papermill's error where a cell fails, KilledError where the kernel died.
     """
     import jupytext
     import nbformat
@@ -177,22 +183,69 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], n_thre
     os.environ.update(_threads(n_threads))
     aside = target.with_name(f".{target.stem}.partial.ipynb")
     try:
-        papermill.execute_notebook(
-            notebook,
-            str(aside),
-            dict(parameters),
-            cwd=str(source.parent),
-            progress_bar=False,
-            start_timeout=300,
-            extra_arguments=["--log-level=ERROR"],  # else each kernel warns that it listens on this machine's own address
-        )
-    except Exception as error:
-        if type(error).__name__ == "DeadKernelError":  # nbclient's, which papermill brings
-            raise KilledError("its kernel was killed; out of memory?") from error
-        raise
+        for n_starts in range(1, MAX_STARTS + 1):
+            with tempfile.TemporaryDirectory(prefix="mf-", dir=_short_folder(), ignore_cleanup_errors=True) as folder:
+                ready: list[bool] = []
+                try:
+                    papermill.execute_notebook(
+                        notebook,
+                        str(aside),
+                        dict(parameters),
+                        cwd=str(source.parent),
+                        progress_bar=False,
+                        start_timeout=FOREVER,
+                        iopub_timeout=600,  # after a cell's end, for the last of its output
+                        kernel_manager_class=_kernel_class(Path(folder)),
+                        on_notebook_start=lambda ready=ready, **_: ready.append(True),
+                    )
+                    return
+                except RuntimeError as error:
+                    if type(error).__name__ == "DeadKernelError":  # nbclient's, which papermill brings
+                        raise KilledError("its kernel was killed; out of memory?") from error
+                    if ready:
+                        raise
+                    if n_starts == MAX_STARTS:
+                        said = (Path(folder) / "stderr").read_text(encoding="utf-8", errors="replace")
+                        reason = _told(said) or str(error)
+                        raise SweepError(f"its kernel died before the first cell, {n_starts} times: {reason}") from error
+                finally:
+                    _hand_on(Path(folder) / "stderr")
     finally:
         if aside.is_file():
             aside.replace(target)
+
+
+def _short_folder() -> str:
+    """The folder for temporary files, or /tmp where the path of a kernel's socket in it would be too long."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(f"{folder}/mf-12345678/k-ipc-1")) <= MAX_SOCKET_BYTES else "/tmp"
+
+
+def _kernel_class(folder: Path) -> type:
+    """What starts a kernel that talks over sockets in ``folder``, which must be its own; its stderr goes there, too.
+
+    Over ports, as is usual, two kernels that start at once may choose the same one. The kernel's own files go into the folder
+    as well: the home may not be writable, and what is set up in it would change the notebook.
+    """
+    from jupyter_client import AsyncKernelManager
+
+    class Kernel(AsyncKernelManager):
+        def __init__(self, **settings: Any):
+            super().__init__(**settings)
+            self.transport, self.connection_file = "ipc", str(folder / "k.json")
+
+        async def start_kernel(self, **settings: Any) -> None:
+            own = {name: str(folder) for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
+            with (folder / "stderr").open("w", encoding="utf-8") as stderr:
+                await super().start_kernel(**settings, stderr=stderr, env=os.environ | own)
+
+    return Kernel
+
+
+def _hand_on(stderr: Path) -> None:
+    """Show what a kernel wrote past its notebook."""
+    if stderr.is_file():
+        sys.stderr.write(stderr.read_text(encoding="utf-8", errors="replace"))
 
 
 def known_parameters(notebook: Mapping) -> list[str]:

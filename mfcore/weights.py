@@ -230,9 +230,12 @@ def _has_token() -> bool:
 
 
 def _parts(index: Path) -> list[str]:
-    """The files that an index of safetensors names."""
+    """The files that an index of safetensors names, all of them beside it or below."""
     try:
-        return sorted(set(read_json(index)["weight_map"].values()))
+        parts = sorted(set(read_json(index)["weight_map"].values()))
+        if outside := [part for part in parts if part.startswith("/") or ".." in Path(part).parts]:
+            raise EncoderError(f"{index.resolve()} names {outside[0]!r}, which lies outside its repository; it isn't read")
+        return parts
     except (StoreError, KeyError, AttributeError, TypeError) as error:
         raise EncoderError(f"{index.resolve()} is no index of weights; remove it and fetch it again") from error
 

@@ -18,13 +18,16 @@ def read(path: Path, img_size_px: int | None = None) -> dict[str, "torch.Tensor"
     """The tensors of the transformer called ``backbone`` in the graph at ``path``, float32, under transformers' names.
 
     The position embedding is resized to images of ``img_size_px`` as the graph itself does: bicubic, not antialiased; None
-    leaves it as it is. What the file keeps outside itself is not read. Raises ValueError where it isn't such a graph.
+    leaves it as it is. Raises ValueError where it isn't such a graph, and where it keeps tensors outside itself: they may name
+    any file of this machine.
     """
     import onnx
     import torch
 
     try:
         graph = onnx.load(path, load_external_data=False).graph
+        if outside := [c.name for c in graph.initializer if onnx.external_data_helper.uses_external_data(c)]:
+            raise ValueError(f"it keeps {outside[0]!r} outside itself; save it in one file")
         constants = {c.name: torch.from_numpy(onnx.numpy_helper.to_array(c).copy()) for c in graph.initializer}
     except Exception as error:  # protobuf's own error class, which onnx doesn't hand on
         raise ValueError(f"no ONNX graph with all its weights inside: {error}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from running import HANG_S
 from unreliable_server import serving
 
 from mfcore import downloads, labels, store, sweep
@@ -16,7 +17,7 @@ from mfcore.config import Data, Study
 from mfcore.downloads import DownloadError, Patience
 from mfcore.downloads_transfer import Part
 
-QUICK = Patience(n_tries=2, first_wait_s=0.001, silence_s=2)
+QUICK = Patience(n_tries=2, first_wait_s=0.001, silence_s=HANG_S)
 JSON, CASES, VOTES = "MIDOG2022_training_png.json", "datasets_xvalidation.csv", "MIDOG++.json"
 SLIDES = [f"images/00{n}.png" for n in range(1, 6)]
 CONTENT = {name: name.encode() * 500 for name in (JSON, VOTES, *SLIDES)}

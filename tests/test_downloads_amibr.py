@@ -5,6 +5,7 @@ import json
 import zipfile
 
 import pytest
+from running import HANG_S
 from unreliable_server import serving
 
 from mfcore import downloads, patches
@@ -22,7 +23,7 @@ FILES = {
     "patches/normal/MIDOG21_22.png": b"normal" * 500,
     "patches/atypical/MIDOG21_25.png": b"atypical" * 500,
 }
-QUICK = Patience(n_tries=2, first_wait_s=0.001, silence_s=2)
+QUICK = Patience(n_tries=2, first_wait_s=0.001, silence_s=HANG_S)
 
 
 def archive(files=FILES):

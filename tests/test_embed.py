@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from running import HANG_S
 from tiny_encoders import tiny_card, use
 
 from mfcore import canary, cards, config, embed, encoders, patches, store, weights
@@ -289,13 +290,11 @@ sys.exit(embed.main({arguments!r}))
 """
 
 
-def job(*arguments: str) -> subprocess.Popen:
+def job(started, *arguments: str) -> subprocess.Popen:
     """The command line in a process of its own, with the encoder "tiny"; it begins when it gets a line."""
     code = JOB.format(tests=str(Path(__file__).parent), arguments=list(arguments))
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    return process
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return started([sys.executable, "-c", code], text=True, **pipes)
 
 
 @pytest.fixture
@@ -314,18 +313,19 @@ def study_file(study, results, tmp_path) -> Path:
     return tmp_path / "little.yaml"
 
 
-def test_jobs_at_work_on_one_folder_at_once_make_one_result(study, results, study_file):
+def test_jobs_at_work_on_one_folder_at_once_make_one_result(study, results, study_file, started):
     expected = embed.load(embed.embed(study, NAME, results))[0]
     wipe(embed.find(study, NAME, results))
     where = ["--study", str(study_file), "--encoder", NAME, "--results", str(results / "all"), "--batch-size", "2"]
-    jobs = [job(*where), job(*where, "--device", "cpu,cpu"), job(*where, "--share", "0", "--shares", "2")]
+    ways = [[], ["--device", "cpu,cpu"], ["--share", "0", "--shares", "2"]]
+    jobs = [job(started, *where, *way) for way in ways]
     for each in jobs:
         assert each.stdout.readline() == "ready\n"
     for each in jobs:
         each.stdin.write("\n")
         each.stdin.flush()
     for each in jobs:
-        out, err = each.communicate(timeout=120)
+        out, err = each.communicate(timeout=HANG_S)
         assert each.returncode == 0, err
         assert "embeddings-tiny-" in out
     run = embed.find(study, NAME, results).verify()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import HANG_S
 from tiny_encoders import some_patches, tiny_card, use
 
 from mfcore import cards, embed_compile, embed_stream, encoders
@@ -79,7 +80,7 @@ def test_on_a_cpu_every_core_has_a_thread_and_the_callers_own_setting_stays(tiny
         stream = embed_stream.Stream([tiny], 2, 16)
         threads, compute = set(), encoders.Encoder.compute
         with pytest.MonkeyPatch.context() as patch:
-            barrier = threading.Barrier(3, timeout=20)
+            barrier = threading.Barrier(3, timeout=HANG_S)
 
             def seen(self, batch):
                 me = threading.get_ident(), torch.get_num_threads()

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from running import HANG_S
 
 from mfcore import sweep_jobs
 
@@ -111,15 +112,16 @@ def cluster(tmp_path) -> Iterator[ThreadingHTTPServer]:
             process.wait()
 
 
-def test_pods_ask_for_what_the_profile_says_and_their_records_arrive(cluster, tmp_path):
+def test_pods_ask_for_what_the_profile_says_and_their_records_arrive(cluster, tmp_path, started):
     """Every job is a pod with the image, the volumes, its memory, cores and GPU; one is killed and runs again."""
     (tmp_path / "tiny.yaml").write_text(STUDY)
     command = [sys.executable, "-m", "mfcore.sweep", "embed", "--study", str(tmp_path / "tiny.yaml")]
     command += ["--results", str(tmp_path / "results"), "--data", str(tmp_path / "data"), "--encoders", "random:test_vit"]
     command += ["--profile", "kubernetes", "--shares", "2", "--seconds-between-status-checks", "1"]
-    done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=300)
+    sweep = started(command, env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    output = sweep.communicate(timeout=HANG_S)[0]
     logs = "\n".join(file.read_text() for file in cluster.folder.glob("*/log"))
-    assert done.returncode == 0, done.stdout + done.stderr + logs
+    assert sweep.returncode == 0, output + logs
     folder = tmp_path / "results" / "tiny"
     assert {file.stem for file in folder.glob("jobs/*.json")} == {
         "01_extract_patches",

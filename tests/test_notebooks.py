@@ -1,15 +1,13 @@
 """The notebooks: their pairs as committed, and a tiny study run through all of them, killed and resumed on the way."""
 
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import jupytext
 import nbformat
 import pandas as pd
 import pytest
+from running import HANG_S, starting, until
 
 from mfcore import pairs, store
 from mfcore.sweep_jobs import ROOT
@@ -111,28 +109,24 @@ def test_a_notebook_has_its_cells_in_order(source):
         assert part in text, f"{source.name} lacks {part!r}"
 
 
-def _sweep(study, results):
+def _sweep(start, study, results, told=subprocess.PIPE):
     command = [sys.executable, "-m", "mfcore.sweep", "paper", "--study", str(study), "--results", str(results), "--cores", "2"]
     command += ["--data", str(results / "data")]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    return start(command, stdout=told, stderr=subprocess.STDOUT, text=True)
 
 
-def test_a_tiny_study_runs_through_is_killed_and_resumed_and_a_failing_arm_is_a_row(tmp_path):
+def test_a_tiny_study_runs_through_is_killed_and_resumed_and_a_failing_arm_is_a_row(tmp_path, started):
     """Two sweeps: the first is killed, with all its processes, while it trains and embeds; the second finishes."""
     study, folder = tmp_path / "tiny.yaml", tmp_path / "results" / "tiny"
     study.write_text(TINY)
-    first = _sweep(study, tmp_path / "results")
-    deadline = time.monotonic() + 240
-    while not list(folder.glob("splits-*/run.json")) and first.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(6)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
+    with (tmp_path / "first.txt").open("w") as told, starting() as start:
+        first = _sweep(start, study, tmp_path / "results", told)
+        until(lambda: list(folder.glob("running/0[248]_*.json")), first)
     patches_folder = next(folder.glob("patches-*"))
     before = store.file_sha256(patches_folder / "run.json")
 
-    second = _sweep(study, tmp_path / "results")
-    output = second.communicate(timeout=420)[0]
+    second = _sweep(started, study, tmp_path / "results")
+    output = second.communicate(timeout=HANG_S)[0]
     assert second.returncode == 1, output  # one encoder doesn't exist
     failures = {path.stem: store.read_json(path)["reason"] for path in (folder / "failures").glob("*.json")}
     unknown = store.file_name("timm:no_such_model")

@@ -7,13 +7,14 @@ import random
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from running import HANG_S
 
 from mfcore import patches, patches_read, store
 from mfcore.config import Data, Patches, Study
@@ -182,8 +183,8 @@ def test_a_line_that_the_kill_cut_is_not_believed(folder, tmp_path, monkeypatch,
     assert sorted(rows) == unread
 
 
-SLOWED = """
-import sys, time
+KILLS_ITSELF = """
+import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from mfcore import patches, patches_read
@@ -191,41 +192,36 @@ from test_patches_read import STUDY
 patches_read.BATCH_PATCHES = (5, 5)
 patch = patches_read._Source.patch
 
-def slowly(source, place):
-    time.sleep(0.004)
+n_read = iter(range(10**6))
+
+def noting(source, place):
     with Path({log!r}).open("a") as log:
         log.write(f"{{source.job.rows[place]}}\\n")
+    if next(n_read) == int(sys.argv[1]):
+        os.kill(os.getpid(), 9)
     return patch(source, place)
 
-patches_read._Source.patch = slowly
-print("ready", flush=True)
+patches_read._Source.patch = noting
 patches.extract(STUDY, {folder!r}, {results!r}, n_workers=2)
 """
 
 
-def test_killed_at_any_moment_and_gone_on_with_nothing_is_lost(folder, tmp_path, expected):
-    """A process killed several times, without warning, at moments drawn by chance."""
+def test_killed_at_any_moment_and_gone_on_with_nothing_is_lost(folder, tmp_path, expected, started):
+    """A process killed several times, without warning, after numbers of patches drawn by chance, another thread at work."""
     log, results, rng = tmp_path / "log.txt", tmp_path / "results", random.Random(1)
-    script = SLOWED.format(tests=str(Path(__file__).parent), log=str(log), folder=str(folder), results=str(results))
+    script = KILLS_ITSELF.format(tests=str(Path(__file__).parent), log=str(log), folder=str(folder), results=str(results))
     recorded = set()
-    for attempt in range(12):
+    for attempt in range(4):
         log.unlink(missing_ok=True)
-        process = subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1]
-        )
-        assert process.stdout.readline() == b"ready\n"
-        if attempt < 3:
-            time.sleep(rng.uniform(0.02, 0.25))
-            process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate(timeout=60)
+        last = rng.randrange(N_PATCHES // 4) if attempt < 3 else -1
+        command = [sys.executable, "-c", script, str(last)]
+        process = started(command, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1])
+        _, errors = process.communicate(timeout=HANG_S)
         read = set(map(int, log.read_text().splitlines())) if log.is_file() else set()
         assert not read & recorded, "a row on record was read again"
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL, errors.decode()
+        assert process.returncode == (-signal.SIGKILL if attempt < 3 else 0), errors.decode()
         runs = list(results.glob("*/progress.txt"))
         recorded = set(rows_recorded(runs[0].parent)) if runs and runs[0].read_text().endswith("]\n") else recorded
-    assert attempt >= 3
     found = patches.load(patches.find(STUDY, results))[1]
     np.testing.assert_array_equal(found, expected)
 
@@ -254,12 +250,14 @@ def test_what_the_system_takes_in_parts_is_written_whole(folder, tmp_path, monke
 
 def test_an_error_while_a_slide_waits_for_memory_is_an_end(folder, tmp_path, monkeypatch, small_batches):
     """The PNG waits for memory that a slide given up would hold for ever."""
-    memory = patches_read.Memory(1000)
+    memory, waits = patches_read.Memory(1000), threading.Event()
     memory.add(1000)
+    wait_and_add = memory.wait_and_add
+    monkeypatch.setattr(memory, "wait_and_add", lambda n_bytes: waits.set() or wait_and_add(n_bytes))
     monkeypatch.setattr(patches_read, "Memory", lambda: memory)
 
     def stop(work):
-        time.sleep(0.3)  # until the PNG waits
+        assert waits.wait(HANG_S), "the PNG never waited"
         raise Stopped
 
     monkeypatch.setattr(patches_read._Work, "sync", stop)

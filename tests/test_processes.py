@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from made_training import made, network, store_study, task, tiny
+from running import HANG_S
 
 from mfcore import encoders, processes, train, train_loop
 from mfcore.config import load_study
@@ -106,7 +107,7 @@ def test_a_process_that_fails_does_not_wait_for_the_others(fails, monkeypatch):
     assert bool(ended) == (not fails)
 
 
-def test_two_processes_train_as_one(tmp_path):
+def test_two_processes_train_as_one(tmp_path, started):
     """torchrun on this machine's CPU: the same predictions and history up to rounding, written once, by one of the two."""
     file = tmp_path / "shared.yaml"
     file.write_text(STUDY, encoding="utf-8")
@@ -119,17 +120,12 @@ def test_two_processes_train_as_one(tmp_path):
     assert train.main([*said, str(tmp_path / "one")]) == 0
     torch.set_num_threads(n_threads)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mfcore.train"]
-    done = subprocess.run(
-        [*launcher, *said, str(tmp_path / "two")],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = started([*launcher, *said, str(tmp_path / "two")], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+    out, errors = both.communicate(timeout=HANG_S)
+    assert both.returncode == 0, errors
     runs = {name: train.find(study, "vit", 0, tmp_path / name / "shared") for name in ("one", "two")}
-    assert done.stdout.strip() == str(runs["two"].folder), "said once"
+    assert out.strip() == str(runs["two"].folder), "said once"
     assert runs["two"].verify().record["facts"]["n_processes"] == 2
     tables = {name: pd.read_parquet(run.path("predictions.parquet")) for name, run in runs.items()}
     pd.testing.assert_frame_equal(tables["one"], tables["two"], rtol=1e-4, atol=1e-5)

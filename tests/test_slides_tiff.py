@@ -11,6 +11,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from running import HANG_S
 
 from mfcore import slides_tiff
 from mfcore.slides import Memory, SlideError, UnstatedResolution, open_slide
@@ -265,7 +266,7 @@ def test_threads_that_want_a_damaged_tile_all_hear_of_it(tmp_path):
     with open_slide(path) as slide, ThreadPoolExecutor(8) as pool:
         slide.plan(np.full((32, 2), [column * 64 + 30, row * 64 + 30]), 10)
         reads = [pool.submit(slide.read, column * 64 + 30, row * 64 + 30, 10) for _ in range(32)]
-        assert all("damaged near" in str(read.exception(timeout=20)) for read in reads)
+        assert all("damaged near" in str(read.exception(timeout=HANG_S)) for read in reads)
 
 
 @pytest.mark.parametrize(

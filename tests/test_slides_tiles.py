@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from running import HANG_S
 
 from mfcore.slides_tiles import Memory, Tiles
 
@@ -79,7 +80,7 @@ def test_more_threads_than_cores_with_little_memory_come_to_an_end():
         return all((tiles.get(key) == key[1]).all() for key in keys)
 
     with ThreadPoolExecutor(24) as pool:
-        assert all(pool.map(read, reads, timeout=30))
+        assert all(pool.map(read, reads, timeout=HANG_S))
     assert memory._used == 0
 
 
@@ -93,10 +94,10 @@ def test_a_whole_image_waits_for_room_and_a_larger_one_for_all_of_it():
     time.sleep(0.05)
     assert done == []
     memory.add(-10)  # 50 are free
-    waiting[0].join(5)
+    waiting[0].join(HANG_S)
     assert done == [50]
     memory.add(-100)
-    waiting[1].join(5)
+    waiting[1].join(HANG_S)
     assert done == [50, 200]
 
 
@@ -106,7 +107,7 @@ def test_nobody_waits_for_memory_when_the_work_is_given_up():
     thread = threading.Thread(target=memory.wait_and_add, args=(50,), daemon=True)
     thread.start()
     memory.lift()
-    thread.join(5)
+    thread.join(HANG_S)
     assert not thread.is_alive()
 
 

@@ -10,12 +10,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from running import HANG_S, marked_by, until
 
 from mfcore import embed, patches, probe, splits, store, sweep_jobs, train
 from mfcore.config import Study, load_study
@@ -81,24 +82,9 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _until(happened: Callable[[], object], seconds: float) -> bool:
-    """Wait until something is true; returns whether it was within ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if happened():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def _processes(environment: dict[str, str], *variables: str) -> list[int]:
     """Processes of this cluster, told by its configuration in their environment, and by other variables there."""
-    wanted, found = {f"SLURM_CONF={environment['SLURM_CONF']}".encode(), *(name.encode() for name in variables)}, []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if wanted <= set((process / "environ").read_bytes().split(b"\0")):
-                found.append(int(process.name))
-    return found
+    return marked_by(f"SLURM_CONF={environment['SLURM_CONF']}", *variables)
 
 
 def _kill(processes: list[int]) -> list[int]:
@@ -151,15 +137,15 @@ def slurm(tmp_path) -> Iterator[dict[str, str]]:
             nonlocal done
             if any(daemon.poll() is not None for daemon in daemons):
                 return True
-            done = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True, timeout=20)
+            done = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True)
             return done.stdout.strip() == "idle"
 
-        _until(ready, 20)
+        until(ready)
         if done is None or done.stdout.strip() != "idle" or any(daemon.poll() is not None for daemon in daemons):
             said = [file.read_text().strip().splitlines()[-1:] for file in sorted(folder.glob("*.out"))]
             pytest.skip(f"Slurm is installed but doesn't start here: {said}; {done and done.stdout + done.stderr}")
         yield environment
-        subprocess.run(["scancel", f"--user={user}"], env=environment, timeout=20)
+        subprocess.run(["scancel", f"--user={user}"], env=environment)
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()
@@ -180,7 +166,7 @@ def _here(study: Study, data: Path, folder: Path) -> list[store.Run]:
     return [probe.fit_study(study, embedding, folder), train.train_study(study, study.networks[0].name, 0, folder, "cpu")]
 
 
-def test_jobs_of_a_node_are_killed_and_the_sweep_ends_with_the_same_numbers(slurm, tmp_path):
+def test_jobs_of_a_node_are_killed_and_the_sweep_ends_with_the_same_numbers(slurm, tmp_path, started):
     """A share of the embedding is cancelled and training killed, each while it runs; both run again."""
     file, results, data = tmp_path / "tiny.yaml", tmp_path / "results", tmp_path / "data"
     file.write_text(STUDY)
@@ -201,11 +187,11 @@ def test_jobs_of_a_node_are_killed_and_the_sweep_ends_with_the_same_numbers(slur
     command += ["--groups", "linear_probe=end", "data_scaling=end", "supplement=end"]  # one job for three, which saves time
     log = tmp_path / "sweep.txt"
     with log.open("w") as out:
-        sweep = subprocess.Popen(command, env=slurm, stdout=out, stderr=out, start_new_session=True)
+        sweep = started(command, env=slurm, stdout=out, stderr=out)
     folder, asked = results / "tiny", {}
     to_kill = {
         f"{sweep_jobs.embedding_job('random:test_vit')}.share1of2": lambda job: subprocess.run(
-            ["scancel", job], env=slurm, check=True, timeout=20
+            ["scancel", job], env=slurm, check=True
         ),
         "04_train_end_to_end.tiny_end_to_end.fold0": lambda job: _kill(_processes(slurm, f"SLURM_JOB_ID={job}")),
     }
@@ -215,20 +201,15 @@ def test_jobs_of_a_node_are_killed_and_the_sweep_ends_with_the_same_numbers(slur
         assert sweep.poll() is None, log.read_text()
         return [name for name in to_kill if (folder / "running" / f"{name}.json").is_file()]
 
-    try:
-        while to_kill:
-            assert _until(running, 300), log.read_text()
-            for name in running():
-                (job,) = (file.stem for file in folder.glob(f".snakemake/slurm_logs/*/{name}/*.log"))
-                shown = subprocess.run(["scontrol", "show", "job", job], env=slurm, capture_output=True, timeout=20).stdout
-                asked[name] = shown.decode()
-                assert to_kill.pop(name)(job) != [], "nothing was killed"
-                assert not (folder / "jobs" / f"{name}.json").is_file(), f"{name} ended before it was killed"
-        arms = _here(load_study(file), data, tmp_path / "here")  # the data are made; this while the cluster goes on
-        status = sweep.wait(400)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(sweep.pid, signal.SIGKILL)
+    while to_kill:
+        for name in until(running):
+            (job,) = (file.stem for file in folder.glob(f".snakemake/slurm_logs/*/{name}/*.log"))
+            shown = subprocess.run(["scontrol", "show", "job", job], env=slurm, capture_output=True).stdout
+            asked[name] = shown.decode()
+            assert to_kill.pop(name)(job) != [], "nothing was killed"
+            assert not (folder / "jobs" / f"{name}.json").is_file(), f"{name} ended before it was killed"
+    arms = _here(load_study(file), data, tmp_path / "here")  # the data are made; this while the cluster goes on
+    status = sweep.wait(HANG_S)
     output = log.read_text()
     assert status == 0, output
     assert output.count("Trying to restart job") == 2, output

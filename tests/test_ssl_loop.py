@@ -5,9 +5,7 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from made_pretraining import DINOV2, STUDY, patches, task, train, which
+from running import HANG_S
 from tqdm.auto import tqdm
 
 from mfcore import processes, rng
@@ -275,39 +274,36 @@ def test_bfloat16_gives_nearly_the_losses_of_float32(tmp_path, monkeypatch, chan
 
 
 KILLED = """
-import sys, time
+import os, sys, threading
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from made_pretraining import train, which
 from mfcore.ssl import loop
-loop.CHECKPOINT_SHARE = 1.0
+loop.CHECKPOINT_SHARE = float("inf")
 original = loop._Training.run_step
-def slowly(self, batch):
-    time.sleep(0.15)
+def killing(self, batch):
+    if self.n_done == 7:
+        threading.Thread(target=os.kill, args=(os.getpid(), 9)).start()
+    elif self.n_done == 30:
+        threading.Event().wait()
     return original(self, batch)
-loop._Training.run_step = slowly
+loop._Training.run_step = killing
 train(which(n_steps=40, drop_path=0.2), Path(sys.argv[2]), checkpoint_seconds=0.0)
 """
 
 
-def test_a_killed_training_goes_on_to_the_same_losses(tmp_path):
+def test_a_killed_training_goes_on_to_the_same_losses(tmp_path, started):
     """kill -9 of a process in the middle, at no chosen place."""
     this = which(n_steps=40, drop_path=0.2)
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the process that is killed: sums of several threads round otherwise
     whole = train(this, tmp_path / "whole")[0]
     folder = tmp_path / "killed"
-    work = subprocess.Popen(
+    work = started(
         [sys.executable, "-c", KILLED, str(TESTS), str(folder)], cwd=TESTS.parent, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    checkpoint, until = folder / "checkpoint.pt", time.monotonic() + 60
-    while not checkpoint.is_file() and work.poll() is None and time.monotonic() < until:
-        time.sleep(0.02)
-    time.sleep(0.3)
-    assert work.poll() is None, "it must be killed while it is at work"
-    work.send_signal(signal.SIGKILL)
-    work.wait()
-    assert 0 < torch.load(checkpoint, weights_only=True)["n_done"] < 40
+    assert work.wait(HANG_S) == -signal.SIGKILL
+    assert 0 < torch.load(folder / "checkpoint.pt", weights_only=True)["n_done"] < 40
     again = train(this, folder)[0]
     torch.set_num_threads(n_threads)
     assert without_times(again) == without_times(whole)

@@ -156,7 +156,7 @@ def test_a_starts_position_embedding_is_resized_to_the_crops(tmp_path):
         ({"architecture": "resnet18", "arguments": {}, **DINOV2}, r"method: dinov2 is for ViTs.*resnet18 is none; name one"),
         ({"architecture": "resnet18", "arguments": {}, "layer_decay": 0.9}, r"layer_decay: 0.9 is for ViTs"),
         ({"architecture": "mixer_s32_224", "arguments": {}}, r"mixer_s32_224 doesn't pool images of \d+ px into an embedding"),
-        ({"architecture": "vit_tny"}, "timm has no 'vit_tny'"),
+        ({"architecture": "vit_tny"}, "timm has no architecture 'vit_tny'; the nearest names are .*vit_tiny"),
         ({"arguments": {**VIT, "img_size": 64}}, r"img_size: 64, crops.global_px is 32; leave img_size out"),
         ({"arguments": {**VIT, "num_heads": 5}}, "can't be built with arguments"),
         ({"arguments": {**VIT, "patch_size": 12}}, "global_px: 32 is no multiple of the ViT's patches of 12 px"),

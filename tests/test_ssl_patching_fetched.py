@@ -18,11 +18,11 @@ from mfcore.ssl import patching, patching_fetched
 from mfcore.ssl.patching_open import OpenSlides
 
 HOLDS = """
-import sys, time
+import sys
 from mfcore.ssl.patching_fetched import Fetched
 fetched = Fetched(sys.argv[1])
 print(fetched.path, flush=True)
-time.sleep(60)
+sys.stdin.read()
 """
 
 
@@ -40,20 +40,16 @@ def address_of(tmp_path: Path, name: str, content: bytes) -> str:
     return f"file://{tmp_path / name}"
 
 
-def test_what_a_killed_process_left_goes_when_the_next_slide_is_fetched(tmp_path, tmpdir):
+def test_what_a_killed_process_left_goes_when_the_next_slide_is_fetched(tmp_path, tmpdir, started):
     """But nothing of one that lives."""
     address = address_of(tmp_path, "a.tif", b"px")
-    child = subprocess.Popen(
-        [sys.executable, "-c", HOLDS, address], stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmpdir)}
-    )
-    with child:
-        assert child.stdout is not None
-        theirs = Path(child.stdout.readline().strip())
-        try:
-            ours = patching_fetched.Fetched(address)
-            assert theirs.read_bytes() == ours.path.read_bytes() == b"px" and theirs != ours.path
-        finally:
-            child.kill()
+    pipes, env = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}, os.environ | {"TMPDIR": str(tmpdir)}
+    child = started([sys.executable, "-c", HOLDS, address], env=env, **pipes)
+    theirs = Path(child.stdout.readline().strip())
+    ours = patching_fetched.Fetched(address)
+    assert theirs.read_bytes() == ours.path.read_bytes() == b"px" and theirs != ours.path
+    child.kill()
+    child.wait()
     patching_fetched.Fetched(address).close()
     assert not theirs.exists() and ours.path.read_bytes() == b"px", "a process doesn't take its own for left behind, either"
     assert len(list(tmpdir.iterdir())) == 1

@@ -5,7 +5,6 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from made_pretraining import DINOV2, VIT, WHICH, write_slides
+from running import HANG_S
 
 from mfcore import captions_pretrain, encoders, figures_live, figures_pretrain, pretrained, processes, store
 from mfcore.config import Data, Patches, Pretraining, Study, load_study
@@ -112,35 +112,29 @@ def test_a_finished_pretraining_may_lie_on_a_disk_that_is_only_read(done, monkey
 
 
 AT_WORK = """
-import sys, time
-from pathlib import Path
+import sys
 from mfcore.config import load_study
 from mfcore.ssl import loop, pretrain
 pretrain.N_WATCHED = 8
 def waiting(*_):
-    Path(sys.argv[3]).touch()
-    time.sleep(120)
+    print(flush=True)
+    sys.stdin.read()
 loop._Training.run_step = waiting
 pretrain.pretrain(load_study(sys.argv[1]), "own", "nowhere", sys.argv[2], "cpu")
 """
 
 
-def test_two_processes_are_not_at_work_on_one_pretraining(slides, tmp_path):
+def test_two_processes_are_not_at_work_on_one_pretraining(slides, tmp_path, started):
     """The second is refused until the first has ended, if by a kill; and then goes on."""
-    file, begun = tmp_path / "shared.yaml", tmp_path / "begun"
+    file = tmp_path / "shared.yaml"
     file.write_text(YAML.replace("SLIDES", f"{slides}/"), encoding="utf-8")
-    said = [str(file), str(tmp_path), str(begun)]
-    with subprocess.Popen(
-        [sys.executable, "-c", AT_WORK, *said], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    ) as other:
-        until = time.monotonic() + 60
-        while not begun.exists() and other.poll() is None and time.monotonic() < until:
-            time.sleep(0.02)
-        try:
-            with pytest.raises(store.StoreError, match=r"another pretraining is at work on .*pretrain-own-.*; wait for it"):
-                pretrain.pretrain(load_study(file), "own", "nowhere", tmp_path, "cpu")
-        finally:
-            other.kill()
+    command, env = [sys.executable, "-c", AT_WORK, str(file), str(tmp_path)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    other = started(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"\n"
+    with pytest.raises(store.StoreError, match=r"another pretraining is at work on .*pretrain-own-.*; wait for it"):
+        pretrain.pretrain(load_study(file), "own", "nowhere", tmp_path, "cpu")
+    other.kill()
+    other.wait()
     assert pretrain.pretrain(load_study(file), "own", "nowhere", tmp_path, "cpu").done
 
 
@@ -278,7 +272,7 @@ def test_the_history_is_watched(slides, tmp_path):
     assert [len(table) for table in seen] == [1, 2, 3, 4] and {"step", "loss", "rankme"} <= set(seen[0])
 
 
-def test_two_processes_pretrain_as_one(slides, tmp_path):
+def test_two_processes_pretrain_as_one(slides, tmp_path, started):
     """torchrun on this machine's CPU, DINO and DINOv2: history, positions and encoder up to rounding, written once."""
     file = tmp_path / "shared.yaml"
     file.write_text(YAML.replace("SLIDES", f"{slides}/"), encoding="utf-8")
@@ -296,15 +290,11 @@ with processes.joined("cpu") as device:
     said = [str(file), str(tmp_path / "two")]
     (tmp_path / "script.py").write_text(script, encoding="utf-8")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    work = subprocess.run(
-        [*launcher, str(tmp_path / "script.py"), *said],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert work.returncode == 0, work.stderr
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*launcher, str(tmp_path / "script.py"), *said]
+    work = started(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    output = work.communicate(timeout=HANG_S)[0]
+    assert work.returncode == 0, output
     torch.set_num_threads(1)
     for name in ("own", "second"):
         one = pretrain.pretrain(study, name, "nowhere", tmp_path / "one", "cpu")

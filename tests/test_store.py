@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import unicodedata
 
 import numpy as np
@@ -205,32 +204,28 @@ def test_the_first_of_several_writers_wins(tmp_path):
     assert path.read_bytes() == b"first" and [file.name for file in path.parent.iterdir()] == ["f"]
 
 
-def test_a_kill_in_mid_write_leaves_whole_files_only(tmp_path):
+def test_a_kill_in_mid_write_leaves_whole_files_only(tmp_path, started):
     code = (
         "import sys, pandas as pd; from mfcore import store\n"
-        "for i in range(10**6): store.write_parquet(sys.argv[1], pd.DataFrame({'a': [i] * 200000}))"
+        "for i in range(10**6): store.write_parquet(sys.argv[1], pd.DataFrame({'a': [i] * 200000})); print(flush=True)"
     )
     path = tmp_path / "t.parquet"
-    process = subprocess.Popen([sys.executable, "-c", code, str(path)])
-    deadline = time.monotonic() + 60
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
+    process = started([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+    assert [process.stdout.readline() for _ in range(5)] == [b"\n"] * 5
+    process.kill()
     process.wait()
     table = pd.read_parquet(path)
     assert len(table) == 200000 and table["a"].nunique() == 1
 
 
-def test_one_process_is_alone_until_it_ends_however_it_does(tmp_path):
-    code = (
-        "import sys, time; from mfcore.store import alone\nwith alone(sys.argv[1], 'sweep'): print(flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        with pytest.raises(store.StoreError, match=r"another sweep is at work on .*; wait for it, or stop it"):
-            store.alone(tmp_path, "sweep").__enter__()
-        other.send_signal(signal.SIGKILL)
+def test_one_process_is_alone_until_it_ends_however_it_does(tmp_path, started):
+    code = "import sys; from mfcore.store import alone\nwith alone(sys.argv[1], 'sweep'): print(flush=True); sys.stdin.read()"
+    other = started([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"\n"
+    with pytest.raises(store.StoreError, match=r"another sweep is at work on .*; wait for it, or stop it"):
+        store.alone(tmp_path, "sweep").__enter__()
+    other.kill()
+    other.wait()
     with store.alone(tmp_path, "sweep"):
         pass
 

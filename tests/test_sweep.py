@@ -12,6 +12,7 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+from running import HANG_S
 
 from mfcore import store, sweep, sweep_jobs, sweep_run
 from mfcore.config import Effects, load_study
@@ -319,21 +320,20 @@ def test_a_profile_is_found_by_name_or_path_and_leaves_cores_and_threads_to_the_
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
-def test_who_ends_the_sweep_waits_for_snakemake_which_calls_its_jobs_back(how):
+def test_who_ends_the_sweep_waits_for_snakemake_which_calls_its_jobs_back(how, started):
     """Killed at once it would leave its jobs running on the cluster, and the lock free for a second sweep."""
-    code = (
-        "import signal, sys, time; signal.signal(2, lambda *_: (time.sleep(1), sys.exit(7))); print(flush=True); time.sleep(60)"
-    )
+    code = "import signal, sys, time; signal.signal(2, lambda *_: (time.sleep(1), sys.exit(7))); print(flush=True); "
+    code += "[signal.pause() for _ in range(9)]"
     # tests that are run in the background by a shell inherit that Ctrl-C is ignored
     waiting = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from mfcore import sweep; "
     waiting += f"print(sweep._run([sys.executable, '-c', {code!r}]))"
-    process = subprocess.Popen([sys.executable, "-c", waiting], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = started([sys.executable, "-c", waiting], stdout=subprocess.PIPE, text=True)
     process.stdout.readline()
     if how == "Ctrl-C":  # which the terminal sends to both
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.terminate()
-    assert process.communicate(timeout=20)[0] == "(True, 7)\n"
+    assert process.communicate(timeout=HANG_S)[0] == "(True, 7)\n"
 
 
 @pytest.mark.parametrize("profile", ["", "slurm"])

@@ -3,10 +3,11 @@
 import contextlib
 import signal
 import threading
-import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from running import HANG_S, until
 
 from mfcore import augment, train_feed
 from mfcore.config import Network
@@ -35,7 +36,7 @@ def slow(monkeypatch):
 
     def waiting(stored, rows, into):
         begun.append(int(rows[0]))
-        go.wait(5)
+        assert go.wait(HANG_S)
         read(stored, rows, into)
 
     monkeypatch.setattr(train_feed, "_read", waiting)
@@ -96,9 +97,7 @@ def test_it_reads_ahead_but_not_far(stored, monkeypatch):
     with contextlib.closing(feed(stored, parts)) as batches:
         for n_taken in range(1, 4):
             next(batches)
-            deadline = time.monotonic() + 5
-            while len(begun) < n_taken + train_feed.N_AHEAD and time.monotonic() < deadline:
-                time.sleep(0.001)
+            until(lambda n=n_taken: len(begun) >= n + train_feed.N_AHEAD)
             assert len(begun) == n_taken + train_feed.N_AHEAD
 
 
@@ -144,16 +143,31 @@ def test_too_narrow_a_store_is_refused(stored, n_threads):
         list(feed(stored[:, :30, :30]))
 
 
-def test_interrupt_while_waiting_for_the_disk_ends_it(stored, slow):
+def test_interrupt_while_waiting_for_the_disk_ends_it(stored, slow, monkeypatch):
     begun, go = slow
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupted = threading.Event()
+
+    def once(*_) -> None:
+        if not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, once)
+    result, shutdown, waits = Future.result, ThreadPoolExecutor.shutdown, threading.Event()
+
+    def ending(pool, wait=True, **more):
+        shutdown(pool, wait=False, **more)
+        go.set()  # what is being read is read to its end, what was asked for besides isn't
+        shutdown(pool, wait=wait)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", ending)
+    monkeypatch.setattr(Future, "result", lambda future, *more: waits.set() or result(future, *more))
 
     def interrupt() -> None:
-        while not begun:
-            time.sleep(0.001)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        time.sleep(0.05)
-        go.set()  # what is being read is read to its end, what was asked for besides isn't
+        assert waits.wait(HANG_S)
+        until(lambda: begun)
+        while not interrupted.wait(0.01):  # one that comes just before the wait doesn't end it
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     pressed = threading.Thread(target=interrupt)
     pressed.start()
@@ -161,6 +175,7 @@ def test_interrupt_while_waiting_for_the_disk_ends_it(stored, slow):
         with pytest.raises(KeyboardInterrupt):
             next(feed(stored))
     finally:
+        go.set()
         pressed.join()
         signal.signal(signal.SIGINT, before)
     assert len(begun) == 1

@@ -233,26 +233,6 @@ def test_a_folder_that_is_no_encoder_is_refused_with_file_and_reason(monkeypatch
         encoders.load(f"folder:{folder}")
 
 
-class _Mark:
-    """Unpickling it would make a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
-
-
-def test_nothing_is_unpickled(tmp_path):
-    torch.save({"weight": _Mark(tmp_path / "ran")}, tmp_path / "weights.pth")
-    with pytest.raises(EncoderError, match="isn't read"):
-        weights._read_tensors(tmp_path / "weights.pth")
-    assert not (tmp_path / "ran").exists()
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(EncoderError, match="named tensors"):
-        weights._read_tensors(tmp_path / "list.pth")
-
-
 # ---- whether they are here ----
 
 

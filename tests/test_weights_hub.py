@@ -2,10 +2,12 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import hub_server
 import huggingface_hub
@@ -238,6 +240,37 @@ def test_the_state_of_a_repository_asks_no_network(hub, whole, monkeypatch, tmp_
     assert weights.state(CARD) == (True, "here, in the hub's cache") == weights.state(gated)
     assert not weights.state(dataclasses.replace(CARD, revision="f" * 40)).is_here
     assert len(hub.asked) == n_asked
+
+
+# ---- it gives what no one should read ----
+
+
+def touching(file: Path) -> bytes:
+    """Weights as PyTorch keeps them that make ``file`` when they are unpickled."""
+
+    class Touching:
+        def __reduce__(self):
+            return (Path.touch, (file,))
+
+    content = io.BytesIO()
+    torch.save({"weight": Touching()}, content)
+    return content.getvalue()
+
+
+def test_a_repository_s_pickle_is_not_executed(hub, tmp_path):
+    """Neither its weights nor a file that its config.json has timm read."""
+    poison = touching(tmp_path / "ran")
+    (tmp_path / "poison.pth").write_bytes(poison)
+    config = {"architecture": "resnet10t", "pretrained_cfg": {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3}}
+    told = {**config, "model_args": {"checkpoint_path": str(tmp_path / "poison.pth")}}
+    for name, content in (("plain", config), ("told", told)):
+        files = {"config.json": json.dumps(content).encode(), "pytorch_model.bin": poison}
+        hub.repositories[f"poison/{name}"] = Repository(files)
+    with pytest.raises(EncoderError, match=r"pytorch_model\.bin holds more than tensors and isn't read"):
+        encoders.load("hf-hub:poison/plain")
+    with pytest.raises(EncoderError, match=r"arguments\.checkpoint_path: an architecture isn't told this"):
+        encoders.load("hf-hub:poison/told")
+    assert not (tmp_path / "ran").exists()
 
 
 # ---- by the environment alone, in a process of its own ----

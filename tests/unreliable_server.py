@@ -5,10 +5,9 @@ import hashlib
 import http.server
 import json
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 Server = TypeVar("Server", bound=http.server.ThreadingHTTPServer)
@@ -16,7 +15,7 @@ Server = TypeVar("Server", bound=http.server.ThreadingHTTPServer)
 
 @dataclass
 class Asked:
-    """One request: path, its Range, If-Range and User-Agent, what was answered, bytes of the body sent, and when it came."""
+    """One request: path, its Range, If-Range and User-Agent, what was answered, and bytes of the body sent."""
 
     path: str
     range: str | None
@@ -24,7 +23,6 @@ class Asked:
     agent: str | None
     status: int = 0
     n_sent: int = 0
-    time_s: float = field(default_factory=time.monotonic)
 
 
 class UnreliableServer(http.server.ThreadingHTTPServer):
@@ -32,7 +30,7 @@ class UnreliableServer(http.server.ThreadingHTTPServer):
 
     An act may have: status (with headers), n_sent (bytes of the body after which the connection breaks), no_range (the
     whole is sent), no_if_range (the rest is sent, of whatever there is now), headers (added, or None to leave one out),
-    start and total (as Content-Range says), pause_s (before each 1,000 bytes), content (instead of the file's).
+    start and total (as Content-Range says), hold (after so many bytes, until an event is set), content (instead of the file's).
     """
 
     daemon_threads = True
@@ -92,13 +90,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.close_connection = True
         body = body[: act.get("n_sent")]
-        step = 1000 if "pause_s" in act else len(body) or 1
-        for at in range(0, len(body), step):
-            time.sleep(act.get("pause_s", 0))
-            block = body[at : at + step]
+        n_first, go_on = act.get("hold", (len(body), None))
+        for block in filter(None, (body[:n_first], body[n_first:])):
             asked.n_sent += len(block)  # before: the client may look as soon as it has them
             self.wfile.write(block)
             self.wfile.flush()
+            if go_on is not None:
+                go_on.wait()
 
     def log_message(self, *arguments):
         """Say nothing."""

@@ -194,11 +194,7 @@ def _has_size(which: Pretraining, arguments: dict[str, Any]) -> bool:
 
 def _encoder(which: Pretraining, arguments: dict[str, Any], drop_path: float) -> nn.Module:
     """timm's network, for crops of both sizes; raises EncoderError where it can't take them, or not by this method."""
-    import timm
-
     place = f"pretraining[{which.name}]"
-    if not timm.is_model(which.architecture):
-        raise EncoderError(f"{place}.architecture: timm has no {which.architecture!r}")
     of_any_size = {"dynamic_img_size": True} if "img_size" in arguments else {}
     try:
         encoder = encoders_build.create(which.architecture, {**arguments, "drop_path_rate": drop_path, **of_any_size})
