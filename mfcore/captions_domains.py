@@ -94,8 +94,9 @@ def tumour_against_scanner(study: Study, table: pd.DataFrame) -> str:
     parts = [
         f"{arm}: "
         + ", ".join(
-            f"{r.comparison} {r.auroc_drop:+.2f}{f' [{r.low:+.2f}, {r.high:+.2f}]' * (r.low <= r.high)} ({r.n:.0f} pairs)"
+            f"{r.comparison} {r.auroc_drop:+.2f}{f' [{span}]' * bool(span)} ({r.n:.0f} pairs)"
             for r in part.itertuples()
+            for span in [compare.bounds(r.low, r.high, "+.2f", ", ")]
         )
         for arm, part in found.groupby("arm", sort=False)
     ]

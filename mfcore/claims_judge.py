@@ -319,7 +319,7 @@ def number(
     if test is None:
         return Finding(text, difference=found.mean - expected, why=why, barred=barred or "fewer than two folds")
     interval, away = test.interval, found.mean - expected
-    text += f", interval {interval.low:.3f} to {interval.high:.3f}"
+    text += f", interval {compare.bounds(interval.low, interval.high, '.3f') or 'too wide to say anything'}"
     if abs(away) <= range_ + tolerance and interval.high - interval.low <= 4 * tolerance:
         outcome = REPRODUCED
     elif interval.low > expected + range_ + tolerance or interval.high < expected - range_ - tolerance:
@@ -384,7 +384,8 @@ def _text(tests: pd.DataFrame, most: int) -> str:
 
     def one(row: pd.Series) -> str:
         p = "" if math.isnan(row["p_holm"]) else ", p < 0.001" if row["p_holm"] < 0.001 else f", p {row['p_holm']:.3f}"
-        return f"{row['name']}: {row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]{p}"
+        span = compare.bounds(row["low"], row["high"], between=", ") or "no interval"
+        return f"{row['name']}: {row['difference']:+.3f} [{span}]{p}"
 
     if len(tests) <= most:
         return "; ".join(one(row) for _, row in tests.iterrows())

@@ -360,6 +360,14 @@ def folds(table: pd.DataFrame | Mapping, what: str = "fold") -> str:
     return counted(int(np.max(table["n_folds"])), what)
 
 
+def bounds(low: float, high: float, form: str = "+.3f", between: str = " to ") -> str:
+    """The interval of a difference of two scores, as "+0.010 to +0.020".
+
+    Empty where there is none, or where it reaches beyond what two scores from 0 to 1 can differ by: it then says nothing.
+    """
+    return f"{low:{form}}{between}{high:{form}}" if -1 <= low <= high <= 1 else ""
+
+
 def plus_minus(mean: float, sd: float) -> str:
     """ "0.84 ± 0.02"; without the second where there is no SD, a dash where there is no mean."""
     return "–" if not np.isfinite(mean) else f"{mean:z.2f}" + (f" ± {sd:.2f}" if np.isfinite(sd) else "")

@@ -81,7 +81,7 @@ def wide(rows: pd.DataFrame) -> pd.DataFrame:
         cells = [compare.plus_minus(m, sd) for m, sd in zip(rows[name], rows[f"{name}_sd"], strict=True)]
         shown[title] = [cell.replace(" ", "\u00a0") for cell in cells]
     shown["AUROC_against_authors"] = [
-        f"{d:+.3f} ({low:+.3f} to {high:+.3f})" if np.isfinite(low) else "–"
+        (f"{d:+.3f} ({span})" if (span := compare.bounds(low, high)) else f"{d:+.3f}") if np.isfinite(low) else "–"
         for d, low, high in zip(rows["difference"], rows["low"], rows["high"], strict=True)
     ]
     same = (rows["card"] == rows["card"].iloc[0]) & rows["auroc"].notna()

@@ -47,7 +47,7 @@ def said(row: dict) -> str:
         return f"{what}: {score}"
     if not np.isfinite(row["difference"]):
         return f"{what}: {score}; {row['why']}"
-    span = f" ({row['low']:+.3f} to {row['high']:+.3f})" if np.isfinite(row["low"]) else " (no interval)"
+    span = f" ({compare.bounds(row['low'], row['high']) or 'no interval'})"
     return f"{what}: {row['difference']:+.3f}{span}, {score}" + (f"; {row['why']}" if row["why"] else "")
 
 

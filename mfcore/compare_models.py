@@ -79,13 +79,14 @@ def ranking(scores: pd.DataFrame, study: Study, metric: str = "auroc", size: flo
 
 
 def what_folds_show(study: Study, scores: pd.DataFrame | None = None, metric: str = "auroc", size: float | None = None) -> str:
-    """One sentence on the smallest difference between two arms that the study's folds could show.
+    """One sentence on the smallest difference between two arms that the study's folds could show, or that they show none.
 
     It is `statistics.clear_difference` times the SD over folds of the difference of two arms: their median over all pairs of
     ``scores``, which are as for `differences`; without them, or with one arm or fold only, the sentence counts in SDs.
     """
     if scores is None:
         n_folds, n_arms, sd = study.splits.n_folds, len(study.encoders) + len(study.networks), math.nan
+        room = math.nan
         n_train = (1 - study.splits.test_fraction) * (1 - study.splits.val_fraction)
         n_test = study.splits.test_fraction
     else:
@@ -93,16 +94,27 @@ def what_folds_show(study: Study, scores: pd.DataFrame | None = None, metric: st
         n_folds, n_arms = int(part.groupby("arm")[metric].count().max()), part["arm"].nunique()
         n_train, n_test = part["n_train"].mean(), part["n_test"].mean()
         by_fold = part.pivot(index="fold", columns="arm", values=metric)
+        means = by_fold.mean()
+        room = 1 - means.min() if metric in metrics.HIGHER_IS_BETTER else means.max()  # from the worst arm to a perfect one
         sds = [spread(by_fold[first] - by_fold[second]).sd for first, second in combinations(by_fold, 2)]
         sd = float(np.nanmedian(sds)) if np.isfinite(sds).any() else math.nan
     if n_folds < 2:
         return "One fold has no spread, so that it can't tell any two arms apart."
+    if n_folds == 2:
+        return "Two folds say too little of their spread for a word on how far two arms must differ."
     n_pairs = n_arms * (n_arms - 1) // 2
     alone, endless = clear_difference(n_folds, n_train, n_test), stats.norm.isf((1 - LEVEL) / 2) * math.sqrt(n_test / n_train)
     of_all = clear_difference(n_folds, n_train, n_test, n_tests=max(n_pairs, 1))
     one, all_pairs, least = (f"{x * sd:.3f}" if math.isfinite(sd) else f"{x:.1f} SDs" for x in (alone, of_all, endless))
     given = f", the differences' SD over folds being {sd:.3f} (median over pairs)" if math.isfinite(sd) else ""
+    if alone * sd > room:  # never where either isn't known
+        return (
+            f"With {n_folds} overlapping folds, whose differences have an SD of {sd:.3f} (median over pairs), two arms would "
+            f"have to differ by more in {metrics.TITLES[metric]} than the worst arm does from a perfect one."
+        )
     corrected = f", and by {all_pairs} to be so as the first of {n_pairs} pairs by Holm's correction" if n_pairs > 1 else ""
+    if of_all * sd > room:
+        corrected = f", which can't be enough as the first of {n_pairs} pairs by Holm's correction"
     return (
         f"With {n_folds} overlapping folds, two arms must differ by {one} in {metrics.TITLES[metric]} to be told apart by "
         f"themselves{corrected}{given}; no number of folds drawn from the same slides would bring {one} below {least}."

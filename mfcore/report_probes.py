@@ -77,10 +77,11 @@ def said(found: pd.DataFrame, titles: dict[str, str]) -> str:
     against = compare_probes.differences(found, "auroc").dropna()
     if len(against):
         far = against.loc[against["difference"].abs().idxmax()]
+        span = compare.bounds(far["low"], far["high"]) or "no interval"
         n_sure = int(((against["low"] > 0) | (against["high"] < 0)).sum())
         sentences.append(
             f"Fold by fold, the AUROC farthest from this study's own probe's is that of “{titles[far['estimator']]}”, "
-            f"{far['difference']:+.3f} ({far['low']:+.3f} to {far['high']:+.3f}); of {len(against)} such intervals "
+            f"{far['difference']:+.3f} ({span}); of {len(against)} such intervals "
             f"{n_sure or 'none'} leave{'s' if n_sure == 1 else ''} out zero."
         )
     stopped = found[found["n_epochs"].notna()]
@@ -95,11 +96,12 @@ def _far_enough(found: pd.DataFrame, full: pd.DataFrame) -> list[str]:
     if not {slow, fast} <= set(full.index):
         return []
     one = compare_probes.differences(found, "auroc", slow).set_index("estimator").loc[fast]
-    if not np.isfinite(one["low"]):  # a single fold
+    span = compare.bounds(one["low"], one["high"])
+    if not span:  # a single fold
         return []
     text = (
         f"Twenty times the learning rate moves the early stopped Adam's AUROC by {one['difference']:+.3f} "
-        f"({one['low']:+.3f} to {one['high']:+.3f}), and on its own training patches from "
+        f"({span}), and on its own training patches from "
         f"{full.loc[slow, 'train_auroc']:.2f} to {full.loc[fast, 'train_auroc']:.2f}"
     )
     if one["low"] > 0:

@@ -91,8 +91,6 @@ def numbers(rows: pd.DataFrame) -> pd.DataFrame:
     shown["arm"] = measured["arm"] + " (" + measured["kind"] + ")"
     shown["AUROC"] = [compare.plus_minus(m, sd) for m, sd in zip(measured["auroc"], measured["auroc_sd"], strict=True)]
     shown["difference"] = [f"{value:+.3f}" if np.isfinite(value) else "–" for value in measured["difference"]]
-    shown["95 % interval"] = [
-        f"{low:+.3f} to {high:+.3f}" if np.isfinite(low) else "–"
-        for low, high in zip(measured["low"], measured["high"], strict=True)
-    ]
+    intervals = zip(measured["low"], measured["high"], strict=True)
+    shown["95 % interval"] = [compare.bounds(low, high) or "–" for low, high in intervals]
     return shown.assign(note=measured["why"])

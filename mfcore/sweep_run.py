@@ -155,11 +155,12 @@ def killed(results: Path, jobs: Mapping[str, Job]) -> dict[str, int]:
 def execute(source: Path, target: Path, parameters: Mapping[str, object], n_threads: int = 1, of_what: str = "") -> None:
     """Execute the notebook ``source`` (percent .py) with papermill into ``target`` (.ipynb), which is written even if it fails.
 
-    of_what: a line that its first cell, which is text, then begins with: what its outputs are of.
+    of_what: a line that its text then begins with: what its outputs are of.
     Raises SweepError, before a kernel starts, for a parameter that the notebook doesn't know (papermill only warns), and
     papermill's error where a cell fails, KilledError where the kernel died.
     """
     import jupytext
+    import nbformat
     import papermill
 
     notebook = jupytext.read(source)
@@ -168,7 +169,9 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], n_thre
     if unknown:
         raise SweepError(f"{source.name} has no parameter {unknown[0]!r}; its parameters: {known}")
     if of_what:
-        notebook.cells[0].source = f"{of_what}\n\n{notebook.cells[0].source}"
+        if notebook.cells[0].cell_type != "markdown":
+            notebook.cells.insert(0, nbformat.v4.new_markdown_cell())
+        notebook.cells[0].source = f"{of_what}\n\n{notebook.cells[0].source}".rstrip()
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     target.parent.mkdir(parents=True, exist_ok=True)
     os.environ.update(_threads(n_threads))

@@ -308,3 +308,8 @@ def test_each_test_domain_has_its_mean_in_and_out_of_domain(predictions):
     row = table.query("arm == 'net' and domain == 'b' and where == 'out of domain'").iloc[0]
     values = scores.query("arm == 'net' and domain == 'b' and train_domain == 'a'")["balanced_accuracy"]
     assert row["mean"] == pytest.approx(values.mean()) and row["sd"] == pytest.approx(values.std(ddof=1))
+
+
+def test_an_interval_that_reaches_beyond_what_scores_differ_by_is_not_written():
+    assert compare.bounds(-0.01, 0.2) == "-0.010 to +0.200" and compare.bounds(-1.0, 1.0, "+.2f", ", ") == "-1.00, +1.00"
+    assert compare.bounds(-1.6, 1.9) == compare.bounds(0.1, 1.01) == compare.bounds(np.nan, np.nan) == ""

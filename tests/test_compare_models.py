@@ -1,5 +1,6 @@
 """Arms against one another: planted differences are found, equal arms are tied, and every number has a second way to it."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -154,6 +155,24 @@ def test_what_the_folds_show_is_where_a_difference_becomes_clear():
     one_arm = compare_models.what_folds_show(STUDY, scores[scores["arm"] == "net"])
     assert "SDs" in one_arm and "Holm" not in one_arm
     assert "no spread" in compare_models.what_folds_show(STUDY, scores[scores["fold"] == 0])
+
+
+@pytest.mark.parametrize(("n_folds", "noise"), [(2, 0.05), (2, 0.3), (3, 0.3), (3, 0.1), (5, 0.4), (5, 0.02)])
+def test_no_sentence_asks_for_more_than_arms_can_differ_by(n_folds, noise):
+    scores = made_scores(noise=noise)
+    scores = scores[scores["fold"] < n_folds].assign(auroc=lambda table: table["auroc"].clip(0, 1))
+    text = compare_models.what_folds_show(replace(STUDY, splits=replace(STUDY.splits, n_folds=n_folds)), scores)
+    asked = [float(value) for value in re.findall(r"by (\d+\.\d+)", text)]
+    full = scores.query("train_domain == 'all' and size == 1.0")
+    assert max(asked, default=0) <= 1 - full.groupby("arm")["auroc"].mean().min(), text
+    if n_folds == 2:
+        assert text == "Two folds say too little of their spread for a word on how far two arms must differ."
+        assert compare_models.what_folds_show(replace(STUDY, splits=replace(STUDY.splits, n_folds=2))) == text
+    if (n_folds, noise) == (3, 0.1):
+        assert "which can't be enough as the first of 6 pairs" in text and len(asked) == 1
+    if noise >= 0.3 and n_folds > 2:
+        assert "than the worst arm does from a perfect one" in text
+    assert bool(asked) == (noise <= 0.1 and n_folds > 2)
 
 
 def test_intervals_are_those_of_the_bootstrap_for_every_arm_and_size():

@@ -399,13 +399,13 @@ def test_pretrainings_are_jobs_that_wait_for_their_start_and_are_waited_for(pret
     assert jobs["08_pretrain.own"].needs == (first,) and jobs["08_pretrain.late"].needs == (first, "08_pretrain.own")
     assert jobs["08_pretrain.own"].parameters == {"encoder": "own"}
     assert jobs["02_embed.vit_tiny_random"].needs[:2] == (first, "02_embed.vit_tiny_random.share0of2")
-    for encoder in ("own", "own_20"):
+    for encoder in ("own", store.file_name("own@20")):
         assert jobs[f"02_embed.{encoder}"].needs[:2] == (first, "08_pretrain.own")
         assert jobs[f"02_embed.{encoder}.share1of2"].needs == (first, "08_pretrain.own")
     assert jobs["09_downstream_tasks.consep"].needs == (first, "08_pretrain.own")
     everything = {"08_pretrain.own", "08_pretrain.late", "08_pretrain.large"}
     assert set(jobs["09_downstream_tasks.bach"].needs) == {first, *everything}
-    probes = [f"03_linear_probe.{name}" for name in ("vit_tiny_random", "own", "own_20")]
+    probes = [f"03_linear_probe.{store.file_name(name)}" for name in ("vit_tiny_random", "own", "own@20")]
     judged = {"09_downstream_tasks.bach", "09_downstream_tasks.consep"}
     assert set(jobs["10_representations"].needs) == {*probes, *judged}
     assert set(jobs["11_pretraining_studies"].needs) == everything | judged
