@@ -284,12 +284,18 @@ def _provenance(study: Study, results: Path) -> pd.DataFrame:
     newest = max(records, key=lambda record: record["finished"])["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in newest["packages"].items())
     minutes = sum(record["seconds"] for record in records) / 60
+    threads: dict[str, set[int]] = {}
+    for record in records:
+        threads.setdefault(record["stage"], set()).add(record["environment"].get("n_threads", 0))  # 0: of an older version
     rows = {
         "commit": "; ".join(commits),
         "machine": f"Python {newest['python']}, {newest['system']} {newest['machine']}, {newest['n_cores']} cores",
         "packages": versions,
         "seeds": f"data {study.data.seed}, splits {study.splits.seed}" if study.synthetic else f"splits {study.splits.seed}",
         "runs": f"{len(records)} finished, {minutes:.1f} minutes in all",
+        "threads": "; ".join(
+            f"{stage} {' or '.join(str(n) if n else 'not recorded' for n in sorted(those))}" for stage, those in threads.items()
+        ),
         "built": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     content = yaml.safe_dump(as_dict(study), sort_keys=False, default_flow_style=True, width=10**6).strip()

@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -236,7 +237,7 @@ class Run:
                 "files": {
                     name: {"sha256": file_sha256(self.path(name)), "bytes": self.path(name).stat().st_size} for name in files
                 },
-                "environment": environment(),
+                "environment": {**environment(), "n_threads": n_threads()},
             },
         )
         return self
@@ -347,6 +348,14 @@ def changes(was: Mapping, now: Mapping) -> list[str]:
         return text if len(text) <= 80 else f"{text[:77]}..."
 
     return [f"{name} was {value(was, name)}, is {value(now, name)}" for name in differences(was, now)]
+
+
+def n_threads() -> int:
+    """Threads that sums of this process are divided among, which decides the last digits of what is trained."""
+    if (torch := sys.modules.get("torch")) is not None:
+        return int(torch.get_num_threads())
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdigit() and int(said) else len(os.sched_getaffinity(0))
 
 
 @cache

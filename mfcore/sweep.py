@@ -23,7 +23,12 @@ from mfcore.sweep_run import KilledError, SweepError, build_supplement, killed, 
 
 @dataclass(frozen=True)
 class How:
-    """How a sweep runs, not what it computes: nothing here changes a number.
+    """How a sweep runs, not what it computes: nothing here changes a number but in the last digits of what is trained.
+
+    Slides, patches, splits, embeddings by given weights, and probes and other heads on them are the same to the bit with any
+    number of cores. Networks trained end to end or by LoRA, pretrainings, the decoders of segmentation tasks, and what rests on
+    a pretrained encoder come of sums that more threads add in another order: after a few steps they differ from the 6th or 7th
+    digit on, and more with every step. A run records how many threads it had.
 
     n_cores: of this machine; None: all. n_shares: jobs that make one encoder's embedding. profile: a folder of
     ``profiles/`` or a path, by which the jobs go to a cluster; "" keeps them here. n_gpus: what a job that can use a GPU asks

@@ -197,6 +197,18 @@ def test_a_page_of_an_unchanged_mode_has_no_badge_of_it(results):
     assert "strict mode" not in (index.parent / "notebooks" / "02_embed.good.html").read_text()
 
 
+def test_the_table_of_provenance_has_the_number_of_threads_of_each_stage(results):
+    for file in results.glob("probe-*/run.json"):
+        record = store.read_json(file)
+        store.write_json(file, {**record, "environment": {**record["environment"], "n_threads": 7}})
+    for file in results.glob("audit-*/run.json"):
+        record = store.read_json(file)
+        del record["environment"]["n_threads"]
+        store.write_json(file, record)
+    threads = report._provenance(STUDY, results).set_index("what").loc["threads", "value"]
+    assert "audit not recorded;" in threads and "probe 7" in threads and f"splits {store.n_threads()}" in threads
+
+
 def test_pages_fetch_nothing_to_be_read_and_links_lead_somewhere(results):
     index = report.build(STUDY, results)
     pages = [*index.parent.glob("*.html"), *index.parent.glob("notebooks/*.html")]

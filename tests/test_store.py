@@ -99,6 +99,27 @@ def test_a_key_of_several_objects_is_read(tmp_path):
     assert store.read_json(tmp_path / "f.json") == [{"a": {"a": "a"}}, {"a": "{a: 1, a: 2}"}]
 
 
+@pytest.mark.parametrize(
+    ("before", "threads", "n"),
+    [
+        ("import torch; torch.set_num_threads(3)", "1", 3),
+        ("import torch", "2", 2),
+        ("", "5", 5),
+        ("import os; os.sched_getaffinity = lambda _: {0, 1, 2, 3}", "", 4),
+    ],
+)
+def test_a_run_records_its_number_of_threads_which_is_no_part_of_its_key(tmp_path, before, threads, n):
+    code = f"{before}\nfrom mfcore import store\nprint(store.open_run({str(tmp_path)!r}, 'a', 'b', {{}}, {{}}).finish([]).key)"
+    environment = {**os.environ, "OMP_NUM_THREADS": threads} if threads else os.environ.copy()
+    if not threads:
+        environment.pop("OMP_NUM_THREADS", None)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    (record,) = (store.read_json(file) for file in tmp_path.glob("a-*/run.json"))
+    assert record["environment"]["n_threads"] == n
+    assert done.stdout.strip() == record["key"] == store.open_run(tmp_path, "a", "b", {}, {}).key
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "f.json"
     store.write_json(path, {"a": 1})
