@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
