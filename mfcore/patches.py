@@ -10,7 +10,7 @@ from mfcore.config import Study, as_dict, digest
 from mfcore.patches_read import Job, PatchError, look, read_all
 from mfcore.slides import SAME_RESOLUTION
 
-__all__ = ["PatchError", "centre_crop", "check", "config_of", "counts", "extract", "find", "load", "prepare"]
+__all__ = ["PatchError", "centre_crop", "check", "config_of", "corners", "counts", "extract", "find", "load", "prepare"]
 
 
 def prepare(study: Study, folder: str | Path, n_workers: int = 1, host: str = downloads.GITHUB) -> Path:
@@ -84,6 +84,21 @@ def centre_crop(patches: np.ndarray, size_px: int) -> np.ndarray:
         raise PatchError(f"a crop of {size_px} px doesn't fit into patches of {height} x {width} px")
     top, left = (height - size_px) // 2, (width - size_px) // 2
     return patches[..., top : top + size_px, left : left + size_px, :]
+
+
+def corners(study: Study, table: pd.DataFrame) -> np.ndarray:
+    """The upper left corner of what `centre_crop` leaves of each patch, x and y in level-0 px, int64 (n_patches, 2).
+
+    Exact where patches are cut on the slide's grid, to the nearest px where they are resampled. ``table`` is `load`'s.
+    """
+    target = study.patches.um_per_px if study.switches.resolution == "target" else None
+    scale = np.ones(len(table)) if target is None else (target / table["um_per_px"]).fillna(1.0).to_numpy()
+    is_cut = np.abs(scale - 1) < SAME_RESOLUTION
+    scale = np.where(is_cut, 1.0, scale)[:, None]  # level-0 px a px
+    stored = table[["patch_x_l0_px", "patch_y_l0_px"]].to_numpy() - study.stored_px * scale / 2
+    stored[is_cut] = np.floor(stored[is_cut] + 0.5)
+    margin_px = (study.stored_px - study.patches.size_px) // 2
+    return np.floor(stored + margin_px * scale + 0.5).astype(np.int64)
 
 
 def counts(table: pd.DataFrame) -> pd.DataFrame:
