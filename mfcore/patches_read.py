@@ -27,7 +27,7 @@ from mfcore.store import replacing
 
 T, R = TypeVar("T"), TypeVar("R")
 
-RULE = 2
+RULE = 3
 """Raised whenever the same slides would give other px, so that a store begun by the rule before is begun anew."""
 BATCH_PATCHES = (16, 256)  # the fewest and the most in a batch; between them, eight batches a thread
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mfcore.slides_reader import SlideError, Window, given, stated_resolution
+from mfcore.slides_reader import SlideError, Window, given, stated_resolution, whole_downsample
 
 if TYPE_CHECKING:
     import openslide
@@ -48,8 +48,11 @@ class OpenSlideReader:
             raise SlideError(f"{path}: damaged ({error}); fetch the file again") from None
         self._slide.set_cache(_cache())
         self.size_px = self._slide.dimensions
-        self.downsamples = self._slide.level_downsamples
         self.level_sizes_px = self._slide.level_dimensions
+        self._asked = self._slide.level_downsamples  # the ratio of sides, by which OpenSlide finds a level's px
+        self.downsamples = tuple(
+            whole_downsample(self.size_px, *level) for level in zip(self.level_sizes_px, self._asked, strict=True)
+        )
         self.vendor = self._slide.properties.get("openslide.vendor", "")
         found = (self._slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy")
         try:
@@ -60,23 +63,29 @@ class OpenSlideReader:
 
     def corner_l0_px(self, at_px: int, level: int) -> float:
         """OpenSlide takes whole level-0 px; between px of a level it interpolates, so the nearest is asked for."""
-        return round(at_px * self.downsamples[level])
+        asked = round(max(at_px, 0) * self._asked[level]) / self._asked[level]  # px of the level
+        return (asked + min(at_px, 0)) * self.downsamples[level]
 
     def expect(self, windows: Iterable[Window]) -> None:
         """Nothing to prepare: OpenSlide keeps what it decoded last, and reads that come in order find it there."""
 
     def region(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
         """See `mfcore.slides_reader.Reader`."""
-        level, x_px, y_px, width, height = window
-        x_l0_px, y_l0_px = (round(at_px * self.downsamples[level]) for at_px in (x_px, y_px))
-        try:
-            pixels = self._slide.read_region((x_l0_px, y_l0_px), level, (width, height))
-        except self._error as error:
-            raise SlideError(
-                f"{self._path}: damaged near level-0 px ({x_l0_px}, {y_l0_px}), level {level} ({error}); fetch the file again"
-            ) from None
-        opaque = Image.new("RGB", pixels.size, "white")
-        opaque.paste(pixels, mask=pixels.getchannel("A"))
+        # From the border on: left of it and above, OpenSlide may be off by a px of the level.
+        x_px, y_px = max(window.x_px, 0), max(window.y_px, 0)
+        left, top = x_px - window.x_px, y_px - window.y_px
+        opaque = Image.new("RGB", (window.width, window.height), "white")
+        if left < window.width and top < window.height:
+            x_l0_px, y_l0_px = (round(at_px * self._asked[window.level]) for at_px in (x_px, y_px))
+            size = window.width - left, window.height - top
+            try:
+                pixels = self._slide.read_region((x_l0_px, y_l0_px), window.level, size)
+            except self._error as error:
+                raise SlideError(
+                    f"{self._path}: damaged near level-0 px ({x_l0_px}, {y_l0_px}), level {window.level} ({error}); fetch the "
+                    "file again"
+                ) from None
+            opaque.paste(pixels, (left, top), pixels.getchannel("A"))
         return given(np.asarray(opaque), out)
 
     def close(self) -> None:

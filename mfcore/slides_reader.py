@@ -75,6 +75,18 @@ def stated_resolution(path: Path, um_per_px: Sequence[float]) -> tuple[float | N
     return sum(um_per_px) / len(um_per_px), tag
 
 
+def whole_downsample(size_px: tuple[int, int], level_size_px: tuple[int, int], said: float) -> float:
+    """The whole number that explains both sides of a level by rounding up or down; ``said`` where none does.
+
+    Where a level is so small that several do: ``said`` if it is one, else a power of two, else the nearest to ``said``.
+    """
+    sides = list(zip(size_px, level_size_px, strict=True))
+    first = max(1, *(whole // (level + 1) for whole, level in sides))
+    last = min(whole // max(level - 1, 1) for whole, level in sides)
+    explain = [k for k in range(first, last + 1) if all(level in (whole // k, -(-whole // k)) for whole, level in sides)]
+    return float(min(explain, key=lambda k: (k != said, k & (k - 1) != 0, abs(k - said)), default=said))
+
+
 def given(pixels: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     """The px as `Reader.region` gives them: written into ``out``, where there is one."""
     if out is None:
