@@ -23,6 +23,7 @@ from mfcore import slides_tiff
 from mfcore.slides_image import ImageReader
 from mfcore.slides_openslide import OpenSlideReader
 from mfcore.slides_reader import Reader, SlideError, Window, overlap
+from mfcore.slides_tiff_index import look_into
 from mfcore.slides_tiles import Memory
 
 __all__ = ["SAME_RESOLUTION", "Memory", "Slide", "SlideError", "UnstatedResolution", "open_slide"]
@@ -186,9 +187,13 @@ def open_slide(
 
 def _reader(path: Path, memory: Memory) -> Reader:
     """The reader for a file: OpenSlide's formats first, then striped TIFF, then PNG."""
-    index = slides_tiff.look_into(path)
+    index = look_into(path)
     try:
         by_openslide = OpenSlideReader(path)
     except OpenSlideReader.Unknown:
         return ImageReader(path, memory) if index is None else slides_tiff.plain(path, index, memory)
+    except SlideError:
+        if index is not None:  # it may not be damaged, but what OpenSlide doesn't know
+            slides_tiff.refuse_unusual(path, index, index.pages)
+        raise
     return by_openslide if index is None else slides_tiff.over(by_openslide, path, index, memory)

@@ -89,7 +89,7 @@ def write_scn(path, levels, at=(0, 0)):
 
     sizes = [level.shape[1::-1] for level in levels]
     text = (
-        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:a">'
+        f'<?xml version="1.0"?><scn xmlns="http:{"//"}www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:a">'
         f'<collection name="c" uuid="urn:uuid:b" sizeX="{plane[0] * nm}" sizeY="{plane[1] * nm}"><barcode>MQ==</barcode>'
         + part("macro", [(300, 250)], 0, (*plane, 0, 0), 1)
         + part("main", sizes, 1, (width, height, *at), 40)
