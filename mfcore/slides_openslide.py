@@ -1,9 +1,10 @@
 """The formats that OpenSlide reads."""
 
 import functools
+import struct
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
     import openslide
 
 CACHE_BYTES = 128 << 20
+
+# DICOM, by whose series OpenSlide finds the files of a slide in a folder.
+NO_VOLUME = ("LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER")  # ImageType's third value where an image is no level of a slide
+SYNTAX, IMAGE_TYPE, SERIES = (0x0002, 0x0010), (0x0008, 0x0008), (0x0020, 0x000E)
+ITEM, ITEM_END, SEQUENCE_END = ((0xFFFE, element) for element in (0xE000, 0xE00D, 0xE0DD))
+LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")  # with four bytes of length
+IMPLICIT, UNSAID = "1.2.840.10008.1.2", 0xFFFFFFFF
 
 
 @functools.cache
@@ -91,3 +99,46 @@ class OpenSlideReader:
     def close(self) -> None:
         """Give the file back."""
         self._slide.close()
+
+
+def series_of(path: Path) -> tuple[str, str] | None:
+    """The series of a DICOM file and ImageType's third value ("VOLUME" for a level of a slide); None for any other file."""
+    found = {SYNTAX: "", IMAGE_TYPE: "", SERIES: ""}
+    try:
+        with path.open("rb") as file:
+            if file.read(132)[128:] != b"DICM":
+                return None
+            tag = (0, 0)
+            while tag < SERIES:
+                tag, n_bytes = _element(file, found[SYNTAX] == IMPLICIT)
+                if tag in found:
+                    found[tag] = file.read(n_bytes).decode("ascii", "replace").strip("\0 ")
+                else:
+                    _pass(file, found[SYNTAX] == IMPLICIT, tag, n_bytes)
+    except (OSError, struct.error):
+        return None
+    kinds = found[IMAGE_TYPE].split("\\")
+    return (found[SERIES], kinds[2] if len(kinds) > 2 else "") if found[SERIES] else None
+
+
+def _element(file: IO[bytes], is_implicit: bool) -> tuple[tuple[int, int], int]:
+    """The tag of the next element of a DICOM file, and the length of its value; raises struct.error at the end."""
+    group, element, kind = struct.unpack("<HH2s", file.read(6))
+    if group == ITEM[0] or (is_implicit and group != SYNTAX[0]):
+        return (group, element), int.from_bytes(kind + file.read(2), "little")
+    if kind in LONG:
+        return (group, element), struct.unpack("<2xI", file.read(6))[0]
+    return (group, element), struct.unpack("<H", file.read(2))[0]
+
+
+def _pass(file: IO[bytes], is_implicit: bool, tag: tuple[int, int], n_bytes: int) -> None:
+    """Go behind a value, also one of items whose length isn't said."""
+    if n_bytes != UNSAID:
+        file.seek(n_bytes, 1)
+        return
+    end = ITEM_END if tag == ITEM else SEQUENCE_END
+    while True:
+        tag, n_bytes = _element(file, is_implicit)
+        if tag == end:
+            return
+        _pass(file, is_implicit, tag, n_bytes)
