@@ -2,7 +2,9 @@
 
 The rule for places, one for every file and for training and test alike: a box is its two corners [x1, y1, x2, y2], never
 COCO's corner and size; the centre is their mean, half a px is kept, and so is a centre off the slide, by up to
-MAX_OFF_SLIDE_PX. What a patch shows beyond the slide's border is the study's ``patches.at_border``.
+MAX_OFF_SLIDE_PX. Places count from OpenSlide's corner of level 0 unless the study says ``data: {origin: scanned_area}``, as
+QuPath counts on slides whose scanned area lies within a larger plane; that corner is known when slides are read. What a patch
+shows beyond the slide's border is the study's ``patches.at_border``.
 """
 
 from pathlib import Path

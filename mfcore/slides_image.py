@@ -27,6 +27,7 @@ class ImageReader:
     """
 
     downsamples = (1.0,)
+    scanned_at_px = (0, 0)
 
     def __init__(self, path: Path, memory: Memory):
         self._path = path

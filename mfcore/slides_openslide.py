@@ -62,6 +62,7 @@ class OpenSlideReader:
             whole_downsample(self.size_px, *level) for level in zip(self.level_sizes_px, self._asked, strict=True)
         )
         self.vendor = self._slide.properties.get("openslide.vendor", "")
+        self.scanned_at_px = tuple(int(self._slide.properties.get(f"openslide.bounds-{axis}", 0)) for axis in "xy")
         found = (self._slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy")
         try:
             self.stated_um_per_px, self.tag = stated_resolution(path, [float(value) for value in found if value])

@@ -30,6 +30,7 @@ class Reader(Protocol):
     size_px: (width, height) of level 0; level_sizes_px: of each level. downsamples: level-0 px a px of each level.
     tag: the file's resolution in words.
     n_bytes_whole: what is held in memory at once whatever is read; 0 where that is no more than some tiles.
+    scanned_at_px: corner (x, y) of the scanned area in level-0 px, (0, 0) where the file doesn't say.
     """
 
     size_px: tuple[int, int]
@@ -38,6 +39,7 @@ class Reader(Protocol):
     stated_um_per_px: float | None
     tag: str
     n_bytes_whole: int
+    scanned_at_px: tuple[int, int]
 
     def corner_l0_px(self, at_px: int, level: int) -> float:
         """Where a window that begins at px ``at_px`` of a level is really read, in level-0 px; the same for x and y."""

@@ -42,6 +42,7 @@ class TiffReader:
     ):
         self._path = path
         self._levels = levels
+        self.scanned_at_px = (0, 0)  # of the formats that are read here
         self._n_own = len(levels)
         self._judge = judge
         self._dozes = self._lacks_judge = False

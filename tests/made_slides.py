@@ -72,9 +72,9 @@ def write_alpha(path, levels):
 
 
 def write_scn(path, levels, at=(0, 0)):
-    """A Leica SCN whose scanned area begins at ``at`` px of the whole plane, which is twice as wide and high."""
+    """A Leica SCN whose scanned area begins at ``at`` px of the whole plane, and lies in its middle."""
     nm, (height, width) = round(UM_PER_PX * 1000), levels[0].shape[:2]
-    plane = 2 * width, 2 * height
+    plane = width + 2 * at[0], height + 2 * at[1]
 
     def part(name, sizes, first, view, objective):
         pixels = "".join(f'<dimension sizeX="{x}" sizeY="{y}" r="{r}" ifd="{first + r}"/>' for r, (x, y) in enumerate(sizes))

@@ -125,9 +125,8 @@ def test_a_slide_is_one_file(tmp_path):
 def test_files_of_one_dicom_slide_are_one_slide(tmp_path):
     """Two levels of a slide would put it on both sides of a split; a label of it shows no tissue."""
     image = np.full((64, 64, 3), 200, np.uint8)
-    write_dicom(
-        tmp_path / "images", [image, image[::2, ::2], image[::4, ::4]], name="{}.dcm", kinds=("VOLUME",) * 2 + ("LABEL",)
-    )
+    levels, kinds = [image, image[::2, ::2], image[::4, ::4]], ("VOLUME", "VOLUME", "LABEL")
+    write_dicom(tmp_path / "images", levels, name="{}.dcm", kinds=kinds)
     write_dicom(tmp_path / "images", [image], name="other.dcm", series="1.2.3.5")
     (tmp_path / "annotations.csv").write_text("file,x,y,label\n0.dcm,1,2,1\n1.dcm,3,4,0\n2.dcm,3,4,0\nother.dcm,3,4,0\n")
     with pytest.raises(LabelError) as refused:
