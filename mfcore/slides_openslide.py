@@ -1,6 +1,8 @@
 """The formats that OpenSlide reads."""
 
 import functools
+import itertools
+import math
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     import openslide
 
 CACHE_BYTES = 128 << 20
+LOOKED_PX, LOOKED_AT = 64, (0.3, 0.6, 0.95)  # squares of a level that tell how it was made: their side, where they lie
 
 # DICOM, by whose series OpenSlide finds the files of a slide in a folder.
 NO_VOLUME = ("LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER")  # ImageType's third value where an image is no level of a slide
@@ -58,9 +61,11 @@ class OpenSlideReader:
         self.size_px = self._slide.dimensions
         self.level_sizes_px = self._slide.level_dimensions
         self._asked = self._slide.level_downsamples  # the ratio of sides, by which OpenSlide finds a level's px
-        self.downsamples = tuple(
-            whole_downsample(self.size_px, *level) for level in zip(self.level_sizes_px, self._asked, strict=True)
-        )
+        self.downsamples: tuple[float, ...] = ()
+        for level, (size_px, asked) in enumerate(zip(self.level_sizes_px, self._asked, strict=True)):
+            self.downsamples += (whole_downsample(self.size_px, size_px, asked),)
+            if self.downsamples[level] != asked and self._is_stretched(level):
+                self.downsamples = (*self.downsamples[:level], asked)
         self.vendor = self._slide.properties.get("openslide.vendor", "")
         self.scanned_at_px = tuple(int(self._slide.properties.get(f"openslide.bounds-{axis}", 0)) for axis in "xy")
         found = (self._slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy")
@@ -69,6 +74,36 @@ class OpenSlideReader:
         except SlideError:
             self.close()
             raise
+
+    def _is_stretched(self, level: int) -> bool:
+        """Whether a level whose size was rounded shows the whole slide, made to fit, and not squares of whole px of it.
+
+        Seen by its content: squares of it are compared with what the next finer level shows there.
+        """
+        whole, finer, n_px = self.downsamples[level], self.downsamples[level - 1], min(LOOKED_PX, *self.level_sizes_px[level])
+        stretch = [side / (small * whole) - 1 for side, small in zip(self.size_px, self.level_sizes_px[level], strict=True)]
+        projected = squared = 0.0
+        for shares in itertools.product(LOOKED_AT, repeat=2):
+            at = [int(share * (side - n_px)) for share, side in zip(shares, self.level_sizes_px[level], strict=True)]
+            start = [self.corner_l0_px(px, level) / finer for px in at]  # px of the finer level
+            corner, side = [math.floor(px) - 4 for px in start], n_px * whole / finer
+            near = [px - self.corner_l0_px(first, level - 1) / finer for px, first in zip(start, corner, strict=True)]
+            try:
+                there = self.region(Window(level - 1, *corner, math.ceil(side) + 10, math.ceil(side) + 10))
+                found = self.region(Window(level, *at, n_px, n_px)).mean(axis=2)
+            except SlideError:  # to be said by the read that needs these px, of a slide that OpenSlide reads anew
+                self._slide = type(self._slide)(self._path)
+                self._slide.set_cache(_cache())
+                return False
+            box = near[0], near[1], near[0] + side, near[1] + side
+            expected = np.asarray(Image.fromarray(there).resize((n_px, n_px), Image.Resampling.BICUBIC, box=box)).mean(axis=2)
+            down, along = np.gradient(expected)
+            x, y = (px + np.arange(n_px) for px in at)
+            change = along * x * stretch[0] + down * y[:, None] * stretch[1]  # of px, if the level is stretched
+            change -= change.mean()
+            projected += (change * (found - expected)).sum()
+            squared += (change**2).sum()
+        return projected > squared / 2
 
     def corner_l0_px(self, at_px: int, level: int) -> float:
         """OpenSlide takes whole level-0 px; between px of a level it interpolates, so the nearest is asked for."""

@@ -26,6 +26,7 @@ PYRAMIDS = {
     "thirds, rounded down": ((1511, 1207), (3, 9), "down"),
     "thirds, rounded up": ((1511, 1207), (3, 9), "up"),
     "fives and sevens": ((1511, 1207), (5, 7), "down"),
+    "resized to a rounded size": ((1511, 1511), (2, 4, 8), "resized"),
 }
 ONE_LEVEL = {"one level": ((1511, 1207), (), "down")}
 KINDS = [(reader, name) for reader in ("tiles", "alpha", "dicom") for name in PYRAMIDS]
