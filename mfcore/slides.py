@@ -8,6 +8,9 @@ Rule for the grid. At the slide's own resolution a patch is cut on the grid of p
 resampled around the exact centre: from the coarsest level that is at least as fine as asked, by bicubic interpolation, which
 averages where it makes smaller. Resolutions that differ by less than 0.1 % count as the same.
 
+Rule for levels. A px of a level is a square of whole level-0 px where one number of them explains the level's size, rounded
+up or down, and the level's content agrees; else the ratio of the sides counts.
+
 Many patches of one slide are planned: `Slide.plan` announces them and says in which order to read them, so that each tile of
 the file is decoded once. What is read is the same without a plan.
 """

@@ -35,6 +35,9 @@ def _cache() -> "openslide.OpenSlideCache":
     return openslide.OpenSlideCache(CACHE_BYTES)
 
 
+_stretched: dict[tuple[str, int, int, int], bool] = {}  # levels that were looked at: file, its size and time, level
+
+
 class OpenSlideReader:
     """Any format of OpenSlide; raises SlideError for a damaged file and `Unknown` for another format.
 
@@ -64,8 +67,13 @@ class OpenSlideReader:
         self.downsamples: tuple[float, ...] = ()
         for level, (size_px, asked) in enumerate(zip(self.level_sizes_px, self._asked, strict=True)):
             self.downsamples += (whole_downsample(self.size_px, size_px, asked),)
-            if self.downsamples[level] != asked and self._is_stretched(level):
-                self.downsamples = (*self.downsamples[:level], asked)
+            if self.downsamples[level] != asked:
+                state = path.stat()
+                known = str(path), state.st_size, state.st_mtime_ns, level
+                if known not in _stretched:
+                    _stretched[known] = self._is_stretched(level)
+                if _stretched[known]:
+                    self.downsamples = (*self.downsamples[:level], asked)
         self.vendor = self._slide.properties.get("openslide.vendor", "")
         self.scanned_at_px = tuple(int(self._slide.properties.get(f"openslide.bounds-{axis}", 0)) for axis in "xy")
         found = (self._slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy")

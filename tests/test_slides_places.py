@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 import pytest
+import tifffile
 from made_slides import UM_PER_PX, off_by, pattern, smaller, write_alpha, write_dicom, write_scn, write_tiff
 from PIL import Image
 
@@ -94,6 +95,22 @@ def test_a_patch_of_an_area_within_the_plane_lies_around_its_centre(tmp_path, um
     with open_slide(path) as slide:
         for x, y in ((768, 640), (500, 900)):
             assert_in_place(slide.read(x + 1000, y + 800, SIZE_PX, um_per_px), (x, y), um_per_px)
+
+
+def test_damage_where_a_level_is_looked_at_is_said_by_the_read_that_meets_it(tmp_path):
+    levels = levels_of("halves, rounded down")
+    path = write_tiff(tmp_path / "a.tif", levels, compression="jpeg", compressionargs={"level": 95})
+    with tifffile.TiffFile(path) as tiff:
+        holes = list(zip(tiff.pages[1].dataoffsets, tiff.pages[1].databytecounts, strict=True))
+    with path.open("r+b") as content:
+        for offset, n_bytes in holes:
+            content.seek(offset)
+            content.write(bytes(n_bytes))
+    with open_slide(path) as slide:
+        assert slide.reader.downsamples == (1, 2, 4, 8, 16)
+        assert_in_place(slide.read(700, 600, SIZE_PX), (700, 600), UM_PER_PX)
+        with pytest.raises(SlideError, match="damaged near level-0 px"):
+            slide.read(700, 600, SIZE_PX, 0.5)
 
 
 def test_a_jpeg_is_no_slide(tmp_path):
