@@ -19,6 +19,7 @@ from mfcore.config_networks import problems_of, problems_of_arguments
 from mfcore.config_pretraining import Pretraining, Task, problems_of_pretraining, problems_of_snapshot, problems_of_task
 from mfcore.config_schema import (
     MODES,
+    ORIGINS,
     SCHEMES,
     SOURCES,
     ConfigError,
@@ -210,6 +211,10 @@ def _check(study: Study) -> None:
         raise ConfigError(f"data.positive, data.negative: both classes are called {study.data.positive!r}; name one otherwise")
     if len(set(study.data.label_values)) != 2 or len(study.data.label_values) != 2:
         raise ConfigError(f"data.label_values: {list(study.data.label_values)}; expected how class 0 and class 1 are written")
+    if study.data.origin not in (None, *ORIGINS):
+        raise ConfigError(f"data.origin: {study.data.origin!r} is not one of {list(ORIGINS)}")
+    if study.data.origin == "scanned_area" and study.data.source == "amibr":
+        raise ConfigError("data.origin: data.source amibr has patches and no slides; leave the key out")
     if study.patches.um_per_px is None and study.switches.resolution == "target" and study.data.source != "amibr":
         raise ConfigError("patches.um_per_px: resolution 'target' needs a value; or set switches.resolution: native")
     if study.patches.um_per_px is not None and not 0.01 <= study.patches.um_per_px <= 100:

@@ -83,6 +83,8 @@ WEIGHTS_FILES = (".safetensors", ".onnx", ".pth", ".pt", ".bin", ".ckpt")
 
 SOURCES = ("synthetic", "midog", "midog22", "midogpp", "ccmct", "amibr", "csv")
 
+ORIGINS = ("slide", "scanned_area")
+
 MODES = {
     "strict": Switches(),
     "paper": Switches(
@@ -110,6 +112,8 @@ class Data:
     um_per_px: resolution of slides that don't state their own; None refuses such slides.
     um_per_px_by_scanner: the same, for slides of one scanner; goes before ``um_per_px``.
     label_values: how a table (source "csv") writes class 0 and class 1.
+    origin: where labels count px from: "slide", OpenSlide's corner of level 0; "scanned_area", the corner of what was scanned
+        (``openslide.bounds-x``, ``-y``), as QuPath counts on MRXS and SCN. None counts as "slide", and warns where they differ.
     seed, n_slides, n_annotations: of the synthetic data set only.
     """
 
@@ -119,6 +123,7 @@ class Data:
     um_per_px: float | None = None
     um_per_px_by_scanner: dict[str, float] = field(default_factory=dict)
     label_values: tuple[str, ...] = ("0", "1")
+    origin: str | None = None
     seed: int = 1
     n_slides: int = 50
     n_annotations: int = 2000

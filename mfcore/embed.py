@@ -261,7 +261,7 @@ def _assemble(run: store.Run, card: EncoderCard, table: pd.DataFrame, study: Stu
                     f"{file} holds features {shard.shape}, expected {(len(rows), card.n_dims)}; remove it and embed again"
                 )
             features[rows.start : rows.stop] = shard
-        coords = out.create_dataset("coords", data=_top_left(table, study))
+        coords = out.create_dataset("coords", data=patches.corners(study, table))
         coords.attrs["name"] = "top left corner of the patch in level-0 px, x and y"
         coords.attrs["patch_size"] = study.patches.size_px
         out.create_dataset("patch_id", data=table["patch_id"].to_numpy())
@@ -272,14 +272,6 @@ def _assemble(run: store.Run, card: EncoderCard, table: pd.DataFrame, study: Stu
     jobs = [store.read_json(file) for file in sorted(run.path("units").glob("done-*.json"))]
     if not run.done:
         run.finish(["embeddings.h5"], weights=about["weights"], n_patches=len(table), jobs=jobs)
-
-
-def _top_left(table: pd.DataFrame, study: Study) -> np.ndarray:
-    """The crops' top left corners, int64 (n_patches, 2), x and y in level-0 px."""
-    target = study.patches.um_per_px if study.switches.resolution == "target" else None
-    scale = 1.0 if target is None else (target / table["um_per_px"]).fillna(1.0)
-    corners = table[["x_l0_px", "y_l0_px"]].sub(study.patches.size_px * scale / 2, axis=0)
-    return np.floor(corners.to_numpy() + 0.5).astype(np.int64)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,7 +2,9 @@
 
 The rule for places, one for every file and for training and test alike: a box is its two corners [x1, y1, x2, y2], never
 COCO's corner and size; the centre is their mean, half a px is kept, and so is a centre off the slide, by up to
-MAX_OFF_SLIDE_PX. What a patch shows beyond the slide's border is the study's ``patches.at_border``.
+MAX_OFF_SLIDE_PX. Places count from OpenSlide's corner of level 0 unless the study says ``data: {origin: scanned_area}``, as
+QuPath counts on slides whose scanned area lies within a larger plane; that corner is known when slides are read. What a patch
+shows beyond the slide's border is the study's ``patches.at_border``.
 """
 
 from pathlib import Path
@@ -13,6 +15,7 @@ import pandas as pd
 from mfcore import labels_amibr, labels_csv, labels_editions, labels_midog, labels_sqlite
 from mfcore.config import Study
 from mfcore.labels_schema import COLUMNS, MAX_OFF_SLIDE_PX, LabelError, refuse
+from mfcore.slides_openslide import NO_VOLUME, series_of
 
 __all__ = ["COLUMNS", "MAX_OFF_SLIDE_PX", "LabelError", "files_of", "load", "published_note"]
 
@@ -128,7 +131,20 @@ def _files(main: Path, folder: Path, names: pd.Series, suffixes: tuple[str, ...]
             missing.append(f"{name}: {n} annotations")
     if check_files:
         refuse(main, missing, f"slides that are neither in {folder} nor in its images/ or WSI/; put them there:")
+        refuse(main, _parts_of_slides(folder, places), "files that are no slides by themselves; name one file a DICOM series:")
     return names.map(places)
+
+
+def _parts_of_slides(folder: Path, places: dict[str, str]) -> list[str]:
+    """Which files belong to a slide that another file stands for, or show no tissue of it."""
+    problems, first = [], {}
+    for name, place in places.items():
+        series, kind = series_of(folder / place) or (name, "")
+        if kind in NO_VOLUME:
+            problems.append(f"{name}: the {kind.lower()} of a slide")
+        elif first.setdefault(series, name) != name:
+            problems.append(f"{name}: the slide of {first[series]}, series {series}")
+    return problems
 
 
 def published_note(study: Study, table: pd.DataFrame) -> str:

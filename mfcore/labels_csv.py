@@ -19,11 +19,11 @@ ONE_DOMAIN = "one domain"
 def read(file: Path, label_values: tuple[str, ...]) -> pd.DataFrame:
     """The rows of one's own table: a line an annotation, in any order of columns.
 
-    Needed: ``file`` (or ``filename``: the slide's file name), ``x`` and ``y`` (its centre in level-0 px, from the slide's
-    upper left corner), ``label``. Where known: ``slide`` (its name, else the file's), ``case`` (else each slide is one),
-    ``domain`` (for all or for none; then all are of ONE_DOMAIN), ``scanner``, ``lab``, ``species``, ``votes`` ("1/0/1" or
-    "1;0;1", written as the labels are), ``split`` ("train", "val" or "test"). Divided by commas, semicolons or tabs; with the
-    last two a comma may be the decimal point. label_values: how class 0 and class 1 are written.
+    Needed: ``file`` (or ``filename``: the slide's file name), ``x`` and ``y`` (its centre in level-0 px, from the upper left
+    corner that ``data.origin`` says), ``label``. Where known: ``slide`` (its name, else the file's), ``case`` (else each slide
+    is one), ``domain`` (for all or for none; then all are of ONE_DOMAIN), ``scanner``, ``lab``, ``species``, ``votes``
+    ("1/0/1" or "1;0;1", written as the labels are), ``split`` ("train", "val" or "test"). Divided by commas, semicolons or
+    tabs; with the last two a comma may be the decimal point. label_values: how class 0 and class 1 are written.
     Raises LabelError with the lines that can't be.
     """
     rows = _lines(file)

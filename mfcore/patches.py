@@ -1,6 +1,7 @@
 """The patch store: every annotation's patch, row for row with the label table, in one memory-mappable array."""
 
 import hashlib
+import warnings
 from collections import defaultdict
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from mfcore.patches_read import Job, PatchError, look, read_all
 from mfcore.slides import SAME_RESOLUTION
 
 __all__ = [
-    "PatchError", "centre_crop", "check", "config_of", "counts", "extract", "find", "find_twins", "load", "load_with_twins",
-    "prepare", "twins", "write_twins",
+    "PatchError", "centre_crop", "check", "config_of", "corners", "counts", "extract", "find", "find_twins", "load",
+    "load_with_twins", "prepare", "twins", "write_twins",
 ]  # fmt: skip
 
 
@@ -45,9 +46,11 @@ def prepare(study: Study, folder: str | Path, n_workers: int = 1, host: str = do
 def config_of(study: Study) -> dict:
     """What decides the patches, and enters the hash: everything of data and patches but the names of the classes.
 
-    Patches that come as images are neither resampled nor do they lie at a slide's border.
+    Patches that come as images are neither resampled nor do they lie at a slide's border. The origin of labels enters only
+    where it isn't the slide's.
     """
-    data = {key: value for key, value in as_dict(study.data).items() if key not in ("positive", "negative")}
+    left_out = ("positive", "negative") if study.data.origin == "scanned_area" else ("positive", "negative", "origin")
+    data = {key: value for key, value in as_dict(study.data).items() if key not in left_out}
     patches = {**as_dict(study.patches), "stored_px": study.stored_px}
     border = {"border": "black"} if _is_black_outside(study) else {}
     resolution = "target" if study.data.source == "amibr" else study.switches.resolution
@@ -138,6 +141,21 @@ def centre_crop(patches: np.ndarray, size_px: int) -> np.ndarray:
     return patches[..., top : top + size_px, left : left + size_px, :]
 
 
+def corners(study: Study, table: pd.DataFrame) -> np.ndarray:
+    """The upper left corner of what `centre_crop` leaves of each patch, x and y in level-0 px, int64 (n_patches, 2).
+
+    Exact where patches are cut on the slide's grid, to the nearest px where they are resampled. ``table`` is `load`'s.
+    """
+    target = study.patches.um_per_px if study.switches.resolution == "target" else None
+    scale = np.ones(len(table)) if target is None else (target / table["um_per_px"]).fillna(1.0).to_numpy()
+    is_cut = np.abs(scale - 1) < SAME_RESOLUTION
+    scale = np.where(is_cut, 1.0, scale)[:, None]  # level-0 px a px
+    stored = table[["patch_x_l0_px", "patch_y_l0_px"]].to_numpy() - study.stored_px * scale / 2
+    stored[is_cut] = np.floor(stored[is_cut] + 0.5)
+    margin_px = (study.stored_px - study.patches.size_px) // 2
+    return np.floor(stored + margin_px * scale + 0.5).astype(np.int64)
+
+
 def counts(table: pd.DataFrame) -> pd.DataFrame:
     """A row a domain: n_slides, n_positive, n_negative, positive_share."""
     by_domain = table.groupby("domain", sort=True)
@@ -148,7 +166,10 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def check(patches: np.ndarray, table: pd.DataFrame, n_looked_at: int = 256) -> None:
-    """Refuse patches that don't stand row for row with the table, and, among some looked at, patches of a single colour."""
+    """Refuse patches that don't stand row for row with the table, and, among some looked at, patches of a single colour.
+
+    ``table`` is `load`'s. Raises PatchError; it names the scanned area of slides that have one of their own.
+    """
     if patches.ndim != 4 or patches.dtype != np.uint8 or patches.shape[1] != patches.shape[2] or patches.shape[3] != 3:
         raise PatchError(f"patches are {patches.dtype} {patches.shape}, expected uint8 (n_patches, side, side, 3)")
     if len(patches) != len(table) or not np.array_equal(table["patch_id"], np.arange(len(table))):
@@ -157,16 +178,36 @@ def check(patches: np.ndarray, table: pd.DataFrame, n_looked_at: int = 256) -> N
     empty = [int(row) for row in rows if (patches[row] == patches[row, 0, 0]).all()]
     if empty:
         where = table.loc[empty[:5], ["slide_id", "x_l0_px", "y_l0_px"]].to_dict("records")
-        raise PatchError(f"{len(empty)} of {len(rows)} patches looked at are of a single colour, the first: {where}")
+        found = f"{len(empty)} of {len(rows)} patches looked at are of a single colour, the first: {where}"
+        concerned = table.loc[empty].drop_duplicates("slide_id")
+        areas = [
+            (row.slide_id, (row.scanned_x_l0_px, row.scanned_y_l0_px))
+            for row in (concerned.itertuples() if "scanned_x_l0_px" in table else ())
+            if row.scanned_x_l0_px or row.scanned_y_l0_px
+        ]
+        raise PatchError(f"{found}; {_offsets(areas)}" if areas else found)
+
+
+def _offsets(areas: list[tuple[str, tuple[int, int]]]) -> str:
+    """Where slides' scanned areas begin, and how a study says from where its labels count."""
+    named = ", ".join(f"{slide_id} at ({x}, {y})" for slide_id, (x, y) in areas[:10])
+    more = f" and {len(areas) - 10} more" if len(areas) > 10 else ""
+    return (
+        "the scanned area begins off the slide's corner, by openslide.bounds-x, -y in level-0 px, on "
+        f"{named}{more}; say from which corner labels count, as data: {{origin: slide}} or, as QuPath does, "
+        "data: {origin: scanned_area}"
+    )
 
 
 def extract(study: Study, folder: str | Path, results: str | Path, n_workers: int = 1) -> store.Run:
     """Read every annotation's patch: ``patches.npy``, uint8 (n_patches, stored_px, stored_px, 3), and ``labels.parquet``.
 
-    The table is `labels.load`'s with um_per_px filled, and with ``patch_x_l0_px`` and ``patch_y_l0_px``, where the patch was
-    centred; they differ from the annotation's centre where the study moves patches inward at the border. Goes on where it
-    stopped. Raises LabelError for bad labels and PatchError, naming every bad slide at once and before anything is read, for
-    slides that are damaged or without um/px.
+    The table is `labels.load`'s with um_per_px filled, places counted from the slide's corner, and with ``patch_x_l0_px`` and
+    ``patch_y_l0_px``, where the patch was centred; they differ from the annotation's centre where the study moves patches
+    inward at the border. Where a slide's scanned area begins off its corner, ``scanned_x_l0_px`` and ``scanned_y_l0_px`` say
+    where, and a study that doesn't say from which its labels count is warned, by the slides' names. Goes on where it stopped.
+    Raises LabelError for bad labels and PatchError, naming every bad slide at once and before anything is read, for slides that
+    are damaged or without um/px.
     """
     folder = Path(folder)
     table = labels.load(study, folder)
@@ -175,14 +216,22 @@ def extract(study: Study, folder: str | Path, results: str | Path, n_workers: in
         return run
     jobs = _plan(study, folder, table)
     found = look(jobs, n_workers)
+    areas = [(job.slide_id, each.scanned_at_px) for job, each in zip(jobs, found, strict=True) if any(each.scanned_at_px)]
+    if areas and study.data.origin is None:
+        warnings.warn(f"labels are taken to count from the slide's corner, but {_offsets(areas)}", stacklevel=2)
     if not run.path("patches.npy").is_file():
         partial = run.path("patches.partial.npy")
         read_all(partial, run.path("progress.txt"), jobs, found, study.stored_px, n_workers)
         partial.replace(run.path("patches.npy"))
-    centres = np.empty((len(table), 2))
+    centres, scanned_at = np.empty((len(table), 2)), np.zeros((len(table), 2), np.int64)
     for job, each in zip(jobs, found, strict=True):
         centres[job.rows] = each.centres
         table.loc[job.rows, "um_per_px"] = each.um_per_px
+        scanned_at[job.rows] = each.scanned_at_px
+    if study.data.origin == "scanned_area":
+        table[["x_l0_px", "y_l0_px"]] += scanned_at
+    if areas:
+        table["scanned_x_l0_px"], table["scanned_y_l0_px"] = scanned_at.T
     shifted = (centres != table[["x_l0_px", "y_l0_px"]].to_numpy()).any(axis=1)
     table["patch_x_l0_px"], table["patch_y_l0_px"] = centres.T
     store.write_parquet(run.path("labels.parquet"), table)
@@ -195,6 +244,7 @@ def extract(study: Study, folder: str | Path, results: str | Path, n_workers: in
             for job, each in zip(jobs, found, strict=True)
             if not each.is_stated and each.um_per_px > 0
         ],
+        scanned_areas=[{"slide_id": slide_id, "x_l0_px": x, "y_l0_px": y} for slide_id, (x, y) in areas],
         n_patches_over_edge=sum(each.n_over_edge for each in found),
         n_patches_shifted=int(shifted.sum()),
     )
@@ -240,6 +290,7 @@ def _plan(study: Study, folder: Path, table: pd.DataFrame) -> list[Job]:
                 slide_um_per_px=data.um_per_px_by_scanner.get(scanner, data.um_per_px),
                 inside_px=patches.size_px if patches.at_border == "shift" and not (are_images or is_black) else None,
                 outside=0 if is_black else 255,
+                from_scanned_area=data.origin == "scanned_area",
             )
         )
     return jobs

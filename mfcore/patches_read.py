@@ -27,7 +27,7 @@ from mfcore.store import replacing
 
 T, R = TypeVar("T"), TypeVar("R")
 
-RULE = 2
+RULE = 3
 """Raised whenever the same slides would give other px, so that a store begun by the rule before is begun anew."""
 BATCH_PATCHES = (16, 256)  # the fewest and the most in a batch; between them, eight batches a thread
 
@@ -48,6 +48,7 @@ class Job:
     um_per_px: of the patches, None native. slide_um_per_px: where the slide doesn't say.
     inside_px: the side, in px of the patches, that is moved to lie inside the slide; None moves nothing.
     outside: grey level, 0 to 255, of what lies outside the slide.
+    from_scanned_area: whether the centres count from the corner of the slide's scanned area.
     """
 
     slide_id: str
@@ -61,6 +62,7 @@ class Job:
     slide_um_per_px: float | None
     inside_px: int | None
     outside: int = 255
+    from_scanned_area: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Found:
     """What looking at a slide, without reading its px, has shown.
 
     centres: float (n, 2), where the patches are read, in level-0 px. n_over_edge: stored patches that reach over the border.
+    scanned_at_px: corner (x, y) of the scanned area in level-0 px.
     in_one_go: whether the slide is decoded whole, so that one thread reads it from beginning to end.
     """
 
@@ -76,6 +79,7 @@ class Found:
     is_stated: bool = False
     centres: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
     n_over_edge: int = 0
+    scanned_at_px: tuple[int, int] = (0, 0)
     in_one_go: bool = False
 
 
@@ -105,19 +109,22 @@ def _look_at(job: Job) -> Found:
         return Found(problems, math.nan if job.slide_um_per_px is None else job.slide_um_per_px, centres=job.centres)
     try:
         with open_slide(job.files[0], job.slide_um_per_px, scanner=job.scanner) as slide:
-            off = np.maximum(-job.centres, job.centres - slide.size_px).max(axis=1)  # (n,) > 0: outside
+            scanned_at_px = slide.reader.scanned_at_px
+            centres = job.centres + scanned_at_px if job.from_scanned_area else job.centres
+            off = np.maximum(-centres, centres - slide.size_px).max(axis=1)  # (n,) > 0: outside
             if off.max() > MAX_OFF_SLIDE_PX:
-                (x, y), (width, height) = job.centres[off.argmax()], slide.size_px
+                (x, y), (width, height) = centres[off.argmax()], slide.size_px
+                counted = f", counted from the scanned area's corner {scanned_at_px}" if job.from_scanned_area else ""
                 return Found(
                     problems=(
-                        f"{job.files[0]}: is {width} x {height} px, a label lies at ({x:g}, {y:g}); these labels are of "
-                        "another image",
+                        f"{job.files[0]}: is {width} x {height} px, a label lies at ({x:g}, {y:g}){counted}; these labels are "
+                        "of another image",
                     )
                 )
-            centres = job.centres if job.inside_px is None else slide.inside(job.centres, job.inside_px, job.um_per_px)
+            centres = centres if job.inside_px is None else slide.inside(centres, job.inside_px, job.um_per_px)
             n_over_edge = int(slide.reaches_over(centres, job.size_px, job.um_per_px).sum())
             in_one_go = slide.n_bytes_whole > 0
-            return Found((), slide.um_per_px, slide.states_um_per_px, centres, n_over_edge, in_one_go)
+            return Found((), slide.um_per_px, slide.states_um_per_px, centres, n_over_edge, scanned_at_px, in_one_go)
     except UnstatedResolution as error:
         return Found(problems=(f"{error} (slide {job.slide_id}, scanner {job.scanner or 'unknown'})",))
     except SlideError as error:

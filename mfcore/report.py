@@ -234,6 +234,10 @@ def _data_notes(study: Study, run: store.Run, annotations: pd.DataFrame) -> list
     if n_over := facts["n_patches_over_edge"]:
         reach = f"{compare.counted(n_over, 'patch', 'patches')} as stored reach{'es' * (n_over == 1)} over the border"
         notes.append(f"{reach} of {'its' if n_over == 1 else 'their'} slide: {config.get('border', 'white')} there.")
+    if areas := facts.get("scanned_areas"):
+        begin = f"{compare.counted(len(areas), 'slide')} whose scanned area begins off the slide's corner"
+        corner = "scanned area" if study.data.origin == "scanned_area" else "slide"
+        notes.append(f"{begin}; labels count from the corner of the {corner}.")
     notes.append(labels.published_note(study, annotations))
     return [note for note in notes if note]
 

@@ -8,6 +8,9 @@ Rule for the grid. At the slide's own resolution a patch is cut on the grid of p
 resampled around the exact centre: from the coarsest level that is at least as fine as asked, by bicubic interpolation, which
 averages where it makes smaller. Resolutions that differ by less than 0.1 % count as the same.
 
+Rule for levels. A px of a level is a square of whole level-0 px where one number of them explains the level's size, rounded
+up or down, and the level's content agrees; else the ratio of the sides counts.
+
 Many patches of one slide are planned: `Slide.plan` announces them and says in which order to read them, so that each tile of
 the file is decoded once. What is read is the same without a plan.
 """
@@ -23,6 +26,7 @@ from mfcore import slides_tiff
 from mfcore.slides_image import ImageReader
 from mfcore.slides_openslide import OpenSlideReader
 from mfcore.slides_reader import Reader, SlideError, Window, overlap
+from mfcore.slides_tiff_index import look_into
 from mfcore.slides_tiles import Memory
 
 __all__ = ["SAME_RESOLUTION", "Memory", "Slide", "SlideError", "UnstatedResolution", "open_slide"]
@@ -186,9 +190,13 @@ def open_slide(
 
 def _reader(path: Path, memory: Memory) -> Reader:
     """The reader for a file: OpenSlide's formats first, then striped TIFF, then PNG."""
-    index = slides_tiff.look_into(path)
+    index = look_into(path)
     try:
         by_openslide = OpenSlideReader(path)
     except OpenSlideReader.Unknown:
         return ImageReader(path, memory) if index is None else slides_tiff.plain(path, index, memory)
+    except SlideError:
+        if index is not None:  # it may not be damaged, but what OpenSlide doesn't know
+            slides_tiff.refuse_unusual(path, index, index.pages)
+        raise
     return by_openslide if index is None else slides_tiff.over(by_openslide, path, index, memory)

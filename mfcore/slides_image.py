@@ -9,12 +9,14 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from mfcore.slides_reader import CONVERT, SlideError, Window, given, overlap, stated_resolution
+from mfcore.slides_tiff_index import TURN
 from mfcore.slides_tiles import Memory
 
 MAX_PX = 1 << 27  # 4 bytes a px: 512 MiB; MIDOG's largest have a third of it
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 
 START, END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
+ORIENTATION = 274  # Exif's tag, which is TIFF's
 TAIL_BYTES = 4096  # some programs add a few bytes behind the end
 
 
@@ -25,6 +27,7 @@ class ImageReader:
     """
 
     downsamples = (1.0,)
+    scanned_at_px = (0, 0)
 
     def __init__(self, path: Path, memory: Memory):
         self._path = path
@@ -112,5 +115,7 @@ def _open(path: Path) -> PngImagePlugin.PngImageFile:
         n_bits = head[24]  # of IHDR; Pillow would cut 16-bit colour to 8 unasked
         if n_bits > 8 or image.mode not in MODES:
             raise SlideError(f"{path}: {image.mode} with {n_bits} bits a channel; save it in RGB with 8 bits a channel")
+        if "exif" in image.info and (turned := image.getexif().get(ORIENTATION, 1)) in range(2, 9):
+            raise SlideError(f"{path}: orientation {turned}, turned or mirrored when shown; {TURN}")
         undo.pop_all()
         return image

@@ -30,6 +30,7 @@ class Reader(Protocol):
     size_px: (width, height) of level 0; level_sizes_px: of each level. downsamples: level-0 px a px of each level.
     tag: the file's resolution in words.
     n_bytes_whole: what is held in memory at once whatever is read; 0 where that is no more than some tiles.
+    scanned_at_px: corner (x, y) of the scanned area in level-0 px, (0, 0) where the file doesn't say.
     """
 
     size_px: tuple[int, int]
@@ -38,6 +39,7 @@ class Reader(Protocol):
     stated_um_per_px: float | None
     tag: str
     n_bytes_whole: int
+    scanned_at_px: tuple[int, int]
 
     def corner_l0_px(self, at_px: int, level: int) -> float:
         """Where a window that begins at px ``at_px`` of a level is really read, in level-0 px; the same for x and y."""
@@ -73,6 +75,18 @@ def stated_resolution(path: Path, um_per_px: Sequence[float]) -> tuple[float | N
     if max(um_per_px) > 1.01 * min(um_per_px):
         raise SlideError(f"{path}: px that aren't square ({tag}) are not supported; resample the slide first")
     return sum(um_per_px) / len(um_per_px), tag
+
+
+def whole_downsample(size_px: tuple[int, int], level_size_px: tuple[int, int], said: float) -> float:
+    """The whole number that explains both sides of a level by rounding up or down; ``said`` where none does.
+
+    Where a level is so small that several do: ``said`` if it is one, else a power of two, else the nearest to ``said``.
+    """
+    sides = list(zip(size_px, level_size_px, strict=True))
+    first = max(1, *(whole // (level + 1) for whole, level in sides))
+    last = min(whole // max(level - 1, 1) for whole, level in sides)
+    explain = [k for k in range(first, last + 1) if all(level in (whole // k, -(-whole // k)) for whole, level in sides)]
+    return float(min(explain, key=lambda k: (k != said, k & (k - 1) != 0, abs(k - said)), default=said))
 
 
 def given(pixels: np.ndarray, out: np.ndarray | None) -> np.ndarray:

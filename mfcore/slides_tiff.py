@@ -1,177 +1,28 @@
 """TIFF read by its own tiles or strips, each decoded once for all reads that were announced.
 
 Of a tiled TIFF that OpenSlide opens, geometry and resolution are OpenSlide's; px are decoded here where that gives the same,
-which is tried on the tile with the most bytes. A striped TIFF, which OpenSlide doesn't open, is read here altogether.
+which is tried on the tile with the most bytes. A striped TIFF, which OpenSlide doesn't open, is read here altogether. Px that
+neither reads as the file's tags say are refused.
 """
 
 import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mfcore.slides_openslide import OpenSlideReader
 from mfcore.slides_reader import CONVERT, Reader, SlideError, Window, overlap, stated_resolution
+from mfcore.slides_tiff_index import Index, Page
 from mfcore.slides_tiles import Key, Memory, Tiles
 
-if TYPE_CHECKING:
-    import tifffile
-
-JPEG = 7
-LOSSLESS = (1, 5, 8, 32773, 32946, 50000)  # none, LZW, deflate, PackBits, deflate's old number, Zstandard
-RGB, YCBCR = 2, 6  # photometric interpretations
-ALPHA = {0: None, 1: "premultiplied", 2: "straight"}  # by the tag ExtraSamples
 VENDORS = ("generic-tiff", "aperio")  # of OpenSlide's TIFF formats, those whose tiles lie on a grid, without overlap
 LARGE_TILE_BYTES = 32 << 20  # from here on a tile is counted like a whole image
 MAX_TILE_BYTES = 512 << 20
-
-
-@dataclass(frozen=True)
-class Page:
-    """One image of a TIFF. ``decode`` makes a tile from its bytes and number; ``unusual`` says why there is none, else ""."""
-
-    width: int
-    height: int
-    is_tiled: bool
-    is_reduced: bool
-    tile_width: int
-    tile_height: int
-    offsets: np.ndarray  # (n_tiles,)
-    n_bytes: np.ndarray  # (n_tiles,)
-    decode: Callable[[bytes, int], np.ndarray] | None
-    unusual: str
-    um_per_px: tuple[float, ...]  # of the resolution tags, x and y
-    decode_reduced: Callable[..., np.ndarray] | None = None  # the same, and (height, width) that it shall have
-
-    @property
-    def n_across(self) -> int:
-        """Tiles in a row."""
-        return -(-self.width // self.tile_width)
-
-    @property
-    def n_bytes_tile(self) -> int:
-        """Bytes of a decoded tile."""
-        return 3 * self.tile_width * min(self.tile_height, self.height)
-
-
-@dataclass(frozen=True)
-class Index:
-    """What a TIFF's index says: its kind in words, its pages."""
-
-    kind: str
-    pages: tuple[Page, ...]
-
-
-def look_into(path: Path) -> Index | None:
-    """Read a TIFF's index, None for any other file; raises SlideError where it points beyond the end of the file.
-
-    OpenSlide opens a file that was cut short if the index is whole, and then fails at the first patch that isn't there.
-    """
-    import tifffile
-
-    n_bytes = path.stat().st_size
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            pages = tuple(_page(page) for page in tiff.pages if isinstance(page, tifffile.TiffPage))
-            end = max(int((page.offsets + page.n_bytes).max(initial=0)) for page in pages)
-    except tifffile.TiffFileError:
-        return None
-    except (ValueError, IndexError, OSError):
-        return Index("a TIFF with a damaged index", ())  # or one of a maker's own, which OpenSlide may know
-    if end > n_bytes:
-        raise SlideError(f"{path}: cut short: {n_bytes:,} of {end:,} bytes or more are there; fetch the file again")
-    return Index("a tiled TIFF, cut short or of an unusual kind" if pages[0].is_tiled else "a striped TIFF", pages)
-
-
-def _page(page: "tifffile.TiffPage") -> Page:
-    """What reading needs of a page; the file may be closed then."""
-    n_known = min(len(page.dataoffsets), len(page.databytecounts))
-    unusual = _unusual(page)
-    return Page(
-        width=page.imagewidth,
-        height=page.imagelength,
-        is_tiled=page.is_tiled,
-        is_reduced=bool(page.subfiletype & 1),
-        tile_width=page.tilewidth if page.is_tiled else page.imagewidth,
-        tile_height=page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength),
-        offsets=np.array(page.dataoffsets[:n_known], dtype=np.int64),
-        n_bytes=np.array(page.databytecounts[:n_known], dtype=np.int64),
-        decode=None if unusual else _decoder(page),
-        unusual=unusual,
-        um_per_px=_um_per_px(page),
-        decode_reduced=None
-        if unusual or page.compression != JPEG
-        else _jpeg_decoder(page.jpegtables, page.photometric == YCBCR),
-    )
-
-
-def _unusual(page: "tifffile.TiffPage") -> str:
-    """Why the px of a page aren't decoded here, "" where they are."""
-    alphas = [ALPHA.get(int(extra)) for extra in page.extrasamples]
-    if page.dtype != np.uint8 or page.bitspersample != 8:
-        return f"{page.bitspersample} bits a channel"
-    if page.photometric not in (RGB, YCBCR) or page.samplesperpixel - len(alphas) != 3:
-        return f"{getattr(page.photometric, 'name', page.photometric)} colours"
-    if alphas and (alphas not in (["straight"], ["premultiplied"]) or page.compression == JPEG or page.is_tiled):
-        return f"{page.samplesperpixel} channels"
-    if page.planarconfig != 1:
-        return "channels stored apart"
-    if page.compression != JPEG and (page.compression not in LOSSLESS or page.photometric != RGB):
-        return f"{getattr(page.compression, 'name', page.compression)} compression"
-    if getattr(page, "imagedepth", 1) != 1:
-        return "more than one plane"
-    return ""
-
-
-def _um_per_px(page: "tifffile.TiffPage") -> tuple[float, ...]:
-    """What the resolution tags say; empty where they say nothing."""
-    um = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof("ResolutionUnit", 2)))
-    pairs = [page.tags.valueof(f"{axis}Resolution") for axis in "XY"]
-    if um is None or not all(isinstance(pair, tuple) and len(pair) == 2 and all(pair) for pair in pairs):
-        return ()
-    return tuple(um * below / above for above, below in pairs)
-
-
-def _decoder(page: "tifffile.TiffPage") -> Callable[[bytes, int], np.ndarray]:
-    """What makes a tile, uint8 (height, width, 3), from its bytes and number; raises whatever its codec raises."""
-    if page.compression == JPEG:
-        return _jpeg_decoder(page.jpegtables, page.photometric == YCBCR)
-    decode, alphas = page.decode, [ALPHA[int(extra)] for extra in page.extrasamples]
-
-    def decode_lossless(data: bytes, k: int, scratch: bytearray | None) -> np.ndarray:
-        tile = decode(data, k)[0][0]
-        if not alphas:
-            return tile
-        opacity = tile[..., 3:].astype(np.uint16)
-        colour = tile[..., :3] if alphas == ["premultiplied"] else (tile[..., :3] * opacity + 127) // 255
-        return np.minimum(colour + (255 - opacity), 255).astype(np.uint8)
-
-    return decode_lossless
-
-
-def _jpeg_decoder(tables: bytes | None, is_ycbcr: bool) -> Callable[..., np.ndarray]:
-    """The same for JPEG, whose tables may stand once for all tiles; asked for half, a quarter
-    or an eighth of a tile's (height, width), it makes it that small.
-
-    simplejpeg refuses what libjpeg only warns of, as OpenSlide does; imagecodecs, tifffile's, fills damaged parts with grey.
-    """
-    import simplejpeg
-
-    # TIFF says in a tag of its own which colours these are; Adobe's segment tells the decoder.
-    colours = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([is_ycbcr])
-    start = b"\xff\xd8" + colours + (tables[2:-2] if tables else b"")
-
-    def decode_jpeg(data: bytes, k: int, scratch: bytearray | None, shape: tuple[int, int] = (0, 0)) -> np.ndarray:
-        if data[:2] != b"\xff\xd8":
-            raise ValueError("not a JPEG image")
-        return simplejpeg.decode_jpeg(start + data[2:], min_height=shape[0], min_width=shape[1], buffer=scratch, strict=True)
-
-    return decode_jpeg
+REMEDY = f"if the file is whole, make it a tiled TIFF: {CONVERT}"
 
 
 class TiffReader:
@@ -191,6 +42,7 @@ class TiffReader:
     ):
         self._path = path
         self._levels = levels
+        self.scanned_at_px = (0, 0)  # of the formats that are read here
         self._n_own = len(levels)
         self._judge = judge
         self._dozes = self._lacks_judge = False
@@ -344,12 +196,23 @@ def _reduced(page: Page, factor: int) -> Page | None:
 
 
 def over(reader: OpenSlideReader, path: Path, index: Index, memory: Memory) -> Reader:
-    """A reader of the file's own tiles with OpenSlide's geometry, or OpenSlide's where that wouldn't give the same px."""
+    """A reader of the file's own tiles with OpenSlide's geometry, or OpenSlide's where that wouldn't give the same px.
+
+    Raises SlideError, and closes OpenSlide's, for px that neither reads as the tags say.
+    """
+    tiled = [
+        [page for page in index.pages if page.is_tiled and (page.width, page.height) == size_px]
+        for size_px in reader.level_sizes_px
+    ]
+    try:
+        refuse_unusual(path, index, [page for pages in tiled for page in pages])
+    except SlideError:
+        reader.close()
+        raise
     if reader.vendor not in VENDORS:
         return reader
     levels = []
-    for size_px in reader.level_sizes_px:
-        fitting = [page for page in index.pages if page.is_tiled and (page.width, page.height) == size_px]
+    for fitting in tiled:
         if len(fitting) != 1:
             return reader
         (page,) = fitting
@@ -375,16 +238,25 @@ def over(reader: OpenSlideReader, path: Path, index: Index, memory: Memory) -> R
     return reader
 
 
+def refuse_unusual(path: Path, index: Index, pages: Iterable[Page]) -> None:
+    """Raise SlideError, with the remedy, where one of the pages is tiled and its px aren't read as the tags say."""
+    for page in pages:
+        if page.is_tiled and not page.is_openslides:
+            raise SlideError(f"{path}: {index.kind} with {page.unusual}; {page.remedy or REMEDY}")
+
+
 def plain(path: Path, index: Index, memory: Memory) -> TiffReader:
     """A reader of a striped TIFF of one image, level 0 alone; raises SlideError for what isn't 8-bit RGB in one image."""
-    remedy = f"if the file is whole, make it a tiled TIFF: {CONVERT}"
+    refuse_unusual(path, index, index.pages[:1])
     if not index.pages or index.pages[0].is_tiled:
-        raise SlideError(f"{path}: {index.kind}, which OpenSlide doesn't read; {remedy}")
+        kind = f"{index.kind}, cut short or of an unusual kind" if index.pages else index.kind
+        raise SlideError(f"{path}: {kind}, which OpenSlide doesn't read; {REMEDY}")
     first, *others = index.pages
     if first.unusual:
-        raise SlideError(f"{path}: {index.kind} with {first.unusual}, expected 8 bits a channel, RGB; {remedy}")
+        remedy = f"; {first.remedy}" if first.remedy else f", expected 8 bits a channel, RGB; {REMEDY}"
+        raise SlideError(f"{path}: {index.kind} with {first.unusual}{remedy}")
     if any(not page.is_reduced and page.width * page.height >= first.width * first.height for page in others):
-        raise SlideError(f"{path}: {index.kind} of {len(index.pages)} images; keep the one that is meant, and {remedy}")
+        raise SlideError(f"{path}: {index.kind} of {len(index.pages)} images; keep the one that is meant, and {REMEDY}")
     n_tiles = -(-first.height // first.tile_height)
     if len(first.offsets) != n_tiles or not first.n_bytes.all():
         raise SlideError(f"{path}: {index.kind} that lacks some of its {n_tiles} strips; fetch the file again")

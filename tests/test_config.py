@@ -65,6 +65,8 @@ def test_all_slips_of_the_pen_are_told_at_once(tmp_path):
             "splits.by_domain: no arm learns from single domains",
         ),
         (GOOD + "switches: {epoch: first}\n", "switches.epoch: 'first' is not one of"),
+        ("name: t\ntitle: t\ndata: {source: csv, origin: qupath}\nencoders: [a]\n", "data.origin: 'qupath' is not one of"),
+        ("name: t\ntitle: t\ndata: {source: amibr, origin: scanned_area}\nencoders: [a]\n", "data.origin: data.source amibr"),
         (GOOD + "switches: [epoch]\n", "switches: expected a mapping"),
         (GOOD + "networks: [{name: n, input_px: 100}, {name: n, input_px: 90}]\n", "named twice"),
         (GOOD + "networks: [{name: a, input_px: 100}]\n", "an arm is named twice: .'a'.; a network's name must differ"),

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 import yaml
 from running import HANG_S
@@ -48,6 +49,7 @@ def results(study, tmp_path):
             "um_per_px": np.where(ids < 10, 0.25, 0.5),
         }
     )
+    table["patch_x_l0_px"], table["patch_y_l0_px"] = table["x_l0_px"], table["y_l0_px"]
     store.write_parquet(run.path("labels.parquet"), table)
     noise = np.random.default_rng(0).integers(0, 256, (N_PATCHES, 40, 40, 3), dtype=np.uint8)
     np.save(run.path("patches.npy"), noise)
@@ -105,8 +107,45 @@ def test_a_reader_of_features_and_coords_needs_nothing_else(study, results):
 def test_native_resolution_and_unknown_um_per_px_leave_the_crop_as_wide_as_it_is(study, results):
     table, _ = patches.load(patches.find(study, results))
     native = dataclasses.replace(study, switches=dataclasses.replace(study.switches, resolution="native"))
-    assert embed._top_left(table, native)[12].tolist() == [112 - 16, 213 - 16]
-    assert embed._top_left(table.assign(um_per_px=np.nan), study)[12].tolist() == [112 - 16, 213 - 16]
+    assert patches.corners(native, table)[12].tolist() == [112 - 16, 213 - 16]
+    assert patches.corners(study, table.assign(um_per_px=np.nan))[12].tolist() == [112 - 16, 213 - 16]
+
+
+@pytest.mark.parametrize("at_border", ["white", "shift"])
+@pytest.mark.parametrize("stored_px", [32, 40, 45])
+def test_the_slide_at_the_written_corner_shows_what_was_embedded(tmp_path, at_border, stored_px):
+    """Also where patches are moved inward, where a centre lies on half a px, and where the margin around a crop is odd."""
+    rng = np.random.default_rng(0)
+    um_per_px = {"a.tif": 0.25, "b.tif": 0.2502, "c.tif": 0.125}
+    images = {name: rng.integers(0, 256, (60, 70, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1) for name in um_per_px}
+    for name, image in images.items():
+        said = {"resolution": (1e4 / um_per_px[name],) * 2, "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(tmp_path / name, image, tile=(64, 64), photometric="rgb", **said)
+    centres = np.concatenate([[(0.5, 3), (279.5, 239), (20, 239.5)], rng.integers(0, 480, (7, 2)) / 2])
+    rows = [f"{name},{x},{y},{k % 2}" for name in images for k, (x, y) in enumerate(centres)]
+    (tmp_path / "annotations.csv").write_text("file,x,y,label\n" + "\n".join(rows) + "\n")
+    study = config.Study(
+        "corners",
+        "t",
+        config.Data("csv"),
+        patches=config.Patches(size_px=32, um_per_px=0.25, stored_px=stored_px, at_border=at_border),
+        encoders=(NAME,),
+    )
+    results = tmp_path / "results"
+    table, stored = patches.load(patches.extract(study, tmp_path, results))
+    with h5py.File(embed.embed(study, NAME, results).path("embeddings.h5")) as content:
+        coords = content["coords"][:]
+    for slide_id, (x, y), seen in zip(table["slide_id"], coords, patches.centre_crop(stored, 32), strict=True):
+        side = 64 if slide_id == "c.tif" else 32
+        canvas = np.full((440, 480, 3), 255, np.uint8)
+        canvas[100:340, 100:380] = images[slide_id]
+        there = canvas[y + 100 : y + 100 + side, x + 100 : x + 100 + side]
+        if side == 32:
+            np.testing.assert_array_equal(there, seen)
+        else:  # what is written is rounded to a px, half a px of the patch
+            shrunk = there.reshape(32, 2, 32, 2, 3).mean((1, 3))
+            assert np.abs(shrunk - seen).mean() < 25
+            assert np.corrcoef(shrunk.ravel(), seen.ravel())[0, 1] > 0.85
 
 
 class Killed(BaseException):

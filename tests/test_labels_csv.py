@@ -1,6 +1,8 @@
 """Labels in a table of one's own: what may stand in it, and how a wrong line is answered."""
 
+import numpy as np
 import pytest
+from made_slides import write_dicom
 
 from mfcore import labels
 from mfcore.config import Data, Study
@@ -121,3 +123,20 @@ def test_a_comma_that_may_divide_thousands_is_refused(tmp_path):
 def test_a_slide_is_one_file(tmp_path):
     with pytest.raises(LabelError, match=r"line 3: slide 'S' is in 'b\.svs', on another line in 'a\.svs'"):
         load(tmp_path, "file,slide,x,y,label\na.svs,S,1,2,1\nb.svs,S,3,4,0\n")
+
+
+def test_files_of_one_dicom_slide_are_one_slide(tmp_path):
+    """Two levels of a slide would put it on both sides of a split; a label of it shows no tissue."""
+    image = np.full((64, 64, 3), 200, np.uint8)
+    levels, kinds = [image, image[::2, ::2], image[::4, ::4]], ("VOLUME", "VOLUME", "LABEL")
+    write_dicom(tmp_path / "images", levels, name="{}.dcm", kinds=kinds)
+    write_dicom(tmp_path / "images", [image], name="other.dcm", series="1.2.3.5")
+    (tmp_path / "annotations.csv").write_text("file,x,y,label\n0.dcm,1,2,1\n1.dcm,3,4,0\n2.dcm,3,4,0\nother.dcm,3,4,0\n")
+    with pytest.raises(LabelError) as refused:
+        labels.load(Study("mine", "t", Data("csv")), tmp_path)
+    assert "annotations.csv: files that are no slides by themselves; name one file a DICOM series:" in str(refused.value)
+    assert "1.dcm: the slide of 0.dcm, series 1.2.3.4" in str(refused.value)
+    assert "2.dcm: the label of a slide" in str(refused.value) and "other.dcm" not in str(refused.value)
+    (tmp_path / "annotations.csv").write_text("file,x,y,label\n1.dcm,1,2,1\nother.dcm,3,4,0\n")
+    table = labels.load(Study("mine", "t", Data("csv")), tmp_path)
+    assert table["file"].tolist() == ["images/1.dcm", "images/other.dcm"]

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from made_slides import off_by, pattern, write_scn
 from PIL import Image
 
 from mfcore import labels, patches, patches_read, store
@@ -487,3 +489,73 @@ def test_twins_of_stored_patches_are_looked_for_once(tmp_path, monkeypatch):
     assert patches.find_twins(study, tmp_path).record["facts"] == {"n_groups": 1, "n_cases_across_domains": 1}
     monkeypatch.setattr(patches, "twins", None)
     assert patches.load_with_twins(study, tmp_path)["twin"].tolist() == [0, 1, 2, 0]
+
+
+SCANNED_AT = {"a.scn": (1000, 800), "b.scn": (30, 20)}  # the second one's offset leaves patches on tissue
+
+
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory):
+    """Two slides whose scanned area lies within a larger plane, marked as QuPath does; in a table and in MIDOG's JSON."""
+    folder, image = tmp_path_factory.mktemp("scanned"), pattern(600, 500)
+    for name, at in SCANNED_AT.items():
+        write_scn(folder / name, [image], at)
+    places = [(name, x, y) for name in SCANNED_AT for x, y in ((100, 90), (333, 250), (480, 410))]
+    lines = [f"{name},{x},{y},{k % 2}" for k, (name, x, y) in enumerate(places)]
+    (folder / "annotations.csv").write_text("file,x,y,label\n" + "\n".join(lines) + "\n")
+    images = [{"id": name, "file_name": name, "width": 600, "height": 500, "tumor_type": "a"} for name in SCANNED_AT]
+    boxes = [
+        {"id": k, "image_id": name, "bbox": [x - 25, y - 25, x + 25, y + 25], "category_id": 1 + k % 2}
+        for k, (name, x, y) in enumerate(places)
+    ]
+    (folder / "annotations.json").write_text(json.dumps({"images": images, "annotations": boxes}))
+    return folder, [place[1:] for place in places]
+
+
+def scanned_study(origin=None, source="csv"):
+    return Study("scanned", "t", Data(source, origin=origin), patches=Patches(size_px=48))
+
+
+@pytest.mark.parametrize("source", ["csv", "midog"])
+def test_labels_that_count_from_the_scanned_area_are_read_there(scanned, tmp_path, source):
+    folder, places = scanned
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = patches.extract(scanned_study("scanned_area", source), folder, tmp_path)
+    table, array = patches.load(run)
+    patches.check(array, table)
+    for patch, place in zip(array, places, strict=True):
+        assert np.abs(off_by(patch, place, 1)).max() < 0.1
+    expected = [(x + SCANNED_AT[name][0], y + SCANNED_AT[name][1]) for name, (x, y) in zip(table["file"], places, strict=True)]
+    for columns in (["x_l0_px", "y_l0_px"], ["patch_x_l0_px", "patch_y_l0_px"]):
+        assert list(table[columns].itertuples(index=False, name=None)) == expected
+    assert run.record["facts"]["n_patches_shifted"] == 0
+    assert run.record["facts"]["scanned_areas"][1] == {"slide_id": "b.scn", "x_l0_px": 30, "y_l0_px": 20}
+    assert run.record["config"]["data"]["origin"] == "scanned_area"
+
+
+def test_a_scanned_area_of_its_own_is_said_where_the_study_says_no_origin(scanned, tmp_path):
+    """A small offset passes every check: all patches show tissue, another one than was labelled."""
+    with pytest.warns(UserWarning, match=r"slide's corner, but .*a\.scn at \(1000, 800\), b\.scn at \(30, 20\); say") as said:
+        run = patches.extract(scanned_study(), scanned[0], tmp_path)
+    assert "data: {origin: slide} or, as QuPath does, data: {origin: scanned_area}" in str(said[0].message)
+    table, array = patches.load(run)
+    with pytest.raises(PatchError, match=r"of a single colour.*openslide\.bounds-x, -y .* a\.scn at \(1000, 800\); say from"):
+        patches.check(array, table)
+    on_b = table[table["slide_id"] == "b.scn"].reset_index(drop=True)
+    patches.check(array[3:], on_b.assign(patch_id=np.arange(3)))
+    assert np.abs(off_by(array[3], scanned[1][3], 1) - (-30, -20)).max() < 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert patches.extract(scanned_study("slide"), scanned[0], tmp_path).key == run.key
+    assert "origin" not in run.record["config"]["data"]
+
+
+def test_a_slide_without_such_an_area_is_as_it_was(folder, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = patches.extract(STUDY, folder, tmp_path / "results")
+    assert run.record["facts"]["scanned_areas"] == []
+    assert "scanned_x_l0_px" not in patches.load(run)[0]
+    counted = dataclasses.replace(STUDY, data=Data("midog", origin="scanned_area"))
+    np.testing.assert_array_equal(patches.load(patches.extract(counted, folder, tmp_path / "results"))[1], patches.load(run)[1])

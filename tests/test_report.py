@@ -31,7 +31,9 @@ def results(tmp_path):
     patches_run = store.open_run(tmp_path, "patches", STUDY.name, patches.config_of(STUDY), {"annotations": "x"})
     store.write_parquet(patches_run.path("labels.parquet"), labels)
     said = [{"slide_id": "odd slide", "scanner": "S1", "um_per_px": 0.3}]
-    patches_run.finish(["labels.parquet"], um_per_px_said_by_study=said, n_patches_over_edge=7, n_patches_shifted=3)
+    facts = {"um_per_px_said_by_study": said, "n_patches_over_edge": 7, "n_patches_shifted": 3}
+    areas = [{"slide_id": "odd slide", "x_l0_px": 30, "y_l0_px": 20}]
+    patches_run.finish(["labels.parquet"], **facts, scanned_areas=areas)
     splits_run = store.open_run(
         tmp_path, "splits", STUDY.switches.scheme, splits.config_of(STUDY), {"patches": patches_run.key}
     )
@@ -93,6 +95,7 @@ def test_the_index_says_what_was_found_what_failed_and_that_it_is_synthetic(resu
     assert "1 slide of S1 without µm/px in the file: the study&#39;s 0.3</summary>odd slide" in page
     assert "7 patches as stored reach over the border of their slide: white there" in page
     assert "3 patches near a border, moved inward" in page
+    assert "1 slide whose scanned area begins off the slide&#39;s corner; labels count from the corner of the slide." in page
     assert "Patches of 224 px at 0.25 µm/px, stored with" in page
     assert "The figure is missing" in page  # those of 05 and 06
     assert "0.87 ± 0.04" in page.replace("\N{NO-BREAK SPACE}", " "), "the published table"

@@ -153,3 +153,15 @@ def test_text_in_the_file_doesnt_matter(tmp_path):
     path.write_bytes(path.read_bytes() + b"behind the end")
     with open_slide(path, 0.25) as slide:
         np.testing.assert_array_equal(slide.read(75, 45, 60), np.asarray(colours())[15:75, 45:105])
+
+
+def test_a_png_that_is_turned_when_shown_is_refused(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    with pytest.raises(
+        SlideError, match=r"a\.png: orientation 6, turned or mirrored when shown; turn it upright: vips autorot"
+    ):
+        open_slide(save(tmp_path / "a.png", exif=exif), 0.25)
+    exif[274] = 1
+    with open_slide(save(tmp_path / "b.png", exif=exif), 0.25) as slide:
+        np.testing.assert_array_equal(slide.read(75, 45, 60), np.asarray(colours())[15:75, 45:105])

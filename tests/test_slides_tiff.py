@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from running import HANG_S
 
-from mfcore import slides_tiff
+from mfcore import slides_tiff, slides_tiff_index
 from mfcore.slides import Memory, SlideError, UnstatedResolution, open_slide
 from mfcore.slides_openslide import OpenSlideReader
 from mfcore.slides_reader import Window
@@ -172,7 +172,7 @@ def test_beyond_the_memory_the_tile_needed_last_is_dropped(pyramid, decoded):
 
 def test_openslides_reading_stays_where_tiles_would_be_other_px(tmp_path, monkeypatch):
     path = write(tmp_path / "a.tif", compression="jpeg")
-    monkeypatch.setattr(slides_tiff, "_jpeg_decoder", lambda *_: lambda data, k, lent: np.zeros((64, 64, 3), np.uint8))
+    monkeypatch.setattr(slides_tiff_index, "_jpeg_decoder", lambda *_: lambda data, k, lent: np.zeros((64, 64, 3), np.uint8))
     with open_slide(path) as slide:
         assert isinstance(slide._reader, OpenSlideReader)
 
@@ -194,6 +194,102 @@ def test_what_is_unusual_is_left_to_openslide(tmp_path, image, options):
     with open_slide(path) as slide:
         assert isinstance(slide._reader, OpenSlideReader)
         slide.read(100, 100, 50)
+
+
+SMOOTH = np.empty((320, 448, 3), np.uint8)
+SMOOTH[..., 0], SMOOTH[..., 1], SMOOTH[..., 2] = np.arange(448) * 255 // 448, np.arange(320)[:, None] * 255 // 320, 128
+GREY = SMOOTH[..., 0]
+AS_GREY = np.repeat(GREY[..., None], 3, axis=2)
+HALF = np.where(np.arange(448) < 224, 255, 0).astype(np.uint8) * np.ones((320, 1), np.uint8)  # opacity
+ON_WHITE = np.where(HALF[..., None] > 0, SMOOTH, 255)
+YCC = np.asarray(Image.fromarray(SMOOTH).convert("YCbCr"))
+
+
+def with_tag(code, value):
+    """Set a tag of a written file's first page; 266, which tifffile doesn't write, takes the place of its orientation."""
+
+    def change(path):
+        with tifffile.TiffFile(path, mode="r+b") as tiff:
+            tag = tiff.pages[0].tags[274 if code == 266 else code]
+            tag.overwrite(value)
+            place = tag.offset
+        if code == 266:
+            content = bytearray(path.read_bytes())
+            content[place : place + 2] = code.to_bytes(2, "little")
+            path.write_bytes(content)
+
+    return change
+
+
+ORIENTED = {"extratags": [(274, 3, 1, 1, True)]}
+# What is written, how, what of it is changed then, and the px that are right; None: refused, whoever reads.
+UNUSUAL = {
+    **{f"orientation {k}": (SMOOTH, {"extratags": [(274, 3, 1, k, True)]}, None, None) for k in range(2, 9)},
+    "orientation 3, JPEG": (SMOOTH, {"extratags": [(274, 3, 1, 3, True)], "compression": "jpeg"}, None, None),
+    "orientation 1": (SMOOTH, ORIENTED, None, SMOOTH),
+    "bits in reverse": (SMOOTH, ORIENTED, with_tag(266, 2), None),
+    "channels apart": (np.moveaxis(SMOOTH, -1, 0), {"planarconfig": "separate"}, None, SMOOTH),
+    "16 bits": (SMOOTH.astype(np.uint16) * 257, {}, None, SMOOTH),
+    "signed": (SMOOTH.astype(np.int8), {}, None, None),
+    "floating-point": (SMOOTH.astype(np.float32) / 255, {}, None, None),
+    "1 bit": (GREY > 100, {"photometric": "minisblack"}, None, None),
+    "grey": (GREY, {"photometric": "minisblack"}, None, AS_GREY),
+    "grey from white": (255 - GREY, {"photometric": "miniswhite"}, None, AS_GREY),
+    "a palette": (GREY, {"photometric": "palette", "colormap": np.stack([np.arange(256)] * 3) * 257}, None, AS_GREY),
+    "CMYK": (np.dstack([255 - SMOOTH, 0 * GREY]), {"photometric": "separated"}, None, SMOOTH),
+    "CIELAB": (SMOOTH, {"photometric": "cielab"}, None, None),
+    "YCbCr, not JPEG": (YCC, {}, with_tag(262, 6), None),
+    "YCbCr in JPEG": (YCC, {"photometric": "ycbcr", "subsampling": (1, 1), "compression": "jpeg"}, None, SMOOTH),
+    "YCbCr in JPEG, halved": (YCC, {"photometric": "ycbcr", "subsampling": (2, 2), "compression": "jpeg"}, None, SMOOTH),
+    "JPEG that says YCbCr, a tag that says RGB": (
+        SMOOTH,
+        {"photometric": "ycbcr", "subsampling": (1, 1), "compression": "jpeg"},
+        with_tag(262, 2),
+        SMOOTH,
+    ),
+    "alpha": (np.dstack([SMOOTH, HALF]), {"extrasamples": ["unassalpha"]}, None, ON_WHITE),
+    "alpha, multiplied": (np.dstack([SMOOTH * (HALF[..., None] > 0), HALF]), {"extrasamples": ["assocalpha"]}, None, ON_WHITE),
+    "a fourth channel": (np.dstack([SMOOTH, HALF // 2]), {"extrasamples": ["unspecified"]}, None, None),
+    "five channels": (np.dstack([SMOOTH, HALF, HALF]), {"extrasamples": ["unspecified"] * 2}, None, None),
+    "a predictor": (SMOOTH, {"compression": "lzw", "predictor": True}, None, SMOOTH),
+    "a stack in depth": (np.stack([SMOOTH, SMOOTH]), {"volumetric": True}, None, None),
+    **{f"{codec}": (SMOOTH, {"compression": codec}, None, None) for codec in ("jpeg2000", "webp", "lzma")},
+}
+
+
+@pytest.mark.parametrize("is_tiled", [True, False], ids=["tiled", "striped"])
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_an_unusual_tiff_is_read_as_its_tags_say_or_refused(tmp_path, kind, is_tiled):
+    """Never other px: what neither OpenSlide nor tiles read rightly is refused by name, in tiles as in strips."""
+    image, options, change, right = UNUSUAL[kind]
+    tile = (1, 64, 64) if "volumetric" in options else (64, 64)
+    layout = {"tile": tile} if is_tiled else {"tile": None, "rowsperstrip": None if "volumetric" in options else 16}
+    path = write(tmp_path / "a.tif", image, **{"metadata": None, **layout, **options})
+    if change:
+        change(path)
+    try:
+        with open_slide(path) as slide:
+            px = slide.read(224, 160, 448)[64:384]
+    except SlideError as error:
+        assert right is None or not is_tiled, "OpenSlide reads this one"
+        named = {"orient": "orientation", "bits in": "reverse", "signed": "int8", "floating": "float32", "1 bit": "bool"}
+        word = next((word for start, word in named.items() if kind.startswith(start)), "")
+        remedy = "vips autorot IN 'OUT.tif" if "orientation" in kind else "vips tiffsave IN OUT.tif --tile"
+        assert f"a.tif: a {'tiled' if is_tiled else 'striped'} TIFF with " in str(error)
+        assert word in str(error) and remedy in str(error) and "damaged" not in str(error)
+    else:
+        assert right is not None, "px that nobody reads rightly"
+        difference = np.abs(px.astype(int) - right)
+        assert difference.max() <= (8 if "JPEG" in kind else 0)
+
+
+def test_a_level_that_is_turned_is_refused(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(SMOOTH, tile=(64, 64), photometric="rgb", **SCAN)
+        turned = [(274, 3, 1, 3, True)]
+        tiff.write(SMOOTH[::2, ::2].copy(), tile=(64, 64), photometric="rgb", subfiletype=1, extratags=turned, **SCAN)
+    with pytest.raises(SlideError, match=r"a\.tif: a tiled TIFF with orientation 3, turned or mirrored when shown; turn it"):
+        open_slide(tmp_path / "a.tif")
 
 
 def test_a_tile_without_bytes_is_openslides_to_fill(tmp_path):

@@ -1,16 +1,19 @@
 """Where slides for pretraining may lie: folders and whatever fsspec opens; a place without any is refused by its key."""
 
 import functools
+import struct
 import threading
 import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
 import pytest
+from made_slides import pattern, smaller, write_dicom
 
 from mfcore.config import Data, Study
 from mfcore.config_pretraining import Pretraining
-from mfcore.slides import SlideError
+from mfcore.slides import SlideError, open_slide
+from mfcore.slides_openslide import series_of
 from mfcore.ssl import patching, patching_fetched, patching_slides
 
 STUDY = Study(name="s", title="s", data=Data(source="csv"))
@@ -127,3 +130,73 @@ def test_a_file_system_whose_package_lacks_says_what_to_install(tmp_path, monkey
     monkeypatch.setattr(fsspec.core, "url_to_fs", lacks)
     with pytest.raises(patching.PatchingError, match=r"s3://bucket/: .*Install s3fs.*; install that package beside mfcore"):
         slides_of("s3://bucket/", tmp_path)
+
+
+def test_a_slide_of_several_dicom_files_is_one_slide(tmp_path):
+    """However many levels it has; its label and its overview are none."""
+    image = pattern(512, 512)
+    write_dicom(tmp_path / "slides" / "one", [image, smaller(image, 2), smaller(image, 4)], name="{}.dcm", series="1.2.3.4")
+    write_dicom(tmp_path / "slides" / "two", [image], name="{}.dcm", series="1.2.3.5")
+    write_dicom(tmp_path / "slides" / "two", [image], name="label{}.dcm", series="1.2.3.5", kinds=("LABEL",))
+    write_dicom(tmp_path / "slides" / "two", [image], name="!{}.dcm", series="1.2.3.6", kinds=("OVERVIEW",))
+    slides = slides_of("slides", tmp_path)
+    assert [slide.slide_id for slide in slides] == ["one/0.dcm", "two/0.dcm"]
+    with open_slide(slides[0].path) as slide:
+        assert slide.size_px == (512, 512) and slide.reader.downsamples == (1, 2, 4)
+    write_dicom(tmp_path / "slides" / "three", [image], name="{}.dcm", series="1.2.3.5")
+    with pytest.raises(
+        patching.PatchingError, match=r"two/0\.dcm: of the same DICOM series as .*three/0\.dcm, in another folder"
+    ):
+        slides_of("slides", tmp_path)
+
+
+def test_a_damaged_dicom_file_is_listed_and_said_when_it_is_opened(tmp_path):
+    write_dicom(tmp_path / "slides", [pattern(256, 256)], name="a.dcm")
+    whole = (tmp_path / "slides" / "a.dcm").read_bytes()
+    for n_bytes in (100, 150, 300, 500):
+        (tmp_path / "slides" / "a.dcm").write_bytes(whole[:n_bytes])
+        (slide,) = slides_of("slides", tmp_path)
+        with pytest.raises(SlideError):
+            open_slide(slide.path)
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"])
+def test_a_dicom_series_is_found_behind_sequences_of_unsaid_length(tmp_path, syntax):
+    """Explicit and implicit; items and sequences that end where they say so."""
+
+    def element(group, number, kind, value, unsaid=False):
+        length = b"\xff\xff\xff\xff" if unsaid else struct.pack("<I", len(value))
+        if group != 2 and syntax == "1.2.840.10008.1.2":
+            return struct.pack("<HH", group, number) + length + value
+        length = b"\0\0" + length if kind == b"SQ" else length[:2]
+        return struct.pack("<HH2s", group, number, kind) + length + value
+
+    inner = element(0x0008, 0x0100, b"SH", b"code") + element(0x0020, 0x000E, b"UI", b"9.9.9.9\0")
+    item, item_end, end = (
+        struct.pack("<HHI", 0xFFFE, number, n) for number, n in ((0xE000, 0xFFFFFFFF), (0xE00D, 0), (0xE0DD, 0))
+    )
+    nested = element(0x0008, 0x1140, b"SQ", item + inner + item_end + end, unsaid=True)
+    said = struct.pack("<HHI", 0xFFFE, 0xE000, len(inner)) + inner
+    content = element(0x0002, 0x0010, b"UI", syntax.encode() + b"\0" * (len(syntax) % 2))
+    content += element(0x0008, 0x0008, b"CS", b"DERIVED\\PRIMARY\\LABEL\\NONE ")
+    content += element(0x0008, 0x1115, b"SQ", item + nested + inner + item_end + said + end, unsaid=True)
+    content += element(0x0020, 0x000E, b"UI", b"1.2.3.4\0") + element(0x0028, 0x0010, b"US", b"\0\1")
+    (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM" + content)
+    assert series_of(tmp_path / "a.dcm") == ("1.2.3.4", "LABEL")
+
+
+def test_data_files_of_a_slide_are_no_slides(tmp_path, caplog):
+    """Of 3DHistech's and Hamamatsu's formats, each with an index and a folder or files of data."""
+    names = "a.mrxs a/Slidedat.ini a/Data0001.dat b.vms b.jpg b(1,0).jpg b.opt c.vmu c.ngr d.ndpi e-1.ndpi e-2.ndpi"
+    (tmp_path / "slides" / "a").mkdir(parents=True)
+    for name in names.split():
+        (tmp_path / "slides" / name).write_bytes(b"x")
+    channels = "[NanoZoomer Digital Pathology Image Set]\nNoImages=2\nImage0=e-1.ndpi\nImage1=e-2.ndpi\n"
+    (tmp_path / "slides" / "e.ndpis").write_text(channels)
+    assert [slide.slide_id for slide in slides_of("slides", tmp_path)] == ["a.mrxs", "b.vms", "c.vmu", "d.ndpi"]
+    assert "e-2.ndpi is one channel of a slide in fluorescence, and no slide by itself; it is left out" in caplog.text
+
+
+def test_one_file_of_several_at_an_address_is_refused():
+    with pytest.raises(SlideError, match=r"a\.dcm: lies in several files, of which one is fetched; copy all to a folder"):
+        patching_fetched.Fetched("memory://slides/a.dcm")

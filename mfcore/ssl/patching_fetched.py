@@ -14,7 +14,7 @@ from pathlib import Path
 from mfcore.slides import SlideError
 
 PREFIX, LOCK = "mfcore-slide-", ".lock"
-OF_SEVERAL_FILES = (".mrxs", ".vms", ".vmu")  # of which this one says little
+OF_SEVERAL_FILES = (".mrxs", ".vms", ".vmu", ".dcm")  # of which this one says little
 
 
 class Fetched:

@@ -1,5 +1,6 @@
 """Which slides patches are drawn from: a study's own, those of a folder or of an address, or a share of them."""
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,8 +9,11 @@ from pathlib import Path
 from mfcore import labels
 from mfcore.config import Pretraining, Study
 from mfcore.rng import stream_seed
+from mfcore.slides_openslide import NO_VOLUME, series_of
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".png")
+
+log = logging.getLogger(__name__)
 
 
 class PatchingError(ValueError):
@@ -64,7 +68,10 @@ def slides_of(study: Study, which: Pretraining, data_folder: str | Path) -> list
 
 
 def _listed(place: str, um_per_px: float | None) -> list[SlideFile]:
-    """Every slide below a folder, or an address that fsspec lists, by its path below it; hidden files aren't looked at."""
+    """Every slide below a folder, or an address that fsspec lists, by its path below it; hidden files aren't looked at.
+
+    A slide of several files, as in DICOM, is listed once.
+    """
     try:
         root, files, is_there = _at_address(place) if "://" in place else _in_folder(place)
     except ImportError as error:
@@ -75,6 +82,8 @@ def _listed(place: str, um_per_px: float | None) -> list[SlideFile]:
     if not is_there:
         raise PatchingError(f"{place}: there is no such folder; a path that isn't whole is taken from the data folder")
     found = [file for file in files if file.lower().endswith(SUFFIXES) and not file.rsplit("/", 1)[-1].startswith(".")]
+    if "://" not in place and found != [root]:
+        found = _one_a_slide(found, _channels(files))
     if not found:
         raise PatchingError(f"{place}: no slide below it; one ends in {', '.join(SUFFIXES)}")
     folder = root.rstrip("/")
@@ -83,6 +92,42 @@ def _listed(place: str, um_per_px: float | None) -> list[SlideFile]:
     below = [file.removeprefix(folder + "/") for file in found]
     paths = [_address(place, name) for name in below] if "://" in place else found
     return [SlideFile(name, path, um_per_px) for name, path in zip(below, paths, strict=True)]
+
+
+def _one_a_slide(files: list[str], channels: set[str]) -> list[str]:
+    """The files without those of a slide that another one stands for: of a DICOM series its first level.
+
+    Labels and overviews of slides, and ``channels``, aren't slides. Raises PatchingError for a series in several folders.
+    """
+    first: dict[str, str] = {}
+    kept = []
+    for file in files:
+        if file in channels:
+            log.warning("%s is one channel of a slide in fluorescence, and no slide by itself; it is left out", file)
+            continue
+        series, kind = series_of(Path(file)) or ("", "")
+        if kind in NO_VOLUME:
+            continue
+        other = first.setdefault(series or file, file)
+        if other == file:
+            kept.append(file)
+        elif Path(other).parent != Path(file).parent:
+            raise PatchingError(
+                f"{file}: of the same DICOM series as {other}, in another folder; put the files of a slide into one folder, "
+                "or remove those that are there twice"
+            )
+    return kept
+
+
+def _channels(files: list[str]) -> set[str]:
+    """The .ndpi files that an .ndpis names, which holds a slide's channels of fluorescence together."""
+    found = set()
+    for file in files:
+        if file.lower().endswith(".ndpis"):
+            lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
+            names = (line.partition("=")[2].strip() for line in lines if line.lower().startswith("image"))
+            found |= {str(Path(file).with_name(name)) for name in names if name}
+    return found
 
 
 def _at_address(place: str) -> tuple[str, list[str], bool]:

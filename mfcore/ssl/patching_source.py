@@ -25,6 +25,7 @@ from mfcore.ssl.patching_slides import PatchingError, SlideFile, share_of
 MAX_OPEN = 64
 MEMORY_BYTES = 256 << 20  # of decoded tiles
 MAX_ENLARGED = 1.5  # a slide of 0.5 um/px has nothing to show at 0.25
+GRID = 1e-3  # px of a level: what is read so near to whole px counts as read on the level's grid
 MAX_TRIES = 100_000  # draws for one patch
 MAX_FAILED = 1000  # places for one patch that can't be read, one after another
 
@@ -159,14 +160,15 @@ class Source:
         )
 
     def _cut(self, slide: Slide, drawn: Drawn) -> Window | None:
-        """What is cut from a level that has the patch's resolution; None where there's none."""
+        """What is cut from a level that has the patch's resolution; None where there's none, or none read px by px."""
         found = level_of(slide.reader.downsamples, drawn.um_per_px / slide.um_per_px)
         if found is None:
             return None
         level, downsample = found
         size_px = self.settings.size_px
         left, top = (round(centre / downsample - size_px / 2) for centre in (drawn.x_l0_px, drawn.y_l0_px))
-        return Window(level, left, top, size_px, size_px)
+        aside = [slide.reader.corner_l0_px(at, level) - at * downsample for at in (left, top)]
+        return Window(level, left, top, size_px, size_px) if max(map(abs, aside)) < GRID * downsample else None
 
     def draw(self, number: int) -> Drawn:
         """Where patch ``number`` lies, if its px can be read."""

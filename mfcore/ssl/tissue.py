@@ -25,7 +25,7 @@ MAX_HOLE_UM2 = 100.0**2  # smaller holes belong to the tissue: vessels, ducts
 N_CELLS = 1024  # at most, on a side: 128 KiB a slide
 FINEST_UM = 4.0  # side of a cell, at least
 BLOCK_PX = 2048  # of the level that is read, at once
-VERSION = 1  # of what isn't a number here: raised where the rule, or how thumbnails are read, comes to give other masks
+VERSION = 2  # of what isn't a number here: raised where the rule, or how thumbnails are read, comes to give other masks
 DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255.0).astype(np.float32)
 
 
