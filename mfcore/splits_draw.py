@@ -237,12 +237,18 @@ def overlapping(seen: pd.DataFrame, asked: pd.DataFrame) -> np.ndarray:
     Both as `with_places` returns them: patches share px where their centres are nearer than a side on both axes. A patch whose
     place is unknown (NaN) is seen to share none.
     """
-    shared = np.zeros(len(asked), dtype=bool)
     centre = ["x_patch_l0_px", "y_patch_l0_px"]
-    slide = asked["slide_id"].where(asked[centre].notna().all(axis=1)).to_numpy()
-    for slide_id, there in seen.dropna(subset=centre).groupby("slide_id"):
-        here = np.flatnonzero(slide == slide_id)
-        if len(here):
-            distance, _ = cKDTree(there[centre].to_numpy()).query(asked.iloc[here][centre].to_numpy(), p=np.inf)
-            shared[here] = distance < asked["side_l0_px"].to_numpy()[here]
-    return shared
+    patches = pd.concat([seen, asked])
+    places = patches[centre].to_numpy(dtype=np.float64)
+    apart = (
+        1 + np.nan_to_num(np.abs(places)).max(initial=0) * 2 + patches["side_l0_px"].max()
+    )  # farther than any two on one slide
+    places = np.column_stack([places, pd.factorize(patches["slide_id"])[0] * apart])
+    known = np.isfinite(places).all(axis=1)
+    is_seen = np.arange(len(patches)) < len(seen)
+    shared = np.zeros(len(patches), dtype=bool)
+    if (known & is_seen).any():
+        here = known & ~is_seen
+        distance, _ = cKDTree(places[known & is_seen]).query(places[here], p=np.inf)
+        shared[here] = distance < patches["side_l0_px"].to_numpy()[here]
+    return shared[len(seen) :]
