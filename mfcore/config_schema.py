@@ -34,9 +34,11 @@ class Switches:
         training draws them, shifted and labelled as in training.
     clipping: "after_backward" clips gradients to a network's ``clip_norm``; "before_backward" where there is nothing to clip
         yet, which does nothing.
-    shared_splits: networks and probes learn from and are tested on the same folds; else networks have folds of their own.
+    shared_splits: networks and probes learn from and are tested on the same folds; else networks have folds of their own,
+        which the released training scripts' generator draws where ``split_by`` and ``stratified`` are as released, too.
     encoder_input: "card" embeds as an encoder's authors do; "released" as the released code does (Virchow2's register
-        tokens in its mean, Prov-GigaPath's patches resized to 224 px, ViT-H normalised by 0.5 in the probe alone).
+        tokens in its mean, Prov-GigaPath's patches resized to 224 px, ViT-H normalised by 0.5 in the probe alone and resized
+        there bilinearly).
     """
 
     split_by: str = "slide"
