@@ -63,7 +63,7 @@ def test_logits_are_those_of_each_crops_class_token():
 
 
 def test_a_masked_patch_is_not_seen_by_the_student_but_by_the_teacher():
-    pair = build(**DINOV2, drop_path=0.0)
+    pair = build(**DINOV2, drop_path=0.0, arguments={**VIT, "init_values": 1.0})  # blocks that count from the first
     student, big, small = pair.student.eval(), images(2, 2, 3, 32, 32), images(2, 2, 3, 16, 16)
     masked = torch.zeros(4, 16, dtype=torch.bool)
     masked[1, 5] = masked[2, 0] = masked[2, 9] = True  # patches of second image, first crop; first image, second crop
@@ -283,7 +283,7 @@ def test_biases_and_norms_do_not_decay_and_layers_have_their_factor():
     assert len(seen) == sum(len(group["params"]) for group in groups) == len(list(student.parameters()))
     for name, parameter in student.named_parameters():
         factor, decays, is_last = seen[id(parameter)]
-        assert decays == (not (name.endswith("bias") or "norm" in name)), name
+        assert decays == (not (name.endswith(("bias", "gamma")) or "norm" in name)), name
         assert is_last == (name == "head.last.weight")
         depth = 3 if name.startswith(("head", "encoder.norm")) else 0
         if name.startswith("encoder.blocks"):
