@@ -90,8 +90,8 @@ DEFECTS = (
     Defect(
         "sampler",
         "Random places where a slide has no look-alike",
-        "draws a slide, then a class, and where the slide has no look-alike to give takes a patch at a random place of it: 22.6 % "
-        "of the draws at 0.1 % of MIDOG22, 0.5 % at 100 %",
+        "draws a slide, then a class, and where the slide has no look-alike to give takes a patch at a random place of it: "
+        "22.6 % of the draws at 0.1 % of MIDOG22, 0.5 % at 100 %",
         "src/dataset.py, sample_func",
         "takes a mitotic figure of that slide instead",
     ),

@@ -178,7 +178,7 @@ def refuse_other_slides(run: store.Run, study: Study, folder: str | Path, table:
     missing = sorted({file for file in table["file"] if not (Path(folder) / file).is_file()})
     if missing:
         raise PatchError(
-            f"{folder}: {len(missing)} slides that the patches were cut from aren't there, the first: {missing[0]}"
+            f"{folder}: of the slides that the patches were cut from {len(missing)} aren't there, the first: {missing[0]}"
         )
     if _fingerprint(study, Path(folder), table)["files"] != run.identity["inputs"]["files"]:
         raise PatchError(

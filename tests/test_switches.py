@@ -384,7 +384,7 @@ def test_random_places_are_read_from_the_slides_that_patches_were_cut_from(base,
     fresh = dataclasses.replace(this, networks=(dataclasses.replace(this.networks[0], max_lr=0.003),))
     with pytest.raises(train.TrainingError, match=r"draws random places of . training slides.*data_folder in notebook 04"):
         train.train_study(fresh, "net", 0, results)
-    with pytest.raises(ValueError, match="12 slides that the patches were cut from aren't there"):
+    with pytest.raises(ValueError, match="slides that the patches were cut from 12 aren't there"):
         train.train_study(fresh, "net", 0, results, data=tmp_path)
     shutil.copytree(base / "data", tmp_path / "data")
     turned = tifffile.imread(base / "data" / "images" / "3.tiff")[::-1]
