@@ -2,7 +2,8 @@
 
 What happens to an image depends on the stream's name and on the image's position in the epoch, not on the batch size.
 The recipe is that of Ganz et al. 2024, section 3: colour jitter, Gaussian blur, flips and rotation. A rotated crop is cut
-from a stored patch wide enough for it, so that it has no corner without image.
+from a stored patch wide enough for it, so that it has no corner without image; as the authors' released code does it, the crop
+is turned when all else is done, and has black corners.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ if typing.TYPE_CHECKING:
 
 BLUR_KERNEL_PX = 5
 BLUR_SIGMA_PX = (0.1, 2.0)  # torchvision's GaussianBlur; the paper names no sigma
+RELEASED_BLUR_SIGMA_PX = (0.1, 1.0)  # the released training scripts'
 GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, as torchvision rounds it
 PIECE_PX = 2 * 224 * 224  # that a core works on at once: few enough for its cache, many enough for torch's calls to pay
 
@@ -47,11 +49,15 @@ class Parameters:
         return len(self.angle)
 
     def __getitem__(self, part: slice) -> "Parameters":
-        return Parameters(**{field.name: getattr(self, field.name)[part] for field in dataclasses.fields(self)})
+        return type(self)(**{field.name: getattr(self, field.name)[part] for field in dataclasses.fields(self)})
 
 
-def draw(network: Network, n_images: int, seed: int, *names: object) -> Parameters:
-    """Parameters of the ``n_images`` of one epoch, from the stream ``names`` under ``seed``.
+class Released(Parameters):
+    """The same, to be done as the released training scripts do: turned last, by nearest neighbour, with black corners."""
+
+
+def draw(network: Network, n_images: int, seed: int, *names: object, released: bool = False) -> Parameters:
+    """Parameters of the ``n_images`` of one epoch, from the stream ``names`` under ``seed``; ``released``: `Released` ones.
 
     Row i depends on the stream and on i alone: neither the batch size nor ``n_images`` changes it.
     """
@@ -60,9 +66,9 @@ def draw(network: Network, n_images: int, seed: int, *names: object) -> Paramete
     blurred = uniform[1] < network.blur_probability
     rotated = uniform[2] < network.rotation_probability
     jitter = np.where(coloured, network.colour_jitter * (2 * uniform[3:7] - 1), 0.0)  # (4, n_images)
-    low, high = BLUR_SIGMA_PX
+    low, high = RELEASED_BLUR_SIGMA_PX if released else BLUR_SIGMA_PX
     shift_px = np.floor(uniform[11:13] * (2 * network.shift_px + 1)) - network.shift_px  # (2, n_images)
-    return Parameters(
+    return (Released if released else Parameters)(
         angle=np.where(rotated, np.pi * (2 * uniform[7] - 1), 0.0),
         flip_x=uniform[8] < 0.5,
         flip_y=uniform[9] < 0.5,
@@ -80,8 +86,9 @@ def augment(images: "torch.Tensor", parameters: Parameters, input_px: int) -> "t
     """Augmented crops, float32 (B, 3, input_px, input_px) in 0..1, of stored patches (B, 3, stored_px, stored_px).
 
     ``images`` are uint8, or float in 0..1, on any device. Geometry comes first, then colour (in torchvision's order:
-    brightness, contrast, saturation, hue), then blur. An image that isn't rotated keeps its pixels, nothing is resampled.
-    On a CPU an image comes out the same to the last bit whatever its batch. Nothing waits for a GPU.
+    brightness, contrast, saturation, hue), then blur; with `Released` parameters, crops are turned after that (`turn`). An
+    image that isn't rotated keeps its pixels, nothing is resampled. On a CPU an image comes out the same to the last bit
+    whatever its batch. Nothing waits for a GPU.
     Raises ValueError where the number of parameters is another than that of images, or where a crop would reach outside
     its stored patch.
     """
@@ -92,6 +99,9 @@ def augment(images: "torch.Tensor", parameters: Parameters, input_px: int) -> "t
         raise ValueError(f"images are {tuple(images.shape)}; (B, 3, stored_px, stored_px) are needed")
     if n_images != len(parameters):
         raise ValueError(f"{n_images} images with parameters of {len(parameters)}")
+    turned = parameters.angle if isinstance(parameters, Released) else np.zeros(n_images)
+    if isinstance(parameters, Released):
+        parameters = dataclasses.replace(parameters, angle=np.zeros(n_images))
     theta = affine(parameters, width_px, input_px)
     crops = torch.empty((n_images, 3, input_px, input_px), device=images.device)
     on_cpu = images.device.type == "cpu"
@@ -99,6 +109,9 @@ def augment(images: "torch.Tensor", parameters: Parameters, input_px: int) -> "t
     for start in range(0, n_images, n_at_once):
         part = slice(start, start + n_at_once)
         _augment(images[part], parameters[part], theta[part], crops[part])
+        if (last := turned[part] != 0).any():
+            rows = _rows(last, crops.device)
+            crops[part][rows] = turn(crops[part][rows], on_device(turned[part][last], crops.device))
     return crops
 
 
@@ -190,6 +203,23 @@ def _cut(images: "torch.Tensor", parameters: Parameters, theta: np.ndarray, out:
             into.copy_(images[i])
     cut = functional.grid_sample(stored.to(torch.float32), grid, padding_mode="zeros", align_corners=True)
     out[_rows(sampled, out.device)] = cut
+
+
+def turn(images: "torch.Tensor", angle: "torch.Tensor") -> "torch.Tensor":
+    """Images (B, 3, S, S) turned about their centres by angles, float64 (B,) in radians, against the clock.
+
+    Each px is the nearest one's of the image, black where the image doesn't reach, as PIL's ``rotate`` has it.
+    """
+    import torch
+
+    side_px = images.shape[-1]
+    aside = torch.arange(side_px, dtype=torch.float64, device=images.device) + 0.5 - side_px / 2
+    cosine, sine = (of(angle)[:, None, None] for of in (torch.cos, torch.sin))
+    x = (cosine * aside - sine * aside[:, None] + side_px / 2).floor().long()  # (B, S, S)
+    y = (sine * aside + cosine * aside[:, None] + side_px / 2).floor().long()
+    is_inside = (x >= 0) & (x < side_px) & (y >= 0) & (y < side_px)
+    place = torch.where(is_inside, y * side_px + x, 0).flatten(1)[:, None].expand(-1, 3, -1)  # (B, 3, S * S)
+    return images.flatten(2).gather(2, place).view_as(images) * is_inside[:, None]
 
 
 def jitter_colour(

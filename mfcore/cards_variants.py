@@ -15,11 +15,7 @@ _VARIANTS: Mapping[str, tuple[str, str, dict]] = {
     "virchow2_registers_in_mean": ("virchow2", f"{_RELEASED}: averages the register tokens in", {"readout": "class+rest"}),
     "virchow2_class": ("virchow2", "eva, unless told otherwise: the class token alone", {"readout": "class", "n_dims": 1280}),
     "gigapath_resize_224": ("gigapath", f"{_RELEASED}: resizes to 224 instead of cropping 224 of 256", {"resize_px": 224}),
-    "vit_huge_in21k_class_mean": (
-        "vit_huge_in21k",
-        f"{_RELEASED}, for its probe: bilinear, class token beside the mean",
-        {"interpolation": "bilinear", "readout": "class+mean", "n_dims": 2560},
-    ),
+    "vit_huge_in21k_bilinear": ("vit_huge_in21k", f"{_RELEASED}, for its probe: bilinear", {"interpolation": "bilinear"}),
     "vit_huge_in21k_imagenet_norm": (
         "vit_huge_in21k",
         f"{_RELEASED}, for its fine-tuning: ImageNet's mean and std",
@@ -44,18 +40,13 @@ _VARIANTS: Mapping[str, tuple[str, str, dict]] = {
     ),
     "dinov2_vits14_focus_bilinear": (
         "dinov2_vits14_focus",
-        "eva's transform for every encoder, TRIDENT's for a ViT-S",
+        "eva's transform for every encoder, TRIDENT's for a ViT-S, the released code's of Ganz et al. 2024 for a ViT-H",
         {"interpolation": "bilinear"},
     ),
     "dinov2_vits14_focus_crop": (
         "dinov2_vits14_focus",
         "the processor of transformers for DINOv2, THUNDER: the central 224 of 256 px",
         {"resize_px": 256},
-    ),
-    "dinov2_vits14_focus_class_mean_bilinear": (
-        "dinov2_vits14_focus",
-        f"{_RELEASED}, as with its ImageNet transformer: bilinear, class token beside the mean",
-        {"interpolation": "bilinear", "readout": "class+mean", "n_dims": 768},
     ),
 }
 

@@ -117,6 +117,11 @@ def current_runs(study: Study, results: Path) -> dict[str, store.Run]:
             continue
         if stage == "train":  # what a run's config leaves out didn't matter to it
             wanted = networks.get(name)
+            config = {
+                "sampler": "annotations",
+                "augmentation": "as_said",
+                **config,
+            }  # which enter only where they are as released
             current = wanted is not None and all(config[key] == wanted[key] for key in wanted.keys() & config.keys())
         else:
             current = name in study.encoders and config == as_dict(study.probe) and _by_its_card(study, record, results)
@@ -137,6 +142,7 @@ def _settings(study: Study, network: Network) -> dict:
     """What a training's config must say to be the study's, as far as it says so (`mfcore.train.config_of`)."""
     card = _card(study, network.architecture, RELEASED_TRAINING)
     switches = {name: getattr(study.switches, name) for name in Switches.CHOICES}
+    switches |= {"sampler": "annotations", "augmentation": "as_said", **study.released_in_training(network)}
     return _plain({"network": as_dict(network), **switches} | ({"card": card.identity()} if card else {}))
 
 

@@ -91,6 +91,9 @@ class Pretraining:
     n_snapshots: int = 1
 
 
+LAYER_SCALE = {"dinov2": 1e-5}  # of every block at first: the authors' configuration
+MASK_TOKEN_SD = {"dino": 0.02, "dinov2": 0.0}  # of the mask token as drawn; DINOv2's authors begin with zeros
+
 # Facts of the two papers and of their authors' configurations; lengths are shares of a training of 100 epochs.
 PUBLISHED = {
     "dino": {

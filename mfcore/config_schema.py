@@ -34,9 +34,15 @@ class Switches:
         training draws them, shifted and labelled as in training.
     clipping: "after_backward" clips gradients to a network's ``clip_norm``; "before_backward" where there is nothing to clip
         yet, which does nothing.
-    shared_splits: networks and probes learn from and are tested on the same folds; else networks have folds of their own.
+    sampler: "annotations" draws every training patch around an annotation; "released" draws a random place of the slide
+        instead where a slide has no patch of the negative class and one is to be drawn, as the released code does.
+    augmentation: "as_said" turns a crop inside the wider stored patch, so that it has no corner without image; "released"
+        turns the crop itself, after all else, by nearest neighbour and with black corners, and blurs by narrower kernels.
+    shared_splits: networks and probes learn from and are tested on the same folds; else networks have folds of their own,
+        which the released training scripts' generator draws where ``split_by`` and ``stratified`` are as released, too.
     encoder_input: "card" embeds as an encoder's authors do; "released" as the released code does (Virchow2's register
-        tokens in its mean, Prov-GigaPath's patches resized to 224 px, ViT-H normalised by 0.5 in the probe alone).
+        tokens in its mean, Prov-GigaPath's patches resized to 224 px, ViT-H normalised by 0.5 in the probe alone and resized
+        there bilinearly).
     """
 
     split_by: str = "slide"
@@ -47,6 +53,8 @@ class Switches:
     training_label: str = "annotation"
     validation: str = "centre"
     clipping: str = "after_backward"
+    sampler: str = "annotations"
+    augmentation: str = "as_said"
     shared_splits: bool = True
     encoder_input: str = "card"
 
@@ -59,6 +67,8 @@ class Switches:
         "training_label": ("annotation", "window"),
         "validation": ("centre", "drawn"),
         "clipping": ("after_backward", "before_backward"),
+        "sampler": ("annotations", "released"),
+        "augmentation": ("as_said", "released"),
         "shared_splits": (True, False),
         "encoder_input": ("card", "released"),
     }
@@ -96,6 +106,8 @@ MODES = {
         training_label="window",
         validation="drawn",
         clipping="before_backward",
+        sampler="released",
+        augmentation="released",
         shared_splits=False,
         encoder_input="released",
     ),
@@ -342,6 +354,17 @@ class Study:
     def stored_px(self) -> int:
         """Side in px of the patches as stored: as asked, or wide enough for every network's rotations."""
         return self.patches.stored_px or max([self.patches.size_px, *(network.needed_px for network in self.networks)])
+
+    def released_in_training(self, network: Network) -> dict[str, str]:
+        """Those of ``sampler`` and ``augmentation`` that are as released and change how ``network`` is trained.
+
+        Patches that come as images have no slide to draw a place of; a network that is shown every patch once draws none.
+        """
+        can_change = {
+            "sampler": network.patches_per_epoch is not None and self.data.source != "amibr",
+            "augmentation": bool(network.blur_probability or network.rotation_probability),
+        }
+        return {name: "released" for name, can in can_change.items() if can and getattr(self.switches, name) == "released"}
 
     def network(self, name: str) -> Network:
         """The end-to-end arm called ``name``; raises ConfigError with the names there are."""

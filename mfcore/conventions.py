@@ -60,9 +60,7 @@ CONVENTIONS: Mapping[str, tuple[Convention, ...]] = {
         Convention(RAW2FEATURES, "resnet50"),
     ),
     _SMALL: (
-        Convention(
-            RELEASED, f"{_SMALL}_class_mean_bilinear", f"its way with the other ImageNet transformer, ViT-H/14; {_FLOAT16}"
-        ),
+        Convention(RELEASED, f"{_SMALL}_bilinear", f"its way with the other ImageNet transformer, ViT-H/14; {_FLOAT16}"),
         Convention(EVA, f"{_SMALL}_bilinear", "its transform for every encoder"),
         Convention(TRIDENT, f"{_SMALL}_bilinear", "its way with kaiko's ViT-S; it has no DINOv2"),
         Convention(THUNDER, f"{_SMALL}_crop", "its DINOv2-B, by the processor of transformers"),
@@ -76,7 +74,7 @@ CONVENTIONS: Mapping[str, tuple[Convention, ...]] = {
 RELEASED_EMBEDDING: Mapping[str, str] = {
     "virchow2": "virchow2_registers_in_mean",
     "gigapath": "gigapath_resize_224",
-    "vit_huge_in21k": "vit_huge_in21k_class_mean",
+    "vit_huge_in21k": "vit_huge_in21k_bilinear",
 }
 RELEASED_TRAINING: Mapping[str, str] = {"vit_huge_in21k": "vit_huge_in21k_imagenet_norm"}
 

@@ -18,7 +18,7 @@ from mfcore.slides import SAME_RESOLUTION
 BASE, PAPER = "", "paper"  # beside the names of switches: none of them set, and all
 RELEASED = MODES[PAPER]
 NO_TRAINING = "of training alone; a probe has none of it"
-OF_TRAINING = ("epoch", "training_label", "validation", "clipping", "shared_splits")  # a probe has none of it
+OF_TRAINING = ("epoch", "training_label", "validation", "clipping", "sampler", "augmentation", "shared_splits")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,12 @@ def config_of(study: Study, switch: str) -> dict:
     """What of the study decides the measurement of a switch; what things are called is no part of it."""
     kept = ("data", "patches", "splits", "switches", "encoders", "own_encoders", "probe", "networks")
     found = {key: value for key, value in as_dict(derived(study, switch)).items() if key in kept}
+    late = Switches()  # names that came after the first measurements enter where they aren't as by default
+    found["switches"] = {
+        name: value
+        for name, value in found["switches"].items()
+        if name not in ("sampler", "augmentation") or value != getattr(late, name)
+    }
     found["data"] = {key: value for key, value in found["data"].items() if key not in ("positive", "negative")}
     return found
 
@@ -121,6 +127,12 @@ def why_not(study: Study, switch: str, arm: Arm) -> str:
         return "the network has no clip_norm: there is no clipping to do at the right place"
     if switch == "validation" and study.switches.epoch == "last" and study.network(arm.name).patience is None:
         return "the study tests the last epoch, whatever validation says"
+    if study.data.source == "amibr" and switch == "sampler":
+        return "AMi-Br's patches are images: there is no slide to draw another place of"
+    if switch == "sampler" and study.network(arm.name).patches_per_epoch is None:
+        return "the network is shown every patch once: none is drawn"
+    if switch == "augmentation" and not derived(study, switch).released_in_training(study.network(arm.name)):
+        return "the network's crops are neither blurred nor turned"
     if study.data.source == "amibr" and switch in ("resolution", "border"):
         return "AMi-Br's patches are images, cut before: nothing is resampled, nothing lies outside"
     return ""

@@ -11,7 +11,7 @@ import pandas as pd
 from mfcore import downloads, labels, store
 from mfcore.config import Study, as_dict, digest
 from mfcore.patches_read import Job, PatchError, look, read_all
-from mfcore.slides import SAME_RESOLUTION
+from mfcore.slides import SAME_RESOLUTION, open_slide
 
 __all__ = [
     "PatchError", "centre_crop", "check", "config_of", "corners", "counts", "extract", "find", "find_twins", "load",
@@ -250,6 +250,42 @@ def extract(study: Study, folder: str | Path, results: str | Path, n_workers: in
     )
     run.path("progress.txt").unlink(missing_ok=True)
     return run
+
+
+def read_anywhere(
+    study: Study, folder: str | Path, table: pd.DataFrame, slide_ids: np.ndarray, shares: np.ndarray, seen_px: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Patches at other places than annotations, read as the stored ones are: centres and patches.
+
+    table: as `load` returns it. slide_ids (n,): of which slides; shares, float (n, 2) in [0, 1): how far right and down,
+    where 0 and 1 are the first and the last place whose central ``seen_px`` lie inside the slide. Returns centres, float
+    (n, 2) of x, y in level-0 px, and patches, uint8 (n, stored_px, stored_px, 3). Raises SlideError for a slide that can't be
+    read.
+    """
+    jobs = {job.slide_id: job for job in _plan(study, Path(folder), table[table["slide_id"].isin(slide_ids)])}
+    centres, stored = np.empty((len(slide_ids), 2)), np.empty((len(slide_ids), *[study.stored_px] * 2, 3), np.uint8)
+    for slide_id in np.unique(slide_ids.astype(str)):
+        here, job = np.flatnonzero(slide_ids == slide_id), jobs[slide_id]
+        with open_slide(job.files[0], job.slide_um_per_px, outside=job.outside, scanner=job.scanner) as slide:
+            first, last = slide.inside(np.array([(0, 0), slide.size_px], float), seen_px, job.um_per_px)
+            there = first + np.floor(shares[here] * (last - first))
+            centres[here] = there if job.inside_px is None else slide.inside(there, job.inside_px, job.um_per_px)
+            for i in here[slide.plan(centres[here], job.size_px, job.um_per_px)]:
+                stored[i] = slide.read(*centres[i], job.size_px, job.um_per_px)
+    return centres, stored
+
+
+def refuse_other_slides(run: store.Run, study: Study, folder: str | Path, table: pd.DataFrame) -> None:
+    """Raise PatchError unless the slides in ``folder`` are those that the patches of ``run`` were cut from."""
+    missing = sorted({file for file in table["file"] if not (Path(folder) / file).is_file()})
+    if missing:
+        raise PatchError(
+            f"{folder}: of the slides that the patches were cut from {len(missing)} aren't there, the first: {missing[0]}"
+        )
+    if _fingerprint(study, Path(folder), table)["files"] != run.identity["inputs"]["files"]:
+        raise PatchError(
+            f"{folder}: other slides lie here than those that {run.folder} was cut from; extract the patches again"
+        )
 
 
 def _fingerprint(study: Study, folder: Path, table: pd.DataFrame) -> dict[str, str]:

@@ -18,6 +18,14 @@ def config_of(study: Study, name: str) -> dict:
     """What decides the encoder ``name``, besides the slides and the weights that it starts from."""
     which = in_full(study.pretrained(name))
     content = as_dict(dataclasses.replace(which, name=""))
+    if which.method in config_pretraining.LAYER_SCALE:  # what a network of the method begins with
+        content["begins_with"] = {
+            name: of[which.method]
+            for name, of in (
+                ("layer_scale", config_pretraining.LAYER_SCALE),
+                ("mask_token_sd", config_pretraining.MASK_TOKEN_SD),
+            )
+        }
     keys = ("source", "um_per_px", "um_per_px_by_scanner")
     return {
         "pretraining": content,

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import labels_schema, patches, splits_draw, store
+from mfcore import patches, splits_draw, store
 from mfcore.config import SCHEMES, Study, as_dict
 from mfcore.rng import stream_seed
-from mfcore.splits_draw import SplitError, across, draw
+from mfcore.splits_draw import ALL, BY_TRAINING_SCRIPT, SplitError, across, draw
 
-ALL = labels_schema.ALL
 ROLES = ("train", "val", "test")
 BLANKS = str.maketrans(" _", "_ ")
 
@@ -155,11 +154,14 @@ def under(study: Study, scheme: str) -> Study:
 def drawn_for(study: Study, networks: bool) -> Study:
     """The study as its probes, or its networks, are split: the same, unless ``switches.shared_splits`` is off.
 
-    Networks then have folds of their own, drawn alike by a seed of their own, as the released training script, whose
-    generator is another than its probe's, draws others for the same seed.
+    Networks then have folds of their own. Where the probe's are drawn as the released probe script draws, the networks' are
+    drawn as the released training scripts draw, by another generator from the same seed; else they are drawn as the probe's,
+    by a seed of their own.
     """
     if study.switches.shared_splits or not networks:
         return study
+    if study.switches.scheme == "released":
+        return replace(study, switches=replace(study.switches, split_by=BY_TRAINING_SCRIPT))
     seed = stream_seed(study.splits.seed, "networks") % 2**32
     return replace(study, splits=replace(study.splits, seed=seed))
 

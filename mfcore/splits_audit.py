@@ -212,7 +212,7 @@ def networks_said(run: store.Run) -> str:
     if not found:
         return ""
     return (
-        f"Networks have folds of their own, by a seed of their own: of the patches that a fold tests the probes on, "
+        "Networks have folds of their own: of the patches that a fold tests the probes on, "
         f"{100 * found['tested_by_both']:.0f} % test the networks too, and {100 * found['trained_on_by_networks']:.0f} % train "
         "them: probes and networks are compared on different patches."
     )

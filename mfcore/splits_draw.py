@@ -17,9 +17,10 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from mfcore.config import Study
-from mfcore.labels_schema import FEW_CASES
+from mfcore.labels_schema import ALL, FEW_CASES
 from mfcore.rng import generator
 
+BY_TRAINING_SCRIPT = "annotation_by_training_script"  # a way to split that networks alone have, see `splits.drawn_for`
 N_PROPOSALS = 20  # draws of cases from which the best balanced is kept; many more, and few cases leave one answer
 
 Roles = dict[str, np.ndarray]  # patch ids (int64, sorted) by role
@@ -36,6 +37,8 @@ def draw(study: Study, labels: pd.DataFrame, train_domain: str, fold: int, sizes
     """
     if is_released(study):
         return _as_released(study, labels, fold, sizes)
+    if study.switches.split_by == BY_TRAINING_SCRIPT:
+        return _as_trained(study, labels, train_domain, fold, sizes)
     divide = _divide_officially if study.switches.split_by == "official" else _divide
     roles = divide(study, labels, train_domain, fold)
     if study.switches.split_by == "annotation_buffered":
@@ -102,8 +105,7 @@ def _divide_officially(study: Study, labels: pd.DataFrame, train_domain: str, fo
 def _as_released(study: Study, labels: pd.DataFrame, fold: int, sizes: tuple[float, ...]) -> dict[float, Roles]:
     """The released probe script's draws (seeds 42 to 46, row order): one generator for all sizes, in the study's order.
 
-    Its further 20 %, which the probe leaves unused, is the end-to-end network's validation set here; the released
-    training script draws its own splits with another generator, which contradicts the paper.
+    Its further 20 %, which the probe leaves unused, is the end-to-end network's validation set where folds are shared.
     """
     rng = np.random.default_rng(study.splits.seed + fold)
     rows = np.arange(len(labels))
@@ -117,6 +119,31 @@ def _as_released(study: Study, labels: pd.DataFrame, fold: int, sizes: tuple[flo
         chosen = {"train": train, "val": np.setdiff1d(drawn, train), "test": test}
         found[size] = {role: np.sort(ids[which]) for role, which in chosen.items()}
     return found
+
+
+def _as_trained(
+    study: Study, labels: pd.DataFrame, train_domain: str, fold: int, sizes: tuple[float, ...]
+) -> dict[float, Roles]:
+    """The released training scripts' draws (seeds 42 to 46, row order), by numpy's old generator, begun anew for each size.
+
+    On all domains as ``train_classifier.py``, on one as ``train_classifier_tumor_specific.py``, which leaves the draws to
+    pandas and begins the generator again for validation.
+    """
+    seed, held_out, validating = study.splits.seed + fold, study.splits.test_fraction, study.splits.val_fraction
+    rows, ids, found = pd.Series(np.arange(len(labels))), labels["patch_id"].to_numpy(), {}
+    for size in sizes:
+        rng = np.random.RandomState(seed)
+        if train_domain == ALL:
+            test = rng.choice(rows, size=int(len(rows) * held_out), replace=False)
+            pool = rows.drop(test)
+            drawn = rng.choice(pool, size=int(len(pool) * size), replace=False)
+            val = rng.choice(drawn, size=int(len(drawn) * validating), replace=False)
+        else:
+            test = rows.sample(frac=held_out, random_state=seed).to_numpy()
+            drawn = rows.drop(test)
+            val = drawn.sample(frac=validating, random_state=seed).to_numpy()
+        found[size] = {"train": np.setdiff1d(drawn, val), "val": val, "test": test}
+    return {size: {role: np.sort(ids[which]) for role, which in roles.items()} for size, roles in found.items()}
 
 
 def _take_slides(study: Study, labels: pd.DataFrame, share: float, stream: tuple) -> np.ndarray:

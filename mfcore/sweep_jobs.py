@@ -25,7 +25,7 @@ STAGES = {
     "10": "10_representations",
     "11": "11_pretraining_studies",
 }
-READ_DATA = ("01", "07", "08", "09")  # are told where the study's data folder is
+READ_DATA = ("01", "04", "07", "08", "09")  # are told where the study's data folder is
 SUM_UP = ("05", "06", "09", "10", "11")  # run with what there is
 SHARE, MEASURE = "embed_share", "measure_switch"
 # Snakemake's, by which profiles name what a job asks for

@@ -31,7 +31,7 @@ class SwitchError(RuntimeError):
 def measure(study: Study, switch: str, data: str | Path, results: str | Path, device: str = "cpu", n_workers: int = 1) -> None:
     """Make what shows a switch's effect on the arms of ``study.effects``, and a record of it for `compare_effects`.
 
-    switch: as for `effects.derived`. data: the study's data folder, looked into only where patches have to be read. results:
+    switch: as for `effects.derived`. data: the study's data folder, looked into only where patches are read. results:
     the study's own folder. An arm that the switch doesn't touch is left out; where it touches none, nothing is made. Raises
     ValueError for a switch that there isn't, SwitchError where an arm fails, when the other is done, and what
     `patches.extract` and `splits.write` raise.
@@ -47,7 +47,11 @@ def measure(study: Study, switch: str, data: str | Path, results: str | Path, de
     problems = []
     for arm in touched:
         try:
-            made |= (_network if arm.is_network else _probe)(this, arm.name, results, device, made)
+            made |= (
+                _network(this, arm.name, data, results, device, made)
+                if arm.is_network
+                else _probe(this, arm.name, results, device, made)
+            )
         except PARTS as error:
             problems.append(f"{arm.name}: {error}")
     name, config = effects.record_name(switch), effects.config_of(study, switch)
@@ -95,13 +99,13 @@ def _probe(this: Study, encoder: str, results: Path, device: str, made: dict[str
     return {"embeddings": embeddings.key, "probe": fitted.key}
 
 
-def _network(this: Study, name: str, results: Path, device: str, made: dict[str, str]) -> dict[str, str]:
+def _network(this: Study, name: str, data: str | Path, results: Path, device: str, made: dict[str, str]) -> dict[str, str]:
     """Keys of the network's trainings, a fold each."""
     keys = {}
     for fold in range(this.splits.n_folds):
         config = train.config_of(this, this.network(name), fold)
         with _turn(results, "train", name, config, made["patches"], made["network_splits"]):
-            keys[f"train-fold{fold}"] = train.train_study(this, name, fold, results, device).key
+            keys[f"train-fold{fold}"] = train.train_study(this, name, fold, results, device, data=data).key
     return keys
 
 

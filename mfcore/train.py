@@ -5,6 +5,7 @@ A step of its own process is ``python -m mfcore.train --study FILE --network NAM
 """
 
 import argparse
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ def config_of(study: Study, network: Network, fold: int) -> dict:
         "network": as_dict(network),
         "card": encoders.of_network(study, network.architecture).identity(),
         **{name: getattr(study.switches, name) for name in names},
+        **study.released_in_training(network),
         "seed": study.splits.seed,
         "fold": fold,
     }
@@ -67,13 +69,15 @@ def train_study(
     results: str | Path,
     device: str = "cpu",
     watch: Callable[[pd.DataFrame], None] | None = None,
+    data: str | Path | None = None,
 ) -> store.Run:
     """Train one network of a study on its units of one fold: each size, and each domain by itself.
 
     Reads the study's patches and splits; writes ``predictions.parquet`` (the test patches of every unit),
     ``history.jsonl`` and, in ``units/``, each unit's weights. Finished units aren't trained again, a begun one goes on.
     ``device``: as for `encoders.choose_device`. ``watch`` is called after each epoch with the history so far, as
-    `load_history` has it. Raises StoreError where patches or splits aren't there, EncoderError where the network can't be
+    `load_history` has it. ``data``: the study's data folder, which is looked into only where ``switches.sampler`` draws random
+    places of slides. Raises StoreError where patches or splits aren't there, EncoderError where the network can't be
     built, TrainingError as `units_of`, `Task` (for all units at once) and `train_loop.train_network`.
     """
     network, ranks = study.network(network_name), processes.here()
@@ -85,7 +89,9 @@ def train_study(
     labels, stored = patches.load(patches_run)
     table = splits.load(splits_run)
     units = units_of(study, network, table, fold)
-    tasks = _tasks(study, network, units, table, labels, stored)
+    tasks = _tasks(study, network, units, table, labels, stored, data)
+    if any(task.reads_slides for task in tasks.values()):
+        patches.refuse_other_slides(patches_run, study, Path(data or ""), labels)
     for_tables = labels.set_index("patch_id")
     to_do = ranks.as_first([unit for unit in units if not run.unit_file(unit.name).is_file()])
     n_patches = sum(network.n_epochs * tasks[unit].n_per_epoch for unit in to_do)
@@ -120,19 +126,29 @@ def train_study(
 
 
 def _tasks(
-    study: Study, network: Network, units: list[splits.Unit], table: pd.DataFrame, labels: pd.DataFrame, stored: np.ndarray
+    study: Study,
+    network: Network,
+    units: list[splits.Unit],
+    table: pd.DataFrame,
+    labels: pd.DataFrame,
+    stored: np.ndarray,
+    data: str | Path | None,
 ) -> dict[splits.Unit, Task]:
     """Every unit's task; raises one TrainingError for all of which something is wrong."""
     columns = {"labels": labels["label"].to_numpy(), "slide_ids": labels["slide_id"].to_numpy()}
-    by_window = study.switches.training_label == "window"
+    released = study.released_in_training(network)
+    switches = dataclasses.replace(study.switches, **{"sampler": "annotations", "augmentation": "as_said"} | released)
+    needs_places = switches.training_label == "window" or switches.sampler == "released"
+    read = functools.partial(patches.read_anywhere, study, data, labels, seen_px=network.input_px) if data else None
     task_of = functools.partial(
         Task,
         network=network,
         seed=study.splits.seed,
         patches=stored,
         **columns,
-        switches=study.switches,
-        places=places_of(study, labels) if by_window else None,
+        switches=switches,
+        places=places_of(study, labels) if needs_places else None,
+        read=read,
     )
     tasks, problems = {}, []
     for unit in units:
@@ -190,12 +206,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--network", required=True, help="one of the study's networks")
     parser.add_argument("--fold", type=int, required=True, help="which fold, from 0")
     parser.add_argument("--results", type=Path, required=True, help="the folder that holds the study's")
+    parser.add_argument("--data", type=Path, help="the folder of the study's data (data/<study> beside studies/)")
     parser.add_argument("--device", default="auto", help='"cpu", "cuda" or "auto": a GPU where there is one (auto)')
     chosen = parser.parse_args(arguments)
     try:
         study = load_study(chosen.study)
+        data = chosen.data or chosen.study.resolve().parent.parent / "data" / study.name
         with processes.joined(chosen.device) as device:
-            run = train_study(study, chosen.network, chosen.fold, chosen.results / study.name, device)
+            run = train_study(study, chosen.network, chosen.fold, chosen.results / study.name, device, data=data)
             if processes.here().is_first:
                 print(run.folder)
     except (ConfigError, TrainingError, store.StoreError, encoders.EncoderError, ValueError, OSError) as error:

@@ -23,14 +23,16 @@ def batches(
     slices: list[slice],
     device: "torch.device",
     input_px: int,
+    elsewhere: np.ndarray | None = None,
 ) -> "Iterator[torch.Tensor]":
     """Yield augmented batches, float32 (B, 3, input_px, input_px) in 0..1 on ``device``, one for each of ``slices``, in order.
 
     patches: uint8 (n, stored_px, stored_px, 3), memory-mapped or not. rows: the epoch's patches, int64 (n_epoch,); drawn:
-    what is done to each of them. A thread of its own reads, so that the step doesn't wait for the disk. Between two steps the
-    caller's thread augments, on the cores that torch gives it: threads of the feed's own would take these from the step. Close
-    the iterator where it isn't used up (`contextlib.closing`), and the thread ends. Raises ValueError as `augment.augment`
-    does, IndexError for rows that ``patches`` hasn't.
+    what is done to each of them. elsewhere: patches that aren't stored, which rows from n on count. A thread of its own reads,
+    so that the step doesn't wait for the disk. Between two steps the caller's thread augments, on the cores that torch gives
+    it: threads of the feed's own would take these from the step. Close the iterator where it isn't used up
+    (`contextlib.closing`), and the thread ends. Raises ValueError as `augment.augment` does, IndexError for rows that there
+    aren't.
     """
     import torch
 
@@ -41,7 +43,7 @@ def batches(
         if (part := next(todo, None)) is not None:
             # A GPU copies from pinned memory by itself. It's had in the caller's thread, as a new one is on the first GPU.
             there = torch.empty((len(rows[part]), *stored.shape[1:]), dtype=torch.uint8, pin_memory=device.type == "cuda")
-            waiting.append((part, there, reader.submit(_read, stored, rows[part], there.numpy())))
+            waiting.append((part, there, reader.submit(_read, stored, elsewhere, rows[part], there.numpy())))
 
     with _threads(1, "read") as reader:
         for _ in range(N_AHEAD):
@@ -63,10 +65,10 @@ def _threads(n: int, name: str) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(stored: np.ndarray, rows: np.ndarray, into: np.ndarray) -> None:
+def _read(stored: np.ndarray, elsewhere: np.ndarray | None, rows: np.ndarray, into: np.ndarray) -> None:
     """Copy patches into ``into``, uint8 (B, stored_px, stored_px, 3); numpy lets other threads run meanwhile."""
     for patch, row in zip(into, rows, strict=True):
-        patch[...] = stored[row]
+        patch[...] = stored[row] if elsewhere is None or row < len(stored) else elsewhere[row - len(stored)]
 
 
 def as_images(patches_hwc: np.ndarray, device: "torch.device") -> "torch.Tensor":

@@ -22,7 +22,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from mfcore import adapt, encoders, metrics, processes, rng, store, train_feed
-from mfcore.train_task import Examples, Task, TrainingError, crops, epoch_of, steps, validation_of
+from mfcore.train_task import Elsewhere, Examples, Task, TrainingError, crops, epoch_of, steps, validation_of
 
 EVALUATION_BATCH = 32
 CHECKPOINT_SECONDS = 30.0  # three times the weights go to disk; a short training isn't worth it
@@ -188,7 +188,8 @@ class _Training:
         """This process's share of each batch of the steps, augmented, on the device."""
         parts = [self._share(part) for step in to_do for part in step]
         side_px = self.task.network.input_px
-        yield from train_feed.batches(self.task.patches, examples.rows, examples.drawn, parts, self.device, side_px)
+        beside = None if examples.elsewhere is None else examples.elsewhere.patches
+        yield from train_feed.batches(self.task.patches, examples.rows, examples.drawn, parts, self.device, side_px, beside)
 
     def _share(self, part: slice) -> slice:
         """This process's share of a batch; where it's an empty one, the batch's first patch, which `_step` doesn't count."""
@@ -222,7 +223,8 @@ class _Training:
         Each class weighs half, as where training draws: else a rare class makes the first, unsure epochs seem the best.
         Where validation itself is drawn, it has that weight already.
         """
-        logits, truth = self.logits(self.validation.rows, self.validation.shifts_px), self.validation.labels
+        shown, truth = self.validation, self.validation.labels
+        logits = self.logits(shown.rows, shown.shifts_px, shown.elsewhere)
         if not np.isfinite(logits).all():
             return math.nan, None
         losses = np.logaddexp(0, logits) - truth * logits
@@ -243,7 +245,7 @@ class _Training:
         rows = self.task.roles["test"]
         return expit(self.logits(rows, np.zeros((len(rows), 2), np.int64)))
 
-    def logits(self, rows: np.ndarray, shifts_px: np.ndarray) -> np.ndarray:
+    def logits(self, rows: np.ndarray, shifts_px: np.ndarray, elsewhere: Elsewhere | None = None) -> np.ndarray:
         """Logits, float64 (n,), of the crops of patches ``rows``, so shifted (n, 2); the processes share the work."""
         self.ranks.share_buffers(self.model)
         mine, logits = self.ranks.share(slice(0, len(rows))), [np.empty(0)]
@@ -251,7 +253,7 @@ class _Training:
         with torch.inference_mode():
             for start in range(mine.start, mine.stop, EVALUATION_BATCH):
                 part = slice(start, min(start + EVALUATION_BATCH, mine.stop))
-                images = train_feed.as_images(crops(self.task, rows[part], shifts_px[part]), self.device)
+                images = train_feed.as_images(crops(self.task, rows[part], shifts_px[part], elsewhere), self.device)
                 logits.append(self._forward(images.to(torch.float32) / 255).cpu().double().numpy())
         return self.ranks.join(np.concatenate(logits))
 

@@ -7,15 +7,17 @@
 #
 # As in Ganz et al. 2024, section 3: from ImageNet weights, with colour jitter, blur, flips and rotation (inside a stored
 # margin, so that no corner is empty), Adam under a one-cycle schedule. Under `epoch: best` the epoch with the lowest validation
-# loss is the one tested, its weights truly restored; under `last` (paper mode) the last. A network with `lora` in the study is
-# a transformer that stays frozen but for low-rank matrices beside its layers, and a head. This run trains one fold, at every
-# size and on every domain by itself unless the study says less; by hand, the losses are drawn below while it goes on.
+# loss is the one tested, its weights truly restored; under `last` (paper mode) the last. Paper mode also turns crops with black
+# corners, and draws random places of slides that have no look-alike. A network with `lora` in the study is a transformer that
+# stays frozen but for low-rank matrices beside its layers, and a head. This run trains one fold, at every size and on every
+# domain by itself unless the study says less; by hand, the losses are drawn below while it goes on.
 
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers
 results = "../results"  # where runs are kept, a folder a study
 network = "efficientnet_lite0_64px"  # one of the study's networks
 fold = 0  # which fold to train
+data_folder = ""  # where the study's data lie; empty: data/<study>; looked into in paper mode alone
 device = "auto"  # "cpu", "cuda", or "auto": the GPU where there is one
 
 # %%
@@ -28,13 +30,15 @@ from mfcore.config import as_dict, load_study
 
 study = load_study(study_file)
 folder = Path(results) / study.name
+data = data_folder or Path(study_file).parent.parent / "data" / study.name
 captions.show(pd.DataFrame(as_dict(study.network(network)).items(), columns=["setting", "value"]))
 
 # %% [markdown]
 # ## Train
 
 # %%
-run = train.train_study(study, network, fold, folder, device, watch=figures_live.LiveHistory(study, network))
+watch = figures_live.LiveHistory(study, network)
+run = train.train_study(study, network, fold, folder, device, watch, data)
 history = train.load_history(run)
 kind = compare.LORA if study.network(network).lora else compare.END_TO_END
 predictions = compare.load_arm(run, network, kind)

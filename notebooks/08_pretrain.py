@@ -88,7 +88,10 @@ print("files written:", run.folder.name, *[path.name for path in written], sep="
 # **What we saw.** One pretraining: its loss, whether its targets tell images apart, the rank of its embeddings, and the encoder.
 #
 # **Limits.** A loss that falls is no proof of good embeddings, and losses of different settings can't be compared; `03`, `09`
-# and `10` say what the encoder is worth. What a study doesn't say is as the method's authors have it. Batches below 256
+# and `10` say what the encoder is worth. What a study doesn't say is as the method's authors have it. By DINOv2, blocks begin
+# with a LayerScale of 1e-5 and the mask token with zeros, as its authors'; an encoder to start from keeps its blocks as they
+# are, without LayerScale where it has none, and paths are dropped image by image, where the authors' code leaves part of a
+# batch out. Batches below 256
 # patches, of one GPU say, and trainings below 12,500 steps are smaller than those that such settings were made with: there the
 # teacher soon gave all images the same target in trials, so that defaults of ours stand in (in the table above as such): a
 # teacher's temperature of 0.02, Sinkhorn-Knopp, KoLeo, and in small batches no more prototypes than a batch has targets. A

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 from mfcore import augment
@@ -289,3 +290,33 @@ def test_bad_input_is_refused():
         augment.augment(patches(3, 34), neutral(2), 24)
     with pytest.raises(ValueError, match=r"images are \(1, 34, 34, 3\)"):
         augment.augment(torch.zeros(1, 34, 34, 3), neutral(1), 24)
+
+
+# ---- as the released training scripts do ----
+
+
+def test_released_crops_are_turned_last_by_nearest_neighbour_with_black_corners():
+    """As PIL's rotate, which torchvision's RandomRotation calls, turns what all else has made of the crop."""
+    network = dataclasses.replace(NETWORK, rotation_probability=1.0, blur_probability=0.5)
+    images, drawn = patches(12, network.needed_px), augment.draw(network, 12, 4, "released", released=True)
+    crops = augment.augment(images, drawn, 24)
+    rest = augment.augment(images, augment.Parameters(**(vars(drawn) | {"angle": np.zeros(12)})), 24)
+    n_other = 0
+    for crop, before, angle in zip(crops.numpy(), rest.numpy(), drawn.angle, strict=True):
+        for channel, plane in zip(crop, before, strict=True):
+            expected = np.asarray(Image.fromarray(plane).rotate(np.degrees(angle), Image.Resampling.NEAREST))
+            n_other += (channel != expected).sum()  # PIL computes places in steps of 1 / 65,536 px
+    assert n_other < 0.002 * crops.numel()
+    corners = crops[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert (corners[np.abs(np.sin(2 * drawn.angle)) > 0.3] == 0).all() and (rest > 0).float().mean() > 0.9
+    singly = torch.cat([augment.augment(images[i : i + 1], drawn[i : i + 1], 24) for i in range(12)])
+    assert torch.equal(singly, crops)
+
+
+def test_released_blur_is_narrower_and_all_else_is_drawn_alike():
+    always = dataclasses.replace(NETWORK, blur_probability=1.0)
+    own, released = (augment.draw(always, 4000, 3, "blur", released=as_released) for as_released in (False, True))
+    assert released.blur_px.min() >= 0.1 and released.blur_px.max() <= 1.0 and released.blur_px.max() > 0.99
+    assert own.blur_px.max() > 1.98 and isinstance(released[:5], augment.Released)
+    for name in vars(own).keys() - {"blur_px"}:
+        np.testing.assert_array_equal(getattr(own, name), getattr(released, name))

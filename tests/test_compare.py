@@ -197,6 +197,8 @@ def test_collect_says_what_to_run_when_there_is_nothing(results):
         ({"training_label": "window"}, {"training_label": "window"}),
         ({"validation": "drawn"}, {"validation": "drawn"}),
         ({"clipping": "before_backward"}, {"clipping": "before_backward"}),
+        ({"sampler": "released"}, {"sampler": "released"}),
+        ({"augmentation": "released"}, {"augmentation": "released"}),
         ({"card": {"mean": 0.1}}, None),
     ],
 )

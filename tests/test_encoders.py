@@ -157,9 +157,9 @@ def test_released_input_is_the_released_codes_way_and_others_stay():
 
     assert changed(encoders.of, "virchow2") == {"readout": ("class+mean", "class+rest")}
     assert changed(encoders.of, "gigapath") == {"resize_px": (256, 224)}
-    probed = changed(encoders.of, "vit_huge_in21k")
-    assert set(probed) == {"interpolation", "readout", "n_dims"} and probed["readout"][1] == "class+mean"
-    assert encoders.of(released, "vit_huge_in21k").mean == (0.5, 0.5, 0.5)
+    assert changed(encoders.of, "vit_huge_in21k") == {"interpolation": ("bicubic", "bilinear")}
+    probed = encoders.of(released, "vit_huge_in21k")
+    assert (probed.readout, probed.n_dims, probed.mean) == ("class", 1280, (0.5, 0.5, 0.5))
     assert set(changed(encoders.of_network, "vit_huge_in21k")) == {"mean", "std"}
     assert changed(encoders.of_network, "virchow2") == changed(encoders.of_network, "gigapath") == {}
     for name in set(encoders.names()) - {*conventions.RELEASED_EMBEDDING}:

@@ -88,6 +88,33 @@ def test_every_row_holds_its_annotations_patch(folder, tmp_path, study):
     np.testing.assert_array_equal(table["x_l0_px"], labels.load(study, folder)["x_l0_px"])
 
 
+@pytest.mark.parametrize("study", [NATIVE, STUDY])
+def test_a_place_without_an_annotation_is_read_as_a_stored_patch_is(folder, tmp_path, study):
+    """What the network sees of it lies inside its slide; the first share is the first such place, the last the last."""
+    run = patches.extract(study, folder, tmp_path / "results")
+    table, _ = patches.load(run)
+    names = np.array(list(UM_PER_PX) * 3, object)
+    shares = np.concatenate([np.zeros((3, 2)), np.full((3, 2), 1 - 1e-9), np.random.default_rng(3).random((3, 2))])
+    centres, stored = patches.read_anywhere(study, folder, table, names, shares, seen_px=16)
+    assert stored.shape == (9, study.stored_px, study.stored_px, 3) and stored.dtype == np.uint8
+    for name, centre, patch in zip(names, centres, stored, strict=True):
+        um_per_px = None if study == NATIVE else study.patches.um_per_px
+        with open_slide(folder / "images" / name) as slide:
+            np.testing.assert_array_equal(patch, slide.read(*centre, study.stored_px, um_per_px))
+            assert not slide.reaches_over(centre[None], 16, um_per_px).any()
+            if study == NATIVE:
+                x, y = (int(place) for place in centre)
+                image = tifffile.imread(folder / "images" / name)
+                np.testing.assert_array_equal(patches.centre_crop(patch, 16), image[y - 8 : y + 8, x - 8 : x + 8])
+    if study == NATIVE:
+        assert (centres[:3] == 8).all() and (centres[3:6] == [160 - 8 - 1, 140 - 8 - 1]).all()
+    same = patches.refuse_other_slides(run, study, folder, table)
+    assert same is None
+    (folder / "images" / next(iter(UM_PER_PX))).unlink()
+    with pytest.raises(PatchError, match=r"slides that the patches were cut from 1 aren't there, the first: images/001\.tiff"):
+        patches.refuse_other_slides(run, study, folder, table)
+
+
 def test_the_run_says_what_it_holds(folder, tmp_path):
     run = patches.extract(STUDY, folder, tmp_path / "results")
     facts = run.verify().record["facts"]

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -10,8 +11,11 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from mfcore import compare, patches, probe, splits, splits_audit, store
+from mfcore import compare, compare_defects, patches, probe, splits, splits_audit, store
 from mfcore.config import MODES, SCHEMES, Data, Splits, Study, Switches
+
+LABELS = Path(__file__).parents[1].parent / "shared" / "data" / "labels"
+needs_real = pytest.mark.skipif(not LABELS.is_dir(), reason="the real labels of ../shared/data are not here")
 
 
 def study(mode="strict", **changes):
@@ -393,3 +397,75 @@ def test_networks_have_folds_of_their_own_only_where_the_switch_says_so(tmp_path
     assert 0 < found["tested_by_both"] < 1 and found["tested_by_both"] + found["trained_on_by_networks"] == pytest.approx(1)
     assert "Networks have folds of their own" in splits_audit.networks_said(with_audit)
     assert splits_audit.networks_said(splits_audit.write(shared, tmp_path)) == ""
+
+
+# ---- the released scripts' draws, each by a loop of its own ----
+
+
+def drawn_by_probe_script(n, seed, sizes):
+    """Training rows at each size, and test rows, as ``linear_probing.py`` draws them."""
+    rng = np.random.default_rng(seed)
+    test = rng.choice(n, size=int(np.floor(n * 0.2)), replace=False)
+    pool, train = np.setdiff1d(np.arange(n), test), []
+    for size in sizes:
+        some = rng.choice(pool, size=int(np.floor(len(pool) * size)), replace=False)
+        train.append(rng.choice(some, size=int(0.8 * len(some)), replace=False))
+    return train, [test] * len(sizes)
+
+
+def drawn_by_training_script(n, seed, sizes):
+    """Training rows at each size, and test rows, as ``train_classifier.py`` draws them: each size begins the seed again."""
+    table, train, tested = pd.DataFrame({"row": range(n)}), [], []
+    for size in sizes:
+        np.random.seed(seed)
+        test = np.random.choice(table.index, size=int(len(table) * 0.2), replace=False)
+        rest = table.drop(test)
+        some = rest.loc[np.random.choice(rest.index, size=int(len(rest) * size), replace=False)]
+        val = np.random.choice(some.index, size=int(len(some) * 0.2), replace=False)
+        train.append(some.drop(val).index.to_numpy())
+        tested.append(test)
+    return train, tested
+
+
+def test_networks_in_paper_mode_have_the_training_scripts_folds(tmp_path):
+    """On all domains and on one; probes keep the probe script's, from the same seed."""
+    labels = label_table(np.random.default_rng(12))
+    asked = study("paper", n_folds=2, sizes=(0.1, 1.0))
+    stored(asked, labels, tmp_path)
+    splits.write(asked, tmp_path)
+    for networks, script in ((False, drawn_by_probe_script), (True, drawn_by_training_script)):
+        table = splits.load(splits.find(asked, tmp_path, networks=networks))
+        for fold in (0, 1):
+            train, test = script(len(labels), 42 + fold, asked.splits.sizes)
+            for k, size in enumerate(asked.splits.sizes):
+                roles = splits.select(table, splits.Unit("all", fold, size))
+                np.testing.assert_array_equal(roles["train"], np.sort(train[k]))
+                np.testing.assert_array_equal(roles["test"], np.sort(test[k]))
+    within = labels[labels["domain"] == "d1"]
+    test = within.sample(frac=0.2, replace=False, random_state=43)  # as train_classifier_tumor_specific.py draws
+    rest = within.drop(test.index)
+    val = rest.sample(frac=0.2, replace=False, random_state=43)
+    roles = splits.select(table, splits.Unit("d1", 1, 1.0))
+    elsewhere = labels.loc[labels["domain"] != "d1", "patch_id"]
+    np.testing.assert_array_equal(roles["test"], np.sort([*test["patch_id"], *elsewhere]))
+    np.testing.assert_array_equal(roles["val"], np.sort(val["patch_id"]))
+    np.testing.assert_array_equal(roles["train"], np.sort(rest.drop(val.index)["patch_id"]))
+
+
+@needs_real
+def test_each_script_trains_on_as_many_patches_and_positives_as_is_said_of_it():
+    """MIDOG 2022's own label file at 0.1 %: what the page on switches says stands with the script of which it is true."""
+    labels = pd.read_csv(LABELS / "MIDOG2022_training_tiff.csv")["label"].to_numpy()
+    sizes, said = (0.001, 0.01, 0.1, 1.0), {}
+    for script in (drawn_by_probe_script, drawn_by_training_script):
+        drawn = [script(len(labels), seed, sizes)[0] for seed in range(42, 47)]
+        (counts,) = {tuple(len(train) for train in each) for each in drawn}
+        shares = [labels[each[0]].mean() for each in drawn]
+        said[script] = counts, f"{100 * min(shares):.0f} % to {100 * max(shares):.0f} %"
+    (of_probe, probe_share), (of_training, training_share) = said.values()
+    assert (of_probe, of_training) == ((12, 131, 1315, 13153), (13, 132, 1316, 13154))
+    defect = next(each for each in compare_defects.DEFECTS if each.name == "stratified")
+    probe_text, training_text = defect.released.split(";")
+    assert f"{of_probe[0]} patches" in probe_text and probe_share in probe_text and "linear_probing.py" in probe_text
+    assert f"{of_training[0]}" in training_text and training_share in training_text and "train_classifier.py" in training_text
+    assert set(defect.where.split(", ")) == {"linear_probing.py", "train_classifier.py"}

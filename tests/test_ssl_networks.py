@@ -11,13 +11,13 @@ import torch
 from made_pretraining import DINOV2, STUDY, VIT, which
 from torch.nn import functional
 
-from mfcore import encoders
+from mfcore import encoders, pretrained
 from mfcore.cards import EncoderCard
 from mfcore.config import Study
 from mfcore.config_pretraining import Crops, OnlinePatches
 from mfcore.encoders import EncoderError
 from mfcore.processes import Ranks
-from mfcore.ssl import networks
+from mfcore.ssl import export, networks
 
 HYBRID = {"architecture": "vit_tiny_r_s16_p8_224", "arguments": {"depth": 1}}  # convolutions before the patches
 
@@ -63,7 +63,7 @@ def test_logits_are_those_of_each_crops_class_token():
 
 
 def test_a_masked_patch_is_not_seen_by_the_student_but_by_the_teacher():
-    pair = build(**DINOV2, drop_path=0.0)
+    pair = build(**DINOV2, drop_path=0.0, arguments={**VIT, "init_values": 1.0})  # blocks that count from the first
     student, big, small = pair.student.eval(), images(2, 2, 3, 32, 32), images(2, 2, 3, 16, 16)
     masked = torch.zeros(4, 16, dtype=torch.bool)
     masked[1, 5] = masked[2, 0] = masked[2, 9] = True  # patches of second image, first crop; first image, second crop
@@ -114,6 +114,41 @@ def test_drop_path_by_depth_is_the_methods(changed, rates):
     """DINO's grows with depth, DINOv2's is the same in every block."""
     blocks = build(**changed).student.encoder.blocks
     assert [getattr(block.drop_path1, "drop_prob", 0.0) for block in blocks] == pytest.approx(rates)
+
+
+def test_dinov2_begins_with_its_authors_layer_scale_and_mask_token(tmp_path):
+    """LayerScale of 1e-5 in each block, a mask token of zeros; DINO has no LayerScale; a start keeps its own blocks."""
+    pair = build(**DINOV2)
+    for part in (pair.student, pair.teacher):
+        scales = [tensor for name, tensor in part.encoder.state_dict().items() if name.endswith((".ls1.gamma", ".ls2.gamma"))]
+        assert len(scales) == 2 * len(part.encoder.blocks) and all((scale == np.float32(1e-5)).all() for scale in scales)
+    assert pair.arguments["init_values"] == 1e-5 and (pair.student.mask_token == 0).all()
+    assert build(**DINOV2, arguments={**VIT, "init_values": 0.1}).arguments["init_values"] == 0.1
+    assert "init_values" not in build().arguments and not any("gamma" in name for name in build().student.state_dict())
+    name, _ = write_encoder(tmp_path / "start", 32)
+    assert "init_values" not in networks.build(which(**DINOV2, start=name, arguments={}), STUDY, tmp_path).arguments
+
+
+def test_what_dinov2_exports_has_its_layer_scale(tmp_path):
+    """The card builds the network whose weights lie beside it."""
+    pair = build(**DINOV2)
+    with torch.no_grad():
+        for block in pair.teacher.encoder.blocks:
+            block.ls1.gamma.uniform_(0.5, 2)
+    export.write(pair, export.card(pair, which(**DINOV2), STUDY, 1), tmp_path)
+    loaded = encoders.load(encoders.card(f"folder:{tmp_path}")).model
+    for key, tensor in pair.teacher.encoder.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], tensor)
+
+
+def test_only_dinov2s_key_holds_what_it_begins_with():
+    def key_of(method):
+        study = dataclasses.replace(STUDY, pretraining=(which(method=method),))
+        return pretrained.config_of(study, which().name)["pretraining"]
+
+    assert key_of("dinov2")["begins_with"] == {"layer_scale": 1e-5, "mask_token_sd": 0.0} and "begins_with" not in key_of(
+        "dino"
+    )
 
 
 def write_encoder(folder, img_size, **more):
@@ -248,7 +283,7 @@ def test_biases_and_norms_do_not_decay_and_layers_have_their_factor():
     assert len(seen) == sum(len(group["params"]) for group in groups) == len(list(student.parameters()))
     for name, parameter in student.named_parameters():
         factor, decays, is_last = seen[id(parameter)]
-        assert decays == (not (name.endswith("bias") or "norm" in name)), name
+        assert decays == (not (name.endswith(("bias", "gamma")) or "norm" in name)), name
         assert is_last == (name == "head.last.weight")
         depth = 3 if name.startswith(("head", "encoder.norm")) else 0
         if name.startswith("encoder.blocks"):

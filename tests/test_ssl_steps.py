@@ -50,6 +50,7 @@ DINOV2 = in_full(
     dataclasses.replace(
         DINO,
         method="dinov2",
+        arguments={**DINO.arguments, "init_values": 1.0},  # at 1e-5, blocks' gradients are near to rounding alone
         base_lr=0.001 * (1024 / BATCH) ** 0.5,
         centring="sinkhorn_knopp",
         ibot_weight=1.0,

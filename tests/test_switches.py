@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import threading
 
 import numpy as np
@@ -55,6 +56,13 @@ def test_a_switch_is_flipped_alone_and_paper_flips_all(switch):
     assert effects.derived(STUDY, effects.PAPER).switches == MODES["paper"]
 
 
+def test_measurements_made_before_a_switch_came_are_found_again():
+    """A switch at its default is no part of a measurement's key, a flipped one is."""
+    before = effects.config_of(STUDY, effects.BASE)["switches"]
+    assert not {"sampler", "augmentation"} & set(before) and set(before) < set(Switches.CHOICES)
+    assert effects.config_of(STUDY, "sampler")["switches"] == before | {"sampler": "released"}
+
+
 def test_an_unknown_switch_is_refused_by_name():
     with pytest.raises(ValueError, match="switch 'epochs' is not one of"):
         effects.derived(STUDY, "epochs")
@@ -72,6 +80,8 @@ CHANGES = {
     "training_label": set(),
     "validation": set(),
     "clipping": set(),
+    "sampler": set(),
+    "augmentation": set(),
 }
 
 
@@ -99,7 +109,7 @@ def test_flipping_changes_the_keys_of_what_it_touches_and_no_others(switch):
     base, flipped = effects.derived(study, effects.BASE), effects.derived(study, switch)
     was, now = keys(base), keys(flipped)
     assert {name for name in was if was[name] != now[name]} == CHANGES[switch]
-    of_loop = switch in ("epoch", "training_label", "validation", "clipping", "encoder_input")
+    of_loop = switch in ("epoch", "training_label", "validation", "clipping", "sampler", "augmentation", "encoder_input")
     changed = train.config_of(base, base.networks[0], 0) != train.config_of(flipped, flipped.networks[0], 0)
     assert changed == of_loop
 
@@ -120,6 +130,10 @@ def as_it_is(**flipped):
         (STUDY, "encoder_input", PROBE, "embeds virchow2, gigapath, vit_huge_in21k in a way .*not random:test_vit"),
         (STUDY, "encoder_input", NETWORK, "trains vit_huge_in21k in a way .*not random:test_resnet"),
         (with_network(clip_norm=None), "clipping", NETWORK, "no clip_norm"),
+        (STUDY, "sampler", PROBE, "of training alone"),
+        (with_network(patches_per_epoch=None), "sampler", NETWORK, "shown every patch once: none is drawn"),
+        (with_network(blur_probability=0.0, rotation_probability=0.0), "augmentation", NETWORK, "neither blurred nor turned"),
+        (dataclasses.replace(STUDY, data=Data("amibr")), "sampler", NETWORK, "images: there is no slide"),
         (as_it_is(epoch="last"), "epoch", NETWORK, "the study itself does as the released code"),
         (as_it_is(epoch="last"), "validation", NETWORK, "the last epoch, whatever validation says"),
         (dataclasses.replace(STUDY, data=Data("amibr")), "resolution", PROBE, "images, cut before"),
@@ -207,7 +221,7 @@ def test_each_switch_and_arm_has_a_row_with_its_worth_or_the_reason(measured):
     table = compare_effects.table(STUDY, measured)
     assert table.columns.tolist() == compare_effects.COLUMNS
     rows = table.set_index(["switch", "arm"])
-    assert len(table) == 2 * 12 + sum(bool(defect.why_no_switch) for defect in compare_defects.DEFECTS)
+    assert len(table) == 2 * 14 + sum(bool(defect.why_no_switch) for defect in compare_defects.DEFECTS)
     base, clipped = rows.loc[("", "net")], rows.loc[("clipping", "net")]
     assert (base["n_folds"], base["kind"]) == (2, "end-to-end") and np.isnan(base["difference"])
     assert clipped["difference"] == pytest.approx(clipped["auroc"] - base["auroc"]) and clipped["difference"] < 0
@@ -265,7 +279,7 @@ def test_the_page_says_of_every_departure_what_is_done_and_what_it_is_worth(meas
         "3 of 4 patches, as stored, reach over",
         "failed: SweepError: no such weights",
         "the released code stops there: no number comes of it",
-        "Measured on this study: 2 of 10 switches",
+        "Measured on this study: 2 of 12 switches",
     ):
         assert words.replace("'", "&#39;") in page or words in page, words
     shown = report_switches.numbers(compare_effects.table(STUDY, measured))
@@ -313,7 +327,7 @@ def stages(folders):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """The base measured, and its data: small slides of noise, some annotations at their borders."""
+    """The base measured, and its data: small slides of noise, some annotations at their borders, two slides without class 0."""
     folder, rng = tmp_path_factory.mktemp("measured"), np.random.default_rng(0)
     (folder / "data" / "images").mkdir(parents=True)
     images, annotations = [], []
@@ -324,7 +338,7 @@ def base(tmp_path_factory):
         images.append({"id": i, "file_name": f"{i}.tiff", "width": 160, "height": 140, "tumor_type": "ab"[i % 2]})
         for k, (x, y) in enumerate(rng.integers(5, 135, (8, 2)).tolist()):
             box = [x - 25, y - 25, x + 25, y + 25]
-            annotations.append({"id": 8 * i + k, "image_id": i, "bbox": box, "category_id": 1 + k % 2})
+            annotations.append({"id": 8 * i + k, "image_id": i, "bbox": box, "category_id": 1 + (k % 2 if i < 10 else 0)})
     (folder / "data" / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     measuring.measure(STUDY, effects.BASE, folder / "data", folder / "results", n_workers=2)
     return folder
@@ -347,7 +361,7 @@ def test_measuring_makes_what_a_switch_changes_and_nothing_twice(base):
     assert row["applies"] and row["n_folds"] == 2 and row["why"] == "" and np.isfinite(row["difference"])
 
 
-@pytest.mark.parametrize("switch", ["epoch", "training_label", "validation", effects.PAPER])
+@pytest.mark.parametrize("switch", ["epoch", "training_label", "validation", "sampler", "augmentation", effects.PAPER])
 def test_training_takes_each_switch_and_all_at_once(base, switch):
     """How each changes the loop is tested with the loop; here, that a study with it set is trained and compared."""
     results = base / "results"
@@ -358,8 +372,26 @@ def test_training_takes_each_switch_and_all_at_once(base, switch):
     assert row["n_folds"] == 2 and np.isfinite(row["difference"])
     assert of_probe["applies"] == (switch == effects.PAPER)
     assert ("unpaired" in row["why"]) == (switch == effects.PAPER)
+    assert switch not in ("sampler", "augmentation") or "the same predictions" not in row["why"]
     if switch != effects.PAPER:
         assert stages(made(results) - before) == ["effect", "train", "train"]
+
+
+def test_random_places_are_read_from_the_slides_that_patches_were_cut_from(base, tmp_path):
+    """Without the data folder, or with another's, nothing is trained."""
+    results, this = base / "results", effects.derived(STUDY, "sampler")
+    train = measuring.train
+    fresh = dataclasses.replace(this, networks=(dataclasses.replace(this.networks[0], max_lr=0.003),))
+    with pytest.raises(train.TrainingError, match=r"draws random places of . training slides.*data_folder in notebook 04"):
+        train.train_study(fresh, "net", 0, results)
+    with pytest.raises(ValueError, match="slides that the patches were cut from 12 aren't there"):
+        train.train_study(fresh, "net", 0, results, data=tmp_path)
+    shutil.copytree(base / "data", tmp_path / "data")
+    turned = tifffile.imread(base / "data" / "images" / "3.tiff")[::-1]
+    said = {"resolution": (40000, 40000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "data" / "images" / "3.tiff", turned, tile=(32, 32), photometric="rgb", **said)
+    with pytest.raises(ValueError, match="other slides lie here than those"):
+        train.train_study(fresh, "net", 0, results, data=tmp_path / "data")
 
 
 def test_an_arm_that_fails_stops_not_the_other(base, monkeypatch):
@@ -379,10 +411,10 @@ def test_several_at_once_on_one_folder_make_each_thing_once(base, monkeypatch):
     begun, train_study = [], measuring.train.train_study
     lock = threading.Lock()
 
-    def counted(study, name, fold, results, device):
+    def counted(study, name, fold, results, device, data):
         with lock:
             begun.append((study.switches.stratified, fold, bool(made_training(results, study, name, fold))))
-        return train_study(study, name, fold, results, device)
+        return train_study(study, name, fold, results, device, data=data)
 
     def made_training(results, study, name, fold):
         try:

@@ -266,6 +266,11 @@ def test_a_switch_is_part_of_the_run_where_it_matters(study):
     assert differing(NETWORK, validation="drawn") == ["validation"]
     assert differing(NETWORK, clipping="before_backward") == []
     assert differing(network(clip_norm=1.0), clipping="before_backward") == ["clipping"]
+    assert differing(NETWORK, sampler="released") == ["sampler"]
+    assert differing(network(patches_per_epoch=None), sampler="released") == [], "nothing is drawn"
+    assert differing(NETWORK, augmentation="released") == ["augmentation"]
+    assert differing(network(blur_probability=0.0, rotation_probability=0.0), augmentation="released") == []
+    assert not {"sampler", "augmentation"} & set(train.config_of(study, NETWORK, 0)), "keys of before stay"
     assert differing(NETWORK, border="black", split_by="annotation") == [], "patches and splits have keys of their own"
 
 

@@ -1,6 +1,7 @@
 """What training learns from: fair draws, whole batches, labels by window, and what is refused."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_training import N_PATCHES, NETWORK, UNIT, network, task
 
-from mfcore import augment, train_task
-from mfcore.config import Data, Patches, Study, Switches
+from mfcore import augment, labels, splits, train_task
+from mfcore.config import MODES, Data, Patches, Splits, Study, Switches
 from mfcore.train_task import Places, TrainingError
 
 WINDOW = Switches(training_label="window")
+RELEASED = Switches(sampler="released")
+LABELS = Path(__file__).parents[1].parent / "shared" / "data" / "labels"
+needs_real = pytest.mark.skipif(not LABELS.is_dir(), reason="the real labels of ../shared/data are not here")
 
 # ---- draws and batches ----
 
@@ -54,6 +58,140 @@ def test_every_training_patch_once():
     np.testing.assert_array_equal(np.sort(rows), the_task.roles["train"])
     assert not np.array_equal(rows, the_task.roles["train"])
     assert not np.array_equal(rows, train_task.draw_epoch(the_task, 2))
+
+
+def lacking(**changed):
+    """A task whose training has, on slide "p" of three, patches of class 1 only; its reader gives patches of one colour."""
+    asked = []
+
+    def read(slide_ids, shares):
+        asked.append((slide_ids, shares))
+        grey = (255 * shares[:, 0]).astype(np.uint8)[:, None, None, None]
+        return 1e5 + 1000 * shares, np.broadcast_to(grey, (len(shares), *[NETWORK.needed_px] * 2, 3))
+
+    truth = np.tile([0, 1], N_PATCHES // 2).astype(np.int8)
+    slides = np.array(["p", "b", "n"], object)[np.arange(N_PATCHES) % 3]
+    truth[slides == "p"], truth[slides == "n"] = 1, 0
+    truth[90:] = np.arange(30) % 2
+    given = {
+        "labels": truth,
+        "slide_ids": slides,
+        "switches": RELEASED,
+        "read": read,
+        "network": network(patches_per_epoch=6000),
+    }
+    return task(**(given | changed)), asked
+
+
+def test_the_released_sampler_draws_random_places_where_a_slide_lacks_class_0():
+    """Half the draws of such a slide; a slide without class 1 gives what it has, as ever."""
+    the_task, asked = lacking()
+    assert train_task.slides_at_random(the_task, "train").tolist() == ["p"]
+    examples = train_task.epoch_of(the_task, 1)
+    random = examples.rows >= N_PATCHES
+    assert random.mean() == pytest.approx(1 / 6, abs=0.02)
+    shares = pd.Series(the_task.slide_ids[examples.rows[~random]]).value_counts() / 6000
+    assert shares.to_dict() == pytest.approx({"p": 1 / 6, "b": 1 / 3, "n": 1 / 3}, abs=0.02)
+    ((slide_ids, drawn),) = asked
+    assert set(slide_ids) == {"p"} and len(drawn) == random.sum() == len(np.unique(drawn[:, 0]))
+    np.testing.assert_array_equal(np.sort(examples.rows[random]) - N_PATCHES, np.arange(len(drawn)))
+    again = train_task.epoch_of(the_task, 1)
+    np.testing.assert_array_equal(again.rows, examples.rows)
+    np.testing.assert_array_equal(again.elsewhere.centres_l0_px, examples.elsewhere.centres_l0_px)
+    assert not np.array_equal(asked[-1][1][:5], train_task.epoch_of(the_task, 2).elsewhere.centres_l0_px[:5])
+    own = lacking(switches=Switches())[0]
+    assert not len(train_task.slides_at_random(own, "train")) and train_task.draw_epoch(own, 1).max() < N_PATCHES
+
+
+def test_a_random_place_is_positive_where_a_mitotic_figure_lies_in_its_window():
+    """Whatever the rule for annotations: it has none of its own."""
+    for rule in ("annotation", "window"):
+        switches = Switches(sampler="released", training_label=rule)
+        the_task, _ = lacking(switches=switches)
+        places = the_task.places
+        centres = places.annotation_l0_px.copy()
+        centres[np.flatnonzero((the_task.slide_ids == "p") & (np.arange(N_PATCHES) < 60))[0]] = 1e5 + 500
+        the_task, _ = lacking(switches=switches, places=Places(centres, places.patch_l0_px, places.l0_px_per_px))
+        examples = train_task.epoch_of(the_task, 1)
+        random = np.flatnonzero(examples.rows >= N_PATCHES)
+        at = examples.elsewhere.centres_l0_px[examples.rows[random] - N_PATCHES]
+        shifts = np.stack([examples.drawn.shift_x_px, examples.drawn.shift_y_px], axis=1)[random]
+        expected = (np.abs(at + shifts - (1e5 + 500)) < NETWORK.input_px / 2).all(axis=1)
+        np.testing.assert_array_equal(examples.labels[random] == 1, expected)
+        assert rule == "window" or (examples.labels[examples.rows < N_PATCHES] == 1).any()
+
+
+def test_drawn_validation_has_random_places_too():
+    the_task, asked = lacking(switches=Switches(sampler="released", validation="drawn"))
+    found = train_task.validation_of(the_task)
+    random = found.rows >= N_PATCHES
+    assert 0 < random.sum() < 30 and not found.labels[random].any()
+    shown = train_task.crops(the_task, found.rows, found.shifts_px, found.elsewhere)
+    grey = (255 * asked[0][1][:, 0]).astype(np.uint8)
+    assert (shown[random] == grey[found.rows[random] - N_PATCHES][:, None, None, None]).all()
+    stored = train_task.crops(the_task, found.rows[~random], found.shifts_px[~random])
+    np.testing.assert_array_equal(shown[~random], stored)
+
+
+def test_random_places_need_the_slides_and_the_annotations_places():
+    with pytest.raises(TrainingError, match=r"draws random places of 1 training slides.* --data of python -m mfcore.train"):
+        lacking(read=None)
+    with pytest.raises(TrainingError, match="by the places of annotations, which the labels don't all have"):
+        lacking(places=None)
+    assert lacking(read=None, switches=Switches())[0] and lacking(read=None, network=network(patches_per_epoch=None))[0]
+
+
+def drawn_by_the_rule(slides: list[tuple[int, int]], n: int) -> tuple[float, float]:
+    """Shares of ``n`` draws at random places and at mitotic figures, of slides with (mitotic figures, look-alikes).
+
+    The rule in words: a slide is drawn, then a class, each as likely. Without a mitotic figure it is a look-alike's turn;
+    without a look-alike, when it is its turn, a random place's.
+    """
+    draws, found = np.random.default_rng(5), {"place": 0, "figure": 0, "look-alike": 0}
+    for slide, coin in zip(draws.integers(0, len(slides), n), draws.random(n), strict=True):
+        n_figures, n_look_alikes = slides[slide]
+        if coin < 0.5 and n_figures:
+            found["figure"] += 1
+        elif n_look_alikes:
+            found["look-alike"] += 1
+        else:
+            found["place"] += 1
+    return found["place"] / n, found["figure"] / n
+
+
+@needs_real
+@pytest.mark.parametrize(("source", "first", "last"), [("midog22", 0.226, 0.005), ("ccmct", 0.156, 0.0)])
+def test_the_released_sampler_draws_as_the_rule_says_on_the_real_labels(source, first, last):
+    """Each size and fold as the released training script draws them. ``first``, ``last``: random places, mean of folds."""
+    study = Study("s", "S", Data(source), splits=Splits(by_domain=False), mode="paper", switches=MODES["paper"])
+    table = labels.load(study, LABELS, check_files=False)
+    folds = splits.make(splits.drawn_for(study, networks=True), table)
+    truth, slide_ids = table["label"].to_numpy(), table["slide_id"].to_numpy()
+    centres = table[["x_l0_px", "y_l0_px"]].to_numpy()
+    shares = {}
+    for unit in splits.units(folds):
+        the_task = task(
+            unit=unit.name,
+            network=network(input_px=2, shift_px=0, rotation_probability=0.0, patches_per_epoch=40_000),
+            patches=np.broadcast_to(np.uint8(0), (len(table), 2, 2, 3)),
+            labels=truth,
+            slide_ids=slide_ids,
+            roles=splits.select(folds, unit),
+            places=Places(centres, centres, np.ones(len(table))),
+            switches=MODES["paper"],
+            read=lambda slides, shares: (shares, np.zeros((len(slides), 2, 2, 3), np.uint8)),
+        )
+        rows = train_task.draw_epoch(the_task, 1)
+        random = rows >= len(table)
+        train = the_task.roles["train"]
+        counts = pd.crosstab(slide_ids[train], truth[train]).reindex(columns=[1, 0], fill_value=0)
+        expected = drawn_by_the_rule(list(counts.itertuples(index=False, name=None)), 40_000)
+        found = random.mean(), truth[rows[~random]].sum() / len(rows)
+        assert found == pytest.approx(expected, abs=0.015), unit.name
+        shares.setdefault(unit.size, []).append(random.mean())
+    means = [np.mean(shares[size]) for size in sorted(shares)]
+    assert means == sorted(means, reverse=True)
+    assert (means[0], means[-1]) == pytest.approx((first, last), abs=0.004)
 
 
 @pytest.mark.parametrize(

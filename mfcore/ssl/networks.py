@@ -15,11 +15,11 @@ from torch import nn
 from mfcore import encoders, encoders_build, rng
 from mfcore.cards import EncoderCard
 from mfcore.config import Pretraining, Study
+from mfcore.config_pretraining import LAYER_SCALE, MASK_TOKEN_SD
 from mfcore.encoders import EncoderError
 from mfcore.ssl import heads, schedules
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MASK_TOKEN_SD = 0.02
 
 
 def is_vit(encoder: nn.Module) -> bool:
@@ -134,8 +134,11 @@ def build(which: Pretraining, study: Study, results: str | Path) -> Networks:
     """
     card = start_of(which, study, results)
     arguments = _arguments(which, card)
-    if not _has_size(which, arguments):
+    if not _takes(which, {**arguments, "dynamic_img_size": True}):
         del arguments["img_size"]
+    scaled = {"init_values": LAYER_SCALE.get(which.method), **arguments}
+    if card is None and which.method in LAYER_SCALE and _takes(which, scaled):  # a start's blocks are as they were taught
+        arguments = scaled
     has_masks = which.ibot_weight > 0 and which.mask_probability > 0
     with encoders_build.seeded(rng.stream_seed(which.seed, "pretraining", "start"), which.architecture):
         both = [_encoder(which, arguments, drop_path) for drop_path in (which.drop_path, 0.0)]
@@ -144,7 +147,7 @@ def build(which: Pretraining, study: Study, results: str | Path) -> Networks:
         student = Student(both[0], heads.Head(*sizes), has_masks)
         teacher = Teacher(both[1], heads.Head(*sizes))
         if has_masks:
-            nn.init.normal_(student.mask_token, std=MASK_TOKEN_SD)
+            nn.init.normal_(student.mask_token, std=MASK_TOKEN_SD[which.method])
     if card is not None:
         _start_from(student.encoder, card, which)
     for part in ("encoder", "head"):
@@ -180,11 +183,11 @@ def _arguments(which: Pretraining, start: EncoderCard | None) -> dict[str, Any]:
     return {**({} if start is None else start.arguments), **which.arguments, "img_size": side_px}
 
 
-def _has_size(which: Pretraining, arguments: dict[str, Any]) -> bool:
-    """Whether a network is built for a size of images, as ViTs are, and may be asked to take others."""
+def _takes(which: Pretraining, arguments: dict[str, Any]) -> bool:
+    """Whether the architecture knows all of ``arguments``; other networks than ViTs know neither sizes nor LayerScale."""
     try:
         with torch.device("meta"):
-            encoders_build.create(which.architecture, {**arguments, "dynamic_img_size": True})
+            encoders_build.create(which.architecture, arguments)
     except TypeError:
         return False
     except (AttributeError, AssertionError, RuntimeError, ValueError):  # to be said by who builds it
