@@ -70,7 +70,7 @@ def results(tmp_path):
         "domain": "lung",
         "label": ids % 2,
     }
-    columns |= {"x_l0_px": 100.0, "y_l0_px": 200.0, "um_per_px": 0.25}
+    columns |= {"patch_x_l0_px": 100.0, "patch_y_l0_px": 200.0, "um_per_px": 0.25}
     store.write_parquet(run.path("labels.parquet"), pd.DataFrame({"patch_id": ids, **columns}))
     made = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     np.save(run.path("patches.npy"), made)
