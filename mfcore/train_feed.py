@@ -43,7 +43,7 @@ def batches(
         if (part := next(todo, None)) is not None:
             # A GPU copies from pinned memory by itself. It's had in the caller's thread, as a new one is on the first GPU.
             there = torch.empty((len(rows[part]), *stored.shape[1:]), dtype=torch.uint8, pin_memory=device.type == "cuda")
-            waiting.append((part, there, reader.submit(_read, stored, elsewhere, rows[part], there.numpy())))
+            waiting.append((part, there, reader.submit(_read, stored, rows[part], there.numpy(), elsewhere)))
 
     with _threads(1, "read") as reader:
         for _ in range(N_AHEAD):
@@ -65,7 +65,7 @@ def _threads(n: int, name: str) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(stored: np.ndarray, elsewhere: np.ndarray | None, rows: np.ndarray, into: np.ndarray) -> None:
+def _read(stored: np.ndarray, rows: np.ndarray, into: np.ndarray, elsewhere: np.ndarray | None) -> None:
     """Copy patches into ``into``, uint8 (B, stored_px, stored_px, 3); numpy lets other threads run meanwhile."""
     for patch, row in zip(into, rows, strict=True):
         patch[...] = stored[row] if elsewhere is None or row < len(stored) else elsewhere[row - len(stored)]

@@ -97,7 +97,10 @@ def test_dino_steps_are_the_papers_algorithm(tmp_path):
                 mine.mul_(at.momentum[n]).add_((1 - at.momentum[n]) * its)
         centre = 0.9 * centre + 0.1 * targets.mean((0, 1))
     for name, tensor in trained.teacher.state_dict().items():
-        np.testing.assert_allclose(tensor.numpy(), teacher.state_dict()[name].numpy(), rtol=2e-3, atol=2e-5, err_msg=name)
+        mine, its = tensor.numpy(), teacher.state_dict()[name].numpy()
+        if name.endswith("attn.qkv.bias"):  # of a key, it changes no attention: its gradient is rounding
+            mine, its = (np.delete(bias.reshape(3, -1), 1, axis=0) for bias in (mine, its))
+        np.testing.assert_allclose(mine, its, rtol=2e-3, atol=2e-5, err_msg=name)
     moved = (trained.teacher.head.last.weight - networks.build(this, STUDY, tmp_path).teacher.head.last.weight).abs().max()
     assert moved > 1e-4, "the teacher must have learnt something for this test"
 

@@ -34,10 +34,10 @@ def slow(monkeypatch):
     """Makes reading a batch wait for an event, and lists the rows that were asked for first."""
     begun, go, read = [], threading.Event(), train_feed._read
 
-    def waiting(stored, rows, into):
+    def waiting(stored, rows, into, elsewhere):
         begun.append(int(rows[0]))
         assert go.wait(HANG_S)
-        read(stored, rows, into)
+        read(stored, rows, into, elsewhere)
 
     monkeypatch.setattr(train_feed, "_read", waiting)
     return begun, go

@@ -452,10 +452,10 @@ def test_the_feed_is_given_whole_epochs(tmp_path, monkeypatch):
     """The feed may read ahead: it is told the epoch's batches at once, and closed when the epoch ends before it."""
     told, closed, batches = [], [], train_feed.batches
 
-    def watched(patches, rows, drawn, slices, device, input_px):
+    def watched(patches, rows, drawn, slices, device, input_px, elsewhere):
         told.append(slices)
         try:
-            yield from batches(patches, rows, drawn, slices, device, input_px)
+            yield from batches(patches, rows, drawn, slices, device, input_px, elsewhere)
         finally:
             closed.append(True)
 
