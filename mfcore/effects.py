@@ -88,7 +88,7 @@ def record_name(switch: str) -> str:
 
 
 def find(study: Study, switch: str, results: str | Path) -> store.Run:
-    """The newest record of a switch's measurement; its inputs are the keys of the runs that show it, by stage and fold.
+    """The current record of a switch's measurement; its inputs are the keys of the runs that show it, by stage and fold.
 
     Raises StoreError where there is none, or where patches have been made anew since.
     """

@@ -152,7 +152,8 @@ def fit_study(study: Study, embeddings: store.Run, results: Path) -> store.Run:
     where an embedding can't be used, ValueError, naming the unit, where a training set can't.
     """
     encoder = embeddings.identity["name"]
-    run = store.open_run(results, "probe", encoder, as_dict(study.probe), inputs_of(study, embeddings, results))
+    config, inputs = as_dict(study.probe), inputs_of(study, embeddings, results)
+    run = store.open_run(results, "probe", encoder, config, inputs, {**config, "splits": inputs["splits"]})
     if run.done:
         return run
     material = read(study, embeddings, results)

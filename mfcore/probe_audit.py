@@ -33,7 +33,9 @@ def run(study: Study, embeddings: store.Run, results: Path) -> store.Run:
     lacks a class.
     """
     encoder = embeddings.identity["name"]
-    run = store.open_run(results, STAGE, encoder, config_of(study), probe.inputs_of(study, embeddings, results))
+    config, inputs = config_of(study), probe.inputs_of(study, embeddings, results)
+    known = {"probe": config["probe"], "splits": inputs["splits"]}
+    run = store.open_run(results, STAGE, encoder, config, inputs, known)
     if run.done:
         return run
     material = probe.read(study, embeddings, results)

@@ -27,7 +27,9 @@ def begin(
     data = tasks.load(task, tasks.prepare(study, task, Path(data_folder)))
     tasks_protocol.check(data, tasks_protocol.of(study.task(task)))
     config = tasks_protocol.config_of(study, task, identity)
-    return store.open_run(results, stage, f"{task}.{encoder}", config, {"items": tasks_protocol.fingerprint(data)}), data
+    inputs = {"items": tasks_protocol.fingerprint(data, results)}
+    known = {key: value for key, value in config.items() if key != "card"}
+    return store.open_run(results, stage, f"{task}.{encoder}", config, inputs, known), data
 
 
 def missing(run: store.Run, n_runs: int) -> list[int]:

@@ -79,7 +79,9 @@ def train_study(
     network, ranks = study.network(network_name), processes.here()
     patches_run, splits_run = patches.find(study, results), splits.find(study, results, networks=True)
     inputs = {"patches": patches_run.key, "splits": splits_run.key}
-    run = store.open_run(results, "train", f"{network.name}-fold{fold}", config_of(study, network, fold), inputs)
+    config = config_of(study, network, fold)
+    known = {key: value for key, value in {**config, **inputs}.items() if key != "card"}
+    run = store.open_run(results, "train", f"{network.name}-fold{fold}", config, inputs, known)
     if ranks.as_first(run.done):
         return run
     labels, stored = patches.load(patches_run)
