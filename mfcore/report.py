@@ -67,6 +67,10 @@ def build(study: Study, results: str | Path) -> Path:
     prediction are missing.
     """
     results = Path(results)
+    if edited := [str(file) for run in store.runs(results) for file in run.examined()[1]]:
+        raise store.StoreError(
+            f"not as they were made: {', '.join(edited)}; remove the folders of these runs and run them again"
+        )
     aside, target, old = results / f".supplement.{os.getpid()}", results / "supplement", results / ".supplement.old"
     for leftover in results.glob(".supplement.*"):
         shutil.rmtree(leftover)

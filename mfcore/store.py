@@ -207,23 +207,31 @@ class Run:
         )
         return self
 
-    def verify(self, whole: bool = True) -> "Run":
-        """Check every recorded file against its checksum; raises StoreError naming all that differ.
+    def examined(self, whole: bool = False) -> tuple[list[Path], list[Path]]:
+        """Which recorded files are missing, and which have another content; ``whole``: by checksum whatever size and time say.
 
-        whole: False trusts a file of the recorded size and time. The time of an unchanged file (a copy's) is recorded anew.
+        The time of an unchanged file (a copy's) is recorded anew.
         """
-        record, differing = self.record, []
+        record, missing, differing = self.record, [], []
         for name, facts in record["files"].items():
             path = self.path(name)
-            if not path.is_file() or not is_as_recorded(path, facts, whole):
-                differing.append(f"{path} is missing or not as recorded")
-            else:
+            if not path.is_file():
+                missing.append(path)
+            elif is_as_recorded(path, facts, whole):
                 facts["mtime_ns"] = path.stat().st_mtime_ns
-        if differing:
-            raise StoreError(f"{'; '.join(differing)}; remove {self.folder} and run the step again")
+            else:
+                differing.append(path)
         if record != self.record:
             with contextlib.suppress(OSError):  # results that may only be read
                 write_json(self.path("run.json"), record)
+        return missing, differing
+
+    def verify(self, whole: bool = True) -> "Run":
+        """Raise StoreError, naming every recorded file that is missing or has another content (see `examined`)."""
+        missing, differing = self.examined(whole)
+        if found := [*missing, *differing]:
+            names = ", ".join(map(str, found))
+            raise StoreError(f"{names} is missing or not as recorded; remove {self.folder} and run the step again")
         return self
 
 
