@@ -112,7 +112,11 @@ def current_runs(study: Study, results: Path) -> dict[str, store.Run]:
             current = name in study.encoders and config == as_dict(study.probe) and _by_its_card(study, run.identity, results)
         if current:
             found.setdefault(name, []).append(run)
-    return {name: store.current(runs, _known) for name, runs in found.items()}
+    says_most = {name: max(len(run.identity["config"]) for run in runs) for name, runs in found.items()}
+    return {
+        name: store.current([run for run in runs if len(run.identity["config"]) == says_most[name]], _known)
+        for name, runs in found.items()
+    }
 
 
 def _known(run: store.Run) -> dict:
@@ -168,10 +172,12 @@ def load_arm(run: store.Run, arm: str, kind: str) -> pd.DataFrame:
     splits_folder = next(run.folder.parent.glob(f"splits-*-{run.identity['inputs']['splits']}"), None)
     if splits_folder is None:
         raise store.StoreError(f"{run.folder}: the splits it was made on are gone; run notebook 01 and this arm again")
-    table = pd.read_parquet(splits_folder / "splits.parquet")
+    table = store.read_parquet(splits_folder / "splits.parquet")
     unit = ["train_domain", "fold", "size"]
     n_train = table[table["role"] == "train"].groupby(unit).size().rename("n_train").reset_index()
-    predictions = pd.read_parquet(run.path("predictions.parquet")).merge(n_train, on=unit, how="left", validate="many_to_one")
+    predictions = store.read_parquet(run.path("predictions.parquet")).merge(
+        n_train, on=unit, how="left", validate="many_to_one"
+    )
     return predictions.assign(arm=arm, kind=kind)
 
 

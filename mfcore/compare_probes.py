@@ -37,7 +37,7 @@ def scores(run: store.Run) -> pd.DataFrame:
     which needs no test label; for one that weighs them, 0.5 again.
     """
     fits = pd.read_csv(run.path("fits.csv"))
-    predictions = pd.read_parquet(run.path("predictions.parquet"))
+    predictions = store.read_parquet(run.path("predictions.parquet"))
     weighs = {name: facts["weighs_classes"] for name, facts in run.identity["config"]["estimators"].items()}
     groups, rows = dict(list(predictions.groupby(["estimator", "fold", "size"]))), []
     for fit in fits.itertuples():

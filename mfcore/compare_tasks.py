@@ -107,7 +107,7 @@ def notes(study: Study, results: str | Path) -> dict[str, str]:
 
 def scored(run: store.Run, kind: str) -> dict[str, Scored]:
     """What a finished run scored, by split; ``kind``: the task's."""
-    predictions = pd.read_parquet(run.path(FILES[kind]))
+    predictions = store.read_parquet(run.path(FILES[kind]))
     of_split = _of_labels if kind == "classification" else _of_masks
     return {split: of_split(part) for split in ("val", "test") if len(part := predictions[predictions["split"] == split])}
 
@@ -275,7 +275,7 @@ def by_class(study: Study, results: str | Path, task: str) -> pd.DataFrame:
     for (name, encoder), run in runs(study, results).items():
         if name != task or "@" in encoder:
             continue
-        predictions = pd.read_parquet(run.path(FILES[kind]))
+        predictions = store.read_parquet(run.path(FILES[kind]))
         predictions = predictions[predictions["split"] == tasks_protocol.reported_split(predictions["split"])]
         classes = run.record["facts"]["classes"]
         if kind == "classification":

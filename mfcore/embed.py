@@ -124,18 +124,12 @@ def _shards(run: store.Run, n_patches: int) -> dict[Path, range]:
 def _check_finished(run: store.Run, card: EncoderCard, device: str) -> None:
     """Refuse embeddings that today's contract or today's encoder doesn't give; without weights only the contract counts."""
     file = run.path("embeddings.h5")
-    try:
-        with h5py.File(file) as content:
-            was = json.loads(content.attrs["card"])
-            if "canary" in content:
-                expected, made_with = content["canary"][:], dict(content["canary"].attrs)
-            else:
-                expected, made_with = content.attrs["canary"], {}
-    except (OSError, KeyError) as error:
-        if isinstance(error, PermissionError):
-            raise
-        state = "missing" if isinstance(error, FileNotFoundError) else "damaged"
-        raise store.StoreError(f"{file}: {state}; remove {run.folder} and embed again") from error
+    with h5py.File(file) as content:
+        was = json.loads(content.attrs["card"])
+        if "canary" in content:
+            expected, made_with = content["canary"][:], dict(content["canary"].attrs)
+        else:
+            expected, made_with = content.attrs["canary"], {}
     now = json.loads(json.dumps(card.identity()))
     differing = store.changes({"card": {key: was[key] for key in now if key in was}}, {"card": now})
     if differing:

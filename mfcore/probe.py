@@ -182,7 +182,7 @@ def fit_study(study: Study, embeddings: store.Run, results: Path) -> store.Run:
             with store.replacing(run.unit_file(unit.name, ".npz")) as aside:
                 aside.write_bytes(head.getvalue())
             store.write_parquet(run.unit_file(unit.name), material.predictions(unit, probe.predict(material.features)))
-    predictions = pd.concat([pd.read_parquet(run.unit_file(unit.name)) for unit in units], ignore_index=True)
+    predictions = pd.concat([store.read_parquet(run.unit_file(unit.name)) for unit in units], ignore_index=True)
     store.write_parquet(run.path("predictions.parquet"), predictions)
     fits = pd.DataFrame([store.read_json(run.unit_file(unit.name, ".json")) for unit in units])
     store.write_csv(run.path("fits.csv"), fits)

@@ -49,7 +49,7 @@ def run(study: Study, embeddings: store.Run, results: Path) -> store.Run:
             _fit_group(study, run, material, name, [unit for unit in units if unit.size == size])
     files = [run.unit_file(f"{name}-size{size:g}") for name, size in groups]
     store.write_parquet(
-        run.path("predictions.parquet"), pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+        run.path("predictions.parquet"), pd.concat([store.read_parquet(file) for file in files], ignore_index=True)
     )
     fits = pd.DataFrame([row for file in files for row in store.read_json(file.with_suffix(".json"))["fits"]])
     store.write_csv(run.path("fits.csv"), fits)

@@ -146,7 +146,7 @@ def _is_empty(output: nbformat.NotebookNode) -> bool:
 
 def _index(study: Study, results: Path, notebooks: pd.DataFrame, ledger: pd.DataFrame) -> str:
     patches_run = patches.find(study, results)
-    annotations = pd.read_parquet(patches_run.path("labels.parquet"))
+    annotations = store.read_parquet(patches_run.path("labels.parquet"))
     collected = compare.collect(study, results)
     scores = compare.scores(collected.predictions)
     scaling, crossed = compare.scaling_table(scores, study), compare.cross_domain_table(scores, study)

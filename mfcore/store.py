@@ -134,15 +134,15 @@ def write_parquet(path: str | Path, table: pd.DataFrame) -> None:
 
 def read_parquet(path: str | Path) -> pd.DataFrame:
     """Read a table; raises StoreError where it is missing or damaged, with what to do."""
+    path = Path(path)
+    whole = path.with_suffix(".*") if path.parent.name == "units" else path.parent
     try:
         return pd.read_parquet(path)
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing; remove {Path(path).parent} and run the step again") from None
     except (ValueError, OSError) as error:  # pyarrow's errors are of these
         if isinstance(error, PermissionError):
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise StoreError(f"{path} is damaged ({reason}); remove {Path(path).parent} and run the step again") from None
+        state = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({' '.join(str(error).split())[:200]})"
+        raise StoreError(f"{path} is {state}; remove {whole} and run the step again") from None
 
 
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:

@@ -151,7 +151,7 @@ def _finish(run: store.Run, units: list[splits.Unit], device: torch.device, note
     """Gather the units' predictions and histories and close the run."""
     for left_by_a_kill in run.path("units").glob("*.checkpoint"):
         left_by_a_kill.unlink()
-    tables = [pd.read_parquet(run.unit_file(unit.name)) for unit in units]
+    tables = [store.read_parquet(run.unit_file(unit.name)) for unit in units]
     store.write_parquet(run.path("predictions.parquet"), pd.concat(tables, ignore_index=True))
     with store.replacing(run.path("history.jsonl")) as aside:
         lines = [run.unit_file(unit.name, ".jsonl").read_text(encoding="utf-8") for unit in units]
