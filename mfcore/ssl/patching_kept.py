@@ -39,7 +39,8 @@ class Seen:
 class Kept:
     """What was found of slides, by their slide_id, in ``file``; threads may share it.
 
-    It holds for a slide while size and time of its file (of one at an address, its size), what is said of its um/px and the rule for tissue are the same. writes:
+    It holds for a slide while size and time of its file (of one at an address, its size), what is said of its um/px and the
+    rule for tissue are the same. writes:
     whether this process, of those at work on a run, is the one that writes. A file that can't be read, or isn't of this kind,
     is passed over with a warning and written anew.
     """
