@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mfcore import downloads, store, store_errors, sweep_inputs, sweep_results, tasks
 from mfcore.config import ConfigError, Study, load_study
-from mfcore.sweep_jobs import ROOT, Job, embedding_job, jobs_of, with_needs
+from mfcore.sweep_jobs import ROOT, Job, embedding_job, jobs_of, with_dependents, with_needs
 from mfcore.sweep_run import KilledError, SweepError, build_supplement, data_folder, killed, run_job
 
 
@@ -115,13 +115,15 @@ def _sweep(
     wanted = {*jobs, *([] if targets else ["supplement"])}
     with store.alone(folder, "sweep"):
         command = _command(file, folder, data, how, targets)
+        again = sweep_results.check(folder, wanted, how.verify)
         for failure in sorted(folder.glob("failures/*.json")):
             if failure.stem in wanted or ".share" in failure.stem:
-                (folder / "jobs" / failure.name).unlink(missing_ok=True)
+                again.add(failure.stem)
                 failure.unlink()
+        for name in with_dependents(jobs, again):  # Snakemake makes a record that is missing only for who is to run
+            (folder / "jobs" / f"{name}.json").unlink(missing_ok=True)
         for note in folder.glob("running/*"):
             note.unlink()
-        sweep_results.check(folder, wanted, how.verify)
         states = [*jobs.values(), *([] if targets else [sweep_inputs.SUPPLEMENT])]
         sweep_inputs.write(study, folder, data_folder(study, file, data), states, trusts=not how.verify)
         before, now = None, _progress(folder, jobs)

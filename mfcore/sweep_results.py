@@ -30,8 +30,8 @@ def made(notes: Path, results: Path, more: Iterable[Path] = ()) -> dict:
     return {"runs": sorted(runs), "files": found}
 
 
-def check(results: Path, names: Iterable[str], whole: bool = False) -> None:
-    """Have jobs of those ``names`` run again of whose results a file is missing; what is left whole is kept.
+def check(results: Path, names: Iterable[str], whole: bool = False) -> set[str]:
+    """Which jobs of those ``names`` must run again, as a file of their results is missing; what is left whole is kept.
 
     whole: every checksum is compared, not only those of files of another size or time. Raises StoreError, before anything is
     changed, naming every file that isn't as recorded, and what to do.
@@ -68,8 +68,7 @@ def check(results: Path, names: Iterable[str], whole: bool = False) -> None:
             if file.parent.name == "units":  # its other files alone would pass for the whole unit
                 for part in file.parent.glob(f"{file.stem}.*"):
                     part.unlink()
-    for name in again:
-        (results / "jobs" / f"{name}.json").unlink(missing_ok=True)
+    return again
 
 
 def _files(results: Path, records: dict[str, dict], whole: bool, again: set[str]) -> list[str]:
