@@ -100,34 +100,28 @@ def test_what_is_missing_is_made_again_and_what_was_edited_is_refused(sweeps):
     after_embedding = EVERYTHING - {"01_extract_patches"}
     assert sweeps.run()[:2] == (after_embedding, {"embeddings"})
     (sweeps.results / "figures" / "05_data_scaling.csv").unlink()
-    (sweeps.results / "notebooks" / "02_embed.random_test_vit.ipynb").unlink()
-    assert sweeps.run()[:2] == (after_embedding, set())
-    shutil.rmtree(sweeps.results / "supplement")
-    assert sweeps.run()[:2] == ({"supplement"}, set()) and sweeps.page() == first
+    (sweeps.results / "supplement" / "index.html").unlink()
+    assert sweep_results.check(sweeps.results, EVERYTHING) == {"05_data_scaling", "supplement"}
     (predictions,) = sweeps.results.glob("probe-*/predictions.parquet")
-    whole, state = predictions.read_bytes(), predictions.stat()
     table = pd.read_parquet(predictions)
     store.write_parquet(predictions, table.assign(score=table["label"].astype(float)))
     jobs, runs, said = sweeps.run(status=2)
     assert not jobs | runs and f"{predictions} isn't as it was made; remove {predictions.parent} and run again" in said
-    predictions.write_bytes(whole[:-100])
-    assert "isn't as it was made" in sweeps.run(status=2)[2]
     shutil.rmtree(predictions.parent)
     assert sweeps.run()[1] == {"probe"} and sweeps.page() == first, "the remedy helps"
-    predictions.write_bytes(bytes(predictions.stat().st_size))
-    os.utime(
-        predictions, ns=(state.st_atime_ns, store.run_at(predictions.parent).record["files"][predictions.name]["mtime_ns"])
-    )
-    assert sweeps.run()[:2] == (set(), set())
+    copy = sweeps.all / "copy"
+    shutil.copytree(sweeps.results, copy, copy_function=shutil.copyfile)
+    assert sweep_results.check(copy, EVERYTHING) == set(), "a copy, of other times"
+    times = {facts["mtime_ns"] for run in store.runs(copy) for facts in run.record["files"].values()}
+    assert {file.stat().st_mtime_ns for file in copy.glob("*-*/*.*") if file.name not in ("begun.json", "run.json")} == times
+    state = predictions.stat()
+    predictions.write_bytes(bytes(state.st_size))
+    os.utime(predictions, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert sweep_results.check(sweeps.results, EVERYTHING) == set(), "of the same size and time"
     assert "isn't as it was made" in sweeps.run("--verify", status=2)[2]
-    shutil.rmtree(predictions.parent)
-    sweeps.run()
-    shutil.copytree(sweeps.all, sweeps.all.with_name("copy"), copy_function=shutil.copyfile)
-    shutil.rmtree(sweeps.all)
-    sweeps.all.with_name("copy").rename(sweeps.all)
-    for file in sorted(sweeps.results.glob("jobs/*.json"), key=lambda file: len(file.name)):
-        os.utime(file)
-    assert sweeps.run()[0] == set() and sweeps.page() == first, "a copy, of other times"
+    predictions.write_bytes(bytes(10))
+    with pytest.raises(store.StoreError, match=r"predictions\.parquet isn't as it was made"):
+        sweep_results.check(sweeps.results, EVERYTHING)
 
 
 # ---- results ----
