@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def check(results: Path, names: Iterable[str], whole: bool = False) -> set[str]:
     if problems:
         raise store.StoreError("\n".join(problems))
     for folder, missing in lost.items():
+        print(f"{', '.join(map(str, missing))} is missing: made again, as far as it isn't kept", file=sys.stderr)
         (results / folder / "run.json").unlink()
         for file in missing:
             if file.parent.name == "units":  # its other files alone would pass for the whole unit
