@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import metrics, pretrained, raters, splits, store
+from mfcore import metrics, patches, pretrained, raters, splits, store
 from mfcore.cards import CARDS, EncoderCard
 from mfcore.config import ConfigError, Network, Study, Switches, as_dict
 from mfcore.conventions import RELEASED_EMBEDDING, RELEASED_TRAINING
@@ -160,6 +160,18 @@ def _card(study: Study, name: str, released: Mapping[str, str]) -> EncoderCard |
     if name in [own.name for own in study.own_encoders] or pretrained.is_of(study, name):
         return None
     return CARDS.get(released.get(name, name) if study.switches.encoder_input == "released" else name)
+
+
+def find_embeddings(study: Study, name: str, results: Path) -> store.Run:
+    """The finished embeddings of the study's patches by an encoder: by its card where that is known here, else the current.
+
+    Raises StoreError where there are none.
+    """
+    source, card = {"patches": patches.find(study, results).key}, _card(study, name, RELEASED_EMBEDDING)
+    known = {"size_px": study.patches.size_px}
+    if card is None:
+        return store.find_known(results, "embeddings", name, {**known, **source})
+    return store.find_run(results, "embeddings", name, {"card": _plain(card.identity()), **known}, source)
 
 
 def _plain(content: dict) -> dict:

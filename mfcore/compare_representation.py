@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mfcore import compare, encoders, pretrained, store
+from mfcore import compare, pretrained, store
 from mfcore.config import Study
 from mfcore.metrics_representation import (
     RepresentationError,
@@ -106,8 +106,8 @@ def find(study: Study, results: str | Path) -> dict[str, Path]:
             run = made.get(probes[encoder].identity["inputs"]["embeddings"])
         else:
             try:
-                run = encoders.find_embeddings(study, encoder, results)
-            except (store.StoreError, encoders.EncoderError):
+                run = compare.find_embeddings(study, encoder, results)
+            except store.StoreError:
                 run = None
         if run is not None and run.path("embeddings.h5").is_file():
             files[encoder] = run.path("embeddings.h5")
