@@ -389,5 +389,8 @@ def read_embeddings(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Features float32 (n_patches, n_dims) and patch ids int64 (n_patches,) of a finished embedding run's HDF5 file."""
     import h5py
 
-    with h5py.File(run.path("embeddings.h5")) as content:
-        return content["features"][:], content["patch_id"][:]
+    try:
+        with h5py.File(run.path("embeddings.h5")) as content:
+            return content["features"][:], content["patch_id"][:]
+    except (OSError, KeyError) as error:
+        raise StoreError(f"{run.path('embeddings.h5')} can't be read ({error}); remove {run.folder} and embed again") from None

@@ -181,6 +181,12 @@ def test_a_damaged_table_is_named_with_what_to_do(tmp_path):
         store.read_parquet(run.path("predictions.parquet"))
 
 
+def test_damaged_embeddings_are_named_with_what_to_do(tmp_path):
+    run = _run(tmp_path, "net", "embeddings.h5")
+    with pytest.raises(store.StoreError, match=rf"embeddings\.h5 can't be read .*; remove {run.folder} and embed again"):
+        store.read_embeddings(run)
+
+
 # ---- finding ----
 
 
