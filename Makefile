@@ -44,7 +44,7 @@ help: ## list what there is
 how = $(if $(DATA),--data "$(DATA)") $(if $(CORES),--cores "$(CORES)") $(if $(SHARES),--shares "$(SHARES)") \
 	$(if $(PROFILE),--profile "$(PROFILE)") $(if $(GPUS),--gpus "$(GPUS)")
 
-paper: env ## run STUDY through the notebooks; ends with the path of the supplement
+paper: env ## run STUDY through the notebooks; ends with the path of the supplement (ARGS=--verify: compare checksums)
 	@$(python) -m mfcore.sweep paper --study "$(STUDY)" $(how) $(ARGS)
 
 embed: env ## make the embeddings of STUDY's encoders, and nothing else; ends with those that can't be had, and why

@@ -1,11 +1,11 @@
 # A study's jobs and what each needs. `make paper` runs it; mfcore/sweep_jobs.py says what the jobs are, mfcore/sweep_run.py
 # what a job's failure means, profiles/ what each rule asks a cluster for.
-import os
 import re
 import sys
 
 from mfcore.config import load_study
-from mfcore.sweep_jobs import ROOT, RULES, jobs_of, n_threads
+from mfcore.sweep_inputs import SUPPLEMENT, states_of
+from mfcore.sweep_jobs import RULES, jobs_of, n_threads
 
 STUDY_FILE = config["study"]
 RESULTS = config["results"]
@@ -14,19 +14,20 @@ SHARES = int(config["shares"])
 N_CORES = int(config.get("cores", 0))  # of this machine; 0: the jobs run elsewhere, with as many threads as the profile says
 N_GPUS = int(config["gpus"])
 ON_ONE_GPU = ("train_end_to_end", "measure_switch", "pretrain", "downstream_tasks")
-JOBS = jobs_of(load_study(STUDY_FILE), SHARES)
+STUDY = load_study(STUDY_FILE)
+JOBS = jobs_of(STUDY, SHARES)
 SHOWN = [name for name, job in JOBS.items() if not job.is_share]
 PYTHON = sys.executable
-
-
-def here(path):
-    """A path as seen from the results: on Kubernetes, Snakemake takes every path to be below the folder of its storage."""
-    return os.path.relpath(path, RESULTS)
 
 
 def of_rule(rule):
     """The names of a rule's jobs."""
     return [name for name, job in JOBS.items() if job.rule == rule]
+
+
+def states(job):
+    """The files that say what of data, study and code a job depends on, below the results as all that Snakemake is told."""
+    return [f"inputs/{name}.json" for name in states_of(STUDY, job)]
 
 
 def needs(wildcards):
@@ -37,7 +38,7 @@ def needs(wildcards):
 
 rule supplement:
     input:
-        [here(path) for path in sorted([*ROOT.glob("mfcore/report*.py"), *ROOT.glob("mfcore/templates/*.html")])],
+        states(SUPPLEMENT),
         [f"jobs/{name}.json" for name in SHOWN],
     output:
         "jobs/supplement.json",
@@ -55,8 +56,7 @@ for rule_name in RULES:
         wildcard_constraints:
             job="|".join(map(re.escape, of_rule(rule_name))) or "(?!)",
         input:
-            here(STUDY_FILE),
-            sorted({here(ROOT / "notebooks" / f"{JOBS[name].notebook}.py") for name in of_rule(rule_name) if JOBS[name].notebook}),
+            lambda wildcards: states(JOBS[wildcards.job]),
             needs,
         output:
             "jobs/{job}.json",

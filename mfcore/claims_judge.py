@@ -63,7 +63,7 @@ class Material:
     def labels(self) -> pd.DataFrame | None:
         """The study's stored label table, None where patches haven't been extracted."""
         try:
-            return pd.read_parquet(patches.find(self.study, self.results).path("labels.parquet"))
+            return store.read_parquet(patches.find(self.study, self.results).path("labels.parquet"))
         except store.StoreError:
             return None
 

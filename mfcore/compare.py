@@ -103,17 +103,16 @@ def marked(table: pd.DataFrame, study: Study) -> pd.DataFrame:
 
 
 def current_runs(study: Study, results: Path) -> dict[str, store.Run]:
-    """The newest finished run by name, among those made on the study's splits and with the study's settings.
+    """The current run by name, among those made on the study's splits and with the study's settings.
 
-    Raises StoreError where there are no splits.
+    Raises StoreError where there are no splits, or several runs of a name could be meant.
     """
     splits_of = {"probe": splits.find(study, results).key, "train": _splits_of_networks(study, results)}
     networks = {f"{n.name}-fold{fold}": _settings(study, n) for n in study.networks for fold in range(study.splits.n_folds)}
-    newest: dict[str, tuple[str, store.Run]] = {}
-    for file in sorted(results.glob("*/run.json")):
-        record = store.read_json(file)
-        name, config, stage = record["name"], record["config"], record["stage"]
-        if stage not in splits_of or record["inputs"].get("splits") != splits_of[stage]:
+    found: dict[str, list[store.Run]] = {}
+    for run in [*store.runs(results, "probe"), *store.runs(results, "train")]:
+        name, config, stage = run.identity["name"], run.identity["config"], run.identity["stage"]
+        if run.identity["inputs"].get("splits") != splits_of[stage]:
             continue
         if stage == "train":  # what a run's config leaves out didn't matter to it
             wanted = networks.get(name)
@@ -124,11 +123,21 @@ def current_runs(study: Study, results: Path) -> dict[str, store.Run]:
             }  # which enter only where they are as released
             current = wanted is not None and all(config[key] == wanted[key] for key in wanted.keys() & config.keys())
         else:
-            current = name in study.encoders and config == as_dict(study.probe) and _by_its_card(study, record, results)
-        if current and (name not in newest or record["finished"] > newest[name][0]):
-            identity = {key: record[key] for key in ("stage", "name", "config", "inputs")}
-            newest[name] = (record["finished"], store.Run(file.parent, identity))
-    return {name: run for name, (_, run) in newest.items()}
+            current = name in study.encoders and config == as_dict(study.probe) and _by_its_card(study, run.identity, results)
+        if current:
+            found.setdefault(name, []).append(run)
+    says_most = {name: max(len(run.identity["config"]) for run in runs) for name, runs in found.items()}
+    return {
+        name: store.current([run for run in runs if len(run.identity["config"]) == says_most[name]], _known)
+        for name, runs in found.items()
+    }
+
+
+def _known(run: store.Run) -> dict:
+    """What is known of an arm's run without its encoder's card, as the procedure that made it has it."""
+    all_of_it = {**run.identity["config"], **run.identity["inputs"]}
+    left_out = ("card",) if run.identity["stage"] == "train" else ("embeddings", "patches")
+    return {key: value for key, value in all_of_it.items() if key not in left_out}
 
 
 def _splits_of_networks(study: Study, results: Path) -> str | None:
@@ -168,6 +177,18 @@ def _card(study: Study, name: str, released: Mapping[str, str]) -> EncoderCard |
     return CARDS.get(released.get(name, name) if study.switches.encoder_input == "released" else name)
 
 
+def find_embeddings(study: Study, name: str, results: Path) -> store.Run:
+    """The finished embeddings of the study's patches by an encoder: by its card where that is known here, else the current.
+
+    Raises StoreError where there are none.
+    """
+    source, card = {"patches": patches.find(study, results).key}, _card(study, name, RELEASED_EMBEDDING)
+    known = {"size_px": study.patches.size_px}
+    if card is None:
+        return store.find_known(results, "embeddings", name, {**known, **source})
+    return store.find_run(results, "embeddings", name, {"card": _plain(card.identity()), **known}, source)
+
+
 def _plain(content: dict) -> dict:
     """As it is read back from a file."""
     return json.loads(json.dumps(content))
@@ -178,10 +199,12 @@ def load_arm(run: store.Run, arm: str, kind: str) -> pd.DataFrame:
     splits_folder = next(run.folder.parent.glob(f"splits-*-{run.identity['inputs']['splits']}"), None)
     if splits_folder is None:
         raise store.StoreError(f"{run.folder}: the splits it was made on are gone; run notebook 01 and this arm again")
-    table = pd.read_parquet(splits_folder / "splits.parquet")
+    table = store.read_parquet(splits_folder / "splits.parquet")
     unit = ["train_domain", "fold", "size"]
     n_train = table[table["role"] == "train"].groupby(unit).size().rename("n_train").reset_index()
-    predictions = pd.read_parquet(run.path("predictions.parquet")).merge(n_train, on=unit, how="left", validate="many_to_one")
+    predictions = store.read_parquet(run.path("predictions.parquet")).merge(
+        n_train, on=unit, how="left", validate="many_to_one"
+    )
     return predictions.assign(arm=arm, kind=kind)
 
 

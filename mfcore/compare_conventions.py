@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import compare, encoders, patches, splits, store
+from mfcore import compare, encoders, splits, store
 from mfcore.cards import EncoderCard
 from mfcore.config import Study
 from mfcore.conventions import CONVENTIONS
@@ -91,14 +91,11 @@ def wide(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _features(study: Study, card_name: str, results: Path) -> np.ndarray | None:
-    """The newest finished embeddings of the study's patches under a card, float32 (n_patches, n_dims); None for none."""
-    source, found = {"patches": patches.find(study, results).key}, []
-    for file in results.glob("embeddings-*/run.json"):
-        record = store.read_json(file)
-        if (record["name"], record["inputs"]) == (card_name, source):
-            identity = {key: record[key] for key in ("stage", "name", "config", "inputs")}
-            found.append((record["finished"], file.stat().st_mtime_ns, store.Run(file.parent, identity)))
-    return store.read_embeddings(max(found, key=lambda item: item[:2])[2])[0] if found else None
+    """The finished embeddings of the study's patches under a card, float32 (n_patches, n_dims); None for none."""
+    try:
+        return store.read_embeddings(encoders.find_embeddings(study, card_name, results))[0]
+    except store.StoreError:
+        return None
 
 
 def _full_size(study: Study, card_name: str, results: Path) -> pd.DataFrame:

@@ -122,10 +122,7 @@ def _predictions(study: Study, switch: str, arm: Arm, results: Path) -> pd.DataF
 
 
 def _run(results: Path, stage: str, key: str) -> store.Run | None:
-    for file in results.glob(f"{stage}-*-{key}/run.json"):
-        record = store.read_json(file)
-        return store.Run(file.parent, {name: record[name] for name in ("stage", "name", "config", "inputs")})
-    return None
+    return next((store.run_at(file.parent) for file in results.glob(f"{stage}-*-{key}/run.json")), None)
 
 
 def _by_fold(predictions: pd.DataFrame) -> pd.DataFrame:

@@ -21,17 +21,12 @@ TITLES = {
 
 
 def find(study: Study, encoder: str, results: str | Path) -> store.Run:
-    """The newest finished audit of an encoder's probe on the study's splits; raises StoreError where there is none."""
-    splits_key, found = splits.find(study, Path(results)).key, []
-    for file in Path(results).glob(f"{STAGE}-*/run.json"):
-        record = store.read_json(file)
-        made_of = (record["name"], record["inputs"]["splits"], record["config"]["probe"])
-        if made_of == (encoder, splits_key, as_dict(study.probe)):
-            identity = {key: record[key] for key in ("stage", "name", "config", "inputs")}
-            found.append((record["finished"], store.Run(file.parent, identity)))
-    if not found:
-        raise store.StoreError(f"{results}: no finished audit of {encoder!r} on these splits; run notebook 03 with it")
-    return max(found, key=lambda item: item[0])[1]
+    """The current audit of an encoder's probe on the study's splits; raises StoreError where none is finished."""
+    known = {"probe": as_dict(study.probe), "splits": splits.find(study, Path(results)).key}
+    try:
+        return store.find_known(results, STAGE, encoder, known)
+    except store.StoreError as error:
+        raise store.StoreError(f"no finished audit of {encoder!r} on these splits: {error} Run notebook 03 with it") from None
 
 
 def scores(run: store.Run) -> pd.DataFrame:
@@ -42,7 +37,7 @@ def scores(run: store.Run) -> pd.DataFrame:
     which needs no test label; for one that weighs them, 0.5 again.
     """
     fits = pd.read_csv(run.path("fits.csv"))
-    predictions = pd.read_parquet(run.path("predictions.parquet"))
+    predictions = store.read_parquet(run.path("predictions.parquet"))
     weighs = {name: facts["weighs_classes"] for name, facts in run.identity["config"]["estimators"].items()}
     groups, rows = dict(list(predictions.groupby(["estimator", "fold", "size"]))), []
     for fit in fits.itertuples():

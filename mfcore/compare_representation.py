@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mfcore import compare, patches, pretrained, store
+from mfcore import compare, pretrained, store
 from mfcore.config import Study
 from mfcore.metrics_representation import (
     RepresentationError,
@@ -97,20 +97,20 @@ def measured(stream: Streaming) -> dict[str, float]:
 
 
 def find(study: Study, results: str | Path) -> dict[str, Path]:
-    """The embedding file of each of the study's encoders that has one: what its probe read, else the newest of its patches."""
+    """The embedding file of each of the study's encoders that has one: what its probe read, else the current one."""
     results = Path(results)
     files, probes = {}, compare.current_runs(study, results)
-    source = patches.find(study, results).key
-    made = [(store.read_json(file), file.parent / "embeddings.h5") for file in sorted(results.glob("embeddings-*/run.json"))]
-    made = [(record, file) for record, file in made if file.is_file() and record["inputs"].get("patches") == source]
+    made = {run.key: run for run in store.runs(results, "embeddings")}
     for encoder in study.encoders:
         if encoder in probes:
-            key = probes[encoder].identity["inputs"]["embeddings"]
-            mine = [(record, file) for record, file in made if record["key"] == key]
+            run = made.get(probes[encoder].identity["inputs"]["embeddings"])
         else:
-            mine = [(record, file) for record, file in made if record["name"] == encoder]
-        if mine:
-            files[encoder] = max(mine, key=lambda item: item[0]["finished"])[1]
+            try:
+                run = compare.find_embeddings(study, encoder, results)
+            except store.StoreError:
+                run = None
+        if run is not None and run.path("embeddings.h5").is_file():
+            files[encoder] = run.path("embeddings.h5")
     return files
 
 

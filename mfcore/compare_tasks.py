@@ -48,11 +48,8 @@ class Scored:
 
 
 def runs(study: Study, results: str | Path) -> dict[tuple[str, str], store.Run]:
-    """The newest finished run of each task and encoder, by their names, made by the study's protocol with today's card."""
-    records = {
-        kind: [(file, store.read_json(file)) for file in sorted(Path(results).glob(f"{stage}-*/run.json"))]
-        for kind, stage in STAGES.items()
-    }
+    """The current run of each task and encoder, by their names, made by the study's protocol with today's card."""
+    records = {kind: store.runs(results, stage) for kind, stage in STAGES.items()}
     return {
         (task.name, encoder): run
         for task in study.tasks
@@ -61,19 +58,19 @@ def runs(study: Study, results: str | Path) -> dict[tuple[str, str], store.Run]:
     }
 
 
-def _find(study: Study, task: Task, encoder: str, results: Path, records: list[tuple[Path, dict]]) -> store.Run | None:
+def _find(study: Study, task: Task, encoder: str, results: Path, there: list[store.Run]) -> store.Run | None:
     try:
         config = tasks_protocol.config_of(study, task.name, _card(study, encoder, results))
         if config["card"] is None:  # what another machine knows of it decides nothing here
             del config["card"]
-        name, found = f"{task.name}.{encoder}", []
-        for file, record in records:
-            if record["name"] == name and not store.changes({k: record["config"][k] for k in config}, config):
-                identity = {key: record[key] for key in ("stage", "name", "config", "inputs")}
-                found.append((record["finished"], file.stat().st_mtime, store.Run(file.parent, identity)))
     except (store.StoreError, encoders.EncoderError):
         return None
-    return max(found, key=lambda item: item[:2])[2] if found else None
+
+    def known(run: store.Run) -> dict:
+        return {key: run.identity["config"][key] for key in config}
+
+    found = [run for run in there if run.identity["name"] == f"{task.name}.{encoder}" and not store.changes(known(run), config)]
+    return store.current(found, known) if found else None
 
 
 def _card(study: Study, encoder: str, results: Path) -> dict | None:
@@ -110,7 +107,7 @@ def notes(study: Study, results: str | Path) -> dict[str, str]:
 
 def scored(run: store.Run, kind: str) -> dict[str, Scored]:
     """What a finished run scored, by split; ``kind``: the task's."""
-    predictions = pd.read_parquet(run.path(FILES[kind]))
+    predictions = store.read_parquet(run.path(FILES[kind]))
     of_split = _of_labels if kind == "classification" else _of_masks
     return {split: of_split(part) for split in ("val", "test") if len(part := predictions[predictions["split"] == split])}
 
@@ -278,7 +275,7 @@ def by_class(study: Study, results: str | Path, task: str) -> pd.DataFrame:
     for (name, encoder), run in runs(study, results).items():
         if name != task or "@" in encoder:
             continue
-        predictions = pd.read_parquet(run.path(FILES[kind]))
+        predictions = store.read_parquet(run.path(FILES[kind]))
         predictions = predictions[predictions["split"] == tasks_protocol.reported_split(predictions["split"])]
         classes = run.record["facts"]["classes"]
         if kind == "classification":

@@ -94,7 +94,7 @@ def record_name(switch: str) -> str:
 
 
 def find(study: Study, switch: str, results: str | Path) -> store.Run:
-    """The newest record of a switch's measurement; its inputs are the keys of the runs that show it, by stage and fold.
+    """The current record of a switch's measurement; its inputs are the keys of the runs that show it, by stage and fold.
 
     Raises StoreError where there is none, or where patches have been made anew since.
     """
@@ -158,7 +158,7 @@ def reach(study: Study, switch: str, run: store.Run) -> Reach:
         facts = run.record["facts"]
         n, n_all = int(facts["n_patches_over_edge"] + facts["n_patches_shifted"]), int(facts["n_patches"])
         return Reach(n, n_all, f"{n:,} of {n_all:,} patches, as stored, reach over a slide's border")
-    labels = pd.read_parquet(run.path("labels.parquet"))
+    labels = store.read_parquet(run.path("labels.parquet"))
     if switch == "resolution" and study.patches.um_per_px is not None:
         other = ~((labels["um_per_px"] / study.patches.um_per_px - 1).abs() < SAME_RESOLUTION)
         n, n_all = int(labels.loc[other, "slide_id"].nunique()), int(labels["slide_id"].nunique())

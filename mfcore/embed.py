@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mfcore import canary, embed_stream, encoders, patches, pretrained, store, store_errors, weights
+from mfcore import canary, embed_stream, encoders, patches, store, store_errors, weights
 from mfcore.cards import EncoderCard
 from mfcore.config import ConfigError, Study, as_dict, load_study
 
@@ -30,7 +30,7 @@ SHARD = 256  # patches; as many at most are lost by a kill, on each device
 
 def config_of(study: Study, encoder_name: str, results: str | Path) -> dict:
     """What decides the embeddings, besides the patches: the encoder's card and the crop that it sees."""
-    return {"card": encoders.of(study, encoder_name, results).identity(), "size_px": study.patches.size_px}
+    return encoders.embeddings_config(study, encoder_name, results)
 
 
 def embed(study: Study, encoder_name: str, results: str | Path, device: str = "cpu", batch_size: int = 0) -> store.Run:
@@ -81,20 +81,8 @@ def embed_share(
 
 
 def find(study: Study, encoder_name: str, results: str | Path) -> store.Run:
-    """The finished embeddings of the study's patches by ``encoder_name``; raises StoreError where there are none.
-
-    No model and no hub is asked: an encoder without a card of its own is found by its name, the newest run first.
-    """
-    source = {"patches": patches.find(study, results).key}
-    if encoder_name in [*encoders.names(), *(own.name for own in study.own_encoders)] or pretrained.is_of(study, encoder_name):
-        return store.find_run(results, "embeddings", encoder_name, config_of(study, encoder_name, results), source)
-    found = []
-    for file in Path(results).glob("embeddings-*/run.json"):
-        record = store.read_json(file)
-        if (record["name"], record["config"]["size_px"], record["inputs"]) == (encoder_name, study.patches.size_px, source):
-            found.append((record["finished"], record["config"]))
-    config = max(found, key=lambda item: item[0])[1] if found else {"size_px": study.patches.size_px}
-    return store.find_run(results, "embeddings", encoder_name, config, source)
+    """`encoders.find_embeddings`: the finished embeddings of the study's patches by ``encoder_name``."""
+    return encoders.find_embeddings(study, encoder_name, results)
 
 
 def load(run: store.Run) -> tuple[np.ndarray, np.ndarray]:
@@ -107,8 +95,9 @@ def load(run: store.Run) -> tuple[np.ndarray, np.ndarray]:
 def _open(study: Study, encoder_name: str, results: str | Path) -> tuple[store.Run, store.Run]:
     """The runs of the patches and of their embeddings."""
     source = patches.find(study, results)
-    config = config_of(study, encoder_name, results)
-    return source, store.open_run(results, "embeddings", encoder_name, config, {"patches": source.key})
+    config, inputs = config_of(study, encoder_name, results), {"patches": source.key}
+    known = {"size_px": study.patches.size_px, **inputs}
+    return source, store.open_run(results, "embeddings", encoder_name, config, inputs, known)
 
 
 @contextlib.contextmanager
@@ -135,18 +124,12 @@ def _shards(run: store.Run, n_patches: int) -> dict[Path, range]:
 def _check_finished(run: store.Run, card: EncoderCard, device: str) -> None:
     """Refuse embeddings that today's contract or today's encoder doesn't give; without weights only the contract counts."""
     file = run.path("embeddings.h5")
-    try:
-        with h5py.File(file) as content:
-            was = json.loads(content.attrs["card"])
-            if "canary" in content:
-                expected, made_with = content["canary"][:], dict(content["canary"].attrs)
-            else:
-                expected, made_with = content.attrs["canary"], {}
-    except (OSError, KeyError) as error:
-        if isinstance(error, PermissionError):
-            raise
-        state = "missing" if isinstance(error, FileNotFoundError) else "damaged"
-        raise store.StoreError(f"{file}: {state}; remove {run.folder} and embed again") from error
+    with h5py.File(file) as content:
+        was = json.loads(content.attrs["card"])
+        if "canary" in content:
+            expected, made_with = content["canary"][:], dict(content["canary"].attrs)
+        else:
+            expected, made_with = content.attrs["canary"], {}
     now = json.loads(json.dumps(card.identity()))
     differing = store.changes({"card": {key: was[key] for key in now if key in was}}, {"card": now})
     if differing:

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mfcore import preprocess, pretrained
+from mfcore import patches, preprocess, pretrained, store
 from mfcore.cards import CARDS, EncoderCard
 from mfcore.config import ConfigError, Study
 from mfcore.conventions import RELEASED_EMBEDDING, RELEASED_TRAINING
 from mfcore.encoders_build import build, read_out, seeded
 from mfcore.encoders_cards import folder_card, own_card, timm_card
-from mfcore.store import StoreError
 from mfcore.weights import EncoderError
 
 if TYPE_CHECKING:
@@ -35,6 +34,8 @@ __all__ = [
     "card_table",
     "choose_device",
     "computes_bfloat16",
+    "embeddings_config",
+    "find_embeddings",
     "load",
     "names",
     "of",
@@ -84,7 +85,7 @@ def of(study: Study, name: str, results: str | Path | None = None) -> EncoderCar
         raise EncoderError(f"encoder {name!r} is pretrained by the study: its card is among the study's results")
     try:
         return folder_card(name, pretrained.folder_of(study, name, results))
-    except (StoreError, ConfigError) as error:
+    except (store.StoreError, ConfigError) as error:
         raise EncoderError(f"encoder {name!r} isn't there: {error}") from None
 
 
@@ -98,6 +99,22 @@ def _of(study: Study, name: str, released: Mapping[str, str]) -> EncoderCard:
         if record.name == name:
             return own_card(record)
     return card(released.get(name, name) if study.switches.encoder_input == "released" else name)
+
+
+def embeddings_config(study: Study, name: str, results: str | Path) -> dict:
+    """What decides embeddings, besides the patches: the encoder's card and the crop that it sees."""
+    return {"card": of(study, name, results).identity(), "size_px": study.patches.size_px}
+
+
+def find_embeddings(study: Study, name: str, results: str | Path) -> store.Run:
+    """The finished embeddings of the study's patches by an encoder; raises StoreError where there are none.
+
+    No model and no hub is asked: of an encoder without a card of its own, those that were opened last.
+    """
+    source = {"patches": patches.find(study, results).key}
+    if name in [*names(), *(own.name for own in study.own_encoders)] or pretrained.is_of(study, name):
+        return store.find_run(results, "embeddings", name, embeddings_config(study, name, results), source)
+    return store.find_known(results, "embeddings", name, {"size_px": study.patches.size_px, **source})
 
 
 def card_table(this: EncoderCard) -> pd.DataFrame:

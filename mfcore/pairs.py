@@ -4,8 +4,6 @@ What was built carries a fingerprint of what decides it (its source, the demo st
 an output from older code shows itself as stale.
 """
 
-import ast
-import hashlib
 import re
 import shutil
 import sys
@@ -16,8 +14,9 @@ import jupytext
 import nbformat
 
 from mfcore import captions, compare, store
-from mfcore.config import load_study
+from mfcore.config import as_dict, digest, load_study
 from mfcore.report import without_progress
+from mfcore.sweep_inputs import code_of
 from mfcore.sweep_jobs import ROOT
 from mfcore.sweep_run import execute
 
@@ -93,30 +92,8 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def fingerprint(source: Path) -> str:
-    """Hash of what decides a notebook's outputs: its text, the demo study, the text of the mfcore modules it reaches.
-
-    Comment lines and blank ones don't count.
-    """
-    content = hashlib.sha256()
-    for path in [source, ROOT / "studies" / "demo.yaml", *sorted(_reached(source))]:
-        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-        content.update("\n".join([path.name, *(line for line in lines if line and not line.startswith("# "))]).encode())
-    return content.hexdigest()[:16]
-
-
-def _reached(source: Path) -> set[Path]:
-    """Files of the mfcore modules that ``source`` imports, directly or through others."""
-    waiting, reached = [source], set()
-    while waiting:
-        for node in ast.walk(ast.parse(waiting.pop().read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mfcore":
-                inside = node.module.removeprefix("mfcore").lstrip(".")  # "ssl" of "from mfcore.ssl import patching"
-                names = [".".join(filter(None, (inside, alias.name))) for alias in node.names] + [inside]
-                for path in (ROOT / "mfcore" / f"{name.replace('.', '/')}.py" for name in names):
-                    if path.is_file() and path not in reached:
-                        reached.add(path)
-                        waiting.append(path)
-    return reached
+    """Hash of what decides a notebook's outputs: its text, the demo study, the code that it reaches."""
+    return digest([code_of(source), as_dict(load_study(ROOT / "studies" / "demo.yaml"))])
 
 
 def problems(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import downloads, labels, store
+from mfcore import downloads, labels, store, store_files
 from mfcore.config import Study, as_dict, digest
 from mfcore.patches_read import Job, PatchError, look, read_all
 from mfcore.slides import SAME_RESOLUTION, open_slide
@@ -290,7 +290,8 @@ def refuse_other_slides(run: store.Run, study: Study, folder: str | Path, table:
 
 def _fingerprint(study: Study, folder: Path, table: pd.DataFrame) -> dict[str, str]:
     """Stands for the data: the label file's checksum; names and fingerprints of the files its rows name."""
-    files = {file: store.file_fingerprint(folder / file) for file in sorted(table["file"].unique())}
+    fingerprints = store_files.Fingerprints()
+    files = {file: fingerprints.of_slide(folder / file) for file in sorted(table["file"].unique())}
     return {**{file.name: store.file_sha256(file) for file in labels.files_of(study, folder)}, "files": digest(files)}
 
 

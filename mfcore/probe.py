@@ -152,7 +152,8 @@ def fit_study(study: Study, embeddings: store.Run, results: Path) -> store.Run:
     where an embedding can't be used, ValueError, naming the unit, where a training set can't.
     """
     encoder = embeddings.identity["name"]
-    run = store.open_run(results, "probe", encoder, as_dict(study.probe), inputs_of(study, embeddings, results))
+    config, inputs = as_dict(study.probe), inputs_of(study, embeddings, results)
+    run = store.open_run(results, "probe", encoder, config, inputs, {**config, "splits": inputs["splits"]})
     if run.done:
         return run
     material = read(study, embeddings, results)
@@ -181,7 +182,7 @@ def fit_study(study: Study, embeddings: store.Run, results: Path) -> store.Run:
             with store.replacing(run.unit_file(unit.name, ".npz")) as aside:
                 aside.write_bytes(head.getvalue())
             store.write_parquet(run.unit_file(unit.name), material.predictions(unit, probe.predict(material.features)))
-    predictions = pd.concat([pd.read_parquet(run.unit_file(unit.name)) for unit in units], ignore_index=True)
+    predictions = pd.concat([store.read_parquet(run.unit_file(unit.name)) for unit in units], ignore_index=True)
     store.write_parquet(run.path("predictions.parquet"), predictions)
     fits = pd.DataFrame([store.read_json(run.unit_file(unit.name, ".json")) for unit in units])
     store.write_csv(run.path("fits.csv"), fits)

@@ -33,7 +33,9 @@ def run(study: Study, embeddings: store.Run, results: Path) -> store.Run:
     lacks a class.
     """
     encoder = embeddings.identity["name"]
-    run = store.open_run(results, STAGE, encoder, config_of(study), probe.inputs_of(study, embeddings, results))
+    config, inputs = config_of(study), probe.inputs_of(study, embeddings, results)
+    known = {"probe": config["probe"], "splits": inputs["splits"]}
+    run = store.open_run(results, STAGE, encoder, config, inputs, known)
     if run.done:
         return run
     material = probe.read(study, embeddings, results)
@@ -47,7 +49,7 @@ def run(study: Study, embeddings: store.Run, results: Path) -> store.Run:
             _fit_group(study, run, material, name, [unit for unit in units if unit.size == size])
     files = [run.unit_file(_group(name, size)) for name, size in groups]
     store.write_parquet(
-        run.path("predictions.parquet"), pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+        run.path("predictions.parquet"), pd.concat([store.read_parquet(file) for file in files], ignore_index=True)
     )
     fits = pd.DataFrame([row for file in files for row in store.read_json(file.with_suffix(".json"))["fits"]])
     store.write_csv(run.path("fits.csv"), fits)

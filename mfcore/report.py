@@ -68,6 +68,10 @@ def build(study: Study, results: str | Path) -> Path:
     prediction are missing.
     """
     results = Path(results)
+    if edited := [str(file) for run in store.runs(results) for file in run.examined()[1]]:
+        raise store.StoreError(
+            f"not as they were made: {', '.join(edited)}; remove the folders of these runs and run them again"
+        )
     aside, target, old = results / f".supplement.{os.getpid()}", results / "supplement", results / ".supplement.old"
     for leftover in results.glob(".supplement.*"):
         shutil.rmtree(leftover)
@@ -148,7 +152,7 @@ def _is_empty(output: nbformat.NotebookNode) -> bool:
 
 def _index(study: Study, results: Path, notebooks: pd.DataFrame, ledger: pd.DataFrame) -> str:
     patches_run = patches.find(study, results)
-    annotations = pd.read_parquet(patches_run.path("labels.parquet"))
+    annotations = store.read_parquet(patches_run.path("labels.parquet"))
     collected = compare.collect(study, results)
     scores = compare.scores(collected.predictions)
     scaling, crossed = compare.scaling_table(scores, study), compare.cross_domain_table(scores, study)

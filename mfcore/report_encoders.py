@@ -1,5 +1,6 @@
 """The supplement's page on encoders: every card of the registry, and what is with each on this machine and in this study."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -153,18 +154,17 @@ def _state(
 
 
 def _runs(study: Study, results: Path) -> dict[str, store.Run]:
-    """The newest finished embeddings of the study's patches, by encoder."""
+    """The current embeddings of the study's patches, by encoder; where there are none by today's card, others."""
     try:
         key = patches.find(study, results).key
     except store.StoreError:
         return {}
-    found: dict[str, tuple[tuple[str, int], store.Run]] = {}
-    for file in Path(results).glob("embeddings-*/run.json"):
-        record = store.read_json(file)
-        when = (record["finished"], file.stat().st_mtime_ns)  # the first is in whole seconds
-        if record["inputs"].get("patches") == key and when > found.get(record["name"], (("", 0),))[0]:
-            found[record["name"]] = (when, store.Run(file.parent, {}))
-    return {name: run for name, (_, run) in found.items()}
+    there = [run for run in store.runs(results, "embeddings") if run.identity["inputs"].get("patches") == key]
+    found = {run.identity["name"]: run for run in there}
+    for name in found:
+        with contextlib.suppress(store.StoreError, encoders.EncoderError):
+            found[name] = encoders.find_embeddings(study, name, results)
+    return found
 
 
 def _failures(results: Path) -> dict[str, str]:

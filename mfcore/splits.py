@@ -213,4 +213,4 @@ def _name(study: Study, networks: bool) -> str:
 
 def load(run: store.Run) -> pd.DataFrame:
     """The table of splits of a finished run, as `make` returns it."""
-    return pd.read_parquet(run.path("splits.parquet"))
+    return store.read_parquet(run.path("splits.parquet"))

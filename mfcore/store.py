@@ -7,18 +7,12 @@ of several units of work (a fold at a size) keeps each finished unit, so that a 
 import contextlib
 import errno
 import fcntl
-import hashlib
-import importlib.metadata
 import json
 import os
 import platform
-import re
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -27,34 +21,21 @@ import pandas as pd
 
 from mfcore.config import digest
 from mfcore.config_text import TwiceError, parse_json
+from mfcore.store_changes import changes
+from mfcore.store_changes import differences as differences
+from mfcore.store_environment import environment, n_threads
+from mfcore.store_names import file_name as file_name
+from mfcore.store_names import words_of
+from mfcore.store_records import file_sha256 as file_sha256
+from mfcore.store_records import is_as_recorded, note_made, recorded
 
-PACKAGES = ("mfcore", "numpy", "pandas", "scikit-learn", "torch", "timm", "openslide-python", "openslide-bin", "snakemake")
-WHOLE_BYTES = 32 * 2**20  # up to so many bytes, a file's fingerprint is of all its content
-N_BLOCKS, BLOCK_BYTES = 32, 2**16  # of a larger file
-MAX_WORDS = 60  # characters of a name that its file shows; what is written aside and ends of names must fit beside them
+IDENTITY = ("stage", "name", "config", "inputs")  # of a run
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # what such file systems say
 _HOST = platform.node().replace(".", "_")  # processes of several machines may share a folder, and their numbers
 
 
 class StoreError(RuntimeError):
     """A result is missing, unfinished or not what it should be; the message says which and what to do."""
-
-
-def file_name(text: str) -> str:
-    """A part of a file's name for any text, on every file system another for another text, also where case is ignored.
-
-    Lower-case letters, digits and "_" are left as they are; any other text is cut to such words as it has and gets a digest. No
-    dot stands in it, so that a dot divides such parts, and one "-" at most, before the digest.
-    """
-    words = _words(text).replace(".", "_").strip("_")
-    if text and text == words.lower():
-        return text
-    return f"{words or 'name'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
-
-
-def _words(text: str) -> str:
-    """What of a text can stand in a file's name: another text may have the same."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "_", text)[:MAX_WORDS].strip("_")
 
 
 @contextlib.contextmanager
@@ -68,6 +49,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with aside.open("rb") as written:
             os.fsync(written.fileno())
         aside.replace(path)
+        note_made("file", path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -144,7 +126,7 @@ def read_json(path: str | Path) -> dict:
         raise StoreError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise StoreError(f"{path} is not JSON ({error}); remove it and run the step again") from None
 
 
@@ -154,34 +136,23 @@ def write_parquet(path: str | Path, table: pd.DataFrame) -> None:
         table.to_parquet(aside, index=False)
 
 
+def read_parquet(path: str | Path) -> pd.DataFrame:
+    """Read a table; raises StoreError where it is missing or damaged, with what to do."""
+    path = Path(path)
+    whole = path.with_suffix(".*") if path.parent.name == "units" else path.parent
+    try:
+        return pd.read_parquet(path)
+    except (ValueError, OSError) as error:  # pyarrow's errors are of these
+        if isinstance(error, PermissionError):
+            raise
+        state = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({' '.join(str(error).split())[:200]})"
+        raise StoreError(f"{path} is {state}; remove {whole} and run the step again") from None
+
+
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:
     """Write a table as CSV, whole or not at all."""
     with replacing(path) as aside:
         table.to_csv(aside, index=False)
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, as hex."""
-    with Path(path).open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def file_fingerprint(path: str | Path) -> list[int | str]:
-    """Size in bytes and SHA-256, as hex, of a file's content.
-
-    Of a file of more than WHOLE_BYTES, 32 evenly spaced blocks of BLOCK_BYTES are read, the first and the last among them.
-    Times and names don't enter: a copy has the fingerprint of its original.
-    """
-    path = Path(path)
-    n_bytes = path.stat().st_size
-    if n_bytes <= WHOLE_BYTES:
-        return [n_bytes, file_sha256(path)]
-    content = hashlib.sha256()
-    with path.open("rb") as file:
-        for i in range(N_BLOCKS):
-            file.seek((n_bytes - BLOCK_BYTES) * i // (N_BLOCKS - 1))
-            content.update(file.read(BLOCK_BYTES))
-    return [n_bytes, content.hexdigest()]
 
 
 class Run:
@@ -234,31 +205,82 @@ class Run:
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": round(time.monotonic() - self._started, 3),
                 "facts": facts,
-                "files": {
-                    name: {"sha256": file_sha256(self.path(name)), "bytes": self.path(name).stat().st_size} for name in files
-                },
+                "files": {name: recorded(self.path(name)) for name in files},
                 "environment": {**environment(), "n_threads": n_threads()},
             },
         )
         return self
 
-    def verify(self) -> "Run":
-        """Check every recorded file against its checksum; raises StoreError naming the file that differs."""
-        for name, facts in self.record["files"].items():
+    def examined(self, whole: bool = False) -> tuple[list[Path], list[Path]]:
+        """Which recorded files are missing, and which have another content; ``whole``: by checksum whatever size and time say.
+
+        The time of an unchanged file (a copy's) is recorded anew.
+        """
+        record, missing, differing = self.record, [], []
+        for name, facts in record["files"].items():
             path = self.path(name)
-            if not path.is_file() or file_sha256(path) != facts["sha256"]:
-                raise StoreError(f"{path} is missing or not as recorded; remove {self.folder} and run the step again")
+            if not path.is_file():
+                missing.append(path)
+            elif is_as_recorded(path, facts, whole):
+                facts["mtime_ns"] = path.stat().st_mtime_ns
+            else:
+                differing.append(path)
+        if record != self.record:
+            with contextlib.suppress(OSError):  # results that may only be read
+                write_json(self.path("run.json"), record)
+        return missing, differing
+
+    def verify(self, whole: bool = True) -> "Run":
+        """Raise StoreError, naming every recorded file that is missing or has another content (see `examined`)."""
+        missing, differing = self.examined(whole)
+        if found := [*missing, *differing]:
+            names = ", ".join(map(str, found))
+            raise StoreError(f"{names} is missing or not as recorded; remove {self.folder} and run the step again")
         return self
 
 
-def open_run(results: str | Path, stage: str, name: str, config: Mapping, inputs: Mapping[str, str]) -> Run:
-    """Open the folder of one run, new, begun or finished, under ``results``.
+def run_at(folder: str | Path) -> Run:
+    """The finished run in a folder; raises StoreError where its ``run.json`` is missing or damaged."""
+    file = Path(folder) / "run.json"
+    record = read_json(file)
+    try:
+        run = Run(file.parent, {key: record[key] for key in IDENTITY})
+        is_whole = record["key"] == run.key and all({"sha256", "bytes"} <= set(f) for f in record["files"].values())
+        is_whole = is_whole and {"finished", "facts", "environment"} <= set(record)
+    except (AttributeError, KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise StoreError(f"{file} is damaged; remove {file.parent} and run the step again")
+    return run
 
-    ``inputs`` names what the run reads: keys of earlier runs, checksums of files. Raises StoreError where the folder was
-    made from something else, naming the keys that differ.
-    """
+
+def runs(results: str | Path, stage: str = "*") -> list[Run]:
+    """Every finished run of a stage; raises StoreError as `run_at`."""
+    return [run_at(file.parent) for file in sorted(Path(results).glob(f"{stage}-*/run.json"))]
+
+
+def _run(results: str | Path, stage: str, name: str, config: Mapping, inputs: Mapping[str, str]) -> Run:
+    """The run of that identity, whatever there is of it."""
     identity = json.loads(json.dumps({"stage": stage, "name": name, "config": config, "inputs": dict(inputs)}, allow_nan=False))
-    folder = Path(results) / f"{stage}-{_words(name)}-{digest(identity)}"
+    return Run(Path(results) / f"{stage}-{words_of(name)}-{digest(identity)}", identity)
+
+
+def _pointer(results: str | Path, stage: str, name: str, known: Mapping) -> Path:
+    """The file that names the current run among those that `find_run` can't tell from one another by what it knows."""
+    return Path(results) / "current" / f"{digest([stage, name, json.loads(json.dumps(known))])}.json"
+
+
+def open_run(
+    results: str | Path, stage: str, name: str, config: Mapping, inputs: Mapping[str, str], known: Mapping | None = None
+) -> Run:
+    """Open the folder of one run, new, begun or finished, under ``results``, and make it the current one of its config.
+
+    ``inputs`` names what the run reads: keys of earlier runs, checksums of files. known: what a reader who doesn't know all
+    of config and inputs looks for (`find_known`). Raises StoreError where the folder was made from something else, naming the
+    keys that differ, and where a file of a finished run isn't as recorded.
+    """
+    run = _run(results, stage, name, config, inputs)
+    folder, identity = run.folder, run.identity
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):  # another process may be at work in the folder
         for aside in folder.rglob(".*.partial"):
@@ -271,7 +293,14 @@ def open_run(results: str | Path, stage: str, name: str, config: Mapping, inputs
             raise StoreError(f"{folder} was made from something else: {'; '.join(differing)}. Remove it to start anew.")
     else:
         write_json(begun, identity)
-    return Run(folder, identity)
+    if run.done:
+        run_at(folder).verify(whole=False)
+    for what in (config, *([known] if known is not None else [])):
+        pointer, content = _pointer(results, stage, name, what), {"run": folder.name}
+        if not pointer.is_file() or read_json(pointer) != content:
+            write_json(pointer, content)
+    note_made("run", folder)
+    return run
 
 
 def _is_left_over(aside: Path) -> bool:
@@ -291,96 +320,80 @@ def _is_left_over(aside: Path) -> bool:
 
 
 def find_run(results: str | Path, stage: str, name: str, config: Mapping, inputs: Mapping[str, str] | None = None) -> Run:
-    """The newest finished run of ``stage`` called ``name`` with this config (and, where given, these inputs).
+    """The finished run of ``stage`` called ``name`` with this config and these inputs.
 
-    Raises StoreError, naming what differs in the nearest run there is, where there is none.
+    Without inputs it is the one that was opened last with this config, by whoever knows its inputs. Raises StoreError, naming
+    what differs in the nearest run there is, where there is none, or where several could be meant.
     """
     wanted = json.loads(json.dumps(dict(config)))
-    found, nearest = [], ""
-    for record_file in sorted(Path(results).glob(f"{stage}-*/run.json")):
-        record = read_json(record_file)
-        if record["name"] != name:
-            continue
-        differing = changes(record["config"], wanted)
-        if inputs is not None:
-            differing += changes(record["inputs"], dict(inputs))
-        if differing:
-            nearest = f" {record_file.parent.name} is there, but {'; '.join(differing)}."
-        else:
-            identity = {key: record[key] for key in ("stage", "name", "config", "inputs")}
-            found.append((record["finished"], record_file.stat().st_mtime, Run(record_file.parent, identity)))
-    if not found:
+    if inputs is not None:
+        run = _run(results, stage, name, config, inputs)
+        if run.done:
+            return run_at(run.folder)
+
+    def differing(run: Run) -> list[str]:
+        found = changes(run.identity["config"], wanted)
+        return found if inputs is None else found + changes(run.identity["inputs"], dict(inputs))
+
+    return find_known(results, stage, name, wanted, differing) if inputs is None else _only(results, stage, name, differing)
+
+
+def find_known(
+    results: str | Path, stage: str, name: str, known: Mapping, differing: Callable[[Run], list[str]] | None = None
+) -> Run:
+    """The finished run that was opened last with this ``known``; where none was, the only one in which nothing is differing.
+
+    differing: what of a run isn't as wanted; by default what ``known`` says of config and inputs. Raises as `find_run`.
+    """
+
+    def by_known(run: Run) -> list[str]:
+        there = {**run.identity["config"], **run.identity["inputs"]}
+        return changes({key: there[key] for key in known if key in there}, json.loads(json.dumps(known)))
+
+    differing, pointer = differing or by_known, _pointer(results, stage, name, known)
+    if pointer.is_file():
+        folder = Path(results) / str(read_json(pointer).get("run"))
+        if not Run(folder, {}).done:
+            raise StoreError(
+                f"{folder}, the current {stage!r} run {name!r}, isn't finished; run the notebook that makes it again"
+            )
+        if not differing(run := run_at(folder)):
+            return run
+    return _only(results, stage, name, differing)
+
+
+def _only(results: str | Path, stage: str, name: str, differing: Callable[[Run], list[str]]) -> Run:
+    """The only finished run of that stage and name in which nothing is differing; raises StoreError as `find_run`."""
+    named = [run for run in runs(results, stage) if run.identity["name"] == name]
+    found = [run for run in named if not differing(run)]
+    if found:
+        return current(found)
+    nearest = f" {named[-1].folder.name} is there, but {'; '.join(differing(named[-1]))}." if named else ""
+    raise StoreError(f"no finished {stage!r} run {name!r} in {results};{nearest or ' run the notebook that makes it first.'}")
+
+
+def current(found: list[Run], known: Callable[[Run], Mapping] = lambda run: run.identity["config"]) -> Run:
+    """Of finished runs of one stage and name the one that was opened last by what is ``known`` of it, or the only one.
+
+    Raises StoreError, naming them, where several could be meant.
+    """
+    pointers = [_pointer(run.folder.parent, run.identity["stage"], run.identity["name"], known(run)) for run in found]
+    names = [read_json(file)["run"] if file.is_file() else "" for file in pointers]
+    named = [run for run, name in zip(found, names, strict=True) if run.folder.name == name]
+    if len(found) > 1 and len(named) != 1:
         raise StoreError(
-            f"no finished {stage!r} run {name!r} in {results};{nearest or ' run the notebook that makes it first.'}"
+            f"several finished runs could be meant: {', '.join(str(run.folder) for run in found)}; run the notebook that makes "
+            "it, which names the current one, or remove the others"
         )
-    return max(found, key=lambda item: item[:2])[2]
+    return found[0] if len(found) == 1 else named[0]
 
 
 def read_embeddings(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Features float32 (n_patches, n_dims) and patch ids int64 (n_patches,) of a finished embedding run's HDF5 file."""
     import h5py
 
-    with h5py.File(run.path("embeddings.h5")) as content:
-        return content["features"][:], content["patch_id"][:]
-
-
-def differences(left: Mapping, right: Mapping, where: str = "") -> list[str]:
-    """Dotted names of the keys in which two nested mappings differ."""
-    names = []
-    for key in sorted(set(left) | set(right)):
-        a, b = left.get(key), right.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            names += differences(a, b, f"{where}{key}.")
-        elif a != b or (key in left) != (key in right):
-            names.append(f"{where}{key}")
-    return names
-
-
-def changes(was: Mapping, now: Mapping) -> list[str]:
-    """What became of each key in which two nested mappings differ, as in "card.interpolation was bicubic, is bilinear"."""
-
-    def value(content: object, name: str) -> str:
-        for part in name.split("."):
-            if not isinstance(content, Mapping) or part not in content:
-                return "not there"
-            content = content[part]
-        text = str(content)
-        return text if len(text) <= 80 else f"{text[:77]}..."
-
-    return [f"{name} was {value(was, name)}, is {value(now, name)}" for name in differences(was, now)]
-
-
-def n_threads() -> int:
-    """Threads that sums of this process are divided among, which decides the last digits of what is trained."""
-    if (torch := sys.modules.get("torch")) is not None:
-        return int(torch.get_num_threads())
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    return int(said) if said.isdigit() and int(said) else len(os.sched_getaffinity(0))
-
-
-@cache
-def environment() -> dict:
-    """What the run ran in: Python, machine, versions of the packages that matter, commit and whether it was clean."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changes = git("status", "--porcelain", "--", str(here))
-    return {
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "n_cores": os.cpu_count(),
-        "packages": versions,
-        "commit": git("rev-parse", "HEAD"),
-        "uncommitted_changes": None if changes is None else bool(changes),
-    }
+    try:
+        with h5py.File(run.path("embeddings.h5")) as content:
+            return content["features"][:], content["patch_id"][:]
+    except (OSError, KeyError) as error:
+        raise StoreError(f"{run.path('embeddings.h5')} can't be read ({error}); remove {run.folder} and embed again") from None

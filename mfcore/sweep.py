@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfcore import downloads, store, store_errors, tasks
+from mfcore import downloads, store, store_errors, sweep_inputs, sweep_results, tasks
 from mfcore.config import ConfigError, Study, load_study
-from mfcore.sweep_jobs import ROOT, Job, embedding_job, jobs_of, with_needs
-from mfcore.sweep_run import KilledError, SweepError, build_supplement, killed, run_job
+from mfcore.sweep_jobs import ROOT, Job, embedding_job, jobs_of, with_dependents, with_needs
+from mfcore.sweep_run import KilledError, SweepError, build_supplement, data_folder, killed, run_job
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class How:
 
     n_cores: of this machine; None: all. n_shares: jobs that make one encoder's embedding. profile: a folder of
     ``profiles/`` or a path, by which the jobs go to a cluster; "" keeps them here. n_gpus: what a job that can use a GPU asks
-    a cluster for. options: handed on to Snakemake.
+    a cluster for. options: handed on to Snakemake. verify: compare every checksum, of data and of results.
     """
 
     n_cores: int | None = None
@@ -40,6 +40,7 @@ class How:
     profile: str = ""
     n_gpus: int = 1
     options: tuple[str, ...] = ()
+    verify: bool = False
 
 
 def study_file(name: str) -> Path:
@@ -53,7 +54,7 @@ def paper(name: str, data: str | None = None, results: str | None = None, how: H
     Raises SweepError where another sweep works on the same results or there is no such profile, ConfigError for a bad study.
     """
     study, folder = _open(name, results)
-    for task, place in tasks.absent(study, _data_of(study, name, data)).items():
+    for task, place in tasks.absent(study, data_folder(study, study_file(name), data)).items():
         print(
             f"{study.name}: task {task} has no data yet; lay them into {place} before its turn comes, after the pretrainings "
             "(data/README.md says in which layout)",
@@ -108,11 +109,6 @@ def _open(name: str, results: str | None) -> tuple[Study, Path]:
     return study, folder
 
 
-def _data_of(study: Study, name: str, folder: str | None) -> Path:
-    """Where the study's data lie: as asked, or where the notebooks look."""
-    return Path(folder).expanduser() if folder else study_file(name).resolve().parent.parent / "data" / study.name
-
-
 def _sweep(
     study: Study, file: Path, folder: Path, data: str | None, how: How, jobs: dict[str, Job], targets: list[str]
 ) -> tuple[int, list[dict]]:
@@ -124,12 +120,17 @@ def _sweep(
     wanted = {*jobs, *([] if targets else ["supplement"])}
     with store.alone(folder, "sweep"):
         command = _command(file, folder, data, how, targets)
+        again = sweep_results.check(folder, wanted, how.verify)
         for failure in sorted(folder.glob("failures/*.json")):
             if failure.stem in wanted or ".share" in failure.stem:
-                (folder / "jobs" / failure.name).unlink(missing_ok=True)
+                again.add(failure.stem)
                 failure.unlink()
-        for note in folder.glob("running/*.json"):
+        for name in with_dependents(jobs, again):  # Snakemake makes a record that is missing only for who is to run
+            (folder / "jobs" / f"{name}.json").unlink(missing_ok=True)
+        for note in folder.glob("running/*"):
             note.unlink()
+        states = [*jobs.values(), *([] if targets else [sweep_inputs.SUPPLEMENT])]
+        sweep_inputs.write(study, folder, data_folder(study, file, data), states, trusts=not how.verify)
         before, now = None, _progress(folder, jobs)
         interrupted, status = False, 1
         while status and not interrupted and now != before:  # Snakemake may stop at a job that was killed; others can go on
@@ -213,7 +214,7 @@ def data(name: str, folder: str | None, verify: bool) -> int:
     """
     study = load_study(study_file(name))
     try:
-        table = downloads.fetch(study, _data_of(study, name, folder), verify=verify)
+        table = downloads.fetch(study, data_folder(study, study_file(name), folder), verify=verify)
     except KeyboardInterrupt:
         print("mfcore: stopped; what came is kept, run it again to go on", file=sys.stderr)
         return 130
@@ -236,6 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--shares", type=int, default=1, help="how many jobs make one encoder's embedding (1)")
         command.add_argument("--profile", default="", help="a folder of profiles/, or a path: where the jobs run (here)")
         command.add_argument("--gpus", type=int, default=1, help="GPUs that a job which can use one asks a cluster for (1)")
+        command.add_argument("--verify", action="store_true", help="compare every checksum, of data and of results")
     files = commands.add_parser("data", help="fetch what a study's data folder lacks, and say what is there")
     files.add_argument("--study", required=True)
     files.add_argument("--data", help="folder of the study's data (data/ beside the study file's folder, and the study's name)")
@@ -267,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _do(chosen: argparse.Namespace, options: tuple[str, ...]) -> int:
     """Do what the command line says; returns the exit status."""
     if chosen.command in ("paper", "embed"):
-        how = How(chosen.cores, chosen.shares, chosen.profile, chosen.gpus, options)
+        how = How(chosen.cores, chosen.shares, chosen.profile, chosen.gpus, options, chosen.verify)
         if chosen.command == "paper":
             return paper(chosen.study, chosen.data, chosen.results, how)
         return embed(chosen.study, chosen.encoders.replace(",", " ").split(), chosen.data, chosen.results, how)

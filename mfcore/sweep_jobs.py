@@ -156,6 +156,18 @@ def with_needs(jobs: Mapping[str, Job], targets: Iterable[str]) -> dict[str, Job
     return {name: job for name, job in jobs.items() if name in needed}
 
 
+def with_dependents(jobs: Mapping[str, Job], names: Iterable[str]) -> set[str]:
+    """``names``, those of ``jobs`` that wait for one, directly or through others, and the supplement; none for none.
+
+    An embedding doesn't depend on its shares: it makes up for them.
+    """
+    found = set(names)
+    for job in jobs.values():  # each comes after those it needs
+        if any(need in found and ".share" not in need for need in job.needs):
+            found.add(job.name)
+    return found and found | {"supplement"}
+
+
 def n_threads(job: Job, jobs: Mapping[str, Job], n_cores: int) -> int:
     """Cores for a job on one machine: alone it has all; it shares them with the jobs of its rule at least half as large."""
     beside = [other for other in jobs.values() if other.rule == job.rule and 2 * other.work >= job.work]

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mfcore import effects, store
-from mfcore.config import load_study
+from mfcore import effects, store, store_files, store_records, sweep_inputs, sweep_results
+from mfcore.config import Study, load_study
 from mfcore.sweep_jobs import ROOT, STAGES, Job, jobs_of
 
 MAX_BEGUN = 3  # a job killed so often is given up
@@ -41,7 +41,8 @@ def run_job(
     results: the study's own folder. Leaves the executed notebook in ``notebooks/``, a record in ``jobs/`` (or at ``record``)
     and, where it failed, one in ``failures/``. Raises KilledError, and leaves no record, where its process was killed.
     """
-    job = jobs_of(load_study(file), n_shares)[name]
+    study = load_study(file)
+    job = jobs_of(study, n_shares)[name]
     record = record or results / "jobs" / f"{name}.json"
     if (results / "failures" / f"{name}.json").is_file():
         said = store.read_json(results / "failures" / f"{name}.json")  # it failed, it wasn't killed: no second try
@@ -51,6 +52,7 @@ def run_job(
     n_begun = 1 + (store.read_json(note)["n_begun"] if note.is_file() else 0)
     store.write_json(note, {"n_begun": n_begun, "reason": "killed: with its node, or for its memory or time"})
     begun = time.monotonic()
+    _notes(results, name).unlink(missing_ok=True)
     failed = [need for need in job.needs if (results / "failures" / f"{need}.json").is_file() and ".share" not in need]
     reason = None
     if failed and not job.goes_on:
@@ -61,6 +63,8 @@ def run_job(
                 _run_notebook(job, file, results, data, n_threads)
             else:
                 _run_process(job, file, results, data, n_threads)
+            if job.reads_data:
+                sweep_inputs.write(study, results, data_folder(study, file, data), [job], anew=False)
         except KilledError as error:
             store.write_json(note, {"n_begun": n_begun, "reason": str(error)})
             raise
@@ -83,7 +87,12 @@ def _run_notebook(job: Job, file: Path, results: Path, data: str, n_threads: int
     from mfcore import captions
 
     source, target = ROOT / "notebooks" / f"{job.notebook}.py", results / "notebooks" / f"{job.name}.ipynb"
-    execute(source, target, parameters, n_threads, f"*The outputs are those of the {captions.in_full(load_study(file))}.*")
+    of_what = f"*The outputs are those of the {captions.in_full(load_study(file))}.*"
+    os.environ[store_records.NOTES] = str(_notes(results, job.name))  # the kernel inherits it
+    try:
+        execute(source, target, parameters, n_threads, of_what)
+    finally:
+        del os.environ[store_records.NOTES]
 
 
 def _run_process(job: Job, file: Path, results: Path, data: str, n_threads: int) -> None:
@@ -98,8 +107,9 @@ def _run_process(job: Job, file: Path, results: Path, data: str, n_threads: int)
         command += ["--data", data] if data else []
     log = results / "logs" / f"{job.name}.txt"
     log.parent.mkdir(exist_ok=True)
+    noting = {store_records.NOTES: str(_notes(results, job.name))}
     with log.open("w", encoding="utf-8") as written:  # to be watched while it goes on
-        status = subprocess.run(command, stderr=written, env=os.environ | _threads(n_threads)).returncode
+        status = subprocess.run(command, stderr=written, env=os.environ | _threads(n_threads) | noting).returncode
     if status < 0:
         raise KilledError(f"killed by signal {-status}; out of memory?")
     if status:
@@ -135,9 +145,23 @@ def end_job(results: Path, job: Job, reason: str | None, seconds: float, record:
     else:
         store.write_json(results / "failures" / f"{job.name}.json", {**facts, "reason": reason})
         print(f"{job.name}: FAILED after {seconds:.0f} s: {reason}", file=sys.stderr, flush=True)
-    store.write_json(record or results / "jobs" / f"{job.name}.json", {**facts, "failed": reason is not None})
-    (results / "running" / f"{job.name}.json").unlink(missing_ok=True)
+    wrote = [results / notebook] if notebook else []
+    wrote += store_files.below(results / "supplement") if job.name == "supplement" else []
+    facts |= {"failed": reason is not None, **sweep_results.made(_notes(results, job.name), results, wrote)}
+    store.write_json(record or results / "jobs" / f"{job.name}.json", facts)
+    for note in (_notes(results, job.name), results / "running" / f"{job.name}.json"):
+        note.unlink(missing_ok=True)
     return reason is None
+
+
+def _notes(results: Path, name: str) -> Path:
+    """Where a job's processes note what they make."""
+    return results / "running" / f"{name}.made"
+
+
+def data_folder(study: Study, file: Path, data: str | Path | None) -> Path:
+    """Where the study's data lie: as asked, or where the notebooks look."""
+    return Path(data).expanduser() if data else file.resolve().parent.parent / "data" / study.name
 
 
 def killed(results: Path, jobs: Mapping[str, Job]) -> dict[str, int]:

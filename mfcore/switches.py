@@ -37,10 +37,11 @@ def measure(study: Study, switch: str, data: str | Path, results: str | Path, de
     `patches.extract` and `splits.write` raise.
     """
     results, this = Path(results), derived(study, switch)
-    touched = _touched(study, switch, data, results, n_workers)
+    own = _patches(derived(study, BASE), data, results, n_workers) if effects.arms(study) else None
+    touched = _touched(study, switch, own)
     if not touched:
         return
-    source = _patches(this, data, results, n_workers)
+    source = _patches(this, data, results, n_workers, own)
     with _turn(results, "splits", source.key, splits.config_of(this), splits.config_of(splits.drawn_for(this, True))):
         drawn = {"splits": splits.write(this, results), "network_splits": splits.find(this, results, networks=True)}
     made = {"patches": source.key, **{name: run.key for name, run in drawn.items()}}
@@ -63,13 +64,10 @@ def measure(study: Study, switch: str, data: str | Path, results: str | Path, de
         raise SwitchError(*problems)
 
 
-def _touched(study: Study, switch: str, data: str | Path, results: Path, n_workers: int) -> list[effects.Arm]:
+def _touched(study: Study, switch: str, own: store.Run | None) -> list[effects.Arm]:
     """The arms that the switch can change, as far as the study and its patches tell."""
     arms = [arm for arm in effects.arms(study) if not effects.why_not(study, switch, arm)]
-    if not arms:
-        return []
-    source = _patches(derived(study, BASE), data, results, n_workers)
-    return [] if effects.reach(study, switch, source).is_nothing else arms
+    return [] if own is None or effects.reach(study, switch, own).is_nothing else arms
 
 
 def _turn(results: Path, stage: str, *content: object) -> contextlib.AbstractContextManager[None]:
@@ -84,10 +82,17 @@ def _found(find: Callable[[], store.Run]) -> store.Run | None:
         return None
 
 
-def _patches(this: Study, data: str | Path, results: Path, n_workers: int) -> store.Run:
-    with _turn(results, "patches", patches.config_of(this)):
-        found = _found(lambda: patches.find(this, results))
-        return found or patches.extract(this, patches.prepare(this, data, n_workers), results, n_workers)
+def _patches(this: Study, data: str | Path, results: Path, n_workers: int, own: store.Run | None = None) -> store.Run:
+    """The patches of a derived study, of the same data as the study's own; these are the data's at ``data`` where none are."""
+    config = patches.config_of(this)
+    with _turn(results, "patches", config):
+        if own is not None:
+            inputs = own.identity["inputs"]
+            if _found(lambda: store.find_run(results, "patches", this.name, config, inputs)):
+                return store.open_run(results, "patches", this.name, config, inputs)
+        elif found := _found(lambda: patches.find(this, results)):
+            return found
+        return patches.extract(this, patches.prepare(this, data, n_workers), results, n_workers)
 
 
 def _probe(this: Study, encoder: str, results: Path, device: str, made: dict[str, str]) -> dict[str, str]:

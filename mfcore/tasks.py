@@ -48,6 +48,11 @@ def folder_of(name: str, data_folder: str | Path) -> Path:
     return Path(data_folder) / "tasks" / SHARED.get(name, name)
 
 
+def state_name(name: str) -> str:
+    """What the file is called that keeps the state of the task's data among a study's results."""
+    return f"task_{SHARED.get(name, name)}"
+
+
 def prepare(study: Study, name: str, data_folder: str | Path) -> Path:
     """Bring the task's data in order and return their folder: make a stand-in, check a real set.
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mfcore import pretrained, store
+from mfcore import pretrained, store, store_files
 from mfcore.config import Study, Task, as_dict, digest
 from mfcore.config_pretraining import SEGMENTATION
 from mfcore.tasks_schema import TaskData, TaskError
@@ -162,13 +162,13 @@ def config_of(study: Study, task: str, card: Mapping[str, object] | None) -> dic
     }
 
 
-def fingerprint(data: TaskData) -> str:
-    """Digest of a task's table and of each split's first image and mask: two tasks of the same are taken for the same."""
+def fingerprint(data: TaskData, results: str | Path) -> str:
+    """Digest of a task's table and of all its files; those of known size and time (``results`` keep it) aren't read again."""
     table = data.table.drop(columns="file")
-    places = [int(i) for i in np.unique(table["split"].to_numpy(str), return_index=True)[1]]
-    first = [data.image(i) for i in places] + [data.mask(i) for i in places if data.kind == "segmentation"]
-    pixels = [[list(image.shape), int(image.astype(np.int64).sum()), image[::7, ::7].ravel().tolist()] for image in first]
-    return digest([json.loads(table.to_json(orient="values")), list(data.classes), pixels])
+    known = store_files.Fingerprints(Path(results) / "inputs" / f".task_{data.folder.name}.json")
+    files = data.fingerprints(known)
+    known.write()
+    return digest([json.loads(table.to_json(orient="values")), list(data.classes), files])
 
 
 def check(data: TaskData, protocol: Protocol) -> None:

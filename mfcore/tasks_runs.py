@@ -27,7 +27,9 @@ def begin(
     data = tasks.load(task, tasks.prepare(study, task, Path(data_folder)))
     tasks_protocol.check(data, tasks_protocol.of(study.task(task)))
     config = tasks_protocol.config_of(study, task, identity)
-    return store.open_run(results, stage, f"{task}.{encoder}", config, {"items": tasks_protocol.fingerprint(data)}), data
+    inputs = {"items": tasks_protocol.fingerprint(data, results)}
+    known = {key: value for key, value in config.items() if key != "card"}
+    return store.open_run(results, stage, f"{task}.{encoder}", config, inputs, known), data
 
 
 def missing(run: store.Run, n_runs: int) -> list[int]:
@@ -43,7 +45,7 @@ def keep(run: store.Run, number: int, tested: pd.DataFrame, fit: Mapping[str, ob
 
 def finish(run: store.Run, data: TaskData, n_runs: int, table: str, files: list[str], **facts: object) -> store.Run:
     """Put what was kept together, in ``table`` and ``fits.csv``, and close the run; ``files``: what else it records."""
-    told = [pd.read_parquet(_file(run, number)) for number in range(n_runs)]
+    told = [store.read_parquet(_file(run, number)) for number in range(n_runs)]
     store.write_parquet(run.path(table), pd.concat(told, ignore_index=True))
     store.write_csv(run.path("fits.csv"), pd.DataFrame([store.read_json(_file(run, i, ".json")) for i in range(n_runs)]))
     said = {"selected_on": data.selected_on, "notes": list(data.notes), "classes": list(data.classes)}

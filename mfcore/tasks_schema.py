@@ -1,13 +1,15 @@
 """What every downstream task's data look like, whatever form they are published in, and how a wrong folder is refused."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
+
+from mfcore.store_files import Fingerprints, below
 
 COLUMNS = ("item_id", "split", "label", "group", "file", "x_px", "y_px", "width_px", "height_px")
 SPLITS = ("train", "val", "test")
@@ -56,9 +58,27 @@ class TaskData:
         pixels = read_image(self.folder / row["file"])
         return pixels[row["y_px"] : row["y_px"] + row["height_px"], row["x_px"] : row["x_px"] + row["width_px"]]
 
+    def fingerprints(self, known: Fingerprints) -> Mapping[str, object]:
+        """What stands for each file of the task's data, by name (see `fingerprints`)."""
+        return fingerprints(self.folder, known)
+
     def mask(self, i: int) -> np.ndarray:
         """Classes of row ``i``'s pixels: uint8 (height_px, width_px), 0 background, `IGNORED` where nothing is judged."""
         raise TaskError(f"task {self.name!r} is a {self.kind}: its items have labels, no masks")
+
+
+def fingerprints(folder: Path, known: Fingerprints) -> dict[str, list[int | str] | None]:
+    """Size and SHA-256 of every file of a task's data by name, None of what is still to be made or unpacked."""
+    if (folder / "begun.json").is_file() and not (folder / "made.json").is_file():
+        return {"made.json": None}
+    found: dict[str, list[int | str] | None] = {}
+    for path in below(folder):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix != ".gz":
+            found[name] = known.of(path, whole=True)
+        elif not path.with_suffix("").is_file():
+            found[name.removesuffix(".gz")] = None
+    return found
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -83,7 +83,9 @@ def train_study(
     network, ranks = study.network(network_name), processes.here()
     patches_run, splits_run = patches.find(study, results), splits.find(study, results, networks=True)
     inputs = {"patches": patches_run.key, "splits": splits_run.key}
-    run = store.open_run(results, "train", f"{network.name}-fold{fold}", config_of(study, network, fold), inputs)
+    config = config_of(study, network, fold)
+    known = {key: value for key, value in {**config, **inputs}.items() if key != "card"}
+    run = store.open_run(results, "train", f"{network.name}-fold{fold}", config, inputs, known)
     if ranks.as_first(run.done):
         return run
     labels, stored = patches.load(patches_run)
@@ -165,7 +167,7 @@ def _finish(run: store.Run, units: list[splits.Unit], device: torch.device, note
     """Gather the units' predictions and histories and close the run."""
     for left_by_a_kill in run.path("units").glob("*.checkpoint"):
         left_by_a_kill.unlink()
-    tables = [pd.read_parquet(run.unit_file(unit.name)) for unit in units]
+    tables = [store.read_parquet(run.unit_file(unit.name)) for unit in units]
     store.write_parquet(run.path("predictions.parquet"), pd.concat(tables, ignore_index=True))
     with store.replacing(run.path("history.jsonl")) as aside:
         lines = [run.unit_file(unit.name, ".jsonl").read_text(encoding="utf-8") for unit in units]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from running import HANG_S, starting, until
 
-from mfcore import pairs, store
+from mfcore import pairs, store, sweep_inputs
 from mfcore.sweep_jobs import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -90,10 +90,10 @@ def test_readme_holds_what_the_studies_found():
 
 
 def test_the_fingerprint_follows_the_imports():
-    reached = {path.stem for path in pairs._reached(NOTEBOOKS / "05_data_scaling.py")}
+    reached = {path.stem for path in sweep_inputs.reached(NOTEBOOKS / "05_data_scaling.py")}
     assert {"compare", "store", "config", "metrics"} <= reached
     assert not reached & {"train", "encoders", "embed"}, "05 must open without the models"
-    reached = {path.relative_to(ROOT / "mfcore").as_posix() for path in pairs._reached(NOTEBOOKS / "08_pretrain.py")}
+    reached = {path.relative_to(ROOT / "mfcore").as_posix() for path in sweep_inputs.reached(NOTEBOOKS / "08_pretrain.py")}
     assert {"ssl/pretrain.py", "ssl/losses.py", "config.py"} <= reached, "modules of a package count too"
 
 

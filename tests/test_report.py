@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore import claims, compare, patches, report, report_claims, report_html, splits, splits_audit, store
+from mfcore import claims, compare, patches, report, report_claims, report_html, splits, splits_audit, store, store_environment
 from mfcore.config import MODES, Data, Effects, Inflation, Pretraining, Splits, Study, Task, as_dict
 
 STUDY = Study(
@@ -217,7 +217,7 @@ def test_the_table_of_provenance_has_the_number_of_threads_of_each_stage(results
         del record["environment"]["n_threads"]
         store.write_json(file, record)
     threads = report._provenance(STUDY, results).set_index("what").loc["threads", "value"]
-    assert "audit not recorded;" in threads and "probe 7" in threads and f"splits {store.n_threads()}" in threads
+    assert "audit not recorded;" in threads and "probe 7" in threads and f"splits {store_environment.n_threads()}" in threads
 
 
 def test_pages_fetch_nothing_to_be_read_and_links_lead_somewhere(results):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mfcore import store
+from mfcore import store, store_files
 from mfcore.rng import generator, stream_seed
 
 
@@ -230,18 +230,18 @@ def test_one_process_is_alone_until_it_ends_however_it_does(tmp_path, started):
         pass
 
 
-@pytest.mark.parametrize("n_bytes", [0, 5, store.WHOLE_BYTES + 12345])
+@pytest.mark.parametrize("n_bytes", [0, 5, store_files.WHOLE_BYTES + 12345])
 def test_a_fingerprint_is_of_the_content_alone(tmp_path, n_bytes):
     content = bytearray(np.random.default_rng(0).bytes(n_bytes))
     (tmp_path / "a").write_bytes(content)
     (tmp_path / "b").write_bytes(content)
-    first = store.file_fingerprint(tmp_path / "a")
-    assert first == store.file_fingerprint(tmp_path / "b") and first[0] == n_bytes
+    first = store_files.fingerprint(tmp_path / "a")
+    assert first == store_files.fingerprint(tmp_path / "b") and first[0] == n_bytes
     for place in (0, n_bytes // 2, n_bytes - 1) if n_bytes == 5 else (0, n_bytes - 1) if n_bytes else ():
         other = bytearray(content)
         other[place] ^= 1
         (tmp_path / "b").write_bytes(other)
-        assert store.file_fingerprint(tmp_path / "b") != first
+        assert store_files.fingerprint(tmp_path / "b") != first
 
 
 @pytest.mark.parametrize("said", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])

@@ -18,12 +18,12 @@ def run(tmp_path):
     return store.open_run(tmp_path, "judge", "task.encoder", {}, {})
 
 
-def test_other_images_or_masks_are_other_data():
+def test_other_images_or_masks_are_other_data(tmp_path):
     data = made_tasks.nuclei()
     same, other_mask, other_image = made_tasks.nuclei(), made_tasks.nuclei(), made_tasks.nuclei()
     other_mask.masks[0][3, 3] ^= 1
     other_image.pixels[0][3, 3, 0] ^= 1
-    told = [tasks_protocol.fingerprint(each) for each in (data, same, other_mask, other_image)]
+    told = [tasks_protocol.fingerprint(each, tmp_path) for each in (data, same, other_mask, other_image)]
     assert told[0] == told[1] and len(set(told)) == 3
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import store
+from mfcore import store, store_files
 from mfcore.config import digest
 from mfcore.ssl import tissue
 from mfcore.ssl.patching_slides import SlideFile
@@ -39,7 +39,8 @@ class Seen:
 class Kept:
     """What was found of slides, by their slide_id, in ``file``; threads may share it.
 
-    It holds for a slide while the size of its file, what is said of its um/px and the rule for tissue are the same. writes:
+    It holds for a slide while size and time of its file (of one at an address, its size), what is said of its um/px and the
+    rule for tissue are the same. writes:
     whether this process, of those at work on a run, is the one that writes. A file that can't be read, or isn't of this kind,
     is passed over with a warning and written anew.
     """
@@ -110,14 +111,16 @@ def _read(file: Path) -> dict[str, tuple[str, bytes]]:
 
 
 def _state(slide: SlideFile) -> str | None:
-    """Digest of what decides a look, None where the size of the slide's file isn't known."""
-    n_bytes = _n_bytes(slide.path)
-    return None if n_bytes is None else digest([n_bytes, slide.um_per_px, tissue.rule()])
+    """Digest of what decides a look, None where the state of the slide's file isn't known."""
+    state = _state_of(slide.path)
+    return None if state is None else digest([state, slide.um_per_px, tissue.rule()])
 
 
-def _n_bytes(path: str) -> int | None:
+def _state_of(path: str) -> list[int] | int | None:
+    """Size in bytes and time (mtime_ns) of each of a slide's files on this machine; the size of one at an address."""
     if "://" not in path:
-        return Path(path).stat().st_size if Path(path).is_file() else None
+        parts = [part.stat() for part in store_files.parts_of(path)] if Path(path).exists() else []
+        return [number for part in parts for number in (part.st_size, part.st_mtime_ns)] or None
     import fsspec
 
     try:

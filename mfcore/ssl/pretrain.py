@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from mfcore import encoders, labels, patches, pretrained, processes, store, store_errors
+from mfcore import encoders, labels, patches, pretrained, processes, store, store_errors, store_files
 from mfcore.config import ConfigError, Pretraining, Study, digest, load_study
 from mfcore.config_pretraining import in_full
 from mfcore.ssl import collapse, crops, export, loop, networks, patching
@@ -68,7 +68,7 @@ def pretrain(
         patches.prepare(study, data_folder)
     ranks.as_first(None)  # the others wait for the slides
     slides = patching.slides_of(study, which, Path(data_folder))
-    inputs = {"slides": digest([[slide.slide_id, slide.um_per_px, _fingerprint(slide.path)] for slide in slides])}
+    inputs = {"slides": digest([[slide.slide_id, slide.um_per_px, found] for slide, found in _fingerprints(slides)])}
     start = networks.start_of(which, study, results)
     if start is not None:
         inputs["start"] = digest(start.identity())
@@ -215,9 +215,11 @@ def _clear(run: store.Run) -> None:
             run.path(name).unlink(missing_ok=True)
 
 
-def _fingerprint(path: str) -> list[int | str] | None:
-    """A slide's `store.file_fingerprint`, None where its file isn't on this machine's disks."""
-    return store.file_fingerprint(path) if Path(path).is_file() else None
+def _fingerprints(slides: Sequence[patching.SlideFile]) -> Iterator[tuple[patching.SlideFile, list[int | str] | None]]:
+    """Slides and what stands for their content, None where their files aren't on this machine's disks."""
+    known = store_files.Fingerprints()
+    for slide in slides:
+        yield slide, known.of_slide(slide.path) if Path(slide.path).exists() else None
 
 
 def load_history(run: store.Run) -> pd.DataFrame:

@@ -1,0 +1,48 @@
+"""What a run ran in."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+PACKAGES = ("mfcore", "numpy", "pandas", "scikit-learn", "torch", "timm", "openslide-python", "openslide-bin", "snakemake")
+
+
+@cache
+def environment() -> dict:
+    """What the run ran in: Python, machine, versions of the packages that matter, commit and whether it was clean."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--", str(here))
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "n_cores": os.cpu_count(),
+        "packages": versions,
+        "commit": git("rev-parse", "HEAD"),
+        "uncommitted_changes": None if changes is None else bool(changes),
+    }
+
+
+def n_threads() -> int:
+    """Threads that sums of this process are divided among, which decides the last digits of what is trained."""
+    if (torch := sys.modules.get("torch")) is not None:
+        return int(torch.get_num_threads())
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdigit() and int(said) else len(os.sched_getaffinity(0))
