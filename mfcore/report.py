@@ -155,7 +155,10 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame, ledger: pd.Data
         "contact_sheet": captions.contact_sheet(study, annotations),
         "data_scaling": captions.data_scaling(study, scaling, interval, human, agreement, figures_scaling.published(study)),
         "ranking": captions_models.ranking(
-            study, compare_models.ranking(scores, study), interval.n, compare_models.what_folds_show(study, scores)
+            study,
+            compare_models.ranking(collected.predictions, study),
+            interval,
+            compare_models.what_folds_show(study, collected.predictions),
         ),
         "cross_domain": captions_domains.cross_domain(
             study, compare.domain_matrix(scores, study), crossed, figures_domains.published(study)

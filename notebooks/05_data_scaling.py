@@ -78,11 +78,11 @@ captions.show(captions.data_scaling(study, table, interval, human, agreement, pu
 # Every pair over the shared folds, corrected for what folds have in common and for the number of pairs.
 
 # %%
-differences, order = compare_models.differences(scores, study), compare_models.ranking(scores, study)
+differences, order = compare_models.differences(predictions, study), compare_models.ranking(predictions, study)
 figures.saved(figures_models.ranking(study, order, compare_models.intervals(predictions, study)), order, shown, "05_ranking")
 
 # %%
-captions.show(captions_models.ranking(study, order, interval.n, compare_models.what_folds_show(study, scores)))
+captions.show(captions_models.ranking(study, order, interval, compare_models.what_folds_show(study, predictions)))
 
 # %%
 captions.show(differences.round(3))
