@@ -102,6 +102,8 @@ class Folds:
         first, second = self.at(folds), other.at(folds)
         moved = first.moved - second.moved if first.units and second.units else first.moved if first.units else -second.moved
         own, units = first.has_own_patches or second.has_own_patches, {**first.units, **second.units}
+        if not all(part.units or part.has_own_patches for part in (first, second)):  # what can't be drawn
+            return Folds(first.values - second.values, has_own_patches=False)
         return Folds(first.values - second.values, moved, own, units, first.unit if first.units else second.unit)
 
 
@@ -114,9 +116,11 @@ def mean_of(parts: Sequence[Folds]) -> Folds:
     for part in parts[1:]:
         folds = folds.union(part.values.index)
     parts = [part.at(folds) for part in parts]
-    values, moved = (_mean(np.stack(of)) for of in ([part.values for part in parts], [part.moved for part in parts]))
+    values = pd.Series(_mean(np.stack([part.values for part in parts])), index=folds)
+    if not all(part.units for part in parts):
+        return Folds(values, has_own_patches=parts[0].has_own_patches)
     units = {name: n for part in parts for name, n in part.units.items()}
-    return replace(parts[0], values=pd.Series(values, index=folds), moved=moved, units=units)
+    return Folds(values, _mean(np.stack([part.moved for part in parts])), parts[0].has_own_patches, units, parts[0].unit)
 
 
 def _mean(stacked: np.ndarray) -> np.ndarray:

@@ -132,10 +132,12 @@ def interval_of(values: np.ndarray, n: int, level: float = LEVEL, least: float =
     American Statistician 69); COVERAGE has how often this does.
 
     Bounds are NaN for fewer than MIN_SLIDES units, where the estimate or more than half of the resamples are undefined, and
-    where resamples are all alike, which is no spread to judge by.
+    where resamples are all alike, which is no spread to judge by; a difference that is 0 in all of them is 0 to 0.
     """
     estimate, resampled = float(values[0]), values[1:][np.isfinite(values[1:])]
     error = float(resampled.std(ddof=1)) * math.sqrt(n / (n - 1)) if n >= MIN_SLIDES and len(resampled) > 1 else 0.0
+    if estimate == 0 and error < 1e-12 and math.isinf(most - least):
+        return Interval(0.0, 0.0, 0.0, level, n)
     if not np.isfinite(estimate) or 2 * len(resampled) < len(values) - 1 or error < 1e-12:
         return Interval(estimate, math.nan, math.nan, level, n)
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
