@@ -9,6 +9,7 @@ from mfcore import compare, metrics, pretrained, raters, splits_audit
 from mfcore.config import Study
 from mfcore.config_pretraining import METHODS
 from mfcore.statistics import Interval
+from mfcore.statistics_bootstrap import coverage_said
 
 
 def show(content: str | pd.DataFrame) -> object:
@@ -95,10 +96,10 @@ def data_scaling(
     full, least = table[table["size"] == table["size"].max()], table[table["size"] == table["size"].min()]
     best, first = full.loc[full["auroc"].idxmax()], least.loc[least["auroc"].idxmax()]
     over = (
-        f"{100 * interval.level:.0f} % interval [{interval.low:.2f}, {interval.high:.2f}] over the {interval.n} slides tested "
-        "(bootstrap of slides)"
+        f"{100 * interval.level:.0f} % interval [{interval.low:.2f}, {interval.high:.2f}] over the {interval.n} "
+        f"{interval.unit}s tested (bootstrap of {interval.unit}s)"
         if math.isfinite(interval.low)
-        else f"no {100 * interval.level:.0f} % interval over the {interval.n} slides tested, which are too few"
+        else f"no {100 * interval.level:.0f} % interval over the {interval.n} {interval.unit}s tested, which are too few"
     )
     shared = "the same for every arm" if study.switches.shared_splits else "networks and probes on folds of their own"
     return (
@@ -107,8 +108,9 @@ def data_scaling(
         f"({of_what(study)}). With all the data {best['arm']} is highest with "
         f"{compare.plus_minus(best['auroc'], best['auroc_sd'])}, {over}; with {100 * first['size']:g} % "
         f"({first['n_train']:,} patches) {first['arm']} with {compare.plus_minus(first['auroc'], first['auroc_sd'])}. The bars "
-        f"are the spread over folds, no confidence interval.{_of_one_score(study, full)}"
-        f"{home_made(study, full['arm'])}{_people(study, human, agreement)}{_published(study, beside)}"
+        f"are the spread over folds, no confidence interval.{coverage_said(interval.n, interval.unit)}"
+        f"{_of_one_score(study, full)}{home_made(study, full['arm'])}"
+        f"{_people(study, human, agreement)}{_published(study, beside)}"
     )
 
 
@@ -219,8 +221,9 @@ def raters_table(study: Study, human: pd.DataFrame) -> str:
         f"**Raters.** One rater against another, {whose(study)} ({of_what(study)}): {parts} on {total['n']:,} annotations, in "
         f"brackets 95 % intervals (bootstrap of {total['n_slides']} slides). Compared are the {n_raters} raters who saw them "
         f"all; {100 * total['third_share']:.1f} % have a third vote, {100 * total['contested_share']:.1f} % are contested. "
-        "Against the consensus raters are flattered, as they voted for it. A rater is a position in the list of votes, which "
-        "need not be one person throughout: differences between positions are no differences between people."
+        f"Against the consensus raters are flattered, as they voted for it.{coverage_said(int(total['n_slides']))} A rater is "
+        "a position in the list of votes, which need not be one person throughout: differences between positions are no "
+        "differences between people."
     )
 
 

@@ -4,19 +4,22 @@ import math
 
 import pandas as pd
 
-from mfcore import captions, captions_domains, compare, figures_models, metrics
+from mfcore import captions, captions_domains, compare, compare_models, figures_models, metrics
 from mfcore.config import Study
+from mfcore.statistics import Interval
+from mfcore.statistics_bootstrap import coverage_said
 
 STRATA = {"domain": "domain", "scanner": "scanner", "agreement": "the raters' agreement"}
 
 
 def told_apart(order: pd.DataFrame) -> str:
     """Which arms the folds can't tell apart, in a sentence; ``order`` as `compare_models.ranking` returns it."""
-    folds, groups = compare.folds(order), figures_models.ties(order)
+    over = _over(order)
+    folds, groups = f"draws of {over}" if over else compare.folds(order), figures_models.ties(order)
     if len(order) < 2:
         return "There is one arm only."
     if not groups:
-        return f"The {folds} tell {'the two' if len(order) == 2 else f'all {len(order)}'} arms apart."
+        return f"{'' if over else 'The '}{folds} tell {'the two' if len(order) == 2 else f'all {len(order)}'} arms apart."
     if len(groups[0]) == len(order):
         who = "The two" if len(order) == 2 else f"No two of the {len(order)}"
         return f"{who} arms can{'' if who[0] == 'N' else chr(39) + 't'} be told apart by {folds}."
@@ -24,20 +27,29 @@ def told_apart(order: pd.DataFrame) -> str:
     return f"Not to be told apart by {folds}: {'; '.join(parts)}."
 
 
-def ranking(study: Study, order: pd.DataFrame, n_slides: int, folds_show: str, metric: str = "auroc") -> str:
+def _over(order: pd.DataFrame) -> str:
+    """The cases whose draws the ranking's tests are over, as "31 cases"; empty where they are over folds."""
+    over = order["over"].iloc[0]
+    return "" if over == compare_models.OVER_FOLDS else over
+
+
+def ranking(study: Study, order: pd.DataFrame, interval: Interval, folds_show: str, metric: str = "auroc") -> str:
     """Caption of the ranking; ``order`` as `compare_models.ranking`, the sentence as `.what_folds_show` returns it.
 
-    n_slides: over how many the figure's intervals are.
+    interval: one of those that the figure shows.
     """
     n_pairs = len(order) * (len(order) - 1) // 2
     chance = " Dotted: chance." if figures_models.shows_chance(order) else ""
     own = "" if study.switches.shared_splits else ", a network and a probe unpaired, as they have folds of their own"
+    test = f"paired over folds{own}, corrected for their overlap after Nadeau and Bengio"
+    if over := _over(order):
+        test = f"all folds being tested on the same {over}, over draws of these, after Obuchowski and Rockette"
     return (
         f"**Ranking.** {metrics.TITLES[metric]} with all the data: mean, SD over {compare.folds(order)} (wide) and "
-        f"95 % interval over the {n_slides} slides tested (thin; bootstrap of slides), {captions.of_what(study)}.{chance} "
-        f"After each name: the places that it can hold, given which differences are clear of zero (paired over folds{own}, "
-        f"corrected for their overlap after Nadeau and Bengio, and over {n_pairs} pairs after Holm). "
-        f"{told_apart(order)} {folds_show}"
+        f"95 % interval over the {interval.n} {interval.unit}s tested (thin; bootstrap of {interval.unit}s), "
+        f"{captions.of_what(study)}.{coverage_said(interval.n, interval.unit)}{chance} "
+        f"After each name: the places that it can hold, given which differences are clear of zero ({test}, and over {n_pairs} "
+        f"pairs after Holm). {told_apart(order)} {folds_show}"
     )
 
 
@@ -48,15 +60,17 @@ def reliability(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> str
     useless = list(summary.loc[summary["brier"] >= summary["brier_of_share"], "arm"])
     brier = f" The Brier score of {captions.listed(useless)} is no better than that of a constant." if useless else ""
     bare = int(table["low"].isna().sum())
+    held = coverage_said(int(table.loc[table["low"].notna(), "n_slides"].min())) if bare < len(table) else ""
     left_out = (
         f" {bare} bin{'s have' if bare > 1 else ' has'} too few slides, or one class only, for an interval." if bare else ""
     )
     return (
         f"**Calibration.** Share of {study.data.positive}s among test patches by their score, {metrics.N_BINS} bins of equal "
         f"width, scores of all folds with all the data; on the dotted line a score is the share that it promises. Bars: 95 % "
-        f"intervals over slides; grey: how many scores a bin has ({captions.of_what(study)}).{left_out} Expected calibration "
-        f"error (ECE, mean of {compare.folds(summary)}) from {best['ece']:.2f} ({best['arm']}) to {worst['ece']:.2f} "
-        f"({worst['arm']}). {summary['share_positive'].mean():.2f} of the patches are of class 1; the mean score is "
+        f"intervals over slides; grey: how many scores a bin has ({captions.of_what(study)}).{left_out}{held} Expected "
+        f"calibration error (ECE, mean of {compare.folds(summary)}) from {best['ece']:.2f} ({best['arm']}) to "
+        f"{worst['ece']:.2f} ({worst['arm']}). "
+        f"{summary['share_positive'].mean():.2f} of the patches are of class 1; the mean score is "
         f"{', '.join(leans)}.{brier}"
     )
 
@@ -129,10 +143,12 @@ def strata(study: Study, table: pd.DataFrame) -> str:
             f"By {said}: {arm} from {least['auroc']:.2f} ({least['value']}, {least['n']:,} patches) to {most['auroc']:.2f} "
             f"({most['value']}, {most['n']:,}), {overlap}."
         )
+    bounded = table[table["low"].notna()]
+    held = coverage_said(int(bounded["n_slides"].min())) if len(bounded) else ""
     return (
         f"**Strata.** AUROC with all the data on parts of the test patches, with 95 % intervals over slides (bootstrap; "
-        f"{captions.of_what(study)}).{captions_domains.left_out(table, 'auroc')} {' '.join(parts)} Strata differ in more than "
-        "their name: tumour, scanner and laboratory go together in most data sets."
+        f"{captions.of_what(study)}).{held}{captions_domains.left_out(table, 'auroc')} {' '.join(parts)} Strata differ in "
+        "more than their name: tumour, scanner and laboratory go together in most data sets."
     )
 
 

@@ -33,13 +33,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate between ``low`` and ``high`` at ``level``; ``n`` is the number of slides or of folds it rests on."""
+    """An estimate between ``low`` and ``high`` at ``level``; ``n`` is the number of folds, or of slides or cases (``unit``)."""
 
     estimate: float
     low: float
     high: float
     level: float
     n: int
+    unit: str = "slide"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ sums alone, weighted by how often it has each unit: one product of matrices for 
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -47,9 +48,10 @@ def bootstrap(
     """
     if not 0 < level < 1:
         raise StatisticsError(f"level is {level}; it must lie between 0 and 1")
-    n_units = units_of(predictions)[0].nunique()
+    units, unit = units_of(predictions)
+    n_units = units.nunique()
     values = resample(predictions, metric, seed, *names, n_resamples=n_resamples if n_units >= MIN_SLIDES else 0)
-    return interval_of(values, n_units, level, least=-1 if metric == "quadratic_kappa" else 0)
+    return replace(interval_of(values, n_units, level, least=-1 if metric == "quadratic_kappa" else 0), unit=unit)
 
 
 def resample(predictions: pd.DataFrame, metric: str, seed: int, *names: object, n_resamples: int = N_RESAMPLES) -> np.ndarray:
@@ -150,12 +152,12 @@ def interval_of(values: np.ndarray, n: int, level: float = LEVEL, least: float =
 
 
 def coverage_said(n: int, unit: str = "slide") -> str:
-    """How often such an interval over ``n`` units holds the truth, in a sentence; empty where there are many."""
+    """How often such an interval over ``n`` units holds the truth, in a sentence after a space; empty where there are many."""
     near = [known for known in COVERAGE if known <= max(n, min(COVERAGE))]
     if n < MIN_SLIDES or n >= max(COVERAGE):
         return ""
     often = f"{100 * COVERAGE[near[-1]]:.0f} times in 100"
-    return f"In a simulation, 95 % intervals over {near[-1]} {unit}s held the true AUROC {often}."
+    return f" In a simulation, 95 % intervals over {near[-1]} {unit}s held the true AUROC {often}."
 
 
 def sums_by_slide(slide: np.ndarray, column: np.ndarray, n_slides: int, n_columns: int, amount: np.ndarray) -> np.ndarray:

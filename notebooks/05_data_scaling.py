@@ -75,7 +75,8 @@ captions.show(captions.data_scaling(study, table, interval, human, agreement, pu
 # %% [markdown]
 # ## Which arms can be told apart
 #
-# Every pair over the shared folds, corrected for what folds have in common and for the number of pairs.
+# Every pair over the shared folds, or over draws of the tested cases where all folds are tested on the same patches; corrected for
+# the number of pairs.
 
 # %%
 differences, order = compare_models.differences(predictions, study), compare_models.ranking(predictions, study)

@@ -21,7 +21,7 @@ from test_figures import (
     strata,
 )
 
-from mfcore import captions, captions_domains, captions_models, compare, figures_domains, figures_scaling
+from mfcore import captions, captions_domains, captions_models, compare, figures_domains, figures_scaling, statistics_bootstrap
 from mfcore.config import Data, Pretraining, Switches
 from mfcore.statistics import Interval
 
@@ -58,7 +58,7 @@ def every_caption(study):
         "scaling": captions.data_scaling(study, scaling(), INTERVAL, human(), agreement(), figures_scaling.published(study)),
         "raters": captions.raters_table(study, human()),
         "agreement": captions.by_agreement(study, agreement()),
-        "ranking": captions_models.ranking(study, order([]), 12, SHOW),
+        "ranking": captions_models.ranking(study, order([]), INTERVAL, SHOW),
         "curves": captions_models.curves(study, fits(), scaling()),
         "reliability": captions_models.reliability(study, bins(), calibration()),
         "strata": captions_models.strata(study, strata()),
@@ -165,7 +165,7 @@ def test_fig_1_says_where_networks_have_folds_of_their_own():
 
 def test_arms_on_folds_of_their_own_are_not_said_to_be_paired():
     own = replace(MIDOG, switches=replace(MIDOG.switches, shared_splits=False))
-    texts = [captions_models.ranking(study, order([]), 12, SHOW) for study in (MIDOG, own)]
+    texts = [captions_models.ranking(study, order([]), INTERVAL, SHOW) for study in (MIDOG, own)]
     assert ["unpaired, as they have folds of their own" in text for text in texts] == [False, True]
     assert "(paired over folds, corrected for their overlap" in texts[0]
 
@@ -181,8 +181,29 @@ def test_which_arms_can_t_be_told_apart_is_read_off_the_ranking():
     two = order([{"net", "low rank"}]).iloc[:2]
     assert told(two) == "The two arms can't be told apart by 5 folds."
     assert told(order([]).iloc[:1]) == "There is one arm only."
-    text = captions_models.ranking(MIDOG, order(some), 12, SHOW)
+    text = captions_models.ranking(MIDOG, order(some), INTERVAL, SHOW)
     assert "over 6 pairs" in text and "12 slides" in text and text.endswith(SHOW)
+
+
+def test_the_caption_of_the_ranking_says_which_test_was_used():
+    by_folds, by_cases = (
+        captions_models.ranking(MIDOG, order([]).assign(over=over), INTERVAL, SHOW) for over in ("folds", "31 cases")
+    )
+    assert "Nadeau and Bengio" in by_folds and "draws" not in by_folds
+    assert "all folds being tested on the same 31 cases, over draws of these" in by_cases and "Nadeau" not in by_cases
+    assert "draws of 31 cases tell all 4 arms apart." in by_cases
+
+
+def test_captions_say_how_often_intervals_over_few_slides_hold_the_truth():
+    """The number is the one that the simulation holds."""
+    known = statistics_bootstrap.COVERAGE[8]
+    said = f"In a simulation, 95 % intervals over 8 slides held the true AUROC {100 * known:.0f} times in 100."
+    of_cases, many = replace(INTERVAL, unit="case"), replace(INTERVAL, n=300)
+    assert said in captions.data_scaling(MIDOG, scaling(), INTERVAL) and said in captions_models.ranking(
+        MIDOG, order([]), INTERVAL, SHOW
+    )
+    assert "over the 12 cases tested (bootstrap of cases)" in captions.data_scaling(MIDOG, scaling(), of_cases)
+    assert "simulation" not in captions.data_scaling(MIDOG, scaling(), many)
 
 
 def test_the_curves_say_how_much_more_data_would_close_the_gap_and_what_isn_t_known():
@@ -244,7 +265,7 @@ def test_tumour_and_scanner_are_told_apart_only_where_the_data_can():
         ("good", "tumour alone", 0.1, 0.02, 0.18, 2, ""),
         ("good", "scanner alone", np.nan, np.nan, np.nan, 0, "no tumour has two scanners"),
     ]
-    table = pd.DataFrame(rows, columns=["arm", "comparison", "auroc_drop", "low", "high", "n", "why"])
+    table = pd.DataFrame(rows, columns=["arm", "comparison", "auroc_drop", "low", "high", "n", "why"]).assign(over="folds")
     text = captions_domains.tumour_against_scanner(SYNTHETIC, table)
     assert "net: tumour alone +0.05 [+0.01, +0.09] (2 pairs); good: tumour alone +0.10" in text and "synthetic data" in text
     assert text.count("scanner alone (no tumour has two scanners)") == 1
@@ -279,8 +300,8 @@ def test_where_too_few_slides_give_no_interval_none_is_claimed():
     strata_text = captions_models.strata(MIDOG, strata().assign(low=np.nan, high=np.nan))
     assert "apart" not in strata_text and "no intervals to tell whether they differ" in strata_text
     table = pd.DataFrame(
-        [("net", "tumour alone", 0.05, np.nan, np.nan, 2, "")],
-        columns=["arm", "comparison", "auroc_drop", "low", "high", "n", "why"],
+        [("net", "tumour alone", 0.05, np.nan, np.nan, 2, "folds", "")],
+        columns=["arm", "comparison", "auroc_drop", "low", "high", "n", "over", "why"],
     )
     assert "net: tumour alone +0.05 (2 pairs)." in captions_domains.tumour_against_scanner(MIDOG, table)
 

@@ -16,6 +16,11 @@ from mfcore.config import Data, Lora, Network, Splits, Study
 NOWHERE = Path("nowhere")
 
 
+@pytest.fixture(autouse=True)
+def _drawn(monkeypatch):
+    monkeypatch.setattr(Material, "_drawn", made_claims.drawn)
+
+
 def material(study: Study, **made) -> Material:
     return Material(study, made_claims.scores(study, **made), NOWHERE)
 
@@ -24,7 +29,6 @@ def asked(study: Study, scores: pd.DataFrame, some: list[Claim]) -> pd.DataFrame
     """The ledger of some claims alone, by claim."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(claims, "CLAIMS", [(claims.LATER, claim) for claim in some])
-        patch.setattr(Material, "_drawn", made_claims.drawn)
         return claims.check(study, scores, NOWHERE).set_index("claim")
 
 
