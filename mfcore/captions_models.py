@@ -82,7 +82,7 @@ def curves(study: Study, fits: pd.DataFrame, table: pd.DataFrame) -> str:
     fitted, loose = fits[fits["asymptote"].notna()], fits[fits["asymptote"].isna()]
     parts = []
     for row in fitted.itertuples():
-        parts.append(f"{row.arm} levels off at {row.asymptote:.2f} [{row.low:.2f}, {row.high:.2f}]")
+        parts.append(f"{row.arm} levels off at {row.asymptote:.2f}{_bounds(row.low, row.high)}")
         if row.arm != best["arm"]:
             parts[-1] += f" and would need {_patches(row.n_needed, row.n_needed_low, row.n_needed_high)} to close the gap"
     said = f" {'; '.join(parts)}." if parts else ""
@@ -93,18 +93,25 @@ def curves(study: Study, fits: pd.DataFrame, table: pd.DataFrame) -> str:
     if len(rates):
         parts = []
         for row in rates.itertuples():
-            gain = f"{row.arm} {row.per_tenfold:+.2f} [{row.per_tenfold_low:+.2f}, {row.per_tenfold_high:+.2f}]"
+            gain = f"{row.arm} {row.per_tenfold:+.2f}{_bounds(row.per_tenfold_low, row.per_tenfold_high, '+.2f')}"
             needed = _patches(row.n_straight, row.n_straight_low, row.n_straight_high)
             parts.append(gain + (f", at that rate {needed}" if row.arm != best["arm"] else ""))
         said += (
             f" Dotted instead: what the last step brought for each tenfold of patches, drawn on, and how many patches the gap "
             f"would take at that rate, the least where growth slows down: {'; '.join(parts)}."
         )
+    bands = "bands and brackets: 95 % over resampled folds"
+    if fits["per_tenfold"].notna().any() and fits["per_tenfold_low"].isna().all():
+        bands = "no bands, as all folds are tested on the same patches, so that their spread is that of the training alone"
     return (
         f"**Learning curves.** AUROC, mean ± SD of {compare.folds(table)}, by number of training patches n "
-        f"({captions.of_what(study)}); curves a - b n^-c; bands and brackets: 95 % over resampled folds. Dashed: "
+        f"({captions.of_what(study)}); curves a - b n^-c; {bands}. Dashed: "
         f"{best['arm']}, {best['auroc']:.2f} with {best['n_train']:,} patches.{said}"
     )
+
+
+def _bounds(low: float, high: float, form: str = ".2f") -> str:
+    return f" [{low:{form}}, {high:{form}}]" if math.isfinite(low) else ""
 
 
 def _patches(n: float, low: float, high: float) -> str:

@@ -1,6 +1,7 @@
 """From stored predictions to tables: every metric is computed again from what each arm predicted, never read from a log."""
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +175,7 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     """Every metric of every fit: a row an arm, training domain, fold, size and test domain.
 
     Fits on all domains are tested on all at once (``domain`` "all"); fits on one domain, on each domain by itself. A
-    metric that needs both classes is NaN where a test set has one.
+    metric that needs both classes is NaN where a test set has one. ``tested``: a number that is the same for the same patches.
     """
     predictions = predictions.assign(domain=predictions["domain"].where(predictions["train_domain"] != ALL, ALL))
     keys = ["arm", "kind", "train_domain", "fold", "size", "domain"]
@@ -182,6 +183,7 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     for values, group in predictions.groupby(keys, sort=False, observed=True):
         found = metrics.evaluate(group["label"].to_numpy(), group["score"].to_numpy())
         counts = {"n_train": int(group["n_train"].iloc[0]), "n_test": len(group), "n_test_slides": group["slide_id"].nunique()}
+        counts["tested"] = zlib.crc32(np.sort(group["patch_id"].to_numpy()).tobytes())
         rows.append(dict(zip(keys, values, strict=True)) | counts | found)
     return pd.DataFrame(rows)
 

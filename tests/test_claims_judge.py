@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore import claims_judge
+from mfcore import claims_judge, compare
 from mfcore.claims_judge import (
     ANYWHERE,
     CCMCT,
@@ -191,3 +191,31 @@ def test_one_of_many_beyond_the_margin_by_a_little_refutes_nothing(judge):
     assert MATERIAL.test(outside.first, outside.second).interval.high < -0.02
     assert judge(MATERIAL, [outside], margin=0.02).outcome == NOT_REPRODUCED
     assert judge(MATERIAL, [outside, *[pair(0.0, CLEAR)] * n_others], margin=0.02).outcome == UNCLEAR
+
+
+def test_out_of_domain_the_predictions_say_which_cases_are_drawn():
+    """Two domains, every fold tested on all of the other; in domain each fold is tested on patches of its own."""
+    rng, tables = np.random.default_rng(0), []
+    for arm in ("net", "uni"):
+        for fold in range(5):
+            for train in ("a", "b"):
+                for domain in ("a", "b"):
+                    patch_id = np.arange(120) + (120 * fold if train == domain else 0)
+                    label = rng.integers(0, 2, 120) if train == domain else np.arange(120) % 2
+                    table = pd.DataFrame({"patch_id": patch_id, "label": label, "slide_id": (patch_id // 10).astype(str)})
+                    score = np.clip(0.4 + 0.2 * label + rng.normal(0, 0.2, 120), 0, 1)
+                    tables.append(table.assign(score=score, arm=arm, fold=fold, train_domain=train, domain=domain))
+    table = pd.concat(tables, ignore_index=True).assign(kind="probe", size=1.0, n_train=100)
+    made = Material(made_claims.study(), compare.scores(table), Path("nowhere"))
+    vars(made)["collected"] = compare.Collected(table, pd.DataFrame())
+    scores = {name: of["outside"] for name in ("net", "uni") if (of := made.across(name))}
+    assert scores["net"].units == {"a": 12, "b": 12} and not scores["net"].has_own_patches
+    rows = made.scores.query("arm == 'net' and train_domain != domain")
+    assert scores["net"].values.tolist() == pytest.approx(rows.groupby("fold")["auroc"].mean().tolist())
+    inside, drop = (made.across("net")[name] for name in ("inside", "drop"))
+    assert inside.has_own_patches and not inside.units and drop.has_own_patches and drop.units == scores["net"].units
+    found = claims_judge.better(made, [Pair("a", scores["net"], scores["uni"], "inside")])
+    assert "over draws of 24 slides" in found.found
+    assert "draws" not in claims_judge.better(made, [Pair("a", inside, made.across("uni")["inside"], "inside")]).found
+    one = claims_judge.better(made, [Pair("b", made.cell("net", "a", "b"), made.cell("uni", "a", "b"), "inside")])
+    assert "over draws of 12 slides" in one.found
