@@ -138,6 +138,6 @@ def coverage(n_slides: int, n_studies: int, metric: str = "auroc", seed: int = 0
 
 @pytest.mark.parametrize("n_slides", statistics_bootstrap.COVERAGE)
 def test_intervals_hold_the_truth_as_often_as_is_said(n_slides):
-    """Standard error: 0.007."""
+    """Standard error: 0.007; what is said is from three times as many studies."""
     found = coverage(n_slides, N_STUDIES)
-    assert 0.92 <= found <= 0.97 and abs(found - statistics_bootstrap.COVERAGE[n_slides]) < 0.015
+    assert 0.92 <= found <= 0.97 and abs(found - statistics_bootstrap.COVERAGE[n_slides]) < 0.02
