@@ -78,19 +78,15 @@ class Folds:
 
     def at(self, folds: pd.Index) -> "Folds":
         """The folds with these names, NaN where there is none."""
-        found = self.values.index.get_indexer(folds)
-        values, moved = (
-            np.where((found >= 0).reshape(-1, *[1] * (of.ndim - 1)), of[found], np.nan)
-            for of in (self.values.to_numpy(dtype=np.float64), self._moved())
-        )
-        return replace(self, values=pd.Series(values, index=folds), moved=moved)
+        moved = pd.DataFrame(self._moved(), index=self.values.index).reindex(folds).to_numpy()
+        return replace(self, values=self.values.reindex(folds).astype(np.float64), moved=moved)
 
     def defined(self) -> "Folds":
         """The folds that have a score."""
         return self.at(self.values.index[np.isfinite(self.values.to_numpy(dtype=np.float64))])
 
     def _moved(self) -> np.ndarray:
-        return self.moved if self.moved.size else np.empty((len(self.values), 0))
+        return self.moved if len(self.moved) == len(self.values) else np.empty((len(self.values), 0))
 
     def __add__(self, amount: float) -> "Folds":
         return replace(self, values=self.values + amount)
