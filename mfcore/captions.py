@@ -9,6 +9,7 @@ from mfcore import compare, metrics, pretrained, raters, splits_audit
 from mfcore.config import Study
 from mfcore.config_pretraining import METHODS
 from mfcore.statistics import Interval
+from mfcore.statistics_bootstrap import coverage_said
 
 
 def show(content: str | pd.DataFrame) -> object:
@@ -98,8 +99,8 @@ def data_scaling(
 ) -> str:
     """Caption of Fig. 1; ``table`` as `compare.scaling_table`, ``interval`` as `compare.best_interval` returns it.
 
-    human, agreement: as `raters.table` and `compare.by_agreement` return them, for a figure with the raters' lines; beside:
-    as `figures_scaling.published` does, for one with published values.
+    human, agreement: as `raters.table` and `compare_strata.by_agreement` return them, for a figure with the raters' lines;
+    beside: as `figures_scaling.published` does, for one with published values.
     """
     full, least = table[table["size"] == table["size"].max()], table[table["size"] == table["size"].min()]
     best, first = full.loc[full["auroc"].idxmax()], least.loc[least["auroc"].idxmax()]
@@ -116,8 +117,9 @@ def data_scaling(
         f"({of_what(study)}). With all the data {best['arm']} is highest with "
         f"{compare.plus_minus(best['auroc'], best['auroc_sd'])}, {over}; with {100 * first['size']:g} % "
         f"({first['n_train']:,} patches) {first['arm']} with {compare.plus_minus(first['auroc'], first['auroc_sd'])}. The bars "
-        f"are the spread over folds, no confidence interval.{_of_one_score(study, full)}"
-        f"{home_made(study, full['arm'])}{_people(study, human, agreement)}{_published(study, beside)}"
+        f"are the spread over folds, no confidence interval.{coverage_said(interval.n, interval.unit)}"
+        f"{_of_one_score(study, full)}{home_made(study, full['arm'])}"
+        f"{_people(study, human, agreement)}{_published(study, beside)}"
     )
 
 
@@ -228,13 +230,14 @@ def raters_table(study: Study, human: pd.DataFrame) -> str:
         f"**Raters.** One rater against another, {whose(study)} ({of_what(study)}): {parts} on {total['n']:,} annotations, in "
         f"brackets 95 % intervals (bootstrap of {total['n_units']} {total['unit']}s). Compared are the {n_raters} raters who "
         f"saw them all; {100 * total['third_share']:.1f} % have a third vote, {100 * total['contested_share']:.1f} % are "
-        "contested. Against the consensus raters are flattered, as they voted for it. A rater is a position in the list of "
-        "votes, which need not be one person throughout: differences between positions are no differences between people."
+        "contested. Against the consensus raters are flattered, as they voted for it."
+        f"{coverage_said(int(total['n_units']), total['unit'])} A rater is a position in the list of votes, which need not be "
+        "one person throughout: differences between positions are no differences between people."
     )
 
 
 def by_agreement(study: Study, table: pd.DataFrame) -> str:
-    """Caption of the metrics by the raters' agreement; ``table`` as `compare.by_agreement` returns it."""
+    """Caption of the metrics by the raters' agreement; ``table`` as `compare_strata.by_agreement` returns it."""
     if not len(table):
         return f"**By agreement.** Without votes unanimous and contested labels can't be told apart ({of_what(study)})."
     chosen = table[table["against"] == "consensus"].set_index(["annotations", "arm"])

@@ -100,11 +100,12 @@ def tumour_against_scanner(study: Study, table: pd.DataFrame) -> str:
         )
         for arm, part in found.groupby("arm", sort=False)
     ]
+    over = sorted({"folds" if what == "folds" else f"draws of {what}" for what in found["over"]})
     silent = table[table["auroc_drop"].isna()].drop_duplicates("why")
     reasons = [f"{row.comparison} ({row.why})" for row in silent.itertuples()]
     return (
         f"**Tumour or scanner.** AUROC lost by training elsewhere, against training on the tested tumour itself, on the same "
-        f"patches, with 95 % intervals over folds ({captions.of_what(study)})."
+        f"patches, with 95 % intervals over {captions.listed(over or ['folds'])} ({captions.of_what(study)})."
         + (f" {'; '.join(parts)}." if parts else "")
         + (f" Not to be told: {'; '.join(reasons)}." if reasons else "")
     )

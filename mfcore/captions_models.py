@@ -4,25 +4,33 @@ import math
 
 import pandas as pd
 
-from mfcore import captions, captions_domains, compare, figures_models, metrics
+from mfcore import captions, captions_domains, compare, compare_models, figures_models, metrics
 from mfcore.config import Study
 from mfcore.statistics import Interval
+from mfcore.statistics_bootstrap import coverage_said
 
 STRATA = {"domain": "domain", "scanner": "scanner", "agreement": "the raters' agreement"}
 
 
 def told_apart(order: pd.DataFrame) -> str:
     """Which arms the folds can't tell apart, in a sentence; ``order`` as `compare_models.ranking` returns it."""
-    folds, groups = compare.folds(order), figures_models.ties(order)
+    over = _over(order)
+    folds, groups = f"draws of {over}" if over else compare.folds(order), figures_models.ties(order)
     if len(order) < 2:
         return "There is one arm only."
     if not groups:
-        return f"The {folds} tell {'the two' if len(order) == 2 else f'all {len(order)}'} arms apart."
+        return f"{'' if over else 'The '}{folds} tell {'the two' if len(order) == 2 else f'all {len(order)}'} arms apart."
     if len(groups[0]) == len(order):
         who = "The two" if len(order) == 2 else f"No two of the {len(order)}"
         return f"{who} arms can{'' if who[0] == 'N' else chr(39) + 't'} be told apart by {folds}."
     parts = [captions.listed(order["arm"].iloc[list(group)]) for group in groups]
     return f"Not to be told apart by {folds}: {'; '.join(parts)}."
+
+
+def _over(order: pd.DataFrame) -> str:
+    """The cases whose draws the ranking's tests are over, as "31 cases"; empty where they are over folds."""
+    over = order["over"].iloc[0]
+    return "" if over == compare_models.OVER_FOLDS else over
 
 
 def ranking(study: Study, order: pd.DataFrame, interval: Interval, folds_show: str, metric: str = "auroc") -> str:
@@ -33,13 +41,22 @@ def ranking(study: Study, order: pd.DataFrame, interval: Interval, folds_show: s
     n_pairs = len(order) * (len(order) - 1) // 2
     chance = " Dotted: chance." if figures_models.shows_chance(order) else ""
     own = "" if study.switches.shared_splits else ", a network and a probe unpaired, as they have folds of their own"
+    test = f"paired over folds{own}, corrected for their overlap after Nadeau and Bengio"
+    if over := _over(order):
+        test = f"all folds being tested on the same {over}, over draws of these, after Obuchowski and Rockette"
     return (
         f"**Ranking.** {metrics.TITLES[metric]} with all the data: mean, SD over {compare.folds(order)} (wide) and "
         f"95 % interval over the {interval.n} {interval.unit}s tested (thin; bootstrap of {interval.unit}s), "
-        f"{captions.of_what(study)}.{chance} After each name: the places that it can hold, given which differences are clear "
-        f"of zero (paired over folds{own}, corrected for their overlap after Nadeau and Bengio, and over {n_pairs} pairs after "
-        f"Holm). {told_apart(order)} {folds_show}"
+        f"{captions.of_what(study)}.{coverage_said(interval.n, interval.unit)}{chance} "
+        f"After each name: the places that it can hold, given which differences are clear of zero ({test}, and over {n_pairs} "
+        f"pairs after Holm). {told_apart(order)} {folds_show}"
     )
+
+
+def _held(table: pd.DataFrame) -> str:
+    """How often a table's intervals hold the truth, for the one over the fewest slides or cases; empty without any."""
+    bounded = table[table["low"].notna()]
+    return coverage_said(int(bounded["n_units"].min()), bounded["unit"].iloc[0]) if len(bounded) else ""
 
 
 def reliability(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> str:
@@ -49,6 +66,7 @@ def reliability(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> str
     useless = list(summary.loc[summary["brier"] >= summary["brier_of_share"], "arm"])
     brier = f" The Brier score of {captions.listed(useless)} is no better than that of a constant." if useless else ""
     bare = int(table["low"].isna().sum())
+    held = _held(table)
     left_out = (
         f" {bare} bin{'s have' if bare > 1 else ' has'} too few {compare.unit(table)}, or one class only, for an interval."
         if bare
@@ -57,7 +75,7 @@ def reliability(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> str
     return (
         f"**Calibration.** Share of {study.data.positive}s among test patches by their score, {metrics.N_BINS} bins of equal "
         f"width, scores of all folds with all the data; on the dotted line a score is the share that it promises. Bars: 95 % "
-        f"intervals over {compare.unit(table)}; grey: how many scores a bin has ({captions.of_what(study)}).{left_out} "
+        f"intervals over {compare.unit(table)}; grey: how many scores a bin has ({captions.of_what(study)}).{left_out}{held} "
         f"Expected calibration error (ECE, mean of {compare.folds(summary)}) from {best['ece']:.2f} ({best['arm']}) to "
         f"{worst['ece']:.2f} ({worst['arm']}). {summary['share_positive'].mean():.2f} of the patches are of class 1; the mean "
         f"score is {', '.join(leans)}.{brier}"
@@ -71,7 +89,7 @@ def curves(study: Study, fits: pd.DataFrame, table: pd.DataFrame) -> str:
     fitted, loose = fits[fits["asymptote"].notna()], fits[fits["asymptote"].isna()]
     parts = []
     for row in fitted.itertuples():
-        parts.append(f"{row.arm} levels off at {row.asymptote:.2f} [{row.low:.2f}, {row.high:.2f}]")
+        parts.append(f"{row.arm} levels off at {row.asymptote:.2f}{_bounds(row.low, row.high)}")
         if row.arm != best["arm"]:
             parts[-1] += f" and would need {_patches(row.n_needed, row.n_needed_low, row.n_needed_high)} to close the gap"
     said = f" {'; '.join(parts)}." if parts else ""
@@ -82,18 +100,25 @@ def curves(study: Study, fits: pd.DataFrame, table: pd.DataFrame) -> str:
     if len(rates):
         parts = []
         for row in rates.itertuples():
-            gain = f"{row.arm} {row.per_tenfold:+.2f} [{row.per_tenfold_low:+.2f}, {row.per_tenfold_high:+.2f}]"
+            gain = f"{row.arm} {row.per_tenfold:+.2f}{_bounds(row.per_tenfold_low, row.per_tenfold_high, '+.2f')}"
             needed = _patches(row.n_straight, row.n_straight_low, row.n_straight_high)
             parts.append(gain + (f", at that rate {needed}" if row.arm != best["arm"] else ""))
         said += (
             f" Dotted instead: what the last step brought for each tenfold of patches, drawn on, and how many patches the gap "
             f"would take at that rate, the least where growth slows down: {'; '.join(parts)}."
         )
+    bands = "bands and brackets: 95 % over resampled folds"
+    if fits["per_tenfold"].notna().any() and fits["per_tenfold_low"].isna().all():
+        bands = "no bands, as all folds are tested on the same patches, so that their spread is that of the training alone"
     return (
         f"**Learning curves.** AUROC, mean ± SD of {compare.folds(table)}, by number of training patches n "
-        f"({captions.of_what(study)}); curves a - b n^-c; bands and brackets: 95 % over resampled folds. Dashed: "
+        f"({captions.of_what(study)}); curves a - b n^-c; {bands}. Dashed: "
         f"{best['arm']}, {best['auroc']:.2f} with {best['n_train']:,} patches.{said}"
     )
+
+
+def _bounds(low: float, high: float, form: str = ".2f") -> str:
+    return f" [{low:{form}}, {high:{form}}]" if math.isfinite(low) else ""
 
 
 def _patches(n: float, low: float, high: float) -> str:
@@ -132,10 +157,11 @@ def strata(study: Study, table: pd.DataFrame) -> str:
             f"By {said}: {arm} from {least['auroc']:.2f} ({least['value']}, {least['n']:,} patches) to {most['auroc']:.2f} "
             f"({most['value']}, {most['n']:,}), {overlap}."
         )
+    held = _held(table)
     return (
         f"**Strata.** AUROC with all the data on parts of the test patches, with 95 % intervals over {compare.unit(table)} "
-        f"(bootstrap; {captions.of_what(study)}).{captions_domains.left_out(table, 'auroc')} {' '.join(parts)} Strata differ "
-        "in more than their name: tumour, scanner and laboratory go together in most data sets."
+        f"(bootstrap; {captions.of_what(study)}).{held}{captions_domains.left_out(table, 'auroc')} {' '.join(parts)} Strata "
+        "differ in more than their name: tumour, scanner and laboratory go together in most data sets."
     )
 
 

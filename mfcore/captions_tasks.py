@@ -7,8 +7,7 @@ from mfcore.captions import listed, of_what
 from mfcore.compare_masks import MAX_SHOWN, Shown
 from mfcore.compare_tasks import TITLES, encoders_only, few, reported
 from mfcore.config import Study
-
-MANY = 30  # slides or what else is drawn, over which a percentile bootstrap's intervals are about as wide as they should be
+from mfcore.statistics_bootstrap import coverage_said
 
 
 def protocol(study: Study, task: str) -> pd.DataFrame:
@@ -41,14 +40,13 @@ def scores(study: Study, table: pd.DataFrame) -> str:
         f"**Downstream tasks.** Encoders judged by eva's protocol, frozen ({of_what(study)}). {' '.join(parts)} Runs differ by "
         "their seed alone, so the wide bar says what a score owes to it and nothing about other patients; the thin one holds "
         "neither the choice of training items nor the encoder's own training: it is a 95 % bootstrap of what was tested, "
-        f"slides or patients where the set names them, else items{_few(table)}.{_published(table)}"
+        f"slides or patients where the set names them, else items.{coverage_said(_fewest(table))}{_published(table)}"
     )
 
 
-def _few(table: pd.DataFrame) -> str:
-    """What to think of intervals over few slides, patients or items; empty where there are many."""
-    n = int(table["n_clusters"].min())
-    return f"; over as few as {n} of them it is rather too narrow" if n < MANY else ""
+def _fewest(table: pd.DataFrame) -> int:
+    """Over how few slides, patients or items an interval is."""
+    return int(table["n_clusters"].min())
 
 
 def _of_task(study: Study, task: str, part: pd.DataFrame) -> str:

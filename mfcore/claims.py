@@ -65,9 +65,12 @@ RULE = (
     "Where none of them is there, others stand in: shown, not judged.",
     "What networks are, and how a study was made, is judged in every study, synthetic ones too: there the row says whether "
     "this study's own runs were made as the paper says.",
-    "Intervals and p values are those of the corrected paired t test over folds (Nadeau and Bengio 2003), which counts the "
-    "patches that a fit trains and is tested on (at smaller sizes as at the largest), p values after Holm over all comparisons "
-    "of the row. Expected values are the papers'; tolerances and margins are the same for all studies.",
+    "Where each fold has test patches of its own, intervals and p values are those of the corrected paired t test over folds "
+    "(Nadeau and Bengio 2003), which counts a fit's training and test patches (at smaller sizes as at the largest).",
+    "Where all folds are tested on the same patches (out of domain; the authors' own division), they are over draws of the "
+    "tested cases of each domain, the same for both arms, with the spread over folds for the training (Obuchowski and "
+    "Rockette 1995); the row says how many cases. A loss out of domain has both parts. p values are after Holm over all "
+    "comparisons of the row. Expected values are the papers'; tolerances and margins are the same for all studies.",
 )
 
 

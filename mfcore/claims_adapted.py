@@ -12,7 +12,6 @@ from mfcore.claims_judge import (
     CCMCT,
     DATA_NAMES,
     MIDOG22,
-    OUTSIDE,
     Claim,
     Finding,
     Material,
@@ -22,6 +21,7 @@ from mfcore.claims_judge import (
     not_behind,
 )
 from mfcore.claims_results import ALIKE, full, pairs, printed
+from mfcore.claims_scores import INSIDE
 
 AMMELING = "Ammeling et al. 2025 (arXiv 2508.04441), second-hand"
 TOLERANCE = 0.03
@@ -60,7 +60,7 @@ def gap_is_closed(material: Material) -> Finding:
     """Every LoRA arm out of domain no farther than ALIKE behind itself in domain."""
     adapted = _adapted(material)
     tables = {name: material.across(name) for name in adapted.names} if len(material.crossed) else {}
-    compared = [Pair(name, table["outside"], table["inside"], OUTSIDE) for name, table in tables.items() if len(table)]
+    compared = [Pair(name, table["outside"], table["inside"], INSIDE) for name, table in tables.items() if len(table["drop"])]
     barred = "" if compared or adapted.barred else "no network was adapted on single domains"
     return bound(not_behind(material, compared, ALIKE, barred=barred), adapted)
 

@@ -23,6 +23,8 @@ from mfcore.claims_judge import (
     number,
 )
 from mfcore.claims_results import full, pairs
+from mfcore.statistics import Folds
+from mfcore.statistics_bootstrap import by_fold
 
 BANERJEE = "Banerjee et al. 2025 (arXiv 2506.21444), second-hand"
 TOLERANCE = 0.03
@@ -51,7 +53,7 @@ def near_published(metric: str, expected: float) -> Measure:
         values = {name: folds for name, folds in values.items() if len(folds)}
         if not values:
             return bound(Finding("nothing measured"), network)
-        name = max(values, key=lambda arm: values[arm].mean())
+        name = max(values, key=lambda arm: values[arm].values.mean())
         finding = number(material, values[name], expected, TOLERANCE)
         why = "" if finding.outcome == REPRODUCED else shortfall(material, name, finding.difference)
         return bound(Finding(f"{name} {finding.found}", finding.outcome, finding.difference, why, finding.barred), network)
@@ -138,17 +140,17 @@ def _balanced(label: np.ndarray, called: np.ndarray) -> float:
     return float((called[label == 1].mean() + (~called[label == 0]).mean()) / 2)
 
 
-def at_share(material: Material, name: str, size: float) -> pd.Series:
+def at_share(material: Material, name: str, size: float) -> Folds:
     """Balanced accuracy by fold where a patch is called class 1 if its score is above the share of class 1.
 
     For a classifier that doesn't weigh the classes this is what 0.5 is for one that does.
     """
-    if material.labels is None:
-        return pd.Series(dtype=float)
-    share = float(material.labels["label"].mean())
-    return pd.Series(
-        {fold: _balanced(label, score > share) for fold, label, score in _predicted(material, name, size)}, dtype=float
-    )
+    if material.labels is None or material.collected is None:
+        return Folds(pd.Series(dtype=float))
+    table = material.collected.predictions
+    table = table[(table["arm"] == name) & (table["size"] == size) & (table["train_domain"] == compare.ALL)]
+    called = (table["score"] > material.labels["label"].mean()).astype(float)
+    return by_fold(table.assign(score=called), "balanced_accuracy", material.study.splits.seed, compare.ALL).defined()
 
 
 def _range(kind: str, metric: str) -> tuple[float, float]:
@@ -173,7 +175,9 @@ def in_published_range(kind: str, metric: str) -> Measure:
                     findings[name] = number(material, values, (low + high) / 2, TOLERANCE, range_=(high - low) / 2)
         why = ["other encoders and other slides than the benchmark's"]
         if unweighed and findings:
-            at_half = ", ".join(f"{name} {material.folds(name, material.sizes[-1], metric).mean():.2f}" for name in findings)
+            at_half = ", ".join(
+                f"{name} {material.folds(name, material.sizes[-1], metric).values.mean():.2f}" for name in findings
+            )
             why.append(f"its probe weighs the classes, this study's doesn't: at 0.5 it would be {at_half}")
         return _together(findings, "; ".join(why), choice)
 

@@ -9,9 +9,7 @@ from mfcore import compare
 from mfcore.claims_arms import Choice, bound, end_to_end, foundation, imagenet, probe
 from mfcore.claims_judge import (
     FOUNDATION,
-    INSIDE,
     MIDOG22,
-    OUTSIDE,
     REPRODUCED,
     UNCLEAR,
     Claim,
@@ -25,6 +23,8 @@ from mfcore.claims_judge import (
     some_differ,
 )
 from mfcore.claims_results import MARGIN, STRONG, WEAK, printed
+from mfcore.claims_scores import INSIDE
+from mfcore.statistics import Folds
 
 TOLERANCE = 0.03
 NONE = "the study has no cross-domain fits"
@@ -40,7 +40,7 @@ def _pairs(material: Material, first: tuple[str, ...], second: tuple[str, ...], 
             f"{a} against {b}, {said[column]}",
             material.across(a)[column],
             material.across(b)[column],
-            INSIDE if column == "inside" else OUTSIDE,
+            INSIDE,
         )
         for column in columns
         for a in first
@@ -103,17 +103,17 @@ def all_lose(material: Material) -> Finding:
     """The end-to-end network and every foundation model's probe lose out of domain, and more than MARGIN."""
     network, models = end_to_end(material), foundation(material)
     names = (*network.names, *models.names)
-    compared = [Pair(arm, material.across(arm)["inside"], material.across(arm)["outside"], OUTSIDE) for arm in names]
+    compared = [Pair(arm, material.across(arm)["inside"], material.across(arm)["outside"], INSIDE) for arm in names]
     finding = better(material, compared, "the paper's own losses are 0.12 to 0.15")
     if finding.outcome == REPRODUCED and finding.difference < MARGIN:  # clear, and not substantial
         finding = replace(finding, outcome=UNCLEAR)
     return _crossed(material, finding, network, models)
 
 
-def _cells(material: Material, arm: str) -> dict[tuple[str, str], pd.Series]:
+def _cells(material: Material, arm: str) -> dict[tuple[str, str], Folds]:
     """AUROC by fold of each cell of Fig. 2: trained on the first domain, tested on the second."""
-    rows = material.crossed[material.crossed["arm"] == arm]
-    return {key: part.set_index("fold")["auroc"].dropna() for key, part in rows.groupby(["train_domain", "domain"], sort=True)}
+    rows = material.crossed.loc[material.crossed["arm"] == arm, ["train_domain", "domain"]].drop_duplicates()
+    return {way: material.cell(arm, *way) for way in sorted(rows.itertuples(index=False, name=None))}
 
 
 def uneven(material: Material) -> Finding:
@@ -126,7 +126,7 @@ def uneven(material: Material) -> Finding:
         for train in domains:
             others = [domain for domain in domains if domain != train and (train, domain) in cells]
             compared += [
-                Pair(f"from {train} to {a} against to {b}", cells[train, a], cells[train, b], OUTSIDE)
+                Pair(f"from {train} to {a} against to {b}", cells[train, a], cells[train, b], INSIDE)
                 for a, b in combinations(others, 2)
             ]
     if len(material.crossed) and network.names and not compared:
@@ -141,7 +141,7 @@ def asymmetric(material: Material) -> Finding:
     for arm in network.names:
         cells = _cells(material, arm)
         compared += [
-            Pair(f"{a} to {b} against back", cells[a, b], cells[b, a], OUTSIDE)
+            Pair(f"{a} to {b} against back", cells[a, b], cells[b, a], INSIDE)
             for a, b in permutations(sorted({train for train, _ in cells}), 2)
             if a < b and (b, a) in cells and (a, b) in cells
         ]

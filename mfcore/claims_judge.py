@@ -3,14 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 import pandas as pd
 
-from mfcore import cards, compare, patches, statistics, store
-from mfcore.config import Network, Study
-from mfcore.statistics import Test, paired_test, spread
+from mfcore import cards, compare, statistics
+from mfcore.claims_scores import MIXED, Material
+from mfcore.config import Study
+from mfcore.statistics import Folds, spread
 
 REPRODUCED, NOT_REPRODUCED, UNCLEAR, NOT_TESTABLE = "reproduced", "not reproduced", "unclear", "not testable here"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNCLEAR, NOT_TESTABLE)
@@ -30,7 +29,7 @@ DATA_NAMES = {
     "csv": "own slides",
 }
 QUESTION = ("mitotic figure", "look-alike")
-MIXED, INSIDE, OUTSIDE = "mixed", "inside", "outside"  # what is tested: all domains together, the one trained on, another
+TOO_FEW = "fewer than three folds in common, or one slide tested"
 
 
 @dataclass(frozen=True)
@@ -49,119 +48,6 @@ class Finding:
     why: str = ""
     barred: str = ""
     is_comparison: bool = False
-
-
-@dataclass(frozen=True)
-class Material:
-    """What claims are asked of: a study, its `compare.scores`, and its results folder, each file read once."""
-
-    study: Study
-    scores: pd.DataFrame
-    results: Path
-
-    @cached_property
-    def labels(self) -> pd.DataFrame | None:
-        """The study's stored label table, None where patches haven't been extracted."""
-        try:
-            return store.read_parquet(patches.find(self.study, self.results).path("labels.parquet"))
-        except store.StoreError:
-            return None
-
-    @cached_property
-    def collected(self) -> compare.Collected | None:
-        """The study's predictions and failures, None where there are none."""
-        try:
-            return compare.collect(self.study, self.results)
-        except store.StoreError:
-            return None
-
-    @cached_property
-    def mixed(self) -> pd.DataFrame:
-        """Scores of the fits on all domains (Fig. 1)."""
-        return self.scores[self.scores["train_domain"] == compare.ALL]
-
-    @cached_property
-    def crossed(self) -> pd.DataFrame:
-        """Scores of the fits on single domains (Tab. 2, Fig. 2)."""
-        return self.scores[self.scores["train_domain"] != compare.ALL]
-
-    @cached_property
-    def sizes(self) -> list[float]:
-        """The sizes that were trained at, ascending."""
-        return sorted(self.mixed["size"].unique())
-
-    @cached_property
-    def arms(self) -> list[str]:
-        """The arms that have scores, in the study's order."""
-        present = set(self.scores["arm"])
-        return [name for name in (*(n.name for n in self.study.networks), *self.study.encoders) if name in present]
-
-    def folds(self, arm: str, size: float, metric: str = "auroc") -> pd.Series:
-        """One arm's metric at one size by fold, trained and tested on all domains."""
-        rows = self._mixed_of.get((arm, size))
-        return pd.Series(dtype=float) if rows is None else rows[metric].dropna()
-
-    @cached_property
-    def _mixed_of(self) -> dict[tuple[str, float], pd.DataFrame]:
-        return {key: rows.set_index("fold") for key, rows in self.mixed.groupby(["arm", "size"])}
-
-    def across(self, arm: str, metric: str = "auroc") -> pd.DataFrame:
-        """One arm's metric by fold, columns ``inside``, ``outside`` and ``drop``: the means over domains (Tab. 2)."""
-        if (arm, metric) not in self._across:
-            self._across[arm, metric] = self._means_over_domains(arm, metric)
-        return self._across[arm, metric]
-
-    @cached_property
-    def _across(self) -> dict[tuple[str, str], pd.DataFrame]:
-        return {}
-
-    def _means_over_domains(self, arm: str, metric: str) -> pd.DataFrame:
-        rows = self.crossed[self.crossed["arm"] == arm]
-        own = rows["domain"] == rows["train_domain"]
-        table = pd.DataFrame(
-            {"inside": rows[own].groupby("fold")[metric].mean(), "outside": rows[~own].groupby("fold")[metric].mean()}
-        ).dropna()
-        return table.assign(drop=table["inside"] - table["outside"])
-
-    def test(self, first: pd.Series, second: pd.Series | float, tested: str = MIXED) -> Test | None:
-        """The corrected paired test over the folds that both have; None for fewer than two.
-
-        tested: MIXED, INSIDE or OUTSIDE, whose patches the correction counts (`overlap`). Smaller training sets than the
-        largest share less, so that there it is on the safe side.
-        """
-        if not isinstance(second, pd.Series):
-            second = pd.Series(second, index=first.index)
-        both = first.index.intersection(second.index)
-        if len(both) < 2:
-            return None
-        return paired_test(first[both].to_numpy(), second[both].to_numpy(), *self.overlap(tested))
-
-    def overlap(self, tested: str = MIXED) -> tuple[float, float]:
-        """Patches that train and that test one fit, means: of fits on all domains at the largest size, else of single ones.
-
-        Out of domain every fold is tested on all of the other domain, which is far more than in domain. Without such fits
-        the shares of a fold.
-        """
-        rows = self.mixed if tested == MIXED else self.crossed
-        if len(rows):
-            at_home = rows["domain"] == rows["train_domain"]
-            rows = rows[rows["size"] == self.sizes[-1]] if tested == MIXED else rows[at_home == (tested == INSIDE)]
-        if rows.empty:
-            share = self.study.splits.test_fraction
-            return (1 - share) * (1 - self.study.splits.val_fraction), share
-        return float(rows["n_train"].mean()), float(rows["n_test"].mean())
-
-    def network(self, name: str) -> Network | None:
-        """The network of an arm, None for a probe's."""
-        return next((network for network in self.study.networks if network.name == name), None)
-
-    def missing(self, arm: str) -> str:
-        """Why an encoder's probe has no scores here."""
-        if arm not in self.study.encoders:
-            return "not in this study"
-        failures = self.collected.failures if self.collected else None
-        rows = failures[failures["arm"] == arm] if failures is not None else ()
-        return str(rows["reason"].iloc[0]) if len(rows) else "no predictions yet"
 
 
 Measure = Callable[[Material], Finding]
@@ -212,8 +98,8 @@ class Pair:
     """Two arms (or sizes, or domains) that share folds: ``first`` less ``second``, by fold; ``tested`` as `Material.test`."""
 
     name: str
-    first: pd.Series
-    second: pd.Series | float
+    first: Folds | pd.Series
+    second: Folds | pd.Series | float
     tested: str = MIXED
 
 
@@ -300,7 +186,7 @@ def some_differ(material: Material, pairs: list[Pair], margin: float, why: str =
 
 def number(
     material: Material,
-    values: pd.Series,
+    values: Folds | pd.Series,
     expected: float,
     tolerance: float,
     why: str = "",
@@ -313,13 +199,14 @@ def number(
     REPRODUCED where the mean lies within the tolerance and its interval reaches no farther than twice the tolerance from it;
     NOT_REPRODUCED where the whole interval lies outside the tolerance; UNCLEAR else: the folds leave too much open.
     """
-    found = spread(values)
+    found = spread(values.values)
     text = f"{compare.plus_minus(found.mean, found.sd)} ({compare.counted(found.n, 'fold')})"
     test = material.test(values, 0.0, tested)
     if test is None:
-        return Finding(text, difference=found.mean - expected, why=why, barred=barred or "fewer than two folds")
+        return Finding(text, difference=found.mean - expected, why=why, barred=barred or TOO_FEW)
     interval, away = test.interval, found.mean - expected
-    text += f", interval {compare.bounds(interval.low, interval.high, '.3f') or 'too wide to say anything'}"
+    span = compare.bounds(interval.low, interval.high, ".3f") or "too wide to say anything"
+    text += f", interval {span}{_by(test.drawn)}"
     if abs(away) <= range_ + tolerance and interval.high - interval.low <= 4 * tolerance:
         outcome = REPRODUCED
     elif interval.low > expected + range_ + tolerance or interval.high < expected - range_ - tolerance:
@@ -336,13 +223,13 @@ def exactly(found: int, expected: int, why: str = "", barred: str = "") -> Findi
 
 
 def _tests(material: Material, pairs: list[Pair], most: int = 4) -> tuple[pd.DataFrame | None, str]:
-    """The tests of pairs as a table, and as text; None where a pair has fewer than two folds, or there is none."""
+    """The tests of pairs as a table, and as text; None where a pair can't be tested, or there is none."""
     if not pairs:
         return None, "nothing to compare"
     tests = [material.test(pair.first, pair.second, pair.tested) for pair in pairs]
     short = [pair.name for pair, test in zip(pairs, tests, strict=True) if test is None]
     if short:
-        return None, f"fewer than two folds in common: {', '.join(short[:3])}{' and others' if len(short) > 3 else ''}"
+        return None, f"{TOO_FEW}: {', '.join(short[:3])}{' and others' if len(short) > 3 else ''}"
     table = pd.DataFrame(
         [
             {
@@ -351,6 +238,7 @@ def _tests(material: Material, pairs: list[Pair], most: int = 4) -> tuple[pd.Dat
                 "low": t.interval.low,
                 "high": t.interval.high,
                 "p": t.p,
+                "drawn": t.drawn,
             }
             for pair, t in zip(pairs, tests, strict=True)
             if t is not None
@@ -373,10 +261,16 @@ def _beyond(material: Material, pairs: list[Pair], tests: pd.DataFrame, margin: 
 
 def _means(pair: Pair) -> str:
     """The means of the two over the folds that they share, as ", 0.88 against 0.66"."""
-    if not isinstance(pair.second, pd.Series):
+    if not isinstance(pair.second, Folds | pd.Series):
         return ""
-    both = pair.first.index.intersection(pair.second.index)
-    return f", {pair.first[both].mean():.2f} against {pair.second[both].mean():.2f}"
+    first, second = (Folds(of) if isinstance(of, pd.Series) else of for of in (pair.first, pair.second))
+    both = first.values.index.intersection(second.values.index)
+    return f", {first.values[both].mean():.2f} against {second.values[both].mean():.2f}"
+
+
+def _by(drawn: str) -> str:
+    """What an interval is over where it isn't the folds' spread."""
+    return f" over draws of {drawn}" if drawn else ""
 
 
 def _text(tests: pd.DataFrame, most: int) -> str:
@@ -385,7 +279,7 @@ def _text(tests: pd.DataFrame, most: int) -> str:
     def one(row: pd.Series) -> str:
         p = "" if math.isnan(row["p_holm"]) else ", p < 0.001" if row["p_holm"] < 0.001 else f", p {row['p_holm']:.3f}"
         span = compare.bounds(row["low"], row["high"], between=", ") or "no interval"
-        return f"{row['name']}: {row['difference']:+.3f} [{span}]{p}"
+        return f"{row['name']}: {row['difference']:+.3f} [{span}]{_by(row['drawn'])}{p}"
 
     if len(tests) <= most:
         return "; ".join(one(row) for _, row in tests.iterrows())

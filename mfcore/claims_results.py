@@ -11,9 +11,7 @@ from mfcore.claims_judge import (
     CCMCT,
     FOUNDATION,
     MIDOG22,
-    MIXED,
     NOT_REPRODUCED,
-    OUTSIDE,
     REPRODUCED,
     Claim,
     Finding,
@@ -25,7 +23,9 @@ from mfcore.claims_judge import (
     number,
     similar,
 )
+from mfcore.claims_scores import INSIDE, MIXED
 from mfcore.config import MODES, as_dict
+from mfcore.statistics import Folds
 
 MARGIN, ALIKE = 0.02, 0.03  # of AUROC: what isn't worth calling better, and what the paper itself calls similar
 STRONG, WEAK = FOUNDATION[:4], FOUNDATION[4:]
@@ -57,7 +57,7 @@ def _among(material: Material, arms: tuple[str, ...], size: float) -> list[Pair]
     return [Pair(f"{a} against {b}", material.folds(a, size), material.folds(b, size)) for a, b in combinations(arms, 2)]
 
 
-def _gains(material: Material, arms: tuple[str, ...]) -> dict[str, pd.Series]:
+def _gains(material: Material, arms: tuple[str, ...]) -> dict[str, Folds]:
     """How much each arm gains from the smallest size to the largest, by fold."""
     sizes = material.sizes
     return {arm: material.folds(arm, sizes[-1]) - material.folds(arm, sizes[0]) for arm in arms} if len(sizes) > 1 else {}
@@ -139,7 +139,7 @@ def printed_full_size(data_set: str, tolerance: float) -> Claim:
     return Claim(quote, "section 4", test, f"{expected:.2f} (printed ± {sd:.2f})", f"± {tolerance:g}", measure, (row[1],))
 
 
-def printed(material: Material, values: pd.Series, expected: float, tolerance: float, arm: str, tested: str = MIXED) -> Finding:
+def printed(material: Material, values: Folds, expected: float, tolerance: float, arm: str, tested: str = MIXED) -> Finding:
     """`number`, with in what the study departs from the paper's protocol wherever the number isn't the printed one."""
     finding = number(material, values, expected, tolerance, tested=tested)
     return finding if finding.outcome == REPRODUCED else replace(finding, why=departures(material, arm))
@@ -238,7 +238,7 @@ def all_conclude(material: Material) -> Finding:
     network, models = end_to_end(material), foundation(material)
     compared = pairs(material, network.names, models.names, full(material))
     compared += [
-        Pair(f"{a} against {b}, out of domain", material.across(a)["outside"], material.across(b)["outside"], OUTSIDE)
+        Pair(f"{a} against {b}, out of domain", material.across(a)["outside"], material.across(b)["outside"], INSIDE)
         for a in network.names
         for b in models.names
         if len(material.crossed)

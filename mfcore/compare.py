@@ -1,6 +1,7 @@
 """From stored predictions to tables: every metric is computed again from what each arm predicted, never read from a log."""
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import metrics, patches, pretrained, raters, splits, store
+from mfcore import metrics, patches, pretrained, splits, store
 from mfcore.cards import CARDS, EncoderCard
 from mfcore.config import ConfigError, Network, Study, Switches, as_dict
 from mfcore.conventions import RELEASED_EMBEDDING, RELEASED_TRAINING
@@ -212,7 +213,7 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     """Every metric of every fit: a row an arm, training domain, fold, size and test domain.
 
     Fits on all domains are tested on all at once (``domain`` "all"); fits on one domain, on each domain by itself. A
-    metric that needs both classes is NaN where a test set has one.
+    metric that needs both classes is NaN where a test set has one. ``tested``: a number that is the same for the same patches.
     """
     predictions = predictions.assign(domain=predictions["domain"].where(predictions["train_domain"] != ALL, ALL))
     keys = ["arm", "kind", "train_domain", "fold", "size", "domain"]
@@ -220,6 +221,7 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     for values, group in predictions.groupby(keys, sort=False, observed=True):
         found = metrics.evaluate(group["label"].to_numpy(), group["score"].to_numpy())
         counts = {"n_train": int(group["n_train"].iloc[0]), "n_test": len(group), "n_test_slides": group["slide_id"].nunique()}
+        counts["tested"] = zlib.crc32(np.sort(group["patch_id"].to_numpy()).tobytes())
         rows.append(dict(zip(keys, values, strict=True)) | counts | found)
     return pd.DataFrame(rows)
 
@@ -298,62 +300,6 @@ def refuse_lost(predictions: pd.DataFrame, labels: pd.DataFrame) -> None:
     unknown = ~predictions["patch_id"].isin(labels["patch_id"])
     if unknown.any():
         raise store.StoreError(f"{unknown.sum()} predictions are of patches that the label table lacks; run notebook 01 again")
-
-
-def by_agreement(predictions: pd.DataFrame, labels: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """Every metric of every arm with all the data, apart by whether the raters were of one mind (`mfcore.raters`).
-
-    Mean and sample SD over folds (``auroc``, ``auroc_sd`` and so on), a row an arm and part of the test annotations that
-    have two or more votes: ``annotations`` "all", "unanimous" and "contested", ``against`` "consensus"; and "all" ``against``
-    "one rater", the mean over raters, which is what one rater against another is to be compared with. ``n_test``:
-    annotations tested, mean over folds; ``n_folds``: folds that have any. NaN where every fold lacks a class.
-
-    labels: the study's stored label table. Raises StoreError where it lacks a patch that was predicted.
-    """
-    part = full_size(predictions)
-    refuse_lost(part, labels)
-    voted, votes = raters.votes(labels)
-    judged = voted[["patch_id"]].assign(stratum=raters.stratum(voted), vote=list(votes))
-    part = part.merge(judged, on="patch_id", validate="many_to_one")
-    rows = []
-    for (arm, kind), group in part.groupby(["arm", "kind"], sort=False):
-        for stratum in ("all", raters.UNANIMOUS, raters.CONTESTED):
-            chosen = group if stratum == "all" else group[group["stratum"] == stratum]
-            row = {"arm": arm, "kind": kind, "annotations": stratum}
-            rows.append(row | {"against": "consensus"} | _over_folds(chosen, chosen[["label"]].to_numpy()))
-            if stratum == "all":
-                rows.append(row | {"against": "one rater"} | _over_folds(chosen, np.stack(chosen["vote"])))
-    table = pd.DataFrame(rows, columns=["arm", "kind", "annotations", "against", "n_test", "n_folds", *_WITH_SD])
-    return in_order(table, study)
-
-
-_WITH_SD = [f"{name}{end}" for name in metrics.METRICS for end in ("", "_sd")]
-
-
-def _over_folds(predictions: pd.DataFrame, references: np.ndarray) -> dict[str, float]:
-    """Mean and SD over folds of every metric against each column of ``references`` (n, n_references), averaged over these."""
-    folds = predictions["fold"].to_numpy()
-    found: dict[str, list] = {name: [] for name in metrics.METRICS}
-    for fold in np.unique(folds):
-        score = predictions["score"].to_numpy()[folds == fold]
-        each = [metrics.evaluate(reference, score) for reference in references[folds == fold].T]
-        for name, values in found.items():
-            values.append(np.mean([one[name] for one in each]))
-    n_folds = len(np.unique(folds))
-    row: dict[str, float] = {"n_test": round(len(folds) / n_folds) if n_folds else 0, "n_folds": n_folds}
-    for name, values in found.items():
-        over = spread(np.array(values))
-        row |= {name: over.mean, f"{name}_sd": over.sd}
-    return row
-
-
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of metrics for the eye: one column a metric, "mean ± SD" in its cells."""
-    cells = {
-        title: [plus_minus(mean, sd) for mean, sd in zip(table[name], table[f"{name}_sd"], strict=True)]
-        for name, title in metrics.TITLES.items()
-    }
-    return table.drop(columns=_WITH_SD).assign(**cells)
 
 
 def published_table() -> pd.DataFrame:

@@ -5,8 +5,8 @@ import pandas as pd
 
 from mfcore import compare, metrics
 from mfcore.config import Study
-from mfcore.statistics import LEVEL, spread
-from mfcore.statistics_bootstrap import MIN_SLIDES, N_RESAMPLES, resampled_slides, sums_by_slide, units_of
+from mfcore.statistics import spread
+from mfcore.statistics_bootstrap import N_RESAMPLES, interval_of, resampled_slides, sums_by_slide, units_of
 
 BINS = ["arm", "kind", "bin_low", "bin_high", "mean_score", "share_positive", "low", "high", "n", "n_units", "unit"]
 SUMMARY = ["brier", "ece", "mean_score", "share_positive"]
@@ -16,9 +16,9 @@ def reliability(predictions: pd.DataFrame, n_bins: int = metrics.N_BINS, n_resam
     """Share of class 1 by score, a row an arm and bin of equal width that has a patch (`metrics.bin_of`).
 
     All folds together, since a probability has a common scale: ``mean_score`` and ``share_positive`` of the bin's ``n``
-    tested patches (one patch may be tested in several folds), and ``low`` to ``high``, the 95 % percentile interval of that
-    share over ``n_units`` resampled slides or cases (``unit`` says which). NaN for a bin of fewer than MIN_SLIDES of them or
-    of one class, whose resamples are too much alike to say what other slides would have shown.
+    tested patches (one patch may be tested in several folds), and ``low`` to ``high``, the 95 % interval of that share over
+    ``n_units`` resampled slides or cases (``unit`` says which). NaN for a bin of fewer than MIN_SLIDES of them or of one
+    class, whose resamples are too much alike to say what other slides would have shown.
 
     predictions: as `compare.collect`; only fits on all domains at the largest size count. Raises MetricError for labels and
     scores that are none.
@@ -36,15 +36,10 @@ def reliability(predictions: pd.DataFrame, n_bins: int = metrics.N_BINS, n_resam
         n, positive = weights @ sums["n"], weights @ sums["positive"]  # (1 + n_resamples, n_bins)
         shares = np.divide(positive, n, out=np.full(n.shape, np.nan), where=n > 0)
         for i in np.flatnonzero(n[0]):
-            drawn, n_units = shares[1:, i][np.isfinite(shares[1:, i])], np.count_nonzero(sums["n"][:, i])
-            low, high = (
-                np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-                if n_units >= MIN_SLIDES and 0 < shares[0, i] < 1
-                else (np.nan, np.nan)
-            )
+            found = interval_of(shares[:, i], int(np.count_nonzero(sums["n"][:, i])))
             mean_score = sums["score"][:, i].sum() / n[0, i]
             edges = (i / n_bins, (i + 1) / n_bins)
-            rows.append((arm, kind, *edges, mean_score, shares[0, i], low, high, int(n[0, i]), n_units, unit))
+            rows.append((arm, kind, *edges, mean_score, shares[0, i], found.low, found.high, int(n[0, i]), found.n, unit))
     return pd.DataFrame(rows, columns=BINS)
 
 

@@ -10,7 +10,8 @@ from mfcore import compare, encoders, splits, store
 from mfcore.cards import EncoderCard
 from mfcore.config import Study
 from mfcore.conventions import CONVENTIONS
-from mfcore.statistics import paired_difference
+from mfcore.statistics import paired_difference, spread
+from mfcore.statistics_bootstrap import by_fold
 
 AUTHORS = "the authors' card"
 SIDES = {"resize_px": "resized to {} px", "crop_px": "cropped to {} px"}
@@ -23,7 +24,7 @@ def table(study: Study, results: str | Path) -> pd.DataFrame:
     that under the authors' card, relative to its norm, float, NaN where the two have no part in common (of a class token
     beside a mean, the class token counts); ``auroc, auroc_sd, balanced_accuracy, balanced_accuracy_sd``: of the probe with
     all the data, mean and sample SD over folds; ``difference, low, high``: of the AUROC from that under the authors' card,
-    paired over folds, with its corrected interval (`statistics.paired_difference`). NaN where embeddings or probe are not
+    paired over folds, with its interval (`statistics.paired_difference`). NaN where embeddings or probe are not
     there yet, nor those of the authors' card where the study embeds otherwise (`embeds_otherwise`). Without
     ``study.conventions`` there is no row. Raises StoreError where there are no splits.
     """
@@ -37,17 +38,17 @@ def table(study: Study, results: str | Path) -> pd.DataFrame:
             return None, pd.DataFrame()
         return _features(study, card_name, results), _full_size(study, card_name, results)
 
-    rows, (base_features, base_scores) = [], found(name)
+    rows, (base_features, base_predictions) = [], found(name)
     for library, card_name, note in [(AUTHORS, name, ""), *((c.library, c.card, c.note) for c in CONVENTIONS.get(name, ()))]:
         this = own if card_name == name else encoders.of(study, card_name, results)
         row: dict[str, object] = {"library": library, "card": card_name, "n_dims": this.n_dims}
         row["departs"] = "; ".join(part for part in (differs(own, this), note) if part)
-        features, scores = found(card_name)
+        features, predictions = found(card_name)
         row |= _distance(base_features, features, own, this)
         for metric in ("auroc", "balanced_accuracy"):
-            of_folds = scores[metric] if len(scores) else pd.Series(dtype=float)
-            row |= {metric: of_folds.mean(), f"{metric}_sd": of_folds.std()}
-        rows.append(row | _difference(base_scores, scores))
+            over = spread(compare.scores(predictions)[metric] if len(predictions) else [])
+            row |= {metric: over.mean, f"{metric}_sd": over.sd}
+        rows.append(row | _difference(study, base_predictions, predictions))
     return pd.DataFrame(rows)
 
 
@@ -99,13 +100,9 @@ def _features(study: Study, card_name: str, results: Path) -> np.ndarray | None:
 
 
 def _full_size(study: Study, card_name: str, results: Path) -> pd.DataFrame:
-    """Every metric of the card's probe with all the data, by fold; empty where it hasn't run."""
+    """What the card's probe predicted with all the data; empty where it hasn't run."""
     run = compare.current_runs(dataclasses.replace(study, encoders=(card_name,)), results).get(card_name)
-    if run is None:
-        return pd.DataFrame()
-    scores = compare.scores(compare.load_arm(run, card_name, compare.PROBE))
-    scores = scores[scores["train_domain"] == splits.ALL]
-    return scores[scores["size"] == scores["size"].max()].set_index("fold").sort_index()
+    return pd.DataFrame() if run is None else compare.full_size(compare.load_arm(run, card_name, compare.PROBE))
 
 
 def _distance(base: np.ndarray | None, other: np.ndarray | None, own: EncoderCard, this: EncoderCard) -> dict[str, float]:
@@ -118,10 +115,9 @@ def _distance(base: np.ndarray | None, other: np.ndarray | None, own: EncoderCar
     return {"distance_median": float(np.median(apart)), "distance_max": float(apart.max())}
 
 
-def _difference(base: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
+def _difference(study: Study, base: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
     if not len(base) or not len(other):
         return {"difference": np.nan, "low": np.nan, "high": np.nan}
-    folds = base.index.intersection(other.index)
-    first, second = other.loc[folds, "auroc"].to_numpy(), base.loc[folds, "auroc"].to_numpy()
-    found = paired_difference(first, second, base["n_train"].mean(), base["n_test"].mean())
+    first, second = (by_fold(part, "auroc", study.splits.seed, splits.ALL) for part in (other, base))
+    found = paired_difference(first, second, base["n_train"].mean(), base.groupby("fold").size().mean())
     return {"difference": found.estimate, "low": found.low, "high": found.high}

@@ -28,6 +28,7 @@ class _Arm:
     """``table`` folds by sizes, ``n_train`` (n_sizes,), ``values`` (1 + n_resamples, n_sizes): means, first those measured.
 
     ``targets`` (1 + n_resamples,): what the best arm has with all the data in the same folds. Both empty for too small a table.
+    ``has_own_patches``: whether folds are tested on patches of their own.
     """
 
     name: str
@@ -37,6 +38,7 @@ class _Arm:
     values: np.ndarray
     targets: np.ndarray
     is_best: bool
+    has_own_patches: bool
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def fit(scores: pd.DataFrame, study: Study, metric: str = "auroc") -> pd.DataFra
     for every arm, whose means are stretched to the corrected variance of `statistics.paired_test`, as folds overlap.
     ``n_needed``: patches at which the curve reaches what the best arm has with all the data, ``n_train``; inf where it ends
     below, or would need a million times the data; that arm's own are those it has. ``n_needed_low`` to ``n_needed_high``:
-    over the same resamples.
+    over the same resamples. All bounds are NaN where all folds are tested on the same patches: their spread is that of the
+    training alone.
 
     ``why_not``: why data don't determine the curve, and all of these numbers are NaN: fewer than three sizes or folds, no
     growth, no bend, or more than a tenth of the resamples with such a fault. With three sizes (``n_sizes``) the curve passes
@@ -85,6 +88,8 @@ def fit(scores: pd.DataFrame, study: Study, metric: str = "auroc") -> pd.DataFra
             row |= _straight(n_train, arm.values, arm.targets, arm.is_best)
             if not row["why_not"]:
                 row |= _bent(n_train, arm.values, arm.targets, arm.is_best)
+        if not arm.has_own_patches:
+            row |= {name: math.nan for name in row if name.endswith(("low", "high"))}
         rows.append(row)
     return compare.in_order(pd.DataFrame(rows, columns=COLUMNS), study)
 
@@ -111,6 +116,8 @@ def ahead(scores: pd.DataFrame, study: Study, metric: str = "auroc") -> pd.DataF
             expected = fits.asymptote[:, None] - fits.scale[:, None] * (n_train / last) ** -fits.exponent[:, None]
             expected = expected[fits.why_not == ""]
         low, high = np.quantile(expected[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        if not arm.has_own_patches:
+            low, high = np.full((2, len(n_train)), np.nan)
         how = "straight" if why_not else "curve"
         rows += [(arm.name, arm.kind, how, *point) for point in zip(n_train, expected[0], low, high, strict=True)]
     table = pd.DataFrame(rows, columns=["arm", "kind", "how", "n_train", "expected", "low", "high"])
@@ -135,7 +142,8 @@ def _arms(scores: pd.DataFrame, study: Study, metric: str) -> Iterator[_Arm]:
             of_best = target.loc[table.index].to_numpy()[:, None]
             values, targets = (_stretched(of, draws[:, at], overlap) for of in (table.to_numpy(), of_best))
             targets = targets[:, 0]
-        yield _Arm(name, kind, table, n_train, values, targets, name == best)
+        n_sets = group.groupby("size")["tested"].nunique() if "tested" in group else pd.Series([len(table)])
+        yield _Arm(name, kind, table, n_train, values, targets, name == best, len(table) < 2 or bool((n_sets > 1).any()))
 
 
 def curve(fit_row: pd.Series, n_train: np.ndarray) -> np.ndarray:

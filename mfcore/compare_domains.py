@@ -3,17 +3,16 @@
 import math
 from itertools import combinations
 
-import numpy as np
 import pandas as pd
 
-from mfcore import compare, metrics
+from mfcore import compare
 from mfcore.config import Study
-from mfcore.statistics import paired_test
+from mfcore.statistics import Folds, mean_of, paired_test
+from mfcore.statistics_bootstrap import by_fold
 
 ASYMMETRY = ["arm", "first", "second", "there", "back", "difference", "lost_there", "lost_back"]
-APART = ["arm", "comparison", "same_tumour", "same_scanner", "auroc_drop", "low", "high", "n", "n_folds", "why"]
+APART = ["arm", "comparison", "same_tumour", "same_scanner", "auroc_drop", "low", "high", "n", "n_folds", "over", "why"]
 TUMOUR, SCANNER, BOTH = "tumour alone", "scanner alone", "tumour and scanner"
-CELL = ["arm", "fold", "train_domain", "domain", "scanner"]
 WHY_NOT = {
     TUMOUR: "no two tumours share a scanner, so that another tumour is always another scanner too",
     SCANNER: "no tumour was scanned both by a scanner that another tumour's training has and by one that it hasn't, so that "
@@ -51,7 +50,8 @@ def tumour_against_scanner(predictions: pd.DataFrame, labels: pd.DataFrame, stud
     ``comparison``: "tumour alone" is that cost where the training had the tested scanner; "tumour and scanner" where it
     hadn't; "scanner alone" is the second less the first on one tested tumour from one training, so that only the scanner
     changes. ``auroc_drop``: mean over ``n`` pairs of training and tested tumour and scanner (tested tumour, for "scanner
-    alone"), then over ``n_folds``; ``low`` to ``high``: corrected 95 % interval over folds (`statistics.paired_test`).
+    alone"), then over ``n_folds``; ``low`` to ``high``: 95 % interval (`statistics.paired_test`); ``over``: "folds" that
+    each have test patches of their own, or the "31 cases" that were drawn where all folds leave the same patches for testing.
     Positive is a loss. NaN where the data have no such pair, which ``why`` says; one row without an arm where none can be.
     Scanners are told apart by their names; tumours that share one may share a laboratory and its stains too.
 
@@ -64,21 +64,13 @@ def tumour_against_scanner(predictions: pd.DataFrame, labels: pd.DataFrame, stud
         return pd.DataFrame([_row("", "tumour against scanner", why)], columns=APART)
     part = _as_at_home(part).merge(labels[["patch_id", "scanner"]], on="patch_id", validate="many_to_one")
     part = part[part["scanner"] != ""]
-    cells = _cells(part, scanners)
     home = part[part["train_domain"] == part["domain"]]
     rows = []
     for arm in dict.fromkeys(compare.in_order(part[["arm"]].drop_duplicates(), study)["arm"]):
-        mine, at_home = cells[cells["arm"] == arm], home[home["arm"] == arm].groupby(["fold", "domain"])
+        at_home = home[home["arm"] == arm].groupby(["fold", "domain"])
         n_train, n_test = at_home["n_train"].first().mean(), at_home.size().mean()
-        seen = mine["same_scanner"].to_numpy(dtype=bool)
-        way = ["train_domain", "domain"]
-        by_way = [mine[of].groupby(["fold", *way])["drop"].mean() for of in (~seen, seen)]
-        costs = {
-            TUMOUR: mine[seen].set_index(["fold", *way, "scanner"])["drop"],
-            SCANNER: by_way[0] - by_way[1],  # NaN but where both are
-            BOTH: mine[~seen].set_index(["fold", *way, "scanner"])["drop"],
-        }
-        rows += [_measured(arm, comparison, cost.dropna(), n_train, n_test) for comparison, cost in costs.items()]
+        costs = _costs(part[part["arm"] == arm], scanners, study)
+        rows += [_measured(arm, comparison, cost, n_train, n_test) for comparison, cost in costs.items()]
     return pd.DataFrame(rows, columns=APART)
 
 
@@ -102,32 +94,37 @@ def _as_at_home(part: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(kept, ignore_index=True)
 
 
-def _cells(part: pd.DataFrame, scanners: dict[str, frozenset]) -> pd.DataFrame:
-    """CELL, ``drop`` and ``same_scanner`` of every training elsewhere, on the patches of `_as_at_home`."""
-    rows = [(*cell, metrics.auroc(group["label"].to_numpy(), group["score"].to_numpy())) for cell, group in part.groupby(CELL)]
-    cells = pd.DataFrame(rows, columns=[*CELL, "auroc"])
-    tested = ["arm", "fold", "domain", "scanner"]
-    at_home = cells.loc[cells["train_domain"] == cells["domain"], [*tested, "auroc"]].rename(columns={"auroc": "home"})
-    cells = cells[cells["train_domain"] != cells["domain"]].merge(at_home, on=tested, how="left", validate="many_to_one")
-    same = [
-        scanner in scanners.get(domain, ()) for domain, scanner in zip(cells["train_domain"], cells["scanner"], strict=True)
-    ]
-    return cells.assign(drop=cells["home"] - cells["auroc"], same_scanner=np.array(same, dtype=bool))
+def _costs(part: pd.DataFrame, scanners: dict[str, frozenset], study: Study) -> dict[str, list[Folds]]:
+    """What training elsewhere costs on the patches of `_as_at_home`, by comparison: of each pair by fold."""
+    cells = {
+        cell: by_fold(group, "auroc", study.splits.seed, f"{cell[1]}, {cell[2]}").defined()
+        for cell, group in part.groupby(["train_domain", "domain", "scanner"])
+    }
+    seen: dict[tuple[str, str], dict[bool, list[Folds]]] = {}  # of each way, by whether training had the scanner
+    for (train_domain, domain, scanner), away in cells.items():
+        cost = cells[domain, domain, scanner] - away
+        if train_domain != domain and len(cost):
+            way = seen.setdefault((train_domain, domain), {True: [], False: []})
+            way[scanner in scanners.get(train_domain, ())].append(cost)
+    alone = [mean_of(way[False]) - mean_of(way[True]) for way in seen.values() if way[False] and way[True]]
+    return {
+        TUMOUR: [cost for way in seen.values() for cost in way[True]],
+        SCANNER: [cost for cost in alone if len(cost)],
+        BOTH: [cost for way in seen.values() for cost in way[False]],
+    }
 
 
-def _measured(arm: str, comparison: str, cost: pd.Series, n_train: float, n_test: float) -> dict[str, object]:
+def _measured(arm: str, comparison: str, costs: list[Folds], n_train: float, n_test: float) -> dict[str, object]:
     """A row from what each pair costs in each fold, by fold first."""
-    if cost.empty:
+    if not costs:
         return _row(arm, comparison, WHY_NOT[comparison])
-    folds = cost.groupby(level="fold").mean()
-    found = paired_test(folds, np.zeros(len(folds)), n_train, n_test).interval
-    n = len(cost.droplevel("fold").index.unique())
-    return _row(arm, comparison, "") | {
-        "auroc_drop": found.estimate, "low": found.low, "high": found.high, "n": n, "n_folds": found.n
-    }  # fmt: skip
+    test = paired_test(mean_of(costs), 0.0, n_train, n_test)
+    found = test.interval
+    numbers = {"auroc_drop": found.estimate, "low": found.low, "high": found.high, "n": len(costs), "n_folds": found.n}
+    return _row(arm, comparison, "") | numbers | {"over": test.drawn or "folds"}
 
 
 def _row(arm: str, comparison: str, why: str) -> dict[str, object]:
     changed = {"same_tumour": comparison == SCANNER, "same_scanner": comparison == TUMOUR}
     numbers = dict.fromkeys(("auroc_drop", "low", "high"), math.nan)
-    return {"arm": arm, "comparison": comparison, **changed, **numbers, "n": 0, "n_folds": 0, "why": why}
+    return {"arm": arm, "comparison": comparison, **changed, **numbers, "n": 0, "n_folds": 0, "over": "", "why": why}

@@ -9,6 +9,7 @@ from mfcore import compare, effects, patches, statistics, store
 from mfcore.compare_defects import DEFECTS
 from mfcore.config import Study, Switches
 from mfcore.effects import BASE, PAPER, RELEASED, Arm
+from mfcore.statistics_bootstrap import by_fold
 
 COLUMNS = ["switch", "as_released", "default", "arm", "kind", "n_folds", "auroc", "auroc_sd", "difference", "low", "high"]
 COLUMNS += ["applies", "why"]
@@ -20,8 +21,8 @@ def table(study: Study, results: str | Path) -> pd.DataFrame:
 
     ``switch`` is "" for the study as it is and "paper" for all switches at once. ``as_released, default``: what the
     released code does, what this study does. ``auroc, auroc_sd``: at the full size, all domains, mean and sample SD over
-    ``n_folds``. ``difference, low, high``: of the AUROC from the study as it is; paired over folds with the corrected
-    interval where both are tested on the same patches (`statistics.paired_test`), else unpaired, which ``why`` says.
+    ``n_folds``. ``difference, low, high``: of the AUROC from the study as it is; paired over folds with the interval
+    of `statistics.paired_test` where both are tested on the same patches, else unpaired, which ``why`` says.
     ``applies`` is False where the study can't show the effect, ``why`` then says why not; NaN where it isn't measured.
     """
     rows: list[dict] = []
@@ -83,7 +84,7 @@ def _row(study: Study, switch: str, arm: Arm, results: Path) -> dict:
     base = _predictions(study, BASE, arm, results)
     if base is None:
         return row | {"why": f"the study as it is, to compare with: {_reason(BASE, results)}"}
-    return row | _difference(switch, predictions, base)
+    return row | _difference(study, predictions, base, switch)
 
 
 def shown(value: object) -> str:
@@ -130,18 +131,19 @@ def _by_fold(predictions: pd.DataFrame) -> pd.DataFrame:
     return compare.scores(predictions).set_index("fold").sort_index()
 
 
-def _difference(switch: str, flipped: pd.DataFrame, base: pd.DataFrame) -> dict:
+def _difference(study: Study, flipped: pd.DataFrame, base: pd.DataFrame, switch: str) -> dict:
     """How the AUROC differs, paired over the folds that test both on the same patches, else unpaired."""
-    here, there = _by_fold(flipped), _by_fold(base)
+    here, there = (by_fold(part, "auroc", study.splits.seed, compare.ALL) for part in (flipped, base))
     tested = [part.groupby("fold")["patch_id"].agg(frozenset) for part in (flipped, base)]
-    n_train, n_test = there["n_train"].mean(), there["n_test"].mean()
+    n_test = max(part.groupby("fold").size().mean() for part in (flipped, base))
     if tested[0].equals(tested[1]):
-        test, why = statistics.paired_test(here["auroc"], there["auroc"], n_train, n_test), ""
+        test, why = statistics.paired_test(here, there, base["n_train"].mean(), n_test), ""
     else:
-        n_train, n_test = here["n_train"].mean(), max(n_test, here["n_test"].mean())
-        test = statistics.unpaired_test(here["auroc"], there["auroc"], n_train, n_test)
+        test = statistics.unpaired_test(here, there, flipped["n_train"].mean(), n_test)
         why = "unpaired: the two are tested on different patches"
     found = test.interval
+    if test.drawn:
+        why = "; ".join(part for part in (why, f"interval over draws of {test.drawn}") if part)
     if _predict_the_same(flipped, base):
         why = "the same predictions in every fold" + ("; the best epoch was the last" if switch == "epoch" else "")
     if not np.isfinite(found.low):

@@ -10,57 +10,69 @@ from scipy import stats
 
 from mfcore import compare, metrics, splits
 from mfcore.config import Study
-from mfcore.statistics import LEVEL, StatisticsError, clear_difference, holm, paired_test, spread, unpaired_test
-from mfcore.statistics_bootstrap import N_RESAMPLES, bootstrap
+from mfcore.statistics import (
+    LEVEL,
+    MIN_FOLDS,
+    Folds,
+    StatisticsError,
+    clear_difference,
+    holm,
+    paired_test,
+    spread,
+    unpaired_test,
+)
+from mfcore.statistics_bootstrap import N_RESAMPLES, bootstrap, by_fold
 
-COLUMNS = ["first", "second", "difference", "low", "high", "p", "p_holm", "n_folds", "paired"]
+COLUMNS = ["first", "second", "difference", "low", "high", "p", "p_holm", "n_folds", "paired", "over"]
+OVER_FOLDS = "folds"
 
 
-def differences(scores: pd.DataFrame, study: Study, metric: str = "auroc", size: float | None = None) -> pd.DataFrame:
+def differences(predictions: pd.DataFrame, study: Study, metric: str = "auroc", size: float | None = None) -> pd.DataFrame:
     """Every pair of arms that learned from all domains, at one size: ``first, second, difference, low, high, p, p_holm``.
 
-    difference: mean over folds of first less second, with the corrected 95 % interval and p of `statistics.paired_test`, by
-    itself; ``p_holm`` is corrected over all pairs of the table, NaN where a pair can't be tested. ``n_folds``: folds that
-    both were tested on. ``paired``: whether on the same folds; arms with folds of their own (``switches.shared_splits``
-    false: networks against probes) are compared by `statistics.unpaired_test`.
+    difference: mean over folds of first less second, with the 95 % interval and p of `statistics.paired_test`, by itself;
+    ``p_holm`` is corrected over all pairs of the table, NaN where a pair can't be tested. ``n_folds``: folds that both were
+    tested on. ``over``: what tells how another test would have come out: "folds", each of which has test patches of its own, or
+    the "31 cases" that were drawn where all folds are tested on the same patches. ``paired``: whether on the same folds; arms
+    with folds of their own (``switches.shared_splits`` false: networks against probes) are compared by
+    `statistics.unpaired_test`, but where all folds share their patches.
 
-    scores: as `compare.scores`. size: None for the largest. Raises MetricError for an unknown metric, StatisticsError where
-    no arm has that size.
+    predictions: as `compare.collect`. size: None for the largest. Raises MetricError for an unknown metric, StatisticsError
+    where no arm has that size.
     """
-    part = _at_size(scores, metric, size)
-    rows = []
-    for first, second in combinations(_arms(part, study), 2):
-        a, b = (part[part["arm"] == arm].set_index("fold") for arm in (first, second))
-        shared = study.switches.shared_splits or (a["kind"].iloc[0] == compare.PROBE) == (b["kind"].iloc[0] == compare.PROBE)
-        if shared:
-            folds = a.index.intersection(b.index)
-            a, b = a.loc[folds], b.loc[folds]
-        counts = pd.concat([a, b])[["n_train", "n_test"]].mean()
-        if len(counts.dropna()) and len(a) and len(b):
-            found = (paired_test if shared else unpaired_test)(a[metric], b[metric], counts["n_train"], counts["n_test"])
-            interval, p = found.interval, found.p
-            row = (interval.estimate, interval.low, interval.high, p, interval.n)
-        else:
-            row = (math.nan, math.nan, math.nan, math.nan, 0)
-        rows.append((first, second, *row, shared))
+    part = _at_size(predictions, metric, size)
+    scores, rows = _by_arm(part, study, metric), []
+    kinds, n_train = part.groupby("arm")["kind"].first(), part.groupby("arm")["n_train"].mean()
+    n_test = part.groupby(["arm", "fold"]).size().groupby("arm").mean()
+    for first, second in combinations(scores, 2):
+        a, b = scores[first], scores[second]
+        same_kind = (kinds[first] == compare.PROBE) == (kinds[second] == compare.PROBE)
+        is_paired = study.switches.shared_splits or same_kind or not (a.has_own_patches or b.has_own_patches)
+        counts = [of[[first, second]].mean() for of in (n_train, n_test)]
+        found = (paired_test if is_paired else unpaired_test)(a, b, *counts)
+        interval, over = found.interval, found.drawn or OVER_FOLDS
+        rows.append((first, second, interval.estimate, interval.low, interval.high, found.p, interval.n, is_paired, over))
     table = pd.DataFrame(rows, columns=[name for name in COLUMNS if name != "p_holm"])
     return table.assign(p_holm=holm(table["p"].astype(float)))[COLUMNS]
 
 
-def ranking(scores: pd.DataFrame, study: Study, metric: str = "auroc", size: float | None = None) -> pd.DataFrame:
+def ranking(predictions: pd.DataFrame, study: Study, metric: str = "auroc", size: float | None = None) -> pd.DataFrame:
     """The arms from best to worst, with the places that each can hold: ``arm, kind, mean, sd, n_folds, rank_low, rank_high``.
 
     rank_low: the best place, one more than there are arms clearly better; rank_high: the worst, as many as there are arms
     less those clearly worse. Clear is a difference whose ``p_holm`` is below 0.05, and what follows from several such: where
     one arm is clear of a second and that of a third, the first is clear of the third. Arms whose places overlap are tied;
-    ``tied_with`` names them, separated by ", ". ``mean`` and sample ``sd`` over folds. Arguments as `differences`.
+    ``tied_with`` names them, separated by ", ". ``mean`` and sample ``sd`` over folds; ``over`` as `differences` has it.
+    Arguments as `differences`.
     """
-    part = _at_size(scores, metric, size)
-    arms = _arms(part, study)
+    part = _at_size(predictions, metric, size)
+    scores, kinds = _by_arm(part, study, metric), part.groupby("arm")["kind"].first()
+    arms = list(scores)
     place = {arm: i for i, arm in enumerate(arms)}
     better = np.zeros((len(arms), len(arms)), dtype=bool)  # [i, j]: arm i is clearly better than arm j
     sign = 1 if metric in metrics.HIGHER_IS_BETTER else -1
-    for row in differences(scores, study, metric, size).itertuples():
+    pairs = differences(predictions, study, metric, size)
+    for row in pairs.itertuples():
         if row.p_holm < 1 - LEVEL:
             i, j = place[row.first], place[row.second]
             better[(i, j) if sign * row.difference > 0 else (j, i)] = True
@@ -68,41 +80,53 @@ def ranking(scores: pd.DataFrame, study: Study, metric: str = "auroc", size: flo
         better |= better[:, [via]] & better[[via], :]
     rows = []
     for i, arm in enumerate(arms):
-        mine = part[part["arm"] == arm]
-        over = spread(mine[metric])
+        over = spread(scores[arm].values)
         tied = [other for j, other in enumerate(arms) if j != i and not better[i, j] and not better[j, i]]
         places = {"rank_low": 1 + int(better[:, i].sum()), "rank_high": len(arms) - int(better[i].sum())}
-        row = {"arm": arm, "kind": mine["kind"].iloc[0], "mean": over.mean, "sd": over.sd, "n_folds": over.n}
+        row = {"arm": arm, "kind": kinds[arm], "mean": over.mean, "sd": over.sd, "n_folds": over.n}
         rows.append(row | places | {"tied_with": ", ".join(tied)})
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).assign(over=pairs["over"].max() if len(pairs) else OVER_FOLDS)
     return table.sort_values("mean", ascending=sign < 0, kind="stable", na_position="last", ignore_index=True)
 
 
-def what_folds_show(study: Study, scores: pd.DataFrame | None = None, metric: str = "auroc", size: float | None = None) -> str:
-    """One sentence on the smallest difference between two arms that the study's folds could show, or that they show none.
+def what_folds_show(
+    study: Study, predictions: pd.DataFrame | None = None, metric: str = "auroc", size: float | None = None
+) -> str:
+    """One sentence on the smallest difference between two arms that the study's folds could show.
 
     It is `statistics.clear_difference` times the SD over folds of the difference of two arms: their median over all pairs of
-    ``scores``, which are as for `differences`; without them, or with one arm or fold only, the sentence counts in SDs.
+    ``predictions``, which are as for `differences`; without them, or with one arm only, the sentence counts in SDs. Where all
+    folds are tested on the same patches it is the median half width of the pairs' intervals.
     """
-    if scores is None:
+    if predictions is None:
         n_folds, n_arms, sd = study.splits.n_folds, len(study.encoders) + len(study.networks), math.nan
         room = math.nan
         n_train = (1 - study.splits.test_fraction) * (1 - study.splits.val_fraction)
         n_test = study.splits.test_fraction
     else:
-        part = _at_size(scores, metric, size)
-        n_folds, n_arms = int(part.groupby("arm")[metric].count().max()), part["arm"].nunique()
-        n_train, n_test = part["n_train"].mean(), part["n_test"].mean()
-        by_fold = part.pivot(index="fold", columns="arm", values=metric)
-        means = by_fold.mean()
-        room = 1 - means.min() if metric in metrics.HIGHER_IS_BETTER else means.max()  # from the worst arm to a perfect one
-        sds = [spread(by_fold[first] - by_fold[second]).sd for first, second in combinations(by_fold, 2)]
+        part = _at_size(predictions, metric, size)
+        scores = _by_arm(part, study, metric)
+        n_folds, n_arms = max(len(of) for of in scores.values()), len(scores)
+        n_train, n_test = part["n_train"].mean(), part.groupby(["arm", "fold"]).size().mean()
+        means = [np.nanmean(of.values) for of in scores.values()]
+        room = 1 - min(means) if metric in metrics.HIGHER_IS_BETTER else max(means)  # from the worst arm to a perfect one
+        sds = [spread((scores[first] - scores[second]).values).sd for first, second in combinations(scores, 2)]
         sd = float(np.nanmedian(sds)) if np.isfinite(sds).any() else math.nan
-    if n_folds < 2:
-        return "One fold has no spread, so that it can't tell any two arms apart."
-    if n_folds == 2:
-        return "Two folds say too little of their spread for a word on how far two arms must differ."
+    if n_folds < MIN_FOLDS:
+        return f"{compare.counted(n_folds, 'fold').capitalize()} can't tell any two arms apart: " + (
+            "one has no spread." if n_folds < 2 else "two say too little of their spread."
+        )
     n_pairs = n_arms * (n_arms - 1) // 2
+    if predictions is not None and not any(of.has_own_patches for of in scores.values()):
+        pairs = differences(predictions, study, metric, size)
+        half = (pairs["high"] - pairs["low"]).median() / 2
+        if not math.isfinite(half):
+            return ""
+        least = f"by {half:.3f} in {metrics.TITLES[metric]} (median over pairs) to be told apart"
+        if half > room:
+            least = f"by more in {metrics.TITLES[metric]} than the worst arm does from a perfect one"
+        same = f"All {n_folds} folds are tested on the same {pairs['over'].max()}"
+        return f"{same}: by draws of these, two arms must differ {least}."
     alone, endless = clear_difference(n_folds, n_train, n_test), stats.norm.isf((1 - LEVEL) / 2) * math.sqrt(n_test / n_train)
     of_all = clear_difference(n_folds, n_train, n_test, n_tests=max(n_pairs, 1))
     one, all_pairs, least = (f"{x * sd:.3f}" if math.isfinite(sd) else f"{x:.1f} SDs" for x in (alone, of_all, endless))
@@ -140,18 +164,18 @@ def intervals(
     return compare.in_order(table, study, "size")
 
 
-def _at_size(scores: pd.DataFrame, metric: str, size: float | None) -> pd.DataFrame:
-    """Scores of fits on all domains, at one size, the largest for None."""
+def _at_size(predictions: pd.DataFrame, metric: str, size: float | None) -> pd.DataFrame:
+    """Predictions of fits on all domains, at one size, the largest for None."""
     if metric not in metrics.METRICS:
         raise metrics.MetricError(f"metric {metric!r} is not known; known ones: {sorted(metrics.METRICS)}")
-    part = scores[scores["train_domain"] == splits.ALL]
-    size = part["size"].max() if size is None else size
-    part = part[part["size"] == size]
+    mixed = predictions[predictions["train_domain"] == splits.ALL]
+    part = mixed[mixed["size"] == (mixed["size"].max() if size is None else size)]
     if part.empty:
-        sizes = sorted(set(scores.loc[scores["train_domain"] == splits.ALL, "size"].tolist()))
-        raise StatisticsError(f"no arm has scores at size {size}; there are {sizes}")
+        raise StatisticsError(f"no arm has scores at size {size}; there are {sorted(set(mixed['size'].tolist()))}")
     return part
 
 
-def _arms(part: pd.DataFrame, study: Study) -> list[str]:
-    return list(compare.in_order(part[["arm"]].drop_duplicates(), study)["arm"])
+def _by_arm(part: pd.DataFrame, study: Study, metric: str) -> dict[str, Folds]:
+    """Each arm's metric by fold, in the study's order."""
+    arms = compare.in_order(part[["arm"]].drop_duplicates(), study)["arm"]
+    return {arm: by_fold(part[part["arm"] == arm], metric, study.splits.seed, splits.ALL).defined() for arm in arms}

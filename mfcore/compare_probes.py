@@ -1,5 +1,6 @@
 """From the probe audit's predictions to tables: one encoder's embeddings under several estimators, side by side."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pandas as pd
 
 from mfcore import compare, metrics, splits, store
 from mfcore.config import Study, as_dict
-from mfcore.statistics import paired_difference, spread
+from mfcore.statistics import Folds, paired_difference, spread
+from mfcore.statistics_bootstrap import by_fold
 
 STAGE, OWN = "probes", "uni"
 SLOW, FAST = "early_stopped_adam", "early_stopped_adam_fast"
@@ -73,18 +75,24 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def differences(found: pd.DataFrame, metric: str, base: str = OWN) -> pd.DataFrame:
-    """Each estimator against one with all the data, paired over folds: ``estimator, difference, low, high``.
+def folds(run: store.Run, seed: int) -> dict[str, Folds]:
+    """AUROC by fold with all the data, of each estimator of an audit, as tests need it; ``seed`` draws the tested cases."""
+    predictions = pd.read_parquet(run.path("predictions.parquet"))
+    full = predictions[predictions["size"] == predictions["size"].max()]
+    return {name: by_fold(part, "auroc", seed, splits.ALL) for name, part in full.groupby("estimator", sort=False)}
 
-    The interval is the corrected one (`statistics.paired_difference`).
+
+def differences(found: pd.DataFrame, by_estimator: Mapping[str, Folds], base: str = OWN) -> pd.DataFrame:
+    """AUROC of each estimator less one's, with all the data, paired over folds: ``estimator, difference, low, high``.
+
+    found: as `scores`; by_estimator: as `folds`. The interval is that of `statistics.paired_test`.
     """
-    full = found[found["size"] == found["size"].max()]
-    own, rows = full[full["estimator"] == base].set_index("fold")[metric], []
-    for estimator, part in full[full["estimator"] != base].groupby("estimator", sort=False):
-        other = part.set_index("fold")[metric].loc[own.index]
-        one = paired_difference(other.to_numpy(), own.to_numpy(), part["n_train"].mean(), part["n_test"].mean())
+    full, rows = found[found["size"] == found["size"].max()], []
+    n_train, n_test = full["n_train"].mean(), full["n_test"].mean()
+    for estimator in (name for name in by_estimator if name != base):
+        one = paired_difference(by_estimator[estimator], by_estimator[base], n_train, n_test)
         rows.append({"estimator": estimator, "difference": one.estimate, "low": one.low, "high": one.high})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["estimator", "difference", "low", "high"])
 
 
 def wide(rows: pd.DataFrame, titles: dict[str, str]) -> pd.DataFrame:

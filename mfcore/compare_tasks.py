@@ -20,7 +20,7 @@ from mfcore.cards import CARDS
 from mfcore.config import Study, Task
 from mfcore.rng import generator
 from mfcore.statistics import LEVEL, Interval, spread
-from mfcore.statistics_bootstrap import MIN_SLIDES, N_RESAMPLES, percentile_interval
+from mfcore.statistics_bootstrap import MIN_SLIDES, N_RESAMPLES, interval_of
 
 STAGES = {"classification": "judge", "segmentation": "segment"}
 METRICS = {"classification": "balanced_accuracy", "segmentation": "dice"}
@@ -150,19 +150,26 @@ def _clusters(table: pd.DataFrame) -> np.ndarray:
     return np.unique(np.where(named, table["group"], table["item_id"]).astype(str), return_inverse=True)[1]
 
 
-def bootstrap(clusters: np.ndarray, score: Callable[[np.ndarray], np.ndarray], seed: int, *names: object) -> Interval:
-    """95 % percentile interval of ``score`` of the clusters' summed columns, clusters being drawn with replacement.
+def bootstrap(
+    clusters: np.ndarray,
+    score: Callable[[np.ndarray], np.ndarray],
+    seed: int,
+    *names: object,
+    least: float = 0.0,
+    most: float = 1.0,
+) -> Interval:
+    """95 % interval of ``score`` of the clusters' summed columns, clusters being drawn with replacement.
 
     clusters: float64 (n_clusters, n_sums); score: of sums (m, n_sums), the sample's first, gives (m,), NaN where undefined.
     Clusters with the same numbers are one kind, and how often each kind is drawn is drawn at once. Bounds are NaN for fewer
-    than MIN_SLIDES clusters.
+    than MIN_SLIDES clusters. least, most: as `statistics_bootstrap.interval_of`.
     """
     kinds, n = np.unique(clusters, axis=0, return_counts=True)
     total = int(n.sum())
     if total < MIN_SLIDES:
         return Interval(float(score(n[None] @ kinds)[0]), math.nan, math.nan, LEVEL, total)
     drawn = generator(seed, "bootstrap", "tasks", *names).multinomial(total, n / total, N_RESAMPLES)
-    return percentile_interval(score(np.vstack([n, drawn]) @ kinds), total)
+    return interval_of(score(np.vstack([n, drawn]) @ kinds), total, least=least, most=most)
 
 
 def table(study: Study, results: str | Path) -> pd.DataFrame:
@@ -233,7 +240,11 @@ def difference(study: Study, results: str | Path, task: str, first: str, second:
         raise store.StoreError(f"task {task!r}: {first} and {second} were tested on other items; remove the older run")
     n = a.clusters.shape[1]
     together = np.hstack([a.clusters, b.clusters])
-    return bootstrap(together, lambda sums: a.score(sums[:, :n]) - b.score(sums[:, n:]), study.splits.seed, task, split)
+
+    def less(sums: np.ndarray) -> np.ndarray:
+        return a.score(sums[:, :n]) - b.score(sums[:, n:])
+
+    return bootstrap(together, less, study.splits.seed, task, split, least=-math.inf, most=math.inf)
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from mfcore import splits
 from mfcore.statistics import LEVEL, Interval
-from mfcore.statistics_bootstrap import percentile_interval, resampled_slides, units_of
+from mfcore.statistics_bootstrap import interval_of, resampled_slides, units_of
 
 UNANIMOUS, CONTESTED = "unanimous", "contested"
 MEASURES = ("agreement", "kappa", "balanced_accuracy")
@@ -48,7 +48,7 @@ def table(labels: pd.DataFrame, seed: int) -> pd.DataFrame:
     ``n`` annotations with two or more votes, on ``n_slides``, of which ``n_units`` slides or cases are drawn (``unit``). One
     rater against another: ``agreement`` (share of equal votes), ``kappa`` (Cohen 1960) and ``balanced_accuracy`` (mean of both
     ways round: each rater in turn is the reference), each the mean over pairs of raters, and with ``_low`` and ``_high``, the
-    95 % percentile interval of a bootstrap over these. ``rater1_vs_consensus`` and so on: balanced accuracy of each rater
+    95 % interval of a bootstrap over these. ``rater1_vs_consensus`` and so on: balanced accuracy of each rater
     against ``label``, for which that rater voted. ``third_share``: annotations with a third vote; ``contested_share``: those
     with differing votes.
 
@@ -82,7 +82,8 @@ def _row(voted: pd.DataFrame, given: np.ndarray, seed: int, domain: str) -> dict
         for i, j in combinations(range(n_raters), 2)
     ]
     for measure in MEASURES:
-        found = percentile_interval(np.mean([pair[measure] for pair in pairs], axis=0), weights.shape[1])
+        values = np.mean([pair[measure] for pair in pairs], axis=0)
+        found = interval_of(values, weights.shape[1], least=-1 if measure == "kappa" else 0)
         row |= {measure: found.estimate, f"{measure}_low": found.low, f"{measure}_high": found.high}
     consensus = voted["label"].to_numpy()
     for i in range(n_raters):

@@ -20,6 +20,7 @@ from mfcore import (
     claims,
     compare,
     compare_models,
+    compare_strata,
     figures_domains,
     figures_scaling,
     labels,
@@ -55,7 +56,7 @@ PAGES = {
     "claims": "The papers' claims",
     "switches": "What each switch is worth",
 }
-# What the index shows of `compare.by_agreement`: decisions, as raters make them, and the ranking
+# What the index shows of `compare_strata.by_agreement`: decisions, as raters make them, and the ranking
 BY_AGREEMENT = ["arm", "annotations", "against", "n_test"]
 BY_AGREEMENT += [metrics.TITLES[name] for name in ("accuracy", "balanced_accuracy", "weighted_f1", "quadratic_kappa", "auroc")]
 MORE_BY_AGREEMENT = ' All metrics are in <a href="figures/05_by_agreement.csv">05_by_agreement.csv</a>.'
@@ -158,14 +159,17 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame, ledger: pd.Data
     scaling, crossed = compare.scaling_table(scores, study), compare.cross_domain_table(scores, study)
     interval = compare.best_interval(collected.predictions, scaling, study)
     human = raters.table(annotations, study.splits.seed)
-    agreement = compare.by_agreement(collected.predictions, annotations, study)
+    agreement = compare_strata.by_agreement(collected.predictions, annotations, study)
     texts = {
         "raters": rich(captions.raters_table(study, human)),
         "by_agreement": rich(captions.by_agreement(study, agreement)) + MORE_BY_AGREEMENT,
         "contact_sheet": captions.contact_sheet(study, annotations),
         "data_scaling": captions.data_scaling(study, scaling, interval, human, agreement, figures_scaling.published(study)),
         "ranking": captions_models.ranking(
-            study, compare_models.ranking(scores, study), interval, compare_models.what_folds_show(study, scores)
+            study,
+            compare_models.ranking(collected.predictions, study),
+            interval,
+            compare_models.what_folds_show(study, collected.predictions),
         ),
         "cross_domain": captions_domains.cross_domain(
             study, compare.domain_matrix(scores, study), crossed, figures_domains.published(study)
@@ -202,7 +206,7 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame, ledger: pd.Data
         crossed=table(_tab_2(compare.marked(crossed, study))) if len(crossed) else "",
         published=table(_published()),
         raters=table(raters.wide(human)) if len(human) else "",
-        by_agreement=table(compare.readable(agreement)[BY_AGREEMENT]) if len(agreement) else "",
+        by_agreement=table(compare_strata.readable(agreement)[BY_AGREEMENT]) if len(agreement) else "",
         claims=table(claims.counts(ledger)),
         said=report_claims.said(ledger),
         n_published=len(figures_domains.published(study)),

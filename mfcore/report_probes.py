@@ -1,5 +1,6 @@
 """The supplement's page on probes: what a score owes to how the linear head was fitted, encoder and splits being the same."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 from mfcore import captions, compare, compare_probes, report_html, splits, store
 from mfcore.config import Study
 from mfcore.report_html import table
+from mfcore.statistics import Folds
 
 
 def page(study: Study, results: Path) -> str:
@@ -28,7 +30,7 @@ def page(study: Study, results: Path) -> str:
         sections.append(
             {
                 "encoder": encoder,
-                "said": said(found, titles),
+                "said": said(found, titles, compare_probes.folds(run, study.splits.seed)),
                 "full": table(compare_probes.wide(rows, titles)),
                 "by_size": [
                     (compare_probes.TITLES[metric], table(compare_probes.by_size(rows, titles, metric)))
@@ -64,7 +66,7 @@ def definitions(described: dict[str, dict]) -> pd.DataFrame:
     return shown[order].rename(columns={"title": "estimator", "uses_validation": "patches used", "source": "after"})
 
 
-def said(found: pd.DataFrame, titles: dict[str, str]) -> str:
+def said(found: pd.DataFrame, titles: dict[str, str], by_estimator: Mapping[str, Folds]) -> str:
     """How far apart the estimators lie beside the SD over folds, in sentences computed from the scores."""
     rows = compare_probes.table(found)
     full = rows[rows["size"] == rows["size"].max()].set_index("estimator")
@@ -74,7 +76,7 @@ def said(found: pd.DataFrame, titles: dict[str, str]) -> str:
         "With the threshold at the share of class 1 in training wherever classes aren't weighed, balanced accuracy lies "
         f"between {at_share.min():.3f} and {at_share.max():.3f}."
     )
-    against = compare_probes.differences(found, "auroc").dropna()
+    against = compare_probes.differences(found, by_estimator).dropna()
     if len(against):
         far = against.loc[against["difference"].abs().idxmax()]
         span = compare.bounds(far["low"], far["high"]) or "no interval"
@@ -87,17 +89,17 @@ def said(found: pd.DataFrame, titles: dict[str, str]) -> str:
     stopped = found[found["n_epochs"].notna()]
     n_limit = int(stopped["ended"].str.startswith("limit").sum())
     sentences.append(f"Of {len(stopped)} fits that validation could stop, at all sizes, {n_limit or 'none'} ran to the limit.")
-    return " ".join([*sentences, *_far_enough(found, full)])
+    return " ".join([*sentences, *_far_enough(found, full, by_estimator)])
 
 
-def _far_enough(found: pd.DataFrame, full: pd.DataFrame) -> list[str]:
+def _far_enough(found: pd.DataFrame, full: pd.DataFrame, by_estimator: Mapping[str, Folds]) -> list[str]:
     """Whether the early stopped Adam gets as far at its own learning rate as at a higher one."""
     slow, fast = compare_probes.SLOW, compare_probes.FAST
     if not {slow, fast} <= set(full.index):
         return []
-    one = compare_probes.differences(found, "auroc", slow).set_index("estimator").loc[fast]
+    one = compare_probes.differences(found, by_estimator, slow).set_index("estimator").loc[fast]
     span = compare.bounds(one["low"], one["high"])
-    if not span:  # a single fold
+    if not span:  # too few folds
         return []
     text = (
         f"Twenty times the learning rate moves the early stopped Adam's AUROC by {one['difference']:+.3f} "

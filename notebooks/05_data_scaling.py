@@ -56,7 +56,7 @@ captions.show(compare.wide(compare.marked(table, study)))
 # %%
 labels, _ = patches.load(patches.find(study, folder))
 human = raters.table(labels, study.splits.seed)
-agreement = compare.by_agreement(predictions, labels, study)
+agreement = compare_strata.by_agreement(predictions, labels, study)
 captions.show(captions.raters_table(study, human))
 
 # %% [markdown]
@@ -73,14 +73,15 @@ captions.show(captions.data_scaling(study, table, interval, human, agreement, pu
 # %% [markdown]
 # ## Which arms can be told apart
 #
-# Every pair over the shared folds, corrected for what folds have in common and for the number of pairs.
+# Every pair over the shared folds, or over draws of the tested cases where all folds are tested on the same patches; corrected for
+# the number of pairs.
 
 # %%
-differences, order = compare_models.differences(scores, study), compare_models.ranking(scores, study)
+differences, order = compare_models.differences(predictions, study), compare_models.ranking(predictions, study)
 figures.saved(figures_models.ranking(study, order, compare_models.intervals(predictions, study)), order, shown, "05_ranking")
 
 # %%
-captions.show(captions_models.ranking(study, order, interval, compare_models.what_folds_show(study, scores)))
+captions.show(captions_models.ranking(study, order, interval, compare_models.what_folds_show(study, predictions)))
 
 # %%
 captions.show(differences.round(3))

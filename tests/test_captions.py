@@ -21,7 +21,7 @@ from test_figures import (
     strata,
 )
 
-from mfcore import captions, captions_domains, captions_models, compare, figures_domains, figures_scaling
+from mfcore import captions, captions_domains, captions_models, compare, figures_domains, figures_scaling, statistics_bootstrap
 from mfcore.config import Data, Pretraining, Switches
 from mfcore.statistics import Interval
 
@@ -195,6 +195,27 @@ def test_which_arms_can_t_be_told_apart_is_read_off_the_ranking():
     assert "over 6 pairs" in text and "12 slides" in text and text.endswith(SHOW)
 
 
+def test_the_caption_of_the_ranking_says_which_test_was_used():
+    by_folds, by_cases = (
+        captions_models.ranking(MIDOG, order([]).assign(over=over), INTERVAL, SHOW) for over in ("folds", "31 cases")
+    )
+    assert "Nadeau and Bengio" in by_folds and "draws" not in by_folds
+    assert "all folds being tested on the same 31 cases, over draws of these" in by_cases and "Nadeau" not in by_cases
+    assert "draws of 31 cases tell all 4 arms apart." in by_cases
+
+
+def test_captions_say_how_often_intervals_over_few_slides_hold_the_truth():
+    """The number is the one that the simulation holds."""
+    known = statistics_bootstrap.COVERAGE[8]
+    said = f"In a simulation, 95 % intervals over 8 slides held the true AUROC {100 * known:.0f} times in 100."
+    of_cases, many = replace(INTERVAL, unit="case"), replace(INTERVAL, n=300)
+    assert said in captions.data_scaling(MIDOG, scaling(), INTERVAL) and said in captions_models.ranking(
+        MIDOG, order([]), INTERVAL, SHOW
+    )
+    assert "over the 12 cases tested (bootstrap of cases)" in captions.data_scaling(MIDOG, scaling(), of_cases)
+    assert "simulation" not in captions.data_scaling(MIDOG, scaling(), many)
+
+
 def test_the_curves_say_how_much_more_data_would_close_the_gap_and_what_isn_t_known():
     table = scaling().assign(auroc=lambda t: t["auroc"] + 0.05 * (t["arm"] == "net"))
     text = captions_models.curves(MIDOG, fits(), table)
@@ -254,7 +275,7 @@ def test_tumour_and_scanner_are_told_apart_only_where_the_data_can():
         ("good", "tumour alone", 0.1, 0.02, 0.18, 2, ""),
         ("good", "scanner alone", np.nan, np.nan, np.nan, 0, "no tumour has two scanners"),
     ]
-    table = pd.DataFrame(rows, columns=["arm", "comparison", "auroc_drop", "low", "high", "n", "why"])
+    table = pd.DataFrame(rows, columns=["arm", "comparison", "auroc_drop", "low", "high", "n", "why"]).assign(over="folds")
     text = captions_domains.tumour_against_scanner(SYNTHETIC, table)
     assert "net: tumour alone +0.05 [+0.01, +0.09] (2 pairs); good: tumour alone +0.10" in text and "synthetic data" in text
     assert text.count("scanner alone (no tumour has two scanners)") == 1
@@ -289,8 +310,8 @@ def test_where_too_few_slides_give_no_interval_none_is_claimed():
     strata_text = captions_models.strata(MIDOG, strata().assign(low=np.nan, high=np.nan))
     assert "apart" not in strata_text and "no intervals to tell whether they differ" in strata_text
     table = pd.DataFrame(
-        [("net", "tumour alone", 0.05, np.nan, np.nan, 2, "")],
-        columns=["arm", "comparison", "auroc_drop", "low", "high", "n", "why"],
+        [("net", "tumour alone", 0.05, np.nan, np.nan, 2, "folds", "")],
+        columns=["arm", "comparison", "auroc_drop", "low", "high", "n", "over", "why"],
     )
     assert "net: tumour alone +0.05 (2 pairs)." in captions_domains.tumour_against_scanner(MIDOG, table)
 

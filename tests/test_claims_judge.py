@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore import claims_judge
+from mfcore import claims_judge, compare
 from mfcore.claims_judge import (
     ANYWHERE,
     CCMCT,
@@ -22,7 +22,7 @@ from mfcore.claims_judge import (
     out_of_scope,
 )
 from mfcore.config import Data, Study
-from mfcore.statistics import holm, paired_test
+from mfcore.statistics import Folds, holm, paired_test
 
 MATERIAL = Material(made_claims.study(), pd.DataFrame(columns=["train_domain"]), Path("nowhere"))
 NOISE = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
@@ -58,7 +58,7 @@ def test_a_comparison_holds_fails_or_stays_open(judge, arguments, holds, fails, 
     assert outcomes(judge, **arguments) == NOT_TESTABLE, "nothing was compared"
     single = Pair("a", pd.Series([0.8]), pd.Series([0.7]))
     finding = judge(MATERIAL, [pair(0.0), single], **arguments)
-    assert finding.outcome == NOT_TESTABLE and finding.found == "fewer than two folds in common: a"
+    assert finding.outcome == NOT_TESTABLE and finding.found.startswith("fewer than three folds in common")
 
 
 def test_a_comparison_takes_holm_over_all_of_its_tests():
@@ -118,9 +118,12 @@ def test_a_printed_number(mean, spread, expected):
     assert f"{mean:.2f} ± " in finding.found and "(5 folds)" in finding.found
 
 
-def test_a_printed_number_needs_two_folds():
-    finding = claims_judge.number(MATERIAL, pd.Series([0.87]), 0.87, 0.02)
-    assert finding.outcome == NOT_TESTABLE and finding.barred == "fewer than two folds"
+@pytest.mark.parametrize("n_folds", [1, 2])
+def test_a_printed_number_needs_three_folds(n_folds):
+    """With two, the interval of an AUROC would reach below 0 and above 1."""
+    finding = claims_judge.number(MATERIAL, pd.Series([0.87, 0.86][:n_folds]), 0.87, 0.02)
+    assert finding.outcome == NOT_TESTABLE and finding.barred.startswith("fewer than three folds")
+    assert "interval" not in finding.found
 
 
 def test_a_count_is_the_printed_one_or_not():
@@ -132,8 +135,9 @@ def test_a_count_is_the_printed_one_or_not():
 def test_the_correction_takes_the_shares_of_a_fold():
     first, second = pd.Series(0.8 + 0.01 * NOISE), pd.Series(0.7 + 0.02 * NOISE)
     assert MATERIAL.test(first, second) == paired_test(first, second, 0.64, 0.2)
-    shifted = second.set_axis([3, 4, 5, 6, 7])  # two folds in common
-    assert MATERIAL.test(first, shifted).interval.n == 2
+    shifted = second.set_axis([2, 3, 4, 5, 6])  # three folds in common
+    assert MATERIAL.test(first, shifted).interval.n == 3
+    assert MATERIAL.test(first, second.set_axis([3, 4, 5, 6, 7])) is None, "two folds in common"
     assert MATERIAL.test(first, second.set_axis(range(9, 14))) is None
 
 
@@ -159,13 +163,25 @@ def test_the_correction_counts_the_patches_that_were_trained_and_tested_on():
     rows += [("a", "a", 1.0, 200, 60), ("a", "b", 1.0, 200, 500)]
     scores = pd.DataFrame(rows, columns=["train_domain", "domain", "size", "n_train", "n_test"])
     made = Material(made_claims.study(), scores, Path("nowhere"))
-    counts = {tested: made.overlap(tested) for tested in ("mixed", "inside", "outside")}
-    assert counts == {"mixed": (700, 300), "inside": (200, 60), "outside": (200, 500)}
+    counts = {tested: made.overlap(tested) for tested in ("mixed", "inside")}
+    assert counts == {"mixed": (700, 300), "inside": (200, 60)}
     of = pair(0.05, 0.01)
-    inside, outside = (made.test(of.first, of.second, tested) for tested in ("inside", "outside"))
-    assert outside == paired_test(of.first, of.second, 200, 500) and outside.p > inside.p
-    judged = claims_judge.better(made, [Pair("a", of.first, of.second, "outside")])
-    assert f"{outside.interval.low:+.3f}" in judged.found
+    mixed, inside = (made.test(of.first, of.second, tested) for tested in ("mixed", "inside"))
+    assert inside == paired_test(of.first, of.second, 200, 60) and mixed.p > inside.p
+    judged = claims_judge.better(made, [Pair("a", of.first, of.second, "inside")])
+    assert f"{inside.interval.low:+.3f}" in judged.found
+
+
+def test_folds_that_share_their_patches_are_judged_by_draws_of_cases_alone():
+    """Out of domain: five folds that agree closely show nothing where other cases would have shown something else."""
+    values = pair(0.05, 0.001).first
+    moved = np.tile(np.random.default_rng(0).normal(scale=0.04, size=300), (5, 1))
+    noisy = Folds(values, moved, False, {"b": 12}, "case")
+    found = claims_judge.better(MATERIAL, [Pair("a", noisy, 0.7, "inside")])
+    assert found.outcome == UNCLEAR and "over draws of 12 cases" in found.found
+    assert claims_judge.better(MATERIAL, [Pair("a", Folds(values, moved / 40, False, {"b": 12}), 0.7)]).outcome == REPRODUCED
+    alone = claims_judge.better(MATERIAL, [Pair("a", Folds(values, has_own_patches=False), 0.7)])
+    assert alone.outcome == NOT_TESTABLE, "the folds' spread can't stand in for draws"
 
 
 @pytest.mark.parametrize("judge", [claims_judge.similar, claims_judge.not_behind])
@@ -175,3 +191,31 @@ def test_one_of_many_beyond_the_margin_by_a_little_refutes_nothing(judge):
     assert MATERIAL.test(outside.first, outside.second).interval.high < -0.02
     assert judge(MATERIAL, [outside], margin=0.02).outcome == NOT_REPRODUCED
     assert judge(MATERIAL, [outside, *[pair(0.0, CLEAR)] * n_others], margin=0.02).outcome == UNCLEAR
+
+
+def test_out_of_domain_the_predictions_say_which_cases_are_drawn():
+    """Two domains, every fold tested on all of the other; in domain each fold is tested on patches of its own."""
+    rng, tables = np.random.default_rng(0), []
+    for arm in ("net", "uni"):
+        for fold in range(5):
+            for train in ("a", "b"):
+                for domain in ("a", "b"):
+                    patch_id = np.arange(120) + (120 * fold if train == domain else 0)
+                    label = rng.integers(0, 2, 120) if train == domain else np.arange(120) % 2
+                    table = pd.DataFrame({"patch_id": patch_id, "label": label, "slide_id": (patch_id // 10).astype(str)})
+                    score = np.clip(0.4 + 0.2 * label + rng.normal(0, 0.2, 120), 0, 1)
+                    tables.append(table.assign(score=score, arm=arm, fold=fold, train_domain=train, domain=domain))
+    table = pd.concat(tables, ignore_index=True).assign(kind="probe", size=1.0, n_train=100)
+    made = Material(made_claims.study(), compare.scores(table), Path("nowhere"))
+    vars(made)["collected"] = compare.Collected(table, pd.DataFrame())
+    scores = {name: of["outside"] for name in ("net", "uni") if (of := made.across(name))}
+    assert scores["net"].units == {"a": 12, "b": 12} and not scores["net"].has_own_patches
+    rows = made.scores.query("arm == 'net' and train_domain != domain")
+    assert scores["net"].values.tolist() == pytest.approx(rows.groupby("fold")["auroc"].mean().tolist())
+    inside, drop = (made.across("net")[name] for name in ("inside", "drop"))
+    assert inside.has_own_patches and not inside.units and drop.has_own_patches and drop.units == scores["net"].units
+    found = claims_judge.better(made, [Pair("a", scores["net"], scores["uni"], "inside")])
+    assert "over draws of 24 slides" in found.found
+    assert "draws" not in claims_judge.better(made, [Pair("a", inside, made.across("uni")["inside"], "inside")]).found
+    one = claims_judge.better(made, [Pair("b", made.cell("net", "a", "b"), made.cell("uni", "a", "b"), "inside")])
+    assert "over draws of 12 slides" in one.found

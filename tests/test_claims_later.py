@@ -16,6 +16,11 @@ from mfcore.config import Data, Lora, Network, Splits, Study
 NOWHERE = Path("nowhere")
 
 
+@pytest.fixture(autouse=True)
+def _drawn(monkeypatch):
+    monkeypatch.setattr(Material, "_drawn", made_claims.drawn)
+
+
 def material(study: Study, **made) -> Material:
     return Material(study, made_claims.scores(study, **made), NOWHERE)
 
@@ -139,7 +144,8 @@ def predictions(threshold: float) -> pd.DataFrame:
     """Ten patches a fold, ranked without fault, that ``threshold`` parts."""
     scores = threshold + np.array([-0.1] * 8 + [0.1] * 2)
     rows = [{"fold": fold, "label": int(i > 7), "score": s} for fold in range(5) for i, s in enumerate(scores)]
-    return pd.DataFrame(rows).assign(size=1.0, train_domain=compare.ALL)
+    table = pd.DataFrame(rows).assign(size=1.0, train_domain=compare.ALL, domain="a")
+    return table.assign(patch_id=table.index, slide_id=table.index.astype(str))
 
 
 def test_what_the_threshold_costs_is_said():
@@ -158,11 +164,11 @@ def test_a_probe_that_does_not_weigh_classes_is_asked_at_their_share():
     none = pd.DataFrame({"arm": [], "reason": []})
     vars(made)["collected"] = compare.Collected(predictions(0.2).assign(arm="efficientnet_lite0"), none)
     vars(made)["labels"] = pd.DataFrame({"label": [1, 0, 0, 0, 0]})
-    assert claims_amibr.at_share(made, "efficientnet_lite0", 1.0).tolist() == [1.0] * 5
+    assert claims_amibr.at_share(made, "efficientnet_lite0", 1.0).values.tolist() == [1.0] * 5
     finding = claims_amibr.in_published_range("probe", "balanced_accuracy")(made)
     assert "its probe weighs the classes, this study's doesn't: at 0.5 it would be efficientnet_lite0 0.67" in finding.why
     vars(made)["labels"] = None
-    assert claims_amibr.at_share(made, "efficientnet_lite0", 1.0).empty
+    assert not len(claims_amibr.at_share(made, "efficientnet_lite0", 1.0))
 
 
 def test_published_ranges_and_who_is_above_whom():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import mannwhitneyu
 
-from mfcore import compare, compare_models, encoders, metrics, patches, splits, store
+from mfcore import compare, compare_models, compare_strata, encoders, metrics, patches, splits, store
 from mfcore.config import Data, Lora, Network, Probe, Splits, Study, as_dict
 
 STUDY = Study(
@@ -278,7 +278,7 @@ def one_arm(predictions):
 
 def test_metrics_are_split_by_whether_the_raters_agreed(one_arm):
     labels = voted(one_arm)
-    table = compare.by_agreement(one_arm, labels, STUDY)
+    table = compare_strata.by_agreement(one_arm, labels, STUDY)
     assert table["arm"].unique().tolist() == ["good"] and len(table) == 4
     part = one_arm.query("train_domain == 'all' and size == 1.0").merge(labels[["patch_id", "votes"]], on="patch_id")
     of_part = {
@@ -298,7 +298,7 @@ def test_metrics_are_split_by_whether_the_raters_agreed(one_arm):
         for _, f in chosen.groupby("fold")
     ]
     assert row["balanced_accuracy"] == pytest.approx(np.mean(folds))
-    shown = compare.readable(table)
+    shown = compare_strata.readable(table)
     assert list(shown.columns) == ["arm", "kind", "annotations", "against", "n_test", "n_folds", *metrics.TITLES.values()]
 
 
@@ -307,15 +307,15 @@ def test_a_stratum_without_a_class_is_nan_and_a_lost_label_table_is_refused(one_
     contested = labels["votes"].map(len) == 3
     lost = contested & (labels["label"] == 0)
     one_class = labels.assign(votes=[vote[:0] if gone else vote for vote, gone in zip(labels["votes"], lost, strict=True)])
-    row = compare.by_agreement(one_arm, one_class, STUDY).query("annotations == 'contested'").iloc[0]
+    row = compare_strata.by_agreement(one_arm, one_class, STUDY).query("annotations == 'contested'").iloc[0]
     assert np.isnan([row["auroc"], row["balanced_accuracy"], row["auroc_sd"]]).all() and np.isfinite(row["accuracy"])
     with pytest.raises(store.StoreError, match="are of patches that the label table lacks"):
-        compare.by_agreement(one_arm, labels.iloc[::2], STUDY)
+        compare_strata.by_agreement(one_arm, labels.iloc[::2], STUDY)
 
 
 def test_without_votes_no_arm_is_split(one_arm):
     none = voted(one_arm).assign(votes=[np.zeros(0, np.int8)] * one_arm["patch_id"].nunique())
-    assert compare.by_agreement(one_arm, none, STUDY).empty
+    assert compare_strata.by_agreement(one_arm, none, STUDY).empty
 
 
 def test_each_test_domain_has_its_mean_in_and_out_of_domain(predictions):

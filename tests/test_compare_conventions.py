@@ -105,13 +105,12 @@ def test_where_the_study_embeds_as_released_nothing_is_passed_off_as_the_authors
     ran(results, "tiny", np.hstack([base, base]), 0.6)
     ran(results, "tiny_mean", np.hstack([base, base]), 0.6)
     monkeypatch.setattr(compare_conventions.compare, "current_runs", lambda of, folder: {name: name for name in of.encoders})
-    scores = pd.DataFrame({"fold": [0, 1], "auroc": 0.6, "balanced_accuracy": 0.5, "n_train": 160, "n_test": 80})
-    scores = scores.assign(train_domain="all", size=1.0)
-    monkeypatch.setattr(compare_conventions.compare, "load_arm", lambda *_: None)
-    monkeypatch.setattr(compare_conventions.compare, "scores", lambda _: scores)
+    predicted = pd.DataFrame({"fold": [0, 0, 0], "label": [0, 1, 0], "score": [0.1, 0.9, 0.4], "patch_id": [0, 1, 2]})
+    predicted = predicted.assign(slide_id="s", domain="d", train_domain="all", size=1.0, n_train=160, arm="a", kind="probe")
+    monkeypatch.setattr(compare_conventions.compare, "load_arm", lambda *_: predicted)
     rows = compare_conventions.table(study, results).set_index("library")
     assert rows.loc[[compare_conventions.AUTHORS, "A"], "auroc"].isna().all(), "the runs called so are of the released card"
-    assert rows.loc["C", "auroc"] == 0.6 and rows["distance_median"].isna().all() and rows["difference"].isna().all()
+    assert rows.loc["C", "auroc"] == 1 and rows["distance_median"].isna().all() and rows["difference"].isna().all()
     assert rows.loc[compare_conventions.AUTHORS, "n_dims"] == 24 and rows.loc["A", "departs"] == ""
     page = report_conventions.page(study, results)
     assert "as the released code does (card tiny_mean)" in page and "encoder_input: card" in page

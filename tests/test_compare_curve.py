@@ -169,3 +169,14 @@ def test_an_arm_without_any_score_has_no_curve_and_stops_no_other():
     table = compare_curve.fit(scores, STUDY)
     assert row_of("net", table)["why_not"] == "" and "0 sizes" in row_of("a", table)["why_not"]
     assert set(compare_curve.ahead(scores, STUDY)["arm"]) == {"net"}
+
+
+def test_folds_that_are_tested_on_the_same_patches_give_no_bounds():
+    """Their spread is that of the training alone, which would promise far too much."""
+    scores = made(BEST | {"a": lambda n: law(n, 0.85, 0.7, 0.3)}, noise=0.002)
+    own, same = (compare_curve.fit(scores.assign(tested=tested), STUDY) for tested in (scores["fold"], 1))
+    bounds = [name for name in own if name.endswith(("low", "high"))]
+    assert own[bounds].notna().any(axis=None) and same[bounds].isna().all(axis=None)
+    kept = [name for name in own if name not in bounds]
+    pd.testing.assert_frame_equal(own[kept], same[kept])
+    assert compare_curve.ahead(scores.assign(tested=1), STUDY)[["low", "high"]].isna().all(axis=None)

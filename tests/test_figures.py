@@ -85,7 +85,8 @@ def order(tied):
         (arm, kind, 0.9 - i / 20, 0.02, 5, i + 1, i + 2 if ties[arm] else i + 1, ties[arm])
         for i, (arm, kind) in enumerate(KINDS.items())
     ]
-    return pd.DataFrame(rows, columns=["arm", "kind", "mean", "sd", "n_folds", "rank_low", "rank_high", "tied_with"])
+    table = pd.DataFrame(rows, columns=["arm", "kind", "mean", "sd", "n_folds", "rank_low", "rank_high", "tied_with"])
+    return table.assign(over="folds")
 
 
 def intervals():
@@ -134,7 +135,7 @@ def strata():
     return pd.DataFrame(
         rows,
         columns=STRATA,
-    )
+    ).assign(n_units=lambda table: table["n_slides"])
 
 
 def ahead():

@@ -76,8 +76,9 @@ def test_published_scores_are_open_diamonds():
 def test_the_caption_says_who_is_best_and_what_the_interval_holds():
     said = captions_tasks.scores(STUDY, rows())
     assert "of 3 encoders home is highest with 0.800 ± 0.020, 95 % [0.75, 0.85], tiny lowest with 0.500 ± 0.020" in said
-    assert "else items; over as few as 6 of them it is rather too narrow" in said and "too narrow" not in captions_tasks.scores(
-        STUDY, rows().assign(n_clusters=50)
+    assert (
+        "else items. In a simulation, 95 % intervals over 5 slides held" in said
+        and "simulation" not in captions_tasks.scores(STUDY, rows().assign(n_clusters=50))
     )
     assert "96 items of 6 slides or patients" in said and "synthetic data" in said
     assert "heads of 100 steps; eva's have 12,500" in said and "seed alone" in said and "home@20" not in said

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
 from mfcore import metrics, raters
@@ -134,7 +135,10 @@ def test_the_interval_is_that_of_drawing_whole_slides():
     chance = one * other + (1 - one) * (1 - other)
     kappas = (equal - chance) / (1 - chance)
     assert kappas[0] == pytest.approx(cohen_kappa_score(first, second, sample_weight=weights[0]))
-    assert [row["kappa_low"], row["kappa_high"]] == pytest.approx(np.quantile(kappas, [0.025, 0.975]), abs=1e-12)
+    share, n = (1 + row["kappa"]) / 2, len(slides)  # kappa lies between -1 and 1
+    half = stats.t.ppf(0.975, n - 1) * kappas.std(ddof=1) / 2 * np.sqrt(n / (n - 1)) / (share * (1 - share))
+    ends = [2 / (1 + np.exp(-(np.log(share / (1 - share)) + by))) - 1 for by in (-half, half)]
+    assert [row["kappa_low"], row["kappa_high"]] == pytest.approx(ends, abs=1e-12)
     assert raters.table(table, 8).iloc[0]["kappa_low"] != row["kappa_low"]
     assert raters.table(table.sample(frac=1, random_state=2), 7).iloc[0]["kappa_low"] == row["kappa_low"]
 

@@ -11,6 +11,7 @@ import pytest
 
 from mfcore import claims, claims_kaiko, compare, report_claims
 from mfcore.claims_judge import GANZ, NOT_TESTABLE
+from mfcore.claims_scores import Material
 from mfcore.compare import Collected
 from mfcore.config import Pretraining, Task
 
@@ -20,7 +21,9 @@ NONE = pd.DataFrame({"arm": [], "reason": []})
 @functools.cache
 def ledger_of(source: str) -> pd.DataFrame:
     study = made_claims.study(source)
-    return claims.check(study, made_claims.scores(study), "no such folder")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Material, "_drawn", made_claims.drawn)
+        return claims.check(study, made_claims.scores(study), "no such folder")
 
 
 @pytest.fixture

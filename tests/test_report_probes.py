@@ -10,6 +10,7 @@ import pytest
 
 from mfcore import compare_probes, figures, figures_probes, patches, report_probes, splits, store
 from mfcore.config import Data, Study, as_dict
+from mfcore.statistics import Folds
 
 STUDY = dataclasses.replace(made_embeddings.STUDY, probe_audit=("made",))
 FACTS = {"objective": "o", "optimiser": "p", "features": "f", "source": "s"}
@@ -56,6 +57,18 @@ def found(tmp_path):
     return compare_probes.scores(write(tmp_path)), tmp_path
 
 
+def by_estimator(scores: pd.DataFrame) -> dict[str, Folds]:
+    full = scores[scores["size"] == 1]
+    return {name: Folds(part.set_index("fold")["auroc"]) for name, part in full.groupby("estimator", sort=False)}
+
+
+def test_folds_are_those_of_the_scores(found):
+    run = compare_probes.find(STUDY, "made", found[1])
+    folds, expected = compare_probes.folds(run, 1), by_estimator(found[0])
+    assert list(folds) == list(expected) and all(folds[name].has_own_patches for name in folds)
+    assert all(folds[name].values.tolist() == pytest.approx(expected[name].values.tolist()) for name in folds)
+
+
 def test_the_threshold_of_who_does_not_weigh_classes_is_the_training_share(found):
     rows = compare_probes.table(found[0]).set_index(["estimator", "size"])
     own, weighed = rows.loc[("uni", 1.0)], rows.loc[("early_stopped_adam", 1.0)]
@@ -68,16 +81,17 @@ def test_the_threshold_of_who_does_not_weigh_classes_is_the_training_share(found
 
 def test_the_sentences_follow_the_numbers(found):
     scores, titles = found[0], {name: name for name in ESTIMATORS}
-    text = report_probes.said(scores, titles)
+    text = report_probes.said(scores, titles, by_estimator(scores))
     full = compare_probes.table(scores).query("size == 1").set_index("estimator")["auroc"]
     assert f"lies between {full.min():.3f} (“early_stopped_adam”) and {full.max():.3f} (“" in text
     assert "more than one SD over folds" in text and "Of 12 fits that validation could stop, at all sizes, 2 ran to" in text
     assert "stopped before it has learnt" in text
     alike = scores.assign(auroc=0.7 + 0.01 * scores["fold"])
-    text = report_probes.said(alike, titles)
+    text = report_probes.said(alike, titles, by_estimator(alike))
     assert "0.000 apart: no more than one SD over folds (0.010" in text and "of 3 such intervals none leave out zero" in text
     assert "the interval holds zero" in text and "stopped before" not in text
-    single = report_probes.said(scores[scores["fold"] == 0], titles)
+    first = scores[scores["fold"] == 0]
+    single = report_probes.said(first, titles, by_estimator(first))
     assert "there is no SD to hold against it" in single and "nan" not in single
 
 

@@ -154,3 +154,22 @@ def test_holm_and_the_counts_refuse():
         statistics.holm(pd.Series([0.1, 1.5]))
     with pytest.raises(statistics.StatisticsError, match="must be positive"):
         statistics.unpaired_test([0.1, 0.2], [0.1, 0.2], 5, 0)
+
+
+def test_scores_by_fold_are_subtracted_and_averaged_draw_by_draw():
+    """Folds that one lacks are left out of a difference, and of a mean for that part only; a score without draws has none."""
+    moved = np.arange(12.0).reshape(4, 3)
+    first = statistics.Folds(pd.Series([0.9, 0.8, np.nan, 0.7]), moved, False, {"a": 9}).defined()
+    second = statistics.Folds(pd.Series([0.5, 0.6], index=[3, 1]), moved[:2] / 2, False, {"b": 5})
+    less = first - second
+    assert less.values.to_dict() == pytest.approx({1: 0.2, 3: 0.2}) and less.units == {"a": 9, "b": 5}
+    assert less.moved.tolist() == (moved[[1, 3]] - moved[[1, 0]] / 2).tolist()
+    home = statistics.Folds(pd.Series([0.9, 0.9, 0.9, 0.9])) - first
+    assert home.has_own_patches and home.moved.tolist() == (-moved[[0, 1, 3]]).tolist()
+    mean = statistics.mean_of([first, second])
+    assert mean.values.to_dict() == pytest.approx({0: 0.9, 1: 0.7, 3: 0.6}) and mean.units == {"a": 9, "b": 5}
+    assert mean.moved[1].tolist() == ((moved[1] + moved[1] / 2) / 2).tolist() and mean.moved[0].tolist() == moved[0].tolist()
+    empty = statistics.Folds(pd.Series(dtype=float), np.empty((0, 3)), False, {"c": 4})
+    assert statistics.mean_of([empty, first]).values.tolist() == first.values.tolist()
+    alone = statistics.Folds(pd.Series([0.9, 0.8, 0.9, 0.7]), has_own_patches=False)
+    assert np.isnan(statistics.paired_test(alone, first, 80, 20).p), "one slide can't be drawn"

@@ -206,9 +206,9 @@ def record(results, switch, **keys):
 def measured(tmp_path):
     """The base, and two of three switches on the network: one tested on the same patches, one on others."""
     patches_run(tmp_path)
-    for switch, shift, first in (("", 2.0, 0), ("clipping", 1.0, 0), ("split_by", 2.0, 100)):
+    for switch, shift, first in (("", 2.0, 0), ("clipping", 1.0, 0), ("split_by", 2.0, 200)):
         keys = {}
-        for fold in (0, 1):
+        for fold in (0, 1, 2):
             ids = first + 40 * fold + np.arange(40)
             keys[f"train-fold{fold}"] = fitted(tmp_path, "train", f"net-fold{fold}", shift, ids, fold)
         record(tmp_path, switch, **keys)
@@ -223,7 +223,7 @@ def test_each_switch_and_arm_has_a_row_with_its_worth_or_the_reason(measured):
     rows = table.set_index(["switch", "arm"])
     assert len(table) == 2 * 14 + sum(bool(defect.why_no_switch) for defect in compare_defects.DEFECTS)
     base, clipped = rows.loc[("", "net")], rows.loc[("clipping", "net")]
-    assert (base["n_folds"], base["kind"]) == (2, "end-to-end") and np.isnan(base["difference"])
+    assert (base["n_folds"], base["kind"]) == (3, "end-to-end") and np.isnan(base["difference"])
     assert clipped["difference"] == pytest.approx(clipped["auroc"] - base["auroc"]) and clipped["difference"] < 0
     assert clipped["low"] < clipped["difference"] < clipped["high"] and clipped["why"] == ""
     assert (clipped["as_released"], clipped["default"]) == ("before_backward", "after_backward")
@@ -358,7 +358,12 @@ def test_measuring_makes_what_a_switch_changes_and_nothing_twice(base):
     expected = ["effect", "embeddings", "patches", "probe", "splits", "train", "train", "twins"]
     assert stages(made(results) - before - clipped) == expected
     row = compare_effects.rows_of(STUDY, "clipping", results)[0]
-    assert row["applies"] and row["n_folds"] == 2 and row["why"] == "" and np.isfinite(row["difference"])
+    assert (
+        row["applies"]
+        and row["n_folds"] == 2
+        and row["why"] == "too few folds for an interval"
+        and np.isfinite(row["difference"])
+    )
 
 
 @pytest.mark.parametrize("switch", ["epoch", "training_label", "validation", "sampler", "augmentation", effects.PAPER])
