@@ -31,7 +31,7 @@ def stand_in() -> None:
     mfcore.report = sys.modules["mfcore.report"]
 
 
-def execute(source: Path, target: Path, parameters: dict, n_threads: int = 1) -> None:
+def execute(source: Path, target: Path, parameters: dict, n_threads: int = 1, of_what: str = "") -> None:
     """Do what the notebook does, as far as a test needs it."""
     import h5py
 
