@@ -21,10 +21,11 @@ patches: {size_px: 24, um_per_px: 0.25}
 splits: {sizes: [1.0], n_folds: 1, by_domain: false}
 encoders: ["random:test_vit"]
 """
+ENCODER = store.file_name("random:test_vit")
 EVERYTHING = {
     "01_extract_patches",
-    "02_embed.random_test_vit",
-    "03_linear_probe.random_test_vit",
+    f"02_embed.{ENCODER}",
+    f"03_linear_probe.{ENCODER}",
     "05_data_scaling",
     "supplement",
 }
@@ -68,7 +69,7 @@ def sweeps(tmp_path):
 
 
 def test_changed_data_run_what_depends_on_them_and_the_first_data_give_the_first_results_again(sweeps):
-    made = {"patches", "splits", "embeddings", "probe"}
+    made = {"patches", "twins", "splits", "embeddings", "probe"}
     assert sweeps.run()[:2] == (EVERYTHING, made)
     first, labels = sweeps.page(), sweeps.labels.read_text()
     os.utime(sweeps.study)
@@ -293,7 +294,7 @@ def test_jobs_depend_on_what_they_read_alone(tmp_path):
     (others,) = read["08_pretrain.far"]
     assert others.startswith("slides_") and read["08_pretrain.own"] == read["01_extract_patches"] == {"data"}
     assert read["07_online_patching"] == {"data", others} and read["09_downstream_tasks.pcam_10shot"] == {"task_pcam"}
-    assert read["02_embed.random_test_vit"] == read["05_data_scaling"] == set()
+    assert read[f"02_embed.{ENCODER}"] == read["05_data_scaling"] == set()
 
 
 def test_a_task_whose_image_in_the_middle_is_replaced_is_another(tmp_path):
