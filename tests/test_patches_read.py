@@ -113,7 +113,7 @@ def interrupted(folder, results, monkeypatch, after):
         patched.setattr(patches_read._Work, "read", stop)
         with pytest.raises(Stopped):
             patches.extract(STUDY, folder, results)
-    return next(results.iterdir())
+    return next(results.glob("patches-*"))
 
 
 def rows_recorded(run):
@@ -281,7 +281,7 @@ def test_slides_that_turn_out_damaged_are_named_together_once_each(folder, tmp_p
         patches.extract(STUDY, data, tmp_path / "results", n_workers=4)
     assert "001.tiff: damaged near" in str(error.value)
     assert "002.tiff: damaged near" in str(error.value)
-    run = next((tmp_path / "results").iterdir())
+    run = next((tmp_path / "results").glob("patches-*"))
     table = patches.labels.load(STUDY, data)
     there = set(table.loc[table["slide_id"].isin(["003.png", "004.tif"]), "patch_id"])
     assert there <= set(rows_recorded(run))  # the others are in
