@@ -32,10 +32,10 @@ def made(notes: Path, results: Path, more: Iterable[Path] = ()) -> dict:
 
 
 def check(results: Path, names: Iterable[str], whole: bool = False) -> set[str]:
-    """Which jobs of those ``names`` must run again, as a file of their results is missing; what is left whole is kept.
+    """Which jobs of those ``names`` must run again: a file of their runs is missing, or a figure or page was changed.
 
     whole: every checksum is compared, not only those of files of another size or time. Raises StoreError, before anything is
-    changed, naming every file that isn't as recorded, and what to do.
+    changed, naming every file of a run that isn't as recorded, and what to do.
     """
     records = {}
     for name in names:
@@ -60,9 +60,9 @@ def check(results: Path, names: Iterable[str], whole: bool = False) -> set[str]:
         if missing:
             again |= {*jobs}
             lost[folder] = missing
-    problems += _files(results, records, whole, again)
     if problems:
         raise store.StoreError("\n".join(problems))
+    _check_files(results, records, whole, again)
     for folder, missing in lost.items():
         print(f"{', '.join(map(str, missing))} is missing: made again, as far as it isn't kept", file=sys.stderr)
         (results / folder / "run.json").unlink()
@@ -73,27 +73,30 @@ def check(results: Path, names: Iterable[str], whole: bool = False) -> set[str]:
     return again
 
 
-def _files(results: Path, records: dict[str, dict], whole: bool, again: set[str]) -> list[str]:
-    """What is wrong with files outside runs; jobs of which one is missing are added to ``again``, times are recorded anew."""
-    problems, renewed = [], set()
-    said: dict[str, list[tuple[str, dict]]] = {}
+def _check_files(results: Path, records: dict[str, dict], whole: bool, again: set[str]) -> None:
+    """Add to ``again`` the jobs whose figures or pages are missing or not as recorded; record changed times of the others.
+
+    Whoever runs a notebook in JupyterLab writes its figures anew, so that these are made again where a run would be refused.
+    """
+    renewed = set()
+    makers: dict[str, list[tuple[str, dict]]] = {}
     for name, record in records.items():
         for file, facts in record.get("files", {}).items():
-            said.setdefault(file, []).append((name, facts))
-    for file, told in said.items():
+            makers.setdefault(file, []).append((name, facts))
+    for file, made_by in makers.items():
         path = results / file
         if not path.is_file():
-            again |= {name for name, _ in told}
-        elif not any(store.is_as_recorded(path, facts, whole) for _, facts in told):
-            problems.append(f"{path} isn't as it was made; remove it and run again")
+            again |= {name for name, _ in made_by}
+        elif not any(store.is_as_recorded(path, facts, whole) for _, facts in made_by):
+            print(f"{path} isn't as it was made: made again", file=sys.stderr)
+            again |= {name for name, _ in made_by}
         else:
-            for name, facts in told:
+            for name, facts in made_by:
                 if facts["mtime_ns"] != path.stat().st_mtime_ns and facts["bytes"] == path.stat().st_size:
                     facts["mtime_ns"] = path.stat().st_mtime_ns
                     renewed.add(name)
     for name in renewed:
         _rewrite(results / "jobs" / f"{name}.json", records[name])
-    return problems
 
 
 def _rewrite(file: Path, record: dict) -> None:

@@ -155,16 +155,23 @@ def test_a_missing_file_of_a_unit_has_only_that_unit_done_again(tmp_path):
 
 def test_nothing_is_changed_where_something_is_refused_and_all_that_is_wrong_is_said(tmp_path):
     run, lacking = _run(tmp_path, "net", "p", "q"), _run(tmp_path, "x", "p")
-    page = tmp_path / "page"
-    page.write_text("page")
-    _job(tmp_path, "job", run, lacking, files={"page": store.recorded(page)})
+    _job(tmp_path, "job", run, lacking)
     lacking.path("p").unlink()
-    for file in (run.path("p"), run.path("q"), page):
+    for file in (run.path("p"), run.path("q")):
         file.write_text("edited")
     with pytest.raises(store.StoreError) as caught:
         sweep_results.check(tmp_path, ["job"])
-    assert all(str(file) in str(caught.value) for file in (run.path("p"), run.path("q"), page))
+    assert all(str(file) in str(caught.value) for file in (run.path("p"), run.path("q")))
     assert lacking.done
+
+
+def test_figures_that_a_notebook_run_by_hand_wrote_anew_are_made_again(tmp_path, capfd):
+    figure = tmp_path / "figure.csv"
+    figure.write_text("0.1")
+    _job(tmp_path, "job", files={figure.name: store.recorded(figure)})
+    figure.write_text("0.10000000000000001")
+    assert sweep_results.check(tmp_path, ["job"]) == {"job"}
+    assert f"{figure} isn't as it was made: made again" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"stage": ', '{"stage": 1, "name": 2, "config": 3, "inputs": 4, "files": 5}'])
