@@ -1,11 +1,11 @@
-# A study's jobs and what each needs. `make paper` runs it; mfcore/sweep_jobs.py says what the jobs are, mfcore/sweep_run.py
+# A study's jobs and what each needs. `make paper` runs it; mfcore/sweep/jobs.py says what the jobs are, mfcore/sweep/run.py
 # what a job's failure means, profiles/ what each rule asks a cluster for.
 import re
 import sys
 
-from mfcore.config import load_study
-from mfcore.sweep_inputs import SUPPLEMENT, states_of
-from mfcore.sweep_jobs import RULES, jobs_of, n_threads
+from mfcore.study.config import load_study
+from mfcore.sweep.inputs import SUPPLEMENT, states_of
+from mfcore.sweep.jobs import RULES, jobs_of, n_threads
 
 STUDY_FILE = config["study"]
 RESULTS = config["results"]

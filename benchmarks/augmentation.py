@@ -4,11 +4,12 @@ Two questions, each answered by rounds that alternate, so that a busy machine sl
 The recipe is the study's default: rotation, flips, colour jitter, blur, each image with its own draw.
 
 1. How much faster is a batch augmented than by torchvision's transforms, one stored image (a tensor) after another? One core.
-2. How many augmented patches a second does training get from the store (`train_feed`), against a ``DataLoader`` whose dataset
-   reads each annotation's patch with OpenSlide and transforms it with PIL and torchvision, with the best of 0, 1 and 2 workers?
-   Both on one core, the loader's workers too, and then both on all. Both read a margin, so that no crop has a corner without
-   image. The loader's workers and slides stay open from round to round; it rotates by the nearest pixel, torchvision's default
-   and faster, and crops before it changes colours. The store is made once for all epochs and trainings, which is left out.
+2. How many augmented patches a second does training get from the store (`training.feed`), against a ``DataLoader`` whose
+   dataset reads each annotation's patch with OpenSlide and transforms it with PIL and torchvision, with the best of 0, 1 and 2
+   workers? Both on one core, the loader's workers too, and then both on all. Both read a margin, so that no crop has a corner
+   without image. The loader's workers and slides stay open from round to round; it rotates by the nearest pixel, torchvision's
+   default and faster, and crops before it changes colours. The store is made once for all epochs and trainings, which is left
+   out.
 
     python benchmarks/augmentation.py            # prints two tables; eight minutes on two cores
     python benchmarks/augmentation.py --image scan.tif      # reads from that slide instead of a synthetic one
@@ -35,8 +36,10 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from mfcore import augment, patches, store, train_feed, train_task
-from mfcore.config import Network, Patches
+from mfcore import store
+from mfcore.data import augment, patches
+from mfcore.study.config import Network, Patches
+from mfcore.training import feed as train_feed, task as train_task
 
 BATCH_SIZE = 16
 

@@ -40,8 +40,10 @@ import pandas as pd
 import torch
 from torchvision import transforms
 
-from mfcore import canary, embed, embed_stream, encoders, patches, store, weights
-from mfcore.encoders import Encoder
+from mfcore import store
+from mfcore.data import patches
+from mfcore.encoders import canary, embed, embed_stream, encoders, weights
+from mfcore.encoders.encoders import Encoder
 
 REAL_SLIDE = Path(__file__).resolve().parents[2] / "shared" / "data" / "slides" / "canine_strip.tif"
 PATCH_PX = extraction.PATCH_PX

@@ -1,9 +1,9 @@
 """Extraction into the store against one `read_region(...).convert("RGB")` after another, side by side in one run.
 
 A slide of 8,192 x 8,192 px (JPEG, tiles of 256 px, a pyramid) carries 1,500 annotations at random places. The baseline reads
-their patches with OpenSlide, one after another, and keeps them in memory; `mfcore.patches.extract` does all that it does for a
-study: labels read, slide checked, patches read, written and synced to disk, checksums made. Rounds alternate, so that a busy
-machine slows both; the ratio of each pair is what counts. At the slide's own resolution the patches are compared px by px;
+their patches with OpenSlide, one after another, and keeps them in memory; `mfcore.data.patches.extract` does all that it does
+for a study: labels read, slide checked, patches read, written and synced to disk, checksums made. Rounds alternate, so that a
+busy machine slows both; the ratio of each pair is what counts. At the slide's own resolution the patches are compared px by px;
 resampled ones (0.226 to 0.25 um/px), which the baseline resizes with Pillow, are not.
 
     python benchmarks/extraction.py                      # prints a table; a minute
@@ -30,9 +30,11 @@ import openslide
 import pandas as pd
 import tifffile
 
-from mfcore import patches, store, synthetic, synthetic_tissue
-from mfcore.config import Data, Patches, Study, Switches
-from mfcore.slides_tiff import TiffReader
+from mfcore import store
+from mfcore.data import patches
+from mfcore.data.slides.tiff import TiffReader
+from mfcore.data.synthetic import slides as synthetic, tissue as synthetic_tissue
+from mfcore.study.config import Data, Patches, Study, Switches
 
 SIDE_PX = 8192
 PATCH_PX = 224

@@ -30,9 +30,10 @@ import pandas as pd
 import tifffile
 from PIL import Image
 
-from mfcore import store, synthetic, synthetic_tissue
-from mfcore.config_pretraining import OnlinePatches
-from mfcore.ssl import patching, tissue
+from mfcore import store
+from mfcore.data.synthetic import slides as synthetic, tissue as synthetic_tissue
+from mfcore.pretraining import patching, tissue
+from mfcore.study.config_pretraining import OnlinePatches
 
 SETTINGS = OnlinePatches()
 SIDE_PX, N_SLIDES = 12_288, 4
@@ -171,7 +172,7 @@ def wsistream_of(paths: list[Path], folder: Path | None) -> Callable[[int], None
 
 
 class Ours:
-    """`mfcore.ssl.patching`, by so many threads; one of ``n_ranks`` processes that share the stream."""
+    """`mfcore.pretraining.patching`, by so many threads; one of ``n_ranks`` processes that share the stream."""
 
     def __init__(self, source: patching.Source, n_workers: int, rank: int = 0, n_ranks: int = 1):
         self.stream = patching.batches(source, 0, 10**5, n_ranks * BATCH, rank, n_ranks, n_workers)
@@ -238,7 +239,7 @@ PROCESS = """
 import itertools, os, sys, time
 sys.path.insert(0, sys.argv[1])
 import patching as here
-from mfcore.ssl import patching
+from mfcore.pretraining import patching
 rank, n, core = map(int, sys.argv[2:5])
 if core >= 0:
     os.sched_setaffinity(0, {core})

@@ -29,8 +29,12 @@ import torch
 from scipy.special import expit
 from tqdm.auto import tqdm
 
-from mfcore import embed, metrics, patches, probe, splits, store
-from mfcore.config import Data, Splits, Study, load_study
+from mfcore import store
+from mfcore.data import patches, splits
+from mfcore.encoders import embed
+from mfcore.measures import metrics
+from mfcore.study.config import Data, Splits, Study, load_study
+from mfcore.training import probe
 
 SETS = ((128, 1280), (1_282, 1280), (13_154, 1280), (46_621, 2560))  # training patches, dimensions
 TRAIN_SHARE, TEST_SHARE = 0.64, 0.2
@@ -160,8 +164,9 @@ ALONE = """
 import sys, threading, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from mfcore import probe, store
-from mfcore.config import Data, Splits, Study
+from mfcore.training import probe
+from mfcore import store
+from mfcore.study.config import Data, Splits, Study
 peak = [0]
 def watch():
     while True:

@@ -17,10 +17,10 @@ from pathlib import Path
 import pandas as pd
 
 from mfcore import store
-from mfcore.config import Data, Pretraining, Study
-from mfcore.config_pretraining import PUBLISHED, SMALL, Crops, OnlinePatches, in_full
-from mfcore.ssl import pretrain
-from mfcore.ssl.collapse import PretrainingError
+from mfcore.pretraining import pretrain
+from mfcore.pretraining.collapse import PretrainingError
+from mfcore.study.config import Data, Pretraining, Study
+from mfcore.study.config_pretraining import PUBLISHED, SMALL, Crops, OnlinePatches, in_full
 
 AS_PUBLISHED = {key: PUBLISHED["dino"][key] for key in (*SMALL, "n_prototypes")}
 TRIALS = {

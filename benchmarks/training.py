@@ -1,8 +1,8 @@
 """A training step through mfcore as a share of the bare step, side by side in one run.
 
 The bare step is forward, backward and Adam of the same network, in the same precision, on one batch that is resident on the
-device and normalised already. mfcore's is what `train_loop.train_network` does from the beginning of an epoch to the end of its
-last step: the epoch drawn, patches read from a memory map, moved, augmented with the published recipe and normalised, the
+device and normalised already. mfcore's is what `training.loop.train_network` does from the beginning of an epoch to the end of
+its last step: the epoch drawn, patches read from a memory map, moved, augmented with the published recipe and normalised, the
 step, the schedule. Rounds alternate, an epoch of a few steps and then as many bare ones, so that a busy machine slows both;
 the share of each pair is what counts. Speed doesn't depend on the weights, which are drawn at random.
 
@@ -24,8 +24,10 @@ import torch
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from mfcore import adapt, encoders, store, train_loop, train_task
-from mfcore.config import Network
+from mfcore import store
+from mfcore.encoders import encoders
+from mfcore.study.config import Network
+from mfcore.training import adapt, loop as train_loop, task as train_task
 
 # Network, side of its input in px, steps a round.
 NETWORKS = {

@@ -1,6 +1,7 @@
 """mfcore: mitotic figure classification with foundation models, from label table to figure.
 
-The modules stand in layers (base, data, models, procedures, report); a module imports only from layers before its own.
+Its packages stand in layers: measures, study, data, encoders; training, pretraining and tasks; analysis, claims, sweep. A
+package imports only from those before it. What all share stands here: the store of runs and the named random streams.
 Nothing heavy is imported here, so that ``import mfcore`` is quick everywhere.
 """
 

@@ -30,7 +30,7 @@ def is_as_recorded(path: Path, facts: Mapping, whole: bool = False) -> bool:
 
 
 def note_made(kind: str, path: Path) -> None:
-    """Note for the job that this process belongs to, if any, that it made a "run" or wrote a "file" (`sweep_run.run_job`)."""
+    """Note for the job that this process belongs to, if any, that it made a "run" or wrote a "file" (`sweep.run.run_job`)."""
     if notes := os.environ.get(NOTES):
         with Path(notes).open("a", encoding="utf-8") as out:
             out.write(json.dumps([kind, str(Path(path).absolute())]) + "\n")

@@ -18,8 +18,9 @@ n_workers = 2  # threads that read slides
 # %%
 from pathlib import Path
 
-from mfcore import captions, figures, patches, splits, splits_audit
-from mfcore.config import load_study
+from mfcore.analysis import captions, figures
+from mfcore.data import patches, splits, splits_audit
+from mfcore.study.config import load_study
 
 study = load_study(study_file)
 folder = Path(results) / study.name

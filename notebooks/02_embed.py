@@ -18,8 +18,10 @@ batch_size = 0  # patches embedded at once; 0: found by trying, halved where mem
 # %%
 from pathlib import Path
 
-from mfcore import captions, embed, encoders, figures, patches
-from mfcore.config import load_study
+from mfcore.analysis import captions, figures
+from mfcore.data import patches
+from mfcore.encoders import embed, encoders
+from mfcore.study.config import load_study
 
 study = load_study(study_file)
 folder = Path(results) / study.name

@@ -18,21 +18,20 @@ scheme = ""  # another way to split, to see what it would promise ("released", "
 # %%
 from pathlib import Path
 
-from mfcore import (
+from mfcore.analysis import (
     captions,
     captions_representation,
     compare,
     compare_probes,
     compare_representation,
-    embed,
     figures,
     figures_probes,
-    probe,
-    probe_audit,
-    report_probes,
-    splits,
 )
-from mfcore.config import load_study
+from mfcore.data import splits
+from mfcore.encoders import embed
+from mfcore.study.config import load_study
+from mfcore.sweep import report_probes
+from mfcore.training import probe, probe_audit
 
 study = load_study(study_file)
 folder = Path(results) / study.name

@@ -25,8 +25,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from mfcore import captions, compare, figures, figures_live, train
-from mfcore.config import as_dict, load_study
+from mfcore.analysis import captions, compare, figures, figures_live
+from mfcore.study.config import as_dict, load_study
+from mfcore.training import train
 
 study = load_study(study_file)
 folder = Path(results) / study.name

@@ -15,10 +15,10 @@ results = "../results"  # where runs are kept, a folder a study
 # %%
 from pathlib import Path
 
-from mfcore import (
+from mfcore import store
+from mfcore.analysis import (
     captions,
     captions_models,
-    claims,
     compare,
     compare_calibration,
     compare_curve,
@@ -29,11 +29,11 @@ from mfcore import (
     figures,
     figures_models,
     figures_scaling,
-    patches,
-    raters,
-    store,
 )
-from mfcore.config import load_study
+from mfcore.claims import ledger as claims
+from mfcore.data import patches
+from mfcore.measures import raters
+from mfcore.study.config import load_study
 
 study = load_study(study_file)
 folder = Path(results) / study.name

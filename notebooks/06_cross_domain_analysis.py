@@ -15,8 +15,11 @@ results = "../results"  # where runs are kept, a folder a study
 # %%
 from pathlib import Path
 
-from mfcore import captions, captions_domains, compare, compare_domains, figures, figures_domains, patches, raters, store
-from mfcore.config import load_study
+from mfcore import store
+from mfcore.analysis import captions, captions_domains, compare, compare_domains, figures, figures_domains
+from mfcore.data import patches
+from mfcore.measures import raters
+from mfcore.study.config import load_study
 
 study = load_study(study_file)
 folder = Path(results) / study.name

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import captions, captions_patching, figures, figures_patching
-from mfcore.config import as_dict, load_study
-from mfcore.ssl import patching
+from mfcore.analysis import captions, captions_patching, figures, figures_patching
+from mfcore.pretraining import patching
+from mfcore.study.config import as_dict, load_study
 
 study = load_study(study_file)
 folder = Path(results) / study.name

@@ -7,7 +7,7 @@
 #
 # DINO (Caron et al. 2021) or DINOv2 (Oquab et al. 2023) from patches that are drawn while the network learns and never stored
 # (kaiko 2024). What comes out is a folder with a card and weights: an encoder like any other in `02` to `06`. On several GPUs
-# the same is `torchrun --nproc-per-node N -m mfcore.ssl.pretrain`; a run that was killed goes on where it was.
+# the same is `torchrun --nproc-per-node N -m mfcore.pretraining.pretrain`; a run that was killed goes on where it was.
 
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers
@@ -20,9 +20,12 @@ n_workers = 1  # threads that read patches
 # %%
 from pathlib import Path
 
-from mfcore import captions, captions_pretrain, encoders, figures, figures_live, figures_pretrain, pretrained, store
-from mfcore.config import load_study
-from mfcore.ssl import pretrain
+from mfcore import store
+from mfcore.analysis import captions, captions_pretrain, figures, figures_live, figures_pretrain
+from mfcore.encoders import encoders
+from mfcore.pretraining import pretrain
+from mfcore.study import pretrained
+from mfcore.study.config import load_study
 
 study = load_study(study_file)
 folder = Path(results) / study.name

@@ -17,17 +17,17 @@ embedding_file = ""  # any .npy or HDF5 file with "features" (n, n_dims), of wha
 # %%
 from pathlib import Path
 
-from mfcore import (
+from mfcore import store
+from mfcore.analysis import (
     captions,
     captions_representation,
-    claims_kaiko,
     compare_representation,
     compare_representation_tasks,
     figures,
     figures_representation,
-    store,
 )
-from mfcore.config import load_study
+from mfcore.claims import kaiko as claims_kaiko
+from mfcore.study.config import load_study
 
 study = load_study(study_file)
 folder = Path(results) / study.name

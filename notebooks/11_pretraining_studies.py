@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from mfcore import captions, captions_pretraining, compare_pretraining, figures, figures_pretraining, store
-from mfcore.config import load_study
+from mfcore import store
+from mfcore.analysis import captions, captions_pretraining, compare_pretraining, figures, figures_pretraining
+from mfcore.study.config import load_study
 
 study = load_study(study_file)
 folder = Path(results) / study.name

@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 
-from mfcore.cards import TABLE_1
-from mfcore.compare import ALL
-from mfcore.config import MODES, Data, Lora, Network, Study
-from mfcore.rng import generator
-from mfcore.statistics import Folds
+from mfcore.analysis.compare import ALL
+from mfcore.encoders.cards import TABLE_1
+from mfcore.measures.statistics import Folds
+from mfcore.streams import generator
+from mfcore.study.config import MODES, Data, Lora, Network, Study
 
 DOMAINS = (
     "canine cutaneous mast cell tumor",
@@ -38,7 +38,8 @@ def study(source: str = "midog22", encoders: tuple[str, ...] = TABLE_1, networks
 def scores(
     of: Study, full=None, gain=None, across=None, noise: float = 0.001, tilt: float = 0.04, seed: int = 0
 ) -> pd.DataFrame:
-    """Scores as `mfcore.compare.scores` has them, every metric alike; ``tilt`` makes cells of Fig. 2 differ there and back."""
+    """Scores as `mfcore.analysis.compare.scores` has them, every metric alike; ``tilt`` makes cells of Fig. 2 differ there and
+    back."""
     rng = np.random.default_rng(seed)
     full, gain, across = FULL | (full or {}), GAIN | (gain or {}), ACROSS | (across or {})
     rows = []

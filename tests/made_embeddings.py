@@ -8,8 +8,9 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from mfcore import patches, splits, store
-from mfcore.config import Data, Splits, Study
+from mfcore import store
+from mfcore.data import patches, splits
+from mfcore.study.config import Data, Splits, Study
 
 STUDY = Study(
     "made",

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mfcore import pretrained, rng
-from mfcore.config import Data, Pretraining, Study
-from mfcore.config_pretraining import PUBLISHED, SMALL, Crops, OnlinePatches, in_full
-from mfcore.ssl import export, loop, networks
-from mfcore.synthetic import write_pyramid
+from mfcore import streams as rng
+from mfcore.data.synthetic.slides import write_pyramid
+from mfcore.pretraining import export, loop, networks
+from mfcore.study import pretrained
+from mfcore.study.config import Data, Pretraining, Study
+from mfcore.study.config_pretraining import PUBLISHED, SMALL, Crops, OnlinePatches, in_full
 
 VIT = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 WHICH = Pretraining(

@@ -22,21 +22,23 @@ def stand_in() -> None:
     """Put the stand-ins in place of papermill and of the supplement's builder."""
     import types
 
-    from mfcore import sweep_run
+    from mfcore.sweep import run as sweep_run
 
     sweep_run.execute = execute
-    sys.modules["mfcore.report"] = types.SimpleNamespace(build=build)
+    sys.modules["mfcore.sweep.report"] = types.SimpleNamespace(build=build)
     import mfcore
 
-    mfcore.report = sys.modules["mfcore.report"]
+    mfcore.sweep.report = sys.modules["mfcore.sweep.report"]
 
 
 def execute(source: Path, target: Path, parameters: dict, n_threads: int = 1, of_what: str = "") -> None:
     """Do what the notebook does, as far as a test needs it."""
     import h5py
 
-    from mfcore import compare, patches, splits, store
-    from mfcore.config import load_study
+    from mfcore import store
+    from mfcore.analysis import compare
+    from mfcore.data import patches, splits
+    from mfcore.study.config import load_study
 
     study = load_study(parameters["study_file"])
     folder = Path(parameters["results"]) / study.name
@@ -53,7 +55,8 @@ def execute(source: Path, target: Path, parameters: dict, n_threads: int = 1, of
                 out["patch_id"] = labels["patch_id"].to_numpy()
             run.finish(["embeddings.h5"])
     elif source.stem == "03_linear_probe":
-        from mfcore import embed, probe
+        from mfcore.encoders import embed
+        from mfcore.training import probe
 
         probe.fit_study(study, embed.find(study, parameters["encoder"], folder), folder)
     elif source.stem == "05_data_scaling":
@@ -64,7 +67,7 @@ def execute(source: Path, target: Path, parameters: dict, n_threads: int = 1, of
 
 def build(study: object, results: Path) -> None:
     """A page with the AUROC of the study's probe."""
-    from mfcore import compare
+    from mfcore.analysis import compare
 
     scores = compare.scores(compare.collect(study, results).predictions)
     (results / "supplement").mkdir(exist_ok=True)

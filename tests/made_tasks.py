@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from tiny_encoders import some_patches
 
-from mfcore import tasks
-from mfcore.config import Data, Study, Task
-from mfcore.tasks_schema import TaskData
+from mfcore.study.config import Data, Study, Task
+from mfcore.tasks import tasks
+from mfcore.tasks.schema import TaskData
 
 SPLITS = ("train", "train", "train", "val", "test", "test")
 

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mfcore import patches, splits, store, train_loop
-from mfcore.config import Network, Study
-from mfcore.train_task import Places, Task
+from mfcore import store
+from mfcore.data import patches, splits
+from mfcore.study.config import Network, Study
+from mfcore.training import loop as train_loop
+from mfcore.training.task import Places, Task
 
 CARD = types.SimpleNamespace(name="tiny", mean=(0.5, 0.4, 0.6), std=(0.2, 0.25, 0.3), identity=lambda: {"name": "tiny"})
 NETWORK = Network(

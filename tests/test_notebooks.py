@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from running import HANG_S, starting, until
 
-from mfcore import pairs, store, sweep_inputs
-from mfcore.sweep_jobs import ROOT
+from mfcore import store
+from mfcore.sweep import inputs as sweep_inputs, pairs
+from mfcore.sweep.jobs import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -94,7 +95,7 @@ def test_the_fingerprint_follows_the_imports():
     assert {"compare", "store", "config", "metrics"} <= reached
     assert not reached & {"train", "encoders", "embed"}, "05 must open without the models"
     reached = {path.relative_to(ROOT / "mfcore").as_posix() for path in sweep_inputs.reached(NOTEBOOKS / "08_pretrain.py")}
-    assert {"ssl/pretrain.py", "ssl/losses.py", "config.py"} <= reached, "modules of a package count too"
+    assert {"pretraining/pretrain.py", "pretraining/losses.py", "study/config.py"} <= reached, "modules of a package count too"
 
 
 @pytest.mark.parametrize("source", pairs.sources(NOTEBOOKS), ids=lambda path: path.stem)

@@ -15,14 +15,18 @@ from made_pretraining import train, which
 from made_training import UNIT, task, tiny
 from tiny_encoders import tiny_card
 
-from mfcore import adapt, compare_representation, encoders, encoders_build, store, tasks_segmentation, train_loop, weights
-from mfcore.cards import EncoderCard
-from mfcore.config import ConfigError, OwnEncoder, Pretraining, Study, load_study
-from mfcore.config_networks import ARGUMENTS, problems_of_arguments
-from mfcore.encoders import EncoderError
-from mfcore.ssl import networks
-from mfcore.ssl.collapse import PretrainingError
-from mfcore.tasks import TaskError
+from mfcore import store
+from mfcore.analysis import compare_representation
+from mfcore.encoders import build as encoders_build, encoders, weights
+from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders.encoders import EncoderError
+from mfcore.pretraining import networks
+from mfcore.pretraining.collapse import PretrainingError
+from mfcore.study.config import ConfigError, OwnEncoder, Pretraining, Study, load_study
+from mfcore.study.config_networks import ARGUMENTS, problems_of_arguments
+from mfcore.tasks import segmentation as tasks_segmentation
+from mfcore.tasks.tasks import TaskError
+from mfcore.training import adapt, loop as train_loop
 
 PACKAGE = Path(store.__file__).parent
 REFUSED = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pruned", "weight_init")

@@ -11,11 +11,10 @@ import unicodedata
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from mfcore import store, store_files
-from mfcore.rng import generator, stream_seed
+from mfcore.streams import generator, stream_seed
 
 
 def finished(results, config=None, inputs=None, content="x"):

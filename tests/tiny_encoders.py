@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mfcore.cards import CARDS, EncoderCard
+from mfcore.encoders.cards import CARDS, EncoderCard
 
 
 def some_patches(n: int, size_px: int, seed: int = 0) -> np.ndarray:

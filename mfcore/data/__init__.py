@@ -1,0 +1,1 @@
+"""From label files and slides to stored patches and their splits."""

@@ -1,0 +1,1 @@
+"""Every label file as one table."""

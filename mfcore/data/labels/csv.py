@@ -1,0 +1,169 @@
+"""Labels in a table: one's own, and the tables of the released code of Ganz et al."""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mfcore.data.labels.schema import MAX_OFF_SLIDE_PX, SPLITS, LabelError, is_file_name, is_finite, refuse, wrong_domain
+
+REQUIRED = ("file", "x", "y", "label")
+OF_A_SLIDE = ("slide", "case", "domain", "scanner", "lab", "species", "split")  # the same on all lines of a file
+OPTIONAL = (*OF_A_SLIDE, "votes")
+ONE_DOMAIN = "one domain"
+
+
+def read(file: Path, label_values: tuple[str, ...]) -> pd.DataFrame:
+    """The rows of one's own table: a line an annotation, in any order of columns.
+
+    Needed: ``file`` (or ``filename``: the slide's file name), ``x`` and ``y`` (its centre in level-0 px, from the upper left
+    corner that ``data.origin`` says), ``label``. Where known: ``slide`` (its name, else the file's), ``case`` (else each slide
+    is one), ``domain`` (for all or for none; then all are of ONE_DOMAIN), ``scanner``, ``lab``, ``species``, ``votes``
+    ("1/0/1" or "1;0;1", written as the labels are), ``split`` ("train", "val" or "test"). Divided by commas, semicolons or
+    tabs; with the last two a comma may be the decimal point. label_values: how class 0 and class 1 are written.
+    Raises LabelError with the lines that can't be.
+    """
+    rows = _lines(file)
+    if "file" not in rows:
+        rows = rows.rename(columns={"filename": "file"})
+    missing = [name for name in REQUIRED if name not in rows]
+    unknown = [name for name in rows if name not in REQUIRED + OPTIONAL]
+    if missing or unknown:
+        lacks = [f"without the columns {missing}"] if missing else []
+        lacks += [f"with columns that mean nothing here: {unknown} (rename or remove them)"] if unknown else []
+        raise LabelError(
+            f"{file}: {' and '.join(lacks)}; needed are {list(REQUIRED)}, and there may be {list(OPTIONAL)}, written so"
+        )
+    rows = rows.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="")
+    refuse(file, _problems(rows, label_values), "lines that can't be used; correct or remove them:")
+    return pd.DataFrame(
+        {
+            "slide_id": rows["slide"].where(rows["slide"] != "", rows["file"]),
+            "case_id": rows["case"].where(rows["case"] != "", rows["file"].map(lambda name: Path(name).stem)),
+            "domain": rows["domain"].where(rows["domain"] != "", ONE_DOMAIN),
+            **{name: rows[name] for name in ("scanner", "lab", "species")},
+            "label": rows["label"].map(label_values.index),
+            "x_l0_px": rows["x"].astype(float),
+            "y_l0_px": rows["y"].astype(float),
+            "votes": [np.array([label_values.index(v) for v in _cast(votes)], dtype=np.int8) for votes in rows["votes"]],
+            "official_split": rows["split"],
+            "file_name": rows["file"],
+        }
+    ).reset_index(drop=True)
+
+
+def _cast(votes: str) -> list[str]:
+    """The single votes of a cell."""
+    return [vote.strip() for vote in re.split("[/;]", votes)] if votes else []
+
+
+def _problems(rows: pd.DataFrame, label_values: tuple[str, ...]) -> list[str]:
+    """What is wrong with one's own table, line by line."""
+    problems: list[str] = []
+    line_at: dict[tuple[str, float, float], int] = {}
+    first_of: dict[str, tuple[int, dict]] = {}
+    file_of: dict[str, str] = {}
+    has_domains = (rows["domain"] != "").any()
+    for line, row in zip(rows.index, rows.to_dict("records"), strict=True):
+        wrong = [f"{key} is {row[key]!r}, expected a number such as 10233.5" for key in ("x", "y") if not is_finite(row[key])]
+        if not wrong:
+            place = row["file"], float(row["x"]), float(row["y"])
+            if min(place[1:]) < -MAX_OFF_SLIDE_PX:
+                wrong.append(f"lies more than {MAX_OFF_SLIDE_PX:g} px off the slide")
+            if line_at.setdefault(place, line) != line:
+                wrong.append(f"this place on this slide stands there twice, first on line {line_at[place]}")
+        if row["label"] not in label_values:
+            wrong.append(f"label is {row['label']!r}, expected {' or '.join(label_values)} (data: {{label_values: [...]}})")
+        if not is_file_name(row["file"]):
+            wrong.append(f"file is {row['file']!r}, expected a file's name without a folder")
+        if not set(_cast(row["votes"])) <= set(label_values):
+            wrong.append(f"votes are {row['votes']!r}, expected such as {'/'.join(label_values)}")
+        if row["split"] not in SPLITS:
+            wrong.append(f"split is {row['split']!r}, expected train, val, test or nothing")
+        if has_domains and not row["domain"]:
+            wrong.append("domain is empty; give each line one, or leave the column out")
+        wrong += filter(None, [wrong_domain(row["domain"])])
+        first_line, first = first_of.setdefault(row["file"], (line, row))
+        wrong += [
+            f"{key} is {row[key]!r}, on line {first_line} the same slide's is {first[key]!r}"
+            for key in OF_A_SLIDE
+            if row[key] != first[key]
+        ]
+        slide = row["slide"] or row["file"]
+        if file_of.setdefault(slide, row["file"]) != row["file"]:
+            wrong.append(f"slide {slide!r} is in {row['file']!r}, on another line in {file_of[slide]!r}")
+        problems += [f"line {line}: {problem}" for problem in wrong]
+    return problems
+
+
+def read_as_released(file: Path, label_values: tuple[str, str]) -> pd.DataFrame:
+    """The rows of a table of the released code (``x, y, label, filename`` and, in some, ``tumortype``).
+
+    Its column ``split`` is left out: it isn't the data sets' own, and the code that reads the table ignores it.
+    label_values: how this table writes class 0 and class 1. Raises LabelError with the lines that can't be.
+    """
+    rows = _lines(file)
+    needed = ("x", "y", "label", "filename")
+    missing = [name for name in needed if name not in rows]
+    if missing:
+        raise LabelError(f"{file}: without the columns {missing}; fetch the file again")
+    problems = [
+        f"line {line}: x, y, label, filename are {x!r}, {y!r}, {label!r}, {name!r}, expected two numbers, "
+        f"{' or '.join(label_values)} and a file's name"
+        for line, x, y, label, name in zip(rows.index, *(rows[key] for key in needed), strict=True)
+        if not (is_finite(x) and is_finite(y) and label in label_values and is_file_name(name))
+    ]
+    refuse(file, problems, "lines that can't be used; fetch the file again:")
+    return pd.DataFrame(
+        {
+            "slide_id": rows["filename"],
+            "case_id": rows["filename"].map(lambda name: Path(name).stem),
+            "domain": rows.get("tumortype", ""),
+            "label": rows["label"].map(label_values.index),
+            "x_l0_px": rows["x"].astype(float),
+            "y_l0_px": rows["y"].astype(float),
+        }
+    ).reset_index(drop=True)
+
+
+def _lines(file: Path) -> pd.DataFrame:
+    """A table as text, whatever divides its columns; the index is the line in the file, empty lines are left out."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise LabelError(f"{file}: not UTF-8 text; save it as CSV in UTF-8") from None
+    top = [line for line in text.split("\n")[:100] if line.strip(" ,;\t")]
+    hint = re.fullmatch("sep=(.)", top[0].strip(), re.IGNORECASE) if top else None  # a line that spreadsheets understand
+    divider = hint[1] if hint else max(",;\t", key=top[0].count) if top else ","
+    try:
+        reader = csv.reader(io.StringIO(text), delimiter=divider, skipinitialspace=True, strict=True)
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as error:
+        raise LabelError(f"{file}: not a CSV file (line {reader.line_num}: {error}); save or fetch it again") from None
+    lines = [(number, cells) for number, cells in lines if any(cells)][bool(hint) :]
+    if not lines:
+        raise LabelError(f"{file}: not a CSV file (it is empty); save or fetch it again")
+    (_, header), *lines = lines
+    width = max(i + 1 for i, name in enumerate(header) if name)  # a spreadsheet may write empty columns behind
+    twice = sorted({name for name in header[:width] if header.count(name) > 1})
+    if twice:
+        raise LabelError(f"{file}: more than one column of the name {', '.join(map(repr, twice))}; rename or remove one")
+    if not lines:
+        raise LabelError(f"{file}: no line below the header; save or fetch the file again")
+    problems = [
+        f"line {number}: {len(cells)} values for {width} columns (if a comma is the decimal point, divide by semicolons)"
+        for number, cells in lines
+        if any(cells[width:])
+    ]
+    refuse(file, problems, "lines that can't be used; correct or remove them:")
+    content = [(cells + [""] * width)[:width] for _, cells in lines]
+    rows = pd.DataFrame(content, columns=header[:width], index=[number for number, _ in lines], dtype=str)
+    if divider != ",":  # 10,5 is a half; 10,233 may be ten thousand, and stays what no number is
+        decimal = {
+            key: rows[key].str.replace(r"^(-?\d+),(\d{1,2}|\d{4,})$", r"\1.\2", regex=True) for key in ("x", "y") if key in rows
+        }
+        rows = rows.assign(**decimal)
+    return rows

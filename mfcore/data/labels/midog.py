@@ -1,0 +1,227 @@
+"""MIDOG 2022's and MIDOG++'s labels: their JSON, the domain and scanner of an image, and MIDOG++'s table of cases.
+
+MIDOG's JSON: ``images`` and ``annotations``, where a box is two corners [x1, y1, x2, y2], not COCO's corner and size;
+category 1 is the mitotic figure, 2 the look-alike. MIDOG 2022's doesn't name the tumour: its images come in blocks of
+numbers (Aubreville et al. 2023).
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mfcore.data.labels.schema import SPLITS, LabelError, is_file_name, off_slide, refuse, wrong_domain
+from mfcore.store_text import TwiceError, parse_json
+
+CATEGORIES = {1: 1, 2: 0}  # MIDOG's category -> label
+
+
+class Block(NamedTuple):
+    """Images ``first`` to ``last``, by number: of one tumour, from one scanner and laboratory (empty: from several)."""
+
+    first: int
+    last: int
+    domain: str
+    species: str
+    lab: str
+    scanner: str
+
+
+BREAST = (
+    Block(1, 50, "human breast cancer", "human", "UMC Utrecht", "Hamamatsu XR"),
+    Block(51, 100, "human breast cancer", "human", "UMC Utrecht", "Hamamatsu S360"),
+    Block(101, 150, "human breast cancer", "human", "UMC Utrecht", "Aperio CS2"),
+)
+MIDOG22_BLOCKS = (
+    *BREAST,
+    Block(151, 194, "canine lung cancer", "canine", "VMU Vienna", "3DHistech"),
+    Block(195, 249, "canine lymphoma", "canine", "VMU Vienna", "3DHistech"),
+    Block(250, 299, "canine cutaneous mast cell tumor", "canine", "FU Berlin", "Aperio CS2"),
+    Block(300, 354, "human neuroendocrine tumor", "human", "UMC Utrecht", "Hamamatsu XR"),
+)
+MIDOGPP_BLOCKS = (
+    *BREAST,
+    Block(201, 244, "canine lung cancer", "canine", "VMU Vienna", "3DHistech"),
+    Block(245, 299, "canine lymphoma", "canine", "VMU Vienna", "3DHistech"),
+    Block(300, 349, "canine cutaneous mast cell tumor", "canine", "FU Berlin", "Aperio CS2"),
+    Block(350, 404, "human neuroendocrine tumor", "human", "UMC Utrecht", "Hamamatsu XR"),
+    Block(405, 504, "canine soft tissue sarcoma", "canine", "", "3DHistech"),
+    Block(505, 553, "human melanoma", "human", "UMC Utrecht", "Hamamatsu XR"),
+)
+# One name for one thing, however an edition writes it.
+NAMES = {"canine lymphosarcoma": "canine lymphoma", "Hamammatsu XR": "Hamamatsu XR", "3D Histech": "3DHistech"}
+CASE_COLUMNS = {"Slide", "Dataset", "Tumor", "Scanner", "Origin", "Species"}
+
+
+def read_json(file: Path, needs_domain: bool = True) -> pd.DataFrame:
+    """The rows of a MIDOG JSON, without ``patch_id``; raises LabelError, with the images and annotations that can't be.
+
+    An image may name, beyond MIDOG's keys, its ``case_id``, ``scanner``, ``lab``, ``species`` and ``split``.
+    needs_domain: whether each image must name its ``tumor_type``; else the domain is empty where it doesn't.
+    """
+    images, annotations = _read_content(file, needs_domain)
+    rows, problems, seen, places = [], [], set(), {}
+    for annotation in annotations:
+        name = f"annotation {annotation.get('id')!r}"
+        image = images.get(_key(annotation.get("image_id")))
+        if _key(annotation.get("id")) in seen:
+            problems.append(f"{name}: this id stands there twice")
+        elif image is None:
+            problems.append(f"{name}: its image {annotation.get('image_id')!r} is not among the images")
+        elif problem := _problem(annotation, image):
+            problems.append(f"{name} on {image['file_name']}: {problem}")
+        else:
+            x1, y1, x2, y2 = annotation["bbox"]
+            place = image["file_name"], x1 + x2, y1 + y2
+            if places.setdefault(place, name) != name:
+                problems.append(f"{name} on {image['file_name']}: its centre is that of {places[place]}")
+            rows.append(
+                {
+                    "slide_id": image["file_name"],
+                    "case_id": _text(image, "case_id") or Path(image["file_name"]).stem,
+                    "domain": _text(image, "tumor_type"),
+                    **{key: _text(image, key) for key in ("scanner", "lab", "species")},
+                    "official_split": _text(image, "split"),
+                    "label": CATEGORIES[annotation["category_id"]],
+                    "x_l0_px": (x1 + x2) / 2,
+                    "y_l0_px": (y1 + y2) / 2,
+                    "votes": np.array([CATEGORIES[vote] for vote in annotation.get("labels", [])], dtype=np.int8),
+                }
+            )
+        seen.add(_key(annotation.get("id")))
+    refuse(file, problems, "annotations that can't be used; correct or remove them:")
+    if not rows:
+        raise LabelError(f"{file}: no annotation in it; a study needs some of both classes")
+    return pd.DataFrame(rows)
+
+
+def _read_content(file: Path, needs_domain: bool) -> tuple[dict[int | float | str, dict], list[dict]]:
+    """Images by id, and annotations, of a MIDOG JSON."""
+    try:
+        content = parse_json(file.read_text(encoding="utf-8-sig"))
+        images, annotations = list(content["images"]), list(content["annotations"])
+        categories = list(content.get("categories", []))
+        if not all(isinstance(entry, dict) for entry in (*images, *annotations, *categories)):
+            raise TypeError("an entry is not an object")
+    except TwiceError as error:
+        raise LabelError(f"{file}: {error}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise LabelError(
+            f"{file}: not MIDOG's JSON with 'images' and 'annotations' ({type(error).__name__}: {error}); fetch the file again"
+        ) from None
+    for category in categories:
+        if category.get("id") == 1 and not str(category.get("name")).lower().startswith("mitotic"):
+            raise LabelError(
+                f"{file}: category 1 is called {category.get('name')!r}; it must be the mitotic figure, 2 the rest"
+            )
+    problems, by_id, names = [], {}, set()
+    for image in images:
+        name, key = image.get("file_name"), _key(image.get("id"))
+        if key in by_id or _key(name) in names:
+            problems.append(f"image {image.get('id')!r}, {name!r}: this id or name stands there twice")
+        elif not is_file_name(name):
+            problems.append(f"image {image.get('id')!r}: file_name is {name!r}, expected a file's name without a folder")
+        elif not all(isinstance(image.get(side), int) and image[side] > 0 for side in ("width", "height")):
+            problems.append(
+                f"image {name!r}: width and height are {image.get('width')!r} and {image.get('height')!r}, no size in px"
+            )
+        elif needs_domain and not _text(image, "tumor_type"):
+            problems.append(f"image {name!r}: no tumor_type, which is the domain")
+        elif wrong := wrong_domain(_text(image, "tumor_type")):
+            problems.append(f"image {name!r}: tumor_type, the {wrong}")
+        elif _text(image, "split") not in SPLITS:
+            problems.append(f"image {name!r}: split is {image['split']!r}, expected train, val, test or nothing")
+        by_id[key] = image
+        names.add(_key(name))
+    refuse(file, problems, "images that can't be used; correct them:")
+    return by_id, annotations
+
+
+def _key(value: object) -> int | float | str:
+    """An id to look up by; a list or an object, which can't be one, is its text."""
+    return value if isinstance(value, int | float | str) else repr(value)
+
+
+def _text(image: dict, key: str) -> str:
+    """What an image says of itself, empty where it says nothing or null."""
+    return "" if image.get(key) is None else str(image[key]).strip()
+
+
+def _problem(annotation: dict, image: dict) -> str | None:
+    """What is wrong with one annotation of a MIDOG JSON, None if nothing."""
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) and math.isfinite(v) for v in box):
+        return f"bbox is {box!r}, expected four finite numbers [x1, y1, x2, y2]"
+    x1, y1, x2, y2 = box
+    if x2 <= x1 or y2 <= y1:
+        return f"bbox {box} isn't two corners [x1, y1, x2, y2] with x2 > x1 and y2 > y1 (is it COCO's [x, y, width, height]?)"
+    if annotation.get("category_id") not in (1, 2):
+        return f"category_id is {annotation.get('category_id')!r}, expected 1 (mitotic figure) or 2 (look-alike)"
+    votes = annotation.get("labels", [])
+    if not isinstance(votes, list) or not all(vote in (1, 2) for vote in votes):
+        return f"labels (the raters' votes) are {votes!r}, expected a list of 1 and 2"
+    return off_slide((x1 + x2) / 2, (y1 + y2) / 2, image["width"], image["height"])
+
+
+def as_midog22(table: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """MIDOG 2022's rows with domain, species, laboratory and scanner of each image, by its number."""
+    return _by_number(table, MIDOG22_BLOCKS, file)
+
+
+def as_midogpp(table: pd.DataFrame, file: Path, cases: Path | None) -> pd.DataFrame:
+    """MIDOG++'s rows with domain, species, laboratory, scanner and official split of each image.
+
+    cases: MIDOG++'s table of cases, where there is one; else they come by the image's number, and there is no split.
+    """
+    table = _by_number(table, MIDOGPP_BLOCKS, file)
+    return table if cases is None else _by_case(table, cases)
+
+
+def _by_number(table: pd.DataFrame, blocks: tuple[Block, ...], file: Path) -> pd.DataFrame:
+    """``table`` with each image's block; a domain that the file names itself must be the block's."""
+    facts, problems = {}, []
+    for slide_id, domain in table[["slide_id", "domain"]].drop_duplicates().itertuples(index=False):
+        stem = Path(str(slide_id)).stem
+        number = int(stem) if stem.isdigit() else -1
+        block = next((block for block in blocks if block.first <= number <= block.last), None)
+        named = NAMES.get(domain, domain)
+        if block is None:
+            problems.append(f"{slide_id}: no image of this data set by its number")
+        elif named not in ("", block.domain):
+            problems.append(f"{slide_id}: the file says {named!r}, by its number it is {block.domain!r}")
+        else:
+            facts[slide_id] = block
+    refuse(file, problems, "images that aren't what their number says; fetch the file again:")
+    columns = {name: table["slide_id"].map({s: getattr(b, name) for s, b in facts.items()}) for name in Block._fields[2:]}
+    return table.assign(**columns, official_split="")
+
+
+def _by_case(table: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """``table`` with what MIDOG++'s table of cases says of each image."""
+    try:
+        cases = pd.read_csv(file, sep=";", dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise LabelError(f"{file}: not a CSV file ({error}); fetch it again") from None
+    if not set(cases.columns) >= CASE_COLUMNS:
+        raise LabelError(f"{file}: expected the columns {sorted(CASE_COLUMNS)}, divided by semicolons; fetch it again")
+    cases = cases.replace(NAMES).set_index(cases["Slide"].str.zfill(3))
+    number = table["slide_id"].map(lambda slide_id: Path(slide_id).stem)
+    problems = [f"image {n}: no row" for n in sorted(set(number) - set(cases.index))]
+    problems += [f"image {n}: more than one row" for n in sorted(set(cases.index[cases.index.duplicated()]))]
+    refuse(file, problems, "cases that don't fit the labels; fetch both again:")
+    other = number.map(cases["Tumor"]) != table["domain"]
+    problems = [f"image {n}: {cases.loc[n, 'Tumor']!r}, the labels say otherwise" for n in sorted(set(number[other]))]
+    problems += [
+        f"image {n}: Dataset is {cases.loc[n, 'Dataset']!r}, expected {', '.join(SPLITS[1:])}"
+        for n in sorted(set(number))
+        if cases.loc[n, "Dataset"] not in SPLITS[1:]
+    ]
+    refuse(file, problems, "cases that don't fit the labels; fetch both again:")
+    return table.assign(
+        scanner=number.map(cases["Scanner"]),
+        lab=number.map(cases["Origin"]),
+        species=number.map(cases["Species"].str.lower()),
+        official_split=number.map(cases["Dataset"]),
+    )

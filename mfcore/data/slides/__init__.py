@@ -1,0 +1,1 @@
+"""One reader for slides, whatever their format."""

@@ -1,0 +1,250 @@
+"""What splits are worth: how many test patches are of a case, lie on a slide or share pixels with a patch that training saw."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mfcore import store
+from mfcore.data import patches, splits, splits_draw
+from mfcore.study.config import SCHEMES, Study
+
+LEAKS = ("test_on_train_slides", "test_on_train_cases", "test_overlapping_train", "test_twin_in_train")
+TWINS = ["group", "contradicts", "patch_id", "file", "slide_id", "case_id", "domain", "x_l0_px", "y_l0_px", "label"]
+
+
+def audit(study: Study, table: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+    """One row per unit of a table of splits.
+
+    n_train, n_val, n_test; share of positives in each; numbers of slides and cases that train and test. Shares of test patches
+    (LEAKS): on a slide, and of a case, that training sees; with at least one pixel in common with a training patch
+    (`splits_draw.with_places` says where patches lie); with a twin, a patch of the same pixels, in training. NaN where that
+    can't be seen: every patch is a slide or case of its own, no place is known, ``labels`` have no column ``twin``. Training
+    means the role "train" alone.
+
+    table: as `splits.make` returns it. labels: the patches, as `mfcore.data.labels.table.COLUMNS`.
+    """
+    indexed = splits_draw.with_places(study, labels).set_index("patch_id")
+    shares_slides, shares_cases = (labels[name].nunique() < len(labels) for name in ("slide_id", "case_id"))
+    has_places = shares_slides and labels["x_l0_px"].notna().any()
+    rows = []
+    for unit in splits.units(table):
+        ids = splits.select(table, unit)
+        train, test = indexed.loc[ids["train"]], indexed.loc[ids["test"]]
+        rows.append(
+            {
+                "train_domain": unit.train_domain,
+                "fold": unit.fold,
+                "size": unit.size,
+                **{f"n_{role}": len(ids[role]) for role in splits.ROLES},
+                **{f"positives_{role}": float(indexed.loc[ids[role], "label"].mean()) for role in splits.ROLES},
+                "n_train_slides": train["slide_id"].nunique(),
+                "n_test_slides": test["slide_id"].nunique(),
+                "n_train_cases": train["case_id"].nunique(),
+                "n_test_cases": test["case_id"].nunique(),
+                "test_on_train_slides": test["slide_id"].isin(train["slide_id"]).mean() if shares_slides else np.nan,
+                "test_on_train_cases": test["case_id"].isin(train["case_id"]).mean() if shares_cases else np.nan,
+                "test_overlapping_train": splits_draw.overlapping(train, test).mean() if has_places else np.nan,
+                "test_twin_in_train": test["twin"].isin(train["twin"]).mean() if "twin" in test else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def audit_schemes(study: Study, labels: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The audit of a study's patches under every scheme there is, its own or not, trained on all domains.
+
+    Returns the rows of `audit` with ``scheme`` before them, and for each scheme that these data can't be drawn by, why.
+    """
+    tables, reasons = [], {}
+    for scheme in SCHEMES:
+        other = replace(splits.under(study, scheme), splits=replace(study.splits, by_domain=False))
+        try:
+            found = audit(other, splits.make(other, labels), labels)
+        except splits.SplitError as error:
+            reasons[scheme] = str(error)
+            continue
+        found.insert(0, "scheme", scheme)
+        tables.append(found.drop(columns="train_domain"))
+    return pd.concat(tables, ignore_index=True), reasons
+
+
+def twins(labels: pd.DataFrame) -> pd.DataFrame:
+    """Every patch that has a twin, columns TWINS, a group after the other, those whose labels contradict one another first.
+
+    labels: as `patches.load_with_twins`.
+    """
+    groups = labels.groupby("twin")["label"]
+    found = labels.assign(group=labels["twin"], contradicts=groups.transform("nunique") > 1)[groups.transform("size") > 1]
+    return found.sort_values(["contradicts", "group", "patch_id"], ascending=[False, True, True], ignore_index=True)[TWINS]
+
+
+def remarks(labels: pd.DataFrame) -> list[str]:
+    """Which leaks the data don't let an audit see, and which the authors' own split has; a sentence each.
+
+    labels: as `patches.load_with_twins`.
+    """
+    n_slides, n_cases, said = labels["slide_id"].nunique(), labels["case_id"].nunique(), []
+    n_nowhere = int(labels[["x_l0_px", "y_l0_px"]].isna().any(axis=1).sum())
+    if n_slides == len(labels):
+        unseen = "Every patch counts as a slide of its own, so that the audit can't see which patches share slides or pixels"
+        said.append(
+            f"{unseen}, nor which are of one patient; no split keeps these apart."
+            if n_cases == n_slides
+            else f"{unseen}; which are of one case the labels say."
+        )
+    elif n_cases == n_slides:
+        said.append(
+            "The labels name no case of several slides, so that each slide counts as a case. Where a patient has several "
+            "slides, the audit can't see patients on both sides of a split."
+        )
+    if n_nowhere and n_slides < len(labels):
+        said.append(
+            f"The data don't say where {n_nowhere:,} of the {len(labels):,} patches lie; the audit can't see which of these "
+            "share pixels."
+        )
+    tested = labels["official_split"] == "test"
+    learnt = labels["official_split"].isin(["train", "val"])
+    if both := len(set(labels.loc[tested, "case_id"]) & set(labels.loc[learnt, "case_id"])):
+        said.append(
+            f"The authors' own split has patches of {both} case{'s' * (both != 1)} on both sides; they stay where the authors "
+            "put them."
+        )
+    if n := int(labels.loc[learnt, "twin"].isin(labels.loc[tested, "twin"]).sum()):
+        said.append(
+            f"{n} of the authors' training patches {'are twins of test patches' if n > 1 else 'is a twin of a test patch'}; by "
+            "the authors' split they are left out of training here."
+        )
+    return said
+
+
+def twins_said(table: pd.DataFrame, audit: pd.DataFrame) -> str:
+    """How many patches have twins, and on which sides of a split, in a sentence or two.
+
+    table, audit: of one study, as `twins` and `audit` return them.
+    """
+    if not len(table):
+        found = "No two patches have the same pixels"
+    else:
+        groups = table.groupby("group")["contradicts"].first()
+        full = audit[(audit["train_domain"] == splits.ALL) & (audit["size"] == audit["size"].max())]
+        found = (
+            f"{len(table):,} patches form {len(groups):,} group{'s' * (len(groups) != 1)} of identical pixels, "
+            f"{groups.sum():,} of them with contradicting labels; of this study's test patches "
+            f"{100 * full['test_twin_in_train'].mean():.1f} % have a twin in training"
+        )
+    return (
+        f"{found} (identical pixels only: a copy that is shifted, scaled or compressed anew isn't recognised; a patch of a "
+        "single colour has no twin)."
+    )
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """An audit for the eye: means over folds, a row a scheme or training domain and a size, shares in per cent.
+
+    table: as `audit` or `audit_schemes` returns it.
+    """
+    key = "scheme" if "scheme" in table else "train_domain"
+    means = table.drop(columns="fold").groupby([key, "size"], sort=False).mean().reset_index()
+    means = means.iloc[np.argsort(means[key] != splits.ALL, kind="stable")]
+    sizes = [f"{splits.percent(size)}\u00a0%" for size in means["size"]]  # a space that doesn't break
+    names = means[key].map(scheme_title) if key == "scheme" else means[key]
+    shown = {"scheme" if key == "scheme" else "trained on": names.to_numpy(), "size": sizes}
+    shown |= {name: means[name].round().astype(int).to_numpy() for name in ("n_train", "n_val", "n_test")}
+    shares = ("positives_train", "positives_test", *LEAKS)
+    return pd.DataFrame(shown | {name: per_cent(means[name]) for name in shares})
+
+
+def per_cent(shares: pd.Series) -> list[str]:
+    """Shares for the eye, a dash for NaN."""
+    return [f"{100 * share:.1f} %" if pd.notna(share) else "–" for share in shares]
+
+
+def scheme_title(scheme: str) -> str:
+    """A scheme in words, one of SCHEMES or a mix that `Switches.scheme` names."""
+    titles = {
+        "slide": "by slide",
+        "official": "by the authors' split",
+        "annotation": "by annotation",
+        "annotation_buffered": "by annotation, no shared pixels",
+        "released": "by annotation, as released",
+    }
+    return titles.get(scheme, f"by {scheme.replace('_', ' ')}")
+
+
+def write(study: Study, results: Path) -> store.Run:
+    """Audit the study's splits, and what every scheme would give: ``audit.csv``, ``schemes.csv`` and ``twins.csv``.
+
+    The run's facts have, under ``not_drawn``, the schemes that these data can't be drawn by, and why; under ``networks``,
+    where these have splits of their own, what `between` says of them; under ``remarks``, what `remarks` says.
+    """
+    run = store.open_run(results, "audit", study.switches.scheme, _config(study), _inputs(study, results))
+    if not run.done:
+        labels = patches.load_with_twins(study, results)
+        own, networks = (splits.load(splits.find(study, results, networks)) for networks in (False, True))
+        store.write_csv(run.path("audit.csv"), audit(study, own, labels))
+        schemes, reasons = audit_schemes(study, labels)
+        store.write_csv(run.path("schemes.csv"), schemes)
+        store.write_csv(run.path("twins.csv"), twins(labels))
+        between_both = {} if study.switches.shared_splits else between(own, networks)
+        files = ["audit.csv", "schemes.csv", "twins.csv"]
+        run.finish(files, not_drawn=reasons, networks=between_both, remarks=remarks(labels))
+    return run
+
+
+def between(probes: pd.DataFrame, networks: pd.DataFrame) -> dict[str, float]:
+    """How alike two tables of splits are, means over folds with all the data, trained on all domains.
+
+    ``tested_by_both``: share of the probes' test patches that the networks are tested on too; ``trained_on_by_networks``:
+    share of them that the networks train on or validate with.
+    """
+    full = [unit for unit in splits.units(probes) if unit.train_domain == splits.ALL]
+    full = [unit for unit in full if unit.size == max(each.size for each in full)]
+    pairs = [(splits.select(probes, unit)["test"], splits.select(networks, unit)) for unit in full]
+    both = [np.isin(test, theirs["test"]).mean() for test, theirs in pairs]
+    seen = [np.isin(test, np.concatenate([theirs["train"], theirs["val"]])).mean() for test, theirs in pairs]
+    return {"tested_by_both": float(np.mean(both)), "trained_on_by_networks": float(np.mean(seen))}
+
+
+def networks_said(run: store.Run) -> str:
+    """In a sentence, how the networks' splits relate to the probes', from a finished audit; empty where they are the same."""
+    found = run.record["facts"].get("networks", {})
+    if not found:
+        return ""
+    return (
+        "Networks have folds of their own: of the patches that a fold tests the probes on, "
+        f"{100 * found['tested_by_both']:.0f} % test the networks too, and {100 * found['trained_on_by_networks']:.0f} % train "
+        "them: probes and networks are compared on different patches."
+    )
+
+
+def find(study: Study, results: Path) -> store.Run:
+    """The finished audit of the study's splits; raises StoreError where there is none."""
+    return store.find_run(results, "audit", study.switches.scheme, _config(study), _inputs(study, results))
+
+
+def _config(study: Study) -> dict:
+    return {**splits.config_of(study), "size_px": study.patches.size_px, "counts": ["slides", "cases", "twins"]}
+
+
+def _inputs(study: Study, results: Path) -> dict[str, str]:
+    inputs = {"splits": splits.find(study, results).key}
+    return inputs if study.switches.shared_splits else inputs | {"networks": splits.find(study, results, networks=True).key}
+
+
+def load(run: store.Run) -> pd.DataFrame:
+    """The audit of the study's own splits, as `audit` returns it."""
+    table = pd.read_csv(run.path("audit.csv"))
+    names = pd.read_csv(run.path("audit.csv"), usecols=["train_domain"], dtype=str, keep_default_na=False)
+    return table.assign(**names)  # a domain may be called NA or 1
+
+
+def load_schemes(run: store.Run) -> pd.DataFrame:
+    """The audit under every scheme, as `audit_schemes` returns it."""
+    return pd.read_csv(run.path("schemes.csv"))
+
+
+def load_twins(run: store.Run) -> pd.DataFrame:
+    """The patches that have a twin, as `twins` returns them."""
+    return pd.read_csv(run.path("twins.csv"))

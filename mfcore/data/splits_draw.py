@@ -1,0 +1,281 @@
+"""How one fold is drawn: by slide, by the authors' own division, by annotation, and by annotation with a buffer of pixels.
+
+Every way sets test patches aside first, then a share of the rest for validation; training at a size is a part of what is left.
+
+Twins are patches of the same pixels (`mfcore.data.patches.twins`). A label table may name them in a column ``twin``, a number
+that all patches of one group share. Every way but the released one keeps a group on one side: by slide, cases that share a twin
+are one case; by annotation, a group goes where its first patch goes; by the authors' division, test patches stay where they
+are, and their twins neither train nor validate.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+
+from mfcore.data.labels.schema import ALL, FEW_CASES
+from mfcore.streams import generator
+from mfcore.study.config import Study
+
+BY_TRAINING_SCRIPT = "annotation_by_training_script"  # a way to split that networks alone have, see `splits.drawn_for`
+N_PROPOSALS = 20  # draws of cases from which the best balanced is kept; many more, and few cases leave one answer
+
+Roles = dict[str, np.ndarray]  # patch ids (int64, sorted) by role
+
+
+class SplitError(ValueError):
+    """The data can't be split as the study asks; the message says at which fold and size, and what to do."""
+
+
+def draw(study: Study, labels: pd.DataFrame, train_domain: str, fold: int, sizes: tuple[float, ...]) -> dict[float, Roles]:
+    """One fold, as ``study.switches`` say: for each of ``sizes`` the patch ids that train, validate and test.
+
+    labels: the patches to divide, as `mfcore.data.labels.table.COLUMNS`. Raises SplitError where they can't be divided.
+    """
+    if is_released(study):
+        return _as_released(study, labels, fold, sizes)
+    if study.switches.split_by == BY_TRAINING_SCRIPT:
+        return _as_trained(study, labels, train_domain, fold, sizes)
+    divide = _divide_officially if study.switches.split_by == "official" else _divide
+    roles = divide(study, labels, train_domain, fold)
+    if study.switches.split_by == "annotation_buffered":
+        roles = _without_shared_px(study, labels, roles)
+    found = {}
+    for size in sizes:
+        found[size] = {"test": roles["test"]}
+        for role, rounding in (("train", np.rint), ("val", np.ceil)):  # a validation set of one class measures nothing
+            subset = labels[labels["patch_id"].isin(roles[role])]
+            found[size][role] = _nested_subset(study, subset, size, rounding, (role, train_domain, fold))
+    return found
+
+
+def is_released(study: Study) -> bool:
+    """Whether the study draws as the released probe script does."""
+    return study.switches.split_by == "annotation" and not study.switches.stratified
+
+
+def across(study: Study, labels: pd.DataFrame, train_domain: str, roles: Roles) -> tuple[Roles, np.ndarray]:
+    """What a training on ``train_domain`` is tested on elsewhere, and its ``roles`` as far as that allows.
+
+    Returns the roles, of which training and validation patches with a twin in another domain are left out, and the patch ids
+    of the other domains: all of them, but that by slide a case that trains or validates isn't tested in another domain. As
+    released, nothing is left out.
+
+    labels: the patches of all domains. roles: one fold's within ``train_domain``, as `draw` returns them.
+    """
+    elsewhere = labels[labels["domain"] != train_domain]
+    if is_released(study):
+        return roles, elsewhere["patch_id"].to_numpy()
+    if study.switches.split_by == "slide":
+        learnt = labels["patch_id"].isin(np.concatenate([roles["train"], roles["val"]]))
+        elsewhere = elsewhere[~elsewhere["case_id"].isin(labels.loc[learnt, "case_id"])]
+    ids = elsewhere["patch_id"].to_numpy()
+    apart = _without_twins(labels, roles | {"test": np.concatenate([roles["test"], ids])})
+    return apart | {"test": roles["test"]}, ids
+
+
+def _divide(study: Study, labels: pd.DataFrame, train_domain: str, fold: int) -> Roles:
+    """Test, validation and training patches, drawn by slide or by annotation."""
+    take = _take_slides if study.switches.split_by == "slide" else _take_annotations
+    test = take(study, labels, study.splits.test_fraction, ("test", train_domain, fold))
+    pool = labels[~labels["patch_id"].isin(test)]
+    val = take(study, pool, study.splits.val_fraction, ("val", train_domain, fold))
+    return {"test": test, "val": val, "train": pool.loc[~pool["patch_id"].isin(val), "patch_id"].to_numpy()}
+
+
+def _divide_officially(study: Study, labels: pd.DataFrame, train_domain: str, fold: int) -> Roles:
+    """The authors' test slides; their validation slides where they name any, else some of their training slides by fold."""
+    official = labels["official_split"]
+    ids = {name: labels.loc[official == name, "patch_id"].to_numpy() for name in ("train", "val", "test")}
+    if not len(ids["test"]) or not len(ids["train"]):
+        raise SplitError(
+            f"the data name no official test slides for {train_domain!r} (the labels' column official_split); set "
+            "switches.split_by: slide, or leave 'official' out of inflation.schemes"
+        )
+    if not len(ids["val"]):
+        pool = labels[official == "train"]
+        ids["val"] = _take_slides(study, pool, study.splits.val_fraction, ("val", train_domain, fold))
+        ids["train"] = np.setdiff1d(ids["train"], ids["val"])
+    return _without_twins(labels, ids)
+
+
+def _as_released(study: Study, labels: pd.DataFrame, fold: int, sizes: tuple[float, ...]) -> dict[float, Roles]:
+    """The released probe script's draws (seeds 42 to 46, row order): one generator for all sizes, in the study's order.
+
+    Its further 20 %, which the probe leaves unused, is the end-to-end network's validation set where folds are shared.
+    """
+    rng = np.random.default_rng(study.splits.seed + fold)
+    rows = np.arange(len(labels))
+    test = rng.choice(len(rows), size=int(len(rows) * study.splits.test_fraction), replace=False)
+    pool = np.setdiff1d(rows, test)
+    ids = labels["patch_id"].to_numpy()
+    found = {}
+    for size in sizes:
+        drawn = rng.choice(pool, size=int(len(pool) * size), replace=False)
+        train = rng.choice(drawn, size=int((1 - study.splits.val_fraction) * len(drawn)), replace=False)
+        chosen = {"train": train, "val": np.setdiff1d(drawn, train), "test": test}
+        found[size] = {role: np.sort(ids[which]) for role, which in chosen.items()}
+    return found
+
+
+def _as_trained(
+    study: Study, labels: pd.DataFrame, train_domain: str, fold: int, sizes: tuple[float, ...]
+) -> dict[float, Roles]:
+    """The released training scripts' draws (seeds 42 to 46, row order), by numpy's old generator, begun anew for each size.
+
+    On all domains as ``train_classifier.py``, on one as ``train_classifier_tumor_specific.py``, which leaves the draws to
+    pandas and begins the generator again for validation.
+    """
+    seed, held_out, validating = study.splits.seed + fold, study.splits.test_fraction, study.splits.val_fraction
+    rows, ids, found = pd.Series(np.arange(len(labels))), labels["patch_id"].to_numpy(), {}
+    for size in sizes:
+        rng = np.random.RandomState(seed)
+        if train_domain == ALL:
+            test = rng.choice(rows, size=int(len(rows) * held_out), replace=False)
+            pool = rows.drop(test)
+            drawn = rng.choice(pool, size=int(len(pool) * size), replace=False)
+            val = rng.choice(drawn, size=int(len(drawn) * validating), replace=False)
+        else:
+            test = rows.sample(frac=held_out, random_state=seed).to_numpy()
+            drawn = rows.drop(test)
+            val = drawn.sample(frac=validating, random_state=seed).to_numpy()
+        found[size] = {"train": np.setdiff1d(drawn, val), "val": val, "test": test}
+    return {size: {role: np.sort(ids[which]) for role, which in roles.items()} for size, roles in found.items()}
+
+
+def _take_slides(study: Study, labels: pd.DataFrame, share: float, stream: tuple) -> np.ndarray:
+    """Patches of slides drawn so that they hold about ``share`` of the annotations, a domain at a time.
+
+    Slides of one case go together, and so do cases that share a twin; domains that share a case are drawn as one. A draw takes
+    cases in random order up to the nearest to ``share``. Stratified, it is the best balanced of N_PROPOSALS such draws
+    (rerandomisation, Morgan and Rubin 2012): the largest deviation from ``share`` in either class is least. Returns patch ids.
+    """
+    chosen = []
+    n_named = labels["case_id"].nunique()
+    labels = labels.assign(case_id=_one_where_linked(labels["case_id"], labels["twin"])) if "twin" in labels else labels
+    as_one = " (cases that share identical patches count as one)" if labels["case_id"].nunique() < n_named else ""
+    for stratum, within in labels.groupby(_strata(labels), sort=True):
+        names, case = np.unique(within["case_id"].to_numpy(), return_inverse=True)
+        if len(names) < 2:
+            raise SplitError(
+                f"{stratum!r} has {len(names)} case left to divide ({stream[0]} of {stream[1]!r}, fold {stream[2]})"
+                f"{as_one}; by slide it needs three or more. Leave the domain out, set splits.by_domain: false, or "
+                "switches.split_by: annotation"
+            )
+        counts = np.stack(
+            [np.bincount(case, weights=within["label"] == c, minlength=len(names)) for c in (0, 1)]
+        )  # (2, n_cases)
+        present = counts.sum(axis=1) > 0
+        rng = generator(study.splits.seed, *stream, stratum)
+        best = (np.inf, np.empty(0, dtype=int))
+        for _ in range(N_PROPOSALS if study.switches.stratified else 1):
+            order = rng.permutation(len(names))
+            held = np.cumsum(counts.sum(axis=0)[order]) / counts.sum()
+            n_taken = min(int(np.argmin(np.abs(held - share))) + 1, len(names) - 1)
+            taken = order[:n_taken]
+            deviation = np.abs(counts[present][:, taken].sum(axis=1) / counts[present].sum(axis=1) - share).max()
+            if deviation < best[0]:
+                best = (deviation, taken)
+        chosen.append(within.loc[np.isin(case, best[1]), "patch_id"].to_numpy())
+    return np.sort(np.concatenate(chosen))
+
+
+def _strata(labels: pd.DataFrame) -> pd.Series:
+    """The domain of each row; domains that share a case form one stratum, and so do all with fewer than three cases."""
+    domain = _one_where_linked(labels["domain"], labels["case_id"])
+    n_cases = labels.groupby(domain)["case_id"].nunique()
+    return domain.where(domain.map(n_cases) >= 3, FEW_CASES)
+
+
+def _one_where_linked(names: pd.Series, links: pd.Series) -> pd.Series:
+    """``names``, where those that meet in one of ``links``, directly or over others, have the first one's name."""
+    name, known = pd.factorize(names, sort=True)
+    link, n_links = pd.factorize(links)[0], links.nunique()
+    n = len(known) + n_links
+    graph = coo_array((np.ones(len(name), dtype=bool), (name, len(known) + link)), shape=(n, n))
+    component = connected_components(graph, directed=False)[1][: len(known)]
+    _, first, of_name = np.unique(component, return_index=True, return_inverse=True)
+    return pd.Series(np.asarray(known)[first[of_name]][name], index=names.index, name=names.name)
+
+
+def _take_annotations(study: Study, labels: pd.DataFrame, share: float, stream: tuple) -> np.ndarray:
+    """Single annotations, ``share`` of each class in each domain, twins together. Returns patch ids."""
+    chosen = []
+    for stratum, within in labels.groupby(["domain", "label"], sort=True):
+        rng = generator(study.splits.seed, *stream, *stratum)
+        chosen.append(rng.choice(within["patch_id"].to_numpy(), size=round(len(within) * share), replace=False))
+    taken = np.sort(np.concatenate(chosen))
+    if "twin" not in labels:
+        return taken
+    first = labels.groupby("twin")["patch_id"].transform("min")
+    return np.sort(labels.loc[first.isin(taken), "patch_id"].to_numpy())
+
+
+def _nested_subset(study: Study, labels: pd.DataFrame, size: float, rounding: Callable, stream: tuple) -> np.ndarray:
+    """The share ``size`` of ``labels``; a smaller size is part of a larger one. Returns patch ids."""
+    groups = labels.groupby("label") if study.switches.stratified else [("all", labels)]
+    chosen = []
+    for group, within in groups:
+        order = generator(study.splits.seed, "size", *stream, group).permutation(within["patch_id"].to_numpy())
+        chosen.append(order[: int(rounding(round(len(order) * size, 6)))])
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
+
+
+def _without_shared_px(study: Study, labels: pd.DataFrame, roles: Roles) -> Roles:
+    """``roles`` less the validation patches that share a px with a test patch, and the training patches with either."""
+    indexed = with_places(study, labels).set_index("patch_id")
+    test, val, train = (indexed.loc[roles[role]] for role in ("test", "val", "train"))
+    val = val[~overlapping(test, val)]
+    train = train[~overlapping(pd.concat([test, val]), train)]
+    return {"test": roles["test"], "val": val.index.to_numpy(), "train": train.index.to_numpy()}
+
+
+def _without_twins(labels: pd.DataFrame, roles: Roles) -> Roles:
+    """``roles`` less the validation patches that are twins of a test patch, and the training patches that are of either."""
+    if "twin" not in labels:
+        return roles
+    twin = labels.set_index("patch_id")["twin"]
+    test, val, train = (twin.loc[roles[role]] for role in ("test", "val", "train"))
+    val = val[~val.isin(test)]
+    train = train[~(train.isin(test) | train.isin(val))]
+    return roles | {"val": val.index.to_numpy(), "train": train.index.to_numpy()}
+
+
+def with_places(study: Study, labels: pd.DataFrame) -> pd.DataFrame:
+    """``labels`` with where each patch lies: its centre ``x_patch_l0_px``, ``y_patch_l0_px`` and its ``side_l0_px``.
+
+    Squares of ``study.patches.size_px`` at its um/px; native where the study reads so, or where the slide's own um/px is
+    unknown. The centre is the annotation's, or, where patches have been moved inward at a border, where they were read.
+    """
+    side = np.full(len(labels), float(study.patches.size_px))
+    if study.switches.resolution == "target" and study.patches.um_per_px is not None:
+        side = np.where(np.isfinite(labels["um_per_px"]), side * study.patches.um_per_px / labels["um_per_px"], side)
+    moved = "patch_x_l0_px" in labels
+    x, y = (labels[f"patch_{axis}_l0_px" if moved else f"{axis}_l0_px"] for axis in "xy")
+    return labels.assign(x_patch_l0_px=x, y_patch_l0_px=y, side_l0_px=side)
+
+
+def overlapping(seen: pd.DataFrame, asked: pd.DataFrame) -> np.ndarray:
+    """Whether each of the patches ``asked`` shares a px with one of ``seen`` on its slide, bool (n_asked,).
+
+    Both as `with_places` returns them: patches share px where their centres are nearer than a side on both axes. A patch whose
+    place is unknown (NaN) is seen to share none.
+    """
+    centre = ["x_patch_l0_px", "y_patch_l0_px"]
+    patches = pd.concat([seen, asked])
+    places = patches[centre].to_numpy(dtype=np.float64)
+    apart = (
+        1 + np.nan_to_num(np.abs(places)).max(initial=0) * 2 + patches["side_l0_px"].max()
+    )  # farther than any two on one slide
+    places = np.column_stack([places, pd.factorize(patches["slide_id"])[0] * apart])
+    known = np.isfinite(places).all(axis=1)
+    is_seen = np.arange(len(patches)) < len(seen)
+    shared = np.zeros(len(patches), dtype=bool)
+    if (known & is_seen).any():
+        here = known & ~is_seen
+        distance, _ = cKDTree(places[known & is_seen]).query(places[here], p=np.inf)
+        shared[here] = distance < patches["side_l0_px"].to_numpy()[here]
+    return shared[len(seen) :]

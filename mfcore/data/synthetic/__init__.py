@@ -1,0 +1,1 @@
+"""The synthetic slides and fields, drawn from a seed."""

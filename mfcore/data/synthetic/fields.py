@@ -1,0 +1,130 @@
+"""Small fields of one synthetic tissue, with the class of every nucleus px: what the synthetic downstream tasks are made of.
+
+Tissues differ in the size, spacing and kind of their cells; stains and scanner vary from slide to slide more than the tissues
+differ in colour, so that colour alone doesn't tell them apart.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mfcore import streams
+from mfcore.data.synthetic import cells
+from mfcore.data.synthetic.cells import Canvas, Window
+from mfcore.data.synthetic.domains import DOMAINS, Domain
+from mfcore.data.synthetic.tissue import Plan, ground, lay_out, scan
+
+UM_PER_PX = 0.5
+NUCLEI = ("background", "tumour", "lymphocyte", "spindle")
+"""Classes of a field's mask by their value."""
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """One tissue: the smallest distance between its nuclei, their tumour cells' radius, and how often each kind is drawn.
+
+    share: weights of "tumour", "lymphocyte", "spindle" and "dying" in tumour and in stroma. stroma: share of the area.
+    """
+
+    spacing_um: float
+    radius_um: float
+    stroma: float
+    in_tumour: tuple[float, float, float, float]
+    in_stroma: tuple[float, float, float, float]
+
+
+KINDS = ("tumour", "lymphocyte", "spindle", "dying")
+TISSUES = {
+    "tumour": Tissue(9.4, 4.2, 0.10, (0.90, 0.08, 0.0, 0.02), (0.0, 0.3, 0.7, 0.0)),
+    "lymphoid": Tissue(7.4, 4.2, 0.10, (0.14, 0.84, 0.0, 0.02), (0.0, 0.4, 0.6, 0.0)),
+    "stroma": Tissue(7.6, 4.2, 1.0, (0.0, 0.0, 1.0, 0.0), (0.06, 0.14, 0.78, 0.02)),
+    "dying tumour": Tissue(9.4, 4.2, 0.10, (0.52, 0.08, 0.0, 0.40), (0.0, 0.3, 0.7, 0.0)),
+}
+MIXED = Tissue(8.8, 4.2, 0.40, (0.86, 0.14, 0.0, 0.0), (0.0, 0.35, 0.65, 0.0))
+"""Tumour, stroma and lymphocytes side by side, for masks with every class."""
+
+
+class Traced(Window):
+    """A window that also notes in ``truth``, uint8 (n_rows, n_columns), where it paints, as ``value``."""
+
+    def __init__(
+        self, canvas: Canvas, truth: np.ndarray, value: int, x_px: float, y_px: float, reach_um: float, rng: np.random.Generator
+    ):
+        super().__init__(canvas, x_px, y_px, reach_um, rng)
+        self.truth = Window(Canvas(truth, truth, canvas.um_per_px, canvas.grain), x_px, y_px, reach_um, rng).h
+        self.value = value
+
+    def paint(self, mask: np.ndarray, h: np.ndarray | float, e: np.ndarray | float) -> None:
+        """As `Window.paint`; a pixel is the nucleus's where that covers at least half of it."""
+        super().paint(mask, h, e)
+        self.truth[mask >= 0.5] = self.value
+
+
+def slide_look(seed: int, index: int) -> Domain:
+    """Stain, scanner and cell texture of slide ``index``: one of the domains', its stains' amounts and hues drawn anew."""
+    rng = streams.generator(seed, "synthetic", "slide look", index)
+    domain = DOMAINS[int(rng.integers(len(DOMAINS)))]
+    strength = np.exp(rng.normal(0, 0.30, 2))
+    hues = np.exp(rng.normal(0, 0.16, (2, 3)))
+    stains = np.array([domain.haematoxylin, domain.eosin]) * hues * strength[:, None]
+    white = np.clip(np.array(domain.white) - rng.uniform(0, 22, 3), 0, 255)
+    return replace(
+        domain,
+        um_per_px=UM_PER_PX,
+        haematoxylin=tuple(stains[0].tolist()),
+        eosin=tuple(stains[1].tolist()),
+        white=tuple(white.tolist()),
+        blur_um=domain.blur_um * float(np.exp(rng.normal(0.2, 0.3))),
+        sharpen=float(rng.choice([0.0, 0.3, 0.6])),
+    )
+
+
+def draw_field(seed: int, index: int, tissue: Tissue, look: Domain, side_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """A square field: its pixels uint8 (side_px, side_px, 3), and its nuclei uint8 (side_px, side_px), values as in `NUCLEI`.
+
+    The same seed and index give the same field. In the mask, dying cells are background: their chromatin has no outline.
+    """
+    domain = replace(
+        look,
+        spacing_um=tissue.spacing_um,
+        stroma=min(tissue.stroma, 0.6),
+        gap=0.03,
+        look=replace(look.look, radius_um=tissue.radius_um, radius_sd=0.14),
+    )
+    plan = Plan(index, domain, side_px, side_px, 0, 0.0)
+    layout = lay_out(seed, plan)
+    if tissue.stroma == 1:
+        layout = replace(
+            layout,
+            stroma=np.abs(layout.stroma) + 1,
+            stroma_px=np.concatenate([layout.tumour_px, layout.stroma_px]),
+            tumour_px=layout.tumour_px[:0],
+        )
+    canvas, angles, rng = ground(seed, plan, layout)
+    truth = np.zeros(canvas.h.shape, np.uint8)  # (side_px, side_px)
+    for _ in range(rng.poisson(canvas.h.size * UM_PER_PX**2 / 9000)):
+        cells.vacuole(canvas.window(*rng.random(2) * side_px, 14, rng), rng.uniform(1.5, 5.5))
+    for places, share in ((layout.stroma_px, tissue.in_stroma), (layout.tumour_px, tissue.in_tumour)):
+        for (x, y), kind in zip(places, rng.choice(KINDS, len(places), p=share), strict=True):
+            column, row = min(int(x / 8), angles.shape[1] - 1), min(int(y / 8), angles.shape[0] - 1)
+            _cell(canvas, truth, str(kind), float(x), float(y), float(angles[row, column]), domain, rng)
+    return scan(canvas, domain, rng), truth
+
+
+def _cell(
+    canvas: Canvas, truth: np.ndarray, kind: str, x: float, y: float, angle: float, domain: Domain, rng: np.random.Generator
+) -> None:
+    """Draw one cell and note its nucleus."""
+    look = domain.look
+    if kind == "dying":
+        shape: Callable = cells.apoptotic if rng.random() < 0.6 else cells.pyknotic
+        shape(canvas.window(x, y, 11, rng), look, float(rng.uniform(0.1, 0.7)))
+        return
+    value = NUCLEI.index(kind)
+    if kind == "tumour":
+        cells.interphase(Traced(canvas, truth, value, x, y, look.radius_um * 2.2, rng), look)
+    elif kind == "lymphocyte":
+        cells.lymphocyte(Traced(canvas, truth, value, x, y, 5, rng), look)
+    else:
+        cells.spindle(Traced(canvas, truth, value, x, y, 9, rng), look, angle)

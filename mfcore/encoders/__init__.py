@@ -1,0 +1,1 @@
+"""From patches to embeddings: cards, weights, transforms, canary."""

@@ -1,0 +1,219 @@
+"""Cards of encoders that aren't in the table: a study's own records, folders, and what timm or a hub says of a model."""
+
+import dataclasses
+import difflib
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mfcore.encoders.build import create, n_parameters, width
+from mfcore.encoders.cards import CARDS, EncoderCard
+from mfcore.encoders.weights import HUB, EncoderError, hub_file
+from mfcore.store import file_sha256, read_json
+from mfcore.study.config import OwnEncoder
+from mfcore.study.config_schema import WEIGHTS_FILES
+
+
+def own_card(record: OwnEncoder) -> EncoderCard:
+    """The card of a study's own record; what it doesn't say of the network is read off the network, built without weights.
+
+    Raises EncoderError for a record that can't be, naming encoder and key.
+    """
+    if record.name in CARDS:
+        raise EncoderError(f"encoder {record.name!r} of the study has the name of a known one; call it something else")
+    said = {key: value for key, value in vars(record).items() if value is not None and key not in ("like", "weights")}
+    if record.like:
+        return _departing(record, said)
+    lacking = [key for key in ("architecture", "mean", "std") if key not in said] + ["weights"] * (not record.weights)
+    if lacking:
+        raise EncoderError(
+            f"encoder {record.name!r} lacks {', '.join(lacking)}; or say 'like: NAME' of a known one and what differs"
+        )
+    said = {"licence": "its owner's", "facts": "the study's own record", **_where(record, "hub"), **said}
+    if not {"n_prefix_tokens", "readout", "n_dims", "n_parameters"} <= set(said):
+        said = {**_built(record.name, said), **said}
+    return _card(record.name, said)
+
+
+def _departing(record: OwnEncoder, said: dict[str, Any]) -> EncoderCard:
+    """The card that ``record`` is like, but for what it says otherwise."""
+    if record.like not in CARDS:
+        near = difflib.get_close_matches(record.like, CARDS, n=3)
+        raise EncoderError(f"encoder {record.name!r}: like {record.like!r}, which has no card; the nearest names are {near}")
+    known = CARDS[record.like]
+    base = {field.name: getattr(known, field.name) for field in dataclasses.fields(EncoderCard)}
+    if record.source and not record.weights:
+        raise EncoderError(f"encoder {record.name!r}: source {record.source!r} says how weights are kept; say which weights")
+    ways = [f"{key} {value}" for key, value in said.items() if key in known.identity()]
+    if record.weights:
+        ways.append(f"weights {record.weights}")
+        base |= {"learnt_from": "", **_where(record, known.source)}
+    base |= {"variant_of": record.like, "departs": f"the study's own: {', '.join(ways)}" if ways else "the study's own name"}
+    if {"architecture", "arguments", "readout"} & set(said):
+        base |= _built(record.name, {**base, **said})
+    return _card(record.name, {**base, **said})
+
+
+def _where(record: OwnEncoder, known_source: str) -> dict[str, Any]:
+    """Where a record's weights are: what a card says of it. A file is known by its checksum, the record's or its own."""
+    path, name = record.weights_path, record.name
+    is_hub = path is None and record.weights != "random"
+    if is_hub and record.source and record.source not in HUB:
+        raise EncoderError(f"encoder {name!r}: source {record.source!r} can't be: weights on the hub are one of {list(HUB)}")
+    if not is_hub and record.source:
+        are = "random" if path is None else "in a file"
+        raise EncoderError(f"encoder {name!r}: source {record.source!r} is of weights on the hub; these are {are}")
+    if path is not None:
+        return {"source": "file", "revision": "", **_file(record, path)}
+    if not is_hub:
+        return {"source": "random", "identifier": "none", "revision": "seed 0", "sha256": ""}
+    repository, _, revision = record.weights.partition("@")
+    if repository.count("/") != 1:
+        raise EncoderError(
+            f"encoder {name!r}: weights {record.weights!r} must be OWNER/REPOSITORY[@REVISION] on the hub, random, a folder "
+            f"(./FOLDER), or a file that ends with one of {', '.join(WEIGHTS_FILES)}"
+        )
+    source = known_source if known_source in HUB else "hub"
+    return {"source": source, "identifier": repository, "revision": revision, "files": EncoderCard.files, "sha256": ""}
+
+
+def _file(record: OwnEncoder, path: Path) -> dict[str, Any]:
+    """The file that ``path`` is, or that lies in the folder ``path``."""
+    if path.is_dir():
+        files = record.files or ("weights.safetensors", *EncoderCard.files)
+        there = [path / name for name in files if (path / name).is_file()]
+        if not there:
+            raise EncoderError(f"encoder {record.name!r}: {path} holds none of {list(files)}")
+        path = there[0]
+    sha256 = record.sha256
+    if not sha256 and not path.is_file():
+        raise EncoderError(
+            f"encoder {record.name!r}: its weights {path} aren't there; a record that gives their sha256 does without them "
+            "until they are needed"
+        )
+    if not sha256:
+        state = path.stat()
+        sha256 = _sha256(path.resolve(), state.st_mtime_ns, state.st_size)
+    return {"identifier": str(path.resolve()), "files": (path.name,), "sha256": sha256}
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, _changed_ns: int, _n_bytes: int) -> str:
+    return file_sha256(path)
+
+
+def _built(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters, prefix tokens, readout and dimension of an architecture, from building it on the meta device."""
+    arguments = json.dumps(said.get("arguments", {}), sort_keys=True)
+    return dict(_built_once(name, said["architecture"], arguments, said.get("readout", "")))
+
+
+@functools.lru_cache(maxsize=64)
+def _built_once(name: str, architecture: str, arguments: str, readout: str) -> Mapping[str, Any]:
+    import torch
+
+    try:
+        with torch.device("meta"):
+            model = create(architecture, json.loads(arguments))
+        n_prefix = int(getattr(model, "num_prefix_tokens", 0))
+        readout = readout or ("class" if n_prefix else "pooled")
+        found = {"n_prefix_tokens": n_prefix, "readout": readout, "n_dims": width(model, readout)}
+    except (TypeError, AttributeError, AssertionError, RuntimeError) as error:
+        raise EncoderError(f"encoder {name!r}: {architecture} can't be built so: {error}") from error
+    return found | {"n_parameters": n_parameters(model)}
+
+
+def _card(name: str, said: Mapping[str, Any]) -> EncoderCard:
+    try:
+        return EncoderCard(**said)
+    except (TypeError, ValueError) as error:
+        raise EncoderError(f"encoder {name!r}: {error}") from error
+
+
+def folder_card(name: str, folder: Path) -> EncoderCard:
+    """The card in ``folder/card.json``, with the weights' own checksum."""
+    known = {field.name for field in dataclasses.fields(EncoderCard)}
+    if not (folder / "card.json").is_file():
+        raise EncoderError(f"encoder {name!r}: {folder / 'card.json'} is missing; it stands beside weights.safetensors")
+    content = read_json(folder / "card.json")
+    if unknown := sorted(set(content) - known):
+        raise EncoderError(f"{folder / 'card.json'}: unknown keys {unknown}; known: {sorted(known)}")
+    weights = folder / "weights.safetensors"
+    if not weights.is_file():
+        raise EncoderError(f"encoder {name!r}: {weights} is missing")
+    tuples = {key: tuple(content[key]) for key in ("mean", "std", "um_per_px") if key in content}
+    found = {"name": name, "source": "folder", "identifier": str(folder), "files": (weights.name,)}
+    try:
+        return EncoderCard(**{**content, **tuples, **found, "sha256": file_sha256(weights)})
+    except (TypeError, ValueError) as error:
+        raise EncoderError(f"{folder / 'card.json'}: {error}") from error
+
+
+@functools.cache
+def timm_card(name: str, scheme: str, rest: str) -> EncoderCard:
+    """A card from what timm, or a repository in timm's format, says of a model; n_dims from building it without weights."""
+    import torch
+
+    facts = _hub_facts(rest) if scheme == "hf-hub" else _timm_facts(rest, weights=scheme == "timm")
+    if not all(facts.get(key) for key in ("mean", "std", "input_size")):
+        raise EncoderError(f"{name!r}: mean, std or input size aren't known, so there is no saying what it should see")
+    size_px = int(facts["input_size"][-1])
+    with torch.device("meta"):
+        model = create(facts["architecture"], facts["arguments"]).eval()
+        embedding = model(torch.zeros(1, 3, size_px, size_px))
+    if embedding.ndim != 2:
+        raise EncoderError(
+            f"{name!r} gives {tuple(embedding.shape)} for one image, not one vector; it needs a card with a readout"
+        )
+    return EncoderCard(
+        name=name,
+        source="random" if scheme == "random" else "hub",
+        identifier=facts["architecture"] if scheme == "random" else facts["repository"],
+        revision=facts["revision"],
+        architecture=facts["architecture"],
+        arguments=facts["arguments"],
+        resize_px=size_px,
+        crop_px=size_px,
+        interpolation=facts["interpolation"],
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+        n_prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
+        readout="pooled",
+        n_dims=int(embedding.shape[1]),
+        n_parameters=n_parameters(model),
+        licence=str(facts.get("license") or "see the model's page"),
+        facts="timm's configuration; the whole patch, without the crop that photographs get",
+    )
+
+
+def _hub_facts(rest: str) -> dict[str, Any]:
+    """What ``config.json`` of the repository OWNER/NAME[@REVISION] says; its commit is the revision."""
+    repository, _, revision = rest.partition("@")
+    path = hub_file(repository, ["config.json"], revision)
+    config = read_json(path)
+    if "architecture" not in config:
+        raise EncoderError(f"{repository}: its config.json names no architecture of timm's; it needs a card of its own")
+    arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
+    known = {"interpolation": "bicubic", **config, **config.get("pretrained_cfg", {})}
+    return {**known, "repository": repository, "revision": path.parent.name, "arguments": arguments}
+
+
+def _timm_facts(rest: str, weights: bool) -> dict[str, Any]:
+    """What timm says of ``rest``, an architecture with or without the tag of published weights."""
+    import timm
+
+    architecture = rest.partition(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise EncoderError(f"timm has no model {architecture!r}; the nearest names are {near}")
+    try:
+        known = timm.get_pretrained_cfg(rest)
+    except RuntimeError:
+        known = None
+    if known is None or (weights and not known.hf_hub_id):
+        tags = timm.list_pretrained(f"{architecture}.*")
+        raise EncoderError(f"timm has no weights {rest!r} on the hub, only {tags}; without weights: 'random:{architecture}'")
+    revision = "" if weights else "seed 0"
+    return {**known.to_dict(), "repository": known.hf_hub_id, "revision": revision, "arguments": {}}

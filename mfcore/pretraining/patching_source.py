@@ -1,0 +1,383 @@
+"""The stream of patches: which place a number stands for, and the px there; its rules stand in
+`mfcore.pretraining.patching`."""
+
+import itertools
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from mfcore.data.slides.reader import Window
+from mfcore.data.slides.slide import SAME_RESOLUTION, Slide, SlideError
+from mfcore.pretraining import tissue
+from mfcore.pretraining.patching_kept import Kept, Seen
+from mfcore.pretraining.patching_open import OpenSlides
+from mfcore.pretraining.patching_places import Places, places_of
+from mfcore.pretraining.patching_slides import PatchingError, SlideFile, share_of
+from mfcore.streams import generator
+from mfcore.study.config_pretraining import OnlinePatches
+
+MAX_OPEN = 64
+MEMORY_BYTES = 256 << 20  # of decoded tiles
+MAX_ENLARGED = 1.5  # a slide of 0.5 um/px has nothing to show at 0.25
+GRID = 1e-3  # px of a level: what is read so near to whole px counts as read on the level's grid
+MAX_TRIES = 100_000  # draws for one patch
+MAX_FAILED = 1000  # places for one patch that can't be read, one after another
+
+log = logging.getLogger(__name__)
+
+
+class Drawn(NamedTuple):
+    """A place: the patch's number, slide (index), resolution, centre, and the share of it that is tissue."""
+
+    number: int
+    slide: int
+    um_per_px: float
+    x_l0_px: float
+    y_l0_px: float
+    tissue: float
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch. image: uint8 (size_px, size_px, 3)."""
+
+    image: np.ndarray
+    slide_id: str
+    um_per_px: float
+    x_l0_px: float
+    y_l0_px: float
+    tissue: float
+
+
+@dataclass
+class _Known:
+    """What is known of a slide once it has been looked at: its places by resolution."""
+
+    places: dict[float, Places] = field(default_factory=dict)
+
+
+class Source:
+    """The stream of patches of some slides; see `mfcore.pretraining.patching`. Threads may share it; it can be pickled.
+
+    seed: another gives other patches, and another nested choice of ``settings.slide_fraction``. max_open: slides open at once.
+    memory_bytes: of decoded tiles held. kept: what an earlier process found of the slides, and where this one keeps what it
+    finds; a copy or pickle has none. Of every slide are held its mask, a bit a cell and 128 KiB at most, 8 bytes for each run
+    of cells in which centres may lie, a run or two a row and resolution, and as `patching_open` says its index. Raises
+    PatchingError where there is no slide.
+    """
+
+    def __init__(
+        self,
+        slides: Sequence[SlideFile],
+        settings: OnlinePatches,
+        seed: int,
+        max_open: int = MAX_OPEN,
+        memory_bytes: int = MEMORY_BYTES,
+        kept: Kept | None = None,
+    ):
+        ids = [file.slide_id for file in slides]
+        if twice := sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []:
+            raise PatchingError(f"slides named twice: {', '.join(twice[:10])}; give each file a slide_id of its own")
+        self.slides = share_of(slides, settings.slide_fraction, seed)
+        if not self.slides:
+            raise PatchingError("there are no slides to draw patches from")
+        self.settings, self.seed, self.kept = settings, seed, kept
+        self.failures: dict[str, str] = {}
+        self._limits = (max_open, memory_bytes)
+        self._known: list[_Known | None] = [None] * len(self.slides)
+        self._weights: dict[float, np.ndarray] = {}
+        self._start()
+
+    def _start(self) -> None:
+        self.open = OpenSlides(*self._limits)
+        self._lock = threading.Lock()
+        self._locks = [threading.Lock() for _ in self.slides]
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __getstate__(self) -> dict:
+        own = ("open", "_lock", "_locks", "_order")
+        return {key: value for key, value in self.__dict__.items() if key not in own} | {"kept": None}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def close(self) -> None:
+        """Close the slides; they open again where they are needed. What was found of them is kept, where it can be."""
+        self.open.close()
+        self._keep()
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self, number: int) -> Patch:
+        """Patch ``number`` of the stream; raises PatchingError where no slide has any that can be read."""
+        image = np.empty((self.settings.size_px, self.settings.size_px, 3), np.uint8)
+        drawn = self.read_one(self.candidates(number), image)
+        return Patch(image, self.slides[drawn.slide].slide_id, *drawn[2:])
+
+    def read_one(self, candidates: Iterator[Drawn], out: np.ndarray) -> Drawn:
+        """The first of the candidates that can be read; its px are written into ``out``, uint8 (size_px, size_px, 3).
+
+        Raises PatchingError where none of MAX_FAILED can: the slides are damaged throughout, or their disk has gone.
+        """
+        for drawn in itertools.islice(candidates, MAX_FAILED):
+            try:
+                with self.open.use(self.slides[drawn.slide]) as slide:
+                    self._write(slide, drawn, out)
+                    return drawn
+            except (SlideError, OSError) as error:
+                last = str(error)
+                self._fail(self.slides[drawn.slide].slide_id, last, "has px that can't be read, drawn anew elsewhere")
+        raise PatchingError(
+            f"none of {MAX_FAILED} places for patch {drawn.number} can be read; check the disk and whether slides are whole; "
+            f"the last: {last}"
+        )
+
+    def _write(self, slide: Slide, drawn: Drawn, out: np.ndarray) -> None:
+        """Write the px of a place on its open slide; raises SlideError where they are damaged."""
+        window = self._cut(slide, drawn)
+        if window is not None:
+            slide.reader.region(window, out)
+        else:
+            out[:] = slide.read(drawn.x_l0_px, drawn.y_l0_px, self.settings.size_px, drawn.um_per_px)
+
+    def announce(self, slide: Slide, places: Iterable[Drawn]) -> None:
+        """Say which places of an open slide will be read, in order, so that what they share is decoded once."""
+        size_px = self.settings.size_px
+        slide.reader.expect(
+            self._cut(slide, drawn) or slide.window(drawn.x_l0_px, drawn.y_l0_px, size_px, drawn.um_per_px)[0]
+            for drawn in places
+        )
+
+    def _cut(self, slide: Slide, drawn: Drawn) -> Window | None:
+        """What is cut from a level that has the patch's resolution; None where there's none, or none read px by px."""
+        found = level_of(slide.reader.downsamples, drawn.um_per_px / slide.um_per_px)
+        if found is None:
+            return None
+        level, downsample = found
+        size_px = self.settings.size_px
+        left, top = (round(centre / downsample - size_px / 2) for centre in (drawn.x_l0_px, drawn.y_l0_px))
+        aside = [slide.reader.corner_l0_px(at, level) - at * downsample for at in (left, top)]
+        return Window(level, left, top, size_px, size_px) if max(map(abs, aside)) < GRID * downsample else None
+
+    def draw(self, number: int) -> Drawn:
+        """Where patch ``number`` lies, if its px can be read."""
+        return next(self.candidates(number))
+
+    def candidates(self, number: int) -> Iterator[Drawn]:
+        """Places for patch ``number``, endless: the second stands in where the first can't be read, and so on."""
+        rng = generator(self.seed, "online patch", self._distinct(number))
+        settings = self.settings
+        um_per_px = settings.um_per_px[int(rng.integers(len(settings.um_per_px)))]
+        over = self._over_tissue if settings.uniform_over == "tissue" else self._over_slides
+        while True:
+            for _ in range(MAX_TRIES):
+                found = over(rng, um_per_px)
+                if found is not None:
+                    break
+            else:
+                raise self._none_left(um_per_px)
+            slide, (x, y, share) = found
+            yield Drawn(number, slide, um_per_px, x, y, share)
+
+    def _distinct(self, number: int) -> int:
+        """Which draw patch ``number`` is: itself; of a few that are distinct, each once in every round, in a new order."""
+        n = self.settings.n_distinct
+        if n is None:
+            return number
+        turn, place = divmod(number, n)
+        order = self._order
+        if order is None or order[0] != turn:
+            order = self._order = (turn, generator(self.seed, "order of patches", n, turn).permutation(n))
+        return int(order[1][place])
+
+    def _over_tissue(self, rng: np.random.Generator, um_per_px: float) -> tuple[int, tuple[float, float, float]] | None:
+        ends = self._areas(um_per_px)
+        slide = min(int(np.searchsorted(ends, rng.random() * ends[-1], side="right")), len(ends) - 1)
+        places = self.places(slide, um_per_px)
+        found = None if places is None else places.propose(rng)
+        return None if found is None else (slide, found)
+
+    def _over_slides(self, rng: np.random.Generator, um_per_px: float) -> tuple[int, tuple[float, float, float]] | None:
+        slide = int(rng.integers(len(self.slides)))
+        places = self.places(slide, um_per_px)
+        if places is None:
+            if not self._any_has(um_per_px):
+                raise self._none_left(um_per_px)
+            return None
+        for _ in range(MAX_TRIES):
+            if (found := places.propose(rng)) is not None:
+                return slide, found
+        return None
+
+    def _any_has(self, um_per_px: float) -> bool:
+        """Whether a slide looked at so far has places at a resolution, or one wasn't looked at."""
+        return any(known is None or um_per_px in known.places for known in self._known)
+
+    def _areas(self, um_per_px: float) -> np.ndarray:
+        """Running sum over the slides of the area where centres may lie, um2, float (n_slides,)."""
+        if um_per_px not in self._weights:
+            self.survey()
+            areas = [0.0 if places is None else places.area_um2 for places in self._places_at(um_per_px)]
+            if not any(areas):
+                raise self._none_left(um_per_px)
+            self._weights[um_per_px] = np.cumsum(areas)
+        return self._weights[um_per_px]
+
+    def _places_at(self, um_per_px: float) -> Iterator[Places | None]:
+        return (self.places(i, um_per_px) for i in range(len(self.slides)))
+
+    def places(self, slide: int, um_per_px: float) -> Places | None:
+        """Where patches of a resolution may lie on a slide; None where nowhere. Looks at the slide unless that is done."""
+        known = self._known[slide]
+        if known is None:
+            with self._locks[slide]:
+                known = self._known[slide] = self._known[slide] or self._look(self.slides[slide])
+        return known.places.get(um_per_px)
+
+    def table(self, numbers: Iterable[int]) -> pd.DataFrame:
+        """Where patches of these numbers lie, unread: number, slide_id, um_per_px, x_l0_px, y_l0_px, tissue, x_um, y_um."""
+        drawn = [self.draw(number) for number in numbers]
+        table = pd.DataFrame(drawn, columns=Drawn._fields)
+        of_slide = [self._known[one.slide].places[one.um_per_px].mask.um_per_px for one in drawn]  # type: ignore[union-attr]
+        table.insert(1, "slide_id", [self.slides[one.slide].slide_id for one in drawn])
+        return table.drop(columns="slide").assign(x_um=table["x_l0_px"] * of_slide, y_um=table["y_l0_px"] * of_slide)
+
+    def thumbnail(self, slide_id: str) -> tuple[np.ndarray, np.ndarray, float]:
+        """A slide to look at: uint8 (H, W, 3), its tissue, bool (H, W), and the um that a px of both is wide."""
+        i = [file.slide_id for file in self.slides].index(slide_id)
+        mask = next(places.mask for um in self.settings.um_per_px if (places := self.places(i, um)) is not None)
+        with self.open.use(self.slides[i]) as slide:
+            cell_um = mask.cell_l0_px * mask.um_per_px
+            return tissue.thumbnail_of(slide, cell_um), mask.cells, cell_um
+
+    def overview(self) -> pd.DataFrame:
+        """A row a slide: slide_id, file, tissue_mm2, tissue_share, draw_share, bytes, failure.
+
+        tissue_share: of the slide's area. draw_share: of all draws, to within the cells of the mask at the border of where
+        centres may lie. bytes: kept of the slide. failure: "" for none.
+        """
+        rows, asked = [], self.settings.um_per_px
+        areas = np.array([[0.0 if p is None else p.area_um2 for p in self._places_at(um)] for um in asked])  # (n_um, n_slides)
+        weights = areas if self.settings.uniform_over == "tissue" else (areas > 0).astype(float)
+        shares = (weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)).mean(axis=0)
+        for i, file in enumerate(self.slides):
+            places = [found for um in dict.fromkeys(self.settings.um_per_px) if (found := self.places(i, um)) is not None]
+            mask = places[0].mask if places else None
+            rows.append(
+                {
+                    "slide_id": file.slide_id,
+                    "file": file.path.rsplit("/", 1)[-1],
+                    "tissue_mm2": mask.area_mm2 if mask else 0.0,
+                    "tissue_share": mask.share_of_slide if mask else 0.0,
+                    "draw_share": shares[i],
+                    "bytes": sum(each.starts.nbytes + each.ends.nbytes for each in places) + (mask.bits.nbytes if mask else 0),
+                    "failure": self.failures.get(file.slide_id, ""),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def survey(self, n_workers: int = 1) -> "Source":
+        """Look at every slide that wasn't: a thumbnail each; raises PatchingError for no workers and where none has tissue."""
+        if n_workers < 1:
+            raise PatchingError(f"n_workers: {n_workers} must be 1 or more; slides are looked at by threads of their own")
+        left = [i for i, known in enumerate(self._known) if known is None]
+        if left:
+            with ThreadPoolExecutor(n_workers) as pool:
+                looks = pool.map(lambda i: self.places(i, self.settings.um_per_px[0]), left)
+                for _ in tqdm(looks, total=len(left), desc="tissue masks", unit="slide", leave=False):
+                    pass
+        self._keep()
+        if not any(known is not None and known.places for known in self._known):
+            raise self._none_left(None)
+        return self
+
+    def _keep(self) -> None:
+        if self.kept is not None:
+            self.kept.write()
+
+    def _look(self, file: SlideFile) -> _Known:
+        """Find a slide's tissue and where patches may lie on it."""
+        settings, known = self.settings, _Known()
+        try:
+            seen = self._see(file) if self.kept is None else self.kept.seen(file, lambda: self._see(file))
+        except (SlideError, OSError, tissue.TissueError) as error:
+            self._fail(file.slide_id, str(error), "is left out")
+            return known
+        except MemoryError as error:  # a damaged header that says an image of terabytes
+            self._fail(file.slide_id, f"{file.path}: larger than the memory ({type(error).__name__}: {error})", "is left out")
+            return known
+        slide_um_per_px = seen.mask.um_per_px
+        for um_per_px in dict.fromkeys(settings.um_per_px):
+            if um_per_px * MAX_ENLARGED < slide_um_per_px:
+                continue
+            found = level_of(seen.downsamples, um_per_px / slide_um_per_px)
+            grid = None if found is None else (settings.size_px, found[1])
+            side = settings.size_px * (found[1] if found else um_per_px / slide_um_per_px)
+            places = places_of(seen.mask, seen.size_px, side, settings.min_tissue, grid)
+            if places.n_cells:
+                known.places[um_per_px] = places
+        missing = [um_per_px for um_per_px in dict.fromkeys(settings.um_per_px) if um_per_px not in known.places]
+        if missing:
+            so = "is left out at some resolutions" if known.places else "is left out"
+            self._fail(file.slide_id, f"{file.path}: {_no_place(settings, missing, slide_um_per_px)}", so)
+        return known
+
+    def _see(self, file: SlideFile) -> Seen:
+        with self.open.use(file) as slide:
+            return Seen(tissue.of_slide(slide), slide.size_px, tuple(slide.reader.downsamples))
+
+    def _fail(self, slide_id: str, reason: str, so: str) -> None:
+        """Say it and what comes of it, once a slide."""
+        with self._lock:
+            if slide_id in self.failures:
+                return
+            self.failures[slide_id] = reason
+        log.warning("slide %s %s: %s", slide_id, so, reason)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Of `failures` those of slides from which nothing is drawn at all, as far as slides were looked at."""
+        nowhere = {file.slide_id for file, known in zip(self.slides, self._known, strict=True) if known and not known.places}
+        return {slide_id: reason for slide_id, reason in self.failures.items() if slide_id in nowhere}
+
+    def _none_left(self, um_per_px: float | None) -> PatchingError:
+        at = "" if um_per_px is None else f" at {um_per_px:g} um/px"
+        reasons = [f"{name}: {reason}" for name, reason in itertools.islice(self.failures.items(), 20)]
+        more = f"\n  ... and {len(self.failures) - 20} more" if len(self.failures) > 20 else ""
+        remedy = "mend what is said of one" if um_per_px is None else "leave the resolution out of patches.um_per_px"
+        none = f"no patch can be drawn{at} from {len(self.slides)} slide{'s' * (len(self.slides) > 1)}; {remedy}"
+        return PatchingError(f"{none}:\n  " + "\n  ".join(reasons) + more)
+
+
+def _no_place(settings: OnlinePatches, missing: Sequence[float], slide_um_per_px: float) -> str:
+    """Why a slide has no patch at the resolutions ``missing``, and what to change."""
+    said = []
+    if too_fine := [f"{um_per_px:g}" for um_per_px in missing if um_per_px * MAX_ENLARGED < slide_um_per_px]:
+        said.append(
+            f"{', '.join(too_fine)} um/px is finer than the slide's {slide_um_per_px:.3g}, which is enlarged {MAX_ENLARGED:g} "
+            "times at most; name coarser ones in patches.um_per_px"
+        )
+    if bare := [f"{um_per_px:g}" for um_per_px in missing if um_per_px * MAX_ENLARGED >= slide_um_per_px]:
+        said.append(
+            f"no place for a patch of {settings.size_px} px with {settings.min_tissue:.0%} tissue at {', '.join(bare)} um/px "
+            f"on a slide of {slide_um_per_px:.3g}; lower patches.min_tissue or patches.size_px"
+        )
+    return "; ".join(said)
+
+
+def level_of(downsamples: Sequence[float], scale: float) -> tuple[int, float] | None:
+    """The level that has a resolution, ``scale`` times as coarse as level 0, and its downsample; None where there's none."""
+    difference, level, downsample = min((abs(each / scale - 1), level, each) for level, each in enumerate(downsamples))
+    return (level, downsample) if difference < SAME_RESOLUTION else None

@@ -1,0 +1,150 @@
+"""Where a slide carries tissue: a rule on a thumbnail, and the mask it gives, small enough to be kept for thousands of slides.
+
+The rule. Stain absorbs some colours more than others, glass, borders and dust absorb all alike: evidence for tissue is the
+spread of a px's optical densities, max - min of -log10(value / 255), averaged over 20 um. Otsu's threshold parts stained from
+unstained px, held between what noise reaches and what pale stain has, so that a slide all of glass has no tissue and one all
+of tissue is not parted in two. Nearly black px (borders) and those that absorb red far more than green (blue, green and black
+ink; no common stain of tissue does) count as unstained. Then specks go, and small holes are filled. Red ink and coloured dirt
+pass as tissue.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from mfcore.data.slides.slide import Slide, SlideError
+
+SMOOTH_UM = 20.0  # evidence is averaged over squares of this side, however fine the thumbnail
+MIN_SPREAD, MAX_SPREAD = 0.04, 0.06  # optical density; JPEG's noise on glass stays below the first, pale eosin has the second
+BLACK = 60  # of 255: no channel reaches it
+INK = (1.1, 0.08)  # red density above that many times the green one, plus as much; haematoxylin's is 0.93 of it
+MIN_SPECK_UM2 = 50.0**2  # smaller islands are dirt
+MAX_HOLE_UM2 = 100.0**2  # smaller holes belong to the tissue: vessels, ducts
+N_CELLS = 1024  # at most, on a side: 128 KiB a slide
+FINEST_UM = 4.0  # side of a cell, at least
+BLOCK_PX = 2048  # of the level that is read, at once
+VERSION = 2  # of what isn't a number here: raised where the rule, or how thumbnails are read, comes to give other masks
+DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255.0).astype(np.float32)
+
+
+class TissueError(ValueError):
+    """A slide shows no tissue; the message says what was looked at."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which cells of a grid over the slide are tissue.
+
+    bits: uint8 (n_rows, ceil(n_columns / 8)), a bit a cell, as `numpy.packbits` has it. cell_l0_px: side of a cell.
+    um_per_px: of level 0.
+    """
+
+    bits: np.ndarray
+    n_columns: int
+    cell_l0_px: float
+    um_per_px: float
+
+    @property
+    def cells(self) -> np.ndarray:
+        """The mask, bool (n_rows, n_columns)."""
+        return np.unpackbits(self.bits, axis=1, count=self.n_columns).astype(bool)
+
+    @property
+    def area_mm2(self) -> float:
+        """Area of the tissue."""
+        return int(np.bitwise_count(self.bits).sum()) * (self.cell_l0_px * self.um_per_px / 1000) ** 2
+
+    @property
+    def share_of_slide(self) -> float:
+        """Share of the cells that is tissue."""
+        return int(np.bitwise_count(self.bits).sum()) / (len(self.bits) * self.n_columns)
+
+    def share(self, x_l0_px: float, y_l0_px: float, side_l0_px: float) -> float:
+        """Share of a square, given by its centre, that is tissue: exact, cells at its edges count by the part inside."""
+        half = side_l0_px / 2
+        top, rows = _overlaps((y_l0_px - half) / self.cell_l0_px, (y_l0_px + half) / self.cell_l0_px, len(self.bits))
+        left, columns = _overlaps((x_l0_px - half) / self.cell_l0_px, (x_l0_px + half) / self.cell_l0_px, self.n_columns)
+        if not len(rows) or not len(columns):
+            return 0.0
+        first = left // 8
+        there = self.bits[top : top + len(rows), first : (left + len(columns) + 7) // 8]
+        window = np.unpackbits(there, axis=1)[:, left - 8 * first : left - 8 * first + len(columns)]
+        return float(rows @ window @ columns) * (self.cell_l0_px / side_l0_px) ** 2
+
+
+def _overlaps(start: float, stop: float, n: int) -> tuple[int, np.ndarray]:
+    """The first of the cells 0 to n that [start, stop) touches, and how much of each it covers, float (n_touched,)."""
+    first, last = max(math.floor(start), 0), min(math.ceil(stop), n)
+    cells = np.arange(first, max(last, first))
+    return first, np.minimum(cells + 1, stop) - np.maximum(cells, start)
+
+
+def find(thumbnail: np.ndarray, um_per_px: float) -> np.ndarray:
+    """Where a thumbnail, uint8 (H, W, 3), shows tissue, bool (H, W): the rule above."""
+    red, green, blue = (DENSITY[thumbnail[..., channel]] for channel in range(3))
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)  # (H, W)
+    unstained = (thumbnail.max(axis=2) < BLACK) | (red > INK[0] * green + INK[1])
+    spread[unstained] = 0
+    side = 2 * round(SMOOTH_UM / um_per_px / 2) + 1  # loose tissue is tissue, too: its fibres and the gaps between them
+    spread = ndimage.uniform_filter(spread, side, mode="nearest")
+    threshold = np.clip(otsu(spread[~unstained]), MIN_SPREAD, MAX_SPREAD)
+    tissue = _without_small(spread > threshold, MIN_SPECK_UM2 / um_per_px**2)
+    return ~_without_small(~tissue, MAX_HOLE_UM2 / um_per_px**2, keep=unstained)
+
+
+def rule() -> list:
+    """The rule's version and numbers: masks that were made by others may differ."""
+    return [VERSION, SMOOTH_UM, MIN_SPREAD, MAX_SPREAD, BLACK, INK, MIN_SPECK_UM2, MAX_HOLE_UM2, N_CELLS, FINEST_UM, BLOCK_PX]
+
+
+def otsu(values: np.ndarray) -> float:
+    """Otsu's threshold of values in [0, 3): the one that parts them with the greatest variance between (Otsu 1979, eq. 18)."""
+    counts, edges = np.histogram(values, bins=300, range=(0, 3))
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = counts.cumsum()  # (n_bins,)
+    above = below[-1] - below
+    sums = (counts * centres).cumsum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
+    return float(edges[1:][np.nanargmax(between)]) if np.isfinite(between).any() else 0.0
+
+
+def _without_small(cells: np.ndarray, n_least: float, keep: np.ndarray | None = None) -> np.ndarray:
+    """The cells, bool (H, W), without islands of fewer than ``n_least``; islands that touch ``keep`` stay."""
+    labels, n = ndimage.label(cells)
+    stays = np.bincount(labels.ravel(), minlength=n + 1) >= n_least
+    if keep is not None:
+        stays[np.unique(labels[keep])] = True
+    stays[0] = False
+    return stays[labels]
+
+
+def of_slide(slide: Slide) -> Mask:
+    """The mask of an open slide; raises TissueError where it shows none, SlideError where it can't be read."""
+    cell_um = max(FINEST_UM, max(slide.size_px) * slide.um_per_px / N_CELLS)
+    thumbnail = thumbnail_of(slide, cell_um)
+    tissue = find(thumbnail, cell_um)
+    if not tissue.any():
+        raise TissueError(f"{slide.path}: no tissue in a thumbnail of {cell_um:.3g} um/px; leave the slide out")
+    return Mask(np.packbits(tissue, axis=1), tissue.shape[1], cell_um / slide.um_per_px, slide.um_per_px)
+
+
+def thumbnail_of(slide: Slide, um_per_px: float) -> np.ndarray:
+    """The whole slide at a coarse resolution, uint8 (H, W, 3), white outside; read block by block, in bounded memory."""
+    scale = um_per_px / slide.um_per_px  # level-0 px a px of the thumbnail
+    n_columns, n_rows = (max(1, math.ceil(side / scale - 1e-6)) for side in slide.size_px)
+    finer = max((d for d in slide.reader.downsamples if d <= scale * 1.001), default=1.0)
+    side = min(max(int(BLOCK_PX * finer / scale), 8), max(n_rows, n_columns))
+    blocks = [(x, y) for y in range(0, n_rows, side) for x in range(0, n_columns, side)]
+    centres = (np.array(blocks) + side / 2) * scale
+    thumbnail = np.full((n_rows, n_columns, 3), 255, np.uint8)
+    for i in slide.plan(centres, side, um_per_px):
+        x, y = blocks[i]
+        block = slide.read(*centres[i], side, um_per_px)
+        thumbnail[y : y + side, x : x + side] = block[: n_rows - y, : n_columns - x]
+    return thumbnail
+
+
+__all__ = ["Mask", "SlideError", "TissueError", "find", "of_slide", "otsu", "rule", "thumbnail_of"]

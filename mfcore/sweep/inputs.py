@@ -1,0 +1,183 @@
+"""What a study's jobs read that no other job makes: state files in ``inputs/``, each rewritten only when what it says changes.
+
+Snakemake compares their times with those of the jobs' records. A state stands for content: of the data, of the study, of the
+code. What isn't there (data that a job will make or fetch, a disk that is away) is no change.
+"""
+
+import ast
+import os
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+from mfcore import store, store_files
+from mfcore.data.labels import table as labels
+from mfcore.store_files import Fingerprints
+from mfcore.study.config import Study, as_dict, digest
+from mfcore.sweep.jobs import MEASURE, ROOT, SHARE, STAGES, SUM_UP, Job
+from mfcore.tasks import schema as tasks_schema, tasks
+
+FOLDER = "inputs"  # in the study's results
+SUPPLEMENT = Job("supplement", "")
+WITHOUT_NOTEBOOK = {SHARE: "encoders/embed", MEASURE: "sweep/switches", "supplement": "sweep/report"}  # its module
+
+
+def states_of(study: Study, job: Job) -> tuple[str, ...]:
+    """Names of the states that a job depends on; each is the file ``inputs/<name>.json``."""
+    rule = "supplement" if job == SUPPLEMENT else job.rule
+    names = ["study", f"code_{rule}"]
+    places = {which.name: which.slides for which in study.pretraining}
+    if job.notebook == STAGES["08"]:
+        place = places[str(job.parameters["encoder"])]
+        names.append(_slides_name(place) if place else "data")
+    elif job.notebook in (STAGES["01"], STAGES["07"]):
+        names.append("data")
+        if job.notebook == STAGES["07"]:
+            names += [_slides_name(place) for place in dict.fromkeys(places.values()) if place]
+    elif job.notebook == STAGES["09"]:
+        names.append(tasks.state_name(str(job.parameters["task"])))
+    if rule in ("embed", SHARE, "train_end_to_end", "downstream_tasks", MEASURE) and _own_files(study):
+        names.append("encoders")
+    return tuple(names)
+
+
+def write(study: Study, results: Path, data: Path, jobs: Iterable[Job], trusts: bool = True, anew: bool = True) -> None:
+    """Bring the states of some jobs up to date. trusts: a file of known size and time isn't read again.
+
+    anew: False for what a job itself made or fetched: only states that weren't complete are written.
+    """
+    for name in sorted({name for job in jobs for name in states_of(study, job)}):
+        file = results / FOLDER / f"{name}.json"
+        try:
+            was = store.read_json(file)
+        except store.StoreError:
+            was = {}
+        if not anew and was.get("complete", True):
+            continue
+        known = Fingerprints(results / FOLDER / f".{name}.json", trusts)
+        now = _now(name, study, data, was, known)
+        known.write()
+        if now != was:
+            time_ns = None if not was or was["complete"] else file.stat().st_mtime_ns
+            store.write_json(file, now)
+            if time_ns is not None:  # what was made since by those who depend on it is no change
+                os.utime(file, ns=(time_ns, time_ns))
+
+
+def _now(name: str, study: Study, data: Path, was: dict, known: Fingerprints) -> dict:
+    """The state of that name as things are."""
+    kind, _, of = name.partition("_")
+    if kind == "study":
+        return {"complete": True, "study": as_dict(study)}
+    if kind == "code":
+        return {"complete": True, "code": code_of(_source(of), reads_published=of == "supplement" or _sums_up(of))}
+    if kind == "data":
+        return _data(study, data, was, known)
+    if kind == "encoders":
+        found = {str(path): known.of(path, whole=True) if path.is_file() else None for path in _own_files(study)}
+    elif kind == "slides":
+        place = next(which.slides for which in study.pretraining if which.slides and _slides_name(which.slides) == name)
+        found = {} if "://" in place else _below(data / Path(place).expanduser(), known)
+    else:
+        found = tasks_schema.fingerprints(tasks.folder_of(of, data), known)
+    found = {path: was.get("files", {}).get(path) if one is None else one for path, one in found.items()}
+    found = found or was.get("files", {})
+    return {"complete": bool(found) and None not in found.values(), "files": found}
+
+
+def _below(place: Path, known: Fingerprints) -> dict[str, list[int | str]]:
+    """Fingerprints of all files below a folder, or of the file that it is, by name."""
+    if place.is_file():
+        return {place.name: known.of_slide(place)}
+    return known.of_all(store_files.below(place), place)
+
+
+def _data(study: Study, folder: Path, was: dict, known: Fingerprints) -> dict:
+    """The state of the study's data: checksums of its label files, fingerprints of the slides that they name."""
+    try:
+        files = labels.files_of(study, folder)
+    except labels.LabelError:
+        return was if was.get("labels") else {"complete": False}
+    said = {file.relative_to(folder).as_posix(): known.of(file, whole=True)[1] for file in files}
+    before, source, is_read = was.get("slides", {}), digest(as_dict(study.data)), True
+    if (was.get("labels"), was.get("source")) == (said, source) and all((folder / name).exists() for name in before):
+        names = list(before)
+    else:
+        try:
+            names = sorted(set(labels.load(study, folder, check_files=False)["file"]))
+        except Exception:  # whatever is wrong with the labels, the job that reads them says it
+            names, is_read = list(before), False
+    slides = {name: known.of_slide(folder / name) if (folder / name).exists() else before.get(name) for name in names}
+    is_complete = is_read and bool(slides) and None not in slides.values()
+    return {"complete": is_complete, "source": source, "labels": said, "slides": slides}
+
+
+def _slides_name(place: str) -> str:
+    return f"slides_{digest(place)}"
+
+
+def _own_files(study: Study) -> list[Path]:
+    """Files on this machine that the study's encoders' weights are read from."""
+    named = [own.weights_path for own in study.own_encoders]
+    named += [Path(name.partition(":")[2]) for name in study.encoders if name.startswith("folder:")]
+    found = [sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path] for path in named if path]
+    return [file for files in found for file in files]
+
+
+# ---- code ----
+
+
+def _source(rule: str) -> Path:
+    """Where a rule's code begins: its notebook, or its module."""
+    if rule in WITHOUT_NOTEBOOK:
+        return ROOT / "mfcore" / f"{WITHOUT_NOTEBOOK[rule]}.py"
+    return ROOT / "notebooks" / f"{next(notebook for notebook in STAGES.values() if notebook[3:] == rule)}.py"
+
+
+def _sums_up(rule: str) -> bool:
+    return rule in [STAGES[stage][3:] for stage in SUM_UP]
+
+
+def code_of(source: Path, reads_published: bool = True) -> str:
+    """Digest of what decides a notebook's or module's results: its own code and that of the mfcore modules it reaches.
+
+    Comments, docstrings, blank lines, imports and the modules' names don't count; all of a notebook's text does. The style of
+    figures, templates of pages and, with ``reads_published``, the published values count too.
+    """
+    own = store.file_sha256(source) if ROOT / "mfcore" not in source.parents else ""
+    modules = sorted({_module(path, path.stat().st_mtime_ns)[0] for path in reached(source)})
+    files = [ROOT / "notebooks" / "mfcore.mplstyle", *sorted((ROOT / "mfcore" / "sweep" / "templates").glob("*.html"))]
+    files += sorted((ROOT / "data").glob("published_*.csv")) if reads_published else []
+    return digest([own, modules, [store.file_sha256(file) for file in files]])
+
+
+def reached(source: Path) -> set[Path]:
+    """Files of the mfcore modules that ``source`` imports, directly or through others; itself where it is one."""
+    waiting, found = [source], {source} if (ROOT / "mfcore") in source.parents else set()
+    while waiting:
+        path = waiting.pop()
+        new = set(_module(path, path.stat().st_mtime_ns)[1]) - found
+        found |= new
+        waiting += new
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _module(path: Path, _changed_ns: int) -> tuple[str, tuple[Path, ...]]:
+    """Digest of a module's code, and the files of the mfcore modules that it imports itself."""
+    tree, imported = ast.parse(path.read_text(encoding="utf-8")), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mfcore":
+            inside = (
+                (node.module or "").removeprefix("mfcore").lstrip(".")
+            )  # "ssl" of "from mfcore.pretraining import patching"
+            names = [".".join(filter(None, (inside, alias.name))) for alias in node.names] + [inside]
+            files = (ROOT / "mfcore" / f"{name.replace('.', '/')}.py" for name in names)
+            imported |= {file for file in files if file.is_file()}
+        for field in ("body", "orelse", "finalbody"):
+            if isinstance(statements := getattr(node, field, None), list):
+                setattr(node, field, [each for each in statements if not isinstance(each, ast.Import | ast.ImportFrom)])
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return digest(ast.dump(tree)), tuple(sorted(imported))

@@ -1,0 +1,178 @@
+"""The supplement's page on encoders: every card of the registry, and what is with each on this machine and in this study."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from mfcore import store
+from mfcore.analysis import compare
+from mfcore.data import patches
+from mfcore.encoders import encoders, weights
+from mfcore.encoders.cards import CARDS, TABLE_1, EncoderCard
+from mfcore.study import pretrained
+from mfcore.study.config import Study
+from mfcore.sweep import report_html
+
+GROUPS = {
+    "anywhere": "With no account and no hub",
+    "paper": "Table 1 of Ganz et al. 2024",
+    "newer": "Other encoders of pathology",
+    "photographs": "Trained on photographs",
+    "own": "Of this study alone",
+    "variants": "Variants: the same weights, used otherwise",
+}
+READOUTS = {
+    "class": "class token",
+    "class+mean": "class token beside the mean of the patch tokens",
+    "class+rest": "class token beside the mean of all others, registers too",
+    "pooled": "as the network pools",
+    "layer3": "mean over the last feature map but one",
+}
+EVIDENCE = {"stated": "stated by its authors", "magnification": "from a magnification", "convention": "by convention"}
+STATISTICS = {
+    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)): "ImageNet's",
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)): "0.5, 0.5",
+}
+
+
+def page(study: Study, results: Path) -> str:
+    """The page, from the registry, the study's embeddings and failures, and what is on this machine; asks no network."""
+    rows = table(study, results)
+    groups = [(title, rows[rows["group"] == group].to_dict("records")) for group, title in GROUPS.items()]
+    return report_html.render(
+        "encoders.html",
+        study=study,
+        said=said(rows),
+        groups=[(title, members) for title, members in groups if members],
+    )
+
+
+def said(rows: pd.DataFrame) -> str:
+    """What of the encoders is here, in a sentence."""
+    counts = rows["is"].value_counts()
+    parts = [f"There are {len(rows)} cards"]
+    for what, words in (("embedded", "embedded in this study"), ("failed", "failed here"), ("here", "could be used at once")):
+        if counts.get(what, 0):
+            parts.append(f"{counts[what]} {words}")
+    return ", ".join(parts) + "."
+
+
+def table(study: Study, results: Path) -> pd.DataFrame:
+    """One row an encoder: all of the registry and the study's others.
+
+    Columns: group (of GROUPS), encoder, weights, page (its address, "" where it has none), terms, input, statistics,
+    embedding, size, um_per_px, departs, facts, is ("embedded", "failed", "here", "not here"), state in words.
+    """
+    runs, failures = _runs(study, results), _failures(results)
+    rows = []
+    for name in [*CARDS, *(name for name in study.encoders if name not in CARDS)]:
+        card, problem = _card(study, name, results, runs)
+        what, words = _state(study, name, card or problem, runs, failures)
+        known = _facts(card) if card else {}
+        if known and pretrained.is_of(study, name):
+            known["weights"] = "pretrained by this study"  # where its results lie is no fact of it
+        rows.append({"group": _group(name, card), "encoder": name, **known, "is": what, "state": words})
+    return pd.DataFrame(rows).fillna("")
+
+
+def _card(study: Study, name: str, results: Path, runs: dict[str, store.Run]) -> tuple[EncoderCard | None, str]:
+    """The card of an encoder without asking a network, or why it can't be shown; one named by where it is has its run's."""
+    try:
+        if name in CARDS or not name.startswith(("timm:", "hf-hub:", "random:")):
+            return encoders.of(study, name, results), ""
+        if name not in runs:
+            return None, "its card is read when it is embedded"
+        content = runs[name].record["config"]["card"]
+        return EncoderCard(**content, name=name, licence="see its page", facts="as embedded in this study"), ""
+    except (weights.EncoderError, TypeError, ValueError) as error:
+        return None, str(error)
+
+
+def _group(name: str, card: EncoderCard | None) -> str:
+    if name not in CARDS or card is None:
+        return "own"
+    if card.variant_of:
+        return "variants"
+    if card.source in ("package", "random"):
+        return "anywhere"
+    if name in TABLE_1:
+        return "paper"
+    return "newer" if card.um_per_px else "photographs"
+
+
+def _facts(card: EncoderCard) -> dict[str, str]:
+    """What a card says, in the words of the table."""
+    is_hub = card.source.startswith("hub")
+    mean, std = tuple(card.mean), tuple(card.std)
+    numbers = " / ".join(", ".join(f"{value:.4g}" for value in values) for values in (mean, std))
+    crop = f"centre {card.crop_px} of {card.resize_px}" if card.crop_px != card.resize_px else card.crop_px
+    resolution = " / ".join(f"{value:g}" for value in card.um_per_px)
+    evidence = f", {EVIDENCE[card.evidence]}" if card.evidence else ""
+    revision = (card.revision or "not pinned")[:10] if is_hub else card.revision
+    terms = [revision, "" if card.source == "random" else card.licence, "gated" if card.gated else ""]
+    return {
+        "weights": "random weights" if card.source == "random" else card.identifier,
+        "page": weights.page(card.identifier) if is_hub else "",
+        "terms": ", ".join(filter(None, terms)),
+        "input": f"{crop} px, {card.interpolation}",
+        "statistics": STATISTICS.get((mean, std), numbers),
+        "embedding": f"{card.n_dims:,} dimensions: {READOUTS[card.readout]}",
+        "size": f"{card.n_parameters / 1e6:,.1f} million parameters, {card.precision}",
+        "um_per_px": f"{resolution} µm/px{evidence}" if resolution else _no_resolution(card),
+        "departs": f"of {card.variant_of}; {card.departs}" if card.variant_of else "",
+        "facts": f"{card.architecture}; {card.n_parameters:,} parameters, "
+        f"{compare.counted(card.n_prefix_tokens, 'prefix token')}; mean / std {numbers}; "
+        f"revision {card.revision or 'not pinned'}. {card.facts}",
+    }
+
+
+def _no_resolution(card: EncoderCard) -> str:
+    """Why a card names no resolution of its training images."""
+    if card.source == "random":
+        return "untrained"
+    return "not slides" if card.learnt_from else "not known"
+
+
+def _state(
+    study: Study, name: str, card: EncoderCard | str, runs: dict[str, store.Run], failures: dict[str, str]
+) -> tuple[str, str]:
+    """What is with an encoder, as `table` says it; ``card`` is in words why there is none where there is none."""
+    has_card, differing = isinstance(card, EncoderCard), []
+    if name in runs:
+        record = runs[name].record
+        today = json.loads(json.dumps(card.identity())) if has_card else record["config"]["card"]
+        differing = store.differences(record["config"]["card"], today)
+        if not differing:
+            commit = record["facts"].get("weights", "")
+            return "embedded", f"embedded in this study{f' (weights {commit[:12]})' if commit else ''}"
+    if name in failures:
+        return "failed", f"failed here: {failures[name]}"
+    is_here, words = weights.state(card) if has_card else (False, card)
+    words = words.replace(weights.page(card.identifier), "its page") if has_card else words
+    if differing:
+        words = f"embedded by another contract (differing: {', '.join(differing)}), to be embedded again; {words}"
+    elif name in study.encoders:
+        words = f"not embedded yet; {words}"
+    return "here" if is_here else "not here", words
+
+
+def _runs(study: Study, results: Path) -> dict[str, store.Run]:
+    """The current embeddings of the study's patches, by encoder; where there are none by today's card, others."""
+    try:
+        key = patches.find(study, results).key
+    except store.StoreError:
+        return {}
+    there = [run for run in store.runs(results, "embeddings") if run.identity["inputs"].get("patches") == key]
+    found = {run.identity["name"]: run for run in there}
+    for name in found:
+        with contextlib.suppress(store.StoreError, encoders.EncoderError):
+            found[name] = encoders.find_embeddings(study, name, results)
+    return found
+
+
+def _failures(results: Path) -> dict[str, str]:
+    """Why an encoder's patches weren't embedded, by encoder, on one line each without the error's class."""
+    records = [store.read_json(file) for file in sorted(Path(results).glob("failures/02_*.json"))]
+    return {record["parameters"]["encoder"]: record["reason"].removeprefix("EncoderError: ") for record in records}

@@ -1,0 +1,1 @@
+"""Downstream tasks, and encoders judged by them as kaiko-ai/eva does."""

@@ -1,0 +1,1 @@
+"""What learns from labels: the probe and its kin, networks end to end, LoRA."""

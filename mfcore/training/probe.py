@@ -1,0 +1,196 @@
+"""The linear probe on frozen embeddings: UNI's estimator, as Ganz et al. use it (section 3), and nothing near it.
+
+scikit-learn's ``LogisticRegression(C=...)`` is a different estimator: it sums the losses where this one takes their mean,
+and penalises the squared norm where this one penalises the norm itself.
+"""
+
+import io
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+from tqdm.auto import tqdm
+
+from mfcore import store
+from mfcore.data import patches, splits
+from mfcore.study.config import Study, as_dict
+from mfcore.training.probe_solver import solve
+
+RESIDUAL_TOLERANCE = 1e-3
+N_CLASSES = 2
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A fitted probe: ``weight`` (n_classes, n_dims) and ``bias`` (n_classes,), float32, and how the fit ended.
+
+    residual: norm of the smallest subgradient of the objective where the fit ended, as a share of the loss's gradient at
+    W = 0; 0 at the optimum.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    cost: float
+    objective: float
+    n_iter: int
+    residual: float
+
+    @property
+    def converged(self) -> bool:
+        """Whether the fit ended at the optimum, as far as float32 tells."""
+        return self.residual < RESIDUAL_TOLERANCE
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Probability of class 1, float32 (n,), of features (n, n_dims)."""
+        scores = features @ (self.weight[1] - self.weight[0])  # (n,)
+        return expit(scores.astype(np.float64) + (self.bias[1] - self.bias[0])).astype(np.float32)
+
+
+def fit(
+    features: np.ndarray,
+    labels: np.ndarray,
+    cost: float | None = None,
+    max_iter: int = 1000,
+    rows: np.ndarray | None = None,
+) -> LinearProbe:
+    """Fit the probe.
+
+    Minimises ``mean cross-entropy + 1 / cost * 0.5 * ||W||`` over weights W (2, n_dims) and an unpenalised bias, with the
+    Frobenius norm not squared; cost is ``n_dims * n_classes / 100`` unless given (Chen et al. 2024, UNI's released
+    evaluation; facts of the released code of Ganz et al.). Where the penalty is so strong that the optimum is W = 0 (few
+    dimensions, few patches) that is what it gives, and every patch scores the share of class 1.
+
+    features: float32 (n, n_dims), used as they are; labels: (n,), 0 or 1. rows: which of them to fit on, int (n_train,), all
+    unless given; memory is taken for one copy of these. Raises ValueError where a feature isn't finite, lengths differ, a
+    class is missing, or cost isn't positive.
+    """
+    if features.ndim != 2 or len(features) != len(labels):
+        raise ValueError(
+            f"features {features.shape} and labels {labels.shape} don't belong together; expected (n, n_dims) and (n,)"
+        )
+    cost = features.shape[1] * N_CLASSES / 100 if cost is None else cost
+    if not 0 < cost < math.inf:
+        raise ValueError(f"probe.cost is {cost}; it must be positive, or null for n_dims * n_classes / 100")
+    rows = np.arange(len(features)) if rows is None else rows
+    labels = labels[rows]
+    if set(np.unique(labels)) != {0, 1}:
+        raise ValueError(f"labels must hold both classes, 0 and 1; these hold {sorted(set(np.unique(labels).tolist()))}")
+    x = features[rows].astype(np.float32, copy=False)  # (n_train, n_dims), a copy
+    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)  # (n_dims,)
+    if not np.isfinite(mean).all():
+        bad = rows[~np.isfinite(x).all(axis=1)]
+        raise ValueError(
+            f"{len(bad)} embeddings aren't finite, the first in row {bad[0]}; embed again or leave those patches out"
+        )
+    x -= mean
+    found = solve(x, labels, 0.5 / cost / math.sqrt(2), max_iter)
+    if not np.isfinite(found.objective):
+        raise ValueError(
+            f"the probe's objective became {found.objective}; the largest feature, {np.abs(x).max():.3g}, is too large"
+        )
+    weight = np.stack([-found.weight / 2, found.weight / 2]).astype(np.float32)
+    bias = (np.array([-0.5, 0.5]) * (found.bias - found.weight @ mean)).astype(np.float32)
+    return LinearProbe(weight, bias, cost, found.objective, found.n_iter, found.residual)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What probes of one encoder work on; see `read`.
+
+    features: float32 (n, n_dims); labels: int64 (n,); row_of: row of each patch id; patches: the label table by patch id;
+    splits: the table of splits.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    row_of: pd.Series
+    patches: pd.DataFrame
+    splits: pd.DataFrame
+
+    def rows(self, unit: splits.Unit, role: str) -> np.ndarray:
+        """Rows of ``features`` that have ``role`` in ``unit``, int64, in the order of their patch ids."""
+        return self.row_of.loc[splits.select(self.splits, unit)[role]].to_numpy()
+
+    def predictions(self, unit: splits.Unit, scores: np.ndarray) -> pd.DataFrame:
+        """`splits.predictions` of the unit's test patches, from the scores (n,) of all."""
+        return splits.predictions(self.patches, unit, splits.select(self.splits, unit)["test"], scores[self.rows(unit, "test")])
+
+
+def inputs_of(study: Study, embeddings: store.Run, results: Path) -> dict[str, str]:
+    """Keys of the runs that an encoder's probes are made from."""
+    found = {"patches": patches.find(study, results), "splits": splits.find(study, results), "embeddings": embeddings}
+    return {name: run.key for name, run in found.items()}
+
+
+def read(study: Study, embeddings: store.Run, results: Path) -> Material:
+    """Read an encoder's finished embeddings with the study's labels and splits.
+
+    Raises StoreError, naming the first patches, where an embedding is missing or isn't finite.
+    """
+    labels, _ = patches.load(patches.find(study, results))
+    labels, table = labels.set_index("patch_id"), splits.load(splits.find(study, results))
+    features, patch_ids = store.read_embeddings(embeddings)
+    lacking = np.setdiff1d(table["patch_id"].unique(), patch_ids)
+    finite = np.concatenate([np.isfinite(features[i : i + 4096]).all(axis=1) for i in range(0, len(features), 4096)])
+    for ids, fault in ((lacking, "are missing"), (patch_ids[~finite], "aren't finite")):
+        if len(ids):
+            raise store.StoreError(
+                f"{embeddings.folder}: {len(ids)} embeddings {fault}, the first of patches {ids[:10].tolist()}; remove that "
+                "folder and embed again"
+            )
+    row_of = pd.Series(np.arange(len(patch_ids)), index=patch_ids)
+    return Material(features, labels.loc[patch_ids, "label"].to_numpy(np.int64), row_of, labels, table)
+
+
+def fit_study(study: Study, embeddings: store.Run, results: Path) -> store.Run:
+    """Fit and test the probe on one encoder's finished embeddings, for every unit of the study's splits.
+
+    (weights and biases by unit); each unit's result is kept when it is done, so that a kill loses one fit. Raises StoreError
+    where an embedding can't be used, ValueError, naming the unit, where a training set can't.
+    """
+    encoder = embeddings.identity["name"]
+    config, inputs = as_dict(study.probe), inputs_of(study, embeddings, results)
+    run = store.open_run(results, "probe", encoder, config, inputs, {**config, "splits": inputs["splits"]})
+    if run.done:
+        return run
+    material = read(study, embeddings, results)
+    units = splits.units(material.splits)
+    for unit in tqdm(units, desc=f"probe {encoder}", unit="fit"):
+        if not run.unit_file(unit.name).is_file():
+            train = material.rows(unit, "train")
+            begun = time.monotonic()
+            try:
+                probe = fit(material.features, material.labels, study.probe.cost, study.probe.max_iter, train)
+            except ValueError as error:
+                raise ValueError(f"{unit.name}: {error}") from error
+            facts = {"n_train": len(train), "n_iter": probe.n_iter, "residual": probe.residual, "converged": probe.converged}
+            store.write_json(
+                run.unit_file(unit.name, ".json"),
+                {
+                    "unit": unit.name,
+                    **facts,
+                    "objective": probe.objective,
+                    "cost": probe.cost,
+                    "seconds": round(time.monotonic() - begun, 3),
+                },
+            )
+            head = io.BytesIO()
+            np.savez(head, weight=probe.weight, bias=probe.bias)
+            with store.replacing(run.unit_file(unit.name, ".npz")) as aside:
+                aside.write_bytes(head.getvalue())
+            store.write_parquet(run.unit_file(unit.name), material.predictions(unit, probe.predict(material.features)))
+    predictions = pd.concat([store.read_parquet(run.unit_file(unit.name)) for unit in units], ignore_index=True)
+    store.write_parquet(run.path("predictions.parquet"), predictions)
+    fits = pd.DataFrame([store.read_json(run.unit_file(unit.name, ".json")) for unit in units])
+    store.write_csv(run.path("fits.csv"), fits)
+    return run.finish(["predictions.parquet", "fits.csv"], n_fits=len(fits), n_not_converged=int((~fits["converged"]).sum()))
+
+
+def load_fits(run: store.Run) -> pd.DataFrame:
+    """How each fit of a finished run ended: ``unit, n_train, n_iter, residual, converged, objective, cost,
+    seconds``."""
+    return pd.read_csv(run.path("fits.csv"))

@@ -1,0 +1,188 @@
+"""Published ways to fit a linear head on frozen embeddings, each with what it is in words.
+
+All see the same embeddings and splits. What a description says is what the function does; it is kept with the results, and
+the supplement prints it from there.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from mfcore.study.config import Probe
+from mfcore.training import probe
+from mfcore.training.probe_descent import Head, Schedule, train
+
+PATIENCE_STEPS = 2500  # eva's patience in steps: BACH 1250 epochs of 2, CRC 7 of 391, PCam 3 of 1024
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Rows of the features that train and validate one fold, and the fold's own random stream."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    generator: np.random.Generator
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted head: the logit of class 1 is ``features @ weight + bias``. facts: how the fit ended, plain data."""
+
+    weight: np.ndarray
+    bias: float
+    facts: dict
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an estimator is. All in words but ``weighs_classes`` and ``uses_validation``."""
+
+    title: str
+    objective: str
+    optimiser: str
+    features: str
+    weighs_classes: bool
+    uses_validation: bool
+    source: str
+
+    def as_dict(self) -> dict:
+        """Plain data, for the run's record."""
+        return asdict(self)
+
+
+def _uni(features: np.ndarray, labels: np.ndarray, folds: list[Fold], settings: Probe, _: str) -> list[Fitted]:
+    found = []
+    for fold in folds:
+        fitted = probe.fit(features, labels, settings.cost, settings.max_iter, fold.train)
+        weight = fitted.weight[1] - fitted.weight[0]
+        slope = 0.5 / fitted.cost / math.sqrt(2)
+        facts = {"ended": "converged" if fitted.converged else "limit", "n_steps": fitted.n_iter}
+        # where scikit-learn's squared penalty is as steep at the optimum, so that it has the same one
+        facts["sklearn_c"] = float(np.linalg.norm(weight)) / slope / len(fold.train)
+        found.append(Fitted(weight, float(fitted.bias[1] - fitted.bias[0]), facts))
+    return found
+
+
+def _sklearn(scaled: bool, cost: float | None) -> Callable:
+    def fit(features: np.ndarray, labels: np.ndarray, folds: list[Fold], settings: Probe, _: str) -> list[Fitted]:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.preprocessing import StandardScaler
+
+        found = []
+        for fold in folds:
+            x, y = features[fold.train].astype(np.float64), labels[fold.train]  # in float32 its L-BFGS gives up early
+            scaler = StandardScaler(with_mean=scaled, with_std=scaled, copy=False).fit(x)
+            model = LogisticRegression(C=cost or features.shape[1] * probe.N_CLASSES / 100, max_iter=MAX_ITER)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # said in the facts
+                model.fit(scaler.transform(x), y)
+            n_iter = int(model.n_iter_[0])
+            weight = model.coef_[0] / (scaler.scale_ if scaled else 1)
+            bias = float(model.intercept_[0]) - (float(weight @ scaler.mean_) if scaled else 0)
+            facts = {"ended": "limit" if n_iter >= MAX_ITER else "converged", "n_steps": n_iter, "sklearn_c": model.C}
+            found.append(Fitted(weight.astype(np.float32), bias, facts))
+        return found
+
+    return fit
+
+
+def _by_steps(schedule: Schedule) -> Callable:
+    def fit(features: np.ndarray, labels: np.ndarray, folds: list[Fold], settings: Probe, title: str) -> list[Fitted]:
+        heads = [Head(fold.train, fold.validation, fold.generator) for fold in folds]
+        train(features, labels, heads, schedule, title)
+        names = ("ended", "n_steps", "n_epochs", "best_epoch")
+        return [Fitted(head.weight, head.bias, {name: getattr(head, name) for name in names}) for head in heads]
+
+    return fit
+
+
+MAX_ITER = 1000
+
+EVA = Schedule("AdamW", 3e-4, 0.01, 256, lambda n_batches: math.ceil(PATIENCE_STEPS / n_batches), max_steps=12_500)
+ADAM = Schedule("Adam", 5e-5, 0.0, 8, lambda n_batches: 15, max_epochs=100, balanced=True)
+ADAM_FAST = replace(ADAM, learning_rate=1e-3)
+
+ESTIMATORS: Mapping[str, tuple[Description, Callable]] = {
+    "uni": (
+        Description(
+            title="UNI's, this study's probe",
+            objective="mean cross-entropy + 0.5 / C ‖W‖, the norm not squared; C = D K / 100",
+            optimiser="L-BFGS to the minimum",
+            features="as they are",
+            weighs_classes=False,
+            uses_validation=False,
+            source="Chen et al. 2024; Ganz et al. 2024",
+        ),
+        _uni,
+    ),
+    "sklearn_scaled": (
+        Description(
+            title="scikit-learn, as it comes",
+            objective="C times the summed cross-entropy + 0.5 ‖w‖²; C = 1",
+            optimiser=f"L-BFGS, tolerance 1e-4, at most {MAX_ITER} iterations",
+            features="scaled by StandardScaler on the training patches",
+            weighs_classes=False,
+            uses_validation=False,
+            source="LogisticRegression() behind StandardScaler()",
+        ),
+        _sklearn(scaled=True, cost=1.0),
+    ),
+    "sklearn_unis_c": (
+        Description(
+            title="scikit-learn with UNI's C",
+            objective="C times the summed cross-entropy + 0.5 ‖w‖²; C = D K / 100, the number that UNI's has",
+            optimiser=f"L-BFGS, tolerance 1e-4, at most {MAX_ITER} iterations",
+            features="as they are",
+            weighs_classes=False,
+            uses_validation=False,
+            source="LogisticRegression(C=D * K / 100), what UNI's is easily taken for",
+        ),
+        _sklearn(scaled=False, cost=None),
+    ),
+    "eva": (
+        Description(
+            title="eva's protocol",
+            objective="mean cross-entropy of a batch",
+            optimiser=(
+                "AdamW, learning rate 3e-4, weight decay 0.01, batches of 256, at most 12,500 steps; stopped after as many "
+                "epochs as make 2,500 steps without a better balanced accuracy on validation, tested at the best"
+            ),
+            features="as they are",
+            weighs_classes=False,
+            uses_validation=True,
+            source="kaiko-ai/eva, patch classification; 2,500 steps is what its patience on BACH, CRC and PCam has in common",
+        ),
+        _by_steps(EVA),
+    ),
+    "early_stopped_adam": (
+        Description(
+            title="Adam at 5e-5, early stopped",
+            objective="mean cross-entropy of a batch",
+            optimiser=(
+                "Adam, learning rate 5e-5, batches of 8, at most 100 epochs; stopped after 15 epochs without a better "
+                "balanced accuracy on validation, tested at the best"
+            ),
+            features="as they are",
+            weighs_classes=True,
+            uses_validation=True,
+            source="Banerjee et al. 2025 (AMi-Br benchmark), weighted sampler",
+        ),
+        _by_steps(ADAM),
+    ),
+    "early_stopped_adam_fast": (
+        Description(
+            title="Adam at 1e-3, early stopped",
+            objective="mean cross-entropy of a batch",
+            optimiser="as above, at twenty times the learning rate",
+            features="as they are",
+            weighs_classes=True,
+            uses_validation=True,
+            source="the same benchmark's way with Prov-GigaPath; here a control, to see whether 5e-5 gets far enough",
+        ),
+        _by_steps(ADAM_FAST),
+    ),
+}

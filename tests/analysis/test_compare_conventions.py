@@ -1,0 +1,138 @@
+"""One encoder as five libraries use it: every way has its card, and differences are measured against the authors'."""
+
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_encoders import tiny_card, use
+
+from mfcore import store
+from mfcore.analysis import compare_conventions
+from mfcore.data import patches, splits
+from mfcore.encoders import conventions, encoders
+from mfcore.encoders.conventions import CONVENTIONS, Convention
+from mfcore.study.config import Data, Splits, Study, as_dict
+from mfcore.sweep import report_conventions
+
+STUDY = Study(
+    "t", "t", Data("midog"), encoders=("tiny",), conventions="tiny", splits=Splits(n_folds=3, sizes=(0.5, 1.0), by_domain=False)
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def ways(monkeypatch):
+    """An encoder that one library uses as its authors do, one with another resize, one with the mean of the patch tokens."""
+    use(monkeypatch, tiny_card())
+    use(monkeypatch, tiny_card(name="tiny_bilinear", interpolation="bilinear", variant_of="tiny", departs="B's"))
+    use(monkeypatch, tiny_card(name="tiny_mean", readout="class+mean", n_dims=48, variant_of="tiny", departs="C's"))
+    ways = (Convention("A", "tiny"), Convention("B", "tiny_bilinear", "its way with another"), Convention("C", "tiny_mean"))
+    monkeypatch.setitem(CONVENTIONS, "tiny", ways)
+
+
+@pytest.fixture
+def results(tmp_path):
+    rng, slide = np.random.default_rng(0), np.repeat(np.arange(12), 20)
+    labels = pd.DataFrame({"patch_id": np.arange(240), "slide_id": slide.astype(str), "case_id": slide.astype(str)})
+    labels = labels.assign(domain="d", label=np.tile([0, 1], 120), um_per_px=0.25, official_split="")
+    labels[["x_l0_px", "y_l0_px"]] = rng.uniform(0, 2000, (240, 2))
+    run = store.open_run(tmp_path, "patches", "t", patches.config_of(STUDY), {"annotations": "x"})
+    store.write_parquet(run.path("labels.parquet"), labels)
+    np.save(run.path("patches.npy"), np.zeros((240, 2, 2, 3), dtype=np.uint8))
+    run.finish(["labels.parquet", "patches.npy"])
+    splits.write(STUDY, tmp_path)
+    return tmp_path
+
+
+def ran(results, card, features, quality):
+    """Finished embeddings of ``card`` and a probe on them whose scores are right by ``quality``."""
+    source = {"patches": patches.find(STUDY, results).key}
+    run = store.open_run(results, "embeddings", card, {"card": encoders.card(card).identity(), "size_px": 224}, source)
+    with store.replacing(run.path("embeddings.h5")) as aside, h5py.File(aside, "w") as out:
+        out["features"], out["patch_id"] = features.astype(np.float32), np.arange(len(features))
+    run.finish(["embeddings.h5"])
+    labels = patches.load(patches.find(STUDY, results))[0].set_index("patch_id")
+    splits_run = splits.find(STUDY, results)
+    table, rng = splits.load(splits_run), np.random.default_rng(1)
+    scores = []
+    for unit in splits.units(table):
+        ids = splits.select(table, unit)["test"]
+        right = labels.loc[ids, "label"].to_numpy()
+        score = np.where(rng.random(len(ids)) < quality, right, 1 - right) * 0.5 + 0.25 + 0.1 * rng.random(len(ids))
+        scores.append(splits.predictions(labels, unit, ids, score))
+    probe = store.open_run(results, "probe", card, as_dict(STUDY.probe), {"splits": splits_run.key, "embeddings": run.key})
+    store.write_parquet(probe.path("predictions.parquet"), pd.concat(scores))
+    probe.finish(["predictions.parquet"])
+
+
+def test_distances_and_differences_are_from_the_authors_way(results):
+    base = np.random.default_rng(2).normal(size=(240, 24))
+    ran(results, "tiny", base, 0.6)
+    ran(results, "tiny_bilinear", base * 1.25, 0.9)
+    ran(results, "tiny_mean", np.hstack([base, base + 5]), 0.6)
+    rows = compare_conventions.table(STUDY, results).set_index("library")
+    assert list(rows.index) == [compare_conventions.AUTHORS, "A", "B", "C"]
+    assert rows.loc["A", ["distance_max", "difference", "departs"]].tolist() == [0, 0, ""]
+    assert (
+        rows.loc["B", "distance_median"] == pytest.approx(0.25)
+        and rows.loc["B", "departs"] == "interpolation bilinear; its way with another"
+    )
+    assert (
+        rows.loc["C", "distance_max"] == pytest.approx(0, abs=1e-6) and rows.loc["C", "n_dims"] == 48
+    )  # the class token's part
+    assert rows.loc["C", "departs"] == "readout class token and mean of the patch tokens"
+    assert rows.loc["B", "low"] < rows.loc["B", "difference"] == pytest.approx(rows.loc["B", "auroc"] - rows.loc["A", "auroc"])
+    assert rows.loc["B", "difference"] > 0.2 and rows.loc["C", "difference"] == 0
+    shown = compare_conventions.wide(rows.reset_index())
+    assert shown["distance_median"].tolist() == ["0.0 %", "0.0 %", "25.0 %", "0.0 %"]
+    assert shown["AUROC_against_authors"].iloc[1] == "the same card"
+    assert shown["AUROC_against_authors"].iloc[0] == "–" and shown["AUROC_against_authors"].iloc[2].startswith("+0.")
+    page = report_conventions.page(STUDY, results)
+    assert "most apart from the authors&#39; card by B&#39;s way (+0." in page and "Not here" not in page
+
+
+def test_what_has_not_run_is_a_dash_and_named(results):
+    ran(results, "tiny", np.ones((240, 24)), 0.6)
+    rows = compare_conventions.table(STUDY, results).set_index("library")
+    assert np.isnan(rows.loc["B", ["distance_median", "auroc", "difference"]].to_numpy(float)).all()
+    page = report_conventions.page(STUDY, results)
+    assert "hasn&#39;t run: tiny_bilinear, tiny_mean." in page or "hasn't run: tiny_bilinear, tiny_mean." in page
+    assert compare_conventions.wide(rows.reset_index())["distance_max"].tolist() == ["0.0 %", "0.0 %", "–", "–"]
+    assert compare_conventions.table(replace(STUDY, conventions=""), results).empty
+
+
+def test_where_the_study_embeds_as_released_nothing_is_passed_off_as_the_authors_way(results, monkeypatch):
+    monkeypatch.setitem(conventions.RELEASED_EMBEDDING, "tiny", "tiny_mean")
+    study = replace(STUDY, switches=replace(STUDY.switches, encoder_input="released"))
+    base = np.random.default_rng(2).normal(size=(240, 24))
+    ran(results, "tiny", np.hstack([base, base]), 0.6)
+    ran(results, "tiny_mean", np.hstack([base, base]), 0.6)
+    monkeypatch.setattr(compare_conventions.compare, "current_runs", lambda of, folder: {name: name for name in of.encoders})
+    predicted = pd.DataFrame({"fold": [0, 0, 0], "label": [0, 1, 0], "score": [0.1, 0.9, 0.4], "patch_id": [0, 1, 2]})
+    predicted = predicted.assign(slide_id="s", domain="d", train_domain="all", size=1.0, n_train=160, arm="a", kind="probe")
+    monkeypatch.setattr(compare_conventions.compare, "load_arm", lambda *_: predicted)
+    rows = compare_conventions.table(study, results).set_index("library")
+    assert rows.loc[[compare_conventions.AUTHORS, "A"], "auroc"].isna().all(), "the runs called so are of the released card"
+    assert rows.loc["C", "auroc"] == 1 and rows["distance_median"].isna().all() and rows["difference"].isna().all()
+    assert rows.loc[compare_conventions.AUTHORS, "n_dims"] == 24 and rows.loc["A", "departs"] == ""
+    page = report_conventions.page(study, results)
+    assert "as the released code does (card tiny_mean)" in page and "encoder_input: card" in page
+    assert "as the released code does" not in report_conventions.page(STUDY, results)
+
+
+def test_every_way_is_a_card_of_the_same_weights():
+    for name, ways in CONVENTIONS.items():
+        own = encoders.card(name)
+        assert len({way.library for way in ways}) == len(ways) and name not in conventions.variants_of(name)
+        for way in ways:
+            card = encoders.card(way.card)
+            assert card.variant_of == (name if way.card != name else ""), way
+            assert way.card == name or (compare_conventions.differs(own, card) and card.departs), way
+
+
+def test_sides_are_said_with_their_unit():
+    own = encoders.card("dinov2_vits14")
+    other = replace(own, resize_px=256, readout="class+mean", n_dims=2 * own.n_dims)
+    assert compare_conventions.differs(own, other) == "resized to 256 px, readout class token and mean of the patch tokens"
+    assert compare_conventions.differs(own, own) == ""

@@ -1,0 +1,104 @@
+"""What other ways to split promise: taken from the runs made under each, measured against splitting by slide."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mfcore import store
+from mfcore.analysis import captions, compare_schemes, figures_scaling
+from mfcore.data import patches, splits, splits_audit
+from mfcore.study.config import Data, Inflation, Splits, Study, as_dict
+from mfcore.sweep import jobs as sweep_jobs
+
+STUDY = Study(
+    "t", "t", Data("midog"), encoders=("good",), splits=Splits(n_folds=2, sizes=(0.5, 1.0), by_domain=False),
+    inflation=Inflation("good", ("slide", "annotation", "released")),
+)  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Patches, and the splits and an audit of the study itself, as notebook 01 leaves them."""
+    rng, slide = np.random.default_rng(0), np.repeat(np.arange(12), 20)
+    labels = pd.DataFrame({"patch_id": np.arange(240), "slide_id": slide.astype(str), "case_id": slide.astype(str)})
+    labels = labels.assign(domain="d", label=np.tile([0, 1], 120), um_per_px=0.25, official_split="", file="f")
+    labels[["x_l0_px", "y_l0_px"]] = rng.uniform(0, 2000, (240, 2))
+    run = store.open_run(tmp_path, "patches", "t", patches.config_of(STUDY), {"annotations": "x"})
+    store.write_parquet(run.path("labels.parquet"), labels)
+    np.save(run.path("patches.npy"), np.zeros((240, 2, 2, 3), dtype=np.uint8))
+    run.finish(["labels.parquet", "patches.npy"])
+    splits.write(STUDY, tmp_path)
+    splits_audit.write(STUDY, tmp_path)
+    return tmp_path
+
+
+def probe(results, scheme, quality):
+    """A finished probe under ``scheme`` whose scores are right by ``quality``."""
+    other = splits.under(STUDY, scheme)
+    labels, _ = patches.load(patches.find(other, results))
+    splits_run = splits.write(other, results)
+    table = splits.load(splits_run)
+    tables = []
+    for unit in splits.units(table):
+        ids = splits.select(table, unit)["test"]
+        right = labels.set_index("patch_id").loc[ids, "label"].to_numpy()
+        tables.append(splits.predictions(labels.set_index("patch_id"), unit, ids, 0.5 + quality * (right - 0.5)))
+    run = store.open_run(results, "probe", "good", as_dict(STUDY.probe), {"splits": splits_run.key})
+    store.write_parquet(run.path("predictions.parquet"), pd.concat(tables))
+    run.finish(["predictions.parquet"])
+
+
+def test_inflation_is_the_mean_above_by_slide_at_the_same_size(results):
+    probe(results, "slide", 0.0)
+    probe(results, "annotation", 1.0)
+    table = compare_schemes.inflation(STUDY, results).set_index(["scheme", "size"])
+    assert list(table.index) == [("slide", 0.5), ("slide", 1.0), ("annotation", 0.5), ("annotation", 1.0)]  # released: not run
+    assert table.loc["slide", "auroc_inflation"].tolist() == [0, 0]
+    assert table.loc["annotation", "auroc_inflation"].tolist() == [0.5, 0.5]
+    assert table.loc["slide", "test_on_train_slides"].tolist() == [0, 0]
+    assert table.loc[("annotation", 1.0), "test_on_train_slides"] == 1
+    shown = compare_schemes.wide(table.reset_index())
+    assert shown["above_by_slide"].tolist() == ["+0.000"] * 2 + ["+0.500"] * 2
+    assert "by annotation 1.00 ± 0.00" in captions.inflation(STUDY, table.reset_index())
+    figure = figures_scaling.inflation(STUDY, table.reset_index())
+    leaks, _ = figure.axes
+    assert [tick.get_text() for tick in leaks.get_yticklabels()] == ["by slide", "by annotation"]
+    assert [bar.get_width() for bar in leaks.patches[:2]] == [0, 100]  # test patches on a slide that training sees
+    assert len(figure.legends[0].get_texts()) == 5  # two shares, two sizes, the line
+
+
+def test_a_shared_case_has_a_bar_a_column_and_a_word(results):
+    probe(results, "slide", 0.0)
+    probe(results, "annotation", 1.0)
+    table = compare_schemes.inflation(STUDY, results)
+    by_case = table.assign(test_on_train_cases=0.993, test_on_train_slides=0.0, test_overlapping_train=np.nan)
+    leaks, _ = figures_scaling.inflation(STUDY, by_case).axes
+    assert [bar.get_width() for bar in leaks.patches[:4]] == pytest.approx([99.3, 99.3, 0, 0])
+    assert set(compare_schemes.wide(by_case)["test_on_train_cases"]) == {"99.3 %"}
+    assert set(compare_schemes.wide(by_case)["test_overlapping_train"]) == {"–"}
+    said = captions.inflation(STUDY, by_case)
+    assert "99 % of the test patches are of cases that training sees" in said and "unknown how many share pixels" in said
+
+
+def test_without_a_probe_by_slide_there_is_no_inflation_and_without_any_no_table(results):
+    assert compare_schemes.inflation(STUDY, results).empty
+    probe(results, "released", 1.0)
+    assert compare_schemes.inflation(STUDY, results)["auroc_inflation"].isna().all()
+    assert set(compare_schemes.wide(compare_schemes.inflation(STUDY, results))["above_by_slide"]) == {"–"}
+
+
+def test_each_other_scheme_is_a_job_of_its_own_after_the_embedding():
+    jobs = sweep_jobs.jobs_of(STUDY)
+    others = {name: job for name, job in jobs.items() if "split_" in name}
+    assert [job.parameters for job in others.values()] == [
+        {"encoder": "good", "scheme": "annotation"},
+        {"encoder": "good", "scheme": "released"},
+    ]
+    assert {job.needs for job in others.values()} == {("02_embed.good",)}
+    assert set(others) <= set(jobs["05_data_scaling"].needs)
+    paper = replace(STUDY, switches=splits.under(STUDY, "released").switches)
+    schemes = [job.parameters["scheme"] for job in sweep_jobs.jobs_of(paper).values() if "scheme" in job.parameters]
+    assert schemes == ["slide", "annotation"]
+    assert not [name for name in sweep_jobs.jobs_of(replace(STUDY, inflation=Inflation())) if "split_" in name]

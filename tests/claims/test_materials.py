@@ -1,0 +1,196 @@
+"""Counts, resolutions and networks: against the authors' own label files, and against labels and cards that are changed."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import made_claims
+import numpy as np
+import pandas as pd
+import pytest
+
+from mfcore import store
+from mfcore.claims import ledger as claims, materials as claims_materials
+from mfcore.claims.judge import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Material
+from mfcore.data import patches
+from mfcore.data.labels import table as labels
+from mfcore.encoders import cards
+from mfcore.study.config import MODES, Data, Study
+
+REAL = Path(__file__).parents[2].parent / "shared" / "data" / "labels"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real labels of ../shared/data are not here")
+BY_SCANNER = {"Hamamatsu XR": 0.2263, "Hamamatsu S360": 0.2294, "Aperio CS2": 0.2528, "3DHistech": 0.2483}
+SWAPPED = "these labels have the paper's two counts the other way round: it prints them swapped"
+
+
+@functools.cache
+def real(source: str) -> pd.DataFrame:
+    """The authors' label file, with um/px as a study would fill it in."""
+    table = labels.load(Study("s", "t", Data(source)), REAL, check_files=False)
+    return table.assign(um_per_px=table["scanner"].map(BY_SCANNER).fillna(0.2533))
+
+
+def check(study: Study, table: pd.DataFrame, results: Path) -> pd.DataFrame:
+    """The ledger of a study that has extracted its patches and predicted nothing, by claim."""
+    run = store.open_run(results, "patches", study.name, patches.config_of(study), {})
+    store.write_parquet(run.path("labels.parquet"), table)
+    run.finish(["labels.parquet"])
+    none = made_claims.scores(dataclasses.replace(study, encoders=(), networks=())).reindex(
+        columns=["arm", "kind", "train_domain", "fold", "size", "domain", "n_train", "n_test", "auroc"]
+    )
+    return claims.check(study, none, results).set_index("claim")
+
+
+def said(rows: pd.DataFrame, quote: str) -> tuple:
+    row = rows.loc[quote]
+    return row["verdict"], row["found"], row["difference"]
+
+
+@needs_real
+def test_midog22s_own_labels_have_the_papers_two_counts_swapped(tmp_path):
+    rows = check(made_claims.study(), real("midog22"), tmp_path)
+    assert said(rows, "which consists of 11,051 MFs") == (NOT_REPRODUCED, "9,501 mitotic figures", -1_550)
+    assert said(rows, "9,501 MF look-alikes") == (NOT_REPRODUCED, "11,051 look-alikes", 1_550)
+    assert rows.loc["which consists of 11,051 MFs", "why"] == rows.loc["9,501 MF look-alikes", "why"] == SWAPPED
+    assert said(rows, "on 354 regions of interests") == (REPRODUCED, "354", 0)
+    domains = (
+        "from five different domains, including human breast cancer (domain 1), canine lung cancer (domain 2), canine lymphoma"
+    )
+    assert rows.loc[domains, "verdict"] == REPRODUCED and rows.loc[domains, "found"].startswith("5: canine cutaneous")
+    less = rows.index[rows.index.str.startswith("substantially less data was available")]
+    assert said(rows, less[0]) == (REPRODUCED, "20,552; printed for CCMCT: 72,845", 20_552 - 72_845)
+    resolution = rows.loc["at a resolution of 0.25 microns per pixel"]
+    assert resolution["verdict"] == NOT_REPRODUCED
+    assert resolution["found"] == "level 0 is at 0.2263 to 0.2528 µm/px; 99 of 354 slides within 1 % of 0.25"
+    later = {"9,501 mitotic figures": REPRODUCED, "11,051 hard negatives": REPRODUCED, "405 images": NOT_REPRODUCED}
+    assert rows.loc[list(later), "verdict"].to_dict() == later and rows.loc["405 images", "difference"] == -51
+    assert rows.loc["we only used 44,880 annotations representing MFs", "verdict"] == NOT_TESTABLE
+
+
+@needs_real
+def test_ccmcts_own_labels_have_the_papers_counts(tmp_path):
+    rows = check(made_claims.study("ccmct"), real("ccmct"), tmp_path)
+    assert said(rows, "we only used 44,880 annotations representing MFs") == (REPRODUCED, "44,880 mitotic figures", 0)
+    assert said(rows, "27,965 annotations belonging to MF look-alikes") == (REPRODUCED, "27,965 look-alikes", 0)
+    assert said(rows, "The second dataset comprises 32 whole slide images (WSIs)") == (REPRODUCED, "32", 0)
+    row = rows.loc["originally contains 262,481 annotations of different cell types"]
+    assert row["verdict"] == NOT_TESTABLE and "no other cell types" in row["why"] and row["found"].startswith("72,845")
+    assert rows.loc["which consists of 11,051 MFs", "verdict"] == NOT_TESTABLE
+    resolution = rows.loc["at a resolution of 0.25 microns per pixel"]
+    assert resolution["verdict"] == NOT_REPRODUCED and "0 of 32 slides within 1 %" in resolution["found"]
+
+
+@needs_real
+@pytest.mark.parametrize("source", ["midog22", "ccmct"])
+def test_other_labels_give_other_verdicts(tmp_path, source):
+    """One class, one slide and one domain fewer: no verdict stays as it was."""
+    table = real(source)
+    kept = table[table["slide_id"] != table["slide_id"].mode()[0]].assign(um_per_px=0.25)
+    kept = kept.assign(domain=kept["domain"].replace({"canine lymphoma": "another"}))
+    study = made_claims.study(source)
+    before, after = check(study, table, tmp_path / "a"), check(study, kept, tmp_path / "b")
+    of_data = after[(after["subject"] == claims.DATA) & (after["verdict"] != NOT_TESTABLE)]
+    changed = of_data["verdict"] != before.loc[of_data.index, "verdict"]
+    stay = {q for q in of_data.index[~changed] if "substantially" not in q}
+    assert stay <= {"which consists of 11,051 MFs", "9,501 MF look-alikes"}, "these were wrong before"
+    for quote in stay:
+        assert before.loc[quote, "why"] == SWAPPED and after.loc[quote, "why"] == "", "one fewer isn't swapped"
+
+
+def test_without_patches_there_is_nothing_to_count():
+    finding = claims_materials._annotations(1, 11_051, 9_501)(Material(made_claims.study(), pd.DataFrame(), Path("nowhere")))
+    assert finding.outcome == NOT_TESTABLE and "no label table" in finding.barred
+
+
+def test_how_a_slide_is_read_is_said_beside_its_resolution():
+    table = pd.DataFrame({"slide_id": ["a", "b"], "um_per_px": [0.25, 0.2514]})
+    material = Material(made_claims.study(), pd.DataFrame(), Path("nowhere"))
+    vars(material)["labels"] = table
+    finding = claims_materials._resolution(material)
+    assert finding.outcome == REPRODUCED and finding.why == "this study reads patches as scanned"
+    strict = Material(dataclasses.replace(made_claims.study(), switches=MODES["strict"]), pd.DataFrame(), Path("nowhere"))
+    vars(strict)["labels"] = table.assign(um_per_px=[0.25, 0.2533])
+    finding = claims_materials._resolution(strict)
+    assert finding.outcome == NOT_REPRODUCED and finding.difference == pytest.approx(0.0033)
+    assert finding.why == "this study resamples to 0.25 µm/px"
+
+
+# ---- networks ----
+
+
+def test_printed_sizes_are_judged_by_one_unit_of_their_last_digit():
+    assert claims_materials.parse_size("1.1B") == (1.1e9, pytest.approx(1e8))
+    assert claims_materials.parse_size("632M") == (632e6, 1e6)
+    found = {
+        row["encoder"]: claims_materials.size_of(cards.CARDS[row["encoder"]], row["size"]).outcome
+        for row in pd.read_csv(claims_materials.compare.PUBLISHED / "published_ganz_2024_models.csv").to_dict("records")
+    }
+    assert found.pop("uni") == NOT_REPRODUCED, "307M is printed, the built network has 303.4M"
+    assert set(found.values()) == {REPRODUCED} and len(found) == 7
+
+
+def test_a_network_of_another_size_or_type_is_not_the_printed_one():
+    card = cards.CARDS["phikon"]
+    assert claims_materials.size_of(card, "86M", "ViT-B").outcome == REPRODUCED
+    wrong = claims_materials.size_of(card, "86M", "ViT-L")
+    assert (wrong.outcome, wrong.why) == (NOT_REPRODUCED, "not a ViT-L")
+    wrong = claims_materials.size_of(card, "88M", "ViT-B")
+    assert wrong.outcome == NOT_REPRODUCED and "-2.5 %" in wrong.why
+    head = claims_materials.size_of(cards.CARDS["resnet50"], "25M")
+    assert head.found == "resnet50: 23.5M, 25.6M with a classifier of 1,000 classes" and head.outcome == REPRODUCED
+    assert claims_materials.size_of(cards.CARDS["resnet50"], "27M").outcome == NOT_REPRODUCED
+    assert "classifier" not in claims_materials.size_of(cards.CARDS["uni"], "303M").found
+
+
+@pytest.mark.parametrize(
+    ("name", "n"), [("virchow", 256), ("virchow2", 256), ("gigapath", 196), ("uni", 196), ("kaiko_vits8", 784)]
+)
+def test_patch_tokens_are_those_of_the_input(name, n):
+    assert claims_materials.n_patch_tokens(cards.CARDS[name]) == n
+
+
+def test_a_network_without_patches_has_no_tokens():
+    with pytest.raises(ValueError, match="resnet50: its architecture 'resnet50' names no patch size"):
+        claims_materials.n_patch_tokens(cards.CARDS["resnet50"])
+
+
+CHANGES = {  # claim: the card to change, and how
+    "All of the models are Vision Transformers (ViTs) of varying sizes.": ("phikon", {"architecture": "swin_tiny"}),
+    "Foundation models compared in this study, ordered by the size of the respective model.": (
+        "uni",
+        {"n_parameters": 700_000_000},
+    ),
+    "concatenating the class token and the mean across all 256 patch tokens": ("virchow2", {"readout": "class"}),
+    "For all other models, only the class token was used": ("phikon", {"readout": "class+mean"}),
+    "UNI: Model Type ViT-L, Model Size 307M": ("uni", {"n_parameters": 307_100_000}),
+}
+
+
+@pytest.mark.parametrize("quote", CHANGES)
+def test_a_claim_on_networks_follows_the_cards(quote, monkeypatch):
+    claim = next(claim for _, claim in claims.CLAIMS if claim.quote == quote)
+    material = Material(made_claims.study("synthetic"), pd.DataFrame(), Path("nowhere"))
+    before = claim.measure(material).outcome
+    name, change = CHANGES[quote]
+    changed = {**cards.CARDS, name: dataclasses.replace(cards.CARDS[name], **change)}
+    monkeypatch.setattr(cards, "CARDS", changed)
+    if claim.where == "Tab. 1" and "Size" in quote:
+        claim = next(one for one in claims_materials.models() if one.quote == quote)
+    assert {before, claim.measure(material).outcome} == {REPRODUCED, NOT_REPRODUCED}
+
+
+def test_the_abstracts_five_models_are_six_in_its_table():
+    material = Material(made_claims.study("synthetic"), pd.DataFrame(), Path("nowhere"))
+    found = {n: claims_materials._count_of_models(n)(material) for n in (5, 6)}
+    assert (found[5].outcome, found[5].difference) == (NOT_REPRODUCED, 1) and "have six" in found[5].why
+    assert found[6].outcome == REPRODUCED
+
+
+def test_the_registers_are_said_to_be_in_the_released_codes_mean():
+    strict = dataclasses.replace(made_claims.study("synthetic"), switches=MODES["strict"])
+    said = {}
+    for study in (strict, made_claims.study("synthetic")):
+        finding = claims_materials._tokens(Material(study, pd.DataFrame(), Path("nowhere")))
+        said[study.switches.encoder_input] = finding.why
+        assert finding.outcome == REPRODUCED and np.isclose(finding.difference, 0)
+    assert "is over 260" in said["card"] and said["released"].endswith("and so does this study")

@@ -1,0 +1,211 @@
+"""AMi-Br's download, against a small server of our own: whole, or not there at all."""
+
+import io
+import json
+import zipfile
+
+import pytest
+from running import HANG_S
+from unreliable_server import serving
+
+from mfcore.data import downloads, patches
+from mfcore.data.downloads import DownloadError, Patience
+from mfcore.data.downloads_amibr import COMMIT
+from mfcore.store import alone, file_sha256
+from mfcore.study.config import Data, Patches, Study
+
+ADDRESS = f"/DeepMicroscopy/AMi-Br/zip/{COMMIT}"
+STUDY = Study(name="t", title="t", data=Data(source="amibr"), patches=Patches(size_px=128))
+FILES = {
+    "AMI-BR.csv": b"slide\n",
+    "README.md": b"# AMi-Br\n",
+    "images/example.jpg": b"not needed",
+    "patches/normal/MIDOG21_22.png": b"normal" * 500,
+    "patches/atypical/MIDOG21_25.png": b"atypical" * 500,
+}
+QUICK = Patience(n_tries=2, first_wait_s=0.001, silence_s=HANG_S)
+
+
+def archive(files=FILES):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as target:
+        for name, data in files.items():
+            target.writestr(f"AMi-Br-{COMMIT}/{name}", data)
+    return content.getvalue()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as here:
+        here.files[ADDRESS] = archive()
+        yield here
+
+
+def get(server, folder):
+    return downloads.amibr(folder, server.url, QUICK)
+
+
+def fetch(server, folder, verify=False):
+    return downloads.fetch(STUDY, folder, {**downloads.HOSTS, "codeload": server.url}, verify, QUICK)
+
+
+def test_the_download_holds_table_patches_and_what_it_was(server, tmp_path):
+    folder = patches.prepare(STUDY, tmp_path / "data" / "amibr", host=server.url)
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    assert there == {*FILES, "downloaded.json"} - {"images/example.jpg"}
+    assert all((folder / name).read_bytes() == FILES[name] for name in there - {"downloaded.json"})
+    (tmp_path / "archive.zip").write_bytes(server.files[ADDRESS])
+    record = json.loads((folder / "downloaded.json").read_text())
+    assert record["sha256"] == file_sha256(tmp_path / "archive.zip")
+    assert (record["url"], record["bytes"], record["n_patches"]) == (server.url + ADDRESS, len(server.files[ADDRESS]), 2)
+    assert set(record["files"]) == there - {"downloaded.json"}
+    assert [file.name for file in folder.parent.iterdir()] == ["amibr"]
+
+
+def test_what_is_there_is_not_fetched_again(server, tmp_path):
+    get(server, tmp_path / "amibr")
+    assert get(server, tmp_path / "amibr") == tmp_path / "amibr"
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.99])
+def test_a_transfer_that_breaks_for_good_leaves_nothing_that_looks_whole(server, tmp_path, share):
+    """Where the host doesn't say what it sends, nothing at all."""
+    server.is_known_by_etag = False
+    server.always[ADDRESS] = {"n_sent": int(len(server.files[ADDRESS]) * share)}
+    with pytest.raises(DownloadError, match=r"127\.0\.0\.1.*run it again"):
+        get(server, tmp_path / "amibr")
+    assert list(tmp_path.iterdir()) == []
+    server.always.clear()
+    assert (get(server, tmp_path / "amibr") / "AMI-BR.csv").is_file()
+
+
+def test_a_transfer_that_broke_is_gone_on_with_by_the_next_call(server, tmp_path):
+    server.acts[ADDRESS] = [{"n_sent": 500}, {"status": 404}]
+    with pytest.raises(DownloadError, match=r"404.*by hand.*git clone"):
+        get(server, tmp_path / "amibr")
+    assert not (tmp_path / "amibr").exists()
+    get(server, tmp_path / "amibr")
+    assert server.asked[-1].range == "bytes=500-"
+    assert [file.name for file in tmp_path.iterdir()] == ["amibr"]
+
+
+def test_an_archive_that_was_cut_without_notice_is_seen(server, tmp_path):
+    """GitHub announces no length."""
+    server.acts[ADDRESS] = [{"n_sent": 1000, "headers": {"Content-Length": None}}]
+    with pytest.raises(DownloadError, match="the archive is damaged"):
+        get(server, tmp_path / "amibr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_download_left_is_cleared(server, tmp_path):
+    (tmp_path / ".amibr.partial" / "unpacked" / "patches").mkdir(parents=True)
+    (tmp_path / ".amibr.partial" / "unpacked" / "stale.png").write_bytes(b"")
+    folder = get(server, tmp_path / "amibr")
+    assert not (folder / "stale.png").exists()
+
+
+def test_two_at_once_are_refused(server, tmp_path):
+    """And the second leaves the first one's part alone."""
+    with alone(tmp_path / ".amibr.partial", "fetch"):
+        with pytest.raises(DownloadError, match="another fetch is at work"):
+            get(server, tmp_path / "amibr")
+        assert (tmp_path / ".amibr.partial" / ".lock").exists()
+
+
+def test_a_file_damaged_inside_the_archive_is_seen(server, tmp_path):
+    content = server.files[ADDRESS]
+    at = content.index(b"atypicalatypical")
+    server.files[ADDRESS] = content[:at] + b"A" + content[at + 1 :]
+    with pytest.raises(DownloadError, match="damaged"):
+        get(server, tmp_path / "amibr")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({name: data for name, data in FILES.items() if name != "AMI-BR.csv"}, r"no AMI-BR\.csv in the archive"),
+        ({"AMI-BR.csv": b"slide\n"}, "no patches in the archive"),
+    ],
+)
+def test_another_archive_is_refused(server, tmp_path, files, message):
+    server.files[ADDRESS] = archive(files)
+    with pytest.raises(DownloadError, match=message):
+        get(server, tmp_path / "amibr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_outside_the_folder(server, tmp_path):
+    server.files[ADDRESS] = archive({**FILES, "patches/normal/../../../../escaped.png": b"x"})
+    folder = get(server, tmp_path / "deep" / "amibr")
+    assert {file.name for file in (folder / "patches" / "normal").iterdir()} == {"MIDOG21_22.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"deep"}
+
+
+def test_a_host_that_can_not_be_reached_says_what_to_do(tmp_path):
+    with pytest.raises(DownloadError, match="Connection refused; run it again, or fetch it by hand"):
+        downloads.amibr(tmp_path / "amibr", "http://127.0.0.1:1", QUICK)
+
+
+def test_a_folder_with_something_else_is_left_alone(server, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(DownloadError, match=r"holds no AMI-BR\.csv"):
+        get(server, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_each_file_is_a_row_fetched_and_then_there(server, tmp_path):
+    table = fetch(server, tmp_path / "amibr")
+    assert dict(zip(table["file"], table["state"], strict=True)) == {
+        name: "fetched" for name in FILES if name.startswith(("AMI", "patches"))
+    }
+    assert set(table["kind"]) == {"label file", "patch image"}
+    again = fetch(server, tmp_path / "amibr")
+    assert set(again["state"]) == {"there"}
+    assert set(again["reason"]) == {"length as recorded"}
+    assert len(server.asked) == 1
+
+
+def test_a_patch_that_was_cut_or_lost_comes_anew_and_nothing_else(server, tmp_path):
+    folder = tmp_path / "amibr"
+    fetch(server, folder)
+    cut, lost = folder / "patches/normal/MIDOG21_22.png", folder / "patches/atypical/MIDOG21_25.png"
+    cut.write_bytes(b"normal")
+    lost.unlink()
+    table = fetch(server, folder).set_index("file")
+    assert list(table["state"]) == ["there", "fetched", "fetched"]
+    assert cut.read_bytes() == FILES["patches/normal/MIDOG21_22.png"]
+    assert lost.is_file()
+    assert set(fetch(server, folder)["state"]) == {"there"}
+    assert [path.name for path in tmp_path.iterdir()] == ["amibr"]
+
+
+def test_what_comes_anew_is_what_is_recorded(server, tmp_path):
+    """Though the host's archive isn't the one of the first time."""
+    folder, name = tmp_path / "amibr", "patches/normal/MIDOG21_22.png"
+    fetch(server, folder)
+    server.files[ADDRESS] = archive({**FILES, name: b"other" * 500})
+    (folder / name).unlink()
+    fetch(server, folder)
+    assert set(fetch(server, folder, verify=True)["state"]) == {"there"}
+    assert len(server.asked) == 2
+
+
+def test_one_that_only_changed_inside_is_seen_by_verify(server, tmp_path):
+    folder = tmp_path / "amibr"
+    fetch(server, folder)
+    changed = folder / "patches/normal/MIDOG21_22.png"
+    changed.write_bytes(b"NORMAL" * 500)
+    assert set(fetch(server, folder)["state"]) == {"there"}
+    assert list(fetch(server, folder, verify=True)["state"]).count("fetched") == 1
+    assert changed.read_bytes() == b"normal" * 500
+
+
+def test_a_folder_that_was_laid_there_by_hand_is_there(server, tmp_path):
+    get(server, tmp_path / "amibr")
+    (tmp_path / "amibr" / "downloaded.json").unlink()
+    table = fetch(server, tmp_path / "amibr")
+    assert (len(table), set(table["state"]), set(table["reason"])) == (3, {"there"}, {"laid there by hand"})
+    assert len(server.asked) == 1

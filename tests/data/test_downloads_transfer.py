@@ -1,0 +1,359 @@
+"""One file, from a host that breaks off, refuses, forgets ranges, changes the file: the same bytes in the end, or a reason."""
+
+import errno
+import hashlib
+import io
+import itertools
+import os
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings, strategies as st
+from running import HANG_S, until
+from tqdm import tqdm
+from unreliable_server import serving
+
+from mfcore.data.downloads_transfer import (
+    DiskFullError,
+    FileError,
+    Part,
+    Patience,
+    Published,
+    RefusedError,
+    checksum_of,
+    open_session,
+    transfer,
+)
+
+CONTENT = bytes(range(256)) * 40  # 10,240 bytes
+OTHER = bytes(reversed(CONTENT))
+QUICK = Patience(n_tries=4, first_wait_s=0.001, silence_s=HANG_S)
+SAID = Published(len(CONTENT), f"md5:{hashlib.md5(CONTENT).hexdigest()}")
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as here:
+        here.files["/a"] = CONTENT
+        yield here
+
+
+def bring(url, target, published=SAID, patience=QUICK):
+    """Fetch ``url`` as `fetch` does; returns what `transfer` says and the bar's count."""
+    part = Part(target)
+    with tqdm(file=io.StringIO(), initial=part.n_bytes) as bar, open_session(patience, bar) as session:
+        whole = transfer(session, url, part, published, patience, bar)
+        part.keep()
+        return whole, bar.n
+
+
+def test_a_file_comes_whole_and_only_under_its_own_name(server, tmp_path):
+    whole, n_counted = bring(server.url + "/a", tmp_path / "a.tiff")
+    assert (tmp_path / "a.tiff").read_bytes() == CONTENT
+    assert [file.name for file in tmp_path.iterdir()] == ["a.tiff"]
+    assert (whole.n_bytes, whole.checksum, whole.checked) == (len(CONTENT), SAID.checksum, True)
+    assert n_counted == len(CONTENT)
+
+
+def test_what_is_not_published_is_seen_and_said_to_be_only_seen(server, tmp_path):
+    whole, _ = bring(server.url + "/a", tmp_path / "a", Published())
+    assert (whole.checksum, whole.checked) == (checksum_of(tmp_path / "a", "sha256"), False)
+
+
+def test_a_checksum_in_the_etag_is_a_published_one(server, tmp_path):
+    """As Zenodo writes it."""
+    server.always["/a"] = {"headers": {"ETag": f'"{SAID.checksum}"'}}
+    assert bring(server.url + "/a", tmp_path / "a", Published())[0].checked
+    server.always["/a"] = {"headers": {"ETag": f'"md5:{"0" * 32}"'}}
+    with pytest.raises(RefusedError, match=r"checksum is md5:.*published is md5:000"):
+        bring(server.url + "/a", tmp_path / "b", Published())
+
+
+@pytest.mark.parametrize("published", [SAID, Published()])
+def test_it_goes_on_where_it_broke(server, tmp_path, published):
+    server.acts["/a"] = [{"n_sent": 3000}, {"n_sent": 2000}]
+    _, n_counted = bring(server.url + "/a", tmp_path / "a", published)
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    assert [asked.range for asked in server.asked] == [None, "bytes=3000-", "bytes=5000-"]
+    assert [asked.if_range is None for asked in server.asked] == [True, False, False]
+    assert server.n_sent("/a") == n_counted == len(CONTENT)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 4000), max_size=8), st.booleans(), st.booleans())
+def test_any_sequence_of_break_offs_ends_with_the_same_bytes(breaks, is_published, has_etag):
+    """As long as each try brings something, or nothing new comes for less than the tries that are allowed."""
+    with serving() as server, tempfile.TemporaryDirectory() as folder:
+        server.files["/a"] = CONTENT
+        server.is_known_by_etag = has_etag
+        server.acts["/a"] = [{"n_sent": n} for n in breaks]
+        resumes = is_published or has_etag
+        patience = Patience(n_tries=4 if resumes else 10, first_wait_s=0, silence_s=HANG_S)
+        bring(server.url + "/a", Path(folder) / "a", SAID if is_published else Published(), patience)
+        assert (Path(folder) / "a").read_bytes() == CONTENT
+        if resumes:
+            assert server.n_sent("/a") == len(CONTENT)
+
+
+def test_without_anything_to_know_the_file_by_it_starts_anew(server, tmp_path):
+    server.is_known_by_etag = False
+    server.acts["/a"] = [{"n_sent": 3000}]
+    bring(server.url + "/a", tmp_path / "a", Published())
+    assert [asked.range for asked in server.asked] == [None, None]
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
+def test_a_weak_etag_is_no_promise_of_the_same_bytes(server, tmp_path):
+    """Then the date of change serves, as If-Range may not name a weak one."""
+    date = "Mon, 01 Jan 2024 00:00:00 GMT"
+    server.acts["/a"] = [{"n_sent": 3000, "headers": {"ETag": 'W/"x"', "Last-Modified": date}}]
+    bring(server.url + "/a", tmp_path / "a", Published())
+    assert server.asked[1].if_range == date
+
+
+def test_a_host_that_knows_no_ranges_sends_all_of_it_anew(server, tmp_path):
+    server.acts["/a"] = [{"n_sent": 3000}, {"no_range": True}]
+    _, n_counted = bring(server.url + "/a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    assert n_counted == len(CONTENT)
+
+
+def test_a_host_that_knows_no_ranges_and_always_breaks_is_given_up(server, tmp_path):
+    server.always["/a"] = {"n_sent": 3000, "no_range": True}
+    with pytest.raises(FileError, match="the connection broke off") as refused:
+        bring(server.url + "/a", tmp_path / "a")
+    assert refused.value.of_host
+    assert len(server.asked) == QUICK.n_tries
+
+
+@pytest.mark.parametrize("act", [{"start": 2000}, {"total": 99999}, {"headers": {"ETag": '"other"'}}])
+def test_the_rest_of_something_else_is_not_appended(server, tmp_path, act):
+    server.acts["/a"] = [{"n_sent": 3000}, act]
+    _, n_counted = bring(server.url + "/a", tmp_path / "a")
+    assert [asked.range for asked in server.asked] == [None, "bytes=3000-", None]
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    assert n_counted == len(CONTENT)
+
+
+def test_a_rest_that_starts_elsewhere_is_no_refusal(server, tmp_path):
+    """However often: the file itself has nothing wrong."""
+    server.acts["/a"] = [{"n_sent": 3000}, {"start": 2000}, {"n_sent": 3000}, {"start": 2000}]
+    bring(server.url + "/a", tmp_path / "a", patience=Patience(n_tries=5, first_wait_s=0, silence_s=HANG_S))
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
+def test_a_part_that_is_longer_than_the_file_is_dropped(server, tmp_path):
+    part = Part(tmp_path / "a")
+    part.begin({"url": "", "etag": "", "validator": "", "bytes": None})
+    part.file.write_bytes(CONTENT + b"more")
+    bring(server.url + "/a", tmp_path / "a")
+    assert [asked.status for asked in server.asked] == [416, 200]
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("obeys_if_range", [True, False])
+def test_a_file_that_changed_between_tries_comes_anew(server, tmp_path, obeys_if_range):
+    """Whether the host minds If-Range, or sends the rest of the new one regardless."""
+    server.acts["/a"] = [{"n_sent": 3000}]
+    with pytest.raises(FileError):
+        bring(server.url + "/a", tmp_path / "a", Published(), Patience(n_tries=1, silence_s=HANG_S))
+    server.files["/a"], server.acts["/a"] = OTHER, [{"no_if_range": not obeys_if_range}]
+    bring(server.url + "/a", tmp_path / "a", Published(), QUICK)
+    assert (tmp_path / "a").read_bytes() == OTHER
+    assert [asked.status for asked in server.asked] == [200, 200] if obeys_if_range else [200, 206, 200]
+
+
+@pytest.fixture
+def waits(monkeypatch) -> list[float]:
+    """The seconds for which the client would have waited between tries."""
+    told = []
+    monkeypatch.setattr("time.sleep", told.append)
+    return told
+
+
+def test_a_host_that_is_busy_is_asked_again_when_it_says(server, tmp_path, waits):
+    server.acts["/a"] = [{"status": 429, "headers": {"Retry-After": "7"}}]
+    bring(server.url + "/a", tmp_path / "a")
+    assert waits == [7]
+    assert [asked.status for asked in server.asked] == [429, 200]
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_host_in_trouble_is_asked_again(server, tmp_path, status):
+    server.acts["/a"] = [{"status": status}, {"status": status}]
+    bring(server.url + "/a", tmp_path / "a")
+    assert [asked.status for asked in server.asked] == [status, status, 200]
+
+
+def test_each_wait_is_longer_than_the_one_before(server, tmp_path, waits):
+    server.acts["/a"] = [{"status": 500}] * 4
+    bring(server.url + "/a", tmp_path / "a", patience=Patience(6, 0.05, 9, HANG_S))
+    assert len(server.asked) == 5 and len(waits) >= 3
+    assert all(after == 2 * before for before, after in itertools.pairwise(waits)) and waits[-1] == 0.4
+
+
+def test_trouble_without_end_is_told(server, tmp_path):
+    server.always["/a"] = {"status": 503}
+    with pytest.raises(FileError, match="503 Service Unavailable") as refused:
+        bring(server.url + "/a", tmp_path / "a")
+    assert refused.value.of_host
+    assert len(server.asked) == QUICK.n_tries
+
+
+@pytest.mark.parametrize(
+    ("act", "reason", "of_host"),
+    [
+        ({"status": 404}, "404 Not Found", False),
+        ({"status": 403}, "403 Forbidden", True),
+        ({"status": 202, "headers": {"x-amzn-waf-action": "challenge"}}, "202 Accepted, the host lets only browsers in", True),
+        ({"headers": {"Content-Type": "text/html; charset=utf-8"}}, "a web page instead", True),
+    ],
+)
+def test_what_is_no_file_is_not_asked_for_again(server, tmp_path, act, reason, of_host):
+    """And what had come before stays."""
+    server.acts["/a"] = [{"n_sent": 3000}, act]
+    with pytest.raises(FileError, match=reason) as refused:
+        bring(server.url + "/a", tmp_path / "a")
+    assert refused.value.of_host == of_host
+    assert len(server.asked) == 2
+    assert Part(tmp_path / "a").n_bytes == 3000
+
+
+def test_a_host_that_can_not_be_reached_is_told(tmp_path):
+    with pytest.raises(FileError, match="Connection refused") as refused:
+        bring("http://127.0.0.1:1/a", tmp_path / "a")
+    assert refused.value.of_host
+
+
+def test_a_host_that_falls_silent_counts_as_broken_off(server, tmp_path):
+    silent = threading.Event()
+    server.acts["/a"] = [{"hold": (4000, silent)}]
+    bring(server.url + "/a", tmp_path / "a", patience=Patience(10**6, 0.001, 1, 0.3))
+    silent.set()
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    assert server.asked[-1].range == "bytes=4000-"
+
+
+@pytest.mark.parametrize("published", [SAID, Published(None, SAID.checksum)])
+def test_another_content_is_refused_after_a_second_try(server, tmp_path, published):
+    server.files["/a"] = OTHER
+    with pytest.raises(RefusedError, match=r"refused twice: its checksum is md5:\w+, published is md5:"):
+        bring(server.url + "/a", tmp_path / "a", published)
+    assert len(server.asked) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_content_that_was_wrong_once_comes_anew(server, tmp_path):
+    server.acts["/a"] = [{"content": OTHER}]
+    _, n_counted = bring(server.url + "/a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    assert n_counted == len(CONTENT)
+
+
+def test_another_length_is_refused_before_it_comes(server, tmp_path):
+    with pytest.raises(RefusedError, match=r"the host sends 10,240 bytes, published are 12"):
+        bring(server.url + "/a", tmp_path / "a", Published(12))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("published", [SAID, Published(SAID.n_bytes), Published(None, SAID.checksum)])
+def test_without_an_announced_length_what_is_published_tells_what_is_cut(server, tmp_path, published):
+    server.acts["/a"] = [{"n_sent": 3000, "headers": {"Content-Length": None}}]
+    bring(server.url + "/a", tmp_path / "a", published)
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    assert len(server.asked) == 2
+
+
+def test_a_notice_in_place_of_the_file_costs_nothing_of_what_came(server, tmp_path):
+    server.acts["/a"] = [{"n_sent": 3000}, *[{"content": b"closed for repairs", "no_range": True}] * 2]
+    with pytest.raises(RefusedError, match="the host sends 18 bytes, published are 10,240"):
+        bring(server.url + "/a", tmp_path / "a")
+    assert Part(tmp_path / "a").n_bytes == 3000
+
+
+def test_a_part_that_is_whole_needs_no_request(server, tmp_path):
+    """As after a kill between its last byte and its name."""
+    part = Part(tmp_path / "a")
+    part.begin({"url": server.url + "/a", "etag": '"x"', "validator": '"x"', "bytes": len(CONTENT)})
+    part.file.write_bytes(CONTENT)
+    bring(server.url + "/a", tmp_path / "a")
+    assert server.asked == []
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
+def test_a_full_disk_is_named_and_the_part_kept(server, tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, file):
+            self.file, self.room = file, 4000
+
+        def write(self, chunk):
+            self.file.write(chunk[: self.room])
+            if len(chunk) > self.room:
+                self.file.flush()
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.room -= len(chunk)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+    with monkeypatch.context() as patched:
+        appending = Part.appending
+        patched.setattr(Part, "appending", lambda part: Full(appending(part)))
+        with pytest.raises(DiskFullError, match=r"no space left for .*a"):
+            bring(server.url + "/a", tmp_path / "a")
+    assert Part(tmp_path / "a").n_bytes == 4000
+    bring(server.url + "/a", tmp_path / "a")
+    assert server.asked[-1].range == "bytes=4000-"
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
+def test_a_place_that_can_not_be_written_is_a_reason(server, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=r"(File exists|Not a directory)"):
+        bring(server.url + "/a", tmp_path / "file" / "a")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tqdm import tqdm
+from mfcore.data.downloads_transfer import PATIENCE, Part, Published, open_session, transfer
+bar = tqdm(disable=True)
+transfer(open_session(PATIENCE, bar), sys.argv[1], Part(Path(sys.argv[2])), Published(), PATIENCE, bar)
+"""
+
+
+def test_a_killed_process_loses_little(server, tmp_path, started):
+    """kill -9 in the middle: the next call asks for the rest only."""
+    killed = threading.Event()
+    content = CONTENT * 1000  # 10 MB, so that some of it leaves the buffers of any file system
+    server.files["/a"] = content
+    server.acts["/a"] = [{"hold": (len(content) - 1, killed)}]
+    part = Part(tmp_path / "a")
+    process = started(
+        [sys.executable, "-c", KILLED, server.url + "/a", str(tmp_path / "a")], env={**os.environ, "NO_PROXY": "127.0.0.1"}
+    )
+    until(lambda: part.n_bytes >= 2000, process)
+    process.kill()
+    process.wait()
+    killed.set()
+    came = part.n_bytes
+    assert 2000 <= came < len(content)
+    assert not (tmp_path / "a").exists()
+    bring(server.url + "/a", tmp_path / "a", Published())
+    assert (tmp_path / "a").read_bytes() == content
+    (rest,) = [asked for asked in server.asked if asked.range]
+    assert (rest.range, rest.n_sent) == (f"bytes={came}-", len(content) - came)
+
+
+def test_hosts_are_told_who_asks(server, tmp_path):
+    """Zenodo blocks the library's own name."""
+    bring(server.url + "/a", tmp_path / "a")
+    assert server.asked[0].agent.startswith("mfcore/")

@@ -1,0 +1,296 @@
+"""Reading in batches: whatever the threads and whenever the kill, the same array, and nothing finished read again."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from running import HANG_S
+
+from mfcore import store
+from mfcore.data import patches, patches_read
+from mfcore.data.patches import PatchError
+from mfcore.data.patches_read import DiskError
+from mfcore.data.slides.tiff import TiffReader
+from mfcore.study.config import Data, Patches, Study
+
+STUDY = Study(name="tiny", title="t", data=Data(source="midog", um_per_px=0.25), patches=Patches(size_px=24, um_per_px=0.25))
+N_PATCHES = 200
+SIZES = {"001.tiff": (300, 260), "002.tiff": (280, 300), "003.png": (200, 220), "004.tif": (240, 240)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two tiled TIFFs, one of them to be resampled, a PNG and a striped TIFF; annotations in no order."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name, (width, height) in SIZES.items():
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        if name.endswith(".png"):
+            Image.fromarray(image).save(folder / name)
+            continue
+        tiled = {} if name == "004.tif" else {"tile": (32, 32), "compression": "jpeg"}
+        um_per_px = 0.226 if name == "002.tiff" else 0.25
+        scan = {"resolution": (1e4 / um_per_px,) * 2, "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(folder / name, image, photometric="rgb", **tiled, **scan)
+    annotations = []
+    for i in range(N_PATCHES):
+        slide = int(rng.integers(len(SIZES)))
+        x, y = (int(rng.integers(0, side)) for side in list(SIZES.values())[slide])
+        annotations.append({"id": i, "image_id": slide, "bbox": [x - 25, y - 25, x + 25, y + 25], "category_id": 1 + i % 2})
+    images = [
+        {"id": i, "file_name": name, "width": width, "height": height, "tumor_type": "a"}
+        for i, (name, (width, height)) in enumerate(SIZES.items())
+    ]
+    (folder / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder, tmp_path_factory):
+    """The array, each patch read by itself."""
+    table, array = patches.load(patches.extract(STUDY, folder, tmp_path_factory.mktemp("expected")))
+    for row in table.itertuples():
+        with patches_read.open_slide(folder / row.file, 0.25) as slide:
+            np.testing.assert_array_equal(array[row.patch_id], slide.read(row.x_l0_px, row.y_l0_px, 24, 0.25))
+    return array
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    monkeypatch.setattr(patches_read, "BATCH_PATCHES", (5, 5))
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 16])
+@pytest.mark.parametrize("memory_bytes", [None, 20_000])
+def test_threads_give_the_same_array_with_much_memory_and_with_little(
+    folder, tmp_path, monkeypatch, expected, small_batches, n_workers, memory_bytes
+):
+    """Little: six tiles of the TIFFs in all, and the PNG and the strips alone for themselves."""
+    if memory_bytes:
+        memory = patches_read.Memory
+        monkeypatch.setattr(patches_read, "Memory", lambda: memory(memory_bytes))
+    found = patches.load(patches.extract(STUDY, folder, tmp_path, n_workers=n_workers))[1]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_each_tile_is_decoded_once(folder, tmp_path, monkeypatch, small_batches):
+    decode, keys = TiffReader.decode, []
+    jobs_looked = patches.look
+    monkeypatch.setattr(patches, "look", lambda *arguments: (jobs_looked(*arguments), keys.clear())[0])
+    monkeypatch.setattr(
+        TiffReader, "decode", lambda reader, key, lent=None: keys.append((reader._path, key)) or decode(reader, key, lent)
+    )
+    patches.extract(STUDY, folder, tmp_path, n_workers=4)
+    tried = {key for key in keys if keys.count(key) == 2}
+    assert len(tried) <= 2  # the tile of each tiled TIFF on which OpenSlide's px are compared when it opens
+    assert max(keys.count(key) for key in tried | set(keys)) <= 2
+    assert len(set(keys)) > 100
+
+
+class Stopped(Exception):
+    """Stands for whatever ends an extraction."""
+
+
+def interrupted(folder, results, monkeypatch, after):
+    """Extract, stopped after that many batches; returns the run's folder."""
+    read, n_read = patches_read._Work.read, iter(range(10**6))
+
+    def stop(work, batch):
+        if next(n_read) == after:
+            raise Stopped
+        return read(work, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(patches_read._Work, "read", stop)
+        with pytest.raises(Stopped):
+            patches.extract(STUDY, folder, results)
+    return next(results.glob("patches-*"))
+
+
+def rows_recorded(run):
+    """The rows that progress.txt holds."""
+    return [row for line in (run / "progress.txt").read_text().splitlines()[1:] for row in json.loads(line)]
+
+
+def rows_read(monkeypatch):
+    """A list that fills with the rows that are read from now on."""
+    patch, rows = patches_read._Source.patch, []
+    monkeypatch.setattr(
+        patches_read._Source, "patch", lambda source, i: rows.append(int(source.job.rows[i])) or patch(source, i)
+    )
+    return rows
+
+
+def test_what_is_recorded_is_not_read_again(folder, tmp_path, monkeypatch, expected, small_batches):
+    run = interrupted(folder, tmp_path, monkeypatch, after=9)
+    assert {file.name for file in run.iterdir()} == {"begun.json", "patches.partial.npy", "progress.txt"}
+    with pytest.raises(store.StoreError, match="no finished"):
+        patches.find(STUDY, tmp_path)
+    recorded = rows_recorded(run)
+    assert 25 <= len(recorded) < N_PATCHES  # other batches may have got done meanwhile
+    rows = rows_read(monkeypatch)
+    monkeypatch.setattr(patches_read, "BATCH_PATCHES", (7, 7))  # batches may be cut otherwise by then
+    resumed = patches.extract(STUDY, folder, tmp_path, n_workers=2)
+    assert sorted(rows) == sorted(set(range(N_PATCHES)) - set(recorded))
+    np.testing.assert_array_equal(patches.load(resumed)[1], expected)
+    assert not resumed.path("progress.txt").exists()
+
+
+def rewrite_first_line(run):
+    lines = (run / "progress.txt").read_text().splitlines(keepends=True)
+    head = json.loads(lines[0])
+    (run / "progress.txt").write_text(json.dumps({**head, "rule": head["rule"] - 1}) + "\n" + "".join(lines[1:]))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda run: (run / "progress.txt").unlink(),
+        lambda run: (run / "progress.txt").write_text(""),
+        lambda run: (run / "progress.txt").write_text('"001.tiff"\n"002.tiff"\n'),  # by slides
+        lambda run: (run / "progress.txt").write_text((run / "progress.txt").read_text() + "[0, 1000000]\n"),
+        lambda run: (run / "progress.txt").write_text((run / "progress.txt").read_text() + "nonsense\n"),
+        rewrite_first_line,
+        lambda run: (run / "patches.partial.npy").unlink(),
+        lambda run: (run / "patches.partial.npy").write_bytes(b"\x93NUMPY"),
+        lambda run: np.save(run / "patches.partial.npy", np.zeros((N_PATCHES, 23, 23, 3), np.uint8)),
+    ],
+)
+def test_a_store_that_cant_be_gone_on_with_is_begun_anew(folder, tmp_path, monkeypatch, expected, small_batches, damage):
+    damage(interrupted(folder, tmp_path, monkeypatch, after=9))
+    rows = rows_read(monkeypatch)
+    np.testing.assert_array_equal(patches.load(patches.extract(STUDY, folder, tmp_path))[1], expected)
+    assert sorted(rows) == list(range(N_PATCHES))
+
+
+def test_a_line_that_the_kill_cut_is_not_believed(folder, tmp_path, monkeypatch, expected, small_batches):
+    run = interrupted(folder, tmp_path, monkeypatch, after=9)
+    recorded = rows_recorded(run)
+    unread = sorted(set(range(N_PATCHES)) - set(recorded))
+    with (run / "progress.txt").open("a") as progress:
+        progress.write(f"[{unread[0]}, {unread[1]}]")
+    rows = rows_read(monkeypatch)
+    np.testing.assert_array_equal(patches.load(patches.extract(STUDY, folder, tmp_path))[1], expected)
+    assert sorted(rows) == unread
+
+
+KILLS_ITSELF = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from mfcore.data import patches, patches_read
+from test_patches_read import STUDY
+patches_read.BATCH_PATCHES = (5, 5)
+patch = patches_read._Source.patch
+
+n_read = iter(range(10**6))
+
+def noting(source, place):
+    with Path({log!r}).open("a") as log:
+        log.write(f"{{source.job.rows[place]}}\\n")
+    if next(n_read) == int(sys.argv[1]):
+        os.kill(os.getpid(), 9)
+    return patch(source, place)
+
+patches_read._Source.patch = noting
+patches.extract(STUDY, {folder!r}, {results!r}, n_workers=2)
+"""
+
+
+def test_killed_at_any_moment_and_gone_on_with_nothing_is_lost(folder, tmp_path, expected, started):
+    """A process killed several times, without warning, after numbers of patches drawn by chance, another thread at work."""
+    log, results, rng = tmp_path / "log.txt", tmp_path / "results", random.Random(1)
+    script = KILLS_ITSELF.format(tests=str(Path(__file__).parent), log=str(log), folder=str(folder), results=str(results))
+    recorded = set()
+    for attempt in range(4):
+        log.unlink(missing_ok=True)
+        last = rng.randrange(N_PATCHES // 4) if attempt < 3 else -1
+        command = [sys.executable, "-c", script, str(last)]
+        process = started(command, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2])
+        _, errors = process.communicate(timeout=HANG_S)
+        read = set(map(int, log.read_text().splitlines())) if log.is_file() else set()
+        assert not read & recorded, "a row on record was read again"
+        assert process.returncode == (-signal.SIGKILL if attempt < 3 else 0), errors.decode()
+        runs = list(results.glob("*/progress.txt"))
+        recorded = set(rows_recorded(runs[0].parent)) if runs and runs[0].read_text().endswith("]\n") else recorded
+    found = patches.load(patches.find(STUDY, results))[1]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_full_disk_is_an_error_that_names_the_store(folder, tmp_path, monkeypatch, expected, small_batches):
+    """And, when there is room again, goes on."""
+    write, n_written = os.pwrite, iter(range(10**6))
+
+    def full(file, data, offset):
+        if next(n_written) == 60:
+            raise OSError(28, "No space left on device")
+        return write(file, data, offset)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(patches_read.os, "pwrite", full)
+        with pytest.raises(DiskError, match=r"patches\.partial\.npy: .*No space left.*make room and run again"):
+            patches.extract(STUDY, folder, tmp_path, n_workers=4)
+    np.testing.assert_array_equal(patches.load(patches.extract(STUDY, folder, tmp_path))[1], expected)
+
+
+def test_what_the_system_takes_in_parts_is_written_whole(folder, tmp_path, monkeypatch, expected):
+    write = os.pwrite
+    monkeypatch.setattr(patches_read.os, "pwrite", lambda file, data, offset: write(file, data[:1000], offset))
+    np.testing.assert_array_equal(patches.load(patches.extract(STUDY, folder, tmp_path))[1], expected)
+
+
+def test_an_error_while_a_slide_waits_for_memory_is_an_end(folder, tmp_path, monkeypatch, small_batches):
+    """The PNG waits for memory that a slide given up would hold for ever."""
+    memory, waits = patches_read.Memory(1000), threading.Event()
+    memory.add(1000)
+    wait_and_add = memory.wait_and_add
+    monkeypatch.setattr(memory, "wait_and_add", lambda n_bytes: waits.set() or wait_and_add(n_bytes))
+    monkeypatch.setattr(patches_read, "Memory", lambda: memory)
+
+    def stop(work):
+        assert waits.wait(HANG_S), "the PNG never waited"
+        raise Stopped
+
+    monkeypatch.setattr(patches_read._Work, "sync", stop)
+    with pytest.raises(Stopped):
+        patches.extract(STUDY, folder, tmp_path, n_workers=8)
+
+
+def test_slides_that_turn_out_damaged_are_named_together_once_each(folder, tmp_path, small_batches):
+    data = tmp_path / "data"
+    data.mkdir()
+    for file in folder.iterdir():
+        (data / file.name).write_bytes(file.read_bytes())
+    for name in ("001.tiff", "002.tiff"):
+        with tifffile.TiffFile(data / name) as tiff:
+            holes = list(zip(tiff.pages[0].dataoffsets, tiff.pages[0].databytecounts, strict=True))
+        with (data / name).open("r+b") as slide:
+            for offset, length in holes[1:]:  # OpenSlide looks at the first when it opens
+                slide.seek(offset)
+                slide.write(bytes(length))
+    with pytest.raises(PatchError, match=r"(?s)^\d files can't be used") as error:
+        patches.extract(STUDY, data, tmp_path / "results", n_workers=4)
+    assert "001.tiff: damaged near" in str(error.value)
+    assert "002.tiff: damaged near" in str(error.value)
+    run = next((tmp_path / "results").glob("patches-*"))
+    table = patches.labels.load(STUDY, data)
+    there = set(table.loc[table["slide_id"].isin(["003.png", "004.tif"]), "patch_id"])
+    assert there <= set(rows_recorded(run))  # the others are in
+
+
+def test_native_and_resampled_are_two_stores(folder, tmp_path, expected):
+    study = dataclasses.replace(STUDY, switches=dataclasses.replace(STUDY.switches, resolution="native"))
+    table, native = patches.load(patches.extract(study, folder, tmp_path))
+    same = (native == expected).all(axis=(1, 2, 3))
+    assert same[(table["slide_id"] != "002.tiff").to_numpy()].all()
+    assert not same[(table["slide_id"] == "002.tiff").to_numpy()].any()

@@ -1,0 +1,393 @@
+"""The loop of a pretraining: a step against the papers' algorithm written out, going on after a kill, DDP, what is kept."""
+
+import io
+import json
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from made_pretraining import DINOV2, STUDY, patches, task, train, which
+from running import HANG_S
+from tqdm.auto import tqdm
+
+from mfcore import streams as rng
+from mfcore.pretraining import collapse, crops, loop, masks, networks, schedules
+from mfcore.pretraining.collapse import PretrainingError
+from mfcore.training import processes
+from mfcore.training.processes import Ranks
+
+TIMES = ("seconds", "patches_per_second")
+TESTS = Path(__file__).parents[1]
+POOLS = {"architecture": "resnet10t", "arguments": {}}  # with batch norms, whose running means go on too
+
+
+def without_times(history):
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in history]
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def dino_by_hand(student, teacher, centre, temperature, student_temperature):
+    """Caron et al. 2021, algorithm 1, image by image; logits (C, B, K), (2, B, K), float64."""
+    total = []
+    for image in range(student.shape[1]):
+        for view in range(2):
+            target = softmax((teacher[view, image] - centre) / temperature)
+            for crop in range(len(student)):
+                if crop != view:
+                    total.append(-(target * np.log(softmax(student[crop, image] / student_temperature))).sum())
+    return np.mean(total)
+
+
+def views(this, pair, n):
+    """The crops of batch n, as the loop makes them."""
+    drawn = crops.draw(this.crops, this.batch_size, this.patches.size_px, this.seed, "pretraining", "crops", n)
+    images = torch.from_numpy(patches(this, n * this.batch_size, this.batch_size)).permute(0, 3, 1, 2)
+    return crops.make(images, drawn, pair.mean, pair.std)
+
+
+def test_dino_steps_are_the_papers_algorithm(tmp_path):
+    """Losses of three steps and the teacher's weights after them, by another AdamW, numpy's losses, and the schedules."""
+    this = which(drop_path=0.0, n_snapshots=1, n_frozen_last=0.2, teacher_temperature=(0.2, 0.3), momentum=0.9)
+    history, trained = train(this, tmp_path)
+    pair, at = networks.build(this, STUDY, tmp_path), schedules.of(this)
+    student, teacher = pair.student.train(), pair.teacher
+    decayed = [p for name, p in student.named_parameters() if not name.endswith("bias") and p.ndim > 1]
+    rest = [p for name, p in student.named_parameters() if name.endswith("bias") or p.ndim <= 1]
+    optimizer = torch.optim.AdamW([{"params": decayed}, {"params": rest, "weight_decay": 0.0}], lr=1.0)
+    centre = np.zeros(this.n_prototypes)
+    for n in range(this.n_steps):
+        big, small = views(this, pair, n)
+        logits, _, _ = student(big, small)
+        with torch.no_grad():
+            targets = teacher(big)[0].double().numpy()
+        expected = dino_by_hand(
+            logits.detach().double().numpy(), targets, centre, at.teacher_temperature[n], this.student_temperature
+        )
+        assert history[n]["loss"] == pytest.approx(expected, rel=1e-4), f"step {n}"
+        sharp = softmax((targets - centre) / at.teacher_temperature[n])
+        assert history[n]["teacher_entropy"] == pytest.approx(-(sharp * np.log(sharp)).sum(-1).mean(), rel=1e-4)
+        log_p = torch.log_softmax(logits / this.student_temperature, -1)
+        pairs = [(torch.from_numpy(sharp[g]).float(), log_p[c]) for g in range(2) for c in range(len(logits)) if g != c]
+        loss = torch.stack([-(p * q).sum(-1).mean() for p, q in pairs]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        for parameter in student.parameters():  # each by itself
+            parameter.grad *= min(1.0, this.clip_norm / (parameter.grad.norm().item() + 1e-6))
+        last = student.head.last.weight
+        before = last.detach().clone()
+        for group in optimizer.param_groups:
+            group["lr"] = at.learning_rate[n]
+        optimizer.param_groups[0]["weight_decay"] = at.weight_decay[n]
+        optimizer.step()
+        if at.last_layer[n] == 0:
+            last.data = before
+        with torch.no_grad():
+            for mine, its in zip(
+                teacher.parameters(), [*student.encoder.parameters(), *student.head.parameters()], strict=True
+            ):
+                mine.mul_(at.momentum[n]).add_((1 - at.momentum[n]) * its)
+        centre = 0.9 * centre + 0.1 * targets.mean((0, 1))
+    for name, tensor in trained.teacher.state_dict().items():
+        mine, its = tensor.numpy(), teacher.state_dict()[name].numpy()
+        if name.endswith("attn.qkv.bias"):  # of a key, it changes no attention: its gradient is rounding
+            mine, its = (np.delete(bias.reshape(3, -1), 1, axis=0) for bias in (mine, its))
+        np.testing.assert_allclose(mine, its, rtol=2e-3, atol=2e-5, err_msg=name)
+    moved = (trained.teacher.head.last.weight - networks.build(this, STUDY, tmp_path).teacher.head.last.weight).abs().max()
+    assert moved > 1e-4, "the teacher must have learnt something for this test"
+
+
+def sinkhorn_by_hand(logits, temperature):
+    q = np.exp(logits.astype(np.float64) / temperature).T  # (K, N)
+    q /= q.sum()
+    for _ in range(3):
+        q /= q.sum(1, keepdims=True) * len(q)
+        q /= q.sum(0, keepdims=True) * q.shape[1]
+    return (q * q.shape[1]).T
+
+
+def test_a_first_step_of_dinov2_is_the_sum_of_its_three_losses(tmp_path):
+    """Sinkhorn-Knopp, iBOT on the masked tokens, KoLeo on both global crops; each written out in numpy."""
+    visible = {**which().arguments, "init_values": 1.0}  # at 1e-5, class tokens are so alike that KoLeo is rounding
+    this = which(**DINOV2, drop_path=0.0, mask_ratio=(0.2, 0.5), arguments=visible)
+    line = train(this, tmp_path)[0][0]
+    pair, temperature = networks.build(this, STUDY, tmp_path), schedules.of(this).teacher_temperature[0]
+    big, small = views(this, pair, 0)
+    stream = rng.generator(this.seed, "pretraining", "masks", 0)
+    masked = masks.draw(8, (4, 4), this.mask_probability, this.mask_ratio, stream)
+    assert masked.any()
+    with torch.no_grad():
+        student, classes, of_masked = (part.double().numpy() for part in pair.student(big, small, torch.from_numpy(masked)))
+        teacher, teacher_masked = (part.double().numpy() for part in pair.teacher(big, torch.from_numpy(masked)))
+    targets = sinkhorn_by_hand(teacher.reshape(8, -1), temperature).reshape(teacher.shape)
+    log_p = np.log(softmax(student / this.student_temperature))
+    cross = [-(targets[g] * log_p[c]).sum(-1).mean() for g in range(2) for c in range(4) if g != c]
+    assert line["loss_dino"] == pytest.approx(np.mean(cross), rel=1e-4)
+    target, log_p = sinkhorn_by_hand(teacher_masked, temperature), np.log(softmax(of_masked / this.student_temperature))
+    by_token, at, by_image = -(target * log_p).sum(-1), 0, []
+    for image in masked:
+        by_image.append(by_token[at : at + image.sum()].mean() if image.any() else 0.0)
+        at += image.sum()
+    assert line["loss_ibot"] == pytest.approx(np.mean(by_image), rel=1e-4)
+    spread = 0.0
+    for crop in classes:
+        x = crop / np.linalg.norm(crop, axis=1, keepdims=True)
+        nearest = [min(np.linalg.norm(x[i] - x[j]) for j in range(4) if j != i) for i in range(4)]
+        spread -= np.log(nearest).mean()
+    assert line["loss_koleo"] == pytest.approx(spread, rel=1e-3)
+    whole = line["loss_dino"] + this.ibot_weight * line["loss_ibot"] + this.koleo_weight * line["loss_koleo"]
+    assert line["loss"] == pytest.approx(whole, rel=1e-6)
+
+
+def test_dinov2_bounds_the_gradient_of_encoder_and_head(tmp_path):
+    """By the norm over all of each, not parameter by parameter."""
+    this = which(**DINOV2, clip_norm=0.01)
+    training = loop._Training(
+        task(this, pair := networks.build(this, STUDY, tmp_path)), pair, tmp_path, torch.device("cpu"), 9e9
+    )
+    for parameter in pair.student.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    training._clip()
+    norms = {"encoder": 0.0, "head": 0.0}
+    for name, parameter in pair.student.named_parameters():
+        norms["head" if name.startswith("head") else "encoder"] += parameter.grad.square().sum().item()
+    assert math.sqrt(norms["encoder"]) == pytest.approx(0.01, rel=1e-3)
+    assert math.sqrt(norms["head"]) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_mean_target_is_that_of_the_last_batches(tmp_path, monkeypatch):
+    kept = []
+    original = loop._Training._learn
+
+    def noted(self, batch):
+        values, mean_target = original(self, batch)
+        kept.append(mean_target.double().numpy())
+        return values, mean_target
+
+    monkeypatch.setattr(loop._Training, "_learn", noted)
+    history = train(which(), tmp_path)[0]
+    mean = np.mean(kept, axis=0)  # of few steps: the plain mean
+    assert history[-1]["target_entropy"] == pytest.approx(-(mean * np.log(mean)).sum(), rel=1e-4)
+
+
+def test_history_has_a_line_for_some_steps_with_their_means(tmp_path, monkeypatch):
+    this = which(n_steps=7)
+    every = train(this, tmp_path / "every")[0]
+    monkeypatch.setattr(loop, "N_LINES", 3)
+    some = train(this, tmp_path / "some")[0]
+    assert [line["step"] for line in some] == [2, 4, 6, 7]
+    for line, first, last in zip(some, (0, 2, 4, 6), (2, 4, 6, 7), strict=True):
+        for key in loop.AVERAGED:
+            assert line[key] == pytest.approx(np.mean([one[key] for one in every[first:last]]), abs=1e-9)
+        assert line["learning_rate"] == every[last - 1]["learning_rate"]
+    lines = (tmp_path / "some" / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == [line["loss"] for line in some]
+
+
+@pytest.mark.parametrize("changed", [{}, POOLS], ids=["class tokens", "pooled, batch norms as in use"])
+def test_rankme_is_that_of_the_teachers_embeddings(tmp_path, changed):
+    from mfcore.encoders import preprocess
+
+    this = which(**changed)
+    history, pair = train(this, tmp_path)
+    card = task(this, pair).card
+    images = preprocess.transform(patches(this, 10_000, 24), card, torch.device("cpu"))
+    with torch.no_grad():
+        features = pair.teacher.eval().encoder(images).double().numpy()  # without a classifier
+    sigma = np.linalg.svd(features, compute_uv=False)
+    p = sigma / sigma.sum() + 1e-7
+    assert history[-1]["rankme"] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-4)
+
+
+def test_positions_are_kept_up_to_a_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "N_RECORDED", 10)
+    train(which(), tmp_path)
+    drawn = pd.read_parquet(tmp_path / "drawn.parquet")
+    assert drawn["number"].tolist() == list(range(10)) and drawn["x_l0_px"].tolist() == list(range(10))
+
+
+def test_snapshots_are_exported_after_their_steps(tmp_path):
+    exported = []
+    this = which(n_steps=5, n_snapshots=2)
+    pair = networks.build(this, STUDY, tmp_path)
+    loop.train(task(this, pair, exported), pair, tmp_path, torch.device("cpu"))
+    assert exported == [2, 5]
+
+
+def test_the_history_is_told_as_it_grows(tmp_path):
+    seen = []
+    train(which(), tmp_path, after_line=lambda history: seen.append(len(history)))
+    assert seen == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("changed", [{}, DINOV2, POOLS], ids=["dino", "dinov2", "a convolutional network"])
+@pytest.mark.parametrize("lines", [100, 2])
+def test_a_stopped_training_goes_on_to_the_same_losses(tmp_path, monkeypatch, changed, lines):
+    """To the last bit, wherever it stops, within a line of the history too; drop path draws and centres included."""
+    monkeypatch.setattr(loop, "N_LINES", lines)
+    this = which(**changed, drop_path=0.3, n_steps=5)
+    whole, expected = train(this, tmp_path / "whole")
+    original = loop._Training.run_step
+
+    def stopping(self, batch):
+        if self.n_done == stop:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    for stop in (1, 3, 4):
+        folder = tmp_path / f"stopped{stop}"
+        with monkeypatch.context() as patched:
+            patched.setattr(loop._Training, "run_step", stopping)
+            patched.setattr(loop, "CHECKPOINT_SHARE", math.inf)  # after every step, however long it takes
+            with pytest.raises(KeyboardInterrupt):
+                train(this, folder, checkpoint_seconds=0.0)
+        assert torch.load(folder / "checkpoint.pt", weights_only=True)["n_done"] == stop
+        with tqdm(total=5 * this.batch_size, file=io.StringIO()) as bar:
+            again, pair = train(this, folder, progress=bar)
+        assert without_times(again) == without_times(whole), f"stopped after {stop}"
+        assert (bar.initial, bar.n) == (stop * this.batch_size, bar.total), "patches of before say nothing of the rate now"
+        for name, tensor in pair.teacher.state_dict().items():
+            assert torch.equal(tensor, expected.teacher.state_dict()[name]), name
+        kept = [pd.read_parquet(at / "drawn.parquet") for at in (folder, tmp_path / "whole")]
+        pd.testing.assert_frame_equal(*kept)
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")  # of the switch below
+@pytest.mark.parametrize("changed", [{}, DINOV2, POOLS], ids=["dino", "dinov2", "a convolutional network"])
+def test_bfloat16_gives_nearly_the_losses_of_float32(tmp_path, monkeypatch, changed):
+    """As on GPUs that have it: products in bfloat16, weights, targets and losses in float32."""
+    this = which(**changed, drop_path=0.0)
+    exact, _ = train(this, tmp_path / "float32")
+    monkeypatch.setattr(loop.encoders, "computes_bfloat16", lambda device: True)
+    with torch.backends.mkldnn.flags(enabled=False):  # its bfloat16 gradients of padded 1 x 1 maps are now and then garbage
+        history, pair = train(this, tmp_path / "bfloat16")
+    for one, other in zip(exact, history, strict=True):
+        assert one["loss"] != other["loss"], "computed alike"
+        for key in ("loss_dino", "loss_ibot", "target_entropy"):
+            assert other[key] == pytest.approx(one[key], rel=0.02, abs=1e-3), key
+    weights = [*pair.student.parameters(), *pair.teacher.parameters()]
+    assert {tensor.dtype for tensor in weights} == {torch.float32} and all(tensor.isfinite().all() for tensor in weights)
+
+
+KILLED = """
+import os, sys, threading
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from made_pretraining import train, which
+from mfcore.pretraining import loop
+loop.CHECKPOINT_SHARE = float("inf")
+original = loop._Training.run_step
+def killing(self, batch):
+    if self.n_done == 7:
+        threading.Thread(target=os.kill, args=(os.getpid(), 9)).start()
+    elif self.n_done == 30:
+        threading.Event().wait()
+    return original(self, batch)
+loop._Training.run_step = killing
+train(which(n_steps=40, drop_path=0.2), Path(sys.argv[2]), checkpoint_seconds=0.0)
+"""
+
+
+def test_a_killed_training_goes_on_to_the_same_losses(tmp_path, started):
+    """kill -9 of a process in the middle, at no chosen place."""
+    this = which(n_steps=40, drop_path=0.2)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the process that is killed: sums of several threads round otherwise
+    whole = train(this, tmp_path / "whole")[0]
+    folder = tmp_path / "killed"
+    work = started(
+        [sys.executable, "-c", KILLED, str(TESTS), str(folder)], cwd=TESTS.parent, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert work.wait(HANG_S) == -signal.SIGKILL
+    assert 0 < torch.load(folder / "checkpoint.pt", weights_only=True)["n_done"] < 40
+    again = train(this, folder)[0]
+    torch.set_num_threads(n_threads)
+    assert without_times(again) == without_times(whole)
+
+
+def test_a_loss_that_is_no_number_stops_the_training_with_its_history_kept(tmp_path):
+    with pytest.raises(PretrainingError, match=r"became nan .* lower base_lr"):
+        train(which(base_lr=1e30, clip_norm=1e30), tmp_path)
+    assert (tmp_path / "history.jsonl").is_file()
+
+
+def test_a_collapse_stops_the_training(tmp_path, monkeypatch):
+    """A teacher whose weights are all zero gives every image the same target."""
+    monkeypatch.setattr(collapse, "GRACE", (0.0, 2))
+    monkeypatch.setattr(collapse, "PATIENCE", (0.0, 2))
+    this = which(n_steps=50)
+    pair = networks.build(this, STUDY, tmp_path)
+    with torch.no_grad():
+        for parameter in [*pair.student.head.mlp.parameters(), *pair.teacher.head.mlp.parameters()]:
+            parameter.zero_()
+    with pytest.raises(PretrainingError, match=r"collapsed by step [4-9] of 50: all images get the same target.*momentum"):
+        loop.train(task(this, pair), pair, tmp_path, torch.device("cpu"))
+
+
+def test_batches_must_be_shared_evenly(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "here", lambda: Ranks(0, 3))
+    with pytest.raises(PretrainingError, match="batch_size: 4 patches can't be shared evenly by 3 processes"):
+        train(which(), tmp_path)
+
+
+def test_a_process_touches_no_other_gpu_than_its_own(tmp_path, monkeypatch):
+    """Keeping the draws of all of them would leave something of each process on each."""
+    kept, original = [], torch.random.fork_rng
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: kept.append(list(devices)) or original([]))
+    train(which(n_steps=1, n_snapshots=1), tmp_path)
+    assert kept == [[]]
+
+
+def test_koleo_needs_neighbours_within_a_process(tmp_path, monkeypatch):
+    """One patch a process has none, and the regulariser would be off without a word."""
+    monkeypatch.setattr(processes, "here", lambda: Ranks(0, 4))
+    with pytest.raises(PretrainingError, match=r"batch_size: 4 patches over 4 processes .* KoLeo .* start fewer"):
+        train(which(**DINOV2), tmp_path)
+
+
+def test_too_little_memory_is_said_with_what_to_lower(tmp_path, monkeypatch):
+    def full(self, batch):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(loop._Training, "run_step", full)
+    with pytest.raises(
+        PretrainingError, match=r"too little memory for batches of 4 .* lower batch_size, crops.n_local or n_prototypes .now 16"
+    ):
+        train(which(), tmp_path)
+
+
+def test_too_little_memory_for_the_network_is_said_too(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(networks.Student, "to", full)
+    with pytest.raises(PretrainingError, match="cpu has too little memory"):
+        train(which(), tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", "of another version"])
+def test_a_checkpoint_that_cant_be_read_is_said_with_what_to_do(tmp_path, content):
+    if isinstance(content, bytes):
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+    else:
+        torch.save({"n_done": 3}, tmp_path / "checkpoint.pt")
+    with pytest.raises(PretrainingError, match=r"checkpoint\.pt: can't be gone on from .*; remove it to begin anew"):
+        train(which(), tmp_path)
+
+
+def test_training_leaves_the_callers_draws_alone(tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    train(which(n_steps=2), tmp_path)
+    assert torch.equal(torch.rand(2), expected)

@@ -1,0 +1,455 @@
+"""A study's pretraining from slides to an encoder: its run, its card, its start, several processes, the command line."""
+
+import dataclasses
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from made_pretraining import DINOV2, VIT, WHICH, write_slides
+from running import HANG_S
+
+from mfcore import store
+from mfcore.analysis import captions_pretrain, figures_live, figures_pretrain
+from mfcore.data.synthetic.slides import write_pyramid
+from mfcore.encoders import encoders
+from mfcore.encoders.encoders import EncoderError
+from mfcore.pretraining import export, networks, pretrain
+from mfcore.pretraining.collapse import PretrainingError
+from mfcore.study import pretrained
+from mfcore.study.config import Data, Patches, Pretraining, Study, load_study
+from mfcore.study.config_pretraining import OnlinePatches, in_full
+from mfcore.training import processes
+
+ROOT = Path(__file__).parents[2]
+SHORT = dataclasses.replace(WHICH, n_steps=4)
+YAML = """
+name: shared
+title: Two processes
+data: {source: synthetic}
+encoders: [vit_tiny_random]
+pretraining:
+  - &own
+    name: own
+    architecture: vit_tiny_patch16_224
+    arguments: {patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2}
+    slides: SLIDES
+    patches: {size_px: 40, um_per_px: [0.25, 0.5]}
+    crops: {global_px: 32, local_px: 16, n_local: 2}
+    n_steps: 4
+    batch_size: 4
+    base_lr: 0.2
+    drop_path: 0.0
+    n_prototypes: 16
+    head_hidden: 12
+    head_bottleneck: 8
+    centring: mean
+    koleo_weight: 0.0       # whose neighbours are those of a process
+  - <<: *own
+    name: second
+    method: dinov2
+    base_lr: 0.03
+    centring: sinkhorn_knopp
+"""
+
+
+@pytest.fixture(autouse=True)
+def few_watched(monkeypatch):
+    monkeypatch.setattr(pretrain, "N_WATCHED", 32)
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    return write_slides(tmp_path_factory.mktemp("slides"))
+
+
+def study_of(slides, **changed):
+    """A study that pretrains ``own`` from the folder of slides."""
+    own = dataclasses.replace(SHORT, slides=f"{slides}/", **changed)
+    return Study("t", "A test", Data("midog"), pretraining=(own,), encoders=("own",))
+
+
+@pytest.fixture(scope="module")
+def done(slides, tmp_path_factory):
+    """A finished pretraining: study, results, run."""
+    study, results = study_of(slides), tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pretrain, "N_WATCHED", 32)
+        return study, results, pretrain.pretrain(study, "own", "nowhere", results, "cpu")
+
+
+def test_a_run_holds_what_it_says(done):
+    study, results, run = done
+    facts = run.verify().record["facts"]
+    assert run.folder == pretrained.find(study, "own", results).folder and run.done
+    assert {"history.jsonl", "drawn.parquet", "encoders/step0000004/card.json"} <= set(run.record["files"])
+    assert facts["n_patches"] == 16 and facts["n_slides"] == 2 and facts["slides_left_out"] == {}
+    assert facts["precision"] == "float32" and facts["n_processes"] == 1
+    assert not run.path("checkpoint.pt").exists()
+    drawn = pd.read_parquet(run.path("drawn.parquet"))
+    assert drawn["number"].tolist() == list(range(16)) and set(drawn["um_per_px"]) == {0.25, 0.5}
+    assert set(drawn["slide_id"]) == {"s0.tiff", "s1.tiff"} and (drawn["tissue"] >= 0.4).all()
+    history = pretrain.load_history(run)
+    assert history["step"].tolist() == [1, 2, 3, 4] and history["rankme"].notna().any()
+
+
+def test_a_finished_pretraining_is_not_repeated(done, monkeypatch):
+    study, results, run = done
+    monkeypatch.setattr(pretrain.loop, "train", None)
+    assert pretrain.pretrain(study, "own", "nowhere", results, "cpu").folder == run.folder
+
+
+def test_a_finished_pretraining_may_lie_on_a_disk_that_is_only_read(done, monkeypatch):
+    study, results, run = done
+
+    def refused(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("unlink", "touch", "write_text"):
+        monkeypatch.setattr(Path, name, refused)
+    assert pretrain.pretrain(study, "own", "nowhere", results, "cpu").folder == run.folder
+
+
+AT_WORK = """
+import sys
+from mfcore.study.config import load_study
+from mfcore.pretraining import loop, pretrain
+pretrain.N_WATCHED = 8
+def waiting(*_):
+    print(flush=True)
+    sys.stdin.read()
+loop._Training.run_step = waiting
+pretrain.pretrain(load_study(sys.argv[1]), "own", "nowhere", sys.argv[2], "cpu")
+"""
+
+
+def test_two_processes_are_not_at_work_on_one_pretraining(slides, tmp_path, started):
+    """The second is refused until the first has ended, if by a kill; and then goes on."""
+    file = tmp_path / "shared.yaml"
+    file.write_text(YAML.replace("SLIDES", f"{slides}/"), encoding="utf-8")
+    command, env = [sys.executable, "-c", AT_WORK, str(file), str(tmp_path)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    other = started(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"\n"
+    with pytest.raises(store.StoreError, match=r"another pretraining is at work on .*pretrain-own-.*; wait for it"):
+        pretrain.pretrain(load_study(file), "own", "nowhere", tmp_path, "cpu")
+    other.kill()
+    other.wait()
+    assert pretrain.pretrain(load_study(file), "own", "nowhere", tmp_path, "cpu").done
+
+
+def test_one_that_was_finished_meanwhile_is_not_repeated(slides, tmp_path, monkeypatch):
+    """By another process, while this one looked for the lock."""
+    study, original = study_of(slides, n_steps=2), networks.build
+
+    def meanwhile(*given):
+        monkeypatch.setattr(pretrain.networks, "build", original)
+        finished = pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu").record
+        monkeypatch.setattr(pretrain.loop, "train", None)
+        kept.append(finished)
+        return original(*given)
+
+    kept = []
+    monkeypatch.setattr(pretrain.networks, "build", meanwhile)
+    assert pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu").record == kept[0]
+
+
+def test_too_many_processes_are_refused_before_slides_are_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "here", lambda: processes.Ranks(0, 3))
+    monkeypatch.setattr(pretrain.patches, "prepare", None)
+    with pytest.raises(PretrainingError, match="4 patches can't be shared evenly by 3 processes"):
+        pretrain.pretrain(Study("t", "A test", Data("midog"), pretraining=(SHORT,)), "own", "nowhere", tmp_path, "cpu")
+
+
+def test_the_name_of_a_known_encoder_is_refused_before_slides_are_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain.patches, "prepare", None)
+    study = Study("t", "A test", Data("midog"), pretraining=(dataclasses.replace(SHORT, name="uni"),))
+    with pytest.raises(PretrainingError, match=r"pretraining\[uni\].name: the name of a known encoder"):
+        pretrain.pretrain(study, "uni", "nowhere", tmp_path, "cpu")
+    with pytest.raises(encoders.EncoderError, match=r"pretraining\[uni\].name: the name of a known encoder"):
+        encoders.of(study, "uni", tmp_path)
+
+
+def test_a_process_with_other_slides_than_the_first_is_refused(slides, tmp_path, monkeypatch):
+    """On a machine of its own, with a copy of the slides that isn't whole."""
+
+    class Second(processes.Ranks):
+        def as_first(self, content):
+            return ("0123abcd", False) if isinstance(content, tuple) else content
+
+    monkeypatch.setattr(processes, "here", lambda: Second(1, 2))
+    with pytest.raises(PretrainingError, match=r"process 1 finds other slides .*; give all machines the same files"):
+        pretrain.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu")
+
+
+POOLS = {"architecture": "resnet10t", "arguments": {}}  # by the running means of what the teacher saw
+
+
+@pytest.mark.parametrize(
+    ("changed", "arguments", "readout"), [({}, {**VIT, "img_size": 32}, "class"), (POOLS, {}, "pooled")], ids=["ViT", "ResNet"]
+)
+def test_the_encoder_is_the_teacher(slides, tmp_path, monkeypatch, changed, arguments, readout):
+    """Loaded strictly by its card, with the teacher's features."""
+    kept, original = [], networks.build
+
+    def building(*given):
+        kept.append(original(*given))
+        return kept[-1]
+
+    monkeypatch.setattr(pretrain.networks, "build", building)
+    study = study_of(slides, **changed)
+    pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
+    made = encoders.load(encoders.of(study, "own", tmp_path))
+    patches = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
+    centre = patches[:, 96:128, 96:128].transpose(0, 3, 1, 2) / 255.0
+    mean, std = (np.array(values)[:, None, None] for values in (networks.IMAGENET_MEAN, networks.IMAGENET_STD))
+    with torch.no_grad():
+        expected = kept[0].teacher.eval().encoder(torch.from_numpy((centre - mean) / std).float())  # without a classifier
+    np.testing.assert_allclose(made.embed(patches), expected.numpy(), rtol=0, atol=1e-5)
+    assert (made.card.arguments, made.card.readout) == (arguments, readout) and made.card.um_per_px == (0.25, 0.5)
+    student = encoders.of(study, "own@2", tmp_path)
+    assert student.sha256 != made.card.sha256, "a snapshot is another encoder"
+
+
+@pytest.mark.parametrize(
+    ("patch_um_per_px", "taught", "expected"),
+    [
+        (0.25, (0.25, 0.5, 1.0, 2.0), (224, 32)),  # as taught: the centre
+        (0.25, (0.5,), (112, 32)),  # resized to 0.5 um/px first
+        (0.25, (2.0, 1.0), (56, 32)),
+        (0.5, (0.25,), (448, 32)),
+        (0.3, (0.25, 0.5), (269, 32)),
+        (None, (0.5,), (224, 32)),
+        (0.25, (4.0,), (32, 32)),  # no less than the crop
+    ],
+)
+def test_a_card_shows_patches_as_they_were_taught(patch_um_per_px, taught, expected):
+    own = dataclasses.replace(SHORT, patches=OnlinePatches(40, taught))
+    study = Study("t", "A test", Data("midog"), patches=Patches(224, patch_um_per_px), pretraining=(own,))
+    assert export.input_px(in_full(own), study) == expected
+
+
+def test_it_goes_on_from_an_encoder_of_the_study(done, slides):
+    """Whose key enters the run's."""
+    study, results, first = done
+    second = Pretraining(**{**vars(study.pretraining[0]), **DINOV2, "name": "second", "start": "own", "n_steps": 2})
+    both = dataclasses.replace(study, pretraining=(study.pretraining[0], second))
+    pair = networks.build(in_full(second), both, results)
+    weights = encoders.load(encoders.of(study, "own", results)).model.state_dict()
+    assert all(torch.equal(pair.student.encoder.state_dict()[name], tensor) for name, tensor in weights.items())
+    run = pretrain.pretrain(both, "second", "nowhere", results, "cpu")
+    assert "start" in run.record["inputs"] and "start" not in first.record["inputs"]
+    assert f"start: {'own'}" in encoders.of(both, "second", results).facts
+
+
+def test_a_start_that_is_not_pretrained_yet_is_said(slides, tmp_path):
+    study = study_of(slides)
+    second = dataclasses.replace(study.pretraining[0], name="second", start="own")
+    both = dataclasses.replace(study, pretraining=(study.pretraining[0], second))
+    with pytest.raises(EncoderError, match="encoder 'own' isn't there"):
+        pretrain.pretrain(both, "second", "nowhere", tmp_path, "cpu")
+
+
+def test_few_distinct_patches_are_drawn_again_but_not_watched(slides, tmp_path, monkeypatch):
+    """RankMe is of other patches than those that are learnt from."""
+    watched, original = [], pretrain._watched
+
+    def noted(source, which, n_workers):
+        watched.append(original(source, which, n_workers))
+        return watched[-1]
+
+    monkeypatch.setattr(pretrain, "_watched", noted)
+    study = study_of(slides, patches=OnlinePatches(40, (0.25,), n_distinct=5))
+    run = pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
+    drawn = pd.read_parquet(run.path("drawn.parquet"))
+    assert len(drawn) == 16 and len(drawn.drop_duplicates(["slide_id", "x_l0_px", "y_l0_px"])) == 5
+    assert len({image.tobytes() for image in watched[0]}) == 32
+
+
+def test_the_history_is_watched(slides, tmp_path):
+    seen = []
+    pretrain.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu", watch=seen.append)
+    assert [len(table) for table in seen] == [1, 2, 3, 4] and {"step", "loss", "rankme"} <= set(seen[0])
+
+
+def test_two_processes_pretrain_as_one(slides, tmp_path, started):
+    """torchrun on this machine's CPU, DINO and DINOv2: history, positions and encoder up to rounding, written once."""
+    file = tmp_path / "shared.yaml"
+    file.write_text(YAML.replace("SLIDES", f"{slides}/"), encoding="utf-8")
+    study, n_threads = load_study(file), torch.get_num_threads()
+    script = """
+import sys
+from mfcore.training import processes
+from mfcore.study.config import load_study
+from mfcore.pretraining import pretrain
+pretrain.N_WATCHED = 32
+with processes.joined("cpu") as device:
+    for name in ("own", "second"):
+        run = pretrain.pretrain(load_study(sys.argv[1]), name, "nowhere", sys.argv[2], device)
+"""
+    said = [str(file), str(tmp_path / "two")]
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*launcher, str(tmp_path / "script.py"), *said]
+    work = started(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    output = work.communicate(timeout=HANG_S)[0]
+    assert work.returncode == 0, output
+    torch.set_num_threads(1)
+    for name in ("own", "second"):
+        one = pretrain.pretrain(study, name, "nowhere", tmp_path / "one", "cpu")
+        two = pretrained.find(study, name, tmp_path / "two")
+        assert two.verify().record["facts"]["n_processes"] == 2
+        histories = [pretrain.load_history(run).drop(columns=["seconds", "patches_per_second"]) for run in (one, two)]
+        pd.testing.assert_frame_equal(*histories, rtol=2e-3, atol=1e-5)
+        pd.testing.assert_frame_equal(*(pd.read_parquet(run.path("drawn.parquet")) for run in (one, two)))
+        weights = [encoders.load(encoders.of(study, name, tmp_path / where)).model.state_dict() for where in ("one", "two")]
+        for key, tensor in weights[0].items():
+            torch.testing.assert_close(tensor, weights[1][key], rtol=1e-3, atol=1e-4)
+    torch.set_num_threads(n_threads)
+
+
+def test_every_process_looks_at_the_slides_before_it_waits_for_others(slides, tmp_path, monkeypatch):
+    """Else those that don't measure RankMe would wait for the first one's look at thousands of slides, and give up."""
+
+    class Second(processes.Ranks):
+        def as_first(self, content):
+            return content
+
+    class Stop(Exception):
+        pass
+
+    looked = []
+
+    def stopping(task, *_, **__):
+        raise Stop
+
+    monkeypatch.setattr(processes, "here", lambda: Second(1, 2))
+    monkeypatch.setattr(pretrain.loop, "train", stopping)
+    original = pretrain.patching.Source.survey
+    monkeypatch.setattr(
+        pretrain.patching.Source, "survey", lambda source, n_workers=1: looked.append(n_workers) or original(source, n_workers)
+    )
+    with pytest.raises(Stop):
+        pretrain.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu", n_workers=2)
+    assert looked == [2]
+
+
+def test_the_command_line_says_what_is_wrong(slides, tmp_path, capsys, monkeypatch):
+    file = tmp_path / "shared.yaml"
+    file.write_text(YAML.replace("SLIDES", f"{slides}/"), encoding="utf-8")
+    said = ["--study", str(file), "--device", "cpu", "--results", str(tmp_path)]
+    assert pretrain.main([*said, "--encoder", "other"]) == 1
+    assert "has ['own', 'second']" in capsys.readouterr().err
+    several = tmp_path / "wrong.yaml"
+    several.write_text(
+        "name: t\ntitle: t\ndata: {source: midog}\npretraining: [{name: p, n_steps: 0, warmup: 2}]\nencoders: [a]"
+    )
+    assert pretrain.main([*said, "--study", str(several), "--encoder", "p"]) == 1
+    assert [line.strip().split(":")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "mfcore",
+        "pretraining[p].n_steps",
+        "pretraining[p].warmup",
+        "pretraining[p].n_snapshots",
+    ], "a line each"
+
+    def failing(*_, **__):
+        raise PretrainingError("it collapsed")
+
+    monkeypatch.setattr(pretrain, "pretrain", failing)
+    assert pretrain.main([*said, "--encoder", "own"]) == 1
+    assert capsys.readouterr().err == "mfcore: it collapsed\n"
+
+
+def test_no_slide_that_can_be_read_is_said_with_its_reason(tmp_path):
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "broken.tiff").write_bytes(b"no slide")
+    with pytest.raises(ValueError, match=r"broken\.tiff"):
+        pretrain.pretrain(study_of(tmp_path / "slides"), "own", "nowhere", tmp_path, "cpu")
+
+
+# ---- what notebook 08 shows ----
+
+
+def test_the_example_is_what_is_learnt_from(done, slides):
+    study, _, run = done
+    patches, big, small, drawn = pretrain.example(study, "own", "nowhere", 3)
+    assert patches.shape == (3, 40, 40, 3) and big.shape == (2, 3, 32, 32, 3) and small.shape == (2, 3, 16, 16, 3)
+    pd.testing.assert_frame_equal(drawn, pd.read_parquet(run.path("drawn.parquet")).head(3))
+    figure = figures_pretrain.crops(study, "own", patches, big, small)
+    assert len(figure.axes) == 3 * 5
+    assert "40 px at 0.25 or 0.5 µm/px" in captions_pretrain.crops(study, "own")
+
+
+def test_the_figure_shows_entropies_between_zero_and_uniform(done, tmp_path):
+    study, _, run = done
+    history = pretrain.load_history(run)
+    figure = figures_pretrain.history(study, history, "own")
+    entropy = figure.axes[1]
+    np.testing.assert_allclose(entropy.lines[0].get_ydata(), np.log(16))
+    np.testing.assert_allclose(entropy.lines[1].get_ydata(), history["target_entropy"])
+    np.testing.assert_allclose(figure.axes[2].lines[0].get_ydata(), history["rankme"].dropna())
+    behind = captions_pretrain.history(study, history.assign(target_entropy=history["teacher_entropy"] - 0.1), "own")
+    assert "the running mean trails behind, so that nothing is known of what a target tells" in behind and "-0.10" not in behind
+    history = history.assign(target_entropy=history["teacher_entropy"] + 0.1)
+    text, told = captions_pretrain.history(study, history, "own"), history.iloc[-1]
+    assert f"{told['target_entropy'] - told['teacher_entropy']:.2f} nats, is what a target tells" in text
+    assert f"from {history['loss'].iloc[0]:.2f} to {told['loss']:.2f}" in text and "16 in all, in" in text
+    assert "that it doesn't learn from: pretrainings on others are measured on others" in text
+    few = dataclasses.replace(study.pretraining[0], patches=OnlinePatches(40, (0.25, 0.5), n_distinct=5))
+    again = captions_pretrain.history(dataclasses.replace(study, pretraining=(few,)), history, "own")
+    assert "16 in all, 5 different ones again and again, in" in again
+    figures_live.LiveHistory(study, "own", figures_pretrain.history)(history)  # shows nothing outside a notebook
+
+
+def test_a_long_history_is_smoothed_and_a_short_one_is_not(done):
+    long = pd.DataFrame({"step": np.arange(1000), "loss": np.arange(1000) * 2.0})
+    smooth = figures_pretrain.smoothed(long)
+    assert len(smooth) == figures_pretrain.SMOOTHED and smooth["loss"].iloc[0] == 24.0
+    assert len(figures_pretrain.smoothed(long.head(20))) == 20
+
+
+def test_settings_say_whose_they_are(done):
+    table = captions_pretrain.settings(done[0], "own").set_index("setting")
+    assert table.loc["momentum"].tolist() == ["0.996", "the authors of DINO"]
+    assert table.loc["n_steps"].tolist() == ["4", "the study"]
+    assert table.loc["crops.global_scale"].tolist() == ["0.4, 1.0", "the authors of DINO"]
+    assert table.loc["patches.um_per_px"].tolist() == ["0.25, 0.5", "the study"]
+    assert table.loc["head_bottleneck", "from"] == "the study" and table.loc["name", "from"] == "the study"
+    assert table.loc["student_temperature"].tolist() == ["0.1", "default"]
+    assert table.loc["patches.min_tissue"].tolist() == ["0.4", "default"]
+
+
+def test_what_it_cost_says_what_was_left_out_and_whether_it_collapsed(done, tmp_path):
+    table = captions_pretrain.cost(done[2]).set_index("fact")["value"]
+    assert table["patches"] == "16 from 2 slides" and table["slides left out"] == "none"
+    run = store.open_run(tmp_path, "pretrain", "x", {}, {})
+    facts = done[2].record["facts"]
+    run.finish([], **{**facts, "collapsed": "all alike", "slides_left_out": {"s0": "s0: torn"}})
+    table = captions_pretrain.cost(run).set_index("fact")["value"]
+    assert table["teacher"] == "collapsed: all alike" and table["patches"] == "16 from 1 slide"
+    assert table["slides left out"] == "s0: torn" and "slides that failed in part" not in table
+
+
+def test_a_slide_without_a_place_at_one_resolution_counts_among_those_drawn_from(tmp_path):
+    """At 2.5 um/px no patch of 40 px fits on a slide of 80 um; at 0.25 it does, and the slide isn't called left out."""
+    folder = write_slides(tmp_path / "slides", 1)
+    write_pyramid(folder / "small.tiff", np.full((320, 320, 3), (180, 100, 160), np.uint8), 0.25)
+    (folder / "torn.tiff").write_bytes((folder / "s0.tiff").read_bytes()[:9000])
+    study = study_of(folder, patches=OnlinePatches(40, (0.25, 2.5)), n_steps=2)
+    run = pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
+    table = captions_pretrain.cost(run).set_index("fact")["value"]
+    assert table["patches"] == "8 from 2 slides" and "torn.tiff" in table["slides left out"]
+    assert "small.tiff" not in table["slides left out"] and "at 2.5 um/px" in table["slides that failed in part"]
+
+
+def test_a_short_training_that_ends_collapsed_says_so(slides, tmp_path, monkeypatch, caplog):
+    """Too short to be stopped; its record and the log say it, with what to change."""
+    monkeypatch.setattr(pretrain.collapse, "state", lambda lines, which: "all images get the same target")
+    run = pretrain.pretrain(study_of(slides, n_steps=2), "own", "nowhere", tmp_path, "cpu")
+    assert run.record["facts"]["collapsed"] == "all images get the same target"
+    assert "pretraining[own] ended collapsed: all images get the same target. Change" in caplog.text

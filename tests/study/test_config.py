@@ -1,0 +1,244 @@
+"""Studies: every way to say something that can't be, refused with file, key and remedy."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mfcore.study.config import MODES, ConfigError, Switches, as_dict, digest, load_study
+
+STUDIES = Path(__file__).parents[2] / "studies"
+GOOD = "name: t\ntitle: t\ndata: {source: midog}\nencoders: [a]\n"
+
+
+def load(tmp_path, text):
+    file = tmp_path / "t.yaml"
+    file.write_text(text)
+    return load_study(file)
+
+
+def test_what_a_mapping_takes_over_it_may_say_anew(tmp_path):
+    """Also where it takes over from one that has itself, before or after that one was read."""
+    text = "networks:\n  - &a {name: a2, n_epochs: 3, input_px: 32}\n  - &b {<<: *a, name: b2, n_epochs: 4}\n"
+    networks = load(tmp_path, GOOD + text + "  - {<<: *b, name: c2}\n  - {name: d2, <<: [*b, *a]}\n").networks
+    assert [(network.name, network.n_epochs) for network in networks] == [("a2", 3), ("b2", 4), ("c2", 4), ("d2", 4)]
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_study_here_loads_and_is_named_like_its_file(file):
+    assert load_study(file).name == file.stem
+
+
+def test_all_slips_of_the_pen_are_told_at_once(tmp_path):
+    file = tmp_path / "t.yaml"
+    file.write_text(GOOD + "encodrs: [b]\nsplits: {n_folds: five, sizes: [1, x]}\nnetworks: [{nam: n, input_px: 3.5}]\n")
+    with pytest.raises(ConfigError) as error:
+        load_study(file)
+    told = str(error.value).splitlines()
+    assert told == [
+        f"{file}: 6 problems:",
+        "  unknown key encodrs; did you mean encoders?",
+        "  splits.n_folds: expected int, got 'five'",
+        "  splits.sizes[1]: expected float, got 'x'",
+        "  unknown key networks[0].nam; did you mean networks[0].name?",
+        "  key networks[0].name is missing",
+        "  networks[0].input_px: expected int, got 3.5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "encodrs: [b]\n", "unknown key encodrs; did you mean encoders?"),
+        (GOOD + "patches: {sice_px: 3}\n", "unknown key patches.sice_px; did you mean patches.size_px?"),
+        (GOOD + "networks: [{name: n, foo: 1}]\n", r"unknown key networks\[0\].foo; known keys"),
+        (GOOD + "splits: {n_folds: five}\n", "splits.n_folds: expected int, got 'five'"),
+        (GOOD + "splits: {n_folds: true}\n", "splits.n_folds: expected int, got True"),
+        (GOOD + "splits: {sizes: [0.1, 2.0]}\n", "shares in"),
+        (GOOD + "splits: {sizes: 1.0}\n", "splits.sizes: expected a list"),
+        (GOOD + "splits: {test_fraction: 1.0}\n", "splits.test_fraction"),
+        (GOOD + "mode: lax\n", "mode is 'lax'"),
+        (
+            "name: t\ntitle: t\ndata: {source: synthetic}\nnetworks: [{name: n, input_px: 64, by_domain: false}]\n",
+            "splits.by_domain: no arm learns from single domains",
+        ),
+        (GOOD + "switches: {epoch: first}\n", "switches.epoch: 'first' is not one of"),
+        ("name: t\ntitle: t\ndata: {source: csv, origin: qupath}\nencoders: [a]\n", "data.origin: 'qupath' is not one of"),
+        ("name: t\ntitle: t\ndata: {source: amibr, origin: scanned_area}\nencoders: [a]\n", "data.origin: data.source amibr"),
+        (GOOD + "switches: [epoch]\n", "switches: expected a mapping"),
+        (GOOD + "networks: [{name: n, input_px: 100}, {name: n, input_px: 90}]\n", "named twice"),
+        (GOOD + "networks: [{name: a, input_px: 100}]\n", "an arm is named twice: .'a'.; a network's name must differ"),
+        (
+            GOOD.replace("[a]", "[n-fold1]") + "networks: [{name: n}]\n",
+            r"encoders: \['n-fold1'\] are what a network's trainings are called",
+        ),
+        (GOOD.replace("[a]", "[{name: random, weights: random}]"), "own_encoders: .'random'. can't be a name"),
+        (GOOD.replace("[a]", "[{name: a@5, weights: random}]"), "own_encoders: .'a@5'. can't be names: what stands behind '@'"),
+        (GOOD.replace("midog}", "midog, positive: cell, negative: cell}"), "both classes are called 'cell'"),
+        (GOOD + "splits: {n_folds: 3}\n\nsplits: {n_folds: 2}\n", "said twice: 'splits' on lines 5 and 7; keep one of each"),
+        (GOOD + "splits:\n  n_folds: 3\n  seed: 1\n  'n_folds': 2\n", "said twice: 'n_folds' on lines 6 and 8;"),
+        (GOOD + "networks: [{name: n, name: m}]\nname: u\n", "said twice: 'name' on lines 5 and 5; 'name' on lines 1 and 6;"),
+        (GOOD + "networks:\n  - &n {name: n}\n  - {<<: *n, <<: *n, name: m}\n", "said twice: '<<' on lines 7 and 7"),
+        (GOOD + "patches: {um_per_px: 0}\n", "patches.um_per_px: 0.0 um/px"),
+        (GOOD + "effects: {switches: [epoch]}\n", "effects: switches are to be measured, but neither encoder nor network"),
+        (GOOD + "effects: {encoder: b}\n", "effects.encoder: 'b' is not among encoders"),
+        (GOOD + "effects: {network: a}\n", "effects.network: 'a' is not among networks"),
+        (GOOD + "effects: {encoder: a, switches: [epochs]}\n", "effects.switches: 'epochs' is not one of"),
+        (GOOD + "effects: {encoder: a, switches: [epoch, epoch]}\n", "effects.switches: epoch is named twice"),
+        (GOOD + "effects: {encoder: a, n_folds: 6}\n", "effects.n_folds: 6; the study has 5 folds"),
+        (
+            GOOD + "patches: {stored_px: 224}\nnetworks: [{name: n}]\n",
+            "needs stored patches of 317 px, these have 224; lower input_px",
+        ),
+        (GOOD + "networks: [{name: n, lora: {rank: 0}}]\n", r"networks\[n\].lora.rank: 0 must be 1 or more"),
+        (GOOD + "networks: [{name: n, lora: {alpha: -1}}]\n", r"networks\[n\].lora.alpha: -1.0 must be a number above 0"),
+        (GOOD + "networks: [{name: n, lora: {dropout: 1}}]\n", r"networks\[n\].lora.dropout: 1.0 must lie in \[0, 1\)"),
+        (
+            GOOD + "networks: [{name: n, lora: {targets: []}}]\n",
+            r"networks\[n\].lora.targets: \[\] must name .* say \['qkv'",
+        ),
+        (GOOD + "networks: [{name: n, lora: {targets: ['']}}]\n", r"networks\[n\].lora.targets: \[''\] must name"),
+        (GOOD + "networks: [{name: n, max_lr: .nan}]\n", r"networks\[n\].max_lr: nan must be a number above 0"),
+        (GOOD + "networks: [{name: n, max_lr: .inf}]\n", r"networks\[n\].max_lr: inf must be a number above 0"),
+        (GOOD + "networks: [{name: n, clip_norm: 0}]\n", r"networks\[n\].clip_norm: 0.0 must be a number above 0"),
+        (
+            GOOD + "networks: [{name: n, patches_per_epoch: 0}]\n",
+            r"networks\[n\].patches_per_epoch: 0 must be a number",
+        ),
+        (GOOD + "networks: [{name: n, shift_px: -3}]\n", r"networks\[n\].shift_px: -3 must be 0 or more"),
+        (GOOD + "networks: [{name: n, blur_probability: 1.5}]\n", r"networks\[n\].blur_probability: 1.5 must lie in \[0, 1\]"),
+        (GOOD + "networks: [{name: n, rotation_probability: .nan}]\n", r"networks\[n\].rotation_probability: nan must lie"),
+        (GOOD + "networks: [{name: n, colour_jitter: 0.6}]\n", r"networks\[n\].colour_jitter: 0.6 must lie in \[0, 0.5\]"),
+        (GOOD + "networks: [{name: n, sizes: [0.5]}]\n", r"networks\[n\].sizes: \[0.5\]; name some of splits.sizes"),
+        (GOOD + "networks: [{name: ''}]\n", r"networks\[\].name: an arm needs one"),
+        ("name: t\ntitle: t\nencoders: [a]\n", "key data is missing"),
+        ("name: t\ntitle: t\ndata: {source: midog}\n", "at least one entry in encoders or networks"),
+        ("name: t\ntitle: t\ndata: {source: mars}\nencoders: [a]\n", "data.source: 'mars'"),
+        ("- a\n", "a study is a mapping"),
+        ("a: [\n", "not YAML"),
+    ],
+)
+def test_what_a_study_cannot_say_is_refused_by_file_and_key(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, text)
+    assert str(tmp_path / "t.yaml") in str(caught.value)
+
+
+def test_all_that_is_wrong_with_networks_is_told_at_once(tmp_path):
+    networks = "networks: [{name: n, lora: {rank: 0, dropout: 2}, shift_px: -3}, {name: m, max_lr: .nan, n_epochs: 0}]\n"
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, GOOD + networks)
+    told = str(caught.value)
+    assert told.count("\n") == 5 and "5 problems" in told
+    assert all(key in told for key in ("[n].lora.rank", "[n].lora.dropout", "[n].shift_px", "[m].max_lr", "[m].n_epochs"))
+
+
+def test_a_missing_study_names_those_there_are():
+    with pytest.raises(ConfigError, match=r"no such study file; studies beside it: \[.*'demo'"):
+        load_study(STUDIES / "demoo.yaml")
+
+
+def test_paper_mode_sets_every_switch_and_single_ones_can_be_flipped(tmp_path):
+    strict, paper = as_dict(MODES["strict"]), as_dict(MODES["paper"])
+    assert all(strict[name] != paper[name] for name in strict)
+    assert set(Switches.CHOICES) == set(strict)
+    study = load(tmp_path, GOOD + "mode: paper\nswitches: {epoch: best}\n")
+    assert study.switches == dataclasses.replace(MODES["paper"], epoch="best")
+    assert all(MODES["strict"].CHOICES[name][0] == strict[name] and paper[name] in Switches.CHOICES[name] for name in strict)
+
+
+def test_patches_are_stored_wide_enough_for_every_network(tmp_path):
+    study = load(tmp_path, GOOD + "networks: [{name: n, input_px: 64, shift_px: 4}, {name: m, shift_px: 22}]\n")
+    assert study.networks[0].needed_px == 64 * 2**0.5 // 1 + 1 + 8
+    assert study.stored_px == 317 + 44
+    assert load(tmp_path, GOOD).stored_px == 224
+
+
+def test_digest_is_that_of_the_content_not_of_its_order():
+    assert digest({"a": 1, "b": [1.5, None]}) == digest({"b": [1.5, None], "a": 1}) != digest({"a": 1, "b": [1.5, 0]})
+    assert re.fullmatch("[0-9a-f]{8}", digest({}))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{architecture: x}", r"encoders\[0\]: an encoder of one's own needs a name"),
+        (
+            "{name: x, interpolatoin: bicubic}",
+            r"encoders\[0\].interpolatoin; did you mean encoders\[0\].interpolation",
+        ),
+        ("{name: x, resize_px: wide}", r"encoders\[0\].resize_px: expected int"),
+        ("{name: x}, x", "an arm is named twice"),
+        ("{name: 'timm:x'}", "'timm:x'.* before ':' says where to look"),
+        ("{name: x, arguments: {init_values: 1e-5}}", r"encoders\[x\].arguments.init_values: '1e-5' is text .*write 1.0e-05"),
+    ],
+)
+def test_an_encoder_of_ones_own_is_checked(tmp_path, entry, message):
+    file = tmp_path / "s.yaml"
+    file.write_text(f"name: s\ntitle: s\ndata: {{source: csv}}\nencoders: [{entry}]\n")
+    with pytest.raises(ConfigError, match=message):
+        load_study(file)
+
+
+OWN = "{name: x, like: uni, weights: %s, mean: [0, 0.5, 1], arguments: {init_values: 1.0e-5}, um_per_px: [0.5], gated: true}"
+
+
+def test_a_study_written_out_reads_back_the_same(tmp_path):
+    (tmp_path / "s.yaml").write_text(f"name: s\ntitle: s\ndata: {{source: csv}}\nencoders: [uni, {OWN % 'me/mine'}]\n")
+    for file in (*sorted(STUDIES.glob("*.yaml")), tmp_path / "s.yaml"):
+        study = load_study(file)
+        (tmp_path / "again.yaml").write_text(yaml.safe_dump(as_dict(study)))
+        assert load_study(tmp_path / "again.yaml") == study
+    assert study.encoders == ("uni", "x") and study.own_encoders[0].arguments == {"init_values": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("./our.safetensors", "{folder}/our.safetensors"),
+        ("weights/our.safetensors", "{folder}/weights/our.safetensors"),
+        ("our.pth", "{folder}/our.pth"),
+        ("../models", "{parent}/models"),
+        ("/data/our.bin", "/data/our.bin"),
+        ("me/mine", "me/mine"),
+        ("me/mine@0123", "me/mine@0123"),
+        ("random", "random"),
+    ],
+)
+def test_a_path_to_weights_is_from_the_study_file(tmp_path, written, meant):
+    (tmp_path / "s.yaml").write_text(f"name: s\ntitle: s\ndata: {{source: csv}}\nencoders: [{OWN % written}]\n")
+    expected = meant.format(folder=tmp_path, parent=tmp_path.parent)
+    assert load_study(tmp_path / "s.yaml").own_encoders[0].weights == expected
+
+
+def test_own_encoders_are_described_once_and_among_the_encoders(tmp_path):
+    for own, message in (
+        ("[{name: x}]", r"own_encoders: \['x'\] not among encoders"),
+        ("[{name: uni}, {name: uni}]", r"own_encoders: \['uni'\] described twice"),
+        ("all", "own_encoders: expected a list"),
+    ):
+        (tmp_path / "s.yaml").write_text(f"name: s\ntitle: s\ndata: {{source: csv}}\nencoders: [uni]\nown_encoders: {own}\n")
+        with pytest.raises(ConfigError, match=message):
+            load_study(tmp_path / "s.yaml")
+
+
+def test_conventions_are_of_one_of_the_encoders(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text("name: s\ntitle: s\ndata: {source: csv}\nencoders: [uni]\nconventions: virchow2\n")
+    with pytest.raises(ConfigError, match="conventions: 'virchow2' is not among"):
+        load_study(file)
+
+
+def test_a_study_that_is_not_utf_8_is_told_by_its_file(tmp_path):
+    (tmp_path / "old.yaml").write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"old\.yaml: not UTF-8 \(byte 10\); save it"):
+        load_study(tmp_path / "old.yaml")
+
+
+def test_patches_without_slides_pretrain_from_a_folder_alone(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text("name: s\ntitle: s\ndata: {source: amibr}\nencoders: [p]\npretraining: [{name: p}]\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"pretraining\[p\].slides: data.source amibr has patches and no slides; name"):
+        load_study(file)

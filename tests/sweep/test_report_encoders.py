@@ -1,0 +1,182 @@
+"""The page on encoders: a row for every card, in the right group, with what is here; and a gated encoder's way to it."""
+
+import dataclasses
+import json
+
+import hub_server
+import numpy as np
+import pandas as pd
+import pytest
+from hub_server import Repository
+
+from mfcore import store
+from mfcore.data import patches
+from mfcore.encoders import weights
+from mfcore.encoders.cards import CARDS, TABLE_1
+from mfcore.study import config
+from mfcore.sweep import report_encoders, run as sweep_run
+
+STUDY = """
+title: a study small for testing
+name: little
+data: {source: synthetic, n_annotations: 6}
+patches: {size_px: 32, um_per_px: 0.25, stored_px: 40}
+encoders:
+  - vit_tiny_random
+  - uni
+  - resnet50
+  - "hf-hub:me/mine"
+  - "timm:resnet18.a1_in1k"
+  - {name: lite0_bilinear, like: efficientnet_lite0, interpolation: bilinear}
+  - {name: broken, like: no_such_encoder}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "little.yaml"
+    path.write_text(STUDY)
+    return path
+
+
+@pytest.fixture
+def study(file) -> config.Study:
+    return config.load_study(file)
+
+
+@pytest.fixture
+def results(study, tmp_path):
+    """A study's results with finished patches, of noise."""
+    folder = tmp_path / "results" / study.name
+    run = store.open_run(folder, "patches", study.name, patches.config_of(study), {"made": "for a test"})
+    ids = np.arange(6)
+    columns = {"slide_id": "one", "domain": "lung", "label": ids % 2, "x_l0_px": 100.0, "y_l0_px": 200.0, "um_per_px": 0.25}
+    store.write_parquet(run.path("labels.parquet"), pd.DataFrame({"patch_id": ids, **columns}))
+    np.save(run.path("patches.npy"), np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), dtype=np.uint8))
+    run.finish(["labels.parquet", "patches.npy"])
+    return folder
+
+
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """A hub that must not be asked, an empty cache and no login."""
+    with hub_server.serving() as server:
+        hub_server.use(monkeypatch, server.url, tmp_path / "cache")
+        yield server
+        assert not server.asked
+
+
+def embedded(study: config.Study, results, name: str, card: dict, key: str = "") -> None:
+    """Leave a finished run of embeddings behind, as by ``card``."""
+    inputs = {"patches": key or patches.find(study, results).key}
+    run = store.open_run(results, "embeddings", name, {"card": card, "size_px": 32}, inputs)
+    run.path("embeddings.h5").write_bytes(b"")
+    run.finish(["embeddings.h5"], weights="0123456789abcdef")
+
+
+def row(study: config.Study, results, name: str) -> dict:
+    table = report_encoders.table(study, results).set_index("encoder")
+    return table.loc[name].to_dict()
+
+
+def test_every_card_has_its_row_in_one_group(study, results, nowhere):
+    table = report_encoders.table(study, results)
+    assert table["encoder"].tolist() == [*CARDS, "hf-hub:me/mine", "timm:resnet18.a1_in1k", "lite0_bilinear", "broken"]
+    groups = table.set_index("encoder")["group"]
+    assert set(groups) <= set(report_encoders.GROUPS)
+    assert set(groups[groups == "paper"].index) == set(TABLE_1)
+    expected = {"dinov2_vits14_focus": "anywhere", "midnight": "newer", "dinov2_vits14": "photographs", "hf-hub:me/mine": "own"}
+    assert groups[list(expected)].to_dict() == expected
+    html = report_encoders.page(study, results).replace("<wbr>", "")
+    assert all(f"<b>{name}</b>" in html for name in table["encoder"])
+    assert all(title in html for key, title in report_encoders.GROUPS.items() if key in set(groups))
+
+
+def test_a_row_says_what_the_card_says(study, results, nowhere):
+    found = row(study, results, "virchow2")
+    assert found["page"] == f"{nowhere.url}/paige-ai/Virchow2" and found["terms"].endswith("CC-BY-NC-ND-4.0, gated")
+    assert found["terms"].startswith(CARDS["virchow2"].revision[:7])
+    assert (found["input"], found["statistics"]) == ("224 px, bicubic", "ImageNet's")
+    assert found["embedding"] == "2,560 dimensions: class token beside the mean of the patch tokens"
+    assert found["size"] == "631.2 million parameters, float16" and "631,239,424 parameters, 5 prefix" in found["facts"]
+    assert found["um_per_px"].startswith("0.25 / 0.5 / 1 / 2 µm/px")
+    assert row(study, results, "gigapath")["input"] == "centre 224 of 256 px, bicubic"
+    assert row(study, results, "h_optimus_0")["statistics"] == "0.7072, 0.5787, 0.7036 / 0.2119, 0.2301, 0.1775"
+    assert row(study, results, "resnet50")["um_per_px"] == "not slides"
+    assert row(study, results, "vit_tiny_random")["um_per_px"] == "untrained"
+    assert " 1 prefix token;" in row(study, results, "uni")["facts"]
+    unsaid = dataclasses.replace(CARDS["virchow2"], um_per_px=(), evidence="", learnt_from="")
+    assert report_encoders._facts(unsaid)["um_per_px"] == "not known"
+
+
+def test_a_variant_says_what_it_departs_from_and_how_um_per_px_is_known(study, results, nowhere, monkeypatch):
+    changed = {"name": "virchow2_other", "variant_of": "virchow2", "departs": "in the readout", "evidence": "magnification"}
+    monkeypatch.setitem(CARDS, "virchow2_other", dataclasses.replace(CARDS["virchow2"], **changed))
+    found = row(study, results, "virchow2_other")
+    assert (found["group"], found["departs"]) == ("variants", "of virchow2; in the readout")
+    assert found["um_per_px"] == "0.25 / 0.5 / 1 / 2 µm/px, from a magnification"
+
+
+def test_the_state_of_an_encoder_of_the_study(study, results, nowhere):
+    waiting = row(study, results, "resnet50")
+    assert waiting["is"] == "not here" and waiting["state"].startswith("not embedded yet; is fetched at first use, about 94 MB")
+    embedded(study, results, "resnet50", CARDS["resnet50"].identity(), key="other-patches")
+    assert row(study, results, "resnet50")["is"] == "not here"  # of patches that the study no longer has
+    embedded(study, results, "resnet50", CARDS["resnet50"].identity() | {"interpolation": "bicubic"})
+    found = row(study, results, "resnet50")
+    assert found["is"] == "not here" and "another contract (differing: interpolation), to be embedded again" in found["state"]
+    store.write_json(
+        results / "failures" / "02_embed.resnet50.json",
+        {"parameters": {"encoder": "resnet50"}, "reason": "EncoderError: <no> `hf auth login`"},
+    )
+    assert row(study, results, "resnet50")["state"] == "failed here: <no> `hf auth login`"
+    html = report_encoders.page(study, results)
+    assert 'class="failed">failed here: &lt;no&gt; <code>hf auth login</code>' in html and "1 failed here" in html
+    embedded(study, results, "resnet50", CARDS["resnet50"].identity())
+    found = row(study, results, "resnet50")
+    assert (found["is"], found["state"]) == ("embedded", "embedded in this study (weights 0123456789ab)")
+    assert row(study, results, "vit_tiny_random")["is"] == "here"
+
+
+def test_an_encoder_named_by_where_it_is_has_the_card_that_it_ran_with(study, results, nowhere):
+    before = row(study, results, "timm:resnet18.a1_in1k")
+    assert before["input"] == "" and before["state"] == "not embedded yet; its card is read when it is embedded"
+    card = CARDS["resnet50"].identity() | {"identifier": "timm/resnet18.a1_in1k", "n_dims": 512}
+    embedded(study, results, "timm:resnet18.a1_in1k", card)
+    found = row(study, results, "timm:resnet18.a1_in1k")
+    assert found["is"] == "embedded" and found["embedding"].startswith("512 dimensions") and found["group"] == "own"
+
+
+def test_a_record_of_the_study_is_a_row_like_any_other(study, results, nowhere):
+    found = row(study, results, "lite0_bilinear")
+    assert (found["group"], found["input"], found["is"]) == ("own", "224 px, bilinear", "here")
+    assert found["departs"] == "of efficientnet_lite0; the study's own: interpolation bilinear"
+    found = row(study, results, "broken")
+    assert found["group"] == "own" and "no_such_encoder" in found["state"]
+
+
+def test_others_say_what_is_on_this_machine(study, results, nowhere):
+    assert row(study, results, "efficientnet_lite0")["state"] == weights.state(CARDS["efficientnet_lite0"]).text
+    found = row(study, results, "virchow")
+    assert found["is"] == "not here" and "ask for access at its page; no token" in found["state"]
+    assert row(study, results, "uni")["state"].startswith("not embedded yet; gated, ask for access")
+
+
+def test_a_gated_encoder_is_a_row_with_the_remedy_and_the_sweep_goes_on(study, file, results, monkeypatch, tmp_path):
+    """The real notebook 02 against a hub that says no: what the sweep records is what the page shows."""
+    with hub_server.serving() as server:
+        server.repositories["MahmoodLab/uni"] = Repository({}, is_gated=True)
+        for name, value in {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "*"}.items():
+            monkeypatch.setenv(name, value)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        assert not sweep_run.run_job(file, "02_embed.uni", results, "", 1)
+        failure = store.read_json(results / "failures" / "02_embed.uni.json")
+        assert failure["reason"] == (
+            f"EncoderError: MahmoodLab/uni is gated by its licence, see {server.url}/MahmoodLab/uni: accept its licence there, "
+            "then `hf auth login` (older: `huggingface-cli login`) or set HF_TOKEN"
+        )
+        assert not sweep_run.run_job(file, "03_linear_probe.uni", results, "", 1)
+        found = row(study, results, "uni")
+        assert found["is"] == "failed" and found["state"] == "failed here: " + failure["reason"].removeprefix("EncoderError: ")
+    assert "Traceback" not in json.dumps(failure)
