@@ -24,22 +24,10 @@ LAYERS = {
     "claims": {"base", "measures", "study", "data", "encoders", "tasks", "analysis"},
     "sweep": {"base", "measures", "study", "data", "encoders", "tasks", "analysis", "claims"},
 }
-BASE = {
-    "store",
-    "store_changes",
-    "store_environment",
-    "store_errors",
-    "store_files",
-    "store_names",
-    "store_records",
-    "store_text",
-    "streams",
-}  # the modules outside any package
+BASE = {"store", "streams"}  # the modules outside any package
 
 # Single imports across that order that are meant.
 SHARED = {"training.processes": {"pretraining"}}  # who does what of several processes
-# And those that aren't, until they are mended: a constant or a function that stands too high.
-OPEN = {("store", "study.config"), ("store_files", "study.config"), ("measures.raters", "data.splits")}
 
 # A procedure stands alone: what it made is read from its files, never by importing it. One module calls several in turn.
 PROCEDURES = {
@@ -135,7 +123,7 @@ def faults(module: str, source: str) -> list[str]:
             found.append(f"{here}: written as a relative import")
         elif top == "mfcore" and name.count("."):
             target = module_in(name)
-            if target.startswith("__") or (module, target) in OPEN or layer in SHARED.get(target, ()):
+            if target.startswith("__") or layer in SHARED.get(target, ()):
                 continue
             is_told = procedure_of(target) in ("", procedure)
             if module in CALLS_PROCEDURES and not is_told:
@@ -155,12 +143,6 @@ def faults(module: str, source: str) -> list[str]:
 def test_module_imports_only_from_the_layers_below(module):
     """Each module keeps to its layer."""
     assert not faults(module, MODULES[module].read_text(encoding="utf-8"))
-
-
-def test_what_is_open_is_still_open():
-    """The list of imports to be mended holds none that has been."""
-    there = {(name, target) for name, path in MODULES.items() for target in own_imports(path.read_text(encoding="utf-8"))}
-    assert there >= OPEN
 
 
 def test_what_the_tables_name_is_there():

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from hypothesis import example, given, strategies as st
 
-from mfcore import store, store_files
+from mfcore import store
+from mfcore.store import files as store_files
 from mfcore.streams import generator, stream_seed
 
 

@@ -5,8 +5,7 @@ import os
 
 import pytest
 
-from mfcore import store_errors
-from mfcore.store import StoreError
+from mfcore.store import StoreError, errors as store_errors
 
 
 @pytest.mark.parametrize(

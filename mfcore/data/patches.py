@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import store, store_files
+from mfcore import store
 from mfcore.data import downloads
 from mfcore.data.labels import table as labels
 from mfcore.data.patches_read import Job, PatchError, look, read_all
 from mfcore.data.slides.slide import SAME_RESOLUTION, open_slide
-from mfcore.study.config import Study, as_dict, digest
+from mfcore.store import files as store_files
+from mfcore.store.records import digest
+from mfcore.study.config import Study, as_dict
 
 __all__ = [
     "PatchError", "centre_crop", "check", "config_of", "corners", "counts", "extract", "find", "find_twins", "load",

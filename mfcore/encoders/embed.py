@@ -21,10 +21,11 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mfcore import store, store_errors
+from mfcore import store
 from mfcore.data import patches
 from mfcore.encoders import canary, embed_stream, encoders, weights
 from mfcore.encoders.cards import EncoderCard
+from mfcore.store import errors as store_errors
 from mfcore.study.config import ConfigError, Study, as_dict, load_study
 
 SHARD = 256  # patches; as many at most are lost by a kill, on each device

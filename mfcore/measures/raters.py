@@ -12,10 +12,10 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from mfcore.data import splits
 from mfcore.measures.statistics import LEVEL, Interval
 from mfcore.measures.statistics_bootstrap import interval_of, resampled_slides, units_of
 
+ALL = "all"  # every domain together; no domain may have this name
 UNANIMOUS, CONTESTED = "unanimous", "contested"
 MEASURES = ("agreement", "kappa", "balanced_accuracy")
 AS_METRIC = {
@@ -59,7 +59,7 @@ def table(labels: pd.DataFrame, seed: int) -> pd.DataFrame:
     if not len(voted):
         return pd.DataFrame(columns=["domain", "n", "n_slides", "n_units", "unit", *_columns(0)])
     parts = [(domain, (voted["domain"] == domain).to_numpy()) for domain in sorted(labels["domain"].unique())]
-    parts.append((splits.ALL, np.ones(len(voted), dtype=bool)))
+    parts.append((ALL, np.ones(len(voted), dtype=bool)))
     return pd.DataFrame([{"domain": domain, **_row(voted[mask], given[mask], seed, domain)} for domain, mask in parts])
 
 
@@ -118,7 +118,7 @@ def _measures(cells: np.ndarray) -> dict[str, np.ndarray]:
     return {"agreement": agreement, "kappa": kappa, "balanced_accuracy": balanced}
 
 
-def reference(human: pd.DataFrame | None, metric: str, domain: str = splits.ALL) -> Interval | None:
+def reference(human: pd.DataFrame | None, metric: str, domain: str = ALL) -> Interval | None:
     """What one rater reaches against another in a metric of `mfcore.measures.metrics`, with its interval over ``n`` slides or
     cases.
 
@@ -133,7 +133,7 @@ def reference(human: pd.DataFrame | None, metric: str, domain: str = splits.ALL)
     return Interval(float(row[AS_METRIC[metric]].iloc[0]), low, high, LEVEL, int(row["n_units"].iloc[0]), row["unit"].iloc[0])
 
 
-def against_consensus(human: pd.DataFrame | None, domain: str = splits.ALL) -> float | None:
+def against_consensus(human: pd.DataFrame | None, domain: str = ALL) -> float | None:
     """Balanced accuracy of a rater against the consensus that counts the rater's own vote (flattered), mean over raters."""
     row = human[human["domain"] == domain].filter(regex="^rater[0-9]+_vs_consensus$") if human is not None else ()
     value = float(row.iloc[0].mean(skipna=False)) if len(row) else math.nan

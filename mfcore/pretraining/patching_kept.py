@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import store, store_files
+from mfcore import store
 from mfcore.pretraining import tissue
 from mfcore.pretraining.patching_slides import SlideFile
-from mfcore.study.config import digest
+from mfcore.store import files as store_files
+from mfcore.store.records import digest
 
 KEPT = "tissue.parquet"  # of a run
 WRITE_SECONDS = 30.0  # a kill loses what was found since

@@ -28,14 +28,16 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from mfcore import store, store_errors, store_files
+from mfcore import store
 from mfcore.data import patches
 from mfcore.data.labels import table as labels
 from mfcore.encoders import encoders
 from mfcore.pretraining import collapse, crops, export, loop, networks, patching
 from mfcore.pretraining.collapse import PretrainingError
+from mfcore.store import errors as store_errors, files as store_files
+from mfcore.store.records import digest
 from mfcore.study import pretrained
-from mfcore.study.config import ConfigError, Pretraining, Study, digest, load_study
+from mfcore.study.config import ConfigError, Pretraining, Study, load_study
 from mfcore.study.config_pretraining import in_full
 from mfcore.training import processes
 

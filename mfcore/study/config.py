@@ -6,7 +6,6 @@ workers) is not here: those are parameters of the notebooks.
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import types
 import typing
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from mfcore.store_text import TwiceError, read_yaml
+from mfcore.store.text import TwiceError, read_yaml
 from mfcore.study.config_networks import problems_of, problems_of_arguments
 from mfcore.study.config_pretraining import Pretraining, Task, problems_of_pretraining, problems_of_snapshot, problems_of_task
 from mfcore.study.config_schema import (
@@ -56,7 +55,6 @@ __all__ = [
     "Switches",
     "Task",
     "as_dict",
-    "digest",
     "load_study",
 ]
 
@@ -304,9 +302,3 @@ def _check(study: Study) -> None:
 def as_dict(config: object) -> dict:
     """A config dataclass as plain data, ready for JSON and for `digest`."""
     return json.loads(json.dumps(dataclasses.asdict(typing.cast(typing.Any, config))))
-
-
-def digest(content: object) -> str:
-    """Eight hex digits that stand for ``content`` (plain data), the same on every machine."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

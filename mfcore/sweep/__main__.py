@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfcore import store, store_errors
+from mfcore import store
 from mfcore.data import downloads
+from mfcore.store import errors as store_errors
 from mfcore.study.config import ConfigError, Study, load_study
 from mfcore.sweep import inputs as sweep_inputs, results as sweep_results
 from mfcore.sweep.jobs import ROOT, Job, embedding_job, jobs_of, with_dependents, with_needs

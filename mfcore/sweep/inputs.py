@@ -10,10 +10,12 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from mfcore import store, store_files
+from mfcore import store
 from mfcore.data.labels import table as labels
-from mfcore.store_files import Fingerprints
-from mfcore.study.config import Study, as_dict, digest
+from mfcore.store import files as store_files
+from mfcore.store.files import Fingerprints
+from mfcore.store.records import digest
+from mfcore.study.config import Study, as_dict
 from mfcore.sweep.jobs import MEASURE, ROOT, SHARE, STAGES, SUM_UP, Job
 from mfcore.tasks import schema as tasks_schema, tasks
 

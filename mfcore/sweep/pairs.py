@@ -15,7 +15,8 @@ import nbformat
 
 from mfcore import store
 from mfcore.analysis import captions, compare
-from mfcore.study.config import as_dict, digest, load_study
+from mfcore.store.records import digest
+from mfcore.study.config import as_dict, load_study
 from mfcore.sweep.inputs import code_of
 from mfcore.sweep.jobs import ROOT
 from mfcore.sweep.report import without_progress

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mfcore import store, store_files, store_records
+from mfcore import store
 from mfcore.analysis import effects
+from mfcore.store import files as store_files, records as store_records
 from mfcore.study.config import Study, load_study
 from mfcore.sweep import inputs as sweep_inputs, results as sweep_results
 from mfcore.sweep.jobs import ROOT, STAGES, Job, jobs_of

@@ -10,13 +10,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mfcore import store, store_errors
+from mfcore import store
 from mfcore.analysis import compare_effects, effects
 from mfcore.analysis.effects import BASE, PAPER, derived
 from mfcore.data import downloads, patches, splits
 from mfcore.data.patches_read import DiskError
 from mfcore.encoders import embed, encoders
-from mfcore.study.config import ConfigError, Study, Switches, as_dict, digest, load_study
+from mfcore.store import errors as store_errors
+from mfcore.store.records import digest
+from mfcore.study.config import ConfigError, Study, Switches, as_dict, load_study
 from mfcore.training import probe, train
 
 __all__ = ["SwitchError", "derived", "main", "measure"]

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from mfcore import store
 from mfcore.encoders import encoders, preprocess
 from mfcore.encoders.cards import EncoderCard
-from mfcore.study.config import as_dict, digest
+from mfcore.store.records import digest
+from mfcore.study.config import as_dict
 from mfcore.tasks.protocol import resized
 from mfcore.tasks.schema import TaskData
 

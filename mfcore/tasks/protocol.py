@@ -19,9 +19,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mfcore import store, store_files
+from mfcore import store
+from mfcore.store import files as store_files
+from mfcore.store.records import digest
 from mfcore.study import pretrained
-from mfcore.study.config import Study, Task, as_dict, digest
+from mfcore.study.config import Study, Task, as_dict
 from mfcore.study.config_pretraining import SEGMENTATION
 from mfcore.tasks.schema import TaskData, TaskError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mfcore.store_files import Fingerprints, below
+from mfcore.store.files import Fingerprints, below
 
 COLUMNS = ("item_id", "split", "label", "group", "file", "x_px", "y_px", "width_px", "height_px")
 SPLITS = ("train", "val", "test")

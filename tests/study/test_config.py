@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mfcore.study.config import MODES, ConfigError, Switches, as_dict, digest, load_study
+from mfcore.store.records import digest
+from mfcore.study.config import MODES, ConfigError, Switches, as_dict, load_study
 
 STUDIES = Path(__file__).parents[2] / "studies"
 GOOD = "name: t\ntitle: t\ndata: {source: midog}\nencoders: [a]\n"

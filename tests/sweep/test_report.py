@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore import store, store_environment
+from mfcore import store
 from mfcore.analysis import compare
 from mfcore.claims import ledger as claims
 from mfcore.data import patches, splits, splits_audit
+from mfcore.store import environment as store_environment
 from mfcore.study.config import MODES, Data, Effects, Inflation, Pretraining, Splits, Study, Task, as_dict
 from mfcore.sweep import report, report_claims, report_html
 

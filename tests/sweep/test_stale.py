@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore import store, store_files
+from mfcore import store
 from mfcore.data import patches
+from mfcore.store import files as store_files
 from mfcore.study.config import load_study
 from mfcore.sweep import inputs as sweep_inputs, jobs as sweep_jobs, results as sweep_results
 

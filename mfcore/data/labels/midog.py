@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mfcore.data.labels.schema import SPLITS, LabelError, is_file_name, off_slide, refuse, wrong_domain
-from mfcore.store_text import TwiceError, parse_json
+from mfcore.store.text import TwiceError, parse_json
 
 CATEGORIES = {1: 1, 2: 0}  # MIDOG's category -> label
 

@@ -3,6 +3,8 @@
 import math
 from pathlib import Path
 
+from mfcore.measures.raters import ALL
+
 COLUMNS = (
     "patch_id",
     "slide_id",
@@ -19,7 +21,7 @@ COLUMNS = (
     "official_split",
     "file",
 )
-ALL, SUM, FEW_CASES = "all", "sum", "domains of one or two cases"
+SUM, FEW_CASES = "sum", "domains of one or two cases"
 # What tables of splits and scores call something else, so that no domain may have the name
 RESERVED = {ALL: "the whole data set", SUM: "the last row of a table", FEW_CASES: "the domains that are too small to divide"}
 SPLITS = ("", "train", "val", "test")

@@ -9,6 +9,12 @@ from pathlib import Path
 NOTES = "MFCORE_NOTES"  # the environment variable that names the file in which a job's processes note what they made
 
 
+def digest(content: object) -> str:
+    """Eight hex digits that stand for ``content`` (plain data), the same on every machine."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, as hex."""
     with Path(path).open("rb") as content:

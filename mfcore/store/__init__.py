@@ -19,12 +19,11 @@ from typing import IO
 import numpy as np
 import pandas as pd
 
-from mfcore.store_changes import changes, differences as differences
-from mfcore.store_environment import environment, n_threads
-from mfcore.store_names import file_name as file_name, words_of
-from mfcore.store_records import file_sha256 as file_sha256, is_as_recorded, note_made, recorded
-from mfcore.store_text import TwiceError, parse_json
-from mfcore.study.config import digest
+from mfcore.store.changes import changes, differences as differences
+from mfcore.store.environment import environment, n_threads
+from mfcore.store.names import file_name as file_name, words_of
+from mfcore.store.records import digest, file_sha256 as file_sha256, is_as_recorded, note_made, recorded
+from mfcore.store.text import TwiceError, parse_json
 
 IDENTITY = ("stage", "name", "config", "inputs")  # of a run
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # what such file systems say

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mfcore import store
-from mfcore.study.config import digest
+from mfcore.store.records import digest
 
 WHOLE_BYTES = 32 * 2**20  # up to so many bytes, a file's fingerprint is of all its content
 N_BLOCKS, BLOCK_BYTES = 32, 2**16  # of a larger file
