@@ -12,7 +12,7 @@ from mfcore.study.config_pretraining import METHODS, PUBLISHED, Pretraining, in_
 
 def settings(study: Study, name: str) -> pd.DataFrame:
     """How an encoder is pretrained, for reading: ``setting, value, from``, the study, the method's authors or a default."""
-    said, whole, plain = study.pretraining_of(name), in_full(study.pretraining_of(name)), Pretraining("")
+    said, whole, plain = study.pretraining_of(name), in_full(study.pretraining_of(name)), Pretraining("-")
     rows = []
     for key, value in vars(whole).items():
         for inner, content in vars(value).items() if key in ("patches", "crops") else [("", value)]:

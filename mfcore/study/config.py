@@ -156,16 +156,14 @@ def _arms(study: Study) -> Iterator[str]:
 
 
 def _own_encoders(study: Study) -> Iterator[str]:
-    names = [own.name for own in study.own_encoders]
-    for wrong, what in (
-        ([name for name in names if name not in study.encoders], "not among encoders"),
-        (repeated(names), "described twice"),
-        ([name for name in names if ":" in name], "can't be names: what stands before ':' says where to look"),
-        ([name for name in names if "@" in name], "can't be names: what stands behind '@' is a step of a pretraining"),
-        ([name for name in names if name == "random"], "can't be a name: a pretraining starts from 'random' weights"),
-    ):
-        if wrong:
-            yield f"own_encoders: {wrong} {what}"
+    if foreign := [own.name for own in study.own_encoders if own.name not in study.encoders]:
+        yield f"own_encoders: {foreign} not among encoders {list(study.encoders)}"
+
+
+def _names(study: Study) -> Iterator[str]:
+    for key in ("own_encoders", "pretraining", "tasks"):
+        for name in repeated([entry.name for entry in getattr(study, key)]):
+            yield f"{key}: {name!r} stands twice; name each once"
 
 
 def _references(study: Study) -> Iterator[str]:
@@ -205,14 +203,10 @@ def _pretraining(study: Study) -> Iterator[str]:
         place = f"pretraining[{one.name}]"
         if one.name in others:
             yield f"{place}.name: the study has an encoder or a network of that name already; call it otherwise"
-        if not one.name.strip() or one.name == "random" or any(sign in one.name for sign in ":@/"):
-            yield f"{place}.name: {one.name!r}: an encoder's name has no ':', '@' or '/', and isn't 'random'"
         if study.data.source == "amibr" and not one.slides:
             yield f"{place}.slides: data.source amibr has patches and no slides; name a folder"
         if one.start != "random":
             yield from _start(study, one, f"{place}.start")
-    for name in repeated([one.name for one in study.pretraining]):
-        yield f"pretraining: {name!r} is there twice"
     for name in study.encoders:
         yield from _snapshot(study, name, "encoders")
 
@@ -255,11 +249,9 @@ def _tasks(study: Study) -> Iterator[str]:
             yield f"{place}: the study has no encoder to judge; name some in encoders, or pretrain one"
         if task.snapshots and not set(task.encoders or known) & set(pretrained):
             yield f"{place}.snapshots: the study pretrains none of its encoders, so that there are no snapshots"
-    for name in repeated([task.name for task in study.tasks]):
-        yield f"tasks: {name!r} is there twice"
 
 
-CHECKS = (_patches, _arms, _own_encoders, _references, _networks, _pretraining, _tasks)
+CHECKS = (_patches, _arms, _own_encoders, _names, _references, _networks, _pretraining, _tasks)
 
 
 def as_dict(config: object) -> dict:

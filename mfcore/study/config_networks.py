@@ -73,6 +73,20 @@ def _checked(arguments: dict) -> dict:
 Arguments = Annotated[dict[str, object], AfterValidator(_checked)]  # of an architecture
 
 
+def encoder_name(signs: str) -> AfterValidator:
+    """Refuses what can't be the name of an encoder: "random", where a pretraining may start, or one of ``signs``.
+
+    A ":" ends the place where an encoder is looked for; "@" begins the step of a snapshot.
+    """
+
+    def check(name: str) -> str:
+        if not name.strip() or name == "random" or set(signs) & set(name):
+            raise ValueError(f"{name!r}: an encoder's name isn't 'random' and has none of {' '.join(signs)}")
+        return name
+
+    return AfterValidator(check)
+
+
 @options
 class Lora:
     """Low-rank adaptation (Hu et al. 2021) of a frozen transformer: small matrices are trained, and the head.

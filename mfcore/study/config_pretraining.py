@@ -23,7 +23,7 @@ from mfcore.store.options import (
     options,
     refuse,
 )
-from mfcore.study.config_networks import Arguments
+from mfcore.study.config_networks import Arguments, encoder_name
 
 METHODS = {"dino": "DINO", "dinov2": "DINOv2"}  # and what texts call them
 TASKS = ("bach", "crc", "mhist", "pcam", "pcam_10shot", "consep", "monusac", "synthetic_tissue", "synthetic_nuclei")
@@ -85,7 +85,7 @@ class Pretraining:
     n_snapshots: encoders kept on the way, evenly, the last one included. Fields that are None: see `in_full`.
     """
 
-    name: str
+    name: Annotated[str, encoder_name(":@/")]
     method: Annotated[str, among(METHODS)] = "dino"
     architecture: str = "vit_small_patch16_224"
     arguments: Arguments = Field(default_factory=dict)

@@ -20,7 +20,7 @@ from mfcore.store.options import (
     options,
     refuse,
 )
-from mfcore.study.config_networks import Arguments, Network
+from mfcore.study.config_networks import Arguments, Network, encoder_name
 from mfcore.study.config_pretraining import Pretraining, Task
 
 
@@ -228,7 +228,7 @@ class OwnEncoder:
     a new encoder needs architecture, mean and std; dimension, readout and parameters are read off the architecture.
     """
 
-    name: str
+    name: Annotated[str, encoder_name(":@")]
     like: str = ""
     weights: str = ""
     architecture: str | None = None

@@ -4,7 +4,6 @@ A run ``pretrain-<name>-<key>`` keeps a folder for each snapshot, ``encoders/ste
 ``weights.safetensors``. ``NAME`` stands for the last, ``NAME@STEP`` for any.
 """
 
-import dataclasses
 from pathlib import Path
 
 from mfcore import store
@@ -18,7 +17,7 @@ STAGE = "pretrain"
 def config_of(study: Study, name: str) -> dict:
     """What decides the encoder ``name``, besides the slides and the weights that it starts from."""
     pretraining = in_full(study.pretraining_of(name))
-    content = as_dict(dataclasses.replace(pretraining, name=""))
+    content = as_dict(pretraining) | {"name": ""}
     if (method := pretraining.method) in LAYER_SCALE:  # what a network of the method begins with
         content["begins_with"] = {"layer_scale": LAYER_SCALE[method], "mask_token_sd": MASK_TOKEN_SD[method]}
     keys = ("source", "um_per_px", "um_per_px_by_scanner")
