@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationError
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
 
 options = dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True))
 
@@ -82,8 +81,7 @@ Rising = AfterValidator(_rising)
 def refuse(problems: Mapping[str, str]) -> None:
     """Raise one error for all ``problems``, what is wrong by key, from within a validator; no problem is no error."""
     lines: Any = [
-        {"type": PydanticCustomError("wrong", "{text}", {"text": text}), "loc": (key,), "input": None}
-        for key, text in problems.items()
+        {"type": "value_error", "loc": (key,), "input": None, "ctx": {"error": text}} for key, text in problems.items()
     ]
     if lines:
         raise ValidationError.from_exception_data("options", lines)
@@ -107,8 +105,6 @@ def _text(line: Any, of: type, content: object) -> str:
         return f"unknown key {place}{hint}"
     if kind == "value_error":
         return f"{place}: {line['ctx']['error']}"
-    if kind == "wrong":
-        return f"{place}: {line['msg']}"
     words = WORDS.get(kind) or line["msg"].partition(" ")[2].replace(" after validation", "")
     return f"{place}: {line['input']!r} {words}"
 
