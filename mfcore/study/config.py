@@ -58,18 +58,19 @@ __all__ = [
 
 MAX_PROBLEMS = 10  # told in full
 STUDY = TypeAdapter(Study)
+REQUIRED = {"name": "", "title": "", "data": {"source": "csv"}}  # stand in for wrong ones while the rest is checked
 
 
 def load_study(path: str | Path) -> Study:
     """Read a study file.
 
     Raises ConfigError, naming the file and each key, for a missing file, an unknown key (with the nearest known one), a
-    key that stands twice, a value of the wrong type or out of range; and, where every section is right by itself, for
-    sections that contradict one another.
+    key that stands twice, a value of the wrong type or out of range, and for sections that contradict one another.
     """
     path = Path(path)
     content = _read(path)
     problems = _set_own_encoders_apart(content, path.parent)
+    wrong = {"encoders"} if problems else set()  # sections
     mode, flipped = content.get("mode", "strict"), content.get("switches")
     if flipped is None or isinstance(flipped, dict):
         usual = MODES["paper" if mode == "paper" else "strict"]
@@ -79,8 +80,10 @@ def load_study(path: str | Path) -> Study:
     except ValidationError as error:
         found = problems_of(error, Study, content)
         problems += [text.replace("own_encoders[", "encoders[", 1) for text in found]  # where the file says them
-    else:
-        problems += [problem for check in CHECKS for problem in check(study)]
+        wrong |= {line["loc"][0] for line in error.errors()}
+        right = {key: value for key, value in content.items() if isinstance(key, str) and key not in wrong}
+        study = STUDY.validate_python(REQUIRED | right)
+    problems += [problem for check, sections in CHECKS.items() if not sections & wrong for problem in check(study)]
     if problems:
         raise ConfigError(f"{path}: {_list(problems)}")
     return study
@@ -134,7 +137,7 @@ def _set_own_encoders_apart(content: dict, folder: Path) -> list[str]:
     return problems
 
 
-# ---- what concerns several sections: each check yields problems of a study whose sections are right by themselves ----
+# ---- what concerns several sections: each check yields problems of a study, see CHECKS ----
 
 
 def _patches(study: Study) -> Iterator[str]:
@@ -251,7 +254,17 @@ def _tasks(study: Study) -> Iterator[str]:
             yield f"{place}.snapshots: the study pretrains none of its encoders, so that there are no snapshots"
 
 
-CHECKS = (_patches, _arms, _own_encoders, _names, _references, _networks, _pretraining, _tasks)
+# The sections that a check compares. A check is left out where one of its sections is wrong by itself.
+CHECKS = {
+    _patches: {"data", "patches", "switches"},
+    _arms: {"encoders", "networks", "splits"},
+    _own_encoders: {"encoders", "own_encoders"},
+    _names: {"own_encoders", "pretraining", "tasks"},
+    _references: {"conventions", "effects", "encoders", "inflation", "networks", "probe_audit", "splits"},
+    _networks: {"networks", "patches", "splits"},
+    _pretraining: {"data", "encoders", "networks", "own_encoders", "pretraining"},
+    _tasks: {"encoders", "pretraining", "tasks"},
+}
 
 
 def as_dict(config: object) -> dict:

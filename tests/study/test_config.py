@@ -302,18 +302,21 @@ def test_options_are_checked_in_python_too(make):
 
 
 def test_problems_of_one_section_and_of_all_entries_are_told_together(tmp_path):
-    text = "encoders: [a, {weights: x}]\nprobe_audit: b\nmode: 3\n3: 4\nnetworks: [{name: n, lora: {rang: 1}}, 5]\n"
+    text = "encoders: [a, {weights: x}]\nprobe_audit: b\nmode: 3\n3: 4\n1.5: 4\nnetworks: [{name: n, lora: {rang: 1}}, 5]\n"
+    text += "pretraining: [{name: q}, {name: q}]\n"
     with pytest.raises(ConfigError) as error:
         load(tmp_path, "name: t\ntitle: t\ndata: {source: midgo}\n" + text)
     for told in (
-        "7 problems",
+        "9 problems",
         "encoders[1]: an encoder of one's own needs a name",
         "data.source: 'midgo' is not one of",
         "did you mean midog?",
         "probe_audit: 'b' should be a list",
         "mode: 3 should be 'strict' or 'paper'",
         "unknown key [3]; known keys",
+        "unknown key 1.5; known keys",
         "unknown key networks[n].lora.rang; did you mean rank?",
         "networks[1]: 5 should be a mapping of keys",
+        "pretraining: 'q' stands twice",
     ):
         assert told in str(error.value), told
