@@ -76,7 +76,7 @@ def test_arguments_of_a_study_s_encoder(tmp_path, poisoned):
     with pytest.raises(ConfigError, match=r"s\.yaml: encoders\[mine\]\.arguments\.checkpoint_path: an architecture isn't"):
         load_study(tmp_path / "s.yaml")
     with pytest.raises(ValidationError, match=r"arguments\.checkpoint_path"):  # in Python, past the file
-        OwnEncoder("mine", "", "random", "resnet10t", poisoned, (0.5,) * 3, (0.5,) * 3)
+        OwnEncoder(**OWN, arguments=poisoned)
 
 
 def test_arguments_of_a_study_s_pretraining(tmp_path, poisoned):
