@@ -34,7 +34,8 @@ from mfcore.data.downloads_transfer import (
     open_session,
     transfer,
 )
-from mfcore.data.labels import table as labels
+from mfcore.data.labels.source import Source
+from mfcore.data.labels.table import SLIDE_FOLDERS
 from mfcore.study.config import Study
 
 __all__ = ["COLUMNS", "GITHUB", "HOSTS", "PATIENCE", "DownloadError", "Patience", "amibr", "fetch", "summary"]
@@ -50,13 +51,6 @@ RECORD = "downloaded.json"
 FILES = Path(__file__).resolve().parents[2] / "data" / "downloads.csv"
 COLUMNS = ("file", "kind", "state", "bytes", "checksum", "reason", "remedy")
 N_IN_VAIN = 3  # files in a row that a host fails to give, after which it isn't asked for more
-BY_HAND = {
-    "synthetic": "its data are made, not fetched: make paper STUDY={name}",
-    "midog": "its slides are your own: lay them into a folder with {files}, beside it or in images/, and name it: "
-    "make paper STUDY={name} DATA=folder",
-    "csv": "its slides are your own: lay them into a folder with {files}, beside it or in images/, and name it: "
-    "make paper STUDY={name} DATA=folder",
-}
 
 
 @dataclass(frozen=True)
@@ -100,14 +94,22 @@ def fetch(
     else it is fetched anew. One laid there by hand is never overwritten. Raises DownloadError where nothing can be begun:
     a source with nothing to fetch, too little disk space, another fetch at work on the folder.
     """
-    folder, source = Path(folder), study.data.source
-    if source in BY_HAND:
-        files = " or ".join(labels.MAIN_FILES[source])
-        raise DownloadError(f"study {study.name!r}: " + BY_HAND[source].format(name=study.name, files=files))
-    if source == "amibr":
+    folder, source = Path(folder), study.source
+    if not source.is_published:
+        files, paper = " or ".join(source.main_files), f"make paper STUDY={study.name}"
+        how = (
+            f"its data are made, not fetched: {paper}"
+            if source.is_synthetic
+            else (
+                f"its slides are your own: lay them into a folder with {files}, beside it or in images/, and name it: "
+                f"{paper} DATA=folder"
+            )
+        )
+        raise DownloadError(f"study {study.name!r}: {how}")
+    if source.archive:
         rows = amibr_rows(folder, hosts["codeload"], verify, patience)
         return _named(pd.DataFrame(rows, columns=COLUMNS), study, folder)
-    listed = pd.read_csv(FILES, dtype=str, keep_default_na=False).query("source == @source")
+    listed = pd.read_csv(FILES, dtype=str, keep_default_na=False).query("source == @source.name")
     wanted = [_Wanted(row.file, row.kind, row.host, row.record, row.id) for row in listed.itertuples()]
     try:
         with store.alone(folder, "fetch"):
@@ -128,7 +130,7 @@ def _named(table: pd.DataFrame, study: Study, folder: Path) -> pd.DataFrame:
 def _fetch(
     wanted: list[_Wanted],
     listed: pd.DataFrame,
-    source: str,
+    source: Source,
     folder: Path,
     hosts: Mapping[str, str],
     verify: bool,
@@ -171,7 +173,7 @@ def _recorded(want: _Wanted, folder: Path, record: Mapping, verify: bool) -> dic
     return _row(want, "there", n_bytes, facts["checksum"], how)
 
 
-def _by_hand(want: _Wanted, source: str, folder: Path, said: Published, verify: bool) -> dict | None:
+def _by_hand(want: _Wanted, source: Source, folder: Path, said: Published, verify: bool) -> dict | None:
     """The row of a file laid there by hand, at any place and in any edition that the loader takes; None where there is none."""
     path = folder / want.file
     if not path.is_file():
@@ -192,16 +194,15 @@ def _by_hand(want: _Wanted, source: str, folder: Path, said: Published, verify: 
     return _row(want, "there", n_bytes, "", "laid there by hand" + (", length as published" if said.n_bytes else ""))
 
 
-def _elsewhere(want: _Wanted, source: str, folder: Path) -> Iterator[Path]:
+def _elsewhere(want: _Wanted, source: Source, folder: Path) -> Iterator[Path]:
     """Other places and names under which the loader would find the file."""
     path = Path(want.file)
     if want.kind == "slide":
-        suffixes = (path.suffix, *(labels.EDITIONS if source in ("midog22", "midogpp") else ()))
-        yield from (folder / base / f"{path.stem}{suffix}" for suffix in suffixes for base in labels.SLIDE_FOLDERS)
-    elif want.file in labels.MIDOGPP:
-        yield from (folder / name for name in labels.MIDOGPP)
-    else:
-        alike = [p for p in labels.MAIN_FILES[source] if p.endswith(path.suffix)]
+        suffixes = (path.suffix, *source.editions)
+        yield from (folder / base / f"{path.stem}{suffix}" for suffix in suffixes for base in SLIDE_FOLDERS)
+        return
+    for patterns in (*source.beside, source.main_files):
+        alike = [pattern for pattern in patterns if pattern.endswith(path.suffix)]
         if any(fnmatch.fnmatch(want.file, pattern) for pattern in alike):
             yield from (file for pattern in alike for file in sorted(folder.glob(pattern)))
 

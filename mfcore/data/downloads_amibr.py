@@ -12,10 +12,12 @@ from tqdm.auto import tqdm
 
 from mfcore.data.downloads_transfer import PATIENCE, DownloadError, Part, Patience, Published, Whole, open_session, transfer
 from mfcore.data.labels.amibr import FILE
+from mfcore.data.labels.source import SOURCES
 from mfcore.store import StoreError, alone, file_sha256, read_json, write_json
 
 GITHUB = "https://codeload.github.com"
-COMMIT = "0aaa85d57f134be6109340f1729f3ca354b96dea"
+ARCHIVE = SOURCES["amibr"].archive
+COMMIT = ARCHIVE.commit
 BY_HAND = f"git clone https://github.com/DeepMicroscopy/AMi-Br, then checkout {COMMIT[:7]}"
 RECORD = "downloaded.json"
 
@@ -87,7 +89,7 @@ def _is_as_recorded(file: Path, facts: dict, verify: bool) -> bool:
 @contextlib.contextmanager
 def _unpacked(folder: Path, host: str, patience: Patience) -> Iterator[Path]:
     """Fetch and unpack the archive beside ``folder``; yields the one folder with its files and their record, then clears up."""
-    url = f"{host}/DeepMicroscopy/AMi-Br/zip/{COMMIT}"
+    url = f"{host}/{ARCHIVE.repository}/zip/{COMMIT}"
     aside = folder.with_name(f".{folder.name}.partial")
     part = Part(aside / "archive.zip")
     with contextlib.ExitStack() as held:
@@ -126,7 +128,7 @@ def _unpack(archive: Path, folder: Path, url: str) -> dict[str, dict]:
             if len(tables) != 1:
                 raise DownloadError(f"{url}: no {FILE} in the archive, so it isn't AMi-Br; fetch it by hand: {BY_HAND}")
             root = tables[0].removesuffix(FILE)
-            kept = re.compile(re.escape(root) + rf"({re.escape(FILE)}|README\.md|patches/(normal|atypical)/[^/]+\.png)")
+            kept = re.compile(re.escape(root) + rf"({ARCHIVE.kept})")
             names = [name for name in content.namelist() if kept.fullmatch(name)]
             for name in names:
                 target = folder / name.removeprefix(root)

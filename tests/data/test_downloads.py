@@ -17,6 +17,7 @@ from mfcore.data import downloads
 from mfcore.data.downloads import DownloadError, Patience
 from mfcore.data.downloads_transfer import Part
 from mfcore.data.labels import table as labels
+from mfcore.data.labels.source import SOURCES
 from mfcore.study.config import Data, Study
 from mfcore.sweep import __main__ as sweep
 
@@ -408,11 +409,11 @@ def test_the_list_has_what_each_study_needs_and_no_more():
 
 def test_the_list_lays_files_where_the_loader_looks():
     for row in LISTED.itertuples():
-        folder = row.file.rpartition("/")[0]
+        source, folder = SOURCES[row.source], row.file.rpartition("/")[0]
         if row.kind == "slide":
             assert folder in labels.SLIDE_FOLDERS
         else:
-            patterns = (*labels.MAIN_FILES[row.source], *labels.MIDOGPP, labels.CASES_FILE)
+            patterns = (*source.main_files, *(name for names in source.beside for name in names))
             assert any(Path(row.file).match(pattern) for pattern in patterns)
 
 
