@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-def prepare(study: Study, folder: str | Path, n_workers: int = 1, host: str = downloads.GITHUB) -> Path:
-    """The study's data folder: made (synthetic), fetched unless it is there (amibr), or found (midog).
+def prepare(study: Study, folder: str | Path, n_workers: int = 1, hosts: Mapping[str, str] = downloads.HOSTS) -> Path:
+    """The study's data folder: made (synthetic), fetched unless it is there (one archive), or found (all else).
 
     Raises LabelError or DownloadError where it can't be had, saying what is expected.
     """
@@ -36,9 +37,9 @@ def prepare(study: Study, folder: str | Path, n_workers: int = 1, host: str = do
         synthetic.make_dataset(
             folder, seed=data.seed, n_slides=data.n_slides, n_annotations=data.n_annotations, n_workers=n_workers
         )
-    elif study.source.archive:
-        downloads.amibr(folder, host)
-    elif not folder.is_dir():
+    elif study.source.archive and not (folder / study.source.main_files[0]).is_file():
+        downloads.fetch(study, folder, hosts)
+    if not folder.is_dir():
         raise labels.LabelError(
             f"{folder}: no such folder; it must hold a label file ({', '.join(study.source.main_files)}) and the "
             f"slides it names, beside it or in images/; data that are published are fetched by: make data STUDY={study.name}"

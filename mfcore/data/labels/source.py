@@ -120,7 +120,7 @@ SOURCES = {
             archive=Archive(
                 repository="DeepMicroscopy/AMi-Br",
                 commit="0aaa85d57f134be6109340f1729f3ca354b96dea",
-                kept=r"AMI-BR\.csv|README\.md|patches/(normal|atypical)/[^/]+\.png",
+                kept=r"AMI-BR\.csv|patches/(normal|atypical)/[^/]+\.png",
             ),
             published=PUBLISHED_AMIBR,
         ),
