@@ -211,9 +211,9 @@ def _check(study: Study) -> None:
         raise ConfigError(f"data.label_values: {list(study.data.label_values)}; expected how class 0 and class 1 are written")
     if study.data.origin not in (None, *ORIGINS):
         raise ConfigError(f"data.origin: {study.data.origin!r} is not one of {list(ORIGINS)}")
-    if study.data.origin == "scanned_area" and study.data.source == "amibr":
-        raise ConfigError("data.origin: data.source amibr has patches and no slides; leave the key out")
-    if study.patches.um_per_px is None and study.switches.resolution == "target" and study.data.source != "amibr":
+    if study.data.origin == "scanned_area" and not study.source.has_slides:
+        raise ConfigError(f"data.origin: data.source {study.source.name} has patches and no slides; leave the key out")
+    if study.patches.um_per_px is None and study.switches.resolution == "target" and study.source.has_slides:
         raise ConfigError("patches.um_per_px: resolution 'target' needs a value; or set switches.resolution: native")
     if study.patches.um_per_px is not None and not 0.01 <= study.patches.um_per_px <= 100:
         raise ConfigError(f"patches.um_per_px: {study.patches.um_per_px} um/px is out of range (0.01 to 100)")
@@ -290,8 +290,10 @@ def _check(study: Study) -> None:
     architectures = {own.name: own.architecture for own in study.own_encoders} | {n.name: None for n in study.networks}
     for which in study.pretraining:
         problems += problems_of_pretraining(which, architectures, study.pretraining)
-        if study.data.source == "amibr" and not which.slides:
-            problems.append(f"pretraining[{which.name}].slides: data.source amibr has patches and no slides; name a folder")
+        if not (study.source.has_slides or which.slides):
+            problems.append(
+                f"pretraining[{which.name}].slides: data.source {study.source.name} has patches and no slides; name a folder"
+            )
     for task in study.tasks:
         problems += problems_of_task(task, encoders, pretrained)
     for named, what in ((pretrained, "pretraining"), ([task.name for task in study.tasks], "tasks")):

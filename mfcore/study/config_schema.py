@@ -5,6 +5,7 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mfcore.data.labels.source import SOURCES, Source
 from mfcore.study.config_pretraining import Pretraining, Task
 
 
@@ -90,8 +91,6 @@ SCHEMES = {
 }
 
 WEIGHTS_FILES = (".safetensors", ".onnx", ".pth", ".pt", ".bin", ".ckpt")
-
-SOURCES = ("synthetic", "midog", "midog22", "midogpp", "ccmct", "amibr", "csv")
 
 ORIGINS = ("slide", "scanned_area")
 
@@ -333,9 +332,14 @@ class Study:
     tasks: tuple[Task, ...] = ()
 
     @property
+    def source(self) -> Source:
+        """What is known of the data source."""
+        return SOURCES[self.data.source]
+
+    @property
     def synthetic(self) -> bool:
         """Whether the data are made, not measured; every figure then says "synthetic"."""
-        return self.data.source == "synthetic"
+        return self.source.is_synthetic
 
     @property
     def switched(self) -> str:
@@ -361,7 +365,7 @@ class Study:
         Patches that come as images have no slide to draw a place of; a network that is shown every patch once draws none.
         """
         can_change = {
-            "sampler": network.patches_per_epoch is not None and self.data.source != "amibr",
+            "sampler": network.patches_per_epoch is not None and self.source.has_slides,
             "augmentation": bool(network.blur_probability or network.rotation_probability),
         }
         return {name: "released" for name, can in can_change.items() if can and getattr(self.switches, name) == "released"}
