@@ -27,7 +27,10 @@ LAYERS = {
 BASE = {"store", "streams"}  # the modules outside any package
 
 # Single imports across that order that are meant.
-SHARED = {"training.processes": {"pretraining"}}  # who does what of several processes
+SHARED = {
+    "training.processes": {"pretraining"},  # who does what of several processes
+    "data.labels.source": {"study"},  # what a study must know of its data source; it knows no study itself
+}
 
 # A procedure stands alone: what it made is read from its files, never by importing it. One module calls several in turn.
 PROCEDURES = {

@@ -128,14 +128,14 @@ def why_not(study: Study, switch: str, arm: Arm) -> str:
         return "the network has no clip_norm: there is no clipping to do at the right place"
     if switch == "validation" and study.switches.epoch == "last" and study.network(arm.name).patience is None:
         return "the study tests the last epoch, whatever validation says"
-    if study.data.source == "amibr" and switch == "sampler":
-        return "AMi-Br's patches are images: there is no slide to draw another place of"
+    if not study.source.has_slides and switch == "sampler":
+        return f"{study.source.title}'s patches are images: there is no slide to draw another place of"
     if switch == "sampler" and study.network(arm.name).patches_per_epoch is None:
         return "the network is shown every patch once: none is drawn"
     if switch == "augmentation" and not derived(study, switch).released_in_training(study.network(arm.name)):
         return "the network's crops are neither blurred nor turned"
-    if study.data.source == "amibr" and switch in ("resolution", "border"):
-        return "AMi-Br's patches are images, cut before: nothing is resampled, nothing lies outside"
+    if not study.source.has_slides and switch in ("resolution", "border"):
+        return f"{study.source.title}'s patches are images, cut before: nothing is resampled, nothing lies outside"
     return ""
 
 

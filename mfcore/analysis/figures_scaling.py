@@ -24,7 +24,7 @@ def published(study: Study) -> pd.DataFrame:
     Of the study's own data set where there are any, else of both that Ganz et al. 2024 used, for orientation. Those of
     Ammeling et al. 2025 are known second-hand, and ``where`` says so.
     """
-    if study.data.source == "amibr":
+    if "published_amibr_probes.csv" in study.source.published:
         table = pd.read_csv(compare.PUBLISHED / "published_amibr_probes.csv")
         table = table.assign(data_set="AMi-Br", where="Banerjee et al. 2025", auroc_sd=np.nan)
         parts = [table.assign(metric=metric, value=table[metric], sd=table[f"{metric}_sd"]) for metric in SHOWN]

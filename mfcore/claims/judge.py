@@ -11,7 +11,7 @@ from mfcore.claims.scores import MIXED, Material
 from mfcore.encoders import cards
 from mfcore.measures import statistics
 from mfcore.measures.statistics import Folds, spread
-from mfcore.study.config import Study
+from mfcore.study.config import SOURCES, Study
 
 REPRODUCED, NOT_REPRODUCED, UNCLEAR, NOT_TESTABLE = "reproduced", "not reproduced", "unclear", "not testable here"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNCLEAR, NOT_TESTABLE)
@@ -21,14 +21,7 @@ FOUNDATION, IMAGENET = cards.TABLE_1[:6], cards.TABLE_1[6:]
 # What a claim is about. Only the data sets that are named can settle it; DIRECTION is settled by any real data that ask the
 # paper's question, ANYWHERE by any study, synthetic ones too: what networks and designs are doesn't depend on the images.
 MIDOG22, CCMCT, AMIBR, DIRECTION, ANYWHERE = "midog22", "ccmct", "amibr", "direction", "anywhere"
-DATA_NAMES = {
-    MIDOG22: "MIDOG 2022",
-    CCMCT: "CCMCT",
-    AMIBR: "AMi-Br",
-    "midogpp": "MIDOG++",
-    "midog": "own slides",
-    "csv": "own slides",
-}
+DATA_NAMES = {name: source.title for name, source in SOURCES.items()}
 QUESTION = ("mitotic figure", "look-alike")
 TOO_FEW = "fewer than three folds in common, or one slide tested"
 
@@ -88,7 +81,7 @@ def out_of_scope(study: Study, about: tuple[str, ...]) -> str:
 
 def data_name(study: Study) -> str:
     """The study's data set by its name."""
-    return "synthetic" if study.synthetic else DATA_NAMES[study.data.source]
+    return study.source.title
 
 
 # ---- from folds to an outcome ----

@@ -103,10 +103,10 @@ def _resolution(material: Material) -> Finding:
     study = material.study
     said = study.data.um_per_px is not None or study.data.um_per_px_by_scanner
     why = "where a slide doesn't state its µm/px, the study's word is taken; " if said else ""
-    resampled = study.switches.resolution == "target" and study.data.source != "amibr"
+    resampled = study.switches.resolution == "target" and study.source.has_slides
     why += f"this study resamples to {study.patches.um_per_px} µm/px" if resampled else "this study reads patches as scanned"
     outcome = REPRODUCED if n_near == len(slides) else NOT_REPRODUCED
-    barred = "its patches don't state their µm/px: 0.25 is taken for them" if study.data.source == "amibr" else ""
+    barred = "" if study.source.has_slides else "its patches don't state their µm/px: 0.25 is taken for them"
     worst = slides.loc[away.idxmax()]
     return Finding(text, outcome, float(worst - 0.25), why, barred)
 

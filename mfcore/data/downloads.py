@@ -4,211 +4,170 @@ Which files a source needs and where they lie stands in ``data/downloads.csv``. 
 records each file that came: address, length, checksum, ETag, date, and whether the checksum was a published one.
 """
 
+import errno
 import fnmatch
+import re
 import shutil
+import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from typing import NamedTuple
+from urllib.parse import quote
 
 import pandas as pd
-import requests
 from tqdm.auto import tqdm
 
 from mfcore import store
-from mfcore.data.downloads_amibr import GITHUB, amibr, amibr_rows
 from mfcore.data.downloads_listing import published
-from mfcore.data.downloads_transfer import (
-    PATIENCE,
-    DiskFullError,
-    DownloadError,
-    FileError,
-    Part,
-    Patience,
-    Published,
-    RefusedError,
-    Whole,
-    checksum_of,
-    open_session,
-    transfer,
-)
-from mfcore.data.labels import table as labels
+from mfcore.data.downloads_transfer import DownloadError, FileError, Part, Published, checksum_of, transfer
+from mfcore.data.labels.source import Source
+from mfcore.data.labels.table import SLIDE_FOLDERS
+from mfcore.store.files import below
 from mfcore.study.config import Study
-
-__all__ = ["COLUMNS", "GITHUB", "HOSTS", "PATIENCE", "DownloadError", "Patience", "amibr", "fetch", "summary"]
 
 HOSTS = {
     "zenodo": "https://zenodo.org",
     "figshare": "https://ndownloader.figshare.com",  # figshare.com/ndownloader lets only browsers in
     "figshare_api": "https://api.figshare.com",
     "github": "https://github.com",
-    "codeload": GITHUB,
+    "codeload": "https://codeload.github.com",
 }
 RECORD = "downloaded.json"
 FILES = Path(__file__).resolve().parents[2] / "data" / "downloads.csv"
 COLUMNS = ("file", "kind", "state", "bytes", "checksum", "reason", "remedy")
+ONLY_SEEN = "no checksum published, the one seen is recorded"
 N_IN_VAIN = 3  # files in a row that a host fails to give, after which it isn't asked for more
-BY_HAND = {
-    "synthetic": "its data are made, not fetched: make paper STUDY={name}",
-    "midog": "its slides are your own: lay them into a folder with {files}, beside it or in images/, and name it: "
-    "make paper STUDY={name} DATA=folder",
-    "csv": "its slides are your own: lay them into a folder with {files}, beside it or in images/, and name it: "
-    "make paper STUDY={name} DATA=folder",
-}
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """One file of the list: where it goes, what it is, where it comes from."""
+class Wanted(NamedTuple):
+    """A file that a source needs: where it goes, what it is, and where it comes from, as the list FILES says."""
 
     file: str
     kind: str
-    host: str
-    record: str
-    id: str
+    host: str = ""
+    record: str = ""
+    id: str = ""
 
-    def urls(self, hosts: Mapping[str, str]) -> list[str]:
-        """Its addresses, the first to be tried first."""
-        if self.host == "zenodo":  # the address in Zenodo's own list knows no ranges
-            return [f"{hosts['zenodo']}/records/{self.record}/files/{quote(self.id)}?download=1"]
-        if self.host == "figshare":
-            return [f"{hosts['figshare']}/files/{self.id}", f"{hosts['figshare_api']}/v2/file/download/{self.id}"]
-        repository, _, commit = self.record.rpartition("/")
-        return [f"{hosts['github']}/{repository}/raw/{commit}/{quote(self.id)}"]
-
-    @property
-    def page(self) -> str:
-        """Where a person gets it with a browser."""
-        if self.host == "figshare":
-            return f"https://figshare.com/ndownloader/files/{self.id}"
-        return self.urls(HOSTS)[0]
+    def row(self, state: str, reason: str, n_bytes: int = 0, checksum: str = "", remedy: str = "") -> dict:
+        """The row of the file in the table that `fetch` returns."""
+        return dict(zip(COLUMNS, (self.file, self.kind, state, n_bytes, checksum, reason, remedy), strict=True))
 
 
-def fetch(
-    study: Study,
-    folder: str | Path,
-    hosts: Mapping[str, str] = HOSTS,
-    verify: bool = False,
-    patience: Patience = PATIENCE,
-) -> pd.DataFrame:
+def _urls(want: Wanted, hosts: Mapping[str, str]) -> list[str]:
+    """The addresses of a file, the first to be tried first."""
+    if want.host == "zenodo":  # the address in Zenodo's own list knows no ranges
+        return [f"{hosts['zenodo']}/records/{want.record}/files/{quote(want.id)}?download=1"]
+    if want.host == "figshare":
+        return [f"{hosts['figshare']}/files/{want.id}", f"{hosts['figshare_api']}/v2/file/download/{want.id}"]
+    repository, _, commit = want.record.rpartition("/")
+    return [f"{hosts['github']}/{repository}/raw/{commit}/{quote(want.id)}"]
+
+
+def fetch(study: Study, folder: str | Path, hosts: Mapping[str, str] = HOSTS, verify: bool = False) -> pd.DataFrame:
     """Fetch what ``folder`` lacks of the study's data; a table with a row a file, columns COLUMNS, for `summary`.
 
-    state: "there" (before), "fetched" (now) or "missing", whose reason and remedy are told; one file's failure doesn't stop
-    the others. A file that was recorded is there while its length, with ``verify`` its checksum too, is the recorded one,
-    else it is fetched anew. One laid there by hand is never overwritten. Raises DownloadError where nothing can be begun:
-    a source with nothing to fetch, too little disk space, another fetch at work on the folder.
+    state: "there" (before), "fetched" (now) or "missing", with reason and remedy; one file's failure doesn't stop the
+    others. A file that was recorded is there while its length, with ``verify`` its checksum too, is the recorded one, else
+    it is fetched anew. One laid there by hand is never overwritten. Raises DownloadError where nothing can be begun: a
+    source with nothing to fetch, too little disk space, another fetch at work on the folder.
     """
-    folder, source = Path(folder), study.data.source
-    if source in BY_HAND:
-        files = " or ".join(labels.MAIN_FILES[source])
-        raise DownloadError(f"study {study.name!r}: " + BY_HAND[source].format(name=study.name, files=files))
-    if source == "amibr":
-        rows = amibr_rows(folder, hosts["codeload"], verify, patience)
-        return _named(pd.DataFrame(rows, columns=COLUMNS), study, folder)
-    listed = pd.read_csv(FILES, dtype=str, keep_default_na=False).query("source == @source")
-    wanted = [_Wanted(row.file, row.kind, row.host, row.record, row.id) for row in listed.itertuples()]
+    folder, source, paper = Path(folder), study.source, f"make paper STUDY={study.name}"
+    if source.is_synthetic:
+        raise DownloadError(f"study {study.name!r}: its data are made, not fetched: {paper}")
+    if not source.is_published:
+        raise DownloadError(
+            f"study {study.name!r}: its slides are your own: lay them into a folder with {' or '.join(source.main_files)}, "
+            f"beside it or in images/, and name it: {paper} DATA=folder"
+        )
     try:
         with store.alone(folder, "fetch"):
-            return _named(_fetch(wanted, listed, source, folder, hosts, verify, patience), study, folder)
+            rows = (_fetch_archive if source.archive else _fetch)(source, folder, hosts, verify)
     except store.StoreError as error:
         raise DownloadError(str(error)) from None
     except OSError as error:
         raise DownloadError(
             f"{error.filename or folder}: {error.strerror or error}; make it writable, or name another folder with DATA=folder"
         ) from None
-
-
-def _named(table: pd.DataFrame, study: Study, folder: Path) -> pd.DataFrame:
-    table.attrs["title"] = f"{study.name} ({study.data.source}) in {folder}"
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table.attrs["title"] = f"{study.name} ({source.name}) in {folder}"
     return table
 
 
-def _fetch(
-    wanted: list[_Wanted],
-    listed: pd.DataFrame,
-    source: str,
-    folder: Path,
-    hosts: Mapping[str, str],
-    verify: bool,
-    patience: Patience,
-) -> pd.DataFrame:
-    record = store.read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
-    rows = {want.file: _recorded(want, folder, record, verify) for want in wanted}
-    unknown = listed[[rows[file] is None or rows[file]["state"] != "there" for file in listed["file"]]]
-    said, notes = published(unknown, folder, hosts, patience) if len(unknown) else ({}, [])
-    for note in notes:
-        tqdm.write(note)
+def _fetch(source: Source, folder: Path, hosts: Mapping[str, str], verify: bool) -> list[dict]:
+    listed = pd.read_csv(FILES, dtype=str, keep_default_na=False).query("source == @source.name")
+    wanted = [Wanted(*line) for line in listed[list(Wanted._fields)].itertuples(index=False, name=None)]
+    record, rows = _record_in(folder), {}
     for want in wanted:
-        if rows[want.file] is None:
-            rows[want.file] = _by_hand(want, source, folder, said.get(want.file, Published()), verify)
-    missing = [want for want in wanted if rows[want.file] is None or rows[want.file]["state"] == "anew"]
-    for want in missing:
-        if rows[want.file]:
-            tqdm.write(f"{want.file}: {rows[want.file]['reason']}; it is fetched anew")
+        facts = record.get(want.file)
+        rows[want.file] = facts and _recorded(want, folder, facts["bytes"], facts["checksum"], verify)
+    unknown = listed[[rows[file] is None for file in listed["file"]]]
+    said = dict.fromkeys(listed["file"], Published()) | published(unknown, folder, hosts)
+    for want in wanted:
+        rows[want.file] = rows[want.file] or _by_hand(want, source, folder, said[want.file], verify)
+    missing = [want for want in wanted if rows[want.file] is None]
     _check_space(missing, said, folder)
-    for want, row in _all_of(missing, said, folder, hosts, record, patience):
-        rows[want.file] = row
-    return pd.DataFrame([rows[want.file] for want in wanted], columns=COLUMNS)
+    rows |= {row["file"]: row for row in _all_of(missing, said, folder, hosts, record)}
+    return list(rows.values())
 
 
-def _row(want: _Wanted, state: str, n_bytes: int = 0, checksum: str = "", reason: str = "", remedy: str = "") -> dict:
-    return dict(zip(COLUMNS, (want.file, want.kind, state, n_bytes, checksum, reason, remedy), strict=True))
+def _record_in(folder: Path) -> dict:
+    return store.read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
 
 
-def _recorded(want: _Wanted, folder: Path, record: Mapping, verify: bool) -> dict | None:
-    """The row of a file that was fetched before, "anew" where it isn't any more what it was; None for any other."""
-    path, facts = folder / want.file, record.get(want.file)
-    if facts is None or not path.is_file():
-        return None
-    n_bytes = path.stat().st_size
-    if n_bytes != facts["bytes"]:
-        return _row(want, "anew", reason=f"it has {n_bytes:,} bytes, recorded are {facts['bytes']:,}")
-    if verify and checksum_of(path, facts["checksum"].partition(":")[0]) != facts["checksum"]:
-        return _row(want, "anew", reason="its checksum isn't the recorded one")
-    how = "length and checksum as recorded" if verify else "length as recorded"
-    return _row(want, "there", n_bytes, facts["checksum"], how)
-
-
-def _by_hand(want: _Wanted, source: str, folder: Path, said: Published, verify: bool) -> dict | None:
-    """The row of a file laid there by hand, at any place and in any edition that the loader takes; None where there is none."""
+def _recorded(want: Wanted, folder: Path, n_bytes: int, checksum: str, verify: bool) -> dict | None:
+    """The row of a file that was fetched before; None where it is gone. One that isn't any more as recorded is removed."""
     path = folder / want.file
     if not path.is_file():
-        other = next((file for file in _elsewhere(want, source, folder) if file.is_file()), None)
-        if other is None:
-            return None
-        if other.name != path.name:
-            name = other.relative_to(folder).as_posix()
-            return _row(want, "there", other.stat().st_size, "", f"laid there by hand as {name}")
-        path = other
-    n_bytes, wrong = path.stat().st_size, ""
+        return None
+    if path.stat().st_size != n_bytes:
+        wrong = f"it has {path.stat().st_size:,} bytes, recorded are {n_bytes:,}"
+    elif verify and checksum_of(path, checksum) != checksum:
+        wrong = "its checksum isn't the recorded one"
+    else:
+        how = "length and checksum as recorded" if verify else "length as recorded"
+        return want.row("there", how, n_bytes, checksum)
+    tqdm.write(f"{want.file}: {wrong}; it is fetched anew")
+    path.unlink()
+    return None
+
+
+def _by_hand(want: Wanted, source: Source, folder: Path, said: Published, verify: bool) -> dict | None:
+    """The row of a file laid there by hand, at any place and in any edition that the loader takes; None where there is none."""
+    path = next((file for file in _places(want, source, folder) if file.is_file()), None)
+    if path is None:
+        return None
+    n_bytes = path.stat().st_size
+    if path.name != Path(want.file).name:
+        return want.row("there", f"laid there by hand as {path.relative_to(folder).as_posix()}", n_bytes)
     if said.n_bytes not in (None, n_bytes):
         wrong = f"laid there by hand with {n_bytes:,} bytes, published are {said.n_bytes:,}"
-    elif verify and said.checksum and checksum_of(path, said.checksum.partition(":")[0]) != said.checksum:
+    elif verify and said.checksum and checksum_of(path, said.checksum) != said.checksum:
         wrong = f"laid there by hand, its checksum isn't the published one, {said.checksum}"
-    if wrong:
-        return _row(want, "missing", n_bytes, "", wrong, f"{path} is left as it is: move it away, then run this again")
-    return _row(want, "there", n_bytes, "", "laid there by hand" + (", length as published" if said.n_bytes else ""))
-
-
-def _elsewhere(want: _Wanted, source: str, folder: Path) -> Iterator[Path]:
-    """Other places and names under which the loader would find the file."""
-    path = Path(want.file)
-    if want.kind == "slide":
-        suffixes = (path.suffix, *(labels.EDITIONS if source in ("midog22", "midogpp") else ()))
-        yield from (folder / base / f"{path.stem}{suffix}" for suffix in suffixes for base in labels.SLIDE_FOLDERS)
-    elif want.file in labels.MIDOGPP:
-        yield from (folder / name for name in labels.MIDOGPP)
     else:
-        alike = [p for p in labels.MAIN_FILES[source] if p.endswith(path.suffix)]
+        how = "laid there by hand" + (", length as published" if said.n_bytes else "")
+        return want.row("there", how, n_bytes)
+    remedy = f"{path} is left as it is: move it away, then run this again"
+    return want.row("missing", wrong, n_bytes, remedy=remedy)
+
+
+def _places(want: Wanted, source: Source, folder: Path) -> Iterator[Path]:
+    """All places and names under which the loader would find the file, its own first."""
+    path = folder / want.file
+    yield path
+    if want.kind == "slide":
+        suffixes = (path.suffix, *source.editions)
+        yield from (folder / base / f"{path.stem}{suffix}" for suffix in suffixes for base in SLIDE_FOLDERS)
+        return
+    for patterns in (*source.beside, source.main_files):
+        alike = [pattern for pattern in patterns if pattern.endswith(path.suffix)]
         if any(fnmatch.fnmatch(want.file, pattern) for pattern in alike):
             yield from (file for pattern in alike for file in sorted(folder.glob(pattern)))
 
 
-def _check_space(missing: list[_Wanted], said: Mapping[str, Published], folder: Path) -> None:
+def _check_space(missing: Sequence[Wanted], said: Mapping[str, Published], folder: Path) -> None:
     """Refuse to begin what can't be finished, as far as lengths are known."""
-    needed = sum(max(0, (said.get(want.file, Published()).n_bytes or 0) - Part(folder / want.file).n_bytes) for want in missing)
+    needed = sum(max(0, (said[want.file].n_bytes or 0) - Part(folder / want.file).n_bytes) for want in missing)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(
@@ -218,18 +177,13 @@ def _check_space(missing: list[_Wanted], said: Mapping[str, Published], folder: 
 
 
 def _all_of(
-    missing: list[_Wanted],
-    said: Mapping[str, Published],
-    folder: Path,
-    hosts: Mapping[str, str],
-    record: dict,
-    patience: Patience,
-) -> Iterator[tuple[_Wanted, dict]]:
+    missing: Sequence[Wanted], said: Mapping[str, Published], folder: Path, hosts: Mapping[str, str], record: dict
+) -> Iterator[dict]:
     """Fetch one file after the other, under one bar over all their bytes; yields each one's row."""
     if not missing:
         return
-    lengths = [said.get(want.file, Published()).n_bytes for want in missing]
-    in_vain, why, is_full = Counter(), {}, ""
+    lengths = [said[want.file].n_bytes for want in missing]
+    in_vain, stopped = Counter(), {}
     with tqdm(
         total=None if None in lengths else sum(lengths),
         initial=sum(Part(folder / want.file).n_bytes for want in missing),
@@ -237,82 +191,114 @@ def _all_of(
         unit_scale=True,
         smoothing=0.05,  # the remaining time is that of hours, not of the last second
     ) as bar:
-        session = open_session(patience, bar)
         for n, want in enumerate(missing, start=1):
             bar.set_description(f"file {n} of {len(missing)}")
-            remedy = f"run this again to go on; or fetch it with a browser from {want.page} and lay it there as {want.file}"
+            bar.set_postfix_str(want.file)
+            page = _urls(want, HOSTS)[0]
+            remedy = f"run this again to go on; or fetch it with a browser from {page} and lay it there as {want.file}"
             try:
-                if is_full:
-                    raise FileError(f"not tried, since the disk was full: {is_full}")
-                if in_vain[want.host] >= N_IN_VAIN:
-                    raise FileError(f"not tried, since {want.host} failed {N_IN_VAIN} times in a row: {why[want.host]}")
-                whole = _one(session, want, said.get(want.file, Published()), folder, hosts, record, patience, bar)
-                in_vain[want.host] = 0
-                state = "checksum as published" if whole.checked else "no checksum published, the one seen is recorded"
-                yield want, _row(want, "fetched", whole.n_bytes, whole.checksum, state)
-            except DiskFullError as error:
-                is_full = str(error)
-                yield want, _row(want, "missing", reason=is_full, remedy="make space, then run this again to go on")
+                if want.host in stopped:
+                    raise FileError(f"not tried, since {stopped[want.host]}")
+                part = Part(folder / want.file)
+                facts = transfer(_urls(want, hosts), part, said[want.file], bar)
+                record[want.file] = facts
+                store.write_json(folder / RECORD, record)  # before the name: else it would pass for laid by hand
+                part.keep()
             except FileError as error:
-                if error.of_host:
-                    in_vain[want.host] += 1
-                    why[want.host] = str(error)
-                yield want, _row(want, "missing", reason=str(error), remedy=remedy)
-        bar.set_postfix_str("")
-        session.close()
+                in_vain[want.host] += error.of_host
+                if in_vain[want.host] == N_IN_VAIN:
+                    stopped[want.host] = f"{want.host} failed {N_IN_VAIN} times in a row: {error}"
+                yield want.row("missing", str(error), remedy=remedy)
+            except OSError as error:
+                reason = f"{error.filename or want.file}: {error.strerror or error}"
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    remedy = "make space, then run this again to go on"
+                    stopped = dict.fromkeys(HOSTS, f"the disk was full: {reason}")
+                yield want.row("missing", reason, remedy=remedy)
+            else:
+                in_vain[want.host] = 0
+                how = "checksum as published" if facts["checksum_is"] == "published" else ONLY_SEEN
+                yield want.row("fetched", how, facts["bytes"], facts["checksum"])
 
 
-def _one(
-    session: requests.Session,
-    want: _Wanted,
-    said: Published,
-    folder: Path,
-    hosts: Mapping[str, str],
-    record: dict,
-    patience: Patience,
-    bar: tqdm,
-) -> Whole:
-    """Fetch one file from the first of its addresses that gives it, record it and give it its name."""
-    part, reasons, of_host = Part(folder / want.file), {}, False
-    for url in want.urls(hosts):
-        bar.set_postfix_str(want.file)
-        try:
-            whole = transfer(session, url, part, said, patience, bar)
-            break
-        except FileError as error:
-            if isinstance(error, RefusedError):
-                raise
-            reasons.setdefault(str(error), []).append(urlsplit(url).netloc)
-            of_host = of_host or error.of_host
-    else:
-        raise FileError("; ".join(f"{why} ({', '.join(places)})" for why, places in reasons.items()), of_host)
-    record[want.file] = {
-        "url": whole.url,
-        "bytes": whole.n_bytes,
-        "checksum": whole.checksum,
-        "checksum_is": "published" if whole.checked else "only seen",
-        "etag": whole.etag,
-        "downloaded": datetime.now(UTC).isoformat(timespec="seconds"),
+def _fetch_archive(source: Source, folder: Path, hosts: Mapping[str, str], verify: bool) -> list[dict]:
+    """Fetch the one archive of a source where files of it are missing, and lay these files in their places.
+
+    The record holds each file's length and SHA-256. The host doesn't promise the same archive for ever, so that the archive's
+    own checksums are what is checked.
+    """
+    archive, record = source.archive, _record_in(folder)
+    label_file, names = source.main_files[0], [path.relative_to(folder).as_posix() for path in below(folder)]
+    is_there = label_file in names
+    if names and not (is_there or record):
+        raise DownloadError(f"{folder} is there but holds no {label_file}; empty it, or name another folder for {source.title}")
+    if is_there and "files" not in record:
+        kept = [name for name in names if re.fullmatch(archive.kept, name)]
+        return [_in_archive(name).row("there", "laid there by hand", (folder / name).stat().st_size) for name in kept]
+    rows = {
+        name: _recorded(_in_archive(name), folder, facts["bytes"], f"sha256:{facts['sha256']}", verify)
+        for name, facts in record.get("files", {}).items()
     }
-    store.write_json(folder / RECORD, record)  # before the name: what is named without a record passes for laid by hand
-    part.keep()
-    return whole
+    if all(rows.values()) and rows:
+        return list(rows.values())
+    url = f"{hosts['codeload']}/{archive.repository}/zip/{archive.commit}"
+    part, aside = Part(folder / ".archive.zip"), folder / ".unpacked"
+    try:
+        with tqdm(unit="B", unit_scale=True, initial=part.n_bytes, desc=source.title) as bar:
+            facts = transfer([url], part, Published(), bar)
+        part.keep()
+        files = _unpack(part.target, archive.kept, aside)
+        if label_file not in files or len(files) == 1:
+            raise FileError(f"the archive lacks {label_file}, or all else")
+        missing = [name for name in files if not rows.get(name)]
+        store.write_json(folder / RECORD, facts | {"files": files})
+        for name in sorted(missing, key=label_file.__eq__):  # the label file last: with it, the data pass for whole
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (aside / name).replace(folder / name)
+    except (FileError, zipfile.BadZipFile) as error:
+        raise DownloadError(
+            f"{url}: {error}; run it again, or fetch it by hand and name its folder: git clone "
+            f"https://github.com/{archive.repository}, then checkout {archive.commit[:7]}"
+        ) from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        part.target.unlink(missing_ok=True)
+    return [
+        rows.get(name) or _in_archive(name).row("fetched", ONLY_SEEN, facts["bytes"], f"sha256:{facts['sha256']}")
+        for name, facts in files.items()
+    ]
+
+
+def _in_archive(name: str) -> Wanted:
+    return Wanted(name, "patch image" if name.endswith(".png") else "label file")
+
+
+def _unpack(archive: Path, kept: str, folder: Path) -> dict[str, dict]:
+    """Unpack what is kept of an archive, each file compared with the zip's checksum of it; returns length and SHA-256."""
+    files = {}
+    with zipfile.ZipFile(archive) as content:
+        for inside in content.namelist():
+            if match := re.fullmatch(rf"[^/]+/({kept})", inside):
+                target = folder / match[1]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content.read(inside))
+                files[match[1]] = {"bytes": target.stat().st_size, "sha256": store.file_sha256(target)}
+    return files
 
 
 def summary(table: pd.DataFrame) -> str:
     """What `fetch` found and did, as text: counts and GB by kind, how the files that are there were judged, what is missing."""
-    lines = [table.attrs["title"], "", f"{'':<12}{'wanted':>8}{'there before':>14}{'fetched now':>13}{'missing':>9}{'GB':>10}"]
-    groups = [(kind, rows) for kind, rows in table.groupby("kind", sort=False)]
-    for kind, rows in [*groups, ("total", table)]:
-        there, fetched, missing = (int((rows["state"] == state).sum()) for state in ("there", "fetched", "missing"))
-        size = rows.loc[rows["state"] != "missing", "bytes"].sum() / 1e9
-        name = kind if kind == "total" else f"{kind}s"
-        lines.append(f"{name:<12}{len(rows):>8}{there:>14}{fetched:>13}{missing:>9}{size:>10.3f}")
-    judged = table[table["state"] != "missing"].groupby(["state", "reason"], sort=False).size()
-    lines += ["", *(f"{state}: {n} {reason}" for (state, reason), n in judged.items())] if len(judged) else []
-    missing = table[table["state"] == "missing"]
-    lines += [""] if len(missing) else []
-    for row in missing.itertuples():
+    titles = {"total": "wanted", "there": "there before", "fetched": "fetched now", "missing": "missing"}
+    is_there, kinds = table["state"] != "missing", table["kind"] + "s"
+    counts = pd.crosstab(kinds, table["state"], margins=True, margins_name="total").reindex(columns=list(titles), fill_value=0)
+    size = (table["bytes"] * is_there).groupby(kinds).sum() / 1e9
+    counts["GB"] = [*size, size.sum()]
+    counts = counts.rename(columns=titles).rename_axis(index=None, columns=None)
+    lines = [table.attrs["title"], "", counts.to_string(float_format="{:.3f}".format), ""]
+    judged = table[is_there].groupby(["state", "reason"], sort=False).size()
+    lines += [f"{state}: {n} {reason}" for (state, reason), n in judged.items()]
+    for row in table[~is_there].itertuples():
         lines += [f"missing: {row.file}: {row.reason}", f"    {row.remedy}"]
-    end = f"{len(missing)} of {len(table)} files are missing" if len(missing) else f"everything is there, {len(table)} files"
+    n_missing = int((~is_there).sum())
+    end = f"{n_missing} of {len(table)} files are missing" if n_missing else f"everything is there, {len(table)} files"
     return "\n".join([*lines, "", end])

@@ -4,94 +4,76 @@ Zenodo has one list for a record. Of a figshare collection there is a list of ar
 files; they are kept in the data folder, since MIDOG++ has an article for every slide.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
-import requests
 from tqdm.auto import tqdm
 
-from mfcore.data.downloads_transfer import PATIENCE, Patience, Published, open_session, plain
-from mfcore.store import StoreError, read_json, write_json
+from mfcore.data.downloads_transfer import TRY_AGAIN, FileError, Published, ask, persist
+from mfcore.store import read_json, write_json
 
 KEPT = ".published.json"
 SAVE_EVERY = 50  # articles
 
 
-def published(
-    wanted: pd.DataFrame, folder: Path, hosts: Mapping[str, str], patience: Patience = PATIENCE
-) -> tuple[dict[str, Published], list[str]]:
+def published(wanted: pd.DataFrame, folder: Path, hosts: Mapping[str, str]) -> dict[str, Published]:
     """What is published of each file of ``wanted`` (a row a file: file, host, record, id, bytes, sha256), by its name.
 
-    Also what could not be had, a line each: a file is fetched without, too, and what was seen is recorded.
+    A list that can't be had is told and stops nothing: a file is fetched without, too, and what was seen is recorded.
     """
     found = {row.file: Published(int(row.bytes), f"sha256:{row.sha256}") for row in wanted.itertuples() if row.sha256}
-    notes = []
-    for (host, record), rows in wanted[~wanted["file"].isin(found)].groupby(["host", "record"], sort=False):
+    for (host, record), rows in wanted[wanted["sha256"] == ""].groupby(["host", "record"], sort=False):
         files = dict(zip(rows["id"], rows["file"], strict=True))
-        with tqdm(unit=" lists", leave=False, desc=f"{host} {record}: lengths and checksums") as bar:
-            session = open_session(patience, bar, patience.n_tries, {403})  # so figshare answers who asks too often
-            try:
-                if host == "zenodo":
-                    listed = _zenodo(session, hosts["zenodo"], record, patience)
-                else:
-                    listed = _figshare(session, hosts["figshare_api"], record, set(files), folder, patience, bar)
-            except (requests.RequestException, ValueError, LookupError, TypeError) as error:
-                not_json = isinstance(error, ValueError) or not isinstance(error, requests.RequestException)
-                reason = "its list isn't as expected" if not_json else plain(error, patience)
-                notes.append(f"{host} {record}: lengths and checksums can't be had ({reason}); what comes is only recorded")
-                listed = _files(_kept(folder)) if host == "figshare" else {}
-            finally:
-                session.close()
-        found |= {files[key]: what for key, what in listed.items() if key in files}
-    return found, notes
+        listed = _zenodo(hosts["zenodo"], record) if host == "zenodo" else _figshare(hosts, record, set(files), folder)
+        try:
+            for key, facts in listed:
+                if key in files:
+                    found[files[key]] = facts
+        except (FileError, ValueError, LookupError, TypeError) as error:
+            reason = error if isinstance(error, FileError) else "its list isn't as expected"
+            tqdm.write(f"{host} {record}: lengths and checksums can't be had ({reason}); what comes is only recorded")
+    return found
 
 
-def _get(session: requests.Session, url: str, patience: Patience) -> object:
+def _get(url: str) -> object:
     """A list in JSON."""
-    response = session.get(url, timeout=(min(20.0, patience.silence_s), patience.silence_s))
-    response.raise_for_status()
-    return response.json()
+    also = TRY_AGAIN | {403}  # so figshare answers who asks too often
+    return json.loads(persist(lambda: ask(url, try_again=also).content))
 
 
-def _zenodo(session: requests.Session, host: str, record: str, patience: Patience) -> dict[str, Published]:
-    content = _get(session, f"{host}/api/records/{record}", patience)
-    return {entry["key"]: Published(int(entry["size"]), entry["checksum"]) for entry in content["files"]}
+def _zenodo(host: str, record: str) -> Iterator[tuple[str, Published]]:
+    for entry in _get(f"{host}/api/records/{record}")["files"]:
+        yield entry["key"], Published(int(entry["size"]), entry["checksum"])
 
 
-def _figshare(
-    session: requests.Session, host: str, collection: str, wanted: set[str], folder: Path, patience: Patience, bar: tqdm
-) -> dict[str, Published]:
+def _figshare(hosts: Mapping[str, str], collection: str, wanted: set[str], folder: Path) -> Iterator[tuple[str, Published]]:
     """Files by id, from the lists of a collection's articles; those that are kept from before aren't asked for again."""
-    articles = _kept(folder)
-    if wanted <= set(_files(articles)):
-        return _files(articles)
+    host, file = f"{hosts['figshare_api']}/v2", folder / KEPT
+    articles = read_json(file) if file.is_file() else {}
+    for files in articles.values():
+        yield from _files(files)
+    if wanted <= {key for files in articles.values() for key in files}:
+        return
     # Beyond one page figshare repeats some articles and leaves others out.
-    content = _get(session, f"{host}/v2/collections/{collection}/articles?page_size=1000", patience)
-    missing = sorted({str(entry["id"]) for entry in content} - set(articles))
-    bar.reset(total=len(missing))
+    listed = _get(f"{host}/collections/{collection}/articles?page_size=1000")
+    missing = sorted({str(entry["id"]) for entry in listed} - set(articles))
     try:
-        for n, article in enumerate(missing, start=1):
+        for n, article in enumerate(tqdm(missing, unit=" lists", leave=False, desc="lengths and checksums"), start=1):
+            entries = _get(f"{host}/articles/{article}/files?page_size=1000")
             articles[article] = {
                 str(entry["id"]): [int(entry["size"]), entry.get("supplied_md5") or entry.get("computed_md5") or ""]
-                for entry in _get(session, f"{host}/v2/articles/{article}/files?page_size=1000", patience)
+                for entry in entries
             }
-            bar.update()
+            yield from _files(articles[article])
             if n % SAVE_EVERY == 0:
-                write_json(folder / KEPT, articles)
+                write_json(file, articles)
     finally:
-        write_json(folder / KEPT, articles)
-    return _files(articles)
+        write_json(file, articles)
 
 
-def _kept(folder: Path) -> dict[str, dict[str, list]]:
-    """figshare's lists as they were kept: by article, then by file's id, length and MD5."""
-    try:
-        return read_json(folder / KEPT)
-    except StoreError:
-        return {}
-
-
-def _files(articles: Mapping[str, Mapping[str, list]]) -> dict[str, Published]:
-    files = {key: what for listed in articles.values() for key, what in listed.items()}
-    return {key: Published(n_bytes, md5 and f"md5:{md5}") for key, (n_bytes, md5) in files.items()}
+def _files(listed: Mapping[str, list]) -> Iterator[tuple[str, Published]]:
+    """Files by id, from an article's list as it is kept: length and MD5 by id."""
+    for key, (n_bytes, md5) in listed.items():
+        yield key, Published(n_bytes, md5 and f"md5:{md5}")

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,24 +24,24 @@ __all__ = [
 ]  # fmt: skip
 
 
-def prepare(study: Study, folder: str | Path, n_workers: int = 1, host: str = downloads.GITHUB) -> Path:
-    """The study's data folder: made (synthetic), fetched unless it is there (amibr), or found (midog).
+def prepare(study: Study, folder: str | Path, n_workers: int = 1, hosts: Mapping[str, str] = downloads.HOSTS) -> Path:
+    """The study's data folder: made (synthetic), fetched unless it is there (one archive), or found (all else).
 
     Raises LabelError or DownloadError where it can't be had, saying what is expected.
     """
     folder = Path(folder)
-    if study.data.source == "synthetic":
+    if study.source.is_synthetic:
         from mfcore.data.synthetic import slides as synthetic
 
         data = study.data
         synthetic.make_dataset(
             folder, seed=data.seed, n_slides=data.n_slides, n_annotations=data.n_annotations, n_workers=n_workers
         )
-    elif study.data.source == "amibr":
-        downloads.amibr(folder, host)
-    elif not folder.is_dir():
+    elif study.source.archive and not (folder / study.source.main_files[0]).is_file():
+        downloads.fetch(study, folder, hosts)
+    if not folder.is_dir():
         raise labels.LabelError(
-            f"{folder}: no such folder; it must hold a label file ({', '.join(labels.MAIN_FILES[study.data.source])}) and the "
+            f"{folder}: no such folder; it must hold a label file ({', '.join(study.source.main_files)}) and the "
             f"slides it names, beside it or in images/; data that are published are fetched by: make data STUDY={study.name}"
         )
     labels.files_of(study, folder)
@@ -57,12 +58,12 @@ def config_of(study: Study) -> dict:
     data = {key: value for key, value in as_dict(study.data).items() if key not in left_out}
     patches = {**as_dict(study.patches), "stored_px": study.stored_px}
     border = {"border": "black"} if _is_black_outside(study) else {}
-    resolution = "target" if study.data.source == "amibr" else study.switches.resolution
+    resolution = study.switches.resolution if study.source.has_slides else "target"
     return {"data": data, "patches": patches, "resolution": resolution, **border}
 
 
 def _is_black_outside(study: Study) -> bool:
-    return study.switches.border == "black" and study.data.source != "amibr"
+    return study.switches.border == "black" and study.source.has_slides
 
 
 def find(study: Study, results: str | Path) -> store.Run:
@@ -303,7 +304,7 @@ def _fingerprint(study: Study, folder: Path, table: pd.DataFrame) -> dict[str, s
 def _plan(study: Study, folder: Path, table: pd.DataFrame) -> list[Job]:
     """One job a slide, in the table's order."""
     data, patches = study.data, study.patches
-    are_images = data.source == "amibr"
+    are_images = not study.source.has_slides
     is_black = _is_black_outside(study)
     is_native = are_images or study.switches.resolution == "native"
     said = data.um_per_px, patches.um_per_px

@@ -51,7 +51,7 @@ def slides_of(study: Study, which: Pretraining, data_folder: str | Path) -> list
             return _listed(place, data.um_per_px)
         except PatchingError as error:
             raise PatchingError(f"pretraining[{which.name}].slides: {error}") from None
-    if data.source == "amibr":
+    if not study.source.has_slides:
         raise PatchingError(
             f"study {study.name!r} has patches and no slides to draw from; name a folder in pretraining[{which.name}].slides"
         )

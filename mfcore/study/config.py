@@ -141,7 +141,7 @@ def _set_own_encoders_apart(content: dict, folder: Path) -> list[str]:
 
 
 def _patches(study: Study) -> Iterator[str]:
-    if study.patches.um_per_px is None and study.switches.resolution == "target" and study.data.source != "amibr":
+    if study.patches.um_per_px is None and study.switches.resolution == "target" and study.source.has_slides:
         yield "patches.um_per_px: resolution 'target' needs a value; or set switches.resolution: native"
 
 
@@ -206,8 +206,8 @@ def _pretraining(study: Study) -> Iterator[str]:
         place = f"pretraining[{one.name}]"
         if one.name in others:
             yield f"{place}.name: the study has an encoder or a network of that name already; call it otherwise"
-        if study.data.source == "amibr" and not one.slides:
-            yield f"{place}.slides: data.source amibr has patches and no slides; name a folder"
+        if not (study.source.has_slides or one.slides):
+            yield f"{place}.slides: data.source {study.source.name} has patches and no slides; name a folder"
         if one.start != "random":
             yield from _start(study, one, f"{place}.start")
     for name in study.encoders:

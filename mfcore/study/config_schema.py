@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from mfcore.data.labels.source import SOURCES, Source
 from mfcore.store.options import (
     Count,
     Distinct,
@@ -98,8 +99,6 @@ SCHEMES = {
 
 WEIGHTS_FILES = (".safetensors", ".onnx", ".pth", ".pt", ".bin", ".ckpt")
 
-SOURCES = ("synthetic", "midog", "midog22", "midogpp", "ccmct", "amibr", "csv")
-
 ORIGINS = ("slide", "scanned_area")
 
 MODES = {
@@ -152,8 +151,8 @@ class Data:
         problems = {}
         if self.positive == self.negative:
             problems["positive"] = f"both classes are called {self.positive!r}; give data.negative another name"
-        if self.origin == "scanned_area" and self.source == "amibr":
-            problems["origin"] = "data.source amibr has patches and no slides; leave the key out"
+        if self.origin == "scanned_area" and not SOURCES[self.source].has_slides:
+            problems["origin"] = f"data.source {self.source} has patches and no slides; leave the key out"
         refuse(problems)
         return self
 
@@ -312,9 +311,14 @@ class Study:
     tasks: tuple[Task, ...] = ()
 
     @property
+    def source(self) -> Source:
+        """What is known of the data source."""
+        return SOURCES[self.data.source]
+
+    @property
     def synthetic(self) -> bool:
         """Whether the data are made, not measured; every figure then says "synthetic"."""
-        return self.data.source == "synthetic"
+        return self.source.is_synthetic
 
     @property
     def switched(self) -> str:
@@ -340,7 +344,7 @@ class Study:
         Patches that come as images have no slide to draw a place of; a network that is shown every patch once draws none.
         """
         can_change = {
-            "sampler": network.patches_per_epoch is not None and self.data.source != "amibr",
+            "sampler": network.patches_per_epoch is not None and self.source.has_slides,
             "augmentation": bool(network.blur_probability or network.rotation_probability),
         }
         return {name: "released" for name, can in can_change.items() if can and getattr(self.switches, name) == "released"}

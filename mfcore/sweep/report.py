@@ -26,7 +26,7 @@ from mfcore.analysis import (
 )
 from mfcore.claims import ledger as claims
 from mfcore.data import patches, splits_audit
-from mfcore.data.labels import schema as labels_schema, table as labels
+from mfcore.data.labels import schema as labels_schema
 from mfcore.measures import metrics, raters
 from mfcore.study.config import Study, as_dict
 from mfcore.sweep import (
@@ -245,7 +245,7 @@ def _data_notes(study: Study, run: store.Run, annotations: pd.DataFrame) -> list
         begin = f"{compare.counted(len(areas), 'slide')} whose scanned area begins off the slide's corner"
         corner = "scanned area" if study.data.origin == "scanned_area" else "slide"
         notes.append(f"{begin}; labels count from the corner of the {corner}.")
-    notes.append(labels.published_note(study, annotations))
+    notes.append(study.source.note(annotations))
     return [note for note in notes if note]
 
 

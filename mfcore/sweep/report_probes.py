@@ -49,7 +49,7 @@ def page(study: Study, results: Path) -> str:
         estimators=table(definitions(described)) if described else "",
         sections=sections,
         missing=", ".join(missing),
-        published=table(published()) if study.data.source == "amibr" and sections else "",
+        published=table(published()) if "published_amibr_probes.csv" in study.source.published and sections else "",
     )
 
 

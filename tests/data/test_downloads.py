@@ -1,5 +1,6 @@
 """Whole data sets, from hosts in miniature: only what is missing comes, what is there is judged, what isn't has a reason."""
 
+import errno
 import hashlib
 import json
 import re
@@ -13,14 +14,14 @@ from running import HANG_S
 from unreliable_server import serving
 
 from mfcore import store
-from mfcore.data import downloads
-from mfcore.data.downloads import DownloadError, Patience
+from mfcore.data import downloads, downloads_transfer
+from mfcore.data.downloads import DownloadError
 from mfcore.data.downloads_transfer import Part
 from mfcore.data.labels import table as labels
+from mfcore.data.labels.source import SOURCES
 from mfcore.study.config import Data, Study
 from mfcore.sweep import __main__ as sweep
 
-QUICK = Patience(n_tries=2, first_wait_s=0.001, silence_s=HANG_S)
 JSON, CASES, VOTES = "MIDOG2022_training_png.json", "datasets_xvalidation.csv", "MIDOG++.json"
 SLIDES = [f"images/00{n}.png" for n in range(1, 6)]
 CONTENT = {name: name.encode() * 500 for name in (JSON, VOTES, *SLIDES)}
@@ -33,6 +34,12 @@ def study(source):
 
 def md5(content):
     return hashlib.md5(content).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    for name, value in {"N_TRIES": 2, "FIRST_WAIT_S": 0.001, "SILENCE_S": HANG_S}.items():
+        monkeypatch.setattr(downloads_transfer, name, value)
 
 
 @pytest.fixture
@@ -72,7 +79,7 @@ def entry(name):
 
 
 def fetch(server, folder, source="midog22", **how):
-    return downloads.fetch(study(source), folder, server.hosts, patience=QUICK, **how).set_index("file", drop=False)
+    return downloads.fetch(study(source), folder, server.hosts, **how).set_index("file", drop=False)
 
 
 def transfers(server):
@@ -120,6 +127,14 @@ def test_a_file_that_was_cut_is_named_and_comes_anew(server, tmp_path, capsys):
     assert table.loc[SLIDES[1], "state"] == "fetched"
     assert (tmp_path / SLIDES[1]).read_bytes() == CONTENT[SLIDES[1]]
     assert f"{SLIDES[1]}: it has 3 bytes, recorded are 7,000; it is fetched anew" in capsys.readouterr().out
+
+
+def test_a_damaged_file_that_can_not_be_had_again_is_missing(server, tmp_path):
+    fetch(server, tmp_path)
+    (tmp_path / SLIDES[1]).write_bytes(b"cut")
+    server.always[address(SLIDES[1])] = {"status": 404}
+    assert fetch(server, tmp_path).loc[SLIDES[1], "state"] == "missing"
+    assert not (tmp_path / SLIDES[1]).exists()
 
 
 def test_one_that_changed_inside_is_seen_by_verify_only(server, tmp_path):
@@ -209,7 +224,12 @@ def test_a_list_that_is_not_as_expected_stops_nothing(server, tmp_path, capsys, 
 
 
 @pytest.mark.parametrize(
-    ("act", "reason"), [({"status": 404}, "404 Not Found"), ({"status": 403}, "403 Forbidden"), ({"content": b"x"}, "refused")]
+    ("act", "reason"),
+    [
+        ({"status": 404}, "404 Not Found"),
+        ({"status": 403}, "403 Forbidden"),
+        ({"content": b"x"}, "the host sends 1 bytes, published are 7,000"),
+    ],
 )
 def test_one_file_that_can_not_be_had_is_a_row_and_the_others_come(server, tmp_path, act, reason):
     server.always[address(SLIDES[0])] = act
@@ -250,7 +270,7 @@ def test_figshare_is_asked_for_lists_once_and_at_two_addresses(server, tmp_path)
     assert list(table["state"]) == ["fetched", "fetched", "missing"]
     host = f"127.0.0.1:{server.server_port}"
     assert table.loc["WSI/b.svs", "reason"] == f"403 Forbidden ({host}); 404 Not Found ({host})"
-    assert "https://figshare.com/ndownloader/files/102" in table.loc["WSI/b.svs", "remedy"]
+    assert "https://ndownloader.figshare.com/files/102" in table.loc["WSI/b.svs", "remedy"]
     assert table.loc["WSI/a.svs", "checksum"] == f"md5:{md5(b'101' * 400)}"
     assert table.loc["WSI/a.svs", "reason"] == "checksum as published"
     server.asked.clear()
@@ -296,7 +316,7 @@ def test_a_file_whose_name_came_too_late_needs_no_transfer(server, tmp_path):
     """Killed between its record and its name."""
     fetch(server, tmp_path)
     part = Part(tmp_path / SLIDES[0])
-    part.begin({"url": "", "etag": "", "validator": "", "bytes": len(CONTENT[SLIDES[0]])})
+    store.write_json(part.record, {"bytes": len(CONTENT[SLIDES[0]])})
     (tmp_path / SLIDES[0]).replace(part.file)
     server.asked.clear()
     assert fetch(server, tmp_path).loc[SLIDES[0], "state"] == "fetched"
@@ -315,15 +335,16 @@ def test_too_little_space_is_refused_before_anything_comes(server, tmp_path, mon
 
 
 def test_a_full_disk_stops_it_and_says_so(server, tmp_path, monkeypatch):
-    def full(session, url, part, *others):
+    def full(urls, part, *others):
         if part.target.name == "002.png":
-            raise downloads.DiskFullError(f"no space left for {part.target}")
-        return transfer(session, url, part, *others)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return transfer(urls, part, *others)
 
     transfer = downloads.transfer
     monkeypatch.setattr(downloads, "transfer", full)
     table = fetch(server, tmp_path)
     assert list(table["state"]) == ["fetched"] * 3 + ["missing"] * 4
+    assert table.loc[SLIDES[1], "reason"] == f"{SLIDES[1]}: No space left on device"
     assert table.loc[SLIDES[1], "remedy"] == "make space, then run this again to go on"
     assert "since the disk was full" in table.loc[SLIDES[4], "reason"]
 
@@ -372,7 +393,7 @@ def test_the_summary_counts_judges_and_names(server, tmp_path):
 
 
 def test_the_command_s_status_says_whether_everything_is_there(server, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(downloads.fetch, "__defaults__", (server.hosts, False, QUICK))
+    monkeypatch.setattr(downloads.fetch, "__defaults__", (server.hosts, False))
     file = tmp_path / "mine.yaml"
     file.write_text("name: mine\ntitle: t\ndata: {source: midog22}\nencoders: [uni]\n")
     command = ["data", "--study", str(file), "--data", str(tmp_path / "data")]
@@ -408,11 +429,11 @@ def test_the_list_has_what_each_study_needs_and_no_more():
 
 def test_the_list_lays_files_where_the_loader_looks():
     for row in LISTED.itertuples():
-        folder = row.file.rpartition("/")[0]
+        source, folder = SOURCES[row.source], row.file.rpartition("/")[0]
         if row.kind == "slide":
             assert folder in labels.SLIDE_FOLDERS
         else:
-            patterns = (*labels.MAIN_FILES[row.source], *labels.MIDOGPP, labels.CASES_FILE)
+            patterns = (*source.main_files, *(name for names in source.beside for name in names))
             assert any(Path(row.file).match(pattern) for pattern in patterns)
 
 
@@ -432,7 +453,7 @@ def test_addresses_are_those_that_give_ranges_and_need_no_browser():
     """Zenodo's API serves no ranges; figshare.com/ndownloader lets only browsers in."""
     urls = {}
     for row in LISTED.drop_duplicates("host").itertuples():
-        urls[row.host] = downloads._Wanted(row.file, row.kind, row.host, row.record, row.id).urls(downloads.HOSTS)
+        urls[row.host] = downloads._urls(row, downloads.HOSTS)
     assert urls["zenodo"] == [f"https://zenodo.org/records/6547151/files/{JSON}?download=1"]
     assert urls["github"][0].startswith("https://github.com/DeepMicroscopy/MIDOGpp/raw/bd26c8")
     assert urls["github"][0].endswith("/databases/MIDOG%2B%2B.json")

@@ -1,17 +1,20 @@
-"""MIDOG 2022's and MIDOG++'s labels: their JSON, the domain and scanner of an image, and MIDOG++'s table of cases.
+"""MIDOG 2022's and MIDOG++'s labels: their forms, the domain and scanner of an image, and how the two editions belong together.
 
 MIDOG's JSON: ``images`` and ``annotations``, where a box is two corners [x1, y1, x2, y2], not COCO's corner and size;
 category 1 is the mitotic figure, 2 the look-alike. MIDOG 2022's doesn't name the tumour: its images come in blocks of
-numbers (Aubreville et al. 2023).
+numbers (Aubreville et al. 2023). From MIDOG 2022 to MIDOG++ the numbers shift by 0, 50, 51 and, once, 43, so that only the
+annotations tell which image of the one is which of the other; a constant shift would mislabel eight.
 """
 
 import math
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from mfcore.data.labels import csv, sqlite
 from mfcore.data.labels.schema import SPLITS, LabelError, is_file_name, off_slide, refuse, wrong_domain
 from mfcore.store.text import TwiceError, parse_json
 
@@ -53,6 +56,49 @@ MIDOGPP_BLOCKS = (
 # One name for one thing, however an edition writes it.
 NAMES = {"canine lymphosarcoma": "canine lymphoma", "Hamammatsu XR": "Hamamatsu XR", "3D Histech": "3DHistech"}
 CASE_COLUMNS = {"Slide", "Dataset", "Tumor", "Scanner", "Origin", "Species"}
+LEAST_SHARE = 0.5  # of the annotations of two images that must stand at the same places, for the images to be the same
+
+
+def read_midog22(file: Path, other: Path | None = None, cases: Path | None = None) -> pd.DataFrame:
+    """MIDOG 2022's rows, with domain, species, laboratory and scanner by each image's number.
+
+    other, cases: labels of MIDOG++ and its table of cases, from which votes and the official split come.
+    """
+    table = _by_number(_read(file, ("0", "1")), MIDOG22_BLOCKS, file)
+    return table if other is None else carry(table, read_midogpp(other, cases), file)
+
+
+def read_midogpp(file: Path, cases: Path | None = None) -> pd.DataFrame:
+    """MIDOG++'s rows, with domain, species, laboratory, scanner and official split of each image.
+
+    cases: MIDOG++'s table of cases, where there is one; else they come by the image's number, and there is no split.
+    """
+    table = _by_number(_read(file, ("2", "1")), MIDOGPP_BLOCKS, file)
+    return table if cases is None else _by_case(table, cases)
+
+
+def note_on_midog22(table: pd.DataFrame) -> str:
+    """What must be said of MIDOG 2022's labels: its published counts are swapped, and some annotations have no votes."""
+    n_positive = int(table["label"].sum())
+    note = (
+        f"Ganz et al. 2024 print MIDOG 2022's two counts the wrong way round: these labels have {n_positive:,} mitotic figures "
+        f"and {len(table) - n_positive:,} look-alikes."
+    )
+    unmatched = table.loc[table["votes"].map(len) == 0, "slide_id"].value_counts(sort=False)
+    if not 0 < unmatched.sum() < len(table):
+        return note
+    names = [f"{slide} ({n})" for slide, n in unmatched.items()]
+    more = f" and {len(names) - 10} more slides" if len(names) > 10 else ""
+    return f"{note} Not in MIDOG++, and so without raters' votes, are annotations of {', '.join(names[:10])}{more}."
+
+
+def _read(file: Path, label_values: tuple[str, str]) -> pd.DataFrame:
+    """A label file of any form; ``label_values``: how its CSV writes look-alike and mitotic figure."""
+    if file.suffix == ".csv":
+        return csv.read_as_released(file, label_values)
+    if file.suffix == ".sqlite":
+        return sqlite.read(file, positive=1, negative=2)
+    return read_json(file, needs_domain=False)
 
 
 def read_json(file: Path, needs_domain: bool = True) -> pd.DataFrame:
@@ -165,20 +211,6 @@ def _problem(annotation: dict, image: dict) -> str | None:
     return off_slide((x1 + x2) / 2, (y1 + y2) / 2, image["width"], image["height"])
 
 
-def as_midog22(table: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """MIDOG 2022's rows with domain, species, laboratory and scanner of each image, by its number."""
-    return _by_number(table, MIDOG22_BLOCKS, file)
-
-
-def as_midogpp(table: pd.DataFrame, file: Path, cases: Path | None) -> pd.DataFrame:
-    """MIDOG++'s rows with domain, species, laboratory, scanner and official split of each image.
-
-    cases: MIDOG++'s table of cases, where there is one; else they come by the image's number, and there is no split.
-    """
-    table = _by_number(table, MIDOGPP_BLOCKS, file)
-    return table if cases is None else _by_case(table, cases)
-
-
 def _by_number(table: pd.DataFrame, blocks: tuple[Block, ...], file: Path) -> pd.DataFrame:
     """``table`` with each image's block; a domain that the file names itself must be the block's."""
     facts, problems = {}, []
@@ -225,3 +257,79 @@ def _by_case(table: pd.DataFrame, file: Path) -> pd.DataFrame:
         species=number.map(cases["Species"].str.lower()),
         official_split=number.map(cases["Dataset"]),
     )
+
+
+def match_slides(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, str]:
+    """Slides of ``first`` by those of ``second`` that are the same: slide_id to slide_id.
+
+    Both label tables. A slide's fingerprint is the set of its annotations' centres (level-0 px, to half a px). Two slides
+    are the same where each shares more centres with the other than with any other slide, and these are at least
+    LEAST_SHARE of the centres of either. Slides without a partner are left out.
+    """
+    left, right = _fingerprints(first), _fingerprints(second)
+    to_right, to_left = _nearest(left, right), _nearest(right, left)
+    found = {}
+    for slide, (other, n_shared) in to_right.items():
+        mutual = to_left.get(other, ("", 0))[0] == slide
+        if mutual and n_shared >= LEAST_SHARE * max(len(left[slide]), len(right[other])):
+            found[slide] = other
+    return found
+
+
+def carry(table: pd.DataFrame, other: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """``table`` with the votes and the official split that ``other``, another edition, has for the same annotations.
+
+    Annotations are the same where their slides are (`match_slides`) and their centres; those without a partner get no
+    votes. file: the label file of ``table``. Raises LabelError where no slide has a partner, and where the same annotation
+    has another class.
+    """
+    partners = match_slides(table, other)
+    if not partners:
+        raise LabelError(
+            f"{file}: no slide has its annotations where the other edition beside it has them; remove the one that isn't meant"
+        )
+    partner = table["slide_id"].map(partners)
+    key = ["slide_id", "x", "y"]
+    mine = pd.DataFrame({"slide_id": partner, "x": _halves(table["x_l0_px"]), "y": _halves(table["y_l0_px"])})
+    theirs = other.assign(x=_halves(other["x_l0_px"]), y=_halves(other["y_l0_px"]))
+    theirs = theirs.drop_duplicates(key)[[*key, "label", "votes"]]
+    joined = mine.merge(theirs, on=key, how="left", validate="many_to_one").set_index(table.index)
+    differing = table[joined["label"].notna() & (joined["label"] != table["label"])]
+    refuse(
+        file,
+        [f"{row.slide_id} at ({row.x_l0_px:g}, {row.y_l0_px:g}): another class" for row in differing.itertuples()],
+        "annotations that the other edition beside it gives another class; keep the edition that is meant:",
+    )
+    none = np.empty(0, dtype=np.int8)
+    official = other.groupby("slide_id")["official_split"].first()
+    return table.assign(
+        votes=[votes if isinstance(votes, np.ndarray) else none for votes in joined["votes"]],
+        official_split=partner.map(official).fillna(""),
+    )
+
+
+def _halves(px: pd.Series) -> pd.Series:
+    """Coordinates as whole numbers of half px."""
+    return (2 * px).round().astype(np.int64)
+
+
+def _fingerprints(table: pd.DataFrame) -> dict[str, set[tuple[int, int]]]:
+    places = zip(_halves(table["x_l0_px"]), _halves(table["y_l0_px"]), strict=True)
+    found: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    for slide, place in zip(table["slide_id"], places, strict=True):
+        found[slide].add(place)
+    return dict(found)
+
+
+def _nearest(left: dict[str, set], right: dict[str, set]) -> dict[str, tuple[str, int]]:
+    """For each slide of ``left`` the slide of ``right`` that shares most places with it, and how many; ties have none."""
+    slides_at = defaultdict(list)
+    for slide, places in right.items():
+        for place in places:
+            slides_at[place].append(slide)
+    found = {}
+    for slide, places in left.items():
+        shared = Counter(other for place in places for other in slides_at.get(place, ())).most_common(2)
+        if shared and (len(shared) == 1 or shared[0][1] > shared[1][1]):
+            found[slide] = shared[0]
+    return found

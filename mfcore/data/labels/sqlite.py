@@ -11,6 +11,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
+from mfcore.data.labels import csv
 from mfcore.data.labels.schema import LabelError, is_file_name, off_slide, refuse
 
 NEEDED = {
@@ -132,8 +133,12 @@ def _query(file: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[int, str]]:
     return annotations, labels, names
 
 
-def as_ccmct(table: pd.DataFrame) -> pd.DataFrame:
+def read_ccmct(file: Path) -> pd.DataFrame:
     """CCMCT's rows with the one tumour, scanner and laboratory of all its slides, and the authors' split."""
+    if file.suffix == ".csv":
+        table = csv.read_as_released(file, ("0", "1"))
+    else:
+        table = read(file, positive=2, negative=7, left_out=(1, 3))
     test = table["slide_id"].isin(CCMCT_TEST_SLIDES)
     return table.assign(
         domain="canine cutaneous mast cell tumor",

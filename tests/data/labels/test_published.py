@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore.data.labels import editions as labels_editions, table as labels
+from mfcore.data.labels import midog as labels_midog, table as labels
+from mfcore.data.labels.source import SOURCES
 from mfcore.data.labels.table import LabelError
 from mfcore.study.config import Data, Study
 
@@ -192,10 +193,10 @@ def test_ccmct_has_its_counts_and_its_split_in_both_forms(tmp_path):
 @needs_real
 def test_editions_are_matched_by_fingerprint_and_no_offset_would_do():
     first, second = real("midog22"), real("midogpp")
-    shift = {int(a[:3]): int(b[:3]) - int(a[:3]) for a, b in labels_editions.match_slides(first, second).items()}
+    shift = {int(a[:3]): int(b[:3]) - int(a[:3]) for a, b in labels_midog.match_slides(first, second).items()}
     expected = dict.fromkeys(range(1, 151), 0) | dict.fromkeys(range(151, 347), 50) | dict.fromkeys(range(347, 354), 51)
     assert shift == expected | {354: 43}
-    back = labels_editions.match_slides(second, first)
+    back = labels_midog.match_slides(second, first)
     assert len(back) == 354 and {int(b[:3]): int(a[:3]) - int(b[:3]) for a, b in back.items()} == shift
 
 
@@ -235,10 +236,10 @@ def test_an_edition_with_nothing_in_common_is_refused(tmp_path):
 
 @needs_real
 def test_the_swapped_counts_are_named_for_midog_2022_alone():
-    note = labels.published_note(study("midog22"), real("midog22"))
+    note = SOURCES["midog22"].note(real("midog22"))
     assert "9,501 mitotic figures and 11,051 look-alikes" in note
     assert note.endswith("without raters' votes, are annotations of 151.tiff (1), 353.tiff (1).")
-    assert labels.published_note(study("midogpp"), real("midogpp")) == ""
+    assert SOURCES["midogpp"].note(real("midogpp")) == ""
 
 
 def slides(*rows):
@@ -255,7 +256,7 @@ def test_fingerprints_need_most_places_on_both_sides_the_best_match_and_no_tie()
         ("C", 9.0, 9.0), ("C2", 9.0, 9.0), ("D", 7.0, 7.0),
     )  # fmt: skip
     # a2 shares less with A than a does, b too little with B, c as much with C as with C2; D lies half a px off
-    assert labels_editions.match_slides(first, second) == {"a": "A"}
+    assert labels_midog.match_slides(first, second) == {"a": "A"}
 
 
 def small(tmp_path, more="", classes=None):

@@ -8,12 +8,14 @@ import pytest
 from running import HANG_S
 from unreliable_server import serving
 
-from mfcore.data import downloads, patches
-from mfcore.data.downloads import DownloadError, Patience
-from mfcore.data.downloads_amibr import COMMIT
+from mfcore.data import downloads, downloads_transfer, patches
+from mfcore.data.downloads import DownloadError
+from mfcore.data.labels.source import SOURCES
 from mfcore.store import alone, file_sha256
+from mfcore.store.files import below
 from mfcore.study.config import Data, Patches, Study
 
+COMMIT = SOURCES["amibr"].archive.commit
 ADDRESS = f"/DeepMicroscopy/AMi-Br/zip/{COMMIT}"
 STUDY = Study(name="t", title="t", data=Data(source="amibr"), patches=Patches(size_px=128))
 FILES = {
@@ -23,7 +25,6 @@ FILES = {
     "patches/normal/MIDOG21_22.png": b"normal" * 500,
     "patches/atypical/MIDOG21_25.png": b"atypical" * 500,
 }
-QUICK = Patience(n_tries=2, first_wait_s=0.001, silence_s=HANG_S)
 
 
 def archive(files=FILES):
@@ -37,36 +38,52 @@ def archive(files=FILES):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name, value in {"N_TRIES": 2, "FIRST_WAIT_S": 0.001, "SILENCE_S": HANG_S}.items():
+        monkeypatch.setattr(downloads_transfer, name, value)
     with serving() as here:
         here.files[ADDRESS] = archive()
         yield here
 
 
-def get(server, folder):
-    return downloads.amibr(folder, server.url, QUICK)
+def hosts(server):
+    return {**downloads.HOSTS, "codeload": server.url}
 
 
 def fetch(server, folder, verify=False):
-    return downloads.fetch(STUDY, folder, {**downloads.HOSTS, "codeload": server.url}, verify, QUICK)
+    return downloads.fetch(STUDY, folder, hosts(server), verify)
+
+
+def names(folder):
+    """Files below it, without hidden ones."""
+    return [path.relative_to(folder).as_posix() for path in below(folder)]
 
 
 def test_the_download_holds_table_patches_and_what_it_was(server, tmp_path):
-    folder = patches.prepare(STUDY, tmp_path / "data" / "amibr", host=server.url)
-    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    assert there == {*FILES, "downloaded.json"} - {"images/example.jpg"}
+    folder = tmp_path / "data" / "amibr"
+    fetch(server, folder)
+    there = set(names(folder))
+    assert there == {*FILES, "downloaded.json"} - {"images/example.jpg", "README.md"}
     assert all((folder / name).read_bytes() == FILES[name] for name in there - {"downloaded.json"})
     (tmp_path / "archive.zip").write_bytes(server.files[ADDRESS])
     record = json.loads((folder / "downloaded.json").read_text())
-    assert record["sha256"] == file_sha256(tmp_path / "archive.zip")
-    assert (record["url"], record["bytes"], record["n_patches"]) == (server.url + ADDRESS, len(server.files[ADDRESS]), 2)
+    assert record["checksum"] == f"sha256:{file_sha256(tmp_path / 'archive.zip')}"
+    assert (record["url"], record["bytes"]) == (server.url + ADDRESS, len(server.files[ADDRESS]))
     assert set(record["files"]) == there - {"downloaded.json"}
     assert [file.name for file in folder.parent.iterdir()] == ["amibr"]
+    assert {file.name for file in folder.iterdir() if file.name.startswith(".")} == {".lock"}
 
 
-def test_what_is_there_is_not_fetched_again(server, tmp_path):
-    get(server, tmp_path / "amibr")
-    assert get(server, tmp_path / "amibr") == tmp_path / "amibr"
+def test_what_is_there_is_not_fetched_again_and_what_is_missing_is(server, tmp_path):
+    """As where a call was killed while it moved the files: the label file comes last."""
+    folder = tmp_path / "amibr"
+    for _ in range(2):
+        assert patches.prepare(STUDY, folder, hosts=hosts(server)) == folder
     assert len(server.asked) == 1
+    for name in ("AMI-BR.csv", "patches/normal/MIDOG21_22.png"):
+        (folder / name).unlink()
+    patches.prepare(STUDY, folder, hosts=hosts(server))
+    assert set(fetch(server, folder, verify=True)["state"]) == {"there"}
+    assert len(server.asked) == 2
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.99])
@@ -75,18 +92,19 @@ def test_a_transfer_that_breaks_for_good_leaves_nothing_that_looks_whole(server,
     server.is_known_by_etag = False
     server.always[ADDRESS] = {"n_sent": int(len(server.files[ADDRESS]) * share)}
     with pytest.raises(DownloadError, match=r"127\.0\.0\.1.*run it again"):
-        get(server, tmp_path / "amibr")
-    assert list(tmp_path.iterdir()) == []
+        fetch(server, tmp_path / "amibr")
+    assert names(tmp_path) == []
     server.always.clear()
-    assert (get(server, tmp_path / "amibr") / "AMI-BR.csv").is_file()
+    fetch(server, tmp_path / "amibr")
+    assert (tmp_path / "amibr" / "AMI-BR.csv").is_file()
 
 
 def test_a_transfer_that_broke_is_gone_on_with_by_the_next_call(server, tmp_path):
     server.acts[ADDRESS] = [{"n_sent": 500}, {"status": 404}]
     with pytest.raises(DownloadError, match=r"404.*by hand.*git clone"):
-        get(server, tmp_path / "amibr")
-    assert not (tmp_path / "amibr").exists()
-    get(server, tmp_path / "amibr")
+        fetch(server, tmp_path / "amibr")
+    assert names(tmp_path) == []
+    fetch(server, tmp_path / "amibr")
     assert server.asked[-1].range == "bytes=500-"
     assert [file.name for file in tmp_path.iterdir()] == ["amibr"]
 
@@ -94,66 +112,71 @@ def test_a_transfer_that_broke_is_gone_on_with_by_the_next_call(server, tmp_path
 def test_an_archive_that_was_cut_without_notice_is_seen(server, tmp_path):
     """GitHub announces no length."""
     server.acts[ADDRESS] = [{"n_sent": 1000, "headers": {"Content-Length": None}}]
-    with pytest.raises(DownloadError, match="the archive is damaged"):
-        get(server, tmp_path / "amibr")
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DownloadError, match="not a zip file; run it again"):
+        fetch(server, tmp_path / "amibr")
+    assert names(tmp_path) == []
+    fetch(server, tmp_path / "amibr")
 
 
 def test_what_a_killed_download_left_is_cleared(server, tmp_path):
-    (tmp_path / ".amibr.partial" / "unpacked" / "patches").mkdir(parents=True)
-    (tmp_path / ".amibr.partial" / "unpacked" / "stale.png").write_bytes(b"")
-    folder = get(server, tmp_path / "amibr")
-    assert not (folder / "stale.png").exists()
+    (tmp_path / ".unpacked" / "patches").mkdir(parents=True)
+    (tmp_path / ".unpacked" / "patches" / "stale.png").write_bytes(b"")
+    fetch(server, tmp_path)
+    assert len(names(tmp_path)) == 4
+    assert not (tmp_path / ".unpacked").exists()
 
 
 def test_two_at_once_are_refused(server, tmp_path):
-    """And the second leaves the first one's part alone."""
-    with alone(tmp_path / ".amibr.partial", "fetch"):
+    """And the second leaves what the first one has alone."""
+    with alone(tmp_path, "fetch"):
+        (tmp_path / ".archive.zip.part").write_bytes(b"part")
         with pytest.raises(DownloadError, match="another fetch is at work"):
-            get(server, tmp_path / "amibr")
-        assert (tmp_path / ".amibr.partial" / ".lock").exists()
+            fetch(server, tmp_path)
+        assert (tmp_path / ".archive.zip.part").read_bytes() == b"part"
 
 
 def test_a_file_damaged_inside_the_archive_is_seen(server, tmp_path):
     content = server.files[ADDRESS]
     at = content.index(b"atypicalatypical")
     server.files[ADDRESS] = content[:at] + b"A" + content[at + 1 :]
-    with pytest.raises(DownloadError, match="damaged"):
-        get(server, tmp_path / "amibr")
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DownloadError, match="Bad CRC-32"):
+        fetch(server, tmp_path / "amibr")
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({name: data for name, data in FILES.items() if name != "AMI-BR.csv"}, r"no AMI-BR\.csv in the archive"),
-        ({"AMI-BR.csv": b"slide\n"}, "no patches in the archive"),
+        ({name: data for name, data in FILES.items() if name != "AMI-BR.csv"}, r"lacks AMI-BR\.csv, or all else"),
+        ({"AMI-BR.csv": b"slide\n"}, "or all else; run it again"),
     ],
 )
 def test_another_archive_is_refused(server, tmp_path, files, message):
     server.files[ADDRESS] = archive(files)
     with pytest.raises(DownloadError, match=message):
-        get(server, tmp_path / "amibr")
-    assert list(tmp_path.iterdir()) == []
+        fetch(server, tmp_path / "amibr")
+    assert names(tmp_path) == []
 
 
 def test_nothing_is_written_outside_the_folder(server, tmp_path):
     server.files[ADDRESS] = archive({**FILES, "patches/normal/../../../../escaped.png": b"x"})
-    folder = get(server, tmp_path / "deep" / "amibr")
+    folder = tmp_path / "deep" / "amibr"
+    fetch(server, folder)
     assert {file.name for file in (folder / "patches" / "normal").iterdir()} == {"MIDOG21_22.png"}
     assert {path.name for path in tmp_path.iterdir()} == {"deep"}
 
 
-def test_a_host_that_can_not_be_reached_says_what_to_do(tmp_path):
-    with pytest.raises(DownloadError, match="Connection refused; run it again, or fetch it by hand"):
-        downloads.amibr(tmp_path / "amibr", "http://127.0.0.1:1", QUICK)
+def test_a_host_that_can_not_be_reached_says_what_to_do(server, tmp_path):
+    server.url = "http://127.0.0.1:1"
+    with pytest.raises(DownloadError, match=r"Connection refused .*; run it again, or fetch it by hand"):
+        fetch(server, tmp_path / "amibr")
 
 
 def test_a_folder_with_something_else_is_left_alone(server, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(DownloadError, match=r"holds no AMI-BR\.csv"):
-        get(server, tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+        fetch(server, tmp_path)
+    assert names(tmp_path) == ["mine.txt"]
 
 
 def test_each_file_is_a_row_fetched_and_then_there(server, tmp_path):
@@ -204,7 +227,7 @@ def test_one_that_only_changed_inside_is_seen_by_verify(server, tmp_path):
 
 
 def test_a_folder_that_was_laid_there_by_hand_is_there(server, tmp_path):
-    get(server, tmp_path / "amibr")
+    fetch(server, tmp_path / "amibr")
     (tmp_path / "amibr" / "downloaded.json").unlink()
     table = fetch(server, tmp_path / "amibr")
     assert (len(table), set(table["state"]), set(table["reason"])) == (3, {"there"}, {"laid there by hand"})
