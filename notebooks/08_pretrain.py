@@ -80,8 +80,8 @@ captions.show(encoders.card_table(made.card))
 
 # %%
 assert history["loss"].notna().all(), "a loss isn't a number"
-assert history["step"].iloc[-1] == study.pretrained(encoder).n_steps, "a step is missing"
-for snapshot in pretrained.snapshots_of(study.pretrained(encoder)):
+assert history["step"].iloc[-1] == study.pretraining_of(encoder).n_steps, "a step is missing"
+for snapshot in pretrained.snapshots_of(study.pretraining_of(encoder)):
     assert encoders.of(study, snapshot, folder).sha256, f"{snapshot} isn't there"
 
 # %%

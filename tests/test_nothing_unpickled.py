@@ -13,6 +13,7 @@ import torch
 import yaml
 from made_pretraining import train, which
 from made_training import UNIT, task, tiny
+from pydantic import ValidationError
 from tiny_encoders import tiny_card
 
 from mfcore import store
@@ -22,7 +23,7 @@ from mfcore.encoders.cards import EncoderCard
 from mfcore.encoders.encoders import EncoderError
 from mfcore.pretraining import networks
 from mfcore.pretraining.collapse import PretrainingError
-from mfcore.study.config import ConfigError, OwnEncoder, Pretraining, Study, load_study
+from mfcore.study.config import ConfigError, OwnEncoder, Pretraining, load_study
 from mfcore.study.config_networks import ARGUMENTS, problems_of_arguments
 from mfcore.tasks import segmentation as tasks_segmentation
 from mfcore.tasks.tasks import TaskError
@@ -74,19 +75,19 @@ def test_arguments_of_a_study_s_encoder(tmp_path, poisoned):
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match=r"s\.yaml: encoders\[mine\]\.arguments\.checkpoint_path: an architecture isn't"):
         load_study(tmp_path / "s.yaml")
-    record = OwnEncoder("mine", "", "random", "resnet10t", poisoned, (0.5,) * 3, (0.5,) * 3)  # in Python, past the file
-    with pytest.raises(EncoderError, match=r"arguments\.checkpoint_path"):
-        encoders.of(Study("s", "s", None, ("mine",), own_encoders=(record,)), "mine")
+    with pytest.raises(ValidationError, match=r"arguments\.checkpoint_path"):  # in Python, past the file
+        OwnEncoder(**OWN, arguments=poisoned)
 
 
 def test_arguments_of_a_study_s_pretraining(tmp_path, poisoned):
-    which = Pretraining("mine", architecture="resnet10t", arguments=poisoned)
     content = {**STUDY, "pretraining": [{"name": "mine", "architecture": "resnet10t", "arguments": poisoned}]}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match=r"pretraining\[mine\]\.arguments\.checkpoint_path: an architecture isn't"):
         load_study(tmp_path / "s.yaml")
+    with pytest.raises(ValidationError, match=r"arguments\.checkpoint_path"):  # in Python, past the file
+        Pretraining("mine", architecture="resnet10t", arguments=poisoned)
     with pytest.raises(EncoderError, match=r"arguments\.checkpoint_path"):
-        networks._encoder(which, poisoned, 0.0)
+        networks._encoder(Pretraining("mine", architecture="resnet10t"), poisoned, 0.0)
 
 
 def test_arguments_of_a_card(tmp_path, poisoned):

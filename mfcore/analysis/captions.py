@@ -144,7 +144,7 @@ def home_made(study: Study, arms: Iterable[str]) -> str:
     found = [arm for arm in dict.fromkeys(arms) if pretrained.is_of(study, arm)]
     if not found:
         return ""
-    which = [study.pretrained(arm.partition("@")[0]) for arm in found]
+    which = [study.pretraining_of(arm.partition("@")[0]) for arm in found]
     what = "is the home-made foundation model" if len(found) == 1 else "are home-made foundation models"
     parts = dict.fromkeys(
         f"by {METHODS[one.method]} from {'random weights' if one.start == 'random' else one.start}, {one.n_steps:,} steps of "

@@ -12,7 +12,7 @@ from mfcore.study.config_pretraining import METHODS, PUBLISHED, Pretraining, in_
 
 def settings(study: Study, name: str) -> pd.DataFrame:
     """How an encoder is pretrained, for reading: ``setting, value, from``, the study, the method's authors or a default."""
-    said, whole, plain = study.pretrained(name), in_full(study.pretrained(name)), Pretraining("")
+    said, whole, plain = study.pretraining_of(name), in_full(study.pretraining_of(name)), Pretraining("-")
     rows = []
     for key, value in vars(whole).items():
         for inner, content in vars(value).items() if key in ("patches", "crops") else [("", value)]:
@@ -51,7 +51,7 @@ def cost(run: Run) -> pd.DataFrame:
 
 def history(study: Study, table: pd.DataFrame, name: str) -> str:
     """Caption of a pretraining's history; ``table`` as `mfcore.pretraining.pretrain.load_history` returns it."""
-    which, last = in_full(study.pretrained(name)), table.iloc[-1]
+    which, last = in_full(study.pretraining_of(name)), table.iloc[-1]
     rank, n_patches = table.loc[table["rankme"].notna(), "rankme"], which.n_steps * which.batch_size
     single, mean, distinct = last["teacher_entropy"], last["target_entropy"], which.patches.n_distinct
     again = f", {distinct:,} different ones again and again" if distinct and distinct < n_patches else ""
@@ -71,7 +71,7 @@ def history(study: Study, table: pd.DataFrame, name: str) -> str:
 
 def crops(study: Study, name: str) -> str:
     """Caption of the crops."""
-    which = in_full(study.pretrained(name))
+    which = in_full(study.pretraining_of(name))
     low, high = (f"{100 * share:.0f} %" for share in which.crops.global_scale)
     resolutions = " or ".join(f"{value:g}" for value in sorted(set(which.patches.um_per_px)))
     text = (

@@ -103,7 +103,7 @@ def _of_settings(study: Study, comparison: Comparison) -> str:
     text = "Besides how the learning rate is scaled to the batch, they differ in " + captions.listed(told) + "." if told else ""
     own = {}
     for name, value in zip(comparison.names, comparison.values, strict=True):
-        own.setdefault(value, departures(study.pretrained(name)))
+        own.setdefault(value, departures(study.pretraining_of(name)))
     unlike = [
         f"{value} here has {captions.listed([f'{key} {_word(one)}' for key, one in changed.items()])}"
         for value, changed in own.items()
@@ -115,7 +115,7 @@ def _of_settings(study: Study, comparison: Comparison) -> str:
 def _of_starts(study: Study, comparison: Comparison) -> str:
     """Of starts that the study pretrained itself, for how many steps; of others, whose weights they have."""
     names, own, published = {which.name: which for which in study.pretraining}, [], []
-    for start in dict.fromkeys(study.pretrained(name).start for name in comparison.names):
+    for start in dict.fromkeys(study.pretraining_of(name).start for name in comparison.names):
         name, _, step = start.partition("@")
         if name in names:
             own.append((start, f"{int(step or names[name].n_steps):,}"))

@@ -79,7 +79,7 @@ def _but_for(which: Pretraining, key: str) -> str:
 
 def differing(study: Study, comparison: Comparison) -> dict[str, dict[str, list]]:
     """In what a comparison's pretrainings differ besides what is varied: by key, of each value the settings it comes with."""
-    every = [_flat(as_dict(in_full(study.pretrained(name)))) for name in comparison.names]
+    every = [_flat(as_dict(in_full(study.pretraining_of(name)))) for name in comparison.names]
     found = {}
     for key in every[0]:
         if key not in (*NO_DIFFERENCE, comparison.varied) and any(one[key] != every[0][key] for one in every):
@@ -94,7 +94,7 @@ def apart(study: Study, those: Sequence[Comparison]) -> list[str]:
 
     That is the architecture where it is enough, else every setting in which their bases differ.
     """
-    bases = [study.pretrained(comparison.base) for comparison in those]
+    bases = [study.pretraining_of(comparison.base) for comparison in those]
     every = [_flat(as_dict(in_full(base))) for base in bases]
     told = []
     for comparison, base, mine in zip(those, bases, every, strict=True):
@@ -202,7 +202,7 @@ def watched(study: Study, names: Sequence[str]) -> dict[tuple[str, ...], str]:
     groups: dict[str, list[str]] = {}
     of_group: dict[str, dict[str, str]] = {}
     for name in names:
-        which = in_full(study.pretrained(name))
+        which = in_full(study.pretraining_of(name))
         facts = {key: f"{key} {value}" for key, value in as_dict(which.patches).items() if key != "n_distinct"}
         facts |= {key.partition(".")[2]: value_of(which, key) for key in ("patches.slide_fraction", "patches.um_per_px")}
         facts |= {"slides": f"slides of {which.slides}" if which.slides else "the study's slides", "seed": f"seed {which.seed}"}
@@ -338,7 +338,7 @@ def _bounds(study: Study, results: str | Path, row: dict) -> tuple[float, float]
 
 def control_of(study: Study, name: str) -> str:
     """The encoder of the study with the same network and no training at all, which a pretraining must beat; "" without one."""
-    which = study.pretrained(name)
+    which = study.pretraining_of(name)
     for own in study.own_encoders:
         if own.weights == "random" and (own.architecture, own.arguments or {}) == (which.architecture, which.arguments):
             return own.name

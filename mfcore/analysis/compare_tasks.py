@@ -204,7 +204,7 @@ def table(study: Study, results: str | Path) -> pd.DataFrame:
 def step_of(study: Study, encoder: str) -> float:
     """After which step an encoder or snapshot of the study's own was taken; NaN for one that it doesn't pretrain."""
     name, _, step = encoder.partition("@")
-    return float(step or study.pretrained(name).n_steps) if pretrained.is_of(study, name) else math.nan
+    return float(step or study.pretraining_of(name).n_steps) if pretrained.is_of(study, name) else math.nan
 
 
 def _published() -> Mapping[tuple[str, str, str], tuple[float, str]]:

@@ -18,7 +18,7 @@ SMOOTHED = 40  # parts into which a long history falls; each point of a line is 
 def history(study: Study, table: pd.DataFrame, name: str) -> Figure:
     """Loss, entropies of the targets, RankMe and schedules over the steps; table: as
     `mfcore.pretraining.pretrain.load_history`'s."""
-    which = in_full(study.pretrained(name))
+    which = in_full(study.pretraining_of(name))
     smooth = smoothed(table)
     with drawing(study, 2, 2, (WIDTH_INCH, 4.6), sharex=True) as (figure, ((loss, entropy), (rank, schedule))):
         has_parts = (table[["loss_ibot", "loss_koleo"]] != 0).any(axis=None)

@@ -130,7 +130,7 @@ def _ways(study: Study, varied: str, is_more: Callable[[Pretraining], float]) ->
     for comparison in compare_pretraining.comparisons(study, varied):
         of_value: dict[str, list[Pretraining]] = {}
         for name, value in zip(comparison.names, comparison.values, strict=True):
-            of_value.setdefault(value, []).append(study.pretrained(name))
+            of_value.setdefault(value, []).append(study.pretraining_of(name))
         amounts = {value: is_more(alike[0]) for value, alike in of_value.items()}
         names = {value: tuple(which.name for which in alike) for value, alike in of_value.items()}
         most = [value for value, amount in amounts.items() if amount == max(amounts.values())]
@@ -140,7 +140,7 @@ def _ways(study: Study, varied: str, is_more: Callable[[Pretraining], float]) ->
 
 def _early(study: Study, ways: Ways) -> Ways | None:
     """The same ways after the first step at which all of them kept a snapshot; None where they kept only the last."""
-    every = [study.pretrained(name) for name in (*ways.first, *ways.second)]
+    every = [study.pretraining_of(name) for name in (*ways.first, *ways.second)]
     steps = set.intersection(*(set(steps_of(which)) for which in every)) - {which.n_steps for which in every}
     if not steps:
         return None
@@ -151,7 +151,7 @@ def convergence(material: Material) -> Finding:
     """Started from other weights against from random ones, after the first snapshot; by ImageNet's where there are any."""
     study, others, unsaid = material.study, {}, []
     for ways in _ways(study, "start", lambda which: which.start != "random"):
-        start = study.pretrained(ways.first[0]).start
+        start = study.pretraining_of(ways.first[0]).start
         if early := _early(study, ways):
             why_not = _not_imagenet(study, start)
             others.setdefault(why_not, []).append(early)

@@ -9,6 +9,7 @@ the remainder for validation; sizes are shares of what testing leaves.
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,9 @@ import pandas as pd
 from mfcore import store
 from mfcore.data import patches, splits_draw
 from mfcore.data.splits_draw import ALL, BY_TRAINING_SCRIPT, SplitError, across, draw
+from mfcore.store.options import options
 from mfcore.streams import stream_seed
-from mfcore.study.config import SCHEMES, Study, as_dict
+from mfcore.study.config import SCHEMES, Study, Switches, as_dict
 
 ROLES = ("train", "val", "test")
 BLANKS = str.maketrans(" _", "_ ")
@@ -152,6 +154,13 @@ def under(study: Study, scheme: str) -> Study:
     return replace(study, switches=switches, splits=replace(study.splits, by_domain=False))
 
 
+@options
+class ByTrainingScript(Switches):
+    """The switches of networks whose folds the released training scripts draw; no study file can say so."""
+
+    split_by: Literal["annotation_by_training_script"]
+
+
 def drawn_for(study: Study, networks: bool) -> Study:
     """The study as its probes, or its networks, are split: the same, unless ``switches.shared_splits`` is off.
 
@@ -162,7 +171,7 @@ def drawn_for(study: Study, networks: bool) -> Study:
     if study.switches.shared_splits or not networks:
         return study
     if study.switches.scheme == "released":
-        return replace(study, switches=replace(study.switches, split_by=BY_TRAINING_SCRIPT))
+        return replace(study, switches=ByTrainingScript(**vars(study.switches) | {"split_by": BY_TRAINING_SCRIPT}))
     seed = stream_seed(study.splits.seed, "networks") % 2**32
     return replace(study, splits=replace(study.splits, seed=seed))
 

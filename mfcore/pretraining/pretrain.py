@@ -68,7 +68,7 @@ def pretrain(
     (no slide can be read), EncoderError (the network, or the encoder to start from), StoreError (another process is at work on
     the run) and PretrainingError (diverged, collapsed, or not to be shared by so many processes).
     """
-    which, ranks = in_full(study.pretrained(name)), processes.here()
+    which, ranks = in_full(study.pretraining_of(name)), processes.here()
     if name in encoders.names():
         raise PretrainingError(f"pretraining[{name}].name: the name of a known encoder; call it something else")
     loop.check_share(which)  # before slides are fetched and looked at
@@ -166,7 +166,7 @@ def example(
     Besides: global crops, uint8 (2, n, g, g, 3), local ones (n_local, n, l, l, 3), coloured as the network gets them, and
     where the patches lie. Raises as `pretrain` does for its slides.
     """
-    which = in_full(study.pretrained(name))
+    which = in_full(study.pretraining_of(name))
     n = min(n, which.batch_size)
     if not which.slides:
         patches.prepare(study, data_folder)

@@ -5,35 +5,33 @@ workers) is not here: those are parameters of the notebooks.
 """
 
 import dataclasses
-import difflib
 import json
-import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
+from mfcore.store.options import nearest, problems_of, repeated
 from mfcore.store.text import TwiceError, read_yaml
-from mfcore.study.config_networks import problems_of, problems_of_arguments
-from mfcore.study.config_pretraining import Pretraining, Task, problems_of_pretraining, problems_of_snapshot, problems_of_task
+from mfcore.study.config_networks import Lora, Network
+from mfcore.study.config_pretraining import Pretraining, Task, in_order, steps_of
 from mfcore.study.config_schema import (
     MODES,
-    ORIGINS,
     SCHEMES,
     SOURCES,
     ConfigError,
     Data,
     Effects,
     Inflation,
-    Lora,
-    Network,
     OwnEncoder,
     Patches,
     Probe,
     Splits,
     Study,
     Switches,
+    path_of,
 )
 
 __all__ = [
@@ -59,35 +57,43 @@ __all__ = [
 ]
 
 MAX_PROBLEMS = 10  # told in full
-
-
-class _ProblemsError(ConfigError):
-    """Some things that a study can't say, told at once."""
-
-    def __init__(self, problems: list[str]):
-        self.problems = problems
-        told = problems[:MAX_PROBLEMS]
-        if len(problems) > MAX_PROBLEMS:
-            told.append(f"... and {len(problems) - MAX_PROBLEMS} more")
-        super().__init__(problems[0] if len(problems) == 1 else f"{len(problems)} problems:\n  " + "\n  ".join(told))
-
-
-def _refuse(problems: list[str]) -> None:
-    """Raise one ConfigError for all of them; none is no error."""
-    if problems:
-        raise _ProblemsError(problems)
+STUDY = TypeAdapter(Study)
+REQUIRED = {"name": "", "title": "", "data": {"source": "csv"}}  # stand in for wrong ones while the rest is checked
 
 
 def load_study(path: str | Path) -> Study:
     """Read a study file.
 
-    Raises ConfigError, naming the file and the key, for a missing file, an unknown key (with the nearest known one), a
-    key that stands twice, a value of the wrong type, or values that contradict one another.
+    Raises ConfigError, naming the file and each key, for a missing file, an unknown key (with the nearest known one), a
+    key that stands twice, a value of the wrong type or out of range, and for sections that contradict one another.
     """
     path = Path(path)
+    content = _read(path)
+    problems = _set_own_encoders_apart(content, path.parent)
+    wrong = {"encoders"} if problems else set()  # sections
+    mode, flipped = content.get("mode", "strict"), content.get("switches")
+    if flipped is None or isinstance(flipped, dict):
+        usual = MODES["paper" if mode == "paper" else "strict"]
+        content["switches"] = dataclasses.asdict(usual) | (flipped or {})
+    try:
+        study = STUDY.validate_python(content)
+    except ValidationError as error:
+        found = problems_of(error, Study, content)
+        problems += [text.replace("own_encoders[", "encoders[", 1) for text in found]  # where the file says them
+        wrong |= {line["loc"][0] for line in error.errors()}
+        right = {key: value for key, value in content.items() if isinstance(key, str) and key not in wrong}
+        study = STUDY.validate_python(REQUIRED | right)
+    problems += [problem for check, sections in CHECKS.items() if not sections & wrong for problem in check(study)]
+    if problems:
+        raise ConfigError(f"{path}: {_list(problems)}")
+    return study
+
+
+def _read(path: Path) -> dict:
+    """The mapping that a study file holds; raises ConfigError where there is none."""
     if not path.is_file():
         known = sorted(file.stem for file in path.parent.glob("*.yaml") if file.is_file())
-        raise ConfigError(f"{path}: no such study file; studies beside it: {known}")
+        raise ConfigError(f"{path}: no such study file; studies in its folder: {known}")
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -98,209 +104,169 @@ def load_study(path: str | Path) -> Study:
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a study is a mapping of keys, this is {type(content).__name__}")
-    mode = content.get("mode", "strict")
-    if mode not in MODES:
-        raise ConfigError(f"{path}: mode is {mode!r}; it must be one of {sorted(MODES)}")
-    flipped = content.get("switches") or {}
-    if not isinstance(flipped, dict):
-        raise ConfigError(f"{path}: switches: expected a mapping, got {flipped!r}")
-    content["switches"] = dataclasses.asdict(MODES[mode]) | flipped
-    try:
-        _set_own_encoders_apart(content, path.parent)
-        study = _build(Study, content, "")
-        _check(study)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return study
+    return content
 
 
-def _set_own_encoders_apart(content: dict, folder: Path) -> None:
-    """Put the entries of ``encoders`` that are mappings under ``own_encoders``, and their names in their place.
+def _list(problems: Sequence[str]) -> str:
+    """The problems as one text, each on its line, at most MAX_PROBLEMS of them."""
+    shown = [*problems[:MAX_PROBLEMS]]
+    if len(problems) > MAX_PROBLEMS:
+        shown.append(f"... and {len(problems) - MAX_PROBLEMS} more")
+    return problems[0] if len(problems) == 1 else f"{len(problems)} problems:\n  " + "\n  ".join(shown)
 
-    A study written out by `as_dict` has them there already.
+
+def _set_own_encoders_apart(content: dict, folder: Path) -> list[str]:
+    """Move the entries of ``encoders`` that are mappings to ``own_encoders``, leave their names, and return problems.
+
+    A relative path to weights becomes one from ``folder``. A study written out by `as_dict` has them there already.
     """
-    entries, own = content.get("encoders"), content.setdefault("own_encoders", [])
-    for i, entry in enumerate(entries if isinstance(entries, list) else []):
+    entries, own = content.get("encoders"), content.get("own_encoders", [])
+    if not isinstance(entries, list) or not isinstance(own, list):
+        return []
+    names, described, problems = [], [*own], []
+    for i, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            continue
-        if not isinstance(entry.get("name"), str):
-            raise ConfigError(f"encoders[{i}]: an encoder of one's own needs a name")
-        described = _build(OwnEncoder, entry, f"encoders[{i}].")
-        path = described.weights_path
-        if path is not None:
-            described = dataclasses.replace(described, weights=str((folder / path).resolve()))
-        if isinstance(own, list):
-            own.append(vars(described))
-        entries[i] = described.name
+            names.append(entry)
+        elif not isinstance(entry.get("name"), str):
+            problems.append(f"encoders[{i}]: an encoder of one's own needs a name")
+        else:
+            names.append(entry["name"])
+            path = path_of(entry["weights"]) if isinstance(entry.get("weights"), str) else None
+            described.append(entry if path is None else {**entry, "weights": str((folder / path).resolve())})
+    content |= {"encoders": names, "own_encoders": described}
+    return problems
 
 
-def _build(cls: type, content: object, where: str) -> typing.Any:
-    """Build the dataclass ``cls`` from plain data, refusing unknown keys and wrong types."""
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where.rstrip('.') or 'study'}: expected a mapping, got {content!r}")
-    fields, problems = {f.name: f for f in dataclasses.fields(cls)}, []
-    for key in content:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean {where}{near[0]!s}?" if near else f"known keys: {sorted(fields)}"
-            problems.append(f"unknown key {where}{key}; {hint}")
-    for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in content:
-            problems.append(f"key {where}{name} is missing")
-    hints, known = typing.get_type_hints(cls), [key for key in content if key in fields]
-    values = _convert_all([(hints[key], content[key], f"{where}{key}") for key in known], problems)
-    return cls(**dict(zip(known, values, strict=True)))
+# ---- what concerns several sections: each check yields problems of a study, see CHECKS ----
 
 
-def _convert_all(what: Iterable[tuple[typing.Any, object, str]], problems: Sequence[str] = ()) -> list:
-    """Each value as its type, see `_convert`; raises one ConfigError for all that is wrong, ``problems`` first."""
-    problems, found = list(problems), []
-    for hint, value, where in what:
-        try:
-            found.append(_convert(hint, value, where))
-        except _ProblemsError as error:
-            problems += error.problems
-        except ConfigError as error:
-            problems.append(str(error))
-    _refuse(problems)
-    return found
-
-
-def _convert(hint: typing.Any, value: object, where: str) -> object:
-    """``value`` as the annotated type ``hint``; int passes for float, a list for a tuple, nothing else changes type."""
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, f"{where}.")
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}: expected a list, got {value!r}")
-        return tuple(_convert_all((arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where}: expected a mapping, got {value!r}")
-        converted = _convert_all((arguments[1], item, f"{where}[{key}]") for key, item in value.items())
-        return dict(zip(value, converted, strict=True))
-    if hint is object:
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
-    return value
-
-
-def _check(study: Study) -> None:
-    """Refuse values that no study can have."""
-    for name, choices in Switches.CHOICES.items():
-        if getattr(study.switches, name) not in choices:
-            raise ConfigError(f"switches.{name}: {getattr(study.switches, name)!r} is not one of {list(choices)}")
-    if study.data.source not in SOURCES:
-        raise ConfigError(f"data.source: {study.data.source!r} is not one of {list(SOURCES)}")
-    said = {f"um_per_px_by_scanner[{scanner}]": value for scanner, value in study.data.um_per_px_by_scanner.items()}
-    for key, value in {"um_per_px": study.data.um_per_px, **said}.items():
-        if value is not None and not 0.01 <= value <= 100:
-            raise ConfigError(f"data.{key}: {value} um/px is no resolution of a slide (0.01 to 100)")
-    if study.data.positive == study.data.negative:
-        raise ConfigError(f"data.positive, data.negative: both classes are called {study.data.positive!r}; name one otherwise")
-    if len(set(study.data.label_values)) != 2 or len(study.data.label_values) != 2:
-        raise ConfigError(f"data.label_values: {list(study.data.label_values)}; expected how class 0 and class 1 are written")
-    if study.data.origin not in (None, *ORIGINS):
-        raise ConfigError(f"data.origin: {study.data.origin!r} is not one of {list(ORIGINS)}")
-    if study.data.origin == "scanned_area" and not study.source.has_slides:
-        raise ConfigError(f"data.origin: data.source {study.source.name} has patches and no slides; leave the key out")
+def _patches(study: Study) -> Iterator[str]:
     if study.patches.um_per_px is None and study.switches.resolution == "target" and study.source.has_slides:
-        raise ConfigError("patches.um_per_px: resolution 'target' needs a value; or set switches.resolution: native")
-    if study.patches.um_per_px is not None and not 0.01 <= study.patches.um_per_px <= 100:
-        raise ConfigError(f"patches.um_per_px: {study.patches.um_per_px} um/px is out of range (0.01 to 100)")
-    if study.patches.at_border not in ("white", "shift"):
-        raise ConfigError(f"patches.at_border: {study.patches.at_border!r} is not one of ['white', 'shift']")
-    if study.patches.size_px < 8:
-        raise ConfigError(f"patches.size_px: {study.patches.size_px} px is too small for a patch (8 or more)")
-    splits = study.splits
-    if splits.n_folds < 1:
-        raise ConfigError(f"splits.n_folds: {splits.n_folds}; at least one fold is needed")
-    if not splits.sizes or len(set(splits.sizes)) != len(splits.sizes) or not all(0 < s <= 1 for s in splits.sizes):
-        raise ConfigError(f"splits.sizes: {list(splits.sizes)}; they must be different shares in (0, 1]")
-    for key in ("test_fraction", "val_fraction"):
-        if not 0 < getattr(splits, key) < 1:
-            raise ConfigError(f"splits.{key}: {getattr(splits, key)} must lie between 0 and 1")
+        yield "patches.um_per_px: resolution 'target' needs a value; or set switches.resolution: native"
+
+
+def _arms(study: Study) -> Iterator[str]:
     names = [*study.encoders, *(network.name for network in study.networks)]
     if not names:
-        raise ConfigError("a study needs at least one entry in encoders or networks")
-    if splits.by_domain and not study.encoders and not any(network.by_domain for network in study.networks):
-        raise ConfigError(
-            "splits.by_domain: no arm learns from single domains; set it to false, or by_domain of a network to true"
-        )
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(
-            f"an arm is named twice: {twice}; a network's name must differ from every encoder's, say {twice[0]}_224px"
-        )
-    folds = {f"{network.name}-fold{fold}" for network in study.networks for fold in range(splits.n_folds)}
-    if taken := sorted(folds & set(study.encoders)):
-        raise ConfigError(f"encoders: {taken} are what a network's trainings are called; call them otherwise")
-    pretrained = [which.name for which in study.pretraining]
-    described = [own.name for own in study.own_encoders]
-    for wrong, what in (
-        ([name for name in described if name not in study.encoders], "not among encoders"),
-        (sorted({name for name in described if described.count(name) > 1}), "described twice"),
-        ([name for name in described if ":" in name], "can't be names: what stands before ':' says where to look"),
-        ([name for name in described if "@" in name], "can't be names: what stands behind '@' is a step of a pretraining"),
-        ([name for name in described if name == "random"], "can't be a name: a pretraining starts from 'random' weights"),
-    ):
-        if wrong:
-            raise ConfigError(f"own_encoders: {wrong} {what}")
-    if study.inflation.encoder and study.inflation.encoder not in study.encoders:
-        raise ConfigError(f"inflation.encoder: {study.inflation.encoder!r} is not among encoders {list(study.encoders)}")
-    if study.conventions and study.conventions not in study.encoders:
-        raise ConfigError(f"conventions: {study.conventions!r} is not among encoders {list(study.encoders)}")
-    foreign = [name for name in study.probe_audit if name not in study.encoders]
-    if foreign:
-        raise ConfigError(f"probe_audit: {foreign} not among encoders {list(study.encoders)}")
-    if study.effects.encoder and study.effects.encoder not in study.encoders:
-        raise ConfigError(f"effects.encoder: {study.effects.encoder!r} is not among encoders {list(study.encoders)}")
-    if study.effects.network and study.effects.network not in [network.name for network in study.networks]:
-        raise ConfigError(f"effects.network: {study.effects.network!r} is not among networks")
-    unknown = sorted(set(study.effects.switches) - set(Switches.CHOICES))
-    if unknown:
-        raise ConfigError(f"effects.switches: {unknown[0]!r} is not one of {list(Switches.CHOICES)}")
-    twice = sorted({name for name in study.effects.switches if study.effects.switches.count(name) > 1})
-    if twice:
-        raise ConfigError(f"effects.switches: {twice[0]} is named twice")
-    if study.effects.switches and not (study.effects.encoder or study.effects.network):
-        raise ConfigError("effects: switches are to be measured, but neither encoder nor network says on what")
-    if study.effects.n_folds is not None and not 1 <= study.effects.n_folds <= splits.n_folds:
-        raise ConfigError(f"effects.n_folds: {study.effects.n_folds}; the study has {splits.n_folds} folds")
-    unknown = sorted(set(study.inflation.schemes) - set(SCHEMES))
-    if unknown:
-        raise ConfigError(f"inflation.schemes: {unknown[0]!r} is not one of {list(SCHEMES)}")
-    if study.stored_px < study.patches.size_px:
-        raise ConfigError(f"patches.stored_px: {study.stored_px} is less than patches.size_px {study.patches.size_px}")
-    encoders = list(dict.fromkeys([*study.encoders, *pretrained]))
-    problems = [problem for network in study.networks for problem in problems_of(network, study)]
-    told = [(f"encoders[{own.name}].arguments", own.arguments or {}) for own in study.own_encoders]
-    told += [(f"pretraining[{which.name}].arguments", which.arguments) for which in study.pretraining]
-    problems += [problem for place, arguments in told for problem in problems_of_arguments(arguments, place)]
-    problems += [wrong for name in study.encoders for wrong in problems_of_snapshot(name, study.pretraining, "encoders")]
-    architectures = {own.name: own.architecture for own in study.own_encoders} | {n.name: None for n in study.networks}
-    for which in study.pretraining:
-        problems += problems_of_pretraining(which, architectures, study.pretraining)
-        if not (study.source.has_slides or which.slides):
-            problems.append(
-                f"pretraining[{which.name}].slides: data.source {study.source.name} has patches and no slides; name a folder"
+        yield "a study needs at least one entry in encoders or networks"
+    elif study.splits.by_domain and not study.encoders and not any(network.by_domain for network in study.networks):
+        yield "splits.by_domain: no arm learns from single domains; set it to false, or by_domain of a network to true"
+    if twice := repeated(names):
+        yield f"an arm is named twice: {twice}; a network's name must differ from every encoder's, say {twice[0]}_224px"
+    trainings = {f"{network.name}-fold{fold}" for network in study.networks for fold in range(study.splits.n_folds)}
+    if taken := sorted(trainings & set(study.encoders)):
+        yield f"encoders: {taken} are what a network's trainings are called; call them otherwise"
+
+
+def _own_encoders(study: Study) -> Iterator[str]:
+    if foreign := [own.name for own in study.own_encoders if own.name not in study.encoders]:
+        yield f"own_encoders: {foreign} not among encoders {list(study.encoders)}"
+
+
+def _names(study: Study) -> Iterator[str]:
+    for key in ("own_encoders", "pretraining", "tasks"):
+        for name in repeated([entry.name for entry in getattr(study, key)]):
+            yield f"{key}: {name!r} stands twice; name each once"
+
+
+def _references(study: Study) -> Iterator[str]:
+    """Names of arms that the study doesn't have."""
+    named = {
+        "inflation.encoder": [study.inflation.encoder],
+        "conventions": [study.conventions],
+        "probe_audit": study.probe_audit,
+        "effects.encoder": [study.effects.encoder],
+    }
+    for key, names in named.items():
+        for name in names:
+            if name and name not in study.encoders:
+                yield f"{key}: {name!r} is not among encoders {list(study.encoders)}{nearest(name, study.encoders)}"
+    networks, name = [network.name for network in study.networks], study.effects.network
+    if name and name not in networks:
+        yield f"effects.network: {name!r} is not among networks {networks}{nearest(name, networks)}"
+    if (study.effects.n_folds or 1) > study.splits.n_folds:
+        yield f"effects.n_folds: {study.effects.n_folds}; the study has {study.splits.n_folds} folds"
+
+
+def _networks(study: Study) -> Iterator[str]:
+    for network in study.networks:
+        place = f"networks[{network.name}]"
+        if foreign := sorted(set(network.sizes or ()) - set(study.splits.sizes)):
+            yield f"{place}.sizes: {foreign}; name some of splits.sizes {list(study.splits.sizes)}"
+        if network.needed_px > study.stored_px:
+            yield (
+                f"{place}: rotating and shifting a crop of {network.input_px} px needs stored patches of "
+                f"{network.needed_px} px, these have {study.stored_px}; lower input_px or shift_px, or raise patches.stored_px"
             )
+
+
+def _pretraining(study: Study) -> Iterator[str]:
+    others = {*(own.name for own in study.own_encoders), *(network.name for network in study.networks)}
+    for one in study.pretraining:
+        place = f"pretraining[{one.name}]"
+        if one.name in others:
+            yield f"{place}.name: the study has an encoder or a network of that name already; call it otherwise"
+        if not (study.source.has_slides or one.slides):
+            yield f"{place}.slides: data.source {study.source.name} has patches and no slides; name a folder"
+        if one.start != "random":
+            yield from _start(study, one, f"{place}.start")
+    for name in study.encoders:
+        yield from _snapshot(study, name, "encoders")
+
+
+def _start(study: Study, one: Pretraining, place: str) -> Iterator[str]:
+    """What is wrong with the encoder that a pretraining starts from, as far as the study tells."""
+    name, scheme, rest = one.start.partition("@")[0], *one.start.partition(":")[::2]
+    first = next((other for other in study.pretraining if other.name == name), None)
+    described = {own.name: own.architecture for own in study.own_encoders}
+    architecture = rest.partition(".")[0] if scheme == "timm" else described.get(one.start)
+    if first is not None and one.name not in in_order(study.pretraining):
+        yield f"{place}: {one.start!r} starts, itself or by way of others, from {one.name!r}; start one at random"
+    elif first is not None and (first.architecture, first.arguments) != (one.architecture, one.arguments):
+        yield (
+            f"{place}: {one.start!r} is a {first.architecture} {first.arguments or ''}, "
+            f"this a {one.architecture} {one.arguments or ''}; weights fit the same architecture only"
+        )
+    elif first is not None:
+        yield from _snapshot(study, one.start, place)
+    elif architecture and architecture != one.architecture:
+        yield f"{place}: {one.start!r} is a {architecture}, this a {one.architecture}; they must be one architecture"
+
+
+def _snapshot(study: Study, name: str, place: str) -> Iterator[str]:
+    """What is wrong with ``NAME@STEP`` where the study pretrains NAME; any other name is right as far as the study tells."""
+    encoder, _, step = name.partition("@")
+    kept = next((steps_of(one) for one in study.pretraining if one.name == encoder), [])
+    if step and kept and step not in map(str, kept):
+        yield f"{place}: {name!r}, but snapshots of {encoder!r} are kept after {kept} steps; name one of these"
+
+
+def _tasks(study: Study) -> Iterator[str]:
+    pretrained = [one.name for one in study.pretraining]
+    known = list(dict.fromkeys([*study.encoders, *pretrained]))
     for task in study.tasks:
-        problems += problems_of_task(task, encoders, pretrained)
-    for named, what in ((pretrained, "pretraining"), ([task.name for task in study.tasks], "tasks")):
-        problems += [f"{what}: {name!r} is there twice" for name in sorted({n for n in named if named.count(n) > 1})]
-    _refuse(problems)
+        place = f"tasks[{task.name}]"
+        if foreign := sorted(set(task.encoders) - set(known)):
+            yield f"{place}.encoders: {foreign} not among the study's {known}"
+        if not known:
+            yield f"{place}: the study has no encoder to judge; name some in encoders, or pretrain one"
+        if task.snapshots and not set(task.encoders or known) & set(pretrained):
+            yield f"{place}.snapshots: the study pretrains none of its encoders, so that there are no snapshots"
+
+
+# The sections that a check compares. A check is left out where one of its sections is wrong by itself.
+CHECKS = {
+    _patches: {"data", "patches", "switches"},
+    _arms: {"encoders", "networks", "splits"},
+    _own_encoders: {"encoders", "own_encoders"},
+    _names: {"own_encoders", "pretraining", "tasks"},
+    _references: {"conventions", "effects", "encoders", "inflation", "networks", "probe_audit", "splits"},
+    _networks: {"networks", "patches", "splits"},
+    _pretraining: {"data", "encoders", "networks", "own_encoders", "pretraining"},
+    _tasks: {"encoders", "pretraining", "tasks"},
+}
 
 
 def as_dict(config: object) -> dict:
-    """A config dataclass as plain data, ready for JSON and for `digest`."""
+    """Options as plain data, ready for JSON and for `digest`."""
     return json.loads(json.dumps(dataclasses.asdict(typing.cast(typing.Any, config))))

@@ -1,13 +1,15 @@
-"""What a study may say of a network: numbers that can be, patches wide enough for it, arguments that only shape it."""
+"""Networks: how one is trained, and what the architecture of a network may be told."""
 
 import difflib
 import math
 import re
 from collections.abc import Mapping
+from typing import Annotated
 
 import yaml
+from pydantic import AfterValidator, Field, field_validator
 
-from mfcore.study.config_schema import Lora, Network, Study
+from mfcore.store.options import Count, Flag, Number, Positive, PositiveShare, Share, Whole, options, refuse
 
 MAX_HUE_TURNS = 0.5  # half a turn of the colour circle reaches every hue
 
@@ -36,20 +38,25 @@ def problems_of_arguments(arguments: object, place: str) -> list[str]:
     """
     if not isinstance(arguments, Mapping):
         return [f"{place}: expected a mapping, got {arguments!r}"]
-    problems = []
+    return [f"{place}.{key}: {text}" for key, text in _wrong(arguments).items()]
+
+
+def _wrong(arguments: Mapping) -> dict[str, str]:
+    """What is wrong with arguments of an architecture, by key."""
+    problems = {}
     for key, value in arguments.items():
         if key not in ARGUMENTS:
             near = difflib.get_close_matches(str(key), ARGUMENTS, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            problems.append(f"{place}.{key}: an architecture isn't told this; {hint}It may be told {', '.join(ARGUMENTS)}")
+            problems[key] = f"an architecture isn't told this; {hint}It may be told {', '.join(ARGUMENTS)}"
         elif isinstance(value, str) and key in _NAMES.split():
             if not re.fullmatch(r"[\w.()=-]*", value):
-                problems.append(f"{place}.{key}: {value!r} must be the name of one of timm's choices")
+                problems[key] = f"{value!r} must be the name of one of timm's choices"
         elif isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", value, re.IGNORECASE):
             number = yaml.safe_dump(float(value)).split()[0]
-            problems.append(f"{place}.{key}: {value!r} is text to YAML; for a number write {number}")
+            problems[key] = f"{value!r} is text to YAML; for a number write {number}"
         elif not _is_number(value):
-            problems.append(f"{place}.{key}: {value!r} must be a number, true, false, null or a list of these")
+            problems[key] = f"{value!r} must be a number, true, false, null or a list of these"
     return problems
 
 
@@ -58,39 +65,92 @@ def _is_number(value: object) -> bool:
     return all(map(_is_number, value)) if isinstance(value, list | tuple) else isinstance(value, int | float | None)
 
 
-def problems_of(network: Network, study: Study) -> list[str]:
-    """All that is wrong with one network of a study, each with its key and what it may be; empty where nothing is."""
-    place = f"networks[{network.name}]"
-    problems = [] if network.name.strip() else [f"{place}.name: an arm needs one"]
-    for key in ("input_px", "n_epochs", "patches_per_epoch", "batch_size", "max_lr", "accumulate", "clip_norm", "patience"):
-        value = getattr(network, key)
-        if value is not None and not 0 < value < math.inf:
-            problems.append(f"{place}.{key}: {value} must be a number above 0")
-    if network.shift_px < 0:
-        problems.append(f"{place}.shift_px: {network.shift_px} must be 0 or more")
-    shares = dict.fromkeys(("colour_probability", "blur_probability", "rotation_probability"), 1)
-    for key, most in {**shares, "colour_jitter": MAX_HUE_TURNS}.items():
-        if not 0 <= getattr(network, key) <= most:
-            problems.append(f"{place}.{key}: {getattr(network, key)} must lie in [0, {most}]")
-    problems += [] if network.lora is None else _wrong_lora(network.lora, f"{place}.lora")
-    foreign = sorted(set(network.sizes or ()) - set(study.splits.sizes))
-    if foreign or network.sizes == ():
-        problems.append(f"{place}.sizes: {foreign or 'none'}; name some of splits.sizes {list(study.splits.sizes)}")
-    if not problems and network.needed_px > study.stored_px:
-        problems.append(
-            f"{place}: rotating and shifting a crop of {network.input_px} px needs stored patches of {network.needed_px} px, "
-            f"these have {study.stored_px}; lower input_px or shift_px, or raise patches.stored_px"
-        )
-    return problems
+def _checked(arguments: dict) -> dict:
+    refuse(_wrong(arguments))
+    return arguments
 
 
-def _wrong_lora(lora: Lora, place: str) -> list[str]:
-    problems = [] if lora.rank >= 1 else [f"{place}.rank: {lora.rank} must be 1 or more; leave lora out to train every weight"]
-    if not 0 < lora.alpha < math.inf:
-        problems.append(f"{place}.alpha: {lora.alpha} must be a number above 0")
-    if not 0 <= lora.dropout < 1:
-        problems.append(f"{place}.dropout: {lora.dropout} must lie in [0, 1)")
-    if not lora.targets or not all(target.strip() for target in lora.targets):
-        default = list(Lora.targets)
-        problems.append(f"{place}.targets: {list(lora.targets)} must name ends of layers' names, say {default}")
-    return problems
+Arguments = Annotated[dict[str, object], AfterValidator(_checked)]  # of an architecture
+
+
+def encoder_name(signs: str) -> AfterValidator:
+    """Refuses what can't be the name of an encoder: "random", where a pretraining may start, or one of ``signs``.
+
+    A ":" ends the place where an encoder is looked for; "@" begins the step of a snapshot.
+    """
+
+    def check(name: str) -> str:
+        if not name.strip() or name == "random" or set(signs) & set(name):
+            raise ValueError(f"{name!r}: an encoder's name isn't 'random' and has none of {' '.join(signs)}")
+        return name
+
+    return AfterValidator(check)
+
+
+@options
+class Lora:
+    """Low-rank adaptation (Hu et al. 2021) of a frozen transformer: small matrices are trained, and the head.
+
+    Defaults: Ammeling et al. 2025, as released. targets: ends of the names of the layers that get a pair of matrices.
+    """
+
+    rank: Count = 16
+    alpha: Positive = 16.0
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.1
+    targets: tuple[str, ...] = ("qkv", "proj", "fc1", "fc2")
+
+    @field_validator("targets")
+    @classmethod
+    def _name_layers(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        if not targets or not all(target.strip() for target in targets):
+            raise ValueError(f"{list(targets)} must name ends of layers' names, say {list(cls.targets)}")
+        return targets
+
+
+@options
+class Network:
+    """A network trained end to end, or by LoRA, and how.
+
+    name: what tables and figures call the arm. architecture: an encoder's name, built with one logit.
+    input_px: side of the central crop that the network sees, in px of the stored patch.
+    patches_per_epoch: patches drawn with replacement each epoch, uniform over slides, then over the two classes; None
+        means every training patch once. max_lr: peak of the one-cycle schedule.
+    shift_px: largest random shift of the crop. rotation: any angle; the stored patch must be wide enough for it.
+    lora: train only low-rank matrices and the head; None trains every weight.
+    accumulate: batches whose gradients are added up for one step. clip_norm: largest norm of a step's gradient; None: any.
+    patience: epochs without a lower validation loss after which training ends; None: all of ``n_epochs``.
+    sizes, by_domain: at which of the study's sizes it is trained (None: all), and whether on single domains too.
+    """
+
+    name: str
+    architecture: str = "resnet50"
+    lora: Lora | None = None
+    input_px: Count = 224
+    n_epochs: Count = 100
+    patches_per_epoch: Count | None = 1280
+    batch_size: Count = 16
+    max_lr: Positive = 1e-4
+    shift_px: Annotated[Whole, Field(ge=0)] = 0
+    colour_jitter: Annotated[Number, Field(ge=0, le=MAX_HUE_TURNS)] = 0.1
+    colour_probability: Share = 0.5
+    blur_probability: Share = 0.1
+    rotation_probability: Share = 0.5
+    pretrained: Flag = True
+    accumulate: Count = 1
+    clip_norm: Positive | None = None
+    patience: Count | None = None
+    sizes: Annotated[tuple[PositiveShare, ...], Field(min_length=1)] | None = None
+    by_domain: Flag = True
+
+    @field_validator("name")
+    @classmethod
+    def _has_a_name(cls, name: str) -> str:
+        if not name.strip():
+            raise ValueError("an arm needs one")
+        return name
+
+    @property
+    def needed_px(self) -> int:
+        """Side of the stored patch, in px, from which any rotation and shift of the crop has no corner without image."""
+        diagonal_px = math.ceil(math.sqrt(2) * self.input_px)
+        return (diagonal_px if self.rotation_probability else self.input_px) + 2 * self.shift_px

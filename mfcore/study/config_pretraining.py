@@ -1,94 +1,176 @@
-"""What a study may say of encoders that it pretrains itself (kaiko 2024), and of the tasks by which they are judged."""
+"""Encoders that a study pretrains itself (kaiko 2024), and the tasks by which encoders are judged."""
 
 import dataclasses
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from mfcore.store.options import (
+    Count,
+    Distinct,
+    Flag,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Rising,
+    Share,
+    Two,
+    UmPerPx,
+    Whole,
+    among,
+    options,
+    refuse,
+)
+from mfcore.study.config_networks import Arguments, encoder_name
 
 METHODS = {"dino": "DINO", "dinov2": "DINOv2"}  # and what texts call them
 TASKS = ("bach", "crc", "mhist", "pcam", "pcam_10shot", "consep", "monusac", "synthetic_tissue", "synthetic_nuclei")
 SEGMENTATION = ("consep", "monusac", "synthetic_nuclei")  # the others classify patches
 MAX_PATCH_PX = 4096
 
+Side = Annotated[Whole, Field(ge=8, le=MAX_PATCH_PX)]  # of a patch or a crop, in px
+Scale = Annotated[tuple[PositiveShare, ...], Two, Rising]  # shares of a patch's area
 
-@dataclass(frozen=True)
+
+@options
 class OnlinePatches:
     """Patches drawn from slides while a network learns; none is stored (kaiko 2024, Online Patching).
 
     size_px: side of a patch. um_per_px: resolutions, each drawn as often as it stands here. min_tissue: least share of tissue
     in a patch. uniform_over: "tissue" draws positions uniform over the slides' tissue area, "slides" draws a slide first.
-    slide_fraction: share of the slides that patches are drawn from; of two shares the smaller's slides are among the larger's.
+    slide_fraction: share of the slides that patches are drawn from; the slides of a smaller share are among those of a larger.
     n_distinct: so many patches are drawn, and then drawn from; None: every patch is new.
     """
 
-    size_px: int = 256
-    um_per_px: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
-    min_tissue: float = 0.4
-    uniform_over: str = "tissue"
-    slide_fraction: float = 1.0
-    n_distinct: int | None = None
+    size_px: Side = 256
+    um_per_px: Annotated[tuple[UmPerPx, ...], Field(min_length=1)] = (0.25, 0.5, 1.0, 2.0)
+    min_tissue: Share = 0.4
+    uniform_over: Literal["tissue", "slides"] = "tissue"
+    slide_fraction: PositiveShare = 1.0
+    n_distinct: Count | None = None
 
 
-@dataclass(frozen=True)
+@options
 class Crops:
     """Multi-crop: two global crops and ``n_local`` local ones of a patch, their sides in px, their scales shares of its area.
 
     None: as the method's authors have it, see `in_full`.
     """
 
-    global_px: int = 224
-    local_px: int = 96
-    n_local: int = 8
-    global_scale: tuple[float, ...] | None = None
-    local_scale: tuple[float, ...] | None = None
+    global_px: Side = 224
+    local_px: Side = 96
+    n_local: Annotated[Whole, Field(ge=0)] = 8
+    global_scale: Scale | None = None
+    local_scale: Scale | None = None
+
+    @model_validator(mode="after")
+    def _local_is_smaller(self) -> "Crops":
+        if self.n_local and self.local_px > self.global_px:
+            refuse({"local_px": f"{self.local_px} px is more than global_px {self.global_px}"})
+        return self
 
 
-@dataclass(frozen=True)
+@options
 class Pretraining:
     """An encoder that the study pretrains without labels, by DINO (Caron et al. 2021) or DINOv2 (Oquab et al. 2023).
 
-    name: the encoder's, by which ``encoders`` may list it. architecture, arguments: timm's ViT. start: "random", or an
-    encoder with the same architecture whose weights it starts from. slides: a folder of slides, from the data folder where it
-    isn't whole (links to folders are followed), or an address that fsspec lists; empty for the study's own.
+    name: the name of the encoder, by which ``encoders`` may list it. architecture, arguments: timm's ViT. start: "random", or
+    an encoder with the same architecture whose weights it starts from. slides: a folder of slides, from the data folder where
+    it isn't absolute (links to folders are followed), or an address that fsspec lists; empty for the study's own.
     n_steps, batch_size: steps of so many patches, over all processes. Lengths of warm-ups, and ``n_frozen_last``, the steps in
     which the head's last layer stays as drawn, are shares of n_steps. base_lr: scaled to the batch as ``method`` has it.
     teacher_temperature: from the first value to the second during its warm-up. momentum: the teacher's at first; it ends at 1.
     n_snapshots: encoders kept on the way, evenly, the last one included. Fields that are None: see `in_full`.
     """
 
-    name: str
-    method: str = "dino"
+    name: Annotated[str, encoder_name(":@/")]
+    method: Annotated[str, among(METHODS)] = "dino"
     architecture: str = "vit_small_patch16_224"
-    arguments: dict[str, object] = field(default_factory=dict)
+    arguments: Arguments = Field(default_factory=dict)
     start: str = "random"
     slides: str = ""
-    patches: OnlinePatches = field(default_factory=OnlinePatches)
-    crops: Crops = field(default_factory=Crops)
-    n_steps: int = 125_000
-    batch_size: int = 256
-    seed: int = 0
-    base_lr: float | None = None
-    final_lr: float | None = None
-    warmup: float | None = None
-    weight_decay: tuple[float, ...] | None = None
-    clip_norm: float | None = None
-    momentum: float | None = None
-    student_temperature: float = 0.1
-    teacher_temperature: tuple[float, ...] | None = None
-    temperature_warmup: float | None = None
-    n_frozen_last: float | None = None
-    layer_decay: float | None = None
-    drop_path: float | None = None
-    centring: str | None = None
-    n_prototypes: int | None = None
-    head_hidden: int = 2048
-    head_bottleneck: int = 256
-    mask_probability: float = 0.5
-    mask_ratio: tuple[float, ...] = (0.1, 0.5)
-    ibot_weight: float | None = None
-    koleo_weight: float | None = None
-    n_snapshots: int = 1
+    patches: OnlinePatches = OnlinePatches()
+    crops: Crops = Crops()
+    n_steps: Count = 125_000
+    batch_size: Count = 256
+    seed: Whole = 0
+    base_lr: Positive | None = None
+    final_lr: NotNegative | None = None
+    warmup: Share | None = None
+    weight_decay: Annotated[tuple[NotNegative, ...], Two] | None = None
+    clip_norm: Positive | None = None
+    momentum: Share | None = None
+    student_temperature: Positive = 0.1
+    teacher_temperature: Annotated[tuple[Positive, ...], Two] | None = None
+    temperature_warmup: Share | None = None
+    n_frozen_last: Share | None = None
+    layer_decay: PositiveShare | None = None
+    drop_path: Share | None = None
+    centring: Literal["mean", "sinkhorn_knopp"] | None = None
+    n_prototypes: Annotated[Whole, Field(ge=2)] | None = None
+    head_hidden: Count = 2048
+    head_bottleneck: Count = 256
+    mask_probability: Share = 0.5
+    mask_ratio: Annotated[tuple[Share, ...], Two, Rising] = (0.1, 0.5)
+    ibot_weight: NotNegative | None = None
+    koleo_weight: NotNegative | None = None
+    n_snapshots: Count = 1
+
+    # Checks of a field against the fields before it; ``info.data`` holds those that are right by themselves.
+
+    @field_validator("crops")
+    @classmethod
+    def _fit(cls, crops: Crops, info: ValidationInfo) -> Crops:
+        arguments = info.data.get("arguments", {})
+        named = re.search(r"_patch(\d+)", info.data.get("architecture", ""))
+        token_px = arguments.get("patch_size", int(named[1]) if named else None)
+        problems = {}
+        if isinstance(token_px, int) and token_px > 0:
+            sides = {"global_px": crops.global_px} | ({"local_px": crops.local_px} if crops.n_local else {})
+            problems = {
+                key: f"{px} px is no multiple of the ViT's patches of {token_px} px; {_multiples(px, token_px)}"
+                for key, px in sides.items()
+                if px % token_px
+            }
+        img_size = arguments.get("img_size")
+        if isinstance(img_size, int) and img_size != crops.global_px:
+            problems["global_px"] = f"{crops.global_px} px, but arguments.img_size is {img_size} px; they are one size"
+        patches = info.data.get("patches")
+        if patches and crops.global_px > patches.size_px:
+            problems["global_px"] = (
+                f"{crops.global_px} px from patches of {patches.size_px} px would only be enlarged; lower it, "
+                "or raise patches.size_px"
+            )
+        refuse(problems)
+        return crops
+
+    @field_validator("start")
+    @classmethod
+    def _is_another(cls, start: str, info: ValidationInfo) -> str:
+        if start != "random" and start.partition("@")[0] == info.data.get("name"):
+            raise ValueError(f"{start!r} is the encoder itself; start at random, or from another")
+        return start
+
+    @field_validator("koleo_weight")
+    @classmethod
+    def _has_neighbours(cls, weight: float | None, info: ValidationInfo) -> float | None:
+        if info.data.get("batch_size") == 1 and weight != 0:
+            raise ValueError("KoLeo needs neighbours; say batch_size: 2 or more, or koleo_weight: 0")
+        return weight
+
+    @field_validator("n_snapshots")
+    @classmethod
+    def _at_most_one_a_step(cls, n_snapshots: int, info: ValidationInfo) -> int:
+        if n_snapshots > info.data.get("n_steps", n_snapshots):
+            raise ValueError(f"{n_snapshots} is more than n_steps {info.data['n_steps']}")
+        return n_snapshots
+
+
+def _multiples(px: int, token_px: int) -> str:
+    below = px // token_px * token_px
+    return f"the nearest are {below} and {below + token_px}" if below else f"the least is {token_px}"
 
 
 LAYER_SCALE = {"dinov2": 1e-5}  # of every block at first: the authors' configuration
@@ -137,37 +219,53 @@ PUBLISHED = {
 }
 
 
-# Patches. kaiko 2024 pretrained so (appendix B). DINO's authors, whose own are of 1,024, went down to 128, without local crops
-# (Caron et al. 2021, table 9), and name a trial of 8 of which much less came.
+# kaiko 2024 pretrained with batches of 256 patches (appendix B). DINO's authors took 1,024, went down to 128 without local
+# crops (Caron et al. 2021, table 9), and name a trial of 8 that learnt much less.
 PUBLISHED_BATCH = 256
-# A tenth of DINOv2's hundred epochs of 1,250 steps (DINO's have as many); of shorter trainings nothing published is known here.
+# A tenth of DINOv2's hundred epochs of 1,250 steps (DINO's have as many); no shorter training is published, as far as we know.
 PUBLISHED_STEPS = 12_500
-# Of smaller trainings, in batches or in steps, ours: with the published ones the teacher's targets were the same for all images
-# in trials of one small ViT, batches of 64 and of 256; the temperature did most, as DINO's authors advise users of their code.
+# Defaults of smaller trainings, in batches or in steps. In our trials (one small ViT, batches of 64 and of 256) the published
+# settings collapsed: all images got the same target. The temperature helped most, as DINO's authors advise.
 SMALL = {"teacher_temperature": (0.02, 0.02), "centring": "sinkhorn_knopp", "koleo_weight": 0.1}
 
 
 def defaults(pretraining: Pretraining) -> dict[str, object]:
-    """By field, what a pretraining has where it says nothing: the method's authors' choice, of small trainings ours.
+    """By field, the default of each field that is None: the choice of the method's authors, for small trainings ours.
 
-    Those of less than PUBLISHED_BATCH patches or PUBLISHED_STEPS steps have SMALL; the former also have as many prototypes as
-    targets, two a patch, while the latter keep the published head, so that a trial takes the memory of the training after it.
+    SMALL holds for fewer than PUBLISHED_BATCH patches or PUBLISHED_STEPS steps. Small batches also have two prototypes a patch,
+    as many as there are targets; short trainings keep the published head, so that a trial takes the memory of a long one.
     """
-    said = PUBLISHED[pretraining.method]
+    published = PUBLISHED[pretraining.method]
     if pretraining.batch_size < PUBLISHED_BATCH:
-        return {**said, **SMALL, "n_prototypes": max(2, 2 * pretraining.batch_size)}
-    return {**said, **SMALL} if pretraining.n_steps < PUBLISHED_STEPS else said
+        return {**published, **SMALL, "n_prototypes": max(2, 2 * pretraining.batch_size)}
+    return {**published, **SMALL} if pretraining.n_steps < PUBLISHED_STEPS else published
 
 
 def in_full(pretraining: Pretraining) -> Pretraining:
     """The same with every field that is None as `defaults` has it."""
-    unsaid = defaults(pretraining)
-    crops = {key: unsaid[key] for key in ("global_scale", "local_scale") if getattr(pretraining.crops, key) is None}
-    own = {key: value for key, value in unsaid.items() if getattr(pretraining, key, value) is None}
+    default = defaults(pretraining)
+    crops = {key: default[key] for key in ("global_scale", "local_scale") if getattr(pretraining.crops, key) is None}
+    own = {key: value for key, value in default.items() if getattr(pretraining, key, value) is None}
     return dataclasses.replace(pretraining, **own, crops=dataclasses.replace(pretraining.crops, **crops))
 
 
-@dataclass(frozen=True)
+def steps_of(pretraining: Pretraining) -> list[int]:
+    """After which steps a snapshot is kept, evenly spread; the last is ``n_steps``."""
+    n = pretraining.n_snapshots
+    return [pretraining.n_steps * (i + 1) // n for i in range(n)]
+
+
+def in_order(pretrainings: Sequence[Pretraining]) -> list[str]:
+    """Their names, each after the one that it starts from, else as they stand; those of a circle are left out."""
+    waiting, names = list(pretrainings), []
+    all_names = {one.name for one in waiting}
+    while ready := [one for one in waiting if (start := one.start.partition("@")[0]) in names or start not in all_names]:
+        names += [one.name for one in ready]
+        waiting = [one for one in waiting if one not in ready]
+    return names
+
+
+@options
 class Task:
     """A downstream task and how encoders are judged by it: eva's protocol for its kind.
 
@@ -177,211 +275,19 @@ class Task:
     has it. n_per_class: of the training split, drawn anew each run (few-shot); None: all, but for pcam_10shot's 10.
     """
 
-    name: str
-    encoders: tuple[str, ...] = ()
-    snapshots: bool = False
-    n_runs: int | None = None
-    n_steps: int | None = None
-    batch_size: int | None = None
-    max_lr: float | None = None
-    size_px: int | None = None
-    n_per_class: int | None = None
+    name: Annotated[str, among(TASKS)]
+    encoders: Annotated[tuple[str, ...], Distinct] = ()
+    snapshots: Flag = False
+    n_runs: Count | None = None
+    n_steps: Count | None = None
+    batch_size: Count | None = None
+    max_lr: Positive | None = None
+    size_px: Annotated[Whole, Field(ge=1, le=MAX_PATCH_PX)] | None = None
+    n_per_class: Count | None = None
 
-
-def steps_of(which: Pretraining) -> list[int]:
-    """After which steps a snapshot is kept, evenly spread; the last is ``n_steps``."""
-    return [which.n_steps * (i + 1) // which.n_snapshots for i in range(which.n_snapshots)]
-
-
-def in_order(all_of_them: Sequence[Pretraining]) -> list[str]:
-    """Their names, each after the one that it starts from, else as they stand; those of a circle are left out."""
-    waiting, found = list(all_of_them), []
-    names = {which.name for which in waiting}
-    while ready := [which for which in waiting if (start := which.start.partition("@")[0]) in found or start not in names]:
-        found += [which.name for which in ready]
-        waiting = [which for which in waiting if which not in ready]
-    return found
-
-
-def problems_of_pretraining(
-    which: Pretraining, described: Mapping[str, str | None], others: Sequence[Pretraining] = ()
-) -> list[str]:
-    """All that is wrong with one pretraining, each with its key and what it may be.
-
-    described: the other encoders and networks that the study describes, with their architectures where it says them.
-    others: all that the study pretrains, of which it may start from one.
-    """
-    place, wrong = f"pretraining[{which.name}]", []
-    if which.method not in METHODS:
-        wrong.append(f"{place}.method: {which.method!r} is not one of {list(METHODS)}")
-        which = dataclasses.replace(which, method=Pretraining.method)  # by which the rest is looked at
-    if which.name in described:
-        wrong.append(f"{place}.name: the study has an encoder or a network of that name already; call it otherwise")
-    whole = in_full(which)
-    if not which.name.strip() or which.name == "random" or any(sign in which.name for sign in ":@/"):
-        wrong.append(f"{place}.name: {which.name!r}: an encoder's name has no ':', '@' or '/', and isn't 'random'")
-    for key in (
-        "n_steps",
-        "batch_size",
-        "n_prototypes",
-        "head_hidden",
-        "head_bottleneck",
-        "base_lr",
-        "clip_norm",
-        "student_temperature",
-        "n_snapshots",
-    ):
-        if not 0 < getattr(whole, key) < math.inf:
-            wrong.append(f"{place}.{key}: {getattr(whole, key)} must be a number above 0")
-    if whole.n_prototypes == 1:
-        wrong.append(f"{place}.n_prototypes: 1 must be 2 or more: targets over one say nothing")
-    if which.batch_size == 1 and whole.koleo_weight:
-        wrong.append(f"{place}.batch_size: KoLeo needs neighbours; 2 or more, or koleo_weight: 0")
-    for key in ("warmup", "temperature_warmup", "n_frozen_last", "drop_path", "mask_probability", "momentum"):
-        if not 0 <= getattr(whole, key) <= 1:
-            wrong.append(f"{place}.{key}: {getattr(whole, key)} must lie in [0, 1]")
-    if not 0 < whole.layer_decay <= 1:
-        wrong.append(f"{place}.layer_decay: {whole.layer_decay} must lie in (0, 1]")
-    for key in ("final_lr", "ibot_weight", "koleo_weight"):
-        if not 0 <= getattr(whole, key) < math.inf:
-            wrong.append(f"{place}.{key}: {getattr(whole, key)} must be 0 or more")
-    pairs = {"weight_decay": (0.0, "of 0 or more"), "teacher_temperature": (1e-9, "above 0")}
-    for key, (least, what) in pairs.items():
-        value = getattr(whole, key)
-        if len(value) != 2 or min(value) < least or not all(map(math.isfinite, value)):
-            wrong.append(f"{place}.{key}: {list(value)} must be two numbers {what}")
-    ratio = whole.mask_ratio
-    if len(ratio) != 2 or not 0 <= ratio[0] <= ratio[1] <= 1:
-        wrong.append(f"{place}.mask_ratio: {list(ratio)} must be two shares of the tokens, in [0, 1], the lesser first")
-    if whole.centring not in ("mean", "sinkhorn_knopp"):
-        wrong.append(f"{place}.centring: {whole.centring!r} is not one of ['mean', 'sinkhorn_knopp']")
-    if which.n_snapshots > which.n_steps:
-        wrong.append(f"{place}.n_snapshots: {which.n_snapshots} is more than n_steps {which.n_steps}")
-    for key in ("global_scale", "local_scale"):
-        value = getattr(whole.crops, key)
-        if len(value) != 2 or not 0 < value[0] <= value[1] <= 1:
-            wrong.append(
-                f"{place}.crops.{key}: {list(value)} must be two shares of a patch's area, in (0, 1], the lesser first"
-            )
-    wrong += _wrong_crops(whole, place) + _wrong_patches(which.patches, f"{place}.patches")
-    return wrong + _wrong_network(which, place) + _wrong_start(which, described, others, place)
-
-
-def problems_of_snapshot(name: str, pretrained: Sequence[Pretraining], place: str) -> list[str]:
-    """What is wrong with ``NAME@STEP`` where the study pretrains NAME; any other name is right as far as this tells."""
-    encoder, at, step = name.partition("@")
-    which = next((other for other in pretrained if other.name == encoder), None)
-    if which is None or not at or not 1 <= which.n_snapshots <= which.n_steps:
-        return []
-    kept = steps_of(which)
-    if step in map(str, kept):
-        return []
-    return [f"{place}: {name!r}, but snapshots of {encoder!r} are kept after {kept} steps; name one of these"]
-
-
-def _wrong_network(which: Pretraining, place: str) -> list[str]:
-    """What of crops and architecture doesn't fit, as far as timm's name of it and its arguments tell."""
-    said, crops, wrong = which.arguments, which.crops, []
-    named = re.search(r"_patch(\d+)", which.architecture)
-    patch_px = said.get("patch_size", int(named[1]) if named else None)
-    sides = {"global_px": crops.global_px} | ({"local_px": crops.local_px} if crops.n_local else {})
-    if isinstance(patch_px, int) and patch_px > 0:
-        wrong += [
-            f"{place}.crops.{key}: {px} px is no multiple of the ViT's patches of {patch_px} px; {_multiples(px, patch_px)}"
-            for key, px in sides.items()
-            if px % patch_px
-        ]
-    img_size = said.get("img_size")
-    if isinstance(img_size, int) and img_size != crops.global_px:
-        wrong.append(f"{place}.arguments.img_size: {img_size} px, but crops.global_px is {crops.global_px}; they are one size")
-    return wrong
-
-
-def _multiples(px: int, patch_px: int) -> str:
-    below = px // patch_px * patch_px
-    return f"the nearest are {below} and {below + patch_px}" if below else f"the least is {patch_px}"
-
-
-def _wrong_start(
-    which: Pretraining, described: Mapping[str, str | None], others: Sequence[Pretraining], place: str
-) -> list[str]:
-    """What is wrong with the encoder that it starts from, as far as the study tells: its architecture must be the same."""
-    if which.start == "random":
-        return []
-    name = which.start.partition("@")[0]
-    first = next((other for other in others if other.name == name), None)
-    if first is not None:
-        if which.name not in in_order(others):
-            return [
-                f"{place}.start: {which.start!r} starts, itself or by way of others, from {which.name!r}; start one at random"
-            ]
-        if (first.architecture, first.arguments) != (which.architecture, which.arguments):
-            return [
-                f"{place}.start: {which.start!r} is a {first.architecture} {first.arguments or ''}, "
-                f"this a {which.architecture} {which.arguments or ''}; weights fit the same architecture only"
-            ]
-        return problems_of_snapshot(which.start, others, f"{place}.start")
-    scheme, _, rest = which.start.partition(":")
-    architecture = rest.partition(".")[0] if scheme == "timm" else described.get(which.start)
-    if architecture and architecture != which.architecture:
-        return [
-            f"{place}.start: {which.start!r} is a {architecture}, this a {which.architecture}; they must be one architecture"
-        ]
-    return []
-
-
-def _wrong_crops(which: Pretraining, place: str) -> list[str]:
-    crops, wrong = which.crops, []
-    if crops.n_local < 0:
-        wrong.append(f"{place}.crops.n_local: {crops.n_local} must be 0 or more")
-    for key in ("global_px", "local_px"):
-        if not 8 <= getattr(crops, key) <= MAX_PATCH_PX:
-            wrong.append(f"{place}.crops.{key}: {getattr(crops, key)} px must lie in 8 to {MAX_PATCH_PX}")
-    if crops.global_px > which.patches.size_px:
-        wrong.append(
-            f"{place}.crops.global_px: {crops.global_px} px from patches of {which.patches.size_px} px would only be blown up; "
-            "lower it, or raise patches.size_px"
-        )
-    if crops.n_local and crops.local_px > crops.global_px:
-        wrong.append(f"{place}.crops.local_px: {crops.local_px} px is more than global_px {crops.global_px}")
-    return wrong
-
-
-def _wrong_patches(patches: OnlinePatches, place: str) -> list[str]:
-    wrong = []
-    if not 8 <= patches.size_px <= MAX_PATCH_PX:
-        wrong.append(f"{place}.size_px: {patches.size_px} px must lie in 8 to {MAX_PATCH_PX}")
-    if not patches.um_per_px or not all(0.01 <= value <= 100 for value in patches.um_per_px):
-        wrong.append(f"{place}.um_per_px: {list(patches.um_per_px)} must be resolutions between 0.01 and 100")
-    if not 0 <= patches.min_tissue <= 1:
-        wrong.append(f"{place}.min_tissue: {patches.min_tissue} must lie in [0, 1]")
-    if patches.uniform_over not in ("tissue", "slides"):
-        wrong.append(f"{place}.uniform_over: {patches.uniform_over!r} is not one of ['tissue', 'slides']")
-    if not 0 < patches.slide_fraction <= 1:
-        wrong.append(f"{place}.slide_fraction: {patches.slide_fraction} must lie in (0, 1]")
-    if patches.n_distinct is not None and patches.n_distinct < 1:
-        wrong.append(f"{place}.n_distinct: {patches.n_distinct} must be 1 or more; leave it out for no limit")
-    return wrong
-
-
-def problems_of_task(task: Task, encoders: Iterable[str], pretrained: Iterable[str] = ()) -> list[str]:
-    """All that is wrong with one task; ``encoders``: the study's and those that it pretrains; ``pretrained``: the latter."""
-    place, known = f"tasks[{task.name}]", list(encoders)
-    wrong = [] if task.name in TASKS else [f"{place}: not one of {list(TASKS)}"]
-    if foreign := sorted(set(task.encoders) - set(known)):
-        wrong.append(f"{place}.encoders: {foreign} not among the study's {known}")
-    if twice := sorted({name for name in task.encoders if task.encoders.count(name) > 1}):
-        wrong.append(f"{place}.encoders: {twice[0]!r} is there twice")
-    if not known:
-        wrong.append(f"{place}: the study has no encoder to judge; name some in encoders, or pretrain one")
-    if task.snapshots and not set(task.encoders or known) & set(pretrained):
-        wrong.append(f"{place}.snapshots: none of its encoders is pretrained by the study, so that there are none")
-    for key in ("n_runs", "n_steps", "batch_size", "max_lr", "size_px", "n_per_class"):
-        value = getattr(task, key)
-        if value is not None and not 0 < value < math.inf:
-            wrong.append(f"{place}.{key}: {value} must be a number above 0")
-    if task.n_per_class is not None and task.name in SEGMENTATION:
-        wrong.append(f"{place}.n_per_class: {task.n_per_class}, but this task segments nuclei and has no classes of patches")
-    if task.size_px is not None and task.size_px > MAX_PATCH_PX:
-        wrong.append(f"{place}.size_px: {task.size_px} px must be at most {MAX_PATCH_PX}")
-    return wrong
+    @field_validator("n_per_class")
+    @classmethod
+    def _has_classes(cls, n: int | None, info: ValidationInfo) -> int | None:
+        if n is not None and info.data.get("name") in SEGMENTATION:
+            raise ValueError(f"{n}, but this task segments nuclei and has no classes of patches; leave the key out")
+        return n

@@ -1,11 +1,27 @@
 """What a study may say: frozen data with their defaults and meaning."""
 
-import math
 import typing
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
 
 from mfcore.data.labels.source import SOURCES, Source
+from mfcore.store.options import (
+    Count,
+    Distinct,
+    Flag,
+    Number,
+    Positive,
+    PositiveShare,
+    Two,
+    UmPerPx,
+    Whole,
+    among,
+    options,
+    refuse,
+)
+from mfcore.study.config_networks import Arguments, Network, encoder_name
 from mfcore.study.config_pretraining import Pretraining, Task
 
 
@@ -13,7 +29,7 @@ class ConfigError(ValueError):
     """A study says something that it can't say; the message names file, key and remedy."""
 
 
-@dataclass(frozen=True)
+@options
 class Switches:
     """In what the released code of Ganz et al. differs from the paper or from good practice, one name for each difference.
 
@@ -46,33 +62,20 @@ class Switches:
         there bilinearly).
     """
 
-    split_by: str = "slide"
-    stratified: bool = True
-    epoch: str = "best"
-    resolution: str = "target"
-    border: str = "said"
-    training_label: str = "annotation"
-    validation: str = "centre"
-    clipping: str = "after_backward"
-    sampler: str = "annotations"
-    augmentation: str = "as_said"
-    shared_splits: bool = True
-    encoder_input: str = "card"
+    split_by: Literal["slide", "official", "annotation", "annotation_buffered"] = "slide"
+    stratified: Flag = True
+    epoch: Literal["best", "last"] = "best"
+    resolution: Literal["target", "native"] = "target"
+    border: Literal["said", "black"] = "said"
+    training_label: Literal["annotation", "window"] = "annotation"
+    validation: Literal["centre", "drawn"] = "centre"
+    clipping: Literal["after_backward", "before_backward"] = "after_backward"
+    sampler: Literal["annotations", "released"] = "annotations"
+    augmentation: Literal["as_said", "released"] = "as_said"
+    shared_splits: Flag = True
+    encoder_input: Literal["card", "released"] = "card"
 
-    CHOICES: typing.ClassVar[dict] = {
-        "split_by": ("slide", "official", "annotation", "annotation_buffered"),
-        "stratified": (True, False),
-        "epoch": ("best", "last"),
-        "resolution": ("target", "native"),
-        "border": ("said", "black"),
-        "training_label": ("annotation", "window"),
-        "validation": ("centre", "drawn"),
-        "clipping": ("after_backward", "before_backward"),
-        "sampler": ("annotations", "released"),
-        "augmentation": ("as_said", "released"),
-        "shared_splits": (True, False),
-        "encoder_input": ("card", "released"),
-    }
+    CHOICES: typing.ClassVar[dict[str, tuple]]  # the values of each switch, strict mode's first
 
     @property
     def scheme(self) -> str:
@@ -80,6 +83,10 @@ class Switches:
         named = {"split_by": self.split_by, "stratified": self.stratified}
         return next((n for n, s in SCHEMES.items() if s == named), f"{self.split_by}_unstratified")
 
+
+Switches.CHOICES = {
+    name: typing.get_args(hint) or (True, False) for name, hint in typing.get_type_hints(Switches).items() if name != "CHOICES"
+}
 
 # Ways to split, by name: the strictest first, "released" as the released probe script draws.
 SCHEMES = {
@@ -113,7 +120,7 @@ MODES = {
 }
 
 
-@dataclass(frozen=True)
+@options
 class Data:
     """The data set: which loader, which classes.
 
@@ -128,19 +135,29 @@ class Data:
     seed, n_slides, n_annotations: of the synthetic data set only.
     """
 
-    source: str
+    source: Annotated[str, among(SOURCES)]
     positive: str = "mitotic figure"
     negative: str = "look-alike"
-    um_per_px: float | None = None
-    um_per_px_by_scanner: dict[str, float] = field(default_factory=dict)
-    label_values: tuple[str, ...] = ("0", "1")
-    origin: str | None = None
-    seed: int = 1
-    n_slides: int = 50
-    n_annotations: int = 2000
+    um_per_px: UmPerPx | None = None
+    um_per_px_by_scanner: dict[str, UmPerPx] = Field(default_factory=dict)
+    label_values: Annotated[tuple[str, ...], Two, Distinct] = ("0", "1")
+    origin: Annotated[str, among(ORIGINS)] | None = None
+    seed: Whole = 1
+    n_slides: Whole = 50
+    n_annotations: Whole = 2000
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Data":
+        problems = {}
+        if self.positive == self.negative:
+            problems["positive"] = f"both classes are called {self.positive!r}; give data.negative another name"
+        if self.origin == "scanned_area" and not SOURCES[self.source].has_slides:
+            problems["origin"] = f"data.source {self.source} has patches and no slides; leave the key out"
+        refuse(problems)
+        return self
 
 
-@dataclass(frozen=True)
+@options
 class Patches:
     """Patches: ``size_px`` at ``um_per_px`` is what encoders see; ``stored_px`` >= size_px leaves a margin for rotation.
 
@@ -148,25 +165,34 @@ class Patches:
         what is outside with white; "shift" moves the patch inward until they fit. One rule for training and test.
     """
 
-    size_px: int = 224
-    um_per_px: float | None = 0.25
-    stored_px: int | None = None
-    at_border: str = "white"
+    size_px: Annotated[Whole, Field(ge=8)] = 224
+    um_per_px: UmPerPx | None = 0.25
+    stored_px: Count | None = None
+    at_border: Literal["white", "shift"] = "white"
+
+    @model_validator(mode="after")
+    def _hold(self) -> "Patches":
+        if self.stored_px is not None and self.stored_px < self.size_px:
+            refuse({"stored_px": f"{self.stored_px} is less than patches.size_px {self.size_px}"})
+        return self
 
 
-@dataclass(frozen=True)
+Fraction = Annotated[Number, Field(gt=0, lt=1)]
+
+
+@options
 class Splits:
     """Monte Carlo folds (Ganz et al., section 3): test share of all, validation share and sizes as shares of the rest."""
 
-    seed: int = 42
-    n_folds: int = 5
-    sizes: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    test_fraction: float = 0.2
-    val_fraction: float = 0.2
-    by_domain: bool = True
+    seed: Whole = 42
+    n_folds: Count = 5
+    sizes: Annotated[tuple[PositiveShare, ...], Field(min_length=1), Distinct] = (0.001, 0.01, 0.1, 1.0)
+    test_fraction: Fraction = 0.2
+    val_fraction: Fraction = 0.2
+    by_domain: Flag = True
 
 
-@dataclass(frozen=True)
+@options
 class Inflation:
     """What other ways to split would have promised: one encoder's probe, run again under each of ``schemes``.
 
@@ -174,47 +200,53 @@ class Inflation:
     """
 
     encoder: str = ""
-    schemes: tuple[str, ...] = ("slide", "annotation_buffered", "annotation", "released")
+    schemes: tuple[Annotated[str, among(SCHEMES)], ...] = ("slide", "annotation_buffered", "annotation", "released")
 
 
-@dataclass(frozen=True)
+@options
 class Probe:
     """UNI's linear probe: cost None means D * K / 100."""
 
-    cost: float | None = None
-    max_iter: int = 1000
+    cost: Positive | None = None
+    max_iter: Count = 1000
 
 
-@dataclass(frozen=True)
+def path_of(weights: str) -> Path | None:
+    """The file or folder that ``weights`` names, by its beginning or its ending; None where it names no file."""
+    is_path = weights.startswith(("/", "./", "../", "~")) or weights.endswith(WEIGHTS_FILES)
+    return Path(weights).expanduser() if is_path else None
+
+
+@options
 class OwnEncoder:
     """An encoder that the study itself describes: a new one, or a known one under other conventions.
 
-    name: what it is called here. weights: OWNER/REPOSITORY[@REVISION] on the hub, "random", or a file of tensors under
-    timm's names or a folder with one; a path that isn't whole is from the study file. like: a known encoder; what is said
-    besides goes before its card. The other keys are those of the encoders' cards (`mfcore.encoders.cards_schema`); a new
-    encoder needs architecture, mean and std, and takes its dimension and the like from the architecture.
+    name: its name in this study. weights: OWNER/REPOSITORY[@REVISION] on the hub, "random", or a file of tensors under
+    timm's names or a folder with one; a relative path starts from the folder of the study file. like: a known encoder, whose
+    card holds for every key that is left out. The other keys are those of the encoders' cards (`mfcore.encoders.cards_schema`);
+    a new encoder needs architecture, mean and std; dimension, readout and parameters are read off the architecture.
     """
 
-    name: str
+    name: Annotated[str, encoder_name(":@")]
     like: str = ""
     weights: str = ""
     architecture: str | None = None
-    arguments: dict[str, object] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    resize_px: int | None = None
-    crop_px: int | None = None
+    arguments: Arguments | None = None
+    mean: tuple[Number, ...] | None = None
+    std: tuple[Number, ...] | None = None
+    resize_px: Whole | None = None
+    crop_px: Whole | None = None
     interpolation: str | None = None
     readout: str | None = None
-    n_prefix_tokens: int | None = None
-    n_dims: int | None = None
-    n_parameters: int | None = None
-    um_per_px: tuple[float, ...] | None = None
+    n_prefix_tokens: Whole | None = None
+    n_dims: Whole | None = None
+    n_parameters: Whole | None = None
+    um_per_px: tuple[Number, ...] | None = None
     evidence: str | None = None
     learnt_from: str | None = None
     precision: str | None = None
     licence: str | None = None
-    gated: bool | None = None
+    gated: Flag | None = None
     facts: str | None = None
     departs: str | None = None
     source: str | None = None
@@ -223,12 +255,11 @@ class OwnEncoder:
 
     @property
     def weights_path(self) -> Path | None:
-        """What ``weights`` names if it is a file or folder, by its beginning or its ending."""
-        is_path = self.weights.startswith(("/", "./", "../", "~")) or self.weights.endswith(WEIGHTS_FILES)
-        return Path(self.weights).expanduser() if is_path else None
+        """The file or folder that ``weights`` names; None where it names no file."""
+        return path_of(self.weights)
 
 
-@dataclass(frozen=True)
+@options
 class Effects:
     """What each switch is worth: one probe and one network, at the full size, with that switch alone set as released.
 
@@ -238,69 +269,17 @@ class Effects:
 
     encoder: str = ""
     network: str = ""
-    switches: tuple[str, ...] = ()
-    n_folds: int | None = None
+    switches: Annotated[tuple[Annotated[str, among(Switches.CHOICES)], ...], Distinct] = ()
+    n_folds: Count | None = None
+
+    @model_validator(mode="after")
+    def _have_an_arm(self) -> "Effects":
+        if self.switches and not (self.encoder or self.network):
+            refuse({"switches": "neither effects.encoder nor effects.network names an arm to measure them on; name one"})
+        return self
 
 
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank adaptation (Hu et al. 2021) of a frozen transformer: what is trained beside its head.
-
-    Defaults: Ammeling et al. 2025, as released. targets: ends of the names of the layers that get a pair of matrices.
-    """
-
-    rank: int = 16
-    alpha: float = 16.0
-    dropout: float = 0.1
-    targets: tuple[str, ...] = ("qkv", "proj", "fc1", "fc2")
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network trained end to end, or by LoRA, and how.
-
-    name: what tables and figures call the arm. architecture: an encoder's name, built with one logit.
-    input_px: side of the central crop that the network sees, in px of the stored patch.
-    patches_per_epoch: patches drawn with replacement each epoch, uniform over slides, then over the two classes; None
-        means every training patch once. max_lr: peak of the one-cycle schedule.
-    shift_px: largest random shift of the crop. rotation: any angle; the stored patch must be wide enough for it.
-    lora: train only low-rank matrices and the head; None trains every weight.
-    accumulate: batches whose gradients are added up for one step. clip_norm: largest norm of a step's gradient; None: any.
-    patience: epochs without a lower validation loss after which training ends; None: all of ``n_epochs``.
-    sizes, by_domain: at which of the study's sizes it is trained (None: all), and whether on single domains too.
-    """
-
-    name: str
-    architecture: str = "resnet50"
-    lora: Lora | None = None
-    input_px: int = 224
-    n_epochs: int = 100
-    patches_per_epoch: int | None = 1280
-    batch_size: int = 16
-    max_lr: float = 1e-4
-    shift_px: int = 0
-    colour_jitter: float = 0.1
-    colour_probability: float = 0.5
-    blur_probability: float = 0.1
-    rotation_probability: float = 0.5
-    pretrained: bool = True
-    accumulate: int = 1
-    clip_norm: float | None = None
-    patience: int | None = None
-    sizes: tuple[float, ...] | None = None
-    by_domain: bool = True
-
-    @property
-    def needed_px(self) -> int:
-        """Side of the stored patch, in px, from which any rotation and shift of the crop has no corner without image."""
-        return (
-            math.ceil(math.sqrt(2) * self.input_px) + 2 * self.shift_px
-            if self.rotation_probability
-            else self.input_px + 2 * self.shift_px
-        )
-
-
-@dataclass(frozen=True)
+@options
 class Study:
     """One study: everything that decides its numbers. Made by `load_study`.
 
@@ -316,18 +295,18 @@ class Study:
     name: str
     title: str
     data: Data
-    patches: Patches = field(default_factory=Patches)
-    splits: Splits = field(default_factory=Splits)
-    mode: str = "strict"
-    switches: Switches = field(default_factory=Switches)
+    patches: Patches = Patches()
+    splits: Splits = Splits()
+    mode: Literal["strict", "paper"] = "strict"
+    switches: Switches = Switches()
     encoders: tuple[str, ...] = ()
     own_encoders: tuple[OwnEncoder, ...] = ()
-    probe: Probe = field(default_factory=Probe)
-    inflation: Inflation = field(default_factory=Inflation)
+    probe: Probe = Probe()
+    inflation: Inflation = Inflation()
     conventions: str = ""
     probe_audit: tuple[str, ...] = ()
     networks: tuple[Network, ...] = ()
-    effects: Effects = field(default_factory=Effects)
+    effects: Effects = Effects()
     pretraining: tuple[Pretraining, ...] = ()
     tasks: tuple[Task, ...] = ()
 
@@ -372,21 +351,18 @@ class Study:
 
     def network(self, name: str) -> Network:
         """The end-to-end arm called ``name``; raises ConfigError with the names there are."""
-        for network in self.networks:
-            if network.name == name:
-                return network
-        raise ConfigError(f"study {self.name!r} has no network {name!r}; it has {[n.name for n in self.networks]}")
+        return self._named(self.networks, name, "has no network")
 
-    def pretrained(self, name: str) -> Pretraining:
+    def pretraining_of(self, name: str) -> Pretraining:
         """The pretraining of the encoder ``name``; raises ConfigError with the names there are."""
-        for which in self.pretraining:
-            if which.name == name:
-                return which
-        raise ConfigError(f"study {self.name!r} pretrains no encoder {name!r}; it has {[p.name for p in self.pretraining]}")
+        return self._named(self.pretraining, name, "pretrains no encoder")
 
     def task(self, name: str) -> Task:
         """The task called ``name``; raises ConfigError with the names there are."""
-        for task in self.tasks:
-            if task.name == name:
-                return task
-        raise ConfigError(f"study {self.name!r} has no task {name!r}; it has {[task.name for task in self.tasks]}")
+        return self._named(self.tasks, name, "has no task")
+
+    def _named(self, entries: tuple[typing.Any, ...], name: str, lacks: str) -> typing.Any:
+        for entry in entries:
+            if entry.name == name:
+                return entry
+        raise ConfigError(f"study {self.name!r} {lacks} {name!r}; it has {[entry.name for entry in entries]}")

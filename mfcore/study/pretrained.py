@@ -1,32 +1,25 @@
-"""Encoders that a study pretrains: what decides one, where it lies once it is there, and its snapshots' names.
+"""Encoders that a study pretrains: what decides one, where it lies, and the names of its snapshots.
 
 A run ``pretrain-<name>-<key>`` keeps a folder for each snapshot, ``encoders/step0000400/`` with ``card.json`` and
 ``weights.safetensors``. ``NAME`` stands for the last, ``NAME@STEP`` for any.
 """
 
-import dataclasses
 from pathlib import Path
 
 from mfcore import store
 from mfcore.study import config_pretraining
 from mfcore.study.config import ConfigError, Pretraining, Study, as_dict
-from mfcore.study.config_pretraining import in_full, steps_of
+from mfcore.study.config_pretraining import LAYER_SCALE, MASK_TOKEN_SD, in_full, steps_of
 
 STAGE = "pretrain"
 
 
 def config_of(study: Study, name: str) -> dict:
     """What decides the encoder ``name``, besides the slides and the weights that it starts from."""
-    which = in_full(study.pretrained(name))
-    content = as_dict(dataclasses.replace(which, name=""))
-    if which.method in config_pretraining.LAYER_SCALE:  # what a network of the method begins with
-        content["begins_with"] = {
-            name: of[which.method]
-            for name, of in (
-                ("layer_scale", config_pretraining.LAYER_SCALE),
-                ("mask_token_sd", config_pretraining.MASK_TOKEN_SD),
-            )
-        }
+    pretraining = in_full(study.pretraining_of(name))
+    content = as_dict(pretraining) | {"name": ""}
+    if (method := pretraining.method) in LAYER_SCALE:  # what a network of the method begins with
+        content["begins_with"] = {"layer_scale": LAYER_SCALE[method], "mask_token_sd": MASK_TOKEN_SD[method]}
     keys = ("source", "um_per_px", "um_per_px_by_scanner")
     return {
         "pretraining": content,
@@ -43,27 +36,27 @@ def find(study: Study, name: str, results: str | Path) -> store.Run:
     try:
         return store.find_run(results, STAGE, name, config_of(study, name))
     except store.StoreError as error:
-        told = str(error).removesuffix(" run the notebook that makes it first.")
-        raise store.StoreError(f"{told} Pretrain it: notebook 08_pretrain with encoder = {name!r}") from None
+        reason = str(error).removesuffix(" run the notebook that makes it first.")
+        raise store.StoreError(f"{reason} Pretrain it: notebook 08_pretrain with encoder = {name!r}") from None
 
 
 def in_order(study: Study) -> list[str]:
-    """The encoders that the study pretrains, each after the one that it starts from; a study has no circle of them."""
+    """The encoders that the study pretrains, each after the one that it starts from."""
     return config_pretraining.in_order(study.pretraining)
 
 
-def snapshots_of(which: Pretraining) -> list[str]:
+def snapshots_of(pretraining: Pretraining) -> list[str]:
     """The names of a pretraining's snapshots, ``NAME@STEP``, in order."""
-    return [f"{which.name}@{step}" for step in steps_of(which)]
+    return [f"{pretraining.name}@{step}" for step in steps_of(pretraining)]
 
 
 def is_of(study: Study, name: str) -> bool:
     """Whether ``name`` is an encoder that the study pretrains, or a snapshot of one."""
-    return name.partition("@")[0] in [which.name for which in study.pretraining]
+    return name.partition("@")[0] in [pretraining.name for pretraining in study.pretraining]
 
 
 def snapshot_folder(run_folder: Path, step: int) -> Path:
-    """Where the snapshot after ``step`` steps lies."""
+    """The folder of the snapshot after ``step`` steps."""
     return run_folder / "encoders" / f"step{step:07d}"
 
 
@@ -73,13 +66,13 @@ def folder_of(study: Study, name: str, results: str | Path) -> Path:
     Raises StoreError where it isn't pretrained yet, ConfigError for a step of which no snapshot is kept.
     """
     encoder, _, step = name.partition("@")
-    which = study.pretrained(encoder)
-    steps = steps_of(which)
+    pretraining = study.pretraining_of(encoder)
+    steps = steps_of(pretraining)
     if step and step not in map(str, steps):
-        raise ConfigError(f"encoder {name!r}: there are snapshots after {steps} steps; name one of {snapshots_of(which)}")
+        raise ConfigError(f"encoder {name!r}: there are snapshots after {steps} steps; name one of {snapshots_of(pretraining)}")
     return snapshot_folder(find(study, encoder, results).folder, int(step or steps[-1]))
 
 
 def sha256(study: Study, name: str, results: str | Path) -> str:
-    """Of the weights of ``NAME`` or ``NAME@STEP``, by which two pretrainings are told apart; raises as `folder_of`."""
+    """SHA-256 of the weights of ``NAME`` or ``NAME@STEP``, by which two pretrainings differ; raises as `folder_of`."""
     return store.file_sha256(folder_of(study, name, results) / "weights.safetensors")

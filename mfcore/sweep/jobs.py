@@ -118,7 +118,7 @@ def _pretraining_jobs(study: Study) -> list[Job]:
     first, work = STAGES["01"], {which.name: _n_px(which) for which in study.pretraining}
     jobs = [Job(STAGES["07"], STAGES["07"], {}, (first,))] if study.pretraining else []
     for name in pretrained.in_order(study):
-        needs = (first, *_pretrained(study, [study.pretrained(name).start]))
+        needs = (first, *_pretrained(study, [study.pretraining_of(name).start]))
         jobs.append(Job(pretraining_job(name), STAGES["08"], {"encoder": name}, needs, work[name]))
     return jobs
 

@@ -122,7 +122,7 @@ def encoders_of(study: Study, task: Task) -> list[str]:
 
 
 def _earlier(study: Study, encoder: str) -> list[str]:
-    return pretrained.snapshots_of(study.pretrained(encoder))[:-1] if pretrained.is_of(study, encoder) else []
+    return pretrained.snapshots_of(study.pretraining_of(encoder))[:-1] if pretrained.is_of(study, encoder) else []
 
 
 def one_after_another(

@@ -7,7 +7,6 @@ at zero: before the first step, the network is the frozen one.
 import dataclasses
 import functools
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -39,18 +38,10 @@ def build_network(
     Takes float32 (n, 3, side, side), normalised by the card's mean and std, and gives logits (n, n_classes). ``side`` may
     be another than the card's where the architecture can: a transformer's position embedding is then resized. It is tried
     with ``input_px`` (None: the card's crop). The rest as `encoders.build_network`; A is drawn by ``seed`` and the name, too.
-    Raises EncoderError where weights can't be had, where the network can't take ``input_px``, for numbers that LoRA
-    can't have, for a target that matches no layer, or a layer in which LoRA would do nothing.
+    Raises EncoderError where weights can't be had, where the network can't take ``input_px``, for a target that matches no
+    layer, or a layer in which LoRA would do nothing.
     """
     this = encoders.card(card) if isinstance(card, str) else card
-    if lora is not None:
-        fits = {"rank": lora.rank >= 1, "alpha": 0 < lora.alpha < math.inf, "dropout": 0 <= lora.dropout < 1}
-        fits["targets"] = bool(lora.targets) and all(target.strip() for target in lora.targets)
-        if found := [f"{key} {getattr(lora, key)}" for key, right in fits.items() if not right]:
-            raise EncoderError(
-                f"lora has {', '.join(found)}; it needs a rank of 1 or more, an alpha above 0, a dropout in [0, 1) "
-                "and ends of names of layers for its targets"
-            )
     flexible = dataclasses.replace(
         this, arguments={**this.arguments, **_any_size(this.architecture, json.dumps(dict(this.arguments)))}
     )

@@ -14,7 +14,7 @@ from mfcore.data import augment
 from mfcore.pretraining import crops
 from mfcore.study.config_pretraining import Crops, Pretraining, in_full
 
-SMALL = in_full(Pretraining("a", crops=Crops(global_px=24, local_px=12, n_local=3))).crops
+SMALL = in_full(Pretraining("a", arguments={"patch_size": 12}, crops=Crops(global_px=24, local_px=12, n_local=3))).crops
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
@@ -52,7 +52,7 @@ def test_row_i_depends_on_its_number_alone():
 def test_cuts_are_distributed_as_torchvisions(group):
     """Area, aspect and place of RandomResizedCrop, of patches so small that not every attempt fits."""
     n, patch_px = 4000, 48
-    settings = in_full(Pretraining("a", crops=Crops(24, 12, 1))).crops
+    settings = in_full(Pretraining("a", arguments={"patch_size": 12}, crops=Crops(24, 12, 1))).crops
     drawn = crops.draw(settings, n, patch_px, 1, "cuts").crop(0 if group == "global" else 2)
     torch.manual_seed(8)
     blank, scale = (

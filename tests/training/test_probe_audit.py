@@ -140,7 +140,7 @@ def test_training_sets_of_one_class_are_named_all_at_once(embeddings, monkeypatc
 def test_a_study_may_audit_its_own_encoders_only(tmp_path):
     file = tmp_path / "s.yaml"
     file.write_text("name: s\ntitle: S\ndata: {source: synthetic}\nencoders: [resnet50]\nprobe_audit: [resnet50, uni]\n")
-    with pytest.raises(config.ConfigError, match=r"probe_audit: \['uni'\] not among encoders \['resnet50'\]"):
+    with pytest.raises(config.ConfigError, match=r"probe_audit: 'uni' is not among encoders \['resnet50'\]"):
         config.load_study(file)
     file.write_text(file.read_text().replace(", uni]", "]"))
     assert config.load_study(file).probe_audit == ("resnet50",)
