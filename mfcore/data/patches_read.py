@@ -123,7 +123,7 @@ def _look_at(job: Job) -> Found:
                 )
             centres = centres if job.inside_px is None else slide.inside(centres, job.inside_px, job.um_per_px)
             n_over_edge = int(slide.reaches_over(centres, job.size_px, job.um_per_px).sum())
-            in_one_go = slide.n_bytes_whole > 0
+            in_one_go = slide.reader.n_bytes_whole > 0
             return Found((), slide.um_per_px, slide.states_um_per_px, centres, n_over_edge, scanned_at_px, in_one_go)
     except UnstatedResolution as error:
         return Found(problems=(f"{error} (slide {job.slide_id}, scanner {job.scanner or 'unknown'})",))
