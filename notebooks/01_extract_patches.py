@@ -46,7 +46,7 @@ audit_run = splits_audit.write(study, folder)
 audit = splits_audit.load(audit_run)
 captions.show(splits_audit.summary(audit))
 captions.show(
-    " ".join([splits_audit.twins_said(splits_audit.load_twins(audit_run), audit), *audit_run.record["facts"]["remarks"]])
+    " ".join([splits_audit.twins_sentence(splits_audit.load_twins(audit_run), audit), *audit_run.record["facts"]["remarks"]])
 )
 
 # %% [markdown]

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from mfcore import store
-from mfcore.data import patches, splits_draw
+from mfcore.data import patches, splits, splits_draw
 from mfcore.data.slides.slide import SAME_RESOLUTION
 from mfcore.encoders.conventions import RELEASED_EMBEDDING, RELEASED_TRAINING
 from mfcore.study.config import MODES, Effects, Inflation, Study, Switches, as_dict
@@ -181,7 +181,7 @@ def reach(study: Study, switch: str, run: store.Run) -> Reach:
 
 def _sees_a_positive(study: Study, labels: pd.DataFrame, seen_px: int) -> np.ndarray:
     """Whether each negative patch's central ``seen_px`` hold the centre of a positive annotation, bool (n_negative,)."""
-    labels = splits_draw.with_places(study, labels)
+    labels = splits_draw.with_places(labels, splits.placing_of(study))
     negative, positive = (labels[labels["label"] == label] for label in (0, 1))
     seen = np.zeros(len(negative), dtype=bool)
     half = (negative["side_l0_px"] / study.patches.size_px * seen_px / 2).to_numpy()

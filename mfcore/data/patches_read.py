@@ -1,8 +1,8 @@
-"""Reading slides into the patch store: each slide looked at first, then read in batches by threads.
+"""Slides read into the patch store: each slide is checked first, then threads read it in batches.
 
-A batch is a part of one slide's annotations, in the order in which `mfcore.data.slides.slide.Slide.plan` wants them read;
-batches of one slide share it. A batch's patches are on disk before its rows enter ``progress.txt``, so that a kill at any
-moment loses the batches in hand and no more. What is left is planned anew, so that nothing but rows needs to be remembered.
+A batch is a part of one slide's annotations, in the order of `mfcore.data.slides.slide.Slide.plan`; the batches of one slide
+share the open slide. A batch's patches are on disk before its rows enter ``progress.txt``: a kill at any moment loses the
+batches in hand and no more. The next run plans the missing rows anew.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ from mfcore.store import replacing
 T, R = TypeVar("T"), TypeVar("R")
 
 RULE = 3
-"""Raised whenever the same slides would give other px, so that a store begun by the rule before is begun anew."""
-BATCH_PATCHES = (16, 256)  # the fewest and the most in a batch; between them, eight batches a thread
+"""Raise it when the same slides would give other px: a store that was begun by an earlier rule is then begun anew."""
+BATCH_PATCHES = (16, 256)  # least and largest number in a batch; between them, eight batches a thread
 
 
 class PatchError(ValueError):
-    """Patches can't be read, or aren't what they should be; the message names every slide or file concerned."""
+    """Patches can't be read, or are wrong; the message names every slide or file concerned."""
 
 
 class DiskError(RuntimeError):
@@ -42,10 +42,10 @@ class DiskError(RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """One slide's reads: where the px are, which rows they fill.
+    """The reads of one slide.
 
-    files: the slide, or a patch image for each row. rows: int (n,). centres: float (n, 2) of x, y in level-0 px.
-    um_per_px: of the patches, None native. slide_um_per_px: where the slide doesn't say.
+    files: the slide, or a patch image for each row. rows: of the store, int (n,). centres: float (n, 2) of x, y in level-0 px.
+    um_per_px: of the patches, None native. slide_um_per_px: of a slide whose file doesn't state it.
     inside_px: the side, in px of the patches, that is moved to lie inside the slide; None moves nothing.
     outside: grey level, 0 to 255, of what lies outside the slide.
     from_scanned_area: whether the centres count from the corner of the slide's scanned area.
@@ -67,7 +67,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Found:
-    """What looking at a slide, without reading its px, has shown.
+    """The facts of a slide, or its problems, as known before its px are read.
 
     centres: float (n, 2), where the patches are read, in level-0 px. n_over_edge: stored patches that reach over the border.
     scanned_at_px: corner (x, y) of the scanned area in level-0 px.
@@ -84,7 +84,7 @@ class Found:
 
 
 def look(jobs: list[Job], n_workers: int) -> list[Found]:
-    """Look at every slide before anything is read; raises one PatchError that lists all that is wrong."""
+    """Open every slide before any px are read; raises one PatchError that lists all problems."""
     found: list[Found] = [Found()] * len(jobs)
     with tqdm(total=len(jobs), desc="slides checked", unit="slide", leave=False) as bar:
         for done in _each(lambda i: (i, _look_at(jobs[i])), range(len(jobs)), n_workers):
@@ -123,7 +123,7 @@ def _look_at(job: Job) -> Found:
                 )
             centres = centres if job.inside_px is None else slide.inside(centres, job.inside_px, job.um_per_px)
             n_over_edge = int(slide.reaches_over(centres, job.size_px, job.um_per_px).sum())
-            in_one_go = slide.n_bytes_whole > 0
+            in_one_go = slide.reader.n_bytes_whole > 0
             return Found((), slide.um_per_px, slide.states_um_per_px, centres, n_over_edge, scanned_at_px, in_one_go)
     except UnstatedResolution as error:
         return Found(problems=(f"{error} (slide {job.slide_id}, scanner {job.scanner or 'unknown'})",))
@@ -132,7 +132,7 @@ def _look_at(job: Job) -> Found:
 
 
 def _image_problem(file: Path, size_px: int) -> str | None:
-    """What is wrong with a patch image, None if nothing."""
+    """The problem of a patch image, None without one."""
     try:
         with Image.open(file) as image:
             shape, mode = image.size, image.mode
@@ -147,9 +147,9 @@ def _image_problem(file: Path, size_px: int) -> str | None:
 
 
 def read_all(target: Path, progress: Path, jobs: list[Job], found: list[Found], size_px: int, n_workers: int) -> None:
-    """Fill the array ``target``, uint8 (n_patches, size_px, size_px, 3), with what ``progress`` doesn't say is in it yet.
+    """Fill the rows of the array ``target``, uint8 (n_patches, size_px, size_px, 3), that ``progress`` doesn't list.
 
-    Raises one PatchError for all slides that fail to be read, when all others are in.
+    Raises one PatchError for all slides that can't be read, after all other slides were read.
     """
     shape = (sum(len(job.rows) for job in jobs), size_px, size_px, 3)
     is_done = _begin(target, progress, shape)
@@ -183,7 +183,7 @@ def read_all(target: Path, progress: Path, jobs: list[Job], found: list[Found], 
 
 
 def _begin(target: Path, progress: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Make the array, or take up the one there is; returns which rows are in it, bool (n_patches,)."""
+    """Make the array, or continue an earlier one; returns whether each row is filled, bool (n_patches,)."""
     begun = json.dumps({"rule": RULE, "shape": shape}) + "\n"
     with contextlib.suppress(OSError, ValueError, IndexError):
         return _take_up(target, progress, shape, begun)
@@ -198,10 +198,10 @@ def _begin(target: Path, progress: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _take_up(target: Path, progress: Path, shape: tuple[int, ...], begun: str) -> np.ndarray:
-    """Which rows an earlier run has put in; raises OSError, ValueError or IndexError where it left nothing to go on with."""
-    there = np.load(target, mmap_mode="r")  # refuses a header or a length that the kill left unfinished
+    """The rows that an earlier run filled; raises OSError, ValueError or IndexError where its files can't be continued."""
+    array = np.load(target, mmap_mode="r")  # refuses a header or a length that the kill left unfinished
     first, *lines = progress.read_text(encoding="utf-8").splitlines(keepends=True)
-    if there.shape != shape or there.dtype != np.uint8 or first != begun:
+    if array.shape != shape or array.dtype != np.uint8 or first != begun:
         raise ValueError("begun in another way")
     lines = [line for line in lines if line.endswith("\n")]  # one without was being written at the kill
     is_done = np.zeros(shape[0], dtype=bool)
@@ -213,9 +213,9 @@ def _take_up(target: Path, progress: Path, shape: tuple[int, ...], begun: str) -
 
 
 class _Source:
-    """A slide, or a slide's patch images, that several batches read: opened by the first, closed by the last.
+    """A slide, or its patch images: the first batch opens it, the last one closes it.
 
-    ``left`` are the annotations still to read, as places in the job. A slide that failed once is read no further.
+    left: the annotations still to read, as places in the job. A slide that failed once is read no further.
     """
 
     def __init__(self, job: Job, centres: np.ndarray, left: np.ndarray, n_batches: int, memory: Memory):
@@ -266,7 +266,7 @@ class _Source:
 
 
 class _Work:
-    """The open array, and what the threads that write into it share."""
+    """The open array, and the state that its writing threads share."""
 
     def __init__(self, target: Path, memory: Memory):
         self.memory = memory
@@ -282,14 +282,14 @@ class _Work:
         os.close(self._array)
 
     def give_up(self) -> None:
-        """Let the batches in hand come to their end."""
+        """Let the current batches end early."""
         self._is_given_up = True
         self.memory.lift()
 
     def read(self, batch: tuple[_Source, int]) -> tuple[list[int], str]:
-        """Put one batch into its rows; returns the rows, or what is wrong with the slide.
+        """Write one batch into its rows; returns the rows, or the problem of the slide.
 
-        Written with ``write``, not through the map: a full disk is then an error with a name, not a crash.
+        Written by ``pwrite``, not through the map: a full disk is then an error with a name, not a crash.
         """
         source, number = batch
         rows = []
@@ -307,12 +307,12 @@ class _Work:
         return rows, ""
 
     def sync(self) -> None:
-        """Have on disk what was put in."""
+        """Wait until all written rows are on disk."""
         with self._disk():
             os.fsync(self._array)
 
     def _write(self, patch: np.ndarray, row: int) -> None:
-        """All of a patch; the system may take it in parts."""
+        """Write a whole patch, of which the system may take parts."""
         rest, offset = memoryview(np.ascontiguousarray(patch)).cast("B"), self._offset + row * patch.nbytes
         while rest:
             with self._disk():
@@ -321,7 +321,7 @@ class _Work:
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
-        """Name the file where the disk refuses."""
+        """Turn an OSError into DiskError with the file's name."""
         try:
             yield
         except OSError as error:
@@ -331,9 +331,9 @@ class _Work:
 def _each(
     work: Callable[[T], R], items: Sequence[T], n_workers: int, give_up: Callable[[], None] = lambda: None
 ) -> Iterator[list[R]]:
-    """``work`` on every item in ``n_workers`` threads: what has got done since the last time, until all has.
+    """Do ``work`` on every item in ``n_workers`` threads; yields lists of new results until all are done.
 
-    An error drops what waits, after ``give_up``.
+    After an error, calls ``give_up`` and drops the items that wait.
     """
     pool = ThreadPoolExecutor(max(1, min(n_workers, len(items))))
     try:

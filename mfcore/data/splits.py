@@ -2,24 +2,22 @@
 
 Two uses. Data scaling (``train_domain`` "all"): the whole data set at every size. Cross-domain (``train_domain`` a
 domain, size 1): train on one domain, test on its own test share and on all of every other domain (`splits_draw.across` says
-what is left out where domains share cases or pixels). Both follow Ganz et al., section 3: 20 % of all for testing, 20 % of
-the remainder for validation; sizes are shares of what testing leaves.
+what is left out where domains share cases or pixels). Both follow Ganz et al., section 3: 20 % of all patches test, 20 % of
+the others validate; sizes are shares of the patches that don't test.
 """
 
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from mfcore import store
-from mfcore.data import patches, splits_draw
-from mfcore.data.splits_draw import ALL, BY_TRAINING_SCRIPT, SplitError, across, draw
-from mfcore.store.options import options
+from mfcore.data import patches
+from mfcore.data.splits_draw import ALL, BY_TRAINING_SCRIPT, Placing, Scheme, SplitError, across, draw
 from mfcore.streams import stream_seed
-from mfcore.study.config import SCHEMES, Study, Switches, as_dict
+from mfcore.study.config import SCHEMES, Study, as_dict
 
 ROLES = ("train", "val", "test")
 BLANKS = str.maketrans(" _", "_ ")
@@ -60,8 +58,8 @@ def percent(size: float) -> str:
     return f"{(100 * Decimal(repr(float(size)))).normalize():f}"
 
 
-def make(study: Study, labels: pd.DataFrame) -> pd.DataFrame:
-    """Draw every fold at every size, for both uses, as the study's switches say (`splits_draw.draw`).
+def make(labels: pd.DataFrame, scheme: Scheme) -> pd.DataFrame:
+    """Draw every fold of a scheme at every size, for both uses (`splits_draw.draw`).
 
     labels: as `mfcore.data.labels.table.COLUMNS`, one row per patch; a column ``twin``, a number that patches of the same
     pixels share, keeps these on one side (`splits_draw`). Returns ``patch_id, train_domain, fold, size, role``; a patch
@@ -70,19 +68,19 @@ def make(study: Study, labels: pd.DataFrame) -> pd.DataFrame:
     """
     domains = sorted(labels["domain"].unique())
     tables = []
-    for fold in range(study.splits.n_folds):
-        tables += _tables(ALL, fold, draw(study, labels, ALL, fold, study.splits.sizes))
-        if study.splits.by_domain and len(domains) == 1:
+    for fold in range(scheme.n_folds):
+        tables += _tables(ALL, fold, draw(labels, scheme, ALL, fold, scheme.sizes))
+        if scheme.by_domain and len(domains) == 1:
             raise SplitError(
                 f"cross-domain needs two domains or more, there is only {domains[0]!r}; set splits.by_domain: false"
             )
-        for domain in domains if study.splits.by_domain else ():
+        for domain in domains if scheme.by_domain else ():
             within = labels[labels["domain"] == domain]
-            roles, elsewhere = across(study, labels, domain, draw(study, within, domain, fold, (1.0,))[1.0])
+            roles, elsewhere = across(labels, scheme, domain, draw(within, scheme, domain, fold, (1.0,))[1.0])
             tables += _tables(domain, fold, {1.0: roles})
             tables.append(_rows(domain, fold, 1.0, "test", elsewhere))
     table = pd.concat(tables, ignore_index=True)
-    _refuse_empty(table, labels, study)
+    _refuse_empty(table, labels)
     return table
 
 
@@ -94,7 +92,7 @@ def _rows(train_domain: str, fold: int, size: float, role: str, patch_ids: np.nd
     return pd.DataFrame({"patch_id": patch_ids, "train_domain": train_domain, "fold": fold, "size": size, "role": role})
 
 
-def _refuse_empty(table: pd.DataFrame, labels: pd.DataFrame, study: Study) -> None:
+def _refuse_empty(table: pd.DataFrame, labels: pd.DataFrame) -> None:
     """Refuse a unit whose training or test set lacks a class, or whose validation set is empty."""
     label = labels.set_index("patch_id")["label"]
     counts = (
@@ -110,10 +108,10 @@ def _refuse_empty(table: pd.DataFrame, labels: pd.DataFrame, study: Study) -> No
     empty = counts[np.where(is_val, (counts == 0).all(axis=1), (counts == 0).any(axis=1))]
     if len(empty):
         (domain, fold, size, role), row = next(empty.iterrows())
-        name = study.data.positive if row[1] == 0 else study.data.negative
+        missing = "positive" if row[1] == 0 else "negative"
         full = counts.loc[(domain, fold, slice(None), role)].to_numpy().min(axis=1).max()
         raise SplitError(
-            f"size {shortest(size)} leaves no {name!r} in the {role} set (fold {fold}, training on {domain!r}: {row[1]} "
+            f"size {shortest(size)} leaves no {missing} patch in the {role} set (fold {fold}, training on {domain!r}: {row[1]} "
             f"positive, {row[0]} negative; {len(empty)} such sets in all). The rarer class has {full} at the largest size: "
             f"raise the smallest of splits.sizes, or give the study more data"
         )
@@ -144,8 +142,16 @@ def predictions(labels: pd.DataFrame, unit: Unit, patch_ids: np.ndarray, scores:
     return table.assign(score=scores, fold=unit.fold, size=unit.size, train_domain=unit.train_domain)
 
 
+def load(run: store.Run) -> pd.DataFrame:
+    """The table of splits of a finished run, as `make` returns it."""
+    return store.read_parquet(run.path("splits.parquet"))
+
+
+# ---- of a study ----
+
+
 def under(study: Study, scheme: str) -> Study:
-    """The study as it is where ``scheme`` (one of `config.SCHEMES`) is its own; else split so, for data scaling only."""
+    """The study under ``scheme``, one of `config.SCHEMES`: itself where the scheme is its own, else without single domains."""
     if scheme not in SCHEMES:
         raise SplitError(f"scheme {scheme!r} is not one of {list(SCHEMES)}")
     if scheme == study.switches.scheme:
@@ -154,46 +160,56 @@ def under(study: Study, scheme: str) -> Study:
     return replace(study, switches=switches, splits=replace(study.splits, by_domain=False))
 
 
-@options
-class ByTrainingScript(Switches):
-    """The switches of networks whose folds the released training scripts draw; no study file can say so."""
+def placing_of(study: Study) -> Placing:
+    """Where the study's patches lie on their slides."""
+    is_native = study.switches.resolution != "target"
+    return Placing(study.patches.size_px, None if is_native else study.patches.um_per_px)
 
-    split_by: Literal["annotation_by_training_script"]
 
+def scheme_of(study: Study, networks: bool = False) -> Scheme:
+    """The scheme of the study's probes, or of its ``networks``: the same, unless ``switches.shared_splits`` is off.
 
-def drawn_for(study: Study, networks: bool) -> Study:
-    """The study as its probes, or its networks, are split: the same, unless ``switches.shared_splits`` is off.
-
-    Networks then have folds of their own. Where the probe's are drawn as the released probe script draws, the networks' are
-    drawn as the released training scripts draw, by another generator from the same seed; else they are drawn as the probe's,
-    by a seed of their own.
+    Networks then have folds of their own. Where probes are drawn as the released probe script draws, networks are drawn as
+    the released training scripts draw, from the same seed; else they are drawn as the probes, from a seed of their own.
     """
+    scheme = Scheme(
+        split_by=study.switches.split_by,
+        stratified=study.switches.stratified,
+        seed=study.splits.seed,
+        n_folds=study.splits.n_folds,
+        test_fraction=study.splits.test_fraction,
+        val_fraction=study.splits.val_fraction,
+        sizes=study.splits.sizes,
+        by_domain=study.splits.by_domain,
+        placing=placing_of(study),
+    )
     if study.switches.shared_splits or not networks:
-        return study
-    if study.switches.scheme == "released":
-        return replace(study, switches=ByTrainingScript(**vars(study.switches) | {"split_by": BY_TRAINING_SCRIPT}))
-    seed = stream_seed(study.splits.seed, "networks") % 2**32
-    return replace(study, splits=replace(study.splits, seed=seed))
+        return scheme
+    if scheme.is_released:
+        return replace(scheme, split_by=BY_TRAINING_SCRIPT)
+    return replace(scheme, seed=stream_seed(scheme.seed, "networks") % 2**32)
 
 
-def config_of(study: Study) -> dict:
-    """What of the study decides its splits."""
-    switches = {key: getattr(study.switches, key) for key in ("split_by", "stratified")}
-    return {"splits": as_dict(study.splits), "switches": switches}
+def schemes_of(study: Study) -> dict[str, Scheme]:
+    """Every scheme of `config.SCHEMES`, trained on all domains, with the study's folds and sizes."""
+    return {name: replace(scheme_of(under(study, name)), by_domain=False) for name in SCHEMES}
+
+
+def config_of(study: Study, networks: bool = False) -> dict:
+    """The part of the study that decides the splits of its probes or ``networks``."""
+    scheme = scheme_of(study, networks)
+    switches = {"split_by": scheme.split_by, "stratified": scheme.stratified}
+    return {"splits": {**as_dict(study.splits), "seed": scheme.seed}, "switches": switches}
 
 
 def write(study: Study, results: Path) -> store.Run:
-    """Make and store the splits of the study's patches (``splits.parquet``), and its networks' where these are others.
-
-    Returns the probes'.
-    """
+    """Make and store the splits of the study's probes and of its networks (``splits.parquet``); returns those of the probes."""
     patches.write_twins(study, results)
     runs = []
     for networks in (False, True):
-        drawn = drawn_for(study, networks)
-        run = store.open_run(results, "splits", _name(study, networks), config_of(drawn), _inputs(study, results))
+        run = store.open_run(results, "splits", _name(study, networks), config_of(study, networks), _inputs(study, results))
         if not run.done:
-            table = make(drawn, patches.load_with_twins(study, results))
+            table = make(patches.load_with_twins(study, results), scheme_of(study, networks))
             store.write_parquet(run.path("splits.parquet"), table)
             run.finish(["splits.parquet"], n_units=len(units(table)))
         runs.append(run)
@@ -202,15 +218,14 @@ def write(study: Study, results: Path) -> store.Run:
 
 def find(study: Study, results: str | Path, networks: bool = False) -> store.Run:
     """The finished splits that the study's probes, or its ``networks``, learn from; raises StoreError where there are none."""
-    config = config_of(drawn_for(study, networks))
-    return store.find_run(results, "splits", _name(study, networks), config, _inputs(study, results))
+    return store.find_run(results, "splits", _name(study, networks), config_of(study, networks), _inputs(study, results))
 
 
 def _inputs(study: Study, results: str | Path) -> dict[str, str]:
-    """The patches; and their twins, where what these say of them changes how the study is split."""
+    """The patches; and their twins, where twins change how the study is split."""
     inputs = {"patches": patches.find(study, results).key}
     twins = patches.find_twins(study, results)
-    if twins is None or splits_draw.is_released(study):
+    if twins is None or scheme_of(study).is_released:
         return inputs
     facts, by_case = twins.record["facts"], study.switches.split_by in ("slide", "official")
     return inputs | {"twins": twins.key} if facts["n_groups"] or (by_case and facts["n_cases_across_domains"]) else inputs
@@ -219,8 +234,3 @@ def _inputs(study: Study, results: str | Path) -> dict[str, str]:
 def _name(study: Study, networks: bool) -> str:
     own = networks and not study.switches.shared_splits
     return f"{study.switches.scheme}_networks" if own else study.switches.scheme
-
-
-def load(run: store.Run) -> pd.DataFrame:
-    """The table of splits of a finished run, as `make` returns it."""
-    return store.read_parquet(run.path("splits.parquet"))

@@ -1,6 +1,6 @@
-"""What splits are worth: how many test patches are of a case, lie on a slide or share pixels with a patch that training saw."""
+"""Leaks of splits: how many test patches share a case, a slide or pixels with a training patch."""
 
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,24 +8,25 @@ import pandas as pd
 
 from mfcore import store
 from mfcore.data import patches, splits, splits_draw
-from mfcore.study.config import SCHEMES, Study
+from mfcore.data.splits_draw import Placing, Scheme
+from mfcore.study.config import Study
 
 LEAKS = ("test_on_train_slides", "test_on_train_cases", "test_overlapping_train", "test_twin_in_train")
 TWINS = ["group", "contradicts", "patch_id", "file", "slide_id", "case_id", "domain", "x_l0_px", "y_l0_px", "label"]
 
 
-def audit(study: Study, table: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+def audit(table: pd.DataFrame, labels: pd.DataFrame, placing: Placing) -> pd.DataFrame:
     """One row per unit of a table of splits.
 
     n_train, n_val, n_test; share of positives in each; numbers of slides and cases that train and test. Shares of test patches
     (LEAKS): on a slide, and of a case, that training sees; with at least one pixel in common with a training patch
-    (`splits_draw.with_places` says where patches lie); with a twin, a patch of the same pixels, in training. NaN where that
-    can't be seen: every patch is a slide or case of its own, no place is known, ``labels`` have no column ``twin``. Training
-    means the role "train" alone.
+    (`splits_draw.with_places`); with a twin, a patch of the same pixels, in training. NaN where the audit can't see it: every
+    patch is a slide or case of its own, no place is known, ``labels`` have no column ``twin``. Training means the role "train"
+    alone.
 
-    table: as `splits.make` returns it. labels: the patches, as `mfcore.data.labels.table.COLUMNS`.
+    table: as `splits.make` returns it. labels: the patches, as `mfcore.data.labels.table.COLUMNS`. placing: of the patches.
     """
-    indexed = splits_draw.with_places(study, labels).set_index("patch_id")
+    indexed = splits_draw.with_places(labels, placing).set_index("patch_id")
     shares_slides, shares_cases = (labels[name].nunique() < len(labels) for name in ("slide_id", "case_id"))
     has_places = shares_slides and labels["x_l0_px"].notna().any()
     rows = []
@@ -52,75 +53,74 @@ def audit(study: Study, table: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def audit_schemes(study: Study, labels: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The audit of a study's patches under every scheme there is, its own or not, trained on all domains.
+def audit_schemes(labels: pd.DataFrame, schemes: Mapping[str, Scheme]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The audit of patches under several schemes, by name.
 
-    Returns the rows of `audit` with ``scheme`` before them, and for each scheme that these data can't be drawn by, why.
+    Returns the rows of `audit` with ``scheme`` before them, and for each scheme that can't split these data the reason.
     """
     tables, reasons = [], {}
-    for scheme in SCHEMES:
-        other = replace(splits.under(study, scheme), splits=replace(study.splits, by_domain=False))
+    for name, scheme in schemes.items():
         try:
-            found = audit(other, splits.make(other, labels), labels)
+            table = audit(splits.make(labels, scheme), labels, scheme.placing)
         except splits.SplitError as error:
-            reasons[scheme] = str(error)
+            reasons[name] = str(error)
             continue
-        found.insert(0, "scheme", scheme)
-        tables.append(found.drop(columns="train_domain"))
+        table.insert(0, "scheme", name)
+        tables.append(table.drop(columns="train_domain"))
     return pd.concat(tables, ignore_index=True), reasons
 
 
 def twins(labels: pd.DataFrame) -> pd.DataFrame:
-    """Every patch that has a twin, columns TWINS, a group after the other, those whose labels contradict one another first.
+    """Every patch that has a twin, columns TWINS, group by group; groups with contradicting labels come first.
 
     labels: as `patches.load_with_twins`.
     """
     groups = labels.groupby("twin")["label"]
-    found = labels.assign(group=labels["twin"], contradicts=groups.transform("nunique") > 1)[groups.transform("size") > 1]
-    return found.sort_values(["contradicts", "group", "patch_id"], ascending=[False, True, True], ignore_index=True)[TWINS]
+    table = labels.assign(group=labels["twin"], contradicts=groups.transform("nunique") > 1)[groups.transform("size") > 1]
+    return table.sort_values(["contradicts", "group", "patch_id"], ascending=[False, True, True], ignore_index=True)[TWINS]
 
 
 def remarks(labels: pd.DataFrame) -> list[str]:
-    """Which leaks the data don't let an audit see, and which the authors' own split has; a sentence each.
+    """Sentences on the leaks that an audit of these data can't see, and on those of the authors' own split.
 
     labels: as `patches.load_with_twins`.
     """
-    n_slides, n_cases, said = labels["slide_id"].nunique(), labels["case_id"].nunique(), []
+    n_slides, n_cases, sentences = labels["slide_id"].nunique(), labels["case_id"].nunique(), []
     n_nowhere = int(labels[["x_l0_px", "y_l0_px"]].isna().any(axis=1).sum())
     if n_slides == len(labels):
         unseen = "Every patch counts as a slide of its own, so that the audit can't see which patches share slides or pixels"
-        said.append(
+        sentences.append(
             f"{unseen}, nor which are of one patient; no split keeps these apart."
             if n_cases == n_slides
             else f"{unseen}; which are of one case the labels say."
         )
     elif n_cases == n_slides:
-        said.append(
+        sentences.append(
             "The labels name no case of several slides, so that each slide counts as a case. Where a patient has several "
             "slides, the audit can't see patients on both sides of a split."
         )
     if n_nowhere and n_slides < len(labels):
-        said.append(
+        sentences.append(
             f"The data don't say where {n_nowhere:,} of the {len(labels):,} patches lie; the audit can't see which of these "
             "share pixels."
         )
     tested = labels["official_split"] == "test"
     learnt = labels["official_split"].isin(["train", "val"])
     if both := len(set(labels.loc[tested, "case_id"]) & set(labels.loc[learnt, "case_id"])):
-        said.append(
+        sentences.append(
             f"The authors' own split has patches of {both} case{'s' * (both != 1)} on both sides; they stay where the authors "
             "put them."
         )
     if n := int(labels.loc[learnt, "twin"].isin(labels.loc[tested, "twin"]).sum()):
-        said.append(
+        sentences.append(
             f"{n} of the authors' training patches {'are twins of test patches' if n > 1 else 'is a twin of a test patch'}; by "
             "the authors' split they are left out of training here."
         )
-    return said
+    return sentences
 
 
-def twins_said(table: pd.DataFrame, audit: pd.DataFrame) -> str:
-    """How many patches have twins, and on which sides of a split, in a sentence or two.
+def twins_sentence(table: pd.DataFrame, audit: pd.DataFrame) -> str:
+    """Sentences on the number of twins, and on twins on both sides of a split.
 
     table, audit: of one study, as `twins` and `audit` return them.
     """
@@ -141,7 +141,7 @@ def twins_said(table: pd.DataFrame, audit: pd.DataFrame) -> str:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """An audit for the eye: means over folds, a row a scheme or training domain and a size, shares in per cent.
+    """An audit as a table to read: means over folds, a row a scheme or training domain and a size, shares in per cent.
 
     table: as `audit` or `audit_schemes` returns it.
     """
@@ -157,7 +157,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def per_cent(shares: pd.Series) -> list[str]:
-    """Shares for the eye, a dash for NaN."""
+    """Shares as text in per cent, a dash for NaN."""
     return [f"{100 * share:.1f} %" if pd.notna(share) else "–" for share in shares]
 
 
@@ -173,28 +173,8 @@ def scheme_title(scheme: str) -> str:
     return titles.get(scheme, f"by {scheme.replace('_', ' ')}")
 
 
-def write(study: Study, results: Path) -> store.Run:
-    """Audit the study's splits, and what every scheme would give: ``audit.csv``, ``schemes.csv`` and ``twins.csv``.
-
-    The run's facts have, under ``not_drawn``, the schemes that these data can't be drawn by, and why; under ``networks``,
-    where these have splits of their own, what `between` says of them; under ``remarks``, what `remarks` says.
-    """
-    run = store.open_run(results, "audit", study.switches.scheme, _config(study), _inputs(study, results))
-    if not run.done:
-        labels = patches.load_with_twins(study, results)
-        own, networks = (splits.load(splits.find(study, results, networks)) for networks in (False, True))
-        store.write_csv(run.path("audit.csv"), audit(study, own, labels))
-        schemes, reasons = audit_schemes(study, labels)
-        store.write_csv(run.path("schemes.csv"), schemes)
-        store.write_csv(run.path("twins.csv"), twins(labels))
-        between_both = {} if study.switches.shared_splits else between(own, networks)
-        files = ["audit.csv", "schemes.csv", "twins.csv"]
-        run.finish(files, not_drawn=reasons, networks=between_both, remarks=remarks(labels))
-    return run
-
-
 def between(probes: pd.DataFrame, networks: pd.DataFrame) -> dict[str, float]:
-    """How alike two tables of splits are, means over folds with all the data, trained on all domains.
+    """The overlap of two tables of splits: means over folds with all the data, trained on all domains.
 
     ``tested_by_both``: share of the probes' test patches that the networks are tested on too; ``trained_on_by_networks``:
     share of them that the networks train on or validate with.
@@ -202,35 +182,22 @@ def between(probes: pd.DataFrame, networks: pd.DataFrame) -> dict[str, float]:
     full = [unit for unit in splits.units(probes) if unit.train_domain == splits.ALL]
     full = [unit for unit in full if unit.size == max(each.size for each in full)]
     pairs = [(splits.select(probes, unit)["test"], splits.select(networks, unit)) for unit in full]
-    both = [np.isin(test, theirs["test"]).mean() for test, theirs in pairs]
-    seen = [np.isin(test, np.concatenate([theirs["train"], theirs["val"]])).mean() for test, theirs in pairs]
+    both = [np.isin(test, of_network["test"]).mean() for test, of_network in pairs]
+    seen = [np.isin(test, np.concatenate([of_network["train"], of_network["val"]])).mean() for test, of_network in pairs]
     return {"tested_by_both": float(np.mean(both)), "trained_on_by_networks": float(np.mean(seen))}
 
 
-def networks_said(run: store.Run) -> str:
-    """In a sentence, how the networks' splits relate to the probes', from a finished audit; empty where they are the same."""
-    found = run.record["facts"].get("networks", {})
-    if not found:
+def networks_sentence(run: store.Run) -> str:
+    """A sentence on the networks' splits against the probes', from a finished audit; empty where they are the same."""
+    shares = run.record["facts"].get("networks", {})
+    if not shares:
         return ""
+    tested, trained = (100 * shares[name] for name in ("tested_by_both", "trained_on_by_networks"))
     return (
         "Networks have folds of their own: of the patches that a fold tests the probes on, "
-        f"{100 * found['tested_by_both']:.0f} % test the networks too, and {100 * found['trained_on_by_networks']:.0f} % train "
-        "them: probes and networks are compared on different patches."
+        f"{tested:.0f} % test the networks too, and {trained:.0f} % train them: probes and networks are compared on different "
+        "patches."
     )
-
-
-def find(study: Study, results: Path) -> store.Run:
-    """The finished audit of the study's splits; raises StoreError where there is none."""
-    return store.find_run(results, "audit", study.switches.scheme, _config(study), _inputs(study, results))
-
-
-def _config(study: Study) -> dict:
-    return {**splits.config_of(study), "size_px": study.patches.size_px, "counts": ["slides", "cases", "twins"]}
-
-
-def _inputs(study: Study, results: Path) -> dict[str, str]:
-    inputs = {"splits": splits.find(study, results).key}
-    return inputs if study.switches.shared_splits else inputs | {"networks": splits.find(study, results, networks=True).key}
 
 
 def load(run: store.Run) -> pd.DataFrame:
@@ -248,3 +215,40 @@ def load_schemes(run: store.Run) -> pd.DataFrame:
 def load_twins(run: store.Run) -> pd.DataFrame:
     """The patches that have a twin, as `twins` returns them."""
     return pd.read_csv(run.path("twins.csv"))
+
+
+# ---- of a study ----
+
+
+def write(study: Study, results: Path) -> store.Run:
+    """Audit the study's splits, and those of every scheme: ``audit.csv``, ``schemes.csv`` and ``twins.csv``.
+
+    The run's facts: ``not_drawn``, the schemes that can't split these data, with the reasons; ``networks``, the result of
+    `between` where networks have splits of their own; ``remarks``, the result of `remarks`.
+    """
+    run = store.open_run(results, "audit", study.switches.scheme, _config(study), _inputs(study, results))
+    if not run.done:
+        labels = patches.load_with_twins(study, results)
+        own, networks = (splits.load(splits.find(study, results, networks)) for networks in (False, True))
+        store.write_csv(run.path("audit.csv"), audit(own, labels, splits.placing_of(study)))
+        schemes, reasons = audit_schemes(labels, splits.schemes_of(study))
+        store.write_csv(run.path("schemes.csv"), schemes)
+        store.write_csv(run.path("twins.csv"), twins(labels))
+        between_both = {} if study.switches.shared_splits else between(own, networks)
+        files = ["audit.csv", "schemes.csv", "twins.csv"]
+        run.finish(files, not_drawn=reasons, networks=between_both, remarks=remarks(labels))
+    return run
+
+
+def find(study: Study, results: Path) -> store.Run:
+    """The finished audit of the study's splits; raises StoreError where there is none."""
+    return store.find_run(results, "audit", study.switches.scheme, _config(study), _inputs(study, results))
+
+
+def _config(study: Study) -> dict:
+    return {**splits.config_of(study), "size_px": study.patches.size_px, "counts": ["slides", "cases", "twins"]}
+
+
+def _inputs(study: Study, results: Path) -> dict[str, str]:
+    inputs = {"splits": splits.find(study, results).key}
+    return inputs if study.switches.shared_splits else inputs | {"networks": splits.find(study, results, networks=True).key}

@@ -9,6 +9,7 @@ are, and their twins neither train nor validate.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -18,58 +19,88 @@ from scipy.spatial import cKDTree
 
 from mfcore.data.labels.schema import ALL, FEW_CASES
 from mfcore.streams import generator
-from mfcore.study.config import Study
 
-BY_TRAINING_SCRIPT = "annotation_by_training_script"  # a way to split that networks alone have, see `splits.drawn_for`
+BY_TRAINING_SCRIPT = "annotation_by_training_script"  # as the released training scripts draw, for networks alone
 N_PROPOSALS = 20  # draws of cases from which the best balanced is kept; many more, and few cases leave one answer
 
 Roles = dict[str, np.ndarray]  # patch ids (int64, sorted) by role
 
 
 class SplitError(ValueError):
-    """The data can't be split as the study asks; the message says at which fold and size, and what to do."""
+    """The scheme can't split the data; the message names the fold and the size, and says what to do."""
 
 
-def draw(study: Study, labels: pd.DataFrame, train_domain: str, fold: int, sizes: tuple[float, ...]) -> dict[float, Roles]:
-    """One fold, as ``study.switches`` say: for each of ``sizes`` the patch ids that train, validate and test.
+@dataclass(frozen=True)
+class Placing:
+    """The square of the slide that a patch shows.
+
+    size_px: its side. um_per_px: its resolution; None is the slide's own.
+    """
+
+    size_px: int = 224
+    um_per_px: float | None = 0.25
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How patches are split into training, validation and test sets.
+
+    split_by: "slide", "official", "annotation", "annotation_buffered" or `BY_TRAINING_SCRIPT`. stratified: whether the classes
+    are balanced. n_folds: Monte Carlo folds, all drawn from ``seed``. test_fraction: of all patches. val_fraction: of the
+    other patches. sizes: shares of the patches that don't test. by_domain: also train on single domains, at size 1. placing:
+    of the patches, for "annotation_buffered".
+    """
+
+    split_by: str = "slide"
+    stratified: bool = True
+    seed: int = 42
+    n_folds: int = 5
+    test_fraction: float = 0.2
+    val_fraction: float = 0.2
+    sizes: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
+    by_domain: bool = True
+    placing: Placing = Placing()
+
+    @property
+    def is_released(self) -> bool:
+        """Whether patches are drawn as the released probe script draws."""
+        return self.split_by == "annotation" and not self.stratified
+
+
+def draw(labels: pd.DataFrame, scheme: Scheme, train_domain: str, fold: int, sizes: tuple[float, ...]) -> dict[float, Roles]:
+    """One fold of a scheme: for each of ``sizes`` the patch ids that train, validate and test.
 
     labels: the patches to divide, as `mfcore.data.labels.table.COLUMNS`. Raises SplitError where they can't be divided.
     """
-    if is_released(study):
-        return _as_released(study, labels, fold, sizes)
-    if study.switches.split_by == BY_TRAINING_SCRIPT:
-        return _as_trained(study, labels, train_domain, fold, sizes)
-    divide = _divide_officially if study.switches.split_by == "official" else _divide
-    roles = divide(study, labels, train_domain, fold)
-    if study.switches.split_by == "annotation_buffered":
-        roles = _without_shared_px(study, labels, roles)
-    found = {}
+    if scheme.is_released:
+        return _as_released(labels, scheme, fold, sizes)
+    if scheme.split_by == BY_TRAINING_SCRIPT:
+        return _as_trained(labels, scheme, train_domain, fold, sizes)
+    divide = _divide_officially if scheme.split_by == "official" else _divide
+    roles = divide(labels, scheme, train_domain, fold)
+    if scheme.split_by == "annotation_buffered":
+        roles = _without_shared_px(labels, scheme, roles)
+    drawn = {}
     for size in sizes:
-        found[size] = {"test": roles["test"]}
+        drawn[size] = {"test": roles["test"]}
         for role, rounding in (("train", np.rint), ("val", np.ceil)):  # a validation set of one class measures nothing
             subset = labels[labels["patch_id"].isin(roles[role])]
-            found[size][role] = _nested_subset(study, subset, size, rounding, (role, train_domain, fold))
-    return found
+            drawn[size][role] = _nested_subset(subset, scheme, size, rounding, (role, train_domain, fold))
+    return drawn
 
 
-def is_released(study: Study) -> bool:
-    """Whether the study draws as the released probe script does."""
-    return study.switches.split_by == "annotation" and not study.switches.stratified
+def across(labels: pd.DataFrame, scheme: Scheme, train_domain: str, roles: Roles) -> tuple[Roles, np.ndarray]:
+    """The roles of a training on ``train_domain``, and the test patches of the other domains.
 
-
-def across(study: Study, labels: pd.DataFrame, train_domain: str, roles: Roles) -> tuple[Roles, np.ndarray]:
-    """What a training on ``train_domain`` is tested on elsewhere, and its ``roles`` as far as that allows.
-
-    Returns the roles, of which training and validation patches with a twin in another domain are left out, and the patch ids
-    of the other domains: all of them, but that by slide a case that trains or validates isn't tested in another domain. As
-    released, nothing is left out.
+    Training and validation patches with a twin in another domain are left out of the roles. All patches of the other domains
+    test; by slide, without the cases that train or validate. As released, nothing is left out.
 
     labels: the patches of all domains. roles: one fold's within ``train_domain``, as `draw` returns them.
     """
     elsewhere = labels[labels["domain"] != train_domain]
-    if is_released(study):
+    if scheme.is_released:
         return roles, elsewhere["patch_id"].to_numpy()
-    if study.switches.split_by == "slide":
+    if scheme.split_by == "slide":
         learnt = labels["patch_id"].isin(np.concatenate([roles["train"], roles["val"]]))
         elsewhere = elsewhere[~elsewhere["case_id"].isin(labels.loc[learnt, "case_id"])]
     ids = elsewhere["patch_id"].to_numpy()
@@ -77,16 +108,16 @@ def across(study: Study, labels: pd.DataFrame, train_domain: str, roles: Roles) 
     return apart | {"test": roles["test"]}, ids
 
 
-def _divide(study: Study, labels: pd.DataFrame, train_domain: str, fold: int) -> Roles:
+def _divide(labels: pd.DataFrame, scheme: Scheme, train_domain: str, fold: int) -> Roles:
     """Test, validation and training patches, drawn by slide or by annotation."""
-    take = _take_slides if study.switches.split_by == "slide" else _take_annotations
-    test = take(study, labels, study.splits.test_fraction, ("test", train_domain, fold))
+    take = _take_slides if scheme.split_by == "slide" else _take_annotations
+    test = take(labels, scheme, scheme.test_fraction, ("test", train_domain, fold))
     pool = labels[~labels["patch_id"].isin(test)]
-    val = take(study, pool, study.splits.val_fraction, ("val", train_domain, fold))
+    val = take(pool, scheme, scheme.val_fraction, ("val", train_domain, fold))
     return {"test": test, "val": val, "train": pool.loc[~pool["patch_id"].isin(val), "patch_id"].to_numpy()}
 
 
-def _divide_officially(study: Study, labels: pd.DataFrame, train_domain: str, fold: int) -> Roles:
+def _divide_officially(labels: pd.DataFrame, scheme: Scheme, train_domain: str, fold: int) -> Roles:
     """The authors' test slides; their validation slides where they name any, else some of their training slides by fold."""
     official = labels["official_split"]
     ids = {name: labels.loc[official == name, "patch_id"].to_numpy() for name in ("train", "val", "test")}
@@ -97,39 +128,39 @@ def _divide_officially(study: Study, labels: pd.DataFrame, train_domain: str, fo
         )
     if not len(ids["val"]):
         pool = labels[official == "train"]
-        ids["val"] = _take_slides(study, pool, study.splits.val_fraction, ("val", train_domain, fold))
+        ids["val"] = _take_slides(pool, scheme, scheme.val_fraction, ("val", train_domain, fold))
         ids["train"] = np.setdiff1d(ids["train"], ids["val"])
     return _without_twins(labels, ids)
 
 
-def _as_released(study: Study, labels: pd.DataFrame, fold: int, sizes: tuple[float, ...]) -> dict[float, Roles]:
-    """The released probe script's draws (seeds 42 to 46, row order): one generator for all sizes, in the study's order.
+def _as_released(labels: pd.DataFrame, scheme: Scheme, fold: int, sizes: tuple[float, ...]) -> dict[float, Roles]:
+    """The released probe script's draws (seeds 42 to 46, row order): one generator for all sizes, in the order of ``sizes``.
 
     Its further 20 %, which the probe leaves unused, is the end-to-end network's validation set where folds are shared.
     """
-    rng = np.random.default_rng(study.splits.seed + fold)
+    rng = np.random.default_rng(scheme.seed + fold)
     rows = np.arange(len(labels))
-    test = rng.choice(len(rows), size=int(len(rows) * study.splits.test_fraction), replace=False)
+    test = rng.choice(len(rows), size=int(len(rows) * scheme.test_fraction), replace=False)
     pool = np.setdiff1d(rows, test)
     ids = labels["patch_id"].to_numpy()
     found = {}
     for size in sizes:
         drawn = rng.choice(pool, size=int(len(pool) * size), replace=False)
-        train = rng.choice(drawn, size=int((1 - study.splits.val_fraction) * len(drawn)), replace=False)
+        train = rng.choice(drawn, size=int((1 - scheme.val_fraction) * len(drawn)), replace=False)
         chosen = {"train": train, "val": np.setdiff1d(drawn, train), "test": test}
         found[size] = {role: np.sort(ids[which]) for role, which in chosen.items()}
     return found
 
 
 def _as_trained(
-    study: Study, labels: pd.DataFrame, train_domain: str, fold: int, sizes: tuple[float, ...]
+    labels: pd.DataFrame, scheme: Scheme, train_domain: str, fold: int, sizes: tuple[float, ...]
 ) -> dict[float, Roles]:
     """The released training scripts' draws (seeds 42 to 46, row order), by numpy's old generator, begun anew for each size.
 
     On all domains as ``train_classifier.py``, on one as ``train_classifier_tumor_specific.py``, which leaves the draws to
     pandas and begins the generator again for validation.
     """
-    seed, held_out, validating = study.splits.seed + fold, study.splits.test_fraction, study.splits.val_fraction
+    seed, held_out, validating = scheme.seed + fold, scheme.test_fraction, scheme.val_fraction
     rows, ids, found = pd.Series(np.arange(len(labels))), labels["patch_id"].to_numpy(), {}
     for size in sizes:
         rng = np.random.RandomState(seed)
@@ -146,7 +177,7 @@ def _as_trained(
     return {size: {role: np.sort(ids[which]) for role, which in roles.items()} for size, roles in found.items()}
 
 
-def _take_slides(study: Study, labels: pd.DataFrame, share: float, stream: tuple) -> np.ndarray:
+def _take_slides(labels: pd.DataFrame, scheme: Scheme, share: float, stream: tuple) -> np.ndarray:
     """Patches of slides drawn so that they hold about ``share`` of the annotations, a domain at a time.
 
     Slides of one case go together, and so do cases that share a twin; domains that share a case are drawn as one. A draw takes
@@ -169,9 +200,9 @@ def _take_slides(study: Study, labels: pd.DataFrame, share: float, stream: tuple
             [np.bincount(case, weights=within["label"] == c, minlength=len(names)) for c in (0, 1)]
         )  # (2, n_cases)
         present = counts.sum(axis=1) > 0
-        rng = generator(study.splits.seed, *stream, stratum)
+        rng = generator(scheme.seed, *stream, stratum)
         best = (np.inf, np.empty(0, dtype=int))
-        for _ in range(N_PROPOSALS if study.switches.stratified else 1):
+        for _ in range(N_PROPOSALS if scheme.stratified else 1):
             order = rng.permutation(len(names))
             held = np.cumsum(counts.sum(axis=0)[order]) / counts.sum()
             n_taken = min(int(np.argmin(np.abs(held - share))) + 1, len(names) - 1)
@@ -201,11 +232,11 @@ def _one_where_linked(names: pd.Series, links: pd.Series) -> pd.Series:
     return pd.Series(np.asarray(known)[first[of_name]][name], index=names.index, name=names.name)
 
 
-def _take_annotations(study: Study, labels: pd.DataFrame, share: float, stream: tuple) -> np.ndarray:
+def _take_annotations(labels: pd.DataFrame, scheme: Scheme, share: float, stream: tuple) -> np.ndarray:
     """Single annotations, ``share`` of each class in each domain, twins together. Returns patch ids."""
     chosen = []
     for stratum, within in labels.groupby(["domain", "label"], sort=True):
-        rng = generator(study.splits.seed, *stream, *stratum)
+        rng = generator(scheme.seed, *stream, *stratum)
         chosen.append(rng.choice(within["patch_id"].to_numpy(), size=round(len(within) * share), replace=False))
     taken = np.sort(np.concatenate(chosen))
     if "twin" not in labels:
@@ -214,19 +245,19 @@ def _take_annotations(study: Study, labels: pd.DataFrame, share: float, stream: 
     return np.sort(labels.loc[first.isin(taken), "patch_id"].to_numpy())
 
 
-def _nested_subset(study: Study, labels: pd.DataFrame, size: float, rounding: Callable, stream: tuple) -> np.ndarray:
+def _nested_subset(labels: pd.DataFrame, scheme: Scheme, size: float, rounding: Callable, stream: tuple) -> np.ndarray:
     """The share ``size`` of ``labels``; a smaller size is part of a larger one. Returns patch ids."""
-    groups = labels.groupby("label") if study.switches.stratified else [("all", labels)]
+    groups = labels.groupby("label") if scheme.stratified else [("all", labels)]
     chosen = []
     for group, within in groups:
-        order = generator(study.splits.seed, "size", *stream, group).permutation(within["patch_id"].to_numpy())
+        order = generator(scheme.seed, "size", *stream, group).permutation(within["patch_id"].to_numpy())
         chosen.append(order[: int(rounding(round(len(order) * size, 6)))])
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
 
 
-def _without_shared_px(study: Study, labels: pd.DataFrame, roles: Roles) -> Roles:
+def _without_shared_px(labels: pd.DataFrame, scheme: Scheme, roles: Roles) -> Roles:
     """``roles`` less the validation patches that share a px with a test patch, and the training patches with either."""
-    indexed = with_places(study, labels).set_index("patch_id")
+    indexed = with_places(labels, scheme.placing).set_index("patch_id")
     test, val, train = (indexed.loc[roles[role]] for role in ("test", "val", "train"))
     val = val[~overlapping(test, val)]
     train = train[~overlapping(pd.concat([test, val]), train)]
@@ -244,15 +275,14 @@ def _without_twins(labels: pd.DataFrame, roles: Roles) -> Roles:
     return roles | {"val": val.index.to_numpy(), "train": train.index.to_numpy()}
 
 
-def with_places(study: Study, labels: pd.DataFrame) -> pd.DataFrame:
-    """``labels`` with where each patch lies: its centre ``x_patch_l0_px``, ``y_patch_l0_px`` and its ``side_l0_px``.
+def with_places(labels: pd.DataFrame, placing: Placing) -> pd.DataFrame:
+    """``labels`` with the place of each patch: its centre ``x_patch_l0_px``, ``y_patch_l0_px`` and its ``side_l0_px``.
 
-    Squares of ``study.patches.size_px`` at its um/px; native where the study reads so, or where the slide's own um/px is
-    unknown. The centre is the annotation's, or, where patches have been moved inward at a border, where they were read.
+    A slide of unknown um/px is read at its own. The centre is the annotation's, or that of a patch moved inward at a border.
     """
-    side = np.full(len(labels), float(study.patches.size_px))
-    if study.switches.resolution == "target" and study.patches.um_per_px is not None:
-        side = np.where(np.isfinite(labels["um_per_px"]), side * study.patches.um_per_px / labels["um_per_px"], side)
+    side = np.full(len(labels), float(placing.size_px))
+    if placing.um_per_px is not None:
+        side = np.where(np.isfinite(labels["um_per_px"]), side * placing.um_per_px / labels["um_per_px"], side)
     moved = "patch_x_l0_px" in labels
     x, y = (labels[f"patch_{axis}_l0_px" if moved else f"{axis}_l0_px"] for axis in "xy")
     return labels.assign(x_patch_l0_px=x, y_patch_l0_px=y, side_l0_px=side)

@@ -116,7 +116,7 @@ class OpenSlides:
         if slide is None or entry.fetched is not None or not isinstance(slide.reader, TiffReader):
             entry.close()
             return
-        slide.reader.doze()
+        slide.close()  # which keeps the index
         self._dozing[file] = slide
         self._n_bytes_dozing += _index_bytes(slide)
         while self._n_bytes_dozing > INDEX_BYTES:

@@ -48,7 +48,7 @@ def measure(study: Study, switch: str, data: str | Path, results: str | Path, de
     if not touched:
         return
     source = _patches(this, data, results, n_workers, own)
-    with _turn(results, "splits", source.key, splits.config_of(this), splits.config_of(splits.drawn_for(this, True))):
+    with _turn(results, "splits", source.key, splits.config_of(this), splits.config_of(this, networks=True)):
         drawn = {"splits": splits.write(this, results), "network_splits": splits.find(this, results, networks=True)}
     made = {"patches": source.key, **{name: run.key for name, run in drawn.items()}}
     problems = []

@@ -44,7 +44,7 @@ def train_network(
     """Train ``model``, which gives one logit, and return its scores of the test patches: probabilities, float64 (n_test,).
 
     ``model`` is as `adapt.build_network` gives it. The epoch with the lowest validation loss (the first of equals) is
-    tested, or the last, as ``task.switches.epoch`` says; tests see the centre crop under the annotation's own label. Writes
+    tested, or the last, as ``task.recipe.epoch`` says; tests see the centre crop under the annotation's own label. Writes
     into ``folder``, named by the unit: the tested weights as safetensors (of a network with LoRA, what it learnt), the
     history as JSON lines, and every ``checkpoint_seconds`` a checkpoint. Where there is a checkpoint, training goes on from
     it. ``after_epoch`` is called when the history has a new line. Where processes were joined (`processes`), all call this
@@ -149,7 +149,7 @@ class _Training:
                     f"{self.task.unit}: the {which} loss became {loss} in epoch {number} of {network.n_epochs}, at a learning "
                     f"rate of {self.position.rate:.3g}; lower networks[{network.name}].max_lr (now {network.max_lr:g}), {clip}"
                 )
-        if self.task.switches.epoch == "last" or val_loss < self.kept.val_loss:
+        if self.task.recipe.epoch == "last" or val_loss < self.kept.val_loss:
             weights = {name: tensor.detach().clone() for name, tensor in adapt.trained(self.model).items()}
             self.kept = _Kept(number, val_loss, weights)
         losses = [*(line["val_loss"] for line in self.history), val_loss]
@@ -215,7 +215,7 @@ class _Training:
                 # Processes' gradients are averaged, a step's patches have the same weight whatever batch they stand in.
                 (loss * (n_counted * self.ranks.n / n_patches)).backward()
             summed += loss.detach() * n_counted
-        if network.clip_norm is not None and self.task.switches.clipping == "after_backward":
+        if network.clip_norm is not None and self.task.recipe.clipping == "after_backward":
             torch.nn.utils.clip_grad_norm_(self.learning, network.clip_norm)
         self.optimizer.step()
         return self.ranks.add(summed)
@@ -232,7 +232,7 @@ class _Training:
             return math.nan, None
         losses = np.logaddexp(0, logits) - truth * logits
         by_class = [losses[truth == label].mean() for label in np.unique(truth)]
-        by_patch = self.task.network.patches_per_epoch is None or self.task.switches.validation == "drawn"
+        by_patch = self.task.network.patches_per_epoch is None or self.task.recipe.validation == "drawn"
         return float(np.mean(losses if by_patch else by_class)), (
             metrics.auroc(truth, expit(logits)) if len(by_class) == 2 else None
         )

@@ -1,34 +1,35 @@
-"""What one training learns from: its patches by role, what an epoch draws of them, and which label a drawn patch has.
+"""The data of one training: its patches by role, the draws of each epoch, and the label of each drawn patch.
 
-Every random draw has a name (unit, purpose, epoch) instead of a place in an order, so that it is the same in a training that
-was killed and goes on, in one of several processes, and in one beside which other units were added.
+Every random draw has a name (unit, purpose, epoch), not a place in an order. It is the same in a training that was killed and
+goes on, in each of several processes, and when other units are added.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
 from mfcore import streams as rng
-from mfcore.data import augment, patches, splits, splits_draw
-from mfcore.study.config import Network, Study, Switches
+from mfcore.data import augment, patches, splits
+from mfcore.data.splits_draw import Placing, with_places
+from mfcore.study.config import Network
 
-MAX_PROBLEMS = 10  # told in full
+MAX_PROBLEMS = 10  # in a message
 
 
 class TrainingError(RuntimeError):
     """A network can't be trained on this, or its training diverged; the message names the unit and the remedy.
 
-    problems: each by itself, as a message has the first ten.
+    problems: all of them; the message has the first ten.
     """
 
     def __init__(self, *problems: str):
-        told = list(problems[:MAX_PROBLEMS])
+        lines = list(problems[:MAX_PROBLEMS])
         if len(problems) > MAX_PROBLEMS:
-            told.append(f"... and {len(problems) - MAX_PROBLEMS} more")
-        super().__init__(told[0] if len(told) == 1 else f"{len(problems)} problems:\n  " + "\n  ".join(told))
+            lines.append(f"... and {len(problems) - MAX_PROBLEMS} more")
+        super().__init__(lines[0] if len(lines) == 1 else f"{len(problems)} problems:\n  " + "\n  ".join(lines))
         self.problems = problems
 
 
@@ -45,29 +46,47 @@ class Places:
     l0_px_per_px: np.ndarray
 
 
-def places_of(study: Study, labels: pd.DataFrame) -> Places:
-    """Where a study's patches lie; ``labels`` as `patches.load` returns them."""
-    table = splits_draw.with_places(study, labels)
+def places_of(labels: pd.DataFrame, placing: Placing) -> Places:
+    """The places of patches; ``labels`` as `patches.load` returns them."""
+    table = with_places(labels, placing)
     return Places(
         table[["x_l0_px", "y_l0_px"]].to_numpy(float),
         table[["x_patch_l0_px", "y_patch_l0_px"]].to_numpy(float),
-        table["side_l0_px"].to_numpy(float) / study.patches.size_px,
+        table["side_l0_px"].to_numpy(float) / placing.size_px,
     )
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How a network is trained where the released code of Ganz et al. differs from good practice (`config.Switches`).
+
+    epoch: "best" by validation loss, or "last". training_label: "annotation", or "window": positive where any positive lies in
+    the crop. validation: "centre" crops, or "drawn" as training. clipping: "after_backward", or "before_backward", without
+    effect. sampler: "annotations", or "released": random places on slides without class 0. augmentation: "as_said", or
+    "released". stratified: whether the splits are; a message needs it.
+    """
+
+    epoch: str = "best"
+    training_label: str = "annotation"
+    validation: str = "centre"
+    clipping: str = "after_backward"
+    sampler: str = "annotations"
+    augmentation: str = "as_said"
+    stratified: bool = True
+
+
+@dataclass(frozen=True)
 class Task:
-    """One training: which network learns from which patches.
+    """One training: a network, its patches and its recipe.
 
-    unit: the name that its files go by. title: what its random draws and its history call it, if not ``unit``. patches:
-    uint8 (n, stored_px, stored_px, 3), memory-mapped or not. labels: 0 or 1 (n,); slide_ids: (n,). roles: rows of these
-    for each of "train", "val" and "test". switches: of these ``epoch``, ``training_label``, ``validation``, ``clipping``,
-    ``sampler`` and ``augmentation`` (``stratified``: for a message). places: needed for labels by window, and for patches at
-    random places. read: centres and patches at random places, as `patches.read_anywhere` gives them, by slide and shares;
-    needed where `slides_at_random` names any.
+    unit: name of its files. title: its name in random draws and in its history, if not ``unit``. patches: uint8
+    (n, stored_px, stored_px, 3), memory-mapped or not. labels: 0 or 1 (n,); slide_ids: (n,). roles: rows of the patches for
+    each of "train", "val" and "test". places: needed for labels by window, and for patches at random places. read: gives
+    centres and patches at random places by slide and shares, as `patches.read_anywhere`; needed where `slides_at_random`
+    names any.
 
-    Raises TrainingError, with all that is wrong, where a role is empty or shares a patch with another, where training or
-    test has one class, where patches are too narrow, or where there are too few for a batch.
+    Raises TrainingError, with all problems, where a role is empty or shares a patch with another, where training or test has
+    one class, where patches are too narrow, or where there are too few for a batch.
     """
 
     unit: str
@@ -77,32 +96,32 @@ class Task:
     labels: np.ndarray
     slide_ids: np.ndarray
     roles: Mapping[str, np.ndarray]
-    switches: Switches = field(default_factory=Switches)
+    recipe: Recipe = Recipe()
     places: Places | None = None
     title: str = ""
     read: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
 
     @property
     def reads_slides(self) -> bool:
-        """Whether some of what it is shown lies at random places of slides."""
-        roles = ("train", "val") if self.switches.validation == "drawn" else ("train",)
+        """Whether some of its patches lie at random places of slides."""
+        roles = ("train", "val") if self.recipe.validation == "drawn" else ("train",)
         return any(len(slides_at_random(self, role)) for role in roles)
 
     @property
     def n_per_epoch(self) -> int:
-        """Patches that one epoch shows to the network."""
+        """Patches of one epoch."""
         drawn = self.network.patches_per_epoch
         return len(self.roles["train"]) if drawn is None else drawn
 
     @property
     def stream(self) -> tuple[str, str, str]:
-        """What the names of this training's random streams begin with."""
+        """The first names of this training's random streams."""
         return ("train", self.network.name, self.title or self.unit)
 
     @property
     def validates_one_class(self) -> bool:
-        """Whether the best epoch is chosen by validation patches of a single class, which says little."""
-        return self.switches.epoch == "best" and len(np.unique(self.labels[self.roles["val"]])) == 1
+        """Whether the best epoch is chosen by validation patches of a single class."""
+        return self.recipe.epoch == "best" and len(np.unique(self.labels[self.roles["val"]])) == 1
 
     def __post_init__(self) -> None:
         if problems := [*self._wrong_roles(), *self._wrong_sizes()]:
@@ -120,7 +139,7 @@ class Task:
         if other := sorted(set(np.unique(self.labels[everyone]).tolist()) - {0, 1}):
             problems.append(f"labels must be 0 or 1, there is {other[0]}; correct the label table")
         problems += self._one_class(np.unique(self.labels[everyone]))
-        if self.switches.training_label == "window" and not self._knows_places(everyone):
+        if self.recipe.training_label == "window" and not self._knows_places(everyone):
             problems.append(
                 "switches.training_label: window needs the place of every annotation, x_l0_px and y_l0_px, which the labels "
                 "don't all have; set it to annotation"
@@ -134,16 +153,16 @@ class Task:
         """What random places lack: the slides they are read from, or the places of annotations, by which they are labelled."""
         if not self.reads_slides or ((are_known := self._knows_places(everyone)) and self.read):
             return []
-        said = (
+        problem = (
             f"switches.sampler: released draws random places of {len(slides_at_random(self, 'train'))} training slides, which "
         )
-        said += "have no patch of class 0"
+        problem += "have no patch of class 0"
         if not are_known:
             return [
-                f"{said}, and labels them by the places of annotations, which the labels don't all have; set it to annotations"
+                f"{problem}, and labels them by the places of annotations, which some labels don't have; set it to annotations"
             ]
         return [
-            f"{said}; say in which folder the slides lie: data_folder in notebook 04_train_end_to_end, or --data of "
+            f"{problem}; say in which folder the slides lie: data_folder in notebook 04_train_end_to_end, or --data of "
             "python -m mfcore.training.train"
         ]
 
@@ -159,7 +178,7 @@ class Task:
         for role, (called, remedy) in remedies.items():
             present = np.unique(self.labels[self.roles[role]])
             if len(present) == 1:
-                or_else = "" if self.switches.stratified else ", or set switches.stratified: true"
+                or_else = "" if self.recipe.stratified else ", or set switches.stratified: true"
                 problems.append(f"all {len(self.roles[role])} {called} patches are of class {present[0]}; {remedy}{or_else}")
         return problems
 
@@ -208,7 +227,7 @@ class Examples:
 def epoch_of(task: Task, number: int) -> Examples:
     """What epoch ``number`` trains on, in its order."""
     rows, elsewhere = _placed(task, "train", draw_epoch(task, number), *task.stream, "places", number)
-    as_released = task.switches.augmentation == "released"
+    as_released = task.recipe.augmentation == "released"
     drawn = augment.draw(task.network, len(rows), task.seed, *task.stream, "augment", number, released=as_released)
     return Examples(rows, drawn, labels_of(task, "train", rows, drawn.shift_x_px, drawn.shift_y_px, elsewhere), elsewhere)
 
@@ -233,7 +252,7 @@ def validation_of(task: Task) -> Validation:
     every epoch.
     """
     rows = task.roles["val"]
-    if task.switches.validation == "centre":
+    if task.recipe.validation == "centre":
         return Validation(rows, np.zeros((len(rows), 2), np.int64), task.labels[rows])
     names, elsewhere = (*task.stream, "validation"), None
     if task.network.patches_per_epoch is not None:
@@ -265,7 +284,7 @@ def chances(task: Task, role: str = "train") -> np.ndarray:
     stratum = 2 * slide + task.labels[rows]  # slide and class as one number
     counts = np.bincount(stratum, minlength=2 * len(names))
     n_classes = np.count_nonzero(counts.reshape(-1, 2), axis=1)  # (n_slides,)
-    if task.switches.sampler == "released":
+    if task.recipe.sampler == "released":
         n_classes[counts[::2] == 0] = 2
     return 1 / (len(names) * n_classes[slide] * counts[stratum])
 
@@ -275,7 +294,7 @@ def slides_at_random(task: Task, role: str) -> np.ndarray:
 
     As the released code of Ganz et al. draws (``src/dataset.py``, ``sample_func``); none unless the study says so.
     """
-    if task.switches.sampler == "annotations" or task.network.patches_per_epoch is None:
+    if task.recipe.sampler == "annotations" or task.network.patches_per_epoch is None:
         return np.empty(0, object)
     rows = task.roles[role]
     slides = task.slide_ids[rows]
@@ -330,7 +349,7 @@ def labels_of(
     inside the crop, as before it is rotated and mirrored (the released code of Ganz et al., ``src/dataset.py``). A patch at
     a random place, which has no annotation of its own, is always labelled so.
     """
-    by_window = rows >= len(task.labels) if task.switches.training_label == "annotation" else np.ones(len(rows), bool)
+    by_window = rows >= len(task.labels) if task.recipe.training_label == "annotation" else np.ones(len(rows), bool)
     if task.places is None or not by_window.any():
         return task.labels[rows].astype(np.int8)
     labels = np.zeros(len(rows), np.int8)

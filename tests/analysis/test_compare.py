@@ -252,9 +252,8 @@ def test_a_network_of_low_rank_is_of_its_own_kind_and_what_it_leaves_out_is_no_f
 def test_networks_are_looked_for_on_folds_of_their_own(results, predictions):
     own = replace(STUDY, switches=replace(STUDY.switches, shared_splits=False), encoders=("good",))
     assert set(compare.current_runs(own, results)) == {"good"}, "a network of the shared folds was taken"
-    drawn = splits.drawn_for(own, True)
     inputs = {"patches": patches.find(STUDY, results).key}
-    run = store.open_run(results, "splits", f"{own.switches.scheme}_networks", splits.config_of(drawn), inputs)
+    run = store.open_run(results, "splits", f"{own.switches.scheme}_networks", splits.config_of(own, networks=True), inputs)
     shared = splits.load(splits.find(STUDY, results))
     store.write_parquet(run.path("splits.parquet"), shared)
     run.finish(["splits.parquet"])

@@ -13,7 +13,8 @@ from hypothesis import assume, example, given, settings, strategies as st
 from mfcore import store
 from mfcore.analysis import compare, compare_defects
 from mfcore.data import patches, splits, splits_audit
-from mfcore.study.config import MODES, SCHEMES, Data, Splits, Study, Switches
+from mfcore.data.splits_draw import Placing
+from mfcore.study.config import MODES, SCHEMES, Data, Patches, Splits, Study, Switches
 from mfcore.training import probe
 
 LABELS = Path(__file__).parents[2].parent / "shared" / "data" / "labels"
@@ -22,6 +23,11 @@ needs_real = pytest.mark.skipif(not LABELS.is_dir(), reason="the real labels of 
 
 def study(mode="strict", **changes):
     return Study("t", "t", Data("midog"), splits=replace(Splits(sizes=(0.1, 1.0)), **changes), mode=mode, switches=MODES[mode])
+
+
+def make(labels, asked):
+    """The splits of a study's probes."""
+    return splits.make(labels, splits.scheme_of(asked))
 
 
 def label_table(rng, n_domains=3, n_slides=8, n_per_slide=20):
@@ -47,7 +53,7 @@ def label_table(rng, n_domains=3, n_slides=8, n_per_slide=20):
 )
 def test_no_patch_has_two_roles_and_strict_keeps_slides_apart(seed, n_domains, n_slides, mode):
     labels = label_table(np.random.default_rng(seed), n_domains, n_slides)
-    table = splits.make(study(mode, n_folds=2, sizes=(0.2, 1.0)), labels)
+    table = make(labels, study(mode, n_folds=2, sizes=(0.2, 1.0)))
     slide = labels.set_index("patch_id")["slide_id"]
     for unit in splits.units(table):
         ids = splits.select(table, unit)
@@ -66,7 +72,7 @@ def test_no_patch_has_two_roles_and_strict_keeps_slides_apart(seed, n_domains, n
 
 def test_sizes_are_nested_and_keep_the_class_balance():
     labels = label_table(np.random.default_rng(1))
-    table = splits.make(study(sizes=(0.05, 0.3, 1.0), n_folds=1, by_domain=False), labels)
+    table = make(labels, study(sizes=(0.05, 0.3, 1.0), n_folds=1, by_domain=False))
     label = labels.set_index("patch_id")["label"]
     small, middle, full = (splits.select(table, unit) for unit in splits.units(table))
     assert set(small["train"]) < set(middle["train"]) < set(full["train"])
@@ -81,7 +87,7 @@ def test_stratified_slides_hold_the_share_of_each_class_better_than_plain_ones()
 
     def worst(stratified):
         asked = replace(study(n_folds=5, by_domain=False), switches=Switches(stratified=stratified))
-        table = splits.make(asked, labels).merge(labels, on="patch_id")
+        table = make(labels, asked).merge(labels, on="patch_id")
         test = table[(table["role"] == "test") & (table["size"] == 1.0)]
         return (test.groupby(["fold", "domain", "label"]).size() / labels.groupby(["domain", "label"]).size() - 0.2).abs().max()
 
@@ -91,15 +97,15 @@ def test_stratified_slides_hold_the_share_of_each_class_better_than_plain_ones()
 def test_slides_of_one_case_stay_together():
     labels = label_table(np.random.default_rng(6), n_slides=12)
     labels["case_id"] = labels["slide_id"].str.replace(r"s(\d+)$", lambda m: f"c{int(m[1]) // 2}", regex=True)
-    table = splits.make(study(n_folds=3, by_domain=False), labels).merge(labels, on="patch_id")
+    table = make(labels, study(n_folds=3, by_domain=False)).merge(labels, on="patch_id")
     assert labels["case_id"].nunique() == 18
     assert table.groupby(["fold", "case_id"])["role"].nunique().max() == 1
 
 
 def test_folds_differ_and_don_t_depend_on_the_other_folds_or_sizes():
     labels = label_table(np.random.default_rng(3))
-    few = splits.make(study(n_folds=1, sizes=(1.0,)), labels)
-    many = splits.make(study(n_folds=3, sizes=(0.1, 0.5, 1.0)), labels)
+    few = make(labels, study(n_folds=1, sizes=(1.0,)))
+    many = make(labels, study(n_folds=3, sizes=(0.1, 0.5, 1.0)))
     for unit in splits.units(few):
         assert all(
             np.array_equal(a, b)
@@ -111,23 +117,23 @@ def test_folds_differ_and_don_t_depend_on_the_other_folds_or_sizes():
 
 def test_a_size_that_leaves_a_class_empty_is_refused_with_a_remedy():
     labels = label_table(np.random.default_rng(4))
-    with pytest.raises(splits.SplitError, match=r"size 0\.001 leaves no 'mitotic figure' in the train set .*splits\.sizes"):
-        splits.make(study(sizes=(0.001, 1.0)), labels)
+    with pytest.raises(splits.SplitError, match=r"size 0\.001 leaves no positive patch in the train set .*splits\.sizes"):
+        make(labels, study(sizes=(0.001, 1.0)))
 
 
 def test_one_domain_cannot_be_crossed_and_two_slides_cannot_be_split():
     labels = label_table(np.random.default_rng(5), n_domains=1)
     with pytest.raises(splits.SplitError, match="by_domain: false"):
-        splits.make(study(), labels)
+        make(labels, study())
     labels = label_table(np.random.default_rng(5), n_domains=2, n_slides=2)
     with pytest.raises(splits.SplitError, match="split_by: annotation"):
-        splits.make(study(), labels)
+        make(labels, study())
 
 
 def drawn(split_by, labels, **changes):
     """Roles of every unit as ``split_by`` draws them, by unit."""
     asked = replace(study(by_domain=False, n_folds=3, **changes), switches=Switches(split_by=split_by))
-    table = splits.make(asked, labels)
+    table = make(labels, asked)
     return {unit: splits.select(table, unit) for unit in splits.units(table)}
 
 
@@ -175,7 +181,10 @@ def under(scheme, asked):
 def test_data_without_twins_are_split_as_ever(scheme):
     labels = official(label_table(np.random.default_rng(12)))
     asked = under(scheme, study(n_folds=2))
-    for table in (splits.make(asked, labels), splits.make(asked, labels.assign(twin=labels["patch_id"]))):
+    for table in (
+        make(labels, asked),
+        make(labels.assign(twin=labels["patch_id"]), asked),
+    ):
         assert hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16] == GOLDEN[scheme]
 
 
@@ -198,7 +207,7 @@ def with_planted(seed, n_groups=4):
 def test_no_twins_are_on_two_sides_and_by_slide_no_case_is(scheme, seed, n_groups):
     labels = with_planted(seed, n_groups)
     try:
-        table = splits.make(under(scheme, study(n_folds=2, sizes=(0.3, 1.0))), labels)
+        table = make(labels, under(scheme, study(n_folds=2, sizes=(0.3, 1.0))))
     except splits.SplitError:  # twins may leave a domain with too few cases
         assume(False)
     at = labels.set_index("patch_id")
@@ -217,23 +226,23 @@ def test_no_twins_are_on_two_sides_and_by_slide_no_case_is(scheme, seed, n_group
 
 def test_a_twin_in_another_domain_leaves_training_and_a_case_there_leaves_the_test():
     labels = label_table(np.random.default_rng(13))
-    plain = splits.make(study(n_folds=1), labels)
+    plain = make(labels, study(n_folds=1))
     unit = splits.Unit("d0", 0, 1.0)
     trained = splits.select(plain, unit)["train"]
     other = labels.loc[labels["domain"] == "d1", "patch_id"].to_numpy()
     twin = labels["patch_id"].replace({int(other[0]): int(trained[0])})
-    found = splits.select(splits.make(study(n_folds=1), labels.assign(twin=twin)), unit)
+    found = splits.select(make(labels.assign(twin=twin), study(n_folds=1)), unit)
     assert set(trained) - set(found["train"]) == {trained[0]} and other[0] in found["test"]
     slide = labels.set_index("patch_id").loc[trained[0], "slide_id"]
     scanned_twice = labels.assign(case_id=labels["slide_id"].replace({"d1s0": slide}))
-    found = splits.select(splits.make(study(n_folds=1), scanned_twice), unit)
+    found = splits.select(make(scanned_twice, study(n_folds=1)), unit)
     again = labels.loc[labels["slide_id"] == "d1s0", "patch_id"]
     assert np.array_equal(found["train"], trained) and not set(again) & set(found["test"])
 
 
 def test_the_released_draws_know_no_twins():
     labels, asked = with_planted(14), under("released", study("paper", n_folds=2))
-    pd.testing.assert_frame_equal(splits.make(asked, labels), splits.make(asked, labels.drop(columns="twin")))
+    pd.testing.assert_frame_equal(make(labels, asked), make(labels.drop(columns="twin"), asked))
 
 
 def test_twins_that_leave_too_few_cases_are_named_in_the_refusal():
@@ -241,7 +250,7 @@ def test_twins_that_leave_too_few_cases_are_named_in_the_refusal():
     first = labels.drop_duplicates("slide_id")["patch_id"]
     twins = labels.assign(twin=labels["patch_id"].where(~labels["patch_id"].isin(first), first.min()))
     with pytest.raises(splits.SplitError, match="cases that share identical patches count as one"):
-        splits.make(study(by_domain=False), twins)
+        make(twins, study(by_domain=False))
 
 
 def test_only_splits_that_twins_change_have_another_key(tmp_path):
@@ -298,6 +307,19 @@ def test_data_without_official_test_slides_cannot_be_split_officially():
     labels = official(label_table(np.random.default_rng(10)), ("train", "val"))
     with pytest.raises(splits.SplitError, match=r"no official test slides for 'all' .*split_by: slide"):
         drawn("official", labels)
+
+
+@pytest.mark.parametrize(
+    ("patches", "resolution", "expected"),
+    [
+        (Patches(224, 0.25), "target", Placing(224, 0.25)),
+        (Patches(224, 0.25), "native", Placing(224, None)),
+        (Patches(96, None), "target", Placing(96, None)),
+    ],
+)
+def test_patches_of_a_study_that_reads_native_px_lie_at_the_slides_resolution(patches, resolution, expected):
+    asked = replace(study(), patches=patches, switches=Switches(resolution=resolution))
+    assert splits.placing_of(asked) == splits.scheme_of(asked).placing == expected
 
 
 def test_a_study_under_a_scheme_differs_by_that_alone():
@@ -397,8 +419,8 @@ def test_networks_have_folds_of_their_own_only_where_the_switch_says_so(tmp_path
     with_audit = splits_audit.write(apart, tmp_path)
     found = with_audit.record["facts"]["networks"]
     assert 0 < found["tested_by_both"] < 1 and found["tested_by_both"] + found["trained_on_by_networks"] == pytest.approx(1)
-    assert "Networks have folds of their own" in splits_audit.networks_said(with_audit)
-    assert splits_audit.networks_said(splits_audit.write(shared, tmp_path)) == ""
+    assert "Networks have folds of their own" in splits_audit.networks_sentence(with_audit)
+    assert splits_audit.networks_sentence(splits_audit.write(shared, tmp_path)) == ""
 
 
 # ---- the released scripts' draws, each by a loop of its own ----

@@ -1,6 +1,5 @@
 """The audit of splits: what was planted is found, and what the released split leaks on the real labels, as golden numbers."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,8 @@ import pytest
 
 from mfcore.data import splits, splits_audit
 from mfcore.data.labels import table as label_files
-from mfcore.study.config import MODES, SCHEMES, Data, Patches, Splits, Study, Switches
+from mfcore.data.splits_draw import Placing
+from mfcore.study.config import MODES, SCHEMES, Data, Splits, Study, Switches
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 STUDY = Study("t", "t", Data("midog"), splits=Splits(sizes=(0.1, 1.0), by_domain=False))
@@ -37,7 +37,7 @@ def planted():
 
 def test_audit_finds_what_was_planted():
     table, labels = planted()
-    found = splits_audit.audit(STUDY, table, labels)
+    found = splits_audit.audit(table, labels, Placing())
     assert found["test_on_train_slides"].item() == pytest.approx(2 / 3)
     assert found["test_overlapping_train"].item() == pytest.approx(2 / 3)  # 3 with 2, and 5 with 0 by half a pixel
     assert found["positives_train"].item() == pytest.approx(1 / 3)
@@ -47,7 +47,7 @@ def test_audit_finds_what_was_planted():
 
 def test_slides_of_one_case_on_both_sides_are_a_leak():
     table, labels = planted()
-    found = splits_audit.audit(STUDY, table, labels.assign(case_id=["P", "P", "Q", "Q", "P", "P"])).iloc[0]
+    found = splits_audit.audit(table, labels.assign(case_id=["P", "P", "Q", "Q", "P", "P"]), Placing()).iloc[0]
     assert found["test_on_train_slides"] == pytest.approx(2 / 3) and found["test_on_train_cases"] == 1
     assert found[["n_train_slides", "n_test_slides", "n_train_cases", "n_test_cases"]].tolist() == [2, 3, 2, 2]
     shown = splits_audit.summary(found.to_frame().T.infer_objects()).iloc[0]
@@ -67,7 +67,7 @@ def test_what_the_data_cannot_show_is_a_dash_and_said():
         (alone, ["test_on_train_slides", "test_on_train_cases", "test_overlapping_train"], "nor which are of one patient"),
         (nowhere, ["test_overlapping_train"], "don't say where 6 of the 6 patches lie"),
     ):
-        found = splits_audit.audit(STUDY, table, of)
+        found = splits_audit.audit(table, of, Placing())
         assert [leak for leak in splits_audit.LEAKS if found[leak].isna().all()] == unseen
         shown = splits_audit.summary(found).iloc[0]
         assert [leak for leak in splits_audit.LEAKS if shown[leak] == "–"] == unseen
@@ -86,38 +86,31 @@ def test_the_authors_split_is_said_to_share_cases_and_twins():
 def test_twins_are_counted_listed_and_their_contradictions_come_first():
     table, labels = planted()
     labels = labels.assign(file="f.svs", twin=[0, 1, 0, 1, 4, 0])  # 0, 2 and 5 of class 0; 1 and 3 of class 1
-    found = splits_audit.audit(STUDY, table, labels)
+    found = splits_audit.audit(table, labels, Placing())
     assert found["test_twin_in_train"].item() == pytest.approx(2 / 3)
-    assert np.isnan(splits_audit.audit(STUDY, table, labels.drop(columns="twin"))["test_twin_in_train"].item())
+    assert np.isnan(splits_audit.audit(table, labels.drop(columns="twin"), Placing())["test_twin_in_train"].item())
     assert not splits_audit.twins(labels)["contradicts"].any()
     labels.loc[3, "label"] = 0
     listed = splits_audit.twins(labels)
     assert listed.columns.tolist() == splits_audit.TWINS and listed["patch_id"].tolist() == [1, 3, 0, 2, 5]
     assert listed["contradicts"].tolist() == [True] * 2 + [False] * 3
-    said = splits_audit.twins_said(listed, found)
+    said = splits_audit.twins_sentence(listed, found)
     assert "5 patches form 2 groups of identical pixels, 1 of them with contradicting labels" in said
     assert "66.7 % have a twin in training" in said and "a copy that is shifted" in said
-    assert splits_audit.twins_said(listed.iloc[:0], found).startswith("No two patches have the same pixels")
+    assert splits_audit.twins_sentence(listed.iloc[:0], found).startswith("No two patches have the same pixels")
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"patches": Patches(um_per_px=0.2)},  # 179.2 px
-        {"patches": Patches(size_px=223)},
-        {"patches": Patches(um_per_px=0.5, size_px=223), "switches": Switches(resolution="native")},
-    ],
-)
-def test_a_smaller_patch_reaches_less_far(changes):
+@pytest.mark.parametrize("placing", [Placing(224, 0.2), Placing(223), Placing(223, None)])  # the first: 179.2 px
+def test_a_smaller_patch_reaches_less_far(placing):
     table, labels = planted()
-    assert splits_audit.audit(replace(STUDY, **changes), table, labels)["test_overlapping_train"].item() == pytest.approx(1 / 3)
+    assert splits_audit.audit(table, labels, placing)["test_overlapping_train"].item() == pytest.approx(1 / 3)
 
 
 def test_a_patch_moved_inward_lies_where_it_was_read():
     table, labels = planted()
     moved = labels.assign(patch_x_l0_px=labels["x_l0_px"], patch_y_l0_px=labels["y_l0_px"])
     moved.loc[5, "patch_x_l0_px"] = 224.0
-    assert splits_audit.audit(STUDY, table, moved)["test_overlapping_train"].item() == pytest.approx(1 / 3)
+    assert splits_audit.audit(table, moved, Placing())["test_overlapping_train"].item() == pytest.approx(1 / 3)
 
 
 def test_every_scheme_is_audited_and_one_that_cannot_be_drawn_says_why():
@@ -126,7 +119,7 @@ def test_every_scheme_is_audited_and_one_that_cannot_be_drawn_says_why():
     labels = pd.DataFrame({"patch_id": np.arange(480), "slide_id": slide.astype(str), "case_id": slide.astype(str)})
     labels = labels.assign(domain="d", label=rng.integers(0, 2, 480), um_per_px=0.25, official_split="")
     labels[["x_l0_px", "y_l0_px"]] = rng.uniform(0, 3000, (480, 2))
-    found, reasons = splits_audit.audit_schemes(STUDY, labels)
+    found, reasons = splits_audit.audit_schemes(labels, splits.schemes_of(STUDY))
     assert list(reasons) == ["official"] and "no official test slides" in reasons["official"]
     worst = found[found["size"] == 1.0].groupby("scheme")[["test_on_train_slides", "test_overlapping_train"]].max()
     assert worst.loc["slide"].tolist() == [0, 0]
@@ -135,7 +128,7 @@ def test_every_scheme_is_audited_and_one_that_cannot_be_drawn_says_why():
     assert set(found["fold"]) == set(range(5)) and len(found) == 4 * 5 * 2
     assert splits_audit.summary(found)["scheme"].nunique() == 4
     official = labels.assign(official_split=np.where(slide % 3 == 0, "test", "train"))
-    assert splits_audit.audit_schemes(STUDY, official)[1] == {}
+    assert splits_audit.audit_schemes(official, splits.schemes_of(STUDY))[1] == {}
     assert {splits_audit.scheme_title(scheme) for scheme in SCHEMES} >= set(splits_audit.summary(found)["scheme"])
     assert splits_audit.scheme_title(Switches(stratified=False).scheme) == "by slide unstratified"
 
@@ -150,9 +143,9 @@ def test_released_split_leaks_as_counted_on_the_real_labels(source, n_train, on_
         "t", "t", Data(source), splits=Splits(by_domain=False), mode="paper", switches=MODES["paper"], encoders=("e",)
     )
     labels = label_files.load(study, SHARED / "labels", check_files=False)
-    table = splits.make(study, labels)
+    table = splits.make(labels, splits.scheme_of(study))
     assert [len(splits.select(table, unit)["train"]) for unit in splits.units(table) if unit.fold == 0] == n_train
-    found = splits_audit.audit(study, table[table["size"] == 1.0], labels)
+    found = splits_audit.audit(table[table["size"] == 1.0], labels, splits.placing_of(study))
     assert found["fold"].tolist() == [0, 1, 2, 3, 4]  # seeds 42 to 46
     assert found["test_on_train_slides"].min() >= on_train_slides
     assert set((100 * found["test_overlapping_train"]).round().astype(int)) <= overlapping_percent
@@ -163,7 +156,7 @@ def test_released_split_leaks_as_counted_on_the_real_labels(source, n_train, on_
 def test_the_remedies_share_nothing_on_the_real_labels(source):
     study = Study("t", "t", Data(source), splits=Splits(by_domain=False, sizes=(1.0,), n_folds=1), encoders=("e",))
     labels = label_files.load(study, SHARED / "labels", check_files=False)
-    found, reasons = splits_audit.audit_schemes(study, labels)
+    found, reasons = splits_audit.audit_schemes(labels, splits.schemes_of(study))
     found = found.set_index("scheme")
     assert not reasons
     assert (found.loc[["slide", "official"], ["test_on_train_slides", "test_overlapping_train"]] == 0).all(axis=None)

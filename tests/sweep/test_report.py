@@ -13,6 +13,7 @@ from mfcore import store
 from mfcore.analysis import compare
 from mfcore.claims import ledger as claims
 from mfcore.data import patches, splits, splits_audit
+from mfcore.data.splits_draw import Placing
 from mfcore.store import environment as store_environment
 from mfcore.study.config import MODES, Data, Effects, Inflation, Pretraining, Splits, Study, Task, as_dict
 from mfcore.sweep import report, report_claims, report_html
@@ -54,7 +55,7 @@ def results(tmp_path):
             predictions.append(splits.predictions(labels.set_index("patch_id"), unit, test, rng.random(n)))
     store.write_parquet(splits_run.path("splits.parquet"), pd.concat(units))
     splits_run.finish(["splits.parquet"])
-    audit = splits_audit.audit(STUDY, pd.concat(units), labels)
+    audit = splits_audit.audit(pd.concat(units), labels, Placing())
     config, inputs = splits_audit._config(STUDY), {"splits": splits_run.key}
     audit_run = store.open_run(tmp_path, "audit", STUDY.switches.scheme, config, inputs)
     store.write_csv(audit_run.path("audit.csv"), audit)

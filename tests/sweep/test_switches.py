@@ -103,8 +103,8 @@ def test_flipping_changes_the_keys_of_what_it_touches_and_no_others(switch):
     def keys(of):
         return {
             "patches": patches.config_of(of),
-            "splits": splits.config_of(splits.drawn_for(of, networks=False)),
-            "network_splits": splits.config_of(splits.drawn_for(of, networks=True)),
+            "splits": splits.config_of(of),
+            "network_splits": splits.config_of(of, networks=True),
             "embeddings": embed.config_of(of, "vit_huge_in21k", "results"),
             "network": encoders.of_network(of, "vit_huge_in21k").identity(),
         }

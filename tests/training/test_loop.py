@@ -18,11 +18,11 @@ from made_training import CARD, NETWORK, UNIT, history_of, network, same, task, 
 from mfcore.data import augment
 from mfcore.encoders import encoders
 from mfcore.measures import metrics
-from mfcore.study.config import Lora, Switches
+from mfcore.study.config import Lora
 from mfcore.training import adapt, feed as train_feed, loop as train_loop, task as train_task
-from mfcore.training.task import TrainingError
+from mfcore.training.task import Recipe, TrainingError
 
-LAST = Switches(epoch="last")
+LAST = Recipe(epoch="last")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -96,7 +96,7 @@ def test_best_epoch_is_truly_restored(tmp_path):
 
 
 def test_last_epoch_when_the_study_says_so(tmp_path):
-    the_task = worsening(switches=LAST)
+    the_task = worsening(recipe=LAST)
     train_loop.train_network(the_task, tiny(), tmp_path)
     validated = scores_of(weights_of(tmp_path), the_task, "val")
     loss = np.mean(losses_by_class(validated, the_task.labels[the_task.roles["val"]]))
@@ -164,7 +164,7 @@ def test_validation_weighs_classes_as_the_draw_does(tmp_path):
 
 def test_drawn_validation_chooses_the_epoch(tmp_path):
     """Its loss is that of the drawn, shifted crops, each patch as heavy; the draw is the same in every epoch."""
-    the_task = task(switches=Switches(validation="drawn"), network=network(n_epochs=1))
+    the_task = task(recipe=Recipe(validation="drawn"), network=network(n_epochs=1))
     train_loop.train_network(the_task, tiny(), tmp_path)
     drawn = train_task.validation_of(the_task)
     crops = train_task.crops(the_task, drawn.rows, drawn.shifts_px)
@@ -214,8 +214,8 @@ def test_gradients_are_clipped_after_they_are_there(tmp_path):
     assert min(free) > 0.01 and len(free) == 16, "gradients must be larger than the norm for this test"
     clipped = gradients(tmp_path / "clipped", network=network(clip_norm=0.01))
     np.testing.assert_allclose(clipped, 0.01, rtol=1e-3)
-    released = Switches(clipping="before_backward")
-    assert gradients(tmp_path / "released", network=network(clip_norm=0.01), switches=released) == free
+    released = Recipe(clipping="before_backward")
+    assert gradients(tmp_path / "released", network=network(clip_norm=0.01), recipe=released) == free
 
 
 def test_the_first_step_is_that_of_plain_torch(tmp_path):
@@ -240,7 +240,7 @@ def test_the_first_step_is_that_of_plain_torch(tmp_path):
 def test_labels_by_window_are_learnt(tmp_path):
     """All annotations of a slide in one place: every patch of it is positive, and the network learns to say so."""
     places = train_task.Places(*[np.zeros((120, 2))] * 2, np.ones(120))
-    by_window = task(switches=Switches(training_label="window"), places=places, slide_ids=np.full(120, "s"))
+    by_window = task(recipe=Recipe(training_label="window"), places=places, slide_ids=np.full(120, "s"))
     assert (
         train_loop.train_network(by_window, tiny(), tmp_path).min()
         > 0.5
@@ -253,7 +253,7 @@ def test_labels_by_window_are_learnt(tmp_path):
 
 WAYS = {
     "best": {},
-    "last": {"switches": LAST},
+    "last": {"recipe": LAST},
     "accumulated": {"network": network(max_lr=0.05, accumulate=3)},
     "stopped": {"network": network(max_lr=0.05, patience=2)},
 }

@@ -12,12 +12,13 @@ from made_training import N_PATCHES, NETWORK, UNIT, network, task
 
 from mfcore.data import augment, splits
 from mfcore.data.labels import table as labels
-from mfcore.study.config import MODES, Data, Patches, Splits, Study, Switches
+from mfcore.data.splits_draw import Placing
+from mfcore.study.config import MODES, Data, Splits, Study
 from mfcore.training import task as train_task
-from mfcore.training.task import Places, TrainingError
+from mfcore.training.task import Places, Recipe, TrainingError
 
-WINDOW = Switches(training_label="window")
-RELEASED = Switches(sampler="released")
+WINDOW = Recipe(training_label="window")
+RELEASED = Recipe(sampler="released")
 LABELS = Path(__file__).parents[2].parent / "shared" / "data" / "labels"
 needs_real = pytest.mark.skipif(not LABELS.is_dir(), reason="the real labels of ../shared/data are not here")
 
@@ -77,7 +78,7 @@ def lacking(**changed):
     given = {
         "labels": truth,
         "slide_ids": slides,
-        "switches": RELEASED,
+        "recipe": RELEASED,
         "read": read,
         "network": network(patches_per_epoch=6000),
     }
@@ -100,19 +101,19 @@ def test_the_released_sampler_draws_random_places_where_a_slide_lacks_class_0():
     np.testing.assert_array_equal(again.rows, examples.rows)
     np.testing.assert_array_equal(again.elsewhere.centres_l0_px, examples.elsewhere.centres_l0_px)
     assert not np.array_equal(asked[-1][1][:5], train_task.epoch_of(the_task, 2).elsewhere.centres_l0_px[:5])
-    own = lacking(switches=Switches())[0]
+    own = lacking(recipe=Recipe())[0]
     assert not len(train_task.slides_at_random(own, "train")) and train_task.draw_epoch(own, 1).max() < N_PATCHES
 
 
 def test_a_random_place_is_positive_where_a_mitotic_figure_lies_in_its_window():
     """Whatever the rule for annotations: it has none of its own."""
     for rule in ("annotation", "window"):
-        switches = Switches(sampler="released", training_label=rule)
-        the_task, _ = lacking(switches=switches)
+        recipe = Recipe(sampler="released", training_label=rule)
+        the_task, _ = lacking(recipe=recipe)
         places = the_task.places
         centres = places.annotation_l0_px.copy()
         centres[np.flatnonzero((the_task.slide_ids == "p") & (np.arange(N_PATCHES) < 60))[0]] = 1e5 + 500
-        the_task, _ = lacking(switches=switches, places=Places(centres, places.patch_l0_px, places.l0_px_per_px))
+        the_task, _ = lacking(recipe=recipe, places=Places(centres, places.patch_l0_px, places.l0_px_per_px))
         examples = train_task.epoch_of(the_task, 1)
         random = np.flatnonzero(examples.rows >= N_PATCHES)
         at = examples.elsewhere.centres_l0_px[examples.rows[random] - N_PATCHES]
@@ -123,7 +124,7 @@ def test_a_random_place_is_positive_where_a_mitotic_figure_lies_in_its_window():
 
 
 def test_drawn_validation_has_random_places_too():
-    the_task, asked = lacking(switches=Switches(sampler="released", validation="drawn"))
+    the_task, asked = lacking(recipe=Recipe(sampler="released", validation="drawn"))
     found = train_task.validation_of(the_task)
     random = found.rows >= N_PATCHES
     assert 0 < random.sum() < 30 and not found.labels[random].any()
@@ -139,9 +140,9 @@ def test_random_places_need_the_slides_and_the_annotations_places():
         TrainingError, match=r"draws random places of 1 training slides.* --data of python -m mfcore.training.train"
     ):
         lacking(read=None)
-    with pytest.raises(TrainingError, match="by the places of annotations, which the labels don't all have"):
+    with pytest.raises(TrainingError, match="by the places of annotations, which some labels don't have"):
         lacking(places=None)
-    assert lacking(read=None, switches=Switches())[0] and lacking(read=None, network=network(patches_per_epoch=None))[0]
+    assert lacking(read=None, recipe=Recipe())[0] and lacking(read=None, network=network(patches_per_epoch=None))[0]
 
 
 def drawn_by_the_rule(slides: list[tuple[int, int]], n: int) -> tuple[float, float]:
@@ -168,7 +169,7 @@ def test_the_released_sampler_draws_as_the_rule_says_on_the_real_labels(source, 
     """Each size and fold as the released training script draws them. ``first``, ``last``: random places, mean of folds."""
     study = Study("s", "S", Data(source), splits=Splits(by_domain=False), mode="paper", switches=MODES["paper"])
     table = labels.load(study, LABELS, check_files=False)
-    folds = splits.make(splits.drawn_for(study, networks=True), table)
+    folds = splits.make(table, splits.scheme_of(study, networks=True))
     truth, slide_ids = table["label"].to_numpy(), table["slide_id"].to_numpy()
     centres = table[["x_l0_px", "y_l0_px"]].to_numpy()
     shares = {}
@@ -181,7 +182,7 @@ def test_the_released_sampler_draws_as_the_rule_says_on_the_real_labels(source, 
             slide_ids=slide_ids,
             roles=splits.select(folds, unit),
             places=Places(centres, centres, np.ones(len(table))),
-            switches=MODES["paper"],
+            recipe=RELEASED,
             read=lambda slides, shares: (shares, np.zeros((len(slides), 2, 2, 3), np.uint8)),
         )
         rows = train_task.draw_epoch(the_task, 1)
@@ -226,7 +227,7 @@ def labelled(annotations: list[tuple[float, float, int]], slides: list[str], shi
         "slide_ids": np.array([*slides, "v", "v", "t", "t"], object),
         "roles": {"train": np.arange(n), "val": np.arange(n, n + 2), "test": np.arange(n + 2, n + 4)},
         "places": Places(*[np.concatenate([centres, np.full((4, 2), 1e6)])] * 2, np.ones(n + 4)),  # the others lie far away
-        "switches": WINDOW,
+        "recipe": WINDOW,
         "network": network(input_px=20, shift_px=4),
     }
     the_task = task(**{**given, **changed})
@@ -240,8 +241,8 @@ def test_a_positive_annotation_in_the_window_makes_a_patch_positive():
     assert labelled(annotations, slides, [(0, 0)] * 5) == [1, 1, 0, 0, 0]
     assert labelled(annotations, slides, [(0, 0), (0, 0), (-2, 0), (-2, 0), (0, 0)]) == [1, 1, 1, 0, 0]
     assert labelled(annotations, slides, [(0, 0), (2, 0), (0, 0), (0, -2), (0, 0)]) == [1, 0, 0, 1, 0]
-    own = Switches()
-    assert labelled(annotations, slides, [(0, 0)] * 5, switches=own) == [1, 0, 0, 0, 0]
+    own = Recipe()
+    assert labelled(annotations, slides, [(0, 0)] * 5, recipe=own) == [1, 0, 0, 0, 0]
 
 
 def test_the_window_keeps_to_its_slide_and_its_role():
@@ -269,19 +270,18 @@ def test_the_window_is_measured_where_the_patch_was_read_in_level_0_px():
     assert labelled(annotations, ["a"] * 3, [(0, 0)] * 3, places=moved) == [0, 0, 1]
 
 
-def test_places_are_those_of_the_study():
-    study = Study(name="s", title="S", data=Data("midog"), patches=Patches(size_px=16, um_per_px=0.5))
+def test_places_are_those_of_the_placing():
     table = pd.DataFrame({"x_l0_px": [5.0, 7], "y_l0_px": [6.0, 8], "um_per_px": [0.25, 0.5]})
-    places = train_task.places_of(study, table)
+    places = train_task.places_of(table, Placing(16, 0.5))
     np.testing.assert_array_equal(places.patch_l0_px, [[5, 6], [7, 8]])
     np.testing.assert_array_equal(places.l0_px_per_px, [2, 1])
-    moved = train_task.places_of(study, table.assign(patch_x_l0_px=9.0, patch_y_l0_px=[6.0, 8]))
+    moved = train_task.places_of(table.assign(patch_x_l0_px=9.0, patch_y_l0_px=[6.0, 8]), Placing(16, 0.5))
     np.testing.assert_array_equal(moved.patch_l0_px, [[9, 6], [9, 8]])
     np.testing.assert_array_equal(moved.annotation_l0_px, [[5, 6], [7, 8]])
 
 
 def test_an_epoch_is_labelled_by_its_own_shifts():
-    close = task(switches=WINDOW, slide_ids=np.full(N_PATCHES, "s"), network=network(patches_per_epoch=2000))
+    close = task(recipe=WINDOW, slide_ids=np.full(N_PATCHES, "s"), network=network(patches_per_epoch=2000))
     places = Places(*[close.places.patch_l0_px * [0.3, 1]] * 2, np.ones(N_PATCHES))  # 6 px apart, the window's half
     close = task(**{**vars(close), "places": places})
     examples = train_task.epoch_of(close, 1)
@@ -300,7 +300,7 @@ def test_validation_is_the_centre_crops_unless_drawn():
     plain = train_task.validation_of(task())
     np.testing.assert_array_equal(plain.rows, np.arange(60, 90))
     assert not plain.shifts_px.any()
-    drawn = task(switches=Switches(validation="drawn"))
+    drawn = task(recipe=Recipe(validation="drawn"))
     found = train_task.validation_of(drawn)
     assert len(found.rows) == 30 and np.isin(found.rows, np.arange(60, 90)).all() and len(np.unique(found.rows)) < 30
     assert set(np.unique(found.shifts_px)) == {-1, 0, 1}
@@ -308,7 +308,7 @@ def test_validation_is_the_centre_crops_unless_drawn():
     again = train_task.validation_of(drawn)
     np.testing.assert_array_equal(found.rows, again.rows)
     np.testing.assert_array_equal(found.shifts_px, again.shifts_px)
-    once = train_task.validation_of(task(network=network(patches_per_epoch=None), switches=Switches(validation="drawn")))
+    once = train_task.validation_of(task(network=network(patches_per_epoch=None), recipe=Recipe(validation="drawn")))
     np.testing.assert_array_equal(once.rows, np.arange(60, 90))
 
 
@@ -316,14 +316,14 @@ def test_drawn_validation_is_drawn_as_training():
     """Classes are as likely on a slide, however rare one of them is."""
     labels = task().labels.copy()
     labels[60:90], labels[60] = 0, 1
-    rare = task(switches=Switches(validation="drawn"), labels=labels, slide_ids=np.full(N_PATCHES, "s"))
+    rare = task(recipe=Recipe(validation="drawn"), labels=labels, slide_ids=np.full(N_PATCHES, "s"))
     assert 8 <= train_task.validation_of(rare).labels.sum() <= 22
 
 
 def test_drawn_validation_is_labelled_as_training():
     near = Places(*[np.zeros((N_PATCHES, 2))] * 2, np.ones(N_PATCHES))
-    both = Switches(validation="drawn", training_label="window")
-    assert train_task.validation_of(task(switches=both, places=near, slide_ids=np.full(N_PATCHES, "s"))).labels.all()
+    both = Recipe(validation="drawn", training_label="window")
+    assert train_task.validation_of(task(recipe=both, places=near, slide_ids=np.full(N_PATCHES, "s"))).labels.all()
 
 
 def test_a_shifted_crop_is_what_augmentation_shows():
@@ -364,7 +364,7 @@ def test_what_can_not_be_trained_on_is_refused():
     ("changed", "one_class", "remedy"),
     [
         (
-            {"switches": Switches(stratified=False)},
+            {"recipe": Recipe(stratified=False)},
             slice(0, 60),
             "training .* leave this size out of .* or set switches.stratified",
         ),
@@ -396,7 +396,7 @@ def test_too_few_patches_for_a_batch_are_refused():
 def test_labels_by_window_need_places():
     for places in (None, Places(*[np.full((N_PATCHES, 2), np.nan)] * 2, np.ones(N_PATCHES))):
         with pytest.raises(TrainingError, match="window needs the place of every annotation"):
-            task(switches=WINDOW, places=places)
+            task(recipe=WINDOW, places=places)
 
 
 def test_all_that_is_wrong_is_said_at_once():
@@ -410,4 +410,4 @@ def test_all_that_is_wrong_is_said_at_once():
 def test_a_validation_of_one_class_is_known():
     labels = np.where((np.arange(N_PATCHES) >= 60) & (np.arange(N_PATCHES) < 90), 0, task().labels)
     assert task(labels=labels).validates_one_class and not task().validates_one_class
-    assert not task(labels=labels, switches=Switches(epoch="last")).validates_one_class
+    assert not task(labels=labels, recipe=Recipe(epoch="last")).validates_one_class

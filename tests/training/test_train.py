@@ -14,6 +14,7 @@ from mfcore.data import splits
 from mfcore.encoders import encoders
 from mfcore.study.config import Data, Lora, Network, Patches, Study, Switches
 from mfcore.training import adapt, loop as train_loop, train
+from mfcore.training.task import Recipe
 
 UNITS = ["all-fold0-size0.5", "all-fold0-size1", "odd-fold0-size1"]
 
@@ -241,14 +242,14 @@ def test_a_network_may_have_some_sizes_and_no_domain(tmp_path, study):
     table = splits.load(splits.find(study, tmp_path))
 
     def names(**changed: object) -> list[str]:
-        return [unit.name for unit in train.units_of(study, network(**changed), table, 0)]
+        return [unit.name for unit in train.units_of(network(**changed), table, 0)]
 
     assert names() == UNITS
     assert names(sizes=(1.0,)) == UNITS[1:]
     assert names(sizes=(1.0,), by_domain=False) == UNITS[1:2]
     assert names(by_domain=False) == UNITS[:2]
     assert names(sizes=(0.1, 0.5), by_domain=False) == UNITS[:1]
-    with pytest.raises(train.TrainingError, match=r"\[tiny\]\.sizes are \[0\.1\], the splits .* have \[0\.5, 1\.0\]"):
+    with pytest.raises(train.TrainingError, match=r"\[tiny\]\.sizes are \[0\.1\], the splits have \[0\.5, 1\.0\]"):
         names(sizes=(0.1,), by_domain=False)
 
 
@@ -277,6 +278,12 @@ def test_a_switch_is_part_of_the_run_where_it_matters(study):
     assert differing(NETWORK, border="black", split_by="annotation") == [], "patches and splits have keys of their own"
 
 
+def test_a_recipe_has_the_released_sampler_only_where_the_network_draws(study):
+    released = dataclasses.replace(study, switches=Switches(sampler="released", epoch="last"))
+    assert train.recipe_of(released, NETWORK) == Recipe(epoch="last", sampler="released")
+    assert train.recipe_of(released, network(patches_per_epoch=None)) == Recipe(epoch="last")
+
+
 def test_the_switches_reach_the_training(tmp_path, study, monkeypatch):
     tasks = []
 
@@ -288,7 +295,7 @@ def test_the_switches_reach_the_training(tmp_path, study, monkeypatch):
     by_window = dataclasses.replace(study, switches=Switches(training_label="window"))
     with pytest.raises(Killed):
         train.train_study(by_window, "tiny", 0, tmp_path)
-    assert tasks[0].switches.training_label == "window"
+    assert tasks[0].recipe.training_label == "window"
     np.testing.assert_array_equal(tasks[0].places.annotation_l0_px[:, 0], 100 + 20 * np.arange(120))
 
 

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import openslide
 
 CACHE_BYTES = 128 << 20
-LOOKED_PX, LOOKED_AT = 64, (0.3, 0.6, 0.95)  # squares of a level that tell how it was made: their side, where they lie
+PROBE_PX, PROBE_SHARES = 64, (0.3, 0.6, 0.95)  # squares of a level that show how it was made: side, places in x and y
 
-# DICOM, by whose series OpenSlide finds the files of a slide in a folder.
+# DICOM: a slide is a series of files, which OpenSlide finds in the folder.
 NO_VOLUME = ("LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER")  # ImageType's third value where an image is no level of a slide
 SYNTAX, IMAGE_TYPE, SERIES = (0x0002, 0x0010), (0x0008, 0x0008), (0x0020, 0x000E)
 ITEM, ITEM_END, SEQUENCE_END = ((0xFFFE, element) for element in (0xE000, 0xE00D, 0xE0DD))
 LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")  # with four bytes of length
-IMPLICIT, UNSAID = "1.2.840.10008.1.2", 0xFFFFFFFF
+IMPLICIT, UNDEFINED = "1.2.840.10008.1.2", 0xFFFFFFFF
 
 
 @functools.cache
@@ -35,13 +35,13 @@ def _cache() -> "openslide.OpenSlideCache":
     return openslide.OpenSlideCache(CACHE_BYTES)
 
 
-_stretched: dict[tuple[str, int, int, int], bool] = {}  # levels that were looked at: file, its size and time, level
+_stretched: dict[tuple[Path, int, int], bool] = {}  # results of `OpenSlideReader._is_stretched`: file, its time, level
 
 
 class OpenSlideReader:
     """Any format of OpenSlide; raises SlideError for a damaged file and `Unknown` for another format.
 
-    Once OpenSlide has come upon damage, it reads no more of that slide.
+    OpenSlide reads nothing more of a slide after it has met damage in it.
     """
 
     n_bytes_whole = 0
@@ -61,74 +61,74 @@ class OpenSlideReader:
         except openslide.OpenSlideError as error:
             raise SlideError(f"{path}: damaged ({error}); fetch the file again") from None
         self._slide.set_cache(_cache())
+        properties = dict(self._slide.properties)
         self.size_px = self._slide.dimensions
         self.level_sizes_px = self._slide.level_dimensions
-        self._asked = self._slide.level_downsamples  # the ratio of sides, by which OpenSlide finds a level's px
+        self._ratios = self._slide.level_downsamples  # of sides; by the ratio OpenSlide finds the px of a level
         self.downsamples: tuple[float, ...] = ()
-        for level, (size_px, asked) in enumerate(zip(self.level_sizes_px, self._asked, strict=True)):
-            self.downsamples += (whole_downsample(self.size_px, size_px, asked),)
-            if self.downsamples[level] != asked:
-                state = path.stat()
-                known = str(path), state.st_size, state.st_mtime_ns, level
-                if known not in _stretched:
-                    _stretched[known] = self._is_stretched(level)
-                if _stretched[known]:
-                    self.downsamples = (*self.downsamples[:level], asked)
-        self.vendor = self._slide.properties.get("openslide.vendor", "")
-        self.scanned_at_px = tuple(int(self._slide.properties.get(f"openslide.bounds-{axis}", 0)) for axis in "xy")
-        found = (self._slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy")
+        for level, (size_px, ratio) in enumerate(zip(self.level_sizes_px, self._ratios, strict=True)):
+            self.downsamples += (whole_downsample(self.size_px, size_px, ratio),)
+            if self.downsamples[level] != ratio:
+                key = path, path.stat().st_mtime_ns, level
+                if key not in _stretched:
+                    _stretched[key] = self._is_stretched(level)
+                if _stretched[key]:
+                    self.downsamples = (*self.downsamples[:level], ratio)
+        self.vendor = properties.get("openslide.vendor", "")
+        self.scanned_at_px = tuple(int(properties.get(f"openslide.bounds-{axis}", 0)) for axis in "xy")
+        um_per_px = [float(value) for axis in "xy" if (value := properties.get(f"openslide.mpp-{axis}"))]
         try:
-            self.stated_um_per_px, self.tag = stated_resolution(path, [float(value) for value in found if value])
+            self.stated_um_per_px, self.tag = stated_resolution(path, um_per_px)
         except SlideError:
             self.close()
             raise
 
     def _is_stretched(self, level: int) -> bool:
-        """Whether a level whose size was rounded shows the whole slide, made to fit, and not squares of whole px of it.
+        """Whether a level whose size was rounded shows the whole slide, resized to fit, and not squares of whole px.
 
-        Seen by its content: squares of it are compared with what the next finer level shows there.
+        Squares of the level are compared with the next finer level: the difference follows the shift of a resized level or not.
         """
-        whole, finer, n_px = self.downsamples[level], self.downsamples[level - 1], min(LOOKED_PX, *self.level_sizes_px[level])
+        whole, finer, n_px = self.downsamples[level], self.downsamples[level - 1], min(PROBE_PX, *self.level_sizes_px[level])
         stretch = [side / (small * whole) - 1 for side, small in zip(self.size_px, self.level_sizes_px[level], strict=True)]
         projected = squared = 0.0
-        for shares in itertools.product(LOOKED_AT, repeat=2):
+        for shares in itertools.product(PROBE_SHARES, repeat=2):
             at = [int(share * (side - n_px)) for share, side in zip(shares, self.level_sizes_px[level], strict=True)]
             start = [self.corner_l0_px(px, level) / finer for px in at]  # px of the finer level
             corner, side = [math.floor(px) - 4 for px in start], n_px * whole / finer
             near = [px - self.corner_l0_px(first, level - 1) / finer for px, first in zip(start, corner, strict=True)]
             try:
-                there = self.region(Window(level - 1, *corner, math.ceil(side) + 10, math.ceil(side) + 10))
-                found = self.region(Window(level, *at, n_px, n_px)).mean(axis=2)
-            except SlideError:  # to be said by the read that needs these px, of a slide that OpenSlide reads anew
+                fine = self.region(Window(level - 1, *corner, math.ceil(side) + 10, math.ceil(side) + 10))
+                coarse = self.region(Window(level, *at, n_px, n_px)).mean(axis=2)
+            except SlideError:  # the read that needs these px will raise it, of a slide that OpenSlide opens anew
                 self._slide = type(self._slide)(self._path)
                 self._slide.set_cache(_cache())
                 return False
             box = near[0], near[1], near[0] + side, near[1] + side
-            expected = np.asarray(Image.fromarray(there).resize((n_px, n_px), Image.Resampling.BICUBIC, box=box)).mean(axis=2)
+            expected = np.asarray(Image.fromarray(fine).resize((n_px, n_px), Image.Resampling.BICUBIC, box=box)).mean(axis=2)
             down, along = np.gradient(expected)
             x, y = (px + np.arange(n_px) for px in at)
             change = along * x * stretch[0] + down * y[:, None] * stretch[1]  # of px, if the level is stretched
             change -= change.mean()
-            projected += (change * (found - expected)).sum()
+            projected += (change * (coarse - expected)).sum()
             squared += (change**2).sum()
         return projected > squared / 2
 
     def corner_l0_px(self, at_px: int, level: int) -> float:
-        """OpenSlide takes whole level-0 px; between px of a level it interpolates, so the nearest is asked for."""
-        asked = round(max(at_px, 0) * self._asked[level]) / self._asked[level]  # px of the level
-        return (asked + min(at_px, 0)) * self.downsamples[level]
+        """OpenSlide takes whole level-0 px and interpolates between px of a level; `region` asks for the nearest."""
+        nearest = round(max(at_px, 0) * self._ratios[level]) / self._ratios[level]  # px of the level
+        return (nearest + min(at_px, 0)) * self.downsamples[level]
 
     def expect(self, windows: Iterable[Window]) -> None:
-        """Nothing to prepare: OpenSlide keeps what it decoded last, and reads that come in order find it there."""
+        """Nothing to prepare: OpenSlide caches the tiles that it decoded last."""
 
     def region(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
         """See `mfcore.data.slides.reader.Reader`."""
-        # From the border on: left of it and above, OpenSlide may be off by a px of the level.
+        # Left of the border and above, OpenSlide may be off by a px of the level.
         x_px, y_px = max(window.x_px, 0), max(window.y_px, 0)
         left, top = x_px - window.x_px, y_px - window.y_px
         opaque = Image.new("RGB", (window.width, window.height), "white")
         if left < window.width and top < window.height:
-            x_l0_px, y_l0_px = (round(at_px * self._asked[window.level]) for at_px in (x_px, y_px))
+            x_l0_px, y_l0_px = (round(at_px * self._ratios[window.level]) for at_px in (x_px, y_px))
             size = window.width - left, window.height - top
             try:
                 pixels = self._slide.read_region((x_l0_px, y_l0_px), window.level, size)
@@ -147,22 +147,22 @@ class OpenSlideReader:
 
 def series_of(path: Path) -> tuple[str, str] | None:
     """The series of a DICOM file and ImageType's third value ("VOLUME" for a level of a slide); None for any other file."""
-    found = {SYNTAX: "", IMAGE_TYPE: "", SERIES: ""}
+    values = {SYNTAX: "", IMAGE_TYPE: "", SERIES: ""}
     try:
         with path.open("rb") as file:
             if file.read(132)[128:] != b"DICM":
                 return None
             tag = (0, 0)
             while tag < SERIES:
-                tag, n_bytes = _element(file, found[SYNTAX] == IMPLICIT)
-                if tag in found:
-                    found[tag] = file.read(n_bytes).decode("ascii", "replace").strip("\0 ")
+                tag, n_bytes = _element(file, values[SYNTAX] == IMPLICIT)
+                if tag in values:
+                    values[tag] = file.read(n_bytes).decode("ascii", "replace").strip("\0 ")
                 else:
-                    _pass(file, found[SYNTAX] == IMPLICIT, tag, n_bytes)
+                    _skip(file, values[SYNTAX] == IMPLICIT, tag, n_bytes)
     except (OSError, struct.error):
         return None
-    kinds = found[IMAGE_TYPE].split("\\")
-    return (found[SERIES], kinds[2] if len(kinds) > 2 else "") if found[SERIES] else None
+    kinds = values[IMAGE_TYPE].split("\\")
+    return (values[SERIES], kinds[2] if len(kinds) > 2 else "") if values[SERIES] else None
 
 
 def _element(file: IO[bytes], is_implicit: bool) -> tuple[tuple[int, int], int]:
@@ -175,9 +175,9 @@ def _element(file: IO[bytes], is_implicit: bool) -> tuple[tuple[int, int], int]:
     return (group, element), struct.unpack("<H", file.read(2))[0]
 
 
-def _pass(file: IO[bytes], is_implicit: bool, tag: tuple[int, int], n_bytes: int) -> None:
-    """Go behind a value, also one of items whose length isn't said."""
-    if n_bytes != UNSAID:
+def _skip(file: IO[bytes], is_implicit: bool, tag: tuple[int, int], n_bytes: int) -> None:
+    """Move behind a value, also one of items of undefined length."""
+    if n_bytes != UNDEFINED:
         file.seek(n_bytes, 1)
         return
     end = ITEM_END if tag == ITEM else SEQUENCE_END
@@ -185,4 +185,4 @@ def _pass(file: IO[bytes], is_implicit: bool, tag: tuple[int, int], n_bytes: int
         tag, n_bytes = _element(file, is_implicit)
         if tag == end:
             return
-        _pass(file, is_implicit, tag, n_bytes)
+        _skip(file, is_implicit, tag, n_bytes)

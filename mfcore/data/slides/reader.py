@@ -1,4 +1,4 @@
-"""What the readers of slides have in common: their interface, their error, and what counts as a scan's resolution."""
+"""What all readers of slides share: the interface, the error, and the rules for resolution and downsample."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 
 PLAUSIBLE_UM_PER_PX = (0.01, 20.0)  # outside, a resolution tag speaks of a screen or a printer (72 dpi = 352.8 um/px)
 CONVERT = "vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg --Q 90"
+TURN = "turn it upright: vips autorot IN 'OUT.tif[tile,pyramid,compression=jpeg,Q=90]'"
 
 
 class SlideError(ValueError):
@@ -25,12 +26,12 @@ class Window(NamedTuple):
 
 
 class Reader(Protocol):
-    """What `mfcore.data.slides.slide.Slide` needs of a file format: its geometry, and the px of a window.
+    """The geometry of a slide's file, and the px of its windows.
 
     size_px: (width, height) of level 0; level_sizes_px: of each level. downsamples: level-0 px a px of each level.
-    tag: the file's resolution in words.
-    n_bytes_whole: what is held in memory at once whatever is read; 0 where that is no more than some tiles.
-    scanned_at_px: corner (x, y) of the scanned area in level-0 px, (0, 0) where the file doesn't say.
+    stated_um_per_px: the resolution that the file states, and ``tag`` the same in words.
+    n_bytes_whole: bytes of an image that is decoded whole; 0 where the file is read by tiles.
+    scanned_at_px: corner (x, y) of the scanned area in level-0 px, (0, 0) where the file doesn't state it.
     """
 
     size_px: tuple[int, int]
@@ -42,17 +43,17 @@ class Reader(Protocol):
     scanned_at_px: tuple[int, int]
 
     def corner_l0_px(self, at_px: int, level: int) -> float:
-        """Where a window that begins at px ``at_px`` of a level is really read, in level-0 px; the same for x and y."""
+        """The level-0 px where a window that begins at px ``at_px`` of a level is read; the same for x and y."""
         ...
 
     def expect(self, windows: Iterable[Window]) -> None:
-        """Announce reads, in the order in which they come, so that what they share is decoded once."""
+        """Announce reads in their order; a tile that several of them need is then decoded once."""
         ...
 
     def region(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
-        """The px of a window, uint8 (height, width, 3), white outside the slide; may be called from several threads.
+        """The px of a window, uint8 (height, width, 3), white outside the slide, in ``out`` where it is given.
 
-        They are written into ``out``, where one is given.
+        Several threads may call it at once.
         """
         ...
 
@@ -62,7 +63,7 @@ class Reader(Protocol):
 
 
 def stated_resolution(path: Path, um_per_px: Sequence[float]) -> tuple[float | None, str]:
-    """A file's own resolution: um/px, None where no microscope has it, and the same in words; ``um_per_px`` is x and y.
+    """The resolution that a file states, from the um/px of x and y: um/px and text; None where no microscope has it.
 
     Raises SlideError for px that aren't square.
     """
@@ -77,20 +78,21 @@ def stated_resolution(path: Path, um_per_px: Sequence[float]) -> tuple[float | N
     return sum(um_per_px) / len(um_per_px), tag
 
 
-def whole_downsample(size_px: tuple[int, int], level_size_px: tuple[int, int], said: float) -> float:
-    """The whole number that explains both sides of a level by rounding up or down; ``said`` where none does.
+def whole_downsample(size_px: tuple[int, int], level_size_px: tuple[int, int], ratio: float) -> float:
+    """The whole number that explains both sides of a level by rounding up or down; ``ratio`` where none does.
 
-    Where a level is so small that several do: ``said`` if it is one, else a power of two, else the nearest to ``said``.
+    ratio: of the sides, as OpenSlide gives it. Where several numbers explain a small level: ``ratio`` if it is one
+    of them, else a power of two, else the nearest to ``ratio``.
     """
     sides = list(zip(size_px, level_size_px, strict=True))
     first = max(1, *(whole // (level + 1) for whole, level in sides))
     last = min(whole // max(level - 1, 1) for whole, level in sides)
     explain = [k for k in range(first, last + 1) if all(level in (whole // k, -(-whole // k)) for whole, level in sides)]
-    return float(min(explain, key=lambda k: (k != said, k & (k - 1) != 0, abs(k - said)), default=said))
+    return float(min(explain, key=lambda k: (k != ratio, k & (k - 1) != 0, abs(k - ratio)), default=ratio))
 
 
 def given(pixels: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-    """The px as `Reader.region` gives them: written into ``out``, where there is one."""
+    """The result of `Reader.region`: ``pixels``, or ``out`` with the pixels written into it."""
     if out is None:
         return pixels
     out[:] = pixels

@@ -1,18 +1,18 @@
-"""One reader for slides: a patch is asked for by its centre (level-0 px), its side (px) and its resolution (um/px).
+"""One reader for slides: it reads a patch by its centre (level-0 px), its side (px) and its resolution (um/px).
 
-Planes: ``_l0_px`` is in px of the slide as scanned; px ``i`` covers [i, i + 1), so that a slide ``w`` px wide reaches from 0
-to ``w`` and the centre of its first px is 0.5.
+Planes: ``_l0_px`` is in px of the slide as scanned. Px ``i`` covers [i, i + 1): a slide ``w`` px wide reaches from 0 to ``w``,
+and the centre of its first px is 0.5.
 
 Rule for the grid. At the slide's own resolution a patch is cut on the grid of px, never interpolated: its first column is
 ``floor(x_l0_px - size_px / 2 + 0.5)``, so a half px goes to the right (and down). At any other resolution the patch is
-resampled around the exact centre: from the coarsest level that is at least as fine as asked, by bicubic interpolation, which
-averages where it makes smaller. Resolutions that differ by less than 0.1 % count as the same.
+resampled around the exact centre: from the coarsest level that is fine enough, by bicubic interpolation, which averages
+where it makes smaller. Resolutions that differ by less than 0.1 % count as the same.
 
 Rule for levels. A px of a level is a square of whole level-0 px where one number of them explains the level's size, rounded
 up or down, and the level's content agrees; else the ratio of the sides counts.
 
-Many patches of one slide are planned: `Slide.plan` announces them and says in which order to read them, so that each tile of
-the file is decoded once. What is read is the same without a plan.
+`Slide.plan` announces many reads and returns their best order: each tile of the file is then decoded once. The patches are
+the same without a plan.
 """
 
 import math
@@ -22,7 +22,7 @@ from types import TracebackType
 import numpy as np
 from PIL import Image
 
-from mfcore.data.slides import tiff as slides_tiff
+from mfcore.data.slides import tiff
 from mfcore.data.slides.image import ImageReader
 from mfcore.data.slides.openslide import OpenSlideReader
 from mfcore.data.slides.reader import Reader, SlideError, Window, overlap
@@ -32,20 +32,19 @@ from mfcore.data.slides.tiles import Memory
 __all__ = ["SAME_RESOLUTION", "Memory", "Slide", "SlideError", "UnstatedResolution", "open_slide"]
 
 SAME_RESOLUTION = 1e-3  # relative; 0.11 px at the edge of a patch of 224 px
-BICUBIC_REACH_PX = 2.0  # how far the filter looks to either side, in px of the coarser of the two grids
-BAND_PX = 512  # planned reads go along bands of this height; two tiles or so, which stay decoded for one band
+BICUBIC_REACH_PX = 2.0  # reach of the filter to either side, in px of the coarser of the two grids
+BAND_PX = 512  # height of the bands that planned reads follow: two tiles or so, which stay decoded for one band
 
 
 class UnstatedResolution(SlideError):
-    """A slide whose um/px neither its file nor its reader says."""
+    """Neither the file nor the caller states the um/px of a slide."""
 
 
 class Slide:
     """An open slide; made by `open_slide`, closed by leaving its ``with`` block. Several threads may read at once.
 
-    um_per_px: of level 0. states_um_per_px: whether the file says so itself. size_px: (width, height) of level 0.
-    n_bytes_whole: what is held decoded at once whatever is read (an image decoded whole), 0 where only tiles are.
-    outside: grey level, 0 to 255, of what lies outside the slide.
+    um_per_px: of level 0. states_um_per_px: whether the file states it. size_px: (width, height) of level 0.
+    outside: grey level, 0 to 255, of what lies outside the slide. reader: of the file, with its levels.
     """
 
     def __init__(self, path: Path, reader: Reader, um_per_px: float, outside: int = 255):
@@ -53,8 +52,7 @@ class Slide:
         self.um_per_px = um_per_px
         self.states_um_per_px = reader.stated_um_per_px is not None
         self.size_px = reader.size_px
-        self.n_bytes_whole = reader.n_bytes_whole
-        self._reader = reader
+        self.reader = reader
         self._outside = outside
 
     def __enter__(self) -> "Slide":
@@ -63,23 +61,18 @@ class Slide:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    @property
-    def reader(self) -> Reader:
-        """The reader of the file: its levels, and windows of their px."""
-        return self._reader
-
     def close(self) -> None:
         """Give file and memory back."""
-        self._reader.close()
+        self.reader.close()
 
     def read(self, x_l0_px: float, y_l0_px: float, size_px: int, um_per_px: float | None = None) -> np.ndarray:
         """The patch around a centre, uint8 (size_px, size_px, 3).
 
-        White where the slide is transparent, and outside it unless it was opened with another grey. ``um_per_px`` None
+        White where the slide is transparent; outside it, white or the grey that it was opened with. ``um_per_px`` None
         reads the slide's own px. Raises SlideError where the file is damaged.
         """
         window, box = self.window(x_l0_px, y_l0_px, size_px, um_per_px)
-        region = self._reader.region(window)
+        region = self.reader.region(window)
         if self._outside != 255:
             region = self._with_outside(region, window)
         if box is None:
@@ -87,20 +80,20 @@ class Slide:
         return np.asarray(Image.fromarray(region).resize((size_px, size_px), Image.Resampling.BICUBIC, box=box))
 
     def plan(self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None) -> np.ndarray:
-        """Announce one `read` at each of the centres, float (n, 2) of x, y; returns the order to read them in, int (n,).
+        """Announce one `read` at each of the centres, float (n, 2) of x, y; returns the best order of the reads, int (n,).
 
-        Bands of rows from top to bottom, each from left to right. Other orders are as right, but may decode a tile twice.
+        The order follows bands of rows from top to bottom, each from left to right. Another order may decode a tile twice.
         """
         windows = [self.window(x, y, size_px, um_per_px)[0] for x, y in centres_l0_px]
         corners = np.array([(window.y_px // BAND_PX, window.x_px) for window in windows], dtype=np.int64).reshape(-1, 2)
         order = np.lexsort((corners[:, 1], corners[:, 0]))
-        self._reader.expect(windows[i] for i in order)
+        self.reader.expect(windows[i] for i in order)
         return order
 
     def inside(self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None) -> np.ndarray:
-        """The centres, float (n, 2) of x, y, each moved by as little as brings its patch of ``size_px`` inside the slide.
+        """The centres, float (n, 2) of x, y, each moved as little as possible to bring its patch inside the slide.
 
-        Where the slide is smaller than the patch, the centre is the slide's.
+        Where the slide is smaller than the patch, the centre of the slide.
         """
         half = size_px * self._scale(um_per_px) / 2
         size = np.array(self.size_px, dtype=float)
@@ -113,8 +106,8 @@ class Slide:
         return ((centres_l0_px < half) | (centres_l0_px > np.array(self.size_px) - half)).any(axis=1)
 
     def _with_outside(self, region: np.ndarray, window: Window) -> np.ndarray:
-        """A window's px with those outside the slide in the grey that was asked for; readers leave them white."""
-        width, height = self._reader.level_sizes_px[window.level]
+        """A window's px with those outside the slide, which readers leave white, in the grey ``outside``."""
+        width, height = self.reader.level_sizes_px[window.level]
         left, right = overlap(window.x_px, window.width, width)
         top, bottom = overlap(window.y_px, window.height, height)
         inside = slice(top - window.y_px, bottom - window.y_px), slice(left - window.x_px, right - window.x_px)
@@ -124,29 +117,29 @@ class Slide:
         return painted
 
     def _scale(self, um_per_px: float | None) -> float:
-        """Level-0 px a patch px; 1 exactly where the patch is cut and not resampled."""
+        """Level-0 px a patch px; exactly 1 where the patch is cut and not resampled."""
         scale = 1.0 if um_per_px is None else um_per_px / self.um_per_px
         return 1.0 if abs(scale - 1) < SAME_RESOLUTION else scale
 
     def window(
         self, x_l0_px: float, y_l0_px: float, size_px: int, um_per_px: float | None
     ) -> tuple[Window, tuple[float, float, float, float] | None]:
-        """What to read for a patch, and the box in it, in fractions of a px, to resample; None where px are kept."""
+        """The window to read for a patch, and the box in it, in fractions of a px, to resample; None to keep the px."""
         scale = self._scale(um_per_px)
         if scale == 1.0:
             left, top = (math.floor(centre - size_px / 2 + 0.5) for centre in (x_l0_px, y_l0_px))
             return Window(0, left, top, size_px, size_px), None
         level, downsample = max(
-            (pair for pair in enumerate(self._reader.downsamples) if pair[1] <= scale * (1 + SAME_RESOLUTION)),
+            (pair for pair in enumerate(self.reader.downsamples) if pair[1] <= scale * (1 + SAME_RESOLUTION)),
             key=lambda pair: pair[1],
             default=(0, 1.0),
         )
-        # The rectangle of whole px that the filter looks at; what it centres on is the box inside it.
+        # The window of whole px that the filter needs; the patch is the box inside it.
         reach = BICUBIC_REACH_PX * max(1.0, scale / downsample) + 1
         side = size_px * scale / downsample  # px of this level
         starts = [centre - size_px * scale / 2 for centre in (x_l0_px, y_l0_px)]
         corner = [math.floor(start / downsample - reach) for start in starts]
-        near = [(start - self._reader.corner_l0_px(at, level)) / downsample for start, at in zip(starts, corner, strict=True)]
+        near = [(start - self.reader.corner_l0_px(at, level)) / downsample for start, at in zip(starts, corner, strict=True)]
         width, height = (math.ceil(start + side + reach) for start in near)
         return Window(level, *corner, width, height), (near[0], near[1], near[0] + side, near[1] + side)
 
@@ -159,31 +152,31 @@ def open_slide(
     with_reduced: bool = False,
     scanner: str = "",
 ) -> Slide:
-    """Open a slide; ``um_per_px`` is its resolution where the file doesn't state one (what the file states goes first).
+    """Open a slide; ``um_per_px`` is its resolution where the file doesn't state one.
 
-    ``outside``: grey level of what lies outside the slide. Slides opened with one ``memory`` share it. ``with_reduced``: also
-    levels between the file's, which JPEG decodes smaller at less cost (`slides.tiff.TiffReader.add_reduced`). Raises
-    SlideError, with the remedy, for a file that is missing, cut short, of another format or too large to be decoded whole,
-    and UnstatedResolution for one without a resolution; where ``scanner`` is given, a study can say it by that, too.
+    outside: grey level of what lies outside the slide. Slides opened with one ``memory`` share it. with_reduced: add virtual
+    levels that JPEG decodes smaller at less cost (`slides.tiff.TiffReader.add_reduced`). scanner: named in the remedy for a
+    slide without a resolution. Raises SlideError, with the remedy, for a file that is missing, cut short, of another format
+    or too large to decode whole, and UnstatedResolution for a file without a resolution.
     """
     path = Path(path)
     if not path.is_file():
         raise SlideError(f"{path}: no such slide; check the data folder, or fetch the file again")
     try:
         path.open("rb").close()
-    except PermissionError:  # which each format's reader would take for damage
+    except PermissionError:  # the readers would call it damage
         raise SlideError(f"{path}: may not be read; give this user the right to") from None
     reader = _reader(path, memory or Memory())
     stated = reader.stated_um_per_px or um_per_px
     if stated is None:
         reader.close()
-        found = f" (its resolution tag says {reader.tag})" if reader.tag else ""
+        tag = f" (its resolution tag says {reader.tag})" if reader.tag else ""
         by_scanner = f'data: {{um_per_px_by_scanner: {{"{scanner}": ...}}}}, or ' if scanner else ""
         raise UnstatedResolution(
-            f"{path}: the file doesn't state its um/px{found}; say it in the study: {by_scanner}data: {{um_per_px: ...}} for "
+            f"{path}: the file doesn't state its um/px{tag}; say it in the study: {by_scanner}data: {{um_per_px: ...}} for "
             "all slides that don't"
         )
-    if with_reduced and isinstance(reader, slides_tiff.TiffReader):
+    if with_reduced and isinstance(reader, tiff.TiffReader):
         reader.add_reduced()
     return Slide(path, reader, stated, outside)
 
@@ -194,9 +187,9 @@ def _reader(path: Path, memory: Memory) -> Reader:
     try:
         by_openslide = OpenSlideReader(path)
     except OpenSlideReader.Unknown:
-        return ImageReader(path, memory) if index is None else slides_tiff.plain(path, index, memory)
+        return ImageReader(path, memory) if index is None else tiff.plain(path, index, memory)
     except SlideError:
-        if index is not None:  # it may not be damaged, but what OpenSlide doesn't know
-            slides_tiff.refuse_unusual(path, index, index.pages)
+        if index is not None:  # perhaps OpenSlide doesn't know the px
+            tiff.refuse_unusual(path, index, index.pages)
         raise
-    return by_openslide if index is None else slides_tiff.over(by_openslide, path, index, memory)
+    return by_openslide if index is None else tiff.over(by_openslide, path, index, memory)

@@ -1,4 +1,4 @@
-"""A TIFF's index: its pages, how their tiles are decoded, and what is unusual of their px, tiled and striped alike."""
+"""The index of a TIFF: its pages, how their tiles are decoded, and what is unusual in their px."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,39 +13,41 @@ if TYPE_CHECKING:
     import tifffile
 
 JPEG = 7
-LOSSLESS = (1, 5, 8, 32773, 32946, 50000)  # none, LZW, deflate, PackBits, deflate's old number, Zstandard
+LOSSLESS = (1, 5, 8, 32773, 32946, 50000)  # none, LZW, deflate, PackBits, the old number of deflate, Zstandard
 APERIOS = (33003, 33005)  # JPEG 2000, which OpenSlide decodes
 RGB, YCBCR = 2, 6  # photometric interpretations
-OTHER_COLOURS = (0, 1, 3, 5)  # grey from white and from black, a palette, CMYK: OpenSlide makes RGB of them
-ALPHA = {0: None, 1: "premultiplied", 2: "straight"}  # by the tag ExtraSamples
-TURN = "turn it upright: vips autorot IN 'OUT.tif[tile,pyramid,compression=jpeg,Q=90]'"
+OTHER_COLOURS = (0, 1, 3, 5)  # grey from white and from black, palette, CMYK: OpenSlide converts them to RGB
+
+Decode = Callable[[bytes, int, bytearray | None, tuple[int, int]], np.ndarray]
+"""Makes a tile, uint8 (height, width, 3), of its bytes and its number, perhaps in the bytearray.
+
+The last argument is (height, width) of a tile that JPEG decodes smaller, else (0, 0). Each codec raises its own errors.
+"""
 
 
 @dataclass(frozen=True)
 class Page:
-    """One image of a TIFF. ``decode`` makes a tile from its bytes and number; ``unusual`` says why there is none, else "".
+    """One image of a TIFF.
 
-    is_openslides: whether OpenSlide, where it opens the file, reads the px of a tiled page as the tags say.
+    unusual: why its px aren't decoded here, "" where they are. is_openslides: whether OpenSlide reads the px of a tiled
+    page as its tags say, where it opens the file. um_per_px: of the resolution tags, x and y. reduction: how many times
+    smaller than in the file its tiles are decoded.
     """
 
     width: int
     height: int
     is_tiled: bool
-    is_reduced: bool
+    is_thumbnail: bool
     tile_width: int
     tile_height: int
     offsets: np.ndarray  # (n_tiles,)
     n_bytes: np.ndarray  # (n_tiles,)
-    decode: Callable[[bytes, int], np.ndarray] | None
+    decode: Decode
     unusual: str
     is_openslides: bool
-    um_per_px: tuple[float, ...]  # of the resolution tags, x and y
-    decode_reduced: Callable[..., np.ndarray] | None = None  # the same, and (height, width) that it shall have
-
-    @property
-    def remedy(self) -> str:
-        """What to do about an unusual page where another way than to convert it is needed, else ""."""
-        return TURN if self.unusual.startswith("orientation") else ""
+    is_jpeg: bool
+    um_per_px: tuple[float, ...]
+    reduction: int = 1
 
     @property
     def n_across(self) -> int:
@@ -57,19 +59,24 @@ class Page:
         """Bytes of a decoded tile."""
         return 3 * self.tile_width * min(self.tile_height, self.height)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the file has bytes for every tile."""
+        return len(self.offsets) == self.n_across * -(-self.height // self.tile_height) and bool(self.n_bytes.all())
+
 
 @dataclass(frozen=True)
 class Index:
-    """What a TIFF's index says: its kind in words, its pages."""
+    """The pages of a TIFF, and its kind in words."""
 
     kind: str
     pages: tuple[Page, ...]
 
 
 def look_into(path: Path) -> Index | None:
-    """Read a TIFF's index, None for any other file; raises SlideError where it points beyond the end of the file.
+    """Read the index of a TIFF, None for any other file; raises SlideError where it points beyond the end of the file.
 
-    OpenSlide opens a file that was cut short if the index is whole, and then fails at the first patch that isn't there.
+    OpenSlide opens a file that was cut short if the index is whole, and fails at the first patch that is missing.
     """
     import tifffile
 
@@ -81,7 +88,7 @@ def look_into(path: Path) -> Index | None:
     except tifffile.TiffFileError:
         return None
     except (ValueError, IndexError, OSError):
-        return Index("a TIFF with a damaged index", ())  # or one of a maker's own, which OpenSlide may know
+        return Index("a TIFF with a damaged index", ())  # or one of a vendor, which OpenSlide may know
     if end > n_bytes:
         raise SlideError(f"{path}: cut short: {n_bytes:,} of {end:,} bytes or more are there; fetch the file again")
     return Index("a tiled TIFF" if pages[0].is_tiled else "a striped TIFF", pages)
@@ -89,65 +96,57 @@ def look_into(path: Path) -> Index | None:
 
 def _page(page: "tifffile.TiffPage") -> Page:
     """What reading needs of a page; the file may be closed then."""
-    n_known = min(len(page.dataoffsets), len(page.databytecounts))
+    n_tiles = min(len(page.dataoffsets), len(page.databytecounts))
     unusual, is_openslides = _unusual(page)
     return Page(
         width=page.imagewidth,
         height=page.imagelength,
         is_tiled=page.is_tiled,
-        is_reduced=bool(page.subfiletype & 1),
+        is_thumbnail=bool(page.subfiletype & 1),
         tile_width=page.tilewidth if page.is_tiled else page.imagewidth,
         tile_height=page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength),
-        offsets=np.array(page.dataoffsets[:n_known], dtype=np.int64),
-        n_bytes=np.array(page.databytecounts[:n_known], dtype=np.int64),
-        decode=None if unusual else _decoder(page),
+        offsets=np.array(page.dataoffsets[:n_tiles], dtype=np.int64),
+        n_bytes=np.array(page.databytecounts[:n_tiles], dtype=np.int64),
+        decode=_decoder(page),
         unusual=unusual,
         is_openslides=is_openslides,
+        is_jpeg=page.compression == JPEG,
         um_per_px=_um_per_px(page),
-        decode_reduced=None
-        if unusual or page.compression != JPEG
-        else _jpeg_decoder(page.jpegtables, page.photometric == YCBCR),
     )
 
 
 def _unusual(page: "tifffile.TiffPage") -> tuple[str, bool]:
     """Why the px of a page aren't decoded here, "" where they are; and whether OpenSlide reads them as the tags say."""
-    alphas = [ALPHA.get(int(extra)) for extra in page.extrasamples]
     orientation = page.tags.valueof("Orientation", 1)
-    has_openslides_colours = page.photometric in (RGB, *OTHER_COLOURS) or (
-        page.photometric == YCBCR and page.compression in (JPEG, *APERIOS)
-    )
-    for is_so, what, is_openslides in (
-        (orientation in range(2, 9), f"orientation {orientation}, turned or mirrored when shown", False),
-        (page.fillorder != 1, "the bits of each byte in reverse", False),
-        (getattr(page, "imagedepth", 1) != 1, "more than one plane", False),
-        (page.dtype is None or page.dtype.kind != "u", f"px that aren't unsigned whole numbers ({page.dtype})", False),
-        (page.bitspersample != 8, f"{page.bitspersample} bits a channel", page.bitspersample == 16),
-        (page.compression not in (JPEG, *LOSSLESS, *APERIOS), f"{_name(page.compression)} compression", False),
-        (not has_openslides_colours, f"{_name(page.photometric)} colours", False),
-        (
-            alphas not in ([], ["straight"], ["premultiplied"]),
-            f"{page.samplesperpixel} channels, not all of a known use",
-            False,
-        ),
-        (page.photometric not in (RGB, YCBCR), f"{_name(page.photometric)} colours", True),
-        (page.samplesperpixel - len(alphas) != 3, f"{page.samplesperpixel} channels", False),
-        (bool(alphas) and (page.compression == JPEG or page.is_tiled), f"{page.samplesperpixel} channels", True),
-        (page.planarconfig != 1, "channels stored apart", True),
-        (page.compression not in (JPEG, *LOSSLESS), f"{_name(page.compression)} compression", True),
-    ):
-        if is_so:
-            return what, is_openslides
+    is_ycbcr_known = page.photometric == YCBCR and page.compression in (JPEG, *APERIOS)
+    has_three = page.photometric not in (RGB, YCBCR) or page.samplesperpixel - len(page.extrasamples) == 3
+    colours, compression = (str(getattr(tag, "name", tag)) for tag in (page.photometric, page.compression))
+    refused = {
+        f"orientation {orientation}, turned or mirrored when shown": orientation in range(2, 9),
+        "the bits of each byte in reverse": page.fillorder != 1,
+        "more than one plane": getattr(page, "imagedepth", 1) != 1,
+        f"px that aren't unsigned whole numbers ({page.dtype})": page.dtype is None or page.dtype.kind != "u",
+        f"{page.bitspersample} bits a channel": page.bitspersample not in (8, 16),
+        f"{compression} compression": page.compression not in (JPEG, *LOSSLESS, *APERIOS),
+        f"{colours} colours": page.photometric not in (RGB, *OTHER_COLOURS) and not is_ycbcr_known,
+        f"{page.samplesperpixel} channels": tuple(page.extrasamples) not in ((), (1,), (2,)) or not has_three,
+    }
+    left_to_openslide = {
+        "16 bits a channel": page.bitspersample == 16,
+        f"{colours} colours": page.photometric not in (RGB, YCBCR),
+        "transparency": len(page.extrasamples) > 0,
+        "channels stored apart": page.planarconfig != 1,
+        f"{compression} compression": page.compression in APERIOS,
+    }
+    for reasons in (refused, left_to_openslide):
+        for reason, holds in reasons.items():
+            if holds:
+                return reason, reasons is left_to_openslide
     return "", True
 
 
-def _name(value: object) -> str:
-    """A tag's value in words, or as the number that it is."""
-    return str(getattr(value, "name", value))
-
-
 def _um_per_px(page: "tifffile.TiffPage") -> tuple[float, ...]:
-    """What the resolution tags say; empty where they say nothing."""
+    """The um/px of the resolution tags, x and y; empty where the file has none."""
     um = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof("ResolutionUnit", 2)))
     pairs = [page.tags.valueof(f"{axis}Resolution") for axis in "XY"]
     if um is None or not all(isinstance(pair, tuple) and len(pair) == 2 and all(pair) for pair in pairs):
@@ -155,41 +154,32 @@ def _um_per_px(page: "tifffile.TiffPage") -> tuple[float, ...]:
     return tuple(um * below / above for above, below in pairs)
 
 
-def _decoder(page: "tifffile.TiffPage") -> Callable[[bytes, int], np.ndarray]:
-    """What makes a tile, uint8 (height, width, 3), from its bytes and number; raises whatever its codec raises."""
-    if page.compression == JPEG:
-        return _jpeg_decoder(page.jpegtables, page.photometric == YCBCR)
-    decode, alphas = page.decode, [ALPHA[int(extra)] for extra in page.extrasamples]
+def _decoder(page: "tifffile.TiffPage") -> Decode:
+    """The decoder of a page.
 
-    def decode_lossless(data: bytes, k: int, scratch: bytearray | None) -> np.ndarray:
-        tile = decode(data, k)[0][0]
-        if not alphas:
-            return tile
-        opacity = tile[..., 3:].astype(np.uint16)
-        colour = tile[..., :3] if alphas == ["premultiplied"] else (tile[..., :3] * opacity + 127) // 255
-        return np.minimum(colour + (255 - opacity), 255).astype(np.uint8)
-
-    return decode_lossless
-
-
-def _jpeg_decoder(tables: bytes | None, is_ycbcr: bool) -> Callable[..., np.ndarray]:
-    """The same for JPEG, whose tables may stand once for all tiles; asked for half, a quarter
-    or an eighth of a tile's (height, width), it makes it that small.
-
-    simplejpeg refuses what libjpeg only warns of, as OpenSlide does; imagecodecs, tifffile's, fills damaged parts with grey.
+    simplejpeg refuses what libjpeg only warns of, as OpenSlide does; the JPEG of tifffile fills damaged parts with grey.
     """
+    if page.compression != JPEG:
+        decode = page.decode
+        return lambda data, k, scratch, shape: decode(data, k)[0][0]
     import simplejpeg
 
-    # TIFF says in a tag of its own which colours these are; Adobe's segment tells the decoder.
-    colours = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([is_ycbcr])
-    start = b"\xff\xd8" + colours + (tables[2:-2] if tables else b"")
+    # The tag of the TIFF, not the tile, says which colours these are; the segment of Adobe tells the decoder.
+    colours = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([page.photometric == YCBCR])
+    start = b"\xff\xd8" + colours + (page.jpegtables[2:-2] if page.jpegtables else b"")
 
-    def decode_jpeg(data: bytes, k: int, scratch: bytearray | None, shape: tuple[int, int] = (0, 0)) -> np.ndarray:
+    def decode_jpeg(data: bytes, k: int, scratch: bytearray | None, shape: tuple[int, int]) -> np.ndarray:
         if data[:2] != b"\xff\xd8":
             raise ValueError("not a JPEG image")
         at = 2
-        while data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF:  # of applications: what they say of colours isn't the tag's
+        while data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF:  # skip segments of applications, which may state colours
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        return simplejpeg.decode_jpeg(start + data[at:], min_height=shape[0], min_width=shape[1], buffer=scratch, strict=True)
+        jpeg, options = start + data[at:], {"min_height": shape[0], "min_width": shape[1], "buffer": scratch}
+        try:
+            return simplejpeg.decode_jpeg(jpeg, strict=True, **options)
+        except ValueError as error:
+            if "extraneous bytes before marker" not in str(error):  # some writers leave bytes at the end of a tile
+                raise
+            return simplejpeg.decode_jpeg(jpeg, strict=False, **options)
 
     return decode_jpeg

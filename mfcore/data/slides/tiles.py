@@ -1,4 +1,4 @@
-"""Decoded tiles of a slide's file, kept until their last announced use; and the memory that all open slides share."""
+"""A cache of decoded tiles that knows the coming reads, and the memory budget that all open slides share."""
 
 import sys
 import threading
@@ -13,9 +13,9 @@ SCRATCH_BYTES = 1 << 20
 
 
 class Memory:
-    """Bytes of decoded px that all slides opened with it hold together; `Tiles` and whole images count themselves in.
+    """A memory budget in bytes of decoded pixels, shared by the slides that are opened with it.
 
-    Tiles may pass the limit by those in use; whoever adds one then drops others. A whole image waits for room.
+    Tiles in use may exceed the limit; `Tiles` then drops others. A whole image waits until it fits.
     """
 
     def __init__(self, limit_bytes: int = MEMORY_BYTES):
@@ -25,41 +25,41 @@ class Memory:
 
     @property
     def is_over(self) -> bool:
-        """Whether more is held than the limit."""
+        """Whether more than the limit is held."""
         return self._used > self.limit_bytes
 
     def add(self, n_bytes: int) -> None:
-        """Count bytes in, or out where negative."""
+        """Count bytes that are held now, or, where negative, given back."""
         with self._changed:
             self._used += n_bytes
             if n_bytes < 0:
                 self._changed.notify_all()
 
     def wait_and_add(self, n_bytes: int) -> None:
-        """Count bytes in as soon as they fit; what is larger than the limit waits until nothing else is held."""
+        """Count bytes as soon as they fit; an image larger than the limit waits until nothing else is held."""
         with self._changed:
             self._changed.wait_for(lambda: self._used == 0 or self._used + n_bytes <= self.limit_bytes)
             self._used += n_bytes
 
     def lift(self) -> None:
-        """Take the limit off for whoever waits: the work is being given up, and must come to its end."""
+        """Remove the limit, for threads that wait while the work is given up."""
         with self._changed:
             self.limit_bytes = sys.maxsize
             self._changed.notify_all()
 
 
-class _Own(threading.local):
-    """What a thread has to itself: bytes for the tile that it reads and nobody needs again; new ones take their time."""
+class _Scratch(threading.local):
+    """Bytes of one thread, for a tile that is needed once; fresh memory for each tile would take time."""
 
     def __init__(self) -> None:
-        self.scratch = bytearray(SCRATCH_BYTES)
+        self.content = bytearray(SCRATCH_BYTES)
 
 
-_own = _Own()
+_scratch = _Scratch()
 
 
 class _Tile:
-    """One tile: whoever decodes it holds ``decoding``; px: uint8 (height, width, 3), None until then."""
+    """One tile: px, uint8 (height, width, 3), None until the thread that holds ``decoding`` has decoded it."""
 
     __slots__ = ("decoding", "px")
 
@@ -69,11 +69,10 @@ class _Tile:
 
 
 class Tiles:
-    """Tiles by key, each decoded once for all announced uses while memory lasts; beyond it, the one needed last is dropped.
+    """Tiles by key, each decoded once for all announced uses. Where memory is short, the tile needed last is dropped.
 
-    Safe for threads: of those that announced a tile and want it at once, one decodes it and the others wait. ``decode`` makes
-    a tile from its key, uint8 (height, width, 3), in the bytes lent with it or where it likes, and raises what `get` then
-    raises.
+    Safe for threads: of several that want one tile, one decodes it and the others wait. ``decode`` makes a tile from its
+    key, uint8 (height, width, 3); it may use the bytes lent with the key. `get` raises what ``decode`` raises.
     """
 
     def __init__(self, decode: Callable[[Key, bytearray | None], np.ndarray], memory: Memory):
@@ -81,11 +80,11 @@ class Tiles:
         self._memory = memory
         self._lock = threading.Lock()
         self._kept: dict[Key, _Tile] = {}
-        self._uses: dict[Key, list[int]] = {}  # by tile: when it is needed, the next time last
+        self._uses: dict[Key, list[int]] = {}  # by tile: numbers of the reads that need it, the next one last
         self._n_expected = 0
 
     def expect(self, reads: Iterable[Iterable[Key]]) -> None:
-        """Announce reads by the tiles each needs, in the order in which they come; adds to what was announced before."""
+        """Announce reads, each by its tiles, in their order; they come after those announced before."""
         with self._lock:
             added: dict[Key, list[int]] = {}
             for keys in reads:
@@ -96,7 +95,7 @@ class Tiles:
                 self._uses[key] = when[::-1] + self._uses.get(key, [])
 
     def get(self, key: Key) -> np.ndarray:
-        """One tile, this thread's until it gets another; not to be written to."""
+        """One tile, read-only, valid until this thread gets another."""
         with self._lock:
             uses = self._uses.get(key)
             if uses:
@@ -106,8 +105,8 @@ class Tiles:
             tile = self._kept.get(key)
             if tile is None and uses:
                 tile = self._kept[key] = _Tile()
-        if tile is None:  # nobody needs it again
-            return self._decode(key, _own.scratch)
+        if tile is None:  # no other read needs it
+            return self._decode(key, _scratch.content)
         with tile.decoding:
             pixels = tile.px if tile.px is not None else self._fill(tile, key)
         with self._lock:
@@ -116,7 +115,7 @@ class Tiles:
         return pixels
 
     def _fill(self, tile: _Tile, key: Key) -> np.ndarray:
-        """Decode a tile that is to be kept; of a damaged one, whoever waits tries for himself."""
+        """Decode a tile to keep; after an error each waiting thread tries again."""
         try:
             pixels = self._decode(key, None)
         except BaseException:
@@ -132,14 +131,14 @@ class Tiles:
         return pixels
 
     def close(self) -> None:
-        """Drop every tile and what was announced."""
+        """Drop every tile and every announced read."""
         with self._lock:
             self._uses.clear()
             for key in list(self._kept):
                 self._drop(key)
 
     def _make_room(self) -> None:
-        """Drop tiles, the one whose next use is farthest first, until memory suffices or none is left to drop."""
+        """Drop tiles, the one with the latest next use first, until memory suffices or none is left."""
         while self._memory.is_over:
             done = [key for key, tile in self._kept.items() if tile.px is not None]
             if not done:
@@ -147,7 +146,7 @@ class Tiles:
             self._drop(max(done, key=lambda key: self._uses[key][-1] if key in self._uses else self._n_expected + 1))
 
     def _drop(self, key: Key) -> None:
-        """Forget a tile if it is there and decoded; who reads it still holds it."""
+        """Drop a tile if it is decoded; a thread that reads it keeps its pixels."""
         tile = self._kept.get(key)
         if tile is not None and tile.px is not None:
             del self._kept[key]

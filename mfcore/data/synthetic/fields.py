@@ -12,7 +12,7 @@ import numpy as np
 from mfcore import streams
 from mfcore.data.synthetic import cells
 from mfcore.data.synthetic.cells import Canvas, Window
-from mfcore.data.synthetic.domains import DOMAINS, Domain
+from mfcore.data.synthetic.domains import Domain, all_domains
 from mfcore.data.synthetic.tissue import Plan, ground, lay_out, scan
 
 UM_PER_PX = 0.5
@@ -64,7 +64,7 @@ class Traced(Window):
 def slide_look(seed: int, index: int) -> Domain:
     """Stain, scanner and cell texture of slide ``index``: one of the domains', its stains' amounts and hues drawn anew."""
     rng = streams.generator(seed, "synthetic", "slide look", index)
-    domain = DOMAINS[int(rng.integers(len(DOMAINS)))]
+    domain = all_domains()[int(rng.integers(len(all_domains())))]
     strength = np.exp(rng.normal(0, 0.30, 2))
     hues = np.exp(rng.normal(0, 0.16, (2, 3)))
     stains = np.array([domain.haematoxylin, domain.eosin]) * hues * strength[:, None]

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from mfcore import store, streams
 from mfcore.data.synthetic.cells import MITOTIC
-from mfcore.data.synthetic.domains import DOMAINS
+from mfcore.data.synthetic.domains import all_domains
 from mfcore.data.synthetic.tissue import Layout, Plan, draw, lay_out
 
 VERSION = 4
@@ -92,7 +92,8 @@ def plan_slides(seed: int, n_slides: int, n_annotations: int) -> list[Plan]:
             "on each are needed; change data.n_slides or data.n_annotations"
         )
     rng = streams.generator(seed, "synthetic", "plan", n_slides, n_annotations)
-    domains = [DOMAINS[index * len(DOMAINS) // n_slides] for index in range(n_slides)]
+    known = all_domains()
+    domains = [known[index * len(known) // n_slides] for index in range(n_slides)]
     weights = np.array([domain.share for domain in domains]) * np.exp(rng.normal(0, 0.55, n_slides))
     counts = _shares(weights, n_annotations)
     positive = np.array([rng.beta(7 * domain.positive, 7 * (1 - domain.positive)) for domain in domains])

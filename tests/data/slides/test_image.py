@@ -42,7 +42,7 @@ def test_a_png_reads_as_the_tiff_of_the_same_px(tmp_path, um_per_px):
 
     tifffile.imwrite(tmp_path / "a.tif", np.asarray(colours()), tile=(32, 32), photometric="rgb")
     with open_slide(save(tmp_path / "a.png"), 0.25) as png, open_slide(tmp_path / "a.tif", 0.25) as tiff:
-        assert isinstance(tiff._reader, TiffReader)
+        assert isinstance(tiff.reader, TiffReader)
         assert png.size_px == (WIDTH, HEIGHT)
         places = np.random.default_rng(1).uniform(-30, 180, (40, 2))
         for i in png.plan(places, 33, um_per_px):
@@ -79,11 +79,11 @@ def test_the_image_is_decoded_once_and_its_memory_given_back(tmp_path, monkeypat
     load = slides_image.PngImagePlugin.PngImageFile.load_prepare
     monkeypatch.setattr(slides_image.PngImagePlugin.PngImageFile, "load_prepare", lambda image: loads.append(1) or load(image))
     with open_slide(save(tmp_path / "a.png"), 0.25, memory) as slide:
-        assert slide.n_bytes_whole == WIDTH * HEIGHT * 4
+        assert slide.reader.n_bytes_whole == WIDTH * HEIGHT * 4
         assert memory._used == 0  # looking at it costs nothing
         for x in (20, 60, 100):
             slide.read(x, 40, 30)
-        assert memory._used == slide.n_bytes_whole
+        assert memory._used == slide.reader.n_bytes_whole
     assert memory._used == 0
     assert len(loads) == 1
 

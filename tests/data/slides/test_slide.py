@@ -174,7 +174,7 @@ def test_what_lies_outside_is_black_where_asked_by_every_reader(tmp_path, um_per
     readers = kinds(tmp_path, image)
     for file in sorted(tmp_path.iterdir()):
         with open_slide(file) as white, open_slide(file, outside=0) as black:
-            assert type(black._reader) is readers[file.stem]
+            assert type(black.reader) is readers[file.stem]
             for x, y in ((WIDTH / 2, HEIGHT / 2), (3, 4), (WIDTH - 2.5, HEIGHT - 1.5), (-500, 0)):
                 before, after = (slide.read(x, y, 24, um_per_px) for slide in (white, black))
                 scale = 1 if um_per_px is None else um_per_px / 0.2

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from running import HANG_S
 
-from mfcore.data.slides import tiff as slides_tiff, tiff_index as slides_tiff_index
+from mfcore.data.slides import tiff as slides_tiff
 from mfcore.data.slides.openslide import OpenSlideReader
 from mfcore.data.slides.reader import Window
 from mfcore.data.slides.slide import Memory, SlideError, UnstatedResolution, open_slide
@@ -59,9 +59,9 @@ def decoded(monkeypatch):
 def both(path):
     """A slide read by its tiles, and by OpenSlide."""
     by_tiles, by_openslide = open_slide(path), open_slide(path)
-    assert isinstance(by_tiles._reader, TiffReader)
-    by_openslide._reader.close()
-    by_openslide._reader = OpenSlideReader(path)
+    assert isinstance(by_tiles.reader, TiffReader)
+    by_openslide.reader.close()
+    by_openslide.reader = OpenSlideReader(path)
     return by_tiles, by_openslide
 
 
@@ -115,7 +115,7 @@ def test_a_level_is_read_on_its_own_grid():
     path = REAL / "canine_strip.tif"
     by_tiles, by_openslide = both(path)
     level = tifffile.imread(path, key=1)
-    np.testing.assert_array_equal(by_tiles._reader.region(Window(1, 1500, 1300, 99, 77)), level[1300:1377, 1500:1599])
+    np.testing.assert_array_equal(by_tiles.reader.region(Window(1, 1500, 1300, 99, 77)), level[1300:1377, 1500:1599])
     mean = [np.mean([s.read(3000 + 31 * i, 2600, 224, 0.55).astype(float) for i in range(9)]) for s in (by_tiles, by_openslide)]
     one, two = (s.read(3000, 2600, 224, 0.55).astype(int) for s in (by_tiles, by_openslide))
     assert mean[0] == pytest.approx(mean[1], abs=0.2)
@@ -169,13 +169,6 @@ def test_beyond_the_memory_the_tile_needed_last_is_dropped(pyramid, decoded):
     assert memory._used == 0
 
 
-def test_openslides_reading_stays_where_tiles_would_be_other_px(tmp_path, monkeypatch):
-    path = write(tmp_path / "a.tif", compression="jpeg")
-    monkeypatch.setattr(slides_tiff_index, "_jpeg_decoder", lambda *_: lambda data, k, lent: np.zeros((64, 64, 3), np.uint8))
-    with open_slide(path) as slide:
-        assert isinstance(slide._reader, OpenSlideReader)
-
-
 @pytest.mark.parametrize(
     ("image", "options"),
     [
@@ -191,7 +184,7 @@ def test_what_is_unusual_is_left_to_openslide(tmp_path, image, options):
     except openslide.OpenSlideError:
         pytest.skip("this OpenSlide doesn't read it either")
     with open_slide(path) as slide:
-        assert isinstance(slide._reader, OpenSlideReader)
+        assert isinstance(slide.reader, OpenSlideReader)
         slide.read(100, 100, 50)
 
 
@@ -298,7 +291,7 @@ def test_a_tile_without_bytes_is_openslides_to_fill(tmp_path):
         n_bytes[3] = 0
         tiff.pages[0].tags["TileByteCounts"].overwrite(n_bytes)
     with open_slide(path) as slide:
-        assert isinstance(slide._reader, OpenSlideReader)
+        assert isinstance(slide.reader, OpenSlideReader)
 
 
 def damage(path, k, change):
@@ -319,11 +312,11 @@ def damage(path, k, change):
 def test_damaged_jpeg_is_an_error_with_its_place(tmp_path, change):
     path = write(tmp_path / "bad.tif", compression="jpeg", tile=(128, 128))
     with open_slide(path) as slide:
-        k = int(np.argsort(slide._reader._levels[0].n_bytes)[0])  # not the one that is tried on opening
+        k = int(np.argsort(slide.reader._levels[0].n_bytes)[0])
     damage(path, k, change)
     row, column = divmod(k, -(-WIDTH // 128))
     with open_slide(path) as slide:
-        assert isinstance(slide._reader, TiffReader)
+        assert isinstance(slide.reader, TiffReader)
         with pytest.raises(SlideError, match=rf"bad\.tif: damaged near level-0 px \({column * 128}, {row * 128}\)"):
             slide.read(column * 128 + 64, row * 128 + 60, 20)
 
@@ -355,7 +348,7 @@ def test_damaged_jpeg_is_refused_where_openslide_refuses_it(tmp_path):
 def test_threads_that_want_a_damaged_tile_all_hear_of_it(tmp_path):
     path = write(tmp_path / "bad.tif", compression="jpeg")
     with open_slide(path) as slide:
-        k = int(np.argsort(slide._reader._levels[0].n_bytes)[0])
+        k = int(np.argsort(slide.reader._levels[0].n_bytes)[0])
     damage(path, k, lambda data: bytes(len(data)))
     row, column = divmod(k, -(-WIDTH // 64))
     with open_slide(path) as slide, ThreadPoolExecutor(8) as pool:
@@ -384,17 +377,6 @@ def test_a_striped_tiff_is_read_by_its_strips(tmp_path, decoded, options):
     assert len(decoded) == len(set(decoded))
 
 
-def test_a_striped_tiff_with_alpha_is_white_where_it_is_transparent(tmp_path):
-    image = np.full((64, 64, 4), (10, 20, 30, 255), np.uint8)
-    image[:32, :, 3] = 0
-    image[:16, :, :3] = 0
-    path = write(tmp_path / "alpha.tif", image, tile=None, extrasamples=["unassalpha"])
-    with open_slide(path) as slide:
-        patch = slide.read(32, 32, 64)
-    assert (patch[:32] == 255).all()
-    assert (patch[32:] == (10, 20, 30)).all()
-
-
 @pytest.mark.parametrize(
     ("image", "options", "word"),
     [
@@ -403,6 +385,7 @@ def test_a_striped_tiff_with_alpha_is_white_where_it_is_transparent(tmp_path):
         (np.zeros((64, 64), np.uint8), {"photometric": "minisblack"}, "MINISBLACK colours"),
         (np.zeros((3, 64, 64), np.uint8), {"planarconfig": "separate"}, "stored apart"),
         (np.zeros((64, 64, 3), np.uint8), {"compression": "webp"}, "WEBP compression"),
+        (np.zeros((64, 64, 4), np.uint8), {"extrasamples": ["unassalpha"]}, "transparency"),
     ],
 )
 def test_a_striped_tiff_that_isnt_8_bit_rgb_is_refused_with_the_way_to_convert_it(tmp_path, image, options, word):
@@ -447,18 +430,15 @@ def test_strips_too_large_to_decode_whole_are_refused(tmp_path, monkeypatch):
         open_slide(path)
 
 
-def test_a_large_strip_counts_like_a_whole_image(tmp_path, monkeypatch, decoded):
-    """It is decoded once though it is all that its memory holds, and given back at the end."""
-    monkeypatch.setattr(slides_tiff, "LARGE_TILE_BYTES", 1000)
-    path = write(tmp_path / "one_strip.tif", tile=None, rowsperstrip=HEIGHT, compression="lzw")
+def test_a_closed_slide_keeps_its_index_and_opens_again_at_a_read(pyramid):
     memory = Memory()
-    with open_slide(path, memory=memory) as slide:
-        assert slide.n_bytes_whole == WIDTH * HEIGHT * 3
-        for i in slide.plan(np.array([[100, 100], [300, 300], [200, 400]]), 50):
-            slide.read(*np.array([[100, 100], [300, 300], [200, 400]])[i], 50)
-            assert memory._used == slide.n_bytes_whole
-    assert memory._used == 0
-    assert decoded == [(0, 0)]
+    with open_slide(pyramid, memory=memory) as slide:
+        slide.plan(np.array([[100, 100], [110, 100]]), 50)
+        before = slide.read(100, 100, 50)
+        assert memory._used > 0 and slide.reader.n_bytes_index > 0
+        slide.close()
+        assert memory._used == 0 and slide.reader._file < 0
+        np.testing.assert_array_equal(slide.read(100, 100, 50), before)
 
 
 def test_aperios_description_is_openslides_to_read(tmp_path):
@@ -467,5 +447,5 @@ def test_aperios_description_is_openslides_to_read(tmp_path):
     path = write(tmp_path / "a.svs", description=description, resolution=None, resolutionunit=None, metadata=None)
     with open_slide(path) as slide:
         assert slide.um_per_px == 0.499
-        assert isinstance(slide._reader, TiffReader)
-        assert json.dumps(slide._reader.downsamples) == "[1.0]"
+        assert isinstance(slide.reader, TiffReader)
+        assert json.dumps(slide.reader.downsamples) == "[1.0]"

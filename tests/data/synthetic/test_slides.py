@@ -19,10 +19,11 @@ from sklearn.preprocessing import StandardScaler
 
 from mfcore.data.synthetic import slides as synthetic
 from mfcore.data.synthetic.cells import LOOK_ALIKE, MITOTIC, Canvas, noise
-from mfcore.data.synthetic.domains import DOMAINS
+from mfcore.data.synthetic.domains import all_domains
 from mfcore.data.synthetic.slides import SyntheticError, make_dataset, plan_slides
 from mfcore.data.synthetic.tissue import APART_UM, MARGIN_PX, _apart, draw, lay_out
 
+DOMAINS = all_domains()
 SETTINGS = {"seed": 3, "n_slides": 5, "n_annotations": 300}
 """A slide of each domain, crowded, so that a few slides hold enough annotations to count."""
 
