@@ -26,6 +26,7 @@ from mfcore.encoders.cards import EncoderCard
 from mfcore.measures import metrics_representation
 from mfcore.pretraining import collapse, crops, losses, masks, networks, schedules
 from mfcore.pretraining.collapse import PretrainingError
+from mfcore.pretraining.method import method_of
 from mfcore.study.config import Pretraining
 from mfcore.training import processes
 
@@ -191,7 +192,7 @@ class _Training:
         loss = parts[0] + which.ibot_weight * parts[1] + which.koleo_weight * parts[2]
         self.optimizer.zero_grad()
         loss.backward()
-        self._clip()
+        method_of(which).clip(self.student, which.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = float(at.learning_rate[n]) * group["factor"] * (float(at.last_layer[n]) if group["is_last"] else 1.0)
             group["weight_decay"] = float(at.weight_decay[n]) if group["decays"] else 0.0
@@ -223,17 +224,6 @@ class _Training:
         targets = centre.probabilities(logits, temperature)
         centre.update(logits)
         return targets
-
-    def _clip(self) -> None:
-        """Bound the gradient's norm: DINO each parameter's own, DINOv2 the encoder's and the head's, as their authors' code."""
-        if self.which.method == "dinov2":
-            for is_head in (False, True):
-                part = [p for name, p in self.student.named_parameters() if name.startswith("head.") == is_head]
-                nn.utils.clip_grad_norm_(part, self.which.clip_norm)
-            return
-        gradients = [parameter.grad for parameter in self.student.parameters()]
-        factors = self.which.clip_norm / (torch.stack(torch._foreach_norm(gradients)) + 1e-6)
-        torch._foreach_mul_(gradients, list(factors.clamp_(max=1.0)))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)

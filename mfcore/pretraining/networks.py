@@ -17,8 +17,8 @@ from mfcore.encoders import build as encoders_build, encoders
 from mfcore.encoders.cards import EncoderCard
 from mfcore.encoders.encoders import EncoderError
 from mfcore.pretraining import heads, schedules
+from mfcore.pretraining.method import method_of
 from mfcore.study.config import Pretraining, Study
-from mfcore.study.config_pretraining import LAYER_SCALE, MASK_TOKEN_SD
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -137,8 +137,9 @@ def build(which: Pretraining, study: Study, results: str | Path) -> Networks:
     arguments = _arguments(which, card)
     if not _takes(which, {**arguments, "dynamic_img_size": True}):
         del arguments["img_size"]
-    scaled = {"init_values": LAYER_SCALE.get(which.method), **arguments}
-    if card is None and which.method in LAYER_SCALE and _takes(which, scaled):  # a start's blocks are as they were taught
+    method = method_of(which)
+    scaled = {"init_values": method.layer_scale, **arguments}
+    if card is None and method.layer_scale is not None and _takes(which, scaled):  # a start's blocks are as they were taught
         arguments = scaled
     has_masks = which.ibot_weight > 0 and which.mask_probability > 0
     with encoders_build.seeded(rng.stream_seed(which.seed, "pretraining", "start"), which.architecture):
@@ -148,7 +149,7 @@ def build(which: Pretraining, study: Study, results: str | Path) -> Networks:
         student = Student(both[0], heads.Head(*sizes), has_masks)
         teacher = Teacher(both[1], heads.Head(*sizes))
         if has_masks:
-            nn.init.normal_(student.mask_token, std=MASK_TOKEN_SD[which.method])
+            nn.init.normal_(student.mask_token, std=method.mask_token_sd)
     if card is not None:
         _start_from(student.encoder, card, which)
     for part in ("encoder", "head"):
@@ -214,7 +215,11 @@ def _encoder(which: Pretraining, arguments: dict[str, Any], drop_path: float) ->
 def _as_other(which: Pretraining, encoder: nn.Module) -> nn.Module:
     """A network that pools, tried with the crops; raises EncoderError for what needs a ViT."""
     place = f"pretraining[{which.name}]"
-    needs = {"method": which.method == "dinov2", "ibot_weight": which.ibot_weight > 0, "layer_decay": which.layer_decay < 1}
+    needs = {
+        "method": method_of(which).needs_tokens,
+        "ibot_weight": which.ibot_weight > 0,
+        "layer_decay": which.layer_decay < 1,
+    }
     if key := next((key for key, is_so in needs.items() if is_so), ""):
         raise EncoderError(
             f"{place}.{key}: {getattr(which, key)} is for ViTs, by their tokens and blocks, and {which.architecture} is none; "
@@ -272,7 +277,7 @@ def _as_vit(which: Pretraining, vit: nn.Module, drop_path: float) -> nn.Module:
                 "timm's ViTs without convolutions, or say ibot_weight: 0"
             )
         vit = _tried(which, vit)
-    if which.method == "dinov2" and drop_path:  # as its authors have it: the same in every block
+    if drop_path and method_of(which).even_drop_path:
         for block in vit.blocks:
             block.drop_path1, block.drop_path2 = (timm.layers.DropPath(drop_path) for _ in range(2))
     return vit

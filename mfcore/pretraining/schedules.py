@@ -3,15 +3,14 @@
 All are written out beforehand, one value a step, so that a training that goes on from a checkpoint needs its step alone.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from mfcore.pretraining.method import method_of
 from mfcore.study.config_pretraining import Pretraining, in_full
 
-PATCH_EMBEDDING = {"dino": 1.0, "dinov2": 0.2}  # factor of its learning rate: the authors' configurations
 BEFORE_BLOCKS = ("patch_embed", "pos_embed", "cls_token", "reg_token", "mask_token", "norm_pre")
 
 
@@ -54,9 +53,8 @@ def of(p: Pretraining) -> Schedules:
 
 
 def learning_rate(p: Pretraining) -> float:
-    """The highest learning rate, for the batch of all processes: DINO scales by batch / 256, DINOv2 by sqrt(batch / 1024)."""
-    factor = p.batch_size / 256 if p.method == "dino" else math.sqrt(p.batch_size / 1024)
-    return in_full(p).base_lr * factor
+    """The highest learning rate, scaled to the batch of all processes as the method has it."""
+    return in_full(p).base_lr * method_of(p).lr_factor(p.batch_size)
 
 
 def cosine(first: float, last: float, n_steps: int) -> np.ndarray:
@@ -69,7 +67,7 @@ def layer_factors(p: Pretraining, names: Iterable[str], n_blocks: int) -> dict[s
 
     Layer-wise decay (Bao et al. 2022, as in DINOv2's configuration): ``layer_decay`` to the number of layers between the
     parameter and the output; embeddings count as layer 0, what comes after the blocks isn't decayed. The patch embedding's
-    factor of its own, `PATCH_EMBEDDING`, is in it.
+    factor of its own, which the method has, is in it.
     """
     decay, factors = in_full(p).layer_decay, {}
     for name in names:
@@ -79,6 +77,6 @@ def layer_factors(p: Pretraining, names: Iterable[str], n_blocks: int) -> dict[s
             layer = 0
         elif parts[0] == "blocks":
             layer = int(parts[1]) + 1
-        own = PATCH_EMBEDDING[p.method] if parts[0] == "patch_embed" else 1.0
+        own = method_of(p).patch_embedding_lr if parts[0] == "patch_embed" else 1.0
         factors[name] = own * decay ** (n_blocks + 1 - layer)
     return factors
