@@ -15,7 +15,6 @@ there is no seam, once with levels of half the side each, once as Aperio has the
 
 import argparse
 import os
-import pickle
 import platform
 import subprocess
 import sys
@@ -207,8 +206,8 @@ def measure(name: str, paths: list[Path], n: int, n_rounds: int, folder: Path | 
     masks = {file.slide_id: first.places(i, SETTINGS.um_per_px[0]).mask for i, file in enumerate(first.slides)}
     ways: dict[str, tuple[Callable[[int], None], int]] = {"mfcore": (Ours(first, 1).read, LONGER * n)}
     for k in range(2, (os.cpu_count() or 1) + 1):
-        ways[f"mfcore, {k} threads"] = Ours(pickle.loads(pickle.dumps(first)), k).read, LONGER * n  # with its masks
-    ways["mfcore, no look-ahead"] = OneByOne(pickle.loads(pickle.dumps(first))).read, n
+        ways[f"mfcore, {k} threads"] = Ours(patching.Source(files, SETTINGS, 0).survey(), k).read, LONGER * n
+    ways["mfcore, no look-ahead"] = OneByOne(patching.Source(files, SETTINGS, 0).survey()).read, n
     ways["plain read_region"] = Plain(paths, [masks[path.name] for path in paths]).read, n
     if (other := wsistream_of(paths, folder)) is not None:
         ways["wsistream"] = other, n

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from mfcore.analysis import captions, captions_patching, figures, figures_patching
-from mfcore.pretraining import patching
+from mfcore.pretraining import patching, pretrain
 from mfcore.study.config import as_dict, load_study
 
 study = load_study(study_file)
@@ -38,7 +38,7 @@ captions.show(pd.DataFrame(as_dict(settings).items(), columns=["setting", "value
 # ## Slides and their tissue
 
 # %%
-source = patching.Source(patching.slides_of(study, which, data), settings, which.seed).survey()
+source = patching.Source(pretrain.slides_of(study, which, data), settings, which.seed).survey()
 slides = source.overview()
 captions.show(captions_patching.slides_table(slides))
 

@@ -12,14 +12,12 @@ from collections.abc import Sequence
 import torch
 
 from mfcore.study.config import Pretraining
-from mfcore.study.config_pretraining import PUBLISHED_BATCH, PUBLISHED_STEPS
 
 MEMORY = 0.95  # of the running mean of targets: about the last twenty batches
 LEAST_INFORMATION = 0.01  # of log K, below which targets are taken to be the same for all images
 LEAST_RANKME = 1.1  # 1 is a line; RankMe is not centred, so that a common mean counts
 # Networks begin with much the same target for every image, and large ones stay so for a thousand steps and more.
 GRACE = 0.15, 1000  # share of the steps before a training is stopped, and at least so many
-FEW_TARGETS = 65_536 // (2 * PUBLISHED_BATCH)  # prototypes for one target of a batch, beyond which a collapse is likely
 LOW_TEMPERATURE = 0.02  # of the teacher; lower ones make targets of one prototype each
 PATIENCE = 0.05, 100  # share of the steps that it may last, and at least so many: a collapse doesn't pass
 
@@ -77,28 +75,6 @@ def _kind(line: dict, which: Pretraining) -> str:
     if line["target_entropy"] < highest / 2:
         return f"all images get the same few prototypes ({numbers}; spread would be {highest:.2f})"
     return f"all images get the same target, spread over the prototypes ({numbers}; uniform is {highest:.2f})"
-
-
-def outlook(which: Pretraining) -> str:
-    """What to know before a pretraining that is small for what its study says of it, in words; "" for any other.
-
-    Its defaults fit its size (`config_pretraining.defaults`). Published settings are for batches of PUBLISHED_BATCH and more,
-    in which 65,536 prototypes have a target for FEW_TARGETS, and for PUBLISHED_STEPS and more. which: as `in_full`.
-    """
-    n_targets, small = 2 * which.batch_size, []
-    if which.n_prototypes > FEW_TARGETS * n_targets:
-        small.append(
-            f"{which.batch_size} patches a batch are {n_targets} targets for {which.n_prototypes} prototypes; settings as "
-            "published are for batches of hundreds, and with small ones a teacher may stay or become uniform"
-        )
-    is_small = which.batch_size < PUBLISHED_BATCH or which.n_steps < PUBLISHED_STEPS
-    if is_small and which.teacher_temperature[0] > LOW_TEMPERATURE:
-        small.append(
-            f"{which.n_steps} steps of {which.batch_size} patches are few for a teacher's temperature of "
-            f"{which.teacher_temperature[0]:g}; with the published ones targets were uniform in trials of less than "
-            f"{PUBLISHED_BATCH} patches, and of few steps"
-        )
-    return f"pretraining[{which.name}]: {'; '.join(small)}. {remedy(which)}" if small else ""
 
 
 def remedy(which: Pretraining) -> str:

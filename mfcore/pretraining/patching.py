@@ -15,8 +15,8 @@ Each is said once, in the log and in `Source.failures`; training goes on.
 """
 
 from mfcore.pretraining.patching_feed import Batch, batches
-from mfcore.pretraining.patching_kept import KEPT, Kept
-from mfcore.pretraining.patching_slides import PatchingError, SlideFile, slides_of
+from mfcore.pretraining.patching_kept import Kept
+from mfcore.pretraining.patching_slides import PatchingError, SlideFile, slides_in, slides_of
 from mfcore.pretraining.patching_source import Patch, Source
 
-__all__ = ["KEPT", "Batch", "Kept", "Patch", "PatchingError", "SlideFile", "Source", "batches", "slides_of"]
+__all__ = ["Batch", "Kept", "Patch", "PatchingError", "SlideFile", "Source", "batches", "slides_in", "slides_of"]

@@ -1,4 +1,4 @@
-"""Slides kept open, a bounded number of them: the one not read for longest is closed for the next."""
+"""Slides kept open, a bounded number: the slide that wasn't read for longest is closed first."""
 
 import contextlib
 import itertools
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from mfcore.data.slides.slide import Memory, Slide, SlideError, open_slide
 from mfcore.data.slides.tiff import TiffReader
-from mfcore.pretraining.patching_fetched import Fetched
 from mfcore.pretraining.patching_slides import SlideFile
 
 INDEX_BYTES = 512 << 20  # 16 bytes a tile: 3 MB of the largest slides, a tenth of a common one
@@ -17,31 +16,22 @@ INDEX_BYTES = 512 << 20  # 16 bytes a tile: 3 MB of the largest slides, a tenth 
 
 @dataclass
 class _Entry:
-    """One slide: open once somebody has needed it, closed when nobody does any more and others are."""
+    """One slide: opened by its first user; closed when it has no users and other slides are opened."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     slide: Slide | None = None
-    fetched: Fetched | None = None
     n_users: int = 0
 
     def close(self) -> None:
         if self.slide is not None:
             self.slide.close()
             self.slide = None
-        if self.fetched is not None:
-            self.fetched.close()
-            self.fetched = None
-
-    def told_by_address(self, error: ValueError, address: str) -> None:
-        """Name the address of a slide that was fetched where the message names its copy, which will be gone."""
-        if self.fetched is not None:
-            error.args = tuple(str(part).replace(str(self.fetched.path), address) for part in error.args)
 
 
 class OpenSlides:
-    """At most ``max_open`` slides open at once, but for those in use; safe for threads. Decoded tiles share one memory.
+    """At most ``max_open`` slides open at once, plus slides in use; safe for threads. Decoded tiles share one memory.
 
-    Of a slide that was closed its TIFF's index is kept, while all kept are no more than INDEX_BYTES: it opens again at once.
+    The TIFF index of a closed slide is kept, up to INDEX_BYTES of all indices: the slide opens again at once.
     """
 
     def __init__(self, max_open: int, memory_bytes: int):
@@ -54,12 +44,12 @@ class OpenSlides:
 
     @property
     def n_open(self) -> int:
-        """How many are open."""
+        """Number of open slides."""
         return len(self._entries)
 
     @property
     def n_dozing(self) -> int:
-        """Of how many others the index is kept."""
+        """Number of closed slides whose index is kept."""
         return len(self._dozing)
 
     @contextlib.contextmanager
@@ -75,26 +65,22 @@ class OpenSlides:
         try:
             with entry.lock:
                 if entry.slide is None:
-                    entry.slide = self._open(file, entry)
+                    entry.slide = self._open(file)
             yield entry.slide
-        except ValueError as error:  # SlideError, and what is said of a slide's content
-            entry.told_by_address(error, file.path)
-            raise
         finally:
             with self._lock:
                 entry.n_users -= 1
                 if entry.slide is None and not entry.n_users:
                     self._entries.pop(file, None)
-                    entry.close()
                 self._close_some()
 
     def is_open(self, file: SlideFile) -> bool:
-        """Whether it is open now."""
+        """Whether the slide is open now."""
         entry = self._entries.get(file)
         return entry is not None and entry.slide is not None
 
     def close(self) -> None:
-        """Close all that nobody uses."""
+        """Close all slides that nobody uses."""
         with self._lock:
             for file in [file for file, entry in self._entries.items() if not entry.n_users]:
                 self._entries.pop(file).close()
@@ -111,9 +97,9 @@ class OpenSlides:
                 self._put_by(file, self._entries.pop(file))
 
     def _put_by(self, file: SlideFile, entry: _Entry) -> None:
-        """Close a slide but for its index, where it has one; drop the oldest of those that are too much."""
+        """Close a slide, but keep its index where it has one; drop the oldest indices beyond INDEX_BYTES."""
         slide = entry.slide
-        if slide is None or entry.fetched is not None or not isinstance(slide.reader, TiffReader):
+        if slide is None or not isinstance(slide.reader, TiffReader):
             entry.close()
             return
         slide.reader.doze()
@@ -124,13 +110,9 @@ class OpenSlides:
             self._n_bytes_dozing -= _index_bytes(oldest)
             oldest.close()
 
-    def _open(self, file: SlideFile, entry: _Entry) -> Slide:
-        path = file.path
-        if "://" in path:
-            entry.fetched = entry.fetched or Fetched(path)  # there already where another thread couldn't open it
-            path = str(entry.fetched.path)
+    def _open(self, file: SlideFile) -> Slide:
         try:
-            return open_slide(path, file.um_per_px, self._memory, with_reduced=True, scanner=file.scanner)
+            return open_slide(file.path, file.um_per_px, self._memory, with_reduced=True, scanner=file.scanner)
         except SlideError:
             raise
         except Exception as error:  # whatever a damaged header leads a reader to
@@ -138,5 +120,5 @@ class OpenSlides:
 
 
 def _index_bytes(slide: Slide) -> int:
-    """What a dozing slide holds."""
+    """Size of a dozing slide's index."""
     return slide.reader.n_bytes_index if isinstance(slide.reader, TiffReader) else 0

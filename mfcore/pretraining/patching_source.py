@@ -1,12 +1,14 @@
 """The stream of patches: which place a number stands for, and the px there; its rules stand in
 `mfcore.pretraining.patching`."""
 
+import copy
+import dataclasses
 import itertools
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ from tqdm.auto import tqdm
 from mfcore.data.slides.reader import Window
 from mfcore.data.slides.slide import SAME_RESOLUTION, Slide, SlideError
 from mfcore.pretraining import tissue
-from mfcore.pretraining.patching_kept import Kept, Seen
+from mfcore.pretraining.patching_kept import Kept, Look
 from mfcore.pretraining.patching_open import OpenSlides
 from mfcore.pretraining.patching_places import Places, places_of
 from mfcore.pretraining.patching_slides import PatchingError, SlideFile, share_of
@@ -56,21 +58,13 @@ class Patch:
     tissue: float
 
 
-@dataclass
-class _Known:
-    """What is known of a slide once it has been looked at: its places by resolution."""
-
-    places: dict[float, Places] = field(default_factory=dict)
-
-
 class Source:
-    """The stream of patches of some slides; see `mfcore.pretraining.patching`. Threads may share it; it can be pickled.
+    """The stream of patches of some slides; see `mfcore.pretraining.patching`. Threads may share it.
 
-    seed: another gives other patches, and another nested choice of ``settings.slide_fraction``. max_open: slides open at once.
-    memory_bytes: of decoded tiles held. kept: what an earlier process found of the slides, and where this one keeps what it
-    finds; a copy or pickle has none. Of every slide are held its mask, a bit a cell and 128 KiB at most, 8 bytes for each run
-    of cells in which centres may lie, a run or two a row and resolution, and as `patching_open` says its index. Raises
-    PatchingError where there is no slide.
+    seed: decides the patches, and which slides are in a share (``settings.slide_fraction``). max_open: slides open at once.
+    memory_bytes: of decoded tiles. kept: where the tissue found on slides is kept for another start. In memory stay for each
+    slide its mask (a bit a cell, at most 128 KiB), 8 bytes for each run of cells in which centres may lie (one or two runs a
+    row and resolution), and its index, see `OpenSlides`. Raises PatchingError where there is no slide.
     """
 
     def __init__(
@@ -90,29 +84,22 @@ class Source:
             raise PatchingError("there are no slides to draw patches from")
         self.settings, self.seed, self.kept = settings, seed, kept
         self.failures: dict[str, str] = {}
-        self._limits = (max_open, memory_bytes)
-        self._known: list[_Known | None] = [None] * len(self.slides)
+        self._known: list[dict[float, Places] | None] = [None] * len(self.slides)  # places by resolution, of slides looked at
         self._weights: dict[float, np.ndarray] = {}
-        self._start()
-
-    def _start(self) -> None:
-        self.open = OpenSlides(*self._limits)
+        self.open = OpenSlides(max_open, memory_bytes)
         self._lock = threading.Lock()
         self._locks = [threading.Lock() for _ in self.slides]
         self._order: tuple[int, np.ndarray] | None = None
 
-    def __getstate__(self) -> dict:
-        own = ("open", "_lock", "_locks", "_order")
-        return {key: value for key, value in self.__dict__.items() if key not in own} | {"kept": None}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._start()
-
     def close(self) -> None:
-        """Close the slides; they open again where they are needed. What was found of them is kept, where it can be."""
+        """Close the slides; they open again where they are needed."""
         self.open.close()
-        self._keep()
+
+    def without_repeats(self) -> "Source":
+        """The stream in which every patch is new (``n_distinct`` None), of the same open slides."""
+        other = copy.copy(self)
+        other.settings = dataclasses.replace(self.settings, n_distinct=None)
+        return other
 
     def __enter__(self) -> "Source":
         return self
@@ -223,7 +210,7 @@ class Source:
 
     def _any_has(self, um_per_px: float) -> bool:
         """Whether a slide looked at so far has places at a resolution, or one wasn't looked at."""
-        return any(known is None or um_per_px in known.places for known in self._known)
+        return any(known is None or um_per_px in known for known in self._known)
 
     def _areas(self, um_per_px: float) -> np.ndarray:
         """Running sum over the slides of the area where centres may lie, um2, float (n_slides,)."""
@@ -243,14 +230,16 @@ class Source:
         known = self._known[slide]
         if known is None:
             with self._locks[slide]:
-                known = self._known[slide] = self._known[slide] or self._look(self.slides[slide])
-        return known.places.get(um_per_px)
+                known = self._known[slide]
+                if known is None:
+                    known = self._known[slide] = self._look(self.slides[slide])
+        return known.get(um_per_px)
 
     def table(self, numbers: Iterable[int]) -> pd.DataFrame:
         """Where patches of these numbers lie, unread: number, slide_id, um_per_px, x_l0_px, y_l0_px, tissue, x_um, y_um."""
         drawn = [self.draw(number) for number in numbers]
         table = pd.DataFrame(drawn, columns=Drawn._fields)
-        of_slide = [self._known[one.slide].places[one.um_per_px].mask.um_per_px for one in drawn]  # type: ignore[union-attr]
+        of_slide = [self._known[one.slide][one.um_per_px].mask.um_per_px for one in drawn]  # type: ignore[union-attr]
         table.insert(1, "slide_id", [self.slides[one.slide].slide_id for one in drawn])
         return table.drop(columns="slide").assign(x_um=table["x_l0_px"] * of_slide, y_um=table["y_l0_px"] * of_slide)
 
@@ -298,25 +287,17 @@ class Source:
                 looks = pool.map(lambda i: self.places(i, self.settings.um_per_px[0]), left)
                 for _ in tqdm(looks, total=len(left), desc="tissue masks", unit="slide", leave=False):
                     pass
-        self._keep()
-        if not any(known is not None and known.places for known in self._known):
+        if not any(self._known):
             raise self._none_left(None)
         return self
 
-    def _keep(self) -> None:
-        if self.kept is not None:
-            self.kept.write()
-
-    def _look(self, file: SlideFile) -> _Known:
-        """Find a slide's tissue and where patches may lie on it."""
-        settings, known = self.settings, _Known()
+    def _look(self, file: SlideFile) -> dict[float, Places]:
+        """Find a slide's tissue; returns by resolution where patches may lie."""
+        settings, known = self.settings, {}
         try:
-            seen = self._see(file) if self.kept is None else self.kept.seen(file, lambda: self._see(file))
-        except (SlideError, OSError, tissue.TissueError) as error:
-            self._fail(file.slide_id, str(error), "is left out")
-            return known
-        except MemoryError as error:  # a damaged header that says an image of terabytes
-            self._fail(file.slide_id, f"{file.path}: larger than the memory ({type(error).__name__}: {error})", "is left out")
+            seen = self._see(file) if self.kept is None else self.kept.look(file, lambda: self._see(file))
+        except (SlideError, OSError, tissue.TissueError, MemoryError) as error:  # a damaged header may say terabytes
+            self._fail(file.slide_id, f"{error}", "is left out")
             return known
         slide_um_per_px = seen.mask.um_per_px
         for um_per_px in dict.fromkeys(settings.um_per_px):
@@ -327,16 +308,16 @@ class Source:
             side = settings.size_px * (found[1] if found else um_per_px / slide_um_per_px)
             places = places_of(seen.mask, seen.size_px, side, settings.min_tissue, grid)
             if places.n_cells:
-                known.places[um_per_px] = places
-        missing = [um_per_px for um_per_px in dict.fromkeys(settings.um_per_px) if um_per_px not in known.places]
+                known[um_per_px] = places
+        missing = [um_per_px for um_per_px in dict.fromkeys(settings.um_per_px) if um_per_px not in known]
         if missing:
-            so = "is left out at some resolutions" if known.places else "is left out"
+            so = "is left out at some resolutions" if known else "is left out"
             self._fail(file.slide_id, f"{file.path}: {_no_place(settings, missing, slide_um_per_px)}", so)
         return known
 
-    def _see(self, file: SlideFile) -> Seen:
+    def _see(self, file: SlideFile) -> Look:
         with self.open.use(file) as slide:
-            return Seen(tissue.of_slide(slide), slide.size_px, tuple(slide.reader.downsamples))
+            return Look(tissue.of_slide(slide), slide.size_px, tuple(slide.reader.downsamples))
 
     def _fail(self, slide_id: str, reason: str, so: str) -> None:
         """Say it and what comes of it, once a slide."""
@@ -349,7 +330,7 @@ class Source:
     @property
     def left_out(self) -> dict[str, str]:
         """Of `failures` those of slides from which nothing is drawn at all, as far as slides were looked at."""
-        nowhere = {file.slide_id for file, known in zip(self.slides, self._known, strict=True) if known and not known.places}
+        nowhere = {file.slide_id for file, known in zip(self.slides, self._known, strict=True) if known == {}}
         return {slide_id: reason for slide_id, reason in self.failures.items() if slide_id in nowhere}
 
     def _none_left(self, um_per_px: float | None) -> PatchingError:

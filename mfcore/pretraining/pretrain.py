@@ -16,9 +16,9 @@ name that for a batch of 256).
 
 import argparse
 import contextlib
-import copy
 import dataclasses
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -44,6 +44,7 @@ from mfcore.training import processes
 __all__ = ["PretrainingError", "example", "load_history", "main", "pretrain"]
 
 N_WATCHED = 512  # patches of which RankMe is measured on the way
+TISSUE = "tissue"  # of a run that isn't finished: a folder with the tissue found so far
 N_LAST = 20  # lines of the history by which a training is called collapsed
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def pretrain(
     if not which.slides and ranks.is_first:
         patches.prepare(study, data_folder)
     ranks.as_first(None)  # the others wait for the slides
-    slides = patching.slides_of(study, which, Path(data_folder))
+    slides = slides_of(study, which, data_folder)
     inputs = {"slides": digest([[slide.slide_id, slide.um_per_px, found] for slide, found in _fingerprints(slides)])}
     start = networks.start_of(which, study, results)
     if start is not None:
@@ -99,6 +100,25 @@ def pretrain(
     return run
 
 
+def slides_of(study: Study, which: Pretraining, data_folder: str | Path) -> list[patching.SlideFile]:
+    """The slides that a pretraining draws from: the study's own, or the slides below ``which.slides`` (in the data folder).
+
+    Raises PatchingError for a study of patches without slides and a folder without any, LabelError as `labels.table.load`.
+    """
+    data = study.data
+    if which.slides:
+        try:
+            return patching.slides_in(Path(data_folder) / Path(which.slides).expanduser(), data.um_per_px)
+        except patching.PatchingError as error:
+            raise patching.PatchingError(f"pretraining[{which.name}].slides: {error}") from None
+    if data.source == "amibr":
+        raise patching.PatchingError(
+            f"study {study.name!r} has patches and no slides to draw from; name a folder in pretraining[{which.name}].slides"
+        )
+    table = labels.load(study, data_folder)
+    return patching.slides_of(table, data_folder, lambda scanner: data.um_per_px_by_scanner.get(scanner, data.um_per_px))
+
+
 def _train(
     study: Study,
     which: Pretraining,
@@ -111,9 +131,7 @@ def _train(
 ) -> None:
     """Train from where the run stands, and close it."""
     ranks = processes.here()
-    if ranks.is_first and (outlook := collapse.outlook(which)):
-        log.warning(outlook)
-    kept = patching.Kept(run.path(patching.KEPT), ranks.is_first)
+    kept = patching.Kept(run.path(TISSUE))
     with contextlib.closing(patching.Source(slides, which.patches, which.seed, kept=kept)) as source:
         if which.patches.uniform_over == "tissue":
             source.survey(n_workers)  # all processes at once, before any of them waits for another
@@ -147,14 +165,8 @@ def _task(
 
 def _watched(source: patching.Source, which: Pretraining, n_workers: int) -> np.ndarray:
     """N_WATCHED patches, uint8 (n, size_px, size_px, 3), of the same slides, from behind all that are learnt from."""
-    aside = copy.copy(source)  # which knows the slides' tissue, and opens them for itself
-    aside.kept = source.kept  # what it finds itself is found for good
-    aside.settings = dataclasses.replace(source.settings, n_distinct=None)
     first = max(which.n_steps * which.batch_size, which.patches.n_distinct or 0)
-    with (
-        contextlib.closing(aside),
-        contextlib.closing(patching.batches(aside, first, 1, N_WATCHED, n_workers=n_workers)) as one,
-    ):
+    with contextlib.closing(patching.batches(source.without_repeats(), first, 1, N_WATCHED, n_workers=n_workers)) as one:
         return next(one).images
 
 
@@ -170,7 +182,7 @@ def example(
     n = min(n, which.batch_size)
     if not which.slides:
         patches.prepare(study, data_folder)
-    slides = patching.slides_of(study, which, Path(data_folder))
+    slides = slides_of(study, which, data_folder)
     with (
         contextlib.closing(patching.Source(slides, which.patches, which.seed)) as source,
         contextlib.closing(patching.batches(source, 0, 1, n)) as one,
@@ -218,9 +230,9 @@ def _finish(
 
 def _clear(run: store.Run) -> None:
     """Remove what only a run that isn't finished needs."""
-    for name in ("checkpoint.pt", patching.KEPT):
-        if run.path(name).exists():  # a disk that is only read refuses to remove what isn't there, too
-            run.path(name).unlink(missing_ok=True)
+    if (checkpoint := run.path("checkpoint.pt")).exists():  # a disk that is only read refuses to remove what isn't there, too
+        checkpoint.unlink()
+    shutil.rmtree(run.path(TISSUE), ignore_errors=True)
 
 
 def _fingerprints(slides: Sequence[patching.SlideFile]) -> Iterator[tuple[patching.SlideFile, list[int | str] | None]]:
