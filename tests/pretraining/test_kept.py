@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made_pretraining import WHICH, write_slides
+from made_pretraining import TINY, write_slides
 
-from mfcore.pretraining import loop, patching, patching_kept, pretrain, tissue
+from mfcore.pretraining import loop, pretrain, slides as slide_files, tissue
+from mfcore.pretraining.feed import batches
+from mfcore.pretraining.slides import Kept, SlideFile
+from mfcore.pretraining.source import Source
 from mfcore.study.config import Data, Study
 from mfcore.study.config_pretraining import OnlinePatches
 from mfcore.training import processes
@@ -41,14 +44,14 @@ def looked(monkeypatch):
 
 def source_of(folder, kept=None, settings=SETTINGS, ids=IDS, um_per_px=None):
     """A source of the slides in a folder, which keeps what it finds in the folder ``kept``."""
-    slides = [patching.SlideFile(name, f"{folder}/{name}.tiff", um_per_px) for name in ids]
-    return patching.Source(slides, settings, 3, kept=None if kept is None else patching.Kept(kept))
+    slides = [SlideFile(name, f"{folder}/{name}.tiff", um_per_px) for name in ids]
+    return Source(slides, settings, 3, kept=None if kept is None else Kept(kept))
 
 
 def stream_of(source, n=48):
     """Where the first patches lie, and their px."""
     with source:
-        (batch,) = patching.batches(source, 0, 1, n)
+        (batch,) = batches(source, 0, 1, n)
     return batch.drawn, batch.images
 
 
@@ -75,14 +78,11 @@ def test_the_stream_is_the_same_and_no_slide_is_looked_at_again(folder, tmp_path
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real slides of ../shared/data are not here")
 def test_real_slides_are_kept_to_the_last_bit(tmp_path, looked):
     """Levels whose downsamples are no whole numbers, slides of another scanner."""
-    slides = [patching.SlideFile(path.stem, str(path)) for path in sorted(REAL.iterdir())]
+    slides = [SlideFile(path.stem, str(path)) for path in sorted(REAL.iterdir())]
     settings, file = OnlinePatches(64, (0.5, 1.0, 2.0)), tmp_path / "kept"
-    fresh, kept, again = (
-        patching.Source(slides, settings, 0, kept=each)
-        for each in (None, patching.Kept(file), patching.Kept(tmp_path / "none"))
-    )
+    fresh, kept, again = (Source(slides, settings, 0, kept=each) for each in (None, Kept(file), Kept(tmp_path / "none")))
     kept.survey()
-    again.kept = patching.Kept(file)
+    again.kept = Kept(file)
     looked.clear()
     same(stream_of(again, 24), stream_of(fresh, 24))
     assert len(looked) == len(slides), "the source without a file looked, the other didn't"
@@ -114,7 +114,7 @@ def test_a_slide_that_changed_is_looked_at_anew(folder, tmp_path, looked):
 
 def test_every_number_of_the_rule_decides_whether_masks_hold():
     """A new constant of the module that isn't of the rule's numbers would leave old masks in use."""
-    numbers = {name: value for name, value in vars(tissue).items() if name.isupper() and name != "DENSITY"}
+    numbers = {name: value for name, value in vars(tissue).items() if name.isupper() and name not in ("DENSITY", "N_LOOKED_AT")}
     assert sorted(map(str, tissue.rule())) == sorted(map(str, numbers.values()))
 
 
@@ -204,7 +204,7 @@ def test_where_it_cant_be_written_the_training_goes_on(folder, tmp_path, monkeyp
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(patching_kept, "_write", full)
+    monkeypatch.setattr(slide_files, "_write", full)
     source = source_of(folder, tmp_path / "kept").survey()
     assert not source.failures and "no space left" in caplog.text
 
@@ -214,7 +214,7 @@ def test_a_pretraining_that_was_killed_looks_at_no_slide_again(folder, tmp_path,
     """Its run's folder keeps what was found, and has it no more when it is done."""
     monkeypatch.setattr(pretrain, "N_WATCHED", 16)
     patches = OnlinePatches(40, (0.25,), uniform_over=uniform_over)
-    own = dataclasses.replace(WHICH, slides=f"{folder}/", n_steps=2, patches=patches)
+    own = dataclasses.replace(TINY, slides=f"{folder}/", n_steps=2, patches=patches)
     study = Study("t", "A test", Data("midog"), pretraining=(own,), encoders=("own",))
 
     def killed(*_, **__):
@@ -247,7 +247,7 @@ def test_a_second_process_removes_nothing(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(processes, "here", lambda: Second(1, 2))
     monkeypatch.setattr(loop, "train", trained)
-    own = dataclasses.replace(WHICH, slides=f"{folder}/")
+    own = dataclasses.replace(TINY, slides=f"{folder}/")
     study = Study("t", "A test", Data("midog"), pretraining=(own,), encoders=("own",))
     pretrain.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
     assert [file.read_text() for file in left] == ["the first one's"] * 2

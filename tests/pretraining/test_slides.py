@@ -7,7 +7,8 @@ from made_slides import pattern, smaller, write_dicom
 
 from mfcore.data.slides.openslide import series_of
 from mfcore.data.slides.slide import SlideError, open_slide
-from mfcore.pretraining import patching, patching_slides, pretrain
+from mfcore.pretraining import pretrain, slides as slide_files
+from mfcore.pretraining.slides import PatchingError
 from mfcore.study.config import Data, Study
 from mfcore.study.config_pretraining import Pretraining
 
@@ -49,8 +50,8 @@ def test_a_folder_that_may_not_be_read_is_said(folder, tmp_path, monkeypatch):
     def refused(at):
         raise PermissionError(13, "Permission denied", str(at))
 
-    monkeypatch.setattr(patching_slides.os, "scandir", refused)
-    with pytest.raises(patching.PatchingError, match=r"slides: .*slides: can't be listed .*denied.*; give this user the right"):
+    monkeypatch.setattr(slide_files.os, "scandir", refused)
+    with pytest.raises(PatchingError, match=r"slides: .*slides: can't be listed .*denied.*; give this user the right"):
         slides_of("slides", tmp_path)
 
 
@@ -64,7 +65,7 @@ def test_a_folder_that_may_not_be_read_is_said(folder, tmp_path, monkeypatch):
 )
 def test_a_place_without_slides_is_refused_by_its_key(tmp_path, place, said):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(patching.PatchingError, match=said):
+    with pytest.raises(PatchingError, match=said):
         slides_of(place, tmp_path)
 
 
