@@ -182,11 +182,11 @@ class _Training:
             teacher, teacher_masked = self.teacher(global_crops, masked)  # (2, B, K), (N, K)
             student, classes, student_masked = self.shared(global_crops, local_crops, masked)  # (C, B, K), (2, B, D), (N, K)
         temperature = float(at.teacher_temperature[n])
-        targets = self._targets(teacher, temperature, self.centres[0])
+        targets = objective.targets_of(teacher, temperature, settings.centring, self.centres[0])
         parts = [objective.dino(student, targets, settings.student_temperature)]
         parts += [parts[0].new_zeros(()), parts[0].new_zeros(())]
         if masked is not None:
-            of_masked = self._targets(teacher_masked, temperature, self.centres[1])
+            of_masked = objective.targets_of(teacher_masked, temperature, settings.centring, self.centres[1])
             parts[1] = objective.ibot(student_masked, of_masked, weight, len(masked), settings.student_temperature)
         if settings.koleo_weight:
             parts[2] = torch.stack([objective.koleo(crop) for crop in classes]).sum()
@@ -217,14 +217,6 @@ class _Training:
         masked = masked[np.concatenate([rows, settings.batch_size + rows])]
         of_masked = (augment.on_device(values, self.device) for values in (masked, crops.mask_weights(masked)))
         return global_crops, local_crops, *of_masked
-
-    def _targets(self, logits: torch.Tensor, temperature: float, centre: objective.Centre) -> torch.Tensor:
-        """Targets of a teacher's logits (..., K), as the pretraining centres them."""
-        if self.settings.centring == "sinkhorn_knopp":
-            return objective.sinkhorn_knopp(logits.flatten(0, -2), temperature).view_as(logits)
-        targets = centre.probabilities(logits, temperature)
-        centre.update(logits)
-        return targets
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)

@@ -123,6 +123,15 @@ def sinkhorn_knopp(logits: torch.Tensor, temperature: float, n_iterations: int =
     return log_q.exp_()
 
 
+def targets_of(logits: torch.Tensor, temperature: float, centring: str, centre: Centre) -> torch.Tensor:
+    """Targets, float32 (..., K), of a teacher's logits (..., K); only the centring "mean" uses and moves ``centre``."""
+    if centring == "sinkhorn_knopp":
+        return sinkhorn_knopp(logits.flatten(0, -2), temperature).view_as(logits)
+    targets = centre.probabilities(logits, temperature)
+    centre.update(logits)
+    return targets
+
+
 def _logsumexp_over_ranks(rows: torch.Tensor) -> torch.Tensor:
     """log(sum(exp(rows))) over the rows (N, K) of all processes, (K,)."""
     highest = rows.amax(0) if len(rows) else rows.new_full(rows.shape[1:], -torch.inf)

@@ -17,7 +17,7 @@ from mfcore import store
 from mfcore.data.slides.openslide import NO_VOLUME, series_of
 from mfcore.data.slides.slide import Memory, Slide, SlideError, open_slide
 from mfcore.data.slides.tiff import TiffReader
-from mfcore.pretraining import tissue
+from mfcore.pretraining.tissue import Look, Mask, rule
 from mfcore.store import files as store_files
 from mfcore.store.records import digest
 from mfcore.streams import stream_seed
@@ -223,15 +223,6 @@ def _index_bytes(slide: Slide) -> int:
 # ---- kept tissue ----
 
 
-@dataclass(frozen=True)
-class Look:
-    """The result of a look at a slide. size_px: (width, height) of level 0. downsamples: of the levels of its reader."""
-
-    mask: tissue.Mask
-    size_px: tuple[int, int]
-    downsamples: tuple[float, ...]
-
-
 class Kept:
     """Results of looks at slides, a file of about 15 KB for each slide in ``folder``; threads and processes may share them.
 
@@ -263,13 +254,13 @@ def _state(slide: SlideFile) -> str:
     """Digest of what decides a look at a slide."""
     parts = [part.stat() for part in store_files.parts_of(slide.path)] if Path(slide.path).exists() else []
     state = [[part.st_size, part.st_mtime_ns] for part in parts]
-    return digest([state, slide.um_per_px, tissue.rule()])
+    return digest([state, slide.um_per_px, rule()])
 
 
 def _read(file: Path) -> Look:
     with np.load(file) as kept:
         n_columns, cell_l0_px, um_per_px = kept["grid"].tolist()
-        mask = tissue.Mask(kept["bits"], int(n_columns), cell_l0_px, um_per_px)
+        mask = Mask(kept["bits"], int(n_columns), cell_l0_px, um_per_px)
         width, height = kept["size_px"].tolist()
         return Look(mask, (width, height), tuple(kept["downsamples"].tolist()))
 

@@ -30,16 +30,15 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mfcore.data.slides.reader import Window
-from mfcore.data.slides.slide import SAME_RESOLUTION, Slide, SlideError
+from mfcore.data.slides.slide import Slide, SlideError
 from mfcore.pretraining import tissue
-from mfcore.pretraining.slides import Kept, Look, OpenSlides, PatchingError, SlideFile, share_of
-from mfcore.pretraining.tissue import Places, places_of
+from mfcore.pretraining.slides import Kept, OpenSlides, PatchingError, SlideFile, share_of
+from mfcore.pretraining.tissue import MAX_ENLARGED, Look, Places, level_of, places_at
 from mfcore.streams import generator
 from mfcore.study.config_pretraining import OnlinePatches
 
 MAX_OPEN = 64
 MEMORY_BYTES = 256 << 20  # of decoded tiles
-MAX_ENLARGED = 1.5  # a slide of 0.5 um/px has nothing to show at 0.25
 GRID = 1e-3  # px of a level: a patch that is so near to whole px is cut from the level's grid
 MAX_TRIES = 100_000  # draws for one patch
 MAX_FAILED = 1000  # places for one patch, one after another, that can't be read
@@ -267,7 +266,7 @@ class Source:
         """A row a slide: slide_id, file, tissue_mm2, tissue_share, draw_share, bytes, failure.
 
         tissue_share: of the slide's area. draw_share: of all draws, to within the cells of the mask at the border of where
-        centres may lie. bytes: kept of the slide. failure: "" for none.
+        centres may lie. bytes: memory for the slide. failure: "" for none.
         """
         rows, asked = [], self.settings.um_per_px
         areas = np.array([[0.0 if p is None else p.area_um2 for p in self._places_at(um)] for um in asked])  # (n_um, n_slides)
@@ -305,31 +304,22 @@ class Source:
 
     def _look(self, file: SlideFile) -> dict[float, Places]:
         """Find a slide's tissue; returns by resolution where patches may lie."""
-        settings, known = self.settings, {}
+        settings, asked = self.settings, dict.fromkeys(self.settings.um_per_px)
         try:
             look = self._see(file) if self.kept is None else self.kept.look(file, lambda: self._see(file))
         except (SlideError, OSError, tissue.TissueError, MemoryError) as error:  # a damaged header may say terabytes
             self._fail(file.slide_id, f"{error}", "is left out")
-            return known
-        slide_um_per_px = look.mask.um_per_px
-        for um_per_px in dict.fromkeys(settings.um_per_px):
-            if um_per_px * MAX_ENLARGED < slide_um_per_px:
-                continue
-            level = level_of(look.downsamples, um_per_px / slide_um_per_px)
-            grid = None if level is None else (settings.size_px, level[1])
-            side = settings.size_px * (level[1] if level else um_per_px / slide_um_per_px)
-            places = places_of(look.mask, look.size_px, side, settings.min_tissue, grid)
-            if places.n_cells:
-                known[um_per_px] = places
-        missing = [um_per_px for um_per_px in dict.fromkeys(settings.um_per_px) if um_per_px not in known]
-        if missing:
+            return {}
+        places = {um_per_px: places_at(look, um_per_px, settings.size_px, settings.min_tissue) for um_per_px in asked}
+        known = {um_per_px: each for um_per_px, each in places.items() if each is not None}
+        if missing := [um_per_px for um_per_px in asked if um_per_px not in known]:
             so = "is left out at some resolutions" if known else "is left out"
-            self._fail(file.slide_id, f"{file.path}: {_no_place(settings, missing, slide_um_per_px)}", so)
+            self._fail(file.slide_id, f"{file.path}: {_no_place(settings, missing, look.mask.um_per_px)}", so)
         return known
 
     def _see(self, file: SlideFile) -> Look:
         with self.open.use(file) as slide:
-            return Look(tissue.of_slide(slide), slide.size_px, tuple(slide.reader.downsamples))
+            return tissue.look_at(slide)
 
     def _fail(self, slide_id: str, reason: str, so: str) -> None:
         """Log why a slide failed and what follows, once a slide."""
@@ -368,9 +358,3 @@ def _no_place(settings: OnlinePatches, missing: Sequence[float], slide_um_per_px
             f"on a slide of {slide_um_per_px:.3g}; lower patches.min_tissue or patches.size_px"
         )
     return "; ".join(reasons)
-
-
-def level_of(downsamples: Sequence[float], scale: float) -> tuple[int, float] | None:
-    """The level that is ``scale`` times as coarse as level 0, and its downsample; None without such a level."""
-    difference, level, downsample = min((abs(each / scale - 1), level, each) for level, each in enumerate(downsamples))
-    return (level, downsample) if difference < SAME_RESOLUTION else None

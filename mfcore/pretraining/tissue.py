@@ -10,12 +10,13 @@ small holes are filled. Red ink and coloured dirt pass as tissue.
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-from mfcore.data.slides.slide import Slide
+from mfcore.data.slides.slide import SAME_RESOLUTION, Slide
 
 SMOOTH_UM = 20.0  # evidence is averaged over squares of this side, however fine the thumbnail
 MIN_SPREAD, MAX_SPREAD = 0.04, 0.06  # optical density; JPEG's noise on glass stays below the first, pale eosin has the second
@@ -27,6 +28,7 @@ N_CELLS = 1024  # at most, on a side: 128 KiB a slide
 FINEST_UM = 4.0  # side of a cell, at least
 BLOCK_PX = 2048  # of the level that is read, at once
 VERSION = 2  # raised by any change of the rule, or of how thumbnails are read, that the numbers here don't show
+MAX_ENLARGED = 1.5  # a slide of 0.5 um/px has nothing to show at 0.25
 N_LOOKED_AT = 1024  # cells in which a place for a patch is searched
 DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255.0).astype(np.float32)
 
@@ -149,6 +151,20 @@ def thumbnail_of(slide: Slide, um_per_px: float) -> np.ndarray:
     return thumbnail
 
 
+@dataclass(frozen=True)
+class Look:
+    """The result of a look at a slide. size_px: (width, height) of level 0. downsamples: of the levels of its reader."""
+
+    mask: Mask
+    size_px: tuple[int, int]
+    downsamples: tuple[float, ...]
+
+
+def look_at(slide: Slide) -> Look:
+    """The tissue, the size and the levels of an open slide; raises as `of_slide`."""
+    return Look(of_slide(slide), slide.size_px, tuple(slide.reader.downsamples))
+
+
 # ---- places for patches ----
 
 
@@ -195,6 +211,27 @@ class Places:
         inside = half <= x_l0_px <= self.size_l0_px[0] - half and half <= y_l0_px <= self.size_l0_px[1] - half
         share = self.mask.share(x_l0_px, y_l0_px, self.side_l0_px) if inside else 0.0
         return (x_l0_px, y_l0_px, share) if inside and share >= self.min_tissue - 1e-9 else None
+
+
+def level_of(downsamples: Sequence[float], scale: float) -> tuple[int, float] | None:
+    """The level that is ``scale`` times as coarse as level 0, and its downsample; None without such a level."""
+    difference, level, downsample = min((abs(each / scale - 1), level, each) for level, each in enumerate(downsamples))
+    return (level, downsample) if difference < SAME_RESOLUTION else None
+
+
+def places_at(look: Look, um_per_px: float, size_px: int, min_tissue: float) -> Places | None:
+    """Where patches of ``size_px`` at a resolution may lie on a slide; None for nowhere.
+
+    A slide more than MAX_ENLARGED times as coarse as the resolution has no places.
+    """
+    scale = um_per_px / look.mask.um_per_px
+    if um_per_px * MAX_ENLARGED < look.mask.um_per_px:
+        return None
+    level = level_of(look.downsamples, scale)
+    side_l0_px = size_px * (level[1] if level else scale)
+    grid = None if level is None else (size_px, level[1])
+    places = places_of(look.mask, look.size_px, side_l0_px, min_tissue, grid)
+    return places if places.n_cells else None
 
 
 def places_of(
