@@ -15,7 +15,6 @@ there is no seam, once with levels of half the side each, once as Aperio has the
 
 import argparse
 import os
-import pickle
 import platform
 import subprocess
 import sys
@@ -32,7 +31,10 @@ from PIL import Image
 
 from mfcore import store
 from mfcore.data.synthetic import slides as synthetic, tissue as synthetic_tissue
-from mfcore.pretraining import patching, tissue
+from mfcore.pretraining import tissue
+from mfcore.pretraining.feed import batches
+from mfcore.pretraining.slides import SlideFile
+from mfcore.pretraining.source import Source
 from mfcore.study.config_pretraining import OnlinePatches
 
 SETTINGS = OnlinePatches()
@@ -172,10 +174,10 @@ def wsistream_of(paths: list[Path], folder: Path | None) -> Callable[[int], None
 
 
 class Ours:
-    """`mfcore.pretraining.patching`, by so many threads; one of ``n_ranks`` processes that share the stream."""
+    """`mfcore.pretraining.feed`, by so many threads; one of ``n_ranks`` processes that share the stream."""
 
-    def __init__(self, source: patching.Source, n_workers: int, rank: int = 0, n_ranks: int = 1):
-        self.stream = patching.batches(source, 0, 10**5, n_ranks * BATCH, rank, n_ranks, n_workers)
+    def __init__(self, source: Source, n_workers: int, rank: int = 0, n_ranks: int = 1):
+        self.stream = batches(source, 0, 10**5, n_ranks * BATCH, rank, n_ranks, n_workers)
 
     def read(self, n: int) -> None:
         """Draw ``n`` patches in batches, and let as many be read ahead for those that come next."""
@@ -190,7 +192,7 @@ class Ours:
 class OneByOne:
     """The same without looking ahead: no tile serves two patches but by chance."""
 
-    def __init__(self, source: patching.Source):
+    def __init__(self, source: Source):
         self.source, self.at = source, 0
 
     def read(self, n: int) -> None:
@@ -202,13 +204,13 @@ class OneByOne:
 
 def measure(name: str, paths: list[Path], n: int, n_rounds: int, folder: Path | None) -> Iterator[dict]:
     """Patches a second of each, and our ratio to it, medians and quartiles over alternating rounds."""
-    files = [patching.SlideFile(path.name, str(path)) for path in paths]
-    first = patching.Source(files, SETTINGS, 0).survey()
+    files = [SlideFile(path.name, str(path)) for path in paths]
+    first = Source(files, SETTINGS, 0).survey()
     masks = {file.slide_id: first.places(i, SETTINGS.um_per_px[0]).mask for i, file in enumerate(first.slides)}
     ways: dict[str, tuple[Callable[[int], None], int]] = {"mfcore": (Ours(first, 1).read, LONGER * n)}
     for k in range(2, (os.cpu_count() or 1) + 1):
-        ways[f"mfcore, {k} threads"] = Ours(pickle.loads(pickle.dumps(first)), k).read, LONGER * n  # with its masks
-    ways["mfcore, no look-ahead"] = OneByOne(pickle.loads(pickle.dumps(first))).read, n
+        ways[f"mfcore, {k} threads"] = Ours(Source(files, SETTINGS, 0).survey(), k).read, LONGER * n
+    ways["mfcore, no look-ahead"] = OneByOne(Source(files, SETTINGS, 0).survey()).read, n
     ways["plain read_region"] = Plain(paths, [masks[path.name] for path in paths]).read, n
     if (other := wsistream_of(paths, folder)) is not None:
         ways["wsistream"] = other, n
@@ -239,11 +241,12 @@ PROCESS = """
 import itertools, os, sys, time
 sys.path.insert(0, sys.argv[1])
 import patching as here
-from mfcore.pretraining import patching
+from mfcore.pretraining.slides import SlideFile
+from mfcore.pretraining.source import Source
 rank, n, core = map(int, sys.argv[2:5])
 if core >= 0:
     os.sched_setaffinity(0, {core})
-source = patching.Source([patching.SlideFile(path, path) for path in sys.argv[5:]], here.SETTINGS, 0).survey()
+source = Source([SlideFile(path, path) for path in sys.argv[5:]], here.SETTINGS, 0).survey()
 ours = here.Ours(source, 1, rank, 2)
 for line in itertools.chain(["warm up"], iter(sys.stdin.readline, "")):
     begun = time.perf_counter()

@@ -18,7 +18,7 @@ import pandas as pd
 
 from mfcore import store
 from mfcore.pretraining import pretrain
-from mfcore.pretraining.collapse import PretrainingError
+from mfcore.pretraining.objective import PretrainingError
 from mfcore.study.config import Data, Pretraining, Study
 from mfcore.study.config_pretraining import PUBLISHED, SMALL, Crops, OnlinePatches, in_full
 

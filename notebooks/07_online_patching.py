@@ -23,7 +23,9 @@ import numpy as np
 import pandas as pd
 
 from mfcore.analysis import captions, captions_patching, figures, figures_patching
-from mfcore.pretraining import patching
+from mfcore.pretraining import pretrain
+from mfcore.pretraining.feed import batches
+from mfcore.pretraining.source import Source
 from mfcore.study.config import as_dict, load_study
 
 study = load_study(study_file)
@@ -38,7 +40,7 @@ captions.show(pd.DataFrame(as_dict(settings).items(), columns=["setting", "value
 # ## Slides and their tissue
 
 # %%
-source = patching.Source(patching.slides_of(study, which, data), settings, which.seed).survey()
+source = Source(pretrain.slides_of(study, which, data), settings, which.seed).survey()
 slides = source.overview()
 captions.show(captions_patching.slides_table(slides))
 
@@ -61,9 +63,9 @@ captions.show(captions_patching.places(study, settings, drawn, slides, shown))
 
 # %%
 begun = time.perf_counter()
-batches = list(patching.batches(source, 0, 4, 64))
+first = list(batches(source, 0, 4, 64))
 seconds = time.perf_counter() - begun
-images, read = np.concatenate([batch.images for batch in batches]), pd.concat([batch.drawn for batch in batches])
+images, read = np.concatenate([batch.images for batch in first]), pd.concat([batch.drawn for batch in first])
 read = read.reset_index(drop=True)
 figure = figures_patching.contact_sheet(study, images, read)
 written += figures.save(figure, read, folder / "figures", "07_online_patches")

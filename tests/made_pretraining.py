@@ -11,13 +11,13 @@ import torch
 
 from mfcore import streams as rng
 from mfcore.data.synthetic.slides import write_pyramid
-from mfcore.pretraining import export, loop, networks
+from mfcore.pretraining import loop, networks
 from mfcore.study import pretrained
 from mfcore.study.config import Data, Pretraining, Study
 from mfcore.study.config_pretraining import PUBLISHED, SMALL, Crops, OnlinePatches, in_full
 
 VIT = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
-WHICH = Pretraining(
+TINY = Pretraining(
     "own",
     architecture="vit_tiny_patch16_224",
     arguments=VIT,
@@ -32,13 +32,13 @@ WHICH = Pretraining(
     n_snapshots=2,
 )
 DINOV2 = {"method": "dinov2", "base_lr": 0.03}
-STUDY = Study("t", "A test", Data("synthetic"), pretraining=(WHICH,))
+STUDY = Study("t", "A test", Data("synthetic"), pretraining=(TINY,))
 
 
-def which(**changed: object) -> Pretraining:
+def settings(**changed: object) -> Pretraining:
     """The small pretraining, changed, with nothing left None; with what `SMALL` would change as published."""
-    as_published = {key: PUBLISHED[changed.get("method", WHICH.method)][key] for key in SMALL}
-    return in_full(dataclasses.replace(WHICH, **{**as_published, **changed}))
+    as_published = {key: PUBLISHED[changed.get("method", TINY.method)][key] for key in SMALL}
+    return in_full(dataclasses.replace(TINY, **{**as_published, **changed}))
 
 
 def patches(this: Pretraining, first: int, n: int) -> np.ndarray:
@@ -57,14 +57,14 @@ def task(this: Pretraining, pair: networks.Networks, exported: list[int] | None 
             drawn = pd.DataFrame({"number": numbers, "slide_id": "made", "x_l0_px": 1.0 * numbers})
             yield types.SimpleNamespace(images=patches(this, start, this.batch_size), drawn=drawn)
 
-    card = dataclasses.replace(export.card(pair, this, STUDY, 1), resize_px=this.patches.size_px)
+    card = dataclasses.replace(networks.card(pair, this, STUDY.patches, "made"), resize_px=this.patches.size_px)
     told = [] if exported is None else exported
     return loop.Task(this, batches, patches(this, 10_000, 24), card, told.append, tuple(pretrained.steps_of(this)))
 
 
 def train(this: Pretraining, folder: Path, **more: object) -> tuple[list[dict], networks.Networks]:
     """Pretrain on the made patches, on the CPU; the history and the networks."""
-    pair = networks.build(this, STUDY, folder)
+    pair = networks.build(this)
     folder.mkdir(parents=True, exist_ok=True)
     return loop.train(task(this, pair), pair, folder, torch.device("cpu"), **more), pair
 

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import yaml
-from made_pretraining import train, which
+from made_pretraining import settings, train
 from made_training import UNIT, task, tiny
 from pydantic import ValidationError
 from tiny_encoders import tiny_card
@@ -22,7 +22,7 @@ from mfcore.encoders import build as encoders_build, encoders, weights
 from mfcore.encoders.cards import EncoderCard
 from mfcore.encoders.encoders import EncoderError
 from mfcore.pretraining import networks
-from mfcore.pretraining.collapse import PretrainingError
+from mfcore.pretraining.objective import PretrainingError
 from mfcore.study.config import ConfigError, OwnEncoder, Pretraining, load_study
 from mfcore.study.config_networks import ARGUMENTS, problems_of_arguments
 from mfcore.tasks import segmentation as tasks_segmentation
@@ -183,7 +183,7 @@ def test_weights_that_are_no_named_tensors(tmp_path):
 def test_the_checkpoint_of_a_pretraining(tmp_path, mark, write):
     write(tmp_path / "checkpoint.pt", mark)
     with pytest.raises(PretrainingError, match=r"checkpoint\.pt: can't be gone on from"):
-        train(which(), tmp_path)
+        train(settings(), tmp_path)
 
 
 @pytest.mark.parametrize("write", WAYS)

@@ -196,7 +196,7 @@ def histories(study: Study, results: str | Path) -> pd.DataFrame:
 def watched(study: Study, names: Sequence[str]) -> dict[tuple[str, ...], str]:
     """Pretrainings of which RankMe is followed on the same patches, each group with what tells its patches from the others'.
 
-    Slides, settings, seed and place in the stream decide patches (`mfcore.pretraining.patching`): those watched lie behind all
+    Slides, settings, seed and place in the stream decide patches (`mfcore.pretraining.source`): those watched lie behind all
     that are learnt from.
     """
     groups: dict[str, list[str]] = {}

@@ -1,7 +1,9 @@
-"""Multi-crop: from each patch two global and several local crops, every one cut, coloured and blurred in its own way.
+"""Views of patches for pretraining: multi-crop, and the patch tokens that are masked for iBOT.
 
-The recipe is DINO's (Caron et al. 2021, sections 3.1 and 3.2; the augmentations are BYOL's), with vertical flips, as
-slides have no up. What happens to a patch depends on the stream's name and on the patch's position in it.
+**Multi-crop.** From each patch two global and several local crops, each cut, coloured and blurred at random. The recipe is
+DINO's (Caron et al. 2021, sections 3.1 and 3.2; the augmentations are BYOL's), with vertical flips, as slides have no up.
+
+Crops and masks depend on the name of a random stream and on the patch's position in it.
 """
 
 import math
@@ -18,25 +20,28 @@ from mfcore.study.config_pretraining import Crops
 
 N_GLOBAL = 2
 ASPECT = (3 / 4, 4 / 3)
-N_ATTEMPTS = 10  # to place a crop, as torchvision's RandomResizedCrop has it; then the patch's middle
+N_ATTEMPTS = 10  # to place a crop, as torchvision's RandomResizedCrop, before the whole patch is taken; to place a block
 JITTER = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
 JITTER_PROBABILITY = 0.8
 GREY_PROBABILITY = 0.2
 BLUR_PROBABILITY = (1.0, 0.1, 0.5)  # first and second global crop, local ones
-BLUR_SIGMA_PX = (0.1, 2.0)  # of crops as wide as published; narrower ones are blurred in proportion
+BLUR_SIGMA_PX = (0.1, 2.0)  # of crops of PUBLISHED_PX; narrower crops are blurred in proportion
 PUBLISHED_PX = 224
 SOLARISE_PROBABILITY = 0.2  # second global crop only
 SOLARISE_FROM = 0.5
 CUBIC = -0.5  # Keys' parameter, as Pillow has it
+LEAST_TOKENS = 4  # of a masked block, unless fewer are left to mask
+MOST_SHARE = 0.5  # of the grid, that one masked block may cover
+BLOCK_ASPECT = (0.3, 1 / 0.3)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is done to each of n patches, arrays (n, 2 + n_local), global crops first.
+    """How n patches are cropped, arrays (n, 2 + n_local), global crops first.
 
-    top_px, left_px, height_px, width_px: what is cut from a patch of ``patch_px``. flip_x, flip_y: mirrored left to right, top
-    to bottom. brightness, contrast, saturation: factors, 1 for none; hue: added, in turns, 0 for none. grey, solarise: whether.
-    blur_px: sigma in px of the crop, 0 for none. global_px, local_px: sides to which the cuts are resized.
+    top_px, left_px, height_px, width_px: the cut from a patch of ``patch_px``. flip_x, flip_y: mirrored left to right, top to
+    bottom. brightness, contrast, saturation: factors, 1 for no change; hue: added, in turns, 0 for no change. blur_px: sigma
+    in px of the crop, 0 for no blur. global_px, local_px: sides to which the cuts are resized.
     """
 
     top_px: np.ndarray
@@ -67,16 +72,16 @@ class Drawn:
         """One crop of each patch; its arrays are (n,)."""
         return self._of(lambda values: values[:, number])
 
-    def _of(self, which: Callable[[np.ndarray], np.ndarray]) -> "Drawn":
+    def _of(self, part: Callable[[np.ndarray], np.ndarray]) -> "Drawn":
         values = vars(self)
-        return Drawn(**{name: which(value) if isinstance(value, np.ndarray) else value for name, value in values.items()})
+        return Drawn(**{name: part(value) if isinstance(value, np.ndarray) else value for name, value in values.items()})
 
 
 def draw(crops: Crops, n: int, patch_px: int, seed: int, *names: object) -> Drawn:
     """Parameters of the crops of n patches of ``patch_px``, from the stream ``names`` under ``seed``.
 
-    Row i depends on the stream and on i alone; processes that share a batch draw it whole and take their rows. ``crops`` has
-    its scales (`in_full`); ValueError where they are None.
+    Row i depends on the stream and on i alone; processes that share a batch draw the whole batch and take their rows. Raises
+    ValueError where the scales of ``crops`` are None (`in_full` fills them in).
     """
     if crops.global_scale is None or crops.local_scale is None:
         raise ValueError("crops: global_scale and local_scale are None; config_pretraining.in_full fills them in")
@@ -154,7 +159,7 @@ def _fill(images: torch.Tensor, drawn: Drawn, out: torch.Tensor, mean: Sequence[
     """One normalised crop of each patch into ``out`` (B, 3, side_px, side_px)."""
     n_images, side_px, device = len(images), out.shape[-1], out.device
     at_once = max(1, n_images)
-    if device.type == "cpu":  # so few that its cache holds them
+    if device.type == "cpu":  # as many as the cache holds
         at_once = max(1, augment.PIECE_PX * torch.get_num_threads() // side_px**2)
     mean, std = (torch.tensor(values, dtype=torch.float32, device=device)[:, None, None] for values in (mean, std))
     cut = _cut_singly if device.type == "cpu" else _cut_by_matrices
@@ -203,18 +208,18 @@ def _change(drawn: Drawn, out: torch.Tensor) -> None:
     device = out.device
     factors = np.stack([drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue])  # (4, n)
     if (chosen := (factors != [[1], [1], [1], [0]]).any(0)).any():
-        which = _rows(chosen, device)
-        out[which] = augment.jitter_colour(out[which], *augment.on_device(factors[:, chosen].astype(np.float32), device))
+        rows = _rows(chosen, device)
+        out[rows] = augment.jitter_colour(out[rows], *augment.on_device(factors[:, chosen].astype(np.float32), device))
     if drawn.grey.any():
-        which = _rows(drawn.grey, device)
-        red, green, blue = (out[which, channel] * weight for channel, weight in enumerate(augment.GREY))
-        out[which] = (red + green + blue)[:, None]
+        rows = _rows(drawn.grey, device)
+        red, green, blue = (out[rows, channel] * weight for channel, weight in enumerate(augment.GREY))
+        out[rows] = (red + green + blue)[:, None]
     if (chosen := drawn.blur_px > 0).any():
-        which, sigma_px = _rows(chosen, device), augment.on_device(drawn.blur_px[chosen].astype(np.float32), device)
-        out[which] = augment.blur(out[which], sigma_px, blur_kernel_px(drawn.global_px, out.shape[-1]))
+        rows, sigma_px = _rows(chosen, device), augment.on_device(drawn.blur_px[chosen].astype(np.float32), device)
+        out[rows] = augment.blur(out[rows], sigma_px, blur_kernel_px(drawn.global_px, out.shape[-1]))
     if drawn.solarise.any():
-        which = _rows(drawn.solarise, device)
-        out[which] = torch.where(out[which] < SOLARISE_FROM, out[which], 1 - out[which])
+        rows = _rows(drawn.solarise, device)
+        out[rows] = torch.where(out[rows] < SOLARISE_FROM, out[rows], 1 - out[rows])
 
 
 def blur_kernel_px(global_px: int, side_px: int) -> int:
@@ -245,5 +250,58 @@ def resampling(
 
 
 def _rows(chosen: np.ndarray, device: torch.device) -> "torch.Tensor | slice":
-    """What to index with for the rows ``chosen``, bool (n,): a slice, which copies nothing, for all of them."""
+    """An index of the rows ``chosen``, bool (n,); for all rows a slice, which copies nothing."""
     return slice(None) if chosen.all() else augment.on_device(np.flatnonzero(chosen), device)
+
+
+# ---- masks ----
+
+
+def draw_masks(
+    n_images: int, grid: tuple[int, int], probability: float, ratio: tuple[float, float], generator: np.random.Generator
+) -> np.ndarray:
+    """Masks, bool (n_images, rows * columns of ``grid``), of blocks (Bao et al. 2022, algorithm 1).
+
+    int(probability * n_images) images, drawn at random, get a mask; the shares of tokens to mask are one from each of as many
+    equal parts of ``ratio``, so that every batch has about the same number of masked tokens (as DINOv2's authors do; Zhou et
+    al. 2021 draw them freely). A mask may fall short of its share where no further block fits, never exceed it.
+    Processes that share a batch draw the whole batch from the same stream, and take their rows.
+    """
+    rows, columns = grid
+    masked = np.zeros((n_images, rows, columns), bool)
+    n_masked = int(n_images * probability)
+    bounds = np.linspace(*ratio, n_masked + 1)
+    for i, image in enumerate(generator.permutation(n_images)[:n_masked]):
+        _mask(masked[image], int(rows * columns * generator.uniform(bounds[i], bounds[i + 1])), generator)
+    return masked.reshape(n_images, rows * columns)
+
+
+def mask_weights(masked: np.ndarray) -> np.ndarray:
+    """Weights, float32 (N,), of the N masked tokens in ``masked`` (n_images, n_tokens): 1 / masked tokens of the image."""
+    per_image = masked.sum(1, keepdims=True).clip(1)
+    return np.broadcast_to(1 / per_image, masked.shape)[masked].astype(np.float32)
+
+
+def _mask(masked: np.ndarray, n_tokens: int, generator: np.random.Generator) -> None:
+    """Mask blocks of ``masked``, bool (rows, columns), until ``n_tokens`` are masked or no block fits any more."""
+    while (left := n_tokens - int(masked.sum())) > 0:
+        for _ in range(N_ATTEMPTS):
+            block = _block(masked.shape, left, generator)
+            if block is not None and 0 < masked[block].size - masked[block].sum() <= left:
+                masked[block] = True
+                break
+        else:
+            return
+
+
+def _block(grid: tuple[int, ...], left: int, generator: np.random.Generator) -> tuple[slice, slice] | None:
+    """Rows and columns of a block somewhere in the grid; None for a block that leaves no room on a side."""
+    most = min(left, MOST_SHARE * math.prod(grid))
+    low, high, top, side = generator.random(4)
+    area = min(LEAST_TOKENS, most) + low * (most - min(LEAST_TOKENS, most))
+    aspect = math.exp(math.log(BLOCK_ASPECT[0]) + high * math.log(BLOCK_ASPECT[1] / BLOCK_ASPECT[0]))
+    height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    if not (0 < height < grid[0] and 0 < width < grid[1]):
+        return None
+    first, left_most = int(top * (grid[0] - height + 1)), int(side * (grid[1] - width + 1))
+    return slice(first, first + height), slice(left_most, left_most + width)

@@ -1,8 +1,8 @@
-"""The loop of a pretraining: a step of student and teacher, the history, snapshots, and checkpoints from which it goes on.
+"""The loop of a pretraining: steps of student and teacher, the history, snapshots, and checkpoints.
 
 DINO as Caron et al. 2021, algorithm 1; DINOv2 as Oquab et al. 2023, section 4: the same with masked tokens, Sinkhorn-Knopp and
-KoLeo. Every draw has a name (the step, and what for), so that a checkpoint holds no generator: a training that was killed goes
-on to the losses that it would have had, on a CPU to the last bit.
+KoLeo. Every draw is named by its step and purpose, and a checkpoint holds no generator: a training that was killed goes on to
+the losses that it would have had, on a CPU to the last bit.
 """
 
 import contextlib
@@ -24,8 +24,9 @@ from mfcore.data import augment
 from mfcore.encoders import encoders, preprocess
 from mfcore.encoders.cards import EncoderCard
 from mfcore.measures import metrics_representation
-from mfcore.pretraining import collapse, crops, losses, masks, networks, schedules
-from mfcore.pretraining.collapse import PretrainingError
+from mfcore.pretraining import crops, networks, objective
+from mfcore.pretraining.method import method_of
+from mfcore.pretraining.objective import PretrainingError
 from mfcore.study.config import Pretraining
 from mfcore.training import processes
 
@@ -42,13 +43,13 @@ EVALUATION_BATCH = 128
 class Task:
     """What a pretraining learns from.
 
-    which: with nothing left None. batches: called with (first, n_batches), gives this process's share of batches of patches
-    with ``images`` uint8 (n, size_px, size_px, 3) and ``drawn``, a table with each one's ``number``. watched: patches uint8
-    (n, size_px, size_px, 3) of which RankMe is measured, in the first process alone, and the card by which the encoder sees
-    them. export: called with a step after which a snapshot is kept.
+    settings: without None. batches: called with (first, n_batches), gives this process's share of batches of patches
+    with ``images`` uint8 (n, size_px, size_px, 3) and ``drawn``, a table with the ``number`` of each patch. watched: patches
+    uint8 (n, size_px, size_px, 3) by which RankMe is measured, in the first process alone; card: how the encoder sees them.
+    export: called with a step after which a snapshot is kept, one of ``snapshots``.
     """
 
-    which: Pretraining
+    settings: Pretraining
     batches: Callable[[int, int], Iterator]
     watched: np.ndarray | None
     card: EncoderCard
@@ -68,27 +69,27 @@ def train(
     """Pretrain ``pair`` on ``device``; returns the history, one dict a line.
 
     Writes into ``folder``: ``history.jsonl``, ``drawn.parquet`` (where the first N_RECORDED patches lay) and, every
-    ``checkpoint_seconds``, ``checkpoint.pt``, from which it goes on where there is one. ``after_line`` is called with the
+    ``checkpoint_seconds``, ``checkpoint.pt``. Goes on from a checkpoint in ``folder``. ``after_line`` is called with the
     history when it has a new line. Where processes were joined (`processes`), all call this alike and the first writes.
     Raises PretrainingError where a batch can't be shared, where the loss isn't finite, where the teacher collapsed
-    (`collapse.check`), and where a GPU's memory is too small.
+    (`objective.check_history`), and where a GPU's memory is too small.
     """
-    with _memory(task.which, device):
+    with _memory(task.settings, device):
         training = _Training(task, pair, folder, device, checkpoint_seconds)
         training.resume()
     progress = tqdm(disable=True) if progress is None else progress
-    progress.initial = progress.n = progress.last_print_n = training.n_done * task.which.batch_size
+    progress.initial = progress.n = progress.last_print_n = training.n_done * task.settings.batch_size
     progress.refresh()
-    to_do = task.which.n_steps - training.n_done
+    to_do = task.settings.n_steps - training.n_done
     if not to_do:  # killed after its last step
         return training.history
-    batches = task.batches(training.n_done * task.which.batch_size, to_do)
+    batches = task.batches(training.n_done * task.settings.batch_size, to_do)
     own_gpu = [device] if device.type == "cuda" else []
     try:
-        with _memory(task.which, device), contextlib.closing(batches), torch.random.fork_rng(devices=own_gpu):
+        with _memory(task.settings, device), contextlib.closing(batches), torch.random.fork_rng(devices=own_gpu):
             for batch in batches:
                 line = training.run_step(batch)
-                progress.update(task.which.batch_size)
+                progress.update(task.settings.batch_size)
                 if line is not None and training.ranks.is_first:
                     progress.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
                     if after_line is not None:
@@ -101,52 +102,53 @@ def train(
     return training.history
 
 
-def check_share(which: Pretraining) -> None:
+def check_share(settings: Pretraining) -> None:
     """Raise PretrainingError where the processes at work can't share a batch."""
     n = processes.here().n
-    if which.batch_size % n:
+    if settings.batch_size % n:
         raise PretrainingError(
-            f"pretraining[{which.name}].batch_size: {which.batch_size} patches can't be shared evenly by {n} "
-            "processes; start another number, or change it"
+            f"pretraining[{settings.name}].batch_size: {settings.batch_size} patches can't be shared evenly by {n} "
+            "processes; start another number, or change batch_size"
         )
-    if which.batch_size == n and which.koleo_weight:
+    if settings.batch_size == n and settings.koleo_weight:
         raise PretrainingError(
-            f"pretraining[{which.name}].batch_size: {which.batch_size} patches over {n} processes leave KoLeo "
-            "no neighbours, one patch each; start fewer, raise it, or set koleo_weight: 0"
+            f"pretraining[{settings.name}].batch_size: {settings.batch_size} patches over {n} processes leave KoLeo "
+            "no neighbours, one patch each; start fewer, raise batch_size, or set koleo_weight: 0"
         )
 
 
 @contextlib.contextmanager
-def _memory(which: Pretraining, device: torch.device) -> Iterator[None]:
-    """Say what to change where a GPU's memory is too small for what is done."""
+def _memory(settings: Pretraining, device: torch.device) -> Iterator[None]:
+    """Say what to change where a GPU's memory is too small."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise PretrainingError(
-            f"pretraining[{which.name}]: {device} has too little memory for batches of {which.batch_size} over "
-            f"{processes.here().n} processes; lower batch_size, crops.n_local or n_prototypes (now {which.n_prototypes}), or "
-            f"start more processes ({str(error).splitlines()[0][:200]})"
+            f"pretraining[{settings.name}]: {device} has too little memory for batches of {settings.batch_size} over "
+            f"{processes.here().n} processes; lower batch_size, crops.n_local or n_prototypes (now {settings.n_prototypes}), "
+            f"or start more processes ({str(error).splitlines()[0][:200]})"
         ) from error
 
 
 class _Training:
-    """A pretraining on its way."""
+    """A pretraining: its networks, optimiser and history."""
 
     def __init__(self, task: Task, pair: "networks.Networks", folder: Path, device: torch.device, checkpoint_seconds: float):
-        which = task.which
-        self.task, self.which, self.device, self.folder, self.ranks = task, which, device, folder, processes.here()
-        check_share(which)
+        settings = task.settings
+        self.task, self.settings, self.device, self.folder, self.ranks = task, settings, device, folder, processes.here()
+        check_share(settings)
         self.mean, self.std = pair.mean, pair.std
         self.student = pair.student.to(device).train()
         self.teacher = self.ranks.synced(pair.teacher.to(device), device).train()
         self.shared = self.ranks.wrap(self.student, device)
-        self.schedule = schedules.of(which)
-        self.optimizer = torch.optim.AdamW(networks.parameter_groups(self.student, which), lr=0.0, fused=True)
-        self.centres = nn.ModuleList([losses.Centre(which.n_prototypes) for _ in range(2)]).to(device)  # of class, of masked
+        self.schedule = objective.schedules(settings)
+        self.optimizer = torch.optim.AdamW(networks.parameter_groups(self.student, settings), lr=0.0, fused=True)
+        centres = [objective.Centre(settings.n_prototypes) for _ in ("class tokens", "masked tokens")]
+        self.centres = nn.ModuleList(centres).to(device)
         self.precision = torch.bfloat16 if encoders.computes_bfloat16(device) else None
         self.n_done, self.seconds, self.history = 0, 0.0, []
         self.sums = torch.zeros(len(AVERAGED), dtype=torch.float64, device=device)
-        self.mean_target = torch.zeros(which.n_prototypes, device=device)
+        self.mean_target = torch.zeros(settings.n_prototypes, device=device)
         self.drawn: list[pd.DataFrame] = []
         self.n_recorded = 0
         self.checkpoint, self.checkpoint_seconds = folder / "checkpoint.pt", checkpoint_seconds
@@ -156,7 +158,7 @@ class _Training:
     @property
     def line_steps(self) -> int:
         """Steps that a line of the history stands for."""
-        return max(1, self.which.n_steps // N_LINES)
+        return max(1, self.settings.n_steps // N_LINES)
 
     def run_step(self, batch: object) -> dict | None:
         """One step; returns the history's new line where one is due."""
@@ -165,75 +167,56 @@ class _Training:
         if self.ranks.n > 1:
             values, mean_target = (self.ranks.add(value) / self.ranks.n for value in (values, mean_target))
         self.sums += values
-        keep = min(collapse.MEMORY, self.n_done / (self.n_done + 1))  # the plain mean, until there are enough
+        keep = min(objective.MEMORY, self.n_done / (self.n_done + 1))  # the plain mean, until there are enough
         self.mean_target.mul_(keep).add_(mean_target, alpha=1 - keep)
         self.n_done += 1
-        last = self.n_done == self.which.n_steps
+        last = self.n_done == self.settings.n_steps
         return self._line() if last or self.n_done % self.line_steps == 0 else None
 
     def _learn(self, batch: object) -> tuple[torch.Tensor, torch.Tensor]:
         """A step of the optimiser and of the teacher; returns AVERAGED, float64, and the mean target (K,) of this process."""
-        which, at, n = self.which, self.schedule, self.n_done
+        settings, at, n = self.settings, self.schedule, self.n_done
         global_crops, local_crops, masked, weight = self._views(batch, n)
-        torch.manual_seed(rng.stream_seed(which.seed, "pretraining", "drop path", n, self.ranks.rank))
+        torch.manual_seed(rng.stream_seed(settings.seed, "pretraining", "drop path", n, self.ranks.rank))
         with self._autocast():
             teacher, teacher_masked = self.teacher(global_crops, masked)  # (2, B, K), (N, K)
             student, classes, student_masked = self.shared(global_crops, local_crops, masked)  # (C, B, K), (2, B, D), (N, K)
         temperature = float(at.teacher_temperature[n])
-        targets = self._targets(teacher, temperature, self.centres[0])
-        parts = [losses.dino(student, targets, which.student_temperature)]
+        targets = objective.targets_of(teacher, temperature, settings.centring, self.centres[0])
+        parts = [objective.dino(student, targets, settings.student_temperature)]
         parts += [parts[0].new_zeros(()), parts[0].new_zeros(())]
         if masked is not None:
-            of_masked = self._targets(teacher_masked, temperature, self.centres[1])
-            parts[1] = losses.ibot(student_masked, of_masked, weight, len(masked), which.student_temperature)
-        if which.koleo_weight:
-            parts[2] = torch.stack([losses.koleo(crop) for crop in classes]).sum()
-        loss = parts[0] + which.ibot_weight * parts[1] + which.koleo_weight * parts[2]
+            of_masked = objective.targets_of(teacher_masked, temperature, settings.centring, self.centres[1])
+            parts[1] = objective.ibot(student_masked, of_masked, weight, len(masked), settings.student_temperature)
+        if settings.koleo_weight:
+            parts[2] = torch.stack([objective.koleo(crop) for crop in classes]).sum()
+        loss = parts[0] + settings.ibot_weight * parts[1] + settings.koleo_weight * parts[2]
         self.optimizer.zero_grad()
         loss.backward()
-        self._clip()
+        method_of(settings).clip(self.student, settings.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = float(at.learning_rate[n]) * group["factor"] * (float(at.last_layer[n]) if group["is_last"] else 1.0)
             group["weight_decay"] = float(at.weight_decay[n]) if group["decays"] else 0.0
         self.optimizer.step()
         self.teacher.follow(self.student, float(at.momentum[n]))
-        values = torch.stack([loss, *parts, collapse.entropies(targets).mean()]).detach().double()
+        values = torch.stack([loss, *parts, objective.entropies(targets).mean()]).detach().double()
         return values, targets.mean(dim=(0, 1))
 
     def _views(self, batch: object, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Global crops, local crops, masks, bool (2 * B, n_tokens) or None, and their tokens' weights, of one's share."""
-        which = self.which
-        rows = batch.drawn["number"].to_numpy() - n * which.batch_size
-        drawn = crops_of(which, n)
+        settings = self.settings
+        rows = batch.drawn["number"].to_numpy() - n * settings.batch_size
+        drawn = crops_of(settings, n)
         images = augment.on_device(np.ascontiguousarray(batch.images), self.device).permute(0, 3, 1, 2)
         global_crops, local_crops = crops.make(images, drawn[rows], self.mean, self.std)
         if self.student.mask_token is None:
             return global_crops, local_crops, None, None
-        side = which.crops.global_px // self.student.encoder.patch_embed.patch_size[0]
-        stream = rng.generator(which.seed, "pretraining", "masks", n)
-        masked = masks.draw(2 * which.batch_size, (side, side), which.mask_probability, which.mask_ratio, stream)
-        masked = masked[np.concatenate([rows, which.batch_size + rows])]
-        of_masked = (augment.on_device(values, self.device) for values in (masked, masks.weights(masked)))
+        side = settings.crops.global_px // self.student.encoder.patch_embed.patch_size[0]
+        stream = rng.generator(settings.seed, "pretraining", "masks", n)
+        masked = crops.draw_masks(2 * settings.batch_size, (side, side), settings.mask_probability, settings.mask_ratio, stream)
+        masked = masked[np.concatenate([rows, settings.batch_size + rows])]
+        of_masked = (augment.on_device(values, self.device) for values in (masked, crops.mask_weights(masked)))
         return global_crops, local_crops, *of_masked
-
-    def _targets(self, logits: torch.Tensor, temperature: float, centre: losses.Centre) -> torch.Tensor:
-        """Targets of a teacher's logits (..., K), as the pretraining centres them."""
-        if self.which.centring == "sinkhorn_knopp":
-            return losses.sinkhorn_knopp(logits.flatten(0, -2), temperature).view_as(logits)
-        targets = centre.probabilities(logits, temperature)
-        centre.update(logits)
-        return targets
-
-    def _clip(self) -> None:
-        """Bound the gradient's norm: DINO each parameter's own, DINOv2 the encoder's and the head's, as their authors' code."""
-        if self.which.method == "dinov2":
-            for is_head in (False, True):
-                part = [p for name, p in self.student.named_parameters() if name.startswith("head.") == is_head]
-                nn.utils.clip_grad_norm_(part, self.which.clip_norm)
-            return
-        gradients = [parameter.grad for parameter in self.student.parameters()]
-        factors = self.which.clip_norm / (torch.stack(torch._foreach_norm(gradients)) + 1e-6)
-        torch._foreach_mul_(gradients, list(factors.clamp_(max=1.0)))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
@@ -241,27 +224,28 @@ class _Training:
     # ---- history ----
 
     def _line(self) -> dict:
-        """A new line of the history, judged by `collapse.check`."""
-        n, at, which = self.n_done, self.schedule, self.which
+        """A new line of the history, judged by `objective.check_history`."""
+        n, at, settings = self.n_done, self.schedule, self.settings
         n_steps = n - (self.history[-1]["step"] if self.history else 0)
         before = self.history[-1]["seconds"] if self.history else 0.0
         seconds = self.seconds + time.monotonic() - self.begun
-        measured = n == which.n_steps or n in self.task.snapshots or n % math.ceil(which.n_steps / N_RANKME) < self.line_steps
+        every = math.ceil(settings.n_steps / N_RANKME)
+        measured = n == settings.n_steps or n in self.task.snapshots or n % every < self.line_steps
         line = {
             "step": n,
             **dict(zip(AVERAGED, (self.sums / n_steps).tolist(), strict=True)),
-            "target_entropy": collapse.entropies(self.mean_target).item(),
+            "target_entropy": objective.entropies(self.mean_target).item(),
             "learning_rate": float(at.learning_rate[n - 1]),
             "weight_decay": float(at.weight_decay[n - 1]),
             "momentum": float(at.momentum[n - 1]),
             "teacher_temperature": float(at.teacher_temperature[n - 1]),
             "rankme": self.ranks.as_first(self._rankme() if self.ranks.is_first else None) if measured else None,
-            "patches_per_second": n_steps * which.batch_size / max(seconds - before, 1e-9),
+            "patches_per_second": n_steps * settings.batch_size / max(seconds - before, 1e-9),
             "seconds": seconds,
         }
         self.sums.zero_()
         self.history.append(line)
-        collapse.check(self.history, which)
+        objective.check_history(self.history, settings)
         return line
 
     @torch.no_grad()
@@ -274,11 +258,11 @@ class _Training:
             with self._autocast():
                 features.append(networks.embed(self.teacher.encoder, images).float().cpu().numpy())
         self.teacher.train()
-        found = np.concatenate(features)
-        return metrics_representation.rankme(found) if np.isfinite(found).all() else None
+        features = np.concatenate(features)
+        return metrics_representation.rankme(features) if np.isfinite(features).all() else None
 
     def _record(self, drawn: pd.DataFrame) -> None:
-        """Keep where patches lay, those of all processes, in order of their number, until there are enough."""
+        """Keep the positions of the first N_RECORDED patches of all processes, in order of their number."""
         if self.n_recorded >= N_RECORDED:
             return
         if self.ranks.n > 1:
@@ -315,7 +299,7 @@ class _Training:
         self.saving_seconds = self.saved - begun
 
     def resume(self) -> None:
-        """Go back to the checkpoint, where there is one; raises PretrainingError where that can't be read."""
+        """Go back to the checkpoint, if there is one; raises PretrainingError where it can't be read."""
         if not self.ranks.as_first(self.checkpoint.is_file()):
             return
         try:
@@ -326,21 +310,21 @@ class _Training:
                 setattr(self, name, state[name])
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever a damaged file, or one of another version, leads its reader to
-            what = " ".join(str(error).split())[:200]
+        except Exception as error:  # whatever a damaged file, or a file of another version, leads its reader to
+            reason = " ".join(str(error).split())[:200]
             raise PretrainingError(
-                f"{self.checkpoint}: can't be gone on from ({type(error).__name__}: {what}); remove it to begin anew"
+                f"{self.checkpoint}: can't be gone on from ({type(error).__name__}: {reason}); remove it to begin anew"
             ) from error
         table = self.folder / "drawn.parquet"
         if table.is_file():
             drawn = pd.read_parquet(table)
-            self.drawn = [drawn[drawn["number"] < self.n_done * self.which.batch_size]]
+            self.drawn = [drawn[drawn["number"] < self.n_done * self.settings.batch_size]]
             self.n_recorded = len(self.drawn[0])
 
 
-def crops_of(which: Pretraining, n: int) -> crops.Drawn:
+def crops_of(settings: Pretraining, n: int) -> crops.Drawn:
     """How all patches of batch ``n`` are cropped."""
-    return crops.draw(which.crops, which.batch_size, which.patches.size_px, which.seed, "pretraining", "crops", n)
+    return crops.draw(settings.crops, settings.batch_size, settings.patches.size_px, settings.seed, "pretraining", "crops", n)
 
 
 def write_history(folder: Path, history: list[dict]) -> None:

@@ -1,7 +1,7 @@
-"""Student and teacher: a timm ViT with a projection head each; the teacher is the student's moving average and never learns.
+"""Student and teacher: a timm network with a projection head each; the teacher is the student's moving average.
 
-DINO takes any network of timm's that pools, too, as its authors took a ResNet50 (Caron et al. 2021, section 4); DINOv2 needs
-a ViT's tokens.
+DINO takes any of timm's networks that pool, as its authors took a ResNet50 (Caron et al. 2021, section 4); DINOv2 needs the
+tokens of a ViT. The teacher's network, without its head, becomes an encoder: a folder with ``card.json`` and weights.
 """
 
 import json
@@ -9,18 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import nn
+from torch.nn import functional
 
-from mfcore import streams as rng
+from mfcore import store, streams as rng
 from mfcore.encoders import build as encoders_build, encoders
 from mfcore.encoders.cards import EncoderCard
 from mfcore.encoders.encoders import EncoderError
-from mfcore.pretraining import heads, schedules
-from mfcore.study.config import Pretraining, Study
-from mfcore.study.config_pretraining import LAYER_SCALE, MASK_TOKEN_SD
+from mfcore.pretraining import objective
+from mfcore.pretraining.method import method_of
+from mfcore.study.config import Patches, Pretraining
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+INTERPOLATION = "bicubic"
+UNUSABLE = (TypeError, AttributeError, AssertionError, RuntimeError, ValueError)  # what timm raises for arguments or images
 
 
 def is_vit(encoder: nn.Module) -> bool:
@@ -31,19 +35,46 @@ def is_vit(encoder: nn.Module) -> bool:
 
 
 def readout(encoder: nn.Module) -> str:
-    """What of a network is its embedding, as cards call it: a ViT's class token, any other's pooled features."""
+    """The readout in a network's card: a ViT's class token, any other network's pooled features."""
     return "class" if is_vit(encoder) else "pooled"
 
 
 def embed(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Embeddings (n, D) of images (n, 3, side, side): what the head gets, and what the encoder is used for later."""
+    """Embeddings (n, D) of images (n, 3, side, side): the head's input, and the output of the exported encoder."""
     return encoder.forward_head(encoder.forward_features(images), pre_logits=True)
+
+
+class Head(nn.Module):
+    """Embeddings (..., n_dims) to logits, float32 (..., n_prototypes): cosines between a bottleneck and the prototypes.
+
+    A perceptron of three layers with GELU ends in the bottleneck, which is normalised to length 1; the last layer is
+    weight-normalised with its lengths fixed at 1, and has no bias (Caron et al. 2021, section 3.1 and appendix C). Its
+    prototypes are ``last.weight`` (n_prototypes, bottleneck), of which only the directions count. The head isn't part of the
+    encoder.
+    """
+
+    def __init__(self, n_dims: int, n_prototypes: int, hidden: int = 2048, bottleneck: int = 256):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(n_dims, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        for layer in self.mlp[::2]:
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        self.last = nn.Linear(bottleneck, n_prototypes, bias=False)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Logits, float32 (..., n_prototypes), inside autocast too: a temperature of 0.04 would magnify bfloat16's steps."""
+        inner = self.mlp(embeddings)  # (..., bottleneck)
+        with torch.autocast(inner.device.type, enabled=False):
+            inner = functional.normalize(inner.float(), dim=-1)
+            return functional.linear(inner, functional.normalize(self.last.weight.float(), dim=-1))  # (..., n_prototypes)
 
 
 class Student(nn.Module):
     """A network that sees all crops, its head, and the token that stands for masked patches.
 
-    ``encoder`` is timm's network without classifier, for any size of image (of a ViT, a multiple of its patch); ``head`` serves
+    ``encoder`` is timm's network without classifier, for any size of image (a multiple of a ViT's patch); ``head`` serves
     class tokens and masked patch tokens alike, as in Oquab et al. 2023's configuration for small models.
     """
 
@@ -72,7 +103,7 @@ class Student(nn.Module):
         return logits, seen.unflatten(0, (2, n_images)), of_masked
 
     def _tokens(self, images: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        """All tokens (n, prefix + n_tokens, D) of images (n, 3, side, side), of which ``masked`` (n, n_tokens) aren't seen."""
+        """All tokens (n, prefix + n_tokens, D) of images (n, 3, side, side), of which ``masked`` (n, n_tokens) are replaced."""
         vit = self.encoder
         patches = vit.patch_embed(images)  # (n, rows, columns, D)
         token = self.mask_token[:, None].to(patches.dtype)
@@ -81,7 +112,7 @@ class Student(nn.Module):
 
 
 class Teacher(nn.Module):
-    """The student's moving average: sees whole global crops, without drop path, and gives what the student is to give.
+    """The student's moving average: it sees whole global crops, without drop path; its logits become the student's targets.
 
     In training, batch norms alone train: they normalise by the batch, as its authors' do, and note running means for later use.
     """
@@ -112,13 +143,13 @@ class Teacher(nn.Module):
     def follow(self, student: Student, momentum: float) -> None:
         """Move every weight towards the student's: momentum * teacher + (1 - momentum) * student (Caron et al. 2021)."""
         for part in ("encoder", "head"):
-            mine, its = (list(getattr(of, part).parameters()) for of in (self, student))
-            torch._foreach_lerp_(mine, [parameter.detach() for parameter in its], 1 - momentum)
+            ours = list(getattr(self, part).parameters())
+            torch._foreach_lerp_(ours, [p.detach() for p in getattr(student, part).parameters()], 1 - momentum)
 
 
 @dataclass(frozen=True)
 class Networks:
-    """Student and teacher; what timm got for their network besides its name; mean and std of their input."""
+    """Student and teacher; timm's arguments of their network, besides its name; mean and std of its input."""
 
     student: Student
     teacher: Teacher
@@ -127,182 +158,124 @@ class Networks:
     std: tuple[float, ...]
 
 
-def build(which: Pretraining, study: Study, results: str | Path) -> Networks:
-    """Student and teacher, equal at first, on the CPU: drawn by the seed, or with the weights of the encoder ``which.start``.
+def build(settings: Pretraining, start: EncoderCard | None = None) -> Networks:
+    """Student and teacher, equal at first, on the CPU: random by the seed, or with the weights of the encoder ``start``.
 
-    which: with nothing left None (`config_pretraining.in_full`). Raises EncoderError where timm has no such network, where it
-    can't take the crops or the method, and where the encoder to start from can't be had or has another architecture.
+    settings: without None (`config_pretraining.in_full`). Raises EncoderError where timm has no such network, where the
+    network can't take the crops or the method, and where the start's weights don't fit.
     """
-    card = start_of(which, study, results)
-    arguments = _arguments(which, card)
-    if not _takes(which, {**arguments, "dynamic_img_size": True}):
+    method = method_of(settings)
+    arguments = {**(start.arguments if start else {}), **settings.arguments, "img_size": settings.crops.global_px}
+    if not _takes(settings, {**arguments, "dynamic_img_size": True}):
         del arguments["img_size"]
-    scaled = {"init_values": LAYER_SCALE.get(which.method), **arguments}
-    if card is None and which.method in LAYER_SCALE and _takes(which, scaled):  # a start's blocks are as they were taught
+    scaled = {"init_values": method.layer_scale, **arguments}
+    if start is None and method.layer_scale is not None and _takes(settings, scaled):  # a start keeps its blocks as taught
         arguments = scaled
-    has_masks = which.ibot_weight > 0 and which.mask_probability > 0
-    with encoders_build.seeded(rng.stream_seed(which.seed, "pretraining", "start"), which.architecture):
-        both = [_encoder(which, arguments, drop_path) for drop_path in (which.drop_path, 0.0)]
+    has_masks = settings.ibot_weight > 0 and settings.mask_probability > 0
+    with encoders_build.seeded(rng.stream_seed(settings.seed, "pretraining", "start"), settings.architecture):
+        both = [_encoder(settings, arguments, drop_path) for drop_path in (settings.drop_path, 0.0)]
         n_dims = encoders_build.width(both[0], readout(both[0]))
-        sizes = (n_dims, which.n_prototypes, which.head_hidden, which.head_bottleneck)
-        student = Student(both[0], heads.Head(*sizes), has_masks)
-        teacher = Teacher(both[1], heads.Head(*sizes))
+        sizes = (n_dims, settings.n_prototypes, settings.head_hidden, settings.head_bottleneck)
+        student = Student(both[0], Head(*sizes), has_masks)
+        teacher = Teacher(both[1], Head(*sizes))
         if has_masks:
-            nn.init.normal_(student.mask_token, std=MASK_TOKEN_SD[which.method])
-    if card is not None:
-        _start_from(student.encoder, card, which)
+            nn.init.normal_(student.mask_token, std=method.mask_token_sd)
+    if start is not None:
+        _start_from(student.encoder, start, settings)
     for part in ("encoder", "head"):
         getattr(teacher, part).load_state_dict(getattr(student, part).state_dict())
     if not is_vit(student.encoder):
         for part in (student, teacher):
             part.encoder.to(memory_format=torch.channels_last)  # convolutions take half the time
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if card is None else (card.mean, card.std)
+    mean, std = (start.mean, start.std) if start else (IMAGENET_MEAN, IMAGENET_STD)
     return Networks(student, teacher, arguments, mean, std)
 
 
-def start_of(which: Pretraining, study: Study, results: str | Path) -> EncoderCard | None:
-    """The card of the encoder whose weights it starts from, None at random; raises EncoderError where that can't be had."""
-    if which.start == "random":
-        return None
-    try:
-        return encoders.of(study, which.start, results)
-    except EncoderError as error:
-        raise EncoderError(f"pretraining[{which.name}].start: {error}") from error
-
-
-def _arguments(which: Pretraining, start: EncoderCard | None) -> dict[str, Any]:
-    """What timm gets besides the architecture: that of the encoder to start from, the study's own, and the crops' size."""
-    place, side_px = f"pretraining[{which.name}]", which.crops.global_px
-    if start is not None and start.architecture != which.architecture:
-        raise EncoderError(
-            f"{place}.start: {start.name!r} is a {start.architecture}, architecture says {which.architecture}; make them one"
-        )
-    if which.arguments.get("img_size", side_px) != side_px:
-        raise EncoderError(
-            f"{place}.arguments.img_size: {which.arguments['img_size']}, crops.global_px is {side_px}; leave img_size out"
-        )
-    return {**({} if start is None else start.arguments), **which.arguments, "img_size": side_px}
-
-
-def _takes(which: Pretraining, arguments: dict[str, Any]) -> bool:
+def _takes(settings: Pretraining, arguments: dict[str, Any]) -> bool:
     """Whether the architecture knows all of ``arguments``; other networks than ViTs know neither sizes nor LayerScale."""
     try:
         with torch.device("meta"):
-            encoders_build.create(which.architecture, arguments)
+            encoders_build.create(settings.architecture, arguments)
     except TypeError:
         return False
-    except (AttributeError, AssertionError, RuntimeError, ValueError):  # to be said by who builds it
+    except UNUSABLE:  # `_encoder` says it
         pass
     return True
 
 
-def _encoder(which: Pretraining, arguments: dict[str, Any], drop_path: float) -> nn.Module:
+def _encoder(settings: Pretraining, arguments: dict[str, Any], drop_path: float) -> nn.Module:
     """timm's network, for crops of both sizes; raises EncoderError where it can't take them, or not by this method."""
-    place = f"pretraining[{which.name}]"
+    import timm
+
+    place, name, method = f"pretraining[{settings.name}]", settings.architecture, method_of(settings)
     of_any_size = {"dynamic_img_size": True} if "img_size" in arguments else {}
     try:
-        encoder = encoders_build.create(which.architecture, {**arguments, "drop_path_rate": drop_path, **of_any_size})
-    except (TypeError, AttributeError, AssertionError, RuntimeError, ValueError) as error:
-        said = json.dumps(which.arguments)
+        encoder = encoders_build.create(name, {**arguments, "drop_path_rate": drop_path, **of_any_size})
+    except UNUSABLE as error:
         raise EncoderError(
-            f"{place}: {which.architecture} can't be built with arguments {said}: {error}; name one of timm's ViTs in "
-            "architecture, and what it takes in arguments"
+            f"{place}: {name} can't be built with arguments {json.dumps(settings.arguments)}: {error}; name one of timm's "
+            "ViTs in architecture, and what it takes in arguments"
         ) from error
-    return _as_vit(which, encoder, drop_path) if is_vit(encoder) else _as_other(which, encoder)
-
-
-def _as_other(which: Pretraining, encoder: nn.Module) -> nn.Module:
-    """A network that pools, tried with the crops; raises EncoderError for what needs a ViT."""
-    place = f"pretraining[{which.name}]"
-    needs = {"method": which.method == "dinov2", "ibot_weight": which.ibot_weight > 0, "layer_decay": which.layer_decay < 1}
-    if key := next((key for key, is_so in needs.items() if is_so), ""):
-        raise EncoderError(
-            f"{place}.{key}: {getattr(which, key)} is for ViTs, by their tokens and blocks, and {which.architecture} is none; "
-            "name one of timm's ViTs in architecture, or pretrain by method: dino with its own defaults"
-        )
-    return _tried(which, encoder)
-
-
-def _tried(which: Pretraining, encoder: nn.Module) -> nn.Module:
-    """A network that gives an embedding for crops of both sizes; raises EncoderError for one that doesn't."""
-    for key in ("global_px", "local_px") if which.crops.n_local else ("global_px",):
-        side_px = getattr(which.crops, key)
-        try:
-            with torch.no_grad():
-                shape = tuple(embed(encoder.eval(), torch.zeros(1, 3, side_px, side_px)).shape)
-        except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError) as error:
-            shape, why = (), f" ({' '.join(str(error).split())[:200]})"
-        else:
-            why = f", but gives {shape}"
-        if len(shape) != 2:
+    if not is_vit(encoder):
+        needs = {
+            "method": method.needs_tokens,
+            "ibot_weight": settings.ibot_weight > 0,
+            "layer_decay": settings.layer_decay < 1,
+        }
+        if key := next((key for key, is_so in needs.items() if is_so), ""):
             raise EncoderError(
-                f"pretraining[{which.name}].crops.{key}: {which.architecture} doesn't pool images of {side_px} px into an "
-                f"embedding{why}; name one of timm's ViTs or convolutional networks in architecture"
+                f"{place}.{key}: {getattr(settings, key)} is for ViTs, by their tokens and blocks, and {name} is none; name "
+                "one of timm's ViTs in architecture, or pretrain by method: dino with its own defaults"
             )
+    elif drop_path and method.even_drop_path:
+        for block in encoder.blocks:
+            block.drop_path1, block.drop_path2 = (timm.layers.DropPath(drop_path) for _ in range(2))
+    for key in ("global_px", "local_px") if settings.crops.n_local else ("global_px",):
+        if problem := _problem(encoder.eval(), getattr(settings.crops, key)):
+            raise EncoderError(f"{place}.crops.{key}: {name} {problem}")
     return encoder.train()
 
 
-def _as_vit(which: Pretraining, vit: nn.Module, drop_path: float) -> nn.Module:
-    """A ViT as the method has it; raises EncoderError where it has no class token, or crops aren't multiples of its patches."""
-    import timm
-
-    place = f"pretraining[{which.name}]"
-    if not vit.has_class_token:
-        raise EncoderError(f"{place}.architecture: {which.architecture} isn't a ViT with a class token, which DINO needs")
-    if vit.global_pool != "token":
-        raise EncoderError(
-            f"{place}: {which.architecture} pools {vit.global_pool!r}, and so never normalises the class token that DINO "
-            "learns by; say global_pool: token in arguments"
-        )
-    if hasattr(vit, "dist_token"):
-        raise EncoderError(
-            f"{place}.architecture: {which.architecture} has two tokens for the image, and an encoder is used by one; name "
-            "one without distillation"
-        )
-    patch_px = vit.patch_embed.patch_size[0]
-    for key in ("global_px", "local_px"):
-        if getattr(which.crops, key) % patch_px and (key == "global_px" or which.crops.n_local):
-            raise EncoderError(
-                f"{place}.crops.{key}: {getattr(which.crops, key)} is no multiple of the ViT's patches of {patch_px} px"
-            )
-    if vit.patch_embed.grid_size != (which.crops.global_px // patch_px,) * 2:  # convolutions come first
-        if which.ibot_weight:
-            raise EncoderError(
-                f"{place}.architecture: {which.architecture} has no token for each patch, which iBOT's masks need; name one of "
-                "timm's ViTs without convolutions, or say ibot_weight: 0"
-            )
-        vit = _tried(which, vit)
-    if which.method == "dinov2" and drop_path:  # as its authors have it: the same in every block
-        for block in vit.blocks:
-            block.drop_path1, block.drop_path2 = (timm.layers.DropPath(drop_path) for _ in range(2))
-    return vit
+@torch.no_grad()
+def _problem(encoder: nn.Module, side_px: int) -> str:
+    """Why a network can't learn from images of a size, in words; "" for a network that can."""
+    try:
+        features = encoder.forward_features(torch.zeros(1, 3, side_px, side_px))
+        embedding = encoder.forward_head(features, pre_logits=True)
+    except UNUSABLE as error:
+        return f"can't take images of {side_px} px ({' '.join(str(error).split())[:200]}); name another of timm's networks"
+    if embedding.ndim != 2:
+        return f"doesn't pool an image into one embedding, but gives {tuple(embedding.shape)}; name another of timm's networks"
+    if is_vit(encoder) and not torch.equal(embedding, features[:, 0]):
+        return "has an embedding that isn't its class token; name a ViT with one class token, and say global_pool: token"
+    return ""
 
 
-def _start_from(encoder: nn.Module, card: EncoderCard, which: Pretraining) -> None:
+def _start_from(encoder: nn.Module, start: EncoderCard, settings: Pretraining) -> None:
     """Give the network the weights of an encoder, a ViT's position embedding resized to the crops' grid."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    state = encoders.load(card).model.state_dict()
+    state = encoders.load(start).model.state_dict()
     try:
         encoder.load_state_dict(checkpoint_filter_fn(state, encoder) if is_vit(encoder) else state, strict=True)
     except RuntimeError as error:
-        what = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]
         raise EncoderError(
-            f"pretraining[{which.name}].start: the weights of {card.name!r} don't fit; say no arguments but that encoder's, "
-            f"{json.dumps(card.arguments)}, or none: {what} ..."
+            f"pretraining[{settings.name}].start: the weights of {start.name!r}, a {start.architecture}, don't fit "
+            f"{settings.architecture}; say no arguments but {json.dumps(start.arguments)}, or none: {reason} ..."
         ) from error
 
 
-def parameter_groups(student: Student, which: Pretraining) -> list[dict[str, Any]]:
+def parameter_groups(student: Student, settings: Pretraining) -> list[dict[str, Any]]:
     """Groups for AdamW, each with ``factor`` (of the learning rate), ``decays`` and ``is_last`` (the head's last layer).
 
-    Biases and norms don't decay, as in both methods' code; factors by layer as `schedules.layer_factors`.
+    Biases and norms don't decay, as in both methods' code; factors by layer as `objective.layer_factors`.
     """
     n_blocks, groups = len(student.encoder.blocks) if is_vit(student.encoder) else 0, {}
     names = [name for name, _ in student.encoder.named_parameters()]
-    factors = {f"encoder.{name}": value for name, value in schedules.layer_factors(which, names, n_blocks).items()}
+    factors = {f"encoder.{name}": value for name, value in objective.layer_factors(settings, names, n_blocks).items()}
     if student.mask_token is not None:
-        factors["mask_token"] = schedules.layer_factors(which, ["mask_token"], n_blocks)["mask_token"]
+        factors |= objective.layer_factors(settings, ["mask_token"], n_blocks)
     for name, parameter in student.named_parameters():
         decays = not name.endswith(".bias") and parameter.ndim > 1
         key = (factors.get(name, 1.0), decays, name.startswith("head.last."))
@@ -311,3 +284,53 @@ def parameter_groups(student: Student, which: Pretraining) -> list[dict[str, Any
         {"params": parameters, "factor": factor, "decays": decays, "is_last": is_last}
         for (factor, decays, is_last), parameters in groups.items()
     ]
+
+
+# ---- export ----
+
+
+def input_px(settings: Pretraining, stored: Patches) -> tuple[int, int]:
+    """Sides in px to which stored patches are resized, and then cropped, for an encoder pretrained with these settings.
+
+    The encoder sees what it was trained on: the central ``crops.global_px`` of a patch, at the trained resolution nearest to
+    the stored patches' (by ratio); a patch that is too small is enlarged. stored: size and resolution of the stored patches.
+    """
+    trained = settings.patches.um_per_px
+    ratio = min((um_per_px / (stored.um_per_px or um_per_px) for um_per_px in trained), key=lambda r: max(r, 1 / r))
+    return max(settings.crops.global_px, round(stored.size_px / ratio)), settings.crops.global_px
+
+
+def card(networks: Networks, settings: Pretraining, stored: Patches, facts: str) -> EncoderCard:
+    """The card of the teacher's encoder. stored: the patches that it will embed. facts: where it comes from, in words."""
+    encoder = networks.teacher.encoder
+    resize_px, crop_px = input_px(settings, stored)
+    return EncoderCard(
+        name=settings.name,
+        source="folder",
+        identifier="",
+        architecture=settings.architecture,
+        arguments=networks.arguments,
+        n_dims=encoders_build.width(encoder, readout(encoder)),
+        n_parameters=encoders_build.n_parameters(encoder),
+        n_prefix_tokens=int(getattr(encoder, "num_prefix_tokens", 0)),
+        readout=readout(encoder),
+        mean=tuple(networks.mean),
+        std=tuple(networks.std),
+        resize_px=resize_px,
+        crop_px=crop_px,
+        interpolation=INTERPOLATION,
+        um_per_px=tuple(sorted(set(settings.patches.um_per_px))),
+        evidence="stated",
+        licence="its owner's",
+        facts=facts,
+    )
+
+
+def export(networks: Networks, this: EncoderCard, folder: Path) -> None:
+    """Write the teacher's encoder into ``folder``, its card last; `mfcore.encoders.encoders.load` reads it."""
+    left_out = {"name", "source", "identifier", "files", "sha256"}  # `encoders.cards_other.folder_card` adds these
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in networks.teacher.encoder.state_dict().items()}
+    with store.replacing(folder / "weights.safetensors") as aside:
+        safetensors.torch.save_file(tensors, aside)
+    content = {key: value for key, value in vars(this).items() if key not in left_out}
+    store.write_json(folder / "card.json", content)

@@ -1,20 +1,22 @@
-"""Where a slide carries tissue: a rule on a thumbnail, and the mask it gives, small enough to be kept for thousands of slides.
+"""Where a slide carries tissue, and where patches may lie: masks and places small enough for thousands of slides.
 
-The rule. Stain absorbs some colours more than others, glass, borders and dust absorb all alike: evidence for tissue is the
-spread of a px's optical densities, max - min of -log10(value / 255), averaged over 20 um. Otsu's threshold parts stained from
-unstained px, held between what noise reaches and what pale stain has, so that a slide all of glass has no tissue and one all
-of tissue is not parted in two. Nearly black px (borders) and those that absorb red far more than green (blue, green and black
-ink; no common stain of tissue does) count as unstained. Then specks go, and small holes are filled. Red ink and coloured dirt
-pass as tissue.
+**The rule for tissue**, on a thumbnail. Stain absorbs some colours more than others; glass, borders and dust absorb all alike.
+Evidence for tissue is therefore the spread of a px's optical densities, max - min of -log10(value / 255), averaged over 20 um.
+Otsu's threshold separates stained from unstained px. It is held between the spread of noise and the spread of pale stain:
+a slide of glass alone has no tissue, and a slide of tissue alone isn't divided. Nearly black px (borders), and px that absorb
+red far more than green (blue, green and black ink; no common stain of tissue does), count as unstained. Specks are removed,
+small holes are filled. Red ink and coloured dirt pass as tissue.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-from mfcore.data.slides.slide import Slide, SlideError
+from mfcore.data.slides.slide import SAME_RESOLUTION, Slide
 
 SMOOTH_UM = 20.0  # evidence is averaged over squares of this side, however fine the thumbnail
 MIN_SPREAD, MAX_SPREAD = 0.04, 0.06  # optical density; JPEG's noise on glass stays below the first, pale eosin has the second
@@ -25,7 +27,9 @@ MAX_HOLE_UM2 = 100.0**2  # smaller holes belong to the tissue: vessels, ducts
 N_CELLS = 1024  # at most, on a side: 128 KiB a slide
 FINEST_UM = 4.0  # side of a cell, at least
 BLOCK_PX = 2048  # of the level that is read, at once
-VERSION = 2  # of what isn't a number here: raised where the rule, or how thumbnails are read, comes to give other masks
+VERSION = 2  # raised by any change of the rule, or of how thumbnails are read, that the numbers here don't show
+MAX_ENLARGED = 1.5  # a slide of 0.5 um/px has nothing to show at 0.25
+N_LOOKED_AT = 1024  # cells in which a place for a patch is searched
 DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255.0).astype(np.float32)
 
 
@@ -69,8 +73,8 @@ class Mask:
         if not len(rows) or not len(columns):
             return 0.0
         first = left // 8
-        there = self.bits[top : top + len(rows), first : (left + len(columns) + 7) // 8]
-        window = np.unpackbits(there, axis=1)[:, left - 8 * first : left - 8 * first + len(columns)]
+        bits = self.bits[top : top + len(rows), first : (left + len(columns) + 7) // 8]
+        window = np.unpackbits(bits, axis=1)[:, left - 8 * first : left - 8 * first + len(columns)]
         return float(rows @ window @ columns) * (self.cell_l0_px / side_l0_px) ** 2
 
 
@@ -95,7 +99,7 @@ def find(thumbnail: np.ndarray, um_per_px: float) -> np.ndarray:
 
 
 def rule() -> list:
-    """The rule's version and numbers: masks that were made by others may differ."""
+    """The rule's version and numbers: masks made with other numbers may differ."""
     return [VERSION, SMOOTH_UM, MIN_SPREAD, MAX_SPREAD, BLACK, INK, MIN_SPECK_UM2, MAX_HOLE_UM2, N_CELLS, FINEST_UM, BLOCK_PX]
 
 
@@ -147,4 +151,141 @@ def thumbnail_of(slide: Slide, um_per_px: float) -> np.ndarray:
     return thumbnail
 
 
-__all__ = ["Mask", "SlideError", "TissueError", "find", "of_slide", "otsu", "rule", "thumbnail_of"]
+@dataclass(frozen=True)
+class Look:
+    """The result of a look at a slide. size_px: (width, height) of level 0. downsamples: of the levels of its reader."""
+
+    mask: Mask
+    size_px: tuple[int, int]
+    downsamples: tuple[float, ...]
+
+
+def look_at(slide: Slide) -> Look:
+    """The tissue, the size and the levels of an open slide; raises as `of_slide`."""
+    return Look(of_slide(slide), slide.size_px, tuple(slide.reader.downsamples))
+
+
+# ---- places for patches ----
+
+
+@dataclass(frozen=True)
+class Places:
+    """Cells of a mask in which a patch's centre may lie, as runs along the mask's rows; a few cells too many.
+
+    size_l0_px: (width, height) of the slide; side_l0_px: side of the patch. grid: the patch's px, and the downsample of the
+    level that has the patch's resolution; None without such a level. starts: int32 (n_runs,), the first cell of each run,
+    counted row by row; ends: int32 (n_runs,), number of cells up to the end of each run.
+    """
+
+    mask: Mask
+    size_l0_px: tuple[int, int]
+    side_l0_px: float
+    min_tissue: float
+    grid: tuple[int, float] | None
+    starts: np.ndarray
+    ends: np.ndarray
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @property
+    def area_um2(self) -> float:
+        """Area of the cells."""
+        return self.n_cells * (self.mask.cell_l0_px * self.mask.um_per_px) ** 2
+
+    def propose(self, rng: np.random.Generator) -> tuple[float, float, float] | None:
+        """A centre in level-0 px, uniform over the cells, and its patch's share of tissue; None where that is too little."""
+        chosen, dx, dy = rng.random(3)
+        k = min(int(chosen * self.n_cells), self.n_cells - 1)
+        run = int(np.searchsorted(self.ends, k, side="right"))
+        cell = int(self.starts[run]) + k - (int(self.ends[run - 1]) if run else 0)
+        row, column = divmod(cell, self.mask.n_columns)
+        x, y = (column + dx) * self.mask.cell_l0_px, (row + dy) * self.mask.cell_l0_px
+        return self.judge(x, y) if self.grid is None else self.judge(*(whole_px(centre, *self.grid) for centre in (x, y)))
+
+    def judge(self, x_l0_px: float, y_l0_px: float) -> tuple[float, float, float] | None:
+        """The centre with its patch's share of tissue, where that is enough and the patch lies on the slide; else None."""
+        half = self.side_l0_px / 2
+        inside = half <= x_l0_px <= self.size_l0_px[0] - half and half <= y_l0_px <= self.size_l0_px[1] - half
+        share = self.mask.share(x_l0_px, y_l0_px, self.side_l0_px) if inside else 0.0
+        return (x_l0_px, y_l0_px, share) if inside and share >= self.min_tissue - 1e-9 else None
+
+
+def level_of(downsamples: Sequence[float], scale: float) -> tuple[int, float] | None:
+    """The level that is ``scale`` times as coarse as level 0, and its downsample; None without such a level."""
+    difference, level, downsample = min((abs(each / scale - 1), level, each) for level, each in enumerate(downsamples))
+    return (level, downsample) if difference < SAME_RESOLUTION else None
+
+
+def places_at(look: Look, um_per_px: float, size_px: int, min_tissue: float) -> Places | None:
+    """Where patches of ``size_px`` at a resolution may lie on a slide; None for nowhere.
+
+    A slide more than MAX_ENLARGED times as coarse as the resolution has no places.
+    """
+    scale = um_per_px / look.mask.um_per_px
+    if um_per_px * MAX_ENLARGED < look.mask.um_per_px:
+        return None
+    level = level_of(look.downsamples, scale)
+    side_l0_px = size_px * (level[1] if level else scale)
+    grid = None if level is None else (size_px, level[1])
+    places = places_of(look.mask, look.size_px, side_l0_px, min_tissue, grid)
+    return places if places.n_cells else None
+
+
+def places_of(
+    mask: Mask, size_l0_px: tuple[int, int], side_l0_px: float, min_tissue: float, grid: tuple[int, float] | None = None
+) -> Places:
+    """Where a patch of that side may be centred; no cells where there's no such place.
+
+    A cell is in if a patch centred anywhere in it could hold enough: by the tissue in reach of any, which is no less.
+    """
+    cells = mask.cells
+    n_rows, n_columns = cells.shape
+    half = side_l0_px / 2 / mask.cell_l0_px  # cells
+    reach = _sums(_sums(cells, half, 0), half, 1)  # (n_rows, n_columns), cells of tissue
+    may = reach >= min_tissue * (2 * half) ** 2 - 1e-3
+    for axis, (n, size) in enumerate(((n_rows, size_l0_px[1]), (n_columns, size_l0_px[0]))):
+        first = np.arange(n) * mask.cell_l0_px
+        fits = (first + mask.cell_l0_px >= side_l0_px / 2) & (first <= size - side_l0_px / 2)
+        may &= fits[:, None] if axis == 0 else fits
+    none = np.zeros(0, np.int32)
+    if side_l0_px > min(size_l0_px) or not _has_any(
+        Places(mask, size_l0_px, side_l0_px, min_tissue, grid, none, none), np.where(may, reach, -1)
+    ):
+        may[:] = False
+    edges = np.flatnonzero(np.diff(may.ravel(), prepend=False, append=False))
+    starts, stops = edges[::2].astype(np.int32), edges[1::2].astype(np.int32)
+    return Places(mask, size_l0_px, side_l0_px, min_tissue, grid, starts, np.cumsum(stops - starts, dtype=np.int32))
+
+
+def _sums(values: np.ndarray, half: float, axis: int) -> np.ndarray:
+    """For each cell the sum of ``values`` (n_rows, n_columns) within ``half`` cells along one axis, whole cells, int32."""
+    n = values.shape[axis]
+    reach = min(math.ceil(half), n)
+    padded = np.pad(np.moveaxis(values, axis, 1), ((0, 0), (reach + 1, reach)))
+    total = np.cumsum(padded, axis=1, dtype=np.int32)
+    return np.moveaxis(total[:, 2 * reach + 1 :] - total[:, :n], 1, axis)
+
+
+def _has_any(places: Places, reach: np.ndarray) -> bool:
+    """Whether a patch really fits somewhere: looked for at four times four points of a cell, the likeliest cells first."""
+    steps = (np.arange(4) + 0.5) / 4
+
+    def fits(cell: int) -> bool:
+        row, column = divmod(int(cell), reach.shape[1])
+        corners = ((column + dx, row + dy) for dx, dy in itertools.product(steps, steps))
+        return any(places.judge(x * places.mask.cell_l0_px, y * places.mask.cell_l0_px) is not None for x, y in corners)
+
+    if reach.max() < 0:
+        return False
+    if fits(reach.argmax()):
+        return True
+    cells = np.argsort(-reach, axis=None, kind="stable")[:N_LOOKED_AT]
+    return any(fits(cell) for cell in cells[reach.ravel()[cells] >= 0])
+
+
+def whole_px(centre_l0_px: float, size_px: int, downsample: float) -> float:
+    """The centre moved by at most half a px, so that a patch cut from a level with that downsample has whole px."""
+    return (math.floor(centre_l0_px / downsample - size_px / 2 + 0.5) + size_px / 2) * downsample

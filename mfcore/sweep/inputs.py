@@ -172,7 +172,7 @@ def _module(path: Path, _changed_ns: int) -> tuple[str, tuple[Path, ...]]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mfcore":
             inside = (
                 (node.module or "").removeprefix("mfcore").lstrip(".")
-            )  # "ssl" of "from mfcore.pretraining import patching"
+            )  # "pretraining" of "from mfcore.pretraining import loop"
             names = [".".join(filter(None, (inside, alias.name))) for alias in node.names] + [inside]
             files = (ROOT / "mfcore" / f"{name.replace('.', '/')}.py" for name in names)
             imported |= {file for file in files if file.is_file()}

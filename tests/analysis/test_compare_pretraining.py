@@ -218,7 +218,7 @@ def test_the_caption_says_which_curves_of_rankme_are_of_the_same_patches(made):
 
 def test_what_decides_the_patches_watched_is_what_pretraining_draws_them_by(monkeypatch):
     """Two pretrainings are in one group where the stream that they are watched by is one, at one place in it."""
-    from mfcore.pretraining import patching, pretrain
+    from mfcore.pretraining import pretrain
 
     asked = []
 
@@ -226,7 +226,7 @@ def test_what_decides_the_patches_watched_is_what_pretraining_draws_them_by(monk
         asked.append((repr(source.settings), source.seed, first))
         yield SimpleNamespace(images=None)
 
-    monkeypatch.setattr(patching, "batches", batches)
+    monkeypatch.setattr(pretrain, "batches", batches)
     more = (
         replace(BASE, name="seeded", seed=3),
         replace(BASE, name="many", patches=OnlinePatches(n_distinct=5000)),
@@ -235,7 +235,7 @@ def test_what_decides_the_patches_watched_is_what_pretraining_draws_them_by(monk
     study = replace(STUDY, pretraining=(*STUDY.pretraining, *more))
     streams: dict[tuple, list[str]] = {}
     for which in study.pretraining:
-        source = patching.Source([patching.SlideFile(f"{i}.svs", f"{i}.svs") for i in range(9)], which.patches, which.seed)
+        source = pretrain.Source([pretrain.SlideFile(f"{i}.svs", f"{i}.svs") for i in range(9)], which.patches, which.seed)
         pretrain._watched(source, which, 1)
         streams.setdefault(asked[-1], []).append(which.name)
     assert sorted(map(tuple, streams.values())) == sorted(

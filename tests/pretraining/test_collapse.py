@@ -5,12 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from made_pretraining import which
+from made_pretraining import settings
 
-from mfcore.pretraining import collapse
-from mfcore.pretraining.collapse import PretrainingError
-from mfcore.study.config import Pretraining
-from mfcore.study.config_pretraining import PUBLISHED, SMALL, in_full
+from mfcore.pretraining import objective
+from mfcore.pretraining.objective import PretrainingError
+from mfcore.study.config_pretraining import PUBLISHED, SMALL
 
 K = 64
 LOW = {"teacher_temperature": (0.02, 0.02)}
@@ -29,7 +28,7 @@ def test_entropies_are_shannons():
     p = np.random.default_rng(0).dirichlet(np.ones(5), size=(2, 3))
     p[0, 0] = [1, 0, 0, 0, 0]
     expected = [[-sum(q * math.log(q) for q in row if q > 0) for row in rows] for rows in p]
-    np.testing.assert_allclose(collapse.entropies(torch.from_numpy(p)).numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(objective.entropies(torch.from_numpy(p)).numpy(), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -42,61 +41,61 @@ def test_entropies_are_shannons():
 )
 def test_each_kind_of_collapse_stops_the_training(teacher, target, rankme, said):
     with pytest.raises(PretrainingError, match=rf"pretraining\[own\] collapsed by step 9000 of 10000: .*{said}.*momentum"):
-        collapse.check(lines(100, teacher, target, rankme), which(**LONG))
+        objective.check_history(lines(100, teacher, target, rankme), settings(**LONG))
 
 
 def test_a_healthy_training_goes_on():
     history = lines(100, 1.0, 3.0)
-    collapse.check(history, which(**LONG))
-    assert collapse.state(history, which(**LONG)) == ""
+    objective.check_history(history, settings(**LONG))
+    assert objective.collapse_of(history, settings(**LONG)) == ""
 
 
 @pytest.mark.parametrize(("share", "collapsed"), [(0.005, True), (0.02, False)])
 def test_a_hundredth_of_what_targets_could_tell_is_the_least(share, collapsed):
     history = lines(100, 2.0, 2.0 + share * math.log(K))
-    assert bool(collapse.state(history, which(**LONG))) == collapsed
+    assert bool(objective.collapse_of(history, settings(**LONG))) == collapsed
 
 
 @pytest.mark.parametrize(("target", "collapsed"), [(2.0, False), (2.99, True)])
 def test_a_mean_that_trails_behind_targets_that_spread_tells_no_collapse(target, collapsed):
-    assert bool(collapse.state(lines(20, 3.0, target), which(**LONG))) == collapsed
+    assert bool(objective.collapse_of(lines(20, 3.0, target), settings(**LONG))) == collapsed
 
 
 @pytest.mark.parametrize(("rankme", "collapsed"), [(1.05, True), (1.3, False)])
 def test_embeddings_of_hardly_more_than_a_direction_are_collapsed(rankme, collapsed):
-    assert bool(collapse.state(lines(100, 1.0, 3.0, rankme), which(**LONG))) == collapsed
+    assert bool(objective.collapse_of(lines(100, 1.0, 3.0, rankme), settings(**LONG))) == collapsed
 
 
 def test_one_better_line_is_enough_to_go_on():
     """A collapse lasts: what is passing isn't one."""
     history = lines(100, 0.01, 0.02)
     history[-3]["target_entropy"] = 2.0
-    collapse.check(history, which(**LONG))
+    objective.check_history(history, settings(**LONG))
 
 
 def test_networks_may_begin_without_telling_images_apart():
     history = lines(100, 0.01, 0.02)
     n_judged = 15 + 5  # grace and patience, of a hundred lines
     early = [line for line in history if line["step"] < 100 * n_judged]
-    collapse.check(early, which(**LONG))
+    objective.check_history(early, settings(**LONG))
     with pytest.raises(PretrainingError):
-        collapse.check(history[: len(early) + 2], which(**LONG))
+        objective.check_history(history[: len(early) + 2], settings(**LONG))
 
 
 def test_a_thousand_steps_are_always_granted():
     """Of 3,000 steps, too, and no fewer than 150 more that it has to last."""
-    this = which(n_steps=3000, n_prototypes=K, batch_size=64)
+    this = settings(n_steps=3000, n_prototypes=K, batch_size=64)
     history = [{**line, "step": step} for step, line in enumerate(lines(1200, 0.01, 0.02), 1)]
-    collapse.check(history[:1149], this)
+    objective.check_history(history[:1149], this)
     with pytest.raises(PretrainingError, match="by step 1150 of 3000"):
-        collapse.check(history[:1150], this)
+        objective.check_history(history[:1150], this)
 
 
 def test_a_short_training_is_not_stopped_but_its_end_is_said():
-    this = which(n_steps=200, n_prototypes=K, batch_size=64)
+    this = settings(n_steps=200, n_prototypes=K, batch_size=64)
     history = lines(100, 0.01, 0.02, n_steps=200)
-    collapse.check(history, this)
-    assert "same few prototypes" in collapse.state(history[-20:], this)
+    objective.check_history(history, this)
+    assert "same few prototypes" in objective.collapse_of(history[-20:], this)
 
 
 @pytest.mark.parametrize("key", ["loss", "teacher_entropy"])
@@ -104,11 +103,11 @@ def test_a_loss_that_is_no_number_stops_at_once(key):
     history = lines(1, 1.0, 3.0)
     history[-1][key] = math.nan
     with pytest.raises(PretrainingError, match=rf"{key} became nan by step 10000 .* rate of 0.0001; lower base_lr"):
-        collapse.check(history, which(**LONG))
+        objective.check_history(history, settings(**LONG))
 
 
 def test_rankme_that_was_not_measured_is_no_collapse():
-    collapse.check(lines(100, 1.0, 3.0, None), which(**LONG))
+    objective.check_history(lines(100, 1.0, 3.0, None), settings(**LONG))
 
 
 @pytest.mark.parametrize(
@@ -122,31 +121,4 @@ def test_rankme_that_was_not_measured_is_no_collapse():
     ],
 )
 def test_the_remedy_names_first_what_fits_the_settings(changed, first):
-    assert collapse.remedy(which(**changed)).startswith(f"Change, one at a time: {first}")
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "n_prototypes", "warns"), [(256, 65_536, False), (255, 65_536, True), (64, 65_536, True), (64, 8192, False)]
-)
-def test_batches_too_small_for_the_published_prototypes_are_told_before(batch_size, n_prototypes, warns):
-    said = collapse.outlook(which(**LOW, batch_size=batch_size, n_prototypes=n_prototypes))
-    assert bool(said) == warns
-    if warns:
-        assert f"are {2 * batch_size} targets for 65536 prototypes" in said and "lower n_prototypes" in said
-
-
-@pytest.mark.parametrize(
-    ("n_steps", "batch_size", "temperature", "warns"),
-    [(12_499, 256, 0.04, True), (12_500, 255, 0.04, True), (12_500, 256, 0.04, False), (999, 16, 0.02, False)],
-)
-def test_a_training_too_small_for_the_published_temperature_is_told_before(n_steps, batch_size, temperature, warns):
-    said = collapse.outlook(which(n_steps=n_steps, batch_size=batch_size, teacher_temperature=(temperature, 0.07)))
-    few = f"{n_steps} steps of {batch_size} patches are few for a teacher's temperature of 0.04"
-    assert ("lower teacher_temperature" in said and few in said) == bool(said) == warns
-
-
-@pytest.mark.parametrize("method", ["dino", "dinov2"])
-@pytest.mark.parametrize("n_steps", [60, 12_499, 12_500, 125_000])
-@pytest.mark.parametrize("batch_size", [2, 16, 255, 256, 1024])
-def test_nothing_is_wrong_with_the_defaults(method, n_steps, batch_size):
-    assert collapse.outlook(in_full(Pretraining("own", method, n_steps=n_steps, batch_size=batch_size))) == ""
+    assert objective.remedy(settings(**changed)).startswith(f"Change, one at a time: {first}")

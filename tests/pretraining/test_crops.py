@@ -154,18 +154,18 @@ def test_changes_are_torchvisions_on_the_same_parameters():
     for plain_group, group in zip(before, after, strict=True):
         kernel_px = crops.blur_kernel_px(24, group.shape[-1])
         for plain_crops, made in zip(plain_group, group, strict=True):
-            which = drawn.crop(number)
+            changes = drawn.crop(number)
             number += 1
             for i in range(16):
-                image = reference.adjust_brightness(plain_crops[i], which.brightness[i])
-                image = reference.adjust_contrast(image, which.contrast[i])
-                image = reference.adjust_saturation(image, which.saturation[i])
-                image = reference.adjust_hue(image, which.hue[i])
-                if which.grey[i]:
+                image = reference.adjust_brightness(plain_crops[i], changes.brightness[i])
+                image = reference.adjust_contrast(image, changes.contrast[i])
+                image = reference.adjust_saturation(image, changes.saturation[i])
+                image = reference.adjust_hue(image, changes.hue[i])
+                if changes.grey[i]:
                     image = reference.rgb_to_grayscale(image, num_output_channels=3)
-                if which.blur_px[i]:
-                    image = reference.gaussian_blur(image, [kernel_px] * 2, [which.blur_px[i]] * 2)
-                if which.solarise[i]:
+                if changes.blur_px[i]:
+                    image = reference.gaussian_blur(image, [kernel_px] * 2, [changes.blur_px[i]] * 2)
+                if changes.solarise[i]:
                     edge = (image - 0.5).abs() < 1e-5  # where the last bit decides
                     image = torch.where(edge, made[i], reference.solarize(image, 0.5))
                 torch.testing.assert_close(made[i], image, atol=2e-5, rtol=0)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from mfcore.pretraining.heads import Head
+from mfcore.pretraining.networks import Head
 
 
 def made(**changed: int) -> Head:

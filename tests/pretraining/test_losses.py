@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from mfcore.pretraining import losses
+from mfcore.pretraining import objective
 
 
 def made(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
@@ -38,16 +38,16 @@ def test_dino_is_the_mean_over_pairs_of_different_views(n_crops):
         if c != g
     ]
     assert len(terms) == 2 * n_crops - 2
-    np.testing.assert_allclose(losses.dino(student, teacher, 0.1).item(), np.mean(terms), rtol=1e-5)
+    np.testing.assert_allclose(objective.dino(student, teacher, 0.1).item(), np.mean(terms), rtol=1e-5)
 
 
 def test_dino_leaves_equal_views_out():
     """With two crops, the first one's target has no influence on the first crop's gradient."""
     student, teacher = made(2, 3, 4).requires_grad_(), made(2, 3, 4, seed=1).softmax(-1)
-    losses.dino(student, teacher, 0.5).backward()
+    objective.dino(student, teacher, 0.5).backward()
     first = student.grad[0].clone()
     student.grad = None
-    losses.dino(student, torch.stack([made(3, 4, seed=2).softmax(-1), teacher[1]]), 0.5).backward()
+    objective.dino(student, torch.stack([made(3, 4, seed=2).softmax(-1), teacher[1]]), 0.5).backward()
     assert torch.equal(student.grad[0], first)
     # d/ds of the cross-entropy of a pair: (q - p) / temperature, over 2 pairs and 3 images
     torch.testing.assert_close(first, ((student[0] / 0.5).softmax(-1) - teacher[1]).detach() / (0.5 * 2 * 3))
@@ -55,19 +55,19 @@ def test_dino_leaves_equal_views_out():
 
 def test_no_gradient_reaches_the_teacher():
     teacher = made(2, 3, 4).softmax(-1).requires_grad_()
-    losses.dino(made(4, 3, 4).requires_grad_(), teacher, 0.1).backward()
-    losses.ibot(made(6, 4).requires_grad_(), teacher.flatten(0, 1), torch.ones(6), 2, 0.1).backward()
+    objective.dino(made(4, 3, 4).requires_grad_(), teacher, 0.1).backward()
+    objective.ibot(made(6, 4).requires_grad_(), teacher.flatten(0, 1), torch.ones(6), 2, 0.1).backward()
     assert teacher.grad is None
 
 
 def test_dino_needs_a_pair():
     with pytest.raises(ValueError, match="1 crops of the student and 1 of the teacher make no pair"):
-        losses.dino(made(1, 3, 4), made(1, 3, 4).softmax(-1), 0.1)
+        objective.dino(made(1, 3, 4), made(1, 3, 4).softmax(-1), 0.1)
 
 
 def test_losses_stay_finite_where_a_temperature_magnifies():
     student = torch.tensor([[[1e4, -1e4, 0.0]]]).repeat(2, 1, 1).requires_grad_()
-    loss = losses.dino(student, torch.tensor([[[0.0, 1.0, 0.0]]]).repeat(2, 1, 1), 0.04)
+    loss = objective.dino(student, torch.tensor([[[0.0, 1.0, 0.0]]]).repeat(2, 1, 1), 0.04)
     loss.backward()
     assert loss.item() == pytest.approx(2e4 / 0.04) and student.grad.isfinite().all()
 
@@ -83,12 +83,12 @@ def test_ibot_is_the_mean_over_images_of_the_mean_over_masked_tokens():
     for n in per_image:
         tokens = [cross_entropy(teacher[i].numpy(), student[i].numpy(), 0.1) for i in range(at, at + n)]
         total, at = total + (np.mean(tokens) if n else 0.0), at + n
-    np.testing.assert_allclose(losses.ibot(student, teacher, weight, 4, 0.1).item(), total / 4, rtol=1e-5)
+    np.testing.assert_allclose(objective.ibot(student, teacher, weight, 4, 0.1).item(), total / 4, rtol=1e-5)
 
 
 def test_ibot_without_a_masked_token_is_zero_with_a_gradient():
     student = torch.empty(0, 5, requires_grad=True)
-    loss = losses.ibot(student, torch.empty(0, 5), torch.empty(0), 4, 0.1)
+    loss = objective.ibot(student, torch.empty(0, 5), torch.empty(0), 4, 0.1)
     loss.backward()  # DDP waits for every parameter's gradient
     assert loss.item() == 0 and student.grad.shape == (0, 5)
 
@@ -101,13 +101,13 @@ def test_koleo_is_minus_the_mean_log_distance_to_the_nearest_neighbour():
     unit = [row / math.sqrt(sum(value**2 for value in row)) for row in x]
     nearest = [min(math.dist(a, b) for j, b in enumerate(unit) if j != i) for i, a in enumerate(unit)]
     expected = -np.mean([math.log(distance) for distance in nearest])
-    np.testing.assert_allclose(losses.koleo(torch.from_numpy(x)).item(), expected, rtol=1e-5)
+    np.testing.assert_allclose(objective.koleo(torch.from_numpy(x)).item(), expected, rtol=1e-5)
 
 
 def test_koleo_ignores_lengths_and_pushes_neighbours_apart():
     x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0]], requires_grad=True)
-    loss = losses.koleo(x)
-    torch.testing.assert_close(losses.koleo(x * torch.tensor([[1.0], [5.0], [0.2]])), loss)
+    loss = objective.koleo(x)
+    torch.testing.assert_close(objective.koleo(x * torch.tensor([[1.0], [5.0], [0.2]])), loss)
     loss.backward()
     moved = (x - 0.01 * x.grad).detach()
     assert math.dist(*moved[:2].tolist()) > math.dist(*x[:2].tolist())
@@ -115,10 +115,10 @@ def test_koleo_ignores_lengths_and_pushes_neighbours_apart():
 
 def test_koleo_of_one_row_or_of_equal_rows_is_finite():
     x = made(1, 4).requires_grad_()
-    losses.koleo(x).backward()
-    assert losses.koleo(x).item() == 0 and x.grad.isfinite().all()
+    objective.koleo(x).backward()
+    assert objective.koleo(x).item() == 0 and x.grad.isfinite().all()
     equal = torch.ones(3, 4, requires_grad=True)
-    loss = losses.koleo(equal)
+    loss = objective.koleo(equal)
     loss.backward()
     assert loss.isfinite() and equal.grad.isfinite().all()
 
@@ -126,15 +126,15 @@ def test_koleo_of_one_row_or_of_equal_rows_is_finite():
 def test_losses_are_float32_inside_autocast():
     """bfloat16 has 8 bits: the nearest neighbours of close rows, and a mean over them, would be others."""
     x, student, teacher = made(6, 4, scale=1e-3) + 1, made(4, 3, 9, scale=10), made(2, 3, 9, seed=1).softmax(-1)
-    centre = losses.Centre(9)
+    centre = objective.Centre(9)
 
     def all_of_them() -> list[torch.Tensor]:
         return [
-            losses.koleo(x),
-            losses.dino(student, teacher, 0.1),
-            losses.ibot(student[0], teacher[0], torch.ones(3), 3, 0.1),
+            objective.koleo(x),
+            objective.dino(student, teacher, 0.1),
+            objective.ibot(student[0], teacher[0], torch.ones(3), 3, 0.1),
             centre.probabilities(student, 0.04),
-            losses.sinkhorn_knopp(student[0], 0.04),
+            objective.sinkhorn_knopp(student[0], 0.04),
         ]
 
     plain = all_of_them()
@@ -148,7 +148,7 @@ def test_losses_are_float32_inside_autocast():
 
 
 def test_the_centre_is_the_running_mean_of_the_logits():
-    centre, expected = losses.Centre(4, momentum=0.9), np.zeros(4)
+    centre, expected = objective.Centre(4, momentum=0.9), np.zeros(4)
     for step in range(3):
         logits = made(2, 5, 4, seed=step)
         centre.update(logits)
@@ -161,7 +161,7 @@ def test_the_centre_is_the_running_mean_of_the_logits():
 
 
 def test_the_centre_travels_with_a_checkpoint_and_stays_without_logits():
-    centre, other = losses.Centre(4), losses.Centre(4)
+    centre, other = objective.Centre(4), objective.Centre(4)
     centre.update(made(5, 4))
     other.load_state_dict(centre.state_dict())
     other.update(torch.empty(0, 4))
@@ -188,34 +188,34 @@ def sinkhorn(logits: np.ndarray, temperature: float, n_iterations: int) -> np.nd
 def test_sinkhorn_knopp_is_the_alternate_scaling(n_iterations):
     logits = made(9, 4, scale=0.3)
     expected = sinkhorn(logits.numpy(), 0.07, n_iterations)
-    np.testing.assert_allclose(losses.sinkhorn_knopp(logits, 0.07, n_iterations).numpy(), expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(objective.sinkhorn_knopp(logits, 0.07, n_iterations).numpy(), expected, rtol=1e-4, atol=1e-7)
 
 
 def test_sinkhorn_knopp_does_three_iterations_unless_told():
     logits = made(9, 4, scale=0.3)
-    assert torch.equal(losses.sinkhorn_knopp(logits, 0.07), losses.sinkhorn_knopp(logits, 0.07, 3))
-    assert not torch.equal(losses.sinkhorn_knopp(logits, 0.07), losses.sinkhorn_knopp(logits, 0.07, 4))
+    assert torch.equal(objective.sinkhorn_knopp(logits, 0.07), objective.sinkhorn_knopp(logits, 0.07, 3))
+    assert not torch.equal(objective.sinkhorn_knopp(logits, 0.07), objective.sinkhorn_knopp(logits, 0.07, 4))
 
 
 def test_sinkhorn_knopp_gives_rows_one_and_prototypes_their_share():
-    q = losses.sinkhorn_knopp(made(60, 5, scale=0.1), 0.05)
+    q = objective.sinkhorn_knopp(made(60, 5, scale=0.1), 0.05)
     np.testing.assert_allclose(q.sum(1).numpy(), np.ones(60), rtol=1e-5)
     np.testing.assert_allclose(q.sum(0).numpy(), np.full(5, 12.0), rtol=0.15)
-    balanced = losses.sinkhorn_knopp(made(60, 5, scale=0.1), 0.05, 200)
+    balanced = objective.sinkhorn_knopp(made(60, 5, scale=0.1), 0.05, 200)
     np.testing.assert_allclose(balanced.sum(0).numpy(), np.full(5, 12.0), rtol=1e-3)
 
 
 def test_sinkhorn_knopp_is_finite_where_the_exponential_is_not():
     """One row's logits far below another's: its exponentials are 0 in float32, and 0 / 0 would be its share."""
     logits = torch.tensor([[40.0, 0.0, -5.0], [-40.0, -41.0, -40.5], [1.0, 1.0, 1.0]])
-    q = losses.sinkhorn_knopp(logits, 0.04)
+    q = objective.sinkhorn_knopp(logits, 0.04)
     assert q.isfinite().all()
     np.testing.assert_allclose(q.sum(1).numpy(), np.ones(3), rtol=1e-5)
 
 
 def test_sinkhorn_knopp_of_one_row_and_of_none():
-    np.testing.assert_allclose(losses.sinkhorn_knopp(made(1, 4), 0.05).numpy(), np.full((1, 4), 0.25), rtol=1e-5)
-    assert losses.sinkhorn_knopp(torch.empty(0, 4), 0.05).shape == (0, 4)
+    np.testing.assert_allclose(objective.sinkhorn_knopp(made(1, 4), 0.05).numpy(), np.full((1, 4), 0.25), rtol=1e-5)
+    assert objective.sinkhorn_knopp(torch.empty(0, 4), 0.05).shape == (0, 4)
 
 
 # ---- several processes ----
@@ -225,9 +225,9 @@ def on_a_rank(rank: int, n_ranks: int, address: str, shares: list[slice], logits
     torch.set_num_threads(1)  # a forked process hasn't its parent's threads
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=n_ranks)
     try:
-        mine, centre = logits[shares[rank]], losses.Centre(logits.shape[1])
+        mine, centre = logits[shares[rank]], objective.Centre(logits.shape[1])
         centre.update(mine)
-        told[rank] = (losses.sinkhorn_knopp(mine, 0.05).numpy(), centre.centre.numpy())
+        told[rank] = (objective.sinkhorn_knopp(mine, 0.05).numpy(), centre.centre.numpy())
     finally:
         torch.distributed.destroy_process_group()
 
@@ -240,10 +240,10 @@ def test_processes_that_share_a_batch_have_its_targets(tmp_path):
         arguments = (3, f"file://{tmp_path}/meet", shares, logits, told)
         multiprocessing.start_processes(on_a_rank, arguments, nprocs=3, start_method="fork")
         found = [told[rank] for rank in range(3)]
-    alone = losses.Centre(4)
+    alone = objective.Centre(4)
     alone.update(logits)
     np.testing.assert_allclose(
-        np.concatenate([targets for targets, _ in found]), losses.sinkhorn_knopp(logits, 0.05).numpy(), rtol=1e-5
+        np.concatenate([targets for targets, _ in found]), objective.sinkhorn_knopp(logits, 0.05).numpy(), rtol=1e-5
     )
     for _, centre in found:
         np.testing.assert_allclose(centre, alone.centre.numpy(), rtol=1e-5)

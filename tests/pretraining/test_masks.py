@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from mfcore import streams as rng
-from mfcore.pretraining import masks
+from mfcore.pretraining import crops
 
 GRID = (14, 14)
 
 
 def drawn(n_images: int = 200, grid: tuple[int, int] = GRID, probability: float = 0.5, ratio=(0.1, 0.5), name: object = 0):
-    return masks.draw(n_images, grid, probability, ratio, rng.generator(7, "masks", name))
+    return crops.draw_masks(n_images, grid, probability, ratio, rng.generator(7, "masks", name))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_images_with_a_mask_are_drawn_at_random():
 
 def test_weights_give_each_image_its_mean():
     masked = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 0]], bool)
-    np.testing.assert_allclose(masks.weights(masked), [1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3])
-    weights = masks.weights(drawn())
+    np.testing.assert_allclose(crops.mask_weights(masked), [1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3])
+    weights = crops.mask_weights(drawn())
     assert weights.dtype == np.float32 and weights.sum() == pytest.approx(100, rel=1e-5)
-    assert masks.weights(np.zeros((3, 4), bool)).shape == (0,)
+    assert crops.mask_weights(np.zeros((3, 4), bool)).shape == (0,)

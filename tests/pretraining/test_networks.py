@@ -8,13 +8,13 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from made_pretraining import DINOV2, STUDY, VIT, which
+from made_pretraining import DINOV2, STUDY, VIT, settings
 from torch.nn import functional
 
 from mfcore.encoders import encoders
 from mfcore.encoders.cards import EncoderCard
 from mfcore.encoders.encoders import EncoderError
-from mfcore.pretraining import export, networks
+from mfcore.pretraining import networks, pretrain
 from mfcore.study import pretrained
 from mfcore.study.config import Study
 from mfcore.study.config_pretraining import Crops, OnlinePatches
@@ -28,7 +28,8 @@ def images(*shape):
 
 
 def build(**changed):
-    return networks.build(which(**changed), STUDY, "nowhere")
+    this = settings(**changed)
+    return networks.build(this, pretrain.start_of(STUDY, this, "nowhere"))
 
 
 def test_student_and_teacher_are_equal_at_first_and_drawn_by_the_seed():
@@ -127,7 +128,7 @@ def test_dinov2_begins_with_its_authors_layer_scale_and_mask_token(tmp_path):
     assert build(**DINOV2, arguments={**VIT, "init_values": 0.1}).arguments["init_values"] == 0.1
     assert "init_values" not in build().arguments and not any("gamma" in name for name in build().student.state_dict())
     name, _ = write_encoder(tmp_path / "start", 32)
-    assert "init_values" not in networks.build(which(**DINOV2, start=name, arguments={}), STUDY, tmp_path).arguments
+    assert "init_values" not in build(**DINOV2, start=name, arguments={}).arguments
 
 
 def test_what_dinov2_exports_has_its_layer_scale(tmp_path):
@@ -136,7 +137,7 @@ def test_what_dinov2_exports_has_its_layer_scale(tmp_path):
     with torch.no_grad():
         for block in pair.teacher.encoder.blocks:
             block.ls1.gamma.uniform_(0.5, 2)
-    export.write(pair, export.card(pair, which(**DINOV2), STUDY, 1), tmp_path)
+    networks.export(pair, networks.card(pair, settings(**DINOV2), STUDY.patches, "made"), tmp_path)
     loaded = encoders.load(encoders.card(f"folder:{tmp_path}")).model
     for key, tensor in pair.teacher.encoder.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], tensor)
@@ -144,8 +145,8 @@ def test_what_dinov2_exports_has_its_layer_scale(tmp_path):
 
 def test_only_dinov2s_key_holds_what_it_begins_with():
     def key_of(method):
-        study = dataclasses.replace(STUDY, pretraining=(which(method=method),))
-        return pretrained.config_of(study, which().name)["pretraining"]
+        study = dataclasses.replace(STUDY, pretraining=(settings(method=method),))
+        return pretrained.config_of(study, settings().name)["pretraining"]
 
     assert key_of("dinov2")["begins_with"] == {"layer_scale": 1e-5, "mask_token_sd": 0.0} and "begins_with" not in key_of(
         "dino"
@@ -168,7 +169,7 @@ def write_encoder(folder, img_size, **more):
 
 def test_a_start_gives_its_weights_its_mean_and_its_arguments(tmp_path):
     name, model = write_encoder(tmp_path / "start", 32)
-    pair = networks.build(which(start=name, arguments={}), STUDY, tmp_path)
+    pair = build(start=name, arguments={})
     assert pair.mean == (0.5,) * 3 and pair.std == (0.25,) * 3 and pair.arguments == {**VIT, "img_size": 32}
     for part in (pair.student, pair.teacher):
         for key, tensor in model.state_dict().items():
@@ -177,7 +178,7 @@ def test_a_start_gives_its_weights_its_mean_and_its_arguments(tmp_path):
 
 def test_a_starts_position_embedding_is_resized_to_the_crops(tmp_path):
     name, model = write_encoder(tmp_path / "start", 64)
-    encoder = networks.build(which(start=name), STUDY, tmp_path).student.encoder
+    encoder = build(start=name).student.encoder
     assert torch.equal(encoder.state_dict()["blocks.0.attn.qkv.weight"], model.state_dict()["blocks.0.attn.qkv.weight"])
     assert torch.equal(encoder.pos_embed[:, 0], model.pos_embed[:, 0])
     old = model.pos_embed[:, 1:].unflatten(1, (8, 8)).permute(0, 3, 1, 2)
@@ -191,22 +192,23 @@ def test_a_starts_position_embedding_is_resized_to_the_crops(tmp_path):
         ({"architecture": "resnet18", "arguments": {"depth": 3}}, r"resnet18 can't be built.*; name one of timm's ViTs"),
         ({"architecture": "resnet18", "arguments": {}, **DINOV2}, r"method: dinov2 is for ViTs.*resnet18 is none; name one"),
         ({"architecture": "resnet18", "arguments": {}, "layer_decay": 0.9}, r"layer_decay: 0.9 is for ViTs"),
-        ({"architecture": "mixer_s32_224", "arguments": {}}, r"mixer_s32_224 doesn't pool images of \d+ px into an embedding"),
+        ({"architecture": "mixer_s32_224", "arguments": {}}, r"mixer_s32_224 can't take images of \d+ px"),
         ({"architecture": "vit_tny"}, "timm has no architecture 'vit_tny'; the nearest names are .*vit_tiny"),
-        ({"arguments": {**VIT, "img_size": 64}}, r"img_size: 64, crops.global_px is 32; leave img_size out"),
         ({"arguments": {**VIT, "num_heads": 5}}, "can't be built with arguments"),
-        ({"arguments": {**VIT, "patch_size": 12}}, "global_px: 32 is no multiple of the ViT's patches of 12 px"),
+        ({"arguments": {**VIT, "patch_size": 12}}, "global_px: vit_tiny_patch16_224 can't take images of 32 px .*12"),
         ({"start": "vit_tiny_randon"}, r"^pretraining\[\w+\]\.start: unknown encoder.*vit_tiny_random"),
-        ({"architecture": "vit_small_patch16_224", "start": "vit_tiny_random"}, "is a vit_tiny_patch16_224"),
+        (
+            {"architecture": "vit_small_patch16_224", "start": "vit_tiny_random"},
+            "a vit_tiny_patch16_224, don't fit vit_small_patch16_224",
+        ),
         (
             {"start": "vit_tiny_random"},
-            r"\.start: the weights of 'vit_tiny_random' don't fit; say no arguments but that enc.*, or none",
+            r"\.start: the weights of 'vit_tiny_random', .* don't fit .*; say no arguments but {.*}, or none",
         ),
-        ({"arguments": {**VIT, "class_token": False, "reg_tokens": 4, "global_pool": "avg"}}, "with a class token"),
-        ({"arguments": {**VIT, "global_pool": "avg"}}, r"pools 'avg'.* say global_pool: token in arguments"),
-        ({"architecture": "deit_tiny_distilled_patch16_224"}, "two tokens for the image.*; name one without distillation"),
-        ({**HYBRID, **DINOV2}, "no token for each patch.* say ibot_weight: 0"),
-        (HYBRID, "crops.local_px: vit_tiny_r_s16_p8_224 doesn't pool images of 16 px"),
+        ({"arguments": {**VIT, "class_token": False, "reg_tokens": 4, "global_pool": "avg"}}, "isn't its class token"),
+        ({"arguments": {**VIT, "global_pool": "avg"}}, "isn't its class token.* say global_pool: token"),
+        ({"architecture": "deit_tiny_distilled_patch16_224"}, "isn't its class token; name a ViT with one class token"),
+        (HYBRID, "crops.local_px: vit_tiny_r_s16_p8_224 can't take images of 16 px"),
     ],
 )
 def test_what_cannot_be_is_refused(changed, message):
@@ -276,7 +278,7 @@ def test_on_gpus_batch_norms_take_the_means_of_all_processes():
 
 def test_biases_and_norms_do_not_decay_and_layers_have_their_factor():
     """Against the two methods' rules, written out by name."""
-    this = which(**DINOV2)
+    this = settings(**DINOV2)
     student = build(**DINOV2).student
     groups, seen = networks.parameter_groups(student, this), {}
     for group in groups:
@@ -296,6 +298,5 @@ def test_biases_and_norms_do_not_decay_and_layers_have_their_factor():
 def test_an_encoder_of_the_study_can_be_the_start(tmp_path):
     """By its record, as any arm's name."""
     assert isinstance(encoders.of(STUDY, "vit_tiny_random"), EncoderCard) and isinstance(STUDY, Study)
-    this = dataclasses.replace(which(start="vit_tiny_random", arguments={}))
-    pair = networks.build(this, STUDY, tmp_path)
+    pair = build(start="vit_tiny_random", arguments={})
     assert pair.student.encoder.embed_dim == 192

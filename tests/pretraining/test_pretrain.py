@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made_pretraining import DINOV2, VIT, WHICH, write_slides
+from made_pretraining import DINOV2, TINY, VIT, write_slides
 from running import HANG_S
 
 from mfcore import store
@@ -19,15 +19,15 @@ from mfcore.analysis import captions_pretrain, figures_live, figures_pretrain
 from mfcore.data.synthetic.slides import write_pyramid
 from mfcore.encoders import encoders
 from mfcore.encoders.encoders import EncoderError
-from mfcore.pretraining import export, networks, pretrain
-from mfcore.pretraining.collapse import PretrainingError
+from mfcore.pretraining import networks, pretrain
+from mfcore.pretraining.objective import PretrainingError
 from mfcore.study import pretrained
 from mfcore.study.config import Data, Patches, Pretraining, Study, load_study
 from mfcore.study.config_pretraining import OnlinePatches, in_full
 from mfcore.training import processes
 
 ROOT = Path(__file__).parents[2]
-SHORT = dataclasses.replace(WHICH, n_steps=4)
+SHORT = dataclasses.replace(TINY, n_steps=4)
 YAML = """
 name: shared
 title: Two processes
@@ -230,7 +230,7 @@ def test_the_encoder_is_the_teacher(slides, tmp_path, monkeypatch, changed, argu
 def test_a_card_shows_patches_as_they_were_taught(patch_um_per_px, taught, expected):
     own = dataclasses.replace(SHORT, patches=OnlinePatches(40, taught))
     study = Study("t", "A test", Data("midog"), patches=Patches(224, patch_um_per_px), pretraining=(own,))
-    assert export.input_px(in_full(own), study) == expected
+    assert networks.input_px(in_full(own), study.patches) == expected
 
 
 def test_it_goes_on_from_an_encoder_of_the_study(done, slides):
@@ -238,7 +238,7 @@ def test_it_goes_on_from_an_encoder_of_the_study(done, slides):
     study, results, first = done
     second = Pretraining(**{**vars(study.pretraining[0]), **DINOV2, "name": "second", "start": "own", "n_steps": 2})
     both = dataclasses.replace(study, pretraining=(study.pretraining[0], second))
-    pair = networks.build(in_full(second), both, results)
+    pair = networks.build(in_full(second), pretrain.start_of(both, second, results))
     weights = encoders.load(encoders.of(study, "own", results)).model.state_dict()
     assert all(torch.equal(pair.student.encoder.state_dict()[name], tensor) for name, tensor in weights.items())
     run = pretrain.pretrain(both, "second", "nowhere", results, "cpu")
@@ -258,8 +258,8 @@ def test_few_distinct_patches_are_drawn_again_but_not_watched(slides, tmp_path, 
     """RankMe is of other patches than those that are learnt from."""
     watched, original = [], pretrain._watched
 
-    def noted(source, which, n_workers):
-        watched.append(original(source, which, n_workers))
+    def noted(source, settings, n_workers):
+        watched.append(original(source, settings, n_workers))
         return watched[-1]
 
     monkeypatch.setattr(pretrain, "_watched", noted)
@@ -330,9 +330,9 @@ def test_every_process_looks_at_the_slides_before_it_waits_for_others(slides, tm
 
     monkeypatch.setattr(processes, "here", lambda: Second(1, 2))
     monkeypatch.setattr(pretrain.loop, "train", stopping)
-    original = pretrain.patching.Source.survey
+    original = pretrain.Source.survey
     monkeypatch.setattr(
-        pretrain.patching.Source, "survey", lambda source, n_workers=1: looked.append(n_workers) or original(source, n_workers)
+        pretrain.Source, "survey", lambda source, n_workers=1: looked.append(n_workers) or original(source, n_workers)
     )
     with pytest.raises(Stop):
         pretrain.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu", n_workers=2)
@@ -449,7 +449,7 @@ def test_a_slide_without_a_place_at_one_resolution_counts_among_those_drawn_from
 
 def test_a_short_training_that_ends_collapsed_says_so(slides, tmp_path, monkeypatch, caplog):
     """Too short to be stopped; its record and the log say it, with what to change."""
-    monkeypatch.setattr(pretrain.collapse, "state", lambda lines, which: "all images get the same target")
+    monkeypatch.setattr(pretrain.objective, "collapse_of", lambda lines, settings: "all images get the same target")
     run = pretrain.pretrain(study_of(slides, n_steps=2), "own", "nowhere", tmp_path, "cpu")
     assert run.record["facts"]["collapsed"] == "all images get the same target"
     assert "pretraining[own] ended collapsed: all images get the same target. Change" in caplog.text

@@ -18,7 +18,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from mfcore import streams as rng
-from mfcore.pretraining import crops, export, loop, masks, networks
+from mfcore.pretraining import crops, loop, networks
 from mfcore.study.config_pretraining import Crops, OnlinePatches, Pretraining, in_full
 from mfcore.training import processes
 
@@ -78,18 +78,17 @@ def batches(size: int = BATCH) -> list[SimpleNamespace]:
     ]
 
 
-def by_loop(which: Pretraining, pair: networks.Networks, folder: Path, checkpoint_seconds: float = 60.0) -> list[dict]:
-    size, ranks = which.batch_size, processes.here()
+def by_loop(settings: Pretraining, pair: networks.Networks, folder: Path, checkpoint_seconds: float = 60.0) -> list[dict]:
+    size, ranks = settings.batch_size, processes.here()
 
     def read(first: int, n_batches: int) -> Iterator[SimpleNamespace]:
         for batch in batches(size)[first // size :][:n_batches]:
             mine = ranks.share(slice(0, size))
             yield SimpleNamespace(images=batch.images[mine], drawn=batch.drawn[mine])
 
-    study = SimpleNamespace(name="s", patches=SimpleNamespace(size_px=SIZE_PX, um_per_px=1.0), synthetic=True)
-    card = export.card(pair, which, study, N_STEPS)
+    card = networks.card(pair, settings, SimpleNamespace(size_px=SIZE_PX, um_per_px=1.0), "made")
     watched = np.concatenate([batch.images for batch in batches()])
-    task = loop.Task(which, read, watched, card, lambda step: None, ())
+    task = loop.Task(settings, read, watched, card, lambda step: None, ())
     return loop.train(task, pair, folder, torch.device("cpu"), checkpoint_seconds)
 
 
@@ -132,44 +131,44 @@ def cosine(first: float, last: float, step: int, n_steps: int) -> float:
     return last + 0.5 * (first - last) * (1 + math.cos(math.pi * step / n_steps))
 
 
-def factor_of(name: str, which: Pretraining) -> float:
-    if which.method == "dino" or name.startswith("head.") or name.startswith("encoder.norm."):
+def factor_of(name: str, settings: Pretraining) -> float:
+    if settings.method == "dino" or name.startswith("head.") or name.startswith("encoder.norm."):
         return 1.0
     if name.startswith("encoder.blocks."):
-        return which.layer_decay ** (2 - int(name.split(".")[2]))
-    return which.layer_decay**3 * (0.2 if "patch_embed" in name else 1.0)
+        return settings.layer_decay ** (2 - int(name.split(".")[2]))
+    return settings.layer_decay**3 * (0.2 if "patch_embed" in name else 1.0)
 
 
 class Reference:
     """Algorithm 1 of Caron et al. 2021, and what Oquab et al. 2023 add to it."""
 
-    def __init__(self, which: Pretraining, pair: networks.Networks):
-        self.which, self.student, self.teacher = which, pair.student, pair.teacher
+    def __init__(self, settings: Pretraining, pair: networks.Networks):
+        self.settings, self.student, self.teacher = settings, pair.student, pair.teacher
         self.norms = pair.mean, pair.std
-        self.centres = [torch.zeros(which.n_prototypes), torch.zeros(which.n_prototypes)]
+        self.centres = [torch.zeros(settings.n_prototypes), torch.zeros(settings.n_prototypes)]
         self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.student.named_parameters()}
 
     def targets(self, rows: list[torch.Tensor], temperature: float, number: int) -> list[torch.Tensor]:
-        if self.which.centring == "sinkhorn_knopp":
+        if self.settings.centring == "sinkhorn_knopp":
             return sinkhorn(rows, temperature)
         found = [softmax((row - self.centres[number]) / temperature) for row in rows]
         self.centres[number] = 0.9 * self.centres[number] + 0.1 * sum(rows) / len(rows)
         return found
 
     def losses(self, batch: SimpleNamespace, n: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        which, student, teacher = self.which, self.student, self.teacher
-        drawn = crops.draw(which.crops, BATCH, SIZE_PX, which.seed, "pretraining", "crops", n)
+        settings, student, teacher = self.settings, self.student, self.teacher
+        drawn = crops.draw(settings.crops, BATCH, SIZE_PX, settings.seed, "pretraining", "crops", n)
         images = torch.from_numpy(batch.images).permute(0, 3, 1, 2)
         views = [crop for group in crops.make(images, drawn, *self.norms) for crop in group]  # C of (B, 3, side, side)
         masked = np.zeros((2 * BATCH, 16), bool)
-        if which.ibot_weight:
-            stream = rng.generator(which.seed, "pretraining", "masks", n)
-            masked = masks.draw(2 * BATCH, (4, 4), which.mask_probability, which.mask_ratio, stream)
+        if settings.ibot_weight:
+            stream = rng.generator(settings.seed, "pretraining", "masks", n)
+            masked = crops.draw_masks(2 * BATCH, (4, 4), settings.mask_probability, settings.mask_ratio, stream)
         masked = torch.from_numpy(masked).view(2, BATCH, 16)
         seen = [[one(teacher.encoder, views[g][b]).detach() for b in range(BATCH)] for g in range(2)]
         given = [
             [one(student.encoder, view[b], masked[c, b] if c < 2 else None, student.mask_token) for b in range(BATCH)]
-            if which.ibot_weight and c < 2
+            if settings.ibot_weight and c < 2
             else [one(student.encoder, view[b]) for b in range(BATCH)]
             for c, view in enumerate(views)
         ]
@@ -184,7 +183,7 @@ class Reference:
         ]
         parts = [sum(terms) / len(terms), torch.zeros(()), torch.zeros(())]
         prefix = len(given[0][0]) - 16
-        if which.ibot_weight:
+        if settings.ibot_weight:
             places = [(c, b, t) for c in range(2) for b in range(BATCH) for t in range(16) if masked[c, b, t]]
             assert len(places) > 4
             rows = [teacher.head(seen[c][b][prefix + t]).detach() for c, b, t in places]
@@ -193,7 +192,7 @@ class Reference:
                 for target, (c, b, t) in zip(self.targets(rows, temperature, 1), places, strict=True)
             ]
             parts[1] = sum(per_token) / (2 * BATCH)
-        if which.koleo_weight:
+        if settings.koleo_weight:
             for c in range(2):
                 unit = [given[c][b][0] / given[c][b][0].norm() for b in range(BATCH)]
                 nearest = [min((unit[b] - unit[a]).norm() for a in range(BATCH) if a != b) for b in range(BATCH)]
@@ -201,20 +200,20 @@ class Reference:
         return tuple(parts)
 
     def step(self, batch: SimpleNamespace, n: int) -> list[float]:
-        which = self.which
+        settings = self.settings
         temperature = 0.04 + 0.03 * n / 2 if n < 3 else 0.07  # from 0.04 to 0.07 in three of five steps
         parts = self.losses(batch, n, temperature)
-        loss = parts[0] + which.ibot_weight * parts[1] + which.koleo_weight * parts[2]
+        loss = parts[0] + settings.ibot_weight * parts[1] + settings.koleo_weight * parts[2]
         names, parameters = zip(*self.student.named_parameters(), strict=True)
         gradients = self.clipped(dict(zip(names, torch.autograd.grad(loss, parameters), strict=True)))
         rate = [0.0, 0.001][n] if n < 2 else cosine(0.001, 1e-6, n - 2, 3)
-        decay, momentum = cosine(0.04, 0.4, n, N_STEPS), cosine(which.momentum, 1.0, n, N_STEPS)
+        decay, momentum = cosine(0.04, 0.4, n, N_STEPS), cosine(settings.momentum, 1.0, n, N_STEPS)
         with torch.no_grad():
             for name, parameter in zip(names, parameters, strict=True):
                 first, second = self.moments[name]
                 first.mul_(0.9).add_(0.1 * gradients[name])
                 second.mul_(0.999).add_(0.001 * gradients[name] ** 2)
-                own = rate * factor_of(name, which)
+                own = rate * factor_of(name, settings)
                 if name == "head.last.weight" and n < 2:
                     own = 0.0  # stays as drawn
                 if parameter.ndim > 1:
@@ -228,7 +227,7 @@ class Reference:
 
     def clipped(self, gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """DINO bounds each parameter's norm, DINOv2 that of the encoder's (the mask token is its own) and of the head's."""
-        if self.which.method == "dino":
+        if self.settings.method == "dino":
             groups = [[name] for name in gradients]
         else:
             groups = [[name for name in gradients if name.startswith("head.") == is_head] for is_head in (True, False)]
@@ -242,12 +241,12 @@ class Reference:
 
 @pytest.mark.parametrize("case", CASES)
 def test_steps_are_those_of_the_papers(case, tmp_path):
-    which = CASES[case]
-    pair = networks.build(which, None, tmp_path)
-    start, reference = copy.deepcopy(pair), Reference(which, copy.deepcopy(pair))
+    settings = CASES[case]
+    pair = networks.build(settings)
+    start, reference = copy.deepcopy(pair), Reference(settings, copy.deepcopy(pair))
     expected = [reference.step(batch, n) for n, batch in enumerate(batches())]
     assert reference.n_clipped > 0
-    history = by_loop(which, pair, tmp_path)
+    history = by_loop(settings, pair, tmp_path)
     found = [[line[key] for key in ("loss", "loss_dino", "loss_ibot", "loss_koleo")] for line in history]
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
     for part in ("student", "teacher"):
@@ -266,8 +265,8 @@ def test_steps_are_those_of_the_papers(case, tmp_path):
 
 def test_a_training_that_was_killed_after_its_last_step_has_nothing_left_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)  # a checkpoint after every step
-    history = by_loop(DINO, networks.build(DINO, None, tmp_path), tmp_path, checkpoint_seconds=0.0)
-    again = networks.build(DINO, None, tmp_path)
+    history = by_loop(DINO, networks.build(DINO), tmp_path, checkpoint_seconds=0.0)
+    again = networks.build(DINO)
     assert by_loop(DINO, again, tmp_path) == history and len(history) == N_STEPS
     kept = torch.load(tmp_path / "checkpoint.pt")["teacher"]
     assert all(torch.equal(kept[name], value) for name, value in again.teacher.state_dict().items())
@@ -276,12 +275,12 @@ def test_a_training_that_was_killed_after_its_last_step_has_nothing_left_to_do(t
 # ---- two processes ----
 
 
-def on_a_rank(rank: int, folder: Path, which: Pretraining, told) -> None:
+def on_a_rank(rank: int, folder: Path, settings: Pretraining, told) -> None:
     torch.set_num_threads(1)  # a forked process hasn't its parent's threads
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
-        pair = networks.build(which, None, folder)
-        history = by_loop(which, pair, folder)
+        pair = networks.build(settings)
+        history = by_loop(settings, pair, folder)
         told[rank] = history, {name: p.detach().numpy() for name, p in pair.teacher.named_parameters()}
     finally:
         distributed.destroy_process_group()
@@ -290,14 +289,14 @@ def on_a_rank(rank: int, folder: Path, which: Pretraining, told) -> None:
 @pytest.mark.parametrize("centring", ["mean", "sinkhorn_knopp"])
 def test_two_processes_share_a_batch_as_one_has_it(centring, tmp_path):
     """Targets, losses, gradients and what is logged; but for KoLeo, which knows its own process's neighbours only."""
-    which = dataclasses.replace(DINOV2, batch_size=4, koleo_weight=0.0, centring=centring)
+    settings = dataclasses.replace(DINOV2, batch_size=4, koleo_weight=0.0, centring=centring)
     (tmp_path / "alone").mkdir()
-    pair = networks.build(which, None, tmp_path)
+    pair = networks.build(settings)
     start = {name: p.detach().clone() for name, p in pair.teacher.named_parameters()}
-    alone = by_loop(which, pair, tmp_path / "alone")
+    alone = by_loop(settings, pair, tmp_path / "alone")
     with multiprocessing.get_context("fork").Manager() as manager:
         told = manager.dict()
-        multiprocessing.start_processes(on_a_rank, (tmp_path, which, told), nprocs=2, start_method="fork")
+        multiprocessing.start_processes(on_a_rank, (tmp_path, settings, told), nprocs=2, start_method="fork")
         found = [told[rank] for rank in range(2)]
     keys = ("loss", "loss_dino", "loss_ibot", "teacher_entropy", "target_entropy", "rankme")
     for history, weights in found:

@@ -13,7 +13,8 @@ from mfcore.data.slides.openslide import OpenSlideReader
 from mfcore.data.slides.reader import whole_downsample
 from mfcore.data.slides.slide import SlideError, open_slide
 from mfcore.data.slides.tiff import TiffReader
-from mfcore.pretraining import patching
+from mfcore.pretraining.slides import SlideFile
+from mfcore.pretraining.source import Source
 from mfcore.study.config_pretraining import OnlinePatches
 
 SIZE_PX = 64
@@ -80,8 +81,8 @@ def test_a_patch_lies_around_its_centre(kind):
 
 
 def test_a_patch_drawn_online_lies_around_its_centre(kind):
-    asked, slide = RESOLUTIONS[:-1], patching.SlideFile("a", str(kind[1]))
-    with patching.Source([slide], OnlinePatches(um_per_px=asked, size_px=SIZE_PX, min_tissue=0.5), 0) as source:
+    asked, slide = RESOLUTIONS[:-1], SlideFile("a", str(kind[1]))
+    with Source([slide], OnlinePatches(um_per_px=asked, size_px=SIZE_PX, min_tissue=0.5), 0) as source:
         drawn = [source.read(number) for number in range(24)]
     assert len({patch.um_per_px for patch in drawn}) > 4
     for patch in drawn:

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import json
-import pickle
 import re
 import threading
 import time
@@ -17,8 +16,10 @@ from scipy import stats
 from mfcore.analysis import captions_patching, figures_patching
 from mfcore.data.slides.slide import open_slide
 from mfcore.data.synthetic.slides import write_pyramid
-from mfcore.pretraining import patching, patching_places, patching_source, tissue
-from mfcore.pretraining.patching_open import OpenSlides
+from mfcore.pretraining import feed, pretrain, slides as slide_files, source as stream, tissue
+from mfcore.pretraining.feed import batches
+from mfcore.pretraining.slides import OpenSlides, PatchingError, SlideFile
+from mfcore.pretraining.source import Source
 from mfcore.study.config import Data, Study
 from mfcore.study.config_pretraining import OnlinePatches, Pretraining
 
@@ -63,7 +64,7 @@ def exact(monkeypatch):
 
 
 def files(folder, names="abc"):
-    return [patching.SlideFile(name, str(folder / f"{name}.tif")) for name in names]
+    return [SlideFile(name, str(folder / f"{name}.tif")) for name in names]
 
 
 def admissible(box, side_px, min_tissue, step=2):
@@ -86,7 +87,7 @@ SETTINGS = OnlinePatches(size_px=48, um_per_px=(0.25, 0.5, 0.5, 0.7), min_tissue
 def test_draws_are_uniform_as_asked(folder, exact, uniform_over):
     """Slides, resolutions and places, each by chi-square against areas worked out by overlaps of rectangles."""
     settings = OnlinePatches(48, SETTINGS.um_per_px, 0.4, uniform_over)
-    with patching.Source(files(folder), settings, 3) as source:
+    with Source(files(folder), settings, 3) as source:
         drawn = [source.draw(i) for i in range(4000)]
         names = [file.slide_id for file in source.slides]
     by_resolution = collections.Counter(one.um_per_px for one in drawn)
@@ -112,7 +113,7 @@ def test_draws_are_uniform_as_asked(folder, exact, uniform_over):
 
 def test_places_are_as_fine_as_px(folder, exact):
     """Within the mask's cells, too: where nothing is cut on a grid, both coordinates are uniform by Kolmogorov-Smirnov."""
-    with patching.Source(files(folder, "b"), OnlinePatches(8, (0.27,), 0.9), 0) as source:
+    with Source(files(folder, "b"), OnlinePatches(8, (0.27,), 0.9), 0) as source:
         drawn = [source.draw(i) for i in range(1500)]
     for at, start, n in ((3, BOXES["b"][0], BOXES["b"][2]), (4, BOXES["b"][1], BOXES["b"][3])):
         inner = [one[at] for one in drawn if (start + 1) * CELL_PX < one[at] < (start + n - 1) * CELL_PX]
@@ -123,8 +124,8 @@ def test_places_are_as_fine_as_px(folder, exact):
 def test_a_failure_elsewhere_doesnt_end_the_draw(folder, tmp_path, exact):
     """Every slide has failed at something; one still has places at this resolution."""
     write_pyramid(tmp_path / "a.tif", np.full((80, 80, 3), 245, np.uint8), 0.25)
-    slides = [patching.SlideFile("a", str(tmp_path / "a.tif")), patching.SlideFile("b", str(folder / "b.tif"))]
-    source = patching.Source(slides, OnlinePatches(48, (0.25, 0.5), 0.4, "slides"), 0)
+    slides = [SlideFile("a", str(tmp_path / "a.tif")), SlideFile("b", str(folder / "b.tif"))]
+    source = Source(slides, OnlinePatches(48, (0.25, 0.5), 0.4, "slides"), 0)
     source.failures["b"] = "damaged px"
     assert {source.slides[source.draw(i).slide].slide_id for i in range(30) if source.draw(i).um_per_px == 0.5} == {"b"}
 
@@ -132,7 +133,7 @@ def test_a_failure_elsewhere_doesnt_end_the_draw(folder, tmp_path, exact):
 def test_the_check_of_uniformity_can_fail(folder, exact):
     """Uniform over slides isn't uniform over tissue."""
     settings = OnlinePatches(48, (0.25,), 0.4, "slides")
-    with patching.Source(files(folder), settings, 3) as source:
+    with Source(files(folder), settings, 3) as source:
         counts = np.bincount([source.draw(i).slide for i in range(1000)], minlength=3)
         weights = np.array([admissible(BOXES[file.slide_id], 48, 0.4).sum() for file in source.slides], float)
     assert stats.chisquare(counts, weights / weights.sum() * 1000).pvalue < 1e-6
@@ -140,7 +141,7 @@ def test_the_check_of_uniformity_can_fail(folder, exact):
 
 def test_every_patch_has_its_share_of_tissue(folder, exact):
     """The share that is said is the share there is, and never less than asked; the patch lies on the slide."""
-    with patching.Source(files(folder), SETTINGS, 0) as source:
+    with Source(files(folder), SETTINGS, 0) as source:
         for i in range(300):
             one = source.draw(i)
             side, box = 48 * one.um_per_px / 0.25, [v * CELL_PX for v in BOXES[source.slides[one.slide].slide_id]]
@@ -157,8 +158,8 @@ def test_sums_over_neighbours_are_those_added_one_by_one(half):
     """Along either axis, also where the reach is beyond the mask."""
     cells, reach = np.random.default_rng(0).random((9, 13)) < 0.5, int(np.ceil(half))
     rows = [cells[max(i - reach, 0) : i + reach + 1].sum(0) for i in range(9)]
-    np.testing.assert_array_equal(patching_places._sums(cells, half, 0), rows)
-    np.testing.assert_array_equal(patching_places._sums(cells.T.copy(), half, 1), np.transpose(rows))
+    np.testing.assert_array_equal(tissue._sums(cells, half, 0), rows)
+    np.testing.assert_array_equal(tissue._sums(cells.T.copy(), half, 1), np.transpose(rows))
 
 
 def test_a_place_is_found_where_there_is_but_one(folder, monkeypatch):
@@ -167,76 +168,73 @@ def test_a_place_is_found_where_there_is_but_one(folder, monkeypatch):
     cells[10:12, 10:12] = True  # 32 px: 44 % of 48 px, 11 % of 96 px
     mask = tissue.Mask(np.packbits(cells, axis=1), N_COLUMNS, CELL_PX, 0.25)
     monkeypatch.setattr(tissue, "of_slide", lambda slide: mask)
-    with patching.Source(files(folder, "a"), OnlinePatches(48, (0.25,), 0.4), 0) as source:
+    with Source(files(folder, "a"), OnlinePatches(48, (0.25,), 0.4), 0) as source:
         assert all(source.draw(i).tissue >= 0.4 for i in range(20))
     source, said = (
-        patching.Source(files(folder, "a"), OnlinePatches(48, (0.5,), 0.4), 0),
+        Source(files(folder, "a"), OnlinePatches(48, (0.5,), 0.4), 0),
         r"48 px with 40% tissue at 0\.5 um/px",
     )
-    with pytest.raises(patching.PatchingError, match=said):
+    with pytest.raises(PatchingError, match=said):
         source.read(0)
 
 
 def test_a_number_is_a_patch_whoever_reads_it(folder):
-    """Alone, after others, from a copy, in batches of one rank or two, by one thread or three: the same px, each once."""
-    fresh = patching.Source(files(folder), SETTINGS, 5)
+    """Alone, after others, by another source, in batches of one rank or two, by one or three threads: the same px."""
+    fresh = Source(files(folder), SETTINGS, 5)
     alone = {i: fresh.read(i) for i in (37, 3, 20)}
-    copy = pickle.loads(pickle.dumps(fresh))
-    whole = list(patching.batches(copy, 0, 5, 8, n_workers=3))
+    whole = list(batches(Source(files(folder), SETTINGS, 5), 0, 5, 8, n_workers=3))
     images = np.concatenate([batch.images for batch in whole])
     assert [n for batch in whole for n in batch.drawn["number"]] == list(range(40))
     for i, patch in alone.items():
         np.testing.assert_array_equal(images[i], patch.image)
         row = whole[i // 8].drawn.iloc[i % 8]
         assert (row["slide_id"], row["x_l0_px"], row["tissue"]) == (patch.slide_id, patch.x_l0_px, patch.tissue)
-    ranks = [list(patching.batches(patching.Source(files(folder), SETTINGS, 5), 16, 3, 8, rank, 2)) for rank in range(2)]
+    ranks = [list(batches(Source(files(folder), SETTINGS, 5), 16, 3, 8, rank, 2)) for rank in range(2)]
     for k in range(3):
         both = np.concatenate([ranks[0][k].images, ranks[1][k].images])
         np.testing.assert_array_equal(both, whole[k + 2].images)
-    other = patching.Source(files(folder), SETTINGS, 6)
+    other = Source(files(folder), SETTINGS, 6)
     assert other.draw(0)[1:] != fresh.draw(0)[1:]
 
 
 def test_a_batch_that_cant_be_shared_is_refused(folder):
     """Of 8 patches, three processes can't have as many each."""
-    with pytest.raises(patching.PatchingError, match="n_workers: 0 must be 1 or more"):
-        next(patching.batches(patching.Source(files(folder), SETTINGS, 0), 0, 1, 8, n_workers=0))
-    with pytest.raises(patching.PatchingError, match="n_workers: 0 must be 1 or more"):
-        patching.Source(files(folder), SETTINGS, 0).survey(0)
-    with pytest.raises(patching.PatchingError, match="a batch of 8 can't be shared by 3"):
-        next(patching.batches(patching.Source(files(folder), SETTINGS, 0), 0, 1, 8, 0, 3))
+    with pytest.raises(PatchingError, match="n_workers: 0 must be 1 or more"):
+        next(batches(Source(files(folder), SETTINGS, 0), 0, 1, 8, n_workers=0))
+    with pytest.raises(PatchingError, match="n_workers: 0 must be 1 or more"):
+        Source(files(folder), SETTINGS, 0).survey(0)
+    with pytest.raises(PatchingError, match="a batch of 8 can't be shared by 3"):
+        next(batches(Source(files(folder), SETTINGS, 0), 0, 1, 8, 0, 3))
 
 
 def test_of_few_distinct_patches_each_comes_once_a_round(folder, exact):
     """In every round the first n draws of the endless stream, each time in another order."""
-    endless = patching.Source(files(folder), SETTINGS, 1)
-    few = patching.Source(files(folder), OnlinePatches(48, SETTINGS.um_per_px, 0.4, n_distinct=12), 1)
+    endless = Source(files(folder), SETTINGS, 1)
+    few = Source(files(folder), OnlinePatches(48, SETTINGS.um_per_px, 0.4, n_distinct=12), 1)
     wanted = sorted(endless.draw(i)[1:] for i in range(12))
     rounds = [[few.draw(12 * k + i)[1:] for i in range(12)] for k in range(3)]
     assert all(sorted(one) == wanted for one in rounds) and rounds[0] != rounds[1] != rounds[2]
     assert few.draw(14)[1:] == rounds[1][2]  # a round that is gone back to
+    assert [few.without_repeats().draw(i) for i in (3, 14, 40)] == [endless.draw(i) for i in (3, 14, 40)]
 
 
 def test_shares_of_the_slides_are_nested():
     """A smaller share's slides are among a larger one's; another seed chooses others."""
-    slides = [patching.SlideFile(f"{i:03d}", "x") for i in range(40)]
-    chosen = {
-        f: {s.slide_id for s in patching.Source(slides, OnlinePatches(slide_fraction=f), 0).slides}
-        for f in (0.01, 0.1, 0.3, 1.0)
-    }
+    slides = [SlideFile(f"{i:03d}", "x") for i in range(40)]
+    chosen = {f: {s.slide_id for s in Source(slides, OnlinePatches(slide_fraction=f), 0).slides} for f in (0.01, 0.1, 0.3, 1.0)}
     assert [len(ids) for ids in chosen.values()] == [1, 4, 12, 40]
     assert chosen[0.01] < chosen[0.1] < chosen[0.3] < chosen[1.0]
-    assert {s.slide_id for s in patching.Source(slides, OnlinePatches(slide_fraction=0.1), 1).slides} != chosen[0.1]
+    assert {s.slide_id for s in Source(slides, OnlinePatches(slide_fraction=0.1), 1).slides} != chosen[0.1]
     assert (
-        patching.Source(slides[::-1], OnlinePatches(slide_fraction=0.3), 0).slides
-        == patching.Source(slides, OnlinePatches(slide_fraction=0.3), 0).slides
+        Source(slides[::-1], OnlinePatches(slide_fraction=0.3), 0).slides
+        == Source(slides, OnlinePatches(slide_fraction=0.3), 0).slides
     )
 
 
 def test_px_are_cut_from_the_level_that_has_the_resolution(folder):
     """On the level's own grid, px for px; between levels as slides are read everywhere."""
     levels = [tifffile.imread(folder / "a.tif", key=k) for k in range(3)]
-    source = patching.Source(files(folder, "a"), OnlinePatches(48, (0.25, 0.5, 0.7, 1.0), 0.4), 0)
+    source = Source(files(folder, "a"), OnlinePatches(48, (0.25, 0.5, 0.7, 1.0), 0.4), 0)
     seen = set()
     with open_slide(folder / "a.tif", with_reduced=True) as slide:
         for i in range(40):
@@ -257,7 +255,7 @@ def test_a_resolution_between_levels_is_decoded_smaller(tmp_path):
     """From a file without levels, half and a quarter: near the mean over px, and less is decoded for it."""
     image = textured(BOXES["a"])
     write_pyramid(tmp_path / "a.tif", image, 0.25, n_levels=1)
-    source = patching.Source(files(tmp_path, "a"), OnlinePatches(48, (0.5, 1.0), 0.4), 0)
+    source = Source(files(tmp_path, "a"), OnlinePatches(48, (0.5, 1.0), 0.4), 0)
     with source.open.use(source.slides[0]) as slide:
         assert tuple(slide.reader.downsamples) == (1, 2, 4, 8)
         assert slide.reader.level_sizes_px[1:] == ((512, 384), (256, 192), (128, 96))
@@ -280,8 +278,8 @@ def test_slides_that_fail_are_said_and_left_out(folder, tmp_path, caplog):
     (tmp_path / "text.tif").write_text("no slide")
     bad = files(tmp_path, ["missing", "short", "glass", "unstated", "text"])
     for uniform_over in ("tissue", "slides"):
-        source = patching.Source([*bad, *files(folder)], OnlinePatches(48, (0.25,), 0.4, uniform_over), 0)
-        batch = next(patching.batches(source, 0, 1, 64, n_workers=2))
+        source = Source([*bad, *files(folder)], OnlinePatches(48, (0.25,), 0.4, uniform_over), 0)
+        batch = next(batches(source, 0, 1, 64, n_workers=2))
         assert set(batch.drawn["slide_id"]) == {"a", "b", "c"}
         said = {
             "missing": "no such slide",
@@ -294,18 +292,18 @@ def test_slides_that_fail_are_said_and_left_out(folder, tmp_path, caplog):
         assert all(reason in source.failures[name] for name, reason in said.items())
         assert source.left_out == source.failures
     assert "slide glass is left out" in caplog.text
-    only = patching.Source(bad, SETTINGS, 0)
-    with pytest.raises(patching.PatchingError, match=r"(?s)from 5 slides; .*glass\.tif: no tissue"):
+    only = Source(bad, SETTINGS, 0)
+    with pytest.raises(PatchingError, match=r"(?s)from 5 slides; .*glass\.tif: no tissue"):
         only.read(0)
-    with pytest.raises(patching.PatchingError, match="no slides"):
-        patching.Source([], SETTINGS, 0)
-    with pytest.raises(patching.PatchingError, match="named twice: a"):
-        patching.Source(files(folder, "aa"), SETTINGS, 0)
+    with pytest.raises(PatchingError, match="no slides"):
+        Source([], SETTINGS, 0)
+    with pytest.raises(PatchingError, match="named twice: a"):
+        Source(files(folder, "aa"), SETTINGS, 0)
 
 
 @pytest.mark.parametrize(
     ("where", "error"),
-    [("mfcore.pretraining.patching_open.open_slide", TypeError), ("mfcore.pretraining.tissue.thumbnail_of", MemoryError)],
+    [("mfcore.pretraining.slides.open_slide", TypeError), ("mfcore.pretraining.tissue.thumbnail_of", MemoryError)],
 )
 def test_a_header_that_says_nonsense_costs_its_slide_alone(folder, monkeypatch, where, error):
     """Readers raise whatever a damaged header leads them to: a size that is a list, an image of terabytes."""
@@ -320,9 +318,9 @@ def test_a_header_that_says_nonsense_costs_its_slide_alone(folder, monkeypatch, 
         return original(slide, *more, **others)
 
     monkeypatch.setattr(where, nonsense)
-    source = patching.Source(files(folder), OnlinePatches(48, (0.25,), 0.4), 0)
-    assert set(next(patching.batches(source, 0, 1, 32)).drawn["slide_id"]) == {"b", "c"}
-    assert "a.tif" in source.failures["a"] and error.__name__ in source.failures["a"]
+    source = Source(files(folder), OnlinePatches(48, (0.25,), 0.4), 0)
+    assert set(next(batches(source, 0, 1, 32)).drawn["slide_id"]) == {"b", "c"}
+    assert "a tuple, not a number" in source.failures["a"]
 
 
 def test_damaged_px_are_drawn_anew(folder, tmp_path, caplog):
@@ -334,8 +332,8 @@ def test_damaged_px_are_drawn_anew(folder, tmp_path, caplog):
     content = bytearray((folder / "a.tif").read_bytes())
     content[page.dataoffsets[k] : page.dataoffsets[k] + page.databytecounts[k]] = bytes(page.databytecounts[k])
     (tmp_path / "a.tif").write_bytes(content)
-    whole, damaged = (patching.Source(files(place, "a"), settings, 0) for place in (folder, tmp_path))
-    expected, got = (next(patching.batches(source, 0, 1, 60)) for source in (whole, damaged))
+    whole, damaged = (Source(files(place, "a"), settings, 0) for place in (folder, tmp_path))
+    expected, got = (next(batches(source, 0, 1, 60)) for source in (whole, damaged))
     same = (expected.drawn["x_l0_px"] == got.drawn["x_l0_px"]).to_numpy()
     assert 0 < same.sum() < 60
     np.testing.assert_array_equal(expected.images[same], got.images[same])
@@ -347,32 +345,32 @@ def test_damaged_px_are_drawn_anew(folder, tmp_path, caplog):
 
 def test_where_no_px_can_be_read_the_draw_ends(folder, tmp_path, monkeypatch):
     """All tissue is damaged, or the disk has gone: said with its reasons, not tried for ever."""
-    monkeypatch.setattr(patching_source, "MAX_FAILED", 20)
-    slides = [patching.SlideFile(name, str(tmp_path / f"{name}.tif")) for name in "ab"]
+    monkeypatch.setattr(stream, "MAX_FAILED", 20)
+    slides = [SlideFile(name, str(tmp_path / f"{name}.tif")) for name in "ab"]
     for file in slides:
         Path(file.path).write_bytes((folder / f"{file.slide_id}.tif").read_bytes())
-    source = patching.Source(slides, OnlinePatches(48, (0.25,), 0.4), 0).survey()
+    source = Source(slides, OnlinePatches(48, (0.25,), 0.4), 0).survey()
     source.close()
     for file in slides:
         Path(file.path).unlink()
-    for read in (lambda: source.read(0), lambda: next(patching.batches(source, 0, 1, 8))):
-        with pytest.raises(patching.PatchingError, match=r"none of 20 places for patch \d .*[ab]\.tif: no such slide"):
+    for read in (lambda: source.read(0), lambda: next(batches(source, 0, 1, 8))):
+        with pytest.raises(PatchingError, match=r"none of 20 places for patch \d .*[ab]\.tif: no such slide"):
             read()
 
 
 def test_a_slide_too_coarse_is_not_enlarged(folder):
     """0.5 um/px has nothing to show at 0.25."""
-    slides = [patching.SlideFile("a", str(folder / "a.tif"))]
-    source = patching.Source(slides, OnlinePatches(48, (0.1, 0.25), 0.4, "slides"), 0)
-    with pytest.raises(patching.PatchingError, match=r"(?s)at 0\.1 um/px.*patches\.um_per_px"):
+    slides = [SlideFile("a", str(folder / "a.tif"))]
+    source = Source(slides, OnlinePatches(48, (0.1, 0.25), 0.4, "slides"), 0)
+    with pytest.raises(PatchingError, match=r"(?s)at 0\.1 um/px.*patches\.um_per_px"):
         [source.draw(i) for i in range(20)]
     assert "0.1 um/px is finer than the slide's 0.25" in source.failures["a"] and source.left_out == {}
 
 
 def test_what_a_slide_lacks_is_said_with_what_to_change(folder):
     """Too fine for it, or too wide for its tissue: each resolution by its own reason."""
-    slides = [patching.SlideFile("a", str(folder / "a.tif"))]
-    source = patching.Source(slides, OnlinePatches(48, (0.1, 0.25, 5.0), 0.4), 0).survey()
+    slides = [SlideFile("a", str(folder / "a.tif"))]
+    source = Source(slides, OnlinePatches(48, (0.1, 0.25, 5.0), 0.4), 0).survey()
     assert re.search(
         r"0\.1 um/px is finer than the slide's 0\.25.*; no place for a patch of 48 px with 40% tissue at 5 um/px on a slide of "
         r"0\.25; lower patches\.min_tissue or patches\.size_px$",
@@ -383,8 +381,8 @@ def test_what_a_slide_lacks_is_said_with_what_to_change(folder):
 def test_open_slides_are_bounded(folder):
     """Two stay open of three, whichever are read; px are the same."""
     settings = OnlinePatches(48, (0.25,), 0.4)
-    many, two = patching.Source(files(folder), settings, 0), patching.Source(files(folder), settings, 0, max_open=2)
-    for batch, other in zip(patching.batches(many, 0, 4, 16), patching.batches(two, 0, 4, 16, n_workers=2), strict=True):
+    many, two = Source(files(folder), settings, 0), Source(files(folder), settings, 0, max_open=2)
+    for batch, other in zip(batches(many, 0, 4, 16), batches(two, 0, 4, 16, n_workers=2), strict=True):
         np.testing.assert_array_equal(batch.images, other.images)
     assert two.open.n_open <= 2 and many.open.n_open == 3
     assert two.open.n_open + two.open.n_dozing == 3
@@ -396,16 +394,14 @@ def test_open_slides_are_bounded(folder):
 
 def test_a_slide_that_was_put_by_reads_on_without_being_looked_into(folder, tmp_path, monkeypatch):
     """Its index is kept: it opens at once, its px are the same, damage is said as ever; kept bytes are bounded."""
-    from mfcore.pretraining import patching_open
-
     settings = OnlinePatches(48, (0.25,), 0.4)
-    slides = [patching.SlideFile(name, str(tmp_path / f"{name}.tif")) for name in "abc"]
+    slides = [SlideFile(name, str(tmp_path / f"{name}.tif")) for name in "abc"]
     for file in slides:
         Path(file.path).write_bytes((folder / f"{file.slide_id}.tif").read_bytes())
-    source = patching.Source(slides, settings, 0, max_open=1).survey()
+    source = Source(slides, settings, 0, max_open=1).survey()
     expected = [source.read(i) for i in range(6)]
     with monkeypatch.context() as patch:
-        patch.setattr(patching_open, "open_slide", None)  # not to be called
+        patch.setattr(slide_files, "open_slide", None)  # not to be called
         for i, patch_i in enumerate(expected):
             np.testing.assert_array_equal(source.read(i).image, patch_i.image)
     Path(slides[0].path).unlink()
@@ -417,8 +413,8 @@ def test_a_slide_that_was_put_by_reads_on_without_being_looked_into(folder, tmp_
         i = next(i for i in range(100) if source.slides[source.draw(i).slide].slide_id == "a")
         assert source.read(i).slide_id != "a"
     assert "a.tif: damaged" in source.failures["a"] or "no such" in source.failures["a"]
-    monkeypatch.setattr(patching_open, "INDEX_BYTES", 0)
-    bounded = patching.Source(slides[1:], settings, 0, max_open=1).survey()
+    monkeypatch.setattr(slide_files, "INDEX_BYTES", 0)
+    bounded = Source(slides[1:], settings, 0, max_open=1).survey()
     assert bounded.open.n_dozing == 0
 
 
@@ -433,34 +429,6 @@ def test_a_slide_in_use_is_not_closed(folder):
         assert opened.is_open(a) and slide.read(100, 100, 8).shape == (8, 8, 3)
         assert not opened.is_open(b)
     opened.close()
-
-
-def test_slides_come_from_wherever_fsspec_opens_them(folder, tmp_path, monkeypatch):
-    """Fetched while they are open, gone afterwards; one that isn't there fails as any other."""
-    import fsspec
-
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    memory = fsspec.filesystem("memory")
-    for name in "abc":
-        memory.pipe(f"/bucket/{name}.tif", (folder / f"{name}.tif").read_bytes())
-    memory.pipe("/bucket/notes.txt", b"no slide")
-    study = Study(name="s", title="s", data=Data(source="csv"))
-    slides = patching.slides_of(study, Pretraining("p", slides="memory://bucket/"), tmp_path)
-    assert [file.slide_id for file in slides] == ["a.tif", "b.tif", "c.tif"]
-    remote = patching.Source([*slides, patching.SlideFile("gone", "memory://bucket/gone.tif")], SETTINGS, 0, max_open=1)
-    local = patching.Source([patching.SlideFile(f"{name}.tif", str(folder / f"{name}.tif")) for name in "abc"], SETTINGS, 0)
-    batch = next(patching.batches(remote, 0, 1, 16, n_workers=2))
-    assert set(batch.drawn["slide_id"]) <= {"a.tif", "b.tif", "c.tif"}
-    assert remote.failures["gone"].startswith("memory://bucket/gone.tif: can't be fetched (FileNotFoundError")
-    row = batch.drawn.iloc[3]
-    index = [file.slide_id for file in local.slides].index(row["slide_id"])
-    drawn = patching_source.Drawn(3, index, *row[["um_per_px", "x_l0_px", "y_l0_px", "tissue"]])
-    image = np.empty_like(batch.images[3])
-    assert local.read_one(iter([drawn]), image) == drawn
-    np.testing.assert_array_equal(image, batch.images[3])
-    assert len(list(tmp_path.glob("mfcore-slide-*"))) == 1
-    remote.close()
-    assert not list(tmp_path.glob("mfcore-slide-*"))
 
 
 def test_slides_of_a_study_are_its_own_or_those_named(folder, tmp_path):
@@ -478,25 +446,25 @@ def test_slides_of_a_study_are_its_own_or_those_named(folder, tmp_path):
     ]
     (tmp_path / "annotations.json").write_text(json.dumps({"images": images, "annotations": boxes}))
     study = Study(name="s", title="s", data=Data(source="midog", um_per_px=0.3, um_per_px_by_scanner={"b": 0.2}))
-    own = patching.slides_of(study, Pretraining("p"), tmp_path)
+    own = pretrain.slides_of(study, Pretraining("p"), tmp_path)
     assert [(Path(file.path), file.um_per_px, file.scanner) for file in own] == [
         (tmp_path / "images" / "a.tif", 0.3, "a"),
         (tmp_path / "images" / "b.tif", 0.2, "b"),
     ]
-    named = patching.slides_of(study, Pretraining("p", slides=str(folder)), tmp_path)
+    named = pretrain.slides_of(study, Pretraining("p", slides=str(folder)), tmp_path)
     assert [(file.slide_id, Path(file.path)) for file in named] == [(f"{n}.tif", folder / f"{n}.tif") for n in "abc"]
     assert {(file.um_per_px, file.scanner) for file in named} == {(0.3, "")}
     (tmp_path / "one" / "sub").mkdir(parents=True)
     for name in ("a.tif", "._a.tif", "sub/.a.tif"):  # macOS lays such files beside others
         (tmp_path / "one" / name).write_bytes((folder / "a.tif").read_bytes())
     for place in ("one/", "one/a.tif"):
-        (only,) = patching.slides_of(study, Pretraining("p", slides=place), tmp_path)
+        (only,) = pretrain.slides_of(study, Pretraining("p", slides=place), tmp_path)
         assert (only.slide_id, Path(only.path)) == ("a.tif", tmp_path / "one" / "a.tif"), "no machine's path is in its name"
-    with pytest.raises(patching.PatchingError, match="no slide below it"):
+    with pytest.raises(PatchingError, match="no slide below it"):
         (tmp_path / "empty").mkdir()
-        patching.slides_of(study, Pretraining("p", slides=str(tmp_path / "empty")), tmp_path)
-    with pytest.raises(patching.PatchingError, match="has patches and no slides"):
-        patching.slides_of(Study(name="s", title="s", data=Data(source="amibr")), Pretraining("p"), tmp_path)
+        pretrain.slides_of(study, Pretraining("p", slides=str(tmp_path / "empty")), tmp_path)
+    with pytest.raises(PatchingError, match="has patches and no slides"):
+        pretrain.slides_of(Study(name="s", title="s", data=Data(source="amibr")), Pretraining("p"), tmp_path)
 
 
 def test_what_is_said_of_a_folder_without_um_per_px_mends_it(tmp_path):
@@ -506,12 +474,12 @@ def test_what_is_said_of_a_folder_without_um_per_px_mends_it(tmp_path):
     by_scanner, for_all = {"um_per_px_by_scanner": {"S": 0.25}}, {"um_per_px": 0.25}
     for said in (by_scanner, for_all):
         study = Study(name="s", title="s", data=Data(source="csv", **said))
-        slides = patching.slides_of(study, Pretraining("p", slides="slides/"), tmp_path)
-        with patching.Source(slides, SETTINGS, 0) as source:
+        slides = pretrain.slides_of(study, Pretraining("p", slides="slides/"), tmp_path)
+        with Source(slides, SETTINGS, 0) as source:
             if said is for_all:
                 assert source.read(0).slide_id == "a.tif" and not source.failures
             else:
-                with pytest.raises(patching.PatchingError, match=r"say it in the study: data: \{um_per_px: \.\.\.\} for all"):
+                with pytest.raises(PatchingError, match=r"say it in the study: data: \{um_per_px: \.\.\.\} for all"):
                     source.survey()
 
 
@@ -521,9 +489,9 @@ def test_a_tile_is_decoded_once_for_all_its_patches(folder, monkeypatch):
 
     decode, keys = TiffReader.decode, []
     monkeypatch.setattr(TiffReader, "decode", lambda reader, key, lent=None: keys.append(key) or decode(reader, key, lent))
-    source = patching.Source(files(folder, "a"), OnlinePatches(48, (0.25,), 0.4), 0).survey()
+    source = Source(files(folder, "a"), OnlinePatches(48, (0.25,), 0.4), 0).survey()
     keys.clear()
-    for _ in patching.batches(source, 0, 4, 16):
+    for _ in batches(source, 0, 4, 16):
         pass
     assert len(keys) == len(set(keys)) <= 12
 
@@ -531,16 +499,14 @@ def test_a_tile_is_decoded_once_for_all_its_patches(folder, monkeypatch):
 @pytest.mark.parametrize("n_workers", [1, 3])
 def test_windows_of_any_length_give_the_same_batches_and_leave_those_kept_alone(folder, monkeypatch, n_workers):
     """Windows share their memory; a batch that was handed out has px of its own. Some pause between batches, some don't."""
-    from mfcore.pretraining import patching_feed
-
-    source = patching.Source(files(folder), SETTINGS, 3).survey()
+    source = Source(files(folder), SETTINGS, 3).survey()
     expected = np.stack([source.read(number).image for number in range(120)])
-    monkeypatch.setattr(patching_feed, "FIRST_WINDOW_PATCHES", 8)
-    monkeypatch.setattr(patching_feed, "TASK_PATCHES", 5)
+    monkeypatch.setattr(feed, "FIRST_WINDOW_PATCHES", 8)
+    monkeypatch.setattr(feed, "TASK_PATCHES", 5)
     for most in (1, 8, 24, 1000):
-        monkeypatch.setattr(patching_feed, "WINDOW_PATCHES", most)
+        monkeypatch.setattr(feed, "WINDOW_PATCHES", most)
         kept = []
-        for batch in patching.batches(source, 0, 15, 8, n_workers=n_workers):
+        for batch in batches(source, 0, 15, 8, n_workers=n_workers):
             kept.append(batch)
             time.sleep(0.01 * (len(kept) % 3 == 0))
         assert [number for batch in kept for number in batch.drawn["number"]] == list(range(120))
@@ -549,21 +515,19 @@ def test_windows_of_any_length_give_the_same_batches_and_leave_those_kept_alone(
 
 def test_no_more_patches_are_held_than_a_window_and_a_batch(folder, monkeypatch):
     """However long the stream: room is made once, and used again."""
-    from mfcore.pretraining import patching_feed
-
-    made, slots = [], patching_feed._Slots
-    monkeypatch.setattr(patching_feed, "_Slots", lambda n, size_px: made.append(n) or slots(n, size_px))
-    monkeypatch.setattr(patching_feed, "WINDOW_PATCHES", 32)
-    source = patching.Source(files(folder), SETTINGS, 3)
-    assert len(list(patching.batches(source, 0, 30, 8))) == 30
+    made, slots = [], feed._Slots
+    monkeypatch.setattr(feed, "_Slots", lambda n, size_px: made.append(n) or slots(n, size_px))
+    monkeypatch.setattr(feed, "WINDOW_PATCHES", 32)
+    source = Source(files(folder), SETTINGS, 3)
+    assert len(list(batches(source, 0, 30, 8))) == 30
     assert made == [40]
 
 
 def test_no_thread_is_left_behind(folder):
     """Closed early, the iterator ends its threads."""
-    source = patching.Source(files(folder), SETTINGS, 0)
+    source = Source(files(folder), SETTINGS, 0)
     before = threading.active_count()
-    with contextlib.closing(patching.batches(source, 0, 1000, 64, n_workers=2)) as stream:
+    with contextlib.closing(batches(source, 0, 1000, 64, n_workers=2)) as stream:
         next(stream)
         assert threading.active_count() > before
     assert threading.active_count() == before
@@ -572,9 +536,9 @@ def test_no_thread_is_left_behind(folder):
 @needs_real
 def test_real_slides_together():
     """Both real slides, of two makers and resolutions, in one stream."""
-    slides = [patching.SlideFile(path.name, str(path)) for path in sorted(REAL.glob("*.*")) if path.suffix in (".svs", ".tif")]
-    source = patching.Source(slides, OnlinePatches(128), 0)
-    batch = next(patching.batches(source, 0, 1, 64, n_workers=2))
+    slides = [SlideFile(path.name, str(path)) for path in sorted(REAL.glob("*.*")) if path.suffix in (".svs", ".tif")]
+    source = Source(slides, OnlinePatches(128), 0)
+    batch = next(batches(source, 0, 1, 64, n_workers=2))
     assert set(batch.drawn["slide_id"]) == {"CMU-1-Small-Region.svs", "canine_strip.tif"}
     assert batch.drawn.loc[batch.drawn["slide_id"].str.startswith("CMU"), "um_per_px"].min() == 0.5
     assert (batch.images.min((1, 2, 3)) < 200).all() and batch.drawn["tissue"].min() >= 0.4
@@ -583,7 +547,7 @@ def test_real_slides_together():
 def test_figures_and_captions_say_what_was_drawn(folder, exact):
     """Drawn from a real source; the numbers in words are those of the tables."""
     study = Study(name="s", title="s", data=Data(source="synthetic"))
-    source = patching.Source([*files(folder), patching.SlideFile("gone", "gone.tif")], SETTINGS, 0).survey()
+    source = Source([*files(folder), SlideFile("gone", "gone.tif")], SETTINGS, 0).survey()
     slides, drawn = source.overview(), source.table(range(300))
     assert slides["draw_share"].sum() == pytest.approx(1) and slides.set_index("slide_id").loc["gone", "failure"]
     assert slides.set_index("slide_id").loc["a", "tissue_mm2"] == pytest.approx(30 * 20 * 16e-6)
@@ -602,7 +566,7 @@ def test_figures_and_captions_say_what_was_drawn(folder, exact):
     assert captions_patching.slides_table(in_part).iloc[-1, 0] == "failed in part: a"
     twice = slides.assign(tissue_mm2=[0.0 if name in "ab" else 1.0 for name in slides["slide_id"]])
     assert "2 slides were left out" in captions_patching.places(study, SETTINGS, drawn, twice[twice["slide_id"] != "gone"], "a")
-    read = next(patching.batches(source, 0, 1, 16))
+    read = next(batches(source, 0, 1, 16))
     sheet = figures_patching.contact_sheet(study, read.images, read.drawn)
     assert len(sheet.axes) == read.drawn["um_per_px"].nunique() * figures_patching.N_ACROSS
     assert "16 patches" in captions_patching.contact_sheet(study, read.drawn, 2.0)
@@ -612,9 +576,9 @@ def test_figures_and_captions_say_what_was_drawn(folder, exact):
 def test_a_draw_that_isnt_as_said_is_seen_in_the_caption(folder, exact):
     """The chi-square of the caption: near 1 where it is drawn so, tiny where the slides are drawn from alike."""
     settings = OnlinePatches(48, (0.25,), 0.4)
-    slides = patching.Source(files(folder), settings, 0).overview()
-    right = patching.Source(files(folder), settings, 0).table(range(1500))
-    wrong = patching.Source(files(folder), OnlinePatches(48, (0.25,), 0.4, "slides"), 0).table(range(1500))
+    slides = Source(files(folder), settings, 0).overview()
+    right = Source(files(folder), settings, 0).table(range(1500))
+    wrong = Source(files(folder), OnlinePatches(48, (0.25,), 0.4, "slides"), 0).table(range(1500))
     p = [float(captions_patching.against(drawn, slides).split("p = ")[1][:-1]) for drawn in (right, wrong)]
     assert p[0] > 0.05 and p[1] == 0
     assert "too few" in captions_patching.against(right[:10], slides)

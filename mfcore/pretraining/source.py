@@ -1,12 +1,28 @@
-"""The stream of patches: which place a number stands for, and the px there; its rules stand in
-`mfcore.pretraining.patching`."""
+"""Patches drawn online from slides (kaiko 2024, Online Patching): slide, resolution and place at random, none ever stored.
 
+**The stream.** Patch number i depends on the slides, the settings, the seed and i alone. Streams are endless; processes that
+read different numbers read different patches; a training that was stopped goes on at its number.
+
+**The draw.** First a resolution, each value of ``um_per_px`` as often as it is listed. Then, uniform over tissue: a centre,
+uniform over all centres on all slides at which the patch lies on the slide and holds at least ``min_tissue``. Or, uniform over
+slides: a slide, all slides that have such a centre with the same probability, and then one of its centres. Where a slide has a
+level of the resolution (a level that JPEG decodes at a smaller size counts), the patch is cut from the level's grid; else the
+patch is resampled as `mfcore.data.slides.slide` does, and enlarged by no more than half.
+
+**Failures.** A slide that can't be opened, has no um/px or shows no tissue is left out. A slide without a centre at a
+resolution is left out at that resolution. Where px are damaged, the draw is repeated, and other px of the slide may still be
+read. Each slide that failed is named once, in the log and in `Source.failures`; training goes on.
+"""
+
+import collections
+import copy
+import dataclasses
 import itertools
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,21 +30,18 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mfcore.data.slides.reader import Window
-from mfcore.data.slides.slide import SAME_RESOLUTION, Slide, SlideError
+from mfcore.data.slides.slide import Slide, SlideError
 from mfcore.pretraining import tissue
-from mfcore.pretraining.patching_kept import Kept, Seen
-from mfcore.pretraining.patching_open import OpenSlides
-from mfcore.pretraining.patching_places import Places, places_of
-from mfcore.pretraining.patching_slides import PatchingError, SlideFile, share_of
+from mfcore.pretraining.slides import Kept, OpenSlides, PatchingError, SlideFile, share_of
+from mfcore.pretraining.tissue import MAX_ENLARGED, Look, Places, level_of, places_at
 from mfcore.streams import generator
 from mfcore.study.config_pretraining import OnlinePatches
 
 MAX_OPEN = 64
 MEMORY_BYTES = 256 << 20  # of decoded tiles
-MAX_ENLARGED = 1.5  # a slide of 0.5 um/px has nothing to show at 0.25
-GRID = 1e-3  # px of a level: what is read so near to whole px counts as read on the level's grid
+GRID = 1e-3  # px of a level: a patch that is so near to whole px is cut from the level's grid
 MAX_TRIES = 100_000  # draws for one patch
-MAX_FAILED = 1000  # places for one patch that can't be read, one after another
+MAX_FAILED = 1000  # places for one patch, one after another, that can't be read
 
 log = logging.getLogger(__name__)
 
@@ -56,21 +69,13 @@ class Patch:
     tissue: float
 
 
-@dataclass
-class _Known:
-    """What is known of a slide once it has been looked at: its places by resolution."""
-
-    places: dict[float, Places] = field(default_factory=dict)
-
-
 class Source:
-    """The stream of patches of some slides; see `mfcore.pretraining.patching`. Threads may share it; it can be pickled.
+    """The stream of patches of some slides; see above. Threads may share a source.
 
-    seed: another gives other patches, and another nested choice of ``settings.slide_fraction``. max_open: slides open at once.
-    memory_bytes: of decoded tiles held. kept: what an earlier process found of the slides, and where this one keeps what it
-    finds; a copy or pickle has none. Of every slide are held its mask, a bit a cell and 128 KiB at most, 8 bytes for each run
-    of cells in which centres may lie, a run or two a row and resolution, and as `patching_open` says its index. Raises
-    PatchingError where there is no slide.
+    seed: decides the patches, and which slides are in a share (``settings.slide_fraction``). max_open: slides open at once.
+    memory_bytes: of decoded tiles. kept: where the tissue found on slides is kept for another start. In memory stay for each
+    slide its mask (a bit a cell, at most 128 KiB), 8 bytes for each run of cells in which centres may lie (one or two runs a
+    row and resolution), and its index, see `OpenSlides`. Raises PatchingError where there is no slide.
     """
 
     def __init__(
@@ -83,36 +88,29 @@ class Source:
         kept: Kept | None = None,
     ):
         ids = [file.slide_id for file in slides]
-        if twice := sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []:
+        if twice := sorted(name for name, n in collections.Counter(ids).items() if n > 1):
             raise PatchingError(f"slides named twice: {', '.join(twice[:10])}; give each file a slide_id of its own")
         self.slides = share_of(slides, settings.slide_fraction, seed)
         if not self.slides:
             raise PatchingError("there are no slides to draw patches from")
         self.settings, self.seed, self.kept = settings, seed, kept
         self.failures: dict[str, str] = {}
-        self._limits = (max_open, memory_bytes)
-        self._known: list[_Known | None] = [None] * len(self.slides)
+        self._known: list[dict[float, Places] | None] = [None] * len(self.slides)  # places by resolution, of slides looked at
         self._weights: dict[float, np.ndarray] = {}
-        self._start()
-
-    def _start(self) -> None:
-        self.open = OpenSlides(*self._limits)
+        self.open = OpenSlides(max_open, memory_bytes)
         self._lock = threading.Lock()
         self._locks = [threading.Lock() for _ in self.slides]
         self._order: tuple[int, np.ndarray] | None = None
 
-    def __getstate__(self) -> dict:
-        own = ("open", "_lock", "_locks", "_order")
-        return {key: value for key, value in self.__dict__.items() if key not in own} | {"kept": None}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._start()
-
     def close(self) -> None:
-        """Close the slides; they open again where they are needed. What was found of them is kept, where it can be."""
+        """Close the slides; they open again where they are needed."""
         self.open.close()
-        self._keep()
+
+    def without_repeats(self) -> "Source":
+        """The stream in which every patch is new (``n_distinct`` None), of the same open slides."""
+        other = copy.copy(self)
+        other.settings = dataclasses.replace(self.settings, n_distinct=None)
+        return other
 
     def __enter__(self) -> "Source":
         return self
@@ -127,9 +125,9 @@ class Source:
         return Patch(image, self.slides[drawn.slide].slide_id, *drawn[2:])
 
     def read_one(self, candidates: Iterator[Drawn], out: np.ndarray) -> Drawn:
-        """The first of the candidates that can be read; its px are written into ``out``, uint8 (size_px, size_px, 3).
+        """The first candidate that can be read; its px are written into ``out``, uint8 (size_px, size_px, 3).
 
-        Raises PatchingError where none of MAX_FAILED can: the slides are damaged throughout, or their disk has gone.
+        Raises PatchingError where MAX_FAILED candidates fail: the slides are damaged throughout, or their disk has gone.
         """
         for drawn in itertools.islice(candidates, MAX_FAILED):
             try:
@@ -145,7 +143,7 @@ class Source:
         )
 
     def _write(self, slide: Slide, drawn: Drawn, out: np.ndarray) -> None:
-        """Write the px of a place on its open slide; raises SlideError where they are damaged."""
+        """Write the px of a place on an open slide into ``out``; raises SlideError for damaged px."""
         window = self._cut(slide, drawn)
         if window is not None:
             slide.reader.region(window, out)
@@ -153,7 +151,7 @@ class Source:
             out[:] = slide.read(drawn.x_l0_px, drawn.y_l0_px, self.settings.size_px, drawn.um_per_px)
 
     def announce(self, slide: Slide, places: Iterable[Drawn]) -> None:
-        """Say which places of an open slide will be read, in order, so that what they share is decoded once."""
+        """Announce which places of an open slide will be read, in order: shared tiles are then decoded once."""
         size_px = self.settings.size_px
         slide.reader.expect(
             self._cut(slide, drawn) or slide.window(drawn.x_l0_px, drawn.y_l0_px, size_px, drawn.um_per_px)[0]
@@ -161,18 +159,18 @@ class Source:
         )
 
     def _cut(self, slide: Slide, drawn: Drawn) -> Window | None:
-        """What is cut from a level that has the patch's resolution; None where there's none, or none read px by px."""
-        found = level_of(slide.reader.downsamples, drawn.um_per_px / slide.um_per_px)
-        if found is None:
+        """What is cut from a level that has the patch's resolution; None without such a level, or off its grid."""
+        match = level_of(slide.reader.downsamples, drawn.um_per_px / slide.um_per_px)
+        if match is None:
             return None
-        level, downsample = found
+        level, downsample = match
         size_px = self.settings.size_px
         left, top = (round(centre / downsample - size_px / 2) for centre in (drawn.x_l0_px, drawn.y_l0_px))
         aside = [slide.reader.corner_l0_px(at, level) - at * downsample for at in (left, top)]
         return Window(level, left, top, size_px, size_px) if max(map(abs, aside)) < GRID * downsample else None
 
     def draw(self, number: int) -> Drawn:
-        """Where patch ``number`` lies, if its px can be read."""
+        """Where patch ``number`` lies, unless its px can't be read."""
         return next(self.candidates(number))
 
     def candidates(self, number: int) -> Iterator[Drawn]:
@@ -180,19 +178,19 @@ class Source:
         rng = generator(self.seed, "online patch", self._distinct(number))
         settings = self.settings
         um_per_px = settings.um_per_px[int(rng.integers(len(settings.um_per_px)))]
-        over = self._over_tissue if settings.uniform_over == "tissue" else self._over_slides
+        draw = self._over_tissue if settings.uniform_over == "tissue" else self._over_slides
         while True:
             for _ in range(MAX_TRIES):
-                found = over(rng, um_per_px)
-                if found is not None:
+                place = draw(rng, um_per_px)
+                if place is not None:
                     break
             else:
                 raise self._none_left(um_per_px)
-            slide, (x, y, share) = found
+            slide, (x, y, share) = place
             yield Drawn(number, slide, um_per_px, x, y, share)
 
     def _distinct(self, number: int) -> int:
-        """Which draw patch ``number`` is: itself; of a few that are distinct, each once in every round, in a new order."""
+        """The draw that patch ``number`` is: the number itself; of n_distinct draws each once a round, in a new order."""
         n = self.settings.n_distinct
         if n is None:
             return number
@@ -206,8 +204,8 @@ class Source:
         ends = self._areas(um_per_px)
         slide = min(int(np.searchsorted(ends, rng.random() * ends[-1], side="right")), len(ends) - 1)
         places = self.places(slide, um_per_px)
-        found = None if places is None else places.propose(rng)
-        return None if found is None else (slide, found)
+        place = None if places is None else places.propose(rng)
+        return None if place is None else (slide, place)
 
     def _over_slides(self, rng: np.random.Generator, um_per_px: float) -> tuple[int, tuple[float, float, float]] | None:
         slide = int(rng.integers(len(self.slides)))
@@ -217,13 +215,13 @@ class Source:
                 raise self._none_left(um_per_px)
             return None
         for _ in range(MAX_TRIES):
-            if (found := places.propose(rng)) is not None:
-                return slide, found
+            if (place := places.propose(rng)) is not None:
+                return slide, place
         return None
 
     def _any_has(self, um_per_px: float) -> bool:
-        """Whether a slide looked at so far has places at a resolution, or one wasn't looked at."""
-        return any(known is None or um_per_px in known.places for known in self._known)
+        """Whether a slide has places at a resolution, or a slide wasn't looked at yet."""
+        return any(known is None or um_per_px in known for known in self._known)
 
     def _areas(self, um_per_px: float) -> np.ndarray:
         """Running sum over the slides of the area where centres may lie, um2, float (n_slides,)."""
@@ -239,23 +237,25 @@ class Source:
         return (self.places(i, um_per_px) for i in range(len(self.slides)))
 
     def places(self, slide: int, um_per_px: float) -> Places | None:
-        """Where patches of a resolution may lie on a slide; None where nowhere. Looks at the slide unless that is done."""
+        """Where patches of a resolution may lie on a slide; None for nowhere. Looks at the slide if that isn't done yet."""
         known = self._known[slide]
         if known is None:
             with self._locks[slide]:
-                known = self._known[slide] = self._known[slide] or self._look(self.slides[slide])
-        return known.places.get(um_per_px)
+                known = self._known[slide]
+                if known is None:
+                    known = self._known[slide] = self._look(self.slides[slide])
+        return known.get(um_per_px)
 
     def table(self, numbers: Iterable[int]) -> pd.DataFrame:
-        """Where patches of these numbers lie, unread: number, slide_id, um_per_px, x_l0_px, y_l0_px, tissue, x_um, y_um."""
+        """Where patches lie, without reading them: number, slide_id, um_per_px, x_l0_px, y_l0_px, tissue, x_um, y_um."""
         drawn = [self.draw(number) for number in numbers]
         table = pd.DataFrame(drawn, columns=Drawn._fields)
-        of_slide = [self._known[one.slide].places[one.um_per_px].mask.um_per_px for one in drawn]  # type: ignore[union-attr]
+        l0_um_per_px = [self.places(one.slide, one.um_per_px).mask.um_per_px for one in drawn]
         table.insert(1, "slide_id", [self.slides[one.slide].slide_id for one in drawn])
-        return table.drop(columns="slide").assign(x_um=table["x_l0_px"] * of_slide, y_um=table["y_l0_px"] * of_slide)
+        return table.drop(columns="slide").assign(x_um=table["x_l0_px"] * l0_um_per_px, y_um=table["y_l0_px"] * l0_um_per_px)
 
     def thumbnail(self, slide_id: str) -> tuple[np.ndarray, np.ndarray, float]:
-        """A slide to look at: uint8 (H, W, 3), its tissue, bool (H, W), and the um that a px of both is wide."""
+        """A slide's thumbnail, uint8 (H, W, 3), its tissue, bool (H, W), and the um/px of both."""
         i = [file.slide_id for file in self.slides].index(slide_id)
         mask = next(places.mask for um in self.settings.um_per_px if (places := self.places(i, um)) is not None)
         with self.open.use(self.slides[i]) as slide:
@@ -266,14 +266,14 @@ class Source:
         """A row a slide: slide_id, file, tissue_mm2, tissue_share, draw_share, bytes, failure.
 
         tissue_share: of the slide's area. draw_share: of all draws, to within the cells of the mask at the border of where
-        centres may lie. bytes: kept of the slide. failure: "" for none.
+        centres may lie. bytes: memory for the slide. failure: "" for none.
         """
         rows, asked = [], self.settings.um_per_px
         areas = np.array([[0.0 if p is None else p.area_um2 for p in self._places_at(um)] for um in asked])  # (n_um, n_slides)
         weights = areas if self.settings.uniform_over == "tissue" else (areas > 0).astype(float)
         shares = (weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)).mean(axis=0)
         for i, file in enumerate(self.slides):
-            places = [found for um in dict.fromkeys(self.settings.um_per_px) if (found := self.places(i, um)) is not None]
+            places = [each for um in dict.fromkeys(asked) if (each := self.places(i, um)) is not None]
             mask = places[0].mask if places else None
             rows.append(
                 {
@@ -289,57 +289,40 @@ class Source:
         return pd.DataFrame(rows)
 
     def survey(self, n_workers: int = 1) -> "Source":
-        """Look at every slide that wasn't: a thumbnail each; raises PatchingError for no workers and where none has tissue."""
+        """Look at a thumbnail of every slide; raises PatchingError for no workers and where no slide has tissue."""
         if n_workers < 1:
-            raise PatchingError(f"n_workers: {n_workers} must be 1 or more; slides are looked at by threads of their own")
-        left = [i for i, known in enumerate(self._known) if known is None]
-        if left:
+            raise PatchingError(f"n_workers: {n_workers} must be 1 or more; slides are looked at by separate threads")
+        unseen = [i for i, known in enumerate(self._known) if known is None]
+        if unseen:
             with ThreadPoolExecutor(n_workers) as pool:
-                looks = pool.map(lambda i: self.places(i, self.settings.um_per_px[0]), left)
-                for _ in tqdm(looks, total=len(left), desc="tissue masks", unit="slide", leave=False):
+                looks = pool.map(lambda i: self.places(i, self.settings.um_per_px[0]), unseen)
+                for _ in tqdm(looks, total=len(unseen), desc="tissue masks", unit="slide", leave=False):
                     pass
-        self._keep()
-        if not any(known is not None and known.places for known in self._known):
+        if not any(self._known):
             raise self._none_left(None)
         return self
 
-    def _keep(self) -> None:
-        if self.kept is not None:
-            self.kept.write()
-
-    def _look(self, file: SlideFile) -> _Known:
-        """Find a slide's tissue and where patches may lie on it."""
-        settings, known = self.settings, _Known()
+    def _look(self, file: SlideFile) -> dict[float, Places]:
+        """Find a slide's tissue; returns by resolution where patches may lie."""
+        settings, asked = self.settings, dict.fromkeys(self.settings.um_per_px)
         try:
-            seen = self._see(file) if self.kept is None else self.kept.seen(file, lambda: self._see(file))
-        except (SlideError, OSError, tissue.TissueError) as error:
-            self._fail(file.slide_id, str(error), "is left out")
-            return known
-        except MemoryError as error:  # a damaged header that says an image of terabytes
-            self._fail(file.slide_id, f"{file.path}: larger than the memory ({type(error).__name__}: {error})", "is left out")
-            return known
-        slide_um_per_px = seen.mask.um_per_px
-        for um_per_px in dict.fromkeys(settings.um_per_px):
-            if um_per_px * MAX_ENLARGED < slide_um_per_px:
-                continue
-            found = level_of(seen.downsamples, um_per_px / slide_um_per_px)
-            grid = None if found is None else (settings.size_px, found[1])
-            side = settings.size_px * (found[1] if found else um_per_px / slide_um_per_px)
-            places = places_of(seen.mask, seen.size_px, side, settings.min_tissue, grid)
-            if places.n_cells:
-                known.places[um_per_px] = places
-        missing = [um_per_px for um_per_px in dict.fromkeys(settings.um_per_px) if um_per_px not in known.places]
-        if missing:
-            so = "is left out at some resolutions" if known.places else "is left out"
-            self._fail(file.slide_id, f"{file.path}: {_no_place(settings, missing, slide_um_per_px)}", so)
+            look = self._see(file) if self.kept is None else self.kept.look(file, lambda: self._see(file))
+        except (SlideError, OSError, tissue.TissueError, MemoryError) as error:  # a damaged header may say terabytes
+            self._fail(file.slide_id, f"{error}", "is left out")
+            return {}
+        places = {um_per_px: places_at(look, um_per_px, settings.size_px, settings.min_tissue) for um_per_px in asked}
+        known = {um_per_px: each for um_per_px, each in places.items() if each is not None}
+        if missing := [um_per_px for um_per_px in asked if um_per_px not in known]:
+            so = "is left out at some resolutions" if known else "is left out"
+            self._fail(file.slide_id, f"{file.path}: {_no_place(settings, missing, look.mask.um_per_px)}", so)
         return known
 
-    def _see(self, file: SlideFile) -> Seen:
+    def _see(self, file: SlideFile) -> Look:
         with self.open.use(file) as slide:
-            return Seen(tissue.of_slide(slide), slide.size_px, tuple(slide.reader.downsamples))
+            return tissue.look_at(slide)
 
     def _fail(self, slide_id: str, reason: str, so: str) -> None:
-        """Say it and what comes of it, once a slide."""
+        """Log why a slide failed and what follows, once a slide."""
         with self._lock:
             if slide_id in self.failures:
                 return
@@ -348,36 +331,30 @@ class Source:
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Of `failures` those of slides from which nothing is drawn at all, as far as slides were looked at."""
-        nowhere = {file.slide_id for file, known in zip(self.slides, self._known, strict=True) if known and not known.places}
+        """The `failures` of slides from which no patch is drawn, among the slides looked at."""
+        nowhere = {file.slide_id for file, known in zip(self.slides, self._known, strict=True) if known == {}}
         return {slide_id: reason for slide_id, reason in self.failures.items() if slide_id in nowhere}
 
     def _none_left(self, um_per_px: float | None) -> PatchingError:
         at = "" if um_per_px is None else f" at {um_per_px:g} um/px"
         reasons = [f"{name}: {reason}" for name, reason in itertools.islice(self.failures.items(), 20)]
         more = f"\n  ... and {len(self.failures) - 20} more" if len(self.failures) > 20 else ""
-        remedy = "mend what is said of one" if um_per_px is None else "leave the resolution out of patches.um_per_px"
+        remedy = "mend one of the failures" if um_per_px is None else "leave the resolution out of patches.um_per_px"
         none = f"no patch can be drawn{at} from {len(self.slides)} slide{'s' * (len(self.slides) > 1)}; {remedy}"
         return PatchingError(f"{none}:\n  " + "\n  ".join(reasons) + more)
 
 
 def _no_place(settings: OnlinePatches, missing: Sequence[float], slide_um_per_px: float) -> str:
     """Why a slide has no patch at the resolutions ``missing``, and what to change."""
-    said = []
+    reasons = []
     if too_fine := [f"{um_per_px:g}" for um_per_px in missing if um_per_px * MAX_ENLARGED < slide_um_per_px]:
-        said.append(
+        reasons.append(
             f"{', '.join(too_fine)} um/px is finer than the slide's {slide_um_per_px:.3g}, which is enlarged {MAX_ENLARGED:g} "
             "times at most; name coarser ones in patches.um_per_px"
         )
     if bare := [f"{um_per_px:g}" for um_per_px in missing if um_per_px * MAX_ENLARGED >= slide_um_per_px]:
-        said.append(
+        reasons.append(
             f"no place for a patch of {settings.size_px} px with {settings.min_tissue:.0%} tissue at {', '.join(bare)} um/px "
             f"on a slide of {slide_um_per_px:.3g}; lower patches.min_tissue or patches.size_px"
         )
-    return "; ".join(said)
-
-
-def level_of(downsamples: Sequence[float], scale: float) -> tuple[int, float] | None:
-    """The level that has a resolution, ``scale`` times as coarse as level 0, and its downsample; None where there's none."""
-    difference, level, downsample = min((abs(each / scale - 1), level, each) for level, each in enumerate(downsamples))
-    return (level, downsample) if difference < SAME_RESOLUTION else None
+    return "; ".join(reasons)

@@ -11,19 +11,22 @@ import numpy as np
 import pandas as pd
 
 from mfcore.data.slides.slide import SlideError
-from mfcore.pretraining.patching_slides import PatchingError
-from mfcore.pretraining.patching_source import Drawn, Source
+from mfcore.pretraining.slides import PatchingError
+from mfcore.pretraining.source import Drawn, Source
 
-WINDOW_BYTES, WINDOW_PATCHES = 768 << 20, 4096  # read ahead at once, at most
-FIRST_WINDOW_PATCHES = 256  # so that a training soon begins; every window is four times as long as the one before
-TASK_PATCHES = 32  # read by one thread, one after another
+WINDOW_BYTES, WINDOW_PATCHES = 768 << 20, 4096  # read ahead, at most
+FIRST_WINDOW_PATCHES = 256  # a training begins soon; every window is four times as long as the window before
+TASK_PATCHES = 32  # read by one thread
 BAND_L0_PX = 1024  # a slide is read along bands of this height for each um/px: a row of tiles of a level or so
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's patches of one process. images: uint8 (B, size_px, size_px, 3). drawn: a row a patch, number, slide_id,
-    um_per_px, x_l0_px, y_l0_px (centre), tissue (share)."""
+    """One step's patches of one process.
+
+    images: uint8 (B, size_px, size_px, 3). drawn: a row a patch, with number, slide_id, um_per_px, x_l0_px, y_l0_px (centre)
+    and tissue (share of the patch).
+    """
 
     images: np.ndarray
     drawn: pd.DataFrame
@@ -32,7 +35,7 @@ class Batch:
 def batches(
     source: Source, first: int, n_batches: int, batch_size: int, rank: int = 0, n_ranks: int = 1, n_workers: int = 1
 ) -> Iterator[Batch]:
-    """Yield a process's share of ``n_batches`` batches: of each batch_size numbers from ``first`` on, the rank's part of them.
+    """Yield a process's share of ``n_batches`` batches of ``batch_size`` patches, whose numbers begin at ``first``.
 
     ``n_workers`` threads read ahead. Close the iterator where it isn't used up (`contextlib.closing`), and the threads end.
     Raises PatchingError where a batch can't be shared evenly, for no workers, and as `Source.read` does.
@@ -40,7 +43,7 @@ def batches(
     if batch_size % n_ranks or not 0 <= rank < n_ranks:
         raise PatchingError(f"a batch of {batch_size} can't be shared by {n_ranks} processes (this one is {rank}); change it")
     if n_workers < 1:
-        raise PatchingError(f"n_workers: {n_workers} must be 1 or more; patches are read by threads of their own")
+        raise PatchingError(f"n_workers: {n_workers} must be 1 or more; patches are read by separate threads")
     share, size_px = batch_size // n_ranks, source.settings.size_px
     if source.settings.uniform_over == "tissue":
         source.survey(n_workers)
@@ -77,7 +80,7 @@ def _parts(starts: list[int], n: int, most: int) -> Iterator[list[int]]:
 
 
 class _Slots:
-    """Room for so many patches, uint8 (n, size_px, size_px, 3), used again and again: new memory costs a tenth of reading."""
+    """Room for n patches, uint8 (n, size_px, size_px, 3), used again and again: new memory costs a tenth of reading."""
 
     def __init__(self, n: int, size_px: int):
         self.images = np.empty((n, size_px, size_px, 3), np.uint8)
@@ -85,7 +88,7 @@ class _Slots:
 
 
 class _Window:
-    """Some batches that are read together; they are planned when it is made, and read from `start` on."""
+    """Batches that are read together: planned when the window is made, read from `start` on."""
 
     def __init__(self, source: Source, starts: list[int], share: int):
         self._source, self._share = source, share
@@ -96,19 +99,19 @@ class _Window:
         self._done: list[Future[None]] = []
         self._waiting = collections.deque[tuple[list[int], bool]]()
         for places in self._by_slide():
-            announced = self._announce(places, opens=False)  # those of the window before are still being read: both may share
+            announced = self._announce(places, opens=False)  # the window before may still read the same tiles
             parts = (places[at : at + TASK_PATCHES] for at in range(0, len(places), TASK_PATCHES))
             self._waiting += ((part, announced) for part in parts)
 
     def start(self, pool: ThreadPoolExecutor, slots: _Slots) -> None:
-        """Have as much of it read as there are free slots for."""
+        """Read as many patches as there are free slots."""
         while self._waiting and len(self._waiting[0][0]) <= len(slots.free):
             places, announced = self._waiting.popleft()
             self._slots[places] = [slots.free.pop() for _ in places]
             self._done.append(pool.submit(self._read, places, announced, slots.images))
 
     def batches(self, slots: _Slots) -> Iterator[Batch]:
-        """The batches, once all are read; the slots of each are free when it comes."""
+        """The batches, once all are read; a batch's slots are free when it is yielded."""
         for done in self._done:
             done.result()
         ids = [file.slide_id for file in self._source.slides]
@@ -121,7 +124,7 @@ class _Window:
             yield Batch(images, table)
 
     def _by_slide(self) -> list[list[int]]:
-        """Places in the window, of each slide by themselves, in the order in which they are best read."""
+        """Places in the window, a list for each slide, in the order in which they are read fastest."""
 
         def order(i: int) -> tuple:
             drawn = self._drawn[i]
@@ -132,7 +135,7 @@ class _Window:
         return [list(group) for _, group in itertools.groupby(ordered, key=lambda i: self._drawn[i].slide)]
 
     def _announce(self, places: list[int], opens: bool) -> bool:
-        """Tell a slide what will be read of it, if it is open or shall be opened; returns whether that was done."""
+        """Announce to a slide what will be read from it, if it is open or ``opens``; returns whether that was done."""
         file = self._source.slides[self._drawn[places[0]].slide]
         if not opens and not self._source.open.is_open(file):
             return False
@@ -144,7 +147,7 @@ class _Window:
         return True
 
     def _read(self, places: list[int], announced: bool, images: np.ndarray) -> None:
-        """Read some places of one slide; where one fails, its next candidate, wherever that is."""
+        """Read places of one slide; where a place fails, the patch's next candidate, on any slide."""
         if not announced and len(places) > 1:
             self._announce(places, opens=True)
         for i in places:

@@ -1,19 +1,19 @@
 """What was found of slides outlives a kill: the same stream without looking again, but at slides that changed or failed."""
 
-import copy
 import dataclasses
 import logging
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from made_pretraining import WHICH, write_slides
+from made_pretraining import TINY, write_slides
 
-from mfcore import store
-from mfcore.pretraining import loop, patching, patching_kept, pretrain, tissue
+from mfcore.pretraining import loop, pretrain, slides as slide_files, tissue
+from mfcore.pretraining.feed import batches
+from mfcore.pretraining.slides import Kept, SlideFile
+from mfcore.pretraining.source import Source
 from mfcore.study.config import Data, Study
 from mfcore.study.config_pretraining import OnlinePatches
 from mfcore.training import processes
@@ -42,16 +42,16 @@ def looked(monkeypatch):
     return names
 
 
-def source_of(folder, file=None, settings=SETTINGS, writes=True, ids=IDS, um_per_px=None):
-    """A source of the slides in a folder, which keeps what it finds in ``file``."""
-    slides = [patching.SlideFile(name, f"{folder}/{name}.tiff", um_per_px) for name in ids]
-    return patching.Source(slides, settings, 3, kept=None if file is None else patching.Kept(file, writes))
+def source_of(folder, kept=None, settings=SETTINGS, ids=IDS, um_per_px=None):
+    """A source of the slides in a folder, which keeps what it finds in the folder ``kept``."""
+    slides = [SlideFile(name, f"{folder}/{name}.tiff", um_per_px) for name in ids]
+    return Source(slides, settings, 3, kept=None if kept is None else Kept(kept))
 
 
 def stream_of(source, n=48):
     """Where the first patches lie, and their px."""
     with source:
-        (batch,) = patching.batches(source, 0, 1, n)
+        (batch,) = batches(source, 0, 1, n)
     return batch.drawn, batch.images
 
 
@@ -63,7 +63,7 @@ def same(one, other):
 @pytest.mark.parametrize("uniform_over", ["tissue", "slides"])
 def test_the_stream_is_the_same_and_no_slide_is_looked_at_again(folder, tmp_path, looked, uniform_over):
     """Without a file, with one that is written, with one that is read: the same places to the last bit, and px."""
-    settings, file = OnlinePatches(40, SETTINGS.um_per_px, uniform_over=uniform_over), tmp_path / "kept.parquet"
+    settings, file = OnlinePatches(40, SETTINGS.um_per_px, uniform_over=uniform_over), tmp_path / "kept"
     without = stream_of(source_of(folder, settings=settings))
     same(stream_of(source_of(folder, file, settings)), without)
     assert sorted(looked) == sorted(2 * IDS)
@@ -78,14 +78,11 @@ def test_the_stream_is_the_same_and_no_slide_is_looked_at_again(folder, tmp_path
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real slides of ../shared/data are not here")
 def test_real_slides_are_kept_to_the_last_bit(tmp_path, looked):
     """Levels whose downsamples are no whole numbers, slides of another scanner."""
-    slides = [patching.SlideFile(path.stem, str(path)) for path in sorted(REAL.iterdir())]
-    settings, file = OnlinePatches(64, (0.5, 1.0, 2.0)), tmp_path / "kept.parquet"
-    fresh, kept, again = (
-        patching.Source(slides, settings, 0, kept=each)
-        for each in (None, patching.Kept(file, True), patching.Kept(tmp_path / "none", True))
-    )
+    slides = [SlideFile(path.stem, str(path)) for path in sorted(REAL.iterdir())]
+    settings, file = OnlinePatches(64, (0.5, 1.0, 2.0)), tmp_path / "kept"
+    fresh, kept, again = (Source(slides, settings, 0, kept=each) for each in (None, Kept(file), Kept(tmp_path / "none")))
     kept.survey()
-    again.kept = patching.Kept(file, False)
+    again.kept = Kept(file)
     looked.clear()
     same(stream_of(again, 24), stream_of(fresh, 24))
     assert len(looked) == len(slides), "the source without a file looked, the other didn't"
@@ -93,7 +90,7 @@ def test_real_slides_are_kept_to_the_last_bit(tmp_path, looked):
 
 def test_a_slide_that_changed_is_looked_at_anew(folder, tmp_path, looked):
     """Another size of its file: that one; another um/px said, another rule for tissue: all."""
-    file = tmp_path / "kept.parquet"
+    file = tmp_path / "kept"
     source_of(folder, file).survey()
     write_slides(tmp_path / "others", 4)
     (tmp_path / "others" / "s3.tiff").replace(folder / "s1.tiff")
@@ -104,20 +101,21 @@ def test_a_slide_that_changed_is_looked_at_anew(folder, tmp_path, looked):
     looked.clear()
     source_of(folder, file).survey()
     assert not looked, "what is found anew is kept"
-    source_of(folder, file, um_per_px=0.3, writes=False).survey()
+    source_of(folder, file, um_per_px=0.3).survey()
     assert sorted(looked) == sorted(IDS)
     looked.clear()
     for name, value in (("MIN_SPREAD", 0.05), ("VERSION", tissue.VERSION + 1)):
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(tissue, name, value)
-            source_of(folder, file, writes=False).survey()
+            source_of(folder, file).survey()
         assert sorted(looked) == sorted(IDS)
         looked.clear()
 
 
 def test_every_number_of_the_rule_decides_whether_masks_hold():
     """A new constant of the module that isn't of the rule's numbers would leave old masks in use."""
-    numbers = {name: value for name, value in vars(tissue).items() if name.isupper() and name != "DENSITY"}
+    others = {"DENSITY", "N_LOOKED_AT", "MAX_ENLARGED", "SAME_RESOLUTION"}  # of densities, and of places for patches
+    numbers = {name: value for name, value in vars(tissue).items() if name.isupper() and name not in others}
     assert sorted(map(str, tissue.rule())) == sorted(map(str, numbers.values()))
 
 
@@ -127,9 +125,7 @@ def test_a_kill_in_the_middle_of_the_survey_keeps_what_was_found(folder, tmp_pat
     class Killed(BaseException):
         pass
 
-    monkeypatch.setattr(patching_kept, "WRITE_SECONDS", 0)
-    monkeypatch.setattr(patching_kept, "WRITE_SHARE", np.inf)
-    file, look = tmp_path / "kept.parquet", tissue.of_slide
+    look = tissue.of_slide
 
     def dying(slide):
         if len(looked) == 2:
@@ -138,33 +134,16 @@ def test_a_kill_in_the_middle_of_the_survey_keeps_what_was_found(folder, tmp_pat
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(tissue, "of_slide", dying)
-        source_of(folder, file).survey()
+        source_of(folder, tmp_path / "kept").survey()
     found = list(looked)
     looked.clear()
-    same(stream_of(source_of(folder, file)), stream_of(source_of(folder)))
+    same(stream_of(source_of(folder, tmp_path / "kept")), stream_of(source_of(folder)))
     assert len(found) == 2 and looked[0] not in found and sorted([*found, looked[0]]) == sorted(IDS)
-
-
-def test_it_is_not_written_for_every_slide(folder, tmp_path, monkeypatch):
-    """Thousands of slides are one file: now and then, and at the survey's end."""
-    written, original = [], store.write_parquet
-
-    def write(file, table):
-        written.append(len(table))
-        original(file, table)
-
-    monkeypatch.setattr(store, "write_parquet", write)
-    with source_of(folder, tmp_path / "kept.parquet") as source:
-        source.survey()
-    assert written == [3]
-    with source_of(folder, tmp_path / "kept.parquet") as source:
-        source.survey()
-    assert written == [3], "nothing new was found"
 
 
 def test_a_slide_that_failed_is_tried_again(folder, tmp_path, caplog):
     """Its disk was away, or it had no tissue by a rule since mended; nothing of it is kept."""
-    file, path = tmp_path / "kept.parquet", folder / "s1.tiff"
+    file, path = tmp_path / "kept", folder / "s1.tiff"
     path.rename(tmp_path / "away")
     first = source_of(folder, file).survey()
     assert set(first.left_out) == {"s1"}
@@ -179,50 +158,45 @@ def test_a_slide_that_failed_is_tried_again(folder, tmp_path, caplog):
 
 def test_a_slide_that_fails_in_part_is_said_from_what_is_kept(folder, tmp_path):
     """At a resolution at which the slide has nothing to show."""
-    settings, file = OnlinePatches(40, (0.1, 0.25)), tmp_path / "kept.parquet"
+    settings, file = OnlinePatches(40, (0.1, 0.25)), tmp_path / "kept"
     first, second = (source_of(folder, file, settings).survey() for _ in range(2))
     assert first.failures == second.failures and "0.1 um/px is finer than" in second.failures["s0"]
 
 
-@pytest.mark.parametrize("how", ["short", "garbage", "empty", "other table", "rows", "text"])
+@pytest.mark.parametrize("how", ["short", "garbage", "empty", "other arrays", "one byte"])
 def test_a_file_that_cant_be_read_is_made_anew(folder, tmp_path, looked, caplog, how):
     """Said once; the stream is the same, and the next start finds a whole file."""
-    file = tmp_path / "kept.parquet"
-    expected = stream_of(source_of(folder, file))
-    content, table = file.read_bytes(), pd.read_parquet(file)
-    if how == "short":
-        file.write_bytes(content[: len(content) // 2])
-    elif how == "garbage":
-        file.write_bytes(os.urandom(1000))
-    elif how == "empty":
-        file.write_bytes(b"")
-    elif how == "other table":
-        store.write_parquet(file, pd.DataFrame({"patch_id": [1, 2]}))
-    else:
-        damaged = [
-            "text" if how == "text" else row[:-9] + bytes(each ^ 255 for each in row[-9:-8]) + row[-8:]
-            for row in table["content"]
-        ]
-        store.write_parquet(file, table.assign(content=damaged))
+    kept = tmp_path / "kept"
+    expected = stream_of(source_of(folder, kept))
+    for file in kept.iterdir():
+        content = bytearray(file.read_bytes())
+        if how == "short":
+            del content[len(content) // 2 :]
+        elif how == "garbage":
+            content = os.urandom(1000)
+        elif how == "empty":
+            content = b""
+        elif how == "one byte":
+            content[60] ^= 255
+        file.write_bytes(content)
+        if how == "other arrays":
+            with file.open("wb") as out:
+                np.savez_compressed(out, bits=np.zeros(3))
     looked.clear()
     with caplog.at_level(logging.WARNING):
-        same(stream_of(source_of(folder, file)), expected)
-    assert sorted(looked) == sorted(IDS) and str(file) in caplog.text and "looked at again" in caplog.text
+        same(stream_of(source_of(folder, kept)), expected)
+    assert sorted(looked) == sorted(IDS) and str(kept) in caplog.text and "looked at again" in caplog.text
     looked.clear()
-    source_of(folder, file).survey()
+    source_of(folder, kept).survey()
     assert not looked
 
 
-def test_only_one_process_writes(folder, tmp_path, looked):
-    """Of those that torchrun starts, the first; the others read."""
-    file = tmp_path / "kept.parquet"
-    source_of(folder, file, writes=False).survey().close()
-    assert not file.exists()
-    source_of(folder, file).survey()
-    before = file.stat().st_mtime_ns
-    looked.clear()
-    source_of(folder, file, writes=False).survey().close()
-    assert not looked and file.stat().st_mtime_ns == before
+def test_processes_share_what_they_find(folder, tmp_path, looked):
+    """Each writes whole files; the second process needn't look at a slide that the first one looked at."""
+    first, second = (source_of(folder, tmp_path / "kept") for _ in range(2))
+    assert first.places(0, 0.25) is not None
+    second.survey()
+    assert len(looked) == len(IDS)
 
 
 def test_where_it_cant_be_written_the_training_goes_on(folder, tmp_path, monkeypatch, caplog):
@@ -231,37 +205,9 @@ def test_where_it_cant_be_written_the_training_goes_on(folder, tmp_path, monkeyp
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(store, "write_parquet", full)
-    monkeypatch.setattr(patching_kept, "WRITE_SECONDS", 0)
-    source = source_of(folder, tmp_path / "kept.parquet").survey()
+    monkeypatch.setattr(slide_files, "_write", full)
+    source = source_of(folder, tmp_path / "kept").survey()
     assert not source.failures and "no space left" in caplog.text
-
-
-def test_a_copy_keeps_nothing(folder, tmp_path):
-    """Two that write one file would undo each other's; what the first knows, a copy knows."""
-    source = source_of(folder, tmp_path / "kept.parquet").survey()
-    for other in (copy.copy(source), pickle.loads(pickle.dumps(source))):
-        assert other.kept is None and other.places(0, 0.25) is not None
-
-
-def test_slides_at_an_address_are_kept_by_their_size_there(folder, looked):
-    """Without being fetched; where the size can't be had, they are looked at every time."""
-    import fsspec
-
-    memory, file = fsspec.filesystem("memory"), folder / "kept.parquet"
-    for name in IDS:
-        memory.pipe(f"/kept/{name}.tiff", (folder / f"{name}.tiff").read_bytes())
-    source_of("memory://kept", file).survey().close()
-    looked.clear()
-    source_of("memory://kept", file).survey().close()
-    assert not looked
-    memory.pipe("/kept/s2.tiff", (folder / "s1.tiff").read_bytes() + b"\0")
-    source_of("memory://kept", file).survey().close()
-    assert looked == ["s2"]
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(type(memory), "size", lambda *_: None)
-        source_of("memory://kept", file).survey().close()
-    assert sorted(looked[1:]) == sorted(IDS)
 
 
 @pytest.mark.parametrize("uniform_over", ["tissue", "slides"])
@@ -269,7 +215,7 @@ def test_a_pretraining_that_was_killed_looks_at_no_slide_again(folder, tmp_path,
     """Its run's folder keeps what was found, and has it no more when it is done."""
     monkeypatch.setattr(pretrain, "N_WATCHED", 16)
     patches = OnlinePatches(40, (0.25,), uniform_over=uniform_over)
-    own = dataclasses.replace(WHICH, slides=f"{folder}/", n_steps=2, patches=patches)
+    own = dataclasses.replace(TINY, slides=f"{folder}/", n_steps=2, patches=patches)
     study = Study("t", "A test", Data("midog"), pretraining=(own,), encoders=("own",))
 
     def killed(*_, **__):
@@ -278,14 +224,14 @@ def test_a_pretraining_that_was_killed_looks_at_no_slide_again(folder, tmp_path,
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(loop, "train", killed)
         pretrain.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
-    (file,) = (tmp_path / "results").rglob(patching.KEPT)
+    (file,) = (tmp_path / "results").rglob(pretrain.TISSUE)
     assert sorted(looked) == ["s0", "s1", "s2"]
     looked.clear()
     run = pretrain.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
     assert run.done and not looked and not file.exists() and not run.path("checkpoint.pt").exists()
 
 
-def test_a_second_process_writes_nothing_and_removes_nothing(folder, tmp_path, monkeypatch):
+def test_a_second_process_removes_nothing(folder, tmp_path, monkeypatch):
     """It is done with its share before the first one has closed the run, which may yet be killed."""
 
     class Second(processes.Ranks):
@@ -295,15 +241,14 @@ def test_a_second_process_writes_nothing_and_removes_nothing(folder, tmp_path, m
     left = []
 
     def trained(task, pair, run_folder, *_, **__):
-        left.extend([run_folder / "checkpoint.pt", run_folder / patching.KEPT])
-        assert not left[1].exists()
+        left.extend([run_folder / "checkpoint.pt", run_folder / pretrain.TISSUE / "first"])
         for file in left:
             file.write_text("the first one's")
         return []
 
     monkeypatch.setattr(processes, "here", lambda: Second(1, 2))
     monkeypatch.setattr(loop, "train", trained)
-    own = dataclasses.replace(WHICH, slides=f"{folder}/")
+    own = dataclasses.replace(TINY, slides=f"{folder}/")
     study = Study("t", "A test", Data("midog"), pretraining=(own,), encoders=("own",))
     pretrain.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
     assert [file.read_text() for file in left] == ["the first one's"] * 2

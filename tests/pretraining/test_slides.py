@@ -1,18 +1,14 @@
-"""Where slides for pretraining may lie: folders and whatever fsspec opens; a place without any is refused by its key."""
+"""Folders of slides for pretraining; a place without slides is refused by its key."""
 
-import functools
 import struct
-import threading
-import zipfile
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-import fsspec
 import pytest
 from made_slides import pattern, smaller, write_dicom
 
 from mfcore.data.slides.openslide import series_of
 from mfcore.data.slides.slide import SlideError, open_slide
-from mfcore.pretraining import patching, patching_fetched, patching_slides
+from mfcore.pretraining import pretrain, slides as slide_files
+from mfcore.pretraining.slides import PatchingError
 from mfcore.study.config import Data, Study
 from mfcore.study.config_pretraining import Pretraining
 
@@ -30,7 +26,7 @@ def folder(tmp_path):
 
 
 def slides_of(place, data_folder):
-    return patching.slides_of(STUDY, Pretraining("p", slides=place), data_folder)
+    return pretrain.slides_of(STUDY, Pretraining("p", slides=place), data_folder)
 
 
 def test_links_to_folders_are_followed_and_each_folder_is_seen_once(folder, tmp_path, monkeypatch):
@@ -54,82 +50,23 @@ def test_a_folder_that_may_not_be_read_is_said(folder, tmp_path, monkeypatch):
     def refused(at):
         raise PermissionError(13, "Permission denied", str(at))
 
-    monkeypatch.setattr(patching_slides.os, "scandir", refused)
-    with pytest.raises(
-        patching.PatchingError, match=r"slides: .*slides: can't be listed \(PermissionError.*; give this user the right"
-    ):
+    monkeypatch.setattr(slide_files.os, "scandir", refused)
+    with pytest.raises(PatchingError, match=r"slides: .*slides: can't be listed .*denied.*; give this user the right"):
         slides_of("slides", tmp_path)
-
-
-@pytest.mark.parametrize("place", ["zip://::{0}", "zip://cohort::file://{0}", "zip://cohort/a.tif::file://{0}"])
-def test_slides_come_out_of_an_archive(folder, tmp_path, place):
-    """An address within another, as fsspec chains them."""
-    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
-        archive.write(folder / "a.tif", "cohort/a.tif")
-    (slide,) = slides_of(place.format(tmp_path / "packed.zip"), tmp_path)
-    assert slide.slide_id == ("cohort/a.tif" if place.startswith("zip://::") else "a.tif")
-    fetched = patching_fetched.fetch(slide.path, tmp_path)
-    assert fetched.name == "a.tif" and fetched.read_bytes() == (folder / "a.tif").read_bytes()
-
-
-@pytest.mark.parametrize("place", ["simplecache::file://{0}/", "simplecache::file://{0}", "file://{0}/"])
-def test_slides_come_through_a_cache(folder, tmp_path, place):
-    """Of chained addresses the last may be the one that names the folder."""
-    slides = slides_of(place.format(folder), tmp_path)
-    assert [file.slide_id for file in slides] == ["a.tif", "b.tif", "c.tif"]
-    assert slides[1].path == place.format(folder).rstrip("/") + "/b.tif"
-    assert patching_fetched.fetch(slides[1].path, tmp_path).read_bytes() == (folder / "b.tif").read_bytes()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # fsspec leaves closing a file to Python
-@pytest.mark.parametrize("within", ["", "cohort", "cohort/"])
-def test_slides_come_over_http(folder, tmp_path, within):
-    """As a web server lists a folder; by fsspec's HTTP of requests, as aiohttp, which its other one needs, may not be here."""
-    pytest.importorskip("fsspec.implementations.http_sync", reason="this fsspec is older than its HTTP of requests")
-    (tmp_path / "cohort").symlink_to(folder)
-    (folder / "notes.txt").write_text("no slide")
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            slides = slides_of(f"http://127.0.0.1:{server.server_port}/{within}", tmp_path)
-            names = [file.slide_id for file in slides]
-            fetched = patching_fetched.fetch(slides[1].path, tmp_path).read_bytes()
-            with pytest.raises(SlideError, match=r"gone\.tif: can't be fetched"):
-                patching_fetched.fetch(slides[1].path.replace("b.tif", "gone.tif"), tmp_path)
-        finally:
-            server.shutdown()
-            thread.join()
-    assert names == [f"{n}.tif" for n in "abc"] if within else {f"cohort/{n}.tif" for n in "abc"} < set(names)
-    assert fetched == b"b" * 100
 
 
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        ("nowhere/", r"pretraining\[p\]\.slides: .*nowhere: there is no such folder; .* from the data folder"),
-        ("memory://nowhere/", r"pretraining\[p\]\.slides: memory://nowhere/: there is no such folder"),
+        ("nowhere/", r"pretraining\[p\]\.slides: .*nowhere: there is no such folder; .* in the data folder"),
+        ("s3://bucket/", r"pretraining\[p\]\.slides: .*bucket: there is no such folder"),
         ("empty", r"pretraining\[p\]\.slides: .*empty: no slide below it; one ends in \.svs"),
-        (
-            "sss://bucket/",
-            r"pretraining\[p\]\.slides: sss://bucket/: can't be listed \(ValueError: Protocol not known: sss\); check",
-        ),
     ],
 )
 def test_a_place_without_slides_is_refused_by_its_key(tmp_path, place, said):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(patching.PatchingError, match=said):
+    with pytest.raises(PatchingError, match=said):
         slides_of(place, tmp_path)
-
-
-def test_a_file_system_whose_package_lacks_says_what_to_install(tmp_path, monkeypatch):
-    def lacks(_):
-        raise ImportError("Install s3fs to access S3")
-
-    monkeypatch.setattr(fsspec.core, "url_to_fs", lacks)
-    with pytest.raises(patching.PatchingError, match=r"s3://bucket/: .*Install s3fs.*; install that package beside mfcore"):
-        slides_of("s3://bucket/", tmp_path)
 
 
 def test_a_slide_of_several_dicom_files_is_one_slide(tmp_path):
@@ -143,11 +80,6 @@ def test_a_slide_of_several_dicom_files_is_one_slide(tmp_path):
     assert [slide.slide_id for slide in slides] == ["one/0.dcm", "two/0.dcm"]
     with open_slide(slides[0].path) as slide:
         assert slide.size_px == (512, 512) and slide.reader.downsamples == (1, 2, 4)
-    write_dicom(tmp_path / "slides" / "three", [image], name="{}.dcm", series="1.2.3.5")
-    with pytest.raises(
-        patching.PatchingError, match=r"two/0\.dcm: of the same DICOM series as .*three/0\.dcm, in another folder"
-    ):
-        slides_of("slides", tmp_path)
 
 
 def test_a_damaged_dicom_file_is_listed_and_said_when_it_is_opened(tmp_path):
@@ -185,18 +117,10 @@ def test_a_dicom_series_is_found_behind_sequences_of_unsaid_length(tmp_path, syn
     assert series_of(tmp_path / "a.dcm") == ("1.2.3.4", "LABEL")
 
 
-def test_data_files_of_a_slide_are_no_slides(tmp_path, caplog):
+def test_data_files_of_a_slide_are_no_slides(tmp_path):
     """Of 3DHistech's and Hamamatsu's formats, each with an index and a folder or files of data."""
-    names = "a.mrxs a/Slidedat.ini a/Data0001.dat b.vms b.jpg b(1,0).jpg b.opt c.vmu c.ngr d.ndpi e-1.ndpi e-2.ndpi"
+    names = "a.mrxs a/Slidedat.ini a/Data0001.dat b.vms b.jpg b(1,0).jpg b.opt c.vmu c.ngr d.ndpi"
     (tmp_path / "slides" / "a").mkdir(parents=True)
     for name in names.split():
         (tmp_path / "slides" / name).write_bytes(b"x")
-    channels = "[NanoZoomer Digital Pathology Image Set]\nNoImages=2\nImage0=e-1.ndpi\nImage1=e-2.ndpi\n"
-    (tmp_path / "slides" / "e.ndpis").write_text(channels)
     assert [slide.slide_id for slide in slides_of("slides", tmp_path)] == ["a.mrxs", "b.vms", "c.vmu", "d.ndpi"]
-    assert "e-2.ndpi is one channel of a slide in fluorescence, and no slide by itself; it is left out" in caplog.text
-
-
-def test_one_file_of_several_at_an_address_is_refused():
-    with pytest.raises(SlideError, match=r"a\.dcm: lies in several files, of which one is fetched; copy all to a folder"):
-        patching_fetched.Fetched("memory://slides/a.dcm")
