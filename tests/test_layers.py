@@ -173,7 +173,7 @@ def test_no_two_modules_import_each_other():
         ("training.train", "from mfcore.pretraining import losses", "this is pretraining"),
         ("pretraining.loop", "from mfcore.training import adapt", "this is training"),
         ("encoders.encoders", "from mfcore.encoders import embed", "the procedure embed"),
-        ("tasks.tasks", "from mfcore.tasks import judge", "the procedure judge"),
+        ("tasks.registry", "from mfcore.tasks import judge", "the procedure judge"),
         ("analysis.compare", "from mfcore.tasks import segment", "the procedure segment"),
         ("sweep.report", "from mfcore.training import probe", "this is training"),
         ("analysis.compare", "from mfcore.claims import ledger", "this is claims"),
@@ -184,7 +184,7 @@ def test_no_two_modules_import_each_other():
         ("data.slides.slide", "import openslide", "heavy"),
         ("data.slides.slide", "try:\n    from openslide import OpenSlide\nexcept OSError:\n    pass", "heavy"),
         ("encoders.encoders", "import torchvision", "heavy"),
-        ("tasks.schema", "import torch", "heavy"),
+        ("tasks.task", "import torch", "heavy"),
         ("data.labels.table", "from .config import Study", "relative"),
     ],
 )
@@ -205,7 +205,7 @@ def test_a_broken_rule_is_seen(module, source, fault):
         ("pretraining.loop", "from mfcore.training import processes"),
         ("analysis.compare", "from mfcore import store\nfrom mfcore.measures import statistics"),
         ("training.probe", "from mfcore.training.probe_solver import solve"),
-        ("tasks.judge", "import torch\nfrom mfcore.tasks import judge_heads, tasks"),
+        ("tasks.judge", "import torch\nfrom mfcore.tasks import judge_heads, registry"),
         ("sweep.switches", "from mfcore.encoders import embed\nfrom mfcore.training import probe, train"),
     ],
 )

@@ -14,8 +14,7 @@ from mfcore.encoders import encoders
 from mfcore.streams import generator
 from mfcore.study.config import Study
 from mfcore.tasks import judge_features, judge_heads, protocol as tasks_protocol, runs as tasks_runs
-from mfcore.tasks.protocol import Protocol
-from mfcore.tasks.schema import TaskData
+from mfcore.tasks.task import SELECTION, Protocol, TaskData
 
 STAGE = "judge"
 AT_ONCE = 5  # heads trained together; as many are lost by a kill
@@ -47,7 +46,7 @@ def _train(run: store.Run, study: Study, data: TaskData, features: np.ndarray, p
     table, n_classes = data.table.reset_index(drop=True), len(data.classes)
     labels = table["label"].to_numpy(np.int64)
     rows = np.flatnonzero(table["split"] == "train")
-    validation = np.flatnonzero(table["split"] == tasks_protocol.SELECTION)
+    validation = np.flatnonzero(table["split"] == SELECTION)
     heads = [
         judge_heads.Head(
             _drawn(rows, labels, protocol.n_per_class, study.splits.seed, data.name, number),

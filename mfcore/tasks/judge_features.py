@@ -18,7 +18,7 @@ from mfcore.encoders.cards import EncoderCard
 from mfcore.store.records import digest
 from mfcore.study.config import as_dict
 from mfcore.tasks.protocol import resized
-from mfcore.tasks.schema import TaskData
+from mfcore.tasks.task import TaskData
 
 SHARD, BATCH = 1024, 32  # images; a kill loses at most the shard in hand
 FILE = "features.h5"

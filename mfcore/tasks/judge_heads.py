@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from mfcore.measures import metrics_tasks
-from mfcore.tasks.protocol import Protocol
+from mfcore.tasks.task import Protocol
 
 
 @dataclass

@@ -7,8 +7,8 @@ import pandas as pd
 
 from mfcore import store
 from mfcore.study.config import Study
-from mfcore.tasks import protocol as tasks_protocol, tasks
-from mfcore.tasks.schema import TaskData
+from mfcore.tasks import protocol as tasks_protocol, registry
+from mfcore.tasks.task import TaskData
 
 
 def begin(
@@ -25,8 +25,9 @@ def begin(
     identity: what of the encoder's card decides an embedding. Raises TaskError, with all that is wrong, for a task whose data
     can't be judged by.
     """
-    data = tasks.load(task, tasks.prepare(study, task, Path(data_folder)))
-    tasks_protocol.check(data, tasks_protocol.of(study.task(task)))
+    protocol = tasks_protocol.of(study.task(task))
+    data = registry.load(task, registry.prepare(task, data_folder))
+    tasks_protocol.check(data, protocol)
     config = tasks_protocol.config_of(study, task, identity)
     inputs = {"items": tasks_protocol.fingerprint(data, results)}
     known = {key: value for key, value in config.items() if key != "card"}

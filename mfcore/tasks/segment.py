@@ -18,11 +18,12 @@ from mfcore import store
 from mfcore.encoders import encoders, preprocess
 from mfcore.encoders.cards import EncoderCard
 from mfcore.measures import metrics_tasks
+from mfcore.measures.metrics_tasks import IGNORED
 from mfcore.streams import generator
 from mfcore.study.config import Study
 from mfcore.tasks import protocol as tasks_protocol, runs as tasks_runs, segment_decoder
-from mfcore.tasks.schema import IGNORED, TaskData, TaskError
 from mfcore.tasks.segment_decoder import Material
+from mfcore.tasks.task import SELECTION, TaskData, TaskError
 
 STAGE = "segment"
 BATCH = 16  # images through the encoder at once
@@ -124,7 +125,7 @@ def _square(pixels: np.ndarray, size_px: int, interpolation: str) -> np.ndarray:
 def _train(run: store.Run, study: Study, data: TaskData, material: Material, number: int) -> None:
     """Train one run's decoder, and keep its Dice on what it didn't learn from."""
     protocol, table = tasks_protocol.of(study.task(data.name)), data.table.reset_index(drop=True)
-    rows, validation = (np.flatnonzero(table["split"] == split) for split in ("train", tasks_protocol.SELECTION))
+    rows, validation = (np.flatnonzero(table["split"] == split) for split in ("train", SELECTION))
     draw = generator(study.splits.seed, "segment", data.name, "decoder", number)
     title = f"{run.identity['name']}, run {number}"
     fitted = segment_decoder.train(material, len(data.classes), rows, validation, protocol, draw, title)

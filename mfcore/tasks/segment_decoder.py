@@ -17,8 +17,8 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from mfcore.measures import metrics_tasks
-from mfcore.tasks.protocol import Protocol
-from mfcore.tasks.schema import IGNORED
+from mfcore.measures.metrics_tasks import IGNORED
+from mfcore.tasks.task import Protocol
 
 WIDTHS = (64, 32, 32)  # channels after each convolution
 SMOOTH = 1e-5  # of MONAI's Dice loss, above and below the line

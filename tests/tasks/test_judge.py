@@ -20,8 +20,7 @@ from mfcore.encoders.encoders import EncoderError
 from mfcore.measures import metrics, metrics_tasks
 from mfcore.study.config import Task
 from mfcore.tasks import judge, judge_features, judge_heads, protocol as tasks_protocol
-from mfcore.tasks.protocol import Protocol
-from mfcore.tasks.schema import TaskError
+from mfcore.tasks.task import Protocol, TaskError
 from mfcore.training import probe_descent
 
 PROTOCOL = Protocol("classification", 5, 300, 16, 0.02)
@@ -375,7 +374,7 @@ def broken(how: str) -> made_tasks.MadeTask:
         table.loc[7, "width_px"] = 4
     elif how == "one class":
         table = table[(table["split"] != "test") | (table["label"] == 0)]
-    return dataclasses.replace(data, table=table, kind="segmentation" if how == "kind" else data.kind)
+    return dataclasses.replace(data, table=table)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +386,6 @@ def broken(how: str) -> made_tasks.MadeTask:
         ("twice", "1 item_ids stand there twice, the first 'item004'"),
         ("small", "1 images are less than 8 px wide or high, the first 'item007'"),
         ("one class", "the split 'test' holds one class only"),
-        ("kind", "its data are of a segmentation"),
         ("shots", "13 training items of each class are asked for; there are fewer of class 0 \\(12\\)"),
     ],
 )

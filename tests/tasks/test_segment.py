@@ -13,10 +13,10 @@ from mfcore.encoders import encoders
 from mfcore.encoders.encoders import EncoderError
 from mfcore.measures import metrics_tasks
 from mfcore.measures.metrics import MetricError
+from mfcore.measures.metrics_tasks import IGNORED
 from mfcore.study.config import Task
 from mfcore.tasks import segment, segment_decoder
-from mfcore.tasks.protocol import Protocol
-from mfcore.tasks.schema import IGNORED, TaskError
+from mfcore.tasks.task import Protocol, TaskError
 
 TASK = Task("synthetic_nuclei", n_runs=2, n_steps=12, batch_size=6, max_lr=0.02, size_px=16)
 
@@ -49,7 +49,6 @@ def test_dice_is_what_counting_pixel_by_pixel_gives():
     assert len(of_mask) == 4 and metrics_tasks.mean_dice(counts) == pytest.approx(np.mean(of_mask))
     assert metrics_tasks.mean_dice(metrics_tasks.overlaps(true[:1], true[:1], 4)) == 1
     assert np.isnan(metrics_tasks.mean_dice(metrics_tasks.overlaps(true[3:4], predicted[3:4], 4)))
-    assert metrics_tasks.IGNORED == IGNORED
 
 
 def test_masks_that_cant_be_are_refused():
