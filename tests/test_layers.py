@@ -19,7 +19,7 @@ LAYERS = {
     "encoders": {"base", "measures", "study", "data"},
     "training": {"base", "measures", "study", "data", "encoders"},
     "pretraining": {"base", "measures", "study", "data", "encoders"},
-    "tasks": {"base", "measures", "study", "data", "encoders"},
+    "tasks": {"base", "measures", "study", "data", "encoders", "training"},
     "analysis": {"base", "measures", "study", "data", "encoders", "tasks"},
     "claims": {"base", "measures", "study", "data", "encoders", "tasks", "analysis"},
     "sweep": {"base", "measures", "study", "data", "encoders", "tasks", "analysis", "claims"},
@@ -35,13 +35,12 @@ PROCEDURES = {
     "probe": (
         "training.probe",
         "training.probe_audit",
-        "training.probe_descent",
         "training.probe_estimators",
         "training.probe_solver",
     ),
     "train": ("training.train", "training.loop", "training.feed", "training.task"),
     "pretrain": ("pretraining",),
-    "judge": ("tasks.judge", "tasks.judge_features", "tasks.judge_heads"),
+    "judge": ("tasks.judge", "tasks.judge_features"),
     "segment": ("tasks.segment", "tasks.segment_decoder"),
 }
 CALLS_PROCEDURES = {"sweep.switches"}
@@ -205,7 +204,7 @@ def test_a_broken_rule_is_seen(module, source, fault):
         ("pretraining.loop", "from mfcore.training import processes"),
         ("analysis.compare", "from mfcore import store\nfrom mfcore.measures import statistics"),
         ("training.probe", "from mfcore.training.probe_solver import solve"),
-        ("tasks.judge", "import torch\nfrom mfcore.tasks import judge_heads, registry"),
+        ("tasks.judge", "import torch\nfrom mfcore.tasks import judge_features, registry\nfrom mfcore.training import heads"),
         ("sweep.switches", "from mfcore.encoders import embed\nfrom mfcore.training import probe, train"),
     ],
 )

@@ -13,8 +13,9 @@ from mfcore import store
 from mfcore.encoders import encoders
 from mfcore.streams import generator
 from mfcore.study.config import Study
-from mfcore.tasks import judge_features, judge_heads, protocol as tasks_protocol, runs as tasks_runs
+from mfcore.tasks import judge_features, protocol as tasks_protocol, runs as tasks_runs
 from mfcore.tasks.task import SELECTION, Protocol, TaskData
+from mfcore.training import heads
 
 STAGE = "judge"
 AT_ONCE = 5  # heads trained together; as many are lost by a kill
@@ -47,23 +48,23 @@ def _train(run: store.Run, study: Study, data: TaskData, features: np.ndarray, p
     labels = table["label"].to_numpy(np.int64)
     rows = np.flatnonzero(table["split"] == "train")
     validation = np.flatnonzero(table["split"] == SELECTION)
-    heads = [
-        judge_heads.Head(
+    trained = [
+        heads.Head(
             _drawn(rows, labels, protocol.n_per_class, study.splits.seed, data.name, number),
+            validation,
             generator(study.splits.seed, "judge", data.name, "head", number),
         )
         for number in numbers
     ]
     title = f"{run.identity['name']}, runs {numbers[0]} to {numbers[-1]}"
-    judge_heads.train(features, labels, n_classes, heads, validation, protocol, title)
+    heads.train(features, labels, n_classes, trained, protocol.schedule, title)
     tested = table[table["split"] != "train"]
-    for number, head in zip(numbers, heads, strict=True):
+    for number, head in zip(numbers, trained, strict=True):
         scores = head.scores(features[tested.index])
-        told = tested[["item_id", "split", "label"]].assign(run=number, step=head.best_step)
+        told = tested[["item_id", "split", "label"]].assign(run=number, step=head.progress.best_step)
         told = told[["run", "step", "item_id", "split", "label"]].assign(group=tested["group"].astype(str))
         told = told.assign(**{f"score_{i}": scores[:, i] for i in range(n_classes)})
-        fit = {"n_train": len(head.train), "n_steps": head.n_steps, "best_step": head.best_step}
-        tasks_runs.keep(run, number, told, fit | {"validation": head.best, "ended": head.ended})
+        tasks_runs.keep(run, number, told, {"n_train": len(head.train), **head.progress.facts()})
 
 
 def _drawn(rows: np.ndarray, labels: np.ndarray, n_per_class: int | None, seed: int, *names: object) -> np.ndarray:

@@ -128,20 +128,18 @@ def _train(run: store.Run, study: Study, data: TaskData, material: Material, num
     rows, validation = (np.flatnonzero(table["split"] == split) for split in ("train", SELECTION))
     draw = generator(study.splits.seed, "segment", data.name, "decoder", number)
     title = f"{run.identity['name']}, run {number}"
-    fitted = segment_decoder.train(material, len(data.classes), rows, validation, protocol, draw, title)
+    fitted = segment_decoder.train(material, len(data.classes), rows, validation, protocol.schedule, draw, title)
     tested = np.flatnonzero(table["split"] != "train")
     counts = segment_decoder.overlaps(fitted.decoder, material, len(data.classes), tested, protocol.batch_size)
     parts = []
     for index, name in enumerate(data.classes[1:], start=1):
         n_true, n_predicted, n_both = counts[:, index].T
-        part = table.loc[tested, ["item_id", "split", "group"]].assign(run=number, step=fitted.best_step)
+        part = table.loc[tested, ["item_id", "split", "group"]].assign(run=number, step=fitted.progress.best_step)
         part = part.assign(**{"class": name, "dice": metrics_tasks.dice(n_true, n_predicted, n_both), "n_px": n_true})
         parts.append(part.assign(n_predicted_px=n_predicted, n_both_px=n_both))
     if number == 0:
         _keep_shown(run, study, data, material, fitted.decoder, protocol.batch_size)
-    fit = {"n_train": len(rows), "n_steps": fitted.n_steps, "best_step": fitted.best_step}
-    fit |= {"validation": fitted.best, "ended": fitted.ended}
-    tasks_runs.keep(run, number, pd.concat(parts, ignore_index=True), fit)
+    tasks_runs.keep(run, number, pd.concat(parts, ignore_index=True), {"n_train": len(rows), **fitted.progress.facts()})
 
 
 def _keep_shown(

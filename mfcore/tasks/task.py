@@ -20,6 +20,7 @@ import pandas as pd
 from PIL import Image
 
 from mfcore.store.files import Fingerprints, below
+from mfcore.training.heads import Schedule
 
 COLUMNS = ("item_id", "split", "label", "group", "file", "x_px", "y_px", "width_px", "height_px")
 SPLITS = ("train", "val", "test")
@@ -61,20 +62,25 @@ class Protocol:
     n_per_class: int | None = None
     size_px: int | None = None
 
-    def n_batches(self, n_train: int) -> int:
-        """Steps of an epoch over so many items."""
-        return -(-n_train // self.batch_size)
+    @property
+    def schedule(self) -> Schedule:
+        """How each of the heads or decoders is trained."""
+        return Schedule(
+            self.max_lr,
+            self.weight_decay,
+            self.batch_size,
+            self._patience,
+            max_steps=self.n_steps,
+            n_slow_epochs=self.n_slow_epochs,
+            slow_factor=self.slow_factor,
+            epochs_a_validation=self.epochs_a_validation,
+            min_gain=self.min_gain,
+        )
 
-    def patience_of(self, n_train: int) -> int:
-        """After how many validations without gain training on so many items ends."""
+    def _patience(self, n_batches: int) -> int:
         if self.patience is not None:
             return self.patience
-        return max(1, math.ceil(self.n_steps / 5 / self.n_batches(n_train) / self.epochs_a_validation))
-
-    def learning_rate(self, step: int, n_train: int) -> float:
-        """Of the step with that number, from 0."""
-        slow = step < self.n_slow_epochs * self.n_batches(n_train)
-        return self.max_lr * (self.slow_factor if slow else 1.0)
+        return max(1, math.ceil(self.n_steps / 5 / n_batches / self.epochs_a_validation))
 
 
 CLASSIFICATION = Protocol("classification", n_runs=5, n_steps=12_500, batch_size=256, max_lr=3e-4)

@@ -108,13 +108,13 @@ def test_a_decoder_learns_to_tell_nuclei_from_maps_alone():
     )
     protocol = Protocol("segmentation", 1, 60, 8, 0.02, n_slow_epochs=0, patience=100)
     rows, validation = np.arange(8), np.arange(8, 12)
-    fitted = segment_decoder.train(material, 3, rows, validation, protocol, np.random.default_rng(0), "test")
+    fitted = segment_decoder.train(material, 3, rows, validation, protocol.schedule, np.random.default_rng(0), "test")
     again = metrics_tasks.mean_dice(segment_decoder.overlaps(fitted.decoder, material, 3, validation, 2))
-    assert again == pytest.approx(fitted.best) and fitted.best > 0.8 and fitted.ended == "limit"
+    assert again == pytest.approx(fitted.progress.best) > 0.8 and fitted.progress.ended == "limit"
     stopped = segment_decoder.train(
-        material, 3, rows, validation, dataclasses.replace(protocol, patience=1), np.random.default_rng(0), "test"
+        material, 3, rows, validation, dataclasses.replace(protocol, patience=1).schedule, np.random.default_rng(0), "test"
     )
-    assert stopped.ended == "early" and stopped.n_steps < 60
+    assert stopped.progress.ended == "early" and stopped.progress.n_steps < 60
 
 
 def test_maps_are_those_of_the_whole_patch():
