@@ -36,11 +36,10 @@ PROCEDURES = {
         "training.probe",
         "training.probe_audit",
         "training.probe_estimators",
-        "training.probe_solver",
     ),
     "train": ("training.train", "training.loop", "training.feed", "training.task"),
     "pretrain": ("pretraining",),
-    "judge": ("tasks.judge", "tasks.judge_features"),
+    "judge": ("tasks.judge",),
     "segment": ("tasks.segment", "tasks.segment_decoder"),
 }
 CALLS_PROCEDURES = {"sweep.switches"}
@@ -203,8 +202,8 @@ def test_a_broken_rule_is_seen(module, source, fault):
         ("pretraining.loop", "from mfcore.pretraining import heads\nfrom mfcore.encoders import encoders"),
         ("pretraining.loop", "from mfcore.training import processes"),
         ("analysis.compare", "from mfcore import store\nfrom mfcore.measures import statistics"),
-        ("training.probe", "from mfcore.training.probe_solver import solve"),
-        ("tasks.judge", "import torch\nfrom mfcore.tasks import judge_features, registry\nfrom mfcore.training import heads"),
+        ("training.probe_audit", "from mfcore.training import probe"),
+        ("tasks.judge", "import torch\nfrom mfcore.tasks import registry\nfrom mfcore.training import heads"),
         ("sweep.switches", "from mfcore.encoders import embed\nfrom mfcore.training import probe, train"),
     ],
 )

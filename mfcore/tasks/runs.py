@@ -47,11 +47,11 @@ def keep(run: store.Run, number: int, tested: pd.DataFrame, fit: Mapping[str, ob
 
 def finish(run: store.Run, data: TaskData, n_runs: int, table: str, files: list[str], **facts: object) -> store.Run:
     """Put what was kept together, in ``table`` and ``fits.csv``, and close the run; ``files``: what else it records."""
-    told = [store.read_parquet(_file(run, number)) for number in range(n_runs)]
-    store.write_parquet(run.path(table), pd.concat(told, ignore_index=True))
+    tables = [store.read_parquet(_file(run, number)) for number in range(n_runs)]
+    store.write_parquet(run.path(table), pd.concat(tables, ignore_index=True))
     store.write_csv(run.path("fits.csv"), pd.DataFrame([store.read_json(_file(run, i, ".json")) for i in range(n_runs)]))
-    said = {"selected_on": data.selected_on, "notes": list(data.notes), "classes": list(data.classes)}
-    return run.finish([table, "fits.csv", *files], n_items=len(data.table), **facts, **said)
+    of_data = {"selected_on": data.selected_on, "notes": list(data.notes), "classes": list(data.classes)}
+    return run.finish([table, "fits.csv", *files], n_items=len(data.table), **facts, **of_data)
 
 
 def _file(run: store.Run, number: int, suffix: str = ".parquet") -> Path:

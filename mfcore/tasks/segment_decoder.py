@@ -33,9 +33,9 @@ class Decoder(nn.Module):
 
     def forward(self, features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """Logits of each pixel's classes."""
-        wide = self.of_features(functional.interpolate(features, scale_factor=2.0, mode="nearest"))  # (n, 64, 2 h, 2 w)
-        wide = functional.interpolate(wide, images.shape[-2:], mode="bilinear", align_corners=False)  # (n, 64, H, W)
-        return self.classes(self.of_both(torch.cat([wide, images], dim=1)))
+        maps = self.of_features(functional.interpolate(features, scale_factor=2.0, mode="nearest"))  # (n, 64, 2 h, 2 w)
+        maps = functional.interpolate(maps, images.shape[-2:], mode="bilinear", align_corners=False)  # (n, 64, H, W)
+        return self.classes(self.of_both(torch.cat([maps, images], dim=1)))
 
 
 def _convolution(n_in: int, n_out: int) -> nn.Sequential:

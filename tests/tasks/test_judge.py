@@ -17,7 +17,7 @@ from mfcore import store
 from mfcore.encoders.encoders import EncoderError
 from mfcore.measures import metrics, metrics_tasks
 from mfcore.study.config import Task
-from mfcore.tasks import judge, judge_features, protocol as tasks_protocol
+from mfcore.tasks import judge, protocol as tasks_protocol
 from mfcore.tasks.task import TaskError
 from mfcore.training import heads
 
@@ -112,21 +112,21 @@ def test_a_killed_run_goes_on_and_two_runs_agree_bit_for_bit(made, tmp_path, mon
             raise KeyboardInterrupt
         original(*arguments)
 
-    monkeypatch.setattr("train", killed)
+    monkeypatch.setattr(heads, "train", killed)
     with pytest.raises(KeyboardInterrupt):
         judge.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path / "b")
-    monkeypatch.setattr(judge_features, "_embed", None)  # not again
+    monkeypatch.setattr(judge, "_embed", None)  # not again
     again = judge.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path / "b")
     assert calls == [5, 2, 2], "the first five heads were kept"
     assert again.path("predictions.parquet").read_bytes() == whole.path("predictions.parquet").read_bytes()
-    monkeypatch.setattr("train", None)
+    monkeypatch.setattr(heads, "train", None)
     assert judge.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path / "b").done, "a finished run is taken as it is"
 
 
 def test_features_are_computed_once_for_an_encoder_and_its_images(made, tmp_path, monkeypatch):
     """Another number of steps, or the few-shot task of the same images, embeds nothing again; another size does."""
     first = judge.judge(made_tasks.study(TASK), "synthetic_tissue", "tiny", tmp_path, tmp_path)
-    features, _ = store.read_json(first.folder / "run.json"), monkeypatch.setattr(judge_features, "_embed", None)
+    features, _ = store.read_json(first.folder / "run.json"), monkeypatch.setattr(judge, "_embed", None)
     longer = judge.judge(made_tasks.study(dataclasses.replace(TASK, n_steps=5)), "synthetic_tissue", "tiny", tmp_path, tmp_path)
     assert longer.folder != first.folder
     assert longer.record["files"]["features.h5"]["sha256"] == features["files"]["features.h5"]["sha256"]
@@ -141,7 +141,7 @@ def test_embeddings_are_the_encoders_whatever_the_images_sizes(made, tmp_path):
 
     made.pixels[3] = made.pixels[3][:, :36].copy()
     run = store.open_run(tmp_path, "judge", "x", {"protocol": {"size_px": None}, "card": {}}, {})
-    features = judge_features.features_of(run, made, tiny_card(), "cpu", None)
+    features = judge.features_of(run, made, tiny_card(), "cpu", None)
     encoder = encoders.load(tiny_card())
     for i in (0, 3, 50):
         assert features[i] == pytest.approx(encoder.embed(made.pixels[i][None])[0], abs=1e-5)
@@ -152,36 +152,36 @@ def test_shards_are_put_together_in_order_one_at_a_time_and_leave_nothing(tmp_pa
     n, card = 2000, tiny_card(n_dims=1000)
     data = types.SimpleNamespace(name="large", table=pd.DataFrame({"item_id": [f"item{i}" for i in range(n)]}))
     encoder = types.SimpleNamespace(card=card, revision="")
-    monkeypatch.setattr(judge_features, "SHARD", 64)
-    monkeypatch.setattr(judge_features.encoders, "load", lambda card, device: encoder)
-    monkeypatch.setattr(judge_features, "_seeing_all", lambda encoder: encoder)
-    monkeypatch.setattr(judge_features, "_batch", lambda d, e, rows, s: np.repeat(np.float32(rows)[:, None], 1000, axis=1))
+    monkeypatch.setattr(judge, "SHARD", 64)
+    monkeypatch.setattr(judge.encoders, "load", lambda card, device: encoder)
+    monkeypatch.setattr(judge, "_seeing_all", lambda encoder: encoder)
+    monkeypatch.setattr(judge, "_batch", lambda d, e, rows, s: np.repeat(np.float32(rows)[:, None], 1000, axis=1))
     run = store.open_run(tmp_path, "judge", "x", {"protocol": {"size_px": None}, "card": {}}, {})
     tracemalloc.start()
-    judge_features._embed(run, data, encoder, None)
+    judge._embed(run, data, encoder, None)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < n * 1000 * 4 / 2
     run.unit_file("features-000000064", ".npy").write_bytes(b"left by a kill")
-    features = judge_features.features_of(run, data, card, "cpu", None)
+    features = judge.features_of(run, data, card, "cpu", None)
     assert (features == np.arange(n)[:, None]).all() and features.shape == (n, 1000)
     assert not list(run.path("units").glob("*"))
 
 
 def test_of_two_that_need_the_same_features_one_makes_them(made, tmp_path, monkeypatch):
     """Two processes on one task by mistake, or two tasks of the same images: neither takes the other's shards away."""
-    embedded, original = [], judge_features._batch
+    embedded, original = [], judge._batch
 
     def slowly(data, encoder, rows, size_px):
         embedded.extend(rows)
         time.sleep(0.02)
         return original(data, encoder, rows, size_px)
 
-    monkeypatch.setattr(judge_features, "_batch", slowly)
-    monkeypatch.setattr(judge_features, "SHARD", 32)
+    monkeypatch.setattr(judge, "_batch", slowly)
+    monkeypatch.setattr(judge, "SHARD", 32)
     runs = [store.open_run(tmp_path, "judge", name, {"protocol": {"size_px": None}, "card": {}}, {}) for name in "xxy"]
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda run: judge_features.features_of(run, made, tiny_card(), "cpu", None), runs))
+        found = list(pool.map(lambda run: judge.features_of(run, made, tiny_card(), "cpu", None), runs))
     assert embedded == list(range(len(made)))
     assert all(np.array_equal(features, found[0]) for features in found) and found[0].any(axis=1).all()
 
@@ -195,7 +195,7 @@ def test_few_shots_are_drawn_anew_each_run_and_are_the_same_for_every_encoder(ma
         drawn.append([head.train.tolist() for head in trained])
         original(features, labels, n_classes, trained, *rest)
 
-    monkeypatch.setattr("train", noting)
+    monkeypatch.setattr(heads, "train", noting)
     for name in study.encoders:
         judge.judge(study, "synthetic_tissue", name, tmp_path, tmp_path)
     (first, second), again = drawn[0], drawn[1]

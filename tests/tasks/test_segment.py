@@ -110,7 +110,7 @@ def test_a_decoder_learns_to_tell_nuclei_from_maps_alone():
     rows, validation = np.arange(8), np.arange(8, 12)
     fitted = segment_decoder.train(material, 3, rows, validation, protocol.schedule, np.random.default_rng(0), "test")
     again = metrics_tasks.mean_dice(segment_decoder.overlaps(fitted.decoder, material, 3, validation, 2))
-    assert again == pytest.approx(fitted.progress.best) > 0.8 and fitted.progress.ended == "limit"
+    assert again == pytest.approx(fitted.progress.best) and again > 0.8 and fitted.progress.ended == "limit"
     stopped = segment_decoder.train(
         material, 3, rows, validation, dataclasses.replace(protocol, patience=1).schedule, np.random.default_rng(0), "test"
     )
