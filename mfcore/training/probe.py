@@ -130,9 +130,9 @@ def solve(centred: np.ndarray, labels: np.ndarray, slope: float, max_iter: int) 
 
     def loss(weight: np.ndarray, bias: float) -> tuple[float, np.ndarray, float]:
         margin = sign * ((centred @ weight.astype(np.float32)).astype(np.float64) + bias)  # (n,)
-        pull = sign * expit(margin) / n  # (n,)
-        gradient = (pull.astype(np.float32) @ centred).astype(np.float64)  # (n_dims,)
-        return float(np.logaddexp(0, margin).mean()), gradient, float(pull.sum())
+        pull = sign * expit(margin)  # (n,)
+        gradient = (pull.astype(np.float32) @ centred).astype(np.float64) / n  # (n_dims,)
+        return float(np.logaddexp(0, margin).mean()), gradient, float(pull.mean())
 
     prior = float(np.mean(labels))
     bias = math.log(prior / (1 - prior))
