@@ -23,8 +23,7 @@ from pathlib import Path
 from mfcore.analysis import captions, captions_tasks, compare_masks, compare_tasks, figures, figures_tasks
 from mfcore.encoders import encoders
 from mfcore.study.config import load_study
-from mfcore.study.config_pretraining import SEGMENTATION
-from mfcore.tasks import judge, protocol as tasks_protocol, segment
+from mfcore.tasks import judge, protocol as tasks_protocol, registry, segment
 
 study = load_study(study_file)
 folder = Path(results) / study.name
@@ -37,7 +36,7 @@ captions.show(captions_tasks.protocol(study, task))
 
 # %%
 data = data_folder or Path(study_file).parent.parent / "data" / study.name
-by = segment.segment if task in SEGMENTATION else judge.judge
+by = segment.segment if registry.get(task).is_segmentation else judge.judge
 judged = tasks_protocol.one_after_another(
     study, task, folder, lambda encoder: by(study, task, encoder, data, folder, device), encoders.EncoderError
 )

@@ -10,8 +10,8 @@ import pytest
 from tiny_encoders import some_patches
 
 from mfcore.study.config import Data, Study, Task
-from mfcore.tasks import tasks
-from mfcore.tasks.schema import TaskData
+from mfcore.tasks import registry
+from mfcore.tasks.task import TaskData
 
 SPLITS = ("train", "train", "train", "val", "test", "test")
 
@@ -72,7 +72,7 @@ def study(*which: Task, encoders: tuple[str, ...] = ("tiny",), **more) -> Study:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, *made: MadeTask) -> None:
-    """Let `tasks` give these for the length of a test."""
+    """Let `registry` give these for the length of a test."""
     by_name = {task.name: task for task in made}
-    monkeypatch.setattr(tasks, "prepare", lambda study, name, data_folder: Path(data_folder) / name)
-    monkeypatch.setattr(tasks, "load", lambda name, folder: by_name[name])
+    monkeypatch.setattr(registry, "prepare", lambda name, data_folder: Path(data_folder) / name)
+    monkeypatch.setattr(registry, "load", lambda name, folder: by_name[name])

@@ -19,7 +19,7 @@ LAYERS = {
     "encoders": {"base", "measures", "study", "data"},
     "training": {"base", "measures", "study", "data", "encoders"},
     "pretraining": {"base", "measures", "study", "data", "encoders"},
-    "tasks": {"base", "measures", "study", "data", "encoders"},
+    "tasks": {"base", "measures", "study", "data", "encoders", "training"},
     "analysis": {"base", "measures", "study", "data", "encoders", "tasks"},
     "claims": {"base", "measures", "study", "data", "encoders", "tasks", "analysis"},
     "sweep": {"base", "measures", "study", "data", "encoders", "tasks", "analysis", "claims"},
@@ -38,13 +38,11 @@ PROCEDURES = {
     "probe": (
         "training.probe",
         "training.probe_audit",
-        "training.probe_descent",
         "training.probe_estimators",
-        "training.probe_solver",
     ),
     "train": ("training.train", "training.loop", "training.feed", "training.task"),
     "pretrain": ("pretraining",),
-    "judge": ("tasks.judge", "tasks.judge_features", "tasks.judge_heads"),
+    "judge": ("tasks.judge",),
     "segment": ("tasks.segment", "tasks.segment_decoder"),
 }
 CALLS_PROCEDURES = {"sweep.switches"}
@@ -176,7 +174,7 @@ def test_no_two_modules_import_each_other():
         ("training.train", "from mfcore.pretraining import objective", "this is pretraining"),
         ("pretraining.loop", "from mfcore.training import adapt", "this is training"),
         ("encoders.encoders", "from mfcore.encoders import embed", "the procedure embed"),
-        ("tasks.tasks", "from mfcore.tasks import judge", "the procedure judge"),
+        ("tasks.registry", "from mfcore.tasks import judge", "the procedure judge"),
         ("analysis.compare", "from mfcore.tasks import segment", "the procedure segment"),
         ("sweep.report", "from mfcore.training import probe", "this is training"),
         ("analysis.compare", "from mfcore.claims import ledger", "this is claims"),
@@ -187,7 +185,7 @@ def test_no_two_modules_import_each_other():
         ("data.slides.slide", "import openslide", "heavy"),
         ("data.slides.slide", "try:\n    from openslide import OpenSlide\nexcept OSError:\n    pass", "heavy"),
         ("encoders.encoders", "import torchvision", "heavy"),
-        ("tasks.schema", "import torch", "heavy"),
+        ("tasks.task", "import torch", "heavy"),
         ("data.labels.table", "from .config import Study", "relative"),
     ],
 )
@@ -207,8 +205,8 @@ def test_a_broken_rule_is_seen(module, source, fault):
         ("pretraining.loop", "from mfcore.pretraining import objective\nfrom mfcore.encoders import encoders"),
         ("pretraining.loop", "from mfcore.training import processes"),
         ("analysis.compare", "from mfcore import store\nfrom mfcore.measures import statistics"),
-        ("training.probe", "from mfcore.training.probe_solver import solve"),
-        ("tasks.judge", "import torch\nfrom mfcore.tasks import judge_heads, tasks"),
+        ("training.probe_audit", "from mfcore.training import probe"),
+        ("tasks.judge", "import torch\nfrom mfcore.tasks import registry\nfrom mfcore.training import heads"),
         ("sweep.switches", "from mfcore.encoders import embed\nfrom mfcore.training import probe, train"),
     ],
 )

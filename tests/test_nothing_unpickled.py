@@ -26,7 +26,7 @@ from mfcore.pretraining.objective import PretrainingError
 from mfcore.study.config import ConfigError, OwnEncoder, Pretraining, load_study
 from mfcore.study.config_networks import ARGUMENTS, problems_of_arguments
 from mfcore.tasks import segmentation as tasks_segmentation
-from mfcore.tasks.tasks import TaskError
+from mfcore.tasks.task import TaskError
 from mfcore.training import adapt, loop as train_loop
 
 PACKAGE = Path(store.__file__).parent

@@ -7,12 +7,12 @@ from mfcore.analysis.compare_masks import MAX_SHOWN, Shown
 from mfcore.analysis.compare_tasks import TITLES, encoders_only, few, reported
 from mfcore.measures.statistics_bootstrap import coverage_said
 from mfcore.study.config import Study
-from mfcore.tasks import protocol as tasks_protocol, tasks
+from mfcore.tasks import protocol as tasks_protocol, registry
 
 
 def protocol(study: Study, task: str) -> pd.DataFrame:
     """How a task is judged, and eva's number where the study says another: ``setting, here, eva``."""
-    here, evas = tasks_protocol.of(study.task(task)), tasks_protocol.evas(task)
+    here, evas = tasks_protocol.of(study.task(task)), registry.get(task).protocol
     names = {
         "n_runs": "runs",
         "n_steps": "steps, at most",
@@ -61,7 +61,7 @@ def _of_task(study: Study, task: str, part: pd.DataFrame) -> str:
     if len(part) > 1:
         worst = part.loc[part["mean"].idxmin()]
         text += f", {worst['encoder']} lowest with {_with_sd(worst)}" if worst["mean"] < best["mean"] else ", and none is lower"
-    here, evas = tasks_protocol.of(study.task(task)), tasks_protocol.evas(task)
+    here, evas = tasks_protocol.of(study.task(task)), registry.get(task).protocol
     if here.n_steps != evas.n_steps:
         text += f" (heads of {here.n_steps:,} steps; eva's have {evas.n_steps:,})"
     return text + "."
@@ -75,7 +75,7 @@ def _published(table: pd.DataFrame) -> str:
     beside = table[table["published"].notna()]
     if not len(beside):
         return ""
-    gap, drift = beside["difference"].abs(), tasks.drift()["drift"].abs()
+    gap, drift = beside["difference"].abs(), registry.drift()["drift"].abs()
     return (
         f" Open diamonds: published by {listed(sorted({by.split(',')[0] for by in beside['published_by']}))} (second-hand) for "
         f"{len(beside)} of these, which ours miss by {gap.mean():.3f} on average and {gap.max():.3f} at most; "

@@ -12,7 +12,7 @@ from mfcore.analysis import compare_pretraining, compare_tasks
 from mfcore.measures import metrics_tasks
 from mfcore.study import pretrained
 from mfcore.study.config import Study
-from mfcore.study.config_pretraining import SEGMENTATION
+from mfcore.tasks import registry
 
 MAX_SHOWN = 3  # encoders side by side
 
@@ -37,7 +37,7 @@ def shown(study: Study, results: str | Path, task: str) -> Shown | None:
 
     None for a task without masks. Raises StoreError where no encoder has been judged by it yet.
     """
-    if task not in SEGMENTATION:
+    if not registry.get(task).is_segmentation:
         return None
     table = compare_tasks.encoders_only(compare_tasks.reported(compare_tasks.table(study, results)))
     order = table[table["task"] == task].sort_values("mean", ascending=False, kind="stable")["encoder"].tolist()

@@ -7,7 +7,7 @@ import pandas as pd
 from mfcore.analysis import compare, compare_representation, compare_tasks
 from mfcore.study import pretrained
 from mfcore.study.config import Study
-from mfcore.study.config_pretraining import SEGMENTATION
+from mfcore.tasks import registry
 
 FILE = "features.h5"  # of a judging: the embedding of each of the task's images
 MEASURED = ["task", "encoder", "origin", "n", "n_dims", "n_constant", *compare_representation.TITLES]
@@ -22,7 +22,7 @@ def measured(study: Study, results: str | Path) -> pd.DataFrame:
     rows = []
     for (task, encoder), run in compare_tasks.runs(study, results).items():
         file = run.path(FILE)
-        if task in SEGMENTATION or not file.is_file():
+        if registry.get(task).is_segmentation or not file.is_file():
             continue
         origin = compare.HOME_MADE if pretrained.is_of(study, encoder) else ""
         rows.append({"task": task, "encoder": encoder, "origin": origin, **compare_representation.of_file(file)})

@@ -24,7 +24,7 @@ from mfcore.measures.statistics_bootstrap import MIN_SLIDES, N_RESAMPLES, interv
 from mfcore.streams import generator
 from mfcore.study import pretrained
 from mfcore.study.config import Study, Task
-from mfcore.tasks import protocol as tasks_protocol, tasks
+from mfcore.tasks import protocol as tasks_protocol, registry
 
 STAGES = {"classification": "judge", "segmentation": "segment"}
 METRICS = {"classification": "balanced_accuracy", "segmentation": "dice"}
@@ -187,7 +187,7 @@ def table(study: Study, results: str | Path) -> pd.DataFrame:
     known, rows = _published(), []
     for (task, encoder), run in runs(study, results).items():
         protocol = tasks_protocol.of(study.task(task))
-        kind, as_published = protocol.kind, protocol.n_per_class == tasks_protocol.evas(task).n_per_class
+        kind, as_published = protocol.kind, protocol.n_per_class == registry.get(task).protocol.n_per_class
         for split, found in scored(run, kind).items():
             over = spread(found.values)
             half = float(stats.t.ppf((1 + LEVEL) / 2, over.n - 1)) * over.sd / math.sqrt(over.n) if over.n > 1 else math.nan
@@ -209,7 +209,7 @@ def step_of(study: Study, encoder: str) -> float:
 
 def _published() -> Mapping[tuple[str, str, str], tuple[float, str]]:
     """Published scores by encoder, task and split; eva's leaderboard goes before kaiko's README, whose protocol was another."""
-    found = tasks.published()
+    found = registry.published()
     found = found[found["encoder"] != ""].sort_values("source", ascending=False, kind="stable")  # kaiko, then eva
     keys = zip(found["encoder"], found["task"], found["split"], strict=True)
     return dict(zip(keys, zip(found["value"], found["source"] + ", " + found["where"], strict=True), strict=True))

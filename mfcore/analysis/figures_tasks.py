@@ -13,7 +13,7 @@ from mfcore.analysis.compare_masks import Shown
 from mfcore.analysis.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, look, nothing, title, two_lines
 from mfcore.measures import metrics_tasks
 from mfcore.study.config import Study
-from mfcore.study.config_pretraining import SEGMENTATION
+from mfcore.tasks import registry
 
 N_ACROSS = 2  # tasks in a row
 # Okabe and Ito's, which the colour-blind tell apart, the first four in grey too; the background is white, what is ignored grey
@@ -95,7 +95,7 @@ def by_class(study: Study, table: pd.DataFrame, task: str) -> Figure:
         for edge in np.arange(len(classes) - 1) + 0.5:
             axis.axhline(edge, color="0.85", linewidth=0.6)
         axis.grid(axis="y", visible=False)
-        axis.set_xlabel(f"{'Dice' if task in SEGMENTATION else 'share found'}, mean and SD over runs")
+        axis.set_xlabel(f"{'Dice' if registry.get(task).is_segmentation else 'share found'}, mean and SD over runs")
         figure.legend(loc="outside lower center", ncols=3)
         title(figure, f"{task}, by class")
     return figure

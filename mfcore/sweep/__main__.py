@@ -22,7 +22,7 @@ from mfcore.study.config import ConfigError, Study, load_study
 from mfcore.sweep import inputs as sweep_inputs, results as sweep_results
 from mfcore.sweep.jobs import ROOT, Job, embedding_job, jobs_of, with_dependents, with_needs
 from mfcore.sweep.run import KilledError, SweepError, build_supplement, data_folder, killed, run_job
-from mfcore.tasks import tasks
+from mfcore.tasks import registry
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def paper(name: str, data: str | None = None, results: str | None = None, how: H
     Raises SweepError where another sweep works on the same results or there is no such profile, ConfigError for a bad study.
     """
     study, folder = _open(name, results)
-    for task, place in tasks.absent(study, data_folder(study, study_file(name), data)).items():
+    tasks = [task.name for task in study.tasks]
+    for task, place in registry.absent(tasks, data_folder(study, study_file(name), data)).items():
         print(
             f"{study.name}: task {task} has no data yet; lay them into {place} before its turn comes, after the pretrainings "
             "(data/README.md says in which layout)",

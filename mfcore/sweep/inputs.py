@@ -17,7 +17,7 @@ from mfcore.store.files import Fingerprints
 from mfcore.store.records import digest
 from mfcore.study.config import Study, as_dict
 from mfcore.sweep.jobs import MEASURE, ROOT, SHARE, STAGES, SUM_UP, Job
-from mfcore.tasks import schema as tasks_schema, tasks
+from mfcore.tasks import registry, task
 
 FOLDER = "inputs"  # in the study's results
 SUPPLEMENT = Job("supplement", "")
@@ -37,7 +37,7 @@ def states_of(study: Study, job: Job) -> tuple[str, ...]:
         if job.notebook == STAGES["07"]:
             names += [_slides_name(place) for place in dict.fromkeys(places.values()) if place]
     elif job.notebook == STAGES["09"]:
-        names.append(tasks.state_name(str(job.parameters["task"])))
+        names.append(registry.state_name(str(job.parameters["task"])))
     if rule in ("embed", SHARE, "train_end_to_end", "downstream_tasks", MEASURE) and _own_files(study):
         names.append("encoders")
     return tuple(names)
@@ -81,7 +81,7 @@ def _now(name: str, study: Study, data: Path, was: dict, known: Fingerprints) ->
         place = next(which.slides for which in study.pretraining if which.slides and _slides_name(which.slides) == name)
         found = {} if "://" in place else _below(data / Path(place).expanduser(), known)
     else:
-        found = tasks_schema.fingerprints(tasks.folder_of(of, data), known)
+        found = task.fingerprints(registry.folder_of(of, data), known)
     found = {path: was.get("files", {}).get(path) if one is None else one for path, one in found.items()}
     found = found or was.get("files", {})
     return {"complete": bool(found) and None not in found.values(), "files": found}

@@ -18,9 +18,9 @@ from mfcore.analysis import (
     compare_tasks,
 )
 from mfcore.study.config import Study
-from mfcore.study.config_pretraining import SEGMENTATION
 from mfcore.sweep import report_html
 from mfcore.sweep.report_html import table
+from mfcore.tasks import registry
 
 # Each figure of notebook 11 with what is varied in it
 STUDIES = {
@@ -198,7 +198,7 @@ def _judged(study: Study, results: Path, scores: pd.DataFrame) -> list[str]:
         if not len(mine):
             continue
         found.append(report_html.figure(results, f"09_{task.name}", captions_tasks.scores(study, mine)))
-        if task.name in SEGMENTATION:
+        if registry.get(task.name).is_segmentation:
             shown = compare_masks.shown(study, results, task.name)
             found.append(report_html.figure(results, f"09_{task.name}_masks", captions_tasks.segmentations(study, shown)))
     return found

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import h5py
@@ -17,40 +17,20 @@ import numpy as np
 import pandas as pd
 
 from mfcore import store
-from mfcore.tasks.schema import COLUMNS, SELECTED_ON_REPORTED, TaskData, TaskError, compare_counts, refuse, whole_images
+from mfcore.tasks.task import CLASSIFICATION, COLUMNS, Task, TaskData, TaskError, whole_images
 
-WHERE = {
-    "bach": "Zenodo, record 3632035, ICIAR2018_BACH_Challenge.zip (CC BY-NC-ND 4.0 as eva prints it); unpack it here",
-    "crc": "Zenodo, record 1214456, NCT-CRC-HE-100K.zip and CRC-VAL-HE-7K.zip (CC BY 4.0); unpack both here",
-    "mhist": "the MHIST page of BMIRDS (Dartmouth), which asks for a Dataset Research Use Agreement and then mails links: "
-    "annotations.csv, and images.zip to be unpacked as images/",
-    "pcam": "Zenodo, record 2546921, camelyonpatch_level_2_split_*.h5.gz (CC0); put all six here, as they are or unpacked",
-}
 TIFF = {".tif", ".tiff"}
 
-BACH = {"Benign": "b", "InSitu": "is", "Invasive": "iv", "Normal": "n"}  # what the names of a class's files begin with
+BACH_PREFIXES = {"Benign": "b", "InSitu": "is", "Invasive": "iv", "Normal": "n"}  # of the files' names, by class
 BACH_PER_CLASS = 100
 BACH_VAL = ((41, 59), (60, 90), (139, 169), (240, 258), (260, 273), (345, 368))
 """Positions, the last of each pair left out, that eva validates on, among the 400 photos by class and name."""
-
-CRC = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
 CRC_FOLDERS = {"train": "NCT-CRC-HE-100K", "val": "CRC-VAL-HE-7K"}
-
-MHIST = ("SSA", "HP")
 MHIST_COLUMNS = ("Image Name", "Majority Vote Label", "Partition")
-
-PCAM = ("no_tumor", "tumor")
 PCAM_SPLITS = {"train": "train", "val": "valid", "test": "test"}  # ours, and in the files' names
 
-COUNTS = {
-    "bach": {"train": 268, "val": 132},
-    "crc": {"train": 100_000, "val": 7_180},
-    "mhist": {"train": 2_175, "val": 977},
-    "pcam": {"train": 262_144, "val": 32_768, "test": 32_768},
-}
 
-
-def load_bach(folder: Path) -> TaskData:
+def load_bach(task: Task, folder: Path) -> TaskData:
     """BACH's photos, ``ICIAR2018_BACH_Challenge/Photos/<class>/*.tif``: four classes, 2048 x 1536 px at 0.42 um/px.
 
     A photo's position in eva's split is that of its class and number (b001 is 0, is001 100, iv001 200, n001 300), so that a
@@ -61,9 +41,9 @@ def load_bach(folder: Path) -> TaskData:
         (place for place in (folder / "ICIAR2018_BACH_Challenge" / "Photos", folder / "Photos") if place.is_dir()), None
     )
     if photos is None:
-        refuse(folder, ["no folder ICIAR2018_BACH_Challenge/Photos"], WHERE["bach"])
+        task.refuse(folder, ["no folder ICIAR2018_BACH_Challenge/Photos"])
     problems, rows = [], []
-    for label, (name, prefix) in enumerate(BACH.items()):
+    for label, (name, prefix) in enumerate(BACH_PREFIXES.items()):
         paths = _images(photos / name, TIFF)
         if not paths:
             problems.append(f"no photos in {photos.name}/{name}")
@@ -76,12 +56,11 @@ def load_bach(folder: Path) -> TaskData:
                 continue
             position = label * BACH_PER_CLASS + int(number[1]) - 1
             rows.append((path, label, "val" if any(first <= position < end for first, end in BACH_VAL) else "train"))
-    refuse(folder, problems, WHERE["bach"])
-    paths, labels, splits = zip(*rows, strict=True)
-    return _whole("bach", folder, tuple(BACH), whole_images(folder, paths, labels, splits), 0.42)
+    task.refuse(folder, problems)
+    return task.data(folder, whole_images(folder, *zip(*rows, strict=True)))
 
 
-def load_crc(folder: Path) -> TaskData:
+def load_crc(task: Task, folder: Path) -> TaskData:
     """CRC-100K, ``NCT-CRC-HE-100K/<class>/*.tif`` to train on and ``CRC-VAL-HE-7K/<class>/*.tif`` as val: nine classes.
 
     Patches of 224 px at 0.5 um/px, stain-normalised by the authors; the sides of the first are taken for all. Raises TaskError.
@@ -91,19 +70,18 @@ def load_crc(folder: Path) -> TaskData:
         if not (folder / name).is_dir():
             problems.append(f"no folder {name}")
             continue
-        other = sorted(place.name for place in (folder / name).iterdir() if place.is_dir() and place.name not in CRC)
-        problems += [f"{name}/{place}: none of the classes {', '.join(CRC)}" for place in other]
-        for label, tissue in enumerate(CRC):
+        other = sorted(place.name for place in (folder / name).iterdir() if place.is_dir() and place.name not in task.classes)
+        problems += [f"{name}/{place}: none of the classes {', '.join(task.classes)}" for place in other]
+        for label, tissue in enumerate(task.classes):
             paths = _images(folder / name / tissue, TIFF)
             if not paths:
                 problems.append(f"no patches in {name}/{tissue}")
             rows += [(path, label, split) for path in paths]
-    refuse(folder, problems, WHERE["crc"])
-    paths, labels, splits = zip(*rows, strict=True)
-    return _whole("crc", folder, CRC, whole_images(folder, paths, labels, splits), 0.5)
+    task.refuse(folder, problems)
+    return task.data(folder, whole_images(folder, *zip(*rows, strict=True)))
 
 
-def load_mhist(folder: Path) -> TaskData:
+def load_mhist(task: Task, folder: Path) -> TaskData:
     """MHIST, ``images/*.png`` and ``annotations.csv`` (Image Name, Majority Vote Label, Partition): SSA and HP.
 
     Patches of 224 px; eva's documentation says 2 um/px now and said 0.25 before. Partition "test" is "val" here, as it is
@@ -111,19 +89,19 @@ def load_mhist(folder: Path) -> TaskData:
     """
     file = folder / "annotations.csv"
     if not file.is_file():
-        refuse(folder, ["no annotations.csv"], WHERE["mhist"])
+        task.refuse(folder, ["no annotations.csv"])
     try:
         rows = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
-        refuse(folder, [f"annotations.csv: no table that can be read ({error})"], WHERE["mhist"])
+        task.refuse(folder, [f"annotations.csv: no table that can be read ({error})"])
     lacking = [name for name in MHIST_COLUMNS if name not in rows]
     if lacking:
-        refuse(folder, [f"annotations.csv: without the columns {lacking}"], WHERE["mhist"])
+        task.refuse(folder, [f"annotations.csv: without the columns {lacking}"])
     problems = []
     for line, (name, label, partition) in enumerate(rows[list(MHIST_COLUMNS)].itertuples(index=False), start=2):
         place = f"annotations.csv, line {line}: {name}:"
-        if label not in MHIST:
-            problems.append(f"{place} label {label!r} is neither of {list(MHIST)}")
+        if label not in task.classes:
+            problems.append(f"{place} label {label!r} is neither of {list(task.classes)}")
         if partition not in ("train", "test"):
             problems.append(f"{place} partition {partition!r} is neither train nor test")
         if not (folder / "images" / name).is_file():
@@ -131,11 +109,11 @@ def load_mhist(folder: Path) -> TaskData:
     problems += [f"annotations.csv: {name} stands there twice" for name in rows["Image Name"][rows["Image Name"].duplicated()]]
     if rows.empty:
         problems.append("annotations.csv: names no image")
-    refuse(folder, problems, WHERE["mhist"])
+    task.refuse(folder, problems)
     paths = [folder / "images" / name for name in rows["Image Name"]]
-    labels = [MHIST.index(label) for label in rows["Majority Vote Label"]]
+    labels = [task.classes.index(label) for label in rows["Majority Vote Label"]]
     splits = ["train" if partition == "train" else "val" for partition in rows["Partition"]]
-    return _whole("mhist", folder, MHIST, whole_images(folder, paths, labels, splits), 2.0)
+    return task.data(folder, whole_images(folder, paths, labels, splits))
 
 
 @dataclass
@@ -156,31 +134,29 @@ class PatchCamelyon(TaskData):
                 self._open[key] = h5py.File(path, "r")["x"]
             return self._open[key][int(row["item_id"].rpartition("_")[2])]  # (96, 96, 3)
         except (OSError, KeyError) as error:
-            raise TaskError(f"{path}: can't be read ({error}); get it again: {WHERE['pcam']}") from None
+            raise TaskError(f"{path}: can't be read ({error}); get it again: {PCAM.where}") from None
 
 
-def load_pcam(folder: Path, name: str = "pcam") -> TaskData:
+def load_pcam(task: Task, folder: Path) -> TaskData:
     """PatchCamelyon, ``camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5``: 96 px at about 1 um/px; its own splits.
 
     A patch's group is its slide where the ``..._meta.csv`` beside the files names it in ``wsi`` (a form not verified here).
-    ``pcam_10shot`` has the same data; who trains draws ten patches of each class anew in each run. Raises TaskError.
+    ``pcam_10shot`` has the same data; each run draws its own ten patches of each class. Raises TaskError.
     """
     problems, tables = [], []
     for split, theirs in PCAM_SPLITS.items():
         stem = f"camelyonpatch_level_2_split_{theirs}"
         lacking = [f"{stem}_{part}.h5" for part in "xy" if not (folder / f"{stem}_{part}.h5").is_file()]
         packed = [file for file in lacking if (folder / f"{file}.gz").is_file()]
-        problems += [f"{file}: only packed, as {file}.gz; tasks.prepare unpacks it" for file in packed]
+        problems += [f"{file}: only packed, as {file}.gz; registry.prepare unpacks it" for file in packed]
         problems += [f"no {file}" for file in lacking if file not in packed]
         if not lacking:
             try:
                 tables.append(_pcam_split(folder, stem, split))
             except (OSError, KeyError, ValueError) as error:
                 problems.append(f"{stem}_*.h5: {error}")
-    refuse(folder, problems, WHERE["pcam"])
-    table = pd.concat(tables, ignore_index=True)
-    notes = compare_counts(folder, table["split"].value_counts().to_dict(), COUNTS["pcam"])
-    return PatchCamelyon(name, "classification", PCAM, table, folder, 1.0, notes=notes)
+    task.refuse(folder, problems)
+    return task.data(folder, pd.concat(tables, ignore_index=True), PatchCamelyon)
 
 
 def _pcam_split(folder: Path, stem: str, split: str) -> pd.DataFrame:
@@ -206,7 +182,7 @@ def _pcam_split(folder: Path, stem: str, split: str) -> pd.DataFrame:
     return rows.assign(x_px=0, y_px=0, width_px=shape[2], height_px=shape[1])[list(COLUMNS)]
 
 
-def unpack_pcam(folder: Path) -> None:
+def unpack_pcam(task: Task, folder: Path) -> None:
     """Unpack every ``camelyonpatch_*.h5.gz`` beside which its ``.h5`` isn't there yet, each whole or not at all."""
     for packed in sorted(folder.glob("camelyonpatch_level_2_split_*.h5.gz")):
         target = packed.with_suffix("")
@@ -216,7 +192,7 @@ def unpack_pcam(folder: Path) -> None:
             with store.replacing(target) as aside, gzip.open(packed) as content, aside.open("wb") as out:
                 shutil.copyfileobj(content, out, 1 << 22)
         except (OSError, EOFError, zlib.error) as error:
-            raise TaskError(f"{packed}: can't be unpacked ({error}); get it again: {WHERE['pcam']}") from None
+            raise TaskError(f"{packed}: can't be unpacked ({error}); get it again: {PCAM.where}") from None
 
 
 def _images(folder: Path, suffixes: set[str]) -> list[Path]:
@@ -226,7 +202,53 @@ def _images(folder: Path, suffixes: set[str]) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith("."))
 
 
-def _whole(name: str, folder: Path, classes: tuple[str, ...], table: pd.DataFrame, um_per_px: float) -> TaskData:
-    """A task of whole images that has no test split; notes where its counts aren't the published ones."""
-    notes = compare_counts(folder, table["split"].value_counts().to_dict(), COUNTS[name])
-    return TaskData(name, "classification", classes, table, folder, um_per_px, SELECTED_ON_REPORTED, notes)
+BACH = Task(
+    "bach",
+    "BACH",
+    replace(CLASSIFICATION, patience=1250),
+    tuple(BACH_PREFIXES),
+    um_per_px=0.42,
+    read=load_bach,
+    where="Zenodo, record 3632035, ICIAR2018_BACH_Challenge.zip (CC BY-NC-ND 4.0 as eva prints it); unpack it here",
+    counts={"train": 268, "val": 132},
+)
+CRC = Task(
+    "crc",
+    "CRC-100K",
+    replace(CLASSIFICATION, patience=7),
+    ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM"),
+    um_per_px=0.5,
+    read=load_crc,
+    where="Zenodo, record 1214456, NCT-CRC-HE-100K.zip and CRC-VAL-HE-7K.zip (CC BY 4.0); unpack both here",
+    counts={"train": 100_000, "val": 7_180},
+)
+MHIST = Task(
+    "mhist",
+    "MHIST",
+    CLASSIFICATION,
+    ("SSA", "HP"),
+    um_per_px=2.0,
+    read=load_mhist,
+    where="the MHIST page of BMIRDS (Dartmouth), which asks for a Dataset Research Use Agreement and then mails links: "
+    "annotations.csv, and images.zip to be unpacked as images/",
+    counts={"train": 2_175, "val": 977},
+)
+PCAM = Task(
+    "pcam",
+    "PatchCamelyon",
+    replace(CLASSIFICATION, patience=3),
+    ("no_tumor", "tumor"),
+    um_per_px=1.0,
+    read=load_pcam,
+    prepare=unpack_pcam,
+    where="Zenodo, record 2546921, camelyonpatch_level_2_split_*.h5.gz (CC0); put all six here, as they are or unpacked",
+    counts={"train": 262_144, "val": 32_768, "test": 32_768},
+)
+PCAM_10SHOT = replace(
+    PCAM,
+    name="pcam_10shot",
+    title="PatchCamelyon, 10 shots",
+    protocol=replace(CLASSIFICATION, n_runs=50, patience=125, epochs_a_validation=10, min_gain=1e-4, n_per_class=10),
+    folder="pcam",
+)
+TASKS = (BACH, CRC, MHIST, PCAM, PCAM_10SHOT)

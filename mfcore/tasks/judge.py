@@ -5,20 +5,33 @@ probability a class), from which every metric is computed again; ``fits.csv`` (h
 they learned from).
 """
 
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
+import torch
+from tqdm.auto import tqdm
 
 from mfcore import store
-from mfcore.encoders import encoders
+from mfcore.encoders import encoders, preprocess
+from mfcore.encoders.cards import EncoderCard
+from mfcore.store.records import digest
 from mfcore.streams import generator
-from mfcore.study.config import Study
-from mfcore.tasks import judge_features, judge_heads, protocol as tasks_protocol, runs as tasks_runs
-from mfcore.tasks.protocol import Protocol
-from mfcore.tasks.schema import TaskData
+from mfcore.study.config import Study, as_dict
+from mfcore.tasks import protocol as tasks_protocol, runs as tasks_runs
+from mfcore.tasks.protocol import resized
+from mfcore.tasks.task import SELECTION, Protocol, TaskData
+from mfcore.training import heads
 
 STAGE = "judge"
 AT_ONCE = 5  # heads trained together; as many are lost by a kill
+SHARD, BATCH = 1024, 32  # images; a kill loses at most the shard in hand
+FILE = "features.h5"
 
 
 def judge(
@@ -34,12 +47,12 @@ def judge(
     run, data = tasks_runs.begin(STAGE, study, task, encoder, card.identity(), data_folder, results)
     if run.done:
         return run
-    features = judge_features.features_of(run, data, card, device, protocol.size_px)
+    features = features_of(run, data, card, device, protocol.size_px)
     missing = tasks_runs.missing(run, protocol.n_runs)
     for first in range(0, len(missing), AT_ONCE):
         _train(run, study, data, features, protocol, missing[first : first + AT_ONCE])
     n_dims = features.shape[1]
-    return tasks_runs.finish(run, data, protocol.n_runs, "predictions.parquet", [judge_features.FILE], n_dims=n_dims)
+    return tasks_runs.finish(run, data, protocol.n_runs, "predictions.parquet", [FILE], n_dims=n_dims)
 
 
 def _train(run: store.Run, study: Study, data: TaskData, features: np.ndarray, protocol: Protocol, numbers: list[int]) -> None:
@@ -47,24 +60,24 @@ def _train(run: store.Run, study: Study, data: TaskData, features: np.ndarray, p
     table, n_classes = data.table.reset_index(drop=True), len(data.classes)
     labels = table["label"].to_numpy(np.int64)
     rows = np.flatnonzero(table["split"] == "train")
-    validation = np.flatnonzero(table["split"] == tasks_protocol.SELECTION)
-    heads = [
-        judge_heads.Head(
+    validation = np.flatnonzero(table["split"] == SELECTION)
+    trained = [
+        heads.Head(
             _drawn(rows, labels, protocol.n_per_class, study.splits.seed, data.name, number),
+            validation,
             generator(study.splits.seed, "judge", data.name, "head", number),
         )
         for number in numbers
     ]
     title = f"{run.identity['name']}, runs {numbers[0]} to {numbers[-1]}"
-    judge_heads.train(features, labels, n_classes, heads, validation, protocol, title)
+    heads.train(features, labels, n_classes, trained, protocol.schedule, title)
     tested = table[table["split"] != "train"]
-    for number, head in zip(numbers, heads, strict=True):
+    for number, head in zip(numbers, trained, strict=True):
         scores = head.scores(features[tested.index])
-        told = tested[["item_id", "split", "label"]].assign(run=number, step=head.best_step)
-        told = told[["run", "step", "item_id", "split", "label"]].assign(group=tested["group"].astype(str))
-        told = told.assign(**{f"score_{i}": scores[:, i] for i in range(n_classes)})
-        fit = {"n_train": len(head.train), "n_steps": head.n_steps, "best_step": head.best_step}
-        tasks_runs.keep(run, number, told, fit | {"validation": head.best, "ended": head.ended})
+        predictions = tested[["item_id", "split", "label"]].assign(run=number, step=head.progress.best_step)
+        predictions = predictions[["run", "step", "item_id", "split", "label"]].assign(group=tested["group"].astype(str))
+        predictions = predictions.assign(**{f"score_{i}": scores[:, i] for i in range(n_classes)})
+        tasks_runs.keep(run, number, predictions, {"n_train": len(head.train), **head.progress.facts()})
 
 
 def _drawn(rows: np.ndarray, labels: np.ndarray, n_per_class: int | None, seed: int, *names: object) -> np.ndarray:
@@ -74,3 +87,86 @@ def _drawn(rows: np.ndarray, labels: np.ndarray, n_per_class: int | None, seed: 
     draw = generator(seed, "judge", "items", *names)
     of_class = [rows[labels[rows] == label] for label in np.unique(labels[rows])]
     return np.sort(np.concatenate([draw.choice(part, n_per_class, replace=False) for part in of_class]))
+
+
+# ---- features ----
+
+
+def features_of(run: store.Run, data: TaskData, card: EncoderCard, device: str, size_px: int | None) -> np.ndarray:
+    """Embeddings of a task's images by the encoder of ``card``, float32 (n_items, n_dims), in the order of the task's table.
+
+    Kept in the run's ``features.h5``; of several processes that need the same at once, one makes them. Each image goes through
+    the encoder's own transform but for its crop: the shorter side is all seen, resized to ``size_px`` before where that is
+    given. Raises EncoderError where the encoder can't be had or gives NaN or infinity.
+    """
+    file = run.path(FILE)
+    with store.in_turn(run.folder.parent / ".turns", f"features-{digest(_made_of(run.identity))}"):
+        if not file.is_file():
+            same = _made_before(run)
+            if same is None:
+                _embed(run, data, _seeing_all(encoders.load(card, device)), size_px)
+            else:
+                with store.replacing(file) as aside:
+                    try:
+                        os.link(same, aside)  # of PatchCamelyon half a gigabyte an encoder, for two tasks
+                    except OSError:  # a file system without links
+                        shutil.copyfile(same, aside)
+        for shard in run.path("units").glob("features-*.npy"):
+            shard.unlink()
+    with h5py.File(file) as content:
+        return content["features"][:]
+
+
+def _seeing_all(encoder: encoders.Encoder) -> encoders.Encoder:
+    """The encoder, shown a patch's shorter side whole as eva's ResizeAndCrop does, whatever its card crops elsewhere."""
+    return dataclasses.replace(encoder, card=dataclasses.replace(encoder.card, resize_px=encoder.card.crop_px))
+
+
+def _made_of(identity: dict) -> list:
+    """What decides features: the images, the encoder and the size."""
+    return [identity["inputs"], identity["config"]["card"], identity["config"]["protocol"]["size_px"]]
+
+
+def _made_before(run: store.Run) -> Path | None:
+    """The features of another run of the same images, encoder and size, whatever was trained on them."""
+    for file in sorted(run.folder.parent.glob(f"{run.identity['stage']}-*/{FILE}")):
+        if _made_of(store.read_json(file.with_name("begun.json"))) == _made_of(run.identity):
+            return file
+    return None
+
+
+def _embed(run: store.Run, data: TaskData, encoder: encoders.Encoder, size_px: int | None) -> None:
+    n = len(data.table)
+    with tqdm(total=n, desc=f"embed {data.name} by {encoder.card.name}", unit=" patches", leave=False) as bar:
+        for first in range(0, n, SHARD):
+            rows = range(first, min(first + SHARD, n))
+            file = _shard(run, first)
+            if not file.is_file():
+                parts = [_batch(data, encoder, rows[i : i + BATCH], size_px) for i in range(0, len(rows), BATCH)]
+                with store.replacing(file) as aside, aside.open("wb") as out:
+                    np.save(out, np.concatenate(parts))
+            bar.update(len(rows))
+    with store.replacing(run.path(FILE)) as aside, h5py.File(aside, "w") as out:
+        features = out.create_dataset("features", (n, encoder.card.n_dims), np.float32)
+        for first in range(0, n, SHARD):  # one at a time: all of PatchCamelyon's are gigabytes
+            features[first : first + SHARD] = np.load(_shard(run, first))
+        out.create_dataset("item_id", data=data.table["item_id"].astype(str).to_list(), dtype=h5py.string_dtype())
+        out.attrs["card"], out.attrs["weights"] = json.dumps(as_dict(encoder.card)), encoder.revision
+
+
+def _shard(run: store.Run, first: int) -> Path:
+    """Where embeddings wait until all are there, those from row ``first`` on."""
+    return run.unit_file(f"features-{first:09d}", ".npy")
+
+
+def _batch(data: TaskData, encoder: encoders.Encoder, rows: Sequence[int], size_px: int | None) -> np.ndarray:
+    """Embeddings float32 (n, n_dims) of some items; their images may differ in size."""
+    images = [data.image(i) for i in rows]
+    if size_px is not None:
+        images = [resized(image, size_px, encoder.card.interpolation) for image in images]
+    with torch.inference_mode(), preprocess.exact_float32(encoder.device):
+        if len({image.shape for image in images}) == 1:
+            inputs = encoder.transform(np.stack(images))  # (n, 3, crop_px, crop_px)
+        else:
+            inputs = torch.cat([encoder.transform(image[None]) for image in images])
+        return encoder.checked(encoder.network(inputs).cpu().numpy(), list(rows))

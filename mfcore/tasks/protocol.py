@@ -1,18 +1,8 @@
-"""How eva judges an encoder by a task: what is trained on its frozen features, how long, and when it ends.
-
-Facts of kaiko-ai/eva's configurations. They and eva's table of documentation disagree on the optimiser of a classification:
-the table says weight decay 0 and a momentum, the configurations name AdamW, whose weight decay in PyTorch is 0.01. Here as in
-eva's code goes the configuration. eva's heads have ConstantLR for a schedule unless told otherwise, which in PyTorch is a
-third of the learning rate for five epochs.
-
-Of MoNuSAC eva's decoders learn from random crops of the images, drawn anew at every step. Here, as of every other set, they
-learn from one square of each, over its whole shorter side: maps of features are computed once.
-"""
+"""How an encoder is judged by a task in a study: by which protocol, which encoders, and what decides a run."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,89 +14,20 @@ from mfcore.store import files as store_files
 from mfcore.store.records import digest
 from mfcore.study import pretrained
 from mfcore.study.config import Study, Task, as_dict
-from mfcore.study.config_pretraining import SEGMENTATION
-from mfcore.tasks.schema import TaskData, TaskError
+from mfcore.tasks import registry
+from mfcore.tasks.task import SELECTION, Protocol, TaskData, TaskError
 
-N_STEPS, BATCH_SIZE, MAX_LR = (
-    {"classification": 12_500, "segmentation": 2_000},
-    {"classification": 256, "segmentation": 64},
-    {"classification": 3e-4, "segmentation": 2e-3},
-)
-N_RUNS = {"pcam_10shot": 50}  # of others 5
-N_SHOTS = {"pcam_10shot": 10}
-# Validations without a better one; of what isn't here, or has other steps, batches or items than eva's: a fifth of all
-PATIENCE = {"bach": 1250, "crc": 7, "pcam": 3, "pcam_10shot": 125, "consep": 200, "monusac": 100}
-EPOCHS_A_VALIDATION = {"pcam_10shot": 10}
-MIN_GAIN = {"pcam_10shot": 1e-4}
-SELECTION = "val"  # the split on which training stops, and whose best weights are kept
 REFUSALS = "judged_{}.csv"  # among the results, of a task
 MIN_PX = 8  # sides of an image below which there is nothing to see
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """One task's protocol, for any encoder.
-
-    kind: "classification" (one linear layer) or "segmentation" (a decoder). n_runs: heads from other seeds. n_steps of
-    ``batch_size``. max_lr, weight_decay: AdamW's; the first ``n_slow_epochs`` go at ``slow_factor`` of the rate. patience:
-    validations that bring no gain above ``min_gain`` after which training ends; None: a fifth of its epochs. n_per_class: drawn
-    anew each run from the training split; None: all of it. size_px: side to which patches are resized first; None: as the
-    encoder has it.
-    """
-
-    kind: str
-    n_runs: int
-    n_steps: int
-    batch_size: int
-    max_lr: float
-    weight_decay: float = 0.01
-    n_slow_epochs: int = 5
-    slow_factor: float = 1 / 3
-    patience: int | None = None
-    epochs_a_validation: int = 1
-    min_gain: float = 0.0
-    n_per_class: int | None = None
-    size_px: int | None = None
-
-    def n_batches(self, n_train: int) -> int:
-        """Steps of an epoch over so many items."""
-        return -(-n_train // self.batch_size)
-
-    def patience_of(self, n_train: int) -> int:
-        """After how many validations without gain training on so many items ends."""
-        if self.patience is not None:
-            return self.patience
-        return max(1, math.ceil(self.n_steps / 5 / self.n_batches(n_train) / self.epochs_a_validation))
-
-    def learning_rate(self, step: int, n_train: int) -> float:
-        """Of the step with that number, from 0."""
-        slow = step < self.n_slow_epochs * self.n_batches(n_train)
-        return self.max_lr * (self.slow_factor if slow else 1.0)
-
-
 def of(task: Task) -> Protocol:
-    """The protocol of a study's task: eva's, but for what the task says otherwise."""
-    kind = "segmentation" if task.name in SEGMENTATION else "classification"
-    evas = (N_STEPS[kind], BATCH_SIZE[kind], N_SHOTS.get(task.name))
-    said = (task.n_steps, task.batch_size, task.n_per_class)
-    n_steps, batch_size, n_per_class = (theirs if own is None else own for theirs, own in zip(evas, said, strict=True))
-    return Protocol(
-        kind=kind,
-        n_runs=N_RUNS.get(task.name, 5) if task.n_runs is None else task.n_runs,
-        n_steps=n_steps,
-        batch_size=batch_size,
-        max_lr=MAX_LR[kind] if task.max_lr is None else task.max_lr,
-        patience=PATIENCE.get(task.name) if (n_steps, batch_size, n_per_class) == evas else None,  # epochs as long as eva's
-        epochs_a_validation=EPOCHS_A_VALIDATION.get(task.name, 1),
-        min_gain=MIN_GAIN.get(task.name, 0.0),
-        n_per_class=n_per_class,
-        size_px=task.size_px,
-    )
-
-
-def evas(name: str) -> Protocol:
-    """eva's own protocol of a task, whatever a study says; a stand-in's is that of its kind."""
-    return of(Task(name))
+    """The protocol of a study's task: the published one, but for what the study says otherwise."""
+    published = registry.get(task.name).protocol
+    keys = ("n_runs", "n_steps", "batch_size", "max_lr", "n_per_class", "size_px")
+    protocol = replace(published, **{key: value for key in keys if (value := getattr(task, key)) is not None})
+    epochs = [(each.n_steps, each.batch_size, each.n_per_class) for each in (published, protocol)]
+    return protocol if epochs[0] == epochs[1] else replace(protocol, patience=None)  # it counts epochs of the published length
 
 
 def encoders_of(study: Study, task: Task) -> list[str]:
@@ -177,8 +98,6 @@ def fingerprint(data: TaskData, results: str | Path) -> str:
 def check(data: TaskData, protocol: Protocol) -> None:
     """Raise TaskError, with all that is wrong, where an encoder can't be judged by a task's data."""
     table, wrong = data.table, []
-    if data.kind != protocol.kind:
-        wrong.append(f"its data are of a {data.kind}, its protocol of a {protocol.kind}")
     counts = table["split"].value_counts()
     if unknown := sorted(set(counts.index) - {"train", "val", "test"}):
         wrong.append(f"splits {unknown}: an item is of train, val or test")

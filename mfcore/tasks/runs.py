@@ -7,8 +7,8 @@ import pandas as pd
 
 from mfcore import store
 from mfcore.study.config import Study
-from mfcore.tasks import protocol as tasks_protocol, tasks
-from mfcore.tasks.schema import TaskData
+from mfcore.tasks import protocol as tasks_protocol, registry
+from mfcore.tasks.task import TaskData
 
 
 def begin(
@@ -25,8 +25,9 @@ def begin(
     identity: what of the encoder's card decides an embedding. Raises TaskError, with all that is wrong, for a task whose data
     can't be judged by.
     """
-    data = tasks.load(task, tasks.prepare(study, task, Path(data_folder)))
-    tasks_protocol.check(data, tasks_protocol.of(study.task(task)))
+    protocol = tasks_protocol.of(study.task(task))
+    data = registry.load(task, registry.prepare(task, data_folder))
+    tasks_protocol.check(data, protocol)
     config = tasks_protocol.config_of(study, task, identity)
     inputs = {"items": tasks_protocol.fingerprint(data, results)}
     known = {key: value for key, value in config.items() if key != "card"}
@@ -46,11 +47,11 @@ def keep(run: store.Run, number: int, tested: pd.DataFrame, fit: Mapping[str, ob
 
 def finish(run: store.Run, data: TaskData, n_runs: int, table: str, files: list[str], **facts: object) -> store.Run:
     """Put what was kept together, in ``table`` and ``fits.csv``, and close the run; ``files``: what else it records."""
-    told = [store.read_parquet(_file(run, number)) for number in range(n_runs)]
-    store.write_parquet(run.path(table), pd.concat(told, ignore_index=True))
+    tables = [store.read_parquet(_file(run, number)) for number in range(n_runs)]
+    store.write_parquet(run.path(table), pd.concat(tables, ignore_index=True))
     store.write_csv(run.path("fits.csv"), pd.DataFrame([store.read_json(_file(run, i, ".json")) for i in range(n_runs)]))
-    said = {"selected_on": data.selected_on, "notes": list(data.notes), "classes": list(data.classes)}
-    return run.finish([table, "fits.csv", *files], n_items=len(data.table), **facts, **said)
+    of_data = {"selected_on": data.selected_on, "notes": list(data.notes), "classes": list(data.classes)}
+    return run.finish([table, "fits.csv", *files], n_items=len(data.table), **facts, **of_data)
 
 
 def _file(run: store.Run, number: int, suffix: str = ".parquet") -> Path:

@@ -18,11 +18,12 @@ from mfcore import store
 from mfcore.encoders import encoders, preprocess
 from mfcore.encoders.cards import EncoderCard
 from mfcore.measures import metrics_tasks
+from mfcore.measures.metrics_tasks import IGNORED
 from mfcore.streams import generator
 from mfcore.study.config import Study
 from mfcore.tasks import protocol as tasks_protocol, runs as tasks_runs, segment_decoder
-from mfcore.tasks.schema import IGNORED, TaskData, TaskError
 from mfcore.tasks.segment_decoder import Material
+from mfcore.tasks.task import SELECTION, TaskData, TaskError
 
 STAGE = "segment"
 BATCH = 16  # images through the encoder at once
@@ -124,23 +125,21 @@ def _square(pixels: np.ndarray, size_px: int, interpolation: str) -> np.ndarray:
 def _train(run: store.Run, study: Study, data: TaskData, material: Material, number: int) -> None:
     """Train one run's decoder, and keep its Dice on what it didn't learn from."""
     protocol, table = tasks_protocol.of(study.task(data.name)), data.table.reset_index(drop=True)
-    rows, validation = (np.flatnonzero(table["split"] == split) for split in ("train", tasks_protocol.SELECTION))
+    rows, validation = (np.flatnonzero(table["split"] == split) for split in ("train", SELECTION))
     draw = generator(study.splits.seed, "segment", data.name, "decoder", number)
     title = f"{run.identity['name']}, run {number}"
-    fitted = segment_decoder.train(material, len(data.classes), rows, validation, protocol, draw, title)
+    fitted = segment_decoder.train(material, len(data.classes), rows, validation, protocol.schedule, draw, title)
     tested = np.flatnonzero(table["split"] != "train")
     counts = segment_decoder.overlaps(fitted.decoder, material, len(data.classes), tested, protocol.batch_size)
     parts = []
     for index, name in enumerate(data.classes[1:], start=1):
         n_true, n_predicted, n_both = counts[:, index].T
-        part = table.loc[tested, ["item_id", "split", "group"]].assign(run=number, step=fitted.best_step)
+        part = table.loc[tested, ["item_id", "split", "group"]].assign(run=number, step=fitted.progress.best_step)
         part = part.assign(**{"class": name, "dice": metrics_tasks.dice(n_true, n_predicted, n_both), "n_px": n_true})
         parts.append(part.assign(n_predicted_px=n_predicted, n_both_px=n_both))
     if number == 0:
         _keep_shown(run, study, data, material, fitted.decoder, protocol.batch_size)
-    fit = {"n_train": len(rows), "n_steps": fitted.n_steps, "best_step": fitted.best_step}
-    fit |= {"validation": fitted.best, "ended": fitted.ended}
-    tasks_runs.keep(run, number, pd.concat(parts, ignore_index=True), fit)
+    tasks_runs.keep(run, number, pd.concat(parts, ignore_index=True), {"n_train": len(rows), **fitted.progress.facts()})
 
 
 def _keep_shown(

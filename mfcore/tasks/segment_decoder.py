@@ -6,8 +6,6 @@ and ReLU.
 """
 
 import copy
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +15,8 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from mfcore.measures import metrics_tasks
-from mfcore.tasks.protocol import Protocol
-from mfcore.tasks.schema import IGNORED
+from mfcore.measures.metrics_tasks import IGNORED
+from mfcore.training import heads
 
 WIDTHS = (64, 32, 32)  # channels after each convolution
 SMOOTH = 1e-5  # of MONAI's Dice loss, above and below the line
@@ -35,9 +33,9 @@ class Decoder(nn.Module):
 
     def forward(self, features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """Logits of each pixel's classes."""
-        wide = self.of_features(functional.interpolate(features, scale_factor=2.0, mode="nearest"))  # (n, 64, 2 h, 2 w)
-        wide = functional.interpolate(wide, images.shape[-2:], mode="bilinear", align_corners=False)  # (n, 64, H, W)
-        return self.classes(self.of_both(torch.cat([wide, images], dim=1)))
+        maps = self.of_features(functional.interpolate(features, scale_factor=2.0, mode="nearest"))  # (n, 64, 2 h, 2 w)
+        maps = functional.interpolate(maps, images.shape[-2:], mode="bilinear", align_corners=False)  # (n, 64, H, W)
+        return self.classes(self.of_both(torch.cat([maps, images], dim=1)))
 
 
 def _convolution(n_in: int, n_out: int) -> nn.Sequential:
@@ -76,13 +74,10 @@ class Material:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained decoder with the weights that did best on validation, and how its training ended ("early" or "limit")."""
+    """A trained decoder with the weights that did best on validation, and how its training ended."""
 
     decoder: Decoder
-    best: float
-    best_step: int
-    n_steps: int
-    ended: str
+    progress: heads.Progress
 
 
 def train(
@@ -90,11 +85,11 @@ def train(
     n_classes: int,
     rows: np.ndarray,
     validation: np.ndarray,
-    protocol: Protocol,
+    schedule: heads.Schedule,
     draw: np.random.Generator,
     title: str,
 ) -> Fitted:
-    """Train one decoder on some rows by the Dice loss and AdamW, judged by its Dice on ``validation`` as the protocol says.
+    """Train one decoder on some rows by the Dice loss and AdamW, judged by its Dice on ``validation`` as the schedule says.
 
     The weights at the start and the order of the rows come from ``draw`` alone.
     """
@@ -102,39 +97,26 @@ def train(
         torch.default_generator.manual_seed(int(draw.integers(2**63)))  # the GPUs' draws go on as they were
         decoder = Decoder(material.maps.shape[1], n_classes)
     decoder = decoder.to(material.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=protocol.max_lr, weight_decay=protocol.weight_decay)
-    every = protocol.n_batches(len(rows)) * protocol.epochs_a_validation  # steps
-    patience, without_gain, ended = protocol.patience_of(len(rows)), 0, "limit"
-    best, best_step, kept, batches = -math.inf, 0, copy.deepcopy(decoder.state_dict()), _batches(rows, protocol, draw)
-    with tqdm(total=protocol.n_steps, desc=title, unit="step", leave=False) as bar:
-        for step in range(1, protocol.n_steps + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = protocol.learning_rate(step - 1, len(rows))
-            here = torch.from_numpy(next(batches)).to(material.device)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    progress, kept = schedule.progress(len(rows)), copy.deepcopy(decoder.state_dict())
+    with tqdm(total=progress.limit, desc=title, unit="step", leave=False) as bar:
+        for batch in heads.batches(lambda: draw.permutation(rows), schedule.batch_size):
+            optimizer.param_groups[0]["lr"] = schedule.rate(progress.n_steps, len(rows))
+            here = torch.from_numpy(batch).to(material.device)
             decoder.train()
             loss = dice_loss(decoder(material.maps[here], material.images[here]), material.masks[here].long())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             bar.update()
-            if step % every and step < protocol.n_steps:
-                continue
-            score = metrics_tasks.mean_dice(overlaps(decoder, material, n_classes, validation, protocol.batch_size))
-            without_gain = 0 if score > best + protocol.min_gain else without_gain + 1
-            if score > best:
-                best, best_step, kept = score, step, copy.deepcopy(decoder.state_dict())
-            if without_gain >= patience:
-                ended = "early"
+            if progress.step():
+                score = metrics_tasks.mean_dice(overlaps(decoder, material, n_classes, validation, schedule.batch_size))
+                if progress.validate(score):
+                    kept = copy.deepcopy(decoder.state_dict())
+            if progress.ended:
                 break
     decoder.load_state_dict(kept)
-    return Fitted(decoder.eval(), best, best_step, step, ended)
-
-
-def _batches(rows: np.ndarray, protocol: Protocol, draw: np.random.Generator) -> Iterator[np.ndarray]:
-    """Rows of one batch after another, each row once an epoch, without end."""
-    while True:
-        order = draw.permutation(rows)
-        yield from (order[first : first + protocol.batch_size] for first in range(0, len(order), protocol.batch_size))
+    return Fitted(decoder.eval(), progress)
 
 
 def predict(decoder: Decoder, material: Material, rows: np.ndarray, batch_size: int) -> np.ndarray:

@@ -4,6 +4,8 @@ Facts of eva's documentation and data-set classes (April 2026). Both sets have a
 test split and reports it, so it is "val" here. Each px has one class; where nuclei overlap, the later one in the file has it.
 """
 
+from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,24 +14,15 @@ import numpy as np
 import pandas as pd
 from scipy.io import loadmat
 
-from mfcore.tasks.schema import COLUMNS, IGNORED, SELECTED_ON_REPORTED, TaskData, TaskError, compare_counts, refuse, sizes_px
+from mfcore.measures.metrics_tasks import IGNORED
+from mfcore.tasks.task import COLUMNS, SEGMENTATION, Task, TaskData, TaskError, sizes_px, whole_images
 
-WHERE = {
-    "consep": "the HoVer-Net page of the Tissue Image Analytics Centre, University of Warwick, consep_dataset.zip (Apache 2.0 "
-    "as eva's documentation has it, which also says that it wasn't to be had for a time); unpack it here",
-    "monusac": "the Data page of the MoNuSAC 2020 challenge on Grand Challenge, training and testing data (CC BY-NC-SA 4.0); "
-    "unpack both here",
-}
-COUNTS = {"consep": {"train": 27, "val": 14}, "monusac": {"train": 209, "val": 85}}
-
-CONSEP = ("background", "other", "inflammatory", "epithelial", "spindle-shaped")
 CONSEP_MERGED = np.array([0, 1, 2, 3, 3, 4, 4, 4], np.uint8)
 """Class of each of the set's types 0 to 7: both epithelia are one, fibroblast, muscle and endothelium another."""
 CONSEP_TILE_PX = 250
 CONSEP_FOLDERS = {"train": "Train", "val": "Test"}
 
 AT_ONCE = 1 << 20  # px times corners of an outline that are looked at together: 8 MB an array
-MONUSAC = ("background", "epithelial", "lymphocyte", "neutrophil", "macrophage")
 MONUSAC_FOLDERS = {
     "train": ("MoNuSAC_images_and_annotations",),
     "val": ("MoNuSAC Testing Data and Annotations", "MoNuSAC_Testing_Data_and_Annotations"),
@@ -50,7 +43,7 @@ class Consep(TaskData):
         return part.copy()
 
 
-def load_consep(folder: Path) -> TaskData:
+def load_consep(task: Task, folder: Path) -> TaskData:
     """CoNSeP, ``{Train,Test}/Images/*.png`` with ``Labels/*.mat`` (inst_map, type_map), also in a folder CoNSeP.
 
     Images of 1000 px at 0.25 um/px, as eva's grid of 250 px without overlap, 16 tiles an image; what is left at the borders is
@@ -69,7 +62,7 @@ def load_consep(folder: Path) -> TaskData:
                 problems.append(f"{name}/Labels: no {path.stem}.mat for {name}/Images/{path.name}")
         paths += images
         splits += [split] * len(images)
-    refuse(folder, problems, WHERE["consep"])
+    task.refuse(folder, problems)
     rows = []
     for path, split, width, height in zip(paths, splits, *sizes_px(paths), strict=True):
         if min(width, height) < CONSEP_TILE_PX:
@@ -79,11 +72,8 @@ def load_consep(folder: Path) -> TaskData:
         for x in range(0, width - CONSEP_TILE_PX + 1, CONSEP_TILE_PX):
             for y in range(0, height - CONSEP_TILE_PX + 1, CONSEP_TILE_PX):
                 rows.append((f"{name}:{x},{y}", split, -1, "", name, x, y, CONSEP_TILE_PX, CONSEP_TILE_PX))
-    refuse(folder, problems, WHERE["consep"])
-    found = pd.Series(splits).value_counts().to_dict()
-    notes = compare_counts(folder, found, COUNTS["consep"])
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return Consep("consep", "segmentation", CONSEP, table, folder, 0.25, SELECTED_ON_REPORTED, notes)
+    task.refuse(folder, problems)
+    return task.data(folder, pd.DataFrame(rows, columns=list(COLUMNS)), Consep, n_found=Counter(splits))
 
 
 @lru_cache(maxsize=4)
@@ -92,7 +82,7 @@ def _consep_mask(path: Path) -> np.ndarray:
     try:
         types = loadmat(path, variable_names=["type_map"])["type_map"]
     except Exception as error:  # whatever a damaged file leads its reader to
-        raise TaskError(f"{path}: no label file with a type_map ({error}); get it again: {WHERE['consep']}") from None
+        raise TaskError(f"{path}: no label file with a type_map ({error}); get it again: {CONSEP.where}") from None
     if types.ndim != 2 or not np.isin(types, np.arange(len(CONSEP_MERGED))).all():
         raise TaskError(f"{path}: type_map has shape {types.shape} and values {np.unique(types)[:10]}, expected 0 to 7")
     return CONSEP_MERGED[types.astype(np.intp)]
@@ -110,7 +100,7 @@ class Monusac(TaskData):
         return mask
 
 
-def load_monusac(folder: Path) -> TaskData:
+def load_monusac(task: Task, folder: Path) -> TaskData:
     """MoNuSAC 2020, ``MoNuSAC_images_and_annotations/<patient>/*.tif`` and ``MoNuSAC Testing Data and Annotations/...``.
 
     Images of 81 to 2,162 px at 0.25 um/px, each with outlines in the .xml of its name; the .svs of the same name is the same
@@ -130,18 +120,12 @@ def load_monusac(folder: Path) -> TaskData:
         paths += images
         splits += [split] * len(images)
         groups += [_patient(path.parent.name) for path in images]
-    refuse(folder, problems, WHERE["monusac"])
-    shared = {g for g, s in zip(groups, splits, strict=True) if s == "train"} & {
-        g for g, s in zip(groups, splits, strict=True) if s == "val"
-    }
-    width, height = sizes_px(paths)
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    rows = pd.DataFrame({"item_id": names, "split": splits, "label": -1, "group": groups, "file": names})
-    table = rows.assign(x_px=0, y_px=0, width_px=width, height_px=height)[list(COLUMNS)]
-    notes = compare_counts(folder, table["split"].value_counts().to_dict(), COUNTS["monusac"])
-    if shared:
-        notes += (f"{len(shared)} patients are in both splits: {', '.join(sorted(shared)[:5])}",)
-    return Monusac("monusac", "segmentation", MONUSAC, table, folder, 0.25, SELECTED_ON_REPORTED, notes)
+    task.refuse(folder, problems)
+    pairs = set(zip(splits, groups, strict=True))
+    shared = {group for split, group in pairs if split == "train" and ("val", group) in pairs}
+    note = f"{len(shared)} patients are in both splits: {', '.join(sorted(shared)[:5])}"
+    table = whole_images(folder, paths, [-1] * len(paths), splits).assign(group=groups)
+    return task.data(folder, table, Monusac, notes=(note,) if shared else ())
 
 
 def _patient(name: str) -> str:
@@ -159,7 +143,7 @@ def _outlines(path: Path) -> list[tuple[int, np.ndarray]]:
             if attribute is None:
                 raise ValueError("an Annotation without an Attribute that names its class")
             name = attribute.get("Name", "").strip().lower()
-            value = MONUSAC.index(name) if name in MONUSAC[1:] else IGNORED
+            value = MONUSAC.classes.index(name) if name in MONUSAC.classes[1:] else IGNORED
             for region in annotation.iter("Region"):
                 corners = [(float(vertex.get("X")), float(vertex.get("Y"))) for vertex in region.iter("Vertex")]
                 if not np.isfinite(corners).all():
@@ -167,7 +151,7 @@ def _outlines(path: Path) -> list[tuple[int, np.ndarray]]:
                 found.append((value, np.array(corners, float).reshape(-1, 2)))
         return found
     except (ElementTree.ParseError, OSError, TypeError, ValueError) as error:
-        raise TaskError(f"{path}: outlines that can't be read ({error}); get it again: {WHERE['monusac']}") from None
+        raise TaskError(f"{path}: outlines that can't be read ({error}); get it again: {MONUSAC.where}") from None
 
 
 def fill(mask: np.ndarray, outline: np.ndarray, value: int) -> None:
@@ -201,3 +185,28 @@ def _inside(outline: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     across = (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)  # (H, W, n)
     within = (np.minimum(x0, x1) <= x) & (x <= np.maximum(x0, x1)) & (np.minimum(y0, y1) <= y) & (y <= np.maximum(y0, y1))
     return inside | ((np.abs(across) < 1e-9) & within).any(axis=2)
+
+
+CONSEP = Task(
+    "consep",
+    "CoNSeP",
+    replace(SEGMENTATION, patience=200),
+    ("background", "other", "inflammatory", "epithelial", "spindle-shaped"),
+    um_per_px=0.25,
+    read=load_consep,
+    where="the HoVer-Net page of the Tissue Image Analytics Centre, University of Warwick, consep_dataset.zip (Apache 2.0 "
+    "as eva's documentation has it, which also says that it wasn't to be had for a time); unpack it here",
+    counts={"train": 27, "val": 14},
+)
+MONUSAC = Task(
+    "monusac",
+    "MoNuSAC",
+    replace(SEGMENTATION, patience=100),
+    ("background", "epithelial", "lymphocyte", "neutrophil", "macrophage"),
+    um_per_px=0.25,
+    read=load_monusac,
+    where="the Data page of the MoNuSAC 2020 challenge on Grand Challenge, training and testing data (CC BY-NC-SA 4.0); "
+    "unpack both here",
+    counts={"train": 209, "val": 85},
+)
+TASKS = (CONSEP, MONUSAC)

@@ -1,4 +1,4 @@
-"""Synthetic stand-ins for the downstream tasks, drawn by mfcore from a seed: small, with known labels and true masks.
+"""Synthetic downstream tasks, drawn by mfcore from a seed: small, with known labels and true masks.
 
 folder/images/0000.png ...   patches of SIDE_PX px at 0.5 um/px
 folder/masks/0000.png ...    classes of the pixels, the nuclei task only
@@ -6,6 +6,7 @@ folder/items.csv             a row a patch; made.json: what it was made from, wr
 """
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,34 +16,30 @@ from tqdm.auto import tqdm
 
 from mfcore import store, streams
 from mfcore.data.synthetic import fields
-from mfcore.tasks.schema import COLUMNS, TaskData, TaskError, read_image
+from mfcore.tasks.task import CLASSIFICATION, COLUMNS, SEGMENTATION, Task, TaskData, TaskError, read_image
 
 VERSION = 1
 """Raised whenever the same seed would give other pixels or labels."""
 SEED = 2024
 SIDE_PX = 96
 PER_FIELD = 2  # a field is cut into so many patches along each side
-N_SLIDES = {"synthetic_tissue": 30, "synthetic_nuclei": 36}
 SHARES = (0.6, 0.2)  # of the slides: train, val; the rest is test
-REMEDY = "tasks.prepare makes them anew"
+REMEDY = "registry.prepare makes them anew"
 
 
-def make(name: str, folder: Path, *, seed: int = SEED, n_slides: int | None = None) -> Path:
-    """Make the stand-in ``name`` in ``folder``, unless it is there as asked; returns the folder.
+def make(task: Task, folder: Path, n_slides: int, *, seed: int = SEED) -> Path:
+    """Draw the synthetic task in ``folder``, unless it is there as asked; returns the folder.
 
     "synthetic_tissue": of each slide as many patches of each tissue; "synthetic_nuclei": of each slide one field of mixed
     tissue. Splits are by slide. The same seed and number give the same patches. What was made otherwise is made anew;
     raises TaskError for a folder that holds anything else.
     """
     folder = Path(folder)
-    if name not in N_SLIDES:
-        raise TaskError(f"{name!r} is no synthetic task; there are {list(N_SLIDES)}")
-    n_slides = N_SLIDES[name] if n_slides is None else n_slides
     if n_slides < 3:
-        raise TaskError(f"{name}: n_slides is {n_slides}; train, val and test need 3 or more")
-    config = {"task": name, "seed": seed, "n_slides": n_slides, "side_px": SIDE_PX, "generator": VERSION}
+        raise TaskError(f"{task.name}: n_slides is {n_slides}; train, val and test need 3 or more")
+    config = {"task": task.name, "seed": seed, "n_slides": n_slides, "side_px": SIDE_PX, "generator": VERSION}
     begun, made = folder / "begun.json", folder / "made.json"
-    if made.is_file() and store.read_json(made) == config and not _missing(name, folder):
+    if made.is_file() and store.read_json(made) == config and not _missing(task, folder):
         return folder
     if folder.is_dir() and any(folder.iterdir()):
         if not begun.is_file():
@@ -51,14 +48,14 @@ def make(name: str, folder: Path, *, seed: int = SEED, n_slides: int | None = No
             _remove(folder / part)
     store.write_json(begun, config)
     rows = []
-    for slide in tqdm(range(n_slides), desc=f"{name}: synthetic slides", unit="slide"):
-        for label, image, mask in _patches(name, seed, slide):
+    for slide in tqdm(range(n_slides), desc=f"{task.name}: synthetic slides", unit="slide"):
+        for label, image, mask in _patches(task, seed, slide):
             number = f"{len(rows):04d}.png"
             _write_png(folder / "images" / number, image)
-            if name == "synthetic_nuclei":
+            if task.is_segmentation:
                 _write_png(folder / "masks" / number, mask)
             rows.append((f"{slide:03d}/{number}", slide, label, f"slide {slide:03d}", f"images/{number}"))
-    splits = _splits(name, seed, n_slides)
+    splits = _splits(task.name, seed, n_slides)
     table = pd.DataFrame(rows, columns=["item_id", "slide", "label", "group", "file"])
     table["split"] = table.pop("slide").map(splits)
     table = table.assign(x_px=0, y_px=0, width_px=SIDE_PX, height_px=SIDE_PX)[list(COLUMNS)]
@@ -67,15 +64,15 @@ def make(name: str, folder: Path, *, seed: int = SEED, n_slides: int | None = No
     return folder
 
 
-def _patches(name: str, seed: int, slide: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
+def _patches(task: Task, seed: int, slide: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """Label, pixels and mask of every patch of one slide."""
-    own = streams.stream_seed(seed, name)
+    own = streams.stream_seed(seed, task.name)
     look = fields.slide_look(own, slide)
-    tissues = list(fields.TISSUES.values()) if name == "synthetic_tissue" else [fields.MIXED]
+    tissues = [fields.MIXED] if task.is_segmentation else list(fields.TISSUES.values())
     found = []
     for label, tissue in enumerate(tissues):
         image, mask = fields.draw_field(own, slide * len(tissues) + label, tissue, look, PER_FIELD * SIDE_PX)
-        label = label if name == "synthetic_tissue" else -1
+        label = -1 if task.is_segmentation else label
         for top in range(0, PER_FIELD * SIDE_PX, SIDE_PX):
             for left in range(0, PER_FIELD * SIDE_PX, SIDE_PX):
                 part = np.s_[top : top + SIDE_PX, left : left + SIDE_PX]
@@ -93,12 +90,12 @@ def _splits(name: str, seed: int, n_slides: int) -> dict[int, str]:
     }
 
 
-def _missing(name: str, folder: Path) -> list[str]:
-    """Which of a stand-in's files aren't there."""
+def _missing(task: Task, folder: Path) -> list[str]:
+    """The files of a synthetic task that aren't there."""
     if not (folder / "items.csv").is_file():
         return ["items.csv"]
     files = pd.read_csv(folder / "items.csv")["file"]
-    parts = ("images",) if name == "synthetic_tissue" else ("images", "masks")
+    parts = ("images", "masks") if task.is_segmentation else ("images",)
     wanted = [f"{part}/{Path(file).name}" for part in parts for file in files]
     return [file for file in wanted if not (folder / file).is_file()]
 
@@ -126,26 +123,43 @@ class SyntheticTask(TaskData):
         return read_image(path)[..., 0].copy()  # (H, W)
 
 
-def load(name: str, folder: Path) -> SyntheticTask:
-    """The stand-in ``name`` that `make` wrote; raises TaskError where it isn't there or isn't whole."""
-    folder = Path(folder)
+def load(task: Task, folder: Path) -> TaskData:
+    """The synthetic task that `make` wrote; raises TaskError where it isn't there or isn't whole."""
     if not (folder / "made.json").is_file():
-        raise TaskError(f"{folder}: no synthetic task, or one half made (no made.json); prepare it by tasks.prepare")
+        raise TaskError(f"{folder}: no synthetic task, or one half made (no made.json); prepare it by registry.prepare")
     config = store.read_json(folder / "made.json")
-    if config.get("task") != name or config.get("generator") != VERSION:
+    if config.get("task") != task.name or config.get("generator") != VERSION:
         raise TaskError(
-            f"{folder}: holds {config.get('task')!r} of generator {config.get('generator')}, not {name!r} of "
+            f"{folder}: holds {config.get('task')!r} of generator {config.get('generator')}, not {task.name!r} of "
             f"{VERSION}; {REMEDY}"
         )
-    if missing := _missing(name, folder):
+    if missing := _missing(task, folder):
         raise TaskError(f"{folder}: {len(missing)} files are gone, the first {missing[0]}; {REMEDY}")
     table = pd.read_csv(folder / "items.csv", dtype={"item_id": str, "group": str})
-    is_tissue = name == "synthetic_tissue"
-    return SyntheticTask(
-        name=name,
-        kind="classification" if is_tissue else "segmentation",
-        classes=tuple(fields.TISSUES) if is_tissue else fields.NUCLEI,
-        table=table[list(COLUMNS)],
-        folder=folder,
-        um_per_px=fields.UM_PER_PX,
-    )
+    return task.data(folder, table[list(COLUMNS)], SyntheticTask)
+
+
+def _prepare(n_slides: int, task: Task, folder: Path) -> None:
+    with store.in_turn(folder.parent, task.name):
+        make(task, folder, n_slides)
+
+
+TISSUE = Task(
+    "synthetic_tissue",
+    "synthetic tissue",
+    CLASSIFICATION,
+    tuple(fields.TISSUES),
+    um_per_px=fields.UM_PER_PX,
+    read=load,
+    prepare=partial(_prepare, 30),
+)
+NUCLEI = Task(
+    "synthetic_nuclei",
+    "synthetic nuclei",
+    SEGMENTATION,
+    fields.NUCLEI,
+    um_per_px=fields.UM_PER_PX,
+    read=load,
+    prepare=partial(_prepare, 36),
+)
+TASKS = (TISSUE, NUCLEI)

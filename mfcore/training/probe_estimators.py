@@ -13,7 +13,7 @@ import numpy as np
 
 from mfcore.study.config import Probe
 from mfcore.training import probe
-from mfcore.training.probe_descent import Head, Schedule, train
+from mfcore.training.heads import Head, Schedule, train
 
 PATIENCE_STEPS = 2500  # eva's patience in steps: BACH 1250 epochs of 2, CRC 7 of 391, PCam 3 of 1024
 
@@ -93,17 +93,25 @@ def _sklearn(scaled: bool, cost: float | None) -> Callable:
 def _by_steps(schedule: Schedule) -> Callable:
     def fit(features: np.ndarray, labels: np.ndarray, folds: list[Fold], settings: Probe, title: str) -> list[Fitted]:
         heads = [Head(fold.train, fold.validation, fold.generator) for fold in folds]
-        train(features, labels, heads, schedule, title)
-        names = ("ended", "n_steps", "n_epochs", "best_epoch")
-        return [Fitted(head.weight, head.bias, {name: getattr(head, name) for name in names}) for head in heads]
+        train(features, labels, probe.N_CLASSES, heads, schedule, title)
+        return [Fitted(head.weight[0], float(head.bias[0]), _in_epochs(head, schedule)) for head in heads]
 
     return fit
 
 
+def _in_epochs(head: Head, schedule: Schedule) -> dict:
+    """How a head's training ended, in finished epochs; the first is number 1."""
+    progress, n_batches = head.progress, schedule.n_batches(len(head.train))
+    n_epochs, n_more_steps = divmod(progress.n_steps, n_batches)
+    ended = "limit" if progress.ended == "early" and n_more_steps else progress.ended  # part of an epoch uses up no patience
+    best_epoch = max(1, progress.best_step // n_batches)
+    return {"ended": ended, "n_steps": progress.n_steps, "n_epochs": n_epochs, "best_epoch": best_epoch}
+
+
 MAX_ITER = 1000
 
-EVA = Schedule("AdamW", 3e-4, 0.01, 256, lambda n_batches: math.ceil(PATIENCE_STEPS / n_batches), max_steps=12_500)
-ADAM = Schedule("Adam", 5e-5, 0.0, 8, lambda n_batches: 15, max_epochs=100, balanced=True)
+EVA = Schedule(3e-4, 0.01, 256, lambda n_batches: math.ceil(PATIENCE_STEPS / n_batches), max_steps=12_500)
+ADAM = Schedule(5e-5, 0.0, 8, lambda n_batches: 15, max_epochs=100, optimizer="Adam", is_balanced=True)
 ADAM_FAST = replace(ADAM, learning_rate=1e-3)
 
 ESTIMATORS: Mapping[str, tuple[Description, Callable]] = {

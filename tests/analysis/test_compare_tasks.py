@@ -13,7 +13,7 @@ from tiny_encoders import tiny_card, use
 from mfcore import store
 from mfcore.analysis import compare_tasks
 from mfcore.study.config import OwnEncoder, Pretraining, Task
-from mfcore.tasks import judge, protocol as tasks_protocol, segment, tasks
+from mfcore.tasks import judge, protocol as tasks_protocol, registry, segment
 
 TISSUE = Task("synthetic_tissue", n_runs=3, n_steps=15, batch_size=16, max_lr=0.05)
 NUCLEI = Task("synthetic_nuclei", n_runs=2, n_steps=4, batch_size=8, max_lr=0.02, size_px=16)
@@ -177,7 +177,7 @@ def test_published_scores_stand_beside_and_evas_go_first(results, monkeypatch):
         ("eva", "Nobody", "", "synthetic_nuclei", "val", "dice", 0.4, "a board"),
     ]
     columns = ["source", "arm", "encoder", "task", "split", "metric", "value", "where"]
-    monkeypatch.setattr(tasks, "published", lambda: pd.DataFrame(rows, columns=columns))
+    monkeypatch.setattr(registry, "published", lambda: pd.DataFrame(rows, columns=columns))
     table = compare_tasks.table(STUDY, results)
     beside = table[table["published"].notna()]
     assert beside[["task", "encoder", "split", "published", "published_by"]].values.tolist() == [

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mfcore.tasks import tasks
-from mfcore.tasks.classification import COUNTS, unpack_pcam
-from mfcore.tasks.schema import MAX_HEADERS, TaskError, TaskWarning, read_image, sizes_px
+from mfcore.tasks import registry
+from mfcore.tasks.classification import PCAM, unpack_pcam
+from mfcore.tasks.task import COLUMNS, MAX_HEADERS, TaskData, TaskError, TaskWarning, read_image, sizes_px
 
 BACH = {"Benign": "b", "InSitu": "is", "Invasive": "iv", "Normal": "n"}
 CRC = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
@@ -60,17 +60,17 @@ def pcam(folder, n=None, labels=None) -> None:
             file["y"] = np.array(labels or [i % 2 for i in range(count)], np.uint8).reshape(-1, 1, 1, 1)
 
 
-def load(name, folder) -> tasks.TaskData:
+def load(name, folder) -> TaskData:
     with pytest.warns(TaskWarning, match="don't compare"):
-        return tasks.load(name, folder)
+        return registry.load(name, folder)
 
 
 def test_bach_is_split_by_the_positions_of_its_400_photos(tmp_path, recwarn):
     bach(tmp_path)
-    data = tasks.load("bach", tmp_path)
+    data = registry.load("bach", tmp_path)
     assert not recwarn.list and data.notes == ()  # all that is published is there
     assert (data.kind, data.classes, data.um_per_px) == ("classification", ("Benign", "InSitu", "Invasive", "Normal"), 0.42)
-    assert tuple(data.table) == tasks.COLUMNS
+    assert tuple(data.table) == COLUMNS
     assert data.table["split"].value_counts().to_dict() == {"train": 268, "val": 132}
     assert data.table["label"].value_counts().to_dict() == {0: 100, 1: 100, 2: 100, 3: 100}
     stems = {path.rpartition("/")[2].removesuffix(".tif"): split for path, split in data.table[["file", "split"]].values}
@@ -94,14 +94,14 @@ def test_a_partial_bach_is_split_as_the_whole_and_said(tmp_path):
 
 def test_bach_with_foreign_names_or_without_a_class_is_refused(tmp_path):
     with pytest.raises(TaskError, match=r"ICIAR2018_BACH_Challenge/Photos(.|\n)*Zenodo, record 3632035"):
-        tasks.load("bach", tmp_path)
+        registry.load("bach", tmp_path)
     bach(tmp_path, numbers=[1])
     photos = tmp_path / "ICIAR2018_BACH_Challenge" / "Photos"
     save(photos / "Benign" / "b101.tif", 1)
     save(photos / "Benign" / "mine.tif", 1)
     (photos / "Normal" / "n001.tif").unlink()
     with pytest.raises(TaskError) as refused:
-        tasks.load("bach", tmp_path)
+        registry.load("bach", tmp_path)
     for told in ("Benign/b101.tif", "Benign/mine.tif", "no photos in Photos/Normal"):
         assert told in str(refused.value)
 
@@ -123,7 +123,7 @@ def test_crc_without_a_class_or_with_an_unknown_one_is_refused(tmp_path):
         path.unlink()
     save(tmp_path / "NCT-CRC-HE-100K" / "OTHER" / "a.tif", 1)
     with pytest.raises(TaskError) as refused:
-        tasks.load("crc", tmp_path)
+        registry.load("crc", tmp_path)
     assert "no patches in CRC-VAL-HE-7K/MUC" in str(refused.value) and "NCT-CRC-HE-100K/OTHER" in str(refused.value)
     assert "1214456" in str(refused.value)
 
@@ -131,11 +131,11 @@ def test_crc_without_a_class_or_with_an_unknown_one_is_refused(tmp_path):
 def test_crc_keeps_one_header_of_many_files(tmp_path, monkeypatch):
     """A header a file takes minutes for 107,180 on a network; the first one's size stands for all."""
     crc(tmp_path)
-    assert COUNTS["crc"]["train"] > MAX_HEADERS
-    monkeypatch.setattr("mfcore.tasks.schema.MAX_HEADERS", 10)
+    assert registry.get("crc").counts["train"] > MAX_HEADERS
+    monkeypatch.setattr("mfcore.tasks.task.MAX_HEADERS", 10)
     opened = []
     true_open = Image.open
-    monkeypatch.setattr("mfcore.tasks.schema.Image.open", lambda path: opened.append(path) or true_open(path))
+    monkeypatch.setattr("mfcore.tasks.task.Image.open", lambda path: opened.append(path) or true_open(path))
     data = load("crc", tmp_path)
     assert len(opened) == 1 and set(data.table["width_px"]) == {8} and set(data.table["height_px"]) == {6}
 
@@ -180,20 +180,20 @@ def test_mhist_has_its_labels_and_partitions(tmp_path):
 
 def test_a_wrong_mhist_is_refused_with_every_problem(tmp_path):
     with pytest.raises(TaskError, match=r"no annotations\.csv(.|\n)*Research Use Agreement"):
-        tasks.load("mhist", tmp_path)
+        registry.load("mhist", tmp_path)
     (tmp_path / "annotations.csv").write_text("Image Name,Partition\na.png,train\n")
     with pytest.raises(TaskError, match="Majority Vote Label"):
-        tasks.load("mhist", tmp_path)
+        registry.load("mhist", tmp_path)
     save(tmp_path / "images" / "a.png", 1)
     (tmp_path / "annotations.csv").write_bytes(b"\xff\xfe\x00<html>not a table")
     with pytest.raises(TaskError, match=r"annotations\.csv: no table that can be read"):
-        tasks.load("mhist", tmp_path)
+        registry.load("mhist", tmp_path)
     (tmp_path / "annotations.csv").write_text("")
     with pytest.raises(TaskError, match=r"annotations\.csv: no table that can be read"):
-        tasks.load("mhist", tmp_path)
+        registry.load("mhist", tmp_path)
     mhist(tmp_path, "a.png,SSL,6,train\ngone.png,HP,6,test\na.png,HP,6,val\n")
     with pytest.raises(TaskError) as refused:
-        tasks.load("mhist", tmp_path)
+        registry.load("mhist", tmp_path)
     for told in (
         "line 2: a.png: label 'SSL'",
         "line 3: gone.png: not in images/",
@@ -203,7 +203,7 @@ def test_a_wrong_mhist_is_refused_with_every_problem(tmp_path):
         assert told in str(refused.value)
     mhist(tmp_path, "")
     with pytest.raises(TaskError, match="names no image"):
-        tasks.load("mhist", tmp_path)
+        registry.load("mhist", tmp_path)
 
 
 def test_pcam_has_three_splits(tmp_path):
@@ -231,7 +231,7 @@ def test_pcam_10shot_is_the_same_data(tmp_path):
     ten, whole = load("pcam_10shot", tmp_path), load("pcam", tmp_path)
     assert ten.name == "pcam_10shot"
     pd.testing.assert_frame_equal(ten.table, whole.table)
-    assert tasks.folder_of("pcam_10shot", "data") == tasks.folder_of("pcam", "data")
+    assert registry.folder_of("pcam_10shot", "data") == registry.folder_of("pcam", "data")
 
 
 def test_pcam_names_its_slides_where_they_are_known(tmp_path):
@@ -242,7 +242,7 @@ def test_pcam_names_its_slides_where_they_are_known(tmp_path):
     assert "".join(load("pcam", tmp_path).table["group"]) == "aabbcddeffgg"
     (tmp_path / "camelyonpatch_level_2_split_test_meta.csv").write_text(",wsi\n0,f\n")
     with pytest.raises(TaskError, match="1 rows for 4 patches"):
-        tasks.load("pcam", tmp_path)
+        registry.load("pcam", tmp_path)
 
 
 def test_packed_pcam_is_unpacked_once_and_torn_archives_are_refused(tmp_path):
@@ -252,29 +252,29 @@ def test_packed_pcam_is_unpacked_once_and_torn_archives_are_refused(tmp_path):
     packed = file.with_name(file.name + ".gz")
     packed.write_bytes(gzip.compress(content))
     file.unlink()
-    with pytest.raises(TaskError, match=r"only packed.*tasks\.prepare"):
-        tasks.load("pcam", tmp_path)
-    unpack_pcam(tmp_path)
+    with pytest.raises(TaskError, match=r"only packed.*registry\.prepare"):
+        registry.load("pcam", tmp_path)
+    unpack_pcam(PCAM, tmp_path)
     assert file.read_bytes() == content
     packed.write_bytes(b"not asked for again")
-    unpack_pcam(tmp_path)
+    unpack_pcam(PCAM, tmp_path)
     file.unlink()
     whole = gzip.compress(content)
     packed.write_bytes(whole[:20] + b"damaged in the middle" + whole[41:])
     with pytest.raises(TaskError, match="can't be unpacked"):
-        unpack_pcam(tmp_path)
+        unpack_pcam(PCAM, tmp_path)
     packed.write_bytes(whole[:-20])
     with pytest.raises(TaskError, match="can't be unpacked"):
-        unpack_pcam(tmp_path)
+        unpack_pcam(PCAM, tmp_path)
     assert not file.exists() and not list(tmp_path.glob(".*partial"))
 
 
 def test_a_wrong_pcam_is_refused(tmp_path):
     with pytest.raises(TaskError, match=r"no camelyonpatch_level_2_split_valid_y\.h5(.|\n)*2546921"):
-        tasks.load("pcam", tmp_path)
+        registry.load("pcam", tmp_path)
     pcam(tmp_path, n={"train": 2, "valid": 2, "test": 2}, labels=[0, 2])
     with pytest.raises(TaskError, match=r"expected 0 and 1"):
-        tasks.load("pcam", tmp_path)
+        registry.load("pcam", tmp_path)
     pcam(tmp_path, n={"train": 2, "valid": 3, "test": 2}, labels=[0, 1])
     with pytest.raises(TaskError, match=r"valid_\*\.h5: .*y has 2 labels"):
-        tasks.load("pcam", tmp_path)
+        registry.load("pcam", tmp_path)

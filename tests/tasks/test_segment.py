@@ -13,10 +13,10 @@ from mfcore.encoders import encoders
 from mfcore.encoders.encoders import EncoderError
 from mfcore.measures import metrics_tasks
 from mfcore.measures.metrics import MetricError
+from mfcore.measures.metrics_tasks import IGNORED
 from mfcore.study.config import Task
 from mfcore.tasks import segment, segment_decoder
-from mfcore.tasks.protocol import Protocol
-from mfcore.tasks.schema import IGNORED, TaskError
+from mfcore.tasks.task import Protocol, TaskError
 
 TASK = Task("synthetic_nuclei", n_runs=2, n_steps=12, batch_size=6, max_lr=0.02, size_px=16)
 
@@ -49,7 +49,6 @@ def test_dice_is_what_counting_pixel_by_pixel_gives():
     assert len(of_mask) == 4 and metrics_tasks.mean_dice(counts) == pytest.approx(np.mean(of_mask))
     assert metrics_tasks.mean_dice(metrics_tasks.overlaps(true[:1], true[:1], 4)) == 1
     assert np.isnan(metrics_tasks.mean_dice(metrics_tasks.overlaps(true[3:4], predicted[3:4], 4)))
-    assert metrics_tasks.IGNORED == IGNORED
 
 
 def test_masks_that_cant_be_are_refused():
@@ -109,13 +108,13 @@ def test_a_decoder_learns_to_tell_nuclei_from_maps_alone():
     )
     protocol = Protocol("segmentation", 1, 60, 8, 0.02, n_slow_epochs=0, patience=100)
     rows, validation = np.arange(8), np.arange(8, 12)
-    fitted = segment_decoder.train(material, 3, rows, validation, protocol, np.random.default_rng(0), "test")
+    fitted = segment_decoder.train(material, 3, rows, validation, protocol.schedule, np.random.default_rng(0), "test")
     again = metrics_tasks.mean_dice(segment_decoder.overlaps(fitted.decoder, material, 3, validation, 2))
-    assert again == pytest.approx(fitted.best) and fitted.best > 0.8 and fitted.ended == "limit"
+    assert again == pytest.approx(fitted.progress.best) and again > 0.8 and fitted.progress.ended == "limit"
     stopped = segment_decoder.train(
-        material, 3, rows, validation, dataclasses.replace(protocol, patience=1), np.random.default_rng(0), "test"
+        material, 3, rows, validation, dataclasses.replace(protocol, patience=1).schedule, np.random.default_rng(0), "test"
     )
-    assert stopped.ended == "early" and stopped.n_steps < 60
+    assert stopped.progress.ended == "early" and stopped.progress.n_steps < 60
 
 
 def test_maps_are_those_of_the_whole_patch():

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from mfcore.tasks import tasks
-from mfcore.tasks.schema import TaskError, TaskWarning
+from mfcore.measures.metrics_tasks import IGNORED
+from mfcore.tasks import registry
 from mfcore.tasks.segmentation import fill
-from mfcore.tasks.tasks import IGNORED
+from mfcore.tasks.task import TaskData, TaskError, TaskWarning
 
 ANNOTATION = (
     '<Annotation><Attributes><Attribute Name="{name}" Id="0" Value=""/></Attributes>'
@@ -56,9 +56,9 @@ def monusac(folder, place, patient, name, content: str, n_rows: int = 20, n_colu
     return image
 
 
-def load(name, folder) -> tasks.TaskData:
+def load(name, folder) -> TaskData:
     with pytest.warns(TaskWarning, match="don't compare"):
-        return tasks.load(name, folder)
+        return registry.load(name, folder)
 
 
 def test_consep_is_cut_into_evas_tiles_with_merged_classes(tmp_path):
@@ -106,14 +106,14 @@ def test_consep_in_a_folder_of_its_own_name(tmp_path):
 
 def test_a_wrong_consep_is_refused(tmp_path):
     with pytest.raises(TaskError, match=r"no images in Train/Images(.|\n)*no images in Test/Images(.|\n)*Warwick"):
-        tasks.load("consep", tmp_path)
+        registry.load("consep", tmp_path)
     consep(tmp_path)
     (tmp_path / "Test" / "Labels" / "test_1.mat").unlink()
     with pytest.raises(TaskError, match=r"no test_1\.mat"):
-        tasks.load("consep", tmp_path)
+        registry.load("consep", tmp_path)
     consep(tmp_path, width=240)
     with pytest.raises(TaskError, match="smaller than a tile"):
-        tasks.load("consep", tmp_path)
+        registry.load("consep", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -182,14 +182,14 @@ def test_monusac_warns_of_a_partial_set_and_of_a_patient_on_both_sides(tmp_path)
 
 def test_a_wrong_monusac_is_refused(tmp_path):
     with pytest.raises(TaskError, match=rf"no folder {TRAIN}(.|\n)*no folder {TEST}(.|\n)*Grand Challenge"):
-        tasks.load("monusac", tmp_path)
+        registry.load("monusac", tmp_path)
     monusac(tmp_path, TRAIN, "p1", "a", "<broken")
     monusac(tmp_path, TEST, "p2", "b", xml())
     with pytest.raises(TaskError, match=r"a\.xml: outlines that can't be read"):
         load("monusac", tmp_path).mask(0)
     (tmp_path / TEST / "p2" / "b.xml").unlink()
     with pytest.raises(TaskError, match=r"p2/b\.tif: no outlines"):
-        tasks.load("monusac", tmp_path)
+        registry.load("monusac", tmp_path)
 
 
 @pytest.mark.parametrize("vertex", ['<Vertex X="1"/>', '<Vertex X="nan" Y="1"/>', '<Vertex X="1" Y="inf"/>'])

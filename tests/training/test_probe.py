@@ -10,11 +10,10 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 
 from mfcore import store
 from mfcore.measures import metrics
-from mfcore.training import probe, probe_solver
+from mfcore.training import probe
 
 
 def problem(seed, n=200, n_dims=12, shift=0.8):
@@ -116,7 +115,7 @@ def test_the_kink_at_zero_is_told_from_a_minimum_close_to_it(times):
     features, labels = problem(10, n=300, n_dims=20)
     centred = features - features.mean(axis=0)
     slope = np.linalg.norm(centred.T.astype(np.float64) @ (labels.mean() - labels)) / len(labels)
-    found = probe_solver.solve(centred, labels, slope * times, 1000)
+    found = probe.solve(centred, labels, slope * times, 1000)
     assert (found.n_iter == 0) == (times > 1) and found.residual < 1e-3
     assert np.linalg.norm(found.weight) < 0.1
 
@@ -147,19 +146,6 @@ def test_rows_choose_the_training_set_and_no_more_than_that_is_copied():
     tracemalloc.stop()
     assert np.array_equal(found.weight, alone.weight)
     assert peak < 1.6 * features[rows].nbytes  # the copy, and what L-BFGS keeps
-
-
-def test_the_number_of_threads_changes_nothing(monkeypatch):
-    features, labels = problem(13, n=700, n_dims=50, shift=0.3)
-    monkeypatch.setattr(probe_solver, "BLOCK", 50 * 100)  # seven blocks
-    shares, found = [], []
-    own = probe_solver._Loss.__init__
-    monkeypatch.setattr(probe_solver._Loss, "__init__", lambda self, *a: (own(self, *a), shares.append(len(self.shares)))[0])
-    for n_threads in (1, 2):
-        with threadpool_limits(n_threads, user_api="blas"):
-            found.append(probe.fit(features, labels))
-    assert shares == [1, 2]
-    assert np.array_equal(found[0].weight, found[1].weight) and np.array_equal(found[0].bias, found[1].bias)
 
 
 def test_it_is_deterministic():

@@ -14,7 +14,7 @@ from mfcore import store
 from mfcore.measures import metrics
 from mfcore.study import config
 from mfcore.training import probe, probe_audit, probe_estimators
-from mfcore.training.probe_descent import Schedule
+from mfcore.training.heads import Schedule
 
 STUDY = dataclasses.replace(made_embeddings.STUDY, probe_audit=("made",))
 

@@ -1,0 +1,96 @@
+"""The registry of downstream tasks: each task's facts in one object, its way in, and the published scores."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mfcore.encoders import encoders
+from mfcore.study import config_pretraining
+from mfcore.tasks import registry, synthetic
+from mfcore.tasks.task import CLASSIFICATION, SPLITS, Task, TaskError
+
+
+def test_the_configuration_knows_exactly_these_tasks():
+    """The study's schema lies below the registry and can't ask it."""
+    assert tuple(registry.TASKS) == config_pretraining.TASKS
+    assert tuple(task.name for task in registry.TASKS.values() if task.is_segmentation) == config_pretraining.SEGMENTATION
+
+
+def test_every_task_has_a_way_in(tmp_path):
+    for task in registry.TASKS.values():
+        where = "Where to get it" if task.where else r"registry\.prepare"
+        with pytest.raises(TaskError, match=where):
+            registry.load(task.name, tmp_path / "nothing")
+        if task.where:
+            with pytest.raises(TaskError, match=f"not {task.title} as published"):
+                registry.prepare(task.name, tmp_path)
+    with pytest.raises(TaskError, match="is no task; there are"):
+        registry.load("camelyon", tmp_path)
+
+
+def test_a_task_is_one_entry(monkeypatch, tmp_path):
+    """Whoever adds a task adds an object: its folder, its notes on counts and where to get it follow."""
+
+    def read(task, folder):
+        task.refuse(folder, [] if folder.is_dir() else ["no folder"])
+        return task.data(folder, pd.DataFrame({"split": ["train", "val"]}))
+
+    task = Task("new", "A New Set", CLASSIFICATION, ("a", "b"), 0.5, read, where="a place", counts={"train": 1, "val": 2})
+    monkeypatch.setitem(registry.TASKS, "new", task)
+    assert (
+        registry.absent(["new"], tmp_path) == {"new": tmp_path / "tasks" / "new"} and registry.state_name("new") == "task_new"
+    )
+    with pytest.raises(TaskError, match="not A New Set as published:\n  no folder\nWhere to get it: a place"):
+        registry.prepare("new", tmp_path)
+    (tmp_path / "tasks" / "new").mkdir(parents=True)
+    with pytest.warns(match="val: 1 there, 2 published"):
+        data = registry.load("new", tmp_path / "tasks" / "new")
+    assert (data.name, data.kind, data.notes) == ("new", "classification", ("val: 1 there, 2 published",))
+    assert data.selected_on == "val, which is also the split that is reported"
+
+
+def test_what_nobody_has_laid_in_yet_is_known_without_reading(tmp_path):
+    """Nothing for one, an empty folder for another; stand-ins are made, and a file says no more than that somebody began."""
+    wanted = ["bach", "mhist", "crc", "pcam_10shot", "synthetic_tissue"]
+    (tmp_path / "tasks" / "mhist").mkdir(parents=True)
+    (tmp_path / "tasks" / "pcam").mkdir()
+    (tmp_path / "tasks" / "pcam" / "any.h5").write_bytes(b"")
+    assert registry.absent(wanted, tmp_path) == {name: tmp_path / "tasks" / name for name in ("bach", "mhist", "crc")}
+
+
+def test_prepare_makes_a_stand_in_where_load_finds_it(tmp_path, monkeypatch):
+    task = dataclasses.replace(synthetic.NUCLEI, prepare=lambda task, folder: synthetic.make(task, folder, 3))
+    monkeypatch.setitem(registry.TASKS, "synthetic_nuclei", task)
+    folder = registry.prepare("synthetic_nuclei", tmp_path)
+    assert folder == registry.folder_of("synthetic_nuclei", tmp_path)
+    assert len(registry.load("synthetic_nuclei", folder)) == 12
+
+
+def test_published_scores_are_as_noted_and_their_encoders_have_cards():
+    table = registry.published()
+    assert table["value"].between(0.5, 1).all() and not table.duplicated(["source", "arm", "task", "split"]).any()
+    assert set(table["task"]) <= set(registry.TASKS) and set(table["split"]) <= set(SPLITS)
+    assert set(table["encoder"]) - {""} <= set(encoders.names())
+    metrics = {True: "dice", False: "balanced_accuracy"}
+    assert (table["metric"] == table["task"].map(lambda name: metrics[registry.get(name).is_segmentation])).all()
+
+    def value(source, arm, task, split="val"):
+        (found,) = table.query("source == @source and arm == @arm and task == @task and split == @split")["value"]
+        return found
+
+    assert value("kaiko", "ViT-S/16", "pcam", "test") == 0.893
+    assert value("kaiko", "ViT-L/14", "bach") == 0.870
+    assert value("eva", "kaiko B/8", "consep") == 0.646
+    assert value("eva", "H-optimus-0", "monusac") == 0.685
+    assert value("eva", "Lunit S/16", "mhist") == 0.781
+    assert value("eva", "kaiko B/8", "pcam_10shot", "test") == 0.799
+
+
+def test_drift_is_the_leaderboard_less_the_readme():
+    table = registry.drift().set_index(["encoder", "task", "split"])
+    assert len(table) == 25  # five models, five columns
+    assert table.loc[("kaiko_vits16", "bach", "val"), "drift"] == pytest.approx(0.812 - 0.797)
+    assert table.loc[("kaiko_vitb8", "mhist", "val"), "drift"] == pytest.approx(0.829 - 0.809)
+    assert isinstance(table, pd.DataFrame) and np.isfinite(table["drift"]).all()
