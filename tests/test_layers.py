@@ -168,7 +168,7 @@ def test_no_two_modules_import_each_other():
         ("streams", "import mfcore.data.labels.table", "this is data"),
         ("data.labels.table", "def load():\n    from mfcore.encoders import encoders", "this is encoders"),
         ("measures.metrics", "from mfcore.study.config import Study", "this is study"),
-        ("encoders.cards", "from mfcore.training import adapt", "this is training"),
+        ("encoders.card", "from mfcore.training import adapt", "this is training"),
         ("training.probe", "from mfcore.training import train", "the procedure train"),
         ("training.train", "from mfcore.pretraining import losses", "this is pretraining"),
         ("pretraining.loop", "from mfcore.training import adapt", "this is training"),
@@ -235,7 +235,7 @@ def test_importing_the_package_imports_nothing_else():
 
 def test_all_modules_import_without_the_heavy_packages():
     """Importing every module that needs no model loads none of the heavy packages, not even through others."""
-    light = {"encoders", "encoders.conventions"}  # its other modules need torch, or bring what does
+    light = {"encoders", "encoders.card"}  # its other modules need torch, or bring what does
     names = [
         name
         for name in MODULES

@@ -18,7 +18,7 @@ from tiny_encoders import tiny_card
 from mfcore import store
 from mfcore.analysis import compare_representation
 from mfcore.encoders import build as encoders_build, encoders, weights
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders.card import EncoderCard
 from mfcore.encoders.encoders import EncoderError
 from mfcore.pretraining import networks
 from mfcore.pretraining.collapse import PretrainingError

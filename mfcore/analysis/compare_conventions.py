@@ -10,8 +10,7 @@ from mfcore import store
 from mfcore.analysis import compare
 from mfcore.data import splits
 from mfcore.encoders import encoders
-from mfcore.encoders.cards import EncoderCard
-from mfcore.encoders.conventions import CONVENTIONS
+from mfcore.encoders.card import EncoderCard, conventions
 from mfcore.measures.statistics import paired_difference, spread
 from mfcore.measures.statistics_bootstrap import by_fold
 from mfcore.study.config import Study
@@ -42,7 +41,7 @@ def table(study: Study, results: str | Path) -> pd.DataFrame:
         return _features(study, card_name, results), _full_size(study, card_name, results)
 
     rows, (base_features, base_predictions) = [], found(name)
-    for library, card_name, note in [(AUTHORS, name, ""), *((c.library, c.card, c.note) for c in CONVENTIONS.get(name, ()))]:
+    for library, card_name, note in [(AUTHORS, name, ""), *((c.library, c.card, c.note) for c in conventions().get(name, ()))]:
         this = own if card_name == name else encoders.of(study, card_name, results)
         row: dict[str, object] = {"library": library, "card": card_name, "n_dims": this.n_dims}
         row["departs"] = "; ".join(part for part in (differs(own, this), note) if part)

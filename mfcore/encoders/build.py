@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders.card import EncoderCard
 from mfcore.encoders.weights import EncoderError, read_weights
 from mfcore.streams import stream_seed
 from mfcore.study.config_networks import problems_of_arguments

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mfcore.encoders.build import create, n_parameters, width
-from mfcore.encoders.cards import CARDS, EncoderCard
+from mfcore.encoders.card import EncoderCard, cards
 from mfcore.encoders.weights import HUB, EncoderError, hub_file
 from mfcore.store import file_sha256, read_json
 from mfcore.study.config import OwnEncoder
@@ -21,7 +21,7 @@ def own_card(record: OwnEncoder) -> EncoderCard:
 
     Raises EncoderError for a record that can't be, naming encoder and key.
     """
-    if record.name in CARDS:
+    if record.name in cards():
         raise EncoderError(f"encoder {record.name!r} of the study has the name of a known one; call it something else")
     said = {key: value for key, value in vars(record).items() if value is not None and key not in ("like", "weights")}
     if record.like:
@@ -39,10 +39,10 @@ def own_card(record: OwnEncoder) -> EncoderCard:
 
 def _departing(record: OwnEncoder, said: dict[str, Any]) -> EncoderCard:
     """The card that ``record`` is like, but for what it says otherwise."""
-    if record.like not in CARDS:
-        near = difflib.get_close_matches(record.like, CARDS, n=3)
+    if record.like not in cards():
+        near = difflib.get_close_matches(record.like, cards(), n=3)
         raise EncoderError(f"encoder {record.name!r}: like {record.like!r}, which has no card; the nearest names are {near}")
-    known = CARDS[record.like]
+    known = cards()[record.like]
     base = {field.name: getattr(known, field.name) for field in dataclasses.fields(EncoderCard)}
     if record.source and not record.weights:
         raise EncoderError(f"encoder {record.name!r}: source {record.source!r} says how weights are kept; say which weights")
@@ -134,19 +134,14 @@ def _card(name: str, said: Mapping[str, Any]) -> EncoderCard:
 
 def folder_card(name: str, folder: Path) -> EncoderCard:
     """The card in ``folder/card.json``, with the weights' own checksum."""
-    known = {field.name for field in dataclasses.fields(EncoderCard)}
     if not (folder / "card.json").is_file():
         raise EncoderError(f"encoder {name!r}: {folder / 'card.json'} is missing; it stands beside weights.safetensors")
-    content = read_json(folder / "card.json")
-    if unknown := sorted(set(content) - known):
-        raise EncoderError(f"{folder / 'card.json'}: unknown keys {unknown}; known: {sorted(known)}")
     weights = folder / "weights.safetensors"
     if not weights.is_file():
         raise EncoderError(f"encoder {name!r}: {weights} is missing")
-    tuples = {key: tuple(content[key]) for key in ("mean", "std", "um_per_px") if key in content}
-    found = {"name": name, "source": "folder", "identifier": str(folder), "files": (weights.name,)}
+    place = {"name": name, "source": "folder", "identifier": str(folder), "files": (weights.name,)}
     try:
-        return EncoderCard(**{**content, **tuples, **found, "sha256": file_sha256(weights)})
+        return EncoderCard.from_facts({**read_json(folder / "card.json"), **place, "sha256": file_sha256(weights)})
     except (TypeError, ValueError) as error:
         raise EncoderError(f"{folder / 'card.json'}: {error}") from error
 

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from mfcore import store
 from mfcore.data import patches
 from mfcore.encoders import canary, embed_stream, encoders, weights
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders.card import EncoderCard
 from mfcore.store import errors as store_errors
 from mfcore.study.config import ConfigError, Study, as_dict, load_study
 

@@ -18,9 +18,8 @@ from mfcore import store
 from mfcore.data import patches
 from mfcore.encoders import preprocess
 from mfcore.encoders.build import build, read_out, seeded
-from mfcore.encoders.cards import CARDS, EncoderCard
+from mfcore.encoders.card import EncoderCard, cards, released_cards
 from mfcore.encoders.cards_other import folder_card, own_card, timm_card
-from mfcore.encoders.conventions import RELEASED_EMBEDDING, RELEASED_TRAINING
 from mfcore.encoders.weights import EncoderError
 from mfcore.study import pretrained
 from mfcore.study.config import ConfigError, Study
@@ -51,7 +50,7 @@ SCHEMES = ("timm", "hf-hub", "folder", "random")
 
 def names() -> list[str]:
     """The encoders that have a card of their own."""
-    return list(CARDS)
+    return list(cards())
 
 
 def card(name: str) -> EncoderCard:
@@ -60,12 +59,12 @@ def card(name: str) -> EncoderCard:
     For ``timm:`` the facts are timm's, for ``hf-hub:`` the repository's ``config.json``, which is fetched. Raises
     EncoderError for a name that nobody knows, with the nearest ones.
     """
-    if name in CARDS:
-        return CARDS[name]
+    if name in cards():
+        return cards()[name]
     scheme, _, rest = name.partition(":")
     if scheme not in SCHEMES or not rest:
-        near = difflib.get_close_matches(name, CARDS, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(CARDS)}"
+        near = difflib.get_close_matches(name, cards(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(cards())}"
         raise EncoderError(f"unknown encoder {name!r}: {hint}; any other by {', '.join(f'{s}:...' for s in SCHEMES)}")
     if scheme == "folder":
         return folder_card(name, Path(rest))
@@ -81,8 +80,8 @@ def of(study: Study, name: str, results: str | Path | None = None) -> EncoderCar
     pretrained yet.
     """
     if not pretrained.is_of(study, name):
-        return _of(study, name, RELEASED_EMBEDDING)
-    if name.partition("@")[0] in CARDS:
+        return _of(study, name, released_cards("embedding"))
+    if name.partition("@")[0] in cards():
         raise EncoderError(f"pretraining[{name.partition('@')[0]}].name: the name of a known encoder; call it something else")
     if results is None:
         raise EncoderError(f"encoder {name!r} is pretrained by the study: its card is among the study's results")
@@ -94,7 +93,7 @@ def of(study: Study, name: str, results: str | Path | None = None) -> EncoderCar
 
 def of_network(study: Study, architecture: str) -> EncoderCard:
     """The card by which a study trains an architecture; as `of`, but for how the released code normalises for training."""
-    return _of(study, architecture, RELEASED_TRAINING)
+    return _of(study, architecture, released_cards("training"))
 
 
 def _of(study: Study, name: str, released: Mapping[str, str]) -> EncoderCard:

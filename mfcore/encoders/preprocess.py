@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders.card import EncoderCard
 
 if TYPE_CHECKING:
     import torch

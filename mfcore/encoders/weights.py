@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mfcore.encoders import weights_names, weights_onnx
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders.card import EncoderCard
 from mfcore.store import StoreError, file_sha256, read_json
 
 if TYPE_CHECKING:

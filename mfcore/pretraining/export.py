@@ -6,7 +6,7 @@ import safetensors.torch
 
 from mfcore import store
 from mfcore.encoders import build as encoders_build
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders.card import EncoderCard
 from mfcore.pretraining.networks import Networks, readout
 from mfcore.study.config import Pretraining, Study
 

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from mfcore import store, streams as rng
 from mfcore.data import augment
 from mfcore.encoders import encoders, preprocess
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders.card import EncoderCard
 from mfcore.measures import metrics_representation
 from mfcore.pretraining import collapse, crops, losses, masks, networks, schedules
 from mfcore.pretraining.collapse import PretrainingError

@@ -14,7 +14,7 @@ from torch import nn
 
 from mfcore import streams as rng
 from mfcore.encoders import build as encoders_build, encoders
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders.card import EncoderCard
 from mfcore.encoders.encoders import EncoderError
 from mfcore.pretraining import heads, schedules
 from mfcore.study.config import Pretraining, Study

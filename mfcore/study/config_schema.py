@@ -192,7 +192,7 @@ class OwnEncoder:
 
     name: what it is called here. weights: OWNER/REPOSITORY[@REVISION] on the hub, "random", or a file of tensors under
     timm's names or a folder with one; a path that isn't whole is from the study file. like: a known encoder; what is said
-    besides goes before its card. The other keys are those of the encoders' cards (`mfcore.encoders.cards_schema`); a new
+    besides goes before its card. The other keys are those of the encoders' cards (`mfcore.encoders.card`); a new
     encoder needs architecture, mean and std, and takes its dimension and the like from the architecture.
     """
 
@@ -307,7 +307,7 @@ class Study:
 
     encoders: their names. own_encoders: those of them that the study describes itself (in a file, entries of ``encoders``
         that are mappings).
-    conventions: one of ``encoders`` that is also embedded and probed as other libraries do it (`mfcore.encoders.conventions`).
+    conventions: one of ``encoders`` that is also embedded and probed as other libraries do it (`mfcore.encoders.card`).
     probe_audit: those of ``encoders`` that are also probed by other published estimators (`mfcore.training.probe_audit`).
     effects: which switches' effects are measured, on which arms.
     pretraining: encoders that the study pretrains from slides; those that ``encoders`` lists are benchmarked like any other.

@@ -10,7 +10,7 @@ from mfcore import store
 from mfcore.analysis import compare
 from mfcore.data import patches
 from mfcore.encoders import encoders, weights
-from mfcore.encoders.cards import CARDS, TABLE_1, EncoderCard
+from mfcore.encoders.card import TABLE_1, EncoderCard, cards
 from mfcore.study import pretrained
 from mfcore.study.config import Study
 from mfcore.sweep import report_html
@@ -67,7 +67,7 @@ def table(study: Study, results: Path) -> pd.DataFrame:
     """
     runs, failures = _runs(study, results), _failures(results)
     rows = []
-    for name in [*CARDS, *(name for name in study.encoders if name not in CARDS)]:
+    for name in [*cards(), *(name for name in study.encoders if name not in cards())]:
         card, problem = _card(study, name, results, runs)
         what, words = _state(study, name, card or problem, runs, failures)
         known = _facts(card) if card else {}
@@ -80,7 +80,7 @@ def table(study: Study, results: Path) -> pd.DataFrame:
 def _card(study: Study, name: str, results: Path, runs: dict[str, store.Run]) -> tuple[EncoderCard | None, str]:
     """The card of an encoder without asking a network, or why it can't be shown; one named by where it is has its run's."""
     try:
-        if name in CARDS or not name.startswith(("timm:", "hf-hub:", "random:")):
+        if name in cards() or not name.startswith(("timm:", "hf-hub:", "random:")):
             return encoders.of(study, name, results), ""
         if name not in runs:
             return None, "its card is read when it is embedded"
@@ -91,7 +91,7 @@ def _card(study: Study, name: str, results: Path, runs: dict[str, store.Run]) ->
 
 
 def _group(name: str, card: EncoderCard | None) -> str:
-    if name not in CARDS or card is None:
+    if name not in cards() or card is None:
         return "own"
     if card.variant_of:
         return "variants"
@@ -99,7 +99,7 @@ def _group(name: str, card: EncoderCard | None) -> str:
         return "anywhere"
     if name in TABLE_1:
         return "paper"
-    return "newer" if card.um_per_px else "photographs"
+    return "newer" if card.learnt_from_slides else "photographs"
 
 
 def _facts(card: EncoderCard) -> dict[str, str]:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from mfcore import store
 from mfcore.encoders import encoders, preprocess
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders.card import EncoderCard
 from mfcore.store.records import digest
 from mfcore.study.config import as_dict
 from mfcore.tasks.protocol import resized

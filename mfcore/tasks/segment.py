@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from mfcore import store
 from mfcore.encoders import encoders, preprocess
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders.card import EncoderCard
 from mfcore.measures import metrics_tasks
 from mfcore.streams import generator
 from mfcore.study.config import Study

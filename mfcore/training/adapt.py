@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mfcore.encoders import encoders
 from mfcore.encoders.build import create, seeded
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders.card import EncoderCard
 from mfcore.encoders.encoders import EncoderError
 from mfcore.study.config import Lora
 

@@ -21,7 +21,8 @@ from tiny_encoders import tiny_card, use
 
 from mfcore import store
 from mfcore.data import patches
-from mfcore.encoders import canary, cards, embed, encoders, weights
+from mfcore.encoders import canary, embed, encoders, weights
+from mfcore.encoders.card import EncoderCard, cards
 from mfcore.study import config
 
 N_PATCHES = 23
@@ -62,7 +63,7 @@ def results(study, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch) -> cards.EncoderCard:
+def tiny(monkeypatch) -> EncoderCard:
     """The encoder "tiny", and shards of five patches."""
     card = tiny_card()
     assert use(monkeypatch, card) == NAME
@@ -492,7 +493,7 @@ def test_an_encoder_without_a_card_of_its_own_is_found_by_name_without_asking_an
 
 def test_another_card_or_crop_is_another_run(study, results, tiny, monkeypatch):
     first = embed.embed(study, NAME, results)
-    monkeypatch.setitem(cards.CARDS, NAME, dataclasses.replace(tiny, mean=(0.4, 0.5, 0.5)))
+    monkeypatch.setitem(cards(), NAME, dataclasses.replace(tiny, mean=(0.4, 0.5, 0.5)))
     with pytest.raises(store.StoreError, match=r"card\.mean was \[0\.5, 0\.5, 0\.5\], is \[0\.4, 0\.5, 0\.5\]"):
         embed.find(study, NAME, results)
     assert embed.embed(study, NAME, results).folder != first.folder

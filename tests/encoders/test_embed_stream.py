@@ -10,7 +10,8 @@ from hypothesis import given, settings, strategies as st
 from running import HANG_S
 from tiny_encoders import some_patches, tiny_card, use
 
-from mfcore.encoders import cards, embed_compile, embed_stream, encoders
+from mfcore.encoders import embed_compile, embed_stream, encoders
+from mfcore.encoders.card import EncoderCard
 from mfcore.encoders.encoders import EncoderError
 
 N = 37
@@ -21,7 +22,7 @@ def read(rows: range) -> np.ndarray:
     return PATCHES[rows.start : rows.stop]
 
 
-def tiny_cnn() -> cards.EncoderCard:
+def tiny_cnn() -> EncoderCard:
     """A random convolutional network with batch norm and pooled features, small for testing."""
     facts = {"n_prefix_tokens": 0, "readout": "pooled", "n_dims": 256, "n_parameters": 99_196}
     return tiny_card(name="tiny cnn", identifier="test_efficientnet", architecture="test_efficientnet", arguments={}, **facts)

@@ -9,8 +9,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tiny_encoders import some_patches, tiny_card, use
 
-from mfcore.encoders import build as encoders_build, cards_other as encoders_cards, conventions, encoders, weights
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders import build as encoders_build, cards_other as encoders_cards, encoders, weights
+from mfcore.encoders.card import EncoderCard, released_cards
 from mfcore.encoders.encoders import EncoderError
 from mfcore.store import file_sha256
 from mfcore.study.config import Data, OwnEncoder, Study, Switches, as_dict, load_study
@@ -162,9 +162,9 @@ def test_released_input_is_the_released_codes_way_and_others_stay():
     assert (probed.readout, probed.n_dims, probed.mean) == ("class", 1280, (0.5, 0.5, 0.5))
     assert set(changed(encoders.of_network, "vit_huge_in21k")) == {"mean", "std"}
     assert changed(encoders.of_network, "virchow2") == changed(encoders.of_network, "gigapath") == {}
-    for name in set(encoders.names()) - {*conventions.RELEASED_EMBEDDING}:
+    for name in set(encoders.names()) - {*released_cards("embedding")}:
         assert encoders.of(released, name) == encoders.card(name)
-    for released_ways in (conventions.RELEASED_EMBEDDING, conventions.RELEASED_TRAINING):
+    for released_ways in (released_cards("embedding"), released_cards("training")):
         for name, way in released_ways.items():
             card = encoders.card(way)
             assert card.variant_of == name and card.departs.startswith("released code of Ganz et al. 2024")

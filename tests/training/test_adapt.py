@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional
 
 from mfcore.encoders import build as encoders_build, encoders, weights
-from mfcore.encoders.cards import CARDS, EncoderCard
+from mfcore.encoders.card import EncoderCard, cards
 from mfcore.encoders.encoders import EncoderError
 from mfcore.study.config import ConfigError, Data, Lora, OwnEncoder, Study, load_study
 from mfcore.training import adapt
 
-FOCUS = CARDS["dinov2_vits14_focus"]
+FOCUS = cards()["dinov2_vits14_focus"]
 SMALL = Lora(rank=4, alpha=6.0, dropout=0.0)
 CONVOLUTIONAL = {"efficientnet_lite0", "resnet50"}
 
@@ -33,9 +33,9 @@ def shallow(card: EncoderCard, **arguments) -> EncoderCard:
     return dataclasses.replace(card, source="random", revision="", sha256="", **said)
 
 
-def swin(like: EncoderCard = CARDS["ctranspath"]) -> EncoderCard:
-    """A Swin transformer, small, without a class token; CTransPath's has batch norm."""
-    card = shallow(like, img_size=64, embed_dim=16, depths=(1, 1), num_heads=(2, 2), window_size=4)
+def swin(like: EncoderCard | None = None) -> EncoderCard:
+    """A Swin transformer, small, without a class token; CTransPath's, which has batch norm, unless it is ``like`` another."""
+    card = shallow(like or cards()["ctranspath"], img_size=64, embed_dim=16, depths=(1, 1), num_heads=(2, 2), window_size=4)
     return dataclasses.replace(card, resize_px=64, crop_px=64)
 
 
@@ -56,9 +56,9 @@ def as_if_trained(model: nn.Module, std: float = 0.05) -> nn.Module:
 # ---- which layers, and how many numbers ----
 
 
-@pytest.mark.parametrize("name", [name for name, card in CARDS.items() if not card.variant_of])
+@pytest.mark.parametrize("name", [name for name, card in cards().items() if not card.variant_of])
 def test_every_transformer_with_a_card_has_the_layers_that_the_defaults_name(name):
-    card = CARDS[name]
+    card = cards()[name]
     with torch.device("meta"):
         if name in CONVOLUTIONAL:
             with pytest.raises(EncoderError, match=f"'{name}' is a convolutional network"):
@@ -84,7 +84,7 @@ def test_every_transformer_with_a_card_has_the_layers_that_the_defaults_name(nam
 def test_how_many_numbers_are_trained(name, width, hidden, depth, patch_px):
     """Counted by hand: rank * (n_in + n_out) for a layer, and the head."""
     with torch.device("meta"):
-        model = adapt.build_network(CARDS[name], Lora(), pretrained=False)
+        model = adapt.build_network(cards()[name], Lora(), pretrained=False)
     sides = [width + 3 * width, width + width, width + hidden[0], hidden[1] + width]
     expected = 16 * (depth * sum(sides) + 3 * patch_px**2 + width) + width + 1
     assert sum(tensor.numel() for tensor in adapt.trained(model).values()) == expected
@@ -156,7 +156,7 @@ def test_logits_are_those_of_a_forward_pass_written_out(focus):
 
 
 def test_logits_are_those_written_out_without_any_weights_file():
-    card = shallow(CARDS["vit_tiny_random"], img_size=32, depth=2)
+    card = shallow(cards()["vit_tiny_random"], img_size=32, depth=2)
     model = as_if_trained(adapt.build_network(card, SMALL, n_classes=3, seed=0, input_px=48))
     with torch.no_grad():
         torch.testing.assert_close(
@@ -284,7 +284,7 @@ def test_matrices_and_head_learn_while_the_rest_stays():
 @pytest.mark.parametrize("lora", [None, SMALL])
 def test_a_network_takes_images_of_other_sizes(lora):
     with_stem, plain = swin(), swin(encoders.card("random:swin_tiny_patch4_window7_224"))
-    dino = shallow(CARDS["dinov3_vits16"])
+    dino = shallow(cards()["dinov3_vits16"])
     for card, sizes in ((tiny_card(), (16, 48)), (with_stem, (32, 96)), (plain, (32, 100)), (dino, (64, 288))):
         model = adapt.build_network(card, lora, input_px=sizes[0])
         assert model.card is card
@@ -308,7 +308,7 @@ def test_a_network_takes_images_of_other_sizes(lora):
             None,
             r"no layers called query, key, .*proj \(2\), qkv \(1\)",
         ),
-        (CARDS["efficientnet_lite0"], Lora(targets=("conv_pw",)), None, "is a convolutional network: .*leave lora out"),
+        (cards()["efficientnet_lite0"], Lora(targets=("conv_pw",)), None, "is a convolutional network: .*leave lora out"),
     ],
 )
 def test_what_cant_be_is_refused_with_its_reason(card, lora, input_px, message):

@@ -1,10 +1,19 @@
-"""What a card holds: the contract under which an encoder is built, sees a patch and gives its embedding."""
+"""Encoder cards: the contract under which an encoder is built, sees a patch and gives its embedding.
+
+The facts of the known encoders stand in ``cards/``, one YAML file a provider. Parameter counts were seen by building each
+architecture without weights; a test builds them all again. ``conventions.yaml`` says how other libraries embed.
+"""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
+
+import pandas as pd
+import yaml
 
 from mfcore.study.config_networks import problems_of_arguments
 
@@ -13,6 +22,9 @@ READOUTS = ("pooled", "class", "class+mean", "class+rest", "layer3")
 INTERPOLATIONS = ("bilinear", "bicubic")
 PRECISIONS = ("float32", "float16", "bfloat16")
 EVIDENCE = ("stated", "magnification", "convention", "")
+
+# the order in which Table 1 of Ganz et al. 2024 has them
+TABLE_1 = ("gigapath", "h_optimus_0", "virchow", "virchow2", "uni", "phikon", "vit_huge_in21k", "resnet50")
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ class EncoderCard:
     precision: "float16" or "bfloat16" computes under autocast on a GPU, as its authors advise; "float32" everywhere else.
     gated: whether the licence has to be accepted on the hub first.
     variant_of, departs: the card that this one departs from, and in words whose way that is; empty for the authors' own.
+    facts: where the card's facts were read.
     """
 
     name: str
@@ -67,6 +80,14 @@ class EncoderCard:
     learnt_from: str = ""
     variant_of: str = ""
     departs: str = ""
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, object]) -> "EncoderCard":
+        """The card of ``facts`` as YAML and JSON have them, lists for tuples. Raises ValueError for keys that no card has."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(facts) - known):
+            raise ValueError(f"unknown keys {unknown}; known: {sorted(known)}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()})
 
     def __post_init__(self) -> None:
         for key, choices in (
@@ -110,9 +131,100 @@ class EncoderCard:
             *((problem, True) for problem in problems_of_arguments(self.arguments, "arguments")),
         ]
 
+    @property
+    def learnt_from_slides(self) -> bool:
+        """Whether the training images were slides: only of slides the resolution is known."""
+        return bool(self.um_per_px)
+
     def identity(self) -> dict:
         """What of the card decides an embedding, as plain data; the place of weights only where no checksum names them."""
         remarks = {"name", "licence", "gated", "facts", "um_per_px", "evidence", "learnt_from", "variant_of", "departs"}
         if self.sha256 and self.source in ("file", "folder"):
             remarks |= {"identifier"} if self.source == "folder" else {"identifier", "files"}
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in remarks}
+
+
+# ---- the known encoders ----
+
+
+@functools.cache
+def cards() -> dict[str, EncoderCard]:
+    """The card of every known encoder by its name, read from ``cards/*.yaml`` at first use.
+
+    An entry with ``variant_of`` takes from that encoder's entry all that it doesn't say itself. Raises ValueError for an
+    entry that can't be a card, naming it.
+    """
+    files = sorted(_data("cards").iterdir(), key=lambda file: file.name)
+    entries = {name: entry for file in files for name, entry in _read(file).items()}
+    found = {}
+    for name, entry in entries.items():
+        facts = {"name": name, **entries.get(entry.get("variant_of"), {}), **entry}
+        try:
+            found[name] = EncoderCard.from_facts(facts)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"mfcore/encoders/cards: {name}: {error}") from error
+    return found
+
+
+def _data(name: str) -> resources.abc.Traversable:
+    return resources.files("mfcore.encoders").joinpath(name)
+
+
+def _read(file: resources.abc.Traversable) -> dict:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def card_table(this: EncoderCard) -> pd.DataFrame:
+    """A card for reading: columns ``fact, value``, numbers with their units."""
+    resolution = " / ".join(f"{value:g}" for value in this.um_per_px)
+    rows = {
+        "encoder": this.name,
+        "weights": " ".join(part for part in (this.source, this.identifier, this.revision) if part),
+        "architecture": f"{this.architecture}, {this.n_parameters / 1e6:.1f} million parameters",
+        "input": f"resized to {this.resize_px} px ({this.interpolation}), central {this.crop_px} px",
+        "mean, std": "; ".join(", ".join(f"{value:.4g}" for value in values) for values in (this.mean, this.std)),
+        "embedding": f"{this.n_dims} dimensions, readout {this.readout!r}, {this.n_prefix_tokens} prefix tokens",
+        "trained at": f"{resolution} µm/px" if resolution else "no µm/px is known",
+        "precision on a GPU": this.precision,
+        "licence": f"{this.licence}{', to be accepted on the hub' if this.gated else ''}",
+        "facts from": this.facts,
+    }
+    return pd.DataFrame({"fact": list(rows), "value": list(rows.values())})
+
+
+# ---- how other libraries embed ----
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One library's way with one encoder.
+
+    library: whose. card: name of the card that does the same. note: what the library has an entry for, where it is not
+    this very encoder, or what of its way no card can show.
+    """
+
+    library: str
+    card: str
+    note: str = ""
+
+
+@functools.cache
+def conventions() -> dict[str, tuple[Convention, ...]]:
+    """How libraries embed, by the encoder's name; of ``conventions.yaml``."""
+    libraries = _read(_data("conventions.yaml"))["libraries"]
+    return {encoder: tuple(Convention(**entry) for entry in entries) for encoder, entries in libraries.items()}
+
+
+@functools.cache
+def released_cards(purpose: str) -> dict[str, str]:
+    """Where the released code of Ganz et al. departs from an encoder's authors: the card that does the same, by encoder.
+
+    purpose: "embedding", or "training" for how it normalises for training.
+    """
+    return _read(_data("conventions.yaml"))["released"][purpose]
+
+
+def variants_of(encoder: str) -> tuple[str, ...]:
+    """Names of the cards, besides ``encoder``'s own, that some library's way with it needs; each once, in order."""
+    names = (convention.card for convention in conventions().get(encoder, ()))
+    return tuple(dict.fromkeys(name for name in names if name != encoder))
