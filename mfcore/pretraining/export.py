@@ -5,8 +5,9 @@ from pathlib import Path
 import safetensors.torch
 
 from mfcore import store
-from mfcore.encoders import build as encoders_build
+from mfcore.encoders.architecture import n_parameters
 from mfcore.encoders.card import EncoderCard
+from mfcore.encoders.readout import READOUTS
 from mfcore.pretraining.networks import Networks, readout
 from mfcore.study.config import Pretraining, Study
 
@@ -35,8 +36,8 @@ def card(networks: Networks, which: Pretraining, study: Study, step: int) -> Enc
         identifier="",
         architecture=which.architecture,
         arguments=networks.arguments,
-        n_dims=encoders_build.width(encoder, readout(encoder)),
-        n_parameters=encoders_build.n_parameters(encoder),
+        n_dims=READOUTS[readout(encoder)].width(encoder),
+        n_parameters=n_parameters(encoder),
         n_prefix_tokens=int(getattr(encoder, "num_prefix_tokens", 0)),
         readout=readout(encoder),
         mean=tuple(networks.mean),
@@ -53,8 +54,8 @@ def card(networks: Networks, which: Pretraining, study: Study, step: int) -> Enc
 
 
 def write(networks: Networks, this: EncoderCard, folder: Path) -> None:
-    """Write a teacher's encoder into ``folder``, its card last; `mfcore.encoders.encoders.load` reads it."""
-    left_out = {"name", "source", "identifier", "files", "sha256"}  # `encoders.cards_other.folder_card` adds these
+    """Write a teacher's encoder into ``folder``, its card last; `mfcore.encoders.load` reads it."""
+    left_out = {"name", "source", "identifier", "files", "sha256"}  # `catalogue.folder_card` adds these
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in networks.teacher.encoder.state_dict().items()}
     with store.replacing(folder / "weights.safetensors") as aside:
         safetensors.torch.save_file(tensors, aside)

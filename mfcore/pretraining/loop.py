@@ -19,9 +19,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from mfcore import store, streams as rng
+from mfcore import encoders, store, streams as rng
 from mfcore.data import augment
-from mfcore.encoders import encoders, preprocess
+from mfcore.encoders import preprocess
 from mfcore.encoders.card import EncoderCard
 from mfcore.measures import metrics_representation
 from mfcore.pretraining import collapse, crops, losses, masks, networks, schedules

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from mfcore import streams as rng
-from mfcore.encoders import build as encoders_build, encoders
+from mfcore import encoders, streams as rng
+from mfcore.encoders import EncoderError, architecture
 from mfcore.encoders.card import EncoderCard
-from mfcore.encoders.encoders import EncoderError
+from mfcore.encoders.readout import READOUTS
 from mfcore.pretraining import heads, schedules
 from mfcore.study.config import Pretraining, Study
 from mfcore.study.config_pretraining import LAYER_SCALE, MASK_TOKEN_SD
@@ -141,9 +141,9 @@ def build(which: Pretraining, study: Study, results: str | Path) -> Networks:
     if card is None and which.method in LAYER_SCALE and _takes(which, scaled):  # a start's blocks are as they were taught
         arguments = scaled
     has_masks = which.ibot_weight > 0 and which.mask_probability > 0
-    with encoders_build.seeded(rng.stream_seed(which.seed, "pretraining", "start"), which.architecture):
+    with architecture.seeded(rng.stream_seed(which.seed, "pretraining", "start"), which.architecture):
         both = [_encoder(which, arguments, drop_path) for drop_path in (which.drop_path, 0.0)]
-        n_dims = encoders_build.width(both[0], readout(both[0]))
+        n_dims = READOUTS[readout(both[0])].width(both[0])
         sizes = (n_dims, which.n_prototypes, which.head_hidden, which.head_bottleneck)
         student = Student(both[0], heads.Head(*sizes), has_masks)
         teacher = Teacher(both[1], heads.Head(*sizes))
@@ -188,7 +188,7 @@ def _takes(which: Pretraining, arguments: dict[str, Any]) -> bool:
     """Whether the architecture knows all of ``arguments``; other networks than ViTs know neither sizes nor LayerScale."""
     try:
         with torch.device("meta"):
-            encoders_build.create(which.architecture, arguments)
+            architecture.create(which.architecture, arguments)
     except TypeError:
         return False
     except (AttributeError, AssertionError, RuntimeError, ValueError):  # to be said by who builds it
@@ -201,7 +201,7 @@ def _encoder(which: Pretraining, arguments: dict[str, Any], drop_path: float) ->
     place = f"pretraining[{which.name}]"
     of_any_size = {"dynamic_img_size": True} if "img_size" in arguments else {}
     try:
-        encoder = encoders_build.create(which.architecture, {**arguments, "drop_path_rate": drop_path, **of_any_size})
+        encoder = architecture.create(which.architecture, {**arguments, "drop_path_rate": drop_path, **of_any_size})
     except (TypeError, AttributeError, AssertionError, RuntimeError, ValueError) as error:
         said = json.dumps(which.arguments)
         raise EncoderError(

@@ -28,10 +28,9 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from mfcore import store
+from mfcore import encoders, store
 from mfcore.data import patches
 from mfcore.data.labels import table as labels
-from mfcore.encoders import encoders
 from mfcore.pretraining import collapse, crops, export, loop, networks, patching
 from mfcore.pretraining.collapse import PretrainingError
 from mfcore.store import errors as store_errors, files as store_files

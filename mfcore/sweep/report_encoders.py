@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from mfcore import store
+from mfcore import encoders, store
 from mfcore.analysis import compare
 from mfcore.data import patches
-from mfcore.encoders import encoders, weights
+from mfcore.encoders import weights
 from mfcore.encoders.card import TABLE_1, EncoderCard, cards
+from mfcore.encoders.readout import READOUTS
 from mfcore.study import pretrained
 from mfcore.study.config import Study
 from mfcore.sweep import report_html
@@ -22,13 +23,6 @@ GROUPS = {
     "photographs": "Trained on photographs",
     "own": "Of this study alone",
     "variants": "Variants: the same weights, used otherwise",
-}
-READOUTS = {
-    "class": "class token",
-    "class+mean": "class token beside the mean of the patch tokens",
-    "class+rest": "class token beside the mean of all others, registers too",
-    "pooled": "as the network pools",
-    "layer3": "mean over the last feature map but one",
 }
 EVIDENCE = {"stated": "stated by its authors", "magnification": "from a magnification", "convention": "by convention"}
 STATISTICS = {
@@ -86,7 +80,7 @@ def _card(study: Study, name: str, results: Path, runs: dict[str, store.Run]) ->
             return None, "its card is read when it is embedded"
         content = runs[name].record["config"]["card"]
         return EncoderCard(**content, name=name, licence="see its page", facts="as embedded in this study"), ""
-    except (weights.EncoderError, TypeError, ValueError) as error:
+    except (encoders.EncoderError, TypeError, ValueError) as error:
         return None, str(error)
 
 
@@ -118,7 +112,7 @@ def _facts(card: EncoderCard) -> dict[str, str]:
         "terms": ", ".join(filter(None, terms)),
         "input": f"{crop} px, {card.interpolation}",
         "statistics": STATISTICS.get((mean, std), numbers),
-        "embedding": f"{card.n_dims:,} dimensions: {READOUTS[card.readout]}",
+        "embedding": f"{card.n_dims:,} dimensions: {READOUTS[card.readout].title}",
         "size": f"{card.n_parameters / 1e6:,.1f} million parameters, {card.precision}",
         "um_per_px": f"{resolution} µm/px{evidence}" if resolution else _no_resolution(card),
         "departs": f"of {card.variant_of}; {card.departs}" if card.variant_of else "",

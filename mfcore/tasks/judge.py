@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mfcore import store
-from mfcore.encoders import encoders
+from mfcore import encoders, store
 from mfcore.streams import generator
 from mfcore.study.config import Study
 from mfcore.tasks import judge_features, judge_heads, protocol as tasks_protocol, runs as tasks_runs

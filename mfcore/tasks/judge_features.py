@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from mfcore import store
-from mfcore.encoders import encoders, preprocess
+from mfcore import encoders, store
+from mfcore.encoders import preprocess
 from mfcore.encoders.card import EncoderCard
 from mfcore.store.records import digest
 from mfcore.study.config import as_dict

@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from mfcore import store
-from mfcore.encoders import encoders, preprocess
+from mfcore import encoders, store
+from mfcore.encoders import preprocess
 from mfcore.encoders.card import EncoderCard
 from mfcore.measures import metrics_tasks
 from mfcore.streams import generator

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mfcore.encoders import encoders
-from mfcore.encoders.build import create, seeded
+from mfcore import encoders
+from mfcore.encoders import EncoderError
+from mfcore.encoders.architecture import create, seeded
 from mfcore.encoders.card import EncoderCard
-from mfcore.encoders.encoders import EncoderError
 from mfcore.study.config import Lora
 
 ADAPTER = "default"  # peft's name of the only pair of matrices that a layer has
@@ -42,7 +42,7 @@ def build_network(
     Raises EncoderError where weights can't be had, where the network can't take ``input_px``, for numbers that LoRA
     can't have, for a target that matches no layer, or a layer in which LoRA would do nothing.
     """
-    this = encoders.card(card) if isinstance(card, str) else card
+    this = encoders.card_of(card) if isinstance(card, str) else card
     if lora is not None:
         fits = {"rank": lora.rank >= 1, "alpha": 0 < lora.alpha < math.inf, "dropout": 0 <= lora.dropout < 1}
         fits["targets"] = bool(lora.targets) and all(target.strip() for target in lora.targets)

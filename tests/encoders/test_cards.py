@@ -14,9 +14,10 @@ import yaml
 from safetensors.torch import save_file
 from tiny_encoders import tiny_card, use
 
-from mfcore.encoders import build as encoders_build, encoders
+from mfcore import encoders
+from mfcore.encoders import EncoderError, architecture, network
 from mfcore.encoders.card import TABLE_1, cards
-from mfcore.encoders.encoders import EncoderError
+from mfcore.encoders.readout import READOUTS
 
 # parameters without classifier, tokens at the card's crop (0: a convolutional network), dimensions; the tokens are the
 # patches, (crop / patch)^2, and the class and register tokens that each model's page tells of
@@ -67,12 +68,12 @@ FACTS = {
 
 @pytest.mark.parametrize("name", cards())
 def test_card_is_what_its_architecture_builds(name):
-    card = encoders.card(name)
+    card = encoders.card_of(name)
     n_parameters, n_tokens, n_dims = FACTS[name]
     assert (card.n_parameters, card.n_dims) == (n_parameters, n_dims)
     with torch.device("meta"):
-        model = encoders_build.create(card.architecture, card.arguments).eval()
-        encoders_build.check_card(card, model)
+        model = architecture.create(card.architecture, card.arguments).eval()
+        network.check_card(card, model)
         images = torch.zeros(1, 3, card.crop_px, card.crop_px)
         assert encoders.read_out(model, card, images).shape == (1, n_dims)
         if n_tokens:
@@ -109,7 +110,7 @@ def read_from(monkeypatch, folder: Path, entries: dict) -> dict:
     """The cards that a folder with these entries gives."""
     (folder / "cards").mkdir(exist_ok=True)
     (folder / "cards" / "mine.yaml").write_text(yaml.safe_dump(entries))
-    monkeypatch.setattr(sys.modules["mfcore.encoders.card"], "_data", folder.joinpath)
+    monkeypatch.setattr("mfcore.encoders.card._data", folder.joinpath)
     return cards.__wrapped__()
 
 
@@ -155,7 +156,7 @@ def test_a_variant_is_the_same_weights_under_another_convention():
 def test_ctranspaths_weights_arrive_in_the_mirrors_layout(tmp_path):
     """It has what joins two stages at the end of the first, not at the start of the second, and the masks of attention."""
     card = cards()["ctranspath"]
-    built = encoders_build.create(card.architecture, card.arguments).state_dict()
+    built = architecture.create(card.architecture, card.arguments).state_dict()
     drawn = torch.Generator().manual_seed(0)
     expected = {
         key: torch.randn(tensor.shape, generator=drawn) if tensor.is_floating_point() else tensor
@@ -175,7 +176,7 @@ def test_ctranspaths_weights_arrive_in_the_mirrors_layout(tmp_path):
 
 
 def test_virchow2_as_released_averages_its_registers_in():
-    model = encoders_build.create("vit_tiny_patch16_224", {"img_size": 32, "reg_tokens": 4}).eval()
+    model = architecture.create("vit_tiny_patch16_224", {"img_size": 32, "reg_tokens": 4}).eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     released = tiny_card(readout=cards()["virchow2_registers_in_mean"].readout, n_prefix_tokens=5)
     with torch.inference_mode():
@@ -184,13 +185,13 @@ def test_virchow2_as_released_averages_its_registers_in():
 
 
 def test_layer3_is_the_mean_of_a_resnets_last_map_but_one():
-    model = encoders_build.create("resnet10t", {}).eval()
+    model = architecture.create("resnet10t", {}).eval()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         maps = model.layer3(model.layer2(model.layer1(model.maxpool(model.act1(model.bn1(model.conv1(images)))))))
         found = encoders.read_out(model, tiny_card(readout="layer3", n_prefix_tokens=0), images)
     torch.testing.assert_close(found, maps.mean((2, 3)))
-    assert encoders_build.width(model, "layer3") == found.shape[1]
+    assert READOUTS["layer3"].width(model) == found.shape[1]
 
 
 def test_a_card_refuses_what_no_encoder_can_be():

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from tiny_encoders import some_patches, tiny_card, use
 from torch.nn import functional as F
 
-from mfcore.encoders import build as encoders_build, encoders, weights, weights_names
+from mfcore import encoders
+from mfcore.encoders import EncoderError, architecture, formats, weights
 from mfcore.encoders.card import EncoderCard, cards
-from mfcore.encoders.encoders import EncoderError
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +157,8 @@ def test_weights_in_transformers_format_compute_what_transformers_does(kind):
         arguments["init_values"] = 1.0
     if "swiglu" in kind:
         arguments |= {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU", "mlp_ratio": 128 / 24}
-    model = encoders_build.create("vit_base_patch16_224", arguments).eval()
-    model.load_state_dict(weights_names.from_transformers(transformers_weights(kind)), strict=True)
+    model = architecture.create("vit_base_patch16_224", arguments).eval()
+    model.load_state_dict(formats.from_transformers(transformers_weights(kind)), strict=True)
     image = (torch.arange(3 * 16 * 16) * 29 % 255).float().reshape(1, 3, 16, 16) / 127 - 1
     with torch.inference_mode():
         tokens = model.forward_features(image)[0]
@@ -172,9 +172,9 @@ def test_registers_of_transformers_are_those_of_timm():
     arguments = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "init_values": 1.0}
     state = transformers_weights("dinov2")
     registers = torch.arange(4 * 24).reshape(1, 4, 24) / 100
-    with_registers = weights_names.from_transformers({**state, "embeddings.register_tokens": registers})
+    with_registers = formats.from_transformers({**state, "embeddings.register_tokens": registers})
     # timm's own place for them: beside patches that alone have a position
-    model = encoders_build.create("vit_base_patch16_224", {**arguments, "reg_tokens": 4, "no_embed_class": True}).eval()
+    model = architecture.create("vit_base_patch16_224", {**arguments, "reg_tokens": 4, "no_embed_class": True}).eval()
     model.load_state_dict(with_registers, strict=True)
     image = (torch.arange(3 * 16 * 16) * 29 % 255).float().reshape(1, 3, 16, 16) / 127 - 1
     positions = state["embeddings.position_embeddings"]

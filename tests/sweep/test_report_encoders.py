@@ -97,7 +97,7 @@ def test_a_row_says_what_the_card_says(study, results, nowhere):
     assert found["page"] == f"{nowhere.url}/paige-ai/Virchow2" and found["terms"].endswith("CC-BY-NC-ND-4.0, gated")
     assert found["terms"].startswith(cards()["virchow2"].revision[:7])
     assert (found["input"], found["statistics"]) == ("224 px, bicubic", "ImageNet's")
-    assert found["embedding"] == "2,560 dimensions: class token beside the mean of the patch tokens"
+    assert found["embedding"] == "2,560 dimensions: class token and mean of the patch tokens"
     assert found["size"] == "631.2 million parameters, float16" and "631,239,424 parameters, 5 prefix" in found["facts"]
     assert found["um_per_px"].startswith("0.25 / 0.5 / 1 / 2 µm/px")
     assert row(study, results, "gigapath")["input"] == "centre 224 of 256 px, bicubic"

@@ -6,10 +6,10 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import balanced_accuracy_score
 
+from mfcore import encoders
 from mfcore.data.synthetic import fields
 from mfcore.data.synthetic.cells import Canvas, noise
 from mfcore.data.synthetic.slides import make_dataset
-from mfcore.encoders import encoders
 from mfcore.study.config import ConfigError, Data, Study
 from mfcore.study.config_pretraining import SEGMENTATION, TASKS, Task
 from mfcore.tasks import synthetic as tasks_synthetic, tasks

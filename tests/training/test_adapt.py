@@ -11,9 +11,10 @@ from tiny_encoders import some_patches, tiny_card, use
 from torch import nn
 from torch.nn import functional
 
-from mfcore.encoders import build as encoders_build, encoders, weights
+from mfcore import encoders
+from mfcore.encoders import EncoderError, architecture, weights
 from mfcore.encoders.card import EncoderCard, cards
-from mfcore.encoders.encoders import EncoderError
+from mfcore.encoders.readout import READOUTS
 from mfcore.study.config import ConfigError, Data, Lora, OwnEncoder, Study, load_study
 from mfcore.training import adapt
 
@@ -27,9 +28,9 @@ def shallow(card: EncoderCard, **arguments) -> EncoderCard:
     depth = {"depths": (1, 1, 1, 1)} if "swin" in card.architecture else {"depth": 1}
     arguments = {**card.arguments, **depth, **arguments}
     with torch.device("meta"):
-        built = encoders_build.create(card.architecture, arguments)
-    n_dims = encoders_build.width(built, card.readout)
-    said = {"arguments": arguments, "n_parameters": encoders_build.n_parameters(built), "n_dims": n_dims}
+        built = architecture.create(card.architecture, arguments)
+    n_dims = READOUTS[card.readout].width(built)
+    said = {"arguments": arguments, "n_parameters": architecture.n_parameters(built), "n_dims": n_dims}
     return dataclasses.replace(card, source="random", revision="", sha256="", **said)
 
 
@@ -185,7 +186,7 @@ def test_merged_weights_are_pefts_own(focus):
             torch.testing.assert_close(merged[f"{name}.weight"], module.get_base_layer().weight.data, rtol=0, atol=1e-6)
             n_merged += 1
     assert n_merged == 4 * 12 + 1
-    plain = encoders_build.create(FOCUS.architecture, FOCUS.arguments)
+    plain = architecture.create(FOCUS.architecture, FOCUS.arguments)
     assert {name: tensor.shape for name, tensor in merged.items()} == {
         name: tensor.shape for name, tensor in plain.state_dict().items()
     }
@@ -252,7 +253,7 @@ def test_what_trained_gave_brings_a_network_back():
     model = as_if_trained(adapt.build_network(tiny_card(), SMALL, seed=0))
     kept = {name: tensor.clone() for name, tensor in adapt.trained(model).items()}
     fresh = adapt.build_network(tiny_card(), SMALL, seed=9).eval()
-    assert sum(tensor.numel() for tensor in kept.values()) < 0.2 * encoders_build.n_parameters(model)
+    assert sum(tensor.numel() for tensor in kept.values()) < 0.2 * architecture.n_parameters(model)
     whole = adapt.build_network(tiny_card(), None, seed=9)
     assert set(adapt.trained(whole)) == set(whole.state_dict())
     adapt.restore(whole, whole.state_dict())
@@ -283,7 +284,7 @@ def test_matrices_and_head_learn_while_the_rest_stays():
 
 @pytest.mark.parametrize("lora", [None, SMALL])
 def test_a_network_takes_images_of_other_sizes(lora):
-    with_stem, plain = swin(), swin(encoders.card("random:swin_tiny_patch4_window7_224"))
+    with_stem, plain = swin(), swin(encoders.card_of("random:swin_tiny_patch4_window7_224"))
     dino = shallow(cards()["dinov3_vits16"])
     for card, sizes in ((tiny_card(), (16, 48)), (with_stem, (32, 96)), (plain, (32, 100)), (dino, (64, 288))):
         model = adapt.build_network(card, lora, input_px=sizes[0])
@@ -318,7 +319,7 @@ def test_what_cant_be_is_refused_with_its_reason(card, lora, input_px, message):
 
 def test_a_layer_whose_code_passes_lora_by_is_refused():
     """BEiT takes the weight of its qkv without calling the layer: LoRA there would train, and do nothing."""
-    card = shallow(encoders.card("random:beit_base_patch16_224"), embed_dim=24, num_heads=3)
+    card = shallow(encoders.card_of("random:beit_base_patch16_224"), embed_dim=24, num_heads=3)
     with pytest.raises(
         EncoderError, match=r"nothing in 1 layers .* first blocks.0.attn.qkv: .*; leave qkv out of lora.targets"
     ):
