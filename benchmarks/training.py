@@ -24,8 +24,7 @@ import torch
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from mfcore import store
-from mfcore.encoders import encoders
+from mfcore import encoders, store
 from mfcore.study.config import Network
 from mfcore.training import adapt, loop as train_loop, task as train_task
 

@@ -12,15 +12,16 @@
 study_file = "../studies/demo.yaml"  # what decides the numbers
 results = "../results"  # where runs are kept, a folder a study
 encoder = "efficientnet_lite0"  # one of the study's, a card's name, or timm:<model>, hf-hub:<owner>/<repository>
-device = "auto"  # "cpu", "cuda:0", several with commas, or "auto": every GPU there is
-batch_size = 0  # patches embedded at once; 0: found by trying, halved where memory ends
+device = "auto"  # "cpu", "cuda:0", or "auto": a GPU if there is one
+batch_size = 0  # patches embedded at once; 0: 16 on a CPU, 128 on a GPU; halved where memory ends
 
 # %%
 from pathlib import Path
 
+from mfcore import encoders
 from mfcore.analysis import captions, figures
 from mfcore.data import patches
-from mfcore.encoders import embed, encoders
+from mfcore.encoders import embed
 from mfcore.study.config import load_study
 
 study = load_study(study_file)

@@ -20,9 +20,8 @@ n_workers = 1  # threads that read patches
 # %%
 from pathlib import Path
 
-from mfcore import store
+from mfcore import encoders, store
 from mfcore.analysis import captions, captions_pretrain, figures, figures_live, figures_pretrain
-from mfcore.encoders import encoders
 from mfcore.pretraining import pretrain
 from mfcore.study import pretrained
 from mfcore.study.config import load_study

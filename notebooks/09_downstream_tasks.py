@@ -20,8 +20,8 @@ device = "auto"  # "cpu", "cuda", or "auto": the GPU where there is one
 # %%
 from pathlib import Path
 
+from mfcore import encoders
 from mfcore.analysis import captions, captions_tasks, compare_masks, compare_tasks, figures, figures_tasks
-from mfcore.encoders import encoders
 from mfcore.study.config import load_study
 from mfcore.tasks import judge, protocol as tasks_protocol, registry, segment
 

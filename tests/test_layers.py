@@ -34,7 +34,7 @@ SHARED = {
 
 # A procedure stands alone: what it made is read from its files, never by importing it. One module calls several in turn.
 PROCEDURES = {
-    "embed": ("encoders.embed", "encoders.embed_compile", "encoders.embed_stream"),
+    "embed": ("encoders.embed",),
     "probe": (
         "training.probe",
         "training.probe_audit",
@@ -167,13 +167,13 @@ def test_no_two_modules_import_each_other():
         ("streams", "from mfcore.data.labels import table", "this is data"),
         ("streams", "from mfcore.data.labels.table import load", "this is data"),
         ("streams", "import mfcore.data.labels.table", "this is data"),
-        ("data.labels.table", "def load():\n    from mfcore.encoders import encoders", "this is encoders"),
+        ("data.labels.table", "def load():\n    from mfcore import encoders", "this is encoders"),
         ("measures.metrics", "from mfcore.study.config import Study", "this is study"),
-        ("encoders.cards", "from mfcore.training import adapt", "this is training"),
+        ("encoders.card", "from mfcore.training import adapt", "this is training"),
         ("training.probe", "from mfcore.training import train", "the procedure train"),
         ("training.train", "from mfcore.pretraining import objective", "this is pretraining"),
         ("pretraining.loop", "from mfcore.training import adapt", "this is training"),
-        ("encoders.encoders", "from mfcore.encoders import embed", "the procedure embed"),
+        ("encoders.network", "from mfcore.encoders import embed", "the procedure embed"),
         ("tasks.registry", "from mfcore.tasks import judge", "the procedure judge"),
         ("analysis.compare", "from mfcore.tasks import segment", "the procedure segment"),
         ("sweep.report", "from mfcore.training import probe", "this is training"),
@@ -184,7 +184,7 @@ def test_no_two_modules_import_each_other():
         ("analysis.figures", "from mfcore import __version__\nimport timm.data", "without torch"),
         ("data.slides.slide", "import openslide", "heavy"),
         ("data.slides.slide", "try:\n    from openslide import OpenSlide\nexcept OSError:\n    pass", "heavy"),
-        ("encoders.encoders", "import torchvision", "heavy"),
+        ("encoders.network", "import torchvision", "heavy"),
         ("tasks.task", "import torch", "heavy"),
         ("data.labels.table", "from .config import Study", "relative"),
     ],
@@ -199,10 +199,10 @@ def test_a_broken_rule_is_seen(module, source, fault):
     ("module", "source"),
     [
         ("streams", "from mfcore import __version__"),
-        ("encoders.encoders", "import torch\nfrom mfcore import streams\nfrom mfcore.data.slides import slide"),
+        ("encoders.network", "import torch\nfrom mfcore import streams\nfrom mfcore.data.slides import slide"),
         ("data.augment", "import typing\nif typing.TYPE_CHECKING:\n    import torch"),
         ("data.slides.slide", "class A:\n    def read(self):\n        import openslide"),
-        ("pretraining.loop", "from mfcore.pretraining import objective\nfrom mfcore.encoders import encoders"),
+        ("pretraining.loop", "from mfcore.pretraining import objective\nfrom mfcore import encoders"),
         ("pretraining.loop", "from mfcore.training import processes"),
         ("analysis.compare", "from mfcore import store\nfrom mfcore.measures import statistics"),
         ("training.probe_audit", "from mfcore.training import probe"),
@@ -236,7 +236,7 @@ def test_importing_the_package_imports_nothing_else():
 
 def test_all_modules_import_without_the_heavy_packages():
     """Importing every module that needs no model loads none of the heavy packages, not even through others."""
-    light = {"encoders", "encoders.conventions"}  # its other modules need torch, or bring what does
+    light = {"encoders", "encoders.card"}  # its other modules need torch, or bring what does
     names = [
         name
         for name in MODULES

@@ -16,11 +16,10 @@ from made_training import UNIT, task, tiny
 from pydantic import ValidationError
 from tiny_encoders import tiny_card
 
-from mfcore import store
+from mfcore import encoders, store
 from mfcore.analysis import compare_representation
-from mfcore.encoders import build as encoders_build, encoders, weights
-from mfcore.encoders.cards import EncoderCard
-from mfcore.encoders.encoders import EncoderError
+from mfcore.encoders import EncoderError, architecture, weights
+from mfcore.encoders.card import EncoderCard
 from mfcore.pretraining import networks
 from mfcore.pretraining.objective import PretrainingError
 from mfcore.study.config import ConfigError, OwnEncoder, Pretraining, load_study
@@ -96,7 +95,7 @@ def test_arguments_of_a_card(tmp_path, poisoned):
     (tmp_path / "card.json").write_text(json.dumps(content))
     (tmp_path / "weights.safetensors").write_bytes(b"")
     with pytest.raises(EncoderError, match=r"card\.json.*arguments\.checkpoint_path"):
-        encoders.card(f"folder:{tmp_path}")
+        encoders.card_of(f"folder:{tmp_path}")
     with pytest.raises(ValueError, match=r"arguments\.checkpoint_path"):
         EncoderCard("mine", "", **content)
     with pytest.raises(EncoderError, match=r"arguments\.checkpoint_path"):
@@ -108,7 +107,7 @@ def test_what_may_not_be_said_is_refused_with_what_may(key):
     (problem,) = problems_of_arguments({key: 1}, "encoders[x].arguments")
     assert problem.startswith(f"encoders[x].arguments.{key}: ") and "patch_size, " in problem
     with pytest.raises(EncoderError, match=key):
-        encoders_build.create("resnet10t", {key: 1})
+        architecture.create("resnet10t", {key: 1})
 
 
 def test_a_misspelt_argument_is_told_with_the_nearest_and_all_at_once():
@@ -132,7 +131,7 @@ def test_an_architecture_is_a_name_and_no_place(tmp_path, poisoned, place):
     """timm would read a folder's config.json, whose arguments nobody has looked at."""
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet10t", "model_args": poisoned}))
     with pytest.raises(EncoderError, match="timm has no architecture"):
-        encoders_build.create(place.format(tmp_path), {})
+        architecture.create(place.format(tmp_path), {})
 
 
 def test_timm_reads_no_weights_itself(monkeypatch, tmp_path, mark):
@@ -248,6 +247,6 @@ def test_no_module_has_another_way():
                 found.append(f"{where}: {name} without weights_only=True")
             if "allow_pickle" in said or name.endswith((".read_pickle", "yaml.load", ".unsafe_load", "hub.load")):
                 found.append(f"{where}: {ast.unparse(node)}")
-            if name.endswith("create_model") and path.name != "encoders_build.py":
-                found.append(f"{where}: timm's create_model, past what encoders_build.create looks at")
+            if name.endswith("create_model") and path.name != "architecture.py":
+                found.append(f"{where}: timm's create_model, past what architecture.create looks at")
     assert not found

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mfcore.encoders.cards import CARDS, EncoderCard
+from mfcore.encoders.card import EncoderCard, cards
 
 
 def some_patches(n: int, size_px: int, seed: int = 0) -> np.ndarray:
@@ -37,5 +37,5 @@ def tiny_card(**changes) -> EncoderCard:
 
 def use(monkeypatch: pytest.MonkeyPatch, card: EncoderCard) -> str:
     """Give ``card`` its name among the encoders for the length of a test; gives the name."""
-    monkeypatch.setitem(CARDS, card.name, card)
+    monkeypatch.setitem(cards(), card.name, card)
     return card.name

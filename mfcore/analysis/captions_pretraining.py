@@ -19,7 +19,7 @@ from mfcore.analysis.compare_pretraining import (
     watched,
 )
 from mfcore.analysis.figures_pretraining import AXES, followed
-from mfcore.encoders.cards import CARDS
+from mfcore.encoders.card import cards
 from mfcore.study.config import Study
 
 
@@ -140,7 +140,7 @@ def _weights(study: Study, start: str) -> str:
         return ""
     if record and record.weights:
         return Path(record.weights).name if Path(record.weights).is_absolute() else record.weights
-    card = CARDS.get(record.like if record else start)
+    card = cards().get(record.like if record else start)
     if card is None or card.source == "random":
         return ""
     return " ".join(filter(None, ["the package" if card.source == "package" else "", card.identifier, card.revision]))

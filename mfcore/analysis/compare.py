@@ -11,8 +11,7 @@ import pandas as pd
 
 from mfcore import store
 from mfcore.data import patches, splits
-from mfcore.encoders.cards import CARDS, EncoderCard
-from mfcore.encoders.conventions import RELEASED_EMBEDDING, RELEASED_TRAINING
+from mfcore.encoders.card import EncoderCard, cards, released_cards
 from mfcore.measures import metrics
 from mfcore.measures.statistics import Interval, spread
 from mfcore.measures.statistics_bootstrap import bootstrap
@@ -153,7 +152,7 @@ def _splits_of_networks(study: Study, results: Path) -> str | None:
 
 def _settings(study: Study, network: Network) -> dict:
     """What a training's config must say to be the study's, as far as it says so (`mfcore.training.train.config_of`)."""
-    card = _card(study, network.architecture, RELEASED_TRAINING)
+    card = _card(study, network.architecture, released_cards("training"))
     switches = {name: getattr(study.switches, name) for name in Switches.CHOICES}
     switches |= {"sampler": "annotations", "augmentation": "as_said", **study.released_in_training(network)}
     return _plain({"network": as_dict(network), **switches} | ({"card": card.identity()} if card else {}))
@@ -164,7 +163,7 @@ def _by_its_card(study: Study, record: dict, results: Path) -> bool:
 
     Those of an encoder that the study pretrains were made by the weights that it has now.
     """
-    card, key = _card(study, record["name"], RELEASED_EMBEDDING), record["inputs"].get("embeddings")
+    card, key = _card(study, record["name"], released_cards("embedding")), record["inputs"].get("embeddings")
     made = next(results.glob(f"embeddings-*-{key}/run.json"), None)
     if pretrained.is_of(study, record["name"]) and made is not None:
         try:
@@ -178,7 +177,7 @@ def _card(study: Study, name: str, released: Mapping[str, str]) -> EncoderCard |
     """The card by which a study has an encoder now; None for its own and those it pretrains, which no switch changes."""
     if name in [own.name for own in study.own_encoders] or pretrained.is_of(study, name):
         return None
-    return CARDS.get(released.get(name, name) if study.switches.encoder_input == "released" else name)
+    return cards().get(released.get(name, name) if study.switches.encoder_input == "released" else name)
 
 
 def find_embeddings(study: Study, name: str, results: Path) -> store.Run:
@@ -186,7 +185,7 @@ def find_embeddings(study: Study, name: str, results: Path) -> store.Run:
 
     Raises StoreError where there are none.
     """
-    source, card = {"patches": patches.find(study, results).key}, _card(study, name, RELEASED_EMBEDDING)
+    source, card = {"patches": patches.find(study, results).key}, _card(study, name, released_cards("embedding"))
     known = {"size_px": study.patches.size_px}
     if card is None:
         return store.find_known(results, "embeddings", name, {**known, **source})

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import store
+from mfcore import encoders, store
 from mfcore.analysis import compare
 from mfcore.data import splits
-from mfcore.encoders import encoders
-from mfcore.encoders.cards import EncoderCard
-from mfcore.encoders.conventions import CONVENTIONS
+from mfcore.encoders.card import EncoderCard, conventions
+from mfcore.encoders.readout import READOUTS
 from mfcore.measures.statistics import paired_difference, spread
 from mfcore.measures.statistics_bootstrap import by_fold
 from mfcore.study.config import Study
@@ -42,7 +41,7 @@ def table(study: Study, results: str | Path) -> pd.DataFrame:
         return _features(study, card_name, results), _full_size(study, card_name, results)
 
     rows, (base_features, base_predictions) = [], found(name)
-    for library, card_name, note in [(AUTHORS, name, ""), *((c.library, c.card, c.note) for c in CONVENTIONS.get(name, ()))]:
+    for library, card_name, note in [(AUTHORS, name, ""), *((c.library, c.card, c.note) for c in conventions().get(name, ()))]:
         this = own if card_name == name else encoders.of(study, card_name, results)
         row: dict[str, object] = {"library": library, "card": card_name, "n_dims": this.n_dims}
         row["departs"] = "; ".join(part for part in (differs(own, this), note) if part)
@@ -71,8 +70,8 @@ def differs(own: EncoderCard, other: EncoderCard) -> str:
     """In words, in what of what decides an embedding ``other`` differs from ``own``; empty where in nothing."""
     left, right = own.identity(), other.identity()
     keys = [key for key in right if left.get(key) != right[key] and key not in ("n_dims", "n_parameters", "sha256")]
-    said = [SIDES.get(key, f"{key.replace('_', ' ')} {{}}").format(right[key]) for key in keys]
-    return ", ".join(said).replace("class+mean", "class token and mean of the patch tokens")
+    values = right | {"readout": READOUTS[other.readout].title}
+    return ", ".join(SIDES.get(key, f"{key.replace('_', ' ')} {{}}").format(values[key]) for key in keys)
 
 
 def wide(rows: pd.DataFrame) -> pd.DataFrame:
@@ -110,7 +109,7 @@ def _full_size(study: Study, card_name: str, results: Path) -> pd.DataFrame:
 
 def _distance(base: np.ndarray | None, other: np.ndarray | None, own: EncoderCard, this: EncoderCard) -> dict[str, float]:
     """Median and largest distance of a patch's two embeddings, relative to the norm of the first."""
-    alike = own.n_dims == this.n_dims or {own.readout, this.readout} == {"class", "class+mean"}
+    alike = own.n_dims == this.n_dims or all(READOUTS[card.readout].begins_with_class_token for card in (own, this))
     if base is None or other is None or not alike:
         return {"distance_median": np.nan, "distance_max": np.nan}
     n = min(own.n_dims, this.n_dims)

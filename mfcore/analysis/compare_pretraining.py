@@ -13,7 +13,7 @@ import pandas as pd
 
 from mfcore import store
 from mfcore.analysis import compare, compare_representation, compare_representation_tasks, compare_tasks
-from mfcore.encoders.cards import CARDS
+from mfcore.encoders.card import cards
 from mfcore.study import pretrained
 from mfcore.study.config import Pretraining, Study, as_dict
 from mfcore.study.config_pretraining import METHODS, PUBLISHED, in_full
@@ -116,7 +116,7 @@ def learnt_from(study: Study, start: str) -> str:
     record = next((record for record in study.own_encoders if record.name == start), None)
     if record and (record.learnt_from or record.weights):
         return record.learnt_from or ""
-    card = CARDS.get(record.like if record else start)
+    card = cards().get(record.like if record else start)
     return card.learnt_from if card else ""
 
 

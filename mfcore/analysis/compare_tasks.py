@@ -15,9 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mfcore import store
-from mfcore.encoders import encoders
-from mfcore.encoders.cards import CARDS
+from mfcore import encoders, store
+from mfcore.encoders.card import cards
 from mfcore.measures import metrics_tasks
 from mfcore.measures.statistics import LEVEL, Interval, spread
 from mfcore.measures.statistics_bootstrap import MIN_SLIDES, N_RESAMPLES, interval_of
@@ -80,7 +79,7 @@ def _find(study: Study, task: Task, encoder: str, results: Path, there: list[sto
 def _card(study: Study, encoder: str, results: Path) -> dict | None:
     """Today's card, as a run's config has it, of encoders whose card can be known here without asking elsewhere; else None."""
     described = encoder in [own.name for own in study.own_encoders]
-    if not (described or encoder in CARDS or pretrained.is_of(study, encoder)):
+    if not (described or encoder in cards() or pretrained.is_of(study, encoder)):
         return None
     try:
         return encoders.of(study, encoder, results).identity()

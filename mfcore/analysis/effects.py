@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from mfcore import store
 from mfcore.data import patches, splits, splits_draw
 from mfcore.data.slides.slide import SAME_RESOLUTION
-from mfcore.encoders.conventions import RELEASED_EMBEDDING, RELEASED_TRAINING
+from mfcore.encoders.card import released_cards
 from mfcore.study.config import MODES, Effects, Inflation, Study, Switches, as_dict
 
 BASE, PAPER = "", "paper"  # beside the names of switches: none of them set, and all
@@ -119,7 +119,7 @@ def why_not(study: Study, switch: str, arm: Arm) -> str:
     if switch in OF_TRAINING and not arm.is_network:
         return NO_TRAINING
     if switch == "encoder_input":
-        released = RELEASED_TRAINING if arm.is_network else RELEASED_EMBEDDING
+        released = released_cards("training") if arm.is_network else released_cards("embedding")
         encoder = study.network(arm.name).architecture if arm.is_network else arm.name
         if encoder not in released:
             how = "trains" if arm.is_network else "embeds"

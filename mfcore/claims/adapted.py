@@ -12,12 +12,11 @@ from mfcore.claims.arms import Choice, bound, end_to_end
 from mfcore.claims.judge import CCMCT, DATA_NAMES, MIDOG22, Claim, Finding, Material, Measure, Pair, exactly, not_behind
 from mfcore.claims.results import ALIKE, full, pairs, printed
 from mfcore.claims.scores import INSIDE
-from mfcore.encoders import cards_pathology
+from mfcore.encoders.card import cards
 
 AMMELING = "Ammeling et al. 2025 (arXiv 2508.04441), second-hand"
 TOLERANCE = 0.03
 TENTH = 0.1
-PATHOLOGY_NAMES = frozenset(card.name for card in cards_pathology.PATHOLOGY)
 METRIC_TITLES = {"weighted_f1": "weighted F1", "auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
 
 
@@ -27,7 +26,8 @@ METRIC_TITLES = {"weighted_f1": "weighted F1", "auroc": "AUROC", "balanced_accur
 def _adapted(material: Material) -> Choice:
     """The foundation models adapted by LoRA, or else the study's other networks by LoRA, which only stand in for them."""
     choice = claims_arms.lora(material)
-    own = [name for name in choice.names if (n := material.network(name)) and n.architecture in PATHOLOGY_NAMES]
+    pathology = {name for name, card in cards().items() if card.learnt_from_slides and not card.variant_of}
+    own = [name for name in choice.names if (n := material.network(name)) and n.architecture in pathology]
     if own or not choice.names:
         return Choice(tuple(own), choice.barred)
     return Choice(choice.names, f"no foundation model was adapted here ({', '.join(choice.names)} instead)")

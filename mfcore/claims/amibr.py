@@ -26,7 +26,7 @@ from mfcore.claims.judge import (
 )
 from mfcore.claims.results import full, pairs
 from mfcore.data import splits
-from mfcore.encoders import cards
+from mfcore.encoders.card import cards
 from mfcore.measures import metrics
 from mfcore.measures.statistics import Folds
 from mfcore.measures.statistics_bootstrap import by_fold
@@ -74,7 +74,7 @@ def shortfall(material: Material, name: str, difference: float) -> str:
     mine = material.mixed[(material.mixed["arm"] == name) & (material.mixed["size"] == size)]
     n_train = mine["n_train"].mean()
     n_seen = network.n_epochs * (network.patches_per_epoch or n_train)
-    card = cards.CARDS.get(network.architecture)
+    card = cards().get(network.architecture)
     of_size = f" of {card.n_parameters / 1e6:.1f}M parameters" if card else ""
     side, stored = network.input_px, material.study.patches.size_px
     said = [

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from mfcore.claims.judge import FOUNDATION, IMAGENET, REPRODUCED, UNCLEAR, Finding, Material
-from mfcore.encoders import cards
+from mfcore.encoders.card import cards
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _is_random(material: Material, name: str) -> bool:
     own = next((encoder for encoder in material.study.own_encoders if encoder.name == name), None)
     if own is not None and own.weights:
         return own.weights == "random"
-    card = cards.CARDS.get(own.like if own is not None else name)
+    card = cards().get(own.like if own is not None else name)
     return card is not None and card.source == "random"
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mfcore.analysis import compare
 from mfcore.claims.scores import MIXED, Material
-from mfcore.encoders import cards
+from mfcore.encoders.card import TABLE_1
 from mfcore.measures import statistics
 from mfcore.measures.statistics import Folds, spread
 from mfcore.study.config import SOURCES, Study
@@ -16,7 +16,7 @@ from mfcore.study.config import SOURCES, Study
 REPRODUCED, NOT_REPRODUCED, UNCLEAR, NOT_TESTABLE = "reproduced", "not reproduced", "unclear", "not testable here"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNCLEAR, NOT_TESTABLE)
 GANZ, ALPHA = "Ganz et al. 2024", 0.05
-FOUNDATION, IMAGENET = cards.TABLE_1[:6], cards.TABLE_1[6:]
+FOUNDATION, IMAGENET = TABLE_1[:6], TABLE_1[6:]
 
 # What a claim is about. Only the data sets that are named can settle it; DIRECTION is settled by any real data that ask the
 # paper's question, ANYWHERE by any study, synthetic ones too: what networks and designs are doesn't depend on the images.

@@ -18,8 +18,7 @@ from mfcore.analysis import compare_pretraining, compare_representation_tasks, c
 from mfcore.analysis.compare_representation import EXPECTED, TITLES
 from mfcore.claims import ledger as claims
 from mfcore.claims.judge import ALPHA, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR, Claim, Finding, Material
-from mfcore.encoders.cards import CARDS
-from mfcore.encoders.cards_pathology import PATHOLOGY
+from mfcore.encoders.card import cards
 from mfcore.measures.statistics import LEVEL, Interval, holm
 from mfcore.study import pretrained
 from mfcore.study.config import Pretraining, Study
@@ -28,7 +27,6 @@ from mfcore.study.config_pretraining import METHODS, steps_of
 KAIKO = "kaiko 2024 (arXiv 2404.15217)"
 NOTED = f"{KAIKO}, second-hand"
 SUBJECT = "pretraining"
-SEEN_SLIDES = {name for name, card in CARDS.items() if {name, card.variant_of} & {own.name for own in PATHOLOGY}}
 ODCORRS = ("odcorr_abs", "odcorr_sq")
 RULE = (
     "Kaiko 2024's statements are of ways to pretrain: pretrainings that differ in one thing are compared on each task by the "
@@ -166,7 +164,8 @@ def _not_imagenet(study: Study, start: str) -> str:
     """Why a start is none from ImageNet's weights, as far as is known here; else empty."""
     if pretrained.is_of(study, start):
         return f"it starts from {start}, pretrained here, not from ImageNet weights"
-    if start in SEEN_SLIDES:
+    card = cards().get(start)
+    if card is not None and card.learnt_from_slides:
         return f"it starts from {start}, which has learnt from slides, not from ImageNet weights"
     images = compare_pretraining.learnt_from(study, start)
     if images and not images.startswith("ImageNet"):

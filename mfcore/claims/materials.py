@@ -20,8 +20,7 @@ from mfcore.claims.judge import (
     Measure,
     exactly,
 )
-from mfcore.encoders import cards
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders.card import EncoderCard, cards
 
 NO_LABELS = Finding("nothing measured", barred="patches haven't been extracted, so that there is no label table")
 N_CLASSES = 1000  # of the classifier that an ImageNet network's printed size may count in
@@ -123,13 +122,13 @@ def _count_of_models(expected: int) -> Measure:
 
 
 def _are_transformers(_: Material) -> Finding:
-    architectures = [cards.CARDS[name].architecture for name in FOUNDATION]
+    architectures = [cards()[name].architecture for name in FOUNDATION]
     n = sum(name.startswith("vit_") for name in architectures)
     return Finding(f"{n} of {len(architectures)}", REPRODUCED if n == len(architectures) else NOT_REPRODUCED)
 
 
 def _are_ordered(_: Material) -> Finding:
-    sizes = [float(f"{cards.CARDS[name].n_parameters:.3g}") for name in FOUNDATION]
+    sizes = [float(f"{cards()[name].n_parameters:.3g}") for name in FOUNDATION]
     text = ", ".join(f"{size / 1e6:,.0f}M" for size in sizes)
     return Finding(text, REPRODUCED if sizes == sorted(sizes, reverse=True) else NOT_REPRODUCED)
 
@@ -160,7 +159,7 @@ def size_of(card: EncoderCard, printed: str, kind: str = "") -> Finding:
 
 
 def _printed_size(row: dict) -> Claim:
-    card, kind = cards.CARDS[row["encoder"]], row["type"] if isinstance(row["type"], str) else ""
+    card, kind = cards()[row["encoder"]], row["type"] if isinstance(row["type"], str) else ""
     in_table = row["where"] == "Tab. 1"
     said = f"{row['arm']}: Model Type {kind}, Model Size {row['size']}"
     quote = said if in_table else {"vit_huge_in21k": "ViT-H 632M parameters", "resnet50": "ResNet50 with 25M"}[card.name]
@@ -186,20 +185,20 @@ def n_patch_tokens(card: EncoderCard) -> int:
 
 def _tokens(material: Material) -> Finding:
     """Patch tokens of Virchow and Virchow2, and whether their cards' mean is over these alone."""
-    found = {name: n_patch_tokens(cards.CARDS[name]) for name in ("virchow", "virchow2")}
-    registers = cards.CARDS["virchow2"].n_prefix_tokens - 1
+    found = {name: n_patch_tokens(cards()[name]) for name in ("virchow", "virchow2")}
+    registers = cards()["virchow2"].n_prefix_tokens - 1
     text = ", ".join(f"{name} {n}" for name, n in found.items())
     why = f"the released code's mean for Virchow2 is over {found['virchow2'] + registers}: it counts the registers in"
     if material.study.switches.encoder_input == "released":
         why += ", and so does this study"
-    right = all(n == 256 and cards.CARDS[name].readout == "class+mean" for name, n in found.items())
+    right = all(n == 256 and cards()[name].readout == "class+mean" for name, n in found.items())
     outcome = REPRODUCED if right else NOT_REPRODUCED
     return Finding(text, outcome, float(max(found.values()) - 256), why)
 
 
 def _class_token_only(_: Material) -> Finding:
     others = [name for name in (*FOUNDATION, "vit_huge_in21k") if name not in ("virchow", "virchow2")]
-    readouts = {name: cards.CARDS[name].readout for name in others}
+    readouts = {name: cards()[name].readout for name in others}
     outcome = REPRODUCED if set(readouts.values()) == {"class"} else NOT_REPRODUCED
     text = ", ".join(f"{name} {readout}" for name, readout in readouts.items())
     return Finding(text, outcome, why="ResNet50 has no class token: its last map's mean is taken")

@@ -1,1 +1,27 @@
-"""From patches to embeddings: cards, weights, transforms, canary."""
+"""From patches to embeddings: encoders by name or card, their weights, networks, inputs and embeddings.
+
+from mfcore import encoders
+encoders.load("dinov2_vits14").embed(patches)
+"""
+
+from mfcore.encoders.card import EncoderCard, EncoderError, card_table
+from mfcore.encoders.catalogue import card_of, embeddings_config, find_embeddings, names, of, of_network
+from mfcore.encoders.network import Encoder, build_network, choose_device, computes_bfloat16, load, read_out
+
+__all__ = [
+    "Encoder",
+    "EncoderCard",
+    "EncoderError",
+    "build_network",
+    "card_of",
+    "card_table",
+    "choose_device",
+    "computes_bfloat16",
+    "embeddings_config",
+    "find_embeddings",
+    "load",
+    "names",
+    "of",
+    "of_network",
+    "read_out",
+]

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mfcore.encoders.encoders import Encoder, EncoderError
+from mfcore.encoders.card import EncoderError
+from mfcore.encoders.network import Encoder
 
 TILES = (
     "coloured waves",

@@ -12,38 +12,44 @@ import io
 import json
 import shutil
 import sys
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from mfcore import store
 from mfcore.data import patches
-from mfcore.encoders import canary, embed_stream, encoders, weights
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders import canary, catalogue, network, weights
+from mfcore.encoders.card import EncoderCard, EncoderError
 from mfcore.store import errors as store_errors
 from mfcore.study.config import ConfigError, Study, as_dict, load_study
 
-SHARD = 256  # patches; as many at most are lost by a kill, on each device
+SHARD = 256  # patches that are read, embedded and kept together; a kill loses one such part, on a GPU two
+BATCH_SIZES = {"cpu": 16, "cuda": 128}  # patches that are embedded at once, where the caller doesn't say
 
 
 def config_of(study: Study, encoder_name: str, results: str | Path) -> dict:
     """What decides the embeddings, besides the patches: the encoder's card and the crop that it sees."""
-    return encoders.embeddings_config(study, encoder_name, results)
+    return catalogue.embeddings_config(study, encoder_name, results)
 
 
 def embed(study: Study, encoder_name: str, results: str | Path, device: str = "cpu", batch_size: int = 0) -> store.Run:
     """Embed the central ``size_px`` of every patch of ``study``; takes up again where an earlier call or a share stopped.
 
-    device: one, several with commas between, or "auto": every GPU, else the CPU. batch_size: 0 to find it by trying. Raises
+    device: as for `network.choose_device`. batch_size: 0 for that of BATCH_SIZES; halved where memory ends. Raises
     StoreError where the patches aren't there, EncoderError where the encoder can't be had, gives NaN or infinity (naming
     the first patches), or isn't any more the one that the run, begun or finished, was made with.
     """
-    card = encoders.of(study, encoder_name, results)
+    card = catalogue.of(study, encoder_name, results)
     source, run = _open(study, encoder_name, results)
     if run.done:
         _check_finished(run, card, device)
@@ -79,13 +85,13 @@ def embed_share(
         shards = list(_shards(run, len(table)).items())
         first, last = (len(shards) * i // n_shares for i in (share, share + 1))
         with _until_done(run):
-            _fill(run, encoders.of(study, encoder_name, results), study, source, dict(shards[first:last]), device, batch_size)
+            _fill(run, catalogue.of(study, encoder_name, results), study, source, dict(shards[first:last]), device, batch_size)
     return run
 
 
 def find(study: Study, encoder_name: str, results: str | Path) -> store.Run:
-    """`encoders.find_embeddings`: the finished embeddings of the study's patches by ``encoder_name``."""
-    return encoders.find_embeddings(study, encoder_name, results)
+    """`catalogue.find_embeddings`: the finished embeddings of the study's patches by ``encoder_name``."""
+    return catalogue.find_embeddings(study, encoder_name, results)
 
 
 def load(run: store.Run) -> tuple[np.ndarray, np.ndarray]:
@@ -146,13 +152,107 @@ def _check_finished(run: store.Run, card: EncoderCard, device: str) -> None:
         )
         return
     try:
-        encoder = encoders.load(card, embed_stream.device_names(device)[0])
+        encoder = network.load(card, device)
         canary.compare(encoder, canary.embed(encoder), expected, made_with)
-    except encoders.EncoderError as error:
-        raise encoders.EncoderError(f"{run.folder}: {error}") from error
+    except EncoderError as error:
+        raise EncoderError(f"{run.folder}: {error}") from error
 
 
 # ---- filling shards ----
+
+
+@dataclass
+class Batches:
+    """An encoder that gets ``size`` patches at once; the size is halved for good where memory ends."""
+
+    encoder: network.Encoder
+    size: int
+
+    def compute(self, crops: torch.Tensor, progress: tqdm) -> torch.Tensor:
+        """Embed uint8 (n, height, width, 3); gives float32 (n, n_dims) on the encoder's device, maybe still being computed.
+
+        Raises EncoderError where not even one patch fits into memory.
+        """
+        parts, first = [], 0
+        while first < len(crops):
+            batch = crops[first : first + self.size]
+            features = self._try(batch)
+            if features is not None:
+                parts.append(features)
+                first += len(batch)
+                progress.update(len(batch))
+        return torch.cat(parts)
+
+    def _try(self, batch: torch.Tensor) -> torch.Tensor | None:
+        """The batch's features; None, and a smaller size from now on, where the batch doesn't fit into memory."""
+        device = self.encoder.device
+        try:
+            return self.encoder.compute(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise EncoderError(
+                    f"encoder {self.encoder.card.name!r}: not even one patch fits into the memory of {device} "
+                    f"({str(error).partition(chr(10))[0][:200]}); free some, or use another device or a smaller encoder"
+                ) from error
+        # from here on the error, which holds on to the batch's memory, is gone
+        self.size = len(batch) // 2
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ended, a GPU's or this machine's."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
+
+
+def embedded(
+    batches: Batches, read: Callable[[range], torch.Tensor], shards: Iterable[range], progress: tqdm
+) -> Iterator[tuple[range, np.ndarray]]:
+    """Embed the rows of each shard; yields (rows, features float32 (n, n_dims)).
+
+    read: gives the patches of some rows, uint8 (n, height, width, 3), and is called in a thread of its own, one shard
+    ahead. A GPU computes a shard while the caller keeps the one before. Raises EncoderError as `Batches.compute` and
+    `network.Encoder.checked` do.
+    """
+    is_gpu = batches.encoder.device.type == "cuda"
+    n_begun = 1 if is_gpu else 0
+    begun: deque[tuple[range, torch.Tensor, torch.cuda.Event | None]] = deque()
+
+    def finish() -> tuple[range, np.ndarray]:
+        rows, features, copied = begun.popleft()
+        if copied is not None:
+            copied.synchronize()
+        return rows, batches.encoder.checked(features.numpy(), rows)
+
+    for rows, crops in _read_ahead(read, shards):
+        features, copied = batches.compute(crops, progress), None
+        if is_gpu:  # the copy waits for this shard alone, not for the one that is begun next
+            here = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+            here.copy_(features, non_blocking=True)
+            features, copied = here, torch.cuda.current_stream(batches.encoder.device).record_event()
+        begun.append((rows, features, copied))
+        if len(begun) > n_begun:
+            yield finish()
+    while begun:
+        yield finish()
+
+
+def _read_ahead(read: Callable[[range], torch.Tensor], shards: Iterable[range]) -> Iterator[tuple[range, torch.Tensor]]:
+    """Each shard's rows and patches; a thread reads the next shard's meanwhile."""
+    with ThreadPoolExecutor(1, "read") as reader:
+        ahead = None
+        for rows in shards:
+            following = rows, reader.submit(read, rows)
+            if ahead is not None:
+                yield ahead[0], ahead[1].result()
+            ahead = following
+        if ahead is not None:
+            yield ahead[0], ahead[1].result()
 
 
 def _fill(
@@ -165,62 +265,61 @@ def _fill(
     batch_size: int,
 ) -> None:
     """Make those of ``shards`` that aren't there; records how."""
-    file_of = {rows.start // SHARD: file for file, rows in shards.items()}
-    missing = [rows for file, rows in shards.items() if not file.is_file()]
+    if batch_size < 0:
+        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more, or 0 for {BATCH_SIZES}")
+    file_of = {rows: file for file, rows in shards.items()}
+    missing = [rows for rows, file in file_of.items() if not file.is_file()]
     if not missing:
         return
-    models = [encoders.load(card, name) for name in embed_stream.device_names(device)]
-    _settle_canary(run, models)
-    stream = embed_stream.Stream(models, batch_size, SHARD)
-    parts: dict[int, list[tuple[int, np.ndarray]]] = {}  # the features of begun shards, with their first rows
-    n_patches, n_missing = sum(map(len, shards.values())), sum(map(len, missing))
+    encoder = network.load(card, device)
+    _settle_canary(run, encoder)
+    batches = Batches(encoder, batch_size or BATCH_SIZES.get(encoder.device.type, BATCH_SIZES["cpu"]))
+    n_patches, n_missing, n_done, begun_s = sum(map(len, file_of)), sum(map(len, missing)), 0, time.perf_counter()
     with tqdm(total=n_patches, initial=n_patches - n_missing, desc=f"embed {card.name}", unit=" patches") as progress:
 
         def still_missing() -> Iterator[range]:
             for rows in missing:
-                if file_of[rows.start // SHARD].is_file() or run.done:  # another job was faster
+                if file_of[rows].is_file() or run.done:  # another job was faster
                     progress.update(len(rows))
                 else:
                     yield rows
 
-        with contextlib.closing(stream.run(_reader(source, study), still_missing(), n_missing)) as batches:
-            for rows, features in batches:
-                shard = rows.start // SHARD
-                parts.setdefault(shard, []).append((rows.start, features))
-                progress.update(len(rows))
-                file = file_of[shard]
-                if sum(len(part) for _, part in parts[shard]) == len(shards[file]):
-                    done = np.concatenate([part for _, part in sorted(parts.pop(shard), key=lambda item: item[0])])
-                    with store.replacing(file) as aside, aside.open("wb") as out:
-                        np.save(out, done)  # (n_patches of the shard, n_dims)
-    if stream.facts["n_patches"]:
-        name = f"done-{missing[0].start:09d}-{missing[-1].stop:09d}"
-        store.write_json(run.unit_file(name, ".json"), stream.facts)
+        read = _reader(source, study, is_pinned=encoder.device.type == "cuda")
+        with contextlib.closing(embedded(batches, read, still_missing(), progress)) as results:
+            for rows, features in results:
+                with store.replacing(file_of[rows]) as aside, aside.open("wb") as out:
+                    np.save(out, features)  # (n_patches of the shard, n_dims)
+                n_done += len(rows)
+    if n_done:
+        facts = {
+            "device": str(encoder.device),
+            "batch_size": batches.size,
+            "precision": encoder.precision,
+            "n_patches": n_done,
+            "patches_per_s": round(n_done / max(time.perf_counter() - begun_s, 1e-9), 2),
+        }
+        store.write_json(run.unit_file(f"done-{missing[0].start:09d}-{missing[-1].stop:09d}", ".json"), facts)
 
 
-def _reader(source: store.Run, study: Study) -> embed_stream.Read:
-    """Gives the crops of some rows; the file is mapped anew a shard, so that pages once read don't stay with the process."""
-    mapped: dict[int, np.ndarray] = {}
+def _reader(source: store.Run, study: Study, is_pinned: bool) -> Callable[[range], torch.Tensor]:
+    """Gives the crops of some rows, uint8 (n, size_px, size_px, 3), in memory that a GPU can copy from by itself if asked."""
 
-    def read(rows: range) -> np.ndarray:
-        shard = rows.start // SHARD
-        if shard not in mapped:
-            mapped.clear()
-            mapped[shard] = np.load(source.path("patches.npy"), mmap_mode="r")
-        return patches.centre_crop(mapped[shard][rows.start : rows.stop], study.patches.size_px)
+    def read(rows: range) -> torch.Tensor:
+        # the file is mapped anew each time, so that pages once read don't stay with the process
+        stored = np.load(source.path("patches.npy"), mmap_mode="r")[rows.start : rows.stop]
+        crops = torch.from_numpy(np.array(patches.centre_crop(stored, study.patches.size_px)))
+        return crops.pin_memory() if is_pinned else crops
 
     return read
 
 
-def _settle_canary(run: store.Run, models: Sequence[encoders.Encoder]) -> None:
-    """Keep the canary of a new run, the first of several jobs' at once; compare every model with the one that is kept."""
-    file, answers = run.unit_file("canary", ".npz"), [canary.embed(model) for model in models]
+def _settle_canary(run: store.Run, encoder: network.Encoder) -> None:
+    """Keep the canary of a new run, the first of several jobs' at once; compare the encoder with the one that is kept."""
+    file, answer = run.unit_file("canary", ".npz"), canary.embed(encoder)
     content = io.BytesIO()
-    np.savez(content, features=answers[0], about=json.dumps({"weights": models[0].revision, **canary.versions()}))
+    np.savez(content, features=answer, about=json.dumps({"weights": encoder.revision, **canary.versions()}))
     store.write_first(file, content.getvalue())
-    expected, about = _canary_of(run)
-    for model, answer in zip(models, answers, strict=True):
-        canary.compare(model, answer, expected, about)
+    canary.compare(encoder, answer, *_canary_of(run))
 
 
 def _canary_of(run: store.Run) -> tuple[np.ndarray, dict[str, str]]:
@@ -268,8 +367,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, required=True, help="the folder that holds the study's")
     parser.add_argument("--share", type=int, help="which share, from 0; none: all that is left, put together")
     parser.add_argument("--shares", type=int, default=1, help="of how many (1)")
-    parser.add_argument("--device", default="auto", help='"cpu", "cuda", "cuda:0,cuda:1" or "auto", every GPU (auto)')
-    parser.add_argument("--batch-size", type=int, default=0, help="patches embedded at once; 0 finds it by trying (0)")
+    parser.add_argument("--device", default="auto", help='"cpu", "cuda", "cuda:1" or "auto", a GPU if there is one (auto)')
+    parser.add_argument("--batch-size", type=int, default=0, help=f"patches embedded at once; 0: {BATCH_SIZES} (0)")
     chosen = parser.parse_args(arguments)
     try:
         study = load_study(chosen.study)
@@ -278,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run = embed(*where, chosen.device, chosen.batch_size)
         else:
             run = embed_share(*where, chosen.share, chosen.shares, chosen.device, chosen.batch_size)
-    except (ConfigError, store.StoreError, encoders.EncoderError, patches.PatchError, ValueError, OSError) as error:
+    except (ConfigError, store.StoreError, EncoderError, patches.PatchError, ValueError, OSError) as error:
         print(f"mfcore: {store_errors.told(error)}", file=sys.stderr)
         return 1
     print(run.folder)

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mfcore.encoders import weights_names, weights_onnx
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders import formats
+from mfcore.encoders.card import EncoderCard, EncoderError
 from mfcore.store import StoreError, file_sha256, read_json
 
 if TYPE_CHECKING:
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
 HUB = ("hub", "hub-transformers")
 INDEX = "model.safetensors.index.json"  # says in which of several files each tensor is
-
-
-class EncoderError(RuntimeError):
-    """An encoder can't be had, isn't what its card says, or gives no numbers; the message says which and what to do."""
 
 
 class State(NamedTuple):
@@ -48,9 +44,9 @@ def read_weights(card: EncoderCard) -> tuple["Tensors", str]:
         )
     tensors = _read_parts(card, path) if path.name == INDEX else _read_tensors(path, card.arguments.get("img_size"))
     if card.source == "hub-transformers" or path.suffix == ".onnx":
-        tensors = weights_names.from_transformers(tensors)
+        tensors = formats.from_transformers(tensors)
     elif card.source == "package":
-        tensors = weights_names.from_efficientnet_pytorch(tensors)
+        tensors = formats.from_efficientnet_pytorch(tensors)
     return tensors, revision
 
 
@@ -258,7 +254,7 @@ def _read_tensors(path: Path, img_size_px: int | None = None) -> "Tensors":
         if path.suffix == ".safetensors":
             state = load_file(path)
         elif path.suffix == ".onnx":
-            state = weights_onnx.read(path, img_size_px)
+            state = formats.read_onnx(path, img_size_px)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:

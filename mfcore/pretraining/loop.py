@@ -19,10 +19,10 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from mfcore import store, streams as rng
+from mfcore import encoders, store, streams as rng
 from mfcore.data import augment
-from mfcore.encoders import encoders, preprocess
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders import preprocess
+from mfcore.encoders.card import EncoderCard
 from mfcore.measures import metrics_representation
 from mfcore.pretraining import crops, networks, objective
 from mfcore.pretraining.method import method_of

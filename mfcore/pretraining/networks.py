@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mfcore import store, streams as rng
-from mfcore.encoders import build as encoders_build, encoders
-from mfcore.encoders.cards import EncoderCard
-from mfcore.encoders.encoders import EncoderError
+from mfcore import encoders, store, streams as rng
+from mfcore.encoders import EncoderError, architecture
+from mfcore.encoders.card import EncoderCard
+from mfcore.encoders.readout import READOUTS
 from mfcore.pretraining import objective
 from mfcore.pretraining.method import method_of
 from mfcore.study.config import Patches, Pretraining
@@ -172,9 +172,9 @@ def build(settings: Pretraining, start: EncoderCard | None = None) -> Networks:
     if start is None and method.layer_scale is not None and _takes(settings, scaled):  # a start keeps its blocks as taught
         arguments = scaled
     has_masks = settings.ibot_weight > 0 and settings.mask_probability > 0
-    with encoders_build.seeded(rng.stream_seed(settings.seed, "pretraining", "start"), settings.architecture):
+    with architecture.seeded(rng.stream_seed(settings.seed, "pretraining", "start"), settings.architecture):
         both = [_encoder(settings, arguments, drop_path) for drop_path in (settings.drop_path, 0.0)]
-        n_dims = encoders_build.width(both[0], readout(both[0]))
+        n_dims = READOUTS[readout(both[0])].width(both[0])
         sizes = (n_dims, settings.n_prototypes, settings.head_hidden, settings.head_bottleneck)
         student = Student(both[0], Head(*sizes), has_masks)
         teacher = Teacher(both[1], Head(*sizes))
@@ -195,7 +195,7 @@ def _takes(settings: Pretraining, arguments: dict[str, Any]) -> bool:
     """Whether the architecture knows all of ``arguments``; other networks than ViTs know neither sizes nor LayerScale."""
     try:
         with torch.device("meta"):
-            encoders_build.create(settings.architecture, arguments)
+            architecture.create(settings.architecture, arguments)
     except TypeError:
         return False
     except UNUSABLE:  # `_encoder` says it
@@ -210,7 +210,7 @@ def _encoder(settings: Pretraining, arguments: dict[str, Any], drop_path: float)
     place, name, method = f"pretraining[{settings.name}]", settings.architecture, method_of(settings)
     of_any_size = {"dynamic_img_size": True} if "img_size" in arguments else {}
     try:
-        encoder = encoders_build.create(name, {**arguments, "drop_path_rate": drop_path, **of_any_size})
+        encoder = architecture.create(name, {**arguments, "drop_path_rate": drop_path, **of_any_size})
     except UNUSABLE as error:
         raise EncoderError(
             f"{place}: {name} can't be built with arguments {json.dumps(settings.arguments)}: {error}; name one of timm's "
@@ -310,8 +310,8 @@ def card(networks: Networks, settings: Pretraining, stored: Patches, facts: str)
         identifier="",
         architecture=settings.architecture,
         arguments=networks.arguments,
-        n_dims=encoders_build.width(encoder, readout(encoder)),
-        n_parameters=encoders_build.n_parameters(encoder),
+        n_dims=READOUTS[readout(encoder)].width(encoder),
+        n_parameters=architecture.n_parameters(encoder),
         n_prefix_tokens=int(getattr(encoder, "num_prefix_tokens", 0)),
         readout=readout(encoder),
         mean=tuple(networks.mean),
@@ -327,8 +327,8 @@ def card(networks: Networks, settings: Pretraining, stored: Patches, facts: str)
 
 
 def export(networks: Networks, this: EncoderCard, folder: Path) -> None:
-    """Write the teacher's encoder into ``folder``, its card last; `mfcore.encoders.encoders.load` reads it."""
-    left_out = {"name", "source", "identifier", "files", "sha256"}  # `encoders.cards_other.folder_card` adds these
+    """Write the teacher's encoder into ``folder``, its card last; `mfcore.encoders.load` reads it."""
+    left_out = {"name", "source", "identifier", "files", "sha256"}  # `encoders.catalogue.folder_card` adds these
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in networks.teacher.encoder.state_dict().items()}
     with store.replacing(folder / "weights.safetensors") as aside:
         safetensors.torch.save_file(tensors, aside)

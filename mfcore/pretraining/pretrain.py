@@ -26,11 +26,10 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from mfcore import store
+from mfcore import encoders, store
 from mfcore.data import patches
 from mfcore.data.labels import table as labels
-from mfcore.encoders import encoders
-from mfcore.encoders.cards import EncoderCard
+from mfcore.encoders.card import EncoderCard
 from mfcore.pretraining import crops, loop, networks, objective
 from mfcore.pretraining.feed import Batch, batches
 from mfcore.pretraining.objective import PretrainingError

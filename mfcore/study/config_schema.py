@@ -223,7 +223,7 @@ class OwnEncoder:
 
     name: its name in this study. weights: OWNER/REPOSITORY[@REVISION] on the hub, "random", or a file of tensors under
     timm's names or a folder with one; a relative path starts from the folder of the study file. like: a known encoder, whose
-    card holds for every key that is left out. The other keys are those of the encoders' cards (`mfcore.encoders.cards_schema`);
+    card holds for every key that is left out. The other keys are those of the encoders' cards (`mfcore.encoders.card`);
     a new encoder needs architecture, mean and std; dimension, readout and parameters are read off the architecture.
     """
 
@@ -285,7 +285,7 @@ class Study:
 
     encoders: their names. own_encoders: those of them that the study describes itself (in a file, entries of ``encoders``
         that are mappings).
-    conventions: one of ``encoders`` that is also embedded and probed as other libraries do it (`mfcore.encoders.conventions`).
+    conventions: one of ``encoders`` that is also embedded and probed as other libraries do it (`mfcore.encoders.card`).
     probe_audit: those of ``encoders`` that are also probed by other published estimators (`mfcore.training.probe_audit`).
     effects: which switches' effects are measured, on which arms.
     pretraining: encoders that the study pretrains from slides; those that ``encoders`` lists are benchmarked like any other.

@@ -143,12 +143,14 @@ def _sums_up(rule: str) -> bool:
 def code_of(source: Path, reads_published: bool = True) -> str:
     """Digest of what decides a notebook's or module's results: its own code and that of the mfcore modules it reaches.
 
-    Comments, docstrings, blank lines, imports and the modules' names don't count; all of a notebook's text does. The style of
-    figures, templates of pages and, with ``reads_published``, the published values count too.
+    Comments, docstrings, blank lines, imports and the modules' names don't count; all of a notebook's text does. YAML in
+    the modules' packages, the style of figures, templates of pages and, with ``reads_published``, published values count too.
     """
-    own = store.file_sha256(source) if ROOT / "mfcore" not in source.parents else ""
-    modules = sorted({_module(path, path.stat().st_mtime_ns)[0] for path in reached(source)})
-    files = [ROOT / "notebooks" / "mfcore.mplstyle", *sorted((ROOT / "mfcore" / "sweep" / "templates").glob("*.html"))]
+    own, code = store.file_sha256(source) if ROOT / "mfcore" not in source.parents else "", reached(source)
+    modules = sorted({_module(path, path.stat().st_mtime_ns)[0] for path in code})
+    packages = {path.parent for path in code} - {ROOT / "mfcore"}
+    files = sorted({file for package in packages for file in package.rglob("*.yaml")})
+    files += [ROOT / "notebooks" / "mfcore.mplstyle", *sorted((ROOT / "mfcore" / "sweep" / "templates").glob("*.html"))]
     files += sorted((ROOT / "data").glob("published_*.csv")) if reads_published else []
     return digest([own, modules, [store.file_sha256(file) for file in files]])
 
@@ -170,11 +172,10 @@ def _module(path: Path, _changed_ns: int) -> tuple[str, tuple[Path, ...]]:
     tree, imported = ast.parse(path.read_text(encoding="utf-8")), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mfcore":
-            inside = (
-                (node.module or "").removeprefix("mfcore").lstrip(".")
-            )  # "pretraining" of "from mfcore.pretraining import loop"
+            inside = (node.module or "").removeprefix("mfcore").lstrip(".")  # "data" of "from mfcore.data import patches"
             names = [".".join(filter(None, (inside, alias.name))) for alias in node.names] + [inside]
-            files = (ROOT / "mfcore" / f"{name.replace('.', '/')}.py" for name in names)
+            places = [ROOT / "mfcore" / name.replace(".", "/") for name in names if name]
+            files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
             imported |= {file for file in files if file.is_file()}
         for field in ("body", "orelse", "finalbody"):
             if isinstance(statements := getattr(node, field, None), list):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mfcore import store
 from mfcore.analysis import effects
-from mfcore.encoders.conventions import variants_of
+from mfcore.encoders.card import variants_of
 from mfcore.study import pretrained
 from mfcore.study.config import Pretraining, Study
 from mfcore.tasks import protocol as tasks_protocol

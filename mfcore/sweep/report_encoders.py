@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from mfcore import store
+from mfcore import encoders, store
 from mfcore.analysis import compare
 from mfcore.data import patches
-from mfcore.encoders import encoders, weights
-from mfcore.encoders.cards import CARDS, TABLE_1, EncoderCard
+from mfcore.encoders import weights
+from mfcore.encoders.card import TABLE_1, EncoderCard, cards
+from mfcore.encoders.readout import READOUTS
 from mfcore.study import pretrained
 from mfcore.study.config import Study
 from mfcore.sweep import report_html
@@ -22,13 +23,6 @@ GROUPS = {
     "photographs": "Trained on photographs",
     "own": "Of this study alone",
     "variants": "Variants: the same weights, used otherwise",
-}
-READOUTS = {
-    "class": "class token",
-    "class+mean": "class token beside the mean of the patch tokens",
-    "class+rest": "class token beside the mean of all others, registers too",
-    "pooled": "as the network pools",
-    "layer3": "mean over the last feature map but one",
 }
 EVIDENCE = {"stated": "stated by its authors", "magnification": "from a magnification", "convention": "by convention"}
 STATISTICS = {
@@ -67,7 +61,7 @@ def table(study: Study, results: Path) -> pd.DataFrame:
     """
     runs, failures = _runs(study, results), _failures(results)
     rows = []
-    for name in [*CARDS, *(name for name in study.encoders if name not in CARDS)]:
+    for name in [*cards(), *(name for name in study.encoders if name not in cards())]:
         card, problem = _card(study, name, results, runs)
         what, words = _state(study, name, card or problem, runs, failures)
         known = _facts(card) if card else {}
@@ -80,18 +74,18 @@ def table(study: Study, results: Path) -> pd.DataFrame:
 def _card(study: Study, name: str, results: Path, runs: dict[str, store.Run]) -> tuple[EncoderCard | None, str]:
     """The card of an encoder without asking a network, or why it can't be shown; one named by where it is has its run's."""
     try:
-        if name in CARDS or not name.startswith(("timm:", "hf-hub:", "random:")):
+        if name in cards() or not name.startswith(("timm:", "hf-hub:", "random:")):
             return encoders.of(study, name, results), ""
         if name not in runs:
             return None, "its card is read when it is embedded"
         content = runs[name].record["config"]["card"]
         return EncoderCard(**content, name=name, licence="see its page", facts="as embedded in this study"), ""
-    except (weights.EncoderError, TypeError, ValueError) as error:
+    except (encoders.EncoderError, TypeError, ValueError) as error:
         return None, str(error)
 
 
 def _group(name: str, card: EncoderCard | None) -> str:
-    if name not in CARDS or card is None:
+    if name not in cards() or card is None:
         return "own"
     if card.variant_of:
         return "variants"
@@ -99,7 +93,7 @@ def _group(name: str, card: EncoderCard | None) -> str:
         return "anywhere"
     if name in TABLE_1:
         return "paper"
-    return "newer" if card.um_per_px else "photographs"
+    return "newer" if card.learnt_from_slides else "photographs"
 
 
 def _facts(card: EncoderCard) -> dict[str, str]:
@@ -118,7 +112,7 @@ def _facts(card: EncoderCard) -> dict[str, str]:
         "terms": ", ".join(filter(None, terms)),
         "input": f"{crop} px, {card.interpolation}",
         "statistics": STATISTICS.get((mean, std), numbers),
-        "embedding": f"{card.n_dims:,} dimensions: {READOUTS[card.readout]}",
+        "embedding": f"{card.n_dims:,} dimensions: {READOUTS[card.readout].title}",
         "size": f"{card.n_parameters / 1e6:,.1f} million parameters, {card.precision}",
         "um_per_px": f"{resolution} µm/px{evidence}" if resolution else _no_resolution(card),
         "departs": f"of {card.variant_of}; {card.departs}" if card.variant_of else "",

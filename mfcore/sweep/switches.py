@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mfcore import store
+from mfcore import encoders, store
 from mfcore.analysis import compare_effects, effects
 from mfcore.analysis.effects import BASE, PAPER, derived
 from mfcore.data import downloads, patches, splits
 from mfcore.data.patches_read import DiskError
-from mfcore.encoders import embed, encoders
+from mfcore.encoders import embed
 from mfcore.store import errors as store_errors
 from mfcore.store.records import digest
 from mfcore.study.config import ConfigError, Study, Switches, as_dict, load_study

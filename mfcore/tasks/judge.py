@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from mfcore import store
-from mfcore.encoders import encoders, preprocess
-from mfcore.encoders.cards import EncoderCard
+from mfcore import encoders, store
+from mfcore.encoders import preprocess
+from mfcore.encoders.card import EncoderCard
 from mfcore.store.records import digest
 from mfcore.streams import generator
 from mfcore.study.config import Study, as_dict

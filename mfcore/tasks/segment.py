@@ -14,9 +14,10 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from mfcore import store
-from mfcore.encoders import encoders, preprocess
-from mfcore.encoders.cards import EncoderCard
+from mfcore import encoders, store
+from mfcore.encoders import preprocess
+from mfcore.encoders.card import EncoderCard
+from mfcore.encoders.readout import READOUTS
 from mfcore.measures import metrics_tasks
 from mfcore.measures.metrics_tasks import IGNORED
 from mfcore.streams import generator
@@ -94,7 +95,7 @@ def maps_of(encoder: encoders.Encoder, images: np.ndarray) -> torch.Tensor:
     layer's. Raises EncoderError where the network gives none, or one that isn't a grid of at least 2 x 2, or that isn't finite.
     """
     card = encoder.card
-    at = [3] if card.readout == "layer3" else 1  # the last one
+    at = READOUTS[card.readout].maps
     whole = dataclasses.replace(encoder, card=dataclasses.replace(card, resize_px=card.crop_px))
     if not hasattr(encoder.model, "forward_intermediates"):
         raise encoders.EncoderError(f"encoder {card.name!r}: {card.architecture} gives no feature maps to segment by")

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mfcore.encoders import encoders
-from mfcore.encoders.build import create, seeded
-from mfcore.encoders.cards import EncoderCard
-from mfcore.encoders.encoders import EncoderError
+from mfcore import encoders
+from mfcore.encoders import EncoderError
+from mfcore.encoders.architecture import create, seeded
+from mfcore.encoders.card import EncoderCard
 from mfcore.study.config import Lora
 
 ADAPTER = "default"  # peft's name of the only pair of matrices that a layer has
@@ -41,7 +41,7 @@ def build_network(
     Raises EncoderError where weights can't be had, where the network can't take ``input_px``, for a target that matches no
     layer, or a layer in which LoRA would do nothing.
     """
-    this = encoders.card(card) if isinstance(card, str) else card
+    this = encoders.card_of(card) if isinstance(card, str) else card
     flexible = dataclasses.replace(
         this, arguments={**this.arguments, **_any_size(this.architecture, json.dumps(dict(this.arguments)))}
     )

@@ -21,8 +21,7 @@ from scipy.special import expit
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from mfcore import store, streams as rng
-from mfcore.encoders import encoders
+from mfcore import encoders, store, streams as rng
 from mfcore.measures import metrics
 from mfcore.training import adapt, feed as train_feed, processes
 from mfcore.training.task import Elsewhere, Examples, Task, TrainingError, crops, epoch_of, steps, validation_of

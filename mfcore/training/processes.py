@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from mfcore.encoders import encoders
+from mfcore import encoders
 
 PATIENCE = timedelta(hours=1)  # with the first process, which makes or fetches slides; NCCL's own are ten minutes
 

@@ -15,10 +15,9 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from mfcore import store, streams as rng
+from mfcore import encoders, store, streams as rng
 from mfcore.data import patches, splits
-from mfcore.encoders import encoders
-from mfcore.encoders.cards_schema import EncoderCard
+from mfcore.encoders.card import EncoderCard
 from mfcore.store import errors as store_errors
 from mfcore.study.config import ConfigError, Network, Study, as_dict, load_study
 from mfcore.training import adapt, loop as train_loop, processes

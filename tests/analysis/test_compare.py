@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 from scipy.stats import mannwhitneyu
 
-from mfcore import store
+from mfcore import encoders, store
 from mfcore.analysis import compare, compare_models, compare_strata
 from mfcore.data import patches, splits
-from mfcore.encoders import encoders
 from mfcore.measures import metrics
 from mfcore.study.config import Data, Lora, Network, Probe, Splits, Study, as_dict
 
@@ -130,7 +129,7 @@ def trained(network=None, **differing):
     """The config of a training of the study's network, as `mfcore.training.train` writes it."""
     network = STUDY.networks[0] if network is None else network
     said = {"epoch": "best", "training_label": "annotation", "validation": "centre"}
-    card = encoders.card(network.architecture).identity()
+    card = encoders.card_of(network.architecture).identity()
     return {"network": as_dict(network), "card": card, **said, "seed": 42, "fold": 0} | differing
 
 
@@ -226,7 +225,7 @@ def test_a_probe_on_embeddings_of_another_card_is_another_s(results, predictions
     study = replace(STUDY, encoders=("vit_tiny_random",))
     inputs = {"splits": splits.find(STUDY, results).key}
     keys = {}
-    for which, card in (("own", encoders.card("vit_tiny_random").identity()), ("other", {"mean": 0.1})):
+    for which, card in (("own", encoders.card_of("vit_tiny_random").identity()), ("other", {"mean": 0.1})):
         made = store.open_run(results, "embeddings", "vit_tiny_random", {"card": card, "size_px": 224}, {}).finish([])
         source = inputs | {"embeddings": made.key}
         keys[which] = finish(results, "probe", "vit_tiny_random", "good", as_dict(STUDY.probe), source, predictions).key

@@ -8,11 +8,10 @@ import pandas as pd
 import pytest
 from tiny_encoders import tiny_card, use
 
-from mfcore import store
+from mfcore import encoders, store
 from mfcore.analysis import compare_conventions
 from mfcore.data import patches, splits
-from mfcore.encoders import conventions, encoders
-from mfcore.encoders.conventions import CONVENTIONS, Convention
+from mfcore.encoders.card import Convention, conventions, released_cards, variants_of
 from mfcore.study.config import Data, Splits, Study, as_dict
 from mfcore.sweep import report_conventions
 
@@ -28,7 +27,7 @@ def ways(monkeypatch):
     use(monkeypatch, tiny_card(name="tiny_bilinear", interpolation="bilinear", variant_of="tiny", departs="B's"))
     use(monkeypatch, tiny_card(name="tiny_mean", readout="class+mean", n_dims=48, variant_of="tiny", departs="C's"))
     ways = (Convention("A", "tiny"), Convention("B", "tiny_bilinear", "its way with another"), Convention("C", "tiny_mean"))
-    monkeypatch.setitem(CONVENTIONS, "tiny", ways)
+    monkeypatch.setitem(conventions(), "tiny", ways)
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def results(tmp_path):
 def ran(results, card, features, quality):
     """Finished embeddings of ``card`` and a probe on them whose scores are right by ``quality``."""
     source = {"patches": patches.find(STUDY, results).key}
-    run = store.open_run(results, "embeddings", card, {"card": encoders.card(card).identity(), "size_px": 224}, source)
+    run = store.open_run(results, "embeddings", card, {"card": encoders.card_of(card).identity(), "size_px": 224}, source)
     with store.replacing(run.path("embeddings.h5")) as aside, h5py.File(aside, "w") as out:
         out["features"], out["patch_id"] = features.astype(np.float32), np.arange(len(features))
     run.finish(["embeddings.h5"])
@@ -103,7 +102,7 @@ def test_what_has_not_run_is_a_dash_and_named(results):
 
 
 def test_where_the_study_embeds_as_released_nothing_is_passed_off_as_the_authors_way(results, monkeypatch):
-    monkeypatch.setitem(conventions.RELEASED_EMBEDDING, "tiny", "tiny_mean")
+    monkeypatch.setitem(released_cards("embedding"), "tiny", "tiny_mean")
     study = replace(STUDY, switches=replace(STUDY.switches, encoder_input="released"))
     base = np.random.default_rng(2).normal(size=(240, 24))
     ran(results, "tiny", np.hstack([base, base]), 0.6)
@@ -122,17 +121,17 @@ def test_where_the_study_embeds_as_released_nothing_is_passed_off_as_the_authors
 
 
 def test_every_way_is_a_card_of_the_same_weights():
-    for name, ways in CONVENTIONS.items():
-        own = encoders.card(name)
-        assert len({way.library for way in ways}) == len(ways) and name not in conventions.variants_of(name)
+    for name, ways in conventions().items():
+        own = encoders.card_of(name)
+        assert len({way.library for way in ways}) == len(ways) and name not in variants_of(name)
         for way in ways:
-            card = encoders.card(way.card)
+            card = encoders.card_of(way.card)
             assert card.variant_of == (name if way.card != name else ""), way
             assert way.card == name or (compare_conventions.differs(own, card) and card.departs), way
 
 
 def test_sides_are_said_with_their_unit():
-    own = encoders.card("dinov2_vits14")
+    own = encoders.card_of("dinov2_vits14")
     other = replace(own, resize_px=256, readout="class+mean", n_dims=2 * own.n_dims)
     assert compare_conventions.differs(own, other) == "resized to 256 px, readout class token and mean of the patch tokens"
     assert compare_conventions.differs(own, own) == ""

@@ -14,7 +14,7 @@ from mfcore.analysis import compare
 from mfcore.claims import domains as claims_domains, ledger as claims, materials as claims_materials
 from mfcore.claims.judge import DIRECTION, GANZ, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR, VERDICTS
 from mfcore.claims.scores import Material
-from mfcore.encoders import cards
+from mfcore.encoders.card import TABLE_1
 from mfcore.study.config import Data, Network, Splits
 
 PAPER = Path(__file__).parents[2].parent / "shared" / "papers" / "ganz-2024-is-self-supervision-enough.md"
@@ -114,7 +114,7 @@ def test_what_the_paper_says_of_midog_is_found_where_it_is_so(planted):
 
 def test_what_the_paper_says_of_ccmct_is_found_where_it_is_so():
     study = made_claims.study("ccmct", splits=Splits(by_domain=False))
-    alike = dict.fromkeys(cards.TABLE_1[:6], 0.80) | {"virchow2": 0.815, "net": 0.87}
+    alike = dict.fromkeys(TABLE_1[:6], 0.80) | {"virchow2": 0.815, "net": 0.87}
     scores = made_claims.scores(study, full=alike, gain={"net": 0.06})
     found = verdicts(ledger(study, scores), [claims.AMOUNT])
     about_midog = found.index.str.contains("MIDOG")

@@ -14,7 +14,7 @@ from mfcore.claims import ledger as claims, materials as claims_materials
 from mfcore.claims.judge import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Material
 from mfcore.data import patches
 from mfcore.data.labels import table as labels
-from mfcore.encoders import cards
+from mfcore.encoders.card import cards
 from mfcore.study.config import MODES, Data, Study
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "labels"
@@ -122,7 +122,7 @@ def test_printed_sizes_are_judged_by_one_unit_of_their_last_digit():
     assert claims_materials.parse_size("1.1B") == (1.1e9, pytest.approx(1e8))
     assert claims_materials.parse_size("632M") == (632e6, 1e6)
     found = {
-        row["encoder"]: claims_materials.size_of(cards.CARDS[row["encoder"]], row["size"]).outcome
+        row["encoder"]: claims_materials.size_of(cards()[row["encoder"]], row["size"]).outcome
         for row in pd.read_csv(claims_materials.compare.PUBLISHED / "published_ganz_2024_models.csv").to_dict("records")
     }
     assert found.pop("uni") == NOT_REPRODUCED, "307M is printed, the built network has 303.4M"
@@ -130,28 +130,28 @@ def test_printed_sizes_are_judged_by_one_unit_of_their_last_digit():
 
 
 def test_a_network_of_another_size_or_type_is_not_the_printed_one():
-    card = cards.CARDS["phikon"]
+    card = cards()["phikon"]
     assert claims_materials.size_of(card, "86M", "ViT-B").outcome == REPRODUCED
     wrong = claims_materials.size_of(card, "86M", "ViT-L")
     assert (wrong.outcome, wrong.why) == (NOT_REPRODUCED, "not a ViT-L")
     wrong = claims_materials.size_of(card, "88M", "ViT-B")
     assert wrong.outcome == NOT_REPRODUCED and "-2.5 %" in wrong.why
-    head = claims_materials.size_of(cards.CARDS["resnet50"], "25M")
+    head = claims_materials.size_of(cards()["resnet50"], "25M")
     assert head.found == "resnet50: 23.5M, 25.6M with a classifier of 1,000 classes" and head.outcome == REPRODUCED
-    assert claims_materials.size_of(cards.CARDS["resnet50"], "27M").outcome == NOT_REPRODUCED
-    assert "classifier" not in claims_materials.size_of(cards.CARDS["uni"], "303M").found
+    assert claims_materials.size_of(cards()["resnet50"], "27M").outcome == NOT_REPRODUCED
+    assert "classifier" not in claims_materials.size_of(cards()["uni"], "303M").found
 
 
 @pytest.mark.parametrize(
     ("name", "n"), [("virchow", 256), ("virchow2", 256), ("gigapath", 196), ("uni", 196), ("kaiko_vits8", 784)]
 )
 def test_patch_tokens_are_those_of_the_input(name, n):
-    assert claims_materials.n_patch_tokens(cards.CARDS[name]) == n
+    assert claims_materials.n_patch_tokens(cards()[name]) == n
 
 
 def test_a_network_without_patches_has_no_tokens():
     with pytest.raises(ValueError, match="resnet50: its architecture 'resnet50' names no patch size"):
-        claims_materials.n_patch_tokens(cards.CARDS["resnet50"])
+        claims_materials.n_patch_tokens(cards()["resnet50"])
 
 
 CHANGES = {  # claim: the card to change, and how
@@ -172,8 +172,7 @@ def test_a_claim_on_networks_follows_the_cards(quote, monkeypatch):
     material = Material(made_claims.study("synthetic"), pd.DataFrame(), Path("nowhere"))
     before = claim.measure(material).outcome
     name, change = CHANGES[quote]
-    changed = {**cards.CARDS, name: dataclasses.replace(cards.CARDS[name], **change)}
-    monkeypatch.setattr(cards, "CARDS", changed)
+    monkeypatch.setitem(cards(), name, dataclasses.replace(cards()[name], **change))
     if claim.where == "Tab. 1" and "Size" in quote:
         claim = next(one for one in claims_materials.models() if one.quote == quote)
     assert {before, claim.measure(material).outcome} == {REPRODUCED, NOT_REPRODUCED}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mfcore.encoders import canary, encoders
-from mfcore.encoders.encoders import EncoderError
+from mfcore import encoders
+from mfcore.encoders import EncoderError, canary
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,22 @@
 
 import dataclasses
 import json
+import re
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from tiny_encoders import tiny_card, use
 
-from mfcore.encoders import build as encoders_build, encoders
-from mfcore.encoders.cards import CARDS, TABLE_1
-from mfcore.encoders.encoders import EncoderError
+from mfcore import encoders
+from mfcore.encoders import EncoderError, architecture, network
+from mfcore.encoders.card import TABLE_1, cards
+from mfcore.encoders.readout import READOUTS
 
 # parameters without classifier, tokens at the card's crop (0: a convolutional network), dimensions; the tokens are the
 # patches, (crop / patch)^2, and the class and register tokens that each model's page tells of
@@ -59,39 +66,88 @@ FACTS = {
 }
 
 
-@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("name", cards())
 def test_card_is_what_its_architecture_builds(name):
-    card = encoders.card(name)
+    card = encoders.card_of(name)
     n_parameters, n_tokens, n_dims = FACTS[name]
     assert (card.n_parameters, card.n_dims) == (n_parameters, n_dims)
     with torch.device("meta"):
-        model = encoders_build.create(card.architecture, card.arguments).eval()
-        encoders_build.check_card(card, model)
+        model = architecture.create(card.architecture, card.arguments).eval()
+        network.check_card(card, model)
         images = torch.zeros(1, 3, card.crop_px, card.crop_px)
         assert encoders.read_out(model, card, images).shape == (1, n_dims)
         if n_tokens:
             assert model.forward_features(images).shape[:2] == (1, n_tokens)
 
 
+def test_every_entry_stands_once_in_the_files_and_has_its_row_here():
+    files = resources.files("mfcore.encoders").joinpath("cards").iterdir()
+    entries = [name for file in files for name in re.findall(r"^(\w+):", file.read_text(encoding="utf-8"), re.MULTILINE)]
+    assert sorted(entries) == sorted(cards()) == sorted(FACTS)
+
+
+def test_cards_are_read_at_first_use_not_at_import():
+    counts = "cards.cache_info().misses, conventions.cache_info().misses"
+    code = f"from mfcore.encoders.card import cards, conventions; print({counts})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "0"]
+
+
+NEW = {
+    "identifier": "me/vit_small_patch16_224.mine",
+    "architecture": "vit_small_patch16_224",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "n_dims": 384,
+    "n_parameters": 21_665_664,
+    "um_per_px": [0.5],
+    "licence": "MIT",
+    "facts": "made for a test",
+}
+
+
+def read_from(monkeypatch, folder: Path, entries: dict) -> dict:
+    """The cards that a folder with these entries gives."""
+    (folder / "cards").mkdir(exist_ok=True)
+    (folder / "cards" / "mine.yaml").write_text(yaml.safe_dump(entries))
+    monkeypatch.setattr("mfcore.encoders.card._data", folder.joinpath)
+    return cards.__wrapped__()
+
+
+def test_an_encoder_in_timms_format_is_one_entry_and_a_variant_says_only_what_differs(monkeypatch, tmp_path):
+    variant = {"variant_of": "mine", "departs": "another's: bilinear", "interpolation": "bilinear"}
+    found = read_from(monkeypatch, tmp_path, {"other_way": variant, "mine": NEW})
+    own = found["mine"]
+    assert (own.source, own.readout, own.mean, own.um_per_px) == ("hub", "class", (0.5, 0.5, 0.5), (0.5,))
+    assert found["other_way"] == dataclasses.replace(own, name="other_way", **variant)
+
+
+def test_an_entry_that_cant_be_a_card_is_named(monkeypatch, tmp_path):
+    lacking = {key: value for key, value in NEW.items() if key != "std"}
+    for entry, words in ((lacking, "mine: .*std"), ({**NEW, "sharpness": 1}, "mine: unknown keys.*sharpness")):
+        with pytest.raises(ValueError, match=words):
+            read_from(monkeypatch, tmp_path, {"mine": entry})
+
+
 def test_every_hub_card_is_pinned_to_a_commit_or_says_that_it_isnt():
-    unpinned = {card.name for card in CARDS.values() if card.source.startswith("hub") and not card.revision}
-    assert all("the revision isn't pinned" in CARDS[name].facts for name in unpinned)
+    unpinned = {card.name for card in cards().values() if card.source.startswith("hub") and not card.revision}
+    assert all("the revision isn't pinned" in cards()[name].facts for name in unpinned)
     kaiko = {"kaiko_vits16", "kaiko_vits8", "kaiko_vitb16", "kaiko_vitb8"}
     huge = {"vit_huge_in21k", "vit_huge_in21k_bilinear", "vit_huge_in21k_imagenet_norm"}
     assert unpinned == {"dinov2_vitg14", "resnet50", *huge, *kaiko}
-    assert all(CARDS[name].revision for name in TABLE_1 if CARDS[name].um_per_px)  # every foundation model of the paper
+    assert all(cards()[name].revision for name in TABLE_1 if cards()[name].um_per_px)  # every foundation model of the paper
 
 
 def test_every_card_says_on_what_evidence_its_resolution_rests():
-    assert all(bool(card.um_per_px) == bool(card.evidence) for card in CARDS.values())
-    assert {CARDS[name].evidence for name in ("gigapath", "uni", "uni2_h")} == {"stated", "magnification", "convention"}
+    assert all(bool(card.um_per_px) == bool(card.evidence) for card in cards().values())
+    assert {cards()[name].evidence for name in ("gigapath", "uni", "uni2_h")} == {"stated", "magnification", "convention"}
 
 
 def test_a_variant_is_the_same_weights_under_another_convention():
-    variants = [card for card in CARDS.values() if card.variant_of]
+    variants = [card for card in cards().values() if card.variant_of]
     assert len(variants) == 10 and all(card.departs for card in variants)
     for card in variants:
-        own = CARDS[card.variant_of]
+        own = cards()[card.variant_of]
         assert not own.variant_of and card.identity() != own.identity()
         if card.name != "resnet50_layer3":  # TRIDENT takes other weights
             assert (card.identifier, card.revision, card.n_parameters) == (own.identifier, own.revision, own.n_parameters)
@@ -99,8 +155,8 @@ def test_a_variant_is_the_same_weights_under_another_convention():
 
 def test_ctranspaths_weights_arrive_in_the_mirrors_layout(tmp_path):
     """It has what joins two stages at the end of the first, not at the start of the second, and the masks of attention."""
-    card = CARDS["ctranspath"]
-    built = encoders_build.create(card.architecture, card.arguments).state_dict()
+    card = cards()["ctranspath"]
+    built = architecture.create(card.architecture, card.arguments).state_dict()
     drawn = torch.Generator().manual_seed(0)
     expected = {
         key: torch.randn(tensor.shape, generator=drawn) if tensor.is_floating_point() else tensor
@@ -120,22 +176,22 @@ def test_ctranspaths_weights_arrive_in_the_mirrors_layout(tmp_path):
 
 
 def test_virchow2_as_released_averages_its_registers_in():
-    model = encoders_build.create("vit_tiny_patch16_224", {"img_size": 32, "reg_tokens": 4}).eval()
+    model = architecture.create("vit_tiny_patch16_224", {"img_size": 32, "reg_tokens": 4}).eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    released = tiny_card(readout=CARDS["virchow2_registers_in_mean"].readout, n_prefix_tokens=5)
+    released = tiny_card(readout=cards()["virchow2_registers_in_mean"].readout, n_prefix_tokens=5)
     with torch.inference_mode():
         tokens = model.forward_features(images)
         torch.testing.assert_close(encoders.read_out(model, released, images)[:, 192:], tokens[:, 1:].mean(1))
 
 
 def test_layer3_is_the_mean_of_a_resnets_last_map_but_one():
-    model = encoders_build.create("resnet10t", {}).eval()
+    model = architecture.create("resnet10t", {}).eval()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         maps = model.layer3(model.layer2(model.layer1(model.maxpool(model.act1(model.bn1(model.conv1(images)))))))
         found = encoders.read_out(model, tiny_card(readout="layer3", n_prefix_tokens=0), images)
     torch.testing.assert_close(found, maps.mean((2, 3)))
-    assert encoders_build.width(model, "layer3") == found.shape[1]
+    assert READOUTS["layer3"].width(model) == found.shape[1]
 
 
 def test_a_card_refuses_what_no_encoder_can_be():

@@ -9,9 +9,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tiny_encoders import some_patches, tiny_card, use
 
-from mfcore.encoders import build as encoders_build, cards_other as encoders_cards, conventions, encoders, weights
-from mfcore.encoders.cards import EncoderCard
-from mfcore.encoders.encoders import EncoderError
+from mfcore import encoders
+from mfcore.encoders import EncoderError, architecture, catalogue, weights
+from mfcore.encoders.card import EncoderCard, released_cards
 from mfcore.store import file_sha256
 from mfcore.study.config import Data, OwnEncoder, Study, Switches, as_dict, load_study
 
@@ -23,26 +23,26 @@ def lite0() -> encoders.Encoder:
 
 def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(EncoderError, match="virchow2"):
-        encoders.card("virchow_2")
+        encoders.card_of("virchow_2")
     with pytest.raises(EncoderError, match="resnet18"):
-        encoders.card("timm:resnet18x")
+        encoders.card_of("timm:resnet18x")
     with pytest.raises(EncoderError, match="a1_in1k"):
-        encoders.card("timm:resnet18.none")
+        encoders.card_of("timm:resnet18.none")
 
 
 def test_the_card_of_any_timm_model_is_timms_own_configuration():
-    card = encoders.card("timm:resnet18.a1_in1k")
+    card = encoders.card_of("timm:resnet18.a1_in1k")
     assert (card.identifier, card.crop_px, card.n_dims, card.n_parameters) == ("timm/resnet18.a1_in1k", 224, 512, 11_176_512)
     assert card.mean == (0.485, 0.456, 0.406)
-    card = encoders.card("timm:vit_small_patch14_dinov2")
+    card = encoders.card_of("timm:vit_small_patch14_dinov2")
     assert (card.identifier, card.crop_px, card.n_prefix_tokens) == ("timm/vit_small_patch14_dinov2.lvd142m", 518, 1)
 
 
 def test_every_card_can_be_read_as_a_table_with_units():
     for name in encoders.names():
-        table = encoders.card_table(encoders.card(name)).set_index("fact")["value"]
-        assert f"{encoders.card(name).n_dims} dimensions" in table["embedding"] and "px" in table["input"]
-    table = encoders.card_table(encoders.card("virchow2")).set_index("fact")["value"]
+        table = encoders.card_table(encoders.card_of(name)).set_index("fact")["value"]
+        assert f"{encoders.card_of(name).n_dims} dimensions" in table["embedding"] and "px" in table["input"]
+    table = encoders.card_table(encoders.card_of("virchow2")).set_index("fact")["value"]
     assert table["trained at"] == "0.25 / 0.5 / 1 / 2 µm/px" and "to be accepted" in table["licence"]
     assert "3158645804b69e3f3bc4439d4116edddf0840a72" in table["weights"]
 
@@ -162,11 +162,11 @@ def test_released_input_is_the_released_codes_way_and_others_stay():
     assert (probed.readout, probed.n_dims, probed.mean) == ("class", 1280, (0.5, 0.5, 0.5))
     assert set(changed(encoders.of_network, "vit_huge_in21k")) == {"mean", "std"}
     assert changed(encoders.of_network, "virchow2") == changed(encoders.of_network, "gigapath") == {}
-    for name in set(encoders.names()) - {*conventions.RELEASED_EMBEDDING}:
-        assert encoders.of(released, name) == encoders.card(name)
-    for released_ways in (conventions.RELEASED_EMBEDDING, conventions.RELEASED_TRAINING):
+    for name in set(encoders.names()) - {*released_cards("embedding")}:
+        assert encoders.of(released, name) == encoders.card_of(name)
+    for released_ways in (released_cards("embedding"), released_cards("training")):
         for name, way in released_ways.items():
-            card = encoders.card(way)
+            card = encoders.card_of(way)
             assert card.variant_of == name and card.departs.startswith("released code of Ganz et al. 2024")
 
 
@@ -193,7 +193,7 @@ encoders:
 @pytest.fixture
 def study_file(tmp_path):
     """A study with two encoders of its own, one of them new, its weights beside it."""
-    model = encoders_build.create("vit_tiny_patch16_224", {})
+    model = architecture.create("vit_tiny_patch16_224", {})
     save_file(model.state_dict(), tmp_path / "our_vit.safetensors")
     (tmp_path / "mine.yaml").write_text(OWN)
     return tmp_path / "mine.yaml"
@@ -211,12 +211,12 @@ def test_five_lines_make_an_encoder(study_file):
     with torch.inference_mode():
         expected = encoder.model.forward_features(encoder.transform(patches))[:, 0]
     np.testing.assert_allclose(encoder.embed(patches), expected, atol=1e-5)
-    assert encoders.of(study, "vit_tiny_random") == encoders.card("vit_tiny_random")
+    assert encoders.of(study, "vit_tiny_random") == encoders.card_of("vit_tiny_random")
     assert yaml.safe_load(yaml.safe_dump(as_dict(study)))["own_encoders"][0]["name"] == "our_vit"
 
 
 def test_a_known_encoder_under_other_conventions_is_a_variant_of_it(study_file):
-    card, own = encoders.of(load_study(study_file), "lite0_bicubic_256"), encoders.card("efficientnet_lite0")
+    card, own = encoders.of(load_study(study_file), "lite0_bicubic_256"), encoders.card_of("efficientnet_lite0")
     assert card == dataclasses.replace(
         own, name="lite0_bicubic_256", resize_px=256, variant_of="efficientnet_lite0", departs="the study's own: resize_px 256"
     )
@@ -260,7 +260,7 @@ def test_weights_may_lie_in_a_folder(study_file):
 def test_weights_known_by_checksum_need_not_be_here(monkeypatch, tmp_path):
     """So that what was made with them can be read anywhere, without building the network if the record says all of it."""
     said = {"weights": str(tmp_path / "x.pth"), "sha256": "1" * 64, "n_dims": 192, "n_parameters": 5_524_416}
-    monkeypatch.setattr(encoders_cards, "create", None)
+    monkeypatch.setattr(catalogue, "create", None)
     card = own(**said, n_prefix_tokens=1, readout="class")
     assert (card.sha256, weights.state(card).is_here) == ("1" * 64, False)
     with pytest.raises(EncoderError, match=r"x\.pth isn't there"):
@@ -279,7 +279,7 @@ def test_other_weights_of_a_known_architecture():
     commit = "0123456789" * 4
     card = own(like="phikon", weights=f"me/mine@{commit}", architecture=None, mean=None, std=None)
     assert card == dataclasses.replace(
-        encoders.card("phikon"),
+        encoders.card_of("phikon"),
         name="mine",
         identifier="me/mine",
         revision=commit,

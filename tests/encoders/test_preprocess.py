@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from tiny_encoders import some_patches, tiny_card, use
 
-from mfcore.encoders import encoders, preprocess
+from mfcore import encoders
+from mfcore.encoders import preprocess
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -49,16 +50,6 @@ def test_patches_of_a_read_only_file_are_taken_without_a_warning(monkeypatch, re
     patches.setflags(write=False)
     encoders.load(use(monkeypatch, tiny_card())).embed(patches)
     assert not recwarn.list
-
-
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(("side", "size"), [(40, (96, 96)), (300, (64, 80)), (64, (64, 33))])
-def test_a_gpus_way_of_resizing_is_pillows_to_the_last_bit(interpolation, side, size):
-    noise = np.random.default_rng(2).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
-    noise[2] = np.where(noise[2] > 127, 255, 0)  # overshoots on both sides
-    kernel = Image.Resampling[interpolation.upper()]
-    expected = np.stack([np.asarray(Image.fromarray(image).resize(size[::-1], kernel)) for image in noise])
-    np.testing.assert_array_equal(preprocess.resize(torch.from_numpy(noise), size, interpolation).numpy(), expected)
 
 
 def test_a_gpu_computes_float32_in_float32_and_is_left_as_it_was():

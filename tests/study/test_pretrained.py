@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore import store
+from mfcore import encoders, store
 from mfcore.analysis import compare
 from mfcore.data import patches, splits
-from mfcore.encoders import embed, encoders
+from mfcore.encoders import embed
 from mfcore.study import pretrained
 from mfcore.study.config import ConfigError, Data, Patches, Pretraining, Splits, Study, as_dict
 from mfcore.study.config_pretraining import Crops, OnlinePatches

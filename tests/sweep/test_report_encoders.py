@@ -12,7 +12,7 @@ from hub_server import Repository
 from mfcore import store
 from mfcore.data import patches
 from mfcore.encoders import weights
-from mfcore.encoders.cards import CARDS, TABLE_1
+from mfcore.encoders.card import TABLE_1, cards
 from mfcore.study import config
 from mfcore.sweep import report_encoders, run as sweep_run
 
@@ -81,7 +81,7 @@ def row(study: config.Study, results, name: str) -> dict:
 
 def test_every_card_has_its_row_in_one_group(study, results, nowhere):
     table = report_encoders.table(study, results)
-    assert table["encoder"].tolist() == [*CARDS, "hf-hub:me/mine", "timm:resnet18.a1_in1k", "lite0_bilinear", "broken"]
+    assert table["encoder"].tolist() == [*cards(), "hf-hub:me/mine", "timm:resnet18.a1_in1k", "lite0_bilinear", "broken"]
     groups = table.set_index("encoder")["group"]
     assert set(groups) <= set(report_encoders.GROUPS)
     assert set(groups[groups == "paper"].index) == set(TABLE_1)
@@ -95,9 +95,9 @@ def test_every_card_has_its_row_in_one_group(study, results, nowhere):
 def test_a_row_says_what_the_card_says(study, results, nowhere):
     found = row(study, results, "virchow2")
     assert found["page"] == f"{nowhere.url}/paige-ai/Virchow2" and found["terms"].endswith("CC-BY-NC-ND-4.0, gated")
-    assert found["terms"].startswith(CARDS["virchow2"].revision[:7])
+    assert found["terms"].startswith(cards()["virchow2"].revision[:7])
     assert (found["input"], found["statistics"]) == ("224 px, bicubic", "ImageNet's")
-    assert found["embedding"] == "2,560 dimensions: class token beside the mean of the patch tokens"
+    assert found["embedding"] == "2,560 dimensions: class token and mean of the patch tokens"
     assert found["size"] == "631.2 million parameters, float16" and "631,239,424 parameters, 5 prefix" in found["facts"]
     assert found["um_per_px"].startswith("0.25 / 0.5 / 1 / 2 µm/px")
     assert row(study, results, "gigapath")["input"] == "centre 224 of 256 px, bicubic"
@@ -105,13 +105,13 @@ def test_a_row_says_what_the_card_says(study, results, nowhere):
     assert row(study, results, "resnet50")["um_per_px"] == "not slides"
     assert row(study, results, "vit_tiny_random")["um_per_px"] == "untrained"
     assert " 1 prefix token;" in row(study, results, "uni")["facts"]
-    unsaid = dataclasses.replace(CARDS["virchow2"], um_per_px=(), evidence="", learnt_from="")
+    unsaid = dataclasses.replace(cards()["virchow2"], um_per_px=(), evidence="", learnt_from="")
     assert report_encoders._facts(unsaid)["um_per_px"] == "not known"
 
 
 def test_a_variant_says_what_it_departs_from_and_how_um_per_px_is_known(study, results, nowhere, monkeypatch):
     changed = {"name": "virchow2_other", "variant_of": "virchow2", "departs": "in the readout", "evidence": "magnification"}
-    monkeypatch.setitem(CARDS, "virchow2_other", dataclasses.replace(CARDS["virchow2"], **changed))
+    monkeypatch.setitem(cards(), "virchow2_other", dataclasses.replace(cards()["virchow2"], **changed))
     found = row(study, results, "virchow2_other")
     assert (found["group"], found["departs"]) == ("variants", "of virchow2; in the readout")
     assert found["um_per_px"] == "0.25 / 0.5 / 1 / 2 µm/px, from a magnification"
@@ -120,9 +120,9 @@ def test_a_variant_says_what_it_departs_from_and_how_um_per_px_is_known(study, r
 def test_the_state_of_an_encoder_of_the_study(study, results, nowhere):
     waiting = row(study, results, "resnet50")
     assert waiting["is"] == "not here" and waiting["state"].startswith("not embedded yet; is fetched at first use, about 94 MB")
-    embedded(study, results, "resnet50", CARDS["resnet50"].identity(), key="other-patches")
+    embedded(study, results, "resnet50", cards()["resnet50"].identity(), key="other-patches")
     assert row(study, results, "resnet50")["is"] == "not here"  # of patches that the study no longer has
-    embedded(study, results, "resnet50", CARDS["resnet50"].identity() | {"interpolation": "bicubic"})
+    embedded(study, results, "resnet50", cards()["resnet50"].identity() | {"interpolation": "bicubic"})
     found = row(study, results, "resnet50")
     assert found["is"] == "not here" and "another contract (differing: interpolation), to be embedded again" in found["state"]
     store.write_json(
@@ -132,7 +132,7 @@ def test_the_state_of_an_encoder_of_the_study(study, results, nowhere):
     assert row(study, results, "resnet50")["state"] == "failed here: <no> `hf auth login`"
     html = report_encoders.page(study, results)
     assert 'class="failed">failed here: &lt;no&gt; <code>hf auth login</code>' in html and "1 failed here" in html
-    embedded(study, results, "resnet50", CARDS["resnet50"].identity())
+    embedded(study, results, "resnet50", cards()["resnet50"].identity())
     found = row(study, results, "resnet50")
     assert (found["is"], found["state"]) == ("embedded", "embedded in this study (weights 0123456789ab)")
     assert row(study, results, "vit_tiny_random")["is"] == "here"
@@ -141,7 +141,7 @@ def test_the_state_of_an_encoder_of_the_study(study, results, nowhere):
 def test_an_encoder_named_by_where_it_is_has_the_card_that_it_ran_with(study, results, nowhere):
     before = row(study, results, "timm:resnet18.a1_in1k")
     assert before["input"] == "" and before["state"] == "not embedded yet; its card is read when it is embedded"
-    card = CARDS["resnet50"].identity() | {"identifier": "timm/resnet18.a1_in1k", "n_dims": 512}
+    card = cards()["resnet50"].identity() | {"identifier": "timm/resnet18.a1_in1k", "n_dims": 512}
     embedded(study, results, "timm:resnet18.a1_in1k", card)
     found = row(study, results, "timm:resnet18.a1_in1k")
     assert found["is"] == "embedded" and found["embedding"].startswith("512 dimensions") and found["group"] == "own"
@@ -156,7 +156,7 @@ def test_a_record_of_the_study_is_a_row_like_any_other(study, results, nowhere):
 
 
 def test_others_say_what_is_on_this_machine(study, results, nowhere):
-    assert row(study, results, "efficientnet_lite0")["state"] == weights.state(CARDS["efficientnet_lite0"]).text
+    assert row(study, results, "efficientnet_lite0")["state"] == weights.state(cards()["efficientnet_lite0"]).text
     found = row(study, results, "virchow")
     assert found["is"] == "not here" and "ask for access at its page; no token" in found["state"]
     assert row(study, results, "uni")["state"].startswith("not embedded yet; gated, ask for access")

@@ -257,6 +257,23 @@ def test_a_comment_a_docstring_and_a_move_are_no_change_of_the_code_and_a_functi
     assert sweep_inputs.code_of(package) != first
 
 
+def test_a_packages_face_and_its_facts_count_as_code(package):
+    room = package.parents[1] / "mfcore" / "room"
+    (room / "cards").mkdir(parents=True)
+    (room / "__init__.py").write_text("from mfcore.room.d import h\n")
+    (room / "d.py").write_text("def h():\n    return 1\n")
+    (room / "cards" / "one.yaml").write_text("n_dims: 1\n")
+    without = sweep_inputs.code_of(package)
+    _rewritten(package.parents[1] / "mfcore" / "c.py", "X = 1", "X = 1\nfrom mfcore import room")
+    _rewritten(package.parents[1] / "mfcore" / "b.py", '"""B."""', "from mfcore.c import X")
+    first = sweep_inputs.code_of(package)
+    assert first != without
+    _rewritten(room / "d.py", "return 1", "return 2")
+    second = sweep_inputs.code_of(package)
+    _rewritten(room / "cards" / "one.yaml", "1", "2")
+    assert len({first, second, sweep_inputs.code_of(package)}) == 3
+
+
 def _written(study, tmp_path, data, job, **how):
     sweep_inputs.write(study, tmp_path / "results", data, [job], **how)
     return {file.stem: file.stat().st_mtime_ns for file in (tmp_path / "results" / "inputs").glob("[!.]*.json")}

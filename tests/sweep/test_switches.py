@@ -12,12 +12,12 @@ import pytest
 import tifffile
 import yaml
 
-from mfcore import store
+from mfcore import encoders, store
 from mfcore.analysis import compare_defects, compare_effects, effects
 from mfcore.data import patches, splits
 from mfcore.data.downloads import DownloadError
 from mfcore.data.patches_read import DiskError
-from mfcore.encoders import embed, encoders
+from mfcore.encoders import embed
 from mfcore.study.config import MODES, Data, Effects, Lora, Network, Patches, Splits, Study, Switches, as_dict
 from mfcore.sweep import report_switches, switches as measuring
 

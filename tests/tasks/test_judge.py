@@ -14,7 +14,7 @@ from sklearn.metrics import balanced_accuracy_score
 from tiny_encoders import tiny_card, use
 
 from mfcore import store
-from mfcore.encoders.encoders import EncoderError
+from mfcore.encoders import EncoderError
 from mfcore.measures import metrics, metrics_tasks
 from mfcore.study.config import Task
 from mfcore.tasks import judge, protocol as tasks_protocol
@@ -137,7 +137,7 @@ def test_features_are_computed_once_for_an_encoder_and_its_images(made, tmp_path
 
 
 def test_embeddings_are_the_encoders_whatever_the_images_sizes(made, tmp_path):
-    from mfcore.encoders import encoders
+    from mfcore import encoders
 
     made.pixels[3] = made.pixels[3][:, :36].copy()
     run = store.open_run(tmp_path, "judge", "x", {"protocol": {"size_px": None}, "card": {}}, {})

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore.encoders import encoders
+from mfcore import encoders
 from mfcore.study import config_pretraining
 from mfcore.tasks import registry, synthetic
 from mfcore.tasks.task import CLASSIFICATION, SPLITS, Task, TaskError

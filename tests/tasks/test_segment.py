@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny_encoders import some_patches, tiny_card, use
 
-from mfcore.encoders import encoders
-from mfcore.encoders.encoders import EncoderError
+from mfcore import encoders
+from mfcore.encoders import EncoderError
 from mfcore.measures import metrics_tasks
 from mfcore.measures.metrics import MetricError
 from mfcore.measures.metrics_tasks import IGNORED

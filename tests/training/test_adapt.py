@@ -11,13 +11,14 @@ from tiny_encoders import some_patches, tiny_card, use
 from torch import nn
 from torch.nn import functional
 
-from mfcore.encoders import build as encoders_build, encoders, weights
-from mfcore.encoders.cards import CARDS, EncoderCard
-from mfcore.encoders.encoders import EncoderError
+from mfcore import encoders
+from mfcore.encoders import EncoderError, architecture, weights
+from mfcore.encoders.card import EncoderCard, cards
+from mfcore.encoders.readout import READOUTS
 from mfcore.study.config import ConfigError, Data, Lora, OwnEncoder, Study, load_study
 from mfcore.training import adapt
 
-FOCUS = CARDS["dinov2_vits14_focus"]
+FOCUS = cards()["dinov2_vits14_focus"]
 SMALL = Lora(rank=4, alpha=6.0, dropout=0.0)
 CONVOLUTIONAL = {"efficientnet_lite0", "resnet50"}
 
@@ -27,15 +28,15 @@ def shallow(card: EncoderCard, **arguments) -> EncoderCard:
     depth = {"depths": (1, 1, 1, 1)} if "swin" in card.architecture else {"depth": 1}
     arguments = {**card.arguments, **depth, **arguments}
     with torch.device("meta"):
-        built = encoders_build.create(card.architecture, arguments)
-    n_dims = encoders_build.width(built, card.readout)
-    said = {"arguments": arguments, "n_parameters": encoders_build.n_parameters(built), "n_dims": n_dims}
+        built = architecture.create(card.architecture, arguments)
+    n_dims = READOUTS[card.readout].width(built)
+    said = {"arguments": arguments, "n_parameters": architecture.n_parameters(built), "n_dims": n_dims}
     return dataclasses.replace(card, source="random", revision="", sha256="", **said)
 
 
-def swin(like: EncoderCard = CARDS["ctranspath"]) -> EncoderCard:
-    """A Swin transformer, small, without a class token; CTransPath's has batch norm."""
-    card = shallow(like, img_size=64, embed_dim=16, depths=(1, 1), num_heads=(2, 2), window_size=4)
+def swin(like: EncoderCard | None = None) -> EncoderCard:
+    """A Swin transformer, small, without a class token; CTransPath's, which has batch norm, unless it is ``like`` another."""
+    card = shallow(like or cards()["ctranspath"], img_size=64, embed_dim=16, depths=(1, 1), num_heads=(2, 2), window_size=4)
     return dataclasses.replace(card, resize_px=64, crop_px=64)
 
 
@@ -56,9 +57,9 @@ def as_if_trained(model: nn.Module, std: float = 0.05) -> nn.Module:
 # ---- which layers, and how many numbers ----
 
 
-@pytest.mark.parametrize("name", [name for name, card in CARDS.items() if not card.variant_of])
+@pytest.mark.parametrize("name", [name for name, card in cards().items() if not card.variant_of])
 def test_every_transformer_with_a_card_has_the_layers_that_the_defaults_name(name):
-    card = CARDS[name]
+    card = cards()[name]
     with torch.device("meta"):
         if name in CONVOLUTIONAL:
             with pytest.raises(EncoderError, match=f"'{name}' is a convolutional network"):
@@ -84,7 +85,7 @@ def test_every_transformer_with_a_card_has_the_layers_that_the_defaults_name(nam
 def test_how_many_numbers_are_trained(name, width, hidden, depth, patch_px):
     """Counted by hand: rank * (n_in + n_out) for a layer, and the head."""
     with torch.device("meta"):
-        model = adapt.build_network(CARDS[name], Lora(), pretrained=False)
+        model = adapt.build_network(cards()[name], Lora(), pretrained=False)
     sides = [width + 3 * width, width + width, width + hidden[0], hidden[1] + width]
     expected = 16 * (depth * sum(sides) + 3 * patch_px**2 + width) + width + 1
     assert sum(tensor.numel() for tensor in adapt.trained(model).values()) == expected
@@ -156,7 +157,7 @@ def test_logits_are_those_of_a_forward_pass_written_out(focus):
 
 
 def test_logits_are_those_written_out_without_any_weights_file():
-    card = shallow(CARDS["vit_tiny_random"], img_size=32, depth=2)
+    card = shallow(cards()["vit_tiny_random"], img_size=32, depth=2)
     model = as_if_trained(adapt.build_network(card, SMALL, n_classes=3, seed=0, input_px=48))
     with torch.no_grad():
         torch.testing.assert_close(
@@ -185,7 +186,7 @@ def test_merged_weights_are_pefts_own(focus):
             torch.testing.assert_close(merged[f"{name}.weight"], module.get_base_layer().weight.data, rtol=0, atol=1e-6)
             n_merged += 1
     assert n_merged == 4 * 12 + 1
-    plain = encoders_build.create(FOCUS.architecture, FOCUS.arguments)
+    plain = architecture.create(FOCUS.architecture, FOCUS.arguments)
     assert {name: tensor.shape for name, tensor in merged.items()} == {
         name: tensor.shape for name, tensor in plain.state_dict().items()
     }
@@ -252,7 +253,7 @@ def test_what_trained_gave_brings_a_network_back():
     model = as_if_trained(adapt.build_network(tiny_card(), SMALL, seed=0))
     kept = {name: tensor.clone() for name, tensor in adapt.trained(model).items()}
     fresh = adapt.build_network(tiny_card(), SMALL, seed=9).eval()
-    assert sum(tensor.numel() for tensor in kept.values()) < 0.2 * encoders_build.n_parameters(model)
+    assert sum(tensor.numel() for tensor in kept.values()) < 0.2 * architecture.n_parameters(model)
     whole = adapt.build_network(tiny_card(), None, seed=9)
     assert set(adapt.trained(whole)) == set(whole.state_dict())
     adapt.restore(whole, whole.state_dict())
@@ -283,8 +284,8 @@ def test_matrices_and_head_learn_while_the_rest_stays():
 
 @pytest.mark.parametrize("lora", [None, SMALL])
 def test_a_network_takes_images_of_other_sizes(lora):
-    with_stem, plain = swin(), swin(encoders.card("random:swin_tiny_patch4_window7_224"))
-    dino = shallow(CARDS["dinov3_vits16"])
+    with_stem, plain = swin(), swin(encoders.card_of("random:swin_tiny_patch4_window7_224"))
+    dino = shallow(cards()["dinov3_vits16"])
     for card, sizes in ((tiny_card(), (16, 48)), (with_stem, (32, 96)), (plain, (32, 100)), (dino, (64, 288))):
         model = adapt.build_network(card, lora, input_px=sizes[0])
         assert model.card is card
@@ -304,7 +305,7 @@ def test_a_network_takes_images_of_other_sizes(lora):
             None,
             r"no layers called query, key, .*proj \(2\), qkv \(1\)",
         ),
-        (CARDS["efficientnet_lite0"], Lora(targets=("conv_pw",)), None, "is a convolutional network: .*leave lora out"),
+        (cards()["efficientnet_lite0"], Lora(targets=("conv_pw",)), None, "is a convolutional network: .*leave lora out"),
     ],
 )
 def test_what_cant_be_is_refused_with_its_reason(card, lora, input_px, message):
@@ -314,7 +315,7 @@ def test_what_cant_be_is_refused_with_its_reason(card, lora, input_px, message):
 
 def test_a_layer_whose_code_passes_lora_by_is_refused():
     """BEiT takes the weight of its qkv without calling the layer: LoRA there would train, and do nothing."""
-    card = shallow(encoders.card("random:beit_base_patch16_224"), embed_dim=24, num_heads=3)
+    card = shallow(encoders.card_of("random:beit_base_patch16_224"), embed_dim=24, num_heads=3)
     with pytest.raises(
         EncoderError, match=r"nothing in 1 layers .* first blocks.0.attn.qkv: .*; leave qkv out of lora.targets"
     ):

@@ -15,8 +15,8 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from made_training import CARD, NETWORK, UNIT, history_of, network, same, task, tiny, weights_of, worsening
 
+from mfcore import encoders
 from mfcore.data import augment
-from mfcore.encoders import encoders
 from mfcore.measures import metrics
 from mfcore.study.config import Lora
 from mfcore.training import adapt, feed as train_feed, loop as train_loop, task as train_task

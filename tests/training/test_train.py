@@ -9,9 +9,9 @@ import pytest
 import torch
 from made_training import CARD, NETWORK, history_of, made, network, store_study, tiny
 
-from mfcore import store
+from mfcore import encoders, store
 from mfcore.data import splits
-from mfcore.encoders import encoders
+from mfcore.encoders import catalogue
 from mfcore.study.config import Data, Lora, Network, Patches, Study, Switches
 from mfcore.training import adapt, loop as train_loop, train
 from mfcore.training.task import Recipe
@@ -42,7 +42,7 @@ def study(tmp_path, monkeypatch) -> Study:
     """A study whose patches and splits lie finished in ``tmp_path``, with the tiny network for its architecture."""
     the_study = study_of(network(n_epochs=2))
     store_study(the_study, tmp_path, *made())
-    monkeypatch.setattr(encoders, "card", lambda name: CARD)
+    monkeypatch.setattr(catalogue, "card_of", lambda name: CARD)
     monkeypatch.setattr(adapt, "build_network", lambda card, lora, pretrained, seed, input_px: tiny(seed))
     return the_study
 

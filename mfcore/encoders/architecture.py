@@ -1,0 +1,81 @@
+"""timm's architectures: built without weights or filled with them, by names and arguments that run no code."""
+
+import contextlib
+import difflib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from mfcore.encoders.card import EncoderError
+from mfcore.streams import stream_seed
+from mfcore.study.config_networks import problems_of_arguments
+
+
+def create(architecture: str, arguments: Any, **more: Any) -> Any:
+    """timm's model without classifier; layers named by a string are timm's or torch's classes.
+
+    Raises EncoderError for a name that isn't among timm's own architectures, so that it reads none from a folder or hub, and
+    for an argument that isn't among `config_networks.ARGUMENTS`.
+    """
+    import timm
+    from torch import nn
+
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise EncoderError(f"timm has no architecture {architecture!r}; the nearest names are {near}")
+    if problems := problems_of_arguments(arguments, "arguments"):
+        raise EncoderError("; ".join(problems))
+    exact_norm = functools.partial(nn.LayerNorm, eps=1e-12)
+    classes = {
+        "SwiGLUPacked": timm.layers.SwiGLUPacked,
+        "SiLU": nn.SiLU,
+        "LayerNorm(eps=1e-12)": exact_norm,
+        "ConvStem": _conv_stem(),
+    }
+    resolved = {key: classes.get(value, value) if isinstance(value, str) else value for key, value in dict(arguments).items()}
+    return timm.create_model(architecture, num_classes=0, **resolved, **more)
+
+
+@functools.cache
+def _conv_stem() -> type:
+    """CTransPath's patch embedding: two convolutions of stride 2 instead of one of stride 4 (Wang et al. 2022, section 3.1)."""
+    from torch import nn
+
+    class ConvStem(nn.Module):
+        def __init__(self, img_size=224, patch_size=4, in_chans=3, embed_dim=96, norm_layer=None, **_ignored):
+            super().__init__()
+            side = img_size if isinstance(img_size, int) else img_size[0]
+            self.grid_size = (side // 4, side // 4)
+            narrow, middle = embed_dim // 8, embed_dim // 4
+            self.proj = nn.Sequential(
+                nn.Conv2d(in_chans, narrow, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU(),
+                nn.Conv2d(narrow, middle, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(),
+                nn.Conv2d(middle, embed_dim, 1),
+            )  # fmt: skip
+            self.norm = norm_layer(embed_dim) if norm_layer else nn.Identity()
+
+        def forward(self, images):
+            return self.norm(self.proj(images).permute(0, 2, 3, 1))  # (n, height / 4, width / 4, embed_dim)
+
+    return ConvStem
+
+
+def n_parameters(model: Any) -> int:
+    """How many numbers a network has learnt."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None, *stream: str) -> Iterator[None]:
+    """Within it, torch's draws on the CPU come from a named stream, and afterwards go on as before; nothing for seed None."""
+    import torch
+
+    if seed is None:
+        yield
+        return
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(stream_seed(seed, *stream))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
