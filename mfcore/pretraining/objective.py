@@ -21,7 +21,7 @@ from torch import distributed, nn
 from torch.nn import functional
 
 from mfcore.pretraining.method import method_of
-from mfcore.study.config_pretraining import Pretraining, in_full
+from mfcore.study.config_pretraining import PUBLISHED_BATCH, PUBLISHED_STEPS, Pretraining, in_full
 
 KOLEO_EPS = 1e-8
 BEFORE_BLOCKS = ("patch_embed", "pos_embed", "cls_token", "reg_token", "mask_token", "norm_pre")
@@ -31,6 +31,7 @@ LEAST_RANKME = 1.1  # 1 is a line; RankMe is not centred, so a common mean count
 # Networks begin with much the same target for every image, and large ones stay so for a thousand steps and more.
 GRACE = 0.15, 1000  # share of the steps before a training is stopped, and the least number of steps
 PATIENCE = 0.05, 100  # share of the steps that a collapse lasts before it counts, and the least number of steps
+MOST_PROTOTYPES = 65_536 // (2 * PUBLISHED_BATCH)  # for one target of a batch; with more a collapse is likely
 LOW_TEMPERATURE = 0.02  # of the teacher; lower temperatures make targets of one prototype each
 
 
@@ -270,6 +271,29 @@ def collapse_of(lines: Sequence[dict], settings: Pretraining) -> str:
     if ranks and max(ranks) < LEAST_RANKME:
         return f"embeddings lie on a line (RankMe {ranks[-1]:.2f})"
     return ""
+
+
+def warning_before(settings: Pretraining) -> str:
+    """What a user should know before a training that is small for settings that the study gives; "" for any other.
+
+    The defaults fit the training's size (`config_pretraining.defaults`). Published settings are for batches of PUBLISHED_BATCH
+    and more, in which 65,536 prototypes have a target for MOST_PROTOTYPES, and for PUBLISHED_STEPS and more. settings: as
+    `in_full`.
+    """
+    n_targets, problems = 2 * settings.batch_size, []
+    if settings.n_prototypes > MOST_PROTOTYPES * n_targets:
+        problems.append(
+            f"{settings.batch_size} patches a batch are {n_targets} targets for {settings.n_prototypes} prototypes; published "
+            "settings are for batches of hundreds, and in small batches a teacher may become uniform"
+        )
+    is_small = settings.batch_size < PUBLISHED_BATCH or settings.n_steps < PUBLISHED_STEPS
+    if is_small and settings.teacher_temperature[0] > LOW_TEMPERATURE:
+        problems.append(
+            f"{settings.n_steps} steps of {settings.batch_size} patches are few for a teacher's temperature of "
+            f"{settings.teacher_temperature[0]:g}; with the published temperatures targets were uniform in our trials of few "
+            f"steps or of less than {PUBLISHED_BATCH} patches a batch"
+        )
+    return f"pretraining[{settings.name}]: {'; '.join(problems)}. {remedy(settings)}" if problems else ""
 
 
 def remedy(settings: Pretraining) -> str:

@@ -145,6 +145,8 @@ def _train(
 ) -> None:
     """Train from where the run stands, and close it."""
     ranks = processes.here()
+    if ranks.is_first and (warning := objective.warning_before(settings)):
+        log.warning(warning)
     kept = Kept(run.path(TISSUE))
     with contextlib.closing(Source(slides, settings.patches, settings.seed, kept=kept)) as source:
         if settings.patches.uniform_over == "tissue":
