@@ -9,13 +9,12 @@ from mfcore.analysis import compare
 from mfcore.claims import rows
 from mfcore.claims.rows import Row
 from mfcore.claims.rules import NOT_REPRODUCED, UNCLEAR, Finding
-from mfcore.claims.scores import Material, Untestable
+from mfcore.claims.scores import NO_CROSS_DOMAIN, Material, Untestable
 from mfcore.encoders import cards
 from mfcore.encoders.cards import EncoderCard
 from mfcore.study.config import Network
 
 N_CLASSES = 1000  # of the classifier that the printed size of an ImageNet network may include
-NO_CROSS_DOMAIN = "the study has no cross-domain fits"
 UNIT = ["train_domain", "fold", "size"]
 
 

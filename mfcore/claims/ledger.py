@@ -20,6 +20,7 @@ COLUMNS = (
     "subject",
 )  # fmt: skip
 HERE = dict(zip(VERDICTS, ("as stated", "not as stated", "unclear", ""), strict=True))
+WORST_FIRST = (NOT_TESTABLE, NOT_REPRODUCED, UNCLEAR, REPRODUCED)
 GANZ = "Ganz et al. 2024"
 SECTIONS = ("abstract", "section 2", "Tab. 1", "section 3", "section 4", "Tab. 2", "section 5")
 # The kinds of evidence, so that counts of verdicts do not mix what any study can confirm with what only results can.
@@ -152,7 +153,7 @@ def _numbers(row: Row, material: Material) -> Finding:
         return _bound(Finding(), choices)
     tested = pairs.tested(place)
     each = {name: rules.by_folds(material, folds, row.expected, row.tolerance, tested) for name, folds in values.items()}
-    name, worst = min(each.items(), key=lambda item: _WORST_FIRST.index(item[1].outcome))
+    name, worst = min(each.items(), key=lambda item: WORST_FIRST.index(item[1].outcome))
     finding = Finding(
         "; ".join(f"{arm} {one.found}" for arm, one in each.items()),
         worst.outcome,
@@ -161,9 +162,6 @@ def _numbers(row: Row, material: Material) -> Finding:
         why=reasons.EXPLAIN[row.explain](material, name, worst) if row.explain else [],
     )
     return _bound(finding, choices)
-
-
-_WORST_FIRST = (NOT_TESTABLE, NOT_REPRODUCED, UNCLEAR, REPRODUCED)
 
 
 def _bound(finding: Finding, choices: list[arms.Choice]) -> Finding:

@@ -6,10 +6,9 @@ from mfcore.analysis.compare import percent
 from mfcore.claims.arms import Choice, has_probe
 from mfcore.claims.rows import Row
 from mfcore.claims.rules import Pair
-from mfcore.claims.scores import DOMAIN_TITLES, INSIDE, MIXED, Material
+from mfcore.claims.scores import DOMAIN_TITLES, INSIDE, MIXED, NO_CROSS_DOMAIN, Material
 
 CELLS = ("to two others", "there and back")
-NO_CROSS_DOMAIN = "the study has no cross-domain fits"
 
 
 def lacking(row: Row, material: Material) -> str:

@@ -15,6 +15,7 @@ from mfcore.study.config import Network, Study
 
 MIXED, INSIDE = "mixed", "inside"  # what fits are trained on: all domains together, or one
 DOMAIN_TITLES = {"inside": "in domain", "outside": "out of domain", "drop": "loss out of domain"}
+NO_CROSS_DOMAIN = "the study has no cross-domain fits"
 AT_SHARE = "balanced_accuracy_at_share"
 _KEY = ["arm", "train_domain", "size", "domain"]
 
@@ -104,10 +105,11 @@ class Material:
 
         A classifier that does not weigh the classes needs this threshold where one that weighs them needs 0.5.
         """
+        share = self.labels["label"].mean()
         table = self.predicted(arm, size)
         if table.empty:
             return Folds(pd.Series(dtype=float))
-        called = (table["score"] > self.labels["label"].mean()).astype(float)
+        called = (table["score"] > share).astype(float)
         return by_fold(table.assign(score=called), "balanced_accuracy", self.study.splits.seed, compare.ALL).defined()
 
     def folds(self, arm: str, size: float, metric: str = "auroc") -> Folds:
@@ -119,6 +121,11 @@ class Material:
 
         What is drawn, out of domain, are the cases of each tested domain: domains and pairs are those that there are.
         """
+        if (arm, metric) not in self._columns:
+            self._columns[arm, metric] = self._across(arm, metric)
+        return self._columns[arm, metric]
+
+    def _across(self, arm: str, metric: str) -> dict[str, Folds]:
         ways = self.crossed.loc[self.crossed["arm"] == arm, ["train_domain", "domain"]].drop_duplicates()
         own = ways["train_domain"] == ways["domain"]
         cells = [[self.cell(arm, *way, metric) for way in part.itertuples(index=False)] for part in (ways[own], ways[~own])]
@@ -145,6 +152,10 @@ class Material:
 
     @cached_property
     def _cells(self) -> dict[tuple, Folds]:
+        return {}
+
+    @cached_property
+    def _columns(self) -> dict[tuple, dict[str, Folds]]:
         return {}
 
     @cached_property

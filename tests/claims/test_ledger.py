@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from mfcore.analysis import compare
-from mfcore.claims import ledger as claims
+from mfcore.claims import checks, kaiko, ledger as claims, reasons
+from mfcore.claims.arms import GROUPS
 from mfcore.claims.ledger import GANZ
-from mfcore.claims.rows import DIRECTION, facts, load
-from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR, VERDICTS
+from mfcore.claims.rows import DIRECTION, Row, facts, load
+from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, RULES, UNCLEAR, VERDICTS
 from mfcore.claims.scores import Material
 from mfcore.encoders import cards
 from mfcore.study.config import Data, Network, Splits
@@ -405,3 +406,15 @@ def test_sections_hold_every_row_once_in_the_papers_order(planted):
     titles = [title for title, _ in parts]
     assert titles[:3] == [f"{GANZ}, abstract", f"{GANZ}, section 2", f"{GANZ}, Tab. 1"]
     assert all("second-hand" in title for title in titles[len(claims.SECTIONS) :])
+
+
+def test_every_name_in_the_rows_is_known():
+    groups = {*GROUPS, *facts("arms"), "own probe", *cards.CARDS, ""}
+    for row in load():
+        module = kaiko if row.evidence == claims.PRETRAINING else checks
+        assert not row.check or callable(getattr(module, row.check)), row.quote
+        assert row.rule in {*RULES, "within", "equals", "holds", ""} and row.explain in {*reasons.EXPLAIN, ""}, row.quote
+        names = [name for arm in (row.first, row.second) for name in (arm if isinstance(arm, list) else [arm])]
+        assert {name.removesuffix(" adapted") for name in names} <= groups, row.quote
+    with pytest.raises(TypeError, match="marign"):
+        Row("p", "data", "q", "here", "t", marign=0.02)
