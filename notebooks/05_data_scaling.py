@@ -140,7 +140,7 @@ captions.show(compare_representation.readable(compare_representation.table(study
 # ## What the paper says, asked of these data
 
 # %%
-captions.show(claims.brief(claims.write(claims.check(study, scores, folder), shown)))
+captions.show(claims.brief(claims.write(claims.judge(study, folder, scores), shown)))
 
 # %% [markdown]
 # ## The tables that have no figure

@@ -26,7 +26,7 @@ from mfcore.analysis import (
     figures,
     figures_representation,
 )
-from mfcore.claims import kaiko as claims_kaiko
+from mfcore.claims import ledger as claims
 from mfcore.study.config import load_study
 
 study = load_study(study_file)
@@ -85,12 +85,12 @@ captions.show(captions_representation.by_sample_size(study, subsamples))
 # ## What kaiko 2024 say, asked of these data
 
 # %%
-ledger = claims_kaiko.check(study, folder)
+ledger = claims.judge(study, folder, evidence=[claims.PRETRAINING])
 store.write_csv(shown / "10_claims_kaiko.csv", ledger)
-captions.show(claims_kaiko.brief(ledger))
+captions.show(ledger[["claim", "paper", "where", "verdict", "here", "found", "why"]])
 
 # %%
-captions.show(claims_kaiko.RULE)
+captions.show(claims.PRETRAINING_RULE)
 
 # %% [markdown]
 # ## Any embeddings at all

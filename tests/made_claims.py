@@ -1,9 +1,13 @@
 """A study with every arm of the paper, and scores that are clearly made up, for which its statements hold or don't."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from mfcore.analysis.compare import ALL
+from mfcore.claims.rows import Row, load
+from mfcore.claims.scores import Material
 from mfcore.encoders.card import TABLE_1
 from mfcore.measures.statistics import Folds
 from mfcore.streams import generator
@@ -60,6 +64,19 @@ def scores(
                 for j, domain in enumerate(DOMAINS):
                     add(arm, train, fold, 1.0, domain, inside if i == j else outside + tilt * (i - j) / 4)
     return pd.DataFrame(rows)
+
+
+def row(start: str) -> Row:
+    """The only claim of the ledger whose quote begins so."""
+    (found,) = [one for one in load() if one.quote.startswith(start)]
+    return found
+
+
+def material(of: Study, scored: pd.DataFrame | None = None, known: dict | None = None, **made) -> Material:
+    """What claims are asked of: a study without a results folder; ``known`` in place of what would be read from files."""
+    found = Material(of, scores(of, **made) if scored is None else scored, Path("nowhere"))
+    vars(found).update(known or {})
+    return found
 
 
 def drawn(material, key: tuple, metric: str, values: pd.Series) -> Folds:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from mfcore import store
 from mfcore.data import patches, splits
+from mfcore.data.splits import percent
 from mfcore.encoders.card import EncoderCard, cards, released_cards
 from mfcore.measures import metrics
 from mfcore.measures.statistics import Interval, spread
@@ -83,6 +84,28 @@ def _with_cases(predictions: pd.DataFrame, study: Study, results: str | Path) ->
     labels = pd.read_parquet(patches.find(study, results).path("labels.parquet"), columns=["patch_id", "case_id"])
     refuse_lost(predictions, labels)
     return predictions.assign(case_id=predictions["patch_id"].map(labels.set_index("patch_id")["case_id"]))
+
+
+def stored_labels(study: Study, results: str | Path) -> pd.DataFrame:
+    """The study's stored label table, a row for each patch; raises StoreError where no patches were extracted."""
+    return store.read_parquet(patches.find(study, results).path("labels.parquet"))
+
+
+def stored_splits(study: Study, results: str | Path) -> pd.DataFrame:
+    """The splits that the study's probes learn from, as `mfcore.data.splits.make`; raises StoreError where there are none."""
+    return splits.load(splits.find(study, results))
+
+
+def history(run: store.Run) -> pd.DataFrame:
+    """What a training noted of each epoch of each fit, as its ``history.jsonl``; empty where the run left no history."""
+    file = run.path("history.jsonl")
+    return pd.read_json(file, lines=True) if file.is_file() else pd.DataFrame(columns=["unit", "epoch"])
+
+
+def fit_history(run: store.Run, fold: int, size: float) -> pd.DataFrame:
+    """The `history` of one fit on all domains, by epoch."""
+    table = history(run)
+    return table[table["unit"] == splits.Unit(ALL, fold, size).name].sort_values("epoch")
 
 
 def kind_of(network: Network) -> str:
@@ -327,11 +350,11 @@ def wide(table: pd.DataFrame, value: str = "auroc") -> pd.DataFrame:
         {
             "arm": table["arm"],
             "kind": table["kind"],
-            "size": [f"{splits.percent(size)} %" for size in table["size"]],
+            "size": [f"{percent(size)} %" for size in table["size"]],
             "cell": [plus_minus(mean, sd) for mean, sd in zip(table[value], table[f"{value}_sd"], strict=True)],
         }
     )
-    sizes = [f"{splits.percent(size)} %" for size in sorted(table["size"].unique())]
+    sizes = [f"{percent(size)} %" for size in sorted(table["size"].unique())]
     table = cells.pivot(index=["arm", "kind"], columns="size", values="cell")[sizes].rename_axis(columns=None).fillna("–")
     return table.loc[list(dict.fromkeys(zip(cells["arm"], cells["kind"], strict=True)))].reset_index()
 

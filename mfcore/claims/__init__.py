@@ -1,1 +1,1 @@
-"""The papers' claims, and the rule that judges them."""
+"""The papers' claims as rows of YAML, and the rules that judge all of them."""

@@ -1,8 +1,9 @@
-"""Which of a study's arms a claim speaks of: the paper's own where they are there, and what stands in for them else."""
+"""The arms of a study that a claim is about: the paper's where the study has them, else the arms that stand in."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from mfcore.claims.judge import FOUNDATION, IMAGENET, REPRODUCED, UNCLEAR, Finding, Material
+from mfcore.claims import rows
+from mfcore.claims.scores import Material
 from mfcore.encoders.card import cards
 
 
@@ -10,84 +11,114 @@ from mfcore.encoders.card import cards
 class Choice:
     """Arms that a claim is asked of.
 
-    barred: why these can't settle it: they only stand in for the paper's. partial: which of the paper's are missing; the rest
-    can refute a statement about all of them, and can't confirm it.
+    barred: why these arms cannot settle the claim. partial: which of the paper's arms are missing; the others can refute a
+    statement about all of them, and cannot confirm the statement.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
     barred: str = ""
     partial: str = ""
 
 
-def end_to_end(material: Material) -> Choice:
-    """The networks trained end to end: ResNet50s, or else the study's first of another kind."""
-    networks = [network for network in material.study.networks if network.lora is None and network.name in material.arms]
-    if own := [network.name for network in networks if network.architecture == "resnet50"]:
-        return Choice((own[0],))
-    if not networks:
+def choose(material: Material, named: str | list[str], stand_in: bool = True) -> list[Choice]:
+    """One choice for each name: a group of GROUPS or of the paper ("foundation"), "uni adapted" (by LoRA), or an encoder."""
+    names = [named] if isinstance(named, str) else named
+    return [_choose(material, name, stand_in) for name in names if name]
+
+
+def _choose(material: Material, name: str, stand_in: bool) -> Choice:
+    if name in GROUPS:
+        return GROUPS[name](material)
+    if name in (groups := rows.facts("arms")):
+        return _of_the_paper(material, name, groups[name], stand_in and name != "imagenet")
+    encoder, _, is_adapted = name.partition(" ")
+    if is_adapted:
+        names = [arm for arm in lora(material).names if material.network(arm).architecture == encoder][:1]
+        return Choice(tuple(names), "" if names else f"{encoder} is not adapted by LoRA in this study")
+    return Choice((encoder,)) if has_probe(material, encoder) else Choice((), f"{encoder}: {material.missing(encoder)}")
+
+
+def network(material: Material) -> Choice:
+    """The first ResNet50 trained end to end, or else the first other network."""
+    names = networks(material).names
+    if not names:
         return Choice((), "no network trained end to end has scores here")
-    return Choice((networks[0].name,), f"no ResNet50 trained end to end here ({networks[0].name} stands in)")
+    resnets = [name for name in names if material.network(name).architecture == "resnet50"]
+    if resnets:
+        return Choice((resnets[0],))
+    return Choice((names[0],), f"no ResNet50 trained end to end here ({names[0]} stands in)")
+
+
+def networks(material: Material) -> Choice:
+    """Every network trained end to end."""
+    return _named(material, [n.name for n in material.study.networks if n.lora is None], "network trained end to end")
 
 
 def lora(material: Material) -> Choice:
-    """The networks adapted by LoRA."""
-    names = [network.name for network in material.study.networks if network.lora is not None and network.name in material.arms]
-    return Choice(tuple(names), "" if names else "no network adapted by LoRA has scores here")
+    """Every network adapted by LoRA."""
+    return _named(material, [n.name for n in material.study.networks if n.lora is not None], "network adapted by LoRA")
 
 
 def probes(material: Material) -> Choice:
     """Every probe but the controls with random weights."""
-    names = [name for name in material.study.encoders if name in material.arms and not _is_random(material, name)]
-    return Choice(tuple(names), "" if names else "no probe has scores here")
+    return _named(material, [name for name in material.study.encoders if not _is_random(material, name)], "probe")
+
+
+def _named(material: Material, names: list[str], what: str) -> Choice:
+    names = [name for name in names if name in material.arms]
+    return Choice(tuple(names), "" if names else f"no {what} has scores here")
+
+
+def lora_of_the_paper(material: Material) -> Choice:
+    """Every network adapted by LoRA, barred where none is a foundation model of the paper."""
+    names = lora(material).names
+    is_there = any(material.network(name).architecture in rows.facts("arms")["foundation"] for name in names)
+    return Choice(names, "" if is_there else "no foundation model of the paper was adapted here")
+
+
+def adapted(material: Material) -> Choice:
+    """The foundation models of pathology adapted by LoRA, or else the other networks adapted by LoRA, which stand in."""
+    every = lora(material)
+    names = tuple(name for name in every.names if material.network(name).architecture in pathology())
+    if names or not every.names:
+        return Choice(names, every.barred)
+    return Choice(every.names, f"no foundation model was adapted here ({', '.join(every.names)} instead)")
+
+
+def pathology() -> set[str]:
+    """Names of the encoders that have learnt from slides."""
+    return {name for name, card in cards().items() if card.learnt_from_slides and not card.variant_of}
 
 
 def has_probe(material: Material, encoder: str) -> bool:
-    """Whether an encoder's probe has scores; a network of that name is none."""
+    """Whether an encoder's probe has scores; a network of that name is no probe."""
     return encoder in material.arms and encoder in material.study.encoders
 
 
-def probe(material: Material, encoder: str) -> Choice:
-    """The probe on one encoder."""
-    return Choice((encoder,)) if has_probe(material, encoder) else Choice((), f"{encoder}: {material.missing(encoder)}")
-
-
-def foundation(material: Material, wanted: tuple[str, ...] = FOUNDATION) -> Choice:
-    """Probes on the paper's foundation models ``wanted``; where there is none, on the study's other encoders."""
-    return _of_the_paper(material, wanted, "foundation models")
-
-
-def imagenet(material: Material) -> Choice:
-    """Probes on the paper's two ImageNet encoders."""
-    found = _of_the_paper(material, IMAGENET, "ImageNet encoders")
-    return found if not found.barred else Choice((), found.barred.split(" (")[0])
-
-
-def _of_the_paper(material: Material, wanted: tuple[str, ...], what: str) -> Choice:
-    there = tuple(name for name in wanted if has_probe(material, name))
-    gone = [name for name in wanted if name not in there]
-    if not gone:
-        return Choice(there)
-    reasons = {name: material.missing(name) for name in gone}
-    if there:
-        said = ", ".join(f"{name} ({reason})" for name, reason in reasons.items())
-        return Choice(there, partial=f"without {said}")
-    others = probes(material).names
+def _of_the_paper(material: Material, group: str, wanted: list[str], stand_in: bool) -> Choice:
+    present = tuple(name for name in wanted if has_probe(material, name))
+    reasons = [f"{name} ({material.missing(name)})" for name in wanted if name not in present]
+    if present:
+        return Choice(present, partial=f"without {', '.join(reasons)}" if reasons else "")
+    others = probes(material).names if stand_in else ()
+    kind = "ImageNet encoders" if group == "imagenet" else "foundation models"
     named = f" ({', '.join(others)} stand{'s' * (len(others) == 1)} in)" if others else ""
-    return Choice(others, f"none of the paper's {what} has scores here{named}")
+    return Choice(others, f"none of the paper's {kind} has scores here{named}")
 
 
 def _is_random(material: Material, name: str) -> bool:
-    own = next((encoder for encoder in material.study.own_encoders if encoder.name == name), None)
-    if own is not None and own.weights:
-        return own.weights == "random"
-    card = cards().get(own.like if own is not None else name)
+    record = next((encoder for encoder in material.study.own_encoders if encoder.name == name), None)
+    if record is not None and record.weights:
+        return record.weights == "random"
+    card = cards().get(record.like if record is not None else name)
     return card is not None and card.source == "random"
 
 
-def bound(finding: Finding, *choices: Choice) -> Finding:
-    """A finding within what its arms can settle."""
-    barred = "; ".join(dict.fromkeys(choice.barred for choice in choices if choice.barred))
-    partial = "; ".join(dict.fromkeys(choice.partial for choice in choices if choice.partial))
-    outcome = UNCLEAR if partial and finding.outcome == REPRODUCED else finding.outcome
-    why = "; ".join(part for part in (partial, finding.why) if part)
-    return replace(finding, outcome=outcome, why=why, barred="; ".join(part for part in (finding.barred, barred) if part))
+GROUPS = {
+    "network": network,
+    "networks": networks,
+    "lora": lora,
+    "lora of the paper": lora_of_the_paper,
+    "adapted": adapted,
+    "probes": probes,
+}

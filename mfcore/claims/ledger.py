@@ -1,120 +1,205 @@
-"""The claims ledger: each checkable sentence of Ganz et al. 2024 a row with its verdict, and, second-hand, of later work."""
+"""The claims ledger: each checkable sentence of the papers, asked of a study, is a row with its verdict and the reason."""
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from mfcore import store
 from mfcore.analysis import captions
-from mfcore.claims import (
-    adapted as claims_adapted,
-    amibr as claims_amibr,
-    domains as claims_domains,
-    materials as claims_materials,
-    methods as claims_methods,
-    results as claims_results,
-)
-from mfcore.claims.judge import ANYWHERE, GANZ, NOT_TESTABLE, VERDICTS, Claim, Finding, Material, out_of_scope
-from mfcore.study.config import Study
+from mfcore.claims import arms, checks, kaiko, pairs, reasons, rules
+from mfcore.claims.rows import ANYWHERE, DIRECTION, Row, load
+from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, RULES, UNCLEAR, VERDICTS, Finding
+from mfcore.claims.scores import Material, Untestable
+from mfcore.study.config import SOURCES, Study
 
 COLUMNS = (
-    "claim",
-    "where",
-    "test",
-    "expected",
-    "tolerance",
-    "found",
-    "difference",
-    "verdict",
-    "why",
-    "data",
-    "here",
-    "paper",
+    "claim", "where", "test", "expected", "tolerance", "found", "difference", "verdict", "why", "data", "here", "paper",
     "subject",
-)
-HERE = dict(zip(VERDICTS, ("as stated", "not as stated", "can't be told", ""), strict=True))
+)  # fmt: skip
+HERE = dict(zip(VERDICTS, ("as stated", "not as stated", "unclear", ""), strict=True))
+WORST_FIRST = (NOT_TESTABLE, NOT_REPRODUCED, UNCLEAR, REPRODUCED)
+GANZ = "Ganz et al. 2024"
 SECTIONS = ("abstract", "section 2", "Tab. 1", "section 3", "section 4", "Tab. 2", "section 5")
-# What a claim is of, so that counts of verdicts don't mix what any study can confirm with what only results can.
-DATA, MODELS, METHOD, AMOUNT, DOMAINS, LATER = (
-    "data",
-    "networks",
-    "method",
-    "results by amount of data",
-    "results across domains",
-    "later work",
-)
-CLAIMS: tuple[tuple[str, Claim], ...] = (
-    *((MODELS if claim.about == (ANYWHERE,) else DATA, claim) for claim in claims_materials.CLAIMS),
-    *((METHOD, claim) for claim in claims_methods.CLAIMS),
-    *((AMOUNT, claim) for claim in claims_results.CLAIMS),
-    *((DOMAINS, claim) for claim in claims_domains.CLAIMS),
-    *((LATER, claim) for claim in (*claims_adapted.CLAIMS, *claims_amibr.CLAIMS)),
-)
+# The kinds of evidence, so that counts of verdicts do not mix what any study can confirm with what only results can.
+DATA, NETWORKS, METHOD, SCALING, DOMAINS, LATER = "data", "networks", "method", "data scaling", "domain shift", "later work"
+EVIDENCE = (DATA, NETWORKS, METHOD, SCALING, DOMAINS, LATER)
+PRETRAINING = "pretraining"
+QUESTION = ("mitotic figure", "look-alike")
 RULE = (
-    "A printed number is judged on the data set that it was printed for, and on no other: reproduced where the mean over folds "
-    "lies within the tolerance, and the folds leave no more than twice that open; not reproduced where the whole interval lies "
-    "outside it; unclear else.",
-    "A direction (more, less, no better, alike) is judged on any real data that ask the paper's question, mitotic figure "
-    "against look-alike. “More” needs every difference above zero, p below 0.05; one clearly below it refutes. “No better” "
-    "and “alike” need every interval inside a margin set beforehand: that no difference was seen shows nothing.",
-    "On synthetic data neither is judged: they were made for this study and can't tell. What was found is shown all the same, "
-    "and whether it is as stated. The same holds on data that ask another question.",
-    "A statement about all of the paper's models can be refuted by some of them, and is at best unclear while one is missing. "
-    "Where none of them is there, others stand in: shown, not judged.",
-    "What networks are, and how a study was made, is judged in every study, synthetic ones too: there the row says whether "
-    "this study's own runs were made as the paper says.",
-    "Where each fold has test patches of its own, intervals and p values are those of the corrected paired t test over folds "
-    "(Nadeau and Bengio 2003), which counts a fit's training and test patches (at smaller sizes as at the largest).",
-    "Where all folds are tested on the same patches (out of domain; the authors' own division), they are over draws of the "
-    "tested cases of each domain, the same for both arms, with the spread over folds for the training (Obuchowski and "
-    "Rockette 1995); the row says how many cases. A loss out of domain has both parts. p values are after Holm over all "
-    "comparisons of the row. Expected values are the papers'; tolerances and margins are the same for all studies.",
+    "A printed number is judged only on the data set that it was printed for. Reproduced: the mean over folds is within the "
+    "tolerance, and its 95 % interval is at most four tolerances wide. Not reproduced: the whole interval is outside. "
+    "Otherwise unclear.",
+    "A direction (above, not above, alike) is judged on any real data that ask the paper's question, mitotic figure against "
+    "look-alike. “Above” needs every difference above zero with p below 0.05; one difference clearly below zero refutes. “Not "
+    "above” and “alike” need every interval inside a margin that was set beforehand.",
+    "Synthetic data, and data that ask another question, judge neither. The page shows what was found, and whether the result "
+    "is as stated.",
+    "A statement about all of the paper's models can be refuted by some of them, and is unclear while one is missing. Where "
+    "the study has none of them, other encoders stand in: their results are shown and not judged.",
+    "What networks are, and how a study was made, is judged in every study. The row says whether this study's runs were made "
+    "as the paper says.",
+    "Where each fold has its own test patches, intervals and p values are those of the corrected paired t test over folds "
+    "(Nadeau and Bengio 2003), which counts a fit's training and test patches.",
+    "Where all folds test the same patches (out of domain, or the authors' own division), intervals are over draws of the "
+    "tested cases of each domain, the same for both arms, with the spread over folds for the training (Obuchowski and Rockette "
+    "1995). A loss out of domain has both parts. p values are after Holm over all comparisons of the row.",
+)
+PRETRAINING_RULE = (
+    "kaiko 2024's statements are about ways to pretrain. Pretrainings that differ in one thing are compared on each task by "
+    "the 95 % interval over pretrainings (Welch's t). “Above” needs every interval above zero; one interval below zero "
+    "refutes. Where a way was pretrained once, the interval is over what was tested, and the verdict is unclear."
 )
 
 
-def check(study: Study, scores: pd.DataFrame, results: str | Path) -> pd.DataFrame:
-    """Every claim asked of a study, a row each, columns COLUMNS.
+def judge(
+    study: Study, results: str | Path, scores: pd.DataFrame | None = None, evidence: Iterable[str] = EVIDENCE
+) -> pd.DataFrame:
+    """The claims on some kinds of evidence, asked of a study: a row each, columns COLUMNS.
 
-    ``claim`` the quote, ``where`` in its paper, ``test`` what would show it, ``expected`` and ``tolerance``, ``found`` in this
-    study, ``difference`` (found less expected, or the comparison that decides; NaN where there is none), ``verdict`` one of
-    `claims.judge.VERDICTS`, ``why``, ``data`` what it was measured on; ``here``, of a comparison that can't be judged, whether
-    it is as stated in these data; ``paper`` whose claim it is, ``subject`` what it is of.
+    results: the study's folder; what the folder lacks makes rows that say so. scores: `mfcore.analysis.compare.scores` of the
+    study's predictions; may be left out for PRETRAINING.
 
-    scores: as `mfcore.analysis.compare.scores` returns it. results: the study's folder; what it lacks makes rows that say so.
+    ``claim`` is the quote, ``where`` its place, ``test`` what would show it, ``found`` the numbers of this study,
+    ``difference`` found less expected, or the comparison that decides (NaN where there is none), ``verdict`` one of
+    `rules.VERDICTS`, ``why`` at most two reasons, ``data`` what was measured; ``here``, of a comparison that cannot be
+    judged, whether the data are as stated; ``subject`` the kind of evidence.
     """
-    return asked(CLAIMS, Material(study, scores, Path(results)))
+    material = Material(study, pd.DataFrame() if scores is None else scores, Path(results))
+    answers = [answer(row, material) for row in load() if row.evidence in evidence]
+    return pd.DataFrame(answers, columns=list(COLUMNS))
 
 
-def asked(claims: Iterable[tuple[str, Claim]], material: Material) -> pd.DataFrame:
-    """Claims with their subjects, asked of a study: a row each, columns COLUMNS, as `check` has them."""
-    rows = [_row(material.study, claim, claim.measure(material)) | {"subject": subject} for subject, claim in claims]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _row(study: Study, claim: Claim, finding: Finding) -> dict:
-    """A claim's row: the verdict is what was found, unless the study's data or arms can't settle the claim."""
-    against = [reason for reason in (out_of_scope(study, claim.about), finding.barred) if reason]
+def answer(row: Row, material: Material) -> dict:
+    """One claim's row: the verdict is the outcome, unless the study's data or arms cannot settle the claim."""
+    finding = measure(row, material)
+    scope = out_of_scope(material.study, row.about)
+    against = [scope] * bool(scope) + finding.barred
     if finding.outcome == NOT_TESTABLE and not against:
         against = [finding.found]
     verdict = NOT_TESTABLE if against else finding.outcome
-    has_meaning = verdict != NOT_TESTABLE or finding.is_comparison  # a count's distance from that of other data has none
-    said = [*against, finding.why] if finding.why and (has_meaning or not out_of_scope(study, claim.about)) else against
+    has_meaning = verdict != NOT_TESTABLE or finding.is_comparison  # a count's distance from other data's count has none
+    why = against + (finding.why if has_meaning or not scope else [])
     return {
-        "claim": claim.quote,
-        "where": claim.where,
-        "test": claim.test,
-        "expected": claim.expected,
-        "tolerance": claim.tolerance,
+        "claim": row.quote,
+        "where": row.place,
+        "test": row.test,
+        "expected": _expected(row),
+        "tolerance": _tolerance(row),
         "found": finding.found,
         "difference": finding.difference if has_meaning else math.nan,
         "verdict": verdict,
-        "why": "; ".join(said),
-        "data": captions.in_full(study).replace("`", ""),
+        "why": "; ".join(list(dict.fromkeys(why))[:2]),
+        "data": captions.in_full(material.study).replace("`", ""),
         "here": HERE[finding.outcome] if verdict == NOT_TESTABLE and finding.is_comparison else "",
-        "paper": claim.paper,
+        "paper": row.paper,
+        "subject": row.evidence,
     }
+
+
+def measure(row: Row, material: Material) -> Finding:
+    """What the study has to say about one claim, whatever data can settle the claim."""
+    try:
+        if not row.rule:
+            finding = Finding()
+        elif row.check:
+            module = kaiko if row.evidence == PRETRAINING else checks
+            finding = rules.by_value(row, getattr(module, row.check)(material, row))
+        else:
+            finding = _numbers(row, material) if row.rule == "within" else _comparison(row, material)
+    except Untestable as reason:
+        finding = Finding(barred=[str(reason)])
+    barred, why = [*finding.barred, row.barred], [*finding.why, row.note]
+    return replace(finding, barred=list(filter(None, barred)), why=list(filter(None, why)))
+
+
+def _comparison(row: Row, material: Material) -> Finding:
+    """Arms, sizes or domains compared in pairs."""
+    choices = [arms.choose(material, row.first, row.stand_in), []]
+    if row.second != "own probe":
+        choices[1] = arms.choose(material, row.second, row.stand_in)
+    first, second = (list(dict.fromkeys(name for choice in part for name in choice.names)) for part in choices)
+    sizes, sizes_choice = pairs.untrained(material, row, [*first, *second])
+    compared = pairs.of_row(row, material, first, second, sizes)
+    finding = rules.by_pairs(row.rule, material, compared, float(row.tolerance)) if compared else Finding(row.lacking)
+    missing = pairs.lacking(row, material)
+    if missing and finding.outcome != NOT_REPRODUCED:
+        finding = replace(finding, barred=[missing])
+    return _bound(finding, [*choices[0], *choices[1], sizes_choice])
+
+
+def _numbers(row: Row, material: Material) -> Finding:
+    """The mean over folds of each arm (or the best arm) and a printed number: the worst of the arms' outcomes."""
+    choices = arms.choose(material, row.first, row.stand_in)
+    if missing := pairs.lacking(row, material):
+        raise Untestable(missing)
+    place = next(iter(pairs.places_of(material, row.at, material.sizes)), None)
+    names = [name for choice in choices for name in choice.names if place is not None]
+    values = {name: folds for name in names if len(folds := material.at(name, place, row.metric))}
+    if row.only == "best" and values:
+        best = max(values, key=lambda name: values[name].values.mean())
+        values = {best: values[best]}
+    if not values:
+        return _bound(Finding(), choices)
+    tested = pairs.tested(place)
+    each = {name: rules.by_folds(material, folds, row.expected, row.tolerance, tested) for name, folds in values.items()}
+    name, worst = min(each.items(), key=lambda item: WORST_FIRST.index(item[1].outcome))
+    finding = Finding(
+        "; ".join(f"{arm} {one.found}" for arm, one in each.items()),
+        worst.outcome,
+        max((one.difference for one in each.values()), key=abs),
+        barred=worst.barred,
+        why=reasons.EXPLAIN[row.explain](material, name, worst) if row.explain else [],
+    )
+    return _bound(finding, choices)
+
+
+def _bound(finding: Finding, choices: list[arms.Choice]) -> Finding:
+    """A finding within what its arms can settle."""
+    barred = [choice.barred for choice in choices if choice.barred]
+    partial = [choice.partial for choice in choices if choice.partial]
+    outcome = UNCLEAR if partial and finding.outcome == REPRODUCED else finding.outcome
+    return replace(finding, outcome=outcome, barred=[*finding.barred, *barred], why=[*partial, *finding.why])
+
+
+def out_of_scope(study: Study, about: Iterable[str]) -> str:
+    """Why this study's data cannot settle a claim about ``about``; empty where they can."""
+    about = list(about)
+    if about == [ANYWHERE]:
+        return ""
+    if study.synthetic:
+        return "synthetic data cannot settle it"
+    if about == [DIRECTION]:
+        asked = (study.data.positive, study.data.negative)
+        return "" if asked == QUESTION else f"another question: {asked[0]} against {asked[1]}"
+    if study.data.source in about:
+        return ""
+    return f"it is about {' and '.join(SOURCES[name].title for name in about)}, and this study is {study.source.title}"
+
+
+def _expected(row: Row) -> str:
+    if isinstance(row.expected, list):
+        return " to ".join(f"{end:.3f}" for end in row.expected)
+    if isinstance(row.expected, str):
+        return row.expected or (RULES[row.rule].expected if row.rule in RULES else "")
+    if row.unit == "%":
+        return f"{100 * row.expected:g} %"
+    return f"{row.expected:,}" + (f" (printed ± {row.printed_sd:g})" if row.printed_sd is not None else "")
+
+
+def _tolerance(row: Row) -> str:
+    if isinstance(row.tolerance, str):
+        return row.tolerance
+    if row.rule in RULES:
+        return RULES[row.rule].tolerance.format(row.tolerance)
+    if row.unit == "%":
+        return f"± {100 * row.tolerance:g} percentage points"
+    return f"± {row.tolerance:,}" if row.tolerance else "none"
+
+
+# ---- the ledger as files and tables ----
 
 
 def write(ledger: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
@@ -136,13 +221,13 @@ def counts(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def brief(ledger: pd.DataFrame) -> pd.DataFrame:
-    """The paper's own claims for a notebook: those that were judged, and the comparisons that were only shown."""
+    """The first paper's claims for a notebook: those that were judged, and the comparisons that were only shown."""
     own = ledger[(ledger["paper"] == GANZ) & ((ledger["verdict"] != NOT_TESTABLE) | (ledger["here"] != ""))]
     return own[["claim", "where", "verdict", "here", "found"]].reset_index(drop=True)
 
 
 def sections(ledger: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The ledger in parts to be read: the paper's by section, in its order, then each other paper's."""
+    """The ledger in parts to be read: the first paper's by section, in its order, then each other paper's."""
     own = ledger[ledger["paper"] == GANZ]
     part = own["where"].str.split(",").str[0]
     found = [(f"{GANZ}, {name}", own[part == name]) for name in SECTIONS if (part == name).any()]

@@ -9,13 +9,19 @@ import pandas as pd
 
 from mfcore import store
 from mfcore.analysis import compare
-from mfcore.data import patches
 from mfcore.measures.statistics import MIN_FOLDS, Folds, Test, mean_of, paired_test
 from mfcore.measures.statistics_bootstrap import by_fold
 from mfcore.study.config import Network, Study
 
 MIXED, INSIDE = "mixed", "inside"  # what fits are trained on: all domains together, or one
+DOMAIN_TITLES = {"inside": "in domain", "outside": "out of domain", "drop": "loss out of domain"}
+NO_CROSS_DOMAIN = "the study has no cross-domain fits"
+AT_SHARE = "balanced_accuracy_at_share"
 _KEY = ["arm", "train_domain", "size", "domain"]
+
+
+class Untestable(Exception):
+    """What a claim needs and a study lacks; the message is the reason in the ledger."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +33,20 @@ class Material:
     results: Path
 
     @cached_property
-    def labels(self) -> pd.DataFrame | None:
-        """The study's stored label table, None where patches haven't been extracted."""
+    def labels(self) -> pd.DataFrame:
+        """The study's stored label table; raises Untestable where patches have not been extracted."""
         try:
-            return store.read_parquet(patches.find(self.study, self.results).path("labels.parquet"))
-        except store.StoreError:
-            return None
+            return compare.stored_labels(self.study, self.results)
+        except store.StoreError as error:
+            raise Untestable("patches have not been extracted, so there is no label table") from error
+
+    @cached_property
+    def splits(self) -> pd.DataFrame:
+        """The splits that the study's probes learn from; raises Untestable where there are none."""
+        try:
+            return compare.stored_splits(self.study, self.results)
+        except store.StoreError as error:
+            raise Untestable("no splits in the results") from error
 
     @cached_property
     def collected(self) -> compare.Collected | None:
@@ -41,6 +55,14 @@ class Material:
             return compare.collect(self.study, self.results)
         except store.StoreError:
             return None
+
+    @cached_property
+    def runs(self) -> dict[str, store.Run]:
+        """The study's current runs of probes and trainings by name; empty without splits."""
+        try:
+            return compare.current_runs(self.study, self.results)
+        except store.StoreError:
+            return {}
 
     @cached_property
     def mixed(self) -> pd.DataFrame:
@@ -63,6 +85,33 @@ class Material:
         present = set(self.scores["arm"])
         return [name for name in (*(n.name for n in self.study.networks), *self.study.encoders) if name in present]
 
+    def at(self, arm: str, place: str | float, metric: str = "auroc") -> Folds:
+        """One arm's metric by fold at a size, in a column of Tab. 2 (DOMAIN_TITLES), or its "gain" from the smallest size."""
+        if place in DOMAIN_TITLES:
+            return self.across(arm, metric)[place]
+        if place == "gain":
+            return self.folds(arm, self.sizes[-1], metric) - self.folds(arm, self.sizes[0], metric)
+        return self.at_share(arm, place) if metric == AT_SHARE else self.folds(arm, place, metric)
+
+    def predicted(self, arm: str, size: float) -> pd.DataFrame:
+        """One arm's predictions, trained and tested on all domains at one size; empty without predictions."""
+        if self.collected is None:
+            return pd.DataFrame(columns=["fold", "label", "score"])
+        table = self.collected.predictions
+        return table[(table["arm"] == arm) & (table["size"] == size) & (table["train_domain"] == compare.ALL)]
+
+    def at_share(self, arm: str, size: float) -> Folds:
+        """Balanced accuracy by fold where a score above the share of class 1 calls a patch class 1.
+
+        A classifier that does not weigh the classes needs this threshold where one that weighs them needs 0.5.
+        """
+        share = self.labels["label"].mean()
+        table = self.predicted(arm, size)
+        if table.empty:
+            return Folds(pd.Series(dtype=float))
+        called = (table["score"] > share).astype(float)
+        return by_fold(table.assign(score=called), "balanced_accuracy", self.study.splits.seed, compare.ALL).defined()
+
     def folds(self, arm: str, size: float, metric: str = "auroc") -> Folds:
         """One arm's metric at one size by fold, trained and tested on all domains."""
         return self.cell(arm, compare.ALL, compare.ALL, metric, size)
@@ -72,6 +121,11 @@ class Material:
 
         What is drawn, out of domain, are the cases of each tested domain: domains and pairs are those that there are.
         """
+        if (arm, metric) not in self._columns:
+            self._columns[arm, metric] = self._across(arm, metric)
+        return self._columns[arm, metric]
+
+    def _across(self, arm: str, metric: str) -> dict[str, Folds]:
         ways = self.crossed.loc[self.crossed["arm"] == arm, ["train_domain", "domain"]].drop_duplicates()
         own = ways["train_domain"] == ways["domain"]
         cells = [[self.cell(arm, *way, metric) for way in part.itertuples(index=False)] for part in (ways[own], ways[~own])]
@@ -98,6 +152,10 @@ class Material:
 
     @cached_property
     def _cells(self) -> dict[tuple, Folds]:
+        return {}
+
+    @cached_property
+    def _columns(self) -> dict[tuple, dict[str, Folds]]:
         return {}
 
     @cached_property

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from mfcore.analysis import compare
-from mfcore.claims import kaiko as claims_kaiko, ledger as claims
-from mfcore.claims.judge import NOT_TESTABLE, VERDICTS
+from mfcore.claims import ledger as claims
+from mfcore.claims.rules import NOT_TESTABLE, VERDICTS
 from mfcore.study.config import Study
 from mfcore.sweep import report_html
 
@@ -18,21 +18,19 @@ KAIKO_FILE = "10_claims_kaiko"  # as notebook 10 keeps that ledger
 
 
 def ledger(study: Study, results: Path) -> pd.DataFrame:
-    """Every claim asked of the study, columns `claims.ledger.COLUMNS`; kaiko 2024's where it pretrains or has tasks."""
-    asked = [claims.check(study, compare.scores(compare.collect(study, results).predictions), results)]
-    if study.pretraining or study.tasks:
-        asked.append(claims_kaiko.check(study, results))
-    return pd.concat(asked, ignore_index=True)
+    """Every claim asked of the study, columns `claims.ledger.COLUMNS`; kaiko 2024's where the study pretrains or has tasks."""
+    evidence = [*claims.EVIDENCE, claims.PRETRAINING] if study.pretraining or study.tasks else claims.EVIDENCE
+    return claims.judge(study, results, compare.scores(compare.collect(study, results).predictions), evidence)
 
 
 def page(study: Study, results: Path, rows: pd.DataFrame) -> str:
     """The page, from the study's `ledger`."""
-    asks_kaiko = (rows["subject"] == claims_kaiko.SUBJECT).any()
+    asks_kaiko = (rows["subject"] == claims.PRETRAINING).any()
     return report_html.render(
         "claims.html",
         study=study,
         counts=report_html.table(claims.counts(rows)),
-        rule=(*claims.RULE, claims_kaiko.RULE) if asks_kaiko else claims.RULE,
+        rule=(*claims.RULE, claims.PRETRAINING_RULE) if asks_kaiko else claims.RULE,
         said=said(rows),
         kaiko_file=f"figures/{KAIKO_FILE}.csv" if (results / "figures" / f"{KAIKO_FILE}.csv").is_file() else "",
         asks_kaiko=asks_kaiko,
@@ -42,8 +40,8 @@ def page(study: Study, results: Path, rows: pd.DataFrame) -> str:
 
 def said(ledger: pd.DataFrame) -> str:
     """How much of the papers this study can settle, in sentences: what any study can confirm apart from results."""
-    own, kaiko = ledger[ledger["paper"] == claims.GANZ], ledger[ledger["subject"] == claims_kaiko.SUBJECT]
-    of_results = own["subject"].isin([claims.AMOUNT, claims.DOMAINS])
+    own, kaiko = ledger[ledger["paper"] == claims.GANZ], ledger[ledger["subject"] == claims.PRETRAINING]
+    of_results = own["subject"].isin([claims.SCALING, claims.DOMAINS])
     told = [
         ("Ganz et al. 2024's", "results", own[of_results]),
         ("Ganz et al. 2024's", "data, networks and method", own[~of_results]),

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy.stats import t
 
-from mfcore.claims import kaiko as claims_kaiko, ledger as claims
-from mfcore.claims.judge import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR
+from mfcore.claims import kaiko, ledger as claims
+from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR
 from mfcore.measures.statistics import Interval
 from mfcore.study.config import Data, Pretraining, Study, Task
 from mfcore.study.config_pretraining import OnlinePatches
@@ -59,7 +59,7 @@ def ask(monkeypatch, tmp_path):
         pretrained = [which.name for which in study.pretraining]
         names = pretrained + [f"{name}@50" for name in pretrained]
         runs = {(task.name, name): None for task in study.tasks for name in names} if judged else {}
-        metrics = list(claims_kaiko.TITLES)
+        metrics = list(kaiko.TITLES)
         related = pd.DataFrame({"metric": metrics, "task": "bach", "rho": rho, "p": p, "n": 12})
         measured = [
             {
@@ -75,17 +75,19 @@ def ask(monkeypatch, tmp_path):
             for name, mean in odcorr.items()
             for metric in ("odcorr_abs", "odcorr_sq")
         ]
-        columns = claims_kaiko.compare_pretraining.SCORES
-        monkeypatch.setattr(claims_kaiko.compare_tasks, "runs", lambda study, results: runs)
-        monkeypatch.setattr(claims_kaiko.compare_tasks, "difference", difference)
-        monkeypatch.setattr(claims_kaiko, "_scores", lambda material: dict.fromkeys(("bach", "consep"), scores))
-        monkeypatch.setattr(claims_kaiko, "_judged", lambda material: related if judged else related.iloc[:0])
+        columns = kaiko.compare_pretraining.SCORES
+        monkeypatch.setattr(kaiko.compare_tasks, "runs", lambda study, results: runs)
+        monkeypatch.setattr(kaiko.compare_tasks, "difference", difference)
+        monkeypatch.setattr(kaiko, "_scores", lambda material: dict.fromkeys(("bach", "consep"), scores))
+        correlations = related if judged else related.iloc[:0]
+        monkeypatch.setattr(kaiko.compare_representation_tasks, "table", lambda study, results: None)
+        monkeypatch.setattr(kaiko.compare_representation_tasks, "correlations", lambda _: correlations)
         monkeypatch.setattr(
-            claims_kaiko.compare_pretraining,
+            kaiko.compare_pretraining,
             "representations",
             lambda study, results: pd.DataFrame(measured if judged else [], columns=columns).drop(columns="value"),
         )
-        ledger = claims_kaiko.check(study, tmp_path).set_index("claim")
+        ledger = claims.judge(study, tmp_path, evidence=[claims.PRETRAINING]).set_index("claim")
         return ledger, compared
 
     return asked
@@ -105,8 +107,8 @@ def test_each_statement_compares_the_pretrainings_that_differ_in_its_one_thing(a
 @pytest.mark.parametrize("interval", [(0.05, 0.02, 0.08), (-0.05, -0.08, -0.02), (0.05, np.nan, np.nan)])
 def test_what_was_pretrained_once_settles_nothing_about_the_way(ask, claim, interval):
     row = ask(interval=interval)[0].loc[claim]
-    assert row["verdict"] == UNCLEAR and "pretrained once" in row["why"] and "over what was tested" in row["why"]
-    assert ask(replace(STUDY, data=Data("synthetic")), interval=interval)[0].loc[claim, "here"] == "can't be told"
+    assert row["verdict"] == UNCLEAR and "pretrained once" in row["why"]
+    assert ask(replace(STUDY, data=Data("synthetic")), interval=interval)[0].loc[claim, "here"] == "unclear"
 
 
 def of_ways(better: float, noise: float = 0.001) -> dict[str, float]:
@@ -133,17 +135,16 @@ def test_ways_pretrained_again_are_judged_over_pretrainings(ask, claim, scores, 
 
 def test_the_interval_over_pretrainings_is_welch_s():
     """By hand: means 0.7 and 0.4, variances 0.02 and 0.0032, of two each; so that Welch and Satterthwaite's degrees apply."""
-    ways = claims_kaiko.Ways(("a", "b"), ("c", "d"))
-    found = ways.difference({"a": 0.6, "b": 0.8, "c": 0.36, "d": 0.44})
+    found = kaiko.difference([0.6, 0.8], [0.36, 0.44])
     half = t.ppf(0.975, (0.01 + 0.0016) ** 2 / (0.01**2 + 0.0016**2)) * np.sqrt(0.01 + 0.0016)
     assert (found.estimate, found.low, found.high, found.n) == pytest.approx((0.3, 0.3 - half, 0.3 + half, 4))
-    assert np.isnan(claims_kaiko.Ways(("a",), ("c", "d")).difference({"a": 0.6, "c": 0.3, "d": 0.4}).low)
+    assert np.isnan(kaiko.difference([0.6], [0.3, 0.4]).low)
 
 
 def test_a_start_from_what_the_study_pretrained_is_no_start_from_imagenet(ask):
     own = tuple(replace(which, start="base") if which.name == "from_imagenet" else which for which in ALL)
     row = ask(replace(STUDY, pretraining=own))[0].loc[CONVERGENCE]
-    assert row["verdict"] == NOT_TESTABLE and "from base, pretrained here" in row["why"] and row["here"] == "can't be told"
+    assert row["verdict"] == NOT_TESTABLE and "from base, which was pretrained here" in row["why"] and row["here"] == "unclear"
 
 
 def test_starts_of_two_networks_are_compared_each_with_its_own_random_one_and_imagenet_s_is_what_is_judged(ask):
@@ -165,7 +166,7 @@ def test_a_start_that_may_not_be_imagenet_s_is_told(ask):
     for start, is_told in (("vit_in", True), ("efficientnet_lite0", False)):
         row = ask(replace(STUDY, pretraining=(BASE, replace(BASE, name="on", start=start))))[0].loc[CONVERGENCE]
         assert row["verdict"] == UNCLEAR and "pretrained once" in row["why"]
-        assert (f"what {start} has learnt from isn't said here and is taken for ImageNet" in row["why"]) == is_told
+        assert (f"does not say what {start} has learnt from, so ImageNet is assumed" in row["why"]) == is_told
 
 
 def test_a_start_from_an_encoder_of_slides_is_no_start_from_imagenet(ask):
@@ -240,4 +241,3 @@ def test_what_was_read_in_notes_says_so(ask):
     noted = ledger["where"].str.contains("summary|note")
     assert (ledger["paper"].str.contains("second-hand") == noted).all() and noted.any() and not noted.all()
     assert ledger["claim"].str.split().str.len().max() <= 30
-    assert set(claims_kaiko.brief(ledger)) <= set(ledger)

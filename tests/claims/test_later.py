@@ -11,8 +11,11 @@ import pytest
 
 from mfcore import store
 from mfcore.analysis import compare
-from mfcore.claims import adapted as claims_adapted, amibr as claims_amibr, ledger as claims, methods as claims_methods
-from mfcore.claims.judge import GANZ, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR, Claim, Material
+from mfcore.claims import ledger as claims, reasons
+from mfcore.claims.ledger import GANZ
+from mfcore.claims.rows import Row, load
+from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR, Finding
+from mfcore.claims.scores import Material
 from mfcore.study.config import Data, Lora, Network, Splits, Study
 
 NOWHERE = Path("nowhere")
@@ -23,47 +26,54 @@ def _drawn(monkeypatch):
     monkeypatch.setattr(Material, "_drawn", made_claims.drawn)
 
 
-def material(study: Study, **made) -> Material:
-    return Material(study, made_claims.scores(study, **made), NOWHERE)
+TENTH, GAP, CLASSIC = "LoRA with 10 % data", "LoRA almost closes", "full fine-tuning of classic"
+SUCCESSOR, BENCHMARK = ([row for row in load() if row.paper.startswith(name)] for name in ("Ammeling", "Banerjee"))
 
 
-def asked(study: Study, scores: pd.DataFrame, some: list[Claim]) -> pd.DataFrame:
+def ask(start: str, study: Study, **made) -> Finding:
+    return claims.measure(made_claims.row(start), made_claims.material(study, **made))
+
+
+def asked(study: Study, scores: pd.DataFrame, some: list[Row]) -> pd.DataFrame:
     """The ledger of some claims alone, by claim."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(claims, "CLAIMS", [(claims.LATER, claim) for claim in some])
-        return claims.check(study, scores, NOWHERE).set_index("claim")
+        patch.setattr(claims, "load", lambda: some)
+        return claims.judge(study, NOWHERE, scores).set_index("claim")
 
 
 # ---- the successor ----
 
 
 @pytest.mark.parametrize(
-    ("function", "holds", "fails"),
+    ("claim", "holds", "fails"),
     [
-        (claims_adapted.tenth_is_enough, {"gain": {"adapted": 0.01}}, {"gain": {"adapted": 0.06}}),
-        (claims_adapted.gap_is_closed, {"across": {"adapted": (0.86, 0.85)}}, {"across": {"adapted": (0.86, 0.80)}}),
-        (claims_adapted.classic_is_competitive, {"full": {"adapted": 0.90}}, {"full": {"adapted": 0.95}}),
+        (TENTH, {"gain": {"adapted": 0.01}}, {"gain": {"adapted": 0.06}}),
+        (GAP, {"across": {"adapted": (0.86, 0.85)}}, {"across": {"adapted": (0.86, 0.80)}}),
+        (CLASSIC, {"full": {"adapted": 0.90}}, {"full": {"adapted": 0.95}}),
     ],
 )
-def test_what_is_said_of_lora_follows_the_scores(function, holds, fails):
+def test_what_is_said_of_lora_follows_the_scores(claim, holds, fails):
     study = made_claims.study()
-    assert function(material(study, **holds)).outcome == REPRODUCED
-    assert function(material(study, **fails)).outcome == NOT_REPRODUCED
-    assert function(material(study, noise=0.1)).outcome == UNCLEAR
+    assert ask(claim, study, **holds).outcome == REPRODUCED
+    assert ask(claim, study, **fails).outcome == NOT_REPRODUCED
+    assert ask(claim, study, noise=0.1).outcome == UNCLEAR
     without = made_claims.study(networks=made_claims.NETWORKS[:1])
-    assert function(material(without)).barred == "no network adapted by LoRA has scores here"
+    assert ask(claim, without).barred == ["no network adapted by LoRA has scores here"]
 
 
 def test_lora_that_was_not_trained_at_ten_percent_or_on_single_domains_is_no_test():
     study = made_claims.study(splits=Splits(sizes=(0.2, 1.0), by_domain=False))
-    assert claims_adapted.tenth_is_enough(material(study)).barred == "no network was adapted at 10 %"
-    assert claims_adapted.gap_is_closed(material(study)).barred == "no network was adapted on single domains"
+    assert ask(TENTH, study).found == "no network was adapted at 10 %"
+    assert ask(GAP, study).barred == ["the study has no cross-domain fits"]
+    probes_only = made_claims.scores(made_claims.study())
+    kept = probes_only[(probes_only["arm"] != "adapted") | (probes_only["train_domain"] == "all")]
+    assert ask(GAP, made_claims.study(), scored=kept).found == "no network was adapted on single domains"
 
 
 def test_the_successors_numbers_are_asked_of_the_arm_that_they_name():
     study = made_claims.study(networks=(*made_claims.NETWORKS, Network("v2", "virchow2", lora=Lora())))
     scores = made_claims.scores(study, full={"v2": 0.81, "uni": 0.83}, across={"v2": (0.9, 0.9), "adapted": (0.86, 0.80)})
-    rows = asked(study, scores, claims_adapted.CLAIMS)
+    rows = asked(study, scores, SUCCESSOR)
     expected = {
         "Virchow2-LoRA on MIDOG 2022: weighted F1 0.81 ± 0.014, 100 % of the data": REPRODUCED,
         "Virchow2-LoRA on MIDOG 2022: AUROC 0.89 ± 0.011, 100 % of the data": NOT_REPRODUCED,
@@ -99,7 +109,7 @@ E2E = "end to end: EfficientNetV2-M reaches balanced accuracy 0.747 ± 0.017"
 
 def amibr(**full) -> pd.DataFrame:
     """The benchmark's claims asked of STUDY with these AUROCs, by claim."""
-    return asked(STUDY, made_claims.scores(STUDY, full=LEVELS | full, across=ACROSS), claims_amibr.CLAIMS)
+    return asked(STUDY, made_claims.scores(STUDY, full=LEVELS | full, across=ACROSS), BENCHMARK)
 
 
 def test_end_to_end_on_amibr_is_within_three_hundredths_or_the_ledger_says_why_not():
@@ -108,10 +118,10 @@ def test_end_to_end_on_amibr_is_within_three_hundredths_or_the_ledger_says_why_n
     short = amibr(net=0.63).loc[E2E]
     assert short["verdict"] == NOT_REPRODUCED and short["difference"] == pytest.approx(-0.12, abs=0.005)
     for reason in (
-        "efficientnet_lite0 of 3.4M parameters in place of EfficientNetV2-M",
-        "13,153 training patches, where the benchmark's training file has 2,894",
-        "8 epochs, 2,560 patches seen, 0.2 times each",
-        "it sees 84 of 128 px (43 % of a patch's area)",
+        "efficientnet_lite0 of 3.4M parameters stands for EfficientNetV2-M",
+        "13,153 training patches for 2,894",
+        "8 epochs, 2,560 patches seen (0.2 times each)",
+        "84 of 128 px (43 % of a patch)",
     ):
         assert reason in short["why"]
     assert amibr(net=0.85).loc[E2E, "verdict"] == NOT_REPRODUCED, "far above is not the published number either"
@@ -125,21 +135,15 @@ def history(folder: Path, losses: list[float], fold: int, size: float = 1.0) -> 
     return store.Run(folder, {"stage": "train", "name": f"net-fold{fold}", "config": {}})
 
 
-@pytest.mark.parametrize(
-    ("losses", "n_late", "said"),
-    [
-        ([0.6, 0.5, 0.4, 0.3], 5, "the curve was still falling (validation AUROC +0.020 over the second half)"),
-        ([0.3, 0.4, 0.5, 0.6], 0, "the curve had turned"),
-    ],
-)
-def test_whether_training_had_ended_is_read_from_its_histories(losses, n_late, said, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("losses", "n_late"), [([0.6, 0.5, 0.4, 0.3], 5), ([0.3, 0.4, 0.5, 0.6], 0)])
+def test_whether_training_had_ended_is_read_from_its_histories(losses, n_late, tmp_path, monkeypatch):
     runs = {f"net-fold{fold}": history(tmp_path / str(fold), losses, fold) for fold in range(5)}
     monkeypatch.setattr(compare, "current_runs", lambda *_: runs)
-    made = Material(STUDY, made_claims.scores(STUDY, full=LEVELS, across=ACROSS), NOWHERE)
-    vars(made)["collected"] = None
-    why = claims_amibr.shortfall(made, "net", -0.1)
-    assert f"validation loss lowest in one of the last two epochs in {n_late} of 5 folds: {said}" in why
-    assert "validation loss" not in claims_amibr.shortfall(made, "net", 0.1), "nothing held it back"
+    made = made_claims.material(STUDY, known={"collected": None}, full=LEVELS, across=ACROSS)
+    (_, why) = reasons.benchmark(made, "net", Finding(difference=-0.1))
+    assert f"the validation loss was lowest in one of the last two epochs in {n_late} of 5 folds" in why
+    assert "validation AUROC +0.020 over the second half" in why
+    assert len(reasons.benchmark(made, "net", Finding(difference=0.1))) == 1, "nothing held the network back"
 
 
 def predictions(threshold: float) -> pd.DataFrame:
@@ -150,27 +154,27 @@ def predictions(threshold: float) -> pd.DataFrame:
     return table.assign(patch_id=table.index, slide_id=table.index.astype(str))
 
 
+NONE = pd.DataFrame({"arm": [], "reason": []})
+
+
 def test_what_the_threshold_costs_is_said():
-    made = Material(STUDY, made_claims.scores(STUDY, full=LEVELS, across=ACROSS), NOWHERE)
-    none = pd.DataFrame({"arm": [], "reason": []})
-    vars(made)["collected"] = compare.Collected(predictions(0.2).assign(arm="net"), none)
-    assert claims_amibr._threshold(made, "net", 1.0) == (
-        "AUROC 1.000, published 0.832: no threshold would give more than 1.000 balanced accuracy, 0.5 gives 0.500"
-    )
-    assert claims_amibr._threshold(made, "other", 1.0) == ""
+    known = {"collected": compare.Collected(predictions(0.2).assign(arm="net"), NONE)}
+    made = made_claims.material(STUDY, known=known, full=LEVELS, across=ACROSS)
+    (_, why) = reasons.benchmark(made, "net", Finding(difference=-0.1))
+    assert why == "AUROC is 1.000, and the best threshold gives balanced accuracy 1.000, 0.5 gives 0.500"
 
 
 def test_a_probe_that_does_not_weigh_classes_is_asked_at_their_share():
     """At 0.5 it calls nothing positive; at the share of class 1, a fifth, it is right throughout."""
-    made = Material(STUDY, made_claims.scores(STUDY, full=LEVELS, across=ACROSS), NOWHERE)
-    none = pd.DataFrame({"arm": [], "reason": []})
-    vars(made)["collected"] = compare.Collected(predictions(0.2).assign(arm="efficientnet_lite0"), none)
-    vars(made)["labels"] = pd.DataFrame({"label": [1, 0, 0, 0, 0]})
-    assert claims_amibr.at_share(made, "efficientnet_lite0", 1.0).values.tolist() == [1.0] * 5
-    finding = claims_amibr.in_published_range("probe", "balanced_accuracy")(made)
-    assert "its probe weighs the classes, this study's doesn't: at 0.5 it would be efficientnet_lite0 0.67" in finding.why
-    vars(made)["labels"] = None
-    assert not len(claims_amibr.at_share(made, "efficientnet_lite0", 1.0))
+    known = {"collected": compare.Collected(predictions(0.2).assign(arm="efficientnet_lite0"), NONE)}
+    known["labels"] = pd.DataFrame({"label": [1, 0, 0, 0, 0]})
+    made = made_claims.material(STUDY, known=known, full=LEVELS, across=ACROSS)
+    assert made.at_share("efficientnet_lite0", 1.0).values.tolist() == [1.0] * 5
+    finding = claims.measure(made_claims.row("linear probes reach balanced"), made)
+    assert finding.why[0] == "the benchmark's probe weighs the classes: at 0.5, efficientnet_lite0 would score 0.67"
+    del vars(made)["labels"]
+    finding = claims.measure(made_claims.row("linear probes reach balanced"), made)
+    assert finding.barred == ["patches have not been extracted, so there is no label table"]
 
 
 def test_published_ranges_and_who_is_above_whom():
@@ -191,28 +195,26 @@ def test_published_ranges_and_who_is_above_whom():
 def test_one_probe_outside_the_published_range_is_enough():
     study = replace(STUDY, encoders=("efficientnet_lite0", "uni"))
     made = made_claims.scores(study, full=LEVELS | {"uni": 0.95}, across=ACROSS)
-    row = asked(study, made, claims_amibr.CLAIMS).loc["linear probes reach AUROCs of 0.652 to 0.695"]
+    row = asked(study, made, BENCHMARK).loc["linear probes reach AUROCs of 0.652 to 0.695"]
     assert row["verdict"] == NOT_REPRODUCED and "uni 0.95" in row["found"] and row["difference"] > 0.25
 
 
 def test_other_data_say_nothing_of_amibr_and_it_nothing_of_the_paper():
     study = made_claims.study()
-    assert set(asked(study, made_claims.scores(study), claims_amibr.CLAIMS)["verdict"]) == {NOT_TESTABLE}
-    own = claims.check(STUDY, made_claims.scores(STUDY, full=LEVELS, across=ACROSS), NOWHERE)
-    results = own[(own["paper"] == GANZ) & own["subject"].isin([claims.AMOUNT, claims.DOMAINS, claims.DATA])]
+    assert set(asked(study, made_claims.scores(study), BENCHMARK)["verdict"]) == {NOT_TESTABLE}
+    own = claims.judge(STUDY, NOWHERE, made_claims.scores(STUDY, full=LEVELS, across=ACROSS))
+    results = own[(own["paper"] == GANZ) & own["subject"].isin([claims.SCALING, claims.DOMAINS, claims.DATA])]
     assert set(results["verdict"]) == {NOT_TESTABLE}
 
 
-@pytest.mark.parametrize(
-    "function", [claims_adapted.tenth_is_enough, claims_adapted.gap_is_closed, claims_adapted.classic_is_competitive]
-)
-def test_lora_of_a_network_of_photographs_stands_in_and_settles_nothing(function):
+@pytest.mark.parametrize("claim", [TENTH, GAP, CLASSIC])
+def test_lora_of_a_network_of_photographs_stands_in_and_settles_nothing(claim):
     own = (made_claims.NETWORKS[0], Network("adapted", "vit_huge_in21k", lora=Lora()))
-    finding = function(material(made_claims.study(networks=own)))
-    assert finding.barred == "no foundation model was adapted here (adapted instead)" and finding.is_comparison
+    finding = ask(claim, made_claims.study(networks=own))
+    assert finding.barred == ["no foundation model was adapted here (adapted instead)"] and finding.is_comparison
     both = (*made_claims.NETWORKS, Network("other", "vit_huge_in21k", lora=Lora()))
     made = {"full": {"other": 0.5}, "across": {"other": (0.9, 0.5)}}
-    assert "other" not in function(material(made_claims.study(networks=both), **made)).found
+    assert "other" not in ask(claim, made_claims.study(networks=both), **made).found
 
 
 def test_a_range_leaves_no_more_open_than_a_number():
@@ -220,10 +222,12 @@ def test_a_range_leaves_no_more_open_than_a_number():
     made = made_claims.scores(STUDY, full=LEVELS, across=ACROSS, noise=0)
     of = (made["arm"] == "adapted") & (made["train_domain"] == "all") & (made["size"] == made["size"].max())
     made.loc[of, "auroc"] = 0.86 + wide
-    row = asked(STUDY, made, claims_amibr.CLAIMS).loc["foundation models adapted by LoRA reach AUROCs of 0.815 to 0.903"]
+    row = asked(STUDY, made, BENCHMARK).loc["foundation models adapted by LoRA reach AUROCs of 0.815 to 0.903"]
     assert row["verdict"] == UNCLEAR
 
 
 def test_tolerances_of_shares_are_in_percentage_points():
-    shares = [claim for claim in claims_methods.CLAIMS if claim.expected in ("20 %", "100 %")]
-    assert len(shares) == 4 and all("percentage points" in claim.tolerance for claim in shares)
+    study = made_claims.study(encoders=(), networks=())
+    rows = claims.judge(study, NOWHERE, made_claims.scores(made_claims.study()).iloc[:0], [claims.METHOD])
+    shares = rows[rows["expected"].isin(["20 %", "100 %"])]
+    assert len(shares) == 4 and shares["tolerance"].str.endswith("percentage points").all()

@@ -111,7 +111,7 @@ def test_the_index_says_what_was_found_what_failed_and_that_it_is_synthetic(resu
 
 def test_the_index_leads_to_the_ranking_the_ledger_and_the_analyses_that_ran(results):
     page = report.build(STUDY, results).read_text()
-    ledger = claims.check(STUDY, compare.scores(compare.collect(STUDY, results).predictions), results)
+    ledger = claims.judge(STUDY, results, compare.scores(compare.collect(STUDY, results).predictions))
     assert '<a href="claims.html">' in page and report_claims.said(ledger) in html.unescape(page)
     assert "switches.html" not in page, "the study measures none"
     assert "notebooks/05_data_scaling.html" not in page, "its notebook didn't run"

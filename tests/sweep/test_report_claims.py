@@ -11,8 +11,10 @@ import pytest
 
 from mfcore.analysis import compare
 from mfcore.analysis.compare import Collected
-from mfcore.claims import kaiko as claims_kaiko, ledger as claims
-from mfcore.claims.judge import GANZ, NOT_TESTABLE
+from mfcore.claims import ledger as claims
+from mfcore.claims.ledger import GANZ
+from mfcore.claims.rows import load
+from mfcore.claims.rules import NOT_TESTABLE
 from mfcore.claims.scores import Material
 from mfcore.study.config import Pretraining, Task
 from mfcore.sweep import report_claims
@@ -25,7 +27,7 @@ def ledger_of(source: str) -> pd.DataFrame:
     study = made_claims.study(source)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Material, "_drawn", made_claims.drawn)
-        return claims.check(study, made_claims.scores(study), "no such folder")
+        return claims.judge(study, "no such folder", made_claims.scores(study))
 
 
 @pytest.fixture
@@ -36,10 +38,12 @@ def page_of(monkeypatch, tmp_path):
         monkeypatch.setattr(compare, "collect", lambda *_: Collected(pd.DataFrame({"arm": []}), NONE))
         monkeypatch.setattr(compare, "scores", lambda _: "the scores")
         ledger, asked = ledger_of(source), []
-        monkeypatch.setattr(claims, "check", lambda *what: asked.append(what) or ledger)
+        real = claims.judge
+        monkeypatch.setattr(claims, "judge", lambda *what: asked.append(what) or ledger)
         study = made_claims.study(source)
         page = report_claims.page(study, tmp_path, report_claims.ledger(study, tmp_path))
-        assert asked == [(made_claims.study(source), "the scores", tmp_path)]
+        assert asked == [(study, tmp_path, "the scores", claims.EVIDENCE)]
+        monkeypatch.setattr(claims, "judge", real)
         return page, ledger
 
     return make
@@ -48,7 +52,7 @@ def page_of(monkeypatch, tmp_path):
 def test_the_page_has_the_counts_first_and_every_claim_with_its_verdict(page_of):
     page, ledger = page_of("midog22")
     text = html.unescape(page).replace("\N{NO-BREAK SPACE}", " ")
-    assert text.index("Verdicts") < text.index("results across domains") < text.index(f"“{ledger['claim'].iloc[0]}”")
+    assert text.index("Verdicts") < text.index("domain shift") < text.index(f"“{ledger['claim'].iloc[0]}”")
     assert all(f"“{quote}”" in text for quote in ledger["claim"])
     for verdict, n in ledger["verdict"].value_counts().items():
         assert page.count(f"<b>{report_claims.SIGNS[verdict]} {verdict}</b>") == n
@@ -60,20 +64,22 @@ def test_the_page_has_the_counts_first_and_every_claim_with_its_verdict(page_of)
 def test_on_synthetic_data_the_page_says_that_they_cannot_tell(page_of):
     page, ledger = page_of("synthetic")
     assert "they can't tell what holds for tumours" in html.unescape(page) and "every number here is of made-up slides" in page
-    own = ledger[(ledger["paper"] == GANZ) & ledger["subject"].isin([claims.AMOUNT, claims.DOMAINS])]
+    own = ledger[(ledger["paper"] == GANZ) & ledger["subject"].isin([claims.SCALING, claims.DOMAINS])]
     assert f"Of Ganz et al. 2024's {len(own)} claims on results this study can judge none." in report_claims.said(ledger)
     assert "in these data: as stated" in page
 
 
-def test_of_a_study_that_pretrains_or_has_tasks_kaiko_s_ledger_is_on_the_page(page_of, tmp_path):
+def test_of_a_study_that_pretrains_or_has_tasks_kaiko_s_ledger_is_on_the_page(page_of, tmp_path, monkeypatch):
     page, _ = page_of("midog22")
     assert "kaiko" not in html.unescape(page), "the study neither pretrains nor has tasks"
     for more in ({"pretraining": (Pretraining("own"),)}, {"tasks": (Task("bach"),)}):
-        study = replace(made_claims.study("midog22"), **more)
+        study = replace(made_claims.study("midog22", encoders=(), networks=()), **more)
+        monkeypatch.setattr(compare, "scores", lambda _: made_claims.scores(made_claims.study()).iloc[:0])
         rows = report_claims.ledger(study, tmp_path)
         page = html.unescape(report_claims.page(study, tmp_path, rows)).replace("\N{NO-BREAK SPACE}", " ")
-        assert all(f"“{claim.quote}”" in page for claim in claims_kaiko.CLAIMS) and claims_kaiko.RULE in page
-        n = len(claims_kaiko.CLAIMS)
+        kaiko = [row for row in load() if row.evidence == claims.PRETRAINING]
+        assert all(f"“{row.quote}”" in page for row in kaiko) and claims.PRETRAINING_RULE in page
+        n = len(kaiko)
         assert f"Of kaiko 2024's {n} claims on pretraining and representations this study can judge none." in page
         assert "figures/10_claims_kaiko.csv" not in page, "notebook 10 didn't run"
         headings = [part for part in re.findall(r'<a href="#[^"]+">([^<]+)</a>', page)]
@@ -86,7 +92,7 @@ def test_of_a_study_that_pretrains_or_has_tasks_kaiko_s_ledger_is_on_the_page(pa
 def test_what_was_said_of_results_is_counted_apart():
     ledger = ledger_of("midog22")
     said = report_claims.said(ledger)
-    own = ledger[(ledger["paper"] == GANZ) & ledger["subject"].isin([claims.AMOUNT, claims.DOMAINS])]
+    own = ledger[(ledger["paper"] == GANZ) & ledger["subject"].isin([claims.SCALING, claims.DOMAINS])]
     judged = own[own["verdict"] != NOT_TESTABLE]
     assert f"on results this study can judge {len(judged)}: {len(judged)} reproduced, 0 not reproduced, 0 unclear." in said
 

@@ -11,49 +11,67 @@ import pytest
 
 from mfcore import store
 from mfcore.analysis import compare
-from mfcore.claims import ledger as claims, methods as claims_methods
-from mfcore.claims.judge import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Material
+from mfcore.claims import ledger as claims
+from mfcore.claims.rows import load
+from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Finding
+from mfcore.claims.scores import Material
+from mfcore.data import splits
 from mfcore.data.splits import ALL
 from mfcore.study.config import MODES, Network, Patches, Splits, Study
 
 NONE = pd.DataFrame({"arm": [], "reason": []})
 
 
+N_TRAININGS = "With four different"
+N_SESSIONS = "five training sessions"
+ONE_DOMAIN_TRAINS = "one domain served"
+SAME_SPLITS = "all models were trained"
+TEST_SHARE = "20% of all annotations"
+PERCENTAGES = "the percentages refer"
+IN_DOMAIN_SHARE = "20% of the in-domain"
+VAL_SHARE = "20% of the respective"
+ONE_CYCLE = "We used the one-cycle"
+BEST_EPOCH = "the best-performing model"
+PATCH_SIZE = "we extracted patches"
+AUGMENTATION = "random color jitter"
+
+
 def material(study: Study | None = None, scores: pd.DataFrame | None = None, **known) -> Material:
-    """Material of the paper's study, with what would be read from files given."""
-    study = study or made_claims.study()
-    made = Material(study, made_claims.scores(study) if scores is None else scores, Path("nowhere"))
-    vars(made).update(known)
-    return made
+    """What the paper's study is asked of, with what would be read from files given."""
+    return made_claims.material(study or made_claims.study(), scores, known)
 
 
-def verdict(function, made: Material) -> str:
-    finding = function(made)
+def ask(start: str, made: Material) -> Finding:
+    return claims.measure(made_claims.row(start), made)
+
+
+def verdict(start: str, made: Material) -> str:
+    finding = ask(start, made)
     return NOT_TESTABLE if finding.barred else finding.outcome
 
 
 def test_twenty_and_twentyfive_trainings_are_counted_from_what_predicted():
     made = material()
-    assert claims_methods._n_trainings(made).found == "20 for each of 10 arms"
-    assert claims_methods._n_sessions(made).found == "25 for each of 10 arms"
-    assert verdict(claims_methods._n_trainings, made) == verdict(claims_methods._n_sessions, made) == REPRODUCED
+    assert ask(N_TRAININGS, made).found == "20 for each of 10 arms"
+    assert ask(N_SESSIONS, made).found == "25 for each of 10 arms"
+    assert verdict(N_TRAININGS, made) == verdict(N_SESSIONS, made) == REPRODUCED
     lost = made.scores[~((made.scores["arm"] == "uni") & (made.scores["fold"] == 2))]
     short = material(scores=lost)
-    finding = claims_methods._n_trainings(short)
-    assert (finding.outcome, finding.difference, finding.why) == (NOT_REPRODUCED, -4, "not complete: uni 16")
-    assert claims_methods._n_sessions(short).found == "20 to 25 for each of 10 arms"
+    finding = ask(N_TRAININGS, short)
+    assert (finding.outcome, finding.difference, finding.why) == (NOT_REPRODUCED, -4, ["not complete: uni 16"])
+    assert ask(N_SESSIONS, short).found == "20 to 25 for each of 10 arms"
     other = made_claims.study(splits=Splits(sizes=(0.1, 1.0), n_folds=3))
-    assert claims_methods._n_trainings(material(other)).barred == "this study has 3 folds and 2 sizes by design"
-    assert claims_methods._n_sessions(material(other)).barred == "this study has 3 folds and 5 domains by design"
+    assert ask(N_TRAININGS, material(other)).barred == ["this study has 3 folds and 2 sizes by design"]
+    assert ask(N_SESSIONS, material(other)).barred == ["this study has 3 folds and 5 domains by design"]
     none = made_claims.study(splits=Splits(by_domain=False))
-    assert claims_methods._n_sessions(material(none)).barred == "the study has no cross-domain fits"
+    assert ask(N_SESSIONS, material(none)).barred == ["the study has no cross-domain fits"]
 
 
 def test_a_fit_that_was_not_tested_on_every_domain_is_seen():
     made = material()
-    assert verdict(claims_methods._one_domain_trains, made) == REPRODUCED
+    assert verdict(ONE_DOMAIN_TRAINS, made) == REPRODUCED
     gone = (made.scores["train_domain"] == made_claims.DOMAINS[0]) & (made.scores["domain"] == made_claims.DOMAINS[1])
-    finding = claims_methods._one_domain_trains(material(scores=made.scores[~(gone & (made.scores["arm"] == "net"))]))
+    finding = ask(ONE_DOMAIN_TRAINS, material(scores=made.scores[~(gone & (made.scores["arm"] == "net"))]))
     assert (finding.outcome, finding.difference) == (NOT_REPRODUCED, -5)
 
 
@@ -71,20 +89,20 @@ def predictions(arms=("a", "b"), folds=(0, 1)) -> pd.DataFrame:
 def test_the_same_splits_are_seen_in_the_predictions_and_one_patch_gives_another_verdict():
     table = predictions()
     shuffled = table.sample(frac=1, random_state=1)
-    finding = claims_methods._same_splits(material(collected=compare.Collected(shuffled, NONE)))
+    finding = ask(SAME_SPLITS, material(collected=compare.Collected(shuffled, NONE)))
     assert finding.outcome == REPRODUCED and finding.found.startswith("the same patches in 4 of 4 trainings")
     other = table.copy()
     other.loc[(other["arm"] == "b") & (other["fold"] == 1) & (other["size"] == 1.0) & (other["patch_id"] == 12), "patch_id"] = (
         99
     )
-    finding = claims_methods._same_splits(material(collected=compare.Collected(other, NONE)))
+    finding = ask(SAME_SPLITS, material(collected=compare.Collected(other, NONE)))
     assert (finding.outcome, finding.difference) == (NOT_REPRODUCED, -1) and "in 3 of 4" in finding.found
     fewer = table.copy()
     fewer.loc[(fewer["arm"] == "b") & (fewer["size"] == 0.1), "n_train"] = 9
-    assert "in 2 of 4" in claims_methods._same_splits(material(collected=compare.Collected(fewer, NONE))).found
-    single = claims_methods._same_splits(material(collected=compare.Collected(predictions(("a",)), NONE)))
-    assert single.barred == "it takes two arms"
-    assert claims_methods._same_splits(material(collected=None)).barred == "no predictions in the results"
+    assert "in 2 of 4" in ask(SAME_SPLITS, material(collected=compare.Collected(fewer, NONE))).found
+    single = ask(SAME_SPLITS, material(collected=compare.Collected(predictions(("a",)), NONE)))
+    assert single.barred == ["it takes two arms"]
+    assert ask(SAME_SPLITS, material()).barred == ["no predictions in the results"]
 
 
 def labels(n: int = 20_552) -> pd.DataFrame:
@@ -93,30 +111,30 @@ def labels(n: int = 20_552) -> pd.DataFrame:
 
 def test_shares_are_measured_and_100_percent_is_not_all():
     made = material(labels=labels())
-    finding = claims_methods._test_share(made)  # the made scores have 4,110 test patches of 20,552
-    assert finding.outcome == REPRODUCED and finding.found == "20.0 %"
-    assert claims_methods._test_share(material(labels=labels(30_000))).outcome == NOT_REPRODUCED
-    assert claims_methods._test_share(material(labels=None)).barred
-    finding = claims_methods._percentages(made)
+    finding = ask(TEST_SHARE, made)  # the made scores have 4,110 test patches of 20,552
+    assert finding.outcome == REPRODUCED and finding.found == "20.0 % (20.0 to 20.0 %)"
+    assert ask(TEST_SHARE, material(labels=labels(30_000))).outcome == NOT_REPRODUCED
+    assert ask(TEST_SHARE, material()).barred
+    finding = ask(PERCENTAGES, made)
     assert finding.outcome == NOT_REPRODUCED and finding.found == "64.0 % of the annotations train at 100 %"
-    assert claims_methods._percentages(material(labels=labels(13_200))).outcome == REPRODUCED
-    own = claims_methods._in_domain_share(material(labels=labels(5 * 20_550)))
-    assert own.outcome == REPRODUCED and own.found == "20.0 %"
-    assert claims_methods._in_domain_share(made).outcome == NOT_REPRODUCED
+    assert ask(PERCENTAGES, material(labels=labels(13_200))).outcome == REPRODUCED
+    own = ask(IN_DOMAIN_SHARE, material(labels=labels(5 * 20_550)))
+    assert own.outcome == REPRODUCED and own.found.startswith("20.0 %")
+    assert ask(IN_DOMAIN_SHARE, made).outcome == NOT_REPRODUCED
     by_slide = replace(made_claims.study(), switches=MODES["strict"])
-    assert "whole slides are drawn here" in claims_methods._test_share(material(by_slide, labels=labels())).why
-    assert "whole slides" not in finding.why
+    assert "whole slides are drawn here" in ask(TEST_SHARE, material(by_slide, labels=labels())).why[0]
+    assert not finding.why[0].startswith("whole slides")
 
 
 def test_the_validation_share_is_that_of_the_splits(monkeypatch):
     for n_val, expected in ((20, REPRODUCED), (40, NOT_REPRODUCED)):
         roles = ["train"] * 80 + ["val"] * n_val + ["test"] * 25
         table = pd.DataFrame({"train_domain": ALL, "size": 1.0, "role": roles})
-        monkeypatch.setattr(claims_methods.splits, "find", lambda *_: None)
-        monkeypatch.setattr(claims_methods.splits, "load", lambda _, table=table: table)
-        assert claims_methods._val_share(material()).outcome == expected
+        monkeypatch.setattr(splits, "find", lambda *_: None)
+        monkeypatch.setattr(splits, "load", lambda _, table=table: table)
+        assert ask(VAL_SHARE, material()).outcome == expected
     monkeypatch.undo()
-    assert claims_methods._val_share(material()).barred == "no splits in the results"
+    assert ask(VAL_SHARE, material()).barred == ["no splits in the results"]
 
 
 def histories(folder: Path, peak: float) -> dict[str, store.Run]:
@@ -131,32 +149,32 @@ def histories(folder: Path, peak: float) -> dict[str, store.Run]:
 def test_the_highest_learning_rate_is_read_from_the_histories(peak, expected, tmp_path, monkeypatch):
     runs = histories(tmp_path / "run", peak)
     monkeypatch.setattr(compare, "current_runs", lambda *_: runs)
-    assert verdict(claims_methods._one_cycle, material()) == expected
+    assert verdict(ONE_CYCLE, material()) == expected
     faster = made_claims.study(networks=(Network("net", "resnet50", max_lr=1e-3), made_claims.NETWORKS[1]))
-    assert claims_methods._one_cycle(material(faster)).barred == "this study's networks have another learning rate by design"
+    assert ask(ONE_CYCLE, material(faster)).barred == ["this study's networks have another learning rate by design"]
 
 
 def test_without_a_history_no_learning_rate_is_claimed():
-    assert claims_methods._one_cycle(material()).barred == "no end-to-end training has left its history"
+    assert ask(ONE_CYCLE, material()).barred == ["no end-to-end training has left its history"]
 
 
 def test_patches_epoch_and_augmentation_are_the_studys_settings():
     paper, strict = made_claims.study(), replace(made_claims.study(), switches=MODES["strict"])
-    assert verdict(claims_methods._best_epoch, material(paper)) == NOT_REPRODUCED, "paper mode tests the last, as released"
-    assert verdict(claims_methods._best_epoch, material(strict)) == REPRODUCED
+    assert verdict(BEST_EPOCH, material(paper)) == NOT_REPRODUCED, "paper mode tests the last, as released"
+    assert verdict(BEST_EPOCH, material(strict)) == REPRODUCED
     probes = made_claims.study(networks=())
-    assert verdict(claims_methods._best_epoch, material(probes)) == NOT_TESTABLE
-    assert verdict(claims_methods._patch_size, material(paper)) == REPRODUCED
+    assert verdict(BEST_EPOCH, material(probes)) == NOT_TESTABLE
+    assert verdict(PATCH_SIZE, material(paper)) == REPRODUCED
     small = replace(paper, patches=Patches(size_px=128))
-    assert verdict(claims_methods._patch_size, material(small)) == NOT_TESTABLE
-    assert verdict(claims_methods._augmentation, material(paper)) == REPRODUCED
+    assert verdict(PATCH_SIZE, material(small)) == NOT_TESTABLE
+    assert verdict(AUGMENTATION, material(paper)) == REPRODUCED
     still = made_claims.study(networks=(Network("net", "resnet50", rotation_probability=0.0), made_claims.NETWORKS[1]))
-    finding = claims_methods._augmentation(material(still))
+    finding = ask(AUGMENTATION, material(still))
     assert (finding.outcome, finding.found) == (NOT_REPRODUCED, "net without rotations")
-    assert verdict(claims_methods._augmentation, material(probes)) == NOT_TESTABLE
+    assert verdict(AUGMENTATION, material(probes)) == NOT_TESTABLE
 
 
 def test_every_claim_on_method_is_among_these_tests():
-    tested = set(Path(__file__).read_text(encoding="utf-8").split("claims_methods."))
-    functions = {claim.measure.__name__ for subject, claim in claims.CLAIMS if subject == claims.METHOD}
-    assert all(any(part.startswith(name) for part in tested) for name in functions)
+    tested = [value for name, value in globals().items() if name.isupper() and isinstance(value, str)]
+    method = [row.quote for row in load() if row.evidence == claims.METHOD]
+    assert len(method) == 12 and all(quote.startswith(tuple(tested)) for quote in method)

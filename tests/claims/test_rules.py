@@ -8,57 +8,49 @@ import pandas as pd
 import pytest
 
 from mfcore.analysis import compare
-from mfcore.claims import judge as claims_judge
-from mfcore.claims.judge import (
-    ANYWHERE,
-    CCMCT,
-    DIRECTION,
-    MIDOG22,
-    NOT_REPRODUCED,
-    NOT_TESTABLE,
-    REPRODUCED,
-    UNCLEAR,
-    Material,
-    Pair,
-    out_of_scope,
-)
+from mfcore.claims import rules
+from mfcore.claims.ledger import out_of_scope
+from mfcore.claims.rows import ANYWHERE, DIRECTION, Row
+from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR, Finding, Pair, by_pairs
+from mfcore.claims.scores import Material
 from mfcore.measures.statistics import Folds, holm, paired_test
 from mfcore.study.config import Data, Study
 
 MATERIAL = Material(made_claims.study(), pd.DataFrame(columns=["train_domain"]), Path("nowhere"))
 NOISE = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+LEVEL = Folds(pd.Series(np.full(5, 0.7)))
 
 
 def pair(difference: float, spread: float = 0.001, name: str = "a against b") -> Pair:
     """Five folds whose differences have this mean, and a spread."""
-    return Pair(name, pd.Series(0.7 + difference + spread * NOISE), pd.Series(np.full(5, 0.7)))
+    return Pair(name, Folds(pd.Series(0.7 + difference + spread * NOISE)), LEVEL)
 
 
-def outcomes(judge, *differences_and_spreads, **arguments):
-    return judge(MATERIAL, [pair(d, s, str(i)) for i, (d, s) in enumerate(differences_and_spreads)], **arguments).outcome
+def outcome(rule, *differences_and_spreads, margin=0.0):
+    return by_pairs(rule, MATERIAL, [pair(d, s, str(i)) for i, (d, s) in enumerate(differences_and_spreads)], margin).outcome
 
 
 CLEAR, VAGUE = 0.001, 0.2
 
 
 @pytest.mark.parametrize(
-    ("judge", "arguments", "holds", "fails", "open_"),
+    ("rule", "margin", "holds", "fails", "open_"),
     [
-        ("better", {}, [(0.05, CLEAR), (0.02, CLEAR)], [(0.05, CLEAR), (-0.02, CLEAR)], [(0.05, CLEAR), (0.02, VAGUE)]),
-        ("similar", {"margin": 0.03}, [(0.01, CLEAR), (-0.01, CLEAR)], [(0.0, CLEAR), (-0.05, CLEAR)], [(0.0, VAGUE)]),
-        ("no_better", {"margin": 0.02}, [(-0.1, CLEAR), (0.0, CLEAR)], [(-0.1, CLEAR), (0.01, CLEAR)], [(-0.01, VAGUE)]),
-        ("not_behind", {"margin": 0.03}, [(-0.01, CLEAR), (0.2, CLEAR)], [(0.2, CLEAR), (-0.05, CLEAR)], [(0.0, VAGUE)]),
-        ("some_differ", {"margin": 0.02}, [(0.0, CLEAR), (0.05, CLEAR)], [(0.0, CLEAR), (0.0, CLEAR)], [(0.0, VAGUE)]),
+        ("above", 0, [(0.05, CLEAR), (0.02, CLEAR)], [(0.05, CLEAR), (-0.02, CLEAR)], [(0.05, CLEAR), (0.02, VAGUE)]),
+        ("above", 0.03, [(0.05, CLEAR), (0.04, CLEAR)], [(0.05, CLEAR), (-0.02, CLEAR)], [(0.05, CLEAR), (0.02, CLEAR)]),
+        ("below", 0, [(-0.05, CLEAR), (-0.02, CLEAR)], [(-0.05, CLEAR), (0.02, CLEAR)], [(-0.05, CLEAR), (-0.02, VAGUE)]),
+        ("alike", 0.03, [(0.01, CLEAR), (-0.01, CLEAR)], [(0.0, CLEAR), (-0.05, CLEAR)], [(0.0, VAGUE)]),
+        ("not above", 0.02, [(-0.1, CLEAR), (0.0, CLEAR)], [(-0.1, CLEAR), (0.01, CLEAR)], [(-0.01, VAGUE)]),
+        ("not below", 0.03, [(-0.01, CLEAR), (0.2, CLEAR)], [(0.2, CLEAR), (-0.05, CLEAR)], [(0.0, VAGUE)]),
+        ("some differ", 0.02, [(0.0, CLEAR), (0.05, CLEAR)], [(0.0, CLEAR), (0.0, CLEAR)], [(0.0, VAGUE)]),
     ],
 )
-def test_a_comparison_holds_fails_or_stays_open(judge, arguments, holds, fails, open_):
-    judge = getattr(claims_judge, judge)
-    assert outcomes(judge, *holds, **arguments) == REPRODUCED
-    assert outcomes(judge, *fails, **arguments) == NOT_REPRODUCED
-    assert outcomes(judge, *open_, **arguments) == UNCLEAR
-    assert outcomes(judge, **arguments) == NOT_TESTABLE, "nothing was compared"
-    single = Pair("a", pd.Series([0.8]), pd.Series([0.7]))
-    finding = judge(MATERIAL, [pair(0.0), single], **arguments)
+def test_a_comparison_holds_fails_or_stays_open(rule, margin, holds, fails, open_):
+    assert outcome(rule, *holds, margin=margin) == REPRODUCED
+    assert outcome(rule, *fails, margin=margin) == NOT_REPRODUCED
+    assert outcome(rule, *open_, margin=margin) == UNCLEAR
+    single = Pair("a", Folds(pd.Series([0.8])), Folds(pd.Series([0.7])))
+    finding = by_pairs(rule, MATERIAL, [pair(0.0), single], margin)
     assert finding.outcome == NOT_TESTABLE and finding.found.startswith("fewer than three folds in common")
 
 
@@ -67,39 +59,32 @@ def test_a_comparison_takes_holm_over_all_of_its_tests():
     borderline = (0.02, 0.0045)
     test = paired_test(np.full(5, 0.72) + 0.0045 * NOISE, np.full(5, 0.7), 0.64, 0.2)
     assert 0.01 < test.p < 0.05
-    assert outcomes(claims_judge.better, borderline) == REPRODUCED
-    assert outcomes(claims_judge.better, *[borderline] * 20) == UNCLEAR
+    assert outcome("above", borderline) == REPRODUCED
+    assert outcome("above", *[borderline] * 20) == UNCLEAR
     assert holm(pd.Series([test.p] * 20)).iloc[0] > 0.05
 
 
 def test_no_better_needs_more_than_that_nothing_was_seen():
     """The difference is far from significant, and yet "no better" isn't shown: the folds leave too much open."""
-    assert outcomes(claims_judge.no_better, (0.0, 0.02), margin=0.02) == UNCLEAR
+    assert outcome("not above", (0.0, 0.02), margin=0.02) == UNCLEAR
 
 
 def test_what_was_found_is_said_with_means_interval_and_p():
-    finding = claims_judge.better(MATERIAL, [pair(0.05, 0.01)])
+    finding = by_pairs("above", MATERIAL, [pair(0.05, 0.01)])
     test = paired_test(np.full(5, 0.75) + 0.01 * NOISE, np.full(5, 0.7), 0.64, 0.2)
     interval = f"[{test.interval.low:+.3f}, {test.interval.high:+.3f}]"
     assert finding.found == f"a against b, 0.75 against 0.70: +0.050 {interval}, p {test.p:.3f}"
     assert finding.difference == pytest.approx(0.05) and finding.is_comparison
-    many = claims_judge.better(MATERIAL, [pair(0.01 * i, name=f"n{i}") for i in range(-1, 9)])
+    many = by_pairs("above", MATERIAL, [pair(0.01 * i, name=f"n{i}") for i in range(-1, 9)])
     assert "of 10 comparisons 8 clearly above zero, 1 clearly below; lowest n-1" in many.found and "highest n8" in many.found
 
 
 def test_a_difference_that_decides_is_the_reported_one():
     some = [(0.05, CLEAR), (-0.02, CLEAR), (0.01, CLEAR)]
     made = [pair(d, s) for d, s in some]
-    reported = {
-        name: getattr(claims_judge, name)(MATERIAL, made, **kw).difference
-        for name, kw in (
-            ("better", {}),
-            ("similar", {"margin": 1}),
-            ("no_better", {"margin": 1}),
-            ("not_behind", {"margin": 1}),
-        )
-    }
-    assert reported == pytest.approx({"better": -0.02, "similar": 0.05, "no_better": 0.05, "not_behind": -0.02})
+    reported = {rule: by_pairs(rule, MATERIAL, made, 1.0).difference for rule in rules.RULES}
+    expected = {"above": -0.02, "below": 0.05, "alike": 0.05, "not above": 0.05, "not below": -0.02, "some differ": 0.05}
+    assert reported == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +99,7 @@ def test_a_difference_that_decides_is_the_reported_one():
     ],
 )
 def test_a_printed_number(mean, spread, expected):
-    finding = claims_judge.number(MATERIAL, pd.Series(mean + spread * NOISE), 0.87, 0.02)
+    finding = rules.by_folds(MATERIAL, Folds(pd.Series(mean + spread * NOISE)), 0.87, 0.02)
     assert finding.outcome == expected and finding.difference == pytest.approx(mean - 0.87)
     assert f"{mean:.2f} ± " in finding.found and "(5 folds)" in finding.found
 
@@ -122,15 +107,27 @@ def test_a_printed_number(mean, spread, expected):
 @pytest.mark.parametrize("n_folds", [1, 2])
 def test_a_printed_number_needs_three_folds(n_folds):
     """With two, the interval of an AUROC would reach below 0 and above 1."""
-    finding = claims_judge.number(MATERIAL, pd.Series([0.87, 0.86][:n_folds]), 0.87, 0.02)
-    assert finding.outcome == NOT_TESTABLE and finding.barred.startswith("fewer than three folds")
+    finding = rules.by_folds(MATERIAL, Folds(pd.Series([0.87, 0.86][:n_folds])), 0.87, 0.02)
+    assert finding.outcome == NOT_TESTABLE and finding.barred[0].startswith("fewer than three folds")
     assert "interval" not in finding.found
 
 
-def test_a_count_is_the_printed_one_or_not():
-    assert claims_judge.exactly(354, 354).outcome == REPRODUCED
-    finding = claims_judge.exactly(353, 354)
-    assert (finding.outcome, finding.difference) == (NOT_REPRODUCED, -1)
+@pytest.mark.parametrize(
+    ("rule", "value", "tolerance", "expected"),
+    [
+        ("equals", 354, 0, (REPRODUCED, 0)),
+        ("equals", 353, 0, (NOT_REPRODUCED, -1)),
+        ("within", 350, 5, (REPRODUCED, -4)),
+        ("within", 360, 5, (NOT_REPRODUCED, 6)),
+        ("holds", True, 0, (REPRODUCED, 7)),
+        ("holds", False, 0, (NOT_REPRODUCED, 7)),
+    ],
+)
+def test_a_value_is_the_printed_one_or_not(rule, value, tolerance, expected):
+    row = Row("p", "data", "q", "here", "t", rule=rule, expected=354, tolerance=tolerance)
+    finding = rules.by_value(row, Finding(value=value, difference=7))
+    assert (finding.outcome, finding.difference) == expected
+    assert rules.by_value(row, Finding("nothing", UNCLEAR)).outcome == UNCLEAR, "a check without a value has its outcome"
 
 
 def test_the_correction_takes_the_shares_of_a_fold():
@@ -145,13 +142,13 @@ def test_the_correction_takes_the_shares_of_a_fold():
 @pytest.mark.parametrize(
     ("data", "about", "reason"),
     [
-        (Data("midog22"), (MIDOG22,), ""),
-        (Data("midog22"), (MIDOG22, CCMCT), ""),
-        (Data("ccmct"), (MIDOG22,), "other data: it is about MIDOG 2022, this study is CCMCT"),
+        (Data("midog22"), ("midog22",), ""),
+        (Data("midog22"), ("midog22", "ccmct"), ""),
+        (Data("ccmct"), ("midog22",), "it is about MIDOG 2022, and this study is CCMCT"),
         (Data("midogpp"), (DIRECTION,), ""),
         (Data("amibr", "atypical", "normal"), (DIRECTION,), "another question: atypical against normal"),
-        (Data("synthetic"), (DIRECTION,), "synthetic data can't tell"),
-        (Data("synthetic"), (MIDOG22,), "synthetic data can't tell"),
+        (Data("synthetic"), (DIRECTION,), "synthetic data cannot settle it"),
+        (Data("synthetic"), ("midog22",), "synthetic data cannot settle it"),
         (Data("synthetic"), (ANYWHERE,), ""),
     ],
 )
@@ -169,29 +166,29 @@ def test_the_correction_counts_the_patches_that_were_trained_and_tested_on():
     of = pair(0.05, 0.01)
     mixed, inside = (made.test(of.first, of.second, tested) for tested in ("mixed", "inside"))
     assert inside == paired_test(of.first, of.second, 200, 60) and mixed.p > inside.p
-    judged = claims_judge.better(made, [Pair("a", of.first, of.second, "inside")])
+    judged = by_pairs("above", made, [Pair("a", of.first, of.second, "inside")])
     assert f"{inside.interval.low:+.3f}" in judged.found
 
 
 def test_folds_that_share_their_patches_are_judged_by_draws_of_cases_alone():
     """Out of domain: five folds that agree closely show nothing where other cases would have shown something else."""
-    values = pair(0.05, 0.001).first
+    values = pair(0.05, 0.001).first.values
     moved = np.tile(np.random.default_rng(0).normal(scale=0.04, size=300), (5, 1))
     noisy = Folds(values, moved, False, {"b": 12}, "case")
-    found = claims_judge.better(MATERIAL, [Pair("a", noisy, 0.7, "inside")])
+    found = by_pairs("above", MATERIAL, [Pair("a", noisy, LEVEL, "inside")])
     assert found.outcome == UNCLEAR and "over draws of 12 cases" in found.found
-    assert claims_judge.better(MATERIAL, [Pair("a", Folds(values, moved / 40, False, {"b": 12}), 0.7)]).outcome == REPRODUCED
-    alone = claims_judge.better(MATERIAL, [Pair("a", Folds(values, has_own_patches=False), 0.7)])
+    assert by_pairs("above", MATERIAL, [Pair("a", Folds(values, moved / 40, False, {"b": 12}), LEVEL)]).outcome == REPRODUCED
+    alone = by_pairs("above", MATERIAL, [Pair("a", Folds(values, has_own_patches=False), LEVEL)])
     assert alone.outcome == NOT_TESTABLE, "the folds' spread can't stand in for draws"
 
 
-@pytest.mark.parametrize("judge", [claims_judge.similar, claims_judge.not_behind])
-def test_one_of_many_beyond_the_margin_by_a_little_refutes_nothing(judge):
-    noise, n_others = 0.01, 19
-    outside = pair(-0.06, noise)
-    assert MATERIAL.test(outside.first, outside.second).interval.high < -0.02
-    assert judge(MATERIAL, [outside], margin=0.02).outcome == NOT_REPRODUCED
-    assert judge(MATERIAL, [outside, *[pair(0.0, CLEAR)] * n_others], margin=0.02).outcome == UNCLEAR
+@pytest.mark.parametrize("rule", ["alike", "not below"])
+def test_one_of_many_beyond_the_margin_by_a_little_refutes_nothing(rule):
+    outside = (-0.06, 0.01)
+    test = MATERIAL.test(pair(*outside).first, LEVEL)
+    assert test.interval.high < -0.02
+    assert outcome(rule, outside, margin=0.02) == NOT_REPRODUCED
+    assert outcome(rule, outside, *[(0.0, CLEAR)] * 19, margin=0.02) == UNCLEAR
 
 
 def test_out_of_domain_the_predictions_say_which_cases_are_drawn():
@@ -215,8 +212,8 @@ def test_out_of_domain_the_predictions_say_which_cases_are_drawn():
     assert scores["net"].values.tolist() == pytest.approx(rows.groupby("fold")["auroc"].mean().tolist())
     inside, drop = (made.across("net")[name] for name in ("inside", "drop"))
     assert inside.has_own_patches and not inside.units and drop.has_own_patches and drop.units == scores["net"].units
-    found = claims_judge.better(made, [Pair("a", scores["net"], scores["uni"], "inside")])
+    found = by_pairs("above", made, [Pair("a", scores["net"], scores["uni"], "inside")])
     assert "over draws of 24 slides" in found.found
-    assert "draws" not in claims_judge.better(made, [Pair("a", inside, made.across("uni")["inside"], "inside")]).found
-    one = claims_judge.better(made, [Pair("b", made.cell("net", "a", "b"), made.cell("uni", "a", "b"), "inside")])
+    assert "draws" not in by_pairs("above", made, [Pair("a", inside, made.across("uni")["inside"], "inside")]).found
+    one = by_pairs("above", made, [Pair("b", made.cell("net", "a", "b"), made.cell("uni", "a", "b"), "inside")])
     assert "over draws of 12 slides" in one.found

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from mfcore import store
-from mfcore.claims import ledger as claims, materials as claims_materials
-from mfcore.claims.judge import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Material
+from mfcore.claims import checks, ledger as claims
+from mfcore.claims.rows import load
+from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Finding
 from mfcore.data import patches
 from mfcore.data.labels import table as labels
 from mfcore.encoders.card import cards
@@ -21,6 +22,15 @@ REAL = Path(__file__).parents[2].parent / "shared" / "data" / "labels"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real labels of ../shared/data are not here")
 BY_SCANNER = {"Hamamatsu XR": 0.2263, "Hamamatsu S360": 0.2294, "Aperio CS2": 0.2528, "3DHistech": 0.2483}
 SWAPPED = "these labels have the paper's two counts the other way round: it prints them swapped"
+
+
+RESOLUTION = "at a resolution of 0.25 microns"
+
+
+def ask(start: str, study: Study | None = None, scores: pd.DataFrame | None = None, **known) -> Finding:
+    """What the claim whose quote begins so finds; ``known``: what would be read from files."""
+    study = study or made_claims.study()
+    return claims.measure(made_claims.row(start), made_claims.material(study, scores, known))
 
 
 @functools.cache
@@ -38,7 +48,7 @@ def check(study: Study, table: pd.DataFrame, results: Path) -> pd.DataFrame:
     none = made_claims.scores(dataclasses.replace(study, encoders=(), networks=())).reindex(
         columns=["arm", "kind", "train_domain", "fold", "size", "domain", "n_train", "n_test", "auroc"]
     )
-    return claims.check(study, none, results).set_index("claim")
+    return claims.judge(study, results, none).set_index("claim")
 
 
 def said(rows: pd.DataFrame, quote: str) -> tuple:
@@ -74,7 +84,7 @@ def test_ccmcts_own_labels_have_the_papers_counts(tmp_path):
     assert said(rows, "27,965 annotations belonging to MF look-alikes") == (REPRODUCED, "27,965 look-alikes", 0)
     assert said(rows, "The second dataset comprises 32 whole slide images (WSIs)") == (REPRODUCED, "32", 0)
     row = rows.loc["originally contains 262,481 annotations of different cell types"]
-    assert row["verdict"] == NOT_TESTABLE and "no other cell types" in row["why"] and row["found"].startswith("72,845")
+    assert row["verdict"] == NOT_TESTABLE and "only the two classes" in row["why"] and row["found"].startswith("72,845")
     assert rows.loc["which consists of 11,051 MFs", "verdict"] == NOT_TESTABLE
     resolution = rows.loc["at a resolution of 0.25 microns per pixel"]
     assert resolution["verdict"] == NOT_REPRODUCED and "0 of 32 slides within 1 %" in resolution["found"]
@@ -98,60 +108,57 @@ def test_other_labels_give_other_verdicts(tmp_path, source):
 
 
 def test_without_patches_there_is_nothing_to_count():
-    finding = claims_materials._annotations(1, 11_051, 9_501)(Material(made_claims.study(), pd.DataFrame(), Path("nowhere")))
-    assert finding.outcome == NOT_TESTABLE and "no label table" in finding.barred
+    finding = ask("which consists of 11,051 MFs", made_claims.study())
+    assert finding.outcome == NOT_TESTABLE and "no label table" in finding.barred[0]
 
 
 def test_how_a_slide_is_read_is_said_beside_its_resolution():
     table = pd.DataFrame({"slide_id": ["a", "b"], "um_per_px": [0.25, 0.2514]})
-    material = Material(made_claims.study(), pd.DataFrame(), Path("nowhere"))
-    vars(material)["labels"] = table
-    finding = claims_materials._resolution(material)
-    assert finding.outcome == REPRODUCED and finding.why == "this study reads patches as scanned"
-    strict = Material(dataclasses.replace(made_claims.study(), switches=MODES["strict"]), pd.DataFrame(), Path("nowhere"))
-    vars(strict)["labels"] = table.assign(um_per_px=[0.25, 0.2533])
-    finding = claims_materials._resolution(strict)
+    finding = ask(RESOLUTION, made_claims.study(), labels=table)
+    assert finding.outcome == REPRODUCED and finding.why == ["this study reads patches as scanned"]
+    strict = dataclasses.replace(made_claims.study(), switches=MODES["strict"])
+    finding = ask(RESOLUTION, strict, labels=table.assign(um_per_px=[0.25, 0.2533]))
     assert finding.outcome == NOT_REPRODUCED and finding.difference == pytest.approx(0.0033)
-    assert finding.why == "this study resamples to 0.25 µm/px"
+    assert finding.why == ["this study resamples to 0.25 µm/px"]
 
 
 # ---- networks ----
 
 
+def size_of(encoder: str, expected: float, tolerance: float, kind: str = "") -> Finding:
+    row = made_claims.row("Phikon: Model Type")
+    row = dataclasses.replace(row, expected=expected, tolerance=tolerance, arguments={"encoder": encoder, "type": kind})
+    return claims.measure(row, made_claims.material(made_claims.study(), pd.DataFrame()))
+
+
 def test_printed_sizes_are_judged_by_one_unit_of_their_last_digit():
-    assert claims_materials.parse_size("1.1B") == (1.1e9, pytest.approx(1e8))
-    assert claims_materials.parse_size("632M") == (632e6, 1e6)
-    found = {
-        row["encoder"]: claims_materials.size_of(cards()[row["encoder"]], row["size"]).outcome
-        for row in pd.read_csv(claims_materials.compare.PUBLISHED / "published_ganz_2024_models.csv").to_dict("records")
-    }
+    found = {row.arguments["encoder"]: ask(row.quote).outcome for row in load() if row.check == "parameters"}
     assert found.pop("uni") == NOT_REPRODUCED, "307M is printed, the built network has 303.4M"
     assert set(found.values()) == {REPRODUCED} and len(found) == 7
 
 
 def test_a_network_of_another_size_or_type_is_not_the_printed_one():
-    card = cards()["phikon"]
-    assert claims_materials.size_of(card, "86M", "ViT-B").outcome == REPRODUCED
-    wrong = claims_materials.size_of(card, "86M", "ViT-L")
-    assert (wrong.outcome, wrong.why) == (NOT_REPRODUCED, "not a ViT-L")
-    wrong = claims_materials.size_of(card, "88M", "ViT-B")
-    assert wrong.outcome == NOT_REPRODUCED and "-2.5 %" in wrong.why
-    head = claims_materials.size_of(cards()["resnet50"], "25M")
+    assert size_of("phikon", 86e6, 1e6, "vit_base").outcome == REPRODUCED
+    wrong = size_of("phikon", 86e6, 1e6, "vit_large")
+    assert (wrong.outcome, wrong.why) == (NOT_REPRODUCED, ["not a vit_large"])
+    wrong = size_of("phikon", 88e6, 1e6, "vit_base")
+    assert wrong.outcome == NOT_REPRODUCED and "-2.5 %" in wrong.why[0]
+    head = size_of("resnet50", 25e6, 1e6)
     assert head.found == "resnet50: 23.5M, 25.6M with a classifier of 1,000 classes" and head.outcome == REPRODUCED
-    assert claims_materials.size_of(cards()["resnet50"], "27M").outcome == NOT_REPRODUCED
-    assert "classifier" not in claims_materials.size_of(cards()["uni"], "303M").found
+    assert size_of("resnet50", 27e6, 1e6).outcome == NOT_REPRODUCED
+    assert "classifier" not in size_of("uni", 303e6, 1e6).found
 
 
 @pytest.mark.parametrize(
     ("name", "n"), [("virchow", 256), ("virchow2", 256), ("gigapath", 196), ("uni", 196), ("kaiko_vits8", 784)]
 )
 def test_patch_tokens_are_those_of_the_input(name, n):
-    assert claims_materials.n_patch_tokens(cards()[name]) == n
+    assert checks.n_patch_tokens(cards()[name]) == n
 
 
 def test_a_network_without_patches_has_no_tokens():
     with pytest.raises(ValueError, match="resnet50: its architecture 'resnet50' names no patch size"):
-        claims_materials.n_patch_tokens(cards()["resnet50"])
+        checks.n_patch_tokens(cards()["resnet50"])
 
 
 CHANGES = {  # claim: the card to change, and how
@@ -168,28 +175,24 @@ CHANGES = {  # claim: the card to change, and how
 
 @pytest.mark.parametrize("quote", CHANGES)
 def test_a_claim_on_networks_follows_the_cards(quote, monkeypatch):
-    claim = next(claim for _, claim in claims.CLAIMS if claim.quote == quote)
-    material = Material(made_claims.study("synthetic"), pd.DataFrame(), Path("nowhere"))
-    before = claim.measure(material).outcome
+    study = made_claims.study("synthetic")
+    before = ask(quote, study).outcome
     name, change = CHANGES[quote]
     monkeypatch.setitem(cards(), name, dataclasses.replace(cards()[name], **change))
-    if claim.where == "Tab. 1" and "Size" in quote:
-        claim = next(one for one in claims_materials.models() if one.quote == quote)
-    assert {before, claim.measure(material).outcome} == {REPRODUCED, NOT_REPRODUCED}
+    assert {before, ask(quote, study).outcome} == {REPRODUCED, NOT_REPRODUCED}
 
 
 def test_the_abstracts_five_models_are_six_in_its_table():
-    material = Material(made_claims.study("synthetic"), pd.DataFrame(), Path("nowhere"))
-    found = {n: claims_materials._count_of_models(n)(material) for n in (5, 6)}
-    assert (found[5].outcome, found[5].difference) == (NOT_REPRODUCED, 1) and "have six" in found[5].why
-    assert found[6].outcome == REPRODUCED
+    five, six = ask("we compared linear probing of five"), ask("We compared six different")
+    assert (five.outcome, five.difference) == (NOT_REPRODUCED, 1) and "have six" in five.why[0]
+    assert six.outcome == REPRODUCED
 
 
 def test_the_registers_are_said_to_be_in_the_released_codes_mean():
     strict = dataclasses.replace(made_claims.study("synthetic"), switches=MODES["strict"])
-    said = {}
+    why = {}
     for study in (strict, made_claims.study("synthetic")):
-        finding = claims_materials._tokens(Material(study, pd.DataFrame(), Path("nowhere")))
-        said[study.switches.encoder_input] = finding.why
+        finding = ask("concatenating the class token", study)
+        (why[study.switches.encoder_input],) = finding.why
         assert finding.outcome == REPRODUCED and np.isclose(finding.difference, 0)
-    assert "is over 260" in said["card"] and said["released"].endswith("and so does this study")
+    assert "is over 260" in why["card"] and why["released"].endswith("and so does this study")
