@@ -19,8 +19,8 @@ from typing import IO
 import numpy as np
 import pandas as pd
 
-from mfcore.store.changes import changes, differences as differences
-from mfcore.store.environment import environment, n_threads
+from mfcore.store.comparison import changes, differences as differences
+from mfcore.store.machine import environment, n_threads
 from mfcore.store.names import file_name as file_name, words_of
 from mfcore.store.records import digest, file_sha256 as file_sha256, is_as_recorded, note_made, recorded
 from mfcore.store.text import TwiceError, parse_json

@@ -14,7 +14,7 @@ from mfcore.analysis import compare
 from mfcore.claims import ledger as claims
 from mfcore.data import patches, splits, splits_audit
 from mfcore.data.splits_draw import Placing
-from mfcore.store import environment as store_environment
+from mfcore.store import machine
 from mfcore.study.config import MODES, Data, Effects, Inflation, Pretraining, Splits, Study, Task, as_dict
 from mfcore.sweep import report, report_claims, report_html
 
@@ -223,7 +223,7 @@ def test_the_table_of_provenance_has_the_number_of_threads_of_each_stage(results
         del record["environment"]["n_threads"]
         store.write_json(file, record)
     threads = report._provenance(STUDY, results).set_index("what").loc["threads", "value"]
-    assert "audit not recorded;" in threads and "probe 7" in threads and f"splits {store_environment.n_threads()}" in threads
+    assert "audit not recorded;" in threads and "probe 7" in threads and f"splits {machine.n_threads()}" in threads
 
 
 def test_pages_fetch_nothing_to_be_read_and_links_lead_somewhere(results):
