@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-HANG_S = 1800.0  # no condition: only so that a test which would wait for ever fails one day
+HANG_S = 6 * 3600.0  # no condition: only so that a test which would wait for ever fails one day, on a crowded machine too
 MARK = "MFCORE_STARTED_BY_A_TEST"
 
 
