@@ -7,9 +7,9 @@ import pandas as pd
 
 from mfcore.analysis import compare
 from mfcore.data import splits_audit
-from mfcore.measures import metrics, raters
+from mfcore.measures import binary, raters
+from mfcore.measures.resampling import coverage_said
 from mfcore.measures.statistics import Interval
-from mfcore.measures.statistics_bootstrap import coverage_said
 from mfcore.study import pretrained
 from mfcore.study.config import Study
 from mfcore.study.config_pretraining import METHODS
@@ -164,7 +164,7 @@ def _published(study: Study, beside: pd.DataFrame | None) -> str:
     parts = []
     for (kind, data_set, where, metric), part in beside.groupby(["kind", "data_set", "where", "metric"], sort=False):
         span = f"{part['value'].min():.2f}" + (f" to {part['value'].max():.2f}" if len(part) > 1 else "")
-        parts.append(f"{kind}, {data_set}, {metrics.TITLES[metric]} {span} ({where})")
+        parts.append(f"{kind}, {data_set}, {binary.TITLES[metric]} {span} ({where})")
     splits = "on patches and folds of their own" + (", on real data" if study.synthetic else "")
     return f" Open markers: published with all the data, {splits}, for orientation: {'; '.join(parts)}."
 

@@ -5,9 +5,9 @@ import math
 import pandas as pd
 
 from mfcore.analysis import captions, captions_domains, compare, compare_models, figures_models
-from mfcore.measures import metrics
+from mfcore.measures import binary
+from mfcore.measures.resampling import coverage_said
 from mfcore.measures.statistics import Interval
-from mfcore.measures.statistics_bootstrap import coverage_said
 from mfcore.study.config import Study
 
 STRATA = {"domain": "domain", "scanner": "scanner", "agreement": "the raters' agreement"}
@@ -46,7 +46,7 @@ def ranking(study: Study, order: pd.DataFrame, interval: Interval, folds_show: s
     if over := _over(order):
         test = f"all folds being tested on the same {over}, over draws of these, after Obuchowski and Rockette"
     return (
-        f"**Ranking.** {metrics.TITLES[metric]} with all the data: mean, SD over {compare.folds(order)} (wide) and "
+        f"**Ranking.** {binary.TITLES[metric]} with all the data: mean, SD over {compare.folds(order)} (wide) and "
         f"95 % interval over the {interval.n} {interval.unit}s tested (thin; bootstrap of {interval.unit}s), "
         f"{captions.of_what(study)}.{coverage_said(interval.n, interval.unit)}{chance} "
         f"After each name: the places that it can hold, given which differences are clear of zero ({test}, and over {n_pairs} "
@@ -74,7 +74,7 @@ def reliability(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> str
         else ""
     )
     return (
-        f"**Calibration.** Share of {study.data.positive}s among test patches by their score, {metrics.N_BINS} bins of equal "
+        f"**Calibration.** Share of {study.data.positive}s among test patches by their score, {binary.N_BINS} bins of equal "
         f"width, scores of all folds with all the data; on the dotted line a score is the share that it promises. Bars: 95 % "
         f"intervals over {compare.unit(table)}; grey: how many scores a bin has ({captions.of_what(study)}).{left_out}{held} "
         f"Expected calibration error (ECE, mean of {compare.folds(summary)}) from {best['ece']:.2f} ({best['arm']}) to "

@@ -5,7 +5,7 @@ import pandas as pd
 from mfcore.analysis.captions import listed, of_what
 from mfcore.analysis.compare_masks import MAX_SHOWN, Shown
 from mfcore.analysis.compare_tasks import TITLES, encoders_only, few, reported
-from mfcore.measures.statistics_bootstrap import coverage_said
+from mfcore.measures.resampling import coverage_said
 from mfcore.study.config import Study
 from mfcore.tasks import protocol as tasks_protocol, tasks
 

@@ -12,8 +12,8 @@ from mfcore.data import splits
 from mfcore.encoders import encoders
 from mfcore.encoders.cards import EncoderCard
 from mfcore.encoders.conventions import CONVENTIONS
+from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import paired_difference, spread
-from mfcore.measures.statistics_bootstrap import by_fold
 from mfcore.study.config import Study
 
 AUTHORS = "the authors' card"

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from mfcore.analysis import compare
 from mfcore.analysis.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, few, legend_below, look, nothing, title, two_lines
 from mfcore.analysis.figures_scaling import CHANCE
-from mfcore.measures import metrics
+from mfcore.measures import binary
 from mfcore.study.config import Study
 
 N_CALIBRATIONS = 3  # panels in a row
@@ -74,7 +74,7 @@ def ranking(study: Study, order: pd.DataFrame, intervals: pd.DataFrame, metric: 
         axis.set_ylim(len(order) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
         n_units = f", {int(full['n'].max())} {compare.unit(full)}" if len(full) else ""
-        axis.set_xlabel(f"{metrics.TITLES[metric]}: mean, SD over {compare.folds(order)} (wide), 95 % interval (thin{n_units})")
+        axis.set_xlabel(f"{binary.TITLES[metric]}: mean, SD over {compare.folds(order)} (wide), 95 % interval (thin{n_units})")
         _brackets(brackets, groups)
         title(figure, f"{study.title}; after each name the places it can hold")
     return figure

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from mfcore.analysis import compare, compare_schemes
 from mfcore.analysis.figures import LEGEND_ROW_INCH, MARKERS, WIDTH_INCH, drawing, legend_below, look, title
 from mfcore.data import splits, splits_audit
-from mfcore.measures import metrics, raters
+from mfcore.measures import binary, raters
 from mfcore.study.config import Study
 
 N_COLUMNS = 3  # of learning curves
@@ -78,7 +78,7 @@ def data_scaling(
             axis.set_xticks(list(ticks), list(ticks.values()))
             axis.minorticks_off()
             axis.set_xlabel("training patches, n (share of what testing leaves)")
-            axis.set_ylabel(f"{metrics.TITLES[metric]} (mean ± SD)")
+            axis.set_ylabel(f"{binary.TITLES[metric]} (mean ± SD)")
         lows = [table[metric] - table[f"{metric}_sd"].fillna(0) for metric in SHOWN]
         axes[0][0].set_ylim(min(0.45, float(np.nanmin(lows)) - 0.02), 1.0)
         legend_below(figure, axes[0])

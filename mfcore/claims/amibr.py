@@ -27,9 +27,9 @@ from mfcore.claims.judge import (
 from mfcore.claims.results import full, pairs
 from mfcore.data import splits
 from mfcore.encoders import cards
-from mfcore.measures import metrics
+from mfcore.measures import binary
+from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import Folds
-from mfcore.measures.statistics_bootstrap import by_fold
 
 BANERJEE = "Banerjee et al. 2025 (arXiv 2506.21444), second-hand"
 TOLERANCE = 0.03
@@ -130,8 +130,8 @@ def _threshold(material: Material, name: str, size: float) -> str:
     for _, label, score in _predicted(material, name, size):
         candidates = [*np.unique(score), -np.inf]
         best.append(max(_balanced(label, score > threshold) for threshold in candidates))
-        own.append(metrics.balanced_accuracy(label, score))
-        ranks.append(metrics.auroc(label, score))
+        own.append(binary.balanced_accuracy(label, score))
+        ranks.append(binary.auroc(label, score))
     if not best:
         return ""
     return (

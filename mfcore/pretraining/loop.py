@@ -23,7 +23,7 @@ from mfcore import store, streams as rng
 from mfcore.data import augment
 from mfcore.encoders import encoders, preprocess
 from mfcore.encoders.cards import EncoderCard
-from mfcore.measures import metrics_representation
+from mfcore.measures import representation
 from mfcore.pretraining import collapse, crops, losses, masks, networks, schedules
 from mfcore.pretraining.collapse import PretrainingError
 from mfcore.study.config import Pretraining
@@ -275,7 +275,7 @@ class _Training:
                 features.append(networks.embed(self.teacher.encoder, images).float().cpu().numpy())
         self.teacher.train()
         found = np.concatenate(features)
-        return metrics_representation.rankme(found) if np.isfinite(found).all() else None
+        return representation.rankme(found) if np.isfinite(found).all() else None
 
     def _record(self, drawn: pd.DataFrame) -> None:
         """Keep where patches lay, those of all processes, in order of their number, until there are enough."""

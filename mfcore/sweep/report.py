@@ -27,7 +27,7 @@ from mfcore.analysis import (
 from mfcore.claims import ledger as claims
 from mfcore.data import patches, splits_audit
 from mfcore.data.labels import schema as labels_schema, table as labels
-from mfcore.measures import metrics, raters
+from mfcore.measures import binary, raters
 from mfcore.study.config import Study, as_dict
 from mfcore.sweep import (
     report_audit,
@@ -57,7 +57,7 @@ PAGES = {
 }
 # What the index shows of `compare_strata.by_agreement`: decisions, as raters make them, and the ranking
 BY_AGREEMENT = ["arm", "annotations", "against", "n_test"]
-BY_AGREEMENT += [metrics.TITLES[name] for name in ("accuracy", "balanced_accuracy", "weighted_f1", "quadratic_kappa", "auroc")]
+BY_AGREEMENT += [binary.TITLES[name] for name in ("accuracy", "balanced_accuracy", "weighted_f1", "quadratic_kappa", "auroc")]
 MORE_BY_AGREEMENT = ' All metrics are in <a href="figures/05_by_agreement.csv">05_by_agreement.csv</a>.'
 
 

@@ -12,7 +12,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from mfcore.measures import metrics_tasks
+from mfcore.measures import binary
 from mfcore.tasks.protocol import Protocol
 
 
@@ -135,7 +135,7 @@ class _Training:
             return
         logits = self.seen @ self.w.T + self.b
         called = (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else logits.argmax(axis=1)
-        score = metrics_tasks.balanced_accuracy(self.truth, called)
+        score = binary.mean_recall(self.truth, called)
         self.without_gain += 1
         if score > self.gained + protocol.min_gain:
             self.gained, self.without_gain = score, 0

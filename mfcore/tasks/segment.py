@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from mfcore import store
 from mfcore.encoders import encoders, preprocess
 from mfcore.encoders.cards import EncoderCard
-from mfcore.measures import metrics_tasks
+from mfcore.measures import masks
 from mfcore.streams import generator
 from mfcore.study.config import Study
 from mfcore.tasks import protocol as tasks_protocol, runs as tasks_runs, segment_decoder
@@ -134,7 +134,7 @@ def _train(run: store.Run, study: Study, data: TaskData, material: Material, num
     for index, name in enumerate(data.classes[1:], start=1):
         n_true, n_predicted, n_both = counts[:, index].T
         part = table.loc[tested, ["item_id", "split", "group"]].assign(run=number, step=fitted.best_step)
-        part = part.assign(**{"class": name, "dice": metrics_tasks.dice(n_true, n_predicted, n_both), "n_px": n_true})
+        part = part.assign(**{"class": name, "dice": masks.dice(n_true, n_predicted, n_both), "n_px": n_true})
         parts.append(part.assign(n_predicted_px=n_predicted, n_both_px=n_both))
     if number == 0:
         _keep_shown(run, study, data, material, fitted.decoder, protocol.batch_size)

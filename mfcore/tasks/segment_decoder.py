@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from mfcore.measures import metrics_tasks
+from mfcore.measures import masks
 from mfcore.tasks.protocol import Protocol
 from mfcore.tasks.schema import IGNORED
 
@@ -119,7 +119,7 @@ def train(
             bar.update()
             if step % every and step < protocol.n_steps:
                 continue
-            score = metrics_tasks.mean_dice(overlaps(decoder, material, n_classes, validation, protocol.batch_size))
+            score = masks.mean_dice(overlaps(decoder, material, n_classes, validation, protocol.batch_size))
             without_gain = 0 if score > best + protocol.min_gain else without_gain + 1
             if score > best:
                 best, best_step, kept = score, step, copy.deepcopy(decoder.state_dict())
@@ -149,6 +149,6 @@ def predict(decoder: Decoder, material: Material, rows: np.ndarray, batch_size: 
 
 
 def overlaps(decoder: Decoder, material: Material, n_classes: int, rows: np.ndarray, batch_size: int) -> np.ndarray:
-    """`metrics_tasks.overlaps` of what a decoder makes of some rows, int64 (n, n_classes, 3)."""
+    """`masks.overlaps` of what a decoder makes of some rows, int64 (n, n_classes, 3)."""
     true = material.masks[torch.from_numpy(rows).to(material.device)].cpu().numpy()
-    return metrics_tasks.overlaps(true, predict(decoder, material, rows, batch_size), n_classes)
+    return masks.overlaps(true, predict(decoder, material, rows, batch_size), n_classes)

@@ -22,7 +22,7 @@ from test_figures import (
 )
 
 from mfcore.analysis import captions, captions_domains, captions_models, compare, figures_domains, figures_scaling
-from mfcore.measures import statistics_bootstrap
+from mfcore.measures import resampling
 from mfcore.measures.statistics import Interval
 from mfcore.study.config import Data, Pretraining, Switches
 
@@ -207,7 +207,7 @@ def test_the_caption_of_the_ranking_says_which_test_was_used():
 
 def test_captions_say_how_often_intervals_over_few_slides_hold_the_truth():
     """The number is the one that the simulation holds."""
-    known = statistics_bootstrap.COVERAGE[8]
+    known = resampling.COVERAGE[8]
     said = f"In a simulation, 95 % intervals over 8 slides held the true AUROC {100 * known:.0f} times in 100."
     of_cases, many = replace(INTERVAL, unit="case"), replace(INTERVAL, n=300)
     assert said in captions.data_scaling(MIDOG, scaling(), INTERVAL) and said in captions_models.ranking(

@@ -11,7 +11,7 @@ from tiny_encoders import tiny_card, use
 
 from mfcore import store
 from mfcore.analysis import captions_tasks, compare_masks, compare_tasks, figures, figures_tasks
-from mfcore.measures import metrics_tasks
+from mfcore.measures import masks
 from mfcore.study.config import OwnEncoder, Pretraining, Task
 from mfcore.tasks import segment
 
@@ -135,8 +135,8 @@ def test_of_many_encoders_the_classes_show_the_study_s_own_list():
 def made_shown(n=2) -> compare_masks.Shown:
     data = made_tasks.nuclei()
     true = np.stack(data.masks[:n])
-    true[0, 0] = metrics_tasks.IGNORED
-    predicted = {"tiny": np.where(true == metrics_tasks.IGNORED, 0, true), "other": np.zeros_like(true)}
+    true[0, 0] = masks.IGNORED
+    predicted = {"tiny": np.where(true == masks.IGNORED, 0, true), "other": np.zeros_like(true)}
     names = np.array([f"item{i}" for i in range(n)])
     table = pd.concat(
         [compare_masks._dice(names, true, mask, data.classes).assign(encoder=name) for name, mask in predicted.items()]

@@ -17,7 +17,7 @@ from tiny_encoders import tiny_card, use
 
 from mfcore import store
 from mfcore.encoders.encoders import EncoderError
-from mfcore.measures import metrics, metrics_tasks
+from mfcore.measures import binary
 from mfcore.study.config import Task
 from mfcore.tasks import judge, judge_features, judge_heads, protocol as tasks_protocol
 from mfcore.tasks.protocol import Protocol
@@ -140,14 +140,14 @@ def test_training_stops_when_validation_gains_nothing_and_keeps_its_best():
     every = protocol.n_batches(len(train))
     assert head.ended == "early" and head.n_steps == head.best_step + 7 * every < 3000
     called = head.scores(features[validation]).argmax(axis=1)
-    assert metrics_tasks.balanced_accuracy(labels[validation], called) == head.best
+    assert binary.mean_recall(labels[validation], called) == head.best
 
 
 def test_small_gains_add_up_to_one_that_counts(monkeypatch):
     """As Lightning's early stopping: a gain is over the score that last counted, so that a slow climb isn't a standstill."""
     features, labels, train, validation = problem(3, n=90)
     scores = iter(0.5 + 0.006 * i for i in range(100))
-    monkeypatch.setattr(metrics_tasks, "balanced_accuracy", lambda *_: next(scores))
+    monkeypatch.setattr(binary, "mean_recall", lambda *_: next(scores))
     protocol = dataclasses.replace(PROTOCOL, n_steps=200, patience=3, min_gain=0.01)
     (head,) = made = heads(train)
     judge_heads.train(features, labels, 3, made, validation, protocol)
@@ -182,18 +182,6 @@ def test_the_protocol_is_evas():
     assert shots.patience_of(20) == 2_500, "three epochs of twenty items are three steps"
     large = tasks_protocol.of(Task("pcam", batch_size=4_096))
     assert large.patience_of(262_144) * large.n_batches(262_144) > 2_400, "epochs of fewer steps, and more of them"
-
-
-def test_every_balanced_accuracy_is_scikit_learns():
-    rng = np.random.default_rng(0)
-    for n_classes in (2, 5):
-        label, called = rng.integers(0, n_classes, (2, 60))
-        assert metrics_tasks.balanced_accuracy(label, called) == pytest.approx(balanced_accuracy_score(label, called))
-    label, score = rng.integers(0, 2, 40), rng.random(40)
-    assert metrics_tasks.balanced_accuracy(label, metrics.classify(score)) == pytest.approx(
-        metrics.balanced_accuracy(label, score)
-    )
-    assert metrics_tasks.balanced_accuracy(np.array([0, 0, 3]), np.array([0, 1, 3])) == 0.75, "a class without items is none"
 
 
 # ---- runs ----
