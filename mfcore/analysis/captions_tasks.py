@@ -39,8 +39,8 @@ def scores(study: Study, table: pd.DataFrame) -> str:
     return (
         f"**Downstream tasks.** Encoders judged by eva's protocol, frozen ({of_what(study)}). {' '.join(parts)} Runs differ by "
         "their seed alone, so the wide bar says what a score owes to it and nothing about other patients; the thin one holds "
-        "neither the choice of training items nor the encoder's own training: it is a 95 % bootstrap of what was tested, "
-        f"slides or patients where the set names them, else items.{coverage_said(_fewest(table))}{_published(table)}"
+        "neither the choice of training items nor the encoder's own training: it is a 95 % bootstrap of slides "
+        f"or patients where the set names them, else of items{coverage_said(_fewest(table))}.{_published(table)}"
     )
 
 

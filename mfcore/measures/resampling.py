@@ -164,12 +164,12 @@ def interval_of(values: np.ndarray, n: int, level: float = LEVEL, least: float =
 
 
 def coverage_said(n: int, unit: str = "slide") -> str:
-    """How often such an interval over ``n`` units holds the truth, in a sentence after a space; empty where there are many."""
+    """How often such an interval over ``n`` units holds the truth, as a part of a sentence; empty where there are many."""
     near = [known for known in COVERAGE if known <= max(n, min(COVERAGE))]
     if n < MIN_SLIDES or n >= max(COVERAGE):
         return ""
     often = f"{100 * COVERAGE[near[-1]]:.0f} times in 100"
-    return f" In a simulation, 95 % intervals over {near[-1]} {unit}s held the true AUROC {often}."
+    return f", which in a simulation, over {near[-1]} {unit}s, held the true AUROC {often}"
 
 
 def sums_by_slide(slide: np.ndarray, column: np.ndarray, n_slides: int, n_columns: int, amount: np.ndarray) -> np.ndarray:

@@ -148,7 +148,10 @@ def code_of(source: Path, reads_published: bool = True) -> str:
     """
     own = store.file_sha256(source) if ROOT / "mfcore" not in source.parents else ""
     modules = sorted({_module(path, path.stat().st_mtime_ns)[0] for path in reached(source)})
-    files = [ROOT / "notebooks" / "mfcore.mplstyle", *sorted((ROOT / "mfcore" / "sweep" / "templates").glob("*.html"))]
+    files = [
+        ROOT / "mfcore" / "analysis" / "mfcore.mplstyle",
+        *sorted((ROOT / "mfcore" / "sweep" / "templates").glob("*.html")),
+    ]
     files += sorted((ROOT / "data").glob("published_*.csv")) if reads_published else []
     return digest([own, modules, [store.file_sha256(file) for file in files]])
 

@@ -80,7 +80,7 @@ def test_the_caption_says_who_is_best_and_what_the_interval_holds():
     said = captions_tasks.scores(STUDY, rows())
     assert "of 3 encoders home is highest with 0.800 ± 0.020, 95 % [0.75, 0.85], tiny lowest with 0.500 ± 0.020" in said
     assert (
-        "else items. In a simulation, 95 % intervals over 5 slides held" in said
+        "bootstrap of slides or patients where the set names them, else of items, which in a simulation, over 5 slides" in said
         and "simulation" not in captions_tasks.scores(STUDY, rows().assign(n_clusters=50))
     )
     assert "96 items of 6 slides or patients" in said and "synthetic data" in said

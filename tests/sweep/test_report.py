@@ -13,7 +13,7 @@ from mfcore import store
 from mfcore.analysis import compare
 from mfcore.claims import ledger as claims
 from mfcore.data import patches, splits, splits_audit
-from mfcore.store import environment as store_environment
+from mfcore.store.environment import n_threads
 from mfcore.study.config import MODES, Data, Effects, Inflation, Pretraining, Splits, Study, Task, as_dict
 from mfcore.sweep import report, report_claims, report_html
 
@@ -117,9 +117,10 @@ def test_the_index_leads_to_the_ranking_the_ledger_and_the_analyses_that_ran(res
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
     nbformat.write(notebook, results / "notebooks" / "05_data_scaling.ipynb")
     (results / "figures" / "05_ranking.png").write_bytes(b"png")
+    store.write_json(results / "figures" / "05_ranking.json", {"title": "Ranking", "caption": "One <arm>.", "section": "Arms"})
     page = report.build(STUDY, results).read_text()
     assert '<a href="notebooks/05_data_scaling.html">learning curves' in page
-    assert "<b>Ranking.</b>" in page and "There is one arm only." in page
+    assert "<b>Ranking.</b> One &lt;arm&gt;." in page, "the caption that the notebook saved"
 
 
 def test_the_raters_have_a_section(results):
@@ -222,7 +223,7 @@ def test_the_table_of_provenance_has_the_number_of_threads_of_each_stage(results
         del record["environment"]["n_threads"]
         store.write_json(file, record)
     threads = report._provenance(STUDY, results).set_index("what").loc["threads", "value"]
-    assert "audit not recorded;" in threads and "probe 7" in threads and f"splits {store_environment.n_threads()}" in threads
+    assert "audit not recorded;" in threads and "probe 7" in threads and f"splits {n_threads()}" in threads
 
 
 def test_pages_fetch_nothing_to_be_read_and_links_lead_somewhere(results):
