@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from mfcore import store
 from mfcore.data import patches, splits
 from mfcore.encoders import embed
-from mfcore.measures import metrics
+from mfcore.measures import binary
 from mfcore.study.config import Data, Splits, Study, load_study
 from mfcore.training import probe
 
@@ -119,7 +119,7 @@ def measure(n_train: int, n_dims: int, n_rounds: int) -> dict:
         solutions = [(weight, bias), (own.weight, own.bias)]
         if i == 0 and n_train <= LARGEST_IN_FLOAT64:
             solutions.append(published_fit(x, labels[train], np.float64, max_iter=10_000, tolerance_change=1e-14)[:2])
-        aurocs = [metrics.auroc(labels[test], expit(features[test] @ (w[1] - w[0]) + b[1] - b[0])) for w, b in solutions]
+        aurocs = [binary.auroc(labels[test], expit(features[test] @ (w[1] - w[0]) + b[1] - b[0])) for w, b in solutions]
         if i == 0:
             from_minimum = [f"{abs(auroc - aurocs[2]):.1e}" if len(aurocs) > 2 else "" for auroc in aurocs[:2]]
         rows.append((base_s, own_s, mine / base - 1, aurocs[1] - aurocs[0], n_iter, own.n_iter))
@@ -201,7 +201,7 @@ def full() -> Iterator[dict]:
             base = objective(material.features[train], material.labels[train], weight, bias)
             mine = predictions[(predictions["fold"] == unit.fold) & (predictions["size"] == size)]
             logits = material.features[material.rows(unit, "test")] @ (weight[1] - weight[0]) + bias[1] - bias[0]
-            aurocs = [metrics.auroc(mine["label"], score) for score in (expit(logits), mine["score"])]
+            aurocs = [binary.auroc(mine["label"], score) for score in (expit(logits), mine["score"])]
             fit = fits.loc[unit.name]
             rows.append((base_s, fit["seconds"], fit["objective"] / base - 1, aurocs[1] - aurocs[0], len(train)))
         base_s, own_s, objectives, aurocs, n_train = np.array(rows).T
@@ -239,7 +239,7 @@ def of_study(study: Study, results: Path) -> Iterator[dict]:
             minimum = published_fit(x, y, np.float64, max_iter=20_000, tolerance_change=1e-15, tolerance_grad=1e-10)[:2]
             scores = [expit(material.features[test] @ (w[1] - w[0]) + b[1] - b[0]) for w, b in (as_published, minimum)]
             mine, published, lowest = (
-                metrics.auroc(labels, score)
+                binary.auroc(labels, score)
                 for labels, score in ((own["label"], own["score"]), *((material.labels[test], score) for score in scores))
             )
             base, least = (objective(x, y, *solution) for solution in (as_published, minimum))

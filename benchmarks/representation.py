@@ -32,7 +32,7 @@ ALONE = """
 import json, sys, time
 from pathlib import Path
 import h5py
-from mfcore.measures import metrics_representation as representation
+from mfcore.measures import representation
 
 def peak_mb():
     status = Path("/proc/self/status").read_text()  # getrusage counts what the parent held, too

@@ -24,8 +24,8 @@ from mfcore.analysis import (
     compare,
     compare_probes,
     compare_representation,
+    estimators,
     figures,
-    figures_probes,
 )
 from mfcore.data import splits
 from mfcore.encoders import embed
@@ -82,8 +82,8 @@ captions.show(captions_representation.one(study, unlabelled))
 if encoder in study.probe_audit and not scheme:
     audit = probe_audit.run(study, embeddings, folder)
     found, titles = compare_probes.scores(audit), report_probes.titles_of(audit)
-    drawn = figures_probes.estimators(study, found, titles, encoder)
-    written += figures.save(drawn, found, folder / "figures", f"03_{audit.folder.name}")
+    estimators.audit(study, found, titles, encoder, f"03_{audit.folder.name}").save(folder / "figures")
+    written += sorted((folder / "figures").glob(f"03_{audit.folder.name}.*"))
     captions.show(compare_probes.wide(compare_probes.table(found), titles))
 
 # %% [markdown]

@@ -17,18 +17,14 @@ from pathlib import Path
 
 from mfcore import store
 from mfcore.analysis import (
+    arms,
     captions,
-    captions_models,
     compare,
     compare_calibration,
-    compare_curve,
     compare_models,
     compare_representation,
-    compare_schemes,
     compare_strata,
-    figures,
-    figures_models,
-    figures_scaling,
+    scaling,
 )
 from mfcore.claims import ledger as claims
 from mfcore.data import patches
@@ -56,19 +52,14 @@ captions.show(compare.wide(compare.marked(table, study)))
 # %%
 labels, _ = patches.load(patches.find(study, folder))
 human = raters.table(labels, study.splits.seed)
-agreement = compare_strata.by_agreement(predictions, labels, study)
-captions.show(captions.raters_table(study, human))
+arms.raters_table(study, human).save(shown)
 
 # %% [markdown]
 # ## Fig. 1
 
 # %%
-published = figures_scaling.published(study)
-figures.saved(figures_scaling.data_scaling(study, table, human, published), table, shown, "05_data_scaling")
-
-# %%
 interval = compare.best_interval(predictions, table, study)
-captions.show(captions.data_scaling(study, table, interval, human, agreement, published))
+scaling.figure_1(study, scores, interval, human).save(shown)
 
 # %% [markdown]
 # ## Which arms can be told apart
@@ -77,44 +68,39 @@ captions.show(captions.data_scaling(study, table, interval, human, agreement, pu
 # the number of pairs.
 
 # %%
-differences, order = compare_models.differences(predictions, study), compare_models.ranking(predictions, study)
-figures.saved(figures_models.ranking(study, order, compare_models.intervals(predictions, study)), order, shown, "05_ranking")
+intervals = compare_models.intervals(predictions, study)
+arms.ranking(study, compare_models.ranking(predictions, study), intervals).save(shown)
 
 # %%
-captions.show(captions_models.ranking(study, order, interval, compare_models.what_folds_show(study, predictions)))
+captions.show(compare_models.what_folds_show(study, predictions))
 
 # %%
-captions.show(differences.round(3))
+arms.differences(study, predictions).save(shown)
 
 # %% [markdown]
 # ## How much more data would close the gap
 
 # %%
-ahead = compare_curve.ahead(scores, study)
-figures.saved(figures_scaling.learning_curves(study, table, ahead), ahead, shown, "05_learning_curves")
+scaling.learning_curves(study, scores).save(shown)
 
 # %%
-captions.show(captions_models.curves(study, compare_curve.fit(scores, study), table))
+scaling.patches_needed(study, scores).save(shown)
 
 # %% [markdown]
 # ## Can a score be taken for a probability?
 
 # %%
 bins, summary = compare_calibration.reliability(predictions), compare_calibration.summary(predictions, study)
-figures.saved(figures_models.reliability(study, bins, summary), bins, shown, "05_reliability")
-
-# %%
-captions.show(captions_models.reliability(study, bins, summary))
+arms.reliability(study, bins, summary).save(shown)
 
 # %% [markdown]
 # ## By domain, scanner and the raters' agreement
 
 # %%
-strata = compare_strata.by_stratum(predictions, labels, study)
-figures.saved(figures_models.strata(study, strata), strata, shown, "05_strata")
+arms.strata(study, compare_strata.by_stratum(predictions, labels, study)).save(shown)
 
 # %%
-captions.show(captions_models.strata(study, strata) + "\n\n" + captions.by_agreement(study, agreement))
+arms.by_agreement(study, compare_strata.by_agreement(predictions, labels, study)).save(shown)
 
 # %% [markdown]
 # ## What the split is worth
@@ -122,11 +108,7 @@ captions.show(captions_models.strata(study, strata) + "\n\n" + captions.by_agree
 # One probe under other ways to split the same patches; `audit.html` of the supplement has every fold.
 
 # %%
-inflation = compare_schemes.inflation(study, folder)
-figures.saved(figures_scaling.inflation(study, inflation), inflation, shown, "05_inflation") if len(inflation) else None
-
-# %%
-captions.show(captions.inflation(study, inflation))
+scaling.inflation(study, scaling.inflation_table(study, folder)).save(shown)
 
 # %% [markdown]
 # ## What the embeddings are worth without a label
@@ -143,11 +125,10 @@ captions.show(compare_representation.readable(compare_representation.table(study
 captions.show(claims.brief(claims.write(claims.judge(study, folder, scores), shown)))
 
 # %% [markdown]
-# ## The tables that have no figure
+# ## The published values
 
 # %%
-for name, rows in {"raters": human, "by_agreement": agreement, "published": published, "differences": differences}.items():
-    store.write_csv(shown / f"05_{name}.csv", rows)
+store.write_csv(shown / "05_published.csv", scaling.published(study))
 
 # %% [markdown]
 # ## Checks

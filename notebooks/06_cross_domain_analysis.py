@@ -15,8 +15,7 @@ results = "../results"  # where runs are kept, a folder a study
 # %%
 from pathlib import Path
 
-from mfcore import store
-from mfcore.analysis import captions, captions_domains, compare, compare_domains, figures, figures_domains
+from mfcore.analysis import captions, compare, compare_domains, domains
 from mfcore.data import patches
 from mfcore.measures import raters
 from mfcore.study.config import load_study
@@ -32,21 +31,14 @@ captions.show(collected.failures if len(collected.failures) else "Every run of t
 
 # %%
 means = compare.cross_domain_table(scores, study)
-store.write_csv(shown / "06_means.csv", means)
-captions.show(compare.marked(means, study).round(3))
-
-# %%
-captions.show(captions_domains.cross_domain_means(study))
+domains.means(study, means).save(shown)
 
 # %% [markdown]
 # ## Fig. 2: train on rows, test on columns, the published means beside ours
 
 # %%
-matrix, published = compare.domain_matrix(scores, study), figures_domains.published(study)
-figures.saved(figures_domains.cross_domain(study, matrix, means, published), matrix, shown, "06_cross_domain")
-
-# %%
-captions.show(captions_domains.cross_domain(study, matrix, means, published))
+matrix = compare.domain_matrix(scores, study)
+domains.cross_domain(study, matrix, means).save(shown)
 
 # %% [markdown]
 # ## By test domain, beside the raters
@@ -55,32 +47,20 @@ captions.show(captions_domains.cross_domain(study, matrix, means, published))
 tested = compare.by_test_domain(scores, study)
 labels, _ = patches.load(patches.find(study, folder))
 human = raters.table(labels, study.splits.seed)
-figures.saved(figures_domains.by_test_domain(study, tested, human), tested, shown, "06_by_test_domain")
-
-# %%
-captions.show(captions_domains.by_test_domain(study, tested, human))
+domains.by_test_domain(study, tested, human).save(shown)
 
 # %% [markdown]
 # ## There and back
 
 # %%
-asymmetry = compare_domains.asymmetry(matrix)
-store.write_csv(shown / "06_asymmetry.csv", asymmetry)
-captions.show(asymmetry.round(3))
-
-# %%
-captions.show(captions_domains.asymmetry(study, asymmetry))
+domains.asymmetry(study, compare_domains.asymmetry(matrix)).save(shown)
 
 # %% [markdown]
 # ## Is it the tumour or the scanner?
 
 # %%
 apart = compare_domains.tumour_against_scanner(predictions, labels, study)
-store.write_csv(shown / "06_tumour_against_scanner.csv", apart)
-captions.show(apart.round(3))
-
-# %%
-captions.show(captions_domains.tumour_against_scanner(study, apart))
+domains.tumour_against_scanner(study, apart).save(shown)
 
 # %% [markdown]
 # ## Checks

@@ -5,7 +5,7 @@ import pandas as pd
 from mfcore.analysis.captions import listed, of_what
 from mfcore.analysis.compare_masks import MAX_SHOWN, Shown
 from mfcore.analysis.compare_tasks import TITLES, encoders_only, few, reported
-from mfcore.measures.statistics_bootstrap import coverage_said
+from mfcore.measures.resampling import coverage_said
 from mfcore.study.config import Study
 from mfcore.tasks import protocol as tasks_protocol, registry
 
@@ -39,8 +39,8 @@ def scores(study: Study, table: pd.DataFrame) -> str:
     return (
         f"**Downstream tasks.** Encoders judged by eva's protocol, frozen ({of_what(study)}). {' '.join(parts)} Runs differ by "
         "their seed alone, so the wide bar says what a score owes to it and nothing about other patients; the thin one holds "
-        "neither the choice of training items nor the encoder's own training: it is a 95 % bootstrap of what was tested, "
-        f"slides or patients where the set names them, else items.{coverage_said(_fewest(table))}{_published(table)}"
+        "neither the choice of training items nor the encoder's own training: it is a 95 % bootstrap of slides "
+        f"or patients where the set names them, else of items{coverage_said(_fewest(table))}.{_published(table)}"
     )
 
 

@@ -13,9 +13,9 @@ from mfcore import store
 from mfcore.data import patches, splits
 from mfcore.data.splits import percent
 from mfcore.encoders.card import EncoderCard, cards, released_cards
-from mfcore.measures import metrics
+from mfcore.measures import binary
+from mfcore.measures.resampling import bootstrap
 from mfcore.measures.statistics import Interval, spread
-from mfcore.measures.statistics_bootstrap import bootstrap
 from mfcore.study import pretrained
 from mfcore.study.config import ConfigError, Network, Study, Switches, as_dict
 
@@ -244,7 +244,7 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     keys = ["arm", "kind", "train_domain", "fold", "size", "domain"]
     rows = []
     for values, group in predictions.groupby(keys, sort=False, observed=True):
-        found = metrics.evaluate(group["label"].to_numpy(), group["score"].to_numpy())
+        found = binary.evaluate(group["label"].to_numpy(), group["score"].to_numpy())
         counts = {"n_train": int(group["n_train"].iloc[0]), "n_test": len(group), "n_test_slides": group["slide_id"].nunique()}
         counts["tested"] = zlib.crc32(np.sort(group["patch_id"].to_numpy()).tobytes())
         rows.append(dict(zip(keys, values, strict=True)) | counts | found)
@@ -272,7 +272,7 @@ def scaling_table(table: pd.DataFrame, study: Study) -> pd.DataFrame:
     rows = []
     for (arm, kind, size), group in table[table["train_domain"] == ALL].groupby(["arm", "kind", "size"], sort=False):
         row = {"arm": arm, "kind": kind, "size": size, "n_train": round(group["n_train"].mean()), "n_folds": len(group)}
-        for name in metrics.METRICS:
+        for name in binary.METRICS:
             found = spread(group[name])
             row |= {name: found.mean, f"{name}_sd": found.sd}
         rows.append(row)

@@ -4,17 +4,17 @@ import numpy as np
 import pandas as pd
 
 from mfcore.analysis import compare
-from mfcore.measures import metrics
+from mfcore.measures import binary
+from mfcore.measures.resampling import N_RESAMPLES, interval_of, resampled_slides, sums_by_slide, units_of
 from mfcore.measures.statistics import spread
-from mfcore.measures.statistics_bootstrap import N_RESAMPLES, interval_of, resampled_slides, sums_by_slide, units_of
 from mfcore.study.config import Study
 
 BINS = ["arm", "kind", "bin_low", "bin_high", "mean_score", "share_positive", "low", "high", "n", "n_units", "unit"]
 SUMMARY = ["brier", "ece", "mean_score", "share_positive"]
 
 
-def reliability(predictions: pd.DataFrame, n_bins: int = metrics.N_BINS, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
-    """Share of class 1 by score, a row an arm and bin of equal width that has a patch (`metrics.bin_of`).
+def reliability(predictions: pd.DataFrame, n_bins: int = binary.N_BINS, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
+    """Share of class 1 by score, a row an arm and bin of equal width that has a patch (`binary.bin_of`).
 
     All folds together, since a probability has a common scale: ``mean_score`` and ``share_positive`` of the bin's ``n``
     tested patches (one patch may be tested in several folds), and ``low`` to ``high``, the 95 % interval of that share over
@@ -26,8 +26,8 @@ def reliability(predictions: pd.DataFrame, n_bins: int = metrics.N_BINS, n_resam
     """
     rows = []
     for (arm, kind), group in compare.full_size(predictions).groupby(["arm", "kind"], sort=False):
-        label, score = metrics.check(group["label"].to_numpy(), group["score"].to_numpy())
-        column = metrics.bin_of(score, n_bins)
+        label, score = binary.check(group["label"].to_numpy(), group["score"].to_numpy())
+        column = binary.bin_of(score, n_bins)
         units, unit = units_of(group)
         slide, weights = resampled_slides(units, 0, "reliability", n_resamples=n_resamples)
         sums = {
@@ -47,7 +47,7 @@ def reliability(predictions: pd.DataFrame, n_bins: int = metrics.N_BINS, n_resam
 def summary(predictions: pd.DataFrame, study: Study) -> pd.DataFrame:
     """How far each arm's probabilities can be taken at their word, a row an arm with all the data.
 
-    ``brier, ece`` (`mfcore.measures.metrics`), ``mean_score`` and ``share_positive``, mean and sample SD (``_sd``) over
+    ``brier, ece`` (`mfcore.measures.binary`), ``mean_score`` and ``share_positive``, mean and sample SD (``_sd``) over
     ``n_folds``. An arm whose mean score lies above the share of class 1 gives class 1 too readily. ``brier_of_share``: the
     Brier score of a constant, each fold's own share of class 1, which an arm must be below to have said anything.
     """
@@ -65,5 +65,5 @@ def summary(predictions: pd.DataFrame, study: Study) -> pd.DataFrame:
 
 def _of_fold(fold: pd.DataFrame) -> dict[str, float]:
     label, score = fold["label"].to_numpy(), fold["score"].to_numpy()
-    measured = {name: metrics.compute(name, label, score) for name in ("brier", "ece")}
+    measured = {name: binary.compute(name, label, score) for name in ("brier", "ece")}
     return measured | {"mean_score": score.mean(), "share_positive": label.mean()}

@@ -11,8 +11,8 @@ from mfcore.analysis import compare
 from mfcore.data import splits
 from mfcore.encoders.card import EncoderCard, conventions
 from mfcore.encoders.readout import READOUTS
+from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import paired_difference, spread
-from mfcore.measures.statistics_bootstrap import by_fold
 from mfcore.study.config import Study
 
 AUTHORS = "the authors' card"

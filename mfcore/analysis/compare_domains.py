@@ -6,8 +6,8 @@ from itertools import combinations
 import pandas as pd
 
 from mfcore.analysis import compare
+from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import Folds, mean_of, paired_test
-from mfcore.measures.statistics_bootstrap import by_fold
 from mfcore.study.config import Study
 
 ASYMMETRY = ["arm", "first", "second", "there", "back", "difference", "lost_there", "lost_back"]

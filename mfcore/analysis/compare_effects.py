@@ -11,7 +11,7 @@ from mfcore.analysis.compare_defects import DEFECTS
 from mfcore.analysis.effects import BASE, PAPER, RELEASED, Arm
 from mfcore.data import patches
 from mfcore.measures import statistics
-from mfcore.measures.statistics_bootstrap import by_fold
+from mfcore.measures.resampling import by_fold
 from mfcore.study.config import Study, Switches
 
 COLUMNS = ["switch", "as_released", "default", "arm", "kind", "n_folds", "auroc", "auroc_sd", "difference", "low", "high"]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mfcore import store
 from mfcore.analysis import compare_pretraining, compare_tasks
-from mfcore.measures import metrics_tasks
+from mfcore.measures import masks
 from mfcore.study import pretrained
 from mfcore.study.config import Study
 from mfcore.tasks import registry
@@ -83,7 +83,7 @@ def _masks(run: store.Run) -> dict[str, np.ndarray]:
 
 
 def _dice(item_id: np.ndarray, true: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...]) -> pd.DataFrame:
-    counts = metrics_tasks.overlaps(true, predicted, len(classes))[:, 1:]  # (n, n_classes - 1, 3)
+    counts = masks.overlaps(true, predicted, len(classes))[:, 1:]  # (n, n_classes - 1, 3)
     n_true, n_predicted, n_both = (counts[..., i].ravel() for i in range(3))
     rows = {"item_id": np.repeat(item_id, len(classes) - 1), "class": list(classes[1:]) * len(item_id), "n_px": n_true}
-    return pd.DataFrame(rows).assign(dice=metrics_tasks.dice(n_true, n_predicted, n_both))
+    return pd.DataFrame(rows).assign(dice=masks.dice(n_true, n_predicted, n_both))

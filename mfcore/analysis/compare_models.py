@@ -10,7 +10,8 @@ from scipy import stats
 
 from mfcore.analysis import compare
 from mfcore.data import splits
-from mfcore.measures import metrics
+from mfcore.measures import binary
+from mfcore.measures.resampling import N_RESAMPLES, bootstrap, by_fold
 from mfcore.measures.statistics import (
     LEVEL,
     MIN_FOLDS,
@@ -22,7 +23,6 @@ from mfcore.measures.statistics import (
     spread,
     unpaired_test,
 )
-from mfcore.measures.statistics_bootstrap import N_RESAMPLES, bootstrap, by_fold
 from mfcore.study.config import Study
 
 COLUMNS = ["first", "second", "difference", "low", "high", "p", "p_holm", "n_folds", "paired", "over"]
@@ -72,7 +72,7 @@ def ranking(predictions: pd.DataFrame, study: Study, metric: str = "auroc", size
     arms = list(scores)
     place = {arm: i for i, arm in enumerate(arms)}
     better = np.zeros((len(arms), len(arms)), dtype=bool)  # [i, j]: arm i is clearly better than arm j
-    sign = 1 if metric in metrics.HIGHER_IS_BETTER else -1
+    sign = 1 if metric in binary.HIGHER_IS_BETTER else -1
     pairs = differences(predictions, study, metric, size)
     for row in pairs.itertuples():
         if row.p_holm < 1 - LEVEL:
@@ -111,7 +111,7 @@ def what_folds_show(
         n_folds, n_arms = max(len(of) for of in scores.values()), len(scores)
         n_train, n_test = part["n_train"].mean(), part.groupby(["arm", "fold"]).size().mean()
         means = [np.nanmean(of.values) for of in scores.values()]
-        room = 1 - min(means) if metric in metrics.HIGHER_IS_BETTER else max(means)  # from the worst arm to a perfect one
+        room = 1 - min(means) if metric in binary.HIGHER_IS_BETTER else max(means)  # from the worst arm to a perfect one
         sds = [spread((scores[first] - scores[second]).values).sd for first, second in combinations(scores, 2)]
         sd = float(np.nanmedian(sds)) if np.isfinite(sds).any() else math.nan
     if n_folds < MIN_FOLDS:
@@ -124,9 +124,9 @@ def what_folds_show(
         half = (pairs["high"] - pairs["low"]).median() / 2
         if not math.isfinite(half):
             return ""
-        least = f"by {half:.3f} in {metrics.TITLES[metric]} (median over pairs) to be told apart"
+        least = f"by {half:.3f} in {binary.TITLES[metric]} (median over pairs) to be told apart"
         if half > room:
-            least = f"by more in {metrics.TITLES[metric]} than the worst arm does from a perfect one"
+            least = f"by more in {binary.TITLES[metric]} than the worst arm does from a perfect one"
         same = f"All {n_folds} folds are tested on the same {pairs['over'].max()}"
         return f"{same}: by draws of these, two arms must differ {least}."
     alone, endless = clear_difference(n_folds, n_train, n_test), stats.norm.isf((1 - LEVEL) / 2) * math.sqrt(n_test / n_train)
@@ -136,13 +136,13 @@ def what_folds_show(
     if alone * sd > room:  # never where either isn't known
         return (
             f"With {n_folds} overlapping folds, whose differences have an SD of {sd:.3f} (median over pairs), two arms would "
-            f"have to differ by more in {metrics.TITLES[metric]} than the worst arm does from a perfect one."
+            f"have to differ by more in {binary.TITLES[metric]} than the worst arm does from a perfect one."
         )
     corrected = f", and by {all_pairs} to be so as the first of {n_pairs} pairs by Holm's correction" if n_pairs > 1 else ""
     if of_all * sd > room:
         corrected = f", which can't be enough as the first of {n_pairs} pairs by Holm's correction"
     return (
-        f"With {n_folds} overlapping folds, two arms must differ by {one} in {metrics.TITLES[metric]} to be told apart by "
+        f"With {n_folds} overlapping folds, two arms must differ by {one} in {binary.TITLES[metric]} to be told apart by "
         f"themselves{corrected}{given}; no number of folds drawn from the same slides would bring {one} below {least}."
     )
 
@@ -155,7 +155,7 @@ def intervals(
     ``n`` slides are drawn, or cases where a case has several slides; ``unit`` says which.
 
     predictions: as `compare.collect`; only fits on all domains count. The estimate is the mean over folds. All arms are
-    resampled by the same draws (`statistics_bootstrap.bootstrap`).
+    resampled by the same draws (`resampling.bootstrap`).
     """
     part, rows = predictions[predictions["train_domain"] == splits.ALL], []
     for (arm, kind, size), group in part.groupby(["arm", "kind", "size"], sort=False):
@@ -168,8 +168,8 @@ def intervals(
 
 def _at_size(predictions: pd.DataFrame, metric: str, size: float | None) -> pd.DataFrame:
     """Predictions of fits on all domains, at one size, the largest for None."""
-    if metric not in metrics.METRICS:
-        raise metrics.MetricError(f"metric {metric!r} is not known; known ones: {sorted(metrics.METRICS)}")
+    if metric not in binary.METRICS:
+        raise binary.MetricError(f"metric {metric!r} is not known; known ones: {sorted(binary.METRICS)}")
     mixed = predictions[predictions["train_domain"] == splits.ALL]
     part = mixed[mixed["size"] == (mixed["size"].max() if size is None else size)]
     if part.empty:

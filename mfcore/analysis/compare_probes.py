@@ -9,9 +9,9 @@ import pandas as pd
 from mfcore import store
 from mfcore.analysis import compare
 from mfcore.data import splits
-from mfcore.measures import metrics
+from mfcore.measures import binary
+from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import Folds, paired_difference, spread
-from mfcore.measures.statistics_bootstrap import by_fold
 from mfcore.study.config import Study, as_dict
 
 STAGE, OWN = "probes", "uni"
@@ -48,12 +48,12 @@ def scores(run: store.Run) -> pd.DataFrame:
     for fit in fits.itertuples():
         part = groups[fit.estimator, fit.fold, fit.size]
         label, score = part["label"].to_numpy(), part["score"].to_numpy()
-        threshold = metrics.THRESHOLD if weighs[fit.estimator] else fit.train_share
+        threshold = binary.THRESHOLD if weighs[fit.estimator] else fit.train_share
         rows.append(
             {
-                "auroc": metrics.auroc(label, score),
-                "balanced_accuracy": metrics.balanced_accuracy(label, score),
-                AT_SHARE: metrics.balanced_accuracy(label, (score > threshold).astype(float)),
+                "auroc": binary.auroc(label, score),
+                "balanced_accuracy": binary.balanced_accuracy(label, score),
+                AT_SHARE: binary.balanced_accuracy(label, (score > threshold).astype(float)),
                 "n_test": len(part),
             }
         )

@@ -15,7 +15,7 @@ from scipy import stats
 
 from mfcore import store
 from mfcore.analysis import compare
-from mfcore.measures.metrics_representation import RepresentationError, Streaming, odcorr_abs_by_chance, odcorr_sq_by_chance
+from mfcore.measures.representation import RepresentationError, Streaming, odcorr_abs_by_chance, odcorr_sq_by_chance
 from mfcore.measures.statistics import LEVEL
 from mfcore.streams import generator
 from mfcore.study import pretrained
@@ -38,7 +38,7 @@ def of_file(path: str | Path, dataset: str = "features") -> dict[str, float]:
     """RankMe and ODCorr of an HDF5 file's ``dataset`` (n, n_dims), or of a ``.npy`` file's array, read in chunks: `measured`.
 
     The layout of HDF5 is that of this package and of the field's tools; what else holds features goes as an array to
-    `mfcore.measures.metrics_representation.rankme` and its like. Raises StoreError where there is no such file or dataset or it
+    `mfcore.measures.representation.rankme` and its like. Raises StoreError where there is no such file or dataset or it
     can't be read, RepresentationError for features that aren't finite numbers.
     """
     path = Path(path)

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 
 from mfcore.analysis import compare
-from mfcore.measures import metrics, raters
+from mfcore.measures import binary, raters
+from mfcore.measures.resampling import N_RESAMPLES, bootstrap, resample
 from mfcore.measures.statistics import spread
-from mfcore.measures.statistics_bootstrap import N_RESAMPLES, bootstrap, resample
 from mfcore.study.config import Study
 
 STRATA = ("domain", "scanner", "agreement")
@@ -71,16 +71,16 @@ def by_agreement(predictions: pd.DataFrame, labels: pd.DataFrame, study: Study) 
     return compare.in_order(table, study)
 
 
-_WITH_SD = [f"{name}{end}" for name in metrics.METRICS for end in ("", "_sd")]
+_WITH_SD = [f"{name}{end}" for name in binary.METRICS for end in ("", "_sd")]
 
 
 def _over_folds(predictions: pd.DataFrame, references: np.ndarray) -> dict[str, float]:
     """Mean and SD over folds of every metric against each column of ``references`` (n, n_references), averaged over these."""
     folds = predictions["fold"].to_numpy()
-    found: dict[str, list] = {name: [] for name in metrics.METRICS}
+    found: dict[str, list] = {name: [] for name in binary.METRICS}
     for fold in np.unique(folds):
         score = predictions["score"].to_numpy()[folds == fold]
-        each = [metrics.evaluate(reference, score) for reference in references[folds == fold].T]
+        each = [binary.evaluate(reference, score) for reference in references[folds == fold].T]
         for name, values in found.items():
             values.append(np.mean([one[name] for one in each]))
     n_folds = len(np.unique(folds))
@@ -95,6 +95,6 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     """A table of metrics for the eye: one column a metric, "mean ± SD" in its cells."""
     cells = {
         title: [compare.plus_minus(mean, sd) for mean, sd in zip(table[name], table[f"{name}_sd"], strict=True)]
-        for name, title in metrics.TITLES.items()
+        for name, title in binary.TITLES.items()
     }
     return table.drop(columns=_WITH_SD).assign(**cells)

@@ -17,9 +17,9 @@ from scipy import stats
 
 from mfcore import encoders, store
 from mfcore.encoders.card import cards
-from mfcore.measures import metrics_tasks
+from mfcore.measures import binary, masks
+from mfcore.measures.resampling import MIN_SLIDES, N_RESAMPLES, interval_of
 from mfcore.measures.statistics import LEVEL, Interval, spread
-from mfcore.measures.statistics_bootstrap import MIN_SLIDES, N_RESAMPLES, interval_of
 from mfcore.streams import generator
 from mfcore.study import pretrained
 from mfcore.study.config import Study, Task
@@ -119,7 +119,7 @@ def _of_labels(predictions: pd.DataFrame) -> Scored:
     """Balanced accuracy: sums are the items of each class, then those of them that the mean run gives their class."""
     scores = predictions[sorted((c for c in predictions if c.startswith("score_")), key=lambda c: int(c[6:]))].to_numpy()
     table = predictions[["run", "item_id", "label"]].assign(called=scores.argmax(axis=1), cluster=_clusters(predictions))
-    values = [metrics_tasks.balanced_accuracy(part["label"], part["called"]) for _, part in table.groupby("run")]
+    values = [binary.mean_recall(part["label"], part["called"]) for _, part in table.groupby("run")]
     n_runs, n_classes = table["run"].nunique(), scores.shape[1]
     cluster, n_clusters = table["cluster"].to_numpy(), table["cluster"].max() + 1
     cell, right = cluster * n_classes + table["label"].to_numpy(), (table["label"] == table["called"]).to_numpy()
@@ -134,13 +134,12 @@ def _mean_recall(sums: np.ndarray) -> np.ndarray:
     """From sums (m, 2 n_classes) the mean share found of the classes that the sample, its first row, has; NaN without one."""
     n, right = np.split(sums, 2, axis=1)
     there = n[0] > 0
-    share = np.divide(right[:, there], n[:, there], out=np.full((len(n), there.sum()), np.nan), where=n[:, there] > 0)
-    return share.mean(axis=1)
+    return binary.mean_recall_of(right[:, there], n[:, there])
 
 
 def _of_masks(dice: pd.DataFrame) -> Scored:
     """Dice: the sums are the mean run's Dice of masks with nuclei, and how many there are."""
-    value = metrics_tasks.dice(dice["n_px"], dice["n_predicted_px"], dice["n_both_px"])
+    value = masks.dice(dice["n_px"], dice["n_predicted_px"], dice["n_both_px"])
     table = dice[["run", "item_id"]].assign(value=value, cluster=_clusters(dice))
     by_item = table.groupby(["cluster", "item_id", "run"])["value"].mean().unstack("run").dropna()  # over a mask's classes
     clusters = by_item.mean(axis=1).groupby("cluster").agg(["sum", "size"])
@@ -165,7 +164,7 @@ def bootstrap(
 
     clusters: float64 (n_clusters, n_sums); score: of sums (m, n_sums), the sample's first, gives (m,), NaN where undefined.
     Clusters with the same numbers are one kind, and how often each kind is drawn is drawn at once. Bounds are NaN for fewer
-    than MIN_SLIDES clusters. least, most: as `statistics_bootstrap.interval_of`.
+    than MIN_SLIDES clusters. least, most: as `resampling.interval_of`.
     """
     kinds, n = np.unique(clusters, axis=0, return_counts=True)
     total = int(n.sum())

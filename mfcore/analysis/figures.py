@@ -13,17 +13,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 from matplotlib.patheffects import withStroke
 
 from mfcore import store
 from mfcore.analysis import compare
 from mfcore.data import splits
+from mfcore.measures import raters
 from mfcore.streams import generator
 from mfcore.study import pretrained
 from mfcore.study.config import Study
 
-STYLE = Path(__file__).resolve().parents[2] / "notebooks" / "mfcore.mplstyle"
+STYLE = Path(__file__).with_name("mfcore.mplstyle")
 MARKERS = "osD^vPX<>hp"
 HOME_MARKERS = ("*", (4, 1, 0), (6, 1, 0), (3, 1, 0), (8, 1, 0))  # stars: of encoders that the study pretrained
 COLOURS = ("#004488", "#c8553d", "#5ab4e5", "#e0a526", "#111111", "#8a5aa8", "#8f8f2f", "#777777")  # as in STYLE's cycle
@@ -37,6 +39,7 @@ N_ACROSS = 6  # patches of a class in a contact sheet's row
 MAX_SHOWN = 5  # arms side by side in one domain
 LEGEND_ROW_INCH = 0.175
 MAX_TITLE = 28  # characters in a line above a small panel
+CHANCE = {"color": "0.55", "linewidth": 0.9, "linestyle": ":", "label": "chance"}
 SHOWN_PX = 96  # of each patch there: the cell and its neighbours
 
 
@@ -130,12 +133,31 @@ def nothing(study: Study, why: str) -> Figure:
 def legend_below(figure: Figure, axes: Sequence[Axes], n_columns: int = 2) -> None:
     """The panels' legend under the figure, where it covers no data: arms first, then lines, each name once."""
     found = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
-    found.sort(key=lambda pair: not isinstance(pair[0], ErrorbarContainer))
+    found.sort(key=lambda pair: not (isinstance(pair[0], ErrorbarContainer) or _is_marked(pair[0])))
     unique: dict[str, object] = {}
     for handle, name in found:
         unique.setdefault(name, handle)
     if unique:
         figure.legend(list(unique.values()), list(unique), loc="outside lower center", ncols=n_columns)
+
+
+def _is_marked(handle: object) -> bool:
+    """Whether a legend's handle is a line with a marker, as seaborn draws an arm."""
+    return isinstance(handle, Line2D) and handle.get_marker() not in ("", "None")
+
+
+def rater_lines(axis: Axes, human: pd.DataFrame, domain: str, ends: tuple[float, float], named: bool) -> None:
+    """Balanced accuracy of the raters between two x: one against another, with its interval, and against the consensus."""
+    line, upper = raters.reference(human, "balanced_accuracy", domain), raters.against_consensus(human, domain)
+    said = {"one": "one rater against another", "consensus": "a rater against the consensus, own vote counted"}
+    if named:
+        said |= {"one": f"{said['one']}, {line.estimate:.2f}"} if line else {}
+        said |= {"consensus": f"{said['consensus']}, {upper:.2f}"} if upper else {}
+    if line:
+        axis.fill_between(ends, line.low, line.high, color="0.87", linewidth=0, zorder=0.5)
+        axis.plot(ends, [line.estimate] * 2, color="black", linewidth=1.3, linestyle=(0, (7, 3)), label=said["one"], zorder=1.5)
+    if upper:
+        axis.plot(ends, [upper] * 2, color="0.45", linewidth=1.1, linestyle="-.", label=said["consensus"], zorder=1.5)
 
 
 def widely(axes: Axes, which: str, values: pd.Series) -> None:

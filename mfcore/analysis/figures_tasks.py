@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from mfcore.analysis import compare, compare_tasks
 from mfcore.analysis.compare_masks import Shown
 from mfcore.analysis.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, look, nothing, title, two_lines
-from mfcore.measures import metrics_tasks
+from mfcore.measures import masks
 from mfcore.study.config import Study
 from mfcore.tasks import registry
 
@@ -125,7 +125,7 @@ def segmentations(study: Study, shown: Shown | None) -> Figure:
             for axis, (encoder, predicted) in zip(line[2:], shown.predicted.items(), strict=True):
                 axis.imshow(128 + shown.images[row].mean(axis=2) / 2, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
                 _mask(axis, np.ma.masked_equal(predicted[row], 0), len(shown.classes), alpha=0.75)
-                inside = (shown.true[row] > 0) & (shown.true[row] != metrics_tasks.IGNORED)
+                inside = (shown.true[row] > 0) & (shown.true[row] != masks.IGNORED)
                 if inside.any() and not inside.all():
                     axis.contour(inside, levels=[0.5], colors="black", linewidths=0.6)
                 axis.set_xlabel(f"Dice {dice[encoder, items[row]]:.2f}", fontsize=6.5, labelpad=1.5)
@@ -135,7 +135,7 @@ def segmentations(study: Study, shown: Shown | None) -> Figure:
             Patch(facecolor=colour, edgecolor="0.3", linewidth=0.5, label=name)
             for name, colour in zip(shown.classes[1:], OF_CLASSES, strict=False)
         ]
-        if (shown.true == metrics_tasks.IGNORED).any():
+        if (shown.true == masks.IGNORED).any():
             marks.append(Patch(facecolor=IGNORED_GREY, edgecolor="0.3", linewidth=0.5, label="not judged"))
         marks.append(Line2D([], [], color="black", linewidth=0.8, label="true edge"))
         figure.legend(handles=marks, loc="outside lower center", ncols=min(len(marks), 4), fontsize=7)
@@ -145,5 +145,5 @@ def segmentations(study: Study, shown: Shown | None) -> Figure:
 
 def _mask(axis: Axes, mask: np.ndarray, n_classes: int, alpha: float = 1.0) -> None:
     colours = ["white", *(OF_CLASSES[i % len(OF_CLASSES)] for i in range(n_classes - 1)), IGNORED_GREY]
-    at = np.ma.where(mask == metrics_tasks.IGNORED, n_classes, mask)
+    at = np.ma.where(mask == masks.IGNORED, n_classes, mask)
     axis.imshow(at, cmap=ListedColormap(colours), vmin=-0.5, vmax=n_classes + 0.5, interpolation="nearest", alpha=alpha)

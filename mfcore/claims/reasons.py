@@ -8,7 +8,7 @@ from mfcore.claims import rows
 from mfcore.claims.rules import REPRODUCED, Finding
 from mfcore.claims.scores import Material
 from mfcore.encoders.card import cards
-from mfcore.measures import metrics
+from mfcore.measures import binary
 from mfcore.study.config import MODES, as_dict
 
 PUBLISHED_NETWORK, N_TRAINING_FILE = "EfficientNetV2-M", 2_894  # of the benchmark on AMi-Br, and figures of its training file
@@ -76,7 +76,7 @@ def _best_threshold(material: Material, arm: str, size: float) -> str:
     pairs = [(part["label"].to_numpy(), part["score"].to_numpy()) for part in parts]
     curves = [roc_curve(label, score) for label, score in pairs]
     best = np.mean([(1 + (found - false).max()) / 2 for false, found, _ in curves])
-    at_half, auroc = (np.mean([of(*pair) for pair in pairs]) for of in (metrics.balanced_accuracy, metrics.auroc))
+    at_half, auroc = (np.mean([of(*pair) for pair in pairs]) for of in (binary.balanced_accuracy, binary.auroc))
     return f"AUROC is {auroc:.3f}, and the best threshold gives balanced accuracy {best:.3f}, 0.5 gives {at_half:.3f}"
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 
 from mfcore import store
 from mfcore.analysis import compare
+from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import MIN_FOLDS, Folds, Test, mean_of, paired_test
-from mfcore.measures.statistics_bootstrap import by_fold
 from mfcore.study.config import Network, Study
 
 MIXED, INSIDE = "mixed", "inside"  # what fits are trained on: all domains together, or one

@@ -12,8 +12,9 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from mfcore.measures.binary import mean_recall_of
+from mfcore.measures.resampling import interval_of, resampled_slides, units_of
 from mfcore.measures.statistics import LEVEL, Interval
-from mfcore.measures.statistics_bootstrap import interval_of, resampled_slides, units_of
 
 ALL = "all"  # every domain together; no domain may have this name
 UNANIMOUS, CONTESTED = "unanimous", "contested"
@@ -102,9 +103,7 @@ def _cells(first: np.ndarray, second: np.ndarray, slide: np.ndarray, n_slides: i
 
 def _one_way(cells: np.ndarray) -> np.ndarray:
     """Balanced accuracy of the second against the first of `_cells` (..., 4), (...,); NaN where the first has one class."""
-    neither, only_second, only_first, both = np.moveaxis(cells, -1, 0)
-    with np.errstate(invalid="ignore"):
-        return (both / (both + only_first) + neither / (neither + only_second)) / 2
+    return mean_recall_of(cells[..., [0, 3]], cells[..., [0, 2]] + cells[..., [1, 3]])
 
 
 def _measures(cells: np.ndarray) -> dict[str, np.ndarray]:
@@ -119,7 +118,7 @@ def _measures(cells: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def reference(human: pd.DataFrame | None, metric: str, domain: str = ALL) -> Interval | None:
-    """What one rater reaches against another in a metric of `mfcore.measures.metrics`, with its interval over ``n`` slides or
+    """What one rater reaches against another in a metric of `mfcore.measures.binary`, with its interval over ``n`` slides or
     cases.
 
     human: as `table` returns it, or None. None where there are no votes, and for metrics that raters have none of: a vote

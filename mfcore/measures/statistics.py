@@ -3,7 +3,7 @@
 Which test of two arms is right depends on what the folds are tested on. Folds with test patches of their own differ by these
 patches too, so that their spread holds the choice of what was tested (Nadeau and Bengio). Folds that are all tested on the same
 patches (out of domain; the authors' own division) differ by their training alone: what other cases would have shown must be
-drawn (Obuchowski and Rockette). Draws of cases, and intervals over them: `mfcore.measures.statistics_bootstrap`.
+drawn (Obuchowski and Rockette). Draws of cases, and intervals over them: `mfcore.measures.resampling`.
 """
 
 import math

@@ -23,7 +23,7 @@ from mfcore import encoders, store, streams as rng
 from mfcore.data import augment
 from mfcore.encoders import preprocess
 from mfcore.encoders.card import EncoderCard
-from mfcore.measures import metrics_representation
+from mfcore.measures import representation
 from mfcore.pretraining import crops, networks, objective
 from mfcore.pretraining.method import method_of
 from mfcore.pretraining.objective import PretrainingError
@@ -259,7 +259,7 @@ class _Training:
                 features.append(networks.embed(self.teacher.encoder, images).float().cpu().numpy())
         self.teacher.train()
         features = np.concatenate(features)
-        return metrics_representation.rankme(features) if np.isfinite(features).all() else None
+        return representation.rankme(features) if np.isfinite(features).all() else None
 
     def _record(self, drawn: pd.DataFrame) -> None:
         """Keep the positions of the first N_RECORDED patches of all processes, in order of their number."""

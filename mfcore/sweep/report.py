@@ -15,19 +15,16 @@ import yaml
 
 from mfcore import store
 from mfcore.analysis import (
+    arms,
     captions,
-    captions_domains,
-    captions_models,
     compare,
-    compare_models,
     compare_strata,
-    figures_domains,
-    figures_scaling,
+    domains,
 )
 from mfcore.claims import ledger as claims
 from mfcore.data import patches, splits_audit
 from mfcore.data.labels import schema as labels_schema
-from mfcore.measures import metrics, raters
+from mfcore.measures import binary, raters
 from mfcore.study.config import Study, as_dict
 from mfcore.sweep import (
     report_audit,
@@ -57,7 +54,7 @@ PAGES = {
 }
 # What the index shows of `compare_strata.by_agreement`: decisions, as raters make them, and the ranking
 BY_AGREEMENT = ["arm", "annotations", "against", "n_test"]
-BY_AGREEMENT += [metrics.TITLES[name] for name in ("accuracy", "balanced_accuracy", "weighted_f1", "quadratic_kappa", "auroc")]
+BY_AGREEMENT += [binary.TITLES[name] for name in ("accuracy", "balanced_accuracy", "weighted_f1", "quadratic_kappa", "auroc")]
 MORE_BY_AGREEMENT = ' All metrics are in <a href="figures/05_by_agreement.csv">05_by_agreement.csv</a>.'
 
 
@@ -155,30 +152,17 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame, ledger: pd.Data
     annotations = store.read_parquet(patches_run.path("labels.parquet"))
     collected = compare.collect(study, results)
     scores = compare.scores(collected.predictions)
-    scaling, crossed = compare.scaling_table(scores, study), compare.cross_domain_table(scores, study)
-    interval = compare.best_interval(collected.predictions, scaling, study)
-    human = raters.table(annotations, study.splits.seed)
-    agreement = compare_strata.by_agreement(collected.predictions, annotations, study)
+    by_size, crossed = compare.scaling_table(scores, study), compare.cross_domain_table(scores, study)
+    votes = arms.raters_table(study, raters.table(annotations, study.splits.seed))
+    agreement = arms.by_agreement(study, compare_strata.by_agreement(collected.predictions, annotations, study))
     texts = {
-        "raters": rich(captions.raters_table(study, human)),
-        "by_agreement": rich(captions.by_agreement(study, agreement)) + MORE_BY_AGREEMENT,
+        "raters": rich(votes.text),
+        "by_agreement": rich(agreement.text) + MORE_BY_AGREEMENT,
         "contact_sheet": captions.contact_sheet(study, annotations),
-        "data_scaling": captions.data_scaling(study, scaling, interval, human, agreement, figures_scaling.published(study)),
-        "ranking": captions_models.ranking(
-            study,
-            compare_models.ranking(collected.predictions, study),
-            interval,
-            compare_models.what_folds_show(study, collected.predictions),
-        ),
-        "cross_domain": captions_domains.cross_domain(
-            study, compare.domain_matrix(scores, study), crossed, figures_domains.published(study)
-        )
-        if len(crossed)
-        else "",
-        "tab_2": rich(captions_domains.cross_domain_means(study)),
+        "tab_2": rich(domains.means(study, crossed).text) if len(crossed) else "",
     }
 
-    def figure(name: str, caption: str) -> str:
+    def figure(name: str, caption: str = "") -> str:
         return report_html.figure(results, name, caption)
 
     sections = [
@@ -193,7 +177,7 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame, ledger: pd.Data
         "supplement.html",
         study=study,
         sections=[s for s in sections if s[0] != "domains" or len(crossed)],
-        abstract=captions.abstract(study, scaling, crossed, len(collected.failures)).replace("`", ""),
+        abstract=captions.abstract(study, by_size, crossed, len(collected.failures)).replace("`", ""),
         failures=table(collected.failures) if len(collected.failures) else "",
         counts=table(_counts(study, annotations)),
         data_notes=_data_notes(study, patches_run, annotations),
@@ -201,14 +185,14 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame, ledger: pd.Data
         captions=texts,
         figure=figure,
         audit=table(splits_audit.summary(splits_audit.load(splits_audit.find(study, results)))),
-        scaling=table(compare.wide(compare.marked(scaling, study))),
+        scaling=table(compare.wide(compare.marked(by_size, study))),
         crossed=table(_tab_2(compare.marked(crossed, study))) if len(crossed) else "",
         published=table(_published()),
-        raters=table(raters.wide(human)) if len(human) else "",
-        by_agreement=table(compare_strata.readable(agreement)[BY_AGREEMENT]) if len(agreement) else "",
+        raters="" if votes.readable is None else table(votes.readable),
+        by_agreement="" if agreement.readable is None else table(agreement.readable[BY_AGREEMENT]),
         claims=table(claims.counts(ledger)),
         said=report_claims.said(ledger),
-        n_published=len(figures_domains.published(study)),
+        n_published=len(domains.published(study)),
         analyses=[(f"notebooks/{name}.html", title) for name, title in ANALYSES.items() if name in set(notebooks["name"])],
         notebooks=table(notebooks.drop(columns="name"), escape=False),
         pages=[(f"{name}.html", PAGES[name]) for name in _pages(study, ledger)],

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from mfcore import store
-from mfcore.analysis import captions, compare_schemes
+from mfcore.analysis import captions, scaling
 from mfcore.data import splits, splits_audit
 from mfcore.study.config import SCHEMES, Study
 from mfcore.sweep import report_html
@@ -19,7 +19,7 @@ def page(study: Study, results: Path) -> str:
     run = splits_audit.find(study, results)
     schemes, own, twins = splits_audit.load_schemes(run), splits_audit.load(run), splits_audit.load_twins(run)
     contradictions = twins[twins["contradicts"]]
-    inflation = compare_schemes.inflation(study, results)
+    inflation = scaling.inflation_table(study, results)
     return report_html.render(
         "audit.html",
         study=study,
@@ -31,9 +31,9 @@ def page(study: Study, results: Path) -> str:
         contradictions=table(contradictions.head(MAX_ROWS).drop(columns="contradicts")) if len(contradictions) else "",
         n_more=max(0, len(contradictions) - MAX_ROWS),
         not_drawn=rich(captions.not_drawn(run.record["facts"]["not_drawn"])),
-        inflation=table(compare_schemes.wide(inflation)) if len(inflation) else "",
+        inflation=table(scaling.inflation_readable(inflation)) if len(inflation) else "",
         missing=_missing(study, results, inflation),
-        figure=report_html.figure(results, "05_inflation", captions.inflation(study, inflation)) if len(inflation) else "",
+        figure=report_html.figure(results, "05_inflation") if len(inflation) else "",
         folds=[
             (splits_audit.scheme_title(s), table(_by_fold(schemes[schemes["scheme"] == s])))
             for s in SCHEMES

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mfcore.analysis import exhibit
 from mfcore.study.config import Study
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -57,10 +58,17 @@ def _cell(value: object) -> object:
     return re.sub(r" (?![\[(])", "\N{NO-BREAK SPACE}", text)  # an interval in brackets may go on in the next line
 
 
-def figure(results: Path, name: str, caption: str) -> str:
-    """A figure of ``results/figures`` with its caption and links; a sentence where its notebook failed."""
-    if not (results / "figures" / f"{name}.png").is_file():
+def figure(results: Path, name: str, caption: str = "") -> str:
+    """A figure of ``results/figures`` with its caption and links; a sentence where its notebook failed.
+
+    caption: "" for that of the exhibit which the notebook saved.
+    """
+    needed = ("png",) if caption else ("png", "json")
+    if not all((results / "figures" / f"{name}.{suffix}").is_file() for suffix in needed):
         return "<p class='failed'>The figure is missing: its notebook failed.</p>"
+    if not caption:
+        saved = exhibit.load(results / "figures", name)
+        caption = f"**{saved['title']}.** {saved['caption']}"
     links = " · ".join(f'<a href="figures/{name}.{suffix}">{suffix.upper()}</a>' for suffix in ("pdf", "csv"))
     plain = caption.replace("**", "").replace("`", "")
     image = f'<a href="figures/{name}.png"><img src="figures/{name}.png" alt="{html.escape(plain)}"></a>'

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mfcore import store
-from mfcore.analysis import captions, compare, compare_probes
+from mfcore.analysis import compare, compare_probes
 from mfcore.data import splits
 from mfcore.measures.statistics import Folds
 from mfcore.study.config import Study
@@ -39,7 +39,7 @@ def page(study: Study, results: Path) -> str:
                     (compare_probes.TITLES[metric], table(compare_probes.by_size(rows, titles, metric)))
                     for metric in ("auroc", "balanced_accuracy")
                 ],
-                "figure": report_html.figure(results, figure, caption(study, found, encoder)) if drawn else "",
+                "figure": report_html.figure(results, figure) if drawn else "",
                 "sklearn_c": said_of_c(rows),
             }
         )
@@ -136,17 +136,6 @@ def said_of_c(rows: pd.DataFrame) -> str:
     )
     wrong = f", not {named.iloc[0]:.3g}" if len(named) else ""
     return f"scikit-learn's minimum, without scaling, would be that of this study's probe with C = {cells}{wrong}."
-
-
-def caption(study: Study, found: pd.DataFrame, encoder: str) -> str:
-    """Caption of `figures_probes.estimators`."""
-    full = found[found["size"] == found["size"].max()]
-    n_folds = compare.counted(full["fold"].nunique(), "fold")
-    return (
-        f"**Estimators on the embeddings of {encoder}.** A grey line is a fold, black the mean ± SD of "
-        f"{n_folds} ({captions.of_what(study)}). Grey lines that run alike are folds in which slides, "
-        "not estimators, decide; lines that cross, folds in which each estimator finds something else."
-    )
 
 
 def published() -> pd.DataFrame:

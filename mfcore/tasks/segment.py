@@ -18,8 +18,8 @@ from mfcore import encoders, store
 from mfcore.encoders import preprocess
 from mfcore.encoders.card import EncoderCard
 from mfcore.encoders.readout import READOUTS
-from mfcore.measures import metrics_tasks
-from mfcore.measures.metrics_tasks import IGNORED
+from mfcore.measures import masks
+from mfcore.measures.masks import IGNORED
 from mfcore.streams import generator
 from mfcore.study.config import Study
 from mfcore.tasks import protocol as tasks_protocol, runs as tasks_runs, segment_decoder
@@ -136,7 +136,7 @@ def _train(run: store.Run, study: Study, data: TaskData, material: Material, num
     for index, name in enumerate(data.classes[1:], start=1):
         n_true, n_predicted, n_both = counts[:, index].T
         part = table.loc[tested, ["item_id", "split", "group"]].assign(run=number, step=fitted.progress.best_step)
-        part = part.assign(**{"class": name, "dice": metrics_tasks.dice(n_true, n_predicted, n_both), "n_px": n_true})
+        part = part.assign(**{"class": name, "dice": masks.dice(n_true, n_predicted, n_both), "n_px": n_true})
         parts.append(part.assign(n_predicted_px=n_predicted, n_both_px=n_both))
     if number == 0:
         _keep_shown(run, study, data, material, fitted.decoder, protocol.batch_size)

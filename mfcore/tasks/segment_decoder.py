@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from mfcore.measures import metrics_tasks
-from mfcore.measures.metrics_tasks import IGNORED
+from mfcore.measures import masks
+from mfcore.measures.masks import IGNORED
 from mfcore.training import heads
 
 WIDTHS = (64, 32, 32)  # channels after each convolution
@@ -110,7 +110,7 @@ def train(
             optimizer.step()
             bar.update()
             if progress.step():
-                score = metrics_tasks.mean_dice(overlaps(decoder, material, n_classes, validation, schedule.batch_size))
+                score = masks.mean_dice(overlaps(decoder, material, n_classes, validation, schedule.batch_size))
                 if progress.validate(score):
                     kept = copy.deepcopy(decoder.state_dict())
             if progress.ended:
@@ -131,6 +131,6 @@ def predict(decoder: Decoder, material: Material, rows: np.ndarray, batch_size: 
 
 
 def overlaps(decoder: Decoder, material: Material, n_classes: int, rows: np.ndarray, batch_size: int) -> np.ndarray:
-    """`metrics_tasks.overlaps` of what a decoder makes of some rows, int64 (n, n_classes, 3)."""
+    """`masks.overlaps` of what a decoder makes of some rows, int64 (n, n_classes, 3)."""
     true = material.masks[torch.from_numpy(rows).to(material.device)].cpu().numpy()
-    return metrics_tasks.overlaps(true, predict(decoder, material, rows, batch_size), n_classes)
+    return masks.overlaps(true, predict(decoder, material, rows, batch_size), n_classes)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.io import loadmat
 
-from mfcore.measures.metrics_tasks import IGNORED
+from mfcore.measures.masks import IGNORED
 from mfcore.tasks.task import COLUMNS, SEGMENTATION, Task, TaskData, TaskError, sizes_px, whole_images
 
 CONSEP_MERGED = np.array([0, 1, 2, 3, 3, 4, 4, 4], np.uint8)

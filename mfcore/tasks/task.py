@@ -185,7 +185,7 @@ class TaskData:
         return fingerprints(self.folder, known)
 
     def mask(self, i: int) -> np.ndarray:
-        """Classes of row ``i``'s pixels: uint8 (height_px, width_px), 0 background; see `metrics_tasks.IGNORED`."""
+        """Classes of row ``i``'s pixels: uint8 (height_px, width_px), 0 background; see `masks.IGNORED`."""
         raise TaskError(f"task {self.name!r} is a {self.kind}: its items have labels, no masks")
 
 

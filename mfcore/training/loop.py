@@ -22,7 +22,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from mfcore import encoders, store, streams as rng
-from mfcore.measures import metrics
+from mfcore.measures import binary
 from mfcore.training import adapt, feed as train_feed, processes
 from mfcore.training.task import Elsewhere, Examples, Task, TrainingError, crops, epoch_of, steps, validation_of
 
@@ -233,7 +233,7 @@ class _Training:
         by_class = [losses[truth == label].mean() for label in np.unique(truth)]
         by_patch = self.task.network.patches_per_epoch is None or self.task.recipe.validation == "drawn"
         return float(np.mean(losses if by_patch else by_class)), (
-            metrics.auroc(truth, expit(logits)) if len(by_class) == 2 else None
+            binary.auroc(truth, expit(logits)) if len(by_class) == 2 else None
         )
 
     def test(self) -> np.ndarray:

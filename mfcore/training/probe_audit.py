@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from mfcore import store, streams as rng
 from mfcore.data import splits
-from mfcore.measures import metrics
+from mfcore.measures import binary
 from mfcore.study.config import Study, as_dict
 from mfcore.training import probe
 from mfcore.training.probe_estimators import ESTIMATORS, Fold
@@ -81,7 +81,7 @@ def _fit_group(study: Study, run: store.Run, material: probe.Material, name: str
         predictions.append(material.predictions(unit, scores).assign(estimator=name))
         own = material.labels[fold.train]
         row = {"estimator": name, "fold": unit.fold, "size": unit.size, "n_train": len(own), "n_val": len(fold.validation)}
-        row |= {"train_share": float(own.mean()), "train_auroc": metrics.auroc(own, scores[fold.train])}
+        row |= {"train_share": float(own.mean()), "train_auroc": binary.auroc(own, scores[fold.train])}
         rows.append({**row, **head.facts, "seconds": seconds})
     file = run.unit_file(_group(name, units[0].size))
     store.write_json(file.with_suffix(".json"), {"fits": rows})

@@ -10,7 +10,7 @@ from scipy.stats import mannwhitneyu
 from mfcore import encoders, store
 from mfcore.analysis import compare, compare_models, compare_strata
 from mfcore.data import patches, splits
-from mfcore.measures import metrics
+from mfcore.measures import binary
 from mfcore.study.config import Data, Lora, Network, Probe, Splits, Study, as_dict
 
 STUDY = Study(
@@ -290,18 +290,18 @@ def test_metrics_are_split_by_whether_the_raters_agreed(one_arm):
     }
     for stratum, chosen in of_part.items():
         row = table[(table["annotations"] == stratum) & (table["against"] == "consensus")].iloc[0]
-        folds = [metrics.auroc(f["label"], f["score"]) for _, f in part[chosen].groupby("fold")]
+        folds = [binary.auroc(f["label"], f["score"]) for _, f in part[chosen].groupby("fold")]
         assert row["auroc"] == pytest.approx(np.mean(folds)) and row["auroc_sd"] == pytest.approx(np.std(folds, ddof=1))
         assert row["n_test"] == round(chosen.sum() / 3) and row["n_folds"] == 3
     row = table.query("against == 'one rater'").iloc[0]
     chosen = part[of_part["all"]]
     folds = [
-        np.mean([metrics.balanced_accuracy(np.array([v[i] for v in f["votes"]]), f["score"].to_numpy()) for i in (0, 1)])
+        np.mean([binary.balanced_accuracy(np.array([v[i] for v in f["votes"]]), f["score"].to_numpy()) for i in (0, 1)])
         for _, f in chosen.groupby("fold")
     ]
     assert row["balanced_accuracy"] == pytest.approx(np.mean(folds))
     shown = compare_strata.readable(table)
-    assert list(shown.columns) == ["arm", "kind", "annotations", "against", "n_test", "n_folds", *metrics.TITLES.values()]
+    assert list(shown.columns) == ["arm", "kind", "annotations", "against", "n_test", "n_folds", *binary.TITLES.values()]
 
 
 def test_a_stratum_without_a_class_is_nan_and_a_lost_label_table_is_refused(one_arm):

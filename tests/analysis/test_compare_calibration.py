@@ -6,7 +6,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 
 from mfcore.analysis import compare, compare_calibration
-from mfcore.measures import metrics
+from mfcore.measures import binary
 from mfcore.study.config import Data, Network, Study
 
 STUDY = Study("t", "A test", Data("midog"), encoders=("good", "sure"), networks=(Network("net"),))
@@ -77,7 +77,7 @@ def test_the_summary_is_the_mean_over_folds_in_the_study_s_order():
     rows = table.query("arm == 'sure' and train_domain == 'all' and size == 1.0")
     row = found.set_index("arm").loc["sure"]
     for name in ("brier", "ece"):
-        folds = [metrics.compute(name, f["label"].to_numpy(), f["score"].to_numpy()) for _, f in rows.groupby("fold")]
+        folds = [binary.compute(name, f["label"].to_numpy(), f["score"].to_numpy()) for _, f in rows.groupby("fold")]
         assert row[name] == pytest.approx(np.mean(folds)) and row[f"{name}_sd"] == pytest.approx(np.std(folds, ddof=1))
     shares = rows.groupby("fold")["label"].mean()
     assert row["brier_of_share"] == pytest.approx((shares * (1 - shares)).mean()) and row["n_folds"] == 3

@@ -6,7 +6,7 @@ import pytest
 
 from mfcore import store
 from mfcore.analysis import compare, compare_domains
-from mfcore.measures import metrics, statistics
+from mfcore.measures import binary, statistics
 from mfcore.study.config import Data, Network, Study
 
 STUDY = Study("t", "A test", Data("midog"), encoders=("good",), networks=(Network("net"),))
@@ -74,7 +74,7 @@ def test_the_cost_is_that_of_the_patches_that_home_was_tested_on():
         ):  # fmt: skip
             home = fold[(fold["train_domain"] == tested) & (fold["domain"] == tested) & (fold["scanner"] == scanner)]
             away = fold[(fold["train_domain"] == there) & fold["patch_id"].isin(home["patch_id"])]
-            of_fold.append(metrics.auroc(home["label"], home["score"]) - metrics.auroc(away["label"], away["score"]))
+            of_fold.append(binary.auroc(home["label"], home["score"]) - binary.auroc(away["label"], away["score"]))
         drops.append(np.mean(of_fold))
     row = compare_domains.tumour_against_scanner(predictions, labels, STUDY).set_index("comparison").loc["tumour alone"]
     assert row["auroc_drop"] == pytest.approx(np.mean(drops))

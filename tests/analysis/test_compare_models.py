@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mfcore.analysis import compare, compare_models
-from mfcore.measures import metrics, statistics
+from mfcore.measures import binary, statistics
 from mfcore.study.config import Data, Network, Splits, Study, Switches
 
 STUDY = Study(
@@ -81,7 +81,7 @@ def test_the_size_is_chosen_and_must_be_there(predictions):
     assert small.loc[0, "difference"] == pytest.approx(0.05, abs=0.01)
     with pytest.raises(statistics.StatisticsError, match=r"no arm has scores at size 0.3; there are \[0.5, 1.0\]"):
         compare_models.differences(predictions, STUDY, size=0.3)
-    with pytest.raises(metrics.MetricError, match="'auc' is not known"):
+    with pytest.raises(binary.MetricError, match="'auc' is not known"):
         compare_models.ranking(predictions, STUDY, "auc")
 
 
@@ -227,7 +227,7 @@ def test_intervals_are_those_of_the_bootstrap_for_every_arm_and_size():
     table = table.assign(score=np.clip(0.3 * table["label"] + rng.random(n), 0, 1), fold=rng.integers(0, 2, n))
     table = pd.concat([table.assign(arm=arm, size=size) for arm in ("good", "net") for size in (1.0, 0.5)])
     table = table.assign(kind="probe", train_domain="all")
-    found = compare_models.intervals(table, STUDY, metrics=("auroc", "ece"), n_resamples=60)
+    found = compare_models.intervals(table, STUDY, metrics=("auroc", "balanced_accuracy"), n_resamples=60)
     assert found.columns.tolist() == ["arm", "kind", "size", "metric", "estimate", "low", "high", "n", "unit"]
     assert found["arm"].tolist() == ["net"] * 4 + ["good"] * 4 and found["size"].tolist() == [0.5, 0.5, 1, 1] * 2
     assert set(found["n"]) == {9} and set(found["unit"]) == {"slide"}
@@ -235,5 +235,5 @@ def test_intervals_are_those_of_the_bootstrap_for_every_arm_and_size():
     assert (by_arm == 1).all(axis=None), "the same scores were given other draws in another arm"
     row = found.query("metric == 'auroc'").iloc[0]
     part = table[(table["arm"] == "net") & (table["size"] == 0.5)]
-    folds = [metrics.auroc(f["label"], f["score"]) for _, f in part.groupby("fold")]
+    folds = [binary.auroc(f["label"], f["score"]) for _, f in part.groupby("fold")]
     assert row["low"] < row["estimate"] < row["high"] and row["estimate"] == pytest.approx(np.mean(folds))

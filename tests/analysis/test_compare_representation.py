@@ -20,8 +20,8 @@ from mfcore.analysis import (
     compare_representation_tasks as on_tasks,
     figures_representation,
 )
-from mfcore.measures import metrics_representation as representation
-from mfcore.measures.metrics_representation import RepresentationError
+from mfcore.measures import representation
+from mfcore.measures.representation import RepresentationError
 from mfcore.study.config import Data, Pretraining, Study
 from mfcore.training import probe
 

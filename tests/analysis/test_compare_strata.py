@@ -6,7 +6,7 @@ import pytest
 
 from mfcore import store
 from mfcore.analysis import compare, compare_strata
-from mfcore.measures import metrics
+from mfcore.measures import binary
 from mfcore.study.config import Data, Network, Study
 
 STUDY = Study("t", "A test", Data("midog"), encoders=("good",), networks=(Network("net"),))
@@ -62,7 +62,7 @@ def test_every_stratum_is_its_rows(predictions, labels):
         part = full[full["patch_id"].isin(labels.loc[mask, "patch_id"])]
         row = found[(found["arm"] == "good") & (found["stratum"] == stratum) & (found["value"] == value)].iloc[0]
         for metric in ("auroc", "balanced_accuracy"):
-            folds = [metrics.compute(metric, f["label"].to_numpy(), f["score"].to_numpy()) for _, f in part.groupby("fold")]
+            folds = [binary.compute(metric, f["label"].to_numpy(), f["score"].to_numpy()) for _, f in part.groupby("fold")]
             assert row[metric] == pytest.approx(np.mean(folds))
         assert row["low"] < row["auroc"] < row["high"]
         different = labels[mask & labels["patch_id"].isin(part["patch_id"])]

@@ -10,13 +10,15 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from mfcore.analysis import figures, figures_domains, figures_live, figures_models, figures_scaling
-from mfcore.measures import raters
+from mfcore.analysis import arms, domains as of_domains, figures, figures_live, scaling as of_scaling
+from mfcore.measures import binary, raters
+from mfcore.measures.statistics import Interval
 from mfcore.study.config import Data, Network, Pretraining, Study, Switches
 
 NETWORKS = (Network("net", input_px=100), Network("low rank"))
 MIDOG = Study("t", "A test", Data("midog"), networks=NETWORKS, encoders=("good", "other"))
 SYNTHETIC = replace(MIDOG, data=Data("synthetic"))
+INTERVAL = Interval(0.83, 0.8, 0.86, 0.95, 12)
 HOME = replace(MIDOG, pretraining=(Pretraining("other"),))  # where "other" is the home-made encoder
 MEANS = ["arm", "kind", "in_domain", "in_domain_sd", "out_of_domain", "out_of_domain_sd", "n_folds"]
 BINS = ["arm", "kind", "bin_low", "bin_high", "mean_score", "share_positive", "low", "high", "n", "n_units", "unit"]
@@ -29,6 +31,17 @@ def scaling():
     rows = [(arm, kind, size, n, 5, 0.5 + size / 3, 0.02) for arm, kind in KINDS.items() for size, n in ((0.1, 10), (1.0, 100))]
     table = pd.DataFrame(rows, columns=["arm", "kind", "size", "n_train", "n_folds", "auroc", "auroc_sd"])
     return table.assign(balanced_accuracy=table["auroc"] - 0.05, balanced_accuracy_sd=0.03)
+
+
+def scores(table=None):
+    """Five folds of every arm and size whose means and SDs are those of ``table``, else of `scaling`."""
+    table = scaling() if table is None else table
+    folds = []
+    for fold, step in enumerate(np.arange(-2, 3) / np.sqrt(2.5)):
+        values = {name: table[name] + step * table[f"{name}_sd"] for name in ("auroc", "balanced_accuracy")}
+        part = table[["arm", "kind", "size", "n_train"]].assign(**dict.fromkeys(binary.METRICS, 0.5)).assign(**values)
+        folds.append(part.assign(fold=fold, tested=fold, n_test=25, train_domain="all", domain="all"))
+    return pd.concat(folds, ignore_index=True)
 
 
 def human(domains="xyz"):
@@ -139,15 +152,6 @@ def strata():
     ).assign(n_units=lambda table: table["n_slides"])
 
 
-def ahead():
-    rows = [
-        (arm, kind, "curve" if arm == "net" else "straight", n, 0.8, 0.7, 0.9)
-        for arm, kind in KINDS.items()
-        for n in (100, 1000)
-    ]
-    return pd.DataFrame(rows, columns=["arm", "kind", "how", "n_train", "expected", "low", "high"])
-
-
 def history():
     rows = [(u, e, 0.7 / e, 0.7 / e + 0.2 * (e == 3)) for u in ("all-fold0-size0.1", "all-fold0-size1") for e in (1, 2, 3)]
     return pd.DataFrame(rows, columns=["unit", "epoch", "train_loss", "val_loss"])
@@ -173,20 +177,15 @@ def drawing(study):
         "embedding": lambda: figures.embedding(study, components, "good"),
         "scores": lambda: figures.score_histogram(study, figures.score_table(predictions), "good"),
         "history": lambda: figures.history(study, history(), "net"),
-        "scaling": lambda: figures_scaling.data_scaling(study, scaling()),
-        "scaling_and_raters": lambda: figures_scaling.data_scaling(study, scaling(), human()),
-        "scaling_beside_the_published": lambda: figures_scaling.data_scaling(
-            study, scaling(), human(), figures_scaling.published(study)
-        ),
-        "learning_curves": lambda: figures_scaling.learning_curves(study, scaling(), ahead()),
-        "ranking": lambda: figures_models.ranking(study, order([{"net", "low rank"}]), intervals()),
-        "reliability": lambda: figures_models.reliability(study, bins(), calibration()),
-        "strata": lambda: figures_models.strata(study, strata()),
-        "cross_domain": lambda: figures_domains.cross_domain(study, matrix(), means(), figures_domains.published(study)),
-        "cross_domain_of_two": lambda: figures_domains.cross_domain(
-            study, matrix(("MIDOG21", "TUPAC16")), means(), means().iloc[:0]
-        ),
-        "by_test_domain": lambda: figures_domains.by_test_domain(study, by_test_domain(), human()),
+        "scaling": lambda: of_scaling.figure_1(study, scores(), INTERVAL).figure,
+        "scaling_and_raters": lambda: of_scaling.figure_1(study, scores(), INTERVAL, human()).figure,
+        "learning_curves": lambda: of_scaling.learning_curves(study, scores()).figure,
+        "ranking": lambda: arms.ranking(study, order([{"net", "low rank"}]), intervals()).figure,
+        "reliability": lambda: arms.reliability(study, bins(), calibration()).figure,
+        "strata": lambda: arms.strata(study, strata()).figure,
+        "cross_domain": lambda: of_domains.cross_domain(study, matrix(), means()).figure,
+        "cross_domain_of_two": lambda: of_domains.cross_domain(study, matrix(("MIDOG21", "TUPAC16")), means()).figure,
+        "by_test_domain": lambda: of_domains.by_test_domain(study, by_test_domain(), human()).figure,
     }
 
 
@@ -212,11 +211,11 @@ def test_synthetic_figures_say_so_and_others_don_t(name):
 
 
 def test_a_figure_is_saved_whole_with_its_table_and_the_same_twice(tmp_path):
-    written = [figures.save(figures_scaling.data_scaling(MIDOG, scaling()), scaling(), tmp_path / name, "f") for name in "ab"]
+    written = [figures.save(figures.history(MIDOG, history(), "net"), history(), tmp_path / name, "f") for name in "ab"]
     assert [path.name for path in written[0]] == ["f.png", "f.pdf", "f.csv"]
     for first, second in zip(*written, strict=True):
         assert first.read_bytes() == second.read_bytes(), first.suffix
-    pd.testing.assert_frame_equal(pd.read_csv(written[0][2]), scaling())
+    pd.testing.assert_frame_equal(pd.read_csv(written[0][2]), history())
 
 
 def test_drawing_leaves_nothing_open_in_pyplot():
@@ -249,16 +248,16 @@ def test_components_are_those_of_a_principal_component_analysis():
 
 def test_fig_2_shows_the_best_arm_of_each_kind():
     table = pd.concat([matrix(), matrix().query("arm == 'good'").assign(arm="better", mean=0.9)])
-    assert figures_domains.best_arms(MIDOG, table) == ["net", "low rank", "better"]
-    assert figures_domains.best_arms(MIDOG, table[table["kind"] == "probe"]) == ["better"]
+    assert of_domains.best_arms(MIDOG, table) == ["net", "low rank", "better"]
+    assert of_domains.best_arms(MIDOG, table[table["kind"] == "probe"]) == ["better"]
 
 
 def test_fig_2_shows_the_home_made_encoder_whether_it_is_the_best_or_not():
-    assert figures_domains.best_arms(HOME, matrix()) == ["net", "low rank", "good", "other"]
+    assert of_domains.best_arms(HOME, matrix()) == ["net", "low rank", "good", "other"]
     best = replace(MIDOG, pretraining=(Pretraining("good"),))
-    assert figures_domains.best_arms(best, matrix()) == ["net", "low rank", "good"]
-    figure = figures_domains.cross_domain(HOME, matrix(), means(), figures_domains.published(HOME))
-    panels = [axis.get_title("left") for axis in figure.axes if axis.images]
+    assert of_domains.best_arms(best, matrix()) == ["net", "low rank", "good"]
+    figure = of_domains.cross_domain(HOME, matrix(), means()).figure
+    panels = [axis.get_title("left") for axis in figure.axes[:4]]
     assert panels[-1] == "other\n(probe, pretrained here)" and "pretrained" not in "".join(panels[:-1])
     assert "other (probe, pretrained here)" in [label.get_text() for label in figure.axes[-1].get_yticklabels()]
     figure.draw_without_rendering()
@@ -266,13 +265,13 @@ def test_fig_2_shows_the_home_made_encoder_whether_it_is_the_best_or_not():
 
 
 def test_the_home_made_encoder_has_a_star_and_says_so_in_fig_1():
-    axis = figures_scaling.data_scaling(HOME, scaling()).axes[0]
-    drawn = {c.get_label(): c.lines[0].get_marker() for c in axis.containers}
+    axis = of_scaling.figure_1(HOME, scores(), INTERVAL).figure.axes[0]
+    drawn = {handle.get_label(): str(handle.get_marker()) for handle in axis.get_legend_handles_labels()[0][:4]}
     assert drawn.pop("other (probe, pretrained here)") == "*"
     assert "*" not in drawn.values() and not any("pretrained" in name for name in drawn)
-    panel = figures_scaling.learning_curves(HOME, scaling(), ahead()).axes[3]
+    panel = of_scaling.learning_curves(HOME, scores()).figure.axes[3]
     assert panel.get_title("left").startswith("other\n(probe, pretrained here; gap")
-    names = [label.get_text() for label in figures_models.ranking(HOME, order([]), intervals()).axes[0].get_yticklabels()]
+    names = [label.get_text() for label in arms.ranking(HOME, order([]), intervals()).figure.axes[0].get_yticklabels()]
     assert names[-1].startswith("other (probe, pretrained here)")
 
 
@@ -299,55 +298,6 @@ def test_nothing_is_cut_off(name):
 
 def lines(axis, name):
     return [line for line in axis.lines if str(line.get_label()).startswith(name)]
-
-
-def test_fig_1_has_the_raters_where_the_metric_allows():
-    auroc, accuracy = figures_scaling.data_scaling(MIDOG, scaling(), human()).axes
-    assert auroc.get_ylabel().startswith("AUROC") and accuracy.get_ylabel().startswith("balanced accuracy")
-    (line,) = lines(accuracy, "one rater against another, 0.73")
-    assert set(line.get_ydata()) == {0.73} and tuple(line.get_xdata()) == accuracy.get_xlim()
-    (band,) = accuracy.collections[-1:]
-    assert band.get_datalim(accuracy.transData).intervaly == pytest.approx([0.71, 0.76])
-    (upper,) = lines(accuracy, "a rater against the consensus")
-    assert upper.get_ydata()[0] == pytest.approx(0.89)
-    assert not lines(auroc, "one rater") and not lines(auroc, "a rater")
-    for without in (None, human().iloc[:0], human().assign(balanced_accuracy=np.nan)):
-        assert not lines(figures_scaling.data_scaling(MIDOG, scaling(), without).axes[1], "one rater")
-
-
-def test_published_values_are_those_of_the_study_s_own_data_set():
-    by_source = {name: figures_scaling.published(replace(MIDOG, data=Data(name))) for name in ("midog22", "ccmct", "amibr")}
-    for name, data_set, value in (("midog22", "MIDOG 2022", 0.89), ("ccmct", "CCMCT", 0.87)):
-        table = by_source[name]
-        assert set(table["data_set"]) == {data_set}
-        own = table[(table["kind"] == "end-to-end") & (table["metric"] == "auroc")]
-        assert list(own["value"]) == [value] and "section 4" in own["where"].iloc[0]
-        assert table.loc[table["kind"] == "LoRA", "where"].str.contains("second-hand").all()
-    assert set(by_source["amibr"]["data_set"]) == {"AMi-Br"} and set(by_source["amibr"]["kind"]) == {
-        "end-to-end",
-        "probe",
-        "LoRA",
-    }
-    assert set(figures_scaling.published(SYNTHETIC)["data_set"]) == {"MIDOG 2022", "CCMCT"}
-    assert not len(figures_domains.published(replace(MIDOG, data=Data("amibr")))), "Tab. 2 is of other classes"
-
-
-def test_published_values_are_open_markers_right_of_what_was_measured_here():
-    beside = figures_scaling.published(replace(MIDOG, data=Data("midog22")))
-    axis = figures_scaling.data_scaling(MIDOG, scaling(), None, beside).axes[0]
-    found = {c.get_label(): c.lines[0] for c in axis.containers if c.get_label().startswith("published")}
-    assert set(found) == {"published: end-to-end", "published: probe (second-hand)", "published: LoRA (second-hand)"}
-    for line in found.values():
-        assert line.get_markerfacecolor() == "white" and min(line.get_xdata()) > 100
-    assert list(found["published: end-to-end"].get_ydata()) == [0.89]
-
-
-def test_arms_differ_by_shape_and_line_and_not_by_colour_alone():
-    axis = figures_scaling.data_scaling(MIDOG, scaling()).axes[0]
-    drawn = {c.get_label(): c.lines[0] for c in axis.containers}
-    assert list(drawn) == [f"{arm} ({kind})" for arm, kind in KINDS.items()]
-    assert len({line.get_marker() for line in drawn.values()}) == len(drawn)
-    assert len({str(figures.look(MIDOG, arm, kind)["linestyle"]) for arm, kind in KINDS.items()}) == len(drawn)
 
 
 # Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB: what protanopes and deuteranopes see.
@@ -380,18 +330,17 @@ def test_the_first_colours_stay_apart_in_grey_and_for_the_colour_blind():
 
 
 def test_the_cells_of_fig_2_are_on_one_scale_and_their_numbers_read_on_every_shade():
-    figure = figures_domains.cross_domain(MIDOG, matrix(), means(), means().iloc[:0])
-    panels = [axis for axis in figure.axes if axis.images]
-    assert len(panels) == 3 and {axis.images[0].get_clim() for axis in panels} == {figures_domains.SCALE}
-    text = {t.get_text() for t in panels[0].texts}
-    assert text == {"0.80", "0.70", "±.02"}
-    darkest = linear(panels[0].images[0].cmap(1.0)[:3]) @ [0.2126, 0.7152, 0.0722]
+    panels = of_domains.cross_domain(MIDOG, matrix(), means()).figure.axes[:3]
+    assert {axis.collections[0].get_clim() for axis in panels} == {of_domains.SCALE}
+    assert {t.get_text() for t in panels[0].texts} == {"0.80\n±.02", "0.70\n±.02"}
+    assert {t.get_color() for t in panels[0].texts} == {"black"}
+    darkest = linear(of_domains.SHADES(1.0)[:3]) @ [0.2126, 0.7152, 0.0722]
     assert (darkest + 0.05) / 0.05 > 4.5, "black text on it, contrast as WCAG 2 asks"
     assert len({axis.get_xlabel() for axis in panels}) == 1 and panels[0].get_ylabel() == "trained on"
 
 
 def test_fig_2_has_the_published_means_under_ours():
-    axis = figures_domains.cross_domain(MIDOG, matrix(), means(), figures_domains.published(MIDOG)).axes[-1]
+    axis = of_domains.cross_domain(MIDOG, matrix(), means()).figure.axes[-1]
     names = [label.get_text() for label in axis.get_yticklabels()]
     assert names[:4] == [f"{arm} ({kind})" for arm, kind in KINDS.items()] and names[-1] == "End-To-End ResNet50"
     place = dict(zip(names, axis.get_yticks(), strict=True))
@@ -401,7 +350,7 @@ def test_fig_2_has_the_published_means_under_ours():
 
 
 def test_each_domain_s_raters_stand_beside_the_arms():
-    axis = figures_domains.by_test_domain(MIDOG, by_test_domain(), human()).axes[0]
+    axis = of_domains.by_test_domain(MIDOG, by_test_domain(), human()).figure.axes[0]
     drawn = {tuple(np.round(line.get_xdata(), 2)): line.get_ydata()[0] for line in lines(axis, "one rater")}
     assert drawn == pytest.approx({(-0.45, 0.45): 0.70, (0.55, 1.45): 0.71, (1.55, 2.45): 0.72})
     markers = {c.get_label(): c.lines[0] for c in axis.containers}
@@ -409,7 +358,7 @@ def test_each_domain_s_raters_stand_beside_the_arms():
     assert markers["good, in domain"].get_marker() == figures.MARKERS[2], "an arm looks as it does in Fig. 1"
     assert markers["net, out of domain"].get_markerfacecolor() == "white" != markers["net, in domain"].get_markerfacecolor()
     for without in (None, human().assign(balanced_accuracy=np.nan)):
-        assert not lines(figures_domains.by_test_domain(MIDOG, by_test_domain(), without).axes[0], "one rater")
+        assert not lines(of_domains.by_test_domain(MIDOG, by_test_domain(), without).figure.axes[0], "one rater")
 
 
 def test_of_many_arms_the_best_of_each_kind_is_shown_by_domain():
@@ -419,30 +368,19 @@ def test_of_many_arms_the_best_of_each_kind_is_shown_by_domain():
     assert figures.few(by_test_domain(), "mean") == list(KINDS)
     many = more(by_test_domain(), "mean")
     assert figures.few(many, "mean") == ["net", "low rank", "good"]
-    figure = figures_domains.by_test_domain(MIDOG, many)
+    figure = of_domains.by_test_domain(MIDOG, many).figure
     assert {c.get_label() for c in figure.axes[0].containers if "e0" in c.get_label()} == set() and "best arm" in texts(figure)
-    assert "best arm" not in texts(figures_domains.by_test_domain(MIDOG, by_test_domain()))
-    assert "best arm" in texts(figures_models.strata(MIDOG, more(strata(), "auroc")))
+    assert "best arm" not in texts(of_domains.by_test_domain(MIDOG, by_test_domain()).figure)
+    assert "best arm" in texts(arms.strata(MIDOG, more(strata(), "auroc")).figure)
 
 
-def test_ties_are_the_largest_groups_of_which_no_two_are_told_apart():
-    pairs = [{"net", "low rank"}, {"low rank", "good"}, {"net", "good"}, {"good", "other"}]
-    assert figures_models.ties(order(pairs)) == [(0, 1, 2), (2, 3)]
-    assert figures_models.ties(order([])) == []
-    assert figures_models.ties(order([{"net", "other"}])) == [(0, 3)], "arms between may be told apart"
-
-
-def test_the_ranking_brackets_ties_and_names_places():
-    axis, brackets = figures_models.ranking(MIDOG, order([{"net", "low rank"}]), intervals()).axes
+def test_the_ranking_names_the_places_that_an_arm_can_hold():
+    (axis,) = arms.ranking(MIDOG, order([{"net", "low rank"}]), intervals()).figure.axes
     assert [label.get_text().split("   ")[1].strip() for label in axis.get_yticklabels()] == ["1–2", "2–3", "3", "4"]
-    joined = [list(line.get_ydata()) for line in brackets.lines if line.get_marker() == "o"]
-    assert joined == [[0, 1]]
     assert "5 folds" in axis.get_xlabel() and "12 slides" in axis.get_xlabel()
 
 
-@pytest.mark.parametrize(
-    "name", ["scaling", "scaling_and_raters", "scaling_beside_the_published", "by_test_domain", "strata", "learning_curves"]
-)
+@pytest.mark.parametrize("name", ["scaling", "scaling_and_raters", "by_test_domain", "strata", "learning_curves"])
 def test_no_legend_covers_data(name):
     figure = drawn(True, name)
     (legend,) = figure.legends
@@ -475,9 +413,9 @@ class Shown:
 
 
 def test_one_fold_or_size_draws_no_curve_and_one_stratum_sets_nothing_apart():
-    one = figures_scaling.learning_curves(MIDOG, scaling().query("size == 1"), ahead().iloc[:0])
+    one = of_scaling.learning_curves(MIDOG, scores().query("size == 1")).figure
     assert list(one.axes[0].get_xticks()) == [100]
-    whole = figures_models.strata(SYNTHETIC, strata().iloc[:0])
+    whole = arms.strata(SYNTHETIC, strata().iloc[:0]).figure
     assert "one stratum only" in texts(whole)
 
 
@@ -556,6 +494,6 @@ def test_the_legend_of_scores_covers_none_of_them():
 
 
 def test_figures_name_what_their_intervals_draw():
-    by_case = figures_models.ranking(MIDOG, order([]), intervals().assign(unit="case", n=7)).axes[0].get_xlabel()
-    assert "7 cases" in by_case and "12 slides" in figures_models.ranking(MIDOG, order([]), intervals()).axes[0].get_xlabel()
-    assert "over cases" in figures_models.strata(MIDOG, strata().assign(unit="case")).axes[-1].get_xlabel()
+    by_case = arms.ranking(MIDOG, order([]), intervals().assign(unit="case", n=7)).figure.axes[0].get_xlabel()
+    assert "7 cases" in by_case and "12 slides" in arms.ranking(MIDOG, order([]), intervals()).figure.axes[0].get_xlabel()
+    assert "over cases" in arms.strata(MIDOG, strata().assign(unit="case")).figure.axes[-1].get_xlabel()

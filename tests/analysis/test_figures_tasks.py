@@ -11,7 +11,7 @@ from tiny_encoders import tiny_card, use
 
 from mfcore import store
 from mfcore.analysis import captions_tasks, compare_masks, compare_tasks, figures, figures_tasks
-from mfcore.measures import metrics_tasks
+from mfcore.measures import masks
 from mfcore.study.config import OwnEncoder, Pretraining, Task
 from mfcore.tasks import segment
 
@@ -80,7 +80,7 @@ def test_the_caption_says_who_is_best_and_what_the_interval_holds():
     said = captions_tasks.scores(STUDY, rows())
     assert "of 3 encoders home is highest with 0.800 ± 0.020, 95 % [0.75, 0.85], tiny lowest with 0.500 ± 0.020" in said
     assert (
-        "else items. In a simulation, 95 % intervals over 5 slides held" in said
+        "bootstrap of slides or patients where the set names them, else of items, which in a simulation, over 5 slides" in said
         and "simulation" not in captions_tasks.scores(STUDY, rows().assign(n_clusters=50))
     )
     assert "96 items of 6 slides or patients" in said and "synthetic data" in said
@@ -135,8 +135,8 @@ def test_of_many_encoders_the_classes_show_the_study_s_own_list():
 def made_shown(n=2) -> compare_masks.Shown:
     data = made_tasks.nuclei()
     true = np.stack(data.masks[:n])
-    true[0, 0] = metrics_tasks.IGNORED
-    predicted = {"tiny": np.where(true == metrics_tasks.IGNORED, 0, true), "other": np.zeros_like(true)}
+    true[0, 0] = masks.IGNORED
+    predicted = {"tiny": np.where(true == masks.IGNORED, 0, true), "other": np.zeros_like(true)}
     names = np.array([f"item{i}" for i in range(n)])
     table = pd.concat(
         [compare_masks._dice(names, true, mask, data.classes).assign(encoder=name) for name, mask in predicted.items()]

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
-from mfcore.measures import metrics, raters
+from mfcore.measures import binary, raters
 from mfcore.streams import generator
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "labels" / "MIDOG++.json"
@@ -197,7 +197,7 @@ def test_a_line_is_there_for_metrics_of_a_class_given():
     human = raters.table(labels(), 1)
     total = human[human["domain"] == "all"].iloc[0]
     named = {"accuracy": "agreement", "weighted_f1": "agreement", "quadratic_kappa": "kappa"}
-    for metric in metrics.METRICS:
+    for metric in binary.METRICS:
         found = raters.reference(human, metric)
         if metric in ("auroc", "average_precision", "f1", "brier", "ece"):
             assert found is None

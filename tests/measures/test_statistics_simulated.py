@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import special
 
-from mfcore.measures import metrics, statistics, statistics_bootstrap
+from mfcore.measures import binary, resampling, statistics
 
 N_STUDIES, N_FOLDS, N_PATCHES = 1000, 5, 10
 TRAIN_SHARE, TEST_SHARE = 0.64, 0.2
@@ -47,7 +47,7 @@ class Simulated:
 
 
 def by_fold(arms: list[pd.DataFrame], seed: int, test_set: str) -> list[statistics.Folds]:
-    return [statistics_bootstrap.by_fold(arm, "auroc", seed, test_set, 150) for arm in arms]
+    return [resampling.by_fold(arm, "auroc", seed, test_set, 150) for arm in arms]
 
 
 def shared(seed: int, better: float = 0.0) -> list[statistics.Folds]:
@@ -128,16 +128,16 @@ def coverage(n_slides: int, n_studies: int, metric: str = "auroc", seed: int = 0
     """Share of 95 % intervals over so many slides that hold the truth of a sample of 60,000."""
     rng = np.random.default_rng(seed)
     large = sample(rng, 60_000)
-    truth = metrics.compute(metric, large["label"].to_numpy(), large["score"].to_numpy())
+    truth = binary.compute(metric, large["label"].to_numpy(), large["score"].to_numpy())
     held = []
     for study in range(n_studies):
-        found = statistics_bootstrap.bootstrap(sample(rng, n_slides), metric, study, "coverage", n_resamples=300)
+        found = resampling.bootstrap(sample(rng, n_slides), metric, study, "coverage", n_resamples=300)
         held.append(found.low <= truth <= found.high)
     return float(np.mean(held))
 
 
-@pytest.mark.parametrize("n_slides", statistics_bootstrap.COVERAGE)
+@pytest.mark.parametrize("n_slides", resampling.COVERAGE)
 def test_intervals_hold_the_truth_as_often_as_is_said(n_slides):
     """Standard error: 0.007; what is said is from three times as many studies."""
     found = coverage(n_slides, N_STUDIES)
-    assert 0.92 <= found <= 0.97 and abs(found - statistics_bootstrap.COVERAGE[n_slides]) < 0.02
+    assert 0.92 <= found <= 0.97 and abs(found - resampling.COVERAGE[n_slides]) < 0.02

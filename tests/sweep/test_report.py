@@ -118,9 +118,10 @@ def test_the_index_leads_to_the_ranking_the_ledger_and_the_analyses_that_ran(res
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
     nbformat.write(notebook, results / "notebooks" / "05_data_scaling.ipynb")
     (results / "figures" / "05_ranking.png").write_bytes(b"png")
+    store.write_json(results / "figures" / "05_ranking.json", {"title": "Ranking", "caption": "One <arm>.", "section": "Arms"})
     page = report.build(STUDY, results).read_text()
     assert '<a href="notebooks/05_data_scaling.html">learning curves' in page
-    assert "<b>Ranking.</b>" in page and "There is one arm only." in page
+    assert "<b>Ranking.</b> One &lt;arm&gt;." in page, "the caption that the notebook saved"
 
 
 def test_the_raters_have_a_section(results):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mfcore import store
-from mfcore.analysis import compare_probes, figures, figures_probes
+from mfcore.analysis import compare_probes, estimators
 from mfcore.data import patches, splits
 from mfcore.measures.statistics import Folds
 from mfcore.study.config import Data, Study, as_dict
@@ -130,12 +130,13 @@ def test_another_splits_audit_is_not_this_studys(found):
 def test_the_figure_has_a_line_a_fold_and_is_shown_where_it_is_drawn(found):
     scores, folder = found
     titles = {name: name for name in ESTIMATORS}
-    figure = figures_probes.estimators(STUDY, scores, titles, "made")
+    run = compare_probes.find(STUDY, "made", folder)
+    exhibit = estimators.audit(STUDY, scores, titles, "made", f"03_{run.folder.name}")
+    figure = exhibit.figure
     assert [[line.get_label() for line in axis.lines].count("a fold") for axis in figure.axes] == [3, 3]
     assert any(text.get_text() == "synthetic data" for text in figure.texts)
-    run = compare_probes.find(STUDY, "made", folder)
     assert "<figure>" not in report_probes.page(STUDY, folder)
-    figures.save(figure, scores, folder / "figures", f"03_{run.folder.name}")
+    exhibit.save(folder / "figures")
     assert f"figures/03_{run.folder.name}.png" in report_probes.page(STUDY, folder)
 
 

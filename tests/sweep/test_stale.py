@@ -225,7 +225,8 @@ def package(tmp_path, monkeypatch):
     """A package of two modules, which a notebook reaches."""
     (tmp_path / "mfcore" / "sweep" / "templates").mkdir(parents=True)
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "mfcore.mplstyle").touch()
+    (tmp_path / "mfcore" / "analysis").mkdir()
+    (tmp_path / "mfcore" / "analysis" / "mfcore.mplstyle").touch()
     (tmp_path / "mfcore" / "a.py").write_text("from mfcore.b import f\n\n\ndef g():\n    return f() + 1\n")
     (tmp_path / "mfcore" / "b.py").write_text('"""B."""\n\n\ndef f():\n    """One."""\n    return 1  # one\n')
     (tmp_path / "mfcore" / "c.py").write_text("X = 1\n")

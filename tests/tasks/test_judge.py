@@ -15,7 +15,6 @@ from tiny_encoders import tiny_card, use
 
 from mfcore import store
 from mfcore.encoders import EncoderError
-from mfcore.measures import metrics, metrics_tasks
 from mfcore.study.config import Task
 from mfcore.tasks import judge, protocol as tasks_protocol
 from mfcore.tasks.task import TaskError
@@ -52,18 +51,6 @@ def test_the_protocol_is_evas():
     assert patience(shots, 20) == 2_500, "three epochs of twenty items are three steps"
     large = tasks_protocol.of(Task("pcam", batch_size=4_096))
     assert patience(large, 262_144) * large.schedule.n_batches(262_144) > 2_400, "epochs of fewer steps, and more of them"
-
-
-def test_every_balanced_accuracy_is_scikit_learns():
-    rng = np.random.default_rng(0)
-    for n_classes in (2, 5):
-        label, called = rng.integers(0, n_classes, (2, 60))
-        assert metrics_tasks.balanced_accuracy(label, called) == pytest.approx(balanced_accuracy_score(label, called))
-    label, score = rng.integers(0, 2, 40), rng.random(40)
-    assert metrics_tasks.balanced_accuracy(label, metrics.classify(score)) == pytest.approx(
-        metrics.balanced_accuracy(label, score)
-    )
-    assert metrics_tasks.balanced_accuracy(np.array([0, 0, 3]), np.array([0, 1, 3])) == 0.75, "a class without items is none"
 
 
 # ---- runs ----

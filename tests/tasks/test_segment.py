@@ -11,9 +11,9 @@ from tiny_encoders import some_patches, tiny_card, use
 
 from mfcore import encoders
 from mfcore.encoders import EncoderError
-from mfcore.measures import metrics_tasks
-from mfcore.measures.metrics import MetricError
-from mfcore.measures.metrics_tasks import IGNORED
+from mfcore.measures import masks
+from mfcore.measures.binary import MetricError
+from mfcore.measures.masks import IGNORED
 from mfcore.study.config import Task
 from mfcore.tasks import segment, segment_decoder
 from mfcore.tasks.task import Protocol, TaskError
@@ -29,7 +29,7 @@ def test_dice_is_what_counting_pixel_by_pixel_gives():
     true, predicted = rng.integers(0, 4, (2, 5, 7, 6), dtype=np.uint8)
     true[0][true[0] == 2] = 0  # a mask without class 2
     true[1, :2], true[3] = IGNORED, 0  # pixels that don't count, and a mask without nuclei
-    counts = metrics_tasks.overlaps(true, predicted, 4)
+    counts = masks.overlaps(true, predicted, 4)
     of_mask = []
     for i in range(5):
         of_class = []
@@ -46,17 +46,17 @@ def test_dice_is_what_counting_pixel_by_pixel_gives():
                 of_class.append(2 * n_both / (n_true + n_predicted))
         if of_class:
             of_mask.append(np.mean(of_class))
-    assert len(of_mask) == 4 and metrics_tasks.mean_dice(counts) == pytest.approx(np.mean(of_mask))
-    assert metrics_tasks.mean_dice(metrics_tasks.overlaps(true[:1], true[:1], 4)) == 1
-    assert np.isnan(metrics_tasks.mean_dice(metrics_tasks.overlaps(true[3:4], predicted[3:4], 4)))
+    assert len(of_mask) == 4 and masks.mean_dice(counts) == pytest.approx(np.mean(of_mask))
+    assert masks.mean_dice(masks.overlaps(true[:1], true[:1], 4)) == 1
+    assert np.isnan(masks.mean_dice(masks.overlaps(true[3:4], predicted[3:4], 4)))
 
 
 def test_masks_that_cant_be_are_refused():
     mask = np.zeros((1, 4, 4), np.uint8)
     with pytest.raises(MetricError, match="a mask holds class 3; there are 3"):
-        metrics_tasks.overlaps(mask + 3, mask, 3)
+        masks.overlaps(mask + 3, mask, 3)
     with pytest.raises(MetricError, match="\\(1, 4, 4\\) and \\(1, 4, 2\\)"):
-        metrics_tasks.overlaps(mask, mask[..., :2], 3)
+        masks.overlaps(mask, mask[..., :2], 3)
 
 
 def test_the_loss_is_one_less_dice_of_probabilities_over_the_batch():
@@ -102,14 +102,14 @@ def test_a_decoder_learns_to_tell_nuclei_from_maps_alone():
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 3, (12, 4, 4))
     maps = np.eye(3, dtype=np.float32)[coarse].transpose(0, 3, 1, 2)
-    masks = coarse.repeat(4, axis=1).repeat(4, axis=2).astype(np.uint8)
+    true = coarse.repeat(4, axis=1).repeat(4, axis=2).astype(np.uint8)
     material = segment_decoder.Material(
-        torch.from_numpy(np.ascontiguousarray(maps)), torch.zeros(12, 3, 16, 16), torch.from_numpy(masks)
+        torch.from_numpy(np.ascontiguousarray(maps)), torch.zeros(12, 3, 16, 16), torch.from_numpy(true)
     )
     protocol = Protocol("segmentation", 1, 60, 8, 0.02, n_slow_epochs=0, patience=100)
     rows, validation = np.arange(8), np.arange(8, 12)
     fitted = segment_decoder.train(material, 3, rows, validation, protocol.schedule, np.random.default_rng(0), "test")
-    again = metrics_tasks.mean_dice(segment_decoder.overlaps(fitted.decoder, material, 3, validation, 2))
+    again = masks.mean_dice(segment_decoder.overlaps(fitted.decoder, material, 3, validation, 2))
     assert again == pytest.approx(fitted.progress.best) and again > 0.8 and fitted.progress.ended == "limit"
     stopped = segment_decoder.train(
         material, 3, rows, validation, dataclasses.replace(protocol, patience=1).schedule, np.random.default_rng(0), "test"
@@ -173,7 +173,7 @@ def test_segmenting_keeps_counts_that_can_be_scored_again(made, tmp_path):
     dice = pd.read_parquet(run.path("dice.parquet"))
     tested = made.table.loc[made.table["split"] != "train", "item_id"].tolist()
     assert run.verify().done and len(dice) == 2 * 2 * len(tested) and set(dice["class"]) == {"dark", "red"}
-    again = metrics_tasks.dice(dice["n_px"], dice["n_predicted_px"], dice["n_both_px"])
+    again = masks.dice(dice["n_px"], dice["n_predicted_px"], dice["n_both_px"])
     assert dice["dice"].to_numpy() == pytest.approx(again, nan_ok=True)
     fits = pd.read_csv(run.path("fits.csv"))
     of_val = dice[(dice["split"] == "val") & (dice["run"] == 1)].groupby("item_id")["dice"].mean().mean()

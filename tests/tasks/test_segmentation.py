@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from mfcore.measures.metrics_tasks import IGNORED
+from mfcore.measures.masks import IGNORED
 from mfcore.tasks import registry
 from mfcore.tasks.segmentation import fill
 from mfcore.tasks.task import TaskData, TaskError, TaskWarning

@@ -17,7 +17,7 @@ from made_training import CARD, NETWORK, UNIT, history_of, network, same, task, 
 
 from mfcore import encoders
 from mfcore.data import augment
-from mfcore.measures import metrics
+from mfcore.measures import binary
 from mfcore.study.config import Lora
 from mfcore.training import adapt, feed as train_feed, loop as train_loop, task as train_task
 from mfcore.training.task import Recipe, TrainingError
@@ -109,7 +109,7 @@ def test_training_learns(tmp_path):
     bright = np.where(easy.labels == 1, 60, 200)[:, None, None, None]
     easy = dataclasses.replace(easy, patches=(0.2 * easy.patches + 0.8 * bright).astype(np.uint8))
     scores = train_loop.train_network(easy, tiny(), tmp_path)
-    assert metrics.auroc(easy.labels[easy.roles["test"]], scores) > 0.95
+    assert binary.auroc(easy.labels[easy.roles["test"]], scores) > 0.95
     assert scores.dtype == np.float64 and scores.min() >= 0 and scores.max() <= 1
     history = history_of(tmp_path)
     assert [line["epoch"] for line in history] == [1, 2, 3, 4]

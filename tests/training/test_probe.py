@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from mfcore import store
-from mfcore.measures import metrics
+from mfcore.measures import binary
 from mfcore.training import probe
 
 
@@ -81,7 +81,7 @@ def test_it_ends_no_higher_than_the_published_solver_and_ranks_alike(n, n_dims):
     mine = published.objective(features[:n], labels[:n], found.weight, found.bias)
     assert mine <= theirs * (1 + 1e-6) and found.objective == pytest.approx(mine, rel=1e-6)
     scores = 1 / (1 + np.exp(-(features[n:] @ (weight[1] - weight[0]) + bias[1] - bias[0])))
-    assert metrics.auroc(labels[n:], found.predict(features[n:])) == pytest.approx(metrics.auroc(labels[n:], scores), abs=1e-4)
+    assert binary.auroc(labels[n:], found.predict(features[n:])) == pytest.approx(binary.auroc(labels[n:], scores), abs=1e-4)
 
 
 def test_scikit_learn_finds_it_where_its_squared_penalty_is_as_steep():
@@ -199,7 +199,7 @@ def test_a_study_is_fitted_in_one_call_each_unit_kept_as_it_is_done(embeddings, 
     assert not set(predictions.loc[predictions["fold"] == 0, "patch_id"]) & set(
         material.splits.query("fold == 0 and role == 'train'")["patch_id"]
     )
-    assert metrics.auroc(predictions["label"], predictions["score"]) > 0.6
+    assert binary.auroc(predictions["label"], predictions["score"]) > 0.6
 
 
 def test_embeddings_that_cannot_be_used_are_named_by_patch(embeddings):

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mfcore import store
-from mfcore.measures import metrics
+from mfcore.measures import binary
 from mfcore.study import config
 from mfcore.training import probe, probe_audit, probe_estimators
 from mfcore.training.heads import Schedule
@@ -52,7 +52,7 @@ def test_every_estimator_predicts_every_test_patch_once(embeddings):
     assert len(fits) == 6 * 3 * 2 and fits["train_share"].between(0.3, 0.7).all()
     assert (fits.loc[fits["n_epochs"].isna(), "train_auroc"] > 0.9).all() and (fits["n_val"] > 0).all()
     full = predictions[(predictions["size"] == 1) & predictions["estimator"].isin(["uni", "sklearn_scaled", "sklearn_unis_c"])]
-    assert all(metrics.auroc(part["label"], part["score"]) > 0.6 for _, part in full.groupby("estimator"))
+    assert all(binary.auroc(part["label"], part["score"]) > 0.6 for _, part in full.groupby("estimator"))
     own = pd.read_parquet(probe.fit_study(STUDY, run, folder).path("predictions.parquet"))
     both = own.merge(predictions[predictions["estimator"] == "uni"], on=["patch_id", "fold", "size"], validate="one_to_one")
     assert len(both) == len(own) and both["score_x"].to_numpy() == pytest.approx(both["score_y"].to_numpy(), abs=1e-6)

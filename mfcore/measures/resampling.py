@@ -1,8 +1,8 @@
-"""Intervals of any metric over tested cases, by a bootstrap that ranks nothing twice, and draws of cases for tests.
+"""Intervals of a metric over tested cases, by a bootstrap that ranks nothing twice, and draws of cases for tests.
 
 The case is the unit where cases are known, else the slide: patches of one case resemble one another, so that patches drawn
-singly promise too narrow an interval. Every metric is a function of sums over units, so that a resample of units needs these
-sums alone, weighted by how often it has each unit: one product of matrices for all resamples.
+singly promise too narrow an interval. A metric of RESAMPLED is a function of sums over units, so that a resample of units
+needs these sums alone, weighted by how often it has each unit: one product of matrices for all resamples.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import special, stats
 
-from mfcore.measures import metrics
+from mfcore.measures import binary
 from mfcore.measures.statistics import LEVEL, Folds, Interval, StatisticsError
 from mfcore.streams import generator
 
@@ -59,7 +59,7 @@ def bootstrap(
     units, unit = units_of(predictions)
     n_units = units.nunique()
     values = resample(predictions, metric, seed, *names, n_resamples=n_resamples if n_units >= MIN_SLIDES else 0)
-    return replace(interval_of(values, n_units, level, least=-1 if metric == "quadratic_kappa" else 0), unit=unit)
+    return replace(interval_of(values, n_units, level), unit=unit)
 
 
 def resample(predictions: pd.DataFrame, metric: str, seed: int, *names: object, n_resamples: int = N_RESAMPLES) -> np.ndarray:
@@ -70,8 +70,8 @@ def resample(predictions: pd.DataFrame, metric: str, seed: int, *names: object, 
     different fits aren't pooled, they have no common scale. NaN where no fold has both classes.
 
     predictions: one arm at one size, with ``slide_id, label, score, fold``, and ``case_id`` where cases are known. metric: one
-    of `metrics.METRICS`. ``seed`` and ``names`` name the stream. Raises MetricError for labels and scores that are none and for
-    an unknown metric.
+    of RESAMPLED, or of `binary.METRICS` without resamples. ``seed`` and ``names`` name the stream. Raises MetricError for bad
+    labels or scores and for another metric.
     """
     _, values = _in_folds(predictions, metric, seed, *names, n_resamples=n_resamples)
     defined = np.isfinite(values)  # (n_folds, 1 + n_resamples)
@@ -108,15 +108,19 @@ def _in_folds(
     predictions: pd.DataFrame, metric: str, seed: int, *names: object, n_resamples: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The folds, and the metric in each, in the sample and in resamples of its units: float64 (n_folds, 1 + n_resamples)."""
-    if metric not in _OF_SLIDES:
-        raise metrics.MetricError(f"metric {metric!r} is not known; known ones: {sorted(_OF_SLIDES)}")
-    label, score = metrics.check(predictions["label"].to_numpy(), predictions["score"].to_numpy())
+    if metric not in RESAMPLED and (n_resamples or metric not in binary.METRICS):
+        why = "can't be resampled" if metric in binary.METRICS else "is not known"
+        raise binary.MetricError(f"metric {metric!r} {why}; known ones: {sorted(RESAMPLED if n_resamples else binary.METRICS)}")
+    label, score = binary.check(predictions["label"].to_numpy(), predictions["score"].to_numpy())
     unit, weights = resampled_slides(units_of(predictions)[0], seed, *names, n_resamples=n_resamples)
     fold, values = predictions["fold"].to_numpy(), []
     for which in np.unique(fold):
         of_fold = fold == which
         here, within = np.unique(unit[of_fold], return_inverse=True)  # a fold tests few of the units
-        values.append(_OF_SLIDES[metric](label[of_fold], score[of_fold], within, weights[:, here]))
+        if metric in RESAMPLED:
+            values.append(RESAMPLED[metric](label[of_fold], score[of_fold], within, weights[:, here]))
+        else:
+            values.append([binary.compute(metric, label[of_fold], score[of_fold])])
     return np.unique(fold), np.stack(values)
 
 
@@ -160,12 +164,12 @@ def interval_of(values: np.ndarray, n: int, level: float = LEVEL, least: float =
 
 
 def coverage_said(n: int, unit: str = "slide") -> str:
-    """How often such an interval over ``n`` units holds the truth, in a sentence after a space; empty where there are many."""
+    """How often such an interval over ``n`` units holds the truth, as a part of a sentence; empty where there are many."""
     near = [known for known in COVERAGE if known <= max(n, min(COVERAGE))]
     if n < MIN_SLIDES or n >= max(COVERAGE):
         return ""
     often = f"{100 * COVERAGE[near[-1]]:.0f} times in 100"
-    return f" In a simulation, 95 % intervals over {near[-1]} {unit}s held the true AUROC {often}."
+    return f", which in a simulation, over {near[-1]} {unit}s, held the true AUROC {often}"
 
 
 def sums_by_slide(slide: np.ndarray, column: np.ndarray, n_slides: int, n_columns: int, amount: np.ndarray) -> np.ndarray:
@@ -199,74 +203,26 @@ def _auroc(label: np.ndarray, score: np.ndarray, slide: np.ndarray, weights: np.
     return _share(((weights @ wins) * weights).sum(axis=1), n_positive * n_negative)
 
 
-def _average_precision(label: np.ndarray, score: np.ndarray, slide: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Sensitivity grows at the scores of positives only: how many rows of each class a slide has from each such score up."""
-    n_slides, positive = weights.shape[1], label == 1
-    thresholds = np.unique(score[positive])[::-1]
-    passed = np.searchsorted(-thresholds, -score, "left")  # the first threshold that the row reaches
-    from_score_up = [
-        weights @ np.cumsum(sums_by_slide(slide, passed, n_slides, len(thresholds) + 1, label == of)[:, :-1], axis=1)
-        for of in (1, 0)
-    ]
-    true, false = from_score_up  # (n_resamples, n_thresholds)
-    found = (np.diff(true, axis=1, prepend=0) * _share(true, true + false, empty=0)).sum(axis=1)
-    n_negative = weights @ np.bincount(slide[~positive], minlength=n_slides)
-    n_positive = weights @ np.bincount(slide[positive], minlength=n_slides)
-    return np.where(n_negative > 0, _share(found, n_positive), np.nan)
+def _counts(label: np.ndarray, score: np.ndarray, slide: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """How many rows of each class are given each class, float64 (n_resamples, 2, 2)."""
+    cell = 2 * label.astype(np.int64) + binary.classify(score)
+    return (weights @ sums_by_slide(slide, cell, weights.shape[1], 4, np.ones(len(label)))).reshape(-1, 2, 2)
 
 
-def _of_cells(formula: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> _Resampled:
-    """A metric of the four counts: true negatives, false positives, false negatives, true positives."""
-
-    def resampled(label: np.ndarray, score: np.ndarray, slide: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        cell = 2 * label.astype(np.int64) + metrics.classify(score)
-        counts = weights @ sums_by_slide(slide, cell, weights.shape[1], 4, np.ones(len(label)))
-        return formula(*counts.T)
-
-    return resampled
+def _balanced_accuracy(label: np.ndarray, score: np.ndarray, slide: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    counts = _counts(label, score, slide, weights)
+    return binary.mean_recall_of(np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2))
 
 
-def _balanced_accuracy(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> np.ndarray:
-    return (_share(tp, tp + fn) + _share(tn, tn + fp)) / 2
-
-
-def _f1(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> np.ndarray:
-    return np.where(tp + fn > 0, _share(2 * tp, 2 * tp + fp + fn), np.nan)
-
-
-def _weighted_f1(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> np.ndarray:
-    of_1, of_0 = (_share(2 * hits, 2 * hits + fp + fn, empty=0) for hits in (tp, tn))
-    return _share((tp + fn) * of_1 + (tn + fp) * of_0, tn + fp + fn + tp)
-
-
-def _kappa(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> np.ndarray:
-    both = (tp + fn > 0) & (tn + fp > 0)
-    expected = (tp + fn) * (fn + tn) + (tp + fp) * (fp + tn)
-    return np.where(both, _share(2 * (tp * tn - fn * fp), expected), np.nan)
-
-
-def _brier(label: np.ndarray, score: np.ndarray, slide: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    squares, n = (np.bincount(slide, weights=of, minlength=weights.shape[1]) for of in ((score - label) ** 2, None))
-    return _share(weights @ squares, weights @ n)
-
-
-def _ece(label: np.ndarray, score: np.ndarray, slide: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    gaps = sums_by_slide(slide, metrics.bin_of(score), weights.shape[1], metrics.N_BINS, score - label)
-    return _share(np.abs(weights @ gaps).sum(axis=1), weights @ np.bincount(slide, minlength=weights.shape[1]))
+def _weighted_f1(label: np.ndarray, score: np.ndarray, slide: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    counts = _counts(label, score, slide, weights)
+    has, given = counts.sum(axis=2), counts.sum(axis=1)  # (n_resamples, 2)
+    f1 = _share(2 * np.diagonal(counts, axis1=1, axis2=2), has + given, empty=0)
+    return _share((has * f1).sum(axis=1), has.sum(axis=1))
 
 
 def _share(part: np.ndarray, of: np.ndarray, empty: float = math.nan) -> np.ndarray:
     return np.divide(part, of, out=np.full(np.shape(of), empty, dtype=np.float64), where=of > 0)
 
 
-_OF_SLIDES: Mapping[str, _Resampled] = {
-    "accuracy": _of_cells(lambda tn, fp, fn, tp: _share(tn + tp, tn + fp + fn + tp)),
-    "balanced_accuracy": _of_cells(_balanced_accuracy),
-    "weighted_f1": _of_cells(_weighted_f1),
-    "quadratic_kappa": _of_cells(_kappa),
-    "auroc": _auroc,
-    "average_precision": _average_precision,
-    "f1": _of_cells(_f1),
-    "brier": _brier,
-    "ece": _ece,
-}
+RESAMPLED: Mapping[str, _Resampled] = {"auroc": _auroc, "balanced_accuracy": _balanced_accuracy, "weighted_f1": _weighted_f1}

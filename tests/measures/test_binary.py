@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from mfcore.measures import metrics
+from mfcore.measures import binary
 
 
 @pytest.fixture(params=range(5))
@@ -25,24 +25,24 @@ def confusion(label, score):
 def test_auroc_counts_pairs(sample):
     label, score = sample
     above = score[label == 1][:, None] - score[label == 0][None]
-    assert metrics.auroc(label, score) == pytest.approx(np.mean((above > 0) + 0.5 * (above == 0)), abs=1e-12)
+    assert binary.auroc(label, score) == pytest.approx(np.mean((above > 0) + 0.5 * (above == 0)), abs=1e-12)
 
 
 def test_class_metrics_by_the_confusion_matrix(sample):
     label, score = sample
     (tn, fp), (fn, tp) = confusion(label, score)
     n = tn + fp + fn + tp
-    assert metrics.accuracy(label, score) == pytest.approx((tp + tn) / n)
-    assert metrics.balanced_accuracy(label, score) == pytest.approx((tp / (tp + fn) + tn / (tn + fp)) / 2)
+    assert binary.accuracy(label, score) == pytest.approx((tp + tn) / n)
+    assert binary.balanced_accuracy(label, score) == pytest.approx((tp / (tp + fn) + tn / (tn + fp)) / 2)
     f1_positive, f1_negative = 2 * tp / (2 * tp + fp + fn), 2 * tn / (2 * tn + fp + fn)
-    assert metrics.weighted_f1(label, score) == pytest.approx(((tp + fn) * f1_positive + (tn + fp) * f1_negative) / n)
+    assert binary.weighted_f1(label, score) == pytest.approx(((tp + fn) * f1_positive + (tn + fp) * f1_negative) / n)
     by_chance = ((tp + fn) * (tp + fp) + (tn + fp) * (tn + fn)) / n**2
-    assert metrics.quadratic_kappa(label, score) == pytest.approx(((tp + tn) / n - by_chance) / (1 - by_chance))
+    assert binary.quadratic_kappa(label, score) == pytest.approx(((tp + tn) / n - by_chance) / (1 - by_chance))
 
 
 def test_every_metric_is_scikit_learns(sample):
     label, score = sample
-    given = metrics.classify(score)
+    given = binary.classify(score)
     expected = {
         "accuracy": sklearn.metrics.accuracy_score(label, given),
         "balanced_accuracy": sklearn.metrics.balanced_accuracy_score(label, given),
@@ -53,7 +53,7 @@ def test_every_metric_is_scikit_learns(sample):
         "f1": sklearn.metrics.f1_score(label, given),
         "brier": sklearn.metrics.brier_score_loss(label, score),
     }
-    found = metrics.evaluate(label, score)
+    found = binary.evaluate(label, score)
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
     assert set(found) - set(expected) == {"ece"}, "scikit-learn has none"
 
@@ -61,8 +61,8 @@ def test_every_metric_is_scikit_learns(sample):
 def test_f1_is_that_of_class_1(sample):
     label, score = sample
     (_, fp), (fn, tp) = confusion(label, score)
-    assert metrics.f1(label, score) == pytest.approx(2 * tp / (2 * tp + fp + fn))
-    assert metrics.f1(np.array([0, 1]), np.array([0.1, 0.2])) == 0.0
+    assert binary.f1(label, score) == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    assert binary.f1(np.array([0, 1]), np.array([0.1, 0.2])) == 0.0
 
 
 def test_average_precision_is_the_sum_over_thresholds(sample):
@@ -73,37 +73,37 @@ def test_average_precision_is_the_sum_over_thresholds(sample):
         sensitivity = np.sum(label[above]) / np.sum(label)
         total += np.mean(label[above]) * (sensitivity - before)
         before = sensitivity
-    assert metrics.average_precision(label, score) == pytest.approx(total, abs=1e-12)
+    assert binary.average_precision(label, score) == pytest.approx(total, abs=1e-12)
 
 
 def test_brier_and_calibration_error_by_a_loop_over_bins(sample):
     label, score = sample
-    assert metrics.brier(label, score) == pytest.approx(np.mean((score - label) ** 2))
+    assert binary.brier(label, score) == pytest.approx(np.mean((score - label) ** 2))
     total = 0.0
     for i in range(15):
         inside = (score > i / 15) & (score <= (i + 1) / 15) | (score == 0) & (i == 0)
         if inside.any():
             total += inside.mean() * abs(score[inside].mean() - label[inside].mean())
-    assert metrics.ece(label, score) == pytest.approx(total, abs=1e-12)
+    assert binary.ece(label, score) == pytest.approx(total, abs=1e-12)
 
 
 def test_bins_hold_their_upper_edge_and_every_score():
     edges = np.arange(16) / 15
-    assert metrics.bin_of(edges).tolist() == [0, *range(15)]
-    assert metrics.bin_of(np.nextafter(edges[1:-1], 1)).tolist() == list(range(1, 15))
-    assert metrics.bin_of(np.array([0.0, 0.5, 0.51, 1.0]), 2).tolist() == [0, 0, 1, 1]
+    assert binary.bin_of(edges).tolist() == [0, *range(15)]
+    assert binary.bin_of(np.nextafter(edges[1:-1], 1)).tolist() == list(range(1, 15))
+    assert binary.bin_of(np.array([0.0, 0.5, 0.51, 1.0]), 2).tolist() == [0, 0, 1, 1]
 
 
 def test_a_calibrated_score_has_a_small_error_and_a_shifted_one_its_shift():
     rng = np.random.default_rng(0)
     score = rng.uniform(0.3, 0.6, 40_000)
     label = (rng.random(40_000) < score).astype(int)
-    assert metrics.ece(label, score) < 0.02
-    assert metrics.ece(label, score + 0.2) == pytest.approx(0.2, abs=0.02)
+    assert binary.ece(label, score) < 0.02
+    assert binary.ece(label, score + 0.2) == pytest.approx(0.2, abs=0.02)
 
 
 def test_score_of_one_half_is_class_0():
-    assert metrics.classify(np.array([0.5, np.nextafter(0.5, 1), 0.0, 1.0])).tolist() == [0, 1, 0, 1]
+    assert binary.classify(np.array([0.5, np.nextafter(0.5, 1), 0.0, 1.0])).tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("present", [0, 1])
@@ -111,7 +111,7 @@ def test_one_class_is_nan_without_a_warning(present):
     label, score = np.full(4, present), np.array([0.1, 0.6, 0.7, 0.9])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = metrics.evaluate(label, score)
+        found = binary.evaluate(label, score)
     undefined = {"auroc", "average_precision", "balanced_accuracy", "quadratic_kappa"} | (set() if present else {"f1"})
     assert {name for name, value in found.items() if np.isnan(value)} == undefined
     assert found["accuracy"] == pytest.approx(0.75 if present else 0.25)
@@ -119,11 +119,11 @@ def test_one_class_is_nan_without_a_warning(present):
 
 def test_perfect_and_reversed_scores():
     label = np.array([0, 0, 1, 1])
-    best, worst = metrics.evaluate(label, label.astype(float)), metrics.evaluate(label, 1.0 - label)
-    assert best == {name: float(name in metrics.HIGHER_IS_BETTER) for name in metrics.METRICS}
-    assert all(worst[name] < best[name] for name in metrics.HIGHER_IS_BETTER)
-    assert all(worst[name] > best[name] for name in metrics.METRICS if name not in metrics.HIGHER_IS_BETTER)
-    assert metrics.auroc(label, 1.0 - label) == 0.0
+    best, worst = binary.evaluate(label, label.astype(float)), binary.evaluate(label, 1.0 - label)
+    assert best == {name: float(name in binary.HIGHER_IS_BETTER) for name in binary.METRICS}
+    assert all(worst[name] < best[name] for name in binary.HIGHER_IS_BETTER)
+    assert all(worst[name] > best[name] for name in binary.METRICS if name not in binary.HIGHER_IS_BETTER)
+    assert binary.auroc(label, 1.0 - label) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -137,16 +137,29 @@ def test_perfect_and_reversed_scores():
         ([], [], "no rows"),
     ],
 )
-@pytest.mark.parametrize("name", metrics.METRICS)
+@pytest.mark.parametrize("name", binary.METRICS)
 def test_bad_input_is_refused_by_every_metric(name, label, score, message):
-    with pytest.raises(metrics.MetricError, match=message):
-        metrics.compute(name, np.array(label), np.array(score))
+    with pytest.raises(binary.MetricError, match=message):
+        binary.compute(name, np.array(label), np.array(score))
 
 
 def test_unknown_metric_names_the_known_ones():
-    with pytest.raises(metrics.MetricError, match=r"'auc' is not known.*auroc"):
-        metrics.compute("auc", np.array([0, 1]), np.array([0.1, 0.2]))
+    with pytest.raises(binary.MetricError, match=r"'auc' is not known.*auroc"):
+        binary.compute("auc", np.array([0, 1]), np.array([0.1, 0.2]))
 
 
 def test_every_metric_has_a_title():
-    assert set(metrics.TITLES) == set(metrics.METRICS)
+    assert set(binary.TITLES) == set(binary.METRICS)
+
+
+def test_every_balanced_accuracy_is_scikit_learns():
+    rng = np.random.default_rng(0)
+    for n_classes in (2, 5):
+        label, called = rng.integers(0, n_classes, (2, 60))
+        assert binary.mean_recall(label, called) == pytest.approx(sklearn.metrics.balanced_accuracy_score(label, called))
+    label, score = rng.integers(0, 2, 40), rng.random(40)
+    assert binary.mean_recall(label, binary.classify(score)) == pytest.approx(binary.balanced_accuracy(label, score))
+    assert binary.mean_recall(np.array([0, 0, 3]), np.array([0, 1, 3])) == 0.75, "a class without items is none"
+    assert np.isnan(binary.mean_recall_of(np.array([[1, 0], [2, 3]]), np.array([[2, 0], [2, 3]]))).tolist() == [True, False]
+    with pytest.raises(binary.MetricError, match="row for row"):
+        binary.mean_recall(label, called)

@@ -59,8 +59,26 @@ def accuracy(label: np.ndarray, score: np.ndarray) -> float:
 def balanced_accuracy(label: np.ndarray, score: np.ndarray) -> float:
     """Mean of sensitivity and specificity; NaN where one class is missing."""
     label, score = check(label, score)
-    right = label == classify(score)
-    return float((right[label == 1].mean() + right[label == 0].mean()) / 2) if _both(label) else float("nan")
+    return mean_recall(label, classify(score)) if _both(label) else float("nan")
+
+
+def mean_recall(label: np.ndarray, predicted: np.ndarray) -> float:
+    """Balanced accuracy of any number of classes: the mean over the classes among ``label`` of the share that is found.
+
+    label, predicted: classes from 0, int or bool (n,). NaN for no rows. Raises MetricError for shapes that differ.
+    """
+    label, predicted = np.asarray(label).astype(np.int64), np.asarray(predicted)
+    if label.shape != predicted.shape or label.ndim != 1:
+        raise MetricError(f"labels have shape {label.shape}, predictions {predicted.shape}; both must be (n,), row for row")
+    if not len(label):
+        return float("nan")
+    n, right = np.bincount(label), np.bincount(label[label == predicted], minlength=int(label.max()) + 1)
+    return float(mean_recall_of(right[n > 0], n[n > 0]))
+
+
+def mean_recall_of(right: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """`mean_recall` from counts (..., n_classes): patches of each class that are found, and all. NaN where a class has none."""
+    return np.divide(right, n, out=np.full(np.shape(n), np.nan), where=n > 0).mean(axis=-1)
 
 
 def weighted_f1(label: np.ndarray, score: np.ndarray) -> float:

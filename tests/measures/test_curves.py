@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from scipy.optimize import curve_fit
 
-from mfcore.analysis import compare_curve
-from mfcore.study.config import Data, Network, Study
+from mfcore.measures import curves
 
-STUDY = Study("t", "A test", Data("midog"), encoders=("a", "b"), networks=(Network("net"),))
+SEED = 0
+LAW = ["asymptote", "scale", "exponent"]
 SIZES = (0.001, 0.01, 0.1, 1.0)
 N_FULL = 10_000
 
@@ -41,8 +41,8 @@ def row_of(arm, table):
 
 
 def test_a_planted_curve_is_found_and_holds_its_asymptote():
-    table = compare_curve.fit(made(BEST | {"a": lambda n: law(n, 0.85, 0.7, 0.3)}, noise=0.002), STUDY)
-    assert table.columns.tolist() == compare_curve.COLUMNS and table["arm"].tolist() == ["net", "a"]
+    table = curves.fit(made(BEST | {"a": lambda n: law(n, 0.85, 0.7, 0.3)}, noise=0.002), SEED)
+    assert table.columns.tolist() == curves.COLUMNS and table["arm"].tolist() == ["net", "a"]
     row = row_of("a", table)
     assert row["why_not"] == "" and row["low"] < 0.85 < row["high"]
     assert row["asymptote"] == pytest.approx(0.85, abs=0.01) and row["exponent"] == pytest.approx(0.3, abs=0.05)
@@ -53,27 +53,27 @@ def test_the_fit_is_scipys():
     scores = made(BEST, noise=0.003, seed=3)
     means = scores[scores["train_domain"] == "all"].groupby("n_train")["auroc"].mean()
     expected, _ = curve_fit(law, means.index.to_numpy(float), means.to_numpy(), p0=(0.9, 0.5, 0.5))
-    row = compare_curve.fit(scores, STUDY).iloc[0]
+    row = curves.fit(scores, SEED).iloc[0]
     assert [row["asymptote"], row["scale"], row["exponent"]] == pytest.approx(expected, rel=1e-4)
-    assert compare_curve.curve(row, means.index) == pytest.approx(law(means.index, *expected), abs=1e-6)
+    assert law(means.index, *row[LAW]) == pytest.approx(law(means.index, *expected), abs=1e-6)
 
 
 def test_three_sizes_are_passed_through():
     scores = made(BEST, sizes=SIZES[1:], noise=0.001)
-    row = compare_curve.fit(scores, STUDY).iloc[0]
+    row = curves.fit(scores, SEED).iloc[0]
     means = scores[scores["train_domain"] == "all"].groupby("n_train")["auroc"].mean()
-    assert row["n_sizes"] == 3 and compare_curve.curve(row, means.index) == pytest.approx(means.to_numpy(), abs=1e-5)
+    assert row["n_sizes"] == 3 and law(means.index, *row[LAW]) == pytest.approx(means.to_numpy(), abs=1e-5)
 
 
 def test_the_patches_that_close_the_gap_are_where_the_curve_meets_the_best_arm():
     slow = {"a": lambda n: law(n, 0.92, 1.2, 0.25)}
-    table = compare_curve.fit(made(BEST | slow, seed=1), STUDY)
+    table = curves.fit(made(BEST | slow, seed=1), SEED)
     row, best = row_of("a", table), row_of("net", table)
     target = law(N_FULL, 0.9, 0.6, 0.4)
     truth = (1.2 / (0.92 - target)) ** (1 / 0.25)
     assert row["n_needed_low"] < truth < row["n_needed_high"] and row["n_needed"] == pytest.approx(truth, rel=0.2)
     assert row["n_needed"] > N_FULL
-    assert compare_curve.curve(row, row["n_needed"]) == pytest.approx(target, abs=0.001)
+    assert law(row["n_needed"], *row[LAW]) == pytest.approx(target, abs=0.001)
     assert (best["n_needed"], best["n_needed_low"], best["n_needed_high"]) == (N_FULL, N_FULL, N_FULL)
 
 
@@ -90,23 +90,23 @@ def test_the_patches_that_close_the_gap_are_where_the_curve_meets_the_best_arm()
     ],
 )
 def test_what_the_data_do_not_determine_is_said(of_n, sizes, noise, n_folds, reason):
-    row = compare_curve.fit(made({"a": of_n}, sizes, noise, n_folds), STUDY).iloc[0]
+    row = curves.fit(made({"a": of_n}, sizes, noise, n_folds), SEED).iloc[0]
     assert reason in row["why_not"]
-    curve = ["asymptote", "low", "high", "scale", "exponent", "n_needed", "n_needed_low", "n_needed_high"]
-    assert row[curve].isna().all() and np.isnan(compare_curve.curve(row, np.array([10, 100]))).all()
+    of_curve = ["asymptote", "low", "high", "scale", "exponent", "n_needed", "n_needed_low", "n_needed_high"]
+    assert row[of_curve].isna().all()
 
 
 def test_the_last_step_alone_is_drawn_on():
     """0.02 for each tenfold, and 0.04 below the best arm: a hundred times the patches."""
     straight = {"net": lambda n: 0.84, "a": lambda n: 0.8 + 0.02 * math.log10(n / N_FULL), "b": lambda n: 0.7}
-    table = compare_curve.fit(made(straight, noise=0.0001), STUDY)
+    table = curves.fit(made(straight, noise=0.0001), SEED)
     row = row_of("a", table)
     assert row["per_tenfold"] == pytest.approx(0.02, abs=0.001)
     assert row["per_tenfold_low"] < 0.02 < row["per_tenfold_high"]
     assert row["n_straight"] == pytest.approx(100 * N_FULL, rel=0.1)
     assert row["n_straight_low"] < 100 * N_FULL < row["n_straight_high"]
     assert math.isinf(row_of("b", table)["n_straight_high"]) and row_of("net", table)["n_straight"] == N_FULL
-    one = compare_curve.fit(made(straight, sizes=(1.0,)), STUDY)
+    one = curves.fit(made(straight, sizes=(1.0,)), SEED)
     assert one[["per_tenfold", "n_straight"]].isna().all(axis=None)
 
 
@@ -114,17 +114,17 @@ def test_a_fold_without_every_size_is_left_out_and_an_arm_of_one_size_takes_no_o
     scores = made(BEST | {"a": lambda n: law(n, 0.85, 0.7, 0.3), "b": lambda n: 0.95})
     lost = (scores["arm"] == "a") & (scores["fold"] == 1) & (scores["size"] == 0.01)
     scores = scores[~lost & ~((scores["arm"] == "b") & (scores["size"] < 1))]
-    table = compare_curve.fit(scores, STUDY)
+    table = curves.fit(scores, SEED)
     assert row_of("a", table)["n_folds"] == 4 and row_of("a", table)["why_not"] == ""
     assert row_of("b", table)["why_not"].startswith("1 size;") and math.isinf(row_of("net", table)["n_needed"])
     unfinished = scores[~((scores["arm"] == "b") & (scores["fold"] == 3))]
-    assert row_of("net", compare_curve.fit(unfinished, STUDY))["n_folds"] == 4, "a fold has no best arm to be compared with"
+    assert row_of("net", curves.fit(unfinished, SEED))["n_folds"] == 4, "a fold has no best arm to be compared with"
 
 
 def test_no_curve_ends_above_one():
     """Least squares under that bound, against a search over scale and exponent with the asymptote held at 1."""
     x, y = np.array([0.01, 0.1, 1.0]), np.array([0.5, 0.7, 0.95])
-    found = compare_curve._fit(x, y[None])
+    found = curves.power_laws(x, y[None])
     assert found.asymptote[0] == 1
     grid = [1 - b * x**-c - y for b in np.linspace(0.02, 0.2, 181) for c in np.linspace(0.05, 1, 191)]
     error = np.sum((1 - found.scale[0] * x ** -found.exponent[0] - y) ** 2)
@@ -134,7 +134,7 @@ def test_no_curve_ends_above_one():
 def test_resampled_means_have_the_corrected_variance():
     values = np.random.default_rng(0).normal(0.8, 0.02, (5, 2))
     draws = np.random.default_rng(1).multinomial(5, np.full(5, 0.2), 20_000)
-    found = compare_curve._stretched(values, draws, 0.3)
+    found = curves.resampled_means(values, draws, 0.3)
     assert found[0] == pytest.approx(values.mean(axis=0)) and found[1:].mean(axis=0) == pytest.approx(found[0], abs=1e-3)
     assert found[1:].var(axis=0) == pytest.approx(values.var(axis=0, ddof=1) * (1 / 5 + 0.3), rel=0.05)
 
@@ -143,7 +143,7 @@ def test_the_interval_of_the_asymptote_covers_the_truth():
     """Of 40 made-up studies with independent folds, nearly all: the correction makes it wider than these need."""
     held = []
     for seed in range(40):
-        row = compare_curve.fit(made({"a": BEST["net"]}, noise=0.004, seed=seed), STUDY).iloc[0]
+        row = curves.fit(made({"a": BEST["net"]}, noise=0.004, seed=seed), SEED).iloc[0]
         if not row["why_not"]:
             held.append(row["low"] <= 0.9 <= row["high"])
     assert len(held) > 30 and np.mean(held) > 0.9
@@ -151,32 +151,32 @@ def test_the_interval_of_the_asymptote_covers_the_truth():
 
 def test_what_lies_ahead_follows_the_curve_where_there_is_one_and_the_last_step_where_not():
     straight = {"a": lambda n: 0.5 + 0.05 * math.log10(n)}
-    table = compare_curve.ahead(made(BEST | straight), STUDY)
-    fitted = compare_curve.fit(made(BEST | straight), STUDY)
+    table = curves.ahead(made(BEST | straight), SEED)
+    fitted = curves.fit(made(BEST | straight), SEED)
     for arm, how, first in (("net", "curve", 10), ("a", "straight", N_FULL)):
         part = table[table["arm"] == arm]
         assert set(part["how"]) == {how}
-        assert part["n_train"].iloc[[0, -1]].tolist() == pytest.approx([first, compare_curve.AHEAD * N_FULL])
+        assert part["n_train"].iloc[[0, -1]].tolist() == pytest.approx([first, curves.AHEAD * N_FULL])
         assert (part["low"] <= part["expected"]).all() and (part["expected"] <= part["high"]).all()
     part = table[table["arm"] == "net"]
-    assert part["expected"].to_numpy() == pytest.approx(compare_curve.curve(row_of("net", fitted), part["n_train"]), abs=1e-9)
+    assert part["expected"].to_numpy() == pytest.approx(law(part["n_train"], *row_of("net", fitted)[LAW]), abs=1e-9)
     assert table["expected"].iloc[-1] == pytest.approx(0.75, abs=0.005), "0.05 more for tenfold the patches"
-    assert compare_curve.ahead(made(BEST, sizes=(1.0,)), STUDY).empty, "one size leads nowhere"
+    assert curves.ahead(made(BEST, sizes=(1.0,)), SEED).empty, "one size leads nowhere"
 
 
 def test_an_arm_without_any_score_has_no_curve_and_stops_no_other():
     scores = made(BEST | {"a": lambda n: math.nan})
-    table = compare_curve.fit(scores, STUDY)
+    table = curves.fit(scores, SEED)
     assert row_of("net", table)["why_not"] == "" and "0 sizes" in row_of("a", table)["why_not"]
-    assert set(compare_curve.ahead(scores, STUDY)["arm"]) == {"net"}
+    assert set(curves.ahead(scores, SEED)["arm"]) == {"net"}
 
 
 def test_folds_that_are_tested_on_the_same_patches_give_no_bounds():
     """Their spread is that of the training alone, which would promise far too much."""
     scores = made(BEST | {"a": lambda n: law(n, 0.85, 0.7, 0.3)}, noise=0.002)
-    own, same = (compare_curve.fit(scores.assign(tested=tested), STUDY) for tested in (scores["fold"], 1))
+    own, same = (curves.fit(scores.assign(tested=tested), SEED) for tested in (scores["fold"], 1))
     bounds = [name for name in own if name.endswith(("low", "high"))]
     assert own[bounds].notna().any(axis=None) and same[bounds].isna().all(axis=None)
     kept = [name for name in own if name not in bounds]
     pd.testing.assert_frame_equal(own[kept], same[kept])
-    assert compare_curve.ahead(scores.assign(tested=1), STUDY)[["low", "high"]].isna().all(axis=None)
+    assert curves.ahead(scores.assign(tested=1), SEED)[["low", "high"]].isna().all(axis=None)

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from mfcore.measures import metrics_representation as representation
-from mfcore.measures.metrics_representation import RepresentationError, Streaming
+from mfcore.measures import representation
+from mfcore.measures.representation import RepresentationError, Streaming
 
 
 def with_spectrum(singular_values, n=40, n_dims=None, seed=0):

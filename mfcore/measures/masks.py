@@ -1,4 +1,4 @@
-"""Scores of downstream tasks from arrays: balanced accuracy of any number of classes, and Dice of masks.
+"""Dice of masks, from arrays.
 
 Dice is counted a mask and class at a time, and has no value where the true mask lacks the class: a mean over masks is over
 those that have it. The background counts for nothing (MONAI's DiceMetric, as eva uses it).
@@ -6,20 +6,9 @@ those that have it. The background counts for nothing (MONAI's DiceMetric, as ev
 
 import numpy as np
 
-from mfcore.measures.metrics import MetricError
+from mfcore.measures.binary import MetricError
 
 IGNORED = 255  # in a mask: pixels that count neither for nor against anything
-
-
-def balanced_accuracy(label: np.ndarray, predicted: np.ndarray) -> float:
-    """Mean over the classes among ``label`` of the share that is found; both int (n,). NaN for no rows."""
-    label, predicted = np.asarray(label), np.asarray(predicted)
-    if label.shape != predicted.shape or label.ndim != 1:
-        raise MetricError(f"labels have shape {label.shape}, predictions {predicted.shape}; both must be (n,), row for row")
-    if not len(label):
-        return float("nan")
-    n, found = np.bincount(label), np.bincount(label[label == predicted], minlength=int(label.max()) + 1)
-    return float((found[n > 0] / n[n > 0]).mean())
 
 
 def overlaps(true: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
