@@ -150,9 +150,8 @@ def code_of(source: Path, reads_published: bool = True) -> str:
     modules = sorted({_module(path, path.stat().st_mtime_ns)[0] for path in code})
     packages = {path.parent for path in code} - {ROOT / "mfcore"}
     files = sorted({file for package in packages for file in package.rglob("*.yaml")})
-    files += sorted((ROOT / "mfcore" / "sweep" / "templates").glob("*.html")) + [
-        ROOT / "mfcore" / "analysis" / "mfcore.mplstyle"
-    ]
+    files += sorted((ROOT / "mfcore" / "sweep" / "templates").glob("*.html"))
+    files.append(ROOT / "mfcore" / "analysis" / "mfcore.mplstyle")
     files += sorted((ROOT / "data").glob("published_*.csv")) if reads_published else []
     return digest([own, modules, [store.file_sha256(file) for file in files]])
 

@@ -12,7 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from mfcore.measures import masks
+from mfcore.measures import binary
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class _Training:
         if not self.without:
             logits = self.seen @ self.w.T + self.b
             called = (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else logits.argmax(axis=1)
-            is_kept = progress.validate(masks.balanced_accuracy(self.truth, called))
+            is_kept = progress.validate(binary.mean_recall(self.truth, called))
         elif is_kept := progress.n_steps == progress.limit:
             progress.best_step, progress.ended = progress.n_steps, f"limit, no validation: {self.without}"
         if is_kept:

@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
-from mfcore.measures import masks
+from mfcore.measures import binary
 from mfcore.training import heads
 from mfcore.training.heads import Head, Schedule
 from mfcore.training.probe_estimators import ADAM, EVA, _in_epochs
@@ -132,7 +132,7 @@ def test_training_stops_when_validation_gains_nothing_and_keeps_its_best():
     progress = head.progress
     assert progress.ended == "early" and progress.n_steps == progress.best_step + 7 * schedule.n_batches(len(train)) < 3000
     called = head.scores(features[validation]).argmax(axis=1)
-    assert masks.balanced_accuracy(labels[validation], called) == progress.best
+    assert binary.mean_recall(labels[validation], called) == progress.best
     (again,) = some(train, [])
     heads.train(features, labels, 3, [again], dataclasses.replace(schedule, max_steps=progress.best_step))
     assert np.array_equal(again.weight, head.weight), "not the weights of the best validation"
@@ -142,7 +142,7 @@ def test_small_gains_add_up_to_one_that_counts(monkeypatch):
     """As Lightning's early stopping: a gain is over the score that last counted, so that a slow climb isn't a standstill."""
     features, labels, train, validation = problem(3, n=90)
     scores = iter(0.5 + 0.006 * i for i in range(100))
-    monkeypatch.setattr(masks, "balanced_accuracy", lambda *_: next(scores))
+    monkeypatch.setattr(binary, "mean_recall", lambda *_: next(scores))
     schedule = dataclasses.replace(SLOW_START, max_steps=200, patience=lambda n_batches: 3, min_gain=0.01)
     (head,) = some(train, validation)
     heads.train(features, labels, 3, [head], schedule)
@@ -179,7 +179,7 @@ def test_part_of_an_epoch_at_the_limit_uses_up_no_epochs_of_patience(monkeypatch
     """An audit's fits count epochs: the best is the second of them, and four more would have to end without a gain."""
     features, labels, train, validation = problem(2, n=160)  # five batches an epoch
     scores = iter([0.5, 0.9, *[0.6] * 9])
-    monkeypatch.setattr(masks, "balanced_accuracy", lambda *_: next(scores))
+    monkeypatch.setattr(binary, "mean_recall", lambda *_: next(scores))
     (head,) = some(train, validation)
     schedule = dataclasses.replace(PLAIN, max_steps=27)
     heads.train(features, labels, 2, [head], schedule)
