@@ -34,7 +34,7 @@ from mfcore import store
 from mfcore.data import patches
 from mfcore.data.slides.tiff import TiffReader
 from mfcore.data.synthetic import slides as synthetic, tissue as synthetic_tissue
-from mfcore.study.config import Data, Patches, Study, Switches
+from mfcore.study.config import Data, Patches, Settings, Switches
 
 SIDE_PX = 8192
 PATCH_PX = 224
@@ -75,11 +75,11 @@ def write_data(folder: Path, image: np.ndarray, n_slides: int, n_annotations: in
     return folder
 
 
-def study_of(resolution: str) -> Study:
+def study_of(resolution: str) -> Settings:
     """The study whose patches are extracted."""
     switches = Switches(resolution="native" if resolution == "native" else "target")
     data, size = Data(source="midog"), Patches(size_px=PATCH_PX)
-    return Study(name=resolution, title="benchmark", data=data, patches=size, switches=switches)
+    return Settings(name=resolution, title="benchmark", data=data, patches=size, switches=switches)
 
 
 def one_by_one(folder: Path, resolution: str) -> np.ndarray:

@@ -33,7 +33,7 @@ from mfcore import store
 from mfcore.data import patches, splits
 from mfcore.encoders import embed
 from mfcore.measures import binary
-from mfcore.study.config import Data, Splits, Study, load_study
+from mfcore.study.config import Data, Settings, Splits, load_study
 from mfcore.training import probe
 
 SETS = ((128, 1280), (1_282, 1280), (13_154, 1280), (46_621, 2560))  # training patches, dimensions
@@ -142,9 +142,9 @@ def measure(n_train: int, n_dims: int, n_rounds: int) -> dict:
     }
 
 
-def write_study(folder: Path) -> tuple[Study, store.Run]:
+def write_study(folder: Path) -> tuple[Settings, store.Run]:
     """A study with made embeddings in the store, its splits drawn as every study's are."""
-    study = Study(name="made", title="benchmark", data=Data("csv"), splits=Splits(by_domain=False), encoders=("made",))
+    study = Settings(name="made", title="benchmark", data=Data("csv"), splits=Splits(by_domain=False), encoders=("made",))
     features, labels = make_features(0, N_FULL, N_FULL_DIMS)
     table = pd.DataFrame({"patch_id": np.arange(N_FULL), "label": labels, "domain": "made"})
     table["slide_id"] = [f"{i:03d}" for i in np.random.default_rng(0).integers(0, 350, N_FULL)]
@@ -218,7 +218,7 @@ def full() -> Iterator[dict]:
         }
 
 
-def of_study(study: Study, results: Path) -> Iterator[dict]:
+def of_study(study: Settings, results: Path) -> Iterator[dict]:
     """A study's finished probes against the published solver, in float32 as published and in float64 to the very minimum.
 
     A row an encoder and kind of unit: the worst of its units. AUROCs are of all the patches that a unit tests.

@@ -19,7 +19,7 @@ import pandas as pd
 from mfcore import store
 from mfcore.pretraining import pretrain
 from mfcore.pretraining.objective import PretrainingError
-from mfcore.study.config import Data, Pretraining, Study
+from mfcore.study.config import Data, Pretraining, Settings
 from mfcore.study.config_pretraining import PUBLISHED, SMALL, Crops, OnlinePatches, in_full
 
 AS_PUBLISHED = {key: PUBLISHED["dino"][key] for key in (*SMALL, "n_prototypes")}
@@ -57,7 +57,9 @@ def which(n_steps: int, changed: dict) -> Pretraining:
 
 def trial(name: str, this: Pretraining, folder: Path) -> dict:
     """A row: what the end of a pretraining's history says."""
-    study = Study("trial", "Small batches, synthetic", Data("synthetic", n_slides=50, n_annotations=2000), pretraining=(this,))
+    study = Settings(
+        "trial", "Small batches, synthetic", Data("synthetic", n_slides=50, n_annotations=2000), pretraining=(this,)
+    )
     try:
         run = pretrain.pretrain(study, "trial", folder / "data", folder / name)
         history, said = pretrain.load_history(run), run.record["facts"]["collapsed"]

@@ -1,8 +1,18 @@
 """mfcore: mitotic figure classification with foundation models, from label table to figure.
 
-Its packages stand in layers: measures, study, data, encoders; training, pretraining and tasks; analysis, claims, sweep. A
-package imports only from those before it. What all share stands here: the store of runs and the named random streams.
-Nothing heavy is imported here, so that ``import mfcore`` is quick everywhere.
+Its packages stand in layers: measures, data, encoders, training, pretraining and tasks know no study; study binds them to a
+study file and its runs; analysis, claims and sweep stand on study. A package imports only from those before it. What all
+share stands in the store of runs and the named random streams. ``import mfcore`` loads nothing else.
 """
 
+import importlib
+
 __version__ = "0.1.0"
+
+LAZY = {"open_study": "mfcore.study.study"}  # name -> the module that has it, imported at first use
+
+
+def __getattr__(name: str) -> object:
+    if name in LAZY:
+        return getattr(importlib.import_module(LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {sorted(LAZY)}")

@@ -11,7 +11,7 @@ from mfcore.claims.scores import Material
 from mfcore.encoders.card import TABLE_1
 from mfcore.measures.statistics import Folds
 from mfcore.streams import generator
-from mfcore.study.config import MODES, Data, Lora, Network, Study
+from mfcore.study.config import MODES, Data, Lora, Network, Settings
 
 DOMAINS = (
     "canine cutaneous mast cell tumor",
@@ -32,15 +32,15 @@ ACROSS |= {"virchow": (0.79, 0.66), "virchow2": (0.79, 0.66), "uni": (0.76, 0.63
 ACROSS |= {"vit_huge_in21k": (0.68, 0.56), "resnet50": (0.63, 0.53)}
 
 
-def study(source: str = "midog22", encoders: tuple[str, ...] = TABLE_1, networks=NETWORKS, **changes) -> Study:
+def study(source: str = "midog22", encoders: tuple[str, ...] = TABLE_1, networks=NETWORKS, **changes) -> Settings:
     """The study of the paper in paper mode, on one of its data sets."""
-    return Study(
+    return Settings(
         "made", "t", Data(source), mode="paper", switches=MODES["paper"], encoders=encoders, networks=networks, **changes
     )
 
 
 def scores(
-    of: Study, full=None, gain=None, across=None, noise: float = 0.001, tilt: float = 0.04, seed: int = 0
+    of: Settings, full=None, gain=None, across=None, noise: float = 0.001, tilt: float = 0.04, seed: int = 0
 ) -> pd.DataFrame:
     """Scores as `mfcore.analysis.compare.scores` has them, every metric alike; ``tilt`` makes cells of Fig. 2 differ there and
     back."""
@@ -72,7 +72,7 @@ def row(start: str) -> Row:
     return found
 
 
-def material(of: Study, scored: pd.DataFrame | None = None, known: dict | None = None, **made) -> Material:
+def material(of: Settings, scored: pd.DataFrame | None = None, known: dict | None = None, **made) -> Material:
     """What claims are asked of: a study without a results folder; ``known`` in place of what would be read from files."""
     found = Material(of, scores(of, **made) if scored is None else scored, Path("nowhere"))
     vars(found).update(known or {})

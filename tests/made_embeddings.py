@@ -10,9 +10,9 @@ import pandas as pd
 
 from mfcore import store
 from mfcore.data import patches, splits
-from mfcore.study.config import Data, Splits, Study
+from mfcore.study.config import Data, Settings, Splits
 
-STUDY = Study(
+STUDY = Settings(
     "made",
     "Made embeddings",
     Data("synthetic"),
@@ -29,7 +29,7 @@ def benchmark(name: str) -> ModuleType:
     return module
 
 
-def write(results: Path, features: np.ndarray, labels: np.ndarray, study: Study = STUDY) -> store.Run:
+def write(results: Path, features: np.ndarray, labels: np.ndarray, study: Settings = STUDY) -> store.Run:
     """Patches without pixels, splits by slide (40 slides), and the finished embeddings of the encoder "made"."""
     n = len(features)
     table = pd.DataFrame({"patch_id": 100 + np.arange(n), "label": labels, "domain": "d", "um_per_px": 0.25})

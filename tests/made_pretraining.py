@@ -13,7 +13,7 @@ from mfcore import streams as rng
 from mfcore.data.synthetic.slides import write_pyramid
 from mfcore.pretraining import loop, networks
 from mfcore.study import pretrained
-from mfcore.study.config import Data, Pretraining, Study
+from mfcore.study.config import Data, Pretraining, Settings
 from mfcore.study.config_pretraining import PUBLISHED, SMALL, Crops, OnlinePatches, in_full
 
 VIT = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -32,7 +32,7 @@ TINY = Pretraining(
     n_snapshots=2,
 )
 DINOV2 = {"method": "dinov2", "base_lr": 0.03}
-STUDY = Study("t", "A test", Data("synthetic"), pretraining=(TINY,))
+STUDY = Settings("t", "A test", Data("synthetic"), pretraining=(TINY,))
 
 
 def settings(**changed: object) -> Pretraining:

@@ -11,7 +11,7 @@ import torch
 
 from mfcore import store
 from mfcore.data import patches, splits
-from mfcore.study.config import Network, Study
+from mfcore.study.config import Network, Settings
 from mfcore.training import loop as train_loop
 from mfcore.training.task import Places, Task
 
@@ -103,7 +103,7 @@ def same(one: Path, other: Path) -> bool:
     return all(torch.equal(left[name], right[name]) for name in left | right) and next(histories) == next(histories)
 
 
-def store_study(study: Study, results: Path, stored: np.ndarray, table: pd.DataFrame) -> None:
+def store_study(study: Settings, results: Path, stored: np.ndarray, table: pd.DataFrame) -> None:
     """Leave patches and two folds of splits as notebook 01 leaves them; "odd" trains by itself."""
     run = store.open_run(results, "patches", study.name, patches.config_of(study), {})
     np.save(run.path("patches.npy"), stored)

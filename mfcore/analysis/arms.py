@@ -8,14 +8,14 @@ from mfcore.analysis.exhibit import Exhibit
 from mfcore.analysis.figures import CHANCE, WIDTH_INCH, drawing, few, legend_below, look, nothing, title, two_lines
 from mfcore.measures import binary, raters
 from mfcore.measures.resampling import coverage_said
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 SECTION = "Arms"
 N_ACROSS = 3  # panels in a row
 STRATA = {"domain": "by domain", "scanner": "by scanner", "agreement": "by the raters' agreement"}
 
 
-def ranking(study: Study, order: pd.DataFrame, intervals: pd.DataFrame, metric: str = "auroc") -> Exhibit:
+def ranking(study: Settings, order: pd.DataFrame, intervals: pd.DataFrame, metric: str = "auroc") -> Exhibit:
     """Arms from best to worst, each with its interval over slides or cases and the places that it can hold.
 
     order, intervals: as `compare_models.ranking` and `compare_models.intervals` return them.
@@ -47,7 +47,7 @@ def _places(low: float, high: float) -> str:
     return f"{low:g}" if low == high else f"{low:g}–{high:g}"
 
 
-def _ranking_caption(study: Study, order: pd.DataFrame, full: pd.DataFrame, metric: str) -> str:
+def _ranking_caption(study: Settings, order: pd.DataFrame, full: pd.DataFrame, metric: str) -> str:
     best, over = order.iloc[0], order["over"].iloc[0]
     test = "paired over folds, corrected for their overlap after Nadeau and Bengio"
     if over != compare_models.OVER_FOLDS:
@@ -66,7 +66,7 @@ def _ranking_caption(study: Study, order: pd.DataFrame, full: pd.DataFrame, metr
     )
 
 
-def differences(study: Study, predictions: pd.DataFrame) -> Exhibit:
+def differences(study: Settings, predictions: pd.DataFrame) -> Exhibit:
     """Every pair of arms with all the data (`compare_models.differences`)."""
     table = compare_models.differences(predictions, study)
     n_clear = int((table["p_holm"] < 0.05).sum())
@@ -78,7 +78,7 @@ def differences(study: Study, predictions: pd.DataFrame) -> Exhibit:
     return Exhibit("05_differences", "Differences", caption, table, None, SECTION, table.round(3))
 
 
-def reliability(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> Exhibit:
+def reliability(study: Settings, table: pd.DataFrame, summary: pd.DataFrame) -> Exhibit:
     """How often a patch of each score is of class 1, a panel an arm; bars are intervals, below lies how many scores there are.
 
     table, summary: as `compare_calibration.reliability` and `compare_calibration.summary` return them.
@@ -124,7 +124,7 @@ def _coverage(table: pd.DataFrame) -> str:
     return coverage_said(int(bounded["n_units"].min()), bounded["unit"].iloc[0]) if len(bounded) else ""
 
 
-def strata(study: Study, table: pd.DataFrame) -> Exhibit:
+def strata(study: Settings, table: pd.DataFrame) -> Exhibit:
     """AUROC with all the data in each domain, of each scanner, and where the raters agreed or not; bars 95 % intervals.
 
     table: as `compare_strata.by_stratum` returns it; without a row the figure says that there is nothing to set apart. Of many
@@ -171,7 +171,7 @@ def strata(study: Study, table: pd.DataFrame) -> Exhibit:
     return Exhibit(name, heading, caption, table, figure, SECTION)
 
 
-def raters_table(study: Study, human: pd.DataFrame) -> Exhibit:
+def raters_table(study: Settings, human: pd.DataFrame) -> Exhibit:
     """How far the raters agree with one another; ``human`` as `raters.table` returns it."""
     caption = f"No votes on these annotations are published ({captions.of_what(study)}): there is no human reference."
     if len(human):
@@ -188,7 +188,7 @@ def raters_table(study: Study, human: pd.DataFrame) -> Exhibit:
     return Exhibit("05_raters", "Raters", caption, human, None, "Raters", readable)
 
 
-def by_agreement(study: Study, table: pd.DataFrame) -> Exhibit:
+def by_agreement(study: Settings, table: pd.DataFrame) -> Exhibit:
     """Every metric apart by the raters' agreement; ``table`` as `compare_strata.by_agreement` returns it."""
     caption = f"Without votes unanimous and contested labels can't be told apart ({captions.of_what(study)})."
     if len(table):

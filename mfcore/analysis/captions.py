@@ -9,7 +9,7 @@ from mfcore.analysis import compare
 from mfcore.data import splits_audit
 from mfcore.measures.statistics import Interval
 from mfcore.study import pretrained
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 from mfcore.study.config_pretraining import METHODS
 
 
@@ -24,21 +24,21 @@ def show(content: str | pd.DataFrame) -> object:
     return HTML(table.replace("<td>", '<td style="text-align: left">'))  # Jupyter's own style would set them right
 
 
-def of_what(study: Study) -> str:
+def of_what(study: Settings) -> str:
     """What the numbers were measured on, with the word "synthetic" where they were, and the mode where it isn't all said."""
     return in_full(study) if study.switched else _named(study)
 
 
-def in_full(study: Study) -> str:
+def in_full(study: Settings) -> str:
     """What the numbers were measured on, and in which mode."""
     return f"{_named(study)}, {study.mode_title}"
 
 
-def _named(study: Study) -> str:
+def _named(study: Settings) -> str:
     return f"study `{study.name}`, synthetic data" if study.synthetic else f"study `{study.name}`"
 
 
-def contact_sheet(study: Study, labels: pd.DataFrame) -> str:
+def contact_sheet(study: Settings, labels: pd.DataFrame) -> str:
     """Caption of the contact sheet."""
     n_positive = int(labels["label"].sum())
     return (
@@ -48,7 +48,7 @@ def contact_sheet(study: Study, labels: pd.DataFrame) -> str:
     )
 
 
-def embedding(study: Study, table: pd.DataFrame, encoder: str) -> str:
+def embedding(study: Settings, table: pd.DataFrame, encoder: str) -> str:
     """Caption of the two components of an encoder's embeddings."""
     share = table["share1"].iloc[0] + table["share2"].iloc[0]
     between = {column: _share_between(table, column) for column in ("domain", "label")}
@@ -66,7 +66,7 @@ def _share_between(table: pd.DataFrame, column: str) -> float:
     return float(between / points.var(ddof=0).sum())
 
 
-def scores(study: Study, table: pd.DataFrame, arm: str) -> str:
+def scores(study: Settings, table: pd.DataFrame, arm: str) -> str:
     """Caption of one arm's scores by size; ``table`` as `compare.scaling_table` returns it."""
     full = table.loc[table["size"].idxmax()]
     return (
@@ -77,7 +77,7 @@ def scores(study: Study, table: pd.DataFrame, arm: str) -> str:
     )
 
 
-def history(study: Study, table: pd.DataFrame, network: str) -> str:
+def history(study: Settings, table: pd.DataFrame, network: str) -> str:
     """Caption of the training histories; ``table`` as `mfcore.training.train.load_history` returns it."""
     best = table.loc[table.groupby("unit")["val_loss"].idxmin(), "epoch"]
     tested = "the last epoch" if study.switches.epoch == "last" else "the epoch with the lowest validation loss"
@@ -90,14 +90,14 @@ def history(study: Study, table: pd.DataFrame, network: str) -> str:
     )
 
 
-def stars(study: Study, arms: Iterable[str]) -> str:
+def stars(study: Settings, arms: Iterable[str]) -> str:
     """What the stars of encoders pretrained here are, as a part of a sentence; empty without any among the arms."""
     found = [study.pretrained(arm.partition("@")[0]) for arm in dict.fromkeys(arms) if pretrained.is_of(study, arm)]
     seen = ", also on the slides tested, without labels" if any(one.slides == "" for one in found) else ""
     return f"; stars: pretrained here{seen}" if found else ""
 
 
-def home_made(study: Study, arms: Iterable[str]) -> str:
+def home_made(study: Settings, arms: Iterable[str]) -> str:
     """Which of the arms are encoders that the study pretrained, from what and on what; empty without any.
 
     A sentence with a space before it, and that such an encoder may have seen the slides it is tested on.
@@ -124,12 +124,12 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def held_out(study: Study) -> str:
+def held_out(study: Settings) -> str:
     """What no training of the study's has seen."""
     return "slides" if study.switches.split_by in ("slide", "official") else "annotations"
 
 
-def whose(study: Study) -> str:
+def whose(study: Settings) -> str:
     """Whose votes they are."""
     return "synthetic raters" if study.synthetic else "the data set's own raters"
 
@@ -146,7 +146,7 @@ def not_drawn(reasons: dict[str, str]) -> str:
     return " ".join(lines) or "These data can be split in every way."
 
 
-def abstract(study: Study, scaling: pd.DataFrame, crossed: pd.DataFrame, n_failed: int) -> str:
+def abstract(study: Settings, scaling: pd.DataFrame, crossed: pd.DataFrame, n_failed: int) -> str:
     """What the study found, in a few sentences."""
     full = scaling[scaling["size"] == scaling["size"].max()].sort_values("auroc", ascending=False)
     parts = [

@@ -4,13 +4,13 @@ import pandas as pd
 from scipy import stats
 
 from mfcore.analysis.captions import of_what
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 from mfcore.study.config_pretraining import OnlinePatches
 
 LEAST_EXPECTED = 5  # of a slide, for the chi-square test to hold
 
 
-def places(study: Study, settings: OnlinePatches, drawn: pd.DataFrame, slides: pd.DataFrame, slide_id: str) -> str:
+def places(study: Settings, settings: OnlinePatches, drawn: pd.DataFrame, slides: pd.DataFrame, slide_id: str) -> str:
     """Caption of where patches lie. drawn: slide_id, tissue of each draw; slides: as `Source.overview`."""
     whole = slides[slides["tissue_mm2"] > 0]
     n_failed = len(slides) - len(whole)
@@ -36,7 +36,7 @@ def against(drawn: pd.DataFrame, slides: pd.DataFrame) -> str:
     return f"by slide, chi-square {found.statistic:.1f} at {len(expected) - 1} degrees of freedom (p = {found.pvalue:.2f})"
 
 
-def contact_sheet(study: Study, drawn: pd.DataFrame, seconds: float) -> str:
+def contact_sheet(study: Settings, drawn: pd.DataFrame, seconds: float) -> str:
     """Caption of the patches themselves; ``seconds``: that reading all of ``drawn`` took."""
     resolutions = ", ".join(f"{value:g}" for value in sorted(drawn["um_per_px"].unique()))
     return (

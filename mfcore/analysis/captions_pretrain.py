@@ -6,11 +6,11 @@ import pandas as pd
 
 from mfcore.analysis.captions import of_what
 from mfcore.store import Run
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 from mfcore.study.config_pretraining import METHODS, PUBLISHED, Pretraining, in_full
 
 
-def settings(study: Study, name: str) -> pd.DataFrame:
+def settings(study: Settings, name: str) -> pd.DataFrame:
     """How an encoder is pretrained, for reading: ``setting, value, from``, the study, the method's authors or a default."""
     said, whole, plain = study.pretraining_of(name), in_full(study.pretraining_of(name)), Pretraining("-")
     rows = []
@@ -49,7 +49,7 @@ def cost(run: Run) -> pd.DataFrame:
     return pd.DataFrame({"fact": list(rows), "value": list(rows.values())})
 
 
-def history(study: Study, table: pd.DataFrame, name: str) -> str:
+def history(study: Settings, table: pd.DataFrame, name: str) -> str:
     """Caption of a pretraining's history; ``table`` as `mfcore.pretraining.pretrain.load_history` returns it."""
     which, last = in_full(study.pretraining_of(name)), table.iloc[-1]
     rank, n_patches = table.loc[table["rankme"].notna(), "rankme"], which.n_steps * which.batch_size
@@ -69,7 +69,7 @@ def history(study: Study, table: pd.DataFrame, name: str) -> str:
     )
 
 
-def crops(study: Study, name: str) -> str:
+def crops(study: Settings, name: str) -> str:
     """Caption of the crops."""
     which = in_full(study.pretraining_of(name))
     low, high = (f"{100 * share:.0f} %" for share in which.crops.global_scale)

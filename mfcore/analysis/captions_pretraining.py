@@ -20,10 +20,10 @@ from mfcore.analysis.compare_pretraining import (
 )
 from mfcore.analysis.figures_pretraining import AXES, followed
 from mfcore.encoders.card import cards
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 
-def histories(study: Study, history: pd.DataFrame) -> str:
+def histories(study: Settings, history: pd.DataFrame) -> str:
     """Caption of `figures_pretraining.histories`."""
     if not len(history):
         return f"**Pretraining.** No pretraining of the study is finished ({captions.of_what(study)})."
@@ -39,7 +39,7 @@ def histories(study: Study, history: pd.DataFrame) -> str:
     )
 
 
-def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> str:
+def over_steps(study: Settings, parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> str:
     """Caption of `figures_pretraining.over_steps`."""
     heading = _heading(parts)
     if not any(len(table) for _, table in parts):
@@ -53,7 +53,7 @@ def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], c
     return f"{of_what} {' '.join(said)}{beaten} {_bars(parts)} Lines are set a little apart along the steps."
 
 
-def by_value(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> str:
+def by_value(study: Settings, parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> str:
     """Caption of `figures_pretraining.by_value`."""
     there = [(comparison, table) for comparison, table in parts if len(table)]
     told = zip(there, apart(study, [comparison for comparison, _ in there]), strict=True)
@@ -90,7 +90,7 @@ def _said(comparison: Comparison, table: pd.DataFrame, drawn: pd.DataFrame, word
     return "; ".join(parts) + "."
 
 
-def _of_settings(study: Study, comparison: Comparison) -> str:
+def _of_settings(study: Settings, comparison: Comparison) -> str:
     """What a reader must know of the pretrainings compared that their values don't say; empty where there is nothing."""
     if comparison.varied == "start":
         return _of_starts(study, comparison)
@@ -112,7 +112,7 @@ def _of_settings(study: Study, comparison: Comparison) -> str:
     return " ".join([*([text] if text else []), *([f"Unlike its authors', {'; '.join(unlike)}."] if unlike else [])])
 
 
-def _of_starts(study: Study, comparison: Comparison) -> str:
+def _of_starts(study: Settings, comparison: Comparison) -> str:
     """Of starts that the study pretrained itself, for how many steps; of others, whose weights they have."""
     names, own, published = {which.name: which for which in study.pretraining}, [], []
     for start in dict.fromkeys(study.pretraining_of(name).start for name in comparison.names):
@@ -133,7 +133,7 @@ def _of_starts(study: Study, comparison: Comparison) -> str:
     return " ".join([told, *published])
 
 
-def _weights(study: Study, start: str) -> str:
+def _weights(study: Settings, start: str) -> str:
     """Where an encoder's weights are from, as the study's record or its card has it; empty where neither says."""
     record = next((record for record in study.own_encoders if record.name == start), None)
     if record and record.weights == "random":
@@ -179,7 +179,7 @@ def _bars(parts: Sequence[tuple[Comparison, pd.DataFrame]]) -> str:
     return f"Bars are the SD over {heads} heads trained from other seeds on the same encoder; {once}."
 
 
-def _ranks(study: Study, ranks: pd.Series) -> str:
+def _ranks(study: Settings, ranks: pd.Series) -> str:
     """RankMe at the end, and which of them are of the same patches; ranks: by name."""
     groups = watched(study, list(ranks.index))
     each = [captions.listed(f"{name} {ranks[name]:.1f}" for name in group) for group in groups]

@@ -7,13 +7,13 @@ import pandas as pd
 
 from mfcore.analysis import captions
 from mfcore.analysis.compare_representation import EXPECTED, TITLES
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 EACH = " (each p by itself, uncorrected for their number)"
 FEW = 10  # encoders below which a correlation over them says next to nothing
 
 
-def one(study: Study, row: pd.Series) -> str:
+def one(study: Settings, row: pd.Series) -> str:
     """One encoder's RankMe and ODCorr beside its probe; ``row``: of `compare_representation.table`."""
     reaches = f", and its probe's AUROC is {row['auroc']:.2f} with all the data" if math.isfinite(row["auroc"]) else ""
     return (
@@ -33,7 +33,7 @@ def _constant(row: pd.Series) -> str:
     return f" {row['n_constant']} constant dimensions are left out of ODCorr." if row["n_constant"] else ""
 
 
-def all_encoders(study: Study, table: pd.DataFrame) -> str:
+def all_encoders(study: Settings, table: pd.DataFrame) -> str:
     """Caption of the table of all encoders; ``table`` as `compare_representation.table` returns it."""
     if not len(table):
         return f"**Representations.** No encoder of the study has embeddings to measure ({captions.of_what(study)})."
@@ -47,7 +47,7 @@ def all_encoders(study: Study, table: pd.DataFrame) -> str:
     )
 
 
-def against_probes(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> str:
+def against_probes(study: Settings, table: pd.DataFrame, related: pd.DataFrame) -> str:
     """Caption of kaiko's Fig. 5 for this study; arguments as `figures_representation.against_probes` takes them."""
     parts = [_related(row) for row in related.itertuples() if math.isfinite(row.rho)]
     said = f" Spearman's ρ over encoders: {'; '.join(parts)}{EACH}." if parts else ""
@@ -58,7 +58,7 @@ def against_probes(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> 
     )
 
 
-def against_tasks(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> str:
+def against_tasks(study: Settings, table: pd.DataFrame, related: pd.DataFrame) -> str:
     """Caption of kaiko's Fig. 5 with the study's tasks; arguments as `figures_representation.against_tasks` takes them."""
     if not len(table):
         return f"**Metric against a task's score.** No task of patches has judged an encoder yet ({captions.of_what(study)})."
@@ -113,7 +113,7 @@ def what_encoders_show(related: pd.DataFrame) -> str:
     return f"The {n} encoders share architectures and training data, so that they count for fewer than they are{span}."
 
 
-def by_sample_size(study: Study, subsamples: pd.DataFrame) -> str:
+def by_sample_size(study: Settings, subsamples: pd.DataFrame) -> str:
     """Caption of the dependence on the number of patches; as `figures_representation.by_sample_size` takes it."""
     parts = []
     for encoder, part in subsamples.groupby("encoder", sort=False):

@@ -6,11 +6,11 @@ from mfcore.analysis.captions import listed, of_what
 from mfcore.analysis.compare_masks import MAX_SHOWN, Shown
 from mfcore.analysis.compare_tasks import TITLES, encoders_only, few, reported
 from mfcore.measures.resampling import coverage_said
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 from mfcore.tasks import protocol as tasks_protocol, registry
 
 
-def protocol(study: Study, task: str) -> pd.DataFrame:
+def protocol(study: Settings, task: str) -> pd.DataFrame:
     """How a task is judged, and eva's number where the study says another: ``setting, here, eva``."""
     here, evas = tasks_protocol.of(study.task(task)), registry.get(task).protocol
     names = {
@@ -30,7 +30,7 @@ def protocol(study: Study, task: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["setting", "here", "eva"])
 
 
-def scores(study: Study, table: pd.DataFrame) -> str:
+def scores(study: Settings, table: pd.DataFrame) -> str:
     """Caption of the tasks' dots; ``table`` as `compare_tasks.table` returns it."""
     table = encoders_only(reported(table))
     if not len(table):
@@ -49,7 +49,7 @@ def _fewest(table: pd.DataFrame) -> int:
     return int(table["n_clusters"].min())
 
 
-def _of_task(study: Study, task: str, part: pd.DataFrame) -> str:
+def _of_task(study: Settings, task: str, part: pd.DataFrame) -> str:
     best = part.loc[part["mean"].idxmax()]
     clusters = f" of {best['n_clusters']:,} slides or patients" if best["n_clusters"] < best["n_items"] else ""
     interval = f", 95 % [{best['low']:.2f}, {best['high']:.2f}]" if best["low"] == best["low"] else ""
@@ -83,7 +83,7 @@ def _published(table: pd.DataFrame) -> str:
     )
 
 
-def by_class(study: Study, table: pd.DataFrame, task: str) -> str:
+def by_class(study: Settings, table: pd.DataFrame, task: str) -> str:
     """Caption of what is found of each class; ``table`` as `compare_tasks.by_class` returns it."""
     if table.empty:
         return f"**{task}, by class.** No encoder has been judged by it yet ({of_what(study)})."
@@ -99,7 +99,7 @@ def by_class(study: Study, table: pd.DataFrame, task: str) -> str:
     )
 
 
-def segmentations(study: Study, shown: Shown | None) -> str:
+def segmentations(study: Settings, shown: Shown | None) -> str:
     """Caption of Fig. 3; ``shown`` as `compare_masks.shown` returns it."""
     if shown is None:
         return f"**Segmentations.** A task of classification has no masks to lay over its patches ({of_what(study)})."

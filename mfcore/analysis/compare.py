@@ -1,254 +1,55 @@
 """From stored predictions to tables: every metric is computed again from what each arm predicted, never read from a log."""
 
-import json
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from mfcore import store
-from mfcore.data import patches, splits
 from mfcore.data.splits import percent
-from mfcore.encoders.card import EncoderCard, cards, released_cards
 from mfcore.measures import binary
 from mfcore.measures.resampling import bootstrap
 from mfcore.measures.statistics import Interval, spread
 from mfcore.study import pretrained
-from mfcore.study.config import ConfigError, Network, Study, Switches, as_dict
+from mfcore.study.config import Settings
+from mfcore.study.predictions import (
+    ALL as ALL,
+    END_TO_END as END_TO_END,
+    LORA as LORA,
+    PROBE as PROBE,
+    Collected as Collected,
+    _by_its_card as _by_its_card,
+    collect as collect,
+    current_runs as current_runs,
+    find_embeddings as find_embeddings,
+    fit_history as fit_history,
+    history as history,
+    kind_of as kind_of,
+    load_arm as load_arm,
+    refuse_lost as refuse_lost,
+    scores as scores,
+    stored_labels as stored_labels,
+    stored_splits as stored_splits,
+)
 
-PROBE, END_TO_END, LORA = "probe", "end-to-end", "LoRA"
 HOME_MADE = "pretrained here"
 IN_DOMAIN, OUT_OF_DOMAIN = "in domain", "out of domain"
-ALL = splits.ALL
 PUBLISHED = Path(__file__).resolve().parents[2] / "data"
 
 
-@dataclass(frozen=True)
-class Collected:
-    """What a study's arms predicted, and which arms did not and why.
-
-    predictions: as `mfcore.data.splits.predictions`, with ``arm``, ``kind`` (PROBE, END_TO_END or LORA), ``n_train`` and
-    ``case_id``, as the study's labels have it.
-    failures: ``arm, stage, reason``, a row for each run that failed or is missing.
-    """
-
-    predictions: pd.DataFrame
-    failures: pd.DataFrame
-
-
-def collect(study: Study, results: str | Path) -> Collected:
-    """Gather the predictions of every arm of a study that were made on its current splits, with its current settings.
-
-    Sizes and domains that a network leaves out (``sizes, by_domain``) have no predictions, and are no failures.
-    Raises StoreError where there are no splits, or no arm has predicted anything yet.
-    """
-    results = Path(results)
-    found = current_runs(study, results)
-    reasons = {}
-    for file in sorted(results.glob("failures/*.json")):
-        failure = store.read_json(file)
-        parameters = failure["parameters"]
-        if "scheme" in parameters:  # another way to split: no arm of the study
-            continue
-        name = parameters.get("encoder", parameters.get("network"))
-        stage = str(failure["stage"])[:2]
-        reasons[name, stage, parameters.get("fold")] = failure["reason"]
-    tables, failures = [], []
-    for encoder in study.encoders:
-        if encoder in found:
-            tables.append(load_arm(found[encoder], encoder, PROBE))
-        else:
-            first = encoder.partition("@")[0], "08", None
-            told = (reasons.get(key) for key in (first, (encoder, "02", None), (encoder, "03", None)))
-            reason = next((reason for reason in told if reason), "not run yet")
-            failures.append({"arm": encoder, "stage": "probe", "reason": reason})
-    for network in study.networks:
-        for fold in range(study.splits.n_folds):
-            name = f"{network.name}-fold{fold}"
-            if name in found:
-                tables.append(load_arm(found[name], network.name, kind_of(network)))
-            else:
-                reason = reasons.get((network.name, "04", fold), "not run yet")
-                failures.append({"arm": network.name, "stage": f"train, fold {fold}", "reason": reason})
-    if not tables:
-        raise store.StoreError(f"{results}: no arm of study {study.name!r} has predictions yet; run notebooks 02 to 04 first")
-    predictions = _with_cases(pd.concat(tables, ignore_index=True), study, results)
-    return Collected(predictions, pd.DataFrame(failures, columns=["arm", "stage", "reason"]))
-
-
-def _with_cases(predictions: pd.DataFrame, study: Study, results: str | Path) -> pd.DataFrame:
-    """Predictions with the ``case_id`` of each patch, from the study's stored labels; raises StoreError as `refuse_lost`."""
-    labels = pd.read_parquet(patches.find(study, results).path("labels.parquet"), columns=["patch_id", "case_id"])
-    refuse_lost(predictions, labels)
-    return predictions.assign(case_id=predictions["patch_id"].map(labels.set_index("patch_id")["case_id"]))
-
-
-def stored_labels(study: Study, results: str | Path) -> pd.DataFrame:
-    """The study's stored label table, a row for each patch; raises StoreError where no patches were extracted."""
-    return store.read_parquet(patches.find(study, results).path("labels.parquet"))
-
-
-def stored_splits(study: Study, results: str | Path) -> pd.DataFrame:
-    """The splits that the study's probes learn from, as `mfcore.data.splits.make`; raises StoreError where there are none."""
-    return splits.load(splits.find(study, results))
-
-
-def history(run: store.Run) -> pd.DataFrame:
-    """What a training noted of each epoch of each fit, as its ``history.jsonl``; empty where the run left no history."""
-    file = run.path("history.jsonl")
-    return pd.read_json(file, lines=True) if file.is_file() else pd.DataFrame(columns=["unit", "epoch"])
-
-
-def fit_history(run: store.Run, fold: int, size: float) -> pd.DataFrame:
-    """The `history` of one fit on all domains, by epoch."""
-    table = history(run)
-    return table[table["unit"] == splits.Unit(ALL, fold, size).name].sort_values("epoch")
-
-
-def kind_of(network: Network) -> str:
-    """END_TO_END where every weight is trained, else LORA."""
-    return LORA if network.lora else END_TO_END
-
-
-def shown_kind(study: Study, arm: str, kind: str) -> str:
+def shown_kind(study: Settings, arm: str, kind: str) -> str:
     """An arm's kind as figures, tables and captions show it: of an encoder that the study pretrained, it says so too."""
     return f"{kind}, {HOME_MADE}" if pretrained.is_of(study, arm) else kind
 
 
-def shown_name(study: Study, arm: str, kind: str) -> str:
+def shown_name(study: Settings, arm: str, kind: str) -> str:
     """An arm's name and, in brackets, its `shown_kind`."""
     return f"{arm} ({shown_kind(study, arm, kind)})"
 
 
-def marked(table: pd.DataFrame, study: Study) -> pd.DataFrame:
+def marked(table: pd.DataFrame, study: Settings) -> pd.DataFrame:
     """A table with columns ``arm, kind`` for the eye: each kind as `shown_kind` has it."""
     return table.assign(kind=[shown_kind(study, arm, kind) for arm, kind in zip(table["arm"], table["kind"], strict=True)])
-
-
-def current_runs(study: Study, results: Path) -> dict[str, store.Run]:
-    """The current run by name, among those made on the study's splits and with the study's settings.
-
-    Raises StoreError where there are no splits, or several runs of a name could be meant.
-    """
-    splits_of = {"probe": splits.find(study, results).key, "train": _splits_of_networks(study, results)}
-    networks = {f"{n.name}-fold{fold}": _settings(study, n) for n in study.networks for fold in range(study.splits.n_folds)}
-    found: dict[str, list[store.Run]] = {}
-    for run in [*store.runs(results, "probe"), *store.runs(results, "train")]:
-        name, config, stage = run.identity["name"], run.identity["config"], run.identity["stage"]
-        if run.identity["inputs"].get("splits") != splits_of[stage]:
-            continue
-        if stage == "train":  # what a run's config leaves out didn't matter to it
-            wanted = networks.get(name)
-            config = {
-                "sampler": "annotations",
-                "augmentation": "as_said",
-                **config,
-            }  # which enter only where they are as released
-            current = wanted is not None and all(config[key] == wanted[key] for key in wanted.keys() & config.keys())
-        else:
-            current = name in study.encoders and config == as_dict(study.probe) and _by_its_card(study, run.identity, results)
-        if current:
-            found.setdefault(name, []).append(run)
-    says_most = {name: max(len(run.identity["config"]) for run in runs) for name, runs in found.items()}
-    return {
-        name: store.current([run for run in runs if len(run.identity["config"]) == says_most[name]], _known)
-        for name, runs in found.items()
-    }
-
-
-def _known(run: store.Run) -> dict:
-    """What is known of an arm's run without its encoder's card, as the procedure that made it has it."""
-    all_of_it = {**run.identity["config"], **run.identity["inputs"]}
-    left_out = ("card",) if run.identity["stage"] == "train" else ("embeddings", "patches")
-    return {key: value for key, value in all_of_it.items() if key not in left_out}
-
-
-def _splits_of_networks(study: Study, results: Path) -> str | None:
-    try:
-        return splits.find(study, results, networks=True).key
-    except store.StoreError:  # folds of their own that nobody has drawn yet
-        return None
-
-
-def _settings(study: Study, network: Network) -> dict:
-    """What a training's config must say to be the study's, as far as it says so (`mfcore.training.train.config_of`)."""
-    card = _card(study, network.architecture, released_cards("training"))
-    switches = {name: getattr(study.switches, name) for name in Switches.CHOICES}
-    switches |= {"sampler": "annotations", "augmentation": "as_said", **study.released_in_training(network)}
-    return _plain({"network": as_dict(network), **switches} | ({"card": card.identity()} if card else {}))
-
-
-def _by_its_card(study: Study, record: dict, results: Path) -> bool:
-    """Whether a probe read embeddings that were made as the study has them made; whether they are gone doesn't matter.
-
-    Those of an encoder that the study pretrains were made by the weights that it has now.
-    """
-    card, key = _card(study, record["name"], released_cards("embedding")), record["inputs"].get("embeddings")
-    made = next(results.glob(f"embeddings-*-{key}/run.json"), None)
-    if pretrained.is_of(study, record["name"]) and made is not None:
-        try:
-            return store.read_json(made)["config"]["card"]["sha256"] == pretrained.sha256(study, record["name"], results)
-        except (store.StoreError, ConfigError):  # pretrained by another config
-            return False
-    return card is None or made is None or store.read_json(made)["config"]["card"] == _plain(card.identity())
-
-
-def _card(study: Study, name: str, released: Mapping[str, str]) -> EncoderCard | None:
-    """The card by which a study has an encoder now; None for its own and those it pretrains, which no switch changes."""
-    if name in [own.name for own in study.own_encoders] or pretrained.is_of(study, name):
-        return None
-    return cards().get(released.get(name, name) if study.switches.encoder_input == "released" else name)
-
-
-def find_embeddings(study: Study, name: str, results: Path) -> store.Run:
-    """The finished embeddings of the study's patches by an encoder: by its card where that is known here, else the current.
-
-    Raises StoreError where there are none.
-    """
-    source, card = {"patches": patches.find(study, results).key}, _card(study, name, released_cards("embedding"))
-    known = {"size_px": study.patches.size_px}
-    if card is None:
-        return store.find_known(results, "embeddings", name, {**known, **source})
-    return store.find_run(results, "embeddings", name, {"card": _plain(card.identity()), **known}, source)
-
-
-def _plain(content: dict) -> dict:
-    """As it is read back from a file."""
-    return json.loads(json.dumps(content))
-
-
-def load_arm(run: store.Run, arm: str, kind: str) -> pd.DataFrame:
-    """One finished run's predictions as a part of arm ``arm``, with ``n_train``, the patches that each fit trained on."""
-    splits_folder = next(run.folder.parent.glob(f"splits-*-{run.identity['inputs']['splits']}"), None)
-    if splits_folder is None:
-        raise store.StoreError(f"{run.folder}: the splits it was made on are gone; run notebook 01 and this arm again")
-    table = store.read_parquet(splits_folder / "splits.parquet")
-    unit = ["train_domain", "fold", "size"]
-    n_train = table[table["role"] == "train"].groupby(unit).size().rename("n_train").reset_index()
-    predictions = store.read_parquet(run.path("predictions.parquet")).merge(
-        n_train, on=unit, how="left", validate="many_to_one"
-    )
-    return predictions.assign(arm=arm, kind=kind)
-
-
-def scores(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Every metric of every fit: a row an arm, training domain, fold, size and test domain.
-
-    Fits on all domains are tested on all at once (``domain`` "all"); fits on one domain, on each domain by itself. A
-    metric that needs both classes is NaN where a test set has one. ``tested``: a number that is the same for the same patches.
-    """
-    predictions = predictions.assign(domain=predictions["domain"].where(predictions["train_domain"] != ALL, ALL))
-    keys = ["arm", "kind", "train_domain", "fold", "size", "domain"]
-    rows = []
-    for values, group in predictions.groupby(keys, sort=False, observed=True):
-        found = binary.evaluate(group["label"].to_numpy(), group["score"].to_numpy())
-        counts = {"n_train": int(group["n_train"].iloc[0]), "n_test": len(group), "n_test_slides": group["slide_id"].nunique()}
-        counts["tested"] = zlib.crc32(np.sort(group["patch_id"].to_numpy()).tobytes())
-        rows.append(dict(zip(keys, values, strict=True)) | counts | found)
-    return pd.DataFrame(rows)
 
 
 def full_size(table: pd.DataFrame) -> pd.DataFrame:
@@ -257,14 +58,14 @@ def full_size(table: pd.DataFrame) -> pd.DataFrame:
     return part[part["size"] == part["size"].max()]
 
 
-def in_order(table: pd.DataFrame, study: Study, *then: str) -> pd.DataFrame:
+def in_order(table: pd.DataFrame, study: Settings, *then: str) -> pd.DataFrame:
     """A table's rows by ``arm``, networks first, as the study names them, then by the columns ``then``; a stable sort."""
     place = {name: i for i, name in enumerate([*(n.name for n in study.networks), *study.encoders])}
     key = {"key": lambda column: column.map(place) if column.name == "arm" else column}
     return table.sort_values(["arm", *then], **key, kind="stable", ignore_index=True) if len(table) else table
 
 
-def scaling_table(table: pd.DataFrame, study: Study) -> pd.DataFrame:
+def scaling_table(table: pd.DataFrame, study: Settings) -> pd.DataFrame:
     """Mean and sample standard deviation over folds, a row an arm and size (Fig. 1): ``auroc``, ``auroc_sd``, and so on.
 
     table: as `scores` returns it. ``n_train`` is the mean number of training patches, ``n_folds`` how many folds there are.
@@ -279,7 +80,7 @@ def scaling_table(table: pd.DataFrame, study: Study) -> pd.DataFrame:
     return in_order(pd.DataFrame(rows), study, "size")
 
 
-def domain_matrix(table: pd.DataFrame, study: Study, metric: str = "auroc") -> pd.DataFrame:
+def domain_matrix(table: pd.DataFrame, study: Settings, metric: str = "auroc") -> pd.DataFrame:
     """Mean over folds of one metric, a row an arm, training domain and test domain (Fig. 2), with its sample SD."""
     crossed = table[table["train_domain"] != ALL]
     grouped = crossed.groupby(["arm", "kind", "train_domain", "domain"], sort=False)[metric]
@@ -287,7 +88,7 @@ def domain_matrix(table: pd.DataFrame, study: Study, metric: str = "auroc") -> p
     return in_order(rows, study)
 
 
-def cross_domain_table(table: pd.DataFrame, study: Study, metric: str = "auroc") -> pd.DataFrame:
+def cross_domain_table(table: pd.DataFrame, study: Settings, metric: str = "auroc") -> pd.DataFrame:
     """In-domain and out-of-domain performance, a row an arm (Tab. 2).
 
     In domain: on the test share of the training domain. Out of domain: on each other domain by itself. Each fold's value
@@ -307,7 +108,7 @@ def cross_domain_table(table: pd.DataFrame, study: Study, metric: str = "auroc")
     return in_order(pd.DataFrame(rows), study)
 
 
-def by_test_domain(table: pd.DataFrame, study: Study, metric: str = "balanced_accuracy") -> pd.DataFrame:
+def by_test_domain(table: pd.DataFrame, study: Settings, metric: str = "balanced_accuracy") -> pd.DataFrame:
     """One metric by the domain tested on, a row an arm, domain and ``where`` ("in domain" or "out of domain").
 
     Out of domain: the mean over the other training domains in each fold. ``mean`` and sample ``sd`` over folds, ``n_folds``.
@@ -320,20 +121,13 @@ def by_test_domain(table: pd.DataFrame, study: Study, metric: str = "balanced_ac
     return in_order(rows, study)
 
 
-def refuse_lost(predictions: pd.DataFrame, labels: pd.DataFrame) -> None:
-    """Raise StoreError where a label table lacks a patch that was predicted."""
-    unknown = ~predictions["patch_id"].isin(labels["patch_id"])
-    if unknown.any():
-        raise store.StoreError(f"{unknown.sum()} predictions are of patches that the label table lacks; run notebook 01 again")
-
-
 def published_table() -> pd.DataFrame:
     """Tab. 2 as Ganz et al. 2024 printed it: ``arm, in_domain, in_domain_sd, out_of_domain, out_of_domain_sd``."""
     table = pd.read_csv(PUBLISHED / "published_ganz_2024.csv")
     return table[table["where"] == "Tab. 2"].drop(columns="where").reset_index(drop=True)
 
 
-def best_interval(predictions: pd.DataFrame, table: pd.DataFrame, study: Study) -> Interval:
+def best_interval(predictions: pd.DataFrame, table: pd.DataFrame, study: Settings) -> Interval:
     """Interval over test slides or cases of the best arm's mean AUROC with all the data, as `compare_models.intervals` has it.
 
     table: as `scaling_table` returns it, which names the arm.

@@ -7,7 +7,7 @@ from mfcore.analysis import compare
 from mfcore.measures import binary
 from mfcore.measures.resampling import N_RESAMPLES, interval_of, resampled_slides, sums_by_slide, units_of
 from mfcore.measures.statistics import spread
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 BINS = ["arm", "kind", "bin_low", "bin_high", "mean_score", "share_positive", "low", "high", "n", "n_units", "unit"]
 SUMMARY = ["brier", "ece", "mean_score", "share_positive"]
@@ -44,7 +44,7 @@ def reliability(predictions: pd.DataFrame, n_bins: int = binary.N_BINS, n_resamp
     return pd.DataFrame(rows, columns=BINS)
 
 
-def summary(predictions: pd.DataFrame, study: Study) -> pd.DataFrame:
+def summary(predictions: pd.DataFrame, study: Settings) -> pd.DataFrame:
     """How far each arm's probabilities can be taken at their word, a row an arm with all the data.
 
     ``brier, ece`` (`mfcore.measures.binary`), ``mean_score`` and ``share_positive``, mean and sample SD (``_sd``) over

@@ -13,13 +13,13 @@ from mfcore.encoders.card import EncoderCard, conventions
 from mfcore.encoders.readout import READOUTS
 from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import paired_difference, spread
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 AUTHORS = "the authors' card"
 SIDES = {"resize_px": "resized to {} px", "crop_px": "cropped to {} px"}
 
 
-def table(study: Study, results: str | Path) -> pd.DataFrame:
+def table(study: Settings, results: str | Path) -> pd.DataFrame:
     """A row for the authors' card of ``study.conventions`` and for each library's way with it.
 
     ``library, card, departs`` (in words), ``n_dims``; ``distance_median`` and ``distance_max``: of a patch's embedding from
@@ -54,13 +54,13 @@ def table(study: Study, results: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _by_authors(study: Study, results: Path) -> EncoderCard:
+def _by_authors(study: Settings, results: Path) -> EncoderCard:
     """The card of ``study.conventions`` as its authors have it, whatever the study's own switch says."""
     theirs = dataclasses.replace(study, switches=dataclasses.replace(study.switches, encoder_input="card"))
     return encoders.of(theirs, study.conventions, results)
 
 
-def embeds_otherwise(study: Study, results: Path) -> str:
+def embeds_otherwise(study: Settings, results: Path) -> str:
     """The card by which the study embeds the encoder where that isn't its authors'; "" where it is."""
     here = encoders.of(study, study.conventions, results).name
     return "" if here == _by_authors(study, results).name else here
@@ -93,7 +93,7 @@ def wide(rows: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def _features(study: Study, card_name: str, results: Path) -> np.ndarray | None:
+def _features(study: Settings, card_name: str, results: Path) -> np.ndarray | None:
     """The finished embeddings of the study's patches under a card, float32 (n_patches, n_dims); None for none."""
     try:
         return store.read_embeddings(encoders.find_embeddings(study, card_name, results))[0]
@@ -101,7 +101,7 @@ def _features(study: Study, card_name: str, results: Path) -> np.ndarray | None:
         return None
 
 
-def _full_size(study: Study, card_name: str, results: Path) -> pd.DataFrame:
+def _full_size(study: Settings, card_name: str, results: Path) -> pd.DataFrame:
     """What the card's probe predicted with all the data; empty where it hasn't run."""
     run = compare.current_runs(dataclasses.replace(study, encoders=(card_name,)), results).get(card_name)
     return pd.DataFrame() if run is None else compare.full_size(compare.load_arm(run, card_name, compare.PROBE))
@@ -117,7 +117,7 @@ def _distance(base: np.ndarray | None, other: np.ndarray | None, own: EncoderCar
     return {"distance_median": float(np.median(apart)), "distance_max": float(apart.max())}
 
 
-def _difference(study: Study, base: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
+def _difference(study: Settings, base: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
     if not len(base) or not len(other):
         return {"difference": np.nan, "low": np.nan, "high": np.nan}
     first, second = (by_fold(part, "auroc", study.splits.seed, splits.ALL) for part in (other, base))

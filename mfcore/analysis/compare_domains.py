@@ -8,7 +8,7 @@ import pandas as pd
 from mfcore.analysis import compare
 from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import Folds, mean_of, paired_test
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 ASYMMETRY = ["arm", "first", "second", "there", "back", "difference", "lost_there", "lost_back"]
 APART = ["arm", "comparison", "same_tumour", "same_scanner", "auroc_drop", "low", "high", "n", "n_folds", "over", "why"]
@@ -41,7 +41,7 @@ def asymmetry(matrix: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=ASYMMETRY)
 
 
-def tumour_against_scanner(predictions: pd.DataFrame, labels: pd.DataFrame, study: Study) -> pd.DataFrame:
+def tumour_against_scanner(predictions: pd.DataFrame, labels: pd.DataFrame, study: Settings) -> pd.DataFrame:
     """How much AUROC another tumour costs, and how much another scanner, from training on single domains: three rows an arm.
 
     A domain stands for its tumour. What training elsewhere costs on a tumour and scanner is the AUROC of training on that
@@ -94,7 +94,7 @@ def _as_at_home(part: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(kept, ignore_index=True)
 
 
-def _costs(part: pd.DataFrame, scanners: dict[str, frozenset], study: Study) -> dict[str, list[Folds]]:
+def _costs(part: pd.DataFrame, scanners: dict[str, frozenset], study: Settings) -> dict[str, list[Folds]]:
     """What training elsewhere costs on the patches of `_as_at_home`, by comparison: of each pair by fold."""
     cells = {
         cell: by_fold(group, "auroc", study.splits.seed, f"{cell[1]}, {cell[2]}").defined()

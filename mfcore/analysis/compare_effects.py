@@ -12,14 +12,14 @@ from mfcore.analysis.effects import BASE, PAPER, RELEASED, Arm
 from mfcore.data import patches
 from mfcore.measures import statistics
 from mfcore.measures.resampling import by_fold
-from mfcore.study.config import Study, Switches
+from mfcore.study.config import Settings, Switches
 
 COLUMNS = ["switch", "as_released", "default", "arm", "kind", "n_folds", "auroc", "auroc_sd", "difference", "low", "high"]
 COLUMNS += ["applies", "why"]
 NOT_YET = "not measured yet"
 
 
-def table(study: Study, results: str | Path) -> pd.DataFrame:
+def table(study: Settings, results: str | Path) -> pd.DataFrame:
     """A row a switch and arm of ``study.effects``, and a row each for departures that are no switch; none without switches.
 
     ``switch`` is "" for the study as it is and "paper" for all switches at once. ``as_released, default``: what the
@@ -36,7 +36,7 @@ def table(study: Study, results: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS).astype({"applies": bool})
 
 
-def rows_of(study: Study, switch: str, results: str | Path) -> list[dict]:
+def rows_of(study: Settings, switch: str, results: str | Path) -> list[dict]:
     """The rows of `table` of one switch: an arm each."""
     return [_row(study, switch, arm, Path(results)) for arm in effects.arms(study)]
 
@@ -55,7 +55,7 @@ def said(row: dict) -> str:
     return f"{what}: {row['difference']:+.3f}{span}, {score}" + (f"; {row['why']}" if row["why"] else "")
 
 
-def _row(study: Study, switch: str, arm: Arm, results: Path) -> dict:
+def _row(study: Settings, switch: str, arm: Arm, results: Path) -> dict:
     is_one = switch in Switches.CHOICES
     row = {
         "switch": switch,
@@ -95,7 +95,7 @@ def shown(value: object) -> str:
     return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
-def _kind(study: Study, arm: Arm) -> str:
+def _kind(study: Settings, arm: Arm) -> str:
     return compare.kind_of(study.network(arm.name)) if arm.is_network else compare.PROBE
 
 
@@ -105,7 +105,7 @@ def _no_switch(name: str, why: str) -> dict:
     return {"switch": name, **words, "n_folds": 0, **numbers, "applies": False, "why": why}
 
 
-def _found(study: Study, results: Path) -> store.Run | None:
+def _found(study: Settings, results: Path) -> store.Run | None:
     """The study's patches, None where there are none yet."""
     try:
         return patches.find(effects.derived(study, BASE), results)
@@ -113,7 +113,7 @@ def _found(study: Study, results: Path) -> store.Run | None:
         return None
 
 
-def _predictions(study: Study, switch: str, arm: Arm, results: Path) -> pd.DataFrame | None:
+def _predictions(study: Settings, switch: str, arm: Arm, results: Path) -> pd.DataFrame | None:
     """What the arm predicted with the switch flipped, at the full size; None where that isn't measured."""
     try:
         keys = effects.find(study, switch, results).identity["inputs"]
@@ -134,7 +134,7 @@ def _by_fold(predictions: pd.DataFrame) -> pd.DataFrame:
     return compare.scores(predictions).set_index("fold").sort_index()
 
 
-def _difference(study: Study, flipped: pd.DataFrame, base: pd.DataFrame, switch: str) -> dict:
+def _difference(study: Settings, flipped: pd.DataFrame, base: pd.DataFrame, switch: str) -> dict:
     """How the AUROC differs, paired over the folds that test both on the same patches, else unpaired."""
     here, there = (by_fold(part, "auroc", study.splits.seed, compare.ALL) for part in (flipped, base))
     tested = [part.groupby("fold")["patch_id"].agg(frozenset) for part in (flipped, base)]

@@ -11,7 +11,7 @@ from mfcore import store
 from mfcore.analysis import compare_pretraining, compare_tasks
 from mfcore.measures import masks
 from mfcore.study import pretrained
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 from mfcore.tasks import registry
 
 MAX_SHOWN = 3  # encoders side by side
@@ -32,7 +32,7 @@ class Shown:
     table: pd.DataFrame
 
 
-def shown(study: Study, results: str | Path, task: str) -> Shown | None:
+def shown(study: Settings, results: str | Path, task: str) -> Shown | None:
     """Some of a task's tested patches, segmented by the encoders that `chosen` names.
 
     None for a task without masks. Raises StoreError where no encoder has been judged by it yet.
@@ -60,7 +60,7 @@ def shown(study: Study, results: str | Path, task: str) -> Shown | None:
     return Shown(task, classes, first["image"], first["true"], predicted, dice[["item_id", "encoder", "class", "n_px", "dice"]])
 
 
-def chosen(study: Study, order: Sequence[str]) -> list[str]:
+def chosen(study: Settings, order: Sequence[str]) -> list[str]:
     """At most MAX_SHOWN of some encoders, the best first in ``order``: the best, the home-made, its control, the worst.
 
     The home-made one is the first of the study's encoders that it pretrained, or the best that it pretrained where its encoders

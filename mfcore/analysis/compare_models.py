@@ -23,13 +23,13 @@ from mfcore.measures.statistics import (
     spread,
     unpaired_test,
 )
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 COLUMNS = ["first", "second", "difference", "low", "high", "p", "p_holm", "n_folds", "paired", "over"]
 OVER_FOLDS = "folds"
 
 
-def differences(predictions: pd.DataFrame, study: Study, metric: str = "auroc", size: float | None = None) -> pd.DataFrame:
+def differences(predictions: pd.DataFrame, study: Settings, metric: str = "auroc", size: float | None = None) -> pd.DataFrame:
     """Every pair of arms that learned from all domains, at one size: ``first, second, difference, low, high, p, p_holm``.
 
     difference: mean over folds of first less second, with the 95 % interval and p of `statistics.paired_test`, by itself;
@@ -58,7 +58,7 @@ def differences(predictions: pd.DataFrame, study: Study, metric: str = "auroc", 
     return table.assign(p_holm=holm(table["p"].astype(float)))[COLUMNS]
 
 
-def ranking(predictions: pd.DataFrame, study: Study, metric: str = "auroc", size: float | None = None) -> pd.DataFrame:
+def ranking(predictions: pd.DataFrame, study: Settings, metric: str = "auroc", size: float | None = None) -> pd.DataFrame:
     """The arms from best to worst, with the places that each can hold: ``arm, kind, mean, sd, n_folds, rank_low, rank_high``.
 
     rank_low: the best place, one more than there are arms clearly better; rank_high: the worst, as many as there are arms
@@ -92,7 +92,7 @@ def ranking(predictions: pd.DataFrame, study: Study, metric: str = "auroc", size
 
 
 def what_folds_show(
-    study: Study, predictions: pd.DataFrame | None = None, metric: str = "auroc", size: float | None = None
+    study: Settings, predictions: pd.DataFrame | None = None, metric: str = "auroc", size: float | None = None
 ) -> str:
     """One sentence on the smallest difference between two arms that the study's folds could show.
 
@@ -148,7 +148,7 @@ def what_folds_show(
 
 
 def intervals(
-    predictions: pd.DataFrame, study: Study, metrics: Iterable[str] = ("auroc",), n_resamples: int = N_RESAMPLES
+    predictions: pd.DataFrame, study: Settings, metrics: Iterable[str] = ("auroc",), n_resamples: int = N_RESAMPLES
 ) -> pd.DataFrame:
     """Bootstrap over test slides, a row an arm, size and metric: ``estimate, low, high`` (95 %), ``n`` and ``unit``.
 
@@ -177,7 +177,7 @@ def _at_size(predictions: pd.DataFrame, metric: str, size: float | None) -> pd.D
     return part
 
 
-def _by_arm(part: pd.DataFrame, study: Study, metric: str) -> dict[str, Folds]:
+def _by_arm(part: pd.DataFrame, study: Settings, metric: str) -> dict[str, Folds]:
     """Each arm's metric by fold, in the study's order."""
     arms = compare.in_order(part[["arm"]].drop_duplicates(), study)["arm"]
     return {arm: by_fold(part[part["arm"] == arm], metric, study.splits.seed, splits.ALL).defined() for arm in arms}

@@ -15,7 +15,7 @@ from mfcore import store
 from mfcore.analysis import compare, compare_representation, compare_representation_tasks, compare_tasks
 from mfcore.encoders.card import cards
 from mfcore.study import pretrained
-from mfcore.study.config import Pretraining, Study, as_dict
+from mfcore.study.config import Pretraining, Settings, as_dict
 from mfcore.study.config_pretraining import METHODS, PUBLISHED, in_full
 
 # What the paper varies, one thing at a time, with the figure or table of kaiko 2024 that shows it
@@ -50,7 +50,7 @@ class Comparison:
         return self.names[0]
 
 
-def comparisons(study: Study, varied: str | None = None) -> list[Comparison]:
+def comparisons(study: Settings, varied: str | None = None) -> list[Comparison]:
     """All that the study's pretrainings allow, in the order of VARIED; of one thing where ``varied`` names it.
 
     Methods are compared where all is equal that isn't the method's own: learning rate, schedules, losses, crops' scales.
@@ -77,7 +77,7 @@ def _but_for(which: Pretraining, key: str) -> str:
     return json.dumps(content, sort_keys=True)
 
 
-def differing(study: Study, comparison: Comparison) -> dict[str, dict[str, list]]:
+def differing(study: Settings, comparison: Comparison) -> dict[str, dict[str, list]]:
     """In what a comparison's pretrainings differ besides what is varied: by key, of each value the settings it comes with."""
     every = [_flat(as_dict(in_full(study.pretraining_of(name)))) for name in comparison.names]
     found = {}
@@ -89,7 +89,7 @@ def differing(study: Study, comparison: Comparison) -> dict[str, dict[str, list]
     return found
 
 
-def apart(study: Study, those: Sequence[Comparison]) -> list[str]:
+def apart(study: Settings, those: Sequence[Comparison]) -> list[str]:
     """Of each comparison, in words, what tells it from the others of the same thing; "" where it is the only one.
 
     That is the architecture where it is enough, else every setting in which their bases differ.
@@ -111,7 +111,7 @@ def apart(study: Study, those: Sequence[Comparison]) -> list[str]:
     return told
 
 
-def learnt_from(study: Study, start: str) -> str:
+def learnt_from(study: Settings, start: str) -> str:
     """What images the weights of an encoder to start from learnt from, as the study's record or its card says; else empty."""
     record = next((record for record in study.own_encoders if record.name == start), None)
     if record and (record.learnt_from or record.weights):
@@ -151,7 +151,7 @@ def value_of(which: Pretraining, key: str) -> str:
 # ---- what was pretrained ----
 
 
-def runs(study: Study, results: str | Path) -> dict[str, store.Run]:
+def runs(study: Settings, results: str | Path) -> dict[str, store.Run]:
     """The finished pretrainings, by name, in the study's order."""
     found = {}
     for which in study.pretraining:
@@ -162,7 +162,7 @@ def runs(study: Study, results: str | Path) -> dict[str, store.Run]:
     return found
 
 
-def missing(study: Study, results: str | Path) -> pd.DataFrame:
+def missing(study: Settings, results: str | Path) -> pd.DataFrame:
     """Pretrainings and tasks that aren't there, with their reasons: ``what, name, reason``."""
     results = Path(results)
     told = {}
@@ -185,7 +185,7 @@ def missing(study: Study, results: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "name", "reason"])
 
 
-def histories(study: Study, results: str | Path) -> pd.DataFrame:
+def histories(study: Settings, results: str | Path) -> pd.DataFrame:
     """How each finished pretraining went: ``name`` and the columns of its ``history.jsonl``, a row a step that was noted."""
     tables = [
         pd.read_json(run.path("history.jsonl"), lines=True).assign(name=name) for name, run in runs(study, results).items()
@@ -193,7 +193,7 @@ def histories(study: Study, results: str | Path) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["name", "step", "loss", "rankme"])
 
 
-def watched(study: Study, names: Sequence[str]) -> dict[tuple[str, ...], str]:
+def watched(study: Settings, names: Sequence[str]) -> dict[tuple[str, ...], str]:
     """Pretrainings of which RankMe is followed on the same patches, each group with what tells its patches from the others'.
 
     Slides, settings, seed and place in the stream decide patches (`mfcore.pretraining.source`): those watched lie behind all
@@ -214,7 +214,7 @@ def watched(study: Study, names: Sequence[str]) -> dict[tuple[str, ...], str]:
     return {tuple(group): ", ".join(of_group[key][fact] for fact in told) for key, group in groups.items()}
 
 
-def overview(study: Study, results: str | Path) -> pd.DataFrame:
+def overview(study: Settings, results: str | Path) -> pd.DataFrame:
     """What was pretrained, on what and how it ended, a row a pretraining of the study.
 
     Columns: name, method, architecture, start, slides, um_per_px, n_steps, batch_size, n_patches (seen, not distinct),
@@ -251,13 +251,13 @@ def _last(history: pd.DataFrame, column: str) -> float:
 # ---- what they are worth ----
 
 
-def scores(study: Study, results: str | Path) -> pd.DataFrame:
+def scores(study: Settings, results: str | Path) -> pd.DataFrame:
     """`compare_tasks.table` of the split that each task reports, with the ``name`` of the encoder that a snapshot is of."""
     table = compare_tasks.reported(compare_tasks.table(study, results))
     return table.assign(name=[encoder.partition("@")[0] for encoder in table["encoder"]])
 
 
-def representations(study: Study, results: str | Path) -> pd.DataFrame:
+def representations(study: Settings, results: str | Path) -> pd.DataFrame:
     """RankMe and ODCorr of each task's images as the encoders and snapshots that the study pretrains embed them.
 
     `compare_representation_tasks.measured`, a row a metric: columns as `over_steps` has them but for ``value``.
@@ -294,7 +294,7 @@ def last(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[table.groupby(["task", "metric", "name"], sort=False)["step"].idxmax()].reset_index(drop=True)
 
 
-def parts(study: Study, table: pd.DataFrame, varied: Sequence[str]) -> list[tuple[Comparison, pd.DataFrame]]:
+def parts(study: Settings, table: pd.DataFrame, varied: Sequence[str]) -> list[tuple[Comparison, pd.DataFrame]]:
     """The comparisons of some things, each with its rows of `over_steps`; ``table``: of `scores` or `representations`."""
     return [(comparison, over_steps(comparison, table)) for key in varied for comparison in comparisons(study, key)]
 
@@ -317,7 +317,7 @@ def differences(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(varied=comparison.varied, base=comparison.base, difference=difference)[DIFFERENCES]
 
 
-def all_differences(study: Study, results: str | Path, table: pd.DataFrame) -> pd.DataFrame:
+def all_differences(study: Settings, results: str | Path, table: pd.DataFrame) -> pd.DataFrame:
     """`differences` of every comparison of the study, with ``low, high``; ``table`` as `scores` gives it.
 
     These are the 95 % interval over the slides, patients or items tested (`compare_tasks.difference`): what another pretraining
@@ -329,14 +329,14 @@ def all_differences(study: Study, results: str | Path, table: pd.DataFrame) -> p
     return rows.assign(low=[low for low, _ in bounds], high=[high for _, high in bounds])
 
 
-def _bounds(study: Study, results: str | Path, row: dict) -> tuple[float, float]:
+def _bounds(study: Settings, results: str | Path, row: dict) -> tuple[float, float]:
     if not np.isfinite(row["difference"]):
         return np.nan, np.nan
     found = compare_tasks.difference(study, results, row["task"], row["name"], row["base"])
     return found.low, found.high
 
 
-def control_of(study: Study, name: str) -> str:
+def control_of(study: Settings, name: str) -> str:
     """The encoder of the study with the same network and no training at all, which a pretraining must beat; "" without one."""
     which = study.pretraining_of(name)
     for own in study.own_encoders:
@@ -345,7 +345,7 @@ def control_of(study: Study, name: str) -> str:
     return ""
 
 
-def controls(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+def controls(study: Settings, table: pd.DataFrame) -> pd.DataFrame:
     """What each pretraining's control scores: ``of, name, task, metric, mean``; ``table`` as `scores` gives it."""
     found = pd.DataFrame([(which.name, control_of(study, which.name)) for which in study.pretraining], columns=["of", "name"])
     return found.merge(table[["name", "task", "metric", "mean"]], on="name")

@@ -12,7 +12,7 @@ from mfcore.data import splits
 from mfcore.measures import binary
 from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import Folds, paired_difference, spread
-from mfcore.study.config import Study, as_dict
+from mfcore.study.config import Settings, as_dict
 
 STAGE, OWN = "probes", "uni"
 SLOW, FAST = "early_stopped_adam", "early_stopped_adam_fast"
@@ -25,7 +25,7 @@ TITLES = {
 }
 
 
-def find(study: Study, encoder: str, results: str | Path) -> store.Run:
+def find(study: Settings, encoder: str, results: str | Path) -> store.Run:
     """The current audit of an encoder's probe on the study's splits; raises StoreError where none is finished."""
     known = {"probe": as_dict(study.probe), "splits": splits.find(study, Path(results)).key}
     try:

@@ -19,7 +19,7 @@ from mfcore.measures.representation import RepresentationError, Streaming, odcor
 from mfcore.measures.statistics import LEVEL
 from mfcore.streams import generator
 from mfcore.study import pretrained
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 if TYPE_CHECKING:
     import h5py
@@ -93,7 +93,7 @@ def measured(stream: Streaming) -> dict[str, float]:
     }
 
 
-def find(study: Study, results: str | Path) -> dict[str, Path]:
+def find(study: Settings, results: str | Path) -> dict[str, Path]:
     """The embedding file of each of the study's encoders that has one: what its probe read, else the current one."""
     results = Path(results)
     files, probes = {}, compare.current_runs(study, results)
@@ -111,7 +111,7 @@ def find(study: Study, results: str | Path) -> dict[str, Path]:
     return files
 
 
-def table(study: Study, results: str | Path) -> pd.DataFrame:
+def table(study: Settings, results: str | Path) -> pd.DataFrame:
     """A row an encoder of the study that has embeddings, in the study's order.
 
     ``encoder, origin`` ("pretrained here" or ""), ``n, n_dims, n_constant, rankme, odcorr_abs, odcorr_sq`` (`of_file`), and
@@ -120,14 +120,14 @@ def table(study: Study, results: str | Path) -> pd.DataFrame:
     return beside_probes(study, [{"encoder": name, **of_file(file)} for name, file in find(study, results).items()], results)
 
 
-def of_run(study: Study, embeddings: store.Run, scaling: pd.DataFrame) -> pd.Series:
+def of_run(study: Settings, embeddings: store.Run, scaling: pd.DataFrame) -> pd.Series:
     """One encoder's row of `table`, from its embedding run and its probe's `compare.scaling_table`."""
     encoder, full = embeddings.identity["name"], scaling.loc[scaling["size"].idxmax()]
     found = {"encoder": encoder, "origin": _origin(study, encoder), **of_file(embeddings.path("embeddings.h5"))}
     return pd.Series(found | {name: full[name] for name in PROBED})
 
 
-def beside_probes(study: Study, rows: Iterable[dict], results: str | Path) -> pd.DataFrame:
+def beside_probes(study: Settings, rows: Iterable[dict], results: str | Path) -> pd.DataFrame:
     """Rows with an ``encoder`` each, with ``origin`` and the probe's AUROC beside them as in `table`."""
     probes, whole = compare.current_runs(study, Path(results)), []
     for row in rows:
@@ -141,11 +141,11 @@ def beside_probes(study: Study, rows: Iterable[dict], results: str | Path) -> pd
     return pd.DataFrame(whole, columns=COLUMNS)
 
 
-def _origin(study: Study, encoder: str) -> str:
+def _origin(study: Settings, encoder: str) -> str:
     return compare.HOME_MADE if pretrained.is_of(study, encoder) else ""
 
 
-def by_sample_size(study: Study, results: str | Path, n_draws: int = N_DRAWS) -> pd.DataFrame:
+def by_sample_size(study: Settings, results: str | Path, n_draws: int = N_DRAWS) -> pd.DataFrame:
     """How RankMe and ODCorr depend on the number of patches: ``encoder, draw, n, n_dims, rankme, odcorr_abs, odcorr_sq``.
 
     Of ``n_draws`` seeded orders of the patches, the same for every encoder, the first 64, 128 and so on: each subsample holds

@@ -6,7 +6,7 @@ import pandas as pd
 
 from mfcore.analysis import compare, compare_representation, compare_tasks
 from mfcore.study import pretrained
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 from mfcore.tasks import registry
 
 FILE = "features.h5"  # of a judging: the embedding of each of the task's images
@@ -14,7 +14,7 @@ MEASURED = ["task", "encoder", "origin", "n", "n_dims", "n_constant", *compare_r
 COLUMNS = [*MEASURED, "metric_of_task", "score", "score_sd", "n_runs"]
 
 
-def measured(study: Study, results: str | Path) -> pd.DataFrame:
+def measured(study: Settings, results: str | Path) -> pd.DataFrame:
     """RankMe and ODCorr of all of a task's images, a row a task and encoder (or snapshot) that it judged: columns MEASURED.
 
     Of tasks of classification: decoders of segmentation learn from maps of features, which aren't kept.
@@ -29,7 +29,7 @@ def measured(study: Study, results: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=MEASURED)
 
 
-def table(study: Study, results: str | Path) -> pd.DataFrame:
+def table(study: Settings, results: str | Path) -> pd.DataFrame:
     """`measured` beside the scores: columns COLUMNS, in the study's order.
 
     ``score`` is the mean over runs of what the task reports, ``metric_of_task``, and ``score_sd`` its sample SD.

@@ -7,14 +7,16 @@ from mfcore.analysis import compare
 from mfcore.measures import binary, raters
 from mfcore.measures.resampling import N_RESAMPLES, bootstrap, resample
 from mfcore.measures.statistics import spread
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 STRATA = ("domain", "scanner", "agreement")
 COLUMNS = ["arm", "kind", "stratum", "value", "auroc", "low", "high", "balanced_accuracy"]
 COLUMNS += ["n", "n_positive", "n_slides", "n_units", "unit"]
 
 
-def by_stratum(predictions: pd.DataFrame, labels: pd.DataFrame, study: Study, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
+def by_stratum(
+    predictions: pd.DataFrame, labels: pd.DataFrame, study: Settings, n_resamples: int = N_RESAMPLES
+) -> pd.DataFrame:
     """AUROC of every arm with all the data, within each value of each of STRATA: a row an arm, stratum and value.
 
     ``auroc``, with ``low`` to ``high``, its 95 % interval over ``n_units`` resampled slides or cases (``unit``), and
@@ -44,7 +46,7 @@ def by_stratum(predictions: pd.DataFrame, labels: pd.DataFrame, study: Study, n_
     return table.sort_values("stratum", key=lambda c: c.map(STRATA.index), kind="stable", ignore_index=True)
 
 
-def by_agreement(predictions: pd.DataFrame, labels: pd.DataFrame, study: Study) -> pd.DataFrame:
+def by_agreement(predictions: pd.DataFrame, labels: pd.DataFrame, study: Settings) -> pd.DataFrame:
     """Every metric of every arm with all the data, apart by whether the raters were of one mind (`mfcore.measures.raters`).
 
     Mean and sample SD over folds (``auroc``, ``auroc_sd`` and so on), a row an arm and part of the test annotations that

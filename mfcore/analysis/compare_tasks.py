@@ -22,7 +22,7 @@ from mfcore.measures.resampling import MIN_SLIDES, N_RESAMPLES, interval_of
 from mfcore.measures.statistics import LEVEL, Interval, spread
 from mfcore.streams import generator
 from mfcore.study import pretrained
-from mfcore.study.config import Study, Task
+from mfcore.study.config import Settings, Task
 from mfcore.tasks import protocol as tasks_protocol, registry
 
 STAGES = {"classification": "judge", "segmentation": "segment"}
@@ -50,7 +50,7 @@ class Scored:
     score: Callable[[np.ndarray], np.ndarray]
 
 
-def runs(study: Study, results: str | Path) -> dict[tuple[str, str], store.Run]:
+def runs(study: Settings, results: str | Path) -> dict[tuple[str, str], store.Run]:
     """The current run of each task and encoder, by their names, made by the study's protocol with today's card."""
     records = {kind: store.runs(results, stage) for kind, stage in STAGES.items()}
     return {
@@ -61,7 +61,7 @@ def runs(study: Study, results: str | Path) -> dict[tuple[str, str], store.Run]:
     }
 
 
-def _find(study: Study, task: Task, encoder: str, results: Path, there: list[store.Run]) -> store.Run | None:
+def _find(study: Settings, task: Task, encoder: str, results: Path, there: list[store.Run]) -> store.Run | None:
     try:
         config = tasks_protocol.config_of(study, task.name, _card(study, encoder, results))
         if config["card"] is None:  # what another machine knows of it decides nothing here
@@ -76,7 +76,7 @@ def _find(study: Study, task: Task, encoder: str, results: Path, there: list[sto
     return store.current(found, known) if found else None
 
 
-def _card(study: Study, encoder: str, results: Path) -> dict | None:
+def _card(study: Settings, encoder: str, results: Path) -> dict | None:
     """Today's card, as a run's config has it, of encoders whose card can be known here without asking elsewhere; else None."""
     described = encoder in [own.name for own in study.own_encoders]
     if not (described or encoder in cards() or pretrained.is_of(study, encoder)):
@@ -89,7 +89,7 @@ def _card(study: Study, encoder: str, results: Path) -> dict | None:
         raise
 
 
-def missing(study: Study, results: str | Path) -> pd.DataFrame:
+def missing(study: Settings, results: str | Path) -> pd.DataFrame:
     """Whom tasks haven't judged, and why: ``task, encoder, reason``."""
     there, rows = runs(study, results), []
     for task in study.tasks:
@@ -102,7 +102,7 @@ def missing(study: Study, results: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "encoder", "reason"])
 
 
-def notes(study: Study, results: str | Path) -> dict[str, str]:
+def notes(study: Settings, results: str | Path) -> dict[str, str]:
     """By task, what is to be known of its data, as where some are missing; tasks without such a note are left out."""
     said = {task: run.record["facts"].get("notes", []) for (task, _), run in runs(study, results).items()}
     return {task: "; ".join(each) for task, each in said.items() if each}
@@ -174,7 +174,7 @@ def bootstrap(
     return interval_of(score(np.vstack([n, drawn]) @ kinds), total, least=least, most=most)
 
 
-def table(study: Study, results: str | Path) -> pd.DataFrame:
+def table(study: Settings, results: str | Path) -> pd.DataFrame:
     """A row a task, encoder or snapshot, and split: columns COLUMNS, in the study's order.
 
     mean, sd: over runs; runs_low, runs_high: 95 % interval of that mean, by Student's t; low, high: 95 % bootstrap over slides,
@@ -199,7 +199,7 @@ def table(study: Study, results: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def step_of(study: Study, encoder: str) -> float:
+def step_of(study: Settings, encoder: str) -> float:
     """After which step an encoder or snapshot of the study's own was taken; NaN for one that it doesn't pretrain."""
     name, _, step = encoder.partition("@")
     return float(step or study.pretraining_of(name).n_steps) if pretrained.is_of(study, name) else math.nan
@@ -227,7 +227,7 @@ def encoders_only(table: pd.DataFrame) -> pd.DataFrame:
     return table[~table["encoder"].str.contains("@")].reset_index(drop=True)
 
 
-def difference(study: Study, results: str | Path, task: str, first: str, second: str) -> Interval:
+def difference(study: Settings, results: str | Path, task: str, first: str, second: str) -> Interval:
     """How much more ``first`` scores than ``second`` on what a task reports, both on the same resampled slides or items.
 
     Raises StoreError where one of them isn't judged.
@@ -267,7 +267,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def few(study: Study, table: pd.DataFrame) -> list[str]:
+def few(study: Settings, table: pd.DataFrame) -> list[str]:
     """Of a table's encoders those to draw where each needs a mark for every class: all that there are.
 
     Of more than MAX_DRAWN, those of the study's ``encoders``, or the first MAX_DRAWN where it lists none of them.
@@ -278,7 +278,7 @@ def few(study: Study, table: pd.DataFrame) -> list[str]:
     return [name for name in there if name in study.encoders] or there[:MAX_DRAWN]
 
 
-def by_class(study: Study, results: str | Path, task: str) -> pd.DataFrame:
+def by_class(study: Settings, results: str | Path, task: str) -> pd.DataFrame:
     """What of each class an encoder finds, of what the task reports: ``encoder, class, mean, sd, n``.
 
     Of a classification the share of a class's items that get their class, of a segmentation the Dice of the masks that have

@@ -24,14 +24,14 @@ from mfcore.analysis.figures import (
 )  # fmt: skip
 from mfcore.measures import raters
 from mfcore.study import pretrained
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 SECTION = "Across domains"
 SCALE = (0.4, 1.0)  # of the shades, the same in every study
 SHADES = ListedColormap(colormaps["Blues"](np.linspace(0, 0.6, 256)))  # black numbers are to be read on the darkest
 
 
-def best_arms(study: Study, table: pd.DataFrame) -> list[str]:
+def best_arms(study: Settings, table: pd.DataFrame) -> list[str]:
     """Of each kind of arm in a `compare.domain_matrix` the one with the highest mean out of domain; probes come last.
 
     The encoders that the study pretrained are a kind of their own here, the very last, unless one is the best probe of all.
@@ -41,13 +41,13 @@ def best_arms(study: Study, table: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys([*best_of_each_kind(out, "mean"), *best_of_each_kind(home, "mean")]))
 
 
-def published(study: Study) -> pd.DataFrame:
+def published(study: Settings) -> pd.DataFrame:
     """Tab. 2 of Ganz et al. 2024 (`compare.published_table`); no row where the study's classes are others than theirs."""
     table = compare.published_table()
     return table if "published_ganz_2024.csv" in study.source.published else table.iloc[:0]
 
 
-def means(study: Study, table: pd.DataFrame) -> Exhibit:
+def means(study: Settings, table: pd.DataFrame) -> Exhibit:
     """Tab. 2: every arm in domain and out of domain; ``table`` as `compare.cross_domain_table` returns it."""
     caption = (
         f"AUROC in domain and out of domain ({captions.of_what(study)}). Mean and sample SD over folds of the mean over "
@@ -57,7 +57,7 @@ def means(study: Study, table: pd.DataFrame) -> Exhibit:
     return Exhibit("06_means", "Tab. 2. Means", caption, table, None, SECTION, compare.marked(table, study).round(3))
 
 
-def cross_domain(study: Study, matrix: pd.DataFrame, table: pd.DataFrame) -> Exhibit:
+def cross_domain(study: Settings, matrix: pd.DataFrame, table: pd.DataFrame) -> Exhibit:
     """Fig. 2: AUROC by training and test domain, a panel for the best arm of each kind, all on one scale; below, the means.
 
     The means in and out of domain are of every arm, then the `published` ones. matrix, table: as `compare.domain_matrix` and
@@ -108,7 +108,7 @@ def _heatmap(axis: Axes, part: pd.DataFrame, size_pt: float) -> None:
     axis.tick_params(length=0)
 
 
-def _means_panel(study: Study, axis: Axes, table: pd.DataFrame, beside: pd.DataFrame) -> None:
+def _means_panel(study: Settings, axis: Axes, table: pd.DataFrame, beside: pd.DataFrame) -> None:
     """A line an arm: its mean in domain (filled) and out of domain (open), with SD; the published ones below."""
     names = {}
     for place, row in enumerate([*table.itertuples(), *beside.itertuples()]):
@@ -131,7 +131,7 @@ def _means_panel(study: Study, axis: Axes, table: pd.DataFrame, beside: pd.DataF
     axis.grid(axis="y", visible=False)
 
 
-def by_test_domain(study: Study, table: pd.DataFrame, human: pd.DataFrame | None = None) -> Exhibit:
+def by_test_domain(study: Settings, table: pd.DataFrame, human: pd.DataFrame | None = None) -> Exhibit:
     """Balanced accuracy by test domain, in domain (filled) and out of domain (open), with SD, and each domain's raters.
 
     table: as `compare.by_test_domain` returns it; human: as `raters.table`. Of many arms, the best (`figures.few`).
@@ -171,7 +171,7 @@ def by_test_domain(study: Study, table: pd.DataFrame, human: pd.DataFrame | None
     return Exhibit("06_by_test_domain", "By test domain", caption, table, figure, SECTION)
 
 
-def asymmetry(study: Study, table: pd.DataFrame) -> Exhibit:
+def asymmetry(study: Settings, table: pd.DataFrame) -> Exhibit:
     """Each pair of domains there and back; ``table`` as `compare_domains.asymmetry` returns it."""
     known = table[table["difference"].notna()]
     caption = f"Without two domains there is no way back ({captions.of_what(study)})."
@@ -186,7 +186,7 @@ def asymmetry(study: Study, table: pd.DataFrame) -> Exhibit:
     return Exhibit("06_asymmetry", "There and back", caption, table, None, SECTION, table.round(3))
 
 
-def tumour_against_scanner(study: Study, table: pd.DataFrame) -> Exhibit:
+def tumour_against_scanner(study: Settings, table: pd.DataFrame) -> Exhibit:
     """What another tumour and another scanner cost; ``table`` as `compare_domains.tumour_against_scanner` returns it."""
     over = sorted(
         {"folds" if what == "folds" else f"draws of {what}" for what in table.loc[table["auroc_drop"].notna(), "over"]}

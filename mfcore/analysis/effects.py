@@ -14,7 +14,7 @@ from mfcore import store
 from mfcore.data import patches, splits, splits_draw
 from mfcore.data.slides.slide import SAME_RESOLUTION
 from mfcore.encoders.card import released_cards
-from mfcore.study.config import MODES, Effects, Inflation, Study, Switches, as_dict
+from mfcore.study.config import MODES, Effects, Inflation, Settings, Switches, as_dict
 
 BASE, PAPER = "", "paper"  # beside the names of switches: none of them set, and all
 RELEASED = MODES[PAPER]
@@ -30,19 +30,19 @@ class Arm:
     is_network: bool
 
 
-def arms(study: Study) -> tuple[Arm, ...]:
+def arms(study: Settings) -> tuple[Arm, ...]:
     """The arms that ``study.effects`` names."""
     named = (Arm(study.effects.network, True), Arm(study.effects.encoder, False))
     return tuple(arm for arm in named if arm.name)
 
 
-def asked(study: Study) -> tuple[str, ...]:
+def asked(study: Settings) -> tuple[str, ...]:
     """What is measured, in order: the study as it is, each switch of ``study.effects``, all of them; nothing without any."""
     switches = tuple(name for name in Switches.CHOICES if name in study.effects.switches)
     return (BASE, *switches, PAPER) if switches else ()
 
 
-def derived(study: Study, switch: str) -> Study:
+def derived(study: Settings, switch: str) -> Settings:
     """The study with one switch set as the released code has it, reduced to the arms of ``study.effects`` at the full size.
 
     switch: a name of `Switches`; "" sets none and "paper" all. Patches stay as wide as the study's, so that they are the
@@ -75,7 +75,7 @@ def _architectures(networks: tuple) -> list[str]:
 # ---- records of what was measured ----
 
 
-def config_of(study: Study, switch: str) -> dict:
+def config_of(study: Settings, switch: str) -> dict:
     """What of the study decides the measurement of a switch; what things are called is no part of it."""
     kept = ("data", "patches", "splits", "switches", "encoders", "own_encoders", "probe", "networks")
     found = {key: value for key, value in as_dict(derived(study, switch)).items() if key in kept}
@@ -94,7 +94,7 @@ def record_name(switch: str) -> str:
     return switch or "base"
 
 
-def find(study: Study, switch: str, results: str | Path) -> store.Run:
+def find(study: Settings, switch: str, results: str | Path) -> store.Run:
     """The current record of a switch's measurement; its inputs are the keys of the runs that show it, by stage and fold.
 
     Raises StoreError where there is none, or where patches have been made anew since.
@@ -108,7 +108,7 @@ def find(study: Study, switch: str, results: str | Path) -> store.Run:
 # ---- what a switch touches ----
 
 
-def why_not(study: Study, switch: str, arm: Arm) -> str:
+def why_not(study: Settings, switch: str, arm: Arm) -> str:
     """Why a switch can't change an arm, as far as the study alone tells; empty where it can."""
     if switch == BASE:
         return ""
@@ -153,7 +153,7 @@ class Reach:
         return bool(self.words) and not self.n
 
 
-def reach(study: Study, switch: str, run: store.Run) -> Reach:
+def reach(study: Settings, switch: str, run: store.Run) -> Reach:
     """What a switch finds to touch on the study's finished patches ``run``; counted for resolution, border and label."""
     if switch == "border":
         facts = run.record["facts"]
@@ -179,7 +179,7 @@ def reach(study: Study, switch: str, run: store.Run) -> Reach:
     return Reach()
 
 
-def _sees_a_positive(study: Study, labels: pd.DataFrame, seen_px: int) -> np.ndarray:
+def _sees_a_positive(study: Settings, labels: pd.DataFrame, seen_px: int) -> np.ndarray:
     """Whether each negative patch's central ``seen_px`` hold the centre of a positive annotation, bool (n_negative,)."""
     labels = splits_draw.with_places(labels, splits.placing_of(study))
     negative, positive = (labels[labels["label"] == label] for label in (0, 1))

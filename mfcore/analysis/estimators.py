@@ -6,10 +6,10 @@ import pandas as pd
 from mfcore.analysis import captions, compare, compare_probes
 from mfcore.analysis.exhibit import Exhibit
 from mfcore.analysis.figures import CHANCE, WIDTH_INCH, drawing, legend_below, title
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 
-def audit(study: Study, scores: pd.DataFrame, titles: dict[str, str], encoder: str, name: str) -> Exhibit:
+def audit(study: Settings, scores: pd.DataFrame, titles: dict[str, str], encoder: str, name: str) -> Exhibit:
     """AUROC and balanced accuracy with all the data, a line a fold over the estimators, their mean and SD beside it.
 
     scores: as `compare_probes.scores` returns it; titles: of the estimators; name: of the exhibit's files.

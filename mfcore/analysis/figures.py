@@ -23,7 +23,7 @@ from mfcore.data import splits
 from mfcore.measures import raters
 from mfcore.streams import generator
 from mfcore.study import pretrained
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 STYLE = Path(__file__).with_name("mfcore.mplstyle")
 MARKERS = "osD^vPX<>hp"
@@ -44,7 +44,7 @@ SHOWN_PX = 96  # of each patch there: the cell and its neighbours
 
 
 @contextlib.contextmanager
-def drawing(study: Study, n_rows: int, n_columns: int, size_inch: tuple[float, float], **options: object) -> Iterator[tuple]:
+def drawing(study: Settings, n_rows: int, n_columns: int, size_inch: tuple[float, float], **options: object) -> Iterator[tuple]:
     """Yield figure and axes (n_rows, n_columns) in the house style; the figure doesn't stay in pyplot's memory."""
     import matplotlib.pyplot as plt
 
@@ -59,7 +59,7 @@ def drawing(study: Study, n_rows: int, n_columns: int, size_inch: tuple[float, f
         yield figure, axes
 
 
-def look(study: Study, arm: str, kind: str) -> dict[str, object]:
+def look(study: Settings, arm: str, kind: str) -> dict[str, object]:
     """Colour, marker and dashes of an arm, the same in every figure; arms of a study differ in more than their colour.
 
     An encoder that the study pretrained has a star, which tells it from all others in grey too.
@@ -75,7 +75,7 @@ def look(study: Study, arm: str, kind: str) -> dict[str, object]:
     }
 
 
-def _star(study: Study, arm: str) -> MarkerStyle:
+def _star(study: Settings, arm: str) -> MarkerStyle:
     """The marker of an encoder pretrained here, and of its snapshots, as large to the eye as the others."""
     place = [which.name for which in study.pretraining].index(arm.partition("@")[0])
     return MarkerStyle(HOME_MARKERS[place % len(HOME_MARKERS)]).scaled(1.7)
@@ -121,7 +121,7 @@ def title(figure: Figure, text: str) -> None:
     figure.suptitle(text, fontsize=9, x=0.01, ha="left", fontweight="bold")
 
 
-def nothing(study: Study, why: str) -> Figure:
+def nothing(study: Settings, why: str) -> Figure:
     """A figure that says why it shows nothing."""
     with drawing(study, 1, 1, (WIDTH_INCH, 0.9)) as (figure, axes):
         axes[0, 0].set_axis_off()
@@ -180,7 +180,7 @@ def two_lines(name: str) -> str:
     return name if len(words) < 3 else " ".join(words[: len(words) // 2]) + "\n" + " ".join(words[len(words) // 2 :])
 
 
-def contact_sheet(study: Study, patches: np.ndarray, labels: pd.DataFrame) -> Figure:
+def contact_sheet(study: Settings, patches: np.ndarray, labels: pd.DataFrame) -> Figure:
     """Random patches: a row for each class of each domain, N_ACROSS of them, their centre SHOWN_PX wide, with a scale bar.
 
     patches: uint8 (n_patches, H, W, 3), row for row with ``labels``.
@@ -202,7 +202,7 @@ def contact_sheet(study: Study, patches: np.ndarray, labels: pd.DataFrame) -> Fi
     return figure
 
 
-def _scale_bar(axis: Axes, study: Study, labels: pd.DataFrame, shown_px: int) -> None:
+def _scale_bar(axis: Axes, study: Settings, labels: pd.DataFrame, shown_px: int) -> None:
     """A bar of 10 um in a patch's corner, where the resolution is known and one for all."""
     um_per_px = study.patches.um_per_px if study.switches.resolution == "target" else labels["um_per_px"].median()
     if um_per_px is None or not np.isfinite(um_per_px):
@@ -230,7 +230,7 @@ def embedding_table(features: np.ndarray, labels: pd.DataFrame) -> pd.DataFrame:
     return table.assign(pc1=components[:, 0], pc2=components[:, 1], share1=share[0], share2=share[1])
 
 
-def embedding(study: Study, table: pd.DataFrame, encoder: str) -> Figure:
+def embedding(study: Settings, table: pd.DataFrame, encoder: str) -> Figure:
     """First two principal components of one encoder's embeddings, by domain and by class (``embedding_table``)."""
     with drawing(study, 1, 2, (WIDTH_INCH, 3.5), sharex=True, sharey=True) as (figure, axes):
         names = {1: study.data.positive, 0: study.data.negative}
@@ -266,7 +266,7 @@ def _full_size(predictions: pd.DataFrame) -> pd.DataFrame:
     return part[part["size"] == part["size"].max()]
 
 
-def score_histogram(study: Study, table: pd.DataFrame, arm: str) -> Figure:
+def score_histogram(study: Settings, table: pd.DataFrame, arm: str) -> Figure:
     """How the scores of the two classes lie (``score_table``)."""
     with drawing(study, 1, 1, (5.6, 2.9)) as (figure, axes):
         axis = axes[0][0]
@@ -283,7 +283,7 @@ def score_histogram(study: Study, table: pd.DataFrame, arm: str) -> Figure:
     return figure
 
 
-def history(study: Study, table: pd.DataFrame, network: str) -> Figure:
+def history(study: Settings, table: pd.DataFrame, network: str) -> Figure:
     """Training and validation loss by epoch, a panel a unit; a ring marks the epoch that is tested.
 
     table: as `mfcore.training.train.load_history` returns it.

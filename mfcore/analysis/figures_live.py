@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mfcore.analysis import figures
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 SHARE = 0.05  # of the time, at most, that drawing takes
 
@@ -20,7 +20,7 @@ class LiveHistory:
     (papermill): there the figure is drawn once, when training is over.
     """
 
-    def __init__(self, study: Study, name: str, draw: Callable[[Study, pd.DataFrame, str], Figure] = figures.history):
+    def __init__(self, study: Settings, name: str, draw: Callable[[Settings, pd.DataFrame, str], Figure] = figures.history):
         self.study, self.name, self.draw = study, name, draw
         self.is_live = is_watched()
         self._shown, self._not_before = None, -float("inf")

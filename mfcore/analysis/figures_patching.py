@@ -6,14 +6,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from mfcore.analysis import figures
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 N_ACROSS = 6  # patches of one resolution
 N_OUTLINED = 40  # patches whose outline is drawn; of the others the centre
 
 
 def places(
-    study: Study,
+    study: Settings,
     thumbnail: np.ndarray,
     tissue: np.ndarray,
     cell_um: float,
@@ -55,7 +55,7 @@ def places(
     return figure
 
 
-def contact_sheet(study: Study, images: np.ndarray, drawn: pd.DataFrame) -> Figure:
+def contact_sheet(study: Settings, images: np.ndarray, drawn: pd.DataFrame) -> Figure:
     """Patches as a network gets them: a row a resolution, N_ACROSS of each, with a bar of a fifth of their side or so.
 
     images: uint8 (n, H, W, 3), row for row with ``drawn``, whose um_per_px is used.

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mfcore.analysis.figures import WIDTH_INCH, drawing, title
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 from mfcore.study.config_pretraining import METHODS, in_full
 
 PARTS = {"loss": "all", "loss_dino": "DINO", "loss_ibot": "iBOT", "loss_koleo": "KoLeo"}
@@ -15,7 +15,7 @@ DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 SMOOTHED = 40  # parts into which a long history falls; each point of a line is the mean of one
 
 
-def history(study: Study, table: pd.DataFrame, name: str) -> Figure:
+def history(study: Settings, table: pd.DataFrame, name: str) -> Figure:
     """Loss, entropies of the targets, RankMe and schedules over the steps; table: as
     `mfcore.pretraining.pretrain.load_history`'s."""
     which = in_full(study.pretraining_of(name))
@@ -66,7 +66,7 @@ def smoothed(table: pd.DataFrame) -> pd.DataFrame:
     return table.groupby(np.arange(len(table)) * SMOOTHED // len(table)).mean()
 
 
-def crops(study: Study, name: str, patches: np.ndarray, global_crops: np.ndarray, local_crops: np.ndarray) -> Figure:
+def crops(study: Settings, name: str, patches: np.ndarray, global_crops: np.ndarray, local_crops: np.ndarray) -> Figure:
     """What student and teacher are shown: a row a patch, the patch, its two global and its local crops.
 
     patches: uint8 (n, size_px, size_px, 3). global_crops: uint8 (2, n, g, g, 3); local_crops: uint8 (n_local, n, l, l, 3).

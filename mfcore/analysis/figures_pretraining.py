@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from mfcore.analysis import compare
 from mfcore.analysis.compare_pretraining import Comparison, apart, last
 from mfcore.analysis.figures import COLOURS, LEGEND_ROW_INCH, MARKERS, WIDTH_INCH, drawing, legend_below, nothing, title, widely
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 AXES = {
     "balanced_accuracy": "balanced accuracy",
@@ -27,7 +27,7 @@ MAX_NUDGE = 0.4  # of the least distance of steps, over all lines, so that each 
 MAX_PANELS = 3  # in a row; four leave no room for a legend below one
 
 
-def histories(study: Study, history: pd.DataFrame) -> Figure:
+def histories(study: Settings, history: pd.DataFrame) -> Figure:
     """Loss, entropy of the mean target and RankMe over steps, a line a pretraining; ``history`` as `histories` returns it."""
     names, shown = list(dict.fromkeys(history["name"])), [key for key in NOTED if key in history and history[key].notna().any()]
     height = 2.5 + LEGEND_ROW_INCH * (-(-len(names) // 3))
@@ -44,7 +44,7 @@ def histories(study: Study, history: pd.DataFrame) -> Figure:
     return figure
 
 
-def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> Figure:
+def over_steps(study: Settings, parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> Figure:
     """What snapshots score, rows of panels a comparison, a panel a task or measure, a line a pretraining.
 
     Comparisons of one panel each stand side by side. parts: each comparison with its rows of `compare_pretraining.over_steps`;
@@ -78,7 +78,7 @@ def over_steps(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], c
     return figure
 
 
-def by_value(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> Figure:
+def by_value(study: Settings, parts: Sequence[tuple[Comparison, pd.DataFrame]], controls: pd.DataFrame) -> Figure:
     """The last score of each pretraining, rows of panels a comparison, a panel a task; parts, controls as for `over_steps`."""
     parts = [(comparison, last(table)) for comparison, table in parts if len(table)]
     if not parts:
@@ -126,7 +126,7 @@ class Panel:
         return f"{self.task}\n{self.apart}" if self.apart else self.task
 
 
-def _in_rows(study: Study, parts: Sequence[tuple[Comparison, pd.DataFrame]], may_join: bool = False) -> list[list[Panel]]:
+def _in_rows(study: Settings, parts: Sequence[tuple[Comparison, pd.DataFrame]], may_join: bool = False) -> list[list[Panel]]:
     """Each comparison's panels, up to MAX_PANELS a row; where each has one and ``may_join``, all in rows together."""
     rows: list[list[Panel]] = []
     told = apart(study, [comparison for comparison, _ in parts])

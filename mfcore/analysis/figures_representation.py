@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from mfcore.analysis import compare
 from mfcore.analysis.compare_representation import BY_CHANCE, TITLES
 from mfcore.analysis.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, legend_below, logarithmic, look, title, widely
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 SNAPSHOTS = "snapshots on the way"  # by one name: of a sweep's there are dozens
 
 
-def against_probes(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> Figure:
+def against_probes(study: Settings, table: pd.DataFrame, related: pd.DataFrame) -> Figure:
     """AUROC of each encoder's probe (mean ± SD over folds) against RankMe and both ODCorr, a panel each (kaiko's Fig. 5).
 
     table, related: as `compare_representation.table` and `compare_representation.correlations` return them. Encoders without
@@ -32,7 +32,7 @@ def against_probes(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> 
     return figure
 
 
-def against_tasks(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> Figure:
+def against_tasks(study: Settings, table: pd.DataFrame, related: pd.DataFrame) -> Figure:
     """What each encoder scores on a task (mean ± SD over runs) against RankMe and both ODCorr of the task's own images.
 
     A row of panels a task, one at least. table, related: as `compare_representation_tasks.table` and its ``correlations``
@@ -52,7 +52,7 @@ def against_tasks(study: Study, table: pd.DataFrame, related: pd.DataFrame) -> F
     return figure
 
 
-def _panels(study: Study, line: Sequence[Axes], rows: pd.DataFrame, related: pd.DataFrame) -> None:
+def _panels(study: Settings, line: Sequence[Axes], rows: pd.DataFrame, related: pd.DataFrame) -> None:
     """``score, score_sd`` of each encoder against each metric, a panel a metric; snapshots are small and share a name."""
     rho = related.set_index("metric")["rho"]
     for axis, (metric, name) in zip(line, TITLES.items(), strict=True):
@@ -71,7 +71,7 @@ def _panels(study: Study, line: Sequence[Axes], rows: pd.DataFrame, related: pd.
         axis.set_title(f"ρ = {rho[metric]:+.2f}" if math.isfinite(rho[metric]) else "ρ: too few", fontweight="normal")
 
 
-def by_sample_size(study: Study, subsamples: pd.DataFrame) -> Figure:
+def by_sample_size(study: Settings, subsamples: pd.DataFrame) -> Figure:
     """RankMe and both ODCorr against the number of patches, a line an encoder: mean over draws, shaded least to most.
 
     Dotted: what so few patches give for dimensions that are independent, by chance. subsamples: as

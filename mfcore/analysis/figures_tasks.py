@@ -12,7 +12,7 @@ from mfcore.analysis import compare, compare_tasks
 from mfcore.analysis.compare_masks import Shown
 from mfcore.analysis.figures import LEGEND_ROW_INCH, WIDTH_INCH, drawing, look, nothing, title, two_lines
 from mfcore.measures import masks
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 from mfcore.tasks import registry
 
 N_ACROSS = 2  # tasks in a row
@@ -21,7 +21,7 @@ OF_CLASSES = ("#0072b2", "#e69f00", "#d55e00", "#f0e442", "#009e73", "#56b4e9", 
 IGNORED_GREY = "0.75"
 
 
-def scores(study: Study, table: pd.DataFrame) -> Figure:
+def scores(study: Settings, table: pd.DataFrame) -> Figure:
     """What each task reports of each encoder, a panel a task: mean over runs, their SD, and the interval over what was tested.
 
     table: as `compare_tasks.table`; snapshots and other splits are left out. An open diamond is what is published.
@@ -72,7 +72,7 @@ def _dot(axis: Axes, place: int, row: pd.Series, style: dict) -> None:
         axis.plot(row["published"], place, marker="D", markersize=6, markerfacecolor="none", markeredgecolor="0.2")
 
 
-def by_class(study: Study, table: pd.DataFrame, task: str) -> Figure:
+def by_class(study: Settings, table: pd.DataFrame, task: str) -> Figure:
     """What each encoder finds of each class of a task, mean and SD over runs; ``table``: as `compare_tasks.by_class`.
 
     Of many encoders those that `compare_tasks.few` names.
@@ -101,7 +101,7 @@ def by_class(study: Study, table: pd.DataFrame, task: str) -> Figure:
     return figure
 
 
-def segmentations(study: Study, shown: Shown | None) -> Figure:
+def segmentations(study: Settings, shown: Shown | None) -> Figure:
     """Tested patches in rows; in columns the patch, its true mask, and over the patch what each encoder's decoder made of it.
 
     A line over a predicted mask is the true one's edge; below it stands the patch's Dice, mean over its classes. ``shown``:

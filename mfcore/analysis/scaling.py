@@ -15,7 +15,7 @@ from mfcore.analysis.figures import CHANCE, MARKERS, WIDTH_INCH, drawing, legend
 from mfcore.data import splits, splits_audit
 from mfcore.measures import binary, curves, raters
 from mfcore.measures.statistics import Interval
-from mfcore.study.config import SCHEMES, Study
+from mfcore.study.config import SCHEMES, Settings
 
 SECTION = "Data scaling"
 SHOWN = ("auroc", "balanced_accuracy")
@@ -29,7 +29,7 @@ LEAKS = {  # name and shade of each leak's bars
 }
 
 
-def published(study: Study) -> pd.DataFrame:
+def published(study: Settings) -> pd.DataFrame:
     """Published values with all the data to stand beside a study's: ``arm, kind, data_set, metric, value, sd, where``.
 
     Of the study's own data set where there are any, else of both that Ganz et al. 2024 used, for orientation. Those of
@@ -51,7 +51,7 @@ def published(study: Study) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[["arm", "kind", "data_set", "metric", "value", "sd", "where"]]
 
 
-def figure_1(study: Study, scores: pd.DataFrame, interval: Interval, human: pd.DataFrame | None = None) -> Exhibit:
+def figure_1(study: Settings, scores: pd.DataFrame, interval: Interval, human: pd.DataFrame | None = None) -> Exhibit:
     """AUROC and balanced accuracy against the number of training patches, beside the raters and the published values.
 
     scores: as `compare.scores`; interval: as `compare.best_interval`; human: as `raters.table`. The table is that of
@@ -113,7 +113,9 @@ def _published_marks(axis: Axes, beside: pd.DataFrame, ends: tuple[float, float]
     return ticks
 
 
-def _caption_1(study: Study, table: pd.DataFrame, interval: Interval, human: pd.DataFrame | None, beside: pd.DataFrame) -> str:
+def _caption_1(
+    study: Settings, table: pd.DataFrame, interval: Interval, human: pd.DataFrame | None, beside: pd.DataFrame
+) -> str:
     full = table[table["size"] == table["size"].max()]
     best = full.loc[full["auroc"].idxmax()]
     papers = captions.listed(dict.fromkeys(beside["where"].str.replace(r", (section|table|fig).*", "", case=False, regex=True)))
@@ -134,7 +136,7 @@ def _caption_1(study: Study, table: pd.DataFrame, interval: Interval, human: pd.
     )
 
 
-def learning_curves(study: Study, scores: pd.DataFrame) -> Exhibit:
+def learning_curves(study: Settings, scores: pd.DataFrame) -> Exhibit:
     """AUROC by training patches with each arm's curve drawn on to more, a panel an arm (`curves.ahead`)."""
     table, expected = compare.scaling_table(scores, study), curves.ahead(scores, study.splits.seed)
     expected = compare.in_order(expected, study, "n_train")
@@ -181,7 +183,7 @@ def learning_curves(study: Study, scores: pd.DataFrame) -> Exhibit:
     return Exhibit("05_learning_curves", "Learning curves", caption, expected, figure, SECTION)
 
 
-def patches_needed(study: Study, scores: pd.DataFrame) -> Exhibit:
+def patches_needed(study: Settings, scores: pd.DataFrame) -> Exhibit:
     """How many patches would close each arm's gap to the best one (`curves.fit`)."""
     fits = compare.in_order(curves.fit(scores, study.splits.seed), study)
     rows = []
@@ -214,7 +216,7 @@ def _patches(n: float, low: float, high: float) -> str:
     return "–" if math.isnan(n) else text[0] + ("" if math.isnan(low) else f" [{text[1]} to {text[2]}]")
 
 
-def inflation_table(study: Study, results: str | Path) -> pd.DataFrame:
+def inflation_table(study: Settings, results: str | Path) -> pd.DataFrame:
     """A row a scheme of ``study.inflation`` and size: what the probe scores under it, and how much that is above by slide.
 
     ``scheme, size, n_train, n_folds, auroc, auroc_sd, balanced_accuracy, balanced_accuracy_sd``, the leaks of
@@ -248,7 +250,7 @@ def inflation_table(study: Study, results: str | Path) -> pd.DataFrame:
     return table[[*kept, *splits_audit.LEAKS, "auroc_inflation", "balanced_accuracy_inflation"]]
 
 
-def inflation(study: Study, table: pd.DataFrame) -> Exhibit:
+def inflation(study: Settings, table: pd.DataFrame) -> Exhibit:
     """One probe under each way to split: what a scheme leaks at the largest size, and its AUROC at every size."""
     name, heading = "05_inflation", "What the split is worth"
     if not len(table):

@@ -19,7 +19,7 @@ from mfcore.claims.scores import Material, Untestable
 from mfcore.encoders.card import cards
 from mfcore.measures.statistics import LEVEL, Interval, holm
 from mfcore.study import pretrained
-from mfcore.study.config import Pretraining, Study
+from mfcore.study.config import Pretraining, Settings
 from mfcore.study.config_pretraining import METHODS, steps_of
 
 ODCORRS = ("odcorr_abs", "odcorr_sq")
@@ -55,7 +55,7 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
     return Interval(estimate, float(bounds.low), float(bounds.high), LEVEL, n)
 
 
-def _ways(study: Study, varied: str) -> list[Ways]:
+def _ways(study: Settings, varied: str) -> list[Ways]:
     """In each comparison of ``varied``, the pretrainings with the most of it against those with each smaller amount."""
     found = []
     for comparison in compare_pretraining.comparisons(study, varied):
@@ -89,14 +89,14 @@ def starts(material: Material, row: Row) -> Finding:
     return replace(finding, barred=[] if "" in others else list(others), why=[*unsaid, *finding.why])
 
 
-def _early(study: Study, ways: Ways) -> Ways | None:
+def _early(study: Settings, ways: Ways) -> Ways | None:
     """The same ways after the first step at which all of them kept a snapshot; None where they kept only the last."""
     every = [study.pretraining_of(name) for name in (*ways.first, *ways.second)]
     steps = set.intersection(*(set(steps_of(one)) for one in every)) - {one.n_steps for one in every}
     return Ways(*(tuple(f"{name}@{min(steps)}" for name in names) for names in ways)) if steps else None
 
 
-def _not_imagenet(study: Study, start: str) -> str:
+def _not_imagenet(study: Settings, start: str) -> str:
     """Why a start is none from ImageNet weights, as far as the study and the cards know; else empty."""
     images = compare_pretraining.learnt_from(study, start)
     card = cards().get(start)

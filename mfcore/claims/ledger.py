@@ -13,7 +13,7 @@ from mfcore.claims import arms, checks, kaiko, pairs, reasons, rules
 from mfcore.claims.rows import ANYWHERE, DIRECTION, Row, load
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, RULES, UNCLEAR, VERDICTS, Finding
 from mfcore.claims.scores import Material, Untestable
-from mfcore.study.config import SOURCES, Study
+from mfcore.study.config import SOURCES, Settings
 
 COLUMNS = (
     "claim", "where", "test", "expected", "tolerance", "found", "difference", "verdict", "why", "data", "here", "paper",
@@ -55,7 +55,7 @@ PRETRAINING_RULE = (
 
 
 def judge(
-    study: Study, results: str | Path, scores: pd.DataFrame | None = None, evidence: Iterable[str] = EVIDENCE
+    study: Settings, results: str | Path, scores: pd.DataFrame | None = None, evidence: Iterable[str] = EVIDENCE
 ) -> pd.DataFrame:
     """The claims on some kinds of evidence, asked of a study: a row each, columns COLUMNS.
 
@@ -164,7 +164,7 @@ def _bound(finding: Finding, choices: list[arms.Choice]) -> Finding:
     return replace(finding, outcome=outcome, barred=[*finding.barred, *barred], why=[*partial, *finding.why])
 
 
-def out_of_scope(study: Study, about: Iterable[str]) -> str:
+def out_of_scope(study: Settings, about: Iterable[str]) -> str:
     """Why this study's data cannot settle a claim about ``about``; empty where they can."""
     about = list(about)
     if about == [ANYWHERE]:

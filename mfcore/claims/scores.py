@@ -11,7 +11,7 @@ from mfcore import store
 from mfcore.analysis import compare
 from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import MIN_FOLDS, Folds, Test, mean_of, paired_test
-from mfcore.study.config import Network, Study
+from mfcore.study.config import Network, Settings
 
 MIXED, INSIDE = "mixed", "inside"  # what fits are trained on: all domains together, or one
 DOMAIN_TITLES = {"inside": "in domain", "outside": "out of domain", "drop": "loss out of domain"}
@@ -28,7 +28,7 @@ class Untestable(Exception):
 class Material:
     """What claims are asked of: a study, its `compare.scores`, and its results folder, each file read once."""
 
-    study: Study
+    study: Settings
     scores: pd.DataFrame
     results: Path
 

@@ -24,7 +24,7 @@ from mfcore.data.downloads_transfer import DownloadError, FileError, Part, Publi
 from mfcore.data.labels.source import Source
 from mfcore.data.labels.table import SLIDE_FOLDERS
 from mfcore.store.files import below
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 HOSTS = {
     "zenodo": "https://zenodo.org",
@@ -64,7 +64,7 @@ def _urls(want: Wanted, hosts: Mapping[str, str]) -> list[str]:
     return [f"{hosts['github']}/{repository}/raw/{commit}/{quote(want.id)}"]
 
 
-def fetch(study: Study, folder: str | Path, hosts: Mapping[str, str] = HOSTS, verify: bool = False) -> pd.DataFrame:
+def fetch(study: Settings, folder: str | Path, hosts: Mapping[str, str] = HOSTS, verify: bool = False) -> pd.DataFrame:
     """Fetch what ``folder`` lacks of the study's data; a table with a row a file, columns COLUMNS, for `summary`.
 
     state: "there" (before), "fetched" (now) or "missing", with reason and remedy; one file's failure doesn't stop the

@@ -16,7 +16,7 @@ from mfcore.data.patches_read import Job, PatchError, look, read_all
 from mfcore.data.slides.slide import SAME_RESOLUTION, open_slide
 from mfcore.store import files as store_files
 from mfcore.store.records import digest
-from mfcore.study.config import Study, as_dict
+from mfcore.study.config import Settings, as_dict
 
 __all__ = [
     "PatchError", "centre_crop", "check", "config_of", "corners", "counts", "extract", "find", "find_twins", "load",
@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def prepare(study: Study, folder: str | Path, n_workers: int = 1, hosts: Mapping[str, str] = downloads.HOSTS) -> Path:
+def prepare(study: Settings, folder: str | Path, n_workers: int = 1, hosts: Mapping[str, str] = downloads.HOSTS) -> Path:
     """The study's data folder: made (synthetic), fetched unless it is there (one archive), or found (all else).
 
     Raises LabelError or DownloadError where it can't be had, saying what is expected.
@@ -48,7 +48,7 @@ def prepare(study: Study, folder: str | Path, n_workers: int = 1, hosts: Mapping
     return folder
 
 
-def config_of(study: Study) -> dict:
+def config_of(study: Settings) -> dict:
     """What decides the patches, and enters the hash: everything of data and patches but the names of the classes.
 
     Patches that come as images are neither resampled nor do they lie at a slide's border. The origin of labels enters only
@@ -62,11 +62,11 @@ def config_of(study: Study) -> dict:
     return {"data": data, "patches": patches, "resolution": resolution, **border}
 
 
-def _is_black_outside(study: Study) -> bool:
+def _is_black_outside(study: Settings) -> bool:
     return study.switches.border == "black" and study.source.has_slides
 
 
-def find(study: Study, results: str | Path) -> store.Run:
+def find(study: Settings, results: str | Path) -> store.Run:
     """The study's finished patches; raises StoreError where there are none."""
     return store.find_run(results, "patches", study.name, config_of(study))
 
@@ -90,7 +90,7 @@ def load(run: store.Run) -> tuple[pd.DataFrame, np.memmap]:
         raise store.StoreError(f"{file}: {state}; remove {run.folder} and extract the patches again") from error
 
 
-def write_twins(study: Study, results: str | Path) -> store.Run:
+def write_twins(study: Settings, results: str | Path) -> store.Run:
     """Look for twins among the study's finished patches, once: ``twins.parquet``, ``patch_id`` and ``twin`` as `twins` has it.
 
     Facts: ``n_groups`` of twins, ``n_cases_across_domains``. Raises as `load` does.
@@ -107,7 +107,7 @@ def write_twins(study: Study, results: str | Path) -> store.Run:
     return run
 
 
-def find_twins(study: Study, results: str | Path) -> store.Run | None:
+def find_twins(study: Settings, results: str | Path) -> store.Run | None:
     """The run of `write_twins` on the study's patches; None where nobody has looked for twins yet."""
     try:
         return store.find_run(results, "twins", study.name, {}, {"patches": find(study, results).key})
@@ -115,7 +115,7 @@ def find_twins(study: Study, results: str | Path) -> store.Run | None:
         return None
 
 
-def load_with_twins(study: Study, results: str | Path) -> pd.DataFrame:
+def load_with_twins(study: Settings, results: str | Path) -> pd.DataFrame:
     """The label table of the study's finished patches with a column ``twin``: as `twins` has it. Raises as `load` does."""
     found = pd.read_parquet(write_twins(study, results).path("twins.parquet"))
     return load(find(study, results))[0].merge(found, on="patch_id", validate="one_to_one")
@@ -146,7 +146,7 @@ def centre_crop(patches: np.ndarray, size_px: int) -> np.ndarray:
     return patches[..., top : top + size_px, left : left + size_px, :]
 
 
-def corners(study: Study, table: pd.DataFrame) -> np.ndarray:
+def corners(study: Settings, table: pd.DataFrame) -> np.ndarray:
     """The upper left corner of what `centre_crop` leaves of each patch, x and y in level-0 px, int64 (n_patches, 2).
 
     Exact where patches are cut on the slide's grid, to the nearest px where they are resampled. ``table`` is `load`'s.
@@ -204,7 +204,7 @@ def _offsets(areas: list[tuple[str, tuple[int, int]]]) -> str:
     )
 
 
-def extract(study: Study, folder: str | Path, results: str | Path, n_workers: int = 1) -> store.Run:
+def extract(study: Settings, folder: str | Path, results: str | Path, n_workers: int = 1) -> store.Run:
     """Read every annotation's patch: ``patches.npy``, uint8 (n_patches, stored_px, stored_px, 3), and ``labels.parquet``.
 
     The table is `labels.table.load`'s with um_per_px filled, places counted from the slide's corner, and with ``patch_x_l0_px``
@@ -259,7 +259,7 @@ def extract(study: Study, folder: str | Path, results: str | Path, n_workers: in
 
 
 def read_anywhere(
-    study: Study, folder: str | Path, table: pd.DataFrame, slide_ids: np.ndarray, shares: np.ndarray, seen_px: int
+    study: Settings, folder: str | Path, table: pd.DataFrame, slide_ids: np.ndarray, shares: np.ndarray, seen_px: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Patches at other places than annotations, read as the stored ones are: centres and patches.
 
@@ -281,7 +281,7 @@ def read_anywhere(
     return centres, stored
 
 
-def refuse_other_slides(run: store.Run, study: Study, folder: str | Path, table: pd.DataFrame) -> None:
+def refuse_other_slides(run: store.Run, study: Settings, folder: str | Path, table: pd.DataFrame) -> None:
     """Raise PatchError unless the slides in ``folder`` are those that the patches of ``run`` were cut from."""
     missing = sorted({file for file in table["file"] if not (Path(folder) / file).is_file()})
     if missing:
@@ -294,14 +294,14 @@ def refuse_other_slides(run: store.Run, study: Study, folder: str | Path, table:
         )
 
 
-def _fingerprint(study: Study, folder: Path, table: pd.DataFrame) -> dict[str, str]:
+def _fingerprint(study: Settings, folder: Path, table: pd.DataFrame) -> dict[str, str]:
     """Stands for the data: the label file's checksum; names and fingerprints of the files its rows name."""
     fingerprints = store_files.Fingerprints()
     files = {file: fingerprints.of_slide(folder / file) for file in sorted(table["file"].unique())}
     return {**{file.name: store.file_sha256(file) for file in labels.files_of(study, folder)}, "files": digest(files)}
 
 
-def _plan(study: Study, folder: Path, table: pd.DataFrame) -> list[Job]:
+def _plan(study: Settings, folder: Path, table: pd.DataFrame) -> list[Job]:
     """One job a slide, in the table's order."""
     data, patches = study.data, study.patches
     are_images = not study.source.has_slides

@@ -17,7 +17,7 @@ from mfcore import store
 from mfcore.data import patches
 from mfcore.data.splits_draw import ALL, BY_TRAINING_SCRIPT, Placing, Scheme, SplitError, across, draw
 from mfcore.streams import stream_seed
-from mfcore.study.config import SCHEMES, Study, as_dict
+from mfcore.study.config import SCHEMES, Settings, as_dict
 
 ROLES = ("train", "val", "test")
 BLANKS = str.maketrans(" _", "_ ")
@@ -150,7 +150,7 @@ def load(run: store.Run) -> pd.DataFrame:
 # ---- of a study ----
 
 
-def under(study: Study, scheme: str) -> Study:
+def under(study: Settings, scheme: str) -> Settings:
     """The study under ``scheme``, one of `config.SCHEMES`: itself where the scheme is its own, else without single domains."""
     if scheme not in SCHEMES:
         raise SplitError(f"scheme {scheme!r} is not one of {list(SCHEMES)}")
@@ -160,13 +160,13 @@ def under(study: Study, scheme: str) -> Study:
     return replace(study, switches=switches, splits=replace(study.splits, by_domain=False))
 
 
-def placing_of(study: Study) -> Placing:
+def placing_of(study: Settings) -> Placing:
     """Where the study's patches lie on their slides."""
     is_native = study.switches.resolution != "target"
     return Placing(study.patches.size_px, None if is_native else study.patches.um_per_px)
 
 
-def scheme_of(study: Study, networks: bool = False) -> Scheme:
+def scheme_of(study: Settings, networks: bool = False) -> Scheme:
     """The scheme of the study's probes, or of its ``networks``: the same, unless ``switches.shared_splits`` is off.
 
     Networks then have folds of their own. Where probes are drawn as the released probe script draws, networks are drawn as
@@ -190,19 +190,19 @@ def scheme_of(study: Study, networks: bool = False) -> Scheme:
     return replace(scheme, seed=stream_seed(scheme.seed, "networks") % 2**32)
 
 
-def schemes_of(study: Study) -> dict[str, Scheme]:
+def schemes_of(study: Settings) -> dict[str, Scheme]:
     """Every scheme of `config.SCHEMES`, trained on all domains, with the study's folds and sizes."""
     return {name: replace(scheme_of(under(study, name)), by_domain=False) for name in SCHEMES}
 
 
-def config_of(study: Study, networks: bool = False) -> dict:
+def config_of(study: Settings, networks: bool = False) -> dict:
     """The part of the study that decides the splits of its probes or ``networks``."""
     scheme = scheme_of(study, networks)
     switches = {"split_by": scheme.split_by, "stratified": scheme.stratified}
     return {"splits": {**as_dict(study.splits), "seed": scheme.seed}, "switches": switches}
 
 
-def write(study: Study, results: Path) -> store.Run:
+def write(study: Settings, results: Path) -> store.Run:
     """Make and store the splits of the study's probes and of its networks (``splits.parquet``); returns those of the probes."""
     patches.write_twins(study, results)
     runs = []
@@ -216,12 +216,12 @@ def write(study: Study, results: Path) -> store.Run:
     return runs[0]
 
 
-def find(study: Study, results: str | Path, networks: bool = False) -> store.Run:
+def find(study: Settings, results: str | Path, networks: bool = False) -> store.Run:
     """The finished splits that the study's probes, or its ``networks``, learn from; raises StoreError where there are none."""
     return store.find_run(results, "splits", _name(study, networks), config_of(study, networks), _inputs(study, results))
 
 
-def _inputs(study: Study, results: str | Path) -> dict[str, str]:
+def _inputs(study: Settings, results: str | Path) -> dict[str, str]:
     """The patches; and their twins, where twins change how the study is split."""
     inputs = {"patches": patches.find(study, results).key}
     twins = patches.find_twins(study, results)
@@ -231,6 +231,6 @@ def _inputs(study: Study, results: str | Path) -> dict[str, str]:
     return inputs | {"twins": twins.key} if facts["n_groups"] or (by_case and facts["n_cases_across_domains"]) else inputs
 
 
-def _name(study: Study, networks: bool) -> str:
+def _name(study: Settings, networks: bool) -> str:
     own = networks and not study.switches.shared_splits
     return f"{study.switches.scheme}_networks" if own else study.switches.scheme

@@ -9,7 +9,7 @@ import pandas as pd
 from mfcore import store
 from mfcore.data import patches, splits, splits_draw
 from mfcore.data.splits_draw import Placing, Scheme
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 LEAKS = ("test_on_train_slides", "test_on_train_cases", "test_overlapping_train", "test_twin_in_train")
 TWINS = ["group", "contradicts", "patch_id", "file", "slide_id", "case_id", "domain", "x_l0_px", "y_l0_px", "label"]
@@ -220,7 +220,7 @@ def load_twins(run: store.Run) -> pd.DataFrame:
 # ---- of a study ----
 
 
-def write(study: Study, results: Path) -> store.Run:
+def write(study: Settings, results: Path) -> store.Run:
     """Audit the study's splits, and those of every scheme: ``audit.csv``, ``schemes.csv`` and ``twins.csv``.
 
     The run's facts: ``not_drawn``, the schemes that can't split these data, with the reasons; ``networks``, the result of
@@ -240,15 +240,15 @@ def write(study: Study, results: Path) -> store.Run:
     return run
 
 
-def find(study: Study, results: Path) -> store.Run:
+def find(study: Settings, results: Path) -> store.Run:
     """The finished audit of the study's splits; raises StoreError where there is none."""
     return store.find_run(results, "audit", study.switches.scheme, _config(study), _inputs(study, results))
 
 
-def _config(study: Study) -> dict:
+def _config(study: Settings) -> dict:
     return {**splits.config_of(study), "size_px": study.patches.size_px, "counts": ["slides", "cases", "twins"]}
 
 
-def _inputs(study: Study, results: Path) -> dict[str, str]:
+def _inputs(study: Settings, results: Path) -> dict[str, str]:
     inputs = {"splits": splits.find(study, results).key}
     return inputs if study.switches.shared_splits else inputs | {"networks": splits.find(study, results, networks=True).key}

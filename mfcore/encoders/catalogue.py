@@ -21,7 +21,7 @@ from mfcore.encoders.readout import READOUTS
 from mfcore.encoders.weights import HUB, hub_file
 from mfcore.store import file_sha256, read_json
 from mfcore.study import pretrained
-from mfcore.study.config import ConfigError, OwnEncoder, Study
+from mfcore.study.config import ConfigError, OwnEncoder, Settings
 from mfcore.study.config_schema import WEIGHTS_FILES
 
 SCHEMES = ("timm", "hf-hub", "folder", "random")
@@ -50,7 +50,7 @@ def card_of(name: str) -> EncoderCard:
     return timm_card(name, scheme, rest)
 
 
-def of(study: Study, name: str, results: str | Path | None = None) -> EncoderCard:
+def of(study: Settings, name: str, results: str | Path | None = None) -> EncoderCard:
     """The card by which a study embeds with one of its encoders.
 
     The study's own record where it gives one, that of the encoder (or snapshot) which the study pretrained, found in its
@@ -70,24 +70,24 @@ def of(study: Study, name: str, results: str | Path | None = None) -> EncoderCar
         raise EncoderError(f"encoder {name!r} isn't there: {error}") from None
 
 
-def of_network(study: Study, architecture: str) -> EncoderCard:
+def of_network(study: Settings, architecture: str) -> EncoderCard:
     """The card by which a study trains an architecture; as `of`, but for how the released code normalises for training."""
     return _of(study, architecture, released_cards("training"))
 
 
-def _of(study: Study, name: str, released: Mapping[str, str]) -> EncoderCard:
+def _of(study: Settings, name: str, released: Mapping[str, str]) -> EncoderCard:
     for record in study.own_encoders:
         if record.name == name:
             return own_card(record)
     return card_of(released.get(name, name) if study.switches.encoder_input == "released" else name)
 
 
-def embeddings_config(study: Study, name: str, results: str | Path) -> dict:
+def embeddings_config(study: Settings, name: str, results: str | Path) -> dict:
     """What decides embeddings, besides the patches: the encoder's card and the crop that it sees."""
     return {"card": of(study, name, results).identity(), "size_px": study.patches.size_px}
 
 
-def find_embeddings(study: Study, name: str, results: str | Path) -> store.Run:
+def find_embeddings(study: Settings, name: str, results: str | Path) -> store.Run:
     """The finished embeddings of the study's patches by an encoder; raises StoreError where there are none.
 
     No model and no hub is asked: of an encoder without a card of its own, those that were opened last.

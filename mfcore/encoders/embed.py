@@ -31,18 +31,18 @@ from mfcore.data import patches
 from mfcore.encoders import canary, catalogue, network, weights
 from mfcore.encoders.card import EncoderCard, EncoderError
 from mfcore.store import errors as store_errors
-from mfcore.study.config import ConfigError, Study, as_dict, load_study
+from mfcore.study.config import ConfigError, Settings, as_dict, load_study
 
 SHARD = 256  # patches that are read, embedded and kept together; a kill loses one such part, on a GPU two
 BATCH_SIZES = {"cpu": 16, "cuda": 128}  # patches that are embedded at once, where the caller doesn't say
 
 
-def config_of(study: Study, encoder_name: str, results: str | Path) -> dict:
+def config_of(study: Settings, encoder_name: str, results: str | Path) -> dict:
     """What decides the embeddings, besides the patches: the encoder's card and the crop that it sees."""
     return catalogue.embeddings_config(study, encoder_name, results)
 
 
-def embed(study: Study, encoder_name: str, results: str | Path, device: str = "cpu", batch_size: int = 0) -> store.Run:
+def embed(study: Settings, encoder_name: str, results: str | Path, device: str = "cpu", batch_size: int = 0) -> store.Run:
     """Embed the central ``size_px`` of every patch of ``study``; takes up again where an earlier call or a share stopped.
 
     device: as for `network.choose_device`. batch_size: 0 for that of BATCH_SIZES; halved where memory ends. Raises
@@ -62,7 +62,7 @@ def embed(study: Study, encoder_name: str, results: str | Path, device: str = "c
 
 
 def embed_share(
-    study: Study,
+    study: Settings,
     encoder_name: str,
     results: str | Path,
     share: int,
@@ -89,7 +89,7 @@ def embed_share(
     return run
 
 
-def find(study: Study, encoder_name: str, results: str | Path) -> store.Run:
+def find(study: Settings, encoder_name: str, results: str | Path) -> store.Run:
     """`catalogue.find_embeddings`: the finished embeddings of the study's patches by ``encoder_name``."""
     return catalogue.find_embeddings(study, encoder_name, results)
 
@@ -101,7 +101,7 @@ def load(run: store.Run) -> tuple[np.ndarray, np.ndarray]:
     return store.read_embeddings(run)
 
 
-def _open(study: Study, encoder_name: str, results: str | Path) -> tuple[store.Run, store.Run]:
+def _open(study: Settings, encoder_name: str, results: str | Path) -> tuple[store.Run, store.Run]:
     """The runs of the patches and of their embeddings."""
     source = patches.find(study, results)
     config, inputs = config_of(study, encoder_name, results), {"patches": source.key}
@@ -258,7 +258,7 @@ def _read_ahead(read: Callable[[range], torch.Tensor], shards: Iterable[range]) 
 def _fill(
     run: store.Run,
     card: EncoderCard,
-    study: Study,
+    study: Settings,
     source: store.Run,
     shards: Mapping[Path, range],
     device: str,
@@ -301,7 +301,7 @@ def _fill(
         store.write_json(run.unit_file(f"done-{missing[0].start:09d}-{missing[-1].stop:09d}", ".json"), facts)
 
 
-def _reader(source: store.Run, study: Study, is_pinned: bool) -> Callable[[range], torch.Tensor]:
+def _reader(source: store.Run, study: Settings, is_pinned: bool) -> Callable[[range], torch.Tensor]:
     """Gives the crops of some rows, uint8 (n, size_px, size_px, 3), in memory that a GPU can copy from by itself if asked."""
 
     def read(rows: range) -> torch.Tensor:
@@ -331,7 +331,7 @@ def _canary_of(run: store.Run) -> tuple[np.ndarray, dict[str, str]]:
 # ---- putting together ----
 
 
-def _assemble(run: store.Run, card: EncoderCard, table: pd.DataFrame, study: Study) -> None:
+def _assemble(run: store.Run, card: EncoderCard, table: pd.DataFrame, study: Settings) -> None:
     """Write ``embeddings.h5`` from the shards, one after another, and finish the run."""
     expected, about = _canary_of(run)
     with store.replacing(run.path("embeddings.h5")) as aside, h5py.File(aside, "w") as out:

@@ -38,7 +38,7 @@ from mfcore.pretraining.source import Source
 from mfcore.store import errors as store_errors, files as store_files
 from mfcore.store.records import digest
 from mfcore.study import pretrained
-from mfcore.study.config import ConfigError, Pretraining, Study, load_study
+from mfcore.study.config import ConfigError, Pretraining, Settings, load_study
 from mfcore.study.config_pretraining import in_full
 from mfcore.training import processes
 
@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 def pretrain(
-    study: Study,
+    study: Settings,
     name: str,
     data_folder: str | Path,
     results: str | Path,
@@ -101,7 +101,7 @@ def pretrain(
     return run
 
 
-def slides_of(study: Study, settings: Pretraining, data_folder: str | Path) -> list[SlideFile]:
+def slides_of(study: Settings, settings: Pretraining, data_folder: str | Path) -> list[SlideFile]:
     """The slides that a pretraining draws from: the study's own, or the slides below ``settings.slides`` (in the data folder).
 
     Raises PatchingError for a study of patches without slides and a folder without any, LabelError as `labels.table.load`.
@@ -120,7 +120,7 @@ def slides_of(study: Study, settings: Pretraining, data_folder: str | Path) -> l
     return slides_listed(table, data_folder, lambda scanner: data.um_per_px_by_scanner.get(scanner, data.um_per_px))
 
 
-def start_of(study: Study, settings: Pretraining, results: str | Path) -> EncoderCard | None:
+def start_of(study: Settings, settings: Pretraining, results: str | Path) -> EncoderCard | None:
     """The card of the encoder whose weights a pretraining starts from; None for random weights.
 
     Raises EncoderError where there is no such encoder.
@@ -134,7 +134,7 @@ def start_of(study: Study, settings: Pretraining, results: str | Path) -> Encode
 
 
 def _train(
-    study: Study,
+    study: Settings,
     settings: Pretraining,
     pair: networks.Networks,
     slides: list[SlideFile],
@@ -162,7 +162,7 @@ def _train(
 
 
 def _task(
-    study: Study, settings: Pretraining, pair: networks.Networks, source: Source, n_workers: int, folder: Path
+    study: Settings, settings: Pretraining, pair: networks.Networks, source: Source, n_workers: int, folder: Path
 ) -> loop.Task:
     """What the loop learns from, and the patches by which it is watched."""
     ranks = processes.here()
@@ -179,7 +179,7 @@ def _task(
     return loop.Task(settings, read, watched, sees, keep, tuple(pretrained.steps_of(settings)))
 
 
-def _card(study: Study, settings: Pretraining, pair: networks.Networks, step: int) -> EncoderCard:
+def _card(study: Settings, settings: Pretraining, pair: networks.Networks, step: int) -> EncoderCard:
     """The card of the encoder after ``step`` steps."""
     of_what = "synthetic slides" if study.synthetic and not settings.slides else "slides"
     facts = (
@@ -197,7 +197,7 @@ def _watched(source: Source, settings: Pretraining, n_workers: int) -> np.ndarra
 
 
 def example(
-    study: Study, name: str, data_folder: str | Path, n: int = 4
+    study: Settings, name: str, data_folder: str | Path, n: int = 4
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, pd.DataFrame]:
     """The first ``n`` patches (a batch at most) that a pretraining learns from, their crops, and where the patches lie.
 

@@ -28,8 +28,8 @@ from mfcore.study.config_schema import (
     OwnEncoder,
     Patches,
     Probe,
+    Settings,
     Splits,
-    Study,
     Switches,
     path_of,
 )
@@ -48,8 +48,8 @@ __all__ = [
     "Patches",
     "Pretraining",
     "Probe",
+    "Settings",
     "Splits",
-    "Study",
     "Switches",
     "Task",
     "as_dict",
@@ -57,11 +57,11 @@ __all__ = [
 ]
 
 MAX_PROBLEMS = 10  # told in full
-STUDY = TypeAdapter(Study)
+STUDY = TypeAdapter(Settings)
 REQUIRED = {"name": "", "title": "", "data": {"source": "csv"}}  # stand in for wrong ones while the rest is checked
 
 
-def load_study(path: str | Path) -> Study:
+def load_study(path: str | Path) -> Settings:
     """Read a study file.
 
     Raises ConfigError, naming the file and each key, for a missing file, an unknown key (with the nearest known one), a
@@ -78,7 +78,7 @@ def load_study(path: str | Path) -> Study:
     try:
         study = STUDY.validate_python(content)
     except ValidationError as error:
-        found = problems_of(error, Study, content)
+        found = problems_of(error, Settings, content)
         problems += [text.replace("own_encoders[", "encoders[", 1) for text in found]  # where the file says them
         wrong |= {line["loc"][0] for line in error.errors()}
         right = {key: value for key, value in content.items() if isinstance(key, str) and key not in wrong}
@@ -140,12 +140,12 @@ def _set_own_encoders_apart(content: dict, folder: Path) -> list[str]:
 # ---- what concerns several sections: each check yields problems of a study, see CHECKS ----
 
 
-def _patches(study: Study) -> Iterator[str]:
+def _patches(study: Settings) -> Iterator[str]:
     if study.patches.um_per_px is None and study.switches.resolution == "target" and study.source.has_slides:
         yield "patches.um_per_px: resolution 'target' needs a value; or set switches.resolution: native"
 
 
-def _arms(study: Study) -> Iterator[str]:
+def _arms(study: Settings) -> Iterator[str]:
     names = [*study.encoders, *(network.name for network in study.networks)]
     if not names:
         yield "a study needs at least one entry in encoders or networks"
@@ -158,18 +158,18 @@ def _arms(study: Study) -> Iterator[str]:
         yield f"encoders: {taken} are what a network's trainings are called; call them otherwise"
 
 
-def _own_encoders(study: Study) -> Iterator[str]:
+def _own_encoders(study: Settings) -> Iterator[str]:
     if foreign := [own.name for own in study.own_encoders if own.name not in study.encoders]:
         yield f"own_encoders: {foreign} not among encoders {list(study.encoders)}"
 
 
-def _names(study: Study) -> Iterator[str]:
+def _names(study: Settings) -> Iterator[str]:
     for key in ("own_encoders", "pretraining", "tasks"):
         for name in repeated([entry.name for entry in getattr(study, key)]):
             yield f"{key}: {name!r} stands twice; name each once"
 
 
-def _references(study: Study) -> Iterator[str]:
+def _references(study: Settings) -> Iterator[str]:
     """Names of arms that the study doesn't have."""
     named = {
         "inflation.encoder": [study.inflation.encoder],
@@ -188,7 +188,7 @@ def _references(study: Study) -> Iterator[str]:
         yield f"effects.n_folds: {study.effects.n_folds}; the study has {study.splits.n_folds} folds"
 
 
-def _networks(study: Study) -> Iterator[str]:
+def _networks(study: Settings) -> Iterator[str]:
     for network in study.networks:
         place = f"networks[{network.name}]"
         if foreign := sorted(set(network.sizes or ()) - set(study.splits.sizes)):
@@ -200,7 +200,7 @@ def _networks(study: Study) -> Iterator[str]:
             )
 
 
-def _pretraining(study: Study) -> Iterator[str]:
+def _pretraining(study: Settings) -> Iterator[str]:
     others = {*(own.name for own in study.own_encoders), *(network.name for network in study.networks)}
     for one in study.pretraining:
         place = f"pretraining[{one.name}]"
@@ -214,7 +214,7 @@ def _pretraining(study: Study) -> Iterator[str]:
         yield from _snapshot(study, name, "encoders")
 
 
-def _start(study: Study, one: Pretraining, place: str) -> Iterator[str]:
+def _start(study: Settings, one: Pretraining, place: str) -> Iterator[str]:
     """What is wrong with the encoder that a pretraining starts from, as far as the study tells."""
     name, scheme, rest = one.start.partition("@")[0], *one.start.partition(":")[::2]
     first = next((other for other in study.pretraining if other.name == name), None)
@@ -233,7 +233,7 @@ def _start(study: Study, one: Pretraining, place: str) -> Iterator[str]:
         yield f"{place}: {one.start!r} is a {architecture}, this a {one.architecture}; they must be one architecture"
 
 
-def _snapshot(study: Study, name: str, place: str) -> Iterator[str]:
+def _snapshot(study: Settings, name: str, place: str) -> Iterator[str]:
     """What is wrong with ``NAME@STEP`` where the study pretrains NAME; any other name is right as far as the study tells."""
     encoder, _, step = name.partition("@")
     kept = next((steps_of(one) for one in study.pretraining if one.name == encoder), [])
@@ -241,7 +241,7 @@ def _snapshot(study: Study, name: str, place: str) -> Iterator[str]:
         yield f"{place}: {name!r}, but snapshots of {encoder!r} are kept after {kept} steps; name one of these"
 
 
-def _tasks(study: Study) -> Iterator[str]:
+def _tasks(study: Settings) -> Iterator[str]:
     pretrained = [one.name for one in study.pretraining]
     known = list(dict.fromkeys([*study.encoders, *pretrained]))
     for task in study.tasks:

@@ -280,7 +280,7 @@ class Effects:
 
 
 @options
-class Study:
+class Settings:
     """One study: everything that decides its numbers. Made by `load_study`.
 
     encoders: their names. own_encoders: those of them that the study describes itself (in a file, entries of ``encoders``

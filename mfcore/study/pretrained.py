@@ -8,13 +8,13 @@ from pathlib import Path
 
 from mfcore import store
 from mfcore.study import config_pretraining
-from mfcore.study.config import ConfigError, Pretraining, Study, as_dict
+from mfcore.study.config import ConfigError, Pretraining, Settings, as_dict
 from mfcore.study.config_pretraining import LAYER_SCALE, MASK_TOKEN_SD, in_full, steps_of
 
 STAGE = "pretrain"
 
 
-def config_of(study: Study, name: str) -> dict:
+def config_of(study: Settings, name: str) -> dict:
     """What decides the encoder ``name``, besides the slides and the weights that it starts from."""
     pretraining = in_full(study.pretraining_of(name))
     content = as_dict(pretraining) | {"name": ""}
@@ -28,7 +28,7 @@ def config_of(study: Study, name: str) -> dict:
     }
 
 
-def find(study: Study, name: str, results: str | Path) -> store.Run:
+def find(study: Settings, name: str, results: str | Path) -> store.Run:
     """The finished pretraining of the encoder ``name``.
 
     Raises StoreError where there is none, naming what differs in the nearest one and the notebook to run.
@@ -40,7 +40,7 @@ def find(study: Study, name: str, results: str | Path) -> store.Run:
         raise store.StoreError(f"{reason} Pretrain it: notebook 08_pretrain with encoder = {name!r}") from None
 
 
-def in_order(study: Study) -> list[str]:
+def in_order(study: Settings) -> list[str]:
     """The encoders that the study pretrains, each after the one that it starts from."""
     return config_pretraining.in_order(study.pretraining)
 
@@ -50,7 +50,7 @@ def snapshots_of(pretraining: Pretraining) -> list[str]:
     return [f"{pretraining.name}@{step}" for step in steps_of(pretraining)]
 
 
-def is_of(study: Study, name: str) -> bool:
+def is_of(study: Settings, name: str) -> bool:
     """Whether ``name`` is an encoder that the study pretrains, or a snapshot of one."""
     return name.partition("@")[0] in [pretraining.name for pretraining in study.pretraining]
 
@@ -60,7 +60,7 @@ def snapshot_folder(run_folder: Path, step: int) -> Path:
     return run_folder / "encoders" / f"step{step:07d}"
 
 
-def folder_of(study: Study, name: str, results: str | Path) -> Path:
+def folder_of(study: Settings, name: str, results: str | Path) -> Path:
     """The folder with card and weights of ``NAME`` or ``NAME@STEP``.
 
     Raises StoreError where it isn't pretrained yet, ConfigError for a step of which no snapshot is kept.
@@ -73,6 +73,6 @@ def folder_of(study: Study, name: str, results: str | Path) -> Path:
     return snapshot_folder(find(study, encoder, results).folder, int(step or steps[-1]))
 
 
-def sha256(study: Study, name: str, results: str | Path) -> str:
+def sha256(study: Settings, name: str, results: str | Path) -> str:
     """SHA-256 of the weights of ``NAME`` or ``NAME@STEP``, by which two pretrainings differ; raises as `folder_of`."""
     return store.file_sha256(folder_of(study, name, results) / "weights.safetensors")

@@ -18,7 +18,7 @@ from pathlib import Path
 from mfcore import store
 from mfcore.data import downloads
 from mfcore.store import errors as store_errors
-from mfcore.study.config import ConfigError, Study, load_study
+from mfcore.study.config import ConfigError, Settings, load_study
 from mfcore.sweep import inputs as sweep_inputs, results as sweep_results
 from mfcore.sweep.jobs import ROOT, Job, embedding_job, jobs_of, with_dependents, with_needs
 from mfcore.sweep.run import KilledError, SweepError, build_supplement, data_folder, killed, run_job
@@ -106,7 +106,7 @@ def embed(
     return 1 if status or failures else 0
 
 
-def _open(name: str, results: str | None) -> tuple[Study, Path]:
+def _open(name: str, results: str | None) -> tuple[Settings, Path]:
     """The study of that name and the folder of its results."""
     study = load_study(study_file(name))
     folder = Path(results or ROOT / "results").expanduser().resolve() / study.name
@@ -115,7 +115,7 @@ def _open(name: str, results: str | None) -> tuple[Study, Path]:
 
 
 def _sweep(
-    study: Study, file: Path, folder: Path, data: str | None, how: How, jobs: dict[str, Job], targets: list[str]
+    study: Settings, file: Path, folder: Path, data: str | None, how: How, jobs: dict[str, Job], targets: list[str]
 ) -> tuple[int, list[dict]]:
     """Run jobs by Snakemake, all of the study's or the ``targets`` and what these need; returns its status and the failures."""
     if how.n_shares < 1 or how.n_gpus < 0:

@@ -15,7 +15,7 @@ from mfcore.data.labels import table as labels
 from mfcore.store import files as store_files
 from mfcore.store.files import Fingerprints
 from mfcore.store.records import digest
-from mfcore.study.config import Study, as_dict
+from mfcore.study.config import Settings, as_dict
 from mfcore.sweep.jobs import MEASURE, ROOT, SHARE, STAGES, SUM_UP, Job
 from mfcore.tasks import registry, task
 
@@ -24,7 +24,7 @@ SUPPLEMENT = Job("supplement", "")
 WITHOUT_NOTEBOOK = {SHARE: "encoders/embed", MEASURE: "sweep/switches", "supplement": "sweep/report"}  # its module
 
 
-def states_of(study: Study, job: Job) -> tuple[str, ...]:
+def states_of(study: Settings, job: Job) -> tuple[str, ...]:
     """Names of the states that a job depends on; each is the file ``inputs/<name>.json``."""
     rule = "supplement" if job == SUPPLEMENT else job.rule
     names = ["study", f"code_{rule}"]
@@ -43,7 +43,7 @@ def states_of(study: Study, job: Job) -> tuple[str, ...]:
     return tuple(names)
 
 
-def write(study: Study, results: Path, data: Path, jobs: Iterable[Job], trusts: bool = True, anew: bool = True) -> None:
+def write(study: Settings, results: Path, data: Path, jobs: Iterable[Job], trusts: bool = True, anew: bool = True) -> None:
     """Bring the states of some jobs up to date. trusts: a file of known size and time isn't read again.
 
     anew: False for what a job itself made or fetched: only states that weren't complete are written.
@@ -66,7 +66,7 @@ def write(study: Study, results: Path, data: Path, jobs: Iterable[Job], trusts: 
                 os.utime(file, ns=(time_ns, time_ns))
 
 
-def _now(name: str, study: Study, data: Path, was: dict, known: Fingerprints) -> dict:
+def _now(name: str, study: Settings, data: Path, was: dict, known: Fingerprints) -> dict:
     """The state of that name as things are."""
     kind, _, of = name.partition("_")
     if kind == "study":
@@ -94,7 +94,7 @@ def _below(place: Path, known: Fingerprints) -> dict[str, list[int | str]]:
     return known.of_all(store_files.below(place), place)
 
 
-def _data(study: Study, folder: Path, was: dict, known: Fingerprints) -> dict:
+def _data(study: Settings, folder: Path, was: dict, known: Fingerprints) -> dict:
     """The state of the study's data: checksums of its label files, fingerprints of the slides that they name."""
     try:
         files = labels.files_of(study, folder)
@@ -118,7 +118,7 @@ def _slides_name(place: str) -> str:
     return f"slides_{digest(place)}"
 
 
-def _own_files(study: Study) -> list[Path]:
+def _own_files(study: Settings) -> list[Path]:
     """Files on this machine that the study's encoders' weights are read from."""
     named = [own.weights_path for own in study.own_encoders]
     named += [Path(name.partition(":")[2]) for name in study.encoders if name.startswith("folder:")]

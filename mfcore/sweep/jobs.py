@@ -11,7 +11,7 @@ from mfcore import store
 from mfcore.analysis import effects
 from mfcore.encoders.card import variants_of
 from mfcore.study import pretrained
-from mfcore.study.config import Pretraining, Study
+from mfcore.study.config import Pretraining, Settings
 from mfcore.tasks import protocol as tasks_protocol
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +76,7 @@ class Job:
         return self.notebook or (STAGES["02"] if self.is_share else MEASURE)
 
 
-def jobs_of(study: Study, n_shares: int = 1) -> dict[str, Job]:
+def jobs_of(study: Settings, n_shares: int = 1) -> dict[str, Job]:
     """Every job of a study, by name, in an order in which each comes after those it needs.
 
     n_shares: with more than one, as many jobs make each encoder's embedding, and its own job only puts them together.
@@ -113,7 +113,7 @@ def jobs_of(study: Study, n_shares: int = 1) -> dict[str, Job]:
     return {job.name: job for job in jobs}
 
 
-def _pretraining_jobs(study: Study) -> list[Job]:
+def _pretraining_jobs(study: Settings) -> list[Job]:
     """What draws patches online and pretrains, each encoder after the one that it starts from; none without pretraining."""
     first, work = STAGES["01"], {which.name: _n_px(which) for which in study.pretraining}
     jobs = [Job(STAGES["07"], STAGES["07"], {}, (first,))] if study.pretraining else []
@@ -123,7 +123,7 @@ def _pretraining_jobs(study: Study) -> list[Job]:
     return jobs
 
 
-def _judging_jobs(study: Study, probes: tuple[str, ...]) -> Iterator[Job]:
+def _judging_jobs(study: Settings, probes: tuple[str, ...]) -> Iterator[Job]:
     """What judges encoders on tasks, sets representations beside ``probes`` and compares pretrainings; none without either."""
     judged = []
     for task in study.tasks:
@@ -137,7 +137,7 @@ def _judging_jobs(study: Study, probes: tuple[str, ...]) -> Iterator[Job]:
         yield Job(STAGES["11"], STAGES["11"], {}, (*names, *(job.name for job in judged)))
 
 
-def _pretrained(study: Study, names: Iterable[str]) -> tuple[str, ...]:
+def _pretrained(study: Settings, names: Iterable[str]) -> tuple[str, ...]:
     """The jobs that pretrain those of ``names`` that the study pretrains."""
     found = [pretraining_job(name.partition("@")[0]) for name in names if pretrained.is_of(study, name)]
     return tuple(dict.fromkeys(found))

@@ -25,7 +25,7 @@ from mfcore.claims import ledger as claims
 from mfcore.data import patches, splits_audit
 from mfcore.data.labels import schema as labels_schema
 from mfcore.measures import binary, raters
-from mfcore.study.config import Study, as_dict
+from mfcore.study.config import Settings, as_dict
 from mfcore.sweep import (
     report_audit,
     report_claims,
@@ -58,7 +58,7 @@ BY_AGREEMENT += [binary.TITLES[name] for name in ("accuracy", "balanced_accuracy
 MORE_BY_AGREEMENT = ' All metrics are in <a href="figures/05_by_agreement.csv">05_by_agreement.csv</a>.'
 
 
-def build(study: Study, results: str | Path) -> Path:
+def build(study: Settings, results: str | Path) -> Path:
     """Build ``results/supplement`` from the study's finished runs, aside and renamed; returns the path of its index.html.
 
     Arms that failed or are missing are listed with their reasons. Raises StoreError where patches, splits or every
@@ -89,7 +89,7 @@ def build(study: Study, results: str | Path) -> Path:
     return target / "index.html"
 
 
-def _pages(study: Study, ledger: pd.DataFrame) -> dict[str, Callable[[Study, Path], str]]:
+def _pages(study: Settings, ledger: pd.DataFrame) -> dict[str, Callable[[Settings, Path], str]]:
     """The supplement's further pages, by the name of their file: those that the study asks for."""
     pages = {"audit": report_audit.page, "encoders": report_encoders.page}
     if study.conventions:
@@ -104,7 +104,7 @@ def _pages(study: Study, ledger: pd.DataFrame) -> dict[str, Callable[[Study, Pat
     return pages
 
 
-def _notebooks(study: Study, results: Path, folder: Path) -> pd.DataFrame:
+def _notebooks(study: Settings, results: Path, folder: Path) -> pd.DataFrame:
     """Render every executed notebook into ``folder``; returns a row each: name, run, state, seconds.
 
     A page has a badge where the study departs from its mode.
@@ -147,7 +147,7 @@ def _is_empty(output: nbformat.NotebookNode) -> bool:
     return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
-def _index(study: Study, results: Path, notebooks: pd.DataFrame, ledger: pd.DataFrame) -> str:
+def _index(study: Settings, results: Path, notebooks: pd.DataFrame, ledger: pd.DataFrame) -> str:
     patches_run = patches.find(study, results)
     annotations = store.read_parquet(patches_run.path("labels.parquet"))
     collected = compare.collect(study, results)
@@ -201,7 +201,7 @@ def _index(study: Study, results: Path, notebooks: pd.DataFrame, ledger: pd.Data
     )
 
 
-def _counts(study: Study, annotations: pd.DataFrame) -> pd.DataFrame:
+def _counts(study: Settings, annotations: pd.DataFrame) -> pd.DataFrame:
     table = patches.counts(annotations)
     total = {
         "domain": labels_schema.SUM,
@@ -215,7 +215,7 @@ def _counts(study: Study, annotations: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns=names)
 
 
-def _data_notes(study: Study, run: store.Run, annotations: pd.DataFrame) -> list[str]:
+def _data_notes(study: Settings, run: store.Run, annotations: pd.DataFrame) -> list[str]:
     """What a reader must know of the patches: side and resolution, what the border did, what was published wrongly of them."""
     facts, config = run.record["facts"], patches.config_of(study)
     at = "each slide's own µm/px" if config["resolution"] == "native" else f"{study.patches.um_per_px:g} µm/px"
@@ -269,7 +269,7 @@ def _published() -> pd.DataFrame:
     )
 
 
-def _provenance(study: Study, results: Path) -> pd.DataFrame:
+def _provenance(study: Settings, results: Path) -> pd.DataFrame:
     """What made these numbers: code, environment, seeds, time; and the study file's content."""
     records = [store.read_json(path) for path in sorted(results.glob("*/run.json"))]
     environments = [record["environment"] for record in records]

@@ -7,14 +7,14 @@ import pandas as pd
 from mfcore import store
 from mfcore.analysis import captions, scaling
 from mfcore.data import splits, splits_audit
-from mfcore.study.config import SCHEMES, Study
+from mfcore.study.config import SCHEMES, Settings
 from mfcore.sweep import report_html
 from mfcore.sweep.report_html import rich, table
 
 MAX_ROWS = 100  # of patches with contradicting labels on the page
 
 
-def page(study: Study, results: Path) -> str:
+def page(study: Settings, results: Path) -> str:
     """The page, from the audit of notebook 01 and the probes that notebook 03 ran under other schemes."""
     run = splits_audit.find(study, results)
     schemes, own, twins = splits_audit.load_schemes(run), splits_audit.load(run), splits_audit.load_twins(run)
@@ -43,7 +43,7 @@ def page(study: Study, results: Path) -> str:
     )
 
 
-def _missing(study: Study, results: Path, inflation: pd.DataFrame) -> str:
+def _missing(study: Settings, results: Path, inflation: pd.DataFrame) -> str:
     """Which of the probes under other schemes failed or didn't run, and why."""
     found = set(inflation["scheme"]) if len(inflation) else set()
     reasons = {}

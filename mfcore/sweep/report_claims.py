@@ -8,7 +8,7 @@ import pandas as pd
 from mfcore.analysis import compare
 from mfcore.claims import ledger as claims
 from mfcore.claims.rules import NOT_TESTABLE, VERDICTS
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 from mfcore.sweep import report_html
 
 SIGNS = dict(zip(VERDICTS, ("✓", "✗", "?", "–"), strict=True))
@@ -17,13 +17,13 @@ SIGNS = dict(zip(VERDICTS, ("✓", "✗", "?", "–"), strict=True))
 KAIKO_FILE = "10_claims_kaiko"  # as notebook 10 keeps that ledger
 
 
-def ledger(study: Study, results: Path) -> pd.DataFrame:
+def ledger(study: Settings, results: Path) -> pd.DataFrame:
     """Every claim asked of the study, columns `claims.ledger.COLUMNS`; kaiko 2024's where the study pretrains or has tasks."""
     evidence = [*claims.EVIDENCE, claims.PRETRAINING] if study.pretraining or study.tasks else claims.EVIDENCE
     return claims.judge(study, results, compare.scores(compare.collect(study, results).predictions), evidence)
 
 
-def page(study: Study, results: Path, rows: pd.DataFrame) -> str:
+def page(study: Settings, results: Path, rows: pd.DataFrame) -> str:
     """The page, from the study's `ledger`."""
     asks_kaiko = (rows["subject"] == claims.PRETRAINING).any()
     return report_html.render(

@@ -5,12 +5,12 @@ from pathlib import Path
 import pandas as pd
 
 from mfcore.analysis import compare_conventions
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 from mfcore.sweep import report_html
 from mfcore.sweep.report_html import table
 
 
-def page(study: Study, results: Path) -> str:
+def page(study: Settings, results: Path) -> str:
     """The page, from the embeddings and probes that notebooks 02 and 03 made under the variants of one encoder."""
     rows = compare_conventions.table(study, results)
     otherwise = compare_conventions.embeds_otherwise(study, results)

@@ -13,7 +13,7 @@ from mfcore.encoders import weights
 from mfcore.encoders.card import TABLE_1, EncoderCard, cards
 from mfcore.encoders.readout import READOUTS
 from mfcore.study import pretrained
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 from mfcore.sweep import report_html
 
 GROUPS = {
@@ -31,7 +31,7 @@ STATISTICS = {
 }
 
 
-def page(study: Study, results: Path) -> str:
+def page(study: Settings, results: Path) -> str:
     """The page, from the registry, the study's embeddings and failures, and what is on this machine; asks no network."""
     rows = table(study, results)
     groups = [(title, rows[rows["group"] == group].to_dict("records")) for group, title in GROUPS.items()]
@@ -53,7 +53,7 @@ def said(rows: pd.DataFrame) -> str:
     return ", ".join(parts) + "."
 
 
-def table(study: Study, results: Path) -> pd.DataFrame:
+def table(study: Settings, results: Path) -> pd.DataFrame:
     """One row an encoder: all of the registry and the study's others.
 
     Columns: group (of GROUPS), encoder, weights, page (its address, "" where it has none), terms, input, statistics,
@@ -71,7 +71,7 @@ def table(study: Study, results: Path) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
-def _card(study: Study, name: str, results: Path, runs: dict[str, store.Run]) -> tuple[EncoderCard | None, str]:
+def _card(study: Settings, name: str, results: Path, runs: dict[str, store.Run]) -> tuple[EncoderCard | None, str]:
     """The card of an encoder without asking a network, or why it can't be shown; one named by where it is has its run's."""
     try:
         if name in cards() or not name.startswith(("timm:", "hf-hub:", "random:")):
@@ -130,7 +130,7 @@ def _no_resolution(card: EncoderCard) -> str:
 
 
 def _state(
-    study: Study, name: str, card: EncoderCard | str, runs: dict[str, store.Run], failures: dict[str, str]
+    study: Settings, name: str, card: EncoderCard | str, runs: dict[str, store.Run], failures: dict[str, str]
 ) -> tuple[str, str]:
     """What is with an encoder, as `table` says it; ``card`` is in words why there is none where there is none."""
     has_card, differing = isinstance(card, EncoderCard), []
@@ -152,7 +152,7 @@ def _state(
     return "here" if is_here else "not here", words
 
 
-def _runs(study: Study, results: Path) -> dict[str, store.Run]:
+def _runs(study: Settings, results: Path) -> dict[str, store.Run]:
     """The current embeddings of the study's patches, by encoder; where there are none by today's card, others."""
     try:
         key = patches.find(study, results).key

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from mfcore.analysis import exhibit
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 TEMPLATES = Path(__file__).parent / "templates"
 BADGE = "display: inline-block; padding: .1rem .6rem; border: 1px solid #b3541e; border-radius: 1rem; color: #8a3d12"
@@ -17,7 +17,7 @@ UNBROKEN = 26  # characters of a cell with a number, at most, that stand in one 
 HEADING = (11, 16)  # characters of a column's name before it goes on in the next line: as its cells, between these
 
 
-def render(template: str, study: Study, **content: object) -> str:
+def render(template: str, study: Settings, **content: object) -> str:
     """A page of the supplement; a name that the template uses and ``content`` lacks is an error.
 
     No line of it breaks between a number and its per cent sign.

@@ -17,7 +17,7 @@ from mfcore.analysis import (
     compare_representation,
     compare_tasks,
 )
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 from mfcore.sweep import report_html
 from mfcore.sweep.report_html import table
 from mfcore.tasks import registry
@@ -31,7 +31,7 @@ STUDIES = {
 }
 
 
-def page(study: Study, results: Path) -> str:
+def page(study: Settings, results: Path) -> str:
     """The page, from the pretrainings' runs, what tasks judged and the figures of notebooks 07 to 11."""
     history = compare_pretraining.histories(study, results)
     scores = compare_pretraining.scores(study, results)
@@ -58,7 +58,7 @@ def page(study: Study, results: Path) -> str:
     )
 
 
-def said(study: Study, overview: pd.DataFrame, scores: pd.DataFrame) -> str:
+def said(study: Settings, overview: pd.DataFrame, scores: pd.DataFrame) -> str:
     """What was pretrained and whether it beats the network that nobody trained, in sentences computed from the tables."""
     done = overview[overview["loss"].notna()]
     n_patches, minutes = done["n_patches"].sum(), done["seconds"].sum() / 60
@@ -123,7 +123,7 @@ def readable_differences(differences: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def _studies(study: Study, results: Path, scores: pd.DataFrame) -> list[tuple[str, str]]:
+def _studies(study: Settings, results: Path, scores: pd.DataFrame) -> list[tuple[str, str]]:
     """Title and figure of each comparison that the study's pretrainings allow."""
     controls, found = compare_pretraining.controls(study, scores), []
     measured = pd.concat([compare_pretraining.representations(study, results), scores], ignore_index=True)
@@ -139,7 +139,7 @@ def _studies(study: Study, results: Path, scores: pd.DataFrame) -> list[tuple[st
     return found
 
 
-def _representations(study: Study, results: Path) -> dict[str, str]:
+def _representations(study: Settings, results: Path) -> dict[str, str]:
     """The table of RankMe and ODCorr with its caption and figure; empty where there is no embedding yet."""
     try:
         rows = compare_representation.table(study, results)
@@ -166,7 +166,7 @@ def _left_out(runs: dict[str, store.Run]) -> list[tuple[str, str]]:
     return said
 
 
-def _drawn(study: Study, results: Path) -> list[str]:
+def _drawn(study: Settings, results: Path) -> list[str]:
     """The figures of notebook 07 that are there."""
     told = {"07_online_places": "Where patches were drawn.", "07_online_patches": "Some of the patches."}
     there = {name: text for name, text in told.items() if (results / "figures" / f"{name}.png").is_file()}
@@ -176,7 +176,7 @@ def _drawn(study: Study, results: Path) -> list[str]:
     ]
 
 
-def _single(study: Study, results: Path, runs: dict[str, store.Run], history: pd.DataFrame) -> list[tuple[str, str]]:
+def _single(study: Settings, results: Path, runs: dict[str, store.Run], history: pd.DataFrame) -> list[tuple[str, str]]:
     """How each finished pretraining went, step by step."""
     return [
         (
@@ -190,7 +190,7 @@ def _single(study: Study, results: Path, runs: dict[str, store.Run], history: pd
     ]
 
 
-def _judged(study: Study, results: Path, scores: pd.DataFrame) -> list[str]:
+def _judged(study: Settings, results: Path, scores: pd.DataFrame) -> list[str]:
     """Each task's figure of encoders, and of segmentations over the patches where it has them."""
     found = []
     for task in study.tasks:

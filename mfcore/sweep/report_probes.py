@@ -10,12 +10,12 @@ from mfcore import store
 from mfcore.analysis import compare, compare_probes
 from mfcore.data import splits
 from mfcore.measures.statistics import Folds
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 from mfcore.sweep import report_html
 from mfcore.sweep.report_html import table
 
 
-def page(study: Study, results: Path) -> str:
+def page(study: Settings, results: Path) -> str:
     """The page, from the audits that notebook 03 made of ``study.probe_audit``; encoders without one are named."""
     sections, missing, described = [], [], {}
     for encoder in study.probe_audit:

@@ -11,12 +11,12 @@ from mfcore.analysis import compare, compare_effects, effects
 from mfcore.analysis.compare_defects import DEFECTS, RELEASED_CODE, Defect
 from mfcore.analysis.effects import BASE, PAPER, RELEASED
 from mfcore.data import patches, splits
-from mfcore.study.config import Study, Switches
+from mfcore.study.config import Settings, Switches
 from mfcore.sweep import report_html
 from mfcore.sweep.report_html import table
 
 
-def page(study: Study, results: Path) -> str:
+def page(study: Settings, results: Path) -> str:
     """The page, from what the sweep's jobs ``measure_switch`` left; a departure that isn't measured says why."""
     rows = compare_effects.table(study, results)
     source = _patches(study, results)
@@ -35,14 +35,14 @@ def page(study: Study, results: Path) -> str:
     )
 
 
-def _patches(study: Study, results: Path) -> store.Run | None:
+def _patches(study: Settings, results: Path) -> store.Run | None:
     try:
         return patches.find(study, results)
     except store.StoreError:
         return None
 
 
-def _entry(defect: Defect, rows: pd.DataFrame, study: Study, source: store.Run | None) -> dict:
+def _entry(defect: Defect, rows: pd.DataFrame, study: Settings, source: store.Run | None) -> dict:
     """One departure for the page: its texts, how much of the data it touches, and a sentence an arm."""
     is_switch = defect.name in Switches.CHOICES
     mine = rows[rows["switch"] == defect.name].to_dict("records")
@@ -63,7 +63,7 @@ def setting(row: Mapping) -> str:
     return f"{row['switch']}: {row['as_released']} instead of {row['default']}"
 
 
-def said(rows: pd.DataFrame, study: Study) -> str:
+def said(rows: pd.DataFrame, study: Settings) -> str:
     """What the page shows, in sentences computed from it."""
     if not study.effects.switches:
         return "The study measures none of them: its effects name no switches."

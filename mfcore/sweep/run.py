@@ -18,7 +18,7 @@ from typing import Any
 from mfcore import store
 from mfcore.analysis import effects
 from mfcore.store import files as store_files, records as store_records
-from mfcore.study.config import Study, load_study
+from mfcore.study.config import Settings, load_study
 from mfcore.sweep import inputs as sweep_inputs, results as sweep_results
 from mfcore.sweep.jobs import ROOT, STAGES, Job, jobs_of
 
@@ -162,7 +162,7 @@ def _notes(results: Path, name: str) -> Path:
     return results / "running" / f"{name}.made"
 
 
-def data_folder(study: Study, file: Path, data: str | Path | None) -> Path:
+def data_folder(study: Settings, file: Path, data: str | Path | None) -> Path:
     """Where the study's data lie: as asked, or where the notebooks look."""
     return Path(data).expanduser() if data else file.resolve().parent.parent / "data" / study.name
 

@@ -18,7 +18,7 @@ from mfcore.data.patches_read import DiskError
 from mfcore.encoders import embed
 from mfcore.store import errors as store_errors
 from mfcore.store.records import digest
-from mfcore.study.config import ConfigError, Study, Switches, as_dict, load_study
+from mfcore.study.config import ConfigError, Settings, Switches, as_dict, load_study
 from mfcore.training import probe, train
 
 __all__ = ["SwitchError", "derived", "main", "measure"]
@@ -34,7 +34,9 @@ class SwitchError(RuntimeError):
         super().__init__("\n".join(problems))
 
 
-def measure(study: Study, switch: str, data: str | Path, results: str | Path, device: str = "cpu", n_workers: int = 1) -> None:
+def measure(
+    study: Settings, switch: str, data: str | Path, results: str | Path, device: str = "cpu", n_workers: int = 1
+) -> None:
     """Make what shows a switch's effect on the arms of ``study.effects``, and a record of it for `compare_effects`.
 
     switch: as for `effects.derived`. data: the study's data folder, looked into only where patches are read. results:
@@ -70,7 +72,7 @@ def measure(study: Study, switch: str, data: str | Path, results: str | Path, de
         raise SwitchError(*problems)
 
 
-def _touched(study: Study, switch: str, own: store.Run | None) -> list[effects.Arm]:
+def _touched(study: Settings, switch: str, own: store.Run | None) -> list[effects.Arm]:
     """The arms that the switch can change, as far as the study and its patches tell."""
     arms = [arm for arm in effects.arms(study) if not effects.why_not(study, switch, arm)]
     return [] if own is None or effects.reach(study, switch, own).is_nothing else arms
@@ -88,7 +90,7 @@ def _found(find: Callable[[], store.Run]) -> store.Run | None:
         return None
 
 
-def _patches(this: Study, data: str | Path, results: Path, n_workers: int, own: store.Run | None = None) -> store.Run:
+def _patches(this: Settings, data: str | Path, results: Path, n_workers: int, own: store.Run | None = None) -> store.Run:
     """The patches of a derived study, of the same data as the study's own; these are the data's at ``data`` where none are."""
     config = patches.config_of(this)
     with _turn(results, "patches", config):
@@ -101,7 +103,7 @@ def _patches(this: Study, data: str | Path, results: Path, n_workers: int, own: 
         return patches.extract(this, patches.prepare(this, data, n_workers), results, n_workers)
 
 
-def _probe(this: Study, encoder: str, results: Path, device: str, made: dict[str, str]) -> dict[str, str]:
+def _probe(this: Settings, encoder: str, results: Path, device: str, made: dict[str, str]) -> dict[str, str]:
     """Keys of the encoder's embeddings and of its probe."""
     with _turn(results, "embeddings", encoder, embed.config_of(this, encoder, results), made["patches"]):
         embeddings = _found(lambda: embed.find(this, encoder, results)) or embed.embed(this, encoder, results, device)
@@ -110,7 +112,7 @@ def _probe(this: Study, encoder: str, results: Path, device: str, made: dict[str
     return {"embeddings": embeddings.key, "probe": fitted.key}
 
 
-def _network(this: Study, name: str, data: str | Path, results: Path, device: str, made: dict[str, str]) -> dict[str, str]:
+def _network(this: Settings, name: str, data: str | Path, results: Path, device: str, made: dict[str, str]) -> dict[str, str]:
     """Keys of the network's trainings, a fold each."""
     keys = {}
     for fold in range(this.splits.n_folds):

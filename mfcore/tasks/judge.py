@@ -22,7 +22,7 @@ from mfcore.encoders import preprocess
 from mfcore.encoders.card import EncoderCard
 from mfcore.store.records import digest
 from mfcore.streams import generator
-from mfcore.study.config import Study, as_dict
+from mfcore.study.config import Settings, as_dict
 from mfcore.tasks import protocol as tasks_protocol, runs as tasks_runs
 from mfcore.tasks.protocol import resized
 from mfcore.tasks.task import SELECTION, Protocol, TaskData
@@ -35,7 +35,7 @@ FILE = "features.h5"
 
 
 def judge(
-    study: Study, task: str, encoder: str, data_folder: str | Path, results: str | Path, device: str = "cpu"
+    study: Settings, task: str, encoder: str, data_folder: str | Path, results: str | Path, device: str = "cpu"
 ) -> store.Run:
     """Judge ``encoder``, which may be a snapshot ``NAME@STEP``, by ``task``; takes up again where an earlier call stopped.
 
@@ -55,7 +55,9 @@ def judge(
     return tasks_runs.finish(run, data, protocol.n_runs, "predictions.parquet", [FILE], n_dims=n_dims)
 
 
-def _train(run: store.Run, study: Study, data: TaskData, features: np.ndarray, protocol: Protocol, numbers: list[int]) -> None:
+def _train(
+    run: store.Run, study: Settings, data: TaskData, features: np.ndarray, protocol: Protocol, numbers: list[int]
+) -> None:
     """Train the heads of some runs together, and keep what each says of the items that none learned from."""
     table, n_classes = data.table.reset_index(drop=True), len(data.classes)
     labels = table["label"].to_numpy(np.int64)

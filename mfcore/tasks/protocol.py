@@ -13,7 +13,7 @@ from mfcore import store
 from mfcore.store import files as store_files
 from mfcore.store.records import digest
 from mfcore.study import pretrained
-from mfcore.study.config import Study, Task, as_dict
+from mfcore.study.config import Settings, Task, as_dict
 from mfcore.tasks import registry
 from mfcore.tasks.task import SELECTION, Protocol, TaskData, TaskError
 
@@ -30,7 +30,7 @@ def of(task: Task) -> Protocol:
     return protocol if epochs[0] == epochs[1] else replace(protocol, patience=None)  # it counts epochs of the published length
 
 
-def encoders_of(study: Study, task: Task) -> list[str]:
+def encoders_of(study: Settings, task: Task) -> list[str]:
     """Whom a task judges: its encoders, or the study's and all that it pretrains; each pretrained one after its snapshots.
 
     The last snapshot is the encoder itself, and is named once.
@@ -42,12 +42,12 @@ def encoders_of(study: Study, task: Task) -> list[str]:
     return [name for encoder in names for name in [*_earlier(study, encoder), encoder]]
 
 
-def _earlier(study: Study, encoder: str) -> list[str]:
+def _earlier(study: Settings, encoder: str) -> list[str]:
     return pretrained.snapshots_of(study.pretraining_of(encoder))[:-1] if pretrained.is_of(study, encoder) else []
 
 
 def one_after_another(
-    study: Study, task: str, results: str | Path, judge: Callable[[str], object], refused: type[Exception]
+    study: Settings, task: str, results: str | Path, judge: Callable[[str], object], refused: type[Exception]
 ) -> pd.DataFrame:
     """Call ``judge`` with each of a task's encoders: ``encoder, judged, reason``; one that is ``refused`` stops no other.
 
@@ -77,7 +77,7 @@ def refusals(results: str | Path, task: str) -> dict[str, str]:
     return dict(table.loc[~table["judged"], ["encoder", "reason"]].itertuples(index=False))
 
 
-def config_of(study: Study, task: str, card: Mapping[str, object] | None) -> dict:
+def config_of(study: Settings, task: str, card: Mapping[str, object] | None) -> dict:
     """What decides a run, besides the images: protocol, seed, and what of the encoder's card decides an embedding."""
     return {
         "protocol": as_dict(of(study.task(task))),

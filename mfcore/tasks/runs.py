@@ -6,14 +6,14 @@ from pathlib import Path
 import pandas as pd
 
 from mfcore import store
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 from mfcore.tasks import protocol as tasks_protocol, registry
 from mfcore.tasks.task import TaskData
 
 
 def begin(
     stage: str,
-    study: Study,
+    study: Settings,
     task: str,
     encoder: str,
     identity: Mapping[str, object],

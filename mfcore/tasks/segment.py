@@ -21,7 +21,7 @@ from mfcore.encoders.readout import READOUTS
 from mfcore.measures import masks
 from mfcore.measures.masks import IGNORED
 from mfcore.streams import generator
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 from mfcore.tasks import protocol as tasks_protocol, runs as tasks_runs, segment_decoder
 from mfcore.tasks.segment_decoder import Material
 from mfcore.tasks.task import SELECTION, TaskData, TaskError
@@ -33,7 +33,7 @@ WORTH_SHOWING = 0.03  # share of a patch that nuclei cover
 
 
 def segment(
-    study: Study, task: str, encoder: str, data_folder: str | Path, results: str | Path, device: str = "cpu"
+    study: Settings, task: str, encoder: str, data_folder: str | Path, results: str | Path, device: str = "cpu"
 ) -> store.Run:
     """Judge ``encoder``, which may be a snapshot ``NAME@STEP``, by ``task``; a kill loses the decoder in hand.
 
@@ -123,7 +123,7 @@ def _square(pixels: np.ndarray, size_px: int, interpolation: str) -> np.ndarray:
     return pixels[top : top + size_px, left : left + size_px]
 
 
-def _train(run: store.Run, study: Study, data: TaskData, material: Material, number: int) -> None:
+def _train(run: store.Run, study: Settings, data: TaskData, material: Material, number: int) -> None:
     """Train one run's decoder, and keep its Dice on what it didn't learn from."""
     protocol, table = tasks_protocol.of(study.task(data.name)), data.table.reset_index(drop=True)
     rows, validation = (np.flatnonzero(table["split"] == split) for split in ("train", SELECTION))
@@ -144,7 +144,7 @@ def _train(run: store.Run, study: Study, data: TaskData, material: Material, num
 
 
 def _keep_shown(
-    run: store.Run, study: Study, data: TaskData, material: Material, decoder: segment_decoder.Decoder, batch_size: int
+    run: store.Run, study: Settings, data: TaskData, material: Material, decoder: segment_decoder.Decoder, batch_size: int
 ) -> None:
     """Write some tested patches with both masks, the same patches whatever the encoder."""
     splits = data.table["split"]

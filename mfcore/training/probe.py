@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from mfcore import store
 from mfcore.data import patches, splits
-from mfcore.study.config import Study, as_dict
+from mfcore.study.config import Settings, as_dict
 
 RESIDUAL_TOLERANCE = 1e-3
 N_CLASSES = 2
@@ -181,13 +181,13 @@ class Material:
         return splits.predictions(self.patches, unit, splits.select(self.splits, unit)["test"], scores[self.rows(unit, "test")])
 
 
-def inputs_of(study: Study, embeddings: store.Run, results: Path) -> dict[str, str]:
+def inputs_of(study: Settings, embeddings: store.Run, results: Path) -> dict[str, str]:
     """Keys of the runs that an encoder's probes are made from."""
     found = {"patches": patches.find(study, results), "splits": splits.find(study, results), "embeddings": embeddings}
     return {name: run.key for name, run in found.items()}
 
 
-def read(study: Study, embeddings: store.Run, results: Path) -> Material:
+def read(study: Settings, embeddings: store.Run, results: Path) -> Material:
     """Read an encoder's finished embeddings with the study's labels and splits.
 
     Raises StoreError, naming the first patches, where an embedding is missing or isn't finite.
@@ -207,7 +207,7 @@ def read(study: Study, embeddings: store.Run, results: Path) -> Material:
     return Material(features, labels.loc[patch_ids, "label"].to_numpy(np.int64), row_of, labels, table)
 
 
-def fit_study(study: Study, embeddings: store.Run, results: Path) -> store.Run:
+def fit_study(study: Settings, embeddings: store.Run, results: Path) -> store.Run:
     """Fit and test the probe on one encoder's finished embeddings, for every unit of the study's splits.
 
     Writes ``predictions.parquet``, ``fits.csv`` and one ``.npz`` (weight, bias) a unit; each unit's result is kept when it is

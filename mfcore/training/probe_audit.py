@@ -14,20 +14,20 @@ from tqdm.auto import tqdm
 from mfcore import store, streams as rng
 from mfcore.data import splits
 from mfcore.measures import binary
-from mfcore.study.config import Study, as_dict
+from mfcore.study.config import Settings, as_dict
 from mfcore.training import probe
 from mfcore.training.probe_estimators import ESTIMATORS, Fold
 
 STAGE = "probes"
 
 
-def config_of(study: Study) -> dict:
+def config_of(study: Settings) -> dict:
     """What of the study decides the audit; the estimators stand there in words."""
     described = {name: description.as_dict() for name, (description, _) in ESTIMATORS.items()}
     return {"probe": as_dict(study.probe), "seed": study.splits.seed, "estimators": described}
 
 
-def run(study: Study, embeddings: store.Run, results: Path) -> store.Run:
+def run(study: Settings, embeddings: store.Run, results: Path) -> store.Run:
     """Fit and test every estimator on one encoder's finished embeddings, at every size of the study's data scaling.
 
     Leaves ``predictions.parquet`` (as `splits.predictions`, with ``estimator``) and ``fits.csv`` (see `load_fits`). All folds
@@ -63,7 +63,7 @@ def _group(estimator: str, size: float) -> str:
     return f"{estimator}-size{splits.shortest(size)}"
 
 
-def _fit_group(study: Study, run: store.Run, material: probe.Material, name: str, units: list[splits.Unit]) -> None:
+def _fit_group(study: Settings, run: store.Run, material: probe.Material, name: str, units: list[splits.Unit]) -> None:
     """Fit one estimator on the folds of one size, and keep what they predict."""
     stream = (study.splits.seed, "probe audit", name)
     folds = [

@@ -19,7 +19,7 @@ from mfcore import encoders, store, streams as rng
 from mfcore.data import patches, splits
 from mfcore.encoders.card import EncoderCard
 from mfcore.store import errors as store_errors
-from mfcore.study.config import ConfigError, Network, Study, as_dict, load_study
+from mfcore.study.config import ConfigError, Network, Settings, as_dict, load_study
 from mfcore.training import adapt, loop as train_loop, processes
 from mfcore.training.task import Recipe, Task, TrainingError, places_of
 
@@ -157,7 +157,7 @@ def _history(run: store.Run, units: list[splits.Unit]) -> pd.DataFrame:
 # ---- of a study ----
 
 
-def config_of(study: Study, network: Network, fold: int) -> dict:
+def config_of(study: Settings, network: Network, fold: int) -> dict:
     """The settings that decide a training, besides its patches and splits."""
     names = ["epoch", "training_label", "validation"] + (["clipping"] if network.clip_norm is not None else [])
     return {
@@ -170,14 +170,14 @@ def config_of(study: Study, network: Network, fold: int) -> dict:
     }
 
 
-def find(study: Study, network_name: str, fold: int, results: str | Path) -> store.Run:
+def find(study: Settings, network_name: str, fold: int, results: str | Path) -> store.Run:
     """The finished training of one network on one fold; raises StoreError where there is none."""
     network = study.network(network_name)
     inputs = {"patches": patches.find(study, results).key, "splits": splits.find(study, results, networks=True).key}
     return store.find_run(results, "train", f"{network.name}-fold{fold}", config_of(study, network, fold), inputs)
 
 
-def recipe_of(study: Study, network: Network) -> Recipe:
+def recipe_of(study: Settings, network: Network) -> Recipe:
     """The recipe of one network by the study's switches."""
     named = {
         name: getattr(study.switches, name) for name in ("epoch", "training_label", "validation", "clipping", "stratified")
@@ -186,7 +186,7 @@ def recipe_of(study: Study, network: Network) -> Recipe:
 
 
 def train_study(
-    study: Study,
+    study: Settings,
     network_name: str,
     fold: int,
     results: str | Path,

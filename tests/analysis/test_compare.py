@@ -11,9 +11,9 @@ from mfcore import encoders, store
 from mfcore.analysis import compare, compare_models, compare_strata
 from mfcore.data import patches, splits
 from mfcore.measures import binary
-from mfcore.study.config import Data, Lora, Network, Probe, Splits, Study, as_dict
+from mfcore.study.config import Data, Lora, Network, Probe, Settings, Splits, as_dict
 
-STUDY = Study(
+STUDY = Settings(
     "t",
     "A test",
     Data("midog"),

@@ -7,9 +7,9 @@ from sklearn.calibration import calibration_curve
 
 from mfcore.analysis import compare, compare_calibration
 from mfcore.measures import binary
-from mfcore.study.config import Data, Network, Study
+from mfcore.study.config import Data, Network, Settings
 
-STUDY = Study("t", "A test", Data("midog"), encoders=("good", "sure"), networks=(Network("net"),))
+STUDY = Settings("t", "A test", Data("midog"), encoders=("good", "sure"), networks=(Network("net"),))
 
 
 def made(n=1500, seed=0):

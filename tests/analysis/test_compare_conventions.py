@@ -12,10 +12,10 @@ from mfcore import encoders, store
 from mfcore.analysis import compare_conventions
 from mfcore.data import patches, splits
 from mfcore.encoders.card import Convention, conventions, released_cards, variants_of
-from mfcore.study.config import Data, Splits, Study, as_dict
+from mfcore.study.config import Data, Settings, Splits, as_dict
 from mfcore.sweep import report_conventions
 
-STUDY = Study(
+STUDY = Settings(
     "t", "t", Data("midog"), encoders=("tiny",), conventions="tiny", splits=Splits(n_folds=3, sizes=(0.5, 1.0), by_domain=False)
 )  # fmt: skip
 

@@ -7,9 +7,9 @@ import pytest
 from mfcore import store
 from mfcore.analysis import compare, compare_domains
 from mfcore.measures import binary, statistics
-from mfcore.study.config import Data, Network, Study
+from mfcore.study.config import Data, Network, Settings
 
-STUDY = Study("t", "A test", Data("midog"), encoders=("good",), networks=(Network("net"),))
+STUDY = Settings("t", "A test", Data("midog"), encoders=("good",), networks=(Network("net"),))
 SCANNERS = {"breast": ("X", "Y", "Z"), "neuro": ("X",), "lung": ("V",), "lymph": ("V",)}  # as MIDOG 2022's, less one
 COST = {"tumour": 0.5, "scanner": 0.9}
 

@@ -9,9 +9,9 @@ import pytest
 
 from mfcore.analysis import compare, compare_models
 from mfcore.measures import binary, statistics
-from mfcore.study.config import Data, Network, Splits, Study, Switches
+from mfcore.study.config import Data, Network, Settings, Splits, Switches
 
-STUDY = Study(
+STUDY = Settings(
     "t",
     "A test",
     Data("midog"),

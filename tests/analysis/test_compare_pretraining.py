@@ -14,7 +14,7 @@ from mfcore.analysis import captions_pretraining, compare_pretraining, compare_t
 from mfcore.analysis.compare_pretraining import Comparison, comparisons
 from mfcore.measures.statistics import Interval
 from mfcore.study import pretrained
-from mfcore.study.config import Data, OwnEncoder, Pretraining, Study, Task
+from mfcore.study.config import Data, OwnEncoder, Pretraining, Settings, Task
 from mfcore.study.config_pretraining import OnlinePatches
 from mfcore.sweep import report_pretraining
 
@@ -22,7 +22,7 @@ BASE = Pretraining("base", n_steps=100, batch_size=8, n_snapshots=2, arguments={
 FOUR, ONE = OnlinePatches(), OnlinePatches(um_per_px=(0.5,))
 UNTRAINED = OwnEncoder("untrained", weights="random", architecture=BASE.architecture, arguments={"depth": 2})
 OTHER = OwnEncoder("other", weights="random", architecture=BASE.architecture, arguments={"depth": 3})
-STUDY = Study(
+STUDY = Settings(
     "t",
     "T: made",
     Data("synthetic"),

@@ -22,11 +22,11 @@ from mfcore.analysis import (
 )
 from mfcore.measures import representation
 from mfcore.measures.representation import RepresentationError
-from mfcore.study.config import Data, Pretraining, Study
+from mfcore.study.config import Data, Pretraining, Settings
 from mfcore.training import probe
 
 ENCODERS = ("made", "second", "third", "fourth")
-STUDY = Study("t", "A test", Data("midog"), encoders=ENCODERS, pretraining=(Pretraining("fourth"),))
+STUDY = Settings("t", "A test", Data("midog"), encoders=ENCODERS, pretraining=(Pretraining("fourth"),))
 SYNTHETIC = replace(STUDY, data=Data("synthetic"))
 
 

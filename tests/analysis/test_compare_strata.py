@@ -7,9 +7,9 @@ import pytest
 from mfcore import store
 from mfcore.analysis import compare, compare_strata
 from mfcore.measures import binary
-from mfcore.study.config import Data, Network, Study
+from mfcore.study.config import Data, Network, Settings
 
-STUDY = Study("t", "A test", Data("midog"), encoders=("good",), networks=(Network("net"),))
+STUDY = Settings("t", "A test", Data("midog"), encoders=("good",), networks=(Network("net"),))
 
 
 @pytest.fixture(scope="module")

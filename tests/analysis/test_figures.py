@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from mfcore.analysis import arms, domains as of_domains, figures, figures_live, scaling as of_scaling
 from mfcore.measures import binary, raters
 from mfcore.measures.statistics import Interval
-from mfcore.study.config import Data, Network, Pretraining, Study, Switches
+from mfcore.study.config import Data, Network, Pretraining, Settings, Switches
 
 NETWORKS = (Network("net", input_px=100), Network("low rank"))
-MIDOG = Study("t", "A test", Data("midog"), networks=NETWORKS, encoders=("good", "other"))
+MIDOG = Settings("t", "A test", Data("midog"), networks=NETWORKS, encoders=("good", "other"))
 SYNTHETIC = replace(MIDOG, data=Data("synthetic"))
 INTERVAL = Interval(0.83, 0.8, 0.86, 0.95, 12)
 HOME = replace(MIDOG, pretraining=(Pretraining("other"),))  # where "other" is the home-made encoder

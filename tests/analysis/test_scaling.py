@@ -11,10 +11,10 @@ from test_figures import INTERVAL, KINDS, MIDOG, SYNTHETIC, human, lines, scalin
 from mfcore import store
 from mfcore.analysis import arms, domains, exhibit, figures, scaling
 from mfcore.data import patches, splits, splits_audit
-from mfcore.study.config import Data, Inflation, Splits, Study, as_dict
+from mfcore.study.config import Data, Inflation, Settings, Splits, as_dict
 from mfcore.sweep import jobs as sweep_jobs
 
-STUDY = Study(
+STUDY = Settings(
     "t", "t", Data("midog"), encoders=("good",), splits=Splits(n_folds=2, sizes=(0.5, 1.0), by_domain=False),
     inflation=Inflation("good", ("slide", "annotation", "released")),
 )  # fmt: skip

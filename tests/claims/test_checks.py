@@ -16,7 +16,7 @@ from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Findin
 from mfcore.data import patches
 from mfcore.data.labels import table as labels
 from mfcore.encoders.card import cards
-from mfcore.study.config import MODES, Data, Study
+from mfcore.study.config import MODES, Data, Settings
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "labels"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real labels of ../shared/data are not here")
@@ -27,7 +27,7 @@ SWAPPED = "these labels have the paper's two counts the other way round: it prin
 RESOLUTION = "at a resolution of 0.25 microns"
 
 
-def ask(start: str, study: Study | None = None, scores: pd.DataFrame | None = None, **known) -> Finding:
+def ask(start: str, study: Settings | None = None, scores: pd.DataFrame | None = None, **known) -> Finding:
     """What the claim whose quote begins so finds; ``known``: what would be read from files."""
     study = study or made_claims.study()
     return claims.measure(made_claims.row(start), made_claims.material(study, scores, known))
@@ -36,11 +36,11 @@ def ask(start: str, study: Study | None = None, scores: pd.DataFrame | None = No
 @functools.cache
 def real(source: str) -> pd.DataFrame:
     """The authors' label file, with um/px as a study would fill it in."""
-    table = labels.load(Study("s", "t", Data(source)), REAL, check_files=False)
+    table = labels.load(Settings("s", "t", Data(source)), REAL, check_files=False)
     return table.assign(um_per_px=table["scanner"].map(BY_SCANNER).fillna(0.2533))
 
 
-def check(study: Study, table: pd.DataFrame, results: Path) -> pd.DataFrame:
+def check(study: Settings, table: pd.DataFrame, results: Path) -> pd.DataFrame:
     """The ledger of a study that has extracted its patches and predicted nothing, by claim."""
     run = store.open_run(results, "patches", study.name, patches.config_of(study), {})
     store.write_parquet(run.path("labels.parquet"), table)

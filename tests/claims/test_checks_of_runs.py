@@ -17,7 +17,7 @@ from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Findin
 from mfcore.claims.scores import Material
 from mfcore.data import splits
 from mfcore.data.splits import ALL
-from mfcore.study.config import MODES, Network, Patches, Splits, Study
+from mfcore.study.config import MODES, Network, Patches, Settings, Splits
 
 NONE = pd.DataFrame({"arm": [], "reason": []})
 
@@ -36,7 +36,7 @@ PATCH_SIZE = "we extracted patches"
 AUGMENTATION = "random color jitter"
 
 
-def material(study: Study | None = None, scores: pd.DataFrame | None = None, **known) -> Material:
+def material(study: Settings | None = None, scores: pd.DataFrame | None = None, **known) -> Material:
     """What the paper's study is asked of, with what would be read from files given."""
     return made_claims.material(study or made_claims.study(), scores, known)
 

@@ -10,7 +10,7 @@ from scipy.stats import t
 from mfcore.claims import kaiko, ledger as claims
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR
 from mfcore.measures.statistics import Interval
-from mfcore.study.config import Data, Pretraining, Study, Task
+from mfcore.study.config import Data, Pretraining, Settings, Task
 from mfcore.study.config_pretraining import OnlinePatches
 
 BASE = Pretraining("base", n_steps=100, n_snapshots=2)
@@ -22,7 +22,7 @@ ALL = (
     replace(BASE, name="only_40x", patches=OnlinePatches(um_per_px=(0.25,))),
     replace(BASE, name="second", method="dinov2"),
 )
-STUDY = Study("t", "A test", Data("midog"), encoders=("base",), pretraining=ALL, tasks=(Task("bach"), Task("consep")))
+STUDY = Settings("t", "A test", Data("midog"), encoders=("base",), pretraining=ALL, tasks=(Task("bach"), Task("consep")))
 CONVERGENCE, MAGNIFICATIONS, DIVERSITY, FORETELL = (
     "pretraining on ImageNet speeds convergence",
     "training with multiple magnifications improves robustness",
@@ -230,7 +230,7 @@ def test_synthetic_data_settle_nothing_and_what_was_found_is_shown(ask):
 
 
 def test_without_tasks_or_pretrainings_every_row_says_why(ask):
-    for study in (STUDY, Study("bare", "Bare", Data("midog"))):
+    for study in (STUDY, Settings("bare", "Bare", Data("midog"))):
         ledger, _ = ask(study, judged=False)
         assert set(ledger["verdict"]) == {NOT_TESTABLE} and (ledger["why"] != "").all() and (ledger["here"] == "").all()
 

@@ -16,7 +16,7 @@ from mfcore.claims.ledger import GANZ
 from mfcore.claims.rows import Row, load
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR, Finding
 from mfcore.claims.scores import Material
-from mfcore.study.config import Data, Lora, Network, Splits, Study
+from mfcore.study.config import Data, Lora, Network, Settings, Splits
 
 NOWHERE = Path("nowhere")
 
@@ -30,11 +30,11 @@ TENTH, GAP, CLASSIC = "LoRA with 10 % data", "LoRA almost closes", "full fine-tu
 SUCCESSOR, BENCHMARK = ([row for row in load() if row.paper.startswith(name)] for name in ("Ammeling", "Banerjee"))
 
 
-def ask(start: str, study: Study, **made) -> Finding:
+def ask(start: str, study: Settings, **made) -> Finding:
     return claims.measure(made_claims.row(start), made_claims.material(study, **made))
 
 
-def asked(study: Study, scores: pd.DataFrame, some: list[Row]) -> pd.DataFrame:
+def asked(study: Settings, scores: pd.DataFrame, some: list[Row]) -> pd.DataFrame:
     """The ledger of some claims alone, by claim."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(claims, "load", lambda: some)

@@ -14,7 +14,7 @@ from mfcore.claims.rows import ANYWHERE, DIRECTION, Row
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR, Finding, Pair, by_pairs
 from mfcore.claims.scores import Material
 from mfcore.measures.statistics import Folds, holm, paired_test
-from mfcore.study.config import Data, Study
+from mfcore.study.config import Data, Settings
 
 MATERIAL = Material(made_claims.study(), pd.DataFrame(columns=["train_domain"]), Path("nowhere"))
 NOISE = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
@@ -153,7 +153,7 @@ def test_the_correction_takes_the_shares_of_a_fold():
     ],
 )
 def test_which_data_can_settle_what(data, about, reason):
-    assert out_of_scope(Study("s", "t", data), about) == reason
+    assert out_of_scope(Settings("s", "t", data), about) == reason
 
 
 def test_the_correction_counts_the_patches_that_were_trained_and_tested_on():

@@ -19,7 +19,7 @@ from mfcore.data.downloads import DownloadError
 from mfcore.data.downloads_transfer import Part
 from mfcore.data.labels import table as labels
 from mfcore.data.labels.source import SOURCES
-from mfcore.study.config import Data, Study
+from mfcore.study.config import Data, Settings
 from mfcore.sweep import __main__ as sweep
 
 JSON, CASES, VOTES = "MIDOG2022_training_png.json", "datasets_xvalidation.csv", "MIDOG++.json"
@@ -29,7 +29,7 @@ RECORD = "/api/records/77"
 
 
 def study(source):
-    return Study(name="mine", title="t", data=Data(source=source))
+    return Settings(name="mine", title="t", data=Data(source=source))
 
 
 def md5(content):

@@ -13,11 +13,11 @@ from mfcore.data.downloads import DownloadError
 from mfcore.data.labels.source import SOURCES
 from mfcore.store import alone, file_sha256
 from mfcore.store.files import below
-from mfcore.study.config import Data, Patches, Study
+from mfcore.study.config import Data, Patches, Settings
 
 COMMIT = SOURCES["amibr"].archive.commit
 ADDRESS = f"/DeepMicroscopy/AMi-Br/zip/{COMMIT}"
-STUDY = Study(name="t", title="t", data=Data(source="amibr"), patches=Patches(size_px=128))
+STUDY = Settings(name="t", title="t", data=Data(source="amibr"), patches=Patches(size_px=128))
 FILES = {
     "AMI-BR.csv": b"slide\n",
     "README.md": b"# AMi-Br\n",

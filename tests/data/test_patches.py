@@ -18,12 +18,12 @@ from mfcore.data import patches, patches_read
 from mfcore.data.labels import table as labels
 from mfcore.data.patches import PatchError
 from mfcore.data.slides.slide import open_slide
-from mfcore.study.config import Data, Network, Patches, Study, Switches
+from mfcore.study.config import Data, Network, Patches, Settings, Switches
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real data of ../shared/data are not here")
 
-STUDY = Study(name="tiny", title="t", data=Data(source="midog"), patches=Patches(size_px=24, um_per_px=0.25))
+STUDY = Settings(name="tiny", title="t", data=Data(source="midog"), patches=Patches(size_px=24, um_per_px=0.25))
 NATIVE = dataclasses.replace(STUDY, switches=Switches(resolution="native"))
 UM_PER_PX = {"001.tiff": 0.25, "002.tiff": 0.226, "003.tiff": 0.5}
 
@@ -71,7 +71,7 @@ def write_images(folder, size=32, n=6, mode="RGB"):
 
 
 def image_study(size=32, **data):
-    return Study(name="images", title="t", data=Data(source="amibr", **data), patches=Patches(size_px=size))
+    return Settings(name="images", title="t", data=Data(source="amibr", **data), patches=Patches(size_px=size))
 
 
 @pytest.mark.parametrize("study", [STUDY, NATIVE, dataclasses.replace(STUDY, patches=Patches(size_px=24, stored_px=40))])
@@ -505,7 +505,7 @@ def test_twins_are_patches_of_the_same_pixels_and_padding_has_none():
 
 
 def test_twins_of_stored_patches_are_looked_for_once(tmp_path, monkeypatch):
-    study = Study("t", "t", Data("midog"))
+    study = Settings("t", "t", Data("midog"))
     assert patches.find_twins(study, tmp_path) is None
     run = store.open_run(tmp_path, "patches", "t", patches.config_of(study), {})
     table = pd.DataFrame({"patch_id": range(4), "case_id": list("aabb"), "domain": list("xyzz"), "label": [0, 1, 0, 1]})
@@ -542,7 +542,7 @@ def scanned(tmp_path_factory):
 
 
 def scanned_study(origin=None, source="csv"):
-    return Study("scanned", "t", Data(source, origin=origin), patches=Patches(size_px=48))
+    return Settings("scanned", "t", Data(source, origin=origin), patches=Patches(size_px=48))
 
 
 @pytest.mark.parametrize("source", ["csv", "midog"])

@@ -21,9 +21,9 @@ from mfcore.data import patches, patches_read
 from mfcore.data.patches import PatchError
 from mfcore.data.patches_read import DiskError
 from mfcore.data.slides.tiff import TiffReader
-from mfcore.study.config import Data, Patches, Study
+from mfcore.study.config import Data, Patches, Settings
 
-STUDY = Study(name="tiny", title="t", data=Data(source="midog", um_per_px=0.25), patches=Patches(size_px=24, um_per_px=0.25))
+STUDY = Settings(name="tiny", title="t", data=Data(source="midog", um_per_px=0.25), patches=Patches(size_px=24, um_per_px=0.25))
 N_PATCHES = 200
 SIZES = {"001.tiff": (300, 260), "002.tiff": (280, 300), "003.png": (200, 220), "004.tif": (240, 240)}
 

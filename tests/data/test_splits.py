@@ -14,7 +14,7 @@ from mfcore import store
 from mfcore.analysis import compare, compare_defects
 from mfcore.data import patches, splits, splits_audit
 from mfcore.data.splits_draw import Placing
-from mfcore.study.config import MODES, SCHEMES, Data, Patches, Splits, Study, Switches
+from mfcore.study.config import MODES, SCHEMES, Data, Patches, Settings, Splits, Switches
 from mfcore.training import probe
 
 LABELS = Path(__file__).parents[2].parent / "shared" / "data" / "labels"
@@ -22,7 +22,9 @@ needs_real = pytest.mark.skipif(not LABELS.is_dir(), reason="the real labels of 
 
 
 def study(mode="strict", **changes):
-    return Study("t", "t", Data("midog"), splits=replace(Splits(sizes=(0.1, 1.0)), **changes), mode=mode, switches=MODES[mode])
+    return Settings(
+        "t", "t", Data("midog"), splits=replace(Splits(sizes=(0.1, 1.0)), **changes), mode=mode, switches=MODES[mode]
+    )
 
 
 def make(labels, asked):

@@ -9,10 +9,10 @@ import pytest
 from mfcore.data import splits, splits_audit
 from mfcore.data.labels import table as label_files
 from mfcore.data.splits_draw import Placing
-from mfcore.study.config import MODES, SCHEMES, Data, Splits, Study, Switches
+from mfcore.study.config import MODES, SCHEMES, Data, Settings, Splits, Switches
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-STUDY = Study("t", "t", Data("midog"), splits=Splits(sizes=(0.1, 1.0), by_domain=False))
+STUDY = Settings("t", "t", Data("midog"), splits=Splits(sizes=(0.1, 1.0), by_domain=False))
 needs_real = pytest.mark.skipif(not SHARED.is_dir(), reason="the real label files are not on this machine")
 
 
@@ -139,7 +139,7 @@ def test_every_scheme_is_audited_and_one_that_cannot_be_drawn_says_why():
     [("midog22", [12, 131, 1315, 13153], 0.999, {38, 39}), ("ccmct", [46, 465, 4661, 46620], 1.0, {27})],
 )
 def test_released_split_leaks_as_counted_on_the_real_labels(source, n_train, on_train_slides, overlapping_percent):
-    study = Study(
+    study = Settings(
         "t", "t", Data(source), splits=Splits(by_domain=False), mode="paper", switches=MODES["paper"], encoders=("e",)
     )
     labels = label_files.load(study, SHARED / "labels", check_files=False)
@@ -154,7 +154,7 @@ def test_released_split_leaks_as_counted_on_the_real_labels(source, n_train, on_
 @needs_real
 @pytest.mark.parametrize("source", ["midog22", "midogpp", "ccmct"])
 def test_the_remedies_share_nothing_on_the_real_labels(source):
-    study = Study("t", "t", Data(source), splits=Splits(by_domain=False, sizes=(1.0,), n_folds=1), encoders=("e",))
+    study = Settings("t", "t", Data(source), splits=Splits(by_domain=False, sizes=(1.0,), n_folds=1), encoders=("e",))
     labels = label_files.load(study, SHARED / "labels", check_files=False)
     found, reasons = splits_audit.audit_schemes(labels, splits.schemes_of(study))
     found = found.set_index("scheme")

@@ -30,8 +30,8 @@ NAME = "tiny"
 
 
 @pytest.fixture
-def study() -> config.Study:
-    return config.Study(
+def study() -> config.Settings:
+    return config.Settings(
         name="little",
         title="a study small for testing",
         data=config.Data(source="synthetic", n_annotations=N_PATCHES),
@@ -129,7 +129,7 @@ def test_the_slide_at_the_written_corner_shows_what_was_embedded(tmp_path, at_bo
     centres = np.concatenate([[(0.5, 3), (279.5, 239), (20, 239.5)], rng.integers(0, 480, (7, 2)) / 2])
     rows = [f"{name},{x},{y},{k % 2}" for name in images for k, (x, y) in enumerate(centres)]
     (tmp_path / "annotations.csv").write_text("file,x,y,label\n" + "\n".join(rows) + "\n")
-    study = config.Study(
+    study = config.Settings(
         "corners",
         "t",
         config.Data("csv"),

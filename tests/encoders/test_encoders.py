@@ -13,7 +13,7 @@ from mfcore import encoders
 from mfcore.encoders import EncoderError, architecture, catalogue, weights
 from mfcore.encoders.card import EncoderCard, released_cards
 from mfcore.store import file_sha256
-from mfcore.study.config import Data, OwnEncoder, Study, Switches, as_dict, load_study
+from mfcore.study.config import Data, OwnEncoder, Settings, Switches, as_dict, load_study
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_devices():
 
 def test_released_input_is_the_released_codes_way_and_others_stay():
     """Registers in Virchow2's mean, Prov-GigaPath resized and not cropped, ViT-H normalised by 0.5 in the probe alone."""
-    ours = Study("t", "t", Data("midog"))
+    ours = Settings("t", "t", Data("midog"))
     released = dataclasses.replace(ours, switches=Switches(encoder_input="released"))
 
     def changed(of, name):
@@ -229,13 +229,13 @@ def test_where_the_weights_lie_decides_nothing(study_file, tmp_path):
     (tmp_path / "elsewhere" / "x.safetensors").write_bytes((tmp_path / "our_vit.safetensors").read_bytes())
     other = OwnEncoder("our_vit", "", str(tmp_path / "elsewhere" / "x.safetensors"), "vit_tiny_patch16_224")
     other = dataclasses.replace(other, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2))
-    assert encoders.of(Study("t", "t", Data("csv"), own_encoders=(other,)), "our_vit").identity() == card.identity()
+    assert encoders.of(Settings("t", "t", Data("csv"), own_encoders=(other,)), "our_vit").identity() == card.identity()
 
 
 def own(**said) -> EncoderCard:
     """The card of a study's own encoder."""
     record = OwnEncoder("mine", **{"weights": "random", "architecture": "vit_tiny_patch16_224", **CENTRE, **said})
-    return encoders.of(Study("t", "t", Data("csv"), encoders=("mine",), own_encoders=(record,)), "mine")
+    return encoders.of(Settings("t", "t", Data("csv"), encoders=("mine",), own_encoders=(record,)), "mine")
 
 
 def test_a_record_may_say_whatever_a_card_says():
@@ -319,6 +319,6 @@ def test_a_card_made_in_python_is_as_good_as_a_name():
 )
 def test_a_record_that_cant_be_is_refused_by_name(changes, message):
     record = OwnEncoder("mine", "", "random", "vit_tiny_patch16_224", mean=(0.5,) * 3, std=(0.5,) * 3)
-    study = Study("t", "t", Data("csv"), own_encoders=(dataclasses.replace(record, **changes),))
+    study = Settings("t", "t", Data("csv"), own_encoders=(dataclasses.replace(record, **changes),))
     with pytest.raises(EncoderError, match=message):
         encoders.of(study, changes.get("name", "mine"))

@@ -14,7 +14,7 @@ from mfcore.pretraining import loop, pretrain, slides as slide_files, tissue
 from mfcore.pretraining.feed import batches
 from mfcore.pretraining.slides import Kept, SlideFile
 from mfcore.pretraining.source import Source
-from mfcore.study.config import Data, Study
+from mfcore.study.config import Data, Settings
 from mfcore.study.config_pretraining import OnlinePatches
 from mfcore.training import processes
 
@@ -216,7 +216,7 @@ def test_a_pretraining_that_was_killed_looks_at_no_slide_again(folder, tmp_path,
     monkeypatch.setattr(pretrain, "N_WATCHED", 16)
     patches = OnlinePatches(40, (0.25,), uniform_over=uniform_over)
     own = dataclasses.replace(TINY, slides=f"{folder}/", n_steps=2, patches=patches)
-    study = Study("t", "A test", Data("midog"), pretraining=(own,), encoders=("own",))
+    study = Settings("t", "A test", Data("midog"), pretraining=(own,), encoders=("own",))
 
     def killed(*_, **__):
         raise KeyboardInterrupt
@@ -249,6 +249,6 @@ def test_a_second_process_removes_nothing(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "here", lambda: Second(1, 2))
     monkeypatch.setattr(loop, "train", trained)
     own = dataclasses.replace(TINY, slides=f"{folder}/")
-    study = Study("t", "A test", Data("midog"), pretraining=(own,), encoders=("own",))
+    study = Settings("t", "A test", Data("midog"), pretraining=(own,), encoders=("own",))
     pretrain.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
     assert [file.read_text() for file in left] == ["the first one's"] * 2

@@ -16,7 +16,7 @@ from mfcore.encoders import EncoderError
 from mfcore.encoders.card import EncoderCard
 from mfcore.pretraining import networks, pretrain
 from mfcore.study import pretrained
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 from mfcore.study.config_pretraining import Crops, OnlinePatches
 from mfcore.training.processes import Ranks
 
@@ -297,6 +297,6 @@ def test_biases_and_norms_do_not_decay_and_layers_have_their_factor():
 
 def test_an_encoder_of_the_study_can_be_the_start(tmp_path):
     """By its record, as any arm's name."""
-    assert isinstance(encoders.of(STUDY, "vit_tiny_random"), EncoderCard) and isinstance(STUDY, Study)
+    assert isinstance(encoders.of(STUDY, "vit_tiny_random"), EncoderCard) and isinstance(STUDY, Settings)
     pair = build(start="vit_tiny_random", arguments={})
     assert pair.student.encoder.embed_dim == 192

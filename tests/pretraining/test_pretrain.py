@@ -21,7 +21,7 @@ from mfcore.encoders import EncoderError
 from mfcore.pretraining import networks, pretrain
 from mfcore.pretraining.objective import PretrainingError
 from mfcore.study import pretrained
-from mfcore.study.config import Data, Patches, Pretraining, Study, load_study
+from mfcore.study.config import Data, Patches, Pretraining, Settings, load_study
 from mfcore.study.config_pretraining import OnlinePatches, in_full
 from mfcore.training import processes
 
@@ -70,7 +70,7 @@ def slides(tmp_path_factory):
 def study_of(slides, **changed):
     """A study that pretrains ``own`` from the folder of slides."""
     own = dataclasses.replace(SHORT, slides=f"{slides}/", **changed)
-    return Study("t", "A test", Data("midog"), pretraining=(own,), encoders=("own",))
+    return Settings("t", "A test", Data("midog"), pretraining=(own,), encoders=("own",))
 
 
 @pytest.fixture(scope="module")
@@ -161,12 +161,12 @@ def test_too_many_processes_are_refused_before_slides_are_fetched(tmp_path, monk
     monkeypatch.setattr(processes, "here", lambda: processes.Ranks(0, 3))
     monkeypatch.setattr(pretrain.patches, "prepare", None)
     with pytest.raises(PretrainingError, match="4 patches can't be shared evenly by 3 processes"):
-        pretrain.pretrain(Study("t", "A test", Data("midog"), pretraining=(SHORT,)), "own", "nowhere", tmp_path, "cpu")
+        pretrain.pretrain(Settings("t", "A test", Data("midog"), pretraining=(SHORT,)), "own", "nowhere", tmp_path, "cpu")
 
 
 def test_the_name_of_a_known_encoder_is_refused_before_slides_are_fetched(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain.patches, "prepare", None)
-    study = Study("t", "A test", Data("midog"), pretraining=(dataclasses.replace(SHORT, name="uni"),))
+    study = Settings("t", "A test", Data("midog"), pretraining=(dataclasses.replace(SHORT, name="uni"),))
     with pytest.raises(PretrainingError, match=r"pretraining\[uni\].name: the name of a known encoder"):
         pretrain.pretrain(study, "uni", "nowhere", tmp_path, "cpu")
     with pytest.raises(encoders.EncoderError, match=r"pretraining\[uni\].name: the name of a known encoder"):
@@ -228,7 +228,7 @@ def test_the_encoder_is_the_teacher(slides, tmp_path, monkeypatch, changed, argu
 )
 def test_a_card_shows_patches_as_they_were_taught(patch_um_per_px, taught, expected):
     own = dataclasses.replace(SHORT, patches=OnlinePatches(40, taught))
-    study = Study("t", "A test", Data("midog"), patches=Patches(224, patch_um_per_px), pretraining=(own,))
+    study = Settings("t", "A test", Data("midog"), patches=Patches(224, patch_um_per_px), pretraining=(own,))
     assert networks.input_px(in_full(own), study.patches) == expected
 
 

@@ -9,10 +9,10 @@ from mfcore.data.slides.openslide import series_of
 from mfcore.data.slides.slide import SlideError, open_slide
 from mfcore.pretraining import pretrain, slides as slide_files
 from mfcore.pretraining.slides import PatchingError
-from mfcore.study.config import Data, Study
+from mfcore.study.config import Data, Settings
 from mfcore.study.config_pretraining import Pretraining
 
-STUDY = Study(name="s", title="s", data=Data(source="csv"))
+STUDY = Settings(name="s", title="s", data=Data(source="csv"))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from mfcore.pretraining import feed, pretrain, slides as slide_files, source as 
 from mfcore.pretraining.feed import batches
 from mfcore.pretraining.slides import OpenSlides, PatchingError, SlideFile
 from mfcore.pretraining.source import Source
-from mfcore.study.config import Data, Study
+from mfcore.study.config import Data, Settings
 from mfcore.study.config_pretraining import OnlinePatches, Pretraining
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "slides"
@@ -445,7 +445,7 @@ def test_slides_of_a_study_are_its_own_or_those_named(folder, tmp_path):
         for i, n in enumerate("ab")
     ]
     (tmp_path / "annotations.json").write_text(json.dumps({"images": images, "annotations": boxes}))
-    study = Study(name="s", title="s", data=Data(source="midog", um_per_px=0.3, um_per_px_by_scanner={"b": 0.2}))
+    study = Settings(name="s", title="s", data=Data(source="midog", um_per_px=0.3, um_per_px_by_scanner={"b": 0.2}))
     own = pretrain.slides_of(study, Pretraining("p"), tmp_path)
     assert [(Path(file.path), file.um_per_px, file.scanner) for file in own] == [
         (tmp_path / "images" / "a.tif", 0.3, "a"),
@@ -464,7 +464,7 @@ def test_slides_of_a_study_are_its_own_or_those_named(folder, tmp_path):
         (tmp_path / "empty").mkdir()
         pretrain.slides_of(study, Pretraining("p", slides=str(tmp_path / "empty")), tmp_path)
     with pytest.raises(PatchingError, match="has patches and no slides"):
-        pretrain.slides_of(Study(name="s", title="s", data=Data(source="amibr")), Pretraining("p"), tmp_path)
+        pretrain.slides_of(Settings(name="s", title="s", data=Data(source="amibr")), Pretraining("p"), tmp_path)
 
 
 def test_what_is_said_of_a_folder_without_um_per_px_mends_it(tmp_path):
@@ -473,7 +473,7 @@ def test_what_is_said_of_a_folder_without_um_per_px_mends_it(tmp_path):
     tifffile.imwrite(tmp_path / "slides" / "a.tif", textured(BOXES["a"]), photometric="rgb", tile=(256, 256))
     by_scanner, for_all = {"um_per_px_by_scanner": {"S": 0.25}}, {"um_per_px": 0.25}
     for said in (by_scanner, for_all):
-        study = Study(name="s", title="s", data=Data(source="csv", **said))
+        study = Settings(name="s", title="s", data=Data(source="csv", **said))
         slides = pretrain.slides_of(study, Pretraining("p", slides="slides/"), tmp_path)
         with Source(slides, SETTINGS, 0) as source:
             if said is for_all:
@@ -546,7 +546,7 @@ def test_real_slides_together():
 
 def test_figures_and_captions_say_what_was_drawn(folder, exact):
     """Drawn from a real source; the numbers in words are those of the tables."""
-    study = Study(name="s", title="s", data=Data(source="synthetic"))
+    study = Settings(name="s", title="s", data=Data(source="synthetic"))
     source = Source([*files(folder), SlideFile("gone", "gone.tif")], SETTINGS, 0).survey()
     slides, drawn = source.overview(), source.table(range(300))
     assert slides["draw_share"].sum() == pytest.approx(1) and slides.set_index("slide_id").loc["gone", "failure"]

@@ -11,7 +11,7 @@ from mfcore.analysis import compare
 from mfcore.data import patches, splits
 from mfcore.encoders import embed
 from mfcore.study import pretrained
-from mfcore.study.config import ConfigError, Data, Patches, Pretraining, Splits, Study, as_dict
+from mfcore.study.config import ConfigError, Data, Patches, Pretraining, Settings, Splits, as_dict
 from mfcore.study.config_pretraining import Crops, OnlinePatches
 from mfcore.sweep import report_encoders
 
@@ -27,7 +27,7 @@ WHICH = Pretraining(
     batch_size=2,
     n_snapshots=2,
 )
-STUDY = Study(
+STUDY = Settings(
     "t",
     "t",
     Data("synthetic"),
@@ -38,7 +38,7 @@ STUDY = Study(
 )
 
 
-def pretrain(results, seed: int = 0, study: Study = STUDY) -> store.Run:
+def pretrain(results, seed: int = 0, study: Settings = STUDY) -> store.Run:
     """Leave a finished pretraining behind, with weights drawn by ``seed``."""
     from safetensors.torch import save_file
 

@@ -15,10 +15,10 @@ from mfcore.claims import ledger as claims
 from mfcore.data import patches, splits, splits_audit
 from mfcore.data.splits_draw import Placing
 from mfcore.store import machine
-from mfcore.study.config import MODES, Data, Effects, Inflation, Pretraining, Splits, Study, Task, as_dict
+from mfcore.study.config import MODES, Data, Effects, Inflation, Pretraining, Settings, Splits, Task, as_dict
 from mfcore.sweep import report, report_claims, report_html
 
-STUDY = Study(
+STUDY = Settings(
     "t", "A <test>", Data("synthetic", um_per_px=0.3), splits=Splits(sizes=(1.0,), n_folds=2), encoders=("good", "broken")
 )
 

@@ -40,7 +40,7 @@ def file(tmp_path):
 
 
 @pytest.fixture
-def study(file) -> config.Study:
+def study(file) -> config.Settings:
     return config.load_study(file)
 
 
@@ -66,7 +66,7 @@ def nowhere(monkeypatch, tmp_path):
         assert not server.asked
 
 
-def embedded(study: config.Study, results, name: str, card: dict, key: str = "") -> None:
+def embedded(study: config.Settings, results, name: str, card: dict, key: str = "") -> None:
     """Leave a finished run of embeddings behind, as by ``card``."""
     inputs = {"patches": key or patches.find(study, results).key}
     run = store.open_run(results, "embeddings", name, {"card": card, "size_px": 32}, inputs)
@@ -74,7 +74,7 @@ def embedded(study: config.Study, results, name: str, card: dict, key: str = "")
     run.finish(["embeddings.h5"], weights="0123456789abcdef")
 
 
-def row(study: config.Study, results, name: str) -> dict:
+def row(study: config.Settings, results, name: str) -> dict:
     table = report_encoders.table(study, results).set_index("encoder")
     return table.loc[name].to_dict()
 

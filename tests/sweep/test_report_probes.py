@@ -12,7 +12,7 @@ from mfcore import store
 from mfcore.analysis import compare_probes, estimators
 from mfcore.data import patches, splits
 from mfcore.measures.statistics import Folds
-from mfcore.study.config import Data, Study, as_dict
+from mfcore.study.config import Data, Settings, as_dict
 from mfcore.sweep import report_probes
 
 STUDY = dataclasses.replace(made_embeddings.STUDY, probe_audit=("made",))
@@ -29,7 +29,7 @@ ESTIMATORS = {
 SHIFT = {"uni": 1.5, "sklearn_unis_c": 1.4, "early_stopped_adam": 0.5, "early_stopped_adam_fast": 1.5}
 
 
-def write(folder, study: Study = STUDY) -> store.Run:
+def write(folder, study: Settings = STUDY) -> store.Run:
     """A finished audit whose estimators part the classes by SHIFT standard deviations; class 1 scores low but for Adam."""
     labels = np.tile([0, 0, 0, 1], 100)
     embeddings = made_embeddings.write(folder, np.ones((400, 2), np.float32), labels, study)

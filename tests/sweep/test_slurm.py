@@ -21,7 +21,7 @@ from running import HANG_S, marked_by, until
 from mfcore import store
 from mfcore.data import patches, splits
 from mfcore.encoders import embed
-from mfcore.study.config import Study, load_study
+from mfcore.study.config import Settings, load_study
 from mfcore.sweep import jobs as sweep_jobs
 from mfcore.training import probe, train
 
@@ -162,7 +162,7 @@ def slurm(tmp_path) -> Iterator[dict[str, str]]:
         _kill(_processes(environment))
 
 
-def _here(study: Study, data: Path, folder: Path) -> list[store.Run]:
+def _here(study: Settings, data: Path, folder: Path) -> list[store.Run]:
     """The study's arms, made in this process."""
     patches.extract(study, patches.prepare(study, data, 2), folder, 2)
     splits.write(study, folder)

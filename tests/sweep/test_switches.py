@@ -18,10 +18,10 @@ from mfcore.data import patches, splits
 from mfcore.data.downloads import DownloadError
 from mfcore.data.patches_read import DiskError
 from mfcore.encoders import embed
-from mfcore.study.config import MODES, Data, Effects, Lora, Network, Patches, Splits, Study, Switches, as_dict
+from mfcore.study.config import MODES, Data, Effects, Lora, Network, Patches, Settings, Splits, Switches, as_dict
 from mfcore.sweep import report_switches, switches as measuring
 
-STUDY = Study(
+STUDY = Settings(
     "tiny",
     "Tiny",
     Data("midog"),

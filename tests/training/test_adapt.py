@@ -15,7 +15,7 @@ from mfcore import encoders
 from mfcore.encoders import EncoderError, architecture, weights
 from mfcore.encoders.card import EncoderCard, cards
 from mfcore.encoders.readout import READOUTS
-from mfcore.study.config import ConfigError, Data, Lora, OwnEncoder, Study, load_study
+from mfcore.study.config import ConfigError, Data, Lora, OwnEncoder, Settings, load_study
 from mfcore.training import adapt
 
 FOCUS = cards()["dinov2_vits14_focus"]
@@ -198,7 +198,7 @@ def test_an_adapted_encoder_can_be_used_as_any_other(monkeypatch, tmp_path):
     model = as_if_trained(adapt.build_network(card, SMALL, seed=0))
     save_file(adapt.merged(model), tmp_path / "adapted.safetensors")
     record = OwnEncoder("adapted", like="tiny", weights=str(tmp_path / "adapted.safetensors"))
-    study = Study("t", "t", Data("csv"), encoders=("adapted",), own_encoders=(record,))
+    study = Settings("t", "t", Data("csv"), encoders=("adapted",), own_encoders=(record,))
     encoder = encoders.load(encoders.of(study, "adapted"))
     with torch.no_grad():
         expected = model.forward_features(encoder.transform(some_patches(3, 32)))[:, 0]

@@ -13,7 +13,7 @@ from made_training import N_PATCHES, NETWORK, UNIT, network, task
 from mfcore.data import augment, splits
 from mfcore.data.labels import table as labels
 from mfcore.data.splits_draw import Placing
-from mfcore.study.config import MODES, Data, Splits, Study
+from mfcore.study.config import MODES, Data, Settings, Splits
 from mfcore.training import task as train_task
 from mfcore.training.task import Places, Recipe, TrainingError
 
@@ -167,7 +167,7 @@ def drawn_by_the_rule(slides: list[tuple[int, int]], n: int) -> tuple[float, flo
 @pytest.mark.parametrize(("source", "first", "last"), [("midog22", 0.226, 0.005), ("ccmct", 0.156, 0.0)])
 def test_the_released_sampler_draws_as_the_rule_says_on_the_real_labels(source, first, last):
     """Each size and fold as the released training script draws them. ``first``, ``last``: random places, mean of folds."""
-    study = Study("s", "S", Data(source), splits=Splits(by_domain=False), mode="paper", switches=MODES["paper"])
+    study = Settings("s", "S", Data(source), splits=Splits(by_domain=False), mode="paper", switches=MODES["paper"])
     table = labels.load(study, LABELS, check_files=False)
     folds = splits.make(table, splits.scheme_of(study, networks=True))
     truth, slide_ids = table["label"].to_numpy(), table["slide_id"].to_numpy()

@@ -12,7 +12,7 @@ from made_training import CARD, NETWORK, history_of, made, network, store_study,
 from mfcore import encoders, store
 from mfcore.data import splits
 from mfcore.encoders import catalogue
-from mfcore.study.config import Data, Lora, Network, Patches, Study, Switches
+from mfcore.study.config import Data, Lora, Network, Patches, Settings, Switches
 from mfcore.training import adapt, loop as train_loop, train
 from mfcore.training.task import Recipe
 
@@ -32,13 +32,13 @@ class Killed(Exception):
     """Stands for a kill."""
 
 
-def study_of(*networks: Network, **changed: object) -> Study:
+def study_of(*networks: Network, **changed: object) -> Settings:
     given = {"name": "small", "title": "Small", "data": Data("midog"), "patches": Patches(size_px=16), "networks": networks}
-    return Study(**{**given, **changed})
+    return Settings(**{**given, **changed})
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch) -> Study:
+def study(tmp_path, monkeypatch) -> Settings:
     """A study whose patches and splits lie finished in ``tmp_path``, with the tiny network for its architecture."""
     the_study = study_of(network(n_epochs=2))
     store_study(the_study, tmp_path, *made())
@@ -47,7 +47,7 @@ def study(tmp_path, monkeypatch) -> Study:
     return the_study
 
 
-def with_network(study: Study, **changed: object) -> Study:
+def with_network(study: Settings, **changed: object) -> Settings:
     return dataclasses.replace(study, networks=(network(**{"n_epochs": 2, **changed}),))
 
 

@@ -14,14 +14,14 @@ import pandas as pd
 
 from mfcore.data.labels.schema import COLUMNS, MAX_OFF_SLIDE_PX, LabelError, refuse
 from mfcore.data.slides.openslide import NO_VOLUME, series_of
-from mfcore.study.config import Study
+from mfcore.study.config import Settings
 
 __all__ = ["COLUMNS", "MAX_OFF_SLIDE_PX", "LabelError", "files_of", "load"]
 
 SLIDE_FOLDERS = ("images", "", "WSI")
 
 
-def files_of(study: Study, folder: str | Path) -> tuple[Path, ...]:
+def files_of(study: Settings, folder: str | Path) -> tuple[Path, ...]:
     """Every label file that `load` reads, the main one first; raises LabelError where there is none, or which is unclear."""
     folder, source = Path(folder), study.source
     for pattern in source.main_files:
@@ -43,7 +43,7 @@ def files_of(study: Study, folder: str | Path) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def load(study: Study, folder: str | Path, check_files: bool = True) -> pd.DataFrame:
+def load(study: Settings, folder: str | Path, check_files: bool = True) -> pd.DataFrame:
     """The study's labels, one row an annotation, columns `COLUMNS`; ``patch_id`` counts the rows.
 
     ``um_per_px`` is NaN: it is known when slides are read. ``votes`` has a rater's vote each, int8, 1 positive, and none

@@ -13,7 +13,7 @@ import pytest
 from mfcore.data.labels import midog as labels_midog, table as labels
 from mfcore.data.labels.source import SOURCES
 from mfcore.data.labels.table import LabelError
-from mfcore.study.config import Data, Study
+from mfcore.study.config import Data, Settings
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data" / "labels"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real labels of ../shared/data are not here")
@@ -47,7 +47,7 @@ CREATE TABLE Persons (uid INTEGER PRIMARY KEY, name TEXT);
 
 
 def study(source, **changes):
-    return Study("mine", "t", Data(source, **changes))
+    return Settings("mine", "t", Data(source, **changes))
 
 
 def load(source, folder, **changes):

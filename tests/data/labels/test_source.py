@@ -9,7 +9,7 @@ import pytest
 from mfcore.data import patches
 from mfcore.data.labels import table as labels
 from mfcore.data.labels.source import SOURCES, Source
-from mfcore.study.config import Data, Study
+from mfcore.study.config import Data, Settings
 
 ROOT = Path(__file__).parents[3]
 MODULES = sorted((ROOT / "mfcore").rglob("*.py"))
@@ -49,7 +49,7 @@ def test_a_new_source_is_one_entry(tmp_path, monkeypatch):
 
     new = Source("new", "New", ("new*.txt",), read, beside=(("more.txt",),), has_slides=False, note=lambda t: f"{len(t)} rows")
     monkeypatch.setitem(SOURCES, "new", new)
-    study = Study("mine", "t", Data("new"))
+    study = Settings("mine", "t", Data("new"))
     (tmp_path / "new_1.txt").write_text("a")
     (tmp_path / "more.txt").write_text("b")
     table = labels.load(study, tmp_path)

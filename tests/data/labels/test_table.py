@@ -11,11 +11,11 @@ import pytest
 
 from mfcore.data.labels import table as labels
 from mfcore.data.labels.table import LabelError
-from mfcore.study.config import Data, Study
+from mfcore.study.config import Data, Settings
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data"
-MIDOG = Study(name="t", title="t", data=Data(source="midog"))
-AMIBR = Study(name="t", title="t", data=Data(source="amibr"))
+MIDOG = Settings(name="t", title="t", data=Data(source="midog"))
+AMIBR = Settings(name="t", title="t", data=Data(source="amibr"))
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real labels of ../shared/data are not here")
 
 GOOD = {

@@ -1,0 +1,115 @@
+"""A study and its results: one object that reads each stored table once, for notebooks, exhibits and claims."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from mfcore import store
+from mfcore.study import predictions, pretrained
+from mfcore.study.config import Settings, load_study
+
+if TYPE_CHECKING:
+    from mfcore.encoders.card import EncoderCard
+
+
+class Study:
+    """What a study file says, and the folder with its runs.
+
+    settings: the study file. folder: of its runs, figures and failures; it may not exist yet. Each table is read at first
+    use and kept: open the study again to see what was made since.
+    """
+
+    def __init__(self, settings: Settings, folder: str | Path):
+        self.settings, self.folder = settings, Path(folder)
+
+    def __repr__(self) -> str:
+        return f"Study({self.name!r}, {str(self.folder)!r})"
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def seed(self) -> int:
+        """Of splits, trainings and resampling."""
+        return self.settings.splits.seed
+
+    @property
+    def figures(self) -> Path:
+        """The folder that exhibits are saved in."""
+        return self.folder / "figures"
+
+    # ---- data ----
+
+    @cached_property
+    def patches(self) -> store.Run:
+        """The run with the stored patches; raises StoreError where there is none."""
+        from mfcore.data import patches
+
+        return patches.find(self.settings, self.folder)
+
+    @cached_property
+    def labels(self) -> pd.DataFrame:
+        """A row a stored patch, in the order of the patches, as `mfcore.data.labels.schema`."""
+        return store.read_parquet(self.patches.path("labels.parquet"))
+
+    @cached_property
+    def splits(self) -> pd.DataFrame:
+        """The splits that probes learn from, as `mfcore.data.splits.make`; raises StoreError where there are none."""
+        return predictions.stored_splits(self.settings, self.folder)
+
+    # ---- encoders ----
+
+    def card(self, encoder: str) -> "EncoderCard":
+        """The card by which the study has an encoder: a known one, the user's own, or one pretrained here."""
+        from mfcore import encoders
+
+        return encoders.of(self.settings, encoder, self.folder)
+
+    def embeddings(self, encoder: str) -> store.Run:
+        """The run with the embeddings of the study's patches; raises StoreError where there is none."""
+        return predictions.find_embeddings(self.settings, encoder, self.folder)
+
+    def pretraining(self, name: str) -> store.Run:
+        """The finished pretraining of an encoder; raises StoreError where there is none."""
+        return pretrained.find(self.settings, name, self.folder)
+
+    # ---- arms ----
+
+    @cached_property
+    def runs(self) -> dict[str, store.Run]:
+        """The current run of each probe (by encoder) and training (``NETWORK-foldN``)."""
+        return predictions.current_runs(self.settings, self.folder)
+
+    @cached_property
+    def _collected(self) -> predictions.Collected:
+        return predictions.collect(self.settings, self.folder)
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """A row a tested patch, arm, training domain, fold and size; see `mfcore.study.predictions.Collected`."""
+        return self._collected.predictions
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """``arm, stage, reason``: a row a run that failed or is missing."""
+        return self._collected.failures
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Every metric, a row an arm, training domain, fold, size and tested domain; see `mfcore.study.predictions.scores`."""
+        return predictions.scores(self.predictions)
+
+    # ---- exhibits ----
+
+    def show(self, exhibit):
+        """Save an exhibit among the study's figures and return it, so that a notebook shows it."""
+        return exhibit.save(self.figures)
+
+
+def open_study(file: str | Path, results: str | Path = "results") -> Study:
+    """Open a study file with its runs below ``results``; raises ConfigError where the file is wrong."""
+    settings = load_study(file)
+    return Study(settings, Path(results) / settings.name)
