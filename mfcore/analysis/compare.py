@@ -26,6 +26,7 @@ from mfcore.study.predictions import (
     history as history,
     kind_of as kind_of,
     load_arm as load_arm,
+    read_predictions as read_predictions,
     refuse_lost as refuse_lost,
     scores as scores,
     stored_labels as stored_labels,

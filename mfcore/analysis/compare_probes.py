@@ -80,7 +80,7 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
 
 def folds(run: store.Run, seed: int) -> dict[str, Folds]:
     """AUROC by fold with all the data, of each estimator of an audit, as tests need it; ``seed`` draws the tested cases."""
-    predictions = pd.read_parquet(run.path("predictions.parquet"))
+    predictions = compare.read_predictions(run)
     full = predictions[predictions["size"] == predictions["size"].max()]
     return {name: by_fold(part, "auroc", seed, splits.ALL) for name, part in full.groupby("estimator", sort=False)}
 

@@ -63,8 +63,8 @@ class Scheme:
 
     @property
     def is_released(self) -> bool:
-        """Whether patches are drawn as the released probe script draws."""
-        return self.split_by == "annotation" and not self.stratified
+        """Whether patches are drawn as one of the released scripts draws."""
+        return self.split_by == BY_TRAINING_SCRIPT or (self.split_by == "annotation" and not self.stratified)
 
 
 def draw(labels: pd.DataFrame, scheme: Scheme, train_domain: str, fold: int, sizes: tuple[float, ...]) -> dict[float, Roles]:
@@ -72,10 +72,10 @@ def draw(labels: pd.DataFrame, scheme: Scheme, train_domain: str, fold: int, siz
 
     labels: the patches to divide, as `mfcore.data.labels.table.COLUMNS`. Raises SplitError where they can't be divided.
     """
-    if scheme.is_released:
-        return _as_released(labels, scheme, fold, sizes)
     if scheme.split_by == BY_TRAINING_SCRIPT:
         return _as_trained(labels, scheme, train_domain, fold, sizes)
+    if scheme.is_released:
+        return _as_released(labels, scheme, fold, sizes)
     divide = _divide_officially if scheme.split_by == "official" else _divide
     roles = divide(labels, scheme, train_domain, fold)
     if scheme.split_by == "annotation_buffered":

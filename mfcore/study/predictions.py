@@ -72,15 +72,8 @@ def collect(study: Settings, results: str | Path) -> Collected:
                 failures.append({"arm": network.name, "stage": f"train, fold {fold}", "reason": reason})
     if not tables:
         raise store.StoreError(f"{results}: no arm of study {study.name!r} has predictions yet; run notebooks 02 to 04 first")
-    predictions = _with_cases(pd.concat(tables, ignore_index=True), study, results)
+    predictions = pd.concat(tables, ignore_index=True)
     return Collected(predictions, pd.DataFrame(failures, columns=["arm", "stage", "reason"]))
-
-
-def _with_cases(predictions: pd.DataFrame, study: Settings, results: str | Path) -> pd.DataFrame:
-    """Predictions with the ``case_id`` of each patch, from the study's stored labels; raises StoreError as `refuse_lost`."""
-    labels = pd.read_parquet(patches.find(study, results).path("labels.parquet"), columns=["patch_id", "case_id"])
-    refuse_lost(predictions, labels)
-    return predictions.assign(case_id=predictions["patch_id"].map(labels.set_index("patch_id")["case_id"]))
 
 
 def stored_labels(study: Settings, results: str | Path) -> pd.DataFrame:
@@ -203,17 +196,34 @@ def _plain(content: dict) -> dict:
 
 
 def load_arm(run: store.Run, arm: str, kind: str) -> pd.DataFrame:
-    """One finished run's predictions as a part of arm ``arm``, with ``n_train``, the patches that each fit trained on."""
-    splits_folder = next(run.folder.parent.glob(f"splits-*-{run.identity['inputs']['splits']}"), None)
-    if splits_folder is None:
-        raise store.StoreError(f"{run.folder}: the splits it was made on are gone; run notebook 01 and this arm again")
-    table = store.read_parquet(splits_folder / "splits.parquet")
+    """One finished run's predictions as a part of arm ``arm``, with ``case_id`` and each fit's ``n_train`` training patches.
+
+    Raises StoreError where the splits or the patches that the run was made on are gone.
+    """
+    table = store.read_parquet(_run_of(run, "splits").path("splits.parquet"))
     unit = ["train_domain", "fold", "size"]
     n_train = table[table["role"] == "train"].groupby(unit).size().rename("n_train").reset_index()
-    predictions = store.read_parquet(run.path("predictions.parquet")).merge(
-        n_train, on=unit, how="left", validate="many_to_one"
-    )
+    predictions = read_predictions(run).merge(n_train, on=unit, how="left", validate="many_to_one")
     return predictions.assign(arm=arm, kind=kind)
+
+
+def read_predictions(run: store.Run) -> pd.DataFrame:
+    """A finished run's ``predictions.parquet`` with each patch's ``case_id``: intervals draw cases where they are known.
+
+    The case is the one in the labels of the patches that the run's splits divide. Raises StoreError where they are gone.
+    """
+    predictions = store.read_parquet(run.path("predictions.parquet"))
+    labels = store.read_parquet(_run_of(_run_of(run, "splits"), "patches").path("labels.parquet"))
+    refuse_lost(predictions, labels)
+    return predictions.assign(case_id=predictions["patch_id"].map(labels.set_index("patch_id")["case_id"]))
+
+
+def _run_of(run: store.Run, stage: str) -> store.Run:
+    """The run of an earlier stage that ``run`` was made on; raises StoreError where it is gone."""
+    folder = next(run.folder.parent.glob(f"{stage}-*-{run.identity['inputs'][stage]}"), None)
+    if folder is None:
+        raise store.StoreError(f"{run.folder}: the {stage} it was made on are gone; run notebook 01 and this arm again")
+    return store.run_at(folder)
 
 
 def scores(predictions: pd.DataFrame) -> pd.DataFrame:

@@ -38,7 +38,7 @@ def states_of(study: Settings, job: Job) -> tuple[str, ...]:
             names += [_slides_name(place) for place in dict.fromkeys(places.values()) if place]
     elif job.notebook == STAGES["09"]:
         names.append(registry.state_name(str(job.parameters["task"])))
-    if rule in ("embed", SHARE, "train_end_to_end", "downstream_tasks", MEASURE) and _own_files(study):
+    if rule in ("embed", SHARE, "train_end_to_end", "pretrain", "downstream_tasks", MEASURE) and _own_files(study):
         names.append("encoders")
     return tuple(names)
 
@@ -119,9 +119,10 @@ def _slides_name(place: str) -> str:
 
 
 def _own_files(study: Settings) -> list[Path]:
-    """Files on this machine that the study's encoders' weights are read from."""
+    """Files on this machine that weights are read from: of encoders, networks, and what pretrainings start from."""
     named = [own.weights_path for own in study.own_encoders]
-    named += [Path(name.partition(":")[2]) for name in study.encoders if name.startswith("folder:")]
+    names = [*study.encoders, *(one.architecture for one in study.networks), *(one.start for one in study.pretraining)]
+    named += [Path(name.partition(":")[2]) for name in dict.fromkeys(names) if name.startswith("folder:")]
     found = [sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path] for path in named if path]
     return [file for files in found for file in files]
 

@@ -181,6 +181,10 @@ def test_intervals_of_collected_predictions_draw_the_labels_cases(results):
     assert set(found["n"]) == {7} and set(found["unit"]) == {"case"}
     best = compare.best_interval(collected, compare.scaling_table(compare.scores(collected), STUDY), STUDY)
     assert (best.n, best.unit) == (7, "case")
+    alone = compare.load_arm(
+        next(run for run in store.runs(results, "probe") if run.identity["name"] == "good"), "good", "probe"
+    )
+    assert alone["case_id"].nunique() == 7, "an arm that is read by itself, as switches are, has lost its cases"
     store.write_parquet(next(results.glob("patches-*/labels.parquet")), pd.DataFrame({"patch_id": [0], "case_id": ["c0"]}))
     with pytest.raises(store.StoreError, match="run notebook 01 again"):
         compare.collect(STUDY, results)

@@ -242,9 +242,13 @@ def test_a_twin_in_another_domain_leaves_training_and_a_case_there_leaves_the_te
     assert np.array_equal(found["train"], trained) and not set(again) & set(found["test"])
 
 
-def test_the_released_draws_know_no_twins():
-    labels, asked = with_planted(14), under("released", study("paper", n_folds=2))
-    pd.testing.assert_frame_equal(make(labels, asked), make(labels.drop(columns="twin"), asked))
+@pytest.mark.parametrize("networks", [False, True], ids=["probes", "networks"])
+def test_the_released_draws_know_no_twins(networks):
+    scheme = splits.scheme_of(under("released", study("paper", n_folds=2)), networks)
+    labels = with_planted(14)
+    labels["twin"] = labels["twin"].where(labels.index % 3 > 0, labels["patch_id"].iloc[0])  # in every domain
+    assert labels.groupby("twin")["domain"].nunique().max() > 1
+    pd.testing.assert_frame_equal(splits.make(labels, scheme), splits.make(labels.drop(columns="twin"), scheme))
 
 
 def test_twins_that_leave_too_few_cases_are_named_in_the_refusal():

@@ -325,6 +325,26 @@ def test_jobs_depend_on_what_they_read_alone(tmp_path):
     assert read[f"02_embed.{ENCODER}"] == read["05_data_scaling"] == set()
 
 
+@pytest.mark.parametrize(
+    ("more", "rule"),
+    [
+        ("networks: [{name: net, architecture: 'folder:WEIGHTS'}]\n", "04_train_end_to_end.net.fold0"),
+        ("pretraining: [{name: own, n_steps: 4, start: 'folder:WEIGHTS'}]\n", "08_pretrain.own"),
+    ],
+    ids=["network", "start of a pretraining"],
+)
+def test_weights_in_a_folder_are_watched_wherever_a_study_names_them(tmp_path, more, rule):
+    weights = tmp_path / "mine" / "weights.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"one")
+    study = load_study(_file(tmp_path, more.replace("WEIGHTS", str(weights.parent))))
+    job = sweep_jobs.jobs_of(study)[rule]
+    before = _written(study, tmp_path, tmp_path / "data", job)
+    weights.write_bytes(b"two")
+    after = _written(study, tmp_path, tmp_path / "data", job)
+    assert {name for name in after if after[name] != before[name]} == {"encoders"}
+
+
 def test_a_task_whose_image_in_the_middle_is_replaced_is_another(tmp_path):
     study = load_study(_file(tmp_path, "tasks: [{name: crc}]\n"))
     job = sweep_jobs.jobs_of(study)["09_downstream_tasks.crc"]

@@ -157,7 +157,9 @@ def test_what_a_study_can_show_gives_no_excuse():
 
 def patches_run(results, um_per_px=0.25, over_edge=3, far_px=17.5):
     """Four patches on one slide: a negative with a positive ``far_px`` beside it, and two alone."""
-    table = pd.DataFrame({"patch_id": range(4), "slide_id": list("aaab"), "label": [0, 1, 0, 0], "um_per_px": um_per_px})
+    table = pd.DataFrame(
+        {"patch_id": range(4), "slide_id": list("aaab"), "case_id": list("aaab"), "label": [0, 1, 0, 0], "um_per_px": um_per_px}
+    )
     table = table.assign(x_l0_px=[100.0, 100 + far_px, 500, 100], y_l0_px=100.0)
     run = store.open_run(results, "patches", "tiny", patches.config_of(STUDY), {})
     store.write_parquet(run.path("labels.parquet"), table)
@@ -186,7 +188,9 @@ def fitted(results, stage, name, shift, patch_ids, fold=0):
     """A finished arm whose positives score ``shift`` above its negatives, and the splits it was tested on."""
     rng = np.random.default_rng(fold)
     labels = np.arange(len(patch_ids)) % 2
-    inputs = {"tested": store.digest([int(i) for i in patch_ids])}
+    cut = store.open_run(results, "patches", "predicted", {"ids": [int(i) for i in patch_ids]})
+    store.write_parquet(cut.path("labels.parquet"), pd.DataFrame({"patch_id": patch_ids, "case_id": "a"}))
+    inputs = {"patches": cut.finish(["labels.parquet"]).key}
     drawn = store.open_run(results, "splits", "slide", {}, inputs)
     roles = {"patch_id": range(50), "train_domain": "all", "fold": fold, "size": 1.0, "role": "train"}
     store.write_parquet(drawn.path("splits.parquet"), pd.DataFrame(roles))
@@ -476,9 +480,10 @@ def told(tmp_path, capsys, switch="border"):
 def test_several_problems_of_a_study_have_a_line_each(tmp_path, capsys):
     (tmp_path / "tiny.yaml").write_text("name: t\ntitle: t\ndata: {source: midog}\nencodrs: [a]\nsplit: {}\n")
     assert [line.strip().split(";")[0] for line in told(tmp_path, capsys)] == [
-        f"mfcore: {tmp_path / 'tiny.yaml'}: 2 problems:",
+        f"mfcore: {tmp_path / 'tiny.yaml'}: 3 problems:",
         "unknown key encodrs",
         "unknown key split",
+        "a study needs at least one entry in encoders or networks",
     ]
 
 
