@@ -188,7 +188,7 @@ def fitted(results, stage, name, shift, patch_ids, fold=0):
     """A finished arm whose positives score ``shift`` above its negatives, and the splits it was tested on."""
     rng = np.random.default_rng(fold)
     labels = np.arange(len(patch_ids)) % 2
-    cut = store.open_run(results, "patches", "predicted", {"ids": [int(i) for i in patch_ids]})
+    cut = store.open_run(results, "patches", "predicted", {"ids": [int(i) for i in patch_ids]}, {})
     store.write_parquet(cut.path("labels.parquet"), pd.DataFrame({"patch_id": patch_ids, "case_id": "a"}))
     inputs = {"patches": cut.finish(["labels.parquet"]).key}
     drawn = store.open_run(results, "splits", "slide", {}, inputs)
