@@ -257,21 +257,24 @@ def _nested_subset(labels: pd.DataFrame, scheme: Scheme, size: float, rounding: 
 
 def _without_shared_px(labels: pd.DataFrame, scheme: Scheme, roles: Roles) -> Roles:
     """``roles`` less the validation patches that share a px with a test patch, and the training patches with either."""
-    indexed = with_places(labels, scheme.placing).set_index("patch_id")
-    test, val, train = (indexed.loc[roles[role]] for role in ("test", "val", "train"))
-    val = val[~overlapping(test, val)]
-    train = train[~overlapping(pd.concat([test, val]), train)]
-    return {"test": roles["test"], "val": val.index.to_numpy(), "train": train.index.to_numpy()}
+    return _drop_touching(with_places(labels, scheme.placing), roles, overlapping)
 
 
 def _without_twins(labels: pd.DataFrame, roles: Roles) -> Roles:
     """``roles`` less the validation patches that are twins of a test patch, and the training patches that are of either."""
-    if "twin" not in labels:
-        return roles
-    twin = labels.set_index("patch_id")["twin"]
-    test, val, train = (twin.loc[roles[role]] for role in ("test", "val", "train"))
-    val = val[~val.isin(test)]
-    train = train[~(train.isin(test) | train.isin(val))]
+    return (
+        _drop_touching(labels, roles, lambda seen, asked: asked["twin"].isin(seen["twin"]).to_numpy())
+        if "twin" in labels
+        else roles
+    )
+
+
+def _drop_touching(labels: pd.DataFrame, roles: Roles, touch: Callable[[pd.DataFrame, pd.DataFrame], np.ndarray]) -> Roles:
+    """``roles`` less the validation patches that touch a test patch, and the training patches that touch either."""
+    indexed = labels.set_index("patch_id")
+    test, val, train = (indexed.loc[roles[role]] for role in ("test", "val", "train"))
+    val = val[~touch(test, val)]
+    train = train[~touch(pd.concat([test, val]), train)]
     return roles | {"val": val.index.to_numpy(), "train": train.index.to_numpy()}
 
 

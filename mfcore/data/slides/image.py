@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from mfcore.data.slides.reader import CONVERT, TURN, SlideError, Window, given, stated_resolution
+from mfcore.data.slides.reader import CONVERT, TURN, SlideError, Window, stated_resolution
 from mfcore.data.slides.tiles import Memory
 
 MAX_PX = 1 << 27  # 4 bytes a px: 512 MiB; the largest images of MIDOG have a third of it
@@ -45,7 +45,7 @@ class ImageReader:
     def expect(self, windows: Iterable[Window]) -> None:
         """Nothing to prepare: the first read decodes the whole image."""
 
-    def region(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
+    def region(self, window: Window) -> np.ndarray:
         """See `mfcore.data.slides.reader.Reader`."""
         with self._lock:
             if self._image is None:
@@ -53,7 +53,7 @@ class ImageReader:
                 self._image = self._decode()
         patch = Image.new("RGB", (window.width, window.height), "white")
         patch.paste(self._image, (-window.x_px, -window.y_px))
-        return given(np.asarray(patch), out)
+        return np.asarray(patch)
 
     def close(self) -> None:
         """Give the memory back."""

@@ -50,11 +50,8 @@ class Reader(Protocol):
         """Announce reads in their order; a tile that several of them need is then decoded once."""
         ...
 
-    def region(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
-        """The px of a window, uint8 (height, width, 3), white outside the slide, in ``out`` where it is given.
-
-        Several threads may call it at once.
-        """
+    def region(self, window: Window) -> np.ndarray:
+        """The px of a window, uint8 (height, width, 3), white outside the slide; several threads may call it at once."""
         ...
 
     def close(self) -> None:
@@ -89,14 +86,6 @@ def whole_downsample(size_px: tuple[int, int], level_size_px: tuple[int, int], r
     last = min(whole // max(level - 1, 1) for whole, level in sides)
     explain = [k for k in range(first, last + 1) if all(level in (whole // k, -(-whole // k)) for whole, level in sides)]
     return float(min(explain, key=lambda k: (k != ratio, k & (k - 1) != 0, abs(k - ratio)), default=ratio))
-
-
-def given(pixels: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-    """The result of `Reader.region`: ``pixels``, or ``out`` with the pixels written into it."""
-    if out is None:
-        return pixels
-    out[:] = pixels
-    return out
 
 
 def overlap(start: int, length: int, size: int) -> tuple[int, int]:
