@@ -47,7 +47,7 @@ def shift_of(values, x):
 
 
 def smaller(image, factor, rounded="down"):
-    """The means of squares of ``factor`` px; a rest at the right and below is left out ("down"), or makes px of its own ("up")."""
+    """The means of squares of ``factor`` px; a rest at the right and below is left out ("down"), or makes px ("up")."""
     if rounded == "up":
         image = np.pad(image, [(0, -side % factor) for side in image.shape[:2]] + [(0, 0)], mode="edge")
     height, width = (side // factor for side in image.shape[:2])
