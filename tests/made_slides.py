@@ -47,7 +47,13 @@ def shift_of(values, x):
 
 
 def smaller(image, factor, rounded="down"):
-    """The means of squares of ``factor`` px; a rest at the right and below is left out ("down"), or makes px ("up")."""
+    """The means of squares of ``factor`` px; a rest at the right and below is left out ("down"), or makes px of its own ("up").
+
+    Or ("resized") the whole image, made to fit in as many px as "down" has.
+    """
+    if rounded == "resized":
+        size = image.shape[1] // factor, image.shape[0] // factor
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
     if rounded == "up":
         image = np.pad(image, [(0, -side % factor) for side in image.shape[:2]] + [(0, 0)], mode="edge")
     height, width = (side // factor for side in image.shape[:2])

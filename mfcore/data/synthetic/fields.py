@@ -12,7 +12,7 @@ from mfcore import streams
 from mfcore.data.synthetic import cells
 from mfcore.data.synthetic.cells import Canvas, Window
 from mfcore.data.synthetic.domains import Domain, Look, all_domains
-from mfcore.data.synthetic.tissue import Plan, coarse_at, ground, lay_out, scan
+from mfcore.data.synthetic.tissue import Plan, coarse_at, draw_vacuoles, ground, lay_out, scan
 
 UM_PER_PX = 0.5
 NUCLEI = ("background", "tumour", "lymphocyte", "spindle")
@@ -85,8 +85,7 @@ def draw_field(seed: int, index: int, tissue: Tissue, look: Domain, side_px: int
             tumour_px=layout.tumour_px[:0],
         )
     canvas, angles, rng = ground(seed, plan, layout)
-    for _ in range(rng.poisson(canvas.h.size * UM_PER_PX**2 / 9000)):
-        cells.vacuole(Window(canvas, *rng.random(2) * side_px, 14, rng), rng.uniform(1.5, 5.5))
+    draw_vacuoles(canvas, 9000, rng)
     for places, share in ((layout.stroma_px, tissue.in_stroma), (layout.tumour_px, tissue.in_tumour)):
         kinds = rng.choice(KINDS, len(places), p=share)
         for (x, y), kind, angle in zip(places, kinds, coarse_at(angles, places), strict=True):

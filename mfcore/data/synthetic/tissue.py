@@ -239,15 +239,17 @@ def ground(seed: int, plan: Plan, layout: Layout) -> tuple[Canvas, np.ndarray, n
     return canvas, angles, rng
 
 
+def draw_vacuoles(canvas: Canvas, um2_each: float, rng: np.random.Generator) -> None:
+    """Draw vacuoles at random places, on average one in an area of ``um2_each`` um2."""
+    for _ in range(rng.poisson(canvas.h.size * canvas.um_per_px * canvas.um_per_px / um2_each)):
+        cells.vacuole(Window(canvas, *rng.random(2) * canvas.h.shape[::-1], 14, rng), rng.uniform(1.5, 5.5))
+
+
 def draw(seed: int, plan: Plan, layout: Layout) -> np.ndarray:
     """The slide's pixels: uint8 (n_rows, n_columns, 3)."""
-    domain, um = plan.domain, plan.domain.um_per_px
-    shape = (plan.n_rows, plan.n_columns)
+    domain, look = plan.domain, plan.domain.look
     canvas, angles, rng = ground(seed, plan, layout)
-    look = domain.look
-
-    for _ in range(rng.poisson(canvas.h.size * um * um / 12000)):
-        cells.vacuole(Window(canvas, *rng.random(2) * shape[::-1], 14, rng), rng.uniform(1.5, 5.5))
+    draw_vacuoles(canvas, 12000, rng)
     for (x, y), angle in zip(layout.stroma_px, coarse_at(angles, layout.stroma_px), strict=True):
         which = rng.random()
         if which < 0.02:

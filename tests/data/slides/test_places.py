@@ -28,6 +28,7 @@ PYRAMIDS = {
     "thirds, rounded down": ((1511, 1207), (3, 9), "down"),
     "thirds, rounded up": ((1511, 1207), (3, 9), "up"),
     "fives and sevens": ((1511, 1207), (5, 7), "down"),
+    "resized to a rounded size": ((1511, 1511), (2, 4, 8), "resized"),
 }
 ONE_LEVEL = {"one level": ((1511, 1207), (), "down")}
 KINDS = [(reader, name) for reader in ("tiles", "alpha", "dicom") for name in PYRAMIDS]
@@ -97,7 +98,7 @@ def test_a_patch_of_an_area_within_the_plane_lies_around_its_centre(tmp_path, um
             assert_in_place(slide.read(x + 1000, y + 800, SIZE_PX, um_per_px), (x, y), um_per_px)
 
 
-def test_damage_in_a_coarser_level_is_said_by_the_read_that_meets_it(tmp_path):
+def test_damage_where_a_level_is_looked_at_is_said_by_the_read_that_meets_it(tmp_path):
     levels = levels_of("halves, rounded down")
     path = write_tiff(tmp_path / "a.tif", levels, compression="jpeg", compressionargs={"level": 95})
     with tifffile.TiffFile(path) as tiff:
