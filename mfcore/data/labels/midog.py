@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from mfcore.data.labels import csv, sqlite
-from mfcore.data.labels.schema import SPLITS, LabelError, is_file_name, off_slide, refuse, wrong_domain
+from mfcore.data.labels.schema import SPLITS, LabelError, is_file_name, off_slide, read_text, refuse, wrong_domain
 from mfcore.store.text import TwiceError, parse_json
 
 CATEGORIES = {1: 1, 2: 0}  # MIDOG's category -> label
@@ -200,10 +200,7 @@ def _by_number(table: pd.DataFrame, edition: str, file: Path) -> pd.DataFrame:
 
 def _by_case(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     """``table`` with what MIDOG++'s table of cases says of each image."""
-    try:
-        cases = pd.read_csv(file, sep=";", dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise LabelError(f"{file}: not a CSV file ({error}); fetch it again") from None
+    cases = read_text(file, separator=";")
     if not set(cases.columns) >= CASE_COLUMNS:
         raise LabelError(f"{file}: expected the columns {sorted(CASE_COLUMNS)}, divided by semicolons; fetch it again")
     cases = cases.replace(NAMES).set_index(cases["Slide"].str.zfill(3))
@@ -238,8 +235,9 @@ def match_slides(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, str]:
     shared = places[0].merge(places[1], on=["x", "y"]).value_counts(["slide_id_x", "slide_id_y"]).reset_index(name="n")
     is_same = np.ones(len(shared), dtype=bool)
     for side, place in zip(("slide_id_x", "slide_id_y"), places, strict=True):
+        n_places = place["slide_id"].value_counts().reindex(shared[side]).to_numpy()
         has_most = shared.groupby(side)["n"].rank(method="max", ascending=False) == 1  # of a tie, neither has most
-        is_same &= has_most & (shared["n"] >= LEAST_SHARE * shared[side].map(place["slide_id"].value_counts()))
+        is_same &= has_most & (shared["n"] >= LEAST_SHARE * n_places)
     return dict(zip(shared.loc[is_same, "slide_id_x"], shared.loc[is_same, "slide_id_y"], strict=True))
 
 
