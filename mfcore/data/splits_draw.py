@@ -23,6 +23,8 @@ from mfcore.streams import generator
 BY_TRAINING_SCRIPT = "annotation_by_training_script"  # as the released training scripts draw, for networks alone
 N_PROPOSALS = 20  # draws of cases from which the best balanced is kept; many more, and few cases leave one answer
 
+FAR_L0_PX = 1e9  # farther than any two places on one slide
+
 Roles = dict[str, np.ndarray]  # patch ids (int64, sorted) by role
 
 
@@ -297,13 +299,9 @@ def overlapping(seen: pd.DataFrame, asked: pd.DataFrame) -> np.ndarray:
     Both as `with_places` returns them: patches share px where their centres are nearer than a side on both axes. A patch whose
     place is unknown (NaN) is seen to share none.
     """
-    centre = ["x_patch_l0_px", "y_patch_l0_px"]
     patches = pd.concat([seen, asked])
-    places = patches[centre].to_numpy(dtype=np.float64)
-    apart = (
-        1 + np.nan_to_num(np.abs(places)).max(initial=0) * 2 + patches["side_l0_px"].max()
-    )  # farther than any two on one slide
-    places = np.column_stack([places, pd.factorize(patches["slide_id"])[0] * apart])
+    slide = pd.factorize(patches["slide_id"])[0]
+    places = np.column_stack([patches[["x_patch_l0_px", "y_patch_l0_px"]], slide * FAR_L0_PX])
     known = np.isfinite(places).all(axis=1)
     is_seen = np.arange(len(patches)) < len(seen)
     shared = np.zeros(len(patches), dtype=bool)
