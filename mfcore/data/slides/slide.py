@@ -9,7 +9,7 @@ resampled around the exact centre: from the coarsest level that is fine enough, 
 where it makes smaller. Resolutions that differ by less than 0.1 % count as the same.
 
 Rule for levels. A px of a level is a square of whole level-0 px where one number of them explains the level's size, rounded
-up or down; else the ratio of the sides counts.
+up or down, and the level's content agrees; else the ratio of the sides counts.
 
 `Slide.plan` announces many reads and returns their best order: each tile of the file is then decoded once. The patches are
 the same without a plan.

@@ -22,11 +22,8 @@ MAX_TILE_BYTES = 256 << 20
 REMEDY = f"if the file is whole, make it a tiled TIFF: {CONVERT}"
 
 
-class TiffReader:
+class TiffReader(Reader):
     """Levels of a TIFF, each a `Page`; geometry and resolution (um/px and text) are given."""
-
-    n_bytes_whole = 0
-    scanned_at_px = (0, 0)  # the formats read here have no scanned area
 
     def __init__(
         self,
@@ -60,10 +57,6 @@ class TiffReader:
                     self._levels += (_reduced(page, factor),)
                     self.downsamples += (downsample * factor,)
         self.level_sizes_px = tuple((level.width, level.height) for level in self._levels)
-
-    def corner_l0_px(self, at_px: int, level: int) -> float:
-        """See `mfcore.data.slides.reader.Reader`."""
-        return at_px * self.downsamples[level]
 
     def expect(self, windows: Iterable[Window]) -> None:
         """See `mfcore.data.slides.reader.Reader`."""
