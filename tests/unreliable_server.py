@@ -1,7 +1,6 @@
 """A host of files that behaves well, unless told for its next answers to break off, refuse, forget ranges or send rubbish."""
 
 import contextlib
-import hashlib
 import http.server
 import json
 import threading
@@ -15,11 +14,10 @@ Server = TypeVar("Server", bound=http.server.ThreadingHTTPServer)
 
 @dataclass
 class Asked:
-    """One request: path, its Range, If-Range and User-Agent, what was answered, and bytes of the body sent."""
+    """One request: path, its Range and User-Agent, what was answered, and bytes of the body sent."""
 
     path: str
     range: str | None
-    if_range: str | None
     agent: str | None
     status: int = 0
     n_sent: int = 0
@@ -29,12 +27,11 @@ class UnreliableServer(http.server.ThreadingHTTPServer):
     """``files``: path -> content. ``acts``: path -> what to do at the next requests, one after the other; ``always``: after.
 
     An act may have: status (with headers), n_sent (bytes of the body after which the connection breaks), no_range (the
-    whole is sent), no_if_range (the rest is sent, of whatever there is now), headers (added, or None to leave one out),
-    start and total (as Content-Range says), hold (after so many bytes, until an event is set), content (instead of the file's).
+    whole is sent), headers (added, or None to leave one out), start (as Content-Range says), hold (after so many bytes,
+    until an event is set), content (instead of the file's).
     """
 
     daemon_threads = True
-    is_known_by_etag = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -64,22 +61,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         queue = self.server.acts[path]
         act = queue.pop(0) if queue else self.server.always.get(path, {})
         content = act.get("content", self.server.files.get(path))
-        asked = Asked(path, *(self.headers.get(name) for name in ("Range", "If-Range", "User-Agent")))
+        asked = Asked(path, *(self.headers.get(name) for name in ("Range", "User-Agent")))
         self.server.asked.append(asked)
         asked.status = act.get("status") or (404 if content is None else 200)
         headers, body = {}, b""
         if asked.status == 200:
-            etag = f'"{hashlib.md5(content).hexdigest()}"'
-            headers["ETag"] = etag if self.server.is_known_by_etag else None
             start = int(asked.range.removeprefix("bytes=").removesuffix("-")) if asked.range else 0
-            is_same = asked.if_range in (None, etag) or act.get("no_if_range")
-            if asked.range and is_same and not act.get("no_range"):
+            if asked.range and not act.get("no_range"):
                 if start >= len(content):
                     asked.status, headers["Content-Range"] = 416, f"bytes */{len(content)}"
                 else:
-                    asked.status, first, total = 206, act.get("start", start), act.get("total", len(content))
+                    asked.status, first = 206, act.get("start", start)
                     body = content[first:]
-                    headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{total}"
+                    headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
             else:
                 body = content
         headers = {"Content-Length": str(len(body)), **headers, **act.get("headers", {})}

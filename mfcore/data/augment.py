@@ -8,6 +8,7 @@ is turned when all else is done, and has black corners.
 
 import dataclasses
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,9 +110,7 @@ def augment(images: "torch.Tensor", parameters: Parameters, input_px: int) -> "t
     for start in range(0, n_images, n_at_once):
         part = slice(start, start + n_at_once)
         _augment(images[part], parameters[part], theta[part], crops[part])
-        if (last := turned[part] != 0).any():
-            rows = _rows(last, crops.device)
-            crops[part][rows] = turn(crops[part][rows], on_device(turned[part][last], crops.device))
+        _change(crops[part], turned[part] != 0, turn, turned[part])
     return crops
 
 
@@ -124,13 +123,15 @@ def _augment(images: "torch.Tensor", parameters: Parameters, theta: np.ndarray, 
         out /= 255
     factors = np.stack([parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue])
     jittered = (factors != [[1], [1], [1], [0]]).any(axis=0)
-    if jittered.any():
-        rows, factors_there = _rows(jittered, out.device), on_device(factors[:, jittered].astype(np.float32), out.device)
-        out[rows] = jitter_colour(out[rows], *factors_there)
-    blurred = parameters.blur_px != 0
-    if blurred.any():
-        rows, sigma_px = _rows(blurred, out.device), on_device(parameters.blur_px[blurred].astype(np.float32), out.device)
-        out[rows] = blur(out[rows], sigma_px)
+    _change(out, jittered, jitter_colour, *factors.astype(np.float32))
+    _change(out, parameters.blur_px != 0, blur, parameters.blur_px.astype(np.float32))
+
+
+def _change(images: "torch.Tensor", chosen: np.ndarray, change: Callable[..., "torch.Tensor"], *values: np.ndarray) -> None:
+    """Change the images ``chosen``, bool (n,), in place, each by its own of every array of ``values``, (n,)."""
+    if chosen.any():
+        rows = _rows(chosen, images.device)
+        images[rows] = change(images[rows], *(on_device(each[chosen], images.device) for each in values))
 
 
 def _rows(chosen: np.ndarray, device: "torch.device") -> "slice | torch.Tensor":

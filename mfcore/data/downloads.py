@@ -1,7 +1,7 @@
 """Data sets that are fetched for the user: only what is missing, each file checked, recorded, then given its name.
 
 Which files a source needs and where they lie stands in ``data/downloads.csv``. ``downloaded.json`` in the data folder
-records each file that came: address, length, checksum, ETag, date, and whether the checksum was a published one.
+records each file that came: address, length, checksum, date, and whether the checksum was a published one.
 """
 
 import errno
@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from mfcore import store
 from mfcore.data.downloads_listing import published
-from mfcore.data.downloads_transfer import DownloadError, FileError, Part, Published, checksum_of, transfer
+from mfcore.data.downloads_transfer import DownloadError, FileError, Published, checksum_of, n_bytes_of, part_of, transfer
 from mfcore.data.labels.source import Source
 from mfcore.data.labels.table import SLIDE_FOLDERS
 from mfcore.store.files import below
@@ -167,7 +167,7 @@ def _places(want: Wanted, source: Source, folder: Path) -> Iterator[Path]:
 
 def _check_space(missing: Sequence[Wanted], said: Mapping[str, Published], folder: Path) -> None:
     """Refuse to begin what can't be finished, as far as lengths are known."""
-    needed = sum(max(0, (said[want.file].n_bytes or 0) - Part(folder / want.file).n_bytes) for want in missing)
+    needed = sum(max(0, (said[want.file].n_bytes or 0) - n_bytes_of(part_of(folder / want.file))) for want in missing)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(
@@ -186,7 +186,7 @@ def _all_of(
     in_vain, stopped = Counter(), {}
     with tqdm(
         total=None if None in lengths else sum(lengths),
-        initial=sum(Part(folder / want.file).n_bytes for want in missing),
+        initial=sum(n_bytes_of(part_of(folder / want.file)) for want in missing),
         unit="B",
         unit_scale=True,
         smoothing=0.05,  # the remaining time is that of hours, not of the last second
@@ -199,11 +199,11 @@ def _all_of(
             try:
                 if want.host in stopped:
                     raise FileError(f"not tried, since {stopped[want.host]}")
-                part = Part(folder / want.file)
+                part = part_of(folder / want.file)
                 facts = transfer(_urls(want, hosts), part, said[want.file], bar)
                 record[want.file] = facts
                 store.write_json(folder / RECORD, record)  # before the name: else it would pass for laid by hand
-                part.keep()
+                part.replace(folder / want.file)
             except FileError as error:
                 in_vain[want.host] += error.of_host
                 if in_vain[want.host] == N_IN_VAIN:
@@ -242,12 +242,11 @@ def _fetch_archive(source: Source, folder: Path, hosts: Mapping[str, str], verif
     if all(rows.values()) and rows:
         return list(rows.values())
     url = f"{hosts['codeload']}/{archive.repository}/zip/{archive.commit}"
-    part, aside = Part(folder / ".archive.zip"), folder / ".unpacked"
+    part, aside = part_of(folder / "archive.zip"), folder / ".unpacked"
     try:
-        with tqdm(unit="B", unit_scale=True, initial=part.n_bytes, desc=source.title) as bar:
+        with tqdm(unit="B", unit_scale=True, initial=n_bytes_of(part), desc=source.title) as bar:
             facts = transfer([url], part, Published(), bar)
-        part.keep()
-        files = _unpack(part.target, archive.kept, aside)
+        files = _unpack(part, archive.kept, aside)
         if label_file not in files or len(files) == 1:
             raise FileError(f"the archive lacks {label_file}, or all else")
         missing = [name for name in files if not rows.get(name)]
@@ -255,6 +254,7 @@ def _fetch_archive(source: Source, folder: Path, hosts: Mapping[str, str], verif
         for name in sorted(missing, key=label_file.__eq__):  # the label file last: with it, the data pass for whole
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (aside / name).replace(folder / name)
+        part.unlink()
     except (FileError, zipfile.BadZipFile) as error:
         raise DownloadError(
             f"{url}: {error}; run it again, or fetch it by hand and name its folder: git clone "
@@ -262,7 +262,6 @@ def _fetch_archive(source: Source, folder: Path, hosts: Mapping[str, str], verif
         ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        part.target.unlink(missing_ok=True)
     return [
         rows.get(name) or _in_archive(name).row("fetched", ONLY_SEEN, facts["bytes"], f"sha256:{facts['sha256']}")
         for name, facts in files.items()

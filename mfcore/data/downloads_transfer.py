@@ -1,7 +1,7 @@
-"""One file over HTTP: gone on with where it broke off, checked, renamed when it is whole.
+"""One file over HTTP, checked when it is whole; a transfer that broke off goes on from what has come.
 
-What has come so far lies beside the target, with a record of what it is a part of: ETag, date of change, length. A transfer
-goes on only while the host says that the file is still the same (RFC 9110, sections 13.1.5, 14.4 and 15.5.17).
+What has come lies beside the target. Only a published checksum tells that parts of two answers make one file: a file without
+one starts anew.
 """
 
 import hashlib
@@ -21,7 +21,6 @@ import urllib3
 from tqdm import tqdm
 
 from mfcore import __version__
-from mfcore.store import StoreError, read_json, write_json
 
 CHUNK_BYTES = 1 << 20
 N_TRIES = 7  # in a row that bring nothing new
@@ -57,74 +56,47 @@ class Published:
     checksum: str = ""
 
 
-class Part:
-    """What has come of a file so far, beside its target, with the record of what it is a part of."""
-
-    def __init__(self, target: Path):
-        self.target = target
-        self.file = target.with_name(f".{target.name}.part")
-        self.record = target.with_name(f".{target.name}.part.json")
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes so far."""
-        return self.file.stat().st_size if self.file.is_file() else 0
-
-    @property
-    def facts(self) -> dict:
-        """The record: etag, validator (for If-Range) and bytes (of the whole file, None where unknown); or empty."""
-        try:
-            return read_json(self.record)
-        except StoreError:
-            return {}
-
-    def drop(self, bar: tqdm) -> None:
-        """Remove it, and take its bytes off the bar."""
-        bar.update(-self.n_bytes)
-        self.file.unlink(missing_ok=True)
-        self.record.unlink(missing_ok=True)
-
-    def keep(self) -> None:
-        """Give it its target's name, in one step."""
-        self.file.replace(self.target)
-        self.record.unlink(missing_ok=True)
+def part_of(target: Path) -> Path:
+    """Where the bytes of a file lie until all of them have come."""
+    return target.with_name(f".{target.name}.part")
 
 
-def transfer(urls: Sequence[str], part: Part, published: Published, bar: tqdm) -> dict:
+def n_bytes_of(file: Path) -> int:
+    """Length of a file; 0 where there is none."""
+    return file.stat().st_size if file.is_file() else 0
+
+
+def transfer(urls: Sequence[str], part: Path, published: Published, bar: tqdm) -> dict:
     """Bring ``part`` to the whole of a file, from the first of its addresses that gives it; ``bar`` counts bytes.
 
-    Returns the file's record: url, bytes, checksum, checksum_is ("published" or "only seen"), etag, downloaded (a date). The
-    caller calls ``part.keep()``. A content with another checksum than the published one is removed and fetched once more.
+    Returns the file's record: url, bytes, checksum, checksum_is ("published" or "only seen"), downloaded (a date). The caller
+    gives the part its name. A content with another checksum than the published one is removed and fetched once more.
     Raises FileError, with the part kept where a later call can go on with it, and OSError where it can't be written.
     """
     for _ in range(2):
         url = _bring(urls, part, published, bar)
-        etag = part.facts.get("etag", "")
-        in_etag = etag.strip('"') if re.fullmatch(r'"md5:[0-9a-f]{32}"', etag) else ""  # as Zenodo's are
-        expected = published.checksum or in_etag
-        with part.file.open("rb") as content:
+        with part.open("rb") as content:
             os.fsync(content.fileno())
-        seen = checksum_of(part.file, expected or "sha256")
-        if expected in ("", seen):
+        seen = checksum_of(part, published.checksum or "sha256")
+        if published.checksum in ("", seen):
             return {
                 "url": url,
-                "bytes": part.n_bytes,
+                "bytes": n_bytes_of(part),
                 "checksum": seen,
-                "checksum_is": "published" if expected else "only seen",
-                "etag": etag,
+                "checksum_is": "published" if published.checksum else "only seen",
                 "downloaded": datetime.now(UTC).isoformat(timespec="seconds"),
             }
-        part.drop(bar)
-    raise FileError(f"refused twice: its checksum is {seen}, published is {expected}")
+        _drop(part, bar)
+    raise FileError(f"refused twice: its checksum is {seen}, published is {published.checksum}")
 
 
-def _bring(urls: Sequence[str], part: Part, published: Published, bar: tqdm) -> str:
+def _bring(urls: Sequence[str], part: Path, published: Published, bar: tqdm) -> str:
     """Transfer all bytes from the first address that gives them; returns the address."""
     reasons, of_host = [], False
     for url in urls:
         try:
-            if not part.file.is_file() or part.n_bytes != part.facts.get("bytes"):
-                persist(partial(_attempt, url, part, published, bar), lambda: part.n_bytes, bar.set_postfix_str)
+            if n_bytes_of(part) != published.n_bytes:
+                persist(partial(_attempt, url, part, published, bar), partial(n_bytes_of, part), bar.set_postfix_str)
             return url
         except FileError as error:
             reasons.append(f"{error} ({urlsplit(url).netloc})")
@@ -171,45 +143,36 @@ def ask(url: str, headers: dict[str, str] | None = None, try_again: Collection[i
     raise FileError(reason, of_host=status not in (404, 410))
 
 
-def _attempt(url: str, part: Part, published: Published, bar: tqdm) -> None:
-    """One request: go on with the part if the host agrees that it is one, else start anew."""
-    facts, offset, headers = part.facts, part.n_bytes, {}
-    validator = facts.get("validator", "")
-    if not (validator or published.checksum):
-        offset = 0  # nothing would tell whether the rest belongs to it
-    if offset:
-        headers = {"Range": f"bytes={offset}-"} | ({"If-Range": validator} if validator else {})
-    with ask(url, headers) as response:
+def _attempt(url: str, part: Path, published: Published, bar: tqdm) -> None:
+    """One request: for what the part lacks, where a checksum will tell whether both belong together; else for all of it."""
+    offset = n_bytes_of(part) if published.checksum else 0
+    with ask(url, {"Range": f"bytes={offset}-"} if offset else {}) as response:
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise FileError("the host sent a web page instead", of_host=True)
-        etag = response.headers.get("ETag", "")
-        if response.status_code == 200:
-            is_coded = response.headers.get("Content-Encoding", "identity") != "identity"
-            length, offset = response.headers.get("Content-Length", ""), 0
-            total = int(length) if length.isdigit() and not is_coded else None
-        else:
-            rest = re.fullmatch(rf"bytes {offset}-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-            total = int(rest[1]) if rest and rest[1] != "*" else None
-            is_same = facts.get("bytes") in (None, total) and facts.get("etag", "") in ("", etag)
-            if not (offset and rest and is_same):
-                part.drop(bar)
-                raise _BrokenError("what the host sends doesn't go on where it broke off")
+        goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+        if response.status_code != 200 and not goes_on:
+            _drop(part, bar)
+            raise _BrokenError("what the host sends doesn't go on where it broke off")
+        length, is_coded = response.headers.get("Content-Length", ""), "Content-Encoding" in response.headers
+        total = int(length) + offset * goes_on if length.isdigit() and not is_coded else None
         if None not in (total, published.n_bytes) and total != published.n_bytes:
             raise _BrokenError(f"the host sends {total:,} bytes, published are {published.n_bytes:,}")
-        if not offset:  # emptied first: old bytes must never stand under a new record
-            part.drop(bar)
-        strong = "" if etag.startswith("W/") else etag  # a weak one doesn't promise the same bytes
-        facts = {"etag": etag, "validator": strong or response.headers.get("Last-Modified", ""), "bytes": total}
-        part.file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(part.record, facts)
-        with part.file.open("ab") as out:
+        if not goes_on:
+            _drop(part, bar)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("ab") as out:
             while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
                 out.write(chunk)
                 bar.update(len(chunk))
     expected = published.n_bytes if total is None else total
-    if expected not in (None, part.n_bytes):
-        raise _BrokenError(f"{part.n_bytes:,} bytes came, expected were {expected:,}")
-    write_json(part.record, facts | {"bytes": part.n_bytes})
+    if expected not in (None, n_bytes_of(part)):
+        raise _BrokenError(f"{n_bytes_of(part):,} bytes came, expected were {expected:,}")
+
+
+def _drop(part: Path, bar: tqdm) -> None:
+    """Remove what has come, and take its bytes off the bar."""
+    bar.update(-n_bytes_of(part))
+    part.unlink(missing_ok=True)
 
 
 def checksum_of(file: Path, like: str) -> str:

@@ -11,21 +11,19 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from mfcore.data.labels.table import MAX_OFF_SLIDE_PX
 from mfcore.data.slides.slide import Memory, Slide, SlideError, UnstatedResolution, open_slide
 from mfcore.store import replacing
-
-T, R = TypeVar("T"), TypeVar("R")
 
 RULE = 3
 """Raise it when the same slides would give other px: a store that was begun by an earlier rule is then begun anew."""
@@ -85,12 +83,7 @@ class Found:
 
 def look(jobs: list[Job], n_workers: int) -> list[Found]:
     """Open every slide before any px are read; raises one PatchError that lists all problems."""
-    found: list[Found] = [Found()] * len(jobs)
-    with tqdm(total=len(jobs), desc="slides checked", unit="slide", leave=False) as bar:
-        for done in _each(lambda i: (i, _look_at(jobs[i])), range(len(jobs)), n_workers):
-            for i, result in done:
-                found[i] = result
-                bar.update()
+    found = thread_map(_look_at, jobs, max_workers=n_workers, desc="slides checked", unit="slide", leave=False)
     _refuse([problem for each in found for problem in each.problems])
     return found
 
@@ -166,7 +159,7 @@ def read_all(target: Path, progress: Path, jobs: list[Job], found: list[Found], 
     bar = tqdm(total=shape[0], initial=int(is_done.sum()), desc="patches", unit="patch")
     with bar, work, progress.open("a", encoding="utf-8") as finished:
         try:
-            for done in _each(work.read, batches, n_workers, work.give_up):
+            for done in _read_each(work, batches, n_workers):
                 work.sync()  # while the threads go on
                 for rows, problem in done:
                     if problem:
@@ -328,16 +321,14 @@ class _Work:
             raise DiskError(f"{self._target}: {error}; make room and run again, it goes on where it stopped") from None
 
 
-def _each(
-    work: Callable[[T], R], items: Sequence[T], n_workers: int, give_up: Callable[[], None] = lambda: None
-) -> Iterator[list[R]]:
-    """Do ``work`` on every item in ``n_workers`` threads; yields lists of new results until all are done.
+def _read_each(work: _Work, batches: list[tuple[_Source, int]], n_workers: int) -> Iterator[list[tuple[list[int], str]]]:
+    """Read every batch in ``n_workers`` threads; yields lists of new results of `_Work.read` until all are done.
 
-    After an error, calls ``give_up`` and drops the items that wait.
+    After an error, the batches in work end early and those that wait are dropped.
     """
-    pool = ThreadPoolExecutor(max(1, min(n_workers, len(items))))
+    pool = ThreadPoolExecutor(n_workers)
     try:
-        waiting = {pool.submit(work, item) for item in items}
+        waiting = {pool.submit(work.read, batch) for batch in batches}
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             failed = [each for each in done if each.exception()]
@@ -345,7 +336,7 @@ def _each(
             for each in failed:
                 each.result()  # raises
     except BaseException:
-        give_up()
+        work.give_up()
         raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -23,6 +23,8 @@ from mfcore.streams import generator
 BY_TRAINING_SCRIPT = "annotation_by_training_script"  # as the released training scripts draw, for networks alone
 N_PROPOSALS = 20  # draws of cases from which the best balanced is kept; many more, and few cases leave one answer
 
+FAR_L0_PX = 1e9  # farther than any two places on one slide
+
 Roles = dict[str, np.ndarray]  # patch ids (int64, sorted) by role
 
 
@@ -257,21 +259,24 @@ def _nested_subset(labels: pd.DataFrame, scheme: Scheme, size: float, rounding: 
 
 def _without_shared_px(labels: pd.DataFrame, scheme: Scheme, roles: Roles) -> Roles:
     """``roles`` less the validation patches that share a px with a test patch, and the training patches with either."""
-    indexed = with_places(labels, scheme.placing).set_index("patch_id")
-    test, val, train = (indexed.loc[roles[role]] for role in ("test", "val", "train"))
-    val = val[~overlapping(test, val)]
-    train = train[~overlapping(pd.concat([test, val]), train)]
-    return {"test": roles["test"], "val": val.index.to_numpy(), "train": train.index.to_numpy()}
+    return _drop_touching(with_places(labels, scheme.placing), roles, overlapping)
 
 
 def _without_twins(labels: pd.DataFrame, roles: Roles) -> Roles:
     """``roles`` less the validation patches that are twins of a test patch, and the training patches that are of either."""
-    if "twin" not in labels:
-        return roles
-    twin = labels.set_index("patch_id")["twin"]
-    test, val, train = (twin.loc[roles[role]] for role in ("test", "val", "train"))
-    val = val[~val.isin(test)]
-    train = train[~(train.isin(test) | train.isin(val))]
+    return (
+        _drop_touching(labels, roles, lambda seen, asked: asked["twin"].isin(seen["twin"]).to_numpy())
+        if "twin" in labels
+        else roles
+    )
+
+
+def _drop_touching(labels: pd.DataFrame, roles: Roles, touch: Callable[[pd.DataFrame, pd.DataFrame], np.ndarray]) -> Roles:
+    """``roles`` less the validation patches that touch a test patch, and the training patches that touch either."""
+    indexed = labels.set_index("patch_id")
+    test, val, train = (indexed.loc[roles[role]] for role in ("test", "val", "train"))
+    val = val[~touch(test, val)]
+    train = train[~touch(pd.concat([test, val]), train)]
     return roles | {"val": val.index.to_numpy(), "train": train.index.to_numpy()}
 
 
@@ -294,13 +299,9 @@ def overlapping(seen: pd.DataFrame, asked: pd.DataFrame) -> np.ndarray:
     Both as `with_places` returns them: patches share px where their centres are nearer than a side on both axes. A patch whose
     place is unknown (NaN) is seen to share none.
     """
-    centre = ["x_patch_l0_px", "y_patch_l0_px"]
     patches = pd.concat([seen, asked])
-    places = patches[centre].to_numpy(dtype=np.float64)
-    apart = (
-        1 + np.nan_to_num(np.abs(places)).max(initial=0) * 2 + patches["side_l0_px"].max()
-    )  # farther than any two on one slide
-    places = np.column_stack([places, pd.factorize(patches["slide_id"])[0] * apart])
+    slide = pd.factorize(patches["slide_id"])[0]
+    places = np.column_stack([patches[["x_patch_l0_px", "y_patch_l0_px"]], slide * FAR_L0_PX])
     known = np.isfinite(places).all(axis=1)
     is_seen = np.arange(len(patches)) < len(seen)
     shared = np.zeros(len(patches), dtype=bool)

@@ -146,7 +146,7 @@ class Source:
         """Write the px of a place on an open slide into ``out``; raises SlideError for damaged px."""
         window = self._cut(slide, drawn)
         if window is not None:
-            slide.reader.region(window, out)
+            out[:] = slide.reader.region(window)
         else:
             out[:] = slide.read(drawn.x_l0_px, drawn.y_l0_px, self.settings.size_px, drawn.um_per_px)
 

@@ -112,7 +112,8 @@ def test_a_dicom_series_is_found_behind_sequences_of_unsaid_length(tmp_path, syn
     content = element(0x0002, 0x0010, b"UI", syntax.encode() + b"\0" * (len(syntax) % 2))
     content += element(0x0008, 0x0008, b"CS", b"DERIVED\\PRIMARY\\LABEL\\NONE ")
     content += element(0x0008, 0x1115, b"SQ", item + nested + inner + item_end + said + end, unsaid=True)
-    content += element(0x0020, 0x000E, b"UI", b"1.2.3.4\0") + element(0x0028, 0x0010, b"US", b"\0\1")
+    content += element(0x0020, 0x000D, b"UI", b"1.2.3\0") + element(0x0020, 0x000E, b"UI", b"1.2.3.4\0")
+    content += element(0x0028, 0x0010, b"US", b"\0\1")
     (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM" + content)
     assert series_of(tmp_path / "a.dcm") == ("1.2.3.4", "LABEL")
 

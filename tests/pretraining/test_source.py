@@ -488,7 +488,7 @@ def test_a_tile_is_decoded_once_for_all_its_patches(folder, monkeypatch):
     from mfcore.data.slides.tiff import TiffReader
 
     decode, keys = TiffReader.decode, []
-    monkeypatch.setattr(TiffReader, "decode", lambda reader, key, lent=None: keys.append(key) or decode(reader, key, lent))
+    monkeypatch.setattr(TiffReader, "decode", lambda reader, key: keys.append(key) or decode(reader, key))
     source = Source(files(folder, "a"), OnlinePatches(48, (0.25,), 0.4), 0).survey()
     keys.clear()
     for _ in batches(source, 0, 4, 16):

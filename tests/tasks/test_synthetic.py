@@ -64,10 +64,11 @@ def test_masks_name_every_class_and_lie_on_the_dark_nuclei(made):
 def test_a_mask_is_what_was_painted(kind, value):
     """Read off the eosin, which every nucleus dims by one factor: half dimmed or more is the nucleus's."""
     for seed in range(5):
-        canvas = Canvas(np.full((64, 64), 0.05, np.float32), np.ones((64, 64), np.float32), 0.5, noise(1, 0.5))
         truth = np.full((64, 64), 9, np.uint8)
-        look = fields.slide_look(1, seed)
-        fields._cell(canvas, truth, kind, 30.0, 34.0, 0.4, look, np.random.default_rng(seed))
+        layers = np.full((64, 64), 0.05, np.float32), np.ones((64, 64), np.float32)
+        canvas = Canvas(*layers, 0.5, noise(1, 0.5), truth)
+        look = fields.slide_look(1, seed).look
+        fields._draw_cell(canvas, 30.0, 34.0, kind, 0.4, look, np.random.default_rng(seed))
         share = (1 - canvas.e) / (1 - canvas.e).max()
         clear = np.abs(share - 0.5) > 1e-3
         expected = np.where(share >= 0.5, value, 9) if value else np.full((64, 64), 9)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore.data.labels.schema import LabelError, is_finite, refuse, wrong_domain
+from mfcore.data.labels.schema import LabelError, is_finite, read_text, refuse, wrong_domain
 
 FILE = "AMI-BR.csv"
 
@@ -15,10 +15,7 @@ def read(file: Path, check_files: bool) -> pd.DataFrame:
     """The rows of AMi-Br's table, without ``patch_id``; raises LabelError, with the lines that can't be."""
     flags = [f"expert{i}_atypical" for i in (1, 2, 3)] + ["majority_atypical"]
     needed = ["slide", "dataset", "uid", "x", "y", *flags]
-    try:
-        rows = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise LabelError(f"{file}: not a CSV file ({error}); fetch it again") from None
+    rows = read_text(file)
     missing = [column for column in needed if column not in rows]
     if missing:
         raise LabelError(f"{file}: without the columns {missing}; fetch AMi-Br's {FILE} again")

@@ -7,55 +7,22 @@ annotations tell which image of the one is which of the other; a constant shift 
 """
 
 import math
-from collections import Counter, defaultdict
+from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from mfcore.data.labels import csv, sqlite
-from mfcore.data.labels.schema import SPLITS, LabelError, is_file_name, off_slide, refuse, wrong_domain
+from mfcore.data.labels.schema import SPLITS, LabelError, is_file_name, off_slide, read_text, refuse, wrong_domain
 from mfcore.store.text import TwiceError, parse_json
 
 CATEGORIES = {1: 1, 2: 0}  # MIDOG's category -> label
-
-
-class Block(NamedTuple):
-    """Images ``first`` to ``last``, by number: of one tumour, from one scanner and laboratory (empty: from several)."""
-
-    first: int
-    last: int
-    domain: str
-    species: str
-    lab: str
-    scanner: str
-
-
-BREAST = (
-    Block(1, 50, "human breast cancer", "human", "UMC Utrecht", "Hamamatsu XR"),
-    Block(51, 100, "human breast cancer", "human", "UMC Utrecht", "Hamamatsu S360"),
-    Block(101, 150, "human breast cancer", "human", "UMC Utrecht", "Aperio CS2"),
-)
-MIDOG22_BLOCKS = (
-    *BREAST,
-    Block(151, 194, "canine lung cancer", "canine", "VMU Vienna", "3DHistech"),
-    Block(195, 249, "canine lymphoma", "canine", "VMU Vienna", "3DHistech"),
-    Block(250, 299, "canine cutaneous mast cell tumor", "canine", "FU Berlin", "Aperio CS2"),
-    Block(300, 354, "human neuroendocrine tumor", "human", "UMC Utrecht", "Hamamatsu XR"),
-)
-MIDOGPP_BLOCKS = (
-    *BREAST,
-    Block(201, 244, "canine lung cancer", "canine", "VMU Vienna", "3DHistech"),
-    Block(245, 299, "canine lymphoma", "canine", "VMU Vienna", "3DHistech"),
-    Block(300, 349, "canine cutaneous mast cell tumor", "canine", "FU Berlin", "Aperio CS2"),
-    Block(350, 404, "human neuroendocrine tumor", "human", "UMC Utrecht", "Hamamatsu XR"),
-    Block(405, 504, "canine soft tissue sarcoma", "canine", "", "3DHistech"),
-    Block(505, 553, "human melanoma", "human", "UMC Utrecht", "Hamamatsu XR"),
-)
 # One name for one thing, however an edition writes it.
 NAMES = {"canine lymphosarcoma": "canine lymphoma", "Hamammatsu XR": "Hamamatsu XR", "3D Histech": "3DHistech"}
 CASE_COLUMNS = {"Slide", "Dataset", "Tumor", "Scanner", "Origin", "Species"}
+KEY = ["slide_id", "x", "y"]  # of an annotation, in half px
 LEAST_SHARE = 0.5  # of the annotations of two images that must stand at the same places, for the images to be the same
 
 
@@ -64,7 +31,7 @@ def read_midog22(file: Path, other: Path | None = None, cases: Path | None = Non
 
     other, cases: labels of MIDOG++ and its table of cases, from which votes and the official split come.
     """
-    table = _by_number(_read(file, ("0", "1")), MIDOG22_BLOCKS, file)
+    table = _by_number(_read(file, ("0", "1")), "midog22", file)
     return table if other is None else carry(table, read_midogpp(other, cases), file)
 
 
@@ -73,7 +40,7 @@ def read_midogpp(file: Path, cases: Path | None = None) -> pd.DataFrame:
 
     cases: MIDOG++'s table of cases, where there is one; else they come by the image's number, and there is no split.
     """
-    table = _by_number(_read(file, ("2", "1")), MIDOGPP_BLOCKS, file)
+    table = _by_number(_read(file, ("2", "1")), "midogpp", file)
     return table if cases is None else _by_case(table, cases)
 
 
@@ -211,31 +178,29 @@ def _problem(annotation: dict, image: dict) -> str | None:
     return off_slide((x1 + x2) / 2, (y1 + y2) / 2, image["width"], image["height"])
 
 
-def _by_number(table: pd.DataFrame, blocks: tuple[Block, ...], file: Path) -> pd.DataFrame:
-    """``table`` with each image's block; a domain that the file names itself must be the block's."""
-    facts, problems = {}, []
+def _by_number(table: pd.DataFrame, edition: str, file: Path) -> pd.DataFrame:
+    """``table`` with what midog.yaml says of each image; a domain that the file names itself must be the same."""
+    content = (resources.files("mfcore.data.labels") / "midog.yaml").read_text(encoding="utf-8")
+    blocks, rows, problems = yaml.safe_load(content)[edition], {}, []
     for slide_id, domain in table[["slide_id", "domain"]].drop_duplicates().itertuples(index=False):
-        stem = Path(str(slide_id)).stem
+        stem = Path(slide_id).stem
         number = int(stem) if stem.isdigit() else -1
-        block = next((block for block in blocks if block.first <= number <= block.last), None)
+        block = next((block for block in blocks if block["first"] <= number <= block["last"]), None)
         named = NAMES.get(domain, domain)
         if block is None:
             problems.append(f"{slide_id}: no image of this data set by its number")
-        elif named not in ("", block.domain):
-            problems.append(f"{slide_id}: the file says {named!r}, by its number it is {block.domain!r}")
+        elif named not in ("", block["domain"]):
+            problems.append(f"{slide_id}: the file says {named!r}, by its number it is {block['domain']!r}")
         else:
-            facts[slide_id] = block
+            rows[slide_id] = block
     refuse(file, problems, "images that aren't what their number says; fetch the file again:")
-    columns = {name: table["slide_id"].map({s: getattr(b, name) for s, b in facts.items()}) for name in Block._fields[2:]}
-    return table.assign(**columns, official_split="")
+    facts = pd.DataFrame([rows[slide_id] for slide_id in table["slide_id"]], index=table.index)
+    return table.assign(**facts[["domain", "species", "lab", "scanner"]], official_split="")
 
 
 def _by_case(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     """``table`` with what MIDOG++'s table of cases says of each image."""
-    try:
-        cases = pd.read_csv(file, sep=";", dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise LabelError(f"{file}: not a CSV file ({error}); fetch it again") from None
+    cases = read_text(file, separator=";")
     if not set(cases.columns) >= CASE_COLUMNS:
         raise LabelError(f"{file}: expected the columns {sorted(CASE_COLUMNS)}, divided by semicolons; fetch it again")
     cases = cases.replace(NAMES).set_index(cases["Slide"].str.zfill(3))
@@ -266,14 +231,14 @@ def match_slides(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, str]:
     are the same where each shares more centres with the other than with any other slide, and these are at least
     LEAST_SHARE of the centres of either. Slides without a partner are left out.
     """
-    left, right = _fingerprints(first), _fingerprints(second)
-    to_right, to_left = _nearest(left, right), _nearest(right, left)
-    found = {}
-    for slide, (other, n_shared) in to_right.items():
-        mutual = to_left.get(other, ("", 0))[0] == slide
-        if mutual and n_shared >= LEAST_SHARE * max(len(left[slide]), len(right[other])):
-            found[slide] = other
-    return found
+    places = [_at_halves(table)[KEY].drop_duplicates() for table in (first, second)]
+    shared = places[0].merge(places[1], on=["x", "y"]).value_counts(["slide_id_x", "slide_id_y"]).reset_index(name="n")
+    is_same = np.ones(len(shared), dtype=bool)
+    for side, place in zip(("slide_id_x", "slide_id_y"), places, strict=True):
+        n_places = place["slide_id"].value_counts().reindex(shared[side]).to_numpy()
+        has_most = shared.groupby(side)["n"].rank(method="max", ascending=False) == 1  # of a tie, neither has most
+        is_same &= has_most & (shared["n"] >= LEAST_SHARE * n_places)
+    return dict(zip(shared.loc[is_same, "slide_id_x"], shared.loc[is_same, "slide_id_y"], strict=True))
 
 
 def carry(table: pd.DataFrame, other: pd.DataFrame, file: Path) -> pd.DataFrame:
@@ -289,11 +254,9 @@ def carry(table: pd.DataFrame, other: pd.DataFrame, file: Path) -> pd.DataFrame:
             f"{file}: no slide has its annotations where the other edition beside it has them; remove the one that isn't meant"
         )
     partner = table["slide_id"].map(partners)
-    key = ["slide_id", "x", "y"]
-    mine = pd.DataFrame({"slide_id": partner, "x": _halves(table["x_l0_px"]), "y": _halves(table["y_l0_px"])})
-    theirs = other.assign(x=_halves(other["x_l0_px"]), y=_halves(other["y_l0_px"]))
-    theirs = theirs.drop_duplicates(key)[[*key, "label", "votes"]]
-    joined = mine.merge(theirs, on=key, how="left", validate="many_to_one").set_index(table.index)
+    mine = _at_halves(table).assign(slide_id=partner)[KEY]
+    theirs = _at_halves(other).drop_duplicates(KEY)[[*KEY, "label", "votes"]]
+    joined = mine.merge(theirs, on=KEY, how="left", validate="many_to_one").set_index(table.index)
     differing = table[joined["label"].notna() & (joined["label"] != table["label"])]
     refuse(
         file,
@@ -308,28 +271,6 @@ def carry(table: pd.DataFrame, other: pd.DataFrame, file: Path) -> pd.DataFrame:
     )
 
 
-def _halves(px: pd.Series) -> pd.Series:
-    """Coordinates as whole numbers of half px."""
-    return (2 * px).round().astype(np.int64)
-
-
-def _fingerprints(table: pd.DataFrame) -> dict[str, set[tuple[int, int]]]:
-    places = zip(_halves(table["x_l0_px"]), _halves(table["y_l0_px"]), strict=True)
-    found: dict[str, set[tuple[int, int]]] = defaultdict(set)
-    for slide, place in zip(table["slide_id"], places, strict=True):
-        found[slide].add(place)
-    return dict(found)
-
-
-def _nearest(left: dict[str, set], right: dict[str, set]) -> dict[str, tuple[str, int]]:
-    """For each slide of ``left`` the slide of ``right`` that shares most places with it, and how many; ties have none."""
-    slides_at = defaultdict(list)
-    for slide, places in right.items():
-        for place in places:
-            slides_at[place].append(slide)
-    found = {}
-    for slide, places in left.items():
-        shared = Counter(other for place in places for other in slides_at.get(place, ())).most_common(2)
-        if shared and (len(shared) == 1 or shared[0][1] > shared[1][1]):
-            found[slide] = shared[0]
-    return found
+def _at_halves(table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` with its centres as whole numbers of half px, ``x`` and ``y``."""
+    return table.assign(**{axis: (2 * table[f"{axis}_l0_px"]).round().astype(np.int64) for axis in "xy"})

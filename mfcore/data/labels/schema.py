@@ -3,6 +3,8 @@
 import math
 from pathlib import Path
 
+import pandas as pd
+
 from mfcore.measures.raters import ALL
 
 COLUMNS = (
@@ -64,3 +66,11 @@ def off_slide(x: float, y: float, width: float, height: float) -> str | None:
     if max(-x, -y, x - width, y - height) > MAX_OFF_SLIDE_PX:
         return f"its centre ({x:g}, {y:g}) lies more than {MAX_OFF_SLIDE_PX:g} px off the slide of {width} x {height} px"
     return None
+
+
+def read_text(file: Path, separator: str = ",") -> pd.DataFrame:
+    """A CSV file that somebody published, every cell as text; raises LabelError where the file is none."""
+    try:
+        return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise LabelError(f"{file}: not a CSV file ({error}); fetch it again") from None

@@ -1,13 +1,12 @@
 """PNG, which no slide scanner writes: an image is decoded whole, once, while the slide is open."""
 
 import threading
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from mfcore.data.slides.reader import CONVERT, TURN, SlideError, Window, given, stated_resolution
+from mfcore.data.slides.reader import CONVERT, TURN, Reader, SlideError, Window, stated_resolution
 from mfcore.data.slides.tiles import Memory
 
 MAX_PX = 1 << 27  # 4 bytes a px: 512 MiB; the largest images of MIDOG have a third of it
@@ -17,14 +16,13 @@ TAIL_BYTES = 4096  # some programs add a few bytes behind the end
 ORIENTATION = 274  # the tag of Exif
 
 
-class ImageReader:
+class ImageReader(Reader):
     """A PNG of 8 bits a channel in grey, colour or palette; white where it is transparent.
 
     Raises SlideError for another format, a file cut short, and more than `MAX_PX` px.
     """
 
     downsamples = (1.0,)
-    scanned_at_px = (0, 0)
 
     def __init__(self, path: Path, memory: Memory):
         self._path = path
@@ -38,14 +36,7 @@ class ImageReader:
         self.n_bytes_whole = 4 * self.size_px[0] * self.size_px[1]
         self.stated_um_per_px, self.tag = stated_resolution(path, um_per_px)
 
-    def corner_l0_px(self, at_px: int, level: int) -> float:
-        """See `mfcore.data.slides.reader.Reader`."""
-        return at_px
-
-    def expect(self, windows: Iterable[Window]) -> None:
-        """Nothing to prepare: the first read decodes the whole image."""
-
-    def region(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
+    def region(self, window: Window) -> np.ndarray:
         """See `mfcore.data.slides.reader.Reader`."""
         with self._lock:
             if self._image is None:
@@ -53,7 +44,7 @@ class ImageReader:
                 self._image = self._decode()
         patch = Image.new("RGB", (window.width, window.height), "white")
         patch.paste(self._image, (-window.x_px, -window.y_px))
-        return given(np.asarray(patch), out)
+        return np.asarray(patch)
 
     def close(self) -> None:
         """Give the memory back."""

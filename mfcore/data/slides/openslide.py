@@ -3,15 +3,14 @@
 import functools
 import itertools
 import math
-import struct
-from collections.abc import Iterable
+import re
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from mfcore.data.slides.reader import SlideError, Window, given, stated_resolution, whole_downsample
+from mfcore.data.slides.reader import Reader, SlideError, Window, stated_resolution, whole_downsample
 
 if TYPE_CHECKING:
     import openslide
@@ -19,12 +18,12 @@ if TYPE_CHECKING:
 CACHE_BYTES = 128 << 20
 PROBE_PX, PROBE_SHARES = 64, (0.3, 0.6, 0.95)  # squares of a level that show how it was made: side, places in x and y
 
-# DICOM: a slide is a series of files, which OpenSlide finds in the folder.
+# DICOM: a slide is a series of files, which OpenSlide finds in the folder. An element begins with its tag of four bytes, and
+# four bytes more of type and length. The series follows the study in every file; in lists of other series it doesn't.
 NO_VOLUME = ("LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER")  # ImageType's third value where an image is no level of a slide
-SYNTAX, IMAGE_TYPE, SERIES = (0x0002, 0x0010), (0x0008, 0x0008), (0x0020, 0x000E)
-ITEM, ITEM_END, SEQUENCE_END = ((0xFFFE, element) for element in (0xE000, 0xE00D, 0xE0DD))
-LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")  # with four bytes of length
-IMPLICIT, UNDEFINED = "1.2.840.10008.1.2", 0xFFFFFFFF
+HEADER_BYTES = 1 << 20  # in which the elements lie
+IMAGE_TYPE = re.compile(rb"\x08\x00\x08\x00.{4}[\w ]*\\[\w ]*\\(\w*)", re.DOTALL)
+SERIES = re.compile(rb"\x20\x00\x0d\x00.{4}[\d. \x00]*\x20\x00\x0e\x00.{4}([\d.]+)", re.DOTALL)
 
 
 @functools.cache
@@ -38,13 +37,11 @@ def _cache() -> "openslide.OpenSlideCache":
 _stretched: dict[tuple[Path, int, int], bool] = {}  # results of `OpenSlideReader._is_stretched`: file, its time, level
 
 
-class OpenSlideReader:
+class OpenSlideReader(Reader):
     """Any format of OpenSlide; raises SlideError for a damaged file and `Unknown` for another format.
 
     OpenSlide reads nothing more of a slide after it has met damage in it.
     """
-
-    n_bytes_whole = 0
 
     class Unknown(Exception):
         """OpenSlide doesn't know this format."""
@@ -118,10 +115,7 @@ class OpenSlideReader:
         nearest = round(max(at_px, 0) * self._ratios[level]) / self._ratios[level]  # px of the level
         return (nearest + min(at_px, 0)) * self.downsamples[level]
 
-    def expect(self, windows: Iterable[Window]) -> None:
-        """Nothing to prepare: OpenSlide caches the tiles that it decoded last."""
-
-    def region(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
+    def region(self, window: Window) -> np.ndarray:
         """See `mfcore.data.slides.reader.Reader`."""
         # Left of the border and above, OpenSlide may be off by a px of the level.
         x_px, y_px = max(window.x_px, 0), max(window.y_px, 0)
@@ -138,7 +132,7 @@ class OpenSlideReader:
                     "file again"
                 ) from None
             opaque.paste(pixels, (left, top), pixels.getchannel("A"))
-        return given(np.asarray(opaque), out)
+        return np.asarray(opaque)
 
     def close(self) -> None:
         """Give the file back."""
@@ -147,42 +141,10 @@ class OpenSlideReader:
 
 def series_of(path: Path) -> tuple[str, str] | None:
     """The series of a DICOM file and ImageType's third value ("VOLUME" for a level of a slide); None for any other file."""
-    values = {SYNTAX: "", IMAGE_TYPE: "", SERIES: ""}
     try:
         with path.open("rb") as file:
-            if file.read(132)[128:] != b"DICM":
-                return None
-            tag = (0, 0)
-            while tag < SERIES:
-                tag, n_bytes = _element(file, values[SYNTAX] == IMPLICIT)
-                if tag in values:
-                    values[tag] = file.read(n_bytes).decode("ascii", "replace").strip("\0 ")
-                else:
-                    _skip(file, values[SYNTAX] == IMPLICIT, tag, n_bytes)
-    except (OSError, struct.error):
+            header = file.read(HEADER_BYTES) if file.read(132).endswith(b"DICM") else b""
+    except OSError:
         return None
-    kinds = values[IMAGE_TYPE].split("\\")
-    return (values[SERIES], kinds[2] if len(kinds) > 2 else "") if values[SERIES] else None
-
-
-def _element(file: IO[bytes], is_implicit: bool) -> tuple[tuple[int, int], int]:
-    """The tag of the next element of a DICOM file, and the length of its value; raises struct.error at the end."""
-    group, element, kind = struct.unpack("<HH2s", file.read(6))
-    if group == ITEM[0] or (is_implicit and group != SYNTAX[0]):
-        return (group, element), int.from_bytes(kind + file.read(2), "little")
-    if kind in LONG:
-        return (group, element), struct.unpack("<2xI", file.read(6))[0]
-    return (group, element), struct.unpack("<H", file.read(2))[0]
-
-
-def _skip(file: IO[bytes], is_implicit: bool, tag: tuple[int, int], n_bytes: int) -> None:
-    """Move behind a value, also one of items of undefined length."""
-    if n_bytes != UNDEFINED:
-        file.seek(n_bytes, 1)
-        return
-    end = ITEM_END if tag == ITEM else SEQUENCE_END
-    while True:
-        tag, n_bytes = _element(file, is_implicit)
-        if tag == end:
-            return
-        _skip(file, is_implicit, tag, n_bytes)
+    series, kind = SERIES.search(header), IMAGE_TYPE.search(header)
+    return (series[1].decode(), kind[1].decode() if kind else "") if series else None

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,8 @@ class Window(NamedTuple):
     height: int
 
 
-class Reader(Protocol):
-    """The geometry of a slide's file, and the px of its windows.
+class Reader:
+    """The geometry of a slide's file, and the px of its windows: what every reader has.
 
     size_px: (width, height) of level 0; level_sizes_px: of each level. downsamples: level-0 px a px of each level.
     stated_um_per_px: the resolution that the file states, and ``tag`` the same in words.
@@ -39,27 +39,23 @@ class Reader(Protocol):
     downsamples: tuple[float, ...]
     stated_um_per_px: float | None
     tag: str
-    n_bytes_whole: int
-    scanned_at_px: tuple[int, int]
+    n_bytes_whole: int = 0
+    scanned_at_px: tuple[int, int] = (0, 0)
 
     def corner_l0_px(self, at_px: int, level: int) -> float:
         """The level-0 px where a window that begins at px ``at_px`` of a level is read; the same for x and y."""
-        ...
+        return at_px * self.downsamples[level]
 
     def expect(self, windows: Iterable[Window]) -> None:
-        """Announce reads in their order; a tile that several of them need is then decoded once."""
-        ...
+        """Announce reads in their order; a tile that several of them need is then decoded once, where tiles are kept."""
 
-    def region(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
-        """The px of a window, uint8 (height, width, 3), white outside the slide, in ``out`` where it is given.
-
-        Several threads may call it at once.
-        """
-        ...
+    def region(self, window: Window) -> np.ndarray:
+        """The px of a window, uint8 (height, width, 3), white outside the slide; several threads may call it at once."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Give the file back."""
-        ...
+        raise NotImplementedError
 
 
 def stated_resolution(path: Path, um_per_px: Sequence[float]) -> tuple[float | None, str]:
@@ -89,14 +85,6 @@ def whole_downsample(size_px: tuple[int, int], level_size_px: tuple[int, int], r
     last = min(whole // max(level - 1, 1) for whole, level in sides)
     explain = [k for k in range(first, last + 1) if all(level in (whole // k, -(-whole // k)) for whole, level in sides)]
     return float(min(explain, key=lambda k: (k != ratio, k & (k - 1) != 0, abs(k - ratio)), default=ratio))
-
-
-def given(pixels: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-    """The result of `Reader.region`: ``pixels``, or ``out`` with the pixels written into it."""
-    if out is None:
-        return pixels
-    out[:] = pixels
-    return out
 
 
 def overlap(start: int, length: int, size: int) -> tuple[int, int]:

@@ -22,11 +22,8 @@ MAX_TILE_BYTES = 256 << 20
 REMEDY = f"if the file is whole, make it a tiled TIFF: {CONVERT}"
 
 
-class TiffReader:
+class TiffReader(Reader):
     """Levels of a TIFF, each a `Page`; geometry and resolution (um/px and text) are given."""
-
-    n_bytes_whole = 0
-    scanned_at_px = (0, 0)  # the formats read here have no scanned area
 
     def __init__(
         self,
@@ -61,22 +58,14 @@ class TiffReader:
                     self.downsamples += (downsample * factor,)
         self.level_sizes_px = tuple((level.width, level.height) for level in self._levels)
 
-    def corner_l0_px(self, at_px: int, level: int) -> float:
-        """See `mfcore.data.slides.reader.Reader`."""
-        return at_px * self.downsamples[level]
-
     def expect(self, windows: Iterable[Window]) -> None:
         """See `mfcore.data.slides.reader.Reader`."""
         self._tiles.expect(self._keys(window) for window in windows)
 
-    def region(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
+    def region(self, window: Window) -> np.ndarray:
         """See `mfcore.data.slides.reader.Reader`."""
-        page = self._levels[window.level]
-        left, right = overlap(window.x_px, window.width, page.width)
-        top, bottom = overlap(window.y_px, window.height, page.height)
-        pixels = np.empty((window.height, window.width, 3), np.uint8) if out is None else out
-        if (right - left, bottom - top) != (window.width, window.height):
-            pixels[:] = 255
+        page, (left, right), (top, bottom) = self._inside(window)
+        pixels = np.full((window.height, window.width, 3), 255, np.uint8)
         for key in self._keys(window):
             tile = self._tiles.get(key)
             row, column = divmod(key[1], page.n_across)
@@ -86,11 +75,15 @@ class TiffReader:
             part[:] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
         return pixels
 
+    def _inside(self, window: Window) -> tuple[Page, tuple[int, int], tuple[int, int]]:
+        """The page of a window's level, and the columns and the rows, each [first, last), of the window inside the page."""
+        page = self._levels[window.level]
+        columns, rows = overlap(window.x_px, window.width, page.width), overlap(window.y_px, window.height, page.height)
+        return page, columns, rows
+
     def _keys(self, window: Window) -> list[Key]:
         """The tiles that a window touches, row by row."""
-        page = self._levels[window.level]
-        left, right = overlap(window.x_px, window.width, page.width)
-        top, bottom = overlap(window.y_px, window.height, page.height)
+        page, (left, right), (top, bottom) = self._inside(window)
         if left == right or top == bottom:
             return []
         rows = range(top // page.tile_height, (bottom - 1) // page.tile_height + 1)
@@ -102,7 +95,7 @@ class TiffReader:
         """Bytes of the file's index, which stays in memory when the file is closed."""
         return sum(level.offsets.nbytes + level.n_bytes.nbytes for level in self._levels if level.reduction == 1)
 
-    def decode(self, key: Key, scratch: bytearray | None = None) -> np.ndarray:
+    def decode(self, key: Key) -> np.ndarray:
         """One tile from the file, uint8 (height, width, 3); raises SlideError where it is damaged."""
         level, k = key
         page = self._levels[level]
@@ -111,7 +104,7 @@ class TiffReader:
         shape = (page.tile_height, page.tile_width) if page.reduction > 1 else (0, 0)
         try:
             data = os.pread(self._opened(), int(page.n_bytes[k]), int(page.offsets[k]))
-            tile = page.decode(data, k, scratch if scratch and page.n_bytes_tile <= len(scratch) else None, shape)
+            tile = page.decode(data, k, shape)
             if tile.shape != (height, page.tile_width, 3):
                 raise ValueError(f"{tile.shape} instead of {(height, page.tile_width, 3)}")
         except Exception as error:  # each codec has its own

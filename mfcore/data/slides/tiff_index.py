@@ -18,8 +18,8 @@ APERIOS = (33003, 33005)  # JPEG 2000, which OpenSlide decodes
 RGB, YCBCR = 2, 6  # photometric interpretations
 OTHER_COLOURS = (0, 1, 3, 5)  # grey from white and from black, palette, CMYK: OpenSlide converts them to RGB
 
-Decode = Callable[[bytes, int, bytearray | None, tuple[int, int]], np.ndarray]
-"""Makes a tile, uint8 (height, width, 3), of its bytes and its number, perhaps in the bytearray.
+Decode = Callable[[bytes, int, tuple[int, int]], np.ndarray]
+"""Makes a tile, uint8 (height, width, 3), of its bytes and its number.
 
 The last argument is (height, width) of a tile that JPEG decodes smaller, else (0, 0). Each codec raises its own errors.
 """
@@ -161,20 +161,20 @@ def _decoder(page: "tifffile.TiffPage") -> Decode:
     """
     if page.compression != JPEG:
         decode = page.decode
-        return lambda data, k, scratch, shape: decode(data, k)[0][0]
+        return lambda data, k, shape: decode(data, k)[0][0]
     import simplejpeg
 
     # The tag of the TIFF, not the tile, says which colours these are; the segment of Adobe tells the decoder.
     colours = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([page.photometric == YCBCR])
     start = b"\xff\xd8" + colours + (page.jpegtables[2:-2] if page.jpegtables else b"")
 
-    def decode_jpeg(data: bytes, k: int, scratch: bytearray | None, shape: tuple[int, int]) -> np.ndarray:
+    def decode_jpeg(data: bytes, k: int, shape: tuple[int, int]) -> np.ndarray:
         if data[:2] != b"\xff\xd8":
             raise ValueError("not a JPEG image")
         at = 2
         while data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF:  # skip segments of applications, which may state colours
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        jpeg, options = start + data[at:], {"min_height": shape[0], "min_width": shape[1], "buffer": scratch}
+        jpeg, options = start + data[at:], {"min_height": shape[0], "min_width": shape[1]}
         try:
             return simplejpeg.decode_jpeg(jpeg, strict=True, **options)
         except ValueError as error:

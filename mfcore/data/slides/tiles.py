@@ -9,7 +9,6 @@ import numpy as np
 Key = tuple[int, int]  # level, number of the tile in it
 
 MEMORY_BYTES = 512 << 20
-SCRATCH_BYTES = 1 << 20
 
 
 class Memory:
@@ -48,16 +47,6 @@ class Memory:
             self._changed.notify_all()
 
 
-class _Scratch(threading.local):
-    """Bytes of one thread, for a tile that is needed once; fresh memory for each tile would take time."""
-
-    def __init__(self) -> None:
-        self.content = bytearray(SCRATCH_BYTES)
-
-
-_scratch = _Scratch()
-
-
 class _Tile:
     """One tile: px, uint8 (height, width, 3), None until the thread that holds ``decoding`` has decoded it."""
 
@@ -72,10 +61,10 @@ class Tiles:
     """Tiles by key, each decoded once for all announced uses. Where memory is short, the tile needed last is dropped.
 
     Safe for threads: of several that want one tile, one decodes it and the others wait. ``decode`` makes a tile from its
-    key, uint8 (height, width, 3); it may use the bytes lent with the key. `get` raises what ``decode`` raises.
+    key, uint8 (height, width, 3). `get` raises what ``decode`` raises.
     """
 
-    def __init__(self, decode: Callable[[Key, bytearray | None], np.ndarray], memory: Memory):
+    def __init__(self, decode: Callable[[Key], np.ndarray], memory: Memory):
         self._decode = decode
         self._memory = memory
         self._lock = threading.Lock()
@@ -95,7 +84,7 @@ class Tiles:
                 self._uses[key] = when[::-1] + self._uses.get(key, [])
 
     def get(self, key: Key) -> np.ndarray:
-        """One tile, read-only, valid until this thread gets another."""
+        """One tile, read-only."""
         with self._lock:
             uses = self._uses.get(key)
             if uses:
@@ -106,7 +95,7 @@ class Tiles:
             if tile is None and uses:
                 tile = self._kept[key] = _Tile()
         if tile is None:  # no other read needs it
-            return self._decode(key, _scratch.content)
+            return self._decode(key)
         with tile.decoding:
             pixels = tile.px if tile.px is not None else self._fill(tile, key)
         with self._lock:
@@ -117,7 +106,7 @@ class Tiles:
     def _fill(self, tile: _Tile, key: Key) -> np.ndarray:
         """Decode a tile to keep; after an error each waiting thread tries again."""
         try:
-            pixels = self._decode(key, None)
+            pixels = self._decode(key)
         except BaseException:
             with self._lock:
                 if self._kept.get(key) is tile:

@@ -44,29 +44,35 @@ def noise(seed: int, um_per_px: float) -> Noise:
     return Noise(seed, um_per_px)
 
 
+@dataclass
 class Canvas:
-    """Two layers, haematoxylin ``h`` and eosin ``e``: float32 (n_rows, n_columns), in amounts of stain."""
+    """Two layers, haematoxylin ``h`` and eosin ``e``: float32 (n_rows, n_columns), in amounts of stain.
 
-    def __init__(self, h: np.ndarray, e: np.ndarray, um_per_px: float, grain: Noise):
-        self.h, self.e, self.um_per_px, self.grain = h, e, um_per_px, grain
+    truth: uint8 (n_rows, n_columns), the value of what was painted at each px; 0 where nothing with a value was.
+    """
 
-    def window(self, x_px: float, y_px: float, radius_um: float, rng: np.random.Generator) -> "Window":
-        """The part within ``radius_um`` of a point in px, clipped at the border."""
-        return Window(self, x_px, y_px, radius_um, rng)
+    h: np.ndarray
+    e: np.ndarray
+    um_per_px: float
+    grain: Noise
+    truth: np.ndarray
 
 
 class Window:
-    """A part of the canvas in um around a cell's centre, with the cell's own random stream."""
+    """The part of the canvas within ``radius_um`` of a cell's centre, in um, clipped at the border.
 
-    def __init__(self, canvas: Canvas, x_px: float, y_px: float, radius_um: float, rng: np.random.Generator):
+    rng: the stream that draws the cell. value: of the cell in the canvas's ``truth``; 0 leaves ``truth`` as it is.
+    """
+
+    def __init__(self, canvas: Canvas, x_px: float, y_px: float, radius_um: float, rng: np.random.Generator, value: int = 0):
         reach = radius_um / canvas.um_per_px
         n_rows, n_columns = canvas.h.shape
         top, bottom = max(0, int(y_px - reach)), min(n_rows, int(y_px + reach) + 1)
         left, right = max(0, int(x_px - reach)), min(n_columns, int(x_px + reach) + 1)
-        self.h, self.e = canvas.h[top:bottom, left:right], canvas.e[top:bottom, left:right]
+        self.h, self.e, self.truth = (layer[top:bottom, left:right] for layer in (canvas.h, canvas.e, canvas.truth))
         self.x = ((np.arange(left, right, dtype=np.float32) - x_px) * canvas.um_per_px)[None, :]
         self.y = ((np.arange(top, bottom, dtype=np.float32) - y_px) * canvas.um_per_px)[:, None]
-        self.rng, self.grain = rng, canvas.grain
+        self.rng, self.grain, self.value = rng, canvas.grain, value
 
     def noise(self, grain_um: float) -> np.ndarray:
         """Noise of unit variance over the window."""
@@ -93,9 +99,14 @@ class Window:
         return np.sqrt(beyond**2 + across**2) - np.float32(half_width)
 
     def paint(self, mask: np.ndarray, h: np.ndarray | float, e: np.ndarray | float) -> None:
-        """Replace the amounts of both stains where ``mask`` is 1, mix them where it is between 0 and 1."""
+        """Replace the amounts of both stains where ``mask`` is 1, mix them where it is between 0 and 1.
+
+        A pixel has the cell's value where the cell covers at least half of it.
+        """
         for layer, amount in ((self.h, h), (self.e, e)):
             layer += mask * (amount - layer)
+        if self.value:
+            self.truth[mask >= 0.5] = self.value
 
 
 def cover(distance: np.ndarray, edge_um: float) -> np.ndarray:
@@ -111,11 +122,11 @@ def interphase(w: Window, look: Look) -> None:
     stretch = np.exp(abs(rng.normal(0, look.elongation)))
     angle = rng.uniform(0, np.pi)
     distance = w.ellipse(radius * stretch**0.5, radius * stretch**-0.5, angle)
-    distance = distance + np.float32(0.13 * radius) * w.noise(2.6) + np.float32(0.12) * w.noise(0.8)
+    distance = distance + np.float32(0.13 * radius) * w.noise(2.6) + 0.12 * w.noise(0.8)
     level = look.h * np.exp(rng.normal(0, 0.25))
-    mottle = np.clip(w.noise(look.grain_um), -0.9, 2.4) + np.float32(0.4) * w.noise(0.25)
+    mottle = np.clip(w.noise(look.grain_um), -0.9, 2.4) + 0.4 * w.noise(0.25)
     chromatin = level * (rng.uniform(0.6, 0.95) + look.chromatin * rng.uniform(0.5, 1.3) * mottle)
-    rim = np.exp(-(((distance + 0.3) / rng.uniform(0.3, 0.5)) ** 2)) * np.clip(1 + np.float32(0.5) * w.noise(0.8), 0.2, 2)
+    rim = np.exp(-(((distance + 0.3) / rng.uniform(0.3, 0.5)) ** 2)) * np.clip(1 + 0.5 * w.noise(0.8), 0.2, 2)
     chromatin += level * look.rim * rng.uniform(0.5, 1.2) * rim
     for _ in range(min(rng.poisson(look.n_nucleoli), 3)):
         far, turn = radius * 0.55 * rng.random() ** 0.5, rng.uniform(0, 2 * np.pi)
@@ -123,16 +134,16 @@ def interphase(w: Window, look: Look) -> None:
         spot = cover(w.ellipse(size, size * 0.85, turn, far * np.cos(turn), far * np.sin(turn)), 0.6)
         chromatin += spot * np.float32(level * rng.uniform(0.5, 1.0))
     focus = 0.5 + 1.3 * rng.random() ** 2
-    w.paint(cover(distance, focus), np.maximum(chromatin, 0.1), w.e * np.float32(rng.uniform(0.65, 0.95)))
+    w.paint(cover(distance, focus), np.maximum(chromatin, 0.1), w.e * rng.uniform(0.65, 0.95))
 
 
 def lymphocyte(w: Window, look: Look) -> None:
     """A small round dark nucleus with clumped chromatin and hardly any cytoplasm."""
     rng = w.rng
     radius = rng.uniform(2.3, 3.0)
-    distance = w.ellipse(radius * rng.uniform(1, 1.15), radius, rng.uniform(0, np.pi)) + np.float32(0.18) * w.noise(1.4)
+    distance = w.ellipse(radius * rng.uniform(1, 1.15), radius, rng.uniform(0, np.pi)) + 0.18 * w.noise(1.4)
     level = look.dark * rng.uniform(0.5, 0.72)
-    w.paint(cover(distance, 0.6), level * (1 + 0.22 * np.clip(w.noise(0.45), -1.5, 1.5)), w.e * np.float32(0.7))
+    w.paint(cover(distance, 0.6), level * (1 + 0.22 * np.clip(w.noise(0.45), -1.5, 1.5)), w.e * 0.7)
 
 
 def spindle(w: Window, look: Look, angle: float) -> None:
@@ -141,17 +152,17 @@ def spindle(w: Window, look: Look, angle: float) -> None:
     length, width = rng.uniform(3.8, 7.5), rng.uniform(0.9, 2.1)
     angle, pointed = angle + rng.normal(0, 0.25), np.float32(rng.uniform(0.4, 1))
     distance = pointed * w.ellipse(length, width, angle) + (1 - pointed) * w.bar(length, width, angle, rng.normal(0, 0.015))
-    distance = distance + np.float32(0.3) * w.noise(1.4)
+    distance = distance + 0.3 * w.noise(1.4)
     level = look.h * rng.uniform(0.8, 1.7)
     chromatin = level * (0.9 + 0.25 * np.clip(w.noise(0.45), -1.5, 2)) + level * 0.3 * np.exp(-(((distance + 0.3) / 0.35) ** 2))
-    w.paint(cover(distance, 0.6), chromatin, w.e * np.float32(0.8))
+    w.paint(cover(distance, 0.6), chromatin, w.e * 0.8)
 
 
 def red_cells(w: Window, radius_um: float, n: int) -> None:
     """A small vessel: a clear space with ``n`` red cells in it."""
     rng = w.rng
     squeeze, angle = rng.uniform(0.45, 0.95), rng.uniform(0, np.pi)
-    lumen = cover(w.ellipse(radius_um, radius_um * squeeze, angle) + np.float32(0.5) * w.noise(2.6), 0.7)
+    lumen = cover(w.ellipse(radius_um, radius_um * squeeze, angle) + 0.5 * w.noise(2.6), 0.7)
     w.paint(lumen, 0.01, 0.03)
     for _ in range(n):
         far, turn = radius_um * 0.75 * rng.random() ** 0.5, rng.uniform(0, 2 * np.pi)
@@ -166,7 +177,7 @@ def red_cells(w: Window, radius_um: float, n: int) -> None:
 def vacuole(w: Window, radius_um: float) -> None:
     """A clear round hole: fat, mucin, or a shrinkage artefact."""
     distance = w.ellipse(radius_um, radius_um * w.rng.uniform(0.75, 1), w.rng.uniform(0, np.pi))
-    w.paint(cover(distance + np.float32(0.3) * w.noise(2.6), 0.8), 0.0, 0.02)
+    w.paint(cover(distance + 0.3 * w.noise(2.6), 0.8), 0.0, 0.02)
 
 
 def _meet(easy: float, middle: float, hard: float) -> float:
@@ -174,41 +185,32 @@ def _meet(easy: float, middle: float, hard: float) -> float:
     return easy + (middle - easy) * hard
 
 
-@dataclass(frozen=True)
-class Body:
-    """The cell around condensed chromatin: half-axes and turn, eosin and haematoxylin relative to its surroundings, halo."""
+def _draw_body(w: Window, a_um: float, b_um: float, angle: float, e: float, h: float, halo: float) -> None:
+    """The cell around condensed chromatin: its cytoplasm, and the cleft of shrinkage around it.
 
-    a_um: float
-    b_um: float
-    angle: float
-    e: float
-    h: float
-    halo: float
-
-
-def _draw_body(w: Window, body: Body) -> None:
-    """Cytoplasm, and the cleft of shrinkage around it (``halo`` is its width in um)."""
-    distance = w.ellipse(body.a_um, body.b_um, body.angle) + np.float32(0.6) * w.noise(2.6) + np.float32(0.2) * w.noise(0.8)
-    if body.halo > 0:
+    a_um, b_um, angle: half-axes and turn. e, h: eosin and haematoxylin relative to the surroundings. halo: width in um.
+    """
+    distance = w.ellipse(a_um, b_um, angle) + 0.6 * w.noise(2.6) + 0.2 * w.noise(0.8)
+    if halo > 0:
         along, across = w.turned(w.rng.uniform(0, 2 * np.pi))
-        side = along / (np.abs(along) + np.abs(across) + 1) + np.float32(0.7) * w.noise(2.6)  # wider on one side
-        cleft = cover(distance - np.float32(body.halo) * (np.float32(0.35) + side), 0.7) * (1 - cover(distance, 0.7))
+        side = along / (np.abs(along) + np.abs(across) + 1) + 0.7 * w.noise(2.6)  # wider on one side
+        cleft = cover(distance - np.float32(halo) * (np.float32(0.35) + side), 0.7) * (1 - cover(distance, 0.7))
         w.paint(cleft * np.float32(w.rng.uniform(0.6, 1)), 0.02, 0.04)
-    inside = cover(distance, w.rng.uniform(0.7, 1.8)) * np.clip(0.85 + np.float32(0.1) * w.noise(1.4), 0, 1)
+    inside = cover(distance, w.rng.uniform(0.7, 1.8)) * np.clip(0.85 + 0.1 * w.noise(1.4), 0, 1)
     e_around, h_around = float(np.median(w.e)), float(np.median(w.h))
-    speckle = 1 + np.float32(0.14) * w.noise(0.45) + np.float32(0.12) * w.noise(1.4)
-    w.paint(inside, np.clip(h_around * body.h, 0.03, 0.3) * speckle, np.clip(e_around * body.e, 0.06, 0.85) * speckle)
+    speckle = 1 + 0.14 * w.noise(0.45) + 0.12 * w.noise(1.4)
+    w.paint(inside, np.clip(h_around * h, 0.03, 0.3) * speckle, np.clip(e_around * e, 0.06, 0.85) * speckle)
 
 
 def _chromatin(
     w: Window, look: Look, distance: np.ndarray, hard: float, *, ragged: float, density: float, edge: float, grain: float
 ) -> None:
     """Paint condensed chromatin: its outline roughened by ``ragged`` um, ``density`` of the domain's darkest."""
-    rough = np.float32(_meet(ragged, 0.36, hard))
-    distance = distance + rough * w.noise(0.8) + rough * np.float32(0.5) * w.noise(0.45)
+    rough = _meet(ragged, 0.36, hard)
+    distance = distance + rough * w.noise(0.8) + rough * 0.5 * w.noise(0.45)
     level = look.dark * _meet(density, 0.86, hard) * np.exp(w.rng.normal(0, 0.07))
-    level = level * (1 + np.float32(_meet(grain, 0.13, hard)) * np.clip(w.noise(0.45), -2, 1.2))
-    w.paint(cover(distance, _meet(edge, 0.75, hard)), level, w.e * np.float32(0.6))
+    level = level * (1 + _meet(grain, 0.13, hard) * np.clip(w.noise(0.45), -2, 1.2))
+    w.paint(cover(distance, _meet(edge, 0.75, hard)), level, w.e * 0.6)
 
 
 def _round_body(w: Window, hard: float, reach_um: float, angle: float) -> None:
@@ -216,7 +218,7 @@ def _round_body(w: Window, hard: float, reach_um: float, angle: float) -> None:
     rng = w.rng
     b = max(reach_um * rng.uniform(0.85, 1.0), 5.0)
     halo = rng.uniform(0.4, 1.5) if rng.random() < 0.25 else 0.0
-    _draw_body(w, Body(max(reach_um, b), b, angle, _meet(rng.uniform(0.4, 1.05), 1.0, hard), rng.uniform(0.5, 1.1), halo))
+    _draw_body(w, max(reach_um, b), b, angle, _meet(rng.uniform(0.4, 1.05), 1.0, hard), rng.uniform(0.5, 1.1), halo)
 
 
 def prometaphase(w: Window, look: Look, hard: float) -> None:
@@ -225,9 +227,9 @@ def prometaphase(w: Window, look: Look, hard: float) -> None:
     radius = rng.uniform(2.7, 3.9)
     _round_body(w, hard, radius + rng.uniform(3.0, 4.4), rng.uniform(0, np.pi))
     distance = w.ellipse(radius * rng.uniform(1, 1.3), radius * rng.uniform(0.75, 1), rng.uniform(0, np.pi))
-    distance = distance + np.float32(0.7 * (1 - 0.5 * hard)) * w.noise(1.4)
-    gaps = np.maximum(w.noise(0.8) - np.float32(0.5 + 1.2 * hard), 0)
-    _chromatin(w, look, distance + gaps * np.float32(1.3), hard, ragged=0.5, density=0.97, edge=0.4, grain=0.14)
+    distance = distance + 0.7 * (1 - 0.5 * hard) * w.noise(1.4)
+    gaps = np.maximum(w.noise(0.8) - (0.5 + 1.2 * hard), 0)
+    _chromatin(w, look, distance + gaps * 1.3, hard, ragged=0.5, density=0.97, edge=0.4, grain=0.14)
 
 
 def metaphase(w: Window, look: Look, hard: float) -> None:
@@ -236,7 +238,7 @@ def metaphase(w: Window, look: Look, hard: float) -> None:
     angle, length, width = rng.uniform(0, np.pi), rng.uniform(3.6, 5.6), rng.uniform(0.95, 1.6)
     width = _meet(width, 2.0, hard)
     _round_body(w, hard, length + rng.uniform(1.4, 2.8), angle + rng.normal(0, 0.3))
-    distance = w.bar(length, width, angle, rng.normal(0, 0.016)) + np.float32(0.22) * w.noise(1.4)
+    distance = w.bar(length, width, angle, rng.normal(0, 0.016)) + 0.22 * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.38, density=1.03, edge=0.4, grain=0.1)
 
 
@@ -246,7 +248,7 @@ def ring(w: Window, look: Look, hard: float) -> None:
     radius, hole = rng.uniform(3.0, 4.1), rng.uniform(0.7, 1.5)
     _round_body(w, hard, radius + rng.uniform(2.8, 4.0), rng.uniform(0, np.pi))
     stretch = rng.uniform(1, 1.2)
-    outer = w.ellipse(radius * stretch, radius / stretch, rng.uniform(0, np.pi)) + np.float32(0.35) * w.noise(1.4)
+    outer = w.ellipse(radius * stretch, radius / stretch, rng.uniform(0, np.pi)) + 0.35 * w.noise(1.4)
     inner = w.ellipse(hole * stretch, hole / stretch, rng.uniform(0, np.pi), rng.normal(0, 0.4), rng.normal(0, 0.4))
     _chromatin(
         w, look, np.maximum(outer, -inner - np.float32(1.2 * hard)), hard, ragged=0.45, density=0.93, edge=0.45, grain=0.16
@@ -267,7 +269,7 @@ def anaphase(w: Window, look: Look, hard: float) -> None:
     distance = np.minimum(one, other)
     if rng.random() < 0.15:
         distance = np.minimum(distance, w.ellipse(0.7, 0.45, angle, rng.normal(0, 1), rng.normal(0, 0.5)))
-    _chromatin(w, look, distance + np.float32(0.22) * w.noise(1.4), hard, ragged=0.34, density=1.0, edge=0.45, grain=0.1)
+    _chromatin(w, look, distance + 0.22 * w.noise(1.4), hard, ragged=0.34, density=1.0, edge=0.45, grain=0.1)
 
 
 def pyknotic(w: Window, look: Look, hard: float) -> None:
@@ -277,8 +279,8 @@ def pyknotic(w: Window, look: Look, hard: float) -> None:
     stretch = np.exp(abs(rng.normal(0, 0.18 + 0.25 * hard)))
     body = radius + rng.uniform(2.0, 3.4) + 0.6 * hard
     halo = rng.uniform(0.4, 1.6) if rng.random() < _meet(0.4, 0.25, hard) else 0.0
-    _draw_body(w, Body(body * 1.15, body, angle, _meet(rng.uniform(0.9, 1.9), 1.0, hard), rng.uniform(0.6, 1.2), halo))
-    distance = w.ellipse(radius * stretch, radius / stretch**0.5, angle) + np.float32(0.15 + 0.5 * hard) * w.noise(1.4)
+    _draw_body(w, body * 1.15, body, angle, _meet(rng.uniform(0.9, 1.9), 1.0, hard), rng.uniform(0.6, 1.2), halo)
+    distance = w.ellipse(radius * stretch, radius / stretch**0.5, angle) + (0.15 + 0.5 * hard) * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.04, density=1.0, edge=0.5, grain=0.03)
 
 
@@ -288,7 +290,7 @@ def apoptotic(w: Window, look: Look, hard: float) -> None:
     angle, body = rng.uniform(0, np.pi), rng.uniform(3.8, 5.6)
     halo = rng.uniform(0.5, 1.8) if rng.random() < _meet(0.55, 0.25, hard) else 0.0
     _draw_body(
-        w, Body(body * rng.uniform(1, 1.25), body, angle, _meet(rng.uniform(1.0, 2.2), 1.0, hard), rng.uniform(0.6, 1.1), halo)
+        w, body * rng.uniform(1, 1.25), body, angle, _meet(rng.uniform(1.0, 2.2), 1.0, hard), rng.uniform(0.6, 1.1), halo
     )
     distance = None
     for index in range(rng.integers(2, 6)):
@@ -296,7 +298,7 @@ def apoptotic(w: Window, look: Look, hard: float) -> None:
         far, turn = (0.5 if index == 0 else rng.uniform(1.2, 2.9)), rng.uniform(0, 2 * np.pi)
         globule = w.ellipse(size * rng.uniform(1, 1.2), size, turn, far * np.cos(turn), far * np.sin(turn))
         distance = globule if distance is None else np.minimum(distance, globule)
-    distance = distance + np.float32(0.3 * hard) * w.noise(1.4)
+    distance = distance + 0.3 * hard * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.03, density=0.98, edge=0.45, grain=0.03)
 
 
@@ -308,10 +310,9 @@ def hyperchromatic(w: Window, look: Look, hard: float) -> None:
     stretch = np.exp(abs(rng.normal(0, 0.2 + 0.15 * hard)))
     if rng.random() < 0.35:
         _round_body(w, hard, radius * stretch + rng.uniform(1.2, 2.4), angle)
-    distance = w.ellipse(radius * stretch, radius / stretch**0.5, angle) + np.float32(0.22 + 0.3 * hard) * w.noise(1.4)
+    distance = w.ellipse(radius * stretch, radius / stretch**0.5, angle) + (0.22 + 0.3 * hard) * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.08, density=rng.uniform(0.62, 0.8), edge=0.7, grain=0.22)
-    rim = np.exp(-(((distance + 0.3) / 0.4) ** 2)) * np.float32(0.3 * (1 - hard) * look.dark)
-    w.h += rim
+    w.h += np.exp(-(((distance + 0.3) / 0.4) ** 2)) * np.float32(0.3 * (1 - hard) * look.dark)
 
 
 def smudged(w: Window, look: Look, hard: float) -> None:
@@ -319,7 +320,7 @@ def smudged(w: Window, look: Look, hard: float) -> None:
     rng = w.rng
     radius, angle = rng.uniform(2.4, 3.6), rng.uniform(0, np.pi)
     stretch = np.exp(abs(rng.normal(0, 0.35)))
-    distance = w.ellipse(radius * stretch, radius / stretch, angle) + np.float32(0.5) * w.noise(1.4)
+    distance = w.ellipse(radius * stretch, radius / stretch, angle) + 0.5 * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.15, density=rng.uniform(0.55, 0.8), edge=1.9, grain=0.06)
 
 
@@ -331,7 +332,7 @@ def sliver(w: Window, look: Look, hard: float) -> None:
         _round_body(w, hard, length + rng.uniform(0.6, 1.6), angle + rng.normal(0, 0.3))
     lens = w.ellipse(length * 1.1, width, angle)
     blunt = w.bar(length, _meet(width, 1.9, hard), angle, rng.normal(0, 0.02))
-    distance = lens * np.float32(1 - hard) + blunt * np.float32(hard) + np.float32(0.15) * w.noise(1.4)
+    distance = lens * np.float32(1 - hard) + blunt * np.float32(hard) + 0.15 * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.08, density=rng.uniform(0.75, 0.95), edge=0.6, grain=0.1)
 
 

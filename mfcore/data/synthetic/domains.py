@@ -1,13 +1,14 @@
 """The tumour domains of the synthetic slides: tissue, stain and scanner of each."""
 
 import functools
-from dataclasses import dataclass
 from importlib import resources
 
 import yaml
 
+from mfcore.store.options import options
 
-@dataclass(frozen=True)
+
+@options
 class Look:
     """How cells look in one domain.
 
@@ -27,7 +28,7 @@ class Look:
     dark: float
 
 
-@dataclass(frozen=True)
+@options
 class Domain:
     """One tumour domain: its share of the annotations, its tissue, its stains, its scanner.
 
@@ -62,11 +63,4 @@ class Domain:
 def all_domains() -> tuple[Domain, ...]:
     """The domains of ``domains.yaml``, in its order."""
     entries = yaml.safe_load((resources.files("mfcore.data.synthetic") / "domains.yaml").read_text(encoding="utf-8"))
-    return tuple(Domain(**{key: _frozen(value) for key, value in entry.items()}) for entry in entries)
-
-
-def _frozen(value: object) -> object:
-    """A value of YAML as `Domain` holds it."""
-    if isinstance(value, dict):
-        return Look(**value)
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(Domain(**entry) for entry in entries)

@@ -4,7 +4,6 @@ Tissues differ in the size, spacing and kind of their cells; stains and scanner 
 differ in colour, so that colour alone doesn't tell them apart.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +11,8 @@ import numpy as np
 from mfcore import streams
 from mfcore.data.synthetic import cells
 from mfcore.data.synthetic.cells import Canvas, Window
-from mfcore.data.synthetic.domains import Domain, all_domains
-from mfcore.data.synthetic.tissue import Plan, ground, lay_out, scan
+from mfcore.data.synthetic.domains import Domain, Look, all_domains
+from mfcore.data.synthetic.tissue import Plan, coarse_at, draw_vacuoles, ground, lay_out, scan
 
 UM_PER_PX = 0.5
 NUCLEI = ("background", "tumour", "lymphocyte", "spindle")
@@ -43,22 +42,6 @@ TISSUES = {
 }
 MIXED = Tissue(8.8, 4.2, 0.40, (0.86, 0.14, 0.0, 0.0), (0.0, 0.35, 0.65, 0.0))
 """Tumour, stroma and lymphocytes side by side, for masks with every class."""
-
-
-class Traced(Window):
-    """A window that also notes in ``truth``, uint8 (n_rows, n_columns), where it paints, as ``value``."""
-
-    def __init__(
-        self, canvas: Canvas, truth: np.ndarray, value: int, x_px: float, y_px: float, reach_um: float, rng: np.random.Generator
-    ):
-        super().__init__(canvas, x_px, y_px, reach_um, rng)
-        self.truth = Window(Canvas(truth, truth, canvas.um_per_px, canvas.grain), x_px, y_px, reach_um, rng).h
-        self.value = value
-
-    def paint(self, mask: np.ndarray, h: np.ndarray | float, e: np.ndarray | float) -> None:
-        """As `Window.paint`; a pixel is the nucleus's where that covers at least half of it."""
-        super().paint(mask, h, e)
-        self.truth[mask >= 0.5] = self.value
 
 
 def slide_look(seed: int, index: int) -> Domain:
@@ -102,29 +85,25 @@ def draw_field(seed: int, index: int, tissue: Tissue, look: Domain, side_px: int
             tumour_px=layout.tumour_px[:0],
         )
     canvas, angles, rng = ground(seed, plan, layout)
-    truth = np.zeros(canvas.h.shape, np.uint8)  # (side_px, side_px)
-    for _ in range(rng.poisson(canvas.h.size * UM_PER_PX**2 / 9000)):
-        cells.vacuole(canvas.window(*rng.random(2) * side_px, 14, rng), rng.uniform(1.5, 5.5))
+    draw_vacuoles(canvas, 9000, rng)
     for places, share in ((layout.stroma_px, tissue.in_stroma), (layout.tumour_px, tissue.in_tumour)):
-        for (x, y), kind in zip(places, rng.choice(KINDS, len(places), p=share), strict=True):
-            column, row = min(int(x / 8), angles.shape[1] - 1), min(int(y / 8), angles.shape[0] - 1)
-            _cell(canvas, truth, str(kind), float(x), float(y), float(angles[row, column]), domain, rng)
-    return scan(canvas, domain, rng), truth
+        kinds = rng.choice(KINDS, len(places), p=share)
+        for (x, y), kind, angle in zip(places, kinds, coarse_at(angles, places), strict=True):
+            _draw_cell(canvas, float(x), float(y), kind, angle, domain.look, rng)
+    return scan(canvas, domain, rng), canvas.truth
 
 
-def _cell(
-    canvas: Canvas, truth: np.ndarray, kind: str, x: float, y: float, angle: float, domain: Domain, rng: np.random.Generator
-) -> None:
-    """Draw one cell and note its nucleus."""
-    look = domain.look
+def _draw_cell(canvas: Canvas, x: float, y: float, kind: str, angle: float, look: Look, rng: np.random.Generator) -> None:
+    """Draw one cell, and its nucleus into the canvas's ``truth``."""
     if kind == "dying":
-        shape: Callable = cells.apoptotic if rng.random() < 0.6 else cells.pyknotic
-        shape(canvas.window(x, y, 11, rng), look, float(rng.uniform(0.1, 0.7)))
+        shape = cells.apoptotic if rng.random() < 0.6 else cells.pyknotic
+        shape(Window(canvas, x, y, 11, rng), look, rng.uniform(0.1, 0.7))
         return
-    value = NUCLEI.index(kind)
+    radius_um = {"tumour": look.radius_um * 2.2, "lymphocyte": 5, "spindle": 9}[kind]
+    window = Window(canvas, x, y, radius_um, rng, NUCLEI.index(kind))
     if kind == "tumour":
-        cells.interphase(Traced(canvas, truth, value, x, y, look.radius_um * 2.2, rng), look)
+        cells.interphase(window, look)
     elif kind == "lymphocyte":
-        cells.lymphocyte(Traced(canvas, truth, value, x, y, 5, rng), look)
+        cells.lymphocyte(window, look)
     else:
-        cells.spindle(Traced(canvas, truth, value, x, y, 9, rng), look, angle)
+        cells.spindle(window, look, angle)

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from mfcore import store, streams
 from mfcore.data.synthetic.cells import MITOTIC
 from mfcore.data.synthetic.domains import all_domains
-from mfcore.data.synthetic.tissue import Layout, Plan, draw, lay_out
+from mfcore.data.synthetic.tissue import Plan, SyntheticError, draw, lay_out
 
 VERSION = 4
 """Raised whenever the same seed would give other pixels or annotations."""
@@ -40,10 +40,6 @@ RATER_ERRORS = (0.045, 0.28)
 """How often one of the two raters errs on an easy and on a hard annotation; gives MIDOG++'s raw agreement of 0.78."""
 THIRD_RATER = 0.4
 """The third rater's errors, relative to the first two's: who settles a dispute looks twice."""
-
-
-class SyntheticError(ValueError):
-    """A synthetic data set can't be made as asked; the message says why and what to do."""
 
 
 def make_dataset(folder: str | Path, *, seed: int, n_slides: int = 50, n_annotations: int = 2000, n_workers: int = 1) -> Path:
@@ -137,7 +133,7 @@ def annotate(seed: int, plans: list[Plan]) -> tuple[dict, pd.DataFrame]:
                 "split": official[plan.index],
             }
         )
-        layout = _lay_out(seed, plan)
+        layout = lay_out(seed, plan)
         rng = streams.generator(seed, "synthetic", "raters", plan.index)
         corners = layout.tumour_px[layout.annotated] + rng.uniform(-JITTER_PX, JITTER_PX, (plan.n_annotations, 2)) - BOX_PX / 2
         for (left, top), kind, hard in zip(corners.round().astype(int).tolist(), layout.kinds, layout.hard, strict=True):
@@ -183,13 +179,6 @@ def _vote(rng: np.random.Generator, mitotic: bool, hard: bool, has_mitoses: bool
     return votes if votes[0] != votes[1] else votes[:2]
 
 
-def _lay_out(seed: int, plan: Plan) -> Layout:
-    try:
-        return lay_out(seed, plan)
-    except ValueError as error:
-        raise SyntheticError(str(error)) from None
-
-
 def _each(seed: int, missing: list[tuple[Plan, Path]], n_workers: int) -> Iterator[None]:
     """Draw and write the missing slides, here or in ``n_workers`` processes."""
     if n_workers == 1 or len(missing) < 2:
@@ -202,7 +191,7 @@ def _each(seed: int, missing: list[tuple[Plan, Path]], n_workers: int) -> Iterat
 
 def _make_slide(seed: int, plan: Plan, file: Path) -> None:
     with store.replacing(file) as aside:
-        write_pyramid(aside, draw(seed, plan, _lay_out(seed, plan)), plan.domain.um_per_px)
+        write_pyramid(aside, draw(seed, plan, lay_out(seed, plan)), plan.domain.um_per_px)
 
 
 def write_pyramid(path: Path, pixels: np.ndarray, um_per_px: float, n_levels: int = 3) -> None:

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 
 from mfcore import streams
 from mfcore.data.synthetic import cells
-from mfcore.data.synthetic.cells import Canvas
+from mfcore.data.synthetic.cells import Canvas, Window
 from mfcore.data.synthetic.domains import Domain
 
 MARGIN_PX = 32
@@ -25,6 +25,10 @@ PHASES = dict(zip(cells.MITOTIC, (0.30, 0.36, 0.14, 0.20), strict=True))
 """Weights of the mitotic phases, the same in every domain."""
 HARD_SHARE = 0.42
 """Share of annotated cells that are hard to tell; with the raters' errors it gives MIDOG++'s agreement of 0.78."""
+
+
+class SyntheticError(ValueError):
+    """A synthetic data set can't be made as asked; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +75,9 @@ def _enlarge(field: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def _apart(points: np.ndarray, distance: float) -> np.ndarray:
     """Indices of the points kept when each, in order, is dropped if an earlier kept one is nearer than ``distance``."""
-    pairs = cKDTree(points).query_pairs(distance, output_type="ndarray")
-    kept, open_ = np.zeros(len(points), bool), np.ones(len(points), bool)
-    while open_.any():
-        waits = np.zeros(len(points), bool)
-        pairs = pairs[open_[pairs[:, 0]] & open_[pairs[:, 1]]]
-        waits[pairs[:, 1]] = True  # query_pairs gives i < j, and earlier points win
-        new = open_ & ~waits
-        kept |= new
-        open_ &= ~new
-        open_[pairs[new[pairs[:, 0]], 1]] = False
+    kept = np.ones(len(points), bool)
+    for earlier, later in sorted(cKDTree(points).query_pairs(distance)):
+        kept[later] &= not kept[earlier]
     return np.flatnonzero(kept)
 
 
@@ -91,10 +88,16 @@ def _scatter(rng: np.random.Generator, shape: tuple[int, int], distance_px: floa
     return points[_apart(points, distance_px)]
 
 
+def coarse_at(field: np.ndarray, points_px: np.ndarray) -> np.ndarray:
+    """Values, (n,), of a field on the coarse grid of 8 px at points (n, 2) of x, y."""
+    column, row = np.minimum((points_px / 8).astype(int), (field.shape[1] - 1, field.shape[0] - 1)).T
+    return field[row, column]
+
+
 def lay_out(seed: int, plan: Plan) -> Layout:
     """Compartments and cells of a slide; quick, so that an interrupted data set finds its annotations again.
 
-    Positions are drawn before classes: where an annotated cell lies says nothing about what it is. Raises ValueError
+    Positions are drawn before classes: where an annotated cell lies says nothing about what it is. Raises SyntheticError
     where the slide has no room for its annotations.
     """
     domain, um = plan.domain, plan.domain.um_per_px
@@ -109,24 +112,20 @@ def lay_out(seed: int, plan: Plan) -> Layout:
     gap = gap + 0.9 * np.exp(-((stroma / 0.25) ** 2))  # clefts open where tumour and stroma meet
     gap = gap - np.float32(np.quantile(gap, 1 - np.clip(domain.gap * np.exp(rng.normal(0, 0.4)), 0.01, 0.3)))
 
-    def at(field: np.ndarray, points: np.ndarray) -> np.ndarray:
-        column, row = np.minimum((points / 8).astype(int), (coarse[1] - 1, coarse[0] - 1)).T
-        return field[row, column]
-
     points = _scatter(rng, shape, domain.spacing_um / um)
-    points = points[at(gap, points) < -0.25]
-    in_stroma = at(stroma, points) > 0
+    points = points[coarse_at(gap, points) < -0.25]
+    in_stroma = coarse_at(stroma, points) > 0
     tumour, others = points[~in_stroma], points[in_stroma]
     others = others[rng.random(len(others)) < 0.55]
     inside = ((tumour > MARGIN_PX) & (tumour < (plan.n_columns - MARGIN_PX, plan.n_rows - MARGIN_PX))).all(axis=1)
-    solid = (at(gap, tumour) < -0.5) & (at(stroma, tumour) < -0.1)
+    solid = (coarse_at(gap, tumour) < -0.5) & (coarse_at(stroma, tumour) < -0.1)
     inside = rng.permutation(np.flatnonzero(inside & solid))
     for apart_um in APART_UM:
         room = inside[_apart(tumour[inside], apart_um / um)]
         if len(room) >= plan.n_annotations:
             break
     else:
-        raise ValueError(
+        raise SyntheticError(
             f"slide {plan.index}: room for {len(room)} annotated cells, {plan.n_annotations} wanted; ask for fewer"
         )
     annotated = room[: plan.n_annotations]
@@ -180,22 +179,22 @@ def _ground(plan: Plan, layout: Layout, rng: np.random.Generator) -> tuple[np.nd
 
     owner, first, second = _cytoplasm(layout.tumour_px / 2, half, domain.spacing_um * 1.15 / um, rng)
     tint = np.append(np.exp(rng.normal(0, 0.16, len(layout.tumour_px))), 0.75).astype(np.float32)[owner]
-    border = np.exp(-((((second - first) * np.float32(um)) / 1.1) ** 2))
+    border = np.exp(-((((second - first) * um) / 1.1) ** 2))
     membrane = np.float32(rng.choice((-1, 1)) * rng.uniform(0.2, 0.55))  # borders show dark, or as fine clefts
-    far = np.clip((first * np.float32(um) - domain.spacing_um * 0.72) / 3, 0, 1)
-    texture = 1 + np.float32(domain.granules) * fine + np.float32(0.12) * blotch
+    far = np.clip((first * um - domain.spacing_um * 0.72) / 3, 0, 1)
+    texture = 1 + domain.granules * fine + 0.12 * blotch
     tumour_e = domain.cytoplasm[1] * tint * texture * (1 + membrane * border) * (1 - 0.35 * far)
-    tumour_h = domain.cytoplasm[0] * (2 - tint) * (1 + np.float32(1.8 * domain.granules) * fine) * (1 - 0.5 * far)
+    tumour_h = domain.cytoplasm[0] * (2 - tint) * (1 + 1.8 * domain.granules * fine) * (1 - 0.5 * far)
 
     fibre, angles = _fibres(layout.stroma.shape, half, um, rng)
-    stroma_e = np.float32(domain.cytoplasm[1] * 1.05) * np.clip(1 + 0.42 * fibre, 0.06, 2)
+    stroma_e = domain.cytoplasm[1] * 1.05 * np.clip(1 + 0.42 * fibre, 0.06, 2)
     stroma_h = 0.05 + 0.015 * fine
 
     in_stroma = np.clip(_enlarge(layout.stroma, half) / 0.12 + 0.5 + 0.4 * blotch, 0, 1)
     in_gap = np.clip(_enlarge(layout.gap, half) / 0.12 + 0.5 + 0.25 * blotch, 0, 1)
     h = (tumour_h + in_stroma * (stroma_h - tumour_h)) * (1 - in_gap)
-    e = (tumour_e + in_stroma * (stroma_e - tumour_e)) * (1 - in_gap) + np.float32(0.015) * in_gap
-    thickness = 1 + np.float32(0.09) * _enlarge(_field(rng, layout.stroma.shape, 60 / (4 * um)), half)
+    e = (tumour_e + in_stroma * (stroma_e - tumour_e)) * (1 - in_gap) + 0.015 * in_gap
+    thickness = 1 + 0.09 * _enlarge(_field(rng, layout.stroma.shape, 60 / (4 * um)), half)
     return np.maximum(h * thickness, 0.01), np.maximum(e * thickness, 0.01), angles
 
 
@@ -207,12 +206,12 @@ def _fibres(
     wave = _field(rng, coarse, 45 / (4 * um)) + 0.15 * _field(rng, coarse, 8 / (4 * um))
     angle, side = rng.uniform(0, np.pi), 512
     y, x = np.arange(half[0], dtype=np.float32)[:, None], np.arange(half[1], dtype=np.float32)[None, :]
-    across = y * np.float32(np.cos(angle)) - x * np.float32(np.sin(angle)) + _enlarge(wave, half) * np.float32(bend_um / um)
+    across = y * np.float32(np.cos(angle)) - x * np.float32(np.sin(angle)) + _enlarge(wave, half) * (bend_um / um)
     along = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
     thin = _stretched(rng, side, 0.55 / um, 9 / um)[across.astype(np.int32) % side, along.astype(np.int32) % side]
     thick = _stretched(rng, side, 1.7 / um, 22 / um)[(across * 0.9).astype(np.int32) % side, along.astype(np.int32) % side]
-    slope_y, slope_x = (slope * np.float32(bend_um / (4 * um)) for slope in np.gradient(wave))
-    return np.float32(0.6) * thin + np.float32(0.8) * thick, np.arctan2(np.sin(angle) - slope_x, np.cos(angle) + slope_y)
+    slope_y, slope_x = (slope * (bend_um / (4 * um)) for slope in np.gradient(wave))
+    return 0.6 * thin + 0.8 * thick, np.arctan2(np.sin(angle) - slope_x, np.cos(angle) + slope_y)
 
 
 def _stretched(rng: np.random.Generator, side: int, across: float, along: float) -> np.ndarray:
@@ -228,42 +227,49 @@ def ground(seed: int, plan: Plan, layout: Layout) -> tuple[Canvas, np.ndarray, n
     shape = (plan.n_rows, plan.n_columns)
     h, e, angles = _ground(plan, layout, rng)
     fine = _field(rng, shape, 0.16 / um)
-    threads = np.float32(0.45) - np.abs(_field(rng, shape, 0.42 / um))  # ridges of noise: a mesh, as cytoplasm has it
+    threads = 0.45 - np.abs(_field(rng, shape, 0.42 / um))  # ridges of noise: a mesh, as cytoplasm has it
     h, e = _enlarge(h, shape), _enlarge(e, shape)
-    canvas = Canvas(h * (1 + 0.1 * fine + 0.22 * threads), e * (1 + 0.09 * fine + 0.2 * threads), um, cells.noise(seed, um))
+    canvas = Canvas(
+        h * (1 + 0.1 * fine + 0.22 * threads),
+        e * (1 + 0.09 * fine + 0.2 * threads),
+        um,
+        cells.noise(seed, um),
+        np.zeros(shape, np.uint8),
+    )
     return canvas, angles, rng
+
+
+def draw_vacuoles(canvas: Canvas, um2_each: float, rng: np.random.Generator) -> None:
+    """Draw vacuoles at random places, on average one in an area of ``um2_each`` um2."""
+    for _ in range(rng.poisson(canvas.h.size * canvas.um_per_px * canvas.um_per_px / um2_each)):
+        cells.vacuole(Window(canvas, *rng.random(2) * canvas.h.shape[::-1], 14, rng), rng.uniform(1.5, 5.5))
 
 
 def draw(seed: int, plan: Plan, layout: Layout) -> np.ndarray:
     """The slide's pixels: uint8 (n_rows, n_columns, 3)."""
-    domain, um = plan.domain, plan.domain.um_per_px
-    shape = (plan.n_rows, plan.n_columns)
+    domain, look = plan.domain, plan.domain.look
     canvas, angles, rng = ground(seed, plan, layout)
-    look = domain.look
-
-    for _ in range(rng.poisson(canvas.h.size * um * um / 12000)):
-        cells.vacuole(canvas.window(*rng.random(2) * shape[::-1], 14, rng), rng.uniform(1.5, 5.5))
-    for x, y in layout.stroma_px:
-        column, row = min(int(x / 8), angles.shape[1] - 1), min(int(y / 8), angles.shape[0] - 1)
+    draw_vacuoles(canvas, 12000, rng)
+    for (x, y), angle in zip(layout.stroma_px, coarse_at(angles, layout.stroma_px), strict=True):
         which = rng.random()
         if which < 0.02:
-            cells.red_cells(canvas.window(x, y, 12, rng), rng.uniform(5, 9), rng.integers(2, 9))
+            cells.red_cells(Window(canvas, x, y, 12, rng), rng.uniform(5, 9), rng.integers(2, 9))
         elif which < 0.02 + domain.lymphocytes:
-            cells.lymphocyte(canvas.window(x, y, 5, rng), look)
+            cells.lymphocyte(Window(canvas, x, y, 5, rng), look)
         else:
-            cells.spindle(canvas.window(x, y, 9, rng), look, angles[row, column])
+            cells.spindle(Window(canvas, x, y, 9, rng), look, angle)
     plain = np.ones(len(layout.tumour_px), bool)
     plain[layout.annotated] = False
     strays = rng.random(len(layout.tumour_px)) < 0.012
     for (x, y), stray in zip(layout.tumour_px[plain], strays[plain], strict=True):
         if stray:
-            cells.lymphocyte(canvas.window(x, y, 5, rng), look)
+            cells.lymphocyte(Window(canvas, x, y, 5, rng), look)
         else:
-            cells.interphase(canvas.window(x, y, look.radius_um * 2.2, rng), look)
+            cells.interphase(Window(canvas, x, y, look.radius_um * 2.2, rng), look)
     shapes = cells.MITOTIC | cells.LOOK_ALIKE
     for index, kind, hard in zip(layout.annotated, layout.kinds, layout.hard, strict=True):
         x, y = layout.tumour_px[index]
-        shapes[kind](canvas.window(x, y, 11, rng), look, float(hard))
+        shapes[kind](Window(canvas, x, y, 11, rng), look, float(hard))
     return scan(canvas, domain, rng)
 
 
@@ -275,10 +281,10 @@ def scan(canvas: Canvas, domain: Domain, rng: np.random.Generator) -> np.ndarray
     image = np.empty((*canvas.h.shape, 3), np.uint8)
     for channel in range(3):
         density = canvas.h * np.float32(stains[0, channel]) + canvas.e * np.float32(stains[1, channel])
-        light = np.float32(domain.white[channel]) * np.exp(np.float32(-np.log(10)) * density)
+        light = domain.white[channel] * np.exp(np.float32(-np.log(10)) * density)
         light = ndimage.gaussian_filter(light, sigma, truncate=3)
         if domain.sharpen:
-            light += np.float32(domain.sharpen) * (light - ndimage.gaussian_filter(light, 2 * sigma, truncate=2.5))
-        light += np.float32(rng.normal(0, 1.6)) + np.float32(1.5) * rng.standard_normal(light.shape, dtype=np.float32)
+            light += domain.sharpen * (light - ndimage.gaussian_filter(light, 2 * sigma, truncate=2.5))
+        light += rng.normal(0, 1.6) + 1.5 * rng.standard_normal(light.shape, dtype=np.float32)
         image[..., channel] = np.clip(light + 0.5, 0, 255)
     return image

@@ -12,14 +12,14 @@ from running import HANG_S
 from mfcore.data.slides.tiles import Memory, Tiles
 
 
-def tile_of(key, _=None):
+def tile_of(key):
     return np.full((8, 8, 3), key[1], np.uint8)
 
 
 def test_threads_that_want_one_tile_wait_for_the_one_that_decodes_it():
     n_decoded, begun = [], threading.Barrier(8)
 
-    def decode(key, _):
+    def decode(key):
         n_decoded.append(key)
         time.sleep(0.05)
         return tile_of(key)
@@ -40,7 +40,7 @@ def test_threads_that_want_one_tile_wait_for_the_one_that_decodes_it():
 
 def test_a_tile_is_kept_until_its_last_announced_use():
     decoded = []
-    tiles = Tiles(lambda key, _: decoded.append(key) or tile_of(key), Memory())
+    tiles = Tiles(lambda key: decoded.append(key) or tile_of(key), Memory())
     a, b = (0, 1), (0, 2)
     tiles.expect([[a, b], [a], [b], [a]])
     for key in (a, b, a, b, a):
@@ -58,7 +58,7 @@ def test_a_tile_is_kept_until_its_last_announced_use():
 
 def test_the_tile_whose_next_use_is_farthest_is_dropped_first():
     decoded = []
-    tiles = Tiles(lambda key, _: decoded.append(key[1]) or tile_of(key), Memory(2 * 192))
+    tiles = Tiles(lambda key: decoded.append(key[1]) or tile_of(key), Memory(2 * 192))
     order = [1, 2, 3, 1, 2, 1, 3]
     tiles.expect([[(0, k)] for k in order])
     for k in order:
@@ -114,7 +114,7 @@ def test_nobody_waits_for_memory_when_the_work_is_given_up():
 def test_what_failed_to_decode_is_tried_again_by_who_asks_again():
     answers = iter([ValueError("damaged"), tile_of((0, 7))])
 
-    def decode(key, _):
+    def decode(key):
         answer = next(answers)
         if isinstance(answer, Exception):
             raise answer
@@ -129,7 +129,7 @@ def test_what_failed_to_decode_is_tried_again_by_who_asks_again():
 def test_those_who_wait_for_a_damaged_tile_try_it_themselves_and_one_of_them_may_have_it():
     tries, begun = [], threading.Barrier(3)
 
-    def decode(key, _):
+    def decode(key):
         tries.append(key)
         time.sleep(0.05)
         if len(tries) == 1:
@@ -152,15 +152,3 @@ def test_those_who_wait_for_a_damaged_tile_try_it_themselves_and_one_of_them_may
     assert sum(tile is None for tile in got) == 1 and all((tile == 7).all() for tile in got if tile is not None)
     tiles.get((0, 7))
     assert memory._used == 0
-
-
-def test_only_a_tile_that_nobody_needs_again_is_put_into_borrowed_bytes():
-    lent = []
-    tiles = Tiles(lambda key, scratch: lent.append(scratch) or tile_of(key), Memory())
-    tiles.expect([[(0, 1)], [(0, 2)], [(0, 1)]])
-    for k in (1, 2, 1, 3):
-        tiles.get((0, k))
-    assert lent[0] is None and lent[1] is lent[2] is not None
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(tiles.get, (0, 4)).result()
-    assert lent[3] is not lent[2], "another thread's"
