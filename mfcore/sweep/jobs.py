@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mfcore import store
-from mfcore.analysis import effects
 from mfcore.encoders.card import variants_of
 from mfcore.study import pretrained
-from mfcore.study.config import Pretraining, Settings
+from mfcore.study.config import Pretraining, Settings, Switches
 from mfcore.tasks import protocol as tasks_protocol
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,15 +101,21 @@ def jobs_of(study: Settings, n_shares: int = 1) -> dict[str, Job]:
                 name = f"{_job('03', encoder)}.split_{scheme}"
                 jobs.append(Job(name, STAGES["03"], {"encoder": encoder, "scheme": scheme}, (embedding,)))
     arms = tuple(job.name for job in jobs if job.notebook in (STAGES["03"], STAGES["04"]))
-    jobs.append(Job(STAGES["05"], STAGES["05"], {}, arms))
+    switches = list(_switch_jobs(study, (first, *arms)))
+    jobs += switches
+    jobs.append(Job(STAGES["05"], STAGES["05"], {}, (*arms, *(job.name for job in switches))))
     if study.splits.by_domain:
         jobs.append(Job(STAGES["06"], STAGES["06"], {}, arms))
     jobs += _judging_jobs(study, tuple(name for name in arms if name.startswith(STAGES["03"])))
-    base = measuring_job(effects.BASE)
-    for switch in effects.asked(study):  # after the study itself, whose patches and embedding they share
-        needs = (first, *arms) if switch == effects.BASE else (base,)
-        jobs.append(Job(measuring_job(switch), "", {"switch": switch}, needs))
     return {job.name: job for job in jobs}
+
+
+def _switch_jobs(study: Settings, needs: tuple[str, ...]) -> Iterator[Job]:
+    """What measures the switches of ``study.effects``, after the study as it is, whose runs the switches share."""
+    asked = [name for name in Switches.CHOICES if name in study.effects.switches]
+    for switch in ("base", *asked, "paper") if asked else ():
+        yield Job(f"{MEASURE}.{switch}", "", {"switch": switch}, needs)
+        needs = (f"{MEASURE}.base",)
 
 
 def _pretraining_jobs(study: Settings) -> list[Job]:
@@ -175,11 +180,6 @@ def n_threads(job: Job, jobs: Mapping[str, Job], n_cores: int) -> int:
     """Cores for a job on one machine: alone it has all; it shares them with the jobs of its rule at least half as large."""
     beside = [other for other in jobs.values() if other.rule == job.rule and 2 * other.work >= job.work]
     return max(1, n_cores // len(beside))
-
-
-def measuring_job(switch: str) -> str:
-    """Name of the job that measures a switch's effect."""
-    return f"{MEASURE}.{effects.record_name(switch)}"
 
 
 def embedding_job(encoder: str) -> str:

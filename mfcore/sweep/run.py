@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from mfcore import store
-from mfcore.analysis import effects
 from mfcore.store import files as store_files, records as store_records
 from mfcore.study.config import Settings, load_study
 from mfcore.sweep import inputs as sweep_inputs, results as sweep_results
@@ -106,7 +105,7 @@ def _run_process(job: Job, file: Path, results: Path, data: str, n_threads: int)
         command += ["--encoder", str(job.parameters["encoder"])]
         command += ["--share", str(job.parameters["share"]), "--shares", str(job.parameters["n_shares"])]
     else:
-        command += ["--switch", effects.record_name(str(job.parameters["switch"])), "--workers", str(n_threads)]
+        command += ["--switch", str(job.parameters["switch"]), "--workers", str(n_threads)]
         command += ["--data", data] if data else []
     log = results / "logs" / f"{job.name}.txt"
     log.parent.mkdir(exist_ok=True)

@@ -161,10 +161,11 @@ def test_switches_are_measured_after_the_study_itself_and_the_base_first(measure
     jobs = sweep_jobs.jobs_of(load_study(measured), 2)
     measuring = [job for job in jobs.values() if job.rule == "measure_switch"]
     assert [job.name for job in measuring] == [f"measure_switch.{name}" for name in ("base", "split_by", "border", "paper")]
-    assert [job.parameters["switch"] for job in measuring] == ["", "split_by", "border", "paper"]
+    assert [job.parameters["switch"] for job in measuring] == ["base", "split_by", "border", "paper"]
     arms = {name for name in jobs if name.startswith(("03", "04"))}
     assert set(measuring[0].needs) == {"01_extract_patches", *arms}
     assert {job.needs for job in measuring[1:]} == {("measure_switch.base",)}
+    assert {job.name for job in measuring} <= set(jobs["05_data_scaling"].needs), "notebook 05 shows what they are worth"
     assert {(job.notebook, job.stage, job.is_share) for job in measuring} == {("", "measure_switch", False)}
     assert not {job.rule for job in jobs.values()} - set(sweep_jobs.RULES)
 
