@@ -247,22 +247,23 @@ def _finding(measured: pd.DataFrame) -> str:
     named = [f"{row.switch} for {row.arm} ({row.difference:+.3f})" for row in clear.itertuples()]
     return (
         f"Of {measured['switch'].nunique()} switches measured, the interval excludes zero for {', '.join(named) or 'none'}; of "
-        f"{len(measured)} such intervals one in twenty does by chance."
+        f"{measured['low'].notna().sum()} such intervals one in twenty does by chance."
     )
 
 
 def _figure(settings: Settings, measured: pd.DataFrame, n_folds: str) -> Figure:
     """The differences with their intervals, a line a switch and a panel an arm."""
     parts = measured.groupby(["arm", "kind"], sort=False)
-    size_inch = (WIDTH_INCH, 0.3 * measured["switch"].nunique() + 1)
-    with drawing(settings, 1, len(parts), size_inch, sharey=True) as (figure, axes):
+    size_inch = (WIDTH_INCH, 0.3 * measured["switch"].nunique() + 1.2)
+    with drawing(settings, 1, len(parts), size_inch, sharex=True, sharey=True) as (figure, axes):
         for axis, ((arm, kind), part) in zip(axes[0], parts, strict=True):
             titles = [departures()[name]["title"] for name in part["switch"]]
             ends = [part["difference"] - part["low"], part["high"] - part["difference"]]
             axis.errorbar(part["difference"], titles, xerr=ends, fmt="o", capsize=2.5)
             axis.axvline(0, color="0.4", linewidth=0.9)
-            axis.set(title=f"{arm} ({kind})", xlabel=f"AUROC as released less the study's, {n_folds}")
+            axis.set_title(f"{arm}\n({kind})")
         axes[0, 0].invert_yaxis()
+        figure.supxlabel(f"AUROC as released less the study's, {n_folds}", fontsize=8.5)
     return figure
 
 

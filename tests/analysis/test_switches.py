@@ -302,7 +302,8 @@ def test_the_exhibit_says_of_every_departure_what_is_done_and_what_it_is_worth(m
 def test_a_measured_switch_says_how_much_of_the_data_it_changes(measured):
     fit(measured, "training_label", 1.5)
     network = switches.table(measured, ("training_label",)).to_dict("records")[0]
-    assert network["why"].startswith("1 of 3 patches of the negative class have") and switches.sentence(network).endswith(network["why"])
+    assert network["why"].startswith("1 of 3 patches of the negative class have")
+    assert switches.sentence(network).endswith(network["why"])
 
 
 def test_a_study_in_paper_mode_is_said_to_do_as_the_released_code(tmp_path):
