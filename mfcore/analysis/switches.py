@@ -245,10 +245,8 @@ def _finding(measured: pd.DataFrame) -> str:
         return "No switch is measured here; each row says why."
     clear = measured[(measured["low"] > 0) | (measured["high"] < 0)]
     named = [f"{row.switch} for {row.arm} ({row.difference:+.3f})" for row in clear.itertuples()]
-    return (
-        f"Of {measured['switch'].nunique()} switches measured, the interval excludes zero for {', '.join(named) or 'none'}; of "
-        f"{measured['low'].notna().sum()} such intervals one in twenty does by chance."
-    )
+    count, which = measured["switch"].nunique(), ", ".join(named) or "none"
+    return f"Of {count} switches measured, the interval excludes zero for {which}; by chance one in twenty does."
 
 
 def _figure(settings: Settings, measured: pd.DataFrame, n_folds: str) -> Figure:
