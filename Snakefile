@@ -4,7 +4,7 @@ import re
 import sys
 
 from mfcore.study.config import load_study
-from mfcore.sweep.inputs import SUPPLEMENT, states_of
+from mfcore.sweep.inputs import states_of
 from mfcore.sweep.jobs import RULES, jobs_of, n_threads
 
 STUDY_FILE = config["study"]
@@ -16,7 +16,6 @@ N_GPUS = int(config["gpus"])
 ON_ONE_GPU = ("train_end_to_end", "measure_switch", "pretrain", "downstream_tasks")
 STUDY = load_study(STUDY_FILE)
 JOBS = jobs_of(STUDY, SHARES)
-SHOWN = [name for name, job in JOBS.items() if not job.is_share]
 PYTHON = sys.executable
 
 
@@ -32,20 +31,8 @@ def states(job):
 
 def needs(wildcards):
     """Records of the jobs that a job waits for. Those of shares don't date the embedding: it is the same without them."""
-    records = {need: f"jobs/{need}.json" for need in JOBS[wildcards.job].needs}
-    return [ancient(record) if ".share" in need else record for need, record in records.items()]
-
-
-rule supplement:
-    input:
-        states(SUPPLEMENT),
-        [f"jobs/{name}.json" for name in SHOWN],
-    output:
-        "jobs/supplement.json",
-    params:
-        jobs=SHOWN,
-    shell:
-        "{PYTHON:q} -m mfcore.sweep supplement --study {STUDY_FILE:q} --results {RESULTS:q} --record {output:q}"
+    job = JOBS[wildcards.job]
+    return [f"jobs/{need}.json" if need in job.depends else ancient(f"jobs/{need}.json") for need in job.needs]
 
 
 for rule_name in RULES:
@@ -61,7 +48,7 @@ for rule_name in RULES:
         output:
             "jobs/{job}.json",
         params:
-            needs=lambda wildcards: [need for need in JOBS[wildcards.job].needs if ".share" not in need],
+            needs=lambda wildcards: list(JOBS[wildcards.job].depends),
             data=DATA,
         priority: 1 if rule_name in ("train_end_to_end", "pretrain") else 0  # the longest first
         threads: lambda wildcards: n_threads(JOBS[wildcards.job], JOBS, N_CORES)

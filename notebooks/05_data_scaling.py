@@ -3,7 +3,7 @@
 #
 # | reads | writes | costs (demo) |
 # |---|---|---|
-# | every arm's predictions, published values, the raters' votes, embeddings | Fig. 1, ranking, curves, calibration, strata, RankMe and ODCorr, the claims ledger | a minute |
+# | every arm's predictions, published values, the raters' votes, embeddings | Fig. 1, ranking, curves, calibration, strata, switches, RankMe and ODCorr, the claims ledger | a minute |
 #
 # Fig. 1 of Ganz et al. 2024 for this study: AUROC on the test slides against the size of the training set, over Monte Carlo
 # folds; and what so few folds can and can't show.
@@ -15,7 +15,7 @@ results = "../results"  # where runs are kept, a folder a study
 # %%
 from pathlib import Path
 
-from mfcore import store
+from mfcore import open_study, store
 from mfcore.analysis import (
     arms,
     captions,
@@ -25,6 +25,7 @@ from mfcore.analysis import (
     compare_representation,
     compare_strata,
     scaling,
+    switches,
 )
 from mfcore.claims import ledger as claims
 from mfcore.data import patches
@@ -109,6 +110,14 @@ arms.by_agreement(study, compare_strata.by_agreement(predictions, labels, study)
 
 # %%
 scaling.inflation(study, scaling.inflation_table(study, folder)).save(shown)
+
+# %% [markdown]
+# ## What each switch of the released code is worth
+#
+# Where the released code departs from the paper or from good practice, and what that changes on two arms, one departure at a time.
+
+# %%
+switches.worth(open_study(study_file, results)).save(shown)
 
 # %% [markdown]
 # ## What the embeddings are worth without a label

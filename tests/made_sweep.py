@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 CUSTOMISED = """
 import sys
-if "mfcore.sweep" in sys.orig_argv and {"job", "supplement"} & set(sys.orig_argv):
+if "mfcore.sweep" in sys.orig_argv and "job" in sys.orig_argv:
     import made_sweep
     made_sweep.stand_in()
 """

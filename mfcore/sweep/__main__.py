@@ -20,8 +20,8 @@ from mfcore.data import downloads
 from mfcore.store import errors as store_errors
 from mfcore.study.config import ConfigError, Settings, load_study
 from mfcore.sweep import inputs as sweep_inputs, results as sweep_results
-from mfcore.sweep.jobs import ROOT, Job, embedding_job, jobs_of, with_dependents, with_needs
-from mfcore.sweep.run import KilledError, SweepError, build_supplement, data_folder, killed, run_job
+from mfcore.sweep.jobs import ROOT, SUPPLEMENT, Job, embedding_job, jobs_of, with_dependents, with_needs
+from mfcore.sweep.run import KilledError, SweepError, data_folder, killed, run_job
 from mfcore.tasks import registry
 
 
@@ -66,7 +66,7 @@ def paper(name: str, data: str | None = None, results: str | None = None, how: H
             file=sys.stderr,
         )
     begun = time.monotonic()
-    status, failures = _sweep(study, study_file(name), folder, data, how, jobs_of(study, how.n_shares), [])
+    status, failures = _sweep(study, study_file(name), folder, data, how, [SUPPLEMENT])
     if status or failures:
         n = len(failures)
         print(
@@ -75,7 +75,7 @@ def paper(name: str, data: str | None = None, results: str | None = None, how: H
             file=sys.stderr,
         )
     index = folder / "supplement" / "index.html"
-    if index.is_file() and not (folder / "failures" / "supplement.json").is_file() and not status:
+    if index.is_file() and SUPPLEMENT not in [failure["name"] for failure in failures] and not status:
         print(f"{study.name}: {time.monotonic() - begun:.0f} s. Supplement:\n{index}")
     return 1 if status or failures else 0
 
@@ -97,9 +97,7 @@ def embed(
     if unknown:
         raise SweepError(f"study {study.name!r} has no encoder {', '.join(unknown)}; it has: {', '.join(study.encoders)}")
     targets = [embedding_job(encoder) for encoder in study.encoders if not chosen or encoder in chosen]
-    jobs = jobs_of(study, how.n_shares)
-    jobs = with_needs(jobs, targets)
-    status, failures = _sweep(study, study_file(name), folder, data, how, jobs, targets)
+    status, failures = _sweep(study, study_file(name), folder, data, how, targets)
     failed = {failure["name"] for failure in failures}
     there = [job for job in targets if job not in failed and (folder / "jobs" / f"{job}.json").is_file()]
     print(f"{study.name}: {len(there)} of {len(targets)} embeddings are there, in {folder}")
@@ -114,35 +112,32 @@ def _open(name: str, results: str | None) -> tuple[Settings, Path]:
     return study, folder
 
 
-def _sweep(
-    study: Settings, file: Path, folder: Path, data: str | None, how: How, jobs: dict[str, Job], targets: list[str]
-) -> tuple[int, list[dict]]:
-    """Run jobs by Snakemake, all of the study's or the ``targets`` and what these need; returns its status and the failures."""
+def _sweep(study: Settings, file: Path, folder: Path, data: str | None, how: How, targets: list[str]) -> tuple[int, list[dict]]:
+    """Run the jobs ``targets`` and what they need by Snakemake; returns its status and the failures."""
     if how.n_shares < 1 or how.n_gpus < 0:
         raise SweepError(
             f"SHARES={how.n_shares}, GPUS={how.n_gpus}: there is at least one share, and no negative number of GPUs"
         )
-    wanted = {*jobs, *([] if targets else ["supplement"])}
+    jobs = with_needs(jobs_of(study, how.n_shares), targets)
     with store.alone(folder, "sweep"):
         command = _command(file, folder, data, how, targets)
-        again = sweep_results.check(folder, wanted, how.verify)
+        again = sweep_results.check(folder, jobs, how.verify)
         for failure in sorted(folder.glob("failures/*.json")):
-            if failure.stem in wanted or ".share" in failure.stem:
+            if failure.stem in jobs or ".share" in failure.stem:
                 again.add(failure.stem)
                 failure.unlink()
         for name in with_dependents(jobs, again):  # Snakemake makes a record that is missing only for who is to run
             (folder / "jobs" / f"{name}.json").unlink(missing_ok=True)
         for note in folder.glob("running/*"):
             note.unlink()
-        states = [*jobs.values(), *([] if targets else [sweep_inputs.SUPPLEMENT])]
-        sweep_inputs.write(study, folder, data_folder(study, file, data), states, trusts=not how.verify)
+        sweep_inputs.write(study, folder, data_folder(study, file, data), jobs.values(), trusts=not how.verify)
         before, now = None, _progress(folder, jobs)
         interrupted, status = False, 1
         while status and not interrupted and now != before:  # Snakemake may stop at a job that was killed; others can go on
             before = now
             interrupted, status = _run(command)
             now = _progress(folder, jobs)
-    failures = [store.read_json(failure) for failure in sorted(folder.glob("failures/*.json")) if failure.stem in wanted]
+    failures = [store.read_json(failure) for failure in sorted(folder.glob("failures/*.json")) if failure.stem in jobs]
     for failure in failures:
         print(f"failed: {failure['name']}: {failure['reason']}", file=sys.stderr)
     return status, failures
@@ -231,32 +226,26 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line: ``paper``, ``embed``, ``data``, and what the Snakefile calls."""
     parser = argparse.ArgumentParser(prog="python -m mfcore.sweep", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("paper", help="run a study through the notebooks and build its supplement")
-    alone = commands.add_parser("embed", help="make the embeddings of a study's encoders, and nothing else")
+    study = argparse.ArgumentParser(add_help=False)
+    study.add_argument("--study", required=True, help="a study's name in studies/, or a YAML file")
+    study.add_argument("--data", help="folder of the study's data (data/ beside the study file's folder, and the study's name)")
+    runs = argparse.ArgumentParser(add_help=False, parents=[study])
+    runs.add_argument("--results", help="where results go (results/)")
+    runs.add_argument("--shares", type=int, default=1, help="how many jobs make one encoder's embedding (1)")
+    sweep = argparse.ArgumentParser(add_help=False, parents=[runs])
+    sweep.add_argument("--cores", type=int, help="how many cores to use (all)")
+    sweep.add_argument("--profile", default="", help="a folder of profiles/, or a path: where the jobs run (here)")
+    sweep.add_argument("--gpus", type=int, default=1, help="GPUs that a job which can use one asks a cluster for (1)")
+    sweep.add_argument("--verify", action="store_true", help="compare every checksum, of data and of results")
+    commands.add_parser("paper", parents=[sweep], help="run a study through the notebooks and build its supplement")
+    alone = commands.add_parser("embed", parents=[sweep], help="make the embeddings of a study's encoders, and nothing else")
     alone.add_argument("--encoders", default="", help="which of the study's encoders, separated by blanks or commas (all)")
-    for command in (run, alone):
-        command.add_argument("--study", required=True, help="a study's name in studies/, or a YAML file")
-        command.add_argument("--data", help="folder of the study's data")
-        command.add_argument("--results", help="where results go (results/)")
-        command.add_argument("--cores", type=int, help="how many cores to use (all)")
-        command.add_argument("--shares", type=int, default=1, help="how many jobs make one encoder's embedding (1)")
-        command.add_argument("--profile", default="", help="a folder of profiles/, or a path: where the jobs run (here)")
-        command.add_argument("--gpus", type=int, default=1, help="GPUs that a job which can use one asks a cluster for (1)")
-        command.add_argument("--verify", action="store_true", help="compare every checksum, of data and of results")
-    files = commands.add_parser("data", help="fetch what a study's data folder lacks, and say what is there")
-    files.add_argument("--study", required=True)
-    files.add_argument("--data", help="folder of the study's data (data/ beside the study file's folder, and the study's name)")
+    files = commands.add_parser("data", parents=[study], help="fetch what a study's data folder lacks, and say what is there")
     files.add_argument("--verify", action="store_true", help="compare every file's checksum, not just its length")
-    one = commands.add_parser("job", help="run one job of a study (the Snakefile calls this)")
+    one = commands.add_parser("job", parents=[runs], help="run one job of a study (the Snakefile calls this)")
     one.add_argument("--name", required=True)
-    one.add_argument("--data", default="")
     one.add_argument("--threads", type=int, default=1)
-    one.add_argument("--shares", type=int, default=1)
-    last = commands.add_parser("supplement", help="build a study's supplement (the Snakefile calls this)")
-    for command in (one, last):
-        command.add_argument("--study", type=Path, required=True)
-        command.add_argument("--results", type=Path, required=True)
-        command.add_argument("--record", type=Path, help="where the job's record goes (jobs/ in the results)")
+    one.add_argument("--record", type=Path, help="where the job's record goes (jobs/ in the results)")
     commands.add_parser("notebooks", help="build the committed .ipynb from the .py beside them, on the study demo")
     chosen, options = parser.parse_known_args(arguments)
     if options and chosen.command not in ("paper", "embed"):
@@ -273,22 +262,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _do(chosen: argparse.Namespace, options: tuple[str, ...]) -> int:
     """Do what the command line says; returns the exit status."""
-    if chosen.command in ("paper", "embed"):
-        how = How(chosen.cores, chosen.shares, chosen.profile, chosen.gpus, options, chosen.verify)
-        if chosen.command == "paper":
-            return paper(chosen.study, chosen.data, chosen.results, how)
-        return embed(chosen.study, chosen.encoders.replace(",", " ").split(), chosen.data, chosen.results, how)
+    if chosen.command == "notebooks":
+        from mfcore.sweep import pairs
+
+        return pairs.build(ROOT / "notebooks")
     if chosen.command == "data":
         return data(chosen.study, chosen.data, chosen.verify)
     if chosen.command == "job":
-        where = (chosen.results.resolve(), chosen.data, chosen.threads, chosen.shares, chosen.record)
-        done = run_job(chosen.study, chosen.name, *where)
+        file, results = study_file(chosen.study), Path(chosen.results).resolve()
+        done = run_job(file, chosen.name, results, chosen.data or "", chosen.threads, chosen.shares, chosen.record)
         return 0 if done or chosen.name != "01_extract_patches" else 1  # without patches there is nothing to go on with
-    if chosen.command == "supplement":
-        return 0 if build_supplement(chosen.study, chosen.results.resolve(), chosen.record) else 1
-    from mfcore.sweep import pairs
-
-    return pairs.build(ROOT / "notebooks")
+    how = How(chosen.cores, chosen.shares, chosen.profile, chosen.gpus, options, chosen.verify)
+    if chosen.command == "paper":
+        return paper(chosen.study, chosen.data, chosen.results, how)
+    return embed(chosen.study, chosen.encoders.replace(",", " ").split(), chosen.data, chosen.results, how)
 
 
 if __name__ == "__main__":

@@ -15,30 +15,26 @@ from mfcore.data.labels import table as labels
 from mfcore.store import files as store_files
 from mfcore.store.files import Fingerprints
 from mfcore.store.records import digest
-from mfcore.study.config import Settings, as_dict
+from mfcore.study.config import Pretraining, Settings, as_dict
 from mfcore.sweep.jobs import MEASURE, ROOT, SHARE, STAGES, SUM_UP, Job
 from mfcore.tasks import registry, task
 
 FOLDER = "inputs"  # in the study's results
-SUPPLEMENT = Job("supplement", "")
 WITHOUT_NOTEBOOK = {SHARE: "encoders/embed", MEASURE: "sweep/switches", "supplement": "sweep/report"}  # its module
 
 
 def states_of(study: Settings, job: Job) -> tuple[str, ...]:
     """Names of the states that a job depends on; each is the file ``inputs/<name>.json``."""
-    rule = "supplement" if job == SUPPLEMENT else job.rule
-    names = ["study", f"code_{rule}"]
-    places = {which.name: which.slides for which in study.pretraining}
-    if job.notebook == STAGES["08"]:
-        place = places[str(job.parameters["encoder"])]
-        names.append(_slides_name(place) if place else "data")
-    elif job.notebook in (STAGES["01"], STAGES["07"]):
+    names = ["study", f"code_{job.rule}"]
+    if job.stage == STAGES["08"]:
+        names += _slides(study.pretraining_of(str(job.parameters["encoder"]))) or ["data"]
+    elif job.stage == STAGES["01"]:
         names.append("data")
-        if job.notebook == STAGES["07"]:
-            names += [_slides_name(place) for place in dict.fromkeys(places.values()) if place]
-    elif job.notebook == STAGES["09"]:
+    elif job.stage == STAGES["07"]:
+        names += ["data", *_slides(*study.pretraining)]
+    elif job.stage == STAGES["09"]:
         names.append(registry.state_name(str(job.parameters["task"])))
-    if rule in ("embed", SHARE, "train_end_to_end", "pretrain", "downstream_tasks", MEASURE) and _own_files(study):
+    if job.rule in ("embed", SHARE, "train_end_to_end", "pretrain", "downstream_tasks", MEASURE) and _own_files(study):
         names.append("encoders")
     return tuple(names)
 
@@ -78,7 +74,7 @@ def _now(name: str, study: Settings, data: Path, was: dict, known: Fingerprints)
     if kind == "encoders":
         found = {str(path): known.of(path, whole=True) if path.is_file() else None for path in _own_files(study)}
     elif kind == "slides":
-        place = next(which.slides for which in study.pretraining if which.slides and _slides_name(which.slides) == name)
+        place = _slides(*study.pretraining)[name]
         found = {} if "://" in place else _below(data / Path(place).expanduser(), known)
     else:
         found = task.fingerprints(registry.folder_of(of, data), known)
@@ -114,8 +110,9 @@ def _data(study: Settings, folder: Path, was: dict, known: Fingerprints) -> dict
     return {"complete": is_complete, "source": source, "labels": said, "slides": slides}
 
 
-def _slides_name(place: str) -> str:
-    return f"slides_{digest(place)}"
+def _slides(*pretrainings: Pretraining) -> dict[str, str]:
+    """Where slides of their own lie, by the name of the state; without those that read the study's."""
+    return {f"slides_{digest(which.slides)}": which.slides for which in pretrainings if which.slides}
 
 
 def _own_files(study: Settings) -> list[Path]:
@@ -138,7 +135,7 @@ def _source(rule: str) -> Path:
 
 
 def _sums_up(rule: str) -> bool:
-    return rule in [STAGES[stage][3:] for stage in SUM_UP]
+    return rule in [stage[3:] for stage in SUM_UP]
 
 
 def code_of(source: Path, reads_published: bool = True) -> str:
@@ -168,21 +165,26 @@ def reached(source: Path) -> set[Path]:
     return found
 
 
+class _Code(ast.NodeTransformer):
+    """Leaves of a module what decides results: no imports, and no strings that stand alone, as docstrings do."""
+
+    def visit_Import(self, _: ast.Import) -> None:
+        return None
+
+    def visit_ImportFrom(self, _: ast.ImportFrom) -> None:
+        return None
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
+
+
 @lru_cache(maxsize=1024)
 def _module(path: Path, _changed_ns: int) -> tuple[str, tuple[Path, ...]]:
     """Digest of a module's code, and the files of the mfcore modules that it imports itself."""
     tree, imported = ast.parse(path.read_text(encoding="utf-8")), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mfcore":
-            inside = (node.module or "").removeprefix("mfcore").lstrip(".")  # "data" of "from mfcore.data import patches"
-            names = [".".join(filter(None, (inside, alias.name))) for alias in node.names] + [inside]
-            places = [ROOT / "mfcore" / name.replace(".", "/") for name in names if name]
-            files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
-            imported |= {file for file in files if file.is_file()}
-        for field in ("body", "orelse", "finalbody"):
-            if isinstance(statements := getattr(node, field, None), list):
-                setattr(node, field, [each for each in statements if not isinstance(each, ast.Import | ast.ImportFrom)])
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if documented and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:]
-    return digest(ast.dump(tree)), tuple(sorted(imported))
+            package = ROOT / node.module.replace(".", "/")
+            for place in (package, *(package / alias.name for alias in node.names)):
+                imported |= {file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
+    return digest(ast.dump(_Code().visit(tree))), tuple(sorted(imported - {ROOT / "mfcore" / "__init__.py"}))

@@ -1,17 +1,16 @@
 """The jobs of a study: which notebook runs with which parameters, and what each needs before it can.
 
-Two kinds of job have no notebook, as they show nothing: a share of an embedding, and the measuring of a switch's effect.
+Three kinds of job have no notebook: a share of an embedding, the measuring of a switch's effect, and the supplement.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mfcore import store
-from mfcore.analysis import effects
 from mfcore.encoders.card import variants_of
 from mfcore.study import pretrained
-from mfcore.study.config import Pretraining, Settings
+from mfcore.study.config import Pretraining, Settings, Switches
 from mfcore.tasks import protocol as tasks_protocol
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,113 +27,117 @@ STAGES = {
     "10": "10_representations",
     "11": "11_pretraining_studies",
 }
-READ_DATA = ("01", "04", "07", "08", "09")  # are told where the study's data folder is
-SUM_UP = ("05", "06", "09", "10", "11")  # run with what there is
-SHARE, MEASURE = "embed_share", "measure_switch"
+READ_DATA = tuple(STAGES[stage] for stage in ("01", "04", "07", "08", "09"))  # are told where the study's data folder is
+SUM_UP = tuple(STAGES[stage] for stage in ("05", "06", "09", "10", "11"))  # show what there is
+SHARE, MEASURE, SUPPLEMENT = "embed_share", "measure_switch", "supplement"  # stages without a notebook
 # Snakemake's, by which profiles name what a job asks for
-RULES = (*(notebook[3:] for notebook in STAGES.values()), SHARE, MEASURE)
+RULES = (*(notebook[3:] for notebook in STAGES.values()), SHARE, MEASURE, SUPPLEMENT)
 
 
 @dataclass(frozen=True)
 class Job:
     """One run of one notebook, or work without one, by its parameters: ``needs`` names the jobs to wait for.
 
-    work: how much it is, in a unit that jobs of its rule share.
+    stage: a notebook of STAGES, or SHARE, MEASURE or SUPPLEMENT. work: how much it is, in a unit that jobs of its stage share.
     """
 
     name: str
-    notebook: str
+    stage: str
     parameters: Mapping[str, object] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     work: float = 1.0
 
     @property
+    def notebook(self) -> str:
+        """The name of the notebook; empty for work without one."""
+        return self.stage if self.stage in STAGES.values() else ""
+
+    @property
     def rule(self) -> str:
         """The job's rule, one of RULES."""
-        if self.notebook:
-            return self.notebook[3:]
-        return SHARE if self.is_share else MEASURE
+        return self.notebook[3:] or self.stage
 
     @property
     def is_share(self) -> bool:
         """Whether it makes a share of an embedding, for another job to put together."""
-        return "share" in self.parameters
+        return self.stage == SHARE
+
+    @property
+    def depends(self) -> tuple[str, ...]:
+        """The jobs whose results it shows: all that it needs but shares of an embedding, for which it makes up."""
+        return tuple(need for need in self.needs if ".share" not in need)
 
     @property
     def goes_on(self) -> bool:
         """Whether it runs though jobs that it waits for have failed, with what there is."""
-        return self.notebook in [STAGES[stage] for stage in SUM_UP] or self.rule == MEASURE
+        return self.stage in (*SUM_UP, MEASURE, SUPPLEMENT)
 
     @property
     def reads_data(self) -> bool:
         """Whether its notebook is told where the study's data folder is."""
-        return self.notebook in [STAGES[stage] for stage in READ_DATA]
-
-    @property
-    def stage(self) -> str:
-        """What the job's record calls its kind: the notebook, that of the embedding that it is a share of, or its rule."""
-        return self.notebook or (STAGES["02"] if self.is_share else MEASURE)
+        return self.stage in READ_DATA
 
 
 def jobs_of(study: Settings, n_shares: int = 1) -> dict[str, Job]:
-    """Every job of a study, by name, in an order in which each comes after those it needs.
+    """Every job of a study, by name, in an order in which each comes after those it needs; the supplement is the last.
 
     n_shares: with more than one, as many jobs make each encoder's embedding, and its own job only puts them together.
     """
     first = STAGES["01"]
-    jobs = [Job(first, first)]
+    jobs = [_job("01")]
     for network in study.networks:
         for fold in range(study.splits.n_folds):
-            name = f"{_job('04', network.name)}.fold{fold}"
-            jobs.append(Job(name, STAGES["04"], {"network": network.name, "fold": fold}, (first,)))
+            jobs.append(_job("04", [first], network.name, f".fold{fold}", network=network.name, fold=fold))
     jobs += _pretraining_jobs(study)
     for encoder in (*study.encoders, *variants_of(study.conventions)):
         embedding, needs = embedding_job(encoder), (first, *_pretrained(study, [encoder]))
         shares = [
-            Job(f"{embedding}.share{i}of{n_shares}", "", {"encoder": encoder, "share": i, "n_shares": n_shares}, needs)
+            Job(f"{embedding}.share{i}of{n_shares}", SHARE, {"encoder": encoder, "share": i, "n_shares": n_shares}, needs)
             for i in range(n_shares if n_shares > 1 else 0)
         ]
-        jobs += shares
-        jobs.append(Job(embedding, STAGES["02"], {"encoder": encoder}, (*needs, *(share.name for share in shares))))
-        jobs.append(Job(_job("03", encoder), STAGES["03"], {"encoder": encoder}, (embedding,)))
+        jobs += [*shares, _job("02", [*needs, *_names(shares)], encoder, encoder=encoder)]
+        jobs.append(_job("03", [embedding], encoder, encoder=encoder))
         for scheme in study.inflation.schemes if encoder == study.inflation.encoder else ():
             if scheme != study.switches.scheme:
-                name = f"{_job('03', encoder)}.split_{scheme}"
-                jobs.append(Job(name, STAGES["03"], {"encoder": encoder, "scheme": scheme}, (embedding,)))
-    arms = tuple(job.name for job in jobs if job.notebook in (STAGES["03"], STAGES["04"]))
-    jobs.append(Job(STAGES["05"], STAGES["05"], {}, arms))
-    if study.splits.by_domain:
-        jobs.append(Job(STAGES["06"], STAGES["06"], {}, arms))
-    jobs += _judging_jobs(study, tuple(name for name in arms if name.startswith(STAGES["03"])))
-    base = measuring_job(effects.BASE)
-    for switch in effects.asked(study):  # after the study itself, whose patches and embedding they share
-        needs = (first, *arms) if switch == effects.BASE else (base,)
-        jobs.append(Job(measuring_job(switch), "", {"switch": switch}, needs))
+                jobs.append(_job("03", [embedding], encoder, f".split_{scheme}", encoder=encoder, scheme=scheme))
+    arms = _names(job for job in jobs if job.notebook in (STAGES["03"], STAGES["04"]))
+    switches = list(_switch_jobs(study, (first, *arms)))
+    jobs += [*switches, _job("05", [*arms, *_names(switches)])]
+    jobs += [_job("06", arms)] if study.splits.by_domain else []
+    jobs += _judging_jobs(study, [name for name in arms if name.startswith(STAGES["03"])])
+    jobs.append(Job(SUPPLEMENT, SUPPLEMENT, {}, _names(job for job in jobs if not job.is_share)))
     return {job.name: job for job in jobs}
 
 
-def _pretraining_jobs(study: Settings) -> list[Job]:
+def _switch_jobs(study: Settings, needs: tuple[str, ...]) -> Iterator[Job]:
+    """What measures the switches of ``study.effects``, after the study as it is, whose runs the switches share."""
+    asked = [name for name in Switches.CHOICES if name in study.effects.switches]
+    for switch in ("base", *asked, "paper") if asked else ():
+        yield Job(f"{MEASURE}.{switch}", MEASURE, {"switch": switch}, needs)
+        needs = (f"{MEASURE}.base",)
+
+
+def _pretraining_jobs(study: Settings) -> Iterator[Job]:
     """What draws patches online and pretrains, each encoder after the one that it starts from; none without pretraining."""
-    first, work = STAGES["01"], {which.name: _n_px(which) for which in study.pretraining}
-    jobs = [Job(STAGES["07"], STAGES["07"], {}, (first,))] if study.pretraining else []
+    first = STAGES["01"]
+    if study.pretraining:
+        yield _job("07", [first])
     for name in pretrained.in_order(study):
-        needs = (first, *_pretrained(study, [study.pretraining_of(name).start]))
-        jobs.append(Job(pretraining_job(name), STAGES["08"], {"encoder": name}, needs, work[name]))
-    return jobs
+        which = study.pretraining_of(name)
+        yield _job("08", [first, *_pretrained(study, [which.start])], name, work=_n_px(which), encoder=name)
 
 
-def _judging_jobs(study: Settings, probes: tuple[str, ...]) -> Iterator[Job]:
+def _judging_jobs(study: Settings, probes: Sequence[str]) -> Iterator[Job]:
     """What judges encoders on tasks, sets representations beside ``probes`` and compares pretrainings; none without either."""
-    judged = []
-    for task in study.tasks:
-        needs = (STAGES["01"], *_pretrained(study, tasks_protocol.encoders_of(study, task)))
-        judged.append(Job(_job("09", task.name), STAGES["09"], {"task": task.name}, needs))
+    judged = [
+        _job("09", [STAGES["01"], *_pretrained(study, tasks_protocol.encoders_of(study, task))], task.name, task=task.name)
+        for task in study.tasks
+    ]
     yield from judged
     if probes and (study.pretraining or study.tasks):
-        yield Job(STAGES["10"], STAGES["10"], {}, (*probes, *(job.name for job in judged)))
+        yield _job("10", [*probes, *_names(judged)])
     if study.pretraining:
-        names = [pretraining_job(which.name) for which in study.pretraining]
-        yield Job(STAGES["11"], STAGES["11"], {}, (*names, *(job.name for job in judged)))
+        yield _job("11", [*(pretraining_job(which.name) for which in study.pretraining), *_names(judged)])
 
 
 def _pretrained(study: Settings, names: Iterable[str]) -> tuple[str, ...]:
@@ -160,15 +163,12 @@ def with_needs(jobs: Mapping[str, Job], targets: Iterable[str]) -> dict[str, Job
 
 
 def with_dependents(jobs: Mapping[str, Job], names: Iterable[str]) -> set[str]:
-    """``names``, those of ``jobs`` that wait for one, directly or through others, and the supplement; none for none.
-
-    An embedding doesn't depend on its shares: it makes up for them.
-    """
+    """``names``, and those of ``jobs`` that depend on one, directly or through others."""
     found = set(names)
     for job in jobs.values():  # each comes after those it needs
-        if any(need in found and ".share" not in need for need in job.needs):
+        if not found.isdisjoint(job.depends):
             found.add(job.name)
-    return found and found | {"supplement"}
+    return found
 
 
 def n_threads(job: Job, jobs: Mapping[str, Job], n_cores: int) -> int:
@@ -177,20 +177,23 @@ def n_threads(job: Job, jobs: Mapping[str, Job], n_cores: int) -> int:
     return max(1, n_cores // len(beside))
 
 
-def measuring_job(switch: str) -> str:
-    """Name of the job that measures a switch's effect."""
-    return f"{MEASURE}.{effects.record_name(switch)}"
-
-
 def embedding_job(encoder: str) -> str:
     """Name of the job that makes an encoder's embedding."""
-    return _job("02", encoder)
+    return _job("02", of=encoder).name
 
 
 def pretraining_job(name: str) -> str:
     """Name of the job that pretrains an encoder."""
-    return _job("08", name)
+    return _job("08", of=name).name
 
 
-def _job(stage: str, name: str) -> str:
-    return f"{STAGES[stage]}.{store.file_name(name)}"
+def _job(
+    number: str, needs: Iterable[str] = (), of: str = "", suffix: str = "", work: float = 1.0, **parameters: object
+) -> Job:
+    """One run of the notebook of that number, on the whole study, or ``of`` an arm or a task; ``suffix`` ends its name."""
+    name = f"{STAGES[number]}.{store.file_name(of)}{suffix}" if of else STAGES[number]
+    return Job(name, STAGES[number], parameters, tuple(needs), work)
+
+
+def _names(jobs: Iterable[Job]) -> tuple[str, ...]:
+    return tuple(job.name for job in jobs)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,11 +43,7 @@ def check(results: Path, names: Iterable[str], whole: bool = False) -> set[str]:
         with contextlib.suppress(store.StoreError):  # without a record the job runs anyway
             records[name] = store.read_json(results / "jobs" / f"{name}.json")
     again, lost, problems = set(), {}, []
-    makers: dict[str, list[str]] = {}
-    for name, record in records.items():
-        for folder in record.get("runs", []):
-            makers.setdefault(folder, []).append(name)
-    for folder, jobs in makers.items():
+    for folder, jobs in _makers(records, "runs").items():
         if not (results / folder / "run.json").is_file():
             again |= {*jobs}
             continue
@@ -79,24 +76,29 @@ def _check_files(results: Path, records: dict[str, dict], whole: bool, again: se
     Whoever runs a notebook in JupyterLab writes its figures anew, so that these are made again where a run would be refused.
     """
     renewed = set()
-    makers: dict[str, list[tuple[str, dict]]] = {}
-    for name, record in records.items():
-        for file, facts in record.get("files", {}).items():
-            makers.setdefault(file, []).append((name, facts))
-    for file, made_by in makers.items():
-        path = results / file
+    for file, jobs in _makers(records, "files").items():
+        path, recorded = results / file, [records[name]["files"][file] for name in jobs]
         if not path.is_file():
-            again |= {name for name, _ in made_by}
-        elif not any(store.is_as_recorded(path, facts, whole) for _, facts in made_by):
+            again.update(jobs)
+        elif not any(store.is_as_recorded(path, facts, whole) for facts in recorded):
             print(f"{path} isn't as it was made: made again", file=sys.stderr)
-            again |= {name for name, _ in made_by}
+            again.update(jobs)
         else:
-            for name, facts in made_by:
+            for name, facts in zip(jobs, recorded, strict=True):
                 if facts["mtime_ns"] != path.stat().st_mtime_ns and facts["bytes"] == path.stat().st_size:
                     facts["mtime_ns"] = path.stat().st_mtime_ns
                     renewed.add(name)
     for name in renewed:
         _rewrite(results / "jobs" / f"{name}.json", records[name])
+
+
+def _makers(records: dict[str, dict], what: str) -> dict[str, list[str]]:
+    """The jobs by whose records each of the "runs" or "files" was made."""
+    makers = defaultdict(list)
+    for name, record in records.items():
+        for made in record.get(what, ()):
+            makers[made].append(name)
+    return makers
 
 
 def _rewrite(file: Path, record: dict) -> None:

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from mfcore import store
-from mfcore.analysis import effects
 from mfcore.store import files as store_files, records as store_records
 from mfcore.study.config import Settings, load_study
 from mfcore.sweep import inputs as sweep_inputs, results as sweep_results
-from mfcore.sweep.jobs import ROOT, STAGES, Job, jobs_of
+from mfcore.sweep.jobs import ROOT, SHARE, STAGES, SUPPLEMENT, Job, jobs_of
 
 MAX_BEGUN = 3  # a job killed so often is given up
 MAX_STARTS = 4  # of a kernel that dies before the first cell
@@ -56,14 +55,19 @@ def run_job(
     store.write_json(note, {"n_begun": n_begun, "reason": "killed: with its node, or for its memory or time"})
     begun = time.monotonic()
     _notes(results, name).unlink(missing_ok=True)
-    failed = [need for need in job.needs if (results / "failures" / f"{need}.json").is_file() and ".share" not in need]
+    failed = [need for need in job.depends if (results / "failures" / f"{need}.json").is_file()]
     reason = None
     if failed and not job.goes_on:
         reason = f"not run: {failed[0]} failed"
     else:
+        os.environ[store_records.NOTES] = str(_notes(results, name))  # the job's processes inherit it
         try:
             if job.notebook:
                 _run_notebook(job, file, results, data, n_threads)
+            elif job.stage == SUPPLEMENT:
+                from mfcore.sweep import report
+
+                report.build(study, results)
             else:
                 _run_process(job, file, results, data, n_threads)
             if job.reads_data:
@@ -75,11 +79,10 @@ def run_job(
             reason = _reason(error)
             (results / "logs").mkdir(exist_ok=True)
             (results / "logs" / f"{name}.txt").write_text(_plain(traceback.format_exc()), encoding="utf-8")
-    for need in job.needs if job.notebook else ():
-        if (
-            ".share" in need
-        ):  # what a share failed to do, the job that needed it has done, or failed to do for a reason of its own
-            (results / "failures" / f"{need}.json").unlink(missing_ok=True)
+        finally:
+            del os.environ[store_records.NOTES]
+    for share in {*job.needs} - {*job.depends}:  # what it failed to do, this job did, or failed to do for its own reason
+        (results / "failures" / f"{share}.json").unlink(missing_ok=True)
     return end_job(results, job, reason, round(time.monotonic() - begun, 1), record)
 
 
@@ -91,11 +94,7 @@ def _run_notebook(job: Job, file: Path, results: Path, data: str, n_threads: int
 
     source, target = ROOT / "notebooks" / f"{job.notebook}.py", results / "notebooks" / f"{job.name}.ipynb"
     of_what = f"*The outputs are those of the {captions.in_full(load_study(file))}.*"
-    os.environ[store_records.NOTES] = str(_notes(results, job.name))  # the kernel inherits it
-    try:
-        execute(source, target, parameters, n_threads, of_what)
-    finally:
-        del os.environ[store_records.NOTES]
+    execute(source, target, parameters, n_threads, of_what)
 
 
 def _run_process(job: Job, file: Path, results: Path, data: str, n_threads: int) -> None:
@@ -106,13 +105,12 @@ def _run_process(job: Job, file: Path, results: Path, data: str, n_threads: int)
         command += ["--encoder", str(job.parameters["encoder"])]
         command += ["--share", str(job.parameters["share"]), "--shares", str(job.parameters["n_shares"])]
     else:
-        command += ["--switch", effects.record_name(str(job.parameters["switch"])), "--workers", str(n_threads)]
+        command += ["--switch", str(job.parameters["switch"]), "--workers", str(n_threads)]
         command += ["--data", data] if data else []
     log = results / "logs" / f"{job.name}.txt"
     log.parent.mkdir(exist_ok=True)
-    noting = {store_records.NOTES: str(_notes(results, job.name))}
     with log.open("w", encoding="utf-8") as written:  # to be watched while it goes on
-        status = subprocess.run(command, stderr=written, env=os.environ | _threads(n_threads) | noting).returncode
+        status = subprocess.run(command, stderr=written, env=os.environ | _threads(n_threads)).returncode
     if status < 0:
         raise KilledError(f"killed by signal {-status}; out of memory?")
     if status:
@@ -126,30 +124,18 @@ def _told(log: str) -> str:
     return "\n".join(lines[begins[0] :] if begins else lines[-1:])
 
 
-def build_supplement(file: Path, results: Path, record: Path | None = None) -> bool:
-    """Build the study's supplement, as the job ``supplement``; returns whether it succeeded."""
-    from mfcore.sweep import report
-
-    begun, reason = time.monotonic(), None
-    try:
-        report.build(load_study(file), results)
-    except Exception as error:
-        reason = _reason(error)
-        traceback.print_exc()
-    return end_job(results, Job("supplement", "supplement"), reason, round(time.monotonic() - begun, 1), record)
-
-
 def end_job(results: Path, job: Job, reason: str | None, seconds: float, record: Path | None = None) -> bool:
     """Record how a job ended; ``reason`` says why it failed, None that it didn't. Returns whether it succeeded."""
     notebook = f"notebooks/{job.name}.ipynb" if job.notebook else ""
-    facts = {"stage": job.stage, "name": job.name, "parameters": dict(job.parameters), "notebook": notebook, "seconds": seconds}
+    stage = STAGES["02"] if job.stage == SHARE else job.stage
+    facts = {"stage": stage, "name": job.name, "parameters": dict(job.parameters), "notebook": notebook, "seconds": seconds}
     if reason is None:
         print(f"{job.name}: done in {seconds:.0f} s", flush=True)
     else:
         store.write_json(results / "failures" / f"{job.name}.json", {**facts, "reason": reason})
         print(f"{job.name}: FAILED after {seconds:.0f} s: {reason}", file=sys.stderr, flush=True)
     wrote = [results / notebook] if notebook else []
-    wrote += store_files.below(results / "supplement") if job.name == "supplement" else []
+    wrote += store_files.below(results / "supplement") if job.stage == SUPPLEMENT else []
     facts |= {"failed": reason is not None, **sweep_results.made(_notes(results, job.name), results, wrote)}
     store.write_json(record or results / "jobs" / f"{job.name}.json", facts)
     for note in (_notes(results, job.name), results / "running" / f"{job.name}.json"):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, example, given, settings, strategies as st
 
 from mfcore import store
-from mfcore.analysis import compare, compare_defects
+from mfcore.analysis import compare, switches
 from mfcore.data import patches, splits, splits_audit
 from mfcore.data.splits_draw import Placing
 from mfcore.study.config import MODES, SCHEMES, Data, Patches, Settings, Splits, Switches
@@ -494,8 +494,8 @@ def test_each_script_trains_on_as_many_patches_and_positives_as_is_said_of_it():
         said[script] = counts, f"{100 * min(shares):.0f} % to {100 * max(shares):.0f} %"
     (of_probe, probe_share), (of_training, training_share) = said.values()
     assert (of_probe, of_training) == ((12, 131, 1315, 13153), (13, 132, 1316, 13154))
-    defect = next(each for each in compare_defects.DEFECTS if each.name == "stratified")
-    probe_text, training_text = defect.released.split(";")
+    departure = switches.departures()["stratified"]
+    probe_text, training_text = departure["released"].split(";")
     assert f"{of_probe[0]} patches" in probe_text and probe_share in probe_text and "linear_probing.py" in probe_text
     assert f"{of_training[0]}" in training_text and training_share in training_text and "train_classifier.py" in training_text
-    assert set(defect.where.split(", ")) == {"linear_probing.py", "train_classifier.py"}
+    assert set(departure["where"].split(", ")) == {"linear_probing.py", "train_classifier.py"}

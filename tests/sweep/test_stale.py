@@ -14,6 +14,7 @@ from mfcore import store
 from mfcore.data import patches
 from mfcore.store import files as store_files
 from mfcore.study.config import load_study
+from mfcore.study.study import Study
 from mfcore.sweep import inputs as sweep_inputs, jobs as sweep_jobs, results as sweep_results
 
 STUDY = """
@@ -374,13 +375,15 @@ def test_patches_of_a_derived_study_are_found_by_the_data_of_the_study_s_own(tmp
     """What a switch was measured on before is not taken for today's."""
     from mfcore.sweep import switches
 
-    study = load_study(_file(tmp_path, "effects: {encoder: 'random:test_vit', switches: [border]}\n"))
+    settings = load_study(_file(tmp_path, "effects: {encoder: 'random:test_vit', switches: [border]}\n"))
     data = made_sweep.write_data(tmp_path / "data")
+    study = Study(settings, tmp_path / "r")
     this = switches.derived(study, "border")
 
     def made():
-        own = patches.extract(study, data, tmp_path / "r")
-        return own, switches._patches(this, data, tmp_path / "r", 1, own)
+        own = patches.extract(settings, data, study.folder)
+        switches._draw(study, this, data, 1)
+        return own, patches.find(this.settings, study.folder)
 
     first = made()
     slide = data / "images" / "1.tiff"

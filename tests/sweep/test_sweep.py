@@ -45,7 +45,8 @@ def test_every_job_comes_after_those_it_needs():
     assert all((sweep_jobs.ROOT / "notebooks" / f"{notebook}.py").is_file() for notebook in notebooks)
     n_trainings = 5 * len(load_study(DEMO).networks)
     assert sum(job.notebook == sweep_jobs.STAGES["04"] for job in jobs.values()) == n_trainings
-    assert set(jobs["05_data_scaling"].needs) == {n for n in names if n.startswith(("03", "04"))}
+    assert set(jobs["05_data_scaling"].needs) == {n for n in names if n.startswith(("03", "04", "measure_switch"))}
+    assert jobs["supplement"].needs == tuple(names[:-1]) and names[-1] == "supplement"
 
 
 def test_every_job_s_parameters_are_known_to_its_notebook():
@@ -91,7 +92,7 @@ def test_a_second_sweep_on_the_same_results_is_refused(tmp_path):
 
 def test_an_unknown_study_ends_with_its_name_and_status_2(capsys):
     assert sweep.main(["paper", "--study", "demoo"]) == 2
-    assert "demoo.yaml: no such study file; studies beside it" in capsys.readouterr().err
+    assert "demoo.yaml: no such study file; studies in its folder" in capsys.readouterr().err
     assert sweep.study_file("a/b.yaml") == Path("a/b.yaml")
 
 
@@ -119,7 +120,8 @@ def test_shares_of_an_embedding_come_before_it_and_are_no_notebooks():
     jobs = sweep_jobs.jobs_of(load_study(DEMO), n_shares=3)
     names, embedding = list(jobs), jobs["02_embed.vit_tiny_random"]
     shares = [f"02_embed.vit_tiny_random.share{i}of3" for i in range(3)]
-    assert embedding.needs == ("01_extract_patches", *shares)
+    assert embedding.needs == ("01_extract_patches", *shares) and embedding.depends == ("01_extract_patches",)
+    assert not [need for need in jobs["supplement"].needs if jobs[need].is_share]
     assert all(names.index(share) < names.index(embedding.name) for share in shares)
     assert {jobs[share].rule for share in shares} == {"embed_share"} and {jobs[share].notebook for share in shares} == {""}
     assert [jobs[share].parameters["share"] for share in shares] == [0, 1, 2]
@@ -161,10 +163,11 @@ def test_switches_are_measured_after_the_study_itself_and_the_base_first(measure
     jobs = sweep_jobs.jobs_of(load_study(measured), 2)
     measuring = [job for job in jobs.values() if job.rule == "measure_switch"]
     assert [job.name for job in measuring] == [f"measure_switch.{name}" for name in ("base", "split_by", "border", "paper")]
-    assert [job.parameters["switch"] for job in measuring] == ["", "split_by", "border", "paper"]
+    assert [job.parameters["switch"] for job in measuring] == ["base", "split_by", "border", "paper"]
     arms = {name for name in jobs if name.startswith(("03", "04"))}
     assert set(measuring[0].needs) == {"01_extract_patches", *arms}
     assert {job.needs for job in measuring[1:]} == {("measure_switch.base",)}
+    assert {job.name for job in measuring} <= set(jobs["05_data_scaling"].needs), "notebook 05 shows what they are worth"
     assert {(job.notebook, job.stage, job.is_share) for job in measuring} == {("", "measure_switch", False)}
     assert not {job.rule for job in jobs.values()} - set(sweep_jobs.RULES)
 
@@ -411,8 +414,8 @@ def test_pretrainings_are_jobs_that_wait_for_their_start_and_are_waited_for(pret
     assert set(jobs["10_representations"].needs) == {*probes, *judged}
     assert set(jobs["11_pretraining_studies"].needs) == everything | judged
     assert {job.rule for job in jobs.values()} <= set(sweep_jobs.RULES)
-    goes_on = {job.notebook[:2] for job in jobs.values() if job.goes_on}
-    assert goes_on == {"05", "06", "09", "10", "11"}, "these make do with what there is"
+    goes_on = {job.notebook[:2] or job.stage for job in jobs.values() if job.goes_on}
+    assert goes_on == {"05", "06", "09", "10", "11", "supplement"}, "these make do with what there is"
 
 
 def test_to_embed_an_encoder_is_to_pretrain_it_and_what_it_starts_from_and_no_more(pretraining):
