@@ -9,9 +9,9 @@ from mfcore import store
 from mfcore.analysis import compare, effects
 from mfcore.analysis.compare_defects import DEFECTS
 from mfcore.analysis.effects import BASE, PAPER, RELEASED, Arm
-from mfcore.data import patches
 from mfcore.measures import statistics
 from mfcore.measures.resampling import by_fold
+from mfcore.study import data as study_data
 from mfcore.study.config import Settings, Switches
 
 COLUMNS = ["switch", "as_released", "default", "arm", "kind", "n_folds", "auroc", "auroc_sd", "difference", "low", "high"]
@@ -108,7 +108,7 @@ def _no_switch(name: str, why: str) -> dict:
 def _found(study: Settings, results: Path) -> store.Run | None:
     """The study's patches, None where there are none yet."""
     try:
-        return patches.find(effects.derived(study, BASE), results)
+        return study_data.find_patches(effects.derived(study, BASE), results)
     except store.StoreError:
         return None
 

@@ -11,9 +11,10 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from mfcore import store
-from mfcore.data import patches, splits, splits_draw
+from mfcore.data import splits_draw
 from mfcore.data.slides.slide import SAME_RESOLUTION
 from mfcore.encoders.card import released_cards
+from mfcore.study import data as study_data
 from mfcore.study.config import MODES, Effects, Inflation, Settings, Switches, as_dict
 
 BASE, PAPER = "", "paper"  # beside the names of switches: none of them set, and all
@@ -100,7 +101,7 @@ def find(study: Settings, switch: str, results: str | Path) -> store.Run:
     Raises StoreError where there is none, or where patches have been made anew since.
     """
     run = store.find_run(results, "effect", record_name(switch), config_of(study, switch))
-    if run.identity["inputs"]["patches"] != patches.find(derived(study, switch), results).key:
+    if run.identity["inputs"]["patches"] != study_data.find_patches(derived(study, switch), results).key:
         raise store.StoreError(f"{run.folder} was measured on other patches; measure the switch again")
     return run
 
@@ -181,7 +182,7 @@ def reach(study: Settings, switch: str, run: store.Run) -> Reach:
 
 def _sees_a_positive(study: Settings, labels: pd.DataFrame, seen_px: int) -> np.ndarray:
     """Whether each negative patch's central ``seen_px`` hold the centre of a positive annotation, bool (n_negative,)."""
-    labels = splits_draw.with_places(labels, splits.placing_of(study))
+    labels = splits_draw.with_places(labels, study_data.placing_of(study))
     negative, positive = (labels[labels["label"] == label] for label in (0, 1))
     seen = np.zeros(len(negative), dtype=bool)
     half = (negative["side_l0_px"] / study.patches.size_px * seen_px / 2).to_numpy()

@@ -10,9 +10,8 @@ from pathlib import Path
 from mfcore import store
 from mfcore.analysis import effects
 from mfcore.encoders.card import variants_of
-from mfcore.study import pretrained
+from mfcore.study import pretrained, tasks as study_tasks
 from mfcore.study.config import Pretraining, Settings
-from mfcore.tasks import protocol as tasks_protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = {
@@ -127,7 +126,7 @@ def _judging_jobs(study: Settings, probes: tuple[str, ...]) -> Iterator[Job]:
     """What judges encoders on tasks, sets representations beside ``probes`` and compares pretrainings; none without either."""
     judged = []
     for task in study.tasks:
-        needs = (STAGES["01"], *_pretrained(study, tasks_protocol.encoders_of(study, task)))
+        needs = (STAGES["01"], *_pretrained(study, study_tasks.encoders_of(study, task)))
         judged.append(Job(_job("09", task.name), STAGES["09"], {"task": task.name}, needs))
     yield from judged
     if probes and (study.pretraining or study.tasks):

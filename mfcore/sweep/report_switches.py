@@ -10,7 +10,8 @@ from mfcore import store
 from mfcore.analysis import compare, compare_effects, effects
 from mfcore.analysis.compare_defects import DEFECTS, RELEASED_CODE, Defect
 from mfcore.analysis.effects import BASE, PAPER, RELEASED
-from mfcore.data import patches, splits
+from mfcore.data import splits
+from mfcore.study import data as study_data
 from mfcore.study.config import Settings, Switches
 from mfcore.sweep import report_html
 from mfcore.sweep.report_html import table
@@ -37,7 +38,7 @@ def page(study: Settings, results: Path) -> str:
 
 def _patches(study: Settings, results: Path) -> store.Run | None:
     try:
-        return patches.find(study, results)
+        return study_data.find_patches(study, results)
     except store.StoreError:
         return None
 

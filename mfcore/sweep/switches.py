@@ -13,17 +13,17 @@ from pathlib import Path
 from mfcore import encoders, store
 from mfcore.analysis import compare_effects, effects
 from mfcore.analysis.effects import BASE, PAPER, derived
-from mfcore.data import downloads, patches, splits
+from mfcore.data import downloads
 from mfcore.data.patches_read import DiskError
-from mfcore.encoders import embed
 from mfcore.store import errors as store_errors
 from mfcore.store.records import digest
+from mfcore.study import arms as study_arms, data as study_data, encoders as study_encoders
 from mfcore.study.config import ConfigError, Settings, Switches, as_dict, load_study
-from mfcore.training import probe, train
+from mfcore.training.task import TrainingError
 
 __all__ = ["SwitchError", "derived", "main", "measure"]
 
-PARTS = (encoders.EncoderError, store.StoreError, train.TrainingError, ValueError)  # of one arm; the other goes on
+PARTS = (encoders.EncoderError, store.StoreError, TrainingError, ValueError)  # of one arm; the other goes on
 
 
 class SwitchError(RuntimeError):
@@ -42,7 +42,7 @@ def measure(
     switch: as for `effects.derived`. data: the study's data folder, looked into only where patches are read. results:
     the study's own folder. An arm that the switch doesn't touch is left out; where it touches none, nothing is made. Raises
     ValueError for a switch that there isn't, SwitchError where an arm fails, when the other is done, and what
-    `patches.extract` and `splits.write` raise.
+    `study_data.extract` and `study_data.write_splits` raise.
     """
     results, this = Path(results), derived(study, switch)
     own = _patches(derived(study, BASE), data, results, n_workers) if effects.arms(study) else None
@@ -50,8 +50,12 @@ def measure(
     if not touched:
         return
     source = _patches(this, data, results, n_workers, own)
-    with _turn(results, "splits", source.key, splits.config_of(this), splits.config_of(this, networks=True)):
-        drawn = {"splits": splits.write(this, results), "network_splits": splits.find(this, results, networks=True)}
+    configs = (study_data.splits_config(this, networks) for networks in (False, True))
+    with _turn(results, "splits", source.key, *configs):
+        drawn = {
+            "splits": study_data.write_splits(this, results),
+            "network_splits": study_data.find_splits(this, results, networks=True),
+        }
     made = {"patches": source.key, **{name: run.key for name, run in drawn.items()}}
     problems = []
     for arm in touched:
@@ -92,23 +96,25 @@ def _found(find: Callable[[], store.Run]) -> store.Run | None:
 
 def _patches(this: Settings, data: str | Path, results: Path, n_workers: int, own: store.Run | None = None) -> store.Run:
     """The patches of a derived study, of the same data as the study's own; these are the data's at ``data`` where none are."""
-    config = patches.config_of(this)
+    config = study_data.patches_config(this)
     with _turn(results, "patches", config):
         if own is not None:
             inputs = own.identity["inputs"]
             if _found(lambda: store.find_run(results, "patches", this.name, config, inputs)):
                 return store.open_run(results, "patches", this.name, config, inputs)
-        elif found := _found(lambda: patches.find(this, results)):
+        elif found := _found(lambda: study_data.find_patches(this, results)):
             return found
-        return patches.extract(this, patches.prepare(this, data, n_workers), results, n_workers)
+        return study_data.extract(this, study_data.prepare(this, data, n_workers), results, n_workers)
 
 
 def _probe(this: Settings, encoder: str, results: Path, device: str, made: dict[str, str]) -> dict[str, str]:
     """Keys of the encoder's embeddings and of its probe."""
-    with _turn(results, "embeddings", encoder, embed.config_of(this, encoder, results), made["patches"]):
-        embeddings = _found(lambda: embed.find(this, encoder, results)) or embed.embed(this, encoder, results, device)
+    config = study_encoders.embeddings_config(this, encoder, results)
+    with _turn(results, "embeddings", encoder, config, made["patches"]):
+        found = _found(lambda: study_encoders.find_embeddings(this, encoder, results))
+        embeddings = found or study_encoders.embed(this, encoder, results, device)
     with _turn(results, "probe", encoder, as_dict(this.probe), made["splits"], embeddings.key):
-        fitted = probe.fit_study(this, embeddings, results)
+        fitted = study_arms.fit_probe(this, embeddings, results)
     return {"embeddings": embeddings.key, "probe": fitted.key}
 
 
@@ -116,9 +122,9 @@ def _network(this: Settings, name: str, data: str | Path, results: Path, device:
     """Keys of the network's trainings, a fold each."""
     keys = {}
     for fold in range(this.splits.n_folds):
-        config = train.config_of(this, this.network(name), fold)
+        config = study_arms.training_config(this, this.network(name), fold)
         with _turn(results, "train", name, config, made["patches"], made["network_splits"]):
-            keys[f"train-fold{fold}"] = train.train_study(this, name, fold, results, device, data=data).key
+            keys[f"train-fold{fold}"] = study_arms.train(this, name, fold, results, device, data_folder=data).key
     return keys
 
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from mfcore import store
-from mfcore.data import patches
 from mfcore.store import files as store_files
+from mfcore.study import data as study_data
 from mfcore.study.config import load_study
 from mfcore.sweep import inputs as sweep_inputs, jobs as sweep_jobs, results as sweep_results
 
@@ -359,7 +359,7 @@ def test_patches_of_a_derived_study_are_found_by_the_data_of_the_study_s_own(tmp
     this = switches.derived(study, "border")
 
     def made():
-        own = patches.extract(study, data, tmp_path / "r")
+        own = study_data.extract(study, data, tmp_path / "r")
         return own, switches._patches(this, data, tmp_path / "r", 1, own)
 
     first = made()

@@ -12,12 +12,11 @@ import pytest
 import tifffile
 import yaml
 
-from mfcore import encoders, store
+from mfcore import store
 from mfcore.analysis import compare_defects, compare_effects, effects
-from mfcore.data import patches, splits
 from mfcore.data.downloads import DownloadError
 from mfcore.data.patches_read import DiskError
-from mfcore.encoders import embed
+from mfcore.study import arms as study_arms, data as study_data, encoders as study_encoders
 from mfcore.study.config import MODES, Data, Effects, Lora, Network, Patches, Settings, Splits, Switches, as_dict
 from mfcore.sweep import report_switches, switches as measuring
 
@@ -46,7 +45,9 @@ def test_the_base_is_the_study_at_the_full_size_on_two_arms():
     assert base.encoders == ("random:test_vit",) and [network.name for network in base.networks] == ["net"]
     assert base.splits == dataclasses.replace(STUDY.splits, sizes=(1.0,), by_domain=False, n_folds=2)
     assert (base.networks[0].sizes, base.networks[0].by_domain) == ((1.0,), False)
-    assert patches.config_of(base) == patches.config_of(STUDY), "as wide as the other network asks: the same patches"
+    assert study_data.patches_config(base) == study_data.patches_config(STUDY), (
+        "as wide as the other network asks: the same patches"
+    )
     assert STUDY.stored_px > base.networks[0].needed_px
 
 
@@ -91,7 +92,6 @@ CHANGES = {
 @pytest.mark.parametrize("switch", Switches.CHOICES)
 def test_flipping_changes_the_keys_of_what_it_touches_and_no_others(switch):
     """What stays equal is found in the store; the switches of the training loop enter the training's own key."""
-    from mfcore.training import train
 
     study = dataclasses.replace(
         STUDY,
@@ -102,18 +102,20 @@ def test_flipping_changes_the_keys_of_what_it_touches_and_no_others(switch):
 
     def keys(of):
         return {
-            "patches": patches.config_of(of),
-            "splits": splits.config_of(of),
-            "network_splits": splits.config_of(of, networks=True),
-            "embeddings": embed.config_of(of, "vit_huge_in21k", "results"),
-            "network": encoders.of_network(of, "vit_huge_in21k").identity(),
+            "patches": study_data.patches_config(of),
+            "splits": study_data.splits_config(of),
+            "network_splits": study_data.splits_config(of, networks=True),
+            "embeddings": study_encoders.embeddings_config(of, "vit_huge_in21k", "results"),
+            "network": study_encoders.training_card_of(of, "vit_huge_in21k").identity(),
         }
 
     base, flipped = effects.derived(study, effects.BASE), effects.derived(study, switch)
     was, now = keys(base), keys(flipped)
     assert {name for name in was if was[name] != now[name]} == CHANGES[switch]
     of_loop = switch in ("epoch", "training_label", "validation", "clipping", "sampler", "augmentation", "encoder_input")
-    changed = train.config_of(base, base.networks[0], 0) != train.config_of(flipped, flipped.networks[0], 0)
+    changed = study_arms.training_config(base, base.networks[0], 0) != study_arms.training_config(
+        flipped, flipped.networks[0], 0
+    )
     assert changed == of_loop
 
 
@@ -159,7 +161,7 @@ def patches_run(results, um_per_px=0.25, over_edge=3, far_px=17.5):
     """Four patches on one slide: a negative with a positive ``far_px`` beside it, and two alone."""
     table = pd.DataFrame({"patch_id": range(4), "slide_id": list("aaab"), "label": [0, 1, 0, 0], "um_per_px": um_per_px})
     table = table.assign(x_l0_px=[100.0, 100 + far_px, 500, 100], y_l0_px=100.0)
-    run = store.open_run(results, "patches", "tiny", patches.config_of(STUDY), {})
+    run = store.open_run(results, "patches", "tiny", study_data.patches_config(STUDY), {})
     store.write_parquet(run.path("labels.parquet"), table)
     return run.finish(["labels.parquet"], n_patches=4, n_patches_over_edge=over_edge, n_patches_shifted=0)
 
@@ -200,7 +202,7 @@ def fitted(results, stage, name, shift, patch_ids, fold=0):
 
 
 def record(results, switch, **keys):
-    inputs = {"patches": patches.find(STUDY, results).key, **keys}
+    inputs = {"patches": study_data.find_patches(STUDY, results).key, **keys}
     run = store.open_run(results, "effect", effects.record_name(switch), effects.config_of(STUDY, switch), inputs)
     run.finish([])
 
@@ -258,7 +260,7 @@ def test_data_with_nothing_to_touch_are_the_reason(tmp_path):
 def test_a_measurement_on_other_patches_or_of_another_study_does_not_count(measured):
     other = dataclasses.replace(STUDY, probe=dataclasses.replace(STUDY.probe, cost=3.0))
     assert compare_effects.rows_of(other, "clipping", measured)[0]["why"] == compare_effects.NOT_YET
-    later = store.open_run(measured, "patches", "tiny", patches.config_of(STUDY), {"labels": "corrected"})
+    later = store.open_run(measured, "patches", "tiny", study_data.patches_config(STUDY), {"labels": "corrected"})
     store.write_parquet(later.path("labels.parquet"), pd.read_parquet(next(measured.glob("patches-*/labels.parquet"))))
     later.finish(["labels.parquet"], n_patches=4, n_patches_over_edge=3, n_patches_shifted=0)
     with pytest.raises(store.StoreError, match="measured on other patches"):
@@ -388,18 +390,17 @@ def test_training_takes_each_switch_and_all_at_once(base, switch):
 def test_random_places_are_read_from_the_slides_that_patches_were_cut_from(base, tmp_path):
     """Without the data folder, or with another's, nothing is trained."""
     results, this = base / "results", effects.derived(STUDY, "sampler")
-    train = measuring.train
     fresh = dataclasses.replace(this, networks=(dataclasses.replace(this.networks[0], max_lr=0.003),))
-    with pytest.raises(train.TrainingError, match=r"draws random places of . training slides.*data_folder in notebook 04"):
-        train.train_study(fresh, "net", 0, results)
+    with pytest.raises(measuring.TrainingError, match=r"draws random places of . training slides.*data_folder in notebook 04"):
+        study_arms.train(fresh, "net", 0, results)
     with pytest.raises(ValueError, match="slides that the patches were cut from 12 aren't there"):
-        train.train_study(fresh, "net", 0, results, data=tmp_path)
+        study_arms.train(fresh, "net", 0, results, data_folder=tmp_path)
     shutil.copytree(base / "data", tmp_path / "data")
     turned = tifffile.imread(base / "data" / "images" / "3.tiff")[::-1]
     said = {"resolution": (40000, 40000), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(tmp_path / "data" / "images" / "3.tiff", turned, tile=(32, 32), photometric="rgb", **said)
     with pytest.raises(ValueError, match="other slides lie here than those"):
-        train.train_study(fresh, "net", 0, results, data=tmp_path / "data")
+        study_arms.train(fresh, "net", 0, results, data_folder=tmp_path / "data")
 
 
 def test_an_arm_that_fails_stops_not_the_other(base, monkeypatch):
@@ -407,7 +408,7 @@ def test_an_arm_that_fails_stops_not_the_other(base, monkeypatch):
         raise measuring.encoders.EncoderError("accept its licence")
 
     study = dataclasses.replace(STUDY, probe=dataclasses.replace(STUDY.probe, max_iter=7))
-    monkeypatch.setattr(measuring.probe, "fit_study", refuse)
+    monkeypatch.setattr(measuring.study_arms, "fit_probe", refuse)
     with pytest.raises(measuring.SwitchError, match="random:test_vit: accept its licence"):
         measuring.measure(study, effects.BASE, base / "data", base / "results")
     network, probe = compare_effects.rows_of(study, effects.BASE, base / "results")
@@ -416,21 +417,21 @@ def test_an_arm_that_fails_stops_not_the_other(base, monkeypatch):
 
 def test_several_at_once_on_one_folder_make_each_thing_once(base, monkeypatch):
     """Two processes would do as two threads do here: the locks are of open files, not of processes."""
-    begun, train_study = [], measuring.train.train_study
+    begun, train = [], measuring.study_arms.train
     lock = threading.Lock()
 
-    def counted(study, name, fold, results, device, data):
+    def counted(study, name, fold, results, device, data_folder):
         with lock:
             begun.append((study.switches.stratified, fold, bool(made_training(results, study, name, fold))))
-        return train_study(study, name, fold, results, device, data=data)
+        return train(study, name, fold, results, device, data_folder=data_folder)
 
     def made_training(results, study, name, fold):
         try:
-            return measuring.train.find(study, name, fold, results)
+            return measuring.study_arms.find_training(study, name, fold, results)
         except store.StoreError:
             return None
 
-    monkeypatch.setattr(measuring.train, "train_study", counted)
+    monkeypatch.setattr(measuring.study_arms, "train", counted)
     failed = []
 
     def measure():

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mfcore import store
 from mfcore.measures import binary
+from mfcore.study import arms as study_arms
 from mfcore.training import probe
 
 
@@ -188,13 +189,13 @@ def test_a_study_is_fitted_in_one_call_each_unit_kept_as_it_is_done(embeddings, 
 
     monkeypatch.setattr(probe, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
-        probe.fit_study(made_embeddings.STUDY, run, folder)
+        study_arms.fit_probe(made_embeddings.STUDY, run, folder)
     monkeypatch.setattr(probe, "fit", lambda *arguments: (seen.append(1), fit(*arguments))[1])
-    done = probe.fit_study(made_embeddings.STUDY, run, folder)
+    done = study_arms.fit_probe(made_embeddings.STUDY, run, folder)
     assert len(seen) == 6, "a finished fit was made again"
     fits, predictions = probe.load_fits(done), pd.read_parquet(done.path("predictions.parquet"))
     assert len(fits) == 6 and fits["converged"].all()
-    material = probe.read(made_embeddings.STUDY, run, folder)
+    material = study_arms.probe_material(made_embeddings.STUDY, run, folder)
     assert (material.labels == material.patches["label"]).all()
     assert not set(predictions.loc[predictions["fold"] == 0, "patch_id"]) & set(
         material.splits.query("fold == 0 and role == 'train'")["patch_id"]
@@ -212,12 +213,12 @@ def test_embeddings_that_cannot_be_used_are_named_by_patch(embeddings):
             out["features"], out["patch_id"] = broken[keep], patch_ids[keep]
         named = [107, 109] if rows else [100, 101]
         with pytest.raises(store.StoreError, match=rf"2 embeddings {name}, the first of patches \[{named[0]}, {named[1]}\]"):
-            probe.fit_study(made_embeddings.STUDY, run, folder)
+            study_arms.fit_probe(made_embeddings.STUDY, run, folder)
 
 
 def test_a_training_set_of_one_class_names_its_unit(embeddings, monkeypatch):
     folder, run = embeddings
-    material = probe.read(made_embeddings.STUDY, run, folder)
+    material = study_arms.probe_material(made_embeddings.STUDY, run, folder)
     monkeypatch.setattr(probe, "read", lambda *_: dataclasses.replace(material, labels=np.ones(400, np.int64)))
     with pytest.raises(ValueError, match=r"all-fold0-size0\.2: labels must hold both classes"):
-        probe.fit_study(made_embeddings.STUDY, run, folder)
+        study_arms.fit_probe(made_embeddings.STUDY, run, folder)
