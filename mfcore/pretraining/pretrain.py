@@ -106,11 +106,20 @@ def _train(
     ranks = processes.here()
     if ranks.is_first and (warning := objective.warning_before(settings)):
         log.warning(warning)
-    kept = Kept(run.path(TISSUE))
+    card, kept = card_of(settings.n_steps), Kept(run.path(TISSUE))
+    sees = dataclasses.replace(card, resize_px=max(settings.patches.size_px, card.crop_px))
     with contextlib.closing(Source(slides, settings.patches, settings.seed, kept=kept)) as source:
         if settings.patches.uniform_over == "tissue":
             source.survey(n_workers)  # all processes at once, before any of them waits for another
-        task = _task(settings, pair, card_of, source, n_workers, run.folder)
+        watched = _watched(source, settings, n_workers) if ranks.is_first else None  # the first process alone measures
+
+        def read(first: int, n_batches: int) -> Iterator[Batch]:
+            return batches(source, first, n_batches, settings.batch_size, ranks.rank, ranks.n, n_workers)
+
+        def keep(step: int) -> None:
+            networks.export(pair, card_of(step), snapshot_folder(run.folder, step))
+
+        task = loop.Task(settings, read, watched, sees, keep, tuple(steps_of(settings)))
         n_patches = settings.n_steps * settings.batch_size
         tell = None if watch is None else lambda history: watch(pd.DataFrame(history))
         title = f"pretrain {settings.name}"
@@ -118,29 +127,6 @@ def _train(
             history = loop.train(task, pair, run.folder, device, after_line=tell, progress=progress)
         if ranks.is_first:
             _finish(run, settings, pair, history, device, source)
-
-
-def _task(
-    settings: Pretraining,
-    pair: networks.Networks,
-    card_of: Callable[[int], EncoderCard],
-    source: Source,
-    n_workers: int,
-    folder: Path,
-) -> loop.Task:
-    """What the loop learns from, and the patches by which it is watched."""
-    ranks = processes.here()
-    watched = _watched(source, settings, n_workers) if ranks.is_first else None  # the first process alone measures
-    card = card_of(settings.n_steps)
-    sees = dataclasses.replace(card, resize_px=max(settings.patches.size_px, card.crop_px))
-
-    def read(first: int, n_batches: int) -> Iterator[Batch]:
-        return batches(source, first, n_batches, settings.batch_size, ranks.rank, ranks.n, n_workers)
-
-    def keep(step: int) -> None:
-        networks.export(pair, card_of(step), snapshot_folder(folder, step))
-
-    return loop.Task(settings, read, watched, sees, keep, tuple(steps_of(settings)))
 
 
 def _watched(source: Source, settings: Pretraining, n_workers: int) -> np.ndarray:

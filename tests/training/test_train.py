@@ -11,7 +11,6 @@ from made_training import CARD, NETWORK, history_of, made, network, store_study,
 
 from mfcore import __main__ as command, encoders, store
 from mfcore.data import splits
-from mfcore.encoders import catalogue
 from mfcore.study import arms as study_arms, data as study_data
 from mfcore.study.config import Data, Lora, Network, Patches, Settings, Switches
 from mfcore.training import adapt, loop as train_loop, train
@@ -43,7 +42,7 @@ def study(tmp_path, monkeypatch) -> Settings:
     """A study whose patches and splits lie finished in ``tmp_path``, with the tiny network for its architecture."""
     the_study = study_of(network(n_epochs=2))
     store_study(the_study, tmp_path, *made())
-    monkeypatch.setattr(catalogue, "card_of", lambda name: CARD)
+    monkeypatch.setattr(encoders, "card_of", lambda *_: CARD)
     monkeypatch.setattr(adapt, "build_network", lambda card, lora, pretrained, seed, input_px: tiny(seed))
     return the_study
 
