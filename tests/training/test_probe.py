@@ -12,9 +12,12 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from mfcore import store
+from mfcore.data import splits
+from mfcore.data.splits_draw import Scheme
 from mfcore.measures import binary
 from mfcore.study import arms as study_arms
 from mfcore.training import probe
+from mfcore.training.options import Probe
 
 
 def problem(seed, n=200, n_dims=12, shift=0.8):
@@ -168,6 +171,21 @@ def test_bad_input_is_refused_by_row_and_name():
         probe.fit(features, labels, cost=0)
     with pytest.raises(ValueError, match="both classes"):
         probe.fit(features, labels, rows=np.flatnonzero(labels == 1))
+
+
+def test_probes_are_fitted_without_a_study(tmp_path):
+    """What a library user does: embeddings, a label table, a scheme to split by, and a run to fill."""
+    features, labels = problem(15, n=120)
+    table = pd.DataFrame({"patch_id": np.arange(120), "label": labels, "domain": "d", "slide_id": "s", "case_id": "s"})
+    made = store.open_run(tmp_path, "embeddings", "made", {}, {})
+    with made_embeddings.h5py.File(made.path("embeddings.h5"), "w") as out:
+        out["features"], out["patch_id"] = features, np.arange(120)
+    made.finish(["embeddings.h5"])
+    drawn = splits.make(table, Scheme(split_by="annotation", n_folds=2, sizes=(1.0,), by_domain=False))
+    run = probe.fit_units(probe.read(made, table, drawn), store.open_run(tmp_path, "probe", "made", {}, {}), Probe())
+    assert probe.load_fits(run)["unit"].tolist() == ["all-fold0-size1", "all-fold1-size1"]
+    tested = pd.read_parquet(run.path("predictions.parquet"))
+    assert binary.auroc(tested["label"].to_numpy(), tested["score"].to_numpy()) > 0.9
 
 
 @pytest.fixture
