@@ -48,9 +48,9 @@ def path_of(weights: str) -> Path | None:
 
 @options
 class OwnEncoder:
-    """An encoder that the study itself describes: a new one, or a known one under other conventions.
+    """An encoder that the user describes: a new one, or a known one under other conventions.
 
-    name: its name in this study. weights: OWNER/REPOSITORY[@REVISION] on the hub, "random", or a file of tensors under
+    name: its name. weights: OWNER/REPOSITORY[@REVISION] on the hub, "random", or a file of tensors under
     timm's names or a folder with one; a relative path starts from the folder of the study file. like: a known encoder, whose
     card holds for every key that is left out. The other keys are those of the encoders' cards (`mfcore.encoders.card`);
     a new encoder needs architecture, mean and std; dimension, readout and parameters are read off the architecture.

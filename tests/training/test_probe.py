@@ -182,7 +182,7 @@ def test_probes_are_fitted_without_a_study(tmp_path):
         out["features"], out["patch_id"] = features, np.arange(120)
     made.finish(["embeddings.h5"])
     drawn = splits.make(table, Scheme(split_by="annotation", n_folds=2, sizes=(1.0,), by_domain=False))
-    run = probe.fit_units(probe.read(made, table, drawn), store.open_run(tmp_path, "probe", "made", {}, {}), Probe())
+    run = probe.fit_units(probe.read(made, table, drawn), store.open_run(tmp_path, "probe", "made", {}, {}), Probe(cost=100.0))
     assert probe.load_fits(run)["unit"].tolist() == ["all-fold0-size1", "all-fold1-size1"]
     tested = pd.read_parquet(run.path("predictions.parquet"))
     assert binary.auroc(tested["label"].to_numpy(), tested["score"].to_numpy()) > 0.9
