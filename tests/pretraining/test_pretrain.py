@@ -357,7 +357,6 @@ def test_the_command_line_says_what_is_wrong(slides, tmp_path, capsys, monkeypat
         "mfcore",
         "pretraining[p].n_steps",
         "pretraining[p].warmup",
-        "pretraining[p].n_snapshots",
     ], "a line each"
 
     def failing(*_, **__):
