@@ -185,7 +185,12 @@ def test_probes_are_fitted_without_a_study(tmp_path):
     run = probe.fit_units(probe.read(made, table, drawn), store.open_run(tmp_path, "probe", "made", {}, {}), Probe(cost=100.0))
     assert probe.load_fits(run)["unit"].tolist() == ["all-fold0-size1", "all-fold1-size1"]
     tested = pd.read_parquet(run.path("predictions.parquet"))
-    assert binary.auroc(tested["label"].to_numpy(), tested["score"].to_numpy()) > 0.9
+    for unit in splits.units(drawn):
+        ids = splits.select(drawn, unit)
+        fitted = probe.fit(features, labels, 100.0, rows=ids["train"])
+        mine = tested[tested["fold"] == unit.fold]
+        assert mine["patch_id"].tolist() == ids["test"].tolist()
+        np.testing.assert_array_equal(mine["score"], fitted.predict(features)[ids["test"]])
 
 
 @pytest.fixture
