@@ -38,6 +38,7 @@ from torchvision.transforms import v2
 
 from mfcore import store
 from mfcore.data import augment, patches
+from mfcore.study import data as study_data
 from mfcore.study.config import Network, Patches
 from mfcore.training import feed as train_feed, task as train_task
 
@@ -158,7 +159,7 @@ def against_loader(slide: Path | None, scratch: Path, input_px: int, n_patches: 
     sizes = Patches(size_px=input_px, stored_px=side_px)
     study = dataclasses.replace(extraction.study_of("native"), patches=sizes)
     data = embedding.write_data(scratch / "data", slide, n_patches, side_px)
-    table, stored = patches.load(patches.extract(study, data, scratch / "results", os.cpu_count() or 1))
+    table, stored = patches.load(study_data.extract(study, data, scratch / "results", os.cpu_count() or 1))
     corners = table[["x_l0_px", "y_l0_px"]].to_numpy().astype(int) - side_px // 2
     annotations = Annotations(data / "images" / "001.tif", corners, network)
     same = all((np.asarray(annotations.read(i)) == stored[i]).all() for i in range(32))

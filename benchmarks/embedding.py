@@ -42,7 +42,8 @@ from torchvision import transforms
 
 from mfcore import encoders, store
 from mfcore.data import patches
-from mfcore.encoders import Encoder, canary, embed, network, weights
+from mfcore.encoders import Encoder, canary, network, weights
+from mfcore.study import data as study_data, encoders as study_encoders
 
 REAL_SLIDE = Path(__file__).resolve().parents[2] / "shared" / "data" / "slides" / "canine_strip.tif"
 PATCH_PX = extraction.PATCH_PX
@@ -98,7 +99,7 @@ def bare(encoder: Encoder, images: torch.Tensor, n_patches: int, n_threads: int)
 def embedded(encoder: Encoder, answer: np.ndarray, study: object, results: Path, batch_size: int) -> None:
     """What a study's user calls, with the model at hand and the canary answered."""
     with mock.patch.object(network, "load", lambda *_: encoder), mock.patch.object(canary, "embed", lambda _: answer):
-        run = embed.embed(study, encoder.card.name, results, str(encoder.device), batch_size)
+        run = study_encoders.embed(study, encoder.card.name, results, str(encoder.device), batch_size)
     shutil.rmtree(run.folder)
 
 
@@ -175,13 +176,13 @@ def against_bare(encoder: Encoder, study: object, results: Path, n_rounds: int) 
     """The first question, for one encoder: patches a second, and embedding's speed in those of the bare model."""
     images, answer = fastest_batch(encoder), canary.embed(encoder)
     n_cores = torch.get_num_threads() if encoder.device.type == "cpu" else 1
-    n = len(patches.load(patches.find(study, results))[1]) // (len(images) * n_cores) * len(images) * n_cores
+    n = len(patches.load(study_data.find_patches(study, results))[1]) // (len(images) * n_cores) * len(images) * n_cores
     works = {
         "bare": partial(bare, encoder, images, n, 1),
         "bare_thread_a_core": partial(bare, encoder, images, n, n_cores),
         "embed": partial(embedded, encoder, answer, study, results, len(images)),
     }
-    n_embedded = len(patches.load(patches.find(study, results))[1])
+    n_embedded = len(patches.load(study_data.find_patches(study, results))[1])
     times = rounds(works, n_rounds) / [n, n, n_embedded]  # seconds a patch
     return {
         "encoder": encoder.card.name,
@@ -200,7 +201,7 @@ def against_loader(encoder: Encoder, study: object, data: Path, results: Path, n
 
     own: the baseline's process.
     """
-    table, _ = patches.load(patches.find(study, results))
+    table, _ = patches.load(study_data.find_patches(study, results))
     corners = table[["x_l0_px", "y_l0_px"]].to_numpy().astype(int) - PATCH_PX // 2
     file, batch_size, answer = data / "images" / "001.tif", len(fastest_batch(encoder)), canary.embed(encoder)
 
@@ -209,7 +210,7 @@ def against_loader(encoder: Encoder, study: object, data: Path, results: Path, n
         return own.submit(by_loader, *what).result()
 
     expected = loader(0, 64)
-    found = encoder.embed(patches.load(patches.find(study, results))[1][:64])
+    found = encoder.embed(patches.load(study_data.find_patches(study, results))[1][:64])
     apart = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
     works: dict[str, Callable[[], object]] = {f"{n}_workers": partial(loader, n) for n in WORKERS}
     works["embed"] = partial(embedded, encoder, answer, study, results, batch_size)
@@ -233,7 +234,7 @@ def against_loader(encoder: Encoder, study: object, data: Path, results: Path, n
 
 def extract(study: object, data: Path, results: Path) -> None:
     """The store, made from the slide on all cores and thrown away."""
-    patches.extract(study, data, results, os.cpu_count() or 1)
+    study_data.extract(study, data, results, os.cpu_count() or 1)
     shutil.rmtree(results)
 
 
@@ -267,7 +268,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(1, spawn) as own:
         study, results = extraction.study_of("native"), Path(name) / "results"
         data = write_data(Path(name) / "data", slide, arguments.patches)
-        patches.extract(study, data, results, os.cpu_count() or 1)
+        study_data.extract(study, data, results, os.cpu_count() or 1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         chosen = [(n, d) for n, d in networks() if arguments.encoder is None or n in arguments.encoder]
         questions: dict[str, Iterator[dict]] = {

@@ -34,6 +34,7 @@ from mfcore import store
 from mfcore.data import patches
 from mfcore.data.slides.tiff import TiffReader
 from mfcore.data.synthetic import slides as synthetic, tissue as synthetic_tissue
+from mfcore.study import data as study_data
 from mfcore.study.config import Data, Patches, Settings, Switches
 
 SIDE_PX = 8192
@@ -107,7 +108,7 @@ def count_tiles(folder: Path, results: Path, resolution: str) -> tuple[int, int]
     decode, keys = TiffReader.decode, []
     TiffReader.decode = lambda reader, key: keys.append(key) or decode(reader, key)
     try:
-        patches.extract(study_of(resolution), folder, results, n_workers=os.cpu_count() or 1)
+        study_data.extract(study_of(resolution), folder, results, n_workers=os.cpu_count() or 1)
     finally:
         TiffReader.decode = decode
     n_opened = 2  # once to look at, once to read
@@ -121,14 +122,14 @@ def measure(folder: Path, scratch: Path, resolution: str, n_rounds: int) -> Iter
     own: dict[int, list[float]] = {n: [] for n in workers}
     expected = one_by_one(folder, resolution)
     n_decoded, n_needed = count_tiles(folder, scratch / "counted", resolution)
-    array = patches.load(patches.find(study_of(resolution), scratch / "counted"))[1]
+    array = patches.load(study_data.find_patches(study_of(resolution), scratch / "counted"))[1]
     same = bool((array == expected).all()) if resolution == "native" else None
     del array, expected
     for i in range(n_rounds + 1):
         base.append(seconds(partial(one_by_one, folder, resolution)))
         for n in workers:
             results = scratch / f"{n}-{i}"
-            own[n].append(seconds(partial(patches.extract, study_of(resolution), folder, results, n)))
+            own[n].append(seconds(partial(study_data.extract, study_of(resolution), folder, results, n)))
             shutil.rmtree(results)
     shutil.rmtree(scratch)
     for n, times in own.items():
@@ -181,7 +182,7 @@ def full(folder: Path, image: np.ndarray) -> dict:
     first = time.perf_counter() - begun
     peak = peak_mb(data, "native", n, results)
     taken = time.perf_counter() - begun
-    run = patches.find(study_of("native"), results).verify()
+    run = study_data.find_patches(study_of("native"), results).verify()
     table, array = patches.load(run)
     rows = np.random.default_rng(1).choice(N_FULL, 300, replace=False)
     slides = {file: openslide.OpenSlide(data / file) for file in table["file"].unique()}

@@ -35,7 +35,7 @@ from mfcore.pretraining import tissue
 from mfcore.pretraining.feed import batches
 from mfcore.pretraining.slides import SlideFile
 from mfcore.pretraining.source import Source
-from mfcore.study.config_pretraining import OnlinePatches
+from mfcore.study.config import OnlinePatches
 
 SETTINGS = OnlinePatches()
 SIDE_PX, N_SLIDES = 12_288, 4

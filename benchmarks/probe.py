@@ -30,9 +30,9 @@ from scipy.special import expit
 from tqdm.auto import tqdm
 
 from mfcore import store
-from mfcore.data import patches, splits
-from mfcore.encoders import embed
+from mfcore.data import splits
 from mfcore.measures import binary
+from mfcore.study import arms as study_arms, data as study_data, encoders as study_encoders
 from mfcore.study.config import Data, Settings, Splits, load_study
 from mfcore.training import probe
 
@@ -149,11 +149,11 @@ def write_study(folder: Path) -> tuple[Settings, store.Run]:
     table = pd.DataFrame({"patch_id": np.arange(N_FULL), "label": labels, "domain": "made"})
     table["slide_id"] = [f"{i:03d}" for i in np.random.default_rng(0).integers(0, 350, N_FULL)]
     table["case_id"] = table["slide_id"]
-    run = store.open_run(folder, "patches", study.name, patches.config_of(study), {})
+    run = store.open_run(folder, "patches", study.name, study_data.patches_config(study), {})
     store.write_parquet(run.path("labels.parquet"), table)
     np.save(run.path("patches.npy"), np.zeros((1, 1), np.uint8))
     run.finish(["labels.parquet", "patches.npy"])
-    splits.write(study, folder)
+    study_data.write_splits(study, folder)
     embeddings = store.open_run(folder, "embeddings", "made", {}, {"patches": run.key})
     with h5py.File(embeddings.path("embeddings.h5"), "w") as out:
         out["features"], out["patch_id"] = features, table["patch_id"].to_numpy()
@@ -177,7 +177,7 @@ threading.Thread(target=watch, daemon=True).start()
 study = Study(name="made", title="benchmark", data=Data("csv"), splits=Splits(by_domain=False), encoders=("made",))
 embeddings = store.find_run(sys.argv[2], "embeddings", "made", {})
 begun = time.perf_counter()
-probe.fit_study(study, embeddings, Path(sys.argv[2]))
+study_arms.fit_probe(study, embeddings, Path(sys.argv[2]))
 print(time.perf_counter() - begun, peak[0])
 """
 
@@ -190,9 +190,9 @@ def full() -> Iterator[dict]:
         command = [sys.executable, "-c", ALONE, str(Path(__file__).parent), str(folder)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         whole_s, peak_kb = (float(word) for word in done.stdout.split())
-        run = probe.fit_study(study, embeddings, folder)
+        run = study_arms.fit_probe(study, embeddings, folder)
         fits, predictions = probe.load_fits(run).set_index("unit"), pd.read_parquet(run.path("predictions.parquet"))
-        material = probe.read(study, embeddings, folder)
+        material = study_arms.probe_material(study, embeddings, folder)
     for size in study.splits.sizes:
         rows = []
         for unit in (unit for unit in splits.units(material.splits) if unit.size == size):
@@ -224,9 +224,9 @@ def of_study(study: Settings, results: Path) -> Iterator[dict]:
     A row an encoder and kind of unit: the worst of its units. AUROCs are of all the patches that a unit tests.
     """
     for encoder in study.encoders:
-        embeddings = embed.find(study, encoder, results)
-        material = probe.read(study, embeddings, results)
-        run = probe.fit_study(study, embeddings, results)
+        embeddings = study_encoders.find_embeddings(study, encoder, results)
+        material = study_arms.probe_material(study, embeddings, results)
+        run = study_arms.fit_probe(study, embeddings, results)
         fits = probe.load_fits(run).set_index("unit")
         predictions = pd.read_parquet(run.path("predictions.parquet"))
         rows = []

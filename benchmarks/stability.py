@@ -18,11 +18,12 @@ import pandas as pd
 
 from mfcore import store
 from mfcore.pretraining import pretrain
+from mfcore.pretraining.method import METHODS, SMALL, in_full
 from mfcore.pretraining.objective import PretrainingError
-from mfcore.study.config import Data, Pretraining, Settings
-from mfcore.study.config_pretraining import PUBLISHED, SMALL, Crops, OnlinePatches, in_full
+from mfcore.study import pretrain as study_pretrain
+from mfcore.study.config import Crops, Data, OnlinePatches, Pretraining, Settings
 
-AS_PUBLISHED = {key: PUBLISHED["dino"][key] for key in (*SMALL, "n_prototypes")}
+AS_PUBLISHED = {key: METHODS["dino"].published[key] for key in (*SMALL, "n_prototypes")}
 TRIALS = {
     "DINO, defaults": {},
     "DINO, defaults, second draw": {"seed": 1},
@@ -61,7 +62,7 @@ def trial(name: str, this: Pretraining, folder: Path) -> dict:
         "trial", "Small batches, synthetic", Data("synthetic", n_slides=50, n_annotations=2000), pretraining=(this,)
     )
     try:
-        run = pretrain.pretrain(study, "trial", folder / "data", folder / name)
+        run = study_pretrain.pretrain(study, "trial", folder / "data", folder / name)
         history, said = pretrain.load_history(run), run.record["facts"]["collapsed"]
     except PretrainingError as error:
         raise SystemExit(f"{name}: {error}") from error

@@ -19,7 +19,8 @@ n_workers = 2  # threads that read slides
 from pathlib import Path
 
 from mfcore.analysis import captions, figures
-from mfcore.data import patches, splits, splits_audit
+from mfcore.data import patches, splits_audit
+from mfcore.study import data as study_data
 from mfcore.study.config import load_study
 
 study = load_study(study_file)
@@ -29,8 +30,8 @@ folder = Path(results) / study.name
 # ## The data
 
 # %%
-data = patches.prepare(study, data_folder or Path(study_file).parent.parent / "data" / study.name, n_workers)
-run = patches.extract(study, data, folder, n_workers)
+data = study_data.prepare(study, data_folder or Path(study_file).parent.parent / "data" / study.name, n_workers)
+run = study_data.extract(study, data, folder, n_workers)
 labels, images = patches.load(run)
 captions.show(patches.counts(labels).round(2))
 
@@ -41,8 +42,8 @@ captions.show(patches.counts(labels).round(2))
 # test patches whose slide, whose case, or whose very pixels training has seen. A twin is a patch of exactly the same pixels.
 
 # %%
-splits_run = splits.write(study, folder)
-audit_run = splits_audit.write(study, folder)
+splits_run = study_data.write_splits(study, folder)
+audit_run = study_data.write_audit(study, folder)
 audit = splits_audit.load(audit_run)
 captions.show(splits_audit.summary(audit))
 captions.show(
@@ -86,7 +87,7 @@ if study.switches.scheme != "released":
 print(
     "files written:",
     run.folder.name,
-    patches.find_twins(study, folder).folder.name,
+    study_data.find_twins(study, folder).folder.name,
     splits_run.folder.name,
     audit_run.folder.name,
     *[path.name for path in written],

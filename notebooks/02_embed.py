@@ -22,24 +22,25 @@ from mfcore import encoders
 from mfcore.analysis import captions, figures
 from mfcore.data import patches
 from mfcore.encoders import embed
+from mfcore.study import data as study_data, encoders as study_encoders
 from mfcore.study.config import load_study
 
 study = load_study(study_file)
 folder = Path(results) / study.name
-labels, images = patches.load(patches.find(study, folder))
+labels, images = patches.load(study_data.find_patches(study, folder))
 
 # %% [markdown]
 # ## The encoder's card
 
 # %%
-card = encoders.of(study, encoder, folder)
+card = study_encoders.card_of(study, encoder, folder)
 captions.show(encoders.card_table(card))
 
 # %% [markdown]
 # ## Embed
 
 # %%
-run = embed.embed(study, encoder, folder, device, batch_size)
+run = study_encoders.embed(study, encoder, folder, device, batch_size)
 features, patch_ids = embed.load(run)
 
 # %% [markdown]

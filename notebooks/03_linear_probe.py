@@ -27,23 +27,22 @@ from mfcore.analysis import (
     estimators,
     figures,
 )
-from mfcore.data import splits
-from mfcore.encoders import embed
+from mfcore.study import arms as study_arms, data as study_data, encoders as study_encoders
 from mfcore.study.config import load_study
 from mfcore.sweep import report_probes
-from mfcore.training import probe, probe_audit
+from mfcore.training import probe
 
 study = load_study(study_file)
 folder = Path(results) / study.name
-study = splits.under(study, scheme or study.switches.scheme)
-splits_run = splits.write(study, folder)
+study = study_data.under(study, scheme or study.switches.scheme)
+splits_run = study_data.write_splits(study, folder)
 
 # %% [markdown]
 # ## Fit and test, every fold at every size
 
 # %%
-embeddings = embed.find(study, encoder, folder)
-run = probe.fit_study(study, embeddings, folder)
+embeddings = study_encoders.find_embeddings(study, encoder, folder)
+run = study_arms.fit_probe(study, embeddings, folder)
 fits = probe.load_fits(run)
 captions.show(fits.drop(columns="seconds").head().round(4))
 
@@ -80,7 +79,7 @@ captions.show(captions_representation.one(study, unlabelled))
 
 # %%
 if encoder in study.probe_audit and not scheme:
-    audit = probe_audit.run(study, embeddings, folder)
+    audit = study_arms.audit_probe(study, embeddings, folder)
     found, titles = compare_probes.scores(audit), report_probes.titles_of(audit)
     estimators.audit(study, found, titles, encoder, f"03_{audit.folder.name}").save(folder / "figures")
     written += sorted((folder / "figures").glob(f"03_{audit.folder.name}.*"))

@@ -26,6 +26,7 @@ from pathlib import Path
 import pandas as pd
 
 from mfcore.analysis import captions, compare, figures, figures_live
+from mfcore.study import arms as study_arms
 from mfcore.study.config import as_dict, load_study
 from mfcore.training import train
 
@@ -39,7 +40,7 @@ captions.show(pd.DataFrame(as_dict(study.network(network)).items(), columns=["se
 
 # %%
 watch = figures_live.LiveHistory(study, network)
-run = train.train_study(study, network, fold, folder, device, watch, data)
+run = study_arms.train(study, network, fold, folder, device, watch, data)
 history = train.load_history(run)
 kind = compare.LORA if study.network(network).lora else compare.END_TO_END
 predictions = compare.load_arm(run, network, kind)

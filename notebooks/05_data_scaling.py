@@ -30,6 +30,7 @@ from mfcore.analysis import (
 from mfcore.claims import ledger as claims
 from mfcore.data import patches
 from mfcore.measures import raters
+from mfcore.study import data as study_data
 from mfcore.study.config import load_study
 
 study = load_study(study_file)
@@ -51,7 +52,7 @@ captions.show(compare.wide(compare.marked(table, study)))
 # Where votes are published, they say how far people agree on these very annotations.
 
 # %%
-labels, _ = patches.load(patches.find(study, folder))
+labels, _ = patches.load(study_data.find_patches(study, folder))
 human = raters.table(labels, study.splits.seed)
 arms.raters_table(study, human).save(shown)
 

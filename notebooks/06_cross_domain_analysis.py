@@ -18,6 +18,7 @@ from pathlib import Path
 from mfcore.analysis import captions, compare, compare_domains, domains
 from mfcore.data import patches
 from mfcore.measures import raters
+from mfcore.study import data as study_data
 from mfcore.study.config import load_study
 
 study = load_study(study_file)
@@ -45,7 +46,7 @@ domains.cross_domain(study, matrix, means).save(shown)
 
 # %%
 tested = compare.by_test_domain(scores, study)
-labels, _ = patches.load(patches.find(study, folder))
+labels, _ = patches.load(study_data.find_patches(study, folder))
 human = raters.table(labels, study.splits.seed)
 domains.by_test_domain(study, tested, human).save(shown)
 

@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 
 from mfcore.analysis import captions, captions_patching, figures, figures_patching
-from mfcore.pretraining import pretrain
 from mfcore.pretraining.feed import batches
 from mfcore.pretraining.source import Source
+from mfcore.study import pretrain as study_pretrain
 from mfcore.study.config import as_dict, load_study
 
 study = load_study(study_file)
@@ -40,7 +40,7 @@ captions.show(pd.DataFrame(as_dict(settings).items(), columns=["setting", "value
 # ## Slides and their tissue
 
 # %%
-source = Source(pretrain.slides_of(study, which, data), settings, which.seed).survey()
+source = Source(study_pretrain.slides_of(study, which, data), settings, which.seed).survey()
 slides = source.overview()
 captions.show(captions_patching.slides_table(slides))
 

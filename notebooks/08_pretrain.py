@@ -7,7 +7,7 @@
 #
 # DINO (Caron et al. 2021) or DINOv2 (Oquab et al. 2023) from patches that are drawn while the network learns and never stored
 # (kaiko 2024). What comes out is a folder with a card and weights: an encoder like any other in `02` to `06`. On several GPUs
-# the same is `torchrun --nproc-per-node N -m mfcore.pretraining.pretrain`; a run that was killed goes on where it was.
+# the same is `torchrun --nproc-per-node N -m mfcore pretrain`; a run that was killed goes on where it was.
 
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers
@@ -23,7 +23,7 @@ from pathlib import Path
 from mfcore import encoders, store
 from mfcore.analysis import captions, captions_pretrain, figures, figures_live, figures_pretrain
 from mfcore.pretraining import pretrain
-from mfcore.study import pretrained
+from mfcore.study import encoders as study_encoders, pretrain as study_pretrain, pretrained
 from mfcore.study.config import load_study
 
 study = load_study(study_file)
@@ -35,7 +35,7 @@ captions.show(captions_pretrain.settings(study, encoder))
 # ## What the network is shown
 
 # %%
-patches, global_crops, local_crops, drawn = pretrain.example(study, encoder, data)
+patches, global_crops, local_crops, drawn = study_pretrain.example(study, encoder, data)
 figure = figures_pretrain.crops(study, encoder, patches, global_crops, local_crops)
 written = figures.save(figure, drawn, folder / "figures", f"08_crops_{store.file_name(encoder)}")
 figure
@@ -48,7 +48,7 @@ captions.show(captions_pretrain.crops(study, encoder))
 
 # %%
 live = figures_live.LiveHistory(study, encoder, figures_pretrain.history)
-run = pretrain.pretrain(study, encoder, data, folder, device, n_workers, watch=live)
+run = study_pretrain.pretrain(study, encoder, data, folder, device, n_workers, watch=live)
 history = pretrain.load_history(run)
 captions.show(captions_pretrain.cost(run))
 
@@ -71,7 +71,7 @@ captions.show(captions_pretrain.history(study, history, encoder))
 # Frozen, with the teacher's weights, seen through its card; snapshots on the way are called `<encoder>@<step>`.
 
 # %%
-made = encoders.load(encoders.of(study, encoder, folder), device)
+made = encoders.load(study_encoders.card_of(study, encoder, folder), device)
 captions.show(encoders.card_table(made.card))
 
 # %% [markdown]
@@ -81,7 +81,7 @@ captions.show(encoders.card_table(made.card))
 assert history["loss"].notna().all(), "a loss isn't a number"
 assert history["step"].iloc[-1] == study.pretraining_of(encoder).n_steps, "a step is missing"
 for snapshot in pretrained.snapshots_of(study.pretraining_of(encoder)):
-    assert encoders.of(study, snapshot, folder).sha256, f"{snapshot} isn't there"
+    assert study_encoders.card_of(study, snapshot, folder).sha256, f"{snapshot} isn't there"
 
 # %%
 print("files written:", run.folder.name, *[path.name for path in written], sep="\n  ")

@@ -22,8 +22,9 @@ from pathlib import Path
 
 from mfcore import encoders
 from mfcore.analysis import captions, captions_tasks, compare_masks, compare_tasks, figures, figures_tasks
+from mfcore.study import tasks as study_tasks
 from mfcore.study.config import load_study
-from mfcore.tasks import judge, protocol as tasks_protocol, registry, segment
+from mfcore.tasks import protocol as tasks_protocol
 
 study = load_study(study_file)
 folder = Path(results) / study.name
@@ -36,9 +37,8 @@ captions.show(captions_tasks.protocol(study, task))
 
 # %%
 data = data_folder or Path(study_file).parent.parent / "data" / study.name
-by = segment.segment if registry.get(task).is_segmentation else judge.judge
-judged = tasks_protocol.one_after_another(
-    study, task, folder, lambda encoder: by(study, task, encoder, data, folder, device), encoders.EncoderError
+judged = study_tasks.one_after_another(
+    study, task, folder, lambda encoder: study_tasks.judge(study, task, encoder, data, folder, device), encoders.EncoderError
 )
 captions.show(judged[~judged["judged"]])
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mfcore import store
-from mfcore.data import patches, splits
+from mfcore.study import data as study_data
 from mfcore.study.config import Data, Settings, Splits
 
 STUDY = Settings(
@@ -35,11 +35,11 @@ def write(results: Path, features: np.ndarray, labels: np.ndarray, study: Settin
     table = pd.DataFrame({"patch_id": 100 + np.arange(n), "label": labels, "domain": "d", "um_per_px": 0.25})
     table["slide_id"] = [f"s{i % 40:02d}" for i in range(n)]
     table["case_id"] = table["slide_id"]
-    run = store.open_run(results, "patches", study.name, patches.config_of(study), {})
+    run = store.open_run(results, "patches", study.name, study_data.patches_config(study), {})
     store.write_parquet(run.path("labels.parquet"), table)
     np.save(run.path("patches.npy"), np.zeros((n, 1, 1, 3), np.uint8))
     run.finish(["labels.parquet", "patches.npy"])
-    splits.write(study, results)
+    study_data.write_splits(study, results)
     embeddings = store.open_run(results, "embeddings", "made", {}, {"patches": run.key})
     with h5py.File(embeddings.path("embeddings.h5"), "w") as out:
         out["features"], out["patch_id"] = features, table["patch_id"].to_numpy()

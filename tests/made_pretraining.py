@@ -12,9 +12,9 @@ import torch
 from mfcore import streams as rng
 from mfcore.data.synthetic.slides import write_pyramid
 from mfcore.pretraining import loop, networks
+from mfcore.pretraining.method import METHODS, SMALL, in_full
 from mfcore.study import pretrained
-from mfcore.study.config import Data, Pretraining, Settings
-from mfcore.study.config_pretraining import PUBLISHED, SMALL, Crops, OnlinePatches, in_full
+from mfcore.study.config import Crops, Data, OnlinePatches, Pretraining, Settings
 
 VIT = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 TINY = Pretraining(
@@ -37,7 +37,7 @@ STUDY = Settings("t", "A test", Data("synthetic"), pretraining=(TINY,))
 
 def settings(**changed: object) -> Pretraining:
     """The small pretraining, changed, with nothing left None; with what `SMALL` would change as published."""
-    as_published = {key: PUBLISHED[changed.get("method", TINY.method)][key] for key in SMALL}
+    as_published = {key: METHODS[changed.get("method", TINY.method)].published[key] for key in SMALL}
     return in_full(dataclasses.replace(TINY, **{**as_published, **changed}))
 
 

@@ -37,17 +37,18 @@ def execute(source: Path, target: Path, parameters: dict, n_threads: int = 1, of
 
     from mfcore import store
     from mfcore.analysis import compare
-    from mfcore.data import patches, splits
+    from mfcore.data import patches
+    from mfcore.study import arms as study_arms, data as study_data, encoders as study_encoders
     from mfcore.study.config import load_study
 
     study = load_study(parameters["study_file"])
     folder = Path(parameters["results"]) / study.name
     if source.stem == "01_extract_patches":
-        patches.extract(study, parameters["data_folder"], folder)
-        splits.write(study, folder)
+        study_data.extract(study, parameters["data_folder"], folder)
+        study_data.write_splits(study, folder)
     elif source.stem == "02_embed":
-        labels, images = patches.load(patches.find(study, folder))
-        inputs, config = {"patches": patches.find(study, folder).key}, {"size_px": study.patches.size_px}
+        labels, images = patches.load(study_data.find_patches(study, folder))
+        inputs, config = {"patches": study_data.find_patches(study, folder).key}, {"size_px": study.patches.size_px}
         run = store.open_run(folder, "embeddings", parameters["encoder"], config, inputs, {**config, **inputs})
         if not run.done:
             with store.replacing(run.path("embeddings.h5")) as aside, h5py.File(aside, "w") as out:
@@ -55,10 +56,7 @@ def execute(source: Path, target: Path, parameters: dict, n_threads: int = 1, of
                 out["patch_id"] = labels["patch_id"].to_numpy()
             run.finish(["embeddings.h5"])
     elif source.stem == "03_linear_probe":
-        from mfcore.encoders import embed
-        from mfcore.training import probe
-
-        probe.fit_study(study, embed.find(study, parameters["encoder"], folder), folder)
+        study_arms.fit_probe(study, study_encoders.find_embeddings(study, parameters["encoder"], folder), folder)
     elif source.stem == "05_data_scaling":
         store.write_csv(folder / "figures" / "05_data_scaling.csv", compare.scores(compare.collect(study, folder).predictions))
     target.parent.mkdir(exist_ok=True)

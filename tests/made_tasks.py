@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from tiny_encoders import some_patches
 
-from mfcore.study.config import Data, Settings, Task
+from mfcore.study.config import Data, Settings, TaskOptions
 from mfcore.tasks import registry
 from mfcore.tasks.task import TaskData
 
@@ -66,7 +66,7 @@ def nuclei(n: int = 24, side_px: int = 32, seed: int = 0) -> MadeTask:
     return MadeTask("synthetic_nuclei", "segmentation", classes, found, Path(), 0.5, pixels=images, masks=masks)
 
 
-def study(*which: Task, encoders: tuple[str, ...] = ("tiny",), **more) -> Settings:
+def study(*which: TaskOptions, encoders: tuple[str, ...] = ("tiny",), **more) -> Settings:
     """A synthetic study that judges by some tasks."""
     return Settings("t", "A test", Data("synthetic"), encoders=encoders, tasks=which, **more)
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from mfcore import store
-from mfcore.data import patches, splits
+from mfcore.study import data as study_data
 from mfcore.study.config import Network, Settings
 from mfcore.training import loop as train_loop
 from mfcore.training.task import Places, Task
@@ -105,7 +105,7 @@ def same(one: Path, other: Path) -> bool:
 
 def store_study(study: Settings, results: Path, stored: np.ndarray, table: pd.DataFrame) -> None:
     """Leave patches and two folds of splits as notebook 01 leaves them; "odd" trains by itself."""
-    run = store.open_run(results, "patches", study.name, patches.config_of(study), {})
+    run = store.open_run(results, "patches", study.name, study_data.patches_config(study), {})
     np.save(run.path("patches.npy"), stored)
     store.write_parquet(run.path("labels.parquet"), table)
     run.finish(["patches.npy", "labels.parquet"])
@@ -126,6 +126,6 @@ def store_study(study: Settings, results: Path, stored: np.ndarray, table: pd.Da
             for role, ids in zip(("train", "val", "test"), parts, strict=True):
                 given = {"patch_id": np.sort(ids), "train_domain": domain, "fold": fold, "size": size, "role": role}
                 rows.append(pd.DataFrame(given))
-    run = store.open_run(results, "splits", study.switches.scheme, splits.config_of(study), {"patches": run.key})
+    run = store.open_run(results, "splits", study.switches.scheme, study_data.splits_config(study), {"patches": run.key})
     store.write_parquet(run.path("splits.parquet"), pd.concat(rows, ignore_index=True))
     run.finish(["splits.parquet"])

@@ -19,11 +19,10 @@ from tiny_encoders import tiny_card
 from mfcore import encoders, store
 from mfcore.analysis import compare_representation
 from mfcore.encoders import EncoderError, architecture, weights
-from mfcore.encoders.card import EncoderCard
+from mfcore.encoders.card import ARGUMENTS, EncoderCard, problems_of_arguments
 from mfcore.pretraining import networks
 from mfcore.pretraining.objective import PretrainingError
 from mfcore.study.config import ConfigError, OwnEncoder, Pretraining, load_study
-from mfcore.study.config_networks import ARGUMENTS, problems_of_arguments
 from mfcore.tasks import segmentation as tasks_segmentation
 from mfcore.tasks.task import TaskError
 from mfcore.training import adapt, loop as train_loop

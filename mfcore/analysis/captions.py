@@ -10,7 +10,7 @@ from mfcore.data import splits_audit
 from mfcore.measures.statistics import Interval
 from mfcore.study import pretrained
 from mfcore.study.config import Settings
-from mfcore.study.config_pretraining import METHODS
+from mfcore.study.pretrained import METHODS
 
 
 def show(content: str | pd.DataFrame) -> object:
@@ -108,8 +108,8 @@ def home_made(study: Settings, arms: Iterable[str]) -> str:
     which = [study.pretraining_of(arm.partition("@")[0]) for arm in found]
     what = "is the home-made foundation model" if len(found) == 1 else "are home-made foundation models"
     parts = dict.fromkeys(
-        f"by {METHODS[one.method]} from {'random weights' if one.start == 'random' else one.start}, {one.n_steps:,} steps of "
-        f"{one.batch_size:,} patches"
+        f"by {METHODS[one.method].title} from {'random weights' if one.start == 'random' else one.start}, {one.n_steps:,} "
+        f"steps of {one.batch_size:,} patches"
         for one in which
     )
     own = [one.slides == "" for one in which]

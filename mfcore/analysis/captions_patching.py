@@ -4,8 +4,7 @@ import pandas as pd
 from scipy import stats
 
 from mfcore.analysis.captions import of_what
-from mfcore.study.config import Settings
-from mfcore.study.config_pretraining import OnlinePatches
+from mfcore.study.config import OnlinePatches, Settings
 
 LEAST_EXPECTED = 5  # of a slide, for the chi-square test to hold
 

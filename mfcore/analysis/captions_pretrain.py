@@ -6,8 +6,8 @@ import pandas as pd
 
 from mfcore.analysis.captions import of_what
 from mfcore.store import Run
-from mfcore.study.config import Settings
-from mfcore.study.config_pretraining import METHODS, PUBLISHED, Pretraining, in_full
+from mfcore.study.config import Pretraining, Settings
+from mfcore.study.pretrained import METHODS, in_full
 
 
 def settings(study: Settings, name: str) -> pd.DataFrame:
@@ -20,8 +20,8 @@ def settings(study: Settings, name: str) -> pd.DataFrame:
             origin = "default" if own == default else "the study"
             if own is None and content is not None:
                 key_said = inner or key
-                is_theirs = PUBLISHED[whole.method].get(key_said) == content
-                origin = f"the authors of {METHODS[whole.method]}" if is_theirs else "default for small trainings"
+                is_theirs = METHODS[whole.method].published.get(key_said) == content
+                origin = f"the authors of {METHODS[whole.method].title}" if is_theirs else "default for small trainings"
             rows.append((f"{key}.{inner}" if inner else key, _text(content), origin))
     return pd.DataFrame(rows, columns=["setting", "value", "from"])
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore import encoders, store
+from mfcore import store
 from mfcore.analysis import compare
 from mfcore.data import splits
 from mfcore.encoders.card import EncoderCard, conventions
 from mfcore.encoders.readout import READOUTS
 from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import paired_difference, spread
+from mfcore.study import encoders as study_encoders
 from mfcore.study.config import Settings
 
 AUTHORS = "the authors' card"
@@ -42,7 +43,7 @@ def table(study: Settings, results: str | Path) -> pd.DataFrame:
 
     rows, (base_features, base_predictions) = [], found(name)
     for library, card_name, note in [(AUTHORS, name, ""), *((c.library, c.card, c.note) for c in conventions().get(name, ()))]:
-        this = own if card_name == name else encoders.of(study, card_name, results)
+        this = own if card_name == name else study_encoders.card_of(study, card_name, results)
         row: dict[str, object] = {"library": library, "card": card_name, "n_dims": this.n_dims}
         row["departs"] = "; ".join(part for part in (differs(own, this), note) if part)
         features, predictions = found(card_name)
@@ -57,12 +58,12 @@ def table(study: Settings, results: str | Path) -> pd.DataFrame:
 def _by_authors(study: Settings, results: Path) -> EncoderCard:
     """The card of ``study.conventions`` as its authors have it, whatever the study's own switch says."""
     theirs = dataclasses.replace(study, switches=dataclasses.replace(study.switches, encoder_input="card"))
-    return encoders.of(theirs, study.conventions, results)
+    return study_encoders.card_of(theirs, study.conventions, results)
 
 
 def embeds_otherwise(study: Settings, results: Path) -> str:
     """The card by which the study embeds the encoder where that isn't its authors'; "" where it is."""
-    here = encoders.of(study, study.conventions, results).name
+    here = study_encoders.card_of(study, study.conventions, results).name
     return "" if here == _by_authors(study, results).name else here
 
 
@@ -96,7 +97,7 @@ def wide(rows: pd.DataFrame) -> pd.DataFrame:
 def _features(study: Settings, card_name: str, results: Path) -> np.ndarray | None:
     """The finished embeddings of the study's patches under a card, float32 (n_patches, n_dims); None for none."""
     try:
-        return store.read_embeddings(encoders.find_embeddings(study, card_name, results))[0]
+        return store.read_embeddings(study_encoders.find_embeddings(study, card_name, results))[0]
     except store.StoreError:
         return None
 

@@ -16,7 +16,7 @@ from mfcore.analysis import compare, compare_representation, compare_representat
 from mfcore.encoders.card import cards
 from mfcore.study import pretrained
 from mfcore.study.config import Pretraining, Settings, as_dict
-from mfcore.study.config_pretraining import METHODS, PUBLISHED, in_full
+from mfcore.study.pretrained import METHODS, in_full
 
 # What the paper varies, one thing at a time, with the figure or table of kaiko 2024 that shows it
 VARIED = {
@@ -71,7 +71,7 @@ def _but_for(which: Pretraining, key: str) -> str:
     """All that decides a pretraining, as text, without ``key`` and what only names or keeps it."""
     left_out = {*NO_DIFFERENCE, key}
     if key == "method":
-        own = PUBLISHED["dino"].keys() - {"n_prototypes"}  # a head of another size is no method's own
+        own = METHODS["dino"].published.keys() - {"n_prototypes"}  # a head of another size is no method's own
         left_out |= {*own, "crops.global_scale", "crops.local_scale"}
     content = {name: value for name, value in _flat(as_dict(in_full(which))).items() if name not in left_out}
     return json.dumps(content, sort_keys=True)
@@ -122,7 +122,7 @@ def learnt_from(study: Settings, start: str) -> str:
 
 def departures(which: Pretraining) -> dict[str, object]:
     """What of OBJECTIVE a pretraining has otherwise than its method's authors."""
-    here, theirs = in_full(which), PUBLISHED[which.method]
+    here, theirs = in_full(which), METHODS[which.method].published
     return {key: getattr(here, key) for key in OBJECTIVE if getattr(here, key) != theirs[key]}
 
 
@@ -145,7 +145,7 @@ def value_of(which: Pretraining, key: str) -> str:
         return "every patch new" if patches.n_distinct is None else f"{patches.n_distinct:,} patches"
     if key == "patches.um_per_px":
         return f"{', '.join(f'{value:g}' for value in patches.um_per_px)} µm/px"
-    return METHODS[which.method]
+    return METHODS[which.method].title
 
 
 # ---- what was pretrained ----
@@ -227,7 +227,7 @@ def overview(study: Settings, results: str | Path) -> pd.DataFrame:
         mine = history[history["name"] == which.name]
         row = {
             "name": which.name,
-            "method": METHODS[which.method],
+            "method": METHODS[which.method].title,
             "architecture": which.architecture,
             "start": which.start,
             "slides": which.slides or OWN_SLIDES,

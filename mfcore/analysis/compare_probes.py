@@ -12,6 +12,7 @@ from mfcore.data import splits
 from mfcore.measures import binary
 from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import Folds, paired_difference, spread
+from mfcore.study import data as study_data
 from mfcore.study.config import Settings, as_dict
 
 STAGE, OWN = "probes", "uni"
@@ -27,7 +28,7 @@ TITLES = {
 
 def find(study: Settings, encoder: str, results: str | Path) -> store.Run:
     """The current audit of an encoder's probe on the study's splits; raises StoreError where none is finished."""
-    known = {"probe": as_dict(study.probe), "splits": splits.find(study, Path(results)).key}
+    known = {"probe": as_dict(study.probe), "splits": study_data.find_splits(study, Path(results)).key}
     try:
         return store.find_known(results, STAGE, encoder, known)
     except store.StoreError as error:

@@ -21,8 +21,8 @@ from mfcore.measures import binary, masks
 from mfcore.measures.resampling import MIN_SLIDES, N_RESAMPLES, interval_of
 from mfcore.measures.statistics import LEVEL, Interval, spread
 from mfcore.streams import generator
-from mfcore.study import pretrained
-from mfcore.study.config import Settings, Task
+from mfcore.study import encoders as study_encoders, pretrained, tasks as study_tasks
+from mfcore.study.config import Settings, TaskOptions
 from mfcore.tasks import protocol as tasks_protocol, registry
 
 STAGES = {"classification": "judge", "segmentation": "segment"}
@@ -56,14 +56,14 @@ def runs(study: Settings, results: str | Path) -> dict[tuple[str, str], store.Ru
     return {
         (task.name, encoder): run
         for task in study.tasks
-        for encoder in tasks_protocol.encoders_of(study, task)
+        for encoder in study_tasks.encoders_of(study, task)
         if (run := _find(study, task, encoder, Path(results), records[tasks_protocol.of(task).kind])) is not None
     }
 
 
-def _find(study: Settings, task: Task, encoder: str, results: Path, there: list[store.Run]) -> store.Run | None:
+def _find(study: Settings, task: TaskOptions, encoder: str, results: Path, there: list[store.Run]) -> store.Run | None:
     try:
-        config = tasks_protocol.config_of(study, task.name, _card(study, encoder, results))
+        config = study_tasks.config_of(study, task.name, _card(study, encoder, results))
         if config["card"] is None:  # what another machine knows of it decides nothing here
             del config["card"]
     except (store.StoreError, encoders.EncoderError):
@@ -82,7 +82,7 @@ def _card(study: Settings, encoder: str, results: Path) -> dict | None:
     if not (described or encoder in cards() or pretrained.is_of(study, encoder)):
         return None
     try:
-        return encoders.of(study, encoder, results).identity()
+        return study_encoders.card_of(study, encoder, results).identity()
     except encoders.EncoderError:
         if described:  # by a file that lies where it was judged
             return None
@@ -93,10 +93,10 @@ def missing(study: Settings, results: str | Path) -> pd.DataFrame:
     """Whom tasks haven't judged, and why: ``task, encoder, reason``."""
     there, rows = runs(study, results), []
     for task in study.tasks:
-        told = tasks_protocol.refusals(results, task.name)
+        told = study_tasks.refusals(results, task.name)
         rows += [
             (task.name, encoder, told.get(encoder, "not run yet"))
-            for encoder in tasks_protocol.encoders_of(study, task)
+            for encoder in study_tasks.encoders_of(study, task)
             if (task.name, encoder) not in there
         ]
     return pd.DataFrame(rows, columns=["task", "encoder", "reason"])

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from mfcore.analysis.figures import WIDTH_INCH, drawing, title
 from mfcore.study.config import Settings
-from mfcore.study.config_pretraining import METHODS, in_full
+from mfcore.study.pretrained import METHODS, in_full
 
 PARTS = {"loss": "all", "loss_dino": "DINO", "loss_ibot": "iBOT", "loss_koleo": "KoLeo"}
 DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
@@ -55,7 +55,7 @@ def history(study: Settings, table: pd.DataFrame, name: str) -> Figure:
             schedule.plot(table["step"], values / max(values.max(), 1e-12), linestyle=dash, label=label)
         schedule.set(xlabel="step", ylabel="share of its highest value", ylim=(0, 1.4), yticks=np.linspace(0, 1, 6))
         schedule.legend(fontsize=7, ncols=2, loc="upper center")
-        title(figure, f"{name}: {METHODS[which.method]}, {which.n_steps:,} steps of {which.batch_size} patches")
+        title(figure, f"{name}: {METHODS[which.method].title}, {which.n_steps:,} steps of {which.batch_size} patches")
     return figure
 
 

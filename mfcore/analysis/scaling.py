@@ -15,6 +15,7 @@ from mfcore.analysis.figures import CHANCE, MARKERS, WIDTH_INCH, drawing, legend
 from mfcore.data import splits, splits_audit
 from mfcore.measures import binary, curves, raters
 from mfcore.measures.statistics import Interval
+from mfcore.study import data as study_data
 from mfcore.study.config import SCHEMES, Settings
 
 SECTION = "Data scaling"
@@ -227,12 +228,12 @@ def inflation_table(study: Settings, results: str | Path) -> pd.DataFrame:
     results, encoder, tables = Path(results), study.inflation.encoder, []
     if not encoder:
         return pd.DataFrame()
-    leaks = splits_audit.load_schemes(splits_audit.find(study, results)).drop(columns="fold")
+    leaks = splits_audit.load_schemes(study_data.find_audit(study, results)).drop(columns="fold")
     leaks = leaks.groupby(["scheme", "size"])[list(splits_audit.LEAKS)].mean()
     for scheme in SCHEMES:
         if scheme not in (*study.inflation.schemes, study.switches.scheme):
             continue
-        other = splits.under(study, scheme)
+        other = study_data.under(study, scheme)
         try:
             run = compare.current_runs(other, results).get(encoder)
         except store.StoreError:  # no splits of that scheme yet

@@ -18,11 +18,12 @@ from mfcore import store
 from mfcore.analysis import captions, compare
 from mfcore.analysis.exhibit import Exhibit
 from mfcore.analysis.figures import WIDTH_INCH, drawing
-from mfcore.data import patches, splits, splits_draw
+from mfcore.data import splits_draw
 from mfcore.data.slides.slide import SAME_RESOLUTION
 from mfcore.encoders.card import released_cards
 from mfcore.measures import statistics
 from mfcore.measures.resampling import by_fold
+from mfcore.study import data as study_data
 from mfcore.study.config import MODES, Network, Settings, Switches
 from mfcore.study.study import Study
 
@@ -79,7 +80,7 @@ def made_from(settings: Settings, arm: str) -> list:
     network, switches = _network(settings, arm), settings.switches
     purpose, encoder = ("embedding", arm) if network is None else ("training", network.architecture)
     card = released_cards(purpose).get(encoder) if switches.encoder_input == "released" else None
-    made = [patches.config_of(settings), splits.config_of(settings, networks=network is not None), card]
+    made = [study_data.patches_config(settings), study_data.splits_config(settings, networks=network is not None), card]
     if network is not None:
         chooses = switches.epoch == "best" or network.patience is not None
         made += [switches.epoch, switches.training_label, settings.released_in_training(network)]
@@ -127,7 +128,7 @@ def _sees_a_positive(study: Study) -> tuple[int, int]:
     """Negative patches that hold the centre of a positive annotation inside what training sees of them."""
     settings = study.settings
     network = settings.network(settings.effects.network)
-    labels = splits_draw.with_places(study.labels, splits.placing_of(settings))
+    labels = splits_draw.with_places(study.labels, study_data.placing_of(settings))
     labels = labels.assign(slide=pd.factorize(labels["slide_id"])[0] * 1e12)  # no two slides are near each other
     negative, positive = (labels[labels["label"] == label] for label in (0, 1))
     share = (network.input_px + 2 * network.shift_px) / settings.patches.size_px

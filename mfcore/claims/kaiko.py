@@ -20,7 +20,7 @@ from mfcore.encoders.card import cards
 from mfcore.measures.statistics import LEVEL, Interval, holm
 from mfcore.study import pretrained
 from mfcore.study.config import Pretraining, Settings
-from mfcore.study.config_pretraining import METHODS, steps_of
+from mfcore.study.pretrained import METHODS, steps_of
 
 ODCORRS = ("odcorr_abs", "odcorr_sq")
 ONCE = "pretrained once for one of the values at least, so other draws of the training may differ"
@@ -163,7 +163,7 @@ def decorrelation(material: Material, row: Row) -> Finding:
     for comparison in compare_pretraining.comparisons(material.study, "method"):
         last = compare_pretraining.last(compare_pretraining.over_steps(comparison, table)).dropna(subset="mean")
         for (task, metric), part in last[last["metric"].isin(ODCORRS)].groupby(["task", "metric"]):
-            new, old = (part.loc[part["value"] == METHODS[method], "mean"].tolist() for method in ("dinov2", "dino"))
+            new, old = (part.loc[part["value"] == METHODS[method].title, "mean"].tolist() for method in ("dinov2", "dino"))
             if new and old:
                 is_repeated &= min(len(new), len(old)) > 1
                 text = f"{task}, {TITLES[metric]} {np.mean(new):.3f} (DINOv2) against {np.mean(old):.3f}"

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mfcore import streams as rng
-from mfcore.study.config import Network
 
 if typing.TYPE_CHECKING:
     import torch
@@ -24,6 +23,21 @@ BLUR_SIGMA_PX = (0.1, 2.0)  # torchvision's GaussianBlur; the paper names no sig
 RELEASED_BLUR_SIGMA_PX = (0.1, 1.0)  # the released training scripts'
 GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, as torchvision rounds it
 PIECE_PX = 2 * 224 * 224  # that a core works on at once: few enough for its cache, many enough for torch's calls to pay
+
+
+class Strength(typing.Protocol):
+    """How much images are changed: largest changes of colour (in shares; of the hue in turns) and shift, and probabilities."""
+
+    @property
+    def colour_jitter(self) -> float: ...
+    @property
+    def colour_probability(self) -> float: ...
+    @property
+    def blur_probability(self) -> float: ...
+    @property
+    def rotation_probability(self) -> float: ...
+    @property
+    def shift_px(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -57,18 +71,18 @@ class Released(Parameters):
     """The same, to be done as the released training scripts do: turned last, by nearest neighbour, with black corners."""
 
 
-def draw(network: Network, n_images: int, seed: int, *names: object, released: bool = False) -> Parameters:
+def draw(strength: Strength, n_images: int, seed: int, *names: object, released: bool = False) -> Parameters:
     """Parameters of the ``n_images`` of one epoch, from the stream ``names`` under ``seed``; ``released``: `Released` ones.
 
     Row i depends on the stream and on i alone: neither the batch size nor ``n_images`` changes it.
     """
     uniform = rng.generator(seed, *names).random((n_images, 13)).T  # (13, n_images)
-    coloured = uniform[0] < network.colour_probability
-    blurred = uniform[1] < network.blur_probability
-    rotated = uniform[2] < network.rotation_probability
-    jitter = np.where(coloured, network.colour_jitter * (2 * uniform[3:7] - 1), 0.0)  # (4, n_images)
+    coloured = uniform[0] < strength.colour_probability
+    blurred = uniform[1] < strength.blur_probability
+    rotated = uniform[2] < strength.rotation_probability
+    jitter = np.where(coloured, strength.colour_jitter * (2 * uniform[3:7] - 1), 0.0)  # (4, n_images)
     low, high = RELEASED_BLUR_SIGMA_PX if released else BLUR_SIGMA_PX
-    shift_px = np.floor(uniform[11:13] * (2 * network.shift_px + 1)) - network.shift_px  # (2, n_images)
+    shift_px = np.floor(uniform[11:13] * (2 * strength.shift_px + 1)) - strength.shift_px  # (2, n_images)
     return (Released if released else Parameters)(
         angle=np.where(rotated, np.pi * (2 * uniform[7] - 1), 0.0),
         flip_x=uniform[8] < 0.5,

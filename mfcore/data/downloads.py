@@ -24,7 +24,6 @@ from mfcore.data.downloads_transfer import DownloadError, FileError, Published, 
 from mfcore.data.labels.source import Source
 from mfcore.data.labels.table import SLIDE_FOLDERS
 from mfcore.store.files import below
-from mfcore.study.config import Settings
 
 HOSTS = {
     "zenodo": "https://zenodo.org",
@@ -64,21 +63,21 @@ def _urls(want: Wanted, hosts: Mapping[str, str]) -> list[str]:
     return [f"{hosts['github']}/{repository}/raw/{commit}/{quote(want.id)}"]
 
 
-def fetch(study: Settings, folder: str | Path, hosts: Mapping[str, str] = HOSTS, verify: bool = False) -> pd.DataFrame:
-    """Fetch what ``folder`` lacks of the study's data; a table with a row a file, columns COLUMNS, for `summary`.
+def fetch(source: Source, folder: str | Path, hosts: Mapping[str, str] = HOSTS, verify: bool = False) -> pd.DataFrame:
+    """Fetch what ``folder`` lacks of a source's data; a table with a row a file, columns COLUMNS, for `summary`.
 
     state: "there" (before), "fetched" (now) or "missing", with reason and remedy; one file's failure doesn't stop the
     others. A file that was recorded is there while its length, with ``verify`` its checksum too, is the recorded one, else
     it is fetched anew. One laid there by hand is never overwritten. Raises DownloadError where nothing can be begun: a
     source with nothing to fetch, too little disk space, another fetch at work on the folder.
     """
-    folder, source, paper = Path(folder), study.source, f"make paper STUDY={study.name}"
+    folder = Path(folder)
     if source.is_synthetic:
-        raise DownloadError(f"study {study.name!r}: its data are made, not fetched: {paper}")
+        raise DownloadError(f"source {source.name!r}: its data are made, not fetched: make paper makes them")
     if not source.is_published:
         raise DownloadError(
-            f"study {study.name!r}: its slides are your own: lay them into a folder with {' or '.join(source.main_files)}, "
-            f"beside it or in images/, and name it: {paper} DATA=folder"
+            f"source {source.name!r}: its slides are your own: lay them into a folder with {' or '.join(source.main_files)}, "
+            "beside it or in images/, and name it: make paper DATA=folder"
         )
     try:
         with store.alone(folder, "fetch"):
@@ -90,7 +89,7 @@ def fetch(study: Settings, folder: str | Path, hosts: Mapping[str, str] = HOSTS,
             f"{error.filename or folder}: {error.strerror or error}; make it writable, or name another folder with DATA=folder"
         ) from None
     table = pd.DataFrame(rows, columns=COLUMNS)
-    table.attrs["title"] = f"{study.name} ({source.name}) in {folder}"
+    table.attrs["title"] = f"{source.title} ({source.name}) in {folder}"
     return table
 
 

@@ -4,71 +4,45 @@ import hashlib
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from mfcore import store
-from mfcore.data import downloads
-from mfcore.data.labels import table as labels
 from mfcore.data.patches_read import Job, PatchError, look, read_all
 from mfcore.data.slides.slide import SAME_RESOLUTION, open_slide
+from mfcore.data.splits_draw import Placing
 from mfcore.store import files as store_files
 from mfcore.store.records import digest
-from mfcore.study.config import Settings, as_dict
 
 __all__ = [
-    "PatchError", "centre_crop", "check", "config_of", "corners", "counts", "extract", "find", "find_twins", "load",
-    "load_with_twins", "prepare", "twins", "write_twins",
+    "PatchError", "Reading", "centre_crop", "check", "corners", "counts", "extract", "load", "read_anywhere",
+    "refuse_other_slides", "slides_digest", "twins",
 ]  # fmt: skip
 
 
-def prepare(study: Settings, folder: str | Path, n_workers: int = 1, hosts: Mapping[str, str] = downloads.HOSTS) -> Path:
-    """The study's data folder: made (synthetic), fetched unless it is there (one archive), or found (all else).
+@dataclass(frozen=True)
+class Reading:
+    """How patches are read.
 
-    Raises LabelError or DownloadError where it can't be had, saying what is expected.
+    stored_px: side of a patch in px. size_px: side of its central part that encoders see. um_per_px: resolution to which slides
+    are resampled; None: as scanned. outside: grey value of what lies outside a slide. shifts_inward: move a patch inward at
+    its slide's border until its central part fits. are_images: the files are patch images, which are not resampled.
+    slide_um_per_px, um_per_px_by_scanner: resolution of slides that don't state their own; that of the scanner goes first.
+    origin: where labels count px from, one of `mfcore.data.options.ORIGINS`; None counts from the slide's corner, and warns.
     """
-    folder = Path(folder)
-    if study.source.is_synthetic:
-        from mfcore.data.synthetic import slides as synthetic
 
-        data = study.data
-        synthetic.make_dataset(
-            folder, seed=data.seed, n_slides=data.n_slides, n_annotations=data.n_annotations, n_workers=n_workers
-        )
-    elif study.source.archive and not (folder / study.source.main_files[0]).is_file():
-        downloads.fetch(study, folder, hosts)
-    if not folder.is_dir():
-        raise labels.LabelError(
-            f"{folder}: no such folder; it must hold a label file ({', '.join(study.source.main_files)}) and the "
-            f"slides it names, beside it or in images/; data that are published are fetched by: make data STUDY={study.name}"
-        )
-    labels.files_of(study, folder)
-    return folder
-
-
-def config_of(study: Settings) -> dict:
-    """What decides the patches, and enters the hash: everything of data and patches but the names of the classes.
-
-    Patches that come as images are neither resampled nor do they lie at a slide's border. The origin of labels enters only
-    where it isn't the slide's.
-    """
-    left_out = ("positive", "negative") if study.data.origin == "scanned_area" else ("positive", "negative", "origin")
-    data = {key: value for key, value in as_dict(study.data).items() if key not in left_out}
-    patches = {**as_dict(study.patches), "stored_px": study.stored_px}
-    border = {"border": "black"} if _is_black_outside(study) else {}
-    resolution = study.switches.resolution if study.source.has_slides else "target"
-    return {"data": data, "patches": patches, "resolution": resolution, **border}
-
-
-def _is_black_outside(study: Settings) -> bool:
-    return study.switches.border == "black" and study.source.has_slides
-
-
-def find(study: Settings, results: str | Path) -> store.Run:
-    """The study's finished patches; raises StoreError where there are none."""
-    return store.find_run(results, "patches", study.name, config_of(study))
+    stored_px: int = 224
+    size_px: int = 224
+    um_per_px: float | None = 0.25
+    outside: int = 255
+    shifts_inward: bool = False
+    are_images: bool = False
+    slide_um_per_px: float | None = None
+    um_per_px_by_scanner: Mapping[str, float] = field(default_factory=dict)
+    origin: str | None = None
 
 
 def load(run: store.Run) -> tuple[pd.DataFrame, np.memmap]:
@@ -88,37 +62,6 @@ def load(run: store.Run) -> tuple[pd.DataFrame, np.memmap]:
             raise
         state = "missing" if isinstance(error, FileNotFoundError) else "damaged"
         raise store.StoreError(f"{file}: {state}; remove {run.folder} and extract the patches again") from error
-
-
-def write_twins(study: Settings, results: str | Path) -> store.Run:
-    """Look for twins among the study's finished patches, once: ``twins.parquet``, ``patch_id`` and ``twin`` as `twins` has it.
-
-    Facts: ``n_groups`` of twins, ``n_cases_across_domains``. Raises as `load` does.
-    """
-    source = find(study, results)
-    run = store.open_run(results, "twins", study.name, {}, {"patches": source.key})
-    if not run.done:
-        table, images = load(source)
-        found = pd.DataFrame({"patch_id": table["patch_id"], "twin": twins(images)})
-        store.write_parquet(run.path("twins.parquet"), found)
-        n_across = int((table.groupby("case_id")["domain"].nunique() > 1).sum())
-        n_groups = int((found["twin"].value_counts() > 1).sum())
-        run.finish(["twins.parquet"], n_groups=n_groups, n_cases_across_domains=n_across)
-    return run
-
-
-def find_twins(study: Settings, results: str | Path) -> store.Run | None:
-    """The run of `write_twins` on the study's patches; None where nobody has looked for twins yet."""
-    try:
-        return store.find_run(results, "twins", study.name, {}, {"patches": find(study, results).key})
-    except store.StoreError:
-        return None
-
-
-def load_with_twins(study: Settings, results: str | Path) -> pd.DataFrame:
-    """The label table of the study's finished patches with a column ``twin``: as `twins` has it. Raises as `load` does."""
-    found = pd.read_parquet(write_twins(study, results).path("twins.parquet"))
-    return load(find(study, results))[0].merge(found, on="patch_id", validate="one_to_one")
 
 
 def twins(patches: np.ndarray) -> np.ndarray:
@@ -146,18 +89,18 @@ def centre_crop(patches: np.ndarray, size_px: int) -> np.ndarray:
     return patches[..., top : top + size_px, left : left + size_px, :]
 
 
-def corners(study: Settings, table: pd.DataFrame) -> np.ndarray:
+def corners(table: pd.DataFrame, stored_px: int, placing: Placing) -> np.ndarray:
     """The upper left corner of what `centre_crop` leaves of each patch, x and y in level-0 px, int64 (n_patches, 2).
 
     Exact where patches are cut on the slide's grid, to the nearest px where they are resampled. ``table`` is `load`'s.
     """
-    target = study.patches.um_per_px if study.switches.resolution == "target" else None
+    target = placing.um_per_px
     scale = np.ones(len(table)) if target is None else (target / table["um_per_px"]).fillna(1.0).to_numpy()
     is_cut = np.abs(scale - 1) < SAME_RESOLUTION
     scale = np.where(is_cut, 1.0, scale)[:, None]  # level-0 px a px
-    stored = table[["patch_x_l0_px", "patch_y_l0_px"]].to_numpy() - study.stored_px * scale / 2
+    stored = table[["patch_x_l0_px", "patch_y_l0_px"]].to_numpy() - stored_px * scale / 2
     stored[is_cut] = np.floor(stored[is_cut] + 0.5)
-    margin_px = (study.stored_px - study.patches.size_px) // 2
+    margin_px = (stored_px - placing.size_px) // 2
     return np.floor(stored + margin_px * scale + 0.5).astype(np.int64)
 
 
@@ -204,37 +147,34 @@ def _offsets(areas: list[tuple[str, tuple[int, int]]]) -> str:
     )
 
 
-def extract(study: Settings, folder: str | Path, results: str | Path, n_workers: int = 1) -> store.Run:
+def extract(
+    table: pd.DataFrame, folder: str | Path, run: store.Run, reading: Reading = Reading(), n_workers: int = 1
+) -> store.Run:
     """Read every annotation's patch: ``patches.npy``, uint8 (n_patches, stored_px, stored_px, 3), and ``labels.parquet``.
 
-    The table is `labels.table.load`'s with um_per_px filled, places counted from the slide's corner, and with ``patch_x_l0_px``
-    and
-    ``patch_y_l0_px``, where the patch was centred; they differ from the annotation's centre where the study moves patches
-    inward at the border. Where a slide's scanned area begins off its corner, ``scanned_x_l0_px`` and ``scanned_y_l0_px`` say
-    where, and a study that doesn't say from which its labels count is warned, by the slides' names. Goes on where it stopped.
-    Raises LabelError for bad labels and PatchError, naming every bad slide at once and before anything is read, for slides that
-    are damaged or without um/px.
+    table: as `labels.table.load` returns it; its files lie in ``folder``. run: is filled and finished, from where it stopped.
+    The stored table has um_per_px filled, places counted from the slide's corner, and ``patch_x_l0_px`` and ``patch_y_l0_px``,
+    where the patch was centred; they differ from the annotation's centre where patches are moved inward at the border. Where a
+    slide's scanned area begins off its corner, ``scanned_x_l0_px`` and ``scanned_y_l0_px`` say where; without ``origin`` a
+    warning names these slides. Raises PatchError, naming every bad slide at once and
+    before anything is read, for slides that are damaged or without um/px.
     """
-    folder = Path(folder)
-    table = labels.load(study, folder)
-    run = store.open_run(results, "patches", study.name, config_of(study), _fingerprint(study, folder, table))
-    if run.done:
-        return run
-    jobs = _plan(study, folder, table)
+    folder, table = Path(folder), table.copy()
+    jobs = _plan(folder, table, reading)
     found = look(jobs, n_workers)
     areas = [(job.slide_id, each.scanned_at_px) for job, each in zip(jobs, found, strict=True) if any(each.scanned_at_px)]
-    if areas and study.data.origin is None:
+    if areas and reading.origin is None:
         warnings.warn(f"labels are taken to count from the slide's corner, but {_offsets(areas)}", stacklevel=2)
     if not run.path("patches.npy").is_file():
         partial = run.path("patches.partial.npy")
-        read_all(partial, run.path("progress.txt"), jobs, found, study.stored_px, n_workers)
+        read_all(partial, run.path("progress.txt"), jobs, found, reading.stored_px, n_workers)
         partial.replace(run.path("patches.npy"))
     centres, scanned_at = np.empty((len(table), 2)), np.zeros((len(table), 2), np.int64)
     for job, each in zip(jobs, found, strict=True):
         centres[job.rows] = each.centres
         table.loc[job.rows, "um_per_px"] = each.um_per_px
         scanned_at[job.rows] = each.scanned_at_px
-    if study.data.origin == "scanned_area":
+    if reading.origin == "scanned_area":
         table[["x_l0_px", "y_l0_px"]] += scanned_at
     if areas:
         table["scanned_x_l0_px"], table["scanned_y_l0_px"] = scanned_at.T
@@ -259,7 +199,7 @@ def extract(study: Settings, folder: str | Path, results: str | Path, n_workers:
 
 
 def read_anywhere(
-    study: Settings, folder: str | Path, table: pd.DataFrame, slide_ids: np.ndarray, shares: np.ndarray, seen_px: int
+    table: pd.DataFrame, folder: str | Path, reading: Reading, slide_ids: np.ndarray, shares: np.ndarray, seen_px: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Patches at other places than annotations, read as the stored ones are: centres and patches.
 
@@ -268,8 +208,8 @@ def read_anywhere(
     (n, 2) of x, y in level-0 px, and patches, uint8 (n, stored_px, stored_px, 3). Raises SlideError for a slide that can't be
     read.
     """
-    jobs = {job.slide_id: job for job in _plan(study, Path(folder), table[table["slide_id"].isin(slide_ids)])}
-    centres, stored = np.empty((len(slide_ids), 2)), np.empty((len(slide_ids), *[study.stored_px] * 2, 3), np.uint8)
+    jobs = {job.slide_id: job for job in _plan(Path(folder), table[table["slide_id"].isin(slide_ids)], reading)}
+    centres, stored = np.empty((len(slide_ids), 2)), np.empty((len(slide_ids), *[reading.stored_px] * 2, 3), np.uint8)
     for slide_id in np.unique(slide_ids.astype(str)):
         here, job = np.flatnonzero(slide_ids == slide_id), jobs[slide_id]
         with open_slide(job.files[0], job.slide_um_per_px, outside=job.outside, scanner=job.scanner) as slide:
@@ -281,41 +221,31 @@ def read_anywhere(
     return centres, stored
 
 
-def refuse_other_slides(run: store.Run, study: Settings, folder: str | Path, table: pd.DataFrame) -> None:
+def refuse_other_slides(run: store.Run, folder: str | Path, table: pd.DataFrame) -> None:
     """Raise PatchError unless the slides in ``folder`` are those that the patches of ``run`` were cut from."""
     missing = sorted({file for file in table["file"] if not (Path(folder) / file).is_file()})
     if missing:
         raise PatchError(
             f"{folder}: of the slides that the patches were cut from {len(missing)} aren't there, the first: {missing[0]}"
         )
-    if _fingerprint(study, Path(folder), table)["files"] != run.identity["inputs"]["files"]:
+    if slides_digest(table, folder) != run.identity["inputs"]["files"]:
         raise PatchError(
             f"{folder}: other slides lie here than those that {run.folder} was cut from; extract the patches again"
         )
 
 
-def _fingerprint(study: Settings, folder: Path, table: pd.DataFrame) -> dict[str, str]:
-    """Stands for the data: the label file's checksum; names and fingerprints of the files its rows name."""
+def slides_digest(table: pd.DataFrame, folder: str | Path) -> str:
+    """Stands for the slides that a label table names: names and fingerprints of their files."""
     fingerprints = store_files.Fingerprints()
-    files = {file: fingerprints.of_slide(folder / file) for file in sorted(table["file"].unique())}
-    return {**{file.name: store.file_sha256(file) for file in labels.files_of(study, folder)}, "files": digest(files)}
+    return digest({file: fingerprints.of_slide(Path(folder) / file) for file in sorted(table["file"].unique())})
 
 
-def _plan(study: Settings, folder: Path, table: pd.DataFrame) -> list[Job]:
+def _plan(folder: Path, table: pd.DataFrame, reading: Reading) -> list[Job]:
     """One job a slide, in the table's order."""
-    data, patches = study.data, study.patches
-    are_images = not study.source.has_slides
-    is_black = _is_black_outside(study)
-    is_native = are_images or study.switches.resolution == "native"
-    said = data.um_per_px, patches.um_per_px
-    if (
-        are_images
-        and None not in said
-        and abs(said[0] / said[1] - 1) > SAME_RESOLUTION
-        and not study.switches.resolution == "native"
-    ):
+    stated, wanted, are_images = reading.slide_um_per_px, reading.um_per_px, reading.are_images
+    if are_images and stated and wanted and abs(stated / wanted - 1) > SAME_RESOLUTION:
         raise PatchError(
-            f"patch images are not resampled: data.um_per_px is {said[0]}, patches.um_per_px {said[1]}; make them equal"
+            f"patch images are not resampled: data.um_per_px is {stated}, patches.um_per_px {wanted}; make them equal"
         )
     jobs = []
     for slide_id, rows in table.groupby("slide_id", sort=False):
@@ -328,12 +258,12 @@ def _plan(study: Settings, folder: Path, table: pd.DataFrame) -> list[Job]:
                 rows=rows["patch_id"].to_numpy(),
                 centres=rows[["x_l0_px", "y_l0_px"]].to_numpy(),
                 are_images=are_images,
-                size_px=study.stored_px,
-                um_per_px=None if is_native else patches.um_per_px,
-                slide_um_per_px=data.um_per_px_by_scanner.get(scanner, data.um_per_px),
-                inside_px=patches.size_px if patches.at_border == "shift" and not (are_images or is_black) else None,
-                outside=0 if is_black else 255,
-                from_scanned_area=data.origin == "scanned_area",
+                size_px=reading.stored_px,
+                um_per_px=None if are_images else wanted,
+                slide_um_per_px=reading.um_per_px_by_scanner.get(scanner, stated),
+                inside_px=reading.size_px if reading.shifts_inward and not are_images else None,
+                outside=reading.outside,
+                from_scanned_area=reading.origin == "scanned_area",
             )
         )
     return jobs

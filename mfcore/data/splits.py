@@ -6,18 +6,14 @@ what is left out where domains share cases or pixels). Both follow Ganz et al., 
 the others validate; sizes are shares of the patches that don't test.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from mfcore import store
-from mfcore.data import patches
-from mfcore.data.splits_draw import ALL, BY_TRAINING_SCRIPT, Placing, Scheme, SplitError, across, draw
-from mfcore.streams import stream_seed
-from mfcore.study.config import SCHEMES, Settings, as_dict
+from mfcore.data.splits_draw import ALL, Scheme, SplitError, across, draw
 
 ROLES = ("train", "val", "test")
 BLANKS = str.maketrans(" _", "_ ")
@@ -145,92 +141,3 @@ def predictions(labels: pd.DataFrame, unit: Unit, patch_ids: np.ndarray, scores:
 def load(run: store.Run) -> pd.DataFrame:
     """The table of splits of a finished run, as `make` returns it."""
     return store.read_parquet(run.path("splits.parquet"))
-
-
-# ---- of a study ----
-
-
-def under(study: Settings, scheme: str) -> Settings:
-    """The study under ``scheme``, one of `config.SCHEMES`: itself where the scheme is its own, else without single domains."""
-    if scheme not in SCHEMES:
-        raise SplitError(f"scheme {scheme!r} is not one of {list(SCHEMES)}")
-    if scheme == study.switches.scheme:
-        return study
-    switches = replace(study.switches, **SCHEMES[scheme])
-    return replace(study, switches=switches, splits=replace(study.splits, by_domain=False))
-
-
-def placing_of(study: Settings) -> Placing:
-    """Where the study's patches lie on their slides."""
-    is_native = study.switches.resolution != "target"
-    return Placing(study.patches.size_px, None if is_native else study.patches.um_per_px)
-
-
-def scheme_of(study: Settings, networks: bool = False) -> Scheme:
-    """The scheme of the study's probes, or of its ``networks``: the same, unless ``switches.shared_splits`` is off.
-
-    Networks then have folds of their own. Where probes are drawn as the released probe script draws, networks are drawn as
-    the released training scripts draw, from the same seed; else they are drawn as the probes, from a seed of their own.
-    """
-    scheme = Scheme(
-        split_by=study.switches.split_by,
-        stratified=study.switches.stratified,
-        seed=study.splits.seed,
-        n_folds=study.splits.n_folds,
-        test_fraction=study.splits.test_fraction,
-        val_fraction=study.splits.val_fraction,
-        sizes=study.splits.sizes,
-        by_domain=study.splits.by_domain,
-        placing=placing_of(study),
-    )
-    if study.switches.shared_splits or not networks:
-        return scheme
-    if scheme.is_released:
-        return replace(scheme, split_by=BY_TRAINING_SCRIPT)
-    return replace(scheme, seed=stream_seed(scheme.seed, "networks") % 2**32)
-
-
-def schemes_of(study: Settings) -> dict[str, Scheme]:
-    """Every scheme of `config.SCHEMES`, trained on all domains, with the study's folds and sizes."""
-    return {name: replace(scheme_of(under(study, name)), by_domain=False) for name in SCHEMES}
-
-
-def config_of(study: Settings, networks: bool = False) -> dict:
-    """The part of the study that decides the splits of its probes or ``networks``."""
-    scheme = scheme_of(study, networks)
-    switches = {"split_by": scheme.split_by, "stratified": scheme.stratified}
-    return {"splits": {**as_dict(study.splits), "seed": scheme.seed}, "switches": switches}
-
-
-def write(study: Settings, results: Path) -> store.Run:
-    """Make and store the splits of the study's probes and of its networks (``splits.parquet``); returns those of the probes."""
-    patches.write_twins(study, results)
-    runs = []
-    for networks in (False, True):
-        run = store.open_run(results, "splits", _name(study, networks), config_of(study, networks), _inputs(study, results))
-        if not run.done:
-            table = make(patches.load_with_twins(study, results), scheme_of(study, networks))
-            store.write_parquet(run.path("splits.parquet"), table)
-            run.finish(["splits.parquet"], n_units=len(units(table)))
-        runs.append(run)
-    return runs[0]
-
-
-def find(study: Settings, results: str | Path, networks: bool = False) -> store.Run:
-    """The finished splits that the study's probes, or its ``networks``, learn from; raises StoreError where there are none."""
-    return store.find_run(results, "splits", _name(study, networks), config_of(study, networks), _inputs(study, results))
-
-
-def _inputs(study: Settings, results: str | Path) -> dict[str, str]:
-    """The patches; and their twins, where twins change how the study is split."""
-    inputs = {"patches": patches.find(study, results).key}
-    twins = patches.find_twins(study, results)
-    if twins is None or scheme_of(study).is_released:
-        return inputs
-    facts, by_case = twins.record["facts"], study.switches.split_by in ("slide", "official")
-    return inputs | {"twins": twins.key} if facts["n_groups"] or (by_case and facts["n_cases_across_domains"]) else inputs
-
-
-def _name(study: Settings, networks: bool) -> str:
-    own = networks and not study.switches.shared_splits
-    return f"{study.switches.scheme}_networks" if own else study.switches.scheme

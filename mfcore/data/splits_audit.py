@@ -1,15 +1,13 @@
 """Leaks of splits: how many test patches share a case, a slide or pixels with a training patch."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from mfcore import store
-from mfcore.data import patches, splits, splits_draw
+from mfcore.data import splits, splits_draw
 from mfcore.data.splits_draw import Placing, Scheme
-from mfcore.study.config import Settings
 
 LEAKS = ("test_on_train_slides", "test_on_train_cases", "test_overlapping_train", "test_twin_in_train")
 TWINS = ["group", "contradicts", "patch_id", "file", "slide_id", "case_id", "domain", "x_l0_px", "y_l0_px", "label"]
@@ -73,7 +71,7 @@ def audit_schemes(labels: pd.DataFrame, schemes: Mapping[str, Scheme]) -> tuple[
 def twins(labels: pd.DataFrame) -> pd.DataFrame:
     """Every patch that has a twin, columns TWINS, group by group; groups with contradicting labels come first.
 
-    labels: as `patches.load_with_twins`.
+    labels: a label table with a column ``twin`` (`mfcore.data.patches.twins`).
     """
     groups = labels.groupby("twin")["label"]
     table = labels.assign(group=labels["twin"], contradicts=groups.transform("nunique") > 1)[groups.transform("size") > 1]
@@ -83,7 +81,7 @@ def twins(labels: pd.DataFrame) -> pd.DataFrame:
 def remarks(labels: pd.DataFrame) -> list[str]:
     """Sentences on the leaks that an audit of these data can't see, and on those of the authors' own split.
 
-    labels: as `patches.load_with_twins`.
+    labels: a label table with a column ``twin`` (`mfcore.data.patches.twins`).
     """
     n_slides, n_cases, sentences = labels["slide_id"].nunique(), labels["case_id"].nunique(), []
     n_nowhere = int(labels[["x_l0_px", "y_l0_px"]].isna().any(axis=1).sum())
@@ -215,40 +213,3 @@ def load_schemes(run: store.Run) -> pd.DataFrame:
 def load_twins(run: store.Run) -> pd.DataFrame:
     """The patches that have a twin, as `twins` returns them."""
     return pd.read_csv(run.path("twins.csv"))
-
-
-# ---- of a study ----
-
-
-def write(study: Settings, results: Path) -> store.Run:
-    """Audit the study's splits, and those of every scheme: ``audit.csv``, ``schemes.csv`` and ``twins.csv``.
-
-    The run's facts: ``not_drawn``, the schemes that can't split these data, with the reasons; ``networks``, the result of
-    `between` where networks have splits of their own; ``remarks``, the result of `remarks`.
-    """
-    run = store.open_run(results, "audit", study.switches.scheme, _config(study), _inputs(study, results))
-    if not run.done:
-        labels = patches.load_with_twins(study, results)
-        own, networks = (splits.load(splits.find(study, results, networks)) for networks in (False, True))
-        store.write_csv(run.path("audit.csv"), audit(own, labels, splits.placing_of(study)))
-        schemes, reasons = audit_schemes(labels, splits.schemes_of(study))
-        store.write_csv(run.path("schemes.csv"), schemes)
-        store.write_csv(run.path("twins.csv"), twins(labels))
-        between_both = {} if study.switches.shared_splits else between(own, networks)
-        files = ["audit.csv", "schemes.csv", "twins.csv"]
-        run.finish(files, not_drawn=reasons, networks=between_both, remarks=remarks(labels))
-    return run
-
-
-def find(study: Settings, results: Path) -> store.Run:
-    """The finished audit of the study's splits; raises StoreError where there is none."""
-    return store.find_run(results, "audit", study.switches.scheme, _config(study), _inputs(study, results))
-
-
-def _config(study: Settings) -> dict:
-    return {**splits.config_of(study), "size_px": study.patches.size_px, "counts": ["slides", "cases", "twins"]}
-
-
-def _inputs(study: Settings, results: Path) -> dict[str, str]:
-    inputs = {"splits": splits.find(study, results).key}
-    return inputs if study.switches.shared_splits else inputs | {"networks": splits.find(study, results, networks=True).key}

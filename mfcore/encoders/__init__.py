@@ -5,23 +5,20 @@ encoders.load("dinov2_vits14").embed(patches)
 """
 
 from mfcore.encoders.card import EncoderCard, EncoderError, card_table
-from mfcore.encoders.catalogue import card_of, embeddings_config, find_embeddings, names, of, of_network
+from mfcore.encoders.catalogue import OwnEncoder, card_of, names
 from mfcore.encoders.network import Encoder, build_network, choose_device, computes_bfloat16, load, read_out
 
 __all__ = [
     "Encoder",
     "EncoderCard",
     "EncoderError",
+    "OwnEncoder",
     "build_network",
     "card_of",
     "card_table",
     "choose_device",
     "computes_bfloat16",
-    "embeddings_config",
-    "find_embeddings",
     "load",
     "names",
-    "of",
-    "of_network",
     "read_out",
 ]

@@ -6,16 +6,15 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from mfcore.encoders.card import EncoderError
+from mfcore.encoders.card import EncoderError, problems_of_arguments
 from mfcore.streams import stream_seed
-from mfcore.study.config_networks import problems_of_arguments
 
 
 def create(architecture: str, arguments: Any, **more: Any) -> Any:
     """timm's model without classifier; layers named by a string are timm's or torch's classes.
 
     Raises EncoderError for a name that isn't among timm's own architectures, so that it reads none from a folder or hub, and
-    for an argument that isn't among `config_networks.ARGUMENTS`.
+    for an argument that isn't among `card.ARGUMENTS`.
     """
     import timm
     from torch import nn

@@ -5,18 +5,21 @@ architecture without weights; a test builds them all again. ``conventions.yaml``
 """
 
 import dataclasses
+import difflib
 import functools
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from typing import Annotated
 
 import pandas as pd
 import yaml
+from pydantic import AfterValidator
 
 from mfcore.encoders.readout import READOUTS
-from mfcore.study.config_networks import problems_of_arguments
+from mfcore.store.options import refuse
 
 SOURCES = ("hub", "hub-transformers", "package", "random", "folder", "file")
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -25,6 +28,66 @@ EVIDENCE = ("stated", "magnification", "convention", "")
 
 # the order in which Table 1 of Ganz et al. 2024 has them
 TABLE_1 = ("gigapath", "h_optimus_0", "virchow", "virchow2", "uni", "phikon", "vit_huge_in21k", "resnet50")
+
+
+# What the architectures of timm may be told: shapes, rates and switches of a ViT or a convolutional network. timm takes more,
+# by which it reads a file, fetches one or unpickles one; none of that stands here.
+_NUMBERS = """
+    always_partition attn_drop_rate avg_down base_width block_config bn_size cardinality channels class_token conv_bias conv_mlp
+    depth depths dims drop_path_rate drop_rate dynamic_img_pad dynamic_img_size embed_dim embed_dims fc_norm final_norm
+    growth_rate head_dim head_hidden_size head_init_scale head_norm_first img_size in_chans init_values kernel_sizes
+    layer_scale_init_value layers ls_init_value mlp_ratio mlp_ratios no_embed_class norm_eps num_features num_heads num_kv_heads
+    num_reg_tokens output_stride patch_drop_rate patch_size pos_drop_rate pre_norm proj_bias proj_drop_rate qk_norm qkv_bias
+    qkv_fused ref_feat_shape reg_tokens rope_grid_offset rope_rotate_half rope_temperature scale_attn_inner scale_attn_norm
+    scale_mlp scale_mlp_norm stem_size stem_width strict_img_size swiglu_align_to swiglu_mlp use_abs_pos_emb use_fc_norm use_grn
+    use_post_norm use_post_transformer_norm use_pre_transformer_norm use_rel_pos_bias use_rot_pos_emb use_shared_rel_pos_bias
+    width_factor window_ratio window_size
+"""
+_NAMES = "act_layer attn_type embed_layer global_pool mlp_layer norm_layer pos_embed rope_type stem_type"  # of timm's choices
+ARGUMENTS = tuple(sorted([*_NUMBERS.split(), *_NAMES.split()]))
+
+
+def problems_of_arguments(arguments: object, place: str) -> list[str]:
+    """All that an architecture may not be told, each with its key and what may be said; empty where nothing is wrong.
+
+    Only `ARGUMENTS` may be said, and of them only numbers, true and false, null, lists of these, and for layers and the like
+    a name.
+    """
+    if not isinstance(arguments, Mapping):
+        return [f"{place}: expected a mapping, got {arguments!r}"]
+    return [f"{place}.{key}: {text}" for key, text in _wrong(arguments).items()]
+
+
+def _wrong(arguments: Mapping) -> dict[str, str]:
+    """What is wrong with arguments of an architecture, by key."""
+    problems = {}
+    for key, value in arguments.items():
+        if key not in ARGUMENTS:
+            near = difflib.get_close_matches(str(key), ARGUMENTS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            problems[key] = f"an architecture isn't told this; {hint}It may be told {', '.join(ARGUMENTS)}"
+        elif isinstance(value, str) and key in _NAMES.split():
+            if not re.fullmatch(r"[\w.()=-]*", value):
+                problems[key] = f"{value!r} must be the name of one of timm's choices"
+        elif isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", value, re.IGNORECASE):
+            number = yaml.safe_dump(float(value)).split()[0]
+            problems[key] = f"{value!r} is text to YAML; for a number write {number}"
+        elif not _is_number(value):
+            problems[key] = f"{value!r} must be a number, true, false, null or a list of these"
+    return problems
+
+
+def _is_number(value: object) -> bool:
+    """Whether ``value`` is a number, true, false or None, or a list of these, however deep."""
+    return all(map(_is_number, value)) if isinstance(value, list | tuple) else isinstance(value, int | float | None)
+
+
+def _checked(arguments: dict) -> dict:
+    refuse(_wrong(arguments))
+    return arguments
+
+
+Arguments = Annotated[dict[str, object], AfterValidator(_checked)]  # of an architecture
 
 
 class EncoderError(RuntimeError):
@@ -42,7 +105,7 @@ class EncoderCard:
     identifier: the repository, package, folder or file. revision: the commit, or the package's version; "" where none is
         pinned: the run records what there was.
     files: names of the weights' file, in the order they are tried. sha256: of that file, checked where given.
-    architecture, arguments: timm's name and what `timm.create_model` gets besides, of `config_networks.ARGUMENTS`.
+    architecture, arguments: timm's name and what `timm.create_model` gets besides, of ARGUMENTS.
     resize_px, crop_px, interpolation: the patch's shorter side is resized (antialiased) and the centre cropped.
     mean, std: of each channel, after scaling to 0..1.
     n_prefix_tokens: class and register tokens, which are no part of a patch mean; 0 for a network without tokens.

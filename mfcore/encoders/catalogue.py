@@ -2,29 +2,90 @@
 
 A name is one of `names`, or says where to look: ``timm:NAME`` (with timm's ImageNet or other published weights),
 ``hf-hub:OWNER/REPOSITORY[@REVISION]`` (timm's format), ``folder:PATH`` (``card.json`` and ``weights.safetensors``), or
-``random:ARCHITECTURE`` (timm's, no weights); or a study's own record has it.
+``random:ARCHITECTURE`` (timm's, no weights); or the user describes it by an `OwnEncoder`.
 """
 
 import dataclasses
 import difflib
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from mfcore import store
-from mfcore.data import patches
+from pydantic import AfterValidator
+
 from mfcore.encoders.architecture import create, n_parameters
-from mfcore.encoders.card import EncoderCard, EncoderError, cards, released_cards
+from mfcore.encoders.card import Arguments, EncoderCard, EncoderError, cards
 from mfcore.encoders.readout import READOUTS
 from mfcore.encoders.weights import HUB, hub_file
 from mfcore.store import file_sha256, read_json
-from mfcore.study import pretrained
-from mfcore.study.config import ConfigError, OwnEncoder, Settings
-from mfcore.study.config_schema import WEIGHTS_FILES
+from mfcore.store.options import Flag, Number, Whole, options
 
 SCHEMES = ("timm", "hf-hub", "folder", "random")
+WEIGHTS_FILES = (".safetensors", ".onnx", ".pth", ".pt", ".bin", ".ckpt")
+
+
+def encoder_name(signs: str) -> AfterValidator:
+    """Refuses what can't be the name of an encoder: "random", where a pretraining may start, or one of ``signs``.
+
+    A ":" ends the place where an encoder is looked for; "@" begins the step of a snapshot.
+    """
+
+    def check(name: str) -> str:
+        if not name.strip() or name == "random" or set(signs) & set(name):
+            raise ValueError(f"{name!r}: an encoder's name isn't 'random' and has none of {' '.join(signs)}")
+        return name
+
+    return AfterValidator(check)
+
+
+def path_of(weights: str) -> Path | None:
+    """The file or folder that ``weights`` names, by its beginning or its ending; None where it names no file."""
+    is_path = weights.startswith(("/", "./", "../", "~")) or weights.endswith(WEIGHTS_FILES)
+    return Path(weights).expanduser() if is_path else None
+
+
+@options
+class OwnEncoder:
+    """An encoder that the user describes: a new one, or a known one under other conventions.
+
+    name: its name. weights: OWNER/REPOSITORY[@REVISION] on the hub, "random", or a file of tensors under
+    timm's names or a folder with one; a relative path starts from the folder of the study file. like: a known encoder, whose
+    card holds for every key that is left out. The other keys are those of the encoders' cards (`mfcore.encoders.card`);
+    a new encoder needs architecture, mean and std; dimension, readout and parameters are read off the architecture.
+    """
+
+    name: Annotated[str, encoder_name(":@")]
+    like: str = ""
+    weights: str = ""
+    architecture: str | None = None
+    arguments: Arguments | None = None
+    mean: tuple[Number, ...] | None = None
+    std: tuple[Number, ...] | None = None
+    resize_px: Whole | None = None
+    crop_px: Whole | None = None
+    interpolation: str | None = None
+    readout: str | None = None
+    n_prefix_tokens: Whole | None = None
+    n_dims: Whole | None = None
+    n_parameters: Whole | None = None
+    um_per_px: tuple[Number, ...] | None = None
+    evidence: str | None = None
+    learnt_from: str | None = None
+    precision: str | None = None
+    licence: str | None = None
+    gated: Flag | None = None
+    facts: str | None = None
+    departs: str | None = None
+    source: str | None = None
+    files: tuple[str, ...] | None = None
+    sha256: str | None = None
+
+    @property
+    def weights_path(self) -> Path | None:
+        """The file or folder that ``weights`` names; None where it names no file."""
+        return path_of(self.weights)
 
 
 def names() -> list[str]:
@@ -32,12 +93,18 @@ def names() -> list[str]:
     return list(cards())
 
 
-def card_of(name: str) -> EncoderCard:
+def card_of(name: str, own: Iterable[OwnEncoder] = (), variants: Mapping[str, str] = {}) -> EncoderCard:
     """The card of encoder ``name``.
 
-    For ``timm:`` the facts are timm's, for ``hf-hub:`` the repository's ``config.json``, which is fetched. Raises
-    EncoderError for a name that nobody knows, with the nearest ones.
+    own: encoders that the user describes; they go before the known ones. variants: by the name of a known encoder, the known
+    one that stands in for it (`mfcore.encoders.card.released_cards`). For ``timm:`` the facts are timm's, for ``hf-hub:`` the
+    repository's ``config.json``, which is fetched. Raises EncoderError for a name that nobody knows, with the nearest ones, and
+    for a description that can't be.
     """
+    for record in own:
+        if record.name == name:
+            return own_card(record)
+    name = variants.get(name, name)
     if name in cards():
         return cards()[name]
     scheme, _, rest = name.partition(":")
@@ -48,54 +115,6 @@ def card_of(name: str) -> EncoderCard:
     if scheme == "folder":
         return folder_card(name, Path(rest))
     return timm_card(name, scheme, rest)
-
-
-def of(study: Settings, name: str, results: str | Path | None = None) -> EncoderCard:
-    """The card by which a study embeds with one of its encoders.
-
-    The study's own record where it gives one, that of the encoder (or snapshot) which the study pretrained, found in its
-    ``results``, else as `card_of` has it; or, under ``switches.encoder_input: released``, the variant that does as the released
-    code, where that departs. Raises EncoderError for a record that can't be, naming it, and for an encoder that isn't
-    pretrained yet.
-    """
-    if not pretrained.is_of(study, name):
-        return _of(study, name, released_cards("embedding"))
-    if name.partition("@")[0] in cards():
-        raise EncoderError(f"pretraining[{name.partition('@')[0]}].name: the name of a known encoder; call it something else")
-    if results is None:
-        raise EncoderError(f"encoder {name!r} is pretrained by the study: its card is among the study's results")
-    try:
-        return folder_card(name, pretrained.folder_of(study, name, results))
-    except (store.StoreError, ConfigError) as error:
-        raise EncoderError(f"encoder {name!r} isn't there: {error}") from None
-
-
-def of_network(study: Settings, architecture: str) -> EncoderCard:
-    """The card by which a study trains an architecture; as `of`, but for how the released code normalises for training."""
-    return _of(study, architecture, released_cards("training"))
-
-
-def _of(study: Settings, name: str, released: Mapping[str, str]) -> EncoderCard:
-    for record in study.own_encoders:
-        if record.name == name:
-            return own_card(record)
-    return card_of(released.get(name, name) if study.switches.encoder_input == "released" else name)
-
-
-def embeddings_config(study: Settings, name: str, results: str | Path) -> dict:
-    """What decides embeddings, besides the patches: the encoder's card and the crop that it sees."""
-    return {"card": of(study, name, results).identity(), "size_px": study.patches.size_px}
-
-
-def find_embeddings(study: Settings, name: str, results: str | Path) -> store.Run:
-    """The finished embeddings of the study's patches by an encoder; raises StoreError where there are none.
-
-    No model and no hub is asked: of an encoder without a card of its own, those that were opened last.
-    """
-    source = {"patches": patches.find(study, results).key}
-    if name in [*names(), *(own.name for own in study.own_encoders)] or pretrained.is_of(study, name):
-        return store.find_run(results, "embeddings", name, embeddings_config(study, name, results), source)
-    return store.find_known(results, "embeddings", name, {"size_px": study.patches.size_px, **source})
 
 
 # ---- encoders without an entry of their own ----

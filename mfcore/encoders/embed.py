@@ -1,21 +1,19 @@
-"""Embeddings: every patch of a study through one frozen encoder, once, kept with the encoder's card and canary.
+"""Embeddings: every stored patch through one frozen encoder, once, kept with the encoder's card and canary.
 
-The result is ``embeddings.h5``, row for row the study's label table: ``features`` float32 (n_patches, n_dims), ``coords``
+The result is ``embeddings.h5``, row for row the label table: ``features`` float32 (n_patches, n_dims), ``coords``
 int64 (n_patches, 2), the patch's top left corner in level-0 px as the field's tools read it, ``patch_id``, ``slide_id`` and
 ``canary`` float32 (8, n_dims), with the versions of torch and timm that made it. The file's attributes hold the card as
 JSON and the revision of the weights.
 """
 
-import argparse
 import contextlib
 import io
 import json
 import shutil
-import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,45 +26,44 @@ from tqdm.auto import tqdm
 
 from mfcore import store
 from mfcore.data import patches
-from mfcore.encoders import canary, catalogue, network, weights
+from mfcore.data.splits_draw import Placing
+from mfcore.encoders import canary, network, weights
 from mfcore.encoders.card import EncoderCard, EncoderError
-from mfcore.store import errors as store_errors
-from mfcore.study.config import ConfigError, Settings, as_dict, load_study
+from mfcore.store.options import as_dict
 
 SHARD = 256  # patches that are read, embedded and kept together; a kill loses one such part, on a GPU two
 BATCH_SIZES = {"cpu": 16, "cuda": 128}  # patches that are embedded at once, where the caller doesn't say
 
 
-def config_of(study: Settings, encoder_name: str, results: str | Path) -> dict:
-    """What decides the embeddings, besides the patches: the encoder's card and the crop that it sees."""
-    return catalogue.embeddings_config(study, encoder_name, results)
+def embed(
+    file: Path,
+    table: pd.DataFrame,
+    card: EncoderCard,
+    run: store.Run,
+    placing: Placing,
+    device: str = "cpu",
+    batch_size: int = 0,
+) -> store.Run:
+    """Embed the central ``placing.size_px`` of stored patches; fills and finishes ``run``, from where an earlier call stopped.
 
-
-def embed(study: Settings, encoder_name: str, results: str | Path, device: str = "cpu", batch_size: int = 0) -> store.Run:
-    """Embed the central ``size_px`` of every patch of ``study``; takes up again where an earlier call or a share stopped.
-
-    device: as for `network.choose_device`. batch_size: 0 for that of BATCH_SIZES; halved where memory ends. Raises
-    StoreError where the patches aren't there, EncoderError where the encoder can't be had, gives NaN or infinity (naming
-    the first patches), or isn't any more the one that the run, begun or finished, was made with.
+    file: the stored patches, as `patches.extract` writes ``patches.npy``; table: their labels, row for row. device: as for
+    `network.choose_device`. batch_size: 0 for that of BATCH_SIZES; halved where memory ends. Raises EncoderError where the
+    encoder can't be had, gives NaN or infinity (naming the first patches), or isn't any more the one that the run was begun
+    with.
     """
-    card = catalogue.of(study, encoder_name, results)
-    source, run = _open(study, encoder_name, results)
-    if run.done:
-        _check_finished(run, card, device)
-        return run
-    table, _ = patches.load(source)
     with _until_done(run):
-        _fill(run, card, study, source, _shards(run, len(table)), device, batch_size)
-        _assemble(run, card, table, study)
+        _fill(run, card, file, placing.size_px, _shards(run, len(table)), device, batch_size)
+        _assemble(run, card, table, patches.corners(table, _stored(file).shape[1], placing), placing.size_px)
     return run
 
 
 def embed_share(
-    study: Settings,
-    encoder_name: str,
-    results: str | Path,
+    file: Path,
+    card: EncoderCard,
+    run: store.Run,
     share: int,
     n_shares: int,
+    size_px: int = 224,
     device: str = "cpu",
     batch_size: int = 0,
 ) -> store.Run:
@@ -79,19 +76,17 @@ def embed_share(
         raise ValueError(f"share {share} of {n_shares}: there must be one share or more")
     if not 0 <= share < n_shares:
         raise ValueError(f"share {share} of {n_shares}: shares are counted from 0 to {n_shares - 1}")
-    source, run = _open(study, encoder_name, results)
     if not run.done:
-        table, _ = patches.load(source)
-        shards = list(_shards(run, len(table)).items())
+        shards = list(_shards(run, len(_stored(file))).items())
         first, last = (len(shards) * i // n_shares for i in (share, share + 1))
         with _until_done(run):
-            _fill(run, catalogue.of(study, encoder_name, results), study, source, dict(shards[first:last]), device, batch_size)
+            _fill(run, card, file, size_px, dict(shards[first:last]), device, batch_size)
     return run
 
 
-def find(study: Settings, encoder_name: str, results: str | Path) -> store.Run:
-    """`catalogue.find_embeddings`: the finished embeddings of the study's patches by ``encoder_name``."""
-    return catalogue.find_embeddings(study, encoder_name, results)
+def _stored(file: Path) -> np.ndarray:
+    """The stored patches, uint8 (n_patches, stored_px, stored_px, 3), mapped anew so that pages once read don't stay."""
+    return np.load(file, mmap_mode="r")
 
 
 def load(run: store.Run) -> tuple[np.ndarray, np.ndarray]:
@@ -99,14 +94,6 @@ def load(run: store.Run) -> tuple[np.ndarray, np.ndarray]:
     if not run.done:
         raise store.StoreError(f"{run.folder} is not finished; embed again, it goes on where it stopped")
     return store.read_embeddings(run)
-
-
-def _open(study: Settings, encoder_name: str, results: str | Path) -> tuple[store.Run, store.Run]:
-    """The runs of the patches and of their embeddings."""
-    source = patches.find(study, results)
-    config, inputs = config_of(study, encoder_name, results), {"patches": source.key}
-    known = {"size_px": study.patches.size_px, **inputs}
-    return source, store.open_run(results, "embeddings", encoder_name, config, inputs, known)
 
 
 @contextlib.contextmanager
@@ -130,7 +117,7 @@ def _shards(run: store.Run, n_patches: int) -> dict[Path, range]:
 # ---- a finished run ----
 
 
-def _check_finished(run: store.Run, card: EncoderCard, device: str) -> None:
+def check_finished(run: store.Run, card: EncoderCard, device: str) -> None:
     """Refuse embeddings that today's contract or today's encoder doesn't give; without weights only the contract counts."""
     file = run.path("embeddings.h5")
     with h5py.File(file) as content:
@@ -258,8 +245,8 @@ def _read_ahead(read: Callable[[range], torch.Tensor], shards: Iterable[range]) 
 def _fill(
     run: store.Run,
     card: EncoderCard,
-    study: Settings,
-    source: store.Run,
+    file: Path,
+    size_px: int,
     shards: Mapping[Path, range],
     device: str,
     batch_size: int,
@@ -284,9 +271,9 @@ def _fill(
                 else:
                     yield rows
 
-        read = _reader(source, study, is_pinned=encoder.device.type == "cuda")
-        with contextlib.closing(embedded(batches, read, still_missing(), progress)) as results:
-            for rows, features in results:
+        read = _reader(file, size_px, is_pinned=encoder.device.type == "cuda")
+        with contextlib.closing(embedded(batches, read, still_missing(), progress)) as computed:
+            for rows, features in computed:
                 with store.replacing(file_of[rows]) as aside, aside.open("wb") as out:
                     np.save(out, features)  # (n_patches of the shard, n_dims)
                 n_done += len(rows)
@@ -301,13 +288,11 @@ def _fill(
         store.write_json(run.unit_file(f"done-{missing[0].start:09d}-{missing[-1].stop:09d}", ".json"), facts)
 
 
-def _reader(source: store.Run, study: Settings, is_pinned: bool) -> Callable[[range], torch.Tensor]:
+def _reader(file: Path, size_px: int, is_pinned: bool) -> Callable[[range], torch.Tensor]:
     """Gives the crops of some rows, uint8 (n, size_px, size_px, 3), in memory that a GPU can copy from by itself if asked."""
 
     def read(rows: range) -> torch.Tensor:
-        # the file is mapped anew each time, so that pages once read don't stay with the process
-        stored = np.load(source.path("patches.npy"), mmap_mode="r")[rows.start : rows.stop]
-        crops = torch.from_numpy(np.array(patches.centre_crop(stored, study.patches.size_px)))
+        crops = torch.from_numpy(np.array(patches.centre_crop(_stored(file)[rows.start : rows.stop], size_px)))
         return crops.pin_memory() if is_pinned else crops
 
     return read
@@ -331,7 +316,7 @@ def _canary_of(run: store.Run) -> tuple[np.ndarray, dict[str, str]]:
 # ---- putting together ----
 
 
-def _assemble(run: store.Run, card: EncoderCard, table: pd.DataFrame, study: Settings) -> None:
+def _assemble(run: store.Run, card: EncoderCard, table: pd.DataFrame, corners_l0_px: np.ndarray, size_px: int) -> None:
     """Write ``embeddings.h5`` from the shards, one after another, and finish the run."""
     expected, about = _canary_of(run)
     with store.replacing(run.path("embeddings.h5")) as aside, h5py.File(aside, "w") as out:
@@ -346,9 +331,9 @@ def _assemble(run: store.Run, card: EncoderCard, table: pd.DataFrame, study: Set
                     f"{file} holds features {shard.shape}, expected {(len(rows), card.n_dims)}; remove it and embed again"
                 )
             features[rows.start : rows.stop] = shard
-        coords = out.create_dataset("coords", data=patches.corners(study, table))
+        coords = out.create_dataset("coords", data=corners_l0_px)
         coords.attrs["name"] = "top left corner of the patch in level-0 px, x and y"
-        coords.attrs["patch_size"] = study.patches.size_px
+        coords.attrs["patch_size"] = size_px
         out.create_dataset("patch_id", data=table["patch_id"].to_numpy())
         out.create_dataset("slide_id", data=table["slide_id"].astype(str).to_list(), dtype=h5py.string_dtype())
         out.create_dataset("canary", data=expected).attrs.update(about)  # too large for an attribute
@@ -357,32 +342,3 @@ def _assemble(run: store.Run, card: EncoderCard, table: pd.DataFrame, study: Set
     jobs = [store.read_json(file) for file in sorted(run.path("units").glob("done-*.json"))]
     if not run.done:
         run.finish(["embeddings.h5"], weights=about["weights"], n_patches=len(table), jobs=jobs)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: embed a study's patches, or a share of them; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m mfcore.encoders.embed", description=main.__doc__)
-    parser.add_argument("--study", type=Path, required=True, help="a study's YAML file")
-    parser.add_argument("--encoder", required=True, help="an encoder's name")
-    parser.add_argument("--results", type=Path, required=True, help="the folder that holds the study's")
-    parser.add_argument("--share", type=int, help="which share, from 0; none: all that is left, put together")
-    parser.add_argument("--shares", type=int, default=1, help="of how many (1)")
-    parser.add_argument("--device", default="auto", help='"cpu", "cuda", "cuda:1" or "auto", a GPU if there is one (auto)')
-    parser.add_argument("--batch-size", type=int, default=0, help=f"patches embedded at once; 0: {BATCH_SIZES} (0)")
-    chosen = parser.parse_args(arguments)
-    try:
-        study = load_study(chosen.study)
-        where = study, chosen.encoder, chosen.results / study.name
-        if chosen.share is None:
-            run = embed(*where, chosen.device, chosen.batch_size)
-        else:
-            run = embed_share(*where, chosen.share, chosen.shares, chosen.device, chosen.batch_size)
-    except (ConfigError, store.StoreError, EncoderError, patches.PatchError, ValueError, OSError) as error:
-        print(f"mfcore: {store_errors.told(error)}", file=sys.stderr)
-        return 1
-    print(run.folder)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from mfcore import streams as rng
 from mfcore.data import augment
-from mfcore.study.config_pretraining import Crops
+from mfcore.pretraining.method import Crops
 
 N_GLOBAL = 2
 ASPECT = (3 / 4, 4 / 3)
@@ -84,7 +84,7 @@ def draw(crops: Crops, n: int, patch_px: int, seed: int, *names: object) -> Draw
     ValueError where the scales of ``crops`` are None (`in_full` fills them in).
     """
     if crops.global_scale is None or crops.local_scale is None:
-        raise ValueError("crops: global_scale and local_scale are None; config_pretraining.in_full fills them in")
+        raise ValueError("crops: global_scale and local_scale are None; method.in_full fills them in")
     n_crops = N_GLOBAL + crops.n_local
     uniform = rng.generator(seed, *names).random((n, n_crops, 2 * N_ATTEMPTS + 13))
     scales = np.array([crops.global_scale] * N_GLOBAL + [crops.local_scale] * crops.n_local).T  # (2, n_crops)

@@ -25,9 +25,8 @@ from mfcore.encoders import preprocess
 from mfcore.encoders.card import EncoderCard
 from mfcore.measures import representation
 from mfcore.pretraining import crops, networks, objective
-from mfcore.pretraining.method import method_of
+from mfcore.pretraining.method import Pretraining, method_of
 from mfcore.pretraining.objective import PretrainingError
-from mfcore.study.config import Pretraining
 from mfcore.training import processes
 
 CHECKPOINT_SECONDS = 30.0

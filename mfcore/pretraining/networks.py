@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional
 
 from mfcore import encoders, store, streams as rng
+from mfcore.data.options import Patches
 from mfcore.encoders import EncoderError, architecture
 from mfcore.encoders.card import EncoderCard
 from mfcore.encoders.readout import READOUTS
 from mfcore.pretraining import objective
-from mfcore.pretraining.method import method_of
-from mfcore.study.config import Patches, Pretraining
+from mfcore.pretraining.method import Pretraining, method_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INTERPOLATION = "bicubic"
@@ -161,7 +161,7 @@ class Networks:
 def build(settings: Pretraining, start: EncoderCard | None = None) -> Networks:
     """Student and teacher, equal at first, on the CPU: random by the seed, or with the weights of the encoder ``start``.
 
-    settings: without None (`config_pretraining.in_full`). Raises EncoderError where timm has no such network, where the
+    settings: without None (`method.in_full`). Raises EncoderError where timm has no such network, where the
     network can't take the crops or the method, and where the start's weights don't fit.
     """
     method = method_of(settings)

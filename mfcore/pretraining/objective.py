@@ -20,8 +20,7 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional
 
-from mfcore.pretraining.method import method_of
-from mfcore.study.config_pretraining import PUBLISHED_BATCH, PUBLISHED_STEPS, Pretraining, in_full
+from mfcore.pretraining.method import PUBLISHED_BATCH, PUBLISHED_STEPS, Pretraining, in_full, method_of
 
 KOLEO_EPS = 1e-8
 BEFORE_BLOCKS = ("patch_embed", "pos_embed", "cls_token", "reg_token", "mask_token", "norm_pre")
@@ -276,7 +275,7 @@ def collapse_of(lines: Sequence[dict], settings: Pretraining) -> str:
 def warning_before(settings: Pretraining) -> str:
     """What a user should know before a training that is small for settings that the study gives; "" for any other.
 
-    The defaults fit the training's size (`config_pretraining.defaults`). Published settings are for batches of PUBLISHED_BATCH
+    The defaults fit the training's size (`method.defaults`). Published settings are for batches of PUBLISHED_BATCH
     and more, in which 65,536 prototypes have a target for MOST_PROTOTYPES, and for PUBLISHED_STEPS and more. settings: as
     `in_full`.
     """

@@ -1,23 +1,19 @@
-"""A study's pretrainings: one run each, from slides to an encoder like any other.
+"""A pretraining: from slides to an encoder like any other.
 
-The command is ``python -m mfcore.pretraining.pretrain --study FILE --encoder NAME --data FOLDER --results FOLDER``. With
-``torchrun --nproc-per-node N -m mfcore.pretraining.pretrain ...`` N processes, each with its own GPU, share every batch. A
-second start of a pretraining at work is refused.
+Several processes, each with its own GPU, may share every batch. A second start of a pretraining at work is refused.
 
 Batches below 256 patches, and trainings below 12,500 steps, are smaller than the trainings that the published settings were
 made for: in our trials the teacher soon gave all images the same target. Our own defaults stand in for them
-(`config_pretraining.SMALL`): a teacher's temperature of 0.02, which had the largest effect, Sinkhorn-Knopp, KoLeo, and, in
+(`method.SMALL`): a teacher's temperature of 0.02, which had the largest effect, Sinkhorn-Knopp, KoLeo, and, in
 small batches, as many prototypes as a batch has targets. Learning rates are scaled to the batch. If a teacher collapses all the
 same (`objective`), the training stops and says what to change: the temperature where targets are uniform, or ``momentum``
 towards 0.9995 where a few prototypes get all images (DINO's authors name it for a batch of 256).
 """
 
-import argparse
 import contextlib
 import dataclasses
 import logging
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -27,22 +23,19 @@ import torch
 from tqdm.auto import tqdm
 
 from mfcore import encoders, store
-from mfcore.data import patches
-from mfcore.data.labels import table as labels
+from mfcore.data.options import Patches
 from mfcore.encoders.card import EncoderCard
 from mfcore.pretraining import crops, loop, networks, objective
 from mfcore.pretraining.feed import Batch, batches
+from mfcore.pretraining.method import Pretraining, in_full, snapshot_folder, steps_of
 from mfcore.pretraining.objective import PretrainingError
-from mfcore.pretraining.slides import Kept, PatchingError, SlideFile, slides_in, slides_listed
+from mfcore.pretraining.slides import Kept, SlideFile
 from mfcore.pretraining.source import Source
-from mfcore.store import errors as store_errors, files as store_files
+from mfcore.store import files as store_files
 from mfcore.store.records import digest
-from mfcore.study import pretrained
-from mfcore.study.config import ConfigError, Pretraining, Settings, load_study
-from mfcore.study.config_pretraining import in_full
 from mfcore.training import processes
 
-__all__ = ["PretrainingError", "example", "load_history", "main", "pretrain", "slides_of"]
+__all__ = ["PretrainingError", "example", "load_history", "pretrain", "slides_digest"]
 
 N_WATCHED = 512  # patches by which RankMe is measured on the way
 TISSUE = "tissue"  # of a run that isn't finished: a folder with the tissue found so far
@@ -52,92 +45,58 @@ log = logging.getLogger(__name__)
 
 
 def pretrain(
-    study: Settings,
-    name: str,
-    data_folder: str | Path,
-    results: str | Path,
+    slides: list[SlideFile],
+    settings: Pretraining,
+    run: store.Run,
+    start: EncoderCard | None,
+    stored: Patches,
+    origin: str = "on slides",
     device: str = "auto",
     n_workers: int = 1,
     watch: Callable[[pd.DataFrame], None] | None = None,
 ) -> store.Run:
-    """Pretrain the study's encoder ``name`` from slides; returns its run. A run that was stopped goes on.
+    """Pretrain an encoder from slides; fills and finishes ``run``. A run that was stopped goes on.
 
     The run holds ``history.jsonl`` (see `load_history`), ``drawn.parquet`` (positions of the first 100,000 patches) and a
-    folder for each snapshot (see `mfcore.study.pretrained`); an unfinished run also holds a checkpoint and the tissue found so
-    far. data_folder: holds the study's own slides, which are made or fetched if possible; not read for a pretraining with other
-    ``slides``. device: as for `encoders.choose_device`. n_workers: threads that read patches, in each process. watch: called
-    with the history when it has a new line. Raises ConfigError, LabelError, PatchingError (no slide can be read), EncoderError
-    (the network, or the encoder to start from), StoreError (another process is at work on the run) and PretrainingError (the
-    training diverged or collapsed, or this number of processes can't share a batch).
+    folder for each snapshot (`method.snapshot_folder`), with ``card.json`` and ``weights.safetensors``; an unfinished run also
+    holds a checkpoint and the tissue found so far. start: the encoder whose weights it starts from; None for random weights.
+    stored: the patches that the encoder will embed. origin: from what it is pretrained, for its card. device: as for
+    `encoders.choose_device`. n_workers: threads that read patches, in each process. watch: called with the history when it has
+    a new line. Raises PatchingError (no slide can be read), EncoderError (the network, or the encoder to start from),
+    StoreError (another process is at work on the run) and PretrainingError (the training diverged or collapsed, or this number
+    of processes can't share a batch).
     """
-    settings, ranks = in_full(study.pretraining_of(name)), processes.here()
-    if name in encoders.names():
-        raise PretrainingError(f"pretraining[{name}].name: the name of a known encoder; call it something else")
-    loop.check_share(settings)  # before slides are fetched and looked at
-    if not settings.slides and ranks.is_first:
-        patches.prepare(study, data_folder)
-    ranks.as_first(None)  # the others wait for the slides
-    slides = slides_of(study, settings, data_folder)
-    inputs = {"slides": _digest_of(slides)}
-    start = start_of(study, settings, results)
-    if start is not None:
-        inputs["start"] = digest(start.identity())
-    run = store.open_run(results, pretrained.STAGE, name, pretrained.config_of(study, name), inputs)
+    settings, ranks = in_full(settings), processes.here()
+    loop.check_share(settings)
     key, done = ranks.as_first((run.key, run.done))
     if key != run.key:
         raise PretrainingError(
-            f"pretraining[{name}]: process {ranks.rank} finds other slides or another start than the first does; give all "
-            "machines the same files"
+            f"pretraining[{settings.name}]: process {ranks.rank} finds other slides or another start than the first does; give "
+            "all machines the same files"
         )
     if not done:
         where = encoders.choose_device(device)
         pair = networks.build(settings, start)
+
+        def card_of(step: int) -> EncoderCard:
+            steps = f"{step:,} of {settings.n_steps:,} steps of {settings.batch_size} patches"
+            facts = f"pretrained {origin}: {settings.method}, {steps}, start: {settings.start}"
+            return networks.card(pair, settings, stored, facts)
+
         with store.alone(run.folder, "pretraining") if ranks.is_first else contextlib.nullcontext():
             if not ranks.as_first(run.done):  # while this one looked, another may have finished it
-                _train(study, settings, pair, slides, run, where, n_workers, watch)
+                _train(slides, settings, pair, card_of, run, where, n_workers, watch)
     if ranks.is_first:
         _clear(run)
     ranks.as_first(None)  # the others wait until the run is finished
     return run
 
 
-def slides_of(study: Settings, settings: Pretraining, data_folder: str | Path) -> list[SlideFile]:
-    """The slides that a pretraining draws from: the study's own, or the slides below ``settings.slides`` (in the data folder).
-
-    Raises PatchingError for a study of patches without slides and a folder without any, LabelError as `labels.table.load`.
-    """
-    data = study.data
-    if settings.slides:
-        try:
-            return slides_in(Path(data_folder) / Path(settings.slides).expanduser(), data.um_per_px)
-        except PatchingError as error:
-            raise PatchingError(f"pretraining[{settings.name}].slides: {error}") from None
-    if not study.source.has_slides:
-        raise PatchingError(
-            f"study {study.name!r} has patches and no slides to draw from; name a folder in pretraining[{settings.name}].slides"
-        )
-    table = labels.load(study, data_folder)
-    return slides_listed(table, data_folder, lambda scanner: data.um_per_px_by_scanner.get(scanner, data.um_per_px))
-
-
-def start_of(study: Settings, settings: Pretraining, results: str | Path) -> EncoderCard | None:
-    """The card of the encoder whose weights a pretraining starts from; None for random weights.
-
-    Raises EncoderError where there is no such encoder.
-    """
-    if settings.start == "random":
-        return None
-    try:
-        return encoders.of(study, settings.start, results)
-    except encoders.EncoderError as error:
-        raise encoders.EncoderError(f"pretraining[{settings.name}].start: {error}") from error
-
-
 def _train(
-    study: Settings,
+    slides: list[SlideFile],
     settings: Pretraining,
     pair: networks.Networks,
-    slides: list[SlideFile],
+    card_of: Callable[[int], EncoderCard],
     run: store.Run,
     device: torch.device,
     n_workers: int,
@@ -147,11 +106,20 @@ def _train(
     ranks = processes.here()
     if ranks.is_first and (warning := objective.warning_before(settings)):
         log.warning(warning)
-    kept = Kept(run.path(TISSUE))
+    card, kept = card_of(settings.n_steps), Kept(run.path(TISSUE))
+    sees = dataclasses.replace(card, resize_px=max(settings.patches.size_px, card.crop_px))
     with contextlib.closing(Source(slides, settings.patches, settings.seed, kept=kept)) as source:
         if settings.patches.uniform_over == "tissue":
             source.survey(n_workers)  # all processes at once, before any of them waits for another
-        task = _task(study, settings, pair, source, n_workers, run.folder)
+        watched = _watched(source, settings, n_workers) if ranks.is_first else None  # the first process alone measures
+
+        def read(first: int, n_batches: int) -> Iterator[Batch]:
+            return batches(source, first, n_batches, settings.batch_size, ranks.rank, ranks.n, n_workers)
+
+        def keep(step: int) -> None:
+            networks.export(pair, card_of(step), snapshot_folder(run.folder, step))
+
+        task = loop.Task(settings, read, watched, sees, keep, tuple(steps_of(settings)))
         n_patches = settings.n_steps * settings.batch_size
         tell = None if watch is None else lambda history: watch(pd.DataFrame(history))
         title = f"pretrain {settings.name}"
@@ -159,34 +127,6 @@ def _train(
             history = loop.train(task, pair, run.folder, device, after_line=tell, progress=progress)
         if ranks.is_first:
             _finish(run, settings, pair, history, device, source)
-
-
-def _task(
-    study: Settings, settings: Pretraining, pair: networks.Networks, source: Source, n_workers: int, folder: Path
-) -> loop.Task:
-    """What the loop learns from, and the patches by which it is watched."""
-    ranks = processes.here()
-    watched = _watched(source, settings, n_workers) if ranks.is_first else None  # the first process alone measures
-    card = _card(study, settings, pair, settings.n_steps)
-    sees = dataclasses.replace(card, resize_px=max(settings.patches.size_px, card.crop_px))
-
-    def read(first: int, n_batches: int) -> Iterator[Batch]:
-        return batches(source, first, n_batches, settings.batch_size, ranks.rank, ranks.n, n_workers)
-
-    def keep(step: int) -> None:
-        networks.export(pair, _card(study, settings, pair, step), pretrained.snapshot_folder(folder, step))
-
-    return loop.Task(settings, read, watched, sees, keep, tuple(pretrained.steps_of(settings)))
-
-
-def _card(study: Settings, settings: Pretraining, pair: networks.Networks, step: int) -> EncoderCard:
-    """The card of the encoder after ``step`` steps."""
-    of_what = "synthetic slides" if study.synthetic and not settings.slides else "slides"
-    facts = (
-        f"pretrained in study {study.name!r} on {of_what}: {settings.method}, {step:,} of {settings.n_steps:,} steps of "
-        f"{settings.batch_size} patches, start: {settings.start}"
-    )
-    return networks.card(pair, settings, study.patches, facts)
 
 
 def _watched(source: Source, settings: Pretraining, n_workers: int) -> np.ndarray:
@@ -197,18 +137,15 @@ def _watched(source: Source, settings: Pretraining, n_workers: int) -> np.ndarra
 
 
 def example(
-    study: Settings, name: str, data_folder: str | Path, n: int = 4
+    slides: list[SlideFile], settings: Pretraining, n: int = 4
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, pd.DataFrame]:
     """The first ``n`` patches (a batch at most) that a pretraining learns from, their crops, and where the patches lie.
 
     Patches: uint8 (n, size_px, size_px, 3). Crops, coloured as the network gets them: global ones, uint8 (2, n, g, g, 3), and
-    local ones, uint8 (n_local, n, l, l, 3). Raises as `pretrain` does for its slides.
+    local ones, uint8 (n_local, n, l, l, 3).
     """
-    settings = in_full(study.pretraining_of(name))
+    settings = in_full(settings)
     n = min(n, settings.batch_size)
-    if not settings.slides:
-        patches.prepare(study, data_folder)
-    slides = slides_of(study, settings, data_folder)
     with (
         contextlib.closing(Source(slides, settings.patches, settings.seed)) as source,
         contextlib.closing(batches(source, 0, 1, n)) as one,
@@ -230,7 +167,7 @@ def _finish(
     source: Source,
 ) -> None:
     """Close the run, and warn of a teacher that ended collapsed."""
-    folders = [pretrained.snapshot_folder(run.folder, step) for step in pretrained.steps_of(settings)]
+    folders = [snapshot_folder(run.folder, step) for step in steps_of(settings)]
     files = [
         str((folder / name).relative_to(run.folder)) for folder in folders for name in ("card.json", "weights.safetensors")
     ]
@@ -261,7 +198,7 @@ def _clear(run: store.Run) -> None:
     shutil.rmtree(run.path(TISSUE), ignore_errors=True)
 
 
-def _digest_of(slides: Sequence[SlideFile]) -> str:
+def slides_digest(slides: Sequence[SlideFile]) -> str:
     """Digest of the slides' names, um/px and content; a missing file has no content."""
     fingerprint = store_files.Fingerprints().of_slide
     contents = [fingerprint(slide.path) if Path(slide.path).exists() else None for slide in slides]
@@ -278,39 +215,3 @@ def load_history(run: store.Run) -> pd.DataFrame:
     ``patches_per_second`` and ``seconds`` (since the beginning, without what was lost by a kill).
     """
     return pd.read_json(run.path("history.jsonl"), lines=True, precise_float=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: pretrain one encoder of a study; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m mfcore.pretraining.pretrain", description=main.__doc__)
-    parser.add_argument("--study", type=Path, required=True, help="a study's YAML file")
-    parser.add_argument("--encoder", required=True, help="one of the study's pretrainings")
-    parser.add_argument("--data", type=Path, help="the folder of the study's data (data/<study> beside studies/)")
-    parser.add_argument("--results", type=Path, required=True, help="the folder that holds the study's")
-    parser.add_argument("--device", default="auto", help='"cpu", "cuda" or "auto": a GPU where there is one (auto)')
-    parser.add_argument("--workers", type=int, default=1, help="threads that read patches, for each process (1)")
-    chosen = parser.parse_args(arguments)
-    try:
-        study = load_study(chosen.study)
-        data = chosen.data or chosen.study.parent.parent / "data" / study.name
-        with processes.joined(chosen.device) as device:
-            run = pretrain(study, chosen.encoder, data, chosen.results / study.name, device, chosen.workers)
-            if processes.here().is_first:
-                print(run.folder)
-    except (
-        ConfigError,
-        PretrainingError,
-        PatchingError,
-        labels.LabelError,
-        store.StoreError,
-        encoders.EncoderError,
-        ValueError,
-        OSError,
-    ) as error:
-        print(f"mfcore: {store_errors.told(error)}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -32,10 +32,10 @@ from tqdm.auto import tqdm
 from mfcore.data.slides.reader import Window
 from mfcore.data.slides.slide import Slide, SlideError
 from mfcore.pretraining import tissue
+from mfcore.pretraining.method import OnlinePatches
 from mfcore.pretraining.slides import Kept, OpenSlides, PatchingError, SlideFile, share_of
 from mfcore.pretraining.tissue import MAX_ENLARGED, Look, Places, level_of, places_at
 from mfcore.streams import generator
-from mfcore.study.config_pretraining import OnlinePatches
 
 MAX_OPEN = 64
 MEMORY_BYTES = 256 << 20  # of decoded tiles

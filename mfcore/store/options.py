@@ -6,12 +6,18 @@ unknown key, a value of the wrong type and a value out of range raise pydantic's
 
 import dataclasses
 import difflib
+import json
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationError
 from pydantic.dataclasses import dataclass
+
+
+class ConfigError(ValueError):
+    """A file says something that it can't say; the message names file, key and remedy."""
+
 
 options = dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True))
 
@@ -36,6 +42,11 @@ WORDS = {
     "string_type": "should be text",
     "tuple_type": "should be a list",
 }
+
+
+def as_dict(config: object) -> dict:
+    """Options as plain data, ready for JSON and for `mfcore.store.records.digest`."""
+    return json.loads(json.dumps(dataclasses.asdict(typing.cast(Any, config))))
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

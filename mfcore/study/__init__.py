@@ -1,1 +1,1 @@
-"""What is asked: a study's file, checked, with its defaults, and the encoders that it pretrains."""
+"""Study files, their runs on disk, and the stages that bind the core to a study."""

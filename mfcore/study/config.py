@@ -5,45 +5,34 @@ workers) is not here: those are parameters of the notebooks.
 """
 
 import dataclasses
-import json
-import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from mfcore.store.options import nearest, problems_of, repeated
+from mfcore.data.labels.source import SOURCES
+from mfcore.data.options import SCHEMES, Data, Patches, Splits
+from mfcore.encoders.catalogue import OwnEncoder, path_of
+from mfcore.pretraining.method import Crops, OnlinePatches, Pretraining, in_order, steps_of
+from mfcore.store.options import ConfigError, as_dict, nearest, problems_of, repeated
 from mfcore.store.text import TwiceError, read_yaml
-from mfcore.study.config_networks import Lora, Network
-from mfcore.study.config_pretraining import Pretraining, Task, in_order, steps_of
-from mfcore.study.config_schema import (
-    MODES,
-    SCHEMES,
-    SOURCES,
-    ConfigError,
-    Data,
-    Effects,
-    Inflation,
-    OwnEncoder,
-    Patches,
-    Probe,
-    Settings,
-    Splits,
-    Switches,
-    path_of,
-)
+from mfcore.study.config_schema import MODES, Effects, Inflation, Settings, Switches
+from mfcore.tasks.protocol import TaskOptions
+from mfcore.training.options import Lora, Network, Probe
 
 __all__ = [
     "MODES",
     "SCHEMES",
     "SOURCES",
     "ConfigError",
+    "Crops",
     "Data",
     "Effects",
     "Inflation",
     "Lora",
     "Network",
+    "OnlinePatches",
     "OwnEncoder",
     "Patches",
     "Pretraining",
@@ -51,7 +40,7 @@ __all__ = [
     "Settings",
     "Splits",
     "Switches",
-    "Task",
+    "TaskOptions",
     "as_dict",
     "load_study",
 ]
@@ -265,8 +254,3 @@ CHECKS = {
     _pretraining: {"data", "encoders", "networks", "own_encoders", "pretraining"},
     _tasks: {"encoders", "pretraining", "tasks"},
 }
-
-
-def as_dict(config: object) -> dict:
-    """Options as plain data, ready for JSON and for `digest`."""
-    return json.loads(json.dumps(dataclasses.asdict(typing.cast(typing.Any, config))))

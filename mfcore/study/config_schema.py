@@ -1,32 +1,17 @@
 """What a study may say: frozen data with their defaults and meaning."""
 
 import typing
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from mfcore.data.labels.source import SOURCES, Source
-from mfcore.store.options import (
-    Count,
-    Distinct,
-    Flag,
-    Number,
-    Positive,
-    PositiveShare,
-    Two,
-    UmPerPx,
-    Whole,
-    among,
-    options,
-    refuse,
-)
-from mfcore.study.config_networks import Arguments, Network, encoder_name
-from mfcore.study.config_pretraining import Pretraining, Task
-
-
-class ConfigError(ValueError):
-    """A study says something that it can't say; the message names file, key and remedy."""
+from mfcore.data.options import SCHEMES, Data, Patches, Splits
+from mfcore.encoders.catalogue import OwnEncoder
+from mfcore.pretraining.method import Pretraining
+from mfcore.store.options import ConfigError, Count, Distinct, Flag, among, options, refuse
+from mfcore.tasks.protocol import TaskOptions
+from mfcore.training.options import Network, Probe
 
 
 @options
@@ -88,19 +73,6 @@ Switches.CHOICES = {
     name: typing.get_args(hint) or (True, False) for name, hint in typing.get_type_hints(Switches).items() if name != "CHOICES"
 }
 
-# Ways to split, by name: the strictest first, "released" as the released probe script draws.
-SCHEMES = {
-    "slide": {"split_by": "slide", "stratified": True},
-    "official": {"split_by": "official", "stratified": True},
-    "annotation_buffered": {"split_by": "annotation_buffered", "stratified": True},
-    "annotation": {"split_by": "annotation", "stratified": True},
-    "released": {"split_by": "annotation", "stratified": False},
-}
-
-WEIGHTS_FILES = (".safetensors", ".onnx", ".pth", ".pt", ".bin", ".ckpt")
-
-ORIGINS = ("slide", "scanned_area")
-
 MODES = {
     "strict": Switches(),
     "paper": Switches(
@@ -121,78 +93,6 @@ MODES = {
 
 
 @options
-class Data:
-    """The data set: which loader, which classes.
-
-    source: "synthetic" (made by mfcore), "midog22", "midogpp", "ccmct" (what their authors publish), "amibr" (AMi-Br's
-        patches), "midog" (one's own slides, labelled in MIDOG's JSON), "csv" (one's own slides, labelled in a table).
-    positive, negative: what class 1 and class 0 are called in tables and figures.
-    um_per_px: resolution of slides that don't state their own; None refuses such slides.
-    um_per_px_by_scanner: the same, for slides of one scanner; goes before ``um_per_px``.
-    label_values: how a table (source "csv") writes class 0 and class 1.
-    origin: where labels count px from: "slide", OpenSlide's corner of level 0; "scanned_area", the corner of what was scanned
-        (``openslide.bounds-x``, ``-y``), as QuPath counts on MRXS and SCN. None counts as "slide", and warns where they differ.
-    seed, n_slides, n_annotations: of the synthetic data set only.
-    """
-
-    source: Annotated[str, among(SOURCES)]
-    positive: str = "mitotic figure"
-    negative: str = "look-alike"
-    um_per_px: UmPerPx | None = None
-    um_per_px_by_scanner: dict[str, UmPerPx] = Field(default_factory=dict)
-    label_values: Annotated[tuple[str, ...], Two, Distinct] = ("0", "1")
-    origin: Annotated[str, among(ORIGINS)] | None = None
-    seed: Whole = 1
-    n_slides: Whole = 50
-    n_annotations: Whole = 2000
-
-    @model_validator(mode="after")
-    def _agree(self) -> "Data":
-        problems = {}
-        if self.positive == self.negative:
-            problems["positive"] = f"both classes are called {self.positive!r}; give data.negative another name"
-        if self.origin == "scanned_area" and not SOURCES[self.source].has_slides:
-            problems["origin"] = f"data.source {self.source} has patches and no slides; leave the key out"
-        refuse(problems)
-        return self
-
-
-@options
-class Patches:
-    """Patches: ``size_px`` at ``um_per_px`` is what encoders see; ``stored_px`` >= size_px leaves a margin for rotation.
-
-    at_border: where an annotation lies so near its slide's border that those ``size_px`` reach over it: "white" fills
-        what is outside with white; "shift" moves the patch inward until they fit. One rule for training and test.
-    """
-
-    size_px: Annotated[Whole, Field(ge=8)] = 224
-    um_per_px: UmPerPx | None = 0.25
-    stored_px: Count | None = None
-    at_border: Literal["white", "shift"] = "white"
-
-    @model_validator(mode="after")
-    def _hold(self) -> "Patches":
-        if self.stored_px is not None and self.stored_px < self.size_px:
-            refuse({"stored_px": f"{self.stored_px} is less than patches.size_px {self.size_px}"})
-        return self
-
-
-Fraction = Annotated[Number, Field(gt=0, lt=1)]
-
-
-@options
-class Splits:
-    """Monte Carlo folds (Ganz et al., section 3): test share of all, validation share and sizes as shares of the rest."""
-
-    seed: Whole = 42
-    n_folds: Count = 5
-    sizes: Annotated[tuple[PositiveShare, ...], Field(min_length=1), Distinct] = (0.001, 0.01, 0.1, 1.0)
-    test_fraction: Fraction = 0.2
-    val_fraction: Fraction = 0.2
-    by_domain: Flag = True
-
-
-@options
 class Inflation:
     """What other ways to split would have promised: one encoder's probe, run again under each of ``schemes``.
 
@@ -201,62 +101,6 @@ class Inflation:
 
     encoder: str = ""
     schemes: tuple[Annotated[str, among(SCHEMES)], ...] = ("slide", "annotation_buffered", "annotation", "released")
-
-
-@options
-class Probe:
-    """UNI's linear probe: cost None means D * K / 100."""
-
-    cost: Positive | None = None
-    max_iter: Count = 1000
-
-
-def path_of(weights: str) -> Path | None:
-    """The file or folder that ``weights`` names, by its beginning or its ending; None where it names no file."""
-    is_path = weights.startswith(("/", "./", "../", "~")) or weights.endswith(WEIGHTS_FILES)
-    return Path(weights).expanduser() if is_path else None
-
-
-@options
-class OwnEncoder:
-    """An encoder that the study itself describes: a new one, or a known one under other conventions.
-
-    name: its name in this study. weights: OWNER/REPOSITORY[@REVISION] on the hub, "random", or a file of tensors under
-    timm's names or a folder with one; a relative path starts from the folder of the study file. like: a known encoder, whose
-    card holds for every key that is left out. The other keys are those of the encoders' cards (`mfcore.encoders.card`);
-    a new encoder needs architecture, mean and std; dimension, readout and parameters are read off the architecture.
-    """
-
-    name: Annotated[str, encoder_name(":@")]
-    like: str = ""
-    weights: str = ""
-    architecture: str | None = None
-    arguments: Arguments | None = None
-    mean: tuple[Number, ...] | None = None
-    std: tuple[Number, ...] | None = None
-    resize_px: Whole | None = None
-    crop_px: Whole | None = None
-    interpolation: str | None = None
-    readout: str | None = None
-    n_prefix_tokens: Whole | None = None
-    n_dims: Whole | None = None
-    n_parameters: Whole | None = None
-    um_per_px: tuple[Number, ...] | None = None
-    evidence: str | None = None
-    learnt_from: str | None = None
-    precision: str | None = None
-    licence: str | None = None
-    gated: Flag | None = None
-    facts: str | None = None
-    departs: str | None = None
-    source: str | None = None
-    files: tuple[str, ...] | None = None
-    sha256: str | None = None
-
-    @property
-    def weights_path(self) -> Path | None:
-        """The file or folder that ``weights`` names; None where it names no file."""
-        return path_of(self.weights)
 
 
 @options
@@ -286,7 +130,7 @@ class Settings:
     encoders: their names. own_encoders: those of them that the study describes itself (in a file, entries of ``encoders``
         that are mappings).
     conventions: one of ``encoders`` that is also embedded and probed as other libraries do it (`mfcore.encoders.card`).
-    probe_audit: those of ``encoders`` that are also probed by other published estimators (`mfcore.training.probe_audit`).
+    probe_audit: those of ``encoders`` that are also probed by other published estimators (`mfcore.training.estimators`).
     effects: which switches' effects are measured, on which arms.
     pretraining: encoders that the study pretrains from slides; those that ``encoders`` lists are benchmarked like any other.
     tasks: downstream tasks by which encoders are judged besides.
@@ -308,7 +152,7 @@ class Settings:
     networks: tuple[Network, ...] = ()
     effects: Effects = Effects()
     pretraining: tuple[Pretraining, ...] = ()
-    tasks: tuple[Task, ...] = ()
+    tasks: tuple[TaskOptions, ...] = ()
 
     @property
     def source(self) -> Source:
@@ -357,7 +201,7 @@ class Settings:
         """The pretraining of the encoder ``name``; raises ConfigError with the names there are."""
         return self._named(self.pretraining, name, "pretrains no encoder")
 
-    def task(self, name: str) -> Task:
+    def task(self, name: str) -> TaskOptions:
         """The task called ``name``; raises ConfigError with the names there are."""
         return self._named(self.tasks, name, "has no task")
 

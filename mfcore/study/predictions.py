@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 
 from mfcore import store
-from mfcore.data import patches, splits
+from mfcore.data import splits
 from mfcore.encoders.card import EncoderCard, cards, released_cards
 from mfcore.measures import binary
-from mfcore.study import pretrained
-from mfcore.study.config import ConfigError, Network, Settings, Switches, as_dict
+from mfcore.store.options import as_dict
+from mfcore.study import data, pretrained
+from mfcore.study.config import ConfigError, Network, Settings, Switches
 
 PROBE, END_TO_END, LORA = "probe", "end-to-end", "LoRA"
 ALL = splits.ALL
@@ -78,12 +79,12 @@ def collect(study: Settings, results: str | Path) -> Collected:
 
 def stored_labels(study: Settings, results: str | Path) -> pd.DataFrame:
     """The study's stored label table, a row for each patch; raises StoreError where no patches were extracted."""
-    return store.read_parquet(patches.find(study, results).path("labels.parquet"))
+    return store.read_parquet(data.find_patches(study, results).path("labels.parquet"))
 
 
 def stored_splits(study: Settings, results: str | Path) -> pd.DataFrame:
     """The splits that the study's probes learn from, as `mfcore.data.splits.make`; raises StoreError where there are none."""
-    return splits.load(splits.find(study, results))
+    return splits.load(data.find_splits(study, results))
 
 
 def history(run: store.Run) -> pd.DataFrame:
@@ -108,7 +109,7 @@ def current_runs(study: Settings, results: Path) -> dict[str, store.Run]:
 
     Raises StoreError where there are no splits, or several runs of a name could be meant.
     """
-    splits_of = {"probe": splits.find(study, results).key, "train": _splits_of_networks(study, results)}
+    splits_of = {"probe": data.find_splits(study, results).key, "train": _splits_of_networks(study, results)}
     networks = {f"{n.name}-fold{fold}": _settings(study, n) for n in study.networks for fold in range(study.splits.n_folds)}
     found: dict[str, list[store.Run]] = {}
     for run in [*store.runs(results, "probe"), *store.runs(results, "train")]:
@@ -143,13 +144,13 @@ def _known(run: store.Run) -> dict:
 
 def _splits_of_networks(study: Settings, results: Path) -> str | None:
     try:
-        return splits.find(study, results, networks=True).key
+        return data.find_splits(study, results, networks=True).key
     except store.StoreError:  # folds of their own that nobody has drawn yet
         return None
 
 
 def _settings(study: Settings, network: Network) -> dict:
-    """What a training's config must say to be the study's, as far as it says so (`mfcore.training.train.config_of`)."""
+    """What a training's config must say to be the study's, as far as it says so (`mfcore.study.arms.training_config`)."""
     card = _card(study, network.architecture, released_cards("training"))
     switches = {name: getattr(study.switches, name) for name in Switches.CHOICES}
     switches |= {"sampler": "annotations", "augmentation": "as_said", **study.released_in_training(network)}
@@ -183,7 +184,7 @@ def find_embeddings(study: Settings, name: str, results: Path) -> store.Run:
 
     Raises StoreError where there are none.
     """
-    source, card = {"patches": patches.find(study, results).key}, _card(study, name, released_cards("embedding"))
+    source, card = {"patches": data.find_patches(study, results).key}, _card(study, name, released_cards("embedding"))
     known = {"size_px": study.patches.size_px}
     if card is None:
         return store.find_known(results, "embeddings", name, {**known, **source})

@@ -7,9 +7,14 @@ A run ``pretrain-<name>-<key>`` keeps a folder for each snapshot, ``encoders/ste
 from pathlib import Path
 
 from mfcore import store
-from mfcore.study import config_pretraining
-from mfcore.study.config import ConfigError, Pretraining, Settings, as_dict
-from mfcore.study.config_pretraining import LAYER_SCALE, MASK_TOKEN_SD, in_full, steps_of
+from mfcore.pretraining import method
+from mfcore.pretraining.method import METHODS, in_full, snapshot_folder, steps_of
+from mfcore.store.options import as_dict
+from mfcore.study.config import ConfigError, Pretraining, Settings
+
+__all__ = [
+    "METHODS", "STAGE", "config_of", "find", "folder_of", "in_full", "in_order", "is_of", "sha256", "snapshots_of", "steps_of",
+]  # fmt: skip
 
 STAGE = "pretrain"
 
@@ -17,9 +22,9 @@ STAGE = "pretrain"
 def config_of(study: Settings, name: str) -> dict:
     """What decides the encoder ``name``, besides the slides and the weights that it starts from."""
     pretraining = in_full(study.pretraining_of(name))
-    content = as_dict(pretraining) | {"name": ""}
-    if (method := pretraining.method) in LAYER_SCALE:  # what a network of the method begins with
-        content["begins_with"] = {"layer_scale": LAYER_SCALE[method], "mask_token_sd": MASK_TOKEN_SD[method]}
+    content, by = as_dict(pretraining) | {"name": ""}, METHODS[pretraining.method]
+    if by.layer_scale is not None:  # what a network of the method begins with
+        content["begins_with"] = {"layer_scale": by.layer_scale, "mask_token_sd": by.mask_token_sd}
     keys = ("source", "um_per_px", "um_per_px_by_scanner")
     return {
         "pretraining": content,
@@ -42,7 +47,7 @@ def find(study: Settings, name: str, results: str | Path) -> store.Run:
 
 def in_order(study: Settings) -> list[str]:
     """The encoders that the study pretrains, each after the one that it starts from."""
-    return config_pretraining.in_order(study.pretraining)
+    return method.in_order(study.pretraining)
 
 
 def snapshots_of(pretraining: Pretraining) -> list[str]:
@@ -53,11 +58,6 @@ def snapshots_of(pretraining: Pretraining) -> list[str]:
 def is_of(study: Settings, name: str) -> bool:
     """Whether ``name`` is an encoder that the study pretrains, or a snapshot of one."""
     return name.partition("@")[0] in [pretraining.name for pretraining in study.pretraining]
-
-
-def snapshot_folder(run_folder: Path, step: int) -> Path:
-    """The folder of the snapshot after ``step`` steps."""
-    return run_folder / "encoders" / f"step{step:07d}"
 
 
 def folder_of(study: Settings, name: str, results: str | Path) -> Path:

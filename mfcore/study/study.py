@@ -2,16 +2,13 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from mfcore import store
-from mfcore.study import predictions, pretrained
+from mfcore.encoders.card import EncoderCard
+from mfcore.study import data, encoders, predictions, pretrained
 from mfcore.study.config import Settings, load_study
-
-if TYPE_CHECKING:
-    from mfcore.encoders.card import EncoderCard
 
 
 class Study:
@@ -46,9 +43,7 @@ class Study:
     @cached_property
     def patches(self) -> store.Run:
         """The run with the stored patches; raises StoreError where there is none."""
-        from mfcore.data import patches
-
-        return patches.find(self.settings, self.folder)
+        return data.find_patches(self.settings, self.folder)
 
     @cached_property
     def labels(self) -> pd.DataFrame:
@@ -62,11 +57,9 @@ class Study:
 
     # ---- encoders ----
 
-    def card(self, encoder: str) -> "EncoderCard":
+    def card(self, encoder: str) -> EncoderCard:
         """The card by which the study has an encoder: a known one, the user's own, or one pretrained here."""
-        from mfcore import encoders
-
-        return encoders.of(self.settings, encoder, self.folder)
+        return encoders.card_of(self.settings, encoder, self.folder)
 
     def embeddings(self, encoder: str) -> store.Run:
         """The run with the embeddings of the study's patches; raises StoreError where there is none."""

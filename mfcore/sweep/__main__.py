@@ -214,7 +214,7 @@ def data(name: str, folder: str | None, verify: bool) -> int:
     """
     study = load_study(study_file(name))
     try:
-        table = downloads.fetch(study, data_folder(study, study_file(name), folder), verify=verify)
+        table = downloads.fetch(study.source, data_folder(study, study_file(name), folder), verify=verify)
     except KeyboardInterrupt:
         print("mfcore: stopped; what came is kept, run it again to go on", file=sys.stderr)
         return 130

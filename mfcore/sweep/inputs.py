@@ -15,12 +15,13 @@ from mfcore.data.labels import table as labels
 from mfcore.store import files as store_files
 from mfcore.store.files import Fingerprints
 from mfcore.store.records import digest
+from mfcore.study import data as study_data
 from mfcore.study.config import Pretraining, Settings, as_dict
 from mfcore.sweep.jobs import MEASURE, ROOT, SHARE, STAGES, SUM_UP, Job
 from mfcore.tasks import registry, task
 
 FOLDER = "inputs"  # in the study's results
-WITHOUT_NOTEBOOK = {SHARE: "encoders/embed", MEASURE: "sweep/switches", "supplement": "sweep/report"}  # its module
+WITHOUT_NOTEBOOK = {SHARE: "study/encoders", MEASURE: "sweep/switches", "supplement": "sweep/report"}  # its module
 
 
 def states_of(study: Settings, job: Job) -> tuple[str, ...]:
@@ -93,7 +94,7 @@ def _below(place: Path, known: Fingerprints) -> dict[str, list[int | str]]:
 def _data(study: Settings, folder: Path, was: dict, known: Fingerprints) -> dict:
     """The state of the study's data: checksums of its label files, fingerprints of the slides that they name."""
     try:
-        files = labels.files_of(study, folder)
+        files = labels.files_of(study.source.source, folder)
     except labels.LabelError:
         return was if was.get("labels") else {"complete": False}
     said = {file.relative_to(folder).as_posix(): known.of(file, whole=True)[1] for file in files}
@@ -102,7 +103,7 @@ def _data(study: Settings, folder: Path, was: dict, known: Fingerprints) -> dict
         names = list(before)
     else:
         try:
-            names = sorted(set(labels.load(study, folder, check_files=False)["file"]))
+            names = sorted(set(study_data.load_labels(study, folder, check_files=False)["file"]))
         except Exception:  # whatever is wrong with the labels, the job that reads them says it
             names, is_read = list(before), False
     slides = {name: known.of_slide(folder / name) if (folder / name).exists() else before.get(name) for name in names}

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from mfcore import store
 from mfcore.encoders.card import variants_of
-from mfcore.study import pretrained
+from mfcore.study import pretrained, tasks as study_tasks
 from mfcore.study.config import Pretraining, Settings, Switches
-from mfcore.tasks import protocol as tasks_protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = {
@@ -130,7 +129,7 @@ def _pretraining_jobs(study: Settings) -> Iterator[Job]:
 def _judging_jobs(study: Settings, probes: Sequence[str]) -> Iterator[Job]:
     """What judges encoders on tasks, sets representations beside ``probes`` and compares pretrainings; none without either."""
     judged = [
-        _job("09", [STAGES["01"], *_pretrained(study, tasks_protocol.encoders_of(study, task))], task.name, task=task.name)
+        _job("09", [STAGES["01"], *_pretrained(study, study_tasks.encoders_of(study, task))], task.name, task=task.name)
         for task in study.tasks
     ]
     yield from judged

@@ -25,6 +25,7 @@ from mfcore.claims import ledger as claims
 from mfcore.data import patches, splits_audit
 from mfcore.data.labels import schema as labels_schema
 from mfcore.measures import binary, raters
+from mfcore.study import data as study_data
 from mfcore.study.config import Settings, as_dict
 from mfcore.sweep import (
     report_audit,
@@ -148,7 +149,7 @@ def _is_empty(output: nbformat.NotebookNode) -> bool:
 
 
 def _index(study: Settings, results: Path, notebooks: pd.DataFrame, ledger: pd.DataFrame) -> str:
-    patches_run = patches.find(study, results)
+    patches_run = study_data.find_patches(study, results)
     annotations = store.read_parquet(patches_run.path("labels.parquet"))
     collected = compare.collect(study, results)
     scores = compare.scores(collected.predictions)
@@ -184,7 +185,7 @@ def _index(study: Settings, results: Path, notebooks: pd.DataFrame, ledger: pd.D
         resolutions=_resolutions(patches_run),
         captions=texts,
         figure=figure,
-        audit=table(splits_audit.summary(splits_audit.load(splits_audit.find(study, results)))),
+        audit=table(splits_audit.summary(splits_audit.load(study_data.find_audit(study, results)))),
         scaling=table(compare.wide(compare.marked(by_size, study))),
         crossed=table(_tab_2(compare.marked(crossed, study))) if len(crossed) else "",
         published=table(_published()),
@@ -217,7 +218,7 @@ def _counts(study: Settings, annotations: pd.DataFrame) -> pd.DataFrame:
 
 def _data_notes(study: Settings, run: store.Run, annotations: pd.DataFrame) -> list[str]:
     """What a reader must know of the patches: side and resolution, what the border did, what was published wrongly of them."""
-    facts, config = run.record["facts"], patches.config_of(study)
+    facts, config = run.record["facts"], study_data.patches_config(study)
     at = "each slide's own µm/px" if config["resolution"] == "native" else f"{study.patches.um_per_px:g} µm/px"
     notes = [f"Patches of {study.patches.size_px} px at {at}, stored with {study.stored_px} px."]
     if n_shifted := facts["n_patches_shifted"]:

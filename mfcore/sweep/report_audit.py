@@ -7,6 +7,7 @@ import pandas as pd
 from mfcore import store
 from mfcore.analysis import captions, scaling
 from mfcore.data import splits, splits_audit
+from mfcore.study import data as study_data
 from mfcore.study.config import SCHEMES, Settings
 from mfcore.sweep import report_html
 from mfcore.sweep.report_html import rich, table
@@ -16,7 +17,7 @@ MAX_ROWS = 100  # of patches with contradicting labels on the page
 
 def page(study: Settings, results: Path) -> str:
     """The page, from the audit of notebook 01 and the probes that notebook 03 ran under other schemes."""
-    run = splits_audit.find(study, results)
+    run = study_data.find_audit(study, results)
     schemes, own, twins = splits_audit.load_schemes(run), splits_audit.load(run), splits_audit.load_twins(run)
     contradictions = twins[twins["contradicts"]]
     inflation = scaling.inflation_table(study, results)

@@ -8,11 +8,10 @@ import pandas as pd
 
 from mfcore import encoders, store
 from mfcore.analysis import compare
-from mfcore.data import patches
 from mfcore.encoders import weights
 from mfcore.encoders.card import TABLE_1, EncoderCard, cards
 from mfcore.encoders.readout import READOUTS
-from mfcore.study import pretrained
+from mfcore.study import data as study_data, encoders as study_encoders, pretrained
 from mfcore.study.config import Settings
 from mfcore.sweep import report_html
 
@@ -75,7 +74,7 @@ def _card(study: Settings, name: str, results: Path, runs: dict[str, store.Run])
     """The card of an encoder without asking a network, or why it can't be shown; one named by where it is has its run's."""
     try:
         if name in cards() or not name.startswith(("timm:", "hf-hub:", "random:")):
-            return encoders.of(study, name, results), ""
+            return study_encoders.card_of(study, name, results), ""
         if name not in runs:
             return None, "its card is read when it is embedded"
         content = runs[name].record["config"]["card"]
@@ -155,14 +154,14 @@ def _state(
 def _runs(study: Settings, results: Path) -> dict[str, store.Run]:
     """The current embeddings of the study's patches, by encoder; where there are none by today's card, others."""
     try:
-        key = patches.find(study, results).key
+        key = study_data.find_patches(study, results).key
     except store.StoreError:
         return {}
     there = [run for run in store.runs(results, "embeddings") if run.identity["inputs"].get("patches") == key]
     found = {run.identity["name"]: run for run in there}
     for name in found:
         with contextlib.suppress(store.StoreError, encoders.EncoderError):
-            found[name] = encoders.find_embeddings(study, name, results)
+            found[name] = study_encoders.find_embeddings(study, name, results)
     return found
 
 

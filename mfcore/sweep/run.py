@@ -99,7 +99,7 @@ def _run_notebook(job: Job, file: Path, results: Path, data: str, n_threads: int
 
 def _run_process(job: Job, file: Path, results: Path, data: str, n_threads: int) -> None:
     """Have a job without a notebook done by a process of its own."""
-    command = [sys.executable, "-m", "mfcore.encoders.embed" if job.is_share else "mfcore.sweep.switches"]
+    command = [sys.executable, "-m", *(("mfcore", "embed") if job.is_share else ("mfcore.sweep.switches",))]
     command += ["--study", str(file), "--results", str(results.parent)]
     if job.is_share:
         command += ["--encoder", str(job.parameters["encoder"])]

@@ -12,16 +12,16 @@ from pathlib import Path
 from mfcore import encoders, store
 from mfcore.analysis import switches
 from mfcore.analysis.switches import BASE, PAPER, derived
-from mfcore.data import downloads, patches, splits
+from mfcore.data import downloads
 from mfcore.data.patches_read import DiskError
-from mfcore.encoders import embed
 from mfcore.store import errors as store_errors
 from mfcore.store.records import digest
+from mfcore.study import arms as study_arms, data as study_data, encoders as study_encoders
 from mfcore.study.config import ConfigError, Switches
 from mfcore.study.study import Study, open_study
-from mfcore.training import probe, train
+from mfcore.training.task import TrainingError
 
-PARTS = (encoders.EncoderError, store.StoreError, train.TrainingError, ValueError)  # of one arm; the other goes on
+PARTS = (encoders.EncoderError, store.StoreError, TrainingError, ValueError)  # of one arm; the other goes on
 
 
 def measure(study: Study, switch: str, data: str | Path, device: str = "cpu", n_workers: int = 1) -> list[str]:
@@ -29,7 +29,7 @@ def measure(study: Study, switch: str, data: str | Path, device: str = "cpu", n_
 
     switch: as for `switches.derived`. data: the study's data folder, read only where patches are cut or drawn anew. An arm
     that the switch doesn't touch is left out; where it touches none, nothing is made. Raises ValueError for a switch that
-    there isn't, and what `patches.extract` and `splits.write` raise.
+    there isn't, and what `study_data.extract` and `study_data.write_splits` raise.
     """
     this, problems = derived(study, switch), []
     touched = [arm for arm in switches.arms(study.settings) if not switches.why_not(study, switch, arm)]
@@ -51,23 +51,23 @@ def _turn(study: Study, made_from: object) -> contextlib.AbstractContextManager[
 
 def _draw(study: Study, this: Study, data: str | Path, n_workers: int) -> None:
     """Make patches and splits of a derived study; patches that are the study's own are looked for before data are read."""
-    config = patches.config_of(this.settings)
+    config = study_data.patches_config(this.settings)
     with _turn(this, config):
-        is_own = config == patches.config_of(study.settings)
+        is_own = config == study_data.patches_config(study.settings)
         if not (is_own and _is_there(lambda: this.patches)):
-            patches.extract(this.settings, patches.prepare(this.settings, data, n_workers), this.folder, n_workers)
-        splits.write(this.settings, this.folder)
+            study_data.extract(this.settings, study_data.prepare(this.settings, data, n_workers), this.folder, n_workers)
+        study_data.write_splits(this.settings, this.folder)
 
 
 def _fit(this: Study, arm: str, data: str | Path, device: str) -> None:
     """Train a network on every fold, or embed by an encoder and probe it."""
     if arm in this.settings.encoders:
         if not _is_there(lambda: this.embeddings(arm)):
-            embed.embed(this.settings, arm, this.folder, device)
-        probe.fit_study(this.settings, this.embeddings(arm), this.folder)
+            study_encoders.embed(this.settings, arm, this.folder, device)
+        study_arms.fit_probe(this.settings, this.embeddings(arm), this.folder)
         return
     for fold in range(this.settings.splits.n_folds):
-        train.train_study(this.settings, arm, fold, this.folder, device, data=data)
+        study_arms.train(this.settings, arm, fold, this.folder, device, data_folder=data)
 
 
 def _is_there(find: Callable[[], store.Run]) -> bool:

@@ -20,10 +20,10 @@ from tqdm.auto import tqdm
 from mfcore import encoders, store
 from mfcore.encoders import preprocess
 from mfcore.encoders.card import EncoderCard
+from mfcore.store.options import as_dict
 from mfcore.store.records import digest
 from mfcore.streams import generator
-from mfcore.study.config import Settings, as_dict
-from mfcore.tasks import protocol as tasks_protocol, runs as tasks_runs
+from mfcore.tasks import protocol as tasks_protocol
 from mfcore.tasks.protocol import resized
 from mfcore.tasks.task import SELECTION, Protocol, TaskData
 from mfcore.training import heads
@@ -34,30 +34,20 @@ SHARD, BATCH = 1024, 32  # images; a kill loses at most the shard in hand
 FILE = "features.h5"
 
 
-def judge(
-    study: Settings, task: str, encoder: str, data_folder: str | Path, results: str | Path, device: str = "cpu"
-) -> store.Run:
-    """Judge ``encoder``, which may be a snapshot ``NAME@STEP``, by ``task``; takes up again where an earlier call stopped.
+def judge(data: TaskData, card: EncoderCard, protocol: Protocol, run: store.Run, seed: int, device: str = "cpu") -> store.Run:
+    """Judge the encoder of ``card`` by a task's data; fills and finishes ``run``, from where an earlier call stopped.
 
-    Raises TaskError, with all that is wrong, for a task whose data can't be judged by, and EncoderError where the encoder can't
-    be had.
+    data: as `protocol.check` passes them. seed: of the heads. Raises EncoderError where the encoder can't be had.
     """
-    protocol = tasks_protocol.of(study.task(task))
-    card = encoders.of(study, encoder, results)
-    run, data = tasks_runs.begin(STAGE, study, task, encoder, card.identity(), data_folder, results)
-    if run.done:
-        return run
     features = features_of(run, data, card, device, protocol.size_px)
-    missing = tasks_runs.missing(run, protocol.n_runs)
+    missing = tasks_protocol.missing(run, protocol.n_runs)
     for first in range(0, len(missing), AT_ONCE):
-        _train(run, study, data, features, protocol, missing[first : first + AT_ONCE])
+        _train(run, data, features, protocol, seed, missing[first : first + AT_ONCE])
     n_dims = features.shape[1]
-    return tasks_runs.finish(run, data, protocol.n_runs, "predictions.parquet", [FILE], n_dims=n_dims)
+    return tasks_protocol.finish(run, data, protocol.n_runs, "predictions.parquet", [FILE], n_dims=n_dims)
 
 
-def _train(
-    run: store.Run, study: Settings, data: TaskData, features: np.ndarray, protocol: Protocol, numbers: list[int]
-) -> None:
+def _train(run: store.Run, data: TaskData, features: np.ndarray, protocol: Protocol, seed: int, numbers: list[int]) -> None:
     """Train the heads of some runs together, and keep what each says of the items that none learned from."""
     table, n_classes = data.table.reset_index(drop=True), len(data.classes)
     labels = table["label"].to_numpy(np.int64)
@@ -65,9 +55,9 @@ def _train(
     validation = np.flatnonzero(table["split"] == SELECTION)
     trained = [
         heads.Head(
-            _drawn(rows, labels, protocol.n_per_class, study.splits.seed, data.name, number),
+            _drawn(rows, labels, protocol.n_per_class, seed, data.name, number),
             validation,
-            generator(study.splits.seed, "judge", data.name, "head", number),
+            generator(seed, "judge", data.name, "head", number),
         )
         for number in numbers
     ]
@@ -79,7 +69,7 @@ def _train(
         predictions = tested[["item_id", "split", "label"]].assign(run=number, step=head.progress.best_step)
         predictions = predictions[["run", "step", "item_id", "split", "label"]].assign(group=tested["group"].astype(str))
         predictions = predictions.assign(**{f"score_{i}": scores[:, i] for i in range(n_classes)})
-        tasks_runs.keep(run, number, predictions, {"n_train": len(head.train), **head.progress.facts()})
+        tasks_protocol.keep(run, number, predictions, {"n_train": len(head.train), **head.progress.facts()})
 
 
 def _drawn(rows: np.ndarray, labels: np.ndarray, n_per_class: int | None, seed: int, *names: object) -> np.ndarray:

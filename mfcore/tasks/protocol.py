@@ -1,28 +1,57 @@
-"""How an encoder is judged by a task in a study: by which protocol, which encoders, and what decides a run."""
+"""By which protocol an encoder is judged by a task, whether the task's data will do, and what a run of several seeds leaves."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 from PIL import Image
+from pydantic import Field, ValidationInfo, field_validator
 
 from mfcore import store
-from mfcore.store import files as store_files
+from mfcore.store.files import Fingerprints
+from mfcore.store.options import Count, Distinct, Flag, Positive, Whole, among, options
 from mfcore.store.records import digest
-from mfcore.study import pretrained
-from mfcore.study.config import Settings, Task, as_dict
 from mfcore.tasks import registry
 from mfcore.tasks.task import SELECTION, Protocol, TaskData, TaskError
 
-REFUSALS = "judged_{}.csv"  # among the results, of a task
+MAX_PX = 4096  # side to which patches are resized
 MIN_PX = 8  # sides of an image below which there is nothing to see
 
 
-def of(task: Task) -> Protocol:
-    """The protocol of a study's task: the published one, but for what the study says otherwise."""
+@options
+class TaskOptions:
+    """A downstream task and how encoders are judged by it: eva's protocol for its kind.
+
+    name: one of `registry.TASKS`. encoders: which; empty for the study's and all that it pretrains. snapshots: judge those too.
+    n_runs: heads trained from other seeds; None: 5, of pcam_10shot 50. n_steps, batch_size, max_lr: of the head; None as eva
+    has it for the task's kind. size_px: side to which patches are resized before the encoder's own transform; None: as it
+    has it. n_per_class: of the training split, drawn anew each run (few-shot); None: all, but for pcam_10shot's 10.
+    """
+
+    name: Annotated[str, among(registry.TASKS)]
+    encoders: Annotated[tuple[str, ...], Distinct] = ()
+    snapshots: Flag = False
+    n_runs: Count | None = None
+    n_steps: Count | None = None
+    batch_size: Count | None = None
+    max_lr: Positive | None = None
+    size_px: Annotated[Whole, Field(ge=1, le=MAX_PX)] | None = None
+    n_per_class: Count | None = None
+
+    @field_validator("n_per_class")
+    @classmethod
+    def _has_classes(cls, n: int | None, info: ValidationInfo) -> int | None:
+        if n is not None and (name := info.data.get("name")) and registry.get(name).is_segmentation:
+            raise ValueError(f"{n}, but this task segments nuclei and has no classes of patches; leave the key out")
+        return n
+
+
+def of(task: TaskOptions) -> Protocol:
+    """The protocol of a task: the published one, but for what the options say otherwise."""
     published = registry.get(task.name).protocol
     keys = ("n_runs", "n_steps", "batch_size", "max_lr", "n_per_class", "size_px")
     protocol = replace(published, **{key: value for key in keys if (value := getattr(task, key)) is not None})
@@ -30,68 +59,10 @@ def of(task: Task) -> Protocol:
     return protocol if epochs[0] == epochs[1] else replace(protocol, patience=None)  # it counts epochs of the published length
 
 
-def encoders_of(study: Settings, task: Task) -> list[str]:
-    """Whom a task judges: its encoders, or the study's and all that it pretrains; each pretrained one after its snapshots.
-
-    The last snapshot is the encoder itself, and is named once.
-    """
-    own = [which.name for which in study.pretraining]
-    names = list(task.encoders) or [*study.encoders, *(name for name in own if name not in study.encoders)]
-    if not task.snapshots:
-        return names
-    return [name for encoder in names for name in [*_earlier(study, encoder), encoder]]
-
-
-def _earlier(study: Settings, encoder: str) -> list[str]:
-    return pretrained.snapshots_of(study.pretraining_of(encoder))[:-1] if pretrained.is_of(study, encoder) else []
-
-
-def one_after_another(
-    study: Settings, task: str, results: str | Path, judge: Callable[[str], object], refused: type[Exception]
-) -> pd.DataFrame:
-    """Call ``judge`` with each of a task's encoders: ``encoder, judged, reason``; one that is ``refused`` stops no other.
-
-    The reasons are kept, see `refusals`. Raises the last error where all were refused.
-    """
-    rows, last = [], None
-    for name in encoders_of(study, study.task(task)):
-        try:
-            judge(name)
-            rows.append((name, True, ""))
-        except refused as error:
-            last = error
-            rows.append((name, False, " ".join(str(error).split())))
-    table = pd.DataFrame(rows, columns=["encoder", "judged", "reason"])
-    store.write_csv(Path(results) / REFUSALS.format(task), table)
-    if last is not None and not table["judged"].any():
-        raise last
-    return table
-
-
-def refusals(results: str | Path, task: str) -> dict[str, str]:
-    """Why encoders weren't judged by a task, by their names."""
-    file = Path(results) / REFUSALS.format(task)
-    if not file.is_file():
-        return {}
-    table = pd.read_csv(file, keep_default_na=False)
-    return dict(table.loc[~table["judged"], ["encoder", "reason"]].itertuples(index=False))
-
-
-def config_of(study: Settings, task: str, card: Mapping[str, object] | None) -> dict:
-    """What decides a run, besides the images: protocol, seed, and what of the encoder's card decides an embedding."""
-    return {
-        "protocol": as_dict(of(study.task(task))),
-        "seed": study.splits.seed,
-        "card": card and json.loads(json.dumps(dict(card))),
-    }
-
-
-def fingerprint(data: TaskData, results: str | Path) -> str:
-    """Digest of a task's table and of all its files; those of known size and time (``results`` keep it) aren't read again."""
+def fingerprint(data: TaskData, known: Fingerprints) -> str:
+    """Digest of a task's table and of all its files; those of size and time as ``known`` aren't read again."""
     table = data.table.drop(columns="file")
-    known = store_files.Fingerprints(Path(results) / "inputs" / f".task_{data.folder.name}.json")
     files = data.fingerprints(known)
-    known.write()
     return digest([json.loads(table.to_json(orient="values")), list(data.classes), files])
 
 
@@ -146,3 +117,30 @@ def resized(pixels: np.ndarray, short_px: int, interpolation: str) -> np.ndarray
         return pixels
     size = (short_px * width // short, short_px * height // short)
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling[interpolation.upper()]))
+
+
+# ---- what a run leaves ----
+
+
+def missing(run: store.Run, n_runs: int) -> list[int]:
+    """The seeds' numbers, from 0, whose training isn't done."""
+    return [number for number in range(n_runs) if not _file(run, number, ".json").is_file()]
+
+
+def keep(run: store.Run, number: int, tested: pd.DataFrame, fit: Mapping[str, object]) -> None:
+    """Keep what came of one seed's training: what it says of the items that it didn't learn from, and how it ended."""
+    store.write_parquet(_file(run, number), tested)
+    store.write_json(_file(run, number, ".json"), {"run": number, **fit})
+
+
+def finish(run: store.Run, data: TaskData, n_runs: int, table: str, files: list[str], **facts: object) -> store.Run:
+    """Put what was kept together, in ``table`` and ``fits.csv``, and close the run; ``files``: what else it records."""
+    tables = [store.read_parquet(_file(run, number)) for number in range(n_runs)]
+    store.write_parquet(run.path(table), pd.concat(tables, ignore_index=True))
+    store.write_csv(run.path("fits.csv"), pd.DataFrame([store.read_json(_file(run, i, ".json")) for i in range(n_runs)]))
+    of_data = {"selected_on": data.selected_on, "notes": list(data.notes), "classes": list(data.classes)}
+    return run.finish([table, "fits.csv", *files], n_items=len(data.table), **facts, **of_data)
+
+
+def _file(run: store.Run, number: int, suffix: str = ".parquet") -> Path:
+    return run.unit_file(f"run{number:03d}", suffix)

@@ -7,7 +7,6 @@ tested patches with their true masks and what the first run made of them.
 
 import dataclasses
 import io
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,10 +20,9 @@ from mfcore.encoders.readout import READOUTS
 from mfcore.measures import masks
 from mfcore.measures.masks import IGNORED
 from mfcore.streams import generator
-from mfcore.study.config import Settings
-from mfcore.tasks import protocol as tasks_protocol, runs as tasks_runs, segment_decoder
+from mfcore.tasks import protocol as tasks_protocol, segment_decoder
 from mfcore.tasks.segment_decoder import Material
-from mfcore.tasks.task import SELECTION, TaskData, TaskError
+from mfcore.tasks.task import SELECTION, Protocol, TaskData, TaskError
 
 STAGE = "segment"
 BATCH = 16  # images through the encoder at once
@@ -32,25 +30,18 @@ N_SHOWN = 4  # tested patches that are kept for a figure
 WORTH_SHOWING = 0.03  # share of a patch that nuclei cover
 
 
-def segment(
-    study: Settings, task: str, encoder: str, data_folder: str | Path, results: str | Path, device: str = "cpu"
-) -> store.Run:
-    """Judge ``encoder``, which may be a snapshot ``NAME@STEP``, by ``task``; a kill loses the decoder in hand.
+def segment(data: TaskData, card: EncoderCard, protocol: Protocol, run: store.Run, seed: int, device: str = "cpu") -> store.Run:
+    """Judge the encoder of ``card`` by a task's data; fills and finishes ``run``, and a kill loses the decoder in hand.
 
-    Patches and masks are resized to the task's ``size_px``, or the encoder's input where it says none, and all of a patch goes
-    through the encoder. Raises TaskError, with all that is wrong, for a task or masks that can't be judged by, EncoderError
-    where the encoder can't be had or gives no map of features.
+    Patches and masks are resized to the protocol's ``size_px``, or the encoder's input where it says none, and all of a patch
+    goes through the encoder. data: as `protocol.check` passes them. seed: of the decoders. Raises TaskError, with all that is
+    wrong, for masks that can't be judged by, EncoderError where the encoder can't be had or gives no map of features.
     """
-    protocol = tasks_protocol.of(study.task(task))
-    card = encoders.of(study, encoder, results)
-    run, data = tasks_runs.begin(STAGE, study, task, encoder, card.identity(), data_folder, results)
-    if run.done:
-        return run
-    if missing := tasks_runs.missing(run, protocol.n_runs):
+    if missing := tasks_protocol.missing(run, protocol.n_runs):
         material = material_of(data, card, device, protocol.size_px)
         for number in missing:
-            _train(run, study, data, material, number)
-    return tasks_runs.finish(run, data, protocol.n_runs, "dice.parquet", ["masks.npz"])
+            _train(run, data, material, protocol, seed, number)
+    return tasks_protocol.finish(run, data, protocol.n_runs, "dice.parquet", ["masks.npz"])
 
 
 def material_of(data: TaskData, card: EncoderCard, device: str, size_px: int | None) -> Material:
@@ -123,11 +114,11 @@ def _square(pixels: np.ndarray, size_px: int, interpolation: str) -> np.ndarray:
     return pixels[top : top + size_px, left : left + size_px]
 
 
-def _train(run: store.Run, study: Settings, data: TaskData, material: Material, number: int) -> None:
+def _train(run: store.Run, data: TaskData, material: Material, protocol: Protocol, seed: int, number: int) -> None:
     """Train one run's decoder, and keep its Dice on what it didn't learn from."""
-    protocol, table = tasks_protocol.of(study.task(data.name)), data.table.reset_index(drop=True)
+    table = data.table.reset_index(drop=True)
     rows, validation = (np.flatnonzero(table["split"] == split) for split in ("train", SELECTION))
-    draw = generator(study.splits.seed, "segment", data.name, "decoder", number)
+    draw = generator(seed, "segment", data.name, "decoder", number)
     title = f"{run.identity['name']}, run {number}"
     fitted = segment_decoder.train(material, len(data.classes), rows, validation, protocol.schedule, draw, title)
     tested = np.flatnonzero(table["split"] != "train")
@@ -139,19 +130,19 @@ def _train(run: store.Run, study: Settings, data: TaskData, material: Material, 
         part = part.assign(**{"class": name, "dice": masks.dice(n_true, n_predicted, n_both), "n_px": n_true})
         parts.append(part.assign(n_predicted_px=n_predicted, n_both_px=n_both))
     if number == 0:
-        _keep_shown(run, study, data, material, fitted.decoder, protocol.batch_size)
-    tasks_runs.keep(run, number, pd.concat(parts, ignore_index=True), {"n_train": len(rows), **fitted.progress.facts()})
+        _keep_shown(run, data, material, fitted.decoder, protocol.batch_size, seed)
+    tasks_protocol.keep(run, number, pd.concat(parts, ignore_index=True), {"n_train": len(rows), **fitted.progress.facts()})
 
 
 def _keep_shown(
-    run: store.Run, study: Settings, data: TaskData, material: Material, decoder: segment_decoder.Decoder, batch_size: int
+    run: store.Run, data: TaskData, material: Material, decoder: segment_decoder.Decoder, batch_size: int, seed: int
 ) -> None:
     """Write some tested patches with both masks, the same patches whatever the encoder."""
     splits = data.table["split"]
     reported = np.flatnonzero(splits == tasks_protocol.reported_split(splits))
     covered = [((mask > 0) & (mask != IGNORED)).mean() for mask in map(data.mask, reported)]
     worth = reported[np.array(covered) >= WORTH_SHOWING]
-    draw = generator(study.splits.seed, "segment", data.name, "shown")
+    draw = generator(seed, "segment", data.name, "shown")
     rows = draw.permutation(worth if len(worth) else reported)[:N_SHOWN]
     size_px = material.masks.shape[1]
     content = io.BytesIO()

@@ -20,7 +20,7 @@ from mfcore import encoders
 from mfcore.encoders import EncoderError
 from mfcore.encoders.architecture import create, seeded
 from mfcore.encoders.card import EncoderCard
-from mfcore.study.config import Lora
+from mfcore.training.options import Lora
 
 ADAPTER = "default"  # peft's name of the only pair of matrices that a layer has
 

@@ -8,7 +8,6 @@ import io
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,8 +16,8 @@ from scipy.special import expit
 from tqdm.auto import tqdm
 
 from mfcore import store
-from mfcore.data import patches, splits
-from mfcore.study.config import Settings, as_dict
+from mfcore.data import splits
+from mfcore.training.options import Probe
 
 RESIDUAL_TOLERANCE = 1e-3
 N_CLASSES = 2
@@ -181,19 +180,12 @@ class Material:
         return splits.predictions(self.patches, unit, splits.select(self.splits, unit)["test"], scores[self.rows(unit, "test")])
 
 
-def inputs_of(study: Settings, embeddings: store.Run, results: Path) -> dict[str, str]:
-    """Keys of the runs that an encoder's probes are made from."""
-    found = {"patches": patches.find(study, results), "splits": splits.find(study, results), "embeddings": embeddings}
-    return {name: run.key for name, run in found.items()}
-
-
-def read(study: Settings, embeddings: store.Run, results: Path) -> Material:
-    """Read an encoder's finished embeddings with the study's labels and splits.
+def read(embeddings: store.Run, labels: pd.DataFrame, table: pd.DataFrame) -> Material:
+    """Read the finished embeddings of one encoder; labels: of the patches, as `patches.load`; table: the splits.
 
     Raises StoreError, naming the first patches, where an embedding is missing or isn't finite.
     """
-    labels, _ = patches.load(patches.find(study, results))
-    labels, table = labels.set_index("patch_id"), splits.load(splits.find(study, results))
+    labels = labels.set_index("patch_id")
     features, patch_ids = store.read_embeddings(embeddings)
     lacking = np.setdiff1d(table["patch_id"].unique(), patch_ids)
     finite = np.concatenate([np.isfinite(features[i : i + 4096]).all(axis=1) for i in range(0, len(features), 4096)])
@@ -207,26 +199,19 @@ def read(study: Settings, embeddings: store.Run, results: Path) -> Material:
     return Material(features, labels.loc[patch_ids, "label"].to_numpy(np.int64), row_of, labels, table)
 
 
-def fit_study(study: Settings, embeddings: store.Run, results: Path) -> store.Run:
-    """Fit and test the probe on one encoder's finished embeddings, for every unit of the study's splits.
+def fit_units(material: Material, run: store.Run, options: Probe) -> store.Run:
+    """Fit and test the probe on every unit of the splits; fills and finishes ``run``, whose name the progress shows.
 
     Writes ``predictions.parquet``, ``fits.csv`` and one ``.npz`` (weight, bias) a unit; each unit's result is kept when it is
-    done, so that a kill loses one fit. Raises StoreError where an embedding can't be used, ValueError, naming the unit, where
-    a training set can't.
+    done, so that a kill loses one fit. Raises ValueError, naming the unit, where a training set can't be used.
     """
-    encoder = embeddings.identity["name"]
-    config, inputs = as_dict(study.probe), inputs_of(study, embeddings, results)
-    run = store.open_run(results, "probe", encoder, config, inputs, {**config, "splits": inputs["splits"]})
-    if run.done:
-        return run
-    material = read(study, embeddings, results)
     units = splits.units(material.splits)
-    for unit in tqdm(units, desc=f"probe {encoder}", unit="fit"):
+    for unit in tqdm(units, desc=f"probe {run.identity['name']}", unit="fit"):
         if not run.unit_file(unit.name).is_file():
             train = material.rows(unit, "train")
             begun = time.monotonic()
             try:
-                probe = fit(material.features, material.labels, study.probe.cost, study.probe.max_iter, train)
+                probe = fit(material.features, material.labels, options.cost, options.max_iter, train)
             except ValueError as error:
                 raise ValueError(f"{unit.name}: {error}") from error
             facts = {"n_train": len(train), "n_iter": probe.n_iter, "residual": probe.residual, "converged": probe.converged}

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from mfcore import streams as rng
 from mfcore.data import augment, patches, splits
 from mfcore.data.splits_draw import Placing, with_places
-from mfcore.study.config import Network
+from mfcore.training.options import Network
 
 MAX_PROBLEMS = 10  # in a message
 
@@ -58,7 +58,7 @@ def places_of(labels: pd.DataFrame, placing: Placing) -> Places:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained where the released code of Ganz et al. differs from good practice (`config.Switches`).
+    """How a network is trained where the released code of Ganz et al. differs from good practice (a study's `Switches`).
 
     epoch: "best" by validation loss, or "last". training_label: "annotation", or "window": positive where any positive lies in
     the crop. validation: "centre" crops, or "drawn" as training. clipping: "after_backward", or "before_backward", without
@@ -163,7 +163,7 @@ class Task:
             ]
         return [
             f"{problem}; say in which folder the slides lie: data_folder in notebook 04_train_end_to_end, or --data of "
-            "python -m mfcore.training.train"
+            "python -m mfcore train"
         ]
 
     def _one_class(self, everywhere: np.ndarray) -> list[str]:

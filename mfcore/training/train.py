@@ -1,14 +1,6 @@
-"""Networks trained end to end or by LoRA: one run for each network and fold, with every size and domain.
+"""Networks trained end to end or by LoRA: one run for each network and fold, with every size and domain."""
 
-In a process of its own: ``python -m mfcore.training.train --study FILE --network NAME --fold K --results FOLDER``; with
-``torchrun --nproc-per-node N -m mfcore.training.train ...`` N processes, each with its own GPU, share every batch.
-"""
-
-import argparse
-import functools
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,17 +8,13 @@ import torch
 from tqdm.auto import tqdm
 
 from mfcore import encoders, store, streams as rng
-from mfcore.data import patches, splits
+from mfcore.data import splits
 from mfcore.encoders.card import EncoderCard
-from mfcore.store import errors as store_errors
-from mfcore.study.config import ConfigError, Network, Settings, as_dict, load_study
 from mfcore.training import adapt, loop as train_loop, processes
-from mfcore.training.task import Recipe, Task, TrainingError, places_of
+from mfcore.training.options import Network
+from mfcore.training.task import Task, TrainingError
 
-__all__ = [
-    "TrainingError", "config_of", "find", "load_history", "main", "recipe_of", "tasks_of", "train_study", "train_units",
-    "units_of",
-]  # fmt: skip
+__all__ = ["TrainingError", "load_history", "tasks_of", "train_units", "units_of"]
 
 
 def units_of(network: Network, table: pd.DataFrame, fold: int) -> list[splits.Unit]:
@@ -152,104 +140,3 @@ def _history(run: store.Run, units: list[splits.Unit]) -> pd.DataFrame:
     files = [run.unit_file(unit.name, ".jsonl") for unit in units]
     tables = [pd.read_json(file, lines=True) for file in files if file.is_file() and file.stat().st_size]
     return pd.concat(tables, ignore_index=True)
-
-
-# ---- of a study ----
-
-
-def config_of(study: Settings, network: Network, fold: int) -> dict:
-    """The settings that decide a training, besides its patches and splits."""
-    names = ["epoch", "training_label", "validation"] + (["clipping"] if network.clip_norm is not None else [])
-    return {
-        "network": as_dict(network),
-        "card": encoders.of_network(study, network.architecture).identity(),
-        **{name: getattr(study.switches, name) for name in names},
-        **study.released_in_training(network),
-        "seed": study.splits.seed,
-        "fold": fold,
-    }
-
-
-def find(study: Settings, network_name: str, fold: int, results: str | Path) -> store.Run:
-    """The finished training of one network on one fold; raises StoreError where there is none."""
-    network = study.network(network_name)
-    inputs = {"patches": patches.find(study, results).key, "splits": splits.find(study, results, networks=True).key}
-    return store.find_run(results, "train", f"{network.name}-fold{fold}", config_of(study, network, fold), inputs)
-
-
-def recipe_of(study: Settings, network: Network) -> Recipe:
-    """The recipe of one network by the study's switches."""
-    named = {
-        name: getattr(study.switches, name) for name in ("epoch", "training_label", "validation", "clipping", "stratified")
-    }
-    return Recipe(**named, **study.released_in_training(network))
-
-
-def train_study(
-    study: Settings,
-    network_name: str,
-    fold: int,
-    results: str | Path,
-    device: str = "cpu",
-    watch: Callable[[pd.DataFrame], None] | None = None,
-    data: str | Path | None = None,
-) -> store.Run:
-    """Train one network of a study on its units of one fold (`train_units`), from the study's patches and splits.
-
-    data: the study's data folder, needed only where ``switches.sampler`` draws random places of slides. Raises StoreError
-    where patches or splits are missing, TrainingError as `units_of` and `tasks_of`, and as `train_units`.
-    """
-    network = study.network(network_name)
-    patches_run, splits_run = patches.find(study, results), splits.find(study, results, networks=True)
-    inputs = {"patches": patches_run.key, "splits": splits_run.key}
-    config = config_of(study, network, fold)
-    known = {key: value for key, value in {**config, **inputs}.items() if key != "card"}
-    run = store.open_run(results, "train", f"{network.name}-fold{fold}", config, inputs, known)
-    if processes.here().as_first(run.done):
-        return run
-    labels, stored = patches.load(patches_run)
-    table = splits.load(splits_run)
-    read = functools.partial(patches.read_anywhere, study, data, labels, seen_px=network.input_px) if data else None
-    tasks = tasks_of(
-        units_of(network, table, fold),
-        table,
-        network=network,
-        seed=study.splits.seed,
-        patches=stored,
-        labels=labels["label"].to_numpy(),
-        slide_ids=labels["slide_id"].to_numpy(),
-        recipe=recipe_of(study, network),
-        places=places_of(labels, splits.placing_of(study)),
-        read=read,
-    )
-    if any(task.reads_slides for task in tasks.values()):
-        patches.refuse_other_slides(patches_run, study, Path(data or ""), labels)
-    train_units(tasks, encoders.of_network(study, network.architecture), labels, run, device, watch)
-    return run
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: train one network of a study on one fold; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m mfcore.training.train", description=main.__doc__)
-    parser.add_argument("--study", type=Path, required=True, help="a study's YAML file")
-    parser.add_argument("--network", required=True, help="one of the study's networks")
-    parser.add_argument("--fold", type=int, required=True, help="which fold, from 0")
-    parser.add_argument("--results", type=Path, required=True, help="the folder that holds the study's")
-    parser.add_argument("--data", type=Path, help="the folder of the study's data (data/<study> beside studies/)")
-    parser.add_argument("--device", default="auto", help='"cpu", "cuda" or "auto": a GPU where there is one (auto)')
-    chosen = parser.parse_args(arguments)
-    try:
-        study = load_study(chosen.study)
-        data = chosen.data or chosen.study.resolve().parent.parent / "data" / study.name
-        with processes.joined(chosen.device) as device:
-            run = train_study(study, chosen.network, chosen.fold, chosen.results / study.name, device, data=data)
-            if processes.here().is_first:
-                print(run.folder)
-    except (ConfigError, TrainingError, store.StoreError, encoders.EncoderError, ValueError, OSError) as error:
-        print(f"mfcore: {store_errors.told(error)}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

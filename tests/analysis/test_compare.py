@@ -9,8 +9,9 @@ from scipy.stats import mannwhitneyu
 
 from mfcore import encoders, store
 from mfcore.analysis import compare, compare_models, compare_strata
-from mfcore.data import patches, splits
+from mfcore.data import splits
 from mfcore.measures import binary
+from mfcore.study import data as study_data
 from mfcore.study.config import Data, Lora, Network, Probe, Settings, Splits, as_dict
 
 STUDY = Settings(
@@ -135,12 +136,12 @@ def trained(network=None, **differing):
 
 def made_splits(folder, study):
     """Splits of a study, with its patches, as the stages leave them."""
-    patches_run = store.open_run(folder, "patches", STUDY.name, patches.config_of(STUDY), {"annotations": "x"})
+    patches_run = store.open_run(folder, "patches", STUDY.name, study_data.patches_config(STUDY), {"annotations": "x"})
     if not patches_run.done:
         cases = pd.DataFrame({"patch_id": np.arange(2000), "case_id": [f"c{i % 7}" for i in range(2000)]})
         store.write_parquet(patches_run.path("labels.parquet"), cases)
         patches_run.finish(["labels.parquet"])
-    config = splits.config_of(study)
+    config = study_data.splits_config(study)
     run = store.open_run(folder, "splits", study.switches.scheme, config, {"patches": patches_run.key})
     units = [splits._rows("all", fold, size, "train", np.arange(round(100 * size))) for fold in range(3) for size in (0.5, 1.0)]
     units += [splits._rows(domain, fold, 1.0, "train", np.arange(40)) for fold in range(3) for domain in "ab"]
@@ -211,7 +212,7 @@ def test_collect_says_what_to_run_when_there_is_nothing(results):
 )
 def test_a_training_under_another_switch_is_another_s(results, predictions, differing, switches):
     """A later run of the same name that says otherwise is left aside, and taken by the study that asks for it."""
-    inputs = {"splits": splits.find(STUDY, results).key}
+    inputs = {"splits": study_data.find_splits(STUDY, results).key}
     own = compare.current_runs(STUDY, results)["net-fold0"].key
     other = finish(results, "train", "net-fold0", "net", trained(**differing), inputs, predictions).key
     assert compare.current_runs(STUDY, results)["net-fold0"].key == own
@@ -227,7 +228,7 @@ def test_clipping_that_a_run_does_not_name_did_not_matter(results):
 
 def test_a_probe_on_embeddings_of_another_card_is_another_s(results, predictions):
     study = replace(STUDY, encoders=("vit_tiny_random",))
-    inputs = {"splits": splits.find(STUDY, results).key}
+    inputs = {"splits": study_data.find_splits(STUDY, results).key}
     keys = {}
     for which, card in (("own", encoders.card_of("vit_tiny_random").identity()), ("other", {"mean": 0.1})):
         made = store.open_run(results, "embeddings", "vit_tiny_random", {"card": card, "size_px": 224}, {}).finish([])
@@ -239,7 +240,7 @@ def test_a_probe_on_embeddings_of_another_card_is_another_s(results, predictions
 def test_a_network_of_low_rank_is_of_its_own_kind_and_what_it_leaves_out_is_no_failure(results, predictions):
     network = Network("net", "vit_tiny_random", input_px=100, lora=Lora(rank=4), sizes=(1.0,), by_domain=False)
     study = replace(STUDY, encoders=("good",), networks=(network,))
-    inputs = {"splits": splits.find(STUDY, results).key}
+    inputs = {"splits": study_data.find_splits(STUDY, results).key}
     part = predictions.query("train_domain == 'all' and size == 1.0")
     for fold in range(3):
         finish(results, "train", f"net-fold{fold}", "net", trained(network), inputs, part[part["fold"] == fold])
@@ -255,9 +256,11 @@ def test_a_network_of_low_rank_is_of_its_own_kind_and_what_it_leaves_out_is_no_f
 def test_networks_are_looked_for_on_folds_of_their_own(results, predictions):
     own = replace(STUDY, switches=replace(STUDY.switches, shared_splits=False), encoders=("good",))
     assert set(compare.current_runs(own, results)) == {"good"}, "a network of the shared folds was taken"
-    inputs = {"patches": patches.find(STUDY, results).key}
-    run = store.open_run(results, "splits", f"{own.switches.scheme}_networks", splits.config_of(own, networks=True), inputs)
-    shared = splits.load(splits.find(STUDY, results))
+    inputs = {"patches": study_data.find_patches(STUDY, results).key}
+    run = store.open_run(
+        results, "splits", f"{own.switches.scheme}_networks", study_data.splits_config(own, networks=True), inputs
+    )
+    shared = splits.load(study_data.find_splits(STUDY, results))
     store.write_parquet(run.path("splits.parquet"), shared)
     run.finish(["splits.parquet"])
     finish(results, "train", "net-fold0", "net", trained(), {"splits": run.key}, predictions.query("fold == 0"))

@@ -12,6 +12,7 @@ from mfcore import encoders, store
 from mfcore.analysis import compare_conventions
 from mfcore.data import patches, splits
 from mfcore.encoders.card import Convention, conventions, released_cards, variants_of
+from mfcore.study import data as study_data
 from mfcore.study.config import Data, Settings, Splits, as_dict
 from mfcore.sweep import report_conventions
 
@@ -36,23 +37,23 @@ def results(tmp_path):
     labels = pd.DataFrame({"patch_id": np.arange(240), "slide_id": slide.astype(str), "case_id": slide.astype(str)})
     labels = labels.assign(domain="d", label=np.tile([0, 1], 120), um_per_px=0.25, official_split="")
     labels[["x_l0_px", "y_l0_px"]] = rng.uniform(0, 2000, (240, 2))
-    run = store.open_run(tmp_path, "patches", "t", patches.config_of(STUDY), {"annotations": "x"})
+    run = store.open_run(tmp_path, "patches", "t", study_data.patches_config(STUDY), {"annotations": "x"})
     store.write_parquet(run.path("labels.parquet"), labels)
     np.save(run.path("patches.npy"), np.zeros((240, 2, 2, 3), dtype=np.uint8))
     run.finish(["labels.parquet", "patches.npy"])
-    splits.write(STUDY, tmp_path)
+    study_data.write_splits(STUDY, tmp_path)
     return tmp_path
 
 
 def ran(results, card, features, quality):
     """Finished embeddings of ``card`` and a probe on them whose scores are right by ``quality``."""
-    source = {"patches": patches.find(STUDY, results).key}
+    source = {"patches": study_data.find_patches(STUDY, results).key}
     run = store.open_run(results, "embeddings", card, {"card": encoders.card_of(card).identity(), "size_px": 224}, source)
     with store.replacing(run.path("embeddings.h5")) as aside, h5py.File(aside, "w") as out:
         out["features"], out["patch_id"] = features.astype(np.float32), np.arange(len(features))
     run.finish(["embeddings.h5"])
-    labels = patches.load(patches.find(STUDY, results))[0].set_index("patch_id")
-    splits_run = splits.find(STUDY, results)
+    labels = patches.load(study_data.find_patches(STUDY, results))[0].set_index("patch_id")
+    splits_run = study_data.find_splits(STUDY, results)
     table, rng = splits.load(splits_run), np.random.default_rng(1)
     scores = []
     for unit in splits.units(table):

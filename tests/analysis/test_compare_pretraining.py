@@ -14,8 +14,7 @@ from mfcore.analysis import captions_pretraining, compare_pretraining, compare_t
 from mfcore.analysis.compare_pretraining import Comparison, comparisons
 from mfcore.measures.statistics import Interval
 from mfcore.study import pretrained
-from mfcore.study.config import Data, OwnEncoder, Pretraining, Settings, Task
-from mfcore.study.config_pretraining import OnlinePatches
+from mfcore.study.config import Data, OnlinePatches, OwnEncoder, Pretraining, Settings, TaskOptions
 from mfcore.sweep import report_pretraining
 
 BASE = Pretraining("base", n_steps=100, batch_size=8, n_snapshots=2, arguments={"depth": 2})
@@ -40,7 +39,7 @@ STUDY = Settings(
         replace(BASE, name="two_again", method="dinov2", base_lr=0.002),
         replace(BASE, name="longer", n_steps=300),
     ),
-    tasks=(Task("bach", snapshots=True), Task("consep")),
+    tasks=(TaskOptions("bach", snapshots=True), TaskOptions("consep")),
 )
 
 

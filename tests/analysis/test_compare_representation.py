@@ -22,8 +22,8 @@ from mfcore.analysis import (
 )
 from mfcore.measures import representation
 from mfcore.measures.representation import RepresentationError
+from mfcore.study import arms as study_arms
 from mfcore.study.config import Data, Pretraining, Settings
-from mfcore.training import probe
 
 ENCODERS = ("made", "second", "third", "fourth")
 STUDY = Settings("t", "A test", Data("midog"), encoders=ENCODERS, pretraining=(Pretraining("fourth"),))
@@ -41,7 +41,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     x = features()
     run = made_embeddings.write(folder, x, (x[:, 0] + 20 * np.random.default_rng(1).normal(size=240) > 60).astype(int))
-    probe.fit_study(made_embeddings.STUDY, run, folder)
+    study_arms.fit_probe(made_embeddings.STUDY, run, folder)
     other = store.open_run(folder, "embeddings", "made", {"other": 1}, run.identity["inputs"])
     with h5py.File(other.path("embeddings.h5"), "w") as out:
         out["features"] = features(seed=9)

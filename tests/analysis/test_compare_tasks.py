@@ -12,11 +12,12 @@ from tiny_encoders import tiny_card, use
 
 from mfcore import store
 from mfcore.analysis import compare_tasks
-from mfcore.study.config import OwnEncoder, Pretraining, Task
-from mfcore.tasks import judge, protocol as tasks_protocol, registry, segment
+from mfcore.study import tasks as study_tasks
+from mfcore.study.config import OwnEncoder, Pretraining, TaskOptions
+from mfcore.tasks import registry
 
-TISSUE = Task("synthetic_tissue", n_runs=3, n_steps=15, batch_size=16, max_lr=0.05)
-NUCLEI = Task("synthetic_nuclei", n_runs=2, n_steps=4, batch_size=8, max_lr=0.02, size_px=16)
+TISSUE = TaskOptions("synthetic_tissue", n_runs=3, n_steps=15, batch_size=16, max_lr=0.05)
+NUCLEI = TaskOptions("synthetic_nuclei", n_runs=2, n_steps=4, batch_size=8, max_lr=0.02, size_px=16)
 STUDY = made_tasks.study(TISSUE, NUCLEI, encoders=("tiny", "other"))
 
 
@@ -27,8 +28,8 @@ def results(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         both(patch)
         for encoder in STUDY.encoders:
-            judge.judge(STUDY, "synthetic_tissue", encoder, folder, folder)
-            segment.segment(STUDY, "synthetic_nuclei", encoder, folder, folder)
+            study_tasks.judge(STUDY, "synthetic_tissue", encoder, folder, folder)
+            study_tasks.judge(STUDY, "synthetic_nuclei", encoder, folder, folder)
     return folder
 
 
@@ -136,7 +137,7 @@ def test_only_runs_by_todays_protocol_and_card_count(results, monkeypatch):
     told = compare_tasks.missing(STUDY, results)
     assert told.values.tolist() == [["synthetic_tissue", "tiny", "not run yet"], ["synthetic_nuclei", "tiny", "not run yet"]]
     store.write_csv(
-        results / tasks_protocol.REFUSALS.format("synthetic_nuclei"),
+        results / study_tasks.REFUSALS.format("synthetic_nuclei"),
         pd.DataFrame({"encoder": ["tiny"], "judged": [False], "reason": ["no permission"]}),
     )
     assert compare_tasks.missing(STUDY, results)["reason"].tolist() == ["not run yet", "no permission"]
@@ -148,11 +149,11 @@ def test_a_run_of_the_study_s_own_encoder_counts_by_todays_card_where_it_can_be_
         "tiny_own", weights="random", architecture="test_vit", mean=(0.5,) * 3, std=(0.5,) * 3, crop_px=32, resize_px=32
     )
     study = dataclasses.replace(STUDY, encoders=("tiny_own",), own_encoders=(own,), tasks=(TISSUE,))
-    judge.judge(study, "synthetic_tissue", "tiny_own", tmp_path, tmp_path)
+    study_tasks.judge(study, "synthetic_tissue", "tiny_own", tmp_path, tmp_path)
     assert set(compare_tasks.table(study, tmp_path)["encoder"]) == {"tiny_own"}
     darker = dataclasses.replace(study, own_encoders=(dataclasses.replace(own, mean=(0.9,) * 3),))
     assert compare_tasks.table(darker, tmp_path).empty, "judged by another card"
-    judge.judge(darker, "synthetic_tissue", "tiny_own", tmp_path, tmp_path)
+    study_tasks.judge(darker, "synthetic_tissue", "tiny_own", tmp_path, tmp_path)
     both = [compare_tasks.runs(which, tmp_path)["synthetic_tissue", "tiny_own"].folder for which in (study, darker)]
     assert both[0] != both[1], "the newest isn't the study's"
     elsewhere = dataclasses.replace(study, own_encoders=(dataclasses.replace(own, weights="./gone.pth"),))
@@ -163,7 +164,7 @@ def test_what_of_a_set_is_not_as_published_is_kept_and_told(tmp_path, monkeypatc
     part = made_tasks.tissue()
     part.notes, part.selected_on = ("train: 36 there, 2,175 published",), "val, which is also the split that is reported"
     made_tasks.use(monkeypatch, part)
-    run = judge.judge(STUDY, "synthetic_tissue", "tiny", tmp_path, tmp_path)
+    run = study_tasks.judge(STUDY, "synthetic_tissue", "tiny", tmp_path, tmp_path)
     assert run.record["facts"]["selected_on"] == part.selected_on
     assert compare_tasks.notes(STUDY, tmp_path) == {"synthetic_tissue": "train: 36 there, 2,175 published"}
     assert compare_tasks.notes(STUDY, tmp_path / "none") == {}
@@ -194,7 +195,7 @@ def test_published_scores_stand_beside_no_fewer_shots(tmp_path, monkeypatch):
     monkeypatch.setattr(compare_tasks, "_published", lambda: known)
     for n_per_class, beside in ((None, 2), (3, 0)):
         study = dataclasses.replace(STUDY, tasks=(dataclasses.replace(TISSUE, n_per_class=n_per_class),))
-        judge.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path)
+        study_tasks.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path)
         assert compare_tasks.table(study, tmp_path)["published"].notna().sum() == beside
 
 

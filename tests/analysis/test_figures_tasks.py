@@ -12,13 +12,13 @@ from tiny_encoders import tiny_card, use
 from mfcore import store
 from mfcore.analysis import captions_tasks, compare_masks, compare_tasks, figures, figures_tasks
 from mfcore.measures import masks
-from mfcore.study.config import OwnEncoder, Pretraining, Task
-from mfcore.tasks import segment
+from mfcore.study import tasks as study_tasks
+from mfcore.study.config import OwnEncoder, Pretraining, TaskOptions
 
 STUDY = made_tasks.study(
-    Task("synthetic_tissue", n_steps=100),
-    Task("synthetic_nuclei", n_runs=1, n_steps=4, batch_size=8, size_px=16),
-    Task("bach"),
+    TaskOptions("synthetic_tissue", n_steps=100),
+    TaskOptions("synthetic_nuclei", n_runs=1, n_steps=4, batch_size=8, size_px=16),
+    TaskOptions("bach"),
     encoders=("tiny", "other"),
     pretraining=(Pretraining("home", n_steps=40, n_snapshots=2),),
 )
@@ -97,7 +97,7 @@ def test_the_protocol_stands_beside_evas():
     assert table.loc["steps, at most"].tolist() == ["4", "2000"] and table.loc["runs"].tolist() == ["1", "5"]
     assert table.loc["side of a patch, px"].tolist() == ["16", "the encoder's"]
     for n_runs, here in ((None, "50"), (7, "7")):
-        few = made_tasks.study(Task("pcam_10shot", n_runs=n_runs))
+        few = made_tasks.study(TaskOptions("pcam_10shot", n_runs=n_runs))
         assert captions_tasks.protocol(few, "pcam_10shot").set_index("setting").loc["runs"].tolist() == [here, "50"]
 
 
@@ -177,7 +177,7 @@ def test_the_masks_shown_are_those_that_runs_kept(monkeypatch, tmp_path):
     with pytest.raises(store.StoreError, match="no encoder has been judged by 'synthetic_nuclei' yet"):
         compare_masks.shown(study, tmp_path, "synthetic_nuclei")
     for encoder in study.encoders:
-        segment.segment(study, "synthetic_nuclei", encoder, tmp_path, tmp_path)
+        study_tasks.judge(study, "synthetic_nuclei", encoder, tmp_path, tmp_path)
     shown = compare_masks.shown(study, tmp_path, "synthetic_nuclei")
     assert set(shown.predicted) == {"tiny", "other"} and shown.classes == ("background", "dark", "red")
     run = compare_tasks.runs(study, tmp_path)["synthetic_nuclei", "other"]

@@ -10,7 +10,8 @@ from test_figures import INTERVAL, KINDS, MIDOG, SYNTHETIC, human, lines, scalin
 
 from mfcore import store
 from mfcore.analysis import arms, domains, exhibit, figures, scaling
-from mfcore.data import patches, splits, splits_audit
+from mfcore.data import patches, splits
+from mfcore.study import data as study_data
 from mfcore.study.config import Data, Inflation, Settings, Splits, as_dict
 from mfcore.sweep import jobs as sweep_jobs
 
@@ -27,20 +28,20 @@ def results(tmp_path):
     labels = pd.DataFrame({"patch_id": np.arange(240), "slide_id": slide.astype(str), "case_id": slide.astype(str)})
     labels = labels.assign(domain="d", label=np.tile([0, 1], 120), um_per_px=0.25, official_split="", file="f")
     labels[["x_l0_px", "y_l0_px"]] = rng.uniform(0, 2000, (240, 2))
-    run = store.open_run(tmp_path, "patches", "t", patches.config_of(STUDY), {"annotations": "x"})
+    run = store.open_run(tmp_path, "patches", "t", study_data.patches_config(STUDY), {"annotations": "x"})
     store.write_parquet(run.path("labels.parquet"), labels)
     np.save(run.path("patches.npy"), np.zeros((240, 2, 2, 3), dtype=np.uint8))
     run.finish(["labels.parquet", "patches.npy"])
-    splits.write(STUDY, tmp_path)
-    splits_audit.write(STUDY, tmp_path)
+    study_data.write_splits(STUDY, tmp_path)
+    study_data.write_audit(STUDY, tmp_path)
     return tmp_path
 
 
 def probe(results, scheme, quality):
     """A finished probe under ``scheme`` whose scores are right by ``quality``."""
-    other = splits.under(STUDY, scheme)
-    labels, _ = patches.load(patches.find(other, results))
-    splits_run = splits.write(other, results)
+    other = study_data.under(STUDY, scheme)
+    labels, _ = patches.load(study_data.find_patches(other, results))
+    splits_run = study_data.write_splits(other, results)
     table = splits.load(splits_run)
     tables = []
     for unit in splits.units(table):
@@ -99,7 +100,7 @@ def test_each_other_scheme_is_a_job_of_its_own_after_the_embedding():
     ]
     assert {job.needs for job in others.values()} == {("02_embed.good",)}
     assert set(others) <= set(jobs["05_data_scaling"].needs)
-    paper = replace(STUDY, switches=splits.under(STUDY, "released").switches)
+    paper = replace(STUDY, switches=study_data.under(STUDY, "released").switches)
     schemes = [job.parameters["scheme"] for job in sweep_jobs.jobs_of(paper).values() if "scheme" in job.parameters]
     assert schemes == ["slide", "annotation"]
     assert not [name for name in sweep_jobs.jobs_of(replace(STUDY, inflation=Inflation())) if "split_" in name]

@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore import encoders, store
+from mfcore import store
 from mfcore.analysis import switches
 from mfcore.analysis.switches import BASE, PAPER
-from mfcore.data import patches, splits
-from mfcore.encoders import embed
+from mfcore.study import arms as study_arms, data as study_data, encoders as study_encoders
 from mfcore.study.config import MODES, Data, Effects, Lora, Network, Patches, Settings, Splits, Switches, as_dict
 from mfcore.study.study import Study
 
@@ -48,7 +47,9 @@ def test_the_base_is_the_study_at_the_full_size_on_two_arms():
     assert base.encoders == ("random:test_vit",) and [network.name for network in base.networks] == ["net"]
     assert base.splits == dataclasses.replace(STUDY.splits, sizes=(1.0,), by_domain=False, n_folds=2)
     assert (base.networks[0].sizes, base.networks[0].by_domain) == ((1.0,), False)
-    assert patches.config_of(base) == patches.config_of(STUDY), "as wide as the other network asks: the same patches"
+    assert study_data.patches_config(base) == study_data.patches_config(STUDY), (
+        "as wide as the other network asks: the same patches"
+    )
     assert STUDY.stored_px > base.networks[0].needed_px
 
 
@@ -85,7 +86,6 @@ CHANGES = {
 @pytest.mark.parametrize("switch", Switches.CHOICES)
 def test_flipping_changes_the_keys_of_what_it_touches_and_no_others(switch):
     """What stays equal is found in the store; the switches of the training loop enter the training's own key."""
-    from mfcore.training import train
 
     study = dataclasses.replace(
         STUDY,
@@ -96,18 +96,20 @@ def test_flipping_changes_the_keys_of_what_it_touches_and_no_others(switch):
 
     def keys(of):
         return {
-            "patches": patches.config_of(of),
-            "splits": splits.config_of(of),
-            "network_splits": splits.config_of(of, networks=True),
-            "embeddings": embed.config_of(of, "vit_huge_in21k", "results"),
-            "network": encoders.of_network(of, "vit_huge_in21k").identity(),
+            "patches": study_data.patches_config(of),
+            "splits": study_data.splits_config(of),
+            "network_splits": study_data.splits_config(of, networks=True),
+            "embeddings": study_encoders.embeddings_config(of, "vit_huge_in21k", "results"),
+            "network": study_encoders.training_card_of(of, "vit_huge_in21k").identity(),
         }
 
     base, flipped = derived(study, BASE), derived(study, switch)
     was, now = keys(base), keys(flipped)
     assert {name for name in was if was[name] != now[name]} == CHANGES[switch]
     of_loop = switch in ("epoch", "training_label", "validation", "clipping", "sampler", "augmentation", "encoder_input")
-    changed = train.config_of(base, base.networks[0], 0) != train.config_of(flipped, flipped.networks[0], 0)
+    changed = study_arms.training_config(base, base.networks[0], 0) != study_arms.training_config(
+        flipped, flipped.networks[0], 0
+    )
     assert changed == of_loop
     arms = {"vit_huge_in21k": {"patches", "splits", "embeddings"}, "net": {"patches", "network_splits", "network"}}
     for arm, made_of in arms.items():
@@ -158,7 +160,7 @@ def patches_run(results, um_per_px=0.25, over_edge=3, far_px=17.5, labels="first
     table = pd.DataFrame({"patch_id": range(4), "slide_id": list("aaab"), "label": [0, 1, 0, 0], "um_per_px": um_per_px})
     table = table.assign(x_l0_px=[100.0, 100 + far_px, 500, 100], y_l0_px=100.0, case_id=table["slide_id"], domain="d")
     more = pd.concat([table.iloc[[1]]] * 400).assign(patch_id=range(4, 404), x_l0_px=9e4)
-    run = store.open_run(results, "patches", "tiny", patches.config_of(STUDY), {"labels": labels})
+    run = store.open_run(results, "patches", "tiny", study_data.patches_config(STUDY), {"labels": labels})
     store.write_parquet(run.path("labels.parquet"), pd.concat([table, more], ignore_index=True))
     run.finish(["labels.parquet"], n_patches=4, n_patches_over_edge=over_edge, n_patches_shifted=0)
     return Study(STUDY, results)
@@ -183,18 +185,17 @@ THREE = dataclasses.replace(STUDY, effects=dataclasses.replace(STUDY.effects, n_
 
 def fit(study, switch, shift, first=0, n_folds=3):
     """Finished trainings of the network with a switch flipped, whose positives score ``shift`` above its negatives."""
-    from mfcore.training import train
 
     settings = switches.derived(study, switch).settings
     inputs = {"patches": study.patches.key}
-    drawn = store.open_run(study.folder, "splits", settings.switches.scheme, splits.config_of(settings), inputs)
+    drawn = store.open_run(study.folder, "splits", settings.switches.scheme, study_data.splits_config(settings), inputs)
     if not drawn.done:
         roles = {"patch_id": range(50), "train_domain": "all", "size": 1.0, "role": "train"}
         table = pd.concat([pd.DataFrame(roles | {"fold": fold}) for fold in range(3)])
         store.write_parquet(drawn.path("splits.parquet"), table)
         drawn.finish(["splits.parquet"])
     for fold in range(n_folds):
-        config = train.config_of(settings, settings.networks[0], fold)
+        config = study_arms.training_config(settings, settings.networks[0], fold)
         run = store.open_run(study.folder, "train", f"net-fold{fold}", config, inputs | {"splits": drawn.key})
         rng, labels = np.random.default_rng(fold), np.arange(40) % 2
         predicted = {"patch_id": first + 40 * fold + np.arange(40), "slide_id": "a", "domain": "d", "label": labels}

@@ -13,9 +13,9 @@ from mfcore import store
 from mfcore.claims import checks, ledger as claims
 from mfcore.claims.rows import load
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Finding
-from mfcore.data import patches
 from mfcore.data.labels import table as labels
 from mfcore.encoders.card import cards
+from mfcore.study import data as study_data
 from mfcore.study.config import MODES, Data, Settings
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "labels"
@@ -42,7 +42,7 @@ def real(source: str) -> pd.DataFrame:
 
 def check(study: Settings, table: pd.DataFrame, results: Path) -> pd.DataFrame:
     """The ledger of a study that has extracted its patches and predicted nothing, by claim."""
-    run = store.open_run(results, "patches", study.name, patches.config_of(study), {})
+    run = store.open_run(results, "patches", study.name, study_data.patches_config(study), {})
     store.write_parquet(run.path("labels.parquet"), table)
     run.finish(["labels.parquet"])
     none = made_claims.scores(dataclasses.replace(study, encoders=(), networks=())).reindex(

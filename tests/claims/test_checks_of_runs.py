@@ -17,6 +17,7 @@ from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Findin
 from mfcore.claims.scores import Material
 from mfcore.data import splits
 from mfcore.data.splits import ALL
+from mfcore.study import data as study_data
 from mfcore.study.config import MODES, Network, Patches, Settings, Splits
 
 NONE = pd.DataFrame({"arm": [], "reason": []})
@@ -130,7 +131,7 @@ def test_the_validation_share_is_that_of_the_splits(monkeypatch):
     for n_val, expected in ((20, REPRODUCED), (40, NOT_REPRODUCED)):
         roles = ["train"] * 80 + ["val"] * n_val + ["test"] * 25
         table = pd.DataFrame({"train_domain": ALL, "size": 1.0, "role": roles})
-        monkeypatch.setattr(splits, "find", lambda *_: None)
+        monkeypatch.setattr(study_data, "find_splits", lambda *_: None)
         monkeypatch.setattr(splits, "load", lambda _, table=table: table)
         assert ask(VAL_SHARE, material()).outcome == expected
     monkeypatch.undo()

@@ -10,8 +10,7 @@ from scipy.stats import t
 from mfcore.claims import kaiko, ledger as claims
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR
 from mfcore.measures.statistics import Interval
-from mfcore.study.config import Data, Pretraining, Settings, Task
-from mfcore.study.config_pretraining import OnlinePatches
+from mfcore.study.config import Data, OnlinePatches, Pretraining, Settings, TaskOptions
 
 BASE = Pretraining("base", n_steps=100, n_snapshots=2)
 ALL = (
@@ -22,7 +21,9 @@ ALL = (
     replace(BASE, name="only_40x", patches=OnlinePatches(um_per_px=(0.25,))),
     replace(BASE, name="second", method="dinov2"),
 )
-STUDY = Settings("t", "A test", Data("midog"), encoders=("base",), pretraining=ALL, tasks=(Task("bach"), Task("consep")))
+STUDY = Settings(
+    "t", "A test", Data("midog"), encoders=("base",), pretraining=ALL, tasks=(TaskOptions("bach"), TaskOptions("consep"))
+)
 CONVERGENCE, MAGNIFICATIONS, DIVERSITY, FORETELL = (
     "pretraining on ImageNet speeds convergence",
     "training with multiple magnifications improves robustness",

@@ -19,17 +19,12 @@ from mfcore.data.downloads import DownloadError
 from mfcore.data.downloads_transfer import part_of
 from mfcore.data.labels import table as labels
 from mfcore.data.labels.source import SOURCES
-from mfcore.study.config import Data, Settings
 from mfcore.sweep import __main__ as sweep
 
 JSON, CASES, VOTES = "MIDOG2022_training_png.json", "datasets_xvalidation.csv", "MIDOG++.json"
 SLIDES = [f"images/00{n}.png" for n in range(1, 6)]
 CONTENT = {name: name.encode() * 500 for name in (JSON, VOTES, *SLIDES)}
 RECORD = "/api/records/77"
-
-
-def study(source):
-    return Settings(name="mine", title="t", data=Data(source=source))
 
 
 def md5(content):
@@ -79,7 +74,7 @@ def entry(name):
 
 
 def fetch(server, folder, source="midog22", **how):
-    return downloads.fetch(study(source), folder, server.hosts, **how).set_index("file", drop=False)
+    return downloads.fetch(SOURCES[source], folder, server.hosts, **how).set_index("file", drop=False)
 
 
 def transfers(server):
@@ -164,7 +159,7 @@ def test_a_label_file_of_another_edition_stays_the_only_one(server, tmp_path, na
     (tmp_path / name).write_bytes(CONTENT[JSON])
     assert fetch(server, tmp_path).loc[JSON, "state"] == "there"
     (file,) = tmp_path.glob("MIDOG2022_training*.json")
-    assert labels.files_of(study("midog22"), tmp_path)[0] == file
+    assert labels.files_of(SOURCES["midog22"], tmp_path)[0] == file
 
 
 def test_the_votes_are_there_under_their_other_name(server, tmp_path):
@@ -355,14 +350,14 @@ def test_two_at_once_are_refused(server, tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("synthetic", "its data are made, not fetched: make paper STUDY=mine"),
-        ("midog", r"annotations\.json or MIDOG\*\.json, beside it or in images/.*make paper STUDY=mine DATA=folder"),
+        ("synthetic", "its data are made, not fetched: make paper makes them"),
+        ("midog", r"annotations\.json or MIDOG\*\.json, beside it or in images/.*make paper DATA=folder"),
         ("csv", r"annotations\.csv or \*\.csv"),
     ],
 )
 def test_a_source_with_nothing_to_fetch_says_what_to_do(tmp_path, source, message):
     with pytest.raises(DownloadError, match=message):
-        downloads.fetch(study(source), tmp_path / "none")
+        downloads.fetch(SOURCES[source], tmp_path / "none")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -373,7 +368,7 @@ def test_the_summary_counts_judges_and_names(server, tmp_path):
     server.always[address(SLIDES[0])] = {"status": 404}
     text = downloads.summary(fetch(server, tmp_path))
     lines = text.splitlines()
-    assert lines[0] == f"mine (midog22) in {tmp_path}"
+    assert lines[0] == f"MIDOG 2022 (midog22) in {tmp_path}"
     assert [line.split() for line in lines[2:6]] == [
         ["wanted", "there", "before", "fetched", "now", "missing", "GB"],
         ["label", "files", "2", "2", "0", "0", "0.000"],

@@ -8,11 +8,12 @@ import pytest
 from running import HANG_S
 from unreliable_server import serving
 
-from mfcore.data import downloads, downloads_transfer, patches
+from mfcore.data import downloads, downloads_transfer
 from mfcore.data.downloads import DownloadError
 from mfcore.data.labels.source import SOURCES
 from mfcore.store import alone, file_sha256
 from mfcore.store.files import below
+from mfcore.study import data as study_data
 from mfcore.study.config import Data, Patches, Settings
 
 COMMIT = SOURCES["amibr"].archive.commit
@@ -50,7 +51,7 @@ def hosts(server):
 
 
 def fetch(server, folder, verify=False):
-    return downloads.fetch(STUDY, folder, hosts(server), verify)
+    return downloads.fetch(STUDY.source, folder, hosts(server), verify)
 
 
 def names(folder):
@@ -77,11 +78,11 @@ def test_what_is_there_is_not_fetched_again_and_what_is_missing_is(server, tmp_p
     """As where a call was killed while it moved the files: the label file comes last."""
     folder = tmp_path / "amibr"
     for _ in range(2):
-        assert patches.prepare(STUDY, folder, hosts=hosts(server)) == folder
+        assert study_data.prepare(STUDY, folder, hosts=hosts(server)) == folder
     assert len(server.asked) == 1
     for name in ("AMI-BR.csv", "patches/normal/MIDOG21_22.png"):
         (folder / name).unlink()
-    patches.prepare(STUDY, folder, hosts=hosts(server))
+    study_data.prepare(STUDY, folder, hosts=hosts(server))
     assert set(fetch(server, folder, verify=True)["state"]) == {"there"}
     assert len(server.asked) == 2
 

@@ -21,6 +21,7 @@ from mfcore.data import patches, patches_read
 from mfcore.data.patches import PatchError
 from mfcore.data.patches_read import DiskError
 from mfcore.data.slides.tiff import TiffReader
+from mfcore.study import data as study_data
 from mfcore.study.config import Data, Patches, Settings
 
 STUDY = Settings(name="tiny", title="t", data=Data(source="midog", um_per_px=0.25), patches=Patches(size_px=24, um_per_px=0.25))
@@ -58,7 +59,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(folder, tmp_path_factory):
     """The array, each patch read by itself."""
-    table, array = patches.load(patches.extract(STUDY, folder, tmp_path_factory.mktemp("expected")))
+    table, array = patches.load(study_data.extract(STUDY, folder, tmp_path_factory.mktemp("expected")))
     for row in table.itertuples():
         with patches_read.open_slide(folder / row.file, 0.25) as slide:
             np.testing.assert_array_equal(array[row.patch_id], slide.read(row.x_l0_px, row.y_l0_px, 24, 0.25))
@@ -79,14 +80,14 @@ def test_threads_give_the_same_array_with_much_memory_and_with_little(
     if memory_bytes:
         memory = patches_read.Memory
         monkeypatch.setattr(patches_read, "Memory", lambda: memory(memory_bytes))
-    found = patches.load(patches.extract(STUDY, folder, tmp_path, n_workers=n_workers))[1]
+    found = patches.load(study_data.extract(STUDY, folder, tmp_path, n_workers=n_workers))[1]
     np.testing.assert_array_equal(found, expected)
 
 
 def test_each_tile_is_decoded_once(folder, tmp_path, monkeypatch, small_batches):
     decode, keys = TiffReader.decode, []
     monkeypatch.setattr(TiffReader, "decode", lambda reader, key: keys.append((reader._path, key)) or decode(reader, key))
-    patches.extract(STUDY, folder, tmp_path, n_workers=4)
+    study_data.extract(STUDY, folder, tmp_path, n_workers=4)
     assert len(keys) == len(set(keys)) > 100
 
 
@@ -106,7 +107,7 @@ def interrupted(folder, results, monkeypatch, after):
     with monkeypatch.context() as patched:
         patched.setattr(patches_read._Work, "read", stop)
         with pytest.raises(Stopped):
-            patches.extract(STUDY, folder, results)
+            study_data.extract(STUDY, folder, results)
     return next(results.glob("patches-*"))
 
 
@@ -128,12 +129,12 @@ def test_what_is_recorded_is_not_read_again(folder, tmp_path, monkeypatch, expec
     run = interrupted(folder, tmp_path, monkeypatch, after=9)
     assert {file.name for file in run.iterdir()} == {"begun.json", "patches.partial.npy", "progress.txt"}
     with pytest.raises(store.StoreError, match="isn't finished"):
-        patches.find(STUDY, tmp_path)
+        study_data.find_patches(STUDY, tmp_path)
     recorded = rows_recorded(run)
     assert 25 <= len(recorded) < N_PATCHES  # other batches may have got done meanwhile
     rows = rows_read(monkeypatch)
     monkeypatch.setattr(patches_read, "BATCH_PATCHES", (7, 7))  # batches may be cut otherwise by then
-    resumed = patches.extract(STUDY, folder, tmp_path, n_workers=2)
+    resumed = study_data.extract(STUDY, folder, tmp_path, n_workers=2)
     assert sorted(rows) == sorted(set(range(N_PATCHES)) - set(recorded))
     np.testing.assert_array_equal(patches.load(resumed)[1], expected)
     assert not resumed.path("progress.txt").exists()
@@ -162,7 +163,7 @@ def rewrite_first_line(run):
 def test_a_store_that_cant_be_gone_on_with_is_begun_anew(folder, tmp_path, monkeypatch, expected, small_batches, damage):
     damage(interrupted(folder, tmp_path, monkeypatch, after=9))
     rows = rows_read(monkeypatch)
-    np.testing.assert_array_equal(patches.load(patches.extract(STUDY, folder, tmp_path))[1], expected)
+    np.testing.assert_array_equal(patches.load(study_data.extract(STUDY, folder, tmp_path))[1], expected)
     assert sorted(rows) == list(range(N_PATCHES))
 
 
@@ -173,15 +174,16 @@ def test_a_line_that_the_kill_cut_is_not_believed(folder, tmp_path, monkeypatch,
     with (run / "progress.txt").open("a") as progress:
         progress.write(f"[{unread[0]}, {unread[1]}]")
     rows = rows_read(monkeypatch)
-    np.testing.assert_array_equal(patches.load(patches.extract(STUDY, folder, tmp_path))[1], expected)
+    np.testing.assert_array_equal(patches.load(study_data.extract(STUDY, folder, tmp_path))[1], expected)
     assert sorted(rows) == unread
 
 
 KILLS_ITSELF = """
 import os, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-from mfcore.data import patches, patches_read
+sys.path[:0] = {tests!r}
+from mfcore.data import patches_read
+from mfcore.study import data as study_data
 from test_patches_read import STUDY
 patches_read.BATCH_PATCHES = (5, 5)
 patch = patches_read._Source.patch
@@ -196,14 +198,15 @@ def noting(source, place):
     return patch(source, place)
 
 patches_read._Source.patch = noting
-patches.extract(STUDY, {folder!r}, {results!r}, n_workers=2)
+study_data.extract(STUDY, {folder!r}, {results!r}, n_workers=2)
 """
 
 
 def test_killed_at_any_moment_and_gone_on_with_nothing_is_lost(folder, tmp_path, expected, started):
     """A process killed several times, without warning, after numbers of patches drawn by chance, another thread at work."""
     log, results, rng = tmp_path / "log.txt", tmp_path / "results", random.Random(1)
-    script = KILLS_ITSELF.format(tests=str(Path(__file__).parent), log=str(log), folder=str(folder), results=str(results))
+    tests = [str(folder) for folder in Path(__file__).parents[:2]]
+    script = KILLS_ITSELF.format(tests=tests, log=str(log), folder=str(folder), results=str(results))
     recorded = set()
     for attempt in range(4):
         log.unlink(missing_ok=True)
@@ -216,7 +219,7 @@ def test_killed_at_any_moment_and_gone_on_with_nothing_is_lost(folder, tmp_path,
         assert process.returncode == (-signal.SIGKILL if attempt < 3 else 0), errors.decode()
         runs = list(results.glob("*/progress.txt"))
         recorded = set(rows_recorded(runs[0].parent)) if runs and runs[0].read_text().endswith("]\n") else recorded
-    found = patches.load(patches.find(STUDY, results))[1]
+    found = patches.load(study_data.find_patches(STUDY, results))[1]
     np.testing.assert_array_equal(found, expected)
 
 
@@ -232,14 +235,14 @@ def test_a_full_disk_is_an_error_that_names_the_store(folder, tmp_path, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(patches_read.os, "pwrite", full)
         with pytest.raises(DiskError, match=r"patches\.partial\.npy: .*No space left.*make room and run again"):
-            patches.extract(STUDY, folder, tmp_path, n_workers=4)
-    np.testing.assert_array_equal(patches.load(patches.extract(STUDY, folder, tmp_path))[1], expected)
+            study_data.extract(STUDY, folder, tmp_path, n_workers=4)
+    np.testing.assert_array_equal(patches.load(study_data.extract(STUDY, folder, tmp_path))[1], expected)
 
 
 def test_what_the_system_takes_in_parts_is_written_whole(folder, tmp_path, monkeypatch, expected):
     write = os.pwrite
     monkeypatch.setattr(patches_read.os, "pwrite", lambda file, data, offset: write(file, data[:1000], offset))
-    np.testing.assert_array_equal(patches.load(patches.extract(STUDY, folder, tmp_path))[1], expected)
+    np.testing.assert_array_equal(patches.load(study_data.extract(STUDY, folder, tmp_path))[1], expected)
 
 
 def test_an_error_while_a_slide_waits_for_memory_is_an_end(folder, tmp_path, monkeypatch, small_batches):
@@ -256,7 +259,7 @@ def test_an_error_while_a_slide_waits_for_memory_is_an_end(folder, tmp_path, mon
 
     monkeypatch.setattr(patches_read._Work, "sync", stop)
     with pytest.raises(Stopped):
-        patches.extract(STUDY, folder, tmp_path, n_workers=8)
+        study_data.extract(STUDY, folder, tmp_path, n_workers=8)
 
 
 def test_slides_that_turn_out_damaged_are_named_together_once_each(folder, tmp_path, small_batches):
@@ -272,18 +275,18 @@ def test_slides_that_turn_out_damaged_are_named_together_once_each(folder, tmp_p
                 slide.seek(offset)
                 slide.write(bytes(length))
     with pytest.raises(PatchError, match=r"(?s)^\d files can't be used") as error:
-        patches.extract(STUDY, data, tmp_path / "results", n_workers=4)
+        study_data.extract(STUDY, data, tmp_path / "results", n_workers=4)
     assert "001.tiff: damaged near" in str(error.value)
     assert "002.tiff: damaged near" in str(error.value)
     run = next((tmp_path / "results").glob("patches-*"))
-    table = patches.labels.load(STUDY, data)
+    table = study_data.load_labels(STUDY, data)
     there = set(table.loc[table["slide_id"].isin(["003.png", "004.tif"]), "patch_id"])
     assert there <= set(rows_recorded(run))  # the others are in
 
 
 def test_native_and_resampled_are_two_stores(folder, tmp_path, expected):
     study = dataclasses.replace(STUDY, switches=dataclasses.replace(STUDY.switches, resolution="native"))
-    table, native = patches.load(patches.extract(study, folder, tmp_path))
+    table, native = patches.load(study_data.extract(study, folder, tmp_path))
     same = (native == expected).all(axis=(1, 2, 3))
     assert same[(table["slide_id"] != "002.tiff").to_numpy()].all()
     assert not same[(table["slide_id"] == "002.tiff").to_numpy()].any()

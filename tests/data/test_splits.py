@@ -12,10 +12,10 @@ from hypothesis import assume, example, given, settings, strategies as st
 
 from mfcore import store
 from mfcore.analysis import compare, switches
-from mfcore.data import patches, splits, splits_audit
+from mfcore.data import splits, splits_audit
 from mfcore.data.splits_draw import Placing
+from mfcore.study import arms as study_arms, data as study_data
 from mfcore.study.config import MODES, SCHEMES, Data, Patches, Settings, Splits, Switches
-from mfcore.training import probe
 
 LABELS = Path(__file__).parents[2].parent / "shared" / "data" / "labels"
 needs_real = pytest.mark.skipif(not LABELS.is_dir(), reason="the real labels of ../shared/data are not here")
@@ -29,7 +29,7 @@ def study(mode="strict", **changes):
 
 def make(labels, asked):
     """The splits of a study's probes."""
-    return splits.make(labels, splits.scheme_of(asked))
+    return splits.make(labels, study_data.scheme_of(asked))
 
 
 def label_table(rng, n_domains=3, n_slides=8, n_per_slide=20):
@@ -176,7 +176,7 @@ GOLDEN = {  # of the table of `golden_table` as CSV, before twins were looked fo
 
 def under(scheme, asked):
     """The study under a scheme, across domains too."""
-    return replace(splits.under(asked, scheme), splits=asked.splits)
+    return replace(study_data.under(asked, scheme), splits=asked.splits)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -244,7 +244,7 @@ def test_a_twin_in_another_domain_leaves_training_and_a_case_there_leaves_the_te
 
 @pytest.mark.parametrize("networks", [False, True], ids=["probes", "networks"])
 def test_the_released_draws_know_no_twins(networks):
-    scheme = splits.scheme_of(under("released", study("paper", n_folds=2)), networks)
+    scheme = study_data.scheme_of(under("released", study("paper", n_folds=2)), networks)
     labels = with_planted(14)
     labels["twin"] = labels["twin"].where(labels.index % 3 > 0, labels["patch_id"].iloc[0])  # in every domain
     assert labels.groupby("twin")["domain"].nunique().max() > 1
@@ -267,19 +267,21 @@ def test_only_splits_that_twins_change_have_another_key(tmp_path):
     keys = {}
     for name, images in (("plain", noise), ("twins", copied)):
         stored(asked, labels, tmp_path / name, images)
-        runs = {scheme: splits.write(splits.under(asked, scheme), tmp_path / name) for scheme in SCHEMES}
+        runs = {scheme: study_data.write_splits(study_data.under(asked, scheme), tmp_path / name) for scheme in SCHEMES}
         keys[name] = {scheme: run.key for scheme, run in runs.items()}
-        assert splits.find(asked, tmp_path / name).key == keys[name]["slide"]
+        assert study_data.find_splits(asked, tmp_path / name).key == keys[name]["slide"]
         assert {set(run.identity["inputs"]) == {"patches"} for run in runs.values()} >= {name == "plain"}
     assert [scheme for scheme in SCHEMES if keys["plain"][scheme] == keys["twins"][scheme]] == ["released"]
-    role = splits.load(splits.find(asked, tmp_path / "twins")).set_index(["patch_id", "size"])["role"]
+    role = splits.load(study_data.find_splits(asked, tmp_path / "twins")).set_index(["patch_id", "size"])["role"]
     assert role[0, 1.0] == role[len(labels) - 1, 1.0], "copies are on two sides"
 
 
 def test_cases_of_several_domains_change_the_key_of_splits_by_case(tmp_path):
     labels, asked = official(label_table(np.random.default_rng(17))), study(n_folds=1, by_domain=False)
     stored(asked, labels.assign(case_id=labels["slide_id"].str[2:]), tmp_path)
-    inputs = {scheme: splits.write(splits.under(asked, scheme), tmp_path).identity["inputs"] for scheme in SCHEMES}
+    inputs = {
+        scheme: study_data.write_splits(study_data.under(asked, scheme), tmp_path).identity["inputs"] for scheme in SCHEMES
+    }
     assert [scheme for scheme, of in inputs.items() if "twins" in of] == ["slide", "official"]
 
 
@@ -325,22 +327,22 @@ def test_data_without_official_test_slides_cannot_be_split_officially():
 )
 def test_patches_of_a_study_that_reads_native_px_lie_at_the_slides_resolution(patches, resolution, expected):
     asked = replace(study(), patches=patches, switches=Switches(resolution=resolution))
-    assert splits.placing_of(asked) == splits.scheme_of(asked).placing == expected
+    assert study_data.placing_of(asked) == study_data.scheme_of(asked).placing == expected
 
 
 def test_a_study_under_a_scheme_differs_by_that_alone():
     asked = study("paper")
-    assert {name: splits.under(asked, name).switches.scheme for name in SCHEMES} == {name: name for name in SCHEMES}
-    other = splits.under(asked, "slide")
+    assert {name: study_data.under(asked, name).switches.scheme for name in SCHEMES} == {name: name for name in SCHEMES}
+    other = study_data.under(asked, "slide")
     assert other.switches.epoch == "last" and other.splits.seed == asked.splits.seed and not other.splits.by_domain
     with pytest.raises(splits.SplitError, match="'by_slide' is not one of"):
-        splits.under(asked, "by_slide")
+        study_data.under(asked, "by_slide")
 
 
 def stored(study, labels, results, images=None):
     """The study's patches, all black but for what ``images`` has."""
     labels = labels.assign(file="f")
-    run = store.open_run(results, "patches", study.name, patches.config_of(study), {})
+    run = store.open_run(results, "patches", study.name, study_data.patches_config(study), {})
     store.write_parquet(run.path("labels.parquet"), labels)
     np.save(run.path("patches.npy"), np.zeros((len(labels), 2, 2, 3), np.uint8) if images is None else images)
     run.finish(["labels.parquet", "patches.npy"])
@@ -381,15 +383,15 @@ def test_domains_that_look_alike_lose_and_double_no_row(tmp_path, domains):
     labels = official(named)
     asked = replace(study(n_folds=2, sizes=(0.2, 0.2000001, 1.0)), encoders=("made",))
     stored(asked, labels, tmp_path)
-    drawn = splits.load(splits.write(asked, tmp_path))
+    drawn = splits.load(study_data.write_splits(asked, tmp_path))
     units = splits.units(drawn)
     assert len(units) == 2 * (3 + 2) and {unit.train_domain for unit in units} == {"all", *domains}
 
-    embeddings = store.open_run(tmp_path, "embeddings", "made", {}, {"patches": patches.find(asked, tmp_path).key})
+    embeddings = store.open_run(tmp_path, "embeddings", "made", {}, {"patches": study_data.find_patches(asked, tmp_path).key})
     with h5py.File(embeddings.path("embeddings.h5"), "w") as out:
         features = rng.normal(labels["label"].to_numpy()[:, None], 1.0, (len(labels), 4))
         out["features"], out["patch_id"] = features.astype(np.float32), labels["patch_id"].to_numpy()
-    probe.fit_study(asked, embeddings.finish(["embeddings.h5"]), tmp_path)
+    study_arms.fit_probe(asked, embeddings.finish(["embeddings.h5"]), tmp_path)
 
     predictions = compare.collect(asked, tmp_path).predictions
     key = ["train_domain", "fold", "size", "patch_id"]
@@ -401,7 +403,7 @@ def test_domains_that_look_alike_lose_and_double_no_row(tmp_path, domains):
     matrix = compare.domain_matrix(scores, asked)
     assert set(zip(matrix["train_domain"], matrix["domain"], strict=True)) == {(a, b) for a in domains for b in domains}
     assert len(compare.wide(compare.scaling_table(scores, asked)).columns) == 2 + 3
-    audited = splits_audit.load(splits_audit.write(asked, tmp_path))
+    audited = splits_audit.load(study_data.write_audit(asked, tmp_path))
     assert set(audited["train_domain"]) == {"all", *domains} and len(splits_audit.summary(audited)) == 3 + 2
 
 
@@ -410,23 +412,23 @@ def test_networks_have_folds_of_their_own_only_where_the_switch_says_so(tmp_path
     shared = study(n_folds=2, by_domain=False)
     apart = replace(shared, switches=Switches(shared_splits=False))
     stored(shared, labels, tmp_path)
-    assert splits.write(shared, tmp_path).key == splits.find(shared, tmp_path, networks=True).key
+    assert study_data.write_splits(shared, tmp_path).key == study_data.find_splits(shared, tmp_path, networks=True).key
     with pytest.raises(store.StoreError, match="no finished 'splits' run 'slide_networks'"):
-        splits.find(apart, tmp_path, networks=True)
-    probes = splits.write(apart, tmp_path)
-    networks = splits.find(apart, tmp_path, networks=True)
-    assert probes.key == splits.find(apart, tmp_path).key == splits.find(shared, tmp_path).key
+        study_data.find_splits(apart, tmp_path, networks=True)
+    probes = study_data.write_splits(apart, tmp_path)
+    networks = study_data.find_splits(apart, tmp_path, networks=True)
+    assert probes.key == study_data.find_splits(apart, tmp_path).key == study_data.find_splits(shared, tmp_path).key
     assert probes.key != networks.key and networks.folder.name.startswith("splits-slide_networks-")
     own, theirs = splits.load(probes), splits.load(networks)
     for unit in splits.units(own):
         mine, other = splits.select(own, unit), splits.select(theirs, unit)
         assert not np.array_equal(mine["test"], other["test"])
         assert abs(len(other["test"]) / len(mine["test"]) - 1) < 0.3  # drawn alike
-    with_audit = splits_audit.write(apart, tmp_path)
+    with_audit = study_data.write_audit(apart, tmp_path)
     found = with_audit.record["facts"]["networks"]
     assert 0 < found["tested_by_both"] < 1 and found["tested_by_both"] + found["trained_on_by_networks"] == pytest.approx(1)
     assert "Networks have folds of their own" in splits_audit.networks_sentence(with_audit)
-    assert splits_audit.networks_sentence(splits_audit.write(shared, tmp_path)) == ""
+    assert splits_audit.networks_sentence(study_data.write_audit(shared, tmp_path)) == ""
 
 
 # ---- the released scripts' draws, each by a loop of its own ----
@@ -462,9 +464,9 @@ def test_networks_in_paper_mode_have_the_training_scripts_folds(tmp_path):
     labels = label_table(np.random.default_rng(12))
     asked = study("paper", n_folds=2, sizes=(0.1, 1.0))
     stored(asked, labels, tmp_path)
-    splits.write(asked, tmp_path)
+    study_data.write_splits(asked, tmp_path)
     for networks, script in ((False, drawn_by_probe_script), (True, drawn_by_training_script)):
-        table = splits.load(splits.find(asked, tmp_path, networks=networks))
+        table = splits.load(study_data.find_splits(asked, tmp_path, networks=networks))
         for fold in (0, 1):
             train, test = script(len(labels), 42 + fold, asked.splits.sizes)
             for k, size in enumerate(asked.splits.sizes):

@@ -9,6 +9,7 @@ import pytest
 from mfcore.data import splits, splits_audit
 from mfcore.data.labels import table as label_files
 from mfcore.data.splits_draw import Placing
+from mfcore.study import data as study_data
 from mfcore.study.config import MODES, SCHEMES, Data, Settings, Splits, Switches
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -119,7 +120,7 @@ def test_every_scheme_is_audited_and_one_that_cannot_be_drawn_says_why():
     labels = pd.DataFrame({"patch_id": np.arange(480), "slide_id": slide.astype(str), "case_id": slide.astype(str)})
     labels = labels.assign(domain="d", label=rng.integers(0, 2, 480), um_per_px=0.25, official_split="")
     labels[["x_l0_px", "y_l0_px"]] = rng.uniform(0, 3000, (480, 2))
-    found, reasons = splits_audit.audit_schemes(labels, splits.schemes_of(STUDY))
+    found, reasons = splits_audit.audit_schemes(labels, study_data.schemes_of(STUDY))
     assert list(reasons) == ["official"] and "no official test slides" in reasons["official"]
     worst = found[found["size"] == 1.0].groupby("scheme")[["test_on_train_slides", "test_overlapping_train"]].max()
     assert worst.loc["slide"].tolist() == [0, 0]
@@ -128,7 +129,7 @@ def test_every_scheme_is_audited_and_one_that_cannot_be_drawn_says_why():
     assert set(found["fold"]) == set(range(5)) and len(found) == 4 * 5 * 2
     assert splits_audit.summary(found)["scheme"].nunique() == 4
     official = labels.assign(official_split=np.where(slide % 3 == 0, "test", "train"))
-    assert splits_audit.audit_schemes(official, splits.schemes_of(STUDY))[1] == {}
+    assert splits_audit.audit_schemes(official, study_data.schemes_of(STUDY))[1] == {}
     assert {splits_audit.scheme_title(scheme) for scheme in SCHEMES} >= set(splits_audit.summary(found)["scheme"])
     assert splits_audit.scheme_title(Switches(stratified=False).scheme) == "by slide unstratified"
 
@@ -143,9 +144,9 @@ def test_released_split_leaks_as_counted_on_the_real_labels(source, n_train, on_
         "t", "t", Data(source), splits=Splits(by_domain=False), mode="paper", switches=MODES["paper"], encoders=("e",)
     )
     labels = label_files.load(study, SHARED / "labels", check_files=False)
-    table = splits.make(labels, splits.scheme_of(study))
+    table = splits.make(labels, study_data.scheme_of(study))
     assert [len(splits.select(table, unit)["train"]) for unit in splits.units(table) if unit.fold == 0] == n_train
-    found = splits_audit.audit(table[table["size"] == 1.0], labels, splits.placing_of(study))
+    found = splits_audit.audit(table[table["size"] == 1.0], labels, study_data.placing_of(study))
     assert found["fold"].tolist() == [0, 1, 2, 3, 4]  # seeds 42 to 46
     assert found["test_on_train_slides"].min() >= on_train_slides
     assert set((100 * found["test_overlapping_train"]).round().astype(int)) <= overlapping_percent
@@ -156,7 +157,7 @@ def test_released_split_leaks_as_counted_on_the_real_labels(source, n_train, on_
 def test_the_remedies_share_nothing_on_the_real_labels(source):
     study = Settings("t", "t", Data(source), splits=Splits(by_domain=False, sizes=(1.0,), n_folds=1), encoders=("e",))
     labels = label_files.load(study, SHARED / "labels", check_files=False)
-    found, reasons = splits_audit.audit_schemes(labels, splits.schemes_of(study))
+    found, reasons = splits_audit.audit_schemes(labels, study_data.schemes_of(study))
     found = found.set_index("scheme")
     assert not reasons
     assert (found.loc[["slide", "official"], ["test_on_train_slides", "test_overlapping_train"]] == 0).all(axis=None)

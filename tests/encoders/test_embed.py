@@ -19,11 +19,11 @@ import yaml
 from running import HANG_S
 from tiny_encoders import tiny_card, use
 
-from mfcore import encoders, store
+from mfcore import __main__ as command, encoders, store
 from mfcore.data import patches
-from mfcore.encoders import canary, catalogue, embed, network, weights
+from mfcore.encoders import canary, embed, network, weights
 from mfcore.encoders.card import EncoderCard, cards
-from mfcore.study import config
+from mfcore.study import config, data as study_data, encoders as study_encoders
 
 N_PATCHES = 23
 NAME = "tiny"
@@ -43,7 +43,7 @@ def study() -> config.Settings:
 @pytest.fixture
 def results(study, tmp_path):
     """A results folder with finished patches: noise, from two slides of 0.25 and 0.5 um/px."""
-    run = store.open_run(tmp_path, "patches", study.name, patches.config_of(study), {"made": "for a test"})
+    run = store.open_run(tmp_path, "patches", study.name, study_data.patches_config(study), {"made": "for a test"})
     ids = np.arange(N_PATCHES)
     table = pd.DataFrame(
         {
@@ -72,11 +72,11 @@ def tiny(monkeypatch) -> EncoderCard:
 
 
 def test_every_patchs_centre_is_embedded_row_for_row(study, results, tiny):
-    run = embed.embed(study, NAME, results)
+    run = study_encoders.embed(study, NAME, results)
     features, patch_ids = embed.load(run)
     assert features.dtype == np.float32 and features.shape == (N_PATCHES, 24)
     np.testing.assert_array_equal(patch_ids, np.arange(N_PATCHES))
-    _, stored = patches.load(patches.find(study, results))
+    _, stored = patches.load(study_data.find_patches(study, results))
     centre = np.asarray(stored)[:, 4:36, 4:36]
     expected = np.concatenate([encoders.load(NAME).embed(centre[i : i + 1]) for i in range(N_PATCHES)])
     np.testing.assert_allclose(features, expected, atol=1e-5)
@@ -85,7 +85,7 @@ def test_every_patchs_centre_is_embedded_row_for_row(study, results, tiny):
 
 
 def test_the_file_is_what_the_fields_tools_read_and_says_where_it_is_from(study, results, tiny):
-    run = embed.embed(study, NAME, results)
+    run = study_encoders.embed(study, NAME, results)
     with h5py.File(run.path("embeddings.h5")) as content:
         assert set(content) == {"features", "coords", "patch_id", "slide_id", "canary"}
         coords = content["coords"][:]
@@ -101,7 +101,7 @@ def test_the_file_is_what_the_fields_tools_read_and_says_where_it_is_from(study,
 
 def test_a_reader_of_features_and_coords_needs_nothing_else(study, results):
     """As the field's tools for whole slides read a bag of patches."""
-    with h5py.File(embed.embed(study, NAME, results).path("embeddings.h5"), "r") as file:
+    with h5py.File(study_encoders.embed(study, NAME, results).path("embeddings.h5"), "r") as file:
         features, coords = file["features"][:], file["coords"][:]
         patch_size = file["coords"].attrs["patch_size"]
     assert torch.from_numpy(features).dtype == torch.float32 and features.ndim == 2
@@ -110,10 +110,11 @@ def test_a_reader_of_features_and_coords_needs_nothing_else(study, results):
 
 
 def test_native_resolution_and_unknown_um_per_px_leave_the_crop_as_wide_as_it_is(study, results):
-    table, _ = patches.load(patches.find(study, results))
+    table, _ = patches.load(study_data.find_patches(study, results))
     native = dataclasses.replace(study, switches=dataclasses.replace(study.switches, resolution="native"))
-    assert patches.corners(native, table)[12].tolist() == [112 - 16, 213 - 16]
-    assert patches.corners(study, table.assign(um_per_px=np.nan))[12].tolist() == [112 - 16, 213 - 16]
+    assert patches.corners(table, study.stored_px, study_data.placing_of(native))[12].tolist() == [112 - 16, 213 - 16]
+    table = table.assign(um_per_px=np.nan)
+    assert patches.corners(table, study.stored_px, study_data.placing_of(study))[12].tolist() == [112 - 16, 213 - 16]
 
 
 @pytest.mark.parametrize("at_border", ["white", "shift"])
@@ -137,8 +138,8 @@ def test_the_slide_at_the_written_corner_shows_what_was_embedded(tmp_path, at_bo
         encoders=(NAME,),
     )
     results = tmp_path / "results"
-    table, stored = patches.load(patches.extract(study, tmp_path, results))
-    with h5py.File(embed.embed(study, NAME, results).path("embeddings.h5")) as content:
+    table, stored = patches.load(study_data.extract(study, tmp_path, results))
+    with h5py.File(study_encoders.embed(study, NAME, results).path("embeddings.h5")) as content:
         coords = content["coords"][:]
     for slide_id, (x, y), seen in zip(table["slide_id"], coords, patches.centre_crop(stored, 32), strict=True):
         side = 64 if slide_id == "c.tif" else 32
@@ -187,27 +188,27 @@ def wipe(run: store.Run) -> None:
 
 
 def test_a_killed_run_goes_on_where_it_stopped_and_ends_the_same(study, results, monkeypatch, calls):
-    whole = embed.embed(study, NAME, results, batch_size=2)
+    whole = study_encoders.embed(study, NAME, results, batch_size=2)
     expected, checksum = embed.load(whole)[0], whole.record["files"]["embeddings.h5"]["sha256"]
     n_batches = len(calls)
     wipe(whole)
     with monkeypatch.context() as patch:
         dying_at(patch, 1 + 7)  # after the canary; in the middle of the third shard
         with pytest.raises(Killed):
-            embed.embed(study, NAME, results, batch_size=2)
+            study_encoders.embed(study, NAME, results, batch_size=2)
     with pytest.raises(store.StoreError):
-        embed.find(study, NAME, results)
+        study_encoders.find_embeddings(study, NAME, results)
     (begun,) = results.glob("embeddings-*/units")
     assert [file.name for file in sorted(begun.glob("*.npy"))] == [
         "rows-000000000-000000005.npy",
         "rows-000000005-000000010.npy",
     ]
     calls.clear()
-    run = embed.embed(study, NAME, results, batch_size=2)
+    run = study_encoders.embed(study, NAME, results, batch_size=2)
     assert len(calls) == n_batches - 6  # the two finished shards aren't made again
     np.testing.assert_allclose(embed.load(run)[0], expected, atol=1e-6)
     wipe(run)
-    assert embed.embed(study, NAME, results, batch_size=2).record["files"]["embeddings.h5"]["sha256"] == checksum
+    assert study_encoders.embed(study, NAME, results, batch_size=2).record["files"]["embeddings.h5"]["sha256"] == checksum
 
 
 def with_other_weights(monkeypatch) -> None:
@@ -226,19 +227,19 @@ def with_other_weights(monkeypatch) -> None:
 def test_shards_of_another_network_are_refused(study, results, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         dying_at(patch, 3)
-        embed.embed(study, NAME, results)
+        study_encoders.embed(study, NAME, results)
     with_other_weights(monkeypatch)
     with pytest.raises(encoders.EncoderError, match="isn't the one of before"):
-        embed.embed(study, NAME, results)
+        study_encoders.embed(study, NAME, results)
 
 
 def test_a_finished_run_is_taken_as_it_is_and_nothing_is_embedded_anew(study, results, calls):
-    run = embed.embed(study, NAME, results)
+    run = study_encoders.embed(study, NAME, results)
     calls.clear()
-    again = embed.embed(study, NAME, results)
+    again = study_encoders.embed(study, NAME, results)
     assert again.key == run.key and calls == [8]  # the canary
-    assert embed.embed_share(study, NAME, results, 0, 2).done and calls == [8]
-    assert embed.find(study, NAME, results).folder == run.folder
+    assert study_encoders.embed_share(study, NAME, results, 0, 2).done and calls == [8]
+    assert study_encoders.find_embeddings(study, NAME, results).folder == run.folder
 
 
 @contextlib.contextmanager
@@ -250,45 +251,45 @@ def edited(run):
 
 
 def test_a_finished_run_is_refused_where_its_encoder_gives_something_else(study, results, monkeypatch):
-    run = embed.embed(study, NAME, results)
+    run = study_encoders.embed(study, NAME, results)
     with edited(run) as content:
         content["canary"].attrs["timm"] = "0.9"
     with_other_weights(monkeypatch)
     with pytest.raises(encoders.EncoderError, match=r"embeddings-tiny-.*tile \d \(.* apart \(relative.*timm was 0\.9, is "):
-        embed.embed(study, NAME, results)
+        study_encoders.embed(study, NAME, results)
 
 
 def test_a_finished_run_is_refused_where_its_contract_is_another_and_the_field_is_named(study, results):
-    run = embed.embed(study, NAME, results)
+    run = study_encoders.embed(study, NAME, results)
     with edited(run) as content:
         card = json.loads(content.attrs["card"])
         content.attrs["card"] = json.dumps(card | {"interpolation": "bilinear", "licence": "another", "mean": [0.5, 0.5, 0.4]})
     mean = r"card\.mean was \[0\.5, 0\.5, 0\.4\], is \[0\.5, 0\.5, 0\.5\]\."
     with pytest.raises(store.StoreError, match=rf"card\.interpolation was bilinear, is bicubic; {mean}"):
-        embed.embed(study, NAME, results)
+        study_encoders.embed(study, NAME, results)
 
 
 def test_a_finished_run_stays_usable_where_its_weights_are_not(study, results, monkeypatch):
-    run = embed.embed(study, NAME, results)
+    run = study_encoders.embed(study, NAME, results)
     monkeypatch.setattr(weights, "state", lambda card: weights.State(False, "accept its licence"))
     monkeypatch.setattr(network, "load", lambda *_: pytest.fail("loaded a model that isn't here"))
     with pytest.warns(UserWarning, match=r"embeddings-tiny-.* is taken as it is: .*'tiny'.* \(accept its licence\)"):
-        assert embed.embed(study, NAME, results).key == run.key
+        assert study_encoders.embed(study, NAME, results).key == run.key
 
 
 def test_embeddings_made_with_a_canary_of_two_tiles_are_still_checked_by_them(study, results, monkeypatch):
-    run = embed.embed(study, NAME, results)
+    run = study_encoders.embed(study, NAME, results)
     with edited(run) as content:
         content.attrs["canary"] = content["canary"][:2]
         del content["canary"]
-    embed.embed(study, NAME, results)
+    study_encoders.embed(study, NAME, results)
     with_other_weights(monkeypatch)
     with pytest.raises(encoders.EncoderError, match="2 of 2 tiles"):
-        embed.embed(study, NAME, results)
+        study_encoders.embed(study, NAME, results)
 
 
 def test_how_it_was_done_is_recorded(study, results):
-    (job,) = embed.embed(study, NAME, results, "cpu", batch_size=3).record["facts"]["jobs"]
+    (job,) = study_encoders.embed(study, NAME, results, "cpu", batch_size=3).record["facts"]["jobs"]
     assert (job["device"], job["batch_size"], job["n_patches"]) == ("cpu", 3, N_PATCHES)
     assert job["precision"] == "float32" and job["patches_per_s"] > 0
 
@@ -297,34 +298,34 @@ def test_how_it_was_done_is_recorded(study, results):
 
 
 def test_shares_are_equal_parts_that_one_call_puts_together(study, results, calls):
-    expected = embed.load(embed.embed(study, NAME, results))[0]
-    wipe(embed.find(study, NAME, results))
+    expected = embed.load(study_encoders.embed(study, NAME, results))[0]
+    wipe(study_encoders.find_embeddings(study, NAME, results))
     for share in (2, 0, 1):
         calls.clear()
-        run = embed.embed_share(study, NAME, results, share, 3, batch_size=5)
+        run = study_encoders.embed_share(study, NAME, results, share, 3, batch_size=5)
         assert sum(calls) - 8 == (5, 10, 8)[share] and not run.done
     calls.clear()
-    run = embed.embed(study, NAME, results)
+    run = study_encoders.embed(study, NAME, results)
     assert calls == [] and len(run.record["facts"]["jobs"]) == 3
     np.testing.assert_allclose(embed.load(run)[0], expected, atol=1e-6)
     for share, n_shares in ((3, 3), (-1, 3), (0, 0)):
         with pytest.raises(ValueError, match=f"share {share} of {n_shares}"):
-            embed.embed_share(study, NAME, results, share, n_shares)
+            study_encoders.embed_share(study, NAME, results, share, n_shares)
 
 
 def test_a_call_makes_what_the_shares_before_left(study, results, calls):
-    embed.embed_share(study, NAME, results, 1, 2, batch_size=5)
+    study_encoders.embed_share(study, NAME, results, 1, 2, batch_size=5)
     calls.clear()
-    run = embed.embed(study, NAME, results, batch_size=5)
+    run = study_encoders.embed(study, NAME, results, batch_size=5)
     assert sum(calls) - 8 == 10
     assert len(embed.load(run)[0]) == N_PATCHES
 
 
 def test_a_share_with_other_weights_is_refused(study, results, monkeypatch):
-    embed.embed_share(study, NAME, results, 0, 2)
+    study_encoders.embed_share(study, NAME, results, 0, 2)
     with_other_weights(monkeypatch)
     with pytest.raises(encoders.EncoderError, match="isn't the one of before"):
-        embed.embed_share(study, NAME, results, 1, 2)
+        study_encoders.embed_share(study, NAME, results, 1, 2)
 
 
 JOB = """
@@ -333,12 +334,13 @@ sys.path.insert(0, {tests!r})
 import pytest
 from pathlib import Path
 from tiny_encoders import tiny_card, use
+from mfcore.__main__ import main
 from mfcore.encoders import embed
 use(pytest.MonkeyPatch(), tiny_card())
 embed.SHARD = 5
 print("ready", flush=True)
 sys.stdin.readline()
-sys.exit(embed.main({arguments!r}))
+sys.exit(main(["embed", *{arguments!r}]))
 """
 
 
@@ -366,8 +368,8 @@ def study_file(study, results, tmp_path) -> Path:
 
 
 def test_jobs_at_work_on_one_folder_at_once_make_one_result(study, results, study_file, started):
-    expected = embed.load(embed.embed(study, NAME, results))[0]
-    wipe(embed.find(study, NAME, results))
+    expected = embed.load(study_encoders.embed(study, NAME, results))[0]
+    wipe(study_encoders.find_embeddings(study, NAME, results))
     where = ["--study", str(study_file), "--encoder", NAME, "--results", str(results / "all"), "--batch-size", "2"]
     ways = [[], ["--device", "cpu"], ["--share", "0", "--shares", "2"]]
     jobs = [job(started, *where, *way) for way in ways]
@@ -380,7 +382,7 @@ def test_jobs_at_work_on_one_folder_at_once_make_one_result(study, results, stud
         out, err = each.communicate(timeout=HANG_S)
         assert each.returncode == 0, err
         assert "embeddings-tiny-" in out
-    run = embed.find(study, NAME, results).verify()
+    run = study_encoders.find_embeddings(study, NAME, results).verify()
     np.testing.assert_allclose(embed.load(run)[0], expected, atol=1e-6)
     assert not [file for file in run.folder.rglob("*") if file.name not in ("begun.json", "run.json", "embeddings.h5")]
 
@@ -393,58 +395,58 @@ def test_the_command_line_says_what_is_wrong(study_file, results, capsys):
         (["--encoder", NAME, "--share", "0", "--shares", "0"], "share 0 of 0: there must be one share"),
         (["--encoder", NAME, "--batch-size", "-1"], "batch_size is -1"),
     ):
-        assert embed.main([*where, *arguments]) == 1
+        assert command.main(["embed", *where, *arguments]) == 1
         err = capsys.readouterr().err
         assert message in err and len(err.strip().splitlines()) == 1
     several = study_file.with_name("several.yaml")
     several.write_text("name: t\ntitle: t\ndata: {source: midog}\nencodrs: [a]\nsplit: {}\n")
-    assert embed.main(["--study", str(several), "--results", "r", "--encoder", NAME]) == 1
+    assert command.main(["embed", "--study", str(several), "--results", "r", "--encoder", NAME]) == 1
     told = [line.strip().split(";")[0] for line in capsys.readouterr().err.splitlines()]
-    assert told == [f"mfcore: {several}: 2 problems:", "unknown key encodrs", "unknown key split"], "a line each"
-    assert embed.main([*where, "--encoder", NAME, "--share", "1", "--shares", "2"]) == 0
-    assert embed.main([*where, "--encoder", NAME]) == 0
+    no_arm = "a study needs at least one entry in encoders or networks"
+    assert told == [f"mfcore: {several}: 3 problems:", "unknown key encodrs", "unknown key split", no_arm], "a line each"
+    assert command.main(["embed", *where, "--encoder", NAME, "--share", "1", "--shares", "2"]) == 0
+    assert command.main(["embed", *where, "--encoder", NAME]) == 0
 
 
 @pytest.mark.parametrize("left", [None, b"", b"\x89HDF\r\n\x1a\n" + bytes(99)])
 def test_a_finished_file_that_can_not_be_read_is_told(study, results, left):
-    run = embed.embed(study, NAME, results)
+    run = study_encoders.embed(study, NAME, results)
     file = run.path("embeddings.h5")
     file.unlink() if left is None else file.write_bytes(left)
     with pytest.raises(store.StoreError, match=rf"embeddings\.h5 is missing or not .*; remove {run.folder} and"):
-        embed.embed(study, NAME, results)
+        study_encoders.embed(study, NAME, results)
 
 
 def test_a_damaged_shard_is_told(study, results, monkeypatch):
     for share in (0, 1):
-        run = embed.embed_share(study, NAME, results, share, 2)
+        run = study_encoders.embed_share(study, NAME, results, share, 2)
     shard = sorted(run.path("units").glob("rows-*.npy"))[0]
     shard.write_bytes(b"no array")
     with pytest.raises(store.StoreError, match=rf"{shard.name}: damaged .*; remove it and embed again"):
-        embed.embed(study, NAME, results)
+        study_encoders.embed(study, NAME, results)
     shard.unlink()
-    assert embed.embed(study, NAME, results).verify().done, "the remedy helps"
+    assert study_encoders.embed(study, NAME, results).verify().done, "the remedy helps"
 
 
 def test_a_results_folder_that_refuses_is_told_with_a_remedy(study_file, tmp_path, capsys):
     (tmp_path / "taken").touch()
     how = ["--study", str(study_file), "--encoder", NAME, "--device", "cpu"]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(embed, "embed", lambda *_: (tmp_path / "taken" / "little").mkdir())
-        assert embed.main([*how, "--results", str(tmp_path / "taken")]) == 1
+        patched.setattr(study_encoders, "embed", lambda *_: (tmp_path / "taken" / "little").mkdir())
+        assert command.main(["embed", *how, "--results", str(tmp_path / "taken")]) == 1
     assert capsys.readouterr().err.startswith(f"mfcore: {tmp_path}/taken/little: Not a directory; a file stands where")
 
 
 def test_any_number_of_patches_takes_the_same_memory(study, results, monkeypatch):
     monkeypatch.setattr(embed, "SHARD", 64)
-    source = patches.find(study, results)
+    source = study_data.find_patches(study, results)
     peaks = []
     for n in (512, 4096):
         table = pd.concat([patches.load(source)[0].iloc[:1]] * n, ignore_index=True).assign(patch_id=range(n))
         np.save(source.path("patches.npy"), np.zeros((n, 40, 40, 3), np.uint8))  # 20 MB of 4,096
         run = store.open_run(results, "embeddings", NAME, {"n": n}, {})
         tracemalloc.start()
-        embed._fill(run, encoders.card_of(NAME), study, source, embed._shards(run, n), "cpu", 32)
-        embed._assemble(run, encoders.card_of(NAME), table, study)
+        embed.embed(source.path("patches.npy"), table, encoders.card_of(NAME), run, study_data.placing_of(study), "cpu", 32)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert embed.load(run)[0].shape == (n, 24)
@@ -461,39 +463,39 @@ def test_nan_is_refused_with_the_patches_names_and_nothing_is_finished(study, re
         features[:, 0] = torch.where(images[:, 0, 0, 0] > 0.9, torch.nan, features[:, 0])
         return features
 
-    _, stored = patches.load(patches.find(study, results))
+    _, stored = patches.load(study_data.find_patches(study, results))
     bad = np.flatnonzero(stored[:, 4, 4, 0] > 0.95 * 255)
     assert len(bad)
     monkeypatch.setattr(network, "read_out", broken)
     with pytest.raises(encoders.EncoderError, match=rf"'tiny' gives NaN or infinity for patches \[{bad[0]}"):
-        embed.embed(study, NAME, results, batch_size=5)
+        study_encoders.embed(study, NAME, results, batch_size=5)
     with pytest.raises(store.StoreError, match="embeddings"):
-        embed.find(study, NAME, results)
+        study_encoders.find_embeddings(study, NAME, results)
 
 
 def test_what_isnt_there_is_said(study, results, tmp_path):
     with pytest.raises(store.StoreError, match="no finished 'patches' run 'little'"):
-        embed.embed(study, NAME, tmp_path / "empty")
+        study_encoders.embed(study, NAME, tmp_path / "empty")
     with pytest.raises(store.StoreError, match="no finished 'embeddings' run 'random:vit_tiny_patch16_224'"):
-        embed.find(study, "random:vit_tiny_patch16_224", results)
+        study_encoders.find_embeddings(study, "random:vit_tiny_patch16_224", results)
     run = store.open_run(results, "embeddings", "x", {}, {})
     with pytest.raises(store.StoreError, match="not finished"):
         embed.load(run)
 
 
 def test_an_encoder_without_a_card_of_its_own_is_found_by_name_without_asking_anyone(study, results, monkeypatch):
-    run = embed.embed(study, "random:resnet10t", results)
+    run = study_encoders.embed(study, "random:resnet10t", results)
     assert embed.load(run)[0].shape == (N_PATCHES, 512)
-    monkeypatch.setattr(catalogue, "card_of", lambda name: pytest.fail("asked for the card"))
-    assert embed.find(study, "random:resnet10t", results).folder == run.folder
+    monkeypatch.setattr(encoders, "card_of", lambda *_: pytest.fail("asked for the card"))
+    assert study_encoders.find_embeddings(study, "random:resnet10t", results).folder == run.folder
     wider = dataclasses.replace(study, patches=dataclasses.replace(study.patches, size_px=40))
     with pytest.raises(store.StoreError):
-        embed.find(wider, "random:resnet10t", results)
+        study_encoders.find_embeddings(wider, "random:resnet10t", results)
 
 
 def test_another_card_or_crop_is_another_run(study, results, tiny, monkeypatch):
-    first = embed.embed(study, NAME, results)
+    first = study_encoders.embed(study, NAME, results)
     monkeypatch.setitem(cards(), NAME, dataclasses.replace(tiny, mean=(0.4, 0.5, 0.5)))
     with pytest.raises(store.StoreError, match=r"card\.mean was \[0\.5, 0\.5, 0\.5\], is \[0\.4, 0\.5, 0\.5\]"):
-        embed.find(study, NAME, results)
-    assert embed.embed(study, NAME, results).folder != first.folder
+        study_encoders.find_embeddings(study, NAME, results)
+    assert study_encoders.embed(study, NAME, results).folder != first.folder

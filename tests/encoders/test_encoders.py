@@ -13,6 +13,7 @@ from mfcore import encoders
 from mfcore.encoders import EncoderError, architecture, catalogue, weights
 from mfcore.encoders.card import EncoderCard, released_cards
 from mfcore.store import file_sha256
+from mfcore.study import encoders as study_encoders
 from mfcore.study.config import Data, OwnEncoder, Settings, Switches, as_dict, load_study
 
 
@@ -155,15 +156,15 @@ def test_released_input_is_the_released_codes_way_and_others_stay():
         was, now = of(ours, name).identity(), of(released, name).identity()
         return {key: (was[key], now[key]) for key in was if was[key] != now[key]}
 
-    assert changed(encoders.of, "virchow2") == {"readout": ("class+mean", "class+rest")}
-    assert changed(encoders.of, "gigapath") == {"resize_px": (256, 224)}
-    assert changed(encoders.of, "vit_huge_in21k") == {"interpolation": ("bicubic", "bilinear")}
-    probed = encoders.of(released, "vit_huge_in21k")
+    assert changed(study_encoders.card_of, "virchow2") == {"readout": ("class+mean", "class+rest")}
+    assert changed(study_encoders.card_of, "gigapath") == {"resize_px": (256, 224)}
+    assert changed(study_encoders.card_of, "vit_huge_in21k") == {"interpolation": ("bicubic", "bilinear")}
+    probed = study_encoders.card_of(released, "vit_huge_in21k")
     assert (probed.readout, probed.n_dims, probed.mean) == ("class", 1280, (0.5, 0.5, 0.5))
-    assert set(changed(encoders.of_network, "vit_huge_in21k")) == {"mean", "std"}
-    assert changed(encoders.of_network, "virchow2") == changed(encoders.of_network, "gigapath") == {}
+    assert set(changed(study_encoders.training_card_of, "vit_huge_in21k")) == {"mean", "std"}
+    assert changed(study_encoders.training_card_of, "virchow2") == changed(study_encoders.training_card_of, "gigapath") == {}
     for name in set(encoders.names()) - {*released_cards("embedding")}:
-        assert encoders.of(released, name) == encoders.card_of(name)
+        assert study_encoders.card_of(released, name) == encoders.card_of(name)
     for released_ways in (released_cards("embedding"), released_cards("training")):
         for name, way in released_ways.items():
             card = encoders.card_of(way)
@@ -202,7 +203,7 @@ def study_file(tmp_path):
 def test_five_lines_make_an_encoder(study_file):
     study = load_study(study_file)
     assert study.encoders == ("vit_tiny_random", "our_vit", "lite0_bicubic_256")
-    card = encoders.of(study, "our_vit")
+    card = study_encoders.card_of(study, "our_vit")
     assert (card.source, card.n_dims, card.n_parameters, card.readout) == ("file", 192, 5_524_416, "class")
     assert card.mean == (0.4, 0.5, 0.6) and card.sha256 == file_sha256(study_file.parent / "our_vit.safetensors")
     encoder, patches = encoders.load(card), some_patches(2, 224)
@@ -211,12 +212,12 @@ def test_five_lines_make_an_encoder(study_file):
     with torch.inference_mode():
         expected = encoder.model.forward_features(encoder.transform(patches))[:, 0]
     np.testing.assert_allclose(encoder.embed(patches), expected, atol=1e-5)
-    assert encoders.of(study, "vit_tiny_random") == encoders.card_of("vit_tiny_random")
+    assert study_encoders.card_of(study, "vit_tiny_random") == encoders.card_of("vit_tiny_random")
     assert yaml.safe_load(yaml.safe_dump(as_dict(study)))["own_encoders"][0]["name"] == "our_vit"
 
 
 def test_a_known_encoder_under_other_conventions_is_a_variant_of_it(study_file):
-    card, own = encoders.of(load_study(study_file), "lite0_bicubic_256"), encoders.card_of("efficientnet_lite0")
+    card, own = study_encoders.card_of(load_study(study_file), "lite0_bicubic_256"), encoders.card_of("efficientnet_lite0")
     assert card == dataclasses.replace(
         own, name="lite0_bicubic_256", resize_px=256, variant_of="efficientnet_lite0", departs="the study's own: resize_px 256"
     )
@@ -224,18 +225,20 @@ def test_a_known_encoder_under_other_conventions_is_a_variant_of_it(study_file):
 
 
 def test_where_the_weights_lie_decides_nothing(study_file, tmp_path):
-    card = encoders.of(load_study(study_file), "our_vit")
+    card = study_encoders.card_of(load_study(study_file), "our_vit")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "x.safetensors").write_bytes((tmp_path / "our_vit.safetensors").read_bytes())
     other = OwnEncoder("our_vit", "", str(tmp_path / "elsewhere" / "x.safetensors"), "vit_tiny_patch16_224")
     other = dataclasses.replace(other, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2))
-    assert encoders.of(Settings("t", "t", Data("csv"), own_encoders=(other,)), "our_vit").identity() == card.identity()
+    assert (
+        study_encoders.card_of(Settings("t", "t", Data("csv"), own_encoders=(other,)), "our_vit").identity() == card.identity()
+    )
 
 
 def own(**said) -> EncoderCard:
     """The card of a study's own encoder."""
     record = OwnEncoder("mine", **{"weights": "random", "architecture": "vit_tiny_patch16_224", **CENTRE, **said})
-    return encoders.of(Settings("t", "t", Data("csv"), encoders=("mine",), own_encoders=(record,)), "mine")
+    return study_encoders.card_of(Settings("t", "t", Data("csv"), encoders=("mine",), own_encoders=(record,)), "mine")
 
 
 def test_a_record_may_say_whatever_a_card_says():
@@ -247,7 +250,7 @@ def test_a_record_may_say_whatever_a_card_says():
 
 def test_weights_may_lie_in_a_folder(study_file):
     folder = study_file.parent
-    by_file = encoders.of(load_study(study_file), "our_vit")
+    by_file = study_encoders.card_of(load_study(study_file), "our_vit")
     (folder / "our_vit.safetensors").rename(folder / "model.safetensors")
     in_folder = own(weights=str(folder), mean=by_file.mean, std=by_file.std)
     assert in_folder.identity() == by_file.identity()
@@ -321,4 +324,4 @@ def test_a_record_that_cant_be_is_refused_by_name(changes, message):
     record = OwnEncoder("mine", "", "random", "vit_tiny_patch16_224", mean=(0.5,) * 3, std=(0.5,) * 3)
     study = Settings("t", "t", Data("csv"), own_encoders=(dataclasses.replace(record, **changes),))
     with pytest.raises(EncoderError, match=message):
-        encoders.of(study, changes.get("name", "mine"))
+        study_encoders.card_of(study, changes.get("name", "mine"))

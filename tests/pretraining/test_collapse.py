@@ -8,12 +8,13 @@ import torch
 from made_pretraining import settings
 
 from mfcore.pretraining import objective
+from mfcore.pretraining.method import METHODS, SMALL, in_full
 from mfcore.pretraining.objective import PretrainingError
-from mfcore.study.config_pretraining import PUBLISHED, SMALL, Pretraining, in_full
+from mfcore.study.config import Pretraining
 
 K = 64
 LOW = {"teacher_temperature": (0.02, 0.02)}
-AS_PUBLISHED = {key: PUBLISHED["dino"][key] for key in (*SMALL, "n_prototypes")}
+AS_PUBLISHED = {key: METHODS["dino"].published[key] for key in (*SMALL, "n_prototypes")}
 LONG = {"n_steps": 10_000, "n_prototypes": K, "batch_size": 64}
 
 

@@ -12,7 +12,8 @@ from torchvision.transforms.v2 import functional as reference
 
 from mfcore.data import augment
 from mfcore.pretraining import crops
-from mfcore.study.config_pretraining import Crops, Pretraining, in_full
+from mfcore.pretraining.method import in_full
+from mfcore.study.config import Crops, Pretraining
 
 SMALL = in_full(Pretraining("a", arguments={"patch_size": 12}, crops=Crops(global_px=24, local_px=12, n_local=3))).crops
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -118,7 +119,7 @@ def test_narrow_crops_are_blurred_in_proportion():
 
 
 def test_scales_that_nobody_said_are_refused():
-    with pytest.raises(ValueError, match=r"config_pretraining\.in_full fills them in"):
+    with pytest.raises(ValueError, match=r"method\.in_full fills them in"):
         crops.draw(Crops(), 1, 40, 0)
 
 

@@ -14,8 +14,8 @@ from mfcore.pretraining import loop, pretrain, slides as slide_files, tissue
 from mfcore.pretraining.feed import batches
 from mfcore.pretraining.slides import Kept, SlideFile
 from mfcore.pretraining.source import Source
-from mfcore.study.config import Data, Settings
-from mfcore.study.config_pretraining import OnlinePatches
+from mfcore.study import pretrain as study_pretrain
+from mfcore.study.config import Data, OnlinePatches, Settings
 from mfcore.training import processes
 
 SETTINGS = OnlinePatches(size_px=40, um_per_px=(0.25, 0.5, 0.7))
@@ -223,11 +223,11 @@ def test_a_pretraining_that_was_killed_looks_at_no_slide_again(folder, tmp_path,
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(loop, "train", killed)
-        pretrain.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
+        study_pretrain.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
     (file,) = (tmp_path / "results").rglob(pretrain.TISSUE)
     assert sorted(looked) == ["s0", "s1", "s2"]
     looked.clear()
-    run = pretrain.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
+    run = study_pretrain.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
     assert run.done and not looked and not file.exists() and not run.path("checkpoint.pt").exists()
 
 
@@ -250,5 +250,5 @@ def test_a_second_process_removes_nothing(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train", trained)
     own = dataclasses.replace(TINY, slides=f"{folder}/")
     study = Settings("t", "A test", Data("midog"), pretraining=(own,), encoders=("own",))
-    pretrain.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
+    study_pretrain.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
     assert [file.read_text() for file in left] == ["the first one's"] * 2

@@ -14,10 +14,9 @@ from torch.nn import functional
 from mfcore import encoders
 from mfcore.encoders import EncoderError
 from mfcore.encoders.card import EncoderCard
-from mfcore.pretraining import networks, pretrain
-from mfcore.study import pretrained
-from mfcore.study.config import Settings
-from mfcore.study.config_pretraining import Crops, OnlinePatches
+from mfcore.pretraining import networks
+from mfcore.study import encoders as study_encoders, pretrain as study_pretrain, pretrained
+from mfcore.study.config import Crops, OnlinePatches, Settings
 from mfcore.training.processes import Ranks
 
 HYBRID = {"architecture": "vit_tiny_r_s16_p8_224", "arguments": {"depth": 1}}  # convolutions before the patches
@@ -29,7 +28,7 @@ def images(*shape):
 
 def build(**changed):
     this = settings(**changed)
-    return networks.build(this, pretrain.start_of(STUDY, this, "nowhere"))
+    return networks.build(this, study_pretrain.start_of(STUDY, this, "nowhere"))
 
 
 def test_student_and_teacher_are_equal_at_first_and_drawn_by_the_seed():
@@ -297,6 +296,6 @@ def test_biases_and_norms_do_not_decay_and_layers_have_their_factor():
 
 def test_an_encoder_of_the_study_can_be_the_start(tmp_path):
     """By its record, as any arm's name."""
-    assert isinstance(encoders.of(STUDY, "vit_tiny_random"), EncoderCard) and isinstance(STUDY, Settings)
+    assert isinstance(study_encoders.card_of(STUDY, "vit_tiny_random"), EncoderCard) and isinstance(STUDY, Settings)
     pair = build(start="vit_tiny_random", arguments={})
     assert pair.student.encoder.embed_dim == 192

@@ -14,15 +14,15 @@ import torch
 from made_pretraining import DINOV2, TINY, VIT, write_slides
 from running import HANG_S
 
-from mfcore import encoders, store
+from mfcore import __main__ as command, encoders, store
 from mfcore.analysis import captions_pretrain, figures_live, figures_pretrain
 from mfcore.data.synthetic.slides import write_pyramid
 from mfcore.encoders import EncoderError
 from mfcore.pretraining import networks, pretrain
+from mfcore.pretraining.method import in_full
 from mfcore.pretraining.objective import PretrainingError
-from mfcore.study import pretrained
-from mfcore.study.config import Data, Patches, Pretraining, Settings, load_study
-from mfcore.study.config_pretraining import OnlinePatches, in_full
+from mfcore.study import data as study_data, encoders as study_encoders, pretrain as study_pretrain, pretrained
+from mfcore.study.config import Data, OnlinePatches, Patches, Pretraining, Settings, load_study
 from mfcore.training import processes
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ def done(slides, tmp_path_factory):
     study, results = study_of(slides), tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pretrain, "N_WATCHED", 32)
-        return study, results, pretrain.pretrain(study, "own", "nowhere", results, "cpu")
+        return study, results, study_pretrain.pretrain(study, "own", "nowhere", results, "cpu")
 
 
 def test_a_run_holds_what_it_says(done):
@@ -100,7 +100,7 @@ def test_a_run_holds_what_it_says(done):
 def test_a_finished_pretraining_is_not_repeated(done, monkeypatch):
     study, results, run = done
     monkeypatch.setattr(pretrain.loop, "train", None)
-    assert pretrain.pretrain(study, "own", "nowhere", results, "cpu").folder == run.folder
+    assert study_pretrain.pretrain(study, "own", "nowhere", results, "cpu").folder == run.folder
 
 
 def test_a_finished_pretraining_may_lie_on_a_disk_that_is_only_read(done, monkeypatch):
@@ -111,19 +111,20 @@ def test_a_finished_pretraining_may_lie_on_a_disk_that_is_only_read(done, monkey
 
     for name in ("unlink", "touch", "write_text"):
         monkeypatch.setattr(Path, name, refused)
-    assert pretrain.pretrain(study, "own", "nowhere", results, "cpu").folder == run.folder
+    assert study_pretrain.pretrain(study, "own", "nowhere", results, "cpu").folder == run.folder
 
 
 AT_WORK = """
 import sys
 from mfcore.study.config import load_study
 from mfcore.pretraining import loop, pretrain
+from mfcore.study import pretrain as study_pretrain
 pretrain.N_WATCHED = 8
 def waiting(*_):
     print(flush=True)
     sys.stdin.read()
 loop._Training.run_step = waiting
-pretrain.pretrain(load_study(sys.argv[1]), "own", "nowhere", sys.argv[2], "cpu")
+study_pretrain.pretrain(load_study(sys.argv[1]), "own", "nowhere", sys.argv[2], "cpu")
 """
 
 
@@ -135,10 +136,10 @@ def test_two_processes_are_not_at_work_on_one_pretraining(slides, tmp_path, star
     other = started(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout.readline() == b"\n"
     with pytest.raises(store.StoreError, match=r"another pretraining is at work on .*pretrain-own-.*; wait for it"):
-        pretrain.pretrain(load_study(file), "own", "nowhere", tmp_path, "cpu")
+        study_pretrain.pretrain(load_study(file), "own", "nowhere", tmp_path, "cpu")
     other.kill()
     other.wait()
-    assert pretrain.pretrain(load_study(file), "own", "nowhere", tmp_path, "cpu").done
+    assert study_pretrain.pretrain(load_study(file), "own", "nowhere", tmp_path, "cpu").done
 
 
 def test_one_that_was_finished_meanwhile_is_not_repeated(slides, tmp_path, monkeypatch):
@@ -147,30 +148,30 @@ def test_one_that_was_finished_meanwhile_is_not_repeated(slides, tmp_path, monke
 
     def meanwhile(*given):
         monkeypatch.setattr(pretrain.networks, "build", original)
-        finished = pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu").record
+        finished = study_pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu").record
         monkeypatch.setattr(pretrain.loop, "train", None)
         kept.append(finished)
         return original(*given)
 
     kept = []
     monkeypatch.setattr(pretrain.networks, "build", meanwhile)
-    assert pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu").record == kept[0]
+    assert study_pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu").record == kept[0]
 
 
 def test_too_many_processes_are_refused_before_slides_are_fetched(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "here", lambda: processes.Ranks(0, 3))
-    monkeypatch.setattr(pretrain.patches, "prepare", None)
+    monkeypatch.setattr(study_data, "prepare", None)
     with pytest.raises(PretrainingError, match="4 patches can't be shared evenly by 3 processes"):
-        pretrain.pretrain(Settings("t", "A test", Data("midog"), pretraining=(SHORT,)), "own", "nowhere", tmp_path, "cpu")
+        study_pretrain.pretrain(Settings("t", "A test", Data("midog"), pretraining=(SHORT,)), "own", "nowhere", tmp_path, "cpu")
 
 
 def test_the_name_of_a_known_encoder_is_refused_before_slides_are_fetched(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain.patches, "prepare", None)
+    monkeypatch.setattr(study_data, "prepare", None)
     study = Settings("t", "A test", Data("midog"), pretraining=(dataclasses.replace(SHORT, name="uni"),))
     with pytest.raises(PretrainingError, match=r"pretraining\[uni\].name: the name of a known encoder"):
-        pretrain.pretrain(study, "uni", "nowhere", tmp_path, "cpu")
+        study_pretrain.pretrain(study, "uni", "nowhere", tmp_path, "cpu")
     with pytest.raises(encoders.EncoderError, match=r"pretraining\[uni\].name: the name of a known encoder"):
-        encoders.of(study, "uni", tmp_path)
+        study_encoders.card_of(study, "uni", tmp_path)
 
 
 def test_a_process_with_other_slides_than_the_first_is_refused(slides, tmp_path, monkeypatch):
@@ -182,7 +183,7 @@ def test_a_process_with_other_slides_than_the_first_is_refused(slides, tmp_path,
 
     monkeypatch.setattr(processes, "here", lambda: Second(1, 2))
     with pytest.raises(PretrainingError, match=r"process 1 finds other slides .*; give all machines the same files"):
-        pretrain.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu")
+        study_pretrain.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu")
 
 
 POOLS = {"architecture": "resnet10t", "arguments": {}}  # by the running means of what the teacher saw
@@ -201,8 +202,8 @@ def test_the_encoder_is_the_teacher(slides, tmp_path, monkeypatch, changed, argu
 
     monkeypatch.setattr(pretrain.networks, "build", building)
     study = study_of(slides, **changed)
-    pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
-    made = encoders.load(encoders.of(study, "own", tmp_path))
+    study_pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
+    made = encoders.load(study_encoders.card_of(study, "own", tmp_path))
     patches = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
     centre = patches[:, 96:128, 96:128].transpose(0, 3, 1, 2) / 255.0
     mean, std = (np.array(values)[:, None, None] for values in (networks.IMAGENET_MEAN, networks.IMAGENET_STD))
@@ -210,7 +211,7 @@ def test_the_encoder_is_the_teacher(slides, tmp_path, monkeypatch, changed, argu
         expected = kept[0].teacher.eval().encoder(torch.from_numpy((centre - mean) / std).float())  # without a classifier
     np.testing.assert_allclose(made.embed(patches), expected.numpy(), rtol=0, atol=1e-5)
     assert (made.card.arguments, made.card.readout) == (arguments, readout) and made.card.um_per_px == (0.25, 0.5)
-    student = encoders.of(study, "own@2", tmp_path)
+    student = study_encoders.card_of(study, "own@2", tmp_path)
     assert student.sha256 != made.card.sha256, "a snapshot is another encoder"
 
 
@@ -237,12 +238,12 @@ def test_it_goes_on_from_an_encoder_of_the_study(done, slides):
     study, results, first = done
     second = Pretraining(**{**vars(study.pretraining[0]), **DINOV2, "name": "second", "start": "own", "n_steps": 2})
     both = dataclasses.replace(study, pretraining=(study.pretraining[0], second))
-    pair = networks.build(in_full(second), pretrain.start_of(both, second, results))
-    weights = encoders.load(encoders.of(study, "own", results)).model.state_dict()
+    pair = networks.build(in_full(second), study_pretrain.start_of(both, second, results))
+    weights = encoders.load(study_encoders.card_of(study, "own", results)).model.state_dict()
     assert all(torch.equal(pair.student.encoder.state_dict()[name], tensor) for name, tensor in weights.items())
-    run = pretrain.pretrain(both, "second", "nowhere", results, "cpu")
+    run = study_pretrain.pretrain(both, "second", "nowhere", results, "cpu")
     assert "start" in run.record["inputs"] and "start" not in first.record["inputs"]
-    assert f"start: {'own'}" in encoders.of(both, "second", results).facts
+    assert f"start: {'own'}" in study_encoders.card_of(both, "second", results).facts
 
 
 def test_a_start_that_is_not_pretrained_yet_is_said(slides, tmp_path):
@@ -250,7 +251,7 @@ def test_a_start_that_is_not_pretrained_yet_is_said(slides, tmp_path):
     second = dataclasses.replace(study.pretraining[0], name="second", start="own")
     both = dataclasses.replace(study, pretraining=(study.pretraining[0], second))
     with pytest.raises(EncoderError, match="encoder 'own' isn't there"):
-        pretrain.pretrain(both, "second", "nowhere", tmp_path, "cpu")
+        study_pretrain.pretrain(both, "second", "nowhere", tmp_path, "cpu")
 
 
 def test_few_distinct_patches_are_drawn_again_but_not_watched(slides, tmp_path, monkeypatch):
@@ -263,7 +264,7 @@ def test_few_distinct_patches_are_drawn_again_but_not_watched(slides, tmp_path, 
 
     monkeypatch.setattr(pretrain, "_watched", noted)
     study = study_of(slides, patches=OnlinePatches(40, (0.25,), n_distinct=5))
-    run = pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
+    run = study_pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
     drawn = pd.read_parquet(run.path("drawn.parquet"))
     assert len(drawn) == 16 and len(drawn.drop_duplicates(["slide_id", "x_l0_px", "y_l0_px"])) == 5
     assert len({image.tobytes() for image in watched[0]}) == 32
@@ -271,7 +272,7 @@ def test_few_distinct_patches_are_drawn_again_but_not_watched(slides, tmp_path, 
 
 def test_the_history_is_watched(slides, tmp_path):
     seen = []
-    pretrain.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu", watch=seen.append)
+    study_pretrain.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu", watch=seen.append)
     assert [len(table) for table in seen] == [1, 2, 3, 4] and {"step", "loss", "rankme"} <= set(seen[0])
 
 
@@ -285,10 +286,11 @@ import sys
 from mfcore.training import processes
 from mfcore.study.config import load_study
 from mfcore.pretraining import pretrain
+from mfcore.study import pretrain as study_pretrain
 pretrain.N_WATCHED = 32
 with processes.joined("cpu") as device:
     for name in ("own", "second"):
-        run = pretrain.pretrain(load_study(sys.argv[1]), name, "nowhere", sys.argv[2], device)
+        run = study_pretrain.pretrain(load_study(sys.argv[1]), name, "nowhere", sys.argv[2], device)
 """
     said = [str(file), str(tmp_path / "two")]
     (tmp_path / "script.py").write_text(script, encoding="utf-8")
@@ -300,13 +302,15 @@ with processes.joined("cpu") as device:
     assert work.returncode == 0, output
     torch.set_num_threads(1)
     for name in ("own", "second"):
-        one = pretrain.pretrain(study, name, "nowhere", tmp_path / "one", "cpu")
+        one = study_pretrain.pretrain(study, name, "nowhere", tmp_path / "one", "cpu")
         two = pretrained.find(study, name, tmp_path / "two")
         assert two.verify().record["facts"]["n_processes"] == 2
         histories = [pretrain.load_history(run).drop(columns=["seconds", "patches_per_second"]) for run in (one, two)]
         pd.testing.assert_frame_equal(*histories, rtol=2e-3, atol=1e-5)
         pd.testing.assert_frame_equal(*(pd.read_parquet(run.path("drawn.parquet")) for run in (one, two)))
-        weights = [encoders.load(encoders.of(study, name, tmp_path / where)).model.state_dict() for where in ("one", "two")]
+        weights = [
+            encoders.load(study_encoders.card_of(study, name, tmp_path / where)).model.state_dict() for where in ("one", "two")
+        ]
         for key, tensor in weights[0].items():
             torch.testing.assert_close(tensor, weights[1][key], rtol=1e-3, atol=1e-4)
     torch.set_num_threads(n_threads)
@@ -334,7 +338,7 @@ def test_every_process_looks_at_the_slides_before_it_waits_for_others(slides, tm
         pretrain.Source, "survey", lambda source, n_workers=1: looked.append(n_workers) or original(source, n_workers)
     )
     with pytest.raises(Stop):
-        pretrain.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu", n_workers=2)
+        study_pretrain.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu", n_workers=2)
     assert looked == [2]
 
 
@@ -342,25 +346,24 @@ def test_the_command_line_says_what_is_wrong(slides, tmp_path, capsys, monkeypat
     file = tmp_path / "shared.yaml"
     file.write_text(YAML.replace("SLIDES", f"{slides}/"), encoding="utf-8")
     said = ["--study", str(file), "--device", "cpu", "--results", str(tmp_path)]
-    assert pretrain.main([*said, "--encoder", "other"]) == 1
+    assert command.main(["pretrain", *said, "--encoder", "other"]) == 1
     assert "has ['own', 'second']" in capsys.readouterr().err
     several = tmp_path / "wrong.yaml"
     several.write_text(
         "name: t\ntitle: t\ndata: {source: midog}\npretraining: [{name: p, n_steps: 0, warmup: 2}]\nencoders: [a]"
     )
-    assert pretrain.main([*said, "--study", str(several), "--encoder", "p"]) == 1
+    assert command.main(["pretrain", *said, "--study", str(several), "--encoder", "p"]) == 1
     assert [line.strip().split(":")[0] for line in capsys.readouterr().err.splitlines()] == [
         "mfcore",
         "pretraining[p].n_steps",
         "pretraining[p].warmup",
-        "pretraining[p].n_snapshots",
     ], "a line each"
 
     def failing(*_, **__):
         raise PretrainingError("it collapsed")
 
-    monkeypatch.setattr(pretrain, "pretrain", failing)
-    assert pretrain.main([*said, "--encoder", "own"]) == 1
+    monkeypatch.setattr(study_pretrain, "pretrain", failing)
+    assert command.main(["pretrain", *said, "--encoder", "own"]) == 1
     assert capsys.readouterr().err == "mfcore: it collapsed\n"
 
 
@@ -368,7 +371,7 @@ def test_no_slide_that_can_be_read_is_said_with_its_reason(tmp_path):
     (tmp_path / "slides").mkdir()
     (tmp_path / "slides" / "broken.tiff").write_bytes(b"no slide")
     with pytest.raises(ValueError, match=r"broken\.tiff"):
-        pretrain.pretrain(study_of(tmp_path / "slides"), "own", "nowhere", tmp_path, "cpu")
+        study_pretrain.pretrain(study_of(tmp_path / "slides"), "own", "nowhere", tmp_path, "cpu")
 
 
 # ---- what notebook 08 shows ----
@@ -376,7 +379,7 @@ def test_no_slide_that_can_be_read_is_said_with_its_reason(tmp_path):
 
 def test_the_example_is_what_is_learnt_from(done, slides):
     study, _, run = done
-    patches, big, small, drawn = pretrain.example(study, "own", "nowhere", 3)
+    patches, big, small, drawn = study_pretrain.example(study, "own", "nowhere", 3)
     assert patches.shape == (3, 40, 40, 3) and big.shape == (2, 3, 32, 32, 3) and small.shape == (2, 3, 16, 16, 3)
     pd.testing.assert_frame_equal(drawn, pd.read_parquet(run.path("drawn.parquet")).head(3))
     figure = figures_pretrain.crops(study, "own", patches, big, small)
@@ -440,7 +443,7 @@ def test_a_slide_without_a_place_at_one_resolution_counts_among_those_drawn_from
     write_pyramid(folder / "small.tiff", np.full((320, 320, 3), (180, 100, 160), np.uint8), 0.25)
     (folder / "torn.tiff").write_bytes((folder / "s0.tiff").read_bytes()[:9000])
     study = study_of(folder, patches=OnlinePatches(40, (0.25, 2.5)), n_steps=2)
-    run = pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
+    run = study_pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
     table = captions_pretrain.cost(run).set_index("fact")["value"]
     assert table["patches"] == "8 from 2 slides" and "torn.tiff" in table["slides left out"]
     assert "small.tiff" not in table["slides left out"] and "at 2.5 um/px" in table["slides that failed in part"]
@@ -449,6 +452,6 @@ def test_a_slide_without_a_place_at_one_resolution_counts_among_those_drawn_from
 def test_a_short_training_that_ends_collapsed_says_so(slides, tmp_path, monkeypatch, caplog):
     """Too short to be stopped; its record and the log say it, with what to change."""
     monkeypatch.setattr(pretrain.objective, "collapse_of", lambda lines, settings: "all images get the same target")
-    run = pretrain.pretrain(study_of(slides, n_steps=2), "own", "nowhere", tmp_path, "cpu")
+    run = study_pretrain.pretrain(study_of(slides, n_steps=2), "own", "nowhere", tmp_path, "cpu")
     assert run.record["facts"]["collapsed"] == "all images get the same target"
     assert "pretraining[own] ended collapsed: all images get the same target. Change" in caplog.text

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mfcore.pretraining import objective
-from mfcore.study.config_pretraining import Pretraining, in_full
+from mfcore.pretraining.method import in_full
+from mfcore.study.config import Pretraining
 
 DINO = Pretraining("a", method="dino", n_steps=1000, batch_size=512, teacher_temperature=(0.04, 0.07))
 DINOV2 = dataclasses.replace(DINO, method="dinov2")

@@ -19,7 +19,8 @@ from torch import distributed, multiprocessing
 
 from mfcore import streams as rng
 from mfcore.pretraining import crops, loop, networks
-from mfcore.study.config_pretraining import Crops, OnlinePatches, Pretraining, in_full
+from mfcore.pretraining.method import in_full
+from mfcore.study.config import Crops, OnlinePatches, Pretraining
 from mfcore.training import processes
 
 SIZE_PX, N_STEPS, BATCH = 40, 5, 3

@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from mfcore.study import config_pretraining
-from mfcore.study.config import ConfigError, Pretraining, load_study
-from mfcore.study.config_pretraining import PUBLISHED, SMALL, Crops, in_full, in_order
+from mfcore.pretraining.method import METHODS, SMALL, in_full, in_order
+from mfcore.study.config import ConfigError, Crops, Pretraining, load_study
 
 GOOD = "name: t\ntitle: t\ndata: {source: midog}\nencoders: [a]\n"
 VIT = "architecture: vit_tiny_patch16_224, arguments: {img_size: 64}, crops: {global_px: 64, local_px: 32}"
@@ -33,24 +32,24 @@ def test_the_paper_s_pretraining_needs_a_name_alone(tmp_path):
     assert which.patches.um_per_px == (0.25, 0.5, 1.0, 2.0) and which.patches.min_tissue == 0.4
 
 
-@pytest.mark.parametrize("method", PUBLISHED)
+@pytest.mark.parametrize("method", METHODS)
 def test_what_is_not_said_is_as_published_and_what_is_said_stays(method):
     whole = in_full(Pretraining("p", method, crops=Crops(local_scale=(0.1, 0.3)), momentum=0.9))
     assert whole.momentum == 0.9 and whole.crops.local_scale == (0.1, 0.3)
-    assert whole.crops.global_scale == PUBLISHED[method]["global_scale"]
+    assert whole.crops.global_scale == METHODS[method].published["global_scale"]
     assert {f.name for f in dataclasses.fields(whole) if getattr(whole, f.name) is None} == set()
-    for key in set(PUBLISHED[method]) - {"momentum", "global_scale", "local_scale"}:
-        assert getattr(whole, key) == PUBLISHED[method][key], key
+    for key in set(METHODS[method].published) - {"momentum", "global_scale", "local_scale"}:
+        assert getattr(whole, key) == METHODS[method].published[key], key
 
 
-@pytest.mark.parametrize("method", PUBLISHED)
+@pytest.mark.parametrize("method", METHODS)
 def test_shorter_trainings_than_published_have_them_too_but_the_published_head(method):
     shortest, short = (in_full(Pretraining("p", method, n_steps=n)) for n in (12_500, 12_499))
-    assert {key: getattr(shortest, key) for key in SMALL} == {key: PUBLISHED[method][key] for key in SMALL}
+    assert {key: getattr(shortest, key) for key in SMALL} == {key: METHODS[method].published[key] for key in SMALL}
     assert short == dataclasses.replace(shortest, **SMALL, n_steps=12_499) and short.n_prototypes == 65_536
 
 
-@pytest.mark.parametrize("method", PUBLISHED)
+@pytest.mark.parametrize("method", METHODS)
 def test_batches_smaller_than_published_have_defaults_of_their_own(method):
     smallest, small = (in_full(Pretraining("p", method, batch_size=n)) for n in (256, 255))
     changed = {f.name for f in dataclasses.fields(small) if getattr(small, f.name) != getattr(smallest, f.name)} - {
@@ -80,11 +79,11 @@ OF_ONE = {
 }
 
 
-@pytest.mark.parametrize("method", PUBLISHED)
+@pytest.mark.parametrize("method", METHODS)
 def test_defaults_are_the_authors(method):
     """As their papers and configurations say it, lengths in epochs of 100: copied once more, so that a slip is seen."""
     expected = {key: n_epochs / 100 for key, n_epochs in OF_100_EPOCHS.items()} | OF_BOTH | OF_ONE[method]
-    assert PUBLISHED[method] == expected
+    assert METHODS[method].published == expected
     whole = Pretraining("p", method)
     assert (whole.crops.global_px, whole.crops.local_px, whole.crops.n_local) == (224, 96, 8)
     assert (whole.head_hidden, whole.head_bottleneck, whole.student_temperature) == (2048, 256, 0.1)
@@ -194,7 +193,3 @@ def test_an_encoder_that_the_study_pretrains_stands_among_its_encoders_and_start
     assert study.encoders == ("a", "p") and in_order(study.pretraining) == ["p", "q"]
     from_hub = [Pretraining("r", start="hf-hub:o/r@0123"), *study.pretraining]
     assert in_order(from_hub) == ["r", "p", "q"], "a revision is no snapshot"
-
-
-def test_every_task_of_segmentation_is_a_task():
-    assert set(config_pretraining.SEGMENTATION) < set(config_pretraining.TASKS)

@@ -8,11 +8,9 @@ import pytest
 
 from mfcore import encoders, store
 from mfcore.analysis import compare
-from mfcore.data import patches, splits
 from mfcore.encoders import embed
-from mfcore.study import pretrained
-from mfcore.study.config import ConfigError, Data, Patches, Pretraining, Settings, Splits, as_dict
-from mfcore.study.config_pretraining import Crops, OnlinePatches
+from mfcore.study import data as study_data, encoders as study_encoders, pretrained
+from mfcore.study.config import ConfigError, Crops, Data, OnlinePatches, Patches, Pretraining, Settings, Splits, as_dict
 from mfcore.sweep import report_encoders
 
 ARGUMENTS = {"img_size": 32, "embed_dim": 24, "num_heads": 3, "depth": 1}
@@ -67,7 +65,7 @@ def _drawn() -> encoders.EncoderCard:
 @pytest.fixture
 def results(tmp_path):
     """The patches of a study, of which each is grey."""
-    run = store.open_run(tmp_path, "patches", STUDY.name, patches.config_of(STUDY), {"made": "for a test"})
+    run = store.open_run(tmp_path, "patches", STUDY.name, study_data.patches_config(STUDY), {"made": "for a test"})
     ids = np.arange(40)
     columns = {
         "slide_id": [f"s{i // 4}" for i in ids],
@@ -97,27 +95,30 @@ def test_snapshots_are_spread_evenly_and_the_last_is_the_encoder(results):
 def test_one_that_is_not_pretrained_yet_says_so_with_the_notebook_to_run(results):
     message = r"'own' isn't there: no finished 'pretrain' run 'own' .* notebook 08_pretrain with encoder = 'own'"
     with pytest.raises(encoders.EncoderError, match=message):
-        embed.embed(STUDY, "own", results)
+        study_encoders.embed(STUDY, "own", results)
     pretrain(results)
     changed = replace(STUDY, pretraining=(replace(WHICH, n_steps=20),))
     with pytest.raises(encoders.EncoderError, match=r"pretraining.n_steps was 10, is 20. Pretrain it: notebook 08_pretrain"):
-        embed.embed(changed, "own", results)
+        study_encoders.embed(changed, "own", results)
 
 
 def test_it_is_embedded_like_any_other_and_its_snapshots_apart(results):
     pretrain(results)
-    last, first = embed.embed(STUDY, "own", results), embed.embed(STUDY, "own@5", results)
+    last, first = study_encoders.embed(STUDY, "own", results), study_encoders.embed(STUDY, "own@5", results)
     features, _ = embed.load(last)
     assert features.shape == (40, 24) and not (features == embed.load(first)[0]).any()
-    assert embed.find(STUDY, "own", results).key == last.key and embed.find(STUDY, "own@5", results).key == first.key
+    assert (
+        study_encoders.find_embeddings(STUDY, "own", results).key == last.key
+        and study_encoders.find_embeddings(STUDY, "own@5", results).key == first.key
+    )
 
 
 def test_pretrained_again_it_is_not_taken_for_what_it_was(results):
     """Same config, other slides: other weights, so that neither embeddings nor probe of before are the encoder's."""
     pretrain(results, seed=0)
-    before = embed.embed(STUDY, "own", results)
-    splits.write(STUDY, results)
-    source = {"splits": splits.find(STUDY, results).key, "embeddings": before.key}
+    before = study_encoders.embed(STUDY, "own", results)
+    study_data.write_splits(STUDY, results)
+    source = {"splits": study_data.find_splits(STUDY, results).key, "embeddings": before.key}
     probe = store.open_run(results, "probe", "own", as_dict(STUDY.probe), source)
     store.write_parquet(probe.path("predictions.parquet"), pd.DataFrame({"score": [0.5]}))
     probe.finish(["predictions.parquet"])
@@ -127,8 +128,8 @@ def test_pretrained_again_it_is_not_taken_for_what_it_was(results):
     pretrain(results, seed=1)
     assert "own" not in compare.current_runs(STUDY, results)
     with pytest.raises(store.StoreError, match=r"card\.sha256 was"):
-        embed.find(STUDY, "own", results)
-    after = embed.embed(STUDY, "own", results)
+        study_encoders.find_embeddings(STUDY, "own", results)
+    after = study_encoders.embed(STUDY, "own", results)
     assert after.key != before.key and not (embed.load(after)[0] == embed.load(before)[0]).any()
 
 
@@ -136,7 +137,7 @@ def test_the_page_on_encoders_has_it_before_and_after(results):
     before = report_encoders.table(STUDY, results).set_index("encoder").loc["own"]
     assert before["group"] == "own" and "notebook 08_pretrain" in before["state"] and before["is"] == "not here"
     pretrain(results)
-    embed.embed(STUDY, "own", results)
+    study_encoders.embed(STUDY, "own", results)
     after = report_encoders.table(STUDY, results).set_index("encoder").loc["own"]
     assert after["is"] == "embedded" and after["weights"] == "pretrained by this study"
     assert str(results) not in report_encoders.page(STUDY, results)
@@ -145,7 +146,7 @@ def test_the_page_on_encoders_has_it_before_and_after(results):
 def test_where_it_lies_decides_nothing(results, tmp_path_factory):
     """Results that are moved keep their embeddings."""
     pretrain(results)
-    run = embed.embed(STUDY, "own", results)
+    run = study_encoders.embed(STUDY, "own", results)
     there = tmp_path_factory.mktemp("moved") / "results"
     results.rename(there)
-    assert embed.find(STUDY, "own", there).folder.name == run.folder.name
+    assert study_encoders.find_embeddings(STUDY, "own", there).folder.name == run.folder.name

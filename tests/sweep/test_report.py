@@ -12,10 +12,11 @@ import pytest
 from mfcore import store
 from mfcore.analysis import compare
 from mfcore.claims import ledger as claims
-from mfcore.data import patches, splits, splits_audit
+from mfcore.data import splits, splits_audit
 from mfcore.data.splits_draw import Placing
 from mfcore.store import machine
-from mfcore.study.config import MODES, Data, Effects, Inflation, Pretraining, Settings, Splits, Task, as_dict
+from mfcore.study import data as study_data
+from mfcore.study.config import MODES, Data, Effects, Inflation, Pretraining, Settings, Splits, TaskOptions, as_dict
 from mfcore.sweep import report, report_claims, report_html
 
 STUDY = Settings(
@@ -34,14 +35,14 @@ def results(tmp_path):
     labels = pd.DataFrame({"patch_id": np.arange(n), "slide_id": domain, "case_id": domain, "label": label, "um_per_px": 0.25})
     labels = labels.assign(domain=domain)
     labels = labels.assign(x_l0_px=rng.uniform(0, 999, n), y_l0_px=0.0, votes=[np.array([0, 1], np.int8)] * n)
-    patches_run = store.open_run(tmp_path, "patches", STUDY.name, patches.config_of(STUDY), {"annotations": "x"})
+    patches_run = store.open_run(tmp_path, "patches", STUDY.name, study_data.patches_config(STUDY), {"annotations": "x"})
     store.write_parquet(patches_run.path("labels.parquet"), labels)
     said = [{"slide_id": "odd slide", "scanner": "S1", "um_per_px": 0.3}]
     facts = {"um_per_px_said_by_study": said, "n_patches_over_edge": 7, "n_patches_shifted": 3}
     areas = [{"slide_id": "odd slide", "x_l0_px": 30, "y_l0_px": 20}]
     patches_run.finish(["labels.parquet"], **facts, scanned_areas=areas)
     splits_run = store.open_run(
-        tmp_path, "splits", STUDY.switches.scheme, splits.config_of(STUDY), {"patches": patches_run.key}
+        tmp_path, "splits", STUDY.switches.scheme, study_data.splits_config(STUDY), {"patches": patches_run.key}
     )
     units, predictions = [], []
     for fold in (0, 1):
@@ -56,7 +57,7 @@ def results(tmp_path):
     store.write_parquet(splits_run.path("splits.parquet"), pd.concat(units))
     splits_run.finish(["splits.parquet"])
     audit = splits_audit.audit(pd.concat(units), labels, Placing())
-    config, inputs = splits_audit._config(STUDY), {"splits": splits_run.key}
+    config, inputs = study_data._audit_config(STUDY), {"splits": splits_run.key}
     audit_run = store.open_run(tmp_path, "audit", STUDY.switches.scheme, config, inputs)
     store.write_csv(audit_run.path("audit.csv"), audit)
     mixed = audit[audit["train_domain"] == "all"].drop(columns="train_domain")
@@ -144,7 +145,7 @@ def test_pages_are_those_that_the_study_asks_for(results):
         "switches",
     ]
     assert list(report._pages(asked, NO_CLAIMS)) == list(report.PAGES)
-    assert "pretraining" in report._pages(replace(STUDY, tasks=(Task("bach"),)), NO_CLAIMS), "which holds the tasks"
+    assert "pretraining" in report._pages(replace(STUDY, tasks=(TaskOptions("bach"),)), NO_CLAIMS), "which holds the tasks"
     index = report.build(STUDY, results)
     assert '<a href="encoders.html">Encoders</a>' in index.read_text() and "conventions.html" not in index.read_text()
     assert "E: &lt;no&gt; weights" in (index.parent / "encoders.html").read_text()

@@ -16,7 +16,7 @@ from mfcore.claims.ledger import GANZ
 from mfcore.claims.rows import load
 from mfcore.claims.rules import NOT_TESTABLE
 from mfcore.claims.scores import Material
-from mfcore.study.config import Pretraining, Task
+from mfcore.study.config import Pretraining, TaskOptions
 from mfcore.sweep import report_claims
 
 NONE = pd.DataFrame({"arm": [], "reason": []})
@@ -72,7 +72,7 @@ def test_on_synthetic_data_the_page_says_that_they_cannot_tell(page_of):
 def test_of_a_study_that_pretrains_or_has_tasks_kaiko_s_ledger_is_on_the_page(page_of, tmp_path, monkeypatch):
     page, _ = page_of("midog22")
     assert "kaiko" not in html.unescape(page), "the study neither pretrains nor has tasks"
-    for more in ({"pretraining": (Pretraining("own"),)}, {"tasks": (Task("bach"),)}):
+    for more in ({"pretraining": (Pretraining("own"),)}, {"tasks": (TaskOptions("bach"),)}):
         study = replace(made_claims.study("midog22", encoders=(), networks=()), **more)
         monkeypatch.setattr(compare, "scores", lambda _: made_claims.scores(made_claims.study()).iloc[:0])
         rows = report_claims.ledger(study, tmp_path)

@@ -10,10 +10,9 @@ import pytest
 from hub_server import Repository
 
 from mfcore import store
-from mfcore.data import patches
 from mfcore.encoders import weights
 from mfcore.encoders.card import TABLE_1, cards
-from mfcore.study import config
+from mfcore.study import config, data as study_data
 from mfcore.sweep import report_encoders, run as sweep_run
 
 STUDY = """
@@ -48,7 +47,7 @@ def study(file) -> config.Settings:
 def results(study, tmp_path):
     """A study's results with finished patches, of noise."""
     folder = tmp_path / "results" / study.name
-    run = store.open_run(folder, "patches", study.name, patches.config_of(study), {"made": "for a test"})
+    run = store.open_run(folder, "patches", study.name, study_data.patches_config(study), {"made": "for a test"})
     ids = np.arange(6)
     columns = {"slide_id": "one", "domain": "lung", "label": ids % 2, "x_l0_px": 100.0, "y_l0_px": 200.0, "um_per_px": 0.25}
     store.write_parquet(run.path("labels.parquet"), pd.DataFrame({"patch_id": ids, **columns}))
@@ -68,7 +67,7 @@ def nowhere(monkeypatch, tmp_path):
 
 def embedded(study: config.Settings, results, name: str, card: dict, key: str = "") -> None:
     """Leave a finished run of embeddings behind, as by ``card``."""
-    inputs = {"patches": key or patches.find(study, results).key}
+    inputs = {"patches": key or study_data.find_patches(study, results).key}
     run = store.open_run(results, "embeddings", name, {"card": card, "size_px": 32}, inputs)
     run.path("embeddings.h5").write_bytes(b"")
     run.finish(["embeddings.h5"], weights="0123456789abcdef")

@@ -12,6 +12,7 @@ from mfcore import store
 from mfcore.analysis import compare_probes, estimators
 from mfcore.data import patches, splits
 from mfcore.measures.statistics import Folds
+from mfcore.study import data as study_data
 from mfcore.study.config import Data, Settings, as_dict
 from mfcore.sweep import report_probes
 
@@ -33,8 +34,8 @@ def write(folder, study: Settings = STUDY) -> store.Run:
     """A finished audit whose estimators part the classes by SHIFT standard deviations; class 1 scores low but for Adam."""
     labels = np.tile([0, 0, 0, 1], 100)
     embeddings = made_embeddings.write(folder, np.ones((400, 2), np.float32), labels, study)
-    splits_run = splits.find(study, folder)
-    table, material = splits.load(splits_run), patches.load(patches.find(study, folder))[0].set_index("patch_id")
+    splits_run = study_data.find_splits(study, folder)
+    table, material = splits.load(splits_run), patches.load(study_data.find_patches(study, folder))[0].set_index("patch_id")
     config = {"probe": as_dict(study.probe), "seed": 42, "estimators": ESTIMATORS}
     run = store.open_run(folder, "probes", "made", config, {"splits": splits_run.key, "embeddings": embeddings.key})
     predictions, fits = [], []
@@ -122,7 +123,7 @@ def test_published_scores_stand_beside_those_of_amibr_alone(tmp_path):
 def test_another_splits_audit_is_not_this_studys(found):
     _, folder = found
     other = dataclasses.replace(STUDY, splits=dataclasses.replace(STUDY.splits, seed=43))
-    splits.write(other, folder)
+    study_data.write_splits(other, folder)
     with pytest.raises(store.StoreError, match="no finished audit of 'made' on these splits"):
         compare_probes.find(other, "made", folder)
 

@@ -19,11 +19,9 @@ import pytest
 from running import HANG_S, marked_by, until
 
 from mfcore import store
-from mfcore.data import patches, splits
-from mfcore.encoders import embed
+from mfcore.study import arms as study_arms, data as study_data, encoders as study_encoders
 from mfcore.study.config import Settings, load_study
 from mfcore.sweep import jobs as sweep_jobs
-from mfcore.training import probe, train
 
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "squeue", "sinfo", "scontrol")
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
@@ -164,10 +162,10 @@ def slurm(tmp_path) -> Iterator[dict[str, str]]:
 
 def _here(study: Settings, data: Path, folder: Path) -> list[store.Run]:
     """The study's arms, made in this process."""
-    patches.extract(study, patches.prepare(study, data, 2), folder, 2)
-    splits.write(study, folder)
-    embedding = embed.embed(study, study.encoders[0], folder)
-    return [probe.fit_study(study, embedding, folder), train.train_study(study, study.networks[0].name, 0, folder, "cpu")]
+    study_data.extract(study, study_data.prepare(study, data, 2), folder, 2)
+    study_data.write_splits(study, folder)
+    embedding = study_encoders.embed(study, study.encoders[0], folder)
+    return [study_arms.fit_probe(study, embedding, folder), study_arms.train(study, study.networks[0].name, 0, folder, "cpu")]
 
 
 def test_jobs_of_a_node_are_killed_and_the_sweep_ends_with_the_same_numbers(slurm, tmp_path, started):

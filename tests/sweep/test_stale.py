@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from mfcore import store
-from mfcore.data import patches
 from mfcore.store import files as store_files
+from mfcore.study import data as study_data
 from mfcore.study.config import load_study
 from mfcore.study.study import Study
 from mfcore.sweep import inputs as sweep_inputs, jobs as sweep_jobs, results as sweep_results
@@ -381,9 +381,9 @@ def test_patches_of_a_derived_study_are_found_by_the_data_of_the_study_s_own(tmp
     this = switches.derived(study, "border")
 
     def made():
-        own = patches.extract(settings, data, study.folder)
+        own = study_data.extract(settings, data, study.folder)
         switches._draw(study, this, data, 1)
-        return own, patches.find(this.settings, study.folder)
+        return own, study_data.find_patches(this.settings, study.folder)
 
     first = made()
     slide = data / "images" / "1.tiff"

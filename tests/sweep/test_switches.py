@@ -14,9 +14,11 @@ from mfcore import store
 from mfcore.analysis.switches import BASE, NOT_YET, PAPER, derived, table
 from mfcore.data.downloads import DownloadError
 from mfcore.data.patches_read import DiskError
+from mfcore.study import arms as study_arms
 from mfcore.study.config import Data, Effects, Network, Patches, Settings, Splits, as_dict
 from mfcore.study.study import Study
 from mfcore.sweep import switches as measuring
+from mfcore.training.task import TrainingError
 
 STUDY = Settings(
     "tiny",
@@ -96,18 +98,17 @@ def test_training_takes_each_switch_and_all_at_once(base, switch):
 def test_random_places_are_read_from_the_slides_that_patches_were_cut_from(base, tmp_path):
     """Without the data folder, or with another's, nothing is trained."""
     results, this = base / "results", derived(Study(STUDY, base), "sampler").settings
-    train = measuring.train
     fresh = dataclasses.replace(this, networks=(dataclasses.replace(this.networks[0], max_lr=0.003),))
-    with pytest.raises(train.TrainingError, match=r"draws random places of . training slides.*data_folder in notebook 04"):
-        train.train_study(fresh, "net", 0, results)
+    with pytest.raises(TrainingError, match=r"draws random places of . training slides.*data_folder in notebook 04"):
+        study_arms.train(fresh, "net", 0, results)
     with pytest.raises(ValueError, match="slides that the patches were cut from 12 aren't there"):
-        train.train_study(fresh, "net", 0, results, data=tmp_path)
+        study_arms.train(fresh, "net", 0, results, data_folder=tmp_path)
     shutil.copytree(base / "data", tmp_path / "data")
     turned = tifffile.imread(base / "data" / "images" / "3.tiff")[::-1]
     said = {"resolution": (40000, 40000), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(tmp_path / "data" / "images" / "3.tiff", turned, tile=(32, 32), photometric="rgb", **said)
     with pytest.raises(ValueError, match="other slides lie here than those"):
-        train.train_study(fresh, "net", 0, results, data=tmp_path / "data")
+        study_arms.train(fresh, "net", 0, results, data_folder=tmp_path / "data")
 
 
 def test_an_arm_that_fails_stops_not_the_other(base, monkeypatch):
@@ -124,21 +125,21 @@ def test_an_arm_that_fails_stops_not_the_other(base, monkeypatch):
 
 def test_several_at_once_on_one_folder_make_each_thing_once(base, monkeypatch):
     """Two processes would do as two threads do here: the locks are of open files, not of processes."""
-    begun, train_study = [], measuring.train.train_study
+    begun, train = [], measuring.study_arms.train
     lock = threading.Lock()
 
-    def counted(study, name, fold, results, device, data):
+    def counted(study, name, fold, results, device, data_folder):
         with lock:
             begun.append((study.switches.stratified, fold, bool(made_training(results, study, name, fold))))
-        return train_study(study, name, fold, results, device, data=data)
+        return train(study, name, fold, results, device, data_folder=data_folder)
 
     def made_training(results, study, name, fold):
         try:
-            return measuring.train.find(study, name, fold, results)
+            return measuring.study_arms.find_training(study, name, fold, results)
         except store.StoreError:
             return None
 
-    monkeypatch.setattr(measuring.train, "train_study", counted)
+    monkeypatch.setattr(measuring.study_arms, "train", counted)
     failed = []
 
     def measure():

@@ -15,12 +15,13 @@ from tiny_encoders import tiny_card, use
 
 from mfcore import store
 from mfcore.encoders import EncoderError
-from mfcore.study.config import Task
+from mfcore.study import tasks as study_tasks
+from mfcore.study.config import TaskOptions
 from mfcore.tasks import judge, protocol as tasks_protocol
 from mfcore.tasks.task import TaskError
 from mfcore.training import heads
 
-TASK = Task("synthetic_tissue", n_runs=2, n_steps=60, batch_size=8, max_lr=0.05)
+TASK = TaskOptions("synthetic_tissue", n_runs=2, n_steps=60, batch_size=8, max_lr=0.05)
 
 
 # ---- protocol ----
@@ -33,23 +34,26 @@ def patience(protocol, n_train):
 def test_the_protocol_is_evas():
     """Patience in epochs as eva's configurations have it: what a fifth of 12,500 steps comes to on the sets' own sizes."""
     for name, n_train in (("bach", 268), ("crc", 100_000), ("pcam", 262_144)):
-        protocol = tasks_protocol.of(Task(name))
+        protocol = tasks_protocol.of(TaskOptions(name))
         assert (protocol.n_steps, protocol.batch_size, protocol.max_lr, protocol.weight_decay) == (12_500, 256, 3e-4, 0.01)
         assert patience(protocol, n_train) == patience(dataclasses.replace(protocol, patience=None), n_train)
         assert protocol.schedule.rate(0, n_train) == pytest.approx(1e-4)
         assert protocol.schedule.rate(5 * protocol.schedule.n_batches(n_train), n_train) == 3e-4
-    assert (tasks_protocol.of(Task("bach")).n_runs, tasks_protocol.of(Task("pcam_10shot", n_runs=7)).n_runs) == (5, 7)
-    few = tasks_protocol.of(Task("pcam_10shot"))
+    assert (tasks_protocol.of(TaskOptions("bach")).n_runs, tasks_protocol.of(TaskOptions("pcam_10shot", n_runs=7)).n_runs) == (
+        5,
+        7,
+    )
+    few = tasks_protocol.of(TaskOptions("pcam_10shot"))
     assert few.n_runs == 50
     assert (few.n_per_class, patience(few, 20), few.epochs_a_validation, few.min_gain) == (10, 125, 10, 1e-4)
-    nuclei = tasks_protocol.of(Task("monusac"))
+    nuclei = tasks_protocol.of(TaskOptions("monusac"))
     assert (nuclei.kind, nuclei.n_steps, nuclei.batch_size, nuclei.max_lr) == ("segmentation", 2_000, 64, 2e-3)
     assert patience(nuclei, 209) == 100 == patience(dataclasses.replace(nuclei, patience=None), 209)
-    short = tasks_protocol.of(Task("bach", n_steps=100, max_lr=0.1))
+    short = tasks_protocol.of(TaskOptions("bach", n_steps=100, max_lr=0.1))
     assert (patience(short, 268), short.max_lr) == (10, 0.1), "a shorter training stops sooner"
-    shots = tasks_protocol.of(Task("pcam", n_per_class=10))
+    shots = tasks_protocol.of(TaskOptions("pcam", n_per_class=10))
     assert patience(shots, 20) == 2_500, "three epochs of twenty items are three steps"
-    large = tasks_protocol.of(Task("pcam", batch_size=4_096))
+    large = tasks_protocol.of(TaskOptions("pcam", batch_size=4_096))
     assert patience(large, 262_144) * large.schedule.n_batches(262_144) > 2_400, "epochs of fewer steps, and more of them"
 
 
@@ -67,7 +71,7 @@ def made(monkeypatch):
 
 def test_judging_keeps_predictions_that_can_be_scored_again(made, tmp_path):
     study = made_tasks.study(TASK)
-    run = judge.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path / "results")
+    run = study_tasks.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path / "results")
     predictions = pd.read_parquet(run.path("predictions.parquet"))
     tested = made.table[made.table["split"] != "train"]
     assert run.verify().done and set(predictions["run"]) == {0, 1} and not list(run.path("units").glob("*.npy"))
@@ -90,7 +94,7 @@ def test_judging_keeps_predictions_that_can_be_scored_again(made, tmp_path):
 
 def test_a_killed_run_goes_on_and_two_runs_agree_bit_for_bit(made, tmp_path, monkeypatch):
     study = made_tasks.study(dataclasses.replace(TASK, n_runs=7))
-    whole = judge.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path / "a")
+    whole = study_tasks.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path / "a")
     original, calls = heads.train, []
 
     def killed(*arguments):
@@ -101,26 +105,30 @@ def test_a_killed_run_goes_on_and_two_runs_agree_bit_for_bit(made, tmp_path, mon
 
     monkeypatch.setattr(heads, "train", killed)
     with pytest.raises(KeyboardInterrupt):
-        judge.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path / "b")
+        study_tasks.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path / "b")
     monkeypatch.setattr(judge, "_embed", None)  # not again
-    again = judge.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path / "b")
+    again = study_tasks.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path / "b")
     assert calls == [5, 2, 2], "the first five heads were kept"
     assert again.path("predictions.parquet").read_bytes() == whole.path("predictions.parquet").read_bytes()
     monkeypatch.setattr(heads, "train", None)
-    assert judge.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path / "b").done, "a finished run is taken as it is"
+    assert study_tasks.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path / "b").done, (
+        "a finished run is taken as it is"
+    )
 
 
 def test_features_are_computed_once_for_an_encoder_and_its_images(made, tmp_path, monkeypatch):
     """Another number of steps, or the few-shot task of the same images, embeds nothing again; another size does."""
-    first = judge.judge(made_tasks.study(TASK), "synthetic_tissue", "tiny", tmp_path, tmp_path)
+    first = study_tasks.judge(made_tasks.study(TASK), "synthetic_tissue", "tiny", tmp_path, tmp_path)
     features, _ = store.read_json(first.folder / "run.json"), monkeypatch.setattr(judge, "_embed", None)
-    longer = judge.judge(made_tasks.study(dataclasses.replace(TASK, n_steps=5)), "synthetic_tissue", "tiny", tmp_path, tmp_path)
+    longer = study_tasks.judge(
+        made_tasks.study(dataclasses.replace(TASK, n_steps=5)), "synthetic_tissue", "tiny", tmp_path, tmp_path
+    )
     assert longer.folder != first.folder
     assert longer.record["files"]["features.h5"]["sha256"] == features["files"]["features.h5"]["sha256"]
     assert longer.path("features.h5").samefile(first.path("features.h5")), "a large task's would fill the disk"
     other = made_tasks.study(dataclasses.replace(TASK, size_px=20))
     with pytest.raises(TypeError):  # there is nothing to embed with
-        judge.judge(other, "synthetic_tissue", "tiny", tmp_path, tmp_path)
+        study_tasks.judge(other, "synthetic_tissue", "tiny", tmp_path, tmp_path)
 
 
 def test_embeddings_are_the_encoders_whatever_the_images_sizes(made, tmp_path):
@@ -184,7 +192,7 @@ def test_few_shots_are_drawn_anew_each_run_and_are_the_same_for_every_encoder(ma
 
     monkeypatch.setattr(heads, "train", noting)
     for name in study.encoders:
-        judge.judge(study, "synthetic_tissue", name, tmp_path, tmp_path)
+        study_tasks.judge(study, "synthetic_tissue", name, tmp_path, tmp_path)
     (first, second), again = drawn[0], drawn[1]
     assert first != second and again == [first, second]
     labels, splits = made.table["label"].to_numpy(), made.table["split"].to_numpy()
@@ -195,9 +203,9 @@ def test_every_snapshot_is_judged_once():
     from mfcore.study.config import Pretraining
 
     own = Pretraining("home", n_steps=40, n_snapshots=4)
-    study = made_tasks.study(TASK, Task("synthetic_nuclei", snapshots=True), pretraining=(own,))
-    assert tasks_protocol.encoders_of(study, study.task("synthetic_tissue")) == ["tiny", "home"]
-    judged = tasks_protocol.encoders_of(study, study.task("synthetic_nuclei"))
+    study = made_tasks.study(TASK, TaskOptions("synthetic_nuclei", snapshots=True), pretraining=(own,))
+    assert study_tasks.encoders_of(study, study.task("synthetic_tissue")) == ["tiny", "home"]
+    judged = study_tasks.encoders_of(study, study.task("synthetic_nuclei"))
     assert judged == ["tiny", "home@10", "home@20", "home@30", "home"], "the last snapshot is the encoder"
 
 
@@ -207,12 +215,12 @@ def test_one_that_cant_be_had_leaves_the_others(tmp_path):
             raise EncoderError(f"{name} has no weights")
 
     study = made_tasks.study(TASK, encoders=("bad", "good"))
-    table = tasks_protocol.one_after_another(study, TASK.name, tmp_path, make, EncoderError)
+    table = study_tasks.one_after_another(study, TASK.name, tmp_path, make, EncoderError)
     assert table.values.tolist() == [["bad", False, "bad has no weights"], ["good", True, ""]]
-    assert tasks_protocol.refusals(tmp_path, TASK.name) == {"bad": "bad has no weights"}
-    assert tasks_protocol.refusals(tmp_path, "pcam") == {}
+    assert study_tasks.refusals(tmp_path, TASK.name) == {"bad": "bad has no weights"}
+    assert study_tasks.refusals(tmp_path, "pcam") == {}
     with pytest.raises(EncoderError, match="worse has"):
-        tasks_protocol.one_after_another(
+        study_tasks.one_after_another(
             made_tasks.study(TASK, encoders=("bad", "worse")), TASK.name, tmp_path, make, EncoderError
         )
 
@@ -252,4 +260,4 @@ def test_what_cant_be_judged_by_is_refused(how, told, monkeypatch, tmp_path):
     made_tasks.use(monkeypatch, broken(how))
     task = dataclasses.replace(TASK, n_per_class=13) if how == "shots" else TASK
     with pytest.raises(TaskError, match=told):
-        judge.judge(made_tasks.study(task), "synthetic_tissue", "tiny", tmp_path, tmp_path)
+        study_tasks.judge(made_tasks.study(task), "synthetic_tissue", "tiny", tmp_path, tmp_path)

@@ -7,15 +7,8 @@ import pandas as pd
 import pytest
 
 from mfcore import encoders
-from mfcore.study import config_pretraining
 from mfcore.tasks import registry, synthetic
 from mfcore.tasks.task import CLASSIFICATION, SPLITS, Task, TaskError
-
-
-def test_the_configuration_knows_exactly_these_tasks():
-    """The study's schema lies below the registry and can't ask it."""
-    assert tuple(registry.TASKS) == config_pretraining.TASKS
-    assert tuple(task.name for task in registry.TASKS.values() if task.is_segmentation) == config_pretraining.SEGMENTATION
 
 
 def test_every_task_has_a_way_in(tmp_path):

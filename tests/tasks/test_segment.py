@@ -14,11 +14,12 @@ from mfcore.encoders import EncoderError
 from mfcore.measures import masks
 from mfcore.measures.binary import MetricError
 from mfcore.measures.masks import IGNORED
-from mfcore.study.config import Task
+from mfcore.study import tasks as study_tasks
+from mfcore.study.config import TaskOptions
 from mfcore.tasks import segment, segment_decoder
 from mfcore.tasks.task import Protocol, TaskError
 
-TASK = Task("synthetic_nuclei", n_runs=2, n_steps=12, batch_size=6, max_lr=0.02, size_px=16)
+TASK = TaskOptions("synthetic_nuclei", n_runs=2, n_steps=12, batch_size=6, max_lr=0.02, size_px=16)
 
 
 # ---- Dice ----
@@ -169,7 +170,7 @@ def made(monkeypatch):
 
 
 def test_segmenting_keeps_counts_that_can_be_scored_again(made, tmp_path):
-    run = segment.segment(made_tasks.study(TASK), "synthetic_nuclei", "tiny", tmp_path, tmp_path / "results")
+    run = study_tasks.judge(made_tasks.study(TASK), "synthetic_nuclei", "tiny", tmp_path, tmp_path / "results")
     dice = pd.read_parquet(run.path("dice.parquet"))
     tested = made.table.loc[made.table["split"] != "train", "item_id"].tolist()
     assert run.verify().done and len(dice) == 2 * 2 * len(tested) and set(dice["class"]) == {"dark", "red"}
@@ -188,7 +189,7 @@ def test_segmenting_keeps_counts_that_can_be_scored_again(made, tmp_path):
 
 def test_a_killed_run_goes_on_and_two_runs_agree_bit_for_bit(made, tmp_path, monkeypatch):
     study = made_tasks.study(TASK)
-    whole = segment.segment(study, "synthetic_nuclei", "tiny", tmp_path, tmp_path / "a")
+    whole = study_tasks.judge(study, "synthetic_nuclei", "tiny", tmp_path, tmp_path / "a")
     original, calls = segment_decoder.train, []
 
     def killed(*arguments):
@@ -199,14 +200,14 @@ def test_a_killed_run_goes_on_and_two_runs_agree_bit_for_bit(made, tmp_path, mon
 
     monkeypatch.setattr(segment_decoder, "train", killed)
     with pytest.raises(KeyboardInterrupt):
-        segment.segment(study, "synthetic_nuclei", "tiny", tmp_path, tmp_path / "b")
+        study_tasks.judge(study, "synthetic_nuclei", "tiny", tmp_path, tmp_path / "b")
     torch.manual_seed(123)  # what was drawn before doesn't matter
-    again = segment.segment(study, "synthetic_nuclei", "tiny", tmp_path, tmp_path / "b")
+    again = study_tasks.judge(study, "synthetic_nuclei", "tiny", tmp_path, tmp_path / "b")
     assert [title[-1] for title in calls] == ["0", "1", "1"], "the first decoder was kept"
     for name in ("dice.parquet", "masks.npz"):
         assert again.path(name).read_bytes() == whole.path(name).read_bytes()
     monkeypatch.setattr(segment_decoder, "train", None)
-    assert segment.segment(study, "synthetic_nuclei", "tiny", tmp_path, tmp_path / "b").done
+    assert study_tasks.judge(study, "synthetic_nuclei", "tiny", tmp_path, tmp_path / "b").done
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_a_killed_run_goes_on_and_two_runs_agree_bit_for_bit(made, tmp_path, mon
 def test_masks_that_dont_fit_are_refused(made, how, told, tmp_path):
     made.masks[2] = made.masks[2][:30] if how == "size" else np.where(made.masks[2] == 1, 3, 0).astype(np.uint8)
     with pytest.raises(TaskError, match=told):
-        segment.segment(made_tasks.study(TASK), "synthetic_nuclei", "tiny", tmp_path, tmp_path)
+        study_tasks.judge(made_tasks.study(TASK), "synthetic_nuclei", "tiny", tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -227,7 +228,7 @@ def test_a_split_without_nuclei_is_refused(made, split, tmp_path):
     for i in np.flatnonzero(made.table["split"] == split):
         made.masks[i] = np.where(made.masks[i] == 1, IGNORED, 0).astype(np.uint8)
     with pytest.raises(TaskError, match=f"'synthetic_nuclei': no mask of the split '{split}' holds a nucleus"):
-        segment.segment(made_tasks.study(TASK), "synthetic_nuclei", "tiny", tmp_path, tmp_path)
+        study_tasks.judge(made_tasks.study(TASK), "synthetic_nuclei", "tiny", tmp_path, tmp_path)
 
 
 def test_masks_are_resized_with_their_patches():

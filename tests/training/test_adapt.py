@@ -15,6 +15,7 @@ from mfcore import encoders
 from mfcore.encoders import EncoderError, architecture, weights
 from mfcore.encoders.card import EncoderCard, cards
 from mfcore.encoders.readout import READOUTS
+from mfcore.study import encoders as study_encoders
 from mfcore.study.config import ConfigError, Data, Lora, OwnEncoder, Settings, load_study
 from mfcore.training import adapt
 
@@ -199,7 +200,7 @@ def test_an_adapted_encoder_can_be_used_as_any_other(monkeypatch, tmp_path):
     save_file(adapt.merged(model), tmp_path / "adapted.safetensors")
     record = OwnEncoder("adapted", like="tiny", weights=str(tmp_path / "adapted.safetensors"))
     study = Settings("t", "t", Data("csv"), encoders=("adapted",), own_encoders=(record,))
-    encoder = encoders.load(encoders.of(study, "adapted"))
+    encoder = encoders.load(study_encoders.card_of(study, "adapted"))
     with torch.no_grad():
         expected = model.forward_features(encoder.transform(some_patches(3, 32)))[:, 0]
     found = torch.from_numpy(encoder.embed(some_patches(3, 32)))

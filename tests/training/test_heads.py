@@ -11,8 +11,8 @@ from sklearn.metrics import balanced_accuracy_score
 
 from mfcore.measures import binary
 from mfcore.training import heads
+from mfcore.training.estimators import ADAM, EVA, _in_epochs
 from mfcore.training.heads import Head, Schedule
-from mfcore.training.probe_estimators import ADAM, EVA, _in_epochs
 
 SLOW_START = Schedule(0.02, 0.01, 16, lambda n_batches: 12, max_steps=300, n_slow_epochs=5, slow_factor=1 / 3)
 PLAIN = Schedule(0.01, 0.01, 16, lambda n_batches: 4, max_steps=60)

@@ -12,8 +12,12 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from mfcore import store
+from mfcore.data import splits
+from mfcore.data.splits_draw import Scheme
 from mfcore.measures import binary
+from mfcore.study import arms as study_arms
 from mfcore.training import probe
+from mfcore.training.options import Probe
 
 
 def problem(seed, n=200, n_dims=12, shift=0.8):
@@ -169,6 +173,26 @@ def test_bad_input_is_refused_by_row_and_name():
         probe.fit(features, labels, rows=np.flatnonzero(labels == 1))
 
 
+def test_probes_are_fitted_without_a_study(tmp_path):
+    """What a library user does: embeddings, a label table, a scheme to split by, and a run to fill."""
+    features, labels = problem(15, n=120)
+    table = pd.DataFrame({"patch_id": np.arange(120), "label": labels, "domain": "d", "slide_id": "s", "case_id": "s"})
+    made = store.open_run(tmp_path, "embeddings", "made", {}, {})
+    with made_embeddings.h5py.File(made.path("embeddings.h5"), "w") as out:
+        out["features"], out["patch_id"] = features, np.arange(120)
+    made.finish(["embeddings.h5"])
+    drawn = splits.make(table, Scheme(split_by="annotation", n_folds=2, sizes=(1.0,), by_domain=False))
+    run = probe.fit_units(probe.read(made, table, drawn), store.open_run(tmp_path, "probe", "made", {}, {}), Probe(cost=100.0))
+    assert probe.load_fits(run)["unit"].tolist() == ["all-fold0-size1", "all-fold1-size1"]
+    tested = pd.read_parquet(run.path("predictions.parquet"))
+    for unit in splits.units(drawn):
+        ids = splits.select(drawn, unit)
+        fitted = probe.fit(features, labels, 100.0, rows=ids["train"])
+        mine = tested[tested["fold"] == unit.fold]
+        assert mine["patch_id"].tolist() == ids["test"].tolist()
+        np.testing.assert_array_equal(mine["score"], fitted.predict(features)[ids["test"]])
+
+
 @pytest.fixture
 def embeddings(tmp_path):
     """The folder of a finished study's results and its run of embeddings."""
@@ -188,13 +212,13 @@ def test_a_study_is_fitted_in_one_call_each_unit_kept_as_it_is_done(embeddings, 
 
     monkeypatch.setattr(probe, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
-        probe.fit_study(made_embeddings.STUDY, run, folder)
+        study_arms.fit_probe(made_embeddings.STUDY, run, folder)
     monkeypatch.setattr(probe, "fit", lambda *arguments: (seen.append(1), fit(*arguments))[1])
-    done = probe.fit_study(made_embeddings.STUDY, run, folder)
+    done = study_arms.fit_probe(made_embeddings.STUDY, run, folder)
     assert len(seen) == 6, "a finished fit was made again"
     fits, predictions = probe.load_fits(done), pd.read_parquet(done.path("predictions.parquet"))
     assert len(fits) == 6 and fits["converged"].all()
-    material = probe.read(made_embeddings.STUDY, run, folder)
+    material = study_arms.probe_material(made_embeddings.STUDY, run, folder)
     assert (material.labels == material.patches["label"]).all()
     assert not set(predictions.loc[predictions["fold"] == 0, "patch_id"]) & set(
         material.splits.query("fold == 0 and role == 'train'")["patch_id"]
@@ -212,12 +236,12 @@ def test_embeddings_that_cannot_be_used_are_named_by_patch(embeddings):
             out["features"], out["patch_id"] = broken[keep], patch_ids[keep]
         named = [107, 109] if rows else [100, 101]
         with pytest.raises(store.StoreError, match=rf"2 embeddings {name}, the first of patches \[{named[0]}, {named[1]}\]"):
-            probe.fit_study(made_embeddings.STUDY, run, folder)
+            study_arms.fit_probe(made_embeddings.STUDY, run, folder)
 
 
 def test_a_training_set_of_one_class_names_its_unit(embeddings, monkeypatch):
     folder, run = embeddings
-    material = probe.read(made_embeddings.STUDY, run, folder)
+    material = study_arms.probe_material(made_embeddings.STUDY, run, folder)
     monkeypatch.setattr(probe, "read", lambda *_: dataclasses.replace(material, labels=np.ones(400, np.int64)))
     with pytest.raises(ValueError, match=r"all-fold0-size0\.2: labels must hold both classes"):
-        probe.fit_study(made_embeddings.STUDY, run, folder)
+        study_arms.fit_probe(made_embeddings.STUDY, run, folder)

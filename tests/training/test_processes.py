@@ -15,7 +15,8 @@ from hypothesis import given, strategies as st
 from made_training import made, network, store_study, task, tiny
 from running import HANG_S
 
-from mfcore import encoders
+from mfcore import __main__ as command, encoders
+from mfcore.study import arms as study_arms
 from mfcore.study.config import load_study
 from mfcore.training import loop as train_loop, processes, train
 from mfcore.training.processes import Ranks
@@ -117,7 +118,7 @@ def test_two_processes_train_as_one(tmp_path, started):
         store_study(study, tmp_path / name / "shared", *made())
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    assert train.main([*said, str(tmp_path / "one")]) == 0
+    assert command.main(["train", *said, str(tmp_path / "one")]) == 0
     torch.set_num_threads(n_threads)
     launcher = [
         sys.executable,
@@ -127,13 +128,14 @@ def test_two_processes_train_as_one(tmp_path, started):
         "--nproc-per-node",
         "2",
         "-m",
-        "mfcore.training.train",
+        "mfcore",
+        "train",
     ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = started([*launcher, *said, str(tmp_path / "two")], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
     out, errors = both.communicate(timeout=HANG_S)
     assert both.returncode == 0, errors
-    runs = {name: train.find(study, "vit", 0, tmp_path / name / "shared") for name in ("one", "two")}
+    runs = {name: study_arms.find_training(study, "vit", 0, tmp_path / name / "shared") for name in ("one", "two")}
     assert out.strip() == str(runs["two"].folder), "said once"
     assert runs["two"].verify().record["facts"]["n_processes"] == 2
     tables = {name: pd.read_parquet(run.path("predictions.parquet")) for name, run in runs.items()}

@@ -11,8 +11,8 @@ from hypothesis import given, strategies as st
 from made_training import N_PATCHES, NETWORK, UNIT, network, task
 
 from mfcore.data import augment, splits
-from mfcore.data.labels import table as labels
 from mfcore.data.splits_draw import Placing
+from mfcore.study import data as study_data
 from mfcore.study.config import MODES, Data, Settings, Splits
 from mfcore.training import task as train_task
 from mfcore.training.task import Places, Recipe, TrainingError
@@ -136,9 +136,7 @@ def test_drawn_validation_has_random_places_too():
 
 
 def test_random_places_need_the_slides_and_the_annotations_places():
-    with pytest.raises(
-        TrainingError, match=r"draws random places of 1 training slides.* --data of python -m mfcore.training.train"
-    ):
+    with pytest.raises(TrainingError, match=r"draws random places of 1 training slides.* --data of python -m mfcore train"):
         lacking(read=None)
     with pytest.raises(TrainingError, match="by the places of annotations, which some labels don't have"):
         lacking(places=None)
@@ -168,8 +166,8 @@ def drawn_by_the_rule(slides: list[tuple[int, int]], n: int) -> tuple[float, flo
 def test_the_released_sampler_draws_as_the_rule_says_on_the_real_labels(source, first, last):
     """Each size and fold as the released training script draws them. ``first``, ``last``: random places, mean of folds."""
     study = Settings("s", "S", Data(source), splits=Splits(by_domain=False), mode="paper", switches=MODES["paper"])
-    table = labels.load(study, LABELS, check_files=False)
-    folds = splits.make(table, splits.scheme_of(study, networks=True))
+    table = study_data.load_labels(study, LABELS, check_files=False)
+    folds = splits.make(table, study_data.scheme_of(study, networks=True))
     truth, slide_ids = table["label"].to_numpy(), table["slide_id"].to_numpy()
     centres = table[["x_l0_px", "y_l0_px"]].to_numpy()
     shares = {}

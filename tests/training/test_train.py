@@ -9,9 +9,9 @@ import pytest
 import torch
 from made_training import CARD, NETWORK, history_of, made, network, store_study, tiny
 
-from mfcore import encoders, store
+from mfcore import __main__ as command, encoders, store
 from mfcore.data import splits
-from mfcore.encoders import catalogue
+from mfcore.study import arms as study_arms, data as study_data
 from mfcore.study.config import Data, Lora, Network, Patches, Settings, Switches
 from mfcore.training import adapt, loop as train_loop, train
 from mfcore.training.task import Recipe
@@ -42,7 +42,7 @@ def study(tmp_path, monkeypatch) -> Settings:
     """A study whose patches and splits lie finished in ``tmp_path``, with the tiny network for its architecture."""
     the_study = study_of(network(n_epochs=2))
     store_study(the_study, tmp_path, *made())
-    monkeypatch.setattr(catalogue, "card_of", lambda name: CARD)
+    monkeypatch.setattr(encoders, "card_of", lambda *_: CARD)
     monkeypatch.setattr(adapt, "build_network", lambda card, lora, pretrained, seed, input_px: tiny(seed))
     return the_study
 
@@ -55,7 +55,7 @@ def with_network(study: Settings, **changed: object) -> Settings:
 
 
 def test_train_study_writes_every_unit_of_the_fold(tmp_path, study):
-    run = train.train_study(study, "tiny", 0, tmp_path)
+    run = study_arms.train(study, "tiny", 0, tmp_path)
     assert run.verify().done
     facts = run.record["facts"]
     assert facts["device"] == "cpu" and facts["precision"] == "float32" and facts["n_processes"] == 1
@@ -63,7 +63,7 @@ def test_train_study_writes_every_unit_of_the_fold(tmp_path, study):
     table = pd.read_parquet(run.path("predictions.parquet"))
     assert list(table.columns) == ["patch_id", "slide_id", "domain", "label", "score", "fold", "size", "train_domain"]
     assert set(table["fold"]) == {0} and sorted(set(table["train_domain"])) == ["all", "odd"]
-    splits_table = splits.load(splits.find(study, tmp_path))
+    splits_table = splits.load(study_data.find_splits(study, tmp_path))
     tested = splits_table[(splits_table["role"] == "test") & (splits_table["fold"] == 0)]
     assert len(table) == len(tested)
     assert set(map(tuple, table[["patch_id", "size", "train_domain"]].to_numpy())) == set(
@@ -76,22 +76,22 @@ def test_train_study_writes_every_unit_of_the_fold(tmp_path, study):
     assert sorted(file.name for file in run.path("units").iterdir()) == sorted(
         f"{unit}{suffix}" for unit in UNITS for suffix in (".jsonl", ".parquet", ".safetensors")
     )
-    assert train.find(study, "tiny", 0, tmp_path).key == run.key
+    assert study_arms.find_training(study, "tiny", 0, tmp_path).key == run.key
     with pytest.raises(store.StoreError, match="no finished 'train' run 'tiny-fold1'"):
-        train.find(study, "tiny", 1, tmp_path)
+        study_arms.find_training(study, "tiny", 1, tmp_path)
 
 
 def test_two_runs_agree_to_the_last_bit(tmp_path, study):
     for folder in ("one", "other"):
         store_study(study, tmp_path / folder, *made())
-    one, other = (train.train_study(study, "tiny", 0, tmp_path / folder) for folder in ("one", "other"))
+    one, other = (study_arms.train(study, "tiny", 0, tmp_path / folder) for folder in ("one", "other"))
     pd.testing.assert_frame_equal(*(pd.read_parquet(run.path("predictions.parquet")) for run in (one, other)), check_exact=True)
     for unit in UNITS:
         assert one.unit_file(unit, ".safetensors").read_bytes() == other.unit_file(unit, ".safetensors").read_bytes()
 
 
 def test_finished_units_are_not_trained_again(tmp_path, study, monkeypatch):
-    whole = pd.read_parquet(train.train_study(study, "tiny", 1, tmp_path).path("predictions.parquet"))
+    whole = pd.read_parquet(study_arms.train(study, "tiny", 1, tmp_path).path("predictions.parquet"))
     trained = []
     train_network = train_loop.train_network
 
@@ -101,21 +101,21 @@ def test_finished_units_are_not_trained_again(tmp_path, study, monkeypatch):
         trained.append(task.unit)
         return train_network(task, *arguments, **options)
 
-    run = train.find(study, "tiny", 1, tmp_path)
+    run = study_arms.find_training(study, "tiny", 1, tmp_path)
     for file in (*run.path("units").iterdir(), run.path("run.json"), run.path("predictions.parquet")):
         file.unlink()
     monkeypatch.setattr(train_loop, "train_network", failing)
     with pytest.raises(Killed):
-        train.train_study(study, "tiny", 1, tmp_path)
+        study_arms.train(study, "tiny", 1, tmp_path)
     assert not run.done
     run.unit_file(trained[0], ".checkpoint").touch()  # killed between a unit's result and its checkpoint's removal
     trained.remove(trained[0])
-    again = train.train_study(study, "tiny", 1, tmp_path)
+    again = study_arms.train(study, "tiny", 1, tmp_path)
     assert trained == ["all-fold1-size1", "odd-fold1-size1"]
     assert not list(again.path("units").glob("*.checkpoint"))
     pd.testing.assert_frame_equal(pd.read_parquet(again.path("predictions.parquet")), whole)
     monkeypatch.setattr(train_loop, "train_network", None)
-    assert train.train_study(study, "tiny", 1, tmp_path).done
+    assert study_arms.train(study, "tiny", 1, tmp_path).done
 
 
 @pytest.mark.parametrize(("dies_after", "done_before"), [(5, 33 + 8), (4, 33)])
@@ -149,8 +149,8 @@ def test_progress_ends_at_its_total(tmp_path, study, monkeypatch, dies_after, do
     with monkeypatch.context() as patched:
         patched.setattr(train_loop._Training, "_step", dying)
         with pytest.raises(Killed):
-            train.train_study(study, "tiny", 0, tmp_path)
-    train.train_study(study, "tiny", 0, tmp_path)
+            study_arms.train(study, "tiny", 0, tmp_path)
+    study_arms.train(study, "tiny", 0, tmp_path)
     assert [bar.total for bar in bars] == [3 * 2 * 33] * 2 and [bar.n for bar in bars] == [done_before, 3 * 2 * 33]
     assert bars[1].first == done_before
 
@@ -165,7 +165,7 @@ def test_what_early_stopping_leaves_out_is_not_waited_for(tmp_path, study, monke
 
     monkeypatch.setattr(train, "tqdm", Recorded)
     stopping = with_network(study, n_epochs=12, max_lr=0.5, patience=1)
-    run = train.train_study(stopping, "tiny", 0, tmp_path)
+    run = study_arms.train(stopping, "tiny", 0, tmp_path)
     n_epochs = len(train.load_history(run))
     stopped = run.record["facts"]["stopped_early"]
     assert stopped and n_epochs < 36
@@ -176,7 +176,7 @@ def test_what_early_stopping_leaves_out_is_not_waited_for(tmp_path, study, monke
 def test_the_history_can_be_watched(tmp_path, study):
     """After each epoch, with every unit's epochs so far, those of finished units too."""
     seen = []
-    run = train.train_study(study, "tiny", 0, tmp_path, watch=seen.append)
+    run = study_arms.train(study, "tiny", 0, tmp_path, watch=seen.append)
     assert [len(table) for table in seen] == [1, 2, 3, 4, 5, 6]
     pd.testing.assert_frame_equal(seen[-1], train.load_history(run))
     assert list(seen[3]["unit"]) == [UNITS[0]] * 2 + [UNITS[1]] * 2
@@ -184,12 +184,12 @@ def test_the_history_can_be_watched(tmp_path, study):
 
 def test_a_validation_of_one_class_is_noted(tmp_path, study):
     stored, table = made()
-    chosen = splits.load(splits.find(study, tmp_path)).query("fold == 0 and role == 'val' and train_domain == 'all'")[
-        "patch_id"
-    ]
+    chosen = splits.load(study_data.find_splits(study, tmp_path)).query(
+        "fold == 0 and role == 'val' and train_domain == 'all'"
+    )["patch_id"]
     table.loc[table["patch_id"].isin(chosen), "label"] = 1
     store_study(study, tmp_path / "other", stored, table)
-    run = train.train_study(study, "tiny", 0, tmp_path / "other")
+    run = study_arms.train(study, "tiny", 0, tmp_path / "other")
     assert [note.partition(":")[0] for note in run.record["facts"]["notes"]] == UNITS
     assert train.load_history(run)["val_auroc"].isna().all()
 
@@ -202,7 +202,7 @@ def test_start_follows_the_unit(tmp_path, study, monkeypatch):
         return tiny(seed)
 
     monkeypatch.setattr(adapt, "build_network", build)
-    train.train_study(study, "tiny", 0, tmp_path)
+    study_arms.train(study, "tiny", 0, tmp_path)
     assert len(set(seeds)) == 3
 
 
@@ -224,7 +224,7 @@ def test_lora_is_trained_like_any_network(tmp_path):
     )
     study = study_of(the_network)
     store_study(study, tmp_path, *made())
-    run = train.train_study(study, "adapted", 0, tmp_path)
+    run = study_arms.train(study, "adapted", 0, tmp_path)
     assert list(train.load_history(run)["unit"]) == ["all-fold0-size1"]
     import safetensors
 
@@ -232,14 +232,14 @@ def test_lora_is_trained_like_any_network(tmp_path):
         assert content.keys() and all("lora_" in name or name.startswith("head") for name in content.keys())  # noqa: SIM118
     wrong = dataclasses.replace(the_network, lora=Lora(targets=("query",)))
     with pytest.raises(encoders.EncoderError, match=r"networks\[adapted\]: .* no layers called query"):
-        train.train_study(dataclasses.replace(study, networks=(wrong,)), "adapted", 0, tmp_path)
+        study_arms.train(dataclasses.replace(study, networks=(wrong,)), "adapted", 0, tmp_path)
 
 
 # ---- units and identity ----
 
 
 def test_a_network_may_have_some_sizes_and_no_domain(tmp_path, study):
-    table = splits.load(splits.find(study, tmp_path))
+    table = splits.load(study_data.find_splits(study, tmp_path))
 
     def names(**changed: object) -> list[str]:
         return [unit.name for unit in train.units_of(network(**changed), table, 0)]
@@ -254,7 +254,7 @@ def test_a_network_may_have_some_sizes_and_no_domain(tmp_path, study):
 
 
 def test_units_that_are_left_out_fail_nothing(tmp_path, study):
-    run = train.train_study(with_network(study, sizes=(1.0,), by_domain=False), "tiny", 0, tmp_path)
+    run = study_arms.train(with_network(study, sizes=(1.0,), by_domain=False), "tiny", 0, tmp_path)
     assert (
         set(pd.read_parquet(run.path("predictions.parquet"))["size"]) == {1.0} and len(list(run.path("units").iterdir())) == 3
     )
@@ -263,7 +263,7 @@ def test_units_that_are_left_out_fail_nothing(tmp_path, study):
 def test_a_switch_is_part_of_the_run_where_it_matters(study):
     def differing(the_network: Network, **switches: str) -> list[str]:
         other = dataclasses.replace(study, switches=Switches(**switches))
-        return store.differences(*(train.config_of(each, the_network, 0) for each in (study, other)))
+        return store.differences(*(study_arms.training_config(each, the_network, 0) for each in (study, other)))
 
     assert differing(NETWORK, epoch="last") == ["epoch"]
     assert differing(NETWORK, training_label="window") == ["training_label"]
@@ -274,14 +274,14 @@ def test_a_switch_is_part_of_the_run_where_it_matters(study):
     assert differing(network(patches_per_epoch=None), sampler="released") == [], "nothing is drawn"
     assert differing(NETWORK, augmentation="released") == ["augmentation"]
     assert differing(network(blur_probability=0.0, rotation_probability=0.0), augmentation="released") == []
-    assert not {"sampler", "augmentation"} & set(train.config_of(study, NETWORK, 0)), "keys of before stay"
+    assert not {"sampler", "augmentation"} & set(study_arms.training_config(study, NETWORK, 0)), "keys of before stay"
     assert differing(NETWORK, border="black", split_by="annotation") == [], "patches and splits have keys of their own"
 
 
 def test_a_recipe_has_the_released_sampler_only_where_the_network_draws(study):
     released = dataclasses.replace(study, switches=Switches(sampler="released", epoch="last"))
-    assert train.recipe_of(released, NETWORK) == Recipe(epoch="last", sampler="released")
-    assert train.recipe_of(released, network(patches_per_epoch=None)) == Recipe(epoch="last")
+    assert study_arms.recipe_of(released, NETWORK) == Recipe(epoch="last", sampler="released")
+    assert study_arms.recipe_of(released, network(patches_per_epoch=None)) == Recipe(epoch="last")
 
 
 def test_the_switches_reach_the_training(tmp_path, study, monkeypatch):
@@ -294,7 +294,7 @@ def test_the_switches_reach_the_training(tmp_path, study, monkeypatch):
     monkeypatch.setattr(train_loop, "train_network", taken)
     by_window = dataclasses.replace(study, switches=Switches(training_label="window"))
     with pytest.raises(Killed):
-        train.train_study(by_window, "tiny", 0, tmp_path)
+        study_arms.train(by_window, "tiny", 0, tmp_path)
     assert tasks[0].recipe.training_label == "window"
     np.testing.assert_array_equal(tasks[0].places.annotation_l0_px[:, 0], 100 + 20 * np.arange(120))
 
@@ -303,7 +303,7 @@ def test_networks_may_have_folds_of_their_own(tmp_path, study):
     """Where folds aren't shared, a network is trained on its own, which must be there."""
     own = dataclasses.replace(study, switches=Switches(shared_splits=False))
     with pytest.raises(store.StoreError, match=r"splits.*slide_networks"):
-        train.train_study(own, "tiny", 0, tmp_path)
+        study_arms.train(own, "tiny", 0, tmp_path)
 
 
 # ---- refusals ----
@@ -311,16 +311,16 @@ def test_networks_may_have_folds_of_their_own(tmp_path, study):
 
 def test_an_unknown_fold_is_refused(tmp_path, study):
     with pytest.raises(train.TrainingError, match=r"no fold 7; they have \[0, 1\]"):
-        train.train_study(study, "tiny", 7, tmp_path)
+        study_arms.train(study, "tiny", 7, tmp_path)
 
 
 def test_every_unit_that_can_not_be_trained_is_named_before_anything_is_trained(tmp_path, study):
     stored, table = made()
-    folds = splits.load(splits.find(study, tmp_path))
+    folds = splits.load(study_data.find_splits(study, tmp_path))
     tested = folds.query("fold == 0 and role == 'test' and train_domain == 'all'")["patch_id"]
     store_study(study, tmp_path / "other", stored, table.assign(label=table["patch_id"].isin(tested).astype(np.int8)))
     with pytest.raises(train.TrainingError) as refused:
-        train.train_study(study, "tiny", 0, tmp_path / "other")
+        study_arms.train(study, "tiny", 0, tmp_path / "other")
     assert len(refused.value.problems) >= 3
     assert "all-fold0-size0.5: all 30 training patches are of class 0" in str(refused.value)
     assert "all-fold0-size1: all 60 training patches are of class 0" in str(refused.value)
@@ -331,14 +331,14 @@ def test_every_unit_that_can_not_be_trained_is_named_before_anything_is_trained(
 
 def arguments(tmp_path, **changed: object) -> list[str]:
     said = {"study": tmp_path / "small.yaml", "network": "tiny", "fold": 0, "results": tmp_path, "device": "cpu", **changed}
-    return [part for name, value in said.items() for part in (f"--{name}", str(value))]
+    return ["train", *(part for name, value in said.items() for part in (f"--{name}", str(value)))]
 
 
 def test_the_command_line_trains(tmp_path, study, monkeypatch, capsys):
-    monkeypatch.setattr(train, "load_study", lambda file: study)
+    monkeypatch.setattr(command, "load_study", lambda file: study)
     store_study(study, tmp_path / "small", *made())
-    assert train.main(arguments(tmp_path)) == 0
-    run = train.find(study, "tiny", 0, tmp_path / "small")
+    assert command.main(arguments(tmp_path)) == 0
+    run = study_arms.find_training(study, "tiny", 0, tmp_path / "small")
     assert capsys.readouterr().out.strip() == str(run.folder)
     assert [line["epoch"] for line in history_of(run.path("units"), UNITS[0])] == [1, 2]
 
@@ -353,9 +353,9 @@ def test_the_command_line_trains(tmp_path, study, monkeypatch, capsys):
     ],
 )
 def test_the_command_line_refuses_in_one_line(tmp_path, study, monkeypatch, capsys, changed, said):
-    monkeypatch.setattr(train, "load_study", lambda file: study)
+    monkeypatch.setattr(command, "load_study", lambda file: study)
     store_study(study, tmp_path / "small", *made())
-    assert train.main(arguments(tmp_path, **changed)) == 1
+    assert command.main(arguments(tmp_path, **changed)) == 1
     captured = capsys.readouterr()
     (line,) = [line for line in captured.err.splitlines() if line.startswith("mfcore: ")]
     assert re.search(said, line) and not captured.out
@@ -363,14 +363,14 @@ def test_the_command_line_refuses_in_one_line(tmp_path, study, monkeypatch, caps
 
 def test_the_command_line_says_a_line_for_each_unit_that_can_not_be_trained(tmp_path, study, monkeypatch, capsys):
     stored, table = made()
-    monkeypatch.setattr(train, "load_study", lambda file: study)
+    monkeypatch.setattr(command, "load_study", lambda file: study)
     store_study(study, tmp_path / "small", stored, table.assign(label=np.int8(0)))
-    assert train.main(arguments(tmp_path)) == 1
+    assert command.main(arguments(tmp_path)) == 1
     first, *units = [line for line in capsys.readouterr().err.splitlines() if "UserWarning" not in line]
     assert re.fullmatch(r"mfcore: \d+ problems:", first) and len(units) == int(first.split()[1])
     assert {unit.split(":")[0] for unit in units} == {f"  {name}" for name in UNITS}
 
 
 def test_a_study_file_that_is_not_there_is_refused(tmp_path, capsys):
-    assert train.main(arguments(tmp_path)) == 1
+    assert command.main(arguments(tmp_path)) == 1
     assert "small.yaml" in capsys.readouterr().err

@@ -13,17 +13,17 @@ import numpy as np
 import pandas as pd
 
 from mfcore.data.labels.schema import COLUMNS, MAX_OFF_SLIDE_PX, LabelError, refuse
+from mfcore.data.labels.source import Source
 from mfcore.data.slides.openslide import NO_VOLUME, series_of
-from mfcore.study.config import Settings
 
 __all__ = ["COLUMNS", "MAX_OFF_SLIDE_PX", "LabelError", "files_of", "load"]
 
 SLIDE_FOLDERS = ("images", "", "WSI")
 
 
-def files_of(study: Settings, folder: str | Path) -> tuple[Path, ...]:
+def files_of(source: Source, folder: str | Path) -> tuple[Path, ...]:
     """Every label file that `load` reads, the main one first; raises LabelError where there is none, or which is unclear."""
-    folder, source = Path(folder), study.source
+    folder = Path(folder)
     for pattern in source.main_files:
         found = sorted(folder.glob(pattern))
         if len(found) > 1:
@@ -32,7 +32,7 @@ def files_of(study: Settings, folder: str | Path) -> tuple[Path, ...]:
         if found:
             break
     else:
-        fetch = f"; fetch it: make data STUDY={study.name}" if source.is_published else ""
+        fetch = "; it is published: make data fetches it" if source.is_published else ""
         expected = f"expected one of {', '.join(source.main_files)} (source {source.name!r})"
         raise LabelError(f"{folder}: no label file; {expected}{fetch}")
     for names in source.beside:
@@ -43,17 +43,20 @@ def files_of(study: Settings, folder: str | Path) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def load(study: Settings, folder: str | Path, check_files: bool = True) -> pd.DataFrame:
-    """The study's labels, one row an annotation, columns `COLUMNS`; ``patch_id`` counts the rows.
+def load(
+    source: Source, folder: str | Path, label_values: tuple[str, ...] = ("0", "1"), check_files: bool = True
+) -> pd.DataFrame:
+    """The labels of a data source, one row an annotation, columns `COLUMNS`; ``patch_id`` counts the rows.
 
+    label_values: how a table (source "csv") writes class 0 and class 1.
     ``um_per_px`` is NaN: it is known when slides are read. ``votes`` has a rater's vote each, int8, 1 positive, and none
     where they aren't published; ``official_split`` the authors' own ("train", "val", "test" or empty); ``scanner``,
     ``lab`` and ``species`` are empty where unknown. ``check_files`` False reads labels where there are no slides.
     Raises LabelError, with up to ten problems at once.
     """
     folder = Path(folder)
-    files = files_of(study, folder)
-    main, table = files[0], study.source.read(files, study.data.label_values, check_files)
+    files = files_of(source, folder)
+    main, table = files[0], source.read(files, label_values, check_files)
     for column in ("scanner", "lab", "species", "official_split"):
         if column not in table:
             table[column] = ""
@@ -61,7 +64,7 @@ def load(study: Settings, folder: str | Path, check_files: bool = True) -> pd.Da
         table["votes"] = [np.empty(0, dtype=np.int8)] * len(table)
     if "file" not in table:
         names = table.get("file_name", table["slide_id"])
-        table["file"] = _files(main, folder, names, study.source.editions, check_files)
+        table["file"] = _files(main, folder, names, source.editions, check_files)
     if table["label"].nunique() < 2:
         raise LabelError(f"{main}: every annotation is of one class; a study needs both")
     table.insert(0, "patch_id", np.arange(len(table), dtype=np.int64))

@@ -5,8 +5,8 @@ import pytest
 from made_slides import write_dicom
 
 from mfcore.data.labels import table as labels
+from mfcore.data.labels.source import SOURCES
 from mfcore.data.labels.table import LabelError
-from mfcore.study.config import Data, Settings
 
 GOOD = (
     "file,x,y,label,domain,votes,split\na.svs,10,20,1,lung,1/1/0,train\na.svs,10.5,-3,0,lung,,train\nb.svs,7,8,0,skin,0,test\n"
@@ -17,7 +17,7 @@ def load(folder, text=GOOD, encoding="utf-8", name="annotations.csv", **changes)
     (folder / name).write_text(text, encoding=encoding)
     for slide in ("a.svs", "b.svs"):
         (folder / slide).write_bytes(b"")
-    return labels.load(Settings("mine", "t", Data("csv", **changes)), folder)
+    return labels.load(SOURCES["csv"], folder, **changes)
 
 
 def test_rows_of_ones_own_table(tmp_path):
@@ -54,7 +54,7 @@ def test_classes_are_written_as_the_study_says_and_the_only_table_may_have_any_n
     assert table["label"].tolist() == [1, 0] and table["votes"].iloc[0].tolist() == [1, 0]
     (tmp_path / "theirs.csv").write_text(text)
     with pytest.raises(LabelError, match=r"more than one label file: ours\.csv, theirs\.csv"):
-        labels.load(Settings("mine", "t", Data("csv")), tmp_path)
+        labels.load(SOURCES["csv"], tmp_path)
 
 
 def test_votes_are_divided_by_slash_or_semicolon_and_classes_may_have_spaces(tmp_path):
@@ -133,10 +133,10 @@ def test_files_of_one_dicom_slide_are_one_slide(tmp_path):
     write_dicom(tmp_path / "images", [image], name="other.dcm", series="1.2.3.5")
     (tmp_path / "annotations.csv").write_text("file,x,y,label\n0.dcm,1,2,1\n1.dcm,3,4,0\n2.dcm,3,4,0\nother.dcm,3,4,0\n")
     with pytest.raises(LabelError) as refused:
-        labels.load(Settings("mine", "t", Data("csv")), tmp_path)
+        labels.load(SOURCES["csv"], tmp_path)
     assert "annotations.csv: files that are no slides by themselves; name one file a DICOM series:" in str(refused.value)
     assert "1.dcm: the slide of 0.dcm, series 1.2.3.4" in str(refused.value)
     assert "2.dcm: the label of a slide" in str(refused.value) and "other.dcm" not in str(refused.value)
     (tmp_path / "annotations.csv").write_text("file,x,y,label\n1.dcm,1,2,1\nother.dcm,3,4,0\n")
-    table = labels.load(Settings("mine", "t", Data("csv")), tmp_path)
+    table = labels.load(SOURCES["csv"], tmp_path)
     assert table["file"].tolist() == ["images/1.dcm", "images/other.dcm"]

@@ -13,7 +13,6 @@ import pytest
 from mfcore.data.labels import midog as labels_midog, table as labels
 from mfcore.data.labels.source import SOURCES
 from mfcore.data.labels.table import LabelError
-from mfcore.study.config import Data, Settings
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data" / "labels"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real labels of ../shared/data are not here")
@@ -46,12 +45,8 @@ CREATE TABLE Persons (uid INTEGER PRIMARY KEY, name TEXT);
 """
 
 
-def study(source, **changes):
-    return Settings("mine", "t", Data(source, **changes))
-
-
-def load(source, folder, **changes):
-    return labels.load(study(source, **changes), folder, check_files=False)
+def load(source, folder):
+    return labels.load(SOURCES[source], folder, check_files=False)
 
 
 @functools.cache
@@ -161,12 +156,12 @@ def test_the_first_form_that_is_there_is_read_and_named(tmp_path):
     shutil.copy(REAL / forms[2], tmp_path)
     shutil.copy(REAL / "datasets_xvalidation.csv", tmp_path)
     for form, n in zip(forms, (300, 200, 20_552), strict=True):
-        assert labels.files_of(study("midog22"), tmp_path) == (tmp_path / form,) and len(load("midog22", tmp_path)) == n
+        assert labels.files_of(SOURCES["midog22"], tmp_path) == (tmp_path / form,) and len(load("midog22", tmp_path)) == n
         (tmp_path / form).unlink()
     shutil.copy(REAL / forms[2], tmp_path)
     for name in ("MIDOGpp.json", "MIDOG++.json"):  # one of the two is read, with the cases that are its own
         (tmp_path / name).touch()
-    names = [file.name for file in labels.files_of(study("midog22"), tmp_path)]
+    names = [file.name for file in labels.files_of(SOURCES["midog22"], tmp_path)]
     assert names == [forms[2], "MIDOG++.json", "datasets_xvalidation.csv"]
 
 
@@ -363,13 +358,13 @@ def test_either_edition_of_the_images_will_do(tmp_path):
     (tmp_path / "images").mkdir()
     for name in ("images/150.png", "151.tiff"):
         (tmp_path / name).write_bytes(b"")
-    table = labels.load(study("midog22"), tmp_path)
+    table = labels.load(SOURCES["midog22"], tmp_path)
     assert table.groupby("slide_id")["file"].first().to_dict() == {"150.tiff": "images/150.png", "151.tiff": "151.tiff"}
 
 
 def test_what_is_not_there_says_how_to_fetch_it(tmp_path):
     for source in ("midog22", "midogpp", "ccmct", "amibr"):
-        with pytest.raises(LabelError, match=rf"no label file; expected one of .*source '{source}'\); .*make data STUDY=mine"):
+        with pytest.raises(LabelError, match=rf"no label file; expected one of .*source '{source}'\); .*make data fetches it"):
             load(source, tmp_path)
 
 

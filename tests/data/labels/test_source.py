@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mfcore.data import patches
 from mfcore.data.labels import table as labels
 from mfcore.data.labels.source import SOURCES, Source
+from mfcore.study import data as study_data
 from mfcore.study.config import Data, Settings
 
 ROOT = Path(__file__).parents[3]
@@ -52,9 +52,9 @@ def test_a_new_source_is_one_entry(tmp_path, monkeypatch):
     study = Settings("mine", "t", Data("new"))
     (tmp_path / "new_1.txt").write_text("a")
     (tmp_path / "more.txt").write_text("b")
-    table = labels.load(study, tmp_path)
-    assert [file.name for file in labels.files_of(study, tmp_path)] == ["new_1.txt", "more.txt"]
+    table = study_data.load_labels(study, tmp_path)
+    assert [file.name for file in labels.files_of(study.source, tmp_path)] == ["new_1.txt", "more.txt"]
     assert table["slide_id"].tolist() == ["a", "b"]
     assert study.source.note(table) == "2 rows"
-    assert patches.config_of(study)["resolution"] == "target"
+    assert study_data.patches_config(study)["resolution"] == "target"
     assert study.source.title == "New"

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from mfcore.data.labels import table as labels
+from mfcore.data.labels.source import SOURCES
 from mfcore.data.labels.table import LabelError
-from mfcore.study.config import Data, Settings
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data"
-MIDOG = Settings(name="t", title="t", data=Data(source="midog"))
-AMIBR = Settings(name="t", title="t", data=Data(source="amibr"))
+MIDOG = SOURCES["midog"]
+AMIBR = SOURCES["amibr"]
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real labels of ../shared/data are not here")
 
 GOOD = {

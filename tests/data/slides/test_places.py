@@ -15,7 +15,7 @@ from mfcore.data.slides.slide import SlideError, open_slide
 from mfcore.data.slides.tiff import TiffReader
 from mfcore.pretraining.slides import SlideFile
 from mfcore.pretraining.source import Source
-from mfcore.study.config_pretraining import OnlinePatches
+from mfcore.study.config import OnlinePatches
 
 SIZE_PX = 64
 RESOLUTIONS = (0.25, 0.3, 0.5, 0.77, 1.0, 1.7, 2.0, 4.0)  # um/px

@@ -12,8 +12,8 @@ from sklearn.preprocessing import StandardScaler
 
 from mfcore import store
 from mfcore.measures import binary
-from mfcore.study import config
-from mfcore.training import probe, probe_audit, probe_estimators
+from mfcore.study import arms as study_arms, config
+from mfcore.training import estimators, probe
 from mfcore.training.heads import Schedule
 
 STUDY = dataclasses.replace(made_embeddings.STUDY, probe_audit=("made",))
@@ -24,13 +24,13 @@ def short(monkeypatch):
     """Schedules of a few steps; the full ones take half a minute."""
     adam = {"max_epochs": 3}
     for name, full, change in (
-        ("eva", probe_estimators.EVA, {"max_steps": 40}),
-        ("early_stopped_adam", probe_estimators.ADAM, adam),
-        ("early_stopped_adam_fast", probe_estimators.ADAM_FAST, adam),
+        ("eva", estimators.EVA, {"max_steps": 40}),
+        ("early_stopped_adam", estimators.ADAM, adam),
+        ("early_stopped_adam_fast", estimators.ADAM_FAST, adam),
     ):
         schedule: Schedule = dataclasses.replace(full, **change)
-        entry = (probe_estimators.ESTIMATORS[name][0], probe_estimators._by_steps(schedule))
-        monkeypatch.setitem(probe_estimators.ESTIMATORS, name, entry)
+        entry = (estimators.ESTIMATORS[name][0], estimators._by_steps(schedule))
+        monkeypatch.setitem(estimators.ESTIMATORS, name, entry)
 
 
 @pytest.fixture
@@ -44,16 +44,16 @@ def embeddings(tmp_path):
 
 def test_every_estimator_predicts_every_test_patch_once(embeddings):
     folder, run = embeddings
-    audit = probe_audit.run(STUDY, run, folder)
+    audit = study_arms.audit_probe(STUDY, run, folder)
     assert audit.folder.name.startswith("probes-made-")
-    predictions, fits = pd.read_parquet(audit.path("predictions.parquet")), probe_audit.load_fits(audit)
+    predictions, fits = pd.read_parquet(audit.path("predictions.parquet")), estimators.load_fits(audit)
     counts = predictions.groupby(["size", "fold", "estimator"]).size().unstack("estimator")
-    assert list(counts.columns) == sorted(probe_estimators.ESTIMATORS) and (counts.nunique(axis=1) == 1).all()
+    assert list(counts.columns) == sorted(estimators.ESTIMATORS) and (counts.nunique(axis=1) == 1).all()
     assert len(fits) == 6 * 3 * 2 and fits["train_share"].between(0.3, 0.7).all()
     assert (fits.loc[fits["n_epochs"].isna(), "train_auroc"] > 0.9).all() and (fits["n_val"] > 0).all()
     full = predictions[(predictions["size"] == 1) & predictions["estimator"].isin(["uni", "sklearn_scaled", "sklearn_unis_c"])]
     assert all(binary.auroc(part["label"], part["score"]) > 0.6 for _, part in full.groupby("estimator"))
-    own = pd.read_parquet(probe.fit_study(STUDY, run, folder).path("predictions.parquet"))
+    own = pd.read_parquet(study_arms.fit_probe(STUDY, run, folder).path("predictions.parquet"))
     both = own.merge(predictions[predictions["estimator"] == "uni"], on=["patch_id", "fold", "size"], validate="one_to_one")
     assert len(both) == len(own) and both["score_x"].to_numpy() == pytest.approx(both["score_y"].to_numpy(), abs=1e-6)
     assert set(audit.record["config"]["estimators"]["eva"]) >= {"title", "objective", "optimiser", "weighs_classes"}
@@ -61,9 +61,9 @@ def test_every_estimator_predicts_every_test_patch_once(embeddings):
 
 def test_scikit_learns_are_its_own(embeddings):
     folder, run = embeddings
-    material = probe.read(STUDY, run, folder)
-    predictions = pd.read_parquet(probe_audit.run(STUDY, run, folder).path("predictions.parquet"))
-    unit = probe_audit.splits.Unit("all", 1, 1.0)
+    material = study_arms.probe_material(STUDY, run, folder)
+    predictions = pd.read_parquet(study_arms.audit_probe(STUDY, run, folder).path("predictions.parquet"))
+    unit = estimators.splits.Unit("all", 1, 1.0)
     train, test = material.rows(unit, "train"), material.rows(unit, "test")
     x, y = material.features.astype(np.float64), material.labels
     models = {
@@ -78,10 +78,10 @@ def test_scikit_learns_are_its_own(embeddings):
 
 def test_unis_minimum_is_scikit_learns_at_the_c_that_is_given(embeddings):
     folder, run = embeddings
-    material, audit = probe.read(STUDY, run, folder), probe_audit.run(STUDY, run, folder)
-    fits, predictions = probe_audit.load_fits(audit), pd.read_parquet(audit.path("predictions.parquet"))
+    material, audit = study_arms.probe_material(STUDY, run, folder), study_arms.audit_probe(STUDY, run, folder)
+    fits, predictions = estimators.load_fits(audit), pd.read_parquet(audit.path("predictions.parquet"))
     row = fits.query("estimator == 'uni' and fold == 0 and size == 1").iloc[0]
-    unit = probe_audit.splits.Unit("all", 0, 1.0)
+    unit = estimators.splits.Unit("all", 0, 1.0)
     train, test = material.rows(unit, "train"), material.rows(unit, "test")
     x = material.features.astype(np.float64)
     model = LogisticRegression(C=row["sklearn_c"], tol=1e-9, max_iter=10000).fit(x[train], material.labels[train])
@@ -91,9 +91,9 @@ def test_unis_minimum_is_scikit_learns_at_the_c_that_is_given(embeddings):
 
 def test_a_kill_loses_one_group_and_a_second_run_gives_the_same(embeddings, monkeypatch, tmp_path_factory):
     folder, run = embeddings
-    for name in set(probe_estimators.ESTIMATORS) - {"uni", "eva"}:
-        monkeypatch.delitem(probe_estimators.ESTIMATORS, name)
-    description, fit = probe_estimators.ESTIMATORS["eva"]
+    for name in set(estimators.ESTIMATORS) - {"uni", "eva"}:
+        monkeypatch.delitem(estimators.ESTIMATORS, name)
+    description, fit = estimators.ESTIMATORS["eva"]
     calls = []
 
     def killed(*arguments):
@@ -102,39 +102,39 @@ def test_a_kill_loses_one_group_and_a_second_run_gives_the_same(embeddings, monk
             raise KeyboardInterrupt
         return fit(*arguments)
 
-    monkeypatch.setitem(probe_estimators.ESTIMATORS, "eva", (description, killed))
+    monkeypatch.setitem(estimators.ESTIMATORS, "eva", (description, killed))
     with pytest.raises(KeyboardInterrupt):
-        probe_audit.run(STUDY, run, folder)
-    audit = probe_audit.run(STUDY, run, folder)
+        study_arms.audit_probe(STUDY, run, folder)
+    audit = study_arms.audit_probe(STUDY, run, folder)
     assert len(calls) == 3, "a finished group was fitted again, or an unfinished one kept"
     elsewhere = tmp_path_factory.mktemp("again")
     features, _ = store.read_embeddings(run)
-    material = probe.read(STUDY, run, folder)
-    again = probe_audit.run(STUDY, made_embeddings.write(elsewhere, features, material.labels), elsewhere)
+    material = study_arms.probe_material(STUDY, run, folder)
+    again = study_arms.audit_probe(STUDY, made_embeddings.write(elsewhere, features, material.labels), elsewhere)
     first, second = (pd.read_parquet(r.path("predictions.parquet")) for r in (audit, again))
     assert np.array_equal(first["score"], second["score"])
 
 
 def test_dimensions_without_variance_and_without_number_are_met(embeddings, tmp_path_factory):
     folder, run = embeddings
-    labels = probe.read(STUDY, run, folder).labels
+    labels = study_arms.probe_material(STUDY, run, folder).labels
     flat = tmp_path_factory.mktemp("flat")
-    audit = probe_audit.run(STUDY, made_embeddings.write(flat, np.full((400, 8), 0.5, np.float32), labels), flat)
+    audit = study_arms.audit_probe(STUDY, made_embeddings.write(flat, np.full((400, 8), 0.5, np.float32), labels), flat)
     scores = pd.read_parquet(audit.path("predictions.parquet")).groupby(["estimator", "fold", "size"])["score"]
     assert (scores.max() - scores.min() < 1e-6).all(), "patches that are all alike can't be told apart"
     broken = tmp_path_factory.mktemp("broken")
     features = np.ones((400, 8), np.float32)
     features[5, 2] = np.nan
     with pytest.raises(store.StoreError, match=r"1 embeddings aren't finite, the first of patches \[105\]"):
-        probe_audit.run(STUDY, made_embeddings.write(broken, features, labels), broken)
+        study_arms.audit_probe(STUDY, made_embeddings.write(broken, features, labels), broken)
 
 
 def test_training_sets_of_one_class_are_named_all_at_once(embeddings, monkeypatch):
     folder, run = embeddings
-    material = dataclasses.replace(probe.read(STUDY, run, folder), labels=np.ones(400, np.int64))
+    material = dataclasses.replace(study_arms.probe_material(STUDY, run, folder), labels=np.ones(400, np.int64))
     monkeypatch.setattr(probe, "read", lambda *_: material)
     with pytest.raises(ValueError, match=r"6 training sets lack a class: all-fold0-size0\.2, all-fold0-size1, .*splits\.sizes"):
-        probe_audit.run(STUDY, run, folder)
+        study_arms.audit_probe(STUDY, run, folder)
 
 
 def test_a_study_may_audit_its_own_encoders_only(tmp_path):

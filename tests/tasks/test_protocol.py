@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from mfcore import store
-from mfcore.tasks import protocol as tasks_protocol, runs as tasks_runs
+from mfcore.study import tasks as study_tasks
+from mfcore.tasks import protocol
 
 DATA = types.SimpleNamespace(
     table=pd.DataFrame({"item_id": ["a", "b"]}), selected_on="val", notes=("a note",), classes=("x", "y")
@@ -24,21 +25,21 @@ def test_other_images_or_masks_are_other_data(tmp_path):
     same, other_mask, other_image = made_tasks.nuclei(), made_tasks.nuclei(), made_tasks.nuclei()
     other_mask.masks[0][3, 3] ^= 1
     other_image.pixels[0][3, 3, 0] ^= 1
-    told = [tasks_protocol.fingerprint(each, tmp_path) for each in (data, same, other_mask, other_image)]
+    told = [study_tasks.fingerprint(each, tmp_path) for each in (data, same, other_mask, other_image)]
     assert told[0] == told[1] and len(set(told)) == 3
 
 
 def keep(run, number):
-    tasks_runs.keep(run, number, pd.DataFrame({"run": [number] * 2, "item_id": ["a", "b"]}), {"n_train": 5, "ended": "early"})
+    protocol.keep(run, number, pd.DataFrame({"run": [number] * 2, "item_id": ["a", "b"]}), {"n_train": 5, "ended": "early"})
 
 
 def test_a_training_is_done_when_all_of_it_is_kept(run):
     """A kill between its two files leaves it to be done again."""
     keep(run, 1)
-    assert tasks_runs.missing(run, 3) == [0, 2]
+    assert protocol.missing(run, 3) == [0, 2]
     (mark,) = run.path("units").glob("*.json")
     mark.unlink()
-    assert tasks_runs.missing(run, 3) == [0, 1, 2]
+    assert protocol.missing(run, 3) == [0, 1, 2]
 
 
 def test_a_kill_while_the_table_is_kept_leaves_no_mark(run, monkeypatch):
@@ -48,7 +49,7 @@ def test_a_kill_while_the_table_is_kept_leaves_no_mark(run, monkeypatch):
     monkeypatch.setattr(store, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         keep(run, 0)
-    assert tasks_runs.missing(run, 1) == [0]
+    assert protocol.missing(run, 1) == [0]
 
 
 def test_runs_are_put_together_in_their_order_and_described(run):
@@ -56,7 +57,7 @@ def test_runs_are_put_together_in_their_order_and_described(run):
     for number in (2, 0, 1):
         keep(run, number)
     run.path("masks.npz").write_bytes(b"masks")
-    done = tasks_runs.finish(run, DATA, 3, "told.parquet", ["masks.npz"], n_dims=7)
+    done = protocol.finish(run, DATA, 3, "told.parquet", ["masks.npz"], n_dims=7)
     assert pd.read_parquet(done.path("told.parquet"))["run"].tolist() == [0, 0, 1, 1, 2, 2]
     fits = pd.read_csv(done.path("fits.csv"))
     assert list(fits) == ["run", "n_train", "ended"] and fits["run"].tolist() == [0, 1, 2]
