@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,17 +14,18 @@ from matplotlib.figure import Figure
 from mfcore import store
 from mfcore.analysis import captions, figures
 from mfcore.analysis.captions import of_what as of_what
+from mfcore.analysis.compare import HOME_MADE as HOME_MADE
 from mfcore.analysis.figures import (
+    CHANCE,
     COLOURS as COLOURS,
     MARKERS as MARKERS,
     WIDTH_INCH as WIDTH_INCH,
-    drawing as drawing,
-    legend_below as legend_below,
     look as look,
-    scale_bar as scale_bar,
-    title as title,
 )
+from mfcore.study.study import Study
 
+STYLE = "mfcore.analysis.mfcore"  # as matplotlib names a style that lies in a package
+in_style = plt.style.context(STYLE)  # of a function that draws: a decorator
 LIVE_SHARE = 0.05  # of the time, at most, that redrawing a live figure takes
 
 
@@ -77,6 +79,29 @@ class Exhibit:
 def load(folder: str | Path, name: str) -> dict[str, str]:
     """``title, caption, section`` of a saved exhibit; raises StoreError where there is none."""
     return store.read_json(Path(folder) / f"{name}.json")
+
+
+def finished(study: Study, figure: Figure, text: str = "", n_columns: int = 2) -> Figure:
+    """A figure with the study's title above all panels and one legend below them.
+
+    The title says where the data are synthetic. Pyplot forgets the figure.
+    """
+    entries = {}
+    for legend in list(figure.legends):
+        names = [text.get_text() for text in legend.get_texts()]
+        entries |= dict(zip(names, legend.legend_handles, strict=True))
+        legend.remove()
+    for axis in figure.axes:
+        handles, names = axis.get_legend_handles_labels()
+        entries = dict(zip(names, handles, strict=True)) | entries
+    entries = dict(sorted(entries.items(), key=lambda entry: entry[0] == CHANCE["label"]))
+    figure.set_layout_engine("constrained")
+    if entries:
+        figure.legend(entries.values(), entries, loc="outside lower center", ncols=n_columns)
+    title = study.settings.title + ", synthetic data" * study.settings.synthetic
+    figure.suptitle(f"{title}\n{text}".strip(), fontsize=9, x=0.01, ha="left", fontweight="bold")
+    plt.close(figure)
+    return figure
 
 
 def widely(axes: Axes, which: str, values: pd.Series) -> None:

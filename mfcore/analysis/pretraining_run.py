@@ -6,6 +6,7 @@ A source of patches is a `mfcore.pretraining.source.Source`, which analysis is g
 import math
 from collections.abc import Mapping
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -15,7 +16,7 @@ from matplotlib.patches import Rectangle
 from scipy import stats
 
 from mfcore import store
-from mfcore.analysis.exhibit import COLOURS, WIDTH_INCH, Exhibit, drawing, of_what, scale_bar, title
+from mfcore.analysis.exhibit import COLOURS, WIDTH_INCH, Exhibit, finished, in_style, of_what
 from mfcore.study.config import Pretraining, as_dict
 from mfcore.study.config_pretraining import METHODS, PUBLISHED, in_full
 from mfcore.study.study import Study
@@ -25,7 +26,7 @@ N_ACROSS = 6  # patches of one resolution
 N_OUTLINED = 40  # patches whose outline is drawn; of the others the centre
 LEAST_EXPECTED = 5  # draws of a slide, for the chi-square test to hold
 OF_ONE = {
-    "loss, and its parts before their weights": {
+    "loss (parts unweighted)": {
         "loss": "all",
         "loss_dino": "DINO",
         "loss_ibot": "iBOT",
@@ -54,24 +55,24 @@ def slides(study: Study, source) -> Exhibit:
     return Exhibit("07_online_slides", "Slides and their tissue", caption, table.drop(columns="file"), None, SECTION)
 
 
+@in_style
 def places(study: Study, source, n_drawn: int) -> Exhibit:
     """Where the first ``n_drawn`` patches of a source lie, none of them read: on a slide, and over the slides' tissue."""
     table, overview, size_px = source.table(range(n_drawn)), source.overview(), source.settings.size_px
     slide_id = str(table["slide_id"].mode()[0])
-    with drawing(study.settings, 1, 2, (WIDTH_INCH, 3.6), width_ratios=(1.15, 1)) as (figure, axes):
-        left, right = axes[0]
-        _on_slide(left, *source.thumbnail(slide_id), table[table["slide_id"] == slide_id], size_px)
-        left.set_title(slide_id)
-        counts = table["slide_id"].value_counts().reindex(overview["slide_id"], fill_value=0)
-        right.plot(overview["tissue_mm2"], counts, "o", color=COLOURS[0], markersize=3.5)
-        rate = len(table) / max(overview["tissue_mm2"].sum(), 1e-12)
-        right.axline((0, 0), slope=rate, color="0.45", linestyle="--", label="in proportion to tissue")
-        right.axhline(len(table) / len(overview), color="0.7", linestyle=":", label="the same for each slide")
-        right.set(xlim=(0, None), ylim=(0, None), xlabel="tissue on the slide (mm²)", ylabel="patches drawn")
-        right.set_title(f"{len(table):,} patches, {len(overview)} slides")
-        right.legend(loc="lower right")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_INCH, 3.9), width_ratios=(1.15, 1))
+    _on_slide(left, *source.thumbnail(slide_id), table[table["slide_id"] == slide_id], size_px)
+    left.set_title(slide_id)
+    counts = table["slide_id"].value_counts().reindex(overview["slide_id"], fill_value=0)
+    right.plot(overview["tissue_mm2"], counts, "o", color=COLOURS[0], markersize=3.5)
+    rate = len(table) / max(overview["tissue_mm2"].sum(), 1e-12)
+    right.axline((0, 0), slope=rate, color="0.45", linestyle="--", label="in proportion to tissue")
+    right.axhline(len(table) / len(overview), color="0.7", linestyle=":", label="the same for each slide")
+    right.set(xlim=(0, None), ylim=(0, None), xlabel="tissue on the slide (mm²)", ylabel="patches drawn")
+    right.set_title(f"{len(table):,} patches, {len(overview)} slides")
+    figure = finished(study, figure, n_columns=3)
     caption = (
-        f"Left: the patches that fell on {slide_id}, the outlines of the first {N_OUTLINED} and the centres of the others, the "
+        f"Left: the patches that fell on {slide_id}, the outlines of some {N_OUTLINED} and the centres of the others, the "
         f"tissue outlined in black; right: draws by slide ({of_what(study.settings)}). {len(table):,} draws of {size_px} px, "
         f"uniform over {source.settings.uniform_over}, with {100 * table['tissue'].min():.0f} % tissue or more. "
         f"Draws by slide against what is asked: {against(table, overview)}."
@@ -90,13 +91,14 @@ def _on_slide(axis: Axes, thumbnail: np.ndarray, tissue: np.ndarray, cell_um: fl
     if tissue.any() and not tissue.all():
         at = (np.arange(width) + 0.5) * cell_um, (np.arange(height) + 0.5) * cell_um
         axis.contour(*at, tissue, levels=[0.5], colors="black", linewidths=0.7)
-    colours = dict(zip(sorted(drawn["um_per_px"].unique()), COLOURS, strict=False))
-    sns.scatterplot(drawn, x="x_um", y="y_um", hue="um_per_px", style="um_per_px", palette=colours, s=12, ax=axis)
-    axis.legend(title="µm/px")
-    for x, y, um_per_px in drawn[["x_um", "y_um", "um_per_px"]].head(N_OUTLINED).to_numpy():
-        side = size_px * um_per_px
-        style = {"fill": False, "edgecolor": colours[um_per_px], "linewidth": 0.8}
-        axis.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, **style))
+    drawn = drawn.assign(resolution=drawn["um_per_px"].map("{:g} µm/px".format)).sort_values("um_per_px", kind="stable")
+    colours = dict(zip(drawn["resolution"].unique(), COLOURS, strict=False))
+    sns.scatterplot(drawn, x="x_um", y="y_um", hue="resolution", style="resolution", palette=colours, s=12, ax=axis)
+    axis.get_legend().remove()
+    for row in drawn.groupby("resolution").head(N_OUTLINED // len(colours)).itertuples():
+        side = size_px * row.um_per_px
+        corner, style = (row.x_um - side / 2, row.y_um - side / 2), {"fill": False, "edgecolor": colours[row.resolution]}
+        axis.add_patch(Rectangle(corner, side, side, linewidth=0.8, **style))
     axis.set(xlim=(0, width * cell_um), ylim=(height * cell_um, 0), xlabel="x (µm)", ylabel="y (µm)")
 
 
@@ -111,28 +113,30 @@ def against(drawn: pd.DataFrame, overview: pd.DataFrame) -> str:
     return f"chi-square {test.statistic:.1f} at {len(expected) - 1} degrees of freedom (p = {test.pvalue:.2f})"
 
 
+@in_style
 def patches(study: Study, images: np.ndarray, table: pd.DataFrame) -> Exhibit:
-    """Patches as a network gets them: a row a resolution, N_ACROSS of each, with a bar of a quarter of their side.
+    """Patches as a network gets them: a row a resolution, N_ACROSS of each.
 
     images: uint8 (n, H, W, 3), row for row with ``table``, whose um_per_px is used.
     """
     resolutions, size_px = sorted(table["um_per_px"].unique()), images.shape[1]
-    size_inch = (0.95 * N_ACROSS + 1.1, 0.95 * len(resolutions) + 0.3)
-    with drawing(study.settings, len(resolutions), N_ACROSS, size_inch) as (figure, axes):
-        for line, um_per_px in zip(axes, resolutions, strict=True):
-            for axis in line:
-                axis.set_axis_off()
-            for axis, i in zip(line, np.flatnonzero(table["um_per_px"] == um_per_px), strict=False):
-                axis.imshow(images[i], interpolation="lanczos")
-            scale_bar(line[0], size_px / 4, size_px, f"{size_px * um_per_px / 4:g} µm")
-            line[0].text(-0.08, 0.5, f"{um_per_px:g} µm/px", transform=line[0].transAxes, ha="right", va="center", fontsize=7)
+    size_inch = (0.95 * N_ACROSS + 1.1, 0.95 * len(resolutions) + 0.6)
+    figure, axes = plt.subplots(len(resolutions), N_ACROSS, squeeze=False, figsize=size_inch)
+    for line, um_per_px in zip(axes, resolutions, strict=True):
+        for axis in line:
+            axis.set_axis_off()
+        for axis, i in zip(line, np.flatnonzero(table["um_per_px"] == um_per_px), strict=False):
+            axis.imshow(images[i], interpolation="lanczos")
+        text = f"{um_per_px:g} µm/px,\n{size_px * um_per_px:g} µm wide"
+        line[0].text(-0.08, 0.5, text, transform=line[0].transAxes, ha="right", va="center", fontsize=7)
     caption = (
         f"Some of {len(table):,} patches as a network gets them, from {table['slide_id'].nunique()} slides "
         f"({of_what(study.settings)}). None is stored."
     )
-    return Exhibit("07_online_patches", "Patches as they are drawn", caption, table, figure, SECTION)
+    return Exhibit("07_online_patches", "Patches as they are drawn", caption, table, finished(study, figure), SECTION)
 
 
+@in_style
 def crops(study: Study, encoder: str, images: np.ndarray, big: np.ndarray, small: np.ndarray, table: pd.DataFrame) -> Exhibit:
     """What student and teacher are shown: a row a patch, the patch, its two global and its local crops.
 
@@ -143,13 +147,13 @@ def crops(study: Study, encoder: str, images: np.ndarray, big: np.ndarray, small
     views |= {f"local {i + 1}": crop for i, crop in enumerate(small)}
     side_inch = min(0.95, WIDTH_INCH / len(views))
     size_inch = (side_inch * len(views), side_inch * len(images) + 0.6)
-    with drawing(study.settings, len(images), len(views), size_inch) as (figure, axes):
-        for column, (label, crop) in zip(axes.T, views.items(), strict=True):
-            for axis, image in zip(column, crop, strict=True):
-                axis.imshow(image, interpolation="nearest")
-                axis.set_axis_off()
-            column[0].set_title(f"{label}\n{crop.shape[2]} px", fontsize=7, fontweight="normal", loc="center")
-        title(figure, encoder)
+    figure, axes = plt.subplots(len(images), len(views), squeeze=False, figsize=size_inch)
+    for column, (label, crop) in zip(axes.T, views.items(), strict=True):
+        for axis, image in zip(column, crop, strict=True):
+            axis.imshow(image, interpolation="nearest")
+            axis.set_axis_off()
+        column[0].set_title(f"{label}\n{crop.shape[2]} px", fontsize=7, fontweight="normal", loc="center")
+    figure = finished(study, figure, encoder)
     caption = (
         f"Patches of {encoder}, drawn online, and their crops, coloured as the network gets them "
         f"({of_what(study.settings)}). The teacher sees the global crops, the student these and the local ones."
@@ -163,7 +167,7 @@ def crops(study: Study, encoder: str, images: np.ndarray, big: np.ndarray, small
 def settings(study: Study, encoder: str) -> Exhibit:
     """How an encoder is pretrained: ``setting, value, from``, the study, the method's authors or a default."""
     one, rows = study.settings.pretraining_of(encoder), []
-    said, full, plain = (flat(as_dict(each)) for each in (one, in_full(one), Pretraining("-")))
+    said, full, plain = (flattened(as_dict(each)) for each in (one, in_full(one), Pretraining("-")))
     for key, value in full.items():
         origin = "default" if said[key] == plain[key] else "the study"
         if said[key] is None and value is not None:
@@ -177,26 +181,16 @@ def settings(study: Study, encoder: str) -> Exhibit:
 
 def _text(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {content}" for key, content in value.items()) or "–"
+        return "; ".join(f"{key}: {content}" for key, content in value.items()) or "–"
     return (
         ", ".join(map(str, value)) if isinstance(value, list | tuple) else str("–" if value is None or value == "" else value)
     )
 
 
 def cost(study: Study, encoder: str) -> Exhibit:
-    """What a finished pretraining took and from how much: ``fact, value``."""
+    """What a finished pretraining took and from how much, as its record has it: ``fact, value``."""
     facts = study.pretraining(encoder).record["facts"]
-    left_out, in_part = facts["slides_left_out"], facts.get("slides_failed_in_part", {})
-    rows = {
-        "patches": f"{facts['n_patches']:,} from {facts['n_slides'] - len(left_out):,} slides",
-        "slides left out": "; ".join(left_out.values()) or "none",
-        "slides that failed in part": "; ".join(in_part.values()) or "none",
-        "time": f"{facts['training_seconds'] / 60:.1f} minutes, {facts['patches_per_second']:,.1f} patches a second",
-        "on": f"processes: {facts['n_processes']}, {facts['device']}, {facts['precision']}",
-        "teacher": f"collapsed: {facts['collapsed']}" if facts["collapsed"] else "its targets tell images apart",
-        "parameters": f"{facts['n_parameters'] / 1e6:.2f} million, the head's included",
-    }
-    table = pd.DataFrame(rows.items(), columns=["fact", "value"])
+    table = pd.DataFrame([(fact, _text(value)) for fact, value in facts.items()], columns=["fact", "value"])
     caption = f"What the pretraining of {encoder} took ({of_what(study.settings)})."
     return Exhibit(f"08_cost_{store.file_name(encoder)}", f"Cost of {encoder}", caption, table, None, SECTION)
 
@@ -217,6 +211,7 @@ def history(study: Study, encoder: str) -> Exhibit:
     )
 
 
+@in_style
 def draw_history(study: Study, encoder: str, table: pd.DataFrame) -> Figure:
     """The figure of `history`, of as much as there is; table: as `read_history` returns it.
 
@@ -228,19 +223,19 @@ def draw_history(study: Study, encoder: str, table: pd.DataFrame) -> Figure:
     table[schedules] /= table[schedules].max().clip(lower=1e-12)
     if len(table) > 2 * SMOOTHED:
         table = table.groupby(np.arange(len(table)) * SMOOTHED // len(table)).mean()
-    with drawing(study.settings, 2, 2, (WIDTH_INCH, 4.6), sharex=True) as (figure, axes):
-        for axis, (label, columns) in zip(axes.flat, OF_ONE.items(), strict=True):
-            for dash, (key, name) in zip(DASHES, columns.items(), strict=False):
-                known = table.dropna(subset=key)
-                if (known[key] != 0).any():
-                    axis.plot(known["step"], known[key], linestyle=dash, label=name)
-            axis.set(ylabel=label, ylim=(0, None))
-            if len(columns) > 1:
-                axis.legend(fontsize=7)
-        for axis in axes[1]:
-            axis.set_xlabel("step")
-        title(figure, f"{encoder}: {METHODS[one.method]}, {one.n_steps:,} steps of {one.batch_size} patches")
-    return figure
+    figure, axes = plt.subplots(2, 2, figsize=(WIDTH_INCH, 4.8), sharex=True)
+    for axis, (label, columns) in zip(axes.flat, OF_ONE.items(), strict=True):
+        known = {key: part for key in columns if ((part := table.dropna(subset=key))[key] != 0).any()}
+        lines = [
+            axis.plot(part["step"], part[key], linestyle=dash)[0]
+            for dash, (key, part) in zip(DASHES, known.items(), strict=False)
+        ]
+        axis.set(xlabel="step", ylabel=label, ylim=(0, None))
+        if len(columns) > 1:
+            axis.set_ylim(0, 1.45 * axis.get_ylim()[1])  # the legend stands above the lines
+            axis.legend(lines, [columns[key] for key in known], fontsize=7, loc="upper center", ncols=2)
+    text = f"{encoder}: {METHODS[one.method]}, {one.n_steps:,} steps of {one.batch_size} patches"
+    return finished(study, figure, text)
 
 
 def read_history(run: store.Run) -> pd.DataFrame:
@@ -248,9 +243,9 @@ def read_history(run: store.Run) -> pd.DataFrame:
     return pd.read_json(run.path("history.jsonl"), lines=True, precise_float=True)
 
 
-def flat(content: Mapping, where: str = "") -> dict[str, object]:
+def flattened(content: Mapping, where: str = "") -> dict[str, object]:
     """A nested mapping with dotted names, down to what isn't one of the config's own parts."""
     flat: dict[str, object] = {}
     for key, value in content.items():
-        flat |= flat(value, f"{key}.") if key in ("patches", "crops") else {f"{where}{key}": value}
+        flat |= flattened(value, f"{key}.") if key in ("patches", "crops") else {f"{where}{key}": value}
     return flat

@@ -7,13 +7,14 @@ import json
 import math
 from dataclasses import dataclass
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
+from matplotlib.transforms import offset_copy
 
 from mfcore import store
 from mfcore.analysis import pretraining_run, representations, tasks
-from mfcore.analysis.exhibit import MARKERS, WIDTH_INCH, Exhibit, drawing, legend_below, of_what, title, widely
+from mfcore.analysis.exhibit import COLOURS, MARKERS, WIDTH_INCH, Exhibit, finished, in_style, of_what, widely
 from mfcore.encoders.card import cards
 from mfcore.study.config import Pretraining, Settings, as_dict
 from mfcore.study.config_pretraining import METHODS, PUBLISHED, in_full
@@ -79,7 +80,7 @@ def _but_for(one: Pretraining, key: str) -> str:
     if key == "method":
         own = PUBLISHED["dino"].keys() - {"n_prototypes"}  # a head of another size is no method's own
         left_out |= {*own, "crops.global_scale", "crops.local_scale"}
-    content = {name: value for name, value in pretraining_run.flat(as_dict(in_full(one))).items() if name not in left_out}
+    content = {name: value for name, value in pretraining_run.flattened(as_dict(in_full(one))).items() if name not in left_out}
     return json.dumps(content, sort_keys=True)
 
 
@@ -160,7 +161,8 @@ def overview_table(study: Study) -> pd.DataFrame:
         row |= dict.fromkeys(ended, math.nan) | {"collapsed": ""}
         if one.name in finished:
             history = pretraining_run.read_history(finished[one.name])
-            row |= history.ffill().iloc[-1].reindex(ended) | {"patches_per_second": history["patches_per_second"].median()}
+            row |= history.ffill().iloc[-1].reindex(ended).to_dict()
+            row["patches_per_second"] = history["patches_per_second"].median()
             row["collapsed"] = str(finished[one.name].record["facts"].get("collapsed") or "")
         rows.append(row)
     return pd.DataFrame(rows)
@@ -255,6 +257,7 @@ def overview(study: Study) -> Exhibit:
     return Exhibit("11_overview", "What was pretrained", caption, table, None, SECTION)
 
 
+@in_style
 def histories(study: Study) -> Exhibit:
     """Loss, entropy of the mean target and RankMe over steps, a line a pretraining; of many, some are grey."""
     table, heading = histories_table(study), "How pretraining went"
@@ -267,17 +270,16 @@ def histories(study: Study) -> Exhibit:
     if len(names) > MAX_LINES:
         main = [name for name in names if name in study.settings.encoders or name in bases][:MAX_LINES]
     noted = [key for key in NOTED if key in table and table[key].notna().any()]
-    with drawing(study.settings, 1, len(noted), (WIDTH_INCH, 3.2)) as (figure, axes):
-        for axis, key in zip(axes[0], noted, strict=True):
-            for name in sorted(names, key=main.__contains__):
-                part = table[(table["name"] == name) & table[key].notna()]
-                style = {"label": name} if name in main else {"label": "others", "color": "0.75", "zorder": 1}
-                axis.plot(part["step"], part[key], linewidth=1.2, **style)
-            axis.set(xlabel="step", ylabel=NOTED[key])
-        if "rankme" in noted:  # of networks of different width
-            widely(axes[0][-1], "y", table["rankme"])
-        legend_below(figure, axes[0], 4)
-        title(figure, f"{study.settings.title}; n = {len(names)} pretrainings")
+    figure, axes = plt.subplots(1, len(noted), squeeze=False, figsize=(WIDTH_INCH, 3.4))
+    for axis, key in zip(axes[0], noted, strict=True):
+        for name in sorted(names, key=main.__contains__):
+            part = table[(table["name"] == name) & table[key].notna()]
+            style = {"label": name} if name in main else {"label": "others", "color": "0.75", "zorder": 1}
+            axis.plot(part["step"], part[key], linewidth=1.2, **style)
+        axis.set(xlabel="step", ylabel=NOTED[key])
+        if key == "rankme":  # of networks of different width
+            widely(axis, "y", table[key])
+    figure = finished(study, figure, f"n = {len(names)} pretrainings", 4)
     caption = (
         f"Loss, entropy of the mean target and RankMe of the teacher by step ({of_what(study.settings)}). A mean target whose "
         "entropy falls to 0, or a RankMe that falls towards 1, is a collapse. Losses of different methods don't compare, nor "
@@ -307,6 +309,7 @@ def methods(study: Study) -> Exhibit:
     return _over_steps(study, "11_methods", table, "method")
 
 
+@in_style
 def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> Exhibit:
     """What snapshots score by step, a panel a comparison, task and metric, a line a pretraining; dotted: the control."""
     heading, rows = "; ".join(VARIED[key] for key in varied), compared(study.settings, table, *varied)
@@ -315,14 +318,26 @@ def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> E
         caption = f"No two judged pretrainings of the study differ in this alone ({of_what(study.settings)})."
         return Exhibit(name, heading, caption, rows, None, SECTION)
     untrained = controls(study.settings, scores_table(study)).set_index(["of", "task", "metric"])["mean"]
+    looks = dict(zip(dict.fromkeys(rows["name"]), zip(COLOURS * 9, MARKERS * 9, strict=False), strict=False))
     n_columns = min(N_ACROSS, len(panels))
     n_rows = -(-len(panels) // n_columns)
-    with drawing(study.settings, n_rows, n_columns, (WIDTH_INCH, 3.1 * n_rows + 0.3)) as (figure, axes):
-        for axis, (key, part) in zip(axes.flat, panels, strict=False):
-            _panel(axis, part, untrained.get(key[1:]))
-        for axis in axes.flat[len(panels) :]:
-            axis.set_axis_off()
-        title(figure, study.settings.title)
+    figure, axes = plt.subplots(n_rows, n_columns, squeeze=False, figsize=(WIDTH_INCH, 2.4 * n_rows + 1.1))
+    for axis, ((_, base, task, metric), part) in zip(axes.flat, panels, strict=False):
+        for i, ((pretraining, value), line) in enumerate(
+            part.sort_values("step", kind="stable").groupby(["name", "value"], sort=False)
+        ):
+            colour, marker = looks[pretraining]
+            style = {"color": colour, "marker": marker, "markersize": 4, "capsize": 2, "linewidth": 1.2}
+            style["transform"] = offset_copy(axis.transData, figure, x=4 * i, units="points")  # bars at one step stay apart
+            axis.errorbar(line["step"], line["mean"], line["sd"], label=f"{value} ({pretraining})", **style)
+        if (base, task, metric) in untrained:
+            axis.axhline(untrained[base, task, metric], color="0.45", linestyle=":", label="untrained network")
+        axis.set(xlabel="step", ylabel=(tasks.TITLES | representations.TITLES)[metric])
+        axis.set_xlim(left=0)
+        axis.set_title(f"{task}\nbase: {base}", fontsize=7.5)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    figure = finished(study, figure, heading)
     ended = differences(rows[rows["metric"].isin(tasks.TITLES)]).dropna(subset="difference")
     finding = ""
     if len(ended):
@@ -336,22 +351,6 @@ def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> E
         f"would give is not in them.{finding}"
     )
     return Exhibit(name, heading, caption, rows, figure, SECTION)
-
-
-def _panel(axis: Axes, part: pd.DataFrame, untrained: float | None) -> None:
-    """Scores by step of one comparison on one task by one metric, with the legend below."""
-    first = part.iloc[0]
-    for marker, (name, line) in zip(MARKERS * len(part), part.groupby("name", sort=False), strict=False):
-        line, label = line.sort_values("step"), f"{line['value'].iloc[0]} ({name})"
-        axis.errorbar(
-            line["step"], line["mean"], line["sd"], marker=marker, markersize=4, capsize=2, linewidth=1.2, label=label
-        )
-    if untrained is not None:
-        axis.axhline(untrained, color="0.45", linewidth=0.9, linestyle=":", label="untrained network")
-    axis.set(xlabel="step", ylabel=(tasks.TITLES | representations.TITLES)[first["metric"]])
-    axis.set_xlim(left=0)
-    axis.set_title(f"{first['task']}\nbase: {first['base']}", fontsize=7.5)
-    axis.legend(loc="upper left", bbox_to_anchor=(0, -0.22), fontsize=6.5)
 
 
 def against_base(study: Study) -> Exhibit:

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -18,7 +19,7 @@ from scipy import stats
 
 from mfcore import store
 from mfcore.analysis import tasks
-from mfcore.analysis.exhibit import WIDTH_INCH, Exhibit, drawing, legend_below, look, of_what, title, widely
+from mfcore.analysis.exhibit import HOME_MADE, WIDTH_INCH, Exhibit, finished, in_style, look, of_what, widely
 from mfcore.measures.representation import RepresentationError, Streaming, odcorr_abs_by_chance, odcorr_sq_by_chance
 from mfcore.measures.statistics import LEVEL, spread
 from mfcore.streams import generator
@@ -34,7 +35,6 @@ SECTION = "Representations"
 TITLES = {"rankme": "RankMe", "odcorr_abs": "ODCorr, mean |r|", "odcorr_sq": "ODCorr, mean r²"}
 EXPECTED = {"rankme": 1, "odcorr_abs": -1, "odcorr_sq": -1}  # the sign of the papers' correlation with accuracy
 BY_CHANCE = {"odcorr_abs": odcorr_abs_by_chance, "odcorr_sq": odcorr_sq_by_chance}  # of independent dimensions
-HOME_MADE = "pretrained here"
 MEASURED = ["n", "n_dims", "n_constant", *TITLES]
 COLUMNS = ["encoder", "origin", *MEASURED, "auroc", "auroc_sd", "n_folds"]
 ON_TASKS = ["task", "encoder", "origin", *MEASURED]
@@ -299,20 +299,20 @@ def against_tasks(study: Study) -> Exhibit:
     return _against(study, "10_against_tasks", "Metric against a task's score", table, table)
 
 
+@in_style
 def _against(study: Study, name: str, heading: str, table: pd.DataFrame, rows: pd.DataFrame) -> Exhibit:
     """Scores against metrics; rows: as `tasks_table`, those that are drawn of ``table``."""
     names, related = list(dict.fromkeys(rows["task"])), correlate_tasks(rows)
     if not names:
         caption = f"There is no encoder with a score yet ({of_what(study.settings)})."
         return Exhibit(name, heading, caption, table, None, SECTION)
-    size_inch = (WIDTH_INCH, 2.1 * len(names) + 1.3)
-    with drawing(study.settings, len(names), len(TITLES), size_inch, sharey="row", sharex="col") as (figure, axes):
-        for line, task in zip(axes, names, strict=True):
-            part = rows[rows["task"] == task]
-            _panels(study.settings, line, part, related[related["task"] == task])
-            line[0].set_ylabel(f"{task}:\n{part['metric_of_task'].iloc[0]}")
-        legend_below(figure, axes.flat, 3)
-        title(figure, f"{study.settings.title}; n = {related['n'].max()} encoders")
+    size_inch = (WIDTH_INCH, 2.1 * len(names) + 1.4)
+    figure, axes = plt.subplots(len(names), len(TITLES), squeeze=False, figsize=size_inch, sharey="row", sharex="col")
+    for line, task in zip(axes, names, strict=True):
+        part = rows[rows["task"] == task]
+        _panels(study.settings, line, part, related[related["task"] == task])
+        line[0].set_ylabel(f"{task}:\n{part['metric_of_task'].iloc[0]}")
+    figure = finished(study, figure, f"n = {related['n'].max()} encoders", 3)
     caption = (
         "Score of each encoder against RankMe and ODCorr of the same images, as kaiko 2024, Fig. 5, set ODCorr against "
         f"accuracy on natural images ({of_what(study.settings)}). Points and bars: mean and SD over folds of the probe, or "
@@ -340,26 +340,26 @@ def _panels(settings: Settings, line: Sequence[Axes], rows: pd.DataFrame, relate
         axis.set_title(f"ρ = {rho[metric]:+.2f}" if math.isfinite(rho[metric]) else "ρ: too few", fontweight="normal")
 
 
+@in_style
 def by_sample_size(study: Study) -> Exhibit:
     """RankMe and both ODCorr against the number of patches, a line an encoder; dotted: independent dimensions."""
     table = sizes_table(study)
     sizes, names = sorted(table["n"].unique()), list(dict.fromkeys(table["encoder"]))
     looks = pd.DataFrame([look(study.settings, name, predictions.PROBE) for name in names])
     style = {"errorbar": ("pi", 100), "palette": list(looks["color"]), "markers": list(looks["marker"]), "dashes": False}
-    with drawing(study.settings, 1, len(TITLES), (WIDTH_INCH, 3.4), sharex=True) as (figure, axes):
-        for axis, (metric, name) in zip(axes[0], TITLES.items(), strict=True):
-            sns.lineplot(table, x="n", y=metric, hue="encoder", style="encoder", ax=axis, legend=metric == "rankme", **style)
-            if metric in BY_CHANCE:
-                chance = [BY_CHANCE[metric](n) for n in sizes]
-                axis.plot(sizes, chance, color="0.35", linestyle=":", label="independent dimensions, by chance")
-                axis.set_ylim(bottom=0)
-            else:
-                axis.get_legend().remove()
-                widely(axis, "y", table[metric])
-            axis.set(title=name, xlabel="patches, n", ylabel="", xscale="log")
-            axis.xaxis.set_major_formatter("{x:,.0f}")
-        legend_below(figure, axes[0], 3)
-        title(figure, f"{study.settings.title}; mean and range of {table['draw'].nunique()} draws")
+    figure, axes = plt.subplots(1, len(TITLES), figsize=(WIDTH_INCH, 3.5), sharex=True)
+    for axis, (metric, name) in zip(axes, TITLES.items(), strict=True):
+        sns.lineplot(table, x="n", y=metric, hue="encoder", style="encoder", ax=axis, legend=metric == "rankme", **style)
+        if metric in BY_CHANCE:
+            chance = [BY_CHANCE[metric](n) for n in sizes]
+            axis.plot(sizes, chance, color="0.35", linestyle=":", label="independent dimensions, by chance")
+            axis.set_ylim(bottom=0)
+        else:
+            axis.get_legend().remove()
+            widely(axis, "y", table[metric])
+        axis.set(title=name, xlabel="patches, n", ylabel="", xscale="log")
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+    figure = finished(study, figure, f"mean and range of {table['draw'].nunique()} draws", 3)
     caption = (
         f"RankMe and ODCorr of seeded, nested subsamples, the same patches for every encoder ({of_what(study.settings)}). "
         f"Lines and bands: mean and range of {table['draw'].nunique()} draws; dotted: what chance gives of so few patches. "

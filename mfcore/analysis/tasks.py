@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -20,7 +21,7 @@ from matplotlib.patches import Patch
 from scipy import stats
 
 from mfcore import encoders, store
-from mfcore.analysis.exhibit import WIDTH_INCH, Exhibit, drawing, legend_below, look, of_what, title
+from mfcore.analysis.exhibit import WIDTH_INCH, Exhibit, finished, in_style, look, of_what
 from mfcore.encoders.card import cards
 from mfcore.measures import masks, task_scores
 from mfcore.measures.resampling import coverage_said
@@ -233,6 +234,7 @@ def protocol(study: Study, task: str) -> Exhibit:
     return Exhibit(f"09_{task}_protocol", f"Protocol of {task}", caption, table, None, SECTION)
 
 
+@in_style
 def scores(study: Study, task: str) -> Exhibit:
     """What a task reports of each encoder: mean and SD over runs, the interval over what was tested, published scores."""
     table = scores_table(study)
@@ -242,17 +244,16 @@ def scores(study: Study, task: str) -> Exhibit:
     if rows.empty:
         return Exhibit(name, heading, _nobody(study, task), table, None, SECTION)
     best, mean = rows.iloc[0], rows["mean"]
-    with drawing(study.settings, 1, 1, (WIDTH_INCH, 0.25 * len(rows) + 1.4)) as (figure, axes):
-        axis = axes[0][0]
-        half = [(mean - rows["low"]).clip(lower=0), (rows["high"] - mean).clip(lower=0)]
-        axis.errorbar(mean, rows["encoder"], xerr=half, fmt="none", ecolor="0.35", capsize=3, label="95 % over what was tested")
-        axis.errorbar(mean, rows["encoder"], xerr=rows["sd"], fmt="o", elinewidth=4.5, label="mean ± SD over runs")
-        if rows["published"].notna().any():
-            axis.plot(rows["published"], rows["encoder"], "D", color="0.2", mfc="none", label="published")
-        axis.invert_yaxis()
-        axis.set_xlabel(TITLES[best["metric"]])
-        legend_below(figure, [axis], 3)
-        title(figure, f"{task}, {best['split']}: {best['n_items']:,} items, {rows['n_runs'].max()} runs")
+    figure, axis = plt.subplots(figsize=(WIDTH_INCH, 0.25 * len(rows) + 1.5))
+    half = [(mean - rows["low"]).clip(lower=0), (rows["high"] - mean).clip(lower=0)]
+    axis.errorbar(mean, rows["encoder"], xerr=half, fmt="none", ecolor="0.35", capsize=3, label="95 % over what was tested")
+    axis.errorbar(mean, rows["encoder"], xerr=rows["sd"], fmt="o", elinewidth=4.5, label="mean ± SD over runs")
+    if rows["published"].notna().any():
+        axis.plot(rows["published"], rows["encoder"], "D", color="0.2", mfc="none", label="published")
+    axis.invert_yaxis()
+    axis.set_xlabel(TITLES[best["metric"]])
+    text = f"{task}, {best['split']}: {best['n_items']:,} items, {rows['n_runs'].max()} runs"
+    figure = finished(study, figure, text, 3)
     flattered = "" if best["split"] == "test" else ", which also chose the weights and flatters all"
     caption = (
         f"What frozen encoders reach by eva's protocol on the {best['split']} split of {task}{flattered} "
@@ -269,6 +270,7 @@ def _nobody(study: Study, task: str) -> str:
     return f"No encoder has been judged by {task} yet ({of_what(study.settings)})."
 
 
+@in_style
 def by_class(study: Study, task: str) -> Exhibit:
     """What encoders find of each class, mean and SD over runs: ``encoder, class, mean, sd, n``.
 
@@ -284,23 +286,20 @@ def by_class(study: Study, task: str) -> Exhibit:
         names = [one for one in names if one in study.settings.encoders] or names[:MAX_BY_CLASS]
     looks = pd.DataFrame([look(study.settings, one, PROBE) for one in names])
     classes = table.groupby("class", sort=False).agg(mean=("mean", "mean"), n=("n", "max"))
-    with drawing(study.settings, 1, 1, (WIDTH_INCH, 0.5 * len(classes) + 1.6)) as (figure, axes):
-        axis = axes[0][0]
-        style = {"errorbar": "sd", "dodge": 0.5, "linestyle": "none", "markersize": 4.5, "err_kws": {"linewidth": 1.1}}
-        style |= {"hue_order": names, "palette": list(looks["color"]), "markers": list(looks["marker"])}
-        sns.pointplot(rows, x="value", y="class", order=classes.index, hue="encoder", ax=axis, **style)
-        axis.set(xlabel="Dice" if registry.get(task).is_segmentation else "share found", ylabel="")
-        axis.set_yticks(range(len(classes)), [f"{each}\nn = {n:,}" for each, n in classes["n"].items()])
-        axis.get_legend().remove()
-        legend_below(figure, [axis], 3)
-        title(figure, heading)
+    style = {"errorbar": "sd", "dodge": 0.5, "linestyle": "none", "markersize": 4.5, "err_kws": {"linewidth": 1.1}}
+    style |= {"hue_order": names, "palette": list(looks["color"]), "markers": list(looks["marker"])}
+    figure, axis = plt.subplots(figsize=(WIDTH_INCH, 0.5 * len(classes) + 1.7))
+    sns.pointplot(rows, x="value", y="class", order=classes.index, hue="encoder", ax=axis, **style)
+    axis.set(xlabel="Dice" if registry.get(task).is_segmentation else "share found", ylabel="")
+    axis.set_yticks(range(len(classes)), [f"{each}\nn = {n:,}" for each, n in classes["n"].items()])
+    axis.get_legend().remove()
     least = classes["mean"].idxmin()
     caption = (
         f"What encoders find of each class ({of_what(study.settings)}; n: items or masks of the class). Points and bars: mean "
         f"and SD over runs; {len(names)} of {table['encoder'].nunique()} encoders are drawn, the table has all. Over encoders "
         f"{least} is found least: {classes['mean'][least]:.2f}."
     )
-    return Exhibit(name, heading, caption, table, figure, SECTION)
+    return Exhibit(name, heading, caption, table, finished(study, figure, heading, 3), SECTION)
 
 
 # ---- masks over patches ----
@@ -371,30 +370,29 @@ def segmentations(study: Study, task: str) -> Exhibit:
         f"decoder on frozen features made of them ({of_what(study.settings)}). Encoders, at most {MAX_MASKS}: the best, one "
         f"pretrained here, the same network untrained, the worst. So few patches ({len(shown.images)}) are no measurement."
     )
-    return Exhibit(name, heading, caption, shown.table, draw_masks(study.settings, shown, task), SECTION)
+    return Exhibit(name, heading, caption, shown.table, draw_masks(study, shown, task), SECTION)
 
 
-def draw_masks(settings: Settings, shown: Segmented, task: str) -> Figure:
+@in_style
+def draw_masks(study: Study, shown: Segmented, task: str) -> Figure:
     """A row a patch: the patch, and over it its true mask and each encoder's, with the patch's Dice, mean over its classes."""
     dice = shown.table.groupby(["encoder", "item_id"], sort=False)["dice"].mean()
     columns = {"patch": np.zeros_like(shown.true), "true mask": shown.true, **shown.predicted}
     colours = dict(zip(shown.classes[1:], OF_CLASSES, strict=False))
     palette = ListedColormap([*colours.values(), IGNORED_GREY])
-    size_inch = (1.4 * len(columns), 1.5 * len(shown.images) + 0.8)
-    with drawing(settings, len(shown.images), len(columns), size_inch) as (figure, axes):
-        for line, (name, mask) in zip(axes.T, columns.items(), strict=True):
-            line[0].set_title(name, fontsize=7)
-            for i, (axis, image) in enumerate(zip(line, shown.images, strict=True)):
-                axis.imshow(image if name == "patch" else 128 + image.mean(axis=2) / 2, cmap="gray", vmin=0, vmax=255)
-                at = np.where(mask[i] == masks.IGNORED, len(colours) + 1, mask[i])
-                limits = {"vmin": 0.5, "vmax": len(colours) + 1.5}
-                axis.imshow(np.ma.masked_equal(at, 0), cmap=palette, interpolation="nearest", alpha=0.75, **limits)
-                axis.set(xticks=[], yticks=[])
-                axis.grid(visible=False)
-                if name in shown.predicted:
-                    axis.set_xlabel(f"Dice {dice[name].iloc[i]:.2f}", fontsize=6.5)
-        colours |= {"not judged": IGNORED_GREY} if (shown.true == masks.IGNORED).any() else {}
-        marks = [Patch(facecolor=colour, edgecolor="0.3", label=name) for name, colour in colours.items()]
-        figure.legend(handles=marks, loc="outside lower center", ncols=4, fontsize=7)
-        title(figure, task)
-    return figure
+    size_inch = (1.4 * len(columns), 1.5 * len(shown.images) + 0.9)
+    figure, axes = plt.subplots(len(shown.images), len(columns), squeeze=False, figsize=size_inch)
+    for line, (name, mask) in zip(axes.T, columns.items(), strict=True):
+        line[0].set_title(name, fontsize=7)
+        for i, (axis, image) in enumerate(zip(line, shown.images, strict=True)):
+            axis.imshow(image if name == "patch" else 128 + image.mean(axis=2) / 2, cmap="gray", vmin=0, vmax=255)
+            at = np.where(mask[i] == masks.IGNORED, len(colours) + 1, mask[i])
+            limits = {"vmin": 0.5, "vmax": len(colours) + 1.5}
+            axis.imshow(np.ma.masked_equal(at, 0), cmap=palette, interpolation="nearest", alpha=0.75, **limits)
+            axis.set(xticks=[], yticks=[])
+            axis.grid(visible=False)
+            if name in shown.predicted:
+                axis.set_xlabel(f"Dice {dice[name].iloc[i]:.2f}", fontsize=6.5)
+    colours |= {"not judged": IGNORED_GREY} if (shown.true == masks.IGNORED).any() else {}
+    figure.legend(handles=[Patch(facecolor=colour, edgecolor="0.3", label=name) for name, colour in colours.items()])
+    return finished(study, figure, task, 4)

@@ -211,9 +211,9 @@ def test_nothing_of_a_figure_is_cut_off(drawn, made):
     few = scores.assign(mean=scores["mean"] / 2.3)  # its ticks change with the panel's height, and with them the label's place
     figure = drawn(few, "patches.slide_fraction", "method").figure
     figure.savefig(io.BytesIO(), dpi=300)
-    for axis in figure.axes:
-        assert axis.yaxis.label.get_tightbbox().x0 >= 0
-        assert axis.get_legend().get_tightbbox().y0 >= 0
+    legend = figure.legends[0].get_tightbbox()
+    assert legend.x0 >= 0 and legend.y0 >= 0 and legend.x1 <= figure.bbox.x1
+    assert all(axis.yaxis.label.get_tightbbox().x0 >= 0 for axis in figure.axes)
 
 
 CNN = replace(BASE, name="cnn_random", architecture="tf_efficientnet_lite0", arguments={})

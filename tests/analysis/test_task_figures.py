@@ -38,7 +38,7 @@ def rows(task="synthetic_tissue", kind="classification", splits=("val", "test"),
 
 
 def texts(figure) -> str:
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     return " | ".join(text.get_text() for text in figure.findobj(Text))
 
 
@@ -143,7 +143,7 @@ def made_masks(n=2) -> tasks.Segmented:
 
 
 def test_segmentations_lie_over_their_patches_in_colours_that_differ_in_grey():
-    figure = tasks.draw_masks(STUDY, made_masks(), "synthetic_nuclei")
+    figure = tasks.draw_masks(Study(STUDY, "nowhere"), made_masks(), "synthetic_nuclei")
     assert len(figure.axes) == 8 and all(len(axis.images) == 2 for axis in figure.axes), "below each mask is its patch"
     shown = texts(figure)
     for said in ("patch", "true mask", "tiny", "other", "dark", "red", "not judged", "Dice 1.00", "Dice 0.00"):
