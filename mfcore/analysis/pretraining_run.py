@@ -146,7 +146,7 @@ def crops(study: Study, encoder: str, images: np.ndarray, big: np.ndarray, small
     views = {"patch": images} | {f"global {i + 1}": crop for i, crop in enumerate(big)}
     views |= {f"local {i + 1}": crop for i, crop in enumerate(small)}
     side_inch = min(0.95, WIDTH_INCH / len(views))
-    size_inch = (side_inch * len(views), side_inch * len(images) + 0.6)
+    size_inch = (max(5, side_inch * len(views)), side_inch * len(images) + 0.6)
     figure, axes = plt.subplots(len(images), len(views), squeeze=False, figsize=size_inch)
     for column, (label, crop) in zip(axes.T, views.items(), strict=True):
         for axis, image in zip(column, crop, strict=True):

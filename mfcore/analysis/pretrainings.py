@@ -330,6 +330,9 @@ def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> E
             style = {"color": colour, "marker": marker, "markersize": 4, "capsize": 2, "linewidth": 1.2}
             style["transform"] = offset_copy(axis.transData, figure, x=4 * i, units="points")  # bars at one step stay apart
             axis.errorbar(line["step"], line["mean"], line["sd"], label=f"{value} ({pretraining})", **style)
+            for sign in (-1, 1):  # what is drawn aside sets no limits
+                axis.update_datalim(np.column_stack([line["step"], line["mean"] + sign * line["sd"].fillna(0)]))
+        axis.autoscale_view()
         if (base, task, metric) in untrained:
             axis.axhline(untrained[base, task, metric], color="0.45", linestyle=":", label="untrained network")
         axis.set(xlabel="step", ylabel=(tasks.TITLES | representations.TITLES)[metric])

@@ -380,7 +380,7 @@ def draw_masks(study: Study, shown: Segmented, task: str) -> Figure:
     columns = {"patch": np.zeros_like(shown.true), "true mask": shown.true, **shown.predicted}
     colours = dict(zip(shown.classes[1:], OF_CLASSES, strict=False))
     palette = ListedColormap([*colours.values(), IGNORED_GREY])
-    size_inch = (1.4 * len(columns), 1.5 * len(shown.images) + 0.9)
+    size_inch = (max(5, 1.4 * len(columns)), 1.5 * len(shown.images) + 0.9)
     figure, axes = plt.subplots(len(shown.images), len(columns), squeeze=False, figsize=size_inch)
     for line, (name, mask) in zip(axes.T, columns.items(), strict=True):
         line[0].set_title(name, fontsize=7)

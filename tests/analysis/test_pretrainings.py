@@ -202,6 +202,9 @@ def test_figures_show_a_line_for_each_pretraining_and_the_control(drawn, made):
     assert list(dict.fromkeys(exhibit.table["varied"])) == ["patches.slide_fraction", "method"] and len(exhibit.table) == 8
     assert "At the end few is furthest from its base base: -0.100 (bach)" in exhibit.caption
     assert "another draw of patches would give" in exhibit.caption and "synthetic data" in exhibit.caption
+    for axis in exhibit.figure.axes:
+        (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+        assert left == 0 and right > 100 and low < 0.52 and high > 0.73, "all of the lines lie within the panel"
     odcorr = scores.assign(metric="odcorr_abs")
     assert "furthest" not in drawn(odcorr, "method").caption, "RankMe and ODCorr are no scores"
 
