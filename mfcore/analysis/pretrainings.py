@@ -332,6 +332,7 @@ def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> E
             axis.errorbar(line["step"], line["mean"], line["sd"], label=f"{value} ({pretraining})", **style)
             for sign in (-1, 1):  # what is drawn aside sets no limits
                 axis.update_datalim(np.column_stack([line["step"], line["mean"] + sign * line["sd"].fillna(0)]))
+        axis.margins(x=0.2)  # room for the last step's bars
         axis.autoscale_view()
         if (base, task, metric) in untrained:
             axis.axhline(untrained[base, task, metric], color="0.45", linestyle=":", label="untrained network")
