@@ -134,7 +134,7 @@ def test_a_run_of_the_study_s_own_encoder_counts_by_todays_card_where_it_can_be_
 
 def test_what_of_a_set_is_not_as_published_is_kept_and_told(tmp_path, monkeypatch):
     part = made_tasks.tissue()
-    part.notes, part.selected_on = ("train: 36 there, 2,175 published",), "val, which is also the split that is reported"
+    part.notes = ("train: 36 there, 2,175 published",)
     made_tasks.use(monkeypatch, part)
     run = judge.judge(STUDY, "synthetic_tissue", "tiny", tmp_path, tmp_path)
     assert run.record["facts"]["selected_on"] == part.selected_on
