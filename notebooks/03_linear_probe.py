@@ -20,15 +20,15 @@ from pathlib import Path
 
 from mfcore.analysis import (
     captions,
-    captions_representation,
     compare,
     compare_probes,
-    compare_representation,
     estimators,
     figures,
+    representations,
 )
 from mfcore.study import arms as study_arms, data as study_data, encoders as study_encoders
 from mfcore.study.config import load_study
+from mfcore.study.study import Study
 from mfcore.sweep import report_probes
 from mfcore.training import probe
 
@@ -68,8 +68,8 @@ captions.show(captions.scores(study, table, encoder))
 # ## What the embeddings are worth without a label
 
 # %%
-unlabelled = compare_representation.of_run(study, embeddings, table)
-captions.show(captions_representation.one(study, unlabelled))
+opened = Study(study, folder)
+opened.show(representations.one(opened, encoder))
 
 # %% [markdown]
 # ## Other estimators

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mfcore.analysis import captions, compare, figures, figures_live
+from mfcore.analysis import captions, compare, exhibit, figures
 from mfcore.study import arms as study_arms
 from mfcore.study.config import as_dict, load_study
 from mfcore.training import train
@@ -39,7 +39,7 @@ captions.show(pd.DataFrame(as_dict(study.network(network)).items(), columns=["se
 # ## Train
 
 # %%
-watch = figures_live.LiveHistory(study, network)
+watch = exhibit.Live(lambda history: figures.history(study, history, network))
 run = study_arms.train(study, network, fold, folder, device, watch, data)
 history = train.load_history(run)
 kind = compare.LORA if study.network(network).lora else compare.END_TO_END

@@ -22,8 +22,8 @@ from mfcore.analysis import (
     compare,
     compare_calibration,
     compare_models,
-    compare_representation,
     compare_strata,
+    representations,
     scaling,
     switches,
 )
@@ -32,6 +32,7 @@ from mfcore.data import patches
 from mfcore.measures import raters
 from mfcore.study import data as study_data
 from mfcore.study.config import load_study
+from mfcore.study.study import Study
 
 study = load_study(study_file)
 folder = Path(results) / study.name
@@ -126,7 +127,7 @@ switches.worth(open_study(study_file, results)).save(shown)
 # RankMe and ODCorr of every encoder beside its probe; `10_representations` says what they are and how they relate.
 
 # %%
-captions.show(compare_representation.readable(compare_representation.table(study, folder)))
+representations.rankme(Study(study, folder))
 
 # %% [markdown]
 # ## What the paper says, asked of these data

@@ -22,41 +22,30 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore.analysis import captions, captions_patching, figures, figures_patching
+from mfcore import open_study
+from mfcore.analysis import pretraining_run
 from mfcore.pretraining.feed import batches
 from mfcore.pretraining.source import Source
 from mfcore.study import pretrain as study_pretrain
-from mfcore.study.config import as_dict, load_study
 
-study = load_study(study_file)
-folder = Path(results) / study.name
+study = open_study(study_file, results)
 data = data_folder or Path(study_file).parent.parent / "data" / study.name
-assert study.pretraining, f"study {study.name!r} pretrains nothing; describe one in pretraining: [{{name: ...}}]"
-which = max(study.pretraining, key=lambda one: len(set(one.patches.um_per_px)))
-settings = which.patches
-captions.show(pd.DataFrame(as_dict(settings).items(), columns=["setting", "value"]))
+assert study.settings.pretraining, f"study {study.name!r} pretrains nothing; describe one in pretraining: [{{name: ...}}]"
+which = max(study.settings.pretraining, key=lambda one: len(set(one.patches.um_per_px)))
+pretraining_run.settings(study, which.name)
 
 # %% [markdown]
 # ## Slides and their tissue
 
 # %%
-source = Source(study_pretrain.slides_of(study, which, data), settings, which.seed).survey()
-slides = source.overview()
-captions.show(captions_patching.slides_table(slides))
+source = Source(study_pretrain.slides_of(study.settings, which, data), which.patches, which.seed).survey()
+study.show(pretraining_run.slides(study, source))
 
 # %% [markdown]
 # ## Where patches are drawn
 
 # %%
-drawn = source.table(range(n_drawn))
-shown = str(drawn["slide_id"].mode()[0])
-thumbnail, tissue, cell_um = source.thumbnail(shown)
-figure = figures_patching.places(study, thumbnail, tissue, cell_um, drawn, slides, shown, settings.size_px)
-written = figures.save(figure, drawn, folder / "figures", "07_online_places")
-figure
-
-# %%
-captions.show(captions_patching.places(study, settings, drawn, slides, shown))
+study.show(pretraining_run.places(study, source, n_drawn))
 
 # %% [markdown]
 # ## What they show
@@ -65,25 +54,21 @@ captions.show(captions_patching.places(study, settings, drawn, slides, shown))
 begun = time.perf_counter()
 first = list(batches(source, 0, 4, 64))
 seconds = time.perf_counter() - begun
-images, read = np.concatenate([batch.images for batch in first]), pd.concat([batch.drawn for batch in first])
-read = read.reset_index(drop=True)
-figure = figures_patching.contact_sheet(study, images, read)
-written += figures.save(figure, read, folder / "figures", "07_online_patches")
-figure
-
-# %%
-captions.show(captions_patching.contact_sheet(study, read, seconds))
+images = np.concatenate([batch.images for batch in first])
+read = pd.concat([batch.drawn for batch in first], ignore_index=True)
+study.show(pretraining_run.patches(study, images, read))
 
 # %% [markdown]
 # ## Checks
 
 # %%
-assert (read["tissue"] >= settings.min_tissue - 1e-6).all(), "a patch holds less tissue than asked"
+assert (read["tissue"] >= which.patches.min_tissue - 1e-6).all(), "a patch holds less tissue than asked"
 assert (source.read(37).image == images[37]).all(), "patch 37 isn't the same when it is read by itself"
 source.close()
 
 # %%
-print("files written:", *[path.name for path in written], sep="\n  ")
+print(f"{len(read)} patches read in {seconds:.1f} s, {len(read) / seconds:,.0f} a second")
+print("files written:", *sorted(path.name for path in study.figures.glob("07_*")), sep="\n  ")
 
 # %% [markdown]
 # **What we saw.** Patches lie where tissue is, at every resolution that the study asks for, and slides are drawn from as it says.

@@ -20,37 +20,27 @@ n_workers = 1  # threads that read patches
 # %%
 from pathlib import Path
 
-from mfcore import encoders, store
-from mfcore.analysis import captions, captions_pretrain, figures, figures_live, figures_pretrain
-from mfcore.pretraining import pretrain
-from mfcore.study import encoders as study_encoders, pretrain as study_pretrain, pretrained
-from mfcore.study.config import load_study
+from mfcore import encoders, open_study
+from mfcore.analysis import exhibit, pretraining_run
+from mfcore.study import pretrain as study_pretrain
 
-study = load_study(study_file)
-folder = Path(results) / study.name
+study = open_study(study_file, results)
 data = data_folder or Path(study_file).parent.parent / "data" / study.name
-captions.show(captions_pretrain.settings(study, encoder))
+study.show(pretraining_run.settings(study, encoder))
 
 # %% [markdown]
 # ## What the network is shown
 
 # %%
-patches, global_crops, local_crops, drawn = study_pretrain.example(study, encoder, data)
-figure = figures_pretrain.crops(study, encoder, patches, global_crops, local_crops)
-written = figures.save(figure, drawn, folder / "figures", f"08_crops_{store.file_name(encoder)}")
-figure
-
-# %%
-captions.show(captions_pretrain.crops(study, encoder))
+study.show(pretraining_run.crops(study, encoder, *study_pretrain.example(study.settings, encoder, data)))
 
 # %% [markdown]
 # ## Pretrain
 
 # %%
-live = figures_live.LiveHistory(study, encoder, figures_pretrain.history)
-run = study_pretrain.pretrain(study, encoder, data, folder, device, n_workers, watch=live)
-history = pretrain.load_history(run)
-captions.show(captions_pretrain.cost(run))
+live = exhibit.Live(lambda history: pretraining_run.draw_history(study, encoder, history))
+run = study_pretrain.pretrain(study.settings, encoder, data, study.folder, device, n_workers, watch=live)
+study.show(pretraining_run.cost(study, encoder))
 
 # %% [markdown]
 # ## How it went
@@ -58,12 +48,7 @@ captions.show(captions_pretrain.cost(run))
 # The two entropies tell a collapse: where a single target's is that of the mean, a target says nothing of its image.
 
 # %%
-figure = figures_pretrain.history(study, history, encoder)
-written += figures.save(figure, history, folder / "figures", f"08_{run.folder.name}")
-figure
-
-# %%
-captions.show(captions_pretrain.history(study, history, encoder))
+study.show(pretraining_run.history(study, encoder))
 
 # %% [markdown]
 # ## The encoder
@@ -71,20 +56,20 @@ captions.show(captions_pretrain.history(study, history, encoder))
 # Frozen, with the teacher's weights, seen through its card; snapshots on the way are called `<encoder>@<step>`.
 
 # %%
-made = encoders.load(study_encoders.card_of(study, encoder, folder), device)
-captions.show(encoders.card_table(made.card))
+encoders.card_table(encoders.load(study.card(encoder), device).card)
 
 # %% [markdown]
 # ## Checks
 
 # %%
+history = pretraining_run.read_history(run)
 assert history["loss"].notna().all(), "a loss isn't a number"
-assert history["step"].iloc[-1] == study.pretraining_of(encoder).n_steps, "a step is missing"
-for snapshot in pretrained.snapshots_of(study.pretraining_of(encoder)):
-    assert study_encoders.card_of(study, snapshot, folder).sha256, f"{snapshot} isn't there"
+assert history["step"].iloc[-1] == study.settings.pretraining_of(encoder).n_steps, "a step is missing"
+n_kept = sum(1 for _ in run.path("encoders").glob("*/weights.safetensors"))
+assert n_kept == study.settings.pretraining_of(encoder).n_snapshots, "a snapshot isn't there"
 
 # %%
-print("files written:", run.folder.name, *[path.name for path in written], sep="\n  ")
+print("files written:", run.folder.name, *sorted(path.name for path in study.figures.glob(f"08_*{encoder}*")), sep="\n  ")
 
 # %% [markdown]
 # **What we saw.** One pretraining: its loss, whether its targets tell images apart, the rank of its embeddings, and the encoder.

@@ -20,15 +20,14 @@ device = "auto"  # "cpu", "cuda", or "auto": the GPU where there is one
 # %%
 from pathlib import Path
 
-from mfcore import encoders
-from mfcore.analysis import captions, captions_tasks, compare_masks, compare_tasks, figures, figures_tasks
+from mfcore import encoders, open_study
+from mfcore.analysis import tasks
 from mfcore.study import tasks as study_tasks
-from mfcore.study.config import load_study
-from mfcore.tasks import protocol as tasks_protocol
+from mfcore.tasks import protocol
 
-study = load_study(study_file)
-folder = Path(results) / study.name
-captions.show(captions_tasks.protocol(study, task))
+study = open_study(study_file, results)
+data = data_folder or Path(study_file).parent.parent / "data" / study.name
+study.show(tasks.protocol(study, task))
 
 # %% [markdown]
 # ## Judge every encoder
@@ -36,60 +35,45 @@ captions.show(captions_tasks.protocol(study, task))
 # One after another. An encoder that can't be had (a licence to accept first, say) is a row with its reason, and the rest go on.
 
 # %%
-data = data_folder or Path(study_file).parent.parent / "data" / study.name
 judged = study_tasks.one_after_another(
-    study, task, folder, lambda encoder: study_tasks.judge(study, task, encoder, data, folder, device), encoders.EncoderError
+    study.settings,
+    task,
+    study.folder,
+    lambda encoder: study_tasks.judge(study.settings, task, encoder, data, study.folder, device),
+    encoders.EncoderError,
 )
-captions.show(judged[~judged["judged"]])
-
-# %%
-table = compare_tasks.table(study, folder)
-table = table[table["task"] == task].reset_index(drop=True)
-captions.show(compare_tasks.readable(table))
+judged[~judged["judged"]]
 
 # %% [markdown]
 # ## The encoders on this task
 
 # %%
-name = f"09_{task}"
-figures.saved(figures_tasks.scores(study, table), table, folder / "figures", name)
-
-# %%
-captions.show(captions_tasks.scores(study, table))
+study.show(scores := tasks.scores(study, task))
 
 # %% [markdown]
 # ## By class
 
 # %%
-classes = compare_tasks.by_class(study, folder, task)
-figures.saved(figures_tasks.by_class(study, classes, task), classes, folder / "figures", f"{name}_by_class")
-
-# %%
-captions.show(captions_tasks.by_class(study, classes, task))
+study.show(tasks.by_class(study, task))
 
 # %% [markdown]
 # ## Fig. 3: segmentations over the patches
 
 # %%
-shown = compare_masks.shown(study, folder, task)
-figures.saved(figures_tasks.segmentations(study, shown), compare_masks.dice_of(shown), folder / "figures", f"{name}_masks")
-
-# %%
-captions.show(captions_tasks.segmentations(study, shown))
+study.show(tasks.segmentations(study, task))
 
 # %% [markdown]
 # ## Checks
 
 # %%
+table = scores.table
 assert set(table["encoder"]) == set(judged.loc[judged["judged"], "encoder"]), "a judged encoder is missing in the table"
 assert table["mean"].between(0, 1).all(), "a score lies outside 0 to 1"
-assert (table["n_runs"] == tasks_protocol.of(study.task(task)).n_runs).all(), "a run is missing"
+assert (table["n_runs"] == protocol.of(study.settings.task(task)).n_runs).all(), "a run is missing"
 
 # %%
-print(
-    "files written:", *(run.folder.name for (of, _), run in compare_tasks.runs(study, folder).items() if of == task), sep="\n  "
-)
-print(*(path.name for path in sorted((folder / "figures").glob(f"{name}*"))), sep="\n  ")
+print("files written:", *(run.folder.name for (of, _), run in tasks.runs(study).items() if of == task), sep="\n  ")
+print(*sorted(path.name for path in study.figures.glob(f"09_{task}*")), sep="\n  ")
 
 # %% [markdown]
 # **What we saw.** Each encoder's score on this task, how far it hangs on the seed, and how far on which items were tested.

@@ -15,45 +15,26 @@ results = "../results"  # where runs are kept, a folder a study
 embedding_file = ""  # any .npy or HDF5 file with "features" (n, n_dims), of whatever origin, to measure besides; empty: none
 
 # %%
-from pathlib import Path
+from mfcore import open_study
+from mfcore.analysis import exhibit, representations
+from mfcore.claims import ledger
 
-from mfcore import store
-from mfcore.analysis import (
-    captions,
-    captions_representation,
-    compare_representation,
-    compare_representation_tasks,
-    figures,
-    figures_representation,
-)
-from mfcore.claims import ledger as claims
-from mfcore.study.config import load_study
-
-study = load_study(study_file)
-folder = Path(results) / study.name
-shown = folder / "figures"
+study = open_study(study_file, results)
 
 # %% [markdown]
 # ## Every encoder, beside its probe
 
 # %%
-table = compare_representation.table(study, folder)
-store.write_csv(shown / "10_representations.csv", table)
-captions.show(compare_representation.readable(table))
-
-# %%
-captions.show(captions_representation.all_encoders(study, table))
+study.show(rankme := representations.rankme(study))
 
 # %% [markdown]
 # ## Metric against accuracy (Fig. 5 of kaiko 2024)
 
 # %%
-related = compare_representation.correlations(table)
-store.write_csv(shown / "10_correlations.csv", related)
-figures.saved(figures_representation.against_probes(study, table, related), table, shown, "10_against_probes")
+study.show(representations.against_probes(study))
 
 # %%
-captions.show(captions_representation.against_probes(study, table, related))
+study.show(representations.probe_correlations(study))
 
 # %% [markdown]
 # ## The same on the downstream tasks
@@ -61,57 +42,46 @@ captions.show(captions_representation.against_probes(study, table, related))
 # Each task's images, as every encoder that it judged embeds them; those pretrained in miniature count, too.
 
 # %%
-judged = compare_representation_tasks.table(study, folder)
-over = compare_representation_tasks.correlations(judged)
-store.write_csv(shown / "10_task_correlations.csv", over)
-figures.saved(figures_representation.against_tasks(study, judged, over), judged, shown, "10_against_tasks") if len(
-    judged
-) else None
+study.show(representations.against_tasks(study))
 
 # %%
-captions.show(captions_representation.against_tasks(study, judged, over))
+study.show(representations.task_correlations(study))
 
 # %% [markdown]
 # ## How many patches it takes
 
 # %%
-subsamples = compare_representation.by_sample_size(study, folder)
-figures.saved(figures_representation.by_sample_size(study, subsamples), subsamples, shown, "10_by_sample_size")
-
-# %%
-captions.show(captions_representation.by_sample_size(study, subsamples))
+study.show(representations.by_sample_size(study))
 
 # %% [markdown]
 # ## What kaiko 2024 say, asked of these data
 
 # %%
-ledger = claims.judge(study, folder, evidence=[claims.PRETRAINING])
-store.write_csv(shown / "10_claims_kaiko.csv", ledger)
-captions.show(ledger[["claim", "paper", "where", "verdict", "here", "found", "why"]])
-
-# %%
-captions.show(claims.PRETRAINING_RULE)
+verdicts = ledger.judge(study.settings, study.folder, evidence=[ledger.PRETRAINING])
+shown = verdicts[["claim", "paper", "where", "verdict", "here", "found", "why"]]
+study.show(exhibit.Exhibit("10_claims_kaiko", "Claims", ledger.PRETRAINING_RULE, verdicts, readable=shown))
 
 # %% [markdown]
 # ## Any embeddings at all
 #
 # `of_file` reads an `.npy` file (n, n_dims) or any HDF5 file with a dataset `features`, in chunks, so that a million rows need no more memory
 # than a thousand: CLAM's and TRIDENT's files too. Name one in `embedding_file`; by hand:
-# `compare_representation.of_file("my.h5", dataset="features")`.
+# `representations.of_file("my.h5", dataset="features")`.
 
 # %%
-compare_representation.of_file(embedding_file) if embedding_file else "embedding_file names none."
+representations.of_file(embedding_file) if embedding_file else "embedding_file names none."
 
 # %% [markdown]
 # ## Checks
 
 # %%
+table = rankme.table
 assert (table["rankme"] <= 1.01 * table[["n", "n_dims"]].min(axis=1)).all(), "RankMe exceeds the rank"
 assert table["odcorr_abs"].dropna().between(0, 1).all(), "a mean of absolute correlations lies between 0 and 1"
 assert (table["odcorr_sq"].dropna() <= table["odcorr_abs"].dropna()).all(), "squares exceed what they are squares of"
 
 # %%
-print("files written:", *sorted(path.name for path in shown.glob("10_*")), sep="\n  ")
+print("files written:", *sorted(path.name for path in study.figures.glob("10_*")), sep="\n  ")
 
 # %% [markdown]
 # **What we saw.** Two numbers that no label enters, beside what a probe makes of the same embeddings.

@@ -13,99 +13,61 @@ study_file = "../studies/demo.yaml"  # what decides the numbers
 results = "../results"  # where runs are kept, a folder a study
 
 # %%
-from pathlib import Path
+from mfcore import open_study
+from mfcore.analysis import pretrainings
 
-import pandas as pd
-
-from mfcore import store
-from mfcore.analysis import captions, captions_pretraining, compare_pretraining, figures, figures_pretraining
-from mfcore.study.config import load_study
-
-study = load_study(study_file)
-folder = Path(results) / study.name
-shown = folder / "figures"
-history = compare_pretraining.histories(study, folder)
-scores = compare_pretraining.scores(study, folder)
-missing = compare_pretraining.missing(study, folder)
-captions.show(missing if len(missing) else "Every pretraining of the study is here.")
+study = open_study(study_file, results)
+study.show(pretrainings.missing(study))
 
 # %% [markdown]
 # ## What was pretrained
 
 # %%
-overview = compare_pretraining.overview(study, folder)
-store.write_csv(shown / "11_overview.csv", overview)
-captions.show(overview.round(3))
+study.show(pretrainings.overview(study))
 
 # %%
-figures.saved(figures_pretraining.histories(study, history), history, shown, "11_histories")
-
-# %%
-captions.show(captions_pretraining.histories(study, history))
+study.show(histories := pretrainings.histories(study))
 
 # %% [markdown]
 # ## Fig. 1: random weights, ImageNet's, or another encoder's
 
 # %%
-parts = compare_pretraining.parts(study, scores, ["start"])
-controls = compare_pretraining.controls(study, scores)
-figure = figures_pretraining.over_steps(study, parts, controls)
-figures.saved(figure, compare_pretraining.joined(parts), shown, "11_start")
-
-# %%
-captions.show(captions_pretraining.over_steps(study, parts, controls))
+study.show(pretrainings.starts(study))
 
 # %% [markdown]
 # ## Fig. 2: how many slides, how many patches
 
 # %%
-parts = compare_pretraining.parts(study, scores, ["patches.slide_fraction", "patches.n_distinct"])
-figure = figures_pretraining.over_steps(study, parts, controls)
-figures.saved(figure, compare_pretraining.joined(parts), shown, "11_data")
-
-# %%
-captions.show(captions_pretraining.over_steps(study, parts, controls))
+study.show(pretrainings.amounts(study))
 
 # %% [markdown]
 # ## One magnification or several
 
 # %%
-parts = compare_pretraining.parts(study, scores, ["patches.um_per_px"])
-figure = figures_pretraining.by_value(study, parts, controls)
-figures.saved(figure, compare_pretraining.joined(parts), shown, "11_magnifications")
-
-# %%
-captions.show(captions_pretraining.by_value(study, parts, controls))
+study.show(pretrainings.magnifications(study))
 
 # %% [markdown]
 # ## Fig. 4: DINO or DINOv2
 
 # %%
-measured = pd.concat([compare_pretraining.representations(study, folder), scores], ignore_index=True)
-parts = compare_pretraining.parts(study, measured, ["method"])
-figure = figures_pretraining.over_steps(study, parts, controls)
-figures.saved(figure, compare_pretraining.joined(parts), shown, "11_methods")
-
-# %%
-captions.show(captions_pretraining.over_steps(study, parts, controls))
+study.show(pretrainings.methods(study))
 
 # %% [markdown]
 # ## What each differs by from the base
 
 # %%
-differences = compare_pretraining.all_differences(study, folder, scores)
-store.write_csv(shown / "11_differences.csv", differences)
-captions.show(differences.round(3) if len(differences) else "No two pretrainings of the study differ in one thing only.")
+study.show(pretrainings.against_base(study))
 
 # %% [markdown]
 # ## Checks
 
 # %%
-assert history["loss"].notna().all(), "a loss is missing"
-assert scores["mean"].dropna().between(0, 1).all(), "balanced accuracy and Dice lie between 0 and 1"
+assert histories.table["loss"].notna().all(), "a loss is missing"
+scores = pretrainings.scores_table(study)["mean"]
+assert scores.dropna().between(0, 1).all(), "balanced accuracy and Dice lie between 0 and 1"
 
 # %%
-print("files written:", *sorted(path.name for path in shown.glob("11_*")), sep="\n  ")
+print("files written:", *sorted(path.name for path in study.figures.glob("11_*")), sep="\n  ")
 
 # %% [markdown]
 # **What we saw.** How far scores on tasks follow from the start, the data, the magnifications and the method of a pretraining.

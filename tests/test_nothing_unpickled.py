@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from tiny_encoders import tiny_card
 
 from mfcore import encoders, store
-from mfcore.analysis import compare_representation
+from mfcore.analysis import representations
 from mfcore.encoders import EncoderError, architecture, weights
 from mfcore.encoders.card import ARGUMENTS, EncoderCard, problems_of_arguments
 from mfcore.pretraining import networks
@@ -196,7 +196,7 @@ def test_the_arrays_of_features(tmp_path, mark):
     (tmp_path / "bare.npy").write_bytes(pickle.dumps(mark))
     for name in ("objects", "bare"):
         with pytest.raises(store.StoreError, match=rf"{name}\.npy can't be read as an array"):
-            compare_representation.of_file(tmp_path / f"{name}.npy")
+            representations.of_file(tmp_path / f"{name}.npy")
 
 
 @pytest.mark.parametrize("write", WAYS)

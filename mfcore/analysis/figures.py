@@ -37,7 +37,6 @@ DASHES = {  # of each kind of arm a family: solid, dashed, dotted
 WIDTH_INCH = 7.2  # of a figure across two columns
 N_ACROSS = 6  # patches of a class in a contact sheet's row
 MAX_SHOWN = 5  # arms side by side in one domain
-LEGEND_ROW_INCH = 0.175
 MAX_TITLE = 28  # characters in a line above a small panel
 CHANCE = {"color": "0.55", "linewidth": 0.9, "linestyle": ":", "label": "chance"}
 SHOWN_PX = 96  # of each patch there: the cell and its neighbours
@@ -110,12 +109,6 @@ def save(figure: Figure, table: pd.DataFrame, folder: str | Path, name: str) -> 
     return paths
 
 
-def saved(figure: Figure, table: pd.DataFrame, folder: str | Path, name: str) -> Figure:
-    """`save` the figure, and return it for the notebook's cell to show."""
-    save(figure, table, folder, name)
-    return figure
-
-
 def title(figure: Figure, text: str) -> None:
     """A figure's own line at its top left."""
     figure.suptitle(text, fontsize=9, x=0.01, ha="left", fontweight="bold")
@@ -158,20 +151,6 @@ def rater_lines(axis: Axes, human: pd.DataFrame, domain: str, ends: tuple[float,
         axis.plot(ends, [line.estimate] * 2, color="black", linewidth=1.3, linestyle=(0, (7, 3)), label=said["one"], zorder=1.5)
     if upper:
         axis.plot(ends, [upper] * 2, color="0.45", linewidth=1.1, linestyle="-.", label=said["consensus"], zorder=1.5)
-
-
-def widely(axes: Axes, which: str, values: pd.Series) -> None:
-    """Make an axis, "x" or "y", logarithmic where its positive values span more than a factor of ten."""
-    if values.max() > 10 * values.min():
-        logarithmic(axes, which)
-
-
-def logarithmic(axes: Axes, which: str) -> None:
-    """Make an axis, "x" or "y", logarithmic, with plain numbers at its powers of ten."""
-    axes.set(**{f"{which}scale": "log"})
-    axis = getattr(axes, f"{which}axis")
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter("")
 
 
 def two_lines(name: str) -> str:

@@ -10,8 +10,8 @@ import pandas as pd
 from scipy import stats
 
 from mfcore import store
-from mfcore.analysis import compare_pretraining, compare_representation_tasks, compare_tasks
-from mfcore.analysis.compare_representation import EXPECTED, TITLES
+from mfcore.analysis import pretrainings as of_pretraining, representations, tasks
+from mfcore.analysis.representations import EXPECTED, TITLES
 from mfcore.claims.arms import pathology
 from mfcore.claims.rows import Row
 from mfcore.claims.rules import ALPHA, UNCLEAR, Finding, decide
@@ -21,6 +21,7 @@ from mfcore.measures.statistics import LEVEL, Interval, holm
 from mfcore.study import pretrained
 from mfcore.study.config import Pretraining, Settings
 from mfcore.study.pretrained import METHODS, steps_of
+from mfcore.study.study import Study
 
 ODCORRS = ("odcorr_abs", "odcorr_sq")
 ONCE = "pretrained once for one of the values at least, so other draws of the training may differ"
@@ -58,7 +59,7 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
 def _ways(study: Settings, varied: str) -> list[Ways]:
     """In each comparison of ``varied``, the pretrainings with the most of it against those with each smaller amount."""
     found = []
-    for comparison in compare_pretraining.comparisons(study, varied):
+    for comparison in of_pretraining.comparisons(study, varied):
         of_value: dict[str, list[Pretraining]] = {}
         for name, value in zip(comparison.names, comparison.values, strict=True):
             of_value.setdefault(value, []).append(study.pretraining_of(name))
@@ -82,7 +83,7 @@ def starts(material: Material, row: Row) -> Finding:
         if early := _early(study, ways):
             why_not = _not_imagenet(study, start)
             others.setdefault(why_not, []).append(early)
-            if not why_not and not compare_pretraining.learnt_from(study, start):
+            if not why_not and not of_pretraining.learnt_from(study, start):
                 unsaid.append(f"the study does not say what {start} has learnt from, so ImageNet is assumed")
     asked = others.get("", [ways for every in others.values() for ways in every])
     finding = _scored(material, row, asked)
@@ -98,7 +99,7 @@ def _early(study: Settings, ways: Ways) -> Ways | None:
 
 def _not_imagenet(study: Settings, start: str) -> str:
     """Why a start is none from ImageNet weights, as far as the study and the cards know; else empty."""
-    images = compare_pretraining.learnt_from(study, start)
+    images = of_pretraining.learnt_from(study, start)
     card = cards().get(start)
     if pretrained.is_of(study, start):
         learnt = "was pretrained here"
@@ -114,7 +115,8 @@ def _not_imagenet(study: Settings, start: str) -> str:
 def _scored(material: Material, row: Row, asked: list[Ways]) -> Finding:
     """Whether the first of each two ways scores more than the second, on every task that judged both."""
     study, found, is_repeated = material.study, [], True
-    runs = compare_tasks.runs(study, material.results)
+    opened = Study(study, material.results)
+    runs = tasks.runs(opened)
     scores = _scores(material) if any(ways.is_repeated for ways in asked) else {}
     for task, ways in [(task.name, ways) for ways in asked for task in study.tasks]:
         ways = Ways(*(tuple(name for name in names if (task, name) in runs) for names in ways))
@@ -123,7 +125,7 @@ def _scored(material: Material, row: Row, asked: list[Ways]) -> Finding:
         if ways.is_repeated:
             one = difference(*([scores[task][name] for name in names if name in scores[task]] for names in ways))
         else:
-            one = compare_tasks.difference(study, material.results, task, ways.first[0], ways.second[0])
+            one = tasks.difference(opened, task, ways.first[0], ways.second[0])
         is_repeated &= ways.is_repeated
         span = f" [{one.low:+.3f}, {one.high:+.3f}]" if math.isfinite(one.low) else " (no interval)"
         found.append((f"{task}, {_named(ways.first)} less {_named(ways.second)} {one.estimate:+.3f}{span}", one))
@@ -132,7 +134,7 @@ def _scored(material: Material, row: Row, asked: list[Ways]) -> Finding:
 
 def _scores(material: Material) -> dict[str, dict[str, float]]:
     """For each task, what the task reports of each encoder and snapshot: the mean over heads."""
-    table = compare_tasks.reported(compare_tasks.table(material.study, material.results))
+    table = tasks.reported(tasks.scores_table(Study(material.study, material.results)))
     return {task: dict(zip(part["encoder"], part["mean"], strict=True)) for task, part in table.groupby("task")}
 
 
@@ -158,11 +160,11 @@ def _over_pretrainings(row: Row, found: list[tuple[str, Interval]], is_repeated:
 
 def decorrelation(material: Material, row: Row) -> Finding:
     """ODCorr (both readings) of DINOv2 less that of DINO, on each task's images."""
-    table = compare_pretraining.representations(material.study, material.results)
+    table = of_pretraining.representations_table(Study(material.study, material.results))
     found, is_repeated = [], True
-    for comparison in compare_pretraining.comparisons(material.study, "method"):
-        last = compare_pretraining.last(compare_pretraining.over_steps(comparison, table)).dropna(subset="mean")
-        for (task, metric), part in last[last["metric"].isin(ODCORRS)].groupby(["task", "metric"]):
+    last = of_pretraining.last(of_pretraining.compared(material.study, table, "method")).dropna(subset="mean")
+    for _, comparison in last[last["metric"].isin(ODCORRS)].groupby("base", sort=False):
+        for (task, metric), part in comparison.groupby(["task", "metric"]):
             new, old = (part.loc[part["value"] == METHODS[method].title, "mean"].tolist() for method in ("dinov2", "dino"))
             if new and old:
                 is_repeated &= min(len(new), len(old)) > 1
@@ -176,10 +178,10 @@ def decorrelation(material: Material, row: Row) -> Finding:
 def correlations(material: Material, row: Row) -> Finding:
     """Whether each of ``metrics`` goes with the score on every task as the papers state, p after Holm over all of the row."""
     try:
-        scored = compare_representation_tasks.table(material.study, material.results)
+        scored = representations.tasks_table(Study(material.study, material.results))
     except store.StoreError as error:
         raise Untestable("no task of patches has judged an encoder") from error
-    table = compare_representation_tasks.correlations(scored)
+    table = representations.correlate_tasks(scored)
     table = table[table["metric"].isin(row.arguments["metrics"]) & table["rho"].notna()]
     if table.empty:
         raise Untestable("fewer than three encoders are judged by a task of patches")

@@ -5,19 +5,9 @@ from pathlib import Path
 import pandas as pd
 
 from mfcore import store
-from mfcore.analysis import (
-    captions,
-    captions_pretrain,
-    captions_pretraining,
-    captions_representation,
-    captions_tasks,
-    compare,
-    compare_masks,
-    compare_pretraining,
-    compare_representation,
-    compare_tasks,
-)
+from mfcore.analysis import captions, compare, pretrainings, representations, tasks
 from mfcore.study.config import Settings
+from mfcore.study.study import Study
 from mfcore.sweep import report_html
 from mfcore.sweep.report_html import table
 from mfcore.tasks import registry
@@ -31,14 +21,18 @@ STUDIES = {
 }
 
 
+TASK_COLUMNS = ["task", "encoder", "split", "mean", "sd", "low", "high", "n_runs", "published", "difference"]
+
+
 def page(study: Settings, results: Path) -> str:
     """The page, from the pretrainings' runs, what tasks judged and the figures of notebooks 07 to 11."""
-    history = compare_pretraining.histories(study, results)
-    scores = compare_pretraining.scores(study, results)
-    overview = compare_pretraining.overview(study, results)
-    missing = compare_pretraining.missing(study, results)
-    runs = compare_pretraining.runs(study, results)
-    differences = compare_pretraining.all_differences(study, results, scores)
+    opened = Study(study, results)
+    scores, overview = pretrainings.scores_table(opened), pretrainings.overview_table(opened)
+    missing, runs, differences = (
+        pretrainings.missing_table(opened),
+        pretrainings.runs(opened),
+        pretrainings.differences_table(opened),
+    )
     return report_html.render(
         "pretraining.html",
         study=study,
@@ -47,14 +41,14 @@ def page(study: Settings, results: Path) -> str:
         overview=table(readable_overview(overview)) if study.pretraining else "",
         left_out=_left_out(runs),
         drawn=_drawn(study, results),
-        curves=report_html.figure(results, "11_histories", captions_pretraining.histories(study, history)),
-        single=_single(study, results, runs, history),
-        studies=_studies(study, results, scores),
+        curves=report_html.figure(results, "11_histories"),
+        single=_single(results, runs),
+        studies=_studies(study, results),
         differences=table(readable_differences(differences)) if len(differences) else "",
-        tasks=table(compare_tasks.readable(compare_tasks.encoders_only(scores))) if len(scores) else "",
+        tasks=table(tasks.encoders_only(scores)[TASK_COLUMNS].round(3)) if len(scores) else "",
         judged=_judged(study, results, scores),
-        notes=compare_tasks.notes(study, results),
-        representations=_representations(study, results),
+        notes=tasks.notes(opened),
+        representations=_representations(opened),
     )
 
 
@@ -68,12 +62,12 @@ def said(study: Settings, overview: pd.DataFrame, scores: pd.DataFrame) -> str:
         if len(done)
         else "."
     )
-    controls = compare_pretraining.controls(study, scores) if len(scores) else pd.DataFrame()
+    controls = pretrainings.controls(study, scores) if len(scores) else pd.DataFrame()
     for which in study.pretraining:
         if which.name not in study.encoders or not len(controls):
             continue
         control = controls[controls["of"] == which.name]
-        mine = compare_pretraining.last(scores[scores["name"] == which.name])
+        mine = scores[scores["encoder"] == which.name]
         both = mine.merge(control, on=["task", "metric"], suffixes=("", "_of_control"))
         told = [f"{row.task} {row.mean:.3f} against {row.mean_of_control:.3f}" for row in both.itertuples()]
         if told:
@@ -82,7 +76,7 @@ def said(study: Settings, overview: pd.DataFrame, scores: pd.DataFrame) -> str:
 
 
 def readable_overview(overview: pd.DataFrame) -> pd.DataFrame:
-    """`compare_pretraining.overview` for the eye, no wider than a page, without what `shared` says of all of them at once."""
+    """`pretrainings.overview_table` for the eye, no wider than a page, without what `shared` says of all of them at once."""
     shown = overview.copy()
     numbers = {"seconds": "{:,.0f}", "loss": "{:.2f}", "rankme": "{:.1f}", "target_entropy": "{:.2f}"}
     for column, form in numbers.items():
@@ -104,17 +98,17 @@ def shared(overview: pd.DataFrame) -> str:
 def _of_all(overview: pd.DataFrame) -> dict[str, str]:
     """By column of the overview, what all have in common, in words; empty where they differ."""
     own, *others = overview["slides"].unique()
-    slides = f"all draw patches from {own} slides" if own == compare_pretraining.OWN_SLIDES else f"all draw patches from {own}"
+    slides = f"all draw patches from {own} slides" if own == pretrainings.OWN_SLIDES else f"all draw patches from {own}"
     is_done = overview["loss"].notna()
     stand = "none has collapsed" if is_done.all() else "none that is pretrained has collapsed"
     return {"slides": "" if others else slides, "collapsed": stand if is_done.any() and not overview["collapsed"].any() else ""}
 
 
 def readable_differences(differences: pd.DataFrame) -> pd.DataFrame:
-    """`compare_pretraining.all_differences` for the eye."""
+    """`pretrainings.differences_table` for the eye."""
     shown = differences[["varied", "name", "value", "base"]].rename(columns={"name": "encoder"})
-    shown["varied"] = [compare_pretraining.VARIED[key].partition(" (")[0] for key in shown["varied"]]
-    shown["task, metric"] = [f"{row.task}, {compare_tasks.TITLES[row.metric]}" for row in differences.itertuples()]
+    shown["varied"] = [pretrainings.VARIED[key].partition(" (")[0] for key in shown["varied"]]
+    shown["task, metric"] = [f"{row.task}, {tasks.TITLES[row.metric]}" for row in differences.itertuples()]
     columns = (differences["mean"], differences["sd"])
     shown["score"] = [compare.plus_minus(mean, sd) for mean, sd in zip(*columns, strict=True)]
     shown["less the base's"] = [f"{value:+.3f}" if pd.notna(value) else "–" for value in differences["difference"]]
@@ -123,35 +117,23 @@ def readable_differences(differences: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def _studies(study: Settings, results: Path, scores: pd.DataFrame) -> list[tuple[str, str]]:
+def _studies(study: Settings, results: Path) -> list[tuple[str, str]]:
     """Title and figure of each comparison that the study's pretrainings allow."""
-    controls, found = compare_pretraining.controls(study, scores), []
-    measured = pd.concat([compare_pretraining.representations(study, results), scores], ignore_index=True)
-    for name, (heading, varied) in STUDIES.items():
-        parts = compare_pretraining.parts(study, measured if name == "11_methods" else scores, varied)
-        if not parts:
-            continue
-        if name == "11_magnifications":
-            caption = captions_pretraining.by_value(study, parts, controls)
-        else:
-            caption = captions_pretraining.over_steps(study, parts, controls)
-        found.append((heading, report_html.figure(results, name, caption)))
-    return found
+    return [
+        (heading, report_html.figure(results, name))
+        for name, (heading, varied) in STUDIES.items()
+        if pretrainings.comparisons(study, *varied)
+    ]
 
 
-def _representations(study: Settings, results: Path) -> dict[str, str]:
+def _representations(study: Study) -> dict[str, str]:
     """The table of RankMe and ODCorr with its caption and figure; empty where there is no embedding yet."""
     try:
-        rows = compare_representation.table(study, results)
+        rows = representations.rankme(study)
     except store.StoreError:
         return {}
-    related = compare_representation.correlations(rows)
-    caption = captions_representation.against_probes(study, rows, related)
-    return {
-        "table": table(compare_representation.readable(rows)),
-        "said": report_html.rich(captions_representation.all_encoders(study, rows)),
-        "figure": report_html.figure(results, "10_against_probes", caption),
-    }
+    figure = report_html.figure(study.folder, "10_against_probes")
+    return {"table": table(rows.table.round(3)), "said": report_html.rich(rows.text), "figure": figure}
 
 
 def _left_out(runs: dict[str, store.Run]) -> list[tuple[str, str]]:
@@ -176,29 +158,18 @@ def _drawn(study: Settings, results: Path) -> list[str]:
     ]
 
 
-def _single(study: Settings, results: Path, runs: dict[str, store.Run], history: pd.DataFrame) -> list[tuple[str, str]]:
+def _single(results: Path, runs: dict[str, store.Run]) -> list[tuple[str, str]]:
     """How each finished pretraining went, step by step."""
-    return [
-        (
-            name,
-            report_html.figure(
-                results, f"08_{run.folder.name}", captions_pretrain.history(study, history[history["name"] == name], name)
-            ),
-        )
-        for name, run in runs.items()
-        if (results / "figures" / f"08_{run.folder.name}.png").is_file()
-    ]
+    names = {name: f"08_{run.folder.name}" for name, run in runs.items()}
+    there = {name: file for name, file in names.items() if (results / "figures" / f"{file}.png").is_file()}
+    return [(name, report_html.figure(results, file)) for name, file in there.items()]
 
 
 def _judged(study: Settings, results: Path, scores: pd.DataFrame) -> list[str]:
     """Each task's figure of encoders, and of segmentations over the patches where it has them."""
     found = []
     for task in study.tasks:
-        mine = scores[scores["task"] == task.name]
-        if not len(mine):
-            continue
-        found.append(report_html.figure(results, f"09_{task.name}", captions_tasks.scores(study, mine)))
-        if registry.get(task.name).is_segmentation:
-            shown = compare_masks.shown(study, results, task.name)
-            found.append(report_html.figure(results, f"09_{task.name}_masks", captions_tasks.segmentations(study, shown)))
+        if (scores["task"] == task.name).any():
+            found.append(report_html.figure(results, f"09_{task.name}"))
+            found += [report_html.figure(results, f"09_{task.name}_masks")] if registry.get(task.name).is_segmentation else []
     return found

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from mfcore.analysis import arms, domains as of_domains, figures, figures_live, scaling as of_scaling
+from mfcore.analysis import arms, domains as of_domains, exhibit, figures, scaling as of_scaling
 from mfcore.measures import binary, raters
 from mfcore.measures.statistics import Interval
 from mfcore.study.config import Data, Network, Pretraining, Settings, Switches
@@ -426,14 +426,14 @@ def cell(monkeypatch):
     import IPython.display
 
     monkeypatch.setattr(IPython.display, "display", shown.display)
-    monkeypatch.setattr(figures_live, "is_watched", lambda: True)
+    monkeypatch.setattr(exhibit, "is_watched", lambda: True)
     return shown
 
 
 def test_live_curves_stay_in_one_place_and_cost_a_small_share_of_the_training(cell, monkeypatch):
     clock = iter(np.cumsum([0, 1, 0.5, 100, 1, 0.5, 0.5]))  # asked before and after each drawing, and for each epoch
-    monkeypatch.setattr(figures_live.time, "monotonic", lambda: float(next(clock)))
-    live = figures_live.LiveHistory(MIDOG, "net")
+    monkeypatch.setattr(exhibit.time, "monotonic", lambda: float(next(clock)))
+    live = exhibit.Live(lambda table: figures.history(MIDOG, table, "net"))
     for n in (2, 3, 4):
         live(history().iloc[:n])
     assert len(cell.first) == 1 and len(cell.updates) == 1, "the second epoch came too soon after"
@@ -441,15 +441,15 @@ def test_live_curves_stay_in_one_place_and_cost_a_small_share_of_the_training(ce
 
 
 def test_live_curves_do_nothing_where_nobody_looks(cell, monkeypatch):
-    monkeypatch.setattr(figures_live, "is_watched", lambda: False)
-    figures_live.LiveHistory(MIDOG, "net")(history())
+    monkeypatch.setattr(exhibit, "is_watched", lambda: False)
+    exhibit.Live(lambda table: figures.history(MIDOG, table, "net"))(history())
     assert not cell.first
 
 
 def test_somebody_looks_in_a_notebook_server_s_kernel_only(monkeypatch):
     import IPython
 
-    is_watched = figures_live.is_watched
+    is_watched = exhibit.is_watched
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     assert not is_watched(), "no IPython at all"
     shell = types.SimpleNamespace(kernel=object(), user_ns={})

@@ -53,7 +53,7 @@ def ask(monkeypatch, tmp_path):
     ):
         compared = set()
 
-        def difference(study, results, task, first, second):
+        def difference(study, task, first, second):
             compared.add((first, second))
             return Interval(*(interval(task) if callable(interval) else interval), 0.95, 30)
 
@@ -76,18 +76,15 @@ def ask(monkeypatch, tmp_path):
             for name, mean in odcorr.items()
             for metric in ("odcorr_abs", "odcorr_sq")
         ]
-        columns = kaiko.compare_pretraining.SCORES
-        monkeypatch.setattr(kaiko.compare_tasks, "runs", lambda study, results: runs)
-        monkeypatch.setattr(kaiko.compare_tasks, "difference", difference)
+        columns = kaiko.of_pretraining.SCORES
+        monkeypatch.setattr(kaiko.tasks, "runs", lambda study: runs)
+        monkeypatch.setattr(kaiko.tasks, "difference", difference)
         monkeypatch.setattr(kaiko, "_scores", lambda material: dict.fromkeys(("bach", "consep"), scores))
         correlations = related if judged else related.iloc[:0]
-        monkeypatch.setattr(kaiko.compare_representation_tasks, "table", lambda study, results: None)
-        monkeypatch.setattr(kaiko.compare_representation_tasks, "correlations", lambda _: correlations)
-        monkeypatch.setattr(
-            kaiko.compare_pretraining,
-            "representations",
-            lambda study, results: pd.DataFrame(measured if judged else [], columns=columns).drop(columns="value"),
-        )
+        monkeypatch.setattr(kaiko.representations, "tasks_table", lambda study: None)
+        monkeypatch.setattr(kaiko.representations, "correlate_tasks", lambda _: correlations)
+        table = pd.DataFrame(measured if judged else [], columns=columns)
+        monkeypatch.setattr(kaiko.of_pretraining, "representations_table", lambda study: table)
         ledger = claims.judge(study, tmp_path, evidence=[claims.PRETRAINING]).set_index("claim")
         return ledger, compared
 

@@ -15,7 +15,7 @@ from made_pretraining import DINOV2, TINY, VIT, write_slides
 from running import HANG_S
 
 from mfcore import __main__ as command, encoders, store
-from mfcore.analysis import captions_pretrain, figures_live, figures_pretrain
+from mfcore.analysis import exhibit, pretraining_run
 from mfcore.data.synthetic.slides import write_pyramid
 from mfcore.encoders import EncoderError
 from mfcore.pretraining import networks, pretrain
@@ -23,6 +23,7 @@ from mfcore.pretraining.method import in_full
 from mfcore.pretraining.objective import PretrainingError
 from mfcore.study import data as study_data, encoders as study_encoders, pretrain as study_pretrain, pretrained
 from mfcore.study.config import Data, OnlinePatches, Patches, Pretraining, Settings, load_study
+from mfcore.study.study import Study
 from mfcore.training import processes
 
 ROOT = Path(__file__).parents[2]
@@ -382,41 +383,37 @@ def test_the_example_is_what_is_learnt_from(done, slides):
     patches, big, small, drawn = study_pretrain.example(study, "own", "nowhere", 3)
     assert patches.shape == (3, 40, 40, 3) and big.shape == (2, 3, 32, 32, 3) and small.shape == (2, 3, 16, 16, 3)
     pd.testing.assert_frame_equal(drawn, pd.read_parquet(run.path("drawn.parquet")).head(3))
-    figure = figures_pretrain.crops(study, "own", patches, big, small)
-    assert len(figure.axes) == 3 * 5
-    assert "40 px at 0.25 or 0.5 µm/px" in captions_pretrain.crops(study, "own")
+    shown = pretraining_run.crops(Study(study, run.folder.parent), "own", patches, big, small, drawn)
+    assert len(shown.figure.axes) == 3 * 5 and "own" in shown.caption
 
 
-def test_the_figure_shows_entropies_between_zero_and_uniform(done, tmp_path):
+def test_the_figure_shows_entropies_between_zero_and_uniform(done):
     study, _, run = done
-    history = pretrain.load_history(run)
-    figure = figures_pretrain.history(study, history, "own")
-    entropy = figure.axes[1]
-    np.testing.assert_allclose(entropy.lines[0].get_ydata(), np.log(16))
-    np.testing.assert_allclose(entropy.lines[1].get_ydata(), history["target_entropy"])
-    np.testing.assert_allclose(figure.axes[2].lines[0].get_ydata(), history["rankme"].dropna())
-    behind = captions_pretrain.history(study, history.assign(target_entropy=history["teacher_entropy"] - 0.1), "own")
-    assert "the running mean trails behind, so that nothing is known of what a target tells" in behind and "-0.10" not in behind
-    history = history.assign(target_entropy=history["teacher_entropy"] + 0.1)
-    text, told = captions_pretrain.history(study, history, "own"), history.iloc[-1]
-    assert f"{told['target_entropy'] - told['teacher_entropy']:.2f} nats, is what a target tells" in text
-    assert f"from {history['loss'].iloc[0]:.2f} to {told['loss']:.2f}" in text and "16 in all, in" in text
-    assert "that it doesn't learn from: pretrainings on others are measured on others" in text
-    few = dataclasses.replace(study.pretraining[0], patches=OnlinePatches(40, (0.25, 0.5), n_distinct=5))
-    again = captions_pretrain.history(dataclasses.replace(study, pretraining=(few,)), history, "own")
-    assert "16 in all, 5 different ones again and again, in" in again
-    figures_live.LiveHistory(study, "own", figures_pretrain.history)(history)  # shows nothing outside a notebook
+    opened = Study(study, run.folder.parent)
+    shown, history = pretraining_run.history(opened, "own"), pretrain.load_history(run)
+    pd.testing.assert_frame_equal(shown.table, history)
+    entropy = shown.figure.axes[1]
+    np.testing.assert_allclose(entropy.lines[0].get_ydata(), history["target_entropy"])
+    np.testing.assert_allclose(entropy.lines[2].get_ydata(), np.log(16))
+    np.testing.assert_allclose(shown.figure.axes[2].lines[0].get_ydata(), history["rankme"].dropna())
+    last = history.iloc[-1]
+    assert (
+        f"from {history['loss'].iloc[0]:.2f} to {last['loss']:.2f}" in shown.caption and "4 steps of 4 patches" in shown.caption
+    )
+    exhibit.Live(lambda table: pretraining_run.draw_history(opened, "own", table))(history)  # shows nothing outside a notebook
 
 
 def test_a_long_history_is_smoothed_and_a_short_one_is_not(done):
-    long = pd.DataFrame({"step": np.arange(1000), "loss": np.arange(1000) * 2.0})
-    smooth = figures_pretrain.smoothed(long)
-    assert len(smooth) == figures_pretrain.SMOOTHED and smooth["loss"].iloc[0] == 24.0
-    assert len(figures_pretrain.smoothed(long.head(20))) == 20
+    study, _, run = done
+    opened, history = Study(study, run.folder.parent), pretrain.load_history(run)
+    long = pd.concat([history] * 250, ignore_index=True).assign(step=np.arange(250 * len(history)))
+    lines = [pretraining_run.draw_history(opened, "own", table).axes[0].lines[0] for table in (history, long)]
+    assert [len(line.get_xdata()) for line in lines] == [len(history), pretraining_run.SMOOTHED]
+    assert lines[1].get_xdata()[0] == pytest.approx(np.mean(range(len(long) // pretraining_run.SMOOTHED)))
 
 
 def test_settings_say_whose_they_are(done):
-    table = captions_pretrain.settings(done[0], "own").set_index("setting")
+    table = pretraining_run.settings(Study(done[0], done[2].folder.parent), "own").table.set_index("setting")
     assert table.loc["momentum"].tolist() == ["0.996", "the authors of DINO"]
     assert table.loc["n_steps"].tolist() == ["4", "the study"]
     assert table.loc["crops.global_scale"].tolist() == ["0.4, 1.0", "the authors of DINO"]
@@ -427,14 +424,14 @@ def test_settings_say_whose_they_are(done):
 
 
 def test_what_it_cost_says_what_was_left_out_and_whether_it_collapsed(done, tmp_path):
-    table = captions_pretrain.cost(done[2]).set_index("fact")["value"]
-    assert table["patches"] == "16 from 2 slides" and table["slides left out"] == "none"
-    run = store.open_run(tmp_path, "pretrain", "x", {}, {})
-    facts = done[2].record["facts"]
-    run.finish([], **{**facts, "collapsed": "all alike", "slides_left_out": {"s0": "s0: torn"}})
-    table = captions_pretrain.cost(run).set_index("fact")["value"]
-    assert table["teacher"] == "collapsed: all alike" and table["patches"] == "16 from 1 slide"
-    assert table["slides left out"] == "s0: torn" and "slides that failed in part" not in table
+    study, _, finished = done
+    table = pretraining_run.cost(Study(study, finished.folder.parent), "own").table.set_index("fact")["value"]
+    assert table["n_patches"] == "16" and table["n_slides"] == "2" and table["slides_left_out"] == "–"
+    run = store.open_run(tmp_path, "pretrain", "own", finished.identity["config"], {})
+    facts = {**finished.record["facts"], "collapsed": "all alike", "slides_left_out": {"s0": "s0: torn"}}
+    run.finish([], **facts)
+    table = pretraining_run.cost(Study(study, tmp_path), "own").table.set_index("fact")["value"]
+    assert table["collapsed"] == "all alike" and "s0: torn" in table["slides_left_out"]
 
 
 def test_a_slide_without_a_place_at_one_resolution_counts_among_those_drawn_from(tmp_path):
@@ -443,10 +440,10 @@ def test_a_slide_without_a_place_at_one_resolution_counts_among_those_drawn_from
     write_pyramid(folder / "small.tiff", np.full((320, 320, 3), (180, 100, 160), np.uint8), 0.25)
     (folder / "torn.tiff").write_bytes((folder / "s0.tiff").read_bytes()[:9000])
     study = study_of(folder, patches=OnlinePatches(40, (0.25, 2.5)), n_steps=2)
-    run = study_pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
-    table = captions_pretrain.cost(run).set_index("fact")["value"]
-    assert table["patches"] == "8 from 2 slides" and "torn.tiff" in table["slides left out"]
-    assert "small.tiff" not in table["slides left out"] and "at 2.5 um/px" in table["slides that failed in part"]
+    study_pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
+    table = pretraining_run.cost(Study(study, tmp_path), "own").table.set_index("fact")["value"]
+    assert table["n_patches"] == "8" and table["n_slides"] == "3" and "torn.tiff" in table["slides_left_out"]
+    assert "small.tiff" not in table["slides_left_out"] and "at 2.5 um/px" in table["slides_failed_in_part"]
 
 
 def test_a_short_training_that_ends_collapsed_says_so(slides, tmp_path, monkeypatch, caplog):

@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from scipy import stats
 
-from mfcore.analysis import captions_patching, figures_patching
+from mfcore.analysis import pretraining_run
 from mfcore.data.slides.slide import open_slide
 from mfcore.data.synthetic.slides import write_pyramid
 from mfcore.pretraining import feed, slides as slide_files, source as stream, tissue
@@ -22,6 +23,7 @@ from mfcore.pretraining.slides import OpenSlides, PatchingError, SlideFile
 from mfcore.pretraining.source import Source
 from mfcore.study import pretrain as study_pretrain
 from mfcore.study.config import Data, OnlinePatches, Pretraining, Settings
+from mfcore.study.study import Study
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "slides"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real slides of ../shared/data are not here")
@@ -553,24 +555,21 @@ def test_figures_and_captions_say_what_was_drawn(folder, exact):
     assert slides.set_index("slide_id").loc["a", "tissue_mm2"] == pytest.approx(30 * 20 * 16e-6)
     thumbnail, cells, cell_um = source.thumbnail("a")
     assert thumbnail.shape[:2] == cells.shape == (48, 64) and cell_um == 4
-    figure = figures_patching.places(study, thumbnail, cells, cell_um, drawn, slides, "a", 48)
-    left, right = figure.axes[:2]
-    n_here = (drawn["slide_id"] == "a").sum()
-    assert sum(len(line.get_xdata()) for line in left.get_lines()) == n_here
+    opened = Study(study, "nowhere")
+    exhibit = pretraining_run.places(opened, source, 300)
+    pd.testing.assert_frame_equal(exhibit.table, drawn)
+    left, right = exhibit.figure.axes[:2]
+    shown = left.get_title("left")
+    assert sum(len(dots.get_offsets()) for dots in left.collections[-1:]) == (drawn["slide_id"] == shown).sum()
     assert sorted(right.get_lines()[0].get_ydata()) == sorted([0, *drawn["slide_id"].value_counts()])
-    assert any("synthetic" in text.get_text() for text in figure.texts)
-    said = captions_patching.places(study, SETTINGS, drawn, slides, "a")
-    assert f"the {n_here} patches" in said and "300 draws" in said and "1 slide was left out" in said and "p = " in said
-    assert captions_patching.slides_table(slides).iloc[-1, 0] == "left out: gone"
-    in_part = slides.assign(failure=["no place at 9 um/px" if name == "a" else "" for name in slides["slide_id"]])
-    assert captions_patching.slides_table(in_part).iloc[-1, 0] == "failed in part: a"
-    twice = slides.assign(tissue_mm2=[0.0 if name in "ab" else 1.0 for name in slides["slide_id"]])
-    assert "2 slides were left out" in captions_patching.places(study, SETTINGS, drawn, twice[twice["slide_id"] != "gone"], "a")
+    assert any("synthetic" in text.get_text() for text in exhibit.figure.texts)
+    assert f"fell on {shown}" in exhibit.caption and "300 draws of 48 px" in exhibit.caption and "p = " in exhibit.caption
+    of_slides = pretraining_run.slides(opened, source)
+    assert "1 failed" in of_slides.caption and list(of_slides.table["slide_id"]) == list(slides["slide_id"])
     read = next(batches(source, 0, 1, 16))
-    sheet = figures_patching.contact_sheet(study, read.images, read.drawn)
-    assert len(sheet.axes) == read.drawn["um_per_px"].nunique() * figures_patching.N_ACROSS
-    assert "16 patches" in captions_patching.contact_sheet(study, read.drawn, 2.0)
-    assert [figures_patching.nice(x) for x in (1.0, 4.9, 16, 99)] == [1, 2, 10, 50]
+    sheet = pretraining_run.patches(opened, read.images, read.drawn)
+    assert len(sheet.figure.axes) == read.drawn["um_per_px"].nunique() * pretraining_run.N_ACROSS
+    assert "16 patches" in sheet.caption
 
 
 def test_a_draw_that_isnt_as_said_is_seen_in_the_caption(folder, exact):
@@ -579,6 +578,6 @@ def test_a_draw_that_isnt_as_said_is_seen_in_the_caption(folder, exact):
     slides = Source(files(folder), settings, 0).overview()
     right = Source(files(folder), settings, 0).table(range(1500))
     wrong = Source(files(folder), OnlinePatches(48, (0.25,), 0.4, "slides"), 0).table(range(1500))
-    p = [float(captions_patching.against(drawn, slides).split("p = ")[1][:-1]) for drawn in (right, wrong)]
+    p = [float(pretraining_run.against(drawn, slides).split("p = ")[1][:-1]) for drawn in (right, wrong)]
     assert p[0] > 0.05 and p[1] == 0
-    assert "too few" in captions_patching.against(right[:10], slides)
+    assert "too few" in pretraining_run.against(right[:10], slides)

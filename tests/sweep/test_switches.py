@@ -116,7 +116,7 @@ def test_an_arm_that_fails_stops_not_the_other(base, monkeypatch):
         raise measuring.encoders.EncoderError("accept its licence")
 
     study = dataclasses.replace(STUDY, probe=dataclasses.replace(STUDY.probe, max_iter=7))
-    monkeypatch.setattr(measuring.probe, "fit_study", refuse)
+    monkeypatch.setattr(study_arms, "fit_probe", refuse)
     study = Study(study, base / "results")
     assert measuring.measure(study, BASE, base / "data") == ["random:test_vit: accept its licence"]
     network, probe = table(study, (BASE,)).to_dict("records")

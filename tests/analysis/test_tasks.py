@@ -1,4 +1,4 @@
-"""Task tables: computed again from predictions, with both intervals, and the published values beside."""
+"""TaskOptions tables: computed again from predictions, with both intervals, and the published values beside."""
 
 import dataclasses
 import math
@@ -11,9 +11,11 @@ from sklearn.metrics import balanced_accuracy_score
 from tiny_encoders import tiny_card, use
 
 from mfcore import store
-from mfcore.analysis import compare_tasks
+from mfcore.analysis import tasks
+from mfcore.measures import task_scores
 from mfcore.study import tasks as study_tasks
 from mfcore.study.config import OwnEncoder, Pretraining, TaskOptions
+from mfcore.study.study import Study
 from mfcore.tasks import registry
 
 TISSUE = TaskOptions("synthetic_tissue", n_runs=3, n_steps=15, batch_size=16, max_lr=0.05)
@@ -46,15 +48,16 @@ def known(monkeypatch):
 
 
 def test_every_score_is_computed_again_from_what_was_predicted(results):
-    table = compare_tasks.table(STUDY, results)
-    assert table.columns.tolist() == compare_tasks.COLUMNS
+    study = Study(STUDY, results)
+    table = tasks.scores_table(study)
+    assert table.columns.tolist() == tasks.COLUMNS
     assert table[["task", "encoder", "split"]].values.tolist() == [
         [task, encoder, split]
         for task in ("synthetic_tissue", "synthetic_nuclei")
         for encoder in ("tiny", "other")
         for split in ("val", "test")
     ]
-    found = compare_tasks.runs(STUDY, results)
+    found = tasks.runs(study)
     row = table[(table["task"] == "synthetic_tissue") & (table["encoder"] == "other") & (table["split"] == "test")].iloc[0]
     predictions = pd.read_parquet(found["synthetic_tissue", "other"].path("predictions.parquet"))
     values = []
@@ -71,76 +74,46 @@ def test_every_score_is_computed_again_from_what_was_predicted(results):
     dice = pd.read_parquet(found["synthetic_nuclei", "tiny"].path("dice.parquet"))
     by_run = [part.groupby("item_id")["dice"].mean().mean() for _, part in dice[dice["split"] == "test"].groupby("run")]
     assert row["mean"] == pytest.approx(np.mean(by_run)) and row["n_items"] == 12
-    assert (compare_tasks.reported(table)["split"] == "test").all()
-    shown = compare_tasks.readable(table)
-    assert len(shown) == len(table) and " ± " in shown["score"][0] and shown["published"][0] == "–"
-
-
-def test_the_bootstrap_is_a_plain_one_over_clusters():
-    """As drawing slides one by one and scoring their patches anew, for unequal slides and a class that some lack."""
-    rng = np.random.default_rng(0)
-    n = 240
-    predictions = pd.DataFrame({"run": np.repeat([0, 1], n), "item_id": np.tile(np.arange(n), 2).astype(str)})
-    slide = rng.integers(0, 20, n)
-    predictions["group"], label = np.tile(slide, 2).astype(str), (rng.random(n) < 0.2 + 0.03 * slide).astype(int)
-    predictions["label"], noise = np.tile(label, 2), rng.random((2 * n, 2))
-    predictions["score_0"], predictions["score_1"] = noise[:, 0] + 0.3 * (1 - predictions["label"]), noise[:, 1]
-    found = compare_tasks._of_labels(predictions)
-    interval = compare_tasks.bootstrap(found.clusters, found.score, 0, "test")
-    called = predictions[["score_0", "score_1"]].to_numpy().argmax(axis=1).reshape(2, n)
-    values = []
-    for _ in range(1500):
-        rows = np.concatenate([np.flatnonzero(slide == s) for s in rng.choice(np.unique(slide), 20)])
-        right, here = called[:, rows] == label[rows], label[rows]
-        values.append(np.mean([right[:, here == c].mean() for c in (0, 1)]))
-    assert interval.estimate == pytest.approx(found.values.mean()) and interval.n == 20
-    assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=0.012)
-
-
-def test_few_slides_give_no_interval():
-    clusters = np.array([[2.0, 1, 1, 1], [1, 2, 1, 0], [3, 1, 2, 1]])
-    interval = compare_tasks.bootstrap(clusters, compare_tasks._mean_recall, 0)
-    assert interval.estimate == pytest.approx((4 / 6 + 2 / 4) / 2) and math.isnan(interval.low)
+    assert (tasks.reported(table)["split"] == "test").all()
 
 
 def test_items_are_their_own_clusters_where_no_slide_is_named(results):
-    predictions = pd.read_parquet(compare_tasks.runs(STUDY, results)["synthetic_tissue", "tiny"].path("predictions.parquet"))
+    predictions = pd.read_parquet(tasks.runs(Study(STUDY, results))["synthetic_tissue", "tiny"].path("predictions.parquet"))
     part = predictions[predictions["split"] == "test"]
-    alone = compare_tasks._of_labels(part.assign(group=""))
-    assert len(alone.clusters) == 24 and len(compare_tasks._of_labels(part).clusters) == 12
+    alone = task_scores.of_labels(part.assign(group=""))
+    assert len(alone.clusters) == 24 and len(task_scores.of_labels(part).clusters) == 12
 
 
 def test_two_encoders_are_compared_on_the_same_resamples(results):
     """Against itself an encoder differs by 0 to 0; the other way round it changes its sign."""
     for task in ("synthetic_tissue", "synthetic_nuclei"):
-        none = compare_tasks.difference(STUDY, results, task, "tiny", "tiny")
+        none = tasks.difference(Study(STUDY, results), task, "tiny", "tiny")
         assert (none.estimate, none.low, none.high) == (0, 0, 0)
-        found = compare_tasks.difference(STUDY, results, task, "tiny", "other")
-        back = compare_tasks.difference(STUDY, results, task, "other", "tiny")
+        found = tasks.difference(Study(STUDY, results), task, "tiny", "other")
+        back = tasks.difference(Study(STUDY, results), task, "other", "tiny")
         assert back.estimate == pytest.approx(-found.estimate) and (back.low, back.high) == pytest.approx(
             (-found.high, -found.low), abs=0.02
         )
-    table = compare_tasks.reported(compare_tasks.table(STUDY, results))
+    table = tasks.reported(tasks.scores_table(Study(STUDY, results)))
     means = table[table["task"] == "synthetic_nuclei"].set_index("encoder")["mean"]
     assert found.estimate == pytest.approx(means["tiny"] - means["other"])
     with pytest.raises(store.StoreError, match="hasn't judged \\['third'\\]"):
-        compare_tasks.difference(
-            dataclasses.replace(STUDY, encoders=("tiny", "third")), results, "synthetic_tissue", "tiny", "third"
-        )
+        third = Study(dataclasses.replace(STUDY, encoders=("tiny", "third")), results)
+        tasks.difference(third, "synthetic_tissue", "tiny", "third")
 
 
 def test_only_runs_by_todays_protocol_and_card_count(results, monkeypatch):
     longer = dataclasses.replace(STUDY, tasks=(dataclasses.replace(TISSUE, n_steps=16), NUCLEI))
-    assert set(compare_tasks.table(longer, results)["task"]) == {"synthetic_nuclei"}
+    assert set(tasks.scores_table(Study(longer, results))["task"]) == {"synthetic_nuclei"}
     use(monkeypatch, tiny_card(mean=(0.3, 0.3, 0.3)))
-    assert set(compare_tasks.table(STUDY, results)["encoder"]) == {"other"}
-    told = compare_tasks.missing(STUDY, results)
+    assert set(tasks.scores_table(Study(STUDY, results))["encoder"]) == {"other"}
+    told = tasks.missing_table(Study(STUDY, results))
     assert told.values.tolist() == [["synthetic_tissue", "tiny", "not run yet"], ["synthetic_nuclei", "tiny", "not run yet"]]
     store.write_csv(
         results / study_tasks.REFUSALS.format("synthetic_nuclei"),
         pd.DataFrame({"encoder": ["tiny"], "judged": [False], "reason": ["no permission"]}),
     )
-    assert compare_tasks.missing(STUDY, results)["reason"].tolist() == ["not run yet", "no permission"]
+    assert tasks.missing_table(Study(STUDY, results))["reason"].tolist() == ["not run yet", "no permission"]
 
 
 def test_a_run_of_the_study_s_own_encoder_counts_by_todays_card_where_it_can_be_known(results, tmp_path):
@@ -150,24 +123,24 @@ def test_a_run_of_the_study_s_own_encoder_counts_by_todays_card_where_it_can_be_
     )
     study = dataclasses.replace(STUDY, encoders=("tiny_own",), own_encoders=(own,), tasks=(TISSUE,))
     study_tasks.judge(study, "synthetic_tissue", "tiny_own", tmp_path, tmp_path)
-    assert set(compare_tasks.table(study, tmp_path)["encoder"]) == {"tiny_own"}
+    assert set(tasks.scores_table(Study(study, tmp_path))["encoder"]) == {"tiny_own"}
     darker = dataclasses.replace(study, own_encoders=(dataclasses.replace(own, mean=(0.9,) * 3),))
-    assert compare_tasks.table(darker, tmp_path).empty, "judged by another card"
+    assert tasks.scores_table(Study(darker, tmp_path)).empty, "judged by another card"
     study_tasks.judge(darker, "synthetic_tissue", "tiny_own", tmp_path, tmp_path)
-    both = [compare_tasks.runs(which, tmp_path)["synthetic_tissue", "tiny_own"].folder for which in (study, darker)]
+    both = [tasks.runs(Study(which, tmp_path))["synthetic_tissue", "tiny_own"].folder for which in (study, darker)]
     assert both[0] != both[1], "the newest isn't the study's"
     elsewhere = dataclasses.replace(study, own_encoders=(dataclasses.replace(own, weights="./gone.pth"),))
-    assert len(compare_tasks.table(elsewhere, tmp_path)) == 2
+    assert len(tasks.scores_table(Study(elsewhere, tmp_path))) == 2
 
 
 def test_what_of_a_set_is_not_as_published_is_kept_and_told(tmp_path, monkeypatch):
     part = made_tasks.tissue()
-    part.notes, part.selected_on = ("train: 36 there, 2,175 published",), "val, which is also the split that is reported"
+    part.notes = ("train: 36 there, 2,175 published",)
     made_tasks.use(monkeypatch, part)
     run = study_tasks.judge(STUDY, "synthetic_tissue", "tiny", tmp_path, tmp_path)
     assert run.record["facts"]["selected_on"] == part.selected_on
-    assert compare_tasks.notes(STUDY, tmp_path) == {"synthetic_tissue": "train: 36 there, 2,175 published"}
-    assert compare_tasks.notes(STUDY, tmp_path / "none") == {}
+    assert tasks.notes(Study(STUDY, tmp_path)) == {"synthetic_tissue": "train: 36 there, 2,175 published"}
+    assert tasks.notes(Study(STUDY, tmp_path / "none")) == {}
 
 
 def test_published_scores_stand_beside_and_evas_go_first(results, monkeypatch):
@@ -179,29 +152,28 @@ def test_published_scores_stand_beside_and_evas_go_first(results, monkeypatch):
     ]
     columns = ["source", "arm", "encoder", "task", "split", "metric", "value", "where"]
     monkeypatch.setattr(registry, "published", lambda: pd.DataFrame(rows, columns=columns))
-    table = compare_tasks.table(STUDY, results)
+    table = tasks.scores_table(Study(STUDY, results))
     beside = table[table["published"].notna()]
     assert beside[["task", "encoder", "split", "published", "published_by"]].values.tolist() == [
         ["synthetic_tissue", "tiny", "test", 0.9, "eva, a board"],
         ["synthetic_nuclei", "tiny", "test", 0.5, "kaiko, a page"],
     ]
     assert beside["difference"].to_numpy() == pytest.approx((beside["mean"] - beside["published"]).to_numpy())
-    assert compare_tasks.readable(table)["published"][1].startswith("0.900 (-")
 
 
 def test_published_scores_stand_beside_no_fewer_shots(tmp_path, monkeypatch):
     """What an encoder reaches with all of a set is no measure of what it reaches with three items of a class."""
     known = {("tiny", "synthetic_tissue", split): (0.9, "eva, a board") for split in ("val", "test")}
-    monkeypatch.setattr(compare_tasks, "_published", lambda: known)
+    monkeypatch.setattr(tasks, "_published", lambda: known)
     for n_per_class, beside in ((None, 2), (3, 0)):
         study = dataclasses.replace(STUDY, tasks=(dataclasses.replace(TISSUE, n_per_class=n_per_class),))
         study_tasks.judge(study, "synthetic_tissue", "tiny", tmp_path, tmp_path)
-        assert compare_tasks.table(study, tmp_path)["published"].notna().sum() == beside
+        assert tasks.scores_table(Study(study, tmp_path))["published"].notna().sum() == beside
 
 
 def test_the_published_tables_are_found_by_the_encoders_names():
     """Real ones: two sources of one encoder, of which eva's leaderboard stands."""
-    known = compare_tasks._published()
+    known = tasks._published()
     assert known["kaiko_vits16", "bach", "val"] == (0.812, "eva, leaderboard at 0.4.5")
     assert known["kaiko_vitb8", "pcam_10shot", "test"][0] == 0.799
     assert not [key for key in known if not key[0]]
@@ -209,12 +181,12 @@ def test_the_published_tables_are_found_by_the_encoders_names():
 
 def test_snapshots_have_their_steps():
     study = made_tasks.study(TISSUE, pretraining=(Pretraining("home", n_steps=40),))
-    assert [compare_tasks.step_of(study, name) for name in ("home@10", "home")] == [10, 40]
+    assert [tasks.step_of(study, name) for name in ("home@10", "home")] == [10, 40]
     table = pd.DataFrame({"encoder": ["tiny", "home@10", "home"]})
-    assert compare_tasks.encoders_only(table)["encoder"].tolist() == ["tiny", "home"]
+    assert tasks.encoders_only(table)["encoder"].tolist() == ["tiny", "home"]
 
 
 def test_without_any_run_there_is_an_empty_table(tmp_path):
-    table = compare_tasks.table(STUDY, tmp_path)
-    assert table.empty and table.columns.tolist() == compare_tasks.COLUMNS and compare_tasks.reported(table).empty
-    assert len(compare_tasks.missing(STUDY, tmp_path)) == 4
+    table = tasks.scores_table(Study(STUDY, tmp_path))
+    assert table.empty and table.columns.tolist() == tasks.COLUMNS and tasks.reported(table).empty
+    assert len(tasks.missing_table(Study(STUDY, tmp_path))) == 4

@@ -13,17 +13,12 @@ import pytest
 from scipy import stats
 
 from mfcore import store
-from mfcore.analysis import (
-    captions_representation,
-    compare,
-    compare_representation as compared,
-    compare_representation_tasks as on_tasks,
-    figures_representation,
-)
+from mfcore.analysis import compare, representations as compared, tasks
 from mfcore.measures import representation
 from mfcore.measures.representation import RepresentationError
 from mfcore.study import arms as study_arms
 from mfcore.study.config import Data, Pretraining, Settings
+from mfcore.study.study import Study
 
 ENCODERS = ("made", "second", "third", "fourth")
 STUDY = Settings("t", "A test", Data("midog"), encoders=ENCODERS, pretraining=(Pretraining("fourth"),))
@@ -63,7 +58,7 @@ def subsamples():
 
 
 def test_a_row_is_of_the_embeddings_that_the_probe_read_and_of_its_scores(results):
-    (row,) = compared.table(made_embeddings.STUDY, results).to_dict("records")
+    (row,) = compared.encoders_table(Study(made_embeddings.STUDY, results)).to_dict("records")
     x = features()
     assert (row["encoder"], row["n"], row["n_dims"], row["n_constant"]) == ("made", 240, 10, 0)
     for name in compared.TITLES:
@@ -74,11 +69,9 @@ def test_a_row_is_of_the_embeddings_that_the_probe_read_and_of_its_scores(result
 
 
 def test_03_s_row_is_that_of_the_table(results):
-    study = made_embeddings.STUDY
-    embeddings = store.Run(compared.find(study, results)["made"].parent, {"name": "made"})
-    scaling = compare.scaling_table(compare.scores(compare.collect(study, results).predictions), study)
-    row, (expected,) = compared.of_run(study, embeddings, scaling), compared.table(study, results).to_dict("records")
-    assert row.to_dict() == pytest.approx(expected)
+    study = Study(made_embeddings.STUDY, results)
+    exhibit = compared.one(study, "made")
+    assert exhibit.table.equals(compared.encoders_table(study)) and study.runs["made"].key in exhibit.name
 
 
 def test_without_a_probe_the_current_embeddings_of_the_study_s_patches_count(results):
@@ -93,20 +86,20 @@ def test_without_a_probe_the_current_embeddings_of_the_study_s_patches_count(res
         with h5py.File(run.path("embeddings.h5"), "w") as out:
             out["features"] = features(seed=seed)
         run.finish(["embeddings.h5"])
-    table = compared.table(study, results).set_index("encoder")
+    table = compared.encoders_table(Study(study, results)).set_index("encoder")
     assert list(table.index) == ["made", "unprobed"]
     assert table.loc["unprobed", "rankme"] == pytest.approx(representation.rankme(features(seed=3)), rel=1e-6)
     assert math.isnan(table.loc["unprobed", "auroc"]) and table.loc["unprobed", "n_folds"] == 0
-    assert compared.readable(table.reset_index())["AUROC of its probe"].iloc[1] == "–"
 
 
 def test_a_study_without_embeddings_has_an_empty_table_and_no_subsamples(results):
     study = replace(made_embeddings.STUDY, encoders=("lacking",))
-    table = compared.table(study, results)
+    table = compared.encoders_table(Study(study, results))
     assert not len(table) and list(table) == compared.COLUMNS
-    assert "No encoder" in captions_representation.all_encoders(study, table)
+    exhibit = compared.against_probes(Study(study, results))
+    assert "no encoder" in exhibit.caption and exhibit.figure is None
     with pytest.raises(store.StoreError, match="run notebook 02"):
-        compared.by_sample_size(study, results)
+        compared.sizes_table(Study(study, results))
 
 
 def test_any_hdf5_file_is_measured_in_chunks(tmp_path, monkeypatch):
@@ -201,7 +194,7 @@ def test_sizes_double_and_end_with_all(n, sizes):
 
 def test_the_correlation_is_spearman_s_with_the_p_of_all_orders_and_bonett_and_wright_s_interval():
     table = made(rankme=(40, 20, 30, 10, 5), auroc=(0.8, 0.75, 0.7, 0.6, 0.65), encoders=list("abcde"))
-    row = compared.correlations(table).set_index("metric").loc["rankme"]
+    row = compared.correlate(table).set_index("metric").loc["rankme"]
     first, second = table["rankme"], table["auroc"]
     rho = stats.spearmanr(first, second).statistic
     assert row["rho"] == pytest.approx(rho) and row["n"] == 5
@@ -217,30 +210,30 @@ def test_the_correlation_is_spearman_s_with_the_p_of_all_orders_and_bonett_and_w
 def test_a_correlation_over_many_encoders_has_student_s_p():
     rng = np.random.default_rng(0)
     table = made(rankme=rng.random(20), auroc=rng.random(20), encoders=[f"e{i}" for i in range(20)])
-    row = compared.correlations(table).set_index("metric").loc["rankme"]
+    row = compared.correlate(table).set_index("metric").loc["rankme"]
     assert row["p"] == pytest.approx(stats.spearmanr(table["rankme"], table["auroc"]).pvalue)
     assert row["low"] < row["rho"] < row["high"]
 
 
 def test_few_encoders_have_no_interval_and_two_no_correlation():
-    three = compared.correlations(made().iloc[:3]).iloc[0]
+    three = compared.correlate(made().iloc[:3]).iloc[0]
     assert three["rho"] == 1 and math.isnan(three["low"]) and three["p"] == pytest.approx(1 / 3) == three["least_p"]
-    two = compared.correlations(made().iloc[:2])
+    two = compared.correlate(made().iloc[:2])
     assert two[["rho", "p", "least_p"]].isna().all(axis=None) and set(two["n"]) == {2}
-    alike = compared.correlations(made(rankme=(7, 7, 7, 7))).iloc[0]
+    alike = compared.correlate(made(rankme=(7, 7, 7, 7))).iloc[0]
     assert math.isnan(alike["rho"]) and alike["n"] == 4
 
 
 def test_snapshots_and_encoders_without_a_probe_do_not_count():
     table = pd.concat([made(), made(encoders=("fourth@10", "fourth@20", "p", "q"), auroc=(0.5, 0.6, np.nan, 0.9))])
-    assert set(compared.correlations(table)["n"]) == {5}
+    assert set(compared.correlate(table)["n"]) == {5}
 
 
 def test_an_encoder_without_a_metric_is_left_out_of_its_correlation_alone():
     """One whose dimensions are all constant but one has a RankMe and no ODCorr."""
     table = made()
     table.loc[3, "odcorr_abs"] = np.nan
-    found = compared.correlations(table).set_index("metric")
+    found = compared.correlate(table).set_index("metric")
     assert found["n"].to_dict() == {"rankme": 4, "odcorr_abs": 3, "odcorr_sq": 4}
     assert found.loc["odcorr_abs", "rho"] == -1 and found.loc["odcorr_abs", "p"] == pytest.approx(1 / 3)
 
@@ -265,14 +258,14 @@ def judging(tmp_path, monkeypatch):
         for split in ("val", "test"):
             rows.append((task, kind, encoder, split, "balanced_accuracy", 0.5 + i / 10 + (split == "val"), 0.02, 5))
     table = pd.DataFrame(rows, columns=["task", "kind", "encoder", "split", "metric", "mean", "sd", "n_runs"])
-    monkeypatch.setattr(on_tasks.compare_tasks, "table", lambda study, results: table)
-    monkeypatch.setattr(on_tasks.compare_tasks, "runs", lambda study, results: runs)
+    monkeypatch.setattr(tasks, "scores_table", lambda study: table)
+    monkeypatch.setattr(tasks, "runs", lambda study: runs)
     return tmp_path
 
 
 def test_a_task_s_row_is_of_its_own_images_beside_what_the_encoder_scores_there(judging):
-    rows = on_tasks.table(STUDY, judging)
-    assert list(rows) == on_tasks.COLUMNS
+    rows = compared.tasks_table(Study(STUDY, judging))
+    assert list(rows) == [*compared.ON_TASKS, "metric_of_task", "score", "score_sd", "n_runs"]
     assert list(rows["encoder"]) == ["made", "second", "fourth"] and set(rows["task"]) == {"bach"}
     assert rows["rankme"][1] == pytest.approx(representation.rankme(features(seed=1)), rel=1e-6)
     assert list(rows["score"]) == pytest.approx([0.5, 0.6, 0.8]), "of the test split"
@@ -282,134 +275,91 @@ def test_a_task_s_row_is_of_its_own_images_beside_what_the_encoder_scores_there(
 def test_tasks_are_correlated_each_by_itself():
     rows = judged()
     rows.loc[rows["task"] == "crc", "score"] = [0.1, 0.2, 0.3, 0.4]
-    found = on_tasks.correlations(rows).set_index(["task", "metric"])["rho"]
+    found = compared.correlate_tasks(rows).set_index(["task", "metric"])["rho"]
     assert found["bach", "rankme"] == pytest.approx(1) and found["crc", "rankme"] == pytest.approx(-1)
-    assert len(on_tasks.correlations(rows.iloc[:0])) == 3, "no task has no correlation, and no error"
+    assert len(compared.correlate_tasks(rows.iloc[:0])) == 3, "no task has no correlation, and no error"
 
 
-def every_caption(study):
-    table, rows = made(), subsamples()
-    related = compared.correlations(table)
-    return {
-        "tasks": captions_representation.against_tasks(study, judged(), on_tasks.correlations(judged())),
-        "no_tasks": captions_representation.against_tasks(study, judged().iloc[:0], on_tasks.correlations(judged().iloc[:0])),
-        "one": captions_representation.one(study, table.iloc[0]),
-        "all": captions_representation.all_encoders(study, table),
-        "against": captions_representation.against_probes(study, table, related),
-        "by_size": captions_representation.by_sample_size(study, rows),
-    }
+@pytest.fixture
+def exhibits(monkeypatch, tmp_path):
+    """Every exhibit of made-up tables, by name, of a study."""
+
+    def make(settings, table=None, rows=None):
+        table, rows = (made() if table is None else table), (judged() if rows is None else rows)
+        monkeypatch.setattr(compared, "encoders_table", lambda study: table)
+        monkeypatch.setattr(compared, "tasks_table", lambda study: rows)
+        monkeypatch.setattr(compared, "sizes_table", lambda study: subsamples())
+        every = (
+            compared.rankme,
+            compared.against_probes,
+            compared.probe_correlations,
+            compared.against_tasks,
+            compared.task_correlations,
+            compared.by_sample_size,
+        )
+        return {exhibit.__name__: exhibit(Study(settings, tmp_path)) for exhibit in every}
+
+    return make
 
 
-@pytest.mark.parametrize("name", ["one", "all", "against", "by_size", "tasks", "no_tasks"])
-def test_a_caption_of_synthetic_data_says_so_and_holds_no_missing_number(name):
-    assert "synthetic data" in every_caption(SYNTHETIC)[name] and "synthetic" not in every_caption(STUDY)[name]
-    text = every_caption(STUDY)[name]
-    assert "nan" not in text.split() and "inf" not in text.split() and "  " not in text and text.startswith("**")
+def test_captions_say_synthetic_and_hold_no_missing_number(exhibits):
+    for name, exhibit in exhibits(STUDY, rows=judged().iloc[:0]).items():
+        assert "synthetic" not in exhibit.caption and not {"nan", "inf"} & set(exhibit.caption.split()), name
+    for exhibit in exhibits(SYNTHETIC).values():
+        assert "synthetic data" in exhibit.caption and exhibit.caption.count(". ") <= 4
 
 
-def test_captions_say_what_was_found():
-    tasks = every_caption(STUDY)["tasks"]
-    assert "bach: RankMe +1.00 (no interval), p = 0.083" in tasks and "crc: RankMe +1.00" in tasks and "of them" not in tasks
-    home = replace(STUDY, pretraining=(Pretraining("second"), Pretraining("fourth")))
-    rows = judged().assign(origin=["", "pretrained here"] * 4)
-    said = captions_representation.against_tasks(home, rows, on_tasks.correlations(rows))
-    assert said.endswith("2 of them were pretrained here, and are variants of few recipes.")
-    assert "made has RankMe 40.0 (at most 192)" in every_caption(STUDY)["one"]
-    assert "its probe's AUROC is 0.80" in every_caption(STUDY)["one"]
-    assert "home-made foundation model" in every_caption(STUDY)["against"]
-    assert "RankMe +1.00 (no interval), p = 0.083, in the direction that the papers saw" in every_caption(STUDY)["against"]
-    assert "dimensions differ" not in every_caption(STUDY)["all"]
-    wide = captions_representation.all_encoders(STUDY, made().assign(n_dims=[192, 192, 1280, 192], n_constant=[0, 3, 0, 0]))
-    assert "dimensions differ (192 to 1,280)" in wide and "left out of ODCorr: second 3." in wide
-    mixed = made().assign(n_dims=[192, 192, 1280, 192])
-    said = captions_representation.against_probes(STUDY, mixed, compared.correlations(mixed))
-    assert "it ranks encoders of one width" in said and "each p by itself, uncorrected" in said
-    unlike = judged(["bach"]).assign(n_dims=mixed["n_dims"])
-    said = captions_representation.against_tasks(STUDY, unlike, on_tasks.correlations(unlike))
-    assert "it ranks encoders of one width" in said and "each p by itself, uncorrected" in said
-    assert "one width" not in every_caption(STUDY)["against"] + every_caption(STUDY)["tasks"]
-    unprobed = made().iloc[0].copy()
-    unprobed["auroc"], unprobed["odcorr_abs"], unprobed["n_constant"] = np.nan, np.nan, 191
-    said = captions_representation.one(STUDY, unprobed)
-    assert "AUROC" not in said and "fewer than two dimensions vary" in said and "191 constant" in said
-    against = made(rankme=(10, 20, 30, 40))
-    assert "RankMe -1.00 (no interval), p = 0.083, not in" in captions_representation.against_probes(
-        STUDY, against, compared.correlations(against)
-    )
-
-
-@pytest.mark.parametrize(
-    ("n", "said"),
-    [
-        (1, "With 1 encoder there is nothing to correlate."),
-        (2, "two always lie on a line"),
-        (3, "p = 0.33 and no interval: the figure is an illustration"),
-        (4, "even a perfect order has p = 0.08, so that no correlation can be told from chance"),
-        (7, "7 encoders that share"),
-        (20, "The 20 encoders share"),
-    ],
-)
-def test_one_plain_sentence_says_what_so_few_encoders_can_show(n, said):
-    rng = np.random.default_rng(1)
-    table = made(rankme=rng.random(n), auroc=rng.random(n), encoders=[f"e{i}" for i in range(n)])
-    text = captions_representation.what_encoders_show(compared.correlations(table))
-    assert said in text and text.endswith(".") and text.count(". ") == 0
+def test_captions_say_what_so_few_encoders_can_show_and_how_rankme_compares(exhibits):
+    every = exhibits(STUDY)
+    assert "Over 4 encoders a perfect order has p = 0.083." in every["against_probes"].caption
+    assert "ranks encoders of one width" in every["rankme"].caption
+    assert "count for fewer than they are" in every["task_correlations"].caption
+    assert "no encoder with a score" in exhibits(STUDY, rows=judged().iloc[:0])["against_tasks"].caption
 
 
 def texts(figure):
     return " ".join(text.get_text() for text in figure.findobj(match=lambda artist: hasattr(artist, "get_text")))
 
 
-def figures_of(study):
-    table = made()
-    return {
-        "tasks": lambda: figures_representation.against_tasks(study, judged(), on_tasks.correlations(judged())),
-        "against": lambda: figures_representation.against_probes(study, table, compared.correlations(table)),
-        "by_size": lambda: figures_representation.by_sample_size(study, subsamples()),
-    }
-
-
-@pytest.mark.parametrize("name", ["against", "by_size", "tasks"])
-def test_figures_say_synthetic_are_whole_and_mark_the_home_made_encoder(name):
-    figure = figures_of(SYNTHETIC)[name]()
-    assert "synthetic" in texts(figure) and "synthetic" not in texts(figures_of(STUDY)[name]())
+@pytest.mark.parametrize("name", ["against_probes", "by_sample_size", "against_tasks"])
+def test_figures_say_synthetic_and_are_whole(exhibits, name):
+    figure = exhibits(SYNTHETIC)[name].figure
+    assert "synthetic" in texts(figure) and "synthetic" not in texts(exhibits(STUDY)[name].figure)
     figure.draw_without_rendering()
     box, (width, height) = figure.get_tightbbox().extents * figure.dpi, figure.bbox.size
     assert max(-box[0], -box[1], box[2] - width, box[3] - height) < 1, "something is cut off"
     (legend,) = figure.legends
-    assert "fourth (probe, pretrained here)" in [text.get_text() for text in legend.get_texts()]
+    assert {"made", "fourth"} <= {text.get_text() for text in legend.get_texts()}
     assert legend.get_window_extent().y1 < min(axis.get_window_extent().y0 for axis in figure.axes)
 
 
-def test_snapshots_share_a_name_in_the_legend():
+def test_snapshots_and_encoders_that_the_study_does_not_list_share_a_name(exhibits):
     table = judged(tasks=("bach",))
-    some = table.assign(encoder=[f"fourth@{10 * i}" for i in range(len(table))])
-    figure = figures_representation.against_tasks(STUDY, pd.concat([table, some]), on_tasks.correlations(table))
+    some = [table.assign(encoder=[f"{name}{i}" for i in range(len(table))]) for name in ("fourth@1", "mini")]
+    figure = exhibits(STUDY, rows=pd.concat([table, *some]))["against_tasks"].figure
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert len(names) == len(table) + 1 and figures_representation.SNAPSHOTS in names
-    assert len(figure.axes[0].containers) == len(table), "errors are drawn for whole encoders"
+    assert sorted(names) == sorted([*ENCODERS, "snapshots on the way", "others, pretrained here"])
 
 
-def test_a_panel_shows_each_probed_encoder_where_it_lies():
+def test_a_panel_shows_each_probed_encoder_where_it_lies(exhibits):
     table = made(auroc=(0.8, 0.75, 0.7, np.nan))
-    figure = figures_representation.against_probes(STUDY, table, compared.correlations(table))
+    figure = exhibits(STUDY, table)["against_probes"].figure
     for axis, metric in zip(figure.axes, compared.TITLES, strict=True):
         points = {c.get_label(): (c.lines[0].get_xdata()[0], c.lines[0].get_ydata()[0]) for c in axis.containers}
-        assert points == {f"{r.encoder} (probe)": (getattr(r, metric), r.auroc) for r in table.iloc[:3].itertuples()}
+        assert points == {r.encoder: (getattr(r, metric), r.auroc) for r in table.iloc[:3].itertuples()}
         assert axis.get_xlabel() == compared.TITLES[metric]
     assert [axis.get_xscale() for axis in figure.axes] == ["linear"] * 3
-    wide = made(rankme=(400, 30, 20, 10))
-    axes = figures_representation.against_probes(STUDY, wide, compared.correlations(wide)).axes
+    axes = exhibits(STUDY, made(rankme=(400, 30, 20, 10)))["against_probes"].figure.axes
     assert [axis.get_xscale() for axis in axes] == ["log", "linear", "linear"], "one has tens of times as much RankMe"
     assert figure.axes[0].get_title("left") == "ρ = +1.00" and figure.axes[1].get_title("left") == "ρ = -1.00"
-    few = figures_representation.against_probes(STUDY, table.iloc[:2], compared.correlations(table.iloc[:2]))
+    few = exhibits(STUDY, table.iloc[:2])["against_probes"].figure
     assert few.axes[0].get_title("left") == "ρ: too few" and "n = 2 encoders" in texts(few)
 
 
-def test_chance_is_drawn_where_it_gives_a_correlation():
-    axes = figures_representation.by_sample_size(STUDY, subsamples()).axes
+def test_chance_is_drawn_where_it_gives_a_correlation(exhibits):
+    axes = exhibits(STUDY)["by_sample_size"].figure.axes
     dotted = [[line for line in axis.lines if "chance" in str(line.get_label())] for axis in axes]
-    assert [len(found) for found in dotted] == [0, 1, 1]
+    assert [len(lines) for lines in dotted] == [0, 1, 1]
     assert list(dotted[2][0].get_ydata()) == pytest.approx([1 / 63, 1 / 127, 1 / 199])
 
 

@@ -1,0 +1,328 @@
+"""Pretrainings beside one another: comparisons read off configs, snapshots' scores, differences, exhibits and page."""
+
+import html
+import io
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mfcore import store
+from mfcore.analysis import pretrainings, tasks
+from mfcore.analysis.pretrainings import comparisons
+from mfcore.measures.statistics import Interval
+from mfcore.study import pretrained
+from mfcore.study.config import Data, OnlinePatches, OwnEncoder, Pretraining, Settings, TaskOptions
+from mfcore.study.study import Study
+from mfcore.sweep import report_pretraining
+
+BASE = Pretraining("base", n_steps=100, batch_size=8, n_snapshots=2, arguments={"depth": 2})
+FOUR, ONE = OnlinePatches(), OnlinePatches(um_per_px=(0.5,))
+UNTRAINED = OwnEncoder("untrained", weights="random", architecture=BASE.architecture, arguments={"depth": 2})
+OTHER = OwnEncoder("other", weights="random", architecture=BASE.architecture, arguments={"depth": 3})
+STUDY = Settings(
+    "t",
+    "T: made",
+    Data("synthetic"),
+    encoders=("base", "untrained", "other"),
+    own_encoders=(OTHER, UNTRAINED),
+    pretraining=(
+        BASE,
+        replace(BASE, name="from_photographs", start="timm:x"),
+        replace(BASE, name="few", patches=OnlinePatches(slide_fraction=0.1)),
+        replace(BASE, name="fewer", patches=OnlinePatches(slide_fraction=0.01)),
+        replace(BASE, name="thousand", patches=OnlinePatches(n_distinct=1000)),
+        replace(BASE, name="few_thousand", patches=OnlinePatches(n_distinct=1000, slide_fraction=0.1)),
+        replace(BASE, name="single", patches=ONE),
+        replace(BASE, name="two", method="dinov2", base_lr=0.001),
+        replace(BASE, name="two_again", method="dinov2", base_lr=0.002),
+        replace(BASE, name="longer", n_steps=300),
+    ),
+    tasks=(TaskOptions("bach", snapshots=True), TaskOptions("consep")),
+)
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Results with the histories of three pretrainings, a failure, and made-up scores of their snapshots."""
+    for i, name in enumerate(("base", "few", "two")):
+        run = store.open_run(tmp_path, pretrained.STAGE, name, pretrained.config_of(STUDY, name), {"slides": "made"})
+        rows = [
+            {"step": step, "loss": 5.0 - step / 50, "target_entropy": 3.0, "rankme": 4.0 + i + step / 50, "seconds": 6.0 * step,
+             "patches_per_second": 10.0 + step}
+            for step in (50, 100)
+        ]  # fmt: skip
+        pd.DataFrame(rows).to_json(run.path("history.jsonl"), orient="records", lines=True)
+        of_few = {"slides_left_out": {"bad.svs": "no um/px"}, "slides_failed_in_part": {"small.svs": "no place at 2 um/px"}}
+        of_few = of_few | {"collapsed": "RankMe 1.0 of 4"} if name == "few" else {}
+        run.finish(["history.jsonl"], **of_few)
+    failure = {"stage": "08_pretrain", "parameters": {"encoder": "single"}, "reason": "PretrainingError: it collapsed"}
+    store.write_json(tmp_path / "failures" / "08_pretrain.single.json", failure)
+    rows, worth = [], {"base": 0.7, "few": 0.6, "two": 0.75, "untrained": 0.5, "other": 0.4}
+    for name, mean in worth.items():
+        for encoder, gain in ((f"{name}@50", 0.05), (name, 0.0)) if name in ("base", "few", "two") else ((name, 0.0),):
+            for split in ("val", "test"):
+                known = {"metric": "balanced_accuracy", "kind": "classification", "n_runs": 5, "published": np.nan}
+                known |= {"difference": np.nan, "low": 0.1, "high": 0.9, "n_items": 9, "n_clusters": 9, "published_by": ""}
+                score = mean - gain + (0.1 if split == "val" else 0.0)
+                rows.append({"task": "bach", "encoder": encoder, "split": split, "mean": score, "sd": 0.03} | known)
+    table = pd.DataFrame(rows).assign(step=[tasks.step_of(STUDY, row["encoder"]) for row in rows])
+    monkeypatch.setattr(tasks, "scores_table", lambda study: table)
+    monkeypatch.setattr(tasks, "difference", lambda *_: Interval(0.0, -0.1, 0.2, 0.95, 9))
+    return tmp_path
+
+
+def compared(scores, *varied, settings=STUDY):
+    """`pretrainings.compared` by comparison: base, and its rows."""
+    return list(pretrainings.compared(settings, scores, *varied).groupby(["varied", "base"], sort=False))
+
+
+@pytest.fixture
+def drawn(made, monkeypatch):
+    """An exhibit of made-up scores of snapshots, of some things that are varied."""
+
+    def exhibit(scores, *varied, settings=STUDY, controls=None):
+        monkeypatch.setattr(pretrainings, "scores_table", lambda study: scores)
+        if controls is not None:
+            monkeypatch.setattr(pretrainings, "controls", lambda *_: controls)
+        return pretrainings._over_steps(Study(settings, made), "11_made", scores, *varied)
+
+    return exhibit
+
+
+def test_a_comparison_is_of_pretrainings_equal_in_all_else():
+    found = [(c.varied, c.names) for c in comparisons(STUDY)]
+    assert found == [
+        ("start", ("base", "from_photographs")),
+        ("patches.slide_fraction", ("base", "few", "fewer")),
+        ("patches.slide_fraction", ("thousand", "few_thousand")),
+        ("patches.n_distinct", ("base", "thousand")),
+        ("patches.n_distinct", ("few", "few_thousand")),
+        ("patches.um_per_px", ("base", "single")),
+        ("method", ("base", "two", "two_again")),
+    ]
+    (start, *_) = comparisons(STUDY)
+    assert start.base == "base" and start.values == ("random", "from timm:x")
+
+
+def test_names_seeds_and_snapshots_make_no_difference():
+    again = replace(BASE, name="again", seed=7, n_snapshots=1, start="timm:x")
+    study = replace(STUDY, pretraining=(BASE, replace(BASE, name="zweitens", seed=3), again))
+    assert [c.names for c in comparisons(study)] == [("base", "zweitens", "again")]
+    assert comparisons(replace(STUDY, pretraining=(BASE, replace(BASE, name="b", seed=1)))) == []
+    other = replace(BASE, name="other", method="dinov2", n_prototypes=8)
+    assert comparisons(replace(STUDY, pretraining=(BASE, other))) == [], "a head of another size is no method's own"
+
+
+def test_what_was_scored_of_one_alone_is_compared_with_nothing(made):
+    scores = pretrainings.scores_table(Study(STUDY, made))
+    alone = scores[scores["name"] == "base"].assign(task="consep", metric="dice")
+    both = pd.concat([scores, alone], ignore_index=True)
+    for varied, of in (("method", {"bach"}), ("start", set())):
+        assert set(pretrainings.compared(STUDY, both, varied)["task"]) == of, varied
+
+
+def test_no_difference_is_none():
+    """The last digit of a mean is no difference: 0.1 + 0.2 and 0.3 are one score."""
+    table = pd.DataFrame({"name": ["base", "few"], "mean": [0.3, 0.1 + 0.2], "step": 100.0, "sd": 0.1, "n_runs": 5})
+    table = table.assign(task="bach", metric="balanced_accuracy", split="test", varied="patches.slide_fraction")
+    for base in ("base", "few"):
+        (row,) = pretrainings.differences(table.assign(base=base)).to_dict("records")
+        assert f"{row['difference']:+.3f}" == "+0.000" and row["name"] != base
+
+
+def test_values_are_said_in_words():
+    which = {which.name: which for which in STUDY.pretraining}
+    said = {key: pretrainings.value_of(which["few_thousand"], key) for key in pretrainings.VARIED}
+    assert said["patches.slide_fraction"] == "10 % of slides" and said["patches.n_distinct"] == "1,000 patches"
+    assert said["patches.um_per_px"] == "0.25, 0.5, 1, 2 µm/px" and said["method"] == "DINO" and said["start"] == "random"
+    assert pretrainings.value_of(BASE, "patches.n_distinct") == "every patch new"
+
+
+def test_scores_are_those_of_the_reported_split_with_the_snapshot_s_step(made):
+    table = pretrainings.scores_table(Study(STUDY, made))
+    assert set(table["split"]) == {"test"}
+    assert table.loc[table["name"] == "base", ["step", "mean"]].to_numpy() == pytest.approx(np.array([[50, 0.65], [100, 0.7]]))
+    assert table.loc[table["name"] == "untrained", "step"].isna().all()
+
+
+def test_differences_are_from_the_first_and_after_the_last_step(made):
+    found = pretrainings.differences_table(Study(STUDY, made)).set_index(["varied", "name"])
+    assert found.loc[("patches.slide_fraction", "few"), "difference"] == pytest.approx(-0.1)
+    assert found.loc[("method", "two"), "difference"] == pytest.approx(0.05)
+    assert found.loc[("method", "two"), ["low", "high"]].tolist() == [-0.1, 0.2] and set(found["base"]) == {"base"}
+    assert len(found) == 2, "what has no score has no difference"
+
+
+def test_the_control_is_the_same_network_untrained(made):
+    assert tasks.control_of(STUDY, "base") == "untrained"
+    assert tasks.control_of(replace(STUDY, own_encoders=(OTHER,)), "base") == ""
+    scores = pretrainings.scores_table(Study(STUDY, made))
+    table = pretrainings.controls(STUDY, scores)
+    assert table.loc[table["of"] == "base", ["name", "task", "mean"]].to_numpy().tolist() == [["untrained", "bach", 0.5]]
+    assert len(table) == len(STUDY.pretraining), "they are all of one network"
+    deeper = replace(STUDY, pretraining=(BASE, replace(BASE, name="deeper", arguments={"depth": 3}, start="timm:x")))
+    found = pretrainings.controls(deeper, scores).set_index("of")["name"]
+    assert found.to_dict() == {"base": "untrained", "deeper": "other"}
+
+
+def test_what_is_not_there_says_why(made):
+    table = pretrainings.missing_table(Study(STUDY, made)).set_index("name")
+    assert (
+        table.loc["single", "reason"] == "PretrainingError: it collapsed" and table.loc["thousand", "reason"] == "not run yet"
+    )
+    assert not {"base", "few", "two"} & set(table.index)
+    overview = pretrainings.overview_table(Study(STUDY, made)).set_index("name")
+    assert overview.loc["few", ["loss", "rankme", "seconds", "patches_per_second"]].tolist() == [3.0, 7.0, 600.0, 85.0]
+    assert overview.loc["few", "collapsed"] == "RankMe 1.0 of 4" and overview.loc["base", "collapsed"] == ""
+    assert np.isnan(overview.loc["single", "loss"]) and overview.loc["base", "n_patches"] == 800
+
+
+def titles(figure):
+    return [text for axis in figure.axes for where in ("left", "center") if (text := axis.get_title(where))]
+
+
+def test_histories_have_a_line_for_each_and_of_many_the_main_ones_in_colour(made, monkeypatch):
+    exhibit = pretrainings.histories(Study(STUDY, made))
+    assert [len(axis.lines) for axis in exhibit.figure.axes] == [3, 3, 3] and "synthetic data" in exhibit.caption
+    assert "(nats)" in exhibit.figure.axes[1].get_ylabel()
+    monkeypatch.setattr(pretrainings, "MAX_LINES", 2)
+    legend = pretrainings.histories(Study(STUDY, made)).figure.legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["others", "base", "few"], "bases of comparisons"
+
+
+def test_figures_show_a_line_for_each_pretraining_and_the_control(drawn, made):
+    scores = pretrainings.scores_table(Study(STUDY, made))
+    exhibit = drawn(scores, "patches.slide_fraction", "method")
+    labels = exhibit.figure.axes[0].get_legend_handles_labels()[1]
+    assert labels == ["untrained network", "100 % of slides (base)", "10 % of slides (few)"]
+    assert titles(exhibit.figure) == ["bach\nbase: base"] * 2 and exhibit.figure.axes[0].get_gridspec().nrows == 1
+    assert list(dict.fromkeys(exhibit.table["varied"])) == ["patches.slide_fraction", "method"] and len(exhibit.table) == 8
+    assert "At the end few is furthest from its base base: -0.100 (bach)" in exhibit.caption
+    assert "another draw of patches would give" in exhibit.caption and "synthetic data" in exhibit.caption
+    for axis in exhibit.figure.axes:
+        (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+        assert left == 0 and right > 100 and low < 0.52 and high > 0.73, "all of the lines lie within the panel"
+    odcorr = scores.assign(metric="odcorr_abs")
+    assert "furthest" not in drawn(odcorr, "method").caption, "RankMe and ODCorr are no scores"
+
+
+def test_nothing_of_a_figure_is_cut_off(drawn, made):
+    scores = pretrainings.scores_table(Study(STUDY, made))
+    few = scores.assign(mean=scores["mean"] / 2.3)  # its ticks change with the panel's height, and with them the label's place
+    figure = drawn(few, "patches.slide_fraction", "method").figure
+    figure.savefig(io.BytesIO(), dpi=300)
+    legend = figure.legends[0].get_tightbbox()
+    assert legend.x0 >= 0 and legend.y0 >= 0 and legend.x1 <= figure.bbox.x1
+    assert all(axis.yaxis.label.get_tightbbox().x0 >= 0 for axis in figure.axes)
+
+
+CNN = replace(BASE, name="cnn_random", architecture="tf_efficientnet_lite0", arguments={})
+TWO_PAIRS = replace(
+    STUDY,
+    pretraining=(
+        BASE,
+        replace(BASE, name="longer", n_steps=300),
+        replace(BASE, name="on", start="longer"),
+        CNN,
+        replace(CNN, name="cnn_imagenet", start="efficientnet_lite0"),
+    ),
+)
+
+
+def test_two_networks_from_random_and_other_weights_are_two_pairs_and_never_mixed(drawn):
+    assert [c.names for c in comparisons(TWO_PAIRS, "start")] == [("base", "on"), ("cnn_random", "cnn_imagenet")]
+    rows = [
+        (n, s, m)
+        for i, n in enumerate(("base", "on", "cnn_random", "cnn_imagenet"))
+        for s, m in ((50, 0.5), (100, 0.6 + i / 10))
+    ]
+    scores = pd.DataFrame(rows, columns=["name", "step", "mean"]).assign(
+        task="bach", metric="balanced_accuracy", split="test", sd=0.1, n_runs=5
+    )
+    controls = pd.DataFrame({"of": ["cnn_random", "cnn_imagenet"]})
+    controls = controls.assign(name="drawn", task="bach", metric="balanced_accuracy", mean=0.4)
+    exhibit = drawn(scores, "start", settings=TWO_PAIRS, controls=controls)
+    assert titles(exhibit.figure) == ["bach\nbase: base", "bach\nbase: cnn_random"]
+    assert [axis.get_legend_handles_labels()[1] for axis in exhibit.figure.axes] == [
+        ["random (base)", "from longer (on)"],
+        ["untrained network", "random (cnn_random)", "from efficientnet_lite0 (cnn_imagenet)"],
+    ]
+    found = pretrainings.differences(exhibit.table).set_index("name")
+    assert found["base"].to_dict() == {"on": "base", "cnn_imagenet": "cnn_random"}
+    readable = report_pretraining.readable_differences(found.reset_index().assign(low=np.nan, high=np.nan))
+    assert readable[["encoder", "base"]].to_numpy().tolist() == [["on", "base"], ["cnn_imagenet", "cnn_random"]]
+
+
+def test_what_the_weights_of_a_start_have_learnt_from_is_as_far_as_is_said():
+    records = (
+        OwnEncoder("hub", weights="timm/x.in1k"),
+        OwnEncoder("alike", like="resnet50"),
+        OwnEncoder("told", like="dinov2_vits14", weights="me/mine", learnt_from="ours"),
+    )
+    study = replace(STUDY, own_encoders=records)
+    images = [pretrainings.learnt_from(study, name) for name in ("hub", "alike", "told", "efficientnet_lite0", "unknown")]
+    assert images == ["", "ImageNet-1k", "ours", "ImageNet-1k", ""], "other weights learnt from other images"
+
+
+def test_what_is_not_pretrained_yet_is_not_said_to_stand(made, tmp_path):
+    nothing = pretrainings.overview_table(Study(STUDY, tmp_path / "none"))
+    assert "collapsed" not in report_pretraining.shared(nothing)
+    assert "collapsed" in report_pretraining.readable_overview(nothing)
+    some = pretrainings.overview_table(Study(STUDY, made)).assign(collapsed="")
+    assert report_pretraining.shared(some).endswith("and none that is pretrained has collapsed.")
+    assert report_pretraining.shared(some.dropna(subset="loss")).endswith("and none has collapsed.")
+
+
+def test_rankme_of_networks_of_other_widths_is_drawn_on_a_logarithmic_axis(made, monkeypatch):
+    study = Study(STUDY, made)
+    history = pretrainings.histories_table(study)
+    wide = history.assign(rankme=history["rankme"].where(history["name"] != "two", 11 * history["rankme"].max()))
+    scales = []
+    for each in (history, wide):
+        monkeypatch.setattr(pretrainings, "histories_table", lambda study, each=each: each)
+        scales.append(pretrainings.histories(study).figure.axes[2].get_yscale())
+    assert scales == ["linear", "log"]
+
+
+def test_every_task_has_a_panel_however_many_there_are(drawn, made):
+    scores = pretrainings.scores_table(Study(STUDY, made))
+    many = pd.concat([scores.assign(task=f"task {i}") for i in range(6)], ignore_index=True)
+    shown = titles(drawn(many, "patches.slide_fraction", "method").figure)
+    assert shown == [f"task {i}\nbase: base" for i in range(6)] * 2, "two comparisons, each in two rows"
+
+
+def test_without_scores_captions_say_so(tmp_path, monkeypatch):
+    study = Study(STUDY, tmp_path)
+    for exhibit in (pretrainings.starts, pretrainings.amounts, pretrainings.magnifications, pretrainings.methods):
+        assert "No two judged pretrainings" in exhibit(study).caption and exhibit(study).figure is None
+    assert not len(pretrainings.against_base(study).table)
+    assert "No pretraining" in pretrainings.histories(study).caption
+    assert "Not there" in report_pretraining.page(STUDY, tmp_path)
+
+
+def test_the_page_says_what_was_pretrained_what_failed_and_that_it_is_synthetic(made):
+    (made / "figures").mkdir()
+    for name in ("11_start", "07_online_places"):
+        (made / "figures" / f"{name}.png").write_bytes(b"png")
+        store.write_json(made / "figures" / f"{name}.json", {"title": name, "caption": "A caption.", "section": ""})
+    page = report_pretraining.page(STUDY, made).replace("\N{NO-BREAK SPACE}", " ")
+    assert "it collapsed" in page and "3 of 10 encoders are pretrained" in page and "synthetic" in page
+    assert "base against untrained, the same network untrained: bach 0.700 against 0.500" in page
+    assert "few: 1 slide was left out" in page and "no um/px" in page
+    assert "few: 1 slide was used, but for a part" in page and "no place at 2 um/px" in page
+    assert page.count("<figure>") == 2
+    assert "balanced_accuracy" not in page and "target<br>entropy<br>(nats)" in page
+    assert "<td>vit_small_patch16_224, DINOv2</td>" in page and "100 × 8" in page and "RankMe 1.0 of 4" in page
+    assert "all draw patches from the study's own slides" in html.unescape(page) and "none has collapsed" not in page
+    for heading in ("What training starts from", "How many slides", "DINO or DINOv2", "Downstream tasks", "Limits"):
+        assert heading in page
+
+
+def test_the_page_of_a_study_that_pretrains_nothing_is_of_its_tasks(made):
+    study = replace(STUDY, encoders=("untrained", "other"), pretraining=())
+    page = report_pretraining.page(study, made).replace("\N{NO-BREAK SPACE}", " ")
+    assert "Downstream tasks" in page and "0.5" in page and "eva" in page
+    for absent in ("pretrained itself", "What was pretrained", "0 of 0", "Each encoder is pretrained once"):
+        assert absent not in page

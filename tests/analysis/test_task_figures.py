@@ -1,0 +1,188 @@
+"""Downstream tasks' exhibits: drawn with few and many, saying what the tables say."""
+
+import dataclasses
+
+import made_tasks
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+from tiny_encoders import tiny_card, use
+
+from mfcore import store
+from mfcore.analysis import tasks
+from mfcore.measures import masks
+from mfcore.study import tasks as study_tasks
+from mfcore.study.config import OwnEncoder, Pretraining, TaskOptions
+from mfcore.study.study import Study
+
+STUDY = made_tasks.study(
+    TaskOptions("synthetic_tissue", n_steps=100),
+    TaskOptions("synthetic_nuclei", n_runs=1, n_steps=4, batch_size=8, size_px=16),
+    TaskOptions("bach"),
+    encoders=("tiny", "other"),
+    pretraining=(Pretraining("home", n_steps=40, n_snapshots=2),),
+)
+
+
+def rows(task="synthetic_tissue", kind="classification", splits=("val", "test"), encoders=("tiny", "other", "home@20", "home")):
+    found = []
+    for i, encoder in enumerate(encoders):
+        for split in splits:
+            mean = 0.5 + 0.1 * i
+            row = {"task": task, "kind": kind, "encoder": encoder, "step": np.nan, "split": split, "mean": mean, "sd": 0.02}
+            row |= {"metric": tasks.METRICS[kind], "low": mean - 0.05, "high": mean + 0.05, "runs_low": mean - 0.01}
+            row |= {"runs_high": mean + 0.01, "n_runs": 5, "n_items": 96, "n_clusters": 6, "published": np.nan}
+            found.append(row | {"published_by": "", "difference": np.nan})
+    return pd.DataFrame(found)[tasks.COLUMNS]
+
+
+def texts(figure) -> str:
+    figure.draw_without_rendering()
+    return " | ".join(text.get_text() for text in figure.findobj(Text))
+
+
+@pytest.fixture
+def scored(monkeypatch, tmp_path):
+    """Let a study's scores be those of a made-up table; returns the exhibit of one task's scores."""
+
+    def exhibit(table, task="synthetic_tissue"):
+        monkeypatch.setattr(tasks, "scores_table", lambda study: table)
+        return tasks.scores(Study(STUDY, tmp_path), task)
+
+    return exhibit
+
+
+def test_dots_show_every_encoder_of_a_task_but_no_snapshot(scored, tmp_path):
+    table = pd.concat([rows(), rows("synthetic_nuclei", "segmentation", encoders=("tiny",))], ignore_index=True)
+    exhibit = scored(table)
+    shown = texts(exhibit.figure)
+    for said in ("synthetic data", "synthetic_tissue", "balanced accuracy", "home", "other", "96 items"):
+        assert said in shown
+    assert "home@20" not in shown and "published" not in shown
+    assert set(exhibit.table["task"]) == {"synthetic_tissue"} and "home@20" in set(exhibit.table["encoder"])
+    assert "Dice without background" in texts(scored(table, "synthetic_nuclei").figure)
+    for name in ("one", "two"):
+        scored(table).save(tmp_path / name)
+    files = sorted((tmp_path / "one").iterdir())
+    assert len(files) == 4 and all(file.read_bytes() == (tmp_path / "two" / file.name).read_bytes() for file in files)
+
+
+def test_published_scores_are_open_diamonds(scored):
+    table = rows()
+    table.loc[table["encoder"] == "tiny", ["published", "published_by", "difference"]] = [0.6, "eva, a board", -0.1]
+    figure = scored(table).figure
+    (marks,) = [line for line in figure.axes[0].lines if line.get_marker() == "D"]
+    assert marks.get_markerfacecolor() == "none" and np.nanmax(marks.get_xdata()) == 0.6 and "published" in texts(figure)
+
+
+def test_the_caption_says_who_is_best_and_what_the_bars_are(scored):
+    caption = scored(rows()).caption
+    assert "Of 3 encoders home is highest: 0.800" in caption and "synthetic data" in caption and "seed alone" in caption
+    assert "95 % bootstrap over 6 slides, patients or items, which in a simulation, over 5 slides" in caption
+    assert "simulation" not in scored(rows().assign(n_clusters=50)).caption
+    assert "also chose the weights and flatters all" in scored(rows("bach", splits=("val",)), "bach").caption
+
+
+def test_the_protocol_stands_beside_evas(tmp_path):
+    table = tasks.protocol(Study(STUDY, tmp_path), "synthetic_nuclei").table.set_index("setting")
+    assert table.loc["n_steps"].tolist() == [4, 2000] and table.loc["n_runs"].tolist() == [1, 5]
+    assert table.loc["size_px"].tolist() == [16, None]
+    for n_runs, here in ((None, 50), (7, 7)):
+        few = Study(made_tasks.study(TaskOptions("pcam_10shot", n_runs=n_runs)), tmp_path)
+        assert tasks.protocol(few, "pcam_10shot").table.set_index("setting").loc["n_runs"].tolist() == [here, 50]
+
+
+def test_nothing_judged_is_said(scored, tmp_path):
+    study = Study(STUDY, tmp_path)
+    for exhibit in (scored(rows()[:0]), tasks.by_class(study, "bach")):
+        assert exhibit.figure is None and "No encoder has been judged" in exhibit.caption
+    masks_of_patches = tasks.segmentations(study, "synthetic_tissue")
+    assert "no masks" in masks_of_patches.caption and masks_of_patches.table.empty
+
+
+@pytest.fixture
+def found(monkeypatch, tmp_path):
+    """Let runs find of each class what a list of ``encoder, class, value`` says; returns the exhibit."""
+
+    def exhibit(values, task="synthetic_tissue"):
+        made = [(encoder, of, run, value + run / 50, 20) for encoder, of, value in values for run in (0, 1)]
+        table = pd.DataFrame(made, columns=["encoder", "class", "run", "value", "n"])
+        monkeypatch.setattr(tasks, "class_runs", lambda study, task: table)
+        return tasks.by_class(Study(STUDY, tmp_path), task)
+
+    return exhibit
+
+
+def test_classes_are_found_or_not(found):
+    values = [("tiny", "stroma", 0.9), ("tiny", "tumour", 0.5), ("other", "stroma", 0.9), ("other", "tumour", 0.7)]
+    exhibit = found(values)
+    assert exhibit.table.loc[0, ["mean", "sd", "n"]].tolist() == pytest.approx([0.91, 0.02 / np.sqrt(2), 20])
+    assert "share found" in texts(exhibit.figure) and "n = 20" in texts(exhibit.figure)
+    assert "Dice" in texts(found(values, "consep").figure) and "tumour is found least: 0.61" in exhibit.caption
+
+
+def test_of_many_encoders_the_classes_show_the_study_s_own_list(found):
+    """Twelve encoders by nine classes can't be read; the table beside has them all."""
+    values = [(name, "tumour", 0.5) for name in ("tiny", "other", *(f"home{i}" for i in range(8)))]
+    exhibit = found(values)
+    assert "tiny" in texts(exhibit.figure) and "home1" not in texts(exhibit.figure)
+    assert "2 of 10 encoders are drawn" in exhibit.caption and len(exhibit.table) == 10
+    nobody = texts(found(values[2:]).figure)
+    assert "home5" in nobody and "home6" not in nobody
+
+
+def made_masks(n=2) -> tasks.Segmented:
+    data = made_tasks.nuclei()
+    true = np.stack(data.masks[:n])
+    true[0, 0] = masks.IGNORED
+    predicted = {"tiny": np.where(true == masks.IGNORED, 0, true), "other": np.zeros_like(true)}
+    names = np.array([f"item{i}" for i in range(n)])
+    tables = [tasks.mask_table(names, true, mask, data.classes, name) for name, mask in predicted.items()]
+    return tasks.Segmented(data.classes, np.stack(data.pixels[:n]), true, predicted, pd.concat(tables))
+
+
+def test_segmentations_lie_over_their_patches_in_colours_that_differ_in_grey():
+    figure = tasks.draw_masks(Study(STUDY, "nowhere"), made_masks(), "synthetic_nuclei")
+    assert len(figure.axes) == 8 and all(len(axis.images) == 2 for axis in figure.axes), "below each mask is its patch"
+    shown = texts(figure)
+    for said in ("patch", "true mask", "tiny", "other", "dark", "red", "not judged", "Dice 1.00", "Dice 0.00"):
+        assert said in shown
+    grey = [np.dot([int(c[i : i + 2], 16) for i in (1, 3, 5)], [0.299, 0.587, 0.114]) for c in tasks.OF_CLASSES]
+    assert min(np.diff(sorted(grey[:4]))) > 25, "four classes differ without colour"
+
+
+def test_the_home_made_encoder_and_its_control_are_among_those_shown():
+    """Which the best and the worst might crowd out: what pretraining is worth is seen beside the same network untrained."""
+    mine = (Pretraining("mini"), Pretraining("home"))
+    control = OwnEncoder("untrained", weights="random", architecture=mine[0].architecture)
+    study = dataclasses.replace(STUDY, encoders=("tiny", "home", "untrained"), own_encoders=(control,), pretraining=mine)
+    assert tasks.chosen(study, ["mini", "home", "untrained", "tiny"]) == ["mini", "home", "untrained"]
+    assert tasks.chosen(study, ["home", "untrained", "tiny", "mini"]) == ["home", "untrained", "mini"]
+    assert tasks.chosen(study, ["tiny", "mini", "other"]) == ["tiny", "mini", "other"]
+    assert tasks.chosen(study, ["tiny"]) == ["tiny"]
+
+
+def test_the_masks_shown_are_those_that_runs_kept(monkeypatch, tmp_path):
+    use(monkeypatch, tiny_card())
+    use(monkeypatch, tiny_card(name="other", mean=(0.2, 0.2, 0.2)))
+    made_tasks.use(monkeypatch, made_tasks.nuclei())
+    study = dataclasses.replace(STUDY, tasks=STUDY.tasks[1:2], pretraining=())
+    with pytest.raises(store.StoreError, match="no encoder has been judged by 'synthetic_nuclei' yet"):
+        tasks.segmented(Study(study, tmp_path), "synthetic_nuclei")
+    for encoder in study.encoders:
+        study_tasks.judge(study, "synthetic_nuclei", encoder, tmp_path, tmp_path)
+    opened = Study(study, tmp_path)
+    shown = tasks.segmented(opened, "synthetic_nuclei")
+    assert set(shown.predicted) == {"tiny", "other"} and shown.classes == ("background", "dark", "red")
+    run = tasks.runs(opened)["synthetic_nuclei", "other"]
+    dice = pd.read_parquet(run.path("dice.parquet")).set_index(["item_id", "class"])["dice"]
+    mine = shown.table[shown.table["encoder"] == "other"].set_index(["item_id", "class"])["dice"]
+    assert mine.to_numpy() == pytest.approx(dice.loc[mine.index].to_numpy(), nan_ok=True)
+    assert (
+        "the best, one pretrained here, the same network untrained" in tasks.segmentations(opened, "synthetic_nuclei").caption
+    )
+    table = tasks.by_class(opened, "synthetic_nuclei").table
+    assert table[["encoder", "class"]].values.tolist() == [[e, c] for e in ("tiny", "other") for c in ("dark", "red")]
+    of_test = pd.read_parquet(run.path("dice.parquet")).query("split == 'test' and `class` == 'red'")["dice"]
+    assert table["mean"][3] == pytest.approx(of_test.mean())
