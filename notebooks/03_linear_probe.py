@@ -30,7 +30,6 @@ from mfcore.analysis import (
 from mfcore.data import splits
 from mfcore.encoders import embed
 from mfcore.study.config import load_study
-from mfcore.sweep import report_probes
 from mfcore.training import probe, probe_audit
 
 study = load_study(study_file)
@@ -81,7 +80,7 @@ captions.show(captions_representation.one(study, unlabelled))
 # %%
 if encoder in study.probe_audit and not scheme:
     audit = probe_audit.run(study, embeddings, folder)
-    found, titles = compare_probes.scores(audit), report_probes.titles_of(audit)
+    found, titles = compare_probes.scores(audit), compare_probes.titles_of(audit)
     estimators.audit(study, found, titles, encoder, f"03_{audit.folder.name}").save(folder / "figures")
     written += sorted((folder / "figures").glob(f"03_{audit.folder.name}.*"))
     captions.show(compare_probes.wide(compare_probes.table(found), titles))

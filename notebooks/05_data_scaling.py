@@ -24,12 +24,14 @@ from mfcore.analysis import (
     compare_models,
     compare_representation,
     compare_strata,
+    overview,
     scaling,
 )
 from mfcore.claims import ledger as claims
 from mfcore.data import patches
 from mfcore.measures import raters
 from mfcore.study.config import load_study
+from mfcore.study.study import Study
 
 study = load_study(study_file)
 folder = Path(results) / study.name
@@ -105,7 +107,7 @@ arms.by_agreement(study, compare_strata.by_agreement(predictions, labels, study)
 # %% [markdown]
 # ## What the split is worth
 #
-# One probe under other ways to split the same patches; `audit.html` of the supplement has every fold.
+# One probe under other ways to split the same patches; the page "Audit of the splits" of the supplement has every fold.
 
 # %%
 scaling.inflation(study, scaling.inflation_table(study, folder)).save(shown)
@@ -129,6 +131,14 @@ captions.show(claims.brief(claims.write(claims.judge(study, folder, scores), sho
 
 # %%
 store.write_csv(shown / "05_published.csv", scaling.published(study))
+
+# %% [markdown]
+# ## For the supplement
+#
+# Its front page and its pages of reference: data, arms, encoders, conventions, switches, provenance.
+
+# %%
+overview.save(Study(study, folder))
 
 # %% [markdown]
 # ## Checks

@@ -203,13 +203,17 @@ def _tolerance(row: Row) -> str:
 
 
 def write(ledger: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
-    """Keep the ledger as ``claims.csv`` and ``claims.json`` (no number: null) in ``folder``; returns it."""
+    """Keep the ledger as ``claims.csv`` and ``claims.json`` (no number: null) in ``folder``; returns it.
+
+    ``claims_rule.json`` says how a verdict is reached.
+    """
     store.write_csv(Path(folder) / "claims.csv", ledger)
     rows = [
         {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in row.items()}
         for row in ledger.to_dict("records")
     ]
     store.write_json(Path(folder) / "claims.json", rows)
+    store.write_json(Path(folder) / "claims_rule.json", [*RULE, PRETRAINING_RULE])
     return ledger
 
 

@@ -128,11 +128,12 @@ def _told(log: str) -> str:
 
 def build_supplement(file: Path, results: Path, record: Path | None = None) -> bool:
     """Build the study's supplement, as the job ``supplement``; returns whether it succeeded."""
-    from mfcore.sweep import report
+    from mfcore.sweep.book import book
 
     begun, reason = time.monotonic(), None
     try:
-        report.build(load_study(file), results)
+        study = load_study(file)
+        book.build(study, results, jobs_of(study))
     except Exception as error:
         reason = _reason(error)
         traceback.print_exc()

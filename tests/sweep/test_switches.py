@@ -19,7 +19,7 @@ from mfcore.data.downloads import DownloadError
 from mfcore.data.patches_read import DiskError
 from mfcore.encoders import embed
 from mfcore.study.config import MODES, Data, Effects, Lora, Network, Patches, Settings, Splits, Switches, as_dict
-from mfcore.sweep import report_switches, switches as measuring
+from mfcore.sweep import switches as measuring
 
 STUDY = Settings(
     "tiny",
@@ -268,41 +268,6 @@ def test_a_measurement_on_other_patches_or_of_another_study_does_not_count(measu
 def test_a_study_that_asks_for_no_effects_has_no_table(tmp_path):
     none = dataclasses.replace(STUDY, effects=Effects())
     assert effects.asked(none) == () and not len(compare_effects.table(none, tmp_path))
-    assert "The study measures none of them" in report_switches.page(none, tmp_path)
-
-
-def test_the_page_says_of_every_departure_what_is_done_and_what_it_is_worth(measured):
-    page = report_switches.page(STUDY, measured)
-    for defect in compare_defects.DEFECTS:
-        assert f'<tr id="{defect.name}">' in page
-    for words in (
-        "worth here",
-        "clipping: before_backward instead of after_backward",
-        "net (end-to-end): -",
-        "3 of 4 patches, as stored, reach over",
-        "failed: SweepError: no such weights",
-        "the released code stops there: no number comes of it",
-        "Measured on this study: 2 of 12 switches",
-    ):
-        assert words.replace("'", "&#39;") in page or words in page, words
-    shown = report_switches.numbers(compare_effects.table(STUDY, measured))
-    assert shown.columns.tolist() == ["switch", "arm", "n_folds", "AUROC", "difference", "95 % interval", "note"]
-    assert {"none: the study as it is", "clipping: before_backward instead of after_backward"} <= set(shown["switch"])
-    assert set(shown["arm"]) <= {"net (end-to-end)", "random:test_vit (probe)"}
-    made_up = dataclasses.replace(STUDY, data=Data("synthetic"))
-    page = report_switches.page(made_up, measured)
-    assert "synthetic: they show that a switch works" in page and "worth here (synthetic)" in page
-    assert "None of them is measured yet." in report_switches.said(compare_effects.table(STUDY, measured.parent), STUDY)
-
-
-def test_a_study_in_paper_mode_is_said_to_do_as_the_released_code(tmp_path):
-    study = dataclasses.replace(STUDY, switches=MODES["paper"])
-    assert "itself does as the released code" in effects.why_not(study, effects.PAPER, NETWORK)
-    page = report_switches.page(study, tmp_path)
-    assert "None of them is measured yet" not in page and "Nothing here can show what any of them is worth" in page
-    assert "keeps a slide&#39;s annotations" not in page and "tests the best epoch of a LoRA arm" not in page
-    assert "does as the released code (split_by: annotation)" in page and "annotation instead of annotation" not in page
-    assert "does as the released code (epoch: last)" in page and "keeps tables and JSON with checksums" in page
 
 
 def test_every_switch_is_a_departure_that_is_told_once():
