@@ -57,9 +57,10 @@ def _notes(study: Study) -> list[str]:
     """What a reader must know of the patches: side, resolution, borders, slides without µm/px, and the source's own note."""
     settings, run = study.settings, study.patches
     facts, config = run.record["facts"], run.record["config"]
-    resolution = f"{settings.patches.um_per_px:g} µm/px" if settings.patches.um_per_px else ""
-    resolution = "each slide's own µm/px" if config["resolution"] == "native" else resolution
-    notes = [f"Patches of {settings.patches.size_px} px at {resolution}, stored with {settings.stored_px} px."]
+    um_per_px = settings.patches.um_per_px  # None for patches that come as images
+    resolution = f" at {um_per_px:g} µm/px" if um_per_px else ""
+    resolution = " at each slide's own µm/px" if config["resolution"] == "native" else resolution
+    notes = [f"Patches of {settings.patches.size_px} px{resolution}, stored with {settings.stored_px} px."]
     if n_shifted := facts["n_patches_shifted"]:
         notes.append(f"{compare.counted(n_shifted, 'patch', 'patches')} near a border, moved inward.")
     if n_over := facts["n_patches_over_edge"]:

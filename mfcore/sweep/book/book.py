@@ -71,7 +71,7 @@ def _sphinx(source: Path, target: Path, doctrees: Path) -> None:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise BookError(next((line.strip() for line in lines if "Error: " in line), lines[-1]))
-    for unread in target.rglob("*.map"):
+    for unread in (*target.rglob("*.map"), *target.glob("_static/*.html")):  # of the theme's own making
         unread.unlink()
     shutil.rmtree(target / "_sources", ignore_errors=True)  # of notebooks, whatever conf.py says
 

@@ -86,10 +86,12 @@ def _is_empty(output: nbformat.NotebookNode) -> bool:
 def page(run: Run, title: str, source: Path, exhibits: Mapping[str, str]) -> nbformat.NotebookNode:
     """A run's notebook as a page of the book; pictures that are no exhibit are written below ``source``.
 
-    title: of the page. exhibits: the names of the figures' files, by title and caption as a notebook
-    shows them.
+    title: of the page; a notebook that runs once has its own question as title. exhibits: the names
+    of the figures' files, by title and caption as a notebook shows them.
     """
     notebook = without_progress(nbformat.read(run.notebook, as_version=4))
+    if not run.title and (question := re.match(r"(?:\*.*\*\n+)?# (?:\d\d )?(.+)", notebook.cells[0].source)):
+        title = question[1]
     cells = [nbformat.v4.new_markdown_cell(f"# {markdown.text(title)}")]
     if run.state == "failed":
         cells.append(nbformat.v4.new_markdown_cell(failure(run)))
@@ -125,7 +127,7 @@ def page(run: Run, title: str, source: Path, exhibits: Mapping[str, str]) -> nbf
 def failure(run: Run) -> str:
     """A box with the reason why a run failed or is missing."""
     name = f"{markdown.text(run.title or run.name)}, {run.state}"
-    return markdown.box("error", f"**{name}**: {markdown.text(run.reason)}")
+    return markdown.box("error", f"**{name}**: {markdown.caption(run.reason)}")
 
 
 def links(name: str, *kinds: str, up: str = "../") -> str:
@@ -166,7 +168,8 @@ def _add_output(cells: list, output: nbformat.NotebookNode) -> None:
     if "text/html" in output.get("data", {}):
         output.data["text/html"] = _numbers_right(output.data["text/html"])
     if cells[-1].cell_type != "code":
-        cells.append(nbformat.v4.new_code_cell("", metadata={"tags": ["remove-input"]}))
+        source = "# MyST-NB leaves out the output of a cell without code"
+        cells.append(nbformat.v4.new_code_cell(source, metadata={"tags": ["remove-input"]}))
     cells[-1].outputs.append(output)
 
 
