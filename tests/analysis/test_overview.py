@@ -77,7 +77,8 @@ def test_data_are_counted_and_what_is_special_of_them_is_said(study):
 @pytest.mark.parametrize(("mode", "filled"), [("strict", "white"), ("paper", "black")])
 def test_what_lies_over_a_border_is_as_the_study_fills_it(study, mode, filled):
     settings = replace(SETTINGS, switches=MODES[mode])
-    study.patches.record["config"] = patches.config_of(settings)
+    file = study.patches.path("run.json")
+    store.write_json(file, store.read_json(file) | {"config": patches.config_of(settings)})
     assert f"as stored: {filled}." in overview.data(study).caption
 
 
