@@ -267,7 +267,7 @@ def test_a_claim_shows_what_was_expected_and_found_without_a_click(built):
         assert any(f"{sign} {verdict}" in " ".join(title.split()) for title in claims)
     said = words(built, "reference/the_papers__claims")
     assert said.count(pages.ON_SYNTHETIC) == 1 + 3, "in the box above, and of each that was judged"
-    assert "A rule <img" in said and "A 2024: data" in said
+    assert "A rule <img" in said and "A 2024: data 1 1 1 1" in said
 
 
 def test_claims_on_real_data_stand_for_themselves(results):
