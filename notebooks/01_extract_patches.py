@@ -18,10 +18,11 @@ n_workers = 2  # threads that read slides
 # %%
 from pathlib import Path
 
-from mfcore.analysis import captions, figures
+from mfcore.analysis import captions, figures, overview
 from mfcore.data import patches, splits_audit
 from mfcore.study import data as study_data
 from mfcore.study.config import load_study
+from mfcore.study.study import Study
 
 study = load_study(study_file)
 folder = Path(results) / study.name
@@ -58,6 +59,9 @@ captions.show(
 # %%
 captions.show(splits_audit.summary(splits_audit.load_schemes(audit_run)))
 captions.show(captions.not_drawn(audit_run.record["facts"]["not_drawn"]))
+
+# %%
+overview.save_audit(Study(study, folder))
 
 # %% [markdown]
 # ## A contact sheet

@@ -29,7 +29,6 @@ from mfcore.analysis import (
 from mfcore.study import arms as study_arms, data as study_data, encoders as study_encoders
 from mfcore.study.config import load_study
 from mfcore.study.study import Study
-from mfcore.sweep import report_probes
 from mfcore.training import probe
 
 study = load_study(study_file)
@@ -80,7 +79,7 @@ opened.show(representations.one(opened, encoder))
 # %%
 if encoder in study.probe_audit and not scheme:
     audit = study_arms.audit_probe(study, embeddings, folder)
-    found, titles = compare_probes.scores(audit), report_probes.titles_of(audit)
+    found, titles = compare_probes.scores(audit), compare_probes.titles_of(audit)
     estimators.audit(study, found, titles, encoder, f"03_{audit.folder.name}").save(folder / "figures")
     written += sorted((folder / "figures").glob(f"03_{audit.folder.name}.*"))
     captions.show(compare_probes.wide(compare_probes.table(found), titles))

@@ -23,6 +23,7 @@ from mfcore.analysis import (
     compare_calibration,
     compare_models,
     compare_strata,
+    overview,
     representations,
     scaling,
     switches,
@@ -108,7 +109,7 @@ arms.by_agreement(study, compare_strata.by_agreement(predictions, labels, study)
 # %% [markdown]
 # ## What the split is worth
 #
-# One probe under other ways to split the same patches; `audit.html` of the supplement has every fold.
+# One probe under other ways to split the same patches; the page "Audit of the splits" of the supplement has every fold.
 
 # %%
 scaling.inflation(study, scaling.inflation_table(study, folder)).save(shown)
@@ -140,6 +141,14 @@ captions.show(claims.brief(claims.write(claims.judge(study, folder, scores), sho
 
 # %%
 store.write_csv(shown / "05_published.csv", scaling.published(study))
+
+# %% [markdown]
+# ## For the supplement
+#
+# Its front page and its pages of reference: data, arms, encoders, conventions, switches, provenance.
+
+# %%
+overview.save(Study(study, folder))
 
 # %% [markdown]
 # ## Checks

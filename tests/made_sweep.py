@@ -25,10 +25,9 @@ def stand_in() -> None:
     from mfcore.sweep import run as sweep_run
 
     sweep_run.execute = execute
-    sys.modules["mfcore.sweep.report"] = types.SimpleNamespace(build=build)
-    import mfcore
+    import mfcore.sweep.book
 
-    mfcore.sweep.report = sys.modules["mfcore.sweep.report"]
+    sys.modules["mfcore.sweep.book.book"] = mfcore.sweep.book.book = types.SimpleNamespace(build=build)
 
 
 def execute(source: Path, target: Path, parameters: dict, n_threads: int = 1, of_what: str = "") -> None:
@@ -63,7 +62,7 @@ def execute(source: Path, target: Path, parameters: dict, n_threads: int = 1, of
     target.write_text("executed")
 
 
-def build(study: object, results: Path) -> None:
+def build(study: object, results: Path, jobs: dict) -> None:
     """A page with the AUROC of the study's probe."""
     from mfcore.analysis import compare
 

@@ -33,12 +33,6 @@ STILL = {
     "sweep.__main__": {"data", "tasks"},
     "sweep.inputs": {"data", "tasks"},
     "sweep.jobs": {"encoders"},
-    "sweep.report": {"data", "measures"},
-    "sweep.report_audit": {"data"},
-    "sweep.report_encoders": {"encoders"},
-    "sweep.report_pretraining": {"tasks"},
-    "sweep.report_probes": {"data", "measures"},
-    "sweep.report_switches": {"data"},
     "sweep.switches": {"data", "encoders", "training"},
 }
 
@@ -164,8 +158,9 @@ def test_no_two_modules_import_each_other():
         ("study.config", "from mfcore.analysis import compare", "this is analysis"),
         ("study.arms", "from mfcore.__main__ import main", "this is __main__"),
         ("analysis.compare", "from mfcore.training import probe", "this is training"),
+        ("sweep.book.book", "from mfcore.training import probe", "this is training"),
         ("analysis.compare", "from mfcore.claims import ledger", "this is claims"),
-        ("claims.ledger", "from mfcore.sweep import report", "this is sweep"),
+        ("claims.ledger", "from mfcore.sweep.book import book", "this is sweep"),
         ("measures.binary", "def f():\n    import torch", "without torch"),
         ("analysis.figures", "def f():\n    from safetensors.torch import load_file", "without torch"),
         ("analysis.figures", "from mfcore import __version__\nimport timm.data", "without torch"),

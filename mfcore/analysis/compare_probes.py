@@ -61,6 +61,11 @@ def scores(run: store.Run) -> pd.DataFrame:
     return pd.concat([fits, pd.DataFrame(rows)], axis=1)
 
 
+def titles_of(run: store.Run) -> dict[str, str]:
+    """Title of each estimator of an audit, by its name."""
+    return {name: facts["title"] for name, facts in run.identity["config"]["estimators"].items()}
+
+
 def table(found: pd.DataFrame) -> pd.DataFrame:
     """Mean and sample SD over folds, a row an estimator and size, in the order of the audit.
 

@@ -52,7 +52,9 @@ class Exhibit:
         return f"**{self.title}.** {self.caption}"
 
     def save(self, folder: str | Path) -> "Exhibit":
-        """Write ``name``.csv, .json (title, caption, section) and, of a figure, .png and .pdf into ``folder``; returns itself.
+        """Write ``name``.csv, .json and, of a figure, .png and .pdf into ``folder``; returns itself.
+
+        The JSON has title, caption, section and, as text, ``readable``: null where that is None.
 
         Each file appears whole or not at all.
         """
@@ -61,7 +63,9 @@ class Exhibit:
             store.write_csv(folder / f"{self.name}.csv", self.table)
         else:
             figures.save(self.figure, self.table, folder, self.name)
-        content = {"title": self.title, "caption": self.caption, "section": self.section}
+        shown = self.readable
+        readable = None if shown is None else shown.astype(object).where(shown.notna(), "–").map(str).to_dict("records")
+        content = {"title": self.title, "caption": self.caption, "section": self.section, "readable": readable}
         store.write_json(folder / f"{self.name}.json", content)
         return self
 
@@ -76,8 +80,8 @@ class Exhibit:
         display(captions.show(self.text))
 
 
-def load(folder: str | Path, name: str) -> dict[str, str]:
-    """``title, caption, section`` of a saved exhibit; raises StoreError where there is none."""
+def load(folder: str | Path, name: str) -> dict:
+    """``title, caption, section, readable`` of a saved exhibit; raises StoreError where there is none."""
     return store.read_json(Path(folder) / f"{name}.json")
 
 

@@ -22,7 +22,6 @@ COLUMNS = (
 HERE = dict(zip(VERDICTS, ("as stated", "not as stated", "unclear", ""), strict=True))
 WORST_FIRST = (NOT_TESTABLE, NOT_REPRODUCED, UNCLEAR, REPRODUCED)
 GANZ = "Ganz et al. 2024"
-SECTIONS = ("abstract", "section 2", "Tab. 1", "section 3", "section 4", "Tab. 2", "section 5")
 # The kinds of evidence, so that counts of verdicts do not mix what any study can confirm with what only results can.
 DATA, NETWORKS, METHOD, SCALING, DOMAINS, LATER = "data", "networks", "method", "data scaling", "domain shift", "later work"
 EVIDENCE = (DATA, NETWORKS, METHOD, SCALING, DOMAINS, LATER)
@@ -203,32 +202,21 @@ def _tolerance(row: Row) -> str:
 
 
 def write(ledger: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
-    """Keep the ledger as ``claims.csv`` and ``claims.json`` (no number: null) in ``folder``; returns it."""
+    """Keep the ledger as ``claims.csv`` and ``claims.json`` (no number: null) in ``folder``; returns it.
+
+    ``claims_rule.json`` says how a verdict is reached.
+    """
     store.write_csv(Path(folder) / "claims.csv", ledger)
     rows = [
         {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in row.items()}
         for row in ledger.to_dict("records")
     ]
     store.write_json(Path(folder) / "claims.json", rows)
+    store.write_json(Path(folder) / "claims_rule.json", [*RULE, PRETRAINING_RULE])
     return ledger
-
-
-def counts(ledger: pd.DataFrame) -> pd.DataFrame:
-    """How many claims got which verdict: a row a paper and subject, in the ledger's order, a column a verdict of VERDICTS."""
-    table = pd.crosstab([ledger["paper"], ledger["subject"]], ledger["verdict"]).reindex(columns=list(VERDICTS), fill_value=0)
-    order = ledger[["paper", "subject"]].drop_duplicates()
-    return table.loc[list(order.itertuples(index=False, name=None))].rename_axis(columns=None).reset_index()
 
 
 def brief(ledger: pd.DataFrame) -> pd.DataFrame:
     """The first paper's claims for a notebook: those that were judged, and the comparisons that were only shown."""
     own = ledger[(ledger["paper"] == GANZ) & ((ledger["verdict"] != NOT_TESTABLE) | (ledger["here"] != ""))]
     return own[["claim", "where", "verdict", "here", "found"]].reset_index(drop=True)
-
-
-def sections(ledger: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The ledger in parts to be read: the first paper's by section, in its order, then each other paper's."""
-    own = ledger[ledger["paper"] == GANZ]
-    part = own["where"].str.split(",").str[0]
-    found = [(f"{GANZ}, {name}", own[part == name]) for name in SECTIONS if (part == name).any()]
-    return found + [(paper, rows) for paper, rows in ledger[ledger["paper"] != GANZ].groupby("paper", sort=False)]

@@ -55,6 +55,11 @@ class Study:
         """The splits that probes learn from, as `mfcore.data.splits.make`; raises StoreError where there are none."""
         return predictions.stored_splits(self.settings, self.folder)
 
+    @property
+    def audit(self) -> store.Run:
+        """The finished audit of the splits; raises StoreError where there is none."""
+        return data.find_audit(self.settings, self.folder)
+
     # ---- encoders ----
 
     def card(self, encoder: str) -> EncoderCard:

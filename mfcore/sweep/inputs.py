@@ -21,7 +21,7 @@ from mfcore.sweep.jobs import MEASURE, ROOT, SHARE, STAGES, SUM_UP, Job
 from mfcore.tasks import registry, task
 
 FOLDER = "inputs"  # in the study's results
-WITHOUT_NOTEBOOK = {SHARE: "study/encoders", MEASURE: "sweep/switches", "supplement": "sweep/report"}  # its module
+WITHOUT_NOTEBOOK = {SHARE: "study/encoders", MEASURE: "sweep/switches", "supplement": "sweep/book/book"}  # its module
 
 
 def states_of(study: Settings, job: Job) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ def _now(name: str, study: Settings, data: Path, was: dict, known: Fingerprints)
     if kind == "study":
         return {"complete": True, "study": as_dict(study)}
     if kind == "code":
-        return {"complete": True, "code": code_of(_source(of), reads_published=of == "supplement" or _sums_up(of))}
+        return {"complete": True, "code": code_of(_source(of), reads_published=_sums_up(of))}
     if kind == "data":
         return _data(study, data, was, known)
     if kind == "encoders":
@@ -94,7 +94,7 @@ def _below(place: Path, known: Fingerprints) -> dict[str, list[int | str]]:
 def _data(study: Settings, folder: Path, was: dict, known: Fingerprints) -> dict:
     """The state of the study's data: checksums of its label files, fingerprints of the slides that they name."""
     try:
-        files = labels.files_of(study.source.source, folder)
+        files = labels.files_of(study.source.source.source, folder)
     except labels.LabelError:
         return was if was.get("labels") else {"complete": False}
     said = {file.relative_to(folder).as_posix(): known.of(file, whole=True)[1] for file in files}
@@ -143,13 +143,13 @@ def code_of(source: Path, reads_published: bool = True) -> str:
     """Digest of what decides a notebook's or module's results: its own code and that of the mfcore modules it reaches.
 
     Comments, docstrings, blank lines, imports and the modules' names don't count; all of a notebook's text does. YAML in
-    the modules' packages, the style of figures, templates of pages and, with ``reads_published``, published values count too.
+    the modules' packages, the style of figures and of the supplement and, with ``reads_published``, published values count too.
     """
     own, code = store.file_sha256(source) if ROOT / "mfcore" not in source.parents else "", reached(source)
     modules = sorted({_module(path, path.stat().st_mtime_ns)[0] for path in code})
     packages = {path.parent for path in code} - {ROOT / "mfcore"}
     files = sorted({file for package in packages for file in package.rglob("*.yaml")})
-    files += sorted((ROOT / "mfcore" / "sweep" / "templates").glob("*.html"))
+    files += sorted(file for package in packages for kind in ("*.css", "conf.py") for file in package.glob(kind))
     files.append(ROOT / "mfcore" / "analysis" / "mfcore.mplstyle")
     files += sorted((ROOT / "data").glob("published_*.csv")) if reads_published else []
     return digest([own, modules, [store.file_sha256(file) for file in files]])

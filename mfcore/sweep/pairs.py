@@ -17,9 +17,9 @@ from mfcore import store
 from mfcore.analysis import captions, compare
 from mfcore.store.records import digest
 from mfcore.study.config import as_dict, load_study
+from mfcore.sweep.book.notebooks import without_progress
 from mfcore.sweep.inputs import code_of
 from mfcore.sweep.jobs import ROOT
-from mfcore.sweep.report import without_progress
 from mfcore.sweep.run import execute
 
 OF_WHAT = "*The committed outputs are those of the study `demo`: synthetic data.*"  # the built .ipynb begin so, no .py does

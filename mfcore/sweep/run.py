@@ -65,9 +65,9 @@ def run_job(
             if job.notebook:
                 _run_notebook(job, file, results, data, n_threads)
             elif job.stage == SUPPLEMENT:
-                from mfcore.sweep import report
+                from mfcore.sweep.book import book
 
-                report.build(study, results)
+                book.build(study, results, jobs_of(study))
             else:
                 _run_process(job, file, results, data, n_threads)
             if job.reads_data:

@@ -9,12 +9,12 @@ import pytest
 from tiny_encoders import tiny_card, use
 
 from mfcore import encoders, store
-from mfcore.analysis import compare_conventions
+from mfcore.analysis import compare_conventions, overview
 from mfcore.data import patches, splits
 from mfcore.encoders.card import Convention, conventions, released_cards, variants_of
 from mfcore.study import data as study_data
 from mfcore.study.config import Data, Settings, Splits, as_dict
-from mfcore.sweep import report_conventions
+from mfcore.study.study import Study
 
 STUDY = Settings(
     "t", "t", Data("midog"), encoders=("tiny",), conventions="tiny", splits=Splits(n_folds=3, sizes=(0.5, 1.0), by_domain=False)
@@ -88,16 +88,16 @@ def test_distances_and_differences_are_from_the_authors_way(results):
     assert shown["distance_median"].tolist() == ["0.0 %", "0.0 %", "25.0 %", "0.0 %"]
     assert shown["AUROC_against_authors"].iloc[1] == "the same card"
     assert shown["AUROC_against_authors"].iloc[0] == "–" and shown["AUROC_against_authors"].iloc[2].startswith("+0.")
-    page = report_conventions.page(STUDY, results)
-    assert "most apart from the authors&#39; card by B&#39;s way (+0." in page and "Not here" not in page
+    (exhibit,) = overview.conventions(Study(STUDY, results))
+    assert exhibit.table.equals(shown) and "Not here" not in exhibit.caption
 
 
 def test_what_has_not_run_is_a_dash_and_named(results):
     ran(results, "tiny", np.ones((240, 24)), 0.6)
     rows = compare_conventions.table(STUDY, results).set_index("library")
     assert np.isnan(rows.loc["B", ["distance_median", "auroc", "difference"]].to_numpy(float)).all()
-    page = report_conventions.page(STUDY, results)
-    assert "hasn&#39;t run: tiny_bilinear, tiny_mean." in page or "hasn't run: tiny_bilinear, tiny_mean." in page
+    (exhibit,) = overview.conventions(Study(STUDY, results))
+    assert "hasn't run: tiny_bilinear and tiny_mean." in exhibit.caption
     assert compare_conventions.wide(rows.reset_index())["distance_max"].tolist() == ["0.0 %", "0.0 %", "–", "–"]
     assert compare_conventions.table(replace(STUDY, conventions=""), results).empty
 
@@ -116,9 +116,10 @@ def test_where_the_study_embeds_as_released_nothing_is_passed_off_as_the_authors
     assert rows.loc[[compare_conventions.AUTHORS, "A"], "auroc"].isna().all(), "the runs called so are of the released card"
     assert rows.loc["C", "auroc"] == 1 and rows["distance_median"].isna().all() and rows["difference"].isna().all()
     assert rows.loc[compare_conventions.AUTHORS, "n_dims"] == 24 and rows.loc["A", "departs"] == ""
-    page = report_conventions.page(study, results)
-    assert "as the released code does (card tiny_mean)" in page and "encoder_input: card" in page
-    assert "as the released code does" not in report_conventions.page(STUDY, results)
+    captions = ["".join(one.caption for one in overview.conventions(Study(each, results))) for each in (study, STUDY)]
+    assert "as the released code does (card tiny_mean)" in captions[0] and "encoder_input: card" in captions[0]
+    assert "as the released code does" not in captions[1]
+    assert not [*overview.conventions(Study(replace(STUDY, conventions=""), results))]
 
 
 def test_every_way_is_a_card_of_the_same_weights():

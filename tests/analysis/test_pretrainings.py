@@ -1,6 +1,5 @@
 """Pretrainings beside one another: comparisons read off configs, snapshots' scores, differences, exhibits and page."""
 
-import html
 import io
 from dataclasses import replace
 
@@ -15,7 +14,6 @@ from mfcore.measures.statistics import Interval
 from mfcore.study import pretrained
 from mfcore.study.config import Data, OnlinePatches, OwnEncoder, Pretraining, Settings, TaskOptions
 from mfcore.study.study import Study
-from mfcore.sweep import report_pretraining
 
 BASE = Pretraining("base", n_steps=100, batch_size=8, n_snapshots=2, arguments={"depth": 2})
 FOUR, ONE = OnlinePatches(), OnlinePatches(um_per_px=(0.5,))
@@ -251,8 +249,6 @@ def test_two_networks_from_random_and_other_weights_are_two_pairs_and_never_mixe
     ]
     found = pretrainings.differences(exhibit.table).set_index("name")
     assert found["base"].to_dict() == {"on": "base", "cnn_imagenet": "cnn_random"}
-    readable = report_pretraining.readable_differences(found.reset_index().assign(low=np.nan, high=np.nan))
-    assert readable[["encoder", "base"]].to_numpy().tolist() == [["on", "base"], ["cnn_imagenet", "cnn_random"]]
 
 
 def test_what_the_weights_of_a_start_have_learnt_from_is_as_far_as_is_said():
@@ -264,15 +260,6 @@ def test_what_the_weights_of_a_start_have_learnt_from_is_as_far_as_is_said():
     study = replace(STUDY, own_encoders=records)
     images = [pretrainings.learnt_from(study, name) for name in ("hub", "alike", "told", "efficientnet_lite0", "unknown")]
     assert images == ["", "ImageNet-1k", "ours", "ImageNet-1k", ""], "other weights learnt from other images"
-
-
-def test_what_is_not_pretrained_yet_is_not_said_to_stand(made, tmp_path):
-    nothing = pretrainings.overview_table(Study(STUDY, tmp_path / "none"))
-    assert "collapsed" not in report_pretraining.shared(nothing)
-    assert "collapsed" in report_pretraining.readable_overview(nothing)
-    some = pretrainings.overview_table(Study(STUDY, made)).assign(collapsed="")
-    assert report_pretraining.shared(some).endswith("and none that is pretrained has collapsed.")
-    assert report_pretraining.shared(some.dropna(subset="loss")).endswith("and none has collapsed.")
 
 
 def test_rankme_of_networks_of_other_widths_is_drawn_on_a_logarithmic_axis(made, monkeypatch):
@@ -299,30 +286,3 @@ def test_without_scores_captions_say_so(tmp_path, monkeypatch):
         assert "No two judged pretrainings" in exhibit(study).caption and exhibit(study).figure is None
     assert not len(pretrainings.against_base(study).table)
     assert "No pretraining" in pretrainings.histories(study).caption
-    assert "Not there" in report_pretraining.page(STUDY, tmp_path)
-
-
-def test_the_page_says_what_was_pretrained_what_failed_and_that_it_is_synthetic(made):
-    (made / "figures").mkdir()
-    for name in ("11_start", "07_online_places"):
-        (made / "figures" / f"{name}.png").write_bytes(b"png")
-        store.write_json(made / "figures" / f"{name}.json", {"title": name, "caption": "A caption.", "section": ""})
-    page = report_pretraining.page(STUDY, made).replace("\N{NO-BREAK SPACE}", " ")
-    assert "it collapsed" in page and "3 of 10 encoders are pretrained" in page and "synthetic" in page
-    assert "base against untrained, the same network untrained: bach 0.700 against 0.500" in page
-    assert "few: 1 slide was left out" in page and "no um/px" in page
-    assert "few: 1 slide was used, but for a part" in page and "no place at 2 um/px" in page
-    assert page.count("<figure>") == 2
-    assert "balanced_accuracy" not in page and "target<br>entropy<br>(nats)" in page
-    assert "<td>vit_small_patch16_224, DINOv2</td>" in page and "100 × 8" in page and "RankMe 1.0 of 4" in page
-    assert "all draw patches from the study's own slides" in html.unescape(page) and "none has collapsed" not in page
-    for heading in ("What training starts from", "How many slides", "DINO or DINOv2", "Downstream tasks", "Limits"):
-        assert heading in page
-
-
-def test_the_page_of_a_study_that_pretrains_nothing_is_of_its_tasks(made):
-    study = replace(STUDY, encoders=("untrained", "other"), pretraining=())
-    page = report_pretraining.page(study, made).replace("\N{NO-BREAK SPACE}", " ")
-    assert "Downstream tasks" in page and "0.5" in page and "eva" in page
-    for absent in ("pretrained itself", "What was pretrained", "0 of 0", "Each encoder is pretrained once"):
-        assert absent not in page

@@ -378,17 +378,7 @@ def test_the_ledger_is_written_as_csv_and_json(planted, tmp_path):
     assert list(read.columns) == list(claims.COLUMNS) and read["verdict"].tolist() == rows["verdict"].tolist()
     stored = json.loads((tmp_path / "claims.json").read_text(encoding="utf-8"))
     assert len(stored) == len(rows) and {row["difference"] for row in stored} >= {None}
-
-
-def test_verdicts_are_counted_apart_by_what_they_are_of(planted):
-    rows = planted.reset_index(drop=True)
-    counts = claims.counts(rows)
-    assert list(counts.columns) == ["paper", "subject", *VERDICTS]
-    assert counts[list(VERDICTS)].to_numpy().sum() == len(rows)
-    assert counts["subject"].tolist()[:2] == [claims.DATA, claims.NETWORKS] and counts["paper"].iloc[0] == GANZ
-    own = counts.set_index(["paper", "subject"]).loc[(GANZ, claims.DOMAINS)]
-    mine = rows[(rows["paper"] == GANZ) & (rows["subject"] == claims.DOMAINS)]
-    assert own[REPRODUCED] == (mine["verdict"] == REPRODUCED).sum()
+    assert json.loads((tmp_path / "claims_rule.json").read_text(encoding="utf-8")) == [*claims.RULE, claims.PRETRAINING_RULE]
 
 
 def test_a_notebook_gets_what_was_judged_or_shown(synthetic):
@@ -396,14 +386,6 @@ def test_a_notebook_gets_what_was_judged_or_shown(synthetic):
     short = claims.brief(rows)
     assert list(short.columns) == ["claim", "where", "verdict", "here", "found"]
     assert ((short["verdict"] != NOT_TESTABLE) | (short["here"] != "")).all() and 0 < len(short) < len(rows) / 2
-
-
-def test_sections_hold_every_row_once_in_the_papers_order(planted):
-    parts = claims.sections(planted.reset_index(drop=True))
-    assert sum(len(rows) for _, rows in parts) == len(planted)
-    titles = [title for title, _ in parts]
-    assert titles[:3] == [f"{GANZ}, abstract", f"{GANZ}, section 2", f"{GANZ}, Tab. 1"]
-    assert all("second-hand" in title for title in titles[len(claims.SECTIONS) :])
 
 
 def test_every_name_in_the_rows_is_known():

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 from mfcore import encoders, store
-from mfcore.analysis import compare
+from mfcore.analysis import compare, overview_encoders
 from mfcore.encoders import embed
 from mfcore.study import data as study_data, encoders as study_encoders, pretrained
 from mfcore.study.config import ConfigError, Crops, Data, OnlinePatches, Patches, Pretraining, Settings, Splits, as_dict
-from mfcore.sweep import report_encoders
+from mfcore.study.study import Study
 
 ARGUMENTS = {"img_size": 32, "embed_dim": 24, "num_heads": 3, "depth": 1}
 N_PARAMETERS = 25_872
@@ -133,14 +133,14 @@ def test_pretrained_again_it_is_not_taken_for_what_it_was(results):
     assert after.key != before.key and not (embed.load(after)[0] == embed.load(before)[0]).any()
 
 
-def test_the_page_on_encoders_has_it_before_and_after(results):
-    before = report_encoders.table(STUDY, results).set_index("encoder").loc["own"]
+def test_the_exhibit_on_encoders_has_it_before_and_after(results):
+    before = overview_encoders.table(Study(STUDY, results)).set_index("encoder").loc["own"]
     assert before["group"] == "own" and "notebook 08_pretrain" in before["state"] and before["is"] == "not here"
     pretrain(results)
     study_encoders.embed(STUDY, "own", results)
-    after = report_encoders.table(STUDY, results).set_index("encoder").loc["own"]
+    after = overview_encoders.table(Study(STUDY, results)).set_index("encoder").loc["own"]
     assert after["is"] == "embedded" and after["weights"] == "pretrained by this study"
-    assert str(results) not in report_encoders.page(STUDY, results)
+    assert not after.astype(str).str.contains(str(results), regex=False).any()
 
 
 def test_where_it_lies_decides_nothing(results, tmp_path_factory):

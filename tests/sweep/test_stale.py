@@ -224,9 +224,8 @@ def test_the_run_that_was_opened_last_is_found_whichever_finished_last(tmp_path)
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package of two modules, which a notebook reaches."""
-    (tmp_path / "mfcore" / "sweep" / "templates").mkdir(parents=True)
+    (tmp_path / "mfcore" / "analysis").mkdir(parents=True)
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "mfcore" / "analysis").mkdir()
     (tmp_path / "mfcore" / "analysis" / "mfcore.mplstyle").touch()
     (tmp_path / "mfcore" / "a.py").write_text("from mfcore.b import f\n\n\ndef g():\n    return f() + 1\n")
     (tmp_path / "mfcore" / "b.py").write_text('"""B."""\n\n\ndef f():\n    """One."""\n    return 1  # one\n')
@@ -265,6 +264,8 @@ def test_a_packages_face_and_its_facts_count_as_code(package):
     (room / "__init__.py").write_text("from mfcore.room.d import h\n")
     (room / "d.py").write_text("def h():\n    return 1\n")
     (room / "cards" / "one.yaml").write_text("n_dims: 1\n")
+    for name in ("book.css", "conf.py"):  # Sphinx reads them, nobody imports them
+        (room / name).write_text("x = 1\n")
     without = sweep_inputs.code_of(package)
     _rewritten(package.parents[1] / "mfcore" / "c.py", "X = 1", "X = 1\nfrom mfcore import room")
     _rewritten(package.parents[1] / "mfcore" / "b.py", '"""B."""', "from mfcore.c import X")
@@ -272,8 +273,11 @@ def test_a_packages_face_and_its_facts_count_as_code(package):
     assert first != without
     _rewritten(room / "d.py", "return 1", "return 2")
     second = sweep_inputs.code_of(package)
-    _rewritten(room / "cards" / "one.yaml", "1", "2")
-    assert len({first, second, sweep_inputs.code_of(package)}) == 3
+    digests = {first, second}
+    for file in (room / "cards" / "one.yaml", room / "book.css", room / "conf.py"):
+        _rewritten(file, "1", "2")
+        digests.add(sweep_inputs.code_of(package))
+    assert len(digests) == 5
 
 
 def _written(study, tmp_path, data, job, **how):

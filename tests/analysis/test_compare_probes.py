@@ -1,7 +1,6 @@
-"""The probe audit's tables, sentences and page: computed from the predictions, honest about what they can't tell."""
+"""The tables and exhibits of the probe audit, computed from the predictions."""
 
 import dataclasses
-import re
 
 import made_embeddings
 import numpy as np
@@ -9,12 +8,12 @@ import pandas as pd
 import pytest
 
 from mfcore import store
-from mfcore.analysis import compare_probes, estimators
+from mfcore.analysis import compare_probes, estimators, overview
 from mfcore.data import patches, splits
 from mfcore.measures.statistics import Folds
 from mfcore.study import data as study_data
 from mfcore.study.config import Data, Settings, as_dict
-from mfcore.sweep import report_probes
+from mfcore.study.study import Study
 
 STUDY = dataclasses.replace(made_embeddings.STUDY, probe_audit=("made",))
 FACTS = {"objective": "o", "optimiser": "p", "features": "f", "source": "s"}
@@ -83,40 +82,29 @@ def test_the_threshold_of_who_does_not_weigh_classes_is_the_training_share(found
     assert own["auroc"] == pytest.approx(one["auroc"].mean()) and own["auroc_sd"] == pytest.approx(one["auroc"].std())
 
 
-def test_the_sentences_follow_the_numbers(found):
-    scores, titles = found[0], {name: name for name in ESTIMATORS}
-    text = report_probes.said(scores, titles, by_estimator(scores))
-    full = compare_probes.table(scores).query("size == 1").set_index("estimator")["auroc"]
-    assert f"lies between {full.min():.3f} (“early_stopped_adam”) and {full.max():.3f} (“" in text
-    assert "more than one SD over folds" in text and "Of 12 fits that validation could stop, at all sizes, 2 ran to" in text
-    assert "stopped before it has learnt" in text
+def test_differences_are_of_the_scores(found):
+    scores = found[0]
+    rows = compare_probes.differences(scores, by_estimator(scores)).set_index("estimator")
+    assert rows.loc["early_stopped_adam", "high"] < 0 and compare_probes.OWN not in rows.index
     alike = scores.assign(auroc=0.7 + 0.01 * scores["fold"])
-    text = report_probes.said(alike, titles, by_estimator(alike))
-    assert "0.000 apart: no more than one SD over folds (0.010" in text and "of 3 such intervals none leave out zero" in text
-    assert "the interval holds zero" in text and "stopped before" not in text
-    first = scores[scores["fold"] == 0]
-    single = report_probes.said(first, titles, by_estimator(first))
-    assert "there is no SD to hold against it" in single and "nan" not in single
+    assert compare_probes.differences(alike, by_estimator(alike))["difference"].tolist() == pytest.approx([0, 0, 0])
 
 
-def test_the_page_shows_every_estimator_says_synthetic_and_what_is_missing(found):
-    _, folder = found
+def test_the_exhibits_have_every_estimator_and_say_synthetic(found):
     study = dataclasses.replace(STUDY, encoders=("made", "gone"), probe_audit=("made", "gone"))
-    page = report_probes.page(study, folder).replace("\N{NO-BREAK SPACE}", " ")
-    assert "synthetic data" in page and "The data are synthetic" in page
-    assert all(page.count(f"&lt;{name}&gt;") >= 3 for name in ESTIMATORS), "text isn't escaped, or an estimator is missing"
-    assert "hasn't run: gone." in page and "Banerjee" not in page
-    assert "with C = 0.25 at 20 %, 0.25 at 100 %" in page
-    text = re.sub(r"<[^>]+>", " ", page)
-    assert not {"nan", "NaN", "None"} & set(re.sub(r"\{.*\}", "", text).split())
+    definitions, made = overview.estimators(Study(study, found[1]))
+    assert definitions.table["estimator"].tolist() == [f"<{name}>" for name in ESTIMATORS] == made.table["estimator"].tolist()
+    assert definitions.table["patches used"].iloc[0] == "training only" and made.name == "03_estimators_made"
+    shown = made.table.set_index("estimator")["less this study's probe"]
+    assert shown["<uni>"] == "–" and shown["<early_stopped_adam>"].startswith("-0.") and "synthetic data" in made.caption
 
 
 def test_published_scores_stand_beside_those_of_amibr_alone(tmp_path):
     study = dataclasses.replace(STUDY, data=Data("amibr"))
     write(tmp_path, study)
-    page = report_probes.page(study, tmp_path).replace("\N{NO-BREAK SPACE}", " ")
-    assert "Swin-B" in page and "0.81 ± 0.01" in page and "Banerjee" in page and "synthetic data" not in page
-    probes = compare_probes.published().query("kind == 'probe'")["balanced_accuracy"]
+    *_, exhibit = overview.estimators(Study(study, tmp_path))
+    assert exhibit.name == "03_published_probes" and "Swin-B" in set(exhibit.table["arm"]) and "Banerjee" in exhibit.caption
+    probes = exhibit.table.query("kind == 'probe'")["balanced_accuracy"]
     assert (probes.min(), probes.max(), len(probes)) == (0.594, 0.634, 7)
 
 
@@ -128,7 +116,7 @@ def test_another_splits_audit_is_not_this_studys(found):
         compare_probes.find(other, "made", folder)
 
 
-def test_the_figure_has_a_line_a_fold_and_is_shown_where_it_is_drawn(found):
+def test_the_figure_has_a_line_a_fold(found):
     scores, folder = found
     titles = {name: name for name in ESTIMATORS}
     run = compare_probes.find(STUDY, "made", folder)
@@ -136,11 +124,4 @@ def test_the_figure_has_a_line_a_fold_and_is_shown_where_it_is_drawn(found):
     figure = exhibit.figure
     assert [[line.get_label() for line in axis.lines].count("a fold") for axis in figure.axes] == [3, 3]
     assert any(text.get_text() == "synthetic data" for text in figure.texts)
-    assert "<figure>" not in report_probes.page(STUDY, folder)
-    exhibit.save(folder / "figures")
-    assert f"figures/03_{run.folder.name}.png" in report_probes.page(STUDY, folder)
-
-
-def test_a_probe_without_weights_is_named_beside_its_c():
-    rows = pd.DataFrame({"estimator": compare_probes.OWN, "size": [0.1, 1.0], "sklearn_c": [0.02, 0.0]})
-    assert "C = 0.02 at 10 %, 0 at 100 % (all its weights are 0)." in report_probes.said_of_c(rows)
+    assert exhibit.section == "Audit of the probe"

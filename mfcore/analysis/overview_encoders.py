@@ -1,19 +1,18 @@
-"""The supplement's page on encoders: every card of the registry, and what is with each on this machine and in this study."""
+"""Every encoder card of the registry and of the study, and what is with each on this machine and in this study."""
 
 import contextlib
 import json
-from pathlib import Path
 
 import pandas as pd
 
-from mfcore import encoders, store
+from mfcore import store
 from mfcore.analysis import compare
+from mfcore.analysis.exhibit import Exhibit
 from mfcore.encoders import weights
-from mfcore.encoders.card import TABLE_1, EncoderCard, cards
+from mfcore.encoders.card import TABLE_1, EncoderCard, EncoderError, cards
 from mfcore.encoders.readout import READOUTS
-from mfcore.study import data as study_data, encoders as study_encoders, pretrained
-from mfcore.study.config import Settings
-from mfcore.sweep import report_html
+from mfcore.study import pretrained
+from mfcore.study.study import Study
 
 GROUPS = {
     "anywhere": "With no account and no hub",
@@ -30,56 +29,50 @@ STATISTICS = {
 }
 
 
-def page(study: Settings, results: Path) -> str:
-    """The page, from the registry, the study's embeddings and failures, and what is on this machine; asks no network."""
-    rows = table(study, results)
-    groups = [(title, rows[rows["group"] == group].to_dict("records")) for group, title in GROUPS.items()]
-    return report_html.render(
-        "encoders.html",
-        study=study,
-        said=said(rows),
-        groups=[(title, members) for title, members in groups if members],
-    )
-
-
-def said(rows: pd.DataFrame) -> str:
-    """What of the encoders is here, in a sentence."""
+def encoders(study: Study) -> Exhibit:
+    """Every encoder: weights, terms, input, embedding, resolution, and whether it is embedded here; asks no network."""
+    rows = table(study)
     counts = rows["is"].value_counts()
-    parts = [f"There are {len(rows)} cards"]
-    for what, words in (("embedded", "embedded in this study"), ("failed", "failed here"), ("here", "could be used at once")):
-        if counts.get(what, 0):
-            parts.append(f"{counts[what]} {words}")
-    return ", ".join(parts) + "."
+    told = {"embedded": "embedded in this study", "failed": "failed here", "here": "could be used at once"}
+    parts = [f"There are {len(rows)} cards", *(f"{counts[key]} {words}" for key, words in told.items() if key in counts)]
+    caption = (
+        f"{', '.join(parts)}; what is here was looked up on the machine that made this table. Statistics are mean and standard "
+        "deviation; “by convention” and “from a magnification”: the authors printed no µm/px. The precision is that on a GPU; "
+        "on a CPU all is float32."
+    )
+    rows = rows.sort_values("group", key=lambda groups: groups.map([*GROUPS].index), kind="stable")
+    shown = rows.assign(group=rows["group"].map(GROUPS)).drop(columns="is").rename(columns={"state": "here"})
+    return Exhibit("05_encoders", "Encoders", caption, shown, section="Encoders")
 
 
-def table(study: Settings, results: Path) -> pd.DataFrame:
-    """One row an encoder: all of the registry and the study's others.
+def table(study: Study) -> pd.DataFrame:
+    """A row an encoder: all of the registry, and the study's others.
 
     Columns: group (of GROUPS), encoder, weights, page (its address, "" where it has none), terms, input, statistics,
     embedding, size, um_per_px, departs, facts, is ("embedded", "failed", "here", "not here"), state in words.
     """
-    runs, failures = _runs(study, results), _failures(results)
+    runs, failures, settings = _runs(study), _failures(study), study.settings
     rows = []
-    for name in [*cards(), *(name for name in study.encoders if name not in cards())]:
-        card, problem = _card(study, name, results, runs)
+    for name in [*cards(), *(name for name in settings.encoders if name not in cards())]:
+        card, problem = _card(study, name, runs)
         what, words = _state(study, name, card or problem, runs, failures)
         known = _facts(card) if card else {}
-        if known and pretrained.is_of(study, name):
+        if known and pretrained.is_of(settings, name):
             known["weights"] = "pretrained by this study"  # where its results lie is no fact of it
         rows.append({"group": _group(name, card), "encoder": name, **known, "is": what, "state": words})
     return pd.DataFrame(rows).fillna("")
 
 
-def _card(study: Settings, name: str, results: Path, runs: dict[str, store.Run]) -> tuple[EncoderCard | None, str]:
+def _card(study: Study, name: str, runs: dict[str, store.Run]) -> tuple[EncoderCard | None, str]:
     """The card of an encoder without asking a network, or why it can't be shown; one named by where it is has its run's."""
     try:
         if name in cards() or not name.startswith(("timm:", "hf-hub:", "random:")):
-            return study_encoders.card_of(study, name, results), ""
+            return study.card(name), ""
         if name not in runs:
             return None, "its card is read when it is embedded"
         content = runs[name].record["config"]["card"]
         return EncoderCard(**content, name=name, licence="see its page", facts="as embedded in this study"), ""
-    except (encoders.EncoderError, TypeError, ValueError) as error:
+    except (EncoderError, TypeError, ValueError) as error:
         return None, str(error)
 
 
@@ -129,7 +122,7 @@ def _no_resolution(card: EncoderCard) -> str:
 
 
 def _state(
-    study: Settings, name: str, card: EncoderCard | str, runs: dict[str, store.Run], failures: dict[str, str]
+    study: Study, name: str, card: EncoderCard | str, runs: dict[str, store.Run], failures: dict[str, str]
 ) -> tuple[str, str]:
     """What is with an encoder, as `table` says it; ``card`` is in words why there is none where there is none."""
     has_card, differing = isinstance(card, EncoderCard), []
@@ -146,26 +139,26 @@ def _state(
     words = words.replace(weights.page(card.identifier), "its page") if has_card else words
     if differing:
         words = f"embedded by another contract (differing: {', '.join(differing)}), to be embedded again; {words}"
-    elif name in study.encoders:
+    elif name in study.settings.encoders:
         words = f"not embedded yet; {words}"
     return "here" if is_here else "not here", words
 
 
-def _runs(study: Settings, results: Path) -> dict[str, store.Run]:
+def _runs(study: Study) -> dict[str, store.Run]:
     """The current embeddings of the study's patches, by encoder; where there are none by today's card, others."""
     try:
-        key = study_data.find_patches(study, results).key
+        key = study.patches.key
     except store.StoreError:
         return {}
-    there = [run for run in store.runs(results, "embeddings") if run.identity["inputs"].get("patches") == key]
-    found = {run.identity["name"]: run for run in there}
+    runs = [run for run in store.runs(study.folder, "embeddings") if run.identity["inputs"].get("patches") == key]
+    found = {run.identity["name"]: run for run in runs}
     for name in found:
-        with contextlib.suppress(store.StoreError, encoders.EncoderError):
-            found[name] = study_encoders.find_embeddings(study, name, results)
+        with contextlib.suppress(store.StoreError, EncoderError):
+            found[name] = study.embeddings(name)
     return found
 
 
-def _failures(results: Path) -> dict[str, str]:
+def _failures(study: Study) -> dict[str, str]:
     """Why an encoder's patches weren't embedded, by encoder, on one line each without the error's class."""
-    records = [store.read_json(file) for file in sorted(Path(results).glob("failures/02_*.json"))]
+    records = [store.read_json(file) for file in sorted(study.folder.glob("failures/02_*.json"))]
     return {record["parameters"]["encoder"]: record["reason"].removeprefix("EncoderError: ") for record in records}

@@ -1,0 +1,124 @@
+"""Exhibits on data, arms, audit and provenance: what a reader must know, with the numbers of the runs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mfcore import store
+from mfcore.analysis import overview
+from mfcore.data import splits, splits_audit
+from mfcore.data.splits_draw import Placing
+from mfcore.store import machine
+from mfcore.study import data as study_data
+from mfcore.study.config import MODES, Data, Settings, Splits, as_dict
+from mfcore.study.study import Study
+
+SETTINGS = Settings(
+    "t", "A <test>", Data("synthetic", um_per_px=0.3), splits=Splits(sizes=(1.0,), n_folds=2), encoders=("good", "broken")
+)
+
+
+@pytest.fixture
+def study(tmp_path) -> Study:
+    """A study with two folds of made-up predictions by one arm, and another arm that failed."""
+    rng, n = np.random.default_rng(0), 60
+    label, domain = np.tile([0, 1], n // 2), np.repeat(["a", "b"], n // 2)
+    labels = pd.DataFrame({"patch_id": np.arange(n), "slide_id": domain, "case_id": domain, "label": label, "um_per_px": 0.25})
+    labels = labels.assign(domain=domain, votes=[np.array([0, 1], np.int8)] * n)
+    labels = labels.assign(x_l0_px=rng.uniform(0, 999, n), y_l0_px=0.0)
+    patches_run = store.open_run(tmp_path, "patches", "t", study_data.patches_config(SETTINGS), {"annotations": "x"})
+    store.write_parquet(patches_run.path("labels.parquet"), labels)
+    said = [{"slide_id": "odd slide", "scanner": "S1", "um_per_px": 0.3}]
+    facts = {"um_per_px_said_by_study": said, "n_patches_over_edge": 7, "n_patches_shifted": 3}
+    areas = [{"slide_id": "odd slide", "x_l0_px": 30, "y_l0_px": 20}]
+    patches_run.finish(["labels.parquet"], **facts, scanned_areas=areas)
+    scheme, inputs = SETTINGS.switches.scheme, {"patches": patches_run.key}
+    splits_run = store.open_run(tmp_path, "splits", scheme, study_data.splits_config(SETTINGS), inputs)
+    units, predictions = [], []
+    for fold in (0, 1):
+        for train_domain in ("all", "a", "b"):
+            parts = {"train": np.arange(0, n, 2), "val": np.arange(0, n, 2), "test": np.arange(n)}
+            units += [splits._rows(train_domain, fold, 1.0, role, ids) for role, ids in parts.items()]
+            unit = splits.Unit(train_domain, fold, 1.0)
+            predictions.append(splits.predictions(labels.set_index("patch_id"), unit, parts["test"], rng.random(n)))
+    store.write_parquet(splits_run.path("splits.parquet"), pd.concat(units))
+    splits_run.finish(["splits.parquet"])
+    audit = splits_audit.audit(pd.concat(units), labels, Placing())
+    run = store.open_run(tmp_path, "audit", scheme, study_data._audit_config(SETTINGS), {"splits": splits_run.key})
+    store.write_csv(run.path("audit.csv"), audit)
+    mixed = audit[audit["train_domain"] == "all"].drop(columns="train_domain")
+    store.write_csv(run.path("schemes.csv"), pd.concat([mixed.assign(scheme=s) for s in ("released", "slide")]))
+    twin = np.where(np.arange(n) == 2, 1, np.arange(n))  # patches 1 and 2, of two classes
+    store.write_csv(run.path("twins.csv"), splits_audit.twins(labels.assign(twin=twin, file="<f>.svs")))
+    files, not_drawn = ["audit.csv", "schemes.csv", "twins.csv"], {"official": "no official test slides"}
+    run.finish(files, not_drawn=not_drawn, remarks=["Something can't be seen."])
+    probe = store.open_run(tmp_path, "probe", "good", as_dict(SETTINGS.probe), {"splits": splits_run.key})
+    store.write_parquet(probe.path("predictions.parquet"), pd.concat(predictions))
+    probe.finish(["predictions.parquet"])
+    return Study(SETTINGS, tmp_path)
+
+
+def test_data_are_counted_and_what_is_special_of_them_is_said(study):
+    exhibit = overview.data(study)
+    assert exhibit.table.iloc[-1].tolist() == ["sum", 2, 30, 30, "50 %"]
+    assert exhibit.table.columns.tolist() == ["domain", "slides", "mitotic figures", "look-alikes", "positive_share"]
+    for words in (
+        "synthetic data",
+        "Patches of 224 px at 0.25 µm/px, stored with",
+        "3 patches near a border, moved inward",
+        "reached by 7 patches as stored: white.",
+        "The scanned area of 1 slide begins off the corner; labels count from the corner of the slide.",
+        "1 slide of S1 without µm/px in the file: the study's 0.3 (odd slide).",
+    ):
+        assert words in exhibit.caption, words
+
+
+@pytest.mark.parametrize(("mode", "filled"), [("strict", "white"), ("paper", "black")])
+def test_what_lies_over_a_border_is_as_the_study_fills_it(study, mode, filled):
+    settings = replace(SETTINGS, switches=MODES[mode])
+    file = study.patches.path("run.json")
+    store.write_json(file, store.read_json(file) | {"config": study_data.patches_config(settings)})
+    assert f"as stored: {filled}." in overview.data(study).caption
+
+
+def test_arms_have_what_was_found_in_two_sentences(study):
+    exhibit = overview.arms(study)
+    assert exhibit.table[["arm", "kind"]].to_numpy().tolist() == [["good", "probe"]] and "100 %" in exhibit.table
+    assert exhibit.caption.startswith("With all the data, about 30 training patches, the best AUROC of each kind of arm is 0.")
+    assert "(probe: good)" in exhibit.caption and "the AUROC goes from 0." in exhibit.caption
+    assert "synthetic data, strict mode" in exhibit.caption and exhibit.caption.count(". ") == 1
+
+
+def test_the_audit_has_every_fold_and_what_could_not_be_drawn(study):
+    schemes, folds, own, twins = overview.audit(study)
+    assert "by the authors' split (no official test slides)" in schemes.caption
+    assert "Something can't be seen." in schemes.caption and "splits by slide" in schemes.caption
+    assert folds.table["scheme"].tolist() == ["by slide"] * 2 + ["by annotation, as released"] * 2
+    assert folds.table["fold"].tolist() == [0, 1, 0, 1] and (folds.table["size"] == "100 %").all()
+    assert set(own.table["trained on"]) == {"all", "a", "b"} and "test_on_train_cases" in own.table
+    assert "2 patches form 1 group of identical pixels, 1 of them with contradicting labels" in twins.caption
+    assert set(twins.table["file"]) == {"<f>.svs"} and {one.section for one in overview.audit(study)} == {overview.AUDIT}
+
+
+def test_provenance_has_commit_seeds_threads_and_every_setting(study):
+    for file in study.folder.glob("probe-*/run.json"):
+        record = store.read_json(file)
+        store.write_json(file, {**record, "environment": {**record["environment"], "n_threads": 7}})
+    for file in study.folder.glob("audit-*/run.json"):
+        record = store.read_json(file)
+        del record["environment"]["n_threads"]
+        store.write_json(file, record)
+    rows = overview.provenance(study).table.set_index("what")["value"]
+    assert "audit not recorded;" in rows["threads"] and "probe 7" in rows["threads"]
+    assert f"splits {machine.n_threads()}" in rows["threads"] and rows["seeds"].endswith("splits 42")
+    assert rows["runs"].startswith("4 finished") and rows["every setting"].startswith("{name: t, title: A <test>")
+
+
+def test_every_exhibit_is_saved_for_the_supplement(study):
+    overview.save(study)
+    overview.save_audit(study)
+    saved = {file.stem for file in study.figures.glob("*.json")}
+    audit = {"01_audit", "01_audit_folds", "01_audit_own", "01_twins"}
+    assert saved == audit | {"05_arms", "05_data", "05_encoders", "05_provenance"}
