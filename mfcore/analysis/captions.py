@@ -92,7 +92,7 @@ def history(study: Settings, table: pd.DataFrame, network: str) -> str:
 
 def stars(study: Settings, arms: Iterable[str]) -> str:
     """What the stars of encoders pretrained here are, as a part of a sentence; empty without any among the arms."""
-    found = [study.pretrained(arm.partition("@")[0]) for arm in dict.fromkeys(arms) if pretrained.is_of(study, arm)]
+    found = [study.pretraining_of(arm.partition("@")[0]) for arm in dict.fromkeys(arms) if pretrained.is_of(study, arm)]
     seen = ", also on the slides tested, without labels" if any(one.slides == "" for one in found) else ""
     return f"; stars: pretrained here{seen}" if found else ""
 

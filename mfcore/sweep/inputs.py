@@ -94,7 +94,7 @@ def _below(place: Path, known: Fingerprints) -> dict[str, list[int | str]]:
 def _data(study: Settings, folder: Path, was: dict, known: Fingerprints) -> dict:
     """The state of the study's data: checksums of its label files, fingerprints of the slides that they name."""
     try:
-        files = labels.files_of(study.source.source.source, folder)
+        files = labels.files_of(study.source, folder)
     except labels.LabelError:
         return was if was.get("labels") else {"complete": False}
     said = {file.relative_to(folder).as_posix(): known.of(file, whole=True)[1] for file in files}

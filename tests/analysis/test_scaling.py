@@ -190,7 +190,7 @@ def test_an_exhibit_is_saved_whole_and_its_words_are_read_back(tmp_path):
     found = fig_1(SYNTHETIC).save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"05_data_scaling.{s}" for s in ("csv", "json", "pdf", "png")]
     read = exhibit.load(tmp_path, "05_data_scaling")
-    assert read == {"title": "Fig. 1. Data scaling", "caption": found.caption, "section": "Data scaling"}
+    assert read == {"title": "Fig. 1. Data scaling", "caption": found.caption, "section": "Data scaling", "readable": None}
     assert "synthetic data" in read["caption"]
     arms.raters_table(MIDOG, human()).save(tmp_path)
     assert (tmp_path / "05_raters.csv").is_file() and not (tmp_path / "05_raters.png").is_file()

@@ -14,9 +14,10 @@ from mfcore.claims import checks, ledger as claims
 from mfcore.claims.rows import load
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Finding
 from mfcore.data.labels import table as labels
+from mfcore.data.labels.source import SOURCES
 from mfcore.encoders.card import cards
 from mfcore.study import data as study_data
-from mfcore.study.config import MODES, Data, Settings
+from mfcore.study.config import MODES, Settings
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "labels"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real labels of ../shared/data are not here")
@@ -36,7 +37,7 @@ def ask(start: str, study: Settings | None = None, scores: pd.DataFrame | None =
 @functools.cache
 def real(source: str) -> pd.DataFrame:
     """The authors' label file, with um/px as a study would fill it in."""
-    table = labels.load(Settings("s", "t", Data(source)), REAL, check_files=False)
+    table = labels.load(SOURCES[source], REAL, check_files=False)
     return table.assign(um_per_px=table["scanner"].map(BY_SCANNER).fillna(0.2533))
 
 

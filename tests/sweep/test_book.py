@@ -21,7 +21,7 @@ from mfcore.sweep.book import book, markdown, notebooks, pages
 from mfcore.sweep.book.front import _badges, _citation
 from mfcore.sweep.jobs import Job
 
-HOSTILE = "<img src=x onerror=alert(1)><script>alert(1)</script> ``` **b** {doc}`x` ![p](http://evil/p.png) | $x$"
+HOSTILE = "<img src=x onerror=alert(1)><script>alert(1)</script> ``` **b** {doc}`x` ![p](http://localhost/p.png) | $x$"
 STUDY = Settings(HOSTILE, f"Is {HOSTILE} enough?", Data("synthetic"), encoders=("good", HOSTILE, "late"))
 STUDY = replace(STUDY, switches=replace(STUDY.switches, split_by="annotation"))
 TRAINED = [("net", 0), ("net", 1), (HOSTILE, 0), (HOSTILE, 1)]
@@ -77,7 +77,7 @@ def write(results: Path) -> Path:
     save(figures, "05_arms", "Arms", "Arms", [{"arm": HOSTILE, "kind": "probe", "100 %": "0.87 ± 0.04", "n_test": 1282}])
     save(figures, "05_data_scaling", "Fig. 1", "Data scaling", [{"arm": HOSTILE}], is_figure=True)
     save(figures, "05_data", "Data", "Data", [{"domain": HOSTILE, "slides": 1234}])
-    encoder = {"group": HOSTILE, "encoder": HOSTILE, "weights": HOSTILE, "page": "https://hub/x", "here": HOSTILE}
+    encoder = {"group": HOSTILE, "encoder": HOSTILE, "weights": HOSTILE, "page": "https://huggingface.co/x", "here": HOSTILE}
     save(figures, "05_encoders", "Encoders", "Encoders", [encoder | {"facts": "x"}, encoder | {"page": "javascript:1"}])
     save(figures, "01_audit", HOSTILE, "Audit of the splits", [{"scheme": HOSTILE, "n": n} for n in range(301)])
     save(figures, "02_pictures", "Pictures", "x", [{"n": 1}], is_figure=True)
@@ -148,7 +148,7 @@ def every_page(built: Path) -> dict[str, str]:
 
 def test_no_name_becomes_markup_in_any_page_title_banner_or_print_header(built):
     for name, text in every_page(built).items():
-        assert "<img src=x" not in text and "<script>alert" not in text and 'evil/p.png"' not in text, name
+        assert "<img src=x" not in text and "<script>alert" not in text and 'localhost/p.png"' not in text, name
         assert "<strong>b</strong>" not in text and 'href="javascript:1' not in text, name
     assert HOSTILE.split(" ```")[0] in html.unescape((built / "index.html").read_text())
     assert "innerHTML = _escapeHTML(title)" in (built / "_static" / "searchtools.js").read_text(), "Sphinx escapes it"
@@ -282,7 +282,7 @@ def test_pages_of_reference_are_those_that_there_is_something_for(built):
 
 def test_an_encoder_leads_to_its_page_and_an_address_that_is_none_leads_nowhere(built):
     text = page(built, "reference/encoders")
-    assert text.count('href="https://hub/x"') == 1 and "javascript:1" not in text
+    assert text.count('href="https://huggingface.co/x"') == 1 and "javascript:1" not in text
 
 
 # ---- building ----
