@@ -60,6 +60,20 @@ class Study:
         """The splits that probes learn from, as `mfcore.data.splits.make`; raises StoreError where there are none."""
         return predictions.stored_splits(self.settings, self.folder)
 
+    @property
+    def split_audit(self) -> store.Run:
+        """The audit of the study's splits; raises StoreError where there is none."""
+        from mfcore.data import splits_audit
+
+        return splits_audit.find(self.settings, self.folder)
+
+    def under(self, scheme: str) -> "Study":
+        """The study under another way to split, itself where ``scheme`` is its own; raises SplitError for an unknown one."""
+        from mfcore.data import splits
+
+        settings = splits.under(self.settings, scheme)
+        return self if settings == self.settings else Study(settings, self.folder)
+
     # ---- encoders ----
 
     def card(self, encoder: str) -> "EncoderCard":
