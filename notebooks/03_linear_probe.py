@@ -16,61 +16,40 @@ encoder = "efficientnet_lite0"  # whose embeddings to probe; 02_embed makes them
 scheme = ""  # another way to split, to see what it would promise ("released", "annotation", ...); empty: the study's own
 
 # %%
-from pathlib import Path
+from IPython.display import display
 
-from mfcore.analysis import (
-    captions,
-    captions_representation,
-    compare,
-    compare_probes,
-    compare_representation,
-    estimators,
-    figures,
-)
+from mfcore import open_study
+from mfcore.analysis import estimators
 from mfcore.data import splits
-from mfcore.encoders import embed
-from mfcore.study.config import load_study
-from mfcore.sweep import report_probes
 from mfcore.training import probe, probe_audit
 
-study = load_study(study_file)
-folder = Path(results) / study.name
-study = splits.under(study, scheme or study.switches.scheme)
-splits_run = splits.write(study, folder)
+study = open_study(study_file, results)
+study = study.under(scheme or study.settings.switches.scheme)
+splits.write(study.settings, study.folder)
 
 # %% [markdown]
 # ## Fit and test, every fold at every size
 
 # %%
-embeddings = embed.find(study, encoder, folder)
-run = probe.fit_study(study, embeddings, folder)
+embeddings = study.embeddings(encoder)
+run = probe.fit_study(study.settings, embeddings, study.folder)
 fits = probe.load_fits(run)
-captions.show(fits.drop(columns="seconds").head().round(4))
+fits.drop(columns="seconds").head().round(4)
 
 # %% [markdown]
 # ## AUROC by training-set size
 
 # %%
-predictions = compare.load_arm(run, encoder, "probe")
-scores = compare.scores(predictions)
-table = compare.scaling_table(scores, study)
-captions.show(compare.wide(table))
+study.show(estimators.by_training_size(study, encoder, run))
 
 # %%
-bins = figures.score_table(predictions)
-figure = figures.score_histogram(study, bins, encoder)
-written = figures.save(figure, bins, folder / "figures", f"03_{run.folder.name}")
-figure
-
-# %%
-captions.show(captions.scores(study, table, encoder))
+study.show(estimators.score_histogram(study, encoder, run))
 
 # %% [markdown]
 # ## What the embeddings are worth without a label
 
 # %%
-unlabelled = compare_representation.of_run(study, embeddings, table)
-captions.show(captions_representation.one(study, unlabelled))
+study.show(estimators.without_labels(study, encoder))
 
 # %% [markdown]
 # ## Other estimators
@@ -79,24 +58,22 @@ captions.show(captions_representation.one(study, unlabelled))
 # page on them shows what they give.
 
 # %%
-if encoder in study.probe_audit and not scheme:
-    audit = probe_audit.run(study, embeddings, folder)
-    found, titles = compare_probes.scores(audit), report_probes.titles_of(audit)
-    estimators.audit(study, found, titles, encoder, f"03_{audit.folder.name}").save(folder / "figures")
-    written += sorted((folder / "figures").glob(f"03_{audit.folder.name}.*"))
-    captions.show(compare_probes.wide(compare_probes.table(found), titles))
+if encoder in study.settings.probe_audit and not scheme:
+    audit = study.show(estimators.audit(study, probe_audit.run(study.settings, embeddings, study.folder)))
+    display(audit, audit.readable)
 
 # %% [markdown]
 # ## Checks
 
 # %%
-assert predictions["score"].between(0, 1).all(), "a score is a probability"
 print(
     f"{(~fits['converged']).sum()} of {len(fits)} fits stopped short of the optimum; largest residual {fits['residual'].max():.1e}"
 )
 
 # %%
-print("files written:", run.folder.name, *[path.name for path in written], sep="\n  ")
+print(
+    "files written:", run.folder.name, *sorted(path.name for path in study.figures.glob(f"03_{run.folder.name}*")), sep="\n  "
+)
 
 # %% [markdown]
 # **What we saw.** The probe's predictions, from which every metric is computed again wherever it is shown.

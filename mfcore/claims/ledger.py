@@ -9,11 +9,13 @@ import pandas as pd
 
 from mfcore import store
 from mfcore.analysis import captions
+from mfcore.analysis.exhibit import Exhibit
 from mfcore.claims import arms, checks, kaiko, pairs, reasons, rules
 from mfcore.claims.rows import ANYWHERE, DIRECTION, Row, load
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, RULES, UNCLEAR, VERDICTS, Finding
 from mfcore.claims.scores import Material, Untestable
 from mfcore.study.config import SOURCES, Settings
+from mfcore.study.study import Study
 
 COLUMNS = (
     "claim", "where", "test", "expected", "tolerance", "found", "difference", "verdict", "why", "data", "here", "paper",
@@ -211,6 +213,16 @@ def write(ledger: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
     ]
     store.write_json(Path(folder) / "claims.json", rows)
     return ledger
+
+
+def exhibit(study: Study) -> Exhibit:
+    """The first paper's claims, asked of a study; `write` keeps the whole ledger among the study's figures."""
+    table = brief(write(judge(study.settings, study.folder, study.scores), study.figures))
+    caption = (
+        f"What {GANZ} state, asked of these data ({captions.in_full(study.settings)}): the claims that were judged, and "
+        "comparisons that are only shown. `claims.csv` has every claim, with the reason of its verdict."
+    )
+    return Exhibit("05_claims", "Claims", caption, table, None, "Claims")
 
 
 def counts(ledger: pd.DataFrame) -> pd.DataFrame:

@@ -14,18 +14,13 @@ import pandas as pd
 import yaml
 
 from mfcore import store
-from mfcore.analysis import (
-    arms,
-    captions,
-    compare,
-    compare_strata,
-    domains,
-)
+from mfcore.analysis import arms, captions, compare, domains, scaling
 from mfcore.claims import ledger as claims
 from mfcore.data import patches, splits_audit
 from mfcore.data.labels import schema as labels_schema
-from mfcore.measures import binary, raters
+from mfcore.measures import binary
 from mfcore.study.config import Settings, as_dict
+from mfcore.study.study import Study
 from mfcore.sweep import (
     report_audit,
     report_claims,
@@ -52,7 +47,7 @@ PAGES = {
     "claims": "The papers' claims",
     "switches": "What each switch is worth",
 }
-# What the index shows of `compare_strata.by_agreement`: decisions, as raters make them, and the ranking
+# What the index shows of `arms.by_agreement`: decisions, as raters make them, and the ranking
 BY_AGREEMENT = ["arm", "annotations", "against", "n_test"]
 BY_AGREEMENT += [binary.TITLES[name] for name in ("accuracy", "balanced_accuracy", "weighted_f1", "quadratic_kappa", "auroc")]
 MORE_BY_AGREEMENT = ' All metrics are in <a href="figures/05_by_agreement.csv">05_by_agreement.csv</a>.'
@@ -150,16 +145,14 @@ def _is_empty(output: nbformat.NotebookNode) -> bool:
 def _index(study: Settings, results: Path, notebooks: pd.DataFrame, ledger: pd.DataFrame) -> str:
     patches_run = patches.find(study, results)
     annotations = store.read_parquet(patches_run.path("labels.parquet"))
-    collected = compare.collect(study, results)
-    scores = compare.scores(collected.predictions)
-    by_size, crossed = compare.scaling_table(scores, study), compare.cross_domain_table(scores, study)
-    votes = arms.raters_table(study, raters.table(annotations, study.splits.seed))
-    agreement = arms.by_agreement(study, compare_strata.by_agreement(collected.predictions, annotations, study))
+    opened = Study(study, results)
+    crossed = domains.means_table(opened.scores, study)
+    votes, agreement = scaling.raters(opened), arms.by_agreement(opened)
     texts = {
         "raters": rich(votes.text),
         "by_agreement": rich(agreement.text) + MORE_BY_AGREEMENT,
         "contact_sheet": captions.contact_sheet(study, annotations),
-        "tab_2": rich(domains.means(study, crossed).text) if len(crossed) else "",
+        "tab_2": rich(domains.means(opened).text) if len(crossed) else "",
     }
 
     def figure(name: str, caption: str = "") -> str:
@@ -177,16 +170,16 @@ def _index(study: Settings, results: Path, notebooks: pd.DataFrame, ledger: pd.D
         "supplement.html",
         study=study,
         sections=[s for s in sections if s[0] != "domains" or len(crossed)],
-        abstract=captions.abstract(study, by_size, crossed, len(collected.failures)).replace("`", ""),
-        failures=table(collected.failures) if len(collected.failures) else "",
+        abstract=domains.abstract(opened).replace("`", ""),
+        failures=table(opened.failures) if len(opened.failures) else "",
         counts=table(_counts(study, annotations)),
         data_notes=_data_notes(study, patches_run, annotations),
         resolutions=_resolutions(patches_run),
         captions=texts,
         figure=figure,
         audit=table(splits_audit.summary(splits_audit.load(splits_audit.find(study, results)))),
-        scaling=table(compare.wide(compare.marked(by_size, study))),
-        crossed=table(_tab_2(compare.marked(crossed, study))) if len(crossed) else "",
+        scaling=table(scaling.scores(opened).readable),
+        crossed=table(domains.means_readable(compare.marked(crossed, study))) if len(crossed) else "",
         published=table(_published()),
         raters="" if votes.readable is None else table(votes.readable),
         by_agreement="" if agreement.readable is None else table(agreement.readable[BY_AGREEMENT]),
@@ -248,16 +241,8 @@ def _resolutions(run: store.Run) -> list[tuple[str, str]]:
     ]
 
 
-def _tab_2(crossed: pd.DataFrame) -> pd.DataFrame:
-    table = crossed[["arm", "kind"]].copy()
-    for name in ("in_domain", "out_of_domain"):
-        columns = (crossed[name], crossed[f"{name}_sd"], crossed[f"{name}_sd_cells"])
-        table[name] = [f"{compare.plus_minus(mean, sd)} ({cells:.2f})" for mean, sd, cells in zip(*columns, strict=True)]
-    return table
-
-
 def _published() -> pd.DataFrame:
-    table = compare.published_table()
+    table = domains.published_means()
     return pd.DataFrame(
         {
             "arm": table["arm"],

@@ -8,6 +8,7 @@ from mfcore import store
 from mfcore.analysis import captions, scaling
 from mfcore.data import splits, splits_audit
 from mfcore.study.config import SCHEMES, Settings
+from mfcore.study.study import Study
 from mfcore.sweep import report_html
 from mfcore.sweep.report_html import rich, table
 
@@ -19,7 +20,7 @@ def page(study: Settings, results: Path) -> str:
     run = splits_audit.find(study, results)
     schemes, own, twins = splits_audit.load_schemes(run), splits_audit.load(run), splits_audit.load_twins(run)
     contradictions = twins[twins["contradicts"]]
-    inflation = scaling.inflation_table(study, results)
+    inflation = scaling.inflation_table(Study(study, results))
     return report_html.render(
         "audit.html",
         study=study,

@@ -4,21 +4,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from mfcore.analysis import compare_conventions
+from mfcore.analysis import estimators
 from mfcore.study.config import Settings
+from mfcore.study.study import Study
 from mfcore.sweep import report_html
 from mfcore.sweep.report_html import table
 
 
 def page(study: Settings, results: Path) -> str:
     """The page, from the embeddings and probes that notebooks 02 and 03 made under the variants of one encoder."""
-    rows = compare_conventions.table(study, results)
-    otherwise = compare_conventions.embeds_otherwise(study, results)
+    rows = estimators.conventions_table(Study(study, results))
+    otherwise = estimators.embeds_otherwise(Study(study, results))
     lacking = set(rows.loc[rows["auroc"].isna(), "card"]) - ({study.conventions} if otherwise else set())
     return report_html.render(
         "conventions.html",
         study=study,
-        rows=table(compare_conventions.wide(rows)),
+        rows=table(estimators.conventions_readable(rows)),
         said=said(rows),
         missing=", ".join(sorted(lacking)),
         otherwise=otherwise,
@@ -27,7 +28,7 @@ def page(study: Settings, results: Path) -> str:
 
 def said(rows: pd.DataFrame) -> str:
     """What the table shows, in a sentence computed from it; empty while fewer than two ways have run."""
-    others = rows[rows["difference"].notna() & (rows["library"] != compare_conventions.AUTHORS)]
+    others = rows[rows["difference"].notna() & (rows["library"] != estimators.AUTHORS)]
     if not len(others):
         return ""
     sure = others[(others["low"] > 0) | (others["high"] < 0)]

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 
 from mfcore import store
-from mfcore.analysis import compare, compare_probes
+from mfcore.analysis import compare, estimators
 from mfcore.data import splits
 from mfcore.measures.statistics import Folds
 from mfcore.study.config import Settings
+from mfcore.study.study import Study
 from mfcore.sweep import report_html
 from mfcore.sweep.report_html import table
 
@@ -20,23 +21,23 @@ def page(study: Settings, results: Path) -> str:
     sections, missing, described = [], [], {}
     for encoder in study.probe_audit:
         try:
-            run = compare_probes.find(study, encoder, results)
+            run = estimators.find(Study(study, results), encoder)
         except store.StoreError:
             missing.append(encoder)
             continue
         described = run.identity["config"]["estimators"]
-        titles = titles_of(run)
-        found = compare_probes.scores(run)
-        rows = compare_probes.table(found)
+        titles = estimators.titles_of(run)
+        found = estimators.scores(run)
+        rows = estimators.table(found)
         figure = f"03_{run.folder.name}"
         drawn = (Path(results) / "figures" / f"{figure}.png").is_file()
         sections.append(
             {
                 "encoder": encoder,
-                "said": said(found, titles, compare_probes.folds(run, study.splits.seed)),
-                "full": table(compare_probes.wide(rows, titles)),
+                "said": said(found, titles, estimators.folds(run, study.splits.seed)),
+                "full": table(estimators.wide(rows, titles)),
                 "by_size": [
-                    (compare_probes.TITLES[metric], table(compare_probes.by_size(rows, titles, metric)))
+                    (estimators.TITLES[metric], table(estimators.by_size(rows, titles, metric)))
                     for metric in ("auroc", "balanced_accuracy")
                 ],
                 "figure": report_html.figure(results, figure) if drawn else "",
@@ -49,13 +50,8 @@ def page(study: Settings, results: Path) -> str:
         estimators=table(definitions(described)) if described else "",
         sections=sections,
         missing=", ".join(missing),
-        published=table(published()) if "published_amibr_probes.csv" in study.source.published and sections else "",
+        published=table(published()) if "amibr_probes.csv" in study.source.published and sections else "",
     )
-
-
-def titles_of(run: store.Run) -> dict[str, str]:
-    """Title of each estimator of an audit, by its name."""
-    return {name: facts["title"] for name, facts in run.identity["config"]["estimators"].items()}
 
 
 def definitions(described: dict[str, dict]) -> pd.DataFrame:
@@ -71,15 +67,15 @@ def definitions(described: dict[str, dict]) -> pd.DataFrame:
 
 def said(found: pd.DataFrame, titles: dict[str, str], by_estimator: Mapping[str, Folds]) -> str:
     """How far apart the estimators lie beside the SD over folds, in sentences computed from the scores."""
-    rows = compare_probes.table(found)
+    rows = estimators.table(found)
     full = rows[rows["size"] == rows["size"].max()].set_index("estimator")
     sentences = ["With all the data, " + _apart(full, "auroc", titles), "Their " + _apart(full, "balanced_accuracy", titles)]
-    at_share = full[compare_probes.AT_SHARE]
+    at_share = full[estimators.AT_SHARE]
     sentences.append(
         "With the threshold at the share of class 1 in training wherever classes aren't weighed, balanced accuracy lies "
         f"between {at_share.min():.3f} and {at_share.max():.3f}."
     )
-    against = compare_probes.differences(found, by_estimator).dropna()
+    against = estimators.differences(found, by_estimator).dropna()
     if len(against):
         far = against.loc[against["difference"].abs().idxmax()]
         span = compare.bounds(far["low"], far["high"]) or "no interval"
@@ -97,10 +93,10 @@ def said(found: pd.DataFrame, titles: dict[str, str], by_estimator: Mapping[str,
 
 def _far_enough(found: pd.DataFrame, full: pd.DataFrame, by_estimator: Mapping[str, Folds]) -> list[str]:
     """Whether the early stopped Adam gets as far at its own learning rate as at a higher one."""
-    slow, fast = compare_probes.SLOW, compare_probes.FAST
+    slow, fast = estimators.SLOW, estimators.FAST
     if not {slow, fast} <= set(full.index):
         return []
-    one = compare_probes.differences(found, by_estimator, slow).set_index("estimator").loc[fast]
+    one = estimators.differences(found, by_estimator, slow).set_index("estimator").loc[fast]
     span = compare.bounds(one["low"], one["high"])
     if not span:  # too few folds
         return []
@@ -118,7 +114,7 @@ def _apart(full: pd.DataFrame, metric: str, titles: dict[str, str]) -> str:
     mean, sd = full[metric], full[f"{metric}_sd"].median()
     apart = mean.max() - mean.min()
     text = (
-        f"mean {compare_probes.TITLES[metric]} lies between {mean.min():.3f} (“{titles[mean.idxmin()]}”) "
+        f"mean {estimators.TITLES[metric]} lies between {mean.min():.3f} (“{titles[mean.idxmin()]}”) "
         f"and {mean.max():.3f} (“{titles[mean.idxmax()]}”), {apart:.3f} apart"
     )
     if not np.isfinite(sd):
@@ -128,7 +124,7 @@ def _apart(full: pd.DataFrame, metric: str, titles: dict[str, str]) -> str:
 
 def said_of_c(rows: pd.DataFrame) -> str:
     """With which C scikit-learn's estimator would have the minimum of this study's own, by size."""
-    own = rows[rows["estimator"] == compare_probes.OWN]
+    own = rows[rows["estimator"] == estimators.OWN]
     named = rows[(rows["estimator"] == "sklearn_unis_c") & (rows["size"] == rows["size"].max())]["sklearn_c"]
     cells = ", ".join(
         f"{c:.3g} at {splits.percent(size)} %{'' if c else ' (all its weights are 0)'}"
@@ -140,7 +136,7 @@ def said_of_c(rows: pd.DataFrame) -> str:
 
 def published() -> pd.DataFrame:
     """The published scores on AMi-Br for the eye."""
-    rows = compare_probes.published()
+    rows = estimators.published()
     shown = rows[["arm", "kind"]].copy()
     shown["balanced accuracy"] = [
         compare.plus_minus(m, sd) for m, sd in zip(rows["balanced_accuracy"], rows["balanced_accuracy_sd"], strict=True)

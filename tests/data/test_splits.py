@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, example, given, settings, strategies as st
 
 from mfcore import store
-from mfcore.analysis import compare, compare_defects
+from mfcore.analysis import compare, compare_defects, domains as of_domains
 from mfcore.data import patches, splits, splits_audit
 from mfcore.data.splits_draw import Placing
 from mfcore.study.config import MODES, SCHEMES, Data, Patches, Settings, Splits, Switches
@@ -394,7 +394,7 @@ def test_domains_that_look_alike_lose_and_double_no_row(tmp_path, domains):
     assert len(tested.merge(predictions, on=key)) == len(tested) == len(predictions)
     scores = compare.scores(predictions)
     assert len(scores) == 2 * (3 + 2 * 2), "a fit on one domain is tested on both"
-    matrix = compare.domain_matrix(scores, asked)
+    matrix = of_domains.domain_matrix(scores, asked)
     assert set(zip(matrix["train_domain"], matrix["domain"], strict=True)) == {(a, b) for a in domains for b in domains}
     assert len(compare.wide(compare.scaling_table(scores, asked)).columns) == 2 + 3
     audited = splits_audit.load(splits_audit.write(asked, tmp_path))

@@ -126,7 +126,7 @@ def test_the_index_leads_to_the_ranking_the_ledger_and_the_analyses_that_ran(res
 
 def test_the_raters_have_a_section(results):
     page = report.build(STUDY, results).read_text()
-    assert "synthetic raters" in page and "By agreement." in page
+    assert "One rater against another" in page and "By agreement." in page
     assert page.count('id="raters"') == 1 and 'href="#raters"' in page
 
 

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 
 from mfcore import store
-from mfcore.analysis import compare_probes, estimators
+from mfcore.analysis import estimators
 from mfcore.data import patches, splits
 from mfcore.measures.statistics import Folds
 from mfcore.study.config import Data, Settings, as_dict
+from mfcore.study.study import Study
 from mfcore.sweep import report_probes
 
 STUDY = dataclasses.replace(made_embeddings.STUDY, probe_audit=("made",))
@@ -57,7 +58,7 @@ def write(folder, study: Settings = STUDY) -> store.Run:
 @pytest.fixture
 def found(tmp_path):
     """The scores of the made audit, and the folder that it is in."""
-    return compare_probes.scores(write(tmp_path)), tmp_path
+    return estimators.scores(write(tmp_path)), tmp_path
 
 
 def by_estimator(scores: pd.DataFrame) -> dict[str, Folds]:
@@ -66,17 +67,17 @@ def by_estimator(scores: pd.DataFrame) -> dict[str, Folds]:
 
 
 def test_folds_are_those_of_the_scores(found):
-    run = compare_probes.find(STUDY, "made", found[1])
-    folds, expected = compare_probes.folds(run, 1), by_estimator(found[0])
+    run = estimators.find(Study(STUDY, found[1]), "made")
+    folds, expected = estimators.folds(run, 1), by_estimator(found[0])
     assert list(folds) == list(expected) and all(folds[name].has_own_patches for name in folds)
     assert all(folds[name].values.tolist() == pytest.approx(expected[name].values.tolist()) for name in folds)
 
 
 def test_the_threshold_of_who_does_not_weigh_classes_is_the_training_share(found):
-    rows = compare_probes.table(found[0]).set_index(["estimator", "size"])
+    rows = estimators.table(found[0]).set_index(["estimator", "size"])
     own, weighed = rows.loc[("uni", 1.0)], rows.loc[("early_stopped_adam", 1.0)]
-    assert own["balanced_accuracy"] < 0.6 < own[compare_probes.AT_SHARE]
-    assert weighed["balanced_accuracy"] == weighed[compare_probes.AT_SHARE]
+    assert own["balanced_accuracy"] < 0.6 < own[estimators.AT_SHARE]
+    assert weighed["balanced_accuracy"] == weighed[estimators.AT_SHARE]
     assert own["ended"] == "3 converged" and weighed["ended"] == "1 limit, 2 early" and own["n_folds"] == 3
     one = found[0].query("estimator == 'uni' and size == 1")
     assert own["auroc"] == pytest.approx(one["auroc"].mean()) and own["auroc_sd"] == pytest.approx(one["auroc"].std())
@@ -85,7 +86,7 @@ def test_the_threshold_of_who_does_not_weigh_classes_is_the_training_share(found
 def test_the_sentences_follow_the_numbers(found):
     scores, titles = found[0], {name: name for name in ESTIMATORS}
     text = report_probes.said(scores, titles, by_estimator(scores))
-    full = compare_probes.table(scores).query("size == 1").set_index("estimator")["auroc"]
+    full = estimators.table(scores).query("size == 1").set_index("estimator")["auroc"]
     assert f"lies between {full.min():.3f} (“early_stopped_adam”) and {full.max():.3f} (“" in text
     assert "more than one SD over folds" in text and "Of 12 fits that validation could stop, at all sizes, 2 ran to" in text
     assert "stopped before it has learnt" in text
@@ -115,7 +116,7 @@ def test_published_scores_stand_beside_those_of_amibr_alone(tmp_path):
     write(tmp_path, study)
     page = report_probes.page(study, tmp_path).replace("\N{NO-BREAK SPACE}", " ")
     assert "Swin-B" in page and "0.81 ± 0.01" in page and "Banerjee" in page and "synthetic data" not in page
-    probes = compare_probes.published().query("kind == 'probe'")["balanced_accuracy"]
+    probes = estimators.published().query("kind == 'probe'")["balanced_accuracy"]
     assert (probes.min(), probes.max(), len(probes)) == (0.594, 0.634, 7)
 
 
@@ -124,22 +125,22 @@ def test_another_splits_audit_is_not_this_studys(found):
     other = dataclasses.replace(STUDY, splits=dataclasses.replace(STUDY.splits, seed=43))
     splits.write(other, folder)
     with pytest.raises(store.StoreError, match="no finished audit of 'made' on these splits"):
-        compare_probes.find(other, "made", folder)
+        estimators.find(Study(other, folder), "made")
 
 
 def test_the_figure_has_a_line_a_fold_and_is_shown_where_it_is_drawn(found):
-    scores, folder = found
-    titles = {name: name for name in ESTIMATORS}
-    run = compare_probes.find(STUDY, "made", folder)
-    exhibit = estimators.audit(STUDY, scores, titles, "made", f"03_{run.folder.name}")
+    _, folder = found
+    run = estimators.find(Study(STUDY, folder), "made")
+    exhibit = estimators.audit(Study(STUDY, folder), run)
     figure = exhibit.figure
-    assert [[line.get_label() for line in axis.lines].count("a fold") for axis in figure.axes] == [3, 3]
-    assert any(text.get_text() == "synthetic data" for text in figure.texts)
+    grey = [[line for line in axis.lines if line.get_color() == "0.72" and len(line.get_xdata())] for axis in figure.axes]
+    assert [len(lines) for lines in grey] == [3, 3]
+    assert "synthetic data" in figure.get_suptitle()
     assert "<figure>" not in report_probes.page(STUDY, folder)
     exhibit.save(folder / "figures")
     assert f"figures/03_{run.folder.name}.png" in report_probes.page(STUDY, folder)
 
 
 def test_a_probe_without_weights_is_named_beside_its_c():
-    rows = pd.DataFrame({"estimator": compare_probes.OWN, "size": [0.1, 1.0], "sklearn_c": [0.02, 0.0]})
+    rows = pd.DataFrame({"estimator": estimators.OWN, "size": [0.1, 1.0], "sklearn_c": [0.02, 0.0]})
     assert "C = 0.02 at 10 %, 0 at 100 % (all its weights are 0)." in report_probes.said_of_c(rows)

@@ -9,10 +9,11 @@ import pytest
 from tiny_encoders import tiny_card, use
 
 from mfcore import encoders, store
-from mfcore.analysis import compare_conventions
+from mfcore.analysis import estimators
 from mfcore.data import patches, splits
 from mfcore.encoders.card import Convention, conventions, released_cards, variants_of
 from mfcore.study.config import Data, Settings, Splits, as_dict
+from mfcore.study.study import Study
 from mfcore.sweep import report_conventions
 
 STUDY = Settings(
@@ -70,8 +71,8 @@ def test_distances_and_differences_are_from_the_authors_way(results):
     ran(results, "tiny", base, 0.6)
     ran(results, "tiny_bilinear", base * 1.25, 0.9)
     ran(results, "tiny_mean", np.hstack([base, base + 5]), 0.6)
-    rows = compare_conventions.table(STUDY, results).set_index("library")
-    assert list(rows.index) == [compare_conventions.AUTHORS, "A", "B", "C"]
+    rows = estimators.conventions_table(Study(STUDY, results)).set_index("library")
+    assert list(rows.index) == [estimators.AUTHORS, "A", "B", "C"]
     assert rows.loc["A", ["distance_max", "difference", "departs"]].tolist() == [0, 0, ""]
     assert (
         rows.loc["B", "distance_median"] == pytest.approx(0.25)
@@ -83,7 +84,7 @@ def test_distances_and_differences_are_from_the_authors_way(results):
     assert rows.loc["C", "departs"] == "readout class token and mean of the patch tokens"
     assert rows.loc["B", "low"] < rows.loc["B", "difference"] == pytest.approx(rows.loc["B", "auroc"] - rows.loc["A", "auroc"])
     assert rows.loc["B", "difference"] > 0.2 and rows.loc["C", "difference"] == 0
-    shown = compare_conventions.wide(rows.reset_index())
+    shown = estimators.conventions_readable(rows.reset_index())
     assert shown["distance_median"].tolist() == ["0.0 %", "0.0 %", "25.0 %", "0.0 %"]
     assert shown["AUROC_against_authors"].iloc[1] == "the same card"
     assert shown["AUROC_against_authors"].iloc[0] == "–" and shown["AUROC_against_authors"].iloc[2].startswith("+0.")
@@ -93,12 +94,12 @@ def test_distances_and_differences_are_from_the_authors_way(results):
 
 def test_what_has_not_run_is_a_dash_and_named(results):
     ran(results, "tiny", np.ones((240, 24)), 0.6)
-    rows = compare_conventions.table(STUDY, results).set_index("library")
+    rows = estimators.conventions_table(Study(STUDY, results)).set_index("library")
     assert np.isnan(rows.loc["B", ["distance_median", "auroc", "difference"]].to_numpy(float)).all()
     page = report_conventions.page(STUDY, results)
     assert "hasn&#39;t run: tiny_bilinear, tiny_mean." in page or "hasn't run: tiny_bilinear, tiny_mean." in page
-    assert compare_conventions.wide(rows.reset_index())["distance_max"].tolist() == ["0.0 %", "0.0 %", "–", "–"]
-    assert compare_conventions.table(replace(STUDY, conventions=""), results).empty
+    assert estimators.conventions_readable(rows.reset_index())["distance_max"].tolist() == ["0.0 %", "0.0 %", "–", "–"]
+    assert estimators.conventions_table(Study(replace(STUDY, conventions=""), results)).empty
 
 
 def test_where_the_study_embeds_as_released_nothing_is_passed_off_as_the_authors_way(results, monkeypatch):
@@ -107,14 +108,14 @@ def test_where_the_study_embeds_as_released_nothing_is_passed_off_as_the_authors
     base = np.random.default_rng(2).normal(size=(240, 24))
     ran(results, "tiny", np.hstack([base, base]), 0.6)
     ran(results, "tiny_mean", np.hstack([base, base]), 0.6)
-    monkeypatch.setattr(compare_conventions.compare, "current_runs", lambda of, folder: {name: name for name in of.encoders})
+    monkeypatch.setattr(Study, "runs", property(lambda study: {name: name for name in study.settings.encoders}))
     predicted = pd.DataFrame({"fold": [0, 0, 0], "label": [0, 1, 0], "score": [0.1, 0.9, 0.4], "patch_id": [0, 1, 2]})
     predicted = predicted.assign(slide_id="s", domain="d", train_domain="all", size=1.0, n_train=160, arm="a", kind="probe")
-    monkeypatch.setattr(compare_conventions.compare, "load_arm", lambda *_: predicted)
-    rows = compare_conventions.table(study, results).set_index("library")
-    assert rows.loc[[compare_conventions.AUTHORS, "A"], "auroc"].isna().all(), "the runs called so are of the released card"
+    monkeypatch.setattr(estimators, "load_arm", lambda *_: predicted)
+    rows = estimators.conventions_table(Study(study, results)).set_index("library")
+    assert rows.loc[[estimators.AUTHORS, "A"], "auroc"].isna().all(), "the runs called so are of the released card"
     assert rows.loc["C", "auroc"] == 1 and rows["distance_median"].isna().all() and rows["difference"].isna().all()
-    assert rows.loc[compare_conventions.AUTHORS, "n_dims"] == 24 and rows.loc["A", "departs"] == ""
+    assert rows.loc[estimators.AUTHORS, "n_dims"] == 24 and rows.loc["A", "departs"] == ""
     page = report_conventions.page(study, results)
     assert "as the released code does (card tiny_mean)" in page and "encoder_input: card" in page
     assert "as the released code does" not in report_conventions.page(STUDY, results)
@@ -127,11 +128,11 @@ def test_every_way_is_a_card_of_the_same_weights():
         for way in ways:
             card = encoders.card_of(way.card)
             assert card.variant_of == (name if way.card != name else ""), way
-            assert way.card == name or (compare_conventions.differs(own, card) and card.departs), way
+            assert way.card == name or (estimators.differs(own, card) and card.departs), way
 
 
 def test_sides_are_said_with_their_unit():
     own = encoders.card_of("dinov2_vits14")
     other = replace(own, resize_px=256, readout="class+mean", n_dims=2 * own.n_dims)
-    assert compare_conventions.differs(own, other) == "resized to 256 px, readout class token and mean of the patch tokens"
-    assert compare_conventions.differs(own, own) == ""
+    assert estimators.differs(own, other) == "resized to 256 px, readout class token and mean of the patch tokens"
+    assert estimators.differs(own, own) == ""
