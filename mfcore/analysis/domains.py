@@ -144,9 +144,7 @@ def means_readable(table: pd.DataFrame) -> pd.DataFrame:
     """`means_table` for the eye: "mean ± SD (SD over all folds and domains)"."""
     shown = table[["arm", "kind"]].copy()
     for name in ("in_domain", "out_of_domain"):
-        of_cells = table[f"{name}_sd_cells"]
-        pairs = zip(cells(table, name), of_cells, strict=True)
-        shown[name] = [f"{cell} ({sd:.2f})" for cell, sd in pairs]
+        shown[name] = [f"{cell} ({sd:.2f})" for cell, sd in zip(cells(table, name), table[f"{name}_sd_cells"], strict=True)]
     return shown
 
 
@@ -196,10 +194,7 @@ def _heatmap(data: pd.DataFrame, color: object) -> None:
 
 
 def by_test_domain_folds(scores: pd.DataFrame, settings: Settings, metric: str) -> pd.DataFrame:
-    """A metric by the domain tested on, in each fold: ``arm, kind, domain, where, fold`` and the metric.
-
-    Out of domain: the mean over the other training domains.
-    """
+    """A metric in each fold by the domain tested on; out of domain: the mean over the other training domains."""
     by = ["arm", "kind", "domain", "where", "fold"]
     return crossed(scores, settings).groupby(by, sort=False)[metric].mean().reset_index()
 
