@@ -16,59 +16,40 @@ encoder = "efficientnet_lite0"  # whose embeddings to probe; 02_embed makes them
 scheme = ""  # another way to split, to see what it would promise ("released", "annotation", ...); empty: the study's own
 
 # %%
-from pathlib import Path
+from IPython.display import display
 
-from mfcore.analysis import (
-    captions,
-    compare,
-    compare_probes,
-    estimators,
-    figures,
-    representations,
-)
-from mfcore.study import arms as study_arms, data as study_data, encoders as study_encoders
-from mfcore.study.config import load_study
-from mfcore.study.study import Study
+from mfcore import open_study
+from mfcore.analysis import estimators, representations
+from mfcore.study import arms, data
 from mfcore.training import probe
 
-study = load_study(study_file)
-folder = Path(results) / study.name
-study = study_data.under(study, scheme or study.switches.scheme)
-splits_run = study_data.write_splits(study, folder)
+study = open_study(study_file, results)
+study = study.under(scheme or study.settings.switches.scheme)
+data.write_splits(study.settings, study.folder)
 
 # %% [markdown]
 # ## Fit and test, every fold at every size
 
 # %%
-embeddings = study_encoders.find_embeddings(study, encoder, folder)
-run = study_arms.fit_probe(study, embeddings, folder)
+embeddings = study.embeddings(encoder)
+run = arms.fit_probe(study.settings, embeddings, study.folder)
 fits = probe.load_fits(run)
-captions.show(fits.drop(columns="seconds").head().round(4))
+fits.drop(columns="seconds").head().round(4)
 
 # %% [markdown]
 # ## AUROC by training-set size
 
 # %%
-predictions = compare.load_arm(run, encoder, "probe")
-scores = compare.scores(predictions)
-table = compare.scaling_table(scores, study)
-captions.show(compare.wide(table))
+study.show(estimators.by_training_size(study, encoder, run))
 
 # %%
-bins = figures.score_table(predictions)
-figure = figures.score_histogram(study, bins, encoder)
-written = figures.save(figure, bins, folder / "figures", f"03_{run.folder.name}")
-figure
-
-# %%
-captions.show(captions.scores(study, table, encoder))
+study.show(estimators.score_histogram(study, encoder, run))
 
 # %% [markdown]
 # ## What the embeddings are worth without a label
 
 # %%
-opened = Study(study, folder)
-opened.show(representations.one(opened, encoder))
+study.show(representations.one(study, encoder))
 
 # %% [markdown]
 # ## Other estimators
@@ -77,24 +58,22 @@ opened.show(representations.one(opened, encoder))
 # page on them shows what they give.
 
 # %%
-if encoder in study.probe_audit and not scheme:
-    audit = study_arms.audit_probe(study, embeddings, folder)
-    found, titles = compare_probes.scores(audit), compare_probes.titles_of(audit)
-    estimators.audit(study, found, titles, encoder, f"03_{audit.folder.name}").save(folder / "figures")
-    written += sorted((folder / "figures").glob(f"03_{audit.folder.name}.*"))
-    captions.show(compare_probes.wide(compare_probes.table(found), titles))
+if encoder in study.settings.probe_audit and not scheme:
+    audit = study.show(estimators.audit(study, arms.audit_probe(study.settings, embeddings, study.folder)))
+    display(audit, audit.readable)
 
 # %% [markdown]
 # ## Checks
 
 # %%
-assert predictions["score"].between(0, 1).all(), "a score is a probability"
 print(
     f"{(~fits['converged']).sum()} of {len(fits)} fits stopped short of the optimum; largest residual {fits['residual'].max():.1e}"
 )
 
 # %%
-print("files written:", run.folder.name, *[path.name for path in written], sep="\n  ")
+print(
+    "files written:", run.folder.name, *sorted(path.name for path in study.figures.glob(f"03_{run.folder.name}*")), sep="\n  "
+)
 
 # %% [markdown]
 # **What we saw.** The probe's predictions, from which every metric is computed again wherever it is shown.

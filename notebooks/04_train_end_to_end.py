@@ -25,8 +25,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from mfcore.analysis import captions, compare, exhibit, figures
-from mfcore.study import arms as study_arms
+from mfcore.analysis import captions, exhibit, figures, scores as analysis_scores
+from mfcore.study import arms as study_arms, predictions as study_predictions
 from mfcore.study.config import as_dict, load_study
 from mfcore.training import train
 
@@ -42,9 +42,9 @@ captions.show(pd.DataFrame(as_dict(study.network(network)).items(), columns=["se
 watch = exhibit.Live(lambda history: figures.history(study, history, network))
 run = study_arms.train(study, network, fold, folder, device, watch, data)
 history = train.load_history(run)
-kind = compare.LORA if study.network(network).lora else compare.END_TO_END
-predictions = compare.load_arm(run, network, kind)
-captions.show(compare.wide(compare.scaling_table(compare.scores(predictions), study)))
+kind = study_predictions.LORA if study.network(network).lora else study_predictions.END_TO_END
+predictions = study_predictions.load_arm(run, network, kind)
+captions.show(analysis_scores.wide(analysis_scores.scaling_table(study_predictions.scores(predictions), study)))
 
 # %% [markdown]
 # ## How training went

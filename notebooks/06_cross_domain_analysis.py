@@ -13,64 +13,49 @@ study_file = "../studies/demo.yaml"  # what decides the numbers
 results = "../results"  # where runs are kept, a folder a study
 
 # %%
-from pathlib import Path
+from mfcore import open_study
+from mfcore.analysis import domains
 
-from mfcore.analysis import captions, compare, compare_domains, domains
-from mfcore.data import patches
-from mfcore.measures import raters
-from mfcore.study import data as study_data
-from mfcore.study.config import load_study
-
-study = load_study(study_file)
-folder = Path(results) / study.name
-collected = compare.collect(study, folder)
-predictions, scores, shown = collected.predictions, compare.scores(collected.predictions), folder / "figures"
-captions.show(collected.failures if len(collected.failures) else "Every run of the study is here.")
+study = open_study(study_file, results)
 
 # %% [markdown]
-# ## In domain and out of domain
+# ## In domain and out of domain, beside the published means
 
 # %%
-means = compare.cross_domain_table(scores, study)
-domains.means(study, means).save(shown)
+study.show(domains.means(study))
 
 # %% [markdown]
-# ## Fig. 2: train on rows, test on columns, the published means beside ours
+# ## Fig. 2: train on rows, test on columns
 
 # %%
-matrix = compare.domain_matrix(scores, study)
-domains.cross_domain(study, matrix, means).save(shown)
+study.show(domains.cross_domain(study))
 
 # %% [markdown]
 # ## By test domain, beside the raters
 
 # %%
-tested = compare.by_test_domain(scores, study)
-labels, _ = patches.load(study_data.find_patches(study, folder))
-human = raters.table(labels, study.splits.seed)
-domains.by_test_domain(study, tested, human).save(shown)
+study.show(domains.by_test_domain(study))
 
 # %% [markdown]
 # ## There and back
 
 # %%
-domains.asymmetry(study, compare_domains.asymmetry(matrix)).save(shown)
+study.show(domains.asymmetry(study))
 
 # %% [markdown]
 # ## Is it the tumour or the scanner?
 
 # %%
-apart = compare_domains.tumour_against_scanner(predictions, labels, study)
-domains.tumour_against_scanner(study, apart).save(shown)
+study.show(domains.tumour_against_scanner(study))
 
 # %% [markdown]
 # ## Checks
 
 # %%
-assert scores["auroc"].dropna().between(0, 1).all(), "an AUROC lies between 0 and 1"
+assert study.scores["auroc"].dropna().between(0, 1).all(), "an AUROC lies between 0 and 1"
 
 # %%
-print("files written:", *sorted(path.name for path in shown.glob("06_*")), sep="\n  ")
+print("files written:", *sorted(path.name for path in study.figures.glob("06_*")), sep="\n  ")
 
 # %% [markdown]
 # **What we saw.** What a change of tumour, scanner and laboratory costs each arm.

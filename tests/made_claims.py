@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore.analysis.compare import ALL
 from mfcore.claims.rows import Row, load
 from mfcore.claims.scores import Material
 from mfcore.encoders.card import TABLE_1
 from mfcore.measures.statistics import Folds
 from mfcore.streams import generator
 from mfcore.study.config import MODES, Data, Lora, Network, Settings
+from mfcore.study.predictions import ALL
 
 DOMAINS = (
     "canine cutaneous mast cell tumor",

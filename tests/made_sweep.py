@@ -35,9 +35,13 @@ def execute(source: Path, target: Path, parameters: dict, n_threads: int = 1, of
     import h5py
 
     from mfcore import store
-    from mfcore.analysis import compare
     from mfcore.data import patches
-    from mfcore.study import arms as study_arms, data as study_data, encoders as study_encoders
+    from mfcore.study import (
+        arms as study_arms,
+        data as study_data,
+        encoders as study_encoders,
+        predictions as study_predictions,
+    )
     from mfcore.study.config import load_study
 
     study = load_study(parameters["study_file"])
@@ -57,16 +61,19 @@ def execute(source: Path, target: Path, parameters: dict, n_threads: int = 1, of
     elif source.stem == "03_linear_probe":
         study_arms.fit_probe(study, study_encoders.find_embeddings(study, parameters["encoder"], folder), folder)
     elif source.stem == "05_data_scaling":
-        store.write_csv(folder / "figures" / "05_data_scaling.csv", compare.scores(compare.collect(study, folder).predictions))
+        store.write_csv(
+            folder / "figures" / "05_data_scaling.csv",
+            study_predictions.scores(study_predictions.collect(study, folder).predictions),
+        )
     target.parent.mkdir(exist_ok=True)
     target.write_text("executed")
 
 
 def build(study: object, results: Path, jobs: dict) -> None:
     """A page with the AUROC of the study's probe."""
-    from mfcore.analysis import compare
+    from mfcore.study import predictions as study_predictions
 
-    scores = compare.scores(compare.collect(study, results).predictions)
+    scores = study_predictions.scores(study_predictions.collect(study, results).predictions)
     (results / "supplement").mkdir(exist_ok=True)
     (results / "supplement" / "index.html").write_text(f"{scores['auroc'].iloc[0]:.6f}")
 

@@ -1,208 +1,393 @@
-"""Arms with all the data: their ranking, their calibration, where they do well; and the raters, apart and beside them."""
+"""Arms with all the data: ranking, differences, calibration, and where each arm does well."""
 
+import math
+from itertools import combinations
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from scipy import stats
 
-from mfcore.analysis import captions, compare, compare_models, compare_strata
-from mfcore.analysis.exhibit import Exhibit
-from mfcore.analysis.figures import CHANCE, WIDTH_INCH, drawing, few, legend_below, look, nothing, title, two_lines
+from mfcore.analysis.exhibit import (
+    CHANCE,
+    WIDTH_INCH,
+    Exhibit,
+    cells,
+    counted,
+    finished,
+    folds,
+    in_panels,
+    in_style,
+    listed,
+    named,
+    of_what,
+    unit,
+)
+from mfcore.analysis.scores import OVER_FOLDS, full_size, in_order, intervals, mean_sd, pairs
 from mfcore.measures import binary, raters
-from mfcore.measures.resampling import coverage_said
+from mfcore.measures.resampling import (
+    N_RESAMPLES,
+    bootstrap,
+    coverage_said,
+    interval_of,
+    resample,
+    resampled_slides,
+    sums_by_slide,
+    units_of,
+)
+from mfcore.measures.statistics import (
+    LEVEL,
+    MIN_FOLDS,
+    clear_difference,
+)
 from mfcore.study.config import Settings
+from mfcore.study.predictions import refuse_lost
+from mfcore.study.study import Study
 
 SECTION = "Arms"
-N_ACROSS = 3  # panels in a row
-STRATA = {"domain": "by domain", "scanner": "by scanner", "agreement": "by the raters' agreement"}
+BINS = ["arm", "kind", "bin_low", "bin_high", "mean_score", "share_positive", "low", "high"]
+BINS += ["n", "n_units", "unit"]
+STRATA = ("domain", "scanner", "agreement")
+BY_STRATUM = ["arm", "kind", "stratum", "value", "auroc", "low", "high", "balanced_accuracy"]
+BY_STRATUM += ["n", "n_positive", "n_slides", "n_units", "unit"]
+BY_AGREEMENT = ["arm", "kind", "annotations", "against"]
 
 
-def ranking(study: Settings, order: pd.DataFrame, intervals: pd.DataFrame, metric: str = "auroc") -> Exhibit:
-    """Arms from best to worst, each with its interval over slides or cases and the places that it can hold.
-
-    order, intervals: as `compare_models.ranking` and `compare_models.intervals` return them.
-    """
-    full = intervals[(intervals["metric"] == metric) & (intervals["size"] == intervals["size"].max())]
-    bounds = order[["arm"]].merge(full, on="arm", how="left")
-    with drawing(study, 1, 1, (WIDTH_INCH, 0.27 * len(order) + 1.15)) as (figure, axes):
-        axis = axes[0][0]
-        for place, (row, bound) in enumerate(zip(order.itertuples(), bounds.itertuples(), strict=True)):
-            style = look(study, row.arm, row.kind) | {"linestyle": "none"}
-            axis.plot([bound.low, bound.high], [place] * 2, color=style["color"], linewidth=1.4, marker="|", markersize=7)
-            axis.errorbar(row.mean, place, xerr=np.nan_to_num(row.sd), linewidth=4.5, alpha=0.35, color=style["color"])
-            axis.plot(row.mean, place, markersize=6, **style)
-        if (order["mean"] - order["sd"].fillna(0)).min() < 0.55:
-            axis.axvline(0.5, **CHANCE)
-        rows = zip(order["arm"], order["kind"], order["rank_low"], order["rank_high"], strict=True)
-        names = [f"{compare.shown_name(study, arm, kind)}   {_places(low, high)}" for arm, kind, low, high in rows]
-        axis.set_yticks(range(len(order)), names)
-        axis.set_ylim(len(order) - 0.4, -0.6)
-        axis.grid(axis="y", visible=False)
-        n_units = f", {full['n'].max():.0f} {compare.unit(full)}" if len(full) else ""
-        axis.set_xlabel(f"{binary.TITLES[metric]}: mean, SD over {compare.folds(order)} (wide), 95 % interval (thin{n_units})")
-        title(figure, f"{study.title}; after each name the places it can hold")
-    caption = _ranking_caption(study, order, full, metric)
-    return Exhibit("05_ranking", "Ranking", caption, order, figure, SECTION)
+def missing(study: Study) -> Exhibit:
+    """The runs of the study that failed or are missing, and why."""
+    table = study.failures
+    caption = "Every run of the study is here."
+    if len(table):
+        caption = f"{counted(len(table), 'run')} failed or missing ({of_what(study.settings)})."
+    return Exhibit("05_missing", "Missing runs", caption, table, None, SECTION)
 
 
-def _places(low: float, high: float) -> str:
-    return f"{low:g}" if low == high else f"{low:g}–{high:g}"
+# ---- which arms differ ----
 
 
-def _ranking_caption(study: Settings, order: pd.DataFrame, full: pd.DataFrame, metric: str) -> str:
-    best, over = order.iloc[0], order["over"].iloc[0]
-    test = "paired over folds, corrected for their overlap after Nadeau and Bengio"
-    if over != compare_models.OVER_FOLDS:
-        test = f"over draws of the {over} that all folds test, after Obuchowski and Rockette"
-    elif not study.switches.shared_splits:
-        test += "; a network and a probe unpaired, as they have folds of their own"
-    tied = best["tied_with"].split(", ") if best["tied_with"] else []
-    found = f"{captions.listed(tied)} can't be told from it" if tied else "every other arm is clearly below it"
-    n_units, unit = (int(full["n"].max()), full["unit"].iloc[0]) if len(full) else (0, "slide")
-    return (
-        f"{binary.TITLES[metric]} of every arm with all the data ({captions.of_what(study)}), and the places that each can "
-        f"hold, given which differences are clear of zero ({test}; over {len(order) * (len(order) - 1) // 2} pairs after "
-        f"Holm). Wide bars: SD over {compare.folds(order)}; thin: 95 % interval over the {n_units} {unit}s tested (bootstrap)"
-        f"{coverage_said(n_units, unit)}. {best['arm']} is first"
-        f"{f'; {found}' if len(order) > 1 else ', and the only arm'}."
-    )
-
-
-def differences(study: Settings, predictions: pd.DataFrame) -> Exhibit:
-    """Every pair of arms with all the data (`compare_models.differences`)."""
-    table = compare_models.differences(predictions, study)
-    n_clear = int((table["p_holm"] < 0.05).sum())
+def differences(study: Study) -> Exhibit:
+    """Every pair of arms with all the data (`differences_table`)."""
+    table = pairs(study)
+    n_clear = int((table["p_holm"] < 1 - LEVEL).sum())
     caption = (
-        f"First less second arm, AUROC with all the data, mean over folds ({captions.of_what(study)}). Interval and p: of the "
-        "pair by itself; p_holm: corrected for all pairs; over: whether folds or draws of the tested cases tell how another "
-        f"test would have come out. {n_clear} of {compare.counted(len(table), 'pair')} differ by p_holm below 0.05."
+        f"First less second arm, AUROC with all the data, mean over folds ({of_what(study.settings)}). "
+        "Interval and p are of the pair by itself, p_holm is corrected for all pairs; over: what the "
+        f"interval is over. {n_clear} of {counted(len(table), 'pair')} differ by p_holm below 0.05."
     )
     return Exhibit("05_differences", "Differences", caption, table, None, SECTION, table.round(3))
 
 
-def reliability(study: Settings, table: pd.DataFrame, summary: pd.DataFrame) -> Exhibit:
-    """How often a patch of each score is of class 1, a panel an arm; bars are intervals, below lies how many scores there are.
+def least_differences(scores: pd.DataFrame, pairs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """The smallest differences of two arms that the folds can show: ``question, sds, auroc, possible``.
 
-    table, summary: as `compare_calibration.reliability` and `compare_calibration.summary` return them.
+    ``sds``: in SDs over folds of the difference of two arms (`statistics.clear_difference`).
+    ``auroc``: times the median SD of all pairs. Where all folds are tested on the same patches: the
+    median half width of the pairs' intervals. ``possible``: whether the worst arm is that far from a
+    perfect one. No row with fewer than MIN_FOLDS folds.
+
+    scores: as `Study.scores`. pairs: as `differences_table`.
     """
-    arms = list(dict.fromkeys(table["arm"]))
-    n_columns = min(N_ACROSS, len(arms))
-    n_rows = -(-len(arms) // n_columns)
-    scores = summary.set_index("arm")
-    size_inch = (WIDTH_INCH, 2.25 * n_rows + 0.6)
-    with drawing(study, n_rows, n_columns, size_inch, sharex=True, sharey=True) as (figure, axes):
-        for axis, arm in zip(axes.flat, arms, strict=False):
-            part = table[(table["arm"] == arm) & (table["n"] > 0)]
-            style = look(study, arm, part["kind"].iloc[0]) | {"markersize": 4, "linewidth": 1, "capsize": 1.5}
-            axis.plot([0, 1], [0, 1], color="0.55", linewidth=0.9, linestyle=":")
-            bars = np.clip([part["share_positive"] - part["low"], part["high"] - part["share_positive"]], 0, None)
-            axis.errorbar(part["mean_score"], part["share_positive"], bars, **style)
-            grey = {"align": "edge", "color": "0.82", "edgecolor": "0.6", "linewidth": 0.4, "zorder": 0}
-            axis.bar(part["bin_low"], 0.22 * part["n"] / part["n"].max(), part["bin_high"] - part["bin_low"], **grey)
-            said = f"ECE {scores.loc[arm, 'ece']:.2f}, Brier {scores.loc[arm, 'brier']:.2f}"
-            axis.set_title(f"{arm}\n({part['kind'].iloc[0]}, n = {part['n'].sum():,})\n{said}", fontsize=7.5)
-            axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="mean score in the bin")
-            axis.tick_params(labelbottom=True)
-        for axis in axes.flat[len(arms) :]:
-            axis.set_axis_off()
-        for line in axes:
-            line[0].set_ylabel("share of class 1 in the bin")
-        bars = f"bars: 95 % intervals over {compare.unit(table)}"
-        title(figure, f"{study.title.partition(':')[0]}: class 1 is {study.data.positive}s; {bars}")
-    best, worst = summary.loc[summary["ece"].idxmin()], summary.loc[summary["ece"].idxmax()]
+    full = full_size(scores)
+    by_fold = full.pivot(index="fold", columns="arm", values="auroc")
+    n_folds, n_pairs = len(by_fold), max(1, len(pairs))
+    sds = [(by_fold[first] - by_fold[second]).std() for first, second in combinations(by_fold, 2)]
+    sd, room = pd.Series(sds, dtype=float).median(), 1 - by_fold.mean().min()
+    n_train, n_test = full["n_train"].mean(), full["n_test"].mean()
+    if n_folds < MIN_FOLDS:
+        rows = []
+    elif len(pairs) and pairs["over"].iloc[0] != OVER_FOLDS:
+        half = (pairs["high"] - pairs["low"]).median() / 2
+        rows = [(f"one pair, by draws of {pairs['over'].max()}", math.nan, half)]
+    else:
+        least = {
+            "one pair": clear_difference(n_folds, n_train, n_test),
+            f"first of {n_pairs} pairs, after Holm": clear_difference(n_folds, n_train, n_test, n_tests=n_pairs),
+            "one pair, ever more folds of these slides": stats.norm.isf((1 - LEVEL) / 2) * math.sqrt(n_test / n_train),
+        }
+        rows = [(question, sds, sds * sd) for question, sds in least.items()]
+    table = pd.DataFrame(rows, columns=["question", "sds", "auroc"])
+    return table.assign(possible=~(table["auroc"] > room))
+
+
+def least_difference(study: Study) -> Exhibit:
+    """What difference of two arms this study's folds can show (`least_differences`)."""
+    table = least_differences(study.scores, pairs(study), study.settings)
     caption = (
-        f"Share of {study.data.positive}s among test patches by their score, {binary.N_BINS} bins of equal width, all the "
-        f"data; on the dotted line a score is the share that it promises ({captions.of_what(study)}). Scores of all folds; "
-        f"bars: 95 % intervals over {compare.unit(table)}{_coverage(table)}, none for too few of them; grey: how many scores a "
-        f"bin has. The expected calibration error (ECE, mean of {compare.folds(summary)}) lies between {best['ece']:.2f} "
-        f"({best['arm']}) and {worst['ece']:.2f} ({worst['arm']})."
+        f"The smallest difference in AUROC between two arms that the folds can show, in SDs over folds "
+        f"of such a difference and in AUROC ({of_what(study.settings)}). A difference that is not "
+        "possible is larger than the worst arm's distance from a perfect one."
+    )
+    if not len(table):
+        caption = f"Fewer than {MIN_FOLDS} folds show no difference ({of_what(study.settings)})."
+    name, title = "05_least_difference", "What the folds can show"
+    return Exhibit(name, title, caption, table, None, SECTION, table.round(3))
+
+
+def ranking_table(scores: pd.DataFrame, pairs: pd.DataFrame, settings: Settings, metric: str = "auroc") -> pd.DataFrame:
+    """The arms from best to worst, with the places that each can hold.
+
+    ``arm, kind, mean, sd, n_folds``; ``rank_low``: the best place, one more than there are arms clearly
+    better; ``rank_high``: the worst, as many as there are arms less those clearly worse. Clear is a
+    difference whose ``p_holm`` is below 0.05, and what follows from several: where one arm is clear of
+    a second and that of a third, the first is clear of the third. ``tied_with``: the arms that an arm
+    is not clear of, separated by ", ". ``over``: as in ``pairs``.
+
+    scores: as `Study.scores`. pairs: `differences_table` of the same metric.
+    """
+    full = in_order(full_size(scores), settings)
+    table = mean_sd(full, ["arm", "kind"], [metric])
+    table = table.rename(columns={metric: "mean", f"{metric}_sd": "sd"})
+    place = {arm: i for i, arm in enumerate(table["arm"])}
+    sign = 1 if metric in binary.HIGHER_IS_BETTER else -1
+    better = np.zeros((len(table), len(table)), dtype=bool)  # [i, j]: i is clearly better than j
+    for row in pairs[pairs["p_holm"] < 1 - LEVEL].itertuples():
+        i, j = place[row.first], place[row.second]
+        better[(i, j) if sign * row.difference > 0 else (j, i)] = True
+    for via in range(len(table)):
+        better |= better[:, [via]] & better[[via], :]
+    is_tied = ~(better | better.T | np.eye(len(table), dtype=bool))
+    table["rank_low"] = 1 + better.sum(axis=0)
+    table["rank_high"] = len(table) - better.sum(axis=1)
+    table["tied_with"] = [", ".join(table["arm"][tied]) for tied in is_tied]
+    table["over"] = pairs["over"].max() if len(pairs) else OVER_FOLDS
+    columns = ["arm", "kind", "mean", "sd", "n_folds", "rank_low", "rank_high", "tied_with", "over"]
+    return table[columns].sort_values("mean", ascending=sign < 0, kind="stable", ignore_index=True)
+
+
+@in_style
+def ranking(study: Study) -> Exhibit:
+    """Arms from best to worst, each with its interval over slides or cases and its places."""
+    settings = study.settings
+    table = ranking_table(study.scores, pairs(study), settings)
+    spans = table[["arm"]].merge(intervals(study.predictions, settings), on="arm")
+    low, high = table["rank_low"].astype(str), table["rank_high"].astype(str)
+    names = named(table, settings)["name"] + "   " + low + ("–" + high).where(low != high, "")
+    long = full_size(study.scores).assign(name=lambda scores: scores["arm"].map(dict(zip(table["arm"], names, strict=True))))
+    figure, axis = plt.subplots(figsize=(WIDTH_INCH, 1.2 + 0.27 * len(table)))
+    sns.pointplot(
+        long, x="auroc", y="name", order=list(names), color="C0", linestyle="none", errorbar="sd",
+        err_kws={"linewidth": 4.5, "alpha": 0.35}, markersize=5, ax=axis,
+    )  # fmt: skip
+    axis.hlines(list(names), spans["low"], spans["high"], color="C0", linewidth=1.4)
+    axis.axvline(0.5, **CHANCE)
+    over = f"{spans['n'].max()} {unit(spans)}"
+    axis.set(xlabel=f"AUROC: mean, SD over {folds(table)} (wide), 95 % interval over {over} (thin)", ylabel="")
+    figure = finished(study, figure, "after each name the places it can hold")
+    coverage = coverage_said(int(spans["n"].max()), unit(spans)[:-1])
+    best = table.iloc[0]
+    tied = listed(best["tied_with"].split(", ")) if best["tied_with"] else "no arm"
+    caption = (
+        f"AUROC of every arm with all the data, and the places that each arm can hold, given which "
+        f"differences are clear of zero after Holm ({of_what(settings)}). Wide bars: SD over "
+        f"{folds(table)}; thin: 95 % interval over {over} (bootstrap{coverage}); tests are over {best['over']}. "
+        f"{best['arm']} is first and ties with {tied}."
+    )
+    return Exhibit("05_ranking", "Ranking", caption, table, figure, SECTION)
+
+
+# ---- calibration ----
+
+
+def reliability(predictions: pd.DataFrame, n_bins: int = binary.N_BINS, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
+    """Share of class 1 by score, a row an arm and bin of equal width that has a patch: columns BINS.
+
+    All folds together: ``mean_score`` and ``share_positive`` of the bin's ``n`` tested patches (one
+    patch may be tested in several folds), and ``low`` to ``high``, the 95 % interval of that share
+    over ``n_units`` resampled slides or cases (``unit``). NaN for a bin of fewer than MIN_SLIDES of
+    them or of one class, whose resamples are too much alike.
+
+    predictions: as `Study.predictions`. Raises MetricError for labels and scores that are none.
+    """
+    rows = []
+    for arm, group in full_size(predictions).groupby(["arm", "kind"], sort=False):
+        label, score = binary.check(group["label"].to_numpy(), group["score"].to_numpy())
+        column = binary.bin_of(score, n_bins)
+        units, what = units_of(group)
+        slide, weights = resampled_slides(units, 0, "reliability", n_resamples=n_resamples)
+        counts, positive, total = (
+            sums_by_slide(slide, column, weights.shape[1], n_bins, amount)  # (n_units, n_bins)
+            for amount in (np.ones(len(label)), label, score)
+        )
+        n = weights @ counts  # (1 + n_resamples, n_bins)
+        shares = np.divide(weights @ positive, n, out=np.full(n.shape, np.nan), where=n > 0)
+        for i in np.flatnonzero(n[0]):
+            span = interval_of(shares[:, i], int(np.count_nonzero(counts[:, i])))
+            row = (i / n_bins, (i + 1) / n_bins, total[:, i].sum() / n[0, i], shares[0, i])
+            rows.append((*arm, *row, span.low, span.high, int(n[0, i]), span.n, what))
+    return pd.DataFrame(rows, columns=BINS)
+
+
+def calibration_table(scores: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """How well each arm's scores are probabilities: ``arm, kind, n_folds, brier, brier_sd, ece, ece_sd``.
+
+    With all the data, mean and sample SD over folds. scores: as `Study.scores`.
+    """
+    return mean_sd(in_order(full_size(scores), settings), ["arm", "kind"], ["brier", "ece"])
+
+
+@in_style
+def calibration(study: Study) -> Exhibit:
+    """How often a patch of each score is of class 1, a panel an arm (`reliability`)."""
+    settings, table = study.settings, reliability(study.predictions)
+    errors = calibration_table(study.scores, settings)
+    titles = {
+        row.arm: f"{row.name}\nECE {row.ece:.2f}, Brier {row.brier:.2f}"
+        for row in named(errors, settings).itertuples(index=False)
+    }
+    shown = in_order(table, settings)
+    grid = sns.FacetGrid(
+        shown.assign(title=shown["arm"].map(titles)), col="title", col_wrap=3, height=2.3,
+        xlim=(0, 1), ylim=(0, 1),
+    )  # fmt: skip
+    for (_, part), axis in zip(shown.groupby("arm", sort=False), grid.axes.flat, strict=True):
+        share = part["n"] / part["n"].sum()
+        axis.bar(
+            part["bin_low"], share, part["bin_high"] - part["bin_low"], align="edge", color="0.85",
+            edgecolor="0.6", linewidth=0.4, label="share of all scores",
+        )  # fmt: skip
+        axis.plot([0, 1], [0, 1], color="0.55", linestyle=":", label="as the score says")
+        below, above = part["share_positive"] - part["low"], part["high"] - part["share_positive"]
+        style = {"capsize": 1.5, "markersize": 3.5, "linewidth": 1, "color": "C0"}
+        axis.errorbar(
+            part["mean_score"], part["share_positive"], np.clip([below, above], 0, None), fmt="o-",
+            label="share of class 1, 95 % interval", **style,
+        )  # fmt: skip
+    in_panels(grid, "mean score in the bin", "share")
+    figure = finished(study, grid.figure, f"class 1: {settings.data.positive}", 3)
+    best = errors.loc[errors["ece"].idxmin()]
+    caption = (
+        f"Share of {settings.data.positive}s among test patches by their score, {binary.N_BINS} bins of "
+        f"equal width, with all the data ({of_what(settings)}). Scores of {folds(errors)} together; "
+        f"bars: 95 % intervals over {unit(table)}, none for too few of them. The expected calibration "
+        f"error (ECE, mean over folds) is lowest for {best['arm']}: {best['ece']:.2f}."
     )
     return Exhibit("05_reliability", "Calibration", caption, table, figure, SECTION)
 
 
-def _coverage(table: pd.DataFrame) -> str:
-    """How often a table's intervals hold the truth, for the one over the fewest slides or cases; empty without any."""
-    bounded = table[table["low"].notna()]
-    return coverage_said(int(bounded["n_units"].min()), bounded["unit"].iloc[0]) if len(bounded) else ""
+# ---- parts of the test patches ----
 
 
-def strata(study: Settings, table: pd.DataFrame) -> Exhibit:
-    """AUROC with all the data in each domain, of each scanner, and where the raters agreed or not; bars 95 % intervals.
+def by_stratum(
+    predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings, n_resamples: int = N_RESAMPLES
+) -> pd.DataFrame:
+    """AUROC of every arm with all the data within each value of each of STRATA: columns BY_STRATUM.
 
-    table: as `compare_strata.by_stratum` returns it; without a row the figure says that there is nothing to set apart. Of many
-    arms, the best of each kind (`figures.few`).
+    ``auroc``, with its 95 % interval over ``n_units`` resampled slides or cases (``unit``), and
+    ``balanced_accuracy`` are means over folds, each fold among its own test patches. ``n, n_positive,
+    n_slides`` count different annotations and slides tested in any fold. NaN where every fold lacks a
+    class. A value that labels leave empty has no row, and a stratum with one value none at all.
+
+    labels: as `Study.labels`. Raises StoreError where it lacks a patch that was predicted.
     """
-    name, heading = "05_strata", "Strata"
+    part = full_size(predictions)
+    refuse_lost(part, labels)
+    of_patch = labels[["patch_id", "scanner"]].assign(agreement=raters.stratum(labels))
+    part, rows, seed = part.merge(of_patch, on="patch_id", validate="many_to_one"), [], settings.splits.seed
+    for stratum in STRATA:
+        known = part[part[stratum] != ""]
+        if known[stratum].nunique() < 2:
+            continue
+        for (arm, kind, value), group in known.groupby(["arm", "kind", stratum]):
+            auroc = bootstrap(group, "auroc", seed, "strata", value, n_resamples=n_resamples)
+            balanced = float(resample(group, "balanced_accuracy", seed, n_resamples=0)[0])
+            tested = group.drop_duplicates("patch_id")
+            counts = (len(tested), int(tested["label"].sum()), tested["slide_id"].nunique(), auroc.n)
+            span = (auroc.estimate, auroc.low, auroc.high)
+            rows.append((arm, kind, stratum, value, *span, balanced, *counts, auroc.unit))
+    table = in_order(pd.DataFrame(rows, columns=BY_STRATUM), settings)
+    return table.sort_values("stratum", key=lambda column: column.map(STRATA.index), kind="stable", ignore_index=True)
+
+
+@in_style
+def strata(study: Study) -> Exhibit:
+    """AUROC with all the data in each domain, of each scanner, and where the raters agreed or not."""
+    name, settings = "05_strata", study.settings
+    table = by_stratum(study.predictions, study.labels, settings)
     if table.empty:
-        why = "one stratum only: these data name one domain, no two scanners and no two votes"
-        caption = f"Nothing to set apart: {why} ({captions.of_what(study)})."
-        return Exhibit(name, heading, caption, table, nothing(study, why), SECTION)
-    arms, n_arms = few(table, "auroc"), table["arm"].nunique()
-    shown = {stratum: list(dict.fromkeys(part["value"])) for stratum, part in table.groupby("stratum", sort=False)}
-    heights = [max(0.42, 0.1 * len(arms) + 0.12) * len(values) + 0.3 for values in shown.values()]
-    size_inch = (WIDTH_INCH, sum(heights) + 1.9)
-    with drawing(study, len(shown), 1, size_inch, sharex=True, height_ratios=heights) as (figure, axes):
-        for axis, (stratum, values) in zip(axes[:, 0], shown.items(), strict=True):
-            here = table[table["stratum"] == stratum]
-            for index, arm in enumerate(arms):
-                part = here[here["arm"] == arm].set_index("value").reindex(values)
-                at = np.arange(len(part)) + 0.8 / len(arms) * (index - (len(arms) - 1) / 2)
-                bars = np.clip([part["auroc"] - part["low"], part["high"] - part["auroc"]], 0, None)
-                kind = str(part["kind"].dropna().iloc[0])
-                style = look(study, arm, kind) | {"linestyle": "none", "markersize": 4.5, "elinewidth": 1.1, "capsize": 1.5}
-                axis.errorbar(part["auroc"], at, xerr=bars, label=compare.shown_name(study, arm, kind), **style)
-            counts = here.groupby("value", sort=False)[["n", "n_slides"]].max()
-            counted = [f"n = {counts.loc[value, 'n']:,.0f}, {counts.loc[value, 'n_slides']:,.0f} slides" for value in values]
-            names = [f"{two_lines(str(value))}\n{n}" for value, n in zip(values, counted, strict=True)]
-            axis.set_yticks(range(len(values)), names, fontsize=7)
-            axis.set_ylim(len(values) - 0.5, -0.5)
-            axis.axvline(0.5, **CHANCE)
-            axis.set_title(STRATA[stratum])
-            axis.grid(axis="y", visible=False)
-            for edge in range(1, len(values)):
-                axis.axhline(edge - 0.5, color="0.85", linewidth=0.6)
-        axes[-1, 0].set_xlabel(f"AUROC, 95 % interval over {compare.unit(table)}")
-        legend_below(figure, axes[:, 0])
-        title(figure, f"{study.title}, all the data" + ("" if len(arms) == n_arms else ", best arm of each kind"))
-    drawn = "every arm" if len(arms) == n_arms else f"the best arm of each kind (of {n_arms})"
+        caption = f"The labels name one domain, no two scanners and no two votes ({of_what(settings)})."
+        return Exhibit(name, "Strata", caption, table, None, SECTION)
+    shown = named(table, settings)
+    shown["part"] = [f"{row.stratum}: {row.value}\nn = {row.n:,}, {row.n_slides} slides" for row in table.itertuples()]
+    n_arms = shown["name"].nunique()
+    grid = sns.FacetGrid(shown, col="part", col_wrap=3, height=0.9 + 0.18 * n_arms, sharex=False)
+    grid.figure.set_figwidth(1.4 * WIDTH_INCH)
+    for axis, (_, part) in zip(grid.axes.flat, shown.groupby("part", sort=False), strict=True):
+        bars = np.clip([part["auroc"] - part["low"], part["high"] - part["auroc"]], 0, None)
+        axis.errorbar(part["auroc"], part["name"], xerr=bars, fmt="o", markersize=4, linewidth=1.2, capsize=2)
+        axis.axvline(0.5, **CHANCE)
+        axis.margins(y=0.1)
+    grid.axes.flat[0].invert_yaxis()
+    grid.set(xlim=(min(0.45, table["low"].min(), table["auroc"].min()) - 0.02, 1))
+    in_panels(grid, "AUROC", "")
+    figure = finished(study, grid.figure)
+    n_units = table.loc[table["low"].notna(), "n_units"].min()
+    coverage = coverage_said(int(n_units), unit(table)[:-1]) if n_units > 0 else ""
     caption = (
-        f"AUROC of {drawn} with all the data on parts of the test patches ({captions.of_what(study)}). Points: means over "
-        f"folds; bars: 95 % intervals over {compare.unit(table)} (bootstrap){_coverage(table)}. Strata differ in more than "
-        "their name: tumour, scanner and laboratory go together in most data sets."
+        f"AUROC of every arm with all the data on parts of the test patches ({of_what(settings)}). "
+        f"Points: means over folds; bars: 95 % intervals over {unit(table)} (bootstrap{coverage}). Strata differ "
+        "in more than their name: tumour, scanner and laboratory go together in most data sets."
     )
-    return Exhibit(name, heading, caption, table, figure, SECTION)
+    return Exhibit(name, "Strata", caption, table, figure, SECTION)
 
 
-def raters_table(study: Settings, human: pd.DataFrame) -> Exhibit:
-    """How far the raters agree with one another; ``human`` as `raters.table` returns it."""
-    caption = f"No votes on these annotations are published ({captions.of_what(study)}): there is no human reference."
-    if len(human):
-        total, one = human[human["domain"] == compare.ALL].iloc[0], raters.reference(human, "balanced_accuracy")
-        reached = f"one rater reaches a balanced accuracy of {captions.with_interval(one)} against another" if one else ""
-        caption = (
-            f"One rater against another, {captions.whose(study)} ({captions.of_what(study)}), and each against the consensus, "
-            f"which flatters, as it counts the rater's own vote. In brackets: 95 % intervals (bootstrap of {total['n_units']} "
-            f"{total['unit']}s); a rater is a position in the list of votes, not one person throughout. On {total['n']:,} "
-            f"annotations, {100 * total['contested_share']:.1f} % of them contested, "
-            f"{reached or 'a rater gave one class only, so that a balanced accuracy has no meaning'}."
-        )
-    readable = raters.wide(human) if len(human) else None
-    return Exhibit("05_raters", "Raters", caption, human, None, "Raters", readable)
+def by_agreement_table(predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """Every metric of every arm with all the data, apart by whether the raters agreed.
+
+    Mean and sample SD over folds (``auroc``, ``auroc_sd`` and so on), a row an arm and part of the
+    test annotations with two or more votes: ``annotations`` "all", "unanimous" and "contested",
+    ``against`` "consensus"; and "all" ``against`` "one rater", the mean over raters, which is what one
+    rater against another is to be compared with. ``n_test``: annotations tested, mean over folds;
+    ``n_folds``: folds that have any. NaN where every fold lacks a class.
+
+    labels: as `Study.labels`. Raises StoreError where it lacks a patch that was predicted.
+    """
+    part, metrics, rows = full_size(predictions), list(binary.METRICS), []
+    refuse_lost(part, labels)
+    voted, votes = raters.votes(labels)
+    judged = voted[["patch_id"]].assign(stratum=raters.stratum(voted), vote=list(votes))
+    part = part.merge(judged, on="patch_id", validate="many_to_one")
+    for (arm, kind), group in part.groupby(["arm", "kind"], sort=False):
+        for stratum in ("all", raters.UNANIMOUS, raters.CONTESTED):
+            chosen = group if stratum == "all" else group[group["stratum"] == stratum]
+            references = {"consensus": chosen[["label"]].to_numpy()}
+            if stratum == "all":
+                references["one rater"] = np.stack(chosen["vote"])
+            for against, reference in references.items():
+                row = dict(zip(BY_AGREEMENT, (arm, kind, stratum, against), strict=True))
+                rows += [row | fold for fold in _folds_against(chosen, reference)]
+    columns = [*BY_AGREEMENT, "n_test", *metrics]
+    folds_of = pd.DataFrame(rows, columns=columns)
+    table = mean_sd(folds_of, BY_AGREEMENT, metrics, "size")
+    n_test = folds_of.groupby(BY_AGREEMENT, sort=False)["n_test"].mean().round().astype(int)
+    table.insert(4, "n_test", n_test.to_numpy())
+    return in_order(table, settings)
 
 
-def by_agreement(study: Settings, table: pd.DataFrame) -> Exhibit:
-    """Every metric apart by the raters' agreement; ``table`` as `compare_strata.by_agreement` returns it."""
-    caption = f"Without votes unanimous and contested labels can't be told apart ({captions.of_what(study)})."
-    if len(table):
-        chosen = table[table["against"] == "consensus"].set_index(["annotations", "arm"])
-        best = chosen.loc["all"]["balanced_accuracy"].idxmax()
-        plain, contested = (
-            compare.plus_minus(*chosen.loc[(stratum, best), ["balanced_accuracy", "balanced_accuracy_sd"]])
-            for stratum in (raters.UNANIMOUS, raters.CONTESTED)
-        )
-        caption = (
-            f"Every arm with all the data, apart by whether the raters of an annotation agreed ({captions.of_what(study)}, "
-            f'{captions.whose(study)}). Mean ± sample SD over folds; "against one rater" takes each rater\'s votes for the '
-            "truth in turn, as the human reference does, since the consensus on a contested label is itself in doubt. "
-            f"{best} has a balanced accuracy of {plain} on unanimous labels and {contested} on contested ones."
-        )
-    readable = compare_strata.readable(table) if len(table) else None
-    return Exhibit("05_by_agreement", "By agreement", caption, table, None, "Raters", readable)
+def _folds_against(predictions: pd.DataFrame, references: np.ndarray) -> list[dict]:
+    """Every metric in each fold against each column of ``references`` (n, n_raters), mean over them."""
+    rows, folds_of, score = [], predictions["fold"].to_numpy(), predictions["score"].to_numpy()
+    for fold in np.unique(folds_of):
+        here = folds_of == fold
+        each = pd.DataFrame([binary.evaluate(votes, score[here]) for votes in references[here].T])
+        rows.append({"n_test": int(here.sum())} | each.mean(skipna=False).to_dict())
+    return rows
+
+
+def by_agreement(study: Study) -> Exhibit:
+    """Every metric apart by the raters' agreement (`by_agreement_table`)."""
+    name, settings = "05_by_agreement", study.settings
+    table = by_agreement_table(study.predictions, study.labels, settings)
+    if not len(table):
+        caption = f"Without votes, no label is known to be contested ({of_what(settings)})."
+        return Exhibit(name, "By agreement", caption, table, None, "Raters")
+    readable = table[[*BY_AGREEMENT, "n_test", "n_folds"]].assign(
+        **{title: cells(table, metric) for metric, title in binary.TITLES.items()}
+    )
+    caption = (
+        f"Every arm with all the data, apart by whether the raters of an annotation agreed "
+        f'({of_what(settings)}). Mean ± sample SD of {folds(table)}; "against one rater" takes each '
+        "rater's votes for the truth in turn, as the table of raters does. The consensus on a contested "
+        "label is itself in doubt."
+    )
+    return Exhibit(name, "By agreement", caption, table, None, "Raters", readable)

@@ -1,199 +1,400 @@
 """Across domains (Fig. 2 and Tab. 2 of Ganz et al. 2024): by the domain trained on and the domain tested on."""
 
+import math
+import textwrap
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from matplotlib.patches import Rectangle
 
-from mfcore.analysis import captions, compare
-from mfcore.analysis.exhibit import Exhibit
-from mfcore.analysis.figures import (
+from mfcore.analysis.exhibit import (
     CHANCE,
     WIDTH_INCH,
-    best_of_each_kind,
-    drawing,
-    few,
-    legend_below,
-    look,
-    rater_lines,
-    title,
-    two_lines,
-)  # fmt: skip
-from mfcore.measures import raters
-from mfcore.study import pretrained
+    Exhibit,
+    cells,
+    counted,
+    finished,
+    folds,
+    in_full,
+    in_panels,
+    in_style,
+    listed,
+    marked,
+    named,
+    of_what,
+)
+from mfcore.analysis.scores import by_size, human, in_order, mean_sd, published as published_table, rater_lines
+from mfcore.data import splits_audit
+from mfcore.measures.resampling import by_fold
+from mfcore.measures.statistics import Folds, mean_of, paired_test, spread
 from mfcore.study.config import Settings
+from mfcore.study.predictions import ALL, refuse_lost
+from mfcore.study.study import Study
 
 SECTION = "Across domains"
+IN_DOMAIN, OUT_OF_DOMAIN = "in domain", "out of domain"
 SCALE = (0.4, 1.0)  # of the shades, the same in every study
-SHADES = ListedColormap(colormaps["Blues"](np.linspace(0, 0.6, 256)))  # black numbers are to be read on the darkest
+SHADES = ListedColormap(colormaps["Blues"](np.linspace(0, 0.6, 256)))  # black is to be read on the darkest
+ASYMMETRY = ["arm", "first", "second", "there", "back", "difference", "lost_there", "lost_back"]
+APART = ["arm", "comparison", "same_tumour", "same_scanner", "auroc_drop", "low", "high"]
+APART += ["n", "n_folds", "over", "why"]
+TUMOUR, SCANNER, BOTH = "tumour alone", "scanner alone", "tumour and scanner"
+WHY_NOT = {
+    TUMOUR: "no two tumours share a scanner, so that another tumour is always another scanner too",
+    SCANNER: "no tumour was scanned both by a scanner that another tumour's training has and by one "
+    "that it hasn't, so that scanners can't be compared within a tumour",
+    BOTH: "every training has every scanner",
+}
 
 
-def best_arms(study: Settings, table: pd.DataFrame) -> list[str]:
-    """Of each kind of arm in a `compare.domain_matrix` the one with the highest mean out of domain; probes come last.
+def crossed(scores: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """The scores of fits on single domains, with ``where``: tested IN_DOMAIN or OUT_OF_DOMAIN."""
+    single = in_order(scores[scores["train_domain"] != ALL], settings)
+    is_own = single["domain"] == single["train_domain"]
+    return single.assign(where=np.where(is_own, IN_DOMAIN, OUT_OF_DOMAIN))
 
-    The encoders that the study pretrained are a kind of their own here, the very last, unless one is the best probe of all.
+
+def _nothing_crossed(study: Study, name: str, title: str, table: pd.DataFrame) -> Exhibit:
+    caption = f"No arm was trained on single domains ({of_what(study.settings)})."
+    return Exhibit(name, title, caption, table, None, SECTION)
+
+
+# ---- Fig. 2 and Tab. 2 ----
+
+
+def domain_matrix(scores: pd.DataFrame, settings: Settings, metric: str = "auroc") -> pd.DataFrame:
+    """Mean and sample SD over folds of a metric, a row an arm, training domain and test domain (Fig. 2).
+
+    Columns: ``arm, kind, train_domain, domain, n_folds, mean, sd``.
     """
-    out = table[table["domain"] != table["train_domain"]]
-    home = out[out["arm"].isin([arm for arm in out["arm"].unique() if pretrained.is_of(study, arm)])]
-    return list(dict.fromkeys([*best_of_each_kind(out, "mean"), *best_of_each_kind(home, "mean")]))
+    by = ["arm", "kind", "train_domain", "domain"]
+    table = mean_sd(crossed(scores, settings), by, [metric])
+    return table.rename(columns={metric: "mean", f"{metric}_sd": "sd"})
 
 
-def published(study: Settings) -> pd.DataFrame:
-    """Tab. 2 of Ganz et al. 2024 (`compare.published_table`); no row where the study's classes are others than theirs."""
-    table = compare.published_table()
-    return table if "published_ganz_2024.csv" in study.source.published else table.iloc[:0]
+def means_table(scores: pd.DataFrame, settings: Settings, metric: str = "auroc") -> pd.DataFrame:
+    """In-domain and out-of-domain performance, a row an arm (Tab. 2).
 
-
-def means(study: Settings, table: pd.DataFrame) -> Exhibit:
-    """Tab. 2: every arm in domain and out of domain; ``table`` as `compare.cross_domain_table` returns it."""
-    caption = (
-        f"AUROC in domain and out of domain ({captions.of_what(study)}). Mean and sample SD over folds of the mean over "
-        "training domains (and, out of domain, over the other domains); _sd_cells: the SD over all folds and domains, which "
-        "the published ± most likely is."
-    )
-    return Exhibit("06_means", "Tab. 2. Means", caption, table, None, SECTION, compare.marked(table, study).round(3))
-
-
-def cross_domain(study: Settings, matrix: pd.DataFrame, table: pd.DataFrame) -> Exhibit:
-    """Fig. 2: AUROC by training and test domain, a panel for the best arm of each kind, all on one scale; below, the means.
-
-    The means in and out of domain are of every arm, then the `published` ones. matrix, table: as `compare.domain_matrix` and
-    `compare.cross_domain_table` return them.
+    In domain: on the test share of the training domain. Out of domain: on each other domain by itself.
+    Each fold's value is the mean over domains (pairs of domains); ``in_domain`` and ``out_of_domain``
+    are the means over folds, ``_sd`` the sample SD over folds, ``_sd_cells`` that over all folds and domains (pairs). The
+    paper doesn't say which SD it prints; its size speaks for the second.
     """
-    arms, beside, n_domains = best_arms(study, matrix), published(study), matrix["domain"].nunique()
-    heights = (0.42 * n_domains + 1.75, 0.2 * (len(table) + len(beside)) + 0.9)
-    with drawing(study, 2, len(arms), (WIDTH_INCH, sum(heights)), height_ratios=heights) as (figure, axes):
-        for axis, arm in zip(axes[0], arms, strict=True):
-            part = matrix[matrix["arm"] == arm]
-            _heatmap(axis, part, 8.5 if len(arms) * n_domains <= 10 else 7.5 if len(arms) * n_domains <= 16 else 6)
-            axis.set_title(f"{arm}\n({compare.shown_kind(study, arm, part['kind'].iloc[0])})", fontsize=8)
-            axis.set(xlabel="tested on", ylabel="trained on" if axis is axes[0][0] else "")
-            axis.tick_params(labelleft=axis is axes[0][0])
-        bar = {"shrink": 0.85, "aspect": 30, "pad": 0.01, "label": "AUROC, mean over folds"}
-        figure.colorbar(axes[0][0].collections[0], ax=axes[0], **bar)
-        grid = axes[1][0].get_gridspec()
-        for axis in axes[1]:
-            axis.remove()
-        _means_panel(study, figure.add_subplot(grid[1, :]), table, beside)
-        title(figure, f"{study.title}; mean ± SD over n = {compare.folds(matrix)}")
+    rows = []
+    for (arm, kind), group in crossed(scores, settings).groupby(["arm", "kind"], sort=False):
+        row: dict = {"arm": arm, "kind": kind}
+        for name, where in (("in_domain", IN_DOMAIN), ("out_of_domain", OUT_OF_DOMAIN)):
+            part = group[group["where"] == where]
+            over_folds = spread(part.groupby("fold")[metric].mean())
+            row |= {name: over_folds.mean, f"{name}_sd": over_folds.sd}
+            row |= {f"{name}_sd_cells": spread(part[metric]).sd}
+        rows.append(row | {"n_folds": group["fold"].nunique()})
+    return pd.DataFrame(rows)
+
+
+def published_means() -> pd.DataFrame:
+    """Tab. 2 as Ganz et al. 2024 printed it: ``arm``, and ``in_domain, out_of_domain`` with ``_sd``."""
+    table = published_table("ganz_2024.csv")
+    return table[table["where"] == "Tab. 2"].drop(columns="where").reset_index(drop=True)
+
+
+def published(settings: Settings) -> pd.DataFrame:
+    """`published_means`; no row where the study's classes are others than theirs."""
+    table = published_means()
+    return table if "ganz_2024.csv" in settings.source.published else table.iloc[:0]
+
+
+@in_style
+def means(study: Study) -> Exhibit:
+    """Tab. 2: every arm in domain and out of domain (`means_table`), and the published means."""
+    settings, name, title = study.settings, "06_means", "Tab. 2. Means"
+    table, beside = means_table(study.scores, settings), published(settings)
+    if not len(table):
+        return _nothing_crossed(study, name, title, table)
+    both = pd.concat([named(table, settings), beside.assign(name=beside["arm"], kind="published")])
+    both = both.assign(of=np.where(both["kind"] == "published", "published, MIDOG 2022", "this study"))
+    grid = sns.FacetGrid(both, col="of", sharey=False, height=1.2 + 0.2 * max(len(table), len(beside)))
+    grid.figure.set_figwidth(1.3 * WIDTH_INCH)
+    for axis, (_, part) in zip(grid.axes.flat, both.groupby("of", sort=False), strict=True):
+        for column, marker, face in (("in_domain", "o", "C0"), ("out_of_domain", "D", "white")):
+            axis.errorbar(
+                part[column], part["name"], xerr=part[f"{column}_sd"].fillna(0), fmt=marker, mfc=face,
+                color="C0", capsize=2, linewidth=1, label=column.replace("_", " "),
+            )  # fmt: skip
+        axis.axvline(0.5, **CHANCE)
+        axis.margins(y=0.1)
+        axis.invert_yaxis()
+    grid.set(xlim=(None, 1))
+    in_panels(grid, "AUROC, mean ± SD", "")
+    figure = finished(study, grid.figure, n_columns=3)
     best = table.loc[table["out_of_domain"].idxmax()]
-    others = "published: Tab. 2, on MIDOG 2022, for orientation" if len(beside) else "the published Tab. 2 is of other classes"
     caption = (
-        "Above: the best arm of each kind by the domain trained on and the domain tested on, framed where they are the same, "
-        f"on held-out {captions.held_out(study)} ({captions.of_what(study)}); below: every arm, means over domains ({others}). "
-        f"Mean ± SD of {compare.folds(table)}{captions.stars(study, table['arm'])}. Out of domain {best['arm']} is highest: "
-        f"{best['out_of_domain']:.2f}, against {best['in_domain']:.2f} in domain."
+        f"AUROC of every arm in domain and out of domain, means over domains ({of_what(settings)}). "
+        f"Points and bars: mean and sample SD of {folds(table)}; _sd_cells in the table: the SD over "
+        f"all folds and domains, which the published ± most likely is. Out of domain {best['arm']} is "
+        f"highest: {best['out_of_domain']:.2f}, against {best['in_domain']:.2f} in domain."
     )
-    return Exhibit("06_cross_domain", "Fig. 2. Cross-domain", caption, matrix, figure, SECTION)
+    return Exhibit(name, title, caption, table, figure, SECTION, means_readable(marked(table, settings)))
 
 
-def _heatmap(axis: Axes, part: pd.DataFrame, size_pt: float) -> None:
-    """One arm's matrix, train rows, test columns: mean and SD in each cell, in domain framed."""
-    domains = sorted(part["domain"].unique())
-    mean, sd = (
-        part.pivot(index="train_domain", columns="domain", values=name).reindex(domains, columns=domains)
-        for name in ("mean", "sd")
+def means_readable(table: pd.DataFrame) -> pd.DataFrame:
+    """`means_table` for the eye: "mean ± SD (SD over all folds and domains)"."""
+    shown = table[["arm", "kind"]].copy()
+    for name in ("in_domain", "out_of_domain"):
+        shown[name] = [f"{cell} ({sd:.2f})" for cell, sd in zip(cells(table, name), table[f"{name}_sd_cells"], strict=True)]
+    return shown
+
+
+@in_style
+def cross_domain(study: Study) -> Exhibit:
+    """Fig. 2: AUROC by training and test domain, a panel an arm, all on one scale."""
+    name, title, settings = "06_cross_domain", "Fig. 2. Cross-domain", study.settings
+    matrix = domain_matrix(study.scores, settings)
+    if not len(matrix):
+        return _nothing_crossed(study, name, title, matrix)
+    shown = named(matrix, settings)
+    for column in ("train_domain", "domain"):
+        shown[column] = [textwrap.fill(name, 16) for name in shown[column]]
+    grid = sns.FacetGrid(shown, col="name", col_wrap=3, height=1.7 + 0.4 * matrix["domain"].nunique())
+    grid.figure.set_figwidth(1.4 * WIDTH_INCH)
+    grid.map_dataframe(_heatmap)
+    in_panels(grid, "tested on", "trained on")
+    shades = grid.axes.flat[0].collections[0]
+    figure = finished(study, grid.figure)
+    figure.colorbar(shades, ax=list(grid.axes.flat), shrink=0.5, label="AUROC, mean over folds")
+    out = matrix[matrix["domain"] != matrix["train_domain"]]
+    best = out.loc[out["mean"].idxmax()]
+    caption = (
+        f"AUROC of every arm by the domain trained on (rows) and the domain tested on (columns), on "
+        f"patches that training did not see ({of_what(settings)}). Mean ± SD of {folds(matrix)}. Out of "
+        f"domain {best['arm']} is highest from {best['train_domain']} to {best['domain']}: "
+        f"{best['mean']:.2f}."
     )
-    text = mean.map("{:.2f}".format) + sd.map(lambda value: f"\n±{value:.2f}".replace("0.", ".") if np.isfinite(value) else "")
-    style = {"annot_kws": {"color": "black", "fontsize": size_pt, "linespacing": 1.1}, "linewidths": 1, "cbar": False}
-    sns.heatmap(mean, vmin=SCALE[0], vmax=SCALE[1], cmap=SHADES, annot=text, fmt="", ax=axis, **style)
-    for i in range(len(domains)):
-        axis.add_patch(Rectangle((i + 0.03, i + 0.03), 0.94, 0.94, fill=False, edgecolor="black", linewidth=1.1))
-    names = [two_lines(domain) for domain in domains]
-    axis.set_xticklabels(names, rotation=90 if len(domains) > 3 else 0)
-    axis.set_yticklabels(names, rotation=0)
-    axis.tick_params(length=0)
+    return Exhibit(name, title, caption, matrix, figure, SECTION)
 
 
-def _means_panel(study: Settings, axis: Axes, table: pd.DataFrame, beside: pd.DataFrame) -> None:
-    """A line an arm: its mean in domain (filled) and out of domain (open), with SD; the published ones below."""
-    names = {}
-    for place, row in enumerate([*table.itertuples(), *beside.itertuples()]):
-        ours = place < len(table)
-        style = look(study, row.arm, row.kind) if ours else {"color": "0.3", "marker": "o"}
-        style = {**style, "linestyle": "none", "capsize": 2, "markersize": 5, "linewidth": 1}
-        place += not ours  # a line free between ours and the published
-        names[place] = compare.shown_name(study, row.arm, row.kind) if ours else row.arm
-        for shift, name, face in ((-0.17, "in_domain", style["color"]), (0.17, "out_of_domain", "white")):
-            sd = np.nan_to_num(getattr(row, f"{name}_sd"))
-            axis.errorbar(getattr(row, name), place + shift, xerr=sd, mfc=face, **style)
-    if len(beside):
-        said = "published: Ganz et al. 2024, Tab. 2, MIDOG 2022"
-        axis.axhline(len(table) - 0.45, color="0.4", linewidth=0.8)
-        axis.text(0.005, len(table) + 0.05, said, fontsize=8, va="center", transform=axis.get_yaxis_transform())
-    axis.axvline(0.5, **CHANCE)
-    axis.set_yticks(list(names), list(names.values()))
-    axis.set_ylim(max(names) + 0.6, -0.6)
-    axis.set_xlabel("AUROC in domain (filled) and out of domain (open), mean ± SD")
-    axis.grid(axis="y", visible=False)
+def _heatmap(data: pd.DataFrame, color: object) -> None:
+    """One arm's matrix on the current axes: mean and SD in each cell."""
+    text = [
+        f"{row.mean:.2f}" + (f"\n±{row.sd:.2f}" if np.isfinite(row.sd) else "")
+        for row in data[["mean", "sd"]].rename(columns=str).itertuples(index=False)
+    ]
+    data = data.assign(text=text)
+    mean, text = (data.pivot(index="train_domain", columns="domain", values=name) for name in ("mean", "text"))
+    sns.heatmap(
+        mean, annot=text, fmt="", vmin=SCALE[0], vmax=SCALE[1], cmap=SHADES, cbar=False, linewidths=1,
+        annot_kws={"color": "black", "fontsize": 7},
+    )  # fmt: skip
 
 
-def by_test_domain(study: Settings, table: pd.DataFrame, human: pd.DataFrame | None = None) -> Exhibit:
-    """Balanced accuracy by test domain, in domain (filled) and out of domain (open), with SD, and each domain's raters.
+# ---- by test domain ----
 
-    table: as `compare.by_test_domain` returns it; human: as `raters.table`. Of many arms, the best (`figures.few`).
+
+def by_test_domain_folds(scores: pd.DataFrame, settings: Settings, metric: str) -> pd.DataFrame:
+    """A metric in each fold by the domain tested on; out of domain: the mean over the other training domains."""
+    by = ["arm", "kind", "domain", "where", "fold"]
+    return crossed(scores, settings).groupby(by, sort=False)[metric].mean().reset_index()
+
+
+def by_test_domain_table(scores: pd.DataFrame, settings: Settings, metric: str = "balanced_accuracy") -> pd.DataFrame:
+    """Mean and sample SD of `by_test_domain_folds`: ``arm, kind, domain, where, n_folds, mean, sd``."""
+    fits = by_test_domain_folds(scores, settings, metric)
+    table = mean_sd(fits, ["arm", "kind", "domain", "where"], [metric])
+    return table.rename(columns={metric: "mean", f"{metric}_sd": "sd"})
+
+
+@in_style
+def by_test_domain(study: Study) -> Exhibit:
+    """Balanced accuracy by test domain, in domain and out of domain, and each domain's raters."""
+    name, title, settings = "06_by_test_domain", "By test domain", study.settings
+    table = by_test_domain_table(study.scores, settings)
+    if not len(table):
+        return _nothing_crossed(study, name, title, table)
+    fits = named(by_test_domain_folds(study.scores, settings, "balanced_accuracy"), settings)
+    grid = sns.catplot(
+        fits, kind="point", x="balanced_accuracy", y="name", hue="where", col="domain", col_wrap=2,
+        hue_order=[IN_DOMAIN, OUT_OF_DOMAIN], col_order=sorted(fits["domain"].unique()),
+        palette=["C0", "C1"], markers=["o", "D"], errorbar="sd",
+        linestyle="none", dodge=0.4, capsize=0.15, linewidth=1.2, markersize=4.5,
+        height=0.9 + 0.25 * fits["name"].nunique(), aspect=1,
+    )  # fmt: skip
+    grid.figure.set_figwidth(1.2 * WIDTH_INCH)
+    for domain, axis in grid.axes_dict.items():
+        rater_lines(axis.axvline, axis.axvspan, human(study), domain)
+        axis.axvline(0.5, **CHANCE)
+    in_panels(grid, "balanced accuracy, mean ± SD", "")
+    figure = finished(study, grid.figure)
+    caption = (
+        f"Balanced accuracy of every arm on each domain, trained on that domain or on another (mean "
+        f"over the other training domains; {of_what(settings)}). Points and bars: mean and sample SD of "
+        f"{folds(table)}; lines: the raters, where votes are known (shaded: 95 % interval)."
+    )
+    return Exhibit(name, title, caption, table, figure, SECTION)
+
+
+# ---- asymmetry ----
+
+
+def asymmetry_table(matrix: pd.DataFrame) -> pd.DataFrame:
+    """Each pair of domains both ways, a row an arm and pair: columns ASYMMETRY.
+
+    Trained on ``first`` and tested on ``second``, and back: ``there`` and ``back`` are means over folds,
+    ``difference`` the first less the second, NaN where a way wasn't tested. One domain may be harder
+    than the other for any training: ``lost_there, lost_back`` are what is lost against training on the tested domain itself.
+    matrix: as `domain_matrix`.
     """
-    arms, domains, n_arms = few(table, "mean"), sorted(table["domain"].unique()), table["arm"].nunique()
-    step = 0.8 / (2 * len(arms))
-    with drawing(study, 1, 1, (WIDTH_INCH, 4.6)) as (figure, axes):
-        axis = axes[0][0]
-        for place, arm in enumerate(arms):
-            for side, where in enumerate((compare.IN_DOMAIN, compare.OUT_OF_DOMAIN)):
-                part = table[(table["arm"] == arm) & (table["where"] == where)]
-                style = look(study, arm, part["kind"].iloc[0]) | {"linestyle": "none"} | ({"mfc": "white"} if side else {})
-                part = part.set_index("domain").reindex(domains)
-                x = np.arange(len(domains)) + (2 * place + side - len(arms) + 0.5) * step
-                axis.errorbar(x, part["mean"], part["sd"].fillna(0), capsize=2.5, label=f"{arm}, {where}", **style)
-        for i, domain in enumerate(domains):
-            if raters.reference(human, "balanced_accuracy", domain):
-                rater_lines(axis, human, domain, (i - 0.45, i + 0.45), named=False)
-        axis.axhline(0.5, **CHANCE)
-        axis.set_xticks(range(len(domains)), [two_lines(domain) for domain in domains])
-        axis.grid(axis="x", visible=False)
-        axis.set(xlabel="tested on", ylabel="balanced accuracy (mean ± SD)", xlim=(-0.5, len(domains) - 0.5), ylim=(None, 1.0))
-        legend_below(figure, [axis])
-        which = "" if len(arms) == n_arms else "best arm of each kind, "
-        title(figure, f"{study.title}; {which}SD over n = {compare.folds(table)}")
-    drawn = "every arm" if len(arms) == n_arms else f"the best arm of each kind (of {n_arms})"
-    people = ""
-    if any(raters.reference(human, "balanced_accuracy", domain) for domain in domains):
-        people = (
-            f"; lines: {captions.whose(study)}, one against another (shaded: 95 % interval over {compare.unit(human)}) and "
-            "against the consensus, own vote counted"
-        )
+    rows = []
+    for arm, part in matrix.groupby("arm", sort=False):
+        mean = part.set_index(["train_domain", "domain"])["mean"]
+        domains = sorted({*part["train_domain"], *part["domain"]})
+        for first, second in combinations(domains, 2):
+            ways = [(first, second), (second, first), (first, first), (second, second)]
+            there, back, home_first, home_second = (mean.get(way, math.nan) for way in ways)
+            lost = (home_second - there, home_first - back)
+            rows.append((arm, first, second, there, back, there - back, *lost))
+    return pd.DataFrame(rows, columns=ASYMMETRY)
+
+
+def asymmetry(study: Study) -> Exhibit:
+    """Each pair of domains there and back (`asymmetry_table`)."""
+    table = asymmetry_table(domain_matrix(study.scores, study.settings))
+    n = int(table["difference"].notna().sum())
     caption = (
-        f"Balanced accuracy of {drawn} in domain (filled) and out of domain (open, mean over the other training domains) "
-        f"({captions.of_what(study)}). Points and bars: mean and sample SD of {compare.folds(table)}{people}."
+        f"AUROC from a first domain to a second, and back, means over folds "
+        f"({of_what(study.settings)}). The largest of {counted(n, 'difference')} is larger than chance "
+        "alone makes a single one."
     )
-    return Exhibit("06_by_test_domain", "By test domain", caption, table, figure, SECTION)
-
-
-def asymmetry(study: Settings, table: pd.DataFrame) -> Exhibit:
-    """Each pair of domains there and back; ``table`` as `compare_domains.asymmetry` returns it."""
-    known = table[table["difference"].notna()]
-    caption = f"Without two domains there is no way back ({captions.of_what(study)})."
-    if len(known):
-        most = known.loc[known["difference"].abs().idxmax()]
-        caption = (
-            f"AUROC from a first domain to a second, and back, means over folds ({captions.of_what(study)}). The largest of "
-            f"{compare.counted(len(known), 'difference')} is {most['arm']}, {most['first']} to {most['second']} "
-            f"{most['there']:.2f}, back {most['back']:.2f}; the largest of several is larger than chance alone makes a single "
-            "one."
-        )
     return Exhibit("06_asymmetry", "There and back", caption, table, None, SECTION, table.round(3))
 
 
-def tumour_against_scanner(study: Settings, table: pd.DataFrame) -> Exhibit:
-    """What another tumour and another scanner cost; ``table`` as `compare_domains.tumour_against_scanner` returns it."""
-    over = sorted(
-        {"folds" if what == "folds" else f"draws of {what}" for what in table.loc[table["auroc_drop"].notna(), "over"]}
-    )
+# ---- tumour against scanner ----
+
+
+def apart_table(predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """How much AUROC another tumour costs, and how much another scanner: three rows an arm, columns APART.
+
+    A domain stands for its tumour. The cost of training elsewhere is the AUROC of training on the tested
+    tumour less that of training elsewhere, in each fold on the same patches: those that training at home leaves for testing.
+
+    ``comparison``: "tumour alone" is that cost where the training had the tested scanner; "tumour and
+    scanner" where it hadn't; "scanner alone" is the second less the first on one tested tumour from one
+    training, so that only the scanner changes. ``auroc_drop``: mean over ``n`` pairs of training and
+    tested tumour and scanner (tested tumour, for "scanner alone"), then over ``n_folds``; ``low`` to
+    ``high``: 95 % interval (`statistics.paired_test`); ``over``: "folds", or the "31 cases" that were
+    drawn where all folds leave the same patches for testing. Positive is a loss. NaN where the data
+    have no such pair, which ``why`` says; one row without an arm where none can be. Tumours that share
+    a scanner may share a laboratory and its stains too.
+
+    predictions, labels: as `Study` has them. Raises StoreError where labels lack a patch.
+    """
+    part = predictions[predictions["train_domain"] != ALL]
+    refuse_lost(part, labels)
+    scanners = labels[labels["scanner"] != ""].groupby("domain")["scanner"].agg(frozenset).to_dict()
+    if why := _nothing(part, scanners):
+        return pd.DataFrame([_row("", "tumour against scanner", why)], columns=APART)
+    part = _as_at_home(part).merge(labels[["patch_id", "scanner"]], on="patch_id", validate="many_to_one")
+    part, rows = part[part["scanner"] != ""], []
+    home = part[part["train_domain"] == part["domain"]]
+    for arm in in_order(part[["arm"]].drop_duplicates(), settings)["arm"]:
+        at_home = home[home["arm"] == arm].groupby(["fold", "domain"])
+        n_train, n_test = at_home["n_train"].first().mean(), at_home.size().mean()
+        costs = _costs(part[part["arm"] == arm], scanners, settings.splits.seed)
+        rows += [_measured(arm, name, cost, n_train, n_test) for name, cost in costs.items()]
+    return pd.DataFrame(rows, columns=APART)
+
+
+def _nothing(part: pd.DataFrame, scanners: dict[str, frozenset]) -> str:
+    """Why nothing at all can be said; empty where something may be."""
+    if part.empty:
+        return "no arm was trained on single domains (splits.by_domain, and by_domain of networks)"
+    if not scanners:
+        return "the labels name no scanner"
+    if len(frozenset().union(*scanners.values())) == 1:
+        return "all slides are of one scanner"
+    return ""
+
+
+def _as_at_home(part: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose patch is tested in that fold by the arm's training on the patch's own domain."""
+    kept = []
+    for _, group in part.groupby(["arm", "fold"], sort=False):
+        home = group.loc[group["train_domain"] == group["domain"], "patch_id"]
+        kept.append(group[group["patch_id"].isin(home)])
+    return pd.concat(kept, ignore_index=True)
+
+
+def _costs(part: pd.DataFrame, scanners: dict[str, frozenset], seed: int) -> dict[str, list[Folds]]:
+    """What training elsewhere costs on the patches of `_as_at_home`, by comparison: of each pair by fold."""
+    measured = {
+        cell: by_fold(group, "auroc", seed, f"{cell[1]}, {cell[2]}").defined()
+        for cell, group in part.groupby(["train_domain", "domain", "scanner"])
+    }
+    ways: dict[tuple[str, str], dict[bool, list[Folds]]] = {}  # by whether training had the scanner
+    for (train_domain, domain, scanner), away in measured.items():
+        cost = measured[domain, domain, scanner] - away
+        if train_domain != domain and len(cost):
+            way = ways.setdefault((train_domain, domain), {True: [], False: []})
+            way[scanner in scanners.get(train_domain, ())].append(cost)
+    alone = [mean_of(way[False]) - mean_of(way[True]) for way in ways.values() if way[False] and way[True]]
+    return {
+        TUMOUR: [cost for way in ways.values() for cost in way[True]],
+        SCANNER: [cost for cost in alone if len(cost)],
+        BOTH: [cost for way in ways.values() for cost in way[False]],
+    }
+
+
+def _measured(arm: str, comparison: str, costs: list[Folds], n_train: float, n_test: float) -> dict:
+    """A row from what each pair costs in each fold, by fold first."""
+    if not costs:
+        return _row(arm, comparison, WHY_NOT[comparison])
+    test = paired_test(mean_of(costs), 0.0, n_train, n_test)
+    one = test.interval
+    numbers = {"auroc_drop": one.estimate, "low": one.low, "high": one.high, "n": len(costs)}
+    return _row(arm, comparison, "") | numbers | {"n_folds": one.n, "over": test.drawn or "folds"}
+
+
+def _row(arm: str, comparison: str, why: str) -> dict:
+    changed = {"same_tumour": comparison == SCANNER, "same_scanner": comparison == TUMOUR}
+    numbers = dict.fromkeys(("auroc_drop", "low", "high"), math.nan) | {"n": 0, "n_folds": 0, "over": ""}
+    return {"arm": arm, "comparison": comparison, **changed, **numbers, "why": why}
+
+
+def tumour_against_scanner(study: Study) -> Exhibit:
+    """What another tumour and another scanner cost (`apart_table`)."""
+    table = apart_table(study.predictions, study.labels, study.settings)
+    over = listed(sorted(set(table["over"]) - {""}) or ["folds"])
     caption = (
-        f"AUROC lost by training elsewhere, against training on the tested tumour itself, on the same patches "
-        f"({captions.of_what(study)}). Means over n pairs of domains, with 95 % intervals over "
-        f"{captions.listed(over or ['folds'])}; where there is none, why says what the data lack."
+        f"AUROC lost by training elsewhere, against training on the tested tumour itself, on the same "
+        f"patches ({of_what(study.settings)}). Means over n pairs of domains, with 95 % intervals over "
+        f"{over}; where there is none, why says what the data lack."
     )
-    return Exhibit("06_tumour_against_scanner", "Tumour or scanner", caption, table, None, SECTION, table.round(3))
+    name, title = "06_tumour_against_scanner", "Tumour or scanner"
+    return Exhibit(name, title, caption, table, None, SECTION, table.round(3))
+
+
+# ---- in words ----
+
+
+def abstract(study: Study) -> str:
+    """What the study found, in a few sentences: scores with all the data, and out of domain."""
+    settings, table = study.settings, by_size(study)
+    crossed_means = means_table(study.scores, settings)
+    full = table[table["size"] == table["size"].max()].sort_values("auroc", ascending=False)
+    full = named(full, settings)
+    values = [f"{name} {cell}" for name, cell in zip(full["name"], cells(full, "auroc"), strict=True)]
+    parts = [
+        f"{counted(len(full), 'arm')} learned from up to about {full['n_train'].max():,} patches of "
+        f"{settings.data.positive}s and {settings.data.negative}s, in "
+        f"{folds(table, 'Monte Carlo fold')} divided "
+        f"{splits_audit.scheme_title(settings.switches.scheme)} ({in_full(settings)}).",
+        f"AUROC with all the data: {', '.join(values)}.",
+    ]
+    if len(crossed_means):
+        drops = [f"{row.arm} {row.in_domain:.2f} → {row.out_of_domain:.2f}" for row in crossed_means.itertuples()]
+        parts.append(f"AUROC from in domain to out of domain: {', '.join(drops)}.")
+    if n_failed := len(study.failures):
+        parts.append(f"Runs that failed or are missing: {n_failed}.")
+    return " ".join(parts)

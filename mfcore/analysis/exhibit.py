@@ -1,41 +1,55 @@
-"""An exhibit: what a notebook shows and the supplement prints of one subject, a table or a figure with its caption."""
+"""An exhibit: what a notebook shows and the supplement prints of one subject.
 
+The style of all figures and the words that captions share stand here too.
+"""
+
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
+from seaborn import FacetGrid
 
 from mfcore import store
-from mfcore.analysis import captions, figures
-from mfcore.analysis.captions import of_what as of_what
-from mfcore.analysis.compare import HOME_MADE as HOME_MADE
-from mfcore.analysis.figures import (
-    CHANCE,
-    COLOURS as COLOURS,
-    MARKERS as MARKERS,
-    WIDTH_INCH as WIDTH_INCH,
-    look as look,
-)
+from mfcore.study import pretrained
+from mfcore.study.config import Settings
+from mfcore.study.predictions import END_TO_END, LORA, PROBE
 from mfcore.study.study import Study
 
 STYLE = "mfcore.analysis.mfcore"  # as matplotlib names a style that lies in a package
 in_style = plt.style.context(STYLE)  # of a function that draws: a decorator
 LIVE_SHARE = 0.05  # of the time, at most, that redrawing a live figure takes
+WIDTH_INCH = 7.2  # of a figure across two columns
+MARKERS = "osD^vPX<>hp"
+HOME_MARKERS = ("*", (4, 1, 0), (6, 1, 0), (3, 1, 0), (8, 1, 0))  # of encoders pretrained here
+COLOURS = (  # as in the style's cycle
+    "#004488", "#c8553d", "#5ab4e5", "#e0a526", "#111111", "#8a5aa8", "#8f8f2f", "#777777",
+)  # fmt: skip
+DASHES = {  # of each kind of arm a family: solid, dashed, dotted
+    END_TO_END: ["-", (0, (9, 1)), (0, (9, 1, 3, 1))],
+    PROBE: [(0, (5, 1.6)), (0, (3, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (4, 1, 1, 1, 1, 1)), (0, (8, 3))],
+    LORA: [(0, (1.2, 1)), (0, (1.2, 1.8)), (0, (1.2, 1, 1.2, 2.6))],
+}
+CHANCE = {"color": "0.55", "linewidth": 0.9, "linestyle": ":", "label": "chance"}
+HOME_MADE = "pretrained here"
 
 
 @dataclass(frozen=True)
 class Exhibit:
     """A table, the figure that is drawn from it, if any, and a caption.
 
-    name: of the files, as "05_data_scaling". caption: at most three sentences, in markdown: what is shown; data, n and what the
-    bars are; the finding. section: the supplement's heading that it belongs under. table: every number, as its CSV has it.
-    readable: the table as a notebook shows it, below the figure where there is one; None: ``table``, rounded.
+    name: of the files, as "05_data_scaling". caption: at most three sentences, in markdown: what is
+    shown; data, n and what the bars are; the finding. section: the supplement's heading that it
+    belongs under. table: every number, as its CSV has it. readable: the table as a notebook shows it,
+    below the figure where there is one; None: ``table``, rounded.
     """
 
     name: str
@@ -52,17 +66,17 @@ class Exhibit:
         return f"**{self.title}.** {self.caption}"
 
     def save(self, folder: str | Path) -> "Exhibit":
-        """Write ``name``.csv, .json and, of a figure, .png and .pdf into ``folder``; returns itself.
+        """Write ``name``.csv, .json and, of a figure, .png and .pdf.
 
         The JSON has title, caption, section and, as text, ``readable``: null where that is None.
 
-        Each file appears whole or not at all.
+        Each file appears in ``folder`` whole or not at all. Returns the exhibit.
         """
         folder = Path(folder)
         if self.figure is None:
             store.write_csv(folder / f"{self.name}.csv", self.table)
         else:
-            figures.save(self.figure, self.table, folder, self.name)
+            save_figure(self.figure, self.table, folder, self.name)
         shown = self.readable
         readable = None if shown is None else shown.astype(object).where(shown.notna(), "–").map(str).to_dict("records")
         content = {"title": self.title, "caption": self.caption, "section": self.section, "readable": readable}
@@ -76,13 +90,39 @@ class Exhibit:
         if self.figure is not None:
             display(self.figure)
         if len(table) and (self.figure is None or self.readable is not None):
-            display(captions.show(table))
-        display(captions.show(self.text))
+            display(show(table))
+        display(show(self.text))
 
 
 def load(folder: str | Path, name: str) -> dict:
     """``title, caption, section, readable`` of a saved exhibit; raises StoreError where there is none."""
     return store.read_json(Path(folder) / f"{name}.json")
+
+
+def show(content: str | pd.DataFrame) -> object:
+    """A caption, or a table in full, as a notebook shows it."""
+    from IPython.display import HTML, Markdown
+
+    if isinstance(content, str):
+        return Markdown(content)
+    with pd.option_context("display.max_colwidth", None):
+        table = content.to_html(index=False, border=0, na_rep="–", justify="left")
+    return HTML(table.replace("<td>", '<td style="text-align: left">'))  # Jupyter would set them right
+
+
+# ---- figures ----
+
+
+@in_style
+def save_figure(figure: Figure, table: pd.DataFrame, folder: str | Path, name: str) -> list[Path]:
+    """Write ``name``.png, .pdf and, with the table, .csv into ``folder``; returns the three paths."""
+    paths = [Path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")]
+    undated = {"png": {"Software": None}, "pdf": dict.fromkeys(("CreationDate", "Producer", "Creator"))}
+    for path, (form, metadata) in zip(paths[:2], undated.items(), strict=True):
+        with store.replacing(path) as aside:
+            figure.savefig(aside, format=form, metadata=metadata)
+    store.write_csv(paths[2], table)
+    return paths
 
 
 def finished(study: Study, figure: Figure, text: str = "", n_columns: int = 2) -> Figure:
@@ -153,3 +193,107 @@ def is_watched() -> bool:
     if not hasattr(shell, "kernel"):
         return False
     return "JPY_SESSION_NAME" in os.environ or "__vsc_ipynb_file__" in shell.user_ns or "COLAB_RELEASE_TAG" in os.environ
+
+
+def look(settings: Settings, arm: str, kind: str) -> dict[str, object]:
+    """Colour, marker and dashes of an arm, the same in every figure and readable in grey.
+
+    An encoder that the study pretrained, or a snapshot of one, has a star.
+    """
+    names = [*(network.name for network in settings.networks), *settings.encoders]
+    names += [one.name for one in settings.pretraining if one.name not in names]
+    index = names.index(arm) if arm in names else len(names)
+    dashes, marker = DASHES.get(kind, DASHES[PROBE]), MARKERS[index % len(MARKERS)]
+    if pretrained.is_of(settings, arm):
+        place = [one.name for one in settings.pretraining].index(arm.partition("@")[0])
+        marker = MarkerStyle(HOME_MARKERS[place % len(HOME_MARKERS)]).scaled(1.7)  # to look as large
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": marker,
+        "linestyle": dashes[index % len(dashes)],
+    }
+
+
+# ---- words ----
+
+
+def of_what(settings: Settings) -> str:
+    """What was measured on: study, "synthetic data" where they are, and how it departs from its mode."""
+    named = f"study `{settings.name}`" + ", synthetic data" * settings.synthetic
+    return f"{named}, {settings.mode_title}" if settings.switched else named
+
+
+def in_full(settings: Settings) -> str:
+    """What the numbers were measured on, and in which mode."""
+    return of_what(settings) if settings.switched else f"{of_what(settings)}, {settings.mode_title}"
+
+
+def shown_kind(settings: Settings, arm: str, kind: str) -> str:
+    """An arm's kind for the eye: of an encoder that the study pretrained, the kind says so."""
+    return f"{kind}, {HOME_MADE}" if pretrained.is_of(settings, arm) else kind
+
+
+def shown_name(settings: Settings, arm: str, kind: str) -> str:
+    """An arm's name and, in brackets, its `shown_kind`."""
+    return f"{arm} ({shown_kind(settings, arm, kind)})"
+
+
+def named(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """A table with ``arm, kind`` and, in a column ``name``, what figures call each arm."""
+    arms = zip(table["arm"], table["kind"], strict=True)
+    return table.assign(name=[shown_name(settings, arm, kind) for arm, kind in arms])
+
+
+def in_panels(grid: FacetGrid, x: str, y: str) -> None:
+    """Name the panels of a grid by their value, "arm" above "(kind)", and the axes."""
+    for name, axis in grid.axes_dict.items():
+        axis.set_title(str(name).replace(" (", "\n("), fontsize=7.5)
+    grid.set_axis_labels(x, y)
+
+
+def marked(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """A table with columns ``arm, kind`` for the eye: each kind as `shown_kind` has it."""
+    arms = zip(table["arm"], table["kind"], strict=True)
+    return table.assign(kind=[shown_kind(settings, arm, kind) for arm, kind in arms])
+
+
+def unit(table: pd.DataFrame) -> str:
+    """What the intervals of a table with a column ``unit`` draw: cases where any row says so, else slides."""
+    return "cases" if (table["unit"] == "case").any() else "slides"
+
+
+def counted(n: int, what: str, several: str = "") -> str:
+    """ "1 fold", "1,200 folds"; ``several``: of a word whose plural isn't made with an s."""
+    return f"{n:,} {what if n == 1 else several or f'{what}s'}"
+
+
+def folds(table: pd.DataFrame | Mapping, what: str = "fold") -> str:
+    """Over how many folds the means of a table (or of one row) with ``n_folds`` are: "5 folds"."""
+    return counted(int(np.max(table["n_folds"])), what)
+
+
+def listed(names: Iterable[str]) -> str:
+    """ "A, B and C"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def bounds(low: float, high: float, form: str = "+.3f", between: str = " to ") -> str:
+    """The interval of a difference of two scores, as "+0.010 to +0.020".
+
+    Empty where there is none, or where it reaches beyond what two scores from 0 to 1 can differ by.
+    """
+    return f"{low:{form}}{between}{high:{form}}" if -1 <= low <= high <= 1 else ""
+
+
+def plus_minus(mean: float, sd: float) -> str:
+    """ "0.84 ± 0.02"; without the second where there is no SD, a dash where there is no mean."""
+    if not math.isfinite(mean):
+        return "–"
+    return f"{mean:z.2f}" + (f" ± {sd:.2f}" if math.isfinite(sd) else "")
+
+
+def cells(table: pd.DataFrame, value: str) -> list[str]:
+    """Columns ``value`` and its ``_sd`` as `plus_minus` writes them, a cell a row, in one line."""
+    pairs = zip(table[value], table[f"{value}_sd"], strict=True)
+    return [plus_minus(mean, sd).replace(" ", "\u00a0") for mean, sd in pairs]

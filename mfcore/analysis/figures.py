@@ -1,4 +1,4 @@
-"""What every figure of the compendium shares, and the figures of patches, embeddings, scores and trainings.
+"""The figures of patches, embeddings and trainings, and what figures that are drawn axis by axis share.
 
 One style: units on the axes, n, what the bars are, readable in grey and by the colour-blind. A function returns a figure;
 `save` writes it as PNG and PDF with the CSV behind it. Where the data are synthetic the figure says so.
@@ -14,31 +14,23 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.markers import MarkerStyle
 from matplotlib.patheffects import withStroke
 
-from mfcore import store
-from mfcore.analysis import compare
+from mfcore.analysis.exhibit import (
+    COLOURS as COLOURS,
+    MARKERS as MARKERS,
+    STYLE as STYLE,
+    WIDTH_INCH as WIDTH_INCH,
+    look as look,
+    save_figure as save,
+)
 from mfcore.data import splits
-from mfcore.measures import raters
 from mfcore.streams import generator
-from mfcore.study import pretrained
 from mfcore.study.config import Settings
 
-STYLE = Path(__file__).with_name("mfcore.mplstyle")
-MARKERS = "osD^vPX<>hp"
-HOME_MARKERS = ("*", (4, 1, 0), (6, 1, 0), (3, 1, 0), (8, 1, 0))  # stars: of encoders that the study pretrained
-COLOURS = ("#004488", "#c8553d", "#5ab4e5", "#e0a526", "#111111", "#8a5aa8", "#8f8f2f", "#777777")  # as in STYLE's cycle
-DASHES = {  # of each kind of arm a family: solid, dashed, dotted
-    compare.END_TO_END: ["-", (0, (9, 1)), (0, (9, 1, 3, 1))],
-    compare.PROBE: [(0, (5, 1.6)), (0, (3, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (4, 1.2, 1, 1.2, 1, 1.2)), (0, (8, 3))],
-    compare.LORA: [(0, (1.2, 1)), (0, (1.2, 1.8)), (0, (1.2, 1, 1.2, 2.6))],
-}
-WIDTH_INCH = 7.2  # of a figure across two columns
 N_ACROSS = 6  # patches of a class in a contact sheet's row
-MAX_SHOWN = 5  # arms side by side in one domain
+LEGEND_ROW_INCH = 0.175
 MAX_TITLE = 28  # characters in a line above a small panel
-CHANCE = {"color": "0.55", "linewidth": 0.9, "linestyle": ":", "label": "chance"}
 SHOWN_PX = 96  # of each patch there: the cell and its neighbours
 
 
@@ -58,55 +50,10 @@ def drawing(study: Settings, n_rows: int, n_columns: int, size_inch: tuple[float
         yield figure, axes
 
 
-def look(study: Settings, arm: str, kind: str) -> dict[str, object]:
-    """Colour, marker and dashes of an arm, the same in every figure; arms of a study differ in more than their colour.
-
-    An encoder that the study pretrained has a star, which tells it from all others in grey too.
-    """
-    names = [*(network.name for network in study.networks), *study.encoders]
-    names += [which.name for which in study.pretraining if which.name not in names]
-    index = names.index(arm) if arm in names else len(names)
-    dashes = DASHES.get(kind, DASHES[compare.PROBE])
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": _star(study, arm) if pretrained.is_of(study, arm) else MARKERS[index % len(MARKERS)],
-        "linestyle": dashes[index % len(dashes)],
-    }
-
-
-def _star(study: Settings, arm: str) -> MarkerStyle:
-    """The marker of an encoder pretrained here, and of its snapshots, as large to the eye as the others."""
-    place = [which.name for which in study.pretraining].index(arm.partition("@")[0])
-    return MarkerStyle(HOME_MARKERS[place % len(HOME_MARKERS)]).scaled(1.7)
-
-
-def best_of_each_kind(table: pd.DataFrame, value: str) -> list[str]:
-    """Of each kind of arm the one with the highest mean of ``table[value]``; probes come last."""
-    means = table.groupby(["kind", "arm"], sort=False)[value].mean().dropna()
-    best = {kind: str(means[kind].idxmax()) for kind in means.index.unique("kind")}
-    return [best[kind] for kind in sorted(best, key=lambda kind: kind == compare.PROBE)]
-
-
-def few(table: pd.DataFrame, value: str) -> list[str]:
-    """The arms to show where each needs a line for every domain: all, or the `best_of_each_kind` of more than MAX_SHOWN."""
-    arms = list(dict.fromkeys(table["arm"]))
-    return arms if len(arms) <= MAX_SHOWN else best_of_each_kind(table, value)
-
-
-def save(figure: Figure, table: pd.DataFrame, folder: str | Path, name: str) -> list[Path]:
-    """Write ``name``.png, .pdf and, with the table behind the figure, .csv into ``folder``; returns the three paths."""
-    import matplotlib.pyplot as plt
-
-    folder = Path(folder)
-    paths = [folder / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")]
-    for path in paths[:2]:
-        with store.replacing(path) as aside, plt.style.context(STYLE):
-            metadata = (
-                {"Software": None} if path.suffix == ".png" else {"CreationDate": None, "Producer": None, "Creator": None}
-            )
-            figure.savefig(aside, format=path.suffix[1:], metadata=metadata)
-    store.write_csv(paths[2], table)
-    return paths
+def saved(figure: Figure, table: pd.DataFrame, folder: str | Path, name: str) -> Figure:
+    """`save` the figure, and return it for the notebook's cell to show."""
+    save(figure, table, folder, name)
+    return figure
 
 
 def title(figure: Figure, text: str) -> None:
@@ -139,18 +86,18 @@ def _is_marked(handle: object) -> bool:
     return isinstance(handle, Line2D) and handle.get_marker() not in ("", "None")
 
 
-def rater_lines(axis: Axes, human: pd.DataFrame, domain: str, ends: tuple[float, float], named: bool) -> None:
-    """Balanced accuracy of the raters between two x: one against another, with its interval, and against the consensus."""
-    line, upper = raters.reference(human, "balanced_accuracy", domain), raters.against_consensus(human, domain)
-    said = {"one": "one rater against another", "consensus": "a rater against the consensus, own vote counted"}
-    if named:
-        said |= {"one": f"{said['one']}, {line.estimate:.2f}"} if line else {}
-        said |= {"consensus": f"{said['consensus']}, {upper:.2f}"} if upper else {}
-    if line:
-        axis.fill_between(ends, line.low, line.high, color="0.87", linewidth=0, zorder=0.5)
-        axis.plot(ends, [line.estimate] * 2, color="black", linewidth=1.3, linestyle=(0, (7, 3)), label=said["one"], zorder=1.5)
-    if upper:
-        axis.plot(ends, [upper] * 2, color="0.45", linewidth=1.1, linestyle="-.", label=said["consensus"], zorder=1.5)
+def widely(axes: Axes, which: str, values: pd.Series) -> None:
+    """Make an axis, "x" or "y", logarithmic where its positive values span more than a factor of ten."""
+    if values.max() > 10 * values.min():
+        logarithmic(axes, which)
+
+
+def logarithmic(axes: Axes, which: str) -> None:
+    """Make an axis, "x" or "y", logarithmic, with plain numbers at its powers of ten."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
 
 
 def two_lines(name: str) -> str:
@@ -223,42 +170,6 @@ def embedding(study: Settings, table: pd.DataFrame, encoder: str) -> Figure:
             axis.set_title(f"by {'class' if column == 'label' else column}")
         axes[0][0].set_ylabel(f"principal component 2 ({100 * table['share2'].iloc[0]:.0f} %)")
         title(figure, f"{encoder}, n = {len(table):,} patches")
-    return figure
-
-
-def score_table(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Scores at the largest size, all domains, in 20 bins: ``label, low, high, n``."""
-    part = _full_size(predictions)
-    edges = np.linspace(0, 1, 21)
-    rows = [
-        {"label": label, "low": low, "high": high, "n": n}
-        for label in (0, 1)
-        for low, high, n in zip(
-            edges[:-1], edges[1:], np.histogram(part.loc[part["label"] == label, "score"], edges)[0], strict=True
-        )
-    ]
-    return pd.DataFrame(rows)
-
-
-def _full_size(predictions: pd.DataFrame) -> pd.DataFrame:
-    part = predictions[predictions["train_domain"] == compare.ALL]
-    return part[part["size"] == part["size"].max()]
-
-
-def score_histogram(study: Settings, table: pd.DataFrame, arm: str) -> Figure:
-    """How the scores of the two classes lie (``score_table``)."""
-    with drawing(study, 1, 1, (5.6, 2.9)) as (figure, axes):
-        axis = axes[0][0]
-        for label, name, hatch in ((0, study.data.negative, ""), (1, study.data.positive, "////")):
-            part = table[table["label"] == label]
-            share = part["n"] / part["n"].sum()
-            face = "0.78" if label == 0 else "none"
-            axis.bar(
-                part["low"], share, 0.05, align="edge", color=face, edgecolor="0.25", linewidth=0.8, hatch=hatch, label=name
-            )
-        axis.set(xlabel=f"score: probability of {study.data.positive}", ylabel="share of the class", xlim=(0, 1))
-        legend_below(figure, [axis])
-        title(figure, f"{arm}, full training set, n = {table['n'].sum():,} scores of all folds")
     return figure
 
 

@@ -7,22 +7,24 @@ import pandas as pd
 import yaml
 
 from mfcore import store
-from mfcore.analysis import compare, compare_conventions, compare_probes, overview_encoders
-from mfcore.analysis.captions import in_full, listed, not_drawn, of_what
-from mfcore.analysis.exhibit import Exhibit
+from mfcore.analysis import domains, estimators as of_estimators, overview_encoders, representations, scores, switches
+from mfcore.analysis.captions import not_drawn
+from mfcore.analysis.exhibit import Exhibit, bounds, counted, folds, in_full, listed, marked, of_what, plus_minus
 from mfcore.data import patches, splits, splits_audit
 from mfcore.data.labels import schema as labels_schema
 from mfcore.study.config import SCHEMES, as_dict
 from mfcore.study.study import Study
 
-AUDIT, PROBES, CONVENTIONS, PROVENANCE = "Audit of the splits", "Audit of the probe", "Conventions", "Provenance"
+AUDIT, PROBES, PROVENANCE = "Audit of the splits", "Audit of the probe", "Provenance"
 
 
 def save(study: Study) -> None:
     """Save every exhibit of this module but the audit, for the supplement."""
-    for exhibit in (data(study), arms(study), overview_encoders.encoders(study), provenance(study)):
-        study.show(exhibit)
-    for exhibit in (*estimators(study), *conventions(study)):
+    reference = [of_estimators.conventions(study)] if study.settings.conventions else []
+    if not (study.settings.pretraining or study.settings.tasks):  # else notebook 10 has it
+        reference.append(representations.rankme(study))
+    reference += [switches.worth(study), provenance(study)]
+    for exhibit in (data(study), arms(study), overview_encoders.encoders(study), *estimators(study), *reference):
         study.show(exhibit)
 
 
@@ -62,13 +64,13 @@ def _notes(study: Study) -> list[str]:
     resolution = " at each slide's own µm/px" if config["resolution"] == "native" else resolution
     notes = [f"Patches of {settings.patches.size_px} px{resolution}, stored with {settings.stored_px} px."]
     if n_shifted := facts["n_patches_shifted"]:
-        notes.append(f"{compare.counted(n_shifted, 'patch', 'patches')} near a border, moved inward.")
+        notes.append(f"{counted(n_shifted, 'patch', 'patches')} near a border, moved inward.")
     if n_over := facts["n_patches_over_edge"]:
-        over = compare.counted(n_over, "patch", "patches")
+        over = counted(n_over, "patch", "patches")
         notes.append(f"Beyond the border of the slide, reached by {over} as stored: {config.get('border', 'white')}.")
     if areas := facts.get("scanned_areas"):
         corner = "scanned area" if settings.data.origin == "scanned_area" else "slide"
-        slides = compare.counted(len(areas), "slide")
+        slides = counted(len(areas), "slide")
         notes.append(f"The scanned area of {slides} begins off the corner; labels count from the corner of the {corner}.")
     said: dict[tuple[str, float], list[str]] = {}
     for slide in facts["um_per_px_said_by_study"]:
@@ -76,9 +78,7 @@ def _notes(study: Study) -> list[str]:
     for (scanner, um_per_px), slides in said.items():
         of = f" of {scanner}" if scanner else ""
         names = f"{', '.join(slides[:10])}{', ...' if len(slides) > 10 else ''}"
-        notes.append(
-            f"{compare.counted(len(slides), 'slide')}{of} without µm/px in the file: the study's {um_per_px} ({names})."
-        )
+        notes.append(f"{counted(len(slides), 'slide')}{of} without µm/px in the file: the study's {um_per_px} ({names}).")
     return [note for note in [*notes, settings.source.note(study.labels)] if note]
 
 
@@ -87,20 +87,20 @@ def _notes(study: Study) -> list[str]:
 
 def arms(study: Study) -> Exhibit:
     """AUROC of every arm at every size, and in two sentences what was found."""
-    scores, settings = study.scores, study.settings
-    table = compare.scaling_table(scores, settings)
-    crossed = compare.cross_domain_table(scores, settings)
+    settings = study.settings
+    table = scores.scaling_table(study.scores, settings)
+    crossed = domains.means_table(study.scores, settings)
     full = table[table["size"] == table["size"].max()].sort_values("auroc", ascending=False)
     best = full.drop_duplicates("kind")
-    found = [f"{compare.plus_minus(r.auroc, r.auroc_sd)} ({r.kind}: {r.arm})" for r in best.itertuples()]
+    found = [f"{plus_minus(r.auroc, r.auroc_sd)} ({r.kind}: {r.arm})" for r in best.itertuples()]
     caption = (
         f"With all the data, about {full['n_train'].max():,} training patches, the best AUROC of each kind of arm is "
-        f"{listed(found)} (mean ± SD of {compare.folds(full)}, {in_full(settings)})."
+        f"{listed(found)} (mean ± SD of {folds(full)}, {in_full(settings)})."
     )
     rows = crossed[crossed["arm"].isin(best["arm"])] if len(crossed) else crossed
     if drops := [f"{row.in_domain:.2f} to {row.out_of_domain:.2f} ({row.arm})" for row in rows.itertuples()]:
         caption += f" Trained on one domain and tested on the others, the AUROC goes from {listed(drops)}."
-    shown = compare.wide(compare.marked(table, settings))
+    shown = scores.wide(marked(table, settings))
     return Exhibit("05_arms", "Arms", caption, shown, section="Arms")
 
 
@@ -149,13 +149,13 @@ def estimators(study: Study) -> Iterator[Exhibit]:
     settings, runs = study.settings, {}
     for encoder in settings.probe_audit:
         with contextlib.suppress(store.StoreError):
-            runs[encoder] = compare_probes.find(settings, encoder, study.folder)
+            runs[encoder] = of_estimators.find(study, encoder)
     if runs:
         yield _definitions(next(iter(runs.values())))
     for encoder, run in runs.items():
-        titles, scores = compare_probes.titles_of(run), compare_probes.scores(run)
-        shown = compare_probes.by_size(compare_probes.table(scores), titles, "auroc")
-        against = compare_probes.differences(scores, compare_probes.folds(run, study.seed)).to_dict("records")
+        titles, fits = of_estimators.titles_of(run), of_estimators.scores(run)
+        shown = of_estimators.by_size(of_estimators.table(fits), titles, "auroc")
+        against = of_estimators.differences(fits, of_estimators.folds(run, study.seed)).to_dict("records")
         told = {titles[row["estimator"]]: f"{row['difference']:+.3f} ({_bounds(row)})" for row in against}
         shown["less this study's probe"] = shown["estimator"].map(told).fillna("–")
         caption = (
@@ -164,16 +164,16 @@ def estimators(study: Study) -> Iterator[Exhibit]:
         )
         name, title = f"03_estimators_{store.file_name(encoder)}", f"Estimators by size: {encoder}"
         yield Exhibit(name, title, caption, shown, section=PROBES)
-    if runs and "published_amibr_probes.csv" in settings.source.published:
+    if runs and "amibr_probes.csv" in settings.source.published:
         caption = (
             "Published on AMi-Br, for orientation: Banerjee et al. 2025 (arXiv 2506.21444), from the outputs of their public "
             "notebooks, on its held-out 826 figures. These are other slides and splits than this study's."
         )
-        yield Exhibit("03_published_probes", "Published", caption, compare_probes.published(), section=PROBES)
+        yield Exhibit("03_published_probes", "Published", caption, of_estimators.published(), section=PROBES)
 
 
 def _bounds(row: dict) -> str:
-    return compare.bounds(row["low"], row["high"]) or "no interval"
+    return bounds(row["low"], row["high"]) or "no interval"
 
 
 def _definitions(run: store.Run) -> Exhibit:
@@ -190,31 +190,6 @@ def _definitions(run: store.Run) -> Exhibit:
         "scores the rarer class low, which AUROC doesn't see."
     )
     return Exhibit("03_estimators", "The estimators", caption, shown[order].rename(columns=names), section=PROBES)
-
-
-def conventions(study: Study) -> Iterator[Exhibit]:
-    """One encoder as several libraries use its weights; nothing where the study names none."""
-    settings = study.settings
-    if not settings.conventions:
-        return
-    rows = compare_conventions.table(settings, study.folder)
-    otherwise = compare_conventions.embeds_otherwise(settings, study.folder)
-    caption = (
-        f"The weights of `{settings.conventions}` as each library resizes, crops and reads them out, on the patches, splits "
-        f"and probe of this study ({of_what(settings)}). Distance: of a patch's embedding from that under the authors' card, "
-        "relative to its norm; AUROC and balanced accuracy with all the data, mean ± SD over folds, and the difference with "
-        "its 95 % interval."
-    )
-    if otherwise:
-        caption += (
-            f" This study embeds {settings.conventions} as the released code does (card {otherwise}), and so has nothing "
-            "by the authors' card to compare with: set `switches.encoder_input: card`."
-        )
-    lacking = rows.loc[rows["auroc"].isna(), "card"].unique()
-    if len(lacking := [card for card in lacking if not (otherwise and card == settings.conventions)]):
-        caption += f" Not here, as embedding or probe failed or hasn't run: {listed(sorted(lacking))}."
-    shown = compare_conventions.wide(rows)
-    yield Exhibit("05_conventions", "One encoder, several libraries", caption, shown, section=CONVENTIONS)
 
 
 # ---- provenance ----

@@ -6,7 +6,7 @@ import json
 import pandas as pd
 
 from mfcore import store
-from mfcore.analysis import compare
+from mfcore.analysis import exhibit
 from mfcore.analysis.exhibit import Exhibit
 from mfcore.encoders import weights
 from mfcore.encoders.card import TABLE_1, EncoderCard, EncoderError, cards
@@ -109,7 +109,7 @@ def _facts(card: EncoderCard) -> dict[str, str]:
         "um_per_px": f"{resolution} µm/px{evidence}" if resolution else _no_resolution(card),
         "departs": f"of {card.variant_of}; {card.departs}" if card.variant_of else "",
         "facts": f"{card.architecture}; {card.n_parameters:,} parameters, "
-        f"{compare.counted(card.n_prefix_tokens, 'prefix token')}; mean / std {numbers}; "
+        f"{exhibit.counted(card.n_prefix_tokens, 'prefix token')}; mean / std {numbers}; "
         f"revision {card.revision or 'not pinned'}. {card.facts}",
     }
 

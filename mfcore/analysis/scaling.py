@@ -1,303 +1,345 @@
-"""Data scaling (Fig. 1 of Ganz et al. 2024): scores by amount of data, the raters, learning curves, other ways to split."""
+"""Data scaling (Fig. 1 of Ganz et al. 2024): scores by amount of data, the raters, other ways to split."""
 
 import math
-from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 
 from mfcore import store
-from mfcore.analysis import captions, compare
-from mfcore.analysis.exhibit import Exhibit
-from mfcore.analysis.figures import CHANCE, MARKERS, WIDTH_INCH, drawing, legend_below, look, rater_lines, title
+from mfcore.analysis.exhibit import (
+    CHANCE,
+    MARKERS,
+    WIDTH_INCH,
+    Exhibit,
+    cells,
+    finished,
+    folds,
+    in_panels,
+    in_style,
+    listed,
+    look,
+    marked,
+    named,
+    of_what,
+    plus_minus,
+)
+from mfcore.analysis.scores import (
+    by_size,
+    human,
+    in_order,
+    mean_sd,
+    once,
+    published as published_table,
+    rater_lines,
+    wide,
+)
 from mfcore.data import splits, splits_audit
-from mfcore.measures import binary, curves, raters
-from mfcore.measures.statistics import Interval
-from mfcore.study import data as study_data
+from mfcore.measures import binary, curves, raters as measured
 from mfcore.study.config import SCHEMES, Settings
+from mfcore.study.predictions import ALL, END_TO_END, LORA, PROBE, load_arm, scores as scores_of
+from mfcore.study.study import Study
 
 SECTION = "Data scaling"
 SHOWN = ("auroc", "balanced_accuracy")
 DATA_SETS = {"midog22": "MIDOG 2022", "ccmct": "CCMCT"}  # by a study's source
-PUBLISHED_LOOKS = {compare.END_TO_END: "^", compare.PROBE: "o", compare.LORA: "s"}  # open markers
+PUBLISHED_LOOKS = {END_TO_END: ("^", 0.75), PROBE: ("o", 1.0), LORA: ("s", 1.33)}  # marker, and its place
+PUBLISHED_COLUMNS = ["arm", "kind", "data_set", "metric", "value", "sd", "where"]
 BASE = "slide"  # the scheme that the others are measured against
-LEAKS = {  # name and shade of each leak's bars
-    "test_on_train_cases": ("are of a case that training sees", "0.95"),
-    "test_on_train_slides": ("lie on a slide that training sees", "0.82"),
-    "test_overlapping_train": ("share pixels with a training patch", "0.35"),
+LEAKS = {  # what each leak's bars are
+    "test_on_train_cases": "are of a case that training sees",
+    "test_on_train_slides": "lie on a slide that training sees",
+    "test_overlapping_train": "share pixels with a training patch",
 }
 
 
-def published(study: Settings) -> pd.DataFrame:
-    """Published values with all the data to stand beside a study's: ``arm, kind, data_set, metric, value, sd, where``.
+def scores(study: Study) -> Exhibit:
+    """AUROC of every arm at every size; the table has every metric (`scores.scaling_table`)."""
+    table, settings = by_size(study), study.settings
+    caption = (
+        f"AUROC of every arm by the share of the training patches ({of_what(settings)}). Mean ± sample SD of {folds(table)}."
+    )
+    readable = wide(marked(table, settings))
+    return Exhibit("05_scores", "Scores", caption, table, None, SECTION, readable)
 
-    Of the study's own data set where there are any, else of both that Ganz et al. 2024 used, for orientation. Those of
+
+def raters(study: Study) -> Exhibit:
+    """How far the raters agree with one another (`mfcore.measures.raters.table`)."""
+    table, settings = human(study), study.settings
+    if not len(table):
+        caption = f"No votes on these annotations are published ({of_what(settings)})."
+        return Exhibit("05_raters", "Raters", caption, table, None, "Raters")
+    total, one = table[table["domain"] == ALL].iloc[0], measured.reference(table, "balanced_accuracy")
+    caption = (
+        f"One rater against another, and each rater against the consensus, which counts the rater's own "
+        f"vote ({of_what(settings)}); a rater is a position in the list of votes. In brackets: 95 % "
+        f"intervals (bootstrap of {total['n_units']} {total['unit']}s; {total['n']:,} annotations)."
+    )
+    if one:
+        caption += f" One rater reaches a balanced accuracy of {one.estimate:.2f} against another."
+    return Exhibit("05_raters", "Raters", caption, table, None, "Raters", measured.wide(table))
+
+
+# ---- Fig. 1 ----
+
+
+def published(settings: Settings) -> pd.DataFrame:
+    """Published values with all the data, to stand beside a study's: columns PUBLISHED_COLUMNS.
+
+    Of the study's own data set where there are any, else of both that Ganz et al. 2024 used. Those of
     Ammeling et al. 2025 are known second-hand, and ``where`` says so.
     """
-    if "published_amibr_probes.csv" in study.source.published:
-        table = pd.read_csv(compare.PUBLISHED / "published_amibr_probes.csv")
+    if "amibr_probes.csv" in settings.source.published:
+        table = published_table("amibr_probes.csv")
         table = table.assign(data_set="AMi-Br", where="Banerjee et al. 2025", auroc_sd=np.nan)
         parts = [table.assign(metric=metric, value=table[metric], sd=table[f"{metric}_sd"]) for metric in SHOWN]
     else:
-        first = pd.read_csv(compare.PUBLISHED / "published_ganz_2024_full_size.csv")
-        where = "Ganz et al. 2024, " + first["where"]
-        first = first.assign(kind=compare.END_TO_END, metric="auroc", value=first["auroc"], sd=first["auroc_sd"], where=where)
-        later = pd.read_csv(compare.PUBLISHED / "published_ammeling_2025.csv")
-        later = later[(later["size"] == 1) & (later["quantity"] == "mixed") & later["metric"].isin(SHOWN)]
-        later = later.assign(data_set=later["data_set"].map(DATA_SETS), where="Ammeling et al. 2025, second-hand")
-        own = DATA_SETS.get(study.data.source)
+        first = published_table("ganz_2024_full_size.csv")
+        first = first.assign(kind=END_TO_END, metric="auroc", where="Ganz et al. 2024, " + first["where"])
+        first = first.rename(columns={"auroc": "value", "auroc_sd": "sd"})
+        later = published_table("ammeling_2025.csv")
+        is_shown = (later["size"] == 1) & (later["quantity"] == "mixed") & later["metric"].isin(SHOWN)
+        later = later[is_shown].assign(data_set=later["data_set"].map(DATA_SETS), where="Ammeling et al. 2025, second-hand")
+        own = DATA_SETS.get(settings.data.source)
         parts = [part[part["data_set"] == own] if own else part for part in (first, later)]
-    return pd.concat(parts, ignore_index=True)[["arm", "kind", "data_set", "metric", "value", "sd", "where"]]
+    return pd.concat(parts, ignore_index=True)[PUBLISHED_COLUMNS]
 
 
-def figure_1(study: Settings, scores: pd.DataFrame, interval: Interval, human: pd.DataFrame | None = None) -> Exhibit:
-    """AUROC and balanced accuracy against the number of training patches, beside the raters and the published values.
+def published_values(study: Study) -> Exhibit:
+    """The published values that Fig. 1 shows."""
+    table = published(study.settings)
+    caption = (
+        f"Published scores with all the data, from {listed(_papers(table))}. They were measured on "
+        "other patches, so their distance from this study's scores has no meaning."
+    )
+    return Exhibit("05_published", "Published values", caption, table, None, SECTION)
 
-    scores: as `compare.scores`; interval: as `compare.best_interval`; human: as `raters.table`. The table is that of
-    `compare.scaling_table`.
-    """
-    table, beside = compare.scaling_table(scores, study), published(study)
+
+def _papers(table: pd.DataFrame) -> list[str]:
+    return list(dict.fromkeys(table["where"].str.extract(r"(.+? et al\. \d+)", expand=False)))
+
+
+@in_style
+def figure_1(study: Study) -> Exhibit:
+    """AUROC and balanced accuracy against training patches, with raters and published values."""
+    table, settings, beside = by_size(study), study.settings, published(study.settings)
     sizes = table.groupby("size")["n_train"].mean().round().astype(int)
-    mixed = scores[scores["train_domain"] == compare.ALL]
-    mixed = mixed.assign(n_train=mixed["size"].map(sizes))
-    arms = table[["arm", "kind"]].drop_duplicates()
-    looks = [look(study, *arm) for arm in arms.itertuples(index=False)]
-    style = {f"{name}s": [each[name] for each in looks] for name in ("marker", "linestyle")}
-    style |= {"palette": [each["color"] for each in looks], "hue_order": list(arms["arm"]), "errorbar": "sd", "dodge": 0.25}
-    with drawing(study, 1, 2, (WIDTH_INCH, 4.4), sharey=True) as (figure, axes):
-        for axis, metric in zip(axes[0], SHOWN, strict=True):
-            sns.pointplot(
-                mixed, x="n_train", y=metric, hue="arm", native_scale=True, log_scale=(True, False), capsize=0.05,
-                linewidth=1.4, markersize=4.5, err_kws={"linewidth": 1}, ax=axis, **style,
-            )  # fmt: skip
-            names = [compare.shown_name(study, *arm) for arm in arms.itertuples(index=False)]
-            for handle, name in zip(axis.get_legend_handles_labels()[0], names, strict=True):
-                handle.set_label(name)
-            axis.get_legend().remove()
-            ticks = {n: f"{n:,}\n({splits.percent(size)} %)" for size, n in sizes.items()}
-            ends = axis.get_xlim()
-            if metric == "balanced_accuracy" and human is not None:
-                rater_lines(axis, human, compare.ALL, ends, named=True)
-            axis.axhline(0.5, **CHANCE)
-            ticks |= _published_marks(axis, beside[beside["metric"] == metric], ends)
-            axis.set_xticks(list(ticks), list(ticks.values()))
-            axis.minorticks_off()
-            axis.set_xlabel("training patches, n (share of what testing leaves)")
-            axis.set_ylabel(f"{binary.TITLES[metric]} (mean ± SD)", visible=True)  # seaborn hides one of two
-        lows = [table[metric] - table[f"{metric}_sd"].fillna(0) for metric in SHOWN]
-        axes[0][0].set_ylim(min(0.45, float(np.nanmin(lows)) - 0.02), 1.0)
-        legend_below(figure, axes[0])
-        title(figure, f"{study.title}; bars: SD over n = {compare.folds(table)}")
-    caption = _caption_1(study, table, interval, human, beside)
+    mixed = study.scores[study.scores["train_domain"] == ALL]
+    long = named(in_order(mixed, settings), settings)
+    long = long.assign(n_train=long["size"].map(sizes)).melt(["name", "n_train"], list(SHOWN), "metric", "score")
+    arms = named(table, settings)[["arm", "kind", "name"]].drop_duplicates()
+    looks = pd.DataFrame([look(settings, row.arm, row.kind) for row in arms.itertuples()])
+    grid = sns.catplot(
+        long, kind="point", x="n_train", y="score", col="metric", hue="name", errorbar="sd",
+        hue_order=list(arms["name"]), palette=list(looks["color"]), markers=list(looks["marker"]),
+        linestyles=list(looks["linestyle"]), native_scale=True, log_scale=(True, False), dodge=0.25,
+        capsize=0.05, linewidth=1.4, markersize=4.5, err_kws={"linewidth": 1}, height=4, aspect=0.9,
+    )  # fmt: skip
+    places = {name: sizes.max() * 4.0 ** (i + 1) for i, name in enumerate(beside["data_set"].unique())}
+    ticks = {n: f"{n:,}\n({splits.percent(size)} %)" for size, n in sizes.items()}
+    ticks |= {x: name.replace(" ", "\n") for name, x in places.items()}
+    for metric, axis in grid.axes_dict.items():
+        if metric == "balanced_accuracy":
+            rater_lines(axis.axhline, axis.axhspan, human(study))
+        axis.axhline(0.5, **CHANCE)
+        axis.axvline(2 * sizes.max(), color="0.6", linewidth=0.8)
+        for kind, part in beside[beside["metric"] == metric].groupby("kind"):
+            (form, shift), x = PUBLISHED_LOOKS[kind], part["data_set"].map(places)
+            axis.plot(x * shift, part["value"], form, color="0.25", mfc="white", label=f"published: {kind}")
+        axis.set_xticks(list(ticks), list(ticks.values()))
+        axis.minorticks_off()
+        axis.set(title=binary.TITLES[metric], xlabel="training patches, n (share)", ylim=(None, 1))
+    grid.set_ylabels("mean ± SD over folds")
+    figure = finished(study, grid.figure)
+    best = _best(table)
+    caption = (
+        f"AUROC and balanced accuracy on the test patches against the number of training patches "
+        f"({of_what(settings)}); open markers, right of the line: published, with all the data, on "
+        f"other patches ({listed(_papers(beside))}). Points and bars: mean and sample SD of "
+        f"{folds(table, 'Monte Carlo fold')}; shaded: 95 % interval of the raters. With all the data "
+        f"{best['arm']} is highest: AUROC {plus_minus(best['auroc'], best['auroc_sd'])}."
+    )
     return Exhibit("05_data_scaling", "Fig. 1. Data scaling", caption, table, figure, SECTION)
 
 
-def _published_marks(axis: Axes, beside: pd.DataFrame, ends: tuple[float, float]) -> dict[float, str]:
-    """Published values as open markers right of ``ends``, a place a data set; returns the places' labels."""
-    step, ticks = (ends[1] / ends[0]) ** 0.2, {}
-    for data_set, of_set in beside.groupby("data_set"):
-        middle = ends[1] * step ** (len(ticks) + 0.55)
-        for kind, part in of_set.sort_values("value").groupby("kind"):
-            shift = list(PUBLISHED_LOOKS).index(kind) - 1 + np.linspace(-0.3, 0.3, len(part) + 2)[1:-1]
-            label = f"published: {kind}" + (" (second-hand)" if part["where"].str.contains("second-hand").all() else "")
-            axis.errorbar(
-                middle * step ** (0.28 * shift), part["value"], part["sd"].fillna(0), fmt=PUBLISHED_LOOKS[kind], color="0.25",
-                mfc="white", capsize=2.5, linewidth=0.9, label=label,
-            )  # fmt: skip
-        ticks[middle] = str(data_set).replace(" ", "\n")
-    if ticks:
-        axis.axvline(ends[1], color="0.6", linewidth=0.8)
-        axis.text(ends[1] * step**0.1, 1.0, "published", va="bottom", fontsize=7, transform=axis.get_xaxis_transform())
-    axis.set_xlim(ends[0], ends[1] * step ** (len(ticks) + 0.1 * bool(ticks)))
-    return ticks
-
-
-def _caption_1(
-    study: Settings, table: pd.DataFrame, interval: Interval, human: pd.DataFrame | None, beside: pd.DataFrame
-) -> str:
+def _best(table: pd.DataFrame) -> pd.Series:
+    """The row of the arm with the highest AUROC at the largest size."""
     full = table[table["size"] == table["size"].max()]
-    best = full.loc[full["auroc"].idxmax()]
-    papers = captions.listed(dict.fromkeys(beside["where"].str.replace(r", (section|table|fig).*", "", case=False, regex=True)))
-    shared = "the same for every arm" if study.switches.shared_splits else "networks and probes on folds of their own"
-    people = ""
-    if (line := raters.reference(human, "balanced_accuracy")) is not None:
-        people = f"; shaded: 95 % interval over {line.n} {line.unit}s of one rater against another ({captions.whose(study)})"
-    over = f"{interval.n} {interval.unit}s tested"
-    over = (
-        f"[{interval.low:.2f}, {interval.high:.2f}] over the {over}" if math.isfinite(interval.low) else f"none, of {over} only"
-    )
-    return (
-        f"AUROC and balanced accuracy on held-out {captions.held_out(study)} against the number of training patches "
-        f"({captions.of_what(study)}); open markers: published with all the data, on other patches ({papers}). Points and "
-        f"bars: mean and sample SD of {compare.folds(table, 'Monte Carlo fold')}, {shared}, no confidence interval{people}"
-        f"{captions.stars(study, full['arm'])}. With all the data {best['arm']} is highest: "
-        f"{compare.plus_minus(best['auroc'], best['auroc_sd'])}, {100 * interval.level:.0f} % interval {over}."
-    )
+    return full.loc[full["auroc"].idxmax()]
 
 
-def learning_curves(study: Settings, scores: pd.DataFrame) -> Exhibit:
-    """AUROC by training patches with each arm's curve drawn on to more, a panel an arm (`curves.ahead`)."""
-    table, expected = compare.scaling_table(scores, study), curves.ahead(scores, study.splits.seed)
-    expected = compare.in_order(expected, study, "n_train")
-    full, arms = table[table["size"] == table["size"].max()], list(dict.fromkeys(table["arm"]))
-    best = full.loc[full["auroc"].idxmax()]
-    n_columns = min(3, len(arms))
-    n_rows = -(-len(arms) // n_columns)
+# ---- learning curves ----
+
+
+@in_style
+def learning_curves(study: Study) -> Exhibit:
+    """AUROC by training patches, each arm's curve drawn on to more (`curves.ahead`), a panel an arm."""
+    settings, best = study.settings, _best(by_size(study))
+    expected = in_order(curves.ahead(study.scores, study.seed), settings, "n_train")
+    mixed = study.scores[study.scores["train_domain"] == ALL]
+    mixed = named(in_order(mixed, settings), settings)
+    sizes = mixed.groupby("size")["n_train"].transform("mean")
+    grid = sns.FacetGrid(mixed.assign(n_train=sizes), col="name", col_wrap=3, height=2.1, aspect=1.15)
+    points = {"errorbar": "sd", "err_style": "bars", "marker": "o", "linestyle": "", "color": "C0"}
+    grid.map_dataframe(sns.lineplot, "n_train", "auroc", label="mean ± SD over folds", **points)
     lines = {"curve": ("fitted curve", "-"), "straight": ("as in the last tenfold step", ":")}
-    with drawing(study, n_rows, n_columns, (WIDTH_INCH, 2.0 * n_rows + 1.1), sharex=True, sharey=True) as (figure, axes):
-        for axis, arm in zip(axes.flat, arms, strict=False):
-            part = table[table["arm"] == arm]
-            kind = part["kind"].iloc[0]
-            points = look(study, arm, kind) | {"linestyle": "none", "capsize": 2.5, "label": "mean ± SD over folds"}
-            axis.errorbar(part["n_train"], part["auroc"], part["auroc_sd"].fillna(0), **points)
-            for how, on in expected[expected["arm"] == arm].groupby("how"):
-                axis.fill_between(on["n_train"], on["low"], on["high"], color="0.86", linewidth=0, label="95 % band")
-                label, line = lines[how]
-                axis.plot(on["n_train"], on["expected"], color="0.25", linewidth=1.2, linestyle=line, label=label)
-            axis.axhline(best["auroc"], color="black", linewidth=0.9, linestyle="--", label=f"{best['arm']}, all the data")
-            axis.axvline(part["n_train"].max(), color="0.6", linewidth=0.7)
-            axis.axhline(0.5, **CHANCE)
-            gap = f"gap {best['auroc'] - full.loc[full['arm'] == arm, 'auroc'].sum():.2f}" if arm != best["arm"] else "the best"
-            axis.set_title(f"{arm}\n({compare.shown_kind(study, arm, kind)}; {gap})", fontsize=7.5)
-            axis.set_xlabel("training patches, n")
-            axis.tick_params(axis="x", labelbottom=True, labelsize=7)
-        for axis in axes.flat[len(arms) :]:
-            axis.set_axis_off()
-        sizes = [*table.groupby("size")["n_train"].mean().round().astype(int)]
-        sizes += [int(expected["n_train"].max())] if len(expected) else []
-        first, low = axes.flat[0], float((table["auroc"] - table["auroc_sd"].fillna(0)).min()) - 0.02
-        first.set(xlim=(0.6 * min(sizes), 1.7 * max(sizes)), xscale="log", ylim=(np.clip(low, 0.3, 0.45), 1.0))
-        first.set_xticks(sizes, [f"{n:,}" for n in sizes])
-        first.minorticks_off()
-        figure.supylabel("AUROC", fontsize=8.5)
-        legend_below(figure, axes.flat[: len(arms)], 3)
-        title(figure, f"{study.title}; right of the grey line no size was tried")
-    is_bare = len(expected) > 0 and expected["low"].isna().all()
-    bands = "none, as all folds are tested on the same patches" if is_bare else "95 % over resampled folds"
+    for name, axis in grid.axes_dict.items():
+        part = expected[named(expected, settings)["name"] == name]
+        for how, on in part.groupby("how"):
+            label, line = lines[how]
+            axis.fill_between(on["n_train"], on["low"], on["high"], color="0.86", label="95 % band")
+            axis.plot(on["n_train"], on["expected"], line, color="0.25", linewidth=1.2, label=label)
+        label = f"{best['arm']}, all the data"
+        axis.axhline(best["auroc"], color="black", linewidth=0.9, linestyle="--", label=label)
+        axis.axhline(0.5, **CHANCE)
+    grid.set(xscale="log", ylim=(None, 1.0))
+    in_panels(grid, "training patches, n", "AUROC")
+    figure = finished(study, grid.figure)
     caption = (
-        f"AUROC by number of training patches n with each arm's curve a - b n^-c or, dotted, the last step drawn on where the "
-        f"data determine no curve ({captions.of_what(study)}). Points and bars: mean and sample SD of {compare.folds(table)}; "
-        f"bands: {bands}. Dashed: {best['arm']}, {best['auroc']:.2f} with {best['n_train']:,} patches."
+        f"AUROC by number of training patches n with each arm's curve a - b n^-c or, dotted, the last "
+        f"step drawn on where the data determine no curve ({of_what(settings)}). Points and bars: mean "
+        f"and sample SD of {folds(by_size(study))}; bands: 95 % over resampled folds, none where all "
+        f"folds are tested on the same patches. Dashed: {best['arm']}, {best['auroc']:.2f} with "
+        f"{best['n_train']:,} patches."
     )
     return Exhibit("05_learning_curves", "Learning curves", caption, expected, figure, SECTION)
 
 
-def patches_needed(study: Settings, scores: pd.DataFrame) -> Exhibit:
+def patches_needed(study: Study) -> Exhibit:
     """How many patches would close each arm's gap to the best one (`curves.fit`)."""
-    fits = compare.in_order(curves.fit(scores, study.splits.seed), study)
-    rows = []
-    for row in fits.itertuples(index=False):
-        bent = row.why_not == ""
-        needed = (
-            (row.n_needed, row.n_needed_low, row.n_needed_high)
-            if bent
-            else (row.n_straight, row.n_straight_low, row.n_straight_high)
-        )
-        gain = f"{row.per_tenfold:+.2f} {_between(row.per_tenfold_low, row.per_tenfold_high, '+.2f')}"
-        levels = f"{row.asymptote:.2f} {_between(row.low, row.high, '.2f')}" if bent else f"no curve: {row.why_not}"
-        rows.append((row.arm, row.kind, levels, gain if math.isfinite(row.per_tenfold) else "–", _patches(*needed)))
-    names = ["arm", "kind", "AUROC levels off at", "per tenfold patches", "patches to close the gap"]
-    caption = (
-        f"What each arm's AUROC comes to with ever more patches, and the patches at which it reaches what the best arm has "
-        f"({captions.of_what(study)}). Curves a - b n^-c through the means of {compare.folds(fits)}; where the data determine "
-        "none, the last step drawn on, which needs the least where growth slows down. In brackets: 95 % over resampled folds."
+    fits = in_order(curves.fit(study.scores, study.seed), study.settings)
+    is_bent = fits["why_not"] == ""
+    levels = _with_bounds(fits, ("asymptote", "low", "high"), ".2f")
+    needed = {name: _with_bounds(fits, (name, f"{name}_low", f"{name}_high"), ",.0f") for name in ("n_needed", "n_straight")}
+    readable = pd.DataFrame(
+        {
+            "arm": fits["arm"],
+            "kind": fits["kind"],
+            "AUROC levels off at": levels.where(is_bent, "no curve: " + fits["why_not"]),
+            "per tenfold patches": _with_bounds(fits, ("per_tenfold", "per_tenfold_low", "per_tenfold_high"), "+.2f"),
+            "patches to close the gap": needed["n_needed"].where(is_bent, needed["n_straight"]),
+        }
     )
-    return Exhibit("05_patches_needed", "Patches needed", caption, fits, None, SECTION, pd.DataFrame(rows, columns=names))
+    caption = (
+        f"What each arm's AUROC comes to with ever more patches, and the patches at which it reaches "
+        f"what the best arm has ({of_what(study.settings)}). Curves a - b n^-c through the means of "
+        f"{folds(fits)}; where the data determine none, the last step drawn on, which needs the least. "
+        "In brackets: 95 % over resampled folds."
+    )
+    return Exhibit("05_patches_needed", "Patches needed", caption, fits, None, SECTION, readable)
 
 
-def _between(low: float, high: float, form: str) -> str:
-    return f"[{low:{form}}, {high:{form}}]" if math.isfinite(low) else ""
+def _with_bounds(table: pd.DataFrame, names: tuple[str, str, str], form: str) -> pd.Series:
+    """Three columns as "0.80 [0.75, 0.84]"; without bounds where they are NaN, a dash without a value.
 
-
-def _patches(n: float, low: float, high: float) -> str:
-    """A number of patches with its interval, two digits each; a dash where unknown."""
-    text = [f"{float(f'{each:.2g}'):,.0f}" if math.isfinite(each) else "∞" for each in (n, low, high)]
-    return "–" if math.isnan(n) else text[0] + ("" if math.isnan(low) else f" [{text[1]} to {text[2]}]")
-
-
-def inflation_table(study: Settings, results: str | Path) -> pd.DataFrame:
-    """A row a scheme of ``study.inflation`` and size: what the probe scores under it, and how much that is above by slide.
-
-    ``scheme, size, n_train, n_folds, auroc, auroc_sd, balanced_accuracy, balanced_accuracy_sd``, the leaks of
-    `splits_audit.LEAKS` (means over folds; sample SD over folds), ``auroc_inflation`` and ``balanced_accuracy_inflation``: the
-    mean less that of splitting by slide at the same size, NaN where that is not run. Schemes not run yet have no row; without
-    an encoder there is none at all. Raises StoreError where the splits have no audit.
+    Counts, ``form`` ",.0f", are rounded to two digits.
     """
-    results, encoder, tables = Path(results), study.inflation.encoder, []
-    if not encoder:
-        return pd.DataFrame()
-    leaks = splits_audit.load_schemes(study_data.find_audit(study, results)).drop(columns="fold")
-    leaks = leaks.groupby(["scheme", "size"])[list(splits_audit.LEAKS)].mean()
-    for scheme in SCHEMES:
-        if scheme not in (*study.inflation.schemes, study.switches.scheme):
-            continue
-        other = study_data.under(study, scheme)
+
+    def text(value: float) -> str:
+        if math.isinf(value):
+            return "∞"
+        return f"{float(f'{value:.2g}') if form == ',.0f' else value:{form}}"
+
+    rows = table[list(names)].itertuples(index=False, name=None)
+    shown = [
+        "–" if math.isnan(value) else text(value) + ("" if math.isnan(low) else f" [{text(low)}, {text(high)}]")
+        for value, low, high in rows
+    ]
+    return pd.Series(shown, index=table.index)
+
+
+# ---- other ways to split ----
+
+
+@once
+def _under_schemes(study: Study) -> pd.DataFrame:
+    """Scores of the study's probe under each way to split that has been run, with ``scheme``."""
+    encoder, tables = study.settings.inflation.encoder, []
+    wanted = (*study.settings.inflation.schemes, study.settings.switches.scheme)
+    for scheme in (name for name in SCHEMES if encoder and name in wanted):
         try:
-            run = compare.current_runs(other, results).get(encoder)
+            run = study.under(scheme).runs.get(encoder)
         except store.StoreError:  # no splits of that scheme yet
-            run = None
+            continue
         if run is not None:
-            scores = compare.scores(compare.load_arm(run, encoder, compare.PROBE))
-            tables.append(compare.scaling_table(scores, other).assign(scheme=scheme))
-    if not tables:
+            fits = scores_of(load_arm(run, encoder, PROBE)).assign(scheme=scheme)
+            tables.append(fits[fits["train_domain"] == ALL].sort_values("size", kind="stable"))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def inflation_table(study: Study) -> pd.DataFrame:
+    """What the probe of ``inflation.encoder`` scores under each way to split, a row a scheme and size.
+
+    Columns: ``scheme, size, n_train, n_folds``; each of SHOWN with ``_sd`` over folds; the leaks of
+    `splits_audit.LEAKS` (means over folds); ``auroc_inflation, balanced_accuracy_inflation``: the mean
+    less that of splitting by slide at the same size, NaN where that has not been run. Schemes that
+    have not been run have no row. Raises StoreError where the splits have no audit.
+    """
+    fits, by = _under_schemes(study), ["scheme", "size"]
+    if not len(fits):
         return pd.DataFrame()
-    table = pd.concat(tables, ignore_index=True).join(leaks, on=["scheme", "size"])
+    table = mean_sd(fits, by, list(SHOWN), "size")
+    n_train = fits.groupby(by, sort=False)["n_train"].mean().round().astype(int)
+    table.insert(2, "n_train", n_train.to_numpy())
+    leaks = splits_audit.load_schemes(study.audit)
+    table = table.join(leaks.groupby(by)[list(splits_audit.LEAKS)].mean(), on=by)
     for name in SHOWN:
         base = table[table["scheme"] == BASE].set_index("size")[name]
         table[f"{name}_inflation"] = table[name] - table["size"].map(base)
-    kept = ["scheme", "size", "n_train", "n_folds", "auroc", "auroc_sd", "balanced_accuracy", "balanced_accuracy_sd"]
-    return table[[*kept, *splits_audit.LEAKS, "auroc_inflation", "balanced_accuracy_inflation"]]
+    return table
 
 
-def inflation(study: Settings, table: pd.DataFrame) -> Exhibit:
-    """One probe under each way to split: what a scheme leaks at the largest size, and its AUROC at every size."""
-    name, heading = "05_inflation", "What the split is worth"
+@in_style
+def split_schemes(study: Study) -> Exhibit:
+    """One probe under each way to split: what the split leaks at the largest size, and the AUROC."""
+    name, title, table = "05_inflation", "What the split is worth", inflation_table(study)
+    settings = study.settings
     if not len(table):
-        caption = f"The study names no encoder to probe under other ways to split ({captions.of_what(study)})."
-        return Exhibit(name, heading, caption, table, None, SECTION)
-    full = table[table["size"] == table["size"].max()].set_index("scheme")
-    with drawing(study, 1, 2, (WIDTH_INCH, 0.42 * len(full) + 1.7), sharey=True, width_ratios=(1, 1.7)) as (figure, axes):
-        leaks, scores = axes[0]
-        same = full["test_on_train_cases"].equals(full["test_on_train_slides"].rename("test_on_train_cases"))
-        known = {name: LEAKS[name] for name in list(LEAKS)[same:]}
-        long = full[list(known)].mul(100).rename(index=splits_audit.scheme_title, columns={k: v[0] for k, v in known.items()})
-        long = long.melt(ignore_index=False, var_name="leak", value_name="share").reset_index()
-        greys = {"palette": dict(known.values()), "saturation": 1, "edgecolor": "0.25", "linewidth": 0.6}
-        sns.barplot(long, y="scheme", x="share", hue="leak", errorbar=None, ax=leaks, **greys)
-        leaks.get_legend().remove()
-        leaks.set(xlabel="test patches, %", xlim=(0, 100), ylabel="")
-        for index, (size, part) in enumerate(table.groupby("size")):
-            at = 0.22 * (index - (table["size"].nunique() - 1) / 2) + full.index.get_indexer(part["scheme"])
-            look_of = {"fmt": MARKERS[index], "capsize": 2, "label": f"{splits.percent(size)} % of what testing leaves"}
-            scores.errorbar(part["auroc"], at, xerr=part["auroc_sd"].fillna(0), **look_of)
-        if BASE in full.index:
-            style = {"color": "0.4", "linewidth": 0.9, "linestyle": "--", "zorder": 0}
-            scores.axvline(full.loc[BASE, "auroc"], label="by slide, with all of it", **style)
-        scores.set_xlabel(f"AUROC, mean ± SD over {compare.folds(full)}")
-        legend_below(figure, axes[0])
-        title(figure, f"{study.inflation.encoder} (probe)")
-    most = full["auroc"].idxmax()
-    above = f", {full.loc[most, 'auroc_inflation']:+.3f} against by slide" if BASE in full.index else ""
-    caption = (
-        f"What each way to split leaks from training to test (left), and the AUROC of the probe on {study.inflation.encoder} "
-        f"under it ({captions.of_what(study)}). Points and bars: mean and sample SD of {compare.folds(full)}; the table has "
-        f"the numbers of training patches. With all the data it is highest {splits_audit.scheme_title(most)}: "
-        f"{compare.plus_minus(full.loc[most, 'auroc'], full.loc[most, 'auroc_sd'])}{above}."
+        caption = f"No encoder was probed under other ways to split ({of_what(settings)})."
+        return Exhibit(name, title, caption, table, None, SECTION)
+    full = table[table["size"] == table["size"].max()]
+    schemes = full["scheme"].map(splits_audit.scheme_title)
+    leaks = full[list(LEAKS)].mul(100).rename(columns=LEAKS).assign(scheme=schemes)
+    leaks = leaks.melt("scheme", var_name="leak", value_name="share")
+    fits = _under_schemes(study)
+    fits = fits.assign(
+        scheme=fits["scheme"].map(splits_audit.scheme_title),
+        size=[f"{splits.percent(size)} % of the training patches" for size in fits["size"]],
     )
-    return Exhibit(name, heading, caption, table, figure, SECTION, inflation_readable(table))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_INCH, 1.7 + 0.42 * len(full)), sharey=True, width_ratios=(1, 1.7))
+    sns.barplot(leaks, x="share", y="scheme", hue="leak", palette="Greys", ax=left)
+    left.set(xlabel="test patches, %", xlim=(0, 100), ylabel="")
+    sns.pointplot(
+        fits, x="auroc", y="scheme", hue="size", errorbar="sd", markers=list(MARKERS[: fits["size"].nunique()]),
+        linestyle="none", dodge=0.4, capsize=0.1, linewidth=1.2, markersize=5, ax=right,
+    )  # fmt: skip
+    if BASE in set(full["scheme"]):
+        base = full.loc[full["scheme"] == BASE, "auroc"].item()
+        right.axvline(base, color="0.4", linewidth=0.9, linestyle="--", label="by slide, all the data")
+    right.set_xlabel("AUROC, mean ± SD over folds")
+    left.legend_ = right.legend_ = None
+    figure = finished(study, figure, f"{settings.inflation.encoder} (probe)")
+    best = full.loc[full["auroc"].idxmax()]
+    caption = (
+        f"What each way to split leaks from training to test with all the data (left), and the AUROC "
+        f"of the probe on {settings.inflation.encoder} (right; {of_what(settings)}). Points and bars: "
+        f"mean and sample SD of {folds(full)}. With all the data AUROC is highest "
+        f"{splits_audit.scheme_title(best['scheme'])}: {plus_minus(best['auroc'], best['auroc_sd'])}."
+    )
+    return Exhibit(name, title, caption, table, figure, SECTION, inflation_readable(table))
 
 
 def inflation_readable(table: pd.DataFrame) -> pd.DataFrame:
     """`inflation_table` for the eye: scores as "mean ± SD", shares in per cent, inflation signed."""
+    leaks = {leak: splits_audit.per_cent(table[leak]) for leak in splits_audit.LEAKS}
     return pd.DataFrame(
         {
             "scheme": table["scheme"].map(splits_audit.scheme_title),
             "size": [f"{splits.percent(size)}\u00a0%" for size in table["size"]],
             "n_train": table["n_train"],
-            **{leak: splits_audit.per_cent(table[leak]) for leak in splits_audit.LEAKS},
-            "AUROC": [compare.plus_minus(*each) for each in table[["auroc", "auroc_sd"]].itertuples(index=False)],
+            **leaks,
+            "AUROC": cells(table, "auroc"),
             "above_by_slide": [f"{value:+.3f}" if pd.notna(value) else "–" for value in table["auroc_inflation"]],
         }
     )

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from scipy.spatial import cKDTree
 
 from mfcore import store
-from mfcore.analysis import captions, compare
+from mfcore.analysis import captions, exhibit
 from mfcore.analysis.exhibit import Exhibit
 from mfcore.analysis.figures import WIDTH_INCH, drawing
 from mfcore.data import splits_draw
@@ -23,7 +23,7 @@ from mfcore.data.slides.slide import SAME_RESOLUTION
 from mfcore.encoders.card import released_cards
 from mfcore.measures import statistics
 from mfcore.measures.resampling import by_fold
-from mfcore.study import data as study_data
+from mfcore.study import data as study_data, predictions as study_predictions
 from mfcore.study.config import MODES, Network, Settings, Switches
 from mfcore.study.study import Study
 
@@ -156,7 +156,7 @@ def table(study: Study, switches: tuple[str, ...] = ()) -> pd.DataFrame:
 
 def _row(study: Study, base: Study, name: str, arm: str) -> dict:
     entry, network = departures()[name], _network(study.settings, arm)
-    kind = compare.kind_of(network) if network else compare.PROBE
+    kind = study_predictions.kind_of(network) if network else study_predictions.PROBE
     row = {"switch": name, "arm": arm, "kind": kind, "n_folds": 0, **dict.fromkeys(NUMBERS, np.nan)}
     for column, switches in (("as_released", RELEASED), ("default", study.settings.switches)):
         value = getattr(switches, entry.get("switch", name), "")
@@ -198,7 +198,7 @@ def _not_yet(study: Study, name: str) -> str:
 
 def _difference(study: Study, flipped: pd.DataFrame, base: pd.DataFrame) -> tuple[statistics.Interval, list[str]]:
     """How the AUROC differs, with notes: paired over the folds that test both on the same patches, else unpaired."""
-    here, there = (by_fold(part, "auroc", study.seed, compare.ALL) for part in (flipped, base))
+    here, there = (by_fold(part, "auroc", study.seed, study_predictions.ALL) for part in (flipped, base))
     tested = [part.groupby("fold")["patch_id"].agg(frozenset) for part in (flipped, base)]
     n_test = max(part.groupby("fold").size().mean() for part in (flipped, base))
     scores = [part.set_index(["fold", "patch_id"])["score"].sort_index() for part in (flipped, base)]
@@ -219,9 +219,9 @@ def sentence(row: dict) -> str:
     """What a row of `table` says the switch is worth to the arm, or why that isn't known."""
     if not np.isfinite(row["auroc"]):
         return row["why"]
-    score = f"AUROC {compare.plus_minus(row['auroc'], row['auroc_sd'])} over {compare.folds(row)}"
+    score = f"AUROC {exhibit.plus_minus(row['auroc'], row['auroc_sd'])} over {exhibit.folds(row)}"
     if np.isfinite(row["difference"]):
-        score = f"{row['difference']:+.3f} ({compare.bounds(row['low'], row['high']) or 'no interval'}), {score}"
+        score = f"{row['difference']:+.3f} ({exhibit.bounds(row['low'], row['high']) or 'no interval'}), {score}"
     return f"{score}; {row['why']}" if row["why"] else score
 
 
@@ -229,7 +229,7 @@ def worth(study: Study) -> Exhibit:
     """Every departure of the released code, what the study does instead, and what that is worth to each arm."""
     rows, settings = table(study), study.settings
     measured = rows[rows["difference"].notna()]
-    n_folds = compare.counted(settings.effects.n_folds or settings.splits.n_folds, "fold")
+    n_folds = exhibit.counted(settings.effects.n_folds or settings.splits.n_folds, "fold")
     caption = (
         "What each departure of the released code of Ganz et al. is worth on the full training set: its switch alone as "
         f"released, against the study as it is ({captions.of_what(settings)}). Differences of the mean AUROC of {n_folds}; "

@@ -5,12 +5,13 @@ from collections.abc import Sized
 
 import pandas as pd
 
-from mfcore.analysis import compare
+from mfcore.analysis import scores as analysis_scores
 from mfcore.claims import rows
 from mfcore.claims.rows import Row
 from mfcore.claims.rules import NOT_REPRODUCED, UNCLEAR, Finding
 from mfcore.claims.scores import NO_CROSS_DOMAIN, Material, Untestable
 from mfcore.encoders.card import EncoderCard, cards
+from mfcore.study import predictions as study_predictions
 from mfcore.study.config import Network
 
 N_CLASSES = 1000  # of the classifier that the printed size of an ImageNet network may include
@@ -168,7 +169,7 @@ def learning_rate(material: Material, row: Row) -> Finding:
     networks, highest = _end_to_end(material), {}
     for run in material.runs.values():
         name = run.identity["config"].get("network", {}).get("name")
-        history = compare.history(run) if name in networks else ()
+        history = study_predictions.history(run) if name in networks else ()
         if len(history):
             highest[name] = max(highest.get(name, 0.0), float(history["learning_rate"].max()))
     _need(highest, "no end-to-end training has left its history")
@@ -239,13 +240,13 @@ def _share(material: Material, shares: pd.Series) -> Finding:
 
 def test_share(material: Material, row: Row) -> Finding:
     """Test patches as a share of all annotations, the mean over folds."""
-    full = _need(compare.full_size(material.scores), "no arm has scores here")
+    full = _need(analysis_scores.full_size(material.scores), "no arm has scores here")
     return _share(material, full.groupby("fold")["n_test"].first() / len(material.labels))
 
 
 def validation_share(material: Material, row: Row) -> Finding:
     """Validation patches among those that train or validate, at the largest size."""
-    n = compare.full_size(material.splits).groupby("role").size()
+    n = analysis_scores.full_size(material.splits).groupby("role").size()
     return _share(material, n[["val"]] / (n["val"] + n["train"]))
 
 

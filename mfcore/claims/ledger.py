@@ -8,12 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from mfcore import store
-from mfcore.analysis import captions
+from mfcore.analysis.exhibit import Exhibit, in_full
 from mfcore.claims import arms, checks, kaiko, pairs, reasons, rules
 from mfcore.claims.rows import ANYWHERE, DIRECTION, Row, load
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, RULES, UNCLEAR, VERDICTS, Finding
 from mfcore.claims.scores import Material, Untestable
 from mfcore.study.config import SOURCES, Settings
+from mfcore.study.study import Study
 
 COLUMNS = (
     "claim", "where", "test", "expected", "tolerance", "found", "difference", "verdict", "why", "data", "here", "paper",
@@ -91,7 +92,7 @@ def answer(row: Row, material: Material) -> dict:
         "difference": finding.difference if has_meaning else math.nan,
         "verdict": verdict,
         "why": "; ".join(list(dict.fromkeys(why))[:2]),
-        "data": captions.in_full(material.study).replace("`", ""),
+        "data": in_full(material.study).replace("`", ""),
         "here": HERE[finding.outcome] if verdict == NOT_TESTABLE and finding.is_comparison else "",
         "paper": row.paper,
         "subject": row.evidence,
@@ -214,6 +215,16 @@ def write(ledger: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
     store.write_json(Path(folder) / "claims.json", rows)
     store.write_json(Path(folder) / "claims_rule.json", [*RULE, PRETRAINING_RULE])
     return ledger
+
+
+def exhibit(study: Study) -> Exhibit:
+    """The first paper's claims, asked of a study; `write` keeps the whole ledger among the study's figures."""
+    table = brief(write(judge(study.settings, study.folder, study.scores), study.figures))
+    caption = (
+        f"What {GANZ} state, asked of these data ({in_full(study.settings)}): the claims that were judged, and "
+        "comparisons that are only shown. `claims.csv` has every claim, with the reason of its verdict."
+    )
+    return Exhibit("05_claims", "Claims", caption, table, None, "Claims")
 
 
 def brief(ledger: pd.DataFrame) -> pd.DataFrame:

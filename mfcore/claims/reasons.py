@@ -3,12 +3,12 @@
 import numpy as np
 from sklearn.metrics import roc_curve
 
-from mfcore.analysis import compare
 from mfcore.claims import rows
 from mfcore.claims.rules import REPRODUCED, Finding
 from mfcore.claims.scores import Material
 from mfcore.encoders.card import cards
 from mfcore.measures import binary
+from mfcore.study import predictions as study_predictions
 from mfcore.study.config import MODES, as_dict
 
 PUBLISHED_NETWORK, N_TRAINING_FILE = "EfficientNetV2-M", 2_894  # of the benchmark on AMi-Br, and figures of its training file
@@ -56,7 +56,7 @@ def _curve(material: Material, arm: str, size: float) -> str:
     is_late, gains = [], []
     for fold in range(material.study.splits.n_folds):
         run = material.runs.get(f"{arm}-fold{fold}")
-        history = compare.fit_history(run, fold, size) if run else ()
+        history = study_predictions.fit_history(run, fold, size) if run else ()
         if len(history) >= 4:
             is_late.append(history["epoch"].iloc[int(np.argmin(history["val_loss"]))] >= history["epoch"].max() - 1)
             gains.append(history["val_auroc"].iloc[-1] - history["val_auroc"].iloc[len(history) // 2 - 1])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from mfcore.analysis import compare
+from mfcore.analysis import exhibit
 from mfcore.claims.rows import Row
 from mfcore.claims.scores import MIXED, Material
 from mfcore.measures import statistics
@@ -160,12 +160,12 @@ def by_folds(
     low, high = expected if isinstance(expected, list) else (expected, expected)
     measured = spread(values.values)
     difference = measured.mean - (low + high) / 2
-    text = f"{compare.plus_minus(measured.mean, measured.sd)} ({compare.counted(measured.n, 'fold')})"
+    text = f"{exhibit.plus_minus(measured.mean, measured.sd)} ({exhibit.counted(measured.n, 'fold')})"
     test = material.test(values, 0.0, tested)
     if test is None:
         return Finding(text, difference=difference, barred=[TOO_FEW])
     interval = test.interval
-    text += f", interval {compare.bounds(interval.low, interval.high, '.3f') or 'too wide to say anything'}{_by(test.drawn)}"
+    text += f", interval {exhibit.bounds(interval.low, interval.high, '.3f') or 'too wide to say anything'}{_by(test.drawn)}"
     outcome = UNCLEAR
     if abs(difference) <= (high - low) / 2 + tolerance and interval.high - interval.low <= 4 * tolerance:
         outcome = REPRODUCED
@@ -200,7 +200,7 @@ def _by(drawn: str) -> str:
 
 def _one(row: pd.Series) -> str:
     p = "" if math.isnan(row["p_holm"]) else ", p < 0.001" if row["p_holm"] < 0.001 else f", p {row['p_holm']:.3f}"
-    span = compare.bounds(row["low"], row["high"], between=", ") or "no interval"
+    span = exhibit.bounds(row["low"], row["high"], between=", ") or "no interval"
     return f"{row['name']}: {row['difference']:+.3f} [{span}]{_by(row['drawn'])}{p}"
 
 

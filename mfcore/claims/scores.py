@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from mfcore import store
-from mfcore.analysis import compare
 from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import MIN_FOLDS, Folds, Test, mean_of, paired_test
+from mfcore.study import predictions as study_predictions
 from mfcore.study.config import Network, Settings
 
 MIXED, INSIDE = "mixed", "inside"  # what fits are trained on: all domains together, or one
@@ -26,7 +26,7 @@ class Untestable(Exception):
 
 @dataclass(frozen=True)
 class Material:
-    """What claims are asked of: a study, its `compare.scores`, and its results folder, each file read once."""
+    """What claims are asked of: a study, its `study_predictions.scores`, and its results folder, each file read once."""
 
     study: Settings
     scores: pd.DataFrame
@@ -36,7 +36,7 @@ class Material:
     def labels(self) -> pd.DataFrame:
         """The study's stored label table; raises Untestable where patches have not been extracted."""
         try:
-            return compare.stored_labels(self.study, self.results)
+            return study_predictions.stored_labels(self.study, self.results)
         except store.StoreError as error:
             raise Untestable("patches have not been extracted, so there is no label table") from error
 
@@ -44,15 +44,15 @@ class Material:
     def splits(self) -> pd.DataFrame:
         """The splits that the study's probes learn from; raises Untestable where there are none."""
         try:
-            return compare.stored_splits(self.study, self.results)
+            return study_predictions.stored_splits(self.study, self.results)
         except store.StoreError as error:
             raise Untestable("no splits in the results") from error
 
     @cached_property
-    def collected(self) -> compare.Collected | None:
+    def collected(self) -> study_predictions.Collected | None:
         """The study's predictions and failures, None where there are none."""
         try:
-            return compare.collect(self.study, self.results)
+            return study_predictions.collect(self.study, self.results)
         except store.StoreError:
             return None
 
@@ -60,19 +60,19 @@ class Material:
     def runs(self) -> dict[str, store.Run]:
         """The study's current runs of probes and trainings by name; empty without splits."""
         try:
-            return compare.current_runs(self.study, self.results)
+            return study_predictions.current_runs(self.study, self.results)
         except store.StoreError:
             return {}
 
     @cached_property
     def mixed(self) -> pd.DataFrame:
         """Scores of the fits on all domains (Fig. 1)."""
-        return self.scores[self.scores["train_domain"] == compare.ALL]
+        return self.scores[self.scores["train_domain"] == study_predictions.ALL]
 
     @cached_property
     def crossed(self) -> pd.DataFrame:
         """Scores of the fits on single domains (Tab. 2, Fig. 2)."""
-        return self.scores[self.scores["train_domain"] != compare.ALL]
+        return self.scores[self.scores["train_domain"] != study_predictions.ALL]
 
     @cached_property
     def sizes(self) -> list[float]:
@@ -98,7 +98,7 @@ class Material:
         if self.collected is None:
             return pd.DataFrame(columns=["fold", "label", "score"])
         table = self.collected.predictions
-        return table[(table["arm"] == arm) & (table["size"] == size) & (table["train_domain"] == compare.ALL)]
+        return table[(table["arm"] == arm) & (table["size"] == size) & (table["train_domain"] == study_predictions.ALL)]
 
     def at_share(self, arm: str, size: float) -> Folds:
         """Balanced accuracy by fold where a score above the share of class 1 calls a patch class 1.
@@ -110,11 +110,11 @@ class Material:
         if table.empty:
             return Folds(pd.Series(dtype=float))
         called = (table["score"] > share).astype(float)
-        return by_fold(table.assign(score=called), "balanced_accuracy", self.study.splits.seed, compare.ALL).defined()
+        return by_fold(table.assign(score=called), "balanced_accuracy", self.study.splits.seed, study_predictions.ALL).defined()
 
     def folds(self, arm: str, size: float, metric: str = "auroc") -> Folds:
         """One arm's metric at one size by fold, trained and tested on all domains."""
-        return self.cell(arm, compare.ALL, compare.ALL, metric, size)
+        return self.cell(arm, study_predictions.ALL, study_predictions.ALL, metric, size)
 
     def across(self, arm: str, metric: str = "auroc") -> dict[str, Folds]:
         """One arm's metric by fold, ``inside``, ``outside`` and ``drop``: the means over domains, or pairs of them (Tab. 2).
@@ -134,7 +134,7 @@ class Material:
         return {"inside": inside.at(drop.values.index), "outside": outside.at(drop.values.index), "drop": drop}
 
     def cell(self, arm: str, train_domain: str, domain: str, metric: str = "auroc", size: float = 1.0) -> Folds:
-        """One arm's metric by fold, trained on one domain and tested on one, or on all (`compare.ALL`)."""
+        """One arm's metric by fold, trained on one domain and tested on one, or on all (`study_predictions.ALL`)."""
         key = arm, train_domain, size, domain
         if (key, metric) not in self._cells:
             rows = self._rows.get(key)
@@ -146,7 +146,7 @@ class Material:
         """``values`` with draws of the tested cases where all folds are tested on the same, as the predictions show."""
         rows = self._predicted.get(key)
         if rows is None or self.collected is None:
-            return Folds(values, has_own_patches=key[3] in (compare.ALL, key[1]))
+            return Folds(values, has_own_patches=key[3] in (study_predictions.ALL, key[1]))
         predictions = self.collected.predictions.iloc[rows]
         return replace(by_fold(predictions, metric, self.study.splits.seed, key[3]).at(values.index), values=values)
 
@@ -167,8 +167,8 @@ class Material:
         if self.collected is None:
             return {}
         table = self.collected.predictions[_KEY]
-        is_mixed = table["train_domain"] == compare.ALL
-        return table.assign(domain=table["domain"].mask(is_mixed, compare.ALL)).groupby(_KEY, sort=False).indices
+        is_mixed = table["train_domain"] == study_predictions.ALL
+        return table.assign(domain=table["domain"].mask(is_mixed, study_predictions.ALL)).groupby(_KEY, sort=False).indices
 
     def test(self, first: Folds | pd.Series, second: Folds | pd.Series | float, tested: str = MIXED) -> Test | None:
         """The paired test over the folds that both have (`statistics.paired_test`); None where nothing can be tested.

@@ -85,8 +85,9 @@ def ahead(scores: pd.DataFrame, seed: int, metric: str = "auroc") -> pd.DataFram
     """What each arm is to expect of up to AHEAD times its patches: ``arm, kind, how, n_train, expected, low, high``.
 
     how: "curve" where data determine one (`fit`), from its smallest size on; else "straight", the last step drawn on over
-    log n from the largest size on. ``low`` to ``high``: 95 % percentiles over the resampled folds of `fit`, those without a
-    curve left out. No row for an arm with one size, one fold, or none that both sizes have. Arguments as `fit`.
+    log n from the largest size on. ``expected`` stays within 0 and 1. ``low`` to ``high``: 95 % percentiles over the resampled
+    folds of `fit`, those without a curve left out. No row for an arm with one size, one fold, or none that both sizes have.
+    Arguments as `fit`.
     """
     tables = []
     for arm, table, n_train, means, has_own_patches in _arms(scores, seed, metric):
@@ -100,6 +101,7 @@ def ahead(scores: pd.DataFrame, seed: int, metric: str = "auroc") -> pd.DataFram
         else:
             fits = power_laws(n_train / last, values)
             expected = fits.at(x / last)[fits.why_not == ""]
+        expected = np.clip(expected, 0, 1)  # a straight line leaves the range of a score
         bounds = np.quantile(expected[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         low, high = bounds if has_own_patches else np.full(bounds.shape, np.nan)
         points = {

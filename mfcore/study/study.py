@@ -60,6 +60,11 @@ class Study:
         """The finished audit of the splits; raises StoreError where there is none."""
         return data.find_audit(self.settings, self.folder)
 
+    def under(self, scheme: str) -> "Study":
+        """The study under another way to split, itself where ``scheme`` is its own; raises SplitError for an unknown one."""
+        settings = data.under(self.settings, scheme)
+        return self if settings == self.settings else Study(settings, self.folder)
+
     # ---- encoders ----
 
     def card(self, encoder: str) -> EncoderCard:

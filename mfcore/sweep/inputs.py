@@ -151,7 +151,9 @@ def code_of(source: Path, reads_published: bool = True) -> str:
     files = sorted({file for package in packages for file in package.rglob("*.yaml")})
     files += sorted(file for package in packages for kind in ("*.css", "conf.py") for file in package.glob(kind))
     files.append(ROOT / "mfcore" / "analysis" / "mfcore.mplstyle")
-    files += sorted((ROOT / "data").glob("published_*.csv")) if reads_published else []
+    if reads_published:
+        files += sorted((ROOT / "data").glob("published_*.csv"))
+        files += sorted((ROOT / "mfcore" / "analysis" / "published").glob("*.csv"))
     return digest([own, modules, [store.file_sha256(file) for file in files]])
 
 

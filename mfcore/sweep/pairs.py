@@ -14,9 +14,10 @@ import jupytext
 import nbformat
 
 from mfcore import store
-from mfcore.analysis import captions, compare
+from mfcore.analysis import domains
 from mfcore.store.records import digest
 from mfcore.study.config import as_dict, load_study
+from mfcore.study.study import Study
 from mfcore.sweep.book.notebooks import without_progress
 from mfcore.sweep.inputs import code_of
 from mfcore.sweep.jobs import ROOT
@@ -63,10 +64,7 @@ def update_readme(readme: Path, results: Path, figures: Path) -> list[str]:
         picture = folder / "figures" / "05_data_scaling.png"
         if not picture.is_file():
             continue
-        collected = compare.collect(study, folder)
-        scores = compare.scores(collected.predictions)
-        scaling, crossed = compare.scaling_table(scores, study), compare.cross_domain_table(scores, study)
-        found = captions.abstract(study, scaling, crossed, len(collected.failures))
+        found = domains.abstract(Study(study, folder))
         figures.mkdir(exist_ok=True)
         with store.replacing(figures / f"{name}_data_scaling.png") as aside:
             shutil.copyfile(picture, aside)

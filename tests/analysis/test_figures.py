@@ -10,146 +10,12 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from mfcore.analysis import arms, domains as of_domains, exhibit, figures, scaling as of_scaling
-from mfcore.measures import binary, raters
-from mfcore.measures.statistics import Interval
+from mfcore.analysis import captions, exhibit, figures
 from mfcore.study.config import Data, Network, Pretraining, Settings, Switches
 
 NETWORKS = (Network("net", input_px=100), Network("low rank"))
 MIDOG = Settings("t", "A test", Data("midog"), networks=NETWORKS, encoders=("good", "other"))
 SYNTHETIC = replace(MIDOG, data=Data("synthetic"))
-INTERVAL = Interval(0.83, 0.8, 0.86, 0.95, 12)
-HOME = replace(MIDOG, pretraining=(Pretraining("other"),))  # where "other" is the home-made encoder
-MEANS = ["arm", "kind", "in_domain", "in_domain_sd", "out_of_domain", "out_of_domain_sd", "n_folds"]
-BINS = ["arm", "kind", "bin_low", "bin_high", "mean_score", "share_positive", "low", "high", "n", "n_units", "unit"]
-SUMMARY = ["arm", "kind", "brier", "ece", "mean_score", "share_positive", "brier_of_share", "n_folds"]
-STRATA = ["arm", "kind", "stratum", "value", "auroc", "low", "high", "balanced_accuracy", "n", "n_positive", "n_slides", "unit"]
-KINDS = {"net": "end-to-end", "low rank": "LoRA", "good": "probe", "other": "probe"}
-
-
-def scaling():
-    rows = [(arm, kind, size, n, 5, 0.5 + size / 3, 0.02) for arm, kind in KINDS.items() for size, n in ((0.1, 10), (1.0, 100))]
-    table = pd.DataFrame(rows, columns=["arm", "kind", "size", "n_train", "n_folds", "auroc", "auroc_sd"])
-    return table.assign(balanced_accuracy=table["auroc"] - 0.05, balanced_accuracy_sd=0.03)
-
-
-def scores(table=None):
-    """Five folds of every arm and size whose means and SDs are those of ``table``, else of `scaling`."""
-    table = scaling() if table is None else table
-    folds = []
-    for fold, step in enumerate(np.arange(-2, 3) / np.sqrt(2.5)):
-        values = {name: table[name] + step * table[f"{name}_sd"] for name in ("auroc", "balanced_accuracy")}
-        part = table[["arm", "kind", "size", "n_train"]].assign(**dict.fromkeys(binary.METRICS, 0.5)).assign(**values)
-        folds.append(part.assign(fold=fold, tested=fold, n_test=25, train_domain="all", domain="all"))
-    return pd.concat(folds, ignore_index=True)
-
-
-def human(domains="xyz"):
-    """Made-up rater statistics, each domain with values of its own."""
-    rows = [
-        {
-            "domain": domain,
-            "n": 100 + i,
-            "n_slides": 10,
-            "n_units": 10,
-            "unit": "slide",
-            "third_share": 0.3,
-            "contested_share": 0.2,
-        }
-        | {
-            f"{measure}{end}": 0.7 + 0.01 * i + add
-            for measure in raters.MEASURES
-            for end, add in (("", 0), ("_low", -0.02), ("_high", 0.03))
-        }
-        | {"rater1_vs_consensus": 0.9, "rater2_vs_consensus": 0.88}
-        for i, domain in enumerate([*domains, "all"])
-    ]
-    return pd.DataFrame(rows)
-
-
-def by_test_domain(domains="xyz"):
-    rows = [
-        (arm, kind, domain, where, mean, 0.02)
-        for arm, kind in KINDS.items()
-        for domain in domains
-        for where, mean in (("in domain", 0.8), ("out of domain", 0.7))
-    ]
-    return pd.DataFrame(rows, columns=["arm", "kind", "domain", "where", "mean", "sd"]).assign(n_folds=5)
-
-
-def matrix(domains="xyz"):
-    rows = [
-        (arm, kind, a, b, 0.8 - 0.1 * (a != b) - 0.1 * (arm == "other"), 0.02)
-        for arm, kind in KINDS.items()
-        for a in domains
-        for b in domains
-    ]
-    return pd.DataFrame(rows, columns=["arm", "kind", "train_domain", "domain", "mean", "sd"]).assign(n_folds=5)
-
-
-def means():
-    rows = [(arm, kind, 0.8, 0.02, 0.7, 0.03, 5) for arm, kind in KINDS.items()]
-    return pd.DataFrame(rows, columns=MEANS)
-
-
-def order(tied):
-    """A ranking in which each pair of ``tied`` isn't told apart."""
-    ties = {arm: ", ".join(other for other in KINDS if {arm, other} in tied) for arm in KINDS}
-    rows = [
-        (arm, kind, 0.9 - i / 20, 0.02, 5, i + 1, i + 2 if ties[arm] else i + 1, ties[arm])
-        for i, (arm, kind) in enumerate(KINDS.items())
-    ]
-    table = pd.DataFrame(rows, columns=["arm", "kind", "mean", "sd", "n_folds", "rank_low", "rank_high", "tied_with"])
-    return table.assign(over="folds")
-
-
-def intervals():
-    rows = [(arm, kind, 1.0, "auroc", 0.8, 0.7, 0.85, 12, "slide") for arm, kind in KINDS.items()]
-    return pd.DataFrame(rows, columns=["arm", "kind", "size", "metric", "estimate", "low", "high", "n", "unit"])
-
-
-def bins():
-    rows = [
-        (
-            arm,
-            kind,
-            i / 5,
-            (i + 1) / 5,
-            i / 5 + 0.1,
-            i / 6,
-            np.nan if i == 4 else i / 6 - 0.05,
-            i / 6 + 0.05,
-            10 + i,
-            6,
-            "slides",
-        )
-        for arm, kind in KINDS.items()
-        for i in range(5)
-    ]
-    return pd.DataFrame(rows, columns=BINS)
-
-
-def calibration():
-    rows = [(arm, kind, 0.2, 0.1 + i / 50, 0.4, 0.3, 0.21, 5) for i, (arm, kind) in enumerate(KINDS.items())]
-    return pd.DataFrame(rows, columns=SUMMARY)
-
-
-def strata():
-    values = {
-        "domain": ["human breast cancer", "canine lung cancer"],
-        "scanner": ["S1"],
-        "agreement": ["unanimous", "contested"],
-    }
-    rows = [
-        (arm, kind, stratum, value, 0.7 + 0.1 * i, 0.6 + 0.1 * i, np.nan if i else 0.75, 0.7, 50, 20, 4, "slide")
-        for arm, kind in KINDS.items()
-        for stratum in values
-        for i, value in enumerate(values[stratum])
-    ]
-    return pd.DataFrame(
-        rows,
-        columns=STRATA,
-    ).assign(n_units=lambda table: table["n_slides"])
 
 
 def history():
@@ -169,23 +35,10 @@ def drawing(study):
     """How to draw each figure, by its name."""
     table, patches, features = labels()
     components = figures.embedding_table(features, table)
-    predictions = pd.DataFrame(
-        {"train_domain": "all", "size": 1.0, "label": table["label"], "score": np.linspace(0, 1, len(table))}
-    )
     return {
         "contact_sheet": lambda: figures.contact_sheet(study, patches, table),
         "embedding": lambda: figures.embedding(study, components, "good"),
-        "scores": lambda: figures.score_histogram(study, figures.score_table(predictions), "good"),
         "history": lambda: figures.history(study, history(), "net"),
-        "scaling": lambda: of_scaling.figure_1(study, scores(), INTERVAL).figure,
-        "scaling_and_raters": lambda: of_scaling.figure_1(study, scores(), INTERVAL, human()).figure,
-        "learning_curves": lambda: of_scaling.learning_curves(study, scores()).figure,
-        "ranking": lambda: arms.ranking(study, order([{"net", "low rank"}]), intervals()).figure,
-        "reliability": lambda: arms.reliability(study, bins(), calibration()).figure,
-        "strata": lambda: arms.strata(study, strata()).figure,
-        "cross_domain": lambda: of_domains.cross_domain(study, matrix(), means()).figure,
-        "cross_domain_of_two": lambda: of_domains.cross_domain(study, matrix(("MIDOG21", "TUPAC16")), means()).figure,
-        "by_test_domain": lambda: of_domains.by_test_domain(study, by_test_domain(), human()).figure,
     }
 
 
@@ -246,45 +99,6 @@ def test_components_are_those_of_a_principal_component_analysis():
     assert mine["share1"].iloc[0] == pytest.approx(reference.explained_variance_ratio_[0], abs=1e-6)
 
 
-def test_fig_2_shows_the_best_arm_of_each_kind():
-    table = pd.concat([matrix(), matrix().query("arm == 'good'").assign(arm="better", mean=0.9)])
-    assert of_domains.best_arms(MIDOG, table) == ["net", "low rank", "better"]
-    assert of_domains.best_arms(MIDOG, table[table["kind"] == "probe"]) == ["better"]
-
-
-def test_fig_2_shows_the_home_made_encoder_whether_it_is_the_best_or_not():
-    assert of_domains.best_arms(HOME, matrix()) == ["net", "low rank", "good", "other"]
-    best = replace(MIDOG, pretraining=(Pretraining("good"),))
-    assert of_domains.best_arms(best, matrix()) == ["net", "low rank", "good"]
-    figure = of_domains.cross_domain(HOME, matrix(), means()).figure
-    panels = [axis.get_title("left") for axis in figure.axes[:4]]
-    assert panels[-1] == "other\n(probe, pretrained here)" and "pretrained" not in "".join(panels[:-1])
-    assert "other (probe, pretrained here)" in [label.get_text() for label in figure.axes[-1].get_yticklabels()]
-    figure.draw_without_rendering()
-    assert pixels_cut_off(figure) < 1
-
-
-def test_the_home_made_encoder_has_a_star_and_says_so_in_fig_1():
-    axis = of_scaling.figure_1(HOME, scores(), INTERVAL).figure.axes[0]
-    drawn = {handle.get_label(): str(handle.get_marker()) for handle in axis.get_legend_handles_labels()[0][:4]}
-    assert drawn.pop("other (probe, pretrained here)") == "*"
-    assert "*" not in drawn.values() and not any("pretrained" in name for name in drawn)
-    panel = of_scaling.learning_curves(HOME, scores()).figure.axes[3]
-    assert panel.get_title("left").startswith("other\n(probe, pretrained here; gap")
-    names = [label.get_text() for label in arms.ranking(HOME, order([]), intervals()).figure.axes[0].get_yticklabels()]
-    assert names[-1].startswith("other (probe, pretrained here)")
-
-
-def test_pretrained_encoders_and_their_snapshots_differ_by_shape_from_all_others():
-    names = [f"p{i}" for i in range(4)]
-    study = replace(MIDOG, encoders=("good", "p0"), pretraining=tuple(Pretraining(name) for name in names))
-    shapes = [str(figures.look(study, name, "probe")["marker"].get_marker()) for name in names]
-    assert len(set(shapes)) == 4 and not set(shapes) & set(figures.MARKERS)
-    assert figures.look(study, "p1@100", "probe")["marker"].get_marker() == figures.HOME_MARKERS[1]
-    assert len({figures.look(study, name, "probe")["color"] for name in names}) == 4
-    assert figures.look(study, "good", "probe") == figures.look(MIDOG, "good", "probe")
-
-
 def pixels_cut_off(figure):
     """How far anything drawn reaches over the edge of the figure as it is saved, in px."""
     box, (width, height) = figure.get_tightbbox().extents * figure.dpi, figure.bbox.size
@@ -294,10 +108,6 @@ def pixels_cut_off(figure):
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_cut_off(name):
     assert pixels_cut_off(drawn(False, name)) < 1
-
-
-def lines(axis, name):
-    return [line for line in axis.lines if str(line.get_label()).startswith(name)]
 
 
 # Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB: what protanopes and deuteranopes see.
@@ -329,67 +139,6 @@ def test_the_first_colours_stay_apart_in_grey_and_for_the_colour_blind():
     assert tuple(cycle) == figures.COLOURS
 
 
-def test_the_cells_of_fig_2_are_on_one_scale_and_their_numbers_read_on_every_shade():
-    panels = of_domains.cross_domain(MIDOG, matrix(), means()).figure.axes[:3]
-    assert {axis.collections[0].get_clim() for axis in panels} == {of_domains.SCALE}
-    assert {t.get_text() for t in panels[0].texts} == {"0.80\n±.02", "0.70\n±.02"}
-    assert {t.get_color() for t in panels[0].texts} == {"black"}
-    darkest = linear(of_domains.SHADES(1.0)[:3]) @ [0.2126, 0.7152, 0.0722]
-    assert (darkest + 0.05) / 0.05 > 4.5, "black text on it, contrast as WCAG 2 asks"
-    assert len({axis.get_xlabel() for axis in panels}) == 1 and panels[0].get_ylabel() == "trained on"
-
-
-def test_fig_2_has_the_published_means_under_ours():
-    axis = of_domains.cross_domain(MIDOG, matrix(), means()).figure.axes[-1]
-    names = [label.get_text() for label in axis.get_yticklabels()]
-    assert names[:4] == [f"{arm} ({kind})" for arm, kind in KINDS.items()] and names[-1] == "End-To-End ResNet50"
-    place = dict(zip(names, axis.get_yticks(), strict=True))
-    drawn = [(c.lines[0].get_xdata()[0], round(float(c.lines[0].get_ydata()[0]), 2)) for c in axis.containers]
-    assert (0.87, round(place["End-To-End ResNet50"] - 0.17, 2)) in drawn
-    assert (0.74, round(place["End-To-End ResNet50"] + 0.17, 2)) in drawn
-
-
-def test_each_domain_s_raters_stand_beside_the_arms():
-    axis = of_domains.by_test_domain(MIDOG, by_test_domain(), human()).figure.axes[0]
-    drawn = {tuple(np.round(line.get_xdata(), 2)): line.get_ydata()[0] for line in lines(axis, "one rater")}
-    assert drawn == pytest.approx({(-0.45, 0.45): 0.70, (0.55, 1.45): 0.71, (1.55, 2.45): 0.72})
-    markers = {c.get_label(): c.lines[0] for c in axis.containers}
-    assert list(markers) == [f"{arm}, {where}" for arm in KINDS for where in ("in domain", "out of domain")]
-    assert markers["good, in domain"].get_marker() == figures.MARKERS[2], "an arm looks as it does in Fig. 1"
-    assert markers["net, out of domain"].get_markerfacecolor() == "white" != markers["net, in domain"].get_markerfacecolor()
-    for without in (None, human().assign(balanced_accuracy=np.nan)):
-        assert not lines(of_domains.by_test_domain(MIDOG, by_test_domain(), without).figure.axes[0], "one rater")
-
-
-def test_of_many_arms_the_best_of_each_kind_is_shown_by_domain():
-    def more(table, value):
-        return pd.concat([table, *(table[table["arm"] == "good"].assign(arm=f"e{i}", **{value: 0.1 * i}) for i in range(3))])
-
-    assert figures.few(by_test_domain(), "mean") == list(KINDS)
-    many = more(by_test_domain(), "mean")
-    assert figures.few(many, "mean") == ["net", "low rank", "good"]
-    figure = of_domains.by_test_domain(MIDOG, many).figure
-    assert {c.get_label() for c in figure.axes[0].containers if "e0" in c.get_label()} == set() and "best arm" in texts(figure)
-    assert "best arm" not in texts(of_domains.by_test_domain(MIDOG, by_test_domain()).figure)
-    assert "best arm" in texts(arms.strata(MIDOG, more(strata(), "auroc")).figure)
-
-
-def test_the_ranking_names_the_places_that_an_arm_can_hold():
-    (axis,) = arms.ranking(MIDOG, order([{"net", "low rank"}]), intervals()).figure.axes
-    assert [label.get_text().split("   ")[1].strip() for label in axis.get_yticklabels()] == ["1–2", "2–3", "3", "4"]
-    assert "5 folds" in axis.get_xlabel() and "12 slides" in axis.get_xlabel()
-
-
-@pytest.mark.parametrize("name", ["scaling", "scaling_and_raters", "by_test_domain", "strata", "learning_curves"])
-def test_no_legend_covers_data(name):
-    figure = drawn(True, name)
-    (legend,) = figure.legends
-    names = [text.get_text() for text in legend.get_texts()]
-    assert len(names) == len(set(names)), "each name once"
-    top = legend.get_window_extent().y1
-    assert all(top < axis.get_window_extent().y0 for axis in figure.axes if axis.axison)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_no_text_is_tiny_and_none_lies_over_the_word_synthetic(name):
     figure = drawn(True, name)
@@ -410,13 +159,6 @@ class Shown:
     def display(self, figure, display_id):
         self.first.append(figure)
         return types.SimpleNamespace(update=self.updates.append)
-
-
-def test_one_fold_or_size_draws_no_curve_and_one_stratum_sets_nothing_apart():
-    one = of_scaling.learning_curves(MIDOG, scores().query("size == 1")).figure
-    assert list(one.axes[0].get_xticks()) == [100]
-    whole = arms.strata(SYNTHETIC, strata().iloc[:0]).figure
-    assert "one stratum only" in texts(whole)
 
 
 @pytest.fixture
@@ -485,15 +227,26 @@ def test_a_panel_of_training_names_domain_fold_and_size_within_its_width():
     ]
 
 
-def test_the_legend_of_scores_covers_none_of_them():
-    predictions = pd.DataFrame({"label": [0, 1] * 20, "score": np.linspace(0.4, 0.6, 40), "train_domain": "all", "size": 1.0})
-    figure = figures.score_histogram(MIDOG, figures.score_table(predictions), "good")
-    figure.draw_without_rendering()
-    (axis,), (legend,) = figure.axes, figure.legends
-    assert axis.get_legend() is None and legend.get_window_extent().y1 < axis.get_window_extent().y0
+# ---- captions ----
 
 
-def test_figures_name_what_their_intervals_draw():
-    by_case = arms.ranking(MIDOG, order([]), intervals().assign(unit="case", n=7)).figure.axes[0].get_xlabel()
-    assert "7 cases" in by_case and "12 slides" in arms.ranking(MIDOG, order([]), intervals()).figure.axes[0].get_xlabel()
-    assert "over cases" in arms.strata(MIDOG, strata().assign(unit="case")).figure.axes[-1].get_xlabel()
+def test_slides_that_are_not_the_study_s_are_not_said_to_be_tested_on():
+    elsewhere = Pretraining("other", method="dinov2", start="good", slides="s3://bucket/")
+    study = replace(MIDOG, pretraining=(elsewhere, Pretraining("good")))
+    one = captions.home_made(study, ["net", "other"])
+    assert "by DINOv2 from good" in one and one.endswith("drawn from slides of its own.")
+    both = captions.home_made(study, ["good", "other", "good"])
+    assert both.startswith(" good and other (star) are home-made foundation models") and "seen without any label" in both
+
+
+def test_the_lowest_loss_of_one_training_came_in_one_epoch():
+    table = pd.DataFrame({"unit": "all-fold0-size1", "epoch": [1, 2, 3], "val_loss": [0.5, 0.3, 0.4], "seconds": 60.0})
+    said = captions.history(MIDOG, table, "net")
+    assert "of 1 training;" in said and "came in epoch 2 of 3 (" in said
+    two = pd.concat([table, table.assign(unit="all-fold1-size1", val_loss=[0.5, 0.4, 0.3])])
+    assert "came in epoch 2 to 3 of 3 (" in captions.history(MIDOG, two, "net")
+
+
+def test_a_way_to_split_that_is_not_drawn_has_its_reason_and_no_advice():
+    said = captions.not_drawn({"official": "the data name no official test slides; set switches.split_by: slide"})
+    assert said.endswith("(the data name no official test slides).")

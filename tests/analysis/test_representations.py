@@ -13,10 +13,10 @@ import pytest
 from scipy import stats
 
 from mfcore import store
-from mfcore.analysis import compare, representations as compared, tasks
+from mfcore.analysis import representations as compared, tasks
 from mfcore.measures import representation
 from mfcore.measures.representation import RepresentationError
-from mfcore.study import arms as study_arms
+from mfcore.study import arms as study_arms, predictions as study_predictions
 from mfcore.study.config import Data, Pretraining, Settings
 from mfcore.study.study import Study
 
@@ -63,7 +63,7 @@ def test_a_row_is_of_the_embeddings_that_the_probe_read_and_of_its_scores(result
     assert (row["encoder"], row["n"], row["n_dims"], row["n_constant"]) == ("made", 240, 10, 0)
     for name in compared.TITLES:
         assert row[name] == pytest.approx(getattr(representation, name)(x), rel=1e-6)
-    scores = compare.scores(compare.collect(made_embeddings.STUDY, results).predictions)
+    scores = study_predictions.scores(study_predictions.collect(made_embeddings.STUDY, results).predictions)
     means = scores.groupby("size")["auroc"].mean()
     assert row["auroc"] == pytest.approx(means[1.0]) and abs(means[1.0] - means[0.2]) > 0.005 and row["n_folds"] == 3
 

@@ -10,14 +10,13 @@ import pandas as pd
 import pytest
 
 from mfcore import store
-from mfcore.analysis import compare
 from mfcore.claims import ledger as claims
 from mfcore.claims.rows import load
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Finding
 from mfcore.claims.scores import Material
 from mfcore.data import splits
 from mfcore.data.splits import ALL
-from mfcore.study import data as study_data
+from mfcore.study import data as study_data, predictions as study_predictions
 from mfcore.study.config import MODES, Network, Patches, Settings, Splits
 
 NONE = pd.DataFrame({"arm": [], "reason": []})
@@ -90,18 +89,18 @@ def predictions(arms=("a", "b"), folds=(0, 1)) -> pd.DataFrame:
 def test_the_same_splits_are_seen_in_the_predictions_and_one_patch_gives_another_verdict():
     table = predictions()
     shuffled = table.sample(frac=1, random_state=1)
-    finding = ask(SAME_SPLITS, material(collected=compare.Collected(shuffled, NONE)))
+    finding = ask(SAME_SPLITS, material(collected=study_predictions.Collected(shuffled, NONE)))
     assert finding.outcome == REPRODUCED and finding.found.startswith("the same patches in 4 of 4 trainings")
     other = table.copy()
     other.loc[(other["arm"] == "b") & (other["fold"] == 1) & (other["size"] == 1.0) & (other["patch_id"] == 12), "patch_id"] = (
         99
     )
-    finding = ask(SAME_SPLITS, material(collected=compare.Collected(other, NONE)))
+    finding = ask(SAME_SPLITS, material(collected=study_predictions.Collected(other, NONE)))
     assert (finding.outcome, finding.difference) == (NOT_REPRODUCED, -1) and "in 3 of 4" in finding.found
     fewer = table.copy()
     fewer.loc[(fewer["arm"] == "b") & (fewer["size"] == 0.1), "n_train"] = 9
-    assert "in 2 of 4" in ask(SAME_SPLITS, material(collected=compare.Collected(fewer, NONE))).found
-    single = ask(SAME_SPLITS, material(collected=compare.Collected(predictions(("a",)), NONE)))
+    assert "in 2 of 4" in ask(SAME_SPLITS, material(collected=study_predictions.Collected(fewer, NONE))).found
+    single = ask(SAME_SPLITS, material(collected=study_predictions.Collected(predictions(("a",)), NONE)))
     assert single.barred == ["it takes two arms"]
     assert ask(SAME_SPLITS, material()).barred == ["no predictions in the results"]
 
@@ -149,7 +148,7 @@ def histories(folder: Path, peak: float) -> dict[str, store.Run]:
 @pytest.mark.parametrize(("peak", "expected"), [(0.98e-4, REPRODUCED), (5e-5, NOT_REPRODUCED), (2e-4, NOT_REPRODUCED)])
 def test_the_highest_learning_rate_is_read_from_the_histories(peak, expected, tmp_path, monkeypatch):
     runs = histories(tmp_path / "run", peak)
-    monkeypatch.setattr(compare, "current_runs", lambda *_: runs)
+    monkeypatch.setattr(study_predictions, "current_runs", lambda *_: runs)
     assert verdict(ONE_CYCLE, material()) == expected
     faster = made_claims.study(networks=(Network("net", "resnet50", max_lr=1e-3), made_claims.NETWORKS[1]))
     assert ask(ONE_CYCLE, material(faster)).barred == ["this study's networks have another learning rate by design"]

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from mfcore import store
-from mfcore.analysis import compare
 from mfcore.claims import ledger as claims, reasons
 from mfcore.claims.ledger import GANZ
 from mfcore.claims.rows import Row, load
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR, Finding
 from mfcore.claims.scores import Material
+from mfcore.study import predictions as study_predictions
 from mfcore.study.config import Data, Lora, Network, Settings, Splits
 
 NOWHERE = Path("nowhere")
@@ -138,7 +138,7 @@ def history(folder: Path, losses: list[float], fold: int, size: float = 1.0) -> 
 @pytest.mark.parametrize(("losses", "n_late"), [([0.6, 0.5, 0.4, 0.3], 5), ([0.3, 0.4, 0.5, 0.6], 0)])
 def test_whether_training_had_ended_is_read_from_its_histories(losses, n_late, tmp_path, monkeypatch):
     runs = {f"net-fold{fold}": history(tmp_path / str(fold), losses, fold) for fold in range(5)}
-    monkeypatch.setattr(compare, "current_runs", lambda *_: runs)
+    monkeypatch.setattr(study_predictions, "current_runs", lambda *_: runs)
     made = made_claims.material(STUDY, known={"collected": None}, full=LEVELS, across=ACROSS)
     (_, why) = reasons.benchmark(made, "net", Finding(difference=-0.1))
     assert f"the validation loss was lowest in one of the last two epochs in {n_late} of 5 folds" in why
@@ -150,7 +150,7 @@ def predictions(threshold: float) -> pd.DataFrame:
     """Ten patches a fold, ranked without fault, that ``threshold`` parts."""
     scores = threshold + np.array([-0.1] * 8 + [0.1] * 2)
     rows = [{"fold": fold, "label": int(i > 7), "score": s} for fold in range(5) for i, s in enumerate(scores)]
-    table = pd.DataFrame(rows).assign(size=1.0, train_domain=compare.ALL, domain="a")
+    table = pd.DataFrame(rows).assign(size=1.0, train_domain=study_predictions.ALL, domain="a")
     return table.assign(patch_id=table.index, slide_id=table.index.astype(str))
 
 
@@ -158,7 +158,7 @@ NONE = pd.DataFrame({"arm": [], "reason": []})
 
 
 def test_what_the_threshold_costs_is_said():
-    known = {"collected": compare.Collected(predictions(0.2).assign(arm="net"), NONE)}
+    known = {"collected": study_predictions.Collected(predictions(0.2).assign(arm="net"), NONE)}
     made = made_claims.material(STUDY, known=known, full=LEVELS, across=ACROSS)
     (_, why) = reasons.benchmark(made, "net", Finding(difference=-0.1))
     assert why == "AUROC is 1.000, and the best threshold gives balanced accuracy 1.000, 0.5 gives 0.500"
@@ -166,7 +166,7 @@ def test_what_the_threshold_costs_is_said():
 
 def test_a_probe_that_does_not_weigh_classes_is_asked_at_their_share():
     """At 0.5 it calls nothing positive; at the share of class 1, a fifth, it is right throughout."""
-    known = {"collected": compare.Collected(predictions(0.2).assign(arm="efficientnet_lite0"), NONE)}
+    known = {"collected": study_predictions.Collected(predictions(0.2).assign(arm="efficientnet_lite0"), NONE)}
     known["labels"] = pd.DataFrame({"label": [1, 0, 0, 0, 0]})
     made = made_claims.material(STUDY, known=known, full=LEVELS, across=ACROSS)
     assert made.at_share("efficientnet_lite0", 1.0).values.tolist() == [1.0] * 5

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore.analysis import compare
+from mfcore.analysis.domains import published_means
+from mfcore.analysis.scores import published
 from mfcore.claims import checks, kaiko, ledger as claims, reasons
 from mfcore.claims.arms import GROUPS
 from mfcore.claims.ledger import GANZ
@@ -18,6 +19,7 @@ from mfcore.claims.rows import DIRECTION, Row, facts, load
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, RULES, UNCLEAR, VERDICTS
 from mfcore.claims.scores import Material
 from mfcore.encoders.card import TABLE_1, cards
+from mfcore.study import predictions as study_predictions
 from mfcore.study.config import SOURCES, Data, Network, Splits, Switches
 
 PAPER = Path(__file__).parents[2].parent / "shared" / "papers" / "ganz-2024-is-self-supervision-enough.md"
@@ -86,10 +88,10 @@ def test_a_quote_has_at_most_thirty_words_and_a_test():
 
 
 def test_the_numbers_of_the_rows_are_those_of_the_published_tables():
-    encoders = pd.read_csv(compare.PUBLISHED / "published_ganz_2024_models.csv").set_index("arm")
+    encoders = published("ganz_2024_models.csv").set_index("arm")
     units = {"M": 1e6, "B": 1e9}
     printed, rows_of = {}, {row.quote: row for row in load()}
-    for arm, one in compare.published_table().set_index("arm").iterrows():
+    for arm, one in published_means().set_index("arm").iterrows():
         for column, at, title in (("in_domain", "inside", "In Domain"), ("out_of_domain", "outside", "Out of Domain")):
             quote = f"{arm}: AUROC {title} {one[column]:.2f} ± {one[f'{column}_sd']:.2f}"
             encoder = encoders["encoder"].get(arm, "network")
@@ -99,7 +101,7 @@ def test_the_numbers_of_the_rows_are_those_of_the_published_tables():
         number, digits = float(size[:-1]) * units[size[-1]], len(size[:-1].partition(".")[2])
         printed[quote] = {"expected": number, "tolerance": units[size[-1]] / 10**digits}
         assert rows_of[quote].arguments["encoder"] == one["encoder"]
-    for one in pd.read_csv(compare.PUBLISHED / "published_ammeling_2025.csv").to_dict("records"):
+    for one in published("ammeling_2025.csv").to_dict("records"):
         (quote,) = [
             quote
             for quote, row in rows_of.items()
@@ -125,7 +127,7 @@ def test_the_papers_arms_are_those_of_its_table_1():
 
 
 def test_models_are_called_similar_within_the_largest_printed_sd():
-    table = compare.published_table().set_index("arm").iloc[:6]
+    table = published_means().set_index("arm").iloc[:6]
     both, inside = (made_claims.row(start).tolerance for start in ("given the standard", "the in-domain results"))
     assert (both, inside) == (max(table["in_domain_sd"].max(), table["out_of_domain_sd"].max()), table["in_domain_sd"].max())
 
@@ -141,9 +143,9 @@ def test_the_tables_rows_are_the_papers():
     assert len(cells) == 9
     for name, (inside, outside) in cells.items():
         assert {f"{name}: AUROC In Domain {inside}", f"{name}: AUROC Out of Domain {outside}"} <= table_2
-    published = pd.read_csv(compare.PUBLISHED / "published_ganz_2024_models.csv", dtype=str)
+    models = published("ganz_2024_models.csv").astype(str)
     first = {row[1]: row[2:-1] for row in rows if len(row) == 8}
-    for row in published[published["where"] == "Tab. 1"].itertuples():
+    for row in models[models["where"] == "Tab. 1"].itertuples():
         assert first[row.arm] == [row.algorithm, row.slides, row.tiles, row.type, row.size]
 
 
@@ -307,8 +309,8 @@ def test_where_none_of_the_models_is_there_others_stand_in_and_settle_nothing():
 def test_an_arm_that_failed_is_missing_for_its_reason(monkeypatch):
     study = made_claims.study()
     failed = pd.DataFrame([{"arm": "uni", "stage": "probe", "reason": "the licence has to be accepted first"}])
-    lost = compare.Collected(pd.DataFrame({"arm": []}), failed)
-    monkeypatch.setattr(compare, "collect", lambda *_: lost)
+    lost = study_predictions.Collected(pd.DataFrame({"arm": []}), failed)
+    monkeypatch.setattr(study_predictions, "collect", lambda *_: lost)
     scores = made_claims.scores(study)
     quote = "UNI: AUROC In Domain 0.76 ± 0.03"
     row = ledger(study, scores[scores["arm"] != "uni"], quote).loc[quote]

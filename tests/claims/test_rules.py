@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore.analysis import compare
 from mfcore.claims import rules
 from mfcore.claims.ledger import out_of_scope
 from mfcore.claims.rows import ANYWHERE, DIRECTION, Row
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR, Finding, Pair, by_pairs
 from mfcore.claims.scores import Material
 from mfcore.measures.statistics import Folds, holm, paired_test
+from mfcore.study import predictions as study_predictions
 from mfcore.study.config import Data, Settings
 
 MATERIAL = Material(made_claims.study(), pd.DataFrame(columns=["train_domain"]), Path("nowhere"))
@@ -204,8 +204,8 @@ def test_out_of_domain_the_predictions_say_which_cases_are_drawn():
                     score = np.clip(0.4 + 0.2 * label + rng.normal(0, 0.2, 120), 0, 1)
                     tables.append(table.assign(score=score, arm=arm, fold=fold, train_domain=train, domain=domain))
     table = pd.concat(tables, ignore_index=True).assign(kind="probe", size=1.0, n_train=100)
-    made = Material(made_claims.study(), compare.scores(table), Path("nowhere"))
-    vars(made)["collected"] = compare.Collected(table, pd.DataFrame())
+    made = Material(made_claims.study(), study_predictions.scores(table), Path("nowhere"))
+    vars(made)["collected"] = study_predictions.Collected(table, pd.DataFrame())
     scores = {name: of["outside"] for name in ("net", "uni") if (of := made.across(name))}
     assert scores["net"].units == {"a": 12, "b": 12} and not scores["net"].has_own_patches
     rows = made.scores.query("arm == 'net' and train_domain != domain")

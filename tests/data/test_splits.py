@@ -11,10 +11,10 @@ import pytest
 from hypothesis import assume, example, given, settings, strategies as st
 
 from mfcore import store
-from mfcore.analysis import compare, switches
+from mfcore.analysis import domains as of_domains, scores as analysis_scores, switches
 from mfcore.data import splits, splits_audit
 from mfcore.data.splits_draw import Placing
-from mfcore.study import arms as study_arms, data as study_data
+from mfcore.study import arms as study_arms, data as study_data, predictions as study_predictions
 from mfcore.study.config import MODES, SCHEMES, Data, Patches, Settings, Splits, Switches
 
 LABELS = Path(__file__).parents[2].parent / "shared" / "data" / "labels"
@@ -393,16 +393,16 @@ def test_domains_that_look_alike_lose_and_double_no_row(tmp_path, domains):
         out["features"], out["patch_id"] = features.astype(np.float32), labels["patch_id"].to_numpy()
     study_arms.fit_probe(asked, embeddings.finish(["embeddings.h5"]), tmp_path)
 
-    predictions = compare.collect(asked, tmp_path).predictions
+    predictions = study_predictions.collect(asked, tmp_path).predictions
     key = ["train_domain", "fold", "size", "patch_id"]
     assert not predictions.duplicated(key).any()
     tested = drawn[drawn["role"] == "test"][key]
     assert len(tested.merge(predictions, on=key)) == len(tested) == len(predictions)
-    scores = compare.scores(predictions)
+    scores = study_predictions.scores(predictions)
     assert len(scores) == 2 * (3 + 2 * 2), "a fit on one domain is tested on both"
-    matrix = compare.domain_matrix(scores, asked)
+    matrix = of_domains.domain_matrix(scores, asked)
     assert set(zip(matrix["train_domain"], matrix["domain"], strict=True)) == {(a, b) for a in domains for b in domains}
-    assert len(compare.wide(compare.scaling_table(scores, asked)).columns) == 2 + 3
+    assert len(analysis_scores.wide(analysis_scores.scaling_table(scores, asked)).columns) == 2 + 3
     audited = splits_audit.load(study_data.write_audit(asked, tmp_path))
     assert set(audited["train_domain"]) == {"all", *domains} and len(splits_audit.summary(audited)) == 3 + 2
 

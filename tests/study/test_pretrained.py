@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from mfcore import encoders, store
-from mfcore.analysis import compare, overview_encoders
+from mfcore.analysis import overview_encoders
 from mfcore.encoders import embed
-from mfcore.study import data as study_data, encoders as study_encoders, pretrained
+from mfcore.study import data as study_data, encoders as study_encoders, predictions as study_predictions, pretrained
 from mfcore.study.config import ConfigError, Crops, Data, OnlinePatches, Patches, Pretraining, Settings, Splits, as_dict
 from mfcore.study.study import Study
 
@@ -122,11 +122,11 @@ def test_pretrained_again_it_is_not_taken_for_what_it_was(results):
     probe = store.open_run(results, "probe", "own", as_dict(STUDY.probe), source)
     store.write_parquet(probe.path("predictions.parquet"), pd.DataFrame({"score": [0.5]}))
     probe.finish(["predictions.parquet"])
-    assert compare.current_runs(STUDY, results)["own"].key == probe.key
+    assert study_predictions.current_runs(STUDY, results)["own"].key == probe.key
     for record in results.glob("pretrain-*/run.json"):
         store.write_json(record, {**store.read_json(record), "finished": "2000-01-01T00:00:00+00:00"})
     pretrain(results, seed=1)
-    assert "own" not in compare.current_runs(STUDY, results)
+    assert "own" not in study_predictions.current_runs(STUDY, results)
     with pytest.raises(store.StoreError, match=r"card\.sha256 was"):
         study_encoders.find_embeddings(STUDY, "own", results)
     after = study_encoders.embed(STUDY, "own", results)

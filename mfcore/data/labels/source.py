@@ -18,8 +18,8 @@ Read = Callable[[tuple[Path, ...], tuple[str, ...], bool], pd.DataFrame]
 EDITIONS = (".tiff", ".tif", ".png")  # MIDOG's images are published in several formats, under one name
 MIDOGPP = ("MIDOG++.json", "MIDOGpp.json")
 CASES = ("datasets_xvalidation.csv",)
-PUBLISHED_GANZ = ("published_ganz_2024.csv", "published_ganz_2024_full_size.csv", "published_ammeling_2025.csv")
-PUBLISHED_AMIBR = ("published_amibr_probes.csv",)
+PUBLISHED_GANZ = ("ganz_2024.csv", "ganz_2024_full_size.csv", "ammeling_2025.csv")
+PUBLISHED_AMIBR = ("amibr_probes.csv",)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Source:
     has_slides: False where the data are patch images, which are neither resampled nor cut from anything.
     is_synthetic: mfcore makes the data. is_published: `mfcore.data.downloads` fetches them.
     archive: the one archive that holds all of the data, where they are published so.
-    published: tables in ``data/`` with published values for the question that the data set asks.
+    published: tables in ``mfcore/analysis/published/`` with published values for the question that the data set asks.
     note: what the supplement must say of a label table; empty for nothing.
     """
 

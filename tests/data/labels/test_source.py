@@ -33,7 +33,7 @@ def test_no_code_compares_a_source_with_a_name(path):
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_a_source_is_whole(source):
     assert source is SOURCES[source.name]
-    assert all((ROOT / "data" / name).is_file() for name in source.published)
+    assert all((ROOT / "mfcore" / "analysis" / "published" / name).is_file() for name in source.published)
     assert not (source.is_synthetic and source.is_published)
     assert source.is_published or not source.archive
 

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 
 from mfcore import store
-from mfcore.analysis import compare, compare_strata
+from mfcore.analysis import arms
 from mfcore.measures import binary
 from mfcore.study.config import Data, Network, Settings
+from mfcore.study.predictions import PROBE
 
 STUDY = Settings("t", "A test", Data("midog"), encoders=("good",), networks=(Network("net"),))
 
@@ -40,14 +41,14 @@ def predictions(labels):
             part = labels.loc[rng.permutation(len(labels))[:150], ["patch_id", "slide_id", "domain", "label"]]
             hard = np.where(part["domain"] == "b", 0.2, 1.0)
             score = 1 / (1 + np.exp(-(signal * hard * (2 * part["label"] - 1) + rng.normal(size=len(part)))))
-            tables.append(part.assign(arm=arm, kind=compare.PROBE, fold=fold, train_domain="all", size=1.0, score=score))
+            tables.append(part.assign(arm=arm, kind=PROBE, fold=fold, train_domain="all", size=1.0, score=score))
     table = pd.concat(tables)
     return pd.concat([table, table.assign(size=0.1, score=0.5), table.assign(train_domain="a")], ignore_index=True)
 
 
 def test_every_stratum_is_its_rows(predictions, labels):
-    found = compare_strata.by_stratum(predictions, labels, STUDY, n_resamples=50)
-    assert found.columns.tolist() == compare_strata.COLUMNS and found["arm"].unique().tolist() == ["net", "good"]
+    found = arms.by_stratum(predictions, labels, STUDY, n_resamples=50)
+    assert found.columns.tolist() == arms.BY_STRATUM and found["arm"].unique().tolist() == ["net", "good"]
     values = found.groupby("stratum", sort=False)["value"].unique().map(list).to_dict()
     assert values == {"domain": ["a", "b"], "scanner": ["X", "Y"], "agreement": ["contested", "unanimous"]}
     n_votes = labels["votes"].map(len)
@@ -75,9 +76,9 @@ def test_every_stratum_is_its_rows(predictions, labels):
 
 def test_intervals_of_strata_draw_cases_where_they_are_known(predictions, labels):
     cases = predictions.assign(case_id="c" + (predictions["slide_id"].str[1:].astype(int) // 4).astype(str))
-    found, by_slide = (compare_strata.by_stratum(of, labels, STUDY, n_resamples=50) for of in (cases, predictions))
+    found, by_slide = (arms.by_stratum(of, labels, STUDY, n_resamples=50) for of in (cases, predictions))
     assert set(found.query("stratum == 'agreement'")["unit"]) == {"case"} and set(by_slide["unit"]) == {"slide"}
-    alike = compare_strata.by_stratum(predictions.assign(slide_id=cases["case_id"]), labels, STUDY, n_resamples=50)
+    alike = arms.by_stratum(predictions.assign(slide_id=cases["case_id"]), labels, STUDY, n_resamples=50)
     part, same = (table.query("stratum == 'agreement'")[["auroc", "low", "high"]] for table in (found, alike))
     pd.testing.assert_frame_equal(part, same)
 
@@ -85,15 +86,15 @@ def test_intervals_of_strata_draw_cases_where_they_are_known(predictions, labels
 def test_what_labels_leave_out_or_have_once_is_no_stratum(predictions, labels):
     plain = labels.assign(scanner="", domain="a", votes=[vote[:1] for vote in labels["votes"]])
     one_domain = predictions.assign(domain="a")
-    assert compare_strata.by_stratum(one_domain, plain, STUDY).empty
-    one_scanner = compare_strata.by_stratum(one_domain, plain.assign(scanner="X"), STUDY)
-    assert one_scanner.columns.tolist() == compare_strata.COLUMNS and one_scanner.empty
+    assert arms.by_stratum(one_domain, plain, STUDY).empty
+    one_scanner = arms.by_stratum(one_domain, plain.assign(scanner="X"), STUDY)
+    assert one_scanner.columns.tolist() == arms.BY_STRATUM and one_scanner.empty
 
 
 def test_a_stratum_of_one_class_is_nan_and_a_lost_label_table_refused(predictions, labels):
     one_class = predictions.assign(label=predictions["label"].where(predictions["domain"] == "a", 1))
-    found = compare_strata.by_stratum(one_class, labels, STUDY, n_resamples=20).query("stratum == 'domain'").set_index("value")
+    found = arms.by_stratum(one_class, labels, STUDY, n_resamples=20).query("stratum == 'domain'").set_index("value")
     assert np.isnan(found.loc["b", ["auroc", "low", "high", "balanced_accuracy"]].astype(float)).all(axis=None)
     assert found.loc["a", "auroc"].notna().all()
     with pytest.raises(store.StoreError, match="run notebook 01 again"):
-        compare_strata.by_stratum(predictions, labels.iloc[::2], STUDY)
+        arms.by_stratum(predictions, labels.iloc[::2], STUDY)

@@ -1,15 +1,15 @@
 """Arms against one another: planted differences are found, equal arms are tied, and every number has a second way to it."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore.analysis import compare, compare_models
+from mfcore.analysis import arms, scores as of_scores
 from mfcore.measures import binary, statistics
 from mfcore.study.config import Data, Network, Settings, Splits, Switches
+from mfcore.study.predictions import END_TO_END, PROBE, scores
 
 STUDY = Settings(
     "t",
@@ -38,7 +38,7 @@ def made_predictions(means=MEANS, noise=0.004, n_folds=5, seed=0, same_patches=F
                 score[label == 1] = rng.permutation(np.where(np.arange(n // 2) < n_above, 0.9, 0.1))
                 patch_id = np.arange(n) + (0 if same_patches else n * fold)
                 table = pd.DataFrame({"patch_id": patch_id, "label": label, "score": score, "fold": fold, "size": size})
-                kind = compare.END_TO_END if arm == "net" else compare.PROBE
+                kind = END_TO_END if arm == "net" else PROBE
                 slide = patch_id // (n // n_slides)
                 tables.append(table.assign(arm=arm, kind=kind, slide_id=slide.astype(str), n_train=round(4 * n * 0.8 * size)))
     predictions = pd.concat(tables, ignore_index=True).assign(domain="a", train_domain="all")
@@ -53,14 +53,25 @@ def predictions():
     return made_predictions()
 
 
+def ranking(predictions, study, metric="auroc"):
+    """The ranking from predictions alone."""
+    return arms.ranking_table(scores(predictions), of_scores.differences_table(predictions, study, metric), study, metric)
+
+
+def least(predictions, study=STUDY):
+    """What the folds can show, from predictions alone, by question."""
+    pairs = of_scores.differences_table(predictions, study)
+    return arms.least_differences(scores(predictions), pairs, study).set_index("question")
+
+
 def by_fold(predictions, metric="auroc"):
     """A metric of every arm with all the data, arms across."""
     part = predictions.query("train_domain == 'all' and size == 1.0")
-    return compare.scores(part).pivot(index="fold", columns="arm", values=metric)
+    return scores(part).pivot(index="fold", columns="arm", values=metric)
 
 
 def test_every_pair_is_tested_once_and_corrected_over_all(predictions):
-    table = compare_models.differences(predictions, STUDY)
+    table = of_scores.differences_table(predictions, STUDY)
     expected = ["first", "second", "difference", "low", "high", "p", "p_holm", "n_folds", "paired", "over"]
     assert table.columns.tolist() == expected and set(table["over"]) == {"folds"}
     assert list(zip(table["first"], table["second"], strict=True)) == [
@@ -76,25 +87,23 @@ def test_every_pair_is_tested_once_and_corrected_over_all(predictions):
     assert table["p_holm"].max() == table.loc[3, "p_holm"] and (table["p_holm"].drop(3) < 0.05).all()
 
 
-def test_the_size_is_chosen_and_must_be_there(predictions):
-    small = compare_models.differences(predictions, STUDY, size=0.5)
-    assert small.loc[0, "difference"] == pytest.approx(0.05, abs=0.01)
-    with pytest.raises(statistics.StatisticsError, match=r"no arm has scores at size 0.3; there are \[0.5, 1.0\]"):
-        compare_models.differences(predictions, STUDY, size=0.3)
+def test_scores_must_be_there_and_a_metric_known(predictions):
+    with pytest.raises(statistics.StatisticsError, match="no arm has scores with all the data"):
+        of_scores.differences_table(predictions[predictions["train_domain"] != "all"], STUDY)
     with pytest.raises(binary.MetricError, match="'auc' is not known"):
-        compare_models.ranking(predictions, STUDY, "auc")
+        of_scores.differences_table(predictions, STUDY, "auc")
 
 
 def test_folds_are_paired_by_number_and_missing_ones_left_out(predictions):
     lost = predictions[~((predictions["arm"] == "good") & (predictions["fold"] == 2))].sample(frac=1, random_state=0)
-    row = compare_models.differences(lost, STUDY).iloc[0]
+    row = of_scores.differences_table(lost, STUDY).iloc[0]
     part = by_fold(predictions).drop(2)
     assert row["n_folds"] == 4 and row["difference"] == pytest.approx((part["net"] - part["good"]).mean())
 
 
 def test_arms_with_splits_of_their_own_are_not_paired(predictions):
     own = replace(STUDY, switches=Switches(shared_splits=False))
-    table = compare_models.differences(predictions, own)
+    table = of_scores.differences_table(predictions, own)
     assert table["paired"].tolist() == [False, False, False, True, True, True]
     part = by_fold(predictions)
     assert table.loc[0, "p"] == pytest.approx(statistics.unpaired_test(part["net"], part["good"], N_TRAIN, N_TEST).p)
@@ -103,11 +112,11 @@ def test_arms_with_splits_of_their_own_are_not_paired(predictions):
 def test_what_cannot_be_tested_is_nan_and_counts_for_nothing(predictions):
     kept = predictions[(predictions["arm"] != "poor") | (predictions["label"] == 0)]
     kept = kept[~((kept["arm"] == "same") & (kept["fold"] > 1))]
-    table = compare_models.differences(kept, STUDY)
+    table = of_scores.differences_table(kept, STUDY)
     assert table["p"].notna().tolist() == [True, False, False, False, False, False], "two folds say too little"
     assert table.loc[0, "p_holm"] == table.loc[0, "p"], "tests that weren't made were corrected for"
     disjoint = predictions[(predictions["arm"] != "net") | (predictions["fold"] > 2)].query("arm != 'good' or fold < 2")
-    assert compare_models.differences(disjoint, STUDY).loc[0, "n_folds"] == 0
+    assert of_scores.differences_table(disjoint, STUDY).loc[0, "n_folds"] == 0
 
 
 def test_folds_that_are_tested_on_the_same_patches_are_compared_by_draws_of_cases():
@@ -116,29 +125,28 @@ def test_folds_that_are_tested_on_the_same_patches_are_compared_by_draws_of_case
     for arm, right in (("net", {"0", "1", "2", "3", "4"}), ("good", {"0", "1", "6", "7"})):  # slides, all but a tenth of them
         rows = (few["arm"] == arm) & (few["label"] == 1) & ((few["patch_id"] + few["fold"]) % 11 > 0)
         few.loc[rows, "score"] = np.where(few.loc[rows, "slide_id"].isin(right), 0.9, 0.1)
-    row = compare_models.differences(few, STUDY).iloc[0]
+    row = of_scores.differences_table(few, STUDY).iloc[0]
     part = by_fold(few)
     assert row["over"] == "8 slides" and row["difference"] == pytest.approx((part["net"] - part["good"]).mean())
     by_spread = statistics.paired_test(part["net"], part["good"], 512, 160)
     assert by_spread.p < 0.05 and row["p"] > 0.3
     assert row["high"] - row["low"] > 3 * (by_spread.interval.high - by_spread.interval.low)
-    order = compare_models.ranking(few, STUDY)
+    order = ranking(few, STUDY)
     assert set(order["over"]) == {"8 slides"} and (order["tied_with"] != "").all()
-    text = compare_models.what_folds_show(STUDY, few)
-    assert (row["high"] - row["low"]) / 2 > 1 - part.mean().min(), "such a difference can't be asked for"
-    of_these = "All 5 folds are tested on the same 8 slides: by draws of these, two arms must differ by "
-    assert text == f"{of_these}more in AUROC than the worst arm does from a perfect one."
+    (shown,) = least(few).itertuples()
+    assert shown.auroc == pytest.approx((row["high"] - row["low"]) / 2) and not shown.possible
+    assert shown.Index == "one pair, by draws of 8 slides" and np.isnan(shown.sds)
     many = made_predictions(same_patches=True)
-    pairs = compare_models.differences(many, STUDY)
+    pairs = of_scores.differences_table(many, STUDY)
     half = (pairs["high"] - pairs["low"]).median() / 2
-    assert f"by {half:.3f} in AUROC (median over pairs)" in compare_models.what_folds_show(STUDY, many)
+    assert least(many)["auroc"].tolist() == pytest.approx([half]) and least(many)["possible"].all()
     cases = few.assign(case_id=(few["slide_id"].astype(int) // 2).astype(str))
-    assert compare_models.differences(cases, STUDY).iloc[0]["over"] == "4 cases"
+    assert of_scores.differences_table(cases, STUDY).iloc[0]["over"] == "4 cases"
 
 
 @pytest.mark.parametrize("metric", ["auroc", "brier"])
 def test_ties_share_their_places(predictions, metric):
-    table = compare_models.ranking(predictions, STUDY, metric).set_index("arm")
+    table = ranking(predictions, STUDY, metric).set_index("arm")
     assert table.index[0] == "net" and table.index[-1] == "poor"
     assert table[["rank_low", "rank_high"]].to_dict("index") == {
         "net": {"rank_low": 1, "rank_high": 1},
@@ -156,7 +164,7 @@ def test_places_and_ties_say_the_same(seed):
     """Whatever is clear: places hold the arm's rank, tied arms' places overlap, clear ones' order is that of the means."""
     rng = np.random.default_rng(seed)
     means = dict(zip(["net", "good", "same", "poor"], rng.uniform(0.6, 0.7, 4), strict=True))
-    table = compare_models.ranking(made_predictions(means, noise=0.01, seed=seed), STUDY)
+    table = ranking(made_predictions(means, noise=0.01, seed=seed), STUDY)
     for i, row in enumerate(table.itertuples()):
         assert row.rank_low <= i + 1 <= row.rank_high
         tied = set(row.tied_with.split(", ")) - {""}
@@ -166,14 +174,13 @@ def test_places_and_ties_say_the_same(seed):
             assert (row.arm in other.tied_with.split(", ")) == (other.arm in tied)
 
 
-def test_what_follows_from_clear_differences_is_clear(predictions, monkeypatch):
+def test_what_follows_from_clear_differences_is_clear(predictions):
     """a over b and b over c are clear, a over c by itself is not: the first two say it."""
     pairs = pd.DataFrame(
         [("net", "good", 0.1, 0.01), ("good", "poor", 0.1, 0.01), ("net", "poor", 0.2, 0.2)],
         columns=["first", "second", "difference", "p_holm"],
     ).assign(over="folds")
-    monkeypatch.setattr(compare_models, "differences", lambda *a, **k: pairs)
-    table = compare_models.ranking(predictions[predictions["arm"] != "same"], STUDY)
+    table = arms.ranking_table(scores(predictions[predictions["arm"] != "same"]), pairs, STUDY)
     assert table["rank_low"].tolist() == table["rank_high"].tolist() == [1, 2, 3]
 
 
@@ -182,58 +189,45 @@ def test_equal_arms_are_seldom_told_apart():
     clear = 0
     for seed in range(12):
         equal = made_predictions(dict.fromkeys(MEANS, 0.8), noise=0.02, seed=seed)
-        clear += (compare_models.ranking(equal, STUDY)["tied_with"].str.count(",") < 2).any()
+        clear += (ranking(equal, STUDY)["tied_with"].str.count(",") < 2).any()
     assert clear <= 1
 
 
 def test_what_the_folds_show_is_where_a_difference_becomes_clear():
     noisy = made_predictions(noise=0.02)
-    text = compare_models.what_folds_show(STUDY, noisy)
-    part = by_fold(noisy)
+    shown, part = least(noisy), by_fold(noisy)
     sds = [(part[a] - part[b]).std() for i, a in enumerate(part) for b in list(part)[i + 1 :]]
-    bound = statistics.clear_difference(5, N_TRAIN, N_TEST) * np.median(sds)
-    assert f"With 5 overlapping folds, two arms must differ by {bound:.3f} in AUROC" in text
-    least = 1.96 * np.sqrt(N_TEST / N_TRAIN) * np.median(sds)
-    assert "the first of 6 pairs" in text and text.endswith(f"below {least:.3f}.")
-    in_sds = compare_models.what_folds_show(STUDY)
-    assert f"differ by {statistics.clear_difference(5, 0.64, 0.2):.1f} SDs" in in_sds
-    one_arm = compare_models.what_folds_show(STUDY, noisy[noisy["arm"] == "net"])
-    assert "SDs" in one_arm and "Holm" not in one_arm
-    assert "no spread" in compare_models.what_folds_show(STUDY, noisy[noisy["fold"] == 0])
-    two = compare_models.what_folds_show(STUDY, noisy[noisy["fold"] < 2])
-    assert two == "2 folds can't tell any two arms apart: two say too little of their spread."
+    one, holm, endless = shown.index
+    assert shown.loc[one, "sds"] == pytest.approx(statistics.clear_difference(5, N_TRAIN, N_TEST))
+    assert shown.loc[holm, "sds"] == pytest.approx(statistics.clear_difference(5, N_TRAIN, N_TEST, n_tests=6))
+    assert holm == "first of 6 pairs, after Holm"
+    assert shown.loc[endless, "sds"] == pytest.approx(1.96 * np.sqrt(N_TEST / N_TRAIN), abs=1e-3)
+    assert shown["auroc"].tolist() == pytest.approx((shown["sds"] * np.median(sds)).tolist())
+    assert least(noisy[noisy["arm"] == "net"])["auroc"].isna().all(), "one arm differs from none"
+    assert least(noisy[noisy["fold"] < 2]).empty, "two folds say too little of their spread"
 
 
-@pytest.mark.parametrize(("n_folds", "noise"), [(2, 0.05), (2, 0.3), (3, 0.3), (3, 0.1), (5, 0.4), (5, 0.02)])
-def test_no_sentence_asks_for_more_than_arms_can_differ_by(n_folds, noise):
+@pytest.mark.parametrize(("n_folds", "noise"), [(3, 0.3), (3, 0.1), (5, 0.4), (5, 0.02)])
+def test_no_difference_is_possible_that_arms_cannot_have(n_folds, noise):
     predictions = made_predictions(noise=noise, n_folds=n_folds)
-    text = compare_models.what_folds_show(replace(STUDY, splits=replace(STUDY.splits, n_folds=n_folds)), predictions)
-    asked = [float(value) for value in re.findall(r"by (\d+\.\d+)", text)]
-    assert max(asked, default=0) <= 1 - by_fold(predictions).mean().min(), text
-    if n_folds == 2:
-        assert text == "2 folds can't tell any two arms apart: two say too little of their spread."
-        assert compare_models.what_folds_show(replace(STUDY, splits=replace(STUDY.splits, n_folds=2))) == text
-    if (n_folds, noise) == (3, 0.1):
-        assert "which can't be enough as the first of 6 pairs" in text and len(asked) == 1
-    if noise >= 0.3 and n_folds > 2:
-        assert "than the worst arm does from a perfect one" in text
-    assert bool(asked) == (noise <= 0.1 and n_folds > 2)
+    shown, room = least(predictions), 1 - by_fold(predictions).mean().min()
+    assert (shown.loc[shown["possible"], "auroc"] <= room).all()
+    assert shown["possible"].iloc[0] == (noise <= 0.1)
 
 
-def test_intervals_are_those_of_the_bootstrap_for_every_arm_and_size():
+def test_intervals_are_those_of_the_bootstrap_for_every_arm():
     rng = np.random.default_rng(0)
     n = 400
     table = pd.DataFrame({"slide_id": rng.integers(0, 9, n).astype(str), "label": rng.integers(0, 2, n)})
     table = table.assign(score=np.clip(0.3 * table["label"] + rng.random(n), 0, 1), fold=rng.integers(0, 2, n))
     table = pd.concat([table.assign(arm=arm, size=size) for arm in ("good", "net") for size in (1.0, 0.5)])
     table = table.assign(kind="probe", train_domain="all")
-    found = compare_models.intervals(table, STUDY, metrics=("auroc", "balanced_accuracy"), n_resamples=60)
-    assert found.columns.tolist() == ["arm", "kind", "size", "metric", "estimate", "low", "high", "n", "unit"]
-    assert found["arm"].tolist() == ["net"] * 4 + ["good"] * 4 and found["size"].tolist() == [0.5, 0.5, 1, 1] * 2
+    found = of_scores.intervals(table, STUDY, n_resamples=60)
+    assert found.columns.tolist() == of_scores.INTERVALS and found["arm"].tolist() == ["net", "good"]
     assert set(found["n"]) == {9} and set(found["unit"]) == {"slide"}
-    by_arm = found.groupby("metric")[["estimate", "low", "high"]].nunique()
-    assert (by_arm == 1).all(axis=None), "the same scores were given other draws in another arm"
-    row = found.query("metric == 'auroc'").iloc[0]
-    part = table[(table["arm"] == "net") & (table["size"] == 0.5)]
+    alike = found[["estimate", "low", "high"]].nunique()
+    assert (alike == 1).all(), "the same scores were given other draws in another arm"
+    row = found.iloc[0]
+    part = table[(table["arm"] == "net") & (table["size"] == 1.0)]
     folds = [binary.auroc(f["label"], f["score"]) for _, f in part.groupby("fold")]
     assert row["low"] < row["estimate"] < row["high"] and row["estimate"] == pytest.approx(np.mean(folds))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mfcore import store
-from mfcore.analysis import compare_probes, estimators, overview
+from mfcore.analysis import estimators, overview
 from mfcore.data import patches, splits
 from mfcore.measures.statistics import Folds
 from mfcore.study import data as study_data
@@ -57,7 +57,7 @@ def write(folder, study: Settings = STUDY) -> store.Run:
 @pytest.fixture
 def found(tmp_path):
     """The scores of the made audit, and the folder that it is in."""
-    return compare_probes.scores(write(tmp_path)), tmp_path
+    return estimators.scores(write(tmp_path)), tmp_path
 
 
 def by_estimator(scores: pd.DataFrame) -> dict[str, Folds]:
@@ -66,17 +66,17 @@ def by_estimator(scores: pd.DataFrame) -> dict[str, Folds]:
 
 
 def test_folds_are_those_of_the_scores(found):
-    run = compare_probes.find(STUDY, "made", found[1])
-    folds, expected = compare_probes.folds(run, 1), by_estimator(found[0])
+    run = estimators.find(Study(STUDY, found[1]), "made")
+    folds, expected = estimators.folds(run, 1), by_estimator(found[0])
     assert list(folds) == list(expected) and all(folds[name].has_own_patches for name in folds)
     assert all(folds[name].values.tolist() == pytest.approx(expected[name].values.tolist()) for name in folds)
 
 
 def test_the_threshold_of_who_does_not_weigh_classes_is_the_training_share(found):
-    rows = compare_probes.table(found[0]).set_index(["estimator", "size"])
+    rows = estimators.table(found[0]).set_index(["estimator", "size"])
     own, weighed = rows.loc[("uni", 1.0)], rows.loc[("early_stopped_adam", 1.0)]
-    assert own["balanced_accuracy"] < 0.6 < own[compare_probes.AT_SHARE]
-    assert weighed["balanced_accuracy"] == weighed[compare_probes.AT_SHARE]
+    assert own["balanced_accuracy"] < 0.6 < own[estimators.AT_SHARE]
+    assert weighed["balanced_accuracy"] == weighed[estimators.AT_SHARE]
     assert own["ended"] == "3 converged" and weighed["ended"] == "1 limit, 2 early" and own["n_folds"] == 3
     one = found[0].query("estimator == 'uni' and size == 1")
     assert own["auroc"] == pytest.approx(one["auroc"].mean()) and own["auroc_sd"] == pytest.approx(one["auroc"].std())
@@ -84,10 +84,10 @@ def test_the_threshold_of_who_does_not_weigh_classes_is_the_training_share(found
 
 def test_differences_are_of_the_scores(found):
     scores = found[0]
-    rows = compare_probes.differences(scores, by_estimator(scores)).set_index("estimator")
-    assert rows.loc["early_stopped_adam", "high"] < 0 and compare_probes.OWN not in rows.index
+    rows = estimators.differences(scores, by_estimator(scores)).set_index("estimator")
+    assert rows.loc["early_stopped_adam", "high"] < 0 and estimators.OWN not in rows.index
     alike = scores.assign(auroc=0.7 + 0.01 * scores["fold"])
-    assert compare_probes.differences(alike, by_estimator(alike))["difference"].tolist() == pytest.approx([0, 0, 0])
+    assert estimators.differences(alike, by_estimator(alike))["difference"].tolist() == pytest.approx([0, 0, 0])
 
 
 def test_the_exhibits_have_every_estimator_and_say_synthetic(found):
@@ -113,15 +113,12 @@ def test_another_splits_audit_is_not_this_studys(found):
     other = dataclasses.replace(STUDY, splits=dataclasses.replace(STUDY.splits, seed=43))
     study_data.write_splits(other, folder)
     with pytest.raises(store.StoreError, match="no finished audit of 'made' on these splits"):
-        compare_probes.find(other, "made", folder)
+        estimators.find(Study(other, folder), "made")
 
 
 def test_the_figure_has_a_line_a_fold(found):
-    scores, folder = found
-    titles = {name: name for name in ESTIMATORS}
-    run = compare_probes.find(STUDY, "made", folder)
-    exhibit = estimators.audit(STUDY, scores, titles, "made", f"03_{run.folder.name}")
-    figure = exhibit.figure
-    assert [[line.get_label() for line in axis.lines].count("a fold") for axis in figure.axes] == [3, 3]
-    assert any(text.get_text() == "synthetic data" for text in figure.texts)
+    study = Study(STUDY, found[1])
+    exhibit = estimators.audit(study, estimators.find(study, "made"))
+    assert [sum(len(line.get_xdata()) == len(ESTIMATORS) for line in axis.lines) for axis in exhibit.figure.axes] == [3, 3]
+    assert "synthetic data" in exhibit.figure.get_suptitle() and "synthetic data" in exhibit.caption
     assert exhibit.section == "Audit of the probe"

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 
 from mfcore import store
-from mfcore.analysis import compare, compare_domains
+from mfcore.analysis import domains
 from mfcore.measures import binary, statistics
 from mfcore.study.config import Data, Network, Settings
+from mfcore.study.predictions import PROBE
 
 STUDY = Settings("t", "A test", Data("midog"), encoders=("good",), networks=(Network("net"),))
 SCANNERS = {"breast": ("X", "Y", "Z"), "neuro": ("X",), "lung": ("V",), "lymph": ("V",)}  # as MIDOG 2022's, less one
@@ -37,15 +38,15 @@ def made(scanners, tumour=COST["tumour"], scanner=COST["scanner"], n_folds=4, ar
                 signal = 2.0 - tumour * ~same - scanner * ~part["scanner"].isin(of_training)
                 score = 1 / (1 + np.exp(-(signal * (part["label"] - 0.5) + rng.normal(0, 0.7, len(part)))))
                 unit = {"fold": fold, "train_domain": train_domain, "size": 1.0, "n_train": 60, "arm": arm}
-                tables.append(part.drop(columns="scanner").assign(score=score, kind=compare.PROBE, **unit))
+                tables.append(part.drop(columns="scanner").assign(score=score, kind=PROBE, **unit))
     everything = tables[0].assign(train_domain="all", score=0.5)
     return pd.concat([*tables, everything], ignore_index=True), labels
 
 
 def test_planted_costs_are_found_apart():
     predictions, labels = made(SCANNERS)
-    found = compare_domains.tumour_against_scanner(predictions, labels, STUDY)
-    assert found.columns.tolist() == compare_domains.APART and found["arm"].tolist() == ["net"] * 3 + ["good"] * 3
+    found = domains.apart_table(predictions, labels, STUDY)
+    assert found.columns.tolist() == domains.APART and found["arm"].tolist() == ["net"] * 3 + ["good"] * 3
     row = found[found["arm"] == "net"].set_index("comparison")
     assert row["auroc_drop"].is_monotonic_increasing  # 0.5 < 0.9 < 1.4 of signal
     assert (row["low"] > 0).all() and (row["why"] == "").all() and (row["n_folds"] == 4).all()
@@ -57,7 +58,7 @@ def test_planted_costs_are_found_apart():
 @pytest.mark.parametrize(("tumour", "scanner", "clear"), [(0.0, 1.2, "scanner alone"), (1.2, 0.0, "tumour alone")])
 def test_a_cost_that_is_not_there_is_not_found(tumour, scanner, clear):
     predictions, labels = made(SCANNERS, tumour, scanner)
-    row = compare_domains.tumour_against_scanner(predictions, labels, STUDY).query("arm == 'net'").set_index("comparison")
+    row = domains.apart_table(predictions, labels, STUDY).query("arm == 'net'").set_index("comparison")
     other = {"scanner alone": "tumour alone", "tumour alone": "scanner alone"}[clear]
     assert row.loc[clear, "low"] > 0 and row.loc[clear, "auroc_drop"] > 2 * abs(row.loc[other, "auroc_drop"])
     assert row.loc[other, "low"] < 0 < row.loc[other, "high"]
@@ -76,7 +77,7 @@ def test_the_cost_is_that_of_the_patches_that_home_was_tested_on():
             away = fold[(fold["train_domain"] == there) & fold["patch_id"].isin(home["patch_id"])]
             of_fold.append(binary.auroc(home["label"], home["score"]) - binary.auroc(away["label"], away["score"]))
         drops.append(np.mean(of_fold))
-    row = compare_domains.tumour_against_scanner(predictions, labels, STUDY).set_index("comparison").loc["tumour alone"]
+    row = domains.apart_table(predictions, labels, STUDY).set_index("comparison").loc["tumour alone"]
     assert row["auroc_drop"] == pytest.approx(np.mean(drops))
     tested = part[part["train_domain"] == part["domain"]].groupby(["fold", "domain"]).size().mean()
     interval = statistics.paired_difference(np.array(drops), np.zeros(4), 60, tested)
@@ -86,11 +87,11 @@ def test_the_cost_is_that_of_the_patches_that_home_was_tested_on():
 def test_where_each_tumour_has_one_scanner_the_scanner_alone_is_not_said():
     """As the synthetic data: lung and lymphoma share a scanner, nobody has two."""
     one_each = {"breast": ("Z",), "neuro": ("X",), "lung": ("V",), "lymph": ("V",)}
-    found = compare_domains.tumour_against_scanner(*made(one_each), STUDY).query("arm == 'net'").set_index("comparison")
+    found = domains.apart_table(*made(one_each), STUDY).query("arm == 'net'").set_index("comparison")
     assert "within a tumour" in found.loc["scanner alone", "why"] and np.isnan(found.loc["scanner alone", "auroc_drop"])
     assert found.loc["tumour alone", "n"] == 2 and found.loc["tumour and scanner", "n"] == 10
     own_each = {"breast": ("Z",), "neuro": ("X",), "lung": ("V",)}
-    found = compare_domains.tumour_against_scanner(*made(own_each), STUDY).query("arm == 'net'").set_index("comparison")
+    found = domains.apart_table(*made(own_each), STUDY).query("arm == 'net'").set_index("comparison")
     assert "no two tumours share a scanner" in found.loc["tumour alone", "why"] and found.loc["tumour alone", "n"] == 0
 
 
@@ -99,16 +100,16 @@ def test_where_each_tumour_has_one_scanner_the_scanner_alone_is_not_said():
     [({"a": ("",), "b": ("",)}, "labels name no scanner"), ({"a": ("X",), "b": ("X",)}, "all slides are of one scanner")],
 )
 def test_labels_that_cannot_tell_give_one_row_with_the_reason(scanners, why):
-    found = compare_domains.tumour_against_scanner(*made(scanners), STUDY)
+    found = domains.apart_table(*made(scanners), STUDY)
     assert len(found) == 1 and why in found.loc[0, "why"] and found[["auroc_drop", "low", "high"]].isna().all(axis=None)
 
 
 def test_without_single_domains_there_is_one_row_and_lost_labels_are_refused():
     predictions, labels = made(SCANNERS)
-    found = compare_domains.tumour_against_scanner(predictions.query("train_domain == 'all'"), labels, STUDY)
+    found = domains.apart_table(predictions.query("train_domain == 'all'"), labels, STUDY)
     assert len(found) == 1 and "no arm was trained on single domains" in found.loc[0, "why"]
     with pytest.raises(store.StoreError, match="run notebook 01 again"):
-        compare_domains.tumour_against_scanner(predictions, labels.iloc[::2], STUDY)
+        domains.apart_table(predictions, labels.iloc[::2], STUDY)
 
 
 def test_a_fold_without_a_class_is_left_out_and_an_arm_without_domains_is_not_there():
@@ -116,18 +117,18 @@ def test_a_fold_without_a_class_is_left_out_and_an_arm_without_domains_is_not_th
     one_class = predictions.copy()
     one_class.loc[one_class["fold"] == 2, "label"] = 1
     one_class = one_class[(one_class["arm"] == "net") | (one_class["train_domain"] == "all")]
-    found = compare_domains.tumour_against_scanner(one_class, labels, STUDY)
+    found = domains.apart_table(one_class, labels, STUDY)
     assert found["arm"].unique().tolist() == ["net"] and (found["n_folds"] == 3).all()
 
 
 def test_asymmetry_is_there_less_back_and_knows_what_home_would_have_had():
     means = {("a", "a"): 0.9, ("a", "b"): 0.7, ("b", "a"): 0.8, ("b", "b"): 0.75, ("a", "c"): 0.6, ("c", "c"): 0.65}
     matrix = pd.DataFrame([{"arm": "good", "train_domain": t, "domain": d, "mean": m} for (t, d), m in means.items()])
-    found = compare_domains.asymmetry(matrix).set_index(["first", "second"])
-    assert found.reset_index().columns.tolist()[2:] == compare_domains.ASYMMETRY[:1] + compare_domains.ASYMMETRY[3:]
+    found = domains.asymmetry_table(matrix).set_index(["first", "second"])
+    assert found.reset_index().columns.tolist()[2:] == domains.ASYMMETRY[:1] + domains.ASYMMETRY[3:]
     row = found.loc[("a", "b")]
     assert row[["there", "back", "difference", "lost_there", "lost_back"]].tolist() == pytest.approx(
         [0.7, 0.8, -0.1, 0.05, 0.1]
     )
     assert np.isnan(found.loc[("a", "c"), "difference"]) and found.loc[("a", "c"), "lost_there"] == pytest.approx(0.05)
-    assert len(found) == 3 and compare_domains.asymmetry(matrix.iloc[:0]).empty
+    assert len(found) == 3 and domains.asymmetry_table(matrix.iloc[:0]).empty

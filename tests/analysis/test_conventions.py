@@ -9,7 +9,7 @@ import pytest
 from tiny_encoders import tiny_card, use
 
 from mfcore import encoders, store
-from mfcore.analysis import compare_conventions, overview
+from mfcore.analysis import estimators
 from mfcore.data import patches, splits
 from mfcore.encoders.card import Convention, conventions, released_cards, variants_of
 from mfcore.study import data as study_data
@@ -71,8 +71,8 @@ def test_distances_and_differences_are_from_the_authors_way(results):
     ran(results, "tiny", base, 0.6)
     ran(results, "tiny_bilinear", base * 1.25, 0.9)
     ran(results, "tiny_mean", np.hstack([base, base + 5]), 0.6)
-    rows = compare_conventions.table(STUDY, results).set_index("library")
-    assert list(rows.index) == [compare_conventions.AUTHORS, "A", "B", "C"]
+    rows = estimators.conventions_table(Study(STUDY, results)).set_index("library")
+    assert list(rows.index) == [estimators.AUTHORS, "A", "B", "C"]
     assert rows.loc["A", ["distance_max", "difference", "departs"]].tolist() == [0, 0, ""]
     assert (
         rows.loc["B", "distance_median"] == pytest.approx(0.25)
@@ -84,22 +84,20 @@ def test_distances_and_differences_are_from_the_authors_way(results):
     assert rows.loc["C", "departs"] == "readout class token and mean of the patch tokens"
     assert rows.loc["B", "low"] < rows.loc["B", "difference"] == pytest.approx(rows.loc["B", "auroc"] - rows.loc["A", "auroc"])
     assert rows.loc["B", "difference"] > 0.2 and rows.loc["C", "difference"] == 0
-    shown = compare_conventions.wide(rows.reset_index())
+    shown = estimators.conventions_readable(rows.reset_index())
     assert shown["distance_median"].tolist() == ["0.0 %", "0.0 %", "25.0 %", "0.0 %"]
     assert shown["AUROC_against_authors"].iloc[1] == "the same card"
     assert shown["AUROC_against_authors"].iloc[0] == "–" and shown["AUROC_against_authors"].iloc[2].startswith("+0.")
-    (exhibit,) = overview.conventions(Study(STUDY, results))
-    assert exhibit.table.equals(shown) and "Not here" not in exhibit.caption
+    assert "hasn't run" not in estimators.conventions(Study(STUDY, results)).caption
 
 
 def test_what_has_not_run_is_a_dash_and_named(results):
     ran(results, "tiny", np.ones((240, 24)), 0.6)
-    rows = compare_conventions.table(STUDY, results).set_index("library")
+    rows = estimators.conventions_table(Study(STUDY, results)).set_index("library")
     assert np.isnan(rows.loc["B", ["distance_median", "auroc", "difference"]].to_numpy(float)).all()
-    (exhibit,) = overview.conventions(Study(STUDY, results))
-    assert "hasn't run: tiny_bilinear and tiny_mean." in exhibit.caption
-    assert compare_conventions.wide(rows.reset_index())["distance_max"].tolist() == ["0.0 %", "0.0 %", "–", "–"]
-    assert compare_conventions.table(replace(STUDY, conventions=""), results).empty
+    assert "hasn't run: tiny_bilinear and tiny_mean." in estimators.conventions(Study(STUDY, results)).caption
+    assert estimators.conventions_readable(rows.reset_index())["distance_max"].tolist() == ["0.0 %", "0.0 %", "–", "–"]
+    assert estimators.conventions_table(Study(replace(STUDY, conventions=""), results)).empty
 
 
 def test_where_the_study_embeds_as_released_nothing_is_passed_off_as_the_authors_way(results, monkeypatch):
@@ -108,18 +106,17 @@ def test_where_the_study_embeds_as_released_nothing_is_passed_off_as_the_authors
     base = np.random.default_rng(2).normal(size=(240, 24))
     ran(results, "tiny", np.hstack([base, base]), 0.6)
     ran(results, "tiny_mean", np.hstack([base, base]), 0.6)
-    monkeypatch.setattr(compare_conventions.compare, "current_runs", lambda of, folder: {name: name for name in of.encoders})
+    monkeypatch.setattr(Study, "runs", property(lambda study: {name: name for name in study.settings.encoders}))
     predicted = pd.DataFrame({"fold": [0, 0, 0], "label": [0, 1, 0], "score": [0.1, 0.9, 0.4], "patch_id": [0, 1, 2]})
     predicted = predicted.assign(slide_id="s", domain="d", train_domain="all", size=1.0, n_train=160, arm="a", kind="probe")
-    monkeypatch.setattr(compare_conventions.compare, "load_arm", lambda *_: predicted)
-    rows = compare_conventions.table(study, results).set_index("library")
-    assert rows.loc[[compare_conventions.AUTHORS, "A"], "auroc"].isna().all(), "the runs called so are of the released card"
+    monkeypatch.setattr(estimators, "load_arm", lambda *_: predicted)
+    rows = estimators.conventions_table(Study(study, results)).set_index("library")
+    assert rows.loc[[estimators.AUTHORS, "A"], "auroc"].isna().all(), "the runs called so are of the released card"
     assert rows.loc["C", "auroc"] == 1 and rows["distance_median"].isna().all() and rows["difference"].isna().all()
-    assert rows.loc[compare_conventions.AUTHORS, "n_dims"] == 24 and rows.loc["A", "departs"] == ""
-    captions = ["".join(one.caption for one in overview.conventions(Study(each, results))) for each in (study, STUDY)]
-    assert "as the released code does (card tiny_mean)" in captions[0] and "encoder_input: card" in captions[0]
-    assert "as the released code does" not in captions[1]
-    assert not [*overview.conventions(Study(replace(STUDY, conventions=""), results))]
+    assert rows.loc[estimators.AUTHORS, "n_dims"] == 24 and rows.loc["A", "departs"] == ""
+    caption = estimators.conventions(Study(study, results)).caption
+    assert "as the released code does (card tiny_mean)" in caption and "encoder_input: card" in caption
+    assert "as the released code does" not in estimators.conventions(Study(STUDY, results)).caption
 
 
 def test_every_way_is_a_card_of_the_same_weights():
@@ -129,11 +126,11 @@ def test_every_way_is_a_card_of_the_same_weights():
         for way in ways:
             card = encoders.card_of(way.card)
             assert card.variant_of == (name if way.card != name else ""), way
-            assert way.card == name or (compare_conventions.differs(own, card) and card.departs), way
+            assert way.card == name or (estimators.differs(own, card) and card.departs), way
 
 
 def test_sides_are_said_with_their_unit():
     own = encoders.card_of("dinov2_vits14")
     other = replace(own, resize_px=256, readout="class+mean", n_dims=2 * own.n_dims)
-    assert compare_conventions.differs(own, other) == "resized to 256 px, readout class token and mean of the patch tokens"
-    assert compare_conventions.differs(own, own) == ""
+    assert estimators.differs(own, other) == "resized to 256 px, readout class token and mean of the patch tokens"
+    assert estimators.differs(own, own) == ""

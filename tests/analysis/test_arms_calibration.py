@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from sklearn.calibration import calibration_curve
 
-from mfcore.analysis import compare, compare_calibration
+from mfcore.analysis import arms
 from mfcore.measures import binary
 from mfcore.study.config import Data, Network, Settings
+from mfcore.study.predictions import PROBE, scores
 
 STUDY = Settings("t", "A test", Data("midog"), encoders=("good", "sure"), networks=(Network("net"),))
 
@@ -22,15 +23,15 @@ def made(n=1500, seed=0):
     base = pd.DataFrame({"slide_id": rng.integers(0, 25, n).astype(str), "label": label, "fold": rng.integers(0, 3, n)})
     tables = []
     for arm, score in of_arm.items():
-        whole = base.assign(arm=arm, kind=compare.PROBE, train_domain="all", size=1.0, score=score)
+        whole = base.assign(arm=arm, kind=PROBE, train_domain="all", size=1.0, score=score)
         tables += [whole, whole.assign(size=0.1, score=0.01), whole.assign(train_domain="a", score=0.99)]
     return pd.concat(tables, ignore_index=True)
 
 
 def test_bins_are_scikit_learns():
     table = made()
-    found = compare_calibration.reliability(table, n_resamples=50)
-    assert found.columns.tolist() == compare_calibration.BINS
+    found = arms.reliability(table, n_resamples=50)
+    assert found.columns.tolist() == arms.BINS
     for arm, part in found.groupby("arm"):
         rows = table[(table["arm"] == arm) & (table["train_domain"] == "all") & (table["size"] == 1.0)]
         share, score = calibration_curve(rows["label"], rows["score"], n_bins=15)
@@ -41,7 +42,7 @@ def test_bins_are_scikit_learns():
 
 
 def test_a_calibrated_arm_lies_on_the_diagonal_and_a_shifted_one_does_not():
-    found = compare_calibration.reliability(made(6000))
+    found = arms.reliability(made(6000))
     many = found[found["n"] > 100]
     holds = ((many["low"] <= many["mean_score"]) & (many["mean_score"] <= many["high"])).groupby(many["arm"]).mean()
     assert holds["good"] > 0.8 and holds["net"] < 0.2
@@ -53,34 +54,31 @@ def test_intervals_resample_slides_and_few_of_them_have_none():
     table = made(600).query("arm == 'good' and train_domain == 'all' and size == 1.0")
     few, five = (table["slide_id"].isin([str(i) for i in range(*ends)]) for ends in ((0, 4), (4, 9)))
     bins = table.assign(score=np.select([few, five, table["label"] == 1], [0.99, 0.75, 0.4], 0.2))
-    found = compare_calibration.reliability(bins)
+    found = arms.reliability(bins)
     assert found["n_units"].tolist() == [16, 16, 5, 4]
     assert found["low"].isna().tolist() == found["high"].isna().tolist() == [True, True, False, True]
     alike = table.assign(label=(table["slide_id"].astype(int) % 2), score=0.5)
-    by_slide = compare_calibration.reliability(alike).iloc[0]
-    by_patch = compare_calibration.reliability(alike.assign(slide_id=np.arange(len(alike)).astype(str))).iloc[0]
+    by_slide = arms.reliability(alike).iloc[0]
+    by_patch = arms.reliability(alike.assign(slide_id=np.arange(len(alike)).astype(str))).iloc[0]
     assert by_slide["high"] - by_slide["low"] > 3 * (by_patch["high"] - by_patch["low"])
 
 
 def test_reliability_draws_cases_where_they_are_known():
     table = made(600).assign(case_id=lambda t: (t["slide_id"].astype(int) // 3).astype(str))
-    found = compare_calibration.reliability(table, n_resamples=50)
-    alike = compare_calibration.reliability(table.assign(slide_id=table["case_id"]), n_resamples=50)
+    found = arms.reliability(table, n_resamples=50)
+    alike = arms.reliability(table.assign(slide_id=table["case_id"]), n_resamples=50)
     assert set(found["unit"]) == {"case"} and set(alike["unit"]) == {"slide"}
     pd.testing.assert_frame_equal(found.drop(columns="unit"), alike.drop(columns="unit"))
 
 
-def test_the_summary_is_the_mean_over_folds_in_the_study_s_order():
-    table = made()
-    found = compare_calibration.summary(table, STUDY)
+def test_the_errors_are_means_over_folds_in_the_study_s_order():
+    table = made().assign(n_train=1, domain="d", patch_id=range(9 * 1500))
+    found = arms.calibration_table(scores(table), STUDY)
     assert found["arm"].tolist() == ["net", "good", "sure"]
     rows = table.query("arm == 'sure' and train_domain == 'all' and size == 1.0")
-    row = found.set_index("arm").loc["sure"]
+    by_arm = found.set_index("arm")
     for name in ("brier", "ece"):
         folds = [binary.compute(name, f["label"].to_numpy(), f["score"].to_numpy()) for _, f in rows.groupby("fold")]
-        assert row[name] == pytest.approx(np.mean(folds)) and row[f"{name}_sd"] == pytest.approx(np.std(folds, ddof=1))
-    shares = rows.groupby("fold")["label"].mean()
-    assert row["brier_of_share"] == pytest.approx((shares * (1 - shares)).mean()) and row["n_folds"] == 3
-    by_arm = found.set_index("arm")
+        assert by_arm.loc["sure", name] == pytest.approx(np.mean(folds))
+        assert by_arm.loc["sure", f"{name}_sd"] == pytest.approx(np.std(folds, ddof=1))
     assert by_arm.loc["good", "ece"] < by_arm.loc["sure", "ece"] and by_arm.loc["good", "brier"] < by_arm.loc["net", "brier"]
-    assert by_arm.loc["net", "mean_score"] > by_arm.loc["net", "share_positive"] + 0.1

@@ -8,10 +8,10 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from mfcore import encoders, store
-from mfcore.analysis import compare, compare_models, compare_strata
+from mfcore.analysis import arms, domains, exhibit, scores as of_scores
 from mfcore.data import splits
 from mfcore.measures import binary
-from mfcore.study import data as study_data
+from mfcore.study import data as study_data, predictions as stored
 from mfcore.study.config import Data, Lora, Network, Probe, Settings, Splits, as_dict
 
 STUDY = Settings(
@@ -50,7 +50,7 @@ def predictions():
 
 
 def test_scores_are_those_of_each_fit_and_test_domain(predictions):
-    scores = compare.scores(predictions)
+    scores = stored.scores(predictions)
     assert len(scores) == 3 * 3 * (2 + 2 * 2)
     row = scores[
         (scores["arm"] == "net") & (scores["fold"] == 1) & (scores["train_domain"] == "a") & (scores["domain"] == "b")
@@ -62,21 +62,21 @@ def test_scores_are_those_of_each_fit_and_test_domain(predictions):
 
 
 def test_scaling_table_is_mean_and_sample_sd_over_folds_in_the_study_s_order(predictions):
-    scores = compare.scores(predictions)
-    table = compare.scaling_table(scores, STUDY)
+    scores = stored.scores(predictions)
+    table = of_scores.scaling_table(scores, STUDY)
     assert table["arm"].tolist() == ["net", "net", "good", "good", "random", "random"]
     values = scores.query("arm == 'good' and train_domain == 'all' and size == 0.5")["auroc"]
     row = table.query("arm == 'good' and size == 0.5").iloc[0]
     assert row["auroc"] == pytest.approx(np.mean(values)) and row["auroc_sd"] == pytest.approx(np.std(values, ddof=1))
     assert row["n_train"] == 50 and row["n_folds"] == 3
-    wide = compare.wide(table)
+    wide = of_scores.wide(table)
     assert list(wide.columns) == ["arm", "kind", "50 %", "100 %"] and wide["arm"].tolist() == ["net", "good", "random"]
-    assert wide.loc[1, "50 %"] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+    assert wide.loc[1, "50 %"] == f"{np.mean(values):.2f}\u00a0±\u00a0{np.std(values, ddof=1):.2f}"
 
 
 def test_cross_domain_table_averages_domains_within_a_fold_then_folds(predictions):
-    scores = compare.scores(predictions)
-    table = compare.cross_domain_table(scores, STUDY).set_index("arm")
+    scores = stored.scores(predictions)
+    table = domains.means_table(scores, STUDY).set_index("arm")
     crossed = scores.query("arm == 'net' and train_domain != 'all'")
     own = crossed[crossed["domain"] == crossed["train_domain"]]
     folds = own.groupby("fold")["auroc"].mean()
@@ -84,7 +84,7 @@ def test_cross_domain_table_averages_domains_within_a_fold_then_folds(prediction
     assert table.loc["net", "in_domain_sd"] == pytest.approx(folds.std(ddof=1))
     assert table.loc["net", "in_domain_sd_cells"] == pytest.approx(own["auroc"].std(ddof=1))
     assert table.loc["net", "out_of_domain"] < table.loc["net", "in_domain"]
-    matrix = compare.domain_matrix(scores, STUDY)
+    matrix = domains.domain_matrix(scores, STUDY)
     cell = matrix.query("arm == 'net' and train_domain == 'a' and domain == 'b'").iloc[0]
     assert cell["mean"] == pytest.approx(crossed.query("train_domain == 'a' and domain == 'b'")["auroc"].mean())
 
@@ -92,30 +92,28 @@ def test_cross_domain_table_averages_domains_within_a_fold_then_folds(prediction
 def test_a_test_set_of_one_class_has_no_auroc_and_takes_no_other_fold_with_it(predictions):
     broken = predictions.copy()
     broken.loc[(broken["fold"] == 0) & (broken["train_domain"] == "all") & (broken["arm"] == "net"), "label"] = 1
-    table = compare.scaling_table(compare.scores(broken), STUDY).query("arm == 'net'")
+    table = of_scores.scaling_table(stored.scores(broken), STUDY).query("arm == 'net'")
     assert table["auroc"].notna().all()
 
 
 def test_published_numbers_are_those_of_table_2():
-    table = compare.published_table().set_index("arm")
+    table = domains.published_means().set_index("arm")
     assert len(table) == 9
     assert table.loc["End-To-End ResNet50"].tolist() == [0.87, 0.04, 0.74, 0.07]
     assert table.loc["H-optimus-0", "out_of_domain"] == 0.66
 
 
 def test_the_best_arm_s_interval_holds_its_mean(predictions):
-    table = compare.scaling_table(compare.scores(predictions), STUDY)
-    interval = compare.best_interval(predictions, table, STUDY)
-    assert interval.estimate == pytest.approx(table.query("arm == 'net' and size == 1.0")["auroc"].iloc[0])
-    assert interval.low < interval.estimate < interval.high and interval.n == 18
-    every = compare_models.intervals(predictions, STUDY).query("arm == 'net' and size == 1.0").iloc[0]
-    assert (interval.low, interval.high) == (every["low"], every["high"]), "one arm has one interval, wherever it is told"
+    table = of_scores.scaling_table(stored.scores(predictions), STUDY)
+    interval = of_scores.intervals(predictions, STUDY).query("arm == 'net'").iloc[0]
+    assert interval["estimate"] == pytest.approx(table.query("arm == 'net' and size == 1.0")["auroc"].iloc[0])
+    assert interval["low"] < interval["estimate"] < interval["high"] and interval["n"] == 18
 
 
 @pytest.mark.parametrize(("n", "text"), [(1, "1 fold"), (5, "5 folds"), (0, "0 folds"), (1200, "1,200 folds")])
 def test_one_is_spoken_of_as_one(n, text):
-    assert compare.counted(n, "fold") == text
-    assert compare.counted(n, "patch", "patches").split()[1] == ("patch" if n == 1 else "patches")
+    assert exhibit.counted(n, "fold") == text
+    assert exhibit.counted(n, "patch", "patches").split()[1] == ("patch" if n == 1 else "patches")
 
 
 def finish(folder, stage, name, arm, config, inputs, predictions):
@@ -165,7 +163,7 @@ def results(tmp_path, predictions):
 
 
 def test_collect_takes_what_belongs_to_the_study_and_lists_what_is_missing(results):
-    collected = compare.collect(STUDY, results)
+    collected = stored.collect(STUDY, results)
     assert set(collected.predictions["arm"]) == {"good", "net"}
     assert set(collected.predictions.query("arm == 'net'")["fold"]) == {0}, "a run with other settings was taken"
     assert set(collected.predictions.query("size == 0.5")["n_train"]) == {50}
@@ -176,26 +174,20 @@ def test_collect_takes_what_belongs_to_the_study_and_lists_what_is_missing(resul
 
 def test_intervals_of_collected_predictions_draw_the_labels_cases(results):
     """Predictions on disk name slides alone: their cases are the study's labels'."""
-    collected = compare.collect(STUDY, results).predictions
+    collected = stored.collect(STUDY, results).predictions
     assert (collected["case_id"] == "c" + (collected["patch_id"] % 7).astype(str)).all()
-    found = compare_models.intervals(collected, STUDY)
+    found = of_scores.intervals(collected, STUDY)
     assert set(found["n"]) == {7} and set(found["unit"]) == {"case"}
-    best = compare.best_interval(collected, compare.scaling_table(compare.scores(collected), STUDY), STUDY)
-    assert (best.n, best.unit) == (7, "case")
-    alone = compare.load_arm(
-        next(run for run in store.runs(results, "probe") if run.identity["name"] == "good"), "good", "probe"
-    )
-    assert alone["case_id"].nunique() == 7, "an arm that is read by itself, as switches are, has lost its cases"
     store.write_parquet(next(results.glob("patches-*/labels.parquet")), pd.DataFrame({"patch_id": [0], "case_id": ["c0"]}))
     with pytest.raises(store.StoreError, match="run notebook 01 again"):
-        compare.collect(STUDY, results)
+        stored.collect(STUDY, results)
 
 
 def test_collect_says_what_to_run_when_there_is_nothing(results):
     with pytest.raises(store.StoreError, match="no finished 'splits' run"):
-        compare.collect(replace(STUDY, splits=replace(STUDY.splits, seed=1)), results)
+        stored.collect(replace(STUDY, splits=replace(STUDY.splits, seed=1)), results)
     with pytest.raises(store.StoreError, match="run notebooks 02 to 04 first"):
-        compare.collect(replace(STUDY, encoders=("other",), networks=(), probe=Probe(max_iter=3)), results)
+        stored.collect(replace(STUDY, encoders=("other",), networks=(), probe=Probe(max_iter=3)), results)
 
 
 @pytest.mark.parametrize(
@@ -213,17 +205,17 @@ def test_collect_says_what_to_run_when_there_is_nothing(results):
 def test_a_training_under_another_switch_is_another_s(results, predictions, differing, switches):
     """A later run of the same name that says otherwise is left aside, and taken by the study that asks for it."""
     inputs = {"splits": study_data.find_splits(STUDY, results).key}
-    own = compare.current_runs(STUDY, results)["net-fold0"].key
+    own = stored.current_runs(STUDY, results)["net-fold0"].key
     other = finish(results, "train", "net-fold0", "net", trained(**differing), inputs, predictions).key
-    assert compare.current_runs(STUDY, results)["net-fold0"].key == own
+    assert stored.current_runs(STUDY, results)["net-fold0"].key == own
     if switches:
         flipped = replace(STUDY, switches=replace(STUDY.switches, **switches))
-        assert compare.current_runs(flipped, results)["net-fold0"].key == other
+        assert stored.current_runs(flipped, results)["net-fold0"].key == other
 
 
 def test_clipping_that_a_run_does_not_name_did_not_matter(results):
     flipped = replace(STUDY, switches=replace(STUDY.switches, clipping="before_backward"))
-    assert "net-fold0" in compare.current_runs(flipped, results)
+    assert "net-fold0" in stored.current_runs(flipped, results)
 
 
 def test_a_probe_on_embeddings_of_another_card_is_another_s(results, predictions):
@@ -234,7 +226,7 @@ def test_a_probe_on_embeddings_of_another_card_is_another_s(results, predictions
         made = store.open_run(results, "embeddings", "vit_tiny_random", {"card": card, "size_px": 224}, {}).finish([])
         source = inputs | {"embeddings": made.key}
         keys[which] = finish(results, "probe", "vit_tiny_random", "good", as_dict(STUDY.probe), source, predictions).key
-    assert compare.current_runs(study, results)["vit_tiny_random"].key == keys["own"]
+    assert stored.current_runs(study, results)["vit_tiny_random"].key == keys["own"]
 
 
 def test_a_network_of_low_rank_is_of_its_own_kind_and_what_it_leaves_out_is_no_failure(results, predictions):
@@ -244,28 +236,27 @@ def test_a_network_of_low_rank_is_of_its_own_kind_and_what_it_leaves_out_is_no_f
     part = predictions.query("train_domain == 'all' and size == 1.0")
     for fold in range(3):
         finish(results, "train", f"net-fold{fold}", "net", trained(network), inputs, part[part["fold"] == fold])
-    collected = compare.collect(study, results)
+    collected = stored.collect(study, results)
     assert collected.failures.empty
-    assert set(collected.predictions.query("arm == 'net'")["kind"]) == {compare.LORA}
-    scores = compare.scores(collected.predictions)
-    wide = compare.wide(compare.scaling_table(scores, study))
+    assert set(collected.predictions.query("arm == 'net'")["kind"]) == {stored.LORA}
+    scores = stored.scores(collected.predictions)
+    wide = of_scores.wide(of_scores.scaling_table(scores, study))
     assert wide.loc[0, ["arm", "kind", "50 %"]].tolist() == ["net", "LoRA", "–"] and "±" in wide.loc[0, "100 %"]
-    assert set(compare.cross_domain_table(scores, study)["arm"]) == {"good"}
+    assert set(domains.means_table(scores, study)["arm"]) == {"good"}
 
 
 def test_networks_are_looked_for_on_folds_of_their_own(results, predictions):
     own = replace(STUDY, switches=replace(STUDY.switches, shared_splits=False), encoders=("good",))
-    assert set(compare.current_runs(own, results)) == {"good"}, "a network of the shared folds was taken"
+    assert set(stored.current_runs(own, results)) == {"good"}, "a network of the shared folds was taken"
     inputs = {"patches": study_data.find_patches(STUDY, results).key}
-    run = store.open_run(
-        results, "splits", f"{own.switches.scheme}_networks", study_data.splits_config(own, networks=True), inputs
-    )
+    config = study_data.splits_config(own, networks=True)
+    run = store.open_run(results, "splits", f"{own.switches.scheme}_networks", config, inputs)
     shared = splits.load(study_data.find_splits(STUDY, results))
     store.write_parquet(run.path("splits.parquet"), shared)
     run.finish(["splits.parquet"])
     finish(results, "train", "net-fold0", "net", trained(), {"splits": run.key}, predictions.query("fold == 0"))
-    assert set(compare.current_runs(own, results)) == {"good", "net-fold0"}
-    assert set(compare.collect(own, results).predictions["arm"]) == {"good", "net"}
+    assert set(stored.current_runs(own, results)) == {"good", "net-fold0"}
+    assert set(stored.collect(own, results).predictions["arm"]) == {"good", "net"}
 
 
 def voted(predictions, seed=0):
@@ -287,7 +278,7 @@ def one_arm(predictions):
 
 def test_metrics_are_split_by_whether_the_raters_agreed(one_arm):
     labels = voted(one_arm)
-    table = compare_strata.by_agreement(one_arm, labels, STUDY)
+    table = arms.by_agreement_table(one_arm, labels, STUDY)
     assert table["arm"].unique().tolist() == ["good"] and len(table) == 4
     part = one_arm.query("train_domain == 'all' and size == 1.0").merge(labels[["patch_id", "votes"]], on="patch_id")
     of_part = {
@@ -307,8 +298,6 @@ def test_metrics_are_split_by_whether_the_raters_agreed(one_arm):
         for _, f in chosen.groupby("fold")
     ]
     assert row["balanced_accuracy"] == pytest.approx(np.mean(folds))
-    shown = compare_strata.readable(table)
-    assert list(shown.columns) == ["arm", "kind", "annotations", "against", "n_test", "n_folds", *binary.TITLES.values()]
 
 
 def test_a_stratum_without_a_class_is_nan_and_a_lost_label_table_is_refused(one_arm):
@@ -316,20 +305,20 @@ def test_a_stratum_without_a_class_is_nan_and_a_lost_label_table_is_refused(one_
     contested = labels["votes"].map(len) == 3
     lost = contested & (labels["label"] == 0)
     one_class = labels.assign(votes=[vote[:0] if gone else vote for vote, gone in zip(labels["votes"], lost, strict=True)])
-    row = compare_strata.by_agreement(one_arm, one_class, STUDY).query("annotations == 'contested'").iloc[0]
+    row = arms.by_agreement_table(one_arm, one_class, STUDY).query("annotations == 'contested'").iloc[0]
     assert np.isnan([row["auroc"], row["balanced_accuracy"], row["auroc_sd"]]).all() and np.isfinite(row["accuracy"])
     with pytest.raises(store.StoreError, match="are of patches that the label table lacks"):
-        compare_strata.by_agreement(one_arm, labels.iloc[::2], STUDY)
+        arms.by_agreement_table(one_arm, labels.iloc[::2], STUDY)
 
 
 def test_without_votes_no_arm_is_split(one_arm):
     none = voted(one_arm).assign(votes=[np.zeros(0, np.int8)] * one_arm["patch_id"].nunique())
-    assert compare_strata.by_agreement(one_arm, none, STUDY).empty
+    assert arms.by_agreement_table(one_arm, none, STUDY).empty
 
 
 def test_each_test_domain_has_its_mean_in_and_out_of_domain(predictions):
-    scores = compare.scores(predictions)
-    table = compare.by_test_domain(scores, STUDY)
+    scores = stored.scores(predictions)
+    table = domains.by_test_domain_table(scores, STUDY)
     assert len(table) == 3 * 2 * 2 and table["arm"].unique().tolist() == ["net", "good", "random"]
     row = table.query("arm == 'net' and domain == 'b' and where == 'out of domain'").iloc[0]
     values = scores.query("arm == 'net' and domain == 'b' and train_domain == 'a'")["balanced_accuracy"]
@@ -337,5 +326,5 @@ def test_each_test_domain_has_its_mean_in_and_out_of_domain(predictions):
 
 
 def test_an_interval_that_reaches_beyond_what_scores_differ_by_is_not_written():
-    assert compare.bounds(-0.01, 0.2) == "-0.010 to +0.200" and compare.bounds(-1.0, 1.0, "+.2f", ", ") == "-1.00, +1.00"
-    assert compare.bounds(-1.6, 1.9) == compare.bounds(0.1, 1.01) == compare.bounds(np.nan, np.nan) == ""
+    assert exhibit.bounds(-0.01, 0.2) == "-0.010 to +0.200" and exhibit.bounds(-1.0, 1.0, "+.2f", ", ") == "-1.00, +1.00"
+    assert exhibit.bounds(-1.6, 1.9) == exhibit.bounds(0.1, 1.01) == exhibit.bounds(np.nan, np.nan) == ""

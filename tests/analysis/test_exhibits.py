@@ -1,0 +1,326 @@
+"""Exhibits: each is drawn from an opened study, says whose data they are, and keeps its words and marks within its edges."""
+
+import functools
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_scores import DOMAINS, KINDS, MIDOG, SYNTHETIC, labels, opened, predictions
+
+from mfcore.analysis import arms, domains, exhibit, scaling, scores as of_scores
+from mfcore.claims import ledger
+from mfcore.measures import binary, curves, raters, resampling
+from mfcore.study.config import Data, Pretraining
+from mfcore.study.predictions import scores
+
+MADE = {
+    "scores": scaling.scores,
+    "raters": scaling.raters,
+    "published": scaling.published_values,
+    "figure_1": scaling.figure_1,
+    "learning_curves": scaling.learning_curves,
+    "patches_needed": scaling.patches_needed,
+    "missing": arms.missing,
+    "differences": arms.differences,
+    "least_difference": arms.least_difference,
+    "ranking": arms.ranking,
+    "calibration": arms.calibration,
+    "strata": arms.strata,
+    "by_agreement": arms.by_agreement,
+    "means": domains.means,
+    "cross_domain": domains.cross_domain,
+    "by_test_domain": domains.by_test_domain,
+    "asymmetry": domains.asymmetry,
+    "tumour_against_scanner": domains.tumour_against_scanner,
+}
+DRAWN = ["figure_1", "learning_curves", "ranking", "calibration", "strata", "means", "cross_domain", "by_test_domain"]
+SETTINGS = {"real": MIDOG, "synthetic": SYNTHETIC}
+
+
+@functools.cache
+def study(which):
+    return opened(SETTINGS[which])
+
+
+@functools.cache
+def made(name, which="synthetic"):
+    """An exhibit with its figure's layout settled, made once for all tests that only look."""
+    found = MADE[name](study(which))
+    if found.figure is not None:
+        found.figure.draw_without_rendering()
+    return found
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_caption_has_three_sentences_at_most_and_says_whose_data_they_are(name):
+    text = made(name).caption
+    assert len(re.findall(r"(?<!al)\. (?=[A-Z\"])|\.$", text)) <= 3, text
+    assert ("synthetic data" in text) == (name not in ("missing", "published")), text
+    assert "nan" not in text.split() and "  " not in text and made(name).text.startswith(f"**{made(name).title}.** ")
+
+
+@pytest.mark.parametrize("name", ["raters", "differences", "patches_needed", "asymmetry"])
+def test_real_data_are_not_called_synthetic_and_what_departs_from_the_mode_is_said(name):
+    assert "synthetic" not in made(name, "real").caption
+    switched = replace(MIDOG, switches=replace(MIDOG.switches, split_by="annotation"))
+    other = MADE[name](opened(switched)).caption
+    assert "(study `t`, strict mode, but split_by: annotation" in other and "mode" not in made(name, "real").caption
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_says_synthetic_and_nothing_is_tiny_or_cut_off(name):
+    figure = made(name).figure
+    assert figure.get_suptitle().startswith(f"{SYNTHETIC.title}, synthetic data")
+    box, (width, height) = figure.get_tightbbox().extents * figure.dpi, figure.bbox.size
+    assert max(-box[0], -box[1], box[2] - width, box[3] - height) < 1
+    texts = [t for t in figure.findobj(match=lambda a: hasattr(a, "get_fontsize")) if t.get_visible() and t.get_text().strip()]
+    assert min(text.get_fontsize() for text in texts) >= 6
+
+
+@pytest.mark.parametrize("name", [name for name in DRAWN if name != "cross_domain"])
+def test_no_legend_covers_data(name):
+    figure = made(name).figure
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names and len(names) == len(set(names)), "each name once"
+    assert all(legend.get_window_extent().y1 < axis.get_window_extent().y0 for axis in figure.axes)
+    assert all(axis.get_legend() is None for axis in figure.axes)
+
+
+def test_drawing_leaves_nothing_open_in_pyplot_and_real_data_bear_no_word():
+    import matplotlib.pyplot as plt
+
+    assert made("ranking", "real").figure.get_suptitle().startswith(f"{MIDOG.title}\n")
+    assert plt.get_fignums() == []
+
+
+def test_an_exhibit_is_saved_whole_the_same_twice_and_its_words_are_read_back(tmp_path):
+    for folder in ("a", "b"):
+        made("ranking").save(tmp_path / folder)
+    first, second = (sorted((tmp_path / folder).iterdir()) for folder in ("a", "b"))
+    assert [path.name for path in first] == [f"05_ranking.{suffix}" for suffix in ("csv", "json", "pdf", "png")]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    read = exhibit.load(tmp_path / "a", "05_ranking")
+    assert read == {"title": "Ranking", "caption": made("ranking").caption, "section": "Arms"}
+    made("raters").save(tmp_path)
+    assert (tmp_path / "05_raters.csv").is_file() and not (tmp_path / "05_raters.png").is_file()
+
+
+def test_an_exhibit_shows_its_figure_or_its_table_and_then_its_caption(monkeypatch):
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", shown.append)
+    for name in ("ranking", "raters", "missing"):
+        made(name)._ipython_display_()
+    assert [type(one).__name__ for one in shown] == ["Figure", "Markdown", "HTML", "Markdown", "Markdown"]
+    assert shown[1].data.startswith("**Ranking.** AUROC of every arm")
+
+
+def test_the_claims_are_an_exhibit_and_the_whole_ledger_is_kept(tmp_path):
+    found = ledger.exhibit(opened(MIDOG, folder=tmp_path)).save(tmp_path / "figures")
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert names == ["05_claims.csv", "05_claims.json", "claims.csv", "claims.json"]
+    assert found.table.columns.tolist() == ["claim", "where", "verdict", "here", "found"] and len(found.table)
+    assert len(pd.read_csv(tmp_path / "figures" / "claims.csv")) > len(found.table)
+
+
+# ---- data scaling ----
+
+
+def lines(axis, name):
+    return [line for line in axis.lines if str(line.get_label()).startswith(name)]
+
+
+def legend_names(name):
+    return [text.get_text() for text in made(name).figure.legends[0].get_texts()]
+
+
+def test_the_table_and_the_bars_of_fig_1_are_mean_and_sample_sd_over_folds():
+    table, axis = made("figure_1").table, made("figure_1").figure.axes[0]
+    fits = study("synthetic").scores.query("arm == 'net' and train_domain == 'all'").groupby("size")["auroc"]
+    row = table[table["arm"] == "net"]
+    assert row["auroc"].tolist() == pytest.approx(fits.mean().tolist())
+    assert row["auroc_sd"].tolist() == pytest.approx(fits.std().tolist())
+    drawn = [np.asarray(line.get_ydata(), dtype=float) for line in axis.lines]
+    assert any(len(y) == 2 and np.allclose(y, fits.mean()) for y in drawn), "the means of the two sizes"
+    for mean, sd in zip(fits.mean(), fits.std(), strict=True):
+        assert any(np.allclose([np.nanmin(y), np.nanmax(y)], [mean - sd, mean + sd]) for y in drawn if len(y))
+
+
+def test_fig_1_has_the_raters_where_the_metric_allows():
+    auroc, accuracy = made("figure_1").figure.axes
+    human = raters.table(labels(), 0)
+    one = raters.reference(human, "balanced_accuracy")
+    (line,) = lines(accuracy, "one rater against another")
+    assert line.get_ydata()[0] == pytest.approx(one.estimate, abs=0.01)
+    (upper,) = lines(accuracy, "a rater against the consensus")
+    assert upper.get_ydata()[0] == pytest.approx(raters.against_consensus(human))
+    assert not lines(auroc, "one rater") and not lines(auroc, "a rater")
+
+
+def test_published_values_are_open_markers_right_of_what_was_measured_here():
+    axis = made("figure_1", "real").figure.axes[0]
+    found = lines(axis, "published")
+    assert {line.get_label() for line in found} == {f"published: {kind}" for kind in ("end-to-end", "probe", "LoRA")}
+    assert all(line.get_markerfacecolor() == "white" and min(line.get_xdata()) > 200 for line in found)
+    assert lines(axis, "published: end-to-end")[0].get_ydata().tolist() == [0.89]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["10\n(10 %)", "100\n(100 %)", "MIDOG\n2022"]
+
+
+def test_published_values_are_those_of_the_study_s_own_data_set():
+    by_source = {name: scaling.published(replace(MIDOG, data=Data(name))) for name in ("midog22", "ccmct", "amibr")}
+    for name, data_set, value in (("midog22", "MIDOG 2022", 0.89), ("ccmct", "CCMCT", 0.87)):
+        table = by_source[name]
+        assert set(table["data_set"]) == {data_set}
+        own = table[(table["kind"] == "end-to-end") & (table["metric"] == "auroc")]
+        assert list(own["value"]) == [value] and "section 4" in own["where"].iloc[0]
+        assert table.loc[table["kind"] == "LoRA", "where"].str.contains("second-hand").all()
+    assert set(by_source["amibr"]["data_set"]) == {"AMi-Br"}
+    assert set(by_source["amibr"]["kind"]) == {"end-to-end", "probe", "LoRA"}
+    assert set(scaling.published(SYNTHETIC)["data_set"]) == {"MIDOG 2022", "CCMCT"}
+    assert not len(domains.published(replace(MIDOG, data=Data("amibr")))), "Tab. 2 is of other classes"
+
+
+def test_arms_differ_by_shape_and_line_and_the_one_pretrained_here_has_a_star():
+    names = legend_names("figure_1")[:4]
+    assert names == ["net (end-to-end)", "low rank (LoRA)", "good (probe)", "other (probe, pretrained here)"]
+    handles = made("figure_1").figure.legends[0].legend_handles[:4]
+    assert len({str(handle.get_marker()) for handle in handles}) == 4
+    assert [str(handle.get_marker()) for handle in handles].index("*") == 3
+    assert len({str(exhibit.look(MIDOG, arm, kind)["linestyle"]) for arm, kind in KINDS.items()}) == 4
+
+
+def test_pretrained_encoders_and_their_snapshots_differ_by_shape_from_all_others():
+    names = [f"p{i}" for i in range(4)]
+    settings = replace(MIDOG, encoders=("good", "p0"), pretraining=tuple(Pretraining(name) for name in names))
+    shapes = [str(exhibit.look(settings, name, "probe")["marker"].get_marker()) for name in names]
+    assert len(set(shapes)) == 4 and not set(shapes) & set(exhibit.MARKERS)
+    assert exhibit.look(settings, "p1@100", "probe")["marker"].get_marker() == exhibit.HOME_MARKERS[1]
+    assert len({exhibit.look(settings, name, "probe")["color"] for name in names}) == 4
+    assert exhibit.look(settings, "good", "probe") == exhibit.look(MIDOG, "good", "probe")
+
+
+def test_a_curve_drawn_on_stays_within_the_range_of_a_score():
+    steep = scores(predictions(labels())).assign(auroc=lambda table: 0.5 + 0.49 * table["size"] + 0.002 * table["fold"])
+    found = curves.ahead(steep, 0)
+    assert found["expected"].max() == found["high"].max() == 1 and found["low"].min() >= 0
+    panel = made("learning_curves").figure.axes[0]
+    assert panel.get_title("left") == "net\n(end-to-end)" and panel.get_ylim()[1] == 1
+
+
+def test_patches_needed_says_why_there_is_no_curve():
+    found = made("patches_needed").readable
+    assert found["arm"].tolist() == list(KINDS)
+    assert set(found["AUROC levels off at"]) == {"no curve: 2 sizes; three parameters need three or more"}
+    assert found["per tenfold patches"].str.match(r"[+-]\d\.\d\d \[").all()
+    rows = made("patches_needed").table.iloc[:2].assign(n=[12345, np.nan], low=[2345, np.nan], high=[np.inf, np.nan])
+    assert scaling._with_bounds(rows, ("n", "low", "high"), ",.0f").tolist() == ["12,000 [2,300, ∞]", "–"]
+
+
+def test_one_size_draws_no_curve():
+    one = opened(MIDOG, predictions(labels()).query("size == 1"))
+    assert not len(scaling.learning_curves(one).table)
+
+
+# ---- arms ----
+
+
+def test_the_ranking_names_the_places_and_the_ties_and_what_its_intervals_draw():
+    found = made("ranking")
+    (axis,) = found.figure.axes
+    places = [label.get_text().split("   ")[1] for label in axis.get_yticklabels()]
+    low, high = found.table["rank_low"], found.table["rank_high"]
+    assert places == [f"{a}" if a == b else f"{a}–{b}" for a, b in zip(low, high, strict=True)]
+    assert "5 folds" in axis.get_xlabel() and "30 slides" in axis.get_xlabel()
+    best = found.table.iloc[0]
+    assert found.caption.endswith(f"{best['arm']} is first and ties with {best['tied_with'] or 'no arm'}.")
+    often = f"{100 * resampling.COVERAGE[30]:.0f}" if 30 in resampling.COVERAGE else ""
+    assert often in found.caption, "how often intervals over few slides hold the truth"
+
+
+def test_where_cases_were_drawn_exhibits_say_cases():
+    cases = labels().assign(case_id=lambda table: (table["slide_id"].astype(int) // 2).astype(str))
+    by_case = opened(MIDOG, labels=cases)
+    texts = [arms.ranking(by_case).caption, arms.calibration(by_case).caption, arms.strata(by_case).caption]
+    assert all(" cases" in text and "slides" not in text for text in texts), texts
+    assert "15 cases" in scaling.raters(by_case).caption
+
+
+def test_differences_are_computed_once_for_a_study(monkeypatch):
+    calls = []
+    whole = of_scores.differences_table
+    monkeypatch.setattr(of_scores, "differences_table", lambda *a: calls.append(1) or whole(*a))
+    one = opened()
+    for make in (arms.ranking, arms.differences, arms.least_difference):
+        make(one)
+    assert len(calls) == 1
+
+
+def test_strata_have_a_panel_each_and_one_stratum_sets_nothing_apart():
+    names = [axis.get_title("left") for axis in made("strata").figure.axes]
+    assert len(names) == len(DOMAINS) + 2 + 2 and names[0].startswith(f"domain: {DOMAINS[0]}\nn = ")
+    plain = labels().assign(domain="a", scanner="", votes=[np.zeros(0, np.int8)] * 240)
+    alone = opened(MIDOG, predictions(labels()).assign(domain="a"), labels=plain)
+    assert arms.strata(alone).figure is None and not len(arms.strata(alone).table)
+    assert "no label is known to be contested" in arms.by_agreement(alone).caption
+    assert "No votes" in scaling.raters(alone).caption
+
+
+def test_the_table_by_agreement_has_a_column_a_metric():
+    columns = made("by_agreement").readable.columns.tolist()
+    assert columns == ["arm", "kind", "annotations", "against", "n_test", "n_folds", *binary.TITLES.values()]
+
+
+# ---- domains ----
+
+
+def test_the_cells_of_fig_2_are_on_one_scale_and_their_numbers_read_on_every_shade():
+    panels = made("cross_domain").figure.axes[:4]
+    assert {axis.collections[0].get_clim() for axis in panels} == {domains.SCALE}
+    row = made("cross_domain").table.iloc[0]
+    assert panels[0].texts[0].get_text() == f"{row['mean']:.2f}\n±{row['sd']:.2f}"
+    assert {text.get_color() for text in panels[0].texts} == {"black"}
+    rgb = np.array(domains.SHADES(1.0)[:3])
+    light = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+    assert (light + 0.05) / 0.05 > 4.5, "black text on it, contrast as WCAG 2 asks"
+    assert panels[3].get_title("left") == "other\n(probe, pretrained here)"
+
+
+def test_tab_2_has_the_published_means_beside_ours_where_the_classes_are_theirs():
+    ours, theirs = made("means").figure.axes
+    assert [text.get_text() for text in ours.get_yticklabels()][:2] == ["net (end-to-end)", "low rank (LoRA)"]
+    names = [text.get_text() for text in theirs.get_yticklabels()]
+    inside, outside = (container.lines[0].get_xdata()[names.index("End-To-End ResNet50")] for container in theirs.containers)
+    assert (inside, outside) == (0.87, 0.74)
+    other = domains.means(opened(replace(MIDOG, data=Data("amibr"))))
+    assert len(other.figure.axes) == 1
+    assert made("means").readable["in_domain"].str.match(r"0\.\d\d\xa0±\xa00\.\d\d \(0\.\d\d\)").all()
+
+
+def test_each_domain_s_raters_stand_beside_the_arms():
+    human = raters.table(labels(), 0)
+    for domain, axis in zip(sorted(DOMAINS), made("by_test_domain").figure.axes, strict=True):
+        (line,) = lines(axis, "one rater")
+        assert line.get_xdata()[0] == pytest.approx(raters.reference(human, "balanced_accuracy", domain).estimate, abs=0.02)
+    assert legend_names("by_test_domain")[:2] == ["in domain", "out of domain"]
+
+
+def test_without_single_domains_exhibits_say_so():
+    mixed = opened(MIDOG, predictions(labels()).query("train_domain == 'all'"))
+    for make in (domains.means, domains.cross_domain, domains.by_test_domain):
+        assert make(mixed).figure is None and "No arm was trained on single domains" in make(mixed).caption
+    assert not len(domains.asymmetry(mixed).table)
+    assert "→" not in domains.abstract(mixed) and "→" in domains.abstract(study("real"))
+
+
+def test_the_abstract_names_arms_data_and_mode():
+    text = domains.abstract(study("synthetic"))
+    assert text.startswith("4 arms learned from up to about 100 patches") and "(study `t`, synthetic data, strict mode)" in text
+    assert "other (probe, pretrained here) 0." in text and "5 Monte Carlo folds divided by slide" in text
+
+
+def test_no_score_is_below_zero_by_rounding():
+    assert exhibit.plus_minus(-0.001, 0.002) == "0.00 ± 0.00" and exhibit.plus_minus(-0.01, np.nan) == "-0.01"
