@@ -102,7 +102,7 @@ def files(study: Study) -> dict[str, Path]:
     stored, found = {run.key: run for run in store.runs(study.folder, "embeddings")}, {}
     for encoder in study.settings.encoders:
         if encoder in study.runs:
-            run = stored.get(study.runs[encoder].identity["inputs"]["embeddings"])
+            run = stored.get(study.runs[encoder].identity["inputs"].get("embeddings", ""))
         else:
             try:
                 run = study.embeddings(encoder)

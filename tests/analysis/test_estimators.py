@@ -119,6 +119,8 @@ def test_another_splits_audit_is_not_this_studys(found):
 def test_the_figure_has_a_line_a_fold(found):
     study = Study(STUDY, found[1])
     exhibit = estimators.audit(study, estimators.find(study, "made"))
-    assert [sum(len(line.get_xdata()) == len(ESTIMATORS) for line in axis.lines) for axis in exhibit.figure.axes] == [3, 3]
+    assert [sum(len(line.get_xdata()) == len(ESTIMATORS) for line in axis.lines) for axis in exhibit.figure.axes] == [4, 4], (
+        "folds and mean"
+    )
     assert "synthetic data" in exhibit.figure.get_suptitle() and "synthetic data" in exhibit.caption
     assert exhibit.section == "Audit of the probe"

@@ -103,7 +103,7 @@ def test_an_exhibit_is_saved_whole_the_same_twice_and_its_words_are_read_back(tm
     assert [path.name for path in first] == [f"05_ranking.{suffix}" for suffix in ("csv", "json", "pdf", "png")]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     read = exhibit.load(tmp_path / "a", "05_ranking")
-    assert read == {"title": "Ranking", "caption": made("ranking").caption, "section": "Arms"}
+    assert read == {"title": "Ranking", "caption": made("ranking").caption, "section": "Arms", "readable": None}
     made("raters").save(tmp_path)
     assert (tmp_path / "05_raters.csv").is_file() and not (tmp_path / "05_raters.png").is_file()
 
@@ -122,7 +122,7 @@ def test_an_exhibit_shows_its_figure_or_its_table_and_then_its_caption(monkeypat
 def test_the_claims_are_an_exhibit_and_the_whole_ledger_is_kept(tmp_path):
     found = ledger.exhibit(opened(MIDOG, folder=tmp_path)).save(tmp_path / "figures")
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert names == ["05_claims.csv", "05_claims.json", "claims.csv", "claims.json"]
+    assert names == ["05_claims.csv", "05_claims.json", "claims.csv", "claims.json", "claims_rule.json"]
     assert found.table.columns.tolist() == ["claim", "where", "verdict", "here", "found"] and len(found.table)
     assert len(pd.read_csv(tmp_path / "figures" / "claims.csv")) > len(found.table)
 

@@ -121,4 +121,4 @@ def test_every_exhibit_is_saved_for_the_supplement(study):
     overview.save_audit(study)
     saved = {file.stem for file in study.figures.glob("*.json")}
     audit = {"01_audit", "01_audit_folds", "01_audit_own", "01_twins"}
-    assert saved == audit | {"05_arms", "05_data", "05_encoders", "05_provenance"}
+    assert saved == audit | {"05_arms", "05_data", "05_encoders", "05_provenance", "05_switches", "10_representations"}
