@@ -133,7 +133,7 @@ def figure_1(study: Study) -> Exhibit:
     grid = sns.catplot(
         long, kind="point", x="n_train", y="score", col="metric", hue="name", errorbar="sd",
         hue_order=list(arms["name"]), palette=list(looks["color"]), markers=list(looks["marker"]),
-        linestyles=list(looks["linestyle"]), native_scale=True, log_scale=(True, False), dodge=0.25,
+        linestyles=list(looks["linestyle"]), native_scale=True, log_scale=(True, False), dodge=0.25 * (len(arms) > 1),
         capsize=0.05, linewidth=1.4, markersize=4.5, err_kws={"linewidth": 1}, height=4, aspect=0.9,
     )  # fmt: skip
     places = {name: sizes.max() * 4.0 ** (i + 1) for i, name in enumerate(beside["data_set"].unique())}
@@ -312,7 +312,7 @@ def split_schemes(study: Study) -> Exhibit:
     left.set(xlabel="test patches, %", xlim=(0, 100), ylabel="")
     sns.pointplot(
         fits, x="auroc", y="scheme", hue="size", errorbar="sd", markers=list(MARKERS[: fits["size"].nunique()]),
-        linestyle="none", dodge=0.4, capsize=0.1, linewidth=1.2, markersize=5, ax=right,
+        linestyle="none", dodge=0.4 * (fits["size"].nunique() > 1), capsize=0.1, linewidth=1.2, markersize=5, ax=right,
     )  # fmt: skip
     if BASE in set(full["scheme"]):
         base = full.loc[full["scheme"] == BASE, "auroc"].item()

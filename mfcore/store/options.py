@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import json
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationError
@@ -55,13 +55,12 @@ def nearest(name: object, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
-def among(known: Iterable[str]) -> AfterValidator:
-    """Refuses a name that isn't one of ``known``."""
-    names = list(known)
+def among(known: Collection[str]) -> AfterValidator:
+    """Refuses a name that isn't one of ``known``, as they are when the name is read."""
 
     def check(name: str) -> str:
-        if name not in names:
-            raise ValueError(f"{name!r} is not one of {names}{nearest(name, names)}")
+        if name not in known:
+            raise ValueError(f"{name!r} is not one of {list(known)}{nearest(name, known)}")
         return name
 
     return AfterValidator(check)

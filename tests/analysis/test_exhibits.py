@@ -225,6 +225,12 @@ def test_one_size_draws_no_curve():
     assert not len(scaling.learning_curves(one).table)
 
 
+def test_one_arm_and_one_size_are_drawn():
+    found = predictions(labels())
+    one = opened(MIDOG, found[(found["arm"] == found["arm"].iloc[0]) & (found["size"] == 1)])
+    assert scaling.figure_1(one).figure is not None
+
+
 # ---- arms ----
 
 

@@ -143,7 +143,7 @@ def test_released_split_leaks_as_counted_on_the_real_labels(source, n_train, on_
     study = Settings(
         "t", "t", Data(source), splits=Splits(by_domain=False), mode="paper", switches=MODES["paper"], encoders=("e",)
     )
-    labels = label_files.load(study, SHARED / "labels", check_files=False)
+    labels = label_files.load(study.source, SHARED / "labels", check_files=False)
     table = splits.make(labels, study_data.scheme_of(study))
     assert [len(splits.select(table, unit)["train"]) for unit in splits.units(table) if unit.fold == 0] == n_train
     found = splits_audit.audit(table[table["size"] == 1.0], labels, study_data.placing_of(study))
@@ -156,7 +156,7 @@ def test_released_split_leaks_as_counted_on_the_real_labels(source, n_train, on_
 @pytest.mark.parametrize("source", ["midog22", "midogpp", "ccmct"])
 def test_the_remedies_share_nothing_on_the_real_labels(source):
     study = Settings("t", "t", Data(source), splits=Splits(by_domain=False, sizes=(1.0,), n_folds=1), encoders=("e",))
-    labels = label_files.load(study, SHARED / "labels", check_files=False)
+    labels = label_files.load(study.source, SHARED / "labels", check_files=False)
     found, reasons = splits_audit.audit_schemes(labels, study_data.schemes_of(study))
     found = found.set_index("scheme")
     assert not reasons
