@@ -114,6 +114,10 @@ def found(monkeypatch, tmp_path):
     return exhibit
 
 
+def test_one_encoder_alone_is_drawn_by_class(found):
+    assert found([("tiny", "stroma", 0.5), ("tiny", "tumour", 0.7)]).figure is not None
+
+
 def test_classes_are_found_or_not(found):
     values = [("tiny", "stroma", 0.9), ("tiny", "tumour", 0.5), ("other", "stroma", 0.9), ("other", "tumour", 0.7)]
     exhibit = found(values)
