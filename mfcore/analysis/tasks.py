@@ -286,16 +286,12 @@ def by_class(study: Study, task: str) -> Exhibit:
         names = [one for one in names if one in study.settings.encoders] or names[:MAX_BY_CLASS]
     looks = pd.DataFrame([look(study.settings, one, PROBE) for one in names])
     classes = table.groupby("class", sort=False).agg(mean=("mean", "mean"), n=("n", "max"))
-    style = {
-        "errorbar": "sd",
-        "dodge": 0.5 * (len(names) > 1),
-        "linestyle": "none",
-        "markersize": 4.5,
-        "err_kws": {"linewidth": 1.1},
-    }
+    style = {"errorbar": "sd", "linestyle": "none", "markersize": 4.5, "err_kws": {"linewidth": 1.1}}
     style |= {"hue_order": names, "palette": list(looks["color"]), "markers": list(looks["marker"])}
     figure, axis = plt.subplots(figsize=(WIDTH_INCH, 0.5 * len(classes) + 1.7))
-    sns.pointplot(rows, x="value", y="class", order=classes.index, hue="encoder", ax=axis, **style)
+    sns.pointplot(
+        rows, x="value", y="class", order=classes.index, hue="encoder", dodge=0.5 * (len(names) > 1), ax=axis, **style
+    )
     axis.set(xlabel="Dice" if registry.get(task).is_segmentation else "share found", ylabel="")
     axis.set_yticks(range(len(classes)), [f"{each}\nn = {n:,}" for each, n in classes["n"].items()])
     axis.get_legend().remove()

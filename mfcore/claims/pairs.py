@@ -2,11 +2,11 @@
 
 from itertools import combinations
 
+from mfcore.analysis.scores import percent
 from mfcore.claims.arms import Choice, has_probe
 from mfcore.claims.rows import Row
 from mfcore.claims.rules import Pair
 from mfcore.claims.scores import DOMAIN_TITLES, INSIDE, MIXED, NO_CROSS_DOMAIN, Material
-from mfcore.data.splits import percent
 
 CELLS = ("to two others", "there and back")
 
