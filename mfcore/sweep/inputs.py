@@ -7,7 +7,7 @@ code. What isn't there (data that a job will make or fetch, a disk that is away)
 import ast
 import os
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from mfcore import store
@@ -181,13 +181,23 @@ class _Code(ast.NodeTransformer):
         return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
 
 
+@cache
+def _lazy() -> dict[str, str]:
+    """What ``from mfcore import ...`` takes from a module at first use, by name: ``LAZY`` of the package itself."""
+    for node in ast.parse((ROOT / "mfcore" / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LAZY":
+            return ast.literal_eval(node.value)
+    return {}
+
+
 @lru_cache(maxsize=1024)
 def _module(path: Path, _changed_ns: int) -> tuple[str, tuple[Path, ...]]:
     """Digest of a module's code, and the files of the mfcore modules that it imports itself."""
     tree, imported = ast.parse(path.read_text(encoding="utf-8")), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mfcore":
-            package = ROOT / node.module.replace(".", "/")
-            for place in (package, *(package / alias.name for alias in node.names)):
+            package, names = ROOT / node.module.replace(".", "/"), [alias.name for alias in node.names]
+            lazy = [ROOT / module.replace(".", "/") for name, module in _lazy().items() if name in names]
+            for place in (package, *(package / name for name in names), *(lazy if node.module == "mfcore" else [])):
                 imported |= {file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
     return digest(ast.dump(_Code().visit(tree))), tuple(sorted(imported - {ROOT / "mfcore" / "__init__.py"}))
