@@ -1,6 +1,7 @@
 """Who may import whom, by room: read off the syntax trees, so that an import inside a function counts too."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -132,6 +133,13 @@ def test_what_the_tables_name_is_there():
     for module, rooms in STILL.items():
         imported = {room_of(name) for name in own_imports(MODULES[module].read_text(encoding="utf-8")) if name in MODULES}
         assert rooms <= imported - ROOMS[room_of(module)], f"take what is gone out of STILL[{module!r}]"
+
+
+def test_the_map_for_contributors_has_this_table():
+    rows = re.findall(
+        r"^\| `(\w+)` \|[^|]*\|([^|]*)\|$", (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M
+    )
+    assert {room: set(rooms.split()) for room, rooms in rows} == ROOMS
 
 
 def test_no_two_modules_import_each_other():
