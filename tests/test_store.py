@@ -109,9 +109,8 @@ def test_a_key_of_several_objects_is_read(tmp_path):
 )
 def test_a_run_records_its_number_of_threads_which_is_no_part_of_its_key(tmp_path, before, threads, n):
     code = f"{before}\nfrom mfcore import store\nprint(store.open_run({str(tmp_path)!r}, 'a', 'b', {{}}, {{}}).finish([]).key)"
-    environment = {**os.environ, "OMP_NUM_THREADS": threads} if threads else os.environ.copy()
-    if not threads:
-        environment.pop("OMP_NUM_THREADS", None)
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    environment |= {"OMP_NUM_THREADS": threads} if threads else {}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     (record,) = (store.read_json(file) for file in tmp_path.glob("a-*/run.json"))

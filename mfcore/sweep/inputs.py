@@ -7,7 +7,7 @@ code. What isn't there (data that a job will make or fetch, a disk that is away)
 import ast
 import os
 from collections.abc import Iterable
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 from mfcore import store
@@ -181,7 +181,6 @@ class _Code(ast.NodeTransformer):
         return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
 
 
-@cache
 def _lazy() -> dict[str, str]:
     """What ``from mfcore import ...`` takes from a module at first use, by name: ``LAZY`` of the package itself."""
     for node in ast.parse((ROOT / "mfcore" / "__init__.py").read_text(encoding="utf-8")).body:

@@ -128,8 +128,8 @@ def test_defaults_are_the_authors(method):
         (one("crops: {global_scale: [0.5, 0.2]}"), "crops.global_scale: [0.5, 0.2] should have the lesser first"),
         (one("crops: {global_px: 220}"), "global_px: 220 px is no multiple of the ViT's patches of 16 px; the nearest are 208"),
         (
-            one("arguments: {patch_size: 12}, crops: {global_px: 32}"),
-            "global_px: 32 px is no multiple of the ViT's patches of 12",
+            one("arguments: {patch_size: 12}, crops: {global_px: 220}"),
+            "global_px: 220 px is no multiple of the ViT's patches of 12",
         ),
         (one("crops: {local_px: 10}"), "local_px: 10 px is no multiple of the ViT's patches of 16 px; the least is 16"),
         (

@@ -227,6 +227,8 @@ def package(tmp_path, monkeypatch):
     (tmp_path / "mfcore" / "analysis").mkdir(parents=True)
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "mfcore" / "analysis" / "mfcore.mplstyle").touch()
+    (tmp_path / "mfcore" / "__init__.py").write_text('LAZY = {"later": "mfcore.e"}\n')
+    (tmp_path / "mfcore" / "e.py").write_text("def later():\n    return 1\n")
     (tmp_path / "mfcore" / "a.py").write_text("from mfcore.b import f\n\n\ndef g():\n    return f() + 1\n")
     (tmp_path / "mfcore" / "b.py").write_text('"""B."""\n\n\ndef f():\n    """One."""\n    return 1  # one\n')
     (tmp_path / "mfcore" / "c.py").write_text("X = 1\n")
@@ -255,6 +257,16 @@ def test_a_comment_a_docstring_and_a_move_are_no_change_of_the_code_and_a_functi
     assert sweep_inputs.code_of(package) != first
     _rewritten(modules / "moved.py", "return 2", "return 1")
     _rewritten(package, "a.g()", "a.g() + 1")
+    assert sweep_inputs.code_of(package) != first
+
+
+def test_what_mfcore_gives_at_first_use_counts_as_code_of_who_asks_for_it(package):
+    without, later = sweep_inputs.code_of(package), package.parents[1] / "mfcore" / "e.py"
+    _rewritten(later, "return 1", "return 2")
+    assert sweep_inputs.code_of(package) == without
+    _rewritten(package, "from mfcore import a", "from mfcore import a, later")
+    first = sweep_inputs.code_of(package)
+    _rewritten(later, "return 2", "return 3")
     assert sweep_inputs.code_of(package) != first
 
 
