@@ -78,6 +78,14 @@ class Window:
         """Noise of unit variance over the window."""
         return self.grain.cut(self.rng, grain_um, self.h.shape)
 
+    def turn(self) -> float:
+        """A random direction of an axis."""
+        return self.rng.uniform(0, np.pi)
+
+    def halo(self, share: float, low_um: float, high_um: float) -> float:
+        """Width in um of the cleft around a cell; 0 except in a ``share`` of cells."""
+        return self.rng.uniform(low_um, high_um) if self.rng.random() < share else 0.0
+
     def turned(self, angle: float, x_um: float = 0.0, y_um: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates (along, across) in um of axes turned by ``angle`` about a point."""
         dx, dy = self.x - np.float32(x_um), self.y - np.float32(y_um)
@@ -120,7 +128,7 @@ def interphase(w: Window, look: Look) -> None:
     rng = w.rng
     radius = look.radius_um * np.exp(rng.normal(0, look.radius_sd))
     stretch = np.exp(abs(rng.normal(0, look.elongation)))
-    angle = rng.uniform(0, np.pi)
+    angle = w.turn()
     distance = w.ellipse(radius * stretch**0.5, radius * stretch**-0.5, angle)
     distance = distance + np.float32(0.13 * radius) * w.noise(2.6) + 0.12 * w.noise(0.8)
     level = look.h * np.exp(rng.normal(0, 0.25))
@@ -141,7 +149,7 @@ def lymphocyte(w: Window, look: Look) -> None:
     """A small round dark nucleus with clumped chromatin and hardly any cytoplasm."""
     rng = w.rng
     radius = rng.uniform(2.3, 3.0)
-    distance = w.ellipse(radius * rng.uniform(1, 1.15), radius, rng.uniform(0, np.pi)) + 0.18 * w.noise(1.4)
+    distance = w.ellipse(radius * rng.uniform(1, 1.15), radius, w.turn()) + 0.18 * w.noise(1.4)
     level = look.dark * rng.uniform(0.5, 0.72)
     w.paint(cover(distance, 0.6), level * (1 + 0.22 * np.clip(w.noise(0.45), -1.5, 1.5)), w.e * 0.7)
 
@@ -161,7 +169,7 @@ def spindle(w: Window, look: Look, angle: float) -> None:
 def red_cells(w: Window, radius_um: float, n: int) -> None:
     """A small vessel: a clear space with ``n`` red cells in it."""
     rng = w.rng
-    squeeze, angle = rng.uniform(0.45, 0.95), rng.uniform(0, np.pi)
+    squeeze, angle = rng.uniform(0.45, 0.95), w.turn()
     lumen = cover(w.ellipse(radius_um, radius_um * squeeze, angle) + 0.5 * w.noise(2.6), 0.7)
     w.paint(lumen, 0.01, 0.03)
     for _ in range(n):
@@ -169,14 +177,14 @@ def red_cells(w: Window, radius_um: float, n: int) -> None:
         along, across = far * np.cos(turn), far * np.sin(turn) * squeeze
         x_um = along * np.cos(angle) - across * np.sin(angle)
         y_um = along * np.sin(angle) + across * np.cos(angle)
-        distance = w.ellipse(rng.uniform(1.9, 2.7), rng.uniform(1.7, 2.4), rng.uniform(0, np.pi), x_um, y_um)
+        distance = w.ellipse(rng.uniform(1.9, 2.7), rng.uniform(1.7, 2.4), w.turn(), x_um, y_um)
         hollow = 1 - 0.3 * np.exp(-(((distance + 2) / 0.9) ** 2))
         w.paint(cover(distance, 0.5), 0.02, rng.uniform(0.5, 0.75) * hollow)
 
 
 def vacuole(w: Window, radius_um: float) -> None:
     """A clear round hole: fat, mucin, or a shrinkage artefact."""
-    distance = w.ellipse(radius_um, radius_um * w.rng.uniform(0.75, 1), w.rng.uniform(0, np.pi))
+    distance = w.ellipse(radius_um, radius_um * w.rng.uniform(0.75, 1), w.turn())
     w.paint(cover(distance + 0.3 * w.noise(2.6), 0.8), 0.0, 0.02)
 
 
@@ -217,7 +225,7 @@ def _round_body(w: Window, hard: float, reach_um: float, angle: float) -> None:
     """A dividing cell's body: rounded, its cytoplasm cleared, at times with a cleft around it."""
     rng = w.rng
     b = max(reach_um * rng.uniform(0.85, 1.0), 5.0)
-    halo = rng.uniform(0.4, 1.5) if rng.random() < 0.25 else 0.0
+    halo = w.halo(0.25, 0.4, 1.5)
     _draw_body(w, max(reach_um, b), b, angle, _meet(rng.uniform(0.4, 1.05), 1.0, hard), rng.uniform(0.5, 1.1), halo)
 
 
@@ -225,8 +233,8 @@ def prometaphase(w: Window, look: Look, hard: float) -> None:
     """A knobbly clump of condensed chromosomes without a membrane, in places falling apart into threads."""
     rng = w.rng
     radius = rng.uniform(2.7, 3.9)
-    _round_body(w, hard, radius + rng.uniform(3.0, 4.4), rng.uniform(0, np.pi))
-    distance = w.ellipse(radius * rng.uniform(1, 1.3), radius * rng.uniform(0.75, 1), rng.uniform(0, np.pi))
+    _round_body(w, hard, radius + rng.uniform(3.0, 4.4), w.turn())
+    distance = w.ellipse(radius * rng.uniform(1, 1.3), radius * rng.uniform(0.75, 1), w.turn())
     distance = distance + 0.7 * (1 - 0.5 * hard) * w.noise(1.4)
     gaps = np.maximum(w.noise(0.8) - (0.5 + 1.2 * hard), 0)
     _chromatin(w, look, distance + gaps * 1.3, hard, ragged=0.5, density=0.97, edge=0.4, grain=0.14)
@@ -235,7 +243,7 @@ def prometaphase(w: Window, look: Look, hard: float) -> None:
 def metaphase(w: Window, look: Look, hard: float) -> None:
     """A plate seen edge-on: a bar with a ragged outline across a rounded cell."""
     rng = w.rng
-    angle, length, width = rng.uniform(0, np.pi), rng.uniform(3.6, 5.6), rng.uniform(0.95, 1.6)
+    angle, length, width = w.turn(), rng.uniform(3.6, 5.6), rng.uniform(0.95, 1.6)
     width = _meet(width, 2.0, hard)
     _round_body(w, hard, length + rng.uniform(1.4, 2.8), angle + rng.normal(0, 0.3))
     distance = w.bar(length, width, angle, rng.normal(0, 0.016)) + 0.22 * w.noise(1.4)
@@ -246,10 +254,10 @@ def ring(w: Window, look: Look, hard: float) -> None:
     """A plate seen from its pole: a ring or a ragged disc."""
     rng = w.rng
     radius, hole = rng.uniform(3.0, 4.1), rng.uniform(0.7, 1.5)
-    _round_body(w, hard, radius + rng.uniform(2.8, 4.0), rng.uniform(0, np.pi))
+    _round_body(w, hard, radius + rng.uniform(2.8, 4.0), w.turn())
     stretch = rng.uniform(1, 1.2)
-    outer = w.ellipse(radius * stretch, radius / stretch, rng.uniform(0, np.pi)) + 0.35 * w.noise(1.4)
-    inner = w.ellipse(hole * stretch, hole / stretch, rng.uniform(0, np.pi), rng.normal(0, 0.4), rng.normal(0, 0.4))
+    outer = w.ellipse(radius * stretch, radius / stretch, w.turn()) + 0.35 * w.noise(1.4)
+    inner = w.ellipse(hole * stretch, hole / stretch, w.turn(), rng.normal(0, 0.4), rng.normal(0, 0.4))
     _chromatin(
         w, look, np.maximum(outer, -inner - np.float32(1.2 * hard)), hard, ragged=0.45, density=0.93, edge=0.45, grain=0.16
     )
@@ -258,7 +266,7 @@ def ring(w: Window, look: Look, hard: float) -> None:
 def anaphase(w: Window, look: Look, hard: float) -> None:
     """Two sets of chromosomes that have come apart, ana- to telophase; now and then one lags between them."""
     rng = w.rng
-    angle, late = rng.uniform(0, np.pi), rng.random()
+    angle, late = w.turn(), rng.random()
     apart, length = 1.9 + 2.8 * late, rng.uniform(2.5, 3.9) * (1 - 0.15 * late)
     width, bend = _meet(rng.uniform(0.8, 1.3), 1.4, hard), rng.uniform(0.015, 0.06)
     _round_body(w, hard, apart + rng.uniform(1.8, 2.6), angle + np.pi / 2)
@@ -275,10 +283,10 @@ def anaphase(w: Window, look: Look, hard: float) -> None:
 def pyknotic(w: Window, look: Look, hard: float) -> None:
     """A shrunken nucleus: small, smooth, evenly dark, in shrunken pink cytoplasm."""
     rng = w.rng
-    radius, angle = _meet(rng.uniform(1.7, 2.7), rng.uniform(2.5, 3.3), hard), rng.uniform(0, np.pi)
+    radius, angle = _meet(rng.uniform(1.7, 2.7), rng.uniform(2.5, 3.3), hard), w.turn()
     stretch = np.exp(abs(rng.normal(0, 0.18 + 0.25 * hard)))
     body = radius + rng.uniform(2.0, 3.4) + 0.6 * hard
-    halo = rng.uniform(0.4, 1.6) if rng.random() < _meet(0.4, 0.25, hard) else 0.0
+    halo = w.halo(_meet(0.4, 0.25, hard), 0.4, 1.6)
     _draw_body(w, body * 1.15, body, angle, _meet(rng.uniform(0.9, 1.9), 1.0, hard), rng.uniform(0.6, 1.2), halo)
     distance = w.ellipse(radius * stretch, radius / stretch**0.5, angle) + (0.15 + 0.5 * hard) * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.04, density=1.0, edge=0.5, grain=0.03)
@@ -287,8 +295,8 @@ def pyknotic(w: Window, look: Look, hard: float) -> None:
 def apoptotic(w: Window, look: Look, hard: float) -> None:
     """A dying cell: round smooth globules of chromatin in a shrunken, deeply pink cell with a cleft around it."""
     rng = w.rng
-    angle, body = rng.uniform(0, np.pi), rng.uniform(3.8, 5.6)
-    halo = rng.uniform(0.5, 1.8) if rng.random() < _meet(0.55, 0.25, hard) else 0.0
+    angle, body = w.turn(), rng.uniform(3.8, 5.6)
+    halo = w.halo(_meet(0.55, 0.25, hard), 0.5, 1.8)
     _draw_body(
         w, body * rng.uniform(1, 1.25), body, angle, _meet(rng.uniform(1.0, 2.2), 1.0, hard), rng.uniform(0.6, 1.1), halo
     )
@@ -305,7 +313,7 @@ def apoptotic(w: Window, look: Look, hard: float) -> None:
 def hyperchromatic(w: Window, look: Look, hard: float) -> None:
     """A large dark nucleus that keeps its membrane and smooth outline."""
     rng = w.rng
-    radius, angle = look.radius_um * rng.uniform(0.75, 1.05), rng.uniform(0, np.pi)
+    radius, angle = look.radius_um * rng.uniform(0.75, 1.05), w.turn()
     radius = _meet(radius, 3.3, hard)
     stretch = np.exp(abs(rng.normal(0, 0.2 + 0.15 * hard)))
     if rng.random() < 0.35:
@@ -318,7 +326,7 @@ def hyperchromatic(w: Window, look: Look, hard: float) -> None:
 def smudged(w: Window, look: Look, hard: float) -> None:
     """A nucleus cut at its edge or crushed: homogeneous, blurred, its outline lost."""
     rng = w.rng
-    radius, angle = rng.uniform(2.4, 3.6), rng.uniform(0, np.pi)
+    radius, angle = rng.uniform(2.4, 3.6), w.turn()
     stretch = np.exp(abs(rng.normal(0, 0.35)))
     distance = w.ellipse(radius * stretch, radius / stretch, angle) + 0.5 * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.15, density=rng.uniform(0.55, 0.8), edge=1.9, grain=0.06)
@@ -327,7 +335,7 @@ def smudged(w: Window, look: Look, hard: float) -> None:
 def sliver(w: Window, look: Look, hard: float) -> None:
     """A dark nucleus seen on its edge, long and smooth with pointed ends: a plate's double."""
     rng = w.rng
-    angle, length, width = rng.uniform(0, np.pi), rng.uniform(3.6, 5.6), rng.uniform(1.0, 1.7)
+    angle, length, width = w.turn(), rng.uniform(3.6, 5.6), rng.uniform(1.0, 1.7)
     if rng.random() < 0.5:
         _round_body(w, hard, length + rng.uniform(0.6, 1.6), angle + rng.normal(0, 0.3))
     lens = w.ellipse(length * 1.1, width, angle)

@@ -56,13 +56,10 @@ def make_dataset(folder: str | Path, *, seed: int, n_slides: int = 50, n_annotat
     _claim(folder, config)
     files = [folder / "images" / _file_name(plan) for plan in plans]
     record = folder / "made.json"
-    if record.is_file():
-        recorded, there = store.read_json(record)["bytes"], _sizes(folder, files)
-        if recorded == there:
-            return folder
-        for name in store.differences(recorded, there):
-            (folder / name).unlink(missing_ok=True)
-        record.unlink()
+    made = [*files, folder / "annotations.json", folder / "truth.csv", record]
+    if all(file.is_file() for file in made):
+        return folder
+    record.unlink(missing_ok=True)
     for leftover in folder.rglob(".*.partial"):
         leftover.unlink()
 
@@ -73,7 +70,8 @@ def make_dataset(folder: str | Path, *, seed: int, n_slides: int = 50, n_annotat
     content, truth = annotate(seed, plans)
     store.write_json(folder / "annotations.json", content)
     store.write_csv(folder / "truth.csv", truth)
-    store.write_json(record, {**config, "bytes": _sizes(folder, files)})
+    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in made[:-1]}
+    store.write_json(record, {**config, "bytes": sizes})
     return folder
 
 
@@ -218,12 +216,6 @@ def write_pyramid(path: Path, pixels: np.ndarray, um_per_px: float, n_levels: in
 
 def _file_name(plan: Plan) -> str:
     return f"{plan.index + 1:03d}.tiff"
-
-
-def _sizes(folder: Path, files: list[Path]) -> dict[str, int | None]:
-    """Bytes of every file of the data set, None where it is missing."""
-    everything = [*files, folder / "annotations.json", folder / "truth.csv"]
-    return {str(file.relative_to(folder)): file.stat().st_size if file.is_file() else None for file in everything}
 
 
 def _claim(folder: Path, config: dict) -> None:
