@@ -70,4 +70,4 @@ def _check_patches(file: Path, lines: pd.Index, files: pd.Series) -> None:
             )
             problems.append(f"line {line}: {name}: {found}")
     problems += [f"{name}: no line of the table" for name in sorted(there - set(files))]
-    refuse(file, problems, "table and patch images don't agree; fetch both again:")
+    refuse(file, problems, f"table and patch images don't agree; remove {FILE} and fetch both again:")

@@ -1,6 +1,5 @@
 """Labels in a table: one's own, and the tables of the released code of Ganz et al."""
 
-import csv
 import io
 import re
 from pathlib import Path
@@ -130,40 +129,37 @@ def read_as_released(file: Path, label_values: tuple[str, str]) -> pd.DataFrame:
 
 
 def _lines(file: Path) -> pd.DataFrame:
-    """A table as text, whatever divides its columns; the index is the line in the file, empty lines are left out."""
+    """A table as text, divided by what its header has most of; the index is the line in the file.
+
+    Empty lines, and empty columns that a spreadsheet writes behind the others, are left out.
+    """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise LabelError(f"{file}: not UTF-8 text; save it as CSV in UTF-8") from None
-    top = [line for line in text.split("\n")[:100] if line.strip(" ,;\t")]
-    hint = re.fullmatch("sep=(.)", top[0].strip(), re.IGNORECASE) if top else None  # a line that spreadsheets understand
-    divider = hint[1] if hint else max(",;\t", key=top[0].count) if top else ","
-    try:
-        reader = csv.reader(io.StringIO(text), delimiter=divider, skipinitialspace=True, strict=True)
-        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except csv.Error as error:
-        raise LabelError(f"{file}: not a CSV file (line {reader.line_num}: {error}); save or fetch it again") from None
-    lines = [(number, cells) for number, cells in lines if any(cells)][bool(hint) :]
-    if not lines:
-        raise LabelError(f"{file}: not a CSV file (it is empty); save or fetch it again")
-    (_, header), *lines = lines
-    width = max(i + 1 for i, name in enumerate(header) if name)  # a spreadsheet may write empty columns behind
-    twice = sorted({name for name in header[:width] if header.count(name) > 1})
-    if twice:
-        raise LabelError(f"{file}: more than one column of the name {', '.join(map(repr, twice))}; rename or remove one")
-    if not lines:
+    divider = max(",;\t", key=text.strip().partition("\n")[0].count)
+    options = {"sep": divider, "skipinitialspace": True, "skip_blank_lines": False}
+    try:  # without a header, pandas refuses lines that are longer than the first
+        cells = pd.read_csv(
+            io.StringIO(text), header=None, dtype=str, keep_default_na=False, **options
+        )
+    except ValueError as error:
+        raise LabelError(
+            f"{file}: not a CSV file ({error}); where a comma is the decimal point, divide by "
+            "semicolons; save or fetch the file again"
+        ) from None
+    cells = cells.fillna("").map(str.strip).set_axis(cells.index + 1)
+    cells = cells[(cells != "").any(axis=1)]
+    if len(cells) < 2:
         raise LabelError(f"{file}: no line below the header; save or fetch the file again")
-    problems = [
-        f"line {number}: {len(cells)} values for {width} columns (if a comma is the decimal point, divide by semicolons)"
-        for number, cells in lines
-        if any(cells[width:])
-    ]
-    refuse(file, problems, "lines that can't be used; correct or remove them:")
-    content = [(cells + [""] * width)[:width] for _, cells in lines]
-    rows = pd.DataFrame(content, columns=header[:width], index=[number for number, _ in lines], dtype=str)
+    cells = cells.loc[:, (cells != "").any()]
+    header, rows = cells.iloc[0], cells.iloc[1:]
+    twice = sorted(header[header.duplicated()])
+    if twice:
+        raise LabelError(f"{file}: more than one column of the name {twice}; rename or remove one")
+    rows = rows.set_axis(header, axis=1).rename_axis(columns=None)
     if divider != ",":  # 10,5 is a half; 10,233 may be ten thousand, and stays what no number is
-        decimal = {
-            key: rows[key].str.replace(r"^(-?\d+),(\d{1,2}|\d{4,})$", r"\1.\2", regex=True) for key in ("x", "y") if key in rows
-        }
-        rows = rows.assign(**decimal)
+        places = rows.columns.intersection(["x", "y"])
+        decimal = r"^(-?\d+),(\d{1,2}|\d{4,})$"
+        rows[places] = rows[places].replace(decimal, r"\1.\2", regex=True)
     return rows
