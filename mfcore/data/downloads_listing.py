@@ -1,79 +1,69 @@
 """What hosts publish of their files: length and MD5, from Zenodo's and figshare's lists.
 
-Zenodo has one list for a record. Of a figshare collection there is a list of articles and for each of these one of its
-files; they are kept in the data folder, since MIDOG++ has an article for every slide.
+Zenodo has one list for a record. Of a figshare collection there is a list of articles, and for each
+article a list of its files. MIDOG++ has an article for every slide, so lists are kept in the folder.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+import requests
 from tqdm.auto import tqdm
 
-from mfcore.data.downloads_transfer import TRY_AGAIN, FileError, Published, ask, persist
+from mfcore.data.downloads_transfer import TRY_AGAIN, Published, session
 from mfcore.store import read_json, write_json
 
-KEPT = ".published.json"
-SAVE_EVERY = 50  # articles
+KEPT = ".listed.json"
 
 
 def published(wanted: pd.DataFrame, folder: Path, hosts: Mapping[str, str]) -> dict[str, Published]:
-    """What is published of each file of ``wanted`` (a row a file: file, host, record, id, bytes, sha256), by its name.
+    """What is published of each file of ``wanted``, by its name.
 
-    A list that can't be had is told and stops nothing: a file is fetched without, too, and what was seen is recorded.
+    wanted: a row a file: file, host, record, id, bytes, sha256. A host without a list that can be
+    read is named and stops nothing: its files are fetched, and their checksums are recorded.
     """
-    found = {row.file: Published(int(row.bytes), f"sha256:{row.sha256}") for row in wanted.itertuples() if row.sha256}
-    for (host, record), rows in wanted[wanted["sha256"] == ""].groupby(["host", "record"], sort=False):
-        files = dict(zip(rows["id"], rows["file"], strict=True))
-        listed = _zenodo(hosts["zenodo"], record) if host == "zenodo" else _figshare(hosts, record, set(files), folder)
+    kept = read_json(folder / KEPT) if (folder / KEPT).is_file() else {}
+    facts = dict.fromkeys(wanted["file"], Published())
+    for row in wanted[wanted["sha256"] != ""].itertuples():
+        facts[row.file] = Published(int(row.bytes), f"sha256:{row.sha256}")
+    for (host, record), rows in wanted[wanted["sha256"] == ""].groupby(["host", "record"]):
         try:
-            for key, facts in listed:
-                if key in files:
-                    found[files[key]] = facts
-        except (FileError, ValueError, LookupError, TypeError) as error:
-            reason = error if isinstance(error, FileError) else "its list isn't as expected"
-            tqdm.write(f"{host} {record}: lengths and checksums can't be had ({reason}); what comes is only recorded")
-    return found
+            if record not in kept:
+                kept[record] = (
+                    _zenodo(hosts, record) if host == "zenodo" else _figshare(hosts, record)
+                )
+                write_json(folder / KEPT, kept)
+        except (requests.RequestException, LookupError, TypeError, ValueError) as error:
+            tqdm.write(
+                f"{host} {record}: no lengths and checksums ({error}); what comes is recorded"
+            )
+            continue
+        for file, key in zip(rows["file"], rows["id"], strict=True):
+            facts[file] = Published(*kept[record].get(key, ()))
+    return facts
 
 
-def _get(url: str) -> object:
-    """A list in JSON."""
-    also = TRY_AGAIN | {403}  # so figshare answers who asks too often
-    return json.loads(persist(lambda: ask(url, try_again=also).content))
+def _get(client: requests.Session, url: str) -> object:
+    response = client.get(url, timeout=60)
+    response.raise_for_status()
+    return response.json()
 
 
-def _zenodo(host: str, record: str) -> Iterator[tuple[str, Published]]:
-    for entry in _get(f"{host}/api/records/{record}")["files"]:
-        yield entry["key"], Published(int(entry["size"]), entry["checksum"])
+def _zenodo(hosts: Mapping[str, str], record: str) -> dict[str, tuple[int, str]]:
+    """Length and checksum of a record's files, by name."""
+    files = _get(session(), f"{hosts['zenodo']}/api/records/{record}")["files"]
+    return {file["key"]: (file["size"], file["checksum"]) for file in files}
 
 
-def _figshare(hosts: Mapping[str, str], collection: str, wanted: set[str], folder: Path) -> Iterator[tuple[str, Published]]:
-    """Files by id, from the lists of a collection's articles; those that are kept from before aren't asked for again."""
-    host, file = f"{hosts['figshare_api']}/v2", folder / KEPT
-    articles = read_json(file) if file.is_file() else {}
-    for files in articles.values():
-        yield from _files(files)
-    if wanted <= {key for files in articles.values() for key in files}:
-        return
+def _figshare(hosts: Mapping[str, str], collection: str) -> dict[str, tuple[int, str]]:
+    """Length and checksum of the files of a collection's articles, by id."""
+    client, api = session((*TRY_AGAIN, 403)), f"{hosts['figshare_api']}/v2"  # 403: asked too often
     # Beyond one page figshare repeats some articles and leaves others out.
-    listed = _get(f"{host}/collections/{collection}/articles?page_size=1000")
-    missing = sorted({str(entry["id"]) for entry in listed} - set(articles))
-    try:
-        for n, article in enumerate(tqdm(missing, unit=" lists", leave=False, desc="lengths and checksums"), start=1):
-            entries = _get(f"{host}/articles/{article}/files?page_size=1000")
-            articles[article] = {
-                str(entry["id"]): [int(entry["size"]), entry.get("supplied_md5") or entry.get("computed_md5") or ""]
-                for entry in entries
-            }
-            yield from _files(articles[article])
-            if n % SAVE_EVERY == 0:
-                write_json(file, articles)
-    finally:
-        write_json(file, articles)
-
-
-def _files(listed: Mapping[str, list]) -> Iterator[tuple[str, Published]]:
-    """Files by id, from an article's list as it is kept: length and MD5 by id."""
-    for key, (n_bytes, md5) in listed.items():
-        yield key, Published(n_bytes, md5 and f"md5:{md5}")
+    articles = _get(client, f"{api}/collections/{collection}/articles?page_size=1000")
+    facts = {}
+    for article in tqdm({entry["id"] for entry in articles}, desc="checksums", leave=False):
+        for file in _get(client, f"{api}/articles/{article}/files?page_size=1000"):
+            md5 = file.get("supplied_md5") or file.get("computed_md5")
+            facts[str(file["id"])] = (file["size"], md5 and f"md5:{md5}")
+    return facts
