@@ -71,12 +71,6 @@ def write_tiff(path, levels, **options):
     return path
 
 
-def write_alpha(path, levels):
-    """The same with an opaque channel, which OpenSlide reads."""
-    opaque = [np.dstack([level, np.full(level.shape[:2], 255, np.uint8)]) for level in levels]
-    return write_tiff(path, opaque, extrasamples=["unassalpha"])
-
-
 def write_scn(path, levels, at=(0, 0)):
     """A Leica SCN whose scanned area begins at ``at`` px of the whole plane, and lies in its middle."""
     nm, (height, width) = round(UM_PER_PX * 1000), levels[0].shape[:2]

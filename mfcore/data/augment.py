@@ -1,9 +1,10 @@
 """Batch augmentation: every image of a batch gets its own random parameters.
 
-What happens to an image depends on the stream's name and on the image's position in the epoch, not on the batch size.
-The recipe is that of Ganz et al. 2024, section 3: colour jitter, Gaussian blur, flips and rotation. A rotated crop is cut
-from a stored patch wide enough for it, so that it has no corner without image; as the authors' released code does it, the crop
-is turned when all else is done, and has black corners.
+What happens to an image depends on the stream's name and on the image's position in the epoch, not
+on the batch size. The recipe is that of Ganz et al. 2024, section 3: colour jitter, Gaussian blur,
+flips and rotation. A rotated crop is cut from a stored patch wide enough for it, so that it has no
+corner without image; as the authors' released code does it, the crop is turned when all else is
+done, and has black corners.
 """
 
 import dataclasses
@@ -22,31 +23,30 @@ BLUR_KERNEL_PX = 5
 BLUR_SIGMA_PX = (0.1, 2.0)  # torchvision's GaussianBlur; the paper names no sigma
 RELEASED_BLUR_SIGMA_PX = (0.1, 1.0)  # the released training scripts'
 GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, as torchvision rounds it
-PIECE_PX = 2 * 224 * 224  # that a core works on at once: few enough for its cache, many enough for torch's calls to pay
+# That a core works on at once: few enough for its cache, many enough for torch's calls to pay
+PIECE_PX = 2 * 224 * 224
 
 
 class Strength(typing.Protocol):
-    """How much images are changed: largest changes of colour (in shares; of the hue in turns) and shift, and probabilities."""
+    """How much images are changed: largest changes of colour (in shares; of the hue in turns) and
+    shift, and probabilities.
+    """
 
-    @property
-    def colour_jitter(self) -> float: ...
-    @property
-    def colour_probability(self) -> float: ...
-    @property
-    def blur_probability(self) -> float: ...
-    @property
-    def rotation_probability(self) -> float: ...
-    @property
-    def shift_px(self) -> int: ...
+    colour_jitter: float
+    colour_probability: float
+    blur_probability: float
+    rotation_probability: float
+    shift_px: int
 
 
 @dataclass(frozen=True)
 class Parameters:
     """What is done to each of n images; every field is an array (n,).
 
-    angle: rotation in radians, 0 for none. flip_x, flip_y: mirrored left to right, top to bottom. shift_x_px, shift_y_px: of
-    the crop's centre in the stored patch, whole px. brightness, contrast, saturation: factors, 1 for none. hue: added, in
-    turns of the colour circle, 0 for none. blur_px: sigma in px, 0 for none.
+    angle: rotation in radians, 0 for none. flip_x, flip_y: mirrored left to right, top to bottom.
+    shift_x_px, shift_y_px: of the crop's centre in the stored patch, whole px. brightness,
+    contrast, saturation: factors, 1 for none. hue: added, in turns of the colour circle, 0 for
+    none. blur_px: sigma in px, 0 for none.
     """
 
     angle: np.ndarray
@@ -64,15 +64,22 @@ class Parameters:
         return len(self.angle)
 
     def __getitem__(self, part: slice) -> "Parameters":
-        return type(self)(**{field.name: getattr(self, field.name)[part] for field in dataclasses.fields(self)})
+        return type(self)(
+            **{field.name: getattr(self, field.name)[part] for field in dataclasses.fields(self)}
+        )
 
 
 class Released(Parameters):
-    """The same, to be done as the released training scripts do: turned last, by nearest neighbour, with black corners."""
+    """The same, to be done as the released training scripts do: turned last, by nearest neighbour,
+    with black corners.
+    """
 
 
-def draw(strength: Strength, n_images: int, seed: int, *names: object, released: bool = False) -> Parameters:
-    """Parameters of the ``n_images`` of one epoch, from the stream ``names`` under ``seed``; ``released``: `Released` ones.
+def draw(
+    strength: Strength, n_images: int, seed: int, *names: object, released: bool = False
+) -> Parameters:
+    """Parameters of the ``n_images`` of one epoch, from the stream ``names`` under ``seed``;
+    ``released``: `Released` ones.
 
     Row i depends on the stream and on i alone: neither the batch size nor ``n_images`` changes it.
     """
@@ -80,9 +87,11 @@ def draw(strength: Strength, n_images: int, seed: int, *names: object, released:
     coloured = uniform[0] < strength.colour_probability
     blurred = uniform[1] < strength.blur_probability
     rotated = uniform[2] < strength.rotation_probability
-    jitter = np.where(coloured, strength.colour_jitter * (2 * uniform[3:7] - 1), 0.0)  # (4, n_images)
+    # Shape: (4, n_images)
+    jitter = np.where(coloured, strength.colour_jitter * (2 * uniform[3:7] - 1), 0.0)
     low, high = RELEASED_BLUR_SIGMA_PX if released else BLUR_SIGMA_PX
-    shift_px = np.floor(uniform[11:13] * (2 * strength.shift_px + 1)) - strength.shift_px  # (2, n_images)
+    # Shape: (2, n_images)
+    shift_px = np.floor(uniform[11:13] * (2 * strength.shift_px + 1)) - strength.shift_px
     return (Released if released else Parameters)(
         angle=np.where(rotated, np.pi * (2 * uniform[7] - 1), 0.0),
         flip_x=uniform[8] < 0.5,
@@ -98,20 +107,23 @@ def draw(strength: Strength, n_images: int, seed: int, *names: object, released:
 
 
 def augment(images: "torch.Tensor", parameters: Parameters, input_px: int) -> "torch.Tensor":
-    """Augmented crops, float32 (B, 3, input_px, input_px) in 0..1, of stored patches (B, 3, stored_px, stored_px).
+    """Augmented crops, float32 (B, 3, input_px, input_px) in 0..1, of stored patches (B, 3,
+    stored_px, stored_px).
 
-    ``images`` are uint8, or float in 0..1, on any device. Geometry comes first, then colour (in torchvision's order:
-    brightness, contrast, saturation, hue), then blur; with `Released` parameters, crops are turned after that (`turn`). An
-    image that isn't rotated keeps its pixels, nothing is resampled. On a CPU an image comes out the same to the last bit
-    whatever its batch. Nothing waits for a GPU.
-    Raises ValueError where the number of parameters is another than that of images, or where a crop would reach outside
-    its stored patch.
+    ``images`` are uint8, or float in 0..1, on any device. Geometry comes first, then colour (in
+    torchvision's order: brightness, contrast, saturation, hue), then blur; with `Released`
+    parameters, crops are turned after that (`turn`). An image that isn't rotated keeps its pixels,
+    nothing is resampled. On a CPU an image comes out the same to the last bit whatever its batch.
+    Nothing waits for a GPU. Raises ValueError where the number of parameters is another than that
+    of images, or where a crop would reach outside its stored patch.
     """
     import torch
 
     n_images, n_channels, height_px, width_px = images.shape
     if n_channels != 3 or height_px != width_px:
-        raise ValueError(f"images are {tuple(images.shape)}; (B, 3, stored_px, stored_px) are needed")
+        raise ValueError(
+            f"images are {tuple(images.shape)}; (B, 3, stored_px, stored_px) are needed"
+        )
     if n_images != len(parameters):
         raise ValueError(f"{n_images} images with parameters of {len(parameters)}")
     turned = parameters.angle if isinstance(parameters, Released) else np.zeros(n_images)
@@ -123,33 +135,38 @@ def augment(images: "torch.Tensor", parameters: Parameters, input_px: int) -> "t
     n_at_once = max(1, PIECE_PX * torch.get_num_threads() // input_px**2 if on_cpu else n_images)
     for start in range(0, n_images, n_at_once):
         part = slice(start, start + n_at_once)
-        _augment(images[part], parameters[part], theta[part], crops[part])
-        _change(crops[part], turned[part] != 0, turn, turned[part])
+        out, drawn = crops[part], parameters[part]
+        _cut(images[part], drawn, theta[part], out)
+        if images.dtype == torch.uint8:
+            out /= 255
+        factors = np.stack([drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue])
+        jittered = (factors != [[1], [1], [1], [0]]).any(axis=0)
+        _change(out, jittered, jitter_colour, *factors.astype(np.float32))
+        _change(out, drawn.blur_px != 0, blur, drawn.blur_px.astype(np.float32))
+        _change(out, turned[part] != 0, turn, turned[part])
     return crops
 
 
-def _augment(images: "torch.Tensor", parameters: Parameters, theta: np.ndarray, out: "torch.Tensor") -> None:
-    """`augment` of so few images that a core's cache holds them, into ``out`` (n, 3, input_px, input_px)."""
-    import torch
-
-    _cut(images, parameters, theta, out)
-    if images.dtype == torch.uint8:
-        out /= 255
-    factors = np.stack([parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue])
-    jittered = (factors != [[1], [1], [1], [0]]).any(axis=0)
-    _change(out, jittered, jitter_colour, *factors.astype(np.float32))
-    _change(out, parameters.blur_px != 0, blur, parameters.blur_px.astype(np.float32))
-
-
-def _change(images: "torch.Tensor", chosen: np.ndarray, change: Callable[..., "torch.Tensor"], *values: np.ndarray) -> None:
-    """Change the images ``chosen``, bool (n,), in place, each by its own of every array of ``values``, (n,)."""
+def _change(
+    images: "torch.Tensor",
+    chosen: np.ndarray,
+    change: Callable[..., "torch.Tensor"],
+    *values: np.ndarray,
+) -> None:
+    """Change the images ``chosen``, bool (n,), in place, each by its own of every array of
+    ``values``, (n,).
+    """
     if chosen.any():
         rows = _rows(chosen, images.device)
-        images[rows] = change(images[rows], *(on_device(each[chosen], images.device) for each in values))
+        images[rows] = change(
+            images[rows], *(on_device(each[chosen], images.device) for each in values)
+        )
 
 
 def _rows(chosen: np.ndarray, device: "torch.device") -> "slice | torch.Tensor":
-    """What to index with for the rows ``chosen``, bool (n,): a slice, which copies nothing, for all of them."""
+    """What to index with for the rows ``chosen``, bool (n,): a slice, which copies nothing, for all
+    of them.
+    """
     return slice(None) if chosen.all() else on_device(np.flatnonzero(chosen), device)
 
 
@@ -158,20 +175,28 @@ def on_device(values: np.ndarray, device: "torch.device") -> "torch.Tensor":
     import torch
 
     here = torch.from_numpy(values)
-    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
+    return (
+        here.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else here.to(device)
+    )
 
 
 def affine(parameters: Parameters, stored_px: int, input_px: int) -> np.ndarray:
-    """Matrices (n, 2, 3) from a crop's coordinates to the stored patch's, both -1 to 1 between outermost pixel centres.
+    """Matrices (n, 2, 3) from a crop's coordinates to the stored patch's, both -1 to 1 between
+    outermost pixel centres.
 
-    The crop is mirrored, rotated and shifted about the patch's centre; one that isn't rotated stays on whole pixels, as
-    the centre crop does. Raises ValueError, naming the width that would do, where a crop would reach outside.
+    The crop is mirrored, rotated and shifted about the patch's centre; one that isn't rotated stays
+    on whole pixels, as the centre crop does. Raises ValueError, naming the width that would do,
+    where a crop would reach outside.
     """
     half_crop_px, half_stored_px = (input_px - 1) / 2, (stored_px - 1) / 2
     cosine, sine = np.cos(parameters.angle), np.sin(parameters.angle)
-    # A patch and a crop of which one is even and one is odd have no common centre; the centre crop rounds down.
+    # A patch and a crop of which one is even and one is odd have no common centre; the centre crop
+    # rounds down.
     aside_px = np.where(parameters.angle == 0, -((stored_px - input_px) % 2) / 2, 0.0)
-    centre_px = np.stack([parameters.shift_x_px + aside_px, parameters.shift_y_px + aside_px])  # (2, n)
+    # Shape: (2, n)
+    centre_px = np.stack([parameters.shift_x_px + aside_px, parameters.shift_y_px + aside_px])
     reach_px = np.abs(centre_px) + half_crop_px * (np.abs(cosine) + np.abs(sine))  # (2, n)
     if reach_px.size and reach_px.max() > half_stored_px + 1e-6:
         raise ValueError(
@@ -185,11 +210,13 @@ def affine(parameters: Parameters, stored_px: int, input_px: int) -> np.ndarray:
     return np.stack([np.stack(rows_x, axis=-1), np.stack(rows_y, axis=-1)], axis=-2)  # (n, 2, 3)
 
 
-def _cut(images: "torch.Tensor", parameters: Parameters, theta: np.ndarray, out: "torch.Tensor") -> None:
+def _cut(
+    images: "torch.Tensor", parameters: Parameters, theta: np.ndarray, out: "torch.Tensor"
+) -> None:
     """Mirrored, rotated and shifted crops into ``out``, in the images' own range.
 
-    A CPU copies the pixels of those that aren't rotated, which is a third of the work of sampling them. A GPU samples all,
-    which is one call.
+    A CPU copies the pixels of those that aren't rotated, which is a third of the work of sampling
+    them. A GPU samples all, which is one call.
     """
     import torch
     from torch.nn import functional
@@ -198,10 +225,15 @@ def _cut(images: "torch.Tensor", parameters: Parameters, theta: np.ndarray, out:
     sampled = (parameters.angle != 0) | (images.device.type != "cpu")
     for i in np.flatnonzero(~sampled):
         top, left = (
-            (images.shape[-1] - input_px) // 2 + int(shift_px[i]) for shift_px in (parameters.shift_y_px, parameters.shift_x_px)
+            (images.shape[-1] - input_px) // 2 + int(shift_px[i])
+            for shift_px in (parameters.shift_y_px, parameters.shift_x_px)
         )
         crop = images[i : i + 1, :, top : top + input_px, left : left + input_px]
-        if axes := [axis for axis, flipped in ((2, parameters.flip_y[i]), (3, parameters.flip_x[i])) if flipped]:
+        if axes := [
+            axis
+            for axis, flipped in ((2, parameters.flip_y[i]), (3, parameters.flip_x[i]))
+            if flipped
+        ]:
             crop = crop.flip(axes)
         out[i].copy_(crop[0])
     if not sampled.any():
@@ -210,20 +242,26 @@ def _cut(images: "torch.Tensor", parameters: Parameters, theta: np.ndarray, out:
     across = theta[sampled, :, 0, None] * steps + theta[sampled, :, 2, None]  # (n, 2, input_px)
     down = theta[sampled, :, 1, None] * steps  # (n, 2, input_px)
     across_there, down_there = on_device(np.stack([across, down]).astype(np.float32), out.device)
-    grid = (across_there[:, :, None, :] + down_there[:, :, :, None]).permute(0, 2, 3, 1)  # (n, input_px, input_px, 2)
+    # Shape: (n, input_px, input_px, 2)
+    grid = (across_there[:, :, None, :] + down_there[:, :, :, None]).permute(0, 2, 3, 1)
     stored = images
     if not sampled.all():
-        stored = torch.empty_like(images[: sampled.sum()], dtype=torch.float32)  # as interleaved as the images are
+        # As interleaved as the images are
+        stored = torch.empty_like(images[: sampled.sum()], dtype=torch.float32)
         for into, i in zip(stored, np.flatnonzero(sampled), strict=True):
             into.copy_(images[i])
-    cut = functional.grid_sample(stored.to(torch.float32), grid, padding_mode="zeros", align_corners=True)
+    cut = functional.grid_sample(
+        stored.to(torch.float32), grid, padding_mode="zeros", align_corners=True
+    )
     out[_rows(sampled, out.device)] = cut
 
 
 def turn(images: "torch.Tensor", angle: "torch.Tensor") -> "torch.Tensor":
-    """Images (B, 3, S, S) turned about their centres by angles, float64 (B,) in radians, against the clock.
+    """Images (B, 3, S, S) turned about their centres by angles, float64 (B,) in radians, against
+    the clock.
 
-    Each px is the nearest one's of the image, black where the image doesn't reach, as PIL's ``rotate`` has it.
+    Each px is the nearest one's of the image, black where the image doesn't reach, as PIL's
+    ``rotate`` has it.
     """
     import torch
 
@@ -233,7 +271,8 @@ def turn(images: "torch.Tensor", angle: "torch.Tensor") -> "torch.Tensor":
     x = (cosine * aside - sine * aside[:, None] + side_px / 2).floor().long()  # (B, S, S)
     y = (sine * aside + cosine * aside[:, None] + side_px / 2).floor().long()
     is_inside = (x >= 0) & (x < side_px) & (y >= 0) & (y < side_px)
-    place = torch.where(is_inside, y * side_px + x, 0).flatten(1)[:, None].expand(-1, 3, -1)  # (B, 3, S * S)
+    # Shape: (B, 3, S * S)
+    place = torch.where(is_inside, y * side_px + x, 0).flatten(1)[:, None].expand(-1, 3, -1)
     return images.flatten(2).gather(2, place).view_as(images) * is_inside[:, None]
 
 
@@ -244,18 +283,21 @@ def jitter_colour(
     saturation: "torch.Tensor",
     hue: "torch.Tensor",
 ) -> "torch.Tensor":
-    """Images (B, 3, H, W), float in 0..1, with brightness, contrast, saturation and hue changed, each by its own (B,).
+    """Images (B, 3, H, W), float in 0..1, with brightness, contrast, saturation and hue changed,
+    each by its own (B,).
 
-    The four operations are those of torchvision's ColorJitter, which has one factor for a whole batch and draws their order.
-    The first three commute but for clipping, and hue nearly does: on tissue the 24 orders, with jitters up to 0.1, are a
-    tenth of a grey level of 255 from this one on average, so that it stands for all. ``images`` isn't changed.
+    The four operations are those of torchvision's ColorJitter, which has one factor for a whole
+    batch and draws their order. The first three commute but for clipping, and hue nearly does: on
+    tissue the 24 orders, with jitters up to 0.1, are a tenth of a grey level of 255 from this one
+    on average, so that it stands for all. ``images`` isn't changed.
     """
     n_images, _, height_px, width_px = images.shape
     pixels = images.reshape(n_images, 3, height_px * width_px)
     # One plane after another and in place, as a plane stays in the core's cache.
     pixels = (pixels * brightness[:, None, None]).clamp_(0, 1)
     luma = _luma(pixels)  # (B, H W)
-    # By rows and then over rows: torch then adds in the same order whatever the batch and the number of threads.
+    # By rows and then over rows: torch then adds in the same order whatever the batch and the
+    # number of threads.
     mean = luma.reshape(n_images, height_px, width_px).sum(2).sum(1) / (height_px * width_px)
     pixels.mul_(contrast[:, None, None]).add_(((1 - contrast) * mean)[:, None, None]).clamp_(0, 1)
     luma = _luma(pixels).mul_((1 - saturation)[:, None])
@@ -267,12 +309,15 @@ def jitter_colour(
 def _luma(pixels: "torch.Tensor") -> "torch.Tensor":
     """Grey values (B, P) of pixels (B, 3, P)."""
     red, green, blue = pixels.unbind(1)
-    # Multiplied and added apart: fused, the last bit of a pixel would depend on its place in a batch.
+    # Multiplied and added apart: fused, the last bit of a pixel would depend on its place in a
+    # batch.
     return (red * GREY[0]).add_(green * GREY[1]).add_(blue * GREY[2])
 
 
 def _turn_hue(pixels: "torch.Tensor", turns: "torch.Tensor") -> None:
-    """Turn the hue of HSV of pixels (B, 3, P) by ``turns`` (B, 1), in place; saturation and value stay."""
+    """Turn the hue of HSV of pixels (B, 3, P) by ``turns`` (B, 1), in place; saturation and value
+    stay.
+    """
     import torch
 
     red, green, blue = pixels.unbind(1)  # (B, P) each
@@ -281,8 +326,10 @@ def _turn_hue(pixels: "torch.Tensor", turns: "torch.Tensor") -> None:
     lowest = torch.minimum(red, green)
     torch.minimum(lowest, blue, out=lowest)
     chroma = value - lowest
-    # The hue in sixths of a turn, -3 to 3, red at 0, without a branch: its distance from red grows with the difference of
-    # green and blue while red is highest, with what red lacks while that difference stays, and as the difference falls.
+    # The hue in sixths of a turn, -3 to 3, red at 0, without a branch: its distance from red grows
+    # with the difference of
+    # green and blue while red is highest, with what red lacks while that difference stays, and as
+    # the difference falls.
     scale = chroma.clamp(min=torch.finfo(chroma.dtype).tiny).reciprocal_()
     aside = (green - blue).mul_(scale)  # -1..1
     lack = (value - red).mul_(scale)  # 0..1
@@ -290,21 +337,28 @@ def _turn_hue(pixels: "torch.Tensor", turns: "torch.Tensor") -> None:
     sextant = (apart * -2).add_(3).mul_(lack).add_(apart).copysign_(aside)
     sextant += 6 * turns
     sextant -= (sextant * (1 / 6)).floor_().mul_(6)  # 0..6
-    # HSV to RGB in closed form: a channel falls from value to lowest with its colour's distance, between 1 and 2 sixths.
+    # HSV to RGB in closed form: a channel falls from value to lowest with its colour's distance,
+    # between 1 and 2 sixths.
     for channel, colour in ((green, 2), (blue, 4)):
         torch.sub(sextant, colour, out=channel).abs_().sub_(1).clamp_(0, 1).mul_(chroma)
         torch.sub(value, channel, out=channel)
-    torch.sub(sextant, 3, out=red).abs_().sub_(1).clamp_(0, 1).mul_(chroma).add_(lowest)  # 3: red's opposite, cyan
+    # 3: red's opposite, cyan
+    torch.sub(sextant, 3, out=red).abs_().sub_(1).clamp_(0, 1).mul_(chroma).add_(lowest)
 
 
-def blur(images: "torch.Tensor", sigma_px: "torch.Tensor", kernel_px: int = BLUR_KERNEL_PX) -> "torch.Tensor":
-    """Images (B, 3, H, W) blurred with square Gaussian kernels, each with its own sigma (B,); edges are mirrored."""
+def blur(
+    images: "torch.Tensor", sigma_px: "torch.Tensor", kernel_px: int = BLUR_KERNEL_PX
+) -> "torch.Tensor":
+    """Images (B, 3, H, W) blurred with square Gaussian kernels, each with its own sigma (B,); edges
+    are mirrored.
+    """
     import torch
     from torch.nn import functional
 
     height_px, width_px = images.shape[2:]
     half = kernel_px // 2
-    weights = [torch.exp(-0.5 * (distance_px / sigma_px) ** 2) for distance_px in range(half + 1)]  # (B,) each
+    # Shape: (B,) each
+    weights = [torch.exp(-0.5 * (distance_px / sigma_px) ** 2) for distance_px in range(half + 1)]
     total = weights[0] + 2 * sum(weights[1:])
     weights = [(weight / total)[:, None, None, None] for weight in weights]
     images = functional.pad(images, [half] * 4, mode="reflect")
@@ -312,7 +366,9 @@ def blur(images: "torch.Tensor", sigma_px: "torch.Tensor", kernel_px: int = BLUR
         # Shifted and added, as a convolution has another order of adding for another batch.
         blurred = images.narrow(axis, half, size_px) * weights[0]
         for distance_px in range(1, half + 1):
-            both = images.narrow(axis, half - distance_px, size_px) + images.narrow(axis, half + distance_px, size_px)
+            both = images.narrow(axis, half - distance_px, size_px) + images.narrow(
+                axis, half + distance_px, size_px
+            )
             blurred += both.mul_(weights[distance_px])
         images = blurred
     return images

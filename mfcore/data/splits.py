@@ -1,9 +1,11 @@
-"""Which patch trains, validates and tests, in each fold and at each size: made once, read by every arm.
+"""Which patch trains, validates and tests, in each fold and at each size: made once, read by every
+arm.
 
-Two uses. Data scaling (``train_domain`` "all"): the whole data set at every size. Cross-domain (``train_domain`` a
-domain, size 1): train on one domain, test on its own test share and on all of every other domain (`splits_draw.across` says
-what is left out where domains share cases or pixels). Both follow Ganz et al., section 3: 20 % of all patches test, 20 % of
-the others validate; sizes are shares of the patches that don't test.
+Two uses. Data scaling (``train_domain`` "all"): the whole data set at every size. Cross-domain
+(``train_domain`` a domain, size 1): train on one domain, test on its own test share and on all of
+every other domain (`splits_draw.across` says what is left out where domains share cases or pixels).
+Both follow Ganz et al., section 3: 20 % of all patches test, 20 % of the others validate; sizes are
+shares of the patches that don't test.
 """
 
 from dataclasses import dataclass
@@ -29,13 +31,18 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Name of its files, as "all-fold0-size0.02": another for another unit. A domain's single blanks become "_"."""
-        swapped = self.train_domain.translate(BLANKS)  # where "_" stands for a blank, a blank is what can't be shown
+        """Name of its files, as "all-fold0-size0.02": another for another unit. A domain's single
+        blanks become "_".
+        """
+        # Where "_" stands for a blank, a blank is what can't be shown
+        swapped = self.train_domain.translate(BLANKS)
         return f"{store.file_name(swapped)}-{self._fold_and_size}"
 
     @property
     def title(self) -> str:
-        """What its random draws and its history call it: as `name`, with all that the domain's name has."""
+        """What its random draws and its history call it: as `name`, with all that the domain's name
+        has.
+        """
         return f"{self.train_domain.translate(BLANKS)}-{self._fold_and_size}"
 
     @property
@@ -57,59 +64,65 @@ def percent(size: float) -> str:
 def make(labels: pd.DataFrame, scheme: Scheme) -> pd.DataFrame:
     """Draw every fold of a scheme at every size, for both uses (`splits_draw.draw`).
 
-    labels: as `mfcore.data.labels.table.COLUMNS`, one row per patch; a column ``twin``, a number that patches of the same
-    pixels share, keeps these on one side (`splits_draw`). Returns ``patch_id, train_domain, fold, size, role``; a patch
-    that has no role at a size has no row there. Raises SplitError where a size leaves a class empty, a stratum has too
-    few slides, or (cross-domain) there is one domain only.
+    labels: as `mfcore.data.labels.table.COLUMNS`, one row per patch; a column ``twin``, a number
+    that patches of the same pixels share, keeps these on one side (`splits_draw`). Returns
+    ``patch_id, train_domain, fold, size, role``; a patch that has no role at a size has no row
+    there. Raises SplitError where a size leaves a class empty, a stratum has too few slides, or
+    (cross-domain) there is one domain only.
     """
     domains = sorted(labels["domain"].unique())
     tables = []
     for fold in range(scheme.n_folds):
-        tables += _tables(ALL, fold, draw(labels, scheme, ALL, fold, scheme.sizes))
+        for size, roles in draw(labels, scheme, ALL, fold, scheme.sizes).items():
+            tables += [_rows(ALL, fold, size, role, ids) for role, ids in roles.items()]
         if scheme.by_domain and len(domains) == 1:
             raise SplitError(
                 f"cross-domain needs two domains or more, there is only {domains[0]!r}; set splits.by_domain: false"
             )
         for domain in domains if scheme.by_domain else ():
             within = labels[labels["domain"] == domain]
-            roles, elsewhere = across(labels, scheme, domain, draw(within, scheme, domain, fold, (1.0,))[1.0])
-            tables += _tables(domain, fold, {1.0: roles})
-            tables.append(_rows(domain, fold, 1.0, "test", elsewhere))
+            roles, elsewhere = across(
+                labels, scheme, domain, draw(within, scheme, domain, fold, (1.0,))[1.0]
+            )
+            tables += [
+                _rows(domain, fold, 1.0, role, ids)
+                for role, ids in [*roles.items(), ("test", elsewhere)]
+            ]
     table = pd.concat(tables, ignore_index=True)
     _refuse_empty(table, labels)
     return table
 
 
-def _tables(train_domain: str, fold: int, drawn: dict[float, dict[str, np.ndarray]]) -> list[pd.DataFrame]:
-    return [_rows(train_domain, fold, size, role, ids) for size, roles in drawn.items() for role, ids in roles.items()]
-
-
-def _rows(train_domain: str, fold: int, size: float, role: str, patch_ids: np.ndarray) -> pd.DataFrame:
-    return pd.DataFrame({"patch_id": patch_ids, "train_domain": train_domain, "fold": fold, "size": size, "role": role})
+def _rows(
+    train_domain: str, fold: int, size: float, role: str, patch_ids: np.ndarray
+) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "patch_id": patch_ids,
+            "train_domain": train_domain,
+            "fold": fold,
+            "size": size,
+            "role": role,
+        }
+    )
 
 
 def _refuse_empty(table: pd.DataFrame, labels: pd.DataFrame) -> None:
     """Refuse a unit whose training or test set lacks a class, or whose validation set is empty."""
-    label = labels.set_index("patch_id")["label"]
-    counts = (
-        table.assign(label=table["patch_id"].map(label))
-        .groupby(["train_domain", "fold", "size", "role", "label"], observed=True)
-        .size()
-        .unstack("label", fill_value=0)
-        .reindex(columns=[0, 1], fill_value=0)
-    )
-    wanted = {(u.train_domain, u.fold, u.size, role) for u in units(table) for role in ROLES}
-    counts = counts.reindex(pd.MultiIndex.from_tuples(sorted(wanted), names=counts.index.names), fill_value=0)
+    keys = ["train_domain", "fold", "size"]
+    label = table["patch_id"].map(labels.set_index("patch_id")["label"]).rename("label")
+    counts = table.groupby([*keys, "role", label]).size().unstack(["role", "label"], fill_value=0)
+    wanted = pd.MultiIndex.from_product([sorted(ROLES), (0, 1)], names=["role", "label"])
+    counts = counts.reindex(columns=wanted, fill_value=0).stack("role", future_stack=True)
     is_val = counts.index.get_level_values("role") == "val"
     empty = counts[np.where(is_val, (counts == 0).all(axis=1), (counts == 0).any(axis=1))]
     if len(empty):
         (domain, fold, size, role), row = next(empty.iterrows())
         missing = "positive" if row[1] == 0 else "negative"
-        full = counts.loc[(domain, fold, slice(None), role)].to_numpy().min(axis=1).max()
         raise SplitError(
-            f"size {shortest(size)} leaves no {missing} patch in the {role} set (fold {fold}, training on {domain!r}: {row[1]} "
-            f"positive, {row[0]} negative; {len(empty)} such sets in all). The rarer class has {full} at the largest size: "
-            f"raise the smallest of splits.sizes, or give the study more data"
+            f"size {shortest(size)} leaves no {missing} patch in the {role} set (fold {fold}, training on {domain!r}: "
+            f"{row[1]} positive, {row[0]} negative; {len(empty)} such sets in all): raise the smallest of "
+            "splits.sizes, or give the study more data"
         )
 
 
@@ -121,21 +134,36 @@ def units(table: pd.DataFrame) -> list[Unit]:
 
 def select(table: pd.DataFrame, unit: Unit) -> dict[str, np.ndarray]:
     """Patch ids (int64, sorted) of one unit by role."""
-    mine = table[(table["train_domain"] == unit.train_domain) & (table["fold"] == unit.fold) & (table["size"] == unit.size)]
-    return {role: np.sort(mine.loc[mine["role"] == role, "patch_id"].to_numpy(dtype=np.int64)) for role in ROLES}
+    is_unit = (
+        (table["train_domain"] == unit.train_domain)
+        & (table["fold"] == unit.fold)
+        & (table["size"] == unit.size)
+    )
+    rows = table[is_unit]
+    return {
+        role: np.sort(rows.loc[rows["role"] == role, "patch_id"].to_numpy(dtype=np.int64))
+        for role in ROLES
+    }
 
 
-def predictions(labels: pd.DataFrame, unit: Unit, patch_ids: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+def predictions(
+    labels: pd.DataFrame, unit: Unit, patch_ids: np.ndarray, scores: np.ndarray
+) -> pd.DataFrame:
     """The table of predictions of one unit, the same for every procedure.
 
-    labels: indexed by patch_id; patch_ids (n,) int64; scores (n,), probability of class 1. Returns ``patch_id, slide_id,
-    domain, label, score, fold, size, train_domain``. Raises ValueError, naming the patch, where a score isn't finite.
+    labels: indexed by patch_id; patch_ids (n,) int64; scores (n,), probability of class 1. Returns
+    ``patch_id, slide_id, domain, label, score, fold, size, train_domain``. Raises ValueError,
+    naming the patch, where a score isn't finite.
     """
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
-        raise ValueError(f"{unit.name}: {len(bad)} scores aren't finite, the first of patch {patch_ids[bad[0]]}")
+        raise ValueError(
+            f"{unit.name}: {len(bad)} scores aren't finite, the first of patch {patch_ids[bad[0]]}"
+        )
     table = labels.loc[patch_ids, ["slide_id", "domain", "label"]].reset_index()
-    return table.assign(score=scores, fold=unit.fold, size=unit.size, train_domain=unit.train_domain)
+    return table.assign(
+        score=scores, fold=unit.fold, size=unit.size, train_domain=unit.train_domain
+    )
 
 
 def load(run: store.Run) -> pd.DataFrame:

@@ -9,23 +9,43 @@ from mfcore import store
 from mfcore.data import splits, splits_draw
 from mfcore.data.splits_draw import Placing, Scheme
 
-LEAKS = ("test_on_train_slides", "test_on_train_cases", "test_overlapping_train", "test_twin_in_train")
-TWINS = ["group", "contradicts", "patch_id", "file", "slide_id", "case_id", "domain", "x_l0_px", "y_l0_px", "label"]
+LEAKS = (
+    "test_on_train_slides",
+    "test_on_train_cases",
+    "test_overlapping_train",
+    "test_twin_in_train",
+)
+TWINS = [
+    "group",
+    "contradicts",
+    "patch_id",
+    "file",
+    "slide_id",
+    "case_id",
+    "domain",
+    "x_l0_px",
+    "y_l0_px",
+    "label",
+]
 
 
 def audit(table: pd.DataFrame, labels: pd.DataFrame, placing: Placing) -> pd.DataFrame:
     """One row per unit of a table of splits.
 
-    n_train, n_val, n_test; share of positives in each; numbers of slides and cases that train and test. Shares of test patches
-    (LEAKS): on a slide, and of a case, that training sees; with at least one pixel in common with a training patch
-    (`splits_draw.with_places`); with a twin, a patch of the same pixels, in training. NaN where the audit can't see it: every
-    patch is a slide or case of its own, no place is known, ``labels`` have no column ``twin``. Training means the role "train"
-    alone.
+    n_train, n_val, n_test; share of positives in each; numbers of slides and cases that train and
+    test. Shares of test patches (LEAKS): on a slide, and of a case, that training sees; with at
+    least one pixel in common with a training patch (`splits_draw.with_places`); with a twin, a
+    patch of the same pixels, in training. NaN where the audit can't see it: every patch is a slide
+    or case of its own, no place is known, ``labels`` have no column ``twin``. Training means the
+    role "train" alone.
 
-    table: as `splits.make` returns it. labels: the patches, as `mfcore.data.labels.table.COLUMNS`. placing: of the patches.
+    table: as `splits.make` returns it. labels: the patches, as `mfcore.data.labels.table.COLUMNS`.
+    placing: of the patches.
     """
     indexed = splits_draw.with_places(labels, placing).set_index("patch_id")
-    shares_slides, shares_cases = (labels[name].nunique() < len(labels) for name in ("slide_id", "case_id"))
+    shares_slides, shares_cases = (
+        labels[name].nunique() < len(labels) for name in ("slide_id", "case_id")
+    )
     has_places = shares_slides and labels["x_l0_px"].notna().any()
     rows = []
     for unit in splits.units(table):
@@ -37,24 +57,38 @@ def audit(table: pd.DataFrame, labels: pd.DataFrame, placing: Placing) -> pd.Dat
                 "fold": unit.fold,
                 "size": unit.size,
                 **{f"n_{role}": len(ids[role]) for role in splits.ROLES},
-                **{f"positives_{role}": float(indexed.loc[ids[role], "label"].mean()) for role in splits.ROLES},
+                **{
+                    f"positives_{role}": float(indexed.loc[ids[role], "label"].mean())
+                    for role in splits.ROLES
+                },
                 "n_train_slides": train["slide_id"].nunique(),
                 "n_test_slides": test["slide_id"].nunique(),
                 "n_train_cases": train["case_id"].nunique(),
                 "n_test_cases": test["case_id"].nunique(),
-                "test_on_train_slides": test["slide_id"].isin(train["slide_id"]).mean() if shares_slides else np.nan,
-                "test_on_train_cases": test["case_id"].isin(train["case_id"]).mean() if shares_cases else np.nan,
-                "test_overlapping_train": splits_draw.overlapping(train, test).mean() if has_places else np.nan,
-                "test_twin_in_train": test["twin"].isin(train["twin"]).mean() if "twin" in test else np.nan,
+                "test_on_train_slides": test["slide_id"].isin(train["slide_id"]).mean()
+                if shares_slides
+                else np.nan,
+                "test_on_train_cases": test["case_id"].isin(train["case_id"]).mean()
+                if shares_cases
+                else np.nan,
+                "test_overlapping_train": splits_draw.overlapping(train, test).mean()
+                if has_places
+                else np.nan,
+                "test_twin_in_train": test["twin"].isin(train["twin"]).mean()
+                if "twin" in test
+                else np.nan,
             }
         )
     return pd.DataFrame(rows)
 
 
-def audit_schemes(labels: pd.DataFrame, schemes: Mapping[str, Scheme]) -> tuple[pd.DataFrame, dict[str, str]]:
+def audit_schemes(
+    labels: pd.DataFrame, schemes: Mapping[str, Scheme]
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """The audit of patches under several schemes, by name.
 
-    Returns the rows of `audit` with ``scheme`` before them, and for each scheme that can't split these data the reason.
+    Returns the rows of `audit` with ``scheme`` before them, and for each scheme that can't split
+    these data the reason.
     """
     tables, reasons = [], {}
     for name, scheme in schemes.items():
@@ -69,52 +103,46 @@ def audit_schemes(labels: pd.DataFrame, schemes: Mapping[str, Scheme]) -> tuple[
 
 
 def twins(labels: pd.DataFrame) -> pd.DataFrame:
-    """Every patch that has a twin, columns TWINS, group by group; groups with contradicting labels come first.
+    """Every patch that has a twin, columns TWINS, group by group; groups with contradicting labels
+    come first.
 
     labels: a label table with a column ``twin`` (`mfcore.data.patches.twins`).
     """
     groups = labels.groupby("twin")["label"]
-    table = labels.assign(group=labels["twin"], contradicts=groups.transform("nunique") > 1)[groups.transform("size") > 1]
-    return table.sort_values(["contradicts", "group", "patch_id"], ascending=[False, True, True], ignore_index=True)[TWINS]
+    table = labels.assign(group=labels["twin"], contradicts=groups.transform("nunique") > 1)[
+        groups.transform("size") > 1
+    ]
+    return table.sort_values(
+        ["contradicts", "group", "patch_id"], ascending=[False, True, True], ignore_index=True
+    )[TWINS]
 
 
 def remarks(labels: pd.DataFrame) -> list[str]:
-    """Sentences on the leaks that an audit of these data can't see, and on those of the authors' own split.
+    """Sentences on the leaks that an audit of these data can't see, and on those of the authors'
+    own split.
 
     labels: a label table with a column ``twin`` (`mfcore.data.patches.twins`).
     """
-    n_slides, n_cases, sentences = labels["slide_id"].nunique(), labels["case_id"].nunique(), []
+    n_slides, n_cases, n = labels["slide_id"].nunique(), labels["case_id"].nunique(), len(labels)
     n_nowhere = int(labels[["x_l0_px", "y_l0_px"]].isna().any(axis=1).sum())
-    if n_slides == len(labels):
-        unseen = "Every patch counts as a slide of its own, so that the audit can't see which patches share slides or pixels"
-        sentences.append(
-            f"{unseen}, nor which are of one patient; no split keeps these apart."
-            if n_cases == n_slides
-            else f"{unseen}; which are of one case the labels say."
-        )
-    elif n_cases == n_slides:
-        sentences.append(
-            "The labels name no case of several slides, so that each slide counts as a case. Where a patient has several "
-            "slides, the audit can't see patients on both sides of a split."
-        )
-    if n_nowhere and n_slides < len(labels):
-        sentences.append(
-            f"The data don't say where {n_nowhere:,} of the {len(labels):,} patches lie; the audit can't see which of these "
-            "share pixels."
-        )
-    tested = labels["official_split"] == "test"
-    learnt = labels["official_split"].isin(["train", "val"])
-    if both := len(set(labels.loc[tested, "case_id"]) & set(labels.loc[learnt, "case_id"])):
-        sentences.append(
-            f"The authors' own split has patches of {both} case{'s' * (both != 1)} on both sides; they stay where the authors "
-            "put them."
-        )
-    if n := int(labels.loc[learnt, "twin"].isin(labels.loc[tested, "twin"]).sum()):
-        sentences.append(
-            f"{n} of the authors' training patches {'are twins of test patches' if n > 1 else 'is a twin of a test patch'}; by "
-            "the authors' split they are left out of training here."
-        )
-    return sentences
+    tested = labels[labels["official_split"] == "test"]
+    learnt = labels[labels["official_split"].isin(["train", "val"])]
+    n_both = len(set(tested["case_id"]) & set(learnt["case_id"]))
+    n_twins = int(learnt["twin"].isin(tested["twin"]).sum())
+    sentences = {
+        "Every patch counts as a slide of its own: the audit can't see which patches share slides or pixels.": n_slides
+        == n,
+        "No case has several patches: the audit can't see which patches are of one patient.": n_cases
+        == n,
+        "No case has several slides: where a patient has several slides, the audit can't see patients on both sides "
+        "of a split.": n_cases == n_slides < n,
+        f"The data don't say where {n_nowhere:,} of the {n:,} patches lie; the audit can't see which of these share "
+        "pixels.": n_nowhere and n_slides < n,
+        f"The authors' own split has patches of {n_both} cases on both sides; they stay where the authors put them.": n_both,
+        f"{n_twins} of the authors' training patches have a twin in the authors' test set; by the authors' split "
+        "they are left out of training here.": n_twins,
+    }
+    return [sentence for sentence, holds in sentences.items() if holds]
 
 
 def twins_sentence(table: pd.DataFrame, audit: pd.DataFrame) -> str:
@@ -122,34 +150,34 @@ def twins_sentence(table: pd.DataFrame, audit: pd.DataFrame) -> str:
 
     table, audit: of one study, as `twins` and `audit` return them.
     """
-    if not len(table):
-        found = "No two patches have the same pixels"
-    else:
+    found = "No two patches have the same pixels"
+    if len(table):
         groups = table.groupby("group")["contradicts"].first()
         full = audit[(audit["train_domain"] == splits.ALL) & (audit["size"] == audit["size"].max())]
         found = (
-            f"{len(table):,} patches form {len(groups):,} group{'s' * (len(groups) != 1)} of identical pixels, "
-            f"{groups.sum():,} of them with contradicting labels; of this study's test patches "
-            f"{100 * full['test_twin_in_train'].mean():.1f} % have a twin in training"
+            f"{len(table):,} patches form {len(groups):,} groups of identical pixels, {groups.sum():,} of them with "
+            f"contradicting labels; of this study's test patches {100 * full['test_twin_in_train'].mean():.1f} % have a "
+            "twin in training"
         )
-    return (
-        f"{found} (identical pixels only: a copy that is shifted, scaled or compressed anew isn't recognised; a patch of a "
-        "single colour has no twin)."
-    )
+    return f"{found} (identical pixels only: a copy that is shifted, scaled or compressed anew isn't recognised)."
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """An audit as a table to read: means over folds, a row a scheme or training domain and a size, shares in per cent.
+    """An audit as a table to read: means over folds, a row a scheme or training domain and a size,
+    shares in per cent.
 
     table: as `audit` or `audit_schemes` returns it.
     """
     key = "scheme" if "scheme" in table else "train_domain"
     means = table.drop(columns="fold").groupby([key, "size"], sort=False).mean().reset_index()
     means = means.iloc[np.argsort(means[key] != splits.ALL, kind="stable")]
-    sizes = [f"{splits.percent(size)}\u00a0%" for size in means["size"]]  # a space that doesn't break
+    # A space that doesn't break
+    sizes = [f"{splits.percent(size)}\u00a0%" for size in means["size"]]
     names = means[key].map(scheme_title) if key == "scheme" else means[key]
     shown = {"scheme" if key == "scheme" else "trained on": names.to_numpy(), "size": sizes}
-    shown |= {name: means[name].round().astype(int).to_numpy() for name in ("n_train", "n_val", "n_test")}
+    shown |= {
+        name: means[name].round().astype(int).to_numpy() for name in ("n_train", "n_val", "n_test")
+    }
     shares = ("positives_train", "positives_test", *LEAKS)
     return pd.DataFrame(shown | {name: per_cent(means[name]) for name in shares})
 
@@ -172,21 +200,27 @@ def scheme_title(scheme: str) -> str:
 
 
 def between(probes: pd.DataFrame, networks: pd.DataFrame) -> dict[str, float]:
-    """The overlap of two tables of splits: means over folds with all the data, trained on all domains.
+    """The overlap of two tables of splits: means over folds with all the data, trained on all
+    domains.
 
-    ``tested_by_both``: share of the probes' test patches that the networks are tested on too; ``trained_on_by_networks``:
-    share of them that the networks train on or validate with.
+    ``tested_by_both``: share of the probes' test patches that the networks are tested on too;
+    ``trained_on_by_networks``: share of them that the networks train on or validate with.
     """
     full = [unit for unit in splits.units(probes) if unit.train_domain == splits.ALL]
     full = [unit for unit in full if unit.size == max(each.size for each in full)]
     pairs = [(splits.select(probes, unit)["test"], splits.select(networks, unit)) for unit in full]
     both = [np.isin(test, of_network["test"]).mean() for test, of_network in pairs]
-    seen = [np.isin(test, np.concatenate([of_network["train"], of_network["val"]])).mean() for test, of_network in pairs]
+    seen = [
+        np.isin(test, np.concatenate([of_network["train"], of_network["val"]])).mean()
+        for test, of_network in pairs
+    ]
     return {"tested_by_both": float(np.mean(both)), "trained_on_by_networks": float(np.mean(seen))}
 
 
 def networks_sentence(run: store.Run) -> str:
-    """A sentence on the networks' splits against the probes', from a finished audit; empty where they are the same."""
+    """A sentence on the networks' splits against the probes', from a finished audit; empty where
+    they are the same.
+    """
     shares = run.record["facts"].get("networks", {})
     if not shares:
         return ""
@@ -201,7 +235,9 @@ def networks_sentence(run: store.Run) -> str:
 def load(run: store.Run) -> pd.DataFrame:
     """The audit of the study's own splits, as `audit` returns it."""
     table = pd.read_csv(run.path("audit.csv"))
-    names = pd.read_csv(run.path("audit.csv"), usecols=["train_domain"], dtype=str, keep_default_na=False)
+    names = pd.read_csv(
+        run.path("audit.csv"), usecols=["train_domain"], dtype=str, keep_default_na=False
+    )
     return table.assign(**names)  # a domain may be called NA or 1
 
 

@@ -1,11 +1,14 @@
-"""How one fold is drawn: by slide, by the authors' own division, by annotation, and by annotation with a buffer of pixels.
+"""How one fold is drawn: by slide, by the authors' own division, by annotation, and by annotation
+with a buffer of pixels.
 
-Every way sets test patches aside first, then a share of the rest for validation; training at a size is a part of what is left.
+Every way sets test patches aside first, then a share of the rest for validation; training at a size
+is a part of what is left.
 
-Twins are patches of the same pixels (`mfcore.data.patches.twins`). A label table may name them in a column ``twin``, a number
-that all patches of one group share. Every way but the released one keeps a group on one side: by slide, cases that share a twin
-are one case; by annotation, a group goes where its first patch goes; by the authors' division, test patches stay where they
-are, and their twins neither train nor validate.
+Twins are patches of the same pixels (`mfcore.data.patches.twins`). A label table may name them in a
+column ``twin``, a number that all patches of one group share. Every way but the released one keeps
+a group on one side: by slide, cases that share a twin are one case; by annotation, a group goes
+where its first patch goes; by the authors' division, test patches stay where they are, and their
+twins neither train nor validate.
 """
 
 from collections.abc import Callable
@@ -13,14 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.cluster.hierarchy import DisjointSet
 from scipy.spatial import cKDTree
 
 from mfcore.data.labels.schema import ALL, FEW_CASES
 from mfcore.streams import generator
 
-BY_TRAINING_SCRIPT = "annotation_by_training_script"  # as the released training scripts draw, for networks alone
+BY_TRAINING_SCRIPT = (
+    "annotation_by_training_script"  # as the released training scripts draw, for networks alone
+)
 N_PROPOSALS = 20  # draws of cases from which the best balanced is kept; many more, and few cases leave one answer
 
 FAR_L0_PX = 1e9  # farther than any two places on one slide
@@ -29,7 +33,9 @@ Roles = dict[str, np.ndarray]  # patch ids (int64, sorted) by role
 
 
 class SplitError(ValueError):
-    """The scheme can't split the data; the message names the fold and the size, and says what to do."""
+    """The scheme can't split the data; the message names the fold and the size, and says what to
+    do.
+    """
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,11 @@ class Placing:
 class Scheme:
     """How patches are split into training, validation and test sets.
 
-    split_by: "slide", "official", "annotation", "annotation_buffered" or `BY_TRAINING_SCRIPT`. stratified: whether the classes
-    are balanced. n_folds: Monte Carlo folds, all drawn from ``seed``. test_fraction: of all patches. val_fraction: of the
-    other patches. sizes: shares of the patches that don't test. by_domain: also train on single domains, at size 1. placing:
-    of the patches, for "annotation_buffered".
+    split_by: "slide", "official", "annotation", "annotation_buffered" or `BY_TRAINING_SCRIPT`.
+    stratified: whether the classes are balanced. n_folds: Monte Carlo folds, all drawn from
+    ``seed``. test_fraction: of all patches. val_fraction: of the other patches. sizes: shares of
+    the patches that don't test. by_domain: also train on single domains, at size 1. placing: of the
+    patches, for "annotation_buffered".
     """
 
     split_by: str = "slide"
@@ -66,13 +73,18 @@ class Scheme:
     @property
     def is_released(self) -> bool:
         """Whether patches are drawn as one of the released scripts draws."""
-        return self.split_by == BY_TRAINING_SCRIPT or (self.split_by == "annotation" and not self.stratified)
+        return self.split_by == BY_TRAINING_SCRIPT or (
+            self.split_by == "annotation" and not self.stratified
+        )
 
 
-def draw(labels: pd.DataFrame, scheme: Scheme, train_domain: str, fold: int, sizes: tuple[float, ...]) -> dict[float, Roles]:
+def draw(
+    labels: pd.DataFrame, scheme: Scheme, train_domain: str, fold: int, sizes: tuple[float, ...]
+) -> dict[float, Roles]:
     """One fold of a scheme: for each of ``sizes`` the patch ids that train, validate and test.
 
-    labels: the patches to divide, as `mfcore.data.labels.table.COLUMNS`. Raises SplitError where they can't be divided.
+    labels: the patches to divide, as `mfcore.data.labels.table.COLUMNS`. Raises SplitError where
+    they can't be divided.
     """
     if scheme.split_by == BY_TRAINING_SCRIPT:
         return _as_trained(labels, scheme, train_domain, fold, sizes)
@@ -81,23 +93,32 @@ def draw(labels: pd.DataFrame, scheme: Scheme, train_domain: str, fold: int, siz
     divide = _divide_officially if scheme.split_by == "official" else _divide
     roles = divide(labels, scheme, train_domain, fold)
     if scheme.split_by == "annotation_buffered":
-        roles = _without_shared_px(labels, scheme, roles)
+        roles = _drop_touching(with_places(labels, scheme.placing), roles, overlapping)
     drawn = {}
     for size in sizes:
         drawn[size] = {"test": roles["test"]}
-        for role, rounding in (("train", np.rint), ("val", np.ceil)):  # a validation set of one class measures nothing
+        for role, rounding in (
+            ("train", np.rint),
+            ("val", np.ceil),
+        ):  # a validation set of one class measures nothing
             subset = labels[labels["patch_id"].isin(roles[role])]
-            drawn[size][role] = _nested_subset(subset, scheme, size, rounding, (role, train_domain, fold))
+            drawn[size][role] = _nested_subset(
+                subset, scheme, size, rounding, (role, train_domain, fold)
+            )
     return drawn
 
 
-def across(labels: pd.DataFrame, scheme: Scheme, train_domain: str, roles: Roles) -> tuple[Roles, np.ndarray]:
+def across(
+    labels: pd.DataFrame, scheme: Scheme, train_domain: str, roles: Roles
+) -> tuple[Roles, np.ndarray]:
     """The roles of a training on ``train_domain``, and the test patches of the other domains.
 
-    Training and validation patches with a twin in another domain are left out of the roles. All patches of the other domains
-    test; by slide, without the cases that train or validate. As released, nothing is left out.
+    Training and validation patches with a twin in another domain are left out of the roles. All
+    patches of the other domains test; by slide, without the cases that train or validate. As
+    released, nothing is left out.
 
-    labels: the patches of all domains. roles: one fold's within ``train_domain``, as `draw` returns them.
+    labels: the patches of all domains. roles: one fold's within ``train_domain``, as `draw` returns
+    them.
     """
     elsewhere = labels[labels["domain"] != train_domain]
     if scheme.is_released:
@@ -116,13 +137,22 @@ def _divide(labels: pd.DataFrame, scheme: Scheme, train_domain: str, fold: int) 
     test = take(labels, scheme, scheme.test_fraction, ("test", train_domain, fold))
     pool = labels[~labels["patch_id"].isin(test)]
     val = take(pool, scheme, scheme.val_fraction, ("val", train_domain, fold))
-    return {"test": test, "val": val, "train": pool.loc[~pool["patch_id"].isin(val), "patch_id"].to_numpy()}
+    return {
+        "test": test,
+        "val": val,
+        "train": pool.loc[~pool["patch_id"].isin(val), "patch_id"].to_numpy(),
+    }
 
 
 def _divide_officially(labels: pd.DataFrame, scheme: Scheme, train_domain: str, fold: int) -> Roles:
-    """The authors' test slides; their validation slides where they name any, else some of their training slides by fold."""
+    """The authors' test slides; their validation slides where they name any, else some of their
+    training slides by fold.
+    """
     official = labels["official_split"]
-    ids = {name: labels.loc[official == name, "patch_id"].to_numpy() for name in ("train", "val", "test")}
+    ids = {
+        name: labels.loc[official == name, "patch_id"].to_numpy()
+        for name in ("train", "val", "test")
+    }
     if not len(ids["test"]) or not len(ids["train"]):
         raise SplitError(
             f"the data name no official test slides for {train_domain!r} (the labels' column official_split); set "
@@ -135,10 +165,14 @@ def _divide_officially(labels: pd.DataFrame, scheme: Scheme, train_domain: str, 
     return _without_twins(labels, ids)
 
 
-def _as_released(labels: pd.DataFrame, scheme: Scheme, fold: int, sizes: tuple[float, ...]) -> dict[float, Roles]:
-    """The released probe script's draws (seeds 42 to 46, row order): one generator for all sizes, in the order of ``sizes``.
+def _as_released(
+    labels: pd.DataFrame, scheme: Scheme, fold: int, sizes: tuple[float, ...]
+) -> dict[float, Roles]:
+    """The released probe script's draws (seeds 42 to 46, row order): one generator for all sizes,
+    in the order of ``sizes``.
 
-    Its further 20 %, which the probe leaves unused, is the end-to-end network's validation set where folds are shared.
+    Its further 20 %, which the probe leaves unused, is the end-to-end network's validation set
+    where folds are shared.
     """
     rng = np.random.default_rng(scheme.seed + fold)
     rows = np.arange(len(labels))
@@ -150,17 +184,18 @@ def _as_released(labels: pd.DataFrame, scheme: Scheme, fold: int, sizes: tuple[f
         drawn = rng.choice(pool, size=int(len(pool) * size), replace=False)
         train = rng.choice(drawn, size=int((1 - scheme.val_fraction) * len(drawn)), replace=False)
         chosen = {"train": train, "val": np.setdiff1d(drawn, train), "test": test}
-        found[size] = {role: np.sort(ids[which]) for role, which in chosen.items()}
+        found[size] = {role: np.sort(ids[rows]) for role, rows in chosen.items()}
     return found
 
 
 def _as_trained(
     labels: pd.DataFrame, scheme: Scheme, train_domain: str, fold: int, sizes: tuple[float, ...]
 ) -> dict[float, Roles]:
-    """The released training scripts' draws (seeds 42 to 46, row order), by numpy's old generator, begun anew for each size.
+    """The released training scripts' draws (seeds 42 to 46, row order), by numpy's old generator,
+    begun anew for each size.
 
-    On all domains as ``train_classifier.py``, on one as ``train_classifier_tumor_specific.py``, which leaves the draws to
-    pandas and begins the generator again for validation.
+    On all domains as ``train_classifier.py``, on one as ``train_classifier_tumor_specific.py``,
+    which leaves the draws to pandas and begins the generator again for validation.
     """
     seed, held_out, validating = scheme.seed + fold, scheme.test_fraction, scheme.val_fraction
     rows, ids, found = pd.Series(np.arange(len(labels))), labels["patch_id"].to_numpy(), {}
@@ -176,20 +211,33 @@ def _as_trained(
             drawn = rows.drop(test)
             val = drawn.sample(frac=validating, random_state=seed).to_numpy()
         found[size] = {"train": np.setdiff1d(drawn, val), "val": val, "test": test}
-    return {size: {role: np.sort(ids[which]) for role, which in roles.items()} for size, roles in found.items()}
+    return {
+        size: {role: np.sort(ids[which]) for role, which in roles.items()}
+        for size, roles in found.items()
+    }
 
 
 def _take_slides(labels: pd.DataFrame, scheme: Scheme, share: float, stream: tuple) -> np.ndarray:
-    """Patches of slides drawn so that they hold about ``share`` of the annotations, a domain at a time.
+    """Patches of slides drawn so that they hold about ``share`` of the annotations, a domain at a
+    time.
 
-    Slides of one case go together, and so do cases that share a twin; domains that share a case are drawn as one. A draw takes
-    cases in random order up to the nearest to ``share``. Stratified, it is the best balanced of N_PROPOSALS such draws
-    (rerandomisation, Morgan and Rubin 2012): the largest deviation from ``share`` in either class is least. Returns patch ids.
+    Slides of one case go together, and so do cases that share a twin; domains that share a case are
+    drawn as one. A draw takes cases in random order up to the nearest to ``share``. Stratified, it
+    is the best balanced of N_PROPOSALS such draws (rerandomisation, Morgan and Rubin 2012): the
+    largest deviation from ``share`` in either class is least. Returns patch ids.
     """
     chosen = []
     n_named = labels["case_id"].nunique()
-    labels = labels.assign(case_id=_one_where_linked(labels["case_id"], labels["twin"])) if "twin" in labels else labels
-    as_one = " (cases that share identical patches count as one)" if labels["case_id"].nunique() < n_named else ""
+    labels = (
+        labels.assign(case_id=_one_where_linked(labels["case_id"], labels["twin"]))
+        if "twin" in labels
+        else labels
+    )
+    as_one = (
+        " (cases that share identical patches count as one)"
+        if labels["case_id"].nunique() < n_named
+        else ""
+    )
     for stratum, within in labels.groupby(_strata(labels), sort=True):
         names, case = np.unique(within["case_id"].to_numpy(), return_inverse=True)
         if len(names) < 2:
@@ -198,9 +246,10 @@ def _take_slides(labels: pd.DataFrame, scheme: Scheme, share: float, stream: tup
                 f"{as_one}; by slide it needs three or more. Leave the domain out, set splits.by_domain: false, or "
                 "switches.split_by: annotation"
             )
+        # Shape: (2, n_cases)
         counts = np.stack(
             [np.bincount(case, weights=within["label"] == c, minlength=len(names)) for c in (0, 1)]
-        )  # (2, n_cases)
+        )
         present = counts.sum(axis=1) > 0
         rng = generator(scheme.seed, *stream, stratum)
         best = (np.inf, np.empty(0, dtype=int))
@@ -209,7 +258,9 @@ def _take_slides(labels: pd.DataFrame, scheme: Scheme, share: float, stream: tup
             held = np.cumsum(counts.sum(axis=0)[order]) / counts.sum()
             n_taken = min(int(np.argmin(np.abs(held - share))) + 1, len(names) - 1)
             taken = order[:n_taken]
-            deviation = np.abs(counts[present][:, taken].sum(axis=1) / counts[present].sum(axis=1) - share).max()
+            deviation = np.abs(
+                counts[present][:, taken].sum(axis=1) / counts[present].sum(axis=1) - share
+            ).max()
             if deviation < best[0]:
                 best = (deviation, taken)
         chosen.append(within.loc[np.isin(case, best[1]), "patch_id"].to_numpy())
@@ -217,29 +268,39 @@ def _take_slides(labels: pd.DataFrame, scheme: Scheme, share: float, stream: tup
 
 
 def _strata(labels: pd.DataFrame) -> pd.Series:
-    """The domain of each row; domains that share a case form one stratum, and so do all with fewer than three cases."""
+    """The domain of each row; domains that share a case form one stratum, and so do all with fewer
+    than three cases.
+    """
     domain = _one_where_linked(labels["domain"], labels["case_id"])
     n_cases = labels.groupby(domain)["case_id"].nunique()
     return domain.where(domain.map(n_cases) >= 3, FEW_CASES)
 
 
 def _one_where_linked(names: pd.Series, links: pd.Series) -> pd.Series:
-    """``names``, where those that meet in one of ``links``, directly or over others, have the first one's name."""
-    name, known = pd.factorize(names, sort=True)
-    link, n_links = pd.factorize(links)[0], links.nunique()
-    n = len(known) + n_links
-    graph = coo_array((np.ones(len(name), dtype=bool), (name, len(known) + link)), shape=(n, n))
-    component = connected_components(graph, directed=False)[1][: len(known)]
-    _, first, of_name = np.unique(component, return_index=True, return_inverse=True)
-    return pd.Series(np.asarray(known)[first[of_name]][name], index=names.index, name=names.name)
+    """``names``, where those that meet in one of ``links``, directly or over others, have the first
+    one's name.
+    """
+    first = names.groupby(links).transform("first")
+    sets = DisjointSet(names)
+    for linked in set(zip(names, first, strict=True)):
+        sets.merge(*linked)
+    return names.map({name: min(linked) for linked in sets.subsets() for name in linked})
 
 
-def _take_annotations(labels: pd.DataFrame, scheme: Scheme, share: float, stream: tuple) -> np.ndarray:
-    """Single annotations, ``share`` of each class in each domain, twins together. Returns patch ids."""
+def _take_annotations(
+    labels: pd.DataFrame, scheme: Scheme, share: float, stream: tuple
+) -> np.ndarray:
+    """Single annotations, ``share`` of each class in each domain, twins together. Returns patch
+    ids.
+    """
     chosen = []
     for stratum, within in labels.groupby(["domain", "label"], sort=True):
         rng = generator(scheme.seed, *stream, *stratum)
-        chosen.append(rng.choice(within["patch_id"].to_numpy(), size=round(len(within) * share), replace=False))
+        chosen.append(
+            rng.choice(
+                within["patch_id"].to_numpy(), size=round(len(within) * share), replace=False
+            )
+        )
     taken = np.sort(np.concatenate(chosen))
     if "twin" not in labels:
         return taken
@@ -247,32 +308,37 @@ def _take_annotations(labels: pd.DataFrame, scheme: Scheme, share: float, stream
     return np.sort(labels.loc[first.isin(taken), "patch_id"].to_numpy())
 
 
-def _nested_subset(labels: pd.DataFrame, scheme: Scheme, size: float, rounding: Callable, stream: tuple) -> np.ndarray:
+def _nested_subset(
+    labels: pd.DataFrame, scheme: Scheme, size: float, rounding: Callable, stream: tuple
+) -> np.ndarray:
     """The share ``size`` of ``labels``; a smaller size is part of a larger one. Returns patch ids."""
     groups = labels.groupby("label") if scheme.stratified else [("all", labels)]
     chosen = []
     for group, within in groups:
-        order = generator(scheme.seed, "size", *stream, group).permutation(within["patch_id"].to_numpy())
+        order = generator(scheme.seed, "size", *stream, group).permutation(
+            within["patch_id"].to_numpy()
+        )
         chosen.append(order[: int(rounding(round(len(order) * size, 6)))])
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
 
 
-def _without_shared_px(labels: pd.DataFrame, scheme: Scheme, roles: Roles) -> Roles:
-    """``roles`` less the validation patches that share a px with a test patch, and the training patches with either."""
-    return _drop_touching(with_places(labels, scheme.placing), roles, overlapping)
-
-
 def _without_twins(labels: pd.DataFrame, roles: Roles) -> Roles:
-    """``roles`` less the validation patches that are twins of a test patch, and the training patches that are of either."""
-    return (
-        _drop_touching(labels, roles, lambda seen, asked: asked["twin"].isin(seen["twin"]).to_numpy())
-        if "twin" in labels
-        else roles
+    """``roles`` less the validation patches that are twins of a test patch, and the training
+    patches that are of either.
+    """
+    if "twin" not in labels:
+        return roles
+    return _drop_touching(
+        labels, roles, lambda seen, asked: asked["twin"].isin(seen["twin"]).to_numpy()
     )
 
 
-def _drop_touching(labels: pd.DataFrame, roles: Roles, touch: Callable[[pd.DataFrame, pd.DataFrame], np.ndarray]) -> Roles:
-    """``roles`` less the validation patches that touch a test patch, and the training patches that touch either."""
+def _drop_touching(
+    labels: pd.DataFrame, roles: Roles, touch: Callable[[pd.DataFrame, pd.DataFrame], np.ndarray]
+) -> Roles:
+    """``roles`` less the validation patches that touch a test patch, and the training patches that
+    touch either.
+    """
     indexed = labels.set_index("patch_id")
     test, val, train = (indexed.loc[roles[role]] for role in ("test", "val", "train"))
     val = val[~touch(test, val)]
@@ -281,23 +347,28 @@ def _drop_touching(labels: pd.DataFrame, roles: Roles, touch: Callable[[pd.DataF
 
 
 def with_places(labels: pd.DataFrame, placing: Placing) -> pd.DataFrame:
-    """``labels`` with the place of each patch: its centre ``x_patch_l0_px``, ``y_patch_l0_px`` and its ``side_l0_px``.
+    """``labels`` with the place of each patch: its centre ``x_patch_l0_px``, ``y_patch_l0_px`` and
+    its ``side_l0_px``.
 
-    A slide of unknown um/px is read at its own. The centre is the annotation's, or that of a patch moved inward at a border.
+    A slide of unknown um/px is read at its own. The centre is the annotation's, or that of a patch
+    moved inward at a border.
     """
     side = np.full(len(labels), float(placing.size_px))
     if placing.um_per_px is not None:
-        side = np.where(np.isfinite(labels["um_per_px"]), side * placing.um_per_px / labels["um_per_px"], side)
+        side = np.where(
+            np.isfinite(labels["um_per_px"]), side * placing.um_per_px / labels["um_per_px"], side
+        )
     moved = "patch_x_l0_px" in labels
     x, y = (labels[f"patch_{axis}_l0_px" if moved else f"{axis}_l0_px"] for axis in "xy")
     return labels.assign(x_patch_l0_px=x, y_patch_l0_px=y, side_l0_px=side)
 
 
 def overlapping(seen: pd.DataFrame, asked: pd.DataFrame) -> np.ndarray:
-    """Whether each of the patches ``asked`` shares a px with one of ``seen`` on its slide, bool (n_asked,).
+    """Whether each of the patches ``asked`` shares a px with one of ``seen`` on its slide, bool
+    (n_asked,).
 
-    Both as `with_places` returns them: patches share px where their centres are nearer than a side on both axes. A patch whose
-    place is unknown (NaN) is seen to share none.
+    Both as `with_places` returns them: patches share px where their centres are nearer than a side
+    on both axes. A patch whose place is unknown (NaN) is seen to share none.
     """
     patches = pd.concat([seen, asked])
     slide = pd.factorize(patches["slide_id"])[0]

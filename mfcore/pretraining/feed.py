@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mfcore.data.slides.slide import SlideError
 from mfcore.pretraining.slides import PatchingError
 from mfcore.pretraining.source import Drawn, Source
 
@@ -97,18 +96,16 @@ class _Window:
         self._drawn = [next(candidates) for candidates in self._candidates]
         self._slots = np.zeros(len(numbers), np.intp)
         self._done: list[Future[None]] = []
-        self._waiting = collections.deque[tuple[list[int], bool]]()
+        self._waiting = collections.deque[list[int]]()
         for places in self._by_slide():
-            announced = self._announce(places, opens=False)  # the window before may still read the same tiles
-            parts = (places[at : at + TASK_PATCHES] for at in range(0, len(places), TASK_PATCHES))
-            self._waiting += ((part, announced) for part in parts)
+            self._waiting += (places[at : at + TASK_PATCHES] for at in range(0, len(places), TASK_PATCHES))
 
     def start(self, pool: ThreadPoolExecutor, slots: _Slots) -> None:
         """Read as many patches as there are free slots."""
-        while self._waiting and len(self._waiting[0][0]) <= len(slots.free):
-            places, announced = self._waiting.popleft()
+        while self._waiting and len(self._waiting[0]) <= len(slots.free):
+            places = self._waiting.popleft()
             self._slots[places] = [slots.free.pop() for _ in places]
-            self._done.append(pool.submit(self._read, places, announced, slots.images))
+            self._done.append(pool.submit(self._read, places, slots.images))
 
     def batches(self, slots: _Slots) -> Iterator[Batch]:
         """The batches, once all are read; a batch's slots are free when it is yielded."""
@@ -134,22 +131,8 @@ class _Window:
         ordered = sorted(range(len(self._drawn)), key=order)
         return [list(group) for _, group in itertools.groupby(ordered, key=lambda i: self._drawn[i].slide)]
 
-    def _announce(self, places: list[int], opens: bool) -> bool:
-        """Announce to a slide what will be read from it, if it is open or ``opens``; returns whether that was done."""
-        file = self._source.slides[self._drawn[places[0]].slide]
-        if not opens and not self._source.open.is_open(file):
-            return False
-        try:
-            with self._source.open.use(file) as slide:
-                self._source.announce(slide, [self._drawn[i] for i in places])
-        except (SlideError, OSError):
-            return False
-        return True
-
-    def _read(self, places: list[int], announced: bool, images: np.ndarray) -> None:
+    def _read(self, places: list[int], images: np.ndarray) -> None:
         """Read places of one slide; where a place fails, the patch's next candidate, on any slide."""
-        if not announced and len(places) > 1:
-            self._announce(places, opens=True)
         for i in places:
             first = itertools.chain([self._drawn[i]], self._candidates[i])
             self._drawn[i] = self._source.read_one(first, images[self._slots[i]])

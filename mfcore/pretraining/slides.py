@@ -170,11 +170,6 @@ class OpenSlides:
                     self._entries.pop(file, None)
                 self._close_some()
 
-    def is_open(self, file: SlideFile) -> bool:
-        """Whether the slide is open now."""
-        entry = self._entries.get(file)
-        return entry is not None and entry.slide is not None
-
     def close(self) -> None:
         """Close all slides that nobody uses."""
         with self._lock:

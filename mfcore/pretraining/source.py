@@ -150,14 +150,6 @@ class Source:
         else:
             out[:] = slide.read(drawn.x_l0_px, drawn.y_l0_px, self.settings.size_px, drawn.um_per_px)
 
-    def announce(self, slide: Slide, places: Iterable[Drawn]) -> None:
-        """Announce which places of an open slide will be read, in order: shared tiles are then decoded once."""
-        size_px = self.settings.size_px
-        slide.reader.expect(
-            self._cut(slide, drawn) or slide.window(drawn.x_l0_px, drawn.y_l0_px, size_px, drawn.um_per_px)[0]
-            for drawn in places
-        )
-
     def _cut(self, slide: Slide, drawn: Drawn) -> Window | None:
         """What is cut from a level that has the patch's resolution; None without such a level, or off its grid."""
         match = level_of(slide.reader.downsamples, drawn.um_per_px / slide.um_per_px)

@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -68,27 +67,20 @@ def expected(folder, tmp_path_factory):
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    monkeypatch.setattr(patches_read, "BATCH_PATCHES", (5, 5))
+    monkeypatch.setattr(patches_read, "BATCH_PATCHES", 5)
 
 
 @pytest.mark.parametrize("n_workers", [1, 2, 16])
-@pytest.mark.parametrize("memory_bytes", [None, 20_000])
-def test_threads_give_the_same_array_with_much_memory_and_with_little(
-    folder, tmp_path, monkeypatch, expected, small_batches, n_workers, memory_bytes
-):
-    """Little: six tiles of the TIFFs in all, and the PNG and the strips alone for themselves."""
-    if memory_bytes:
-        memory = patches_read.Memory
-        monkeypatch.setattr(patches_read, "Memory", lambda: memory(memory_bytes))
+def test_threads_give_the_same_array(folder, tmp_path, expected, small_batches, n_workers):
     found = patches.load(study_data.extract(STUDY, folder, tmp_path, n_workers=n_workers))[1]
     np.testing.assert_array_equal(found, expected)
 
 
-def test_each_tile_is_decoded_once(folder, tmp_path, monkeypatch, small_batches):
+def test_a_slide_read_in_one_batch_decodes_each_tile_once(folder, tmp_path, monkeypatch):
     decode, keys = TiffReader.decode, []
     monkeypatch.setattr(TiffReader, "decode", lambda reader, key: keys.append((reader._path, key)) or decode(reader, key))
     study_data.extract(STUDY, folder, tmp_path, n_workers=4)
-    assert len(keys) == len(set(keys)) > 100
+    assert len(keys) == len(set(keys)) > 100, "a slide has fewer patches than a batch"
 
 
 class Stopped(Exception):
@@ -97,15 +89,15 @@ class Stopped(Exception):
 
 def interrupted(folder, results, monkeypatch, after):
     """Extract, stopped after that many batches; returns the run's folder."""
-    read, n_read = patches_read._Work.read, iter(range(10**6))
+    read, n_read = patches_read._read, iter(range(10**6))
 
-    def stop(work, batch):
+    def stop(*batch):
         if next(n_read) == after:
             raise Stopped
-        return read(work, batch)
+        return read(*batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(patches_read._Work, "read", stop)
+        patched.setattr(patches_read, "_read", stop)
         with pytest.raises(Stopped):
             study_data.extract(STUDY, folder, results)
     return next(results.glob("patches-*"))
@@ -118,10 +110,13 @@ def rows_recorded(run):
 
 def rows_read(monkeypatch):
     """A list that fills with the rows that are read from now on."""
-    patch, rows = patches_read._Source.patch, []
-    monkeypatch.setattr(
-        patches_read._Source, "patch", lambda source, i: rows.append(int(source.job.rows[i])) or patch(source, i)
-    )
+    read, rows = patches_read._read, []
+
+    def noting(job, places, *rest):
+        rows.extend(job.rows["patch_id"].iloc[places].tolist())
+        return read(job, places, *rest)
+
+    monkeypatch.setattr(patches_read, "_read", noting)
     return rows
 
 
@@ -133,7 +128,7 @@ def test_what_is_recorded_is_not_read_again(folder, tmp_path, monkeypatch, expec
     recorded = rows_recorded(run)
     assert 25 <= len(recorded) < N_PATCHES  # other batches may have got done meanwhile
     rows = rows_read(monkeypatch)
-    monkeypatch.setattr(patches_read, "BATCH_PATCHES", (7, 7))  # batches may be cut otherwise by then
+    monkeypatch.setattr(patches_read, "BATCH_PATCHES", 7)  # batches may be cut otherwise by then
     resumed = study_data.extract(STUDY, folder, tmp_path, n_workers=2)
     assert sorted(rows) == sorted(set(range(N_PATCHES)) - set(recorded))
     np.testing.assert_array_equal(patches.load(resumed)[1], expected)
@@ -185,32 +180,31 @@ sys.path[:0] = {tests!r}
 from mfcore.data import patches_read
 from mfcore.study import data as study_data
 from test_patches_read import STUDY
-patches_read.BATCH_PATCHES = (5, 5)
-patch = patches_read._Source.patch
-
+patches_read.BATCH_PATCHES = 5
+read = patches_read._read
 n_read = iter(range(10**6))
 
-def noting(source, place):
+def noting(job, places, *rest):
     with Path({log!r}).open("a") as log:
-        log.write(f"{{source.job.rows[place]}}\\n")
+        log.write("".join(f"{{i}}\\n" for i in job.rows["patch_id"].iloc[places]))
     if next(n_read) == int(sys.argv[1]):
         os.kill(os.getpid(), 9)
-    return patch(source, place)
+    return read(job, places, *rest)
 
-patches_read._Source.patch = noting
+patches_read._read = noting
 study_data.extract(STUDY, {folder!r}, {results!r}, n_workers=2)
 """
 
 
 def test_killed_at_any_moment_and_gone_on_with_nothing_is_lost(folder, tmp_path, expected, started):
-    """A process killed several times, without warning, after numbers of patches drawn by chance, another thread at work."""
+    """A process killed several times, without warning, after numbers of batches drawn by chance, another thread at work."""
     log, results, rng = tmp_path / "log.txt", tmp_path / "results", random.Random(1)
     tests = [str(folder) for folder in Path(__file__).parents[:2]]
     script = KILLS_ITSELF.format(tests=tests, log=str(log), folder=str(folder), results=str(results))
     recorded = set()
     for attempt in range(4):
         log.unlink(missing_ok=True)
-        last = rng.randrange(N_PATCHES // 4) if attempt < 3 else -1
+        last = rng.randrange(N_PATCHES // 20) if attempt < 3 else -1
         command = [sys.executable, "-c", script, str(last)]
         process = started(command, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2])
         _, errors = process.communicate(timeout=HANG_S)
@@ -225,41 +219,18 @@ def test_killed_at_any_moment_and_gone_on_with_nothing_is_lost(folder, tmp_path,
 
 def test_a_full_disk_is_an_error_that_names_the_store(folder, tmp_path, monkeypatch, expected, small_batches):
     """And, when there is room again, goes on."""
-    write, n_written = os.pwrite, iter(range(10**6))
+    sync, n_written = os.fsync, iter(range(10**6))
 
-    def full(file, data, offset):
-        if next(n_written) == 60:
+    def full(file):
+        if next(n_written) == 12:
             raise OSError(28, "No space left on device")
-        return write(file, data, offset)
+        return sync(file)
 
     with monkeypatch.context() as patched:
-        patched.setattr(patches_read.os, "pwrite", full)
+        patched.setattr(patches_read.os, "fsync", full)
         with pytest.raises(DiskError, match=r"patches\.partial\.npy: .*No space left.*make room and run again"):
             study_data.extract(STUDY, folder, tmp_path, n_workers=4)
     np.testing.assert_array_equal(patches.load(study_data.extract(STUDY, folder, tmp_path))[1], expected)
-
-
-def test_what_the_system_takes_in_parts_is_written_whole(folder, tmp_path, monkeypatch, expected):
-    write = os.pwrite
-    monkeypatch.setattr(patches_read.os, "pwrite", lambda file, data, offset: write(file, data[:1000], offset))
-    np.testing.assert_array_equal(patches.load(study_data.extract(STUDY, folder, tmp_path))[1], expected)
-
-
-def test_an_error_while_a_slide_waits_for_memory_is_an_end(folder, tmp_path, monkeypatch, small_batches):
-    """The PNG waits for memory that a slide given up would hold for ever."""
-    memory, waits = patches_read.Memory(1000), threading.Event()
-    memory.add(1000)
-    wait_and_add = memory.wait_and_add
-    monkeypatch.setattr(memory, "wait_and_add", lambda n_bytes: waits.set() or wait_and_add(n_bytes))
-    monkeypatch.setattr(patches_read, "Memory", lambda: memory)
-
-    def stop(work):
-        assert waits.wait(HANG_S), "the PNG never waited"
-        raise Stopped
-
-    monkeypatch.setattr(patches_read._Work, "sync", stop)
-    with pytest.raises(Stopped):
-        study_data.extract(STUDY, folder, tmp_path, n_workers=8)
 
 
 def test_slides_that_turn_out_damaged_are_named_together_once_each(folder, tmp_path, small_batches):

@@ -63,9 +63,9 @@ def test_what_the_data_cannot_show_is_a_dash_and_said():
     alone = crops.assign(case_id=crops["slide_id"])
     nowhere = labels.assign(x_l0_px=np.nan)
     for of, unseen, said in (
-        (labels, [], "each slide counts as a case"),
-        (crops, ["test_on_train_slides", "test_overlapping_train"], "which are of one case the labels say"),
-        (alone, ["test_on_train_slides", "test_on_train_cases", "test_overlapping_train"], "nor which are of one patient"),
+        (labels, [], "No case has several slides"),
+        (crops, ["test_on_train_slides", "test_overlapping_train"], "which patches share slides or pixels"),
+        (alone, ["test_on_train_slides", "test_on_train_cases", "test_overlapping_train"], "which patches are of one patient"),
         (nowhere, ["test_overlapping_train"], "don't say where 6 of the 6 patches lie"),
     ):
         found = splits_audit.audit(table, of, Placing())
@@ -81,7 +81,8 @@ def test_the_authors_split_is_said_to_share_cases_and_twins():
     _, labels = planted()
     labels = labels.assign(official_split=["train", "val", "test", "test", "test", "train"], case_id=list("PPQQPP"))
     said = " ".join(splits_audit.remarks(labels.assign(twin=[0, 1, 2, 0, 4, 5])))
-    assert "has patches of 1 case on both sides; they stay" in said and "1 of the authors' training patches is a twin" in said
+    assert "has patches of 1 cases on both sides; they stay" in said
+    assert "1 of the authors' training patches have a twin" in said
 
 
 def test_twins_are_counted_listed_and_their_contradictions_come_first():

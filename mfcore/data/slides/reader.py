@@ -1,12 +1,15 @@
-"""What all readers of slides share: the interface, the error, and the rules for resolution and downsample."""
+"""What all readers of slides share: the interface, the error, and the rules for resolution and
+downsample.
+"""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-PLAUSIBLE_UM_PER_PX = (0.01, 20.0)  # outside, a resolution tag speaks of a screen or a printer (72 dpi = 352.8 um/px)
+# Outside, a resolution tag speaks of a screen or a printer (72 dpi = 352.8 um/px)
+PLAUSIBLE_UM_PER_PX = (0.01, 20.0)
 CONVERT = "vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg --Q 90"
 TURN = "turn it upright: vips autorot IN 'OUT.tif[tile,pyramid,compression=jpeg,Q=90]'"
 
@@ -28,10 +31,10 @@ class Window(NamedTuple):
 class Reader:
     """The geometry of a slide's file, and the px of its windows: what every reader has.
 
-    size_px: (width, height) of level 0; level_sizes_px: of each level. downsamples: level-0 px a px of each level.
-    stated_um_per_px: the resolution that the file states, and ``tag`` the same in words.
-    n_bytes_whole: bytes of an image that is decoded whole; 0 where the file is read by tiles.
-    scanned_at_px: corner (x, y) of the scanned area in level-0 px, (0, 0) where the file doesn't state it.
+    size_px: (width, height) of level 0; level_sizes_px: of each level. downsamples: level-0 px a px
+    of each level. stated_um_per_px: the resolution that the file states, and ``tag`` the same in
+    words. scanned_at_px: corner (x, y) of the scanned area in level-0 px, (0, 0) where the file
+    doesn't state it.
     """
 
     size_px: tuple[int, int]
@@ -39,18 +42,18 @@ class Reader:
     downsamples: tuple[float, ...]
     stated_um_per_px: float | None
     tag: str
-    n_bytes_whole: int = 0
     scanned_at_px: tuple[int, int] = (0, 0)
 
     def corner_l0_px(self, at_px: int, level: int) -> float:
-        """The level-0 px where a window that begins at px ``at_px`` of a level is read; the same for x and y."""
+        """The level-0 px where a window that begins at px ``at_px`` of a level is read; the same
+        for x and y.
+        """
         return at_px * self.downsamples[level]
 
-    def expect(self, windows: Iterable[Window]) -> None:
-        """Announce reads in their order; a tile that several of them need is then decoded once, where tiles are kept."""
-
     def region(self, window: Window) -> np.ndarray:
-        """The px of a window, uint8 (height, width, 3), white outside the slide; several threads may call it at once."""
+        """The px of a window, uint8 (height, width, 3), white outside the slide; several threads
+        may call it at once.
+        """
         raise NotImplementedError
 
     def close(self) -> None:
@@ -59,7 +62,8 @@ class Reader:
 
 
 def stated_resolution(path: Path, um_per_px: Sequence[float]) -> tuple[float | None, str]:
-    """The resolution that a file states, from the um/px of x and y: um/px and text; None where no microscope has it.
+    """The resolution that a file states, from the um/px of x and y: um/px and text; None where no
+    microscope has it.
 
     Raises SlideError for px that aren't square.
     """
@@ -70,21 +74,32 @@ def stated_resolution(path: Path, um_per_px: Sequence[float]) -> tuple[float | N
     if not all(low <= value <= high for value in um_per_px):
         return None, tag
     if max(um_per_px) > 1.01 * min(um_per_px):
-        raise SlideError(f"{path}: px that aren't square ({tag}) are not supported; resample the slide first")
+        raise SlideError(
+            f"{path}: px that aren't square ({tag}) are not supported; resample the slide first"
+        )
     return sum(um_per_px) / len(um_per_px), tag
 
 
-def whole_downsample(size_px: tuple[int, int], level_size_px: tuple[int, int], ratio: float) -> float:
-    """The whole number that explains both sides of a level by rounding up or down; ``ratio`` where none does.
+def whole_downsample(
+    size_px: tuple[int, int], level_size_px: tuple[int, int], ratio: float
+) -> float:
+    """The whole number that explains both sides of a level by rounding up or down; ``ratio`` where
+    none does.
 
-    ratio: of the sides, as OpenSlide gives it. Where several numbers explain a small level: ``ratio`` if it is one
-    of them, else a power of two, else the nearest to ``ratio``.
+    ratio: of the sides, as OpenSlide gives it. Where several numbers explain a small level:
+    ``ratio`` if it is one of them, else a power of two, else the nearest to ``ratio``.
     """
     sides = list(zip(size_px, level_size_px, strict=True))
     first = max(1, *(whole // (level + 1) for whole, level in sides))
     last = min(whole // max(level - 1, 1) for whole, level in sides)
-    explain = [k for k in range(first, last + 1) if all(level in (whole // k, -(-whole // k)) for whole, level in sides)]
-    return float(min(explain, key=lambda k: (k != ratio, k & (k - 1) != 0, abs(k - ratio)), default=ratio))
+    explain = [
+        k
+        for k in range(first, last + 1)
+        if all(level in (whole // k, -(-whole // k)) for whole, level in sides)
+    ]
+    return float(
+        min(explain, key=lambda k: (k != ratio, k & (k - 1) != 0, abs(k - ratio)), default=ratio)
+    )
 
 
 def overlap(start: int, length: int, size: int) -> tuple[int, int]:

@@ -1,18 +1,19 @@
-"""One reader for slides: it reads a patch by its centre (level-0 px), its side (px) and its resolution (um/px).
+"""One reader for slides: it reads a patch by its centre (level-0 px), its side (px) and its
+resolution (um/px).
 
-Planes: ``_l0_px`` is in px of the slide as scanned. Px ``i`` covers [i, i + 1): a slide ``w`` px wide reaches from 0 to ``w``,
-and the centre of its first px is 0.5.
+Planes: ``_l0_px`` is in px of the slide as scanned. Px ``i`` covers [i, i + 1): a slide ``w`` px
+wide reaches from 0 to ``w``, and the centre of its first px is 0.5.
 
-Rule for the grid. At the slide's own resolution a patch is cut on the grid of px, never interpolated: its first column is
-``floor(x_l0_px - size_px / 2 + 0.5)``, so a half px goes to the right (and down). At any other resolution the patch is
-resampled around the exact centre: from the coarsest level that is fine enough, by bicubic interpolation, which averages
-where it makes smaller. Resolutions that differ by less than 0.1 % count as the same.
+Rule for the grid. At the slide's own resolution a patch is cut on the grid of px, never
+interpolated: its first column is ``floor(x_l0_px - size_px / 2 + 0.5)``, so a half px goes to the
+right (and down). At any other resolution the patch is resampled around the exact centre: from the
+coarsest level that is fine enough, by bicubic interpolation, which averages where it makes smaller.
+Resolutions that differ by less than 0.1 % count as the same.
 
-Rule for levels. A px of a level is a square of whole level-0 px where one number of them explains the level's size, rounded
-up or down, and the level's content agrees; else the ratio of the sides counts.
+Rule for levels. A px of a level is a square of whole level-0 px where one number of them explains
+the level's size, rounded up or down; else the ratio of the sides counts.
 
-`Slide.plan` announces many reads and returns their best order: each tile of the file is then decoded once. The patches are
-the same without a plan.
+`Slide.plan` gives the best order of many reads: a tile of the file is then seldom decoded twice.
 """
 
 import math
@@ -23,17 +24,16 @@ import numpy as np
 from PIL import Image
 
 from mfcore.data.slides import tiff
-from mfcore.data.slides.image import ImageReader
 from mfcore.data.slides.openslide import OpenSlideReader
 from mfcore.data.slides.reader import Reader, SlideError, Window, overlap
-from mfcore.data.slides.tiff_index import look_into
+from mfcore.data.slides.tiff_index import page_of_png, pages_of, refuse_unusual
 from mfcore.data.slides.tiles import Memory
 
 __all__ = ["SAME_RESOLUTION", "Memory", "Slide", "SlideError", "UnstatedResolution", "open_slide"]
 
 SAME_RESOLUTION = 1e-3  # relative; 0.11 px at the edge of a patch of 224 px
 BICUBIC_REACH_PX = 2.0  # reach of the filter to either side, in px of the coarser of the two grids
-BAND_PX = 512  # height of the bands that planned reads follow: two tiles or so, which stay decoded for one band
+BAND_PX = 512  # height of the bands that planned reads follow: two tiles or so
 
 
 class UnstatedResolution(SlideError):
@@ -41,10 +41,12 @@ class UnstatedResolution(SlideError):
 
 
 class Slide:
-    """An open slide; made by `open_slide`, closed by leaving its ``with`` block. Several threads may read at once.
+    """An open slide; made by `open_slide`, closed by leaving its ``with`` block. Several threads
+    may read at once.
 
-    um_per_px: of level 0. states_um_per_px: whether the file states it. size_px: (width, height) of level 0.
-    outside: grey level, 0 to 255, of what lies outside the slide. reader: of the file, with its levels.
+    um_per_px: of level 0. states_um_per_px: whether the file states it. size_px: (width, height) of
+    level 0. outside: grey level, 0 to 255, of what lies outside the slide. reader: of the file,
+    with its levels.
     """
 
     def __init__(self, path: Path, reader: Reader, um_per_px: float, outside: int = 255):
@@ -58,18 +60,22 @@ class Slide:
     def __enter__(self) -> "Slide":
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
         """Give file and memory back."""
         self.reader.close()
 
-    def read(self, x_l0_px: float, y_l0_px: float, size_px: int, um_per_px: float | None = None) -> np.ndarray:
+    def read(
+        self, x_l0_px: float, y_l0_px: float, size_px: int, um_per_px: float | None = None
+    ) -> np.ndarray:
         """The patch around a centre, uint8 (size_px, size_px, 3).
 
-        White where the slide is transparent; outside it, white or the grey that it was opened with. ``um_per_px`` None
-        reads the slide's own px. Raises SlideError where the file is damaged.
+        White where the slide is transparent; outside it, white or the grey that it was opened with.
+        ``um_per_px`` None reads the slide's own px. Raises SlideError where the file is damaged.
         """
         window, box = self.window(x_l0_px, y_l0_px, size_px, um_per_px)
         region = self.reader.region(window)
@@ -77,21 +83,27 @@ class Slide:
             region = self._with_outside(region, window)
         if box is None:
             return region
-        return np.asarray(Image.fromarray(region).resize((size_px, size_px), Image.Resampling.BICUBIC, box=box))
+        return np.asarray(
+            Image.fromarray(region).resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
+        )
 
-    def plan(self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None) -> np.ndarray:
-        """Announce one `read` at each of the centres, float (n, 2) of x, y; returns the best order of the reads, int (n,).
+    def plan(
+        self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None
+    ) -> np.ndarray:
+        """The best order, int (n,), to `read` at the centres, float (n, 2) of x, y.
 
-        The order follows bands of rows from top to bottom, each from left to right. Another order may decode a tile twice.
+        The order follows bands of rows from top to bottom, each from left to right.
         """
         windows = [self.window(x, y, size_px, um_per_px)[0] for x, y in centres_l0_px]
-        corners = np.array([(window.y_px // BAND_PX, window.x_px) for window in windows], dtype=np.int64).reshape(-1, 2)
-        order = np.lexsort((corners[:, 1], corners[:, 0]))
-        self.reader.expect(windows[i] for i in order)
-        return order
+        return np.lexsort(
+            ([window.x_px for window in windows], [window.y_px // BAND_PX for window in windows])
+        )
 
-    def inside(self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None) -> np.ndarray:
-        """The centres, float (n, 2) of x, y, each moved as little as possible to bring its patch inside the slide.
+    def inside(
+        self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None
+    ) -> np.ndarray:
+        """The centres, float (n, 2) of x, y, each moved as little as possible to bring its patch
+        inside the slide.
 
         Where the slide is smaller than the patch, the centre of the slide.
         """
@@ -100,17 +112,28 @@ class Slide:
         low, high = np.minimum(half, size / 2), np.maximum(size - half, size / 2)
         return np.clip(centres_l0_px, low, high)
 
-    def reaches_over(self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None) -> np.ndarray:
-        """Whether the patches at the centres, float (n, 2) of x, y, reach over the slide's border, bool (n,)."""
+    def reaches_over(
+        self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None
+    ) -> np.ndarray:
+        """Whether the patches at the centres, float (n, 2) of x, y, reach over the slide's border,
+        bool (n,).
+        """
         half = size_px * self._scale(um_per_px) / 2
-        return ((centres_l0_px < half) | (centres_l0_px > np.array(self.size_px) - half)).any(axis=1)
+        return ((centres_l0_px < half) | (centres_l0_px > np.array(self.size_px) - half)).any(
+            axis=1
+        )
 
     def _with_outside(self, region: np.ndarray, window: Window) -> np.ndarray:
-        """A window's px with those outside the slide, which readers leave white, in the grey ``outside``."""
+        """A window's px with those outside the slide, which readers leave white, in the grey
+        ``outside``.
+        """
         width, height = self.reader.level_sizes_px[window.level]
         left, right = overlap(window.x_px, window.width, width)
         top, bottom = overlap(window.y_px, window.height, height)
-        inside = slice(top - window.y_px, bottom - window.y_px), slice(left - window.x_px, right - window.x_px)
+        inside = (
+            slice(top - window.y_px, bottom - window.y_px),
+            slice(left - window.x_px, right - window.x_px),
+        )
         painted = np.full_like(region, self._outside)
         if left < right and top < bottom:
             painted[inside] = region[inside]
@@ -124,13 +147,19 @@ class Slide:
     def window(
         self, x_l0_px: float, y_l0_px: float, size_px: int, um_per_px: float | None
     ) -> tuple[Window, tuple[float, float, float, float] | None]:
-        """The window to read for a patch, and the box in it, in fractions of a px, to resample; None to keep the px."""
+        """The window to read for a patch, and the box in it, in fractions of a px, to resample;
+        None to keep the px.
+        """
         scale = self._scale(um_per_px)
         if scale == 1.0:
             left, top = (math.floor(centre - size_px / 2 + 0.5) for centre in (x_l0_px, y_l0_px))
             return Window(0, left, top, size_px, size_px), None
         level, downsample = max(
-            (pair for pair in enumerate(self.reader.downsamples) if pair[1] <= scale * (1 + SAME_RESOLUTION)),
+            (
+                pair
+                for pair in enumerate(self.reader.downsamples)
+                if pair[1] <= scale * (1 + SAME_RESOLUTION)
+            ),
             key=lambda pair: pair[1],
             default=(0, 1.0),
         )
@@ -139,9 +168,17 @@ class Slide:
         side = size_px * scale / downsample  # px of this level
         starts = [centre - size_px * scale / 2 for centre in (x_l0_px, y_l0_px)]
         corner = [math.floor(start / downsample - reach) for start in starts]
-        near = [(start - self.reader.corner_l0_px(at, level)) / downsample for start, at in zip(starts, corner, strict=True)]
+        near = [
+            (start - self.reader.corner_l0_px(at, level)) / downsample
+            for start, at in zip(starts, corner, strict=True)
+        ]
         width, height = (math.ceil(start + side + reach) for start in near)
-        return Window(level, *corner, width, height), (near[0], near[1], near[0] + side, near[1] + side)
+        return Window(level, *corner, width, height), (
+            near[0],
+            near[1],
+            near[0] + side,
+            near[1] + side,
+        )
 
 
 def open_slide(
@@ -154,18 +191,21 @@ def open_slide(
 ) -> Slide:
     """Open a slide; ``um_per_px`` is its resolution where the file doesn't state one.
 
-    outside: grey level of what lies outside the slide. Slides opened with one ``memory`` share it. with_reduced: add virtual
-    levels that JPEG decodes smaller at less cost (`slides.tiff.TiffReader.add_reduced`). scanner: named in the remedy for a
-    slide without a resolution. Raises SlideError, with the remedy, for a file that is missing, cut short, of another format
-    or too large to decode whole, and UnstatedResolution for a file without a resolution.
+    outside: grey level of what lies outside the slide. Slides opened with one ``memory`` share it;
+    without, a slide has its own. with_reduced: add virtual levels that JPEG decodes smaller at less
+    cost (`slides.tiff.TiffReader.add_reduced`). scanner: named in the remedy for a slide without a
+    resolution. Raises SlideError, with the remedy, for a file that is missing, cut short, of
+    another format or too large to decode whole, and UnstatedResolution for a file without a
+    resolution.
     """
     path = Path(path)
-    if not path.is_file():
-        raise SlideError(f"{path}: no such slide; check the data folder, or fetch the file again")
     try:
         path.open("rb").close()
-    except PermissionError:  # the readers would call it damage
-        raise SlideError(f"{path}: may not be read; give this user the right to") from None
+    except OSError as error:  # the readers would call it damage
+        raise SlideError(
+            f"{path}: no such slide, or it may not be read ({error.strerror}); check the data folder and "
+            "its rights, or fetch the file again"
+        ) from None
     reader = _reader(path, memory or Memory())
     stated = reader.stated_um_per_px or um_per_px
     if stated is None:
@@ -183,13 +223,13 @@ def open_slide(
 
 def _reader(path: Path, memory: Memory) -> Reader:
     """The reader for a file: OpenSlide's formats first, then striped TIFF, then PNG."""
-    index = look_into(path)
+    pages = pages_of(path)
     try:
         by_openslide = OpenSlideReader(path)
     except OpenSlideReader.Unknown:
-        return ImageReader(path, memory) if index is None else tiff.plain(path, index, memory)
+        return tiff.untiled(path, pages or [page_of_png(path)], memory)
     except SlideError:
-        if index is not None:  # perhaps OpenSlide doesn't know the px
-            tiff.refuse_unusual(path, index, index.pages)
+        # Perhaps OpenSlide doesn't know the px
+        refuse_unusual(path, [page for page in pages if page.is_tiled])
         raise
-    return by_openslide if index is None else tiff.over(by_openslide, path, index, memory)
+    return tiff.tiled(by_openslide, path, pages, memory)

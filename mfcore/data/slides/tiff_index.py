@@ -1,52 +1,61 @@
-"""The index of a TIFF: its pages, how their tiles are decoded, and what is unusual in their px."""
+"""The pages of a TIFF or a PNG: where their tiles lie, how these are decoded, and what is unusual
+in their px.
+"""
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL.PngImagePlugin import PngImageFile  # Image.open has another limit on px
 
-from mfcore.data.slides.reader import SlideError
+from mfcore.data.slides.reader import CONVERT, TURN, SlideError
 
 if TYPE_CHECKING:
     import tifffile
 
 JPEG = 7
-LOSSLESS = (1, 5, 8, 32773, 32946, 50000)  # none, LZW, deflate, PackBits, the old number of deflate, Zstandard
+# None, LZW, deflate, PackBits, the old deflate, Zstandard
+LOSSLESS = (1, 5, 8, 32773, 32946, 50000)
 APERIOS = (33003, 33005)  # JPEG 2000, which OpenSlide decodes
 RGB, YCBCR = 2, 6  # photometric interpretations
-OTHER_COLOURS = (0, 1, 3, 5)  # grey from white and from black, palette, CMYK: OpenSlide converts them to RGB
+PNG = b"\x89PNG\r\n\x1a\n"
+ORIENTATION = 274  # the tag of TIFF and Exif
+REMEDY = f"if the file is whole, make it a tiled TIFF: {CONVERT}"
 
 Decode = Callable[[bytes, int, tuple[int, int]], np.ndarray]
 """Makes a tile, uint8 (height, width, 3), of its bytes and its number.
 
-The last argument is (height, width) of a tile that JPEG decodes smaller, else (0, 0). Each codec raises its own errors.
+The last argument is (height, width) of a tile that JPEG decodes smaller, else (0, 0).
+Each codec raises its own errors.
 """
 
 
 @dataclass(frozen=True)
 class Page:
-    """One image of a TIFF.
+    """One image of a TIFF, in tiles or strips; or a PNG, which is one tile.
 
-    unusual: why its px aren't decoded here, "" where they are. is_openslides: whether OpenSlide reads the px of a tiled
-    page as its tags say, where it opens the file. um_per_px: of the resolution tags, x and y. reduction: how many times
-    smaller than in the file its tiles are decoded.
+    kind: of file, in words. unusual: the tag by which neither reader may read the px, "" for none.
+    is_openslides: whether only OpenSlide decodes the px. um_per_px: of the resolution tags, x and
+    y. reduction: how many times smaller than in the file its tiles are decoded.
     """
 
+    kind: str
     width: int
     height: int
     is_tiled: bool
-    is_thumbnail: bool
     tile_width: int
     tile_height: int
     offsets: np.ndarray  # (n_tiles,)
     n_bytes: np.ndarray  # (n_tiles,)
     decode: Decode
     unusual: str
-    is_openslides: bool
-    is_jpeg: bool
     um_per_px: tuple[float, ...]
+    is_openslides: bool = False
+    is_jpeg: bool = False
+    is_thumbnail: bool = False
     reduction: int = 1
 
     @property
@@ -62,43 +71,90 @@ class Page:
     @property
     def is_complete(self) -> bool:
         """Whether the file has bytes for every tile."""
-        return len(self.offsets) == self.n_across * -(-self.height // self.tile_height) and bool(self.n_bytes.all())
+        return len(self.offsets) == self.n_across * -(-self.height // self.tile_height) and bool(
+            self.n_bytes.all()
+        )
 
 
-@dataclass(frozen=True)
-class Index:
-    """The pages of a TIFF, and its kind in words."""
+def pages_of(path: Path) -> list[Page]:
+    """The pages of a TIFF, [] for any other file; raises SlideError for a damaged index or a file
+    cut short.
 
-    kind: str
-    pages: tuple[Page, ...]
-
-
-def look_into(path: Path) -> Index | None:
-    """Read the index of a TIFF, None for any other file; raises SlideError where it points beyond the end of the file.
-
-    OpenSlide opens a file that was cut short if the index is whole, and fails at the first patch that is missing.
+    OpenSlide opens a file that was cut short if the index is whole, and fails at the first patch
+    that is missing.
     """
     import tifffile
 
-    n_bytes = path.stat().st_size
     try:
         with tifffile.TiffFile(path) as tiff:
-            pages = tuple(_page(page) for page in tiff.pages if isinstance(page, tifffile.TiffPage))
-            end = max(int((page.offsets + page.n_bytes).max(initial=0)) for page in pages)
+            pages = [_page(page) for page in tiff.pages if isinstance(page, tifffile.TiffPage)]
     except tifffile.TiffFileError:
-        return None
-    except (ValueError, IndexError, OSError):
-        return Index("a TIFF with a damaged index", ())  # or one of a vendor, which OpenSlide may know
+        return []
+    except (ValueError, IndexError, OSError) as error:
+        raise SlideError(
+            f"{path}: a TIFF with a damaged index ({error}); fetch the file again"
+        ) from None
+    n_bytes = path.stat().st_size
+    end = max((int((page.offsets + page.n_bytes).max(initial=0)) for page in pages), default=0)
     if end > n_bytes:
-        raise SlideError(f"{path}: cut short: {n_bytes:,} of {end:,} bytes or more are there; fetch the file again")
-    return Index("a tiled TIFF" if pages[0].is_tiled else "a striped TIFF", pages)
+        raise SlideError(
+            f"{path}: cut short: {n_bytes:,} of {end:,} bytes or more are there; fetch the file again"
+        )
+    return pages
+
+
+def page_of_png(path: Path) -> Page:
+    """A PNG of 8 bits a channel in grey or RGB; raises SlideError for damage, and for another
+    format.
+    """
+    with path.open("rb") as content:
+        head = content.read(32)
+    if not head.startswith(PNG):
+        kind = path.suffix or "no suffix" if head else "an empty file"
+        raise SlideError(
+            f"{path}: {kind}, not a format that OpenSlide reads, nor TIFF or PNG; {REMEDY}"
+        )
+    try:
+        with PngImageFile(path) as image:
+            info, mode, (width, height) = image.info, image.mode, image.size
+            orientation = image.getexif().get(ORIENTATION, 1) if "exif" in info else 1
+    except Exception as error:  # Pillow raises errors of many types
+        raise SlideError(f"{path}: damaged ({error}); fetch the file again") from None
+    unusual = ""
+    if orientation != 1:
+        unusual = f"orientation {orientation}, turned or mirrored when shown"
+    elif head[24] != 8 or mode not in ("L", "RGB") or "transparency" in info:
+        unusual = f"{head[24]} bits a channel in {mode} or transparency; save it in RGB with 8 bits a channel"
+    return Page(
+        kind="a PNG",
+        width=width,
+        height=height,
+        is_tiled=False,
+        tile_width=width,
+        tile_height=height,
+        offsets=np.zeros(1, dtype=np.int64),
+        n_bytes=np.array([path.stat().st_size]),
+        decode=lambda data, k, shape: np.asarray(PngImageFile(io.BytesIO(data)).convert("RGB")),
+        unusual=unusual,
+        um_per_px=tuple(25400 / float(value) for value in info.get("dpi", ()) if value),
+    )
+
+
+def refuse_unusual(path: Path, pages: Iterable[Page]) -> None:
+    """Raise SlideError, with the remedy, for the first page whose px no reader reads as the tags
+    say.
+    """
+    for page in pages:
+        if page.unusual:
+            remedy = TURN if page.unusual.startswith("orientation") else REMEDY
+            raise SlideError(f"{path}: {page.kind} with {page.unusual}; {remedy}")
 
 
 def _page(page: "tifffile.TiffPage") -> Page:
     """What reading needs of a page; the file may be closed then."""
     n_tiles = min(len(page.dataoffsets), len(page.databytecounts))
-    unusual, is_openslides = _unusual(page)
     return Page(
+        kind="a tiled TIFF" if page.is_tiled else "a striped TIFF",
         width=page.imagewidth,
         height=page.imagelength,
         is_tiled=page.is_tiled,
@@ -108,48 +164,44 @@ def _page(page: "tifffile.TiffPage") -> Page:
         offsets=np.array(page.dataoffsets[:n_tiles], dtype=np.int64),
         n_bytes=np.array(page.databytecounts[:n_tiles], dtype=np.int64),
         decode=_decoder(page),
-        unusual=unusual,
-        is_openslides=is_openslides,
+        unusual=_unusual(page),
+        is_openslides=page.compression in APERIOS,
         is_jpeg=page.compression == JPEG,
         um_per_px=_um_per_px(page),
     )
 
 
-def _unusual(page: "tifffile.TiffPage") -> tuple[str, bool]:
-    """Why the px of a page aren't decoded here, "" where they are; and whether OpenSlide reads them as the tags say."""
-    orientation = page.tags.valueof("Orientation", 1)
-    is_ycbcr_known = page.photometric == YCBCR and page.compression in (JPEG, *APERIOS)
-    has_three = page.photometric not in (RGB, YCBCR) or page.samplesperpixel - len(page.extrasamples) == 3
-    colours, compression = (str(getattr(tag, "name", tag)) for tag in (page.photometric, page.compression))
-    refused = {
+def _unusual(page: "tifffile.TiffPage") -> str:
+    """The tag by which a page isn't upright 8-bit RGB, or YCbCr in JPEG, of a known codec; "" for
+    none.
+    """
+    orientation = page.tags.valueof(ORIENTATION, 1)
+    is_jpeg = page.compression == JPEG or (page.is_tiled and page.compression in APERIOS)
+    colours, compression = (
+        str(getattr(tag, "name", tag)) for tag in (page.photometric, page.compression)
+    )
+    reasons = {
         f"orientation {orientation}, turned or mirrored when shown": orientation in range(2, 9),
         "the bits of each byte in reverse": page.fillorder != 1,
         "more than one plane": getattr(page, "imagedepth", 1) != 1,
-        f"px that aren't unsigned whole numbers ({page.dtype})": page.dtype is None or page.dtype.kind != "u",
-        f"{page.bitspersample} bits a channel": page.bitspersample not in (8, 16),
-        f"{compression} compression": page.compression not in (JPEG, *LOSSLESS, *APERIOS),
-        f"{colours} colours": page.photometric not in (RGB, *OTHER_COLOURS) and not is_ycbcr_known,
-        f"{page.samplesperpixel} channels": tuple(page.extrasamples) not in ((), (1,), (2,)) or not has_three,
-    }
-    left_to_openslide = {
-        "16 bits a channel": page.bitspersample == 16,
-        f"{colours} colours": page.photometric not in (RGB, YCBCR),
-        "transparency": len(page.extrasamples) > 0,
+        f"{page.bitspersample} bits a channel ({page.dtype})": page.bitspersample != 8
+        or page.dtype != np.uint8,
+        f"{compression} compression": not is_jpeg and page.compression not in LOSSLESS,
+        f"{colours} colours": page.photometric != RGB
+        and not (page.photometric == YCBCR and is_jpeg),
+        f"{page.samplesperpixel} channels": page.samplesperpixel != 3,
         "channels stored apart": page.planarconfig != 1,
-        f"{compression} compression": page.compression in APERIOS,
     }
-    for reasons in (refused, left_to_openslide):
-        for reason, holds in reasons.items():
-            if holds:
-                return reason, reasons is left_to_openslide
-    return "", True
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def _um_per_px(page: "tifffile.TiffPage") -> tuple[float, ...]:
     """The um/px of the resolution tags, x and y; empty where the file has none."""
     um = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof("ResolutionUnit", 2)))
     pairs = [page.tags.valueof(f"{axis}Resolution") for axis in "XY"]
-    if um is None or not all(isinstance(pair, tuple) and len(pair) == 2 and all(pair) for pair in pairs):
+    if um is None or not all(
+        isinstance(pair, tuple) and len(pair) == 2 and all(pair) for pair in pairs
+    ):
         return ()
     return tuple(um * below / above for above, below in pairs)
 
@@ -157,14 +209,16 @@ def _um_per_px(page: "tifffile.TiffPage") -> tuple[float, ...]:
 def _decoder(page: "tifffile.TiffPage") -> Decode:
     """The decoder of a page.
 
-    simplejpeg refuses what libjpeg only warns of, as OpenSlide does; the JPEG of tifffile fills damaged parts with grey.
+    simplejpeg refuses what libjpeg only warns of, as OpenSlide does; the JPEG of tifffile fills
+    damaged parts with grey.
     """
     if page.compression != JPEG:
         decode = page.decode
         return lambda data, k, shape: decode(data, k)[0][0]
     import simplejpeg
 
-    # The tag of the TIFF, not the tile, says which colours these are; the segment of Adobe tells the decoder.
+    # The tag of the TIFF, not the tile, says which colours these are; Adobe's segment tells the
+    # decoder.
     colours = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([page.photometric == YCBCR])
     start = b"\xff\xd8" + colours + (page.jpegtables[2:-2] if page.jpegtables else b"")
 
@@ -172,13 +226,17 @@ def _decoder(page: "tifffile.TiffPage") -> Decode:
         if data[:2] != b"\xff\xd8":
             raise ValueError("not a JPEG image")
         at = 2
-        while data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF:  # skip segments of applications, which may state colours
+        while (
+            data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF
+        ):  # segments that may state other colours
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         jpeg, options = start + data[at:], {"min_height": shape[0], "min_width": shape[1]}
         try:
             return simplejpeg.decode_jpeg(jpeg, strict=True, **options)
         except ValueError as error:
-            if "extraneous bytes before marker" not in str(error):  # some writers leave bytes at the end of a tile
+            if "extraneous bytes before marker" not in str(
+                error
+            ):  # some writers leave bytes at a tile's end
                 raise
             return simplejpeg.decode_jpeg(jpeg, strict=False, **options)
 

@@ -5,10 +5,9 @@ import functools
 import numpy as np
 import pytest
 import tifffile
-from made_slides import UM_PER_PX, off_by, pattern, smaller, write_alpha, write_dicom, write_scn, write_tiff
+from made_slides import UM_PER_PX, off_by, pattern, smaller, write_dicom, write_scn, write_tiff
 from PIL import Image
 
-from mfcore.data.slides.image import ImageReader
 from mfcore.data.slides.openslide import OpenSlideReader
 from mfcore.data.slides.reader import whole_downsample
 from mfcore.data.slides.slide import SlideError, open_slide
@@ -19,7 +18,7 @@ from mfcore.study.config import OnlinePatches
 
 SIZE_PX = 64
 RESOLUTIONS = (0.25, 0.3, 0.5, 0.77, 1.0, 1.7, 2.0, 4.0)  # um/px
-READERS = {"tiles": TiffReader, "strips": TiffReader, "alpha": OpenSlideReader, "dicom": OpenSlideReader, "png": ImageReader}
+READERS = {"tiles": TiffReader, "strips": TiffReader, "dicom": OpenSlideReader, "png": TiffReader}
 PYRAMIDS = {
     "halves, exact": ((1536, 1280), (2, 4, 8), "down"),
     "halves, rounded down": ((1511, 1207), (2, 4, 8, 16), "down"),
@@ -28,10 +27,9 @@ PYRAMIDS = {
     "thirds, rounded down": ((1511, 1207), (3, 9), "down"),
     "thirds, rounded up": ((1511, 1207), (3, 9), "up"),
     "fives and sevens": ((1511, 1207), (5, 7), "down"),
-    "resized to a rounded size": ((1511, 1511), (2, 4, 8), "resized"),
 }
 ONE_LEVEL = {"one level": ((1511, 1207), (), "down")}
-KINDS = [(reader, name) for reader in ("tiles", "alpha", "dicom") for name in PYRAMIDS]
+KINDS = [(reader, name) for reader in ("tiles", "dicom") for name in PYRAMIDS]
 KINDS += [(reader, "one level") for reader in ("strips", "png")]
 
 
@@ -50,8 +48,6 @@ def kind(request, tmp_path_factory):
     levels = levels_of(name)
     if reader == "tiles":
         return reader, write_tiff(folder / "a.tif", levels, compression="jpeg", compressionargs={"level": 95})
-    if reader == "alpha":
-        return reader, write_alpha(folder / "a.tif", levels)
     if reader == "dicom":
         return reader, write_dicom(folder, levels)
     if reader == "strips":

@@ -138,8 +138,7 @@ centres = st.lists(
 )
 def test_planned_reads_are_single_reads_and_decode_each_tile_once(pyramid, centres, size, um_per_px, n_threads):
     decode, keys = TiffReader.decode, []
-    memory = Memory()
-    with pytest.MonkeyPatch.context() as patched, open_slide(pyramid) as single, open_slide(pyramid, memory=memory) as planned:
+    with pytest.MonkeyPatch.context() as patched, open_slide(pyramid) as single, open_slide(pyramid) as planned:
         expected = [single.read(x, y, size, um_per_px) for x, y in centres]
         patched.setattr(TiffReader, "decode", lambda reader, key: keys.append(key) or decode(reader, key))
         order = planned.plan(np.array(centres), size, um_per_px)
@@ -150,50 +149,27 @@ def test_planned_reads_are_single_reads_and_decode_each_tile_once(pyramid, centr
         else:
             found = [planned.read(*centres[i], size, um_per_px) for i in order]
         assert len(keys) == len(set(keys))
-        assert memory._used == 0  # nothing is kept that isn't needed again
     for i, patch in zip(order, found, strict=True):
         np.testing.assert_array_equal(patch, expected[i])
 
 
-def test_beyond_the_memory_the_tile_needed_last_is_dropped(pyramid, decoded):
-    """Room for six tiles: reads that come back to a place decode again, and no more than that is held."""
+def test_little_memory_gives_the_same_px(pyramid):
+    """Room for six tiles: reads that come back to a place decode again, and no more than six are held."""
     memory = Memory(6 * 256 * 256 * 3)
     rng = np.random.default_rng(5)
     places = np.concatenate([rng.uniform(100, 1400, (40, 2)), rng.uniform(100, 1100, (40, 2))])
     with open_slide(pyramid) as single, open_slide(pyramid, memory=memory) as planned:
         order = planned.plan(places, 200)
-        decoded.clear()
         for i in rng.permutation(order):  # the worst order
             np.testing.assert_array_equal(planned.read(*places[i], 200), single.read(*places[i], 200))
-            assert memory._used <= memory.limit_bytes
-    assert memory._used == 0
-
-
-@pytest.mark.parametrize(
-    ("image", "options"),
-    [
-        (np.dstack([texture(), np.full((HEIGHT, WIDTH), 200, np.uint8)]), {"extrasamples": ["unassalpha"]}),
-        (texture()[..., 0], {"photometric": "minisblack"}),
-        (np.moveaxis(texture(), 2, 0), {"planarconfig": "separate"}),
-    ],
-)
-def test_what_is_unusual_is_left_to_openslide(tmp_path, image, options):
-    path = write(tmp_path / "a.tif", image, **options)
-    try:
-        openslide.OpenSlide(path)
-    except openslide.OpenSlideError:
-        pytest.skip("this OpenSlide doesn't read it either")
-    with open_slide(path) as slide:
-        assert isinstance(slide.reader, OpenSlideReader)
-        slide.read(100, 100, 50)
+            assert memory.n_bytes <= memory.limit_bytes
+    assert memory.n_bytes == 0
 
 
 SMOOTH = np.empty((320, 448, 3), np.uint8)
 SMOOTH[..., 0], SMOOTH[..., 1], SMOOTH[..., 2] = np.arange(448) * 255 // 448, np.arange(320)[:, None] * 255 // 320, 128
 GREY = SMOOTH[..., 0]
-AS_GREY = np.repeat(GREY[..., None], 3, axis=2)
 HALF = np.where(np.arange(448) < 224, 255, 0).astype(np.uint8) * np.ones((320, 1), np.uint8)  # opacity
-ON_WHITE = np.where(HALF[..., None] > 0, SMOOTH, 255)
 YCC = np.asarray(Image.fromarray(SMOOTH).convert("YCbCr"))
 
 
@@ -220,15 +196,15 @@ UNUSUAL = {
     "orientation 3, JPEG": (SMOOTH, {"extratags": [(274, 3, 1, 3, True)], "compression": "jpeg"}, None, None),
     "orientation 1": (SMOOTH, ORIENTED, None, SMOOTH),
     "bits in reverse": (SMOOTH, ORIENTED, with_tag(266, 2), None),
-    "channels apart": (np.moveaxis(SMOOTH, -1, 0), {"planarconfig": "separate"}, None, SMOOTH),
-    "16 bits": (SMOOTH.astype(np.uint16) * 257, {}, None, SMOOTH),
+    "channels apart": (np.moveaxis(SMOOTH, -1, 0), {"planarconfig": "separate"}, None, None),
+    "16 bits": (SMOOTH.astype(np.uint16) * 257, {}, None, None),
     "signed": (SMOOTH.astype(np.int8), {}, None, None),
     "floating-point": (SMOOTH.astype(np.float32) / 255, {}, None, None),
     "1 bit": (GREY > 100, {"photometric": "minisblack"}, None, None),
-    "grey": (GREY, {"photometric": "minisblack"}, None, AS_GREY),
-    "grey from white": (255 - GREY, {"photometric": "miniswhite"}, None, AS_GREY),
-    "a palette": (GREY, {"photometric": "palette", "colormap": np.stack([np.arange(256)] * 3) * 257}, None, AS_GREY),
-    "CMYK": (np.dstack([255 - SMOOTH, 0 * GREY]), {"photometric": "separated"}, None, SMOOTH),
+    "grey": (GREY, {"photometric": "minisblack"}, None, None),
+    "grey from white": (255 - GREY, {"photometric": "miniswhite"}, None, None),
+    "a palette": (GREY, {"photometric": "palette", "colormap": np.stack([np.arange(256)] * 3) * 257}, None, None),
+    "CMYK": (np.dstack([255 - SMOOTH, 0 * GREY]), {"photometric": "separated"}, None, None),
     "CIELAB": (SMOOTH, {"photometric": "cielab"}, None, None),
     "YCbCr, not JPEG": (YCC, {}, with_tag(262, 6), None),
     "YCbCr in JPEG": (YCC, {"photometric": "ycbcr", "subsampling": (1, 1), "compression": "jpeg"}, None, SMOOTH),
@@ -239,8 +215,8 @@ UNUSUAL = {
         with_tag(262, 2),
         SMOOTH,
     ),
-    "alpha": (np.dstack([SMOOTH, HALF]), {"extrasamples": ["unassalpha"]}, None, ON_WHITE),
-    "alpha, multiplied": (np.dstack([SMOOTH * (HALF[..., None] > 0), HALF]), {"extrasamples": ["assocalpha"]}, None, ON_WHITE),
+    "alpha": (np.dstack([SMOOTH, HALF]), {"extrasamples": ["unassalpha"]}, None, None),
+    "alpha, multiplied": (np.dstack([SMOOTH * (HALF[..., None] > 0), HALF]), {"extrasamples": ["assocalpha"]}, None, None),
     "a fourth channel": (np.dstack([SMOOTH, HALF // 2]), {"extrasamples": ["unspecified"]}, None, None),
     "five channels": (np.dstack([SMOOTH, HALF, HALF]), {"extrasamples": ["unspecified"] * 2}, None, None),
     "a predictor": (SMOOTH, {"compression": "lzw", "predictor": True}, None, SMOOTH),
@@ -263,7 +239,7 @@ def test_an_unusual_tiff_is_read_as_its_tags_say_or_refused(tmp_path, kind, is_t
         with open_slide(path) as slide:
             px = slide.read(224, 160, 448)[64:384]
     except SlideError as error:
-        assert right is None or not is_tiled, "OpenSlide reads this one"
+        assert right is None, "upright 8-bit RGB is read"
         named = {"orient": "orientation", "bits in": "reverse", "signed": "int8", "floating": "float32", "1 bit": "bool"}
         word = next((word for start, word in named.items() if kind.startswith(start)), "")
         remedy = "vips autorot IN 'OUT.tif" if "orientation" in kind else "vips tiffsave IN OUT.tif --tile"
@@ -385,7 +361,7 @@ def test_a_striped_tiff_is_read_by_its_strips(tmp_path, decoded, options):
         (np.zeros((64, 64), np.uint8), {"photometric": "minisblack"}, "MINISBLACK colours"),
         (np.zeros((3, 64, 64), np.uint8), {"planarconfig": "separate"}, "stored apart"),
         (np.zeros((64, 64, 3), np.uint8), {"compression": "webp"}, "WEBP compression"),
-        (np.zeros((64, 64, 4), np.uint8), {"extrasamples": ["unassalpha"]}, "transparency"),
+        (np.zeros((64, 64, 4), np.uint8), {"extrasamples": ["unassalpha"]}, "4 channels"),
     ],
 )
 def test_a_striped_tiff_that_isnt_8_bit_rgb_is_refused_with_the_way_to_convert_it(tmp_path, image, options, word):
@@ -426,18 +402,17 @@ def test_a_striped_tiff_cut_short_is_refused(tmp_path):
 def test_strips_too_large_to_decode_whole_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(slides_tiff, "MAX_TILE_BYTES", 1000)
     path = write(tmp_path / "one_strip.tif", tile=None, rowsperstrip=HEIGHT)
-    with pytest.raises(SlideError, match=r"700 x 500 px in strips of 1,050,000 bytes.*vips"):
+    with pytest.raises(SlideError, match=r"700 x 500 px in parts of 1,050,000 bytes.*vips"):
         open_slide(path)
 
 
 def test_a_closed_slide_keeps_its_index_and_opens_again_at_a_read(pyramid):
     memory = Memory()
     with open_slide(pyramid, memory=memory) as slide:
-        slide.plan(np.array([[100, 100], [110, 100]]), 50)
         before = slide.read(100, 100, 50)
-        assert memory._used > 0 and slide.reader.n_bytes_index > 0
+        assert memory.n_bytes > 0 and slide.reader.n_bytes_index > 0
         slide.close()
-        assert memory._used == 0 and slide.reader._file < 0
+        assert memory.n_bytes == 0 and slide.reader._file < 0
         np.testing.assert_array_equal(slide.read(100, 100, 50), before)
 
 

@@ -6,10 +6,9 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from mfcore.data.slides import image as slides_image
-from mfcore.data.slides.slide import Memory, SlideError, UnstatedResolution, open_slide
+from mfcore.data.slides.slide import SlideError, UnstatedResolution, open_slide
 from mfcore.data.slides.tiff import TiffReader
 
 WIDTH, HEIGHT = 150, 90
@@ -49,42 +48,26 @@ def test_a_png_reads_as_the_tiff_of_the_same_px(tmp_path, um_per_px):
             np.testing.assert_array_equal(png.read(*places[i], 33, um_per_px), tiff.read(*places[i], 33, um_per_px))
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA"])
-def test_every_mode_of_8_bits_is_read_as_colour(tmp_path, mode):
-    image = colours(mode)
+def test_grey_is_read_as_colour(tmp_path):
+    image = colours("L")
     with open_slide(save(tmp_path / "a.png", image), 0.25) as slide:
         np.testing.assert_array_equal(slide.read(40, 40, 60), np.asarray(image.convert("RGB"))[10:70, 10:70])
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparent_px_are_white(tmp_path, mode):
-    image, options = colours("L" if mode == "LA" else "RGB"), {}
-    if mode == "P":
-        image = Image.new("P", (WIDTH, HEIGHT), 1)
-        image.putpalette([0, 0, 0, 200, 10, 10])
-        image.paste(0, (0, 0, 75, HEIGHT))
-        options["transparency"] = 0
-    else:
-        alpha = Image.new("L", (WIDTH, HEIGHT), 255)
-        alpha.paste(0, (0, 0, 75, HEIGHT))
-        image.putalpha(alpha)
-    with open_slide(save(tmp_path / "a.png", image, **options), 0.25) as slide:
-        patch = slide.read(75, 45, 60)
-    assert (patch[:, :30] == 255).all()
-    np.testing.assert_array_equal(patch[:, 30:], np.asarray(image.convert("RGB"))[15:75, 75:105])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1"])
+def test_transparency_and_palettes_are_refused(tmp_path, mode):
+    with pytest.raises(SlideError, match=r"a\.png: a PNG with .* or transparency; save it in RGB with 8 bits a channel"):
+        open_slide(save(tmp_path / "a.png", colours(mode)), 0.25)
 
 
-def test_the_image_is_decoded_once_and_its_memory_given_back(tmp_path, monkeypatch):
-    memory, loads = Memory(), []
-    load = slides_image.PngImagePlugin.PngImageFile.load_prepare
-    monkeypatch.setattr(slides_image.PngImagePlugin.PngImageFile, "load_prepare", lambda image: loads.append(1) or load(image))
-    with open_slide(save(tmp_path / "a.png"), 0.25, memory) as slide:
-        assert slide.reader.n_bytes_whole == WIDTH * HEIGHT * 4
-        assert memory._used == 0  # looking at it costs nothing
+def test_the_image_is_decoded_once(tmp_path, monkeypatch):
+    loads = []
+    load = PngImageFile.load_prepare
+    monkeypatch.setattr(PngImageFile, "load_prepare", lambda image: loads.append(1) or load(image))
+    with open_slide(save(tmp_path / "a.png"), 0.25) as slide:
+        assert not loads, "looking at it costs nothing"
         for x in (20, 60, 100):
             slide.read(x, 40, 30)
-        assert memory._used == slide.reader.n_bytes_whole
-    assert memory._used == 0
     assert len(loads) == 1
 
 
@@ -101,13 +84,13 @@ def test_the_resolution_is_the_files_where_a_microscope_can_have_it(tmp_path):
         assert slide.um_per_px == 0.5
 
 
-@pytest.mark.parametrize("share", [0.001, 0.3, 0.9, 0.9999])
-def test_a_png_cut_short_is_refused_when_opened(tmp_path, share):
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.9])
+def test_a_png_cut_short_is_refused(tmp_path, share):
     path = save(tmp_path / "short.png")
     content = path.read_bytes()
     path.write_bytes(content[: max(8, int(len(content) * share))])
-    with pytest.raises(SlideError, match=r"short\.png: cut short; fetch"):
-        open_slide(path, 0.25)
+    with pytest.raises(SlideError, match=r"short\.png: damaged .*fetch"), open_slide(path, 0.25) as slide:
+        slide.read(40, 40, 30)
 
 
 @pytest.mark.parametrize("at", [0.2, 0.5, 0.8, 0.98])
@@ -116,10 +99,8 @@ def test_px_damaged_inside_are_an_error_that_names_the_file(tmp_path, at):
     content = bytearray(path.read_bytes())
     content[int(len(content) * at)] ^= 0x10
     path.write_bytes(content)
-    memory = Memory()
-    with pytest.raises(SlideError, match=r"bad\.png: damaged .*fetch the file again"), open_slide(path, 0.25, memory) as slide:
+    with pytest.raises(SlideError, match=r"bad\.png: damaged .*fetch the file again"), open_slide(path, 0.25) as slide:
         slide.read(40, 40, 30)
-    assert memory._used == 0
 
 
 def test_a_damaged_header_is_refused(tmp_path):
@@ -133,16 +114,16 @@ def test_a_damaged_header_is_refused(tmp_path):
 
 def test_a_png_too_large_to_decode_whole_is_refused_with_the_way_to_convert_it(tmp_path, recwarn):
     path = header_only(tmp_path / "huge.png", 200_000, 100_000)
-    with pytest.raises(SlideError, match=r"huge\.png: 200,000 x 100,000 px.*vips tiffsave IN OUT\.tif --tile"):
+    with pytest.raises(SlideError, match=r"huge\.png: 200,000 x 100,000 px .*vips tiffsave IN OUT\.tif --tile"):
         open_slide(path, 0.25)
-    open_slide(header_only(tmp_path / "large.png", 11_000, 11_000), 0.25).close()  # above Pillow's limit, below ours
+    open_slide(header_only(tmp_path / "large.png", 11_000, 8_000), 0.25).close()  # above Pillow's limit, below ours
     assert not recwarn.list
 
 
 @pytest.mark.parametrize("colour_type", [0, 2, 6])
 def test_16_bits_a_channel_are_refused_and_not_cut_to_8(tmp_path, colour_type):
     path = header_only(tmp_path / "deep.png", 100, 100, bit_depth=16, colour_type=colour_type)
-    with pytest.raises(SlideError, match=r"deep\.png: .* 16 bits a channel; save it in RGB"):
+    with pytest.raises(SlideError, match=r"deep\.png: a PNG with 16 bits a channel .*save it in RGB"):
         open_slide(path, 0.25)
 
 
@@ -159,7 +140,7 @@ def test_a_png_that_is_turned_when_shown_is_refused(tmp_path):
     exif = Image.Exif()
     exif[274] = 6
     with pytest.raises(
-        SlideError, match=r"a\.png: orientation 6, turned or mirrored when shown; turn it upright: vips autorot"
+        SlideError, match=r"a\.png: a PNG with orientation 6, turned or mirrored when shown; turn it upright: vips autorot"
     ):
         open_slide(save(tmp_path / "a.png", exif=exif), 0.25)
     exif[274] = 1
