@@ -64,7 +64,7 @@ def material_of(data: TaskData, card: EncoderCard, device: str, size_px: int | N
         if not has_nuclei[data.table["split"] == split].any()
     ]
     if wrong:
-        raise TaskError(f"task {data.name!r}, {len(wrong)} problems: {'; '.join(wrong[:5])}")
+        raise TaskError(f"task {data.name!r}: {'; '.join(wrong[:5])}")
     images = np.stack([_square(image, size_px, card.interpolation) for image, _ in pairs])  # (n, size_px, size_px, 3)
     encoder = encoders.load(card, device)
     seen = dataclasses.replace(card, resize_px=size_px, crop_px=size_px)
