@@ -101,7 +101,7 @@ def write_pyramid(path: Path, pixels: np.ndarray, step: int) -> None:
 class Plain:
     """Random reads as one writes them first: a slide and a place by area, the mask's word, `read_region`, a resize."""
 
-    def __init__(self, paths: list[Path], masks: list[tissue.Mask]):
+    def __init__(self, paths: list[Path], masks: list[tissue.Look]):
         self.slides = [openslide.OpenSlide(path) for path in paths]
         self.masks = masks
         self.areas = np.cumsum([slide.dimensions[0] * slide.dimensions[1] for slide in self.slides])
@@ -206,7 +206,7 @@ def measure(name: str, paths: list[Path], n: int, n_rounds: int, folder: Path | 
     """Patches a second of each, and our ratio to it, medians and quartiles over alternating rounds."""
     files = [SlideFile(path.name, str(path)) for path in paths]
     first = Source(files, SETTINGS, 0).survey()
-    masks = {file.slide_id: first.places(i, SETTINGS.um_per_px[0]).mask for i, file in enumerate(first.slides)}
+    masks = {file.slide_id: first.places(i, SETTINGS.um_per_px[0]).look for i, file in enumerate(first.slides)}
     ways: dict[str, tuple[Callable[[int], None], int]] = {"mfcore": (Ours(first, 1).read, LONGER * n)}
     for k in range(2, (os.cpu_count() or 1) + 1):
         ways[f"mfcore, {k} threads"] = Ours(Source(files, SETTINGS, 0).survey(), k).read, LONGER * n

@@ -1,14 +1,15 @@
 """Views of patches for pretraining: multi-crop, and the patch tokens that are masked for iBOT.
 
-**Multi-crop.** From each patch two global and several local crops, each cut, coloured and blurred at random. The recipe is
-DINO's (Caron et al. 2021, sections 3.1 and 3.2; the augmentations are BYOL's), with vertical flips, as slides have no up.
+**Multi-crop.** From each patch two global and several local crops, each cut, coloured and blurred
+at random. The recipe is DINO's (Caron et al. 2021, sections 3.1 and 3.2; the augmentations are
+BYOL's), with vertical flips, as slides have no up.
 
 Crops and masks depend on the name of a random stream and on the patch's position in it.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from mfcore.pretraining.method import Crops
 
 N_GLOBAL = 2
 ASPECT = (3 / 4, 4 / 3)
-N_ATTEMPTS = 10  # to place a crop, as torchvision's RandomResizedCrop, before the whole patch is taken; to place a block
+N_ATTEMPTS = 10  # to place a crop (then the whole patch is taken) or a block
 JITTER = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
 JITTER_PROBABILITY = 0.8
 GREY_PROBABILITY = 0.2
@@ -28,262 +29,244 @@ BLUR_PROBABILITY = (1.0, 0.1, 0.5)  # first and second global crop, local ones
 BLUR_SIGMA_PX = (0.1, 2.0)  # of crops of PUBLISHED_PX; narrower crops are blurred in proportion
 PUBLISHED_PX = 224
 SOLARISE_PROBABILITY = 0.2  # second global crop only
-SOLARISE_FROM = 0.5
 CUBIC = -0.5  # Keys' parameter, as Pillow has it
 LEAST_TOKENS = 4  # of a masked block, unless fewer are left to mask
 MOST_SHARE = 0.5  # of the grid, that one masked block may cover
 BLOCK_ASPECT = (0.3, 1 / 0.3)
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """How n patches are cropped, arrays (n, 2 + n_local), global crops first.
+def draw(crops: Crops, n: int, patch_px: int, seed: int, *names: object) -> np.recarray:
+    """How n patches of ``patch_px`` are cropped, from the stream ``names`` under ``seed``.
 
-    top_px, left_px, height_px, width_px: the cut from a patch of ``patch_px``. flip_x, flip_y: mirrored left to right, top to
-    bottom. brightness, contrast, saturation: factors, 1 for no change; hue: added, in turns, 0 for no change. blur_px: sigma
-    in px of the crop, 0 for no blur. global_px, local_px: sides to which the cuts are resized.
-    """
-
-    top_px: np.ndarray
-    left_px: np.ndarray
-    height_px: np.ndarray
-    width_px: np.ndarray
-    flip_x: np.ndarray
-    flip_y: np.ndarray
-    brightness: np.ndarray
-    contrast: np.ndarray
-    saturation: np.ndarray
-    hue: np.ndarray
-    grey: np.ndarray
-    blur_px: np.ndarray
-    solarise: np.ndarray
-    patch_px: int
-    global_px: int
-    local_px: int
-
-    def __len__(self) -> int:
-        return len(self.top_px)
-
-    def __getitem__(self, part: slice | np.ndarray) -> "Drawn":
-        """The same for some of the patches, a slice of them or their rows."""
-        return self._of(lambda values: values[part])
-
-    def crop(self, number: int) -> "Drawn":
-        """One crop of each patch; its arrays are (n,)."""
-        return self._of(lambda values: values[:, number])
-
-    def _of(self, part: Callable[[np.ndarray], np.ndarray]) -> "Drawn":
-        values = vars(self)
-        return Drawn(**{name: part(value) if isinstance(value, np.ndarray) else value for name, value in values.items()})
-
-
-def draw(crops: Crops, n: int, patch_px: int, seed: int, *names: object) -> Drawn:
-    """Parameters of the crops of n patches of ``patch_px``, from the stream ``names`` under ``seed``.
-
-    Row i depends on the stream and on i alone; processes that share a batch draw the whole batch and take their rows. Raises
-    ValueError where the scales of ``crops`` are None (`in_full` fills them in).
+    Records (n, 2 + n_local), global crops first, with the fields top_px, left_px, height_px,
+    width_px (the cut from a patch), flip_x, flip_y (mirrored left to right, top to bottom),
+    brightness, contrast, saturation (factors, 1 for no change), hue (added, in turns, 0 for no
+    change), grey, blur_px (sigma in px of the crop, 0 for no blur), solarise. ``drawn[rows]`` are
+    some of the patches, ``drawn[:, number]`` is one crop of each. Row i depends on the stream and
+    on i alone; processes that share a batch draw the whole batch and take their rows. Raises
+    ValueError where the scales of ``crops`` are None (`method.in_full` fills them in).
     """
     if crops.global_scale is None or crops.local_scale is None:
-        raise ValueError("crops: global_scale and local_scale are None; method.in_full fills them in")
+        raise ValueError(
+            "crops: global_scale and local_scale are None; method.in_full fills them in"
+        )
     n_crops = N_GLOBAL + crops.n_local
     uniform = rng.generator(seed, *names).random((n, n_crops, 2 * N_ATTEMPTS + 13))
-    scales = np.array([crops.global_scale] * N_GLOBAL + [crops.local_scale] * crops.n_local).T  # (2, n_crops)
+    scales = np.array([crops.global_scale] * N_GLOBAL + [crops.local_scale] * crops.n_local).T
     height_px, width_px = _sides(uniform[..., : 2 * N_ATTEMPTS], scales, patch_px)
     top, left, flip_x, flip_y, coloured, *jitter, grey, blurred, sigma, solarise = np.moveaxis(
         uniform[..., 2 * N_ATTEMPTS :], 2, 0
     )
     colour = [
-        np.where(coloured < JITTER_PROBABILITY, reach * (2 * u - 1), 0.0) for reach, u in zip(JITTER, jitter, strict=True)
+        np.where(coloured < JITTER_PROBABILITY, reach * (2 * u - 1), 0.0)
+        for reach, u in zip(JITTER, jitter, strict=True)
     ]
-    blur_probability = np.array([*BLUR_PROBABILITY[:N_GLOBAL], *[BLUR_PROBABILITY[-1]] * crops.n_local])
+    blur_probability = np.array([*BLUR_PROBABILITY[:2], *[BLUR_PROBABILITY[2]] * crops.n_local])
     low_px, high_px = (sigma_px * crops.global_px / PUBLISHED_PX for sigma_px in BLUR_SIGMA_PX)
-    return Drawn(
-        top_px=np.floor(top * (patch_px - height_px + 1)),
-        left_px=np.floor(left * (patch_px - width_px + 1)),
-        height_px=height_px,
-        width_px=width_px,
-        flip_x=flip_x < 0.5,
-        flip_y=flip_y < 0.5,
-        brightness=1 + colour[0],
-        contrast=1 + colour[1],
-        saturation=1 + colour[2],
-        hue=colour[3],
-        grey=grey < GREY_PROBABILITY,
-        blur_px=np.where(blurred < blur_probability, low_px + (high_px - low_px) * sigma, 0.0),
-        solarise=(solarise < SOLARISE_PROBABILITY) & (np.arange(n_crops) == N_GLOBAL - 1),
-        patch_px=patch_px,
-        global_px=crops.global_px,
-        local_px=crops.local_px,
-    )
+    fields = {
+        "top_px": np.floor(top * (patch_px - height_px + 1)),
+        "left_px": np.floor(left * (patch_px - width_px + 1)),
+        "height_px": height_px,
+        "width_px": width_px,
+        "flip_x": flip_x < 0.5,
+        "flip_y": flip_y < 0.5,
+        "brightness": 1 + colour[0],
+        "contrast": 1 + colour[1],
+        "saturation": 1 + colour[2],
+        "hue": colour[3],
+        "grey": grey < GREY_PROBABILITY,
+        "blur_px": np.where(blurred < blur_probability, low_px + (high_px - low_px) * sigma, 0.0),
+        "solarise": (solarise < SOLARISE_PROBABILITY) & (np.arange(n_crops) == N_GLOBAL - 1),
+    }
+    return np.rec.fromarrays(list(fields.values()), names=list(fields))
 
 
 def _sides(uniform: np.ndarray, scales: np.ndarray, patch_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Heights and widths in px, (n, n_crops) each: of the first attempt that fits into the patch, or the whole patch.
+    """Heights and widths in px, (n, n_crops) each.
 
-    uniform: (n, n_crops, 2 * N_ATTEMPTS); scales: least and largest share of the patch's area, (2, n_crops).
+    The sides of the first attempt that fits into the patch, or the whole patch. uniform: (n,
+    n_crops, 2 * N_ATTEMPTS); scales: least and largest share of the patch's area, (2, n_crops).
     """
     share, aspect = uniform[..., :N_ATTEMPTS], uniform[..., N_ATTEMPTS:]
     low, high = scales[..., None]
     area = patch_px**2 * (low + (high - low) * share)
-    root = np.exp((math.log(ASPECT[0]) + math.log(ASPECT[1] / ASPECT[0]) * aspect) / 2)  # of width / height
+    root = np.exp(
+        (math.log(ASPECT[0]) + math.log(ASPECT[1] / ASPECT[0]) * aspect) / 2
+    )  # of width / height
     height, width = np.rint(np.sqrt(area) / root), np.rint(np.sqrt(area) * root)
-    fits = (height > 0) & (height <= patch_px) & (width > 0) & (width <= patch_px)  # (n, n_crops, N_ATTEMPTS)
+    fits = (
+        (height > 0) & (height <= patch_px) & (width > 0) & (width <= patch_px)
+    )  # (n, n_crops, N_ATTEMPTS)
     first = fits.argmax(-1)[..., None]
     chosen = (np.take_along_axis(sides, first, -1)[..., 0] for sides in (height, width))
     height, width = (np.where(fits.any(-1), sides, patch_px) for sides in chosen)
     return height, width
 
 
-def make(images: torch.Tensor, drawn: Drawn, mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Global crops (2, B, 3, g, g) and local ones (n_local, B, 3, l, l), float32, normalised with ``mean`` and ``std`` (3,).
+def make(
+    images: torch.Tensor,
+    drawn: np.recarray,
+    crops: Crops,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Global crops (2, B, 3, g, g) and local ones (n_local, B, 3, l, l), float32.
 
-    images: uint8 (B, 3, patch_px, patch_px) on any device, where everything is done. In this order: cut and resized by
-    bicubic interpolation with antialiasing, flipped, colour jittered, made grey, blurred, solarised. Raises ValueError where
-    ``drawn`` is of other patches.
+    Normalised with ``mean`` and ``std`` (3,). images: uint8 (B, 3, patch_px, patch_px) on any
+    device, where everything is done. In this order: cut and resized by bicubic interpolation with
+    antialiasing, flipped, colour jittered, made grey, blurred, solarised. Raises ValueError where
+    ``images`` aren't uint8, or ``drawn`` is of another number of patches.
     """
-    expected = (len(drawn), 3, drawn.patch_px, drawn.patch_px)
-    if tuple(images.shape) != expected or images.dtype != torch.uint8:
-        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; uint8 {expected} are needed")
-    if images.device.type == "cpu":
-        images = images.contiguous(memory_format=torch.channels_last)  # in which torch resizes bytes five times as fast
-    both = []
-    for group, side_px in ((range(N_GLOBAL), drawn.global_px), (range(N_GLOBAL, drawn.top_px.shape[1]), drawn.local_px)):
-        out = torch.empty((len(group), len(images), 3, side_px, side_px), device=images.device)
-        for number, crops in zip(group, out, strict=True):
-            _fill(images, drawn.crop(number), crops, mean, std)
-        both.append(out)
-    return both[0], both[1]
-
-
-def _fill(images: torch.Tensor, drawn: Drawn, out: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
-    """One normalised crop of each patch into ``out`` (B, 3, side_px, side_px)."""
-    n_images, side_px, device = len(images), out.shape[-1], out.device
-    at_once = max(1, n_images)
-    if device.type == "cpu":  # as many as the cache holds
-        at_once = max(1, augment.PIECE_PX * torch.get_num_threads() // side_px**2)
-    mean, std = (torch.tensor(values, dtype=torch.float32, device=device)[:, None, None] for values in (mean, std))
-    cut = _cut_singly if device.type == "cpu" else _cut_by_matrices
-    for start in range(0, n_images, at_once):
-        part = slice(start, start + at_once)
-        cut(images[part], drawn[part], out[part])
-        _change(drawn[part], out[part])
-        out[part].sub_(mean).div_(std)
-
-
-def _cut_singly(images: torch.Tensor, drawn: Drawn, out: torch.Tensor) -> None:
-    """Cuts, resized and flipped, into ``out`` (n, 3, side_px, side_px), in 0..1: one after another, in bytes."""
-    side_px = out.shape[-1]
-    cuts = np.stack([drawn.top_px, drawn.left_px, drawn.height_px, drawn.width_px], axis=1).astype(int).tolist()
-    resized = []
-    for image, (top, left, height, width), down, across in zip(images, cuts, drawn.flip_y, drawn.flip_x, strict=True):
-        cut = image[None, :, top : top + height, left : left + width]
-        cut = functional.interpolate(cut, (side_px, side_px), mode="bicubic", antialias=True)
-        axes = [axis for axis, flipped in ((2, down), (3, across)) if flipped]
-        resized.append(cut.flip(axes) if axes else cut)
-    torch.div(torch.cat(resized), 255, out=out)
-
-
-def _cut_by_matrices(images: torch.Tensor, drawn: Drawn, out: torch.Tensor) -> None:
-    """The same in a few calls for the whole batch; rounded to bytes after each axis, too, as Pillow does."""
-    n_images, _, patch_px, _ = images.shape
-    rows, columns = (
-        resampling(start_px, length_px, flipped, patch_px, out.shape[-1], out.device)
-        for start_px, length_px, flipped in (
-            (drawn.top_px, drawn.height_px, drawn.flip_y),
-            (drawn.left_px, drawn.width_px, drawn.flip_x),
+    if images.dtype != torch.uint8 or len(images) != len(drawn):
+        raise ValueError(
+            f"images are {images.dtype} {tuple(images.shape)}; uint8 of {len(drawn)} patches are needed"
         )
-    )  # (n, side_px, patch_px) each
-    across = images.float().reshape(n_images, 3 * patch_px, patch_px) @ columns.mT  # (n, 3 * patch_px, side_px)
-    across = across.round_().clamp_(0, 255).unflatten(1, (3, patch_px))
-    for channel in range(3):
-        out[:, channel] = rows @ across[:, channel]
-    out.round_().clamp_(0, 255).div_(255)
+    cut = _cut_by_matrices
+    if images.device.type == "cpu":
+        cut = _cut_singly
+        images = images.contiguous(
+            memory_format=torch.channels_last
+        )  # is resized five times as fast
+    mean, std = (torch.tensor(each, device=images.device)[:, None, None] for each in (mean, std))
+    groups = []
+    for first, n, side_px in ((0, 2, crops.global_px), (2, crops.n_local, crops.local_px)):
+        out = torch.empty((n, len(images), 3, side_px, side_px), device=images.device)
+        for number, crop in enumerate(out, start=first):
+            cut(images, drawn[:, number], crop)
+            _change(drawn[:, number], crop, blur_kernel_px(crops.global_px, side_px))
+            crop.sub_(mean).div_(std)
+        groups.append(out)
+    return groups[0], groups[1]
 
 
-def _change(drawn: Drawn, out: torch.Tensor) -> None:
+def _cut_singly(images: torch.Tensor, drawn: np.recarray, out: torch.Tensor) -> None:
+    """Resized and flipped cuts into ``out`` (n, 3, side_px, side_px), in 0..1.
+
+    Cut one by one, in bytes.
+    """
+    for image, one, into in zip(images, drawn, out, strict=True):
+        top, left, height, width = (int(one[i]) for i in range(4))
+        cut = image[None, :, top : top + height, left : left + width]
+        cut = functional.interpolate(cut, out.shape[2:], mode="bicubic", antialias=True)[0]
+        axes = [axis for axis, flipped in ((1, one["flip_y"]), (2, one["flip_x"])) if flipped]
+        torch.div(cut.flip(axes), 255, out=into)
+
+
+def _cut_by_matrices(images: torch.Tensor, drawn: np.recarray, out: torch.Tensor) -> None:
+    """The same in a few calls for a GPU; rounded to bytes after each axis, too, as Pillow does."""
+    patch_px, side_px = images.shape[-1], out.shape[-1]
+    rows = resampling(drawn.top_px, drawn.height_px, drawn.flip_y, patch_px, side_px, out.device)
+    columns = resampling(drawn.left_px, drawn.width_px, drawn.flip_x, patch_px, side_px, out.device)
+    across = images.float() @ columns[:, None].mT  # (n, 3, patch_px, side_px)
+    down = rows[:, None] @ across.round_().clamp_(0, 255)  # (n, 3, side_px, side_px)
+    torch.div(down.round_().clamp_(0, 255), 255, out=out)
+
+
+def _change(drawn: np.recarray, out: torch.Tensor, kernel_px: int) -> None:
     """Colour, blur and solarisation of crops (n, 3, side_px, side_px) in 0..1, in place.
 
-    Jitter keeps one order; torchvision's 24 orders differ from it by half a grey level of 255 on tissue, of the 33 it changes.
+    kernel_px: side of the blur's kernel.
     """
-    device = out.device
-    factors = np.stack([drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue])  # (4, n)
-    if (chosen := (factors != [[1], [1], [1], [0]]).any(0)).any():
-        rows = _rows(chosen, device)
-        out[rows] = augment.jitter_colour(out[rows], *augment.on_device(factors[:, chosen].astype(np.float32), device))
-    if drawn.grey.any():
-        rows = _rows(drawn.grey, device)
-        red, green, blue = (out[rows, channel] * weight for channel, weight in enumerate(augment.GREY))
-        out[rows] = (red + green + blue)[:, None]
-    if (chosen := drawn.blur_px > 0).any():
-        rows, sigma_px = _rows(chosen, device), augment.on_device(drawn.blur_px[chosen].astype(np.float32), device)
-        out[rows] = augment.blur(out[rows], sigma_px, blur_kernel_px(drawn.global_px, out.shape[-1]))
-    if drawn.solarise.any():
-        rows = _rows(drawn.solarise, device)
-        out[rows] = torch.where(out[rows] < SOLARISE_FROM, out[rows], 1 - out[rows])
+
+    def change(chosen: np.ndarray, by: Callable[..., torch.Tensor], *values: np.ndarray) -> None:
+        if chosen.any():
+            rows = augment.on_device(np.flatnonzero(chosen), out.device)
+            numbers = (each[chosen].astype(np.float32) for each in values)
+            out[rows] = by(out[rows], *(augment.on_device(each, out.device) for each in numbers))
+
+    factors = [drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue]
+    jittered = (np.stack(factors) != [[1], [1], [1], [0]]).any(axis=0)
+    # In one order: torchvision's 24 orders differ from it by half a grey level of 255 on tissue.
+    change(jittered, augment.jitter_colour, *factors)
+    change(drawn.grey, _grey)
+    change(drawn.blur_px > 0, partial(augment.blur, kernel_px=kernel_px), drawn.blur_px)
+    change(drawn.solarise, lambda images: torch.minimum(images, 1 - images))
+
+
+def _grey(images: torch.Tensor) -> torch.Tensor:
+    """Images (n, 3, H, W) in shades of grey, (n, 1, H, W)."""
+    red, green, blue = (images[:, i] * weight for i, weight in enumerate(augment.GREY))
+    return (red + green + blue)[:, None]
 
 
 def blur_kernel_px(global_px: int, side_px: int) -> int:
-    """Side of the blur's kernel, odd: two of the widest sigmas each way, 9 px for 224, and not past the mirrored edge."""
+    """Side of the blur's kernel, odd.
+
+    It holds two of the widest sigmas each way, and ends within the mirrored edge.
+    """
     return 2 * min(math.ceil(2 * BLUR_SIGMA_PX[1] * global_px / PUBLISHED_PX), side_px - 1) + 1
 
 
 def resampling(
-    start_px: np.ndarray, length_px: np.ndarray, flipped: np.ndarray, patch_px: int, side_px: int, device: torch.device
+    start_px: np.ndarray,
+    length_px: np.ndarray,
+    flipped: np.ndarray,
+    patch_px: int,
+    side_px: int,
+    device: torch.device,
 ) -> torch.Tensor:
-    """Matrices, float32 (n, side_px, patch_px), that resample an axis: ``length_px`` (n,) from ``start_px`` on, to ``side_px``.
+    """Matrices, float32 (n, side_px, patch_px), that resample an axis to ``side_px``.
 
-    Bicubic, widened where it shrinks (antialias), of the pixels inside only; as torchvision's and Pillow's resizing of a cut
-    image. Two of them, one an axis, resize a whole batch, each image in its own way, by two matrix products.
+    From ``start_px`` (n,) on, ``length_px`` (n,). Bicubic, widened where it shrinks (antialias), of
+    the pixels inside only; as torchvision's and Pillow's resizing of a cut image. A product with
+    one matrix for each axis resizes a whole batch, each image in its own way.
     """
     values = np.stack([start_px, length_px, flipped]).astype(np.float32)
     start, length, flip = augment.on_device(values, device)[..., None]  # (n, 1) each
     at = torch.arange(side_px, device=device) + 0.5  # (side_px,)
-    centre = torch.where(flip > 0, side_px - at, at) * (length / side_px)  # (n, side_px), from the cut's start
+    scale = length / side_px  # (n, 1)
+    centre = torch.where(flip > 0, side_px - at, at) * scale  # (n, side_px), from the cut's start
     inside = torch.arange(patch_px, device=device) + 0.5 - start  # (n, patch_px)
-    distance = (inside[:, None, :] - centre[:, :, None]).abs_()
-    distance /= (length / side_px).clamp(min=1)[..., None]
-    near = ((CUBIC + 2) * distance - (CUBIC + 3)).mul_(distance).mul_(distance).add_(1)
-    far = (distance - 5).mul_(distance).add_(8).mul_(distance).sub_(4).mul_(CUBIC)
+    distance = (inside[:, None, :] - centre[:, :, None]).abs() / scale.clamp(min=1)[..., None]
+    near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance**2 + 1
+    far = (((distance - 5) * distance + 8) * distance - 4) * CUBIC
     weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
-    weights *= ((inside > 0) & (inside < length))[:, None, :]
-    return weights.div_(weights.sum(2, keepdim=True))
-
-
-def _rows(chosen: np.ndarray, device: torch.device) -> "torch.Tensor | slice":
-    """An index of the rows ``chosen``, bool (n,); for all rows a slice, which copies nothing."""
-    return slice(None) if chosen.all() else augment.on_device(np.flatnonzero(chosen), device)
+    weights = weights * ((inside > 0) & (inside < length))[:, None, :]
+    return weights / weights.sum(2, keepdim=True)
 
 
 # ---- masks ----
 
 
 def draw_masks(
-    n_images: int, grid: tuple[int, int], probability: float, ratio: tuple[float, float], generator: np.random.Generator
+    n_images: int,
+    grid: tuple[int, int],
+    probability: float,
+    ratio: tuple[float, float],
+    generator: np.random.Generator,
 ) -> np.ndarray:
     """Masks, bool (n_images, rows * columns of ``grid``), of blocks (Bao et al. 2022, algorithm 1).
 
-    int(probability * n_images) images, drawn at random, get a mask; the shares of tokens to mask are one from each of as many
-    equal parts of ``ratio``, so that every batch has about the same number of masked tokens (as DINOv2's authors do; Zhou et
-    al. 2021 draw them freely). A mask may fall short of its share where no further block fits, never exceed it.
-    Processes that share a batch draw the whole batch from the same stream, and take their rows.
+    int(probability * n_images) images, drawn at random, get a mask. The shares of tokens to mask
+    are one from each of as many equal parts of ``ratio``: every batch has about the same number of
+    masked tokens (as DINOv2's authors do; Zhou et al. 2021 draw the shares freely). A mask may fall
+    short of its share where no further block fits, never exceed it. Processes that share a batch
+    draw the whole batch from the same stream, and take their rows.
     """
     rows, columns = grid
     masked = np.zeros((n_images, rows, columns), bool)
     n_masked = int(n_images * probability)
     bounds = np.linspace(*ratio, n_masked + 1)
     for i, image in enumerate(generator.permutation(n_images)[:n_masked]):
-        _mask(masked[image], int(rows * columns * generator.uniform(bounds[i], bounds[i + 1])), generator)
+        share = generator.uniform(bounds[i], bounds[i + 1])
+        _mask(masked[image], int(rows * columns * share), generator)
     return masked.reshape(n_images, rows * columns)
 
 
 def mask_weights(masked: np.ndarray) -> np.ndarray:
-    """Weights, float32 (N,), of the N masked tokens in ``masked`` (n_images, n_tokens): 1 / masked tokens of the image."""
+    """Weights, float32 (N,), of the N masked tokens in ``masked``, bool (n_images, n_tokens).
+
+    A weight is 1 / number of masked tokens of the token's image.
+    """
     per_image = masked.sum(1, keepdims=True).clip(1)
     return np.broadcast_to(1 / per_image, masked.shape)[masked].astype(np.float32)
 
 
 def _mask(masked: np.ndarray, n_tokens: int, generator: np.random.Generator) -> None:
-    """Mask blocks of ``masked``, bool (rows, columns), until ``n_tokens`` are masked or no block fits any more."""
+    """Mask blocks of ``masked``, bool (rows, columns).
+
+    Ends where ``n_tokens`` are masked or no block fits any more.
+    """
     while (left := n_tokens - int(masked.sum())) > 0:
         for _ in range(N_ATTEMPTS):
             block = _block(masked.shape, left, generator)
@@ -294,12 +277,16 @@ def _mask(masked: np.ndarray, n_tokens: int, generator: np.random.Generator) -> 
             return
 
 
-def _block(grid: tuple[int, ...], left: int, generator: np.random.Generator) -> tuple[slice, slice] | None:
-    """Rows and columns of a block somewhere in the grid; None for a block that leaves no room on a side."""
+def _block(
+    grid: tuple[int, ...], left: int, generator: np.random.Generator
+) -> tuple[slice, slice] | None:
+    """Rows and columns of a block somewhere in the grid; None for a block as long as a side."""
     most = min(left, MOST_SHARE * math.prod(grid))
     low, high, top, side = generator.random(4)
     area = min(LEAST_TOKENS, most) + low * (most - min(LEAST_TOKENS, most))
-    aspect = math.exp(math.log(BLOCK_ASPECT[0]) + high * math.log(BLOCK_ASPECT[1] / BLOCK_ASPECT[0]))
+    aspect = math.exp(
+        math.log(BLOCK_ASPECT[0]) + high * math.log(BLOCK_ASPECT[1] / BLOCK_ASPECT[0])
+    )
     height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     if not (0 < height < grid[0] and 0 < width < grid[1]):
         return None

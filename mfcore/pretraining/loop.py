@@ -1,8 +1,9 @@
 """The loop of a pretraining: steps of student and teacher, the history, snapshots, and checkpoints.
 
-DINO as Caron et al. 2021, algorithm 1; DINOv2 as Oquab et al. 2023, section 4: the same with masked tokens, Sinkhorn-Knopp and
-KoLeo. Every draw is named by its step and purpose, and a checkpoint holds no generator: a training that was killed goes on to
-the losses that it would have had, on a CPU to the last bit.
+DINO as Caron et al. 2021, algorithm 1; DINOv2 as Oquab et al. 2023, section 4: the same with masked
+tokens, Sinkhorn-Knopp and KoLeo. Every draw is named by its step and purpose, and a checkpoint
+holds no generator: a training that was killed goes on to the losses that it would have had, on a
+CPU to the last bit.
 """
 
 import contextlib
@@ -34,18 +35,28 @@ CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into checkpoints
 N_LINES = 1000  # of the history, about
 N_RANKME = 25  # times that RankMe is measured, at most, besides at snapshots
 N_RECORDED = 100_000  # patches whose positions are kept
-AVERAGED = ("loss", "loss_dino", "loss_ibot", "loss_koleo", "teacher_entropy")  # over the steps of a line
+AVERAGED = (
+    "loss",
+    "loss_dino",
+    "loss_ibot",
+    "loss_koleo",
+    "teacher_entropy",
+)  # over the steps of a line
 EVALUATION_BATCH = 128
+SCHEDULED = ("learning_rate", "weight_decay", "momentum", "teacher_temperature")  # in a line
+PARTS = ("student", "teacher", "optimizer", "centres")  # of a checkpoint, with a state each
+COUNTS = ("n_done", "history", "sums", "mean_target", "seconds")  # of a checkpoint, as they are
 
 
 @dataclass(frozen=True)
 class Task:
     """What a pretraining learns from.
 
-    settings: without None. batches: called with (first, n_batches), gives this process's share of batches of patches
-    with ``images`` uint8 (n, size_px, size_px, 3) and ``drawn``, a table with the ``number`` of each patch. watched: patches
-    uint8 (n, size_px, size_px, 3) by which RankMe is measured, in the first process alone; card: how the encoder sees them.
-    export: called with a step after which a snapshot is kept, one of ``snapshots``.
+    settings: without None. batches: called with (first, n_batches), gives this process's share of
+    batches of patches with ``images`` uint8 (n, size_px, size_px, 3) and ``drawn``, a table with
+    the ``number`` of each patch. watched: patches uint8 (n, size_px, size_px, 3) by which RankMe is
+    measured, in the first process alone; card: how the encoder sees them. export: called with a
+    step after which a snapshot is kept, one of ``snapshots``.
     """
 
     settings: Pretraining
@@ -58,7 +69,7 @@ class Task:
 
 def train(
     task: Task,
-    pair: "networks.Networks",
+    pair: networks.Networks,
     folder: Path,
     device: torch.device,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -67,35 +78,34 @@ def train(
 ) -> list[dict]:
     """Pretrain ``pair`` on ``device``; returns the history, one dict a line.
 
-    Writes into ``folder``: ``history.jsonl``, ``drawn.parquet`` (where the first N_RECORDED patches lay) and, every
-    ``checkpoint_seconds``, ``checkpoint.pt``. Goes on from a checkpoint in ``folder``. ``after_line`` is called with the
-    history when it has a new line. Where processes were joined (`processes`), all call this alike and the first writes.
-    Raises PretrainingError where a batch can't be shared, where the loss isn't finite, where the teacher collapsed
-    (`objective.check_history`), and where a GPU's memory is too small.
+    Writes into ``folder``: ``history.jsonl``, ``drawn.parquet`` (where the first N_RECORDED
+    patches lay) and, every ``checkpoint_seconds``, ``checkpoint.pt``. Goes on from a checkpoint in
+    ``folder``. ``after_line`` is called with the history when it has a new line. Where processes
+    were joined (`processes`), all call this alike and the first writes. Raises PretrainingError
+    where the loss isn't finite, where the teacher collapsed (`objective.check_history`), and for a
+    checkpoint that can't be read.
     """
-    with _memory(task.settings, device):
-        training = _Training(task, pair, folder, device, checkpoint_seconds)
-        training.resume()
-    progress = tqdm(disable=True) if progress is None else progress
-    progress.initial = progress.n = progress.last_print_n = training.n_done * task.settings.batch_size
+    training, batch_size = _Training(task, pair, folder, device), task.settings.batch_size
+    training.resume()
+    n_done, progress = training.n_done, tqdm(disable=True) if progress is None else progress
+    progress.initial = progress.n = progress.last_print_n = n_done * batch_size
     progress.refresh()
-    to_do = task.settings.n_steps - training.n_done
-    if not to_do:  # killed after its last step
-        return training.history
-    batches = task.batches(training.n_done * task.settings.batch_size, to_do)
+    batches = task.batches(n_done * batch_size, task.settings.n_steps - n_done)
     own_gpu = [device] if device.type == "cuda" else []
     try:
-        with _memory(task.settings, device), contextlib.closing(batches), torch.random.fork_rng(devices=own_gpu):
+        with contextlib.closing(batches), torch.random.fork_rng(devices=own_gpu):
             for batch in batches:
                 line = training.run_step(batch)
-                progress.update(task.settings.batch_size)
-                if line is not None and training.ranks.is_first:
+                progress.update(batch_size)
+                if not training.ranks.is_first:
+                    continue
+                if line is not None:
                     progress.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
                     if after_line is not None:
                         after_line(training.history)
-                if training.n_done in task.snapshots and training.ranks.is_first:
+                if training.n_done in task.snapshots:
                     task.export(training.n_done)
-                training.save_in_time()
+                training.save_in_time(checkpoint_seconds)
     finally:
         training.write_tables()
     return training.history
@@ -116,144 +126,157 @@ def check_share(settings: Pretraining) -> None:
         )
 
 
-@contextlib.contextmanager
-def _memory(settings: Pretraining, device: torch.device) -> Iterator[None]:
-    """Say what to change where a GPU's memory is too small."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise PretrainingError(
-            f"pretraining[{settings.name}]: {device} has too little memory for batches of {settings.batch_size} over "
-            f"{processes.here().n} processes; lower batch_size, crops.n_local or n_prototypes (now {settings.n_prototypes}), "
-            f"or start more processes ({str(error).splitlines()[0][:200]})"
-        ) from error
-
-
 class _Training:
     """A pretraining: its networks, optimiser and history."""
 
-    def __init__(self, task: Task, pair: "networks.Networks", folder: Path, device: torch.device, checkpoint_seconds: float):
-        settings = task.settings
-        self.task, self.settings, self.device, self.folder, self.ranks = task, settings, device, folder, processes.here()
-        check_share(settings)
+    def __init__(self, task: Task, pair: networks.Networks, folder: Path, device: torch.device):
+        settings = self.settings = task.settings
+        self.task, self.device, self.folder, self.ranks = task, device, folder, processes.here()
         self.mean, self.std = pair.mean, pair.std
         self.student = pair.student.to(device).train()
         self.teacher = self.ranks.synced(pair.teacher.to(device), device).train()
         self.shared = self.ranks.wrap(self.student, device)
         self.schedule = objective.schedules(settings)
-        self.optimizer = torch.optim.AdamW(networks.parameter_groups(self.student, settings), lr=0.0, fused=True)
-        centres = [objective.Centre(settings.n_prototypes) for _ in ("class tokens", "masked tokens")]
+        groups = networks.parameter_groups(self.student, settings)
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
+        centres = [
+            objective.Centre(settings.n_prototypes) for _ in ("class tokens", "masked tokens")
+        ]
         self.centres = nn.ModuleList(centres).to(device)
         self.precision = torch.bfloat16 if encoders.computes_bfloat16(device) else None
         self.n_done, self.seconds, self.history = 0, 0.0, []
         self.sums = torch.zeros(len(AVERAGED), dtype=torch.float64, device=device)
         self.mean_target = torch.zeros(settings.n_prototypes, device=device)
-        self.drawn: list[pd.DataFrame] = []
-        self.n_recorded = 0
-        self.checkpoint, self.checkpoint_seconds = folder / "checkpoint.pt", checkpoint_seconds
+        self.drawn: list[pd.DataFrame] = []  # positions of the patches
+        self.checkpoint = folder / "checkpoint.pt"
+        self.line_steps = max(
+            1, settings.n_steps // N_LINES
+        )  # that a line of the history stands for
         self.saved = self.begun = time.monotonic()
         self.saving_seconds = 0.0
-
-    @property
-    def line_steps(self) -> int:
-        """Steps that a line of the history stands for."""
-        return max(1, self.settings.n_steps // N_LINES)
 
     def run_step(self, batch: object) -> dict | None:
         """One step; returns the history's new line where one is due."""
         values, mean_target = self._learn(batch)
         self._record(batch.drawn)
         if self.ranks.n > 1:
-            values, mean_target = (self.ranks.add(value) / self.ranks.n for value in (values, mean_target))
+            values, mean_target = (
+                self.ranks.add(each) / self.ranks.n for each in (values, mean_target)
+            )
         self.sums += values
-        keep = min(objective.MEMORY, self.n_done / (self.n_done + 1))  # the plain mean, until there are enough
+        keep = min(objective.MEMORY, self.n_done / (self.n_done + 1))  # at first the plain mean
         self.mean_target.mul_(keep).add_(mean_target, alpha=1 - keep)
         self.n_done += 1
         last = self.n_done == self.settings.n_steps
         return self._line() if last or self.n_done % self.line_steps == 0 else None
 
     def _learn(self, batch: object) -> tuple[torch.Tensor, torch.Tensor]:
-        """A step of the optimiser and of the teacher; returns AVERAGED, float64, and the mean target (K,) of this process."""
-        settings, at, n = self.settings, self.schedule, self.n_done
+        """A step of the optimiser and of the teacher.
+
+        Returns AVERAGED, float64, and the mean target (K,) of this process.
+        """
+        settings, n = self.settings, self.n_done
+        now, sharp = self._scheduled(n), settings.student_temperature
         global_crops, local_crops, masked, weight = self._views(batch, n)
-        torch.manual_seed(rng.stream_seed(settings.seed, "pretraining", "drop path", n, self.ranks.rank))
+        seed = rng.stream_seed(settings.seed, "pretraining", "drop path", n, self.ranks.rank)
+        torch.manual_seed(seed)
         with self._autocast():
             teacher, teacher_masked = self.teacher(global_crops, masked)  # (2, B, K), (N, K)
-            student, classes, student_masked = self.shared(global_crops, local_crops, masked)  # (C, B, K), (2, B, D), (N, K)
-        temperature = float(at.teacher_temperature[n])
-        targets = objective.targets_of(teacher, temperature, settings.centring, self.centres[0])
-        parts = [objective.dino(student, targets, settings.student_temperature)]
-        parts += [parts[0].new_zeros(()), parts[0].new_zeros(())]
+            # (C, B, K), (2, B, D), (N, K)
+            student, classes, student_masked = self.shared(global_crops, local_crops, masked)
+
+        def targets_of(logits: torch.Tensor, i: int) -> torch.Tensor:
+            temperature = now["teacher_temperature"]
+            return objective.targets_of(logits, temperature, settings.centring, self.centres[i])
+
+        targets = targets_of(teacher, 0)
+        dino = objective.dino(student, targets, sharp)
+        ibot = koleo = dino.new_zeros(())
         if masked is not None:
-            of_masked = objective.targets_of(teacher_masked, temperature, settings.centring, self.centres[1])
-            parts[1] = objective.ibot(student_masked, of_masked, weight, len(masked), settings.student_temperature)
+            of_masked = targets_of(teacher_masked, 1)
+            ibot = objective.ibot(student_masked, of_masked, weight, len(masked), sharp)
         if settings.koleo_weight:
-            parts[2] = torch.stack([objective.koleo(crop) for crop in classes]).sum()
-        loss = parts[0] + settings.ibot_weight * parts[1] + settings.koleo_weight * parts[2]
+            koleo = torch.stack([objective.koleo(crop) for crop in classes]).sum()
+        loss = dino + settings.ibot_weight * ibot + settings.koleo_weight * koleo
         self.optimizer.zero_grad()
         loss.backward()
         method_of(settings).clip(self.student, settings.clip_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = float(at.learning_rate[n]) * group["factor"] * (float(at.last_layer[n]) if group["is_last"] else 1.0)
-            group["weight_decay"] = float(at.weight_decay[n]) if group["decays"] else 0.0
+            frozen = now["last_layer"] if group["is_last"] else 1.0
+            group["lr"] = now["learning_rate"] * group["factor"] * frozen
+            group["weight_decay"] = now["weight_decay"] if group["decays"] else 0.0
         self.optimizer.step()
-        self.teacher.follow(self.student, float(at.momentum[n]))
-        values = torch.stack([loss, *parts, objective.entropies(targets).mean()]).detach().double()
+        self.teacher.follow(self.student, now["momentum"])
+        entropy = objective.entropies(targets).mean()
+        values = torch.stack([loss, dino, ibot, koleo, entropy]).detach().double()
         return values, targets.mean(dim=(0, 1))
 
-    def _views(self, batch: object, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Global crops, local crops, masks, bool (2 * B, n_tokens) or None, and their tokens' weights, of one's share."""
-        settings = self.settings
-        rows = batch.drawn["number"].to_numpy() - n * settings.batch_size
-        drawn = crops_of(settings, n)
-        images = augment.on_device(np.ascontiguousarray(batch.images), self.device).permute(0, 3, 1, 2)
-        global_crops, local_crops = crops.make(images, drawn[rows], self.mean, self.std)
+    def _views(self, batch: object, n: int) -> tuple[torch.Tensor | None, ...]:
+        """Global crops, local crops, masks, and the masked tokens' weights, of one's share.
+
+        Masks: bool (2 * B, n_tokens); None, as are the weights, where nothing is masked.
+        """
+        settings, size = self.settings, self.settings.batch_size
+        rows = batch.drawn["number"].to_numpy() - n * size
+        images = augment.on_device(np.ascontiguousarray(batch.images), self.device)
+        drawn, images = crops_of(settings, n)[rows], images.permute(0, 3, 1, 2)
+        views = crops.make(images, drawn, settings.crops, self.mean, self.std)
         if self.student.mask_token is None:
-            return global_crops, local_crops, None, None
+            return *views, None, None
         side = settings.crops.global_px // self.student.encoder.patch_embed.patch_size[0]
-        stream = rng.generator(settings.seed, "pretraining", "masks", n)
-        masked = crops.draw_masks(2 * settings.batch_size, (side, side), settings.mask_probability, settings.mask_ratio, stream)
-        masked = masked[np.concatenate([rows, settings.batch_size + rows])]
-        of_masked = (augment.on_device(values, self.device) for values in (masked, crops.mask_weights(masked)))
-        return global_crops, local_crops, *of_masked
+        masked = crops.draw_masks(
+            2 * size,
+            (side, side),
+            settings.mask_probability,
+            settings.mask_ratio,
+            rng.generator(settings.seed, "pretraining", "masks", n),
+        )[np.concatenate([rows, size + rows])]
+        of_masked = masked, crops.mask_weights(masked)
+        return *views, *(augment.on_device(values, self.device) for values in of_masked)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
+        is_mixed = self.precision is not None
+        return torch.autocast(self.device.type, dtype=self.precision, enabled=is_mixed)
+
+    def _scheduled(self, n: int) -> dict[str, float]:
+        """The schedules' values of step ``n``."""
+        return dict(zip(self.schedule.dtype.names, self.schedule[n].item(), strict=True))
 
     # ---- history ----
 
     def _line(self) -> dict:
         """A new line of the history, judged by `objective.check_history`."""
-        n, at, settings = self.n_done, self.schedule, self.settings
-        n_steps = n - (self.history[-1]["step"] if self.history else 0)
-        before = self.history[-1]["seconds"] if self.history else 0.0
-        seconds = self.seconds + time.monotonic() - self.begun
-        every = math.ceil(settings.n_steps / N_RANKME)
-        measured = n == settings.n_steps or n in self.task.snapshots or n % every < self.line_steps
+        n, n_steps, now = self.n_done, self.settings.n_steps, self._scheduled(self.n_done - 1)
+        before = self.history[-1] if self.history else {"step": 0, "seconds": 0.0}
+        n_new, seconds = n - before["step"], self.seconds + time.monotonic() - self.begun
+        is_measured = n % math.ceil(n_steps / N_RANKME) < self.line_steps
+        rankme = None
+        if is_measured or n == n_steps or n in self.task.snapshots:
+            rankme = self.ranks.as_first(self._rankme() if self.ranks.is_first else None)
         line = {
             "step": n,
-            **dict(zip(AVERAGED, (self.sums / n_steps).tolist(), strict=True)),
+            **dict(zip(AVERAGED, (self.sums / n_new).tolist(), strict=True)),
             "target_entropy": objective.entropies(self.mean_target).item(),
-            "learning_rate": float(at.learning_rate[n - 1]),
-            "weight_decay": float(at.weight_decay[n - 1]),
-            "momentum": float(at.momentum[n - 1]),
-            "teacher_temperature": float(at.teacher_temperature[n - 1]),
-            "rankme": self.ranks.as_first(self._rankme() if self.ranks.is_first else None) if measured else None,
-            "patches_per_second": n_steps * settings.batch_size / max(seconds - before, 1e-9),
+            **{key: now[key] for key in SCHEDULED},
+            "rankme": rankme,
+            "patches_per_second": n_new
+            * self.settings.batch_size
+            / max(seconds - before["seconds"], 1e-9),
             "seconds": seconds,
         }
         self.sums.zero_()
         self.history.append(line)
-        objective.check_history(self.history, settings)
+        objective.check_history(self.history, self.settings)
         return line
 
     @torch.no_grad()
     def _rankme(self) -> float | None:
-        """RankMe of the teacher's embeddings of the watched patches; None where they aren't finite."""
-        features = []
+        """RankMe of the teacher's embeddings of the watched patches; None for infinite ones."""
+        features, watched = [], self.task.watched
         self.teacher.eval()
-        for start in range(0, len(self.task.watched), EVALUATION_BATCH):
-            images = preprocess.transform(self.task.watched[start : start + EVALUATION_BATCH], self.task.card, self.device)
+        for at in range(0, len(watched), EVALUATION_BATCH):
+            part = watched[at : at + EVALUATION_BATCH]
+            images = preprocess.transform(part, self.task.card, self.device)
             with self._autocast():
                 features.append(networks.embed(self.teacher.encoder, images).float().cpu().numpy())
         self.teacher.train()
@@ -261,73 +284,67 @@ class _Training:
         return representation.rankme(features) if np.isfinite(features).all() else None
 
     def _record(self, drawn: pd.DataFrame) -> None:
-        """Keep the positions of the first N_RECORDED patches of all processes, in order of their number."""
-        if self.n_recorded >= N_RECORDED:
+        """Keep the positions of the first N_RECORDED patches of all processes, by number."""
+        if self.n_done * self.settings.batch_size >= N_RECORDED:
             return
         if self.ranks.n > 1:
-            columns = {name: self.ranks.join(drawn[name].to_numpy()) for name in drawn}
-            drawn = pd.DataFrame(columns).sort_values("number", ignore_index=True)
-        self.drawn.append(drawn.iloc[: N_RECORDED - self.n_recorded])
-        self.n_recorded += len(self.drawn[-1])
+            drawn = pd.DataFrame({name: self.ranks.join(drawn[name].to_numpy()) for name in drawn})
+        self.drawn.append(drawn.sort_values("number"))
 
     def write_tables(self) -> None:
         """Write the history and the positions as far as they go."""
-        if self.ranks.is_first:
-            write_history(self.folder, self.history)
-            if self.drawn:
-                self.drawn = [pd.concat(self.drawn, ignore_index=True)]
-                store.write_parquet(self.folder / "drawn.parquet", self.drawn[0])
+        if not self.ranks.is_first:
+            return
+        with store.replacing(self.folder / "history.jsonl") as aside, aside.open("w") as out:
+            for line in self.history:
+                finite = {
+                    k: v if v is not None and math.isfinite(v) else None for k, v in line.items()
+                }
+                out.write(json.dumps(finite) + "\n")
+        if self.drawn:
+            self.drawn = [pd.concat(self.drawn, ignore_index=True)[:N_RECORDED]]
+            store.write_parquet(self.folder / "drawn.parquet", self.drawn[0])
 
     # ---- checkpoints ----
 
-    def save_in_time(self) -> None:
+    def save_in_time(self, checkpoint_seconds: float) -> None:
         """Write a checkpoint where one is due."""
-        due = max(self.checkpoint_seconds, self.saving_seconds / CHECKPOINT_SHARE)
-        if self.ranks.is_first and time.monotonic() - self.saved >= due:
+        due = max(checkpoint_seconds, self.saving_seconds / CHECKPOINT_SHARE)
+        if time.monotonic() - self.saved >= due:
             self.save()
 
     def save(self) -> None:
         """Write a checkpoint, whole or not at all."""
         begun = time.monotonic()
         self.write_tables()
-        state = {name: getattr(self, name).state_dict() for name in ("student", "teacher", "optimizer", "centres")}
-        rest = {name: getattr(self, name) for name in ("n_done", "history", "sums", "mean_target")}
+        state = {name: getattr(self, name).state_dict() for name in PARTS}
+        state |= {name: getattr(self, name) for name in COUNTS}
         with store.replacing(self.checkpoint) as aside:
-            torch.save({**state, **rest, "seconds": self.seconds + begun - self.begun}, aside)
+            torch.save({**state, "seconds": self.seconds + begun - self.begun}, aside)
         self.saved = time.monotonic()
         self.saving_seconds = self.saved - begun
 
     def resume(self) -> None:
-        """Go back to the checkpoint, if there is one; raises PretrainingError where it can't be read."""
+        """Go back to the checkpoint, if there is one; raises PretrainingError for a damaged one."""
         if not self.ranks.as_first(self.checkpoint.is_file()):
             return
         try:
             state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-            for name in ("student", "teacher", "optimizer", "centres"):
+            for name in PARTS:
                 getattr(self, name).load_state_dict(state[name])
-            for name in ("n_done", "history", "sums", "mean_target", "seconds"):
+            for name in COUNTS:
                 setattr(self, name, state[name])
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a damaged file, or a file of another version, leads its reader to
-            reason = " ".join(str(error).split())[:200]
+        except Exception as error:  # whatever a damaged file, or another version's, leads to
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise PretrainingError(
-                f"{self.checkpoint}: can't be gone on from ({type(error).__name__}: {reason}); remove it to begin anew"
+                f"{self.checkpoint}: can't be gone on from ({reason}); remove it to begin anew"
             ) from error
-        table = self.folder / "drawn.parquet"
-        if table.is_file():
+        if (table := self.folder / "drawn.parquet").is_file():
             drawn = pd.read_parquet(table)
             self.drawn = [drawn[drawn["number"] < self.n_done * self.settings.batch_size]]
-            self.n_recorded = len(self.drawn[0])
 
 
-def crops_of(settings: Pretraining, n: int) -> crops.Drawn:
+def crops_of(settings: Pretraining, n: int) -> np.recarray:
     """How all patches of batch ``n`` are cropped."""
-    return crops.draw(settings.crops, settings.batch_size, settings.patches.size_px, settings.seed, "pretraining", "crops", n)
-
-
-def write_history(folder: Path, history: list[dict]) -> None:
-    """Write ``history.jsonl``, whole or not at all; a number that isn't finite becomes null."""
-    lines = [{key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()} for line in history]
-    with store.replacing(folder / "history.jsonl") as aside:
-        aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    sizes = settings.batch_size, settings.patches.size_px
+    return crops.draw(settings.crops, *sizes, settings.seed, "pretraining", "crops", n)

@@ -6,11 +6,14 @@ This module needs no torch to be imported.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mfcore.encoders.card import Arguments
@@ -38,25 +41,34 @@ if TYPE_CHECKING:
 class Method:
     """A method of pretraining, as its authors' code has it.
 
-    name: in study files. title: in texts. published: settings of the paper and of the authors' configuration; lengths are
-    shares of a training of 100 epochs. lr_factor: called with the number of patches in a batch of all processes; gives the
-    factor of ``base_lr``. clip: called with a network that has gradients, and the largest norm that they may have.
-    patch_embedding_lr: factor of the learning rate of a ViT's patch embedding. layer_scale: first value of the LayerScale
-    in each block; None for blocks without LayerScale. mask_token_sd: standard deviation of the mask token at first.
-    needs_tokens: whether only ViTs can learn by the method. even_drop_path: whether all blocks drop paths with the same
-    probability; else the probability grows with depth.
+    name: in study files. title: in texts. lr_factor: called with the number of patches in a batch
+    of all processes; gives the factor of ``base_lr``. clip: called with a network that has
+    gradients, and the largest norm that they may have. patch_embedding_lr: factor of the learning
+    rate of a ViT's patch embedding. layer_scale: first value of the LayerScale in each block; None
+    for blocks without LayerScale. mask_token_sd: standard deviation of the mask token at first.
+    needs_tokens: whether only ViTs can learn by the method. even_drop_path: whether all blocks
+    drop paths with the same probability; else the probability grows with depth.
     """
 
     name: str
     title: str
-    published: Mapping[str, object]
     lr_factor: Callable[[int], float]
     clip: Callable[["torch.nn.Module", float], None]
-    patch_embedding_lr: float
-    layer_scale: float | None
-    mask_token_sd: float
-    needs_tokens: bool
-    even_drop_path: bool
+    patch_embedding_lr: float = 1.0
+    layer_scale: float | None = None
+    mask_token_sd: float = 0.02
+    needs_tokens: bool = False
+    even_drop_path: bool = False
+
+    @cached_property
+    def published(self) -> dict[str, object]:
+        """Settings of the paper and of the authors' configuration, by key of `Pretraining`.
+
+        Lengths are shares of a training of 100 epochs.
+        """
+        file = resources.files("mfcore.pretraining") / "published.yaml"
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))[self.name]
+        return {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
 
 
 def clip_parameters(network: "torch.nn.Module", norm: float) -> None:
@@ -73,57 +85,20 @@ def clip_parts(network: "torch.nn.Module", norm: float) -> None:
     from torch.nn.utils import clip_grad_norm_
 
     for is_head in (False, True):
-        part = [parameter for name, parameter in network.named_parameters() if name.startswith("head.") == is_head]
+        part = [
+            parameter
+            for name, parameter in network.named_parameters()
+            if name.startswith("head.") == is_head
+        ]
         clip_grad_norm_(part, norm)
 
 
-DINO = Method(
-    name="dino",
-    title="DINO",
-    published={
-        "base_lr": 0.0005,  # times batch / 256
-        "final_lr": 1e-6,
-        "warmup": 0.1,
-        "weight_decay": (0.04, 0.4),
-        "clip_norm": 3.0,
-        "momentum": 0.996,
-        "teacher_temperature": (0.04, 0.07),
-        "temperature_warmup": 0.3,
-        "n_frozen_last": 0.01,
-        "layer_decay": 1.0,
-        "drop_path": 0.1,
-        "centring": "mean",
-        "ibot_weight": 0.0,
-        "koleo_weight": 0.0,
-        "n_prototypes": 65_536,
-        "global_scale": (0.4, 1.0),
-        "local_scale": (0.05, 0.4),
-    },
-    lr_factor=lambda batch_size: batch_size / 256,
-    clip=clip_parameters,
-    patch_embedding_lr=1.0,
-    layer_scale=None,
-    mask_token_sd=0.02,
-    needs_tokens=False,
-    even_drop_path=False,
-)
+DINO = Method("dino", "DINO", lambda batch_size: batch_size / 256, clip_parameters)
 DINOV2 = Method(
-    name="dinov2",
-    title="DINOv2",
-    published={
-        **DINO.published,
-        "base_lr": 0.004,  # times sqrt(batch / 1024)
-        "momentum": 0.992,
-        "layer_decay": 0.9,
-        "drop_path": 0.3,
-        "centring": "sinkhorn_knopp",
-        "ibot_weight": 1.0,
-        "koleo_weight": 0.1,
-        "global_scale": (0.32, 1.0),
-        "local_scale": (0.05, 0.32),
-    },
-    lr_factor=lambda batch_size: math.sqrt(batch_size / 1024),
-    clip=clip_parts,
+    "dinov2",
+    "DINOv2",
+    lambda batch_size: math.sqrt(batch_size / 1024),
+    clip_parts,
     patch_embedding_lr=0.2,
     layer_scale=1e-5,
     mask_token_sd=0.0,  # the authors begin with zeros
@@ -142,12 +117,14 @@ Scale = Annotated[tuple[PositiveShare, ...], Two, Rising]  # shares of a patch's
 
 @options
 class OnlinePatches:
-    """Patches drawn from slides while a network learns; none is stored (kaiko 2024, Online Patching).
+    """Patches drawn from slides while a network learns.
 
-    size_px: side of a patch. um_per_px: resolutions, each drawn as often as it stands here. min_tissue: least share of tissue
-    in a patch. uniform_over: "tissue" draws positions uniform over the slides' tissue area, "slides" draws a slide first.
-    slide_fraction: share of the slides that patches are drawn from; the slides of a smaller share are among those of a larger.
-    n_distinct: so many patches are drawn, and then drawn from; None: every patch is new.
+    None is stored (kaiko 2024, Online Patching). size_px: side of a patch. um_per_px: resolutions,
+    each drawn as often as it stands here. min_tissue: least share of tissue in a patch.
+    uniform_over: "tissue" draws positions uniform over the slides' tissue area, "slides" draws a
+    slide first. slide_fraction: share of the slides that patches are drawn from; the slides of a
+    smaller share are among those of a larger. n_distinct: so many patches are drawn, and then drawn
+    from; None: every patch is new.
     """
 
     size_px: Side = 256
@@ -160,9 +137,9 @@ class OnlinePatches:
 
 @options
 class Crops:
-    """Multi-crop: two global crops and ``n_local`` local ones of a patch, their sides in px, their scales shares of its area.
+    """Multi-crop: two global crops and ``n_local`` local ones of a patch, sides in px.
 
-    None: as the method's authors have it, see `in_full`.
+    Scales are shares of the patch's area. None: as the method's authors have it, see `in_full`.
     """
 
     global_px: Side = 224
@@ -180,15 +157,18 @@ class Crops:
 
 @options
 class Pretraining:
-    """An encoder pretrained without labels, by DINO (Caron et al. 2021) or DINOv2 (Oquab et al. 2023).
+    """An encoder pretrained without labels, by DINO or DINOv2.
 
-    name: the name of the encoder, by which ``encoders`` may list it. architecture, arguments: timm's ViT. start: "random", or
-    an encoder with the same architecture whose weights it starts from. slides: a folder of slides, from the data folder where
-    it isn't absolute (links to folders are followed), or an address that fsspec lists; empty for the study's own.
-    n_steps, batch_size: steps of so many patches, over all processes. Lengths of warm-ups, and ``n_frozen_last``, the steps in
-    which the head's last layer stays as drawn, are shares of n_steps. base_lr: scaled to the batch as ``method`` has it.
-    teacher_temperature: from the first value to the second during its warm-up. momentum: the teacher's at first; it ends at 1.
-    n_snapshots: encoders kept on the way, evenly, the last one included. Fields that are None: see `in_full`.
+    Caron et al. 2021; Oquab et al. 2023. name: the name of the encoder, by which ``encoders`` may
+    list it. architecture, arguments: timm's ViT. start: "random", or an encoder with the same
+    architecture whose weights it starts from. slides: a folder of slides, from the data folder
+    where it isn't absolute (links to folders are followed), or an address that fsspec lists; empty
+    for the study's own. n_steps, batch_size: steps of so many patches, over all processes. Lengths
+    of warm-ups, and ``n_frozen_last``, the steps in which the head's last layer stays as drawn, are
+    shares of n_steps. base_lr: scaled to the batch as ``method`` has it. teacher_temperature: from
+    the first value to the second during its warm-up. momentum: the teacher's at first; it ends at
+    1. n_snapshots: encoders kept on the way, evenly, the last one included. Fields that are None:
+    see `in_full`.
     """
 
     name: Annotated[str, encoder_name(":@/")]
@@ -224,30 +204,28 @@ class Pretraining:
     koleo_weight: NotNegative | None = None
     n_snapshots: Count = 1
 
-    # Checks of a field against the fields before it; ``info.data`` holds those that are right by themselves.
+    # Checks of a field against the fields before it; ``info.data`` holds those that are right.
 
     @field_validator("crops")
     @classmethod
     def _fit(cls, crops: Crops, info: ValidationInfo) -> Crops:
-        arguments = info.data.get("arguments", {})
+        arguments, patches = info.data.get("arguments", {}), info.data.get("patches")
         named = re.search(r"_patch(\d+)", info.data.get("architecture", ""))
-        token_px = arguments.get("patch_size", int(named[1]) if named else None)
+        token_px = arguments.get("patch_size", int(named[1]) if named else 1)
+        img_size = arguments.get("img_size", crops.global_px)
         problems = {}
-        if isinstance(token_px, int) and token_px > 0:
-            sides = {"global_px": crops.global_px} | ({"local_px": crops.local_px} if crops.n_local else {})
-            problems = {
-                key: f"{px} px is no multiple of the ViT's patches of {token_px} px; {_multiples(px, token_px)}"
-                for key, px in sides.items()
-                if px % token_px
-            }
-        img_size = arguments.get("img_size")
-        if isinstance(img_size, int) and img_size != crops.global_px:
-            problems["global_px"] = f"{crops.global_px} px, but arguments.img_size is {img_size} px; they are one size"
-        patches = info.data.get("patches")
+        for key in ("global_px", "local_px")[: 2 if crops.n_local else 1]:
+            px = getattr(crops, key)
+            if isinstance(token_px, int) and px % max(token_px, 1):
+                problems[key] = f"{px} px is no multiple of the ViT's patches of {token_px} px"
+        if img_size != crops.global_px:
+            problems["global_px"] = (
+                f"{crops.global_px} px, but arguments.img_size is {img_size} px; they are one size"
+            )
         if patches and crops.global_px > patches.size_px:
             problems["global_px"] = (
-                f"{crops.global_px} px from patches of {patches.size_px} px would only be enlarged; lower it, "
-                "or raise patches.size_px"
+                f"{crops.global_px} px from patches of {patches.size_px} px would only be "
+                "enlarged; lower global_px, or raise patches.size_px"
             )
         refuse(problems)
         return crops
@@ -263,7 +241,9 @@ class Pretraining:
     @classmethod
     def _has_neighbours(cls, weight: float | None, info: ValidationInfo) -> float | None:
         if info.data.get("batch_size") == 1 and weight != 0:
-            raise ValueError("KoLeo needs neighbours; say batch_size: 2 or more, or koleo_weight: 0")
+            raise ValueError(
+                "KoLeo needs neighbours; say batch_size: 2 or more, or koleo_weight: 0"
+            )
         return weight
 
     @field_validator("n_snapshots")
@@ -274,11 +254,6 @@ class Pretraining:
         return n_snapshots
 
 
-def _multiples(px: int, token_px: int) -> str:
-    below = px // token_px * token_px
-    return f"the nearest are {below} and {below + token_px}" if below else f"the least is {token_px}"
-
-
 def method_of(settings: Pretraining) -> Method:
     """The method that a pretraining learns by."""
     return METHODS[settings.method]
@@ -286,21 +261,26 @@ def method_of(settings: Pretraining) -> Method:
 
 # ---- defaults ----
 
-# kaiko 2024 pretrained with batches of 256 patches (appendix B). DINO's authors took 1,024, went down to 128 without local
-# crops (Caron et al. 2021, table 9), and name a trial of 8 that learnt much less.
+# kaiko 2024 pretrained with batches of 256 patches (appendix B). DINO's authors took 1,024, went
+# down to 128 without local crops (Caron et al. 2021, table 9), and name a trial of 8 that learnt
+# much less.
 PUBLISHED_BATCH = 256
-# A tenth of DINOv2's hundred epochs of 1,250 steps (DINO's have as many); no shorter training is published, as far as we know.
+# A tenth of DINOv2's hundred epochs of 1,250 steps (DINO's have as many); no shorter training is
+# published, as far as we know.
 PUBLISHED_STEPS = 12_500
-# Defaults of smaller trainings, in batches or in steps. In our trials (one small ViT, batches of 64 and of 256) the published
-# settings collapsed: all images got the same target. The temperature helped most, as DINO's authors advise.
+# Defaults of smaller trainings, in batches or in steps. In our trials (one small ViT, batches of 64
+# and of 256) the published settings collapsed: all images got the same target. The temperature
+# helped most, as DINO's authors advise.
 SMALL = {"teacher_temperature": (0.02, 0.02), "centring": "sinkhorn_knopp", "koleo_weight": 0.1}
 
 
 def defaults(pretraining: Pretraining) -> dict[str, object]:
-    """By field, the default of each field that is None: the choice of the method's authors, for small trainings ours.
+    """By field, the default of each field that is None.
 
-    SMALL holds for fewer than PUBLISHED_BATCH patches or PUBLISHED_STEPS steps. Small batches also have two prototypes a patch,
-    as many as there are targets; short trainings keep the published head, so that a trial takes the memory of a long one.
+    The choice of the method's authors; for small trainings our own. SMALL holds for fewer than
+    PUBLISHED_BATCH patches or PUBLISHED_STEPS steps. Small batches also have two prototypes a
+    patch, as many as there are targets; short trainings keep the published head, so that a trial
+    takes the memory of a long one.
     """
     published = method_of(pretraining).published
     if pretraining.batch_size < PUBLISHED_BATCH:
@@ -311,9 +291,15 @@ def defaults(pretraining: Pretraining) -> dict[str, object]:
 def in_full(pretraining: Pretraining) -> Pretraining:
     """The same with every field that is None as `defaults` has it."""
     default = defaults(pretraining)
-    crops = {key: default[key] for key in ("global_scale", "local_scale") if getattr(pretraining.crops, key) is None}
+    crops = {
+        key: default[key]
+        for key in ("global_scale", "local_scale")
+        if getattr(pretraining.crops, key) is None
+    }
     own = {key: value for key, value in default.items() if getattr(pretraining, key, value) is None}
-    return dataclasses.replace(pretraining, **own, crops=dataclasses.replace(pretraining.crops, **crops))
+    return dataclasses.replace(
+        pretraining, **own, crops=dataclasses.replace(pretraining.crops, **crops)
+    )
 
 
 def steps_of(pretraining: Pretraining) -> list[int]:
@@ -323,10 +309,17 @@ def steps_of(pretraining: Pretraining) -> list[int]:
 
 
 def in_order(pretrainings: Sequence[Pretraining]) -> list[str]:
-    """Their names, each after the one that it starts from, else as they stand; those of a circle are left out."""
+    """Their names, each after the one that it starts from, else as they stand.
+
+    Those of a circle are left out.
+    """
     waiting, names = list(pretrainings), []
     all_names = {one.name for one in waiting}
-    while ready := [one for one in waiting if (start := one.start.partition("@")[0]) in names or start not in all_names]:
+    while ready := [
+        one
+        for one in waiting
+        if (start := one.start.partition("@")[0]) in names or start not in all_names
+    ]:
         names += [one.name for one in ready]
         waiting = [one for one in waiting if one not in ready]
     return names

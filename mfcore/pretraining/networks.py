@@ -1,7 +1,8 @@
-"""Student and teacher: a timm network with a projection head each; the teacher is the student's moving average.
+"""Student and teacher: a timm network with a projection head each.
 
-DINO takes any of timm's networks that pool, as its authors took a ResNet50 (Caron et al. 2021, section 4); DINOv2 needs the
-tokens of a ViT. The teacher's network, without its head, becomes an encoder: a folder with ``card.json`` and weights.
+The teacher is the student's moving average. DINO takes any of timm's networks that pool, as its
+authors took a ResNet50 (Caron et al. 2021, section 4); DINOv2 needs the tokens of a ViT. The
+teacher's network, without its head, becomes an encoder: a folder with ``card.json`` and weights.
 """
 
 import json
@@ -24,7 +25,8 @@ from mfcore.pretraining.method import Pretraining, method_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INTERPOLATION = "bicubic"
-UNUSABLE = (TypeError, AttributeError, AssertionError, RuntimeError, ValueError)  # what timm raises for arguments or images
+# What timm raises for arguments or images.
+UNUSABLE = (TypeError, AttributeError, AssertionError, RuntimeError, ValueError)
 
 
 def is_vit(encoder: nn.Module) -> bool:
@@ -40,23 +42,28 @@ def readout(encoder: nn.Module) -> str:
 
 
 def embed(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Embeddings (n, D) of images (n, 3, side, side): the head's input, and the output of the exported encoder."""
+    """Embeddings (n, D) of images (n, 3, side, side), as the exported encoder gives them."""
     return encoder.forward_head(encoder.forward_features(images), pre_logits=True)
 
 
 class Head(nn.Module):
-    """Embeddings (..., n_dims) to logits, float32 (..., n_prototypes): cosines between a bottleneck and the prototypes.
+    """Embeddings (..., n_dims) to logits, float32 (..., n_prototypes).
 
-    A perceptron of three layers with GELU ends in the bottleneck, which is normalised to length 1; the last layer is
-    weight-normalised with its lengths fixed at 1, and has no bias (Caron et al. 2021, section 3.1 and appendix C). Its
-    prototypes are ``last.weight`` (n_prototypes, bottleneck), of which only the directions count. The head isn't part of the
-    encoder.
+    The logits are cosines between a bottleneck and the prototypes. A perceptron of three layers
+    with GELU ends in the bottleneck, which is normalised to length 1; the last layer is weight-
+    normalised with its lengths fixed at 1, and has no bias (Caron et al. 2021, section 3.1 and
+    appendix C). Its prototypes are ``last.weight`` (n_prototypes, bottleneck), of which only the
+    directions count. The head isn't part of the encoder.
     """
 
     def __init__(self, n_dims: int, n_prototypes: int, hidden: int = 2048, bottleneck: int = 256):
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Linear(n_dims, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+            nn.Linear(n_dims, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, bottleneck),
         )
         for layer in self.mlp[::2]:
             nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -64,18 +71,23 @@ class Head(nn.Module):
         self.last = nn.Linear(bottleneck, n_prototypes, bias=False)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Logits, float32 (..., n_prototypes), inside autocast too: a temperature of 0.04 would magnify bfloat16's steps."""
+        """Logits, float32 (..., n_prototypes), inside autocast too.
+
+        A temperature of 0.04 would magnify bfloat16's steps.
+        """
         inner = self.mlp(embeddings)  # (..., bottleneck)
         with torch.autocast(inner.device.type, enabled=False):
             inner = functional.normalize(inner.float(), dim=-1)
-            return functional.linear(inner, functional.normalize(self.last.weight.float(), dim=-1))  # (..., n_prototypes)
+            prototypes = functional.normalize(self.last.weight.float(), dim=-1)
+            return functional.linear(inner, prototypes)  # (..., n_prototypes)
 
 
 class Student(nn.Module):
     """A network that sees all crops, its head, and the token that stands for masked patches.
 
-    ``encoder`` is timm's network without classifier, for any size of image (a multiple of a ViT's patch); ``head`` serves
-    class tokens and masked patch tokens alike, as in Oquab et al. 2023's configuration for small models.
+    ``encoder`` is timm's network without classifier, for any size of image (a multiple of a ViT's
+    patch); ``head`` serves class tokens and masked patch tokens alike, as in Oquab et al. 2023's
+    configuration for small models.
     """
 
     def __init__(self, encoder: nn.Module, head: nn.Module, masks: bool):
@@ -84,12 +96,16 @@ class Student(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.embed_dim)) if masks else None
 
     def forward(
-        self, global_crops: torch.Tensor, local_crops: torch.Tensor, masked: torch.Tensor | None = None
+        self,
+        global_crops: torch.Tensor,
+        local_crops: torch.Tensor,
+        masked: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Logits of embeddings (C, B, K), embeddings of the global crops (2, B, D), logits of masked tokens (N, K).
+        """Logits of embeddings (C, B, K), embeddings of the global crops (2, B, D).
 
-        global_crops: (2, B, 3, g, g); local_crops: (n_local, B, 3, l, l), maybe none; masked: bool (2 * B, n_tokens) of the
-        global crops' patch tokens, in the order of the crops, or None: then the third is None.
+        Third come the logits of masked tokens (N, K). global_crops: (2, B, 3, g, g); local_crops:
+        (n_local, B, 3, l, l), maybe none; masked: bool (2 * B, n_tokens) of the global crops' patch
+        tokens, in the order of the crops, or None: then the third is None.
         """
         n_images = global_crops.shape[1]
         images, of_masked = global_crops.flatten(0, 1), None
@@ -97,13 +113,19 @@ class Student(nn.Module):
             seen = embed(self.encoder, images)  # (2 * B, D)
         else:
             tokens = self._tokens(images, masked)  # (2 * B, prefix + n_tokens, D)
-            seen, of_masked = tokens[:, 0], self.head(tokens[:, self.encoder.num_prefix_tokens :][masked])  # ..., (N, K)
-        all_seen = torch.cat([seen, embed(self.encoder, local_crops.flatten(0, 1))]) if len(local_crops) else seen
-        logits = self.head(all_seen).unflatten(0, (-1, n_images))  # (C, B, K)
+            seen = tokens[:, 0]
+            of_masked = self.head(tokens[:, self.encoder.num_prefix_tokens :][masked])  # (N, K)
+        every = seen
+        if len(local_crops):
+            every = torch.cat([seen, embed(self.encoder, local_crops.flatten(0, 1))])
+        logits = self.head(every).unflatten(0, (-1, n_images))  # (C, B, K)
         return logits, seen.unflatten(0, (2, n_images)), of_masked
 
     def _tokens(self, images: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        """All tokens (n, prefix + n_tokens, D) of images (n, 3, side, side), of which ``masked`` (n, n_tokens) are replaced."""
+        """All tokens (n, prefix + n_tokens, D) of images (n, 3, side, side).
+
+        The tokens ``masked`` (n, n_tokens) are replaced by the mask token.
+        """
         vit = self.encoder
         patches = vit.patch_embed(images)  # (n, rows, columns, D)
         token = self.mask_token[:, None].to(patches.dtype)
@@ -112,9 +134,10 @@ class Student(nn.Module):
 
 
 class Teacher(nn.Module):
-    """The student's moving average: it sees whole global crops, without drop path; its logits become the student's targets.
+    """The student's moving average: it sees whole global crops, without drop path.
 
-    In training, batch norms alone train: they normalise by the batch, as its authors' do, and note running means for later use.
+    Its logits become the student's targets. In training, batch norms alone train: they normalise by
+    the batch, as its authors' do, and note running means for later use.
     """
 
     def __init__(self, encoder: nn.Module, head: nn.Module):
@@ -123,7 +146,7 @@ class Teacher(nn.Module):
         self.requires_grad_(False).train()
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Set batch norms to the batch's means, or to the running ones; all else always is as in use."""
+        """Set batch norms to the batch's means, or to the running ones; all else is as in use."""
         super().train(False)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -134,22 +157,33 @@ class Teacher(nn.Module):
     def forward(
         self, global_crops: torch.Tensor, masked: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits of embeddings (2, B, K) of crops (2, B, 3, g, g), and of the tokens (N, K) masked for the student."""
-        features = self.encoder.forward_features(global_crops.flatten(0, 1))  # of a ViT: (2 * B, prefix + n_tokens, D)
-        logits = self.head(self.encoder.forward_head(features, pre_logits=True)).unflatten(0, (2, -1))  # (2, B, K)
-        return logits, None if masked is None else self.head(features[:, self.encoder.num_prefix_tokens :][masked])
+        """Logits of embeddings (2, B, K) of crops (2, B, 3, g, g), and of the masked tokens.
+
+        The second are (N, K): of the tokens that are masked for the student.
+        """
+        # Of a ViT: (2 * B, prefix + n_tokens, D).
+        features = self.encoder.forward_features(global_crops.flatten(0, 1))
+        logits = self.head(self.encoder.forward_head(features, pre_logits=True))
+        of_masked = None
+        if masked is not None:
+            of_masked = self.head(features[:, self.encoder.num_prefix_tokens :][masked])
+        return logits.unflatten(0, (2, -1)), of_masked
 
     @torch.no_grad()
     def follow(self, student: Student, momentum: float) -> None:
-        """Move every weight towards the student's: momentum * teacher + (1 - momentum) * student (Caron et al. 2021)."""
+        """Move every weight towards the student's.
+
+        A weight becomes momentum * teacher + (1 - momentum) * student (Caron et al. 2021).
+        """
         for part in ("encoder", "head"):
             ours = list(getattr(self, part).parameters())
-            torch._foreach_lerp_(ours, [p.detach() for p in getattr(student, part).parameters()], 1 - momentum)
+            theirs = [parameter.detach() for parameter in getattr(student, part).parameters()]
+            torch._foreach_lerp_(ours, theirs, 1 - momentum)
 
 
 @dataclass(frozen=True)
 class Networks:
-    """Student and teacher; timm's arguments of their network, besides its name; mean and std of its input."""
+    """Student and teacher; timm's arguments of their network; mean and std of its input."""
 
     student: Student
     teacher: Teacher
@@ -159,23 +193,29 @@ class Networks:
 
 
 def build(settings: Pretraining, start: EncoderCard | None = None) -> Networks:
-    """Student and teacher, equal at first, on the CPU: random by the seed, or with the weights of the encoder ``start``.
+    """Student and teacher, equal at first, on the CPU, with the weights of the encoder ``start``.
 
-    settings: without None (`method.in_full`). Raises EncoderError where timm has no such network, where the
-    network can't take the crops or the method, and where the start's weights don't fit.
+    None for random weights, by the seed. settings: without None (`method.in_full`). Raises
+    EncoderError where timm has no such network, where the network can't take the crops or the
+    method, and where the start's weights don't fit.
     """
     method = method_of(settings)
-    arguments = {**(start.arguments if start else {}), **settings.arguments, "img_size": settings.crops.global_px}
-    if not _takes(settings, {**arguments, "dynamic_img_size": True}):
-        del arguments["img_size"]
+    arguments = {**(start.arguments if start else {}), **settings.arguments}
+    sized = {**arguments, "img_size": settings.crops.global_px}
+    if _takes(settings, {**sized, "dynamic_img_size": True}):
+        arguments = sized
     scaled = {"init_values": method.layer_scale, **arguments}
-    if start is None and method.layer_scale is not None and _takes(settings, scaled):  # a start keeps its blocks as taught
+    has_scale = (
+        start is None and method.layer_scale is not None
+    )  # a start keeps its blocks as taught
+    if has_scale and _takes(settings, scaled):
         arguments = scaled
     has_masks = settings.ibot_weight > 0 and settings.mask_probability > 0
-    with architecture.seeded(rng.stream_seed(settings.seed, "pretraining", "start"), settings.architecture):
+    seed = rng.stream_seed(settings.seed, "pretraining", "start")
+    with architecture.seeded(seed, settings.architecture):
         both = [_encoder(settings, arguments, drop_path) for drop_path in (settings.drop_path, 0.0)]
         n_dims = READOUTS[readout(both[0])].width(both[0])
-        sizes = (n_dims, settings.n_prototypes, settings.head_hidden, settings.head_bottleneck)
+        sizes = n_dims, settings.n_prototypes, settings.head_hidden, settings.head_bottleneck
         student = Student(both[0], Head(*sizes), has_masks)
         teacher = Teacher(both[1], Head(*sizes))
         if has_masks:
@@ -185,14 +225,14 @@ def build(settings: Pretraining, start: EncoderCard | None = None) -> Networks:
     for part in ("encoder", "head"):
         getattr(teacher, part).load_state_dict(getattr(student, part).state_dict())
     if not is_vit(student.encoder):
-        for part in (student, teacher):
-            part.encoder.to(memory_format=torch.channels_last)  # convolutions take half the time
+        for encoder in both:
+            encoder.to(memory_format=torch.channels_last)  # convolutions take half the time
     mean, std = (start.mean, start.std) if start else (IMAGENET_MEAN, IMAGENET_STD)
     return Networks(student, teacher, arguments, mean, std)
 
 
 def _takes(settings: Pretraining, arguments: dict[str, Any]) -> bool:
-    """Whether the architecture knows all of ``arguments``; other networks than ViTs know neither sizes nor LayerScale."""
+    """Whether the architecture knows all arguments; only ViTs know sizes and LayerScale."""
     try:
         with torch.device("meta"):
             architecture.create(settings.architecture, arguments)
@@ -204,85 +244,90 @@ def _takes(settings: Pretraining, arguments: dict[str, Any]) -> bool:
 
 
 def _encoder(settings: Pretraining, arguments: dict[str, Any], drop_path: float) -> nn.Module:
-    """timm's network, for crops of both sizes; raises EncoderError where it can't take them, or not by this method."""
+    """timm's network, for crops of both sizes.
+
+    Raises EncoderError where the network can't take the crops, or can't learn by the method.
+    """
     import timm
 
-    place, name, method = f"pretraining[{settings.name}]", settings.architecture, method_of(settings)
-    of_any_size = {"dynamic_img_size": True} if "img_size" in arguments else {}
+    place = f"pretraining[{settings.name}]: {settings.architecture}"
+    method, of_any_size = method_of(settings), {}
+    if "img_size" in arguments:
+        of_any_size = {"dynamic_img_size": True}
     try:
-        encoder = architecture.create(name, {**arguments, "drop_path_rate": drop_path, **of_any_size})
+        encoder = architecture.create(
+            settings.architecture, {**arguments, "drop_path_rate": drop_path, **of_any_size}
+        )
     except UNUSABLE as error:
         raise EncoderError(
-            f"{place}: {name} can't be built with arguments {json.dumps(settings.arguments)}: {error}; name one of timm's "
-            "ViTs in architecture, and what it takes in arguments"
+            f"{place} can't be built with arguments {json.dumps(settings.arguments)}: {error}; "
+            "name one of timm's ViTs in architecture, and what it takes in arguments"
         ) from error
     if not is_vit(encoder):
-        needs = {
-            "method": method.needs_tokens,
-            "ibot_weight": settings.ibot_weight > 0,
-            "layer_decay": settings.layer_decay < 1,
-        }
-        if key := next((key for key, is_so in needs.items() if is_so), ""):
+        if method.needs_tokens or settings.ibot_weight > 0 or settings.layer_decay < 1:
             raise EncoderError(
-                f"{place}.{key}: {getattr(settings, key)} is for ViTs, by their tokens and blocks, and {name} is none; name "
-                "one of timm's ViTs in architecture, or pretrain by method: dino with its own defaults"
+                f"{place} is no ViT, whose tokens and blocks {method.title}, ibot_weight and "
+                "layer_decay are for; name one of timm's ViTs in architecture, or pretrain by "
+                "method: dino with its own defaults"
             )
     elif drop_path and method.even_drop_path:
         for block in encoder.blocks:
             block.drop_path1, block.drop_path2 = (timm.layers.DropPath(drop_path) for _ in range(2))
-    for key in ("global_px", "local_px") if settings.crops.n_local else ("global_px",):
-        if problem := _problem(encoder.eval(), getattr(settings.crops, key)):
-            raise EncoderError(f"{place}.crops.{key}: {name} {problem}")
+    encoder.eval()
+    for side_px in (settings.crops.global_px, settings.crops.local_px)[
+        : 1 + (settings.crops.n_local > 0)
+    ]:
+        try:
+            with torch.no_grad():
+                features = encoder.forward_features(torch.zeros(1, 3, side_px, side_px))
+                embedding = encoder.forward_head(features, pre_logits=True)
+            fits = embedding.ndim == 2 and (
+                not is_vit(encoder) or torch.equal(embedding, features[:, 0])
+            )
+        except UNUSABLE as error:
+            reason = " ".join(str(error).split())[:200]
+            raise EncoderError(f"{place} can't take images of {side_px} px ({reason})") from error
+        if not fits:
+            raise EncoderError(
+                f"{place} pools no image into one embedding, or the embedding isn't its class token; "
+                "name a ViT with one class token, and say global_pool: token, or another network"
+            )
     return encoder.train()
 
 
-@torch.no_grad()
-def _problem(encoder: nn.Module, side_px: int) -> str:
-    """Why a network can't learn from images of a size, in words; "" for a network that can."""
-    try:
-        features = encoder.forward_features(torch.zeros(1, 3, side_px, side_px))
-        embedding = encoder.forward_head(features, pre_logits=True)
-    except UNUSABLE as error:
-        return f"can't take images of {side_px} px ({' '.join(str(error).split())[:200]}); name another of timm's networks"
-    if embedding.ndim != 2:
-        return f"doesn't pool an image into one embedding, but gives {tuple(embedding.shape)}; name another of timm's networks"
-    if is_vit(encoder) and not torch.equal(embedding, features[:, 0]):
-        return "has an embedding that isn't its class token; name a ViT with one class token, and say global_pool: token"
-    return ""
-
-
 def _start_from(encoder: nn.Module, start: EncoderCard, settings: Pretraining) -> None:
-    """Give the network the weights of an encoder, a ViT's position embedding resized to the crops' grid."""
+    """Give the network an encoder's weights, a ViT's positions resized to the crops' grid."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     state = encoders.load(start).model.state_dict()
     try:
-        encoder.load_state_dict(checkpoint_filter_fn(state, encoder) if is_vit(encoder) else state, strict=True)
+        encoder.load_state_dict(checkpoint_filter_fn(state, encoder) if is_vit(encoder) else state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise EncoderError(
-            f"pretraining[{settings.name}].start: the weights of {start.name!r}, a {start.architecture}, don't fit "
-            f"{settings.architecture}; say no arguments but {json.dumps(start.arguments)}, or none: {reason} ..."
+            f"pretraining[{settings.name}].start: the weights of {start.name!r}, a "
+            f"{start.architecture}, don't fit {settings.architecture}; say no arguments but "
+            f"{json.dumps(start.arguments)}, or none: {reason} ..."
         ) from error
 
 
 def parameter_groups(student: Student, settings: Pretraining) -> list[dict[str, Any]]:
-    """Groups for AdamW, each with ``factor`` (of the learning rate), ``decays`` and ``is_last`` (the head's last layer).
+    """Groups for AdamW, each with ``factor``, ``decays`` and ``is_last``.
 
-    Biases and norms don't decay, as in both methods' code; factors by layer as `objective.layer_factors`.
+    factor: of the learning rate; is_last: whether the group is the head's last layer. Biases and
+    norms don't decay, as in both methods' code; factors as `objective.layer_factor`.
     """
-    n_blocks, groups = len(student.encoder.blocks) if is_vit(student.encoder) else 0, {}
-    names = [name for name, _ in student.encoder.named_parameters()]
-    factors = {f"encoder.{name}": value for name, value in objective.layer_factors(settings, names, n_blocks).items()}
-    if student.mask_token is not None:
-        factors |= objective.layer_factors(settings, ["mask_token"], n_blocks)
+    n_blocks = len(student.encoder.blocks) if is_vit(student.encoder) else 0
+    groups: dict[tuple, list] = {}
     for name, parameter in student.named_parameters():
+        factor = objective.layer_factor(settings, name.removeprefix("encoder."), n_blocks)
         decays = not name.endswith(".bias") and parameter.ndim > 1
-        key = (factors.get(name, 1.0), decays, name.startswith("head.last."))
+        key = factor, decays, name.startswith("head.last.")
         groups.setdefault(key, []).append(parameter)
+    keys = ("factor", "decays", "is_last")
     return [
-        {"params": parameters, "factor": factor, "decays": decays, "is_last": is_last}
-        for (factor, decays, is_last), parameters in groups.items()
+        {"params": parameters, **dict(zip(keys, key, strict=True))}
+        for key, parameters in groups.items()
     ]
 
 
@@ -290,18 +335,26 @@ def parameter_groups(student: Student, settings: Pretraining) -> list[dict[str, 
 
 
 def input_px(settings: Pretraining, stored: Patches) -> tuple[int, int]:
-    """Sides in px to which stored patches are resized, and then cropped, for an encoder pretrained with these settings.
+    """Sides in px to which stored patches are resized, and then cropped.
 
-    The encoder sees what it was trained on: the central ``crops.global_px`` of a patch, at the trained resolution nearest to
-    the stored patches' (by ratio); a patch that is too small is enlarged. stored: size and resolution of the stored patches.
+    They are those of an encoder pretrained with these settings. The encoder sees what it was
+    trained on: the central ``crops.global_px`` of a patch, at the trained resolution nearest to the
+    stored patches' (by ratio); a patch that is too small is enlarged. stored: size and resolution
+    of the stored patches.
     """
     trained = settings.patches.um_per_px
-    ratio = min((um_per_px / (stored.um_per_px or um_per_px) for um_per_px in trained), key=lambda r: max(r, 1 / r))
+    ratio = min(
+        (um_per_px / (stored.um_per_px or um_per_px) for um_per_px in trained),
+        key=lambda r: max(r, 1 / r),
+    )
     return max(settings.crops.global_px, round(stored.size_px / ratio)), settings.crops.global_px
 
 
 def card(networks: Networks, settings: Pretraining, stored: Patches, facts: str) -> EncoderCard:
-    """The card of the teacher's encoder. stored: the patches that it will embed. facts: where it comes from, in words."""
+    """The card of the teacher's encoder.
+
+    stored: the patches that it will embed. facts: where it comes from, in words.
+    """
     encoder = networks.teacher.encoder
     resize_px, crop_px = input_px(settings, stored)
     return EncoderCard(
@@ -328,8 +381,10 @@ def card(networks: Networks, settings: Pretraining, stored: Patches, facts: str)
 
 def export(networks: Networks, this: EncoderCard, folder: Path) -> None:
     """Write the teacher's encoder into ``folder``, its card last; `mfcore.encoders.load` reads it."""
-    left_out = {"name", "source", "identifier", "files", "sha256"}  # `encoders.catalogue.folder_card` adds these
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in networks.teacher.encoder.state_dict().items()}
+    # `encoders.catalogue.folder_card` adds these.
+    left_out = {"name", "source", "identifier", "files", "sha256"}
+    state = networks.teacher.encoder.state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with store.replacing(folder / "weights.safetensors") as aside:
         safetensors.torch.save_file(tensors, aside)
     content = {key: value for key, value in vars(this).items() if key not in left_out}

@@ -1,82 +1,105 @@
-"""What DINO, iBOT and DINOv2 minimise, how it changes from step to step, and whether the teacher has collapsed.
+"""What DINO, iBOT and DINOv2 minimise, how it changes, and what a collapse is.
 
-**Losses.** All is computed in float32, inside autocast too. Targets depend on the batches of all processes (torch.distributed,
-where it is initialised); losses are means over this process's images, because gradients are averaged over the processes.
+**Losses.** All is computed in float32, inside autocast too. Targets depend on the batches of all
+processes (torch.distributed, where it is initialised); losses are means over this process's images,
+because gradients are averaged over the processes.
 
-**Schedules** are arrays with one value a step: a training that goes on from a checkpoint needs the number of its step alone.
+**Schedules** are arrays with one value a step: a training that goes on from a checkpoint needs the
+number of its step alone.
 
-**Collapse.** A target is a distribution over prototypes. The mean entropy of targets, and the entropy of the mean target, show
-what goes wrong (Caron et al. 2021, section 5.3 and figure 7): both are 0 where all images get one prototype; both are log K
-where every target is uniform. In either case they are equal, and their difference, the information in nats that a target has
-on its image, is 0. RankMe (Garrido et al. 2022) of the teacher's embeddings shows a third case: embeddings lie on a line.
+**Collapse.** A target is a distribution over prototypes. The mean entropy of targets, and the
+entropy of the mean target, show what goes wrong (Caron et al. 2021, section 5.3 and figure 7): both
+are 0 where all images get one prototype; both are log K where every target is uniform. In either
+case they are equal, and their difference, the information in nats that a target has on its image,
+is 0. RankMe (Garrido et al. 2022) of the teacher's embeddings shows a third case: embeddings lie on
+a line.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import distributed, nn
 from torch.nn import functional
 
-from mfcore.pretraining.method import PUBLISHED_BATCH, PUBLISHED_STEPS, Pretraining, in_full, method_of
+from mfcore.pretraining.method import (
+    PUBLISHED_BATCH,
+    PUBLISHED_STEPS,
+    Pretraining,
+    in_full,
+    method_of,
+)
+from mfcore.training import processes
 
 KOLEO_EPS = 1e-8
 BEFORE_BLOCKS = ("patch_embed", "pos_embed", "cls_token", "reg_token", "mask_token", "norm_pre")
 MEMORY = 0.95  # of the running mean of targets: about the last twenty batches
 LEAST_INFORMATION = 0.01  # of log K; with less, targets count as the same for all images
 LEAST_RANKME = 1.1  # 1 is a line; RankMe is not centred, so a common mean counts
-# Networks begin with much the same target for every image, and large ones stay so for a thousand steps and more.
+# Networks begin with much the same target for every image, and large ones stay so for a thousand
+# steps and more.
 GRACE = 0.15, 1000  # share of the steps before a training is stopped, and the least number of steps
-PATIENCE = 0.05, 100  # share of the steps that a collapse lasts before it counts, and the least number of steps
-MOST_PROTOTYPES = 65_536 // (2 * PUBLISHED_BATCH)  # for one target of a batch; with more a collapse is likely
+PATIENCE = (
+    0.05,
+    100,
+)  # share of the steps that a collapse lasts before it counts, and the least number of steps
+MOST_PROTOTYPES = 65_536 // (
+    2 * PUBLISHED_BATCH
+)  # for one target of a batch; with more a collapse is likely
 LOW_TEMPERATURE = 0.02  # of the teacher; lower temperatures make targets of one prototype each
 
 
 class PretrainingError(RuntimeError):
-    """A pretraining is impossible, diverged or collapsed; the message says which one, where, and what to change first."""
+    """A pretraining is impossible, diverged or collapsed.
+
+    The message says which one, where, and what to change first.
+    """
 
 
 # ---- losses ----
 
 
 def dino(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Mean cross-entropy, a scalar, between the teacher's and the student's views of an image, equal views left out.
+    """Mean cross-entropy, a scalar, between the teacher's and the student's views of an image.
 
-    student: logits (C, B, K) of C crops, the global ones first; teacher: probabilities (G, B, K) of the global ones, without
-    gradient. Caron et al. 2021, equation 3, as a mean over pairs of crops and images. Raises ValueError where there is no
-    pair of different crops.
+    student: logits (C, B, K) of C crops, the global ones first; teacher: probabilities (G, B, K)
+    of the global ones, without gradient. Caron et al. 2021, equation 3, as a mean over images and
+    pairs of different crops.
     """
-    log_p = functional.log_softmax(student.float() / temperature, dim=-1)  # (C, B, K)
+    log_p, teacher = functional.log_softmax(student.float() / temperature, dim=-1), teacher.detach()
     pairs = [(g, c) for g in range(len(teacher)) for c in range(len(student)) if g != c]
-    if not pairs:
-        raise ValueError(f"{len(student)} crops of the student and {len(teacher)} of the teacher make no pair; two are needed")
-    teacher = teacher.detach()
     return torch.stack([-(teacher[g] * log_p[c]).sum(-1).mean() for g, c in pairs]).mean()
 
 
-def ibot(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor, n_images: int, temperature: float) -> torch.Tensor:
-    """Mean over images, a scalar, of the mean cross-entropy of an image's masked tokens; 0 where nothing is masked.
+def ibot(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    weight: torch.Tensor,
+    n_images: int,
+    temperature: float,
+) -> torch.Tensor:
+    """Mean over images, a scalar, of the mean cross-entropy of an image's masked tokens.
 
-    student: logits (N, K) of the N tokens that the student didn't see; teacher: probabilities (N, K) of the same tokens, which
-    the teacher saw, without gradient; weight: 1 / (masked tokens of the token's image), (N,), see `crops.mask_weights`;
-    n_images: global crops, crops without a mask included. Zhou et al. 2021, section 3 (masked image modelling).
+    The mean is 0 where nothing is masked. student: logits (N, K) of the N tokens that the student
+    didn't see; teacher: probabilities (N, K) of the same tokens, which the teacher saw, without
+    gradient; weight: 1 / (masked tokens of the token's image), (N,), see `crops.mask_weights`;
+    n_images: global crops, crops without a mask included. Zhou et al. 2021, section 3 (masked image
+    modelling).
     """
     log_p = functional.log_softmax(student.float() / temperature, dim=-1)  # (N, K)
     return -((teacher.detach() * log_p).sum(-1) * weight).sum() / n_images
 
 
 def koleo(x: torch.Tensor) -> torch.Tensor:
-    """Kozachenko-Leonenko regulariser, a scalar, of embeddings (B, D): -mean(log distance to the nearest neighbour).
+    """Kozachenko-Leonenko regulariser, a scalar, of embeddings (B, D).
 
-    The rows are normalised to length 1 first; 0 for a single row, which has no neighbour. Sablayrolles et al. 2018,
-    section 3, as in Oquab et al. 2023, section 4: within this process's batch, and among the same crop of different images.
+    It is -mean(log distance to the nearest neighbour). The rows, two or more, are normalised to
+    length 1 first. Sablayrolles et al. 2018, section 3, as in Oquab et al. 2023, section 4: within
+    this process's batch, and among the same crop of different images.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = functional.normalize(x.float(), dim=-1, eps=KOLEO_EPS)
-        if len(x) < 2:
-            return x.sum() * 0
         with torch.no_grad():
             nearest = (x @ x.T).fill_diagonal_(-2).argmax(dim=1)  # (B,)
         distance = functional.pairwise_distance(x, x[nearest], eps=KOLEO_EPS)  # (B,)
@@ -84,9 +107,10 @@ def koleo(x: torch.Tensor) -> torch.Tensor:
 
 
 class Centre(nn.Module):
-    """The running mean of a teacher's logits, a buffer (n_prototypes,); it is subtracted from logits before the softmax.
+    """The running mean of a teacher's logits, a buffer (n_prototypes,).
 
-    Caron et al. 2021, equation 4: after a step, centre = momentum * centre + (1 - momentum) * mean of the step's logits.
+    It is subtracted from logits before the softmax. Caron et al. 2021, equation 4: after a step,
+    centre = momentum * centre + (1 - momentum) * mean of the step's logits.
     """
 
     def __init__(self, n_prototypes: int, momentum: float = 0.9):
@@ -101,7 +125,10 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def update(self, logits: torch.Tensor) -> None:
-        """Move the centre towards the mean of logits (..., K) over all processes; without logits the centre stays."""
+        """Move the centre towards the mean of logits (..., K) over all processes.
+
+        Without logits the centre stays.
+        """
         rows = logits.float().flatten(0, -2)  # (N, K)
         summed = _over_ranks(torch.cat([rows.sum(0), rows.new_tensor([len(rows)])]))  # (K + 1,)
         if summed[-1] > 0:
@@ -110,21 +137,30 @@ class Centre(nn.Module):
 
 @torch.no_grad()
 def sinkhorn_knopp(logits: torch.Tensor, temperature: float, n_iterations: int = 3) -> torch.Tensor:
-    """Targets, float32 (N, K), of a teacher's logits (N, K): each row sums to 1, all prototypes get about the same sum.
+    """Targets, float32 (N, K), of a teacher's logits (N, K).
 
-    Prototypes and rows of exp(logits / temperature) are scaled to equal sums in turn, over the rows of all processes, rows
-    last (Caron et al. 2020, section 3.1; Oquab et al. 2023, section 4). In logarithms, as the exponential of a temperature of
-    0.04 leaves float32. A process without rows gets none, but has to call this where the others do.
+    Each row sums to 1, all prototypes get about the same sum. Prototypes and rows of exp(logits /
+    temperature) are scaled to equal sums in turn, over the rows of all processes, rows last (Caron
+    et al. 2020, section 3.1; Oquab et al. 2023, section 4). In logarithms, as the exponential of a
+    temperature of 0.04 leaves float32. A process without rows gets none, but has to call this where
+    the others do.
     """
     log_q = logits.float() / temperature  # (N, K)
     for _ in range(n_iterations):
-        log_q -= _logsumexp_over_ranks(log_q)  # in place: for iBOT's tokens and 65,536 prototypes it is gigabytes
+        log_q -= _logsumexp_over_ranks(
+            log_q
+        )  # in place: for iBOT's tokens and 65,536 prototypes it is gigabytes
         log_q -= torch.logsumexp(log_q, dim=1, keepdim=True)
     return log_q.exp_()
 
 
-def targets_of(logits: torch.Tensor, temperature: float, centring: str, centre: Centre) -> torch.Tensor:
-    """Targets, float32 (..., K), of a teacher's logits (..., K); only the centring "mean" uses and moves ``centre``."""
+def targets_of(
+    logits: torch.Tensor, temperature: float, centring: str, centre: Centre
+) -> torch.Tensor:
+    """Targets, float32 (..., K), of a teacher's logits (..., K).
+
+    Only the centring "mean" uses and moves ``centre``.
+    """
     if centring == "sinkhorn_knopp":
         return sinkhorn_knopp(logits.flatten(0, -2), temperature).view_as(logits)
     targets = centre.probabilities(logits, temperature)
@@ -135,90 +171,68 @@ def targets_of(logits: torch.Tensor, temperature: float, centring: str, centre: 
 def _logsumexp_over_ranks(rows: torch.Tensor) -> torch.Tensor:
     """log(sum(exp(rows))) over the rows (N, K) of all processes, (K,)."""
     highest = rows.amax(0) if len(rows) else rows.new_full(rows.shape[1:], -torch.inf)
-    highest = _over_ranks(highest, distributed.ReduceOp.MAX) if _several() else highest  # (K,)
+    highest = _over_ranks(highest, "MAX")  # (K,)
     return _over_ranks((rows - highest).exp_().sum(0)).log() + highest
 
 
-def _several() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _over_ranks(values: torch.Tensor, how: "distributed.ReduceOp | None" = None) -> torch.Tensor:
-    """The sum of every process's ``values``, or the reduction ``how``, in place."""
-    if _several():
-        distributed.all_reduce(values, op=how or distributed.ReduceOp.SUM)
+def _over_ranks(values: torch.Tensor, how: str = "SUM") -> torch.Tensor:
+    """The sum of every process's ``values``, or another reduction, in place."""
+    if processes.here().n > 1:
+        distributed.all_reduce(values, getattr(distributed.ReduceOp, how))
     return values
 
 
 # ---- schedules ----
 
 
-@dataclass(frozen=True)
-class Schedules:
-    """Values of every step, float64 (n_steps,) each.
+def schedules(settings: Pretraining) -> np.recarray:
+    """The values of every step, a record of float64 for each of n_steps.
 
-    last_layer: factor of the learning rate of the heads' last layer, 0 while the layer stays as drawn and 1 afterwards.
-    """
-
-    learning_rate: np.ndarray
-    weight_decay: np.ndarray
-    momentum: np.ndarray
-    teacher_temperature: np.ndarray
-    last_layer: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.learning_rate)
-
-
-def schedules(settings: Pretraining) -> Schedules:
-    """The schedules of a pretraining; settings that are None are filled in by `in_full`.
-
-    The learning rate rises from 0 and falls by a cosine to ``final_lr``; weight decay and momentum go by a cosine from
-    their first value to their last (1 for momentum); the teacher's temperature rises and stays (Caron et al. 2021,
-    section 3.2; Oquab et al. 2023, its authors' configuration).
+    ``learning_rate`` rises from 0 to a peak, which the method scales to the batch, and falls by a
+    cosine to ``final_lr``; ``weight_decay`` and ``momentum`` go by a cosine from their first value
+    to their last (1 for momentum); ``teacher_temperature`` rises and stays (Caron et al. 2021,
+    section 3.2; Oquab et al. 2023, its authors' configuration). ``last_layer``: factor of the
+    learning rate of the head's last layer, 0 while the layer stays as drawn and 1 afterwards.
     """
     settings, n_steps = in_full(settings), settings.n_steps
-    n_warm, n_frozen = (round(share * n_steps) for share in (settings.warmup, settings.n_frozen_last))
-    peak = peak_learning_rate(settings)
+    shares = settings.warmup, settings.n_frozen_last, settings.temperature_warmup
+    n_warm, n_frozen, n_rise = (round(share * n_steps) for share in shares)
+    peak = settings.base_lr * method_of(settings).lr_factor(settings.batch_size)
+    falling = cosine(peak, settings.final_lr, n_steps - n_warm)
     first, last = settings.teacher_temperature
-    n_rise = round(settings.temperature_warmup * n_steps)
-    return Schedules(
-        learning_rate=np.concatenate([np.linspace(0, peak, n_warm), cosine(peak, settings.final_lr, n_steps - n_warm)]),
-        weight_decay=cosine(*settings.weight_decay, n_steps),
-        momentum=cosine(settings.momentum, 1.0, n_steps),
-        teacher_temperature=np.concatenate([np.linspace(first, last, n_rise), np.full(n_steps - n_rise, last)]),
-        last_layer=(np.arange(n_steps) >= n_frozen).astype(np.float64),
-    )
-
-
-def peak_learning_rate(settings: Pretraining) -> float:
-    """The highest learning rate, scaled by the method to the batch of all processes."""
-    return in_full(settings).base_lr * method_of(settings).lr_factor(settings.batch_size)
+    values = {
+        "learning_rate": np.concatenate([np.linspace(0, peak, n_warm), falling]),
+        "weight_decay": cosine(*settings.weight_decay, n_steps),
+        "momentum": cosine(settings.momentum, 1.0, n_steps),
+        "teacher_temperature": np.concatenate(
+            [np.linspace(first, last, n_rise), np.full(n_steps - n_rise, last)]
+        ),
+        "last_layer": (np.arange(n_steps) >= n_frozen).astype(np.float64),
+    }
+    return np.rec.fromarrays(list(values.values()), names=list(values))
 
 
 def cosine(first: float, last: float, n_steps: int) -> np.ndarray:
-    """Half a cosine from ``first`` towards ``last``, float64 (n_steps,); step n_steps would have ``last``, as in BYOL."""
+    """Half a cosine from ``first`` towards ``last``, float64 (n_steps,).
+
+    Step n_steps would have ``last``, as in BYOL.
+    """
     return last + (first - last) * (1 + np.cos(np.pi * np.arange(n_steps) / max(n_steps, 1))) / 2
 
 
-def layer_factors(settings: Pretraining, names: Iterable[str], n_blocks: int) -> dict[str, float]:
-    """Factor of each parameter's learning rate, by the parameter's name in timm's ViT of ``n_blocks`` blocks.
+def layer_factor(settings: Pretraining, name: str, n_blocks: int) -> float:
+    """Factor of a parameter's learning rate, by its name in timm's ViT of ``n_blocks`` blocks.
 
-    Layer-wise decay (Bao et al. 2022, as in DINOv2's configuration): ``layer_decay`` to the power of the number of layers
-    between the parameter and the output. Embeddings are layer 0; what comes after the blocks isn't decayed. The method's
-    factor of the patch embedding is included.
+    Layer-wise decay (Bao et al. 2022, as in DINOv2's configuration): ``layer_decay`` to the power
+    of the number of layers between the parameter and the output. Embeddings are layer 0; what
+    comes after the blocks isn't decayed. The method's factor of the patch embedding is included.
     """
-    decay, factors = in_full(settings).layer_decay, {}
-    for name in names:
-        layer = n_blocks + 1
-        parts = name.split(".")
-        if parts[0] in BEFORE_BLOCKS:
-            layer = 0
-        elif parts[0] == "blocks":
-            layer = int(parts[1]) + 1
-        factor = method_of(settings).patch_embedding_lr if parts[0] == "patch_embed" else 1.0
-        factors[name] = factor * decay ** (n_blocks + 1 - layer)
-    return factors
+    part, _, rest = name.partition(".")
+    layer = 0 if part in BEFORE_BLOCKS else n_blocks + 1
+    if part == "blocks":
+        layer = int(rest.partition(".")[0]) + 1
+    factor = method_of(settings).patch_embedding_lr if part == "patch_embed" else 1.0
+    return factor * settings.layer_decay ** (n_blocks + 1 - layer)
 
 
 # ---- collapse ----
@@ -230,84 +244,77 @@ def entropies(targets: torch.Tensor) -> torch.Tensor:
 
 
 def check_history(history: Sequence[dict], settings: Pretraining) -> None:
-    """Raise PretrainingError where the loss isn't finite, or where the teacher has collapsed, by the history's last lines.
+    """Raise PretrainingError where the loss isn't finite, or where the teacher has collapsed.
 
-    history: lines with ``step``, ``loss``, ``teacher_entropy``, ``target_entropy``, ``learning_rate`` and ``rankme`` (None
-    where it wasn't measured). A collapse stops a training where it lasted for PATIENCE of all steps, after GRACE of them;
-    `collapse_of` says how any training ended. settings: as `in_full`.
+    history: lines with ``step``, ``loss``, ``teacher_entropy``, ``target_entropy``,
+    ``learning_rate`` and ``rankme`` (None where it wasn't measured). A collapse stops a training
+    where it lasted for PATIENCE of all steps, after GRACE of them; `collapse_of` says how any
+    training ended. settings: as `in_full`.
     """
-    last, place = history[-1], f"pretraining[{settings.name}]"
-    wrong = [key for key in ("loss", "teacher_entropy", "target_entropy") if not math.isfinite(last[key])]
-    if wrong:
+    last, n_steps = history[-1], settings.n_steps
+    place = f"step {last['step']} of {n_steps}"
+    if not all(math.isfinite(last[key]) for key in ("loss", "teacher_entropy", "target_entropy")):
         raise PretrainingError(
-            f"{place}: {', '.join(wrong)} became {last[wrong[0]]} by step {last['step']} of {settings.n_steps}, at a rate of "
-            f"{last['learning_rate']:.3g}; lower base_lr (now {settings.base_lr:g}), then clip_norm (now "
-            f"{settings.clip_norm:g}), or lengthen warmup"
+            f"pretraining[{settings.name}]: the loss became {last['loss']} by {place}, at a rate of "
+            f"{last['learning_rate']:.3g}; lower base_lr (now {settings.base_lr:g}), then clip_norm "
+            f"(now {settings.clip_norm:g}), or lengthen warmup"
         )
-    grace, patience = (max(share * settings.n_steps, n_steps) for share, n_steps in (GRACE, PATIENCE))
+    grace, patience = (max(least, round(share * n_steps)) for share, least in (GRACE, PATIENCE))
     if last["step"] < grace + patience:
         return
     recent = [line for line in history if line["step"] > last["step"] - patience]
     if collapse := collapse_of(recent, settings):
         raise PretrainingError(
-            f"{place} collapsed by step {last['step']} of {settings.n_steps}: {collapse}. {remedy(settings)}"
+            f"pretraining[{settings.name}] collapsed by {place}: {collapse}. {remedy(settings)}"
         )
 
 
 def collapse_of(lines: Sequence[dict], settings: Pretraining) -> str:
-    """How the teacher collapsed, in words, if every one of the history's ``lines`` shows it; "" for no collapse.
+    """How the teacher collapsed, in words, if each of the history's ``lines`` shows it; else "".
 
-    A mean target whose entropy is well below the targets' own is made of earlier, sharper targets: that is no collapse.
+    A mean target whose entropy is well below the targets' own is made of earlier, sharper targets:
+    that is no collapse.
     """
-    least = LEAST_INFORMATION * math.log(settings.n_prototypes)
+    uniform, last = math.log(settings.n_prototypes), lines[-1]
+    target, teacher = last["target_entropy"], last["teacher_entropy"]
+    apart = [abs(line["target_entropy"] - line["teacher_entropy"]) for line in lines]
     ranks = [line["rankme"] for line in lines if line["rankme"] is not None]
-    if all(abs(line["target_entropy"] - line["teacher_entropy"]) < least for line in lines):
-        last, highest = lines[-1], math.log(settings.n_prototypes)
-        entropy = f"entropy of the teacher {last['teacher_entropy']:.2f}, of its mean {last['target_entropy']:.2f} nats"
-        if last["target_entropy"] < highest / 2:
-            return f"all images get the same few prototypes ({entropy}; spread would be {highest:.2f})"
-        return f"all images get the same target, spread over the prototypes ({entropy}; uniform is {highest:.2f})"
+    if max(apart) < LEAST_INFORMATION * uniform:
+        few = "few prototypes" if target < uniform / 2 else "target, spread over the prototypes"
+        return (
+            f"all images get the same {few} (entropy of the teacher {teacher:.2f}, of its mean "
+            f"{target:.2f} nats; uniform is {uniform:.2f})"
+        )
     if ranks and max(ranks) < LEAST_RANKME:
         return f"embeddings lie on a line (RankMe {ranks[-1]:.2f})"
     return ""
 
 
 def warning_before(settings: Pretraining) -> str:
-    """What a user should know before a training that is small for settings that the study gives; "" for any other.
+    """What a user should know before a training that is small for its settings; else "".
 
-    The defaults fit the training's size (`method.defaults`). Published settings are for batches of PUBLISHED_BATCH
-    and more, in which 65,536 prototypes have a target for MOST_PROTOTYPES, and for PUBLISHED_STEPS and more. settings: as
-    `in_full`.
+    The defaults fit the training's size (`method.defaults`). Published settings are for batches of
+    PUBLISHED_BATCH and more, in which 65,536 prototypes have a target for MOST_PROTOTYPES, and for
+    PUBLISHED_STEPS and more. settings: as `in_full`.
     """
-    n_targets, problems = 2 * settings.batch_size, []
-    if settings.n_prototypes > MOST_PROTOTYPES * n_targets:
-        problems.append(
-            f"{settings.batch_size} patches a batch are {n_targets} targets for {settings.n_prototypes} prototypes; published "
-            "settings are for batches of hundreds, and in small batches a teacher may become uniform"
-        )
-    is_small = settings.batch_size < PUBLISHED_BATCH or settings.n_steps < PUBLISHED_STEPS
-    if is_small and settings.teacher_temperature[0] > LOW_TEMPERATURE:
-        problems.append(
-            f"{settings.n_steps} steps of {settings.batch_size} patches are few for a teacher's temperature of "
-            f"{settings.teacher_temperature[0]:g}; with the published temperatures targets were uniform in our trials of few "
-            f"steps or of less than {PUBLISHED_BATCH} patches a batch"
-        )
-    return f"pretraining[{settings.name}]: {'; '.join(problems)}. {remedy(settings)}" if problems else ""
+    n, k, temperature = settings.batch_size, settings.n_prototypes, settings.teacher_temperature[0]
+    is_small = n < PUBLISHED_BATCH or settings.n_steps < PUBLISHED_STEPS
+    if k <= MOST_PROTOTYPES * 2 * n and not (is_small and temperature > LOW_TEMPERATURE):
+        return ""
+    return (
+        f"pretraining[{settings.name}]: {settings.n_steps} steps of {n} patches are few for {k} "
+        f"prototypes and a teacher's temperature of {temperature:g}; in our small trainings with "
+        f"the published ones, all images got the same target. {remedy(settings)}"
+    )
 
 
 def remedy(settings: Pretraining) -> str:
-    """What to change first, in this order, after a collapse with these settings."""
-    n_targets, changes = 2 * settings.batch_size, []
-    if settings.teacher_temperature[1] > LOW_TEMPERATURE:
-        changes.append(f"where targets are uniform, lower teacher_temperature (now {list(settings.teacher_temperature)})")
-    if settings.n_prototypes > 2 * n_targets:
-        changes.append(f"lower n_prototypes (now {settings.n_prototypes}; a batch has {n_targets} targets to fill them with)")
-    if not settings.koleo_weight:
-        changes.append("set koleo_weight: 0.1, which keeps embeddings apart")
-    if settings.centring == "mean":
-        changes.append("set centring: sinkhorn_knopp, which gives every prototype its share, with no more of them than targets")
-    changes += [
-        f"where few prototypes get all images, raise momentum towards 0.9995 (now {settings.momentum:g})",
-        f"lower base_lr (now {settings.base_lr:g})",
-    ]
-    return f"Change, one at a time: {'; '.join(changes)}"
+    """What to change, in this order, after a collapse with these settings."""
+    return (
+        "Change, one at a time: where targets are uniform, lower teacher_temperature (now "
+        f"{list(settings.teacher_temperature)}) and n_prototypes (now {settings.n_prototypes}; a "
+        f"batch has {2 * settings.batch_size} targets to fill them with), set koleo_weight: 0.1 "
+        f"(now {settings.koleo_weight:g}) and centring: sinkhorn_knopp (now {settings.centring}); "
+        "where few prototypes get all images, raise momentum towards 0.9995 (now "
+        f"{settings.momentum:g}); lower base_lr (now {settings.base_lr:g})"
+    )

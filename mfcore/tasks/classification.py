@@ -1,11 +1,11 @@
-"""Patch classification tasks in the form their authors publish them, with the splits that kaiko-ai/eva uses.
+"""Patch classification tasks in the form their authors publish them, with kaiko-ai/eva's splits.
 
-Facts of eva's documentation and data-set classes (April 2026). What eva calls "val" is "val" here; MHIST's official test split,
-by which eva also selects, is "val" too, so that every task has the split that selects under that name.
+Facts of eva's documentation and data-set classes (April 2026). What eva calls "val" is "val" here;
+MHIST's official test split, by which eva also selects, is "val" too, so that every task has the
+split that selects under that name.
 """
 
 import gzip
-import os
 import re
 import shutil
 import zlib
@@ -19,9 +19,13 @@ import pandas as pd
 from mfcore import store
 from mfcore.tasks.task import CLASSIFICATION, COLUMNS, Task, TaskData, TaskError, whole_images
 
-TIFF = {".tif", ".tiff"}
-
-BACH_PREFIXES = {"Benign": "b", "InSitu": "is", "Invasive": "iv", "Normal": "n"}  # of the files' names, by class
+BACH_PHOTOS = "ICIAR2018_BACH_Challenge/Photos"
+BACH_PREFIXES = {
+    "Benign": "b",
+    "InSitu": "is",
+    "Invasive": "iv",
+    "Normal": "n",
+}  # of the files' names, by class
 BACH_PER_CLASS = 100
 BACH_VAL = ((41, 59), (60, 90), (139, 169), (240, 258), (260, 273), (345, 368))
 """Positions, the last of each pair left out, that eva validates on, among the 400 photos by class and name."""
@@ -31,130 +35,124 @@ PCAM_SPLITS = {"train": "train", "val": "valid", "test": "test"}  # ours, and in
 
 
 def load_bach(task: Task, folder: Path) -> TaskData:
-    """BACH's photos, ``ICIAR2018_BACH_Challenge/Photos/<class>/*.tif``: four classes, 2048 x 1536 px at 0.42 um/px.
+    """BACH's photos, ``ICIAR2018_BACH_Challenge/Photos/<class>/*.tif``.
 
-    A photo's position in eva's split is that of its class and number (b001 is 0, is001 100, iv001 200, n001 300), so that a
-    partial set is split as the whole. eva chose the positions so that no patient is on both sides; which photo is whose
-    isn't said here. Raises TaskError.
+    Four classes, 2048 x 1536 px at 0.42 um/px. A photo's position in eva's split is that of its
+    class and number (b001 is 0, is001 100, iv001 200, n001 300): a partial set is split as the
+    whole. eva chose the positions so that no patient is on both sides; which photo is whose isn't
+    said here. Raises TaskError.
     """
-    photos = next(
-        (place for place in (folder / "ICIAR2018_BACH_Challenge" / "Photos", folder / "Photos") if place.is_dir()), None
-    )
-    if photos is None:
-        task.refuse(folder, ["no folder ICIAR2018_BACH_Challenge/Photos"])
     problems, rows = [], []
-    for label, (name, prefix) in enumerate(BACH_PREFIXES.items()):
-        paths = _images(photos / name, TIFF)
-        if not paths:
-            problems.append(f"no photos in {photos.name}/{name}")
-        for path in paths:
-            number = re.fullmatch(rf"{prefix}(\d{{3}})", path.stem)
-            if number is None or not 1 <= int(number[1]) <= BACH_PER_CLASS:
-                problems.append(
-                    f"{name}/{path.name}: expected {prefix}001.tif to {prefix}{BACH_PER_CLASS}.tif, by which eva splits"
-                )
-                continue
-            position = label * BACH_PER_CLASS + int(number[1]) - 1
-            rows.append((path, label, "val" if any(first <= position < end for first, end in BACH_VAL) else "train"))
+    for path, label in _by_class(task, folder, BACH_PHOTOS, problems):
+        prefix = BACH_PREFIXES[task.classes[label]]
+        number = re.fullmatch(rf"{prefix}(\d{{3}})", path.stem)
+        if number is None or not 1 <= int(number[1]) <= BACH_PER_CLASS:
+            expected = f"expected {prefix}001.tif to {prefix}{BACH_PER_CLASS}.tif"
+            problems.append(f"{path.relative_to(folder)}: {expected}, by which eva splits")
+            continue
+        position = label * BACH_PER_CLASS + int(number[1]) - 1
+        is_val = any(first <= position < end for first, end in BACH_VAL)
+        rows.append((path, label, "val" if is_val else "train"))
     task.refuse(folder, problems)
     return task.data(folder, whole_images(folder, *zip(*rows, strict=True)))
 
 
 def load_crc(task: Task, folder: Path) -> TaskData:
-    """CRC-100K, ``NCT-CRC-HE-100K/<class>/*.tif`` to train on and ``CRC-VAL-HE-7K/<class>/*.tif`` as val: nine classes.
+    """CRC-100K, ``NCT-CRC-HE-100K/<class>/*.tif`` to train, ``CRC-VAL-HE-7K/<class>/*.tif`` as val.
 
-    Patches of 224 px at 0.5 um/px, stain-normalised by the authors; the sides of the first are taken for all. Raises TaskError.
+    Nine classes, patches of 224 px at 0.5 um/px, stain-normalised by the authors; the sides of the
+    first are taken for all. Raises TaskError.
     """
     problems, rows = [], []
     for split, name in CRC_FOLDERS.items():
-        if not (folder / name).is_dir():
-            problems.append(f"no folder {name}")
-            continue
-        other = sorted(place.name for place in (folder / name).iterdir() if place.is_dir() and place.name not in task.classes)
-        problems += [f"{name}/{place}: none of the classes {', '.join(task.classes)}" for place in other]
-        for label, tissue in enumerate(task.classes):
-            paths = _images(folder / name / tissue, TIFF)
-            if not paths:
-                problems.append(f"no patches in {name}/{tissue}")
-            rows += [(path, label, split) for path in paths]
+        rows += [(*row, split) for row in _by_class(task, folder, name, problems)]
+        other = sorted({path.name for path in (folder / name).glob("*/")} - set(task.classes))
+        problems += [f"{name}/{place}: none of the classes {task.classes}" for place in other]
     task.refuse(folder, problems)
     return task.data(folder, whole_images(folder, *zip(*rows, strict=True)))
 
 
-def load_mhist(task: Task, folder: Path) -> TaskData:
-    """MHIST, ``images/*.png`` and ``annotations.csv`` (Image Name, Majority Vote Label, Partition): SSA and HP.
+def _by_class(task: Task, folder: Path, name: str, problems: list[str]) -> list[tuple[Path, int]]:
+    """Path and label of each TIFF in ``name``/<class>, by class and name.
 
-    Patches of 224 px; eva's documentation says 2 um/px now and said 0.25 before. Partition "test" is "val" here, as it is
-    what eva selects by and reports. Raises TaskError.
+    A class without any is added to ``problems``.
     """
-    file = folder / "annotations.csv"
-    if not file.is_file():
-        task.refuse(folder, ["no annotations.csv"])
+    rows = []
+    for label, part in enumerate(task.classes):
+        files = sorted((folder / name / part).glob("[!.]*"))
+        files = [path for path in files if path.suffix.lower() in (".tif", ".tiff")]
+        if not files:
+            problems.append(f"no images in {name}/{part}")
+        rows += [(path, label) for path in files]
+    return rows
+
+
+def load_mhist(task: Task, folder: Path) -> TaskData:
+    """MHIST, ``images/*.png`` and ``annotations.csv``: SSA and HP.
+
+    Columns Image Name, Majority Vote Label, Partition. Patches of 224 px; eva's documentation says
+    2 um/px now and said 0.25 before. Partition "test" is "val" here, as eva selects by the
+    partition and reports it. Raises TaskError.
+    """
     try:
-        rows = pd.read_csv(file, dtype=str, keep_default_na=False)
+        rows = pd.read_csv(
+            folder / "annotations.csv", dtype=str, keep_default_na=False, usecols=MHIST_COLUMNS
+        )
     except (OSError, ValueError) as error:
         task.refuse(folder, [f"annotations.csv: no table that can be read ({error})"])
-    lacking = [name for name in MHIST_COLUMNS if name not in rows]
-    if lacking:
-        task.refuse(folder, [f"annotations.csv: without the columns {lacking}"])
-    problems = []
-    for line, (name, label, partition) in enumerate(rows[list(MHIST_COLUMNS)].itertuples(index=False), start=2):
-        place = f"annotations.csv, line {line}: {name}:"
-        if label not in task.classes:
-            problems.append(f"{place} label {label!r} is neither of {list(task.classes)}")
-        if partition not in ("train", "test"):
-            problems.append(f"{place} partition {partition!r} is neither train nor test")
-        if not (folder / "images" / name).is_file():
-            problems.append(f"{place} not in images/")
-    problems += [f"annotations.csv: {name} stands there twice" for name in rows["Image Name"][rows["Image Name"].duplicated()]]
-    if rows.empty:
-        problems.append("annotations.csv: names no image")
-    task.refuse(folder, problems)
-    paths = [folder / "images" / name for name in rows["Image Name"]]
-    labels = [task.classes.index(label) for label in rows["Majority Vote Label"]]
-    splits = ["train" if partition == "train" else "val" for partition in rows["Partition"]]
-    return task.data(folder, whole_images(folder, paths, labels, splits))
+    names, labels, partitions = (rows[column] for column in MHIST_COLUMNS)
+    paths = [folder / "images" / name for name in names]
+    wrong = {
+        f"label is neither of {list(task.classes)}": ~labels.isin(task.classes),
+        "partition is neither train nor test": ~partitions.isin(["train", "test"]),
+        "not in images/": [not path.is_file() for path in paths],
+    }
+    task.refuse(
+        folder,
+        (
+            f"annotations.csv, line {line + 2}: {', '.join(rows.loc[line, list(MHIST_COLUMNS)])}: {what}"
+            for what, is_wrong in wrong.items()
+            for line in np.flatnonzero(is_wrong)
+        ),
+    )
+    splits = partitions.replace("test", "val")
+    return task.data(folder, whole_images(folder, paths, labels.map(task.classes.index), splits))
 
 
 @dataclass
 class PatchCamelyon(TaskData):
-    """PatchCamelyon's data, read from its HDF5 files patch by patch; files stay open, so that a chunk is unpacked once."""
+    """PatchCamelyon's data, read from HDF5 patch by patch; open files unpack a chunk once."""
 
-    _open: dict[tuple[int, str], h5py.Dataset] = field(default_factory=dict, repr=False)  # by process: a fork opens its own
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": {}}
+    _open: dict[str, h5py.Dataset] = field(default_factory=dict, repr=False)
 
     def image(self, i: int) -> np.ndarray:
         """See `TaskData.image`."""
         row = self.table.iloc[i]
-        path, key = self.folder / row["file"], (os.getpid(), row["file"])
+        path, file = self.folder / row["file"], row["file"]
         try:
-            if key not in self._open:
-                self._open[key] = h5py.File(path, "r")["x"]
-            return self._open[key][int(row["item_id"].rpartition("_")[2])]  # (96, 96, 3)
+            if file not in self._open:
+                self._open[file] = h5py.File(path, "r")["x"]
+            return self._open[file][int(row["item_id"].rpartition("_")[2])]  # (96, 96, 3)
         except (OSError, KeyError) as error:
-            raise TaskError(f"{path}: can't be read ({error}); get it again: {PCAM.where}") from None
+            raise TaskError(
+                f"{path}: can't be read ({error}); get it again: {PCAM.where}"
+            ) from None
 
 
 def load_pcam(task: Task, folder: Path) -> TaskData:
-    """PatchCamelyon, ``camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5``: 96 px at about 1 um/px; its own splits.
+    """PatchCamelyon, ``camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5``; its own splits.
 
-    A patch's group is its slide where the ``..._meta.csv`` beside the files names it in ``wsi`` (a form not verified here).
-    ``pcam_10shot`` has the same data; each run draws its own ten patches of each class. Raises TaskError.
+    96 px at about 1 um/px. A patch's group is its slide where ``..._meta.csv`` names it in ``wsi``
+    (a form not verified here). ``pcam_10shot`` has the same data; each run draws its own ten
+    patches of each class. Raises TaskError.
     """
     problems, tables = [], []
     for split, theirs in PCAM_SPLITS.items():
         stem = f"camelyonpatch_level_2_split_{theirs}"
-        lacking = [f"{stem}_{part}.h5" for part in "xy" if not (folder / f"{stem}_{part}.h5").is_file()]
-        packed = [file for file in lacking if (folder / f"{file}.gz").is_file()]
-        problems += [f"{file}: only packed, as {file}.gz; registry.prepare unpacks it" for file in packed]
-        problems += [f"no {file}" for file in lacking if file not in packed]
-        if not lacking:
-            try:
-                tables.append(_pcam_split(folder, stem, split))
-            except (OSError, KeyError, ValueError) as error:
-                problems.append(f"{stem}_*.h5: {error}")
+        try:
+            tables.append(_pcam_split(folder, stem, split))
+        except (OSError, KeyError, ValueError) as error:
+            problems.append(f"{stem}_x.h5 and {stem}_y.h5, maybe still to be unpacked: {error}")
     task.refuse(folder, problems)
     return task.data(folder, pd.concat(tables, ignore_index=True), PatchCamelyon)
 
@@ -163,7 +161,9 @@ def _pcam_split(folder: Path, stem: str, split: str) -> pd.DataFrame:
     with h5py.File(folder / f"{stem}_x.h5", "r") as x, h5py.File(folder / f"{stem}_y.h5", "r") as y:
         shape, dtype, labels = x["x"].shape, x["x"].dtype, y["y"][:].reshape(-1)
     if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or shape[0] != len(labels):
-        raise ValueError(f"x is {dtype} {shape} and y has {len(labels)} labels; expected uint8 (n, 96, 96, 3) and n")
+        raise ValueError(
+            f"x is {dtype} {shape} and y has {len(labels)} labels; expected uint8 (n, 96, 96, 3) and n"
+        )
     if not np.isin(labels, (0, 1)).all():
         raise ValueError(f"labels are {sorted(set(labels.tolist()))[:5]}, expected 0 and 1")
     meta = folder / f"{stem}_meta.csv"
@@ -183,23 +183,25 @@ def _pcam_split(folder: Path, stem: str, split: str) -> pd.DataFrame:
 
 
 def unpack_pcam(task: Task, folder: Path) -> None:
-    """Unpack every ``camelyonpatch_*.h5.gz`` beside which its ``.h5`` isn't there yet, each whole or not at all."""
+    """Unpack every ``camelyonpatch_*.h5.gz`` beside which its ``.h5`` isn't there yet.
+
+    Each file is unpacked whole or not at all.
+    """
     for packed in sorted(folder.glob("camelyonpatch_level_2_split_*.h5.gz")):
         target = packed.with_suffix("")
         if target.is_file():
             continue
         try:
-            with store.replacing(target) as aside, gzip.open(packed) as content, aside.open("wb") as out:
+            with (
+                store.replacing(target) as aside,
+                gzip.open(packed) as content,
+                aside.open("wb") as out,
+            ):
                 shutil.copyfileobj(content, out, 1 << 22)
         except (OSError, EOFError, zlib.error) as error:
-            raise TaskError(f"{packed}: can't be unpacked ({error}); get it again: {PCAM.where}") from None
-
-
-def _images(folder: Path, suffixes: set[str]) -> list[Path]:
-    """Image files of a folder by name; none where there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith("."))
+            raise TaskError(
+                f"{packed}: can't be unpacked ({error}); get it again: {PCAM.where}"
+            ) from None
 
 
 BACH = Task(
@@ -248,7 +250,14 @@ PCAM_10SHOT = replace(
     PCAM,
     name="pcam_10shot",
     title="PatchCamelyon, 10 shots",
-    protocol=replace(CLASSIFICATION, n_runs=50, patience=125, epochs_a_validation=10, min_gain=1e-4, n_per_class=10),
+    protocol=replace(
+        CLASSIFICATION,
+        n_runs=50,
+        patience=125,
+        epochs_a_validation=10,
+        min_gain=1e-4,
+        n_per_class=10,
+    ),
     folder="pcam",
 )
 TASKS = (BACH, CRC, MHIST, PCAM, PCAM_10SHOT)

@@ -65,19 +65,9 @@ def published() -> pd.DataFrame:
     """Published scores: ``source, arm, encoder, task, split, metric, value, where``; encoder is a card's name, or "".
 
     source "kaiko": the README of the models of kaiko.ai 2024 (arXiv 2404.15217); "eva": eva's leaderboard, whose protocol
-    changed since, so that the two differ for the same model (see `drift`). Split as in `TaskData.table`. Second-hand: read in
-    notes, not in those pages.
+    changed since: the two differ for the same model. Split as in `TaskData.table`. Second-hand: read in notes, not in those
+    pages.
     """
     tables = [pd.read_csv(PUBLISHED / file, keep_default_na=False).assign(source=key) for key, file in PUBLISHED_FILES.items()]
     table = pd.concat(tables, ignore_index=True)
     return table[["source", *(name for name in table if name != "source")]]
-
-
-def drift() -> pd.DataFrame:
-    """eva's leaderboard less kaiko's README, for the same encoder: ``encoder, task, split, kaiko, eva, drift``."""
-    table = published()
-    keys = ["encoder", "task", "split"]
-    named = table[table["encoder"] != ""]
-    first, second = (named[named["source"] == key].set_index(keys)["value"].rename(key) for key in PUBLISHED_FILES)
-    both = pd.concat([first, second], axis=1, join="inner").reset_index()
-    return both.assign(drift=both["eva"] - both["kaiko"])

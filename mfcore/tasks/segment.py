@@ -6,7 +6,6 @@ tested patches with their true masks and what the first run made of them.
 """
 
 import dataclasses
-import io
 
 import numpy as np
 import pandas as pd
@@ -65,9 +64,7 @@ def material_of(data: TaskData, card: EncoderCard, device: str, size_px: int | N
         if not has_nuclei[data.table["split"] == split].any()
     ]
     if wrong:
-        raise TaskError(
-            f"task {data.name!r}: {'; '.join(wrong[:5])}" + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        )
+        raise TaskError(f"task {data.name!r}: {'; '.join(wrong[:5])}")
     images = np.stack([_square(image, size_px, card.interpolation) for image, _ in pairs])  # (n, size_px, size_px, 3)
     encoder = encoders.load(card, device)
     seen = dataclasses.replace(card, resize_px=size_px, crop_px=size_px)
@@ -145,13 +142,11 @@ def _keep_shown(
     draw = generator(seed, "segment", data.name, "shown")
     rows = draw.permutation(worth if len(worth) else reported)[:N_SHOWN]
     size_px = material.masks.shape[1]
-    content = io.BytesIO()
-    np.savez_compressed(
-        content,
-        item_id=data.table["item_id"].astype(str).to_numpy()[rows].astype(np.str_),
-        image=np.stack([_square(data.image(int(row)), size_px, "bilinear") for row in rows]),
-        true=material.masks.cpu().numpy()[rows],
-        predicted=segment_decoder.predict(decoder, material, rows, batch_size),
-    )
-    with store.replacing(run.path("masks.npz")) as aside:
-        aside.write_bytes(content.getvalue())
+    with store.replacing(run.path("masks.npz")) as aside, aside.open("wb") as content:
+        np.savez_compressed(
+            content,
+            item_id=data.table["item_id"].astype(str).to_numpy()[rows].astype(np.str_),
+            image=np.stack([_square(data.image(int(row)), size_px, "bilinear") for row in rows]),
+            true=material.masks.cpu().numpy()[rows],
+            predicted=segment_decoder.predict(decoder, material, rows, batch_size),
+        )

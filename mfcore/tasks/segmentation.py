@@ -22,7 +22,6 @@ CONSEP_MERGED = np.array([0, 1, 2, 3, 3, 4, 4, 4], np.uint8)
 CONSEP_TILE_PX = 250
 CONSEP_FOLDERS = {"train": "Train", "val": "Test"}
 
-AT_ONCE = 1 << 20  # px times corners of an outline that are looked at together: 8 MB an array
 MONUSAC_FOLDERS = {
     "train": ("MoNuSAC_images_and_annotations",),
     "val": ("MoNuSAC Testing Data and Annotations", "MoNuSAC_Testing_Data_and_Annotations"),
@@ -168,23 +167,21 @@ def fill(mask: np.ndarray, outline: np.ndarray, value: int) -> None:
     if (low > high).any():
         return
     x = np.arange(low[0], high[0] + 1, dtype=float)
-    n_rows_at_once = max(1, AT_ONCE // (len(x) * len(outline)))
-    for top in range(low[1], high[1] + 1, n_rows_at_once):
-        y = np.arange(top, min(top + n_rows_at_once, high[1] + 1), dtype=float)
-        mask[top : top + len(y), low[0] : high[0] + 1][_inside(outline, x, y)] = value
+    for row in range(low[1], high[1] + 1):
+        mask[row, low[0] : high[0] + 1][_inside(outline, x, row)] = value
 
 
-def _inside(outline: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Whether each place of columns ``x`` (W,) and rows ``y`` (H,) lies inside ``outline`` or on it: bool (H, W)."""
-    x, y = x[None, :, None], y[:, None, None]  # (1, W, 1), (H, 1, 1)
-    (x0, y0), (x1, y1) = outline.T, np.roll(outline, -1, axis=0).T  # (n,) each
-    spans = (y0 > y) != (y1 > y)  # (H, 1, n)
+def _inside(outline: np.ndarray, x: np.ndarray, y: float) -> np.ndarray:
+    """Whether each column ``x`` (W,) of row ``y`` lies inside ``outline`` or on it, bool (W,)."""
+    x, (x0, y0), (x1, y1) = x[:, None], outline.T, np.roll(outline, -1, axis=0).T  # (n,) each
+    spans = (y0 > y) != (y1 > y)
     with np.errstate(divide="ignore", invalid="ignore"):
-        crossing = x0 + (y - y0) * (x1 - x0) / (y1 - y0)  # (H, 1, n)
-    inside = (spans & (x < crossing)).sum(axis=2) % 2 == 1  # (H, W)
-    across = (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)  # (H, W, n)
-    within = (np.minimum(x0, x1) <= x) & (x <= np.maximum(x0, x1)) & (np.minimum(y0, y1) <= y) & (y <= np.maximum(y0, y1))
-    return inside | ((np.abs(across) < 1e-9) & within).any(axis=2)
+        crossing = x0 + (y - y0) * (x1 - x0) / (y1 - y0)
+    inside = (spans & (x < crossing)).sum(axis=1) % 2 == 1
+    across = (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)  # (W, n)
+    within = (np.minimum(x0, x1) <= x) & (x <= np.maximum(x0, x1))
+    within &= (np.minimum(y0, y1) <= y) & (y <= np.maximum(y0, y1))
+    return inside | ((np.abs(across) < 1e-9) & within).any(axis=1)
 
 
 CONSEP = Task(

@@ -44,8 +44,9 @@ def make(task: Task, folder: Path, n_slides: int, *, seed: int = SEED) -> Path:
     if folder.is_dir() and any(folder.iterdir()):
         if not begun.is_file():
             raise TaskError(f"{folder}: isn't empty and holds no synthetic task (no begun.json); give another folder")
-        for part in ("made.json", "items.csv", "images", "masks"):
-            _remove(folder / part)
+        made.unlink(missing_ok=True)
+        for part in ("images", "masks"):
+            shutil.rmtree(folder / part, ignore_errors=True)
     store.write_json(begun, config)
     rows = []
     for slide in tqdm(range(n_slides), desc=f"{task.name}: synthetic slides", unit="slide"):
@@ -103,13 +104,6 @@ def _missing(task: Task, folder: Path) -> list[str]:
 def _write_png(path: Path, pixels: np.ndarray) -> None:
     with store.replacing(path) as aside:
         Image.fromarray(pixels).save(aside, format="PNG")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 class SyntheticTask(TaskData):

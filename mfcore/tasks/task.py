@@ -9,9 +9,10 @@ eva's decoders learn MoNuSAC from random crops of the images, drawn anew at ever
 image, over its whole shorter side, as of every other set: feature maps are computed once.
 """
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -203,27 +204,31 @@ def fingerprints(folder: Path, known: Fingerprints) -> dict[str, list[int | str]
     return found
 
 
-def read_image(path: Path) -> np.ndarray:
-    """A whole image file: uint8 (n_rows, n_columns, 3); raises TaskError where it can't be read."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))  # (H, W, 3)
+            yield image
     except UNREADABLE as error:
         raise TaskError(f"{path}: not an image that can be read ({error}); get it again") from None
 
 
-def sizes_px(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """Widths and heights of images, int64 (n,) each, from their headers; past `MAX_HEADERS` files all as the first."""
-    read = paths if len(paths) <= MAX_HEADERS else paths[:1]
+def read_image(path: Path) -> np.ndarray:
+    """A whole image file: uint8 (n_rows, n_columns, 3); raises TaskError for a damaged one."""
+    with _opened(path) as image:
+        return np.asarray(image.convert("RGB"))  # (H, W, 3)
+
+
+def sizes_px(paths: Sequence[Path]) -> np.ndarray:
+    """Widths and heights of images, int64 (2, n), from their headers.
+
+    Past `MAX_HEADERS` files all are as the first. Raises TaskError for a damaged image.
+    """
     sizes = []
-    for path in read:
-        try:
-            with Image.open(path) as image:
-                sizes.append(image.size)
-        except UNREADABLE as error:
-            raise TaskError(f"{path}: not an image that can be read ({error}); get it again") from None
-    both = np.array(sizes if len(read) == len(paths) else sizes * len(paths), dtype=np.int64).reshape(-1, 2)  # (n, 2)
-    return both[:, 0], both[:, 1]
+    for path in paths if len(paths) <= MAX_HEADERS else paths[:1]:
+        with _opened(path) as image:
+            sizes.append(image.size)
+    return np.broadcast_to(np.array(sizes, np.int64).reshape(-1, 2), (len(paths), 2)).T
 
 
 def whole_images(folder: Path, paths: Sequence[Path], labels: Sequence[int], splits: Sequence[str]) -> pd.DataFrame:

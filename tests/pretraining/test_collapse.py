@@ -103,7 +103,7 @@ def test_a_short_training_is_not_stopped_but_its_end_is_said():
 def test_a_loss_that_is_no_number_stops_at_once(key):
     history = lines(1, 1.0, 3.0)
     history[-1][key] = math.nan
-    with pytest.raises(PretrainingError, match=rf"{key} became nan by step 10000 .* rate of 0.0001; lower base_lr"):
+    with pytest.raises(PretrainingError, match=r"the loss became \S+ by step 10000 .* rate of 0.0001; lower base_lr"):
         objective.check_history(history, settings(**LONG))
 
 
@@ -112,17 +112,18 @@ def test_rankme_that_was_not_measured_is_no_collapse():
 
 
 @pytest.mark.parametrize(
-    ("changed", "first"),
+    "said",
     [
-        ({**AS_PUBLISHED, "batch_size": 32}, "where targets are uniform, lower teacher_temperature (now [0.04, 0.07]"),
-        ({**AS_PUBLISHED, **LOW, "batch_size": 32}, "lower n_prototypes (now 65536; a batch has 64 targets"),
-        ({**AS_PUBLISHED, **LOW, "batch_size": 32, "n_prototypes": 64}, "set koleo_weight: 0.1"),
-        ({**SMALL, "n_prototypes": 64, "batch_size": 32, "centring": "mean"}, "set centring: sinkhorn_knopp"),
-        ({**SMALL, "n_prototypes": 64, "batch_size": 32}, "where few prototypes get all images, raise momentum"),
+        "where targets are uniform, lower teacher_temperature (now [0.04, 0.07])",
+        "n_prototypes (now 65536; a batch has 64 targets",
+        "set koleo_weight: 0.1 (now 0)",
+        "centring: sinkhorn_knopp (now mean)",
+        "where few prototypes get all images, raise momentum towards 0.9995 (now 0.996)",
+        "lower base_lr (now 0.2)",
     ],
 )
-def test_the_remedy_names_first_what_fits_the_settings(changed, first):
-    assert objective.remedy(settings(**changed)).startswith(f"Change, one at a time: {first}")
+def test_the_remedy_names_what_to_change_and_its_value(said):
+    assert said in objective.remedy(settings(**AS_PUBLISHED, batch_size=32))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_batches_too_small_for_the_published_prototypes_are_told_before(batch_si
     said = objective.warning_before(settings(**LOW, batch_size=batch_size, n_prototypes=n_prototypes))
     assert bool(said) == warns
     if warns:
-        assert f"are {2 * batch_size} targets for 65536 prototypes" in said and "lower n_prototypes" in said
+        assert f"{batch_size} patches are few for 65536 prototypes" in said and "n_prototypes (now 65536" in said
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_batches_too_small_for_the_published_prototypes_are_told_before(batch_si
 )
 def test_a_training_too_small_for_the_published_temperature_is_told_before(n_steps, batch_size, temperature, warns):
     said = objective.warning_before(settings(n_steps=n_steps, batch_size=batch_size, teacher_temperature=(temperature, 0.07)))
-    few = f"{n_steps} steps of {batch_size} patches are few for a teacher's temperature of 0.04"
+    few = f"{n_steps} steps of {batch_size} patches are few for 16 prototypes and a teacher's temperature of 0.04"
     assert ("lower teacher_temperature" in said and few in said) == bool(said) == warns
 
 

@@ -10,7 +10,6 @@ from scipy import stats
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
-from mfcore.data import augment
 from mfcore.pretraining import crops
 from mfcore.pretraining.method import in_full
 from mfcore.study.config import Crops, Pretraining
@@ -27,11 +26,18 @@ def patches(n: int, patch_px: int = 40) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def plain(drawn: crops.Drawn, **changed: object) -> crops.Drawn:
-    """The same cuts and flips, without any change of colour but ``changed``."""
-    shape = drawn.top_px.shape
+def but(drawn: np.recarray, **changed: object) -> np.recarray:
+    """The same, but for some of the fields."""
+    drawn = drawn.copy()
+    for key, value in changed.items():
+        drawn[key] = value
+    return drawn
+
+
+def plain(drawn: np.recarray) -> np.recarray:
+    """The same cuts and flips, without any change of colour."""
     none = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0, "grey": False, "blur_px": 0.0, "solarise": False}
-    return dataclasses.replace(drawn, **{key: np.broadcast_to(value, shape) for key, value in (none | changed).items()})
+    return but(drawn, **none)
 
 
 # ---- what is drawn ----
@@ -41,12 +47,11 @@ def test_row_i_depends_on_its_number_alone():
     whole, shorter = crops.draw(SMALL, 20, 40, 5, "crops", 0), crops.draw(SMALL, 6, 40, 5, "crops", 0)
     other = crops.draw(SMALL, 20, 40, 5, "crops", 1)
     assert len(whole) == 20 and len(whole[4:6]) == 2
-    for name, values in vars(whole).items():
-        if isinstance(values, np.ndarray):
-            assert values.shape == (20, 5)
-            np.testing.assert_array_equal(values[4:6], getattr(shorter[4:6], name))
-            np.testing.assert_array_equal(values[[5, 2]], getattr(shorter[np.array([5, 2])], name))
-            assert not np.array_equal(values, getattr(other, name))
+    assert whole.shape == (20, 5)
+    for name in whole.dtype.names:
+        np.testing.assert_array_equal(whole[name][4:6], getattr(shorter[4:6], name))
+        np.testing.assert_array_equal(whole[name][[5, 2]], getattr(shorter[np.array([5, 2])], name))
+        assert not np.array_equal(whole[name], other[name])
 
 
 @pytest.mark.parametrize("group", ["global", "local"])
@@ -54,7 +59,7 @@ def test_cuts_are_distributed_as_torchvisions(group):
     """Area, aspect and place of RandomResizedCrop, of patches so small that not every attempt fits."""
     n, patch_px = 4000, 48
     settings = in_full(Pretraining("a", arguments={"patch_size": 12}, crops=Crops(24, 12, 1))).crops
-    drawn = crops.draw(settings, n, patch_px, 1, "cuts").crop(0 if group == "global" else 2)
+    drawn = crops.draw(settings, n, patch_px, 1, "cuts")[:, 0 if group == "global" else 2]
     torch.manual_seed(8)
     blank, scale = (
         torch.zeros(3, patch_px, patch_px),
@@ -79,7 +84,7 @@ def test_cuts_are_distributed_as_torchvisions(group):
 def test_a_cut_that_never_fits_is_the_whole_patch():
     """torchvision's way out after ten attempts; every other share of the area fits sooner or later."""
     always = dataclasses.replace(SMALL, global_scale=(1.0, 1.0))
-    drawn = crops.draw(always, 2000, 40, 1, "whole").crop(0)
+    drawn = crops.draw(always, 2000, 40, 1, "whole")[:, 0]
     assert (drawn.height_px == 40).all() and (drawn.width_px == 40).all() and not drawn.top_px.any()
 
 
@@ -132,7 +137,7 @@ def test_cuts_are_resized_as_pillow_does(by, side_px):
     """Antialiased bicubic of the cut alone, down and up, flipped afterwards; DINO's transforms work on Pillow's images."""
     images, drawn = patches(12), crops.draw(SMALL, 12, 40, 3, "pixels")
     for number in (0, 4):
-        cut = drawn.crop(number)
+        cut = drawn[:, number]
         out = torch.empty(12, 3, side_px, side_px)
         by(images, cut, out)
         for i in range(12):
@@ -149,13 +154,13 @@ def test_changes_are_torchvisions_on_the_same_parameters():
     """Colour in the order that mfcore always takes; blur with torchvision's kernel; grey and solarised as its own."""
     images, drawn = patches(16), crops.draw(SMALL, 16, 40, 4, "change")
     blurred = np.where(np.arange(16)[:, None] % 2, 0.15 + np.linspace(0, 0.2, 16)[:, None], 0.0) * np.ones((1, 5))
-    drawn = dataclasses.replace(drawn, solarise=drawn.solarise | (np.arange(16) % 3 == 0)[:, None], blur_px=blurred)
-    before, after = crops.make(images, plain(drawn), MEAN, STD), crops.make(images, drawn, MEAN, STD)
+    drawn = but(drawn, solarise=drawn.solarise | (np.arange(16) % 3 == 0)[:, None], blur_px=blurred)
+    before, after = (crops.make(images, each, SMALL, MEAN, STD) for each in (plain(drawn), drawn))
     number = 0
     for plain_group, group in zip(before, after, strict=True):
         kernel_px = crops.blur_kernel_px(24, group.shape[-1])
         for plain_crops, made in zip(plain_group, group, strict=True):
-            changes = drawn.crop(number)
+            changes = drawn[:, number]
             number += 1
             for i in range(16):
                 image = reference.adjust_brightness(plain_crops[i], changes.brightness[i])
@@ -178,43 +183,43 @@ def test_both_ways_of_cutting_agree():
     images, drawn = patches(10), crops.draw(SMALL, 10, 40, 6, "ways")
     for number, side_px in ((0, 24), (3, 12)):
         one, other = torch.empty(2, 10, 3, side_px, side_px)
-        crops._cut_singly(images, drawn.crop(number), one)
-        crops._cut_by_matrices(images, drawn.crop(number), other)
+        crops._cut_singly(images, drawn[:, number], one)
+        crops._cut_by_matrices(images, drawn[:, number], other)
         assert (one - other).abs().max() <= 2.01 / 255
 
 
-def test_a_patch_has_the_same_crops_in_any_batch(monkeypatch):
+def test_a_patch_has_the_same_crops_in_any_batch():
     images, drawn = patches(9), crops.draw(SMALL, 9, 40, 6, "batch")
-    whole = crops.make(images, drawn, (0.5,) * 3, (0.2,) * 3)
-    parts = [crops.make(images[part], drawn[part], (0.5,) * 3, (0.2,) * 3) for part in (slice(0, 2), slice(2, 3), slice(3, 9))]
-    monkeypatch.setattr(augment, "PIECE_PX", 1)
-    singly = crops.make(images, drawn, (0.5,) * 3, (0.2,) * 3)
+    norms = (0.5,) * 3, (0.2,) * 3
+    whole = crops.make(images, drawn, SMALL, *norms)
+    slices = slice(0, 2), slice(2, 3), slice(3, 9)
+    parts = [crops.make(images[part], drawn[part], SMALL, *norms) for part in slices]
     for group in range(2):
         assert torch.equal(torch.cat([part[group] for part in parts], 1), whole[group])
-        assert torch.equal(singly[group], whole[group])
 
 
 def test_shapes_normalisation_and_what_is_given_stays():
     images = patches(4)
     before, drawn = images.clone(), crops.draw(SMALL, 4, 40, 6, "shapes")
-    (wide, narrow), (raw, _) = crops.make(images, drawn, (0.5, 0.4, 0.3), (0.1, 0.2, 0.4)), crops.make(images, drawn, MEAN, STD)
+    wide, narrow = crops.make(images, drawn, SMALL, (0.5, 0.4, 0.3), (0.1, 0.2, 0.4))
+    raw, _ = crops.make(images, drawn, SMALL, MEAN, STD)
     assert wide.shape == (2, 4, 3, 24, 24) and narrow.shape == (3, 4, 3, 12, 12) and wide.dtype == torch.float32
     assert torch.equal(images, before) and raw.min() >= 0 and raw.max() <= 1
     expected = (raw - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor([0.1, 0.2, 0.4])[:, None, None]
     torch.testing.assert_close(wide, expected)
-    interleaved = crops.make(images.contiguous(), drawn, MEAN, STD)[0]
+    interleaved = crops.make(images.contiguous(), drawn, SMALL, MEAN, STD)[0]
     assert torch.equal(interleaved, raw)
 
 
 @pytest.mark.parametrize(("n", "n_local"), [(1, 2), (3, 0), (0, 1)])
 def test_one_patch_no_patch_and_no_local_crops(n, n_local):
     settings = dataclasses.replace(SMALL, n_local=n_local)
-    wide, narrow = crops.make(patches(4)[:n], crops.draw(settings, n, 40, 0), MEAN, STD)
+    wide, narrow = crops.make(patches(4)[:n], crops.draw(settings, n, 40, 0), settings, MEAN, STD)
     assert wide.shape == (2, n, 3, 24, 24) and narrow.shape == (n_local, n, 3, 12, 12)
 
 
-def test_patches_of_another_size_number_or_type_are_refused():
+def test_patches_of_another_number_or_type_are_refused():
     drawn = crops.draw(SMALL, 4, 40, 0)
-    for images in (patches(3), patches(4, 44), patches(4).float()):
-        with pytest.raises(ValueError, match=r"uint8 \(4, 3, 40, 40\) are needed"):
-            crops.make(images, drawn, MEAN, STD)
+    for images in (patches(3), patches(4).float()):
+        with pytest.raises(ValueError, match="uint8 of 4 patches are needed"):
+            crops.make(images, drawn, SMALL, MEAN, STD)

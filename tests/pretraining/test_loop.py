@@ -52,7 +52,7 @@ def views(this, pair, n):
     """The crops of batch n, as the loop makes them."""
     drawn = crops.draw(this.crops, this.batch_size, this.patches.size_px, this.seed, "pretraining", "crops", n)
     images = torch.from_numpy(patches(this, n * this.batch_size, this.batch_size)).permute(0, 3, 1, 2)
-    return crops.make(images, drawn, pair.mean, pair.std)
+    return crops.make(images, drawn, this.crops, pair.mean, pair.std)
 
 
 def test_dino_steps_are_the_papers_algorithm(tmp_path):
@@ -317,10 +317,18 @@ def test_a_collapse_stops_the_training(tmp_path, monkeypatch):
         loop.train(task(this, pair), pair, tmp_path, torch.device("cpu"))
 
 
-def test_batches_must_be_shared_evenly(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "here", lambda: Ranks(0, 3))
-    with pytest.raises(PretrainingError, match="batch_size: 4 patches can't be shared evenly by 3 processes"):
-        train(settings(), tmp_path)
+@pytest.mark.parametrize(
+    ("changed", "n", "said"),
+    [
+        ({}, 3, "batch_size: 4 patches can't be shared evenly by 3 processes"),
+        (DINOV2, 4, r"batch_size: 4 patches over 4 processes .* KoLeo .* start fewer"),
+    ],
+)
+def test_what_processes_cannot_share_is_refused(monkeypatch, changed, n, said):
+    """Unequal shares; and one patch a process, which leaves KoLeo no neighbour."""
+    monkeypatch.setattr(processes, "here", lambda: Ranks(0, n))
+    with pytest.raises(PretrainingError, match=said):
+        loop.check_share(settings(**changed))
 
 
 def test_a_process_touches_no_other_gpu_than_its_own(tmp_path, monkeypatch):
@@ -330,33 +338,6 @@ def test_a_process_touches_no_other_gpu_than_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: kept.append(list(devices)) or original([]))
     train(settings(n_steps=1, n_snapshots=1), tmp_path)
     assert kept == [[]]
-
-
-def test_koleo_needs_neighbours_within_a_process(tmp_path, monkeypatch):
-    """One patch a process has none, and the regulariser would be off without a word."""
-    monkeypatch.setattr(processes, "here", lambda: Ranks(0, 4))
-    with pytest.raises(PretrainingError, match=r"batch_size: 4 patches over 4 processes .* KoLeo .* start fewer"):
-        train(settings(**DINOV2), tmp_path)
-
-
-def test_too_little_memory_is_said_with_what_to_lower(tmp_path, monkeypatch):
-    def full(self, batch):
-        raise torch.OutOfMemoryError("out of memory")
-
-    monkeypatch.setattr(loop._Training, "run_step", full)
-    with pytest.raises(
-        PretrainingError, match=r"too little memory for batches of 4 .* lower batch_size, crops.n_local or n_prototypes .now 16"
-    ):
-        train(settings(), tmp_path)
-
-
-def test_too_little_memory_for_the_network_is_said_too(tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("out of memory")
-
-    monkeypatch.setattr(networks.Student, "to", full)
-    with pytest.raises(PretrainingError, match="cpu has too little memory"):
-        train(settings(), tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", "of another version"])

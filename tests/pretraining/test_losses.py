@@ -60,11 +60,6 @@ def test_no_gradient_reaches_the_teacher():
     assert teacher.grad is None
 
 
-def test_dino_needs_a_pair():
-    with pytest.raises(ValueError, match="1 crops of the student and 1 of the teacher make no pair"):
-        objective.dino(made(1, 3, 4), made(1, 3, 4).softmax(-1), 0.1)
-
-
 def test_losses_stay_finite_where_a_temperature_magnifies():
     student = torch.tensor([[[1e4, -1e4, 0.0]]]).repeat(2, 1, 1).requires_grad_()
     loss = objective.dino(student, torch.tensor([[[0.0, 1.0, 0.0]]]).repeat(2, 1, 1), 0.04)
@@ -113,10 +108,7 @@ def test_koleo_ignores_lengths_and_pushes_neighbours_apart():
     assert math.dist(*moved[:2].tolist()) > math.dist(*x[:2].tolist())
 
 
-def test_koleo_of_one_row_or_of_equal_rows_is_finite():
-    x = made(1, 4).requires_grad_()
-    objective.koleo(x).backward()
-    assert objective.koleo(x).item() == 0 and x.grad.isfinite().all()
+def test_koleo_of_equal_rows_is_finite():
     equal = torch.ones(3, 4, requires_grad=True)
     loss = objective.koleo(equal)
     loss.backward()

@@ -160,7 +160,8 @@ class Reference:
         settings, student, teacher = self.settings, self.student, self.teacher
         drawn = crops.draw(settings.crops, BATCH, SIZE_PX, settings.seed, "pretraining", "crops", n)
         images = torch.from_numpy(batch.images).permute(0, 3, 1, 2)
-        views = [crop for group in crops.make(images, drawn, *self.norms) for crop in group]  # C of (B, 3, side, side)
+        groups = crops.make(images, drawn, settings.crops, *self.norms)
+        views = [crop for group in groups for crop in group]  # C of (B, 3, side, side)
         masked = np.zeros((2 * BATCH, 16), bool)
         if settings.ibot_weight:
             stream = rng.generator(settings.seed, "pretraining", "masks", n)

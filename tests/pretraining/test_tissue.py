@@ -93,7 +93,7 @@ def test_shares_are_those_of_a_picture_drawn_finely():
     """Against the mask enlarged to whole px, over squares that also reach over its border."""
     rng = np.random.default_rng(0)
     cells = rng.random((13, 21)) < 0.5
-    mask = tissue.Mask(np.packbits(cells, axis=1), 21, 10.0, 0.25)
+    mask = tissue.Look(np.packbits(cells, axis=1), 21, 10.0, 0.25, (210, 130), (1.0,))
     fine = np.kron(cells, np.ones((10, 10)))  # a px a level-0 px
     for _ in range(200):
         side = int(rng.integers(3, 90))
@@ -101,8 +101,6 @@ def test_shares_are_those_of_a_picture_drawn_finely():
         expected = fine[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)].sum() / side**2
         assert mask.share(left + side / 2, top + side / 2, side) == pytest.approx(expected, abs=1e-9)
     np.testing.assert_array_equal(mask.cells, cells)
-    assert mask.area_mm2 == pytest.approx(cells.sum() * 2.5e-3**2)
-    assert mask.share_of_slide == pytest.approx(cells.mean())
 
 
 def test_a_slides_mask_lies_where_its_tissue_is(tmp_path):
@@ -111,23 +109,23 @@ def test_a_slides_mask_lies_where_its_tissue_is(tmp_path):
     image[400:1200, 500:1300] = PINK
     write_pyramid(tmp_path / "a.tif", image, 0.25)
     with open_slide(tmp_path / "a.tif") as slide:
-        mask = tissue.of_slide(slide)
+        mask = tissue.look_at(slide)
         assert mask.share(900, 800, 780) > 0.999
         assert mask.share(250, 800, 400) == 0 and mask.share(900, 1500, 400) == 0
-        assert mask.area_mm2 == pytest.approx((800 * 0.25e-3) ** 2, rel=0.2)
+        assert mask.cells.sum() * mask.cell_l0_px**2 == pytest.approx(800**2, rel=0.2)
         thumbnail = tissue.thumbnail_of(slide, 16.0)
     assert thumbnail.shape == (32, 24, 3)
     assert np.abs(thumbnail[8:17, 9:19].astype(int) - PINK).max() < 12 and thumbnail[22:].min() > 225
     write_pyramid(tmp_path / "b.tif", np.full((600, 600, 3), 245, np.uint8), 0.25)
     with open_slide(tmp_path / "b.tif") as slide, pytest.raises(tissue.TissueError, match=r"b\.tif: no tissue"):
-        tissue.of_slide(slide)
+        tissue.look_at(slide)
 
 
 @needs_real
 def test_a_real_slide():
     """The strip: muscle at the bottom is tissue, glass at the top isn't; the mask takes what it says."""
     with open_slide(REAL / "canine_strip.tif") as slide:
-        mask = tissue.of_slide(slide)
+        mask = tissue.look_at(slide)
     assert mask.share(3000, 5200, 400) > 0.95 and mask.share(3000, 1500, 2500) == 0
-    assert 0.1 < mask.share_of_slide < 0.35
+    assert 0.1 < mask.cells.mean() < 0.35
     assert mask.bits.nbytes <= tissue.N_CELLS**2 // 8

@@ -1,7 +1,6 @@
 """Patch classification tasks: miniature copies of each layout give its labels and splits; wrong ones are refused."""
 
 import gzip
-import pickle
 import re
 import zlib
 
@@ -102,7 +101,7 @@ def test_bach_with_foreign_names_or_without_a_class_is_refused(tmp_path):
     (photos / "Normal" / "n001.tif").unlink()
     with pytest.raises(TaskError) as refused:
         registry.load("bach", tmp_path)
-    for told in ("Benign/b101.tif", "Benign/mine.tif", "no photos in Photos/Normal"):
+    for told in ("Benign/b101.tif", "Benign/mine.tif", "no images in ICIAR2018_BACH_Challenge/Photos/Normal"):
         assert told in str(refused.value)
 
 
@@ -124,7 +123,7 @@ def test_crc_without_a_class_or_with_an_unknown_one_is_refused(tmp_path):
     save(tmp_path / "NCT-CRC-HE-100K" / "OTHER" / "a.tif", 1)
     with pytest.raises(TaskError) as refused:
         registry.load("crc", tmp_path)
-    assert "no patches in CRC-VAL-HE-7K/MUC" in str(refused.value) and "NCT-CRC-HE-100K/OTHER" in str(refused.value)
+    assert "no images in CRC-VAL-HE-7K/MUC" in str(refused.value) and "NCT-CRC-HE-100K/OTHER" in str(refused.value)
     assert "1214456" in str(refused.value)
 
 
@@ -179,7 +178,7 @@ def test_mhist_has_its_labels_and_partitions(tmp_path):
 
 
 def test_a_wrong_mhist_is_refused_with_every_problem(tmp_path):
-    with pytest.raises(TaskError, match=r"no annotations\.csv(.|\n)*Research Use Agreement"):
+    with pytest.raises(TaskError, match=r"annotations\.csv: no table(.|\n)*Research Use Agreement"):
         registry.load("mhist", tmp_path)
     (tmp_path / "annotations.csv").write_text("Image Name,Partition\na.png,train\n")
     with pytest.raises(TaskError, match="Majority Vote Label"):
@@ -195,15 +194,11 @@ def test_a_wrong_mhist_is_refused_with_every_problem(tmp_path):
     with pytest.raises(TaskError) as refused:
         registry.load("mhist", tmp_path)
     for told in (
-        "line 2: a.png: label 'SSL'",
-        "line 3: gone.png: not in images/",
-        "partition 'val'",
-        "a.png stands there twice",
+        "line 2: a.png, SSL, train: label is neither of ['SSA', 'HP']",
+        "line 3: gone.png, HP, test: not in images/",
+        "line 4: a.png, HP, val: partition is neither train nor test",
     ):
         assert told in str(refused.value)
-    mhist(tmp_path, "")
-    with pytest.raises(TaskError, match="names no image"):
-        registry.load("mhist", tmp_path)
 
 
 def test_pcam_has_three_splits(tmp_path):
@@ -217,13 +212,6 @@ def test_pcam_has_three_splits(tmp_path):
     expected = np.random.default_rng(1).integers(0, 256, (3, 96, 96, 3), np.uint8)[2]
     np.testing.assert_array_equal(data.image(7), expected)
     assert "262,144" in " ".join(data.notes) and "32,768" in " ".join(data.notes)
-
-
-def test_pcam_is_read_the_same_from_another_process(tmp_path):
-    pcam(tmp_path)
-    data = load("pcam", tmp_path)
-    data.image(0)
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(data)).image(4), data.image(4))
 
 
 def test_pcam_10shot_is_the_same_data(tmp_path):
@@ -252,7 +240,7 @@ def test_packed_pcam_is_unpacked_once_and_torn_archives_are_refused(tmp_path):
     packed = file.with_name(file.name + ".gz")
     packed.write_bytes(gzip.compress(content))
     file.unlink()
-    with pytest.raises(TaskError, match=r"only packed.*registry\.prepare"):
+    with pytest.raises(TaskError, match=r"split_valid_x\.h5 and .*, maybe still to be unpacked"):
         registry.load("pcam", tmp_path)
     unpack_pcam(PCAM, tmp_path)
     assert file.read_bytes() == content
@@ -270,11 +258,11 @@ def test_packed_pcam_is_unpacked_once_and_torn_archives_are_refused(tmp_path):
 
 
 def test_a_wrong_pcam_is_refused(tmp_path):
-    with pytest.raises(TaskError, match=r"no camelyonpatch_level_2_split_valid_y\.h5(.|\n)*2546921"):
+    with pytest.raises(TaskError, match=r"camelyonpatch_level_2_split_valid_y\.h5(.|\n)*2546921"):
         registry.load("pcam", tmp_path)
     pcam(tmp_path, n={"train": 2, "valid": 2, "test": 2}, labels=[0, 2])
     with pytest.raises(TaskError, match=r"expected 0 and 1"):
         registry.load("pcam", tmp_path)
     pcam(tmp_path, n={"train": 2, "valid": 3, "test": 2}, labels=[0, 1])
-    with pytest.raises(TaskError, match=r"valid_\*\.h5: .*y has 2 labels"):
+    with pytest.raises(TaskError, match=r"valid_y\.h5.*: .*y has 2 labels"):
         registry.load("pcam", tmp_path)

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -79,11 +78,3 @@ def test_published_scores_are_as_noted_and_their_encoders_have_cards():
     assert value("eva", "H-optimus-0", "monusac") == 0.685
     assert value("eva", "Lunit S/16", "mhist") == 0.781
     assert value("eva", "kaiko B/8", "pcam_10shot", "test") == 0.799
-
-
-def test_drift_is_the_leaderboard_less_the_readme():
-    table = registry.drift().set_index(["encoder", "task", "split"])
-    assert len(table) == 25  # five models, five columns
-    assert table.loc[("kaiko_vits16", "bach", "val"), "drift"] == pytest.approx(0.812 - 0.797)
-    assert table.loc[("kaiko_vitb8", "mhist", "val"), "drift"] == pytest.approx(0.829 - 0.809)
-    assert isinstance(table, pd.DataFrame) and np.isfinite(table["drift"]).all()
