@@ -3,7 +3,7 @@
 #
 # | reads | writes | costs (demo) |
 # |---|---|---|
-# | every arm's predictions, published values, the raters' votes | Tab. 2, Fig. 2, asymmetry, tumour against scanner | a minute |
+# | every arm's predictions, published values, the raters' votes | Tab. 2, Fig. 2, tumour against scanner | a minute |
 #
 # Tab. 2 and Fig. 2 of Ganz et al. 2024 for this study: train on one domain, test on its own test slides and on all of every
 # other domain.
@@ -35,12 +35,6 @@ study.show(domains.cross_domain(study))
 
 # %%
 study.show(domains.by_test_domain(study))
-
-# %% [markdown]
-# ## There and back
-
-# %%
-study.show(domains.asymmetry(study))
 
 # %% [markdown]
 # ## Is it the tumour or the scanner?

@@ -36,11 +36,7 @@ from mfcore.measures.resampling import (
     sums_by_slide,
     units_of,
 )
-from mfcore.measures.statistics import (
-    LEVEL,
-    MIN_FOLDS,
-    clear_difference,
-)
+from mfcore.measures.statistics import LEVEL, MIN_FOLDS, clear_difference
 from mfcore.study.config import Settings
 from mfcore.study.predictions import refuse_lost
 from mfcore.study.study import Study
@@ -78,7 +74,7 @@ def differences(study: Study) -> Exhibit:
     return Exhibit("05_differences", "Differences", caption, table, None, SECTION, table.round(3))
 
 
-def least_differences(scores: pd.DataFrame, pairs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+def least_differences(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """The smallest differences of two arms that the folds can show: ``question, sds, auroc, possible``.
 
     ``sds``: in SDs over folds of the difference of two arms (`statistics.clear_difference`).
@@ -88,43 +84,42 @@ def least_differences(scores: pd.DataFrame, pairs: pd.DataFrame, settings: Setti
 
     scores: as `Study.scores`. pairs: as `differences_table`.
     """
-    full = full_size(scores)
+    full, least = full_size(scores), {}
     by_fold = full.pivot(index="fold", columns="arm", values="auroc")
-    n_folds, n_pairs = len(by_fold), max(1, len(pairs))
     sds = [(by_fold[first] - by_fold[second]).std() for first, second in combinations(by_fold, 2)]
-    sd, room = pd.Series(sds, dtype=float).median(), 1 - by_fold.mean().min()
-    n_train, n_test = full["n_train"].mean(), full["n_test"].mean()
-    if n_folds < MIN_FOLDS:
-        rows = []
+    sd = pd.Series(sds, dtype=float).median()
+    counts = len(by_fold), full["n_train"].mean(), full["n_test"].mean()
+    if len(by_fold) < MIN_FOLDS:
+        pass
     elif len(pairs) and pairs["over"].iloc[0] != OVER_FOLDS:
-        half = (pairs["high"] - pairs["low"]).median() / 2
-        rows = [(f"one pair, by draws of {pairs['over'].max()}", math.nan, half)]
+        least[f"one pair, by draws of {pairs['over'].max()}"] = np.nan
+        sd = (pairs["high"] - pairs["low"]).median() / 2
     else:
-        least = {
-            "one pair": clear_difference(n_folds, n_train, n_test),
-            f"first of {n_pairs} pairs, after Holm": clear_difference(n_folds, n_train, n_test, n_tests=n_pairs),
-            "one pair, ever more folds of these slides": stats.norm.isf((1 - LEVEL) / 2) * math.sqrt(n_test / n_train),
-        }
-        rows = [(question, sds, sds * sd) for question, sds in least.items()]
-    table = pd.DataFrame(rows, columns=["question", "sds", "auroc"])
-    return table.assign(possible=~(table["auroc"] > room))
+        n_pairs = max(1, len(pairs))
+        least["one pair"] = clear_difference(*counts)
+        least[f"first of {n_pairs} pairs, after Holm"] = clear_difference(*counts, n_tests=n_pairs)
+        ever = stats.norm.isf((1 - LEVEL) / 2) * math.sqrt(counts[2] / counts[1])
+        least["one pair, ever more folds of these slides"] = ever
+    table = pd.DataFrame(least.items(), columns=["question", "sds"]).astype({"sds": float})
+    table["auroc"] = table["sds"].fillna(1) * sd
+    return table.assign(possible=~(table["auroc"] > 1 - by_fold.mean().min()))
 
 
 def least_difference(study: Study) -> Exhibit:
     """What difference of two arms this study's folds can show (`least_differences`)."""
-    table = least_differences(study.scores, pairs(study), study.settings)
+    table = least_differences(study.scores, pairs(study))
     caption = (
-        f"The smallest difference in AUROC between two arms that the folds can show, in SDs over folds "
-        f"of such a difference and in AUROC ({of_what(study.settings)}). A difference that is not "
-        "possible is larger than the worst arm's distance from a perfect one."
+        f"The smallest difference in AUROC between two arms that the folds can show, in SDs over folds of "
+        f"such a difference and in AUROC ({of_what(study.settings)}); fewer than {MIN_FOLDS} folds show none. "
+        "A difference that is not possible is larger than the worst arm's distance from a perfect one."
     )
-    if not len(table):
-        caption = f"Fewer than {MIN_FOLDS} folds show no difference ({of_what(study.settings)})."
     name, title = "05_least_difference", "What the folds can show"
     return Exhibit(name, title, caption, table, None, SECTION, table.round(3))
 
 
-def ranking_table(scores: pd.DataFrame, pairs: pd.DataFrame, settings: Settings, metric: str = "auroc") -> pd.DataFrame:
+def ranking_table(
+    scores: pd.DataFrame, pairs: pd.DataFrame, settings: Settings, metric: str = "auroc"
+) -> pd.DataFrame:
     """The arms from best to worst, with the places that each can hold.
 
     ``arm, kind, mean, sd, n_folds``; ``rank_low``: the best place, one more than there are arms clearly
@@ -151,8 +146,7 @@ def ranking_table(scores: pd.DataFrame, pairs: pd.DataFrame, settings: Settings,
     table["rank_high"] = len(table) - better.sum(axis=1)
     table["tied_with"] = [", ".join(table["arm"][tied]) for tied in is_tied]
     table["over"] = pairs["over"].max() if len(pairs) else OVER_FOLDS
-    columns = ["arm", "kind", "mean", "sd", "n_folds", "rank_low", "rank_high", "tied_with", "over"]
-    return table[columns].sort_values("mean", ascending=sign < 0, kind="stable", ignore_index=True)
+    return table.sort_values("mean", ascending=sign < 0, kind="stable", ignore_index=True)
 
 
 @in_style
@@ -163,7 +157,9 @@ def ranking(study: Study) -> Exhibit:
     spans = table[["arm"]].merge(intervals(study.predictions, settings), on="arm")
     low, high = table["rank_low"].astype(str), table["rank_high"].astype(str)
     names = named(table, settings)["name"] + "   " + low + ("–" + high).where(low != high, "")
-    long = full_size(study.scores).assign(name=lambda scores: scores["arm"].map(dict(zip(table["arm"], names, strict=True))))
+    long = full_size(study.scores).assign(
+        name=lambda scores: scores["arm"].map(dict(zip(table["arm"], names, strict=True)))
+    )
     figure, axis = plt.subplots(figsize=(WIDTH_INCH, 1.2 + 0.27 * len(table)))
     sns.pointplot(
         long, x="auroc", y="name", order=list(names), color="C0", linestyle="none", errorbar="sd",
@@ -172,7 +168,10 @@ def ranking(study: Study) -> Exhibit:
     axis.hlines(list(names), spans["low"], spans["high"], color="C0", linewidth=1.4)
     axis.axvline(0.5, **CHANCE)
     over = f"{spans['n'].max()} {unit(spans)}"
-    axis.set(xlabel=f"AUROC: mean, SD over {folds(table)} (wide), 95 % interval over {over} (thin)", ylabel="")
+    axis.set(
+        xlabel=f"AUROC: mean, SD over {folds(table)} (wide), 95 % interval over {over} (thin)",
+        ylabel="",
+    )
     figure = finished(study, figure, "after each name the places it can hold")
     coverage = coverage_said(int(spans["n"].max()), unit(spans)[:-1])
     best = table.iloc[0]
@@ -189,7 +188,9 @@ def ranking(study: Study) -> Exhibit:
 # ---- calibration ----
 
 
-def reliability(predictions: pd.DataFrame, n_bins: int = binary.N_BINS, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
+def reliability(
+    predictions: pd.DataFrame, n_bins: int = binary.N_BINS, n_resamples: int = N_RESAMPLES
+) -> pd.DataFrame:
     """Share of class 1 by score, a row an arm and bin of equal width that has a patch: columns BINS.
 
     All folds together: ``mean_score`` and ``share_positive`` of the bin's ``n`` tested patches (one
@@ -231,28 +232,21 @@ def calibration(study: Study) -> Exhibit:
     """How often a patch of each score is of class 1, a panel an arm (`reliability`)."""
     settings, table = study.settings, reliability(study.predictions)
     errors = calibration_table(study.scores, settings)
-    titles = {
-        row.arm: f"{row.name}\nECE {row.ece:.2f}, Brier {row.brier:.2f}"
-        for row in named(errors, settings).itertuples(index=False)
-    }
-    shown = in_order(table, settings)
+    shown = in_order(
+        table.merge(named(errors, settings)[["arm", "name", "ece", "brier"]], on="arm"), settings
+    )
+    error = [
+        f"ECE {ece:.2f}, Brier {brier:.2f}"
+        for ece, brier in zip(shown["ece"], shown["brier"], strict=True)
+    ]
     grid = sns.FacetGrid(
-        shown.assign(title=shown["arm"].map(titles)), col="title", col_wrap=3, height=2.3,
+        shown.assign(title=shown["name"] + "\n" + error), col="title", col_wrap=3, height=2.3,
         xlim=(0, 1), ylim=(0, 1),
     )  # fmt: skip
-    for (_, part), axis in zip(shown.groupby("arm", sort=False), grid.axes.flat, strict=True):
-        share = part["n"] / part["n"].sum()
-        axis.bar(
-            part["bin_low"], share, part["bin_high"] - part["bin_low"], align="edge", color="0.85",
-            edgecolor="0.6", linewidth=0.4, label="share of all scores",
-        )  # fmt: skip
+    grid.map(plt.plot, "mean_score", "share_positive", marker="o", label="share of class 1")
+    grid.map(plt.vlines, "mean_score", "low", "high", label="95 % interval")
+    for axis in grid.axes.flat:
         axis.plot([0, 1], [0, 1], color="0.55", linestyle=":", label="as the score says")
-        below, above = part["share_positive"] - part["low"], part["high"] - part["share_positive"]
-        style = {"capsize": 1.5, "markersize": 3.5, "linewidth": 1, "color": "C0"}
-        axis.errorbar(
-            part["mean_score"], part["share_positive"], np.clip([below, above], 0, None), fmt="o-",
-            label="share of class 1, 95 % interval", **style,
-        )  # fmt: skip
     in_panels(grid, "mean score in the bin", "share")
     figure = finished(study, grid.figure, f"class 1: {settings.data.positive}", 3)
     best = errors.loc[errors["ece"].idxmin()]
@@ -269,7 +263,10 @@ def calibration(study: Study) -> Exhibit:
 
 
 def by_stratum(
-    predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings, n_resamples: int = N_RESAMPLES
+    predictions: pd.DataFrame,
+    labels: pd.DataFrame,
+    settings: Settings,
+    n_resamples: int = N_RESAMPLES,
 ) -> pd.DataFrame:
     """AUROC of every arm with all the data within each value of each of STRATA: columns BY_STRATUM.
 
@@ -283,7 +280,11 @@ def by_stratum(
     part = full_size(predictions)
     refuse_lost(part, labels)
     of_patch = labels[["patch_id", "scanner"]].assign(agreement=raters.stratum(labels))
-    part, rows, seed = part.merge(of_patch, on="patch_id", validate="many_to_one"), [], settings.splits.seed
+    part, rows, seed = (
+        part.merge(of_patch, on="patch_id", validate="many_to_one"),
+        [],
+        settings.splits.seed,
+    )
     for stratum in STRATA:
         known = part[part[stratum] != ""]
         if known[stratum].nunique() < 2:
@@ -292,11 +293,18 @@ def by_stratum(
             auroc = bootstrap(group, "auroc", seed, "strata", value, n_resamples=n_resamples)
             balanced = float(resample(group, "balanced_accuracy", seed, n_resamples=0)[0])
             tested = group.drop_duplicates("patch_id")
-            counts = (len(tested), int(tested["label"].sum()), tested["slide_id"].nunique(), auroc.n)
+            counts = (
+                len(tested),
+                int(tested["label"].sum()),
+                tested["slide_id"].nunique(),
+                auroc.n,
+            )
             span = (auroc.estimate, auroc.low, auroc.high)
             rows.append((arm, kind, stratum, value, *span, balanced, *counts, auroc.unit))
     table = in_order(pd.DataFrame(rows, columns=BY_STRATUM), settings)
-    return table.sort_values("stratum", key=lambda column: column.map(STRATA.index), kind="stable", ignore_index=True)
+    return table.sort_values(
+        "stratum", key=lambda column: column.map(STRATA.index), kind="stable", ignore_index=True
+    )
 
 
 @in_style
@@ -305,20 +313,22 @@ def strata(study: Study) -> Exhibit:
     name, settings = "05_strata", study.settings
     table = by_stratum(study.predictions, study.labels, settings)
     if table.empty:
-        caption = f"The labels name one domain, no two scanners and no two votes ({of_what(settings)})."
+        caption = (
+            f"The labels name one domain, no two scanners and no two votes ({of_what(settings)})."
+        )
         return Exhibit(name, "Strata", caption, table, None, SECTION)
     shown = named(table, settings)
-    shown["part"] = [f"{row.stratum}: {row.value}\nn = {row.n:,}, {row.n_slides} slides" for row in table.itertuples()]
-    n_arms = shown["name"].nunique()
-    grid = sns.FacetGrid(shown, col="part", col_wrap=3, height=0.9 + 0.18 * n_arms, sharex=False)
-    grid.figure.set_figwidth(1.4 * WIDTH_INCH)
-    for axis, (_, part) in zip(grid.axes.flat, shown.groupby("part", sort=False), strict=True):
-        bars = np.clip([part["auroc"] - part["low"], part["high"] - part["auroc"]], 0, None)
-        axis.errorbar(part["auroc"], part["name"], xerr=bars, fmt="o", markersize=4, linewidth=1.2, capsize=2)
+    shown["part"] = [
+        f"{row.stratum}: {row.value}\nn = {row.n:,}, {row.n_slides} slides"
+        for row in table.itertuples()
+    ]
+    height = 0.9 + 0.18 * table["arm"].nunique()
+    grid = sns.FacetGrid(shown, col="part", col_wrap=3, height=height, aspect=3.3 / height)
+    grid.map(plt.plot, "auroc", "name", marker="o", linestyle="")
+    grid.map(plt.hlines, "name", "low", "high")
+    for axis in grid.axes.flat:
         axis.axvline(0.5, **CHANCE)
-        axis.margins(y=0.1)
     grid.axes.flat[0].invert_yaxis()
-    grid.set(xlim=(min(0.45, table["low"].min(), table["auroc"].min()) - 0.02, 1))
     in_panels(grid, "AUROC", "")
     figure = finished(study, grid.figure)
     n_units = table.loc[table["low"].notna(), "n_units"].min()
@@ -331,7 +341,9 @@ def strata(study: Study) -> Exhibit:
     return Exhibit(name, "Strata", caption, table, figure, SECTION)
 
 
-def by_agreement_table(predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+def by_agreement_table(
+    predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings
+) -> pd.DataFrame:
     """Every metric of every arm with all the data, apart by whether the raters agreed.
 
     Mean and sample SD over folds (``auroc``, ``auroc_sd`` and so on), a row an arm and part of the
@@ -342,36 +354,37 @@ def by_agreement_table(predictions: pd.DataFrame, labels: pd.DataFrame, settings
 
     labels: as `Study.labels`. Raises StoreError where it lacks a patch that was predicted.
     """
-    part, metrics, rows = full_size(predictions), list(binary.METRICS), []
+    part, metrics = full_size(predictions), list(binary.METRICS)
     refuse_lost(part, labels)
     voted, votes = raters.votes(labels)
-    judged = voted[["patch_id"]].assign(stratum=raters.stratum(voted), vote=list(votes))
-    part = part.merge(judged, on="patch_id", validate="many_to_one")
-    for (arm, kind), group in part.groupby(["arm", "kind"], sort=False):
-        for stratum in ("all", raters.UNANIMOUS, raters.CONTESTED):
-            chosen = group if stratum == "all" else group[group["stratum"] == stratum]
-            references = {"consensus": chosen[["label"]].to_numpy()}
-            if stratum == "all":
-                references["one rater"] = np.stack(chosen["vote"])
-            for against, reference in references.items():
-                row = dict(zip(BY_AGREEMENT, (arm, kind, stratum, against), strict=True))
-                rows += [row | fold for fold in _folds_against(chosen, reference)]
-    columns = [*BY_AGREEMENT, "n_test", *metrics]
-    folds_of = pd.DataFrame(rows, columns=columns)
-    table = mean_sd(folds_of, BY_AGREEMENT, metrics, "size")
-    n_test = folds_of.groupby(BY_AGREEMENT, sort=False)["n_test"].mean().round().astype(int)
+    raters_of = pd.DataFrame(votes, index=voted["patch_id"])  # (n_voted, n_raters)
+    stratum = pd.Series(raters.stratum(voted).to_numpy(), index=voted["patch_id"])
+    part = part[part["patch_id"].isin(voted["patch_id"])].assign(rater=0)
+    whole = part.assign(annotations="all", against="consensus")
+    by_vote = [
+        whole.assign(against="one rater", rater=i, label=whole["patch_id"].map(raters_of[i]))
+        for i in raters_of
+    ]
+    split = part.assign(annotations=part["patch_id"].map(stratum), against="consensus")
+    apart = [split[split["annotations"] == name] for name in (raters.UNANIMOUS, raters.CONTESTED)]
+    rows = []
+    for keys, group in pd.concat([whole, *by_vote, *apart]).groupby(
+        [*BY_AGREEMENT, "fold", "rater"], sort=False
+    ):
+        scores = binary.evaluate(group["label"].to_numpy(), group["score"].to_numpy())
+        rows.append(
+            dict(zip([*BY_AGREEMENT, "fold"], keys, strict=False)) | {"n_test": len(group)} | scores
+        )
+    fits = pd.DataFrame(rows, columns=[*BY_AGREEMENT, "fold", "n_test", *metrics])
+    fits = (
+        fits.groupby([*BY_AGREEMENT, "fold"], sort=False)
+        .agg(lambda of: of.mean(skipna=False))
+        .reset_index()
+    )
+    table = mean_sd(fits, BY_AGREEMENT, metrics, "size")
+    n_test = fits.groupby(BY_AGREEMENT, sort=False)["n_test"].mean().round().astype(int)
     table.insert(4, "n_test", n_test.to_numpy())
     return in_order(table, settings)
-
-
-def _folds_against(predictions: pd.DataFrame, references: np.ndarray) -> list[dict]:
-    """Every metric in each fold against each column of ``references`` (n, n_raters), mean over them."""
-    rows, folds_of, score = [], predictions["fold"].to_numpy(), predictions["score"].to_numpy()
-    for fold in np.unique(folds_of):
-        here = folds_of == fold
-        each = pd.DataFrame([binary.evaluate(votes, score[here]) for votes in references[here].T])
-        rows.append({"n_test": int(here.sum())} | each.mean(skipna=False).to_dict())
-    return rows
 
 
 def by_agreement(study: Study) -> Exhibit:

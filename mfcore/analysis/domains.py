@@ -1,8 +1,6 @@
 """Across domains (Fig. 2 and Tab. 2 of Ganz et al. 2024): by the domain trained on and the domain tested on."""
 
-import math
 import textwrap
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -26,7 +24,14 @@ from mfcore.analysis.exhibit import (
     named,
     of_what,
 )
-from mfcore.analysis.scores import by_size, human, in_order, mean_sd, published as published_table, rater_lines
+from mfcore.analysis.scores import (
+    by_size,
+    human,
+    in_order,
+    mean_sd,
+    published as published_table,
+    rater_lines,
+)
 from mfcore.data import splits_audit
 from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import Folds, mean_of, paired_test, spread
@@ -37,10 +42,10 @@ from mfcore.study.study import Study
 SECTION = "Across domains"
 IN_DOMAIN, OUT_OF_DOMAIN = "in domain", "out of domain"
 SCALE = (0.4, 1.0)  # of the shades, the same in every study
-SHADES = ListedColormap(colormaps["Blues"](np.linspace(0, 0.6, 256)))  # black is to be read on the darkest
-ASYMMETRY = ["arm", "first", "second", "there", "back", "difference", "lost_there", "lost_back"]
-APART = ["arm", "comparison", "same_tumour", "same_scanner", "auroc_drop", "low", "high"]
-APART += ["n", "n_folds", "over", "why"]
+SHADES = ListedColormap(
+    colormaps["Blues"](np.linspace(0, 0.6, 256))
+)  # black is to be read on the darkest
+APART = ["arm", "comparison", "auroc_drop", "low", "high", "n", "n_folds", "over", "why"]
 TUMOUR, SCANNER, BOTH = "tumour alone", "scanner alone", "tumour and scanner"
 WHY_NOT = {
     TUMOUR: "no two tumours share a scanner, so that another tumour is always another scanner too",
@@ -114,20 +119,25 @@ def means(study: Study) -> Exhibit:
     table, beside = means_table(study.scores, settings), published(settings)
     if not len(table):
         return _nothing_crossed(study, name, title, table)
-    both = pd.concat([named(table, settings), beside.assign(name=beside["arm"], kind="published")])
-    both = both.assign(of=np.where(both["kind"] == "published", "published, MIDOG 2022", "this study"))
-    grid = sns.FacetGrid(both, col="of", sharey=False, height=1.2 + 0.2 * max(len(table), len(beside)))
-    grid.figure.set_figwidth(1.3 * WIDTH_INCH)
+    both = pd.concat(
+        [named(table, settings).assign(of="this study"), beside.assign(name=beside["arm"])]
+    )
+    both["of"] = both["of"].fillna("published, MIDOG 2022")
+    height = 1.2 + 0.2 * max(len(table), len(beside))
+    grid = sns.FacetGrid(
+        both, col="of", sharey=False, height=height, aspect=4.7 / height, xlim=(None, 1)
+    )
     for axis, (_, part) in zip(grid.axes.flat, both.groupby("of", sort=False), strict=True):
-        for column, marker, face in (("in_domain", "o", "C0"), ("out_of_domain", "D", "white")):
+        for column, style in (
+            ("in_domain", {"fmt": "o"}),
+            ("out_of_domain", {"fmt": "D", "mfc": "white"}),
+        ):
+            label, sd = column.replace("_", " "), part[f"{column}_sd"].fillna(0)
             axis.errorbar(
-                part[column], part["name"], xerr=part[f"{column}_sd"].fillna(0), fmt=marker, mfc=face,
-                color="C0", capsize=2, linewidth=1, label=column.replace("_", " "),
-            )  # fmt: skip
+                part[column], part["name"], xerr=sd, color="C0", capsize=2, label=label, **style
+            )
         axis.axvline(0.5, **CHANCE)
-        axis.margins(y=0.1)
         axis.invert_yaxis()
-    grid.set(xlim=(None, 1))
     in_panels(grid, "AUROC, mean ± SD", "")
     figure = finished(study, grid.figure, n_columns=3)
     best = table.loc[table["out_of_domain"].idxmax()]
@@ -137,14 +147,16 @@ def means(study: Study) -> Exhibit:
         f"all folds and domains, which the published ± most likely is. Out of domain {best['arm']} is "
         f"highest: {best['out_of_domain']:.2f}, against {best['in_domain']:.2f} in domain."
     )
-    return Exhibit(name, title, caption, table, figure, SECTION, means_readable(marked(table, settings)))
+    return Exhibit(
+        name, title, caption, table, figure, SECTION, means_readable(marked(table, settings))
+    )
 
 
 def means_readable(table: pd.DataFrame) -> pd.DataFrame:
     """`means_table` for the eye: "mean ± SD (SD over all folds and domains)"."""
     shown = table[["arm", "kind"]].copy()
     for name in ("in_domain", "out_of_domain"):
-        shown[name] = [f"{cell} ({sd:.2f})" for cell, sd in zip(cells(table, name), table[f"{name}_sd_cells"], strict=True)]
+        shown[name] = cells(table, name) + table[f"{name}_sd_cells"].map(" ({:.2f})".format)
     return shown
 
 
@@ -158,7 +170,9 @@ def cross_domain(study: Study) -> Exhibit:
     shown = named(matrix, settings)
     for column in ("train_domain", "domain"):
         shown[column] = [textwrap.fill(name, 16) for name in shown[column]]
-    grid = sns.FacetGrid(shown, col="name", col_wrap=3, height=1.7 + 0.4 * matrix["domain"].nunique())
+    grid = sns.FacetGrid(
+        shown, col="name", col_wrap=3, height=1.7 + 0.4 * matrix["domain"].nunique()
+    )
     grid.figure.set_figwidth(1.4 * WIDTH_INCH)
     grid.map_dataframe(_heatmap)
     in_panels(grid, "tested on", "trained on")
@@ -178,15 +192,13 @@ def cross_domain(study: Study) -> Exhibit:
 
 def _heatmap(data: pd.DataFrame, color: object) -> None:
     """One arm's matrix on the current axes: mean and SD in each cell."""
-    text = [
-        f"{row.mean:.2f}" + (f"\n±{row.sd:.2f}" if np.isfinite(row.sd) else "")
-        for row in data[["mean", "sd"]].rename(columns=str).itertuples(index=False)
-    ]
-    data = data.assign(text=text)
-    mean, text = (data.pivot(index="train_domain", columns="domain", values=name) for name in ("mean", "text"))
+    data = data.assign(text=cells(data.rename(columns={"sd": "mean_sd"}), "mean"))
+    mean, text = (
+        data.pivot(index="train_domain", columns="domain", values=name) for name in ("mean", "text")
+    )
     sns.heatmap(
-        mean, annot=text, fmt="", vmin=SCALE[0], vmax=SCALE[1], cmap=SHADES, cbar=False, linewidths=1,
-        annot_kws={"color": "black", "fontsize": 7},
+        mean, annot=text.replace("\u00a0±\u00a0", "\n±", regex=True), fmt="", vmin=SCALE[0], vmax=SCALE[1],
+        cmap=SHADES, cbar=False, linewidths=1, annot_kws={"color": "black", "fontsize": 7},
     )  # fmt: skip
 
 
@@ -199,7 +211,9 @@ def by_test_domain_folds(scores: pd.DataFrame, settings: Settings, metric: str) 
     return crossed(scores, settings).groupby(by, sort=False)[metric].mean().reset_index()
 
 
-def by_test_domain_table(scores: pd.DataFrame, settings: Settings, metric: str = "balanced_accuracy") -> pd.DataFrame:
+def by_test_domain_table(
+    scores: pd.DataFrame, settings: Settings, metric: str = "balanced_accuracy"
+) -> pd.DataFrame:
     """Mean and sample SD of `by_test_domain_folds`: ``arm, kind, domain, where, n_folds, mean, sd``."""
     fits = by_test_domain_folds(scores, settings, metric)
     table = mean_sd(fits, ["arm", "kind", "domain", "where"], [metric])
@@ -218,7 +232,7 @@ def by_test_domain(study: Study) -> Exhibit:
         fits, kind="point", x="balanced_accuracy", y="name", hue="where", col="domain", col_wrap=2,
         hue_order=[IN_DOMAIN, OUT_OF_DOMAIN], col_order=sorted(fits["domain"].unique()),
         palette=["C0", "C1"], markers=["o", "D"], errorbar="sd",
-        linestyle="none", dodge=0.4, capsize=0.15, linewidth=1.2, markersize=4.5,
+        linestyle="none", dodge=0.4, markersize=4.5,
         height=0.9 + 0.25 * fits["name"].nunique(), aspect=1,
     )  # fmt: skip
     grid.figure.set_figwidth(1.2 * WIDTH_INCH)
@@ -235,45 +249,12 @@ def by_test_domain(study: Study) -> Exhibit:
     return Exhibit(name, title, caption, table, figure, SECTION)
 
 
-# ---- asymmetry ----
-
-
-def asymmetry_table(matrix: pd.DataFrame) -> pd.DataFrame:
-    """Each pair of domains both ways, a row an arm and pair: columns ASYMMETRY.
-
-    Trained on ``first`` and tested on ``second``, and back: ``there`` and ``back`` are means over folds,
-    ``difference`` the first less the second, NaN where a way wasn't tested. One domain may be harder
-    than the other for any training: ``lost_there, lost_back`` are what is lost against training on the tested domain itself.
-    matrix: as `domain_matrix`.
-    """
-    rows = []
-    for arm, part in matrix.groupby("arm", sort=False):
-        mean = part.set_index(["train_domain", "domain"])["mean"]
-        domains = sorted({*part["train_domain"], *part["domain"]})
-        for first, second in combinations(domains, 2):
-            ways = [(first, second), (second, first), (first, first), (second, second)]
-            there, back, home_first, home_second = (mean.get(way, math.nan) for way in ways)
-            lost = (home_second - there, home_first - back)
-            rows.append((arm, first, second, there, back, there - back, *lost))
-    return pd.DataFrame(rows, columns=ASYMMETRY)
-
-
-def asymmetry(study: Study) -> Exhibit:
-    """Each pair of domains there and back (`asymmetry_table`)."""
-    table = asymmetry_table(domain_matrix(study.scores, study.settings))
-    n = int(table["difference"].notna().sum())
-    caption = (
-        f"AUROC from a first domain to a second, and back, means over folds "
-        f"({of_what(study.settings)}). The largest of {counted(n, 'difference')} is larger than chance "
-        "alone makes a single one."
-    )
-    return Exhibit("06_asymmetry", "There and back", caption, table, None, SECTION, table.round(3))
-
-
 # ---- tumour against scanner ----
 
 
-def apart_table(predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+def apart_table(
+    predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings
+) -> pd.DataFrame:
     """How much AUROC another tumour costs, and how much another scanner: three rows an arm, columns APART.
 
     A domain stands for its tumour. The cost of training elsewhere is the AUROC of training on the tested
@@ -294,15 +275,20 @@ def apart_table(predictions: pd.DataFrame, labels: pd.DataFrame, settings: Setti
     refuse_lost(part, labels)
     scanners = labels[labels["scanner"] != ""].groupby("domain")["scanner"].agg(frozenset).to_dict()
     if why := _nothing(part, scanners):
-        return pd.DataFrame([_row("", "tumour against scanner", why)], columns=APART)
-    part = _as_at_home(part).merge(labels[["patch_id", "scanner"]], on="patch_id", validate="many_to_one")
+        row = _row("", "tumour against scanner", [], 0, 0, why)
+        return pd.DataFrame([row], columns=APART)
+    part = _as_at_home(part).merge(
+        labels[["patch_id", "scanner"]], on="patch_id", validate="many_to_one"
+    )
     part, rows = part[part["scanner"] != ""], []
     home = part[part["train_domain"] == part["domain"]]
     for arm in in_order(part[["arm"]].drop_duplicates(), settings)["arm"]:
         at_home = home[home["arm"] == arm].groupby(["fold", "domain"])
         n_train, n_test = at_home["n_train"].first().mean(), at_home.size().mean()
         costs = _costs(part[part["arm"] == arm], scanners, settings.splits.seed)
-        rows += [_measured(arm, name, cost, n_train, n_test) for name, cost in costs.items()]
+        rows += [
+            _row(arm, name, cost, n_train, n_test, WHY_NOT[name]) for name, cost in costs.items()
+        ]
     return pd.DataFrame(rows, columns=APART)
 
 
@@ -310,20 +296,17 @@ def _nothing(part: pd.DataFrame, scanners: dict[str, frozenset]) -> str:
     """Why nothing at all can be said; empty where something may be."""
     if part.empty:
         return "no arm was trained on single domains (splits.by_domain, and by_domain of networks)"
-    if not scanners:
+    n_scanners = len(frozenset().union(*scanners.values()))
+    if not n_scanners:
         return "the labels name no scanner"
-    if len(frozenset().union(*scanners.values())) == 1:
-        return "all slides are of one scanner"
-    return ""
+    return "all slides are of one scanner" if n_scanners == 1 else ""
 
 
 def _as_at_home(part: pd.DataFrame) -> pd.DataFrame:
     """Rows whose patch is tested in that fold by the arm's training on the patch's own domain."""
-    kept = []
-    for _, group in part.groupby(["arm", "fold"], sort=False):
-        home = group.loc[group["train_domain"] == group["domain"], "patch_id"]
-        kept.append(group[group["patch_id"].isin(home)])
-    return pd.concat(kept, ignore_index=True)
+    by = ["arm", "fold", "patch_id"]
+    home = part[part["train_domain"] == part["domain"]]
+    return part.merge(home[by].drop_duplicates(), on=by)
 
 
 def _costs(part: pd.DataFrame, scanners: dict[str, frozenset], seed: int) -> dict[str, list[Folds]]:
@@ -338,7 +321,11 @@ def _costs(part: pd.DataFrame, scanners: dict[str, frozenset], seed: int) -> dic
         if train_domain != domain and len(cost):
             way = ways.setdefault((train_domain, domain), {True: [], False: []})
             way[scanner in scanners.get(train_domain, ())].append(cost)
-    alone = [mean_of(way[False]) - mean_of(way[True]) for way in ways.values() if way[False] and way[True]]
+    alone = [
+        mean_of(way[False]) - mean_of(way[True])
+        for way in ways.values()
+        if way[False] and way[True]
+    ]
     return {
         TUMOUR: [cost for way in ways.values() for cost in way[True]],
         SCANNER: [cost for cost in alone if len(cost)],
@@ -346,20 +333,17 @@ def _costs(part: pd.DataFrame, scanners: dict[str, frozenset], seed: int) -> dic
     }
 
 
-def _measured(arm: str, comparison: str, costs: list[Folds], n_train: float, n_test: float) -> dict:
-    """A row from what each pair costs in each fold, by fold first."""
+def _row(
+    arm: str, comparison: str, costs: list[Folds], n_train: float, n_test: float, why: str
+) -> dict:
+    """A row from what each pair costs in each fold; without a pair, the reason ``why``."""
+    row = {"arm": arm, "comparison": comparison, "n": len(costs), "n_folds": 0, "over": ""}
     if not costs:
-        return _row(arm, comparison, WHY_NOT[comparison])
+        return row | {"why": why}
     test = paired_test(mean_of(costs), 0.0, n_train, n_test)
-    one = test.interval
-    numbers = {"auroc_drop": one.estimate, "low": one.low, "high": one.high, "n": len(costs)}
-    return _row(arm, comparison, "") | numbers | {"n_folds": one.n, "over": test.drawn or "folds"}
-
-
-def _row(arm: str, comparison: str, why: str) -> dict:
-    changed = {"same_tumour": comparison == SCANNER, "same_scanner": comparison == TUMOUR}
-    numbers = dict.fromkeys(("auroc_drop", "low", "high"), math.nan) | {"n": 0, "n_folds": 0, "over": ""}
-    return {"arm": arm, "comparison": comparison, **changed, **numbers, "why": why}
+    one, over = test.interval, test.drawn or "folds"
+    row |= {"auroc_drop": one.estimate, "low": one.low, "high": one.high, "why": ""}
+    return row | {"n_folds": one.n, "over": over}
 
 
 def tumour_against_scanner(study: Study) -> Exhibit:
@@ -384,7 +368,9 @@ def abstract(study: Study) -> str:
     crossed_means = means_table(study.scores, settings)
     full = table[table["size"] == table["size"].max()].sort_values("auroc", ascending=False)
     full = named(full, settings)
-    values = [f"{name} {cell}" for name, cell in zip(full["name"], cells(full, "auroc"), strict=True)]
+    values = [
+        f"{name} {cell}" for name, cell in zip(full["name"], cells(full, "auroc"), strict=True)
+    ]
     parts = [
         f"{counted(len(full), 'arm')} learned from up to about {full['n_train'].max():,} patches of "
         f"{settings.data.positive}s and {settings.data.negative}s, in "
@@ -393,7 +379,10 @@ def abstract(study: Study) -> str:
         f"AUROC with all the data: {', '.join(values)}.",
     ]
     if len(crossed_means):
-        drops = [f"{row.arm} {row.in_domain:.2f} → {row.out_of_domain:.2f}" for row in crossed_means.itertuples()]
+        drops = [
+            f"{row.arm} {row.in_domain:.2f} → {row.out_of_domain:.2f}"
+            for row in crossed_means.itertuples()
+        ]
         parts.append(f"AUROC from in domain to out of domain: {', '.join(drops)}.")
     if n_failed := len(study.failures):
         parts.append(f"Runs that failed or are missing: {n_failed}.")

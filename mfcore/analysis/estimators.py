@@ -10,17 +10,21 @@ import seaborn as sns
 
 from mfcore import store
 from mfcore.analysis.exhibit import (
-    CHANCE,
     Exhibit,
     bounds,
     cells,
     finished,
     folds as over_folds,
     in_style,
-    listed,
     of_what,
 )
-from mfcore.analysis.scores import full_size, mean_sd, published as published_table, scaling_table, wide as across_sizes
+from mfcore.analysis.scores import (
+    full_size,
+    mean_sd,
+    published as published_table,
+    scaling_table,
+    wide as across_sizes,
+)
 from mfcore.data import splits
 from mfcore.encoders.card import EncoderCard, conventions as known_ways
 from mfcore.encoders.readout import READOUTS
@@ -33,7 +37,6 @@ from mfcore.study.predictions import PROBE, load_arm, scores as scores_of
 from mfcore.study.study import Study
 
 STAGE, OWN = "probes", "uni"
-SLOW, FAST = "early_stopped_adam", "early_stopped_adam_fast"
 AT_SHARE = "balanced_accuracy_at_share"
 TITLES = {
     "auroc": "AUROC",
@@ -62,22 +65,28 @@ def by_training_size(study: Study, encoder: str, run: store.Run) -> Exhibit:
 
 @in_style
 def score_histogram(study: Study, encoder: str, run: store.Run) -> Exhibit:
-    """How a probe's scores of the two classes lie, with all the data; ``run`` as for `by_training_size`."""
+    """How a probe's scores of the two classes lie, with all the data; ``run`` as above."""
     settings, full = study.settings, full_size(load_arm(run, encoder, PROBE))
-    names = {0: settings.data.negative, 1: settings.data.positive}
-    edges = np.linspace(0, 1, 21)
-    bins = [
-        pd.DataFrame({"label": label, "low": edges[:-1], "high": edges[1:], "n": np.histogram(part["score"], edges)[0]})
-        for label, part in ((label, full[full["label"] == label]) for label in names)
+    names, edges = {0: settings.data.negative, 1: settings.data.positive}, np.linspace(0, 1, 21)
+    bins = {"low": edges[:-1], "high": edges[1:]}
+    counts = [
+        pd.DataFrame(
+            {
+                "label": label,
+                **bins,
+                "n": np.histogram(full["score"][full["label"] == label], edges)[0],
+            }
+        )
+        for label in names
     ]
     grid = sns.displot(
-        full.assign(class_=full["label"].map(names)), x="score", hue="class_", bins=list(edges), stat="proportion",
-        common_norm=False, element="step", height=3, aspect=1.7,
+        full.assign(class_=full["label"].map(names)), x="score", hue="class_", bins=list(edges),
+        stat="proportion", common_norm=False, element="step", height=3, aspect=1.7,
     )  # fmt: skip
     grid.set_axis_labels("score", "share of the class")
     figure = finished(study, grid.figure, f"{encoder}, n = {len(full):,} scores of all folds")
     caption = f"Scores of the two classes by the probe on {encoder}, with all the data ({of_what(settings)})."
-    return Exhibit(f"03_{run.folder.name}", "Scores", caption, pd.concat(bins), figure, "Probes")
+    return Exhibit(f"03_{run.folder.name}", "Scores", caption, pd.concat(counts), figure, "Probes")
 
 
 # ---- audit: one encoder's embeddings under several estimators ----
@@ -90,80 +99,86 @@ def find(study: Study, encoder: str) -> store.Run:
         known = {"probe": as_dict(study.settings.probe), "splits": key}
         return store.find_known(study.folder, STAGE, encoder, known)
     except store.StoreError as error:
-        raise store.StoreError(f"no finished audit of {encoder!r} on these splits: {error} Run notebook 03 with it") from None
+        why = f"no finished audit of {encoder!r} on these splits: {error} Run notebook 03 with it"
+        raise store.StoreError(why) from None
 
 
 def titles_of(run: store.Run) -> dict[str, str]:
     """Title of each estimator of an audit, by its name."""
-    return {name: facts["title"] for name, facts in run.identity["config"]["estimators"].items()}
+    estimators = run.identity["config"]["estimators"]
+    return {name: facts["title"] for name, facts in estimators.items()}
 
 
 def scores(run: store.Run) -> pd.DataFrame:
     """A row an estimator, size and fold: the columns of ``fits.csv``, metrics on the test patches, ``n_test``.
 
-    ``auroc``, ``balanced_accuracy`` at a score of 0.5, and AT_SHARE. An estimator that doesn't weigh the
-    classes scores the rarer one low; for it AT_SHARE takes the share of class 1 among its training
+    ``auroc``, ``balanced_accuracy`` at a score of 0.5, and AT_SHARE. An estimator that doesn't weigh
+    the classes scores the rarer one low; for it AT_SHARE takes the share of class 1 among its training
     patches as the threshold, which needs no test label; for one that weighs them, 0.5 again.
     """
-    fits = pd.read_csv(run.path("fits.csv"))
-    predictions = store.read_parquet(run.path("predictions.parquet"))
-    facts = run.identity["config"]["estimators"]
-    groups, rows = dict(list(predictions.groupby(["estimator", "fold", "size"]))), []
+    fits, by = pd.read_csv(run.path("fits.csv")), ["estimator", "fold", "size"]
+    groups = dict(list(store.read_parquet(run.path("predictions.parquet")).groupby(by)))
+    estimators, rows = run.identity["config"]["estimators"], []
     for fit in fits.itertuples():
         part = groups[fit.estimator, fit.fold, fit.size]
         label, score = part["label"].to_numpy(), part["score"].to_numpy()
-        threshold = binary.THRESHOLD if facts[fit.estimator]["weighs_classes"] else fit.train_share
-        at_share = binary.balanced_accuracy(label, (score > threshold).astype(float))
-        row = {"auroc": binary.auroc(label, score), AT_SHARE: at_share, "n_test": len(part)}
-        rows.append(row | {"balanced_accuracy": binary.balanced_accuracy(label, score)})
-    return pd.concat([fits, pd.DataFrame(rows)], axis=1)
+        is_weighed = estimators[fit.estimator]["weighs_classes"]
+        called = score > (binary.THRESHOLD if is_weighed else fit.train_share)
+        at_share = binary.balanced_accuracy(label, called.astype(float))
+        rows.append(
+            (
+                binary.auroc(label, score),
+                at_share,
+                len(part),
+                binary.balanced_accuracy(label, score),
+            )
+        )
+    columns = ["auroc", AT_SHARE, "n_test", "balanced_accuracy"]
+    return fits.join(pd.DataFrame(rows, columns=columns))
 
 
 def table(fits: pd.DataFrame) -> pd.DataFrame:
     """Mean and sample SD over folds, a row an estimator and size, in the order of the audit.
 
-    fits: as `scores`. Each of TITLES with ``_sd``; ``n_train``, ``n_steps`` and their like are means over
-    folds; ``ended`` counts how the fits ended, in words; ``n_folds``.
+    fits: as `scores`. Each of TITLES with ``_sd``; ``n_train``, ``n_steps`` and their like are means
+    over folds; ``ended`` counts how the fits ended, in words; ``n_folds``.
     """
-    by = ["estimator", "size"]
-    groups = fits.groupby(by, sort=False)
-    means = groups[["n_train", "n_test", "n_steps", "n_epochs", "best_epoch", "sklearn_c"]].mean()
-    means["ended"] = groups["ended"].agg(lambda of: ", ".join(f"{n} {how}" for how, n in of.value_counts(sort=False).items()))
-    return mean_sd(fits, by, list(TITLES), "size").join(means, on=by)
+    by, means = (
+        ["estimator", "size"],
+        ["n_train", "n_test", "n_steps", "n_epochs", "best_epoch", "sklearn_c"],
+    )
+    ended = fits.groupby([*by, "ended"], sort=False).size().rename("n").reset_index("ended")
+    ended = (ended["n"].astype(str) + " " + ended["ended"]).groupby(by).agg(", ".join)
+    numbers = fits.groupby(by, sort=False)[means].mean()
+    return (
+        mean_sd(fits, by, list(TITLES), "size")
+        .join(numbers, on=by)
+        .join(ended.rename("ended"), on=by)
+    )
 
 
 def folds(run: store.Run, seed: int) -> dict[str, Folds]:
     """AUROC by fold with all the data, of each estimator of an audit; ``seed`` draws the tested cases."""
-    predictions = store.read_parquet(run.path("predictions.parquet"))
-    full = predictions[predictions["size"] == predictions["size"].max()]
-    return {name: by_fold(part, "auroc", seed, splits.ALL) for name, part in full.groupby("estimator", sort=False)}
+    rows = store.read_parquet(run.path("predictions.parquet"))
+    groups = rows[rows["size"] == rows["size"].max()].groupby("estimator", sort=False)
+    return {name: by_fold(part, "auroc", seed, splits.ALL) for name, part in groups}
 
 
-def differences(fits: pd.DataFrame, by_estimator: Mapping[str, Folds], base: str = OWN) -> pd.DataFrame:
+def differences(
+    fits: pd.DataFrame, by_estimator: Mapping[str, Folds], base: str = OWN
+) -> pd.DataFrame:
     """AUROC of each estimator less one's, with all the data: ``estimator, difference, low, high``.
 
     Paired over folds, with the 95 % interval of `statistics.paired_test`. fits: as `scores`.
     by_estimator: as `folds`.
     """
-    full, rows = fits[fits["size"] == fits["size"].max()], []
-    counts = full["n_train"].mean(), full["n_test"].mean()
-    for estimator in (name for name in by_estimator if name != base):
-        one = paired_difference(by_estimator[estimator], by_estimator[base], *counts)
-        rows.append((estimator, one.estimate, one.low, one.high))
+    full = fits[fits["size"] == fits["size"].max()]
+    counts, rows = full[["n_train", "n_test"]].mean(), []
+    for name, one in by_estimator.items():
+        if name != base:
+            span = paired_difference(one, by_estimator[base], *counts)
+            rows.append((name, span.estimate, span.low, span.high))
     return pd.DataFrame(rows, columns=["estimator", "difference", "low", "high"])
-
-
-def wide(rows: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
-    """`table` with all the data for the eye: "mean ± SD" in the cells, how the fits ended."""
-    full = rows[rows["size"] == rows["size"].max()]
-    stopped = [
-        f" ({epochs:,.0f} epochs, tested at {best:,.0f})" if np.isfinite(epochs) else ""
-        for epochs, best in zip(full["n_epochs"], full["best_epoch"], strict=True)
-    ]
-    shown = {"estimator": full["estimator"].map(titles)}
-    shown |= {title: cells(full, name) for name, title in TITLES.items()}
-    shown |= {"steps": [f"{n:,.0f}" for n in full["n_steps"]], "ended": full["ended"]}
-    return pd.DataFrame(shown).assign(steps=lambda shown: shown["steps"] + stopped)
 
 
 def by_size(rows: pd.DataFrame, titles: Mapping[str, str], metric: str) -> pd.DataFrame:
@@ -184,33 +199,30 @@ def audit(study: Study, run: store.Run) -> Exhibit:
     long = full.assign(estimator=full["estimator"].map(titles)).melt(
         ["estimator", "fold"], ["auroc", "balanced_accuracy"], "metric", "score"
     )
-    grid = sns.catplot(
-        long, kind="point", x="score", y="estimator", col="metric", errorbar="sd", color="black",
-        markers="D", linestyle="none", capsize=0.2, linewidth=1.2, markersize=4,
-        height=1.2 + 0.35 * len(titles), aspect=1, label="mean ± SD",
-    )  # fmt: skip
-    for metric, axis in grid.axes_dict.items():
-        sns.lineplot(
-            long[long["metric"] == metric], x="score", y="estimator", units="fold", estimator=None,
-            orient="y", sort=False, color="0.72", zorder=1, linewidth=0.9, marker="o", markersize=3, ax=axis,
-            label="a fold",
-        )  # fmt: skip
-        axis.legend_ = None
-        axis.axvline(0.5, **CHANCE)
-        axis.set_title(TITLES[metric])
-    grid.set_axis_labels("", "")
-    n_train, n_test = (f"{full[column].mean():,.0f}" for column in ("n_train", "n_test"))
-    text = f"{encoder}: {n_train} training and {n_test} test patches"
-    figure = finished(study, grid.figure, text, 3)
+    grid = sns.FacetGrid(
+        long.assign(metric=long["metric"].map(TITLES)),
+        col="metric",
+        height=1.2 + 0.35 * len(titles),
+    )
+    line = {"units": "fold", "estimator": None, "orient": "y", "sort": False, "marker": "o"}
+    grid.map_dataframe(
+        sns.lineplot, "score", "estimator", label="a fold", **line | {"color": "0.72"}
+    )
+    point = {"errorbar": "sd", "linestyle": "none", "color": "black", "legend": False}
+    grid.map_dataframe(sns.pointplot, "score", "estimator", label="mean ± SD", **point)
+    grid.set_titles("{col_name}").set_axis_labels("", "")
+    n_train, n_test = full[["n_train", "n_test"]].mean()
+    text = f"{encoder}: {n_train:,.0f} training and {n_test:,.0f} test patches"
     rows = table(fits)
     caption = (
         f"AUROC and balanced accuracy with all the data under each estimator "
         f"({of_what(study.settings)}). A grey line is a fold, black the mean and sample SD of "
         f"{over_folds(rows)}. Parallel grey lines: slides, not estimators, decide."
     )
-    title = f"Estimators on the embeddings of {encoder}"
-    name = f"03_{run.folder.name}"
-    return Exhibit(name, title, caption, fits, figure, "Audit of the probe", wide(rows, titles))
+    title, figure = f"Estimators on the embeddings of {encoder}", finished(study, grid.figure, text)
+    readable = rows[rows["size"] == rows["size"].max()].round(3)
+    readable = readable.assign(estimator=readable["estimator"].map(titles))
+    return Exhibit(f"03_{run.folder.name}", title, caption, fits, figure, SECTION, readable)
 
 
 def published() -> pd.DataFrame:
@@ -229,45 +241,39 @@ def conventions_table(study: Study) -> pd.DataFrame:
     part in common (of a class token beside a mean, the class token counts); ``auroc, auroc_sd,
     balanced_accuracy, balanced_accuracy_sd``: of the probe with all the data, mean and sample SD over
     folds; ``difference, low, high``: of the AUROC from that under the authors' card, paired over folds.
-    NaN where embeddings or probe are not there yet, nor those of the authors' card where the study
-    embeds otherwise (`embeds_otherwise`). Without ``conventions`` there is no row. Raises StoreError
-    where there are no splits.
+    NaN where embeddings or probe are not there yet. Without ``conventions`` there is no row, nor where
+    the study embeds the encoder otherwise than its authors (`embeds_otherwise`): there is nothing to
+    compare with. Raises StoreError where there are no splits.
     """
     name = study.settings.conventions
-    if not name:
+    if not name or embeds_otherwise(study):
         return pd.DataFrame()
-    lacking, own = name if embeds_otherwise(study) else "", _by_authors(study)
-    ways = [(AUTHORS, name, ""), *((way.library, way.card, way.note) for way in known_ways().get(name, ()))]
-    measured = {card: _measured(study, card, lacking) for _, card, _ in ways}
-    base_features, base_predictions = measured[name]
-    rows = []
-    for library, card_name, note in ways:
-        card, (features, predictions) = own, measured[card_name]
-        if card_name != name:
-            card = study.card(card_name)
-        row: dict = {"library": library, "card": card_name, "n_dims": card.n_dims}
-        row["departs"] = "; ".join(filter(None, [differs(own, card), note]))
-        row |= _distance(base_features, features, own, card)
-        for metric in ("auroc", "balanced_accuracy"):
-            row |= {metric: np.nan, f"{metric}_sd": np.nan}
+    ways = [
+        (AUTHORS, name, ""),
+        *((way.library, way.card, way.note) for way in known_ways().get(name, ())),
+    ]
+    cards = {card: study.card(card) for _, card, _ in ways}
+    measured, base, rows = {card: _measured(study, card) for card in cards}, cards[name], []
+    metrics = ["auroc", "auroc_sd", "balanced_accuracy", "balanced_accuracy_sd"]
+    for library, card, note in ways:
+        features, predictions = measured[card]
+        departs = "; ".join(filter(None, [differs(base, cards[card]), note]))
+        row = {"library": library, "card": card, "n_dims": cards[card].n_dims, "departs": departs}
+        row |= _distance(measured[name][0], features, base, cards[card]) | dict.fromkeys(
+            metrics, np.nan
+        )
         if len(predictions):
-            row |= (
-                scaling_table(scores_of(predictions), study.settings)
-                .iloc[0][["auroc", "auroc_sd", "balanced_accuracy", "balanced_accuracy_sd"]]
-                .to_dict()
-            )
-        rows.append(row | _difference(study.seed, base_predictions, predictions))
+            row |= scaling_table(scores_of(predictions), study.settings).iloc[0][metrics].to_dict()
+        rows.append(row | _difference(study.seed, measured[name][1], predictions))
     return pd.DataFrame(rows)
 
 
-def _measured(study: Study, card: str, lacking: str) -> tuple[np.ndarray | None, pd.DataFrame]:
+def _measured(study: Study, card: str) -> tuple[np.ndarray | None, pd.DataFrame]:
     """Embeddings (n_patches, n_dims) under a card, and what its probe predicted with all the data.
 
-    None, and an empty table, where the card is ``lacking`` or nothing has been made by it.
+    None, and an empty table, where nothing has been made by it.
     """
     features, predictions = None, pd.DataFrame()
-    if card == lacking:  # what the study calls so was made by another card
-        return features, predictions
     alone = Study(replace(study.settings, encoders=(card,)), study.folder)
     with contextlib.suppress(store.StoreError):
         features = store.read_embeddings(alone.embeddings(card))[0]
@@ -276,21 +282,16 @@ def _measured(study: Study, card: str, lacking: str) -> tuple[np.ndarray | None,
     return features, predictions
 
 
-def _by_authors(study: Study) -> EncoderCard:
-    """The card of ``conventions`` as its authors have it, whatever the study's own switch says."""
-    switches = replace(study.settings.switches, encoder_input="card")
-    theirs = Study(replace(study.settings, switches=switches), study.folder)
-    return theirs.card(study.settings.conventions)
-
-
 def embeds_otherwise(study: Study) -> str:
     """The card by which the study embeds the encoder where that isn't its authors'; "" where it is."""
-    here = study.card(study.settings.conventions).name
-    return "" if here == _by_authors(study).name else here
+    switches = replace(study.settings.switches, encoder_input="card")
+    theirs = Study(replace(study.settings, switches=switches), study.folder)
+    here, authors = (one.card(study.settings.conventions).name for one in (study, theirs))
+    return "" if here == authors else here
 
 
 def differs(own: EncoderCard, other: EncoderCard) -> str:
-    """In words, in what ``other`` differs from ``own`` that decides an embedding; empty where in nothing."""
+    """In words, in what ``other`` differs from ``own`` that decides an embedding; empty if in nothing."""
     left, right = own.identity(), other.identity()
     values = right | {"readout": READOUTS[other.readout].title}
     return ", ".join(
@@ -300,14 +301,18 @@ def differs(own: EncoderCard, other: EncoderCard) -> str:
     )
 
 
-def _distance(base: np.ndarray | None, other: np.ndarray | None, own: EncoderCard, this: EncoderCard) -> dict[str, float]:
+def _distance(
+    base: np.ndarray | None, other: np.ndarray | None, own: EncoderCard, this: EncoderCard
+) -> dict[str, float]:
     """Median and largest distance of a patch's two embeddings, relative to the norm of the first."""
     have_class_token = all(READOUTS[card.readout].begins_with_class_token for card in (own, this))
     if base is None or other is None or not (own.n_dims == this.n_dims or have_class_token):
         return {"distance_median": np.nan, "distance_max": np.nan}
     n = min(own.n_dims, this.n_dims)
-    apart = np.linalg.norm(base[:, :n] - other[:, :n], axis=1) / np.linalg.norm(base[:, :n], axis=1)
-    return {"distance_median": float(np.median(apart)), "distance_max": float(apart.max())}
+    distance = np.linalg.norm(base[:, :n] - other[:, :n], axis=1) / np.linalg.norm(
+        base[:, :n], axis=1
+    )
+    return {"distance_median": float(np.median(distance)), "distance_max": float(distance.max())}
 
 
 def _difference(seed: int, base: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
@@ -320,38 +325,33 @@ def _difference(seed: int, base: pd.DataFrame, other: pd.DataFrame) -> dict[str,
 
 
 def conventions_readable(rows: pd.DataFrame) -> pd.DataFrame:
-    """`conventions_table` for the eye: distances in per cent, scores as "mean ± SD", the difference signed."""
-    shown = rows[["library", "departs", "n_dims"]].copy()
-    shown["departs"] = shown["departs"].where(shown["departs"] != "", "in nothing")
+    """`conventions_table` for the eye: distances in per cent, scores as "mean ± SD", the difference."""
+    shown = rows[["library", "departs", "n_dims"]].replace({"departs": {"": "in nothing"}})
     for name in ("distance_median", "distance_max"):
-        shown[name] = [f"{100 * value:.1f} %" if np.isfinite(value) else "–" for value in rows[name]]
-    shown = shown.assign(AUROC=cells(rows, "auroc"), balanced_accuracy=cells(rows, "balanced_accuracy"))
+        shown[name] = (100 * rows[name]).map("{:.1f} %".format, na_action="ignore")
+    shown = shown.assign(
+        AUROC=cells(rows, "auroc"), balanced_accuracy=cells(rows, "balanced_accuracy")
+    )
     shown["AUROC_against_authors"] = [
-        f"{row.difference:+.3f} ({bounds(row.low, row.high)})".replace(" ()", "") if np.isfinite(row.low) else "–"
+        f"{row.difference:+.3f} ({bounds(row.low, row.high)})" if np.isfinite(row.low) else "–"
         for row in rows.itertuples()
     ]
-    same = (rows["card"] == rows["card"].iloc[0]) & rows["auroc"].notna()
-    shown.loc[same, "AUROC_against_authors"] = "the same card"
-    shown.loc[rows["library"] == AUTHORS, ["departs", "AUROC_against_authors"]] = "–"
-    return shown
+    return shown.fillna("–")
 
 
 def conventions(study: Study) -> Exhibit:
     """One encoder's weights as several libraries use them (`conventions_table`)."""
     rows, encoder = conventions_table(study), study.settings.conventions
+    name, title = "05_conventions", "One encoder, several libraries"
+    if not len(rows):
+        why = f"This study embeds {encoder} otherwise than its authors (`switches.encoder_input`)"
+        why = why if encoder else "This study compares no libraries"
+        caption = f"{why} ({of_what(study.settings)})."
+        return Exhibit(name, title, caption, rows, None, "Conventions")
     caption = (
-        f"The same weights of {encoder or 'no encoder'} as several libraries use them: distance of a "
-        f"patch's embedding from that under the authors' card, and the probe with all the data "
-        f"({of_what(study.settings)}). Mean ± sample SD over folds; differences are paired over folds, "
-        "with their 95 % interval; a dash: not run here."
+        f"The same weights of {encoder} as several libraries use them: distance of a patch's embedding from "
+        f"that under the authors' card, and the probe with all the data ({of_what(study.settings)}). Mean ± "
+        "sample SD over folds; differences are paired over folds, with their 95 % interval; a dash: not run "
+        "here, or it failed."
     )
-    otherwise = embeds_otherwise(study) if encoder else ""
-    if otherwise:
-        caption += (
-            f" This study embeds {encoder} as the released code does (card {otherwise}), and has nothing by the "
-            "authors' card to compare with: set `switches.encoder_input: card`."
-        )
-    elif len(rows) and len(absent := sorted(set(rows.loc[rows["auroc"].isna(), "card"]))):
-        caption += f" Embedding or probe failed or hasn't run: {listed(absent)}."
-    readable = conventions_readable(rows) if len(rows) else None
-    return Exhibit("05_conventions", "One encoder, several libraries", caption, rows, None, "Conventions", readable)
+    return Exhibit(name, title, caption, rows, None, "Conventions", conventions_readable(rows))

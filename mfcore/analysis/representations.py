@@ -3,113 +3,111 @@
 Embeddings of any other origin are measured by `of_file`, whatever made them.
 """
 
+import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from scipy import stats
+from tqdm.auto import tqdm
 
 from mfcore import store
 from mfcore.analysis import tasks
-from mfcore.analysis.exhibit import HOME_MADE, WIDTH_INCH, Exhibit, finished, in_style, look, of_what, widely
-from mfcore.measures.representation import RepresentationError, Streaming, odcorr_abs_by_chance, odcorr_sq_by_chance
+from mfcore.analysis.exhibit import HOME_MADE, Exhibit, finished, in_style, look, of_what, widely
+from mfcore.analysis.scores import full_size
+from mfcore.measures.representation import (
+    RepresentationError,
+    Streaming,
+    odcorr_abs_by_chance,
+    odcorr_sq_by_chance,
+)
 from mfcore.measures.statistics import LEVEL, spread
 from mfcore.streams import generator
-from mfcore.study import predictions, pretrained
-from mfcore.study.config import Settings
+from mfcore.study import pretrained
+from mfcore.study.predictions import PROBE, load_arm, scores as scores_of
 from mfcore.study.study import Study
 from mfcore.tasks import registry
 
-if TYPE_CHECKING:
-    import h5py
-
 SECTION = "Representations"
 TITLES = {"rankme": "RankMe", "odcorr_abs": "ODCorr, mean |r|", "odcorr_sq": "ODCorr, mean r²"}
-EXPECTED = {"rankme": 1, "odcorr_abs": -1, "odcorr_sq": -1}  # the sign of the papers' correlation with accuracy
-BY_CHANCE = {"odcorr_abs": odcorr_abs_by_chance, "odcorr_sq": odcorr_sq_by_chance}  # of independent dimensions
+EXPECTED = {
+    "rankme": 1,
+    "odcorr_abs": -1,
+    "odcorr_sq": -1,
+}  # the sign of the papers' correlation with accuracy
+BY_CHANCE = {
+    "odcorr_abs": odcorr_abs_by_chance,
+    "odcorr_sq": odcorr_sq_by_chance,
+}  # of independent dimensions
 MEASURED = ["n", "n_dims", "n_constant", *TITLES]
 COLUMNS = ["encoder", "origin", *MEASURED, "auroc", "auroc_sd", "n_folds"]
 ON_TASKS = ["task", "encoder", "origin", *MEASURED]
 FEATURES = "features.h5"  # of a judging: the embedding of each of the task's images
-N_FIRST, N_DRAWS = 64, 5  # rows of the smallest subsample, doubled from there; how often they are drawn
+N_FIRST, N_DRAWS = (
+    64,
+    5,
+)  # rows of the smallest subsample, doubled from there; how often they are drawn
 CHUNK_ROWS = 4096
 EXACT_UP_TO = 8  # encoders of which every order is tried for p
-GREY = {"color": "0.65", "marker": ".", "zorder": 1}  # encoders that the study doesn't list, and snapshots
+GREY = {"color": "0.65", "marker": "."}  # encoders that the study doesn't list, and snapshots
 
 
 # ---- what is measured ----
 
 
 def of_file(path: str | Path, dataset: str = "features") -> dict[str, float]:
-    """RankMe and ODCorr of an HDF5 file's ``dataset`` (n, n_dims), or of a ``.npy`` file's array, read in chunks: MEASURED.
+    """RankMe and ODCorr of an HDF5 file's ``dataset`` (n, n_dims), or of a ``.npy`` file's array: MEASURED.
 
-    The layout of HDF5 is that of this package and of the field's tools; what else holds features goes as an
-    array to `mfcore.measures.representation.rankme` and its like. Raises StoreError where there is no such file
-    or dataset or it can't be read, RepresentationError for features that aren't finite numbers.
+    The file is read in chunks. The layout of HDF5 is that of this package and of the field's tools;
+    what else holds features goes as an array to `mfcore.measures.representation.rankme` and its like.
+    Raises StoreError where there is no such file or dataset or it can't be read, RepresentationError
+    for features that aren't finite numbers.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise store.StoreError(f"{path} is missing; give an HDF5 or .npy file with the features of a row a patch")
-    if path.suffix == ".npy":
-        return _in_chunks(_array(path), path)
     import h5py
 
-    try:
-        content = h5py.File(path)
-    except OSError as error:
-        raise store.StoreError(
-            f"{path} can't be read as HDF5 ({error}); make it again, or save an array of another format by numpy.save as .npy"
-        ) from error
-    with content:
-        if dataset not in content or getattr(content[dataset], "ndim", 0) != 2:
-            held = {name: getattr(item, "shape", "a group") for name, item in content.items()}
-            raise store.StoreError(f"{path} has no dataset {dataset!r} of shape (n, n_dims); it holds {held}")
-        return _in_chunks(content[dataset], path)
-
-
-def _array(path: Path) -> np.ndarray:
-    """A .npy file's array (n, n_dims), left on the disk until it is read; raises StoreError."""
-    try:
-        features = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise store.StoreError(f"{path} can't be read as an array of numpy's ({error}); make it again") from error
-    if features.ndim != 2:
-        raise store.StoreError(f"{path} holds an array of shape {features.shape}; features are (n, n_dims), a row a patch")
-    return features
-
-
-def _in_chunks(features: "np.ndarray | h5py.Dataset", path: Path) -> dict[str, float]:
-    try:
-        stream = Streaming(features.shape[1])
-        for first in range(0, len(features), CHUNK_ROWS):
-            stream.add(features[first : first + CHUNK_ROWS])
-        row = {"n": stream.n, "n_dims": stream.n_dims, "n_constant": int(stream.constant_dims().sum())}
-        return row | {name: getattr(stream, name)() for name in TITLES}
-    except RepresentationError as error:
-        raise RepresentationError(f"{path}: {error}") from None
+    path = Path(path)
+    with contextlib.ExitStack() as opened:
+        try:
+            is_array = path.suffix == ".npy"
+            file = (
+                np.load(path, mmap_mode="r") if is_array else opened.enter_context(h5py.File(path))
+            )
+            features = file if is_array else file[dataset]
+        except (OSError, ValueError, EOFError, KeyError) as error:
+            raise store.StoreError(
+                f"{path} can't be read ({error}); give an HDF5 file with a dataset {dataset!r}, or an "
+                "array that numpy.save wrote as .npy"
+            ) from error
+        if len(getattr(features, "shape", ())) != 2:
+            raise store.StoreError(
+                f"{path} holds no array of two dimensions; features are (n, n_dims), a row a patch"
+            )
+        try:
+            stream = Streaming(features.shape[1])
+            for first in range(0, len(features), CHUNK_ROWS):
+                stream.add(features[first : first + CHUNK_ROWS])
+            row = {"n": stream.n, "n_dims": stream.n_dims}
+            row["n_constant"] = int(stream.constant_dims().sum())
+            return row | {name: getattr(stream, name)() for name in TITLES}
+        except RepresentationError as error:
+            raise RepresentationError(f"{path}: {error}") from None
 
 
 def files(study: Study) -> dict[str, Path]:
-    """The embedding file of each of the study's encoders that has one: what its probe read, else the current one."""
+    """The embedding file of each of the study's encoders: what its probe read, else the current one."""
     stored, found = {run.key: run for run in store.runs(study.folder, "embeddings")}, {}
     for encoder in study.settings.encoders:
-        if encoder in study.runs:
-            run = stored.get(study.runs[encoder].identity["inputs"].get("embeddings", ""))
-        else:
-            try:
-                run = study.embeddings(encoder)
-            except store.StoreError:
-                run = None
-        if run is not None and run.path("embeddings.h5").is_file():
-            found[encoder] = run.path("embeddings.h5")
+        with contextlib.suppress(store.StoreError, KeyError):  # not embedded yet
+            read = study.runs[encoder].identity["inputs"] if encoder in study.runs else {}
+            run = stored[read["embeddings"]] if read else study.embeddings(encoder)
+            if run.path("embeddings.h5").is_file():
+                found[encoder] = run.path("embeddings.h5")
     return found
 
 
@@ -117,25 +115,24 @@ def files(study: Study) -> dict[str, Path]:
 def encoders_table(study: Study) -> pd.DataFrame:
     """A row an encoder of the study that has embeddings, in the study's order: columns COLUMNS.
 
-    ``origin``: "pretrained here" or "". MEASURED: as `of_file`. ``auroc``, sample ``auroc_sd``, ``n_folds``:
-    what its probe reaches with all the data; NaN and 0 without a probe.
+    ``origin``: "pretrained here" or "". MEASURED: as `of_file`. ``auroc``, sample ``auroc_sd``,
+    ``n_folds``: what its probe reaches with all the data; NaN and 0 without a probe.
     """
-    rows = [{"encoder": encoder, **of_file(file), **_probed(study, encoder)} for encoder, file in files(study).items()]
+    rows = []
+    for encoder, file in files(study).items():
+        row = {"encoder": encoder, **of_file(file), "n_folds": 0}
+        if encoder in study.runs:
+            full = full_size(load_arm(study.runs[encoder], encoder, PROBE))
+            over = spread(scores_of(full)["auroc"])
+            row |= {"auroc": over.mean, "auroc_sd": over.sd, "n_folds": over.n}
+        rows.append(row)
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.assign(origin=_origins(study, table))
 
 
-def _probed(study: Study, encoder: str) -> dict[str, float]:
-    if encoder not in study.runs:
-        return {"auroc": math.nan, "auroc_sd": math.nan, "n_folds": 0}
-    rows = predictions.load_arm(study.runs[encoder], encoder, predictions.PROBE)
-    rows = rows[rows["train_domain"] == predictions.ALL]
-    over = spread(predictions.scores(rows[rows["size"] == rows["size"].max()])["auroc"])
-    return {"auroc": over.mean, "auroc_sd": over.sd, "n_folds": over.n}
-
-
 def _origins(study: Study, table: pd.DataFrame) -> list[str]:
-    return [HOME_MADE if pretrained.is_of(study.settings, encoder) else "" for encoder in table["encoder"]]
+    is_own = [pretrained.is_of(study.settings, encoder) for encoder in table["encoder"]]
+    return list(np.where(is_own, HOME_MADE, ""))
 
 
 @cache
@@ -154,32 +151,32 @@ def judged_table(study: Study) -> pd.DataFrame:
 
 
 def tasks_table(study: Study) -> pd.DataFrame:
-    """`judged_table` beside the scores, in the study's order, with ``metric_of_task, score, score_sd, n_runs``.
+    """`judged_table` beside the scores, with ``metric_of_task, score, score_sd, n_runs``.
 
-    ``score`` is the mean over runs of what the task reports, ``metric_of_task``, and ``score_sd`` its sample SD.
+    ``score`` is the mean over runs of what the task reports, ``metric_of_task``; ``score_sd`` its SD.
     """
-    scores = tasks.reported(tasks.scores_table(study)).rename(columns={"mean": "score", "sd": "score_sd"})
+    scores = tasks.reported(tasks.scores_table(study))
     scores = scores.assign(metric_of_task=scores["metric"].map(tasks.TITLES))
-    scores = scores[["task", "encoder", "metric_of_task", "score", "score_sd", "n_runs"]]
-    return judged_table(study).merge(scores, "inner", ["task", "encoder"])
+    scores = scores.rename(columns={"mean": "score", "sd": "score_sd"})
+    columns = ["task", "encoder", "metric_of_task", "score", "score_sd", "n_runs"]
+    return judged_table(study).merge(scores[columns], "inner", ["task", "encoder"])
 
 
 def sizes_table(study: Study, n_draws: int = N_DRAWS) -> pd.DataFrame:
-    """How RankMe and ODCorr depend on the number of patches: ``encoder, draw, n, n_dims, rankme, odcorr_abs, odcorr_sq``.
+    """How RankMe and ODCorr depend on the number of patches: ``encoder, draw, n, n_dims``, both metrics.
 
-    Of ``n_draws`` seeded orders of the patches, the same for every encoder, the first 64, 128 and so on: each
-    subsample holds the one before it. The last is all patches, once (``draw`` 0). Raises StoreError where no
-    encoder has embeddings.
+    Of ``n_draws`` seeded orders of the patches, the same for every encoder, the first 64, 128 and so
+    on: each subsample holds the one before it. The last is all patches, once (``draw`` 0). Raises
+    StoreError where no encoder has embeddings.
     """
-    import h5py
-    from tqdm.auto import tqdm
-
     rows = []
     for encoder, file in tqdm(files(study).items(), desc="subsamples", unit=" encoders"):
-        with h5py.File(file) as content:
-            rows += [{"encoder": encoder, **row} for row in subsampled(content["features"][:], study.seed, n_draws)]
+        features = store.read_embeddings(store.run_at(file.parent))[0]
+        rows += [{"encoder": encoder} | row for row in subsampled(features, study.seed, n_draws)]
     if not rows:
-        raise store.StoreError(f"{study.folder}: no encoder of study {study.name!r} has embeddings yet; run notebook 02")
+        raise store.StoreError(
+            f"{study.folder}: no encoder of study {study.name!r} has embeddings yet; run notebook 02"
+        )
     return pd.DataFrame(rows)
 
 
@@ -188,17 +185,16 @@ def subsampled(features: np.ndarray, seed: int, n_draws: int = N_DRAWS) -> Itera
     sizes = sizes_of(len(features))
     for draw in range(n_draws):
         order = generator(seed, "representation", draw).permutation(len(features))
-        stream, at = Streaming(features.shape[1]), 0
+        stream = Streaming(features.shape[1])
         for n in sizes if draw == 0 else sizes[:-1]:
-            stream.add(features[np.sort(order[at:n])])
-            at = n
-            yield {"draw": draw, "n": n, "n_dims": stream.n_dims, **{name: getattr(stream, name)() for name in TITLES}}
+            stream.add(features[np.sort(order[stream.n : n])])
+            measured = {name: getattr(stream, name)() for name in TITLES}
+            yield {"draw": draw, "n": n, "n_dims": stream.n_dims} | measured
 
 
 def sizes_of(n: int) -> list[int]:
-    """Numbers of rows to look at: N_FIRST doubled as long as it stays well below ``n``, then ``n`` itself."""
-    doubled = [N_FIRST * 2**i for i in range(n.bit_length())]
-    return [size for size in doubled if size <= 0.75 * n] + [n]
+    """Numbers of rows to look at: N_FIRST doubled while well below ``n``, then ``n`` itself."""
+    return [size for i in range(32) if (size := N_FIRST * 2**i) <= 0.75 * n] + [n]
 
 
 # ---- correlation with what a label says ----
@@ -213,32 +209,38 @@ def correlate(table: pd.DataFrame, value: str = "auroc") -> pd.DataFrame:
     give. Snapshots (``NAME@STEP``) don't count: they are one encoder.
     """
     whole = tasks.encoders_only(table)
-    known = {name: whole.dropna(subset=[name, value]) for name in TITLES}  # fewer than two dimensions that vary have no ODCorr
-    rows = [{"metric": name, **_spearman(part[name].to_numpy(), part[value].to_numpy())} for name, part in known.items()]
+    known = {
+        name: whole.dropna(subset=[name, value]) for name in TITLES
+    }  # fewer than two dimensions that vary have no ODCorr
+    rows = [
+        {"metric": name, **_spearman(part[name].to_numpy(), part[value].to_numpy())}
+        for name, part in known.items()
+    ]
     return pd.DataFrame(rows)
 
 
 def correlate_tasks(table: pd.DataFrame) -> pd.DataFrame:
     """`correlate` with the score of each task, with its ``task``; ``table`` as `tasks_table` returns it."""
     groups = list(table.groupby("task", sort=False)) or [("", table)]
-    return pd.concat([correlate(part, "score").assign(task=task) for task, part in groups], ignore_index=True)
+    return pd.concat(
+        [correlate(part, "score").assign(task=task) for task, part in groups], ignore_index=True
+    )
 
 
 def _spearman(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     n = len(first)
+    rho, p, low, high = (math.nan,) * 4
+    if n > 2 and min(len(np.unique(first)), len(np.unique(second))) > 1:
+        rho, p = (float(value) for value in stats.spearmanr(first, second))
+        if n <= EXACT_UP_TO:
+            one, other = (stats.rankdata(values) - (n + 1) / 2 for values in (first, second))
+            orders = np.array(list(itertools.permutations(other)))  # (n!, n)
+            p = float(np.mean(np.abs(orders @ one) >= abs(other @ one) - 1e-9))
+        if n > 3 and abs(rho) < 1 - 1e-9:
+            half = stats.norm.isf((1 - LEVEL) / 2) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+            low, high = (math.tanh(math.atanh(rho) + sign * half) for sign in (-1, 1))
     least = 2 / math.factorial(n) if n > 2 else math.nan  # of a perfect order, two-sided
-    row = {"rho": math.nan, "low": math.nan, "high": math.nan, "p": math.nan, "least_p": least, "n": n}
-    if n < 3 or min(len(np.unique(first)), len(np.unique(second))) < 2:
-        return row
-    row["rho"], row["p"] = (float(value) for value in stats.spearmanr(first, second))
-    if n <= EXACT_UP_TO:
-        one, other = (stats.rankdata(values) - (n + 1) / 2 for values in (first, second))
-        orders = np.array(list(itertools.permutations(other)))  # (n!, n)
-        row["p"] = float(np.mean(np.abs(orders @ one) >= abs(other @ one) - 1e-9))
-    if n > 3 and abs(row["rho"]) < 1 - 1e-9:
-        half = stats.norm.isf((1 - LEVEL) / 2) * math.sqrt((1 + row["rho"] ** 2 / 2) / (n - 3))
-        row["low"], row["high"] = (math.tanh(math.atanh(row["rho"]) + sign * half) for sign in (-1, 1))
-    return row
+    return {"rho": rho, "low": low, "high": high, "p": p, "least_p": least, "n": n}
 
 
 # ---- exhibits ----
@@ -267,7 +269,9 @@ def rankme(study: Study) -> Exhibit:
 def probe_correlations(study: Study) -> Exhibit:
     """Spearman's correlation of each metric with the probes' AUROC, over encoders."""
     table = correlate(encoders_table(study))
-    return Exhibit("10_correlations", "Correlation with AUROC", _related(study, table), table, None, SECTION)
+    return Exhibit(
+        "10_correlations", "Correlation with AUROC", _related(study, table), table, None, SECTION
+    )
 
 
 def task_correlations(study: Study) -> Exhibit:
@@ -300,69 +304,82 @@ def against_tasks(study: Study) -> Exhibit:
 
 
 @in_style
-def _against(study: Study, name: str, heading: str, table: pd.DataFrame, rows: pd.DataFrame) -> Exhibit:
-    """Scores against metrics; rows: as `tasks_table`, those that are drawn of ``table``."""
-    names, related = list(dict.fromkeys(rows["task"])), correlate_tasks(rows)
-    if not names:
-        caption = f"There is no encoder with a score yet ({of_what(study.settings)})."
+def _against(
+    study: Study, name: str, heading: str, table: pd.DataFrame, rows: pd.DataFrame
+) -> Exhibit:
+    """Scores against metrics; rows: as `tasks_table`, those that are drawn of ``table``.
+
+    Encoders that the study doesn't list, and snapshots, are grey.
+    """
+    related, settings = correlate_tasks(rows), study.settings
+    if rows.empty:
+        caption = f"There is no encoder with a score yet ({of_what(settings)})."
         return Exhibit(name, heading, caption, table, None, SECTION)
-    size_inch = (WIDTH_INCH, 2.1 * len(names) + 1.4)
-    figure, axes = plt.subplots(len(names), len(TITLES), squeeze=False, figsize=size_inch, sharey="row", sharex="col")
-    for line, task in zip(axes, names, strict=True):
-        part = rows[rows["task"] == task]
-        _panels(study.settings, line, part, related[related["task"] == task])
-        line[0].set_ylabel(f"{task}:\n{part['metric_of_task'].iloc[0]}")
-    figure = finished(study, figure, f"n = {related['n'].max()} encoders", 3)
+    is_snapshot, is_listed = (
+        rows["encoder"].str.contains("@"),
+        rows["encoder"].isin(settings.encoders),
+    )
+    name_of_rest = np.where(is_snapshot, "snapshots on the way", f"others, {HOME_MADE}")
+    shown = rows["encoder"].where(is_listed, name_of_rest)
+    looks = [look(settings, n, PROBE) if n in settings.encoders else GREY for n in shown.unique()]
+    long = rows.assign(shown=shown, score_sd=rows["score_sd"].mask(is_snapshot)).melt(
+        ["shown", "task", "score", "score_sd"], list(TITLES), "metric"
+    )
+    grid = sns.FacetGrid(
+        long, row="task", col="metric", hue="shown", sharex="col", sharey="row", height=2.3,
+        hue_kws={key: [one[key] for one in looks] for key in GREY},
+    )  # fmt: skip
+    grid.map(plt.errorbar, "value", "score", "score_sd", linestyle="none", elinewidth=1)
+    of_task = rows.groupby("task")["metric_of_task"].first()
+    rho = related.set_index(["task", "metric"])["rho"]
+    for (task, metric), axis in grid.axes_dict.items():
+        value = rho[task, metric]
+        axis.set_title(f"ρ = {value:+.2f}" if pd.notna(value) else "ρ: too few")
+        axis.set_xlabel(TITLES[metric])
+        if axis.get_ylabel():
+            axis.set_ylabel(f"{task}:\n{of_task[task]}")
+    for axis in grid.axes[:, 0]:  # of encoders of different width
+        widely(axis, "x", rows["rankme"])
+    figure = finished(study, grid.figure, f"n = {related['n'].max()} encoders", 3)
     caption = (
-        "Score of each encoder against RankMe and ODCorr of the same images, as kaiko 2024, Fig. 5, set ODCorr against "
-        f"accuracy on natural images ({of_what(study.settings)}). Points and bars: mean and SD over folds of the probe, or "
-        "over seeded runs of the heads; ρ: Spearman's over encoders, without snapshots. "
-        f"Over {related['n'].max()} encoders a perfect order has p = {related['least_p'].min():.2g}."
+        "Score of each encoder against RankMe and ODCorr of the same images, as kaiko 2024, Fig. 5, set "
+        f"ODCorr against accuracy on natural images ({of_what(settings)}). Points and bars: mean and SD over "
+        "folds of the probe, or over seeded runs of the heads; ρ: Spearman's over encoders, without "
+        f"snapshots. Over {related['n'].max()} encoders a perfect order has p = {related['least_p'].min():.2g}."
     )
     return Exhibit(name, heading, caption, table, figure, SECTION)
 
 
-def _panels(settings: Settings, line: Sequence[Axes], rows: pd.DataFrame, related: pd.DataFrame) -> None:
-    """``score, score_sd`` of each encoder against each metric; those that the study doesn't list, and snapshots, are grey."""
-    rho = related.set_index("metric")["rho"]
-    for axis, (metric, name) in zip(line, TITLES.items(), strict=True):
-        for row in rows.itertuples():
-            style = GREY | {"label": "snapshots on the way" if "@" in row.encoder else f"others, {HOME_MADE}", "markersize": 3}
-            if row.encoder in settings.encoders:
-                style = look(settings, row.encoder, predictions.PROBE) | {"label": row.encoder}
-            elif "@" not in row.encoder:
-                style |= {"markersize": 8, "color": "0.45"}
-            bar = math.nan if "@" in row.encoder else row.score_sd
-            axis.errorbar(getattr(row, metric), row.score, bar, **style | {"linestyle": "none", "elinewidth": 1})
-        axis.set_xlabel(name)
-        if metric == "rankme":  # of encoders of different width
-            widely(axis, "x", rows[metric])
-        axis.set_title(f"ρ = {rho[metric]:+.2f}" if math.isfinite(rho[metric]) else "ρ: too few", fontweight="normal")
-
-
 @in_style
 def by_sample_size(study: Study) -> Exhibit:
-    """RankMe and both ODCorr against the number of patches, a line an encoder; dotted: independent dimensions."""
+    """RankMe and both ODCorr against the number of patches, a line an encoder; dotted: by chance."""
     table = sizes_table(study)
-    sizes, names = sorted(table["n"].unique()), list(dict.fromkeys(table["encoder"]))
-    looks = pd.DataFrame([look(study.settings, name, predictions.PROBE) for name in names])
-    style = {"errorbar": ("pi", 100), "palette": list(looks["color"]), "markers": list(looks["marker"]), "dashes": False}
-    figure, axes = plt.subplots(1, len(TITLES), figsize=(WIDTH_INCH, 3.5), sharex=True)
-    for axis, (metric, name) in zip(axes, TITLES.items(), strict=True):
-        sns.lineplot(table, x="n", y=metric, hue="encoder", style="encoder", ax=axis, legend=metric == "rankme", **style)
+    sizes, names = np.unique(table["n"]), table["encoder"].unique()
+    looks = pd.DataFrame([look(study.settings, name, PROBE) for name in names])
+    grid = sns.relplot(
+        table.melt(["encoder", "n"], list(TITLES), "metric"), kind="line", x="n", y="value", col="metric",
+        hue="encoder", style="encoder", errorbar=("pi", 100), palette=list(looks["color"]),
+        markers=list(looks["marker"]), dashes=False, height=3, aspect=0.8, facet_kws={"sharey": False},
+    )  # fmt: skip
+    for metric, axis in grid.axes_dict.items():
         if metric in BY_CHANCE:
             chance = [BY_CHANCE[metric](n) for n in sizes]
-            axis.plot(sizes, chance, color="0.35", linestyle=":", label="independent dimensions, by chance")
+            axis.plot(
+                sizes,
+                chance,
+                color="0.35",
+                linestyle=":",
+                label="independent dimensions, by chance",
+            )
             axis.set_ylim(bottom=0)
-        else:
-            axis.get_legend().remove()
-            widely(axis, "y", table[metric])
-        axis.set(title=name, xlabel="patches, n", ylabel="", xscale="log")
-        axis.xaxis.set_major_formatter("{x:,.0f}")
-    figure = finished(study, figure, f"mean and range of {table['draw'].nunique()} draws", 3)
+        axis.set(title=TITLES[metric], xlabel="patches, n", ylabel="", xscale="log")
+    widely(grid.axes_dict["rankme"], "y", table["rankme"])
+    draws = f"mean and range of {table['draw'].nunique()} draws"
     caption = (
-        f"RankMe and ODCorr of seeded, nested subsamples, the same patches for every encoder ({of_what(study.settings)}). "
-        f"Lines and bands: mean and range of {table['draw'].nunique()} draws; dotted: what chance gives of so few patches. "
-        "RankMe can't exceed the number of patches either, so that values of different numbers of patches don't compare."
+        f"RankMe and ODCorr of seeded, nested subsamples, the same patches for every encoder "
+        f"({of_what(study.settings)}). Lines and bands: {draws}; dotted: what chance gives of so few patches. "
+        "RankMe can't exceed the number of patches either, so that values of different numbers of patches "
+        "don't compare."
     )
+    figure = finished(study, grid.figure, draws, 3)
     return Exhibit("10_by_sample_size", "By sample size", caption, table, figure, SECTION)

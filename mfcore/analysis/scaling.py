@@ -1,7 +1,5 @@
 """Data scaling (Fig. 1 of Ganz et al. 2024): scores by amount of data, the raters, other ways to split."""
 
-import math
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -38,27 +36,23 @@ from mfcore.analysis.scores import (
 from mfcore.data import splits, splits_audit
 from mfcore.measures import binary, curves, raters as measured
 from mfcore.study.config import SCHEMES, Settings
-from mfcore.study.predictions import ALL, END_TO_END, LORA, PROBE, load_arm, scores as scores_of
+from mfcore.study.predictions import ALL, END_TO_END, PROBE, load_arm, scores as scores_of
 from mfcore.study.study import Study
 
 SECTION = "Data scaling"
 SHOWN = ("auroc", "balanced_accuracy")
 DATA_SETS = {"midog22": "MIDOG 2022", "ccmct": "CCMCT"}  # by a study's source
-PUBLISHED_LOOKS = {END_TO_END: ("^", 0.75), PROBE: ("o", 1.0), LORA: ("s", 1.33)}  # marker, and its place
+LINES = {"curve": ("-", "fitted curve"), "straight": (":", "as in the last tenfold step")}
 PUBLISHED_COLUMNS = ["arm", "kind", "data_set", "metric", "value", "sd", "where"]
 BASE = "slide"  # the scheme that the others are measured against
-LEAKS = {  # what each leak's bars are
-    "test_on_train_cases": "are of a case that training sees",
-    "test_on_train_slides": "lie on a slide that training sees",
-    "test_overlapping_train": "share pixels with a training patch",
-}
 
 
 def scores(study: Study) -> Exhibit:
     """AUROC of every arm at every size; the table has every metric (`scores.scaling_table`)."""
     table, settings = by_size(study), study.settings
     caption = (
-        f"AUROC of every arm by the share of the training patches ({of_what(settings)}). Mean ± sample SD of {folds(table)}."
+        f"AUROC of every arm by the share of the training patches ({of_what(settings)}). Mean ± sample "
+        f"SD of {folds(table)}."
     )
     readable = wide(marked(table, settings))
     return Exhibit("05_scores", "Scores", caption, table, None, SECTION, readable)
@@ -70,7 +64,8 @@ def raters(study: Study) -> Exhibit:
     if not len(table):
         caption = f"No votes on these annotations are published ({of_what(settings)})."
         return Exhibit("05_raters", "Raters", caption, table, None, "Raters")
-    total, one = table[table["domain"] == ALL].iloc[0], measured.reference(table, "balanced_accuracy")
+    total = table[table["domain"] == ALL].iloc[0]
+    one = measured.reference(table, "balanced_accuracy")
     caption = (
         f"One rater against another, and each rater against the consensus, which counts the rater's own "
         f"vote ({of_what(settings)}); a rater is a position in the list of votes. In brackets: 95 % "
@@ -93,14 +88,23 @@ def published(settings: Settings) -> pd.DataFrame:
     if "amibr_probes.csv" in settings.source.published:
         table = published_table("amibr_probes.csv")
         table = table.assign(data_set="AMi-Br", where="Banerjee et al. 2025", auroc_sd=np.nan)
-        parts = [table.assign(metric=metric, value=table[metric], sd=table[f"{metric}_sd"]) for metric in SHOWN]
+        parts = [
+            table.assign(metric=metric, value=table[metric], sd=table[f"{metric}_sd"])
+            for metric in SHOWN
+        ]
     else:
         first = published_table("ganz_2024_full_size.csv")
-        first = first.assign(kind=END_TO_END, metric="auroc", where="Ganz et al. 2024, " + first["where"])
+        first = first.assign(
+            kind=END_TO_END, metric="auroc", where="Ganz et al. 2024, " + first["where"]
+        )
         first = first.rename(columns={"auroc": "value", "auroc_sd": "sd"})
         later = published_table("ammeling_2025.csv")
-        is_shown = (later["size"] == 1) & (later["quantity"] == "mixed") & later["metric"].isin(SHOWN)
-        later = later[is_shown].assign(data_set=later["data_set"].map(DATA_SETS), where="Ammeling et al. 2025, second-hand")
+        is_shown = (
+            (later["size"] == 1) & (later["quantity"] == "mixed") & later["metric"].isin(SHOWN)
+        )
+        later = later[is_shown].assign(
+            data_set=later["data_set"].map(DATA_SETS), where="Ammeling et al. 2025, second-hand"
+        )
         own = DATA_SETS.get(settings.data.source)
         parts = [part[part["data_set"] == own] if own else part for part in (first, later)]
     return pd.concat(parts, ignore_index=True)[PUBLISHED_COLUMNS]
@@ -127,35 +131,39 @@ def figure_1(study: Study) -> Exhibit:
     sizes = table.groupby("size")["n_train"].mean().round().astype(int)
     mixed = study.scores[study.scores["train_domain"] == ALL]
     long = named(in_order(mixed, settings), settings)
-    long = long.assign(n_train=long["size"].map(sizes)).melt(["name", "n_train"], list(SHOWN), "metric", "score")
-    arms = named(table, settings)[["arm", "kind", "name"]].drop_duplicates()
-    looks = pd.DataFrame([look(settings, row.arm, row.kind) for row in arms.itertuples()])
+    long = long.assign(n_train=long["size"].map(sizes))
+    looks = pd.DataFrame(
+        {
+            name: look(settings, *arm)
+            for (name, *arm), _ in long.groupby(["name", "arm", "kind"], sort=False)
+        }
+    ).T
     grid = sns.catplot(
-        long, kind="point", x="n_train", y="score", col="metric", hue="name", errorbar="sd",
-        hue_order=list(arms["name"]), palette=list(looks["color"]), markers=list(looks["marker"]),
-        linestyles=list(looks["linestyle"]), native_scale=True, log_scale=(True, False), dodge=0.25 * (len(arms) > 1),
-        capsize=0.05, linewidth=1.4, markersize=4.5, err_kws={"linewidth": 1}, height=4, aspect=0.9,
+        long.melt(["name", "n_train"], list(SHOWN), "metric", "score"), kind="point", x="n_train", y="score",
+        col="metric", hue="name", errorbar="sd", palette=list(looks["color"]), markers=list(looks["marker"]),
+        linestyles=list(looks["linestyle"]), native_scale=True, log_scale=(True, False),
+        dodge=0.25 * (len(looks) > 1), markersize=4.5, height=4, aspect=0.9,
     )  # fmt: skip
-    places = {name: sizes.max() * 4.0 ** (i + 1) for i, name in enumerate(beside["data_set"].unique())}
-    ticks = {n: f"{n:,}\n({splits.percent(size)} %)" for size, n in sizes.items()}
-    ticks |= {x: name.replace(" ", "\n") for name, x in places.items()}
     for metric, axis in grid.axes_dict.items():
         if metric == "balanced_accuracy":
             rater_lines(axis.axhline, axis.axhspan, human(study))
         axis.axhline(0.5, **CHANCE)
-        axis.axvline(2 * sizes.max(), color="0.6", linewidth=0.8)
-        for kind, part in beside[beside["metric"] == metric].groupby("kind"):
-            (form, shift), x = PUBLISHED_LOOKS[kind], part["data_set"].map(places)
-            axis.plot(x * shift, part["value"], form, color="0.25", mfc="white", label=f"published: {kind}")
-        axis.set_xticks(list(ticks), list(ticks.values()))
+        axis.axvline(2 * sizes.max(), color="0.6")
+        for i, (kind, part) in enumerate(beside[beside["metric"] == metric].groupby("kind")):
+            x = [(3 + i) * sizes.max()] * len(part)
+            axis.plot(
+                x, part["value"], MARKERS[i], color="0.25", mfc="white", label=f"published: {kind}"
+            )
+        axis.set_xticks(sizes, [f"{n:,}\n({splits.percent(size)} %)" for size, n in sizes.items()])
         axis.minorticks_off()
         axis.set(title=binary.TITLES[metric], xlabel="training patches, n (share)", ylim=(None, 1))
     grid.set_ylabels("mean ± SD over folds")
     figure = finished(study, grid.figure)
     best = _best(table)
+    where = listed(beside["data_set"].unique())
     caption = (
         f"AUROC and balanced accuracy on the test patches against the number of training patches "
-        f"({of_what(settings)}); open markers, right of the line: published, with all the data, on "
+        f"({of_what(settings)}); open markers, right of the line: published for all of {where}, on "
         f"other patches ({listed(_papers(beside))}). Points and bars: mean and sample SD of "
         f"{folds(table, 'Monte Carlo fold')}; shaded: 95 % interval of the raters. With all the data "
         f"{best['arm']} is highest: AUROC {plus_minus(best['auroc'], best['auroc_sd'])}."
@@ -180,18 +188,19 @@ def learning_curves(study: Study) -> Exhibit:
     mixed = study.scores[study.scores["train_domain"] == ALL]
     mixed = named(in_order(mixed, settings), settings)
     sizes = mixed.groupby("size")["n_train"].transform("mean")
-    grid = sns.FacetGrid(mixed.assign(n_train=sizes), col="name", col_wrap=3, height=2.1, aspect=1.15)
+    grid = sns.FacetGrid(
+        mixed.assign(n_train=sizes), col="name", col_wrap=3, height=2.1, aspect=1.15
+    )
     points = {"errorbar": "sd", "err_style": "bars", "marker": "o", "linestyle": "", "color": "C0"}
     grid.map_dataframe(sns.lineplot, "n_train", "auroc", label="mean ± SD over folds", **points)
-    lines = {"curve": ("fitted curve", "-"), "straight": ("as in the last tenfold step", ":")}
-    for name, axis in grid.axes_dict.items():
-        part = expected[named(expected, settings)["name"] == name]
-        for how, on in part.groupby("how"):
-            label, line = lines[how]
-            axis.fill_between(on["n_train"], on["low"], on["high"], color="0.86", label="95 % band")
-            axis.plot(on["n_train"], on["expected"], line, color="0.25", linewidth=1.2, label=label)
-        label = f"{best['arm']}, all the data"
-        axis.axhline(best["auroc"], color="black", linewidth=0.9, linestyle="--", label=label)
+    label = f"{best['arm']}, all the data"
+    for (name, how), on in named(expected, settings).groupby(["name", "how"], sort=False):
+        axis = grid.axes_dict[name]
+        axis.fill_between(on["n_train"], on["low"], on["high"], color="0.86", label="95 % band")
+        line, of = LINES[how]
+        axis.plot(on["n_train"], on["expected"], line, color="0.25", label=of)
+    for axis in grid.axes.flat:
+        axis.axhline(best["auroc"], color="black", linestyle="--", label=label)
         axis.axhline(0.5, **CHANCE)
     grid.set(xscale="log", ylim=(None, 1.0))
     in_panels(grid, "training patches, n", "AUROC")
@@ -209,16 +218,14 @@ def learning_curves(study: Study) -> Exhibit:
 def patches_needed(study: Study) -> Exhibit:
     """How many patches would close each arm's gap to the best one (`curves.fit`)."""
     fits = in_order(curves.fit(study.scores, study.seed), study.settings)
-    is_bent = fits["why_not"] == ""
-    levels = _with_bounds(fits, ("asymptote", "low", "high"), ".2f")
-    needed = {name: _with_bounds(fits, (name, f"{name}_low", f"{name}_high"), ",.0f") for name in ("n_needed", "n_straight")}
-    readable = pd.DataFrame(
-        {
-            "arm": fits["arm"],
-            "kind": fits["kind"],
-            "AUROC levels off at": levels.where(is_bent, "no curve: " + fits["why_not"]),
-            "per tenfold patches": _with_bounds(fits, ("per_tenfold", "per_tenfold_low", "per_tenfold_high"), "+.2f"),
-            "patches to close the gap": needed["n_needed"].where(is_bent, needed["n_straight"]),
+    is_bent, needed = fits["why_not"] == "", _spans(fits, "n_needed", ",.0f")
+    readable = fits[["arm", "kind"]].assign(
+        **{
+            "AUROC levels off at": _spans(fits, "asymptote", ".2f").where(
+                is_bent, "no curve: " + fits["why_not"]
+            ),
+            "per tenfold patches": _spans(fits, "per_tenfold", "+.2f"),
+            "patches to close the gap": needed.where(is_bent, _spans(fits, "n_straight", ",.0f")),
         }
     )
     caption = (
@@ -230,23 +237,16 @@ def patches_needed(study: Study) -> Exhibit:
     return Exhibit("05_patches_needed", "Patches needed", caption, fits, None, SECTION, readable)
 
 
-def _with_bounds(table: pd.DataFrame, names: tuple[str, str, str], form: str) -> pd.Series:
-    """Three columns as "0.80 [0.75, 0.84]"; without bounds where they are NaN, a dash without a value.
-
-    Counts, ``form`` ",.0f", are rounded to two digits.
-    """
-
-    def text(value: float) -> str:
-        if math.isinf(value):
-            return "∞"
-        return f"{float(f'{value:.2g}') if form == ',.0f' else value:{form}}"
-
-    rows = table[list(names)].itertuples(index=False, name=None)
-    shown = [
-        "–" if math.isnan(value) else text(value) + ("" if math.isnan(low) else f" [{text(low)}, {text(high)}]")
-        for value, low, high in rows
-    ]
-    return pd.Series(shown, index=table.index)
+def _spans(table: pd.DataFrame, name: str, form: str) -> pd.Series:
+    """A column with its bounds as "0.80 [0.75, 0.84]"; without bounds where they are NaN, a dash without a value."""
+    low, high = ("low", "high") if name == "asymptote" else (f"{name}_low", f"{name}_high")
+    numbers = table[[name, low, high]].astype(float)
+    if form == ",.0f":  # counts, of which two digits are known
+        numbers = numbers.map("{:.2g}".format).astype(float)
+    value, low, high = (numbers[column].map(f"{{:{form}}}".format) for column in numbers)
+    shown = value + " [" + low + ", " + high + "]"
+    shown = shown.str.replace(r" \[\+?nan, .*", "", regex=True).str.replace("inf", "∞")
+    return shown.str.replace(r"^\+?nan$", "–", regex=True)
 
 
 # ---- other ways to split ----
@@ -292,39 +292,32 @@ def inflation_table(study: Study) -> pd.DataFrame:
 
 @in_style
 def split_schemes(study: Study) -> Exhibit:
-    """One probe under each way to split: what the split leaks at the largest size, and the AUROC."""
+    """AUROC of one probe under each way to split; the table has what each leaks."""
     name, title, table = "05_inflation", "What the split is worth", inflation_table(study)
     settings = study.settings
     if not len(table):
         caption = f"No encoder was probed under other ways to split ({of_what(settings)})."
         return Exhibit(name, title, caption, table, None, SECTION)
     full = table[table["size"] == table["size"].max()]
-    schemes = full["scheme"].map(splits_audit.scheme_title)
-    leaks = full[list(LEAKS)].mul(100).rename(columns=LEAKS).assign(scheme=schemes)
-    leaks = leaks.melt("scheme", var_name="leak", value_name="share")
     fits = _under_schemes(study)
-    fits = fits.assign(
-        scheme=fits["scheme"].map(splits_audit.scheme_title),
-        size=[f"{splits.percent(size)} % of the training patches" for size in fits["size"]],
-    )
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_INCH, 1.7 + 0.42 * len(full)), sharey=True, width_ratios=(1, 1.7))
-    sns.barplot(leaks, x="share", y="scheme", hue="leak", palette="Greys", ax=left)
-    left.set(xlabel="test patches, %", xlim=(0, 100), ylabel="")
+    sizes = [f"{splits.percent(size)} % of the training patches" for size in fits["size"]]
+    fits = fits.assign(size=sizes, scheme=fits["scheme"].map(splits_audit.scheme_title))
+    n_sizes = fits["size"].nunique()
+    figure, axis = plt.subplots(figsize=(WIDTH_INCH, 1.7 + 0.42 * len(full)))
     sns.pointplot(
-        fits, x="auroc", y="scheme", hue="size", errorbar="sd", markers=list(MARKERS[: fits["size"].nunique()]),
-        linestyle="none", dodge=0.4 * (fits["size"].nunique() > 1), capsize=0.1, linewidth=1.2, markersize=5, ax=right,
+        fits, x="auroc", y="scheme", hue="size", errorbar="sd", linestyle="none", dodge=0.4 * (n_sizes > 1),
+        markers=list(MARKERS[:n_sizes]), ax=axis,
     )  # fmt: skip
-    if BASE in set(full["scheme"]):
-        base = full.loc[full["scheme"] == BASE, "auroc"].item()
-        right.axvline(base, color="0.4", linewidth=0.9, linestyle="--", label="by slide, all the data")
-    right.set_xlabel("AUROC, mean ± SD over folds")
-    left.legend_ = right.legend_ = None
+    for value in full["auroc"][full["scheme"] == BASE]:
+        axis.axvline(value, color="0.4", linestyle="--", label="by slide, all the data")
+    axis.set(xlabel="AUROC, mean ± SD over folds", ylabel="")
+    axis.legend_ = None
     figure = finished(study, figure, f"{settings.inflation.encoder} (probe)")
     best = full.loc[full["auroc"].idxmax()]
     caption = (
-        f"What each way to split leaks from training to test with all the data (left), and the AUROC "
-        f"of the probe on {settings.inflation.encoder} (right; {of_what(settings)}). Points and bars: "
-        f"mean and sample SD of {folds(full)}. With all the data AUROC is highest "
+        f"AUROC of the probe on {settings.inflation.encoder} under each way to split ({of_what(settings)}); "
+        f"the table has the shares of test patches that each leaks. Points and bars: mean and sample SD of "
+        f"{folds(full)}. With all the data AUROC is highest "
         f"{splits_audit.scheme_title(best['scheme'])}: {plus_minus(best['auroc'], best['auroc_sd'])}."
     )
     return Exhibit(name, title, caption, table, figure, SECTION, inflation_readable(table))
@@ -340,6 +333,8 @@ def inflation_readable(table: pd.DataFrame) -> pd.DataFrame:
             "n_train": table["n_train"],
             **leaks,
             "AUROC": cells(table, "auroc"),
-            "above_by_slide": [f"{value:+.3f}" if pd.notna(value) else "–" for value in table["auroc_inflation"]],
+            "above_by_slide": [
+                f"{value:+.3f}" if pd.notna(value) else "–" for value in table["auroc_inflation"]
+            ],
         }
     )

@@ -8,17 +8,16 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import yaml
 from matplotlib.figure import Figure
-from scipy.spatial import cKDTree
 
 from mfcore import store
-from mfcore.analysis import captions, exhibit
+from mfcore.analysis import exhibit
 from mfcore.analysis.exhibit import Exhibit
-from mfcore.analysis.figures import WIDTH_INCH, drawing
-from mfcore.data import splits_draw
 from mfcore.data.slides.slide import SAME_RESOLUTION
 from mfcore.encoders.card import released_cards
 from mfcore.measures import statistics
@@ -37,7 +36,9 @@ COLUMNS = ["switch", "as_released", "default", "arm", "kind", "n_folds", *NUMBER
 @cache
 def departures() -> dict[str, dict[str, str]]:
     """Where the released code departs, by name, as ``switches.yaml`` says; `BASE` and `PAPER` are entries as well."""
-    return yaml.safe_load(resources.files("mfcore.analysis").joinpath("switches.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load(
+        resources.files("mfcore.analysis").joinpath("switches.yaml").read_text(encoding="utf-8")
+    )
 
 
 # ---- the derived study ----
@@ -56,17 +57,18 @@ def derived(study: Study, switch: str) -> Study:
     """
     if switch not in (BASE, PAPER, *Switches.CHOICES):
         raise ValueError(f"switch {switch!r} is not one of {[*Switches.CHOICES, PAPER]}")
-    settings, full = study.settings, (max(study.settings.splits.sizes),)
+    settings, effects = study.settings, study.settings.effects
     names = {BASE: (), PAPER: Switches.CHOICES}.get(switch, (switch,))
-    n_folds = settings.effects.n_folds or settings.splits.n_folds
-    network = _network(settings, settings.effects.network)
+    released = {name: getattr(RELEASED, name) for name in names}
+    network = _network(settings, effects.network)
+    full = {"sizes": (max(settings.splits.sizes),), "by_domain": False}
     flipped = replace(
         settings,
-        switches=replace(settings.switches, **{name: getattr(RELEASED, name) for name in names}),
+        switches=replace(settings.switches, **released),
         patches=replace(settings.patches, stored_px=settings.stored_px),
-        splits=replace(settings.splits, sizes=full, by_domain=False, n_folds=n_folds),
-        encoders=(settings.effects.encoder,) if settings.effects.encoder else (),
-        networks=(replace(network, sizes=full, by_domain=False),) if network else (),
+        splits=replace(settings.splits, **full, n_folds=effects.n_folds or settings.splits.n_folds),
+        encoders=(effects.encoder,) if effects.encoder else (),
+        networks=(replace(network, **full),) if network else (),
     )
     return Study(flipped, study.folder)
 
@@ -80,11 +82,18 @@ def made_from(settings: Settings, arm: str) -> list:
     network, switches = _network(settings, arm), settings.switches
     purpose, encoder = ("embedding", arm) if network is None else ("training", network.architecture)
     card = released_cards(purpose).get(encoder) if switches.encoder_input == "released" else None
-    made = [study_data.patches_config(settings), study_data.splits_config(settings, networks=network is not None), card]
+    made = [
+        study_data.patches_config(settings),
+        study_data.splits_config(settings, networks=network is not None),
+        card,
+    ]
     if network is not None:
         chooses = switches.epoch == "best" or network.patience is not None
         made += [switches.epoch, switches.training_label, settings.released_in_training(network)]
-        made += [switches.validation if chooses else None, switches.clipping if network.clip_norm is not None else None]
+        made += [
+            switches.validation if chooses else None,
+            switches.clipping if network.clip_norm is not None else None,
+        ]
     return made
 
 
@@ -104,13 +113,14 @@ def why_not(study: Study, switch: str, arm: str) -> str:
 def counted(study: Study, switch: str) -> str:
     """How many of the study's patches or slides a switch changes, in words; empty where that isn't counted.
 
-    Counted are ``border``, ``resolution`` and, for the network of ``effects``, ``training_label``, once the study has patches.
+    Counted are ``border`` and ``resolution``, once the study has patches.
     """
-    count = {"border": _over_border, "resolution": _of_other_resolution, "training_label": _sees_a_positive}.get(switch)
+    count = {"border": _over_border, "resolution": _rescaled}.get(switch)
     try:
-        return "{:,} of {:,} ".format(*count(study)) + departures()[switch]["counted"] if count else ""
+        n = "{:,} of {:,} ".format(*count(study)) if count else ""
     except store.StoreError:
         return ""
+    return n and n + departures()[switch]["counted"]
 
 
 def _over_border(study: Study) -> tuple[int, int]:
@@ -118,67 +128,54 @@ def _over_border(study: Study) -> tuple[int, int]:
     return facts["n_patches_over_edge"] + facts["n_patches_shifted"], facts["n_patches"]
 
 
-def _of_other_resolution(study: Study) -> tuple[int, int]:
-    slides = study.labels.drop_duplicates("slide_id")
-    is_same = (slides["um_per_px"] / study.settings.patches.um_per_px - 1).abs() < SAME_RESOLUTION
-    return int((~is_same).sum()), len(slides)
-
-
-def _sees_a_positive(study: Study) -> tuple[int, int]:
-    """Negative patches that hold the centre of a positive annotation inside what training sees of them."""
-    settings = study.settings
-    network = settings.network(settings.effects.network)
-    labels = splits_draw.with_places(study.labels, study_data.placing_of(settings))
-    labels = labels.assign(slide=pd.factorize(labels["slide_id"])[0] * 1e12)  # no two slides are near each other
-    negative, positive = (labels[labels["label"] == label] for label in (0, 1))
-    share = (network.input_px + 2 * network.shift_px) / settings.patches.size_px
-    tree = cKDTree(positive[["x_l0_px", "y_l0_px", "slide"]].to_numpy())
-    distance, _ = tree.query(negative[["x_patch_l0_px", "y_patch_l0_px", "slide"]].to_numpy(), p=np.inf)  # (n_negative,)
-    return int((distance <= negative["side_l0_px"] * share / 2).sum()), len(negative)
+def _rescaled(study: Study) -> tuple[int, int]:
+    scale = study.labels.groupby("slide_id")["um_per_px"].first() / study.settings.patches.um_per_px
+    return int((~((scale - 1).abs() < SAME_RESOLUTION)).sum()), len(scale)
 
 
 # ---- the table ----
 
 
 def table(study: Study, switches: tuple[str, ...] = ()) -> pd.DataFrame:
-    """A row a departure (of the named ``switches``, else of all) and arm; none where the study's ``effects`` name no switches.
+    """A row a departure (of the named ``switches``, else of all) and arm.
 
-    ``as_released, default``: what the released code does and what the study does. ``auroc, auroc_sd``: at the full size, mean
-    and sample SD over ``n_folds``. ``difference, low, high``: of the AUROC from `BASE`; paired over folds
-    (`statistics.paired_test`) where both are tested on the same patches, else unpaired, as ``why`` then says.
-    ``why``: where numbers are missing, why; else how they are to be read, and what of the data the switch changes.
+    None where the study's ``effects`` name no switches. ``as_released, default``: what the released code
+    does and what the study does. ``auroc, auroc_sd``: at the full size, mean and sample SD over
+    ``n_folds``. ``difference, low, high``: of the AUROC from `BASE`; paired over folds
+    (`statistics.paired_test`) where both are tested on the same patches, else unpaired, as ``why`` then
+    says. ``why``: where numbers are missing, why; else how they are to be read, and what of the data the
+    switch changes.
     """
     names = switches or (departures() if study.settings.effects.switches else ())
-    base = derived(study, BASE)
-    rows = [_row(study, base, name, arm) for name in names for arm in arms(study.settings)]
+    base, rows = derived(study, BASE), []
+    for name in names:
+        switch = departures()[name].get("switch", name)
+        values = [getattr(of, switch, "") for of in (RELEASED, study.settings.switches)]
+        released, default = ({True: "yes", False: "no"}.get(value, value) for value in values)
+        for arm in arms(study.settings):
+            network = _network(study.settings, arm)
+            kind = study_predictions.kind_of(network) if network else study_predictions.PROBE
+            row = {"switch": name, "arm": arm, "kind": kind, "n_folds": 0}
+            row |= {"as_released": released, "default": default}
+            rows.append(row | _measured(study, base, name, arm))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _row(study: Study, base: Study, name: str, arm: str) -> dict:
-    entry, network = departures()[name], _network(study.settings, arm)
-    kind = study_predictions.kind_of(network) if network else study_predictions.PROBE
-    row = {"switch": name, "arm": arm, "kind": kind, "n_folds": 0, **dict.fromkeys(NUMBERS, np.nan)}
-    for column, switches in (("as_released", RELEASED), ("default", study.settings.switches)):
-        value = getattr(switches, entry.get("switch", name), "")
-        row[column] = {True: "yes", False: "no"}.get(value, value)
-    if why := entry.get("no_switch") or why_not(study, name, arm):
-        return row | {"why": why}
+def _measured(study: Study, base: Study, name: str, arm: str) -> dict:
+    """Of a row of `table` the numbers and ``why``, or ``why`` alone."""
+    if why := departures()[name].get("no_switch") or why_not(study, name, arm):
+        return {"why": why}
     flipped = base if name == BASE else derived(study, name)
     predictions, own = _predictions(flipped, arm), _predictions(base, arm)
     if predictions is None and name in set(Switches.CHOICES) - set(study.settings.effects.switches):
-        return row | {"why": "the study doesn't ask for it (effects.switches)"}
+        return {"why": "the study doesn't ask for it (effects.switches)"}
     if predictions is None:
-        return row | {"why": _not_yet(study, name)}
+        return {"why": _not_yet(study, name)}
     if own is None:
-        return row | {"why": f"the study as it is, to compare with: {_not_yet(study, BASE)}"}
-    scores = flipped.scores
-    over = statistics.spread(scores.loc[scores["arm"] == arm, "auroc"])
-    row |= {"n_folds": over.n, "auroc": over.mean, "auroc_sd": over.sd, "why": ""}
-    if name == BASE:
-        return row
-    interval, notes = _difference(study, predictions, own)
-    row |= {"difference": interval.estimate, "low": interval.low, "high": interval.high}
-    return row | {"why": "; ".join(filter(None, (counted(study, name), *notes)))}
+        return {"why": f"the study as it is, to compare with: {_not_yet(study, BASE)}"}
+    over = statistics.spread(flipped.scores["auroc"][flipped.scores["arm"] == arm])
+    row = {"n_folds": over.n, "auroc": over.mean, "auroc_sd": over.sd, "why": ""}
+    return row if name == BASE else row | _difference(study, predictions, own, counted(study, name))
 
 
 def _predictions(study: Study, arm: str) -> pd.DataFrame | None:
@@ -196,20 +193,26 @@ def _not_yet(study: Study, name: str) -> str:
     return f"failed: {store.read_json(file)['reason']}" if file.is_file() else NOT_YET
 
 
-def _difference(study: Study, flipped: pd.DataFrame, base: pd.DataFrame) -> tuple[statistics.Interval, list[str]]:
-    """How the AUROC differs, with notes: paired over the folds that test both on the same patches, else unpaired."""
-    here, there = (by_fold(part, "auroc", study.seed, study_predictions.ALL) for part in (flipped, base))
-    tested = [part.groupby("fold")["patch_id"].agg(frozenset) for part in (flipped, base)]
+def _difference(study: Study, flipped: pd.DataFrame, base: pd.DataFrame, count: str) -> dict:
+    """How the AUROC differs: paired over folds tested on the same patches, else unpaired."""
+    here, there = (
+        by_fold(part, "auroc", study.seed, study_predictions.ALL) for part in (flipped, base)
+    )
     n_test = max(part.groupby("fold").size().mean() for part in (flipped, base))
-    scores = [part.set_index(["fold", "patch_id"])["score"].sort_index() for part in (flipped, base)]
-    if tested[0].equals(tested[1]):
+    scores, own = (
+        part.set_index(["fold", "patch_id"])["score"].sort_index() for part in (flipped, base)
+    )
+    if scores.index.equals(own.index):
         test = statistics.paired_test(here, there, base["n_train"].mean(), n_test)
-        notes = ["the same predictions in every fold"] if scores[0].equals(scores[1]) else []
+        note = "the same predictions in every fold" if scores.equals(own) else ""
     else:
         test = statistics.unpaired_test(here, there, flipped["n_train"].mean(), n_test)
-        notes = ["unpaired: the two are tested on different patches"]
-    notes += [f"interval over draws of {test.drawn}"] if test.drawn else []
-    return test.interval, notes + ([] if np.isfinite(test.interval.low) else ["too few folds for an interval"])
+        note = "unpaired: the two are tested on different patches"
+    one = test.interval
+    drawn = f"interval over draws of {test.drawn}" if test.drawn else ""
+    few = "" if np.isfinite(one.low) else "too few folds for an interval"
+    why = "; ".join(filter(None, (count, note, drawn, few)))
+    return {"difference": one.estimate, "low": one.low, "high": one.high, "why": why}
 
 
 # ---- the exhibit ----
@@ -225,51 +228,48 @@ def sentence(row: dict) -> str:
     return f"{score}; {row['why']}" if row["why"] else score
 
 
+@exhibit.in_style
 def worth(study: Study) -> Exhibit:
     """Every departure of the released code, what the study does instead, and what that is worth to each arm."""
     rows, settings = table(study), study.settings
     measured = rows[rows["difference"].notna()]
+    single = measured[measured["switch"] != PAPER]
+    clear = single[(single["low"] > 0) | (single["high"] < 0)]
+    named = [f"{row.switch} for {row.arm} ({row.difference:+.3f})" for row in clear.itertuples()]
     n_folds = exhibit.counted(settings.effects.n_folds or settings.splits.n_folds, "fold")
     caption = (
-        "What each departure of the released code of Ganz et al. is worth on the full training set: its switch alone as "
-        f"released, against the study as it is ({captions.of_what(settings)}). Differences of the mean AUROC of {n_folds}; "
-        "bars: 95 % intervals, over folds and corrected for their overlap, or over draws of the tested slides or cases where "
-        f"the table says so. {_finding(measured[measured['switch'] != PAPER])}"
+        f"What each departure of the released code of Ganz et al. is worth on the full training set: its "
+        f"switch alone as released, against the study as it is ({exhibit.of_what(settings)}). Differences of "
+        f"the mean AUROC of {n_folds}; bars: 95 % intervals, over folds and corrected for their overlap, or "
+        f"over draws of the tested slides or cases where the table says so. Of {single['switch'].nunique()} "
+        f"switches measured, the interval excludes zero for {', '.join(named) or 'none'}; by chance one in "
+        "twenty does."
     )
-    figure = _figure(settings, measured, n_folds) if len(measured) else None
-    return Exhibit("05_switches", "What each switch is worth", caption, rows, figure, "Switches", _readable(rows))
+    figure = _figure(study, measured) if len(measured) else None
+    name, title = "05_switches", "What each switch is worth"
+    return Exhibit(name, title, caption, rows, figure, "Switches", _readable(rows))
 
 
-def _finding(measured: pd.DataFrame) -> str:
-    """What the differences of single switches show, in a sentence."""
-    if not len(measured):
-        return "No switch is measured here; each row says why."
-    clear = measured[(measured["low"] > 0) | (measured["high"] < 0)]
-    named = [f"{row.switch} for {row.arm} ({row.difference:+.3f})" for row in clear.itertuples()]
-    count, which = measured["switch"].nunique(), ", ".join(named) or "none"
-    return f"Of {count} switches measured, the interval excludes zero for {which}; by chance one in twenty does."
-
-
-def _figure(settings: Settings, measured: pd.DataFrame, n_folds: str) -> Figure:
+def _figure(study: Study, measured: pd.DataFrame) -> Figure:
     """The differences with their intervals, a line a switch and a panel an arm."""
-    parts = measured.groupby(["arm", "kind"], sort=False)
-    size_inch = (WIDTH_INCH, 0.3 * measured["switch"].nunique() + 1.2)
-    with drawing(settings, 1, len(parts), size_inch, sharex=True, sharey=True) as (figure, axes):
-        for axis, ((arm, kind), part) in zip(axes[0], parts, strict=True):
-            titles = [departures()[name]["title"] for name in part["switch"]]
-            ends = [part["difference"] - part["low"], part["high"] - part["difference"]]
-            axis.errorbar(part["difference"], titles, xerr=ends, fmt="o", capsize=2.5)
-            axis.axvline(0, color="0.4", linewidth=0.9)
-            axis.set_title(f"{arm}\n({kind})")
-        axes[0, 0].invert_yaxis()
-        figure.supxlabel(f"AUROC as released less the study's, {n_folds}", fontsize=8.5)
-    return figure
+    titles = [departures()[name]["title"] for name in measured["switch"]]
+    shown = measured.assign(title=titles, name=measured["arm"] + " (" + measured["kind"] + ")")
+    height = 0.3 * measured["switch"].nunique() + 1.2
+    grid = sns.FacetGrid(shown, col="name", height=height, aspect=3.6 / height)
+    label = "AUROC as released less the study's"
+    grid.map(plt.plot, "difference", "title", marker="o", linestyle="", label=label)
+    grid.map(plt.hlines, "title", "low", "high", label="95 % interval").refline(x=0, color="0.4")
+    grid.axes.flat[0].invert_yaxis()
+    exhibit.in_panels(grid, "difference in AUROC", "")
+    return exhibit.finished(study, grid.figure)
 
 
 def _readable(rows: pd.DataFrame) -> pd.DataFrame:
     """`table` for the eye: a row a departure, with a sentence an arm."""
     texts = pd.DataFrame(departures()).T[["title", "released", "where", "ours"]].fillna("")
     texts.columns = ["departure", "the released code", "where", "without the switch"]
-    worth = rows.assign(arm=rows["arm"] + " (" + rows["kind"] + ")", worth=[sentence(row) for row in rows.to_dict("records")])
+    sentences = [sentence(row) for row in rows.to_dict("records")]
+    worth = rows.assign(arm=rows["arm"] + " (" + rows["kind"] + ")", worth=sentences)
     values = rows.drop_duplicates("switch").set_index("switch")[["as_released", "default"]]
-    return texts.join(values).join(worth.pivot(index="switch", columns="arm", values="worth")).reset_index(drop=True)
+    worth = worth.pivot(index="switch", columns="arm", values="worth")
+    return texts.join(values).join(worth).reset_index(drop=True)

@@ -61,7 +61,7 @@ def ranking(predictions, study, metric="auroc"):
 def least(predictions, study=STUDY):
     """What the folds can show, from predictions alone, by question."""
     pairs = of_scores.differences_table(predictions, study)
-    return arms.least_differences(scores(predictions), pairs, study).set_index("question")
+    return arms.least_differences(scores(predictions), pairs).set_index("question")
 
 
 def by_fold(predictions, metric="auroc"):
