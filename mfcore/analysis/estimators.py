@@ -26,7 +26,7 @@ from mfcore.encoders.card import EncoderCard, conventions as known_ways
 from mfcore.encoders.readout import READOUTS
 from mfcore.measures import binary
 from mfcore.measures.resampling import by_fold
-from mfcore.measures.statistics import Folds, paired_difference
+from mfcore.measures.statistics import Folds, paired_test
 from mfcore.study import data as study_data
 from mfcore.study.config import as_dict
 from mfcore.study.predictions import PROBE, load_arm, scores as scores_of
@@ -148,7 +148,7 @@ def differences(fits: pd.DataFrame, by_estimator: Mapping[str, Folds], base: str
     full, rows = fits[fits["size"] == fits["size"].max()], []
     counts = full["n_train"].mean(), full["n_test"].mean()
     for estimator in (name for name in by_estimator if name != base):
-        one = paired_difference(by_estimator[estimator], by_estimator[base], *counts)
+        one = paired_test(by_estimator[estimator], by_estimator[base], *counts).interval
         rows.append((estimator, one.estimate, one.low, one.high))
     return pd.DataFrame(rows, columns=["estimator", "difference", "low", "high"])
 
@@ -315,7 +315,7 @@ def _difference(seed: int, base: pd.DataFrame, other: pd.DataFrame) -> dict[str,
         return dict.fromkeys(("difference", "low", "high"), np.nan)
     first, second = (by_fold(part, "auroc", seed, splits.ALL) for part in (other, base))
     n_test = base.groupby("fold").size().mean()
-    one = paired_difference(first, second, base["n_train"].mean(), n_test)
+    one = paired_test(first, second, base["n_train"].mean(), n_test).interval
     return {"difference": one.estimate, "low": one.low, "high": one.high}
 
 
