@@ -30,7 +30,7 @@ from mfcore.encoders.card import EncoderCard, conventions as known_ways
 from mfcore.encoders.readout import READOUTS
 from mfcore.measures import binary
 from mfcore.measures.resampling import by_fold
-from mfcore.measures.statistics import Folds, paired_difference
+from mfcore.measures.statistics import Folds, paired_test
 from mfcore.study import data as study_data
 from mfcore.study.config import as_dict
 from mfcore.study.predictions import PROBE, load_arm, scores as scores_of
@@ -176,7 +176,7 @@ def differences(
     counts, rows = full[["n_train", "n_test"]].mean(), []
     for name, one in by_estimator.items():
         if name != base:
-            span = paired_difference(one, by_estimator[base], *counts)
+            span = paired_test(one, by_estimator[base], *counts).interval
             rows.append((name, span.estimate, span.low, span.high))
     return pd.DataFrame(rows, columns=["estimator", "difference", "low", "high"])
 
@@ -320,7 +320,7 @@ def _difference(seed: int, base: pd.DataFrame, other: pd.DataFrame) -> dict[str,
         return dict.fromkeys(("difference", "low", "high"), np.nan)
     first, second = (by_fold(part, "auroc", seed, splits.ALL) for part in (other, base))
     n_test = base.groupby("fold").size().mean()
-    one = paired_difference(first, second, base["n_train"].mean(), n_test)
+    one = paired_test(first, second, base["n_train"].mean(), n_test).interval
     return {"difference": one.estimate, "low": one.low, "high": one.high}
 
 

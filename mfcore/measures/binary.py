@@ -9,11 +9,12 @@ Where only one class is present, AUROC, average precision, balanced accuracy and
 without class 1; nothing is guessed.
 """
 
+import functools
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from scipy.stats import rankdata
-from sklearn.metrics import average_precision_score, cohen_kappa_score
+from sklearn import metrics
 
 THRESHOLD = 0.5
 N_BINS = 15  # of the expected calibration error, as in Guo et al. 2017
@@ -50,16 +51,27 @@ def classify(score: np.ndarray) -> np.ndarray:
     return (np.asarray(score) > THRESHOLD).astype(np.int8)
 
 
+def _both_classes(metric: Callable[[np.ndarray, np.ndarray], float]) -> Callable[..., float]:
+    """The metric of checked arrays; NaN where one class is missing."""
+
+    @functools.wraps(metric)
+    def defined(label: np.ndarray, score: np.ndarray) -> float:
+        label, score = check(label, score)
+        return float(metric(label, score)) if label.min() != label.max() else math.nan
+
+    return defined
+
+
 def accuracy(label: np.ndarray, score: np.ndarray) -> float:
     """Share of patches given their own class."""
     label, score = check(label, score)
-    return float(np.mean(label == classify(score)))
+    return float(metrics.accuracy_score(label, classify(score)))
 
 
+@_both_classes
 def balanced_accuracy(label: np.ndarray, score: np.ndarray) -> float:
     """Mean of sensitivity and specificity; NaN where one class is missing."""
-    label, score = check(label, score)
-    return mean_recall(label, classify(score)) if _both(label) else float("nan")
+    return metrics.balanced_accuracy_score(label, classify(score))
 
 
 def mean_recall(label: np.ndarray, predicted: np.ndarray) -> float:
@@ -84,49 +96,43 @@ def mean_recall_of(right: np.ndarray, n: np.ndarray) -> np.ndarray:
 def weighted_f1(label: np.ndarray, score: np.ndarray) -> float:
     """F1 of each class, weighted by how many patches have it; a class that is never given has F1 0."""
     label, score = check(label, score)
-    given = classify(score)
-    return float(sum(np.mean(label == of) * _f1(label == of, given == of) for of in (0, 1)))
+    return float(metrics.f1_score(label, classify(score), average="weighted", zero_division=0))
 
 
+@_both_classes
 def quadratic_kappa(label: np.ndarray, score: np.ndarray) -> float:
-    """Cohen's kappa with quadratic weights (for two classes the same as without weights); NaN where one class is missing."""
-    label, score = check(label, score)
-    return float(cohen_kappa_score(label, classify(score), weights="quadratic")) if _both(label) else float("nan")
+    """Cohen's kappa with quadratic weights, with two classes the same as without; NaN without both classes."""
+    return metrics.cohen_kappa_score(label, classify(score), weights="quadratic")
 
 
+@_both_classes
 def auroc(label: np.ndarray, score: np.ndarray) -> float:
     """Area under the ROC curve: how often a patch of class 1 scores above one of class 0, ties counting half.
 
     NaN where one class is missing.
     """
-    label, score = check(label, score)
-    positive = label == 1
-    n, n_positive = len(label), int(positive.sum())
-    if n_positive in (0, n):
-        return float("nan")
-    below = rankdata(score)[positive].sum() - n_positive * (n_positive + 1) / 2  # Mann and Whitney's U: by ranks, a fast way
-    return float(below / (n_positive * (n - n_positive)))
+    return metrics.roc_auc_score(label, score)
 
 
+@_both_classes
 def average_precision(label: np.ndarray, score: np.ndarray) -> float:
     """Mean precision over the patches of class 1, each at its own score as the threshold; NaN where one class is missing.
 
     The sum over thresholds of precision times gain in sensitivity, without interpolation; patches of one score enter together.
     """
-    label, score = check(label, score)
-    return float(average_precision_score(label, score)) if _both(label) else float("nan")
+    return metrics.average_precision_score(label, score)
 
 
 def f1(label: np.ndarray, score: np.ndarray) -> float:
     """F1 of class 1: harmonic mean of its precision and sensitivity; NaN where no patch is of class 1."""
     label, score = check(label, score)
-    return _f1(label == 1, classify(score) == 1) if label.any() else float("nan")
+    return float(metrics.f1_score(label, classify(score), zero_division=0)) if label.any() else math.nan
 
 
 def brier(label: np.ndarray, score: np.ndarray) -> float:
     """Mean squared difference of score and label: 0 is perfect, 0.25 what a constant score of 0.5 has (Brier 1950)."""
     label, score = check(label, score)
-    return float(np.mean((score - label) ** 2))
+    return float(metrics.brier_score_loss(label, score, pos_label=1))
 
 
 def ece(label: np.ndarray, score: np.ndarray) -> float:
@@ -146,25 +152,19 @@ def bin_of(score: np.ndarray, n_bins: int = N_BINS) -> np.ndarray:
     return np.searchsorted(edges, np.asarray(score), side="left")
 
 
-def _f1(has: np.ndarray, given: np.ndarray) -> float:
-    """F1 of a class from who has it and who is given it, bool (n,); 0 where nobody is and has."""
-    return float(2 * (has & given).sum() / max(has.sum() + given.sum(), 1))
-
-
-def _both(label: np.ndarray) -> bool:
-    return bool(label.min() != label.max())
-
-
 METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": accuracy,
-    "balanced_accuracy": balanced_accuracy,
-    "weighted_f1": weighted_f1,
-    "quadratic_kappa": quadratic_kappa,
-    "auroc": auroc,
-    "average_precision": average_precision,
-    "f1": f1,
-    "brier": brier,
-    "ece": ece,
+    metric.__name__: metric
+    for metric in (
+        accuracy,
+        balanced_accuracy,
+        weighted_f1,
+        quadratic_kappa,
+        auroc,
+        average_precision,
+        f1,
+        brier,
+        ece,
+    )
 }
 
 TITLES: Mapping[str, str] = {
@@ -180,13 +180,6 @@ TITLES: Mapping[str, str] = {
 }
 
 HIGHER_IS_BETTER: frozenset[str] = frozenset(METRICS) - {"brier", "ece"}
-
-
-def compute(name: str, label: np.ndarray, score: np.ndarray) -> float:
-    """The metric called ``name``, one of METRICS; raises MetricError for any other name."""
-    if name not in METRICS:
-        raise MetricError(f"metric {name!r} is not known; known ones: {sorted(METRICS)}")
-    return METRICS[name](label, score)
 
 
 def evaluate(label: np.ndarray, score: np.ndarray) -> dict[str, float]:

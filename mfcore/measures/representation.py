@@ -1,4 +1,4 @@
-"""What embeddings are worth without a label: RankMe and ODCorr, at once or in bounded memory, with numpy alone.
+"""What embeddings are worth without a label: RankMe and ODCorr, in bounded memory, with numpy alone.
 
 RankMe (Garrido et al. 2022, arXiv 2210.02885, section 3) is of the singular values of the features as they are, neither
 centred nor squared to eigenvalues of a covariance, and is not divided by anything: it lies between 1 and min(n, n_dims).
@@ -37,27 +37,8 @@ def effective_rank(singular_values: np.ndarray) -> float:
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def odcorr_abs(features: np.ndarray) -> float:
-    """Mean absolute Pearson correlation between different dimensions of features (n, n_dims).
-
-    NaN with fewer than two dimensions that vary. Raises as `rankme`.
-    """
-    return _mean_abs(_correlations(features))
-
-
-def odcorr_sq(features: np.ndarray) -> float:
-    """Mean squared Pearson correlation between different dimensions of features (n, n_dims); NaN, raises as `odcorr_abs`."""
-    return _mean_square(_correlations(features))
-
-
-def constant_dims(features: np.ndarray) -> np.ndarray:
-    """Which dimensions of features (n, n_dims) hold one value only, bool (n_dims,); raises as `rankme`."""
-    features = _checked(np.asarray(features))
-    return features.min(axis=0) == features.max(axis=0)
-
-
 def odcorr_abs_by_chance(n: int) -> float:
-    """The mean of `odcorr_abs` for ``n`` rows of independent normal dimensions, sqrt(2 / (pi n)) for many rows.
+    """The mean of `Streaming.odcorr_abs` for ``n`` rows of independent normal dimensions, sqrt(2 / (pi n)) for many rows.
 
     The mean of |r| under the density of a sample correlation of zero, (1 - r^2)^((n - 4) / 2) / B(1/2, (n - 2) / 2). NaN for
     fewer than 3 rows.
@@ -66,7 +47,7 @@ def odcorr_abs_by_chance(n: int) -> float:
 
 
 def odcorr_sq_by_chance(n: int) -> float:
-    """The mean of `odcorr_sq` for ``n`` rows of independent normal dimensions, 1 / (n - 1); NaN for fewer than 3 rows."""
+    """The mean of `Streaming.odcorr_sq` for ``n`` rows of independent dimensions; NaN for fewer than 3."""
     return 1 / (n - 1) if n > 2 else math.nan
 
 
@@ -120,15 +101,18 @@ class Streaming:
         return effective_rank(np.sqrt(np.maximum(squares, 0)))
 
     def odcorr_abs(self) -> float:
-        """`odcorr_abs` of all rows so far; raises RepresentationError where there is none."""
-        return _mean_abs(self._correlations())
+        """Mean absolute Pearson correlation between different dimensions of all rows so far.
+
+        NaN with fewer than two dimensions that vary. Raises RepresentationError where there is no row.
+        """
+        return _off_diagonal_mean(np.abs(self._correlations()))
 
     def odcorr_sq(self) -> float:
-        """`odcorr_sq` of all rows so far; raises RepresentationError where there is none."""
-        return _mean_square(self._correlations())
+        """Mean squared Pearson correlation between different dimensions; NaN, raises as `odcorr_abs`."""
+        return _off_diagonal_mean(self._correlations() ** 2)
 
     def constant_dims(self) -> np.ndarray:
-        """`constant_dims` of all rows so far; raises RepresentationError where there is none."""
+        """Which dimensions hold one value only, bool (n_dims,); raises RepresentationError where there is no row."""
         self._refuse_none()
         return self._low == self._high
 
@@ -154,24 +138,6 @@ def _checked(features: np.ndarray, first: int = 0) -> np.ndarray:
         which = [first + int(row) for row in bad[:5]]
         raise RepresentationError(f"{len(bad)} rows hold NaN or infinity, the first {which}; embed these patches again")
     return features
-
-
-def _correlations(features: np.ndarray) -> np.ndarray:
-    """Pearson correlations of the dimensions that vary, float64 (k, k)."""
-    features = np.asarray(features)
-    varies = ~constant_dims(features)
-    centred = features[:, varies].astype(np.float64)  # (n, k)
-    centred -= centred.mean(axis=0)
-    centred /= np.linalg.norm(centred, axis=0)
-    return (centred.T @ centred).clip(-1, 1)  # which rounding may pass
-
-
-def _mean_abs(correlations: np.ndarray) -> float:
-    return _off_diagonal_mean(np.abs(correlations))
-
-
-def _mean_square(correlations: np.ndarray) -> float:
-    return _off_diagonal_mean(correlations**2)
 
 
 def _off_diagonal_mean(values: np.ndarray) -> float:

@@ -120,7 +120,7 @@ def _in_folds(
         if metric in RESAMPLED:
             values.append(RESAMPLED[metric](label[of_fold], score[of_fold], within, weights[:, here]))
         else:
-            values.append([binary.compute(metric, label[of_fold], score[of_fold])])
+            values.append([binary.METRICS[metric](label[of_fold], score[of_fold])])
     return np.unique(fold), np.stack(values)
 
 

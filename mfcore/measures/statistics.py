@@ -185,17 +185,6 @@ def unpaired_test(
     return _t_test(means[0] - means[1], parts, n_test / n_train, level)
 
 
-def paired_difference(
-    first: Folds | np.ndarray | pd.Series,
-    second: Folds | np.ndarray | pd.Series,
-    n_train: float,
-    n_test: float,
-    level: float = LEVEL,
-) -> Interval:
-    """The interval of `paired_test`."""
-    return paired_test(first, second, n_train, n_test, level).interval
-
-
 def clear_difference(n_folds: int, n_train: float, n_test: float, level: float = LEVEL, n_tests: int = 1) -> float:
     """How many SDs (of the folds' differences) a mean difference must have for `paired_test` to find it clear of zero.
 

@@ -84,35 +84,14 @@ def restore(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     model.load_state_dict(tensors, strict=False)
 
 
-def merged(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The encoder as adapted, in the tensors of the plain architecture (without the head): W + alpha / rank B A for W.
-
-    Saved as safetensors, it is an encoder like any other (`config.OwnEncoder`: ``like`` the card's, ``weights`` the file).
-    """
-    state, adapted, head = {}, dict(_adapted(model)), _head(model)
-    for name, tensor in model.state_dict().items():
-        if ".lora_" in name or name.startswith(f"{head}."):
-            continue
-        layer, _, kind = name.partition(".base_layer.")
-        if kind == "weight":
-            tensor = tensor + adapted[layer].get_delta_weight(ADAPTER).to(tensor.dtype)
-        state[f"{layer}.{kind}" if kind else name] = tensor.detach().clone()
-    return state
-
-
-def layers(model: nn.Module) -> list[str]:
+def _layers(model: nn.Module) -> list[str]:
     """The names of the layers that LoRA can change: linear ones and convolutions, without the head."""
-    head = _head(model)
+    head = next(name for name, module in model.named_modules() if module is model.get_classifier())
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and name != head and not name.startswith(f"{head}.")
+        if isinstance(module, nn.Linear | nn.Conv2d) and not f"{name}.".startswith(f"{head}.")
     ]
-
-
-def _head(model: nn.Module) -> str:
-    """Name of the layer that gives the logits."""
-    return next(name for name, module in model.named_modules() if module is model.get_classifier())
 
 
 @functools.cache
@@ -131,7 +110,7 @@ def _inject(model: nn.Module, lora: Lora) -> None:
     """Freeze a network but for its head, and give the layers that ``lora`` names their matrices."""
     import peft
 
-    names = layers(model)
+    names = _layers(model)
     targets = {target: [n for n in names if f".{n}".endswith(f".{target}")] for target in lora.targets}
     if not any(isinstance(model.get_submodule(name), nn.Linear) for name in names):
         raise EncoderError(f"encoder {model.card.name!r} is a convolutional network: it has no layers for LoRA; leave lora out")

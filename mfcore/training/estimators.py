@@ -5,14 +5,17 @@ All see the same embeddings and splits. What a description says is what the func
 the supplement prints it from there.
 """
 
+import functools
 import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from importlib import resources
 
 import numpy as np
 import pandas as pd
+import yaml
 from scipy.special import expit
 from tqdm.auto import tqdm
 
@@ -42,23 +45,6 @@ class Fitted:
     weight: np.ndarray
     bias: float
     facts: dict
-
-
-@dataclass(frozen=True)
-class Description:
-    """What an estimator is. All in words but ``weighs_classes`` and ``uses_validation``."""
-
-    title: str
-    objective: str
-    optimiser: str
-    features: str
-    weighs_classes: bool
-    uses_validation: bool
-    source: str
-
-    def as_dict(self) -> dict:
-        """Plain data, for the run's record."""
-        return asdict(self)
 
 
 def _uni(features: np.ndarray, labels: np.ndarray, folds: list[Fold], settings: Probe, _: str) -> list[Fitted]:
@@ -122,94 +108,30 @@ EVA = Schedule(3e-4, 0.01, 256, lambda n_batches: math.ceil(PATIENCE_STEPS / n_b
 ADAM = Schedule(5e-5, 0.0, 8, lambda n_batches: 15, max_epochs=100, optimizer="Adam", is_balanced=True)
 ADAM_FAST = replace(ADAM, learning_rate=1e-3)
 
-ESTIMATORS: Mapping[str, tuple[Description, Callable]] = {
-    "uni": (
-        Description(
-            title="UNI's, this study's probe",
-            objective="mean cross-entropy + 0.5 / C ‖W‖, the norm not squared; C = D K / 100",
-            optimiser="L-BFGS to the minimum",
-            features="as they are",
-            weighs_classes=False,
-            uses_validation=False,
-            source="Chen et al. 2024; Ganz et al. 2024",
-        ),
-        _uni,
-    ),
-    "sklearn_scaled": (
-        Description(
-            title="scikit-learn, as it comes",
-            objective="C times the summed cross-entropy + 0.5 ‖w‖²; C = 1",
-            optimiser=f"L-BFGS, tolerance 1e-4, at most {MAX_ITER} iterations",
-            features="scaled by StandardScaler on the training patches",
-            weighs_classes=False,
-            uses_validation=False,
-            source="LogisticRegression() behind StandardScaler()",
-        ),
-        _sklearn(scaled=True, cost=1.0),
-    ),
-    "sklearn_unis_c": (
-        Description(
-            title="scikit-learn with UNI's C",
-            objective="C times the summed cross-entropy + 0.5 ‖w‖²; C = D K / 100, the number that UNI's has",
-            optimiser=f"L-BFGS, tolerance 1e-4, at most {MAX_ITER} iterations",
-            features="as they are",
-            weighs_classes=False,
-            uses_validation=False,
-            source="LogisticRegression(C=D * K / 100), what UNI's is easily taken for",
-        ),
-        _sklearn(scaled=False, cost=None),
-    ),
-    "eva": (
-        Description(
-            title="eva's protocol",
-            objective="mean cross-entropy of a batch",
-            optimiser=(
-                "AdamW, learning rate 3e-4, weight decay 0.01, batches of 256, at most 12,500 steps; stopped after as many "
-                "epochs as make 2,500 steps without a better balanced accuracy on validation, tested at the best"
-            ),
-            features="as they are",
-            weighs_classes=False,
-            uses_validation=True,
-            source="kaiko-ai/eva, patch classification; 2,500 steps is what its patience on BACH, CRC and PCam has in common",
-        ),
-        _by_steps(EVA),
-    ),
-    "early_stopped_adam": (
-        Description(
-            title="Adam at 5e-5, early stopped",
-            objective="mean cross-entropy of a batch",
-            optimiser=(
-                "Adam, learning rate 5e-5, batches of 8, at most 100 epochs; stopped after 15 epochs without a better "
-                "balanced accuracy on validation, tested at the best"
-            ),
-            features="as they are",
-            weighs_classes=True,
-            uses_validation=True,
-            source="Banerjee et al. 2025 (AMi-Br benchmark), weighted sampler",
-        ),
-        _by_steps(ADAM),
-    ),
-    "early_stopped_adam_fast": (
-        Description(
-            title="Adam at 1e-3, early stopped",
-            objective="mean cross-entropy of a batch",
-            optimiser="as above, at twenty times the learning rate",
-            features="as they are",
-            weighs_classes=True,
-            uses_validation=True,
-            source="the same benchmark's way with Prov-GigaPath; here a control, to see whether 5e-5 gets far enough",
-        ),
-        _by_steps(ADAM_FAST),
-    ),
+ESTIMATORS: Mapping[str, Callable[..., list[Fitted]]] = {
+    "uni": _uni,
+    "sklearn_scaled": _sklearn(scaled=True, cost=1.0),
+    "sklearn_unis_c": _sklearn(scaled=False, cost=None),
+    "eva": _by_steps(EVA),
+    "early_stopped_adam": _by_steps(ADAM),
+    "early_stopped_adam_fast": _by_steps(ADAM_FAST),
 }
 
 
 # ---- the audit ----
 
 
+@functools.cache
+def _descriptions() -> str:
+    return resources.files("mfcore.training").joinpath("estimators.yaml").read_text(encoding="utf-8")
+
+
 def described() -> dict[str, dict]:
-    """Every estimator in words, by name: what decides an audit, besides its options and seed."""
-    return {name: description.as_dict() for name, (description, _) in ESTIMATORS.items()}
+    """Every estimator in words, by name: what decides an audit, besides its options and seed.
+
+    In words but for ``weighs_classes`` and ``uses_validation``.
+    """
+    return yaml.safe_load(_descriptions())
 
 
 def audit(material: probe.Material, run: store.Run, seed: int, options: Probe) -> store.Run:
@@ -251,7 +173,7 @@ def _fit_group(
         for unit in units
     ]
     begun = time.monotonic()
-    fitted = ESTIMATORS[name][1](
+    fitted = ESTIMATORS[name](
         material.features, material.labels, folds, options, f"{name}, size {splits.shortest(units[0].size)}"
     )
     seconds = round((time.monotonic() - begun) / len(units), 3)

@@ -78,7 +78,7 @@ def test_the_errors_are_means_over_folds_in_the_study_s_order():
     rows = table.query("arm == 'sure' and train_domain == 'all' and size == 1.0")
     by_arm = found.set_index("arm")
     for name in ("brier", "ece"):
-        folds = [binary.compute(name, f["label"].to_numpy(), f["score"].to_numpy()) for _, f in rows.groupby("fold")]
+        folds = [binary.METRICS[name](f["label"].to_numpy(), f["score"].to_numpy()) for _, f in rows.groupby("fold")]
         assert by_arm.loc["sure", name] == pytest.approx(np.mean(folds))
         assert by_arm.loc["sure", f"{name}_sd"] == pytest.approx(np.std(folds, ddof=1))
     assert by_arm.loc["good", "ece"] < by_arm.loc["sure", "ece"] and by_arm.loc["good", "brier"] < by_arm.loc["net", "brier"]

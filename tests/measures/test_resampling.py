@@ -39,9 +39,9 @@ def test_bootstrap_equals_resampling_rows_slide_by_slide(metric, seed):
     means = []
     for drawn in counts:
         repeated = table.loc[np.repeat(table.index, drawn[np.searchsorted(slides, table["slide_id"])])]
-        folds = [binary.compute(metric, f["label"].to_numpy(), f["score"].to_numpy()) for _, f in repeated.groupby("fold")]
+        folds = [binary.METRICS[metric](f["label"].to_numpy(), f["score"].to_numpy()) for _, f in repeated.groupby("fold")]
         means.append(np.nanmean(folds) if np.isfinite(folds).any() else np.nan)
-    folds = [binary.compute(metric, f["label"].to_numpy(), f["score"].to_numpy()) for _, f in table.groupby("fold")]
+    folds = [binary.METRICS[metric](f["label"].to_numpy(), f["score"].to_numpy()) for _, f in table.groupby("fold")]
     assert found == pytest.approx(np.array([np.nanmean(folds), *means]), abs=1e-12, nan_ok=True)
     interval = bootstrap(table, metric, 7, "test", n_resamples=40)
     assert interval.n == len(slides) and interval.estimate == found[0]
@@ -55,7 +55,7 @@ def test_bootstrap_equals_resampling_rows_slide_by_slide(metric, seed):
 @pytest.mark.parametrize("metric", sorted(set(binary.METRICS) - set(RESAMPLED)))
 def test_other_metrics_have_a_mean_over_folds_and_no_resamples(metric):
     table = fake_predictions()
-    folds = [binary.compute(metric, f["label"].to_numpy(), f["score"].to_numpy()) for _, f in table.groupby("fold")]
+    folds = [binary.METRICS[metric](f["label"].to_numpy(), f["score"].to_numpy()) for _, f in table.groupby("fold")]
     assert resample(table, metric, 7, n_resamples=0) == pytest.approx([np.mean(folds)])
     with pytest.raises(MetricError, match=f"'{metric}' can't be resampled"):
         bootstrap(table, metric, 7)

@@ -29,7 +29,7 @@ def test_spread_leaves_nan_out_and_counts():
 def test_paired_difference_is_scipys_when_nothing_is_shared():
     """With a vanishing test share the correction vanishes, and the paired t interval remains."""
     first, second = np.array([0.8, 0.82, 0.79, 0.85, 0.81]), np.array([0.7, 0.75, 0.74, 0.73, 0.78])
-    found = statistics.paired_difference(first, second, 1e12, 1)
+    found = statistics.paired_test(first, second, 1e12, 1).interval
     expected = stats.ttest_rel(first, second).confidence_interval(0.95)
     assert [found.low, found.high] == pytest.approx([expected.low, expected.high], abs=1e-6)
     assert found.low > 0 or found.high < 0
@@ -37,17 +37,17 @@ def test_paired_difference_is_scipys_when_nothing_is_shared():
 
 def test_paired_difference_widens_as_nadeau_and_bengio_say():
     first, second = np.array([0.8, 0.82, 0.79, 0.85, 0.81]), np.array([0.7, 0.75, 0.74, 0.73, 0.78])
-    plain = statistics.paired_difference(first, second, 1e12, 1)
-    corrected = statistics.paired_difference(first, second, 64, 20)
+    plain = statistics.paired_test(first, second, 1e12, 1).interval
+    corrected = statistics.paired_test(first, second, 64, 20).interval
     ratio = (corrected.high - corrected.low) / (plain.high - plain.low)
     assert ratio == pytest.approx(np.sqrt((1 / 5 + 20 / 64) / (1 / 5)), abs=1e-6)
     assert corrected.estimate == pytest.approx(np.mean(first - second))
 
 
 def test_paired_difference_leaves_unfinished_folds_out():
-    found = statistics.paired_difference([0.8, np.nan, 0.9], [0.7, 0.7, 0.85], 80, 20)
+    found = statistics.paired_test([0.8, np.nan, 0.9], [0.7, 0.7, 0.85], 80, 20).interval
     assert found.n == 2
-    assert np.isnan(statistics.paired_difference([0.8], [0.7], 80, 20).low)
+    assert np.isnan(statistics.paired_test([0.8], [0.7], 80, 20).interval.low)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_paired_difference_leaves_unfinished_folds_out():
 )
 def test_paired_difference_refuses(first, second, n_train, message):
     with pytest.raises(statistics.StatisticsError, match=message):
-        statistics.paired_difference(first, second, n_train, 5)
+        statistics.paired_test(first, second, n_train, 5)
 
 
 FIRST, SECOND = np.array([0.8, 0.82, 0.79, 0.85, 0.81]), np.array([0.7, 0.75, 0.74, 0.73, 0.78])

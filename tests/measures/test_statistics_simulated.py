@@ -128,7 +128,7 @@ def coverage(n_slides: int, n_studies: int, metric: str = "auroc", seed: int = 0
     """Share of 95 % intervals over so many slides that hold the truth of a sample of 60,000."""
     rng = np.random.default_rng(seed)
     large = sample(rng, 60_000)
-    truth = binary.compute(metric, large["label"].to_numpy(), large["score"].to_numpy())
+    truth = binary.METRICS[metric](large["label"].to_numpy(), large["score"].to_numpy())
     held = []
     for study in range(n_studies):
         found = resampling.bootstrap(sample(rng, n_slides), metric, study, "coverage", n_resamples=300)

@@ -1,13 +1,11 @@
 """Low-rank adaptation: what is trained, that it begins as the frozen network, and that it computes what it says."""
 
-import copy
 import dataclasses
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
-from tiny_encoders import some_patches, tiny_card, use
+from tiny_encoders import tiny_card
 from torch import nn
 from torch.nn import functional
 
@@ -15,8 +13,7 @@ from mfcore import encoders
 from mfcore.encoders import EncoderError, architecture, weights
 from mfcore.encoders.card import EncoderCard, cards
 from mfcore.encoders.readout import READOUTS
-from mfcore.study import encoders as study_encoders
-from mfcore.study.config import ConfigError, Data, Lora, OwnEncoder, Settings, load_study
+from mfcore.study.config import ConfigError, Lora, load_study
 from mfcore.training import adapt
 
 FOCUS = cards()["dinov2_vits14_focus"]
@@ -174,38 +171,6 @@ def test_before_the_first_step_the_network_is_the_frozen_one():
         with torch.no_grad():
             assert torch.equal(adapt.build_network(card, SMALL, seed=5).eval()(x), plain(x))
             assert torch.equal(adapt.build_network(card, None, seed=5).eval()(x), plain(x))
-
-
-def test_merged_weights_are_pefts_own(focus):
-    merged = adapt.merged(focus)
-    assert not {tensor.data_ptr() for tensor in merged.values()} & {t.data_ptr() for t in focus.state_dict().values()}
-    theirs = copy.deepcopy(focus)
-    n_merged = 0
-    for name, module in theirs.named_modules():
-        if hasattr(module, "lora_A"):
-            module.merge()
-            torch.testing.assert_close(merged[f"{name}.weight"], module.get_base_layer().weight.data, rtol=0, atol=1e-6)
-            n_merged += 1
-    assert n_merged == 4 * 12 + 1
-    plain = architecture.create(FOCUS.architecture, FOCUS.arguments)
-    assert {name: tensor.shape for name, tensor in merged.items()} == {
-        name: tensor.shape for name, tensor in plain.state_dict().items()
-    }
-
-
-def test_an_adapted_encoder_can_be_used_as_any_other(monkeypatch, tmp_path):
-    card = tiny_card()
-    use(monkeypatch, card)
-    model = as_if_trained(adapt.build_network(card, SMALL, seed=0))
-    save_file(adapt.merged(model), tmp_path / "adapted.safetensors")
-    record = OwnEncoder("adapted", like="tiny", weights=str(tmp_path / "adapted.safetensors"))
-    study = Settings("t", "t", Data("csv"), encoders=("adapted",), own_encoders=(record,))
-    encoder = encoders.load(study_encoders.card_of(study, "adapted"))
-    with torch.no_grad():
-        expected = model.forward_features(encoder.transform(some_patches(3, 32)))[:, 0]
-    found = torch.from_numpy(encoder.embed(some_patches(3, 32)))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert (found - torch.from_numpy(encoders.load(card).embed(some_patches(3, 32)))).abs().max() > 0.01
 
 
 # ---- how it is drawn, and what training changes ----

@@ -29,8 +29,7 @@ def short(monkeypatch):
         ("early_stopped_adam_fast", estimators.ADAM_FAST, adam),
     ):
         schedule: Schedule = dataclasses.replace(full, **change)
-        entry = (estimators.ESTIMATORS[name][0], estimators._by_steps(schedule))
-        monkeypatch.setitem(estimators.ESTIMATORS, name, entry)
+        monkeypatch.setitem(estimators.ESTIMATORS, name, estimators._by_steps(schedule))
 
 
 @pytest.fixture
@@ -93,7 +92,7 @@ def test_a_kill_loses_one_group_and_a_second_run_gives_the_same(embeddings, monk
     folder, run = embeddings
     for name in set(estimators.ESTIMATORS) - {"uni", "eva"}:
         monkeypatch.delitem(estimators.ESTIMATORS, name)
-    description, fit = estimators.ESTIMATORS["eva"]
+    fit = estimators.ESTIMATORS["eva"]
     calls = []
 
     def killed(*arguments):
@@ -102,7 +101,7 @@ def test_a_kill_loses_one_group_and_a_second_run_gives_the_same(embeddings, monk
             raise KeyboardInterrupt
         return fit(*arguments)
 
-    monkeypatch.setitem(estimators.ESTIMATORS, "eva", (description, killed))
+    monkeypatch.setitem(estimators.ESTIMATORS, "eva", killed)
     with pytest.raises(KeyboardInterrupt):
         study_arms.audit_probe(STUDY, run, folder)
     audit = study_arms.audit_probe(STUDY, run, folder)
