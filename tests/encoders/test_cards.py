@@ -50,6 +50,18 @@ FACTS = {
     "dinov3_vits16": (21_586_944, 256 + 5, 384),
     "dinov3_vitb16": (85_641_216, 261, 768),
     "dinov3_vitl16": (303_079_424, 261, 1024),
+    "dinov3_vits16plus": (28_683_264, 261, 384),
+    "dinov3_vith16plus": (840_509_440, 261, 1280),
+    "dinov3_vit7b16": (6_716_030_976, 261, 4096),
+    "gigapath_flash": (21_681_024, 197, 384),
+    "gpfm": (303_227_904, 257, 1024),
+    "mstar": (303_350_784, 197, 1024),
+    "path_orchestra": (303_350_784, 197, 1024),
+    "lunit_dino16": (21_665_664, 197, 384),
+    "lunit_dino16_mirror_norm": (21_665_664, 197, 384),
+    "lunit_dino8": (21_670_272, 785, 384),
+    "lunit_dino8_imagenet_norm": (21_670_272, 785, 384),
+    "lunit_dino8_crop": (21_670_272, 785, 384),
     "hibou_b": (85_739_520, 261, 768),
     "hibou_l": (303_657_216, 261, 1024),
     "ctranspath": (27_520_038, 0, 768),
@@ -134,7 +146,8 @@ def test_every_hub_card_is_pinned_to_a_commit_or_says_that_it_isnt():
     assert all("the revision isn't pinned" in cards()[name].facts for name in unpinned)
     kaiko = {"kaiko_vits16", "kaiko_vits8", "kaiko_vitb16", "kaiko_vitb8"}
     huge = {"vit_huge_in21k", "vit_huge_in21k_bilinear", "vit_huge_in21k_imagenet_norm"}
-    assert unpinned == {"dinov2_vitg14", "resnet50", *huge, *kaiko}
+    dinov3 = {"dinov3_vits16plus", "dinov3_vith16plus", "dinov3_vit7b16"}
+    assert unpinned == {"dinov2_vitg14", "resnet50", *huge, *kaiko, *dinov3}
     assert all(cards()[name].revision for name in TABLE_1 if cards()[name].um_per_px)  # every foundation model of the paper
 
 
@@ -145,7 +158,7 @@ def test_every_card_says_on_what_evidence_its_resolution_rests():
 
 def test_a_variant_is_the_same_weights_under_another_convention():
     variants = [card for card in cards().values() if card.variant_of]
-    assert len(variants) == 10 and all(card.departs for card in variants)
+    assert len(variants) == 13 and all(card.departs for card in variants)
     for card in variants:
         own = cards()[card.variant_of]
         assert not own.variant_of and card.identity() != own.identity()
