@@ -195,7 +195,7 @@ def test_the_arrays_of_features(tmp_path, mark):
     np.save(tmp_path / "objects.npy", np.array([[mark]], dtype=object), allow_pickle=True)
     (tmp_path / "bare.npy").write_bytes(pickle.dumps(mark))
     for name in ("objects", "bare"):
-        with pytest.raises(store.StoreError, match=rf"{name}\.npy can't be read as an array"):
+        with pytest.raises(store.StoreError, match=rf"{name}\.npy can't be read"):
             representations.of_file(tmp_path / f"{name}.npy")
 
 

@@ -155,7 +155,7 @@ def twins_sentence(table: pd.DataFrame, audit: pd.DataFrame) -> str:
         groups = table.groupby("group")["contradicts"].first()
         full = audit[(audit["train_domain"] == splits.ALL) & (audit["size"] == audit["size"].max())]
         found = (
-            f"{len(table):,} patches form {len(groups):,} groups of identical pixels, {groups.sum():,} of them with "
+            f"{len(table):,} patches form {len(groups):,} group{'s' * (len(groups) != 1)} of identical pixels, {groups.sum():,} of them with "
             f"contradicting labels; of this study's test patches {100 * full['test_twin_in_train'].mean():.1f} % have a "
             "twin in training"
         )

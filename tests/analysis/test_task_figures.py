@@ -164,7 +164,7 @@ def test_the_masks_shown_are_those_that_runs_kept(monkeypatch, tmp_path):
     opened = Study(study, tmp_path)
     exhibit = tasks.segmentations(opened, "synthetic_nuclei")
     assert "the best, one pretrained here, the same network untrained" in exhibit.caption
-    assert {"tiny", "other"} <= {axis.get_title() for axis in exhibit.figure.axes}
+    assert {"tiny", "other"} <= {axis.get_title("left") for axis in exhibit.figure.axes}
     run = tasks.runs(opened)["synthetic_nuclei", "other"]
     with np.load(run.path("masks.npz")) as content:
         true, made = content["true"], content["predicted"]

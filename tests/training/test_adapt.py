@@ -19,6 +19,7 @@ from mfcore.training import adapt
 FOCUS = cards()["dinov2_vits14_focus"]
 SMALL = Lora(rank=4, alpha=6.0, dropout=0.0)
 CONVOLUTIONAL = {"efficientnet_lite0", "resnet50"}
+GATED = {"dinov3_vits16plus", "dinov3_vith16plus", "dinov3_vit7b16"}  # two layers in place of fc1
 
 
 def shallow(card: EncoderCard, **arguments) -> EncoderCard:
@@ -59,6 +60,10 @@ def as_if_trained(model: nn.Module, std: float = 0.05) -> nn.Module:
 def test_every_transformer_with_a_card_has_the_layers_that_the_defaults_name(name):
     card = cards()[name]
     with torch.device("meta"):
+        if name in GATED:
+            with pytest.raises(EncoderError, match=r"fc1, which lora.targets names; .* fc1_g \(1\), fc1_x \(1\)"):
+                adapt.build_network(shallow(card), Lora(), pretrained=False)
+            return
         if name in CONVOLUTIONAL:
             with pytest.raises(EncoderError, match=f"'{name}' is a convolutional network"):
                 adapt.build_network(card, Lora(), pretrained=False)
