@@ -18,50 +18,22 @@ n_workers = 2  # threads that read slides
 # %%
 from pathlib import Path
 
-from mfcore.analysis import captions, figures, overview
+from IPython.display import display
+
+from mfcore import open_study
+from mfcore.analysis import first_look
 from mfcore.data import patches, splits_audit
 from mfcore.study import data as study_data
-from mfcore.study.config import load_study
-from mfcore.study.study import Study
 
-study = load_study(study_file)
-folder = Path(results) / study.name
+study = open_study(study_file, results, parameters=locals())
 
 # %% [markdown]
 # ## The data
 
 # %%
-data = study_data.prepare(study, data_folder or Path(study_file).parent.parent / "data" / study.name, n_workers)
-run = study_data.extract(study, data, folder, n_workers)
-labels, images = patches.load(run)
-captions.show(patches.counts(labels).round(2))
-
-# %% [markdown]
-# ## The splits
-#
-# One row a training: how many patches train, validate and test, the share of positives in each, and what leaks: the share of
-# test patches whose slide, whose case, or whose very pixels training has seen. A twin is a patch of exactly the same pixels.
-
-# %%
-splits_run = study_data.write_splits(study, folder)
-audit_run = study_data.write_audit(study, folder)
-audit = splits_audit.load(audit_run)
-captions.show(splits_audit.summary(audit))
-captions.show(
-    " ".join([splits_audit.twins_sentence(splits_audit.load_twins(audit_run), audit), *audit_run.record["facts"]["remarks"]])
-)
-
-# %% [markdown]
-# ## What other ways to split would share
-#
-# The same patches under every scheme, trained on all domains. `released` is what the released code of Ganz et al. draws.
-
-# %%
-captions.show(splits_audit.summary(splits_audit.load_schemes(audit_run)))
-captions.show(captions.not_drawn(audit_run.record["facts"]["not_drawn"]))
-
-# %%
-overview.save_audit(Study(study, folder))
+data = data_folder or Path(study_file).parent.parent / "data" / study.name
+data = study_data.prepare(study.settings, data, n_workers)
+runs = [study_data.extract(study.settings, data, study.folder, n_workers)]
 
 # %% [markdown]
 # ## A contact sheet
@@ -69,34 +41,44 @@ overview.save_audit(Study(study, folder))
 # Look before counting: rows of positives and negatives of every domain, drawn at random.
 
 # %%
-figure = figures.contact_sheet(study, images, labels)
-written = figures.save(figure, patches.counts(labels), folder / "figures", "01_contact_sheet")
-figure
+study.show(first_look.contact_sheet(study))
+
+# %% [markdown]
+# ## The splits
+#
+# The same patches under every scheme, trained on all domains: how many train, validate and test, and what leaks: the share of
+# test patches whose slide, whose case, or whose very pixels training has seen. A twin is a patch of exactly the same pixels.
+# `released` is what the released code of Ganz et al. draws. The supplement's page on splits has every scheme fold by fold.
 
 # %%
-captions.show(captions.contact_sheet(study, labels))
+runs += [study_data.write_splits(study.settings, study.folder), study_data.write_audit(study.settings, study.folder)]
+schemes, by_fold, own, twins = map(study.show, first_look.audit(study))
+display(schemes, twins)
+
+# %% [markdown]
+# ## This study's splits
+#
+# One row a training.
+
+# %%
+own
 
 # %% [markdown]
 # ## Checks
 
 # %%
+labels, images = patches.load(study.patches)
 patches.check(images, labels)
 assert set(labels["label"]) == {0, 1}, "a study needs both classes"
-if study.switches.split_by == "slide":
+audit = splits_audit.load(study.audit)
+if study.settings.switches.split_by == "slide":
     assert not (audit["test_on_train_cases"] > 0).any(), "a case stands on both sides of a split"
-if study.switches.scheme != "released":
+if study.settings.switches.scheme != "released":
     assert not (audit["test_twin_in_train"] > 0).any(), "a tested patch has a twin in training"
 
 # %%
-print(
-    "files written:",
-    run.folder.name,
-    study_data.find_twins(study, folder).folder.name,
-    splits_run.folder.name,
-    audit_run.folder.name,
-    *[path.name for path in written],
-    sep="\n  ",
-)
+files = [run.folder.name for run in runs] + sorted(path.name for path in study.figures.glob("01_*"))
+print("files written:", *files, sep="\n  ")
 
 # %% [markdown]
 # **What we saw.** One table of labels, one array of patches, one table of splits; everything after this reads those three.

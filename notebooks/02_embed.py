@@ -16,31 +16,24 @@ device = "auto"  # "cpu", "cuda:0", or "auto": a GPU if there is one
 batch_size = 0  # patches embedded at once; 0: 16 on a CPU, 128 on a GPU; halved where memory ends
 
 # %%
-from pathlib import Path
-
-from mfcore import encoders
-from mfcore.analysis import captions, figures
-from mfcore.data import patches
+from mfcore import open_study
+from mfcore.analysis import first_look
 from mfcore.encoders import embed
-from mfcore.study import data as study_data, encoders as study_encoders
-from mfcore.study.config import load_study
+from mfcore.study import encoders as study_encoders
 
-study = load_study(study_file)
-folder = Path(results) / study.name
-labels, images = patches.load(study_data.find_patches(study, folder))
+study = open_study(study_file, results, parameters=locals())
 
 # %% [markdown]
 # ## The encoder's card
 
 # %%
-card = study_encoders.card_of(study, encoder, folder)
-captions.show(encoders.card_table(card))
+first_look.card(study, encoder)
 
 # %% [markdown]
 # ## Embed
 
 # %%
-run = study_encoders.embed(study, encoder, folder, device, batch_size)
+run = study_encoders.embed(study.settings, encoder, study.folder, device, batch_size)
 features, patch_ids = embed.load(run)
 
 # %% [markdown]
@@ -49,23 +42,19 @@ features, patch_ids = embed.load(run)
 # The first two principal components, by domain and by class: what varies most is rarely what one is after.
 
 # %%
-components = figures.embedding_table(features, labels)
-figure = figures.embedding(study, components, encoder)
-written = figures.save(figure, components, folder / "figures", f"02_{run.folder.name}")
-figure
-
-# %%
-captions.show(captions.embedding(study, components, encoder))
+study.show(first_look.embedding(study, encoder, features))
 
 # %% [markdown]
 # ## Checks
 
 # %%
-assert (patch_ids == labels["patch_id"]).all(), "embeddings don't stand row for row with the labels"
-assert features.shape == (len(labels), card.n_dims), f"{features.shape} embeddings for {len(labels)} patches"
+n_dims = study.card(encoder).n_dims
+assert (patch_ids == study.labels["patch_id"]).all(), "embeddings don't stand row for row with the labels"
+assert features.shape == (len(study.labels), n_dims), f"{features.shape} embeddings of {n_dims} dimensions"
 
 # %%
-print("files written:", run.folder.name, *[path.name for path in written], sep="\n  ")
+files = sorted(path.name for path in study.figures.glob(f"02_{run.folder.name}*"))
+print("files written:", run.folder.name, *files, sep="\n  ")
 
 # %% [markdown]
 # **What we saw.** One vector a patch, kept with the card of the encoder that made it and its canary, the vectors of eight made

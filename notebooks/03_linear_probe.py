@@ -16,14 +16,14 @@ encoder = "efficientnet_lite0"  # whose embeddings to probe; 02_embed makes them
 scheme = ""  # another way to split, to see what it would promise ("released", "annotation", ...); empty: the study's own
 
 # %%
+import pandas as pd
 from IPython.display import display
 
 from mfcore import open_study
 from mfcore.analysis import estimators, representations
 from mfcore.study import arms, data
-from mfcore.training import probe
 
-study = open_study(study_file, results)
+study = open_study(study_file, results, parameters=locals())
 study = study.under(scheme or study.settings.switches.scheme)
 data.write_splits(study.settings, study.folder)
 
@@ -33,7 +33,7 @@ data.write_splits(study.settings, study.folder)
 # %%
 embeddings = study.embeddings(encoder)
 run = arms.fit_probe(study.settings, embeddings, study.folder)
-fits = probe.load_fits(run)
+fits = pd.read_csv(run.path("fits.csv"))
 fits.drop(columns="seconds").head().round(4)
 
 # %% [markdown]
@@ -66,14 +66,12 @@ if encoder in study.settings.probe_audit and not scheme:
 # ## Checks
 
 # %%
-print(
-    f"{(~fits['converged']).sum()} of {len(fits)} fits stopped short of the optimum; largest residual {fits['residual'].max():.1e}"
-)
+n_short, residual = (~fits["converged"]).sum(), fits["residual"].max()
+print(f"{n_short} of {len(fits)} fits stopped short of the optimum; largest residual {residual:.1e}")
 
 # %%
-print(
-    "files written:", run.folder.name, *sorted(path.name for path in study.figures.glob(f"03_{run.folder.name}*")), sep="\n  "
-)
+files = sorted(path.name for path in study.figures.glob(f"03_{run.folder.name}*"))
+print("files written:", run.folder.name, *files, sep="\n  ")
 
 # %% [markdown]
 # **What we saw.** The probe's predictions, from which every metric is computed again wherever it is shown.

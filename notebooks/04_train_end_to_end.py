@@ -25,47 +25,39 @@ from pathlib import Path
 
 import pandas as pd
 
-from mfcore.analysis import captions, exhibit, figures, scores as analysis_scores
-from mfcore.study import arms as study_arms, predictions as study_predictions
-from mfcore.study.config import as_dict, load_study
-from mfcore.training import train
+from mfcore import open_study
+from mfcore.analysis import exhibit, first_look
+from mfcore.study import arms
 
-study = load_study(study_file)
-folder = Path(results) / study.name
+study = open_study(study_file, results, parameters=locals())
 data = data_folder or Path(study_file).parent.parent / "data" / study.name
-captions.show(pd.DataFrame(as_dict(study.network(network)).items(), columns=["setting", "value"]))
+first_look.network(study, network)
 
 # %% [markdown]
 # ## Train
 
 # %%
-watch = exhibit.Live(lambda history: figures.history(study, history, network))
-run = study_arms.train(study, network, fold, folder, device, watch, data)
-history = train.load_history(run)
-kind = study_predictions.LORA if study.network(network).lora else study_predictions.END_TO_END
-predictions = study_predictions.load_arm(run, network, kind)
-captions.show(analysis_scores.wide(analysis_scores.scaling_table(study_predictions.scores(predictions), study)))
+watch = exhibit.Live(lambda history: first_look.draw_history(study, network, history))
+run = arms.train(study.settings, network, fold, study.folder, device, watch, data)
 
 # %% [markdown]
 # ## How training went
 
 # %%
-figure = figures.history(study, history, network)
-written = figures.save(figure, history, folder / "figures", f"04_{run.folder.name}")
-figure
-
-# %%
-captions.show(captions.history(study, history, network))
+training = study.show(first_look.training(study, network, run))
+training
 
 # %% [markdown]
 # ## Checks
 
 # %%
-assert predictions["score"].between(0, 1).all(), "a score is a probability"
-assert history["val_loss"].notna().all(), "a validation loss is missing"
+scores = pd.read_parquet(run.path("predictions.parquet"))["score"]
+assert scores.between(0, 1).all(), "a score is a probability"
+assert training.table["val_loss"].notna().all(), "a validation loss is missing"
 
 # %%
-print("files written:", run.folder.name, *[path.name for path in written], sep="\n  ")
+files = sorted(path.name for path in study.figures.glob(f"04_{run.folder.name}*"))
+print("files written:", run.folder.name, *files, sep="\n  ")
 
 # %% [markdown]
 # **What we saw.** One fold of the end-to-end arm: training and validation loss by epoch, and the epoch that was tested.

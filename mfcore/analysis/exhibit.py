@@ -35,7 +35,13 @@ COLOURS = (  # as in the style's cycle
 )  # fmt: skip
 DASHES = {  # of each kind of arm a family: solid, dashed, dotted
     END_TO_END: ["-", (0, (9, 1)), (0, (9, 1, 3, 1))],
-    PROBE: [(0, (5, 1.6)), (0, (3, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (4, 1, 1, 1, 1, 1)), (0, (8, 3))],
+    PROBE: [
+        (0, (5, 1.6)),
+        (0, (3, 1.2)),
+        (0, (6, 1.5, 1.2, 1.5)),
+        (0, (4, 1, 1, 1, 1, 1)),
+        (0, (8, 3)),
+    ],
     LORA: [(0, (1.2, 1)), (0, (1.2, 1.8)), (0, (1.2, 1, 1.2, 2.6))],
 }
 CHANCE = {"color": "0.55", "linewidth": 0.9, "linestyle": ":", "label": "chance"}
@@ -65,6 +71,7 @@ class Exhibit:
         """Title and caption, in markdown."""
         return f"**{self.title}.** {self.caption}"
 
+    @in_style
     def save(self, folder: str | Path) -> "Exhibit":
         """Write ``name``.csv, .json and, of a figure, .png and .pdf.
 
@@ -73,13 +80,27 @@ class Exhibit:
         Each file appears in ``folder`` whole or not at all. Returns the exhibit.
         """
         folder = Path(folder)
-        if self.figure is None:
-            store.write_csv(folder / f"{self.name}.csv", self.table)
-        else:
-            save_figure(self.figure, self.table, folder, self.name)
+        store.write_csv(folder / f"{self.name}.csv", self.table)
+        if self.figure is not None:
+            undated = {
+                "png": {"Software": None},
+                "pdf": dict.fromkeys(("CreationDate", "Producer", "Creator")),
+            }
+            for form, metadata in undated.items():
+                with store.replacing(folder / f"{self.name}.{form}") as aside:
+                    self.figure.savefig(aside, format=form, metadata=metadata)
         shown = self.readable
-        readable = None if shown is None else shown.astype(object).where(shown.notna(), "–").map(str).to_dict("records")
-        content = {"title": self.title, "caption": self.caption, "section": self.section, "readable": readable}
+        readable = (
+            None
+            if shown is None
+            else shown.astype(object).where(shown.notna(), "–").map(str).to_dict("records")
+        )
+        content = {
+            "title": self.title,
+            "caption": self.caption,
+            "section": self.section,
+            "readable": readable,
+        }
         store.write_json(folder / f"{self.name}.json", content)
         return self
 
@@ -94,11 +115,6 @@ class Exhibit:
         display(show(self.text))
 
 
-def load(folder: str | Path, name: str) -> dict:
-    """``title, caption, section, readable`` of a saved exhibit; raises StoreError where there is none."""
-    return store.read_json(Path(folder) / f"{name}.json")
-
-
 def show(content: str | pd.DataFrame) -> object:
     """A caption, or a table in full, as a notebook shows it."""
     from IPython.display import HTML, Markdown
@@ -107,28 +123,31 @@ def show(content: str | pd.DataFrame) -> object:
         return Markdown(content)
     with pd.option_context("display.max_colwidth", None):
         table = content.to_html(index=False, border=0, na_rep="–", justify="left")
-    return HTML(table.replace("<td>", '<td style="text-align: left">'))  # Jupyter would set them right
+    return HTML(
+        table.replace("<td>", '<td style="text-align: left">')
+    )  # Jupyter would set them right
 
 
 # ---- figures ----
 
 
-@in_style
-def save_figure(figure: Figure, table: pd.DataFrame, folder: str | Path, name: str) -> list[Path]:
-    """Write ``name``.png, .pdf and, with the table, .csv into ``folder``; returns the three paths."""
-    paths = [Path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")]
-    undated = {"png": {"Software": None}, "pdf": dict.fromkeys(("CreationDate", "Producer", "Creator"))}
-    for path, (form, metadata) in zip(paths[:2], undated.items(), strict=True):
-        with store.replacing(path) as aside:
-            figure.savefig(aside, format=form, metadata=metadata)
-    store.write_csv(paths[2], table)
-    return paths
+def image_rows(rows: Mapping[str, np.ndarray], n_across: int) -> Figure:
+    """A row of images, uint8 (n, H, W, 3), for each name: the first ``n_across`` of them."""
+    size_inch = (0.9 * n_across + 1.4, 0.9 * len(rows) + 0.6)
+    figure, axes = plt.subplots(len(rows), n_across, squeeze=False, figsize=size_inch)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", size=7)
+        for axis in line:
+            axis.set_axis_off()
+        for axis, image in zip(line, images, strict=False):
+            axis.imshow(image, interpolation="lanczos")
+    return figure
 
 
 def finished(study: Study, figure: Figure, text: str = "", n_columns: int = 2) -> Figure:
     """A figure with the study's title above all panels and one legend below them.
 
-    The title says where the data are synthetic. Pyplot forgets the figure.
+    A panel that has a legend keeps it. The title says where the data are synthetic. Pyplot forgets the figure.
     """
     entries = {}
     for legend in list(figure.legends):
@@ -136,6 +155,8 @@ def finished(study: Study, figure: Figure, text: str = "", n_columns: int = 2) -
         entries |= dict(zip(names, legend.legend_handles, strict=True))
         legend.remove()
     for axis in figure.axes:
+        if axis.get_legend():  # a legend of its own
+            continue
         handles, names = axis.get_legend_handles_labels()
         entries = dict(zip(names, handles, strict=True)) | entries
     entries = dict(sorted(entries.items(), key=lambda entry: entry[0] == CHANCE["label"]))
@@ -192,7 +213,11 @@ def is_watched() -> bool:
     shell = IPython.get_ipython()
     if not hasattr(shell, "kernel"):
         return False
-    return "JPY_SESSION_NAME" in os.environ or "__vsc_ipynb_file__" in shell.user_ns or "COLAB_RELEASE_TAG" in os.environ
+    return (
+        "JPY_SESSION_NAME" in os.environ
+        or "__vsc_ipynb_file__" in shell.user_ns
+        or "COLAB_RELEASE_TAG" in os.environ
+    )
 
 
 def look(settings: Settings, arm: str, kind: str) -> dict[str, object]:
@@ -206,7 +231,9 @@ def look(settings: Settings, arm: str, kind: str) -> dict[str, object]:
     dashes, marker = DASHES.get(kind, DASHES[PROBE]), MARKERS[index % len(MARKERS)]
     if pretrained.is_of(settings, arm):
         place = [one.name for one in settings.pretraining].index(arm.partition("@")[0])
-        marker = MarkerStyle(HOME_MARKERS[place % len(HOME_MARKERS)]).scaled(1.7)  # to look as large
+        marker = MarkerStyle(HOME_MARKERS[place % len(HOME_MARKERS)]).scaled(
+            1.7
+        )  # to look as large
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": marker,

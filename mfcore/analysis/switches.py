@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
@@ -15,9 +16,8 @@ from matplotlib.figure import Figure
 from scipy.spatial import cKDTree
 
 from mfcore import store
-from mfcore.analysis import captions, exhibit
-from mfcore.analysis.exhibit import Exhibit
-from mfcore.analysis.figures import WIDTH_INCH, drawing
+from mfcore.analysis import exhibit
+from mfcore.analysis.exhibit import WIDTH_INCH, Exhibit, finished, in_style, of_what
 from mfcore.data import splits_draw
 from mfcore.data.slides.slide import SAME_RESOLUTION
 from mfcore.encoders.card import released_cards
@@ -232,11 +232,11 @@ def worth(study: Study) -> Exhibit:
     n_folds = exhibit.counted(settings.effects.n_folds or settings.splits.n_folds, "fold")
     caption = (
         "What each departure of the released code of Ganz et al. is worth on the full training set: its switch alone as "
-        f"released, against the study as it is ({captions.of_what(settings)}). Differences of the mean AUROC of {n_folds}; "
+        f"released, against the study as it is ({of_what(settings)}). Differences of the mean AUROC of {n_folds}; "
         "bars: 95 % intervals, over folds and corrected for their overlap, or over draws of the tested slides or cases where "
         f"the table says so. {_finding(measured[measured['switch'] != PAPER])}"
     )
-    figure = _figure(settings, measured, n_folds) if len(measured) else None
+    figure = _figure(study, measured, n_folds) if len(measured) else None
     return Exhibit("05_switches", "What each switch is worth", caption, rows, figure, "Switches", _readable(rows))
 
 
@@ -250,20 +250,23 @@ def _finding(measured: pd.DataFrame) -> str:
     return f"Of {count} switches measured, the interval excludes zero for {which}; by chance one in twenty does."
 
 
-def _figure(settings: Settings, measured: pd.DataFrame, n_folds: str) -> Figure:
+@in_style
+def _figure(study: Study, measured: pd.DataFrame, n_folds: str) -> Figure:
     """The differences with their intervals, a line a switch and a panel an arm."""
     parts = measured.groupby(["arm", "kind"], sort=False)
-    size_inch = (WIDTH_INCH, 0.3 * measured["switch"].nunique() + 1.2)
-    with drawing(settings, 1, len(parts), size_inch, sharex=True, sharey=True) as (figure, axes):
-        for axis, ((arm, kind), part) in zip(axes[0], parts, strict=True):
-            titles = [departures()[name]["title"] for name in part["switch"]]
-            ends = [part["difference"] - part["low"], part["high"] - part["difference"]]
-            axis.errorbar(part["difference"], titles, xerr=ends, fmt="o", capsize=2.5)
-            axis.axvline(0, color="0.4", linewidth=0.9)
-            axis.set_title(f"{arm}\n({kind})")
-        axes[0, 0].invert_yaxis()
-        figure.supxlabel(f"AUROC as released less the study's, {n_folds}", fontsize=8.5)
-    return figure
+    size_inch = (WIDTH_INCH, 0.3 * measured["switch"].nunique() + 1.4)
+    figure, axes = plt.subplots(
+        1, len(parts), squeeze=False, sharex=True, sharey=True, figsize=size_inch
+    )
+    for axis, ((arm, kind), part) in zip(axes[0], parts, strict=True):
+        titles = [departures()[name]["title"] for name in part["switch"]]
+        ends = [part["difference"] - part["low"], part["high"] - part["difference"]]
+        axis.errorbar(part["difference"], titles, xerr=ends, fmt="o", capsize=2.5)
+        axis.axvline(0, color="0.4", linewidth=0.9)
+        axis.set_title(f"{arm}\n({kind})")
+    axes[0, 0].invert_yaxis()
+    figure.supxlabel(f"AUROC as released less the study's, {n_folds}", fontsize=8.5)
+    return finished(study, figure)
 
 
 def _readable(rows: pd.DataFrame) -> pd.DataFrame:

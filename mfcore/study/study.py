@@ -1,14 +1,18 @@
 """A study and its results: one object that reads each stored table once, for notebooks, exhibits and claims."""
 
+import ast
+from collections.abc import Mapping
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from mfcore import store
 from mfcore.encoders.card import EncoderCard
 from mfcore.study import data, encoders, predictions, pretrained
-from mfcore.study.config import Settings, load_study
+from mfcore.study.config import ConfigError, Settings, load_study
 
 
 class Study:
@@ -112,7 +116,25 @@ class Study:
         return exhibit.save(self.figures)
 
 
-def open_study(file: str | Path, results: str | Path = "results") -> Study:
-    """Open a study file with its runs below ``results``; raises ConfigError where the file is wrong."""
+def open_study(
+    file: str | Path, results: str | Path = "results", parameters: Mapping[str, Any] | None = None
+) -> Study:
+    """Open a study file with its runs below ``results``; raises ConfigError where the file is wrong.
+
+    parameters: the ``locals()`` of a notebook, which refuses a parameter that it doesn't know: ConfigError.
+    """
+    cells = (parameters or {}).get("In", [])  # as IPython keeps what it ran
+    for own, given in pairwise(cells):
+        if given.startswith("# Parameters"):  # papermill's cell, after the notebook's own
+            known = _assigned(own)
+            if unknown := [name for name in _assigned(given) if name not in known]:
+                names = ", ".join(unknown)
+                raise ConfigError(f"the notebook has no parameter {names}; it has {', '.join(known)}")
     settings = load_study(file)
     return Study(settings, Path(results) / settings.name)
+
+
+def _assigned(code: str) -> list[str]:
+    """The names that a cell of parameters sets."""
+    found = [node.targets[0] for node in ast.parse(code).body if isinstance(node, ast.Assign)]
+    return [target.id for target in found if isinstance(target, ast.Name)]

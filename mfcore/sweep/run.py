@@ -90,10 +90,10 @@ def _run_notebook(job: Job, file: Path, results: Path, data: str, n_threads: int
     parameters = {"study_file": str(file), "results": str(results.parent), **job.parameters}
     parameters |= {"n_workers": n_threads} if job.notebook == STAGES["01"] else {}
     parameters |= {"data_folder": data} if data and job.reads_data else {}
-    from mfcore.analysis import captions
+    from mfcore.analysis.exhibit import in_full
 
     source, target = ROOT / "notebooks" / f"{job.notebook}.py", results / "notebooks" / f"{job.name}.ipynb"
-    of_what = f"*The outputs are those of the {captions.in_full(load_study(file))}.*"
+    of_what = f"*The outputs are those of the {in_full(load_study(file))}.*"
     execute(source, target, parameters, n_threads, of_what)
 
 

@@ -2,13 +2,17 @@
 
 import functools
 import re
+import sys
+import types
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from made_scores import DOMAINS, KINDS, MIDOG, SYNTHETIC, labels, opened, predictions
+from matplotlib.figure import Figure
 
+from mfcore import store
 from mfcore.analysis import arms, domains, exhibit, scaling, scores as of_scores
 from mfcore.claims import ledger
 from mfcore.measures import binary, curves, raters, resampling
@@ -102,7 +106,7 @@ def test_an_exhibit_is_saved_whole_the_same_twice_and_its_words_are_read_back(tm
     first, second = (sorted((tmp_path / folder).iterdir()) for folder in ("a", "b"))
     assert [path.name for path in first] == [f"05_ranking.{suffix}" for suffix in ("csv", "json", "pdf", "png")]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    read = exhibit.load(tmp_path / "a", "05_ranking")
+    read = store.read_json(tmp_path / "a" / "05_ranking.json")
     assert read == {"title": "Ranking", "caption": made("ranking").caption, "section": "Arms", "readable": None}
     made("raters").save(tmp_path)
     assert (tmp_path / "05_raters.csv").is_file() and not (tmp_path / "05_raters.png").is_file()
@@ -330,3 +334,96 @@ def test_the_abstract_names_arms_data_and_mode():
 
 def test_no_score_is_below_zero_by_rounding():
     assert exhibit.plus_minus(-0.001, 0.002) == "0.00 ± 0.00" and exhibit.plus_minus(-0.01, np.nan) == "-0.01"
+
+
+# ---- colours ----
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB: what protanopes and deuteranopes see.
+PROTAN = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+DEUTAN = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+
+
+def linear(colour):
+    from matplotlib.colors import to_rgb
+
+    value = np.array(to_rgb(colour))
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def lightness(rgb):
+    """CIE L*, 0 to 100."""
+    y = float(np.clip(rgb, 0, 1) @ [0.2126, 0.7152, 0.0722])
+    return 116 * y ** (1 / 3) - 16 if y > 0.008856 else 903.3 * y
+
+
+def test_the_first_colours_stay_apart_in_grey_and_for_the_colour_blind():
+    for seen in (np.eye(3), np.array(PROTAN), np.array(DEUTAN)):
+        shades = sorted(lightness(seen @ linear(colour)) for colour in exhibit.COLOURS[:3])
+        assert np.diff(shades).min() > 12, shades
+    import matplotlib.pyplot as plt
+
+    with plt.style.context(exhibit.STYLE):
+        cycle = [f"#{colour.lstrip('#')}" for colour in plt.rcParams["axes.prop_cycle"].by_key()["color"]]
+    assert tuple(cycle) == exhibit.COLOURS
+
+
+# ---- live figures ----
+
+HISTORY = pd.DataFrame({"epoch": range(6)})
+
+
+class Shown:
+    """What IPython's display would have shown and updated."""
+
+    def __init__(self):
+        self.first, self.updates = [], []
+
+    def display(self, figure, display_id):
+        self.first.append(figure)
+        return types.SimpleNamespace(update=self.updates.append)
+
+
+@pytest.fixture
+def cell(monkeypatch):
+    """A notebook's cell that somebody looks at."""
+    shown = Shown()
+    import IPython.display
+
+    monkeypatch.setattr(IPython.display, "display", shown.display)
+    monkeypatch.setattr(exhibit, "is_watched", lambda: True)
+    return shown
+
+
+def test_live_curves_stay_in_one_place_and_cost_a_small_share_of_the_training(cell, monkeypatch):
+    clock = iter(np.cumsum([0, 1, 0.5, 100, 1, 0.5, 0.5]))  # asked before and after each drawing, and for each epoch
+    monkeypatch.setattr(exhibit.time, "monotonic", lambda: float(next(clock)))
+    live = exhibit.Live(lambda table: Figure())
+    for n in (2, 3, 4):
+        live(HISTORY.iloc[:n])
+    assert len(cell.first) == 1 and len(cell.updates) == 1, "the second epoch came too soon after"
+    assert live(HISTORY.iloc[:0]) is None
+
+
+def test_live_curves_do_nothing_where_nobody_looks(cell, monkeypatch):
+    monkeypatch.setattr(exhibit, "is_watched", lambda: False)
+    exhibit.Live(lambda table: Figure())(HISTORY)
+    assert not cell.first
+
+
+def test_somebody_looks_in_a_notebook_server_s_kernel_only(monkeypatch):
+    import IPython
+
+    is_watched = exhibit.is_watched
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    assert not is_watched(), "no IPython at all"
+    shell = types.SimpleNamespace(kernel=object(), user_ns={})
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
+    assert not is_watched(), "papermill's kernel"
+    monkeypatch.setenv("JPY_SESSION_NAME", "04.ipynb")
+    assert is_watched()
+    monkeypatch.delenv("JPY_SESSION_NAME")
+    shell.user_ns["__vsc_ipynb_file__"] = "04.ipynb"
+    assert is_watched()
+    monkeypatch.setitem(sys.modules, "IPython", None)
+    assert not is_watched()

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mfcore import encoders, store
-from mfcore.analysis import overview_encoders
+from mfcore.analysis import overview
 from mfcore.encoders import embed
 from mfcore.study import data as study_data, encoders as study_encoders, predictions as study_predictions, pretrained
 from mfcore.study.config import ConfigError, Crops, Data, OnlinePatches, Patches, Pretraining, Settings, Splits, as_dict
@@ -134,11 +134,11 @@ def test_pretrained_again_it_is_not_taken_for_what_it_was(results):
 
 
 def test_the_exhibit_on_encoders_has_it_before_and_after(results):
-    before = overview_encoders.table(Study(STUDY, results)).set_index("encoder").loc["own"]
+    before = overview.encoders_table(Study(STUDY, results)).set_index("encoder").loc["own"]
     assert before["group"] == "own" and "notebook 08_pretrain" in before["state"] and before["is"] == "not here"
     pretrain(results)
     study_encoders.embed(STUDY, "own", results)
-    after = overview_encoders.table(Study(STUDY, results)).set_index("encoder").loc["own"]
+    after = overview.encoders_table(Study(STUDY, results)).set_index("encoder").loc["own"]
     assert after["is"] == "embedded" and after["weights"] == "pretrained by this study"
     assert not after.astype(str).str.contains(str(results), regex=False).any()
 
