@@ -219,8 +219,9 @@ def _facts(study: Study, card: EncoderCard) -> dict[str, str]:
     """What a card says, in the words of the table."""
     facts = card_table(card).set_index("fact")["value"].drop("encoder").to_dict()
     evidence = f" ({EVIDENCE[card.evidence]})" if card.evidence else ""
-    is_pretrained = pretrained.is_of(study.settings, card.name)  # its path is no fact of it
-    name = "pretrained by this study" if is_pretrained else card.identifier or "random weights"
+    name = "random weights" if card.source == "random" else card.identifier
+    if pretrained.is_of(study.settings, card.name):  # where its results lie is no fact of it
+        name = "pretrained by this study"
     return facts | {
         "weights": name,
         "page": weights.page(card.identifier) if card.source.startswith("hub") else "",

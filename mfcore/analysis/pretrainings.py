@@ -50,7 +50,7 @@ SCORES = ["name", "task", "metric", "split", "step", "mean", "sd", "n_runs"]
 COMPARED = ["varied", "base", "value", *SCORES]
 NOTED = {
     "loss": "loss",
-    "target_entropy": "entropy of the mean target (nats)",
+    "target_entropy": "entropy, mean target (nats)",
     "rankme": "RankMe of the teacher",
 }
 N_ACROSS = 3  # panels in a row
