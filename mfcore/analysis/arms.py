@@ -117,9 +117,7 @@ def least_difference(study: Study) -> Exhibit:
     return Exhibit(name, title, caption, table, None, SECTION, table.round(3))
 
 
-def ranking_table(
-    scores: pd.DataFrame, pairs: pd.DataFrame, settings: Settings, metric: str = "auroc"
-) -> pd.DataFrame:
+def ranking_table(scores: pd.DataFrame, pairs: pd.DataFrame, settings: Settings, metric: str = "auroc") -> pd.DataFrame:
     """The arms from best to worst, with the places that each can hold.
 
     ``arm, kind, mean, sd, n_folds``; ``rank_low``: the best place, one more than there are arms clearly
@@ -157,9 +155,7 @@ def ranking(study: Study) -> Exhibit:
     spans = table[["arm"]].merge(intervals(study.predictions, settings), on="arm")
     low, high = table["rank_low"].astype(str), table["rank_high"].astype(str)
     names = named(table, settings)["name"] + "   " + low + ("–" + high).where(low != high, "")
-    long = full_size(study.scores).assign(
-        name=lambda scores: scores["arm"].map(dict(zip(table["arm"], names, strict=True)))
-    )
+    long = full_size(study.scores).assign(name=lambda scores: scores["arm"].map(dict(zip(table["arm"], names, strict=True))))
     figure, axis = plt.subplots(figsize=(WIDTH_INCH, 1.2 + 0.27 * len(table)))
     sns.pointplot(
         long, x="auroc", y="name", order=list(names), color="C0", linestyle="none", errorbar="sd",
@@ -188,9 +184,7 @@ def ranking(study: Study) -> Exhibit:
 # ---- calibration ----
 
 
-def reliability(
-    predictions: pd.DataFrame, n_bins: int = binary.N_BINS, n_resamples: int = N_RESAMPLES
-) -> pd.DataFrame:
+def reliability(predictions: pd.DataFrame, n_bins: int = binary.N_BINS, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
     """Share of class 1 by score, a row an arm and bin of equal width that has a patch: columns BINS.
 
     All folds together: ``mean_score`` and ``share_positive`` of the bin's ``n`` tested patches (one
@@ -232,13 +226,8 @@ def calibration(study: Study) -> Exhibit:
     """How often a patch of each score is of class 1, a panel an arm (`reliability`)."""
     settings, table = study.settings, reliability(study.predictions)
     errors = calibration_table(study.scores, settings)
-    shown = in_order(
-        table.merge(named(errors, settings)[["arm", "name", "ece", "brier"]], on="arm"), settings
-    )
-    error = [
-        f"ECE {ece:.2f}, Brier {brier:.2f}"
-        for ece, brier in zip(shown["ece"], shown["brier"], strict=True)
-    ]
+    shown = in_order(table.merge(named(errors, settings)[["arm", "name", "ece", "brier"]], on="arm"), settings)
+    error = [f"ECE {ece:.2f}, Brier {brier:.2f}" for ece, brier in zip(shown["ece"], shown["brier"], strict=True)]
     grid = sns.FacetGrid(
         shown.assign(title=shown["name"] + "\n" + error), col="title", col_wrap=3, height=2.3,
         xlim=(0, 1), ylim=(0, 1),
@@ -302,9 +291,7 @@ def by_stratum(
             span = (auroc.estimate, auroc.low, auroc.high)
             rows.append((arm, kind, stratum, value, *span, balanced, *counts, auroc.unit))
     table = in_order(pd.DataFrame(rows, columns=BY_STRATUM), settings)
-    return table.sort_values(
-        "stratum", key=lambda column: column.map(STRATA.index), kind="stable", ignore_index=True
-    )
+    return table.sort_values("stratum", key=lambda column: column.map(STRATA.index), kind="stable", ignore_index=True)
 
 
 @in_style
@@ -313,15 +300,10 @@ def strata(study: Study) -> Exhibit:
     name, settings = "05_strata", study.settings
     table = by_stratum(study.predictions, study.labels, settings)
     if table.empty:
-        caption = (
-            f"The labels name one domain, no two scanners and no two votes ({of_what(settings)})."
-        )
+        caption = f"The labels name one domain, no two scanners and no two votes ({of_what(settings)})."
         return Exhibit(name, "Strata", caption, table, None, SECTION)
     shown = named(table, settings)
-    shown["part"] = [
-        f"{row.stratum}: {row.value}\nn = {row.n:,}, {row.n_slides} slides"
-        for row in table.itertuples()
-    ]
+    shown["part"] = [f"{row.stratum}: {row.value}\nn = {row.n:,}, {row.n_slides} slides" for row in table.itertuples()]
     height = 0.9 + 0.18 * table["arm"].nunique()
     grid = sns.FacetGrid(shown, col="part", col_wrap=3, height=height, aspect=3.3 / height)
     grid.map(plt.plot, "auroc", "name", marker="o", linestyle="")
@@ -341,9 +323,7 @@ def strata(study: Study) -> Exhibit:
     return Exhibit(name, "Strata", caption, table, figure, SECTION)
 
 
-def by_agreement_table(
-    predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings
-) -> pd.DataFrame:
+def by_agreement_table(predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """Every metric of every arm with all the data, apart by whether the raters agreed.
 
     Mean and sample SD over folds (``auroc``, ``auroc_sd`` and so on), a row an arm and part of the
@@ -361,26 +341,15 @@ def by_agreement_table(
     stratum = pd.Series(raters.stratum(voted).to_numpy(), index=voted["patch_id"])
     part = part[part["patch_id"].isin(voted["patch_id"])].assign(rater=0)
     whole = part.assign(annotations="all", against="consensus")
-    by_vote = [
-        whole.assign(against="one rater", rater=i, label=whole["patch_id"].map(raters_of[i]))
-        for i in raters_of
-    ]
+    by_vote = [whole.assign(against="one rater", rater=i, label=whole["patch_id"].map(raters_of[i])) for i in raters_of]
     split = part.assign(annotations=part["patch_id"].map(stratum), against="consensus")
     apart = [split[split["annotations"] == name] for name in (raters.UNANIMOUS, raters.CONTESTED)]
     rows = []
-    for keys, group in pd.concat([whole, *by_vote, *apart]).groupby(
-        [*BY_AGREEMENT, "fold", "rater"], sort=False
-    ):
+    for keys, group in pd.concat([whole, *by_vote, *apart]).groupby([*BY_AGREEMENT, "fold", "rater"], sort=False):
         scores = binary.evaluate(group["label"].to_numpy(), group["score"].to_numpy())
-        rows.append(
-            dict(zip([*BY_AGREEMENT, "fold"], keys, strict=False)) | {"n_test": len(group)} | scores
-        )
+        rows.append(dict(zip([*BY_AGREEMENT, "fold"], keys, strict=False)) | {"n_test": len(group)} | scores)
     fits = pd.DataFrame(rows, columns=[*BY_AGREEMENT, "fold", "n_test", *metrics])
-    fits = (
-        fits.groupby([*BY_AGREEMENT, "fold"], sort=False)
-        .agg(lambda of: of.mean(skipna=False))
-        .reset_index()
-    )
+    fits = fits.groupby([*BY_AGREEMENT, "fold"], sort=False).agg(lambda of: of.mean(skipna=False)).reset_index()
     table = mean_sd(fits, BY_AGREEMENT, metrics, "size")
     n_test = fits.groupby(BY_AGREEMENT, sort=False)["n_test"].mean().round().astype(int)
     table.insert(4, "n_test", n_test.to_numpy())

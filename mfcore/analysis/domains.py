@@ -42,9 +42,7 @@ from mfcore.study.study import Study
 SECTION = "Across domains"
 IN_DOMAIN, OUT_OF_DOMAIN = "in domain", "out of domain"
 SCALE = (0.4, 1.0)  # of the shades, the same in every study
-SHADES = ListedColormap(
-    colormaps["Blues"](np.linspace(0, 0.6, 256))
-)  # black is to be read on the darkest
+SHADES = ListedColormap(colormaps["Blues"](np.linspace(0, 0.6, 256)))  # black is to be read on the darkest
 APART = ["arm", "comparison", "auroc_drop", "low", "high", "n", "n_folds", "over", "why"]
 TUMOUR, SCANNER, BOTH = "tumour alone", "scanner alone", "tumour and scanner"
 WHY_NOT = {
@@ -119,23 +117,17 @@ def means(study: Study) -> Exhibit:
     table, beside = means_table(study.scores, settings), published(settings)
     if not len(table):
         return _nothing_crossed(study, name, title, table)
-    both = pd.concat(
-        [named(table, settings).assign(of="this study"), beside.assign(name=beside["arm"])]
-    )
+    both = pd.concat([named(table, settings).assign(of="this study"), beside.assign(name=beside["arm"])])
     both["of"] = both["of"].fillna("published, MIDOG 2022")
     height = 1.2 + 0.2 * max(len(table), len(beside))
-    grid = sns.FacetGrid(
-        both, col="of", sharey=False, height=height, aspect=4.7 / height, xlim=(None, 1)
-    )
+    grid = sns.FacetGrid(both, col="of", sharey=False, height=height, aspect=4.7 / height, xlim=(None, 1))
     for axis, (_, part) in zip(grid.axes.flat, both.groupby("of", sort=False), strict=True):
         for column, style in (
             ("in_domain", {"fmt": "o"}),
             ("out_of_domain", {"fmt": "D", "mfc": "white"}),
         ):
             label, sd = column.replace("_", " "), part[f"{column}_sd"].fillna(0)
-            axis.errorbar(
-                part[column], part["name"], xerr=sd, color="C0", capsize=2, label=label, **style
-            )
+            axis.errorbar(part[column], part["name"], xerr=sd, color="C0", capsize=2, label=label, **style)
         axis.axvline(0.5, **CHANCE)
         axis.invert_yaxis()
     in_panels(grid, "AUROC, mean ± SD", "")
@@ -147,9 +139,7 @@ def means(study: Study) -> Exhibit:
         f"all folds and domains, which the published ± most likely is. Out of domain {best['arm']} is "
         f"highest: {best['out_of_domain']:.2f}, against {best['in_domain']:.2f} in domain."
     )
-    return Exhibit(
-        name, title, caption, table, figure, SECTION, means_readable(marked(table, settings))
-    )
+    return Exhibit(name, title, caption, table, figure, SECTION, means_readable(marked(table, settings)))
 
 
 def means_readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -170,9 +160,7 @@ def cross_domain(study: Study) -> Exhibit:
     shown = named(matrix, settings)
     for column in ("train_domain", "domain"):
         shown[column] = [textwrap.fill(name, 16) for name in shown[column]]
-    grid = sns.FacetGrid(
-        shown, col="name", col_wrap=3, height=1.7 + 0.4 * matrix["domain"].nunique()
-    )
+    grid = sns.FacetGrid(shown, col="name", col_wrap=3, height=1.7 + 0.4 * matrix["domain"].nunique())
     grid.figure.set_figwidth(1.4 * WIDTH_INCH)
     grid.map_dataframe(_heatmap)
     in_panels(grid, "tested on", "trained on")
@@ -193,9 +181,7 @@ def cross_domain(study: Study) -> Exhibit:
 def _heatmap(data: pd.DataFrame, color: object) -> None:
     """One arm's matrix on the current axes: mean and SD in each cell."""
     data = data.assign(text=cells(data.rename(columns={"sd": "mean_sd"}), "mean"))
-    mean, text = (
-        data.pivot(index="train_domain", columns="domain", values=name) for name in ("mean", "text")
-    )
+    mean, text = (data.pivot(index="train_domain", columns="domain", values=name) for name in ("mean", "text"))
     sns.heatmap(
         mean, annot=text.replace("\u00a0±\u00a0", "\n±", regex=True), fmt="", vmin=SCALE[0], vmax=SCALE[1],
         cmap=SHADES, cbar=False, linewidths=1, annot_kws={"color": "black", "fontsize": 7},
@@ -211,9 +197,7 @@ def by_test_domain_folds(scores: pd.DataFrame, settings: Settings, metric: str) 
     return crossed(scores, settings).groupby(by, sort=False)[metric].mean().reset_index()
 
 
-def by_test_domain_table(
-    scores: pd.DataFrame, settings: Settings, metric: str = "balanced_accuracy"
-) -> pd.DataFrame:
+def by_test_domain_table(scores: pd.DataFrame, settings: Settings, metric: str = "balanced_accuracy") -> pd.DataFrame:
     """Mean and sample SD of `by_test_domain_folds`: ``arm, kind, domain, where, n_folds, mean, sd``."""
     fits = by_test_domain_folds(scores, settings, metric)
     table = mean_sd(fits, ["arm", "kind", "domain", "where"], [metric])
@@ -252,9 +236,7 @@ def by_test_domain(study: Study) -> Exhibit:
 # ---- tumour against scanner ----
 
 
-def apart_table(
-    predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings
-) -> pd.DataFrame:
+def apart_table(predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """How much AUROC another tumour costs, and how much another scanner: three rows an arm, columns APART.
 
     A domain stands for its tumour. The cost of training elsewhere is the AUROC of training on the tested
@@ -277,18 +259,14 @@ def apart_table(
     if why := _nothing(part, scanners):
         row = _row("", "tumour against scanner", [], 0, 0, why)
         return pd.DataFrame([row], columns=APART)
-    part = _as_at_home(part).merge(
-        labels[["patch_id", "scanner"]], on="patch_id", validate="many_to_one"
-    )
+    part = _as_at_home(part).merge(labels[["patch_id", "scanner"]], on="patch_id", validate="many_to_one")
     part, rows = part[part["scanner"] != ""], []
     home = part[part["train_domain"] == part["domain"]]
     for arm in in_order(part[["arm"]].drop_duplicates(), settings)["arm"]:
         at_home = home[home["arm"] == arm].groupby(["fold", "domain"])
         n_train, n_test = at_home["n_train"].first().mean(), at_home.size().mean()
         costs = _costs(part[part["arm"] == arm], scanners, settings.splits.seed)
-        rows += [
-            _row(arm, name, cost, n_train, n_test, WHY_NOT[name]) for name, cost in costs.items()
-        ]
+        rows += [_row(arm, name, cost, n_train, n_test, WHY_NOT[name]) for name, cost in costs.items()]
     return pd.DataFrame(rows, columns=APART)
 
 
@@ -321,11 +299,7 @@ def _costs(part: pd.DataFrame, scanners: dict[str, frozenset], seed: int) -> dic
         if train_domain != domain and len(cost):
             way = ways.setdefault((train_domain, domain), {True: [], False: []})
             way[scanner in scanners.get(train_domain, ())].append(cost)
-    alone = [
-        mean_of(way[False]) - mean_of(way[True])
-        for way in ways.values()
-        if way[False] and way[True]
-    ]
+    alone = [mean_of(way[False]) - mean_of(way[True]) for way in ways.values() if way[False] and way[True]]
     return {
         TUMOUR: [cost for way in ways.values() for cost in way[True]],
         SCANNER: [cost for cost in alone if len(cost)],
@@ -333,9 +307,7 @@ def _costs(part: pd.DataFrame, scanners: dict[str, frozenset], seed: int) -> dic
     }
 
 
-def _row(
-    arm: str, comparison: str, costs: list[Folds], n_train: float, n_test: float, why: str
-) -> dict:
+def _row(arm: str, comparison: str, costs: list[Folds], n_train: float, n_test: float, why: str) -> dict:
     """A row from what each pair costs in each fold; without a pair, the reason ``why``."""
     row = {"arm": arm, "comparison": comparison, "n": len(costs), "n_folds": 0, "over": ""}
     if not costs:
@@ -368,9 +340,7 @@ def abstract(study: Study) -> str:
     crossed_means = means_table(study.scores, settings)
     full = table[table["size"] == table["size"].max()].sort_values("auroc", ascending=False)
     full = named(full, settings)
-    values = [
-        f"{name} {cell}" for name, cell in zip(full["name"], cells(full, "auroc"), strict=True)
-    ]
+    values = [f"{name} {cell}" for name, cell in zip(full["name"], cells(full, "auroc"), strict=True)]
     parts = [
         f"{counted(len(full), 'arm')} learned from up to about {full['n_train'].max():,} patches of "
         f"{settings.data.positive}s and {settings.data.negative}s, in "
@@ -379,10 +349,7 @@ def abstract(study: Study) -> str:
         f"AUROC with all the data: {', '.join(values)}.",
     ]
     if len(crossed_means):
-        drops = [
-            f"{row.arm} {row.in_domain:.2f} → {row.out_of_domain:.2f}"
-            for row in crossed_means.itertuples()
-        ]
+        drops = [f"{row.arm} {row.in_domain:.2f} → {row.out_of_domain:.2f}" for row in crossed_means.itertuples()]
         parts.append(f"AUROC from in domain to out of domain: {', '.join(drops)}.")
     if n_failed := len(study.failures):
         parts.append(f"Runs that failed or are missing: {n_failed}.")

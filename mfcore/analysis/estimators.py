@@ -150,11 +150,7 @@ def table(fits: pd.DataFrame) -> pd.DataFrame:
     ended = fits.groupby([*by, "ended"], sort=False).size().rename("n").reset_index("ended")
     ended = (ended["n"].astype(str) + " " + ended["ended"]).groupby(by).agg(", ".join)
     numbers = fits.groupby(by, sort=False)[means].mean()
-    return (
-        mean_sd(fits, by, list(TITLES), "size")
-        .join(numbers, on=by)
-        .join(ended.rename("ended"), on=by)
-    )
+    return mean_sd(fits, by, list(TITLES), "size").join(numbers, on=by).join(ended.rename("ended"), on=by)
 
 
 def folds(run: store.Run, seed: int) -> dict[str, Folds]:
@@ -164,9 +160,7 @@ def folds(run: store.Run, seed: int) -> dict[str, Folds]:
     return {name: by_fold(part, "auroc", seed, splits.ALL) for name, part in groups}
 
 
-def differences(
-    fits: pd.DataFrame, by_estimator: Mapping[str, Folds], base: str = OWN
-) -> pd.DataFrame:
+def differences(fits: pd.DataFrame, by_estimator: Mapping[str, Folds], base: str = OWN) -> pd.DataFrame:
     """AUROC of each estimator less one's, with all the data: ``estimator, difference, low, high``.
 
     Paired over folds, with the 95 % interval of `statistics.paired_test`. fits: as `scores`.
@@ -205,9 +199,7 @@ def audit(study: Study, run: store.Run) -> Exhibit:
         height=1.2 + 0.35 * len(titles),
     )
     line = {"units": "fold", "estimator": None, "orient": "y", "sort": False, "marker": "o"}
-    grid.map_dataframe(
-        sns.lineplot, "score", "estimator", label="a fold", **line | {"color": "0.72"}
-    )
+    grid.map_dataframe(sns.lineplot, "score", "estimator", label="a fold", **line | {"color": "0.72"})
     point = {"errorbar": "sd", "linestyle": "none", "color": "black", "legend": False}
     grid.map_dataframe(sns.pointplot, "score", "estimator", label="mean ± SD", **point)
     grid.set_titles("{col_name}").set_axis_labels("", "")
@@ -259,9 +251,7 @@ def conventions_table(study: Study) -> pd.DataFrame:
         features, predictions = measured[card]
         departs = "; ".join(filter(None, [differs(base, cards[card]), note]))
         row = {"library": library, "card": card, "n_dims": cards[card].n_dims, "departs": departs}
-        row |= _distance(measured[name][0], features, base, cards[card]) | dict.fromkeys(
-            metrics, np.nan
-        )
+        row |= _distance(measured[name][0], features, base, cards[card]) | dict.fromkeys(metrics, np.nan)
         if len(predictions):
             row |= scaling_table(scores_of(predictions), study.settings).iloc[0][metrics].to_dict()
         rows.append(row | _difference(study.seed, measured[name][1], predictions))
@@ -301,17 +291,13 @@ def differs(own: EncoderCard, other: EncoderCard) -> str:
     )
 
 
-def _distance(
-    base: np.ndarray | None, other: np.ndarray | None, own: EncoderCard, this: EncoderCard
-) -> dict[str, float]:
+def _distance(base: np.ndarray | None, other: np.ndarray | None, own: EncoderCard, this: EncoderCard) -> dict[str, float]:
     """Median and largest distance of a patch's two embeddings, relative to the norm of the first."""
     have_class_token = all(READOUTS[card.readout].begins_with_class_token for card in (own, this))
     if base is None or other is None or not (own.n_dims == this.n_dims or have_class_token):
         return {"distance_median": np.nan, "distance_max": np.nan}
     n = min(own.n_dims, this.n_dims)
-    distance = np.linalg.norm(base[:, :n] - other[:, :n], axis=1) / np.linalg.norm(
-        base[:, :n], axis=1
-    )
+    distance = np.linalg.norm(base[:, :n] - other[:, :n], axis=1) / np.linalg.norm(base[:, :n], axis=1)
     return {"distance_median": float(np.median(distance)), "distance_max": float(distance.max())}
 
 
@@ -329,12 +315,9 @@ def conventions_readable(rows: pd.DataFrame) -> pd.DataFrame:
     shown = rows[["library", "departs", "n_dims"]].replace({"departs": {"": "in nothing"}})
     for name in ("distance_median", "distance_max"):
         shown[name] = (100 * rows[name]).map("{:.1f} %".format, na_action="ignore")
-    shown = shown.assign(
-        AUROC=cells(rows, "auroc"), balanced_accuracy=cells(rows, "balanced_accuracy")
-    )
+    shown = shown.assign(AUROC=cells(rows, "auroc"), balanced_accuracy=cells(rows, "balanced_accuracy"))
     shown["AUROC_against_authors"] = [
-        f"{row.difference:+.3f} ({bounds(row.low, row.high)})" if np.isfinite(row.low) else "–"
-        for row in rows.itertuples()
+        f"{row.difference:+.3f} ({bounds(row.low, row.high)})" if np.isfinite(row.low) else "–" for row in rows.itertuples()
     ]
     return shown.fillna("–")
 

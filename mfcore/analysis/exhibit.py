@@ -90,11 +90,7 @@ class Exhibit:
                 with store.replacing(folder / f"{self.name}.{form}") as aside:
                     self.figure.savefig(aside, format=form, metadata=metadata)
         shown = self.readable
-        readable = (
-            None
-            if shown is None
-            else shown.astype(object).where(shown.notna(), "–").map(str).to_dict("records")
-        )
+        readable = None if shown is None else shown.astype(object).where(shown.notna(), "–").map(str).to_dict("records")
         content = {
             "title": self.title,
             "caption": self.caption,
@@ -123,9 +119,7 @@ def show(content: str | pd.DataFrame) -> object:
         return Markdown(content)
     with pd.option_context("display.max_colwidth", None):
         table = content.to_html(index=False, border=0, na_rep="–", justify="left")
-    return HTML(
-        table.replace("<td>", '<td style="text-align: left">')
-    )  # Jupyter would set them right
+    return HTML(table.replace("<td>", '<td style="text-align: left">'))  # Jupyter would set them right
 
 
 # ---- figures ----
@@ -213,11 +207,7 @@ def is_watched() -> bool:
     shell = IPython.get_ipython()
     if not hasattr(shell, "kernel"):
         return False
-    return (
-        "JPY_SESSION_NAME" in os.environ
-        or "__vsc_ipynb_file__" in shell.user_ns
-        or "COLAB_RELEASE_TAG" in os.environ
-    )
+    return "JPY_SESSION_NAME" in os.environ or "__vsc_ipynb_file__" in shell.user_ns or "COLAB_RELEASE_TAG" in os.environ
 
 
 def look(settings: Settings, arm: str, kind: str) -> dict[str, object]:
@@ -231,9 +221,7 @@ def look(settings: Settings, arm: str, kind: str) -> dict[str, object]:
     dashes, marker = DASHES.get(kind, DASHES[PROBE]), MARKERS[index % len(MARKERS)]
     if pretrained.is_of(settings, arm):
         place = [one.name for one in settings.pretraining].index(arm.partition("@")[0])
-        marker = MarkerStyle(HOME_MARKERS[place % len(HOME_MARKERS)]).scaled(
-            1.7
-        )  # to look as large
+        marker = MarkerStyle(HOME_MARKERS[place % len(HOME_MARKERS)]).scaled(1.7)  # to look as large
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": marker,

@@ -67,10 +67,7 @@ def classes(settings: Settings) -> dict[int, str]:
 def audit(study: Study) -> Iterator[Exhibit]:
     """What each way to split shares between training and test: means, fold by fold, and twins."""
     run, of = study.audit, of_what(study.settings)
-    schemes, own, twins = (
-        read(run)
-        for read in (splits_audit.load_schemes, splits_audit.load, splits_audit.load_twins)
-    )
+    schemes, own, twins = (read(run) for read in (splits_audit.load_schemes, splits_audit.load, splits_audit.load_twins))
     caption = (
         f"The same patches split in every way, trained on all domains, means over folds ({of}); "
         f"this study splits {splits_audit.scheme_title(study.settings.switches.scheme)}. Shares "
@@ -86,19 +83,14 @@ def audit(study: Study) -> Iterator[Exhibit]:
     yield Exhibit("01_audit_folds", "Fold by fold", caption, table, section=AUDIT)
     caption = f"Every training of the study ({of})."
     yield Exhibit("01_audit_own", "This study's splits", caption, _by_fold(own), section=AUDIT)
-    caption = (
-        f"{splits_audit.twins_sentence(twins, own)} The table has those of contradicting labels."
-    )
+    caption = f"{splits_audit.twins_sentence(twins, own)} The table has those of contradicting labels."
     table = twins[twins["contradicts"].astype(bool)].drop(columns="contradicts")
     yield Exhibit("01_twins", "Twins", caption, table, section=AUDIT)
 
 
 def not_drawn(reasons: dict[str, str]) -> str:
     """The ways to split that the data don't allow; ``reasons``: errors, without the remedy."""
-    lines = [
-        f"Not drawn: {splits_audit.scheme_title(name)} ({why.partition(';')[0]})."
-        for name, why in reasons.items()
-    ]
+    lines = [f"Not drawn: {splits_audit.scheme_title(name)} ({why.partition(';')[0]})." for name, why in reasons.items()]
     return " ".join(lines) or "These data can be split in every way."
 
 
@@ -143,9 +135,7 @@ def embedding(study: Study, encoder: str, features: np.ndarray) -> Exhibit:
     table = components(features, study.labels)
     shares = 100 * table[["share1", "share2"]].iloc[0]
     names = table["label"].map(classes(study.settings))
-    shown = pd.concat(
-        [table.assign(by="domain", group=table["domain"]), table.assign(by="class", group=names)]
-    )
+    shown = pd.concat([table.assign(by="domain", group=table["domain"]), table.assign(by="class", group=names)])
     grid = sns.relplot(
         shown.sort_values("group"), x="pc1", y="pc2", hue="group", style="group", col="by",
         col_order=["domain", "class"], s=12, alpha=0.55, linewidth=0, height=3.6,

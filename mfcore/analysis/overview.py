@@ -116,12 +116,8 @@ def arms(study: Study) -> Exhibit:
         f"each kind of arm is {listed(found)} (mean ± SD of {folds(full)}, {in_full(settings)})."
     )
     rows = crossed[crossed["arm"].isin(best["arm"])] if len(crossed) else crossed
-    if drops := [
-        f"{row.in_domain:.2f} to {row.out_of_domain:.2f} ({row.arm})" for row in rows.itertuples()
-    ]:
-        caption += (
-            f" Trained on one domain and tested on the others, the AUROC goes from {listed(drops)}."
-        )
+    if drops := [f"{row.in_domain:.2f} to {row.out_of_domain:.2f} ({row.arm})" for row in rows.itertuples()]:
+        caption += f" Trained on one domain and tested on the others, the AUROC goes from {listed(drops)}."
     shown = scores.wide(marked(table, settings))
     return Exhibit("05_arms", "Arms", caption, shown, section="Arms")
 
@@ -145,11 +141,7 @@ def encoders(study: Study) -> Exhibit:
         "authors printed no µm/px. The precision is that on a GPU; on a CPU all is float32."
     )
     rows = rows.sort_values("group", key=lambda groups: groups.map([*GROUPS].index), kind="stable")
-    shown = (
-        rows.assign(group=rows["group"].map(GROUPS))
-        .drop(columns="is")
-        .rename(columns={"state": "here"})
-    )
+    shown = rows.assign(group=rows["group"].map(GROUPS)).drop(columns="is").rename(columns={"state": "here"})
     return Exhibit("05_encoders", "Encoders", caption, shown, section="Encoders")
 
 
@@ -248,8 +240,7 @@ def estimators(study: Study) -> Iterator[Exhibit]:
         shown = of_estimators.by_size(of_estimators.table(fits), titles, "auroc")
         against = of_estimators.differences(fits, of_estimators.folds(run, study.seed))
         words = {
-            titles[row.estimator]: f"{row.difference:+.3f} "
-            f"({bounds(row.low, row.high) or 'no interval'})"
+            titles[row.estimator]: f"{row.difference:+.3f} ({bounds(row.low, row.high) or 'no interval'})"
             for row in against.itertuples()
         }
         shown["less this study's probe"] = shown["estimator"].map(words).fillna("–")
@@ -314,9 +305,7 @@ def provenance(study: Study) -> Exhibit:
     system = f"{newest['system']} {newest['machine']}, {newest['n_cores']} cores"
     seeds = f"data {study.settings.data.seed}, " * study.settings.synthetic
     minutes = sum(record["seconds"] for record in records) / 60
-    text = yaml.safe_dump(
-        as_dict(study.settings), sort_keys=False, default_flow_style=True, width=10**6
-    )
+    text = yaml.safe_dump(as_dict(study.settings), sort_keys=False, default_flow_style=True, width=10**6)
     rows = {
         "commit": "; ".join(sorted(commits)),
         "machine": f"Python {newest['python']}, {system}",
@@ -327,9 +316,6 @@ def provenance(study: Study) -> Exhibit:
         "every setting": text.strip(),
     }
     table = pd.DataFrame(rows.items(), columns=["what", "value"])
-    caption = (
-        "What made the numbers. The folder of every run has a `run.json` with config, inputs, "
-        "commit and checksums."
-    )
+    caption = "What made the numbers. The folder of every run has a `run.json` with config, inputs, commit and checksums."
     title = "Code, machine, seeds"
     return Exhibit("05_provenance", title, caption, table, section=PROVENANCE)

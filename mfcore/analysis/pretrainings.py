@@ -253,11 +253,7 @@ def differences_table(study: Study) -> pd.DataFrame:
     """
     rows, bounds = differences(compared(study.settings, scores_table(study))), []
     for row in rows.itertuples():
-        interval = (
-            tasks.difference(study, row.task, row.name, row.base)
-            if math.isfinite(row.difference)
-            else None
-        )
+        interval = tasks.difference(study, row.task, row.name, row.base) if math.isfinite(row.difference) else None
         bounds.append((interval.low, interval.high) if interval else (math.nan, math.nan))
     rows[["low", "high"]] = np.array(bounds, float).reshape(-1, 2)
     return rows.drop(columns=["split", "step"])
@@ -269,9 +265,7 @@ def controls(settings: Settings, table: pd.DataFrame) -> pd.DataFrame:
     table: as `scores_table`.
     """
     pairs = [(one.name, tasks.control_of(settings, one.name)) for one in settings.pretraining]
-    return pd.DataFrame(pairs, columns=["of", "name"]).merge(
-        table[["name", "task", "metric", "mean"]], on="name"
-    )
+    return pd.DataFrame(pairs, columns=["of", "name"]).merge(table[["name", "task", "metric", "mean"]], on="name")
 
 
 # ---- exhibits of all pretrainings ----
@@ -288,9 +282,7 @@ def missing(study: Study) -> Exhibit:
 def overview(study: Study) -> Exhibit:
     """What was pretrained, on what and how it ended."""
     table = overview_table(study)
-    caption = (
-        f"The study's pretrainings, and what was noted last of each ({of_what(study.settings)})."
-    )
+    caption = f"The study's pretrainings, and what was noted last of each ({of_what(study.settings)})."
     return Exhibit("11_overview", "What was pretrained", caption, table, None, SECTION)
 
 
@@ -327,9 +319,7 @@ def starts(study: Study) -> Exhibit:
 
 def amounts(study: Study) -> Exhibit:
     """Fig. 2 of kaiko 2024: how many slides, how many patches."""
-    return _over_steps(
-        study, "11_data", scores_table(study), "patches.slide_fraction", "patches.n_distinct"
-    )
+    return _over_steps(study, "11_data", scores_table(study), "patches.slide_fraction", "patches.n_distinct")
 
 
 def magnifications(study: Study) -> Exhibit:
@@ -356,14 +346,10 @@ def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> E
         caption = f"No two judged pretrainings of the study differ in this alone ({of})."
         return Exhibit(name, heading, caption, rows, None, SECTION)
     untrained = controls(study.settings, scores_table(study)).set_index(["of", "task", "metric"])
-    looks = dict(
-        zip(rows["name"].unique(), zip(COLOURS * 9, MARKERS * 9, strict=False), strict=False)
-    )
+    looks = dict(zip(rows["name"].unique(), zip(COLOURS * 9, MARKERS * 9, strict=False), strict=False))
     n_columns = min(N_ACROSS, len(panels))
     n_rows = -(-len(panels) // n_columns)
-    figure, axes = plt.subplots(
-        n_rows, n_columns, squeeze=False, figsize=(WIDTH_INCH, 2.4 * n_rows + 1.1)
-    )
+    figure, axes = plt.subplots(n_rows, n_columns, squeeze=False, figsize=(WIDTH_INCH, 2.4 * n_rows + 1.1))
     for axis, ((_, base, task, metric), part) in zip(axes.flat, panels, strict=False):
         lines = part.sort_values("step", kind="stable").groupby(["name", "value"], sort=False)
         for (pretraining, value), line in lines:

@@ -75,9 +75,7 @@ def of_file(path: str | Path, dataset: str = "features") -> dict[str, float]:
     with contextlib.ExitStack() as opened:
         try:
             is_array = path.suffix == ".npy"
-            file = (
-                np.load(path, mmap_mode="r") if is_array else opened.enter_context(h5py.File(path))
-            )
+            file = np.load(path, mmap_mode="r") if is_array else opened.enter_context(h5py.File(path))
             features = file if is_array else file[dataset]
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise store.StoreError(
@@ -85,9 +83,7 @@ def of_file(path: str | Path, dataset: str = "features") -> dict[str, float]:
                 "array that numpy.save wrote as .npy"
             ) from error
         if len(getattr(features, "shape", ())) != 2:
-            raise store.StoreError(
-                f"{path} holds no array of two dimensions; features are (n, n_dims), a row a patch"
-            )
+            raise store.StoreError(f"{path} holds no array of two dimensions; features are (n, n_dims), a row a patch")
         try:
             stream = Streaming(features.shape[1])
             for first in range(0, len(features), CHUNK_ROWS):
@@ -174,9 +170,7 @@ def sizes_table(study: Study, n_draws: int = N_DRAWS) -> pd.DataFrame:
         features = store.read_embeddings(store.run_at(file.parent))[0]
         rows += [{"encoder": encoder} | row for row in subsampled(features, study.seed, n_draws)]
     if not rows:
-        raise store.StoreError(
-            f"{study.folder}: no encoder of study {study.name!r} has embeddings yet; run notebook 02"
-        )
+        raise store.StoreError(f"{study.folder}: no encoder of study {study.name!r} has embeddings yet; run notebook 02")
     return pd.DataFrame(rows)
 
 
@@ -209,22 +203,15 @@ def correlate(table: pd.DataFrame, value: str = "auroc") -> pd.DataFrame:
     give. Snapshots (``NAME@STEP``) don't count: they are one encoder.
     """
     whole = tasks.encoders_only(table)
-    known = {
-        name: whole.dropna(subset=[name, value]) for name in TITLES
-    }  # fewer than two dimensions that vary have no ODCorr
-    rows = [
-        {"metric": name, **_spearman(part[name].to_numpy(), part[value].to_numpy())}
-        for name, part in known.items()
-    ]
+    known = {name: whole.dropna(subset=[name, value]) for name in TITLES}  # fewer than two dimensions that vary have no ODCorr
+    rows = [{"metric": name, **_spearman(part[name].to_numpy(), part[value].to_numpy())} for name, part in known.items()]
     return pd.DataFrame(rows)
 
 
 def correlate_tasks(table: pd.DataFrame) -> pd.DataFrame:
     """`correlate` with the score of each task, with its ``task``; ``table`` as `tasks_table` returns it."""
     groups = list(table.groupby("task", sort=False)) or [("", table)]
-    return pd.concat(
-        [correlate(part, "score").assign(task=task) for task, part in groups], ignore_index=True
-    )
+    return pd.concat([correlate(part, "score").assign(task=task) for task, part in groups], ignore_index=True)
 
 
 def _spearman(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
@@ -269,9 +256,7 @@ def rankme(study: Study) -> Exhibit:
 def probe_correlations(study: Study) -> Exhibit:
     """Spearman's correlation of each metric with the probes' AUROC, over encoders."""
     table = correlate(encoders_table(study))
-    return Exhibit(
-        "10_correlations", "Correlation with AUROC", _related(study, table), table, None, SECTION
-    )
+    return Exhibit("10_correlations", "Correlation with AUROC", _related(study, table), table, None, SECTION)
 
 
 def task_correlations(study: Study) -> Exhibit:
@@ -304,9 +289,7 @@ def against_tasks(study: Study) -> Exhibit:
 
 
 @in_style
-def _against(
-    study: Study, name: str, heading: str, table: pd.DataFrame, rows: pd.DataFrame
-) -> Exhibit:
+def _against(study: Study, name: str, heading: str, table: pd.DataFrame, rows: pd.DataFrame) -> Exhibit:
     """Scores against metrics; rows: as `tasks_table`, those that are drawn of ``table``.
 
     Encoders that the study doesn't list, and snapshots, are grey.

@@ -51,8 +51,7 @@ def scores(study: Study) -> Exhibit:
     """AUROC of every arm at every size; the table has every metric (`scores.scaling_table`)."""
     table, settings = by_size(study), study.settings
     caption = (
-        f"AUROC of every arm by the share of the training patches ({of_what(settings)}). Mean ± sample "
-        f"SD of {folds(table)}."
+        f"AUROC of every arm by the share of the training patches ({of_what(settings)}). Mean ± sample SD of {folds(table)}."
     )
     readable = wide(marked(table, settings))
     return Exhibit("05_scores", "Scores", caption, table, None, SECTION, readable)
@@ -88,23 +87,14 @@ def published(settings: Settings) -> pd.DataFrame:
     if "amibr_probes.csv" in settings.source.published:
         table = published_table("amibr_probes.csv")
         table = table.assign(data_set="AMi-Br", where="Banerjee et al. 2025", auroc_sd=np.nan)
-        parts = [
-            table.assign(metric=metric, value=table[metric], sd=table[f"{metric}_sd"])
-            for metric in SHOWN
-        ]
+        parts = [table.assign(metric=metric, value=table[metric], sd=table[f"{metric}_sd"]) for metric in SHOWN]
     else:
         first = published_table("ganz_2024_full_size.csv")
-        first = first.assign(
-            kind=END_TO_END, metric="auroc", where="Ganz et al. 2024, " + first["where"]
-        )
+        first = first.assign(kind=END_TO_END, metric="auroc", where="Ganz et al. 2024, " + first["where"])
         first = first.rename(columns={"auroc": "value", "auroc_sd": "sd"})
         later = published_table("ammeling_2025.csv")
-        is_shown = (
-            (later["size"] == 1) & (later["quantity"] == "mixed") & later["metric"].isin(SHOWN)
-        )
-        later = later[is_shown].assign(
-            data_set=later["data_set"].map(DATA_SETS), where="Ammeling et al. 2025, second-hand"
-        )
+        is_shown = (later["size"] == 1) & (later["quantity"] == "mixed") & later["metric"].isin(SHOWN)
+        later = later[is_shown].assign(data_set=later["data_set"].map(DATA_SETS), where="Ammeling et al. 2025, second-hand")
         own = DATA_SETS.get(settings.data.source)
         parts = [part[part["data_set"] == own] if own else part for part in (first, later)]
     return pd.concat(parts, ignore_index=True)[PUBLISHED_COLUMNS]
@@ -133,10 +123,7 @@ def figure_1(study: Study) -> Exhibit:
     long = named(in_order(mixed, settings), settings)
     long = long.assign(n_train=long["size"].map(sizes))
     looks = pd.DataFrame(
-        {
-            name: look(settings, *arm)
-            for (name, *arm), _ in long.groupby(["name", "arm", "kind"], sort=False)
-        }
+        {name: look(settings, *arm) for (name, *arm), _ in long.groupby(["name", "arm", "kind"], sort=False)}
     ).T
     grid = sns.catplot(
         long.melt(["name", "n_train"], list(SHOWN), "metric", "score"), kind="point", x="n_train", y="score",
@@ -151,9 +138,7 @@ def figure_1(study: Study) -> Exhibit:
         axis.axvline(2 * sizes.max(), color="0.6")
         for i, (kind, part) in enumerate(beside[beside["metric"] == metric].groupby("kind")):
             x = [(3 + i) * sizes.max()] * len(part)
-            axis.plot(
-                x, part["value"], MARKERS[i], color="0.25", mfc="white", label=f"published: {kind}"
-            )
+            axis.plot(x, part["value"], MARKERS[i], color="0.25", mfc="white", label=f"published: {kind}")
         axis.set_xticks(sizes, [f"{n:,}\n({splits.percent(size)} %)" for size, n in sizes.items()])
         axis.minorticks_off()
         axis.set(title=binary.TITLES[metric], xlabel="training patches, n (share)", ylim=(None, 1))
@@ -188,9 +173,7 @@ def learning_curves(study: Study) -> Exhibit:
     mixed = study.scores[study.scores["train_domain"] == ALL]
     mixed = named(in_order(mixed, settings), settings)
     sizes = mixed.groupby("size")["n_train"].transform("mean")
-    grid = sns.FacetGrid(
-        mixed.assign(n_train=sizes), col="name", col_wrap=3, height=2.1, aspect=1.15
-    )
+    grid = sns.FacetGrid(mixed.assign(n_train=sizes), col="name", col_wrap=3, height=2.1, aspect=1.15)
     points = {"errorbar": "sd", "err_style": "bars", "marker": "o", "linestyle": "", "color": "C0"}
     grid.map_dataframe(sns.lineplot, "n_train", "auroc", label="mean ± SD over folds", **points)
     label = f"{best['arm']}, all the data"
@@ -221,9 +204,7 @@ def patches_needed(study: Study) -> Exhibit:
     is_bent, needed = fits["why_not"] == "", _spans(fits, "n_needed", ",.0f")
     readable = fits[["arm", "kind"]].assign(
         **{
-            "AUROC levels off at": _spans(fits, "asymptote", ".2f").where(
-                is_bent, "no curve: " + fits["why_not"]
-            ),
+            "AUROC levels off at": _spans(fits, "asymptote", ".2f").where(is_bent, "no curve: " + fits["why_not"]),
             "per tenfold patches": _spans(fits, "per_tenfold", "+.2f"),
             "patches to close the gap": needed.where(is_bent, _spans(fits, "n_straight", ",.0f")),
         }
@@ -333,8 +314,6 @@ def inflation_readable(table: pd.DataFrame) -> pd.DataFrame:
             "n_train": table["n_train"],
             **leaks,
             "AUROC": cells(table, "auroc"),
-            "above_by_slide": [
-                f"{value:+.3f}" if pd.notna(value) else "–" for value in table["auroc_inflation"]
-            ],
+            "above_by_slide": [f"{value:+.3f}" if pd.notna(value) else "–" for value in table["auroc_inflation"]],
         }
     )

@@ -36,9 +36,7 @@ COLUMNS = ["switch", "as_released", "default", "arm", "kind", "n_folds", *NUMBER
 @cache
 def departures() -> dict[str, dict[str, str]]:
     """Where the released code departs, by name, as ``switches.yaml`` says; `BASE` and `PAPER` are entries as well."""
-    return yaml.safe_load(
-        resources.files("mfcore.analysis").joinpath("switches.yaml").read_text(encoding="utf-8")
-    )
+    return yaml.safe_load(resources.files("mfcore.analysis").joinpath("switches.yaml").read_text(encoding="utf-8"))
 
 
 # ---- the derived study ----
@@ -195,13 +193,9 @@ def _not_yet(study: Study, name: str) -> str:
 
 def _difference(study: Study, flipped: pd.DataFrame, base: pd.DataFrame, count: str) -> dict:
     """How the AUROC differs: paired over folds tested on the same patches, else unpaired."""
-    here, there = (
-        by_fold(part, "auroc", study.seed, study_predictions.ALL) for part in (flipped, base)
-    )
+    here, there = (by_fold(part, "auroc", study.seed, study_predictions.ALL) for part in (flipped, base))
     n_test = max(part.groupby("fold").size().mean() for part in (flipped, base))
-    scores, own = (
-        part.set_index(["fold", "patch_id"])["score"].sort_index() for part in (flipped, base)
-    )
+    scores, own = (part.set_index(["fold", "patch_id"])["score"].sort_index() for part in (flipped, base))
     if scores.index.equals(own.index):
         test = statistics.paired_test(here, there, base["n_train"].mean(), n_test)
         note = "the same predictions in every fold" if scores.equals(own) else ""

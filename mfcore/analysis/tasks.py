@@ -59,9 +59,7 @@ def runs(study: Study) -> dict[tuple[str, str], store.Run]:
     }
 
 
-def _find(
-    study: Study, task: TaskOptions, encoder: str, stored: list[store.Run]
-) -> store.Run | None:
+def _find(study: Study, task: TaskOptions, encoder: str, stored: list[store.Run]) -> store.Run | None:
     try:
         config = study_tasks.config_of(study.settings, task.name, _card(study, encoder))
         if config["card"] is None:  # what another machine knows of it decides nothing here
@@ -73,11 +71,7 @@ def _find(
         return {key: run.identity["config"][key] for key in config}
 
     name = f"{task.name}.{encoder}"
-    alike = [
-        run
-        for run in stored
-        if run.identity["name"] == name and not store.changes(known(run), config)
-    ]
+    alike = [run for run in stored if run.identity["name"] == name and not store.changes(known(run), config)]
     return store.current(alike, known) if alike else None
 
 
@@ -110,11 +104,7 @@ def missing_table(study: Study) -> pd.DataFrame:
 def step_of(settings: Settings, encoder: str) -> float:
     """After which step an encoder or snapshot of the study's own was taken; NaN for one that it doesn't pretrain."""
     name, _, step = encoder.partition("@")
-    return (
-        float(step or settings.pretraining_of(name).n_steps)
-        if pretrained.is_of(settings, name)
-        else math.nan
-    )
+    return float(step or settings.pretraining_of(name).n_steps) if pretrained.is_of(settings, name) else math.nan
 
 
 def control_of(settings: Settings, name: str) -> str:
@@ -136,11 +126,7 @@ def scored(run: store.Run, kind: str) -> dict[str, task_scores.Scored]:
     """What a finished run scored, by split; ``kind``: the task's."""
     predictions = store.read_parquet(run.path(FILES[kind]))
     of_split = task_scores.of_labels if kind == "classification" else task_scores.of_masks
-    return {
-        split: of_split(part)
-        for split in ("val", "test")
-        if len(part := predictions[predictions["split"] == split])
-    }
+    return {split: of_split(part) for split in ("val", "test") if len(part := predictions[predictions["split"] == split])}
 
 
 @cache
@@ -185,11 +171,7 @@ def published() -> pd.DataFrame:
 
 def reported(table: pd.DataFrame) -> pd.DataFrame:
     """Of `scores_table` the rows that are a task's result: its test split, or validation where it has no other."""
-    split = (
-        table.groupby("task")["split"].transform(tasks_protocol.reported_split)
-        if len(table)
-        else table["split"]
-    )
+    split = table.groupby("task")["split"].transform(tasks_protocol.reported_split) if len(table) else table["split"]
     return table[table["split"] == split].reset_index(drop=True)
 
 
@@ -209,9 +191,7 @@ def difference(study: Study, task: str, first: str, second: str) -> Interval:
     a, b = (scored(stored[task, encoder], kind) for encoder in (first, second))
     split = tasks_protocol.reported_split(pd.Series(list(a)))
     if a[split].clusters.shape != b[split].clusters.shape:
-        raise store.StoreError(
-            f"task {task!r}: {first} and {second} were tested on other items; remove the older run"
-        )
+        raise store.StoreError(f"task {task!r}: {first} and {second} were tested on other items; remove the older run")
     return task_scores.difference(a[split], b[split], study.seed, task, split)
 
 
@@ -233,9 +213,7 @@ def class_runs(study: Study, task: str) -> pd.DataFrame:
             right = 1.0 * (called == rows["label"])
             rows = rows.assign(dice=right, **{"class": classes[rows["label"]]})
         rows = rows.assign(encoder=encoder, **{"class": pd.Categorical(rows["class"], classes)})
-        groups = rows.dropna(subset="dice").groupby(["encoder", "class", "run"], observed=True)[
-            "dice"
-        ]
+        groups = rows.dropna(subset="dice").groupby(["encoder", "class", "run"], observed=True)["dice"]
         tables.append(groups.agg(value="mean", n="size").reset_index().astype({"class": str}))
     columns = ["encoder", "class", "run", "value", "n"]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
@@ -250,14 +228,9 @@ def protocol(study: Study, task: str) -> Exhibit:
         "here": tasks_protocol.of(study.settings.task(task)),
         "eva": registry.get(task).protocol,
     }
-    table = (
-        pd.DataFrame({of: as_dict(one) for of, one in both.items()}, dtype=object)
-        .rename_axis("setting")
-        .reset_index()
-    )
+    table = pd.DataFrame({of: as_dict(one) for of, one in both.items()}, dtype=object).rename_axis("setting").reset_index()
     caption = (
-        f"How encoders are judged by {task} here and by eva ({of_what(study.settings)}); a dash: all, or "
-        "the encoder's own."
+        f"How encoders are judged by {task} here and by eva ({of_what(study.settings)}); a dash: all, or the encoder's own."
     )
     return Exhibit(f"09_{task}_protocol", f"Protocol of {task}", caption, table, None, SECTION)
 
@@ -274,14 +247,10 @@ def scores(study: Study, task: str) -> Exhibit:
     best, at = rows.iloc[0], (rows["mean"], rows["encoder"])
     figure, axis = plt.subplots(figsize=(WIDTH_INCH, 0.25 * len(rows) + 1.5))
     half = [(rows["mean"] - rows["low"]).clip(lower=0), (rows["high"] - rows["mean"]).clip(lower=0)]
-    axis.errorbar(
-        *at, xerr=half, fmt="none", ecolor="0.35", capsize=3, label="95 % over what was tested"
-    )
+    axis.errorbar(*at, xerr=half, fmt="none", ecolor="0.35", capsize=3, label="95 % over what was tested")
     axis.errorbar(*at, xerr=rows["sd"], fmt="o", elinewidth=4.5, label="mean ± SD over runs")
     if rows["published"].notna().any():
-        axis.plot(
-            rows["published"], rows["encoder"], "D", color="0.2", mfc="none", label="published"
-        )
+        axis.plot(rows["published"], rows["encoder"], "D", color="0.2", mfc="none", label="published")
     axis.invert_yaxis()
     axis.set_xlabel(TITLES[best["metric"]])
     text = f"{task}, {best['split']}: {best['n_items']:,} items, {rows['n_runs'].max()} runs"

@@ -54,9 +54,7 @@ class Wanted(NamedTuple):
     record: str = ""
     id: str = ""
 
-    def row(
-        self, state: str, reason: str, n_bytes: int = 0, checksum: str = "", remedy: str = ""
-    ) -> dict:
+    def row(self, state: str, reason: str, n_bytes: int = 0, checksum: str = "", remedy: str = "") -> dict:
         """The row of the file in the table that `fetch` returns."""
         return dict(
             zip(
@@ -80,9 +78,7 @@ def _urls(want: Wanted, hosts: Mapping[str, str]) -> list[str]:
     return [f"{hosts['github']}/{repository}/raw/{commit}/{quote(want.id)}"]
 
 
-def fetch(
-    source: Source, folder: str | Path, hosts: Mapping[str, str] = HOSTS, verify: bool = False
-) -> pd.DataFrame:
+def fetch(source: Source, folder: str | Path, hosts: Mapping[str, str] = HOSTS, verify: bool = False) -> pd.DataFrame:
     """Fetch what ``folder`` lacks of a source's data; a row a file, columns COLUMNS, for `summary`.
 
     state: "there" (before), "fetched" (now) or "missing", with reason and remedy; one file's failure
@@ -93,9 +89,7 @@ def fetch(
     """
     folder = Path(folder)
     if source.is_synthetic:
-        raise DownloadError(
-            f"source {source.name!r}: its data are made, not fetched: make paper makes them"
-        )
+        raise DownloadError(f"source {source.name!r}: its data are made, not fetched: make paper makes them")
     if not source.is_published:
         raise DownloadError(
             f"source {source.name!r}: its slides are your own: lay them into a folder with "
@@ -121,19 +115,13 @@ def _fetch(source: Source, folder: Path, hosts: Mapping[str, str], verify: bool)
     wanted = [Wanted(*row) for row in files[list(Wanted._fields)].itertuples(index=False)]
     record = _record_in(folder)
     paths = {want.file: _place(want, source, folder) for want in wanted}
-    recorded = {
-        file: Published(facts["bytes"], facts["checksum"])
-        for file, facts in record.items()
-        if paths.get(file)
-    }
+    recorded = {file: Published(facts["bytes"], facts["checksum"]) for file, facts in record.items() if paths.get(file)}
     expected = recorded | published(files[~files["file"].isin(recorded)], folder, hosts)
     missing = [want for want in wanted if not paths[want.file]]
     _check_space(missing, expected, folder)
     fetched = _fetch_all(missing, expected, folder, hosts, record)
     return [
-        _judge(want, paths[want.file], expected[want.file], verify)
-        if paths[want.file]
-        else fetched[want.file]
+        _judge(want, paths[want.file], expected[want.file], verify) if paths[want.file] else fetched[want.file]
         for want in wanted
     ]
 
@@ -174,14 +162,9 @@ def _place(want: Wanted, source: Source, folder: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _check_space(
-    missing: Sequence[Wanted], expected: Mapping[str, Published], folder: Path
-) -> None:
+def _check_space(missing: Sequence[Wanted], expected: Mapping[str, Published], folder: Path) -> None:
     """Refuse to begin what can't be finished, as far as lengths are known."""
-    needed = sum(
-        (expected[want.file].n_bytes or 0) - n_bytes_of(part_of(folder / want.file))
-        for want in missing
-    )
+    needed = sum((expected[want.file].n_bytes or 0) - n_bytes_of(part_of(folder / want.file)) for want in missing)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(
@@ -212,10 +195,7 @@ def _fetch_all(
                 part.replace(folder / want.file)
             except DownloadError as error:
                 page = _urls(want, HOSTS)[0]
-                remedy = (
-                    f"run this again to go on; or fetch it with a browser from {page} "
-                    f"and lay it there as {want.file}"
-                )
+                remedy = f"run this again to go on; or fetch it with a browser from {page} and lay it there as {want.file}"
                 rows[want.file] = want.row("missing", str(error), remedy=remedy)
             else:
                 how = "checksum as published" if facts["checksum_is"] == "published" else ONLY_SEEN
@@ -223,9 +203,7 @@ def _fetch_all(
     return rows
 
 
-def _fetch_archive(
-    source: Source, folder: Path, hosts: Mapping[str, str], verify: bool
-) -> list[dict]:
+def _fetch_archive(source: Source, folder: Path, hosts: Mapping[str, str], verify: bool) -> list[dict]:
     """Fetch the one archive of a source unless its label file is there, and lay its files in place.
 
     The host doesn't promise the same archive for ever: zip's own checksums are what is checked.
@@ -236,10 +214,7 @@ def _fetch_archive(
         reason = "its label file is there; to fetch all again, remove it"
         return [want.row("there", reason, sum(file.stat().st_size for file in below(folder)))]
     if below(folder) and not (folder / RECORD).is_file():
-        raise DownloadError(
-            f"{folder} is there but holds no {label_file}; empty it, or name another folder for "
-            f"{source.title}"
-        )
+        raise DownloadError(f"{folder} is there but holds no {label_file}; empty it, or name another folder for {source.title}")
     url = f"{hosts['codeload']}/{archive.repository}/zip/{archive.commit}"
     part, aside = part_of(folder / "archive.zip"), folder / ".unpacked"
     shutil.rmtree(aside, ignore_errors=True)

@@ -30,14 +30,10 @@ def published(wanted: pd.DataFrame, folder: Path, hosts: Mapping[str, str]) -> d
     for (host, record), rows in wanted[wanted["sha256"] == ""].groupby(["host", "record"]):
         try:
             if record not in kept:
-                kept[record] = (
-                    _zenodo(hosts, record) if host == "zenodo" else _figshare(hosts, record)
-                )
+                kept[record] = _zenodo(hosts, record) if host == "zenodo" else _figshare(hosts, record)
                 write_json(folder / KEPT, kept)
         except (requests.RequestException, LookupError, TypeError, ValueError) as error:
-            tqdm.write(
-                f"{host} {record}: no lengths and checksums ({error}); what comes is recorded"
-            )
+            tqdm.write(f"{host} {record}: no lengths and checksums ({error}); what comes is recorded")
             continue
         for file, key in zip(rows["file"], rows["id"], strict=True):
             facts[file] = Published(*kept[record].get(key, ()))

@@ -121,9 +121,7 @@ def _bring(urls: Sequence[str], part: Path, published: Published, bar: tqdm) -> 
     raise DownloadError("; ".join(reasons))
 
 
-def _attempt(
-    client: requests.Session, url: str, part: Path, published: Published, bar: tqdm
-) -> None:
+def _attempt(client: requests.Session, url: str, part: Path, published: Published, bar: tqdm) -> None:
     """One request: for what the part lacks where a checksum will judge the whole, else for all."""
     offset = n_bytes_of(part) if published.checksum else 0
     headers = {"Range": f"bytes={offset}-"} if offset else {}
@@ -139,9 +137,7 @@ def _attempt(
         length = response.headers.get("Content-Length")
         total = int(length) + offset * goes_on if length else published.n_bytes
         if published.n_bytes not in (None, total):
-            raise DownloadError(
-                f"the host sends {total:,} bytes, published are {published.n_bytes:,}"
-            )
+            raise DownloadError(f"the host sends {total:,} bytes, published are {published.n_bytes:,}")
         if not goes_on:
             _drop(part, bar)
         part.parent.mkdir(parents=True, exist_ok=True)

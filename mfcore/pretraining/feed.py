@@ -49,9 +49,7 @@ def batches(
     batch can't be shared evenly, and as `Source.read` does; ValueError for no workers.
     """
     if batch_size % n_ranks:
-        raise PatchingError(
-            f"a batch of {batch_size} can't be shared by {n_ranks} processes; change it"
-        )
+        raise PatchingError(f"a batch of {batch_size} can't be shared by {n_ranks} processes; change it")
     share, patch_bytes = batch_size // n_ranks, 3 * source.settings.size_px**2
     if source.settings.uniform_over == "tissue":
         source.survey(n_workers)

@@ -139,9 +139,7 @@ class _Training:
         self.schedule = objective.schedules(settings)
         groups = networks.parameter_groups(self.student, settings)
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
-        centres = [
-            objective.Centre(settings.n_prototypes) for _ in ("class tokens", "masked tokens")
-        ]
+        centres = [objective.Centre(settings.n_prototypes) for _ in ("class tokens", "masked tokens")]
         self.centres = nn.ModuleList(centres).to(device)
         self.precision = torch.bfloat16 if encoders.computes_bfloat16(device) else None
         self.n_done, self.seconds, self.history = 0, 0.0, []
@@ -149,9 +147,7 @@ class _Training:
         self.mean_target = torch.zeros(settings.n_prototypes, device=device)
         self.drawn: list[pd.DataFrame] = []  # positions of the patches
         self.checkpoint = folder / "checkpoint.pt"
-        self.line_steps = max(
-            1, settings.n_steps // N_LINES
-        )  # that a line of the history stands for
+        self.line_steps = max(1, settings.n_steps // N_LINES)  # that a line of the history stands for
         self.saved = self.begun = time.monotonic()
         self.saving_seconds = 0.0
 
@@ -160,9 +156,7 @@ class _Training:
         values, mean_target = self._learn(batch)
         self._record(batch.drawn)
         if self.ranks.n > 1:
-            values, mean_target = (
-                self.ranks.add(each) / self.ranks.n for each in (values, mean_target)
-            )
+            values, mean_target = (self.ranks.add(each) / self.ranks.n for each in (values, mean_target))
         self.sums += values
         keep = min(objective.MEMORY, self.n_done / (self.n_done + 1))  # at first the plain mean
         self.mean_target.mul_(keep).add_(mean_target, alpha=1 - keep)
@@ -259,9 +253,7 @@ class _Training:
             "target_entropy": objective.entropies(self.mean_target).item(),
             **{key: now[key] for key in SCHEDULED},
             "rankme": rankme,
-            "patches_per_second": n_new
-            * self.settings.batch_size
-            / max(seconds - before["seconds"], 1e-9),
+            "patches_per_second": n_new * self.settings.batch_size / max(seconds - before["seconds"], 1e-9),
             "seconds": seconds,
         }
         self.sums.zero_()
@@ -297,9 +289,7 @@ class _Training:
             return
         with store.replacing(self.folder / "history.jsonl") as aside, aside.open("w") as out:
             for line in self.history:
-                finite = {
-                    k: v if v is not None and math.isfinite(v) else None for k, v in line.items()
-                }
+                finite = {k: v if v is not None and math.isfinite(v) else None for k, v in line.items()}
                 out.write(json.dumps(finite) + "\n")
         if self.drawn:
             self.drawn = [pd.concat(self.drawn, ignore_index=True)[:N_RECORDED]]
@@ -336,9 +326,7 @@ class _Training:
                 setattr(self, name, state[name])
         except Exception as error:  # whatever a damaged file, or another version's, leads to
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise PretrainingError(
-                f"{self.checkpoint}: can't be gone on from ({reason}); remove it to begin anew"
-            ) from error
+            raise PretrainingError(f"{self.checkpoint}: can't be gone on from ({reason}); remove it to begin anew") from error
         if (table := self.folder / "drawn.parquet").is_file():
             drawn = pd.read_parquet(table)
             self.drawn = [drawn[drawn["number"] < self.n_done * self.settings.batch_size]]

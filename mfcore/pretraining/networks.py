@@ -205,9 +205,7 @@ def build(settings: Pretraining, start: EncoderCard | None = None) -> Networks:
     if _takes(settings, {**sized, "dynamic_img_size": True}):
         arguments = sized
     scaled = {"init_values": method.layer_scale, **arguments}
-    has_scale = (
-        start is None and method.layer_scale is not None
-    )  # a start keeps its blocks as taught
+    has_scale = start is None and method.layer_scale is not None  # a start keeps its blocks as taught
     if has_scale and _takes(settings, scaled):
         arguments = scaled
     has_masks = settings.ibot_weight > 0 and settings.mask_probability > 0
@@ -255,9 +253,7 @@ def _encoder(settings: Pretraining, arguments: dict[str, Any], drop_path: float)
     if "img_size" in arguments:
         of_any_size = {"dynamic_img_size": True}
     try:
-        encoder = architecture.create(
-            settings.architecture, {**arguments, "drop_path_rate": drop_path, **of_any_size}
-        )
+        encoder = architecture.create(settings.architecture, {**arguments, "drop_path_rate": drop_path, **of_any_size})
     except UNUSABLE as error:
         raise EncoderError(
             f"{place} can't be built with arguments {json.dumps(settings.arguments)}: {error}; "
@@ -274,16 +270,12 @@ def _encoder(settings: Pretraining, arguments: dict[str, Any], drop_path: float)
         for block in encoder.blocks:
             block.drop_path1, block.drop_path2 = (timm.layers.DropPath(drop_path) for _ in range(2))
     encoder.eval()
-    for side_px in (settings.crops.global_px, settings.crops.local_px)[
-        : 1 + (settings.crops.n_local > 0)
-    ]:
+    for side_px in (settings.crops.global_px, settings.crops.local_px)[: 1 + (settings.crops.n_local > 0)]:
         try:
             with torch.no_grad():
                 features = encoder.forward_features(torch.zeros(1, 3, side_px, side_px))
                 embedding = encoder.forward_head(features, pre_logits=True)
-            fits = embedding.ndim == 2 and (
-                not is_vit(encoder) or torch.equal(embedding, features[:, 0])
-            )
+            fits = embedding.ndim == 2 and (not is_vit(encoder) or torch.equal(embedding, features[:, 0]))
         except UNUSABLE as error:
             reason = " ".join(str(error).split())[:200]
             raise EncoderError(f"{place} can't take images of {side_px} px ({reason})") from error
@@ -325,10 +317,7 @@ def parameter_groups(student: Student, settings: Pretraining) -> list[dict[str, 
         key = factor, decays, name.startswith("head.last.")
         groups.setdefault(key, []).append(parameter)
     keys = ("factor", "decays", "is_last")
-    return [
-        {"params": parameters, **dict(zip(keys, key, strict=True))}
-        for key, parameters in groups.items()
-    ]
+    return [{"params": parameters, **dict(zip(keys, key, strict=True))} for key, parameters in groups.items()]
 
 
 # ---- export ----

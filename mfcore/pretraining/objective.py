@@ -44,9 +44,7 @@ PATIENCE = (
     0.05,
     100,
 )  # share of the steps that a collapse lasts before it counts, and the least number of steps
-MOST_PROTOTYPES = 65_536 // (
-    2 * PUBLISHED_BATCH
-)  # for one target of a batch; with more a collapse is likely
+MOST_PROTOTYPES = 65_536 // (2 * PUBLISHED_BATCH)  # for one target of a batch; with more a collapse is likely
 LOW_TEMPERATURE = 0.02  # of the teacher; lower temperatures make targets of one prototype each
 
 
@@ -147,16 +145,12 @@ def sinkhorn_knopp(logits: torch.Tensor, temperature: float, n_iterations: int =
     """
     log_q = logits.float() / temperature  # (N, K)
     for _ in range(n_iterations):
-        log_q -= _logsumexp_over_ranks(
-            log_q
-        )  # in place: for iBOT's tokens and 65,536 prototypes it is gigabytes
+        log_q -= _logsumexp_over_ranks(log_q)  # in place: for iBOT's tokens and 65,536 prototypes it is gigabytes
         log_q -= torch.logsumexp(log_q, dim=1, keepdim=True)
     return log_q.exp_()
 
 
-def targets_of(
-    logits: torch.Tensor, temperature: float, centring: str, centre: Centre
-) -> torch.Tensor:
+def targets_of(logits: torch.Tensor, temperature: float, centring: str, centre: Centre) -> torch.Tensor:
     """Targets, float32 (..., K), of a teacher's logits (..., K).
 
     Only the centring "mean" uses and moves ``centre``.
@@ -204,9 +198,7 @@ def schedules(settings: Pretraining) -> np.recarray:
         "learning_rate": np.concatenate([np.linspace(0, peak, n_warm), falling]),
         "weight_decay": cosine(*settings.weight_decay, n_steps),
         "momentum": cosine(settings.momentum, 1.0, n_steps),
-        "teacher_temperature": np.concatenate(
-            [np.linspace(first, last, n_rise), np.full(n_steps - n_rise, last)]
-        ),
+        "teacher_temperature": np.concatenate([np.linspace(first, last, n_rise), np.full(n_steps - n_rise, last)]),
         "last_layer": (np.arange(n_steps) >= n_frozen).astype(np.float64),
     }
     return np.rec.fromarrays(list(values.values()), names=list(values))
@@ -264,9 +256,7 @@ def check_history(history: Sequence[dict], settings: Pretraining) -> None:
         return
     recent = [line for line in history if line["step"] > last["step"] - patience]
     if collapse := collapse_of(recent, settings):
-        raise PretrainingError(
-            f"pretraining[{settings.name}] collapsed by {place}: {collapse}. {remedy(settings)}"
-        )
+        raise PretrainingError(f"pretraining[{settings.name}] collapsed by {place}: {collapse}. {remedy(settings)}")
 
 
 def collapse_of(lines: Sequence[dict], settings: Pretraining) -> str:

@@ -187,12 +187,7 @@ def slides_digest(slides: Sequence[SlideFile]) -> str:
     """Digest of the slides' names, um/px and content; a missing file has no content."""
     fingerprint = store_files.Fingerprints().of_slide
     contents = [fingerprint(slide.path) if Path(slide.path).exists() else None for slide in slides]
-    return digest(
-        [
-            [slide.slide_id, slide.um_per_px, content]
-            for slide, content in zip(slides, contents, strict=True)
-        ]
-    )
+    return digest([[slide.slide_id, slide.um_per_px, content] for slide, content in zip(slides, contents, strict=True)])
 
 
 def load_history(run: store.Run) -> pd.DataFrame:

@@ -46,9 +46,7 @@ class SlideFile:
     scanner: str = ""
 
 
-def slides_listed(
-    table: pd.DataFrame, folder: str | Path, um_per_px_of: Callable[[str], float | None]
-) -> list[SlideFile]:
+def slides_listed(table: pd.DataFrame, folder: str | Path, um_per_px_of: Callable[[str], float | None]) -> list[SlideFile]:
     """The slides of a label table (columns slide_id, file, scanner), in order of slide_id.
 
     folder: the files lie below. um_per_px_of: called with a scanner; gives the um/px of its
@@ -75,9 +73,7 @@ def slides_in(place: str | Path, um_per_px: float | None = None) -> list[SlideFi
     """
     place = Path(place).absolute()
     if not place.exists():
-        raise PatchingError(
-            f"{place}: there is no such folder; a relative path starts in the data folder"
-        )
+        raise PatchingError(f"{place}: there is no such folder; a relative path starts in the data folder")
     if place.is_file():
         folder, files = place.parent, [str(place)]
     else:
@@ -110,9 +106,7 @@ def _files_below(folder: Path) -> list[str]:
 
 def _refuse(error: OSError) -> None:
     """A folder that can't be read would silently leave out its slides."""
-    raise PatchingError(
-        f"{error.filename}: can't be listed ({error}); give this user the right to read it"
-    )
+    raise PatchingError(f"{error.filename}: can't be listed ({error}); give this user the right to read it")
 
 
 def share_of(slides: Iterable[SlideFile], fraction: float, seed: int) -> list[SlideFile]:
@@ -176,9 +170,7 @@ class OpenSlides:
 
     def _open(self, file: SlideFile) -> Slide:
         try:
-            return open_slide(
-                file.path, file.um_per_px, self._memory, with_reduced=True, scanner=file.scanner
-            )
+            return open_slide(file.path, file.um_per_px, self._memory, with_reduced=True, scanner=file.scanner)
         except SlideError:
             raise
         except Exception as error:  # whatever a damaged header leads a reader to

@@ -97,9 +97,7 @@ def find(thumbnail: np.ndarray, um_per_px: float) -> np.ndarray:
     is_ink = density[..., 0] > INK[0] * density[..., 1] + INK[1]
     unstained = (thumbnail.max(axis=2) < BLACK) | is_ink
     spread[unstained] = 0
-    side = (
-        2 * round(SMOOTH_UM / um_per_px / 2) + 1
-    )  # loose tissue is tissue, too: its fibres and the gaps between them
+    side = 2 * round(SMOOTH_UM / um_per_px / 2) + 1  # loose tissue is tissue, too: its fibres and the gaps between them
     spread = ndimage.uniform_filter(spread, side, mode="nearest")
     threshold = np.clip(otsu(spread[~unstained]), MIN_SPREAD, MAX_SPREAD)
     tissue = _without_small(spread > threshold, MIN_SPECK_UM2 / um_per_px**2)
@@ -142,9 +140,7 @@ def look_at(slide: Slide) -> Look:
     cell_um = max(FINEST_UM, max(slide.size_px) * slide.um_per_px / N_CELLS)
     tissue = find(thumbnail_of(slide, cell_um), cell_um)
     if not tissue.any():
-        raise TissueError(
-            f"{slide.path}: no tissue in a thumbnail of {cell_um:.3g} um/px; leave the slide out"
-        )
+        raise TissueError(f"{slide.path}: no tissue in a thumbnail of {cell_um:.3g} um/px; leave the slide out")
     bits, cell_l0_px = np.packbits(tissue, axis=1), cell_um / slide.um_per_px
     downsamples = tuple(slide.reader.downsamples)
     return Look(bits, tissue.shape[1], cell_l0_px, slide.um_per_px, slide.size_px, downsamples)
@@ -204,9 +200,7 @@ class Places:
         run = np.searchsorted(self.ends, k, side="right")
         cell = int(self.starts[run]) + k - (int(self.ends[run - 1]) if run else 0)
         row, column = divmod(cell, self.look.n_columns)
-        x, y = (
-            (at + d) * self.look.cell_l0_px for at, d in zip((column, row), inside, strict=True)
-        )
+        x, y = ((at + d) * self.look.cell_l0_px for at, d in zip((column, row), inside, strict=True))
         if self.grid is not None:
             x, y = (whole_px(centre, *self.grid) for centre in (x, y))
         half, (width, height) = self.side_l0_px / 2, self.look.size_px

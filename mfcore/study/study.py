@@ -116,9 +116,7 @@ class Study:
         return exhibit.save(self.figures)
 
 
-def open_study(
-    file: str | Path, results: str | Path = "results", parameters: Mapping[str, Any] | None = None
-) -> Study:
+def open_study(file: str | Path, results: str | Path = "results", parameters: Mapping[str, Any] | None = None) -> Study:
     """Open a study file with its runs below ``results``; raises ConfigError where the file is wrong.
 
     parameters: the ``locals()`` of a notebook, which refuses a parameter that it doesn't know: ConfigError.

@@ -95,9 +95,7 @@ def load_mhist(task: Task, folder: Path) -> TaskData:
     partition and reports it. Raises TaskError.
     """
     try:
-        rows = pd.read_csv(
-            folder / "annotations.csv", dtype=str, keep_default_na=False, usecols=MHIST_COLUMNS
-        )
+        rows = pd.read_csv(folder / "annotations.csv", dtype=str, keep_default_na=False, usecols=MHIST_COLUMNS)
     except (OSError, ValueError) as error:
         task.refuse(folder, [f"annotations.csv: no table that can be read ({error})"])
     names, labels, partitions = (rows[column] for column in MHIST_COLUMNS)
@@ -134,9 +132,7 @@ class PatchCamelyon(TaskData):
                 self._open[file] = h5py.File(path, "r")["x"]
             return self._open[file][int(row["item_id"].rpartition("_")[2])]  # (96, 96, 3)
         except (OSError, KeyError) as error:
-            raise TaskError(
-                f"{path}: can't be read ({error}); get it again: {PCAM.where}"
-            ) from None
+            raise TaskError(f"{path}: can't be read ({error}); get it again: {PCAM.where}") from None
 
 
 def load_pcam(task: Task, folder: Path) -> TaskData:
@@ -161,9 +157,7 @@ def _pcam_split(folder: Path, stem: str, split: str) -> pd.DataFrame:
     with h5py.File(folder / f"{stem}_x.h5", "r") as x, h5py.File(folder / f"{stem}_y.h5", "r") as y:
         shape, dtype, labels = x["x"].shape, x["x"].dtype, y["y"][:].reshape(-1)
     if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or shape[0] != len(labels):
-        raise ValueError(
-            f"x is {dtype} {shape} and y has {len(labels)} labels; expected uint8 (n, 96, 96, 3) and n"
-        )
+        raise ValueError(f"x is {dtype} {shape} and y has {len(labels)} labels; expected uint8 (n, 96, 96, 3) and n")
     if not np.isin(labels, (0, 1)).all():
         raise ValueError(f"labels are {sorted(set(labels.tolist()))[:5]}, expected 0 and 1")
     meta = folder / f"{stem}_meta.csv"
@@ -199,9 +193,7 @@ def unpack_pcam(task: Task, folder: Path) -> None:
             ):
                 shutil.copyfileobj(content, out, 1 << 22)
         except (OSError, EOFError, zlib.error) as error:
-            raise TaskError(
-                f"{packed}: can't be unpacked ({error}); get it again: {PCAM.where}"
-            ) from None
+            raise TaskError(f"{packed}: can't be unpacked ({error}); get it again: {PCAM.where}") from None
 
 
 BACH = Task(

@@ -68,9 +68,7 @@ def test_a_figure_says_whose_data_they_are_and_nothing_is_tiny_or_cut_off(make, 
     box, (width, height) = figure.get_tightbbox().extents * figure.dpi, figure.bbox.size
     assert max(-box[0], -box[1], box[2] - width, box[3] - height) < 1
     texts = figure.findobj(match=lambda artist: hasattr(artist, "get_fontsize"))
-    sizes = [
-        text.get_fontsize() for text in texts if text.get_visible() and text.get_text().strip()
-    ]
+    sizes = [text.get_fontsize() for text in texts if text.get_visible() and text.get_text().strip()]
     assert min(sizes) >= 6 and plt.get_fignums() == []
 
 
@@ -89,16 +87,12 @@ def test_components_are_those_of_a_principal_component_analysis():
     reference = PCA(2).fit(wide)
     expected = np.abs(reference.transform(wide))
     assert np.abs(found[["pc1", "pc2"]]).to_numpy() == pytest.approx(expected, abs=1e-5)
-    assert found["share1"].iloc[0] == pytest.approx(
-        reference.explained_variance_ratio_[0], abs=1e-6
-    )
+    assert found["share1"].iloc[0] == pytest.approx(reference.explained_variance_ratio_[0], abs=1e-6)
 
 
 def test_both_panels_of_an_embedding_show_every_patch(make):
     figure = make("embedding").figure
-    points = [
-        np.concatenate([dots.get_offsets() for dots in axis.collections]) for axis in figure.axes
-    ]
+    points = [np.concatenate([dots.get_offsets() for dots in axis.collections]) for axis in figure.axes]
     assert [len(each) for each in points] == [24, 24]
     assert [axis.get_title("left") or axis.get_title() for axis in figure.axes] == [
         "by domain",

@@ -140,9 +140,7 @@ def _lines(file: Path) -> pd.DataFrame:
     divider = max(",;\t", key=text.strip().partition("\n")[0].count)
     options = {"sep": divider, "skipinitialspace": True, "skip_blank_lines": False}
     try:  # without a header, pandas refuses lines that are longer than the first
-        cells = pd.read_csv(
-            io.StringIO(text), header=None, dtype=str, keep_default_na=False, **options
-        )
+        cells = pd.read_csv(io.StringIO(text), header=None, dtype=str, keep_default_na=False, **options)
     except ValueError as error:
         raise LabelError(
             f"{file}: not a CSV file ({error}); where a comma is the decimal point, divide by "
