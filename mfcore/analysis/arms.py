@@ -226,16 +226,28 @@ def calibration(study: Study) -> Exhibit:
     """How often a patch of each score is of class 1, a panel an arm (`reliability`)."""
     settings, table = study.settings, reliability(study.predictions)
     errors = calibration_table(study.scores, settings)
-    shown = in_order(table.merge(named(errors, settings)[["arm", "name", "ece", "brier"]], on="arm"), settings)
-    error = [f"ECE {ece:.2f}, Brier {brier:.2f}" for ece, brier in zip(shown["ece"], shown["brier"], strict=True)]
+    titles = {
+        row.arm: f"{row.name}\nECE {row.ece:.2f}, Brier {row.brier:.2f}"
+        for row in named(errors, settings).itertuples(index=False)
+    }
+    shown = in_order(table, settings)
     grid = sns.FacetGrid(
-        shown.assign(title=shown["name"] + "\n" + error), col="title", col_wrap=3, height=2.3,
+        shown.assign(title=shown["arm"].map(titles)), col="title", col_wrap=3, height=2.3,
         xlim=(0, 1), ylim=(0, 1),
     )  # fmt: skip
-    grid.map(plt.plot, "mean_score", "share_positive", marker="o", label="share of class 1")
-    grid.map(plt.vlines, "mean_score", "low", "high", label="95 % interval")
-    for axis in grid.axes.flat:
+    for (_, part), axis in zip(shown.groupby("arm", sort=False), grid.axes.flat, strict=True):
+        share = part["n"] / part["n"].sum()
+        axis.bar(
+            part["bin_low"], share, part["bin_high"] - part["bin_low"], align="edge", color="0.85",
+            edgecolor="0.6", linewidth=0.4, label="share of all scores",
+        )  # fmt: skip
         axis.plot([0, 1], [0, 1], color="0.55", linestyle=":", label="as the score says")
+        below, above = part["share_positive"] - part["low"], part["high"] - part["share_positive"]
+        style = {"capsize": 1.5, "markersize": 3.5, "linewidth": 1, "color": "C0"}
+        axis.errorbar(
+            part["mean_score"], part["share_positive"], np.clip([below, above], 0, None), fmt="o-",
+            label="share of class 1, 95 % interval", **style,
+        )  # fmt: skip
     in_panels(grid, "mean score in the bin", "share")
     figure = finished(study, grid.figure, f"class 1: {settings.data.positive}", 3)
     best = errors.loc[errors["ece"].idxmin()]

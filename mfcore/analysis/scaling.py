@@ -36,15 +36,21 @@ from mfcore.analysis.scores import (
 from mfcore.data import splits, splits_audit
 from mfcore.measures import binary, curves, raters as measured
 from mfcore.study.config import SCHEMES, Settings
-from mfcore.study.predictions import ALL, END_TO_END, PROBE, load_arm, scores as scores_of
+from mfcore.study.predictions import ALL, END_TO_END, LORA, PROBE, load_arm, scores as scores_of
 from mfcore.study.study import Study
 
 SECTION = "Data scaling"
 SHOWN = ("auroc", "balanced_accuracy")
 DATA_SETS = {"midog22": "MIDOG 2022", "ccmct": "CCMCT"}  # by a study's source
 LINES = {"curve": ("-", "fitted curve"), "straight": (":", "as in the last tenfold step")}
+PUBLISHED_LOOKS = {END_TO_END: ("^", 0.75), PROBE: ("o", 1.0), LORA: ("s", 1.33)}  # marker, and its place
 PUBLISHED_COLUMNS = ["arm", "kind", "data_set", "metric", "value", "sd", "where"]
 BASE = "slide"  # the scheme that the others are measured against
+LEAKS = {  # what each leak's bars are
+    "test_on_train_cases": "are of a case that training sees",
+    "test_on_train_slides": "lie on a slide that training sees",
+    "test_overlapping_train": "share pixels with a training patch",
+}
 
 
 def scores(study: Study) -> Exhibit:
@@ -121,34 +127,35 @@ def figure_1(study: Study) -> Exhibit:
     sizes = table.groupby("size")["n_train"].mean().round().astype(int)
     mixed = study.scores[study.scores["train_domain"] == ALL]
     long = named(in_order(mixed, settings), settings)
-    long = long.assign(n_train=long["size"].map(sizes))
-    looks = pd.DataFrame(
-        {name: look(settings, *arm) for (name, *arm), _ in long.groupby(["name", "arm", "kind"], sort=False)}
-    ).T
+    long = long.assign(n_train=long["size"].map(sizes)).melt(["name", "n_train"], list(SHOWN), "metric", "score")
+    arms = named(table, settings)[["arm", "kind", "name"]].drop_duplicates()
+    looks = pd.DataFrame([look(settings, row.arm, row.kind) for row in arms.itertuples()])
     grid = sns.catplot(
-        long.melt(["name", "n_train"], list(SHOWN), "metric", "score"), kind="point", x="n_train", y="score",
-        col="metric", hue="name", errorbar="sd", palette=list(looks["color"]), markers=list(looks["marker"]),
-        linestyles=list(looks["linestyle"]), native_scale=True, log_scale=(True, False),
-        dodge=0.25 * (len(looks) > 1), markersize=4.5, height=4, aspect=0.9,
+        long, kind="point", x="n_train", y="score", col="metric", hue="name", errorbar="sd",
+        hue_order=list(arms["name"]), palette=list(looks["color"]), markers=list(looks["marker"]),
+        linestyles=list(looks["linestyle"]), native_scale=True, log_scale=(True, False), dodge=0.25 * (len(arms) > 1),
+        capsize=0.05, linewidth=1.4, markersize=4.5, err_kws={"linewidth": 1}, height=4, aspect=0.9,
     )  # fmt: skip
+    places = {name: sizes.max() * 4.0 ** (i + 1) for i, name in enumerate(beside["data_set"].unique())}
+    ticks = {n: f"{n:,}\n({splits.percent(size)} %)" for size, n in sizes.items()}
+    ticks |= {x: name.replace(" ", "\n") for name, x in places.items()}
     for metric, axis in grid.axes_dict.items():
         if metric == "balanced_accuracy":
             rater_lines(axis.axhline, axis.axhspan, human(study))
         axis.axhline(0.5, **CHANCE)
-        axis.axvline(2 * sizes.max(), color="0.6")
-        for i, (kind, part) in enumerate(beside[beside["metric"] == metric].groupby("kind")):
-            x = [(3 + i) * sizes.max()] * len(part)
-            axis.plot(x, part["value"], MARKERS[i], color="0.25", mfc="white", label=f"published: {kind}")
-        axis.set_xticks(sizes, [f"{n:,}\n({splits.percent(size)} %)" for size, n in sizes.items()])
+        axis.axvline(2 * sizes.max(), color="0.6", linewidth=0.8)
+        for kind, part in beside[beside["metric"] == metric].groupby("kind"):
+            (form, shift), x = PUBLISHED_LOOKS[kind], part["data_set"].map(places)
+            axis.plot(x * shift, part["value"], form, color="0.25", mfc="white", label=f"published: {kind}")
+        axis.set_xticks(list(ticks), list(ticks.values()))
         axis.minorticks_off()
         axis.set(title=binary.TITLES[metric], xlabel="training patches, n (share)", ylim=(None, 1))
     grid.set_ylabels("mean ± SD over folds")
     figure = finished(study, grid.figure)
     best = _best(table)
-    where = listed(beside["data_set"].unique())
     caption = (
         f"AUROC and balanced accuracy on the test patches against the number of training patches "
-        f"({of_what(settings)}); open markers, right of the line: published for all of {where}, on "
+        f"({of_what(settings)}); open markers, right of the line: published, with all the data, on "
         f"other patches ({listed(_papers(beside))}). Points and bars: mean and sample SD of "
         f"{folds(table, 'Monte Carlo fold')}; shaded: 95 % interval of the raters. With all the data "
         f"{best['arm']} is highest: AUROC {plus_minus(best['auroc'], best['auroc_sd'])}."
@@ -273,32 +280,39 @@ def inflation_table(study: Study) -> pd.DataFrame:
 
 @in_style
 def split_schemes(study: Study) -> Exhibit:
-    """AUROC of one probe under each way to split; the table has what each leaks."""
+    """One probe under each way to split: what the split leaks at the largest size, and the AUROC."""
     name, title, table = "05_inflation", "What the split is worth", inflation_table(study)
     settings = study.settings
     if not len(table):
         caption = f"No encoder was probed under other ways to split ({of_what(settings)})."
         return Exhibit(name, title, caption, table, None, SECTION)
     full = table[table["size"] == table["size"].max()]
+    schemes = full["scheme"].map(splits_audit.scheme_title)
+    leaks = full[list(LEAKS)].mul(100).rename(columns=LEAKS).assign(scheme=schemes)
+    leaks = leaks.melt("scheme", var_name="leak", value_name="share")
     fits = _under_schemes(study)
-    sizes = [f"{splits.percent(size)} % of the training patches" for size in fits["size"]]
-    fits = fits.assign(size=sizes, scheme=fits["scheme"].map(splits_audit.scheme_title))
-    n_sizes = fits["size"].nunique()
-    figure, axis = plt.subplots(figsize=(WIDTH_INCH, 1.7 + 0.42 * len(full)))
+    fits = fits.assign(
+        scheme=fits["scheme"].map(splits_audit.scheme_title),
+        size=[f"{splits.percent(size)} % of the training patches" for size in fits["size"]],
+    )
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_INCH, 1.7 + 0.42 * len(full)), sharey=True, width_ratios=(1, 1.7))
+    sns.barplot(leaks, x="share", y="scheme", hue="leak", palette="Greys", ax=left)
+    left.set(xlabel="test patches, %", xlim=(0, 100), ylabel="")
     sns.pointplot(
-        fits, x="auroc", y="scheme", hue="size", errorbar="sd", linestyle="none", dodge=0.4 * (n_sizes > 1),
-        markers=list(MARKERS[:n_sizes]), ax=axis,
+        fits, x="auroc", y="scheme", hue="size", errorbar="sd", markers=list(MARKERS[: fits["size"].nunique()]),
+        linestyle="none", dodge=0.4 * (fits["size"].nunique() > 1), capsize=0.1, linewidth=1.2, markersize=5, ax=right,
     )  # fmt: skip
-    for value in full["auroc"][full["scheme"] == BASE]:
-        axis.axvline(value, color="0.4", linestyle="--", label="by slide, all the data")
-    axis.set(xlabel="AUROC, mean ± SD over folds", ylabel="")
-    axis.legend_ = None
+    if BASE in set(full["scheme"]):
+        base = full.loc[full["scheme"] == BASE, "auroc"].item()
+        right.axvline(base, color="0.4", linewidth=0.9, linestyle="--", label="by slide, all the data")
+    right.set_xlabel("AUROC, mean ± SD over folds")
+    left.legend_ = right.legend_ = None
     figure = finished(study, figure, f"{settings.inflation.encoder} (probe)")
     best = full.loc[full["auroc"].idxmax()]
     caption = (
-        f"AUROC of the probe on {settings.inflation.encoder} under each way to split ({of_what(settings)}); "
-        f"the table has the shares of test patches that each leaks. Points and bars: mean and sample SD of "
-        f"{folds(full)}. With all the data AUROC is highest "
+        f"What each way to split leaks from training to test with all the data (left), and the AUROC "
+        f"of the probe on {settings.inflation.encoder} (right; {of_what(settings)}). Points and bars: "
+        f"mean and sample SD of {folds(full)}. With all the data AUROC is highest "
         f"{splits_audit.scheme_title(best['scheme'])}: {plus_minus(best['auroc'], best['auroc_sd'])}."
     )
     return Exhibit(name, title, caption, table, figure, SECTION, inflation_readable(table))

@@ -14,10 +14,12 @@ import pandas as pd
 import seaborn as sns
 import yaml
 from matplotlib.figure import Figure
+from scipy.spatial import cKDTree
 
 from mfcore import store
 from mfcore.analysis import exhibit
 from mfcore.analysis.exhibit import Exhibit
+from mfcore.data import splits_draw
 from mfcore.data.slides.slide import SAME_RESOLUTION
 from mfcore.encoders.card import released_cards
 from mfcore.measures import statistics
@@ -111,9 +113,9 @@ def why_not(study: Study, switch: str, arm: str) -> str:
 def counted(study: Study, switch: str) -> str:
     """How many of the study's patches or slides a switch changes, in words; empty where that isn't counted.
 
-    Counted are ``border`` and ``resolution``, once the study has patches.
+    Counted are ``border``, ``resolution`` and, for the network of ``effects``, ``training_label``, once the study has patches.
     """
-    count = {"border": _over_border, "resolution": _rescaled}.get(switch)
+    count = {"border": _over_border, "resolution": _rescaled, "training_label": _sees_a_positive}.get(switch)
     try:
         n = "{:,} of {:,} ".format(*count(study)) if count else ""
     except store.StoreError:
@@ -129,6 +131,19 @@ def _over_border(study: Study) -> tuple[int, int]:
 def _rescaled(study: Study) -> tuple[int, int]:
     scale = study.labels.groupby("slide_id")["um_per_px"].first() / study.settings.patches.um_per_px
     return int((~((scale - 1).abs() < SAME_RESOLUTION)).sum()), len(scale)
+
+
+def _sees_a_positive(study: Study) -> tuple[int, int]:
+    """Negative patches that hold the centre of a positive annotation inside what training sees of them."""
+    settings = study.settings
+    network = settings.network(settings.effects.network)
+    labels = splits_draw.with_places(study.labels, study_data.placing_of(settings))
+    labels = labels.assign(slide=pd.factorize(labels["slide_id"])[0] * 1e12)  # no two slides are near each other
+    negative, positive = (labels[labels["label"] == label] for label in (0, 1))
+    share = (network.input_px + 2 * network.shift_px) / settings.patches.size_px
+    tree = cKDTree(positive[["x_l0_px", "y_l0_px", "slide"]].to_numpy())
+    distance, _ = tree.query(negative[["x_patch_l0_px", "y_patch_l0_px", "slide"]].to_numpy(), p=np.inf)  # (n_negative,)
+    return int((distance <= negative["side_l0_px"] * share / 2).sum()), len(negative)
 
 
 # ---- the table ----
@@ -230,14 +245,18 @@ def worth(study: Study) -> Exhibit:
     single = measured[measured["switch"] != PAPER]
     clear = single[(single["low"] > 0) | (single["high"] < 0)]
     named = [f"{row.switch} for {row.arm} ({row.difference:+.3f})" for row in clear.itertuples()]
+    finding = (
+        f"Of {single['switch'].nunique()} switches measured, the interval excludes zero for "
+        f"{', '.join(named) or 'none'}; by chance one in twenty does."
+        if len(single)
+        else "No switch is measured here; each row says why."
+    )
     n_folds = exhibit.counted(settings.effects.n_folds or settings.splits.n_folds, "fold")
     caption = (
         f"What each departure of the released code of Ganz et al. is worth on the full training set: its "
         f"switch alone as released, against the study as it is ({exhibit.of_what(settings)}). Differences of "
         f"the mean AUROC of {n_folds}; bars: 95 % intervals, over folds and corrected for their overlap, or "
-        f"over draws of the tested slides or cases where the table says so. Of {single['switch'].nunique()} "
-        f"switches measured, the interval excludes zero for {', '.join(named) or 'none'}; by chance one in "
-        "twenty does."
+        f"over draws of the tested slides or cases where the table says so. {finding}"
     )
     figure = _figure(study, measured) if len(measured) else None
     name, title = "05_switches", "What each switch is worth"

@@ -65,10 +65,10 @@ def test_inflation_is_the_mean_above_by_slide_at_the_same_size(results):
     assert shown["above_by_slide"].tolist() == ["+0.000"] * 2 + ["+0.500"] * 2
     found = scaling.split_schemes(Study(STUDY, results))
     assert found.caption.endswith("With all the data AUROC is highest by annotation: 1.00 ± 0.00.")
-    (axis,) = found.figure.axes
-    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["by slide", "by annotation"]
-    assert shown["test_on_train_slides"].tolist()[1::2] == ["0.0 %", "100.0 %"]
-    assert len(found.figure.legends[0].get_texts()) == 3  # two sizes, the line
+    leaks, _ = found.figure.axes
+    assert [tick.get_text() for tick in leaks.get_yticklabels()] == ["by slide", "by annotation"]
+    assert [bar.get_width() for bar in leaks.patches[:4]] == [0, 100, 0, 100]  # of a case, and on a slide, that training sees
+    assert len(found.figure.legends[0].get_texts()) == 6  # three leaks, two sizes, the line
 
 
 def test_a_shared_case_has_a_column_and_what_is_not_known_a_dash(results):

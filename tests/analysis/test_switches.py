@@ -155,10 +155,10 @@ def test_what_a_study_can_show_gives_no_excuse():
     assert not why_not(STUDY, PAPER, PROBE) and not why_not(STUDY, BASE, NETWORK)
 
 
-def patches_run(results, um_per_px=0.25, over_edge=3, labels="first"):
-    """Four patches that count, and then 400 more."""
+def patches_run(results, um_per_px=0.25, over_edge=3, far_px=17.5, labels="first"):
+    """Four patches that count: a negative with a positive ``far_px`` beside it on one slide, and two alone; then 400 more."""
     table = pd.DataFrame({"patch_id": range(4), "slide_id": list("aaab"), "label": [0, 1, 0, 0], "um_per_px": um_per_px})
-    table = table.assign(x_l0_px=[100.0, 117.5, 500, 100], y_l0_px=100.0, case_id=table["slide_id"], domain="d")
+    table = table.assign(x_l0_px=[100.0, 100 + far_px, 500, 100], y_l0_px=100.0, case_id=table["slide_id"], domain="d")
     more = pd.concat([table.iloc[[1]]] * 400).assign(patch_id=range(4, 404), x_l0_px=9e4)
     run = store.open_run(results, "patches", "tiny", study_data.patches_config(STUDY), {"labels": labels})
     store.write_parquet(run.path("labels.parquet"), pd.concat([table, more], ignore_index=True))
@@ -168,8 +168,8 @@ def patches_run(results, um_per_px=0.25, over_edge=3, labels="first"):
 
 def test_what_the_data_give_a_switch_to_touch_is_counted(tmp_path):
     some = patches_run(tmp_path / "some", [0.25, 0.25, 0.25, 0.5])
-    none = patches_run(tmp_path / "none", over_edge=0)
-    counts = {"border": (3, 4), "resolution": (1, 2)}
+    none = patches_run(tmp_path / "none", over_edge=0, far_px=18.5)  # half of 32 px, and a shift of 2
+    counts = {"border": (3, 4), "resolution": (1, 2), "training_label": (1, 3)}
     for switch, (n, n_all) in counts.items():
         assert switches.counted(some, switch).startswith(f"{n} of {n_all} ")
         assert not switches.why_not(some, switch, NETWORK)
@@ -280,7 +280,7 @@ def test_a_measurement_on_other_patches_or_of_another_study_does_not_count(measu
 def test_a_study_that_asks_for_no_effects_has_no_table(tmp_path):
     exhibit = switches.worth(Study(dataclasses.replace(STUDY, effects=Effects()), tmp_path))
     assert not len(exhibit.table) and exhibit.figure is None
-    assert "Of 0 switches measured" in exhibit.caption
+    assert "No switch is measured here" in exhibit.caption
 
 
 def test_the_exhibit_says_of_every_departure_what_is_done_and_what_it_is_worth(measured, tmp_path):
@@ -300,17 +300,18 @@ def test_the_exhibit_says_of_every_departure_what_is_done_and_what_it_is_worth(m
     assert "Of 2 switches measured, the interval excludes zero for " in exhibit.caption
 
 
-def test_a_measured_switch_says_how_much_of_the_data_it_changes(measured, monkeypatch):
-    monkeypatch.setattr(switches, "counted", lambda study, switch: "1 of 3 slides")
-    network = switches.table(measured, ("clipping",)).to_dict("records")[0]
-    assert network["why"] == "1 of 3 slides" and switches.sentence(network).endswith("; 1 of 3 slides")
+def test_a_measured_switch_says_how_much_of_the_data_it_changes(measured):
+    fit(measured, "training_label", 1.5)
+    network = switches.table(measured, ("training_label",)).to_dict("records")[0]
+    assert network["why"].startswith("1 of 3 patches of the negative class have")
+    assert switches.sentence(network).endswith(network["why"])
 
 
 def test_a_study_in_paper_mode_is_said_to_do_as_the_released_code(tmp_path):
     study = Study(dataclasses.replace(STUDY, switches=MODES["paper"]), tmp_path)
     assert "itself does as the released code" in switches.why_not(study, PAPER, NETWORK)
     exhibit = switches.worth(study)
-    assert "Of 0 switches measured" in exhibit.caption
+    assert "No switch is measured here" in exhibit.caption
     shown = exhibit.readable.set_index("departure").loc["Split by annotation"]
     assert shown["as_released"] == shown["default"] == "annotation"
     assert shown["net (end-to-end)"] == "the study itself does as the released code"
