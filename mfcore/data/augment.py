@@ -64,7 +64,9 @@ class Parameters:
         return len(self.angle)
 
     def __getitem__(self, part: slice) -> "Parameters":
-        return type(self)(**{field.name: getattr(self, field.name)[part] for field in dataclasses.fields(self)})
+        return type(self)(
+            **{field.name: getattr(self, field.name)[part] for field in dataclasses.fields(self)}
+        )
 
 
 class Released(Parameters):
@@ -73,7 +75,9 @@ class Released(Parameters):
     """
 
 
-def draw(strength: Strength, n_images: int, seed: int, *names: object, released: bool = False) -> Parameters:
+def draw(
+    strength: Strength, n_images: int, seed: int, *names: object, released: bool = False
+) -> Parameters:
     """Parameters of the ``n_images`` of one epoch, from the stream ``names`` under ``seed``;
     ``released``: `Released` ones.
 
@@ -117,7 +121,9 @@ def augment(images: "torch.Tensor", parameters: Parameters, input_px: int) -> "t
 
     n_images, n_channels, height_px, width_px = images.shape
     if n_channels != 3 or height_px != width_px:
-        raise ValueError(f"images are {tuple(images.shape)}; (B, 3, stored_px, stored_px) are needed")
+        raise ValueError(
+            f"images are {tuple(images.shape)}; (B, 3, stored_px, stored_px) are needed"
+        )
     if n_images != len(parameters):
         raise ValueError(f"{n_images} images with parameters of {len(parameters)}")
     turned = parameters.angle if isinstance(parameters, Released) else np.zeros(n_images)
@@ -152,7 +158,9 @@ def _change(
     """
     if chosen.any():
         rows = _rows(chosen, images.device)
-        images[rows] = change(images[rows], *(on_device(each[chosen], images.device) for each in values))
+        images[rows] = change(
+            images[rows], *(on_device(each[chosen], images.device) for each in values)
+        )
 
 
 def _rows(chosen: np.ndarray, device: "torch.device") -> "slice | torch.Tensor":
@@ -167,7 +175,11 @@ def on_device(values: np.ndarray, device: "torch.device") -> "torch.Tensor":
     import torch
 
     here = torch.from_numpy(values)
-    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
+    return (
+        here.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else here.to(device)
+    )
 
 
 def affine(parameters: Parameters, stored_px: int, input_px: int) -> np.ndarray:
@@ -188,8 +200,9 @@ def affine(parameters: Parameters, stored_px: int, input_px: int) -> np.ndarray:
     reach_px = np.abs(centre_px) + half_crop_px * (np.abs(cosine) + np.abs(sine))  # (2, n)
     if reach_px.size and reach_px.max() > half_stored_px + 1e-6:
         raise ValueError(
-            f"a crop of {input_px} px, as rotated and shifted, reaches outside its stored patch of {stored_px} px; "
-            f"store patches of {int(np.ceil(2 * reach_px.max() + 1))} px or more (Network.needed_px)"
+            f"a crop of {input_px} px, as rotated and shifted, reaches outside its stored patch of"
+            f" {stored_px} px; store patches of {int(np.ceil(2 * reach_px.max() + 1))} px or more"
+            " (Network.needed_px)"
         )
     mirror_x, mirror_y = 1 - 2.0 * parameters.flip_x, 1 - 2.0 * parameters.flip_y
     scale = half_crop_px / half_stored_px
@@ -198,7 +211,9 @@ def affine(parameters: Parameters, stored_px: int, input_px: int) -> np.ndarray:
     return np.stack([np.stack(rows_x, axis=-1), np.stack(rows_y, axis=-1)], axis=-2)  # (n, 2, 3)
 
 
-def _cut(images: "torch.Tensor", parameters: Parameters, theta: np.ndarray, out: "torch.Tensor") -> None:
+def _cut(
+    images: "torch.Tensor", parameters: Parameters, theta: np.ndarray, out: "torch.Tensor"
+) -> None:
     """Mirrored, rotated and shifted crops into ``out``, in the images' own range.
 
     A CPU copies the pixels of those that aren't rotated, which is a third of the work of sampling
@@ -211,10 +226,15 @@ def _cut(images: "torch.Tensor", parameters: Parameters, theta: np.ndarray, out:
     sampled = (parameters.angle != 0) | (images.device.type != "cpu")
     for i in np.flatnonzero(~sampled):
         top, left = (
-            (images.shape[-1] - input_px) // 2 + int(shift_px[i]) for shift_px in (parameters.shift_y_px, parameters.shift_x_px)
+            (images.shape[-1] - input_px) // 2 + int(shift_px[i])
+            for shift_px in (parameters.shift_y_px, parameters.shift_x_px)
         )
         crop = images[i : i + 1, :, top : top + input_px, left : left + input_px]
-        if axes := [axis for axis, flipped in ((2, parameters.flip_y[i]), (3, parameters.flip_x[i])) if flipped]:
+        if axes := [
+            axis
+            for axis, flipped in ((2, parameters.flip_y[i]), (3, parameters.flip_x[i]))
+            if flipped
+        ]:
             crop = crop.flip(axes)
         out[i].copy_(crop[0])
     if not sampled.any():
@@ -231,7 +251,9 @@ def _cut(images: "torch.Tensor", parameters: Parameters, theta: np.ndarray, out:
         stored = torch.empty_like(images[: sampled.sum()], dtype=torch.float32)
         for into, i in zip(stored, np.flatnonzero(sampled), strict=True):
             into.copy_(images[i])
-    cut = functional.grid_sample(stored.to(torch.float32), grid, padding_mode="zeros", align_corners=True)
+    cut = functional.grid_sample(
+        stored.to(torch.float32), grid, padding_mode="zeros", align_corners=True
+    )
     out[_rows(sampled, out.device)] = cut
 
 
@@ -325,7 +347,9 @@ def _turn_hue(pixels: "torch.Tensor", turns: "torch.Tensor") -> None:
     torch.sub(sextant, 3, out=red).abs_().sub_(1).clamp_(0, 1).mul_(chroma).add_(lowest)
 
 
-def blur(images: "torch.Tensor", sigma_px: "torch.Tensor", kernel_px: int = BLUR_KERNEL_PX) -> "torch.Tensor":
+def blur(
+    images: "torch.Tensor", sigma_px: "torch.Tensor", kernel_px: int = BLUR_KERNEL_PX
+) -> "torch.Tensor":
     """Images (B, 3, H, W) blurred with square Gaussian kernels, each with its own sigma (B,); edges
     are mirrored.
     """
@@ -343,7 +367,9 @@ def blur(images: "torch.Tensor", sigma_px: "torch.Tensor", kernel_px: int = BLUR
         # Shifted and added, as a convolution has another order of adding for another batch.
         blurred = images.narrow(axis, half, size_px) * weights[0]
         for distance_px in range(1, half + 1):
-            both = images.narrow(axis, half - distance_px, size_px) + images.narrow(axis, half + distance_px, size_px)
+            both = images.narrow(axis, half - distance_px, size_px) + images.narrow(
+                axis, half + distance_px, size_px
+            )
             blurred += both.mul_(weights[distance_px])
         images = blurred
     return images

@@ -1,7 +1,9 @@
-"""Data sets that are fetched for the user: only what is missing, each file checked, recorded, then given its name.
+"""Data sets that are fetched for the user: only what is missing, each file checked, recorded, then
+given its name.
 
-Which files a source needs and where they lie stands in ``data/downloads.csv``. ``downloaded.json`` in the data folder
-records each file that came: address, length, checksum, date, and whether the checksum was a published one.
+Which files a source needs and where they lie stands in ``data/downloads.csv``. ``downloaded.json``
+in the data folder records each file that came: address, length, checksum, date, and whether the
+checksum was a published one.
 """
 
 import fnmatch
@@ -34,7 +36,8 @@ __all__ = ["COLUMNS", "HOSTS", "DownloadError", "fetch", "summary"]
 
 HOSTS = {
     "zenodo": "https://zenodo.org",
-    "figshare": "https://ndownloader.figshare.com",  # figshare.com/ndownloader lets only browsers in
+    # figshare.com/ndownloader lets only browsers in
+    "figshare": "https://ndownloader.figshare.com",
     "figshare_api": "https://api.figshare.com",
     "github": "https://github.com",
     "codeload": "https://codeload.github.com",
@@ -46,7 +49,9 @@ ONLY_SEEN = "no checksum published, the one seen is recorded"
 
 
 class Wanted(NamedTuple):
-    """A file that a source needs: where it goes, what it is, and where it comes from, as the list FILES says."""
+    """A file that a source needs: where it goes, what it is, and where it comes from, as the list
+    FILES says.
+    """
 
     file: str
     kind: str
@@ -54,7 +59,9 @@ class Wanted(NamedTuple):
     record: str = ""
     id: str = ""
 
-    def row(self, state: str, reason: str, n_bytes: int = 0, checksum: str = "", remedy: str = "") -> dict:
+    def row(
+        self, state: str, reason: str, n_bytes: int = 0, checksum: str = "", remedy: str = ""
+    ) -> dict:
         """The row of the file in the table that `fetch` returns."""
         return dict(
             zip(
@@ -78,22 +85,27 @@ def _urls(want: Wanted, hosts: Mapping[str, str]) -> list[str]:
     return [f"{hosts['github']}/{repository}/raw/{commit}/{quote(want.id)}"]
 
 
-def fetch(source: Source, folder: str | Path, hosts: Mapping[str, str] = HOSTS, verify: bool = False) -> pd.DataFrame:
+def fetch(
+    source: Source, folder: str | Path, hosts: Mapping[str, str] = HOSTS, verify: bool = False
+) -> pd.DataFrame:
     """Fetch what ``folder`` lacks of a source's data; a row a file, columns COLUMNS, for `summary`.
 
-    state: "there" (before), "fetched" (now) or "missing", with reason and remedy; one file's failure
-    doesn't stop the others. A file that is there is compared with the recorded or published length,
-    with ``verify`` with the checksum too. One that differs counts as missing and is never overwritten.
-    Raises DownloadError where nothing can be begun: a source with nothing to fetch, too little disk
-    space, another fetch at work on the folder.
+    state: "there" (before), "fetched" (now) or "missing", with reason and remedy; one file's
+    failure doesn't stop the others. A file that is there is compared with the recorded or published
+    length, with ``verify`` with the checksum too. One that differs counts as missing and is never
+    overwritten. Raises DownloadError where nothing can be begun: a source with nothing to fetch,
+    too little disk space, another fetch at work on the folder.
     """
     folder = Path(folder)
     if source.is_synthetic:
-        raise DownloadError(f"source {source.name!r}: its data are made, not fetched: make paper makes them")
+        raise DownloadError(
+            f"source {source.name!r}: its data are made, not fetched: make paper makes them"
+        )
     if not source.is_published:
         raise DownloadError(
-            f"source {source.name!r}: its slides are your own: lay them into a folder with "
-            f"{' or '.join(source.main_files)}, beside it or in images/, and name it: make paper DATA=folder"
+            f"source {source.name!r}: its slides are your own: lay them into a folder with"
+            f" {' or '.join(source.main_files)}, beside it or in images/, and name it: make paper"
+            " DATA=folder"
         )
     try:
         with store.alone(folder, "fetch"):
@@ -115,13 +127,21 @@ def _fetch(source: Source, folder: Path, hosts: Mapping[str, str], verify: bool)
     wanted = [Wanted(*row) for row in files[list(Wanted._fields)].itertuples(index=False)]
     record = _record_in(folder)
     paths = {want.file: _place(want, source, folder) for want in wanted}
-    recorded = {file: Published(facts["bytes"], facts["checksum"]) for file, facts in record.items() if paths.get(file)}
+    recorded = {
+        file: Published(facts["bytes"], facts["checksum"])
+        for file, facts in record.items()
+        if paths.get(file)
+    }
     expected = recorded | published(files[~files["file"].isin(recorded)], folder, hosts)
     missing = [want for want in wanted if not paths[want.file]]
     _check_space(missing, expected, folder)
     fetched = _fetch_all(missing, expected, folder, hosts, record)
     return [
-        _judge(want, paths[want.file], expected[want.file], verify) if paths[want.file] else fetched[want.file]
+        (
+            _judge(want, paths[want.file], expected[want.file], verify)
+            if paths[want.file]
+            else fetched[want.file]
+        )
         for want in wanted
     ]
 
@@ -162,14 +182,19 @@ def _place(want: Wanted, source: Source, folder: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _check_space(missing: Sequence[Wanted], expected: Mapping[str, Published], folder: Path) -> None:
+def _check_space(
+    missing: Sequence[Wanted], expected: Mapping[str, Published], folder: Path
+) -> None:
     """Refuse to begin what can't be finished, as far as lengths are known."""
-    needed = sum((expected[want.file].n_bytes or 0) - n_bytes_of(part_of(folder / want.file)) for want in missing)
+    needed = sum(
+        (expected[want.file].n_bytes or 0) - n_bytes_of(part_of(folder / want.file))
+        for want in missing
+    )
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(
-            f"{folder}: {needed / 1e9:.2f} GB are still to be fetched, {free / 1e9:.2f} GB are free "
-            "there; free more, or name a folder on another disk with DATA=folder"
+            f"{folder}: {needed / 1e9:.2f} GB are still to be fetched, {free / 1e9:.2f} GB are free"
+            " there; free more, or name a folder on another disk with DATA=folder"
         )
 
 
@@ -195,7 +220,10 @@ def _fetch_all(
                 part.replace(folder / want.file)
             except DownloadError as error:
                 page = _urls(want, HOSTS)[0]
-                remedy = f"run this again to go on; or fetch it with a browser from {page} and lay it there as {want.file}"
+                remedy = (
+                    f"run this again to go on; or fetch it with a browser from {page} and lay it"
+                    f" there as {want.file}"
+                )
                 rows[want.file] = want.row("missing", str(error), remedy=remedy)
             else:
                 how = "checksum as published" if facts["checksum_is"] == "published" else ONLY_SEEN
@@ -203,7 +231,9 @@ def _fetch_all(
     return rows
 
 
-def _fetch_archive(source: Source, folder: Path, hosts: Mapping[str, str], verify: bool) -> list[dict]:
+def _fetch_archive(
+    source: Source, folder: Path, hosts: Mapping[str, str], verify: bool
+) -> list[dict]:
     """Fetch the one archive of a source unless its label file is there, and lay its files in place.
 
     The host doesn't promise the same archive for ever: zip's own checksums are what is checked.
@@ -214,7 +244,10 @@ def _fetch_archive(source: Source, folder: Path, hosts: Mapping[str, str], verif
         reason = "its label file is there; to fetch all again, remove it"
         return [want.row("there", reason, sum(file.stat().st_size for file in below(folder)))]
     if below(folder) and not (folder / RECORD).is_file():
-        raise DownloadError(f"{folder} is there but holds no {label_file}; empty it, or name another folder for {source.title}")
+        raise DownloadError(
+            f"{folder} is there but holds no {label_file}; empty it, or name another folder for"
+            f" {source.title}"
+        )
     url = f"{hosts['codeload']}/{archive.repository}/zip/{archive.commit}"
     part, aside = part_of(folder / "archive.zip"), folder / ".unpacked"
     shutil.rmtree(aside, ignore_errors=True)
@@ -253,7 +286,8 @@ def _unpack(archive: Path, kept: str, folder: Path) -> list[str]:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """What `fetch` found and did, as text: counts by kind, how files were checked, what is missing."""
+    """What `fetch` found and did, as text: counts by kind, how files were checked, what is missing.
+    """
     counts = pd.crosstab(table["kind"], table["state"], margins=True, margins_name="total")
     is_missing = table["state"] == "missing"
     checked = table[~is_missing].groupby(["state", "reason"], sort=False).size()

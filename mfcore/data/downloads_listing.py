@@ -1,7 +1,8 @@
 """What hosts publish of their files: length and MD5, from Zenodo's and figshare's lists.
 
 Zenodo has one list for a record. Of a figshare collection there is a list of articles, and for each
-article a list of its files. MIDOG++ has an article for every slide, so lists are kept in the folder.
+article a list of its files. MIDOG++ has an article for every slide, so lists are kept in the
+folder.
 """
 
 from collections.abc import Mapping
@@ -30,10 +31,14 @@ def published(wanted: pd.DataFrame, folder: Path, hosts: Mapping[str, str]) -> d
     for (host, record), rows in wanted[wanted["sha256"] == ""].groupby(["host", "record"]):
         try:
             if record not in kept:
-                kept[record] = _zenodo(hosts, record) if host == "zenodo" else _figshare(hosts, record)
+                kept[record] = (
+                    _zenodo(hosts, record) if host == "zenodo" else _figshare(hosts, record)
+                )
                 write_json(folder / KEPT, kept)
         except (requests.RequestException, LookupError, TypeError, ValueError) as error:
-            tqdm.write(f"{host} {record}: no lengths and checksums ({error}); what comes is recorded")
+            tqdm.write(
+                f"{host} {record}: no lengths and checksums ({error}); what comes is recorded"
+            )
             continue
         for file, key in zip(rows["file"], rows["id"], strict=True):
             facts[file] = Published(*kept[record].get(key, ()))

@@ -1,4 +1,5 @@
-"""One file over HTTP: a transfer that broke off goes on from what has come, and the whole is checked.
+"""One file over HTTP: a transfer that broke off goes on from what has come, and the whole is
+checked.
 
 What has come lies beside the target. Only a published checksum tells that parts of two answers
 make one file: a file without one starts anew.
@@ -60,7 +61,9 @@ def checksum_of(file: Path, like: str) -> str:
 
 
 def session(try_again: Collection[int] = TRY_AGAIN) -> requests.Session:
-    """A client that asks again where the host is busy (``try_again``: statuses), obeying Retry-After."""
+    """A client that asks again where the host is busy (``try_again``: statuses), obeying
+    Retry-After.
+    """
     retry = urllib3.Retry(
         N_TRIES - 1,
         status_forcelist=try_again,
@@ -121,7 +124,9 @@ def _bring(urls: Sequence[str], part: Path, published: Published, bar: tqdm) -> 
     raise DownloadError("; ".join(reasons))
 
 
-def _attempt(client: requests.Session, url: str, part: Path, published: Published, bar: tqdm) -> None:
+def _attempt(
+    client: requests.Session, url: str, part: Path, published: Published, bar: tqdm
+) -> None:
     """One request: for what the part lacks where a checksum will judge the whole, else for all."""
     offset = n_bytes_of(part) if published.checksum else 0
     headers = {"Range": f"bytes={offset}-"} if offset else {}
@@ -137,7 +142,9 @@ def _attempt(client: requests.Session, url: str, part: Path, published: Publishe
         length = response.headers.get("Content-Length")
         total = int(length) + offset * goes_on if length else published.n_bytes
         if published.n_bytes not in (None, total):
-            raise DownloadError(f"the host sends {total:,} bytes, published are {published.n_bytes:,}")
+            raise DownloadError(
+                f"the host sends {total:,} bytes, published are {published.n_bytes:,}"
+            )
         if not goes_on:
             _drop(part, bar)
         part.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,19 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mfcore.data.labels.source import SOURCES
-from mfcore.store.options import Count, Distinct, Flag, Number, PositiveShare, Two, UmPerPx, Whole, among, options, refuse
+from mfcore.store.options import (
+    Count,
+    Distinct,
+    Flag,
+    Number,
+    PositiveShare,
+    Two,
+    UmPerPx,
+    Whole,
+    among,
+    options,
+    refuse,
+)
 
 ORIGINS = ("slide", "scanned_area")
 
@@ -23,14 +35,18 @@ SCHEMES = {
 class Data:
     """The data set: which loader, which classes.
 
-    source: "synthetic" (made by mfcore), "midog22", "midogpp", "ccmct" (what their authors publish), "amibr" (AMi-Br's
-        patches), "midog" (one's own slides, labelled in MIDOG's JSON), "csv" (one's own slides, labelled in a table).
+    source: "synthetic" (made by mfcore), "midog22", "midogpp", "ccmct" (what their authors
+    publish), "amibr" (AMi-Br's
+        patches), "midog" (one's own slides, labelled in MIDOG's JSON), "csv" (one's own slides,
+        labelled in a table).
     positive, negative: what class 1 and class 0 are called in tables and figures.
     um_per_px: resolution of slides that don't state their own; None refuses such slides.
     um_per_px_by_scanner: the same, for slides of one scanner; goes before ``um_per_px``.
     label_values: how a table (source "csv") writes class 0 and class 1.
-    origin: where labels count px from: "slide", OpenSlide's corner of level 0; "scanned_area", the corner of what was scanned
-        (``openslide.bounds-x``, ``-y``), as QuPath counts on MRXS and SCN. None counts as "slide", and warns where they differ.
+    origin: where labels count px from: "slide", OpenSlide's corner of level 0; "scanned_area", the
+    corner of what was scanned
+        (``openslide.bounds-x``, ``-y``), as QuPath counts on MRXS and SCN. None counts as "slide",
+        and warns where they differ.
     seed, n_slides, n_annotations: of the synthetic data set only.
     """
 
@@ -49,19 +65,26 @@ class Data:
     def _agree(self) -> "Data":
         problems = {}
         if self.positive == self.negative:
-            problems["positive"] = f"both classes are called {self.positive!r}; give data.negative another name"
+            problems["positive"] = (
+                f"both classes are called {self.positive!r}; give data.negative another name"
+            )
         if self.origin == "scanned_area" and not SOURCES[self.source].has_slides:
-            problems["origin"] = f"data.source {self.source} has patches and no slides; leave the key out"
+            problems["origin"] = (
+                f"data.source {self.source} has patches and no slides; leave the key out"
+            )
         refuse(problems)
         return self
 
 
 @options
 class Patches:
-    """Patches: ``size_px`` at ``um_per_px`` is what encoders see; ``stored_px`` >= size_px leaves a margin for rotation.
+    """Patches: ``size_px`` at ``um_per_px`` is what encoders see; ``stored_px`` >= size_px leaves a
+    margin for rotation.
 
-    at_border: where an annotation lies so near its slide's border that those ``size_px`` reach over it: "white" fills
-        what is outside with white; "shift" moves the patch inward until they fit. One rule for training and test.
+    at_border: where an annotation lies so near its slide's border that those ``size_px`` reach over
+    it: "white" fills
+        what is outside with white; "shift" moves the patch inward until they fit. One rule for
+        training and test.
     """
 
     size_px: Annotated[Whole, Field(ge=8)] = 224
@@ -81,11 +104,18 @@ Fraction = Annotated[Number, Field(gt=0, lt=1)]
 
 @options
 class Splits:
-    """Monte Carlo folds (Ganz et al., section 3): test share of all, validation share and sizes as shares of the rest."""
+    """Monte Carlo folds (Ganz et al., section 3): test share of all, validation share and sizes as
+    shares of the rest.
+    """
 
     seed: Whole = 42
     n_folds: Count = 5
-    sizes: Annotated[tuple[PositiveShare, ...], Field(min_length=1), Distinct] = (0.001, 0.01, 0.1, 1.0)
+    sizes: Annotated[tuple[PositiveShare, ...], Field(min_length=1), Distinct] = (
+        0.001,
+        0.01,
+        0.1,
+        1.0,
+    )
     test_fraction: Fraction = 0.2
     val_fraction: Fraction = 0.2
     by_domain: Flag = True

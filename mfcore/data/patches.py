@@ -17,8 +17,8 @@ from mfcore.store import files as store_files
 from mfcore.store.records import digest
 
 __all__ = [
-    "PatchError", "Reading", "centre_crop", "check", "corners", "counts", "extract", "load", "read_anywhere",
-    "refuse_other_slides", "slides_digest", "twins",
+    "PatchError", "Reading", "centre_crop", "check", "corners", "counts", "extract", "load",
+    "read_anywhere", "refuse_other_slides", "slides_digest", "twins",
 ]  # fmt: skip
 
 SCANNED_AT = ["scanned_x_l0_px", "scanned_y_l0_px"]
@@ -31,15 +31,19 @@ def load(run: store.Run) -> tuple[pd.DataFrame, np.memmap]:
     Raises StoreError where the run isn't finished, or a file of it is missing or damaged.
     """
     if not run.done:
-        raise store.StoreError(f"{run.folder} is not finished; run the extraction again, it goes on where it stopped")
+        raise store.StoreError(
+            f"{run.folder} is not finished; run the extraction again, it goes on where it stopped"
+        )
     try:
-        return pd.read_parquet(run.path("labels.parquet")), np.load(run.path("patches.npy"), mmap_mode="r")
+        return pd.read_parquet(run.path("labels.parquet")), np.load(
+            run.path("patches.npy"), mmap_mode="r"
+        )
     except PermissionError:
         raise
     except (OSError, ValueError, EOFError) as error:
         raise store.StoreError(
-            f"{run.folder}: labels.parquet or patches.npy is missing or damaged ({error}); remove the folder and "
-            "extract the patches again"
+            f"{run.folder}: labels.parquet or patches.npy is missing or damaged ({error}); remove"
+            " the folder and extract the patches again"
         ) from error
 
 
@@ -63,7 +67,9 @@ def centre_crop(patches: np.ndarray, size_px: int) -> np.ndarray:
     """
     height, width = patches.shape[-3:-1]
     if size_px > min(height, width):
-        raise PatchError(f"a crop of {size_px} px doesn't fit into patches of {height} x {width} px")
+        raise PatchError(
+            f"a crop of {size_px} px doesn't fit into patches of {height} x {width} px"
+        )
     top, left = (height - size_px) // 2, (width - size_px) // 2
     return patches[..., top : top + size_px, left : left + size_px, :]
 
@@ -76,7 +82,11 @@ def corners(table: pd.DataFrame, stored_px: int, placing: Placing) -> np.ndarray
     ``table`` is `load`'s.
     """
     target = placing.um_per_px
-    scale = np.ones(len(table)) if target is None else (target / table["um_per_px"]).fillna(1.0).to_numpy()
+    scale = (
+        np.ones(len(table))
+        if target is None
+        else (target / table["um_per_px"]).fillna(1.0).to_numpy()
+    )
     is_cut = np.abs(scale - 1) < SAME_RESOLUTION
     scale = np.where(is_cut, 1.0, scale)[:, None]  # level-0 px a px
     stored = table[["patch_x_l0_px", "patch_y_l0_px"]].to_numpy() - stored_px * scale / 2
@@ -108,8 +118,8 @@ def check(patches: np.ndarray, table: pd.DataFrame, n_looked_at: int = 256) -> N
         where = empty[["slide_id", "x_l0_px", "y_l0_px"]].head().to_dict("records")
         areas = _areas(empty)
         raise PatchError(
-            f"{len(empty)} of {len(rows)} patches looked at are of a single colour, the first: {where}"
-            + (f"; {_remedy(areas)}" if len(areas) else "")
+            f"{len(empty)} of {len(rows)} patches looked at are of a single colour, the first:"
+            f" {where}" + (f"; {_remedy(areas)}" if len(areas) else "")
         )
 
 
@@ -122,11 +132,13 @@ def _areas(table: pd.DataFrame) -> pd.DataFrame:
 
 def _remedy(areas: pd.DataFrame) -> str:
     """Where slides' scanned areas begin, and how a study says from where its labels count."""
-    named = ", ".join(f"{row.slide_id} at ({row.x_l0_px}, {row.y_l0_px})" for row in areas.head(10).itertuples())
+    named = ", ".join(
+        f"{row.slide_id} at ({row.x_l0_px}, {row.y_l0_px})" for row in areas.head(10).itertuples()
+    )
     return (
-        "the scanned area begins off the slide's corner, by openslide.bounds-x, -y in level-0 px, on "
-        f"{len(areas)} slides: {named}; say from which corner labels count, as data: {{origin: slide}} or, as "
-        "QuPath does, data: {origin: scanned_area}"
+        "the scanned area begins off the slide's corner, by openslide.bounds-x, -y in level-0 px,"
+        f" on {len(areas)} slides: {named}; say from which corner labels count, as data: {{origin:"
+        " slide} or, as QuPath does, data: {origin: scanned_area}"
     )
 
 
@@ -167,7 +179,9 @@ def extract(
         table[SCANNED_AT] = scanned_at
     areas = _areas(table)
     if len(areas) and reading.origin is None:
-        warnings.warn(f"labels are taken to count from the slide's corner, but {_remedy(areas)}", stacklevel=2)
+        warnings.warn(
+            f"labels are taken to count from the slide's corner, but {_remedy(areas)}", stacklevel=2
+        )
     table["patch_x_l0_px"], table["patch_y_l0_px"] = centres.T
     if not run.path("patches.npy").is_file():
         partial = run.path("patches.partial.npy")
@@ -212,7 +226,9 @@ def read_anywhere(
         places = np.flatnonzero(slide_ids == slide_id)
         with reading.open(Path(folder), table[table["slide_id"] == slide_id]) as slide:
             first, last = slide.inside(np.array([(0, 0), slide.size_px], float), seen_px, um_per_px)
-            centres[places] = reading.moved(slide, first + np.floor(shares[places] * (last - first)))
+            centres[places] = reading.moved(
+                slide, first + np.floor(shares[places] * (last - first))
+            )
             for i in places[slide.plan(centres[places], side_px, um_per_px)]:
                 stored[i] = slide.read(*centres[i], side_px, um_per_px)
     return centres, stored
@@ -225,15 +241,22 @@ def refuse_other_slides(run: store.Run, folder: str | Path, table: pd.DataFrame)
     missing = sorted({file for file in table["file"] if not (Path(folder) / file).is_file()})
     if missing:
         raise PatchError(
-            f"{folder}: of the slides that the patches were cut from {len(missing)} aren't there, the first: {missing[0]}"
+            f"{folder}: of the slides that the patches were cut from {len(missing)} aren't there,"
+            f" the first: {missing[0]}"
         )
     if slides_digest(table, folder) != run.identity["inputs"]["files"]:
         raise PatchError(
-            f"{folder}: other slides lie here than those that {run.folder} was cut from; extract the patches again"
+            f"{folder}: other slides lie here than those that {run.folder} was cut from; extract"
+            " the patches again"
         )
 
 
 def slides_digest(table: pd.DataFrame, folder: str | Path) -> str:
     """Stands for the slides that a label table names: names and fingerprints of their files."""
     fingerprints = store_files.Fingerprints()
-    return digest({file: fingerprints.of_slide(Path(folder) / file) for file in sorted(table["file"].unique())})
+    return digest(
+        {
+            file: fingerprints.of_slide(Path(folder) / file)
+            for file in sorted(table["file"].unique())
+        }
+    )

@@ -71,7 +71,9 @@ class Reading:
 
     def moved(self, slide: Slide, centres: np.ndarray) -> np.ndarray:
         """Centres, float (n, 2) of x, y in level-0 px, moved inward where patches are."""
-        return slide.inside(centres, self.size_px, self.um_per_px) if self.shifts_inward else centres
+        return (
+            slide.inside(centres, self.size_px, self.um_per_px) if self.shifts_inward else centres
+        )
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ def look(table: pd.DataFrame, folder: Path, reading: Reading, n_workers: int) ->
         stated, wanted = reading.slide_um_per_px, reading.um_per_px
         if stated and wanted and abs(stated / wanted - 1) > SAME_RESOLUTION:
             raise PatchError(
-                f"patch images are not resampled: data.um_per_px is {stated}, patches.um_per_px {wanted}; make them equal"
+                f"patch images are not resampled: data.um_per_px is {stated}, patches.um_per_px"
+                f" {wanted}; make them equal"
             )
         _refuse(
             thread_map(
@@ -111,7 +114,12 @@ def look(table: pd.DataFrame, folder: Path, reading: Reading, n_workers: int) ->
                 **shown,
             )
         )
-        um_per_px = table["scanner"].astype(str).map(dict(reading.um_per_px_by_scanner)).fillna(stated or np.nan)
+        um_per_px = (
+            table["scanner"]
+            .astype(str)
+            .map(dict(reading.um_per_px_by_scanner))
+            .fillna(stated or np.nan)
+        )
         centres = table[["x_l0_px", "y_l0_px"]].to_numpy(float)
         return [Job(table, centres, np.arange(len(table)), um_per_px.to_numpy(float))]
 
@@ -121,7 +129,9 @@ def look(table: pd.DataFrame, folder: Path, reading: Reading, n_workers: int) ->
         except SlideError as error:
             return str(error)
 
-    found = thread_map(look_at, [rows for _, rows in table.groupby("slide_id", sort=False)], **shown)
+    found = thread_map(
+        look_at, [rows for _, rows in table.groupby("slide_id", sort=False)], **shown
+    )
     _refuse([problem for problem in found if isinstance(problem, str)])
     return found
 
@@ -136,13 +146,15 @@ def _look_at(rows: pd.DataFrame, folder: Path, reading: Reading) -> Job:
             (x, y), (width, height) = centres[off.argmax()], slide.size_px
             counted = f", counted from the scanned area's corner {at_px}" if is_from_area else ""
             raise SlideError(
-                f"{slide.path}: is {width} x {height} px, a label lies at ({x:g}, {y:g}){counted}; these "
-                "labels are of another image"
+                f"{slide.path}: is {width} x {height} px, a label lies at ({x:g}, {y:g}){counted};"
+                " these labels are of another image"
             )
         centres = reading.moved(slide, centres)
         order = slide.plan(centres, reading.stored_px, reading.um_per_px)
         n_over_edge = int(slide.reaches_over(centres, reading.stored_px, reading.um_per_px).sum())
-        return Job(rows, centres, order, slide.um_per_px, slide.states_um_per_px, n_over_edge, at_px)
+        return Job(
+            rows, centres, order, slide.um_per_px, slide.states_um_per_px, n_over_edge, at_px
+        )
 
 
 def _refuse(problems: list[str]) -> None:
@@ -150,7 +162,9 @@ def _refuse(problems: list[str]) -> None:
     problems = [problem for problem in problems if problem]
     if problems:
         more = f"\n  ... and {len(problems) - 50} more" if len(problems) > 50 else ""
-        raise PatchError(f"{len(problems)} files can't be used:\n  " + "\n  ".join(problems[:50]) + more)
+        raise PatchError(
+            f"{len(problems)} files can't be used:\n  " + "\n  ".join(problems[:50]) + more
+        )
 
 
 def _image_problem(file: Path, size_px: int) -> str:
@@ -163,12 +177,15 @@ def _image_problem(file: Path, size_px: int) -> str:
     if shape == (size_px, size_px) and mode == "RGB":
         return ""
     return (
-        f"{file}: {shape[0]} x {shape[1]} px, {mode}; the study stores {size_px} px, RGB (set patches.size_px to the "
-        "images' side, and each network's input_px so that its rotated crop fits)"
+        f"{file}: {shape[0]} x {shape[1]} px, {mode}; the study stores {size_px} px, RGB (set"
+        " patches.size_px to the images' side, and each network's input_px so that its rotated"
+        " crop fits)"
     )
 
 
-def read_all(target: Path, progress: Path, jobs: list[Job], folder: Path, reading: Reading, n_workers: int) -> None:
+def read_all(
+    target: Path, progress: Path, jobs: list[Job], folder: Path, reading: Reading, n_workers: int
+) -> None:
     """Fill the rows of the array ``target`` that ``progress`` doesn't list.
 
     target: uint8 (n_patches, stored_px, stored_px, 3). Raises one PatchError for all slides that
@@ -179,7 +196,9 @@ def read_all(target: Path, progress: Path, jobs: list[Job], folder: Path, readin
     batches = []
     for job in jobs:
         left = job.order[~is_done[job.rows["patch_id"].to_numpy()[job.order]]]
-        batches += [(job, left[at : at + BATCH_PATCHES]) for at in range(0, len(left), BATCH_PATCHES)]
+        batches += [
+            (job, left[at : at + BATCH_PATCHES]) for at in range(0, len(left), BATCH_PATCHES)
+        ]
     offset = int(np.load(target, mmap_mode="r").offset)  # of row 0
     problems: dict[str, str] = {}  # the first of each slide
     writing = threading.Lock()
@@ -195,7 +214,9 @@ def read_all(target: Path, progress: Path, jobs: list[Job], folder: Path, readin
             try:
                 patches = _read(*batch, folder, reading)
             except (SlideError, PatchError) as error:
-                problems.setdefault(str(error) if reading.are_images else rows["file"].iloc[0], str(error))
+                problems.setdefault(
+                    str(error) if reading.are_images else rows["file"].iloc[0], str(error)
+                )
                 return 0
             with writing:
                 try:
@@ -206,7 +227,9 @@ def read_all(target: Path, progress: Path, jobs: list[Job], folder: Path, readin
                             rest = rest[array.write(rest) :]
                     os.fsync(array.fileno())
                 except OSError as error:
-                    raise DiskError(f"{target}: {error}; make room and run again, it goes on where it stopped") from None
+                    raise DiskError(
+                        f"{target}: {error}; make room and run again, it goes on where it stopped"
+                    ) from None
                 finished.write(json.dumps(rows["patch_id"].tolist()) + "\n")
                 finished.flush()
             return len(rows)
@@ -221,7 +244,9 @@ def _read(job: Job, places: np.ndarray, folder: Path, reading: Reading) -> list[
     """The patches at some places of a job, uint8 (stored_px, stored_px, 3) each."""
     if not reading.are_images:
         with reading.open(folder, job.rows) as slide:
-            return [slide.read(*job.centres[i], reading.stored_px, reading.um_per_px) for i in places]
+            return [
+                slide.read(*job.centres[i], reading.stored_px, reading.um_per_px) for i in places
+            ]
     patches = []
     for file in job.rows["file"].iloc[places]:
         try:
@@ -256,7 +281,10 @@ def _begin(target: Path, progress: Path, shape: tuple[int, ...]) -> np.ndarray:
         target.unlink(missing_ok=True)
     free = shutil.disk_usage(target.parent).free
     if free < math.prod(shape):
-        raise PatchError(f"{target.parent}: the patches need {math.prod(shape):,} bytes, {free:,} are free; make room")
+        raise PatchError(
+            f"{target.parent}: the patches need {math.prod(shape):,} bytes, {free:,} are free; make"
+            " room"
+        )
     np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
     progress.write_text(begun, encoding="utf-8")
     return np.zeros(shape[0], dtype=bool)

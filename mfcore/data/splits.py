@@ -77,18 +77,26 @@ def make(labels: pd.DataFrame, scheme: Scheme) -> pd.DataFrame:
             tables += [_rows(ALL, fold, size, role, ids) for role, ids in roles.items()]
         if scheme.by_domain and len(domains) == 1:
             raise SplitError(
-                f"cross-domain needs two domains or more, there is only {domains[0]!r}; set splits.by_domain: false"
+                f"cross-domain needs two domains or more, there is only {domains[0]!r}; set"
+                " splits.by_domain: false"
             )
         for domain in domains if scheme.by_domain else ():
             within = labels[labels["domain"] == domain]
-            roles, elsewhere = across(labels, scheme, domain, draw(within, scheme, domain, fold, (1.0,))[1.0])
-            tables += [_rows(domain, fold, 1.0, role, ids) for role, ids in [*roles.items(), ("test", elsewhere)]]
+            roles, elsewhere = across(
+                labels, scheme, domain, draw(within, scheme, domain, fold, (1.0,))[1.0]
+            )
+            tables += [
+                _rows(domain, fold, 1.0, role, ids)
+                for role, ids in [*roles.items(), ("test", elsewhere)]
+            ]
     table = pd.concat(tables, ignore_index=True)
     _refuse_empty(table, labels)
     return table
 
 
-def _rows(train_domain: str, fold: int, size: float, role: str, patch_ids: np.ndarray) -> pd.DataFrame:
+def _rows(
+    train_domain: str, fold: int, size: float, role: str, patch_ids: np.ndarray
+) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "patch_id": patch_ids,
@@ -113,9 +121,9 @@ def _refuse_empty(table: pd.DataFrame, labels: pd.DataFrame) -> None:
         (domain, fold, size, role), row = next(empty.iterrows())
         missing = "positive" if row[1] == 0 else "negative"
         raise SplitError(
-            f"size {shortest(size)} leaves no {missing} patch in the {role} set (fold {fold}, training on {domain!r}: "
-            f"{row[1]} positive, {row[0]} negative; {len(empty)} such sets in all): raise the smallest of "
-            "splits.sizes, or give the study more data"
+            f"size {shortest(size)} leaves no {missing} patch in the {role} set (fold {fold},"
+            f" training on {domain!r}: {row[1]} positive, {row[0]} negative; {len(empty)} such sets"
+            " in all): raise the smallest of splits.sizes, or give the study more data"
         )
 
 
@@ -127,12 +135,21 @@ def units(table: pd.DataFrame) -> list[Unit]:
 
 def select(table: pd.DataFrame, unit: Unit) -> dict[str, np.ndarray]:
     """Patch ids (int64, sorted) of one unit by role."""
-    is_unit = (table["train_domain"] == unit.train_domain) & (table["fold"] == unit.fold) & (table["size"] == unit.size)
+    is_unit = (
+        (table["train_domain"] == unit.train_domain)
+        & (table["fold"] == unit.fold)
+        & (table["size"] == unit.size)
+    )
     rows = table[is_unit]
-    return {role: np.sort(rows.loc[rows["role"] == role, "patch_id"].to_numpy(dtype=np.int64)) for role in ROLES}
+    return {
+        role: np.sort(rows.loc[rows["role"] == role, "patch_id"].to_numpy(dtype=np.int64))
+        for role in ROLES
+    }
 
 
-def predictions(labels: pd.DataFrame, unit: Unit, patch_ids: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+def predictions(
+    labels: pd.DataFrame, unit: Unit, patch_ids: np.ndarray, scores: np.ndarray
+) -> pd.DataFrame:
     """The table of predictions of one unit, the same for every procedure.
 
     labels: indexed by patch_id; patch_ids (n,) int64; scores (n,), probability of class 1. Returns
@@ -141,9 +158,13 @@ def predictions(labels: pd.DataFrame, unit: Unit, patch_ids: np.ndarray, scores:
     """
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
-        raise ValueError(f"{unit.name}: {len(bad)} scores aren't finite, the first of patch {patch_ids[bad[0]]}")
+        raise ValueError(
+            f"{unit.name}: {len(bad)} scores aren't finite, the first of patch {patch_ids[bad[0]]}"
+        )
     table = labels.loc[patch_ids, ["slide_id", "domain", "label"]].reset_index()
-    return table.assign(score=scores, fold=unit.fold, size=unit.size, train_domain=unit.train_domain)
+    return table.assign(
+        score=scores, fold=unit.fold, size=unit.size, train_domain=unit.train_domain
+    )
 
 
 def load(run: store.Run) -> pd.DataFrame:

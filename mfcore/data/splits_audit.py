@@ -43,7 +43,9 @@ def audit(table: pd.DataFrame, labels: pd.DataFrame, placing: Placing) -> pd.Dat
     placing: of the patches.
     """
     indexed = splits_draw.with_places(labels, placing).set_index("patch_id")
-    shares_slides, shares_cases = (labels[name].nunique() < len(labels) for name in ("slide_id", "case_id"))
+    shares_slides, shares_cases = (
+        labels[name].nunique() < len(labels) for name in ("slide_id", "case_id")
+    )
     has_places = shares_slides and labels["x_l0_px"].notna().any()
     rows = []
     for unit in splits.units(table):
@@ -55,21 +57,34 @@ def audit(table: pd.DataFrame, labels: pd.DataFrame, placing: Placing) -> pd.Dat
                 "fold": unit.fold,
                 "size": unit.size,
                 **{f"n_{role}": len(ids[role]) for role in splits.ROLES},
-                **{f"positives_{role}": float(indexed.loc[ids[role], "label"].mean()) for role in splits.ROLES},
+                **{
+                    f"positives_{role}": float(indexed.loc[ids[role], "label"].mean())
+                    for role in splits.ROLES
+                },
                 "n_train_slides": train["slide_id"].nunique(),
                 "n_test_slides": test["slide_id"].nunique(),
                 "n_train_cases": train["case_id"].nunique(),
                 "n_test_cases": test["case_id"].nunique(),
-                "test_on_train_slides": test["slide_id"].isin(train["slide_id"]).mean() if shares_slides else np.nan,
-                "test_on_train_cases": test["case_id"].isin(train["case_id"]).mean() if shares_cases else np.nan,
-                "test_overlapping_train": splits_draw.overlapping(train, test).mean() if has_places else np.nan,
-                "test_twin_in_train": test["twin"].isin(train["twin"]).mean() if "twin" in test else np.nan,
+                "test_on_train_slides": (
+                    test["slide_id"].isin(train["slide_id"]).mean() if shares_slides else np.nan
+                ),
+                "test_on_train_cases": (
+                    test["case_id"].isin(train["case_id"]).mean() if shares_cases else np.nan
+                ),
+                "test_overlapping_train": (
+                    splits_draw.overlapping(train, test).mean() if has_places else np.nan
+                ),
+                "test_twin_in_train": (
+                    test["twin"].isin(train["twin"]).mean() if "twin" in test else np.nan
+                ),
             }
         )
     return pd.DataFrame(rows)
 
 
-def audit_schemes(labels: pd.DataFrame, schemes: Mapping[str, Scheme]) -> tuple[pd.DataFrame, dict[str, str]]:
+def audit_schemes(
+    labels: pd.DataFrame, schemes: Mapping[str, Scheme]
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """The audit of patches under several schemes, by name.
 
     Returns the rows of `audit` with ``scheme`` before them, and for each scheme that can't split
@@ -94,8 +109,12 @@ def twins(labels: pd.DataFrame) -> pd.DataFrame:
     labels: a label table with a column ``twin`` (`mfcore.data.patches.twins`).
     """
     groups = labels.groupby("twin")["label"]
-    table = labels.assign(group=labels["twin"], contradicts=groups.transform("nunique") > 1)[groups.transform("size") > 1]
-    return table.sort_values(["contradicts", "group", "patch_id"], ascending=[False, True, True], ignore_index=True)[TWINS]
+    table = labels.assign(group=labels["twin"], contradicts=groups.transform("nunique") > 1)[
+        groups.transform("size") > 1
+    ]
+    return table.sort_values(
+        ["contradicts", "group", "patch_id"], ascending=[False, True, True], ignore_index=True
+    )[TWINS]
 
 
 def remarks(labels: pd.DataFrame) -> list[str]:
@@ -110,18 +129,48 @@ def remarks(labels: pd.DataFrame) -> list[str]:
     learnt = labels[labels["official_split"].isin(["train", "val"])]
     n_both = len(set(tested["case_id"]) & set(learnt["case_id"]))
     n_twins = int(learnt["twin"].isin(tested["twin"]).sum())
-    sentences = {
-        "Every patch counts as a slide of its own: the audit can't see which patches share slides or pixels.": n_slides == n,
-        "No case has several patches: the audit can't see which patches are of one patient.": n_cases == n,
-        "No case has several slides: where a patient has several slides, the audit can't see patients on both sides "
-        "of a split.": n_cases == n_slides < n,
-        f"The data don't say where {n_nowhere:,} of the {n:,} patches lie; the audit can't see which of these share "
-        "pixels.": n_nowhere and n_slides < n,
-        f"The authors' own split has patches of {n_both} cases on both sides; they stay where the authors put them.": n_both,
-        f"{n_twins} of the authors' training patches have a twin in the authors' test set; by the authors' split "
-        "they are left out of training here.": n_twins,
-    }
-    return [sentence for sentence, holds in sentences.items() if holds]
+    remarks = (
+        (
+            n_slides == n,
+            (
+                "Every patch counts as a slide of its own: the audit can't see which patches share"
+                " slides or pixels."
+            ),
+        ),
+        (
+            n_cases == n,
+            "No case has several patches: the audit can't see which patches are of one patient.",
+        ),
+        (
+            n_cases == n_slides < n,
+            (
+                "No case has several slides: where a patient has several slides, the audit can't"
+                " see patients on both sides of a split."
+            ),
+        ),
+        (
+            n_nowhere and n_slides < n,
+            (
+                f"The data don't say where {n_nowhere:,} of the {n:,} patches lie; the audit can't"
+                " see which of these share pixels."
+            ),
+        ),
+        (
+            n_both,
+            (
+                f"The authors' own split has patches of {n_both} cases on both sides; they stay"
+                " where the authors put them."
+            ),
+        ),
+        (
+            n_twins,
+            (
+                f"{n_twins} of the authors' training patches have a twin in the authors' test set;"
+                " by the authors' split they are left out of training here."
+            ),
+        ),
+    )
+    return [remark for holds, remark in remarks if holds]
 
 
 def twins_sentence(table: pd.DataFrame, audit: pd.DataFrame) -> str:
@@ -134,11 +183,15 @@ def twins_sentence(table: pd.DataFrame, audit: pd.DataFrame) -> str:
         groups = table.groupby("group")["contradicts"].first()
         full = audit[(audit["train_domain"] == splits.ALL) & (audit["size"] == audit["size"].max())]
         found = (
-            f"{len(table):,} patches form {len(groups):,} group{'s' * (len(groups) != 1)} of identical "
-            f"pixels, {groups.sum():,} of them with contradicting labels; of this study's test "
-            f"patches {100 * full['test_twin_in_train'].mean():.1f} % have a twin in training"
+            f"{len(table):,} patches form {len(groups):,} group{'s' * (len(groups) != 1)} of"
+            f" identical pixels, {groups.sum():,} of them with contradicting labels; of this"
+            f" study's test patches {100 * full['test_twin_in_train'].mean():.1f} % have a twin in"
+            " training"
         )
-    return f"{found} (identical pixels only: a copy that is shifted, scaled or compressed anew isn't recognised)."
+    return (
+        f"{found} (identical pixels only: a copy that is shifted, scaled or compressed anew isn't"
+        " recognised)."
+    )
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -154,7 +207,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     sizes = [f"{splits.percent(size)}\u00a0%" for size in means["size"]]
     names = means[key].map(scheme_title) if key == "scheme" else means[key]
     shown = {"scheme" if key == "scheme" else "trained on": names.to_numpy(), "size": sizes}
-    shown |= {name: means[name].round().astype(int).to_numpy() for name in ("n_train", "n_val", "n_test")}
+    shown |= {
+        name: means[name].round().astype(int).to_numpy() for name in ("n_train", "n_val", "n_test")
+    }
     shares = ("positives_train", "positives_test", *LEAKS)
     return pd.DataFrame(shown | {name: per_cent(means[name]) for name in shares})
 
@@ -187,7 +242,10 @@ def between(probes: pd.DataFrame, networks: pd.DataFrame) -> dict[str, float]:
     full = [unit for unit in full if unit.size == max(each.size for each in full)]
     pairs = [(splits.select(probes, unit)["test"], splits.select(networks, unit)) for unit in full]
     both = [np.isin(test, of_network["test"]).mean() for test, of_network in pairs]
-    seen = [np.isin(test, np.concatenate([of_network["train"], of_network["val"]])).mean() for test, of_network in pairs]
+    seen = [
+        np.isin(test, np.concatenate([of_network["train"], of_network["val"]])).mean()
+        for test, of_network in pairs
+    ]
     return {"tested_by_both": float(np.mean(both)), "trained_on_by_networks": float(np.mean(seen))}
 
 
@@ -200,16 +258,18 @@ def networks_sentence(run: store.Run) -> str:
         return ""
     tested, trained = (100 * shares[name] for name in ("tested_by_both", "trained_on_by_networks"))
     return (
-        "Networks have folds of their own: of the patches that a fold tests the probes on, "
-        f"{tested:.0f} % test the networks too, and {trained:.0f} % train them: probes and networks are compared on different "
-        "patches."
+        "Networks have folds of their own: of the patches that a fold tests the probes on,"
+        f" {tested:.0f} % test the networks too, and {trained:.0f} % train them: probes and"
+        " networks are compared on different patches."
     )
 
 
 def load(run: store.Run) -> pd.DataFrame:
     """The audit of the study's own splits, as `audit` returns it."""
     table = pd.read_csv(run.path("audit.csv"))
-    names = pd.read_csv(run.path("audit.csv"), usecols=["train_domain"], dtype=str, keep_default_na=False)
+    names = pd.read_csv(
+        run.path("audit.csv"), usecols=["train_domain"], dtype=str, keep_default_na=False
+    )
     return table.assign(**names)  # a domain may be called NA or 1
 
 

@@ -22,8 +22,11 @@ from scipy.spatial import cKDTree
 from mfcore.data.labels.schema import ALL, FEW_CASES
 from mfcore.streams import generator
 
-BY_TRAINING_SCRIPT = "annotation_by_training_script"  # as the released training scripts draw, for networks alone
-N_PROPOSALS = 20  # draws of cases from which the best balanced is kept; many more, and few cases leave one answer
+BY_TRAINING_SCRIPT = (  # as the released training scripts draw, for networks alone
+    "annotation_by_training_script"
+)
+# draws of cases from which the best balanced is kept; many more, and few cases leave one answer
+N_PROPOSALS = 20
 
 FAR_L0_PX = 1e9  # farther than any two places on one slide
 
@@ -71,10 +74,14 @@ class Scheme:
     @property
     def is_released(self) -> bool:
         """Whether patches are drawn as one of the released scripts draws."""
-        return self.split_by == BY_TRAINING_SCRIPT or (self.split_by == "annotation" and not self.stratified)
+        return self.split_by == BY_TRAINING_SCRIPT or (
+            self.split_by == "annotation" and not self.stratified
+        )
 
 
-def draw(labels: pd.DataFrame, scheme: Scheme, train_domain: str, fold: int, sizes: tuple[float, ...]) -> dict[float, Roles]:
+def draw(
+    labels: pd.DataFrame, scheme: Scheme, train_domain: str, fold: int, sizes: tuple[float, ...]
+) -> dict[float, Roles]:
     """One fold of a scheme: for each of ``sizes`` the patch ids that train, validate and test.
 
     labels: the patches to divide, as `mfcore.data.labels.table.COLUMNS`. Raises SplitError where
@@ -96,11 +103,15 @@ def draw(labels: pd.DataFrame, scheme: Scheme, train_domain: str, fold: int, siz
             ("val", np.ceil),
         ):  # a validation set of one class measures nothing
             subset = labels[labels["patch_id"].isin(roles[role])]
-            drawn[size][role] = _nested_subset(subset, scheme, size, rounding, (role, train_domain, fold))
+            drawn[size][role] = _nested_subset(
+                subset, scheme, size, rounding, (role, train_domain, fold)
+            )
     return drawn
 
 
-def across(labels: pd.DataFrame, scheme: Scheme, train_domain: str, roles: Roles) -> tuple[Roles, np.ndarray]:
+def across(
+    labels: pd.DataFrame, scheme: Scheme, train_domain: str, roles: Roles
+) -> tuple[Roles, np.ndarray]:
     """The roles of a training on ``train_domain``, and the test patches of the other domains.
 
     Training and validation patches with a twin in another domain are left out of the roles. All
@@ -139,11 +150,15 @@ def _divide_officially(labels: pd.DataFrame, scheme: Scheme, train_domain: str, 
     training slides by fold.
     """
     official = labels["official_split"]
-    ids = {name: labels.loc[official == name, "patch_id"].to_numpy() for name in ("train", "val", "test")}
+    ids = {
+        name: labels.loc[official == name, "patch_id"].to_numpy()
+        for name in ("train", "val", "test")
+    }
     if not len(ids["test"]) or not len(ids["train"]):
         raise SplitError(
-            f"the data name no official test slides for {train_domain!r} (the labels' column official_split); set "
-            "switches.split_by: slide, or leave 'official' out of inflation.schemes"
+            f"the data name no official test slides for {train_domain!r} (the labels' column"
+            " official_split); set switches.split_by: slide, or leave 'official' out of"
+            " inflation.schemes"
         )
     if not len(ids["val"]):
         pool = labels[official == "train"]
@@ -152,7 +167,9 @@ def _divide_officially(labels: pd.DataFrame, scheme: Scheme, train_domain: str, 
     return _without_twins(labels, ids)
 
 
-def _as_released(labels: pd.DataFrame, scheme: Scheme, fold: int, sizes: tuple[float, ...]) -> dict[float, Roles]:
+def _as_released(
+    labels: pd.DataFrame, scheme: Scheme, fold: int, sizes: tuple[float, ...]
+) -> dict[float, Roles]:
     """The released probe script's draws (seeds 42 to 46, row order): one generator for all sizes,
     in the order of ``sizes``.
 
@@ -196,7 +213,10 @@ def _as_trained(
             drawn = rows.drop(test)
             val = drawn.sample(frac=validating, random_state=seed).to_numpy()
         found[size] = {"train": np.setdiff1d(drawn, val), "val": val, "test": test}
-    return {size: {role: np.sort(ids[which]) for role, which in roles.items()} for size, roles in found.items()}
+    return {
+        size: {role: np.sort(ids[which]) for role, which in roles.items()}
+        for size, roles in found.items()
+    }
 
 
 def _take_slides(labels: pd.DataFrame, scheme: Scheme, share: float, stream: tuple) -> np.ndarray:
@@ -210,18 +230,28 @@ def _take_slides(labels: pd.DataFrame, scheme: Scheme, share: float, stream: tup
     """
     chosen = []
     n_named = labels["case_id"].nunique()
-    labels = labels.assign(case_id=_one_where_linked(labels["case_id"], labels["twin"])) if "twin" in labels else labels
-    as_one = " (cases that share identical patches count as one)" if labels["case_id"].nunique() < n_named else ""
+    labels = (
+        labels.assign(case_id=_one_where_linked(labels["case_id"], labels["twin"]))
+        if "twin" in labels
+        else labels
+    )
+    as_one = (
+        " (cases that share identical patches count as one)"
+        if labels["case_id"].nunique() < n_named
+        else ""
+    )
     for stratum, within in labels.groupby(_strata(labels), sort=True):
         names, case = np.unique(within["case_id"].to_numpy(), return_inverse=True)
         if len(names) < 2:
             raise SplitError(
-                f"{stratum!r} has {len(names)} case left to divide ({stream[0]} of {stream[1]!r}, fold {stream[2]})"
-                f"{as_one}; by slide it needs three or more. Leave the domain out, set splits.by_domain: false, or "
-                "switches.split_by: annotation"
+                f"{stratum!r} has {len(names)} case left to divide ({stream[0]} of {stream[1]!r},"
+                f" fold {stream[2]}){as_one}; by slide it needs three or more. Leave the domain"
+                " out, set splits.by_domain: false, or switches.split_by: annotation"
             )
         # Shape: (2, n_cases)
-        counts = np.stack([np.bincount(case, weights=within["label"] == c, minlength=len(names)) for c in (0, 1)])
+        counts = np.stack(
+            [np.bincount(case, weights=within["label"] == c, minlength=len(names)) for c in (0, 1)]
+        )
         present = counts.sum(axis=1) > 0
         rng = generator(scheme.seed, *stream, stratum)
         best = (np.inf, np.empty(0, dtype=int))
@@ -230,7 +260,9 @@ def _take_slides(labels: pd.DataFrame, scheme: Scheme, share: float, stream: tup
             held = np.cumsum(counts.sum(axis=0)[order]) / counts.sum()
             n_taken = min(int(np.argmin(np.abs(held - share))) + 1, len(names) - 1)
             taken = order[:n_taken]
-            deviation = np.abs(counts[present][:, taken].sum(axis=1) / counts[present].sum(axis=1) - share).max()
+            deviation = np.abs(
+                counts[present][:, taken].sum(axis=1) / counts[present].sum(axis=1) - share
+            ).max()
             if deviation < best[0]:
                 best = (deviation, taken)
         chosen.append(within.loc[np.isin(case, best[1]), "patch_id"].to_numpy())
@@ -257,14 +289,20 @@ def _one_where_linked(names: pd.Series, links: pd.Series) -> pd.Series:
     return names.map({name: min(linked) for linked in sets.subsets() for name in linked})
 
 
-def _take_annotations(labels: pd.DataFrame, scheme: Scheme, share: float, stream: tuple) -> np.ndarray:
+def _take_annotations(
+    labels: pd.DataFrame, scheme: Scheme, share: float, stream: tuple
+) -> np.ndarray:
     """Single annotations, ``share`` of each class in each domain, twins together. Returns patch
     ids.
     """
     chosen = []
     for stratum, within in labels.groupby(["domain", "label"], sort=True):
         rng = generator(scheme.seed, *stream, *stratum)
-        chosen.append(rng.choice(within["patch_id"].to_numpy(), size=round(len(within) * share), replace=False))
+        chosen.append(
+            rng.choice(
+                within["patch_id"].to_numpy(), size=round(len(within) * share), replace=False
+            )
+        )
     taken = np.sort(np.concatenate(chosen))
     if "twin" not in labels:
         return taken
@@ -272,12 +310,17 @@ def _take_annotations(labels: pd.DataFrame, scheme: Scheme, share: float, stream
     return np.sort(labels.loc[first.isin(taken), "patch_id"].to_numpy())
 
 
-def _nested_subset(labels: pd.DataFrame, scheme: Scheme, size: float, rounding: Callable, stream: tuple) -> np.ndarray:
-    """The share ``size`` of ``labels``; a smaller size is part of a larger one. Returns patch ids."""
+def _nested_subset(
+    labels: pd.DataFrame, scheme: Scheme, size: float, rounding: Callable, stream: tuple
+) -> np.ndarray:
+    """The share ``size`` of ``labels``; a smaller size is part of a larger one. Returns patch ids.
+    """
     groups = labels.groupby("label") if scheme.stratified else [("all", labels)]
     chosen = []
     for group, within in groups:
-        order = generator(scheme.seed, "size", *stream, group).permutation(within["patch_id"].to_numpy())
+        order = generator(scheme.seed, "size", *stream, group).permutation(
+            within["patch_id"].to_numpy()
+        )
         chosen.append(order[: int(rounding(round(len(order) * size, 6)))])
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
 
@@ -288,10 +331,14 @@ def _without_twins(labels: pd.DataFrame, roles: Roles) -> Roles:
     """
     if "twin" not in labels:
         return roles
-    return _drop_touching(labels, roles, lambda seen, asked: asked["twin"].isin(seen["twin"]).to_numpy())
+    return _drop_touching(
+        labels, roles, lambda seen, asked: asked["twin"].isin(seen["twin"]).to_numpy()
+    )
 
 
-def _drop_touching(labels: pd.DataFrame, roles: Roles, touch: Callable[[pd.DataFrame, pd.DataFrame], np.ndarray]) -> Roles:
+def _drop_touching(
+    labels: pd.DataFrame, roles: Roles, touch: Callable[[pd.DataFrame, pd.DataFrame], np.ndarray]
+) -> Roles:
     """``roles`` less the validation patches that touch a test patch, and the training patches that
     touch either.
     """
@@ -311,7 +358,9 @@ def with_places(labels: pd.DataFrame, placing: Placing) -> pd.DataFrame:
     """
     side = np.full(len(labels), float(placing.size_px))
     if placing.um_per_px is not None:
-        side = np.where(np.isfinite(labels["um_per_px"]), side * placing.um_per_px / labels["um_per_px"], side)
+        side = np.where(
+            np.isfinite(labels["um_per_px"]), side * placing.um_per_px / labels["um_per_px"], side
+        )
     moved = "patch_x_l0_px" in labels
     x, y = (labels[f"patch_{axis}_l0_px" if moved else f"{axis}_l0_px"] for axis in "xy")
     return labels.assign(x_patch_l0_px=x, y_patch_l0_px=y, side_l0_px=side)

@@ -12,7 +12,9 @@ FILE = "AMI-BR.csv"
 
 
 def read(file: Path, check_files: bool) -> pd.DataFrame:
-    """The rows of AMi-Br's table, without ``patch_id``; raises LabelError, with the lines that can't be."""
+    """The rows of AMi-Br's table, without ``patch_id``; raises LabelError, with the lines that
+    can't be.
+    """
     flags = [f"expert{i}_atypical" for i in (1, 2, 3)] + ["majority_atypical"]
     needed = ["slide", "dataset", "uid", "x", "y", *flags]
     rows = read_text(file)
@@ -24,8 +26,16 @@ def read(file: Path, check_files: bool) -> pd.DataFrame:
     lines = rows.index + 2  # the header is line 1
     problems = []
     for line, row in zip(lines, rows[needed].to_dict("records"), strict=True):
-        bad = [f"{key} is {row[key]!r}, expected True or False" for key in flags if row[key] not in ("True", "False")]
-        bad += [f"{key} is {row[key]!r}, expected a number" for key in ("x", "y") if not is_finite(row[key])]
+        bad = [
+            f"{key} is {row[key]!r}, expected True or False"
+            for key in flags
+            if row[key] not in ("True", "False")
+        ]
+        bad += [
+            f"{key} is {row[key]!r}, expected a number"
+            for key in ("x", "y")
+            if not is_finite(row[key])
+        ]
         bad += [f"{key} is empty" for key in ("slide", "dataset", "uid") if not row[key]]
         bad += filter(None, [wrong_domain(row["dataset"])])
         problems += [f"line {line}: {problem}" for problem in bad]
@@ -58,7 +68,10 @@ def read(file: Path, check_files: bool) -> pd.DataFrame:
 
 def _check_patches(file: Path, lines: pd.Index, files: pd.Series) -> None:
     """Refuse a CSV and patch folders that don't name the same patches with the same labels."""
-    there = {path.relative_to(file.parent).as_posix() for path in (file.parent / "patches").glob("*/*.png")}
+    there = {
+        path.relative_to(file.parent).as_posix()
+        for path in (file.parent / "patches").glob("*/*.png")
+    }
     other = {"normal": "atypical", "atypical": "normal"}
     problems = []
     for line, name in zip(lines, files, strict=True):
@@ -66,8 +79,12 @@ def _check_patches(file: Path, lines: pd.Index, files: pd.Series) -> None:
         if name not in there:
             elsewhere = f"patches/{other[folder]}/{image}"
             found = (
-                f"it lies in {other[folder]}, but majority_atypical says {folder}" if elsewhere in there else "it is missing"
+                f"it lies in {other[folder]}, but majority_atypical says {folder}"
+                if elsewhere in there
+                else "it is missing"
             )
             problems.append(f"line {line}: {name}: {found}")
     problems += [f"{name}: no line of the table" for name in sorted(there - set(files))]
-    refuse(file, problems, f"table and patch images don't agree; remove {FILE} and fetch both again:")
+    refuse(
+        file, problems, f"table and patch images don't agree; remove {FILE} and fetch both again:"
+    )

@@ -7,10 +7,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore.data.labels.schema import MAX_OFF_SLIDE_PX, SPLITS, LabelError, is_file_name, is_finite, refuse, wrong_domain
+from mfcore.data.labels.schema import (
+    MAX_OFF_SLIDE_PX,
+    SPLITS,
+    LabelError,
+    is_file_name,
+    is_finite,
+    refuse,
+    wrong_domain,
+)
 
 REQUIRED = ("file", "x", "y", "label")
-OF_A_SLIDE = ("slide", "case", "domain", "scanner", "lab", "species", "split")  # the same on all lines of a file
+OF_A_SLIDE = (
+    "slide",
+    "case",
+    "domain",
+    "scanner",
+    "lab",
+    "species",
+    "split",
+)  # the same on all lines of a file
 OPTIONAL = (*OF_A_SLIDE, "votes")
 ONE_DOMAIN = "one domain"
 
@@ -18,12 +34,13 @@ ONE_DOMAIN = "one domain"
 def read(file: Path, label_values: tuple[str, ...]) -> pd.DataFrame:
     """The rows of one's own table: a line an annotation, in any order of columns.
 
-    Needed: ``file`` (or ``filename``: the slide's file name), ``x`` and ``y`` (its centre in level-0 px, from the upper left
-    corner that ``data.origin`` says), ``label``. Where known: ``slide`` (its name, else the file's), ``case`` (else each slide
-    is one), ``domain`` (for all or for none; then all are of ONE_DOMAIN), ``scanner``, ``lab``, ``species``, ``votes``
-    ("1/0/1" or "1;0;1", written as the labels are), ``split`` ("train", "val" or "test"). Divided by commas, semicolons or
-    tabs; with the last two a comma may be the decimal point. label_values: how class 0 and class 1 are written.
-    Raises LabelError with the lines that can't be.
+    Needed: ``file`` (or ``filename``: the slide's file name), ``x`` and ``y`` (its centre in
+    level-0 px, from the upper left corner that ``data.origin`` says), ``label``. Where known:
+    ``slide`` (its name, else the file's), ``case`` (else each slide is one), ``domain`` (for all or
+    for none; then all are of ONE_DOMAIN), ``scanner``, ``lab``, ``species``, ``votes`` ("1/0/1" or
+    "1;0;1", written as the labels are), ``split`` ("train", "val" or "test"). Divided by commas,
+    semicolons or tabs; with the last two a comma may be the decimal point. label_values: how class
+    0 and class 1 are written. Raises LabelError with the lines that can't be.
     """
     rows = _lines(file)
     if "file" not in rows:
@@ -32,22 +49,34 @@ def read(file: Path, label_values: tuple[str, ...]) -> pd.DataFrame:
     unknown = [name for name in rows if name not in REQUIRED + OPTIONAL]
     if missing or unknown:
         lacks = [f"without the columns {missing}"] if missing else []
-        lacks += [f"with columns that mean nothing here: {unknown} (rename or remove them)"] if unknown else []
+        lacks += (
+            [f"with columns that mean nothing here: {unknown} (rename or remove them)"]
+            if unknown
+            else []
+        )
         raise LabelError(
-            f"{file}: {' and '.join(lacks)}; needed are {list(REQUIRED)}, and there may be {list(OPTIONAL)}, written so"
+            f"{file}: {' and '.join(lacks)}; needed are {list(REQUIRED)}, and there may be"
+            f" {list(OPTIONAL)}, written so"
         )
     rows = rows.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="")
     refuse(file, _problems(rows, label_values), "lines that can't be used; correct or remove them:")
     return pd.DataFrame(
         {
             "slide_id": rows["slide"].where(rows["slide"] != "", rows["file"]),
-            "case_id": rows["case"].where(rows["case"] != "", rows["file"].map(lambda name: Path(name).stem)),
+            "case_id": (
+                rows["case"].where(
+                    rows["case"] != "", rows["file"].map(lambda name: Path(name).stem)
+                )
+            ),
             "domain": rows["domain"].where(rows["domain"] != "", ONE_DOMAIN),
             **{name: rows[name] for name in ("scanner", "lab", "species")},
             "label": rows["label"].map(label_values.index),
             "x_l0_px": rows["x"].astype(float),
             "y_l0_px": rows["y"].astype(float),
-            "votes": [np.array([label_values.index(v) for v in _cast(votes)], dtype=np.int8) for votes in rows["votes"]],
+            "votes": [
+                np.array([label_values.index(v) for v in _cast(votes)], dtype=np.int8)
+                for votes in rows["votes"]
+            ],
             "official_split": rows["split"],
             "file_name": rows["file"],
         }
@@ -67,15 +96,24 @@ def _problems(rows: pd.DataFrame, label_values: tuple[str, ...]) -> list[str]:
     file_of: dict[str, str] = {}
     has_domains = (rows["domain"] != "").any()
     for line, row in zip(rows.index, rows.to_dict("records"), strict=True):
-        wrong = [f"{key} is {row[key]!r}, expected a number such as 10233.5" for key in ("x", "y") if not is_finite(row[key])]
+        wrong = [
+            f"{key} is {row[key]!r}, expected a number such as 10233.5"
+            for key in ("x", "y")
+            if not is_finite(row[key])
+        ]
         if not wrong:
             place = row["file"], float(row["x"]), float(row["y"])
             if min(place[1:]) < -MAX_OFF_SLIDE_PX:
                 wrong.append(f"lies more than {MAX_OFF_SLIDE_PX:g} px off the slide")
             if line_at.setdefault(place, line) != line:
-                wrong.append(f"this place on this slide stands there twice, first on line {line_at[place]}")
+                wrong.append(
+                    f"this place on this slide stands there twice, first on line {line_at[place]}"
+                )
         if row["label"] not in label_values:
-            wrong.append(f"label is {row['label']!r}, expected {' or '.join(label_values)} (data: {{label_values: [...]}})")
+            wrong.append(
+                f"label is {row['label']!r}, expected {' or '.join(label_values)} (data:"
+                " {label_values: [...]})"
+            )
         if not is_file_name(row["file"]):
             wrong.append(f"file is {row['file']!r}, expected a file's name without a folder")
         if not set(_cast(row["votes"])) <= set(label_values):
@@ -93,16 +131,21 @@ def _problems(rows: pd.DataFrame, label_values: tuple[str, ...]) -> list[str]:
         ]
         slide = row["slide"] or row["file"]
         if file_of.setdefault(slide, row["file"]) != row["file"]:
-            wrong.append(f"slide {slide!r} is in {row['file']!r}, on another line in {file_of[slide]!r}")
+            wrong.append(
+                f"slide {slide!r} is in {row['file']!r}, on another line in {file_of[slide]!r}"
+            )
         problems += [f"line {line}: {problem}" for problem in wrong]
     return problems
 
 
 def read_as_released(file: Path, label_values: tuple[str, str]) -> pd.DataFrame:
-    """The rows of a table of the released code (``x, y, label, filename`` and, in some, ``tumortype``).
+    """The rows of a table of the released code (``x, y, label, filename`` and, in some,
+    ``tumortype``).
 
-    Its column ``split`` is left out: it isn't the data sets' own, and the code that reads the table ignores it.
-    label_values: how this table writes class 0 and class 1. Raises LabelError with the lines that can't be.
+    Its column ``split`` is left out: it isn't the data sets' own, and the code that reads the table
+    ignores it.
+    label_values: how this table writes class 0 and class 1. Raises LabelError with the lines that
+    can't be.
     """
     rows = _lines(file)
     needed = ("x", "y", "label", "filename")
@@ -110,8 +153,8 @@ def read_as_released(file: Path, label_values: tuple[str, str]) -> pd.DataFrame:
     if missing:
         raise LabelError(f"{file}: without the columns {missing}; fetch the file again")
     problems = [
-        f"line {line}: x, y, label, filename are {x!r}, {y!r}, {label!r}, {name!r}, expected two numbers, "
-        f"{' or '.join(label_values)} and a file's name"
+        f"line {line}: x, y, label, filename are {x!r}, {y!r}, {label!r}, {name!r}, expected two"
+        f" numbers, {' or '.join(label_values)} and a file's name"
         for line, x, y, label, name in zip(rows.index, *(rows[key] for key in needed), strict=True)
         if not (is_finite(x) and is_finite(y) and label in label_values and is_file_name(name))
     ]
@@ -140,7 +183,9 @@ def _lines(file: Path) -> pd.DataFrame:
     divider = max(",;\t", key=text.strip().partition("\n")[0].count)
     options = {"sep": divider, "skipinitialspace": True, "skip_blank_lines": False}
     try:  # without a header, pandas refuses lines that are longer than the first
-        cells = pd.read_csv(io.StringIO(text), header=None, dtype=str, keep_default_na=False, **options)
+        cells = pd.read_csv(
+            io.StringIO(text), header=None, dtype=str, keep_default_na=False, **options
+        )
     except ValueError as error:
         raise LabelError(
             f"{file}: not a CSV file ({error}); where a comma is the decimal point, divide by "

@@ -25,13 +25,20 @@ COLUMNS = (
 )
 SUM, FEW_CASES = "sum", "domains of one or two cases"
 # What tables of splits and scores call something else, so that no domain may have the name
-RESERVED = {ALL: "the whole data set", SUM: "the last row of a table", FEW_CASES: "the domains that are too small to divide"}
+RESERVED = {
+    ALL: "the whole data set",
+    SUM: "the last row of a table",
+    FEW_CASES: "the domains that are too small to divide",
+}
 SPLITS = ("", "train", "val", "test")
-MAX_OFF_SLIDE_PX = 25.0  # level-0 px from the slide's edge to a centre outside: half of MIDOG's box; real labels need 5
+# level-0 px from the slide's edge to a centre outside: half of MIDOG's box; real labels need 5
+MAX_OFF_SLIDE_PX = 25.0
 
 
 class LabelError(ValueError):
-    """A label file says something that can't be; the message names the file, the annotation or line, and the remedy."""
+    """A label file says something that can't be; the message names the file, the annotation or
+    line, and the remedy.
+    """
 
 
 def refuse(file: Path, problems: list[str], remedy: str) -> None:
@@ -44,7 +51,10 @@ def refuse(file: Path, problems: list[str], remedy: str) -> None:
 def wrong_domain(domain: str) -> str | None:
     """What is wrong with a domain's name, with the remedy, None if nothing."""
     if domain in RESERVED:
-        return f"domain is {domain!r}, which is what {RESERVED[domain]} is called here; name the domain otherwise"
+        return (
+            f"domain is {domain!r}, which is what {RESERVED[domain]} is called here; name the"
+            " domain otherwise"
+        )
     return None
 
 
@@ -62,14 +72,21 @@ def is_file_name(name: object) -> bool:
 
 
 def off_slide(x: float, y: float, width: float, height: float) -> str | None:
-    """What is wrong with a centre too far off a slide of ``width`` x ``height`` level-0 px, None if nothing."""
+    """What is wrong with a centre too far off a slide of ``width`` x ``height`` level-0 px, None if
+    nothing.
+    """
     if max(-x, -y, x - width, y - height) > MAX_OFF_SLIDE_PX:
-        return f"its centre ({x:g}, {y:g}) lies more than {MAX_OFF_SLIDE_PX:g} px off the slide of {width} x {height} px"
+        return (
+            f"its centre ({x:g}, {y:g}) lies more than {MAX_OFF_SLIDE_PX:g} px off the slide of"
+            f" {width} x {height} px"
+        )
     return None
 
 
 def read_text(file: Path, separator: str = ",") -> pd.DataFrame:
-    """A CSV file that somebody published, every cell as text; raises LabelError where the file is none."""
+    """A CSV file that somebody published, every cell as text; raises LabelError where the file is
+    none.
+    """
     try:
         return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:

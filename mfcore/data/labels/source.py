@@ -1,6 +1,8 @@
-"""The data sources that a study can name: one `Source` each, which holds everything that differs between them.
+"""The data sources that a study can name: one `Source` each, which holds everything that differs
+between them.
 
-A new source is an entry of `SOURCES`. A new label format is a module with a function that reads it, and an entry.
+A new source is an entry of `SOURCES`. A new label format is a module with a function that reads it,
+and an entry.
 """
 
 from collections.abc import Callable
@@ -11,11 +13,16 @@ import pandas as pd
 
 from mfcore.data.labels import amibr, csv, midog, sqlite
 
-# Reads label files (the main one first), given how a table writes class 0 and class 1, and whether slides or patch images
-# must be there. Returns the rows of a label table; `mfcore.data.labels.table.load` adds the columns that are missing.
+# Reads label files (the main one first), given how a table writes class 0 and class 1, and whether
+# slides or patch images must be there. Returns the rows of a label table;
+# `mfcore.data.labels.table.load` adds the columns that are missing.
 Read = Callable[[tuple[Path, ...], tuple[str, ...], bool], pd.DataFrame]
 
-EDITIONS = (".tiff", ".tif", ".png")  # MIDOG's images are published in several formats, under one name
+EDITIONS = (
+    ".tiff",
+    ".tif",
+    ".png",
+)  # MIDOG's images are published in several formats, under one name
 MIDOGPP = ("MIDOG++.json", "MIDOGpp.json")
 CASES = ("datasets_xvalidation.csv",)
 PUBLISHED_GANZ = ("ganz_2024.csv", "ganz_2024_full_size.csv", "ammeling_2025.csv")
@@ -24,9 +31,11 @@ PUBLISHED_AMIBR = ("amibr_probes.csv",)
 
 @dataclass(frozen=True)
 class Archive:
-    """A data set that is published as a repository on GitHub, small enough to be fetched whole as soon as it is needed.
+    """A data set that is published as a repository on GitHub, small enough to be fetched whole as
+    soon as it is needed.
 
-    repository: owner and name. commit: 40 hex digits. kept: regular expression of the paths of the files that are kept.
+    repository: owner and name. commit: 40 hex digits. kept: regular expression of the paths of the
+    files that are kept.
     """
 
     repository: str
@@ -38,15 +47,20 @@ class Archive:
 class Source:
     """One data source.
 
-    name: what a study file calls it, in ``data.source``. title: what figures and the supplement call the data set.
-    main_files: patterns of the file that labels are read from; the first that matches counts, and it must match one file.
+    name: what a study file calls it, in ``data.source``. title: what figures and the supplement
+    call the data set.
+    main_files: patterns of the file that labels are read from; the first that matches counts, and
+    it must match one file.
     read: reads the label files.
-    beside: names of more label files, alternatives in one group; a group is read only where the one before it is there.
+    beside: names of more label files, alternatives in one group; a group is read only where the one
+    before it is there.
     editions: suffixes under which a slide may lie, whatever the label file says.
-    has_slides: False where the data are patch images, which are neither resampled nor cut from anything.
+    has_slides: False where the data are patch images, which are neither resampled nor cut from
+    anything.
     is_synthetic: mfcore makes the data. is_published: `mfcore.data.downloads` fetches them.
     archive: the one archive that holds all of the data, where they are published so.
-    published: tables in ``mfcore/analysis/published/`` with published values for the question that the data set asks.
+    published: tables in ``mfcore/analysis/published/`` with published values for the question that
+    the data set asks.
     note: what the supplement must say of a label table; empty for nothing.
     """
 
@@ -83,7 +97,11 @@ SOURCES = {
         Source(
             name="midog22",
             title="MIDOG 2022",
-            main_files=("MIDOG2022_training*.json", "MIDOG2022_training*.sqlite", "MIDOG2022_training*.csv"),
+            main_files=(
+                "MIDOG2022_training*.json",
+                "MIDOG2022_training*.sqlite",
+                "MIDOG2022_training*.csv",
+            ),
             read=lambda files, values, check: midog.read_midog22(*files),
             beside=(MIDOGPP, CASES),  # the cases are MIDOG++'s, found by its labels
             editions=EDITIONS,

@@ -1,6 +1,8 @@
-"""SlideRunner's databases, in which CCMCT and MIDOG are published too: the agreed class of each annotation, and each rater's.
+"""SlideRunner's databases, in which CCMCT and MIDOG are published too: the agreed class of each
+annotation, and each rater's.
 
-An annotation has one coordinate (a spot) or two (the corners of an area or a circle); a polygon has no one centre.
+An annotation has one coordinate (a spot) or two (the corners of an area or a circle); a polygon has
+no one centre.
 """
 
 import sqlite3
@@ -21,11 +23,17 @@ NEEDED = {
     "Annotations_label": {"uid", "class", "annoId"},
     "Classes": {"uid", "name"},
 }
-N_COORDINATES = {1: (1,), 2: (2,), 4: (1,), 5: (2,)}  # by SlideRunner's type: spot, area, special spot, circle
+N_COORDINATES = {
+    1: (1,),
+    2: (2,),
+    4: (1,),
+    5: (2,),
+}  # by SlideRunner's type: spot, area, special spot, circle
 
 NOT_AGREED = 0  # SlideRunner's class where the raters have no majority
 
-# The 11 of CCMCT's 32 slides that its authors test on (Aubreville et al. 2019; their statistics at commit a088eea).
+# The 11 of CCMCT's 32 slides that its authors test on (Aubreville et al. 2019; their statistics at
+# commit a088eea).
 CCMCT_TEST_SLIDES = frozenset(
     f"{name}.svs"
     for name in (
@@ -47,9 +55,10 @@ CCMCT_TEST_SLIDES = frozenset(
 def read(file: Path, positive: int, negative: int, left_out: tuple[int, ...] = ()) -> pd.DataFrame:
     """The annotations whose agreed class is ``positive`` or ``negative``, without ``patch_id``.
 
-    Left out are deleted ones, those that the raters don't agree on and the classes ``left_out``. A rater's vote is 1 for
-    ``positive``, 0 for anything else. Raises LabelError for a file that isn't such a database, for classes that are none of
-    these, and with the annotations that can't be used.
+    Left out are deleted ones, those that the raters don't agree on and the classes ``left_out``. A
+    rater's vote is 1 for ``positive``, 0 for anything else. Raises LabelError for a file that isn't
+    such a database, for classes that are none of these, and with the annotations that can't be
+    used.
     """
     annotations, labels, names = _query(file)
     known = annotations["agreedClass"].isin((positive, negative, NOT_AGREED, *left_out))
@@ -59,11 +68,15 @@ def read(file: Path, positive: int, negative: int, left_out: tuple[int, ...] = (
             f"class {c!r} ({names.get(c, 'unnamed')}): {n} annotations"
             for c, n in annotations.agreedClass[~known].value_counts().items()
         ],
-        f"agreed classes that mean nothing here ({positive}: mitotic figure, {negative}: look-alike); fetch the file again:",
+        f"agreed classes that mean nothing here ({positive}: mitotic figure, {negative}:"
+        " look-alike); fetch the file again:",
     )
     annotations = annotations[annotations["agreedClass"].isin((positive, negative))]
     if annotations.empty:
-        raise LabelError(f"{file}: no annotation whose agreed class is {positive} or {negative}; fetch the file again")
+        raise LabelError(
+            f"{file}: no annotation whose agreed class is {positive} or {negative}; fetch the file"
+            " again"
+        )
     twice = annotations.duplicated(["filename", "x", "y"])
     refuse(
         file,
@@ -74,7 +87,12 @@ def read(file: Path, positive: int, negative: int, left_out: tuple[int, ...] = (
         ],
         "annotations that can't be used; correct or remove them:",
     )
-    votes = (labels["class"] == positive).astype(np.int8).groupby(labels["annoId"]).apply(lambda v: v.to_numpy())
+    votes = (
+        (labels["class"] == positive)
+        .astype(np.int8)
+        .groupby(labels["annoId"])
+        .apply(lambda v: v.to_numpy())
+    )
     none = np.empty(0, dtype=np.int8)
     return pd.DataFrame(
         {
@@ -90,11 +108,19 @@ def read(file: Path, positive: int, negative: int, left_out: tuple[int, ...] = (
 
 
 def _problem(row: NamedTuple, again: bool) -> str | None:
-    """What is wrong with one annotation of the database, None if nothing; ``again``: its place stands there twice."""
+    """What is wrong with one annotation of the database, None if nothing; ``again``: its place
+    stands there twice.
+    """
     if not is_file_name(row.filename):
-        return f"is of slide {row.slide}, whose filename is {row.filename!r}; expected a file's name without a folder"
+        return (
+            f"is of slide {row.slide}, whose filename is {row.filename!r}; expected a file's name"
+            " without a folder"
+        )
     if row.n not in N_COORDINATES.get(row.type, ()):
-        return f"on {row.filename}: {row.n} coordinates, type {row.type}; expected one of a spot, or two of an area or a circle"
+        return (
+            f"on {row.filename}: {row.n} coordinates, type {row.type}; expected one of a spot, or"
+            " two of an area or a circle"
+        )
     if again:
         return f"on {row.filename}: its centre ({row.x:g}, {row.y:g}) is another one's too"
     wrong = off_slide(row.x, row.y, row.width, row.height) if row.width and row.height else None
@@ -102,39 +128,58 @@ def _problem(row: NamedTuple, again: bool) -> str | None:
 
 
 def _query(file: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[int, str]]:
-    """Annotations with slide, number of coordinates and their mean; the raters' classes in the order given; classes' names."""
+    """Annotations with slide, number of coordinates and their mean; the raters' classes in the
+    order given; classes' names.
+    """
     try:
         database = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
     except sqlite3.Error as error:
         raise LabelError(f"{file}: can't be opened ({error}); check that it may be read") from None
     try:
         columns = {
-            table: {column[1] for column in database.execute(f"PRAGMA table_info({table})").fetchall()} for table in NEEDED
+            table: {
+                column[1] for column in database.execute(f"PRAGMA table_info({table})").fetchall()
+            }
+            for table in NEEDED
         }
-        missing = [f"{table}.{name}" for table, names in NEEDED.items() for name in sorted(names - columns[table])]
+        missing = [
+            f"{table}.{name}"
+            for table, names in NEEDED.items()
+            for name in sorted(names - columns[table])
+        ]
         if missing:
-            raise LabelError(f"{file}: no database of SlideRunner's: without {', '.join(missing)}; fetch the file again")
+            raise LabelError(
+                f"{file}: no database of SlideRunner's: without {', '.join(missing)}; fetch the"
+                " file again"
+            )
         kept = "AND NOT coalesce(a.deleted, 0)" if "deleted" in columns["Annotations"] else ""
         annotations = pd.read_sql_query(
             f"""SELECT a.uid, a.type, a.agreedClass, a.slide, s.filename, s.width, s.height,
                        count(c.annoId) AS n, avg(c.coordinateX) AS x, avg(c.coordinateY) AS y
                 FROM Annotations a LEFT JOIN Slides s ON s.uid = a.slide
                 LEFT JOIN Annotations_coordinates c ON c.annoId = a.uid
-                     AND typeof(c.coordinateX) IN ('integer', 'real') AND typeof(c.coordinateY) IN ('integer', 'real')
+                     AND typeof(c.coordinateX) IN ('integer', 'real')
+                     AND typeof(c.coordinateY) IN ('integer', 'real')
                 WHERE a.agreedClass IS NOT NULL {kept} GROUP BY a.uid ORDER BY a.uid""",
             database,
         )
-        labels = pd.read_sql_query("SELECT annoId, class FROM Annotations_label ORDER BY annoId, uid", database)
+        labels = pd.read_sql_query(
+            "SELECT annoId, class FROM Annotations_label ORDER BY annoId, uid", database
+        )
         names = dict(database.execute("SELECT uid, name FROM Classes").fetchall())
     except (sqlite3.Error, pd.errors.DatabaseError) as error:
-        raise LabelError(f"{file}: not a database that can be read ({error}); fetch the file again") from None
+        raise LabelError(
+            f"{file}: not a database that can be read ({error}); fetch the file again"
+        ) from None
     finally:
         database.close()
     return annotations, labels, names
 
 
 def read_ccmct(file: Path) -> pd.DataFrame:
-    """CCMCT's rows with the one tumour, scanner and laboratory of all its slides, and the authors' split."""
+    """CCMCT's rows with the one tumour, scanner and laboratory of all its slides, and the authors'
+    split.
+    """
     if file.suffix == ".csv":
         table = csv.read_as_released(file, ("0", "1"))
     else:

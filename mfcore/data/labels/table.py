@@ -1,10 +1,12 @@
-"""Every label file as one table: a row an annotation, the centre in level-0 px, label 1 for the positive class.
+"""Every label file as one table: a row an annotation, the centre in level-0 px, label 1 for the
+positive class.
 
-The rule for places, one for every file and for training and test alike: a box is its two corners [x1, y1, x2, y2], never
-COCO's corner and size; the centre is their mean, half a px is kept, and so is a centre off the slide, by up to
-MAX_OFF_SLIDE_PX. Places count from OpenSlide's corner of level 0 unless the study says ``data: {origin: scanned_area}``, as
-QuPath counts on slides whose scanned area lies within a larger plane; that corner is known when slides are read. What a patch
-shows beyond the slide's border is the study's ``patches.at_border``.
+The rule for places, one for every file and for training and test alike: a box is its two corners
+[x1, y1, x2, y2], never COCO's corner and size; the centre is their mean, half a px is kept, and so
+is a centre off the slide, by up to MAX_OFF_SLIDE_PX. Places count from OpenSlide's corner of level
+0 unless the study says ``data: {origin: scanned_area}``, as QuPath counts on slides whose scanned
+area lies within a larger plane; that corner is known when slides are read. What a patch shows
+beyond the slide's border is the study's ``patches.at_border``.
 """
 
 from pathlib import Path
@@ -22,13 +24,17 @@ SLIDE_FOLDERS = ("images", "", "WSI")
 
 
 def files_of(source: Source, folder: str | Path) -> tuple[Path, ...]:
-    """Every label file that `load` reads, the main one first; raises LabelError where there is none, or which is unclear."""
+    """Every label file that `load` reads, the main one first; raises LabelError where there is
+    none, or which is unclear.
+    """
     folder = Path(folder)
     for pattern in source.main_files:
         found = sorted(folder.glob(pattern))
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
-            raise LabelError(f"{folder}: more than one label file: {names}; keep the one that is meant")
+            raise LabelError(
+                f"{folder}: more than one label file: {names}; keep the one that is meant"
+            )
         if found:
             break
     else:
@@ -44,15 +50,20 @@ def files_of(source: Source, folder: str | Path) -> tuple[Path, ...]:
 
 
 def load(
-    source: Source, folder: str | Path, label_values: tuple[str, ...] = ("0", "1"), check_files: bool = True
+    source: Source,
+    folder: str | Path,
+    label_values: tuple[str, ...] = ("0", "1"),
+    check_files: bool = True,
 ) -> pd.DataFrame:
-    """The labels of a data source, one row an annotation, columns `COLUMNS`; ``patch_id`` counts the rows.
+    """The labels of a data source, one row an annotation, columns `COLUMNS`; ``patch_id`` counts
+    the rows.
 
     label_values: how a table (source "csv") writes class 0 and class 1.
-    ``um_per_px`` is NaN: it is known when slides are read. ``votes`` has a rater's vote each, int8, 1 positive, and none
-    where they aren't published; ``official_split`` the authors' own ("train", "val", "test" or empty); ``scanner``,
-    ``lab`` and ``species`` are empty where unknown. ``check_files`` False reads labels where there are no slides.
-    Raises LabelError, with up to ten problems at once.
+    ``um_per_px`` is NaN: it is known when slides are read. ``votes`` has a rater's vote each, int8,
+    1 positive, and none where they aren't published; ``official_split`` the authors' own ("train",
+    "val", "test" or empty); ``scanner``, ``lab`` and ``species`` are empty where unknown.
+    ``check_files`` False reads labels where there are no slides. Raises LabelError, with up to ten
+    problems at once.
     """
     folder = Path(folder)
     files = files_of(source, folder)
@@ -72,8 +83,12 @@ def load(
     return table.assign(um_per_px=np.nan).astype(types)[list(COLUMNS)]
 
 
-def _files(main: Path, folder: Path, names: pd.Series, suffixes: tuple[str, ...], check_files: bool) -> pd.Series:
-    """Where each row's slide, a file of that name, lies, relative to ``folder``; raises LabelError for missing ones."""
+def _files(
+    main: Path, folder: Path, names: pd.Series, suffixes: tuple[str, ...], check_files: bool
+) -> pd.Series:
+    """Where each row's slide, a file of that name, lies, relative to ``folder``; raises LabelError
+    for missing ones.
+    """
     places, missing = {}, []
     for name, n in names.value_counts(sort=False).items():
         alike = [name, *(Path(name).stem + suffix for suffix in suffixes)]
@@ -82,8 +97,16 @@ def _files(main: Path, folder: Path, names: pd.Series, suffixes: tuple[str, ...]
         if not (folder / places[name]).is_file():
             missing.append(f"{name}: {n} annotations")
     if check_files:
-        refuse(main, missing, f"slides that are neither in {folder} nor in its images/ or WSI/; put them there:")
-        refuse(main, _parts_of_slides(folder, places), "files that are no slides by themselves; name one file a DICOM series:")
+        refuse(
+            main,
+            missing,
+            f"slides that are neither in {folder} nor in its images/ or WSI/; put them there:",
+        )
+        refuse(
+            main,
+            _parts_of_slides(folder, places),
+            "files that are no slides by themselves; name one file a DICOM series:",
+        )
     return names.map(places)
 
 

@@ -10,17 +10,32 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mfcore.data.slides.reader import Reader, SlideError, Window, stated_resolution, whole_downsample
+from mfcore.data.slides.reader import (
+    Reader,
+    SlideError,
+    Window,
+    stated_resolution,
+    whole_downsample,
+)
 
 if TYPE_CHECKING:
     import openslide
 
 CACHE_BYTES = 128 << 20
-PROBE_PX, PROBE_SHARES = 64, (0.3, 0.6, 0.95)  # squares of a level that show how it was made: side, places in x and y
+PROBE_PX, PROBE_SHARES = (
+    64,
+    (0.3, 0.6, 0.95),
+)  # squares of a level that show how it was made: side, places in x and y
 
-# DICOM: a slide is a series of files, which OpenSlide finds in the folder. An element begins with its tag of four bytes, and
-# four bytes more of type and length. The series follows the study in every file; in lists of other series it doesn't.
-NO_VOLUME = ("LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER")  # ImageType's third value where an image is no level of a slide
+# DICOM: a slide is a series of files, which OpenSlide finds in the folder. An element begins with
+# its tag of four bytes, and four bytes more of type and length. The series follows the study in
+# every file; in lists of other series it doesn't.
+NO_VOLUME = (
+    "LABEL",
+    "OVERVIEW",
+    "THUMBNAIL",
+    "LOCALIZER",
+)  # ImageType's third value where an image is no level of a slide
 HEADER_BYTES = 1 << 20  # in which the elements lie
 IMAGE_TYPE = re.compile(rb"\x08\x00\x08\x00.{4}[\w ]*\\[\w ]*\\(\w*)", re.DOTALL)
 SERIES = re.compile(rb"\x20\x00\x0d\x00.{4}[\d. \x00]*\x20\x00\x0e\x00.{4}([\d.]+)", re.DOTALL)
@@ -34,11 +49,14 @@ def _cache() -> "openslide.OpenSlideCache":
     return openslide.OpenSlideCache(CACHE_BYTES)
 
 
-_stretched: dict[tuple[Path, int, int], bool] = {}  # results of `OpenSlideReader._is_stretched`: file, its time, level
+_stretched: dict[
+    tuple[Path, int, int], bool
+] = {}  # results of `OpenSlideReader._is_stretched`: file, its time, level
 
 
 class OpenSlideReader(Reader):
-    """Any format of OpenSlide; raises SlideError for a damaged file and `Unknown` for another format.
+    """Any format of OpenSlide; raises SlideError for a damaged file and `Unknown` for another
+    format.
 
     OpenSlide reads nothing more of a slide after it has met damage in it.
     """
@@ -61,9 +79,13 @@ class OpenSlideReader(Reader):
         properties = dict(self._slide.properties)
         self.size_px = self._slide.dimensions
         self.level_sizes_px = self._slide.level_dimensions
-        self._ratios = self._slide.level_downsamples  # of sides; by the ratio OpenSlide finds the px of a level
+        self._ratios = (
+            self._slide.level_downsamples
+        )  # of sides; by the ratio OpenSlide finds the px of a level
         self.downsamples: tuple[float, ...] = ()
-        for level, (size_px, ratio) in enumerate(zip(self.level_sizes_px, self._ratios, strict=True)):
+        for level, (size_px, ratio) in enumerate(
+            zip(self.level_sizes_px, self._ratios, strict=True)
+        ):
             self.downsamples += (whole_downsample(self.size_px, size_px, ratio),)
             if self.downsamples[level] != ratio:
                 key = path, path.stat().st_mtime_ns, level
@@ -72,8 +94,12 @@ class OpenSlideReader(Reader):
                 if _stretched[key]:
                     self.downsamples = (*self.downsamples[:level], ratio)
         self.vendor = properties.get("openslide.vendor", "")
-        self.scanned_at_px = tuple(int(properties.get(f"openslide.bounds-{axis}", 0)) for axis in "xy")
-        um_per_px = [float(value) for axis in "xy" if (value := properties.get(f"openslide.mpp-{axis}"))]
+        self.scanned_at_px = tuple(
+            int(properties.get(f"openslide.bounds-{axis}", 0)) for axis in "xy"
+        )
+        um_per_px = [
+            float(value) for axis in "xy" if (value := properties.get(f"openslide.mpp-{axis}"))
+        ]
         try:
             self.stated_um_per_px, self.tag = stated_resolution(path, um_per_px)
         except SlideError:
@@ -81,38 +107,65 @@ class OpenSlideReader(Reader):
             raise
 
     def _is_stretched(self, level: int) -> bool:
-        """Whether a level whose size was rounded shows the whole slide, resized to fit, and not squares of whole px.
+        """Whether a level whose size was rounded shows the whole slide, resized to fit, and not
+        squares of whole px.
 
-        Squares of the level are compared with the next finer level: the difference follows the shift of a resized level or not.
+        Squares of the level are compared with the next finer level: the difference follows the
+        shift of a resized level or not.
         """
-        whole, finer, n_px = self.downsamples[level], self.downsamples[level - 1], min(PROBE_PX, *self.level_sizes_px[level])
-        stretch = [side / (small * whole) - 1 for side, small in zip(self.size_px, self.level_sizes_px[level], strict=True)]
+        whole, finer, n_px = (
+            self.downsamples[level],
+            self.downsamples[level - 1],
+            min(PROBE_PX, *self.level_sizes_px[level]),
+        )
+        stretch = [
+            side / (small * whole) - 1
+            for side, small in zip(self.size_px, self.level_sizes_px[level], strict=True)
+        ]
         projected = squared = 0.0
         for shares in itertools.product(PROBE_SHARES, repeat=2):
-            at = [int(share * (side - n_px)) for share, side in zip(shares, self.level_sizes_px[level], strict=True)]
+            at = [
+                int(share * (side - n_px))
+                for share, side in zip(shares, self.level_sizes_px[level], strict=True)
+            ]
             start = [self.corner_l0_px(px, level) / finer for px in at]  # px of the finer level
             corner, side = [math.floor(px) - 4 for px in start], n_px * whole / finer
-            near = [px - self.corner_l0_px(first, level - 1) / finer for px, first in zip(start, corner, strict=True)]
+            near = [
+                px - self.corner_l0_px(first, level - 1) / finer
+                for px, first in zip(start, corner, strict=True)
+            ]
             try:
-                fine = self.region(Window(level - 1, *corner, math.ceil(side) + 10, math.ceil(side) + 10))
+                fine = self.region(
+                    Window(level - 1, *corner, math.ceil(side) + 10, math.ceil(side) + 10)
+                )
                 coarse = self.region(Window(level, *at, n_px, n_px)).mean(axis=2)
-            except SlideError:  # the read that needs these px will raise it, of a slide that OpenSlide opens anew
+            except (
+                SlideError
+            ):  # the read that needs these px will raise it, of a slide that OpenSlide opens anew
                 self._slide = type(self._slide)(self._path)
                 self._slide.set_cache(_cache())
                 return False
             box = near[0], near[1], near[0] + side, near[1] + side
-            expected = np.asarray(Image.fromarray(fine).resize((n_px, n_px), Image.Resampling.BICUBIC, box=box)).mean(axis=2)
+            expected = np.asarray(
+                Image.fromarray(fine).resize((n_px, n_px), Image.Resampling.BICUBIC, box=box)
+            ).mean(axis=2)
             down, along = np.gradient(expected)
             x, y = (px + np.arange(n_px) for px in at)
-            change = along * x * stretch[0] + down * y[:, None] * stretch[1]  # of px, if the level is stretched
+            change = (
+                along * x * stretch[0] + down * y[:, None] * stretch[1]
+            )  # of px, if the level is stretched
             change -= change.mean()
             projected += (change * (coarse - expected)).sum()
             squared += (change**2).sum()
         return projected > squared / 2
 
     def corner_l0_px(self, at_px: int, level: int) -> float:
-        """OpenSlide takes whole level-0 px and interpolates between px of a level; `region` asks for the nearest."""
-        nearest = round(max(at_px, 0) * self._ratios[level]) / self._ratios[level]  # px of the level
+        """OpenSlide takes whole level-0 px and interpolates between px of a level; `region` asks
+        for the nearest.
+        """
+        nearest = (
+            round(max(at_px, 0) * self._ratios[level]) / self._ratios[level]
+        )  # px of the level
         return (nearest + min(at_px, 0)) * self.downsamples[level]
 
     def region(self, window: Window) -> np.ndarray:
@@ -128,8 +181,8 @@ class OpenSlideReader(Reader):
                 pixels = self._slide.read_region((x_l0_px, y_l0_px), window.level, size)
             except self._error as error:
                 raise SlideError(
-                    f"{self._path}: damaged near level-0 px ({x_l0_px}, {y_l0_px}), level {window.level} ({error}); fetch the "
-                    "file again"
+                    f"{self._path}: damaged near level-0 px ({x_l0_px}, {y_l0_px}), level"
+                    f" {window.level} ({error}); fetch the file again"
                 ) from None
             opaque.paste(pixels, (left, top), pixels.getchannel("A"))
         return np.asarray(opaque)
@@ -140,7 +193,9 @@ class OpenSlideReader(Reader):
 
 
 def series_of(path: Path) -> tuple[str, str] | None:
-    """The series of a DICOM file and ImageType's third value ("VOLUME" for a level of a slide); None for any other file."""
+    """The series of a DICOM file and ImageType's third value ("VOLUME" for a level of a slide);
+    None for any other file.
+    """
     try:
         with path.open("rb") as file:
             header = file.read(HEADER_BYTES) if file.read(132).endswith(b"DICM") else b""

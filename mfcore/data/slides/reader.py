@@ -74,11 +74,15 @@ def stated_resolution(path: Path, um_per_px: Sequence[float]) -> tuple[float | N
     if not all(low <= value <= high for value in um_per_px):
         return None, tag
     if max(um_per_px) > 1.01 * min(um_per_px):
-        raise SlideError(f"{path}: px that aren't square ({tag}) are not supported; resample the slide first")
+        raise SlideError(
+            f"{path}: px that aren't square ({tag}) are not supported; resample the slide first"
+        )
     return sum(um_per_px) / len(um_per_px), tag
 
 
-def whole_downsample(size_px: tuple[int, int], level_size_px: tuple[int, int], ratio: float) -> float:
+def whole_downsample(
+    size_px: tuple[int, int], level_size_px: tuple[int, int], ratio: float
+) -> float:
     """The whole number that explains both sides of a level by rounding up or down; ``ratio`` where
     none does.
 
@@ -88,8 +92,14 @@ def whole_downsample(size_px: tuple[int, int], level_size_px: tuple[int, int], r
     sides = list(zip(size_px, level_size_px, strict=True))
     first = max(1, *(whole // (level + 1) for whole, level in sides))
     last = min(whole // max(level - 1, 1) for whole, level in sides)
-    explain = [k for k in range(first, last + 1) if all(level in (whole // k, -(-whole // k)) for whole, level in sides)]
-    return float(min(explain, key=lambda k: (k != ratio, k & (k - 1) != 0, abs(k - ratio)), default=ratio))
+    explain = [
+        k
+        for k in range(first, last + 1)
+        if all(level in (whole // k, -(-whole // k)) for whole, level in sides)
+    ]
+    return float(
+        min(explain, key=lambda k: (k != ratio, k & (k - 1) != 0, abs(k - ratio)), default=ratio)
+    )
 
 
 def overlap(start: int, length: int, size: int) -> tuple[int, int]:

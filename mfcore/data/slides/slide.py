@@ -60,14 +60,18 @@ class Slide:
     def __enter__(self) -> "Slide":
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
         """Give file and memory back."""
         self.reader.close()
 
-    def read(self, x_l0_px: float, y_l0_px: float, size_px: int, um_per_px: float | None = None) -> np.ndarray:
+    def read(
+        self, x_l0_px: float, y_l0_px: float, size_px: int, um_per_px: float | None = None
+    ) -> np.ndarray:
         """The patch around a centre, uint8 (size_px, size_px, 3).
 
         White where the slide is transparent; outside it, white or the grey that it was opened with.
@@ -79,17 +83,25 @@ class Slide:
             region = self._with_outside(region, window)
         if box is None:
             return region
-        return np.asarray(Image.fromarray(region).resize((size_px, size_px), Image.Resampling.BICUBIC, box=box))
+        return np.asarray(
+            Image.fromarray(region).resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
+        )
 
-    def plan(self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None) -> np.ndarray:
+    def plan(
+        self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None
+    ) -> np.ndarray:
         """The best order, int (n,), to `read` at the centres, float (n, 2) of x, y.
 
         The order follows bands of rows from top to bottom, each from left to right.
         """
         windows = [self.window(x, y, size_px, um_per_px)[0] for x, y in centres_l0_px]
-        return np.lexsort(([window.x_px for window in windows], [window.y_px // BAND_PX for window in windows]))
+        return np.lexsort(
+            ([window.x_px for window in windows], [window.y_px // BAND_PX for window in windows])
+        )
 
-    def inside(self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None) -> np.ndarray:
+    def inside(
+        self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None
+    ) -> np.ndarray:
         """The centres, float (n, 2) of x, y, each moved as little as possible to bring its patch
         inside the slide.
 
@@ -100,12 +112,16 @@ class Slide:
         low, high = np.minimum(half, size / 2), np.maximum(size - half, size / 2)
         return np.clip(centres_l0_px, low, high)
 
-    def reaches_over(self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None) -> np.ndarray:
+    def reaches_over(
+        self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None
+    ) -> np.ndarray:
         """Whether the patches at the centres, float (n, 2) of x, y, reach over the slide's border,
         bool (n,).
         """
         half = size_px * self._scale(um_per_px) / 2
-        return ((centres_l0_px < half) | (centres_l0_px > np.array(self.size_px) - half)).any(axis=1)
+        return ((centres_l0_px < half) | (centres_l0_px > np.array(self.size_px) - half)).any(
+            axis=1
+        )
 
     def _with_outside(self, region: np.ndarray, window: Window) -> np.ndarray:
         """A window's px with those outside the slide, which readers leave white, in the grey
@@ -139,7 +155,11 @@ class Slide:
             left, top = (math.floor(centre - size_px / 2 + 0.5) for centre in (x_l0_px, y_l0_px))
             return Window(0, left, top, size_px, size_px), None
         level, downsample = max(
-            (pair for pair in enumerate(self.reader.downsamples) if pair[1] <= scale * (1 + SAME_RESOLUTION)),
+            (
+                pair
+                for pair in enumerate(self.reader.downsamples)
+                if pair[1] <= scale * (1 + SAME_RESOLUTION)
+            ),
             key=lambda pair: pair[1],
             default=(0, 1.0),
         )
@@ -148,7 +168,10 @@ class Slide:
         side = size_px * scale / downsample  # px of this level
         starts = [centre - size_px * scale / 2 for centre in (x_l0_px, y_l0_px)]
         corner = [math.floor(start / downsample - reach) for start in starts]
-        near = [(start - self.reader.corner_l0_px(at, level)) / downsample for start, at in zip(starts, corner, strict=True)]
+        near = [
+            (start - self.reader.corner_l0_px(at, level)) / downsample
+            for start, at in zip(starts, corner, strict=True)
+        ]
         width, height = (math.ceil(start + side + reach) for start in near)
         return Window(level, *corner, width, height), (
             near[0],
@@ -180,8 +203,8 @@ def open_slide(
         path.open("rb").close()
     except OSError as error:  # the readers would call it damage
         raise SlideError(
-            f"{path}: no such slide, or it may not be read ({error.strerror}); check the data folder and "
-            "its rights, or fetch the file again"
+            f"{path}: no such slide, or it may not be read ({error.strerror}); check the data"
+            " folder and its rights, or fetch the file again"
         ) from None
     reader = _reader(path, memory or Memory())
     stated = reader.stated_um_per_px or um_per_px
@@ -190,8 +213,8 @@ def open_slide(
         tag = f" (its resolution tag says {reader.tag})" if reader.tag else ""
         by_scanner = f'data: {{um_per_px_by_scanner: {{"{scanner}": ...}}}}, or ' if scanner else ""
         raise UnstatedResolution(
-            f"{path}: the file doesn't state its um/px{tag}; say it in the study: {by_scanner}data: {{um_per_px: ...}} for "
-            "all slides that don't"
+            f"{path}: the file doesn't state its um/px{tag}; say it in the study: {by_scanner}data:"
+            " {um_per_px: ...} for all slides that don't"
         )
     if with_reduced and isinstance(reader, tiff.TiffReader):
         reader.add_reduced()

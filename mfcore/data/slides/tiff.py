@@ -58,10 +58,16 @@ class TiffReader(Reader):
         than the level.
         """
         coarser = (*self.downsamples[1:], float("inf"))
-        for page, downsample, next_downsample in zip(self._levels, self.downsamples, coarser, strict=True):
+        for page, downsample, next_downsample in zip(
+            self._levels, self.downsamples, coarser, strict=True
+        ):
             for factor in (2, 4, 8):
                 # Tiles of other sides wouldn't join without a seam.
-                can_join = page.is_jpeg and page.is_tiled and page.tile_width % factor == page.tile_height % factor == 0
+                can_join = (
+                    page.is_jpeg
+                    and page.is_tiled
+                    and page.tile_width % factor == page.tile_height % factor == 0
+                )
                 if can_join and downsample * factor * 1.001 < next_downsample:
                     self._levels += (_reduced(page, factor),)
                     self.downsamples += (downsample * factor,)
@@ -82,21 +88,32 @@ class TiffReader(Reader):
                 x, y = column * page.tile_width, row * page.tile_height
                 x0, x1 = max(left, x), min(right, x + page.tile_width)
                 y0, y1 = max(top, y), min(bottom, y + page.tile_height)
-                part = pixels[y0 - window.y_px : y1 - window.y_px, x0 - window.x_px : x1 - window.x_px]
+                part = pixels[
+                    y0 - window.y_px : y1 - window.y_px, x0 - window.x_px : x1 - window.x_px
+                ]
                 part[:] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
         return pixels
 
     @property
     def n_bytes_index(self) -> int:
         """Bytes of the file's index, which stays in memory when the file is closed."""
-        return sum(level.offsets.nbytes + level.n_bytes.nbytes for level in self._levels if level.reduction == 1)
+        return sum(
+            level.offsets.nbytes + level.n_bytes.nbytes
+            for level in self._levels
+            if level.reduction == 1
+        )
 
     def decode(self, key: tuple[int, int]) -> np.ndarray:
-        """The tile of a level and a number, uint8 (height, width, 3); raises SlideError for damage."""
+        """The tile of a level and a number, uint8 (height, width, 3); raises SlideError for damage.
+        """
         level, k = key
         page = self._levels[level]
         row, column = divmod(k, page.n_across)
-        height = page.tile_height if page.is_tiled else min(page.tile_height, page.height - row * page.tile_height)
+        height = (
+            page.tile_height
+            if page.is_tiled
+            else min(page.tile_height, page.height - row * page.tile_height)
+        )
         shape = (page.tile_height, page.tile_width) if page.reduction > 1 else (0, 0)
         try:
             data = os.pread(self._opened(), int(page.n_bytes[k]), int(page.offsets[k]))
@@ -104,9 +121,13 @@ class TiffReader(Reader):
             if tile.shape != (height, page.tile_width, 3):
                 raise ValueError(f"{tile.shape} instead of {(height, page.tile_width, 3)}")
         except Exception as error:  # each codec has its own
-            x, y = (round(at * self.downsamples[level]) for at in (column * page.tile_width, row * page.tile_height))
+            x, y = (
+                round(at * self.downsamples[level])
+                for at in (column * page.tile_width, row * page.tile_height)
+            )
             raise SlideError(
-                f"{self._path}: damaged near level-0 px ({x}, {y}), level {level} ({error}); fetch the file again"
+                f"{self._path}: damaged near level-0 px ({x}, {y}), level {level} ({error}); fetch"
+                " the file again"
             ) from None
         return tile
 
@@ -147,12 +168,15 @@ def tiled(reader: OpenSlideReader, path: Path, pages: list[Page], memory: Memory
     Raises SlideError for px that neither reads as the tags say.
     """
     levels = [
-        [page for page in pages if page.is_tiled and (page.width, page.height) == size_px] for size_px in reader.level_sizes_px
+        [page for page in pages if page.is_tiled and (page.width, page.height) == size_px]
+        for size_px in reader.level_sizes_px
     ]
     refuse_unusual(path, [page for level in levels for page in level])
     for level in levels:
         # OpenSlide fills tiles without bytes.
-        is_read_here = len(level) == 1 and level[0].is_complete and level[0].n_bytes_tile <= MAX_TILE_BYTES
+        is_read_here = (
+            len(level) == 1 and level[0].is_complete and level[0].n_bytes_tile <= MAX_TILE_BYTES
+        )
         if not is_read_here or level[0].is_openslides or reader.vendor not in VENDORS:
             return reader
     reader.close()
@@ -168,14 +192,24 @@ def untiled(path: Path, pages: list[Page], memory: Memory) -> TiffReader:
     first, *others = pages
     refuse_unusual(path, [first])
     if first.is_tiled:
-        raise SlideError(f"{path}: {first.kind}, cut short or of an unusual kind, which OpenSlide doesn't read; {REMEDY}")
-    if any(not page.is_thumbnail and page.width * page.height >= first.width * first.height for page in others):
-        raise SlideError(f"{path}: {first.kind} of {len(pages)} images; keep the one that is meant, and {REMEDY}")
+        raise SlideError(
+            f"{path}: {first.kind}, cut short or of an unusual kind, which OpenSlide doesn't read;"
+            f" {REMEDY}"
+        )
+    if any(
+        not page.is_thumbnail and page.width * page.height >= first.width * first.height
+        for page in others
+    ):
+        raise SlideError(
+            f"{path}: {first.kind} of {len(pages)} images; keep the one that is meant, and {REMEDY}"
+        )
     if not first.is_complete:
-        raise SlideError(f"{path}: {first.kind} that lacks some of its strips; fetch the file again")
+        raise SlideError(
+            f"{path}: {first.kind} that lacks some of its strips; fetch the file again"
+        )
     if first.n_bytes_tile > MAX_TILE_BYTES:
         raise SlideError(
-            f"{path}: {first.width:,} x {first.height:,} px in parts of {first.n_bytes_tile:,} bytes, each decoded "
-            f"whole, up to {MAX_TILE_BYTES:,}; make it a tiled TIFF: {CONVERT}"
+            f"{path}: {first.width:,} x {first.height:,} px in parts of {first.n_bytes_tile:,}"
+            f" bytes, each decoded whole, up to {MAX_TILE_BYTES:,}; make it a tiled TIFF: {CONVERT}"
         )
     return TiffReader(path, (first,), (1.0,), stated_resolution(path, first.um_per_px), memory)

@@ -71,7 +71,9 @@ class Page:
     @property
     def is_complete(self) -> bool:
         """Whether the file has bytes for every tile."""
-        return len(self.offsets) == self.n_across * -(-self.height // self.tile_height) and bool(self.n_bytes.all())
+        return len(self.offsets) == self.n_across * -(-self.height // self.tile_height) and bool(
+            self.n_bytes.all()
+        )
 
 
 def pages_of(path: Path) -> list[Page]:
@@ -89,11 +91,16 @@ def pages_of(path: Path) -> list[Page]:
     except tifffile.TiffFileError:
         return []
     except (ValueError, IndexError, OSError) as error:
-        raise SlideError(f"{path}: a TIFF with a damaged index ({error}); fetch the file again") from None
+        raise SlideError(
+            f"{path}: a TIFF with a damaged index ({error}); fetch the file again"
+        ) from None
     n_bytes = path.stat().st_size
     end = max((int((page.offsets + page.n_bytes).max(initial=0)) for page in pages), default=0)
     if end > n_bytes:
-        raise SlideError(f"{path}: cut short: {n_bytes:,} of {end:,} bytes or more are there; fetch the file again")
+        raise SlideError(
+            f"{path}: cut short: {n_bytes:,} of {end:,} bytes or more are there; fetch the file"
+            " again"
+        )
     return pages
 
 
@@ -105,7 +112,9 @@ def page_of_png(path: Path) -> Page:
         head = content.read(32)
     if not head.startswith(PNG):
         kind = path.suffix or "no suffix" if head else "an empty file"
-        raise SlideError(f"{path}: {kind}, not a format that OpenSlide reads, nor TIFF or PNG; {REMEDY}")
+        raise SlideError(
+            f"{path}: {kind}, not a format that OpenSlide reads, nor TIFF or PNG; {REMEDY}"
+        )
     try:
         with PngImageFile(path) as image:
             info, mode, (width, height) = image.info, image.mode, image.size
@@ -116,7 +125,10 @@ def page_of_png(path: Path) -> Page:
     if orientation != 1:
         unusual = f"orientation {orientation}, turned or mirrored when shown"
     elif head[24] != 8 or mode not in ("L", "RGB") or "transparency" in info:
-        unusual = f"{head[24]} bits a channel in {mode} or transparency; save it in RGB with 8 bits a channel"
+        unusual = (
+            f"{head[24]} bits a channel in {mode} or transparency; save it in RGB with 8 bits a"
+            " channel"
+        )
     return Page(
         kind="a PNG",
         width=width,
@@ -169,14 +181,20 @@ def _unusual(page: "tifffile.TiffPage") -> str:
     """
     orientation = page.tags.valueof(ORIENTATION, 1)
     is_jpeg = page.compression == JPEG or (page.is_tiled and page.compression in APERIOS)
-    colours, compression = (str(getattr(tag, "name", tag)) for tag in (page.photometric, page.compression))
+    colours, compression = (
+        str(getattr(tag, "name", tag)) for tag in (page.photometric, page.compression)
+    )
     reasons = {
         f"orientation {orientation}, turned or mirrored when shown": orientation in range(2, 9),
         "the bits of each byte in reverse": page.fillorder != 1,
         "more than one plane": getattr(page, "imagedepth", 1) != 1,
-        f"{page.bitspersample} bits a channel ({page.dtype})": page.bitspersample != 8 or page.dtype != np.uint8,
+        f"{page.bitspersample} bits a channel ({page.dtype})": (
+            page.bitspersample != 8 or page.dtype != np.uint8
+        ),
         f"{compression} compression": not is_jpeg and page.compression not in LOSSLESS,
-        f"{colours} colours": page.photometric != RGB and not (page.photometric == YCBCR and is_jpeg),
+        f"{colours} colours": (
+            page.photometric != RGB and not (page.photometric == YCBCR and is_jpeg)
+        ),
         f"{page.samplesperpixel} channels": page.samplesperpixel != 3,
         "channels stored apart": page.planarconfig != 1,
     }
@@ -187,7 +205,9 @@ def _um_per_px(page: "tifffile.TiffPage") -> tuple[float, ...]:
     """The um/px of the resolution tags, x and y; empty where the file has none."""
     um = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof("ResolutionUnit", 2)))
     pairs = [page.tags.valueof(f"{axis}Resolution") for axis in "XY"]
-    if um is None or not all(isinstance(pair, tuple) and len(pair) == 2 and all(pair) for pair in pairs):
+    if um is None or not all(
+        isinstance(pair, tuple) and len(pair) == 2 and all(pair) for pair in pairs
+    ):
         return ()
     return tuple(um * below / above for above, below in pairs)
 
@@ -212,13 +232,17 @@ def _decoder(page: "tifffile.TiffPage") -> Decode:
         if data[:2] != b"\xff\xd8":
             raise ValueError("not a JPEG image")
         at = 2
-        while data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF:  # segments that may state other colours
+        while (
+            data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF
+        ):  # segments that may state other colours
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         jpeg, options = start + data[at:], {"min_height": shape[0], "min_width": shape[1]}
         try:
             return simplejpeg.decode_jpeg(jpeg, strict=True, **options)
         except ValueError as error:
-            if "extraneous bytes before marker" not in str(error):  # some writers leave bytes at a tile's end
+            if "extraneous bytes before marker" not in str(
+                error
+            ):  # some writers leave bytes at a tile's end
                 raise
             return simplejpeg.decode_jpeg(jpeg, strict=False, **options)
 

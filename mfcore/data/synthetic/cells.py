@@ -1,130 +1,21 @@
-"""Cells of the synthetic slides, drawn into layers of haematoxylin and eosin on a window around each cell.
+"""Cells of the synthetic slides, drawn into layers of haematoxylin and eosin on a window around
+each cell.
 
-Shapes are signed distances in um (negative inside), roughened by noise and turned into soft masks; amounts of stain are
-optical densities. Mitotic figures and look-alikes get their `hard` in [0, 1]: at 0 they are as in a textbook, towards 1
-outline, focus, darkness and cytoplasm of both classes meet in the middle.
+Amounts of stain are optical densities. Mitotic figures and look-alikes get their `hard` in [0, 1]:
+at 0 they are as in a textbook, towards 1 outline, focus, darkness and cytoplasm of both classes
+meet in the middle.
 """
 
-import functools
-from dataclasses import dataclass
-
 import numpy as np
-from scipy import ndimage
 
-from mfcore import streams
+from mfcore.data.synthetic.canvas import Window, cover
 from mfcore.data.synthetic.domains import Look
-
-GRAINS_UM = (0.25, 0.45, 0.8, 1.4, 2.6)
-"""Correlation lengths, in um, of the noise that shapes are roughened and textured with."""
-
-
-class Noise:
-    """Periodic noise of unit variance at several grains; cut anywhere, flipped at random, so that no two cells are alike."""
-
-    def __init__(self, seed: int, um_per_px: float, side_px: int = 640):
-        self.side_px = side_px
-        white = streams.generator(seed, "synthetic", "noise").standard_normal((side_px, side_px), dtype=np.float32)
-        self.tiles = {}
-        for grain in GRAINS_UM:
-            tile = ndimage.gaussian_filter(white, grain / um_per_px, mode="wrap")
-            self.tiles[grain] = tile / tile.std()
-
-    def cut(self, rng: np.random.Generator, grain_um: float, shape: tuple[int, int]) -> np.ndarray:
-        """A random cut of one grain: float32 ``shape``, mean about 0, standard deviation about 1."""
-        tile = self.tiles[grain_um]
-        row, column = rng.integers(0, self.side_px - shape[0]), rng.integers(0, self.side_px - shape[1])
-        cut = tile[row : row + shape[0], column : column + shape[1]]
-        flips = rng.integers(0, 4)
-        return cut[:: 1 - 2 * (flips & 1), :: 1 - (flips & 2)]
-
-
-@functools.lru_cache(maxsize=8)
-def noise(seed: int, um_per_px: float) -> Noise:
-    """The noise of a seed and resolution, made once per process."""
-    return Noise(seed, um_per_px)
-
-
-@dataclass
-class Canvas:
-    """Two layers, haematoxylin ``h`` and eosin ``e``: float32 (n_rows, n_columns), in amounts of stain.
-
-    truth: uint8 (n_rows, n_columns), the value of what was painted at each px; 0 where nothing with a value was.
-    """
-
-    h: np.ndarray
-    e: np.ndarray
-    um_per_px: float
-    grain: Noise
-    truth: np.ndarray
-
-
-class Window:
-    """The part of the canvas within ``radius_um`` of a cell's centre, in um, clipped at the border.
-
-    rng: the stream that draws the cell. value: of the cell in the canvas's ``truth``; 0 leaves ``truth`` as it is.
-    """
-
-    def __init__(self, canvas: Canvas, x_px: float, y_px: float, radius_um: float, rng: np.random.Generator, value: int = 0):
-        reach = radius_um / canvas.um_per_px
-        n_rows, n_columns = canvas.h.shape
-        top, bottom = max(0, int(y_px - reach)), min(n_rows, int(y_px + reach) + 1)
-        left, right = max(0, int(x_px - reach)), min(n_columns, int(x_px + reach) + 1)
-        self.h, self.e, self.truth = (layer[top:bottom, left:right] for layer in (canvas.h, canvas.e, canvas.truth))
-        self.x = ((np.arange(left, right, dtype=np.float32) - x_px) * canvas.um_per_px)[None, :]
-        self.y = ((np.arange(top, bottom, dtype=np.float32) - y_px) * canvas.um_per_px)[:, None]
-        self.rng, self.grain, self.value = rng, canvas.grain, value
-
-    def noise(self, grain_um: float) -> np.ndarray:
-        """Noise of unit variance over the window."""
-        return self.grain.cut(self.rng, grain_um, self.h.shape)
-
-    def turn(self) -> float:
-        """A random direction of an axis."""
-        return self.rng.uniform(0, np.pi)
-
-    def halo(self, share: float, low_um: float, high_um: float) -> float:
-        """Width in um of the cleft around a cell; 0 except in a ``share`` of cells."""
-        return self.rng.uniform(low_um, high_um) if self.rng.random() < share else 0.0
-
-    def turned(self, angle: float, x_um: float = 0.0, y_um: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        """Coordinates (along, across) in um of axes turned by ``angle`` about a point."""
-        dx, dy = self.x - np.float32(x_um), self.y - np.float32(y_um)
-        cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-        return dx * cosine + dy * sine, dy * cosine - dx * sine
-
-    def ellipse(self, a: float, b: float, angle: float = 0.0, x_um: float = 0.0, y_um: float = 0.0) -> np.ndarray:
-        """Distance in um from an ellipse with half-axes ``a`` and ``b``, negative inside; exact on the outline only."""
-        along, across = self.turned(angle, x_um, y_um)
-        return (np.sqrt((along / np.float32(a)) ** 2 + (across / np.float32(b)) ** 2) - 1) * np.float32(min(a, b))
-
-    def bar(
-        self, half_length: float, half_width: float, angle: float, bend: float = 0.0, x_um: float = 0.0, y_um: float = 0.0
-    ) -> np.ndarray:
-        """Distance in um from a bar with round ends, bent by ``bend`` (1/um) across its length."""
-        along, across = self.turned(angle, x_um, y_um)
-        across = across + np.float32(bend) * (along**2 - np.float32(half_length**2 / 3))
-        beyond = np.maximum(np.abs(along) - np.float32(max(half_length - half_width, 0.01)), 0)
-        return np.sqrt(beyond**2 + across**2) - np.float32(half_width)
-
-    def paint(self, mask: np.ndarray, h: np.ndarray | float, e: np.ndarray | float) -> None:
-        """Replace the amounts of both stains where ``mask`` is 1, mix them where it is between 0 and 1.
-
-        A pixel has the cell's value where the cell covers at least half of it.
-        """
-        for layer, amount in ((self.h, h), (self.e, e)):
-            layer += mask * (amount - layer)
-        if self.value:
-            self.truth[mask >= 0.5] = self.value
-
-
-def cover(distance: np.ndarray, edge_um: float) -> np.ndarray:
-    """Mask in [0, 1] of the inside of a shape; its edge is ``edge_um`` wide."""
-    t = np.clip(0.5 - distance / np.float32(edge_um), 0, 1)
-    return t * t * (3 - 2 * t)
 
 
 def interphase(w: Window, look: Look) -> None:
-    """A vesicular nucleus: uneven membrane, mottled chromatin, nucleoli; each as dark, as round and as sharp as it likes."""
+    """A vesicular nucleus: uneven membrane, mottled chromatin, nucleoli; each as dark, as round and
+    as sharp as it likes.
+    """
     rng = w.rng
     radius = look.radius_um * np.exp(rng.normal(0, look.radius_sd))
     stretch = np.exp(abs(rng.normal(0, look.elongation)))
@@ -134,12 +25,16 @@ def interphase(w: Window, look: Look) -> None:
     level = look.h * np.exp(rng.normal(0, 0.25))
     mottle = np.clip(w.noise(look.grain_um), -0.9, 2.4) + 0.4 * w.noise(0.25)
     chromatin = level * (rng.uniform(0.6, 0.95) + look.chromatin * rng.uniform(0.5, 1.3) * mottle)
-    rim = np.exp(-(((distance + 0.3) / rng.uniform(0.3, 0.5)) ** 2)) * np.clip(1 + 0.5 * w.noise(0.8), 0.2, 2)
+    rim = np.exp(-(((distance + 0.3) / rng.uniform(0.3, 0.5)) ** 2)) * np.clip(
+        1 + 0.5 * w.noise(0.8), 0.2, 2
+    )
     chromatin += level * look.rim * rng.uniform(0.5, 1.2) * rim
     for _ in range(min(rng.poisson(look.n_nucleoli), 3)):
         far, turn = radius * 0.55 * rng.random() ** 0.5, rng.uniform(0, 2 * np.pi)
         size = rng.uniform(0.45, 0.9)
-        spot = cover(w.ellipse(size, size * 0.85, turn, far * np.cos(turn), far * np.sin(turn)), 0.6)
+        spot = cover(
+            w.ellipse(size, size * 0.85, turn, far * np.cos(turn), far * np.sin(turn)), 0.6
+        )
         chromatin += spot * np.float32(level * rng.uniform(0.5, 1.0))
     focus = 0.5 + 1.3 * rng.random() ** 2
     w.paint(cover(distance, focus), np.maximum(chromatin, 0.1), w.e * rng.uniform(0.65, 0.95))
@@ -159,10 +54,14 @@ def spindle(w: Window, look: Look, angle: float) -> None:
     rng = w.rng
     length, width = rng.uniform(3.8, 7.5), rng.uniform(0.9, 2.1)
     angle, pointed = angle + rng.normal(0, 0.25), np.float32(rng.uniform(0.4, 1))
-    distance = pointed * w.ellipse(length, width, angle) + (1 - pointed) * w.bar(length, width, angle, rng.normal(0, 0.015))
+    distance = pointed * w.ellipse(length, width, angle) + (1 - pointed) * w.bar(
+        length, width, angle, rng.normal(0, 0.015)
+    )
     distance = distance + 0.3 * w.noise(1.4)
     level = look.h * rng.uniform(0.8, 1.7)
-    chromatin = level * (0.9 + 0.25 * np.clip(w.noise(0.45), -1.5, 2)) + level * 0.3 * np.exp(-(((distance + 0.3) / 0.35) ** 2))
+    chromatin = level * (0.9 + 0.25 * np.clip(w.noise(0.45), -1.5, 2)) + level * 0.3 * np.exp(
+        -(((distance + 0.3) / 0.35) ** 2)
+    )
     w.paint(cover(distance, 0.6), chromatin, w.e * 0.8)
 
 
@@ -193,27 +92,48 @@ def _meet(easy: float, middle: float, hard: float) -> float:
     return easy + (middle - easy) * hard
 
 
-def _draw_body(w: Window, a_um: float, b_um: float, angle: float, e: float, h: float, halo: float) -> None:
+def _draw_body(
+    w: Window, a_um: float, b_um: float, angle: float, e: float, h: float, halo: float
+) -> None:
     """The cell around condensed chromatin: its cytoplasm, and the cleft of shrinkage around it.
 
-    a_um, b_um, angle: half-axes and turn. e, h: eosin and haematoxylin relative to the surroundings. halo: width in um.
+    a_um, b_um, angle: half-axes and turn. e, h: eosin and haematoxylin relative to the
+    surroundings. halo: width in um.
     """
     distance = w.ellipse(a_um, b_um, angle) + 0.6 * w.noise(2.6) + 0.2 * w.noise(0.8)
     if halo > 0:
         along, across = w.turned(w.rng.uniform(0, 2 * np.pi))
-        side = along / (np.abs(along) + np.abs(across) + 1) + 0.7 * w.noise(2.6)  # wider on one side
-        cleft = cover(distance - np.float32(halo) * (np.float32(0.35) + side), 0.7) * (1 - cover(distance, 0.7))
+        side = along / (np.abs(along) + np.abs(across) + 1) + 0.7 * w.noise(
+            2.6
+        )  # wider on one side
+        cleft = cover(distance - np.float32(halo) * (np.float32(0.35) + side), 0.7) * (
+            1 - cover(distance, 0.7)
+        )
         w.paint(cleft * np.float32(w.rng.uniform(0.6, 1)), 0.02, 0.04)
     inside = cover(distance, w.rng.uniform(0.7, 1.8)) * np.clip(0.85 + 0.1 * w.noise(1.4), 0, 1)
     e_around, h_around = float(np.median(w.e)), float(np.median(w.h))
     speckle = 1 + 0.14 * w.noise(0.45) + 0.12 * w.noise(1.4)
-    w.paint(inside, np.clip(h_around * h, 0.03, 0.3) * speckle, np.clip(e_around * e, 0.06, 0.85) * speckle)
+    w.paint(
+        inside,
+        np.clip(h_around * h, 0.03, 0.3) * speckle,
+        np.clip(e_around * e, 0.06, 0.85) * speckle,
+    )
 
 
 def _chromatin(
-    w: Window, look: Look, distance: np.ndarray, hard: float, *, ragged: float, density: float, edge: float, grain: float
+    w: Window,
+    look: Look,
+    distance: np.ndarray,
+    hard: float,
+    *,
+    ragged: float,
+    density: float,
+    edge: float,
+    grain: float,
 ) -> None:
-    """Paint condensed chromatin: its outline roughened by ``ragged`` um, ``density`` of the domain's darkest."""
+    """Paint condensed chromatin: its outline roughened by ``ragged`` um, ``density`` of the
+    domain's darkest.
+    """
     rough = _meet(ragged, 0.36, hard)
     distance = distance + rough * w.noise(0.8) + rough * 0.5 * w.noise(0.45)
     level = look.dark * _meet(density, 0.86, hard) * np.exp(w.rng.normal(0, 0.07))
@@ -226,11 +146,21 @@ def _round_body(w: Window, hard: float, reach_um: float, angle: float) -> None:
     rng = w.rng
     b = max(reach_um * rng.uniform(0.85, 1.0), 5.0)
     halo = w.halo(0.25, 0.4, 1.5)
-    _draw_body(w, max(reach_um, b), b, angle, _meet(rng.uniform(0.4, 1.05), 1.0, hard), rng.uniform(0.5, 1.1), halo)
+    _draw_body(
+        w,
+        max(reach_um, b),
+        b,
+        angle,
+        _meet(rng.uniform(0.4, 1.05), 1.0, hard),
+        rng.uniform(0.5, 1.1),
+        halo,
+    )
 
 
 def prometaphase(w: Window, look: Look, hard: float) -> None:
-    """A knobbly clump of condensed chromosomes without a membrane, in places falling apart into threads."""
+    """A knobbly clump of condensed chromosomes without a membrane, in places falling apart into
+    threads.
+    """
     rng = w.rng
     radius = rng.uniform(2.7, 3.9)
     _round_body(w, hard, radius + rng.uniform(3.0, 4.4), w.turn())
@@ -257,14 +187,25 @@ def ring(w: Window, look: Look, hard: float) -> None:
     _round_body(w, hard, radius + rng.uniform(2.8, 4.0), w.turn())
     stretch = rng.uniform(1, 1.2)
     outer = w.ellipse(radius * stretch, radius / stretch, w.turn()) + 0.35 * w.noise(1.4)
-    inner = w.ellipse(hole * stretch, hole / stretch, w.turn(), rng.normal(0, 0.4), rng.normal(0, 0.4))
+    inner = w.ellipse(
+        hole * stretch, hole / stretch, w.turn(), rng.normal(0, 0.4), rng.normal(0, 0.4)
+    )
     _chromatin(
-        w, look, np.maximum(outer, -inner - np.float32(1.2 * hard)), hard, ragged=0.45, density=0.93, edge=0.45, grain=0.16
+        w,
+        look,
+        np.maximum(outer, -inner - np.float32(1.2 * hard)),
+        hard,
+        ragged=0.45,
+        density=0.93,
+        edge=0.45,
+        grain=0.16,
     )
 
 
 def anaphase(w: Window, look: Look, hard: float) -> None:
-    """Two sets of chromosomes that have come apart, ana- to telophase; now and then one lags between them."""
+    """Two sets of chromosomes that have come apart, ana- to telophase; now and then one lags
+    between them.
+    """
     rng = w.rng
     angle, late = w.turn(), rng.random()
     apart, length = 1.9 + 2.8 * late, rng.uniform(2.5, 3.9) * (1 - 0.15 * late)
@@ -276,8 +217,19 @@ def anaphase(w: Window, look: Look, hard: float) -> None:
     other = w.bar(length * rng.uniform(0.85, 1.1), width, angle - tilt, bend, -dx, -dy)
     distance = np.minimum(one, other)
     if rng.random() < 0.15:
-        distance = np.minimum(distance, w.ellipse(0.7, 0.45, angle, rng.normal(0, 1), rng.normal(0, 0.5)))
-    _chromatin(w, look, distance + 0.22 * w.noise(1.4), hard, ragged=0.34, density=1.0, edge=0.45, grain=0.1)
+        distance = np.minimum(
+            distance, w.ellipse(0.7, 0.45, angle, rng.normal(0, 1), rng.normal(0, 0.5))
+        )
+    _chromatin(
+        w,
+        look,
+        distance + 0.22 * w.noise(1.4),
+        hard,
+        ragged=0.34,
+        density=1.0,
+        edge=0.45,
+        grain=0.1,
+    )
 
 
 def pyknotic(w: Window, look: Look, hard: float) -> None:
@@ -287,24 +239,44 @@ def pyknotic(w: Window, look: Look, hard: float) -> None:
     stretch = np.exp(abs(rng.normal(0, 0.18 + 0.25 * hard)))
     body = radius + rng.uniform(2.0, 3.4) + 0.6 * hard
     halo = w.halo(_meet(0.4, 0.25, hard), 0.4, 1.6)
-    _draw_body(w, body * 1.15, body, angle, _meet(rng.uniform(0.9, 1.9), 1.0, hard), rng.uniform(0.6, 1.2), halo)
-    distance = w.ellipse(radius * stretch, radius / stretch**0.5, angle) + (0.15 + 0.5 * hard) * w.noise(1.4)
+    _draw_body(
+        w,
+        body * 1.15,
+        body,
+        angle,
+        _meet(rng.uniform(0.9, 1.9), 1.0, hard),
+        rng.uniform(0.6, 1.2),
+        halo,
+    )
+    distance = w.ellipse(radius * stretch, radius / stretch**0.5, angle) + (
+        0.15 + 0.5 * hard
+    ) * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.04, density=1.0, edge=0.5, grain=0.03)
 
 
 def apoptotic(w: Window, look: Look, hard: float) -> None:
-    """A dying cell: round smooth globules of chromatin in a shrunken, deeply pink cell with a cleft around it."""
+    """A dying cell: round smooth globules of chromatin in a shrunken, deeply pink cell with a cleft
+    around it.
+    """
     rng = w.rng
     angle, body = w.turn(), rng.uniform(3.8, 5.6)
     halo = w.halo(_meet(0.55, 0.25, hard), 0.5, 1.8)
     _draw_body(
-        w, body * rng.uniform(1, 1.25), body, angle, _meet(rng.uniform(1.0, 2.2), 1.0, hard), rng.uniform(0.6, 1.1), halo
+        w,
+        body * rng.uniform(1, 1.25),
+        body,
+        angle,
+        _meet(rng.uniform(1.0, 2.2), 1.0, hard),
+        rng.uniform(0.6, 1.1),
+        halo,
     )
     distance = None
     for index in range(rng.integers(2, 6)):
         size = rng.uniform(1.2, 2.2) if index == 0 else rng.uniform(0.5, 1.3)
         far, turn = (0.5 if index == 0 else rng.uniform(1.2, 2.9)), rng.uniform(0, 2 * np.pi)
-        globule = w.ellipse(size * rng.uniform(1, 1.2), size, turn, far * np.cos(turn), far * np.sin(turn))
+        globule = w.ellipse(
+            size * rng.uniform(1, 1.2), size, turn, far * np.cos(turn), far * np.sin(turn)
+        )
         distance = globule if distance is None else np.minimum(distance, globule)
     distance = distance + 0.3 * hard * w.noise(1.4)
     _chromatin(w, look, distance, hard, ragged=0.03, density=0.98, edge=0.45, grain=0.03)
@@ -318,8 +290,12 @@ def hyperchromatic(w: Window, look: Look, hard: float) -> None:
     stretch = np.exp(abs(rng.normal(0, 0.2 + 0.15 * hard)))
     if rng.random() < 0.35:
         _round_body(w, hard, radius * stretch + rng.uniform(1.2, 2.4), angle)
-    distance = w.ellipse(radius * stretch, radius / stretch**0.5, angle) + (0.22 + 0.3 * hard) * w.noise(1.4)
-    _chromatin(w, look, distance, hard, ragged=0.08, density=rng.uniform(0.62, 0.8), edge=0.7, grain=0.22)
+    distance = w.ellipse(radius * stretch, radius / stretch**0.5, angle) + (
+        0.22 + 0.3 * hard
+    ) * w.noise(1.4)
+    _chromatin(
+        w, look, distance, hard, ragged=0.08, density=rng.uniform(0.62, 0.8), edge=0.7, grain=0.22
+    )
     w.h += np.exp(-(((distance + 0.3) / 0.4) ** 2)) * np.float32(0.3 * (1 - hard) * look.dark)
 
 
@@ -329,7 +305,9 @@ def smudged(w: Window, look: Look, hard: float) -> None:
     radius, angle = rng.uniform(2.4, 3.6), w.turn()
     stretch = np.exp(abs(rng.normal(0, 0.35)))
     distance = w.ellipse(radius * stretch, radius / stretch, angle) + 0.5 * w.noise(1.4)
-    _chromatin(w, look, distance, hard, ragged=0.15, density=rng.uniform(0.55, 0.8), edge=1.9, grain=0.06)
+    _chromatin(
+        w, look, distance, hard, ragged=0.15, density=rng.uniform(0.55, 0.8), edge=1.9, grain=0.06
+    )
 
 
 def sliver(w: Window, look: Look, hard: float) -> None:
@@ -341,7 +319,9 @@ def sliver(w: Window, look: Look, hard: float) -> None:
     lens = w.ellipse(length * 1.1, width, angle)
     blunt = w.bar(length, _meet(width, 1.9, hard), angle, rng.normal(0, 0.02))
     distance = lens * np.float32(1 - hard) + blunt * np.float32(hard) + 0.15 * w.noise(1.4)
-    _chromatin(w, look, distance, hard, ragged=0.08, density=rng.uniform(0.75, 0.95), edge=0.6, grain=0.1)
+    _chromatin(
+        w, look, distance, hard, ragged=0.08, density=rng.uniform(0.75, 0.95), edge=0.6, grain=0.1
+    )
 
 
 MITOTIC = {"prometaphase": prometaphase, "metaphase": metaphase, "ring": ring, "anaphase": anaphase}

@@ -12,9 +12,9 @@ from mfcore.store.options import options
 class Look:
     """How cells look in one domain.
 
-    radius_um, radius_sd: tumour nuclei, mean and relative spread. chromatin: contrast of the clumps; grain_um: their
-    size. rim: darkness of the nuclear membrane. n_nucleoli: mean number. h: amount of haematoxylin of an interphase
-    nucleus. dark: amount of condensed chromatin.
+    radius_um, radius_sd: tumour nuclei, mean and relative spread. chromatin: contrast of the
+    clumps; grain_um: their size. rim: darkness of the nuclear membrane. n_nucleoli: mean number. h:
+    amount of haematoxylin of an interphase nucleus. dark: amount of condensed chromatin.
     """
 
     radius_um: float
@@ -32,10 +32,13 @@ class Look:
 class Domain:
     """One tumour domain: its share of the annotations, its tissue, its stains, its scanner.
 
-    share: of all annotations. positive: share of mitotic figures among them. spacing_um: smallest distance between tumour
-    nuclei. stroma, gap: shares of the area. lymphocytes: share among the stroma's cells. cytoplasm: amounts (h, e);
-    granules: contrast of its texture. haematoxylin, eosin: optical density of one unit of stain in red, green, blue.
-    white: the scanner's background. blur_um: standard deviation of its blur. sharpen: its overshoot.
+    share: of all annotations. positive: share of mitotic figures among them. spacing_um: smallest
+    distance between tumour nuclei. stroma, gap: shares of the area. lymphocytes: share among the
+    stroma's cells. cytoplasm: amounts (h, e);
+    granules: contrast of its texture. haematoxylin, eosin: optical density of one unit of stain in
+    red, green, blue.
+    white: the scanner's background. blur_um: standard deviation of its blur. sharpen: its
+    overshoot.
     look_alikes: weights of pyknotic, apoptotic, hyperchromatic, smudged, sliver.
     """
 
@@ -62,5 +65,7 @@ class Domain:
 @functools.cache
 def all_domains() -> tuple[Domain, ...]:
     """The domains of ``domains.yaml``, in its order."""
-    entries = yaml.safe_load((resources.files("mfcore.data.synthetic") / "domains.yaml").read_text(encoding="utf-8"))
+    entries = yaml.safe_load(
+        (resources.files("mfcore.data.synthetic") / "domains.yaml").read_text(encoding="utf-8")
+    )
     return tuple(Domain(**entry) for entry in entries)

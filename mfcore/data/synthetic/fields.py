@@ -1,7 +1,8 @@
-"""Small fields of one synthetic tissue, with the class of every nucleus px: what the synthetic downstream tasks are made of.
+"""Small fields of one synthetic tissue, with the class of every nucleus px: what the synthetic
+downstream tasks are made of.
 
-Tissues differ in the size, spacing and kind of their cells; stains and scanner vary from slide to slide more than the tissues
-differ in colour, so that colour alone doesn't tell them apart.
+Tissues differ in the size, spacing and kind of their cells; stains and scanner vary from slide to
+slide more than the tissues differ in colour, so that colour alone doesn't tell them apart.
 """
 
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import numpy as np
 
 from mfcore import streams
 from mfcore.data.synthetic import cells
-from mfcore.data.synthetic.cells import Canvas, Window
+from mfcore.data.synthetic.canvas import Canvas, Window
 from mfcore.data.synthetic.domains import Domain, Look, all_domains
 from mfcore.data.synthetic.tissue import Plan, coarse_at, draw_vacuoles, ground, lay_out, scan
 
@@ -21,9 +22,11 @@ NUCLEI = ("background", "tumour", "lymphocyte", "spindle")
 
 @dataclass(frozen=True)
 class Tissue:
-    """One tissue: the smallest distance between its nuclei, their tumour cells' radius, and how often each kind is drawn.
+    """One tissue: the smallest distance between its nuclei, their tumour cells' radius, and how
+    often each kind is drawn.
 
-    share: weights of "tumour", "lymphocyte", "spindle" and "dying" in tumour and in stroma. stroma: share of the area.
+    share: weights of "tumour", "lymphocyte", "spindle" and "dying" in tumour and in stroma. stroma:
+    share of the area.
     """
 
     spacing_um: float
@@ -45,7 +48,9 @@ MIXED = Tissue(8.8, 4.2, 0.40, (0.86, 0.14, 0.0, 0.0), (0.0, 0.35, 0.65, 0.0))
 
 
 def slide_look(seed: int, index: int) -> Domain:
-    """Stain, scanner and cell texture of slide ``index``: one of the domains', its stains' amounts and hues drawn anew."""
+    """Stain, scanner and cell texture of slide ``index``: one of the domains', its stains' amounts
+    and hues drawn anew.
+    """
     rng = streams.generator(seed, "synthetic", "slide look", index)
     domain = all_domains()[int(rng.integers(len(all_domains())))]
     strength = np.exp(rng.normal(0, 0.30, 2))
@@ -63,10 +68,14 @@ def slide_look(seed: int, index: int) -> Domain:
     )
 
 
-def draw_field(seed: int, index: int, tissue: Tissue, look: Domain, side_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """A square field: its pixels uint8 (side_px, side_px, 3), and its nuclei uint8 (side_px, side_px), values as in `NUCLEI`.
+def draw_field(
+    seed: int, index: int, tissue: Tissue, look: Domain, side_px: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A square field: its pixels uint8 (side_px, side_px, 3), and its nuclei uint8 (side_px,
+    side_px), values as in `NUCLEI`.
 
-    The same seed and index give the same field. In the mask, dying cells are background: their chromatin has no outline.
+    The same seed and index give the same field. In the mask, dying cells are background: their
+    chromatin has no outline.
     """
     domain = replace(
         look,
@@ -86,14 +95,25 @@ def draw_field(seed: int, index: int, tissue: Tissue, look: Domain, side_px: int
         )
     canvas, angles, rng = ground(seed, plan, layout)
     draw_vacuoles(canvas, 9000, rng)
-    for places, share in ((layout.stroma_px, tissue.in_stroma), (layout.tumour_px, tissue.in_tumour)):
+    for places, share in (
+        (layout.stroma_px, tissue.in_stroma),
+        (layout.tumour_px, tissue.in_tumour),
+    ):
         kinds = rng.choice(KINDS, len(places), p=share)
         for (x, y), kind, angle in zip(places, kinds, coarse_at(angles, places), strict=True):
             _draw_cell(canvas, float(x), float(y), kind, angle, domain.look, rng)
     return scan(canvas, domain, rng), canvas.truth
 
 
-def _draw_cell(canvas: Canvas, x: float, y: float, kind: str, angle: float, look: Look, rng: np.random.Generator) -> None:
+def _draw_cell(
+    canvas: Canvas,
+    x: float,
+    y: float,
+    kind: str,
+    angle: float,
+    look: Look,
+    rng: np.random.Generator,
+) -> None:
     """Draw one cell, and its nucleus into the canvas's ``truth``."""
     if kind == "dying":
         shape = cells.apoptotic if rng.random() < 0.6 else cells.pyknotic

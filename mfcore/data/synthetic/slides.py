@@ -1,12 +1,16 @@
-"""The synthetic data set of the study `demo`: made from a seed, in the form of MIDOG++, small enough for any machine.
+"""The synthetic data set of the study `demo`: made from a seed, in the form of MIDOG++, small
+enough for any machine.
 
     folder/images/001.tiff ...   tiled pyramidal JPEG TIFFs with their resolution
-    folder/annotations.json      MIDOG++'s JSON: corner boxes of 50 px, classes 1 and 2, the raters' votes
-    folder/truth.csv             what was drawn for each annotation, and how hard it is; no part of the study reads it
-    folder/begun.json, made.json what it is made from; made.json is written last and means that all is there
+    folder/annotations.json      MIDOG++'s JSON: corner boxes of 50 px, classes 1 and 2, votes
+    folder/truth.csv             what was drawn for each annotation, and how hard it is; no part
+                                 of the study reads it
+    folder/begun.json, made.json what it is made from; made.json is written last and means that
+                                 all is there
 
-The form, the domains, the scanners and the raters' agreement are those of MIDOG 2022 and MIDOG++ (Aubreville et al. 2023);
-every pixel is drawn by `mfcore.data.synthetic.tissue` and `mfcore.data.synthetic.cells`.
+The form, the domains, the scanners and the raters' agreement are those of MIDOG 2022 and MIDOG++
+(Aubreville et al. 2023); every pixel is drawn by `mfcore.data.synthetic.tissue` and
+`mfcore.data.synthetic.cells`.
 """
 
 import multiprocessing
@@ -26,33 +30,57 @@ from mfcore.data.synthetic.tissue import Plan, SyntheticError, draw, lay_out
 
 VERSION = 4
 """Raised whenever the same seed would give other pixels or annotations."""
+INFO = {
+    "description": "Synthetic: drawn by mfcore in the form of MIDOG++; no tissue was seen",
+    "version": str(VERSION),
+}
+LICENSES = [
+    {"url": "https://creativecommons.org/publicdomain/zero/1.0/deed.de", "id": 1, "name": "CC0"}
+]
 BOX_PX = 50
 JITTER_PX = 4
-"""Annotators don't hit the centre: a box is off by up to this much along each axis, in both classes alike."""
+"""A box is off its cell's centre by up to this much along each axis, in both classes alike."""
 WITHOUT_MITOSES = 0.06
 """Share of slides without mitotic figures (22 of 354 in MIDOG 2022)."""
 OFFICIAL_TEST = 0.25
-"""Share of each domain's slides that the set names as its official test slides (22 % of MIDOG++'s)."""
+"""Share of each domain's slides that are its official test slides (22 % of MIDOG++'s)."""
 MAX_PER_SLIDE = 110
 BESIDE = "tasks"
 """May be in the folder before anything else: the data of the downstream tasks."""
 RATER_ERRORS = (0.045, 0.28)
-"""How often one of the two raters errs on an easy and on a hard annotation; gives MIDOG++'s raw agreement of 0.78."""
+"""How often each of two raters errs on an easy and on a hard annotation.
+
+They agree on 0.78 of annotations, as MIDOG++'s raters do.
+"""
 THIRD_RATER = 0.4
 """The third rater's errors, relative to the first two's: who settles a dispute looks twice."""
 
 
-def make_dataset(folder: str | Path, *, seed: int, n_slides: int = 50, n_annotations: int = 2000, n_workers: int = 1) -> Path:
-    """Make the synthetic data set in ``folder``, or finish one that was interrupted; returns the folder.
+def make_dataset(
+    folder: str | Path,
+    *,
+    seed: int,
+    n_slides: int = 50,
+    n_annotations: int = 2000,
+    n_workers: int = 1,
+) -> Path:
+    """Make the synthetic data set in ``folder``, or finish one that was interrupted; returns the
+    folder.
 
-    The same seed and numbers give the same pixels and annotations with any ``n_workers``. Slides that are there are kept.
-    Raises SyntheticError for numbers that can't be met, and where ``folder`` holds anything made otherwise.
+    The same seed and numbers give the same pixels and annotations with any ``n_workers``. Slides
+    that are there are kept. Raises SyntheticError for numbers that can't be met, and where
+    ``folder`` holds anything made otherwise.
     """
     folder = Path(folder)
     if n_workers < 1:
         raise SyntheticError(f"n_workers is {n_workers}; it must be 1 or more")
     plans = plan_slides(seed, n_slides, n_annotations)
-    config = {"seed": seed, "n_slides": n_slides, "n_annotations": n_annotations, "generator": VERSION}
+    config = {
+        "seed": seed,
+        "n_slides": n_slides,
+        "n_annotations": n_annotations,
+        "generator": VERSION,
+    }
     _claim(folder, config)
     files = [folder / "images" / _file_name(plan) for plan in plans]
     record = folder / "made.json"
@@ -65,7 +93,13 @@ def make_dataset(folder: str | Path, *, seed: int, n_slides: int = 50, n_annotat
 
     missing = [(plan, file) for plan, file in zip(plans, files, strict=True) if not file.is_file()]
     drawn = _each(seed, missing, n_workers)
-    for _ in tqdm(drawn, total=n_slides, initial=n_slides - len(missing), desc="synthetic slides", unit="slide"):
+    for _ in tqdm(
+        drawn,
+        total=n_slides,
+        initial=n_slides - len(missing),
+        desc="synthetic slides",
+        unit="slide",
+    ):
         pass
     content, truth = annotate(seed, plans)
     store.write_json(folder / "annotations.json", content)
@@ -76,32 +110,45 @@ def make_dataset(folder: str | Path, *, seed: int, n_slides: int = 50, n_annotat
 
 
 def plan_slides(seed: int, n_slides: int, n_annotations: int) -> list[Plan]:
-    """Domains in equal blocks as in MIDOG; sizes, shares of annotations and of mitotic figures uneven, as in MIDOG.
+    """Domains in equal blocks as in MIDOG; sizes, shares of annotations and of mitotic figures
+    uneven, as in MIDOG.
 
     Raises SyntheticError where the slides can't hold the annotations.
     """
     if n_slides < 1 or not 0 <= n_annotations <= MAX_PER_SLIDE * n_slides:
         raise SyntheticError(
-            f"{n_annotations} annotations on {n_slides} slides: at least one slide and at most {MAX_PER_SLIDE} annotations "
-            "on each are needed; change data.n_slides or data.n_annotations"
+            f"{n_annotations} annotations on {n_slides} slides: at least one slide and at most"
+            f" {MAX_PER_SLIDE} annotations on each are needed; change data.n_slides or"
+            " data.n_annotations"
         )
     rng = streams.generator(seed, "synthetic", "plan", n_slides, n_annotations)
     known = all_domains()
     domains = [known[index * len(known) // n_slides] for index in range(n_slides)]
     weights = np.array([domain.share for domain in domains]) * np.exp(rng.normal(0, 0.55, n_slides))
     counts = _shares(weights, n_annotations)
-    positive = np.array([rng.beta(7 * domain.positive, 7 * (1 - domain.positive)) for domain in domains])
+    positive = np.array(
+        [rng.beta(7 * domain.positive, 7 * (1 - domain.positive)) for domain in domains]
+    )
     positive = np.clip(positive, 0.06, 0.94)
     positive[rng.choice(n_slides, round(WITHOUT_MITOSES * n_slides), replace=False)] = 0
     sides = 8 * rng.integers(200, 270, (n_slides, 2))
     return [
-        Plan(index, domains[index], int(sides[index, 0]), int(sides[index, 1]), int(counts[index]), float(positive[index]))
+        Plan(
+            index,
+            domains[index],
+            int(sides[index, 0]),
+            int(sides[index, 1]),
+            int(counts[index]),
+            float(positive[index]),
+        )
         for index in range(n_slides)
     ]
 
 
 def _shares(weights: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers that add up to ``total``, in proportion to ``weights``, none above MAX_PER_SLIDE."""
+    """Whole numbers that add up to ``total``, in proportion to ``weights``, none above
+    MAX_PER_SLIDE.
+    """
     counts = np.zeros(len(weights), int)
     while counts.sum() < total:
         free = counts < MAX_PER_SLIDE
@@ -114,7 +161,9 @@ def _shares(weights: np.ndarray, total: int) -> np.ndarray:
 
 
 def annotate(seed: int, plans: list[Plan]) -> tuple[dict, pd.DataFrame]:
-    """MIDOG++'s JSON for the planned slides; and the truth table: annotation_id, image_id, kind, mitotic, hard."""
+    """MIDOG++'s JSON for the planned slides; and the truth table: annotation_id, image_id, kind,
+    mitotic, hard.
+    """
     images, annotations, truth = [], [], []
     official = _official_split(seed, plans)
     for plan in plans:
@@ -133,8 +182,14 @@ def annotate(seed: int, plans: list[Plan]) -> tuple[dict, pd.DataFrame]:
         )
         layout = lay_out(seed, plan)
         rng = streams.generator(seed, "synthetic", "raters", plan.index)
-        corners = layout.tumour_px[layout.annotated] + rng.uniform(-JITTER_PX, JITTER_PX, (plan.n_annotations, 2)) - BOX_PX / 2
-        for (left, top), kind, hard in zip(corners.round().astype(int).tolist(), layout.kinds, layout.hard, strict=True):
+        corners = (
+            layout.tumour_px[layout.annotated]
+            + rng.uniform(-JITTER_PX, JITTER_PX, (plan.n_annotations, 2))
+            - BOX_PX / 2
+        )
+        for (left, top), kind, hard in zip(
+            corners.round().astype(int).tolist(), layout.kinds, layout.hard, strict=True
+        ):
             votes = _vote(rng, kind in MITOTIC, bool(hard > 0.5), plan.positive > 0)
             annotations.append(
                 {
@@ -146,21 +201,24 @@ def annotate(seed: int, plans: list[Plan]) -> tuple[dict, pd.DataFrame]:
                 }
             )
             truth.append((len(annotations), image_id, kind, kind in MITOTIC, round(float(hard), 3)))
+    truth_columns = ["annotation_id", "image_id", "kind", "mitotic", "hard"]
     content = {
-        "info": {
-            "description": "Synthetic: drawn by mfcore in the form of MIDOG++; no tissue was seen",
-            "version": str(VERSION),
-        },
-        "licenses": [{"url": "https://creativecommons.org/publicdomain/zero/1.0/deed.de", "id": 1, "name": "CC0"}],
+        "info": INFO,
+        "licenses": LICENSES,
         "images": images,
-        "categories": [{"id": 1, "name": "mitotic figure"}, {"id": 2, "name": "not mitotic figure"}],
+        "categories": [
+            {"id": 1, "name": "mitotic figure"},
+            {"id": 2, "name": "not mitotic figure"},
+        ],
         "annotations": annotations,
     }
-    return content, pd.DataFrame(truth, columns=["annotation_id", "image_id", "kind", "mitotic", "hard"])
+    return content, pd.DataFrame(truth, columns=truth_columns)
 
 
 def _official_split(seed: int, plans: list[Plan]) -> dict[int, str]:
-    """Of each slide, by index: "test" for OFFICIAL_TEST of a domain's (at least one where there are two), else "train"."""
+    """Of each slide, by index: "test" for OFFICIAL_TEST of a domain's (at least one where there are
+    two), else "train".
+    """
     split = {plan.index: "train" for plan in plans}
     for domain in dict.fromkeys(plan.domain.name for plan in plans):
         slides = [plan.index for plan in plans if plan.domain.name == domain]
@@ -171,8 +229,12 @@ def _official_split(seed: int, plans: list[Plan]) -> dict[int, str]:
 
 
 def _vote(rng: np.random.Generator, mitotic: bool, hard: bool, has_mitoses: bool) -> list[int]:
-    """Two raters' votes, 1 or 2, and a third one's where they differ; on a slide without mitoses only the first one errs."""
-    errs = (rng.random(3) < RATER_ERRORS[hard] * np.array([1, 1, THIRD_RATER])) & np.array([True, has_mitoses, has_mitoses])
+    """Two raters' votes, 1 or 2, and a third one's where they differ; on a slide without mitoses
+    only the first one errs.
+    """
+    errs = (rng.random(3) < RATER_ERRORS[hard] * np.array([1, 1, THIRD_RATER])) & np.array(
+        [True, has_mitoses, has_mitoses]
+    )
     votes = np.where(errs, 2 if mitotic else 1, 1 if mitotic else 2).tolist()
     return votes if votes[0] != votes[1] else votes[:2]
 
@@ -182,7 +244,9 @@ def _each(seed: int, missing: list[tuple[Plan, Path]], n_workers: int) -> Iterat
     if n_workers == 1 or len(missing) < 2:
         yield from map(_make_slide, repeat(seed), *zip(*missing, strict=True)) if missing else ()
         return
-    context = multiprocessing.get_context("spawn")  # a notebook's process may hold threads, which forking would break
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a notebook's process may hold threads, which forking would break
     with ProcessPoolExecutor(min(n_workers, len(missing)), mp_context=context) as pool:
         yield from pool.map(_make_slide, repeat(seed), *zip(*missing, strict=True))
 
@@ -193,7 +257,9 @@ def _make_slide(seed: int, plan: Plan, file: Path) -> None:
 
 
 def write_pyramid(path: Path, pixels: np.ndarray, um_per_px: float, n_levels: int = 3) -> None:
-    """Write uint8 (n_rows, n_columns, 3) as a tiled pyramidal TIFF (JPEG, YCbCr) that OpenSlide opens with its um/px."""
+    """Write uint8 (n_rows, n_columns, 3) as a tiled pyramidal TIFF (JPEG, YCbCr) that OpenSlide
+    opens with its um/px.
+    """
     import tifffile
 
     with tifffile.TiffWriter(path) as file:
@@ -211,7 +277,9 @@ def write_pyramid(path: Path, pixels: np.ndarray, um_per_px: float, n_levels: in
             )
             n_rows, n_columns = (side // 2 * 2 for side in pixels.shape[:2])
             even = pixels[:n_rows, :n_columns].astype(np.uint16)
-            pixels = ((even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2] + 2) // 4).astype(np.uint8)
+            pixels = (
+                (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2] + 2) // 4
+            ).astype(np.uint8)
 
 
 def _file_name(plan: Plan) -> str:
@@ -223,13 +291,19 @@ def _claim(folder: Path, config: dict) -> None:
     begun = folder / "begun.json"
     if begun.is_file():
         there = store.read_json(begun)
-        differing = [f"{key} ({there.get(key)!r}, wanted {config.get(key)!r})" for key in store.differences(there, config)]
+        differing = [
+            f"{key} ({there.get(key)!r}, wanted {config.get(key)!r})"
+            for key in store.differences(there, config)
+        ]
         if differing:
             raise SyntheticError(
-                f"{folder} holds a synthetic data set made with other settings: {', '.join(differing)}. "
-                "Remove it, or give another folder."
+                f"{folder} holds a synthetic data set made with other settings:"
+                f" {', '.join(differing)}. Remove it, or give another folder."
             )
         return
     if folder.exists() and any(place.name != BESIDE for place in folder.iterdir()):
-        raise SyntheticError(f"{folder} isn't empty and holds no synthetic data set (no begun.json); give another folder.")
+        raise SyntheticError(
+            f"{folder} isn't empty and holds no synthetic data set (no begun.json); give another"
+            " folder."
+        )
     store.write_json(begun, config)

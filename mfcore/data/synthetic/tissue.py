@@ -1,8 +1,9 @@
-"""Tissue of the synthetic slides: where cells lie, what is between them, and the pixels from stain to scanner.
+"""Tissue of the synthetic slides: where cells lie, what is between them, and the pixels from stain
+to scanner.
 
-A slide is two layers of optical density, haematoxylin and eosin (Beer-Lambert: intensity = white * 10^-(h * H + e * E)),
-then the scanner's blur, sharpening and noise. Compartments (tumour, stroma, gaps) and cytoplasm are made at half the
-resolution, nuclei at the full one.
+A slide is two layers of optical density, haematoxylin and eosin (Beer-Lambert: intensity = white *
+10^-(h * H + e * E)), then the scanner's blur, sharpening and noise. Compartments (tumour, stroma,
+gaps) and cytoplasm are made at half the resolution, nuclei at the full one.
 """
 
 from dataclasses import dataclass
@@ -13,18 +14,18 @@ from scipy.spatial import cKDTree
 
 from mfcore import streams
 from mfcore.data.synthetic import cells
-from mfcore.data.synthetic.cells import Canvas, Window
+from mfcore.data.synthetic.canvas import Canvas, Window, noise
 from mfcore.data.synthetic.domains import Domain
 
 MARGIN_PX = 32
-"""Annotated cells keep this distance from the border, so that the corner box of 50 px lies inside the slide."""
+"""Annotated cells' distance from the border, so that the box of 50 px lies inside the slide."""
 APART_UM = (36.0, 30.0, 25.0, 20.0, 17.0)
-"""Smallest distance between two annotated cells: the first that a slide has room for, so that few patches show two."""
+"""Smallest distances between two annotated cells; a slide takes the first that it has room for."""
 
 PHASES = dict(zip(cells.MITOTIC, (0.30, 0.36, 0.14, 0.20), strict=True))
 """Weights of the mitotic phases, the same in every domain."""
 HARD_SHARE = 0.42
-"""Share of annotated cells that are hard to tell; with the raters' errors it gives MIDOG++'s agreement of 0.78."""
+"""Share of annotated cells that are hard to classify."""
 
 
 class SyntheticError(ValueError):
@@ -45,7 +46,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a slide's cells lie, in level-0 px: float (n, 2) arrays of x, y; annotated cells with kind and hardness."""
+    """Where a slide's cells lie, in level-0 px: float (n, 2) arrays of x, y; annotated cells with
+    kind and hardness.
+    """
 
     stroma: np.ndarray  # (n_rows / 8, n_columns / 8)
     gap: np.ndarray  # (n_rows / 8, n_columns / 8)
@@ -58,14 +61,20 @@ class Layout:
 
 def _field(rng: np.random.Generator, shape: tuple[int, int], length: float) -> np.ndarray:
     """Smooth noise of unit variance with correlation length ``length``, in its own pixels."""
-    field = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), length, mode="wrap", truncate=3)
+    field = ndimage.gaussian_filter(
+        rng.standard_normal(shape, dtype=np.float32), length, mode="wrap", truncate=3
+    )
     return (field - field.mean()) / field.std()
 
 
 def _enlarge(field: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """``field`` stretched to ``shape``, bilinear."""
     for axis, n in enumerate(shape):
-        at = np.clip((np.arange(n, dtype=np.float32) + 0.5) * field.shape[axis] / n - 0.5, 0, field.shape[axis] - 1.001)
+        at = np.clip(
+            (np.arange(n, dtype=np.float32) + 0.5) * field.shape[axis] / n - 0.5,
+            0,
+            field.shape[axis] - 1.001,
+        )
         low = at.astype(np.intp)
         weight = np.expand_dims(at - low, 1 - axis).astype(np.float32)
         first = np.take(field, low, axis=axis)
@@ -74,7 +83,9 @@ def _enlarge(field: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _apart(points: np.ndarray, distance: float) -> np.ndarray:
-    """Indices of the points kept when each, in order, is dropped if an earlier kept one is nearer than ``distance``."""
+    """Indices of the points kept when each, in order, is dropped if an earlier kept one is nearer
+    than ``distance``.
+    """
     kept = np.ones(len(points), bool)
     for earlier, later in sorted(cKDTree(points).query_pairs(distance)):
         kept[later] &= not kept[earlier]
@@ -82,7 +93,9 @@ def _apart(points: np.ndarray, distance: float) -> np.ndarray:
 
 
 def _scatter(rng: np.random.Generator, shape: tuple[int, int], distance_px: float) -> np.ndarray:
-    """Random points (n, 2) of x, y on a slide of ``shape`` (rows, columns), none nearer to another than ``distance_px``."""
+    """Random points (n, 2) of x, y on a slide of ``shape`` (rows, columns), none nearer to another
+    than ``distance_px``.
+    """
     n_rows, n_columns = shape
     points = rng.random((int(3 * n_rows * n_columns / distance_px**2), 2)) * (n_columns, n_rows)
     return points[_apart(points, distance_px)]
@@ -90,15 +103,18 @@ def _scatter(rng: np.random.Generator, shape: tuple[int, int], distance_px: floa
 
 def coarse_at(field: np.ndarray, points_px: np.ndarray) -> np.ndarray:
     """Values, (n,), of a field on the coarse grid of 8 px at points (n, 2) of x, y."""
-    column, row = np.minimum((points_px / 8).astype(int), (field.shape[1] - 1, field.shape[0] - 1)).T
+    column, row = np.minimum(
+        (points_px / 8).astype(int), (field.shape[1] - 1, field.shape[0] - 1)
+    ).T
     return field[row, column]
 
 
 def lay_out(seed: int, plan: Plan) -> Layout:
-    """Compartments and cells of a slide; quick, so that an interrupted data set finds its annotations again.
+    """Compartments and cells of a slide; quick, so that an interrupted data set finds its
+    annotations again.
 
-    Positions are drawn before classes: where an annotated cell lies says nothing about what it is. Raises SyntheticError
-    where the slide has no room for its annotations.
+    Positions are drawn before classes: where an annotated cell lies says nothing about what it is.
+    Raises SyntheticError where the slide has no room for its annotations.
     """
     domain, um = plan.domain, plan.domain.um_per_px
     rng = streams.generator(seed, "synthetic", "layout", plan.index)
@@ -110,14 +126,18 @@ def lay_out(seed: int, plan: Plan) -> Layout:
     stroma = stroma - np.float32(np.quantile(stroma, 1 - amount))
     gap = _field(rng, coarse, 9 / coarse_um) + 0.5 * _field(rng, coarse, 4 / coarse_um)
     gap = gap + 0.9 * np.exp(-((stroma / 0.25) ** 2))  # clefts open where tumour and stroma meet
-    gap = gap - np.float32(np.quantile(gap, 1 - np.clip(domain.gap * np.exp(rng.normal(0, 0.4)), 0.01, 0.3)))
+    gap = gap - np.float32(
+        np.quantile(gap, 1 - np.clip(domain.gap * np.exp(rng.normal(0, 0.4)), 0.01, 0.3))
+    )
 
     points = _scatter(rng, shape, domain.spacing_um / um)
     points = points[coarse_at(gap, points) < -0.25]
     in_stroma = coarse_at(stroma, points) > 0
     tumour, others = points[~in_stroma], points[in_stroma]
     others = others[rng.random(len(others)) < 0.55]
-    inside = ((tumour > MARGIN_PX) & (tumour < (plan.n_columns - MARGIN_PX, plan.n_rows - MARGIN_PX))).all(axis=1)
+    inside = (
+        (tumour > MARGIN_PX) & (tumour < (plan.n_columns - MARGIN_PX, plan.n_rows - MARGIN_PX))
+    ).all(axis=1)
     solid = (coarse_at(gap, tumour) < -0.5) & (coarse_at(stroma, tumour) < -0.1)
     inside = rng.permutation(np.flatnonzero(inside & solid))
     for apart_um in APART_UM:
@@ -126,7 +146,8 @@ def lay_out(seed: int, plan: Plan) -> Layout:
             break
     else:
         raise SyntheticError(
-            f"slide {plan.index}: room for {len(room)} annotated cells, {plan.n_annotations} wanted; ask for fewer"
+            f"slide {plan.index}: room for {len(room)} annotated cells, {plan.n_annotations}"
+            " wanted; ask for fewer"
         )
     annotated = room[: plan.n_annotations]
 
@@ -135,7 +156,10 @@ def lay_out(seed: int, plan: Plan) -> Layout:
     phase = rng.choice(list(PHASES), plan.n_annotations, p=list(PHASES.values()))
     weights = np.array(domain.look_alikes) * rng.dirichlet(np.full(5, 12.0))
     other = rng.choice(list(cells.LOOK_ALIKE), plan.n_annotations, p=weights / weights.sum())
-    easy, difficult = rng.uniform(0, 0.4, plan.n_annotations), rng.uniform(0.55, 0.95, plan.n_annotations)
+    easy, difficult = (
+        rng.uniform(0, 0.4, plan.n_annotations),
+        rng.uniform(0.55, 0.95, plan.n_annotations),
+    )
     hard = np.where(rng.random(plan.n_annotations) < HARD_SHARE, difficult, easy)
     kinds = [str(p) if yes else str(o) for yes, p, o in zip(positive, phase, other, strict=True)]
     return Layout(stroma, gap, tumour, others, annotated, kinds, hard)
@@ -144,14 +168,18 @@ def lay_out(seed: int, plan: Plan) -> Layout:
 def _cytoplasm(
     centres_px: np.ndarray, shape: tuple[int, int], reach: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which cell each pixel belongs to, and distances to the nearest and second nearest cell, all in ``shape``'s pixels.
+    """Which cell each pixel belongs to, and distances to the nearest and second nearest cell, all
+    in ``shape``'s pixels.
 
     Distances are those of ellipses, one per cell, so that cells are not all alike.
     """
     first = np.full(shape, reach, np.float32)
     second = np.full(shape, reach, np.float32)
     owner = np.full(shape, len(centres_px), np.int32)
-    angle, stretch = rng.uniform(0, np.pi, len(centres_px)), np.exp(rng.normal(0, 0.16, len(centres_px)))
+    angle, stretch = (
+        rng.uniform(0, np.pi, len(centres_px)),
+        np.exp(rng.normal(0, 0.16, len(centres_px))),
+    )
     cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
     wide, narrow = stretch.astype(np.float32), (1 / stretch).astype(np.float32)
     span = int(reach * 1.15) + 1
@@ -170,21 +198,33 @@ def _cytoplasm(
     return owner, first, second
 
 
-def _ground(plan: Plan, layout: Layout, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Haematoxylin and eosin of everything but nuclei, at half the resolution; and the fibres' angle on the coarse grid."""
+def _ground(
+    plan: Plan, layout: Layout, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Haematoxylin and eosin of everything but nuclei, at half the resolution; and the fibres'
+    angle on the coarse grid.
+    """
     domain = plan.domain
     half = ((plan.n_rows + 1) // 2, (plan.n_columns + 1) // 2)
     um = 2 * domain.um_per_px
     fine, blotch = _field(rng, half, 0.5 / um), _field(rng, half, 1.6 / um)
 
-    owner, first, second = _cytoplasm(layout.tumour_px / 2, half, domain.spacing_um * 1.15 / um, rng)
-    tint = np.append(np.exp(rng.normal(0, 0.16, len(layout.tumour_px))), 0.75).astype(np.float32)[owner]
+    owner, first, second = _cytoplasm(
+        layout.tumour_px / 2, half, domain.spacing_um * 1.15 / um, rng
+    )
+    tint = np.append(np.exp(rng.normal(0, 0.16, len(layout.tumour_px))), 0.75).astype(np.float32)[
+        owner
+    ]
     border = np.exp(-((((second - first) * um) / 1.1) ** 2))
-    membrane = np.float32(rng.choice((-1, 1)) * rng.uniform(0.2, 0.55))  # borders show dark, or as fine clefts
+    membrane = np.float32(
+        rng.choice((-1, 1)) * rng.uniform(0.2, 0.55)
+    )  # borders show dark, or as fine clefts
     far = np.clip((first * um - domain.spacing_um * 0.72) / 3, 0, 1)
     texture = 1 + domain.granules * fine + 0.12 * blotch
     tumour_e = domain.cytoplasm[1] * tint * texture * (1 + membrane * border) * (1 - 0.35 * far)
-    tumour_h = domain.cytoplasm[0] * (2 - tint) * (1 + 1.8 * domain.granules * fine) * (1 - 0.5 * far)
+    tumour_h = (
+        domain.cytoplasm[0] * (2 - tint) * (1 + 1.8 * domain.granules * fine) * (1 - 0.5 * far)
+    )
 
     fibre, angles = _fibres(layout.stroma.shape, half, um, rng)
     stroma_e = domain.cytoplasm[1] * 1.05 * np.clip(1 + 0.42 * fibre, 0.06, 2)
@@ -201,39 +241,58 @@ def _ground(plan: Plan, layout: Layout, rng: np.random.Generator) -> tuple[np.nd
 def _fibres(
     coarse: tuple[int, int], half: tuple[int, int], um: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Wavy collagen: noise of about unit variance on the half grid (``um`` a pixel), and its angle on the coarse grid."""
+    """Wavy collagen: noise of about unit variance on the half grid (``um`` a pixel), and its angle
+    on the coarse grid.
+    """
     bend_um = 32
     wave = _field(rng, coarse, 45 / (4 * um)) + 0.15 * _field(rng, coarse, 8 / (4 * um))
     angle, side = rng.uniform(0, np.pi), 512
-    y, x = np.arange(half[0], dtype=np.float32)[:, None], np.arange(half[1], dtype=np.float32)[None, :]
-    across = y * np.float32(np.cos(angle)) - x * np.float32(np.sin(angle)) + _enlarge(wave, half) * (bend_um / um)
+    y, x = (
+        np.arange(half[0], dtype=np.float32)[:, None],
+        np.arange(half[1], dtype=np.float32)[None, :],
+    )
+    across = (
+        y * np.float32(np.cos(angle))
+        - x * np.float32(np.sin(angle))
+        + _enlarge(wave, half) * (bend_um / um)
+    )
     along = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
-    thin = _stretched(rng, side, 0.55 / um, 9 / um)[across.astype(np.int32) % side, along.astype(np.int32) % side]
-    thick = _stretched(rng, side, 1.7 / um, 22 / um)[(across * 0.9).astype(np.int32) % side, along.astype(np.int32) % side]
+    thin = _stretched(rng, side, 0.55 / um, 9 / um)[
+        across.astype(np.int32) % side, along.astype(np.int32) % side
+    ]
+    thick = _stretched(rng, side, 1.7 / um, 22 / um)[
+        (across * 0.9).astype(np.int32) % side, along.astype(np.int32) % side
+    ]
     slope_y, slope_x = (slope * (bend_um / (4 * um)) for slope in np.gradient(wave))
     return 0.6 * thin + 0.8 * thick, np.arctan2(np.sin(angle) - slope_x, np.cos(angle) + slope_y)
 
 
 def _stretched(rng: np.random.Generator, side: int, across: float, along: float) -> np.ndarray:
     """A periodic square of noise drawn out along its columns, of unit variance."""
-    tile = ndimage.gaussian_filter(rng.standard_normal((side, side), dtype=np.float32), (across, along), mode="wrap")
+    tile = ndimage.gaussian_filter(
+        rng.standard_normal((side, side), dtype=np.float32), (across, along), mode="wrap"
+    )
     return tile / tile.std()
 
 
 def ground(seed: int, plan: Plan, layout: Layout) -> tuple[Canvas, np.ndarray, np.random.Generator]:
-    """A slide without its cells: the canvas, the fibres' angles on the coarse grid, the stream that draws what comes next."""
+    """A slide without its cells: the canvas, the fibres' angles on the coarse grid, the stream that
+    draws what comes next.
+    """
     um = plan.domain.um_per_px
     rng = streams.generator(seed, "synthetic", "pixels", plan.index)
     shape = (plan.n_rows, plan.n_columns)
     h, e, angles = _ground(plan, layout, rng)
     fine = _field(rng, shape, 0.16 / um)
-    threads = 0.45 - np.abs(_field(rng, shape, 0.42 / um))  # ridges of noise: a mesh, as cytoplasm has it
+    threads = 0.45 - np.abs(
+        _field(rng, shape, 0.42 / um)
+    )  # ridges of noise: a mesh, as cytoplasm has it
     h, e = _enlarge(h, shape), _enlarge(e, shape)
     canvas = Canvas(
         h * (1 + 0.1 * fine + 0.22 * threads),
         e * (1 + 0.09 * fine + 0.2 * threads),
         um,
-        cells.noise(seed, um),
+        noise(seed, um),
         np.zeros(shape, np.uint8),
     )
     return canvas, angles, rng
@@ -242,7 +301,9 @@ def ground(seed: int, plan: Plan, layout: Layout) -> tuple[Canvas, np.ndarray, n
 def draw_vacuoles(canvas: Canvas, um2_each: float, rng: np.random.Generator) -> None:
     """Draw vacuoles at random places, on average one in an area of ``um2_each`` um2."""
     for _ in range(rng.poisson(canvas.h.size * canvas.um_per_px * canvas.um_per_px / um2_each)):
-        cells.vacuole(Window(canvas, *rng.random(2) * canvas.h.shape[::-1], 14, rng), rng.uniform(1.5, 5.5))
+        cells.vacuole(
+            Window(canvas, *rng.random(2) * canvas.h.shape[::-1], 14, rng), rng.uniform(1.5, 5.5)
+        )
 
 
 def draw(seed: int, plan: Plan, layout: Layout) -> np.ndarray:
@@ -274,17 +335,27 @@ def draw(seed: int, plan: Plan, layout: Layout) -> np.ndarray:
 
 
 def scan(canvas: Canvas, domain: Domain, rng: np.random.Generator) -> np.ndarray:
-    """From amounts of stain to the scanner's uint8 RGB; each slide's staining and focus vary a little about the domain's."""
+    """From amounts of stain to the scanner's uint8 RGB; each slide's staining and focus vary a
+    little about the domain's.
+    """
     strength = np.exp(rng.normal(0, 0.08, 2))
-    stains = np.array([domain.haematoxylin, domain.eosin]) * np.exp(rng.normal(0, 0.05, (2, 3))) * strength[:, None]
+    stains = (
+        np.array([domain.haematoxylin, domain.eosin])
+        * np.exp(rng.normal(0, 0.05, (2, 3)))
+        * strength[:, None]
+    )
     sigma = domain.blur_um / domain.um_per_px * np.exp(rng.normal(0, 0.1))
     image = np.empty((*canvas.h.shape, 3), np.uint8)
     for channel in range(3):
-        density = canvas.h * np.float32(stains[0, channel]) + canvas.e * np.float32(stains[1, channel])
+        density = canvas.h * np.float32(stains[0, channel]) + canvas.e * np.float32(
+            stains[1, channel]
+        )
         light = domain.white[channel] * np.exp(np.float32(-np.log(10)) * density)
         light = ndimage.gaussian_filter(light, sigma, truncate=3)
         if domain.sharpen:
-            light += domain.sharpen * (light - ndimage.gaussian_filter(light, 2 * sigma, truncate=2.5))
+            light += domain.sharpen * (
+                light - ndimage.gaussian_filter(light, 2 * sigma, truncate=2.5)
+            )
         light += rng.normal(0, 1.6) + 1.5 * rng.standard_normal(light.shape, dtype=np.float32)
         image[..., channel] = np.clip(light + 0.5, 0, 255)
     return image
