@@ -92,12 +92,31 @@ def _notes(study: Study) -> list[str]:
             f"The scanned area of {counted(len(areas), 'slide')} begins off the corner; labels "
             f"count from the corner of the {corner}."
         )
-    if slides := facts["um_per_px_said_by_study"]:
+    slides = facts["um_per_px_said_by_study"]
+    if not settings.source.has_slides:
+        notes += _notes_on_images(study.labels, settings.patches.fit, slides)
+    elif slides:
         given = [f"{slide['slide_id']} {slide['um_per_px']:g}" for slide in slides[:10]]
         names = ", ".join(given + ["..."] * (len(slides) > 10))
         count = counted(len(slides), "slide")
         notes.append(f"{count} without µm/px in the file, which the study gives: {names}.")
     return [note for note in [*notes, settings.source.note(study.labels)] if note]
+
+
+def _notes_on_images(labels: pd.DataFrame, fit: str | None, said: list[dict]) -> list[str]:
+    """How patch images became patches, and at which resolution."""
+    how = {
+        "crop": "Each patch is the centre of an image, with white around it where the image is smaller.",
+        "resize": "Each patch is a whole image, resized so that its shorter side fits, and its centre.",
+    }
+    notes = [how[fit]] if fit else []
+    if said:
+        values = " or ".join(sorted({f"{one['um_per_px']:g}" for one in said}))
+        notes.append(f"The images don't state their µm/px; the study says {values}.")
+    if n_unknown := int(labels["um_per_px"].isna().sum()):
+        images = counted(n_unknown, "image")
+        notes.append(f"The resolution of {images} is unknown: encoders see them at any scale.")
+    return notes
 
 
 # ---- arms ----

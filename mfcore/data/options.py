@@ -37,12 +37,14 @@ class Data:
 
     source: "synthetic" (made by mfcore), "midog22", "midogpp", "ccmct" (what their authors
     publish), "amibr" (AMi-Br's
-        patches), "midog" (one's own slides, labelled in MIDOG's JSON), "csv" (one's own slides,
+        patches), "images" (one's own patch images), "geojson" (one's own slides, labelled in
+        QuPath), "midog" (one's own slides, labelled in MIDOG's JSON), "csv" (one's own slides,
         labelled in a table).
     positive, negative: what class 1 and class 0 are called in tables and figures.
     um_per_px: resolution of slides that don't state their own; None refuses such slides.
     um_per_px_by_scanner: the same, for slides of one scanner; goes before ``um_per_px``.
-    label_values: how a table (source "csv") writes class 0 and class 1.
+    label_values: how a table (source "csv") writes class 0 and class 1; sources "images" and
+        "geojson" write them as ``negative`` and ``positive`` unless this says otherwise.
     origin: where labels count px from: "slide", OpenSlide's corner of level 0; "scanned_area", the
     corner of what was scanned
         (``openslide.bounds-x``, ``-y``), as QuPath counts on MRXS and SCN. None counts as "slide",
@@ -60,6 +62,16 @@ class Data:
     seed: Whole = 1
     n_slides: Whole = 50
     n_annotations: Whole = 2000
+
+    @property
+    def written(self) -> tuple[str, str]:
+        """How class 0 and class 1 are written, in a table or as names of folders."""
+        names_classes = SOURCES[self.source].names_classes
+        return (
+            (self.negative, self.positive)
+            if names_classes and self.label_values == ("0", "1")
+            else self.label_values
+        )
 
     @model_validator(mode="after")
     def _agree(self) -> "Data":
@@ -81,6 +93,10 @@ class Patches:
     """Patches: ``size_px`` at ``um_per_px`` is what encoders see; ``stored_px`` >= size_px leaves a
     margin for rotation.
 
+    fit: how a patch image (source "images") becomes ``stored_px`` square. None: it is already.
+    "crop":
+        brought to ``um_per_px`` where its own is known, then its centre, with white around it where
+        it is smaller. "resize": its shorter side becomes ``stored_px``, then its centre.
     at_border: where an annotation lies so near its slide's border that those ``size_px`` reach over
     it: "white" fills
         what is outside with white; "shift" moves the patch inward until they fit. One rule for
@@ -91,6 +107,7 @@ class Patches:
     um_per_px: UmPerPx | None = 0.25
     stored_px: Count | None = None
     at_border: Literal["white", "shift"] = "white"
+    fit: Literal["crop", "resize"] | None = None
 
     @model_validator(mode="after")
     def _hold(self) -> "Patches":

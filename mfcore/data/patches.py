@@ -174,7 +174,7 @@ def extract(
         table.loc[rows, "um_per_px"] = job.um_per_px
     if reading.origin == "scanned_area":
         table[["x_l0_px", "y_l0_px"]] += scanned_at
-    shifted = (centres != table[["x_l0_px", "y_l0_px"]].to_numpy()).any(axis=1)
+    shifted = (np.abs(centres - table[["x_l0_px", "y_l0_px"]]) > 0).any(axis=1)
     if scanned_at.any():
         table[SCANNED_AT] = scanned_at
     areas = _areas(table)
@@ -188,7 +188,9 @@ def extract(
         read_all(partial, run.path("progress.txt"), jobs, folder, reading, n_workers)
         partial.replace(run.path("patches.npy"))
     store.write_parquet(run.path("labels.parquet"), table)
-    by_study = table[~is_stated & (table["um_per_px"] > 0)].drop_duplicates("slide_id")
+    by_study = table[~is_stated & (table["um_per_px"] > 0)].drop_duplicates(
+        ["scanner", "um_per_px"] if reading.are_images else "slide_id"
+    )
     run.finish(
         ["labels.parquet", "patches.npy"],
         n_patches=len(table),

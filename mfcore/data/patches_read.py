@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 from tqdm.contrib.concurrent import thread_map
 
@@ -47,10 +47,10 @@ class Reading:
     stored_px: side of a patch in px. size_px: side of its central part that encoders see.
     um_per_px: resolution to which slides are resampled; None: as scanned. outside: grey value of
     what lies outside a slide. shifts_inward: move a patch inward at its slide's border until its
-    central part fits. are_images: the files are patch images, which are neither resampled nor
-    moved. slide_um_per_px, um_per_px_by_scanner: resolution of slides that don't state their own;
-    that of the scanner goes first. origin: where labels count px from, one of
-    `mfcore.data.options.ORIGINS`; None counts from the slide's corner, and warns.
+    central part fits. are_images: the files are patch images. fit: how these become ``stored_px``
+    square, as `mfcore.data.options.Patches`. slide_um_per_px, um_per_px_by_scanner: resolution of
+    slides that don't state their own; that of the scanner goes first. origin: where labels count px
+    from, one of `mfcore.data.options.ORIGINS`; None counts from the slide's corner, and warns.
     """
 
     stored_px: int = 224
@@ -59,6 +59,7 @@ class Reading:
     outside: int = 255
     shifts_inward: bool = False
     are_images: bool = False
+    fit: str | None = None
     slide_um_per_px: float | None = None
     um_per_px_by_scanner: Mapping[str, float] = field(default_factory=dict)
     origin: str | None = None
@@ -90,7 +91,7 @@ class Job:
     centres: np.ndarray
     order: np.ndarray
     um_per_px: float | np.ndarray
-    is_stated: bool = False
+    is_stated: bool | np.ndarray = False
     n_over_edge: int = 0
     scanned_at_px: tuple[int, int] = (0, 0)
 
@@ -101,27 +102,7 @@ def look(table: pd.DataFrame, folder: Path, reading: Reading, n_workers: int) ->
     """
     shown = {"max_workers": n_workers, "desc": "slides checked", "unit": "slide", "leave": False}
     if reading.are_images:
-        stated, wanted = reading.slide_um_per_px, reading.um_per_px
-        if stated and wanted and abs(stated / wanted - 1) > SAME_RESOLUTION:
-            raise PatchError(
-                f"patch images are not resampled: data.um_per_px is {stated}, patches.um_per_px"
-                f" {wanted}; make them equal"
-            )
-        _refuse(
-            thread_map(
-                lambda file: _image_problem(folder / file, reading.stored_px),
-                table["file"],
-                **shown,
-            )
-        )
-        um_per_px = (
-            table["scanner"]
-            .astype(str)
-            .map(dict(reading.um_per_px_by_scanner))
-            .fillna(stated or np.nan)
-        )
-        centres = table[["x_l0_px", "y_l0_px"]].to_numpy(float)
-        return [Job(table, centres, np.arange(len(table)), um_per_px.to_numpy(float))]
+        return [_look_at_images(table, folder, reading, shown)]
 
     def look_at(rows: pd.DataFrame) -> Job | str:
         try:
@@ -167,20 +148,69 @@ def _refuse(problems: list[str]) -> None:
         )
 
 
-def _image_problem(file: Path, size_px: int) -> str:
+def _look_at_images(table: pd.DataFrame, folder: Path, reading: Reading, shown: dict) -> Job:
+    """All patch images as one job; raises one PatchError for all images that can't be used."""
+    scanners = table["scanner"].astype(str).map(dict(reading.um_per_px_by_scanner))
+    said = scanners.fillna(reading.slide_um_per_px or np.nan)
+    um_per_px = table["um_per_px"].fillna(said).to_numpy(float)
+    wanted, unknown = reading.um_per_px, np.isnan(um_per_px)
+    if wanted and unknown.any():
+        raise PatchError(
+            f"{folder}: {unknown.sum():,} of {len(table):,} images don't state their um/px; say"
+            " data.um_per_px, give the table a column um_per_px, or set patches: {um_per_px:"
+            " null}"
+        )
+    if wanted and not reading.fit:
+        other = np.unique(um_per_px[np.abs(um_per_px / wanted - 1) > SAME_RESOLUTION])
+        if len(other):
+            raise PatchError(
+                f"{folder}: images have {', '.join(f'{one:g}' for one in other[:5])} um/px,"
+                f" patches.um_per_px is {wanted}; make them equal, or resample the images by"
+                " patches: {fit: crop}"
+            )
+    if reading.fit == "resize" and table["x_l0_px"].notna().any():
+        raise PatchError(
+            f"{folder}: x and y say where images lie on their slides, but with patches.fit: resize"
+            " nothing says how far each reaches; leave these columns out, or set fit: crop"
+        )
+    files = [folder / file for file in table["file"]]
+    _refuse(thread_map(lambda file: _image_problem(file, reading), files, **shown))
+    centres = table[["x_l0_px", "y_l0_px"]].to_numpy(float)
+    return Job(table, centres, np.arange(len(table)), um_per_px, ~table["um_per_px"].isna())
+
+
+def _image_problem(file: Path, reading: Reading) -> str:
     """The problem of a patch image, "" without one."""
     try:
         with Image.open(file) as image:
-            shape, mode = image.size, image.mode
-    except OSError as error:
+            shape, mode, n_frames = image.size, image.mode, getattr(image, "n_frames", 1)
+    except (OSError, Image.DecompressionBombError) as error:
         return f"{file}: not an image that can be read ({error}); fetch it again"
-    if shape == (size_px, size_px) and mode == "RGB":
+    if mode != "RGB" or n_frames > 1:
+        return f"{file}: {mode}, {n_frames} frames; save it as one image of 8 bit RGB"
+    side = reading.stored_px
+    if reading.fit or shape == (side, side):
         return ""
     return (
-        f"{file}: {shape[0]} x {shape[1]} px, {mode}; the study stores {size_px} px, RGB (set"
-        " patches.size_px to the images' side, and each network's input_px so that its rotated"
-        " crop fits)"
+        f"{file}: {shape[0]} x {shape[1]} px, the study stores {side} px; set patches.size_px to"
+        " the images' side (and each network's input_px so that its rotated crop fits), or"
+        " patches.fit: crop (the centre) or resize (the whole image)"
     )
+
+
+def _fitted(image: Image.Image, um_per_px: float, reading: Reading) -> Image.Image:
+    """A patch image as ``reading.fit`` says, RGB, ``stored_px`` square."""
+    side = reading.stored_px
+    if reading.fit == "resize":
+        return ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+    if reading.um_per_px and abs(um_per_px / reading.um_per_px - 1) > SAME_RESOLUTION:
+        scale = um_per_px / reading.um_per_px
+        size = [max(1, round(length * scale)) for length in image.size]
+        image = image.resize(size, Image.Resampling.BICUBIC)  # antialiased
+    left, top = ((length - side) // 2 for length in image.size)
+    fitted = Image.new("RGB", (side, side), (reading.outside,) * 3)
+    fitted.paste(image, (-left, -top))
+    return fitted
 
 
 def read_all(
@@ -248,12 +278,14 @@ def _read(job: Job, places: np.ndarray, folder: Path, reading: Reading) -> list[
                 slide.read(*job.centres[i], reading.stored_px, reading.um_per_px) for i in places
             ]
     patches = []
-    for file in job.rows["file"].iloc[places]:
+    for i in places:
+        file = folder / job.rows["file"].iloc[i]
         try:
-            with Image.open(folder / file) as image:
-                patches.append(np.asarray(image))
+            with Image.open(file) as image:
+                fitted = _fitted(image, job.um_per_px[i], reading) if reading.fit else image
+                patches.append(np.asarray(fitted))
         except OSError as error:
-            raise PatchError(f"{folder / file}: damaged ({error}); fetch it again") from None
+            raise PatchError(f"{file}: damaged ({error}); fetch it again") from None
     return patches
 
 

@@ -132,6 +132,10 @@ def _set_own_encoders_apart(content: dict, folder: Path) -> list[str]:
 def _patches(study: Settings) -> Iterator[str]:
     if study.patches.um_per_px is None and study.switches.resolution == "target" and study.source.has_slides:
         yield "patches.um_per_px: resolution 'target' needs a value; or set switches.resolution: native"
+    if study.patches.fit and study.source.has_slides:
+        yield f"patches.fit: is for patch images; data.source {study.source.name} has slides, leave the key out"
+    if study.patches.fit == "resize" and study.patches.um_per_px is not None:
+        yield "patches.um_per_px: with fit: resize each image has a resolution of its own; set um_per_px: null"
 
 
 def _arms(study: Settings) -> Iterator[str]:

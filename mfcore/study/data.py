@@ -45,7 +45,7 @@ def prepare(study: Settings, folder: str | Path, n_workers: int = 1, hosts: Mapp
 
 def load_labels(study: Settings, folder: str | Path, check_files: bool = True) -> pd.DataFrame:
     """The label table of the study's data folder, as `labels.table.load`."""
-    return labels.load(study.source, folder, study.data.label_values, check_files)
+    return labels.load(study.source, folder, study.data.written, check_files)
 
 
 # ---- patches ----
@@ -70,6 +70,7 @@ def reading_of(study: Settings) -> Reading:
         slide_um_per_px=data.um_per_px,
         um_per_px_by_scanner=data.um_per_px_by_scanner,
         origin=data.origin,
+        fit=study.patches.fit,
     )
 
 
@@ -80,14 +81,16 @@ def _is_black_outside(study: Settings) -> bool:
 def patches_config(study: Settings) -> dict:
     """What decides the patches, and enters the hash: everything of data and patches but the names of the classes.
 
-    Patches that come as images are neither resampled nor do they lie at a slide's border. The origin of labels enters only
+    Patches that come as images are resampled by ``patches.fit`` alone and don't lie at a slide's border. The origin of labels enters only
     where it isn't the slide's.
     """
     left_out = ("positive", "negative") if study.data.origin == "scanned_area" else ("positive", "negative", "origin")
     data = {key: value for key, value in as_dict(study.data).items() if key not in left_out}
     stored = {**as_dict(study.patches), "stored_px": study.stored_px}
+    if study.patches.fit is None:
+        del stored["fit"]
     border = {"border": "black"} if _is_black_outside(study) else {}
-    resolution = study.switches.resolution if study.source.has_slides else "target"
+    resolution = study.switches.resolution if study.source.has_slides or study.patches.fit else "target"
     return {"data": data, "patches": stored, "resolution": resolution, **border}
 
 

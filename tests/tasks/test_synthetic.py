@@ -6,7 +6,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import balanced_accuracy_score
 
 from mfcore.data.synthetic import fields
-from mfcore.data.synthetic.cells import Canvas, noise
+from mfcore.data.synthetic.canvas import Canvas, noise
 from mfcore.data.synthetic.slides import make_dataset
 from mfcore.tasks import registry, synthetic
 from mfcore.tasks.task import COLUMNS, SPLITS, TaskError

@@ -42,7 +42,7 @@ def read(file: Path, label_values: tuple[str, ...]) -> pd.DataFrame:
     semicolons or tabs; with the last two a comma may be the decimal point. label_values: how class
     0 and class 1 are written. Raises LabelError with the lines that can't be.
     """
-    rows = _lines(file)
+    rows = lines(file)
     if "file" not in rows:
         rows = rows.rename(columns={"filename": "file"})
     missing = [name for name in REQUIRED if name not in rows]
@@ -74,7 +74,7 @@ def read(file: Path, label_values: tuple[str, ...]) -> pd.DataFrame:
             "x_l0_px": rows["x"].astype(float),
             "y_l0_px": rows["y"].astype(float),
             "votes": [
-                np.array([label_values.index(v) for v in _cast(votes)], dtype=np.int8)
+                np.array([label_values.index(v) for v in cast(votes)], dtype=np.int8)
                 for votes in rows["votes"]
             ],
             "official_split": rows["split"],
@@ -83,7 +83,7 @@ def read(file: Path, label_values: tuple[str, ...]) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
-def _cast(votes: str) -> list[str]:
+def cast(votes: str) -> list[str]:
     """The single votes of a cell."""
     return [vote.strip() for vote in re.split("[/;]", votes)] if votes else []
 
@@ -109,20 +109,9 @@ def _problems(rows: pd.DataFrame, label_values: tuple[str, ...]) -> list[str]:
                 wrong.append(
                     f"this place on this slide stands there twice, first on line {line_at[place]}"
                 )
-        if row["label"] not in label_values:
-            wrong.append(
-                f"label is {row['label']!r}, expected {' or '.join(label_values)} (data:"
-                " {label_values: [...]})"
-            )
         if not is_file_name(row["file"]):
             wrong.append(f"file is {row['file']!r}, expected a file's name without a folder")
-        if not set(_cast(row["votes"])) <= set(label_values):
-            wrong.append(f"votes are {row['votes']!r}, expected such as {'/'.join(label_values)}")
-        if row["split"] not in SPLITS:
-            wrong.append(f"split is {row['split']!r}, expected train, val, test or nothing")
-        if has_domains and not row["domain"]:
-            wrong.append("domain is empty; give each line one, or leave the column out")
-        wrong += filter(None, [wrong_domain(row["domain"])])
+        wrong += wrong_values(row, label_values, has_domains)
         first_line, first = first_of.setdefault(row["file"], (line, row))
         wrong += [
             f"{key} is {row[key]!r}, on line {first_line} the same slide's is {first[key]!r}"
@@ -138,6 +127,29 @@ def _problems(rows: pd.DataFrame, label_values: tuple[str, ...]) -> list[str]:
     return problems
 
 
+def wrong_values(
+    row: dict[str, str], label_values: tuple[str, ...], has_domains: bool
+) -> list[str]:
+    """The problems of a row's ``label``, ``votes``, ``split`` and ``domain``.
+
+    has_domains: whether any row of the table names a domain.
+    """
+    wrong = []
+    if row["label"] not in label_values:
+        wrong.append(
+            f"label is {row['label']!r}, expected {' or '.join(label_values)} (data:"
+            " {label_values: [...]})"
+        )
+    if not set(cast(row["votes"])) <= set(label_values):
+        wrong.append(f"votes are {row['votes']!r}, expected such as {'/'.join(label_values)}")
+    if row["split"] not in SPLITS:
+        wrong.append(f"split is {row['split']!r}, expected train, val, test or nothing")
+    if has_domains and not row["domain"]:
+        wrong.append("domain is empty; give each line one, or leave the column out")
+    wrong += filter(None, [wrong_domain(row["domain"])])
+    return wrong
+
+
 def read_as_released(file: Path, label_values: tuple[str, str]) -> pd.DataFrame:
     """The rows of a table of the released code (``x, y, label, filename`` and, in some,
     ``tumortype``).
@@ -147,7 +159,7 @@ def read_as_released(file: Path, label_values: tuple[str, str]) -> pd.DataFrame:
     label_values: how this table writes class 0 and class 1. Raises LabelError with the lines that
     can't be.
     """
-    rows = _lines(file)
+    rows = lines(file)
     needed = ("x", "y", "label", "filename")
     missing = [name for name in needed if name not in rows]
     if missing:
@@ -171,7 +183,7 @@ def read_as_released(file: Path, label_values: tuple[str, str]) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
-def _lines(file: Path) -> pd.DataFrame:
+def lines(file: Path) -> pd.DataFrame:
     """A table as text, divided by what its header has most of; the index is the line in the file.
 
     Empty lines, and empty columns that a spreadsheet writes behind the others, are left out.

@@ -30,6 +30,7 @@ RESERVED = {
     SUM: "the last row of a table",
     FEW_CASES: "the domains that are too small to divide",
 }
+REST = "rest"  # as the name of a class: every label that isn't the other class's
 SPLITS = ("", "train", "val", "test")
 # level-0 px from the slide's edge to a centre outside: half of MIDOG's box; real labels need 5
 MAX_OFF_SLIDE_PX = 25.0
@@ -46,6 +47,21 @@ def refuse(file: Path, problems: list[str], remedy: str) -> None:
     if problems:
         more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise LabelError(f"{file}: {remedy}\n  " + "\n  ".join(problems[:10]) + more)
+
+
+def as_classes(place: Path, labels: pd.Series, label_values: tuple[str, ...]) -> pd.Series:
+    """Labels with REST for all that it stands for; raises LabelError for labels of other classes.
+    """
+    if REST in label_values:
+        labels = labels.where(labels.isin(label_values), REST)
+    if set(labels) - set(label_values):
+        counts = ", ".join(f"{name!r} ({n:,})" for name, n in labels.value_counts().items())
+        raise LabelError(
+            f"{place}: expected the classes {' and '.join(map(repr, label_values))}, there are"
+            f" {counts}; say data: {{positive: ..., negative: ...}} as they are written here, with"
+            f" negative: {REST} to compare one class with all others"
+        )
+    return labels
 
 
 def wrong_domain(domain: str) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mfcore.data.labels import amibr, csv, midog, sqlite
+from mfcore.data.labels import amibr, csv, geojson, images, midog, sqlite
 
 # Reads label files (the main one first), given how a table writes class 0 and class 1, and whether
 # slides or patch images must be there. Returns the rows of a label table;
@@ -55,8 +55,10 @@ class Source:
     beside: names of more label files, alternatives in one group; a group is read only where the one
     before it is there.
     editions: suffixes under which a slide may lie, whatever the label file says.
-    has_slides: False where the data are patch images, which are neither resampled nor cut from
-    anything.
+    has_slides: False where the data are patch images, which aren't cut from anything.
+    has_class_folders: without a label file, the folder that an image lies in is its label.
+    has_file_per_slide: labels are read from all files that match. names_classes: labels are written
+    as the classes' names unless the study's ``label_values`` say otherwise.
     is_synthetic: mfcore makes the data. is_published: `mfcore.data.downloads` fetches them.
     archive: the one archive that holds all of the data, where they are published so.
     published: tables in ``mfcore/analysis/published/`` with published values for the question that
@@ -71,6 +73,9 @@ class Source:
     beside: tuple[tuple[str, ...], ...] = ()
     editions: tuple[str, ...] = ()
     has_slides: bool = True
+    has_class_folders: bool = False
+    has_file_per_slide: bool = False
+    names_classes: bool = False
     is_synthetic: bool = False
     is_published: bool = False
     archive: Archive | None = None
@@ -141,6 +146,25 @@ SOURCES = {
                 kept=r"AMI-BR\.csv|patches/(normal|atypical)/[^/]+\.png",
             ),
             published=PUBLISHED_AMIBR,
+        ),
+        Source(
+            name="images",
+            title="own patch images",
+            main_files=("images.csv", "*.csv", "*.tsv"),
+            read=lambda files, values, check: images.read(files[0], values, check),
+            has_slides=False,
+            has_class_folders=True,
+            names_classes=True,
+        ),
+        Source(
+            name="geojson",
+            title="own slides",
+            main_files=("*.geojson",),
+            read=lambda files, values, check: geojson.read(files, values),
+            beside=((geojson.SLIDES,),),
+            editions=geojson.SUFFIXES,
+            has_file_per_slide=True,
+            names_classes=True,
         ),
         Source(
             name="csv",

@@ -26,11 +26,13 @@ SLIDE_FOLDERS = ("images", "", "WSI")
 def files_of(source: Source, folder: str | Path) -> tuple[Path, ...]:
     """Every label file that `load` reads, the main one first; raises LabelError where there is
     none, or which is unclear.
+
+    Empty where images lie in a folder a class, without a label file.
     """
     folder = Path(folder)
     for pattern in source.main_files:
         found = sorted(folder.glob(pattern))
-        if len(found) > 1:
+        if len(found) > 1 and not source.has_file_per_slide:
             names = ", ".join(file.name for file in found)
             raise LabelError(
                 f"{folder}: more than one label file: {names}; keep the one that is meant"
@@ -38,6 +40,8 @@ def files_of(source: Source, folder: str | Path) -> tuple[Path, ...]:
         if found:
             break
     else:
+        if source.has_class_folders and folder.is_dir():
+            return ()
         fetch = "; it is published: make data fetches it" if source.is_published else ""
         expected = f"expected one of {', '.join(source.main_files)} (source {source.name!r})"
         raise LabelError(f"{folder}: no label file; {expected}{fetch}")
@@ -58,19 +62,21 @@ def load(
     """The labels of a data source, one row an annotation, columns `COLUMNS`; ``patch_id`` counts
     the rows.
 
-    label_values: how a table (source "csv") writes class 0 and class 1.
-    ``um_per_px`` is NaN: it is known when slides are read. ``votes`` has a rater's vote each, int8,
-    1 positive, and none where they aren't published; ``official_split`` the authors' own ("train",
-    "val", "test" or empty); ``scanner``, ``lab`` and ``species`` are empty where unknown.
-    ``check_files`` False reads labels where there are no slides. Raises LabelError, with up to ten
-    problems at once.
+    label_values: how a table or folders (sources "csv", "images") write class 0 and class 1.
+    ``um_per_px`` is NaN for slides: it is known when slides are read. ``votes`` has a rater's vote
+    each, int8, 1 positive, and none where they aren't published; ``official_split`` the authors'
+    own ("train", "val", "test" or empty); ``scanner``, ``lab`` and ``species`` are empty where
+    unknown. ``check_files`` False reads labels where there are no slides. Raises LabelError, with
+    up to ten problems at once.
     """
     folder = Path(folder)
-    files = files_of(source, folder)
+    files = files_of(source, folder) or (folder,)
     main, table = files[0], source.read(files, label_values, check_files)
     for column in ("scanner", "lab", "species", "official_split"):
         if column not in table:
             table[column] = ""
+    if "um_per_px" not in table:
+        table["um_per_px"] = np.nan
     if "votes" not in table:
         table["votes"] = [np.empty(0, dtype=np.int8)] * len(table)
     if "file" not in table:
@@ -80,7 +86,7 @@ def load(
         raise LabelError(f"{main}: every annotation is of one class; a study needs both")
     table.insert(0, "patch_id", np.arange(len(table), dtype=np.int64))
     types = {"label": np.int8, "x_l0_px": float, "y_l0_px": float, "um_per_px": float}
-    return table.assign(um_per_px=np.nan).astype(types)[list(COLUMNS)]
+    return table.astype(types)[list(COLUMNS)]
 
 
 def _files(
@@ -91,7 +97,7 @@ def _files(
     """
     places, missing = {}, []
     for name, n in names.value_counts(sort=False).items():
-        alike = [name, *(Path(name).stem + suffix for suffix in suffixes)]
+        alike = [name, *(base + suffix for base in (name, Path(name).stem) for suffix in suffixes)]
         candidates = [f"{base}/{file}".lstrip("/") for file in alike for base in SLIDE_FOLDERS]
         places[name] = next((place for place in candidates if (folder / place).is_file()), name)
         if not (folder / places[name]).is_file():

@@ -18,7 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mfcore.data.synthetic import slides as synthetic
-from mfcore.data.synthetic.cells import LOOK_ALIKE, MITOTIC, Canvas, Window, noise
+from mfcore.data.synthetic.canvas import Canvas, Window, noise
+from mfcore.data.synthetic.cells import LOOK_ALIKE, MITOTIC
 from mfcore.data.synthetic.domains import all_domains
 from mfcore.data.synthetic.slides import SyntheticError, make_dataset, plan_slides
 from mfcore.data.synthetic.tissue import APART_UM, MARGIN_PX, _apart, draw, lay_out

@@ -1,0 +1,173 @@
+"""QuPath's GeoJSON: points and boxes with a classification as labels, and scores for QuPath to
+show.
+
+One file a slide, named as the slide: ``A.svs.geojson`` or ``A.geojson``. Where there is a table
+``slides.csv``, it says what is known of the slides: ``file`` and any of OF_A_SLIDE. Form: QuPath's
+own reader and writer (QuPathTypeAdapters.java of QuPath 0.5); places are px of the full resolution.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mfcore.data.labels import csv
+from mfcore.data.labels.schema import (
+    MAX_OFF_SLIDE_PX,
+    SPLITS,
+    LabelError,
+    as_classes,
+    refuse,
+    wrong_domain,
+)
+from mfcore.store.text import TwiceError, parse_json
+
+OF_A_SLIDE = ("case", "domain", "scanner", "lab", "species", "split")
+SLIDES = "slides.csv"
+BOX_PX = 50  # side of the boxes that are written, as MIDOG's
+COLOURS = ((0, 114, 178), (213, 94, 0))  # of class 0 and class 1, Okabe and Ito 2008
+SUFFIXES = (
+    ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".dcm", ".png"
+)  # fmt: skip
+
+
+def read(files: tuple[Path, ...], label_values: tuple[str, ...]) -> pd.DataFrame:
+    """The rows of GeoJSON files, a row a point or shape.
+
+    A point is an annotation's centre; of any other shape the centre is that of its bounding box. A
+    feature with several points is several annotations. The label is the classification's name.
+    label_values: how class 0 and class 1 are written; `schema.REST` for all but the other class.
+    Raises LabelError with all features and slides that can't be used.
+    """
+    of_slides = [file for file in files if file.name == SLIDES]
+    rows, problems = [], []
+    for file in files:
+        if file not in of_slides:
+            for place, label, centre in _features(file):
+                if isinstance(centre, str):
+                    problems.append(f"{place}: {centre}")
+                else:
+                    rows.append((file.stem, label, *centre))
+    folder = files[0].parent
+    refuse(folder, problems, "features that can't be used; correct or remove them in QuPath:")
+    table = pd.DataFrame(rows, columns=["file_name", "label", "x_l0_px", "y_l0_px"])
+    if table.empty:
+        raise LabelError(
+            f"{folder}: no annotation in any .geojson; a study needs some of both classes"
+        )
+    table["label"] = as_classes(folder, table["label"], label_values)
+    places = table[table.duplicated(["file_name", "x_l0_px", "y_l0_px"])]
+    twice = [f"{row.file_name}: ({row.x_l0_px:g}, {row.y_l0_px:g})" for row in places.itertuples()]
+    refuse(folder, twice, "places that are annotated twice; remove one:")
+    table["label"] = table["label"].map(label_values.index)
+    slides = _slides(of_slides[0], set(table["file_name"])) if of_slides else pd.DataFrame()
+    slides = slides.reindex(index=table["file_name"], columns=OF_A_SLIDE, fill_value="")
+    slides = slides.reset_index(drop=True)
+    stems = table["file_name"].map(_without_suffix)
+    return table.assign(
+        slide_id=table["file_name"],
+        case_id=slides["case"].where(slides["case"] != "", stems),
+        domain=slides["domain"].where(slides["domain"] != "", csv.ONE_DOMAIN),
+        official_split=slides["split"],
+        **{name: slides[name] for name in ("scanner", "lab", "species")},
+    )
+
+
+def _without_suffix(name: str) -> str:
+    return name[: -len(Path(name).suffix)] if name.lower().endswith(SUFFIXES) else name
+
+
+def _features(file: Path) -> Iterator[tuple[str, str, tuple[float, float] | str]]:
+    """Place in the file, label, and centre of each annotation, or what is wrong with it."""
+    try:
+        content = parse_json(file.read_text(encoding="utf-8-sig"))
+    except TwiceError as error:
+        raise LabelError(f"{file}: {error}") from None
+    except ValueError as error:
+        raise LabelError(f"{file}: not GeoJSON ({error}); export it again") from None
+    if isinstance(content, dict):  # a collection, or a single feature
+        content = content.get("features", [content])
+    for i, feature in enumerate(content):
+        place = f"{file.name}, feature {i}"
+        try:
+            classification = (feature.get("properties") or {}).get("classification") or {}
+            label = classification.get("name") or ": ".join(classification.get("names", ()))
+            geometry = feature["geometry"]
+            points = np.array(_points(geometry["coordinates"]), dtype=float)  # (n, 2)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            yield place, "", "no GeoJSON feature with a geometry of px"
+            continue
+        if not len(points) or not np.isfinite(points).all():
+            yield place, "", "its geometry has no place"
+        elif geometry["type"] == "LineString":
+            yield place, "", "a line is no annotation of a cell; expected a point or a box"
+        elif not label:
+            yield place, "", "without a classification"
+        elif points.min() < -MAX_OFF_SLIDE_PX:
+            yield place, "", f"lies more than {MAX_OFF_SLIDE_PX:g} px off the slide"
+        elif geometry["type"] in ("Point", "MultiPoint"):
+            for x, y in points.tolist():
+                yield place, label, (x, y)
+        else:
+            x, y = ((points.min(axis=0) + points.max(axis=0)) / 2).tolist()
+            yield place, label, (x, y)
+
+
+def _points(coordinates: list) -> list[list[float]]:
+    """All points of a geometry's coordinates, however deep they lie."""
+    if coordinates and not isinstance(coordinates[0], list):
+        return [coordinates[:2]]
+    return [point for inner in coordinates for point in _points(inner)]
+
+
+def _slides(file: Path, names: set[str]) -> pd.DataFrame:
+    """What the table of slides says, by the name of a slide's GeoJSON file without ``.geojson``."""
+    rows = csv.lines(file)
+    unknown = [name for name in rows if name not in ("file", *OF_A_SLIDE)]
+    if "file" not in rows or unknown:
+        raise LabelError(
+            f"{file}: needed is the column file, and there may be {list(OF_A_SLIDE)}; rename or"
+            f" remove {unknown}"
+        )
+    rows = rows.reindex(columns=["file", *OF_A_SLIDE], fill_value="")
+    has_domains = (rows["domain"] != "").any()
+    problems = []
+    for line, row in zip(rows.index, rows.to_dict("records"), strict=True):
+        if row["split"] not in SPLITS:
+            problems.append(f"line {line}: split is {row['split']!r}, expected train, val or test")
+        if has_domains and not row["domain"]:
+            problems.append(f"line {line}: domain is empty; give each slide one, or none")
+        if wrong := wrong_domain(row["domain"]):
+            problems.append(f"line {line}: {wrong}")
+    rows["name"] = [n if n in names else _without_suffix(n) for n in rows["file"]]
+    problems += [f"{name} stands there twice" for name in rows["name"][rows["name"].duplicated()]]
+    problems += [f"without a line for {name}" for name in sorted(names - set(rows["name"]))]
+    refuse(file, problems, "lines that can't be used; correct them:")
+    return rows.set_index("name")
+
+
+def write(
+    table: pd.DataFrame, file: Path, names: tuple[str, str], measurements: tuple[str, ...]
+) -> None:
+    """Write annotations of one slide as detections that QuPath imports by dragging the file onto
+    it.
+
+    table: ``x_l0_px``, ``y_l0_px``, ``label`` (0 or 1) and the columns ``measurements``, numbers.
+    names: what class 0 and class 1 are called. Each annotation is a box of BOX_PX.
+    """
+    features = []
+    for row in table.to_dict("records"):
+        x, y, half = row["x_l0_px"], row["y_l0_px"], BOX_PX / 2
+        corners = [(-half, -half), (half, -half), (half, half), (-half, half), (-half, -half)]
+        classification = {"name": names[row["label"]], "color": COLOURS[row["label"]]}
+        properties = {
+            "objectType": "detection",
+            "classification": classification,
+            "measurements": {name: float(row[name]) for name in measurements},
+        }
+        ring = [[x + dx, y + dy] for dx, dy in corners]
+        geometry = {"type": "Polygon", "coordinates": [ring]}
+        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    file.write_text(json.dumps({"type": "FeatureCollection", "features": features}) + "\n")

@@ -1,0 +1,95 @@
+"""Labels of one's own patch images: a folder a class, or a table; and what is refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mfcore.data.labels import table as labels
+from mfcore.data.labels.source import SOURCES
+from mfcore.data.labels.table import LabelError
+from mfcore.data.options import Data
+
+FOUR = ("mitosis/1.png", "mitosis/more/2.PNG", "other/3.jpg", "other/4.tif")
+
+
+def write_images(folder, names, side=8):
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 255, (side, side, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / name, {".jpg": "JPEG", ".tif": "TIFF"}.get((folder / name).suffix, "PNG"))
+
+
+def load(folder, text=None, **data):
+    if text is not None:
+        (folder / "images.csv").write_text(text)
+    options = Data(source="images", **{"positive": "mitosis", "negative": "other", **data})
+    return labels.load(SOURCES["images"], folder, options.written)
+
+
+def test_a_folder_a_class(tmp_path):
+    write_images(tmp_path, FOUR)
+    table = load(tmp_path)
+    assert tuple(table.columns) == labels.COLUMNS
+    assert table["file"].tolist() == list(FOUR) and table["label"].tolist() == [1, 1, 0, 0]
+    assert table["slide_id"].tolist() == table["case_id"].tolist() == list(FOUR)  # each image is its own slide
+    assert set(table["domain"]) == {"one domain"} and table[["x_l0_px", "y_l0_px", "um_per_px"]].isna().all(axis=None)
+
+
+def test_folders_above_the_classes_are_domains(tmp_path):
+    write_images(tmp_path, [f"{domain}/{name}" for domain in ("breast", "lung") for name in FOUR])
+    table = load(tmp_path)
+    assert table["domain"].tolist() == ["breast"] * 4 + ["lung"] * 4 and table["label"].tolist() == [1, 1, 0, 0] * 2
+
+
+def test_classes_other_than_two_are_named_with_a_way_to_compare_one_with_the_rest(tmp_path):
+    write_images(tmp_path, [*FOUR, "debris/5.png"])
+    with pytest.raises(LabelError, match=r"classes 'other' and 'mitosis', there are .*'debris' \(1\).*negative: rest"):
+        load(tmp_path)
+    assert load(tmp_path, negative="rest")["label"].tolist() == [0, 1, 1, 0, 0]
+
+
+def test_a_table_says_what_is_known(tmp_path):
+    write_images(tmp_path, ["a/1.png", "a/2.png", "b/3.png"])
+    text = "file,label,slide,case,domain,votes,split,x,y,um_per_px\n"
+    text += "a/1.png,1,s1,c1,lung,1/0/1,train,10.5,20,0.25\na/2.png,0,s1,c1,lung,0,train,,,\nb/3.png,0,s2,c2,skin,,test,7,8,0.5\n"
+    table = load(tmp_path, text)
+    assert table["label"].tolist() == [1, 0, 0] and table["slide_id"].tolist() == ["s1", "s1", "s2"]
+    assert table["case_id"].tolist() == ["c1", "c1", "c2"] and table["official_split"].tolist() == ["train", "train", "test"]
+    assert [votes.tolist() for votes in table["votes"]] == [[1, 0, 1], [0], []]
+    np.testing.assert_array_equal(table["x_l0_px"], [10.5, np.nan, 7])
+    np.testing.assert_array_equal(table["um_per_px"], [0.25, np.nan, 0.5])
+
+
+def test_label_values_go_before_the_classes_names(tmp_path):
+    write_images(tmp_path, ["1.png", "2.png"])
+    text = "file,label\n1.png,NMF\n2.png,AMF\n"
+    assert load(tmp_path, text, label_values=("NMF", "AMF"))["label"].tolist() == [0, 1]
+    assert load(tmp_path, text.replace("NMF", "other").replace("AMF", "mitosis"))["label"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("file,label\n1.png,1\n1.png,0\n", "line 3: this image stands there twice, first on line 2"),
+        ("file,label\n1.png,1\n9.png,0\n", "line 3: 9.png"),
+        ("file,label\n../1.png,1\n2.png,0\n", "line 2: file is '../1.png', expected a path below"),
+        ("file,label\n/1.png,1\n2.png,0\n", "line 2: file is '/1.png', expected a path below"),
+        ("file,label,um_per_px\n1.png,1,-1\n2.png,0,a\n", "(?s)line 2: um_per_px is -1.*line 3: um_per_px is 'a'"),
+        ("file,label,slide,case\n1.png,1,s,a\n2.png,0,s,b\n", "line 3: case is 'b', on line 2 the same slide's is 'a'"),
+        ("file,label,votes\n1.png,1,1/2\n2.png,0,\n", "line 2: votes are '1/2'"),
+        ("name,label\n1.png,1\n", r"missing columns \['file'\], unknown columns \['name'\]"),
+        ("file,label\n1.png,1\n2.png,1\n", "of one class"),
+    ],
+)
+def test_a_wrong_line_is_refused_by_line(tmp_path, lines, message):
+    write_images(tmp_path, ["1.png", "2.png"])
+    with pytest.raises(LabelError, match=message):
+        load(tmp_path, lines)
+
+
+def test_images_outside_the_class_folders_and_no_images_are_refused(tmp_path):
+    with pytest.raises(LabelError, match="neither a table .* nor a folder a class"):
+        load(tmp_path)
+    write_images(tmp_path, [*FOUR, "loose.png"])
+    with pytest.raises(LabelError, match=r"lie in no class's folder; move them:\s+loose\.png"):
+        load(tmp_path)
