@@ -9,7 +9,10 @@ import importlib
 
 __version__ = "0.1.0"
 
-LAZY = {"open_study": "mfcore.study.study"}  # name -> the module that has it, imported at first use
+LAZY = {  # name -> the module that has it, imported at first use
+    "open_study": "mfcore.study.study",
+    "predict": "mfcore.study.candidates",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -81,8 +81,8 @@ def _is_black_outside(study: Settings) -> bool:
 def patches_config(study: Settings) -> dict:
     """What decides the patches, and enters the hash: everything of data and patches but the names of the classes.
 
-    Patches that come as images are resampled by ``patches.fit`` alone and don't lie at a slide's border. The origin of labels enters only
-    where it isn't the slide's.
+    Patches that come as images are resampled by ``patches.fit`` alone and don't lie at a slide's border. The origin of
+    labels enters only where it isn't the slide's.
     """
     left_out = ("positive", "negative") if study.data.origin == "scanned_area" else ("positive", "negative", "origin")
     data = {key: value for key, value in as_dict(study.data).items() if key not in left_out}

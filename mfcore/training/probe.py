@@ -241,3 +241,10 @@ def load_fits(run: store.Run) -> pd.DataFrame:
     """How each fit of a finished run ended: ``unit, n_train, n_iter, residual, converged, objective, cost,
     seconds``."""
     return pd.read_csv(run.path("fits.csv"))
+
+
+def load_head(run: store.Run, unit: str) -> LinearProbe:
+    """The probe that a finished run of `fit_units` fitted on the unit of that name."""
+    with np.load(run.unit_file(unit, ".npz")) as head:
+        fit = store.read_json(run.unit_file(unit, ".json"))
+        return LinearProbe(head["weight"], head["bias"], fit["cost"], fit["objective"], fit["n_iter"], fit["residual"])

@@ -1,20 +1,24 @@
 """Networks trained end to end or by LoRA: one run for each network and fold, with every size and domain."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import safetensors.torch
 import torch
+from scipy.special import expit
 from tqdm.auto import tqdm
 
 from mfcore import encoders, store, streams as rng
-from mfcore.data import splits
+from mfcore.data import patches, splits
 from mfcore.encoders.card import EncoderCard
-from mfcore.training import adapt, loop as train_loop, processes
+from mfcore.training import adapt, feed, loop as train_loop, processes
 from mfcore.training.options import Network
 from mfcore.training.task import Task, TrainingError
 
-__all__ = ["TrainingError", "load_history", "tasks_of", "train_units", "units_of"]
+__all__ = ["TrainingError", "load_history", "score", "tasks_of", "train_units", "units_of"]
 
 
 def units_of(network: Network, table: pd.DataFrame, fold: int) -> list[splits.Unit]:
@@ -140,3 +144,34 @@ def _history(run: store.Run, units: list[splits.Unit]) -> pd.DataFrame:
     files = [run.unit_file(unit.name, ".jsonl") for unit in units]
     tables = [pd.read_json(file, lines=True) for file in files if file.is_file() and file.stat().st_size]
     return pd.concat(tables, ignore_index=True)
+
+
+def score(
+    unit: splits.Unit,
+    network: Network,
+    card: EncoderCard,
+    seed: int,
+    weights: Path,
+    stored: np.ndarray,
+    device: str = "cpu",
+) -> np.ndarray:
+    """Probabilities of class 1, float64 (n,), of patches by the weights that a training of ``unit`` wrote.
+
+    seed: of the training. stored: uint8 (n, stored_px, stored_px, 3); the network sees the centre, as in tests. Raises
+    EncoderError where the network that LoRA adapts can't be had, or where the weights are of another network.
+    """
+    start = rng.stream_seed(seed, "train", network.name, unit.title, "start")
+    is_adapted = network.lora is not None  # else all weights are in the file
+    model = adapt.build_network(card, network.lora, 1, network.pretrained and is_adapted, start, network.input_px)
+    adapt.restore(model, safetensors.torch.load_file(weights))
+    where = encoders.choose_device(device)
+    model = model.to(where, memory_format=torch.channels_last).eval()
+    mean, std = (torch.tensor(values, device=where)[:, None, None] for values in (card.mean, card.std))
+    logits = [np.empty(0)]
+    with torch.inference_mode(), torch.autocast(where.type, torch.bfloat16, enabled=encoders.computes_bfloat16(where)):
+        for first in tqdm(range(0, len(stored), train_loop.EVALUATION_BATCH), desc=f"{network.name} {unit.name}", unit="batch"):
+            part = patches.centre_crop(stored[first : first + train_loop.EVALUATION_BATCH], network.input_px)
+            images = (feed.as_images(part, where).float() / 255 - mean) / std
+            images = images.contiguous(memory_format=torch.channels_last)
+            logits.append(model(images)[:, 0].float().cpu().double().numpy())
+    return expit(np.concatenate(logits))

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mfcore.data.labels.schema import COLUMNS, MAX_OFF_SLIDE_PX, LabelError, refuse
+from mfcore.data.labels import csv
+from mfcore.data.labels.schema import COLUMNS, MAX_OFF_SLIDE_PX, LabelError, is_finite, refuse
 from mfcore.data.labels.source import Source
 from mfcore.data.slides.openslide import NO_VOLUME, series_of
 
@@ -87,6 +88,46 @@ def load(
     table.insert(0, "patch_id", np.arange(len(table), dtype=np.int64))
     types = {"label": np.int8, "x_l0_px": float, "y_l0_px": float, "um_per_px": float}
     return table.astype(types)[list(COLUMNS)]
+
+
+def load_candidates(
+    source: Source, file: Path, folder: Path
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of a table of unlabelled candidates, and the same as a label table of class 0.
+
+    Needed: ``file``, and of slides ``x`` and ``y``; where known: ``slide``, ``domain``, ``scanner``,
+    ``um_per_px`` (of images). Raises LabelError with the lines that can't be used.
+    """
+    rows = csv.lines(file)
+    needed = ["file", "x", "y"] if source.has_slides else ["file"]
+    if missing := [name for name in needed if name not in rows]:
+        raise LabelError(f"{file}: without the columns {missing}; name them so")
+    known = ["file", "x", "y", "slide", "domain", "scanner", "um_per_px"]
+    cells = rows.reindex(columns=known, fill_value="")
+    problems = [
+        f"line {line}: {name} is {text!r}, expected a number"
+        for name in ("x", "y", "um_per_px")
+        for line, text in cells[name].items()
+        if (text or name in needed) and not is_finite(text)
+    ]
+    problems += [f"line {line}: file is empty" for line in cells.index[cells["file"] == ""]]
+    refuse(file, problems, "lines that can't be used; correct or remove them:")
+    slides = cells["slide"].where(cells["slide"] != "", cells["file"])
+    table = cells.assign(
+        slide_id=slides,
+        case_id=slides,
+        lab="",
+        species="",
+        official_split="",
+        label=np.int8(0),
+        x_l0_px=pd.to_numeric(cells["x"]),
+        y_l0_px=pd.to_numeric(cells["y"]),
+        um_per_px=pd.to_numeric(cells["um_per_px"]),
+        votes=[np.empty(0, dtype=np.int8)] * len(cells),
+        file=_files(file, folder, cells["file"], source.editions, True),
+        patch_id=np.arange(len(cells), dtype=np.int64),
+    )
+    return rows.reset_index(drop=True), table.reset_index(drop=True)[list(COLUMNS)]
 
 
 def _files(

@@ -1,0 +1,122 @@
+"""Scores of candidates: the study's own test patches, asked as candidates, get the scores that the study's tests gave them."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_sweep import write_data
+
+import mfcore
+from mfcore.data.labels.schema import LabelError
+from mfcore.encoders.card import EncoderError
+from mfcore.study import arms, data, encoders
+from mfcore.study.candidates import CandidateError
+
+FILE = """
+name: little
+title: "A study small for testing"
+data: {source: midog}
+patches: {size_px: 32, um_per_px: 0.25, stored_px: 48}
+splits: {n_folds: 2, sizes: [0.5, 1.0], by_domain: false}
+probe: {cost: 1000}
+encoders:
+  - {name: tiny, weights: random, architecture: vit_tiny_patch16_224, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5],
+     resize_px: 32, crop_px: 32, arguments: {img_size: 32, embed_dim: 24, num_heads: 3, depth: 1}}
+networks:
+  - {name: net, architecture: tiny, pretrained: false, input_px: 32, n_epochs: 1, patches_per_epoch: 16, batch_size: 8,
+     max_lr: 0.01, shift_px: 0, sizes: [1.0]}
+  - {name: lora, architecture: tiny, lora: {rank: 2}, input_px: 32, n_epochs: 1, patches_per_epoch: 16, batch_size: 8,
+     max_lr: 0.01, shift_px: 0, sizes: [1.0]}
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The folder of a finished little study, with its slides in data/."""
+    folder = tmp_path_factory.mktemp("candidates")
+    (folder / "little.yaml").write_text(FILE)
+    write_data(folder / "data")
+    study = mfcore.open_study(folder / "little.yaml", folder / "results")
+    where = study.settings, folder / "data", study.folder
+    data.extract(*where)
+    data.write_splits(study.settings, study.folder)
+    embeddings = encoders.embed(study.settings, "tiny", study.folder)
+    arms.fit_probe(study.settings, embeddings, study.folder)
+    for name in ("net", "lora"):
+        for fold in range(2):
+            arms.train(study.settings, name, fold, study.folder)
+    return folder
+
+
+def opened(folder):
+    return mfcore.open_study(folder / "little.yaml", folder / "results")
+
+
+@pytest.fixture
+def table(made, tmp_path):
+    """The study's own annotations as candidates, in another order, with a column of the detector's."""
+    labels = opened(made).labels.sample(frac=1, random_state=1)
+    rows = pd.DataFrame({"file": labels["slide_id"], "x": labels["x_l0_px"], "y": labels["y_l0_px"], "patch_id": labels["patch_id"]})
+    rows.assign(detector=0.5).to_csv(tmp_path / "new.csv", index=False)
+    return tmp_path / "new.csv"
+
+
+@pytest.mark.parametrize("arm", ["tiny", "net", "lora"])
+def test_test_patches_asked_as_candidates_get_their_own_scores(made, table, arm):
+    study = opened(made)
+    scored = mfcore.predict(study, arm, table, made / "data", device="cpu")
+    rows = scored.table.astype({"patch_id": int}).set_index("patch_id")
+    assert list(scored.table.columns) == ["file", "x", "y", "patch_id", "detector", "score", "score_sd", "score_fold0", "score_fold1"]
+    tested = study.predictions[(study.predictions["arm"] == arm) & (study.predictions["size"] == 1.0)]
+    assert len(tested) > 10
+    for fold, of_fold in tested.groupby("fold"):
+        np.testing.assert_allclose(rows.loc[of_fold["patch_id"], f"score_fold{fold}"], of_fold["score"], atol=2e-6)
+    np.testing.assert_allclose(rows["score"], rows[["score_fold0", "score_fold1"]].mean(axis=1))
+    assert scored.facts["n_folds"] == 2 and 0 <= scored.facts["brier"] <= 1
+
+
+def test_a_smaller_training_set_may_be_asked_and_one_that_isnt_trained_is_refused(made, table):
+    study = opened(made)
+    half = mfcore.predict(study, "tiny", table, made / "data", size=0.5).table["score"]
+    whole = mfcore.predict(study, "tiny", table, made / "data").table["score"]
+    assert not np.allclose(half, whole)
+    with pytest.raises(CandidateError, match=r"net isn't trained at size 0\.5; the study's sizes are \[0\.5, 1\.0\]"):
+        mfcore.predict(study, "net", table, made / "data", size=0.5)
+
+
+def test_unknown_arms_missing_files_and_bad_lines_are_refused(made, table):
+    study = opened(made)
+    with pytest.raises(CandidateError, match=r"no arm 'tinny'; it has \['tiny', 'net', 'lora'\]"):
+        mfcore.predict(study, "tinny", table, made / "data")
+    table.write_text("file,x,y\n0.tiff,ten,20\nnone.tiff,1,2\n")
+    with pytest.raises(LabelError, match="line 2: x is 'ten'"):
+        mfcore.predict(study, "tiny", table, made / "data")
+    table.write_text("file,x,y\n0.tiff,10,20\nnone.tiff,1,2\n")
+    with pytest.raises(LabelError, match=r"none\.tiff: 1 annotations"):
+        mfcore.predict(study, "tiny", table, made / "data")
+    table.write_text("file,x\n0.tiff,10\n")
+    with pytest.raises(LabelError, match=r"without the columns \['y'\]"):
+        mfcore.predict(study, "tiny", table, made / "data")
+
+
+def test_an_encoder_that_has_changed_is_refused(made, table, tmp_path):
+    """The probe's weights mean nothing on another encoder's features: here the canary's features are another's."""
+    import h5py
+
+    other = tmp_path / "copy"
+    shutil.copytree(made, other)
+    study = opened(other)
+    with h5py.File(study.embeddings("tiny").path("embeddings.h5"), "r+") as content:
+        content["canary"][:] = content["canary"][:] + 1
+    with pytest.raises(EncoderError, match="isn't the one of before"):
+        mfcore.predict(study, "tiny", table, other / "data")
+
+
+def test_what_is_known_of_the_arm_is_said(made, table):
+    rows = pd.read_csv(table)
+    rows.assign(domain="z").to_csv(table, index=False)
+    said = " ".join(mfcore.predict(opened(made), "tiny", table, made / "data").sentences)
+    assert "80 candidates scored by tiny (probe), the mean of 2 folds" in said
+    assert "probability of mitotic figure" in said and "Brier score" in said
+    assert "seen nothing of the domains z" in said
