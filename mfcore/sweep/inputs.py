@@ -196,7 +196,7 @@ def _module(path: Path, _changed_ns: int) -> tuple[str, tuple[Path, ...]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mfcore":
             package, names = ROOT / node.module.replace(".", "/"), [alias.name for alias in node.names]
-            lazy = [ROOT / module.replace(".", "/") for name, module in _lazy().items() if name in names]
+            lazy = [ROOT / module.partition(":")[0].replace(".", "/") for name, module in _lazy().items() if name in names]
             for place in (package, *(package / name for name in names), *(lazy if node.module == "mfcore" else [])):
                 imported |= {file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
     return digest(ast.dump(_Code().visit(tree))), tuple(sorted(imported - {ROOT / "mfcore" / "__init__.py"}))

@@ -7,6 +7,7 @@ and penalises the squared norm where this one penalises the norm itself.
 import io
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +54,7 @@ class LinearProbe:
 
 def fit(
     features: np.ndarray,
-    labels: np.ndarray,
+    labels: np.ndarray | Sequence[int],
     cost: float | None = None,
     max_iter: int = 1000,
     rows: np.ndarray | None = None,
@@ -69,6 +70,7 @@ def fit(
     unless given; memory is taken for one copy of these. Raises ValueError where a feature isn't finite, lengths differ, a
     class is missing, or cost isn't positive.
     """
+    labels = np.asarray(labels)
     if features.ndim != 2 or len(features) != len(labels):
         raise ValueError(
             f"features {features.shape} and labels {labels.shape} don't belong together; expected (n, n_dims) and (n,)"

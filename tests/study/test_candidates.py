@@ -1,5 +1,6 @@
 """Scores of candidates: the study's own test patches, asked as candidates, get the scores that the study's tests gave them."""
 
+import json
 import shutil
 
 import numpy as np
@@ -120,3 +121,29 @@ def test_what_is_known_of_the_arm_is_said(made, table):
     assert "80 candidates scored by tiny (probe), the mean of 2 folds" in said
     assert "probability of mitotic figure" in said and "Brier score" in said
     assert "seen nothing of the domains z" in said
+
+
+def test_the_command_writes_scores_and_a_file_for_qupath_of_each_slide(made, table, tmp_path, capsys):
+    from mfcore import cli
+
+    where = ["--study", str(made / "little.yaml"), "--results", str(made / "results")]
+    asked = ["--arm", "net", "--table", str(table), "--data", str(made / "data"), "--geojson", str(tmp_path / "geo")]
+    assert cli.main(["predict", *where, *asked]) == 0
+    said = capsys.readouterr().out
+    assert "80 candidates scored by net" in said and "10 files for QuPath" in said
+    scores = pd.read_csv(table.with_suffix(".scores.csv"))
+    assert len(scores) == 80 and scores["score"].between(0, 1).all()
+    features = json.loads((tmp_path / "geo" / "0.tiff.geojson").read_text())["features"]
+    assert len(features) == 8 and set(features[0]["properties"]["measurements"]) == {"score", "score_sd"}
+
+
+def test_the_command_exports_embeddings_for_slide_encoders(made, tmp_path, capsys):
+    from mfcore import cli
+
+    where = ["--study", str(made / "little.yaml"), "--results", str(made / "results")]
+    assert cli.main(["export", *where, "--encoder", "tiny", "--layout", "trident", "--out", str(tmp_path / "h5")]) == 0
+    study = opened(made)
+    from mfcore.encoders import embed, features
+
+    matched = features.match(tmp_path / "h5", study.labels, data.placing_of(study.settings))
+    np.testing.assert_array_equal(matched.features, embed.load(study.embeddings("tiny"))[0])

@@ -17,6 +17,7 @@ the level's size, rounded up or down; else the ratio of the sides counts.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -29,7 +30,15 @@ from mfcore.data.slides.reader import Reader, SlideError, Window, overlap
 from mfcore.data.slides.tiff_index import page_of_png, pages_of, refuse_unusual
 from mfcore.data.slides.tiles import Memory
 
-__all__ = ["SAME_RESOLUTION", "Memory", "Slide", "SlideError", "UnstatedResolution", "open_slide"]
+__all__ = [
+    "SAME_RESOLUTION",
+    "Memory",
+    "Slide",
+    "SlideError",
+    "UnstatedResolution",
+    "open_slide",
+    "read_patches",
+]
 
 SAME_RESOLUTION = 1e-3  # relative; 0.11 px at the edge of a patch of 224 px
 BICUBIC_REACH_PX = 2.0  # reach of the filter to either side, in px of the coarser of the two grids
@@ -219,6 +228,27 @@ def open_slide(
     if with_reduced and isinstance(reader, tiff.TiffReader):
         reader.add_reduced()
     return Slide(path, reader, stated, outside)
+
+
+def read_patches(
+    file: str | Path,
+    points: Sequence[tuple[float, float]] | np.ndarray,
+    size_px: int = 224,
+    um_per_px: float | None = 0.25,
+    slide_um_per_px: float | None = None,
+) -> np.ndarray:
+    """The patches around points of a slide, uint8 (n, size_px, size_px, 3), white outside the slide.
+
+    points: centres x, y in level-0 px, counted from OpenSlide's corner. um_per_px: resolution of the
+    patches; None for the slide's own. slide_um_per_px: of a slide that doesn't state its own.
+    Raises SlideError for a slide that can't be read or lacks um/px.
+    """
+    centres = np.asarray(points, dtype=float).reshape(-1, 2)
+    read = np.empty((len(centres), size_px, size_px, 3), np.uint8)
+    with open_slide(Path(file), slide_um_per_px) as slide:
+        for i in slide.plan(centres, size_px, um_per_px):
+            read[i] = slide.read(*centres[i], size_px, um_per_px)
+    return read
 
 
 def _reader(path: Path, memory: Memory) -> Reader:

@@ -1,0 +1,42 @@
+"""The command mfcore: its help, a study file checked, embeddings exported, candidates scored."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mfcore import cli
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("command", ["paper", "data", "embed", "train", "pretrain", "predict", "export", "study"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert not ended.value.code and "usage" in capsys.readouterr().out
+
+
+def test_help_lists_every_command():
+    done = subprocess.run([sys.executable, "-m", "mfcore.cli", "--help"], capture_output=True, text=True, check=True)
+    assert all(f"    {name} " in done.stdout for name in ("paper", "data", "embed", "predict", "pretrain", "study", "export"))
+
+
+def test_a_study_file_and_its_data_are_checked(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\ntitle: Mine\ndata: {source: csv}\nencoders: [resnet50]\n")
+    assert cli.main(["study", "check", str(file), "--data", str(tmp_path / "none")]) == 0
+    assert "the study file is right; 1 arms: resnet50" in capsys.readouterr().out
+    (tmp_path / "annotations.csv").write_text("file,x,y,label\na.svs,ten,2,1\n")
+    assert cli.main(["study", "check", str(file), "--data", str(tmp_path)]) == 1
+    assert "line 2: x is 'ten'" in capsys.readouterr().err
+    file.write_text("name: mine\ntitle: Mine\ndata: {sorce: csv}\nencoders: [resnet50]\n")
+    assert cli.main(["study", "check", str(file)]) == 1
+    assert "did you mean source?" in capsys.readouterr().err
+
+
+def test_outside_a_clone_what_runs_notebooks_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    assert cli.main(["paper", "--study", "demo"]) == 1
+    assert "clone the repository" in capsys.readouterr().err

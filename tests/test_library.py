@@ -1,0 +1,67 @@
+"""mfcore as a library: the examples of its docstring run, and importing it loads nothing else."""
+
+import doctest
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+import mfcore
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Four images and a slide, in the current folder."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i, name in enumerate("abcd"):
+        noise = rng.integers(0, 80, (96, 96, 3)) + 120 * (i % 2)
+        Image.fromarray(noise.astype(np.uint8)).save(tmp_path / "images" / f"{name}.png")
+    pixels = rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    said = {"resolution": (4e4,) * 2, "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "slide.tiff", pixels, tile=(64, 64), photometric="rgb", **said)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_examples_give_what_they_say(folder):
+    result = doctest.testmod(mfcore, optionflags=doctest.ELLIPSIS)
+    assert result.attempted >= 7 and not result.failed
+
+
+def test_importing_mfcore_loads_neither_torch_nor_pandas():
+    code = "import sys, mfcore; assert not {'torch', 'pandas', 'numpy'} & set(sys.modules), sorted(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_files_and_images_of_several_sizes_are_embedded_in_their_order(folder):
+    small = np.asarray(Image.open(folder / "images" / "a.png"))[:50, :50]
+    Image.fromarray(small).save(folder / "small.png")
+    files = [folder / "images" / "b.png", folder / "small.png", folder / "images" / "a.png"]
+    features, found = mfcore.embed(files, "vit_tiny_random", "cpu")
+    assert found == files and features.shape == (3, 192)
+    alone = np.concatenate([mfcore.embed([file], "vit_tiny_random", "cpu")[0] for file in files])
+    np.testing.assert_allclose(features, alone, atol=1e-4)
+
+
+def test_what_cannot_be_embedded_is_named(folder):
+    Image.new("L", (9, 9)).save(folder / "grey.png")
+    with pytest.raises(ValueError, match=r"grey\.png: L, not 8 bit RGB"):
+        mfcore.embed([folder / "grey.png"], "vit_tiny_random", "cpu")
+    (folder / "none").mkdir()
+    with pytest.raises(ValueError, match="no images .* in this folder"):
+        mfcore.embed(folder / "none", "vit_tiny_random", "cpu")
+
+
+def test_points_are_read_as_the_patch_store_reads_them(folder):
+    pixels = tifffile.imread("slide.tiff")
+    (patch,) = mfcore.read_patches("slide.tiff", [(100, 80)], size_px=64, um_per_px=0.25)
+    np.testing.assert_array_equal(patch, pixels[48:112, 68:132])
+
+
+def test_an_unknown_name_is_told_with_those_there_are():
+    with pytest.raises(AttributeError, match=r"no attribute 'embedd'; it has \['embed', 'fit_probe', 'open_study'"):
+        _ = mfcore.embedd
