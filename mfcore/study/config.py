@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mfcore.data.labels.source import SOURCES
 from mfcore.data.options import SCHEMES, Data, Patches, Splits
+from mfcore.encoders.card import cards
 from mfcore.encoders.catalogue import OwnEncoder, path_of
 from mfcore.pretraining.method import Crops, OnlinePatches, Pretraining, in_order, steps_of
 from mfcore.store.options import ConfigError, as_dict, nearest, problems_of, repeated
@@ -173,11 +174,11 @@ def _networks(study: Settings) -> Iterator[str]:
 
 
 def _pretraining(study: Settings) -> Iterator[str]:
-    others = {*(own.name for own in study.own_encoders), *(network.name for network in study.networks)}
+    others = {own.name for own in (*study.own_encoders, *study.networks)}
     for one in study.pretraining:
         place = f"pretraining[{one.name}]"
-        if one.name in others:
-            yield f"{place}.name: the study has an encoder or a network of that name already; call it otherwise"
+        if one.name in others or one.name in cards():
+            yield f"{place}.name: there is an encoder or a network of that name already; call it otherwise"
         if not (study.source.has_slides or one.slides):
             yield f"{place}.slides: data.source {study.source.name} has patches and no slides; name a folder"
         if one.start != "random":

@@ -20,11 +20,6 @@ def card_of(study: Settings, name: str, results: str | Path = "") -> EncoderCard
     """
     if not pretrained.is_of(study, name):
         return encoders.card_of(name, study.own_encoders, _variants(study, "embedding"))
-    encoder = name.partition("@")[0]
-    if encoder in cards():
-        raise EncoderError(
-            f"pretraining[{encoder}].name: the name of a known encoder; call it something else"
-        )
     try:
         return folder_card(name, pretrained.folder_of(study, name, results))
     except (store.StoreError, ConfigError) as error:
