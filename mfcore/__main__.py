@@ -1,7 +1,8 @@
-"""Work of a study in a process of its own: ``python -m mfcore embed`` (or ``train``, ``pretrain``) ``--study FILE ...``.
+"""Work of a study in a process of its own.
 
-With ``torchrun --nproc-per-node N -m mfcore train ...`` (or ``pretrain``) N processes, each with its own GPU, share every
-batch.
+``python -m mfcore embed`` (or ``train``, ``pretrain``) ``--study FILE --results FOLDER ...``. With
+``torchrun --nproc-per-node N -m mfcore train ...`` (or ``pretrain``) N processes, each with its own
+GPU, share every batch.
 """
 
 import argparse
@@ -21,13 +22,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; prints the folder of the run, and returns the exit status."""
     from mfcore.pretraining.objective import PretrainingError
     from mfcore.pretraining.slides import PatchingError
+    from mfcore.training import processes
     from mfcore.training.task import TrainingError
 
     chosen = _parser().parse_args(arguments)
     try:
         study = load_study(chosen.study)
-        data = chosen.data or chosen.study.resolve().parent.parent / "data" / study.name
-        run = _embed(study, chosen) if chosen.work == "embed" else _in_processes(study, chosen, data)
+        chosen.data = chosen.data or chosen.study.resolve().parents[1] / "data" / study.name
+        with processes.joined(chosen.device) as chosen.device:
+            run = chosen.work(study, chosen.results / study.name, chosen)
+            if processes.here().is_first:
+                print(run.folder)
     except (
         EncoderError,
         LabelError,
@@ -40,51 +45,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ) as error:
         print(f"mfcore: {store_errors.told(error)}", file=sys.stderr)
         return 1
-    if run is not None:
-        print(run.folder)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m mfcore", description="one piece of a study's work")
-    works = parser.add_subparsers(dest="work", required=True)
     every = argparse.ArgumentParser(add_help=False)
     every.add_argument("--study", type=Path, required=True, help="a study's YAML file")
-    every.add_argument("--results", type=Path, required=True, help="the folder that holds the study's")
-    every.add_argument("--data", type=Path, help="the folder of the study's data (data/<study> beside studies/)")
-    every.add_argument("--device", default="auto", help='"cpu", "cuda", "cuda:1" or "auto", a GPU if there is one (auto)')
-    embed = works.add_parser("embed", parents=[every], help="embed the study's patches, or a share of them")
+    every.add_argument("--results", type=Path, required=True, help="folder that holds the study's")
+    every.add_argument("--data", type=Path, help="the study's data (data/<study> beside studies/)")
+    every.add_argument("--device", default="auto", help='"cpu", "cuda", "cuda:1" or "auto" (auto)')
+    parser = argparse.ArgumentParser(prog="python -m mfcore", description="one piece of a study's work")
+    works = parser.add_subparsers(required=True)
+
+    embed = works.add_parser("embed", parents=[every], help="embed the study's patches, or a share")
+    embed.set_defaults(work=_embed)
     embed.add_argument("--encoder", required=True, help="an encoder's name")
-    embed.add_argument("--share", type=int, help="which share, from 0; none: all that is left, put together")
+    embed.add_argument("--share", type=int, help="which share, from 0; none: all that is left")
     embed.add_argument("--shares", type=int, default=1, help="of how many (1)")
-    embed.add_argument("--batch-size", type=int, default=0, help="patches embedded at once; 0: as the device can (0)")
-    train = works.add_parser("train", parents=[every], help="train one network of the study on one fold")
+    embed.add_argument("--batch-size", type=int, default=0, help="patches at once; 0: as fits (0)")
+
+    train = works.add_parser("train", parents=[every], help="train one network on one fold")
+    train.set_defaults(work=_train)
     train.add_argument("--network", required=True, help="one of the study's networks")
     train.add_argument("--fold", type=int, required=True, help="which fold, from 0")
+
     own = works.add_parser("pretrain", parents=[every], help="pretrain one encoder of the study")
+    own.set_defaults(work=_pretrain)
     own.add_argument("--encoder", required=True, help="one of the study's pretrainings")
-    own.add_argument("--workers", type=int, default=1, help="threads that read patches, for each process (1)")
+    own.add_argument("--workers", type=int, default=1, help="reading threads of each process (1)")
     return parser
 
 
-def _embed(study: Settings, chosen: argparse.Namespace) -> store.Run:
-    where = study, chosen.encoder, chosen.results / study.name
+def _embed(study: Settings, results: Path, chosen: argparse.Namespace) -> store.Run:
+    how = chosen.device, chosen.batch_size
     if chosen.share is None:
-        return encoders.embed(*where, chosen.device, chosen.batch_size)
-    return encoders.embed_share(*where, chosen.share, chosen.shares, chosen.device, chosen.batch_size)
+        return encoders.embed(study, chosen.encoder, results, *how)
+    return encoders.embed_share(study, chosen.encoder, results, chosen.share, chosen.shares, *how)
 
 
-def _in_processes(study: Settings, chosen: argparse.Namespace, data: Path) -> store.Run | None:
-    """The run of a training or a pretraining, for the first of several processes; None for the others."""
-    from mfcore.training import processes
+def _train(study: Settings, results: Path, chosen: argparse.Namespace) -> store.Run:
+    network, fold = chosen.network, chosen.fold
+    return arms.train(study, network, fold, results, chosen.device, data_folder=chosen.data)
 
-    results = chosen.results / study.name
-    with processes.joined(chosen.device) as device:
-        if chosen.work == "train":
-            run = arms.train(study, chosen.network, chosen.fold, results, device, data_folder=data)
-        else:
-            run = pretrain.pretrain(study, chosen.encoder, data, results, device, chosen.workers)
-        return run if processes.here().is_first else None
+
+def _pretrain(study: Settings, results: Path, chosen: argparse.Namespace) -> store.Run:
+    encoder, how = chosen.encoder, (chosen.device, chosen.workers)
+    return pretrain.pretrain(study, encoder, chosen.data, results, *how)
 
 
 if __name__ == "__main__":

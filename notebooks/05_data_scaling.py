@@ -17,7 +17,7 @@ from mfcore import open_study
 from mfcore.analysis import arms, overview, scaling
 from mfcore.claims import ledger
 
-study = open_study(study_file, results)
+study = open_study(study_file, results, parameters=locals())
 study.show(arms.missing(study))
 
 # %% [markdown]

@@ -16,7 +16,7 @@ results = "../results"  # where runs are kept, a folder a study
 from mfcore import open_study
 from mfcore.analysis import domains
 
-study = open_study(study_file, results)
+study = open_study(study_file, results, parameters=locals())
 
 # %% [markdown]
 # ## In domain and out of domain, beside the published means

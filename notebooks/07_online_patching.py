@@ -28,7 +28,7 @@ from mfcore.pretraining.feed import batches
 from mfcore.pretraining.source import Source
 from mfcore.study import pretrain as study_pretrain
 
-study = open_study(study_file, results)
+study = open_study(study_file, results, parameters=locals())
 data = data_folder or Path(study_file).parent.parent / "data" / study.name
 assert study.settings.pretraining, f"study {study.name!r} pretrains nothing; describe one in pretraining: [{{name: ...}}]"
 which = max(study.settings.pretraining, key=lambda one: len(set(one.patches.um_per_px)))

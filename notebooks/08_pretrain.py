@@ -24,7 +24,7 @@ from mfcore import encoders, open_study
 from mfcore.analysis import exhibit, pretraining_run
 from mfcore.study import pretrain as study_pretrain
 
-study = open_study(study_file, results)
+study = open_study(study_file, results, parameters=locals())
 data = data_folder or Path(study_file).parent.parent / "data" / study.name
 study.show(pretraining_run.settings(study, encoder))
 

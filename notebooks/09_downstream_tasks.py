@@ -20,12 +20,12 @@ device = "auto"  # "cpu", "cuda", or "auto": the GPU where there is one
 # %%
 from pathlib import Path
 
-from mfcore import encoders, open_study
+from mfcore import open_study
 from mfcore.analysis import tasks
 from mfcore.study import tasks as study_tasks
 from mfcore.tasks import protocol
 
-study = open_study(study_file, results)
+study = open_study(study_file, results, parameters=locals())
 data = data_folder or Path(study_file).parent.parent / "data" / study.name
 study.show(tasks.protocol(study, task))
 
@@ -35,13 +35,7 @@ study.show(tasks.protocol(study, task))
 # One after another. An encoder that can't be had (a licence to accept first, say) is a row with its reason, and the rest go on.
 
 # %%
-judged = study_tasks.one_after_another(
-    study.settings,
-    task,
-    study.folder,
-    lambda encoder: study_tasks.judge(study.settings, task, encoder, data, study.folder, device),
-    encoders.EncoderError,
-)
+judged = study_tasks.judge_all(study.settings, task, data, study.folder, device)
 judged[~judged["judged"]]
 
 # %% [markdown]

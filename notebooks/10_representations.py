@@ -19,7 +19,7 @@ from mfcore import open_study
 from mfcore.analysis import exhibit, representations
 from mfcore.claims import ledger
 
-study = open_study(study_file, results)
+study = open_study(study_file, results, parameters=locals())
 
 # %% [markdown]
 # ## Every encoder, beside its probe

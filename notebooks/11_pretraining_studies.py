@@ -16,7 +16,7 @@ results = "../results"  # where runs are kept, a folder a study
 from mfcore import open_study
 from mfcore.analysis import pretrainings
 
-study = open_study(study_file, results)
+study = open_study(study_file, results, parameters=locals())
 study.show(pretrainings.missing(study))
 
 # %% [markdown]

@@ -12,6 +12,7 @@ from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import MIN_FOLDS, Folds, Test, mean_of, paired_test
 from mfcore.study import predictions as study_predictions
 from mfcore.study.config import Network, Settings
+from mfcore.study.study import Study
 
 MIXED, INSIDE = "mixed", "inside"  # what fits are trained on: all domains together, or one
 DOMAIN_TITLES = {"inside": "in domain", "outside": "out of domain", "drop": "loss out of domain"}
@@ -36,7 +37,7 @@ class Material:
     def labels(self) -> pd.DataFrame:
         """The study's stored label table; raises Untestable where patches have not been extracted."""
         try:
-            return study_predictions.stored_labels(self.study, self.results)
+            return Study(self.study, self.results).labels
         except store.StoreError as error:
             raise Untestable("patches have not been extracted, so there is no label table") from error
 
@@ -44,7 +45,7 @@ class Material:
     def splits(self) -> pd.DataFrame:
         """The splits that the study's probes learn from; raises Untestable where there are none."""
         try:
-            return study_predictions.stored_splits(self.study, self.results)
+            return Study(self.study, self.results).splits
         except store.StoreError as error:
             raise Untestable("no splits in the results") from error
 

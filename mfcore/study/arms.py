@@ -1,4 +1,6 @@
-"""A study's arms: probes of encoders, the probe audit, and networks trained end to end or by LoRA."""
+"""A study's arms: probes of encoders, the audit of the probe, and networks trained end to end or by
+LoRA.
+"""
 
 import functools
 from collections.abc import Callable
@@ -15,45 +17,57 @@ from mfcore.study.config import Network, Settings
 # ---- probes ----
 
 
-def probe_inputs(study: Settings, embeddings: store.Run, results: str | Path) -> dict[str, str]:
-    """Keys of the runs that an encoder's probes are made from."""
-    found = {"patches": data.find_patches(study, results), "splits": data.find_splits(study, results), "embeddings": embeddings}
-    return {name: run.key for name, run in found.items()}
-
-
 def fit_probe(study: Settings, embeddings: store.Run, results: str | Path) -> store.Run:
-    """Fit and test the probe on one encoder's finished embeddings, for every unit of the study's splits.
+    """Fit and test the probe on one encoder's finished embeddings, for every unit of the splits.
 
     As `mfcore.training.probe.fit_units`. Raises StoreError where an embedding can't be used.
     """
     from mfcore.training import probe
 
-    config, inputs = as_dict(study.probe), probe_inputs(study, embeddings, results)
-    known = {**config, "splits": inputs["splits"]}
-    run = store.open_run(results, "probe", embeddings.identity["name"], config, inputs, known)
-    return run if run.done else probe.fit_units(probe_material(study, embeddings, results), run, study.probe)
+    config = as_dict(study.probe)
+    run = _opened("probe", study, embeddings, results, config, config)
+    if run.done:
+        return run
+    return probe.fit_units(probe_material(study, embeddings, results), run, study.probe)
 
 
 def probe_audit_config(study: Settings) -> dict:
-    """What of the study decides the probe audit; the estimators stand there in words."""
+    """What of the study decides the audit of the probe, with the estimators in words."""
     from mfcore.training import estimators
 
-    return {"probe": as_dict(study.probe), "seed": study.splits.seed, "estimators": estimators.described()}
+    described = estimators.described()
+    return {"probe": as_dict(study.probe), "seed": study.splits.seed, "estimators": described}
 
 
 def audit_probe(study: Settings, embeddings: store.Run, results: str | Path) -> store.Run:
-    """Fit and test every estimator on one encoder's finished embeddings, at every size of the study's data scaling.
+    """Fit and test every estimator on one encoder's finished embeddings, at every size.
 
     As `mfcore.training.estimators.audit`. Raises StoreError where an embedding can't be used.
     """
     from mfcore.training import estimators
 
-    config, inputs = probe_audit_config(study), probe_inputs(study, embeddings, results)
-    known = {"probe": config["probe"], "splits": inputs["splits"]}
-    run = store.open_run(results, "probes", embeddings.identity["name"], config, inputs, known)
-    return (
-        run if run.done else estimators.audit(probe_material(study, embeddings, results), run, study.splits.seed, study.probe)
-    )
+    known = {"probe": as_dict(study.probe)}
+    run = _opened("probes", study, embeddings, results, probe_audit_config(study), known)
+    if run.done:
+        return run
+    material = probe_material(study, embeddings, results)
+    return estimators.audit(material, run, study.splits.seed, study.probe)
+
+
+def _opened(
+    stage: str,
+    study: Settings,
+    embeddings: store.Run,
+    results: str | Path,
+    config: dict,
+    known: dict,
+) -> store.Run:
+    """The run of a stage that reads an encoder's embeddings."""
+    patches_run, splits_run = data.find_patches(study, results), data.find_splits(study, results)
+    runs = {"patches": patches_run, "splits": splits_run, "embeddings": embeddings}
+    inputs = {name: run.key for name, run in runs.items()}
+    known = {**known, "splits": splits_run.key}
+    return store.open_run(results, stage, embeddings.identity["name"], config, inputs, known)
 
 
 def probe_material(study: Settings, embeddings: store.Run, results: str | Path):
@@ -69,10 +83,15 @@ def probe_material(study: Settings, embeddings: store.Run, results: str | Path):
 
 def training_config(study: Settings, network: Network, fold: int) -> dict:
     """The settings that decide a training, besides its patches and splits."""
-    names = ["epoch", "training_label", "validation"] + (["clipping"] if network.clip_norm is not None else [])
+    card = encoders.training_card_of(study, network.architecture)
+    return {"card": card.identity(), **training_settings(study, network, fold)}
+
+
+def training_settings(study: Settings, network: Network, fold: int) -> dict:
+    """`training_config` without the card, for which the hub may be asked."""
+    names = ["epoch", "training_label", "validation", *["clipping"] * bool(network.clip_norm)]
     return {
         "network": as_dict(network),
-        "card": encoders.training_card_of(study, network.architecture).identity(),
         **{name: getattr(study.switches, name) for name in names},
         **study.released_in_training(network),
         "seed": study.splits.seed,
@@ -80,21 +99,13 @@ def training_config(study: Settings, network: Network, fold: int) -> dict:
     }
 
 
-def find_training(study: Settings, network_name: str, fold: int, results: str | Path) -> store.Run:
-    """The finished training of one network on one fold; raises StoreError where there is none."""
-    network = study.network(network_name)
-    inputs = {"patches": data.find_patches(study, results).key, "splits": data.find_splits(study, results, networks=True).key}
-    return store.find_run(results, "train", f"{network.name}-fold{fold}", training_config(study, network, fold), inputs)
-
-
 def recipe_of(study: Settings, network: Network):
     """The `mfcore.training.task.Recipe` of one network by the study's switches."""
     from mfcore.training.task import Recipe
 
-    named = {
-        name: getattr(study.switches, name) for name in ("epoch", "training_label", "validation", "clipping", "stratified")
-    }
-    return Recipe(**named, **study.released_in_training(network))
+    names = ("epoch", "training_label", "validation", "clipping", "stratified")
+    said = {name: getattr(study.switches, name) for name in names}
+    return Recipe(**said, **study.released_in_training(network))
 
 
 def train(
@@ -106,28 +117,28 @@ def train(
     watch: Callable[[pd.DataFrame], None] | None = None,
     data_folder: str | Path | None = None,
 ) -> store.Run:
-    """Train one network of a study on its units of one fold, from the study's patches and splits, as `train.train_units`.
+    """Train one network of a study on its units of one fold, as `train.train_units`.
 
-    data_folder: of the study's data, needed only where ``switches.sampler`` draws random places of slides. Raises StoreError
-    where patches or splits are missing, TrainingError as `train.units_of` and `train.tasks_of`, and as `train.train_units`.
+    data_folder: of the study's data, needed only where ``switches.sampler`` draws random places of
+    slides. Raises StoreError without patches or splits, TrainingError as `train.units_of` and
+    `train.tasks_of`, and as `train.train_units`.
     """
     from mfcore.training import processes, train as procedure
     from mfcore.training.task import places_of
 
-    network = study.network(network_name)
-    patches_run, splits_run = data.find_patches(study, results), data.find_splits(study, results, networks=True)
-    inputs = {"patches": patches_run.key, "splits": splits_run.key}
-    config = training_config(study, network, fold)
-    known = {key: value for key, value in {**config, **inputs}.items() if key != "card"}
+    network, patches_run = study.network(network_name), data.find_patches(study, results)
+    splits_run = data.find_splits(study, results, networks=True)
+    config, inputs = training_config(study, network, fold), {"patches": patches_run.key, "splits": splits_run.key}
+    known = training_settings(study, network, fold) | inputs
     run = store.open_run(results, "train", f"{network.name}-fold{fold}", config, inputs, known)
     if processes.here().as_first(run.done):
         return run
-    labels, stored = patches.load(patches_run)
-    table = splits.load(splits_run)
-    read = None
+    table, (labels, stored) = splits.load(splits_run), patches.load(patches_run)
+    read, reading = None, data.reading_of(study)
     if data_folder:
-        reading = data.reading_of(study)
-        read = functools.partial(patches.read_anywhere, labels, data_folder, reading, seen_px=network.input_px)
+        read = functools.partial(
+            patches.read_anywhere, labels, data_folder, reading, seen_px=network.input_px
+        )
     tasks = procedure.tasks_of(
         procedure.units_of(network, table, fold),
         table,
@@ -142,5 +153,6 @@ def train(
     )
     if any(task.reads_slides for task in tasks.values()):
         patches.refuse_other_slides(patches_run, data_folder or "", labels)
-    procedure.train_units(tasks, encoders.training_card_of(study, network.architecture), labels, run, device, watch)
+    card = encoders.training_card_of(study, network.architecture)
+    procedure.train_units(tasks, card, labels, run, device, watch)
     return run

@@ -4,8 +4,7 @@ What decides a result is here and enters the hash of the runs it decides. Where 
 workers) is not here: those are parameters of the notebooks.
 """
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -13,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mfcore.data.labels.source import SOURCES
 from mfcore.data.options import SCHEMES, Data, Patches, Splits
+from mfcore.encoders.card import cards
 from mfcore.encoders.catalogue import OwnEncoder, path_of
 from mfcore.pretraining.method import Crops, OnlinePatches, Pretraining, in_order, steps_of
 from mfcore.store.options import ConfigError, as_dict, nearest, problems_of, repeated
@@ -45,85 +45,80 @@ __all__ = [
     "load_study",
 ]
 
-MAX_PROBLEMS = 10  # told in full
 STUDY = TypeAdapter(Settings)
-REQUIRED = {"name": "", "title": "", "data": {"source": "csv"}}  # stand in for wrong ones while the rest is checked
+# Stand in for sections that are wrong while the other sections are checked
+REQUIRED = {"name": "", "title": "", "data": {"source": "csv"}}
 
 
 def load_study(path: str | Path) -> Settings:
     """Read a study file.
 
-    Raises ConfigError, naming the file and each key, for a missing file, an unknown key (with the nearest known one), a
-    key that stands twice, a value of the wrong type or out of range, and for sections that contradict one another.
+    Raises ConfigError, naming the file and each key, for a missing file, an unknown key (with the
+    nearest known one), a key that stands twice, a value of the wrong type or out of range, and for
+    sections that contradict one another.
     """
     path = Path(path)
     content = _read(path)
-    problems = _set_own_encoders_apart(content, path.parent)
-    wrong = {"encoders"} if problems else set()  # sections
-    mode, flipped = content.get("mode", "strict"), content.get("switches")
-    if flipped is None or isinstance(flipped, dict):
-        usual = MODES["paper" if mode == "paper" else "strict"]
-        content["switches"] = dataclasses.asdict(usual) | (flipped or {})
+    _set_own_encoders_apart(content, path.parent)
+    problems, wrong = [], set()  # wrong: sections
+    flipped = content.get("switches") or {}
+    if isinstance(flipped, dict):
+        usual = MODES["paper" if content.get("mode") == "paper" else "strict"]
+        content["switches"] = as_dict(usual) | flipped
     try:
         study = STUDY.validate_python(content)
     except ValidationError as error:
-        found = problems_of(error, Settings, content)
-        problems += [text.replace("own_encoders[", "encoders[", 1) for text in found]  # where the file says them
-        wrong |= {line["loc"][0] for line in error.errors()}
-        right = {key: value for key, value in content.items() if isinstance(key, str) and key not in wrong}
+        told = problems_of(error, Settings, content)
+        problems = [text.replace("own_encoders[", "encoders[", 1) for text in told]  # as written
+        wrong = {line["loc"][0] for line in error.errors()}
+        right = {key: content[key] for key in content if isinstance(key, str) and key not in wrong}
         study = STUDY.validate_python(REQUIRED | right)
-    problems += [problem for check, sections in CHECKS.items() if not sections & wrong for problem in check(study)]
+    for check, sections in CHECKS.items():
+        if not sections & wrong:
+            problems += check(study)
     if problems:
-        raise ConfigError(f"{path}: {_list(problems)}")
+        lines = problems if len(problems) == 1 else [f"{len(problems)} problems:", *problems]
+        raise ConfigError(f"{path}: " + "\n  ".join(lines))
     return study
 
 
 def _read(path: Path) -> dict:
     """The mapping that a study file holds; raises ConfigError where there is none."""
     if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.yaml") if file.is_file())
+        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
         raise ConfigError(f"{path}: no such study file; studies in its folder: {known}")
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from None
+        raise ConfigError(
+            f"{path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8"
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     except TwiceError as error:
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a study is a mapping of keys, this is {type(content).__name__}")
+        kind = type(content).__name__
+        raise ConfigError(f"{path}: a study is a mapping of keys, this is {kind}")
     return content
 
 
-def _list(problems: Sequence[str]) -> str:
-    """The problems as one text, each on its line, at most MAX_PROBLEMS of them."""
-    shown = [*problems[:MAX_PROBLEMS]]
-    if len(problems) > MAX_PROBLEMS:
-        shown.append(f"... and {len(problems) - MAX_PROBLEMS} more")
-    return problems[0] if len(problems) == 1 else f"{len(problems)} problems:\n  " + "\n  ".join(shown)
+def _set_own_encoders_apart(content: dict, folder: Path) -> None:
+    """Move the entries of ``encoders`` that are mappings to ``own_encoders``; leave their names.
 
-
-def _set_own_encoders_apart(content: dict, folder: Path) -> list[str]:
-    """Move the entries of ``encoders`` that are mappings to ``own_encoders``, leave their names, and return problems.
-
-    A relative path to weights becomes one from ``folder``. A study written out by `as_dict` has them there already.
+    A relative path to weights becomes one from ``folder``. A study written out by `as_dict` has
+    them there already.
     """
     entries, own = content.get("encoders"), content.get("own_encoders", [])
     if not isinstance(entries, list) or not isinstance(own, list):
-        return []
-    names, described, problems = [], [*own], []
-    for i, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            names.append(entry)
-        elif not isinstance(entry.get("name"), str):
-            problems.append(f"encoders[{i}]: an encoder of one's own needs a name")
-        else:
-            names.append(entry["name"])
-            path = path_of(entry["weights"]) if isinstance(entry.get("weights"), str) else None
-            described.append(entry if path is None else {**entry, "weights": str((folder / path).resolve())})
-    content |= {"encoders": names, "own_encoders": described}
-    return problems
+        return
+    described = [entry for entry in entries if isinstance(entry, dict)]
+    for entry in described:
+        weights = entry.get("weights")
+        if isinstance(weights, str) and (file := path_of(weights)) is not None:
+            entry["weights"] = str((folder / file).resolve())
+    names = [entry.get("name", "") if isinstance(entry, dict) else entry for entry in entries]
+    content |= {"encoders": names, "own_encoders": [*own, *described]}
 
 
 # ---- what concerns several sections: each check yields problems of a study, see CHECKS ----
@@ -149,17 +144,6 @@ def _arms(study: Settings) -> Iterator[str]:
     trainings = {f"{network.name}-fold{fold}" for network in study.networks for fold in range(study.splits.n_folds)}
     if taken := sorted(trainings & set(study.encoders)):
         yield f"encoders: {taken} are what a network's trainings are called; call them otherwise"
-
-
-def _own_encoders(study: Settings) -> Iterator[str]:
-    if foreign := [own.name for own in study.own_encoders if own.name not in study.encoders]:
-        yield f"own_encoders: {foreign} not among encoders {list(study.encoders)}"
-
-
-def _names(study: Settings) -> Iterator[str]:
-    for key in ("own_encoders", "pretraining", "tasks"):
-        for name in repeated([entry.name for entry in getattr(study, key)]):
-            yield f"{key}: {name!r} stands twice; name each once"
 
 
 def _references(study: Settings) -> Iterator[str]:
@@ -194,11 +178,11 @@ def _networks(study: Settings) -> Iterator[str]:
 
 
 def _pretraining(study: Settings) -> Iterator[str]:
-    others = {*(own.name for own in study.own_encoders), *(network.name for network in study.networks)}
+    others = {own.name for own in (*study.own_encoders, *study.networks)}
     for one in study.pretraining:
         place = f"pretraining[{one.name}]"
-        if one.name in others:
-            yield f"{place}.name: the study has an encoder or a network of that name already; call it otherwise"
+        if one.name in others or one.name in cards():
+            yield f"{place}.name: there is an encoder or a network of that name already; call it otherwise"
         if not (study.source.has_slides or one.slides):
             yield f"{place}.slides: data.source {study.source.name} has patches and no slides; name a folder"
         if one.start != "random":
@@ -251,8 +235,6 @@ def _tasks(study: Settings) -> Iterator[str]:
 CHECKS = {
     _patches: {"data", "patches", "switches"},
     _arms: {"encoders", "networks", "splits"},
-    _own_encoders: {"encoders", "own_encoders"},
-    _names: {"own_encoders", "pretraining", "tasks"},
     _references: {"conventions", "effects", "encoders", "inflation", "networks", "probe_audit", "splits"},
     _networks: {"networks", "patches", "splits"},
     _pretraining: {"data", "encoders", "networks", "own_encoders", "pretraining"},

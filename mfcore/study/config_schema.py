@@ -3,13 +3,13 @@
 import typing
 from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from mfcore.data.labels.source import SOURCES, Source
 from mfcore.data.options import SCHEMES, Data, Patches, Splits
 from mfcore.encoders.catalogue import OwnEncoder
 from mfcore.pretraining.method import Pretraining
-from mfcore.store.options import ConfigError, Count, Distinct, Flag, among, options, refuse
+from mfcore.store.options import ConfigError, Count, Distinct, Flag, among, options, refuse, repeated
 from mfcore.tasks.protocol import TaskOptions
 from mfcore.training.options import Network, Probe
 
@@ -123,6 +123,15 @@ class Effects:
         return self
 
 
+def _named_once(entries: tuple[typing.Any, ...]) -> tuple[typing.Any, ...]:
+    if twice := repeated([entry.name for entry in entries]):
+        raise ValueError(f"{twice[0]!r} stands twice; name each once")
+    return entries
+
+
+NamedOnce = AfterValidator(_named_once)
+
+
 @options
 class Settings:
     """One study: everything that decides its numbers. Made by `load_study`.
@@ -144,15 +153,15 @@ class Settings:
     mode: Literal["strict", "paper"] = "strict"
     switches: Switches = Switches()
     encoders: tuple[str, ...] = ()
-    own_encoders: tuple[OwnEncoder, ...] = ()
+    own_encoders: Annotated[tuple[OwnEncoder, ...], NamedOnce] = ()
     probe: Probe = Probe()
     inflation: Inflation = Inflation()
     conventions: str = ""
     probe_audit: tuple[str, ...] = ()
     networks: tuple[Network, ...] = ()
     effects: Effects = Effects()
-    pretraining: tuple[Pretraining, ...] = ()
-    tasks: tuple[TaskOptions, ...] = ()
+    pretraining: Annotated[tuple[Pretraining, ...], NamedOnce] = ()
+    tasks: Annotated[tuple[TaskOptions, ...], NamedOnce] = ()
 
     @property
     def source(self) -> Source:

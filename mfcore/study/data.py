@@ -1,4 +1,6 @@
-"""A study's data on disk: its data folder, and the runs with patches, twins, splits and the audit of splits."""
+"""A study's data on disk: its data folder, and the runs with patches, twins, splits and the audit
+of splits.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,30 +18,36 @@ from mfcore.store.options import as_dict
 from mfcore.streams import stream_seed
 from mfcore.study.config import Settings
 
+Identity = tuple[str, str, dict, dict[str, str]]  # of a run: stage, name, config, inputs
+
 # ---- the data folder ----
 
 
-def prepare(study: Settings, folder: str | Path, n_workers: int = 1, hosts: Mapping[str, str] = downloads.HOSTS) -> Path:
-    """The study's data folder: made (synthetic), fetched unless it is there (one archive), or found (all else).
+def prepare(
+    study: Settings,
+    folder: str | Path,
+    n_workers: int = 1,
+    hosts: Mapping[str, str] = downloads.HOSTS,
+) -> Path:
+    """The study's data folder: made (synthetic), downloaded (one archive), or as it is.
 
-    Raises LabelError or DownloadError where it can't be had, saying what is expected.
+    Raises LabelError or DownloadError, with what is expected, where the data are missing.
     """
-    folder = Path(folder)
-    if study.source.is_synthetic:
+    folder, source, data = Path(folder), study.source, study.data
+    if source.is_synthetic:
         from mfcore.data.synthetic import slides as synthetic
 
-        data = study.data
-        synthetic.make_dataset(
-            folder, seed=data.seed, n_slides=data.n_slides, n_annotations=data.n_annotations, n_workers=n_workers
-        )
-    elif study.source.archive and not (folder / study.source.main_files[0]).is_file():
-        downloads.fetch(study.source, folder, hosts)
+        of = {"seed": data.seed, "n_slides": data.n_slides, "n_annotations": data.n_annotations}
+        synthetic.make_dataset(folder, **of, n_workers=n_workers)
+    elif source.archive and not (folder / source.main_files[0]).is_file():
+        downloads.fetch(source, folder, hosts)
     if not folder.is_dir():
         raise labels.LabelError(
-            f"{folder}: no such folder; it must hold a label file ({', '.join(study.source.main_files)}) and the "
-            f"slides it names, beside it or in images/; data that are published are fetched by: make data STUDY={study.name}"
+            f"{folder}: no such folder; it must hold a label file ({', '.join(source.main_files)}) "
+            "and the slides it names, beside it or in images/; data that are published are "
+            f"fetched by: make data STUDY={study.name}"
         )
-    labels.files_of(study.source, folder)
+    labels.files_of(source, folder)
     return folder
 
 
@@ -79,33 +87,39 @@ def _is_black_outside(study: Settings) -> bool:
 
 
 def patches_config(study: Settings) -> dict:
-    """What decides the patches, and enters the hash: everything of data and patches but the names of the classes.
+    """What decides the patches, and enters the hash: data and patches, without names of classes.
 
-    Patches that come as images are resampled by ``patches.fit`` alone and don't lie at a slide's border. The origin of
-    labels enters only where it isn't the slide's.
+    Patch images are resampled by ``patches.fit`` alone and do not lie at a slide's border. The
+    origin of labels enters only where it isn't the slide's corner.
     """
-    left_out = ("positive", "negative") if study.data.origin == "scanned_area" else ("positive", "negative", "origin")
-    data = {key: value for key, value in as_dict(study.data).items() if key not in left_out}
-    stored = {**as_dict(study.patches), "stored_px": study.stored_px}
+    data, patch = as_dict(study.data), as_dict(study.patches)
+    del data["positive"], data["negative"]
+    data["label_values"] = list(study.data.written)
+    if study.data.origin != "scanned_area":
+        del data["origin"]
     if study.patches.fit is None:
-        del stored["fit"]
-    border = {"border": "black"} if _is_black_outside(study) else {}
-    resolution = study.switches.resolution if study.source.has_slides or study.patches.fit else "target"
-    return {"data": data, "patches": stored, "resolution": resolution, **border}
+        del patch["fit"]
+    is_resampled = study.source.has_slides or study.patches.fit
+    return {
+        "data": data,
+        "patches": patch | {"stored_px": study.stored_px},
+        "resolution": study.switches.resolution if is_resampled else "target",
+        **({"border": "black"} if _is_black_outside(study) else {}),
+    }
 
 
-def _patches_inputs(study: Settings, folder: Path, table: pd.DataFrame) -> dict[str, str]:
-    """Stands for the data: the label files' checksums; names and fingerprints of the files that the table names."""
-    files = {file.name: store.file_sha256(file) for file in labels.files_of(study.source, folder)}
-    return {**files, "files": patches.slides_digest(table, folder)}
+def extract(
+    study: Settings, folder: str | Path, results: str | Path, n_workers: int = 1
+) -> store.Run:
+    """Read the patches of the study's data folder into a run, as `patches.extract`.
 
-
-def extract(study: Settings, folder: str | Path, results: str | Path, n_workers: int = 1) -> store.Run:
-    """Read the patches of the study's data folder into a run, as `patches.extract`; raises LabelError for bad labels."""
+    Raises LabelError for bad labels.
+    """
     folder = Path(folder)
     table = load_labels(study, folder)
-    config, inputs = patches_config(study), _patches_inputs(study, folder, table)
-    run = store.open_run(results, "patches", study.name, config, inputs)
+    inputs = {file.name: store.file_sha256(file) for file in labels.files_of(study.source, folder)}
+    inputs["files"] = patches.slides_digest(table, folder)
+    run = store.open_run(results, "patches", study.name, patches_config(study), inputs)
     return run if run.done else patches.extract(table, folder, run, reading_of(study), n_workers)
 
 
@@ -117,42 +131,50 @@ def find_patches(study: Settings, results: str | Path) -> store.Run:
 # ---- twins ----
 
 
-def write_twins(study: Settings, results: str | Path) -> store.Run:
-    """Look for twins among the study's finished patches, once: ``twins.parquet``, columns ``patch_id`` and ``twin``.
+def _twins(study: Settings, results: str | Path) -> Identity:
+    return "twins", study.name, {}, {"patches": find_patches(study, results).key}
 
-    ``twin``: as `patches.twins`. Facts: ``n_groups`` of twins, ``n_cases_across_domains``. Raises as `patches.load`.
+
+def write_twins(study: Settings, results: str | Path) -> store.Run:
+    """Look once for twins among the study's patches: ``twins.parquet``, ``patch_id`` and ``twin``.
+
+    ``twin``: as `patches.twins`. Facts: ``n_groups`` of twins, ``n_cases_across_domains``. Raises
+    as `patches.load`.
     """
-    source = find_patches(study, results)
-    run = store.open_run(results, "twins", study.name, {}, {"patches": source.key})
+    run = store.open_run(results, *_twins(study, results))
     if not run.done:
-        table, images = patches.load(source)
-        found = pd.DataFrame({"patch_id": table["patch_id"], "twin": patches.twins(images)})
-        store.write_parquet(run.path("twins.parquet"), found)
+        table, images = patches.load(find_patches(study, results))
+        twins = table[["patch_id"]].assign(twin=patches.twins(images))
+        store.write_parquet(run.path("twins.parquet"), twins)
         n_across = int((table.groupby("case_id")["domain"].nunique() > 1).sum())
-        n_groups = int((found["twin"].value_counts() > 1).sum())
+        n_groups = int((twins["twin"].value_counts() > 1).sum())
         run.finish(["twins.parquet"], n_groups=n_groups, n_cases_across_domains=n_across)
     return run
 
 
 def find_twins(study: Settings, results: str | Path) -> store.Run | None:
-    """The run of `write_twins` on the study's patches; None where nobody has looked for twins yet."""
+    """The run of `write_twins` on the study's patches; None where there is none yet."""
     try:
-        return store.find_run(results, "twins", study.name, {}, {"patches": find_patches(study, results).key})
+        return store.find_run(results, *_twins(study, results))
     except store.StoreError:
         return None
 
 
 def labels_with_twins(study: Settings, results: str | Path) -> pd.DataFrame:
-    """The label table of the study's finished patches with a column ``twin``, as `write_twins`. Raises as `patches.load`."""
-    found = pd.read_parquet(write_twins(study, results).path("twins.parquet"))
-    return patches.load(find_patches(study, results))[0].merge(found, on="patch_id", validate="one_to_one")
+    """The label table of the study's patches with a column ``twin``; raises as `patches.load`."""
+    twins = pd.read_parquet(write_twins(study, results).path("twins.parquet"))
+    table, _ = patches.load(find_patches(study, results))
+    return table.merge(twins, on="patch_id", validate="one_to_one")
 
 
 # ---- splits ----
 
 
 def under(study: Settings, scheme: str) -> Settings:
-    """The study under ``scheme``, one of SCHEMES: itself where the scheme is its own, else without single domains."""
+    """The study under ``scheme``, one of SCHEMES.
+
+    The study itself where the scheme is its own, else without single domains. Raises SplitError.
+    """
     if scheme not in SCHEMES:
         raise SplitError(f"scheme {scheme!r} is not one of {list(SCHEMES)}")
     if scheme == study.switches.scheme:
@@ -162,23 +184,16 @@ def under(study: Settings, scheme: str) -> Settings:
 
 
 def scheme_of(study: Settings, networks: bool = False) -> Scheme:
-    """The scheme of the study's probes, or of its ``networks``: the same, unless ``switches.shared_splits`` is off.
+    """The scheme of the study's probes, or of its ``networks``.
 
-    Networks then have folds of their own. Where probes are drawn as the released probe script draws, networks are drawn as
-    the released training scripts draw, from the same seed; else they are drawn as the probes, from a seed of their own.
+    They are the same unless ``switches.shared_splits`` is off. Networks then have folds of their
+    own: drawn as the released training scripts draw, from the same seed, where probes are drawn as
+    the released probe script draws; else drawn as the probes, from another seed.
     """
-    scheme = Scheme(
-        split_by=study.switches.split_by,
-        stratified=study.switches.stratified,
-        seed=study.splits.seed,
-        n_folds=study.splits.n_folds,
-        test_fraction=study.splits.test_fraction,
-        val_fraction=study.splits.val_fraction,
-        sizes=study.splits.sizes,
-        by_domain=study.splits.by_domain,
-        placing=placing_of(study),
-    )
-    if study.switches.shared_splits or not networks:
+    switches, placing = study.switches, placing_of(study)
+    split = {"split_by": switches.split_by, "stratified": switches.stratified}
+    scheme = Scheme(**split, **vars(study.splits), placing=placing)
+    if switches.shared_splits or not networks:
         return scheme
     if scheme.is_released:
         return replace(scheme, split_by=BY_TRAINING_SCRIPT)
@@ -194,77 +209,81 @@ def splits_config(study: Settings, networks: bool = False) -> dict:
     """The part of the study that decides the splits of its probes or ``networks``."""
     scheme = scheme_of(study, networks)
     switches = {"split_by": scheme.split_by, "stratified": scheme.stratified}
-    return {"splits": {**as_dict(study.splits), "seed": scheme.seed}, "switches": switches}
+    return {"splits": as_dict(study.splits) | {"seed": scheme.seed}, "switches": switches}
 
 
-def _splits_inputs(study: Settings, results: str | Path) -> dict[str, str]:
-    """The patches; and their twins, where twins change how the study is split."""
-    inputs = {"patches": find_patches(study, results).key}
-    twins = find_twins(study, results)
-    if twins is None or scheme_of(study).is_released:
-        return inputs
-    facts, by_case = twins.record["facts"], study.switches.split_by in ("slide", "official")
-    return inputs | {"twins": twins.key} if facts["n_groups"] or (by_case and facts["n_cases_across_domains"]) else inputs
-
-
-def _splits_name(study: Settings, networks: bool) -> str:
+def _splits(study: Settings, results: str | Path, networks: bool) -> Identity:
+    """The inputs are the patches, and their twins where twins change how the study is split."""
     own = networks and not study.switches.shared_splits
-    return f"{study.switches.scheme}_networks" if own else study.switches.scheme
+    name = study.switches.scheme + ("_networks" if own else "")
+    inputs, twins = {"patches": find_patches(study, results).key}, find_twins(study, results)
+    if twins is not None and not scheme_of(study).is_released:
+        facts, by_case = twins.record["facts"], study.switches.split_by in ("slide", "official")
+        if facts["n_groups"] or (by_case and facts["n_cases_across_domains"]):
+            inputs["twins"] = twins.key
+    return "splits", name, splits_config(study, networks), inputs
 
 
 def write_splits(study: Settings, results: str | Path) -> store.Run:
-    """Make and store the splits of the study's probes and of its networks (``splits.parquet``); returns those of the probes."""
-    write_twins(study, results)
-    runs = []
+    """Draw and store the splits of the study's probes and networks (``splits.parquet``).
+
+    Returns the run with the splits of the probes.
+    """
+    table, runs = labels_with_twins(study, results), []
     for networks in (False, True):
-        name, config = _splits_name(study, networks), splits_config(study, networks)
-        run = store.open_run(results, "splits", name, config, _splits_inputs(study, results))
+        run = store.open_run(results, *_splits(study, results, networks))
         if not run.done:
-            table = splits.make(labels_with_twins(study, results), scheme_of(study, networks))
-            store.write_parquet(run.path("splits.parquet"), table)
-            run.finish(["splits.parquet"], n_units=len(splits.units(table)))
+            drawn = splits.make(table, scheme_of(study, networks))
+            store.write_parquet(run.path("splits.parquet"), drawn)
+            run.finish(["splits.parquet"], n_units=len(splits.units(drawn)))
         runs.append(run)
     return runs[0]
 
 
 def find_splits(study: Settings, results: str | Path, networks: bool = False) -> store.Run:
-    """The finished splits that the study's probes, or its ``networks``, learn from; raises StoreError where there are none."""
-    name, config = _splits_name(study, networks), splits_config(study, networks)
-    return store.find_run(results, "splits", name, config, _splits_inputs(study, results))
+    """The finished splits of the study's probes, or of its ``networks``.
+
+    Raises StoreError where there are none.
+    """
+    return store.find_run(results, *_splits(study, results, networks))
 
 
 # ---- the audit of splits ----
 
 
-def write_audit(study: Settings, results: str | Path) -> store.Run:
-    """Audit the study's splits, and those of every scheme: ``audit.csv``, ``schemes.csv`` and ``twins.csv``.
+def _audit(study: Settings, results: str | Path) -> Identity:
+    counted = {"size_px": study.patches.size_px, "counts": ["slides", "cases", "twins"]}
+    inputs = {"splits": find_splits(study, results).key}
+    if not study.switches.shared_splits:
+        inputs["networks"] = find_splits(study, results, networks=True).key
+    return "audit", study.switches.scheme, splits_config(study) | counted, inputs
 
-    The run's facts: ``not_drawn``, the schemes that can't split these data, with the reasons; ``networks``, the result of
-    `splits_audit.between` where networks have splits of their own; ``remarks``, the result of `splits_audit.remarks`.
+
+def write_audit(study: Settings, results: str | Path) -> store.Run:
+    """Audit the study's splits and every scheme: ``audit.csv``, ``schemes.csv``, ``twins.csv``.
+
+    The run's facts: ``not_drawn``, the schemes that can't split these data, with the reasons;
+    ``networks``, as `splits_audit.between`, where networks have splits of their own; ``remarks``,
+    as `splits_audit.remarks`.
     """
-    run = store.open_run(results, "audit", study.switches.scheme, _audit_config(study), _audit_inputs(study, results))
+    run = store.open_run(results, *_audit(study, results))
     if not run.done:
         table = labels_with_twins(study, results)
-        own, networks = (splits.load(find_splits(study, results, networks)) for networks in (False, True))
-        store.write_csv(run.path("audit.csv"), splits_audit.audit(own, table, placing_of(study)))
+        own, networks = (splits.load(find_splits(study, results, of)) for of in (False, True))
         schemes, reasons = splits_audit.audit_schemes(table, schemes_of(study))
-        store.write_csv(run.path("schemes.csv"), schemes)
-        store.write_csv(run.path("twins.csv"), splits_audit.twins(table))
+        tables = {
+            "audit.csv": splits_audit.audit(own, table, placing_of(study)),
+            "schemes.csv": schemes,
+            "twins.csv": splits_audit.twins(table),
+        }
+        for name, content in tables.items():
+            store.write_csv(run.path(name), content)
         between = {} if study.switches.shared_splits else splits_audit.between(own, networks)
-        files = ["audit.csv", "schemes.csv", "twins.csv"]
-        run.finish(files, not_drawn=reasons, networks=between, remarks=splits_audit.remarks(table))
+        remarks = splits_audit.remarks(table)
+        run.finish(list(tables), not_drawn=reasons, networks=between, remarks=remarks)
     return run
 
 
 def find_audit(study: Settings, results: str | Path) -> store.Run:
     """The finished audit of the study's splits; raises StoreError where there is none."""
-    return store.find_run(results, "audit", study.switches.scheme, _audit_config(study), _audit_inputs(study, results))
-
-
-def _audit_config(study: Settings) -> dict:
-    return {**splits_config(study), "size_px": study.patches.size_px, "counts": ["slides", "cases", "twins"]}
-
-
-def _audit_inputs(study: Settings, results: str | Path) -> dict[str, str]:
-    inputs = {"splits": find_splits(study, results).key}
-    return inputs if study.switches.shared_splits else inputs | {"networks": find_splits(study, results, networks=True).key}
+    return store.find_run(results, *_audit(study, results))

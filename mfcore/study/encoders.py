@@ -10,20 +10,16 @@ from mfcore.study import data, pretrained
 from mfcore.study.config import ConfigError, Settings
 
 
-def card_of(study: Settings, name: str, results: str | Path | None = None) -> EncoderCard:
+def card_of(study: Settings, name: str, results: str | Path = "") -> EncoderCard:
     """The card by which a study embeds with one of its encoders.
 
-    The study's own record where it gives one, that of the encoder (or snapshot) which the study pretrained, found in its
-    ``results``, else as `encoders.card_of` has it; or, under ``switches.encoder_input: released``, the variant that does as the
-    released code, where that departs. Raises EncoderError for a record that can't be, naming it, and for an encoder that isn't
-    pretrained yet.
+    That of the encoder (or snapshot) which the study pretrained, found in its ``results``; else as
+    `encoders.card_of`. Under ``switches.encoder_input: released`` the card that does as the released
+    code, where that departs. Raises EncoderError for a description that can't be, and for an
+    encoder that isn't pretrained yet.
     """
     if not pretrained.is_of(study, name):
         return encoders.card_of(name, study.own_encoders, _variants(study, "embedding"))
-    if name.partition("@")[0] in cards():
-        raise EncoderError(f"pretraining[{name.partition('@')[0]}].name: the name of a known encoder; call it something else")
-    if results is None:
-        raise EncoderError(f"encoder {name!r} is pretrained by the study: its card is among the study's results")
     try:
         return folder_card(name, pretrained.folder_of(study, name, results))
     except (store.StoreError, ConfigError) as error:
@@ -31,7 +27,10 @@ def card_of(study: Settings, name: str, results: str | Path | None = None) -> En
 
 
 def training_card_of(study: Settings, architecture: str) -> EncoderCard:
-    """The card by which a study trains an architecture; as `card_of`, but for how the released code normalises for training."""
+    """The card by which a study trains an architecture, as `encoders.card_of`.
+
+    The released code normalises otherwise for training than for embedding.
+    """
     return encoders.card_of(architecture, study.own_encoders, _variants(study, "training"))
 
 
@@ -39,36 +38,54 @@ def _variants(study: Settings, purpose: str) -> dict[str, str]:
     return released_cards(purpose) if study.switches.encoder_input == "released" else {}
 
 
+def has_card_here(study: Settings, name: str) -> bool:
+    """Whether an encoder's card is known without a look at the user's weights or at the hub."""
+    return name in cards() or pretrained.is_of(study, name)
+
+
+# ---- embeddings ----
+
+
 def embeddings_config(study: Settings, name: str, results: str | Path) -> dict:
-    """What decides embeddings, besides the patches: the encoder's card and the crop that it sees."""
-    return {"card": card_of(study, name, results).identity(), "size_px": study.patches.size_px}
+    """What decides embeddings, besides the patches: the encoder's card and the crop it sees."""
+    card = card_of(study, name, results)
+    return {"card": card.identity(), "size_px": study.patches.size_px}
 
 
 def find_embeddings(study: Settings, name: str, results: str | Path) -> store.Run:
-    """The finished embeddings of the study's patches by an encoder; raises StoreError where there are none.
+    """The finished embeddings of the study's patches by an encoder.
 
-    No model and no hub is asked: of an encoder without a card of its own, those that were opened last.
+    The current ones where the card isn't known here (`has_card_here`). Raises StoreError where
+    there are none.
     """
     source = {"patches": data.find_patches(study, results).key}
-    if name in [*encoders.names(), *(own.name for own in study.own_encoders)] or pretrained.is_of(study, name):
-        return store.find_run(results, "embeddings", name, embeddings_config(study, name, results), source)
-    return store.find_known(results, "embeddings", name, {"size_px": study.patches.size_px, **source})
+    if not has_card_here(study, name):
+        known = {"size_px": study.patches.size_px, **source}
+        return store.find_known(results, "embeddings", name, known)
+    try:
+        config = embeddings_config(study, name, results)
+    except EncoderError as error:  # not pretrained yet
+        raise store.StoreError(str(error)) from error
+    return store.find_run(results, "embeddings", name, config, source)
 
 
-def embed(study: Settings, name: str, results: str | Path, device: str = "cpu", batch_size: int = 0) -> store.Run:
+def embed(
+    study: Settings, name: str, results: str | Path, device: str = "cpu", batch_size: int = 0
+) -> store.Run:
     """Embed the study's patches by one of its encoders, as `mfcore.encoders.embed.embed`.
 
-    Raises StoreError where the patches aren't there, EncoderError where the encoder can't be had or isn't any more the one that
-    the run, begun or finished, was made with.
+    Raises StoreError without patches; EncoderError without the encoder, and where it is another
+    one than the run was made with.
     """
     from mfcore.encoders import embed as procedure
 
-    card, (source, run) = card_of(study, name, results), _open(study, name, results)
+    card, source, run = _opened(study, name, results)
     if run.done:
         procedure.check_finished(run, card, device)
         return run
+    file, placing = source.path("patches.npy"), data.placing_of(study)
     table, _ = patches.load(source)
-    return procedure.embed(source.path("patches.npy"), table, card, run, data.placing_of(study), device, batch_size)
+    return procedure.embed(file, table, card, run, placing, device, batch_size)
 
 
 def embed_share(
@@ -80,19 +97,24 @@ def embed_share(
     device: str = "cpu",
     batch_size: int = 0,
 ) -> store.Run:
-    """Embed a share of the study's patches, as `mfcore.encoders.embed.embed_share`; raises what `embed` raises."""
+    """Embed a share of the study's patches, as `mfcore.encoders.embed.embed_share`.
+
+    Raises as `embed`.
+    """
     from mfcore.encoders import embed as procedure
 
-    card, (source, run) = card_of(study, name, results), _open(study, name, results)
+    card, source, run = _opened(study, name, results)
     if not run.done:
-        patches.load(source)  # which says what is wrong with them
+        patches.load(source)  # raises where they are damaged
     file, size_px = source.path("patches.npy"), study.patches.size_px
     return procedure.embed_share(file, card, run, share, n_shares, size_px, device, batch_size)
 
 
-def _open(study: Settings, name: str, results: str | Path) -> tuple[store.Run, store.Run]:
-    """The runs of the patches and of their embeddings."""
-    source = data.find_patches(study, results)
-    config, inputs = embeddings_config(study, name, results), {"patches": source.key}
-    known = {"size_px": study.patches.size_px, **inputs}
-    return source, store.open_run(results, "embeddings", name, config, inputs, known)
+def _opened(
+    study: Settings, name: str, results: str | Path
+) -> tuple[EncoderCard, store.Run, store.Run]:
+    """An encoder's card, the run of the patches, and the opened run of their embeddings."""
+    card, source = card_of(study, name, results), data.find_patches(study, results)
+    known = {"size_px": study.patches.size_px}
+    config, inputs = {"card": card.identity(), **known}, {"patches": source.key}
+    return card, source, store.open_run(results, "embeddings", name, config, inputs, known | inputs)

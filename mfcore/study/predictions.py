@@ -1,11 +1,12 @@
-"""The arms of a study as their runs on disk have them: which runs are current, what they predicted, and every score.
+"""The arms of a study as their runs on disk have them: which runs are current, what they predicted,
+and every score.
 
 Every metric is computed again from what each arm predicted, never read from a log.
 """
 
-import json
+import contextlib
+import itertools
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,12 @@ import pandas as pd
 
 from mfcore import store
 from mfcore.data import splits
-from mfcore.encoders.card import EncoderCard, cards, released_cards
+from mfcore.encoders.card import EncoderError, cards
 from mfcore.measures import binary
 from mfcore.store.options import as_dict
-from mfcore.study import data, pretrained
-from mfcore.study.config import ConfigError, Network, Settings, Switches
+from mfcore.store.records import digest
+from mfcore.study import arms, data, encoders
+from mfcore.study.config import Network, Settings
 
 PROBE, END_TO_END, LORA = "probe", "end-to-end", "LoRA"
 ALL = splits.ALL
@@ -28,8 +30,8 @@ ALL = splits.ALL
 class Collected:
     """What a study's arms predicted, and which arms did not and why.
 
-    predictions: as `mfcore.data.splits.predictions`, with ``arm``, ``kind`` (PROBE, END_TO_END or LORA), ``n_train`` and
-    ``case_id``, as the study's labels have it.
+    predictions: as `mfcore.data.splits.predictions`, with ``arm``, ``kind`` (PROBE, END_TO_END or
+    LORA), ``n_train`` and ``case_id``, as the study's labels have it.
     failures: ``arm, stage, reason``, a row for each run that failed or is missing.
     """
 
@@ -38,59 +40,56 @@ class Collected:
 
 
 def collect(study: Settings, results: str | Path) -> Collected:
-    """Gather the predictions of every arm of a study that were made on its current splits, with its current settings.
+    """Gather the predictions of every arm that were made on the study's splits by its settings.
 
-    Sizes and domains that a network leaves out (``sizes, by_domain``) have no predictions, and are no failures.
-    Raises StoreError where there are no splits, or no arm has predicted anything yet.
+    Sizes and domains that a network leaves out (``sizes, by_domain``) have no predictions, and are
+    no failures. Raises StoreError where there are no splits, or no arm has predicted anything yet.
     """
-    results = Path(results)
-    found = current_runs(study, results)
-    reasons = {}
-    for file in sorted(results.glob("failures/*.json")):
-        failure = store.read_json(file)
-        parameters = failure["parameters"]
-        if "scheme" in parameters:  # another way to split: no arm of the study
-            continue
-        name = parameters.get("encoder", parameters.get("network"))
-        stage = str(failure["stage"])[:2]
-        reasons[name, stage, parameters.get("fold")] = failure["reason"]
-    tables, failures = [], []
-    for encoder in study.encoders:
-        if encoder in found:
-            tables.append(load_arm(found[encoder], encoder, PROBE))
-        else:
-            first = encoder.partition("@")[0], "08", None
-            told = (reasons.get(key) for key in (first, (encoder, "02", None), (encoder, "03", None)))
-            reason = next((reason for reason in told if reason), "not run yet")
-            failures.append({"arm": encoder, "stage": "probe", "reason": reason})
+    reasons = _reasons(Path(results))
+    parts = []  # arm, kind, stage, name of the run, jobs whose failure is the reason that it lacks
+    for name in study.encoders:
+        jobs = [(name.partition("@")[0], "08", None), (name, "02", None), (name, "03", None)]
+        parts.append((name, PROBE, "probe", name, jobs))
     for network in study.networks:
         for fold in range(study.splits.n_folds):
-            name = f"{network.name}-fold{fold}"
-            if name in found:
-                tables.append(load_arm(found[name], network.name, kind_of(network)))
-            else:
-                reason = reasons.get((network.name, "04", fold), "not run yet")
-                failures.append({"arm": network.name, "stage": f"train, fold {fold}", "reason": reason})
+            jobs, run = [(network.name, "04", fold)], f"{network.name}-fold{fold}"
+            parts.append((network.name, kind_of(network), f"train, fold {fold}", run, jobs))
+    runs, tables, failures = current_runs(study, results), [], []
+    for arm, kind, stage, name, jobs in parts:
+        if name in runs:
+            tables.append(load_arm(runs[name], arm, kind))
+        else:
+            reason = next((reasons[job] for job in jobs if job in reasons), "not run yet")
+            failures.append((arm, stage, reason))
     if not tables:
-        raise store.StoreError(f"{results}: no arm of study {study.name!r} has predictions yet; run notebooks 02 to 04 first")
+        raise store.StoreError(
+            f"{results}: no arm of study {study.name!r} has predictions yet; run notebooks 02 to 04 first"
+        )
     predictions = pd.concat(tables, ignore_index=True)
     return Collected(predictions, pd.DataFrame(failures, columns=["arm", "stage", "reason"]))
 
 
-def stored_labels(study: Settings, results: str | Path) -> pd.DataFrame:
-    """The study's stored label table, a row for each patch; raises StoreError where no patches were extracted."""
-    return store.read_parquet(data.find_patches(study, results).path("labels.parquet"))
-
-
-def stored_splits(study: Settings, results: str | Path) -> pd.DataFrame:
-    """The splits that the study's probes learn from, as `mfcore.data.splits.make`; raises StoreError where there are none."""
-    return splits.load(data.find_splits(study, results))
+def _reasons(results: Path) -> dict[tuple[str | None, str, int | None], str]:
+    """Why jobs failed, by encoder or network, number of the notebook, and fold."""
+    reasons = {}
+    for file in sorted(results.glob("failures/*.json")):
+        failure = store.read_json(file)
+        job = failure["parameters"]
+        if "scheme" not in job:  # a job under another way to split is of no arm of the study
+            name = job.get("encoder", job.get("network"))
+            reasons[name, str(failure["stage"])[:2], job.get("fold")] = failure["reason"]
+    return reasons
 
 
 def history(run: store.Run) -> pd.DataFrame:
-    """What a training noted of each epoch of each fit, as its ``history.jsonl``; empty where the run left no history."""
+    """What a training noted of each epoch of each fit, as its ``history.jsonl``.
+
+    Empty where the run left no history.
+    """
     file = run.path("history.jsonl")
-    return pd.read_json(file, lines=True) if file.is_file() else pd.DataFrame(columns=["unit", "epoch"])
+    if not file.is_file():
+        return pd.DataFrame(columns=["unit", "epoch"])
+    return pd.read_json(file, lines=True)
 
 
 def fit_history(run: store.Run, fold: int, size: float) -> pd.DataFrame:
@@ -104,148 +103,124 @@ def kind_of(network: Network) -> str:
     return LORA if network.lora else END_TO_END
 
 
-def current_runs(study: Settings, results: Path) -> dict[str, store.Run]:
-    """The current run by name, among those made on the study's splits and with the study's settings.
+# ---- the current runs ----
 
-    Raises StoreError where there are no splits, or several runs of a name could be meant.
+
+def current_runs(study: Settings, results: str | Path) -> dict[str, store.Run]:
+    """The current run of each probe (by encoder) and training (``NETWORK-foldN``).
+
+    Made on the study's splits and by the study's settings. Raises StoreError where there are no
+    splits, or several runs of a name could be meant.
     """
-    splits_of = {"probe": data.find_splits(study, results).key, "train": _splits_of_networks(study, results)}
-    networks = {f"{n.name}-fold{fold}": _settings(study, n) for n in study.networks for fold in range(study.splits.n_folds)}
-    found: dict[str, list[store.Run]] = {}
+    splits_key = data.find_splits(study, results).key
+    wanted = {("probe", name): (as_dict(study.probe), splits_key) for name in study.encoders}
+    with contextlib.suppress(store.StoreError):  # networks' own folds, which nobody has drawn yet
+        splits_key = data.find_splits(study, results, networks=True).key
+        for network, fold in itertools.product(study.networks, range(study.splits.n_folds)):
+            settings = arms.training_settings(study, network, fold)
+            wanted["train", f"{network.name}-fold{fold}"] = settings, splits_key
+    candidates: dict[str, list[store.Run]] = {}
     for run in [*store.runs(results, "probe"), *store.runs(results, "train")]:
-        name, config, stage = run.identity["name"], run.identity["config"], run.identity["stage"]
-        if run.identity["inputs"].get("splits") != splits_of[stage]:
-            continue
-        if stage == "train":  # what a run's config leaves out didn't matter to it
-            wanted = networks.get(name)
-            config = {
-                "sampler": "annotations",
-                "augmentation": "as_said",
-                **config,
-            }  # which enter only where they are as released
-            current = wanted is not None and all(config[key] == wanted[key] for key in wanted.keys() & config.keys())
-        else:
-            current = name in study.encoders and config == as_dict(study.probe) and _by_its_card(study, run.identity, results)
-        if current:
-            found.setdefault(name, []).append(run)
-    says_most = {name: max(len(run.identity["config"]) for run in runs) for name, runs in found.items()}
-    return {
-        name: store.current([run for run in runs if len(run.identity["config"]) == says_most[name]], _known)
-        for name, runs in found.items()
-    }
+        made, name = run.identity, run.identity["name"]
+        settings = {key: value for key, value in made["config"].items() if key != "card"}
+        of_study = wanted.get((made["stage"], name))
+        if of_study == (settings, made["inputs"].get("splits")) and _has_card(study, run):
+            candidates.setdefault(name, []).append(run)
+    return {name: store.current(runs, _known) for name, runs in candidates.items()}
+
+
+def _has_card(study: Settings, run: store.Run) -> bool:
+    """Whether a run was made with the card that the study has now.
+
+    True also where that card isn't known here (`encoders.has_card_here`), and for a probe whose
+    embeddings are gone.
+    """
+    name, config, results = run.identity["name"], run.identity["config"], run.folder.parent
+    if run.identity["stage"] == "train":
+        name = config["network"]["architecture"]
+        card = encoders.training_card_of(study, name) if name in cards() else None
+        return card is None or digest(config["card"]) == digest(card.identity())
+    key = run.identity["inputs"].get("embeddings")
+    made = next(results.glob(f"embeddings-*-{key}/run.json"), None)
+    if made is None or not encoders.has_card_here(study, name):
+        return True
+    try:
+        config = encoders.embeddings_config(study, name, results)
+    except EncoderError:  # pretrained by another config
+        return False
+    return digest(store.read_json(made)["config"]) == digest(config)
 
 
 def _known(run: store.Run) -> dict:
-    """What is known of an arm's run without its encoder's card, as the procedure that made it has it."""
-    all_of_it = {**run.identity["config"], **run.identity["inputs"]}
+    """What is known of an arm's run without its encoder, as the stage that made it has it."""
+    everything = {**run.identity["config"], **run.identity["inputs"]}
     left_out = ("card",) if run.identity["stage"] == "train" else ("embeddings", "patches")
-    return {key: value for key, value in all_of_it.items() if key not in left_out}
+    return {key: value for key, value in everything.items() if key not in left_out}
 
 
-def _splits_of_networks(study: Settings, results: Path) -> str | None:
-    try:
-        return data.find_splits(study, results, networks=True).key
-    except store.StoreError:  # folds of their own that nobody has drawn yet
-        return None
-
-
-def _settings(study: Settings, network: Network) -> dict:
-    """What a training's config must say to be the study's, as far as it says so (`mfcore.study.arms.training_config`)."""
-    card = _card(study, network.architecture, released_cards("training"))
-    switches = {name: getattr(study.switches, name) for name in Switches.CHOICES}
-    switches |= {"sampler": "annotations", "augmentation": "as_said", **study.released_in_training(network)}
-    return _plain({"network": as_dict(network), **switches} | ({"card": card.identity()} if card else {}))
-
-
-def _by_its_card(study: Settings, record: dict, results: Path) -> bool:
-    """Whether a probe read embeddings that were made as the study has them made; whether they are gone doesn't matter.
-
-    Those of an encoder that the study pretrains were made by the weights that it has now.
-    """
-    card, key = _card(study, record["name"], released_cards("embedding")), record["inputs"].get("embeddings")
-    made = next(results.glob(f"embeddings-*-{key}/run.json"), None)
-    if pretrained.is_of(study, record["name"]) and made is not None:
-        try:
-            return store.read_json(made)["config"]["card"]["sha256"] == pretrained.sha256(study, record["name"], results)
-        except (store.StoreError, ConfigError):  # pretrained by another config
-            return False
-    return card is None or made is None or store.read_json(made)["config"]["card"] == _plain(card.identity())
-
-
-def _card(study: Settings, name: str, released: Mapping[str, str]) -> EncoderCard | None:
-    """The card by which a study has an encoder now; None for its own and those it pretrains, which no switch changes."""
-    if name in [own.name for own in study.own_encoders] or pretrained.is_of(study, name):
-        return None
-    return cards().get(released.get(name, name) if study.switches.encoder_input == "released" else name)
-
-
-def find_embeddings(study: Settings, name: str, results: Path) -> store.Run:
-    """The finished embeddings of the study's patches by an encoder: by its card where that is known here, else the current.
-
-    Raises StoreError where there are none.
-    """
-    source, card = {"patches": data.find_patches(study, results).key}, _card(study, name, released_cards("embedding"))
-    known = {"size_px": study.patches.size_px}
-    if card is None:
-        return store.find_known(results, "embeddings", name, {**known, **source})
-    return store.find_run(results, "embeddings", name, {"card": _plain(card.identity()), **known}, source)
-
-
-def _plain(content: dict) -> dict:
-    """As it is read back from a file."""
-    return json.loads(json.dumps(content))
+# ---- predictions and scores ----
 
 
 def load_arm(run: store.Run, arm: str, kind: str) -> pd.DataFrame:
-    """One finished run's predictions as a part of arm ``arm``, with ``case_id`` and each fit's ``n_train`` training patches.
+    """A finished run's predictions as a part of arm ``arm``, with ``case_id`` and ``n_train``.
 
-    Raises StoreError where the splits or the patches that the run was made on are gone.
+    ``n_train``: training patches of each fit. ``case_id``: the case in the labels of the patches
+    that the run's splits divide; intervals draw cases. Raises StoreError where the run's splits or
+    patches are gone.
     """
-    table = store.read_parquet(_run_of(run, "splits").path("splits.parquet"))
+    splits_run = _run_of(run, "splits")
+    table = store.read_parquet(splits_run.path("splits.parquet"))
+    labels = store.read_parquet(_run_of(splits_run, "patches").path("labels.parquet"))
+    predictions = store.read_parquet(run.path("predictions.parquet"))
+    refuse_lost(predictions, labels)
     unit = ["train_domain", "fold", "size"]
     n_train = table[table["role"] == "train"].groupby(unit).size().rename("n_train").reset_index()
-    predictions = read_predictions(run).merge(n_train, on=unit, how="left", validate="many_to_one")
+    cases = predictions["patch_id"].map(labels.set_index("patch_id")["case_id"])
+    predictions = predictions.assign(case_id=cases).merge(n_train, how="left", on=unit)
     return predictions.assign(arm=arm, kind=kind)
-
-
-def read_predictions(run: store.Run) -> pd.DataFrame:
-    """A finished run's ``predictions.parquet`` with each patch's ``case_id``: intervals draw cases where they are known.
-
-    The case is the one in the labels of the patches that the run's splits divide. Raises StoreError where they are gone.
-    """
-    predictions = store.read_parquet(run.path("predictions.parquet"))
-    labels = store.read_parquet(_run_of(_run_of(run, "splits"), "patches").path("labels.parquet"))
-    refuse_lost(predictions, labels)
-    return predictions.assign(case_id=predictions["patch_id"].map(labels.set_index("patch_id")["case_id"]))
 
 
 def _run_of(run: store.Run, stage: str) -> store.Run:
     """The run of an earlier stage that ``run`` was made on; raises StoreError where it is gone."""
-    folder = next(run.folder.parent.glob(f"{stage}-*-{run.identity['inputs'][stage]}"), None)
+    key = run.identity["inputs"][stage]
+    folder = next(run.folder.parent.glob(f"{stage}-*-{key}"), None)
     if folder is None:
-        raise store.StoreError(f"{run.folder}: the {stage} it was made on are gone; run notebook 01 and this arm again")
+        raise store.StoreError(
+            f"{run.folder}: the {stage} it was made on are gone; run notebook 01 and this arm again"
+        )
     return store.run_at(folder)
-
-
-def scores(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Every metric of every fit: a row an arm, training domain, fold, size and test domain.
-
-    Fits on all domains are tested on all at once (``domain`` "all"); fits on one domain, on each domain by itself. A
-    metric that needs both classes is NaN where a test set has one. ``tested``: a number that is the same for the same patches.
-    """
-    predictions = predictions.assign(domain=predictions["domain"].where(predictions["train_domain"] != ALL, ALL))
-    keys = ["arm", "kind", "train_domain", "fold", "size", "domain"]
-    rows = []
-    for values, group in predictions.groupby(keys, sort=False, observed=True):
-        found = binary.evaluate(group["label"].to_numpy(), group["score"].to_numpy())
-        counts = {"n_train": int(group["n_train"].iloc[0]), "n_test": len(group), "n_test_slides": group["slide_id"].nunique()}
-        counts["tested"] = zlib.crc32(np.sort(group["patch_id"].to_numpy()).tobytes())
-        rows.append(dict(zip(keys, values, strict=True)) | counts | found)
-    return pd.DataFrame(rows)
 
 
 def refuse_lost(predictions: pd.DataFrame, labels: pd.DataFrame) -> None:
     """Raise StoreError where a label table lacks a patch that was predicted."""
     unknown = ~predictions["patch_id"].isin(labels["patch_id"])
     if unknown.any():
-        raise store.StoreError(f"{unknown.sum()} predictions are of patches that the label table lacks; run notebook 01 again")
+        raise store.StoreError(
+            f"{unknown.sum()} predictions are of patches that the label table lacks; run notebook 01 again"
+        )
+
+
+def scores(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Every metric of every fit: a row an arm, training domain, fold, size and test domain.
+
+    Fits on all domains are tested on all at once (``domain`` "all"); fits on one domain, on each
+    domain by itself. A metric that needs both classes is NaN where a test set has one. ``tested``:
+    a number that is the same for the same patches.
+    """
+    is_mixed = predictions["train_domain"] == ALL
+    predictions = predictions.assign(domain=predictions["domain"].mask(is_mixed, ALL))
+    keys = ["arm", "kind", "train_domain", "fold", "size", "domain"]
+    rows = []
+    for values, group in predictions.groupby(keys, sort=False, observed=True):
+        tested = np.sort(group["patch_id"].to_numpy())
+        rows.append(
+            {
+                **dict(zip(keys, values, strict=True)),
+                "n_train": int(group["n_train"].iloc[0]),
+                "n_test": len(group),
+                "n_test_slides": group["slide_id"].nunique(),
+                "tested": zlib.crc32(tested.tobytes()),
+                **binary.evaluate(group["label"].to_numpy(), group["score"].to_numpy()),
+            }
+        )
+    return pd.DataFrame(rows)

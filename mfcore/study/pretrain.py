@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mfcore import store
-from mfcore.encoders import EncoderError, names
+from mfcore.encoders import EncoderError
 from mfcore.encoders.card import EncoderCard
 from mfcore.store.records import digest
 from mfcore.study import data, encoders, pretrained
@@ -23,19 +23,18 @@ def pretrain(
     n_workers: int = 1,
     watch: Callable[[pd.DataFrame], None] | None = None,
 ) -> store.Run:
-    """Pretrain the study's encoder ``name``, as `mfcore.pretraining.pretrain.pretrain`; returns its run.
+    """Pretrain the study's encoder ``name``, as `mfcore.pretraining.pretrain.pretrain`.
 
-    data_folder: holds the study's own slides, which are made or fetched if possible; not read for a pretraining with other
-    ``slides``. Raises ConfigError, LabelError, PatchingError (no slide can be read), EncoderError (the network, or the encoder
-    to start from), StoreError (another process is at work on the run) and PretrainingError.
+    data_folder: holds the study's own slides, which are made or downloaded if possible; not read
+    for a pretraining with other ``slides``. Raises ConfigError, LabelError, PatchingError (no slide
+    can be read), EncoderError (the network, or the encoder to start from), StoreError (another
+    process is at work on the run) and PretrainingError.
     """
     from mfcore.pretraining import loop, pretrain as procedure
     from mfcore.training import processes
 
     settings, ranks = study.pretraining_of(name), processes.here()
-    if name in names():
-        raise procedure.PretrainingError(f"pretraining[{name}].name: the name of a known encoder; call it something else")
-    loop.check_share(settings)  # before slides are fetched and looked at
+    loop.check_share(settings)  # before slides are downloaded and looked at
     if not settings.slides and ranks.is_first:
         data.prepare(study, data_folder)
     ranks.as_first(None)  # the others wait for the slides
@@ -44,31 +43,36 @@ def pretrain(
     start = start_of(study, settings, results)
     if start is not None:
         inputs["start"] = digest(start.identity())
-    run = store.open_run(results, pretrained.STAGE, name, pretrained.config_of(study, name), inputs)
-    origin = f"in study {study.name!r} on {'synthetic ' if study.synthetic and not settings.slides else ''}slides"
-    return procedure.pretrain(slides, settings, run, start, study.patches, origin, device, n_workers, watch)
+    config = pretrained.config_of(study, name)
+    run = store.open_run(results, pretrained.STAGE, name, config, inputs)
+    synthetic = "synthetic " if study.synthetic and not settings.slides else ""
+    origin = f"in study {study.name!r} on {synthetic}slides"
+    patches = study.patches
+    return procedure.pretrain(slides, settings, run, start, patches, origin, device, n_workers, watch)
 
 
 def slides_of(study: Settings, settings: Pretraining, data_folder: str | Path) -> list:
-    """The slides that a pretraining draws from: the study's own, or the slides below ``settings.slides`` (in the data folder).
+    """The slides that a pretraining draws from, each a `mfcore.pretraining.slides.SlideFile`.
 
-    Each a `mfcore.pretraining.slides.SlideFile`. Raises PatchingError for a study of patches without slides and a folder
-    without any, LabelError as `labels.table.load`.
+    The study's own, or the slides below ``settings.slides`` (in the data folder). Raises
+    PatchingError for a study of patches without slides and a folder without any, LabelError as
+    `labels.table.load`.
     """
     from mfcore.pretraining.slides import PatchingError, slides_in, slides_listed
 
-    known = study.data
+    data_folder, by_scanner = Path(data_folder), study.data.um_per_px_by_scanner
+    place, um_per_px = f"pretraining[{settings.name}].slides", study.data.um_per_px
     if settings.slides:
         try:
-            return slides_in(Path(data_folder) / Path(settings.slides).expanduser(), known.um_per_px)
+            return slides_in(data_folder / Path(settings.slides).expanduser(), um_per_px)
         except PatchingError as error:
-            raise PatchingError(f"pretraining[{settings.name}].slides: {error}") from None
+            raise PatchingError(f"{place}: {error}") from None
     if not study.source.has_slides:
         raise PatchingError(
-            f"study {study.name!r} has patches and no slides to draw from; name a folder in pretraining[{settings.name}].slides"
+            f"study {study.name!r} has patches and no slides to draw from; name a folder in {place}"
         )
     table = data.load_labels(study, data_folder)
-    return slides_listed(table, data_folder, lambda scanner: known.um_per_px_by_scanner.get(scanner, known.um_per_px))
+    return slides_listed(table, data_folder, lambda scanner: by_scanner.get(scanner, um_per_px))
 
 
 def start_of(study: Settings, settings: Pretraining, results: str | Path) -> EncoderCard | None:
@@ -87,7 +91,7 @@ def start_of(study: Settings, settings: Pretraining, results: str | Path) -> Enc
 def example(
     study: Settings, name: str, data_folder: str | Path, n: int = 4
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, pd.DataFrame]:
-    """The first patches of the study's pretraining ``name``, as `mfcore.pretraining.pretrain.example`.
+    """The first patches of a pretraining, as `mfcore.pretraining.pretrain.example`.
 
     Raises as `pretrain` does for its slides.
     """

@@ -1,7 +1,7 @@
 """Encoders that a study pretrains: what decides one, where it lies, and the names of its snapshots.
 
-A run ``pretrain-<name>-<key>`` keeps a folder for each snapshot, ``encoders/step0000400/`` with ``card.json`` and
-``weights.safetensors``. ``NAME`` stands for the last, ``NAME@STEP`` for any.
+A run ``pretrain-<name>-<key>`` keeps a folder for each snapshot, ``encoders/step0000400/`` with
+``card.json`` and ``weights.safetensors``. ``NAME`` stands for the last, ``NAME@STEP`` for any.
 """
 
 from pathlib import Path
@@ -13,7 +13,8 @@ from mfcore.store.options import as_dict
 from mfcore.study.config import ConfigError, Pretraining, Settings
 
 __all__ = [
-    "METHODS", "STAGE", "config_of", "find", "folder_of", "in_full", "in_order", "is_of", "sha256", "snapshots_of", "steps_of",
+    "METHODS", "STAGE", "config_of", "find", "folder_of", "in_full", "in_order", "is_of",
+    "snapshots_of", "steps_of",
 ]  # fmt: skip
 
 STAGE = "pretrain"
@@ -24,25 +25,29 @@ def config_of(study: Settings, name: str) -> dict:
     pretraining = in_full(study.pretraining_of(name))
     content, by = as_dict(pretraining) | {"name": ""}, METHODS[pretraining.method]
     if by.layer_scale is not None:  # what a network of the method begins with
-        content["begins_with"] = {"layer_scale": by.layer_scale, "mask_token_sd": by.mask_token_sd}
-    keys = ("source", "um_per_px", "um_per_px_by_scanner")
+        first = {"layer_scale": by.layer_scale, "mask_token_sd": by.mask_token_sd}
+        content["begins_with"] = first
+    data, patches = as_dict(study.data), as_dict(study.patches)
     return {
         "pretraining": content,
-        "slides": {key: value for key, value in as_dict(study.data).items() if key in keys},
-        "patches": {key: value for key, value in as_dict(study.patches).items() if key in ("size_px", "um_per_px")},  # its card
+        "slides": {key: data[key] for key in ("source", "um_per_px", "um_per_px_by_scanner")},
+        "patches": {key: patches[key] for key in ("size_px", "um_per_px")},  # its card
     }
 
 
 def find(study: Settings, name: str, results: str | Path) -> store.Run:
     """The finished pretraining of the encoder ``name``.
 
-    Raises StoreError where there is none, naming what differs in the nearest one and the notebook to run.
+    Raises StoreError where there is none, with what differs in the nearest one and the notebook to
+    run.
     """
     try:
         return store.find_run(results, STAGE, name, config_of(study, name))
     except store.StoreError as error:
         reason = str(error).removesuffix(" run the notebook that makes it first.")
-        raise store.StoreError(f"{reason} Pretrain it: notebook 08_pretrain with encoder = {name!r}") from None
+        raise store.StoreError(
+            f"{reason} Pretrain it: notebook 08_pretrain with encoder = {name!r}"
+        ) from None
 
 
 def in_order(study: Settings) -> list[str]:
@@ -63,16 +68,14 @@ def is_of(study: Settings, name: str) -> bool:
 def folder_of(study: Settings, name: str, results: str | Path) -> Path:
     """The folder with card and weights of ``NAME`` or ``NAME@STEP``.
 
-    Raises StoreError where it isn't pretrained yet, ConfigError for a step of which no snapshot is kept.
+    Raises StoreError where it isn't pretrained yet, ConfigError for a step without a snapshot.
     """
     encoder, _, step = name.partition("@")
     pretraining = study.pretraining_of(encoder)
     steps = steps_of(pretraining)
     if step and step not in map(str, steps):
-        raise ConfigError(f"encoder {name!r}: there are snapshots after {steps} steps; name one of {snapshots_of(pretraining)}")
+        raise ConfigError(
+            f"encoder {name!r}: there are snapshots after {steps} steps; "
+            f"name one of {snapshots_of(pretraining)}"
+        )
     return snapshot_folder(find(study, encoder, results).folder, int(step or steps[-1]))
-
-
-def sha256(study: Settings, name: str, results: str | Path) -> str:
-    """SHA-256 of the weights of ``NAME`` or ``NAME@STEP``, by which two pretrainings differ; raises as `folder_of`."""
-    return store.file_sha256(folder_of(study, name, results) / "weights.safetensors")

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from mfcore import store
+from mfcore.data import splits
 from mfcore.encoders.card import EncoderCard
 from mfcore.study import data, encoders, predictions, pretrained
 from mfcore.study.config import ConfigError, Settings, load_study
@@ -57,7 +58,7 @@ class Study:
     @cached_property
     def splits(self) -> pd.DataFrame:
         """The splits that probes learn from, as `mfcore.data.splits.make`; raises StoreError where there are none."""
-        return predictions.stored_splits(self.settings, self.folder)
+        return splits.load(data.find_splits(self.settings, self.folder))
 
     @property
     def audit(self) -> store.Run:
@@ -77,7 +78,7 @@ class Study:
 
     def embeddings(self, encoder: str) -> store.Run:
         """The run with the embeddings of the study's patches; raises StoreError where there is none."""
-        return predictions.find_embeddings(self.settings, encoder, self.folder)
+        return encoders.find_embeddings(self.settings, encoder, self.folder)
 
     def pretraining(self, name: str) -> store.Run:
         """The finished pretraining of an encoder; raises StoreError where there is none."""

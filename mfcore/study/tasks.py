@@ -1,40 +1,41 @@
-"""A study's downstream tasks: whom each judges, what decides a run, and the judging of one encoder or of all."""
+"""A study's downstream tasks: whom each judges, what decides a run, and the judging of encoders."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from mfcore import store
+from mfcore.encoders.card import EncoderError
 from mfcore.store.files import Fingerprints
 from mfcore.store.options import as_dict
 from mfcore.study import encoders, pretrained
 from mfcore.study.config import Settings, TaskOptions
 from mfcore.tasks import protocol, registry
-from mfcore.tasks.task import TaskData
 
 REFUSALS = "judged_{}.csv"  # among the results, of a task
 
 
 def encoders_of(study: Settings, task: TaskOptions) -> list[str]:
-    """Whom a task judges: its encoders, or the study's and all that it pretrains; each pretrained one after its snapshots.
+    """Whom a task judges: its encoders, or the study's and all that it pretrains.
 
-    The last snapshot is the encoder itself, and is named once.
+    Each pretrained one comes after its snapshots; the last snapshot is the encoder itself, and is
+    named once.
     """
-    own = [which.name for which in study.pretraining]
-    names = list(task.encoders) or [*study.encoders, *(name for name in own if name not in study.encoders)]
+    own = {which.name: which for which in study.pretraining}
+    names = task.encoders or tuple(dict.fromkeys([*study.encoders, *own]))
     if not task.snapshots:
-        return names
-    return [name for encoder in names for name in [*_earlier(study, encoder), encoder]]
-
-
-def _earlier(study: Settings, encoder: str) -> list[str]:
-    return pretrained.snapshots_of(study.pretraining_of(encoder))[:-1] if pretrained.is_of(study, encoder) else []
+        return list(names)
+    judged = []
+    for name in names:
+        earlier = pretrained.snapshots_of(own[name])[:-1] if name in own else []
+        judged += [*earlier, name]
+    return judged
 
 
 def config_of(study: Settings, task: str, card: Mapping[str, object] | None) -> dict:
-    """What decides a run, besides the images: protocol, seed, and what of the encoder's card decides an embedding."""
+    """What decides a run, besides the images: protocol, seed, and the encoder's card."""
     return {
         "protocol": as_dict(protocol.of(study.task(task))),
         "seed": study.splits.seed,
@@ -42,56 +43,60 @@ def config_of(study: Settings, task: str, card: Mapping[str, object] | None) -> 
     }
 
 
-def fingerprint(data: TaskData, results: str | Path) -> str:
-    """`protocol.fingerprint`; the fingerprints that it knows are kept in ``results``."""
-    known = Fingerprints(Path(results) / "inputs" / f".task_{data.folder.name}.json")
-    digest = protocol.fingerprint(data, known)
-    known.write()
-    return digest
-
-
 def judge(
-    study: Settings, task: str, encoder: str, data_folder: str | Path, results: str | Path, device: str = "cpu"
+    study: Settings,
+    task: str,
+    encoder: str,
+    data_folder: str | Path,
+    results: str | Path,
+    device: str = "cpu",
 ) -> store.Run:
-    """Judge ``encoder``, which may be a snapshot ``NAME@STEP``, by ``task``; takes up again where an earlier call stopped.
+    """Judge ``encoder``, which may be a snapshot ``NAME@STEP``, by ``task``.
 
-    Raises TaskError, with all that is wrong, for a task whose data can't be judged by, and EncoderError where the encoder can't
-    be had.
+    Goes on where an earlier call stopped. Raises TaskError, with all that is wrong, for data that
+    no encoder can be judged by, and EncoderError without the encoder.
     """
     from mfcore.tasks import judge as classification, segment as segmentation
 
     by, card = protocol.of(study.task(task)), encoders.card_of(study, encoder, results)
     data = registry.load(task, registry.prepare(task, data_folder))
     protocol.check(data, by)
-    stage = segmentation.STAGE if registry.get(task).is_segmentation else classification.STAGE
-    config, inputs = config_of(study, task, card.identity()), {"items": fingerprint(data, results)}
+    files = Fingerprints(Path(results) / "inputs" / f".task_{data.folder.name}.json")
+    inputs = {"items": protocol.fingerprint(data, files)}
+    files.write()
+    config = config_of(study, task, card.identity())
     known = {key: value for key, value in config.items() if key != "card"}
+    is_segmentation = registry.get(task).is_segmentation
+    stage = segmentation.STAGE if is_segmentation else classification.STAGE
+    work = segmentation.segment if is_segmentation else classification.judge
     run = store.open_run(results, stage, f"{task}.{encoder}", config, inputs, known)
-    if run.done:
-        return run
-    work = segmentation.segment if registry.get(task).is_segmentation else classification.judge
-    return work(data, card, by, run, study.splits.seed, device)
+    return run if run.done else work(data, card, by, run, study.splits.seed, device)
 
 
-def one_after_another(
-    study: Settings, task: str, results: str | Path, work: Callable[[str], object], refused: type[Exception]
+def judge_all(
+    study: Settings,
+    task: str,
+    data_folder: str | Path,
+    results: str | Path,
+    device: str = "cpu",
 ) -> pd.DataFrame:
-    """Call ``work`` with each of a task's encoders: ``encoder, judged, reason``; one that is ``refused`` stops no other.
+    """Judge each of a task's encoders: ``encoder, judged, reason``.
 
-    The reasons are kept, see `refusals`. Raises the last error where all were refused.
+    An encoder that can't be had stops no other; the reasons are kept, see `refusals`. Raises the
+    last EncoderError where no encoder can be had, and as `judge`.
     """
-    rows, last = [], None
+    rows, refused = [], []
     for name in encoders_of(study, study.task(task)):
         try:
-            work(name)
+            judge(study, task, name, data_folder, results, device)
             rows.append((name, True, ""))
-        except refused as error:
-            last = error
+        except EncoderError as error:
+            refused.append(error)
             rows.append((name, False, " ".join(str(error).split())))
     table = pd.DataFrame(rows, columns=["encoder", "judged", "reason"])
     store.write_csv(Path(results) / REFUSALS.format(task), table)
-    if last is not None and not table["judged"].any():
-        raise last
+    if refused and len(refused) == len(rows):
+        raise refused[-1]
     return table
 
 

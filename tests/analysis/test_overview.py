@@ -46,7 +46,7 @@ def study(tmp_path) -> Study:
     store.write_parquet(splits_run.path("splits.parquet"), pd.concat(units))
     splits_run.finish(["splits.parquet"])
     audit = splits_audit.audit(pd.concat(units), labels, Placing())
-    run = store.open_run(tmp_path, "audit", scheme, study_data._audit_config(SETTINGS), {"splits": splits_run.key})
+    run = store.open_run(tmp_path, *study_data._audit(SETTINGS, tmp_path))
     store.write_csv(run.path("audit.csv"), audit)
     mixed = audit[audit["train_domain"] == "all"].drop(columns="train_domain")
     store.write_csv(run.path("schemes.csv"), pd.concat([mixed.assign(scheme=s) for s in ("released", "slide")]))

@@ -155,7 +155,7 @@ def results(tmp_path, predictions):
     other = replace(STUDY.networks[0], max_lr=1.0)
     finish(tmp_path, "probe", "good", "good", as_dict(STUDY.probe), inputs, predictions)
     finish(tmp_path, "train", "net-fold0", "net", trained(), inputs, of_fold[0])
-    finish(tmp_path, "train", "net-fold1", "net", trained(other), inputs, of_fold[1])
+    finish(tmp_path, "train", "net-fold1", "net", trained(other, fold=1), inputs, of_fold[1])
     finish(tmp_path, "probe", "random", "random", as_dict(STUDY.probe), {"splits": "other"}, predictions)
     failure = {"stage": "02_embed", "name": "02_embed.random", "parameters": {"encoder": "random"}, "reason": "no weights"}
     store.write_json(tmp_path / "failures" / "02_embed.random.json", failure)
@@ -196,7 +196,6 @@ def test_collect_says_what_to_run_when_there_is_nothing(results):
         ({"epoch": "last"}, {"epoch": "last"}),
         ({"training_label": "window"}, {"training_label": "window"}),
         ({"validation": "drawn"}, {"validation": "drawn"}),
-        ({"clipping": "before_backward"}, {"clipping": "before_backward"}),
         ({"sampler": "released"}, {"sampler": "released"}),
         ({"augmentation": "released"}, {"augmentation": "released"}),
         ({"card": {"mean": 0.1}}, None),
@@ -213,9 +212,14 @@ def test_a_training_under_another_switch_is_another_s(results, predictions, diff
         assert stored.current_runs(flipped, results)["net-fold0"].key == other
 
 
-def test_clipping_that_a_run_does_not_name_did_not_matter(results):
+def test_clipping_matters_only_to_a_network_that_clips(results, predictions):
     flipped = replace(STUDY, switches=replace(STUDY.switches, clipping="before_backward"))
     assert "net-fold0" in stored.current_runs(flipped, results)
+    clips = (replace(STUDY.networks[0], clip_norm=0.1),)
+    config, inputs = trained(clips[0], clipping="after_backward"), {"splits": study_data.find_splits(STUDY, results).key}
+    finish(results, "train", "net-fold0", "net", config, inputs, predictions)
+    assert "net-fold0" in stored.current_runs(replace(STUDY, networks=clips), results)
+    assert "net-fold0" not in stored.current_runs(replace(flipped, networks=clips), results)
 
 
 def test_a_probe_on_embeddings_of_another_card_is_another_s(results, predictions):
@@ -235,7 +239,7 @@ def test_a_network_of_low_rank_is_of_its_own_kind_and_what_it_leaves_out_is_no_f
     inputs = {"splits": study_data.find_splits(STUDY, results).key}
     part = predictions.query("train_domain == 'all' and size == 1.0")
     for fold in range(3):
-        finish(results, "train", f"net-fold{fold}", "net", trained(network), inputs, part[part["fold"] == fold])
+        finish(results, "train", f"net-fold{fold}", "net", trained(network, fold=fold), inputs, part[part["fold"] == fold])
     collected = stored.collect(study, results)
     assert collected.failures.empty
     assert set(collected.predictions.query("arm == 'net'")["kind"]) == {stored.LORA}

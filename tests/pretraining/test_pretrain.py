@@ -166,15 +166,6 @@ def test_too_many_processes_are_refused_before_slides_are_fetched(tmp_path, monk
         study_pretrain.pretrain(Settings("t", "A test", Data("midog"), pretraining=(SHORT,)), "own", "nowhere", tmp_path, "cpu")
 
 
-def test_the_name_of_a_known_encoder_is_refused_before_slides_are_fetched(tmp_path, monkeypatch):
-    monkeypatch.setattr(study_data, "prepare", None)
-    study = Settings("t", "A test", Data("midog"), pretraining=(dataclasses.replace(SHORT, name="uni"),))
-    with pytest.raises(PretrainingError, match=r"pretraining\[uni\].name: the name of a known encoder"):
-        study_pretrain.pretrain(study, "uni", "nowhere", tmp_path, "cpu")
-    with pytest.raises(encoders.EncoderError, match=r"pretraining\[uni\].name: the name of a known encoder"):
-        study_encoders.card_of(study, "uni", tmp_path)
-
-
 def test_a_process_with_other_slides_than_the_first_is_refused(slides, tmp_path, monkeypatch):
     """On a machine of its own, with a copy of the slides that isn't whole."""
 

@@ -209,20 +209,18 @@ def test_every_snapshot_is_judged_once():
     assert judged == ["tiny", "home@10", "home@20", "home@30", "home"], "the last snapshot is the encoder"
 
 
-def test_one_that_cant_be_had_leaves_the_others(tmp_path):
-    def make(name):
+def test_one_that_cant_be_had_leaves_the_others(tmp_path, monkeypatch):
+    def judge(study, task, name, *_):
         if name != "good":
             raise EncoderError(f"{name} has no weights")
 
-    study = made_tasks.study(TASK, encoders=("bad", "good"))
-    table = study_tasks.one_after_another(study, TASK.name, tmp_path, make, EncoderError)
+    monkeypatch.setattr(study_tasks, "judge", judge)
+    table = study_tasks.judge_all(made_tasks.study(TASK, encoders=("bad", "good")), TASK.name, "data", tmp_path)
     assert table.values.tolist() == [["bad", False, "bad has no weights"], ["good", True, ""]]
     assert study_tasks.refusals(tmp_path, TASK.name) == {"bad": "bad has no weights"}
     assert study_tasks.refusals(tmp_path, "pcam") == {}
     with pytest.raises(EncoderError, match="worse has"):
-        study_tasks.one_after_another(
-            made_tasks.study(TASK, encoders=("bad", "worse")), TASK.name, tmp_path, make, EncoderError
-        )
+        study_tasks.judge_all(made_tasks.study(TASK, encoders=("bad", "worse")), TASK.name, "data", tmp_path)
 
 
 def broken(how: str) -> made_tasks.MadeTask:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mfcore import store
-from mfcore.study import tasks as study_tasks
+from mfcore.store.files import Fingerprints
 from mfcore.tasks import protocol
 
 DATA = types.SimpleNamespace(
@@ -20,12 +20,12 @@ def run(tmp_path):
     return store.open_run(tmp_path, "judge", "task.encoder", {}, {})
 
 
-def test_other_images_or_masks_are_other_data(tmp_path):
+def test_other_images_or_masks_are_other_data():
     data = made_tasks.nuclei()
     same, other_mask, other_image = made_tasks.nuclei(), made_tasks.nuclei(), made_tasks.nuclei()
     other_mask.masks[0][3, 3] ^= 1
     other_image.pixels[0][3, 3, 0] ^= 1
-    told = [study_tasks.fingerprint(each, tmp_path) for each in (data, same, other_mask, other_image)]
+    told = [protocol.fingerprint(each, Fingerprints()) for each in (data, same, other_mask, other_image)]
     assert told[0] == told[1] and len(set(told)) == 3
 
 

@@ -15,8 +15,7 @@ from hypothesis import given, strategies as st
 from made_training import made, network, store_study, task, tiny
 from running import HANG_S
 
-from mfcore import __main__ as command, encoders
-from mfcore.study import arms as study_arms
+from mfcore import __main__ as command, encoders, store
 from mfcore.study.config import load_study
 from mfcore.training import loop as train_loop, processes, train
 from mfcore.training.processes import Ranks
@@ -135,7 +134,7 @@ def test_two_processes_train_as_one(tmp_path, started):
     both = started([*launcher, *said, str(tmp_path / "two")], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
     out, errors = both.communicate(timeout=HANG_S)
     assert both.returncode == 0, errors
-    runs = {name: study_arms.find_training(study, "vit", 0, tmp_path / name / "shared") for name in ("one", "two")}
+    runs = {name: store.runs(tmp_path / name / "shared", "train")[0] for name in ("one", "two")}
     assert out.strip() == str(runs["two"].folder), "said once"
     assert runs["two"].verify().record["facts"]["n_processes"] == 2
     tables = {name: pd.read_parquet(run.path("predictions.parquet")) for name, run in runs.items()}

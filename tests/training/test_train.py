@@ -76,9 +76,7 @@ def test_train_study_writes_every_unit_of_the_fold(tmp_path, study):
     assert sorted(file.name for file in run.path("units").iterdir()) == sorted(
         f"{unit}{suffix}" for unit in UNITS for suffix in (".jsonl", ".parquet", ".safetensors")
     )
-    assert study_arms.find_training(study, "tiny", 0, tmp_path).key == run.key
-    with pytest.raises(store.StoreError, match="no finished 'train' run 'tiny-fold1'"):
-        study_arms.find_training(study, "tiny", 1, tmp_path)
+    assert [stored.key for stored in store.runs(tmp_path, "train")] == [run.key]
 
 
 def test_two_runs_agree_to_the_last_bit(tmp_path, study):
@@ -101,7 +99,7 @@ def test_finished_units_are_not_trained_again(tmp_path, study, monkeypatch):
         trained.append(task.unit)
         return train_network(task, *arguments, **options)
 
-    run = study_arms.find_training(study, "tiny", 1, tmp_path)
+    (run,) = store.runs(tmp_path, "train")
     for file in (*run.path("units").iterdir(), run.path("run.json"), run.path("predictions.parquet")):
         file.unlink()
     monkeypatch.setattr(train_loop, "train_network", failing)
@@ -338,7 +336,7 @@ def test_the_command_line_trains(tmp_path, study, monkeypatch, capsys):
     monkeypatch.setattr(command, "load_study", lambda file: study)
     store_study(study, tmp_path / "small", *made())
     assert command.main(arguments(tmp_path)) == 0
-    run = study_arms.find_training(study, "tiny", 0, tmp_path / "small")
+    (run,) = store.runs(tmp_path / "small", "train")
     assert capsys.readouterr().out.strip() == str(run.folder)
     assert [line["epoch"] for line in history_of(run.path("units"), UNITS[0])] == [1, 2]
 
