@@ -87,42 +87,53 @@ def predict(
     folder = table.parent if folder is None else Path(folder)
     size = max(settings.splits.sizes) if size is None else size
     units = [splits.Unit(ALL, fold, size) for fold in range(settings.splits.n_folds)]
-    runs = _runs(study, arm, units)
+    runs = [run_of(study, arm, unit) for unit in units]
     rows, candidates = labels.load_candidates(settings.source, table, folder)
     stored = _cut(study, table, candidates, folder, n_workers)
-    _refuse_other_resolution(study, store.read_parquet(stored.path("labels.parquet")))
-    score = _by_probe if arm in settings.encoders else _by_network
-    scores = score(study, arm, runs, units, stored, device)  # (n_folds, n_candidates)
+    refuse_other_resolution(study, store.read_parquet(stored.path("labels.parquet")))
+    scores = scores_of(study, arm, runs, units, stored, device)  # (n_folds, n_candidates)
     rows["score"], rows["score_sd"] = scores.mean(axis=0), scores.std(axis=0)
     for fold, of_fold in enumerate(scores):
         rows[f"score_fold{fold}"] = of_fold
     return Scored(rows, _facts(study, arm, size, len(scores), candidates))
 
 
-def _runs(study: Study, arm: str, units: list[splits.Unit]) -> list[store.Run]:
-    """The finished run of each unit; raises CandidateError for an arm or size that isn't trained.
-    """
+def run_of(study: Study, arm: str, unit: splits.Unit) -> store.Run:
+    """The finished run of an arm that trained a unit; raises CandidateError where there is none."""
     settings = study.settings
-    networks = [network.name for network in settings.networks]
-    if arm not in (*settings.encoders, *networks):
+    arms = [*settings.encoders, *(network.name for network in settings.networks)]
+    if arm not in arms:
+        raise CandidateError(f"study {study.name!r} has no arm {arm!r}; it has {arms}")
+    is_probe = arm in settings.encoders
+    name = arm if is_probe else f"{arm}-fold{unit.fold}"
+    if name not in study.runs:
         raise CandidateError(
-            f"study {study.name!r} has no arm {arm!r}; it has {[*settings.encoders, *networks]}"
+            f"{study.folder}: {name} isn't trained yet; run: make paper STUDY={study.name}"
         )
-    names = [arm if arm in settings.encoders else f"{arm}-fold{unit.fold}" for unit in units]
-    missing = sorted({name for name in names if name not in study.runs})
-    if missing:
+    run = study.runs[name]
+    if not run.unit_file(unit.name, ".npz" if is_probe else ".safetensors").is_file():
         raise CandidateError(
-            f"{study.folder}: {', '.join(missing)} aren't trained yet; run: make paper"
-            f" STUDY={study.name}"
-        )
-    runs = [study.runs[name] for name in names]
-    suffix = ".npz" if arm in settings.encoders else ".safetensors"
-    if not runs[0].unit_file(units[0].name, suffix).is_file():
-        raise CandidateError(
-            f"{arm} isn't trained at size {units[0].size:g}; the study's sizes are"
+            f"{arm} isn't trained at size {unit.size:g}; the study's sizes are"
             f" {list(settings.splits.sizes)}"
         )
-    return runs
+    return run
+
+
+def scores_of(
+    study: Study,
+    arm: str,
+    runs: list[store.Run],
+    units: list[splits.Unit],
+    stored: store.Run,
+    device: str,
+) -> np.ndarray:
+    """Probabilities of class 1, float64 (n_units, n_patches), of patches cut as the study's.
+
+    stored: their run. Raises EncoderError where the encoder isn't the one that the arm learned
+    from.
+    """
+    score = _by_probe if arm in study.settings.encoders else _by_network
+    return score(study, arm, runs, units, stored, device)
 
 
 def _cut(
@@ -139,7 +150,7 @@ def _cut(
     return run if run.done else patches.extract(candidates, folder, run, reading, n_workers)
 
 
-def _refuse_other_resolution(study: Study, candidates: pd.DataFrame) -> None:
+def refuse_other_resolution(study: Study, candidates: pd.DataFrame) -> None:
     """Raise CandidateError for candidates at other um/px than the patches that the arm learned
     from.
 

@@ -60,6 +60,9 @@ def load_study(path: str | Path) -> Settings:
     path = Path(path)
     content = _read(path)
     _set_own_encoders_apart(content, path.parent)
+    if isinstance(content.get("test_on"), list):
+        files = [(path.parent / str(file)).resolve() for file in content["test_on"]]
+        content["test_on"] = [str(file) for file in files]
     problems, wrong = [], set()  # wrong: sections
     flipped = content.get("switches") or {}
     if isinstance(flipped, dict):

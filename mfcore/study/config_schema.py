@@ -143,6 +143,8 @@ class Settings:
     effects: which switches' effects are measured, on which arms.
     pretraining: encoders that the study pretrains from slides; those that ``encoders`` lists are benchmarked like any other.
     tasks: downstream tasks by which encoders are judged besides.
+    test_on: other study files, on all of whose patches every arm is also tested; a relative path starts from the folder of
+        the study file. shared: cases and pixels that such a set has in common with the study are refused, or dropped.
     """
 
     name: str
@@ -162,6 +164,8 @@ class Settings:
     effects: Effects = Effects()
     pretraining: Annotated[tuple[Pretraining, ...], NamedOnce] = ()
     tasks: Annotated[tuple[TaskOptions, ...], NamedOnce] = ()
+    test_on: tuple[str, ...] = ()
+    shared: Literal["refuse", "drop"] = "refuse"
 
     @property
     def source(self) -> Source:

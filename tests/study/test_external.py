@@ -1,0 +1,124 @@
+"""Arms tested on another study's patches: the right scores on the right patches, and no shared case or pixel."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_sweep import write_data
+
+import mfcore
+from mfcore.data import patches
+from mfcore.study import arms, data, encoders, external
+from mfcore.study.config import ConfigError
+from mfcore.study.external import SharedError
+
+FILE = """
+name: {name}
+title: "A study small for testing"
+data: {{source: midog}}
+patches: {{size_px: 32, um_per_px: 0.25, stored_px: 48}}
+splits: {{n_folds: 2, sizes: [0.5, 1.0], by_domain: false}}
+probe: {{cost: 1000}}
+encoders:
+  - {{name: tiny, weights: random, architecture: vit_tiny_patch16_224, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5],
+     resize_px: 32, crop_px: 32, arguments: {{img_size: 32, embed_dim: 24, num_heads: 3, depth: 1}}}}
+networks:
+  - {{name: net, architecture: tiny, pretrained: false, input_px: 32, n_epochs: 1, patches_per_epoch: 16, batch_size: 8,
+     max_lr: 0.01, shift_px: 0, sizes: [1.0]}}
+"""
+
+
+def write_other(folder, rename=True):
+    """Data like the study's, of other cases (or not), the last half of whose slides have other pixels."""
+    shutil.copytree(folder / "data" / "home", folder / "data" / "away")
+    content = json.loads((folder / "data" / "away" / "annotations.json").read_text())
+    import tifffile
+
+    for i, image in enumerate(content["images"]):
+        file = folder / "data" / "away" / "images" / image["file_name"]
+        if i >= 5:
+            pixels = tifffile.imread(file)[::-1]
+            said = {"resolution": (4e4,) * 2, "resolutionunit": "CENTIMETER"}
+            tifffile.imwrite(file, pixels, tile=(32, 32), photometric="rgb", **said)
+        if rename:
+            image["file_name"] = f"away{i}.tiff"
+            file.rename(file.with_name(f"away{i}.tiff"))
+    (folder / "data" / "away" / "annotations.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("external")
+    (folder / "studies").mkdir()
+    (folder / "studies" / "home.yaml").write_text(FILE.format(name="home") + "test_on: [away.yaml]\nshared: drop\n")
+    (folder / "studies" / "strict.yaml").write_text(FILE.format(name="home") + "test_on: [away.yaml]\n")
+    (folder / "studies" / "away.yaml").write_text(FILE.format(name="away"))
+    write_data(folder / "data" / "home")
+    write_other(folder)
+    study = opened(folder)
+    data.extract(study.settings, folder / "data" / "home", study.folder)
+    data.write_splits(study.settings, study.folder)
+    arms.fit_probe(study.settings, encoders.embed(study.settings, "tiny", study.folder), study.folder)
+    for fold in range(2):
+        arms.train(study.settings, "net", fold, study.folder)
+    external.cut(study, "away", folder / "data" / "home")
+    for arm in ("tiny", "net"):
+        external.test(study, "away", arm, "cpu")
+    return folder
+
+
+def opened(folder, name="home"):
+    return mfcore.open_study(folder / "studies" / f"{name}.yaml", folder / "results")
+
+
+def test_every_arm_is_tested_at_every_size_and_fold_on_what_is_not_shared(made):
+    table = external.predictions(opened(made))
+    assert set(table["tested_on"]) == {"away"} and set(table["arm"]) == {"tiny", "net"}
+    units = table[["arm", "size", "fold"]].drop_duplicates()
+    assert len(units) == 4 + 2  # the network has one size
+    assert (table.groupby(["arm", "size", "fold"]).size() == 40).all()  # half of 80 patches have the pixels of home's
+    assert set(table["slide_id"]) == {f"away{i}.tiff" for i in range(5, 10)}
+
+
+def test_scores_are_those_of_the_arm_on_those_pixels(made):
+    """The same network and probe, asked for candidates at the same places."""
+    study = opened(made)
+    labels, _ = patches.load(external.find(study, "away"))
+    rows = pd.DataFrame({"file": labels["slide_id"], "x": labels["x_l0_px"], "y": labels["y_l0_px"]})
+    rows.to_csv(made / "away.csv", index=False)
+    for arm in ("tiny", "net"):
+        asked = mfcore.predict(study, arm, made / "away.csv", made / "data" / "away", "cpu").table
+        table = external.predictions(study)
+        of_fold = table[(table["arm"] == arm) & (table["size"] == 1.0) & (table["fold"] == 1)]
+        np.testing.assert_allclose(of_fold["score"], asked.loc[of_fold["patch_id"], "score_fold1"], atol=2e-6)
+
+
+def test_shared_patches_stop_a_study_that_does_not_say_drop(made):
+    with pytest.raises(SharedError, match=r"0 cases are in study 'home', too .*, and 40 patches have the pixels .*shared: drop"):
+        external.cut(opened(made, "strict"), "away", made / "data" / "home")
+
+
+def test_shared_cases_are_listed(made, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(made, copy)
+    shutil.rmtree(copy / "data" / "away")
+    write_other(copy, rename=False)
+    with pytest.raises(SharedError, match="10 cases are in study 'home', too"):
+        external.cut(opened(copy, "strict"), "away", copy / "data" / "home")
+    external.cut(opened(copy), "away", copy / "data" / "home")  # and all are dropped
+
+
+def test_a_study_cannot_be_tested_on_one_of_its_own_name_or_a_missing_file(made, tmp_path):
+    for named, message in (("home.yaml", "is there already; rename it"), ("none.yaml", "no such study file")):
+        (made / "studies" / "wrong.yaml").write_text(FILE.format(name="home") + f"test_on: [{named}]\n")
+        with pytest.raises(ConfigError, match=message):
+            external.sets_of(opened(made, "wrong").settings)
+
+
+def test_a_test_by_an_earlier_training_is_not_shown(made, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(made, copy)
+    (copy / "studies" / "home.yaml").write_text(FILE.format(name="home").replace("cost: 1000", "cost: 10") + "test_on: [away.yaml]\n")
+    assert set(external.predictions(opened(copy))["arm"]) == {"net"}
