@@ -4,6 +4,7 @@ two arms.
 Each function makes a still exhibit; the functions ``browse_...`` show the same with controls.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,7 +16,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from mfcore import store
-from mfcore.analysis.exhibit import Exhibit, finished, image_rows, in_style, of_what
+from mfcore.analysis.exhibit import Exhibit, finished, image_rows, in_style, is_watched, of_what
 from mfcore.analysis.first_look import SHOWN_PX, classes
 from mfcore.data import patches
 from mfcore.streams import generator
@@ -27,6 +28,13 @@ N_ACROSS = 8  # patches in a row
 N_MAPPED = 1500  # patches of a map; t-SNE takes a minute for more
 OVERVIEW_PX = 900  # longer side of a slide's picture
 AGREEMENT = ("any", "raters agree", "raters disagree")
+
+
+def best_arms(study: Study) -> list[str]:
+    """The arms by their mean AUROC with all the data, the best first."""
+    table = study.scores
+    table = table[(table["train_domain"] == ALL) & (table["size"] == table["size"].max())]
+    return table.groupby("arm")["auroc"].mean().sort_values(ascending=False).index.tolist()
 
 
 # ---- a slide ----
@@ -86,8 +94,21 @@ def slide(
         f" {int(shown['label'].eq(names[0]).sum())} {names[0]}s)."
     )
     table = shown[["patch_id", "x_l0_px", "y_l0_px", "label"]]
-    name = f"12_slide_{store.file_name(slide_id)}"
+    name = f"12_slide_{store.file_name(slide_id)}_{field_um:.0f}um"
     return Exhibit(name, "A slide", caption, table, finished(study, figure), "Single patches")
+
+
+def slides(study: Study, folder: str | Path) -> Iterator[Exhibit]:
+    """The slide with the most annotations, whole and around one of its figures.
+
+    Nothing where the data are patch images, or their folder isn't there.
+    """
+    if not (study.settings.source.has_slides and Path(folder).is_dir()):
+        return
+    slide_id = str(study.labels["slide_id"].value_counts().index[0])
+    rows = study.labels[study.labels["slide_id"] == slide_id].sort_values("label", ascending=False)
+    yield slide(study, slide_id, folder)
+    yield slide(study, slide_id, folder, tuple(rows[["x_l0_px", "y_l0_px"]].iloc[0]), 200)
 
 
 # ---- patches by score ----
@@ -241,7 +262,11 @@ def disagreement(study: Study, first: str, second: str) -> Exhibit:
 
 
 def browse_ranked(study: Study, arm: str) -> object:
-    """`ranked` with controls for domain, fold and the raters' agreement; a widget of ipywidgets."""
+    """`ranked` with controls for domain, fold and the raters' agreement; a widget of ipywidgets,
+    None where nobody looks on.
+    """
+    if not is_watched():
+        return None
     from ipywidgets import Dropdown, interactive
 
     domains = [ALL, *sorted(study.labels["domain"].unique())]
@@ -257,7 +282,11 @@ def browse_ranked(study: Study, arm: str) -> object:
 
 
 def browse_slide(study: Study, folder: str | Path) -> object:
-    """`slide` at any place and zoom, with controls; a widget of ipywidgets."""
+    """`slide` at any place and zoom, with controls; a widget of ipywidgets, None where nobody looks
+    on.
+    """
+    if not is_watched():
+        return None
     from ipywidgets import Dropdown, FloatLogSlider, IntSlider, interactive
 
     def show(slide_id: str, annotation: int, field_um: float) -> Figure:
@@ -276,7 +305,11 @@ def browse_slide(study: Study, folder: str | Path) -> object:
 
 
 def browse_map(study: Study, encoder: str) -> object:
-    """`map_of` with the patches nearest to a chosen point; a widget of ipywidgets."""
+    """`map_of` with the patches nearest to a chosen point; a widget of ipywidgets, None where
+    nobody looks on.
+    """
+    if not is_watched():
+        return None
     from ipywidgets import FloatSlider, interactive
 
     table, names = mapped(study, encoder), classes(study.settings)

@@ -1,0 +1,79 @@
+"""Looking at patches: the right ones are shown, filters hold, and a slide's annotations lie where they are."""
+
+import numpy as np
+import pytest
+from made_study import finish, opened
+
+from mfcore.analysis import explore
+from mfcore.data import patches
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return finish(tmp_path_factory.mktemp("explore"))
+
+
+@pytest.fixture
+def study(folder):
+    return opened(folder)
+
+
+def test_scores_are_means_over_the_folds_that_tested_a_patch(study):
+    table = explore.scored(study, "net").set_index("patch_id")
+    tested = study.predictions[(study.predictions["arm"] == "net") & (study.predictions["size"] == 1.0)]
+    mean = tested.groupby("patch_id")["score"].mean()
+    np.testing.assert_allclose(table["score"], mean.loc[table.index])
+    np.testing.assert_allclose(table["error"], (table["score"] - table["label"]).abs())
+    one = explore.scored(study, "net", fold=0)
+    assert set(one["patch_id"]) == set(tested.loc[tested["fold"] == 0, "patch_id"])
+    assert set(explore.scored(study, "net", domain="a")["domain"]) == {"a"}
+
+
+def test_agreement_is_of_the_raters_votes(study):
+    votes = [np.array(v, dtype=np.int8) for v in ([1, 1], [1, 0], [])]
+    study.labels["votes"] = [votes[i % 3] for i in range(len(study.labels))]
+    kept = {name: set(explore.scored(study, "net", agreement=name)["patch_id"] % 3) for name in explore.AGREEMENT}
+    assert kept == {"any": {0, 1, 2}, "raters agree": {0}, "raters disagree": {1}}
+
+
+def test_the_hardest_patches_are_shown_first(study):
+    exhibit = explore.ranked(study, "tiny")
+    errors = exhibit.table["error"]
+    assert (np.diff(errors) <= 0).all() and exhibit.figure is not None
+    labels, images = patches.load(study.patches)
+    worst = exhibit.table[exhibit.table["label"] == 0].head(explore.N_ACROSS)
+    np.testing.assert_array_equal(explore._images(study, worst)[0], images[worst["patch_id"].iloc[0]])
+
+
+def test_a_slide_is_shown_with_its_annotations(study, folder):
+    whole, near = explore.slides(study, folder / "data")
+    assert len(whole.table) == (study.labels["slide_id"] == study.labels["slide_id"].value_counts().index[0]).sum()
+    assert 0 < len(near.table) <= len(whole.table)
+    assert not list(explore.slides(study, folder / "nowhere"))
+
+
+def test_a_view_has_the_pixels_of_its_place(study, folder):
+    slide_id = study.labels["slide_id"].iloc[0]
+    image, (left, right, bottom, top) = explore.view(study, slide_id, folder / "data", (40, 40), 20)
+    assert (left, right, bottom, top) == (0, 80, 80, 0) and image.shape == (explore.OVERVIEW_PX, explore.OVERVIEW_PX, 3)
+
+
+def test_map_and_disagreement_name_every_patch(study):
+    table = explore.map_of(study, "tiny").table
+    assert set(table["patch_id"]) == set(study.labels["patch_id"])
+    both = explore.disagreement(study, "net", "tiny").table
+    assert (np.diff(both["difference"]) >= 0).all() and set(both) >= {"score_1", "score_2"}
+
+
+def test_controls_are_shown_only_where_somebody_looks_on(study, folder, monkeypatch):
+    assert explore.browse_ranked(study, "net") is None and explore.browse_map(study, "tiny") is None
+    monkeypatch.setattr(explore, "is_watched", lambda: True)
+    for widget in (explore.browse_ranked(study, "net"), explore.browse_slide(study, folder / "data"), explore.browse_map(study, "tiny")):
+        assert widget.children
+        widget.update()  # draws once
+
+
+def test_arms_come_best_first(study):
+    found = explore.best_arms(study)
+    scores = study.scores[study.scores["size"] == 1.0].groupby("arm")["auroc"].mean()
+    assert found == scores.sort_values(ascending=False).index.tolist()
