@@ -39,13 +39,13 @@ class Collected:
     failures: pd.DataFrame
 
 
-def collect(study: Settings, results: str | Path) -> Collected:
+def collect(study: Settings, results: Path) -> Collected:
     """Gather the predictions of every arm that were made on the study's splits by its settings.
 
     Sizes and domains that a network leaves out (``sizes, by_domain``) have no predictions, and are
     no failures. Raises StoreError where there are no splits, or no arm has predicted anything yet.
     """
-    reasons = _reasons(Path(results))
+    reasons = _reasons(results)
     parts = []  # arm, kind, stage, name of the run, jobs whose failure is the reason that it lacks
     for name in study.encoders:
         jobs = [(name.partition("@")[0], "08", None), (name, "02", None), (name, "03", None)]
@@ -106,7 +106,7 @@ def kind_of(network: Network) -> str:
 # ---- the current runs ----
 
 
-def current_runs(study: Settings, results: str | Path) -> dict[str, store.Run]:
+def current_runs(study: Settings, results: Path) -> dict[str, store.Run]:
     """The current run of each probe (by encoder) and training (``NETWORK-foldN``).
 
     Made on the study's splits and by the study's settings. Raises StoreError where there are no

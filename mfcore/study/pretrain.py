@@ -18,7 +18,7 @@ def pretrain(
     study: Settings,
     name: str,
     data_folder: str | Path,
-    results: str | Path,
+    results: Path,
     device: str = "auto",
     n_workers: int = 1,
     watch: Callable[[pd.DataFrame], None] | None = None,
@@ -75,7 +75,7 @@ def slides_of(study: Settings, settings: Pretraining, data_folder: str | Path) -
     return slides_listed(table, data_folder, lambda scanner: by_scanner.get(scanner, um_per_px))
 
 
-def start_of(study: Settings, settings: Pretraining, results: str | Path) -> EncoderCard | None:
+def start_of(study: Settings, settings: Pretraining, results: Path) -> EncoderCard | None:
     """The card of the encoder whose weights a pretraining starts from; None for random weights.
 
     Raises EncoderError where there is no such encoder.
