@@ -1,7 +1,7 @@
 """A study as frozen, checked data: what a YAML file in ``studies/`` may say, and nothing else.
 
-What decides a result is here and enters the hash of the runs it decides. Where and how something runs (folders, device,
-workers) is not here: those are parameters of the notebooks.
+What decides a result is here and enters the hash of the runs it decides. Where and how something
+runs (folders, device, workers) is not here: those are parameters of the notebooks.
 """
 
 from collections.abc import Iterator
@@ -160,6 +160,8 @@ def _references(study: Settings) -> Iterator[str]:
     networks, name = [network.name for network in study.networks], effects.network
     if name and name not in networks:
         yield f"effects.network: {name!r} is not among networks {networks}{nearest(name, networks)}"
+    if effects.switches and not (effects.encoder or effects.network):
+        yield "effects.switches: neither effects.encoder nor effects.network names an arm; name one"
     if (effects.n_folds or 1) > study.splits.n_folds:
         yield f"effects.n_folds: {effects.n_folds}; the study has {study.splits.n_folds} folds"
 

@@ -103,9 +103,7 @@ def patches_config(study: Settings) -> dict:
     }
 
 
-def extract(
-    study: Settings, folder: str | Path, results: Path, n_workers: int = 1
-) -> store.Run:
+def extract(study: Settings, folder: str | Path, results: Path, n_workers: int = 1) -> store.Run:
     """Read the patches of the study's data folder into a run, as `patches.extract`.
 
     Raises LabelError for bad labels.

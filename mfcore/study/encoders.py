@@ -14,9 +14,9 @@ def card_of(study: Settings, name: str, results: Path = Path()) -> EncoderCard:
     """The card by which a study embeds with one of its encoders.
 
     That of the encoder (or snapshot) which the study pretrained, found in its ``results``; else as
-    `encoders.card_of`. Under ``switches.encoder_input: released`` the card that does as the released
-    code, where that departs. Raises EncoderError for a description that can't be, and for an
-    encoder that isn't pretrained yet.
+    `encoders.card_of`. Under ``switches.encoder_input: released`` the card that does as the
+    released code, where that departs. Raises EncoderError for a description that can't be, and for
+    an encoder that isn't pretrained yet.
     """
     if not pretrained.is_of(study, name):
         return encoders.card_of(name, study.own_encoders, _variants(study, "embedding"))
@@ -110,9 +110,7 @@ def embed_share(
     return procedure.embed_share(file, card, run, share, n_shares, size_px, device, batch_size)
 
 
-def _opened(
-    study: Settings, name: str, results: Path
-) -> tuple[EncoderCard, store.Run, store.Run]:
+def _opened(study: Settings, name: str, results: Path) -> tuple[EncoderCard, store.Run, store.Run]:
     """An encoder's card, the run of the patches, and the opened run of their embeddings."""
     card, source = card_of(study, name, results), data.find_patches(study, results)
     known = {"size_px": study.patches.size_px}

@@ -62,9 +62,8 @@ def collect(study: Settings, results: Path) -> Collected:
             reason = next((reasons[job] for job in jobs if job in reasons), "not run yet")
             failures.append((arm, stage, reason))
     if not tables:
-        raise store.StoreError(
-            f"{results}: no arm of study {study.name!r} has predictions yet; run notebooks 02 to 04 first"
-        )
+        what = f"no arm of study {study.name!r} has predictions yet"
+        raise store.StoreError(f"{results}: {what}; run notebooks 02 to 04 first")
     predictions = pd.concat(tables, ignore_index=True)
     return Collected(predictions, pd.DataFrame(failures, columns=["arm", "stage", "reason"]))
 
@@ -193,11 +192,9 @@ def _run_of(run: store.Run, stage: str) -> store.Run:
 
 def refuse_lost(predictions: pd.DataFrame, labels: pd.DataFrame) -> None:
     """Raise StoreError where a label table lacks a patch that was predicted."""
-    unknown = ~predictions["patch_id"].isin(labels["patch_id"])
-    if unknown.any():
-        raise store.StoreError(
-            f"{unknown.sum()} predictions are of patches that the label table lacks; run notebook 01 again"
-        )
+    if n_lost := (~predictions["patch_id"].isin(labels["patch_id"])).sum():
+        what = f"{n_lost} predictions are of patches that the label table lacks"
+        raise store.StoreError(f"{what}; run notebook 01 again")
 
 
 def scores(predictions: pd.DataFrame) -> pd.DataFrame:

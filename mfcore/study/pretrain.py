@@ -48,7 +48,9 @@ def pretrain(
     synthetic = "synthetic " if study.synthetic and not settings.slides else ""
     origin = f"in study {study.name!r} on {synthetic}slides"
     patches = study.patches
-    return procedure.pretrain(slides, settings, run, start, patches, origin, device, n_workers, watch)
+    return procedure.pretrain(
+        slides, settings, run, start, patches, origin, device, n_workers, watch
+    )
 
 
 def slides_of(study: Settings, settings: Pretraining, data_folder: str | Path) -> list:

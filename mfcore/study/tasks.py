@@ -54,9 +54,9 @@ def judge(
     """
     from mfcore.tasks import judge as classification, segment as segmentation
 
-    settings, card = protocol.of(study.task(task)), encoders.card_of(study, encoder, results)
+    by, card = protocol.of(study.task(task)), encoders.card_of(study, encoder, results)
     data = registry.load(task, registry.prepare(task, data_folder))
-    protocol.check(data, settings)
+    protocol.check(data, by)
     files = Fingerprints(results / "inputs" / f".task_{data.folder.name}.json")
     inputs = {"items": protocol.fingerprint(data, files)}
     files.write()
@@ -66,7 +66,7 @@ def judge(
     if registry.get(task).is_segmentation:
         stage, work = segmentation.STAGE, segmentation.segment
     run = store.open_run(results, stage, f"{task}.{encoder}", config, inputs, known)
-    return run if run.done else work(data, card, settings, run, study.splits.seed, device)
+    return run if run.done else work(data, card, by, run, study.splits.seed, device)
 
 
 def judge_all(
