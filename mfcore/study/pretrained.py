@@ -12,11 +12,6 @@ from mfcore.pretraining.method import METHODS, in_full, snapshot_folder, steps_o
 from mfcore.store.options import as_dict
 from mfcore.study.config import ConfigError, Pretraining, Settings
 
-__all__ = [
-    "METHODS", "STAGE", "config_of", "find", "folder_of", "in_full", "in_order", "is_of",
-    "snapshots_of", "steps_of",
-]  # fmt: skip
-
 STAGE = "pretrain"
 
 
