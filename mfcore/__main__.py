@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument("--results", type=Path, required=True, help="folder that holds the study's")
     every.add_argument("--data", type=Path, help="the study's data (data/<study> beside studies/)")
     every.add_argument("--device", default="auto", help='"cpu", "cuda", "cuda:1" or "auto" (auto)')
-    parser = argparse.ArgumentParser(prog="python -m mfcore", description="one piece of a study's work")
+    parser = argparse.ArgumentParser(
+        prog="python -m mfcore", description="one piece of a study's work"
+    )
     works = parser.add_subparsers(required=True)
 
     embed = works.add_parser("embed", parents=[every], help="embed the study's patches, or a share")

@@ -4,6 +4,7 @@ memory-mappable array.
 
 import hashlib
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ __all__ = [
     "read_anywhere", "refuse_other_slides", "slides_digest", "twins",
 ]  # fmt: skip
 
+BLOCK = 512  # patches read at a time
 SCANNED_AT = ["scanned_x_l0_px", "scanned_y_l0_px"]
 
 
@@ -47,18 +49,33 @@ def load(run: store.Run) -> tuple[pd.DataFrame, np.memmap]:
         ) from error
 
 
-def twins(patches: np.ndarray) -> np.ndarray:
+def each(run: store.Run) -> Iterator[np.ndarray]:
+    """Every stored patch, uint8 (stored_px, stored_px, 3), in turn; few are in memory at a time.
+
+    A map that is read from end to end would hold all of its file.
+    """
+    file = run.path("patches.npy")
+    for first in range(0, len(np.load(file, mmap_mode="r")), BLOCK):
+        yield from np.array(np.load(file, mmap_mode="r")[first : first + BLOCK])
+
+
+def twins(patches: Iterable[np.ndarray]) -> np.ndarray:
     """For each patch the first one that has the same pixels, int64 (n_patches,): itself where it
     has no earlier twin.
 
     A patch of a single colour has no twin: patches of nothing but padding are equal without being
-    copies of one another. patches: uint8 (n_patches, side, side, 3).
+    copies of one another. patches: uint8 (side, side, 3) each.
     """
-    first, seen = np.arange(len(patches)), {}
+    first, seen = [], {}
     for i, patch in enumerate(patches):
-        if (patch != patch[0, 0]).any():
-            first[i] = seen.setdefault(hashlib.sha256(np.ascontiguousarray(patch)).digest(), i)
-    return first
+        first.append(seen.setdefault(pixels(patch) or i, i))
+    return np.array(first, dtype=np.int64)
+
+
+def pixels(patch: np.ndarray) -> bytes:
+    """A checksum of a patch's pixels; empty for a patch of a single colour."""
+    is_plain = (patch == patch[0, 0]).all()
+    return b"" if is_plain else hashlib.sha256(np.ascontiguousarray(patch)).digest()
 
 
 def centre_crop(patches: np.ndarray, size_px: int) -> np.ndarray:

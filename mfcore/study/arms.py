@@ -17,7 +17,7 @@ from mfcore.study.config import Network, Settings
 # ---- probes ----
 
 
-def fit_probe(study: Settings, embeddings: store.Run, results: str | Path) -> store.Run:
+def fit_probe(study: Settings, embeddings: store.Run, results: Path) -> store.Run:
     """Fit and test the probe on one encoder's finished embeddings, for every unit of the splits.
 
     As `mfcore.training.probe.fit_units`. Raises StoreError where an embedding can't be used.
@@ -39,7 +39,7 @@ def probe_audit_config(study: Settings) -> dict:
     return {"probe": as_dict(study.probe), "seed": study.splits.seed, "estimators": described}
 
 
-def audit_probe(study: Settings, embeddings: store.Run, results: str | Path) -> store.Run:
+def audit_probe(study: Settings, embeddings: store.Run, results: Path) -> store.Run:
     """Fit and test every estimator on one encoder's finished embeddings, at every size.
 
     As `mfcore.training.estimators.audit`. Raises StoreError where an embedding can't be used.
@@ -58,7 +58,7 @@ def _opened(
     stage: str,
     study: Settings,
     embeddings: store.Run,
-    results: str | Path,
+    results: Path,
     config: dict,
     known: dict,
 ) -> store.Run:
@@ -70,7 +70,7 @@ def _opened(
     return store.open_run(results, stage, embeddings.identity["name"], config, inputs, known)
 
 
-def probe_material(study: Settings, embeddings: store.Run, results: str | Path):
+def probe_material(study: Settings, embeddings: store.Run, results: Path):
     """The embeddings with the study's labels and splits, a `mfcore.training.probe.Material`."""
     from mfcore.training import probe
 
@@ -104,15 +104,15 @@ def recipe_of(study: Settings, network: Network):
     from mfcore.training.task import Recipe
 
     names = ("epoch", "training_label", "validation", "clipping", "stratified")
-    said = {name: getattr(study.switches, name) for name in names}
-    return Recipe(**said, **study.released_in_training(network))
+    switches = {name: getattr(study.switches, name) for name in names}
+    return Recipe(**switches, **study.released_in_training(network))
 
 
 def train(
     study: Settings,
     network_name: str,
     fold: int,
-    results: str | Path,
+    results: Path,
     device: str = "cpu",
     watch: Callable[[pd.DataFrame], None] | None = None,
     data_folder: str | Path | None = None,
@@ -128,17 +128,17 @@ def train(
 
     network, patches_run = study.network(network_name), data.find_patches(study, results)
     splits_run = data.find_splits(study, results, networks=True)
-    config, inputs = training_config(study, network, fold), {"patches": patches_run.key, "splits": splits_run.key}
+    config = training_config(study, network, fold)
+    inputs = {"patches": patches_run.key, "splits": splits_run.key}
     known = training_settings(study, network, fold) | inputs
     run = store.open_run(results, "train", f"{network.name}-fold{fold}", config, inputs, known)
     if processes.here().as_first(run.done):
         return run
     table, (labels, stored) = splits.load(splits_run), patches.load(patches_run)
-    read, reading = None, data.reading_of(study)
+    read = None
     if data_folder:
-        read = functools.partial(
-            patches.read_anywhere, labels, data_folder, reading, seen_px=network.input_px
-        )
+        places = labels, data_folder, data.reading_of(study)
+        read = functools.partial(patches.read_anywhere, *places, seen_px=network.input_px)
     tasks = procedure.tasks_of(
         procedure.units_of(network, table, fold),
         table,

@@ -1,7 +1,7 @@
 """A study as frozen, checked data: what a YAML file in ``studies/`` may say, and nothing else.
 
-What decides a result is here and enters the hash of the runs it decides. Where and how something runs (folders, device,
-workers) is not here: those are parameters of the notebooks.
+What decides a result is here and enters the hash of the runs it decides. Where and how something
+runs (folders, device, workers) is not here: those are parameters of the notebooks.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 STUDY = TypeAdapter(Settings)
-# Stand in for sections that are wrong while the other sections are checked
+# Stand in for wrong sections while the other sections are checked
 REQUIRED = {"name": "", "title": "", "data": {"source": "csv"}}
 
 
@@ -63,16 +63,16 @@ def load_study(path: str | Path) -> Settings:
     if isinstance(content.get("test_on"), list):
         files = [(path.parent / str(file)).resolve() for file in content["test_on"]]
         content["test_on"] = [str(file) for file in files]
+    switches = content.get("switches") or {}
+    if isinstance(switches, dict):
+        defaults = MODES["paper" if content.get("mode") == "paper" else "strict"]
+        content["switches"] = as_dict(defaults) | switches
     problems, wrong = [], set()  # wrong: sections
-    flipped = content.get("switches") or {}
-    if isinstance(flipped, dict):
-        usual = MODES["paper" if content.get("mode") == "paper" else "strict"]
-        content["switches"] = as_dict(usual) | flipped
     try:
         study = STUDY.validate_python(content)
     except ValidationError as error:
-        told = problems_of(error, Settings, content)
-        problems = [text.replace("own_encoders[", "encoders[", 1) for text in told]  # as written
+        messages = problems_of(error, Settings, content)
+        problems = [text.replace("own_encoders[", "encoders[", 1) for text in messages]
         wrong = {line["loc"][0] for line in error.errors()}
         right = {key: content[key] for key in content if isinstance(key, str) and key not in wrong}
         study = STUDY.validate_python(REQUIRED | right)
@@ -93,9 +93,8 @@ def _read(path: Path) -> dict:
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8"
-        ) from None
+        where = f"byte {error.start + 1}"
+        raise ConfigError(f"{path}: not UTF-8 ({where}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     except TwiceError as error:
@@ -112,8 +111,8 @@ def _set_own_encoders_apart(content: dict, folder: Path) -> None:
     A relative path to weights becomes one from ``folder``. A study written out by `as_dict` has
     them there already.
     """
-    entries, own = content.get("encoders"), content.get("own_encoders", [])
-    if not isinstance(entries, list) or not isinstance(own, list):
+    entries, moved = content.get("encoders"), content.get("own_encoders", [])
+    if not isinstance(entries, list) or not isinstance(moved, list):
         return
     described = [entry for entry in entries if isinstance(entry, dict)]
     for entry in described:
@@ -121,73 +120,87 @@ def _set_own_encoders_apart(content: dict, folder: Path) -> None:
         if isinstance(weights, str) and (file := path_of(weights)) is not None:
             entry["weights"] = str((folder / file).resolve())
     names = [entry.get("name", "") if isinstance(entry, dict) else entry for entry in entries]
-    content |= {"encoders": names, "own_encoders": [*own, *described]}
+    content |= {"encoders": names, "own_encoders": [*moved, *described]}
 
 
-# ---- what concerns several sections: each check yields problems of a study, see CHECKS ----
+# ---- checks of several sections: each yields problems of a study, see CHECKS ----
 
 
 def _patches(study: Settings) -> Iterator[str]:
-    if study.patches.um_per_px is None and study.switches.resolution == "target" and study.source.has_slides:
-        yield "patches.um_per_px: resolution 'target' needs a value; or set switches.resolution: native"
+    is_resampled = study.switches.resolution == "target" and study.source.has_slides
+    if is_resampled and study.patches.um_per_px is None:
+        yield "patches.um_per_px: resolution 'target' needs a value; or say resolution: native"
     if study.patches.fit and study.source.has_slides:
-        yield f"patches.fit: is for patch images; data.source {study.source.name} has slides, leave the key out"
+        yield (
+            f"patches.fit: is for patch images; data.source {study.source.name} has slides, leave"
+            " the key out"
+        )
     if study.patches.fit == "resize" and study.patches.um_per_px is not None:
-        yield "patches.um_per_px: with fit: resize each image has a resolution of its own; set um_per_px: null"
+        yield (
+            "patches.um_per_px: with fit: resize each image has a resolution of its own; set"
+            " um_per_px: null"
+        )
 
 
 def _arms(study: Settings) -> Iterator[str]:
-    names = [*study.encoders, *(network.name for network in study.networks)]
+    networks, n_folds = study.networks, study.splits.n_folds
+    names = [*study.encoders, *(network.name for network in networks)]
     if not names:
         yield "a study needs at least one entry in encoders or networks"
-    elif study.splits.by_domain and not study.encoders and not any(network.by_domain for network in study.networks):
-        yield "splits.by_domain: no arm learns from single domains; set it to false, or by_domain of a network to true"
+    elif study.splits.by_domain and not (study.encoders or any(n.by_domain for n in networks)):
+        yield "splits.by_domain: no arm learns from single domains; say by_domain: false"
     if twice := repeated(names):
-        yield f"an arm is named twice: {twice}; a network's name must differ from every encoder's, say {twice[0]}_224px"
-    trainings = {f"{network.name}-fold{fold}" for network in study.networks for fold in range(study.splits.n_folds)}
+        yield f"an arm is named twice: {twice}; call networks otherwise, say {twice[0]}_224px"
+    trainings = {f"{network.name}-fold{fold}" for network in networks for fold in range(n_folds)}
     if taken := sorted(trainings & set(study.encoders)):
         yield f"encoders: {taken} are what a network's trainings are called; call them otherwise"
 
 
 def _references(study: Settings) -> Iterator[str]:
     """Names of arms that the study doesn't have."""
-    named = {
+    effects = study.effects
+    encoders = {
         "inflation.encoder": [study.inflation.encoder],
         "conventions": [study.conventions],
         "probe_audit": study.probe_audit,
-        "effects.encoder": [study.effects.encoder],
+        "effects.encoder": [effects.encoder],
     }
-    for key, names in named.items():
+    for key, names in encoders.items():
         for name in names:
             if name and name not in study.encoders:
-                yield f"{key}: {name!r} is not among encoders {list(study.encoders)}{nearest(name, study.encoders)}"
-    networks, name = [network.name for network in study.networks], study.effects.network
+                hint = nearest(name, study.encoders)
+                yield f"{key}: {name!r} is not among encoders {list(study.encoders)}{hint}"
+    networks, name = [network.name for network in study.networks], effects.network
     if name and name not in networks:
         yield f"effects.network: {name!r} is not among networks {networks}{nearest(name, networks)}"
-    if (study.effects.n_folds or 1) > study.splits.n_folds:
-        yield f"effects.n_folds: {study.effects.n_folds}; the study has {study.splits.n_folds} folds"
+    if effects.switches and not (effects.encoder or effects.network):
+        yield "effects.switches: neither effects.encoder nor effects.network names an arm; name one"
+    if (effects.n_folds or 1) > study.splits.n_folds:
+        yield f"effects.n_folds: {effects.n_folds}; the study has {study.splits.n_folds} folds"
 
 
 def _networks(study: Settings) -> Iterator[str]:
     for network in study.networks:
-        place = f"networks[{network.name}]"
-        if foreign := sorted(set(network.sizes or ()) - set(study.splits.sizes)):
-            yield f"{place}.sizes: {foreign}; name some of splits.sizes {list(study.splits.sizes)}"
+        place, sizes = f"networks[{network.name}]", study.splits.sizes
+        if foreign := sorted(set(network.sizes or ()) - set(sizes)):
+            yield f"{place}.sizes: {foreign}; name some of splits.sizes {list(sizes)}"
         if network.needed_px > study.stored_px:
             yield (
-                f"{place}: rotating and shifting a crop of {network.input_px} px needs stored patches of "
-                f"{network.needed_px} px, these have {study.stored_px}; lower input_px or shift_px, or raise patches.stored_px"
+                f"{place}: rotating and shifting a crop of {network.input_px} px needs stored "
+                f"patches of {network.needed_px} px, these have {study.stored_px}; "
+                "lower input_px or shift_px, or raise patches.stored_px"
             )
 
 
 def _pretraining(study: Settings) -> Iterator[str]:
-    others = {own.name for own in (*study.own_encoders, *study.networks)}
+    others = {entry.name for entry in (*study.own_encoders, *study.networks)}
     for one in study.pretraining:
         place = f"pretraining[{one.name}]"
         if one.name in others or one.name in cards():
-            yield f"{place}.name: there is an encoder or a network of that name already; call it otherwise"
+            yield f"{place}.name: an encoder or a network has that name; call it otherwise"
         if not (study.source.has_slides or one.slides):
-            yield f"{place}.slides: data.source {study.source.name} has patches and no slides; name a folder"
+            source = study.source.name
+            yield f"{place}.slides: data.source {source} has patches and no slides; name a folder"
         if one.start != "random":
             yield from _start(study, one, f"{place}.start")
     for name in study.encoders:
@@ -196,29 +209,32 @@ def _pretraining(study: Settings) -> Iterator[str]:
 
 def _start(study: Settings, one: Pretraining, place: str) -> Iterator[str]:
     """What is wrong with the encoder that a pretraining starts from, as far as the study tells."""
-    name, scheme, rest = one.start.partition("@")[0], *one.start.partition(":")[::2]
+    name = one.start.partition("@")[0]
     first = next((other for other in study.pretraining if other.name == name), None)
-    described = {own.name: own.architecture for own in study.own_encoders}
-    architecture = rest.partition(".")[0] if scheme == "timm" else described.get(one.start)
-    if first is not None and one.name not in in_order(study.pretraining):
-        yield f"{place}: {one.start!r} starts, itself or by way of others, from {one.name!r}; start one at random"
-    elif first is not None and (first.architecture, first.arguments) != (one.architecture, one.arguments):
+    if first is None:
+        scheme, _, model = one.start.partition(":")
+        described = {entry.name: entry.architecture for entry in study.own_encoders}
+        architecture = model.partition(".")[0] if scheme == "timm" else described.get(one.start)
+        if architecture and architecture != one.architecture:
+            yield f"{place}: {one.start!r} is a {architecture}, this a {one.architecture}"
+    elif one.name not in in_order(study.pretraining):
+        yield f"{place}: {one.start!r} starts in turn from {one.name!r}; start one at random"
+    elif (first.architecture, first.arguments) != (one.architecture, one.arguments):
         yield (
             f"{place}: {one.start!r} is a {first.architecture} {first.arguments or ''}, "
-            f"this a {one.architecture} {one.arguments or ''}; weights fit the same architecture only"
+            f"this a {one.architecture} {one.arguments or ''}; "
+            "weights fit the same architecture only"
         )
-    elif first is not None:
+    else:
         yield from _snapshot(study, one.start, place)
-    elif architecture and architecture != one.architecture:
-        yield f"{place}: {one.start!r} is a {architecture}, this a {one.architecture}; they must be one architecture"
 
 
 def _snapshot(study: Settings, name: str, place: str) -> Iterator[str]:
-    """What is wrong with ``NAME@STEP`` where the study pretrains NAME; any other name is right as far as the study tells."""
+    """What is wrong with ``NAME@STEP`` where the study pretrains NAME."""
     encoder, _, step = name.partition("@")
     kept = next((steps_of(one) for one in study.pretraining if one.name == encoder), [])
     if step and kept and step not in map(str, kept):
-        yield f"{place}: {name!r}, but snapshots of {encoder!r} are kept after {kept} steps; name one of these"
+        yield f"{place}: {name!r}, but snapshots of {encoder!r} are kept after {kept} steps"
 
 
 def _tasks(study: Settings) -> Iterator[str]:
@@ -229,17 +245,19 @@ def _tasks(study: Settings) -> Iterator[str]:
         if foreign := sorted(set(task.encoders) - set(known)):
             yield f"{place}.encoders: {foreign} not among the study's {known}"
         if not known:
-            yield f"{place}: the study has no encoder to judge; name some in encoders, or pretrain one"
+            yield f"{place}: the study has no encoder to judge; name some in encoders"
         if task.snapshots and not set(task.encoders or known) & set(pretrained):
-            yield f"{place}.snapshots: the study pretrains none of its encoders, so that there are no snapshots"
+            yield f"{place}.snapshots: the study pretrains none of its encoders"
 
 
-# The sections that a check compares. A check is left out where one of its sections is wrong by itself.
+# The sections that a check compares. A check is left out where one of its sections is wrong.
 CHECKS = {
     _patches: {"data", "patches", "switches"},
     _arms: {"encoders", "networks", "splits"},
-    _references: {"conventions", "effects", "encoders", "inflation", "networks", "probe_audit", "splits"},
+    _references: {
+        "conventions", "effects", "encoders", "inflation", "networks", "probe_audit", "splits",
+    },
     _networks: {"networks", "patches", "splits"},
     _pretraining: {"data", "encoders", "networks", "own_encoders", "pretraining"},
     _tasks: {"encoders", "pretraining", "tasks"},
-}
+}  # fmt: skip

@@ -1,50 +1,58 @@
 """What a study may say: frozen data with their defaults and meaning."""
 
 import typing
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator
 
 from mfcore.data.labels.source import SOURCES, Source
 from mfcore.data.options import SCHEMES, Data, Patches, Splits
 from mfcore.encoders.catalogue import OwnEncoder
 from mfcore.pretraining.method import Pretraining
-from mfcore.store.options import ConfigError, Count, Distinct, Flag, among, options, refuse, repeated
+from mfcore.store.options import ConfigError, Count, Distinct, Flag, among, options, repeated
 from mfcore.tasks.protocol import TaskOptions
 from mfcore.training.options import Network, Probe
 
 
 @options
 class Switches:
-    """In what the released code of Ganz et al. differs from the paper or from good practice, one name for each difference.
+    """Where the released code of Ganz et al. differs from the paper or from good practice.
 
-    ``strict`` sets none of them, ``paper`` all (facts: the released code at b66c776). A study may flip single ones, so
-    that each one's effect can be measured.
+    ``strict`` sets no switch as released, ``paper`` all (facts: the released code at b66c776). A
+    study may flip single ones, so that each one's effect can be measured.
 
-    split_by: "slide" keeps a slide's annotations, and a case's slides, on one side of the split; "official" tests the
-        slides that the data set's authors set aside, in every fold; "annotation" draws single annotations, so that slides
-        stand on both sides; "annotation_buffered" does too, and then trains on no patch that shares a pixel with a test one.
-    stratified: draw each class by itself, so that every size has both classes in the data set's proportion.
-    epoch: "best" tests the epoch with the lowest validation loss, as the paper says; "last" tests the last epoch, as the
-        released code does (its snapshot of the best weights holds references, which training goes on to change).
-    resolution: "target" resamples every slide to ``patches.um_per_px``; "native" reads level 0 as scanned.
-    border: "said" fills what lies outside a slide as ``patches.at_border`` says; "black" with black, as the released code's
-        test does.
-    training_label: "annotation" trains on each annotation's own label; "window" calls a patch positive where the centre of
-        any positive annotation lies inside what the network sees of it.
-    validation: "centre" validates on the centre crops of the validation patches; "drawn" on as many that are drawn once as
-        training draws them, shifted and labelled as in training.
-    clipping: "after_backward" clips gradients to a network's ``clip_norm``; "before_backward" where there is nothing to clip
-        yet, which does nothing.
-    sampler: "annotations" draws every training patch around an annotation; "released" draws a random place of the slide
-        instead where a slide has no patch of the negative class and one is to be drawn, as the released code does.
-    augmentation: "as_said" turns a crop inside the wider stored patch, so that it has no corner without image; "released"
-        turns the crop itself, after all else, by nearest neighbour and with black corners, and blurs by narrower kernels.
-    shared_splits: networks and probes learn from and are tested on the same folds; else networks have folds of their own,
-        which the released training scripts' generator draws where ``split_by`` and ``stratified`` are as released, too.
-    encoder_input: "card" embeds as an encoder's authors do; "released" as the released code does (Virchow2's register
-        tokens in its mean, Prov-GigaPath's patches resized to 224 px, ViT-H normalised by 0.5 in the probe alone and resized
-        there bilinearly).
+    split_by: "slide" keeps a slide's annotations, and a case's slides, on one side of the split;
+        "official" tests the slides that the data set's authors set aside, in every fold;
+        "annotation" draws single annotations, so that slides stand on both sides;
+        "annotation_buffered" does too, and then trains on no patch that shares a pixel with a test
+        patch.
+    stratified: draw each class by itself, so that every size has both classes in the data set's
+        proportion.
+    epoch: "best" tests the epoch with the lowest validation loss, as the paper says; "last" tests
+        the last epoch, as the released code does (its snapshot of the best weights holds
+        references, which training goes on to change).
+    resolution: "target" resamples every slide to ``patches.um_per_px``; "native" reads level 0 as
+        scanned.
+    border: "said" fills what lies outside a slide as ``patches.at_border`` says; "black" with
+        black, as the released code's test does.
+    training_label: "annotation" trains on each annotation's own label; "window" calls a patch
+        positive where the centre of any positive annotation lies inside what the network sees.
+    validation: "centre" validates on the centre crops of the validation patches; "drawn" on as many
+        that are drawn once as training draws them, shifted and labelled as in training.
+    clipping: "after_backward" clips gradients to a network's ``clip_norm``; "before_backward" where
+        there is nothing to clip yet, which does nothing.
+    sampler: "annotations" draws every training patch around an annotation; "released" draws a
+        random place of the slide instead where a slide has no patch of the negative class and one
+        is to be drawn, as the released code does.
+    augmentation: "as_said" turns a crop inside the wider stored patch, so that it has no corner
+        without image; "released" turns the crop itself, after all else, by nearest neighbour and
+        with black corners, and blurs by narrower kernels.
+    shared_splits: networks and probes learn from and are tested on the same folds; else networks
+        have folds of their own, which the released training scripts' generator draws where
+        ``split_by`` and ``stratified`` are as released, too.
+    encoder_input: "card" embeds as an encoder's authors do; "released" as the released code does
+        (Virchow2's register tokens in its mean, Prov-GigaPath's patches resized to 224 px, ViT-H
+        normalised by 0.5 in the probe alone and resized there bilinearly).
     """
 
     split_by: Literal["slide", "official", "annotation", "annotation_buffered"] = "slide"
@@ -64,13 +72,16 @@ class Switches:
 
     @property
     def scheme(self) -> str:
-        """The way to split, by its name in SCHEMES; that of an uncommon mix of switches says both."""
-        named = {"split_by": self.split_by, "stratified": self.stratified}
-        return next((n for n, s in SCHEMES.items() if s == named), f"{self.split_by}_unstratified")
+        """The way to split, by its name in SCHEMES; an uncommon mix has a name that says both."""
+        mix = {"split_by": self.split_by, "stratified": self.stratified}
+        names = [name for name, switches in SCHEMES.items() if switches == mix]
+        return names[0] if names else f"{self.split_by}_unstratified"
 
 
 Switches.CHOICES = {
-    name: typing.get_args(hint) or (True, False) for name, hint in typing.get_type_hints(Switches).items() if name != "CHOICES"
+    name: typing.get_args(hint) or (True, False)
+    for name, hint in typing.get_type_hints(Switches).items()
+    if name != "CHOICES"
 }
 
 MODES = {
@@ -94,21 +105,26 @@ MODES = {
 
 @options
 class Inflation:
-    """What other ways to split would have promised: one encoder's probe, run again under each of ``schemes``.
+    """What other ways to split would have promised: one encoder's probe, under each of ``schemes``.
 
     encoder: one of the study's encoders; empty for none. schemes: names of SCHEMES.
     """
 
     encoder: str = ""
-    schemes: tuple[Annotated[str, among(SCHEMES)], ...] = ("slide", "annotation_buffered", "annotation", "released")
+    schemes: tuple[Annotated[str, among(SCHEMES)], ...] = (
+        "slide",
+        "annotation_buffered",
+        "annotation",
+        "released",
+    )
 
 
 @options
 class Effects:
-    """What each switch is worth: one probe and one network, at the full size, with that switch alone set as released.
+    """What each switch is worth: one probe and one network, with that switch alone as released.
 
-    encoder, network: one of the study's each, or empty for none. switches: names of Switches; empty for no table at all.
-    n_folds: how many of the study's folds; None for all.
+    Both at the full size. encoder, network: one of the study's each, or empty for none. switches:
+    names of Switches; empty for no table at all. n_folds: how many of the study's; None for all.
     """
 
     encoder: str = ""
@@ -116,14 +132,8 @@ class Effects:
     switches: Annotated[tuple[Annotated[str, among(Switches.CHOICES)], ...], Distinct] = ()
     n_folds: Count | None = None
 
-    @model_validator(mode="after")
-    def _have_an_arm(self) -> "Effects":
-        if self.switches and not (self.encoder or self.network):
-            refuse({"switches": "neither effects.encoder nor effects.network names an arm to measure them on; name one"})
-        return self
 
-
-def _named_once(entries: tuple[typing.Any, ...]) -> tuple[typing.Any, ...]:
+def _named_once(entries: tuple[Any, ...]) -> tuple[Any, ...]:
     if twice := repeated([entry.name for entry in entries]):
         raise ValueError(f"{twice[0]!r} stands twice; name each once")
     return entries
@@ -136,15 +146,20 @@ NamedOnce = AfterValidator(_named_once)
 class Settings:
     """One study: everything that decides its numbers. Made by `load_study`.
 
-    encoders: their names. own_encoders: those of them that the study describes itself (in a file, entries of ``encoders``
-        that are mappings).
-    conventions: one of ``encoders`` that is also embedded and probed as other libraries do it (`mfcore.encoders.card`).
-    probe_audit: those of ``encoders`` that are also probed by other published estimators (`mfcore.training.estimators`).
+    encoders: their names. own_encoders: those that the study describes itself (in a file, entries
+        of ``encoders`` that are mappings).
+    conventions: one of ``encoders`` that is also embedded and probed as other libraries do it
+        (`mfcore.encoders.card`).
+    probe_audit: those of ``encoders`` that are also probed by other published estimators
+        (`mfcore.training.estimators`).
     effects: which switches' effects are measured, on which arms.
-    pretraining: encoders that the study pretrains from slides; those that ``encoders`` lists are benchmarked like any other.
+    pretraining: encoders that the study pretrains from slides; those that ``encoders`` lists are
+        benchmarked like any other.
     tasks: downstream tasks by which encoders are judged besides.
-    test_on: other study files, on all of whose patches every arm is also tested; a relative path starts from the folder of
-        the study file. shared: cases and pixels that such a set has in common with the study are refused, or dropped.
+    test_on: other study files, on all of whose patches every arm is also tested; a relative path
+    starts from the folder of
+        the study file. shared: cases and pixels that such a set has in common with the study are
+        refused, or dropped.
     """
 
     name: str
@@ -179,32 +194,33 @@ class Settings:
 
     @property
     def switched(self) -> str:
-        """What the study does otherwise than its mode, as "split_by: annotation, stratified: false"; empty where nothing."""
-        usual = MODES[self.mode]
-        other = [name for name in Switches.CHOICES if getattr(self.switches, name) != getattr(usual, name)]
-        values = {name: getattr(self.switches, name) for name in other}
-        return ", ".join(f"{name}: {str(v).lower() if isinstance(v, bool) else v}" for name, v in values.items())
+        """The switches that differ from the mode, as "split_by: annotation, stratified: false"."""
+        usual = vars(MODES[self.mode])
+        differing = [item for item in vars(self.switches).items() if item not in usual.items()]
+        return ", ".join(f"{name}: {str(value).lower()}" for name, value in differing)
 
     @property
     def mode_title(self) -> str:
-        """The mode and what is switched, as "strict mode" or "strict mode, but split_by: annotation"."""
-        return f"{self.mode} mode, but {self.switched}" if self.switched else f"{self.mode} mode"
+        """The mode and what is switched, as "strict mode, but split_by: annotation"."""
+        return f"{self.mode} mode" + (f", but {self.switched}" if self.switched else "")
 
     @property
     def stored_px(self) -> int:
-        """Side in px of the patches as stored: as asked, or wide enough for every network's rotations."""
-        return self.patches.stored_px or max([self.patches.size_px, *(network.needed_px for network in self.networks)])
+        """Side in px of the patches as stored: as said, or enough for every network's rotations."""
+        needed = [self.patches.size_px, *(network.needed_px for network in self.networks)]
+        return self.patches.stored_px or max(needed)
 
     def released_in_training(self, network: Network) -> dict[str, str]:
-        """Those of ``sampler`` and ``augmentation`` that are as released and change how ``network`` is trained.
+        """Those of ``sampler`` and ``augmentation`` that are as released and change a training.
 
-        Patches that come as images have no slide to draw a place of; a network that is shown every patch once draws none.
+        Patches that come as images have no slide to draw a place of; a network that is shown every
+        patch once draws none.
         """
-        can_change = {
-            "sampler": network.patches_per_epoch is not None and self.source.has_slides,
-            "augmentation": bool(network.blur_probability or network.rotation_probability),
-        }
-        return {name: "released" for name, can in can_change.items() if can and getattr(self.switches, name) == "released"}
+        draws = network.patches_per_epoch is not None and self.source.has_slides
+        turns = bool(network.blur_probability or network.rotation_probability)
+        changed = {"sampler": draws, "augmentation": turns}
+        switches = vars(self.switches)
+        return {key: "released" for key in changed if changed[key] and switches[key] == "released"}
 
     def network(self, name: str) -> Network:
         """The end-to-end arm called ``name``; raises ConfigError with the names there are."""
@@ -218,8 +234,8 @@ class Settings:
         """The task called ``name``; raises ConfigError with the names there are."""
         return self._named(self.tasks, name, "has no task")
 
-    def _named(self, entries: tuple[typing.Any, ...], name: str, lacks: str) -> typing.Any:
-        for entry in entries:
-            if entry.name == name:
-                return entry
-        raise ConfigError(f"study {self.name!r} {lacks} {name!r}; it has {[entry.name for entry in entries]}")
+    def _named(self, entries: tuple[Any, ...], name: str, lacks: str) -> Any:
+        by_name = {entry.name: entry for entry in entries}
+        if name not in by_name:
+            raise ConfigError(f"study {self.name!r} {lacks} {name!r}; it has {list(by_name)}")
+        return by_name[name]

@@ -37,8 +37,8 @@ def prepare(
     if source.is_synthetic:
         from mfcore.data.synthetic import slides as synthetic
 
-        of = {"seed": data.seed, "n_slides": data.n_slides, "n_annotations": data.n_annotations}
-        synthetic.make_dataset(folder, **of, n_workers=n_workers)
+        size = {"n_slides": data.n_slides, "n_annotations": data.n_annotations}
+        synthetic.make_dataset(folder, seed=data.seed, **size, n_workers=n_workers)
     elif source.archive and not (folder / source.main_files[0]).is_file():
         downloads.fetch(source, folder, hosts)
     if not folder.is_dir():
@@ -108,9 +108,7 @@ def patches_config(study: Settings) -> dict:
     }
 
 
-def extract(
-    study: Settings, folder: str | Path, results: str | Path, n_workers: int = 1
-) -> store.Run:
+def extract(study: Settings, folder: str | Path, results: Path, n_workers: int = 1) -> store.Run:
     """Read the patches of the study's data folder into a run, as `patches.extract`.
 
     Raises LabelError for bad labels.
@@ -123,7 +121,7 @@ def extract(
     return run if run.done else patches.extract(table, folder, run, reading_of(study), n_workers)
 
 
-def find_patches(study: Settings, results: str | Path) -> store.Run:
+def find_patches(study: Settings, results: Path) -> store.Run:
     """The study's finished patches; raises StoreError where there are none."""
     return store.find_run(results, "patches", study.name, patches_config(study))
 
@@ -131,11 +129,11 @@ def find_patches(study: Settings, results: str | Path) -> store.Run:
 # ---- twins ----
 
 
-def _twins(study: Settings, results: str | Path) -> Identity:
+def _twins(study: Settings, results: Path) -> Identity:
     return "twins", study.name, {}, {"patches": find_patches(study, results).key}
 
 
-def write_twins(study: Settings, results: str | Path) -> store.Run:
+def write_twins(study: Settings, results: Path) -> store.Run:
     """Look once for twins among the study's patches: ``twins.parquet``, ``patch_id`` and ``twin``.
 
     ``twin``: as `patches.twins`. Facts: ``n_groups`` of twins, ``n_cases_across_domains``. Raises
@@ -143,8 +141,9 @@ def write_twins(study: Settings, results: str | Path) -> store.Run:
     """
     run = store.open_run(results, *_twins(study, results))
     if not run.done:
-        table, images = patches.load(find_patches(study, results))
-        twins = table[["patch_id"]].assign(twin=patches.twins(images))
+        source = find_patches(study, results)
+        table, _ = patches.load(source)
+        twins = table[["patch_id"]].assign(twin=patches.twins(patches.each(source)))
         store.write_parquet(run.path("twins.parquet"), twins)
         n_across = int((table.groupby("case_id")["domain"].nunique() > 1).sum())
         n_groups = int((twins["twin"].value_counts() > 1).sum())
@@ -152,7 +151,7 @@ def write_twins(study: Settings, results: str | Path) -> store.Run:
     return run
 
 
-def find_twins(study: Settings, results: str | Path) -> store.Run | None:
+def find_twins(study: Settings, results: Path) -> store.Run | None:
     """The run of `write_twins` on the study's patches; None where there is none yet."""
     try:
         return store.find_run(results, *_twins(study, results))
@@ -160,7 +159,7 @@ def find_twins(study: Settings, results: str | Path) -> store.Run | None:
         return None
 
 
-def labels_with_twins(study: Settings, results: str | Path) -> pd.DataFrame:
+def labels_with_twins(study: Settings, results: Path) -> pd.DataFrame:
     """The label table of the study's patches with a column ``twin``; raises as `patches.load`."""
     twins = pd.read_parquet(write_twins(study, results).path("twins.parquet"))
     table, _ = patches.load(find_patches(study, results))
@@ -212,10 +211,11 @@ def splits_config(study: Settings, networks: bool = False) -> dict:
     return {"splits": as_dict(study.splits) | {"seed": scheme.seed}, "switches": switches}
 
 
-def _splits(study: Settings, results: str | Path, networks: bool) -> Identity:
+def _splits(study: Settings, results: Path, networks: bool) -> Identity:
     """The inputs are the patches, and their twins where twins change how the study is split."""
-    own = networks and not study.switches.shared_splits
-    name = study.switches.scheme + ("_networks" if own else "")
+    name = study.switches.scheme
+    if networks and not study.switches.shared_splits:
+        name += "_networks"
     inputs, twins = {"patches": find_patches(study, results).key}, find_twins(study, results)
     if twins is not None and not scheme_of(study).is_released:
         facts, by_case = twins.record["facts"], study.switches.split_by in ("slide", "official")
@@ -224,7 +224,7 @@ def _splits(study: Settings, results: str | Path, networks: bool) -> Identity:
     return "splits", name, splits_config(study, networks), inputs
 
 
-def write_splits(study: Settings, results: str | Path) -> store.Run:
+def write_splits(study: Settings, results: Path) -> store.Run:
     """Draw and store the splits of the study's probes and networks (``splits.parquet``).
 
     Returns the run with the splits of the probes.
@@ -240,7 +240,7 @@ def write_splits(study: Settings, results: str | Path) -> store.Run:
     return runs[0]
 
 
-def find_splits(study: Settings, results: str | Path, networks: bool = False) -> store.Run:
+def find_splits(study: Settings, results: Path, networks: bool = False) -> store.Run:
     """The finished splits of the study's probes, or of its ``networks``.
 
     Raises StoreError where there are none.
@@ -251,7 +251,7 @@ def find_splits(study: Settings, results: str | Path, networks: bool = False) ->
 # ---- the audit of splits ----
 
 
-def _audit(study: Settings, results: str | Path) -> Identity:
+def _audit(study: Settings, results: Path) -> Identity:
     counted = {"size_px": study.patches.size_px, "counts": ["slides", "cases", "twins"]}
     inputs = {"splits": find_splits(study, results).key}
     if not study.switches.shared_splits:
@@ -259,7 +259,7 @@ def _audit(study: Settings, results: str | Path) -> Identity:
     return "audit", study.switches.scheme, splits_config(study) | counted, inputs
 
 
-def write_audit(study: Settings, results: str | Path) -> store.Run:
+def write_audit(study: Settings, results: Path) -> store.Run:
     """Audit the study's splits and every scheme: ``audit.csv``, ``schemes.csv``, ``twins.csv``.
 
     The run's facts: ``not_drawn``, the schemes that can't split these data, with the reasons;
@@ -269,21 +269,23 @@ def write_audit(study: Settings, results: str | Path) -> store.Run:
     run = store.open_run(results, *_audit(study, results))
     if not run.done:
         table = labels_with_twins(study, results)
-        own, networks = (splits.load(find_splits(study, results, of)) for of in (False, True))
+        probes, networks = (
+            splits.load(find_splits(study, results, is_networks)) for is_networks in (False, True)
+        )
         schemes, reasons = splits_audit.audit_schemes(table, schemes_of(study))
         tables = {
-            "audit.csv": splits_audit.audit(own, table, placing_of(study)),
+            "audit.csv": splits_audit.audit(probes, table, placing_of(study)),
             "schemes.csv": schemes,
             "twins.csv": splits_audit.twins(table),
         }
         for name, content in tables.items():
             store.write_csv(run.path(name), content)
-        between = {} if study.switches.shared_splits else splits_audit.between(own, networks)
+        between = {} if study.switches.shared_splits else splits_audit.between(probes, networks)
         remarks = splits_audit.remarks(table)
         run.finish(list(tables), not_drawn=reasons, networks=between, remarks=remarks)
     return run
 
 
-def find_audit(study: Settings, results: str | Path) -> store.Run:
+def find_audit(study: Settings, results: Path) -> store.Run:
     """The finished audit of the study's splits; raises StoreError where there is none."""
     return store.find_run(results, *_audit(study, results))

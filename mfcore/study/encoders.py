@@ -10,13 +10,13 @@ from mfcore.study import data, pretrained
 from mfcore.study.config import ConfigError, Settings
 
 
-def card_of(study: Settings, name: str, results: str | Path = "") -> EncoderCard:
+def card_of(study: Settings, name: str, results: Path = Path()) -> EncoderCard:
     """The card by which a study embeds with one of its encoders.
 
     That of the encoder (or snapshot) which the study pretrained, found in its ``results``; else as
-    `encoders.card_of`. Under ``switches.encoder_input: released`` the card that does as the released
-    code, where that departs. Raises EncoderError for a description that can't be, and for an
-    encoder that isn't pretrained yet.
+    `encoders.card_of`. Under ``switches.encoder_input: released`` the card that does as the
+    released code, where that departs. Raises EncoderError for a description that can't be, and for
+    an encoder that isn't pretrained yet.
     """
     if not pretrained.is_of(study, name):
         return encoders.card_of(name, study.own_encoders, _variants(study, "embedding"))
@@ -46,13 +46,13 @@ def has_card_here(study: Settings, name: str) -> bool:
 # ---- embeddings ----
 
 
-def embeddings_config(study: Settings, name: str, results: str | Path) -> dict:
+def embeddings_config(study: Settings, name: str, results: Path) -> dict:
     """What decides embeddings, besides the patches: the encoder's card and the crop it sees."""
     card = card_of(study, name, results)
     return {"card": card.identity(), "size_px": study.patches.size_px}
 
 
-def find_embeddings(study: Settings, name: str, results: str | Path) -> store.Run:
+def find_embeddings(study: Settings, name: str, results: Path) -> store.Run:
     """The finished embeddings of the study's patches by an encoder.
 
     The current ones where the card isn't known here (`has_card_here`). Raises StoreError where
@@ -70,7 +70,7 @@ def find_embeddings(study: Settings, name: str, results: str | Path) -> store.Ru
 
 
 def embed(
-    study: Settings, name: str, results: str | Path, device: str = "cpu", batch_size: int = 0
+    study: Settings, name: str, results: Path, device: str = "cpu", batch_size: int = 0
 ) -> store.Run:
     """Embed the study's patches by one of its encoders, as `mfcore.encoders.embed.embed`.
 
@@ -91,7 +91,7 @@ def embed(
 def embed_share(
     study: Settings,
     name: str,
-    results: str | Path,
+    results: Path,
     share: int,
     n_shares: int,
     device: str = "cpu",
@@ -110,9 +110,7 @@ def embed_share(
     return procedure.embed_share(file, card, run, share, n_shares, size_px, device, batch_size)
 
 
-def _opened(
-    study: Settings, name: str, results: str | Path
-) -> tuple[EncoderCard, store.Run, store.Run]:
+def _opened(study: Settings, name: str, results: Path) -> tuple[EncoderCard, store.Run, store.Run]:
     """An encoder's card, the run of the patches, and the opened run of their embeddings."""
     card, source = card_of(study, name, results), data.find_patches(study, results)
     known = {"size_px": study.patches.size_px}

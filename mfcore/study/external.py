@@ -6,7 +6,6 @@ are cut as this study's own, so that encoders and networks see what they learned
 """
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -85,10 +84,10 @@ def _keep(study: Study, run: store.Run) -> store.Run:
     name, inputs = run.identity["name"], {"external": run.key, "patches": study.patches.key}
     kept = store.open_run(study.folder, "external-kept", name, {}, inputs)
     if not kept.done:
-        (own, own_images), (new, new_images) = patches.load(study.patches), patches.load(run)
+        (own, _), (new, _) = patches.load(study.patches), patches.load(run)
         cases = sorted(set(own["case_id"]) & set(new["case_id"]))
-        known = set(map(_pixels, own_images))
-        is_same = np.array([_pixels(image) in known for image in new_images])
+        known = set(map(patches.pixels, patches.each(study.patches))) - {b""}
+        is_same = np.array([patches.pixels(patch) in known for patch in patches.each(run)])
         is_shared = new["case_id"].isin(cases) | is_same
         store.write_parquet(kept.path("kept.parquet"), new.loc[~is_shared, ["patch_id"]])
         ids = new.loc[is_same, "patch_id"].tolist()
@@ -105,12 +104,6 @@ def _keep(study: Study, run: store.Run) -> store.Run:
             " drop, or, where other patients have the same names, rename the cases"
         )
     return kept
-
-
-def _pixels(patch: np.ndarray) -> bytes:
-    """What is the same for patches of the same pixels; a patch of a single colour has no twin."""
-    is_plain = (patch == patch[0, 0]).all()
-    return b"" if is_plain else hashlib.sha256(np.ascontiguousarray(patch)).digest()
 
 
 def test(study: Study, name: str, arm: str, device: str = "auto") -> store.Run:

@@ -39,13 +39,13 @@ class Collected:
     failures: pd.DataFrame
 
 
-def collect(study: Settings, results: str | Path) -> Collected:
+def collect(study: Settings, results: Path) -> Collected:
     """Gather the predictions of every arm that were made on the study's splits by its settings.
 
     Sizes and domains that a network leaves out (``sizes, by_domain``) have no predictions, and are
     no failures. Raises StoreError where there are no splits, or no arm has predicted anything yet.
     """
-    reasons = _reasons(Path(results))
+    reasons = _reasons(results)
     parts = []  # arm, kind, stage, name of the run, jobs whose failure is the reason that it lacks
     for name in study.encoders:
         jobs = [(name.partition("@")[0], "08", None), (name, "02", None), (name, "03", None)]
@@ -62,9 +62,8 @@ def collect(study: Settings, results: str | Path) -> Collected:
             reason = next((reasons[job] for job in jobs if job in reasons), "not run yet")
             failures.append((arm, stage, reason))
     if not tables:
-        raise store.StoreError(
-            f"{results}: no arm of study {study.name!r} has predictions yet; run notebooks 02 to 04 first"
-        )
+        what = f"no arm of study {study.name!r} has predictions yet"
+        raise store.StoreError(f"{results}: {what}; run notebooks 02 to 04 first")
     predictions = pd.concat(tables, ignore_index=True)
     return Collected(predictions, pd.DataFrame(failures, columns=["arm", "stage", "reason"]))
 
@@ -106,7 +105,7 @@ def kind_of(network: Network) -> str:
 # ---- the current runs ----
 
 
-def current_runs(study: Settings, results: str | Path) -> dict[str, store.Run]:
+def current_runs(study: Settings, results: Path) -> dict[str, store.Run]:
     """The current run of each probe (by encoder) and training (``NETWORK-foldN``).
 
     Made on the study's splits and by the study's settings. Raises StoreError where there are no
@@ -193,11 +192,9 @@ def _run_of(run: store.Run, stage: str) -> store.Run:
 
 def refuse_lost(predictions: pd.DataFrame, labels: pd.DataFrame) -> None:
     """Raise StoreError where a label table lacks a patch that was predicted."""
-    unknown = ~predictions["patch_id"].isin(labels["patch_id"])
-    if unknown.any():
-        raise store.StoreError(
-            f"{unknown.sum()} predictions are of patches that the label table lacks; run notebook 01 again"
-        )
+    if n_lost := (~predictions["patch_id"].isin(labels["patch_id"])).sum():
+        what = f"{n_lost} predictions are of patches that the label table lacks"
+        raise store.StoreError(f"{what}; run notebook 01 again")
 
 
 def scores(predictions: pd.DataFrame) -> pd.DataFrame:

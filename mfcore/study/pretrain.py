@@ -18,7 +18,7 @@ def pretrain(
     study: Settings,
     name: str,
     data_folder: str | Path,
-    results: str | Path,
+    results: Path,
     device: str = "auto",
     n_workers: int = 1,
     watch: Callable[[pd.DataFrame], None] | None = None,
@@ -48,7 +48,9 @@ def pretrain(
     synthetic = "synthetic " if study.synthetic and not settings.slides else ""
     origin = f"in study {study.name!r} on {synthetic}slides"
     patches = study.patches
-    return procedure.pretrain(slides, settings, run, start, patches, origin, device, n_workers, watch)
+    return procedure.pretrain(
+        slides, settings, run, start, patches, origin, device, n_workers, watch
+    )
 
 
 def slides_of(study: Settings, settings: Pretraining, data_folder: str | Path) -> list:
@@ -75,7 +77,7 @@ def slides_of(study: Settings, settings: Pretraining, data_folder: str | Path) -
     return slides_listed(table, data_folder, lambda scanner: by_scanner.get(scanner, um_per_px))
 
 
-def start_of(study: Settings, settings: Pretraining, results: str | Path) -> EncoderCard | None:
+def start_of(study: Settings, settings: Pretraining, results: Path) -> EncoderCard | None:
     """The card of the encoder whose weights a pretraining starts from; None for random weights.
 
     Raises EncoderError where there is no such encoder.

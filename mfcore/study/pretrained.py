@@ -12,11 +12,6 @@ from mfcore.pretraining.method import METHODS, in_full, snapshot_folder, steps_o
 from mfcore.store.options import as_dict
 from mfcore.study.config import ConfigError, Pretraining, Settings
 
-__all__ = [
-    "METHODS", "STAGE", "config_of", "find", "folder_of", "in_full", "in_order", "is_of",
-    "snapshots_of", "steps_of",
-]  # fmt: skip
-
 STAGE = "pretrain"
 
 
@@ -24,7 +19,7 @@ def config_of(study: Settings, name: str) -> dict:
     """What decides the encoder ``name``, besides the slides and the weights that it starts from."""
     pretraining = in_full(study.pretraining_of(name))
     content, by = as_dict(pretraining) | {"name": ""}, METHODS[pretraining.method]
-    if by.layer_scale is not None:  # what a network of the method begins with
+    if by.layer_scale is not None:
         first = {"layer_scale": by.layer_scale, "mask_token_sd": by.mask_token_sd}
         content["begins_with"] = first
     data, patches = as_dict(study.data), as_dict(study.patches)
@@ -35,7 +30,7 @@ def config_of(study: Settings, name: str) -> dict:
     }
 
 
-def find(study: Settings, name: str, results: str | Path) -> store.Run:
+def find(study: Settings, name: str, results: Path) -> store.Run:
     """The finished pretraining of the encoder ``name``.
 
     Raises StoreError where there is none, with what differs in the nearest one and the notebook to
@@ -65,7 +60,7 @@ def is_of(study: Settings, name: str) -> bool:
     return name.partition("@")[0] in [pretraining.name for pretraining in study.pretraining]
 
 
-def folder_of(study: Settings, name: str, results: str | Path) -> Path:
+def folder_of(study: Settings, name: str, results: Path) -> Path:
     """The folder with card and weights of ``NAME`` or ``NAME@STEP``.
 
     Raises StoreError where it isn't pretrained yet, ConfigError for a step without a snapshot.

@@ -1,4 +1,6 @@
-"""A study and its results: one object that reads each stored table once, for notebooks, exhibits and claims."""
+"""A study and its results: one object that reads each stored table once, for notebooks, exhibits
+and claims.
+"""
 
 import ast
 from collections.abc import Mapping
@@ -19,8 +21,8 @@ from mfcore.study.config import ConfigError, Settings, load_study
 class Study:
     """What a study file says, and the folder with its runs.
 
-    settings: the study file. folder: of its runs, figures and failures; it may not exist yet. Each table is read at first
-    use and kept: open the study again to see what was made since.
+    settings: the study file. folder: of its runs, figures and failures; it may not exist yet. Each
+    table is read at first use and kept: open the study again to see what was made since.
     """
 
     def __init__(self, settings: Settings, folder: str | Path):
@@ -43,11 +45,11 @@ class Study:
         """The folder that exhibits are saved in."""
         return self.folder / "figures"
 
-    # ---- data ----
+    # ---- data; each raises StoreError where there is none yet ----
 
     @cached_property
     def patches(self) -> store.Run:
-        """The run with the stored patches; raises StoreError where there is none."""
+        """The run with the stored patches."""
         return data.find_patches(self.settings, self.folder)
 
     @cached_property
@@ -57,34 +59,34 @@ class Study:
 
     @cached_property
     def splits(self) -> pd.DataFrame:
-        """The splits that probes learn from, as `mfcore.data.splits.make`; raises StoreError where there are none."""
+        """The splits that probes learn from, as `mfcore.data.splits.make`."""
         return splits.load(data.find_splits(self.settings, self.folder))
 
     @property
     def audit(self) -> store.Run:
-        """The finished audit of the splits; raises StoreError where there is none."""
+        """The finished audit of the splits."""
         return data.find_audit(self.settings, self.folder)
 
     def under(self, scheme: str) -> "Study":
-        """The study under another way to split, itself where ``scheme`` is its own; raises SplitError for an unknown one."""
+        """The study under another way to split; raises SplitError for an unknown one."""
         settings = data.under(self.settings, scheme)
         return self if settings == self.settings else Study(settings, self.folder)
 
     # ---- encoders ----
 
     def card(self, encoder: str) -> EncoderCard:
-        """The card by which the study has an encoder: a known one, the user's own, or one pretrained here."""
+        """The card by which the study has an encoder, as `mfcore.study.encoders.card_of`."""
         return encoders.card_of(self.settings, encoder, self.folder)
 
     def embeddings(self, encoder: str) -> store.Run:
-        """The run with the embeddings of the study's patches; raises StoreError where there is none."""
+        """The embeddings of the study's patches; raises StoreError where there are none."""
         return encoders.find_embeddings(self.settings, encoder, self.folder)
 
     def pretraining(self, name: str) -> store.Run:
         """The finished pretraining of an encoder; raises StoreError where there is none."""
         return pretrained.find(self.settings, name, self.folder)
 
-    # ---- arms ----
+    # ---- arms; each raises StoreError without splits, predictions also without any ----
 
     @cached_property
     def runs(self) -> dict[str, store.Run]:
@@ -97,7 +99,7 @@ class Study:
 
     @property
     def predictions(self) -> pd.DataFrame:
-        """A row a tested patch, arm, training domain, fold and size; see `mfcore.study.predictions.Collected`."""
+        """A row a tested patch of each fit, as `mfcore.study.predictions.Collected`."""
         return self._collected.predictions
 
     @property
@@ -107,7 +109,7 @@ class Study:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Every metric, a row an arm, training domain, fold, size and tested domain; see `mfcore.study.predictions.scores`."""
+        """Every metric of every fit, as `mfcore.study.predictions.scores`."""
         return predictions.scores(self.predictions)
 
     # ---- exhibits ----
@@ -117,23 +119,28 @@ class Study:
         return exhibit.save(self.figures)
 
 
-def open_study(file: str | Path, results: str | Path = "results", parameters: Mapping[str, Any] | None = None) -> Study:
-    """Open a study file with its runs below ``results``; raises ConfigError where the file is wrong.
+def open_study(
+    file: str | Path,
+    results: str | Path = "results",
+    parameters: Mapping[str, Any] | None = None,
+) -> Study:
+    """Open a study file with its runs below ``results``.
 
-    parameters: the ``locals()`` of a notebook, which refuses a parameter that it doesn't know: ConfigError.
+    parameters: the ``locals()`` of a notebook, which refuses a parameter that it doesn't know.
+    Raises ConfigError for such a parameter, and where the file is wrong.
     """
     cells = (parameters or {}).get("In", [])  # as IPython keeps what it ran
-    for own, given in pairwise(cells):
+    for before, given in pairwise(cells):
         if given.startswith("# Parameters"):  # papermill's cell, after the notebook's own
-            known = _assigned(own)
+            known = _assigned(before)
             if unknown := [name for name in _assigned(given) if name not in known]:
-                names = ", ".join(unknown)
-                raise ConfigError(f"the notebook has no parameter {names}; it has {', '.join(known)}")
+                names = f"{', '.join(unknown)}; it has {', '.join(known)}"
+                raise ConfigError(f"the notebook has no parameter {names}")
     settings = load_study(file)
     return Study(settings, Path(results) / settings.name)
 
 
 def _assigned(code: str) -> list[str]:
     """The names that a cell of parameters sets."""
-    found = [node.targets[0] for node in ast.parse(code).body if isinstance(node, ast.Assign)]
-    return [target.id for target in found if isinstance(target, ast.Name)]
+    names = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)]
+    return [name.id for name in names if isinstance(name.ctx, ast.Store)]

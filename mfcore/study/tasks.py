@@ -23,15 +23,11 @@ def encoders_of(study: Settings, task: TaskOptions) -> list[str]:
     Each pretrained one comes after its snapshots; the last snapshot is the encoder itself, and is
     named once.
     """
-    own = {which.name: which for which in study.pretraining}
-    names = task.encoders or tuple(dict.fromkeys([*study.encoders, *own]))
-    if not task.snapshots:
-        return list(names)
-    judged = []
-    for name in names:
-        earlier = pretrained.snapshots_of(own[name])[:-1] if name in own else []
-        judged += [*earlier, name]
-    return judged
+    earlier = {one.name: pretrained.snapshots_of(one)[:-1] for one in study.pretraining}
+    names = list(task.encoders or dict.fromkeys([*study.encoders, *earlier]))
+    if task.snapshots:
+        return [each for name in names for each in (*earlier.get(name, ()), name)]
+    return names
 
 
 def config_of(study: Settings, task: str, card: Mapping[str, object] | None) -> dict:
@@ -48,7 +44,7 @@ def judge(
     task: str,
     encoder: str,
     data_folder: str | Path,
-    results: str | Path,
+    results: Path,
     device: str = "cpu",
 ) -> store.Run:
     """Judge ``encoder``, which may be a snapshot ``NAME@STEP``, by ``task``.
@@ -61,14 +57,14 @@ def judge(
     by, card = protocol.of(study.task(task)), encoders.card_of(study, encoder, results)
     data = registry.load(task, registry.prepare(task, data_folder))
     protocol.check(data, by)
-    files = Fingerprints(Path(results) / "inputs" / f".task_{data.folder.name}.json")
+    files = Fingerprints(results / "inputs" / f".task_{data.folder.name}.json")
     inputs = {"items": protocol.fingerprint(data, files)}
     files.write()
     config = config_of(study, task, card.identity())
     known = {key: value for key, value in config.items() if key != "card"}
-    is_segmentation = registry.get(task).is_segmentation
-    stage = segmentation.STAGE if is_segmentation else classification.STAGE
-    work = segmentation.segment if is_segmentation else classification.judge
+    stage, work = classification.STAGE, classification.judge
+    if registry.get(task).is_segmentation:
+        stage, work = segmentation.STAGE, segmentation.segment
     run = store.open_run(results, stage, f"{task}.{encoder}", config, inputs, known)
     return run if run.done else work(data, card, by, run, study.splits.seed, device)
 
@@ -77,7 +73,7 @@ def judge_all(
     study: Settings,
     task: str,
     data_folder: str | Path,
-    results: str | Path,
+    results: Path,
     device: str = "cpu",
 ) -> pd.DataFrame:
     """Judge each of a task's encoders: ``encoder, judged, reason``.
@@ -94,15 +90,15 @@ def judge_all(
             refused.append(error)
             rows.append((name, False, " ".join(str(error).split())))
     table = pd.DataFrame(rows, columns=["encoder", "judged", "reason"])
-    store.write_csv(Path(results) / REFUSALS.format(task), table)
+    store.write_csv(results / REFUSALS.format(task), table)
     if refused and len(refused) == len(rows):
         raise refused[-1]
     return table
 
 
-def refusals(results: str | Path, task: str) -> dict[str, str]:
+def refusals(results: Path, task: str) -> dict[str, str]:
     """Why encoders weren't judged by a task, by their names."""
-    file = Path(results) / REFUSALS.format(task)
+    file = results / REFUSALS.format(task)
     if not file.is_file():
         return {}
     table = pd.read_csv(file, keep_default_na=False)

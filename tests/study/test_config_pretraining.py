@@ -100,8 +100,8 @@ def test_defaults_are_the_authors(method):
         ),
         (GOOD + "pretraining: [{name: random}]\n", "pretraining[random].name: 'random': an encoder's name isn't 'random'"),
         (GOOD + "pretraining: [{name: p}, {name: p}]\n", "pretraining: 'p' stands twice"),
-        (GOOD + "pretraining: [{name: n}]\nnetworks: [{name: n}]\n", "an encoder or a network of that name already"),
-        (GOOD + "pretraining: [{name: uni}]\n", "pretraining[uni].name: there is an encoder or a network of that name already"),
+        (GOOD + "pretraining: [{name: n}]\nnetworks: [{name: n}]\n", "an encoder or a network has that name"),
+        (GOOD + "pretraining: [{name: uni}]\n", "pretraining[uni].name: an encoder or a network has that name"),
         (one("n_stebs: 3"), "unknown key pretraining[p].n_stebs; did you mean n_steps?"),
         (one("n_steps: 0"), "pretraining[p].n_steps: 0 should be greater than or equal to 1"),
         (one("base_lr: .nan"), "pretraining[p].base_lr: nan should be a finite number"),
@@ -146,7 +146,7 @@ def test_defaults_are_the_authors(method):
         (one("start: p"), "start: 'p' is the encoder itself; start at random, or from another"),
         (
             GOOD + f"pretraining: [{{name: p, start: q, {VIT}}}, {{name: q, start: 'p@5', {VIT}}}]\n",
-            "pretraining[q].start: 'p@5' starts, itself or by way of others, from 'q'",
+            "pretraining[q].start: 'p@5' starts in turn from 'q'; start one at random",
         ),
         (GOOD + f"pretraining: [{{name: p, start: q}}, {{name: q, {VIT}}}]\n", "weights fit the same architecture only"),
         (
@@ -157,7 +157,7 @@ def test_defaults_are_the_authors(method):
         (
             "name: t\ntitle: t\ndata: {source: midog}\nencoders: ['p@5', 'p@6']\npretraining: "
             "[{name: p, n_steps: 10, n_snapshots: 2}]\n",
-            "encoders: 'p@6', but snapshots of 'p' are kept after [5, 10] steps; name one of these",
+            "encoders: 'p@6', but snapshots of 'p' are kept after [5, 10] steps",
         ),
         (task("name: bacg"), "tasks[bacg].name: 'bacg' is not one of ['bach'"),
         (task("name: bach}, {name: bach"), "tasks: 'bach' stands twice"),

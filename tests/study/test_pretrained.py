@@ -96,6 +96,8 @@ def test_one_that_is_not_pretrained_yet_says_so_with_the_notebook_to_run(results
     message = r"'own' isn't there: no finished 'pretrain' run 'own' .* notebook 08_pretrain with encoder = 'own'"
     with pytest.raises(encoders.EncoderError, match=message):
         study_encoders.embed(STUDY, "own", results)
+    with pytest.raises(store.StoreError, match=message):
+        study_encoders.find_embeddings(STUDY, "own", results)
     pretrain(results)
     changed = replace(STUDY, pretraining=(replace(WHICH, n_steps=20),))
     with pytest.raises(encoders.EncoderError, match=r"pretraining.n_steps was 10, is 20. Pretrain it: notebook 08_pretrain"):
