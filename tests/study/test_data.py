@@ -72,7 +72,9 @@ def write_images(folder, size=32, n=6, mode="RGB"):
 
 
 def image_study(size=32, **data):
-    return Settings(name="images", title="t", data=Data(source="amibr", **data), patches=Patches(size_px=size))
+    """Of patch images whose resolution isn't known, unless ``um_per_px`` says it."""
+    patches = Patches(size_px=size, um_per_px=0.25 if data.get("um_per_px") else None)
+    return Settings(name="images", title="t", data=Data(source="amibr", **data), patches=patches)
 
 
 @pytest.mark.parametrize("study", [STUDY, NATIVE, dataclasses.replace(STUDY, patches=Patches(size_px=24, stored_px=40))])
@@ -356,15 +358,15 @@ def test_patch_images_are_read_as_they_are(tmp_path):
     said = study_data.extract(image_study(um_per_px=0.25), folder, tmp_path / "results")
     assert patches.load(said)[0]["um_per_px"].tolist() == [0.25] * 6
     assert said.record["facts"]["um_per_px_said_by_study"] == [
-        {"slide_id": f"MIDOG21/{i}.tiff", "scanner": "", "um_per_px": 0.25} for i in (0, 1)
+        {"slide_id": "MIDOG21/0.tiff", "scanner": "", "um_per_px": 0.25}  # one for each resolution
     ]
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda file: Image.new("RGB", (32, 31)).save(file), "32 x 31 px, RGB; the study stores 32 px"),
-        (lambda file: Image.new("L", (32, 32)).save(file), "32 x 32 px, L; the study stores 32 px, RGB"),
+        (lambda file: Image.new("RGB", (32, 31)).save(file), "32 x 31 px, the study stores 32 px"),
+        (lambda file: Image.new("L", (32, 32)).save(file), "L, 1 frames; save it as one image of 8 bit RGB"),
         (lambda file: file.write_bytes(b"not a PNG"), "not an image that can be read"),
         (lambda file: file.write_bytes(file.read_bytes()[:-800]), "damaged"),
     ],
@@ -378,9 +380,9 @@ def test_a_bad_patch_image_is_named(tmp_path, spoil, message):
 
 def test_patch_images_are_never_resampled(tmp_path):
     folder = write_images(tmp_path / "data")
-    with pytest.raises(PatchError, match=r"data\.um_per_px is 0\.5, patches\.um_per_px 0\.25"):
+    with pytest.raises(PatchError, match=r"images have 0\.5 um/px, patches\.um_per_px is 0\.25"):
         study_data.extract(image_study(um_per_px=0.5), folder, tmp_path / "results")
-    with pytest.raises(PatchError, match=r"(?s)6 files.*32 x 32 px, RGB; the study stores 24 px.*input_px"):
+    with pytest.raises(PatchError, match=r"(?s)6 files.*32 x 32 px, the study stores 24 px.*input_px"):
         study_data.extract(image_study(size=24), folder, tmp_path / "results")
 
 
