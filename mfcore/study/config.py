@@ -148,7 +148,10 @@ def _arms(study: Settings) -> Iterator[str]:
     if not names:
         yield "a study needs at least one entry in encoders or networks"
     elif study.splits.by_domain and not (study.encoders or any(n.by_domain for n in networks)):
-        yield "splits.by_domain: no arm learns from single domains; say by_domain: false"
+        yield (
+            "splits.by_domain: no arm learns from single domains; say by_domain: false, or true for"
+            " a network"
+        )
     if twice := repeated(names):
         yield f"an arm is named twice: {twice}; call networks otherwise, say {twice[0]}_224px"
     trainings = {f"{network.name}-fold{fold}" for network in networks for fold in range(n_folds)}
@@ -216,7 +219,10 @@ def _start(study: Settings, one: Pretraining, place: str) -> Iterator[str]:
         described = {entry.name: entry.architecture for entry in study.own_encoders}
         architecture = model.partition(".")[0] if scheme == "timm" else described.get(one.start)
         if architecture and architecture != one.architecture:
-            yield f"{place}: {one.start!r} is a {architecture}, this a {one.architecture}"
+            yield (
+                f"{place}: {one.start!r} is a {architecture}, this a {one.architecture}; they must"
+                " be one architecture"
+            )
     elif one.name not in in_order(study.pretraining):
         yield f"{place}: {one.start!r} starts in turn from {one.name!r}; start one at random"
     elif (first.architecture, first.arguments) != (one.architecture, one.arguments):
@@ -234,7 +240,10 @@ def _snapshot(study: Settings, name: str, place: str) -> Iterator[str]:
     encoder, _, step = name.partition("@")
     kept = next((steps_of(one) for one in study.pretraining if one.name == encoder), [])
     if step and kept and step not in map(str, kept):
-        yield f"{place}: {name!r}, but snapshots of {encoder!r} are kept after {kept} steps"
+        yield (
+            f"{place}: {name!r}, but snapshots of {encoder!r} are kept after {kept} steps; name one"
+            " of these"
+        )
 
 
 def _tasks(study: Settings) -> Iterator[str]:
@@ -245,9 +254,14 @@ def _tasks(study: Settings) -> Iterator[str]:
         if foreign := sorted(set(task.encoders) - set(known)):
             yield f"{place}.encoders: {foreign} not among the study's {known}"
         if not known:
-            yield f"{place}: the study has no encoder to judge; name some in encoders"
+            yield (
+                f"{place}: the study has no encoder to judge; name some in encoders, or"
+                " pretrain one"
+            )
         if task.snapshots and not set(task.encoders or known) & set(pretrained):
-            yield f"{place}.snapshots: the study pretrains none of its encoders"
+            yield (
+                f"{place}.snapshots: the study pretrains none of its encoders; leave snapshots out"
+            )
 
 
 # The sections that a check compares. A check is left out where one of its sections is wrong.
