@@ -43,7 +43,7 @@ LAZY = {  # name -> the module that has it and its name there, imported at first
     "embed": "mfcore.encoders.network:embed_images",
     "fit_probe": "mfcore.training.probe:fit",
     "open_study": "mfcore.study.study:open_study",
-    "predict": "mfcore.study.candidates:predict",
+    "predict": "mfcore.study.external:predict",
     "read_patches": "mfcore.data.slides.slide:read_patches",
 }
 

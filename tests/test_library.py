@@ -52,7 +52,7 @@ def test_what_cannot_be_embedded_is_named(folder):
     with pytest.raises(ValueError, match=r"grey\.png: L, not 8 bit RGB"):
         mfcore.embed([folder / "grey.png"], "vit_tiny_random", "cpu")
     (folder / "none").mkdir()
-    with pytest.raises(ValueError, match="no images .* in this folder"):
+    with pytest.raises(ValueError, match=r"no images .* in this folder"):
         mfcore.embed(folder / "none", "vit_tiny_random", "cpu")
 
 

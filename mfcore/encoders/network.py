@@ -1,7 +1,6 @@
 """From a card to its network, and from patches to embeddings: built by timm, filled with the card's weights, checked."""
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,12 +144,20 @@ def embed_images(
     else:
         files = _image_files(images)
         source = map(_read_image, files)
-    features = [
-        loaded.embed(np.stack(batch))
-        for _, alike in itertools.groupby(source, lambda image: image.shape)
-        for batch in iter(lambda: list(itertools.islice(alike, batch_size)), [])
-    ]
+    features = [loaded.embed(batch) for batch in _batches(source, batch_size)]
     return np.concatenate(features), files
+
+
+def _batches(images: "Iterable[np.ndarray]", size: int) -> "Iterator[np.ndarray]":
+    """Images in their order, uint8 (n, height, width, 3), at most ``size`` at a time, alike in size."""
+    batch: list[np.ndarray] = []
+    for image in images:
+        if batch and (len(batch) == size or image.shape != batch[0].shape):
+            yield np.stack(batch)
+            batch = []
+        batch.append(image)
+    if batch:
+        yield np.stack(batch)
 
 
 def _image_files(images: "str | Path | Sequence[str | Path]") -> list[Path]:

@@ -3,16 +3,18 @@ LoRA.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from mfcore import store
 from mfcore.data import patches, splits
+from mfcore.encoders.card import EncoderError
 from mfcore.store.options import as_dict
 from mfcore.study import data, encoders
-from mfcore.study.config import Network, Settings
+from mfcore.study.config import ConfigError, Network, Settings
 
 # ---- probes ----
 
@@ -156,3 +158,95 @@ def train(
     card = encoders.training_card_of(study, network.architecture)
     procedure.train_units(tasks, card, labels, run, device, watch)
     return run
+
+
+# ---- what was trained, applied ----
+
+
+def run_of(
+    study: Settings, runs: Mapping[str, store.Run], arm: str, unit: splits.Unit
+) -> store.Run:
+    """The finished run of an arm that trained a unit.
+
+    runs: as `predictions.current_runs`. Raises ConfigError for an arm that the study doesn't have,
+    StoreError where it isn't trained.
+    """
+    arms = [*study.encoders, *(network.name for network in study.networks)]
+    if arm not in arms:
+        raise ConfigError(f"study {study.name!r} has no arm {arm!r}; it has {arms}")
+    is_probe = arm in study.encoders
+    name = arm if is_probe else f"{arm}-fold{unit.fold}"
+    if name not in runs:
+        raise store.StoreError(f"{name} isn't trained yet; run: make paper STUDY={study.name}")
+    run = runs[name]
+    if not run.unit_file(unit.name, ".npz" if is_probe else ".safetensors").is_file():
+        raise store.StoreError(
+            f"{arm} isn't trained at size {unit.size:g}; the study's sizes are"
+            f" {list(study.splits.sizes)}"
+        )
+    return run
+
+
+def score(
+    study: Settings,
+    arm: str,
+    trained: Mapping[splits.Unit, store.Run],
+    stored: store.Run,
+    results: Path,
+    device: str = "auto",
+) -> np.ndarray:
+    """Probabilities of class 1, float64 (n_units, n_patches), of patches cut as the study's.
+
+    trained: of each unit its run (`run_of`). stored: the run of the patches. Raises EncoderError
+    where the encoder isn't the one that the arm learned from.
+    """
+    if arm in study.encoders:
+        return _score_by_probe(study, arm, trained, stored, results, device)
+    from mfcore.training import train
+
+    network, (_, images) = study.network(arm), patches.load(stored)
+    card = encoders.training_card_of(study, network.architecture)
+    scores = [
+        train.score(
+            unit,
+            network,
+            card,
+            study.splits.seed,
+            run.unit_file(unit.name, ".safetensors"),
+            images,
+            device,
+        )
+        for unit, run in trained.items()
+    ]
+    return np.stack(scores)
+
+
+def _score_by_probe(
+    study: Settings,
+    arm: str,
+    trained: Mapping[splits.Unit, store.Run],
+    stored: store.Run,
+    results: Path,
+    device: str,
+) -> np.ndarray:
+    """As `score`, by an encoder's probes; embeds into a run of its own."""
+    from mfcore.encoders import embed
+    from mfcore.training import probe
+
+    own = encoders.find_embeddings(study, arm, results)
+    if {own.key} != {run.identity["inputs"]["embeddings"] for run in trained.values()}:
+        raise EncoderError(
+            f"{arm}: its probes learned from other embeddings than {own.folder}; run notebook 03"
+            " again"
+        )
+    card = encoders.card_of(study, arm, results)
+    embed.check_finished(own, card, device)  # the contract, and the canary where weights are
+    config = encoders.embeddings_config(study, arm, results)
+    inputs = {"candidates": stored.key, "embeddings": own.key}
+    run = store.open_run(results, "candidate-embeddings", arm, config, inputs)
+    if not run.done:
+        table, placing = store.read_parquet(stored.path("labels.parquet")), data.placing_of(study)
+        embed.embed(stored.path("patches.npy"), table, card, run, placing, device)
+    features, _ = embed.load(run)
+    heads = [probe.load_head(run, unit.name) for unit, run in trained.items()]
+    return np.stack([head.predict(features) for head in heads]).astype(np.float64)

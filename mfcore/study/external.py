@@ -1,11 +1,14 @@
-"""External test sets: every arm of a study, tested on all patches of data that it hasn't learned
-from.
+"""What a study trained, applied to other patches: unlabelled candidates, and external test sets.
 
-A study names other study files in ``test_on``. Of each the labels and slides are taken; the patches
-are cut as this study's own, so that encoders and networks see what they learned from.
+Other patches are cut and embedded as the study's own are, into runs of the results folder: a kill
+loses one batch, and what is asked of a second arm is read once.
+
+Candidates are the second stage of a detector. An external test set is another study file, named in
+``test_on``: its labels and slides are taken, and every arm is tested on all of its patches.
 """
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +17,155 @@ import pandas as pd
 from mfcore import store
 from mfcore.data import patches, splits
 from mfcore.data.labels import table as labels
-from mfcore.study import candidates, data
+from mfcore.study import arms, data
 from mfcore.study.config import ConfigError, Settings, load_study
 from mfcore.study.predictions import ALL, PROBE, kind_of
 from mfcore.study.study import Study
 
+SAME_UM_PER_PX = 0.05  # relative; slides of one scanner differ by 1 or 2 %
+MEASURED = ("auroc", "brier", "ece")
 MAX_NAMED = 10  # shared cases or patches in a message
+
+
+class CandidateError(ValueError):
+    """Candidates that an arm can't score; the message says why and what to do."""
 
 
 class SharedError(ValueError):
     """An external test set shares cases or patches with the study; the message lists them."""
+
+
+# ---- candidates ----
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of candidates, and what is known of the arm that gave them.
+
+    table: the rows of the candidates' table, in its order and with all its columns, and ``score``
+    (mean over the folds' probabilities of class 1), ``score_sd`` (their standard deviation) and
+    ``score_fold0`` and so on. facts: ``arm``, ``kind``, ``size``, ``n_folds``, ``positive``; by
+    metric of MEASURED the mean over the folds' own test patches; ``domains`` that the arm learned
+    from, ``other_domains`` of the candidates; ``auroc_across``: the mean over pairs of one domain
+    learned and another tested, NaN where the study has none.
+    """
+
+    table: pd.DataFrame
+    facts: dict
+
+    @property
+    def sentences(self) -> list[str]:
+        """What a user of the scores must know."""
+        facts = self.facts
+        said = [
+            (
+                f"{len(self.table):,} candidates scored by {facts['arm']} ({facts['kind']}), the"
+                f" mean of {facts['n_folds']} folds; a score is the probability of"
+                f" {facts['positive']}."
+            ),
+            (
+                f"On the folds' own test patches: AUROC {facts['auroc']:.2f}, Brier score"
+                f" {facts['brier']:.3f}, expected calibration error {facts['ece']:.3f}."
+            ),
+        ]
+        if not np.isnan(facts["auroc_across"]):
+            across = facts["auroc_across"]
+            said.append(f"Trained on one domain and tested on another: AUROC {across:.2f}.")
+        if facts["other_domains"]:
+            names = ", ".join(facts["other_domains"])
+            said.append(f"The arm has seen nothing of the domains {names}: expect worse scores.")
+        return said
+
+
+def predict(
+    study: Study,
+    arm: str,
+    table: str | Path,
+    folder: str | Path | None = None,
+    device: str = "auto",
+    size: float | None = None,
+    n_workers: int = 1,
+) -> Scored:
+    """Score unlabelled candidates by every fold of one of a study's arms, trained on all domains.
+
+    table: CSV with a line a candidate: ``file``, ``x`` and ``y`` (its centre, level-0 px) on
+    slides, ``file`` alone of patch images; ``slide``, ``domain`` and ``scanner`` where known; other
+    columns are kept. folder: where the files lie, the table's folder if None. size: of the training
+    set, one of the study's; None for the largest. Raises CandidateError for an arm or size that the
+    study hasn't trained and for another resolution, LabelError and PatchError for wrong tables and
+    files, EncoderError where the encoder isn't any more the one that the arm learned from.
+    """
+    table, settings = Path(table), study.settings
+    folder = table.parent if folder is None else Path(folder)
+    size = max(settings.splits.sizes) if size is None else size
+    units = [splits.Unit(ALL, fold, size) for fold in range(settings.splits.n_folds)]
+    trained = {unit: arms.run_of(settings, study.runs, arm, unit) for unit in units}
+    rows, candidates = labels.load_candidates(settings.source, table, folder)
+    stored = _cut(study, table, candidates, folder, n_workers)
+    refuse_other_resolution(study, store.read_parquet(stored.path("labels.parquet")))
+    scores = arms.score(settings, arm, trained, stored, study.folder, device)  # (n_folds, n)
+    rows["score"], rows["score_sd"] = scores.mean(axis=0), scores.std(axis=0)
+    for fold, of_fold in enumerate(scores):
+        rows[f"score_fold{fold}"] = of_fold
+    return Scored(rows, _facts(study, arm, size, len(scores), candidates))
+
+
+def _cut(
+    study: Study, table: Path, candidates: pd.DataFrame, folder: Path, n_workers: int
+) -> store.Run:
+    """The candidates' patches, cut as the study's."""
+    inputs = {
+        "table": store.file_sha256(table),
+        "files": patches.slides_digest(candidates, folder),
+    }
+    config = data.patches_config(study.settings)
+    run = store.open_run(study.folder, "candidates", table.stem, config, inputs)
+    reading = data.reading_of(study.settings)
+    return run if run.done else patches.extract(candidates, folder, run, reading, n_workers)
+
+
+def refuse_other_resolution(study: Study, candidates: pd.DataFrame) -> None:
+    """Raise CandidateError for candidates at other um/px than the patches that the arm learned
+    from.
+
+    Where patches are resampled to the study's um/px, all have one resolution.
+    """
+    if data.reading_of(study.settings).um_per_px is not None:
+        return
+    known, new = study.labels["um_per_px"].dropna(), candidates["um_per_px"]
+    if known.empty and new.isna().all():
+        return
+    low, high = known.min() / (1 + SAME_UM_PER_PX), known.max() * (1 + SAME_UM_PER_PX)
+    other = candidates[~new.between(low, high)]
+    if len(other):
+        values = ", ".join(f"{value:g}" for value in np.unique(other["um_per_px"])[:5])
+        raise CandidateError(
+            f"{len(other):,} candidates are at {values} um/px (nan: unknown), the study learned"
+            f" from {known.min():g} to {known.max():g}; bring them to that resolution"
+        )
+
+
+def _facts(study: Study, arm: str, size: float, n_folds: int, candidates: pd.DataFrame) -> dict:
+    """What is known of an arm; see `Scored`."""
+    settings, scores = study.settings, study.scores[study.scores["arm"] == arm]
+    tested = scores[(scores["train_domain"] == ALL) & (scores["size"] == size)]
+    across = scores[(scores["train_domain"] != ALL) & (scores["train_domain"] != scores["domain"])]
+    learned, new = sorted(set(study.labels["domain"])), set(candidates["domain"]) - {""}
+    is_probe = arm in settings.encoders
+    return {
+        "arm": arm,
+        "kind": PROBE if is_probe else kind_of(settings.network(arm)),
+        "size": size,
+        "n_folds": n_folds,
+        "positive": settings.data.positive,
+        **{name: float(tested[name].mean()) for name in MEASURED},
+        "auroc_across": float(across["auroc"].mean()),
+        "domains": learned,
+        "other_domains": sorted(new - set(learned)),
+    }
+
+
+# ---- external test sets ----
 
 
 def sets_of(settings: Settings) -> dict[str, Settings]:
@@ -70,7 +212,7 @@ def cut(study: Study, name: str, data_folder: str | Path, n_workers: int = 1) ->
         }
         reading = dataclasses.replace(data.reading_of(settings), **of_other)
         patches.extract(table, folder, run, reading, n_workers)
-    candidates.refuse_other_resolution(study, store.read_parquet(run.path("labels.parquet")))
+    refuse_other_resolution(study, store.read_parquet(run.path("labels.parquet")))
     return _keep(study, run)
 
 
@@ -117,16 +259,16 @@ def test(study: Study, name: str, arm: str, device: str = "auto") -> store.Run:
     made_of = {"external": stored.key, "patches": study.patches.key}
     kept = store.find_run(study.folder, "external-kept", name, {}, made_of)
     units = _units(study, arm)
-    runs = [candidates.run_of(study, arm, unit) for unit in units]
-    trained = {f"{run.identity['name']}": run.key for run in runs}
-    inputs = {**trained, "external": stored.key, "kept": kept.key}
+    trained = {unit: arms.run_of(study.settings, study.runs, arm, unit) for unit in units}
+    inputs = {run.identity["name"]: run.key for run in trained.values()}
+    inputs |= {"external": stored.key, "kept": kept.key}
     run = store.open_run(
         study.folder, "external-test", f"{name}-{arm}", {"shared": study.settings.shared}, inputs
     )
     if not run.done:
         table = store.read_parquet(stored.path("labels.parquet"))
         is_kept = table["patch_id"].isin(store.read_parquet(kept.path("kept.parquet"))["patch_id"])
-        scores = candidates.scores_of(study, arm, runs, units, stored, device)
+        scores = arms.score(study.settings, arm, trained, stored, study.folder, device)
         columns = ["patch_id", "slide_id", "case_id", "domain", "label"]
         tables = [
             table.loc[is_kept, columns].assign(

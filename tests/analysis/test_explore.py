@@ -40,7 +40,7 @@ def test_the_hardest_patches_are_shown_first(study):
     exhibit = explore.ranked(study, "tiny")
     errors = exhibit.table["error"]
     assert (np.diff(errors) <= 0).all() and exhibit.figure is not None
-    labels, images = patches.load(study.patches)
+    _labels, images = patches.load(study.patches)
     worst = exhibit.table[exhibit.table["label"] == 0].head(explore.N_ACROSS)
     np.testing.assert_array_equal(explore._images(study, worst)[0], images[worst["patch_id"].iloc[0]])
 
@@ -68,7 +68,11 @@ def test_map_and_disagreement_name_every_patch(study):
 def test_controls_are_shown_only_where_somebody_looks_on(study, folder, monkeypatch):
     assert explore.browse_ranked(study, "net") is None and explore.browse_map(study, "tiny") is None
     monkeypatch.setattr(explore, "is_watched", lambda: True)
-    for widget in (explore.browse_ranked(study, "net"), explore.browse_slide(study, folder / "data"), explore.browse_map(study, "tiny")):
+    for widget in (
+        explore.browse_ranked(study, "net"),
+        explore.browse_slide(study, folder / "data"),
+        explore.browse_map(study, "tiny"),
+    ):
         assert widget.children
         widget.update()  # draws once
 

@@ -103,7 +103,10 @@ def test_an_array_with_a_table_of_ids(tmp_path, table, ids):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: np.where(np.arange(N)[:, None] == 3, np.nan, v), r"1 features aren't finite, the first of \[\{'patch_id': 10"),
+        (
+            lambda v: np.where(np.arange(N)[:, None] == 3, np.nan, v),
+            r"1 features aren't finite, the first of \[\{'patch_id': 10",
+        ),
         (lambda v: v[:-1], r"features \(11, 5\) for 12 rows"),
         (lambda v: v.astype(object), "not an array of numbers"),
         (lambda v: v[:, :, None, None], "expected \\(n, n_dims\\)"),

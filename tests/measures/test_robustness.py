@@ -42,13 +42,13 @@ def test_numbers_are_those_of_the_authors_package(k):
 
 
 def test_a_patch_has_no_neighbour_in_its_own_case():
-    features, biology, origin, case = made(0, 0, n=40)
+    features, biology, origin, _case = made(0, 0, n=40)
     found = robustness.neighbours(features, biology, origin, np.zeros(40))
     assert not found.n_so.any() and not found.n_os.any() and np.isnan(found.croma) and np.isnan(found.robustness_index)
 
 
 def test_too_few_of_a_kind_give_no_margin():
-    features, biology, origin, case = made(1, 1, n=60)
+    features, biology, _origin, case = made(1, 1, n=60)
     found = robustness.neighbours(features, biology, np.arange(60), case)
     assert np.isnan(found.margins).all() and found.n_os.sum() == 0
 

@@ -11,8 +11,10 @@ from made_study import finish, opened
 import mfcore
 from mfcore.data.labels.schema import LabelError
 from mfcore.encoders.card import EncoderError
+from mfcore.store import StoreError
 from mfcore.study import data
-from mfcore.study.candidates import CandidateError
+from mfcore.study.config import ConfigError
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -24,7 +26,9 @@ def made(tmp_path_factory):
 def table(made, tmp_path):
     """The study's own annotations as candidates, in another order, with a column of the detector's."""
     labels = opened(made).labels.sample(frac=1, random_state=1)
-    rows = pd.DataFrame({"file": labels["slide_id"], "x": labels["x_l0_px"], "y": labels["y_l0_px"], "patch_id": labels["patch_id"]})
+    rows = pd.DataFrame(
+        {"file": labels["slide_id"], "x": labels["x_l0_px"], "y": labels["y_l0_px"], "patch_id": labels["patch_id"]}
+    )
     rows.assign(detector=0.5).to_csv(tmp_path / "new.csv", index=False)
     return tmp_path / "new.csv"
 
@@ -34,7 +38,17 @@ def test_test_patches_asked_as_candidates_get_their_own_scores(made, table, arm)
     study = opened(made)
     scored = mfcore.predict(study, arm, table, made / "data", device="cpu")
     rows = scored.table.astype({"patch_id": int}).set_index("patch_id")
-    assert list(scored.table.columns) == ["file", "x", "y", "patch_id", "detector", "score", "score_sd", "score_fold0", "score_fold1"]
+    assert list(scored.table.columns) == [
+        "file",
+        "x",
+        "y",
+        "patch_id",
+        "detector",
+        "score",
+        "score_sd",
+        "score_fold0",
+        "score_fold1",
+    ]
     tested = study.predictions[(study.predictions["arm"] == arm) & (study.predictions["size"] == 1.0)]
     assert len(tested) > 10
     for fold, of_fold in tested.groupby("fold"):
@@ -48,13 +62,13 @@ def test_a_smaller_training_set_may_be_asked_and_one_that_isnt_trained_is_refuse
     half = mfcore.predict(study, "tiny", table, made / "data", size=0.5).table["score"]
     whole = mfcore.predict(study, "tiny", table, made / "data").table["score"]
     assert not np.allclose(half, whole)
-    with pytest.raises(CandidateError, match=r"net isn't trained at size 0\.5; the study's sizes are \[0\.5, 1\.0\]"):
+    with pytest.raises(StoreError, match=r"net isn't trained at size 0\.5; the study's sizes are \[0\.5, 1\.0\]"):
         mfcore.predict(study, "net", table, made / "data", size=0.5)
 
 
 def test_unknown_arms_missing_files_and_bad_lines_are_refused(made, table):
     study = opened(made)
-    with pytest.raises(CandidateError, match=r"no arm 'tinny'; it has \['tiny', 'net', 'lora'\]"):
+    with pytest.raises(ConfigError, match=r"no arm 'tinny'; it has \['tiny', 'net', 'lora'\]"):
         mfcore.predict(study, "tinny", table, made / "data")
     table.write_text("file,x,y\n0.tiff,ten,20\nnone.tiff,1,2\n")
     with pytest.raises(LabelError, match="line 2: x is 'ten'"):

@@ -96,7 +96,9 @@ def test_scores_are_those_of_the_arm_on_those_pixels(made):
 
 
 def test_shared_patches_stop_a_study_that_does_not_say_drop(made):
-    with pytest.raises(SharedError, match=r"0 cases are in study 'home', too .*, and 40 patches have the pixels .*shared: drop"):
+    with pytest.raises(
+        SharedError, match=r"0 cases are in study 'home', too .*, and 40 patches have the pixels .*shared: drop"
+    ):
         external.cut(opened(made, "strict"), "away", made / "data" / "home")
 
 
@@ -120,5 +122,7 @@ def test_a_study_cannot_be_tested_on_one_of_its_own_name_or_a_missing_file(made,
 def test_a_test_by_an_earlier_training_is_not_shown(made, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(made, copy)
-    (copy / "studies" / "home.yaml").write_text(FILE.format(name="home").replace("cost: 1000", "cost: 10") + "test_on: [away.yaml]\n")
+    (copy / "studies" / "home.yaml").write_text(
+        FILE.format(name="home").replace("cost: 1000", "cost: 10") + "test_on: [away.yaml]\n"
+    )
     assert set(external.predictions(opened(copy))["arm"]) == {"net"}

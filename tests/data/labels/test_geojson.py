@@ -55,7 +55,10 @@ def test_a_table_says_what_is_known_of_the_slides(tmp_path):
     (tmp_path / "slides.csv").write_text("file,case,domain,split\nA.svs,patient 1,lung,train\nB,patient 2,skin,test\n")
     table = load(tmp_path)
     assert table["case_id"].unique().tolist() == ["patient 1", "patient 2"]
-    assert table["domain"].unique().tolist() == ["lung", "skin"] and table["official_split"].unique().tolist() == ["train", "test"]
+    assert table["domain"].unique().tolist() == ["lung", "skin"] and table["official_split"].unique().tolist() == [
+        "train",
+        "test",
+    ]
     (tmp_path / "slides.csv").write_text("file,case\nA.svs,patient 1\n")
     with pytest.raises(LabelError, match="without a line for B"):
         load(tmp_path)
@@ -88,7 +91,7 @@ def test_all_other_classes_may_be_the_negative_class(tmp_path):
 def test_damaged_files_and_missing_slides_are_named(tmp_path):
     write(tmp_path, A=A)
     (tmp_path / "A.svs").unlink()
-    with pytest.raises(LabelError, match="(?s)slides that are neither in .*A: 4 annotations"):
+    with pytest.raises(LabelError, match=r"(?s)slides that are neither in .*A: 4 annotations"):
         load(tmp_path)
     (tmp_path / "A.geojson").write_text("{")
     with pytest.raises(LabelError, match=r"A\.geojson: not GeoJSON"):

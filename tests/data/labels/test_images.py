@@ -51,7 +51,9 @@ def test_classes_other_than_two_are_named_with_a_way_to_compare_one_with_the_res
 def test_a_table_says_what_is_known(tmp_path):
     write_images(tmp_path, ["a/1.png", "a/2.png", "b/3.png"])
     text = "file,label,slide,case,domain,votes,split,x,y,um_per_px\n"
-    text += "a/1.png,1,s1,c1,lung,1/0/1,train,10.5,20,0.25\na/2.png,0,s1,c1,lung,0,train,,,\nb/3.png,0,s2,c2,skin,,test,7,8,0.5\n"
+    text += (
+        "a/1.png,1,s1,c1,lung,1/0/1,train,10.5,20,0.25\na/2.png,0,s1,c1,lung,0,train,,,\nb/3.png,0,s2,c2,skin,,test,7,8,0.5\n"
+    )
     table = load(tmp_path, text)
     assert table["label"].tolist() == [1, 0, 0] and table["slide_id"].tolist() == ["s1", "s1", "s2"]
     assert table["case_id"].tolist() == ["c1", "c1", "c2"] and table["official_split"].tolist() == ["train", "train", "test"]
@@ -88,7 +90,7 @@ def test_a_wrong_line_is_refused_by_line(tmp_path, lines, message):
 
 
 def test_images_outside_the_class_folders_and_no_images_are_refused(tmp_path):
-    with pytest.raises(LabelError, match="neither a table .* nor a folder a class"):
+    with pytest.raises(LabelError, match=r"neither a table .* nor a folder a class"):
         load(tmp_path)
     write_images(tmp_path, [*FOUR, "loose.png"])
     with pytest.raises(LabelError, match=r"lie in no class's folder; move them:\s+loose\.png"):
