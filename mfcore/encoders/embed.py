@@ -7,7 +7,6 @@ JSON and the revision of the weights.
 """
 
 import contextlib
-import io
 import json
 import shutil
 import time
@@ -301,9 +300,11 @@ def _reader(file: Path, size_px: int, is_pinned: bool) -> Callable[[range], torc
 def _settle_canary(run: store.Run, encoder: network.Encoder) -> None:
     """Keep the canary of a new run, the first of several jobs' at once; compare the encoder with the one that is kept."""
     file, answer = run.unit_file("canary", ".npz"), canary.embed(encoder)
-    content = io.BytesIO()
-    np.savez(content, features=answer, about=json.dumps({"weights": encoder.revision, **canary.versions()}))
-    store.write_first(file, content.getvalue())
+    with store.in_turn(file.parent, "canary"):
+        if not file.is_file():
+            about = json.dumps({"weights": encoder.revision, **canary.versions()})
+            with store.replacing(file) as aside, aside.open("wb") as out:
+                np.savez(out, features=answer, about=about)
     canary.compare(encoder, answer, *_canary_of(run))
 
 

@@ -9,8 +9,8 @@ import errno
 import fcntl
 import json
 import os
-import platform
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from mfcore.store.text import TwiceError, parse_json
 
 IDENTITY = ("stage", "name", "config", "inputs")  # of a run
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # what such file systems say
-_HOST = platform.node().replace(".", "_")  # processes of several machines may share a folder, and their numbers
+LEFT_OVER_S = 86_400  # nobody writes an unfinished file any more that is as old
 
 
 class StoreError(RuntimeError):
@@ -39,7 +39,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; on success it takes the place of ``path`` in one step, on error it goes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.partial")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         yield aside
         with aside.open("rb") as written:
@@ -50,62 +50,34 @@ def replacing(path: str | Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def write_first(path: str | Path, content: bytes) -> None:
-    """Write a file, whole or not at all, unless it is there: of several processes at once, on several machines, one does."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.partial")
-    try:
-        with aside.open("wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        try:
-            os.link(aside, path)
-        except FileExistsError:
-            return
-        except OSError:  # a file system without links
-            if not path.exists():
-                aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
-def alone(folder: str | Path, who: str) -> Iterator[None]:
-    """Hold the folder's lock; the system lets it go however the process ends, so none is ever left behind.
-
-    Raises StoreError where another process holds it; ``who`` names what both are, as in "sweep". Where the file system has no
-    locks, nobody is refused.
-    """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with (Path(folder) / ".lock").open("w") as lock:
-        try:
-            _lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(f"another {who} is at work on {folder}; wait for it, or stop it") from None
-        yield
-
-
-@contextlib.contextmanager
-def in_turn(folder: str | Path, name: str) -> Iterator[None]:
+def in_turn(folder: str | Path, name: str, how: int = fcntl.LOCK_EX) -> Iterator[None]:
     """Hold the lock ``name`` of a folder, once whoever holds it lets it go: several processes do the same work one by one.
 
     The system lets it go however a process ends. Where the file system has no locks, nobody waits.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     with (Path(folder) / f".{name}.lock").open("w") as lock:
-        _lock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, how)
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
         yield
 
 
-def _lock(file: IO, how: int) -> None:
-    """Lock a file where its file system can; raises BlockingIOError where another has it and ``how`` doesn't wait."""
-    try:
-        fcntl.flock(file, how)
-    except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
-            raise
+@contextlib.contextmanager
+def alone(folder: str | Path, who: str) -> Iterator[None]:
+    """Hold the folder's lock as `in_turn`, without waiting; ``who`` names the process, as in "sweep".
+
+    Raises StoreError where another process holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(in_turn(folder, who, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise StoreError(f"another {who} is at work on {folder}; wait for it, or stop it") from None
+        yield
 
 
 def write_json(path: str | Path, content: object) -> None:
@@ -226,11 +198,10 @@ class Run:
                 write_json(self.path("run.json"), record)
         return missing, differing
 
-    def verify(self, whole: bool = True) -> "Run":
+    def verify(self) -> "Run":
         """Raise StoreError, naming every recorded file that is missing or has another content (see `examined`)."""
-        missing, differing = self.examined(whole)
-        if found := [*missing, *differing]:
-            names = ", ".join(map(str, found))
+        if wrong := [str(path) for paths in self.examined() for path in paths]:
+            names = ", ".join(wrong)
             raise StoreError(f"{names} is missing or not as recorded; remove {self.folder} and run the step again")
         return self
 
@@ -241,9 +212,8 @@ def run_at(folder: str | Path) -> Run:
     record = read_json(file)
     try:
         run = Run(file.parent, {key: record[key] for key in IDENTITY})
-        is_whole = record["key"] == run.key and all({"sha256", "bytes"} <= set(f) for f in record["files"].values())
-        is_whole = is_whole and {"finished", "facts", "environment"} <= set(record)
-    except (AttributeError, KeyError, TypeError):
+        is_whole = record["key"] == run.key
+    except (KeyError, TypeError):
         is_whole = False
     if not is_whole:
         raise StoreError(f"{file} is damaged; remove {file.parent} and run the step again")
@@ -280,8 +250,8 @@ def open_run(
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):  # another process may be at work in the folder
         for aside in folder.rglob(".*.partial"):
-            if _is_left_over(aside):
-                aside.unlink(missing_ok=True)
+            if time.time() - aside.stat().st_mtime > LEFT_OVER_S:
+                aside.unlink()
     begun = folder / "begun.json"
     if begun.is_file():
         differing = changes(read_json(begun), identity)
@@ -290,8 +260,8 @@ def open_run(
     else:
         write_json(begun, identity)
     if run.done:
-        run_at(folder).verify(whole=False)
-    for what in (config, *([known] if known is not None else [])):
+        run_at(folder).verify()
+    for what in (config, known or config):
         pointer, content = _pointer(results, stage, name, what), {"run": folder.name}
         if not pointer.is_file() or read_json(pointer) != content:
             write_json(pointer, content)
@@ -299,73 +269,40 @@ def open_run(
     return run
 
 
-def _is_left_over(aside: Path) -> bool:
-    """Whether nobody writes this file any more: the process that did is gone from this machine, or it is a day old."""
-    *_, host, pid, _ = f"..{aside.name}".rsplit(".", 3)
-    if host == _HOST and pid.isdigit():
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
-    with contextlib.suppress(FileNotFoundError):
-        return time.time() - aside.stat().st_mtime > 86_400
-    return False
-
-
 def find_run(results: str | Path, stage: str, name: str, config: Mapping, inputs: Mapping[str, str] | None = None) -> Run:
     """The finished run of ``stage`` called ``name`` with this config and these inputs.
 
     Without inputs it is the one that was opened last with this config, by whoever knows its inputs. Raises StoreError, naming
-    what differs in the nearest run there is, where there is none, or where several could be meant.
+    what differs in the nearest run, where there is none.
     """
-    wanted = json.loads(json.dumps(dict(config)))
-    if inputs is not None:
-        run = _run(results, stage, name, config, inputs)
-        if run.done:
-            return run_at(run.folder)
-
-    def differing(run: Run) -> list[str]:
-        found = changes(run.identity["config"], wanted)
-        return found if inputs is None else found + changes(run.identity["inputs"], dict(inputs))
-
-    return find_known(results, stage, name, wanted, differing) if inputs is None else _only(results, stage, name, differing)
+    if inputs is None:
+        return find_known(results, stage, name, config)
+    run = _run(results, stage, name, config, inputs)
+    if not run.done:
+        raise _missing(results, stage, name, {**config, **inputs})
+    return run_at(run.folder)
 
 
-def find_known(
-    results: str | Path, stage: str, name: str, known: Mapping, differing: Callable[[Run], list[str]] | None = None
-) -> Run:
-    """The finished run that was opened last with this ``known``; where none was, the only one in which nothing is differing.
-
-    differing: what of a run isn't as wanted; by default what ``known`` says of config and inputs. Raises as `find_run`.
-    """
-
-    def by_known(run: Run) -> list[str]:
-        there = {**run.identity["config"], **run.identity["inputs"]}
-        return changes({key: there[key] for key in known if key in there}, json.loads(json.dumps(known)))
-
-    differing, pointer = differing or by_known, _pointer(results, stage, name, known)
-    if pointer.is_file():
-        folder = Path(results) / str(read_json(pointer).get("run"))
-        if not Run(folder, {}).done:
-            raise StoreError(
-                f"{folder}, the current {stage!r} run {name!r}, isn't finished; run the notebook that makes it again"
-            )
-        if not differing(run := run_at(folder)):
-            return run
-    return _only(results, stage, name, differing)
+def find_known(results: str | Path, stage: str, name: str, known: Mapping) -> Run:
+    """The finished run that was opened last with this ``known`` (see `open_run`); raises as `find_run`."""
+    pointer = _pointer(results, stage, name, known)
+    if not pointer.is_file():
+        raise _missing(results, stage, name, known)
+    folder = Path(results) / str(read_json(pointer).get("run"))
+    if not Run(folder, {}).done:
+        raise StoreError(f"{folder}, the current {stage!r} run {name!r}, isn't finished; run the notebook that makes it again")
+    return run_at(folder)
 
 
-def _only(results: str | Path, stage: str, name: str, differing: Callable[[Run], list[str]]) -> Run:
-    """The only finished run of that stage and name in which nothing is differing; raises StoreError as `find_run`."""
-    named = [run for run in runs(results, stage) if run.identity["name"] == name]
-    found = [run for run in named if not differing(run)]
-    if found:
-        return current(found)
-    nearest = f" {named[-1].folder.name} is there, but {'; '.join(differing(named[-1]))}." if named else ""
-    raise StoreError(f"no finished {stage!r} run {name!r} in {results};{nearest or ' run the notebook that makes it first.'}")
+def _missing(results: str | Path, stage: str, name: str, known: Mapping) -> StoreError:
+    """The error for a run that there isn't, with what differs from ``known`` in another of that stage and name."""
+    nearest = " run the notebook that makes it first."
+    for run in runs(results, stage):
+        if run.identity["name"] == name:
+            made_of = {**run.identity["config"], **run.identity["inputs"]}
+            differing = changes({key: made_of[key] for key in known if key in made_of}, json.loads(json.dumps(known)))
+            nearest = f" {run.folder.name} is there, but {'; '.join(differing) or 'was not opened as this one'}."
+    return StoreError(f"no finished {stage!r} run {name!r} in {results};{nearest}")
 
 
 def current(found: list[Run], known: Callable[[Run], Mapping] = lambda run: run.identity["config"]) -> Run:
@@ -373,15 +310,17 @@ def current(found: list[Run], known: Callable[[Run], Mapping] = lambda run: run.
 
     Raises StoreError, naming them, where several could be meant.
     """
-    pointers = [_pointer(run.folder.parent, run.identity["stage"], run.identity["name"], known(run)) for run in found]
-    names = [read_json(file)["run"] if file.is_file() else "" for file in pointers]
-    named = [run for run, name in zip(found, names, strict=True) if run.folder.name == name]
-    if len(found) > 1 and len(named) != 1:
-        raise StoreError(
-            f"several finished runs could be meant: {', '.join(str(run.folder) for run in found)}; run the notebook that makes "
-            "it, which names the current one, or remove the others"
-        )
-    return found[0] if len(found) == 1 else named[0]
+    named = []
+    for run in found:
+        pointer = _pointer(run.folder.parent, run.identity["stage"], run.identity["name"], known(run))
+        if pointer.is_file() and read_json(pointer)["run"] == run.folder.name:
+            named.append(run)
+    if len(named) == 1 or len(found) == 1:
+        return (named or found)[0]
+    raise StoreError(
+        f"several finished runs could be meant: {', '.join(str(run.folder) for run in found)}; run the notebook that makes "
+        "it, which names the current one, or remove the others"
+    )
 
 
 def read_embeddings(run: Run) -> tuple[np.ndarray, np.ndarray]:

@@ -48,8 +48,7 @@ def parts_of(slide: str | Path) -> list[Path]:
         return below(slide)
     if slide.suffix.lower() in IN_ONE_FOLDER:
         return [file for file in below(slide.parent) if file.parent == slide.parent]
-    beside = slide.with_suffix("") if slide.suffix.lower() == ".mrxs" else None
-    return [slide, *(below(beside) if beside is not None and beside.is_dir() else ())]
+    return [slide, *(below(slide.with_suffix("")) if slide.suffix.lower() == ".mrxs" else ())]
 
 
 class Fingerprints:
@@ -61,8 +60,8 @@ class Fingerprints:
     def __init__(self, file: str | Path | None = None, trusts: bool = True):
         self._file, self._known, self._now = file and Path(file), {}, {}
         if self._file is not None and trusts:
-            with contextlib.suppress(store.StoreError, AttributeError):
-                self._known = dict(store.read_json(self._file).items())
+            with contextlib.suppress(store.StoreError):
+                self._known = store.read_json(self._file)
 
     def of(self, path: str | Path, whole: bool = False) -> list[int | str]:
         """A file's `fingerprint`; ``whole``: size and SHA-256 of all of it, however large."""
@@ -78,15 +77,14 @@ class Fingerprints:
     def of_slide(self, path: str | Path) -> list[int | str]:
         """A slide's fingerprint: its file's, or, of several files, their bytes and a digest of names and fingerprints."""
         path = Path(path)
-        parts = parts_of(path)
-        if parts == [path]:
+        found = self.of_all(parts_of(path), path.parent)
+        if list(found) == [path.name]:
             return self.of(path)
-        found = {part.relative_to(path.parent).as_posix(): self.of(part) for part in parts}
         return [sum(n_bytes for n_bytes, _ in found.values()), digest(found)]
 
-    def of_all(self, paths: Iterable[Path], folder: Path, whole: bool = False) -> dict[str, list[int | str]]:
+    def of_all(self, paths: Iterable[Path], folder: Path) -> dict[str, list[int | str]]:
         """By their names below ``folder``."""
-        return {path.relative_to(folder).as_posix(): self.of(path, whole) for path in paths}
+        return {path.relative_to(folder).as_posix(): self.of(path) for path in paths}
 
     def write(self) -> None:
         """Keep what was asked for since this was made; what wasn't is forgotten."""

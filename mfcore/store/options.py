@@ -44,9 +44,9 @@ WORDS = {
 }
 
 
-def as_dict(config: object) -> dict:
+def as_dict(config: Any) -> dict:
     """Options as plain data, ready for JSON and for `mfcore.store.records.digest`."""
-    return json.loads(json.dumps(dataclasses.asdict(typing.cast(Any, config))))
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
@@ -90,10 +90,8 @@ Rising = AfterValidator(_rising)
 
 def refuse(problems: Mapping[str, str]) -> None:
     """Raise one error for all ``problems``, what is wrong by key, from within a validator; no problem is no error."""
-    lines: Any = [
-        {"type": "value_error", "loc": (key,), "input": None, "ctx": {"error": text}} for key, text in problems.items()
-    ]
-    if lines:
+    if problems:
+        lines = [{"type": "value_error", "loc": (key,), "ctx": {"error": text}} for key, text in problems.items()]
         raise ValidationError.from_exception_data("options", lines)
 
 
@@ -102,7 +100,7 @@ def problems_of(error: ValidationError, of: type, content: object) -> list[str]:
 
     An entry of a list is called by its name where it has one: ``networks[resnet50].batch_size``.
     """
-    return [_text(line, of, content) for line in error.errors(include_url=False)]
+    return [_text(line, of, content) for line in error.errors()]
 
 
 def _text(line: Any, of: type, content: object) -> str:
@@ -119,13 +117,12 @@ def _text(line: Any, of: type, content: object) -> str:
     return f"{place}: {line['input']!r} {words}"
 
 
-def _place(loc: tuple[int | str, ...], content: object) -> str:
+def _place(loc: tuple[int | str, ...], content: Any) -> str:
     """Where a problem lies, as ``networks[resnet50].batch_size``."""
     place = ""
     for part in loc:
-        inner: Any = content
         try:
-            content = inner[part]
+            content = content[part]
         except (KeyError, IndexError, TypeError):
             content = None
         name = content.get("name") if isinstance(content, dict) else None
@@ -137,12 +134,10 @@ def _keys(of: type, loc: tuple[int | str, ...]) -> list[str]:
     """The keys of the options that lie at ``loc`` within options ``of`` a class."""
     for part in loc:
         if isinstance(part, str):
-            of = _options_in(typing.get_type_hints(of)[part]) or of
+            of = _options_in(typing.get_type_hints(of)[part])
     return [field.name for field in dataclasses.fields(of)]
 
 
 def _options_in(hint: Any) -> type | None:
     """The class of options in a type such as ``tuple[Network, ...]``."""
-    if dataclasses.is_dataclass(hint):
-        return typing.cast(type, hint)
-    return next(filter(None, map(_options_in, typing.get_args(hint))), None)
+    return hint if dataclasses.is_dataclass(hint) else next(filter(None, map(_options_in, typing.get_args(hint))), None)
