@@ -1,12 +1,12 @@
 """timm's architectures: built without weights or filled with them, by names and arguments that run no code."""
 
 import contextlib
-import difflib
 import functools
 from collections.abc import Iterator
 from typing import Any
 
-from mfcore.encoders.card import EncoderError, problems_of_arguments
+from mfcore.encoders.card import EncoderError, wrong_arguments
+from mfcore.store.options import nearest
 from mfcore.streams import stream_seed
 
 
@@ -19,20 +19,25 @@ def create(architecture: str, arguments: Any, **more: Any) -> Any:
     import timm
     from torch import nn
 
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        raise EncoderError(f"timm has no architecture {architecture!r}; the nearest names are {near}")
-    if problems := problems_of_arguments(arguments, "arguments"):
-        raise EncoderError("; ".join(problems))
-    exact_norm = functools.partial(nn.LayerNorm, eps=1e-12)
+    check_name(architecture)
+    if problems := wrong_arguments(arguments):
+        raise EncoderError("; ".join(f"arguments.{key}: {text}" for key, text in problems.items()))
     classes = {
         "SwiGLUPacked": timm.layers.SwiGLUPacked,
         "SiLU": nn.SiLU,
-        "LayerNorm(eps=1e-12)": exact_norm,
+        "LayerNorm(eps=1e-12)": functools.partial(nn.LayerNorm, eps=1e-12),
         "ConvStem": _conv_stem(),
     }
-    resolved = {key: classes.get(value, value) if isinstance(value, str) else value for key, value in dict(arguments).items()}
+    resolved = {key: classes.get(value, value) if isinstance(value, str) else value for key, value in arguments.items()}
     return timm.create_model(architecture, num_classes=0, **resolved, **more)
+
+
+def check_name(architecture: str) -> None:
+    """Raise EncoderError, with the nearest name, for an architecture that timm doesn't have."""
+    import timm
+
+    if not timm.is_model(architecture):
+        raise EncoderError(f"timm has no architecture {architecture!r}{nearest(architecture, timm.list_models())}")
 
 
 @functools.cache

