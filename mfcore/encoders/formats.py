@@ -32,17 +32,15 @@ def from_efficientnet_pytorch(state: "Tensors") -> "Tensors":
         (r"_bn1\.(.*)", r"bn2.\1"),
         (r"_fc\.(.*)", r"classifier.\1"),
     ]
-    number = 0
-    for stage, depth in enumerate(_LITE0_DEPTHS):
-        for index in range(depth):
-            # the first stage doesn't expand, so its names are one step behind
-            parts = ("depthwise", "project") if stage == 0 else ("expand", "depthwise", "project")
-            names = ("conv_dw", "conv_pw") if stage == 0 else ("conv_pw", "conv_dw", "conv_pwl")
-            for place, (part, name) in enumerate(zip(parts, names, strict=True), start=1):
-                here = rf"_blocks\.{number}\."
-                rules.append((rf"{here}_{part}_conv\.(.*)", rf"blocks.{stage}.{index}.{name}.\1"))
-                rules.append((rf"{here}_bn{3 - len(parts) + place - 1}\.(.*)", rf"blocks.{stage}.{index}.bn{place}.\1"))
-            number += 1
+    places = [(stage, index) for stage, depth in enumerate(_LITE0_DEPTHS) for index in range(depth)]
+    for number, (stage, index) in enumerate(places):
+        here, there = rf"_blocks\.{number}\.", f"blocks.{stage}.{index}."
+        parts = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
+        if stage == 0:  # doesn't expand, so its names are one step behind
+            parts = {"depthwise": "conv_dw", "project": "conv_pw"}
+        for i, (part, name) in enumerate(parts.items()):
+            rules.append((rf"{here}_{part}_conv\.(.*)", rf"{there}{name}.\1"))
+            rules.append((rf"{here}_bn{3 - len(parts) + i}\.(.*)", rf"{there}bn{i + 1}.\1"))
     return _renamed(state, rules)
 
 
