@@ -22,11 +22,11 @@ def environment() -> dict:
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
+        command = ["git", *arguments]
         try:
-            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
+            return subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
 
     changes = git("status", "--porcelain", "--", str(here))
     return {
