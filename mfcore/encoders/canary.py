@@ -1,4 +1,4 @@
-"""The canary: what an encoder makes of a few fixed made images, kept with its embeddings to tell when it changes."""
+"""The canary: the embeddings of eight fixed images, kept to see whether an encoder changed."""
 
 import importlib.metadata
 from collections.abc import Mapping
@@ -20,15 +20,17 @@ TILES = (
     "purple nuclei on pink",
     "pink and purple grains",
 )
-# Relative. Other machines and versions of torch stay well below; a GPU's half precision beside a CPU's float32 does too.
+# Relative. Other machines and versions of torch stay well below; a GPU's half precision beside a
+# CPU's float32 does too.
 TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 6e-2}
 
 
 def images() -> np.ndarray:
-    """Eight made images, uint8 (8, 160, 160, 3), of ``canary.png``, where they lie one below the other; they never change.
+    """Eight made images, uint8 (8, 160, 160, 3); they never change.
 
-    Each reacts to something of its own that goes wrong: colours to mean, std and the order of channels, stripes and grains
-    to interpolation and antialiasing, the frame and the dots to the crop, the flat field to anything that adds up.
+    In ``canary.png`` they lie one below the other. Each reacts to something of its own that goes
+    wrong: colours to mean, std and the order of channels, stripes and grains to interpolation and
+    antialiasing, the frame and the dots to the crop, the flat field to anything that adds up.
     """
     with resources.files("mfcore.encoders").joinpath("canary.png").open("rb") as file:
         return np.array(Image.open(file)).reshape(len(TILES), 160, 160, 3)
@@ -40,26 +42,41 @@ def versions() -> dict[str, str]:
 
 
 def embed(encoder: Encoder) -> np.ndarray:
-    """Features float32 (8, n_dims) of `images`: they change when weights, preprocessing or precision do."""
+    """Features float32 (8, n_dims) of `images`.
+
+    They change when weights, preprocessing or precision do.
+    """
     return encoder.embed(images())
 
 
-def compare(encoder: Encoder, now: np.ndarray, expected: np.ndarray, made_with: Mapping[str, str] | None = None) -> float:
-    """The largest relative difference of a tile's features, between ``now`` and ``expected``, float32 (8, n_dims) both.
+def compare(
+    encoder: Encoder,
+    now: np.ndarray,
+    expected: np.ndarray,
+    made_with: Mapping[str, str],
+) -> float:
+    """The largest relative difference of a tile's features ``now`` from those ``expected``.
 
-    Raises EncoderError above the tolerance of the card's precision: then features made now don't belong to the earlier
-    ones, made with the versions ``made_with`` of torch and timm.
+    Both are float32 (8, n_dims). Raises EncoderError above the tolerance of the card's precision:
+    then features made now don't belong to the earlier ones, made with the versions ``made_with`` of
+    torch and timm.
     """
     name, tolerance = encoder.card.name, TOLERANCE[encoder.card.precision]
     if expected.shape != now.shape:
-        raise EncoderError(f"encoder {name!r} now gives {now.shape} for the canary, it gave {expected.shape}")
-    apart = np.linalg.norm(now - expected, axis=1) / np.maximum(np.linalg.norm(expected, axis=1), 1e-12)
+        raise EncoderError(
+            f"encoder {name!r} now gives {now.shape} for the canary, it gave {expected.shape}"
+        )
+    apart = np.linalg.norm(now - expected, axis=1) / np.maximum(
+        np.linalg.norm(expected, axis=1), 1e-12
+    )
     worst = int(np.argmax(apart))  # NaN counts as the largest
     if not apart[worst] <= tolerance:
-        changed = [f"{key} was {made_with.get(key)}, is {is_now}" for key, is_now in versions().items()] if made_with else []
+        changed = ", ".join(
+            f"{key} was {made_with.get(key)}, is {version}" for key, version in versions().items()
+        )
         raise EncoderError(
-            f"encoder {name!r} isn't the one of before: features of the canary's tile {worst} ({TILES[worst]}) lie "
-            f"{apart[worst]:.2g} apart (relative; {tolerance:g} is allowed). Weights, preprocessing or versions changed"
-            f"{' (' + ', '.join(changed) + ')' if changed else ''}; embed everything anew."
+            f"encoder {name!r} isn't the one of before: features of the canary's tile {worst} "
+            f"({TILES[worst]}) lie {apart[worst]:.2g} apart (relative; {tolerance:g} is allowed). "
+            f"Weights, preprocessing or versions changed ({changed}); embed everything anew."
         )
     return float(apart[worst])

@@ -1,8 +1,9 @@
 """From an encoder's name to its card.
 
-A name is one of `names`, or says where to look: ``timm:NAME`` (with timm's ImageNet or other published weights),
-``hf-hub:OWNER/REPOSITORY[@REVISION]`` (timm's format), ``folder:PATH`` (``card.json`` and ``weights.safetensors``), or
-``random:ARCHITECTURE`` (timm's, no weights); or the user describes it by an `OwnEncoder`.
+A name is one of `names`, or says where to look: ``timm:NAME`` (with timm's ImageNet or other
+published weights), ``hf-hub:OWNER/REPOSITORY[@REVISION]`` (timm's format), ``folder:PATH``
+(``card.json`` and ``weights.safetensors``), or ``random:ARCHITECTURE`` (timm's, no weights); or the
+user describes it by an `OwnEncoder`.
 """
 
 import functools
@@ -22,25 +23,29 @@ from mfcore.store.options import Flag, Number, Whole, nearest, options
 
 SCHEMES = ("timm", "hf-hub", "folder", "random")
 WEIGHTS_FILES = (".safetensors", ".onnx", ".pth", ".pt", ".bin", ".ckpt")
-OF_THE_NETWORK = ("n_prefix_tokens", "n_dims", "n_parameters")  # what a card says that building the network gives
+# what a card says that building the network gives
+OF_THE_NETWORK = ("n_prefix_tokens", "n_dims", "n_parameters")
 
 
 def encoder_name(signs: str) -> AfterValidator:
-    """Refuses what can't be the name of an encoder: "random", where a pretraining may start, or one of ``signs``.
+    """Refuses what can't be an encoder's name: "random", and a text with one of ``signs``.
 
-    A ":" ends the place where an encoder is looked for; "@" begins the step of a snapshot.
+    A pretraining may start from "random". A ":" ends the place where an encoder is looked for; "@"
+    begins the step of a snapshot.
     """
 
     def check(name: str) -> str:
         if not name.strip() or name == "random" or set(signs) & set(name):
-            raise ValueError(f"{name!r}: an encoder's name isn't 'random' and has none of {' '.join(signs)}")
+            raise ValueError(
+                f"{name!r}: an encoder's name isn't 'random' and has none of {' '.join(signs)}"
+            )
         return name
 
     return AfterValidator(check)
 
 
 def path_of(weights: str) -> Path | None:
-    """The file or folder that ``weights`` names, by its beginning or its ending; None where it names no file."""
+    """The file or folder that ``weights`` names; None where it names neither."""
     is_path = weights.startswith(("/", "./", "../", "~")) or weights.endswith(WEIGHTS_FILES)
     return Path(weights).expanduser() if is_path else None
 
@@ -49,10 +54,11 @@ def path_of(weights: str) -> Path | None:
 class OwnEncoder:
     """An encoder that the user describes: a new one, or a known one under other conventions.
 
-    name: its name. weights: OWNER/REPOSITORY[@REVISION] on the hub, "random", or a file of tensors under
-    timm's names or a folder with one; a relative path starts from the folder of the study file. like: a known encoder, whose
-    card holds for every key that is left out. The other keys are those of the encoders' cards (`mfcore.encoders.card`);
-    a new encoder needs architecture, mean and std; dimension, readout and parameters are read off the architecture.
+    name: its name. weights: OWNER/REPOSITORY[@REVISION] on the hub, "random", or a file of tensors
+    under timm's names or a folder with one; a relative path starts from the folder of the study
+    file. like: a known encoder, whose card holds for every key that is left out. The other keys are
+    those of the encoders' cards (`mfcore.encoders.card`); a new encoder needs architecture, mean
+    and std; dimension, readout and parameters are read off the architecture.
     """
 
     name: Annotated[str, encoder_name(":@")]
@@ -92,13 +98,16 @@ def names() -> list[str]:
     return list(cards())
 
 
-def card_of(name: str, own: Iterable[OwnEncoder] = (), variants: Mapping[str, str] = {}) -> EncoderCard:
+def card_of(
+    name: str, own: Iterable[OwnEncoder] = (), variants: Mapping[str, str] = {}
+) -> EncoderCard:
     """The card of encoder ``name``.
 
-    own: encoders that the user describes; they go before the known ones. variants: by the name of a known encoder, the known
-    one that stands in for it (`mfcore.encoders.card.released_cards`). For ``timm:`` the facts are timm's, for ``hf-hub:`` the
-    repository's ``config.json``, which is fetched. Raises EncoderError for a name that nobody knows, with the nearest ones, and
-    for a description that can't be.
+    own: encoders that the user describes; they go before the known ones. variants: by the name of a
+    known encoder, the known one that stands in for it (`mfcore.encoders.card.released_cards`). For
+    ``timm:`` the facts are timm's, for ``hf-hub:`` the repository's ``config.json``, which is
+    fetched. Raises EncoderError for a name that nobody knows, with the nearest ones, and for a
+    description that can't be.
     """
     for record in own:
         if record.name == name:
@@ -109,7 +118,9 @@ def card_of(name: str, own: Iterable[OwnEncoder] = (), variants: Mapping[str, st
     scheme, _, rest = name.partition(":")
     if scheme not in SCHEMES or not rest:
         hint = nearest(name, cards()) or f"; there are {', '.join(cards())}"
-        raise EncoderError(f"unknown encoder {name!r}{hint}; any other by {', '.join(f'{s}:...' for s in SCHEMES)}")
+        raise EncoderError(
+            f"unknown encoder {name!r}{hint}; any other by {', '.join(f'{s}:...' for s in SCHEMES)}"
+        )
     if scheme == "folder":
         return folder_card(name, Path(rest))
     return timm_card(name, scheme, rest)
@@ -119,24 +130,41 @@ def card_of(name: str, own: Iterable[OwnEncoder] = (), variants: Mapping[str, st
 
 
 def own_card(record: OwnEncoder) -> EncoderCard:
-    """The card of a study's own record; what it doesn't say of the network is read off the network, built without weights.
+    """The card of an encoder that the user describes.
 
-    Raises EncoderError for a record that can't be, naming encoder and key.
+    What the description lacks of the network is read off the network, built without weights. Raises
+    EncoderError for a record that can't be, naming encoder and key.
     """
     name, place = record.name, f"encoder {record.name!r}"
     if name in cards():
-        raise EncoderError(f"{place} of the study has the name of a known one; call it something else")
+        raise EncoderError(
+            f"{place} of the study has the name of a known one; call it something else"
+        )
     is_on_hub = record.weights not in ("", "random") and record.weights_path is None
     if record.source and not (is_on_hub and record.source in HUB):
-        raise EncoderError(f"{place}: source {record.source!r} must be one of {list(HUB)}, of weights OWNER/REPOSITORY")
-    said = {key: value for key, value in vars(record).items() if value is not None and key not in ("like", "weights")}
+        raise EncoderError(
+            f"{place}: source {record.source!r} must be one of {list(HUB)}, of weights on the hub"
+        )
+    said = {
+        key: value
+        for key, value in vars(record).items()
+        if value is not None and key not in ("like", "weights")
+    }
     if record.like:
         facts = _like(record, said)
     else:
-        lacking = [key for key in ("architecture", "mean", "std") if key not in said] + ["weights"] * (not record.weights)
+        lacking = [key for key in ("architecture", "mean", "std") if key not in said] + [
+            "weights"
+        ] * (not record.weights)
         if lacking:
-            raise EncoderError(f"{place} lacks {', '.join(lacking)}; or say 'like: NAME' of a known one and what differs")
-        facts = {"licence": "its owner's", "facts": "the study's own record", **_where(record, "hub")}
+            raise EncoderError(
+                f"{place} lacks {', '.join(lacking)}; or say 'like: NAME' and what differs"
+            )
+        facts = {
+            "licence": "its owner's",
+            "facts": "the study's own record",
+            **_where(record, "hub"),
+        }
     facts |= said
     if not {*OF_THE_NETWORK, "readout"} <= set(facts):
         facts = _built(place, facts) | facts
@@ -144,10 +172,12 @@ def own_card(record: OwnEncoder) -> EncoderCard:
 
 
 def _like(record: OwnEncoder, said: Mapping[str, Any]) -> dict[str, Any]:
-    """What holds for ``record``, which says so much, of the card that it is like, and how it departs from that."""
+    """What ``record`` takes over from the card that it is like; ``said`` is what it says itself."""
     if record.like not in cards():
         hint = nearest(record.like, cards())
-        raise EncoderError(f"encoder {record.name!r}: like {record.like!r}, which has no card{hint}")
+        raise EncoderError(
+            f"encoder {record.name!r}: like {record.like!r}, which has no card{hint}"
+        )
     known = cards()[record.like]
     facts = dict(vars(known))
     ways = [f"{key} {value}" for key, value in said.items() if key in known.identity()]
@@ -161,7 +191,7 @@ def _like(record: OwnEncoder, said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _where(record: OwnEncoder, source: str) -> dict[str, Any]:
-    """Where a record's weights are, as a card says it; ``source`` is the hub's where they are there."""
+    """Where a record's weights are, as a card says it; ``source`` is their format on the hub."""
     if record.weights == "random":
         return {"source": "random", "identifier": "none", "revision": "seed 0", "sha256": ""}
     if record.weights_path is not None:
@@ -169,15 +199,22 @@ def _where(record: OwnEncoder, source: str) -> dict[str, Any]:
     repository, _, revision = record.weights.partition("@")
     if repository.count("/") != 1:
         raise EncoderError(
-            f"encoder {record.name!r}: weights {record.weights!r} must be OWNER/REPOSITORY[@REVISION] on the hub, random, a "
-            f"folder (./FOLDER), or a file that ends with one of {', '.join(WEIGHTS_FILES)}"
+            f"encoder {record.name!r}: weights {record.weights!r} must be "
+            "OWNER/REPOSITORY[@REVISION] on the hub, random, a folder (./FOLDER), or a file that "
+            f"ends with one of {', '.join(WEIGHTS_FILES)}"
         )
     source = source if source in HUB else "hub"
-    return {"source": source, "identifier": repository, "revision": revision, "files": EncoderCard.files, "sha256": ""}
+    return {
+        "source": source,
+        "identifier": repository,
+        "revision": revision,
+        "files": EncoderCard.files,
+        "sha256": "",
+    }
 
 
 def _file(record: OwnEncoder, path: Path) -> dict[str, Any]:
-    """The file that ``path`` is, or that lies in the folder ``path``, known by its checksum: the record's, or its own."""
+    """The file ``path``, or the one in the folder ``path``, with its checksum."""
     if path.is_dir():
         files = record.files or ("weights.safetensors", *EncoderCard.files)
         there = [path / name for name in files if (path / name).is_file()]
@@ -188,8 +225,8 @@ def _file(record: OwnEncoder, path: Path) -> dict[str, Any]:
     if not sha256:
         if not path.is_file():
             raise EncoderError(
-                f"encoder {record.name!r}: its weights {path} aren't there; a record that gives their sha256 does without them "
-                "until they are needed"
+                f"encoder {record.name!r}: its weights {path} aren't there; where the record gives "
+                "their sha256, they may be absent until they are needed"
             )
         sha256 = _sha256(path, path.stat().st_mtime_ns, path.stat().st_size)
     return {"identifier": str(path), "files": (path.name,), "sha256": sha256}
@@ -201,7 +238,10 @@ def _sha256(path: Path, _changed_ns: int, _n_bytes: int) -> str:
 
 
 def _built(place: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Parameters, prefix tokens, readout and dimension of an architecture, from building it on the meta device."""
+    """Parameters, prefix tokens, readout and dimension of an architecture.
+
+    It is built on the meta device.
+    """
     arguments = json.dumps(facts.get("arguments", {}), sort_keys=True)
     return _built_once(place, facts["architecture"], arguments, facts.get("readout", ""))
 
@@ -215,10 +255,16 @@ def _built_once(place: str, architecture: str, arguments: str, readout: str) -> 
             model = create(architecture, json.loads(arguments))
         n_prefix = int(getattr(model, "num_prefix_tokens", 0))
         readout = readout or ("class" if n_prefix else "pooled")
-        n_dims = READOUTS[readout].width(model) if readout in READOUTS else 1  # the card refuses another
+        # the card refuses another readout
+        n_dims = READOUTS[readout].width(model) if readout in READOUTS else 1
     except (TypeError, AttributeError, AssertionError, RuntimeError) as error:
         raise EncoderError(f"{place}: {architecture} can't be built so: {error}") from error
-    return {"n_prefix_tokens": n_prefix, "readout": readout, "n_dims": n_dims, "n_parameters": n_parameters(model)}
+    return {
+        "n_prefix_tokens": n_prefix,
+        "readout": readout,
+        "n_dims": n_dims,
+        "n_parameters": n_parameters(model),
+    }
 
 
 def folder_card(name: str, folder: Path) -> EncoderCard:
@@ -226,23 +272,30 @@ def folder_card(name: str, folder: Path) -> EncoderCard:
     file, weights = folder / "card.json", folder / "weights.safetensors"
     for path in (file, weights):
         if not path.is_file():
-            raise EncoderError(f"encoder {name!r}: {path} is missing; {file.name} and {weights.name} lie side by side")
+            raise EncoderError(
+                f"encoder {name!r}: {path} is missing; a folder has {file.name} and {weights.name}"
+            )
     place = {"name": name, "source": "folder", "identifier": str(folder), "files": (weights.name,)}
     return card_from({**read_json(file), **place, "sha256": file_sha256(weights)}, str(file))
 
 
 @functools.cache
 def timm_card(name: str, scheme: str, rest: str) -> EncoderCard:
-    """A card from what timm, or a repository in timm's format, says of a model, and from building it without weights."""
+    """A card of what timm, or a repository in timm's format, says of a model."""
     facts = _hub_facts(rest) if scheme == "hf-hub" else _timm_facts(rest, weights=scheme == "timm")
     if not all(facts.get(key) for key in ("mean", "std", "input_size")):
-        raise EncoderError(f"{name!r}: mean, std or input size aren't known, so there is no saying what it should see")
+        raise EncoderError(
+            f"{name!r}: mean, std or input size isn't known; describe the encoder in a study file"
+        )
     size_px = int(facts["input_size"][-1])
     card = {
         "name": name,
         "source": "random" if scheme == "random" else "hub",
         "identifier": facts["architecture"] if scheme == "random" else facts["repository"],
-        **{key: facts[key] for key in ("revision", "architecture", "arguments", "interpolation", "mean", "std")},
+        **{
+            key: facts[key]
+            for key in ("revision", "architecture", "arguments", "interpolation", "mean", "std")
+        },
         "resize_px": size_px,
         "crop_px": size_px,
         "readout": "pooled",
@@ -253,13 +306,19 @@ def timm_card(name: str, scheme: str, rest: str) -> EncoderCard:
 
 
 def _hub_facts(rest: str) -> dict[str, Any]:
-    """What ``config.json`` of the repository OWNER/NAME[@REVISION] says; its commit is the revision."""
+    """What ``config.json`` of OWNER/NAME[@REVISION] says; its commit is the revision."""
     repository, _, revision = rest.partition("@")
     path = hub_file(repository, ["config.json"], revision)
     config = read_json(path)
     if "architecture" not in config:
-        raise EncoderError(f"{repository}: its config.json names no architecture of timm's; it needs a card of its own")
-    arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
+        raise EncoderError(
+            f"{repository}: its config.json names no architecture of timm's; it needs a card"
+        )
+    arguments = {
+        key: value
+        for key, value in (config.get("model_args") or {}).items()
+        if key != "num_classes"
+    }
     known = {"interpolation": "bicubic", **config, **config.get("pretrained_cfg", {})}
     return {**known, "repository": repository, "revision": path.parent.name, "arguments": arguments}
 
@@ -276,6 +335,7 @@ def _timm_facts(rest: str, weights: bool) -> dict[str, Any]:
         known = None
     if known is None or (weights and not known.hf_hub_id):
         tags = timm.list_pretrained(f"{architecture}.*")
-        raise EncoderError(f"timm has no weights {rest!r} on the hub, only {tags}; without weights: 'random:{architecture}'")
+        without = f"without weights: 'random:{architecture}'"
+        raise EncoderError(f"timm has no weights {rest!r} on the hub, only {tags}; {without}")
     revision = "" if weights else "seed 0"
     return {**known.to_dict(), "repository": known.hf_hub_id, "revision": revision, "arguments": {}}

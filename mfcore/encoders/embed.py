@@ -1,9 +1,10 @@
-"""Embeddings: every stored patch through one frozen encoder, once, kept with the encoder's card and canary.
+"""Embeddings: every stored patch through one frozen encoder, kept with the encoder's card.
 
-The result is ``embeddings.h5``, row for row the label table: ``features`` float32 (n_patches, n_dims), ``coords``
-int64 (n_patches, 2), the patch's top left corner in level-0 px as the field's tools read it, ``patch_id``, ``slide_id`` and
-``canary`` float32 (8, n_dims), with the versions of torch and timm that made it. The file's attributes hold the card as
-JSON and the revision of the weights.
+The result is ``embeddings.h5``, row for row the label table: ``features`` float32 (n_patches,
+n_dims), ``coords`` int64 (n_patches, 2), the patch's top left corner in level-0 px as the field's
+tools read it, ``patch_id``, ``slide_id`` and ``canary`` float32 (8, n_dims), with the versions of
+torch and timm that made it. The file's attributes hold the card as JSON and the revision of the
+weights.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from mfcore.store.options import as_dict
 
 load = store.read_embeddings
 SHARD = 256  # patches that are read, embedded and kept together; a kill loses one such part
-BATCH_SIZES = {"cpu": 16, "cuda": 128}  # patches that are embedded at once, where the caller doesn't say
+BATCH_SIZES = {"cpu": 16, "cuda": 128}  # patches at once, where the caller doesn't say
 
 
 def embed(
@@ -44,16 +45,23 @@ def embed(
     device: str = "cpu",
     batch_size: int = 0,
 ) -> store.Run:
-    """Embed the central ``placing.size_px`` of stored patches; fills and finishes ``run``, from where an earlier call stopped.
+    """Embed the central ``placing.size_px`` of stored patches; fills and finishes ``run``.
 
-    file: the stored patches, as `patches.extract` writes ``patches.npy``; table: their labels, row for row. device: as for
-    `network.choose_device`. batch_size: 0 for that of BATCH_SIZES; halved where memory ends. Raises EncoderError where the
-    encoder can't be had, gives NaN or infinity (naming the first patches), or isn't any more the one that the run was begun
-    with.
+    It goes on where an earlier call stopped. file: the stored patches, as `patches.extract` writes
+    ``patches.npy``; table: their labels, row for row. device: as for `network.choose_device`.
+    batch_size: 0 for that of BATCH_SIZES; halved where memory ends. Raises EncoderError where the
+    encoder can't be had, gives NaN or infinity (naming the first patches), or isn't any more the
+    one that the run was begun with.
     """
     with _until_done(run):
         _fill(run, card, file, placing.size_px, _shards(run, len(table)), device, batch_size)
-        _assemble(run, card, table, patches.corners(table, _stored(file).shape[1], placing), placing.size_px)
+        _assemble(
+            run,
+            card,
+            table,
+            patches.corners(table, _stored(file).shape[1], placing),
+            placing.size_px,
+        )
     return run
 
 
@@ -67,13 +75,15 @@ def embed_share(
     device: str = "cpu",
     batch_size: int = 0,
 ) -> store.Run:
-    """Embed the ``share``-th (from 0) of ``n_shares`` equal parts of the patches and put nothing together; see `embed`.
+    """Embed the ``share``-th (from 0) of ``n_shares`` equal parts of the patches; see `embed`.
 
-    Shares may run at the same time, on one machine or on several that see the same folder. Raises ValueError for a share
-    that there isn't, and what `embed` raises.
+    The run isn't finished. Shares may run at the same time, on one machine or on several that see
+    the same folder. Raises ValueError for a share that there isn't, and what `embed` raises.
     """
     if not 0 <= share < n_shares:
-        raise ValueError(f"share {share} of {n_shares}: there must be one share or more, and they are counted from 0")
+        raise ValueError(
+            f"share {share} of {n_shares}: there must be one share or more, counted from 0"
+        )
     if not run.done:
         shards = list(_shards(run, len(_stored(file))).items())
         first, last = (len(shards) * i // n_shares for i in (share, share + 1))
@@ -83,13 +93,16 @@ def embed_share(
 
 
 def _stored(file: Path) -> np.ndarray:
-    """The stored patches, uint8 (n_patches, stored_px, stored_px, 3), mapped anew so that pages once read don't stay."""
+    """The stored patches, uint8 (n_patches, stored_px, stored_px, 3).
+
+    The file is mapped anew, so that pages once read don't stay in memory.
+    """
     return np.load(file, mmap_mode="r")
 
 
 @contextlib.contextmanager
 def _until_done(run: store.Run) -> Iterator[None]:
-    """Within it another job may finish the run at any moment and take its units away: then there is nothing left to do."""
+    """Within it, another job may finish the run and remove its units; then nothing is to do."""
     try:
         yield
     except (FileNotFoundError, store.StoreError):
@@ -102,18 +115,20 @@ def _until_done(run: store.Run) -> Iterator[None]:
 def _shards(run: store.Run, n_patches: int) -> dict[range, Path]:
     """The rows of every shard, and its file."""
     pieces = [range(first, min(first + SHARD, n_patches)) for first in range(0, n_patches, SHARD)]
-    return {rows: run.unit_file(f"rows-{rows.start:09d}-{rows.stop:09d}", ".npy") for rows in pieces}
+    return {
+        rows: run.unit_file(f"rows-{rows.start:09d}-{rows.stop:09d}", ".npy") for rows in pieces
+    }
 
 
 def check_finished(run: store.Run, card: EncoderCard, device: str) -> None:
-    """Refuse embeddings that today's encoder doesn't give; without its weights, warn that this can't be seen."""
+    """Refuse embeddings that today's encoder doesn't give; warn where its weights aren't here."""
     with h5py.File(run.path("embeddings.h5")) as content:
         expected, made_with = content["canary"][:], dict(content["canary"].attrs)
     state = weights.state(card)
     if not state.is_here:
         warnings.warn(
-            f"{run.folder.name} is taken as it is: whether {card.name!r} still gives the same can't be seen here, without its "
-            f"weights ({state.text})",
+            f"{run.folder.name} is taken as it is: without the weights of {card.name!r} nobody can "
+            f"see whether it still gives the same ({state.text})",
             stacklevel=3,
         )
         return
@@ -129,7 +144,7 @@ def check_finished(run: store.Run, card: EncoderCard, device: str) -> None:
 
 @dataclass
 class Batches:
-    """An encoder that gets ``size`` patches at once; the size is halved for good where memory ends."""
+    """An encoder and how many patches it gets at once; halved for good where memory ends."""
 
     encoder: network.Encoder
     size: int
@@ -148,9 +163,10 @@ class Batches:
                 if not is_out_of_memory(error):
                     raise
                 if len(batch) == 1:
+                    name, device = self.encoder.card.name, self.encoder.device
                     raise EncoderError(
-                        f"encoder {self.encoder.card.name!r}: not even one patch fits into the memory of {self.encoder.device} "
-                        f"({str(error).partition(chr(10))[0][:200]}); free some, or use another device or a smaller encoder"
+                        f"encoder {name!r}: not even one patch fits into the memory of {device} "
+                        f"({str(error)[:200]}); free some, or use another device or encoder"
                     ) from error
                 self.size = len(batch) // 2
                 continue
@@ -162,7 +178,9 @@ class Batches:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ended, a GPU's or this machine's."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text
+    return (
+        isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text
+    )
 
 
 def embedded(
@@ -170,8 +188,9 @@ def embedded(
 ) -> Iterator[tuple[range, np.ndarray]]:
     """Embed the rows of each shard; yields (rows, features float32 (n, n_dims)).
 
-    read: gives the patches of some rows, uint8 (n, height, width, 3), and is called in a thread of its own, one shard
-    ahead. Raises EncoderError as `Batches.compute` and `network.Encoder.checked` do.
+    read: gives the patches of some rows, uint8 (n, height, width, 3), and is called in a thread of
+    its own, one shard ahead. Raises EncoderError as `Batches.compute` and `network.Encoder.checked`
+    do.
     """
     with ThreadPoolExecutor(1, "read") as reader:
         ahead = None
@@ -193,19 +212,45 @@ def _fill(
 ) -> None:
     """Make those of ``shards`` that aren't there; records how."""
     if batch_size < 0:
-        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more, or 0 for {BATCH_SIZES}")
+        raise ValueError(
+            f"batch_size is {batch_size}; it must be 1 or more, or 0 for {BATCH_SIZES}"
+        )
     missing = [rows for rows, shard in shards.items() if not shard.is_file()]
     if not missing:
         return
     encoder = network.load(card, device)
     _settle_canary(run, encoder)
-    batches = Batches(encoder, batch_size or BATCH_SIZES.get(encoder.device.type, BATCH_SIZES["cpu"]))
-    n_patches, n_missing, n_done, begun_s = sum(map(len, shards)), sum(map(len, missing)), 0, time.perf_counter()
+    usual = BATCH_SIZES.get(encoder.device.type, BATCH_SIZES["cpu"])
+    batches, begun_s = Batches(encoder, batch_size or usual), time.perf_counter()
+    if n_done := _embed_missing(run, batches, file, size_px, shards, missing):
+        facts = {
+            "device": str(encoder.device),
+            "batch_size": batches.size,
+            "precision": encoder.precision,
+            "n_patches": n_done,
+            "patches_per_s": round(n_done / max(time.perf_counter() - begun_s, 1e-9), 2),
+        }
+        job = f"done-{missing[0].start:09d}-{missing[-1].stop:09d}"
+        store.write_json(run.unit_file(job, ".json"), facts)
+
+
+def _embed_missing(
+    run: store.Run,
+    batches: Batches,
+    file: Path,
+    size_px: int,
+    shards: Mapping[range, Path],
+    missing: Sequence[range],
+) -> int:
+    """Write the missing ones of ``shards``, with a progress bar; gives how many patches it made."""
+    n_patches, n_missing, n_done = sum(map(len, shards)), sum(map(len, missing)), 0
+    bar = {"desc": f"embed {batches.encoder.card.name}", "unit": " patches"}
 
     def read(rows: range) -> torch.Tensor:
-        return torch.from_numpy(np.array(patches.centre_crop(_stored(file)[rows.start : rows.stop], size_px)))
+        stored = _stored(file)[rows.start : rows.stop]
+        return torch.from_numpy(np.array(patches.centre_crop(stored, size_px)))
 
-    with tqdm(total=n_patches, initial=n_patches - n_missing, desc=f"embed {card.name}", unit=" patches") as progress:
+    with tqdm(total=n_patches, initial=n_patches - n_missing, **bar) as progress:
 
         def still_missing() -> Iterator[range]:
             for rows in missing:
@@ -218,19 +263,11 @@ def _fill(
             with store.replacing(shards[rows]) as aside, aside.open("wb") as out:
                 np.save(out, features)  # (n_patches of the shard, n_dims)
             n_done += len(rows)
-    if n_done:
-        facts = {
-            "device": str(encoder.device),
-            "batch_size": batches.size,
-            "precision": encoder.precision,
-            "n_patches": n_done,
-            "patches_per_s": round(n_done / max(time.perf_counter() - begun_s, 1e-9), 2),
-        }
-        store.write_json(run.unit_file(f"done-{missing[0].start:09d}-{missing[-1].stop:09d}", ".json"), facts)
+    return n_done
 
 
 def _settle_canary(run: store.Run, encoder: network.Encoder) -> None:
-    """Keep the canary of a new run, the first of several jobs' at once; compare the encoder with the one that is kept."""
+    """Keep the first job's canary of a new run; compare the encoder with the one that is kept."""
     file, answer = run.unit_file("canary", ".npz"), canary.embed(encoder)
     with store.in_turn(file.parent, "canary"):
         if not file.is_file():
@@ -241,7 +278,7 @@ def _settle_canary(run: store.Run, encoder: network.Encoder) -> None:
 
 
 def _canary_of(run: store.Run) -> tuple[np.ndarray, dict[str, str]]:
-    """Features float32 (8, n_dims) of a begun run's canary; revision of the weights and versions of torch and timm."""
+    """Features float32 (8, n_dims) of a begun run's canary, and what they were made with."""
     with np.load(run.unit_file("canary", ".npz")) as content:
         return content["features"], json.loads(str(content["about"]))
 
@@ -249,7 +286,9 @@ def _canary_of(run: store.Run) -> tuple[np.ndarray, dict[str, str]]:
 # ---- putting together ----
 
 
-def _assemble(run: store.Run, card: EncoderCard, table: pd.DataFrame, corners_l0_px: np.ndarray, size_px: int) -> None:
+def _assemble(
+    run: store.Run, card: EncoderCard, table: pd.DataFrame, corners_l0_px: np.ndarray, size_px: int
+) -> None:
     """Write ``embeddings.h5`` from the shards, one after another, and finish the run."""
     expected, about = _canary_of(run)
     with store.replacing(run.path("embeddings.h5")) as aside, h5py.File(aside, "w") as out:
@@ -258,13 +297,18 @@ def _assemble(run: store.Run, card: EncoderCard, table: pd.DataFrame, corners_l0
             try:
                 features[rows.start : rows.stop] = np.load(file)
             except (ValueError, TypeError, EOFError) as error:
-                raise store.StoreError(f"{file}: damaged ({error}); remove it and embed again") from None
+                raise store.StoreError(
+                    f"{file}: damaged ({error}); remove it and embed again"
+                ) from None
         coords = out.create_dataset("coords", data=corners_l0_px)
         coords.attrs["name"] = "top left corner of the patch in level-0 px, x and y"
         coords.attrs["patch_size"] = size_px
         out.create_dataset("patch_id", data=table["patch_id"].to_numpy())
-        out.create_dataset("slide_id", data=table["slide_id"].astype(str).to_list(), dtype=h5py.string_dtype())
-        out.create_dataset("canary", data=expected).attrs.update(about)  # too large for an attribute
+        out.create_dataset(
+            "slide_id", data=table["slide_id"].astype(str).to_list(), dtype=h5py.string_dtype()
+        )
+        kept = out.create_dataset("canary", data=expected)  # too large for an attribute
+        kept.attrs.update(about)
         out.attrs["card"] = json.dumps(as_dict(card))
         out.attrs["weights"] = about["weights"]
     jobs = [store.read_json(file) for file in sorted(run.path("units").glob("done-*.json"))]

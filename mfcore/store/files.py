@@ -1,4 +1,4 @@
-"""Files as inputs: what stands for a file's content, read again only where the file changed, and what a slide is made of."""
+"""Files as inputs: fingerprints of their content, and the files that a slide is made of."""
 
 import contextlib
 import hashlib
@@ -17,8 +17,9 @@ IN_ONE_FOLDER = (".dcm", ".vms", ".vmu")  # slides whose parts lie beside the fi
 def fingerprint(path: str | Path) -> list[int | str]:
     """Size in bytes and SHA-256, as hex, of a file's content.
 
-    Of a file of more than WHOLE_BYTES, 32 evenly spaced blocks of BLOCK_BYTES are read, the first and the last among them.
-    Times and names don't enter: a copy has the fingerprint of its original.
+    Of a file of more than WHOLE_BYTES, 32 evenly spaced blocks of BLOCK_BYTES are read, the first
+    and the last among them. Times and names don't enter: a copy has the fingerprint of its
+    original.
     """
     path = Path(path)
     n_bytes = path.stat().st_size
@@ -42,7 +43,7 @@ def below(folder: str | Path) -> list[Path]:
 
 
 def parts_of(slide: str | Path) -> list[Path]:
-    """Every file that a slide is made of: those of a folder, of an MRXS's folder of its name, those beside a DICOM's."""
+    """Every file of a slide: a folder's, those in an MRXS's folder, those next to a DICOM file."""
     slide = Path(slide)
     if slide.is_dir():
         return below(slide)
@@ -52,7 +53,7 @@ def parts_of(slide: str | Path) -> list[Path]:
 
 
 class Fingerprints:
-    """What stands for the content of files; kept in ``file``, so that a file of the same size and time is only looked up.
+    """Fingerprints of files; kept in ``file``, so that an unchanged file isn't read again.
 
     trusts: whether size and time are enough. A cache that can't be read or written costs time only.
     """
@@ -75,7 +76,7 @@ class Fingerprints:
         return [known[0], known[2]]
 
     def of_slide(self, path: str | Path) -> list[int | str]:
-        """A slide's fingerprint: its file's, or, of several files, their bytes and a digest of names and fingerprints."""
+        """A slide's fingerprint: its file's; of several files, their bytes and a digest."""
         path = Path(path)
         found = self.of_all(parts_of(path), path.parent)
         if list(found) == [path.name]:

@@ -1,4 +1,4 @@
-"""YAML and JSON that people write: a key that stands twice, of which readers take the last without a word, is refused."""
+"""YAML and JSON that people write: a key that stands twice is refused."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ MAX_TOLD = 10  # keys
 
 
 class TwiceError(ValueError):
-    """A text says a key twice, of which readers take the last; the message names keys and remedy."""
+    """A text says a key twice, of which readers take the last; with keys and remedy."""
 
     def __init__(self, keys: Sequence[str]):
         super().__init__(f"said twice: {'; '.join(keys[:MAX_TOLD])}; keep one of each")
@@ -28,7 +28,11 @@ class _Loader(yaml.SafeLoader):
         line_of: dict[object, int] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                name = key.value if key.tag == "tag:yaml.org,2002:merge" else self.construct_object(key)
+                name = (
+                    key.value
+                    if key.tag == "tag:yaml.org,2002:merge"
+                    else self.construct_object(key)
+                )
                 line = key.start_mark.line + 1
                 if name in line_of:
                     self.twice.append(f"{name!r} on lines {line_of[name]} and {line}")
@@ -46,7 +50,7 @@ def read_yaml(text: str) -> object:
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text says; raises JSONDecodeError, and TwiceError for a key that stands twice in one object."""
+    """What a JSON text says; raises JSONDecodeError, or TwiceError for a key twice in an object."""
     twice: list[str] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict:

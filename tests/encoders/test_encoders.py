@@ -315,7 +315,7 @@ def test_a_card_made_in_python_is_as_good_as_a_name():
         ({"like": "unni"}, "like 'unni', which has no card; did you mean uni"),
         ({"crop_px": 300}, "crop_px: 300 is more than resize_px"),
         ({"name": "uni"}, "'uni' of the study has the name of a known one"),
-        ({"source": "hub-transformers"}, "source 'hub-transformers' must be one of .*, of weights OWNER/REPOSITORY"),
+        ({"source": "hub-transformers"}, "source 'hub-transformers' must be one of .*, of weights on the hub"),
         ({"like": "uni", "weights": "", "source": "random"}, "source 'random' must be one of"),
         ({"weights": "a/b", "source": "folder"}, "source 'folder' must be one of"),
     ],
