@@ -279,7 +279,10 @@ def find_known(results: str | Path, stage: str, name: str, known: Mapping) -> Ru
     Raises as `find_run`.
     """
     pointer = _pointer(results, stage, name, known)
-    if not pointer.is_file():
+    if not pointer.is_file():  # copied without it, say
+        named = [run for run in runs(results, stage) if run.identity["name"] == name]
+        if alike := [run for run in named if not _differing(run, known)]:
+            return current(alike)
         raise _missing(results, stage, name, known)
     folder = Path(results) / str(read_json(pointer).get("run"))
     if not Run(folder, {}).done:
@@ -289,19 +292,21 @@ def find_known(results: str | Path, stage: str, name: str, known: Mapping) -> Ru
     return run_at(folder)
 
 
+def _differing(run: Run, known: Mapping) -> list[str]:
+    """In what a run differs from ``known``, as far as it has the same keys."""
+    made_of = {**run.identity["inputs"], **run.identity["config"]}
+    shared = {key: made_of[key] for key in known if key in made_of}
+    return changes(shared, json.loads(json.dumps(known)))
+
+
 def _missing(results: str | Path, stage: str, name: str, known: Mapping) -> StoreError:
     """The error for a run that doesn't exist; it says in what another run differs."""
-    nearest = " run the notebook that makes it first."
+    nearest = "run the notebook that makes it first"
     for run in runs(results, stage):
         if run.identity["name"] == name:
-            made_of = {**run.identity["inputs"], **run.identity["config"]}
-            differing = changes(
-                {key: made_of[key] for key in known if key in made_of},
-                json.loads(json.dumps(known)),
-            )
-            reason = "; ".join(differing) or "was not opened as this one"
-            nearest = f" {run.folder.name} is there, but {reason}."
-    return StoreError(f"no finished {stage!r} run {name!r} in {results};{nearest}")
+            reason = "; ".join(_differing(run, known)) or "it has other keys"
+            nearest = f"{run.folder.name} is there, but {reason}"
+    return StoreError(f"no finished {stage!r} run {name!r} in {results}; {nearest}.")
 
 
 def current(

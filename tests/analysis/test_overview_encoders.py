@@ -121,7 +121,8 @@ def test_a_variant_says_what_it_departs_from_and_how_um_per_px_is_known(study, r
 
 def test_the_state_of_an_encoder_of_the_study(study, results, nowhere):
     waiting = row(study, results, "resnet50")
-    assert waiting["is"] == "not here" and waiting["state"].startswith("not embedded yet; is fetched at first use, about 94 MB")
+    assert waiting["is"] == "not here"
+    assert waiting["state"].startswith("not embedded yet; is fetched at first use, about 0.094 GB")
     embedded(study, results, "resnet50", cards()["resnet50"].identity(), key="other-patches")
     assert row(study, results, "resnet50")["is"] == "not here"  # of patches that the study no longer has
     embedded(study, results, "resnet50", cards()["resnet50"].identity() | {"interpolation": "bicubic"})
