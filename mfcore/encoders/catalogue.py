@@ -1,12 +1,11 @@
 """From an encoder's name to its card.
 
-A name is one of `names`, or says where to look: ``timm:NAME`` (with timm's ImageNet or other published weights),
-``hf-hub:OWNER/REPOSITORY[@REVISION]`` (timm's format), ``folder:PATH`` (``card.json`` and ``weights.safetensors``), or
-``random:ARCHITECTURE`` (timm's, no weights); or the user describes it by an `OwnEncoder`.
+A name is one of `names`, or says where to look: ``timm:NAME`` (with timm's ImageNet or other
+published weights), ``hf-hub:OWNER/REPOSITORY[@REVISION]`` (timm's format), ``folder:PATH``
+(``card.json`` and ``weights.safetensors``), or ``random:ARCHITECTURE`` (timm's, no weights); or the
+user describes it by an `OwnEncoder`.
 """
 
-import dataclasses
-import difflib
 import functools
 import json
 from collections.abc import Iterable, Mapping
@@ -15,33 +14,38 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from mfcore.encoders.architecture import create, n_parameters
-from mfcore.encoders.card import Arguments, EncoderCard, EncoderError, cards
+from mfcore.encoders.architecture import check_name, create, n_parameters
+from mfcore.encoders.card import HUB, Arguments, EncoderCard, EncoderError, card_from, cards
 from mfcore.encoders.readout import READOUTS
-from mfcore.encoders.weights import HUB, hub_file
+from mfcore.encoders.weights import hub_file
 from mfcore.store import file_sha256, read_json
-from mfcore.store.options import Flag, Number, Whole, options
+from mfcore.store.options import Flag, Number, Whole, nearest, options
 
 SCHEMES = ("timm", "hf-hub", "folder", "random")
 WEIGHTS_FILES = (".safetensors", ".onnx", ".pth", ".pt", ".bin", ".ckpt")
+# what a card says that building the network gives
+OF_THE_NETWORK = ("n_prefix_tokens", "n_dims", "n_parameters")
 
 
 def encoder_name(signs: str) -> AfterValidator:
-    """Refuses what can't be the name of an encoder: "random", where a pretraining may start, or one of ``signs``.
+    """Refuses what can't be an encoder's name: "random", and a text with one of ``signs``.
 
-    A ":" ends the place where an encoder is looked for; "@" begins the step of a snapshot.
+    A pretraining may start from "random". A ":" ends the place where an encoder is looked for; "@"
+    begins the step of a snapshot.
     """
 
     def check(name: str) -> str:
         if not name.strip() or name == "random" or set(signs) & set(name):
-            raise ValueError(f"{name!r}: an encoder's name isn't 'random' and has none of {' '.join(signs)}")
+            raise ValueError(
+                f"{name!r}: an encoder's name isn't 'random' and has none of {' '.join(signs)}"
+            )
         return name
 
     return AfterValidator(check)
 
 
 def path_of(weights: str) -> Path | None:
-    """The file or folder that ``weights`` names, by its beginning or its ending; None where it names no file."""
+    """The file or folder that ``weights`` names; None where it names neither."""
     is_path = weights.startswith(("/", "./", "../", "~")) or weights.endswith(WEIGHTS_FILES)
     return Path(weights).expanduser() if is_path else None
 
@@ -50,10 +54,11 @@ def path_of(weights: str) -> Path | None:
 class OwnEncoder:
     """An encoder that the user describes: a new one, or a known one under other conventions.
 
-    name: its name. weights: OWNER/REPOSITORY[@REVISION] on the hub, "random", or a file of tensors under
-    timm's names or a folder with one; a relative path starts from the folder of the study file. like: a known encoder, whose
-    card holds for every key that is left out. The other keys are those of the encoders' cards (`mfcore.encoders.card`);
-    a new encoder needs architecture, mean and std; dimension, readout and parameters are read off the architecture.
+    name: its name. weights: OWNER/REPOSITORY[@REVISION] on the hub, "random", or a file of tensors
+    under timm's names or a folder with one; a relative path starts from the folder of the study
+    file. like: a known encoder, whose card holds for every key that is left out. The other keys are
+    those of the encoders' cards (`mfcore.encoders.card`); a new encoder needs architecture, mean
+    and std; dimension, readout and parameters are read off the architecture.
     """
 
     name: Annotated[str, encoder_name(":@")]
@@ -93,13 +98,16 @@ def names() -> list[str]:
     return list(cards())
 
 
-def card_of(name: str, own: Iterable[OwnEncoder] = (), variants: Mapping[str, str] = {}) -> EncoderCard:
+def card_of(
+    name: str, own: Iterable[OwnEncoder] = (), variants: Mapping[str, str] = {}
+) -> EncoderCard:
     """The card of encoder ``name``.
 
-    own: encoders that the user describes; they go before the known ones. variants: by the name of a known encoder, the known
-    one that stands in for it (`mfcore.encoders.card.released_cards`). For ``timm:`` the facts are timm's, for ``hf-hub:`` the
-    repository's ``config.json``, which is fetched. Raises EncoderError for a name that nobody knows, with the nearest ones, and
-    for a description that can't be.
+    own: encoders that the user describes; they go before the known ones. variants: by the name of a
+    known encoder, the known one that stands in for it (`mfcore.encoders.card.released_cards`). For
+    ``timm:`` the facts are timm's, for ``hf-hub:`` the repository's ``config.json``, which is
+    fetched. Raises EncoderError for a name that nobody knows, with the nearest ones, and for a
+    description that can't be.
     """
     for record in own:
         if record.name == name:
@@ -109,9 +117,10 @@ def card_of(name: str, own: Iterable[OwnEncoder] = (), variants: Mapping[str, st
         return cards()[name]
     scheme, _, rest = name.partition(":")
     if scheme not in SCHEMES or not rest:
-        near = difflib.get_close_matches(name, cards(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(cards())}"
-        raise EncoderError(f"unknown encoder {name!r}: {hint}; any other by {', '.join(f'{s}:...' for s in SCHEMES)}")
+        hint = nearest(name, cards()) or f"; there are {', '.join(cards())}"
+        raise EncoderError(
+            f"unknown encoder {name!r}{hint}; any other by {', '.join(f'{s}:...' for s in SCHEMES)}"
+        )
     if scheme == "folder":
         return folder_card(name, Path(rest))
     return timm_card(name, scheme, rest)
@@ -121,86 +130,106 @@ def card_of(name: str, own: Iterable[OwnEncoder] = (), variants: Mapping[str, st
 
 
 def own_card(record: OwnEncoder) -> EncoderCard:
-    """The card of a study's own record; what it doesn't say of the network is read off the network, built without weights.
+    """The card of an encoder that the user describes.
 
-    Raises EncoderError for a record that can't be, naming encoder and key.
+    What the description lacks of the network is read off the network, built without weights. Raises
+    EncoderError for a record that can't be, naming encoder and key.
     """
-    if record.name in cards():
-        raise EncoderError(f"encoder {record.name!r} of the study has the name of a known one; call it something else")
-    said = {key: value for key, value in vars(record).items() if value is not None and key not in ("like", "weights")}
-    if record.like:
-        return _departing(record, said)
-    lacking = [key for key in ("architecture", "mean", "std") if key not in said] + ["weights"] * (not record.weights)
-    if lacking:
+    name, place = record.name, f"encoder {record.name!r}"
+    if name in cards():
         raise EncoderError(
-            f"encoder {record.name!r} lacks {', '.join(lacking)}; or say 'like: NAME' of a known one and what differs"
+            f"{place} of the study has the name of a known one; call it something else"
         )
-    said = {"licence": "its owner's", "facts": "the study's own record", **_where(record, "hub"), **said}
-    if not {"n_prefix_tokens", "readout", "n_dims", "n_parameters"} <= set(said):
-        said = {**_built(record.name, said), **said}
-    return _card(record.name, said)
+    is_on_hub = record.weights not in ("", "random") and record.weights_path is None
+    if record.source and not (is_on_hub and record.source in HUB):
+        raise EncoderError(
+            f"{place}: source {record.source!r} must be one of {list(HUB)}, of weights on the hub"
+        )
+    said = {
+        key: value
+        for key, value in vars(record).items()
+        if value is not None and key not in ("like", "weights")
+    }
+    if record.like:
+        facts = _like(record, said)
+    else:
+        lacking = [key for key in ("architecture", "mean", "std") if key not in said] + [
+            "weights"
+        ] * (not record.weights)
+        if lacking:
+            raise EncoderError(
+                f"{place} lacks {', '.join(lacking)}; or say 'like: NAME' and what differs"
+            )
+        facts = {
+            "licence": "its owner's",
+            "facts": "the study's own record",
+            **_where(record, "hub"),
+        }
+    facts |= said
+    if not {*OF_THE_NETWORK, "readout"} <= set(facts):
+        facts = _built(place, facts) | facts
+    return card_from(facts, place)
 
 
-def _departing(record: OwnEncoder, said: dict[str, Any]) -> EncoderCard:
-    """The card that ``record`` is like, but for what it says otherwise."""
+def _like(record: OwnEncoder, said: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``record`` takes over from the card that it is like; ``said`` is what it says itself."""
     if record.like not in cards():
-        near = difflib.get_close_matches(record.like, cards(), n=3)
-        raise EncoderError(f"encoder {record.name!r}: like {record.like!r}, which has no card; the nearest names are {near}")
+        hint = nearest(record.like, cards())
+        raise EncoderError(
+            f"encoder {record.name!r}: like {record.like!r}, which has no card{hint}"
+        )
     known = cards()[record.like]
-    base = {field.name: getattr(known, field.name) for field in dataclasses.fields(EncoderCard)}
-    if record.source and not record.weights:
-        raise EncoderError(f"encoder {record.name!r}: source {record.source!r} says how weights are kept; say which weights")
+    facts = dict(vars(known))
     ways = [f"{key} {value}" for key, value in said.items() if key in known.identity()]
     if record.weights:
         ways.append(f"weights {record.weights}")
-        base |= {"learnt_from": "", **_where(record, known.source)}
-    base |= {"variant_of": record.like, "departs": f"the study's own: {', '.join(ways)}" if ways else "the study's own name"}
+        facts |= {"learnt_from": "", **_where(record, known.source)}
     if {"architecture", "arguments", "readout"} & set(said):
-        base |= _built(record.name, {**base, **said})
-    return _card(record.name, {**base, **said})
+        facts = {key: value for key, value in facts.items() if key not in OF_THE_NETWORK}
+    departs = f"the study's own: {', '.join(ways)}" if ways else "the study's own name"
+    return facts | {"variant_of": record.like, "departs": departs}
 
 
-def _where(record: OwnEncoder, known_source: str) -> dict[str, Any]:
-    """Where a record's weights are: what a card says of it. A file is known by its checksum, the record's or its own."""
-    path, name = record.weights_path, record.name
-    is_hub = path is None and record.weights != "random"
-    if is_hub and record.source and record.source not in HUB:
-        raise EncoderError(f"encoder {name!r}: source {record.source!r} can't be: weights on the hub are one of {list(HUB)}")
-    if not is_hub and record.source:
-        are = "random" if path is None else "in a file"
-        raise EncoderError(f"encoder {name!r}: source {record.source!r} is of weights on the hub; these are {are}")
-    if path is not None:
-        return {"source": "file", "revision": "", **_file(record, path)}
-    if not is_hub:
+def _where(record: OwnEncoder, source: str) -> dict[str, Any]:
+    """Where a record's weights are, as a card says it; ``source`` is their format on the hub."""
+    if record.weights == "random":
         return {"source": "random", "identifier": "none", "revision": "seed 0", "sha256": ""}
+    if record.weights_path is not None:
+        return {"source": "file", "revision": "", **_file(record, record.weights_path)}
     repository, _, revision = record.weights.partition("@")
     if repository.count("/") != 1:
         raise EncoderError(
-            f"encoder {name!r}: weights {record.weights!r} must be OWNER/REPOSITORY[@REVISION] on the hub, random, a folder "
-            f"(./FOLDER), or a file that ends with one of {', '.join(WEIGHTS_FILES)}"
+            f"encoder {record.name!r}: weights {record.weights!r} must be "
+            "OWNER/REPOSITORY[@REVISION] on the hub, random, a folder (./FOLDER), or a file that "
+            f"ends with one of {', '.join(WEIGHTS_FILES)}"
         )
-    source = known_source if known_source in HUB else "hub"
-    return {"source": source, "identifier": repository, "revision": revision, "files": EncoderCard.files, "sha256": ""}
+    source = source if source in HUB else "hub"
+    return {
+        "source": source,
+        "identifier": repository,
+        "revision": revision,
+        "files": EncoderCard.files,
+        "sha256": "",
+    }
 
 
 def _file(record: OwnEncoder, path: Path) -> dict[str, Any]:
-    """The file that ``path`` is, or that lies in the folder ``path``."""
+    """The file ``path``, or the one in the folder ``path``, with its checksum."""
     if path.is_dir():
         files = record.files or ("weights.safetensors", *EncoderCard.files)
         there = [path / name for name in files if (path / name).is_file()]
         if not there:
             raise EncoderError(f"encoder {record.name!r}: {path} holds none of {list(files)}")
         path = there[0]
-    sha256 = record.sha256
-    if not sha256 and not path.is_file():
-        raise EncoderError(
-            f"encoder {record.name!r}: its weights {path} aren't there; a record that gives their sha256 does without them "
-            "until they are needed"
-        )
+    path, sha256 = path.resolve(), record.sha256
     if not sha256:
-        state = path.stat()
-        sha256 = _sha256(path.resolve(), state.st_mtime_ns, state.st_size)
-    return {"identifier": str(path.resolve()), "files": (path.name,), "sha256": sha256}
+        if not path.is_file():
+            raise EncoderError(
+                f"encoder {record.name!r}: its weights {path} aren't there; where the record gives "
+                "their sha256, they may be absent until they are needed"
+            )
+        sha256 = _sha256(path, path.stat().st_mtime_ns, path.stat().st_size)
+    return {"identifier": str(path), "files": (path.name,), "sha256": sha256}
 
 
 @functools.lru_cache(maxsize=64)
@@ -208,95 +237,88 @@ def _sha256(path: Path, _changed_ns: int, _n_bytes: int) -> str:
     return file_sha256(path)
 
 
-def _built(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters, prefix tokens, readout and dimension of an architecture, from building it on the meta device."""
-    arguments = json.dumps(said.get("arguments", {}), sort_keys=True)
-    return dict(_built_once(name, said["architecture"], arguments, said.get("readout", "")))
+def _built(place: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Parameters, prefix tokens, readout and dimension of an architecture.
+
+    It is built on the meta device.
+    """
+    arguments = json.dumps(facts.get("arguments", {}), sort_keys=True)
+    return _built_once(place, facts["architecture"], arguments, facts.get("readout", ""))
 
 
 @functools.lru_cache(maxsize=64)
-def _built_once(name: str, architecture: str, arguments: str, readout: str) -> Mapping[str, Any]:
+def _built_once(place: str, architecture: str, arguments: str, readout: str) -> Mapping[str, Any]:
     import torch
 
-    if readout and readout not in READOUTS:
-        raise EncoderError(f"encoder {name!r}: readout is {readout!r}; it must be one of {list(READOUTS)}")
     try:
         with torch.device("meta"):
             model = create(architecture, json.loads(arguments))
         n_prefix = int(getattr(model, "num_prefix_tokens", 0))
         readout = readout or ("class" if n_prefix else "pooled")
-        found = {"n_prefix_tokens": n_prefix, "readout": readout, "n_dims": READOUTS[readout].width(model)}
+        # the card refuses another readout
+        n_dims = READOUTS[readout].width(model) if readout in READOUTS else 1
     except (TypeError, AttributeError, AssertionError, RuntimeError) as error:
-        raise EncoderError(f"encoder {name!r}: {architecture} can't be built so: {error}") from error
-    return found | {"n_parameters": n_parameters(model)}
-
-
-def _card(name: str, said: Mapping[str, Any]) -> EncoderCard:
-    try:
-        return EncoderCard(**said)
-    except (TypeError, ValueError) as error:
-        raise EncoderError(f"encoder {name!r}: {error}") from error
+        raise EncoderError(f"{place}: {architecture} can't be built so: {error}") from error
+    return {
+        "n_prefix_tokens": n_prefix,
+        "readout": readout,
+        "n_dims": n_dims,
+        "n_parameters": n_parameters(model),
+    }
 
 
 def folder_card(name: str, folder: Path) -> EncoderCard:
     """The card in ``folder/card.json``, with the weights' own checksum."""
-    if not (folder / "card.json").is_file():
-        raise EncoderError(f"encoder {name!r}: {folder / 'card.json'} is missing; it stands beside weights.safetensors")
-    weights = folder / "weights.safetensors"
-    if not weights.is_file():
-        raise EncoderError(f"encoder {name!r}: {weights} is missing")
+    file, weights = folder / "card.json", folder / "weights.safetensors"
+    for path in (file, weights):
+        if not path.is_file():
+            raise EncoderError(
+                f"encoder {name!r}: {path} is missing; a folder has {file.name} and {weights.name}"
+            )
     place = {"name": name, "source": "folder", "identifier": str(folder), "files": (weights.name,)}
-    try:
-        return EncoderCard.from_facts({**read_json(folder / "card.json"), **place, "sha256": file_sha256(weights)})
-    except (TypeError, ValueError) as error:
-        raise EncoderError(f"{folder / 'card.json'}: {error}") from error
+    return card_from({**read_json(file), **place, "sha256": file_sha256(weights)}, str(file))
 
 
 @functools.cache
 def timm_card(name: str, scheme: str, rest: str) -> EncoderCard:
-    """A card from what timm, or a repository in timm's format, says of a model; n_dims from building it without weights."""
-    import torch
-
+    """A card of what timm, or a repository in timm's format, says of a model."""
     facts = _hub_facts(rest) if scheme == "hf-hub" else _timm_facts(rest, weights=scheme == "timm")
     if not all(facts.get(key) for key in ("mean", "std", "input_size")):
-        raise EncoderError(f"{name!r}: mean, std or input size aren't known, so there is no saying what it should see")
-    size_px = int(facts["input_size"][-1])
-    with torch.device("meta"):
-        model = create(facts["architecture"], facts["arguments"]).eval()
-        embedding = model(torch.zeros(1, 3, size_px, size_px))
-    if embedding.ndim != 2:
         raise EncoderError(
-            f"{name!r} gives {tuple(embedding.shape)} for one image, not one vector; it needs a card with a readout"
+            f"{name!r}: mean, std or input size isn't known; describe the encoder in a study file"
         )
-    return EncoderCard(
-        name=name,
-        source="random" if scheme == "random" else "hub",
-        identifier=facts["architecture"] if scheme == "random" else facts["repository"],
-        revision=facts["revision"],
-        architecture=facts["architecture"],
-        arguments=facts["arguments"],
-        resize_px=size_px,
-        crop_px=size_px,
-        interpolation=facts["interpolation"],
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
-        n_prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
-        readout="pooled",
-        n_dims=int(embedding.shape[1]),
-        n_parameters=n_parameters(model),
-        licence=str(facts.get("license") or "see the model's page"),
-        facts="timm's configuration; the whole patch, without the crop that photographs get",
-    )
+    size_px = int(facts["input_size"][-1])
+    card = {
+        "name": name,
+        "source": "random" if scheme == "random" else "hub",
+        "identifier": facts["architecture"] if scheme == "random" else facts["repository"],
+        **{
+            key: facts[key]
+            for key in ("revision", "architecture", "arguments", "interpolation", "mean", "std")
+        },
+        "resize_px": size_px,
+        "crop_px": size_px,
+        "readout": "pooled",
+        "licence": str(facts.get("license") or "see the model's page"),
+        "facts": "timm's configuration; the whole patch, without the crop that photographs get",
+    }
+    return card_from({**_built(name, card), **card}, name)
 
 
 def _hub_facts(rest: str) -> dict[str, Any]:
-    """What ``config.json`` of the repository OWNER/NAME[@REVISION] says; its commit is the revision."""
+    """What ``config.json`` of OWNER/NAME[@REVISION] says; its commit is the revision."""
     repository, _, revision = rest.partition("@")
     path = hub_file(repository, ["config.json"], revision)
     config = read_json(path)
     if "architecture" not in config:
-        raise EncoderError(f"{repository}: its config.json names no architecture of timm's; it needs a card of its own")
-    arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
+        raise EncoderError(
+            f"{repository}: its config.json names no architecture of timm's; it needs a card"
+        )
+    arguments = {
+        key: value
+        for key, value in (config.get("model_args") or {}).items()
+        if key != "num_classes"
+    }
     known = {"interpolation": "bicubic", **config, **config.get("pretrained_cfg", {})}
     return {**known, "repository": repository, "revision": path.parent.name, "arguments": arguments}
 
@@ -306,15 +328,14 @@ def _timm_facts(rest: str, weights: bool) -> dict[str, Any]:
     import timm
 
     architecture = rest.partition(".")[0]
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        raise EncoderError(f"timm has no model {architecture!r}; the nearest names are {near}")
+    check_name(architecture)
     try:
         known = timm.get_pretrained_cfg(rest)
     except RuntimeError:
         known = None
     if known is None or (weights and not known.hf_hub_id):
         tags = timm.list_pretrained(f"{architecture}.*")
-        raise EncoderError(f"timm has no weights {rest!r} on the hub, only {tags}; without weights: 'random:{architecture}'")
+        without = f"without weights: 'random:{architecture}'"
+        raise EncoderError(f"timm has no weights {rest!r} on the hub, only {tags}; {without}")
     revision = "" if weights else "seed 0"
     return {**known.to_dict(), "repository": known.hf_hub_id, "revision": revision, "arguments": {}}

@@ -1,9 +1,9 @@
-"""Tensors of other libraries' formats under timm's names: transformers, efficientnet_pytorch, and graphs of ONNX."""
+"""Weights of transformers, efficientnet_pytorch and ONNX graphs under timm's names."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -12,15 +12,18 @@ if TYPE_CHECKING:
 
 
 def _renamed(state: "Tensors", rules: Sequence[tuple[str, str]]) -> "Tensors":
-    """``state`` with each key rewritten by the first rule (pattern, replacement) that matches all of it; others stay."""
+    """``state`` with each key rewritten by the first rule (pattern, replacement) that fits it."""
     renamed = {}
     for key, tensor in state.items():
-        pattern, replacement = next((rule for rule in rules if re.fullmatch(rule[0], key)), (re.escape(key), key))
+        pattern, replacement = next(
+            (rule for rule in rules if re.fullmatch(rule[0], key)), (re.escape(key), key)
+        )
         renamed[re.sub(pattern, replacement, key)] = tensor
     return renamed
 
 
-_LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each of timm's stages; efficientnet_pytorch numbers them through
+# blocks in each of timm's stages; efficientnet_pytorch numbers them through
+_LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
 
 
 def from_efficientnet_pytorch(state: "Tensors") -> "Tensors":
@@ -32,17 +35,15 @@ def from_efficientnet_pytorch(state: "Tensors") -> "Tensors":
         (r"_bn1\.(.*)", r"bn2.\1"),
         (r"_fc\.(.*)", r"classifier.\1"),
     ]
-    number = 0
-    for stage, depth in enumerate(_LITE0_DEPTHS):
-        for index in range(depth):
-            # the first stage doesn't expand, so its names are one step behind
-            parts = ("depthwise", "project") if stage == 0 else ("expand", "depthwise", "project")
-            names = ("conv_dw", "conv_pw") if stage == 0 else ("conv_pw", "conv_dw", "conv_pwl")
-            for place, (part, name) in enumerate(zip(parts, names, strict=True), start=1):
-                here = rf"_blocks\.{number}\."
-                rules.append((rf"{here}_{part}_conv\.(.*)", rf"blocks.{stage}.{index}.{name}.\1"))
-                rules.append((rf"{here}_bn{3 - len(parts) + place - 1}\.(.*)", rf"blocks.{stage}.{index}.bn{place}.\1"))
-            number += 1
+    places = [(stage, index) for stage, depth in enumerate(_LITE0_DEPTHS) for index in range(depth)]
+    for number, (stage, index) in enumerate(places):
+        here, there = rf"_blocks\.{number}\.", f"blocks.{stage}.{index}."
+        parts = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
+        if stage == 0:  # doesn't expand, so its names are one step behind
+            parts = {"depthwise": "conv_dw", "project": "conv_pw"}
+        for i, (part, name) in enumerate(parts.items()):
+            rules.append((rf"{here}_{part}_conv\.(.*)", rf"{there}{name}.\1"))
+            rules.append((rf"{here}_bn{3 - len(parts) + i}\.(.*)", rf"{there}bn{i + 1}.\1"))
     return _renamed(state, rules)
 
 
@@ -52,91 +53,131 @@ _FROM_TRANSFORMERS = [
     (r"embeddings\.position_embeddings", r"pos_embed"),
     (r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
     (r"encoder\.layer\.(\d+)\.(?:layernorm_before|norm1)\.(.*)", r"blocks.\1.norm1.\2"),
-    (r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(.*)", r"blocks.\1.attn.\2.\3"),
+    (
+        r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(.*)",
+        r"blocks.\1.attn.\2.\3",
+    ),
     (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(.*)", r"blocks.\1.attn.proj.\2"),
     (r"encoder\.layer\.(\d+)\.layer_scale(\d)\.lambda1", r"blocks.\1.ls\2.gamma"),
     (r"encoder\.layer\.(\d+)\.(?:layernorm_after|norm2)\.(.*)", r"blocks.\1.norm2.\2"),
-    (r"encoder\.layer\.(\d+)\.(?:intermediate\.dense|mlp\.fc1|mlp\.weights_in)\.(.*)", r"blocks.\1.mlp.fc1.\2"),
-    (r"encoder\.layer\.(\d+)\.(?:output\.dense|mlp\.fc2|mlp\.weights_out)\.(.*)", r"blocks.\1.mlp.fc2.\2"),
+    (
+        r"encoder\.layer\.(\d+)\.(?:intermediate\.dense|mlp\.fc1|mlp\.weights_in)\.(.*)",
+        r"blocks.\1.mlp.fc1.\2",
+    ),
+    (
+        r"encoder\.layer\.(\d+)\.(?:output\.dense|mlp\.fc2|mlp\.weights_out)\.(.*)",
+        r"blocks.\1.mlp.fc2.\2",
+    ),
     (r"layernorm\.(.*)", r"norm.\1"),
 ]
 
 
 def from_transformers(state: "Tensors") -> "Tensors":
-    """A vision transformer's tensors from transformers' names (ViTModel, Dinov2Model, Dinov2WithRegistersModel) to timm's.
+    """A vision transformer's tensors from transformers' names to timm's.
 
-    Query, key and value become one. Where there are registers, timm's class token has its position added already, and the
-    position embedding is that of the patches alone.
+    It may be a ViTModel, Dinov2Model or Dinov2WithRegistersModel. Query, key and value become one.
+    Where there are registers, timm's class token has its position added already, and the position
+    embedding is that of the patches alone.
     """
     import torch
 
     needless = r"(pooler|classifier)\..*|embeddings\.mask_token"  # no part of the embedding
     bare = {re.sub(r"^(vit|dinov2)\.", "", key): tensor for key, tensor in state.items()}
-    renamed = _renamed({key: tensor for key, tensor in bare.items() if not re.fullmatch(needless, key)}, _FROM_TRANSFORMERS)
+    renamed = _renamed(
+        {key: tensor for key, tensor in bare.items() if not re.fullmatch(needless, key)},
+        _FROM_TRANSFORMERS,
+    )
     for key in [key for key in renamed if ".attn.query." in key]:
-        parts = [renamed.pop(key.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]
+        parts = [
+            renamed.pop(key.replace(".query.", f".{part}.")) for part in ("query", "key", "value")
+        ]
         renamed[key.replace(".query.", ".qkv.")] = torch.cat(parts)
     if "reg_token" in renamed:
         positions = renamed["pos_embed"]  # (1, 1 + n_patches, width)
-        renamed |= {"cls_token": renamed["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
+        renamed |= {
+            "cls_token": renamed["cls_token"] + positions[:, :1],
+            "pos_embed": positions[:, 1:],
+        }
     return renamed
 
 
 # ---- ONNX ----
 
-# PyTorch's exporter keeps the names of biases and norms, but folds a linear layer's weight into a transposed, nameless
-# constant of the MatMul that uses it, and adds constants up beforehand. The graph's nodes tell which constant is which.
+# PyTorch's exporter keeps the names of biases and norms, but folds a linear layer's weight into a
+# transposed, nameless constant of the MatMul that uses it, and adds constants up beforehand. The
+# graph's nodes tell which constant is which.
 PREFIX = "backbone."  # of the transformer's tensors; what stands beside it is a decoder
 _EMBEDDINGS = "/backbone/embeddings/"
 
 
 def read_onnx(path: Path, img_size_px: int | None = None) -> "Tensors":
-    """The tensors of the transformer called ``backbone`` in the graph at ``path``, float32, under transformers' names.
+    """The transformer ``backbone`` of an ONNX graph: float32 tensors, transformers' names.
 
-    The position embedding is resized to images of ``img_size_px`` as the graph itself does: bicubic, not antialiased; None
-    leaves it as it is. Raises ValueError where it isn't such a graph, and where it keeps tensors outside itself: they may name
-    any file of this machine.
+    The position embedding is resized to images of ``img_size_px`` as the graph itself does:
+    bicubic, not antialiased; None leaves it as it is. Raises ValueError where it isn't such a
+    graph, and where it keeps tensors outside itself: they may name any file of this machine.
     """
+    import torch
+
+    nodes, constants = _read_graph(path)
+    state = {name: tensor for name, tensor in constants.items() if name.startswith(PREFIX)}
+    added = [list(node.input) for node in nodes if node.op_type == "Add"]
+    biases = {name: names for names in added for name in names}
+    for node in nodes:
+        weights = [name for name in node.input if node.op_type == "MatMul" and name in constants]
+        for bias in biases.get(node.output[0], []) if weights else []:
+            if bias in state:  # (inputs, outputs) in the graph, (outputs, inputs) in a layer
+                weight = constants[weights[0]].T.contiguous()
+                state[bias.removesuffix("bias") + "weight"] = weight
+    nameless = [
+        (node.op_type, constants[name])
+        for node in nodes
+        if node.name.startswith(_EMBEDDINGS)
+        for name in node.input
+        if name in constants and name not in state
+    ]
+    # by what is done with them: the class token's are joined, the others' laid out as a grid
+    positions = dict(nameless)
+    # (width, 3, patch_px, patch_px)
+    projection = state.get(f"{PREFIX}embeddings.patch_embeddings.projection.weight")
+    if len(nameless) != 2 or set(positions) != {"Concat", "Reshape"} or projection is None:
+        raise ValueError(
+            f"the graph has no vision transformer {PREFIX.rstrip('.')!r} with positions"
+        )
+    grid = positions["Reshape"]
+    if img_size_px is not None:
+        grid = resized(grid, img_size_px // projection.shape[-1])
+    bare = {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+    return {**bare, "embeddings.position_embeddings": torch.cat([positions["Concat"], grid], dim=1)}
+
+
+def _read_graph(path: Path) -> tuple[Sequence[Any], "Tensors"]:
+    """The nodes of an ONNX graph, and its constants by name."""
     import onnx
     import torch
 
     try:
         graph = onnx.load(path, load_external_data=False).graph
-        if outside := [c.name for c in graph.initializer if onnx.external_data_helper.uses_external_data(c)]:
+        constants = graph.initializer
+        is_outside = onnx.external_data_helper.uses_external_data
+        if outside := [each.name for each in constants if is_outside(each)]:
             raise ValueError(f"it keeps {outside[0]!r} outside itself; save it in one file")
-        constants = {c.name: torch.from_numpy(onnx.numpy_helper.to_array(c).copy()) for c in graph.initializer}
+        arrays = {each.name: onnx.numpy_helper.to_array(each).copy() for each in constants}
     except Exception as error:  # protobuf's own error class, which onnx doesn't hand on
         raise ValueError(f"no ONNX graph with all its weights inside: {error}") from error
-    state = {name: tensor for name, tensor in constants.items() if name.startswith(PREFIX)}
-    biases = {name: list(node.input) for node in graph.node if node.op_type == "Add" for name in node.input}
-    for node in graph.node:
-        weight = next((name for name in node.input if node.op_type == "MatMul" and name in constants), None)
-        for bias in biases.get(node.output[0], []) if weight else []:
-            if bias in state:  # (inputs, outputs) in the graph, (outputs, inputs) in a layer
-                state[bias.removesuffix("bias") + "weight"] = constants[weight].T.contiguous()
-    nameless = [
-        (node.op_type, constants[name])
-        for node in graph.node
-        if node.name.startswith(_EMBEDDINGS)
-        for name in node.input
-        if name in constants and name not in state
-    ]
-    positions = dict(nameless)  # by what is done with them: the class token's are joined, the others' laid out as a grid
-    projection = state.get(f"{PREFIX}embeddings.patch_embeddings.projection.weight")  # (width, 3, patch_px, patch_px)
-    if len(nameless) != 2 or set(positions) != {"Concat", "Reshape"} or projection is None:
-        raise ValueError(f"the graph has no vision transformer {PREFIX.rstrip('.')!r} with a position embedding")
-    bare = {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
-    grid = positions["Reshape"]
-    if img_size_px is not None:
-        grid = resized(grid, img_size_px // projection.shape[-1])
-    return {**bare, "embeddings.position_embeddings": torch.cat([positions["Concat"], grid], dim=1)}
+    return graph.node, {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def resized(positions: "torch.Tensor", n_cells: int) -> "torch.Tensor":
-    """The position embedding (1, n * n, width) of n x n patches for n_cells x n_cells, (1, n_cells * n_cells, width)."""
+    """The position embedding of n x n patches for n_cells x n_cells.
+
+    From (1, n * n, width) to (1, n_cells * n_cells, width).
+    """
     from torch.nn import functional
 
     side = round(positions.shape[1] ** 0.5)
     grid = positions.reshape(1, side, side, -1).permute(0, 3, 1, 2)  # (1, width, n, n)
-    grid = functional.interpolate(grid, size=(n_cells, n_cells), mode="bicubic", align_corners=False)
+    grid = functional.interpolate(
+        grid, size=(n_cells, n_cells), mode="bicubic", align_corners=False
+    )
     return grid.permute(0, 2, 3, 1).reshape(1, n_cells * n_cells, -1)

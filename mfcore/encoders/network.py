@@ -1,4 +1,4 @@
-"""From a card to its network, and from patches to embeddings: built by timm, filled with the card's weights, checked."""
+"""From a card to its network: built by timm, filled with weights, checked; and its embeddings."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")  # suffixes of what is embed
 
 
 def read_out(model: Any, this: EncoderCard, images: "torch.Tensor") -> "torch.Tensor":
-    """The embedding (n, n_dims) of normalised ``images`` (n, 3, height, width), by the card's readout."""
+    """The embedding (n, n_dims) of normalised ``images`` (n, 3, height, width)."""
     return READOUTS[this.readout].read(model, this.n_prefix_tokens, images)
 
 
 def build(this: EncoderCard, pretrained: bool, seed: int | None) -> tuple[Any, str]:
-    """The network of a card without a classifier, checked against the card, and the revision of its weights."""
+    """A card's network without a classifier, checked by the card, and its weights' revision."""
     if pretrained and this.source != "random":
         state, revision = read_weights(this)
         model = _with_weights(this, state)
@@ -39,22 +39,30 @@ def build(this: EncoderCard, pretrained: bool, seed: int | None) -> tuple[Any, s
 
 
 def _with_weights(this: EncoderCard, state: "dict[str, torch.Tensor]") -> Any:
-    """The network with all tensors of ``state`` but a classifier's, and no others; timm resizes position embeddings."""
+    """The network with all of ``state`` but a classifier; timm resizes position embeddings."""
     import timm
 
     default = timm.get_pretrained_cfg(this.architecture)
     classifier = (default and default.classifier) or ()
-    heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
+    heads = tuple(
+        f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier)
+    )
     state = {key: tensor for key, tensor in state.items() if not (heads and key.startswith(heads))}
     if not state:  # timm would take it for none given, and fetch or read weights of its own
-        raise EncoderError(f"encoder {this.name!r}: its weights hold no tensor of {this.architecture}")
+        raise EncoderError(
+            f"encoder {this.name!r}: its weights hold no tensor of {this.architecture}"
+        )
     # timm loads strictly only where the weights' number of classes (here: none) is the model's
     overlay = {"state_dict": state, "num_classes": 0, "label_offset": 0, "custom_load": False}
     try:
-        return create(this.architecture, this.arguments, pretrained=True, pretrained_cfg_overlay=overlay)
+        return create(
+            this.architecture, this.arguments, pretrained=True, pretrained_cfg_overlay=overlay
+        )
     except (RuntimeError, KeyError) as error:
         what = " ".join(str(error).split())[:400]
-        raise EncoderError(f"encoder {this.name!r}: its weights don't fit {this.architecture}: {what}") from error
+        raise EncoderError(
+            f"encoder {this.name!r}: its weights don't fit {this.architecture}: {what}"
+        ) from error
 
 
 def check_card(this: EncoderCard, model: Any) -> None:
@@ -64,14 +72,21 @@ def check_card(this: EncoderCard, model: Any) -> None:
         "n_prefix_tokens": int(getattr(model, "num_prefix_tokens", 0)),
         "n_dims": READOUTS[this.readout].width(model),
     }
-    said = {key: getattr(this, key) for key in built}
-    wrong = [f"{key} is {built[key]}, the card says {said[key]}" for key in built if built[key] != said[key]]
+    said = vars(this)
+    wrong = [
+        f"{key} is {value}, the card says {said[key]}"
+        for key, value in built.items()
+        if value != said[key]
+    ]
     if wrong:
         raise EncoderError(f"encoder {this.name!r} isn't what its card says: {'; '.join(wrong)}")
 
 
 def choose_device(name: str) -> "torch.device":
-    """The torch device ``name``; "auto" is cuda where there is one, else cpu. Raises EncoderError for one that isn't there."""
+    """The torch device ``name``; "auto" is cuda where there is one, else cpu.
+
+    Raises EncoderError for one that isn't there.
+    """
     import torch
 
     if name == "auto":
@@ -80,21 +95,27 @@ def choose_device(name: str) -> "torch.device":
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise EncoderError(f"device {name!r} can't be used ({str(error).splitlines()[0]}); use 'auto' or 'cpu'") from None
+        raise EncoderError(
+            f"device {name!r} can't be used ({str(error).splitlines()[0]}); use 'auto' or 'cpu'"
+        ) from None
     return device
 
 
 def computes_bfloat16(device: "torch.device") -> bool:
-    """Whether to train in bfloat16: on a GPU that has it. Others train in float32, as float16 would need its loss scaled."""
+    """Whether to train in bfloat16: on a GPU that has it.
+
+    Others train in float32, as float16 would need its loss scaled.
+    """
     import torch
 
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def load(encoder: str | EncoderCard, device: str = "cpu") -> "Encoder":
-    """Load an encoder, by name or card, frozen, in evaluation mode, on ``device`` (as `choose_device`), checked by its card.
+    """Load an encoder, by name or card: frozen, in evaluation mode, checked by its card.
 
-    Raises EncoderError where the weights can't be had (see `weights.hub_file`) or the network isn't what the card says.
+    Raises EncoderError where the weights can't be had (see `weights.hub_file`) or the network isn't
+    what the card says.
     """
     this, where = card_of(encoder) if isinstance(encoder, str) else encoder, choose_device(device)
     model, revision = build(this, pretrained=True, seed=0)
@@ -105,18 +126,21 @@ def load(encoder: str | EncoderCard, device: str = "cpu") -> "Encoder":
 def build_network(
     encoder: str | EncoderCard, n_classes: int = 1, pretrained: bool = True, seed: int | None = None
 ) -> "torch.nn.Module":
-    """The architecture of an encoder, by name or card, with a new linear head, to be trained end to end; ``.card`` is its card.
+    """An encoder's architecture with a new linear head, to be trained end to end.
 
-    Takes float32 (n, 3, height, width), normalised by the card's mean and std, and gives logits (n, n_classes). The head
-    sits on the class token, or on a convolutional network's pooled features. Without ``pretrained`` every weight is drawn,
-    else only the head: by ``seed`` and the name alone, or by torch's generator as it stands where ``seed`` is None. Raises
-    EncoderError where weights can't be had.
+    encoder: a name or a card, which becomes ``.card`` of the network. Takes float32 (n, 3, height,
+    width), normalised by the card's mean and std, and gives logits (n, n_classes). The head sits on
+    the class token, or on a convolutional network's pooled features. Without ``pretrained`` every
+    weight is drawn, else only the head: by ``seed`` and the name alone, or by torch's generator as
+    it stands where ``seed`` is None. Raises EncoderError where weights can't be had.
     """
     this = card_of(encoder) if isinstance(encoder, str) else encoder
     try:
         model, _ = build(this, pretrained, seed)
     except EncoderError as error:
-        raise EncoderError(f"{error}. To train from random weights instead, set pretrained: false in the network") from error
+        raise EncoderError(
+            f"{error}. To train from random weights instead, set pretrained: false in the network"
+        ) from error
     with seeded(seed, "head", this.name):
         if READOUTS[this.readout].begins_with_class_token:
             model.reset_classifier(n_classes, "token")
@@ -178,7 +202,7 @@ def _read_image(file: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen network with its card. revision: the commit or version that the weights came from."""
+    """A frozen network with its card. revision: the commit or version of its weights."""
 
     card: EncoderCard
     model: Any
@@ -187,15 +211,15 @@ class Encoder:
 
     @property
     def precision(self) -> str:
-        """What the network is computed in here: the card's precision on a GPU, float32 everywhere else."""
+        """What the network computes in: the card's precision on a GPU, else float32."""
         return self.card.precision if self.device.type == "cuda" else "float32"
 
     def transform(self, patches: "np.ndarray | torch.Tensor") -> "torch.Tensor":
-        """uint8 (n, height, width, 3) to the network's input, float32 (n, 3, crop_px, crop_px); see `preprocess.transform`."""
+        """uint8 (n, height, width, 3) to the network's input; see `preprocess.transform`."""
         return preprocess.transform(patches, self.card, self.device)
 
     def compute(self, patches: "np.ndarray | torch.Tensor") -> "torch.Tensor":
-        """Embed uint8 (n, height, width, 3); gives float32 (n, n_dims) on the encoder's device, maybe still being computed."""
+        """Embed uint8 (n, height, width, 3); gives float32 (n, n_dims) on the encoder's device."""
         import torch
 
         with torch.inference_mode(), preprocess.exact_float32(self.device):
@@ -206,7 +230,9 @@ class Encoder:
         import torch
 
         mixed = self.precision != "float32"
-        with torch.autocast(self.device.type, getattr(torch, self.precision) if mixed else None, enabled=mixed):
+        with torch.autocast(
+            self.device.type, getattr(torch, self.precision) if mixed else None, enabled=mixed
+        ):
             return read_out(self.model, self.card, images).float()
 
     def embed(self, patches: np.ndarray, patch_ids: Sequence[int] | None = None) -> np.ndarray:
@@ -215,22 +241,38 @@ class Encoder:
         Raises ValueError for anything but RGB bytes, EncoderError as `checked` does.
         """
         if patches.dtype != np.uint8 or patches.ndim != 4 or patches.shape[-1] != 3:
-            raise ValueError(f"patches must be uint8 (n, height, width, 3); these are {patches.dtype} {patches.shape}")
+            raise ValueError(
+                "patches must be uint8 (n, height, width, 3); "
+                f"these are {patches.dtype} {patches.shape}"
+            )
         if len(patches) == 0:
             return np.zeros((0, self.card.n_dims), np.float32)
-        return self.checked(self.compute(patches).cpu().numpy(), range(len(patches)) if patch_ids is None else patch_ids)
+        return self.checked(
+            self.compute(patches).cpu().numpy(),
+            range(len(patches)) if patch_ids is None else patch_ids,
+        )
 
     def checked(self, features: np.ndarray, patch_ids: Sequence[int]) -> np.ndarray:
-        """``features`` as they are; raises EncoderError where they aren't (n_patches, n_dims) or not finite, naming patches."""
+        """``features`` as they are.
+
+        Raises EncoderError, naming patches, where they aren't (n_patches, n_dims) or not finite.
+        """
         if features.shape != (len(patch_ids), self.card.n_dims):
             raise EncoderError(
-                f"encoder {self.card.name!r} gives {features.shape[1:]}, its card says {self.card.n_dims} dimensions"
+                f"encoder {self.card.name!r} gives {features.shape[1:]}, "
+                f"its card says {self.card.n_dims} dimensions"
             )
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(bad):
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
             half = self.precision == "float16"
-            hint = "; float16 may have overflowed, float32 in its card won't" if half else "; are its weights whole?"
+            hint = (
+                "; float16 may have overflowed, float32 in its card won't"
+                if half
+                else "; are its weights whole?"
+            )
             which = [int(patch_ids[row]) for row in bad[:5]]
-            raise EncoderError(f"encoder {self.card.name!r} gives NaN or infinity for patches {which}{more}{hint}")
+            raise EncoderError(
+                f"encoder {self.card.name!r} gives NaN or infinity for patches {which}{more}{hint}"
+            )
         return features

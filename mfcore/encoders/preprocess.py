@@ -1,7 +1,6 @@
-"""From a patch to a network's input, as encoders are published: torchvision's transforms on PIL images, to the last bit."""
+"""From a patch to a network's input: torchvision's transforms on PIL images, to the last bit."""
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -14,11 +13,15 @@ if TYPE_CHECKING:
     import torch
 
 
-def transform(patches: "np.ndarray | torch.Tensor", card: EncoderCard, device: "torch.device") -> "torch.Tensor":
-    """uint8 (n, height, width, 3) to float32 (n, 3, crop_px, crop_px), as the card's resize, crop, mean and std say.
+def transform(
+    patches: "np.ndarray | torch.Tensor", card: EncoderCard, device: "torch.device"
+) -> "torch.Tensor":
+    """uint8 (n, height, width, 3) to float32 (n, 3, crop_px, crop_px), as the card says.
 
-    The same as torchvision's Resize, CenterCrop, ToTensor and Normalize on PIL images. Pillow resizes on the CPU; the bytes
-    go to the device, from pinned memory while earlier work is still computed, and are normalised there.
+    The same as torchvision's Resize, CenterCrop, ToTensor and Normalize on PIL images. Pillow
+    resizes on the CPU; the bytes are normalised on the device. The result lies in memory as the
+    patches do, channels last, which convolutions on a CPU and in half precision take twice as fast
+    and transformers as well as any.
     """
     import torch
 
@@ -30,12 +33,17 @@ def transform(patches: "np.ndarray | torch.Tensor", card: EncoderCard, device: "
         images = _resized(images, size, card.interpolation)
     top, left = (round((side - card.crop_px) / 2) for side in images.shape[1:3])
     images = images[:, top : top + card.crop_px, left : left + card.crop_px]
-    return _normalise(images.to(device, non_blocking=True), card)
+    pixels = images.to(device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32)
+    factor = torch.tensor([1 / (255 * std) for std in card.std], device=device)
+    offset = torch.tensor(
+        [-mean / std for mean, std in zip(card.mean, card.std, strict=True)], device=device
+    )
+    return torch.addcmul(offset.view(3, 1, 1), pixels, factor.view(3, 1, 1))
 
 
 @contextlib.contextmanager
 def exact_float32(device: "torch.device") -> Iterator[None]:
-    """Within it, a GPU computes float32 in float32: no TF32, which keeps 10 of the 23 binary digits."""
+    """Within it, a GPU computes float32 without TF32, which keeps 10 of 23 binary digits."""
     import torch
 
     if device.type != "cuda":
@@ -53,7 +61,7 @@ def exact_float32(device: "torch.device") -> Iterator[None]:
 
 
 def _resized(images: "torch.Tensor", size: tuple[int, int], interpolation: str) -> "torch.Tensor":
-    """uint8 (n, height, width, 3) to uint8 (n, *size, 3) by Pillow's "bilinear" or "bicubic", antialiased."""
+    """uint8 (n, height, width, 3) to uint8 (n, *size, 3) by Pillow, antialiased."""
     import torch
 
     kernel = Image.Resampling[interpolation.upper()]
@@ -61,31 +69,3 @@ def _resized(images: "torch.Tensor", size: tuple[int, int], interpolation: str) 
     for into, image in zip(resized, images.cpu().numpy(), strict=True):
         into[:] = np.asarray(Image.fromarray(image).resize(size[::-1], kernel))
     return torch.from_numpy(resized)
-
-
-def _normalise(images: "torch.Tensor", card: EncoderCard) -> "torch.Tensor":
-    """uint8 (n, height, width, 3) to float32 (n, 3, height, width), each channel less its mean, by its std.
-
-    One multiplication and one addition, along lines of pixels. The result lies in memory as the patches do, channels last,
-    which convolutions on a CPU and in half precision take twice as fast and transformers as well as any.
-    """
-    import torch
-
-    n, height, width, _ = images.shape
-    factor, offset = _line(card.mean, card.std, width, images.device)
-    lines = images.reshape(n, height, width * 3).to(torch.float32)
-    torch.addcmul(offset, lines, factor, out=lines)
-    return lines.view(n, height, width, 3).permute(0, 3, 1, 2)
-
-
-@functools.lru_cache(maxsize=32)
-def _line(
-    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: "torch.device"
-) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """What a line of ``width`` pixels is multiplied by and what is added then, both float32 (width * 3,)."""
-    import torch
-
-    factor = [1 / (255 * of) for of in std]
-    offset = [-middle / of for middle, of in zip(mean, std, strict=True)]
-    with torch.inference_mode(False):  # what is kept must be of use in training, too
-        return torch.tensor(factor).repeat(width).to(device), torch.tensor(offset).repeat(width).to(device)

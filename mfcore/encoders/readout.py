@@ -14,10 +14,11 @@ class Readout:
 
     title: in words.
     width: gives the length of a network's embedding.
-    read: gives the embedding (n, width) for a network, its number of prefix tokens and normalised images float32
-        (n, 3, height, width).
-    begins_with_class_token: whether the embedding's first part is the class token; such a network needs one.
-    maps: which feature maps the embedding is made of, as ``indices`` of timm's ``forward_intermediates``.
+    read: gives the embedding (n, width) for a network, its number of prefix tokens and normalised
+        images float32 (n, 3, height, width).
+    begins_with_class_token: whether the embedding's first part is the class token; such a network
+        needs one.
+    maps: the feature maps of the embedding, as ``indices`` of timm's ``forward_intermediates``.
     """
 
     title: str
@@ -42,14 +43,23 @@ def _class_and_mean(model: Any, n_prefix: int, images: "torch.Tensor") -> "torch
 
 
 def _layer_3(model: Any, _n_prefix: int, images: "torch.Tensor") -> "torch.Tensor":
-    return model.forward_intermediates(images, indices=LAYER_3, intermediates_only=True)[0].mean(dim=(2, 3))
+    return model.forward_intermediates(images, indices=LAYER_3, intermediates_only=True)[0].mean(
+        dim=(2, 3)
+    )
 
 
 READOUTS = {
-    "pooled": Readout("as the network pools", lambda model: model.head_hidden_size, lambda model, _, images: model(images)),
+    "pooled": Readout(
+        "as the network pools",
+        lambda model: model.head_hidden_size,
+        lambda model, _, images: model(images),
+    ),
     "class": Readout("class token", lambda model: model.num_features, _class_token, True),
     "class+mean": Readout(
-        "class token and mean of the patch tokens", lambda model: 2 * model.num_features, _class_and_mean, True
+        "class token and mean of the patch tokens",
+        lambda model: 2 * model.num_features,
+        _class_and_mean,
+        True,
     ),
     # registers hold no place in the image; the released code of Ganz et al. averages Virchow2's in
     "class+rest": Readout(
@@ -59,6 +69,9 @@ READOUTS = {
         True,
     ),
     "layer3": Readout(
-        "mean over the last feature map but one", lambda model: model.feature_info[-2]["num_chs"], _layer_3, maps=LAYER_3
+        "mean over the last feature map but one",
+        lambda model: model.feature_info[-2]["num_chs"],
+        _layer_3,
+        maps=LAYER_3,
     ),
 }

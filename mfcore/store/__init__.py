@@ -1,45 +1,49 @@
-"""Results that describe themselves: a folder for each run, written aside and renamed, done when ``run.json`` stands.
+"""Results that describe themselves: a folder for each run, done when it has its ``run.json``.
 
-A run's folder is named ``<stage>-<name>-<key>``; the key is the hash of its config and of the keys of its inputs. A run
-of several units of work (a fold at a size) keeps each finished unit, so that a kill loses the unit in hand and no more.
+A run's folder is named ``<stage>-<name>-<key>``; the key is the hash of its config and of the keys
+of its inputs. A run of several units of work (a fold at a size) keeps each finished unit, so that a
+kill loses the unit in hand and no more.
 """
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
-import platform
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pandas as pd
 
 from mfcore.store.comparison import changes, differences as differences
+from mfcore.store.errors import StoreError
+from mfcore.store.locks import alone as alone, in_turn as in_turn
 from mfcore.store.machine import environment, n_threads
 from mfcore.store.names import file_name as file_name, words_of
-from mfcore.store.records import digest, file_sha256 as file_sha256, is_as_recorded, note_made, recorded
-from mfcore.store.text import TwiceError, parse_json
+from mfcore.store.records import (
+    digest,
+    file_sha256 as file_sha256,
+    is_as_recorded,
+    note_made,
+    recorded,
+)
+from mfcore.store.text import parse_json
 
 IDENTITY = ("stage", "name", "config", "inputs")  # of a run
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # what such file systems say
-_HOST = platform.node().replace(".", "_")  # processes of several machines may share a folder, and their numbers
-
-
-class StoreError(RuntimeError):
-    """A result is missing, unfinished or not what it should be; the message says which and what to do."""
+LEFT_OVER_S = 86_400  # nobody writes an unfinished file any more that is as old
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; on success it takes the place of ``path`` in one step, on error it goes."""
+    """Yield a path to write to; on success it replaces ``path`` in one step.
+
+    On error it is removed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.partial")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         yield aside
         with aside.open("rb") as written:
@@ -48,64 +52,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
         note_made("file", path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def write_first(path: str | Path, content: bytes) -> None:
-    """Write a file, whole or not at all, unless it is there: of several processes at once, on several machines, one does."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.partial")
-    try:
-        with aside.open("wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        try:
-            os.link(aside, path)
-        except FileExistsError:
-            return
-        except OSError:  # a file system without links
-            if not path.exists():
-                aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def alone(folder: str | Path, who: str) -> Iterator[None]:
-    """Hold the folder's lock; the system lets it go however the process ends, so none is ever left behind.
-
-    Raises StoreError where another process holds it; ``who`` names what both are, as in "sweep". Where the file system has no
-    locks, nobody is refused.
-    """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with (Path(folder) / ".lock").open("w") as lock:
-        try:
-            _lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(f"another {who} is at work on {folder}; wait for it, or stop it") from None
-        yield
-
-
-@contextlib.contextmanager
-def in_turn(folder: str | Path, name: str) -> Iterator[None]:
-    """Hold the lock ``name`` of a folder, once whoever holds it lets it go: several processes do the same work one by one.
-
-    The system lets it go however a process ends. Where the file system has no locks, nobody waits.
-    """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with (Path(folder) / f".{name}.lock").open("w") as lock:
-        _lock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _lock(file: IO, how: int) -> None:
-    """Lock a file where its file system can; raises BlockingIOError where another has it and ``how`` doesn't wait."""
-    try:
-        fcntl.flock(file, how)
-    except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
-            raise
 
 
 def write_json(path: str | Path, content: object) -> None:
@@ -118,12 +64,12 @@ def read_json(path: str | Path) -> dict:
     """Read a JSON file; raises StoreError where it isn't there, isn't JSON or says a key twice."""
     try:
         return parse_json(Path(path).read_text(encoding="utf-8"))
-    except TwiceError as error:
-        raise StoreError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None
     except ValueError as error:
-        raise StoreError(f"{path} is not JSON ({error}); remove it and run the step again") from None
+        raise StoreError(
+            f"{path} is not JSON ({error}); remove it and run the step again"
+        ) from None
 
 
 def write_parquet(path: str | Path, table: pd.DataFrame) -> None:
@@ -138,11 +84,13 @@ def read_parquet(path: str | Path) -> pd.DataFrame:
     whole = path.with_suffix(".*") if path.parent.name == "units" else path.parent
     try:
         return pd.read_parquet(path)
+    except PermissionError:
+        raise
     except (ValueError, OSError) as error:  # pyarrow's errors are of these
-        if isinstance(error, PermissionError):
-            raise
-        state = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({' '.join(str(error).split())[:200]})"
-        raise StoreError(f"{path} is {state}; remove {whole} and run the step again") from None
+        reason = " ".join(str(error).split())[:200]
+        raise StoreError(
+            f"{path} is missing or damaged ({reason}); remove {whole} and run the step again"
+        ) from None
 
 
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:
@@ -182,17 +130,11 @@ class Run:
         return self.folder.joinpath(*parts)
 
     def unit_file(self, unit: str, suffix: str = ".parquet") -> Path:
-        """Where the result of one unit of work goes; write it with `replacing`, and it is done when it is there."""
+        """The result of one unit of work, done when the file exists; write it with `replacing`."""
         return self.folder / "units" / f"{unit}{suffix}"
 
     def finish(self, files: list[str], **facts: object) -> "Run":
-        """Write ``run.json``: from what, by which code, in which environment, how long, and the checksums of ``files``.
-
-        Raises StoreError where a file to be recorded isn't there.
-        """
-        for name in files:
-            if not self.path(name).is_file():
-                raise StoreError(f"{self.folder}: {name} was to be recorded but isn't there")
+        """Write ``run.json``: inputs, code, environment, duration, checksums of ``files``."""
         write_json(
             self.path("run.json"),
             {
@@ -208,9 +150,10 @@ class Run:
         return self
 
     def examined(self, whole: bool = False) -> tuple[list[Path], list[Path]]:
-        """Which recorded files are missing, and which have another content; ``whole``: by checksum whatever size and time say.
+        """The recorded files that are missing, and those that have another content.
 
-        The time of an unchanged file (a copy's) is recorded anew.
+        whole: compare checksums also where size and time are the same. The time of an unchanged
+        file (a copy's) is recorded anew.
         """
         record, missing, differing = self.record, [], []
         for name, facts in record["files"].items():
@@ -226,24 +169,24 @@ class Run:
                 write_json(self.path("run.json"), record)
         return missing, differing
 
-    def verify(self, whole: bool = True) -> "Run":
-        """Raise StoreError, naming every recorded file that is missing or has another content (see `examined`)."""
-        missing, differing = self.examined(whole)
-        if found := [*missing, *differing]:
-            names = ", ".join(map(str, found))
-            raise StoreError(f"{names} is missing or not as recorded; remove {self.folder} and run the step again")
+    def verify(self) -> "Run":
+        """Raise StoreError, naming all recorded files that are missing or changed."""
+        if wrong := [str(path) for paths in self.examined() for path in paths]:
+            names = ", ".join(wrong)
+            raise StoreError(
+                f"{names} is missing or not as recorded; remove {self.folder} and run it again"
+            )
         return self
 
 
 def run_at(folder: str | Path) -> Run:
-    """The finished run in a folder; raises StoreError where its ``run.json`` is missing or damaged."""
+    """The finished run in a folder; raises StoreError where ``run.json`` is missing or damaged."""
     file = Path(folder) / "run.json"
     record = read_json(file)
     try:
         run = Run(file.parent, {key: record[key] for key in IDENTITY})
-        is_whole = record["key"] == run.key and all({"sha256", "bytes"} <= set(f) for f in record["files"].values())
-        is_whole = is_whole and {"finished", "facts", "environment"} <= set(record)
-    except (AttributeError, KeyError, TypeError):
+        is_whole = record["key"] == run.key
+    except (KeyError, TypeError):
         is_whole = False
     if not is_whole:
         raise StoreError(f"{file} is damaged; remove {file.parent} and run the step again")
@@ -255,43 +198,54 @@ def runs(results: str | Path, stage: str = "*") -> list[Run]:
     return [run_at(file.parent) for file in sorted(Path(results).glob(f"{stage}-*/run.json"))]
 
 
-def _run(results: str | Path, stage: str, name: str, config: Mapping, inputs: Mapping[str, str]) -> Run:
+def _run(
+    results: str | Path, stage: str, name: str, config: Mapping, inputs: Mapping[str, str]
+) -> Run:
     """The run of that identity, whatever there is of it."""
-    identity = json.loads(json.dumps({"stage": stage, "name": name, "config": config, "inputs": dict(inputs)}, allow_nan=False))
+    identity = {"stage": stage, "name": name, "config": config, "inputs": inputs}
+    identity = json.loads(json.dumps(identity, allow_nan=False))
     return Run(Path(results) / f"{stage}-{words_of(name)}-{digest(identity)}", identity)
 
 
 def _pointer(results: str | Path, stage: str, name: str, known: Mapping) -> Path:
-    """The file that names the current run among those that `find_run` can't tell from one another by what it knows."""
-    return Path(results) / "current" / f"{digest([stage, name, json.loads(json.dumps(known))])}.json"
+    """The file that names the current run among all that ``known`` describes."""
+    return Path(results) / "current" / f"{digest([stage, name, known])}.json"
 
 
 def open_run(
-    results: str | Path, stage: str, name: str, config: Mapping, inputs: Mapping[str, str], known: Mapping | None = None
+    results: str | Path,
+    stage: str,
+    name: str,
+    config: Mapping,
+    inputs: Mapping[str, str],
+    known: Mapping | None = None,
 ) -> Run:
-    """Open the folder of one run, new, begun or finished, under ``results``, and make it the current one of its config.
+    """Open the folder of a run, new, begun or finished, and make it the current one.
 
-    ``inputs`` names what the run reads: keys of earlier runs, checksums of files. known: what a reader who doesn't know all
-    of config and inputs looks for (`find_known`). Raises StoreError where the folder was made from something else, naming the
-    keys that differ, and where a file of a finished run isn't as recorded.
+    ``inputs`` names what the run reads: keys of earlier runs, checksums of files. known: what a
+    reader who doesn't know all of config and inputs looks for (`find_known`). Raises StoreError
+    where the folder was made from something else, naming the keys that differ, and where a file of
+    a finished run isn't as recorded.
     """
     run = _run(results, stage, name, config, inputs)
     folder, identity = run.folder, run.identity
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):  # another process may be at work in the folder
         for aside in folder.rglob(".*.partial"):
-            if _is_left_over(aside):
-                aside.unlink(missing_ok=True)
+            if time.time() - aside.stat().st_mtime > LEFT_OVER_S:
+                aside.unlink()
     begun = folder / "begun.json"
     if begun.is_file():
         differing = changes(read_json(begun), identity)
         if differing:
-            raise StoreError(f"{folder} was made from something else: {'; '.join(differing)}. Remove it to start anew.")
+            raise StoreError(
+                f"{folder} was made from something else: {'; '.join(differing)}. Remove it."
+            )
     else:
         write_json(begun, identity)
     if run.done:
-        run_at(folder).verify(whole=False)
-    for what in (config, *([known] if known is not None else [])):
+        run_at(folder).verify()
+    for what in (config, known or config):
         pointer, content = _pointer(results, stage, name, what), {"run": folder.name}
         if not pointer.is_file() or read_json(pointer) != content:
             write_json(pointer, content)
@@ -299,97 +253,94 @@ def open_run(
     return run
 
 
-def _is_left_over(aside: Path) -> bool:
-    """Whether nobody writes this file any more: the process that did is gone from this machine, or it is a day old."""
-    *_, host, pid, _ = f"..{aside.name}".rsplit(".", 3)
-    if host == _HOST and pid.isdigit():
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
-    with contextlib.suppress(FileNotFoundError):
-        return time.time() - aside.stat().st_mtime > 86_400
-    return False
-
-
-def find_run(results: str | Path, stage: str, name: str, config: Mapping, inputs: Mapping[str, str] | None = None) -> Run:
+def find_run(
+    results: str | Path,
+    stage: str,
+    name: str,
+    config: Mapping,
+    inputs: Mapping[str, str] | None = None,
+) -> Run:
     """The finished run of ``stage`` called ``name`` with this config and these inputs.
 
-    Without inputs it is the one that was opened last with this config, by whoever knows its inputs. Raises StoreError, naming
-    what differs in the nearest run there is, where there is none, or where several could be meant.
+    Without inputs it is the one that was opened last with this config, by whoever knows its inputs.
+    Raises StoreError, naming what differs in the nearest run, where there is none.
     """
-    wanted = json.loads(json.dumps(dict(config)))
-    if inputs is not None:
-        run = _run(results, stage, name, config, inputs)
-        if run.done:
-            return run_at(run.folder)
-
-    def differing(run: Run) -> list[str]:
-        found = changes(run.identity["config"], wanted)
-        return found if inputs is None else found + changes(run.identity["inputs"], dict(inputs))
-
-    return find_known(results, stage, name, wanted, differing) if inputs is None else _only(results, stage, name, differing)
+    if inputs is None:
+        return find_known(results, stage, name, config)
+    run = _run(results, stage, name, config, inputs)
+    if not run.done:
+        raise _missing(results, stage, name, {**inputs, **config})
+    return run_at(run.folder)
 
 
-def find_known(
-    results: str | Path, stage: str, name: str, known: Mapping, differing: Callable[[Run], list[str]] | None = None
-) -> Run:
-    """The finished run that was opened last with this ``known``; where none was, the only one in which nothing is differing.
+def find_known(results: str | Path, stage: str, name: str, known: Mapping) -> Run:
+    """The finished run that was opened last with this ``known`` (see `open_run`).
 
-    differing: what of a run isn't as wanted; by default what ``known`` says of config and inputs. Raises as `find_run`.
+    Raises as `find_run`.
     """
-
-    def by_known(run: Run) -> list[str]:
-        there = {**run.identity["config"], **run.identity["inputs"]}
-        return changes({key: there[key] for key in known if key in there}, json.loads(json.dumps(known)))
-
-    differing, pointer = differing or by_known, _pointer(results, stage, name, known)
-    if pointer.is_file():
-        folder = Path(results) / str(read_json(pointer).get("run"))
-        if not Run(folder, {}).done:
-            raise StoreError(
-                f"{folder}, the current {stage!r} run {name!r}, isn't finished; run the notebook that makes it again"
-            )
-        if not differing(run := run_at(folder)):
-            return run
-    return _only(results, stage, name, differing)
-
-
-def _only(results: str | Path, stage: str, name: str, differing: Callable[[Run], list[str]]) -> Run:
-    """The only finished run of that stage and name in which nothing is differing; raises StoreError as `find_run`."""
-    named = [run for run in runs(results, stage) if run.identity["name"] == name]
-    found = [run for run in named if not differing(run)]
-    if found:
-        return current(found)
-    nearest = f" {named[-1].folder.name} is there, but {'; '.join(differing(named[-1]))}." if named else ""
-    raise StoreError(f"no finished {stage!r} run {name!r} in {results};{nearest or ' run the notebook that makes it first.'}")
-
-
-def current(found: list[Run], known: Callable[[Run], Mapping] = lambda run: run.identity["config"]) -> Run:
-    """Of finished runs of one stage and name the one that was opened last by what is ``known`` of it, or the only one.
-
-    Raises StoreError, naming them, where several could be meant.
-    """
-    pointers = [_pointer(run.folder.parent, run.identity["stage"], run.identity["name"], known(run)) for run in found]
-    names = [read_json(file)["run"] if file.is_file() else "" for file in pointers]
-    named = [run for run, name in zip(found, names, strict=True) if run.folder.name == name]
-    if len(found) > 1 and len(named) != 1:
+    pointer = _pointer(results, stage, name, known)
+    if not pointer.is_file():  # copied without it, say
+        named = [run for run in runs(results, stage) if run.identity["name"] == name]
+        if alike := [run for run in named if not _differing(run, known)]:
+            return current(alike)
+        raise _missing(results, stage, name, known)
+    folder = Path(results) / str(read_json(pointer).get("run"))
+    if not Run(folder, {}).done:
         raise StoreError(
-            f"several finished runs could be meant: {', '.join(str(run.folder) for run in found)}; run the notebook that makes "
-            "it, which names the current one, or remove the others"
+            f"{folder}, the current {stage!r} run {name!r}, isn't finished; run its notebook again"
         )
-    return found[0] if len(found) == 1 else named[0]
+    return run_at(folder)
+
+
+def _differing(run: Run, known: Mapping) -> list[str]:
+    """In what a run differs from ``known``, as far as it has the same keys."""
+    made_of = {**run.identity["inputs"], **run.identity["config"]}
+    shared = {key: made_of[key] for key in known if key in made_of}
+    return changes(shared, json.loads(json.dumps(known)))
+
+
+def _missing(results: str | Path, stage: str, name: str, known: Mapping) -> StoreError:
+    """The error for a run that doesn't exist; it says in what another run differs."""
+    nearest = "run the notebook that makes it first"
+    for run in runs(results, stage):
+        if run.identity["name"] == name:
+            reason = "; ".join(_differing(run, known)) or "it has other keys"
+            nearest = f"{run.folder.name} is there, but {reason}"
+    return StoreError(f"no finished {stage!r} run {name!r} in {results}; {nearest}.")
+
+
+def current(
+    found: list[Run], known: Callable[[Run], Mapping] = lambda run: run.identity["config"]
+) -> Run:
+    """Of finished runs of one stage and name, the one that was opened last.
+
+    known: what is known of a run (see `open_run`); by default its config. Raises StoreError, naming
+    them, where several could be meant.
+    """
+    named = []
+    for run in found:
+        pointer = _pointer(
+            run.folder.parent, run.identity["stage"], run.identity["name"], known(run)
+        )
+        if pointer.is_file() and read_json(pointer)["run"] == run.folder.name:
+            named.append(run)
+    if len(named) == 1 or len(found) == 1:
+        return (named or found)[0]
+    folders = ", ".join(str(run.folder) for run in found)
+    raise StoreError(
+        f"several finished runs could be meant: {folders}; remove all but one, or run the notebook "
+        "that makes it again, which names the current one"
+    )
 
 
 def read_embeddings(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Features float32 (n_patches, n_dims) and patch ids int64 (n_patches,) of a finished embedding run's HDF5 file."""
+    """Features float32 (n_patches, n_dims) and patch ids int64 (n_patches,) of a finished run."""
     import h5py
 
     try:
         with h5py.File(run.path("embeddings.h5")) as content:
             return content["features"][:], content["patch_id"][:]
     except (OSError, KeyError) as error:
-        raise StoreError(f"{run.path('embeddings.h5')} can't be read ({error}); remove {run.folder} and embed again") from None
+        file = run.path("embeddings.h5")
+        remedy = f"remove {run.folder} and embed again"
+        raise StoreError(f"{file} can't be read ({error}); {remedy}") from None

@@ -16,7 +16,7 @@ def differences(left: Mapping, right: Mapping, where: str = "") -> list[str]:
 
 
 def changes(was: Mapping, now: Mapping) -> list[str]:
-    """What became of each key in which two nested mappings differ, as in "card.interpolation was bicubic, is bilinear"."""
+    """Each key in which two nested mappings differ, as "card.std was 0.5, is 0.2"."""
 
     def value(content: object, name: str) -> str:
         for part in name.split("."):
@@ -26,4 +26,6 @@ def changes(was: Mapping, now: Mapping) -> list[str]:
         text = str(content)
         return text if len(text) <= 80 else f"{text[:77]}..."
 
-    return [f"{name} was {value(was, name)}, is {value(now, name)}" for name in differences(was, now)]
+    return [
+        f"{name} was {value(was, name)}, is {value(now, name)}" for name in differences(was, now)
+    ]

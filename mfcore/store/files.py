@@ -1,4 +1,4 @@
-"""Files as inputs: what stands for a file's content, read again only where the file changed, and what a slide is made of."""
+"""Files as inputs: fingerprints of their content, and the files that a slide is made of."""
 
 import contextlib
 import hashlib
@@ -17,8 +17,9 @@ IN_ONE_FOLDER = (".dcm", ".vms", ".vmu")  # slides whose parts lie beside the fi
 def fingerprint(path: str | Path) -> list[int | str]:
     """Size in bytes and SHA-256, as hex, of a file's content.
 
-    Of a file of more than WHOLE_BYTES, 32 evenly spaced blocks of BLOCK_BYTES are read, the first and the last among them.
-    Times and names don't enter: a copy has the fingerprint of its original.
+    Of a file of more than WHOLE_BYTES, 32 evenly spaced blocks of BLOCK_BYTES are read, the first
+    and the last among them. Times and names don't enter: a copy has the fingerprint of its
+    original.
     """
     path = Path(path)
     n_bytes = path.stat().st_size
@@ -42,18 +43,17 @@ def below(folder: str | Path) -> list[Path]:
 
 
 def parts_of(slide: str | Path) -> list[Path]:
-    """Every file that a slide is made of: those of a folder, of an MRXS's folder of its name, those beside a DICOM's."""
+    """Every file of a slide: a folder's, those in an MRXS's folder, those next to a DICOM file."""
     slide = Path(slide)
     if slide.is_dir():
         return below(slide)
     if slide.suffix.lower() in IN_ONE_FOLDER:
         return [file for file in below(slide.parent) if file.parent == slide.parent]
-    beside = slide.with_suffix("") if slide.suffix.lower() == ".mrxs" else None
-    return [slide, *(below(beside) if beside is not None and beside.is_dir() else ())]
+    return [slide, *(below(slide.with_suffix("")) if slide.suffix.lower() == ".mrxs" else ())]
 
 
 class Fingerprints:
-    """What stands for the content of files; kept in ``file``, so that a file of the same size and time is only looked up.
+    """Fingerprints of files; kept in ``file``, so that an unchanged file isn't read again.
 
     trusts: whether size and time are enough. A cache that can't be read or written costs time only.
     """
@@ -61,8 +61,8 @@ class Fingerprints:
     def __init__(self, file: str | Path | None = None, trusts: bool = True):
         self._file, self._known, self._now = file and Path(file), {}, {}
         if self._file is not None and trusts:
-            with contextlib.suppress(store.StoreError, AttributeError):
-                self._known = dict(store.read_json(self._file).items())
+            with contextlib.suppress(store.StoreError):
+                self._known = store.read_json(self._file)
 
     def of(self, path: str | Path, whole: bool = False) -> list[int | str]:
         """A file's `fingerprint`; ``whole``: size and SHA-256 of all of it, however large."""
@@ -76,17 +76,16 @@ class Fingerprints:
         return [known[0], known[2]]
 
     def of_slide(self, path: str | Path) -> list[int | str]:
-        """A slide's fingerprint: its file's, or, of several files, their bytes and a digest of names and fingerprints."""
+        """A slide's fingerprint: its file's; of several files, their bytes and a digest."""
         path = Path(path)
-        parts = parts_of(path)
-        if parts == [path]:
+        found = self.of_all(parts_of(path), path.parent)
+        if list(found) == [path.name]:
             return self.of(path)
-        found = {part.relative_to(path.parent).as_posix(): self.of(part) for part in parts}
         return [sum(n_bytes for n_bytes, _ in found.values()), digest(found)]
 
-    def of_all(self, paths: Iterable[Path], folder: Path, whole: bool = False) -> dict[str, list[int | str]]:
+    def of_all(self, paths: Iterable[Path], folder: Path) -> dict[str, list[int | str]]:
         """By their names below ``folder``."""
-        return {path.relative_to(folder).as_posix(): self.of(path, whole) for path in paths}
+        return {path.relative_to(folder).as_posix(): self.of(path) for path in paths}
 
     def write(self) -> None:
         """Keep what was asked for since this was made; what wasn't is forgotten."""

@@ -9,12 +9,22 @@ import sys
 from functools import cache
 from pathlib import Path
 
-PACKAGES = ("mfcore", "numpy", "pandas", "scikit-learn", "torch", "timm", "openslide-python", "openslide-bin", "snakemake")
+PACKAGES = (
+    "mfcore",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "torch",
+    "timm",
+    "openslide-python",
+    "openslide-bin",
+    "snakemake",
+)
 
 
 @cache
 def environment() -> dict:
-    """What the run ran in: Python, machine, versions of the packages that matter, commit and whether it was clean."""
+    """What the run ran in: Python, machine, versions of packages, commit."""
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -22,11 +32,13 @@ def environment() -> dict:
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
+        command = ["git", *arguments]
         try:
-            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
+            return subprocess.run(
+                command, cwd=here, capture_output=True, text=True, timeout=10, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
 
     changes = git("status", "--porcelain", "--", str(here))
     return {
@@ -41,7 +53,7 @@ def environment() -> dict:
 
 
 def n_threads() -> int:
-    """Threads that sums of this process are divided among, which decides the last digits of what is trained."""
+    """Threads of this process; they decide the last digits of what is trained."""
     if (torch := sys.modules.get("torch")) is not None:
         return int(torch.get_num_threads())
     said = os.environ.get("OMP_NUM_THREADS", "")

@@ -3,19 +3,23 @@
 import hashlib
 import re
 
-MAX_WORDS = 60  # characters of a name that its file shows; what is written aside and ends of names must fit beside them
+# characters of a name that its file shows; what is written aside and ends of names must fit beside
+# them
+MAX_WORDS = 60
 
 
 def file_name(text: str) -> str:
-    """A part of a file's name for any text, on every file system another for another text, also where case is ignored.
+    """A part of a file's name for any text; two texts never have the same, whatever their case.
 
-    Lower-case letters, digits and "_" are left as they are; any other text is cut to such words as it has and gets a digest. No
-    dot stands in it, so that a dot divides such parts, and one "-" at most, before the digest.
+    Lower-case letters, digits and "_" are left as they are; any other text is cut to such words as
+    it has and gets a digest. No dot stands in it, so that a dot divides such parts, and one "-" at
+    most, before the digest.
     """
     words = words_of(text).replace(".", "_").strip("_")
     if text and text == words.lower():
         return text
-    return f"{words or 'name'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{words or 'name'}-{digest[:12]}"
 
 
 def words_of(text: str) -> str:

@@ -1,7 +1,8 @@
 """Options: frozen data that are checked wherever they are made, each problem named by its key.
 
-A class of options is a pydantic dataclass. A file, Python code and `dataclasses.replace` all go through its checks: an
-unknown key, a value of the wrong type and a value out of range raise pydantic's ValidationError, a ValueError.
+A class of options is a pydantic dataclass. A file, Python code and `dataclasses.replace` all go
+through its checks: an unknown key, a value of the wrong type and a value out of range raise
+pydantic's ValidationError, a ValueError.
 """
 
 import dataclasses
@@ -19,9 +20,12 @@ class ConfigError(ValueError):
     """A file says something that it can't say; the message names file, key and remedy."""
 
 
-options = dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True))
+options = dataclass(
+    frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
+)
 
-# Types of fields. "3" is no number, true is no number, and 1.0 is no whole number; a whole number is a number.
+# Types of fields. "3" is no number, true is no number, and 1.0 is no whole number; a whole number
+# is a number.
 Flag = Annotated[bool, Strict()]
 Whole = Annotated[int, Strict()]
 Count = Annotated[Whole, Field(ge=1)]
@@ -44,13 +48,13 @@ WORDS = {
 }
 
 
-def as_dict(config: object) -> dict:
+def as_dict(config: Any) -> dict:
     """Options as plain data, ready for JSON and for `mfcore.store.records.digest`."""
-    return json.loads(json.dumps(dataclasses.asdict(typing.cast(Any, config))))
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """The known name that is most like ``name``, as the end of a message; empty where none is like it."""
+    """The known name most like ``name``, as the end of a message; empty where none is like it."""
     found = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {found[0]}?" if found else ""
 
@@ -89,20 +93,21 @@ Rising = AfterValidator(_rising)
 
 
 def refuse(problems: Mapping[str, str]) -> None:
-    """Raise one error for all ``problems``, what is wrong by key, from within a validator; no problem is no error."""
-    lines: Any = [
-        {"type": "value_error", "loc": (key,), "input": None, "ctx": {"error": text}} for key, text in problems.items()
-    ]
-    if lines:
+    """Raise one error for all ``problems`` (text by key) from within a validator, if any."""
+    if problems:
+        lines = [
+            {"type": "value_error", "loc": (key,), "ctx": {"error": text}}
+            for key, text in problems.items()
+        ]
         raise ValidationError.from_exception_data("options", lines)
 
 
 def problems_of(error: ValidationError, of: type, content: object) -> list[str]:
-    """Every problem of ``content``, which can't be options ``of`` that class: its key, what is wrong, what would be right.
+    """Every problem of ``content`` as options ``of`` a class: key, what is wrong, what is right.
 
     An entry of a list is called by its name where it has one: ``networks[resnet50].batch_size``.
     """
-    return [_text(line, of, content) for line in error.errors(include_url=False)]
+    return [_text(line, of, content) for line in error.errors()]
 
 
 def _text(line: Any, of: type, content: object) -> str:
@@ -119,13 +124,12 @@ def _text(line: Any, of: type, content: object) -> str:
     return f"{place}: {line['input']!r} {words}"
 
 
-def _place(loc: tuple[int | str, ...], content: object) -> str:
+def _place(loc: tuple[int | str, ...], content: Any) -> str:
     """Where a problem lies, as ``networks[resnet50].batch_size``."""
     place = ""
     for part in loc:
-        inner: Any = content
         try:
-            content = inner[part]
+            content = content[part]
         except (KeyError, IndexError, TypeError):
             content = None
         name = content.get("name") if isinstance(content, dict) else None
@@ -137,12 +141,14 @@ def _keys(of: type, loc: tuple[int | str, ...]) -> list[str]:
     """The keys of the options that lie at ``loc`` within options ``of`` a class."""
     for part in loc:
         if isinstance(part, str):
-            of = _options_in(typing.get_type_hints(of)[part]) or of
+            of = _options_in(typing.get_type_hints(of)[part])
     return [field.name for field in dataclasses.fields(of)]
 
 
 def _options_in(hint: Any) -> type | None:
     """The class of options in a type such as ``tuple[Network, ...]``."""
-    if dataclasses.is_dataclass(hint):
-        return typing.cast(type, hint)
-    return next(filter(None, map(_options_in, typing.get_args(hint))), None)
+    return (
+        hint
+        if dataclasses.is_dataclass(hint)
+        else next(filter(None, map(_options_in, typing.get_args(hint))), None)
+    )

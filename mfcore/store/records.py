@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-NOTES = "MFCORE_NOTES"  # the environment variable that names the file in which a job's processes note what they made
+# the environment variable that names the file in which a job's processes note what they made
+NOTES = "MFCORE_NOTES"
 
 
 def digest(content: object) -> str:
@@ -28,7 +29,10 @@ def recorded(path: Path) -> dict[str, int | str]:
 
 
 def is_as_recorded(path: Path, facts: Mapping, whole: bool = False) -> bool:
-    """Whether a file has the content that ``facts`` (of `recorded`) say; size and time are enough, unless ``whole``."""
+    """Whether a file has the content that ``facts`` (of `recorded`) say.
+
+    Size and time are enough, unless ``whole``.
+    """
     state = path.stat()
     if not whole and (state.st_size, state.st_mtime_ns) == (facts["bytes"], facts.get("mtime_ns")):
         return True
@@ -36,7 +40,7 @@ def is_as_recorded(path: Path, facts: Mapping, whole: bool = False) -> bool:
 
 
 def note_made(kind: str, path: Path) -> None:
-    """Note for the job that this process belongs to, if any, that it made a "run" or wrote a "file" (`sweep.run.run_job`)."""
+    """Note for this process's job (`sweep.run.run_job`) that a "run" or a "file" was made."""
     if notes := os.environ.get(NOTES):
         with Path(notes).open("a", encoding="utf-8") as out:
             out.write(json.dumps([kind, str(Path(path).absolute())]) + "\n")

@@ -121,7 +121,8 @@ def test_a_variant_says_what_it_departs_from_and_how_um_per_px_is_known(study, r
 
 def test_the_state_of_an_encoder_of_the_study(study, results, nowhere):
     waiting = row(study, results, "resnet50")
-    assert waiting["is"] == "not here" and waiting["state"].startswith("not embedded yet; is fetched at first use, about 94 MB")
+    assert waiting["is"] == "not here"
+    assert waiting["state"].startswith("not embedded yet; is fetched at first use, about 0.094 GB")
     embedded(study, results, "resnet50", cards()["resnet50"].identity(), key="other-patches")
     assert row(study, results, "resnet50")["is"] == "not here"  # of patches that the study no longer has
     embedded(study, results, "resnet50", cards()["resnet50"].identity() | {"interpolation": "bicubic"})
@@ -173,10 +174,8 @@ def test_a_gated_encoder_is_a_row_with_the_remedy_and_the_sweep_goes_on(study, f
             monkeypatch.delenv(name, raising=False)
         assert not sweep_run.run_job(file, "02_embed.uni", results, "", 1)
         failure = store.read_json(results / "failures" / "02_embed.uni.json")
-        assert failure["reason"] == (
-            f"EncoderError: MahmoodLab/uni is gated by its licence, see {server.url}/MahmoodLab/uni: accept its licence there, "
-            "then `hf auth login` (older: `huggingface-cli login`) or set HF_TOKEN"
-        )
+        assert failure["reason"].startswith(f"EncoderError: {server.url}/MahmoodLab/uni didn't give ")
+        assert "; accept its licence there, and use a token" in failure["reason"]
         assert not sweep_run.run_job(file, "03_linear_probe.uni", results, "", 1)
         found = row(study, results, "uni")
         assert found["is"] == "failed" and found["state"] == "failed here: " + failure["reason"].removeprefix("EncoderError: ")

@@ -94,7 +94,8 @@ def test_everything_comes_checked_and_recorded(server, tmp_path):
     assert (facts["bytes"], facts["checksum_is"]) == (len(CONTENT[SLIDES[0]]), "published")
     assert facts["url"].startswith(server.url + address(SLIDES[0]))
     assert re.match(r"\d{4}-\d\d-\d\dT", facts["downloaded"])
-    assert {path.name for path in tmp_path.iterdir()} == {JSON, VOTES, "images", "downloaded.json", ".listed.json", ".lock"}
+    hidden = {".listed.json", ".fetch.lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {JSON, VOTES, "images", "downloaded.json", *hidden}
 
 
 def test_a_second_call_asks_nobody(server, tmp_path):

@@ -70,7 +70,7 @@ def test_the_download_holds_table_patches_and_what_it_was(server, tmp_path):
     assert record["checksum"] == f"sha256:{file_sha256(tmp_path / 'archive.zip')}"
     assert (record["url"], record["bytes"]) == (server.url + ADDRESS, len(server.files[ADDRESS]))
     assert [file.name for file in folder.parent.iterdir()] == ["amibr"]
-    assert {file.name for file in folder.iterdir() if file.name.startswith(".")} == {".lock"}
+    assert {file.name for file in folder.iterdir() if file.name.startswith(".")} == {".fetch.lock"}
 
 
 def test_what_is_there_is_not_fetched_again_and_what_is_missing_is(server, tmp_path):

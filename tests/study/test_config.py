@@ -211,7 +211,7 @@ def test_digest_is_that_of_the_content_not_of_its_order():
         ("{name: x, resize_px: wide}", r"encoders\[x\].resize_px: 'wide' should be a whole number"),
         ("{name: x}, x", "an arm is named twice"),
         ("{name: 'timm:x'}", "name: 'timm:x': an encoder's name .* none of : @"),
-        ("{name: x, arguments: {init_values: 1e-5}}", r"encoders\[x\].arguments.init_values: '1e-5' is text .*write 1.0e-05"),
+        ("{name: x, arguments: {init_values: 1e-5}}", r"encoders\[x\].arguments.init_values: '1e-5' must be a number.* 1.0e-5"),
     ],
 )
 def test_an_encoder_of_ones_own_is_checked(tmp_path, entry, message):

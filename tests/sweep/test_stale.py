@@ -189,7 +189,7 @@ def test_a_damaged_record_of_a_run_is_named_with_what_to_do(tmp_path, content):
 
 def test_a_damaged_table_is_named_with_what_to_do(tmp_path):
     run = _run(tmp_path, "net", "predictions.parquet")
-    with pytest.raises(store.StoreError, match=rf"predictions\.parquet is damaged .*; remove {run.folder} and"):
+    with pytest.raises(store.StoreError, match=rf"predictions\.parquet is missing or damaged .*; remove {run.folder} and"):
         store.read_parquet(run.path("predictions.parquet"))
 
 

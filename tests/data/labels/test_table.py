@@ -153,8 +153,7 @@ def test_a_wrong_midog_label_is_refused_by_name(tmp_path, path, value, message):
 
 def test_a_midog_label_that_says_a_key_twice_is_refused(tmp_path):
     text = json.dumps(GOOD, indent=0).replace('"tumor_type": "melanoma"', '"tumor_type": "lung",\n"tumor_type": "melanoma"')
-    line = text.split("\n").index('"tumor_type": "lung",') + 1
-    with pytest.raises(LabelError, match=rf"annotations\.json: said twice: 'tumor_type' on lines {line} and {line + 1};"):
+    with pytest.raises(LabelError, match=r"annotations\.json: said twice: 'tumor_type' in one object;"):
         labels.load(MIDOG, midog_folder(tmp_path, text))
 
 
