@@ -231,6 +231,8 @@ def _facts(study: Study, card: EncoderCard) -> dict[str, str]:
     facts = card_table(card).set_index("fact")["value"].drop("encoder").to_dict()
     evidence = f" ({EVIDENCE[card.evidence]})" if card.evidence else ""
     name = "random weights" if card.source == "random" else card.identifier
+    if card.source == "features":
+        name = "made elsewhere; no canary: nobody can check whether the encoder is still the same"
     if pretrained.is_of(study.settings, card.name):  # where its results lie is no fact of it
         name = "pretrained by this study"
     return facts | {

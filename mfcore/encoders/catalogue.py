@@ -14,12 +14,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
+from mfcore.encoders import features
 from mfcore.encoders.architecture import check_name, create, n_parameters
 from mfcore.encoders.card import HUB, Arguments, EncoderCard, EncoderError, card_from, cards
+from mfcore.encoders.features import TOLERANCE_PX
 from mfcore.encoders.readout import READOUTS
 from mfcore.encoders.weights import hub_file
 from mfcore.store import file_sha256, read_json
-from mfcore.store.options import Flag, Number, Whole, nearest, options
+from mfcore.store.options import Flag, Number, Positive, Whole, nearest, options
 
 SCHEMES = ("timm", "hf-hub", "folder", "random")
 WEIGHTS_FILES = (".safetensors", ".onnx", ".pth", ".pt", ".bin", ".ckpt")
@@ -59,11 +61,16 @@ class OwnEncoder:
     file. like: a known encoder, whose card holds for every key that is left out. The other keys are
     those of the encoders' cards (`mfcore.encoders.card`); a new encoder needs architecture, mean
     and std; dimension, readout and parameters are read off the architecture.
+    features: instead of all of these, a folder or file of embeddings made elsewhere
+    (`mfcore.encoders.features`). tolerance_px: how far, in level-0 px, the centre of a patch may
+    lie from that of its features.
     """
 
     name: Annotated[str, encoder_name(":@")]
     like: str = ""
     weights: str = ""
+    features: str = ""
+    tolerance_px: Positive = TOLERANCE_PX
     architecture: str | None = None
     arguments: Arguments | None = None
     mean: tuple[Number, ...] | None = None
@@ -89,8 +96,8 @@ class OwnEncoder:
 
     @property
     def weights_path(self) -> Path | None:
-        """The file or folder that ``weights`` names; None where it names no file."""
-        return path_of(self.weights)
+        """The file or folder that ``weights`` or ``features`` names; None where they name none."""
+        return Path(self.features) if self.features else path_of(self.weights)
 
 
 def names() -> list[str]:
@@ -140,6 +147,8 @@ def own_card(record: OwnEncoder) -> EncoderCard:
         raise EncoderError(
             f"{place} of the study has the name of a known one; call it something else"
         )
+    if record.features:
+        return _card_of_features(record)
     is_on_hub = record.weights not in ("", "random") and record.weights_path is None
     if record.source and not (is_on_hub and record.source in HUB):
         raise EncoderError(
@@ -148,7 +157,7 @@ def own_card(record: OwnEncoder) -> EncoderCard:
     said = {
         key: value
         for key, value in vars(record).items()
-        if value is not None and key not in ("like", "weights")
+        if value is not None and key not in ("like", "weights", "features", "tolerance_px")
     }
     if record.like:
         facts = _like(record, said)
@@ -168,6 +177,39 @@ def own_card(record: OwnEncoder) -> EncoderCard:
     facts |= said
     if not {*OF_THE_NETWORK, "readout"} <= set(facts):
         facts = _built(place, facts) | facts
+    return card_from(facts, place)
+
+
+def _card_of_features(record: OwnEncoder) -> EncoderCard:
+    """The card of embeddings made elsewhere: their files' checksum and width, and no network."""
+    place = f"encoder {record.name!r}"
+    others = {"name", "features", "tolerance_px", "licence", "um_per_px", "evidence"}
+    if also := [key for key, value in vars(record).items() if value and key not in others]:
+        raise EncoderError(
+            f"{place}: features are made elsewhere, so that {', '.join(also)} mean nothing; remove"
+            " these keys"
+        )
+    try:
+        n_dims, sha256 = features.contract(Path(record.features))
+    except EncoderError as error:
+        raise EncoderError(f"{place}: {error}") from None
+    facts = {
+        "name": record.name,
+        "source": "features",
+        "identifier": record.features,
+        "sha256": sha256,
+        "architecture": "none",
+        "n_dims": n_dims,
+        "n_parameters": 0,
+        "mean": (0, 0, 0),
+        "std": (1, 1, 1),
+        "n_prefix_tokens": 0,
+        "readout": "pooled",
+        "licence": record.licence or "its maker's",
+        "facts": "embeddings made elsewhere",
+        "um_per_px": record.um_per_px or (),
+        "evidence": record.evidence or "",
+    }
     return card_from(facts, place)
 
 

@@ -16,6 +16,7 @@ Formats as their writers have them: TRIDENT (WSI.extract_tissue_coords, extract_
 CLAM (save_hdf5) and eva (ManifestManager).
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,60 @@ from scipy.spatial import cKDTree
 
 from mfcore import store
 from mfcore.data.splits_draw import Placing
-from mfcore.encoders.card import EncoderError
+from mfcore.encoders.card import EncoderCard, EncoderError
+from mfcore.store.files import Fingerprints
+from mfcore.store.records import digest
 
 LAYOUTS = ("trident", "clam", "eva")
 MAX_NAMED = 10  # patches or files in a message
 TOLERANCE_PX = 2.0  # level-0 px between a patch's centre and the features' own
+
+
+def contract(place: Path) -> tuple[int, str]:
+    """The width of the features at a place, and a checksum that stands for their files.
+
+    Of a large file the checksum reads parts, as for slides. Raises EncoderError as `files_of`.
+    """
+    files = files_of(place)
+    stands_for = digest({file.name: Fingerprints().of_slide(file) for file in files})
+    return _width(files), hashlib.sha256(stands_for.encode()).hexdigest()
+
+
+def _width(files: list[Path]) -> int:
+    try:
+        if files[0].suffix == ".npy":
+            return int(np.load(files[0], mmap_mode="r").shape[-1])
+        if files[0].suffix == ".h5":
+            with h5py.File(files[0]) as content:
+                return int(content["features"].shape[-1])
+        return int(_of_eva(files[0])[1].shape[1])
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        raise EncoderError(f"{files[0]}: no features can be read ({error})") from None
+
+
+def fill(
+    run: store.Run,
+    card: EncoderCard,
+    table: pd.DataFrame,
+    placing: Placing,
+    corners_l0_px: np.ndarray,
+    tolerance_px: float = TOLERANCE_PX,
+) -> store.Run:
+    """Fill and finish a run of embeddings with those made elsewhere, as `embed.embed` would.
+
+    table: labels of the patches, as `patches.load`. corners_l0_px: int (n_patches, 2), upper left
+    corners in level-0 px. No canary is kept. Raises EncoderError as `match`.
+    """
+    matched = match(Path(card.identifier), table, placing, tolerance_px)
+    with store.replacing(run.path("embeddings.h5")) as aside, h5py.File(aside, "w") as out:
+        out.create_dataset("features", data=matched.features)
+        out.create_dataset("coords", data=corners_l0_px).attrs["patch_size"] = placing.size_px
+        out.create_dataset("patch_id", data=table["patch_id"].to_numpy())
+        names = table["slide_id"].astype(str).to_list()
+        out.create_dataset("slide_id", data=names, dtype=h5py.string_dtype())
+        out.attrs["weights"] = "made elsewhere"
+    facts = {"n_unused": matched.n_unused, "largest_px": round(matched.largest_px, 3)}
+    return run.finish(["embeddings.h5"], weights="", n_patches=len(table), jobs=[], **facts)
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,10 @@ def load(encoder: str | EncoderCard, device: str = "cpu") -> "Encoder":
     what the card says.
     """
     this, where = card_of(encoder) if isinstance(encoder, str) else encoder, choose_device(device)
+    if this.source == "features":
+        raise EncoderError(
+            f"encoder {this.name!r}: its embeddings were made elsewhere; mfcore can't embed by it"
+        )
     model, revision = build(this, pretrained=True, seed=0)
     model.requires_grad_(False).eval().to(where)
     return Encoder(this, model, where, revision)
@@ -158,9 +162,10 @@ def embed_images(
 ) -> "tuple[np.ndarray, list[Path]]":
     """Embed images: features float32 (n, n_dims), and the images' files.
 
-    images: a folder (all PNG, JPEG and TIFF below it, sorted by path), files, or uint8 (n, height, width, 3), which has no
-    files. Images may differ in size: each is resized as the encoder's card says. encoder: a name, a card, or a loaded one.
-    Raises EncoderError where weights can't be had, ValueError for an image that isn't 8 bit RGB, and where there is none.
+    images: a folder (all PNG, JPEG and TIFF below it, sorted by path), files, or uint8 (n, height,
+    width, 3), which has no files. Images may differ in size: each is resized as the encoder's card
+    says. encoder: a name, a card, or a loaded one. Raises EncoderError where weights can't be had,
+    ValueError for an image that isn't 8 bit RGB, and where there is none.
     """
     loaded = encoder if isinstance(encoder, Encoder) else load(encoder, device)
     if isinstance(images, np.ndarray):
@@ -173,7 +178,9 @@ def embed_images(
 
 
 def _batches(images: "Iterable[np.ndarray]", size: int) -> "Iterator[np.ndarray]":
-    """Images in their order, uint8 (n, height, width, 3), at most ``size`` at a time, alike in size."""
+    """Images in their order, uint8 (n, height, width, 3), at most ``size`` at a time, alike in
+    size.
+    """
     batch: list[np.ndarray] = []
     for image in images:
         if batch and (len(batch) == size or image.shape != batch[0].shape):

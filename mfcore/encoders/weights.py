@@ -70,6 +70,8 @@ def state(card: EncoderCard) -> State:
 
     if card.source == "random":
         return State(True, "needs none: drawn from a seed")
+    if card.source == "features":
+        return State(True, "embeddings made elsewhere")
     if card.source not in HUB:
         try:
             _local_file(card)
@@ -196,8 +198,10 @@ def _refusal(error: Exception, repository: str, name: str, revision: str) -> str
         errors.HFValidationError: "a repository's name is OWNER/NAME",
         errors.RepositoryNotFoundError: f"check the name; a private one needs {login}",
         errors.RevisionNotFoundError: f"its revisions are at {where}/commits/main",
-        errors.GatedRepoError: f"accept its licence there, and use {login}; "
-        "a fine-grained one must read gated repositories",
+        errors.GatedRepoError: (
+            f"accept its licence there, and use {login}; "
+            "a fine-grained one must read gated repositories"
+        ),
     }
     if type(cause) in remedies:
         remedy = remedies[type(cause)]

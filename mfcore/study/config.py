@@ -119,6 +119,8 @@ def _set_own_encoders_apart(content: dict, folder: Path) -> None:
         weights = entry.get("weights")
         if isinstance(weights, str) and (file := path_of(weights)) is not None:
             entry["weights"] = str((folder / file).resolve())
+        if isinstance(place := entry.get("features"), str):
+            entry["features"] = str((folder / Path(place).expanduser()).resolve())
     names = [entry.get("name", "") if isinstance(entry, dict) else entry for entry in entries]
     content |= {"encoders": names, "own_encoders": [*moved, *described]}
 

@@ -77,14 +77,19 @@ def embed(
     Raises StoreError without patches; EncoderError without the encoder, and where it is another
     one than the run was made with.
     """
-    from mfcore.encoders import embed as procedure
+    from mfcore.encoders import embed as procedure, features
 
     card, source, run = _opened(study, name, results)
     if run.done:
-        procedure.check_finished(run, card, device)
+        if card.source != "features":
+            procedure.check_finished(run, card, device)
         return run
     file, placing = source.path("patches.npy"), data.placing_of(study)
-    table, _ = patches.load(source)
+    table, images = patches.load(source)
+    if card.source == "features":
+        tolerance = next(own.tolerance_px for own in study.own_encoders if own.name == name)
+        corners = patches.corners(table, images.shape[1], placing)
+        return features.fill(run, card, table, placing, corners, tolerance)
     return procedure.embed(file, table, card, run, placing, device, batch_size)
 
 
