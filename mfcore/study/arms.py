@@ -233,13 +233,16 @@ def _score_by_probe(
     from mfcore.encoders import embed
     from mfcore.training import probe
 
-    own = encoders.find_embeddings(study, arm, results)
+    own, card = encoders.find_embeddings(study, arm, results), encoders.card_of(study, arm, results)
+    if card.source == "features":
+        raise EncoderError(
+            f"{arm}: its embeddings were made elsewhere; mfcore can't embed other patches by it"
+        )
     if {own.key} != {run.identity["inputs"]["embeddings"] for run in trained.values()}:
         raise EncoderError(
             f"{arm}: its probes learned from other embeddings than {own.folder}; run notebook 03"
             " again"
         )
-    card = encoders.card_of(study, arm, results)
     embed.check_finished(own, card, device)  # the contract, and the canary where weights are
     config = encoders.embeddings_config(study, arm, results)
     inputs = {"candidates": stored.key, "embeddings": own.key}

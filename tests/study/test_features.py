@@ -59,7 +59,7 @@ def test_other_features_are_another_run(made, tmp_path):
 def test_candidates_cannot_be_scored_by_features_made_elsewhere(made):
     study = opened(made)
     (made / "new.csv").write_text("file,x,y\n0.tiff,40,40\n")
-    with pytest.raises(EncoderError, match="made elsewhere; mfcore can't embed by it"):
+    with pytest.raises(EncoderError, match="made elsewhere; mfcore can't embed other patches by it"):
         mfcore.predict(study, "elsewhere", made / "new.csv", made / "data", "cpu")
 
 
