@@ -61,7 +61,7 @@ def judge(
     from mfcore.tasks import judge as classification, segment as segmentation
 
     by, card = protocol.of(study.task(task)), encoders.card_of(study, encoder, results)
-    data = registry.load(task, registry.prepare(task, data_folder))
+    data = registry.load(task, data_folder)
     protocol.check(data, by)
     stage = segmentation.STAGE if registry.get(task).is_segmentation else classification.STAGE
     config, inputs = config_of(study, task, card.identity()), {"items": fingerprint(data, results)}

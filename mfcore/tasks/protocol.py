@@ -19,7 +19,6 @@ from mfcore.tasks import registry
 from mfcore.tasks.task import SELECTION, Protocol, TaskData, TaskError
 
 MAX_PX = 4096  # side to which patches are resized
-MIN_PX = 8  # sides of an image below which there is nothing to see
 
 
 @options
@@ -61,47 +60,28 @@ def of(task: TaskOptions) -> Protocol:
 
 def fingerprint(data: TaskData, known: Fingerprints) -> str:
     """Digest of a task's table and of all its files; those of size and time as ``known`` aren't read again."""
-    table = data.table.drop(columns="file")
-    files = data.fingerprints(known)
-    return digest([json.loads(table.to_json(orient="values")), list(data.classes), files])
+    table = json.loads(data.table.drop(columns="file").to_json(orient="values"))
+    return digest([table, list(data.task.classes), data.fingerprints(known)])
 
 
 def check(data: TaskData, protocol: Protocol) -> None:
     """Raise TaskError, with all that is wrong, where an encoder can't be judged by a task's data."""
-    table, wrong = data.table, []
-    counts = table["split"].value_counts()
-    if unknown := sorted(set(counts.index) - {"train", "val", "test"}):
-        wrong.append(f"splits {unknown}: an item is of train, val or test")
-    wrong += [f"no item is of the split {name!r}; it needs some" for name in ("train", SELECTION) if name not in counts]
-    twice = table["item_id"][table["item_id"].duplicated()]
-    if len(twice):
-        wrong.append(f"{len(twice)} item_ids stand there twice, the first {twice.iloc[0]!r}")
-    small = table[table[["width_px", "height_px"]].min(axis=1) < MIN_PX]
-    if len(small):
-        wrong.append(f"{len(small)} images are less than {MIN_PX} px wide or high, the first {small['item_id'].iloc[0]!r}")
-    if protocol.kind == "classification":
-        wrong += _wrong_labels(data, protocol)
+    table, classes = data.table, data.task.classes
+    splits = table["split"].unique()
+    wrong = [f"no item is of the split {name!r}; it needs some" for name in ("train", SELECTION) if name not in splits]
+    if not data.task.is_segmentation:
+        n_train = np.bincount(table.loc[table["split"] == "train", "label"], minlength=len(classes))
+        if absent := [classes[i] for i in np.flatnonzero(n_train == 0)]:
+            wrong.append(f"no training item is of class {', '.join(absent)}")
+        wanted = protocol.n_per_class or 0
+        if few := [f"{classes[i]} ({n_train[i]})" for i in np.flatnonzero((n_train > 0) & (n_train < wanted))]:
+            wrong.append(f"{wanted} training items of each class are asked for; there are fewer of {', '.join(few)}")
+        n_classes = table[table["split"] != "train"].groupby("split")["label"].nunique()
+        wrong += [
+            f"the split {split!r} holds one class only: balanced accuracy needs two" for split in n_classes.index[n_classes < 2]
+        ]
     if wrong:
-        raise TaskError(f"task {data.name!r}: {'; '.join(wrong)}")
-
-
-def _wrong_labels(data: TaskData, protocol: Protocol) -> list[str]:
-    table, n_classes, wrong = data.table, len(data.classes), []
-    outside = table[~table["label"].between(0, n_classes - 1)]
-    if len(outside):
-        first = outside.iloc[0]
-        return [f"label {first['label']} of {first['item_id']!r}: there are {n_classes} classes, from 0"]
-    n_train = np.bincount(table.loc[table["split"] == "train", "label"], minlength=n_classes)
-    if absent := [data.classes[i] for i in np.flatnonzero(n_train == 0)]:
-        wrong.append(f"no training item is of class {', '.join(absent)}")
-    wanted = protocol.n_per_class or 0
-    if few := [f"{data.classes[i]} ({n_train[i]})" for i in np.flatnonzero((n_train > 0) & (n_train < wanted))]:
-        wrong.append(f"{wanted} training items of each class are asked for; there are fewer of {', '.join(few)}")
-    for split in (SELECTION, "test"):
-        of_split = table.loc[table["split"] == split, "label"]
-        if len(of_split) and of_split.nunique() < 2:
-            wrong.append(f"the split {split!r} holds one class only: balanced accuracy needs two")
-    return wrong
+        raise TaskError(f"task {data.task.name!r}: {'; '.join(wrong)}")
 
 
 def reported_split(splits: "pd.Series[str]") -> str:
@@ -109,11 +89,14 @@ def reported_split(splits: "pd.Series[str]") -> str:
     return "test" if (splits == "test").any() else SELECTION
 
 
-def resized(pixels: np.ndarray, short_px: int, interpolation: str) -> np.ndarray:
-    """uint8 (H, W) or (H, W, 3) with its shorter side of ``short_px``, by Pillow's "bilinear", "bicubic" or "nearest"."""
+def resized(pixels: np.ndarray, short_px: int | None, interpolation: str) -> np.ndarray:
+    """uint8 (H, W) or (H, W, 3) with its shorter side of ``short_px``, by Pillow's "bilinear", "bicubic" or "nearest".
+
+    None: as it is.
+    """
     height, width = pixels.shape[:2]
     short = min(height, width)
-    if short == short_px:
+    if short_px in (None, short):
         return pixels
     size = (short_px * width // short, short_px * height // short)
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling[interpolation.upper()]))
@@ -138,7 +121,7 @@ def finish(run: store.Run, data: TaskData, n_runs: int, table: str, files: list[
     tables = [store.read_parquet(_file(run, number)) for number in range(n_runs)]
     store.write_parquet(run.path(table), pd.concat(tables, ignore_index=True))
     store.write_csv(run.path("fits.csv"), pd.DataFrame([store.read_json(_file(run, i, ".json")) for i in range(n_runs)]))
-    of_data = {"selected_on": data.selected_on, "notes": list(data.notes), "classes": list(data.classes)}
+    of_data = {"selected_on": data.selected_on, "notes": list(data.notes), "classes": list(data.task.classes)}
     return run.finish([table, "fits.csv", *files], n_items=len(data.table), **facts, **of_data)
 
 

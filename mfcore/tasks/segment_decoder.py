@@ -66,18 +66,10 @@ class Material:
     images: torch.Tensor
     masks: torch.Tensor
 
-    @property
-    def device(self) -> torch.device:
-        """Where decoders are trained."""
-        return self.images.device
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A trained decoder with the weights that did best on validation, and how its training ended."""
-
-    decoder: Decoder
-    progress: heads.Progress
+    def of(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The maps, images and masks of some rows."""
+        here = torch.tensor(rows, device=self.images.device)
+        return self.maps[here], self.images[here], self.masks[here]
 
 
 def train(
@@ -88,49 +80,49 @@ def train(
     schedule: heads.Schedule,
     draw: np.random.Generator,
     title: str,
-) -> Fitted:
+) -> tuple[Decoder, heads.Progress]:
     """Train one decoder on some rows by the Dice loss and AdamW, judged by its Dice on ``validation`` as the schedule says.
 
-    The weights at the start and the order of the rows come from ``draw`` alone.
+    The weights at the start and the order of the rows come from ``draw`` alone. Returns the decoder with the weights that did
+    best on validation, and how its training ended.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(draw.integers(2**63)))  # the GPUs' draws go on as they were
         decoder = Decoder(material.maps.shape[1], n_classes)
-    decoder = decoder.to(material.device, memory_format=torch.channels_last)
+    decoder = decoder.to(material.images.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     progress, kept = schedule.progress(len(rows)), copy.deepcopy(decoder.state_dict())
     with tqdm(total=progress.limit, desc=title, unit="step", leave=False) as bar:
         for batch in heads.batches(lambda: draw.permutation(rows), schedule.batch_size):
             optimizer.param_groups[0]["lr"] = schedule.rate(progress.n_steps, len(rows))
-            here = torch.from_numpy(batch).to(material.device)
-            decoder.train()
-            loss = dice_loss(decoder(material.maps[here], material.images[here]), material.masks[here].long())
+            maps, images, true = material.of(batch)
+            loss = dice_loss(decoder.train()(maps, images), true.long())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             bar.update()
             if progress.step():
-                score = masks.mean_dice(overlaps(decoder, material, n_classes, validation, schedule.batch_size))
-                if progress.validate(score):
+                counts = overlaps(decoder, material, validation, schedule.batch_size)
+                if progress.validate(masks.mean_dice(counts)):
                     kept = copy.deepcopy(decoder.state_dict())
             if progress.ended:
                 break
     decoder.load_state_dict(kept)
-    return Fitted(decoder.eval(), progress)
+    return decoder, progress
 
 
-def predict(decoder: Decoder, material: Material, rows: np.ndarray, batch_size: int) -> np.ndarray:
+@torch.inference_mode()
+def predict(decoder: Decoder, material: Material, rows: np.ndarray) -> np.ndarray:
     """The class given to each pixel of some rows, uint8 (n, size_px, size_px)."""
-    decoder.eval()
-    parts = []
-    with torch.inference_mode():
-        for first in range(0, len(rows), batch_size):
-            here = torch.from_numpy(rows[first : first + batch_size]).to(material.device)
-            parts.append(decoder(material.maps[here], material.images[here]).argmax(dim=1).to(torch.uint8).cpu().numpy())
-    return np.concatenate(parts)
+    maps, images, _ = material.of(rows)
+    return decoder.eval()(maps, images).argmax(dim=1).to(torch.uint8).cpu().numpy()
 
 
-def overlaps(decoder: Decoder, material: Material, n_classes: int, rows: np.ndarray, batch_size: int) -> np.ndarray:
+def overlaps(decoder: Decoder, material: Material, rows: np.ndarray, batch_size: int) -> np.ndarray:
     """`masks.overlaps` of what a decoder makes of some rows, int64 (n, n_classes, 3)."""
-    true = material.masks[torch.from_numpy(rows).to(material.device)].cpu().numpy()
-    return masks.overlaps(true, predict(decoder, material, rows, batch_size), n_classes)
+    counts = []
+    for first in range(0, len(rows), batch_size):
+        batch = rows[first : first + batch_size]
+        true, predicted = material.of(batch)[2].cpu().numpy(), predict(decoder, material, batch)
+        counts.append(masks.overlaps(true, predicted, decoder.classes.out_channels))
+    return np.concatenate(counts)
