@@ -61,8 +61,6 @@ class Streaming:
     """
 
     def __init__(self, n_dims: int):
-        if n_dims < 1:
-            raise RepresentationError(f"n_dims is {n_dims}; features have one dimension at least")
         self.n_dims = n_dims
         self.n = 0
         self._mean = np.zeros(n_dims)
@@ -72,12 +70,9 @@ class Streaming:
     def add(self, chunk: np.ndarray) -> "Streaming":
         """Add rows (n, n_dims), none for n = 0; returns itself.
 
-        Raises RepresentationError for another shape, and for NaN or infinity, naming rows by their place in the whole stream;
-        of such a chunk the rows before the piece that holds it are added.
+        Raises RepresentationError for NaN or infinity, naming rows by their place in the whole stream; of such a chunk the rows
+        before the piece that holds it are added.
         """
-        chunk = np.asarray(chunk)
-        if chunk.ndim != 2 or chunk.shape[1] != self.n_dims:
-            raise RepresentationError(f"a chunk has shape {chunk.shape}; it must be (n, {self.n_dims})")
         for first in range(0, len(chunk), PIECE_ROWS):
             self._add(_checked(chunk[first : first + PIECE_ROWS], self.n).astype(np.float64))
         return self
@@ -142,4 +137,4 @@ def _checked(features: np.ndarray, first: int = 0) -> np.ndarray:
 
 def _off_diagonal_mean(values: np.ndarray) -> float:
     k = len(values)
-    return float((values.sum() - np.trace(values)) / (k * (k - 1))) if k > 1 else math.nan
+    return float(values[~np.eye(k, dtype=bool)].mean()) if k > 1 else math.nan

@@ -127,10 +127,9 @@ def interval_of(values: np.ndarray, n: int, least: float = 0.0, most: float = 1.
     if n < MIN_SLIDES or not np.isfinite(estimate) or 2 * len(resampled) < len(values) - 1:
         return Interval(estimate, math.nan, math.nan, n)
     error = float(resampled.std()) * math.sqrt(n / (n - 1))
-    if estimate == 0 and error < 1e-12 and math.isinf(extent):
-        return Interval(0.0, 0.0, 0.0, n)
     if not error >= 1e-12:
-        return Interval(estimate, math.nan, math.nan, n)
+        bound = 0.0 if estimate == 0 and math.isinf(extent) else math.nan
+        return Interval(estimate, bound, bound, n)
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
     if math.isinf(extent) or not least < estimate < most:
         return Interval(estimate, max(estimate - half, least), min(estimate + half, most), n)

@@ -42,14 +42,12 @@ def load_bach(task: Task, folder: Path) -> pd.DataFrame:
     problems, rows = [], []
     for path, label in _by_class(task, folder, BACH_PHOTOS, problems):
         prefix = BACH_PREFIXES[task.classes[label]]
-        number = re.fullmatch(rf"{prefix}(\d{{3}})", path.stem)
-        if number is None or not 1 <= int(number[1]) <= BACH_PER_CLASS:
-            expected = f"expected {prefix}001.tif to {prefix}{BACH_PER_CLASS}.tif"
-            problems.append(f"{path.relative_to(folder)}: {expected}, by which eva splits")
-            continue
-        position = label * BACH_PER_CLASS + int(number[1]) - 1
-        is_val = any(first <= position < end for first, end in BACH_VAL)
-        rows.append((path, label, "val" if is_val else "train"))
+        if re.fullmatch(rf"{prefix}(0\d\d|100)", path.stem):
+            position = label * BACH_PER_CLASS + int(path.stem[-3:]) - 1
+            is_val = any(first <= position < end for first, end in BACH_VAL)
+            rows.append((path, label, "val" if is_val else "train"))
+        else:
+            problems.append(f"{path.relative_to(folder)}: expected {prefix}001.tif to {prefix}100.tif, by which eva splits")
     task.refuse(folder, problems)
     return whole_images(folder, *zip(*rows, strict=True))
 
@@ -93,19 +91,10 @@ def load_mhist(task: Task, folder: Path) -> pd.DataFrame:
         task.refuse(folder, [f"annotations.csv: no table that can be read ({error})"])
     names, labels, partitions = (rows[column] for column in MHIST_COLUMNS)
     paths = [folder / "images" / name for name in names]
-    wrong = {
-        f"label is neither of {list(task.classes)}": ~labels.isin(task.classes),
-        "partition is neither train nor test": ~partitions.isin(["train", "test"]),
-        "not in images/": [not path.is_file() for path in paths],
-    }
-    task.refuse(
-        folder,
-        (
-            f"annotations.csv, line {line + 2}: {', '.join(rows.loc[line, list(MHIST_COLUMNS)])}: {what}"
-            for what, is_wrong in wrong.items()
-            for line in np.flatnonzero(is_wrong)
-        ),
-    )
+    problems = [f"images/{path.name}: not there, and named in annotations.csv" for path in paths if not path.is_file()]
+    for column, known in (("Majority Vote Label", task.classes), ("Partition", ("train", "test"))):
+        problems += [f"annotations.csv: {value!r} is none of {known}" for value in set(rows[column]) - set(known)]
+    task.refuse(folder, problems)
     return whole_images(folder, paths, labels.map(task.classes.index), partitions.replace("test", "val"))
 
 

@@ -71,11 +71,9 @@ def check(data: TaskData, protocol: Protocol) -> None:
     wrong = [f"no item is of the split {name!r}; it needs some" for name in ("train", SELECTION) if name not in splits]
     if not data.task.is_segmentation:
         n_train = np.bincount(table.loc[table["split"] == "train", "label"], minlength=len(classes))
-        if absent := [classes[i] for i in np.flatnonzero(n_train == 0)]:
-            wrong.append(f"no training item is of class {', '.join(absent)}")
-        wanted = protocol.n_per_class or 0
-        if few := [f"{classes[i]} ({n_train[i]})" for i in np.flatnonzero((n_train > 0) & (n_train < wanted))]:
-            wrong.append(f"{wanted} training items of each class are asked for; there are fewer of {', '.join(few)}")
+        wanted = protocol.n_per_class or 1
+        if few := [f"{name} ({n})" for name, n in zip(classes, n_train, strict=True) if n < wanted]:
+            wrong.append(f"{wanted} training items of each class are needed; there are fewer of {', '.join(few)}")
         n_classes = table[table["split"] != "train"].groupby("split")["label"].nunique()
         wrong += [
             f"the split {split!r} holds one class only: balanced accuracy needs two" for split in n_classes.index[n_classes < 2]

@@ -28,7 +28,7 @@ SHARES = (0.6, 0.2)  # of the slides: train, val; the rest is test
 
 
 def make(n_slides: int, task: Task, folder: Path) -> None:
-    """Draw the synthetic task in ``folder``, unless it is there whole.
+    """Draw the synthetic task in ``folder``, unless it is there.
 
     "synthetic_tissue": of each slide as many patches of each tissue; "synthetic_nuclei": of each slide one field of mixed
     tissue. Splits are by slide; n_slides: 3 or more. The same number gives the same patches. What was made otherwise, or not to
@@ -37,7 +37,7 @@ def make(n_slides: int, task: Task, folder: Path) -> None:
     config = {"task": task.name, "seed": SEED, "n_slides": n_slides, "side_px": SIDE_PX, "generator": VERSION}
     begun, made = folder / "begun.json", folder / "made.json"
     with store.in_turn(folder.parent, task.name):
-        if made.is_file() and store.read_json(made) == config and _is_whole(task, folder):
+        if made.is_file() and store.read_json(made) == config:
             return
         if folder.is_dir() and any(folder.iterdir()) and not begun.is_file():
             raise TaskError(f"{folder}: isn't empty and holds no synthetic task (no begun.json); give another folder")
@@ -45,13 +45,6 @@ def make(n_slides: int, task: Task, folder: Path) -> None:
         store.write_json(begun, config)
         store.write_csv(folder / "items.csv", _draw(task, folder, n_slides))
         store.write_json(made, config)
-
-
-def _is_whole(task: Task, folder: Path) -> bool:
-    """Whether no file of a task that was made is gone."""
-    parts = ("images", "masks") if task.is_segmentation else ("images",)
-    files = pd.read_csv(folder / "items.csv")["file"].map(lambda file: Path(file).name)
-    return all((folder / part / file).is_file() for part in parts for file in files)
 
 
 def _draw(task: Task, folder: Path, n_slides: int) -> pd.DataFrame:

@@ -12,7 +12,7 @@ image, over its whole shorter side, as of every other set: feature maps are comp
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,13 +140,12 @@ class Task:
         """Whether pixels have classes; otherwise whole patches have."""
         return self.protocol.kind == "segmentation"
 
-    def refuse(self, folder: Path, problems: Iterable[str]) -> None:
+    def refuse(self, folder: Path, problems: list[str]) -> None:
         """Raise one TaskError for all problems, the first ten in full, with where to get the data; none is no error."""
-        problems = list(problems)
         if problems:
-            more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
-            lines = "\n  ".join(problems[:10])
-            raise TaskError(f"{folder}: not {self.title} as published:\n  {lines}{more}\nWhere to get it: {self.where}")
+            more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
+            lines = "\n  ".join(problems[:10] + more)
+            raise TaskError(f"{folder}: not {self.title} as published:\n  {lines}\nWhere to get it: {self.where}")
 
     def load(self, folder: Path) -> "TaskData":
         """The data in ``folder``. Raises TaskError where they aren't as published, warns where there are fewer or more."""

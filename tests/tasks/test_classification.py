@@ -188,9 +188,9 @@ def test_a_wrong_mhist_is_refused_with_every_problem(tmp_path):
     with pytest.raises(TaskError) as refused:
         registry.get("mhist").load(tmp_path)
     for told in (
-        "line 2: a.png, SSL, train: label is neither of ['SSA', 'HP']",
-        "line 3: gone.png, HP, test: not in images/",
-        "line 4: a.png, HP, val: partition is neither train nor test",
+        "images/gone.png: not there, and named in annotations.csv",
+        "annotations.csv: 'SSL' is none of ('SSA', 'HP')",
+        "annotations.csv: 'val' is none of ('train', 'test')",
     ):
         assert told in str(refused.value)
 

@@ -242,10 +242,10 @@ def broken(how: str) -> made_tasks.MadeTask:
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ("class", "no training item is of class class 1"),
+        ("class", "1 training items of each class are needed; there are fewer of class 1 \\(0\\)"),
         ("val", "no item is of the split 'val'"),
         ("one class", "the split 'test' holds one class only"),
-        ("shots", "13 training items of each class are asked for; there are fewer of class 0 \\(12\\)"),
+        ("shots", "13 training items of each class are needed; there are fewer of class 0 \\(12\\)"),
     ],
 )
 def test_what_cant_be_judged_by_is_refused(how, told, monkeypatch, tmp_path):
