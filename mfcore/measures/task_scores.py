@@ -1,7 +1,9 @@
-"""What runs of heads and decoders score on a downstream task, from their predictions, with a bootstrap of what was tested.
+"""What runs of heads and decoders score on a downstream task, from their predictions, with a
+bootstrap of what was tested.
 
-Predictions have a row a tested item and run: ``run, item_id, group`` (slide or patient, "" where a set names none) and, of
-patches, ``label, score_0, ...``; of masks, a row a class that has ``n_px, n_predicted_px, n_both_px``.
+Predictions have a row a tested item and run: ``run, item_id, group`` (slide or patient, "" where a
+set names none) and, of patches, ``label, score_0, ...``; of masks, a row a class that has ``n_px,
+n_predicted_px, n_both_px``.
 """
 
 import math
@@ -21,9 +23,9 @@ from mfcore.streams import generator
 class Scored:
     """What one encoder's runs scored on one split of a task.
 
-    values: the score of each run (n_runs,). clusters: of each tested slide or patient, or item, the sums
-    of which ``score`` makes the mean over runs, float64 (n_clusters, n_sums); in the order of their names,
-    which is every encoder's.
+    values: the score of each run (n_runs,). clusters: of each tested slide or patient, or item, the
+    sums of which ``score`` makes the mean over runs, float64 (n_clusters, n_sums); in the order of
+    their names, which is every encoder's.
     """
 
     values: np.ndarray
@@ -33,12 +35,22 @@ class Scored:
 
 
 def of_labels(predictions: pd.DataFrame) -> Scored:
-    """Balanced accuracy: sums are the items of each class, then those of them that the mean run gives their class."""
-    scores = predictions[sorted((c for c in predictions if c.startswith("score_")), key=lambda c: int(c[6:]))].to_numpy()
-    table = predictions.assign(found=scores.argmax(axis=1) == predictions["label"], cluster=_clusters(predictions))
+    """Balanced accuracy: sums are the items of each class, then those of them that the mean run
+    gives their class.
+    """
+    scores = predictions[
+        sorted((c for c in predictions if c.startswith("score_")), key=lambda c: int(c[6:]))
+    ].to_numpy()
+    table = predictions.assign(
+        found=scores.argmax(axis=1) == predictions["label"], cluster=_clusters(predictions)
+    )
     values = table.groupby(["run", "label"])["found"].mean().groupby("run").mean()
-    counts = table.pivot_table("found", "cluster", "label", ["count", "sum"], fill_value=0) / len(values)
-    return Scored(values.to_numpy(), counts.to_numpy(float), table["item_id"].nunique(), mean_recall)
+    counts = table.pivot_table("found", "cluster", "label", ["count", "sum"], fill_value=0) / len(
+        values
+    )
+    return Scored(
+        values.to_numpy(), counts.to_numpy(float), table["item_id"].nunique(), mean_recall
+    )
 
 
 def mean_recall(sums: np.ndarray) -> np.ndarray:
@@ -51,9 +63,16 @@ def of_masks(dice: pd.DataFrame) -> Scored:
     """Dice: the sums are the mean run's Dice of masks with nuclei, and how many there are."""
     value = masks.dice(dice["n_px"], dice["n_predicted_px"], dice["n_both_px"])
     table = dice[["run", "item_id"]].assign(value=value, cluster=_clusters(dice))
-    by_item = table.groupby(["cluster", "item_id", "run"])["value"].mean().unstack("run").dropna()  # over a mask's classes
+    by_item = (
+        table.groupby(["cluster", "item_id", "run"])["value"].mean().unstack("run").dropna()
+    )  # over a mask's classes
     clusters = by_item.mean(axis=1).groupby("cluster").agg(["sum", "size"])
-    return Scored(by_item.mean(axis=0).to_numpy(), clusters.to_numpy(float), len(by_item), lambda sums: sums[:, 0] / sums[:, 1])
+    return Scored(
+        by_item.mean(axis=0).to_numpy(),
+        clusters.to_numpy(float),
+        len(by_item),
+        lambda sums: sums[:, 0] / sums[:, 1],
+    )
 
 
 def _clusters(table: pd.DataFrame) -> pd.Series:
@@ -62,13 +81,22 @@ def _clusters(table: pd.DataFrame) -> pd.Series:
 
 
 def difference(first: Scored, second: Scored, seed: int, *names: object) -> Interval:
-    """How much more ``first`` scores than ``second``, with the `bootstrap` of both on the same resampled clusters."""
+    """How much more ``first`` scores than ``second``, with the `bootstrap` of both on the same
+    resampled clusters.
+    """
     n = first.clusters.shape[1]
 
     def less(sums: np.ndarray) -> np.ndarray:
         return first.score(sums[:, :n]) - second.score(sums[:, n:])
 
-    return bootstrap(np.hstack([first.clusters, second.clusters]), less, seed, *names, least=-math.inf, most=math.inf)
+    return bootstrap(
+        np.hstack([first.clusters, second.clusters]),
+        less,
+        seed,
+        *names,
+        least=-math.inf,
+        most=math.inf,
+    )
 
 
 def bootstrap(
@@ -79,11 +107,13 @@ def bootstrap(
     least: float = 0.0,
     most: float = 1.0,
 ) -> Interval:
-    """95 % interval of ``score`` of the clusters' summed columns, clusters being drawn with replacement.
+    """95 % interval of ``score`` of the clusters' summed columns, clusters being drawn with
+    replacement.
 
-    clusters: float64 (n_clusters, n_sums); score: of sums (m, n_sums), the sample's first, gives (m,), NaN
-    where undefined. Clusters with the same numbers are one kind, and how often each kind is drawn is drawn at
-    once. Bounds are NaN for fewer than MIN_SLIDES clusters. least, most: as `resampling.interval_of`.
+    clusters: float64 (n_clusters, n_sums); score: of sums (m, n_sums), the sample's first, gives
+    (m,), NaN where undefined. Clusters with the same numbers are one kind, and how often each kind
+    is drawn is drawn at once. Bounds are NaN for fewer than MIN_SLIDES clusters. least, most: as
+    `resampling.interval_of`.
     """
     kinds, n = np.unique(clusters, axis=0, return_counts=True)
     total = int(n.sum())

@@ -22,10 +22,15 @@ from mfcore import store
 from mfcore.tasks.task import CLASSIFICATION, Task, TaskError, whole_images
 
 BACH_PHOTOS = "ICIAR2018_BACH_Challenge/Photos"
-BACH_PREFIXES = {"Benign": "b", "InSitu": "is", "Invasive": "iv", "Normal": "n"}  # of the files' names, by class
+BACH_PREFIXES = {
+    "Benign": "b",
+    "InSitu": "is",
+    "Invasive": "iv",
+    "Normal": "n",
+}  # of the files' names, by class
 BACH_PER_CLASS = 100
 BACH_VAL = ((41, 59), (60, 90), (139, 169), (240, 258), (260, 273), (345, 368))
-"""Positions, the last of each pair left out, that eva validates on, among the 400 photos by class and name."""
+"""Positions, from and up to, that eva validates on, among the 400 photos by class and name."""
 CRC_FOLDERS = {"train": "NCT-CRC-HE-100K", "val": "CRC-VAL-HE-7K"}
 MHIST_COLUMNS = ("Image Name", "Majority Vote Label", "Partition")
 PCAM_SPLITS = {"train": "train", "val": "valid", "test": "test"}  # ours, and in the files' names
@@ -47,7 +52,10 @@ def load_bach(task: Task, folder: Path) -> pd.DataFrame:
             is_val = any(first <= position < end for first, end in BACH_VAL)
             rows.append((path, label, "val" if is_val else "train"))
         else:
-            problems.append(f"{path.relative_to(folder)}: expected {prefix}001.tif to {prefix}100.tif, by which eva splits")
+            problems.append(
+                f"{path.relative_to(folder)}: expected {prefix}001.tif to {prefix}100.tif, "
+                "by which eva splits"
+            )
     task.refuse(folder, problems)
     return whole_images(folder, *zip(*rows, strict=True))
 
@@ -65,7 +73,9 @@ def load_crc(task: Task, folder: Path) -> pd.DataFrame:
     return whole_images(folder, *zip(*rows, strict=True))
 
 
-def _by_class(task: Task, folder: Path, name: str, problems: list[str]) -> Iterator[tuple[Path, int]]:
+def _by_class(
+    task: Task, folder: Path, name: str, problems: list[str]
+) -> Iterator[tuple[Path, int]]:
     """Path and label of each TIFF in ``name``/<class>, by class and name.
 
     A class without any is added to ``problems``.
@@ -86,16 +96,27 @@ def load_mhist(task: Task, folder: Path) -> pd.DataFrame:
     partition and reports it. Raises TaskError.
     """
     try:
-        rows = pd.read_csv(folder / "annotations.csv", dtype=str, keep_default_na=False, usecols=MHIST_COLUMNS)
+        rows = pd.read_csv(
+            folder / "annotations.csv", dtype=str, keep_default_na=False, usecols=MHIST_COLUMNS
+        )
     except (OSError, ValueError) as error:
         task.refuse(folder, [f"annotations.csv: no table that can be read ({error})"])
     names, labels, partitions = (rows[column] for column in MHIST_COLUMNS)
     paths = [folder / "images" / name for name in names]
-    problems = [f"images/{path.name}: not there, and named in annotations.csv" for path in paths if not path.is_file()]
+    problems = [
+        f"images/{path.name}: not there, and named in annotations.csv"
+        for path in paths
+        if not path.is_file()
+    ]
     for column, known in (("Majority Vote Label", task.classes), ("Partition", ("train", "test"))):
-        problems += [f"annotations.csv: {value!r} is none of {known}" for value in set(rows[column]) - set(known)]
+        problems += [
+            f"annotations.csv: {value!r} is none of {known}"
+            for value in set(rows[column]) - set(known)
+        ]
     task.refuse(folder, problems)
-    return whole_images(folder, paths, labels.map(task.classes.index), partitions.replace("test", "val"))
+    return whole_images(
+        folder, paths, labels.map(task.classes.index), partitions.replace("test", "val")
+    )
 
 
 def load_pcam(task: Task, folder: Path) -> pd.DataFrame:
@@ -155,10 +176,16 @@ def unpack_pcam(task: Task, folder: Path) -> None:
         if target.is_file():
             continue
         try:
-            with store.replacing(target) as aside, gzip.open(packed) as content, aside.open("wb") as out:
+            with (
+                store.replacing(target) as aside,
+                gzip.open(packed) as content,
+                aside.open("wb") as out,
+            ):
                 shutil.copyfileobj(content, out, 1 << 22)
         except (OSError, EOFError, zlib.error) as error:
-            raise TaskError(f"{packed}: can't be unpacked ({error}); get it again: {task.where}") from None
+            raise TaskError(
+                f"{packed}: can't be unpacked ({error}); get it again: {task.where}"
+            ) from None
 
 
 BACH = Task(
@@ -167,7 +194,8 @@ BACH = Task(
     replace(CLASSIFICATION, patience=1250),
     tuple(BACH_PREFIXES),
     read=load_bach,
-    where="Zenodo, record 3632035, ICIAR2018_BACH_Challenge.zip (CC BY-NC-ND 4.0 as eva prints it); unpack it here",
+    where="Zenodo, record 3632035, ICIAR2018_BACH_Challenge.zip "
+    "(CC BY-NC-ND 4.0 as eva prints it); unpack it here",
     counts={"train": 268, "val": 132},
 )
 CRC = Task(
@@ -176,7 +204,8 @@ CRC = Task(
     replace(CLASSIFICATION, patience=7),
     ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM"),
     read=load_crc,
-    where="Zenodo, record 1214456, NCT-CRC-HE-100K.zip and CRC-VAL-HE-7K.zip (CC BY 4.0); unpack both here",
+    where="Zenodo, record 1214456, NCT-CRC-HE-100K.zip and CRC-VAL-HE-7K.zip "
+    "(CC BY 4.0); unpack both here",
     counts={"train": 100_000, "val": 7_180},
 )
 MHIST = Task(
@@ -185,7 +214,8 @@ MHIST = Task(
     CLASSIFICATION,
     ("SSA", "HP"),
     read=load_mhist,
-    where="the MHIST page of BMIRDS (Dartmouth), which asks for a Dataset Research Use Agreement and then mails links: "
+    where="the MHIST page of BMIRDS (Dartmouth), "
+    "which asks for a Dataset Research Use Agreement and then mails links: "
     "annotations.csv, and images.zip to be unpacked as images/",
     counts={"train": 2_175, "val": 977},
 )
@@ -197,7 +227,8 @@ PCAM = Task(
     read=load_pcam,
     image=read_pcam_item,
     prepare=unpack_pcam,
-    where="Zenodo, record 2546921, camelyonpatch_level_2_split_*.h5.gz (CC0); put all six here, as they are or unpacked",
+    where="Zenodo, record 2546921, camelyonpatch_level_2_split_*.h5.gz (CC0); "
+    "put all six here, as they are or unpacked",
     counts={"train": 262_144, "val": 32_768, "test": 32_768},
 )
 PCAM_10SHOT = replace(

@@ -1,4 +1,6 @@
-"""By which protocol an encoder is judged by a task, whether the task's data will do, and what a run of several seeds leaves."""
+"""By which protocol an encoder is judged by a task, whether the task's data will do, and what a run
+of several seeds leaves.
+"""
 
 import json
 from collections.abc import Mapping
@@ -25,10 +27,12 @@ MAX_PX = 4096  # side to which patches are resized
 class TaskOptions:
     """A downstream task and how encoders are judged by it: eva's protocol for its kind.
 
-    name: one of `registry.TASKS`. encoders: which; empty for the study's and all that it pretrains. snapshots: judge those too.
-    n_runs: heads trained from other seeds; None: 5, of pcam_10shot 50. n_steps, batch_size, max_lr: of the head; None as eva
-    has it for the task's kind. size_px: side to which patches are resized before the encoder's own transform; None: as it
-    has it. n_per_class: of the training split, drawn anew each run (few-shot); None: all, but for pcam_10shot's 10.
+    name: one of `registry.TASKS`. encoders: which; empty for the study's and all that it pretrains.
+    snapshots: judge those too.
+    n_runs: heads trained from other seeds; None: 5, of pcam_10shot 50. n_steps, batch_size, max_lr:
+    of the head; None as eva has it for the task's kind. size_px: side to which patches are resized
+    before the encoder's own transform; None: as it has it. n_per_class: of the training split,
+    drawn anew each run (few-shot); None: all, but for pcam_10shot's 10.
     """
 
     name: Annotated[str, among(registry.TASKS)]
@@ -45,7 +49,10 @@ class TaskOptions:
     @classmethod
     def _has_classes(cls, n: int | None, info: ValidationInfo) -> int | None:
         if n is not None and (name := info.data.get("name")) and registry.get(name).is_segmentation:
-            raise ValueError(f"{n}, but this task segments nuclei and has no classes of patches; leave the key out")
+            raise ValueError(
+                f"{n}, but this task segments nuclei and has no classes of patches; "
+                "leave the key out"
+            )
         return n
 
 
@@ -53,42 +60,59 @@ def of(task: TaskOptions) -> Protocol:
     """The protocol of a task: the published one, but for what the options say otherwise."""
     published = registry.get(task.name).protocol
     keys = ("n_runs", "n_steps", "batch_size", "max_lr", "n_per_class", "size_px")
-    protocol = replace(published, **{key: value for key in keys if (value := getattr(task, key)) is not None})
+    protocol = replace(
+        published, **{key: value for key in keys if (value := getattr(task, key)) is not None}
+    )
     epochs = [(each.n_steps, each.batch_size, each.n_per_class) for each in (published, protocol)]
-    return protocol if epochs[0] == epochs[1] else replace(protocol, patience=None)  # it counts epochs of the published length
+    return (
+        protocol if epochs[0] == epochs[1] else replace(protocol, patience=None)
+    )  # it counts epochs of the published length
 
 
 def fingerprint(data: TaskData, known: Fingerprints) -> str:
-    """Digest of a task's table and of all its files; those of size and time as ``known`` aren't read again."""
+    """Digest of a task's table and of all its files; those of size and time as ``known`` aren't
+    read again.
+    """
     table = json.loads(data.table.drop(columns="file").to_json(orient="values"))
     return digest([table, list(data.task.classes), data.fingerprints(known)])
 
 
 def check(data: TaskData, protocol: Protocol) -> None:
-    """Raise TaskError, with all that is wrong, where an encoder can't be judged by a task's data."""
+    """Raise TaskError, with all that is wrong, where a task's data can't judge an encoder."""
     table, classes = data.table, data.task.classes
     splits = table["split"].unique()
-    wrong = [f"no item is of the split {name!r}; it needs some" for name in ("train", SELECTION) if name not in splits]
+    wrong = [
+        f"no item is of the split {name!r}; it needs some"
+        for name in ("train", SELECTION)
+        if name not in splits
+    ]
     if not data.task.is_segmentation:
         n_train = np.bincount(table.loc[table["split"] == "train", "label"], minlength=len(classes))
         wanted = protocol.n_per_class or 1
         if few := [f"{name} ({n})" for name, n in zip(classes, n_train, strict=True) if n < wanted]:
-            wrong.append(f"{wanted} training items of each class are needed; there are fewer of {', '.join(few)}")
+            wrong.append(
+                f"{wanted} training items of each class are needed; "
+                f"there are fewer of {', '.join(few)}"
+            )
         n_classes = table[table["split"] != "train"].groupby("split")["label"].nunique()
         wrong += [
-            f"the split {split!r} holds one class only: balanced accuracy needs two" for split in n_classes.index[n_classes < 2]
+            f"the split {split!r} holds one class only: balanced accuracy needs two"
+            for split in n_classes.index[n_classes < 2]
         ]
     if wrong:
         raise TaskError(f"task {data.task.name!r}: {'; '.join(wrong)}")
 
 
 def reported_split(splits: "pd.Series[str]") -> str:
-    """The split whose scores are a task's result: "test", or that of selection where there is no other."""
+    """The split whose scores are a task's result: "test", or that of selection where there is no
+    other.
+    """
     return "test" if (splits == "test").any() else SELECTION
 
 
 def resized(pixels: np.ndarray, short_px: int | None, interpolation: str) -> np.ndarray:
-    """uint8 (H, W) or (H, W, 3) with its shorter side of ``short_px``, by Pillow's "bilinear", "bicubic" or "nearest".
+    """uint8 (H, W) or (H, W, 3) with its shorter side of ``short_px``, by Pillow's "bilinear",
+    "bicubic" or "nearest".
 
     None: as it is.
     """
@@ -97,7 +121,11 @@ def resized(pixels: np.ndarray, short_px: int | None, interpolation: str) -> np.
     if short_px in (None, short):
         return pixels
     size = (short_px * width // short, short_px * height // short)
-    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling[interpolation.upper()]))
+    return np.asarray(
+        Image.fromarray(np.ascontiguousarray(pixels)).resize(
+            size, Image.Resampling[interpolation.upper()]
+        )
+    )
 
 
 # ---- what a run leaves ----
@@ -109,17 +137,30 @@ def missing(run: store.Run, n_runs: int) -> list[int]:
 
 
 def keep(run: store.Run, number: int, tested: pd.DataFrame, fit: Mapping[str, object]) -> None:
-    """Keep what came of one seed's training: what it says of the items that it didn't learn from, and how it ended."""
+    """Keep what came of one seed's training: what it says of the items that it didn't learn from,
+    and how it ended.
+    """
     store.write_parquet(_file(run, number), tested)
     store.write_json(_file(run, number, ".json"), {"run": number, **fit})
 
 
-def finish(run: store.Run, data: TaskData, n_runs: int, table: str, files: list[str], **facts: object) -> store.Run:
-    """Put what was kept together, in ``table`` and ``fits.csv``, and close the run; ``files``: what else it records."""
+def finish(
+    run: store.Run, data: TaskData, n_runs: int, table: str, files: list[str], **facts: object
+) -> store.Run:
+    """Put what was kept together, in ``table`` and ``fits.csv``, and close the run; ``files``: what
+    else it records.
+    """
     tables = [store.read_parquet(_file(run, number)) for number in range(n_runs)]
     store.write_parquet(run.path(table), pd.concat(tables, ignore_index=True))
-    store.write_csv(run.path("fits.csv"), pd.DataFrame([store.read_json(_file(run, i, ".json")) for i in range(n_runs)]))
-    of_data = {"selected_on": data.selected_on, "notes": list(data.notes), "classes": list(data.task.classes)}
+    store.write_csv(
+        run.path("fits.csv"),
+        pd.DataFrame([store.read_json(_file(run, i, ".json")) for i in range(n_runs)]),
+    )
+    of_data = {
+        "selected_on": data.selected_on,
+        "notes": list(data.notes),
+        "classes": list(data.task.classes),
+    }
     return run.finish([table, "fits.csv", *files], n_items=len(data.table), **facts, **of_data)
 
 

@@ -1,7 +1,9 @@
-"""The downstream tasks by which encoders are judged, as in kaiko-ai/eva: their facts, folders, data and published scores.
+"""The downstream tasks by which encoders are judged, as in kaiko-ai/eva: their facts, folders, data
+and published scores.
 
-Data lie in ``data_folder/tasks/<name>``, as their authors pack them; `load` makes the synthetic ones, unpacks what is
-compressed, and says of the others what is missing and where to get it. Nothing is downloaded: some need a signed agreement.
+Data lie in ``data_folder/tasks/<name>``, as their authors pack them; `load` makes the synthetic
+ones, unpacks what is compressed, and says of the others what is missing and where to get it.
+Nothing is downloaded: some need a signed agreement.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +14,9 @@ import pandas as pd
 from mfcore.tasks import classification, segmentation, synthetic
 from mfcore.tasks.task import Task, TaskData, TaskError
 
-TASKS: Mapping[str, Task] = {task.name: task for module in (classification, segmentation, synthetic) for task in module.TASKS}
+TASKS: Mapping[str, Task] = {
+    task.name: task for module in (classification, segmentation, synthetic) for task in module.TASKS
+}
 PUBLISHED = Path(__file__).resolve().parents[2] / "data"
 SOURCES = ("kaiko", "eva")
 
@@ -35,7 +39,8 @@ def state_name(name: str) -> str:
 
 
 def load(name: str, data_folder: str | Path) -> TaskData:
-    """The task's data, unpacked or drawn first where that is needed; images are read when asked for.
+    """The task's data, unpacked or drawn first where that is needed; images are read when asked
+    for.
 
     Raises TaskError where they aren't there as published, with what is missing and where to get it.
     """
@@ -46,17 +51,24 @@ def load(name: str, data_folder: str | Path) -> TaskData:
 
 
 def absent(names: Iterable[str], data_folder: str | Path) -> dict[str, Path]:
-    """Those of some tasks whose folder is empty or missing, and that folder; whether the others are whole isn't checked."""
+    """Those of some tasks whose folder is empty or missing, and that folder; whether the others are
+    whole isn't checked.
+    """
     folders = {name: folder_of(name, data_folder) for name in names if get(name).where}
-    return {name: folder for name, folder in folders.items() if not folder.is_dir() or not any(folder.iterdir())}
+    return {
+        name: folder
+        for name, folder in folders.items()
+        if not folder.is_dir() or not any(folder.iterdir())
+    }
 
 
 def published() -> pd.DataFrame:
-    """Published scores: ``source, arm, encoder, task, split, metric, value, where``; encoder is a card's name, or "".
+    """Published scores: ``source, arm, encoder, task, split, metric, value, where``; encoder is a
+    card's name, or "".
 
-    source "kaiko": the README of the models of kaiko.ai 2024 (arXiv 2404.15217); "eva": eva's leaderboard, whose protocol
-    changed since: the two differ for the same model. Split as in `TaskData.table`. Second-hand: read in notes, not in those
-    pages.
+    source "kaiko": the README of the models of kaiko.ai 2024 (arXiv 2404.15217); "eva": eva's
+    leaderboard, whose protocol changed since: the two differ for the same model. Split as in
+    `TaskData.table`. Second-hand: read in notes, not in those pages.
     """
     files = {source: PUBLISHED / f"published_{source}.csv" for source in SOURCES}
     tables = {source: pd.read_csv(file, keep_default_na=False) for source, file in files.items()}

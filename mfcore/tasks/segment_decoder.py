@@ -1,8 +1,9 @@
-"""The decoder of a nuclei segmentation, its loss and its training: on frozen feature maps and the image itself, as eva does.
+"""The decoder of a nuclei segmentation, its loss and its training: on frozen feature maps and the
+image itself, as eva does.
 
-eva's ConvDecoderWithImage, with which its leaderboard was made: features twice as large, a convolution; as large as the image,
-which is laid beside them; two convolutions; a class a pixel. Each convolution but the last is 3 x 3 with batch normalisation
-and ReLU.
+eva's ConvDecoderWithImage, with which its leaderboard was made: features twice as large, a
+convolution; as large as the image, which is laid beside them; two convolutions; a class a pixel.
+Each convolution but the last is 3 x 3 with batch normalisation and ReLU.
 """
 
 import copy
@@ -23,34 +24,51 @@ SMOOTH = 1e-5  # of MONAI's Dice loss, above and below the line
 
 
 class Decoder(nn.Module):
-    """Feature maps (n, n_dims, h, w) and images (n, 3, H, W) to logits (n, n_classes, H, W), float32."""
+    """Feature maps (n, n_dims, h, w) and images (n, 3, H, W) to logits (n, n_classes, H, W),
+    float32.
+    """
 
     def __init__(self, n_dims: int, n_classes: int):
         super().__init__()
         self.of_features = _convolution(n_dims, WIDTHS[0])
-        self.of_both = nn.Sequential(_convolution(WIDTHS[0] + 3, WIDTHS[1]), _convolution(WIDTHS[1], WIDTHS[2]))
+        self.of_both = nn.Sequential(
+            _convolution(WIDTHS[0] + 3, WIDTHS[1]), _convolution(WIDTHS[1], WIDTHS[2])
+        )
         self.classes = nn.Conv2d(WIDTHS[2], n_classes, kernel_size=1)
 
     def forward(self, features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """Logits of each pixel's classes."""
-        maps = self.of_features(functional.interpolate(features, scale_factor=2.0, mode="nearest"))  # (n, 64, 2 h, 2 w)
-        maps = functional.interpolate(maps, images.shape[-2:], mode="bilinear", align_corners=False)  # (n, 64, H, W)
+        maps = self.of_features(
+            functional.interpolate(features, scale_factor=2.0, mode="nearest")
+        )  # (n, 64, 2 h, 2 w)
+        maps = functional.interpolate(
+            maps, images.shape[-2:], mode="bilinear", align_corners=False
+        )  # (n, 64, H, W)
         return self.classes(self.of_both(torch.cat([maps, images], dim=1)))
 
 
 def _convolution(n_in: int, n_out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(n_in, n_out, kernel_size=3, padding=1), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(n_in, n_out, kernel_size=3, padding=1),
+        nn.BatchNorm2d(n_out),
+        nn.ReLU(inplace=True),
+    )
 
 
 def dice_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """One less the Dice of softmax and mask over the whole batch, mean over the classes, the background one of them.
+    """One less the Dice of softmax and mask over the whole batch, mean over the classes, the
+    background one of them.
 
-    logits: (n, n_classes, H, W); masks: classes int64 (n, H, W), pixels that are IGNORED counting for nothing. Milletari et al.
-    2016 (V-Net), section 3, without squares below the line, as MONAI has it.
+    logits: (n, n_classes, H, W); masks: classes int64 (n, H, W), pixels that are IGNORED counting
+    for nothing. Milletari et al. 2016 (V-Net), section 3, without squares below the line, as MONAI
+    has it.
     """
     counted = (masks != IGNORED).unsqueeze(1)  # (n, 1, H, W)
     p = logits.softmax(dim=1) * counted
-    true = functional.one_hot(masks.where(counted[:, 0], 0), logits.shape[1]).permute(0, 3, 1, 2) * counted
+    true = (
+        functional.one_hot(masks.where(counted[:, 0], 0), logits.shape[1]).permute(0, 3, 1, 2)
+        * counted
+    )
     both, total = (p * true).sum(dim=(0, 2, 3)), (p + true).sum(dim=(0, 2, 3))  # (n_classes,)
     return (1 - (2 * both + SMOOTH) / (total + SMOOTH)).mean()
 
@@ -59,7 +77,8 @@ def dice_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 class Material:
     """What a decoder learns from and is judged by, row for row, on the device where it is trained.
 
-    maps: float32 (n, n_dims, h, w); images: float32 (n, 3, size_px, size_px), normalised; masks: uint8, the same places.
+    maps: float32 (n, n_dims, h, w); images: float32 (n, 3, size_px, size_px), normalised; masks:
+    uint8, the same places.
     """
 
     maps: torch.Tensor
@@ -81,16 +100,21 @@ def train(
     draw: np.random.Generator,
     title: str,
 ) -> tuple[Decoder, heads.Progress]:
-    """Train one decoder on some rows by the Dice loss and AdamW, judged by its Dice on ``validation`` as the schedule says.
+    """Train one decoder on some rows by the Dice loss and AdamW, judged by its Dice on
+    ``validation`` as the schedule says.
 
-    The weights at the start and the order of the rows come from ``draw`` alone. Returns the decoder with the weights that did
-    best on validation, and how its training ended.
+    The weights at the start and the order of the rows come from ``draw`` alone. Returns the decoder
+    with the weights that did best on validation, and how its training ended.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(draw.integers(2**63)))  # the GPUs' draws go on as they were
+        torch.default_generator.manual_seed(
+            int(draw.integers(2**63))
+        )  # the GPUs' draws go on as they were
         decoder = Decoder(material.maps.shape[1], n_classes)
     decoder = decoder.to(material.images.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    optimizer = torch.optim.AdamW(
+        decoder.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+    )
     progress, kept = schedule.progress(len(rows)), copy.deepcopy(decoder.state_dict())
     with tqdm(total=progress.limit, desc=title, unit="step", leave=False) as bar:
         for batch in heads.batches(lambda: draw.permutation(rows), schedule.batch_size):

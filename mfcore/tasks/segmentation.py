@@ -1,7 +1,9 @@
-"""Nuclei segmentation tasks in the form their authors publish them, with the splits and classes that kaiko-ai/eva uses.
+"""Nuclei segmentation tasks in the form their authors publish them, with the splits and classes
+that kaiko-ai/eva uses.
 
-Facts of eva's documentation and data-set classes (April 2026). Both sets have a training and a test split; eva selects by the
-test split and reports it, so it is "val" here. Each px has one class; where nuclei overlap, the later one in the file has it.
+Facts of eva's documentation and data-set classes (April 2026). Both sets have a training and a test
+split; eva selects by the test split and reports it, so it is "val" here. Each px has one class;
+where nuclei overlap, the later one in the file has it.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +20,7 @@ from mfcore.measures.masks import IGNORED
 from mfcore.tasks.task import SEGMENTATION, Task, TaskError, part_of, whole_images
 
 CONSEP_MERGED = np.array([0, 1, 2, 3, 3, 4, 4, 4], np.uint8)
-"""Class of each of the set's types 0 to 7: both epithelia are one, fibroblast, muscle and endothelium another."""
+"""Class of types 0 to 7: both epithelia are one, fibroblast, muscle and endothelium another."""
 CONSEP_TILE_PX = 250
 CONSEP_IMAGES = {"train": "Train/Images/*.png", "val": "Test/Images/*.png"}
 MONUSAC_IMAGES = {
@@ -30,22 +32,30 @@ MONUSAC_IMAGES = {
 def _images(
     task: Task, folder: Path, patterns: Mapping[str, str], labels_of: Callable[[Path], Path]
 ) -> tuple[list[Path], list[str]]:
-    """Every image and its split; raises TaskError for a split without images and an image without its file of labels."""
+    """Every image and its split; raises TaskError for a split without images and an image without
+    its file of labels.
+    """
     images = {split: sorted(folder.glob(pattern)) for split, pattern in patterns.items()}
     paths = [path for found in images.values() for path in found]
     problems = [f"no images {patterns[split]}" for split, found in images.items() if not found]
-    problems += [f"{path.relative_to(folder)}: no {labels_of(path).name}" for path in paths if not labels_of(path).is_file()]
+    problems += [
+        f"{path.relative_to(folder)}: no {labels_of(path).name}"
+        for path in paths
+        if not labels_of(path).is_file()
+    ]
     task.refuse(folder, problems)
     return paths, [split for split, found in images.items() for _ in found]
 
 
 def load_consep(task: Task, folder: Path) -> pd.DataFrame:
-    """CoNSeP, ``{Train,Test}/Images/*.png`` with ``Labels/*.mat`` (inst_map, type_map), also in a folder CoNSeP.
+    """CoNSeP, ``{Train,Test}/Images/*.png`` with ``Labels/*.mat`` (inst_map, type_map), also in a
+    folder CoNSeP.
 
-    Images of 1000 px at 0.25 um/px, as eva's grid of 250 px without overlap, 16 tiles an image; what is left at the borders is
-    dropped. Tiles without tissue stay: eva's data-set class would drop them, its configurations name a plain grid. Its seven
-    types are four classes, as in Graham et al. 2019 (HoVer-Net). Which images share a patient isn't published with them.
-    Raises TaskError.
+    Images of 1000 px at 0.25 um/px, as eva's grid of 250 px without overlap, 16 tiles an image;
+    what is left at the borders is dropped. Tiles without tissue stay: eva's data-set class would
+    drop them, its configurations name a plain grid. Its seven types are four classes, as in Graham
+    et al. 2019 (HoVer-Net). Which images share a patient isn't published with them. Raises
+    TaskError.
     """
     root = folder / "CoNSeP" if (folder / "CoNSeP").is_dir() else folder
     paths, splits = _images(task, root, CONSEP_IMAGES, _consep_labels)
@@ -54,7 +64,9 @@ def load_consep(task: Task, folder: Path) -> pd.DataFrame:
         for x in range(0, image["width_px"] - CONSEP_TILE_PX + 1, CONSEP_TILE_PX):
             for y in range(0, image["height_px"] - CONSEP_TILE_PX + 1, CONSEP_TILE_PX):
                 tiles.append(image | {"item_id": f"{image['file']}:{x},{y}", "x_px": x, "y_px": y})
-    return pd.DataFrame(tiles, columns=images.columns).assign(width_px=CONSEP_TILE_PX, height_px=CONSEP_TILE_PX)
+    return pd.DataFrame(tiles, columns=images.columns).assign(
+        width_px=CONSEP_TILE_PX, height_px=CONSEP_TILE_PX
+    )
 
 
 def _consep_labels(image: Path) -> Path:
@@ -68,24 +80,33 @@ def read_consep_mask(folder: Path, row: pd.Series) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _consep_mask(path: Path) -> np.ndarray:
-    """A whole image's classes: uint8 (n_rows, n_columns); the last few are kept, as one serves many tiles."""
+    """A whole image's classes: uint8 (n_rows, n_columns); the last few are kept, as one serves many
+    tiles.
+    """
     try:
         return CONSEP_MERGED[loadmat(path, variable_names=["type_map"])["type_map"].astype(np.intp)]
     except Exception as error:  # whatever a damaged file leads its reader to
-        raise TaskError(f"{path}: no label file with a type_map of 0 to 7 ({error}); get it again: {CONSEP.where}") from None
+        raise TaskError(
+            f"{path}: no label file with a type_map of 0 to 7 ({error}); "
+            f"get it again: {CONSEP.where}"
+        ) from None
 
 
 def load_monusac(task: Task, folder: Path) -> pd.DataFrame:
-    """MoNuSAC 2020, ``MoNuSAC_images_and_annotations/<patient>/*.tif`` and ``MoNuSAC Testing Data and Annotations/...``.
+    """MoNuSAC 2020, ``MoNuSAC_images_and_annotations/<patient>/*.tif`` and ``MoNuSAC Testing Data
+    and Annotations/...``.
 
-    Images of 81 to 2,162 px at 0.25 um/px, each with outlines in the .xml of its name; the .svs of the same name is the same
-    image and isn't read. Four classes; what has another name, as the test split's "Ambiguous", is `IGNORED`, as eva ignores
-    it. That the ambiguous regions lie in the XML files is read off eva's code; the set itself wasn't seen here. The group is
-    the patient, of a TCGA barcode its first three parts. Raises TaskError.
+    Images of 81 to 2,162 px at 0.25 um/px, each with outlines in the .xml of its name; the .svs of
+    the same name is the same image and isn't read. Four classes; what has another name, as the test
+    split's "Ambiguous", is `IGNORED`, as eva ignores it. That the ambiguous regions lie in the XML
+    files is read off eva's code; the set itself wasn't seen here. The group is the patient, of a
+    TCGA barcode its first three parts. Raises TaskError.
     """
     paths, splits = _images(task, folder, MONUSAC_IMAGES, _monusac_labels)
     names = [path.parent.name for path in paths]
-    patients = ["-".join(name.split("-")[:3]) if name.startswith("TCGA-") else name for name in names]
+    patients = [
+        "-".join(name.split("-")[:3]) if name.startswith("TCGA-") else name for name in names
+    ]
     return whole_images(folder, paths, [-1] * len(paths), splits, patients)
 
 
@@ -102,25 +123,34 @@ def read_monusac_mask(folder: Path, row: pd.Series) -> np.ndarray:
 
 
 def _outlines(path: Path) -> list[tuple[int, np.ndarray]]:
-    """Value and corners, float (n, 2) of x and y in px, of every region of an XML file, in its order."""
+    """Value and corners, float (n, 2) of x and y in px, of every region of an XML file, in its
+    order.
+    """
     try:
         found = []
         for annotation in ElementTree.parse(path).iter("Annotation"):
             name = annotation.find("./Attributes/Attribute").get("Name").strip().lower()
             value = MONUSAC.classes.index(name) if name in MONUSAC.classes[1:] else IGNORED
             for region in annotation.iter("Region"):
-                corners = [(float(vertex.get("X")), float(vertex.get("Y"))) for vertex in region.iter("Vertex")]
+                corners = [
+                    (float(vertex.get("X")), float(vertex.get("Y")))
+                    for vertex in region.iter("Vertex")
+                ]
                 found.append((value, np.array(corners).reshape(-1, 2)))
         return found
     except (ElementTree.ParseError, OSError, AttributeError, TypeError, ValueError) as error:
-        raise TaskError(f"{path}: outlines that can't be read ({error}); get it again: {MONUSAC.where}") from None
+        raise TaskError(
+            f"{path}: outlines that can't be read ({error}); get it again: {MONUSAC.where}"
+        ) from None
 
 
 def fill(mask: np.ndarray, outline: np.ndarray, value: int) -> None:
-    """Set ``mask`` (n_rows, n_columns) to ``value`` where a px's integer place lies inside the outline or on it.
+    """Set ``mask`` (n_rows, n_columns) to ``value`` where a px's integer place lies inside the
+    outline or on it.
 
-    outline: float (n, 2), x and y; a px at column x and row y lies at (x, y), as in the set's own reading code and eva's.
-    Inside is by the even-odd rule; fewer than three corners enclose nothing but themselves.
+    outline: float (n, 2), x and y; a px at column x and row y lies at (x, y), as in the set's own
+    reading code and eva's. Inside is by the even-odd rule; fewer than three corners enclose nothing
+    but themselves.
     """
     if not len(outline):
         return
@@ -152,8 +182,9 @@ CONSEP = Task(
     ("background", "other", "inflammatory", "epithelial", "spindle-shaped"),
     read=load_consep,
     mask=read_consep_mask,
-    where="the HoVer-Net page of the Tissue Image Analytics Centre, University of Warwick, consep_dataset.zip (Apache 2.0 "
-    "as eva's documentation has it, which also says that it wasn't to be had for a time); unpack it here",
+    where="the HoVer-Net page of the Tissue Image Analytics Centre, "
+    "University of Warwick, consep_dataset.zip (Apache 2.0 as eva's documentation has it, which "
+    "also says that it wasn't to be had for a time); unpack it here",
     counts={"train": 27 * 16, "val": 14 * 16},  # tiles
 )
 MONUSAC = Task(
@@ -163,7 +194,8 @@ MONUSAC = Task(
     ("background", "epithelial", "lymphocyte", "neutrophil", "macrophage"),
     read=load_monusac,
     mask=read_monusac_mask,
-    where="the Data page of the MoNuSAC 2020 challenge on Grand Challenge, training and testing data (CC BY-NC-SA 4.0); "
+    where="the Data page of the MoNuSAC 2020 challenge on Grand Challenge, "
+    "training and testing data (CC BY-NC-SA 4.0); "
     "unpack both here",
     counts={"train": 209, "val": 85},
 )

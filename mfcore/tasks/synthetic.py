@@ -30,17 +30,27 @@ SHARES = (0.6, 0.2)  # of the slides: train, val; the rest is test
 def make(n_slides: int, task: Task, folder: Path) -> None:
     """Draw the synthetic task in ``folder``, unless it is there.
 
-    "synthetic_tissue": of each slide as many patches of each tissue; "synthetic_nuclei": of each slide one field of mixed
-    tissue. Splits are by slide; n_slides: 3 or more. The same number gives the same patches. What was made otherwise, or not to
-    its end, is made anew; raises TaskError for a folder that holds anything else.
+    "synthetic_tissue": of each slide as many patches of each tissue; "synthetic_nuclei": of each
+    slide one field of mixed tissue. Splits are by slide; n_slides: 3 or more. The same number gives
+    the same patches. What was made otherwise, or not to its end, is made anew; raises TaskError for
+    a folder that holds anything else.
     """
-    config = {"task": task.name, "seed": SEED, "n_slides": n_slides, "side_px": SIDE_PX, "generator": VERSION}
+    config = {
+        "task": task.name,
+        "seed": SEED,
+        "n_slides": n_slides,
+        "side_px": SIDE_PX,
+        "generator": VERSION,
+    }
     begun, made = folder / "begun.json", folder / "made.json"
     with store.in_turn(folder.parent, task.name):
         if made.is_file() and store.read_json(made) == config:
             return
         if folder.is_dir() and any(folder.iterdir()) and not begun.is_file():
-            raise TaskError(f"{folder}: isn't empty and holds no synthetic task (no begun.json); give another folder")
+            raise TaskError(
+                f"{folder}: isn't empty and holds no synthetic task (no begun.json); "
+                "give another folder"
+            )
         shutil.rmtree(folder, ignore_errors=True)
         store.write_json(begun, config)
         store.write_csv(folder / "items.csv", _draw(task, folder, n_slides))
@@ -56,7 +66,9 @@ def _draw(task: Task, folder: Path, n_slides: int) -> pd.DataFrame:
             _write_png(folder / "images" / number, image)
             if task.is_segmentation:
                 _write_png(folder / "masks" / number, mask)
-            rows.append((f"{slide:03d}/{number}", slide, label, f"slide {slide:03d}", f"images/{number}"))
+            rows.append(
+                (f"{slide:03d}/{number}", slide, label, f"slide {slide:03d}", f"images/{number}")
+            )
     table = pd.DataFrame(rows, columns=["item_id", "slide", "label", "group", "file"])
     table["split"] = table["slide"].map(_splits(task.name, n_slides))
     return table.assign(x_px=0, y_px=0, width_px=SIDE_PX, height_px=SIDE_PX)[list(COLUMNS)]
@@ -66,9 +78,13 @@ def _patches(task: Task, slide: int) -> Iterator[tuple[int, np.ndarray, np.ndarr
     """Label, pixels and mask of every patch of one slide."""
     seed = streams.stream_seed(SEED, task.name)
     look = fields.slide_look(seed, slide)
-    tissues = {-1: fields.MIXED} if task.is_segmentation else dict(enumerate(fields.TISSUES.values()))
+    tissues = (
+        {-1: fields.MIXED} if task.is_segmentation else dict(enumerate(fields.TISSUES.values()))
+    )
     for i, (label, tissue) in enumerate(tissues.items()):
-        image, mask = fields.draw_field(seed, slide * len(tissues) + i, tissue, look, PER_FIELD * SIDE_PX)
+        image, mask = fields.draw_field(
+            seed, slide * len(tissues) + i, tissue, look, PER_FIELD * SIDE_PX
+        )
         for top, left in np.ndindex(PER_FIELD, PER_FIELD):
             part = np.s_[top * SIDE_PX : (top + 1) * SIDE_PX, left * SIDE_PX : (left + 1) * SIDE_PX]
             yield label, image[part], mask[part]

@@ -1,12 +1,15 @@
-"""A downstream task: its facts and published protocol (`Task`), and its images once they are read (`TaskData`).
+"""A downstream task: its facts and published protocol (`Task`), and its images once they are read
+(`TaskData`).
 
-Protocols are those of kaiko-ai/eva's configurations. eva's documentation disagrees with the configurations on the optimiser of
-a classification: the documentation says weight decay 0 and a momentum, the configurations name AdamW, whose weight decay in
-PyTorch is 0.01. eva's code follows the configurations, and so does `Protocol`. eva's heads have ConstantLR for a schedule
-unless the configuration says otherwise; ConstantLR in PyTorch is a third of the learning rate for five epochs.
+Protocols are those of kaiko-ai/eva's configurations. eva's documentation disagrees with the
+configurations on the optimiser of a classification: the documentation says weight decay 0 and a
+momentum, the configurations name AdamW, whose weight decay in PyTorch is 0.01. eva's code follows
+the configurations, and so does `Protocol`. eva's heads have ConstantLR for a schedule unless the
+configuration says otherwise; ConstantLR in PyTorch is a third of the learning rate for five epochs.
 
-eva's decoders learn MoNuSAC from random crops of the images, drawn anew at every step. Here they learn from one square of each
-image, over its whole shorter side, as of every other set: feature maps are computed once.
+eva's decoders learn MoNuSAC from random crops of the images, drawn anew at every step. Here they
+learn from one square of each image, over its whole shorter side, as of every other set: feature
+maps are computed once.
 """
 
 import contextlib
@@ -27,11 +30,18 @@ COLUMNS = ("item_id", "split", "label", "group", "file", "x_px", "y_px", "width_
 SPLITS = ("train", "val", "test")
 SELECTION = "val"  # the split on which training stops, and whose best weights are kept
 MAX_HEADERS = 5_000  # of so many files each one's size is read, of more the first one's
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on damaged images
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)  # what Pillow raises on damaged images
 
 
 class TaskError(ValueError):
-    """A task's data are missing or not as published; the message says what, where, and where to get it."""
+    """A task's data are missing or not as published; the message says what, where, and where to get
+    it.
+    """
 
 
 class TaskWarning(UserWarning):
@@ -42,11 +52,12 @@ class TaskWarning(UserWarning):
 class Protocol:
     """How encoders are judged by one task.
 
-    kind: "classification" (one linear layer) or "segmentation" (a decoder). n_runs: heads from other seeds. n_steps of
-    ``batch_size``. max_lr, weight_decay: AdamW's; the first ``n_slow_epochs`` go at ``slow_factor`` of the rate. patience:
-    validations that bring no gain above ``min_gain`` after which training ends; None: a fifth of its epochs. n_per_class: drawn
-    anew each run from the training split; None: all of it. size_px: side to which patches are resized first; None: as the
-    encoder has it.
+    kind: "classification" (one linear layer) or "segmentation" (a decoder). n_runs: heads from
+    other seeds. n_steps of ``batch_size``. max_lr, weight_decay: AdamW's; the first
+    ``n_slow_epochs`` go at ``slow_factor`` of the rate. patience: validations that bring no gain
+    above ``min_gain`` after which training ends; None: a fifth of its epochs. n_per_class: drawn
+    anew each run from the training split; None: all of it. size_px: side to which patches are
+    resized first; None: as the encoder has it.
     """
 
     kind: str
@@ -70,7 +81,10 @@ class Protocol:
             self.max_lr,
             self.weight_decay,
             self.batch_size,
-            lambda n_batches: self.patience or max(1, math.ceil(self.n_steps / 5 / n_batches / self.epochs_a_validation)),
+            lambda n_batches: (
+                self.patience
+                or max(1, math.ceil(self.n_steps / 5 / n_batches / self.epochs_a_validation))
+            ),
             max_steps=self.n_steps,
             n_slow_epochs=self.n_slow_epochs,
             slow_factor=self.slow_factor,
@@ -105,22 +119,27 @@ def read_item(folder: Path, row: pd.Series) -> np.ndarray:
 
 def part_of(pixels: np.ndarray, row: pd.Series) -> np.ndarray:
     """The part of a whole image or mask (n_rows, n_columns, ...) that is an item."""
-    return pixels[row["y_px"] : row["y_px"] + row["height_px"], row["x_px"] : row["x_px"] + row["width_px"]]
+    return pixels[
+        row["y_px"] : row["y_px"] + row["height_px"], row["x_px"] : row["x_px"] + row["width_px"]
+    ]
 
 
 @dataclass(frozen=True)
 class Task:
     """One downstream task: its facts, known before its data are read, and how they are read.
 
-    name: in study files, tables and folders. title: the authors' name. protocol: eva's; a synthetic task has that of its kind.
-    classes: their names by index; of a segmentation the first is the background. read: the table of the data in a folder, a row
-    an item, columns `COLUMNS`: split "train", "val" or "test", as eva uses the set's own; label the class's index, -1 for a
-    segmentation; group the patient or slide, "" where the set doesn't say; file relative to the folder; the item's place in it
-    and its size in px. image, mask: a row's pixels, uint8 (height_px, width_px, 3), in classification of one size, and their
-    classes, uint8 (height_px, width_px), 0 background, see `masks.IGNORED`; both raise TaskError, naming the file. prepare:
-    unpacks or draws the data in a folder, where that is needed. where: where to get the data, and their licence; empty for a
-    task that mfcore draws. counts: the published number of items by split. folder: its name below ``tasks`` of the data folder,
-    where that isn't ``name``.
+    name: in study files, tables and folders. title: the authors' name. protocol: eva's; a synthetic
+    task has that of its kind.
+    classes: their names by index; of a segmentation the first is the background. read: the table of
+    the data in a folder, a row an item, columns `COLUMNS`: split "train", "val" or "test", as eva
+    uses the set's own; label the class's index, -1 for a segmentation; group the patient or slide,
+    "" where the set doesn't say; file relative to the folder; the item's place in it and its size
+    in px. image, mask: a row's pixels, uint8 (height_px, width_px, 3), in classification of one
+    size, and their classes, uint8 (height_px, width_px), 0 background, see `masks.IGNORED`; both
+    raise TaskError, naming the file. prepare: unpacks or draws the data in a folder, where that is
+    needed. where: where to get the data, and their licence; empty for a task that mfcore draws.
+    counts: the published number of items by split. folder: its name below ``tasks`` of the data
+    folder, where that isn't ``name``.
     """
 
     name: str
@@ -141,16 +160,26 @@ class Task:
         return self.protocol.kind == "segmentation"
 
     def refuse(self, folder: Path, problems: list[str]) -> None:
-        """Raise one TaskError for all problems, the first ten in full, with where to get the data; none is no error."""
+        """Raise one TaskError for all problems, the first ten in full, with where to get the data;
+        none is no error.
+        """
         if problems:
             more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
             lines = "\n  ".join(problems[:10] + more)
-            raise TaskError(f"{folder}: not {self.title} as published:\n  {lines}\nWhere to get it: {self.where}")
+            raise TaskError(
+                f"{folder}: not {self.title} as published:\n  {lines}"
+                f"\nWhere to get it: {self.where}"
+            )
 
     def load(self, folder: Path) -> "TaskData":
-        """The data in ``folder``. Raises TaskError where they aren't as published, warns where there are fewer or more."""
+        """The data in ``folder``. Raises TaskError where they aren't as published, warns where
+        there are fewer or more.
+        """
         table = self.read(self, folder)
-        n, n_splits = table["split"].value_counts(), table[table["group"] != ""].groupby("group")["split"].nunique()
+        n, n_splits = (
+            table["split"].value_counts(),
+            table[table["group"] != ""].groupby("group")["split"].nunique(),
+        )
         notes = [
             f"{split}: {n.get(split, 0):,} there, {published:,} published"
             for split, published in self.counts.items()
@@ -160,13 +189,16 @@ class Task:
             message = f"{folder}: {'; '.join(notes)}; scores don't compare with published ones"
             warnings.warn(message, TaskWarning, stacklevel=2)
         if shared := list(n_splits.index[n_splits > 1]):
-            notes.append(f"{len(shared)} patients or slides are in several splits: {', '.join(shared[:5])}")
+            notes.append(
+                f"{len(shared)} patients or slides are in several splits: {', '.join(shared[:5])}"
+            )
         return TaskData(self, table, folder, tuple(notes))
 
 
 @dataclass
 class TaskData:
-    """A task's items, as `Task.read` lists them in ``folder``; images are read one at a time, when asked for.
+    """A task's items, as `Task.read` lists them in ``folder``; images are read one at a time, when
+    asked for.
 
     notes: in what the data differ from what is published.
     """
@@ -181,8 +213,14 @@ class TaskData:
 
     @property
     def selected_on(self) -> str:
-        """The split on which eva stops and selects; where the set has no test split, that the same split is reported."""
-        return SELECTION if (self.table["split"] == "test").any() else "val, which is also the split that is reported"
+        """The split on which eva stops and selects; where the set has no test split, that the same
+        split is reported.
+        """
+        return (
+            SELECTION
+            if (self.table["split"] == "test").any()
+            else "val, which is also the split that is reported"
+        )
 
     def image(self, i: int) -> np.ndarray:
         """Pixels of row ``i``, counted from 0 (`Task.image`)."""
@@ -198,7 +236,9 @@ class TaskData:
 
 
 def fingerprints(folder: Path, known: Fingerprints) -> dict[str, list[int | str] | None]:
-    """Size and SHA-256 of every file of a task's data by name, None of what is still to be made or unpacked."""
+    """Size and SHA-256 of every file of a task's data by name, None of what is still to be made or
+    unpacked.
+    """
     if (folder / "begun.json").is_file() and not (folder / "made.json").is_file():
         return {"made.json": None}
     found: dict[str, list[int | str] | None] = {}
@@ -223,9 +263,22 @@ def sizes_px(paths: Sequence[Path]) -> np.ndarray:
 
 
 def whole_images(
-    folder: Path, paths: Sequence[Path], labels: Sequence[int], splits: Sequence[str], groups: str | Sequence[str] = ""
+    folder: Path,
+    paths: Sequence[Path],
+    labels: Sequence[int],
+    splits: Sequence[str],
+    groups: str | Sequence[str] = "",
 ) -> pd.DataFrame:
     """The table of a task whose items are whole files."""
-    names, (width, height) = [path.relative_to(folder).as_posix() for path in paths], sizes_px(paths)
-    rows = {"item_id": names, "split": list(splits), "label": np.asarray(labels, np.int64), "group": groups, "file": names}
+    names, (width, height) = (
+        [path.relative_to(folder).as_posix() for path in paths],
+        sizes_px(paths),
+    )
+    rows = {
+        "item_id": names,
+        "split": list(splits),
+        "label": np.asarray(labels, np.int64),
+        "group": groups,
+        "file": names,
+    }
     return pd.DataFrame(rows | {"x_px": 0, "y_px": 0, "width_px": width, "height_px": height})
