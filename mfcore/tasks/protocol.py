@@ -152,16 +152,11 @@ def finish(
     """
     tables = [store.read_parquet(_file(run, number)) for number in range(n_runs)]
     store.write_parquet(run.path(table), pd.concat(tables, ignore_index=True))
-    store.write_csv(
-        run.path("fits.csv"),
-        pd.DataFrame([store.read_json(_file(run, i, ".json")) for i in range(n_runs)]),
-    )
-    of_data = {
-        "selected_on": data.selected_on,
-        "notes": list(data.notes),
-        "classes": list(data.task.classes),
-    }
-    return run.finish([table, "fits.csv", *files], n_items=len(data.table), **facts, **of_data)
+    fits = [store.read_json(_file(run, number, ".json")) for number in range(n_runs)]
+    store.write_csv(run.path("fits.csv"), pd.DataFrame(fits))
+    facts |= {"n_items": len(data.table), "classes": list(data.task.classes)}
+    facts |= {"selected_on": data.selected_on, "notes": list(data.notes)}
+    return run.finish([table, "fits.csv", *files], **facts)
 
 
 def _file(run: store.Run, number: int, suffix: str = ".parquet") -> Path:

@@ -39,8 +39,7 @@ def state_name(name: str) -> str:
 
 
 def load(name: str, data_folder: str | Path) -> TaskData:
-    """The task's data, unpacked or drawn first where that is needed; images are read when asked
-    for.
+    """The task's data, unpacked or drawn first where needed; images are read when asked for.
 
     Raises TaskError where they aren't there as published, with what is missing and where to get it.
     """
@@ -51,15 +50,9 @@ def load(name: str, data_folder: str | Path) -> TaskData:
 
 
 def absent(names: Iterable[str], data_folder: str | Path) -> dict[str, Path]:
-    """Those of some tasks whose folder is empty or missing, and that folder; whether the others are
-    whole isn't checked.
-    """
+    """Tasks whose folder is empty or missing, with that folder; the others may still lack files."""
     folders = {name: folder_of(name, data_folder) for name in names if get(name).where}
-    return {
-        name: folder
-        for name, folder in folders.items()
-        if not folder.is_dir() or not any(folder.iterdir())
-    }
+    return {name: folder for name, folder in folders.items() if not any(folder.glob("*"))}
 
 
 def published() -> pd.DataFrame:
