@@ -84,5 +84,5 @@ def drawn(material, key: tuple, metric: str, values: pd.Series) -> Folds:
     _, train_domain, _, domain = key
     if domain in (ALL, train_domain):
         return Folds(values)
-    moved = np.tile(generator(0, *key).normal(scale=0.001, size=200), (len(values), 1))
+    moved = pd.DataFrame([generator(0, *key).normal(scale=0.001, size=200)] * len(values), values.index)
     return Folds(values, moved, False, {domain: 40})

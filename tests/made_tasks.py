@@ -1,7 +1,7 @@
 """Downstream tasks made in memory, small enough for tests, in place of those that lie in files."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +47,7 @@ def tissue(n: int = 72, n_classes: int = 3, side_px: int = 40, seed: int = 0, na
     splits = [SPLITS[i % len(SPLITS)] for i in range(n)]
     classes = tuple(f"class {i}" for i in range(n_classes))
     images = list(pixels.clip(0, 255).astype(np.uint8))
-    return MadeTask(name, "classification", classes, table(labels, splits, side_px), Path(), 0.5, pixels=images)
+    return MadeTask(replace(registry.get(name), classes=classes), table(labels, splits, side_px), Path(), pixels=images)
 
 
 def nuclei(n: int = 24, side_px: int = 32, seed: int = 0) -> MadeTask:
@@ -63,7 +63,8 @@ def nuclei(n: int = 24, side_px: int = 32, seed: int = 0) -> MadeTask:
     splits = [SPLITS[i % len(SPLITS)] for i in range(n)]
     classes = ("background", "dark", "red")
     found = table(np.full(n, -1), splits, side_px)
-    return MadeTask("synthetic_nuclei", "segmentation", classes, found, Path(), 0.5, pixels=images, masks=masks)
+    task = replace(registry.get("synthetic_nuclei"), classes=classes)
+    return MadeTask(task, found, Path(), pixels=images, masks=masks)
 
 
 def study(*which: TaskOptions, encoders: tuple[str, ...] = ("tiny",), **more) -> Settings:
@@ -73,6 +74,5 @@ def study(*which: TaskOptions, encoders: tuple[str, ...] = ("tiny",), **more) ->
 
 def use(monkeypatch: pytest.MonkeyPatch, *made: MadeTask) -> None:
     """Let `registry` give these for the length of a test."""
-    by_name = {task.name: task for task in made}
-    monkeypatch.setattr(registry, "prepare", lambda name, data_folder: Path(data_folder) / name)
-    monkeypatch.setattr(registry, "load", lambda name, folder: by_name[name])
+    by_name = {data.task.name: data for data in made}
+    monkeypatch.setattr(registry, "load", lambda name, data_folder: by_name[name])

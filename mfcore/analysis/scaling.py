@@ -70,7 +70,7 @@ def raters(study: Study) -> Exhibit:
         caption = f"No votes on these annotations are published ({of_what(settings)})."
         return Exhibit("05_raters", "Raters", caption, table, None, "Raters")
     total = table[table["domain"] == ALL].iloc[0]
-    one = measured.reference(table, "balanced_accuracy")
+    one = measured.reference(table)
     caption = (
         f"One rater against another, and each rater against the consensus, which counts the rater's own "
         f"vote ({of_what(settings)}); a rater is a position in the list of votes. In brackets: 95 % "

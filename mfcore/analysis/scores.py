@@ -102,7 +102,7 @@ def rater_lines(line: Callable, span: Callable, table: pd.DataFrame, domain: str
 
     line, span: ``axhline, axhspan`` of an axis, or the vertical ones. table: as `human`.
     """
-    one = raters.reference(table, "balanced_accuracy", domain)
+    one = raters.reference(table, domain)
     upper = raters.against_consensus(table, domain)
     if one:
         span(one.low, one.high, color="0.87", linewidth=0, zorder=0.5)

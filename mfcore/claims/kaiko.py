@@ -49,11 +49,11 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
     """Mean of ``first`` less mean of ``second``, with Welch's 95 % interval; no bounds where one has a single score."""
     estimate, n = float(np.mean(first) - np.mean(second)), len(first) + len(second)
     if min(len(first), len(second)) < 2:
-        return Interval(estimate, math.nan, math.nan, LEVEL, n)
+        return Interval(estimate, math.nan, math.nan, n)
     if np.ptp(first) == np.ptp(second) == 0:
-        return Interval(estimate, estimate, estimate, LEVEL, n)
+        return Interval(estimate, estimate, estimate, n)
     bounds = stats.ttest_ind(first, second, equal_var=False).confidence_interval(LEVEL)
-    return Interval(estimate, float(bounds.low), float(bounds.high), LEVEL, n)
+    return Interval(estimate, float(bounds.low), float(bounds.high), n)
 
 
 def _ways(study: Settings, varied: str) -> list[Ways]:

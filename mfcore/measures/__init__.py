@@ -1,1 +1,1 @@
-"""What is computed from arrays: scores, Dice, RankMe, intervals and tests over folds and slides, the raters."""
+"""Arrays to numbers: scores, Dice, RankMe, intervals and tests over folds and slides, raters."""

@@ -1,7 +1,8 @@
-"""Learning curves: a power law through an arm's means over folds, or the last step alone, and what they ask of more data.
+"""Learning curves: a power law through an arm's means over folds, or the last step alone, and what
+they ask of more data.
 
-Of one arm, values are (1 + n_resamples, n_sizes): in the first row the means over folds, below it those of resampled folds.
-Sizes count training patches, ``n_train`` (n_sizes,), and grow.
+Values of an arm come with those of resampled folds: in the first row the means over folds, below it
+a row a resample.
 """
 
 import math
@@ -11,24 +12,36 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from mfcore.measures.binary import share
 from mfcore.measures.raters import ALL
-from mfcore.measures.statistics import LEVEL
+from mfcore.measures.statistics import LEVEL, MIN_FOLDS
 from mfcore.streams import generator
 
-MIN_FOLDS = 3
-EXPONENTS = np.geomspace(0.05, 3.0, 120)  # below, the curve is a straight line over log n; above, a step
+EXPONENTS = np.geomspace(
+    0.05, 3.0, 120
+)  # below, the curve is a straight line over log n; above, a step
 FAR = 1e6  # times the patches there are: from here on as good as never
 MAX_UNDETERMINED = 0.1  # share of resamples
 N_RESAMPLES = 500
+BOUNDS = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 AHEAD, N_POINTS = 10, 41
 COLUMNS = ["arm", "kind", "asymptote", "low", "high", "scale", "exponent"]
 COLUMNS += ["n_needed", "n_needed_low", "n_needed_high", "why_not", "n_train", "n_sizes", "n_folds"]
-COLUMNS += ["per_tenfold", "per_tenfold_low", "per_tenfold_high", "n_straight", "n_straight_low", "n_straight_high"]
+COLUMNS += [
+    "per_tenfold",
+    "per_tenfold_low",
+    "per_tenfold_high",
+    "n_straight",
+    "n_straight_low",
+    "n_straight_high",
+]
 
 
 @dataclass(frozen=True)
 class PowerLaws:
-    """``asymptote - scale * x ** -exponent``, x = n / largest n, and ``why_not``: why data determine none; (n_fits,) each."""
+    """``asymptote - scale * x ** -exponent``, x = n / largest n, and ``why_not``: why data
+    determine none; (n_fits,) each.
+    """
 
     asymptote: np.ndarray
     scale: np.ndarray
@@ -39,131 +52,224 @@ class PowerLaws:
         """Values at x (n_points,), float64 (n_fits, n_points)."""
         return self.asymptote[:, None] - self.scale[:, None] * x ** -self.exponent[:, None]
 
-    def n_needed(self, target: np.ndarray, n_train: float) -> np.ndarray:
-        """Patches at which each curve reaches ``target`` (n_fits,); inf where it never does. n_train: the largest n."""
-        gap = self.asymptote - target
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return _or_never(np.where(gap > 0, n_train * (self.scale / gap) ** (1 / self.exponent), np.inf), n_train)
+    def reaches(self, target: np.ndarray) -> np.ndarray:
+        """The x where each curve reaches ``target``, (n_fits,); inf where it never does."""
+        with np.errstate(over="ignore"):
+            return share(self.scale, self.asymptote - target, empty=math.inf) ** (1 / self.exponent)
 
 
-def fit(scores: pd.DataFrame, seed: int, metric: str = "auroc") -> pd.DataFrame:
-    """Fit AUROC = asymptote - scale * n_train ** -exponent to each arm's means over folds: a row an arm (`power_laws`).
+@dataclass(frozen=True)
+class Arm:
+    """One arm's means over folds by size, and what resampled folds make of them.
 
-    ``low`` to ``high``: 95 % percentile interval of the asymptote over resampled folds, the same for every arm, as
-    `resampled_means` has them. ``n_needed``: patches at which the curve reaches what the best arm has with all the
-    data, ``n_train``; inf where it ends below, or would need a million times the data; that arm's own are those it has.
-    ``n_needed_low`` to ``n_needed_high``: over the same resamples. All bounds are NaN where all folds are tested on the same
+    n_train: training patches of each size (n_sizes,), growing. values: (1 + n_resamples, n_sizes),
+    None for fewer than two sizes or folds. target: (1 + n_resamples,), what the best arm has with
+    all the data. has_bounds: whether folds have test patches of their own.
+    """
+
+    name: str
+    kind: str
+    n_folds: int
+    n_train: np.ndarray
+    values: np.ndarray | None
+    target: np.ndarray | None
+    is_best: bool
+    has_bounds: bool
+
+    def curve(self) -> tuple[PowerLaws | None, str]:
+        """The curves through the rows of ``values``, and why the data determine none, empty where
+        they do.
+        """
+        if (n := len(self.n_train)) < 3:
+            return None, f"{n} {'size' if n == 1 else 'sizes'}; three parameters need three or more"
+        if self.n_folds < MIN_FOLDS:
+            return (
+                None,
+                f"{self.n_folds} folds with every size; their spread needs {MIN_FOLDS} or more",
+            )
+        fits = power_laws(self.n_train / self.n_train[-1], self.values)
+        undetermined = np.mean(fits.why_not[1:] != "")
+        if fits.why_not[0] or undetermined <= MAX_UNDETERMINED:
+            return fits, fits.why_not[0]
+        return (
+            fits,
+            f"the folds' noise: {100 * undetermined:.0f} % of their resamples have no such curve",
+        )
+
+    def per_tenfold(self) -> np.ndarray:
+        """What tenfold patches brought in the last step, (1 + n_resamples,)."""
+        return (self.values[:, -1] - self.values[:, -2]) / math.log10(
+            self.n_train[-1] / self.n_train[-2]
+        )
+
+    def straight(self) -> np.ndarray:
+        """How many times its patches the arm would need for the target at the rate of its last
+        step, (1 + n_resamples,).
+        """
+        gap = np.maximum(self.target - self.values[:, -1], 0)
+        with np.errstate(over="ignore"):
+            return np.where(gap > 0, 10 ** share(gap, self.per_tenfold(), empty=math.inf), 1)
+
+    def ends(self, name: str, values: np.ndarray) -> dict[str, float]:
+        """The estimate, first of ``values``, and the percentiles of the rest, which may be
+        infinite.
+        """
+        low, high = (
+            np.quantile(values[1:], BOUNDS, method="inverted_cdf")
+            if self.has_bounds
+            else (math.nan, math.nan)
+        )
+        return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+    def needed(self, name: str, times: np.ndarray) -> dict[str, float]:
+        """The `ends` of ``times`` its patches; the best arm has what it needs."""
+        times = np.ones_like(times) if self.is_best else np.where(times < FAR, times, np.inf)
+        return self.ends(name, self.n_train[-1] * times)
+
+
+def fit(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Fit AUROC = asymptote - scale * n_train ** -exponent to each arm's means over folds: a row an
+    arm (`power_laws`).
+
+    ``low`` to ``high``: 95 % percentile interval of the asymptote over resampled folds, the same
+    for every arm, as `resampled_means` has them. ``n_needed``: patches at which the curve reaches
+    what the best arm has with all the data, ``n_train``; inf where it ends below, or would need a
+    million times the data; that arm's own are those it has. ``n_needed_low`` to ``n_needed_high``:
+    over the same resamples. All bounds are NaN where all folds are tested on the same
     patches: their spread is that of the training alone.
 
-    ``why_not``: why data don't determine the curve, and all of these numbers are NaN: fewer than three sizes or folds, no
-    growth, no bend, or more than a tenth of the resamples with such a fault. With three sizes (``n_sizes``) the curve passes
-    through its means, so that nothing is left to tell whether a power law it is.
+    ``why_not``: why data don't determine the curve, and all of these numbers are NaN: fewer than
+    three sizes or folds, no growth, no bend, or more than a tenth of the resamples with such a
+    fault. With three sizes (``n_sizes``) the curve passes through its means, so that nothing is
+    left to tell whether a power law it is.
 
-    ``per_tenfold`` needs no curve: what tenfold patches brought from the second largest size to the largest; ``n_straight``:
-    patches that the best arm's AUROC would take at that rate, the least where growth slows down; inf where nothing was
-    gained. Both with their interval over the same resamples; NaN with one size, one fold, or none that both sizes have.
-    Folds that the best arm lacks are left out.
+    ``per_tenfold`` needs no curve: what tenfold patches brought from the second largest size to the
+    largest; ``n_straight``: patches that the best arm's AUROC would take at that rate, the least
+    where growth slows down; inf where nothing was gained. Both with their interval over the same
+    resamples; NaN with one size, one fold, or none that both sizes have. Folds that the best arm
+    lacks are left out.
 
-    scores: a row an arm, size and fold with ``arm, kind, size, fold, n_train, n_test, train_domain``, and the metric; only
-    fits on all domains count. metric: one that grows towards 1 at best. seed: of the resamples.
+    scores: a row an arm, size and fold with ``arm, kind, size, fold, n_train, n_test, train_domain,
+    tested, auroc``; only fits on all domains count. seed: of the resamples.
     """
     rows = []
-    for arm, table, n_train, means, has_own_patches in _arms(scores, seed, metric):
-        row = dict.fromkeys(COLUMNS, math.nan) | arm | {"n_sizes": len(n_train), "n_folds": len(table)}
-        row |= {"n_train": n_train[-1] if len(n_train) else math.nan, "why_not": too_few(*table.shape)}
-        if means:
-            row |= by_last_step(n_train, *means)
-            if not row["why_not"]:
-                row |= by_curve(n_train, *means)
-        if not has_own_patches:
-            row |= {name: math.nan for name in row if name.endswith(("low", "high"))}
+    for arm in _arms(scores, seed):
+        fits, why_not = arm.curve()
+        row = {
+            "arm": arm.name,
+            "kind": arm.kind,
+            "why_not": why_not,
+            "n_sizes": len(arm.n_train),
+            "n_folds": arm.n_folds,
+        }
+        row["n_train"] = arm.n_train[-1] if len(arm.n_train) else math.nan
+        if arm.values is not None:
+            row |= arm.ends("per_tenfold", arm.per_tenfold()) | arm.needed(
+                "n_straight", arm.straight()
+            )
+        if not why_not:
+            row |= arm.ends("asymptote", fits.asymptote) | arm.needed(
+                "n_needed", fits.reaches(arm.target)
+            )
+            row |= {
+                "scale": fits.scale[0] * arm.n_train[-1] ** fits.exponent[0],
+                "exponent": fits.exponent[0],
+            }
         rows.append(row)
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return (
+        pd.DataFrame(rows)
+        .rename(columns={"asymptote_low": "low", "asymptote_high": "high"})
+        .reindex(columns=COLUMNS)
+    )
 
 
-def ahead(scores: pd.DataFrame, seed: int, metric: str = "auroc") -> pd.DataFrame:
-    """What each arm is to expect of up to AHEAD times its patches: ``arm, kind, how, n_train, expected, low, high``.
+def ahead(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """What each arm is to expect of up to AHEAD times its patches: ``arm, kind, how, n_train,
+    expected, low, high``.
 
-    how: "curve" where data determine one (`fit`), from its smallest size on; else "straight", the last step drawn on over
-    log n from the largest size on. ``expected`` stays within 0 and 1. ``low`` to ``high``: 95 % percentiles over the resampled
-    folds of `fit`, those without a curve left out. No row for an arm with one size, one fold, or none that both sizes have.
-    Arguments as `fit`.
+    how: "curve" where data determine one (`fit`), from its smallest size on; else "straight", the
+    last step drawn on over log n from the largest size on. ``expected`` stays within 0 and 1.
+    ``low`` to ``high``: 95 % percentiles over the resampled folds of `fit`, those without a curve
+    left out. No row for an arm with one size, one fold, or none that both sizes have. Arguments as
+    `fit`.
     """
     tables = []
-    for arm, table, n_train, means, has_own_patches in _arms(scores, seed, metric):
-        if not means:
+    for arm in _arms(scores, seed):
+        if arm.values is None:
             continue
-        is_straight = bool(too_few(*table.shape) or by_curve(n_train, *means).get("why_not"))
-        last, values = n_train[-1], means[0]
-        x = np.geomspace(last if is_straight else n_train[0], last * AHEAD, N_POINTS)
-        if is_straight:
-            expected = values[:, [-1]] + gain_per_tenfold(n_train, values)[:, None] * np.log10(x / last)
+        fits, why_not = arm.curve()
+        first, last = arm.n_train[[-1 if why_not else 0, -1]]
+        n_train = np.geomspace(first, last * AHEAD, N_POINTS)
+        if why_not:
+            expected = arm.values[:, [-1]] + arm.per_tenfold()[:, None] * np.log10(n_train / last)
         else:
-            fits = power_laws(n_train / last, values)
-            expected = fits.at(x / last)[fits.why_not == ""]
+            expected = fits.at(n_train / last)[fits.why_not == ""]
         expected = np.clip(expected, 0, 1)  # a straight line leaves the range of a score
-        bounds = np.quantile(expected[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-        low, high = bounds if has_own_patches else np.full(bounds.shape, np.nan)
         points = {
-            "how": "straight" if is_straight else "curve",
-            "n_train": x,
-            "expected": expected[0],
-            "low": low,
-            "high": high,
+            "arm": arm.name,
+            "kind": arm.kind,
+            "how": "straight" if why_not else "curve",
+            "n_train": n_train,
         }
-        tables.append(pd.DataFrame(arm | points))
+        low, high = (
+            np.quantile(expected[1:], BOUNDS, axis=0) if arm.has_bounds else (math.nan, math.nan)
+        )
+        tables.append(pd.DataFrame(points | {"expected": expected[0], "low": low, "high": high}))
     columns = ["arm", "kind", "how", "n_train", "expected", "low", "high"]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
-def _arms(scores: pd.DataFrame, seed: int, metric: str) -> Iterator[tuple]:
-    """Each arm's name and kind, its scores (folds by sizes), n_train by size, and whether folds have test patches of their own.
-
-    Before the last: the values, targets and "is best" of `by_curve`; empty for too small a table. Folds are resampled
-    alike for every arm.
-    """
+def _arms(scores: pd.DataFrame, seed: int) -> Iterator[Arm]:
+    """Every arm; folds are resampled alike for all."""
     part = scores[scores["train_domain"] == ALL]
-    by_fold = part.groupby(["arm", "fold", "size"])[metric].mean().unstack("size")  # with the folds that have none
-    full = part[part["size"] == part["size"].max()].groupby("arm", sort=False)[metric].mean()
-    best, folds = full.idxmax(), np.sort(part["fold"].unique())
-    target = by_fold.loc[best].iloc[:, -1].dropna()
-    draws = generator(seed, "curve").multinomial(len(folds), np.full(len(folds), 1 / len(folds)), N_RESAMPLES)
+    by_fold = (
+        part.groupby(["arm", "fold", "size"])["auroc"].mean().unstack("size")
+    )  # with the folds that have none
+    best = (
+        part[part["size"] == part["size"].max()].groupby("arm", sort=False)["auroc"].mean().idxmax()
+    )
+    folds, target = np.sort(part["fold"].unique()), by_fold.loc[best].iloc[:, -1].dropna()
+    draws = generator(seed, "curve").multinomial(
+        len(folds), np.full(len(folds), 1 / len(folds)), N_RESAMPLES
+    )
     for (name, kind), group in part.groupby(["arm", "kind"], sort=False):
         table = by_fold.loc[name].dropna(axis="columns", how="all").dropna()
         table = table[table.index.isin(target.index)]
-        n_train, means = group.groupby("size")["n_train"].mean()[table.columns].to_numpy(), ()
-        if len(table) > 1 and table.shape[1] > 1:
-            at, overlap = np.searchsorted(folds, table.index), group["n_test"].mean() / n_train[-1]
-            of_best = target.loc[table.index].to_numpy()[:, None]
-            values, targets = (resampled_means(of, draws[:, at], overlap) for of in (table.to_numpy(), of_best))
-            means = values, targets[:, 0], name == best
-        n_sets = group.groupby("size")["tested"].nunique() if "tested" in group else pd.Series([len(table)])
-        yield {"arm": name, "kind": kind}, table, n_train, means, len(table) < 2 or bool((n_sets > 1).any())
-
-
-def too_few(n_folds: int, n_sizes: int) -> str:
-    """Why a table of folds by sizes is too small for a curve; empty where it isn't."""
-    if n_sizes < 3:
-        return f"{n_sizes} {'size' if n_sizes == 1 else 'sizes'}; three parameters need three or more"
-    return f"{n_folds} folds with every size; their spread needs {MIN_FOLDS} or more" if n_folds < MIN_FOLDS else ""
+        n_train = group.groupby("size")["n_train"].mean()[table.columns].to_numpy()
+        values = of_best = None
+        if min(table.shape) > 1:
+            drawn, overlap = (
+                draws[:, np.searchsorted(folds, table.index)],
+                group["n_test"].mean() / n_train[-1],
+            )
+            values = resampled_means(table.to_numpy(), drawn, overlap)
+            of_best = resampled_means(target[table.index].to_numpy(), drawn, overlap)
+        has_bounds = bool((group.groupby("size")["tested"].nunique() > 1).any())
+        yield Arm(name, kind, len(table), n_train, values, of_best, name == best, has_bounds)
 
 
 def resampled_means(values: np.ndarray, draws: np.ndarray, overlap: float) -> np.ndarray:
-    """Means of ``values`` (n_folds, n_sizes) over the folds, then over each draw of them, (1 + n_draws, n_sizes).
+    """Means of ``values`` (n_folds, ...) over the folds, then over each draw of them, (1 + n_draws,
+    ...).
 
-    draws: how often each fold is drawn, (n_draws, n_folds). overlap: n_test / n_train. A draw's mean varies by (k - 1) / k^2 of
-    the folds' variance s^2; it is stretched to the corrected variance of `statistics.paired_test`, (1 / k + overlap) s^2.
+    draws: how often each fold is drawn, (n_draws, n_folds). overlap: n_test / n_train. A draw's
+    mean varies by (k - 1) / k^2 of the folds' variance s^2; it is stretched to the corrected
+    variance of `statistics.paired_test`, (1 / k + overlap) s^2.
     """
-    k, mean = len(values), values.mean(axis=0)
-    counts = draws.sum(axis=1, keepdims=True)
-    drawn = np.divide(draws, counts, out=np.full(draws.shape, 1 / k), where=counts > 0) @ values
-    return np.vstack([mean, mean + (drawn - mean) * math.sqrt((1 / k + overlap) * k**2 / (k - 1))])
+    k, mean = len(values), values.mean(axis=0, keepdims=True)
+    draws = np.where(draws.any(axis=1, keepdims=True), draws, 1)  # none of these folds: each once
+    drawn = draws / draws.sum(axis=1, keepdims=True) @ values
+    return np.concatenate(
+        [mean, mean + (drawn - mean) * math.sqrt((1 / k + overlap) * k**2 / (k - 1))]
+    )
 
 
 def power_laws(x: np.ndarray, y: np.ndarray) -> PowerLaws:
-    """Least squares of y (n_fits, n_sizes) at x = n / largest n (n_sizes,), by looking ever closer around the best exponent.
+    """Least squares of y (n_fits, n_sizes) at x = n / largest n (n_sizes,), by looking ever closer
+    around the best exponent.
 
-    The asymptote is at most 1 (Cortes et al. 1994, Learning Curves: Asymptotic Values and Rate of Convergence).
+    The asymptote is at most 1 (Cortes et al. 1994, Learning Curves: Asymptotic Values and Rate of
+    Convergence).
     """
     every = np.arange(len(y))
     log_c = np.broadcast_to(np.log(EXPONENTS), (len(y), len(EXPONENTS)))
@@ -178,13 +284,22 @@ def power_laws(x: np.ndarray, y: np.ndarray) -> PowerLaws:
     reasons = [
         (b <= 0, "it doesn't rise with the patches"),
         ((a >= 1) | (first == 0), "it rises with no bend, so that where it ends isn't in sight"),
-        (first == len(EXPONENTS) - 1, "it has stopped rising by the second size, so that how it rose isn't seen"),
+        (
+            first == len(EXPONENTS) - 1,
+            "it has stopped rising by the second size, so that how it rose isn't seen",
+        ),
     ]
-    return PowerLaws(a, b, c, np.select([where for where, _ in reasons], [text for _, text in reasons], ""))
+    return PowerLaws(
+        a, b, c, np.select([where for where, _ in reasons], [text for _, text in reasons], "")
+    )
 
 
-def _given_exponents(x: np.ndarray, y: np.ndarray, log_c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Best asymptote (at most 1) and scale (at least 0) for each exponent, and the squared error: (n_fits, n_exponents)."""
+def _given_exponents(
+    x: np.ndarray, y: np.ndarray, log_c: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Best asymptote (at most 1) and scale (at least 0) for each exponent, and the squared error:
+    (n_fits, n_exponents).
+    """
     z = x[:, None, None] ** -np.exp(log_c)  # (n_sizes, n_fits, n_exponents)
     y = y.T[:, :, None]  # (n_sizes, n_fits, 1)
     z_off, y_mean = z - z.mean(axis=0), y.mean(axis=0)
@@ -194,45 +309,3 @@ def _given_exponents(x: np.ndarray, y: np.ndarray, log_c: np.ndarray) -> tuple[n
     a = np.minimum(a, 1)
     a, b = np.where(b < 0, np.minimum(y_mean, 1), a), np.maximum(b, 0)
     return a, b, ((a - b * z - y) ** 2).sum(axis=0)
-
-
-def by_curve(n_train: np.ndarray, values: np.ndarray, targets: np.ndarray, is_best: bool) -> dict[str, object]:
-    """What the curves through the rows of ``values`` say: ``asymptote, scale, exponent, n_needed`` with their bounds.
-
-    Where data determine no curve, ``why_not`` alone. targets: (1 + n_resamples,), what the best arm has with all the data.
-    """
-    fits = power_laws(n_train / n_train[-1], values)
-    undetermined = float(np.mean(fits.why_not[1:] != ""))
-    if fits.why_not[0]:
-        return {"why_not": fits.why_not[0]}
-    if undetermined > MAX_UNDETERMINED:
-        return {"why_not": f"the folds' noise: {100 * undetermined:.0f} % of their resamples have no such curve"}
-    n_needed = np.full(len(values), n_train[-1]) if is_best else fits.n_needed(targets, n_train[-1])
-    row = _ends(fits.asymptote, "asymptote", "low", "high") | _ends(n_needed, "n_needed", "n_needed_low", "n_needed_high")
-    return row | {"scale": float(fits.scale[0] * n_train[-1] ** fits.exponent[0]), "exponent": float(fits.exponent[0])}
-
-
-def by_last_step(n_train: np.ndarray, values: np.ndarray, targets: np.ndarray, is_best: bool) -> dict[str, float]:
-    """What the last step alone says, drawn on over log n: ``per_tenfold, n_straight`` with their bounds."""
-    gain = gain_per_tenfold(n_train, values)
-    gap = np.maximum(targets - values[:, -1], 0)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        needed = np.where(gain > 0, n_train[-1] * 10 ** (gap / gain), np.where(gap > 0, np.inf, n_train[-1]))
-    needed = np.full(len(values), n_train[-1]) if is_best else _or_never(needed, n_train[-1])
-    names = [(name, f"{name}_low", f"{name}_high") for name in ("per_tenfold", "n_straight")]
-    return _ends(gain, *names[0]) | _ends(needed, *names[1])
-
-
-def gain_per_tenfold(n_train: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """What tenfold patches brought in the last step, (1 + n_resamples,)."""
-    return (values[:, -1] - values[:, -2]) / math.log10(n_train[-1] / n_train[-2])
-
-
-def _or_never(n_needed: np.ndarray, n_train: float) -> np.ndarray:
-    return np.where(n_needed < FAR * n_train, n_needed, np.inf)
-
-
-def _ends(values: np.ndarray, estimate: str, low: str, high: str) -> dict[str, float]:
-    """The estimate, first of ``values``, and the percentiles of the rest, which may be infinite."""
-    ends = np.quantile(values[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
-    return {estimate: float(values[0]), low: float(ends[0]), high: float(ends[1])}

@@ -1,167 +1,182 @@
-"""The human reference: how far the raters who labelled the annotations agree with one another and with their consensus.
+"""The human reference: how far the raters who labelled the annotations agree with one another and
+with their consensus.
 
-Two warnings go with every number. The consensus is what the raters voted for, so that a rater measured against it is
-flattered; one rater against another is not. And a rater here is a position in the list of votes, which need not be the same
-person on every slide: what is said of two raters is therefore the mean of both ways round, and differences between
-positions are not read as differences between people.
+Two warnings go with every number. The consensus is what the raters voted for, so that a rater
+measured against it is flattered; one rater against another is not. And a rater here is a position
+in the list of votes, which need not be the same person on every slide: what is said of two raters
+is therefore the mean of both ways round, and differences between positions are not read as
+differences between people.
 """
 
-import math
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from mfcore.measures.binary import mean_recall_of
-from mfcore.measures.resampling import interval_of, resampled_slides, units_of
-from mfcore.measures.statistics import LEVEL, Interval
+from mfcore.measures.binary import balanced_accuracy, mean_recall_of
+from mfcore.measures.resampling import interval_of, resampled_slides, sums_by_slide, units_of
+from mfcore.measures.statistics import Interval
 
 ALL = "all"  # every domain together; no domain may have this name
 UNANIMOUS, CONTESTED = "unanimous", "contested"
 MEASURES = ("agreement", "kappa", "balanced_accuracy")
-AS_METRIC = {
-    "accuracy": "agreement",
-    "balanced_accuracy": "balanced_accuracy",
-    "weighted_f1": "agreement",  # of two raters, the mean of both ways round is their agreement exactly
-    "quadratic_kappa": "kappa",  # with two classes the weights change nothing
-}
 EACH = "each rater against the consensus, balanced accuracy"  # a column of `wide`
 
 
 def votes(labels: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """The annotations with two or more votes, and the votes of every rater who saw them all, int8 (n, n_raters).
+    """The annotations with two or more votes, and the votes of every rater who saw them all, int8
+    (n, n_raters).
 
-    A rater is a position that each of these annotations has filled: two of MIDOG++, whose third saw only a part, chosen
-    for being disputed; three of AMi-Br. Without any votes, n and n_raters are 0.
+    A rater is a position that each of these annotations has filled: two of MIDOG++, whose third saw
+    only a part, chosen for being disputed; three of AMi-Br. Without any votes, n and n_raters are
+    0.
     """
     n_votes = labels["votes"].map(len)
     voted = labels[n_votes > 1]
     n_raters = int(n_votes[n_votes > 1].min()) if len(voted) else 0
-    given = [np.asarray(vote[:n_raters], dtype=np.int8) for vote in voted["votes"]]
-    return voted, np.stack(given) if given else np.zeros((0, 0), dtype=np.int8)
+    given = np.array([vote[:n_raters] for vote in voted["votes"]], dtype=np.int8)
+    return voted, given.reshape(len(voted), n_raters)
 
 
 def table(labels: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Rater statistics, a row a domain and "all" last; without a row where no annotation has two votes.
+    """Rater statistics, a row a domain and "all" last; without a row where no annotation has two
+    votes.
 
-    labels: with ``slide_id, case_id, domain, label, votes``; ``label`` is the consensus. ``seed`` draws the intervals.
+    labels: with ``slide_id, case_id, domain, label, votes``; ``label`` is the consensus. ``seed``
+    draws the intervals.
 
-    ``n`` annotations with two or more votes, on ``n_slides``, of which ``n_units`` slides or cases are drawn (``unit``). One
-    rater against another: ``agreement`` (share of equal votes), ``kappa`` (Cohen 1960) and ``balanced_accuracy`` (mean of both
-    ways round: each rater in turn is the reference), each the mean over pairs of raters, and with ``_low`` and ``_high``, the
-    95 % interval of a bootstrap over these. ``rater1_vs_consensus`` and so on: balanced accuracy of each rater
-    against ``label``, for which that rater voted. ``third_share``: annotations with a third vote; ``contested_share``: those
-    with differing votes.
+    ``n`` annotations with two or more votes, on ``n_slides``, of which ``n_units`` slides or cases
+    are drawn (``unit``). One rater against another: ``agreement`` (share of equal votes), ``kappa``
+    (Cohen 1960) and ``balanced_accuracy`` (mean of both ways round: each rater in turn is the
+    reference), each the mean over pairs of raters, and with ``_low`` and ``_high``, the 95 %
+    interval of a bootstrap over these. ``rater1_vs_consensus`` and so on: balanced accuracy of each
+    rater against ``label``, for which that rater voted. ``third_share``: annotations with a third
+    vote; ``contested_share``: those with differing votes.
 
-    Kappa and balanced accuracies are NaN where a rater or the consensus knows one class only, everything where a domain has
-    no votes.
+    Kappa and balanced accuracies are NaN where a rater or the consensus knows one class only,
+    everything where a domain has no votes.
     """
     voted, given = votes(labels)
-    if not len(voted):
-        return pd.DataFrame(columns=["domain", "n", "n_slides", "n_units", "unit", *_columns(0)])
-    parts = [(domain, (voted["domain"] == domain).to_numpy()) for domain in sorted(labels["domain"].unique())]
-    parts.append((ALL, np.ones(len(voted), dtype=bool)))
-    return pd.DataFrame([{"domain": domain, **_row(voted[mask], given[mask], seed, domain)} for domain, mask in parts])
-
-
-def _columns(n_raters: int) -> list[str]:
-    intervals = [f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")]
-    return [*intervals, *(f"rater{i + 1}_vs_consensus" for i in range(n_raters)), "third_share", "contested_share"]
+    columns = ["domain", "n", "n_slides", "n_units", "unit"]
+    columns += [f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")]
+    columns += [
+        *(f"rater{i + 1}_vs_consensus" for i in range(given.shape[1])),
+        "third_share",
+        "contested_share",
+    ]
+    parts = {
+        domain: (voted["domain"] == domain).to_numpy()
+        for domain in sorted(labels["domain"].unique())
+    }
+    parts[ALL] = np.ones(len(voted), dtype=bool)
+    rows = (
+        [_row(voted[part], given[part], seed, domain) for domain, part in parts.items()]
+        if len(voted)
+        else []
+    )
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _row(voted: pd.DataFrame, given: np.ndarray, seed: int, domain: str) -> dict:
-    """Statistics of one domain's annotations, whose full raters' votes are ``given``, int8 (n, n_raters)."""
-    n_raters = given.shape[1]
+    """Statistics of one domain's annotations, whose full raters' votes are ``given``, int8 (n,
+    n_raters).
+    """
     units, unit = units_of(voted)
-    row: dict = {"n": len(voted), "n_slides": voted["slide_id"].nunique(), "n_units": units.nunique(), "unit": unit}
-    row |= dict.fromkeys(_columns(n_raters), math.nan)
+    row: dict = {"domain": domain, "n": len(voted), "n_slides": voted["slide_id"].nunique()}
+    row |= {"n_units": units.nunique(), "unit": unit}
     if not len(voted):
         return row
     slide, weights = resampled_slides(units, seed, "raters", domain)
-    pairs = [
-        _measures(weights @ _cells(given[:, i], given[:, j], slide, weights.shape[1]))
-        for i, j in combinations(range(n_raters), 2)
-    ]
-    for measure in MEASURES:
-        values = np.mean([pair[measure] for pair in pairs], axis=0)
+    pairs = []
+    for first, second in combinations(given.T.astype(np.int64), 2):
+        counts = sums_by_slide(slide, 2 * first + second, weights.shape[1], 4, np.ones(len(voted)))
+        pairs.append(_measures((weights @ counts).reshape(-1, 2, 2)))
+    for measure, values in zip(MEASURES, np.mean(pairs, axis=0), strict=True):
         found = interval_of(values, weights.shape[1], least=-1 if measure == "kappa" else 0)
         row |= {measure: found.estimate, f"{measure}_low": found.low, f"{measure}_high": found.high}
-    consensus = voted["label"].to_numpy()
-    for i in range(n_raters):
-        cells = _cells(consensus, given[:, i], np.zeros(len(voted), dtype=int), 1)
-        row[f"rater{i + 1}_vs_consensus"] = float(_one_way(cells)[0])
+    row |= {
+        f"rater{i + 1}_vs_consensus": balanced_accuracy(voted["label"], vote)
+        for i, vote in enumerate(given.T)
+    }
     row["third_share"] = float((voted["votes"].map(len) > 2).mean())
     row["contested_share"] = float((stratum(voted) == CONTESTED).mean())
     return row
 
 
-def _cells(first: np.ndarray, second: np.ndarray, slide: np.ndarray, n_slides: int) -> np.ndarray:
-    """Each slide's table of two raters' votes, float64 (n_slides, 4): votes 0 and 0, 0 and 1, 1 and 0, 1 and 1."""
-    flat = 4 * slide + 2 * first.astype(np.int64) + second
-    return np.bincount(flat, minlength=4 * n_slides).reshape(n_slides, 4).astype(np.float64)
-
-
-def _one_way(cells: np.ndarray) -> np.ndarray:
-    """Balanced accuracy of the second against the first of `_cells` (..., 4), (...,); NaN where the first has one class."""
-    return mean_recall_of(cells[..., [0, 3]], cells[..., [0, 2]] + cells[..., [1, 3]])
-
-
-def _measures(cells: np.ndarray) -> dict[str, np.ndarray]:
-    """MEASURES of two raters from `_cells` (..., 4), (...,) each; the tests compute them again with scikit-learn."""
-    neither, only_second, only_first, both = np.moveaxis(cells, -1, 0)
-    with np.errstate(invalid="ignore"):
-        expected = (both + only_first) * (neither + only_first) + (both + only_second) * (neither + only_second)
-        balanced = (_one_way(cells) + _one_way(cells[..., [0, 2, 1, 3]])) / 2
-        kappa = np.where(np.isfinite(balanced), 2 * (both * neither - only_first * only_second) / expected, np.nan)
-        agreement = (both + neither) / cells.sum(axis=-1)
-    return {"agreement": agreement, "kappa": kappa, "balanced_accuracy": balanced}
-
-
-def reference(human: pd.DataFrame | None, metric: str, domain: str = ALL) -> Interval | None:
-    """What one rater reaches against another in a metric of `mfcore.measures.binary`, with its interval over ``n`` slides or
-    cases.
-
-    human: as `table` returns it, or None. None where there are no votes, and for metrics that raters have none of: a vote
-    is one operating point, neither a ranking nor a probability. The area under its two straight lines equals the balanced
-    accuracy, which is not what a score's AUROC measures.
+def _measures(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """MEASURES of two raters, (n,) each, from counts of annotations by the first's and the second's
+    vote (n, 2, 2).
     """
-    row = human[human["domain"] == domain] if human is not None and metric in AS_METRIC else ()
-    if not len(row) or not math.isfinite(row[AS_METRIC[metric]].iloc[0]):
+    same, first, second = (
+        np.diagonal(counts, axis1=1, axis2=2),
+        counts.sum(axis=2),
+        counts.sum(axis=1),
+    )  # (n, 2)
+    n = first.sum(axis=1)
+    agreement, by_chance = same.sum(axis=1) / n, (first * second).sum(axis=1) / n**2
+    balanced = (mean_recall_of(same, first) + mean_recall_of(same, second)) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kappa = np.where(np.isfinite(balanced), (agreement - by_chance) / (1 - by_chance), np.nan)
+    return agreement, kappa, balanced
+
+
+def reference(human: pd.DataFrame, domain: str = ALL) -> Interval | None:
+    """Balanced accuracy of one rater against another, with its interval over ``n`` slides or cases;
+    None where there is none.
+
+    human: as `table` returns it.
+    """
+    found = human[human["domain"] == domain].dropna(subset="balanced_accuracy")
+    if found.empty:
         return None
-    low, high = (float(row[f"{AS_METRIC[metric]}_{end}"].iloc[0]) for end in ("low", "high"))
-    return Interval(float(row[AS_METRIC[metric]].iloc[0]), low, high, LEVEL, int(row["n_units"].iloc[0]), row["unit"].iloc[0])
+    row = found.iloc[0]
+    estimate, low, high = (float(row[f"balanced_accuracy{end}"]) for end in ("", "_low", "_high"))
+    return Interval(estimate, low, high, int(row["n_units"]), row["unit"])
 
 
-def against_consensus(human: pd.DataFrame | None, domain: str = ALL) -> float | None:
-    """Balanced accuracy of a rater against the consensus that counts the rater's own vote (flattered), mean over raters."""
-    row = human[human["domain"] == domain].filter(regex="^rater[0-9]+_vs_consensus$") if human is not None else ()
-    value = float(row.iloc[0].mean(skipna=False)) if len(row) else math.nan
-    return value if math.isfinite(value) else None
+def against_consensus(human: pd.DataFrame, domain: str = ALL) -> float | None:
+    """Balanced accuracy of a rater against the consensus that counts the rater's own vote
+    (flattered), mean over raters.
+    """
+    means = (
+        human[human["domain"] == domain]
+        .filter(like="_vs_consensus")
+        .mean(axis="columns", skipna=False)
+        .dropna()
+    )
+    return None if means.empty else float(means.iloc[0])
 
 
 def stratum(labels: pd.DataFrame) -> pd.Series:
-    """Whether each annotation's raters were of one mind: "unanimous", "contested", or "" with fewer than two votes."""
-    kinds = [("" if len(vote) < 2 else UNANIMOUS if len(set(vote)) == 1 else CONTESTED) for vote in labels["votes"]]
+    """Whether each annotation's raters were of one mind: "unanimous", "contested", or "" with fewer
+    than two votes.
+    """
+    kinds = [
+        ("" if len(vote) < 2 else UNANIMOUS if len(set(vote)) == 1 else CONTESTED)
+        for vote in labels["votes"]
+    ]
     return pd.Series(kinds, index=labels.index, name="stratum", dtype=object)
 
 
 def wide(human: pd.DataFrame) -> pd.DataFrame:
-    """`table` for the eye: values with their interval, shares in per cent, a dash for what can't be said."""
-
-    def cell(row: dict, name: str) -> str:
-        if not math.isfinite(row[name]):
-            return "–"
-        low, high = row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
-        return f"{row[name]:.2f}" + (f" [{low:.2f}, {high:.2f}]" if math.isfinite(low) else "")
-
-    titles = {measure: measure.replace("_", " ") for measure in MEASURES}
-    flattered = [name for name in human if name.endswith("_vs_consensus")]
-    rows = human.to_dict("records")
-    shown = human[["domain", "n", "n_slides"]].rename(columns={"n": "annotations", "n_slides": "slides"})
+    """`table` for the eye: values with their interval, shares in per cent, a dash for what can't be
+    said.
+    """
+    numbers = human.select_dtypes("number")
+    text = numbers.map("{:.2f}".format).mask(numbers.isna(), "–")
+    shown = human[["domain", "n", "n_slides"]].rename(
+        columns={"n": "annotations", "n_slides": "slides"}
+    )
     if (human["unit"] == "case").any():
         shown["cases"] = human["n_units"]
-    shown = shown.assign(**{title: [cell(row, name) for row in rows] for name, title in titles.items()})
-    shown[EACH] = [" / ".join(cell(row, name) for name in flattered) for row in rows]
-    shares = {"third vote": "third_share", "contested": "contested_share"}
-    in_per_cent = {title: [f"{100 * row[name]:.1f} %" if row["n"] else "–" for row in rows] for title, name in shares.items()}
-    return shown.assign(**in_per_cent)
+    for measure in MEASURES:
+        span = " [" + text[f"{measure}_low"] + ", " + text[f"{measure}_high"] + "]"
+        shown[measure.replace("_", " ")] = text[measure] + span.mask(
+            human[f"{measure}_low"].isna(), ""
+        )
+    shown[EACH] = text.filter(like="_vs_consensus").agg(" / ".join, axis="columns")
+    for title, name in {"third vote": "third_share", "contested": "contested_share"}.items():
+        shown[title] = (
+            human[name].map("{:.1%}".format).str.replace("%", " %").mask(human["n"] == 0, "–")
+        )
+    return shown

@@ -1,11 +1,14 @@
-"""What embeddings are worth without a label: RankMe and ODCorr, in bounded memory, with numpy alone.
+"""What embeddings are worth without a label: RankMe and ODCorr, in bounded memory, with numpy
+alone.
 
-RankMe (Garrido et al. 2022, arXiv 2210.02885, section 3) is of the singular values of the features as they are, neither
-centred nor squared to eigenvalues of a covariance, and is not divided by anything: it lies between 1 and min(n, n_dims).
+RankMe (Garrido et al. 2022, arXiv 2210.02885, section 3) is of the singular values of the features
+as they are, neither centred nor squared to eigenvalues of a covariance, and is not divided by
+anything: it lies between 1 and min(n, n_dims).
 
-ODCorr (kaiko 2024) is the correlation between different dimensions. Its equation isn't known here, so that both of its natural
-readings stand here by their names: the mean absolute and the mean squared off-diagonal Pearson correlation. A dimension that
-is constant correlates with nothing; it is left out, and `constant_dims` says which ones are.
+ODCorr (kaiko 2024) is the correlation between different dimensions. Its equation isn't known here,
+so that both of its natural readings stand here by their names: the mean absolute and the mean
+squared off-diagonal Pearson correlation. A dimension that is constant correlates with nothing; it
+is left out, and `constant_dims` says which ones are.
 """
 
 import math
@@ -21,10 +24,12 @@ class RepresentationError(ValueError):
 
 
 def rankme(features: np.ndarray) -> float:
-    """RankMe of features (n, n_dims): exp of the entropy of the singular values' shares p = s / sum(s) + EPS.
+    """RankMe of features (n, n_dims): exp of the entropy of the singular values' shares p = s /
+    sum(s) + EPS.
 
-    By a singular value decomposition in float64. The EPS lets it pass min(n, n_dims) by about a thousandth. Features that are
-    all zero give 1. Raises RepresentationError for another shape, no row, what is no number, NaN or infinity.
+    By a singular value decomposition in float64. The EPS lets it pass min(n, n_dims) by about a
+    thousandth. Features that are all zero give 1. Raises RepresentationError for another shape, no
+    row, what is no number, NaN or infinity.
     """
     features = _checked(np.asarray(features))
     return effective_rank(np.linalg.svd(features.astype(np.float64), compute_uv=False))
@@ -38,31 +43,39 @@ def effective_rank(singular_values: np.ndarray) -> float:
 
 
 def odcorr_abs_by_chance(n: int) -> float:
-    """The mean of `Streaming.odcorr_abs` for ``n`` rows of independent normal dimensions, sqrt(2 / (pi n)) for many rows.
+    """The mean of `Streaming.odcorr_abs` for ``n`` rows of independent normal dimensions, sqrt(2 /
+    (pi n)) for many rows.
 
-    The mean of |r| under the density of a sample correlation of zero, (1 - r^2)^((n - 4) / 2) / B(1/2, (n - 2) / 2). NaN for
-    fewer than 3 rows.
+    The mean of |r| under the density of a sample correlation of zero, (1 - r^2)^((n - 4) / 2) /
+    B(1/2, (n - 2) / 2). NaN for fewer than 3 rows.
     """
-    return math.exp(math.lgamma((n - 1) / 2) - math.lgamma(n / 2)) / math.sqrt(math.pi) if n > 2 else math.nan
+    return (
+        math.exp(math.lgamma((n - 1) / 2) - math.lgamma(n / 2)) / math.sqrt(math.pi)
+        if n > 2
+        else math.nan
+    )
 
 
 def odcorr_sq_by_chance(n: int) -> float:
-    """The mean of `Streaming.odcorr_sq` for ``n`` rows of independent dimensions; NaN for fewer than 3."""
+    """The mean of `Streaming.odcorr_sq` for ``n`` rows of independent dimensions; NaN for fewer
+    than 3.
+    """
     return 1 / (n - 1) if n > 2 else math.nan
 
 
 class Streaming:
-    """RankMe and ODCorr of rows that come in chunks, in memory that grows with n_dims squared and not with the rows.
+    """RankMe and ODCorr of rows that come in chunks, in memory that grows with n_dims squared and
+    not with the rows.
 
-    Kept in float64: the mean, and the sums of products about it, merged chunk by chunk (Chan, Golub and LeVeque 1983), so
-    that a large mean costs the correlations no digits. Singular values are roots of the eigenvalues of the matrix of products
-    about zero. Those below some 1e-8 of the largest are lost in rounding; RankMe adds 1e-7 to every share, so that the loss
-    stays below a thousandth even where most of them are zero. Sums in float32 would lose all below 3e-4 of the largest.
+    Kept in float64: the mean, and the sums of products about it, merged chunk by chunk (Chan, Golub
+    and LeVeque 1983), so that a large mean costs the correlations no digits. Singular values are
+    roots of the eigenvalues of the matrix of products about zero. Those below some 1e-8 of the
+    largest are lost in rounding; RankMe adds 1e-7 to every share, so that the loss stays below a
+    thousandth even where most of them are zero. Sums in float32 would lose all below 3e-4 of the
+    largest.
     """
 
     def __init__(self, n_dims: int):
-        if n_dims < 1:
-            raise RepresentationError(f"n_dims is {n_dims}; features have one dimension at least")
         self.n_dims = n_dims
         self.n = 0
         self._mean = np.zeros(n_dims)
@@ -72,18 +85,18 @@ class Streaming:
     def add(self, chunk: np.ndarray) -> "Streaming":
         """Add rows (n, n_dims), none for n = 0; returns itself.
 
-        Raises RepresentationError for another shape, and for NaN or infinity, naming rows by their place in the whole stream;
-        of such a chunk the rows before the piece that holds it are added.
+        Raises RepresentationError for NaN or infinity, naming rows by their place in the whole
+        stream; of such a chunk the rows before the piece that holds it are added.
         """
-        chunk = np.asarray(chunk)
-        if chunk.ndim != 2 or chunk.shape[1] != self.n_dims:
-            raise RepresentationError(f"a chunk has shape {chunk.shape}; it must be (n, {self.n_dims})")
         for first in range(0, len(chunk), PIECE_ROWS):
             self._add(_checked(chunk[first : first + PIECE_ROWS], self.n).astype(np.float64))
         return self
 
     def _add(self, piece: np.ndarray) -> None:
-        self._low, self._high = np.minimum(self._low, piece.min(axis=0)), np.maximum(self._high, piece.max(axis=0))
+        self._low, self._high = (
+            np.minimum(self._low, piece.min(axis=0)),
+            np.maximum(self._high, piece.max(axis=0)),
+        )
         mean = piece.mean(axis=0)
         piece -= mean
         total = self.n + len(piece)
@@ -103,16 +116,21 @@ class Streaming:
     def odcorr_abs(self) -> float:
         """Mean absolute Pearson correlation between different dimensions of all rows so far.
 
-        NaN with fewer than two dimensions that vary. Raises RepresentationError where there is no row.
+        NaN with fewer than two dimensions that vary. Raises RepresentationError where there is no
+        row.
         """
         return _off_diagonal_mean(np.abs(self._correlations()))
 
     def odcorr_sq(self) -> float:
-        """Mean squared Pearson correlation between different dimensions; NaN, raises as `odcorr_abs`."""
+        """Mean squared Pearson correlation between different dimensions; NaN, raises as
+        `odcorr_abs`.
+        """
         return _off_diagonal_mean(self._correlations() ** 2)
 
     def constant_dims(self) -> np.ndarray:
-        """Which dimensions hold one value only, bool (n_dims,); raises RepresentationError where there is no row."""
+        """Which dimensions hold one value only, bool (n_dims,); raises RepresentationError where
+        there is no row.
+        """
         self._refuse_none()
         return self._low == self._high
 
@@ -130,16 +148,23 @@ class Streaming:
 def _checked(features: np.ndarray, first: int = 0) -> np.ndarray:
     """Features as they are; ``first``: the place of their first row, for the message."""
     if features.ndim != 2 or 0 in features.shape:
-        raise RepresentationError(f"features have shape {features.shape}; they must be (n, n_dims), with a row at least")
+        raise RepresentationError(
+            f"features have shape {features.shape}; they must be (n, n_dims), with a row at least"
+        )
     if features.dtype.kind not in "fiub":
-        raise RepresentationError(f"features hold {features.dtype}, no numbers; leave out what is none, as a column of names")
+        raise RepresentationError(
+            f"features hold {features.dtype}, no numbers; leave out what is none, "
+            "as a column of names"
+        )
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         which = [first + int(row) for row in bad[:5]]
-        raise RepresentationError(f"{len(bad)} rows hold NaN or infinity, the first {which}; embed these patches again")
+        raise RepresentationError(
+            f"{len(bad)} rows hold NaN or infinity, the first {which}; embed these patches again"
+        )
     return features
 
 
 def _off_diagonal_mean(values: np.ndarray) -> float:
     k = len(values)
-    return float((values.sum() - np.trace(values)) / (k * (k - 1))) if k > 1 else math.nan
+    return float(values[~np.eye(k, dtype=bool)].mean()) if k > 1 else math.nan

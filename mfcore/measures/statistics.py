@@ -1,9 +1,11 @@
-"""What five folds can and can't say: mean and spread, the test of two arms, and Holm's for many of them.
+"""What five folds can and can't say: mean and spread, the test of two arms, and Holm's for many of
+them.
 
-Which test of two arms is right depends on what the folds are tested on. Folds with test patches of their own differ by these
-patches too, so that their spread holds the choice of what was tested (Nadeau and Bengio). Folds that are all tested on the same
-patches (out of domain; the authors' own division) differ by their training alone: what other cases would have shown must be
-drawn (Obuchowski and Rockette). Draws of cases, and intervals over them: `mfcore.measures.resampling`.
+Which test of two arms is right depends on what the folds are tested on. Folds with test patches of
+their own differ by these patches too, so that their spread holds the choice of what was tested
+(Nadeau and Bengio). Folds that are all tested on the same patches (out of domain; the authors' own
+division) differ by their training alone: what other cases would have shown must be drawn
+(Obuchowski and Rockette). Draws of cases, and intervals over them: `mfcore.measures.resampling`.
 """
 
 import math
@@ -24,7 +26,9 @@ class StatisticsError(ValueError):
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (n - 1) of ``n`` finite values; NaN where there are too few."""
+    """Mean and sample standard deviation (n - 1) of ``n`` finite values; NaN where there are too
+    few.
+    """
 
     mean: float
     sd: float
@@ -33,21 +37,24 @@ class Spread:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate between ``low`` and ``high`` at ``level``; ``n`` is the number of folds, or of slides or cases (``unit``)."""
+    """An estimate between ``low`` and ``high``, 95 %; ``n`` is the number of folds, or of slides or
+    cases (``unit``).
+    """
 
     estimate: float
     low: float
     high: float
-    level: float
     n: int
     unit: str = "slide"
 
 
 @dataclass(frozen=True)
 class Test:
-    """A difference with its interval over ``interval.n`` folds, and the two-sided p of no difference; NaN for too few folds.
+    """A difference with its interval over ``interval.n`` folds, and the two-sided p of no
+    difference; NaN for too few folds.
 
-    drawn: what was drawn to tell what other tests would have shown, as "31 cases"; "" where the folds' spread tells it.
+    drawn: what was drawn to tell what other tests would have shown, as "31 cases"; "" where the
+    folds' spread tells it.
     """
 
     __test__ = False  # no test of pytest's
@@ -59,16 +66,18 @@ class Test:
 
 @dataclass(frozen=True)
 class Folds:
-    """A score by fold; where all folds are tested on the same patches, also how far each draw of the tested cases moves it.
+    """A score by fold; where all folds are tested on the same patches, also how far each draw of
+    the tested cases moves it.
 
-    values: float64 (n_folds,), by fold. moved: float64 (n_folds, n_draws), the score under a draw less ``values``; the draws
-    are the same for all folds and arms; (n_folds, 0) where nothing was drawn. has_own_patches: whether each fold is
-    tested on patches of its own; folds with neither own patches nor draws can't be tested. units: how many slides or cases were
-    drawn of each test set (domain); unit: "slide" or "case".
+    values: by fold. moved: a row a fold, a column a draw, the score under the draw less ``values``;
+    the draws are the same for all folds and arms; no columns where nothing was drawn.
+    has_own_patches: whether each fold is tested on patches of its own; folds with neither own
+    patches nor draws can't be tested. units: how many slides or cases were drawn of each test set
+    (domain); unit: "slide" or "case".
     """
 
     values: pd.Series
-    moved: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    moved: pd.DataFrame = field(default_factory=pd.DataFrame)
     has_own_patches: bool = True
     units: Mapping[str, int] = field(default_factory=dict)
     unit: str = "slide"
@@ -78,15 +87,11 @@ class Folds:
 
     def at(self, folds: pd.Index) -> "Folds":
         """The folds with these names, NaN where there is none."""
-        moved = pd.DataFrame(self._moved(), index=self.values.index).reindex(folds).to_numpy()
-        return replace(self, values=self.values.reindex(folds).astype(np.float64), moved=moved)
+        return replace(self, values=self.values.reindex(folds), moved=self.moved.reindex(folds))
 
     def defined(self) -> "Folds":
         """The folds that have a score."""
-        return self.at(self.values.index[np.isfinite(self.values.to_numpy(dtype=np.float64))])
-
-    def _moved(self) -> np.ndarray:
-        return self.moved if len(self.moved) == len(self.values) else np.empty((len(self.values), 0))
+        return self.at(self.values.dropna().index)
 
     def __add__(self, amount: float) -> "Folds":
         return replace(self, values=self.values + amount)
@@ -97,163 +102,162 @@ class Folds:
             return self + -other
         folds = self.values.index.intersection(other.values.index)
         first, second = self.at(folds), other.at(folds)
-        moved = first.moved - second.moved if first.units and second.units else first.moved if first.units else -second.moved
-        own, units = first.has_own_patches or second.has_own_patches, {**first.units, **second.units}
-        if not all(part.units or part.has_own_patches for part in (first, second)):  # what can't be drawn
+        if not all(
+            part.units or part.has_own_patches for part in (first, second)
+        ):  # what can't be drawn
             return Folds(first.values - second.values, has_own_patches=False)
-        return Folds(first.values - second.values, moved, own, units, first.unit if first.units else second.unit)
+        moved = (
+            first.moved - second.moved
+            if first.units and second.units
+            else first.moved
+            if first.units
+            else -second.moved
+        )
+        own, units = (
+            first.has_own_patches or second.has_own_patches,
+            {**first.units, **second.units},
+        )
+        return Folds(
+            first.values - second.values,
+            moved,
+            own,
+            units,
+            first.unit if first.units else second.unit,
+        )
 
 
 def mean_of(parts: Sequence[Folds]) -> Folds:
-    """Mean of several scores by fold, as over pairs of domains; a fold's mean is of those that it has.
+    """Mean of several scores by fold, as over pairs of domains; a fold's mean is of those that it
+    has.
 
-    parts: alike in whether folds have patches of their own. Each test set is drawn by itself: the domains stay as they are.
+    parts: alike in whether folds have patches of their own. Each test set is drawn by itself: the
+    domains stay as they are.
     """
-    folds = parts[0].values.index
-    for part in parts[1:]:
-        folds = folds.union(part.values.index)
-    parts = [part.at(folds) for part in parts]
-    values = pd.Series(_mean(np.stack([part.values for part in parts])), index=folds)
+    values, moved = (
+        pd.concat(tables).groupby(level=0).mean()
+        for tables in zip(*((part.values, part.moved) for part in parts), strict=True)
+    )
     if not all(part.units for part in parts):
         return Folds(values, has_own_patches=parts[0].has_own_patches)
     units = {name: n for part in parts for name, n in part.units.items()}
-    return Folds(values, _mean(np.stack([part.moved for part in parts])), parts[0].has_own_patches, units, parts[0].unit)
-
-
-def _mean(stacked: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is defined, NaN where nothing is."""
-    defined = np.isfinite(stacked)
-    total, n = np.where(defined, stacked, 0).sum(axis=0), defined.sum(axis=0)
-    return np.divide(total, n, out=np.full(n.shape, np.nan), where=n > 0)
+    return Folds(values, moved, parts[0].has_own_patches, units, parts[0].unit)
 
 
 def spread(values: np.ndarray | pd.Series) -> Spread:
-    """Mean and sample standard deviation of the finite among ``values`` (n,): a fold without both classes has no AUROC."""
-    finite = np.asarray(values, dtype=np.float64)
-    finite = finite[np.isfinite(finite)]
-    n = len(finite)
-    return Spread(float(finite.mean()) if n else math.nan, float(finite.std(ddof=1)) if n > 1 else math.nan, n)
-
-
-def paired_test(
-    first: Folds | np.ndarray | pd.Series,
-    second: Folds | np.ndarray | pd.Series | float,
-    n_train: float,
-    n_test: float,
-    level: float = LEVEL,
-) -> Test:
-    """Mean of ``first - second`` over folds, with the t test and interval that what the folds are tested on asks for.
-
-    Folds with test patches of their own, as in Monte Carlo cross-validation, share training patches, so that the variance of
-    their mean is larger than s^2 / k; the correction takes (1 / k + n_test / n_train) s^2, with k - 1 degrees of freedom
-    (Nadeau and Bengio 2003, Inference for the Generalization Error, Machine Learning 52, section 5.2).
-
-    Folds that are all tested on the same patches are readers of the same cases: s^2 / k for the training, and what draws of
-    the cases change in all folds alike, the covariance of two folds' differences under the draws, for the cases (Obuchowski
-    and Rockette 1995, Communications in Statistics B 24; degrees of freedom after Satterthwaite, as Hillis 2007 has them, of
-    folds and cases). This holds for other cases and another draw of the training patches, not for other training slides than
-    all folds drew from. A loss out of domain has both parts: of the home patches the first, of the other domains' the second.
-
-    first, second: `Folds`, or scores (n_folds,) of the same folds in the same order with test patches of their own; ``second``
-    may be one number. Pairs with a NaN are left out. n_train, n_test: patches in one fold's training and test set; they count
-    for folds with patches of their own only. Interval and p are NaN for fewer than MIN_FOLDS pairs, where nothing was drawn
-    for folds that share their patches, and where all differ by the same amount, which gives no spread to judge by; arms that
-    are equal in every fold differ by 0 to 0, p 1. Raises StatisticsError where lengths differ or a count isn't positive.
+    """Mean and sample standard deviation of what is no NaN in ``values`` (n,): a fold without both
+    classes has no AUROC.
     """
-    if not isinstance(first, Folds) and np.shape(second) not in ((), np.shape(first)):
-        raise StatisticsError(f"folds must be paired: shapes {np.shape(first)} and {np.shape(second)} differ")
-    _refuse_counts(n_train, n_test)
-    difference = (_folds(first) - (second if np.isscalar(second) else _folds(second))).defined()
-    return _t_test(spread(difference.values).mean, [difference], n_test / n_train, level)
+    values = pd.Series(values, dtype=np.float64)
+    return Spread(float(values.mean()), float(values.std()), int(values.count()))
 
 
-def unpaired_test(
-    first: Folds | np.ndarray | pd.Series,
-    second: Folds | np.ndarray | pd.Series,
-    n_train: float,
-    n_test: float,
-    level: float = LEVEL,
-) -> Test:
-    """Difference of two arms' means over folds that they don't share, each variance as in `paired_test`.
+def paired_test(first: Folds, second: Folds | float, n_train: float, n_test: float) -> Test:
+    """Mean of ``first - second`` over folds, with the t test and interval that what the folds are
+    tested on asks for.
 
-    Welch's t, with his degrees of freedom. Arguments as `paired_test`, NaN left out. The interval's ``n`` is the smaller number
-    of folds. NaN and raises as `paired_test`.
+    Folds with test patches of their own, as in Monte Carlo cross-validation, share training
+    patches, so that the variance of their mean is larger than s^2 / k; the correction takes (1 / k
+    + n_test / n_train) s^2, with k - 1 degrees of freedom (Nadeau and Bengio 2003, Inference for
+    the Generalization Error, Machine Learning 52, section 5.2).
+
+    Folds that are all tested on the same patches are readers of the same cases: s^2 / k for the
+    training, and what draws of the cases change in all folds alike, the covariance of two folds'
+    differences under the draws, for the cases (Obuchowski and Rockette 1995, Communications in
+    Statistics B 24; degrees of freedom after Satterthwaite, as Hillis 2007 has them, of folds and
+    cases). This holds for other cases and another draw of the training patches, not for other
+    training slides than all folds drew from. A loss out of domain has both parts: of the home
+    patches the first, of the other domains' the second.
+
+    n_train, n_test: patches in one fold's training and test set; they count for folds with patches
+    of their own only. Folds that one lacks are left out. Interval and p are NaN for fewer than
+    MIN_FOLDS folds, where nothing was drawn for folds that share their patches, and where all
+    differ by the same amount, which gives no spread to judge by; arms that are equal in every fold
+    differ by 0 to 0, p 1.
     """
-    _refuse_counts(n_train, n_test)
-    parts = [_folds(of).defined() for of in (first, second)]
-    means = [spread(part.values).mean for part in parts]
-    return _t_test(means[0] - means[1], parts, n_test / n_train, level)
+    difference = (first - second).defined()
+    return _t_test(float(difference.values.mean()), [difference], n_test / n_train)
 
 
-def clear_difference(n_folds: int, n_train: float, n_test: float, level: float = LEVEL, n_tests: int = 1) -> float:
-    """How many SDs (of the folds' differences) a mean difference must have for `paired_test` to find it clear of zero.
+def unpaired_test(first: Folds, second: Folds, n_train: float, n_test: float) -> Test:
+    """Difference of two arms' means over folds that they don't share, each variance as in
+    `paired_test`.
 
-    n_tests: of how many tests it is the one with the smallest p, as `holm` asks of it. It is for folds with test patches
-    of their own. NaN for fewer than MIN_FOLDS folds, with which none is clear.
+    Welch's t, with his degrees of freedom. The interval's ``n`` is the smaller number of folds. NaN
+    as `paired_test`.
     """
-    _refuse_counts(n_train, n_test)
-    if n_folds < MIN_FOLDS:
-        return math.nan
-    quantile = float(stats.t.isf((1 - level) / n_tests / 2, n_folds - 1))
-    return quantile * math.sqrt(1 / n_folds + n_test / n_train)
+    parts = [first.defined(), second.defined()]
+    return _t_test(float(parts[0].values.mean() - parts[1].values.mean()), parts, n_test / n_train)
 
 
-def holm(p: pd.Series) -> pd.Series:
-    """p values corrected for being several, by Holm's step-down method; NaN stay NaN and count for no test.
-
-    The i-th smallest of m becomes the largest of (m - j + 1) p_j over j <= i, at most 1 (Holm 1979, A Simple Sequentially
-    Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6). It holds whatever the tests share. Raises
-    StatisticsError for a p outside 0 to 1.
-    """
-    values = p.to_numpy(dtype=np.float64)
-    if (bad := values[(values < 0) | (values > 1)]).size:
-        raise StatisticsError(f"p values must lie between 0 and 1; the first that doesn't is {bad[0]}")
-    known = np.flatnonzero(~np.isnan(values))
-    order = known[np.argsort(values[known], kind="stable")]
-    corrected = np.full(len(values), np.nan)
-    corrected[order] = np.minimum(1, np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)))
-    return pd.Series(corrected, index=p.index, name=p.name)
-
-
-def _refuse_counts(n_train: float, n_test: float) -> None:
-    if not (n_train > 0 and n_test > 0):
-        raise StatisticsError(f"n_train ({n_train}) and n_test ({n_test}) must be positive")
-
-
-def _folds(scores: Folds | np.ndarray | pd.Series) -> Folds:
-    if isinstance(scores, Folds):
-        return scores
-    values = np.asarray(scores, dtype=np.float64)
-    if values.ndim != 1:
-        raise StatisticsError(f"scores by fold must be (n_folds,); their shape is {values.shape}")
-    return Folds(pd.Series(values))
+def _t_test(mean: float, parts: list[Folds], overlap: float) -> Test:
+    """Test of a mean difference, whose variance is the sum of its parts'."""
+    n = min(len(part) for part in parts)
+    drawn = next((f"{sum(part.units.values())} {part.unit}s" for part in parts if part.units), "")
+    variances = (
+        [one for part in parts for one in _variances(part, overlap)]
+        if n >= MIN_FOLDS
+        else [(math.nan, 1)]
+    )
+    total = sum(variance for variance, _ in variances)
+    if mean == 0 and total == 0:
+        return Test(Interval(0.0, 0.0, 0.0, n), 1.0, drawn)
+    if not total > 1e-24:  # a spread of rounding is none
+        return Test(Interval(mean, math.nan, math.nan, n), math.nan, drawn)
+    freedom, error = (
+        total**2 / sum(variance**2 / of for variance, of in variances),
+        math.sqrt(total),
+    )
+    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
+    return Test(
+        Interval(mean, mean - half, mean + half, n),
+        float(2 * stats.t.sf(abs(mean) / error, freedom)),
+        drawn,
+    )
 
 
 def _variances(folds: Folds, overlap: float) -> list[tuple[float, float]]:
     """Variances that add up to that of the mean over folds, each with its degrees of freedom."""
     n = len(folds)
-    of_folds = float(folds.values.var(ddof=1)) * (1 / n + (overlap if folds.has_own_patches else 0))
+    of_folds = (
+        float(folds.values.var()) * (1 / n + (overlap if folds.has_own_patches else 0)),
+        n - 1,
+    )
     if not folds.units:
-        return [(of_folds, n - 1)] if folds.has_own_patches else [(math.nan, 1)]
-    moved = folds.moved[:, np.isfinite(folds.moved).all(axis=0)]
+        return [of_folds] if folds.has_own_patches else [(math.nan, 1)]
+    moved = folds.moved.dropna(axis="columns")
     if 2 * moved.shape[1] < folds.moved.shape[1]:
         return [(math.nan, 1)]
-    alike = (n**2 * moved.mean(axis=0).var(ddof=1) - moved.var(axis=1, ddof=1).sum()) / (n * (n - 1))  # covariance of two
-    return [(of_folds, n - 1), (max(float(alike), 0), max(sum(folds.units.values()) - len(folds.units), 1))]
+    of_cases = (n**2 * moved.mean().var() - moved.var(axis="columns").sum()) / (
+        n * (n - 1)
+    )  # covariance of two folds
+    return [
+        of_folds,
+        (max(float(of_cases), 0), max(sum(folds.units.values()) - len(folds.units), 1)),
+    ]
 
 
-def _t_test(mean: float, parts: list[Folds], overlap: float, level: float) -> Test:
-    """Test of a mean difference, whose variance is the sum of its parts'."""
-    n = min(len(part) for part in parts)
-    drawn = next((f"{sum(p.units.values())} {p.unit}s" for p in parts if p.units), "")
-    if n < MIN_FOLDS:
-        return Test(Interval(mean, math.nan, math.nan, level, n), math.nan, drawn)
-    variances = [one for part in parts for one in _variances(part, overlap)]
-    total = sum(variance for variance, _ in variances)
-    if mean == 0 and total == 0:
-        return Test(Interval(0.0, 0.0, 0.0, level, n), 1.0, drawn)
-    if not total > 1e-24:  # a spread of rounding is none
-        return Test(Interval(mean, math.nan, math.nan, level, n), math.nan, drawn)
-    freedom, error = total**2 / sum(variance**2 / of for variance, of in variances), math.sqrt(total)
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
-    return Test(Interval(mean, mean - half, mean + half, level, n), float(2 * stats.t.sf(abs(mean) / error, freedom)), drawn)
+def clear_difference(n_folds: int, n_train: float, n_test: float, n_tests: int = 1) -> float:
+    """How many SDs (of the folds' differences) a mean difference must have for `paired_test` to
+    find it clear of zero.
+
+    n_tests: of how many tests it is the one with the smallest p, as `holm` asks of it. It is for
+    folds with test patches of their own. NaN for fewer than MIN_FOLDS folds, with which none is
+    clear.
+    """
+    if n_folds < MIN_FOLDS:
+        return math.nan
+    return float(stats.t.isf((1 - LEVEL) / n_tests / 2, n_folds - 1)) * math.sqrt(
+        1 / n_folds + n_test / n_train
+    )
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """p values corrected for being several, by Holm's step-down method; NaN stay NaN and count for
+    no test.
+
+    The i-th smallest of m becomes the largest of (m - j + 1) p_j over j <= i, at most 1 (Holm 1979,
+    A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6).
+    It holds whatever the tests share.
+    """
+    ordered = p.dropna().sort_values()
+    return (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1).reindex(p.index)

@@ -55,7 +55,7 @@ def judge(
     from mfcore.tasks import judge as classification, segment as segmentation
 
     by, card = protocol.of(study.task(task)), encoders.card_of(study, encoder, results)
-    data = registry.load(task, registry.prepare(task, data_folder))
+    data = registry.load(task, data_folder)
     protocol.check(data, by)
     files = Fingerprints(results / "inputs" / f".task_{data.folder.name}.json")
     inputs = {"items": protocol.fingerprint(data, files)}

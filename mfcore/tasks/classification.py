@@ -9,7 +9,9 @@ import gzip
 import re
 import shutil
 import zlib
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import h5py
@@ -17,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from mfcore import store
-from mfcore.tasks.task import CLASSIFICATION, COLUMNS, Task, TaskData, TaskError, whole_images
+from mfcore.tasks.task import CLASSIFICATION, Task, TaskError, whole_images
 
 BACH_PHOTOS = "ICIAR2018_BACH_Challenge/Photos"
 BACH_PREFIXES = {
@@ -28,13 +30,13 @@ BACH_PREFIXES = {
 }  # of the files' names, by class
 BACH_PER_CLASS = 100
 BACH_VAL = ((41, 59), (60, 90), (139, 169), (240, 258), (260, 273), (345, 368))
-"""Positions, the last of each pair left out, that eva validates on, among the 400 photos by class and name."""
+"""Positions, from and up to, that eva validates on, among the 400 photos by class and name."""
 CRC_FOLDERS = {"train": "NCT-CRC-HE-100K", "val": "CRC-VAL-HE-7K"}
 MHIST_COLUMNS = ("Image Name", "Majority Vote Label", "Partition")
 PCAM_SPLITS = {"train": "train", "val": "valid", "test": "test"}  # ours, and in the files' names
 
 
-def load_bach(task: Task, folder: Path) -> TaskData:
+def load_bach(task: Task, folder: Path) -> pd.DataFrame:
     """BACH's photos, ``ICIAR2018_BACH_Challenge/Photos/<class>/*.tif``.
 
     Four classes, 2048 x 1536 px at 0.42 um/px. A photo's position in eva's split is that of its
@@ -45,19 +47,20 @@ def load_bach(task: Task, folder: Path) -> TaskData:
     problems, rows = [], []
     for path, label in _by_class(task, folder, BACH_PHOTOS, problems):
         prefix = BACH_PREFIXES[task.classes[label]]
-        number = re.fullmatch(rf"{prefix}(\d{{3}})", path.stem)
-        if number is None or not 1 <= int(number[1]) <= BACH_PER_CLASS:
-            expected = f"expected {prefix}001.tif to {prefix}{BACH_PER_CLASS}.tif"
-            problems.append(f"{path.relative_to(folder)}: {expected}, by which eva splits")
-            continue
-        position = label * BACH_PER_CLASS + int(number[1]) - 1
-        is_val = any(first <= position < end for first, end in BACH_VAL)
-        rows.append((path, label, "val" if is_val else "train"))
+        if re.fullmatch(rf"{prefix}(0\d\d|100)", path.stem):
+            position = label * BACH_PER_CLASS + int(path.stem[-3:]) - 1
+            is_val = any(first <= position < end for first, end in BACH_VAL)
+            rows.append((path, label, "val" if is_val else "train"))
+        else:
+            problems.append(
+                f"{path.relative_to(folder)}: expected {prefix}001.tif to {prefix}100.tif, "
+                "by which eva splits"
+            )
     task.refuse(folder, problems)
-    return task.data(folder, whole_images(folder, *zip(*rows, strict=True)))
+    return whole_images(folder, *zip(*rows, strict=True))
 
 
-def load_crc(task: Task, folder: Path) -> TaskData:
+def load_crc(task: Task, folder: Path) -> pd.DataFrame:
     """CRC-100K, ``NCT-CRC-HE-100K/<class>/*.tif`` to train, ``CRC-VAL-HE-7K/<class>/*.tif`` as val.
 
     Nine classes, patches of 224 px at 0.5 um/px, stain-normalised by the authors; the sides of the
@@ -66,28 +69,26 @@ def load_crc(task: Task, folder: Path) -> TaskData:
     problems, rows = [], []
     for split, name in CRC_FOLDERS.items():
         rows += [(*row, split) for row in _by_class(task, folder, name, problems)]
-        other = sorted({path.name for path in (folder / name).glob("*/")} - set(task.classes))
-        problems += [f"{name}/{place}: none of the classes {task.classes}" for place in other]
     task.refuse(folder, problems)
-    return task.data(folder, whole_images(folder, *zip(*rows, strict=True)))
+    return whole_images(folder, *zip(*rows, strict=True))
 
 
-def _by_class(task: Task, folder: Path, name: str, problems: list[str]) -> list[tuple[Path, int]]:
+def _by_class(
+    task: Task, folder: Path, name: str, problems: list[str]
+) -> Iterator[tuple[Path, int]]:
     """Path and label of each TIFF in ``name``/<class>, by class and name.
 
     A class without any is added to ``problems``.
     """
-    rows = []
     for label, part in enumerate(task.classes):
-        files = sorted((folder / name / part).glob("[!.]*"))
-        files = [path for path in files if path.suffix.lower() in (".tif", ".tiff")]
+        files = (folder / name / part).glob("[!.]*")
+        files = sorted(path for path in files if path.suffix.lower() in (".tif", ".tiff"))
         if not files:
             problems.append(f"no images in {name}/{part}")
-        rows += [(path, label) for path in files]
-    return rows
+        yield from ((path, label) for path in files)
 
 
-def load_mhist(task: Task, folder: Path) -> TaskData:
+def load_mhist(task: Task, folder: Path) -> pd.DataFrame:
     """MHIST, ``images/*.png`` and ``annotations.csv``: SSA and HP.
 
     Columns Image Name, Majority Vote Label, Partition. Patches of 224 px; eva's documentation says
@@ -95,47 +96,30 @@ def load_mhist(task: Task, folder: Path) -> TaskData:
     partition and reports it. Raises TaskError.
     """
     try:
-        rows = pd.read_csv(folder / "annotations.csv", dtype=str, keep_default_na=False, usecols=MHIST_COLUMNS)
+        rows = pd.read_csv(
+            folder / "annotations.csv", dtype=str, keep_default_na=False, usecols=MHIST_COLUMNS
+        )
     except (OSError, ValueError) as error:
         task.refuse(folder, [f"annotations.csv: no table that can be read ({error})"])
     names, labels, partitions = (rows[column] for column in MHIST_COLUMNS)
     paths = [folder / "images" / name for name in names]
-    wrong = {
-        f"label is neither of {list(task.classes)}": ~labels.isin(task.classes),
-        "partition is neither train nor test": ~partitions.isin(["train", "test"]),
-        "not in images/": [not path.is_file() for path in paths],
-    }
-    task.refuse(
-        folder,
-        (
-            f"annotations.csv, line {line + 2}: {', '.join(rows.loc[line, list(MHIST_COLUMNS)])}: {what}"
-            for what, is_wrong in wrong.items()
-            for line in np.flatnonzero(is_wrong)
-        ),
+    problems = [
+        f"images/{path.name}: not there, and named in annotations.csv"
+        for path in paths
+        if not path.is_file()
+    ]
+    for column, known in (("Majority Vote Label", task.classes), ("Partition", ("train", "test"))):
+        problems += [
+            f"annotations.csv: {value!r} is none of {known}"
+            for value in set(rows[column]) - set(known)
+        ]
+    task.refuse(folder, problems)
+    return whole_images(
+        folder, paths, labels.map(task.classes.index), partitions.replace("test", "val")
     )
-    splits = partitions.replace("test", "val")
-    return task.data(folder, whole_images(folder, paths, labels.map(task.classes.index), splits))
 
 
-@dataclass
-class PatchCamelyon(TaskData):
-    """PatchCamelyon's data, read from HDF5 patch by patch; open files unpack a chunk once."""
-
-    _open: dict[str, h5py.Dataset] = field(default_factory=dict, repr=False)
-
-    def image(self, i: int) -> np.ndarray:
-        """See `TaskData.image`."""
-        row = self.table.iloc[i]
-        path, file = self.folder / row["file"], row["file"]
-        try:
-            if file not in self._open:
-                self._open[file] = h5py.File(path, "r")["x"]
-            return self._open[file][int(row["item_id"].rpartition("_")[2])]  # (96, 96, 3)
-        except (OSError, KeyError) as error:
-            raise TaskError(f"{path}: can't be read ({error}); get it again: {PCAM.where}") from None
-
-
-def load_pcam(task: Task, folder: Path) -> TaskData:
+def load_pcam(task: Task, folder: Path) -> pd.DataFrame:
     """PatchCamelyon, ``camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5``; its own splits.
 
     96 px at about 1 um/px. A patch's group is its slide where ``..._meta.csv`` names it in ``wsi``
@@ -150,30 +134,36 @@ def load_pcam(task: Task, folder: Path) -> TaskData:
         except (OSError, KeyError, ValueError) as error:
             problems.append(f"{stem}_x.h5 and {stem}_y.h5, maybe still to be unpacked: {error}")
     task.refuse(folder, problems)
-    return task.data(folder, pd.concat(tables, ignore_index=True), PatchCamelyon)
+    return pd.concat(tables, ignore_index=True)
 
 
 def _pcam_split(folder: Path, stem: str, split: str) -> pd.DataFrame:
-    with h5py.File(folder / f"{stem}_x.h5", "r") as x, h5py.File(folder / f"{stem}_y.h5", "r") as y:
-        shape, dtype, labels = x["x"].shape, x["x"].dtype, y["y"][:].reshape(-1)
-    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or shape[0] != len(labels):
-        raise ValueError(f"x is {dtype} {shape} and y has {len(labels)} labels; expected uint8 (n, 96, 96, 3) and n")
-    if not np.isin(labels, (0, 1)).all():
-        raise ValueError(f"labels are {sorted(set(labels.tolist()))[:5]}, expected 0 and 1")
+    with h5py.File(folder / f"{stem}_x.h5") as x, h5py.File(folder / f"{stem}_y.h5") as y:
+        (n, height, width, _), labels = x["x"].shape, y["y"][:].reshape(-1)
     meta = folder / f"{stem}_meta.csv"
-    slides = pd.read_csv(meta).get("wsi") if meta.is_file() else None
-    if slides is not None and len(slides) != len(labels):
-        raise ValueError(f"{meta.name} has {len(slides)} rows for {len(labels)} patches")
-    rows = pd.DataFrame(
-        {
-            "item_id": [f"{split}_{i}" for i in range(len(labels))],
-            "split": split,
-            "label": labels.astype(np.int64),
-            "group": "" if slides is None else slides.astype(str),
-            "file": f"{stem}_x.h5",
-        }
-    )
-    return rows.assign(x_px=0, y_px=0, width_px=shape[2], height_px=shape[1])[list(COLUMNS)]
+    rows = {
+        "item_id": [f"{split}_{i}" for i in range(n)],
+        "split": split,
+        "label": labels.astype(np.int64),
+        "group": pd.read_csv(meta, dtype=str).get("wsi", "") if meta.is_file() else "",
+        "file": f"{stem}_x.h5",
+    }
+    return pd.DataFrame(rows | {"x_px": 0, "y_px": 0, "width_px": width, "height_px": height})
+
+
+def read_pcam_item(folder: Path, row: pd.Series) -> np.ndarray:
+    """The pixels of a row of PatchCamelyon's table, uint8 (96, 96, 3)."""
+    path = folder / row["file"]
+    try:
+        return _pcam_images(path)[int(row["item_id"].rpartition("_")[2])]
+    except (OSError, KeyError) as error:
+        raise TaskError(f"{path}: can't be read ({error}); get it again: {PCAM.where}") from None
+
+
+@lru_cache(maxsize=3)
+def _pcam_images(path: Path) -> h5py.Dataset:
+    """All images of a split, uint8 (n, 96, 96, 3); an open file unpacks a chunk once."""
+    return h5py.File(path)["x"]
 
 
 def unpack_pcam(task: Task, folder: Path) -> None:
@@ -193,7 +183,9 @@ def unpack_pcam(task: Task, folder: Path) -> None:
             ):
                 shutil.copyfileobj(content, out, 1 << 22)
         except (OSError, EOFError, zlib.error) as error:
-            raise TaskError(f"{packed}: can't be unpacked ({error}); get it again: {PCAM.where}") from None
+            raise TaskError(
+                f"{packed}: can't be unpacked ({error}); get it again: {task.where}"
+            ) from None
 
 
 BACH = Task(
@@ -201,9 +193,9 @@ BACH = Task(
     "BACH",
     replace(CLASSIFICATION, patience=1250),
     tuple(BACH_PREFIXES),
-    um_per_px=0.42,
     read=load_bach,
-    where="Zenodo, record 3632035, ICIAR2018_BACH_Challenge.zip (CC BY-NC-ND 4.0 as eva prints it); unpack it here",
+    where="Zenodo, record 3632035, ICIAR2018_BACH_Challenge.zip "
+    "(CC BY-NC-ND 4.0 as eva prints it); unpack it here",
     counts={"train": 268, "val": 132},
 )
 CRC = Task(
@@ -211,9 +203,9 @@ CRC = Task(
     "CRC-100K",
     replace(CLASSIFICATION, patience=7),
     ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM"),
-    um_per_px=0.5,
     read=load_crc,
-    where="Zenodo, record 1214456, NCT-CRC-HE-100K.zip and CRC-VAL-HE-7K.zip (CC BY 4.0); unpack both here",
+    where="Zenodo, record 1214456, NCT-CRC-HE-100K.zip and CRC-VAL-HE-7K.zip "
+    "(CC BY 4.0); unpack both here",
     counts={"train": 100_000, "val": 7_180},
 )
 MHIST = Task(
@@ -221,9 +213,9 @@ MHIST = Task(
     "MHIST",
     CLASSIFICATION,
     ("SSA", "HP"),
-    um_per_px=2.0,
     read=load_mhist,
-    where="the MHIST page of BMIRDS (Dartmouth), which asks for a Dataset Research Use Agreement and then mails links: "
+    where="the MHIST page of BMIRDS (Dartmouth), "
+    "which asks for a Dataset Research Use Agreement and then mails links: "
     "annotations.csv, and images.zip to be unpacked as images/",
     counts={"train": 2_175, "val": 977},
 )
@@ -232,10 +224,11 @@ PCAM = Task(
     "PatchCamelyon",
     replace(CLASSIFICATION, patience=3),
     ("no_tumor", "tumor"),
-    um_per_px=1.0,
     read=load_pcam,
+    image=read_pcam_item,
     prepare=unpack_pcam,
-    where="Zenodo, record 2546921, camelyonpatch_level_2_split_*.h5.gz (CC0); put all six here, as they are or unpacked",
+    where="Zenodo, record 2546921, camelyonpatch_level_2_split_*.h5.gz (CC0); "
+    "put all six here, as they are or unpacked",
     counts={"train": 262_144, "val": 32_768, "test": 32_768},
 )
 PCAM_10SHOT = replace(

@@ -1,25 +1,26 @@
-"""An encoder judged by a task of patch classification, as eva does: linear heads on its frozen features, several seeded runs.
+"""An encoder judged by a task of patch classification, as eva does: linear heads on its frozen
+features, several seeded runs.
 
-A run's folder keeps ``predictions.parquet`` (run, step, item_id, split, label, group and ``score_0, score_1, ...``, a
-probability a class), from which every metric is computed again; ``fits.csv`` (how each head ended) and ``features.h5`` (what
-they learned from).
+A run's folder keeps ``predictions.parquet`` (run, step, item_id, split, label, group and ``score_0,
+score_1, ...``, a probability a class), from which every metric is computed again; ``fits.csv`` (how
+each head ended) and ``features.h5`` (what they learned from).
 """
 
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
 from mfcore import encoders, store
-from mfcore.encoders import preprocess
 from mfcore.encoders.card import EncoderCard
+from mfcore.encoders.embed import Batches, embedded
 from mfcore.store.options import as_dict
 from mfcore.store.records import digest
 from mfcore.streams import generator
@@ -30,77 +31,114 @@ from mfcore.training import heads
 
 STAGE = "judge"
 AT_ONCE = 5  # heads trained together; as many are lost by a kill
-SHARD, BATCH = 1024, 32  # images; a kill loses at most the shard in hand
+SHARD, BATCH = 1024, 32  # images; a kill loses at most the shards in hand
 FILE = "features.h5"
 
 
-def judge(data: TaskData, card: EncoderCard, protocol: Protocol, run: store.Run, seed: int, device: str = "cpu") -> store.Run:
-    """Judge the encoder of ``card`` by a task's data; fills and finishes ``run``, from where an earlier call stopped.
+def judge(
+    data: TaskData,
+    card: EncoderCard,
+    protocol: Protocol,
+    run: store.Run,
+    seed: int,
+    device: str = "cpu",
+) -> store.Run:
+    """Judge the encoder of ``card`` by a task's data; fills and finishes ``run``, from where an
+    earlier call stopped.
 
-    data: as `protocol.check` passes them. seed: of the heads. Raises EncoderError where the encoder can't be had.
+    data: as `protocol.check` passes them. seed: of the heads. Raises EncoderError where the encoder
+    can't be had.
     """
     features = features_of(run, data, card, device, protocol.size_px)
     missing = tasks_protocol.missing(run, protocol.n_runs)
     for first in range(0, len(missing), AT_ONCE):
         _train(run, data, features, protocol, seed, missing[first : first + AT_ONCE])
     n_dims = features.shape[1]
-    return tasks_protocol.finish(run, data, protocol.n_runs, "predictions.parquet", [FILE], n_dims=n_dims)
+    return tasks_protocol.finish(
+        run, data, protocol.n_runs, "predictions.parquet", [FILE], n_dims=n_dims
+    )
 
 
-def _train(run: store.Run, data: TaskData, features: np.ndarray, protocol: Protocol, seed: int, numbers: list[int]) -> None:
-    """Train the heads of some runs together, and keep what each says of the items that none learned from."""
-    table, n_classes = data.table.reset_index(drop=True), len(data.classes)
+def _train(
+    run: store.Run,
+    data: TaskData,
+    features: np.ndarray,
+    protocol: Protocol,
+    seed: int,
+    numbers: list[int],
+) -> None:
+    """Train the heads of some runs together, and keep what each says of the items that none learned
+    from.
+    """
+    table, task = data.table.reset_index(drop=True), data.task
     labels = table["label"].to_numpy(np.int64)
-    rows = np.flatnonzero(table["split"] == "train")
-    validation = np.flatnonzero(table["split"] == SELECTION)
+    rows, validation = (np.flatnonzero(table["split"] == split) for split in ("train", SELECTION))
     trained = [
         heads.Head(
-            _drawn(rows, labels, protocol.n_per_class, seed, data.name, number),
+            _drawn(
+                rows,
+                labels,
+                protocol.n_per_class,
+                generator(seed, "judge", "items", task.name, number),
+            ),
             validation,
-            generator(seed, "judge", data.name, "head", number),
+            generator(seed, "judge", task.name, "head", number),
         )
         for number in numbers
     ]
     title = f"{run.identity['name']}, runs {numbers[0]} to {numbers[-1]}"
-    heads.train(features, labels, n_classes, trained, protocol.schedule, title)
-    tested = table[table["split"] != "train"]
+    heads.train(features, labels, len(task.classes), trained, protocol.schedule, title)
+    tested = table.loc[table["split"] != "train", ["item_id", "split", "label", "group"]]
     for number, head in zip(numbers, trained, strict=True):
-        scores = head.scores(features[tested.index])
-        predictions = tested[["item_id", "split", "label"]].assign(run=number, step=head.progress.best_step)
-        predictions = predictions[["run", "step", "item_id", "split", "label"]].assign(group=tested["group"].astype(str))
-        predictions = predictions.assign(**{f"score_{i}": scores[:, i] for i in range(n_classes)})
-        tasks_protocol.keep(run, number, predictions, {"n_train": len(head.train), **head.progress.facts()})
+        scores = {
+            f"score_{i}": score for i, score in enumerate(head.scores(features[tested.index]).T)
+        }
+        predictions = pd.DataFrame(
+            {"run": number, "step": head.progress.best_step, **tested, **scores}
+        )
+        tasks_protocol.keep(
+            run, number, predictions, {"n_train": len(head.train), **head.progress.facts()}
+        )
 
 
-def _drawn(rows: np.ndarray, labels: np.ndarray, n_per_class: int | None, seed: int, *names: object) -> np.ndarray:
-    """The rows that a run learns from: all, or ``n_per_class`` of each class, drawn for this run."""
+def _drawn(
+    rows: np.ndarray, labels: np.ndarray, n_per_class: int | None, draw: np.random.Generator
+) -> np.ndarray:
+    """The rows that a run learns from: all, or ``n_per_class`` of each class."""
     if n_per_class is None:
         return rows
-    draw = generator(seed, "judge", "items", *names)
     of_class = [rows[labels[rows] == label] for label in np.unique(labels[rows])]
-    return np.sort(np.concatenate([draw.choice(part, n_per_class, replace=False) for part in of_class]))
+    return np.sort(
+        np.concatenate([draw.choice(part, n_per_class, replace=False) for part in of_class])
+    )
 
 
 # ---- features ----
 
 
-def features_of(run: store.Run, data: TaskData, card: EncoderCard, device: str, size_px: int | None) -> np.ndarray:
-    """Embeddings of a task's images by the encoder of ``card``, float32 (n_items, n_dims), in the order of the task's table.
+def features_of(
+    run: store.Run, data: TaskData, card: EncoderCard, device: str, size_px: int | None
+) -> np.ndarray:
+    """Embeddings of a task's images by the encoder of ``card``, float32 (n_items, n_dims), in the
+    order of the task's table.
 
-    Kept in the run's ``features.h5``; of several processes that need the same at once, one makes them. Each image goes through
-    the encoder's own transform but for its crop: the shorter side is all seen, resized to ``size_px`` before where that is
-    given. Raises EncoderError where the encoder can't be had or gives NaN or infinity.
+    Kept in the run's ``features.h5``; of several processes that need the same at once, one makes
+    them. Each image goes through the encoder's own transform but for its crop: the shorter side is
+    all seen, resized to ``size_px`` before where that is given. Raises EncoderError where the
+    encoder can't be had or gives NaN or infinity.
     """
     file = run.path(FILE)
     with store.in_turn(run.folder.parent / ".turns", f"features-{digest(_made_of(run.identity))}"):
         if not file.is_file():
             same = _made_before(run)
             if same is None:
-                _embed(run, data, _seeing_all(encoders.load(card, device)), size_px)
+                _embed(run, data, encoders.load(card, device), size_px)
             else:
                 with store.replacing(file) as aside:
                     try:
-                        os.link(same, aside)  # of PatchCamelyon half a gigabyte an encoder, for two tasks
+                        os.link(
+                            same, aside
+                        )  # of PatchCamelyon half a gigabyte an encoder, for two tasks
                     except OSError:  # a file system without links
                         shutil.copyfile(same, aside)
         for shard in run.path("units").glob("features-*.npy"):
@@ -109,18 +147,19 @@ def features_of(run: store.Run, data: TaskData, card: EncoderCard, device: str, 
         return content["features"][:]
 
 
-def _seeing_all(encoder: encoders.Encoder) -> encoders.Encoder:
-    """The encoder, shown a patch's shorter side whole as eva's ResizeAndCrop does, whatever its card crops elsewhere."""
-    return dataclasses.replace(encoder, card=dataclasses.replace(encoder.card, resize_px=encoder.card.crop_px))
-
-
 def _made_of(identity: dict) -> list:
     """What decides features: the images, the encoder and the size."""
-    return [identity["inputs"], identity["config"]["card"], identity["config"]["protocol"]["size_px"]]
+    return [
+        identity["inputs"],
+        identity["config"]["card"],
+        identity["config"]["protocol"]["size_px"],
+    ]
 
 
 def _made_before(run: store.Run) -> Path | None:
-    """The features of another run of the same images, encoder and size, whatever was trained on them."""
+    """The features of another run of the same images, encoder and size, whatever was trained on
+    them.
+    """
     for file in sorted(run.folder.parent.glob(f"{run.identity['stage']}-*/{FILE}")):
         if _made_of(store.read_json(file.with_name("begun.json"))) == _made_of(run.identity):
             return file
@@ -128,37 +167,38 @@ def _made_before(run: store.Run) -> Path | None:
 
 
 def _embed(run: store.Run, data: TaskData, encoder: encoders.Encoder, size_px: int | None) -> None:
-    n = len(data.table)
-    with tqdm(total=n, desc=f"embed {data.name} by {encoder.card.name}", unit=" patches", leave=False) as bar:
-        for first in range(0, n, SHARD):
-            rows = range(first, min(first + SHARD, n))
-            file = _shard(run, first)
-            if not file.is_file():
-                parts = [_batch(data, encoder, rows[i : i + BATCH], size_px) for i in range(0, len(rows), BATCH)]
-                with store.replacing(file) as aside, aside.open("wb") as out:
-                    np.save(out, np.concatenate(parts))
-            bar.update(len(rows))
+    """Write the features from shards, one at a time: all of PatchCamelyon's are gigabytes."""
+    card = dataclasses.replace(encoder.card, resize_px=encoder.card.crop_px)
+    encoder, n = dataclasses.replace(encoder, card=card), len(data.table)
+    pieces = [range(first, min(first + SHARD, n)) for first in range(0, n, SHARD)]
+    shards = {rows: run.unit_file(f"features-{rows.start:09d}", ".npy") for rows in pieces}
+    missing = [rows for rows, file in shards.items() if not file.is_file()]
+
+    def read(rows: range) -> torch.Tensor:
+        return torch.from_numpy(np.stack([_seen(data.image(i), card, size_px) for i in rows]))
+
+    with tqdm(
+        total=n, desc=f"embed {data.task.name} by {card.name}", unit=" patches", leave=False
+    ) as bar:
+        bar.update(n - sum(map(len, missing)))
+        for rows, features in embedded(Batches(encoder, BATCH), read, missing, bar):
+            with store.replacing(shards[rows]) as aside, aside.open("wb") as out:
+                np.save(out, features)
     with store.replacing(run.path(FILE)) as aside, h5py.File(aside, "w") as out:
-        features = out.create_dataset("features", (n, encoder.card.n_dims), np.float32)
-        for first in range(0, n, SHARD):  # one at a time: all of PatchCamelyon's are gigabytes
-            features[first : first + SHARD] = np.load(_shard(run, first))
-        out.create_dataset("item_id", data=data.table["item_id"].astype(str).to_list(), dtype=h5py.string_dtype())
-        out.attrs["card"], out.attrs["weights"] = json.dumps(as_dict(encoder.card)), encoder.revision
+        features = out.create_dataset("features", (n, card.n_dims), np.float32)
+        for rows, file in shards.items():
+            features[rows.start : rows.stop] = np.load(file)
+        out.create_dataset(
+            "item_id", data=data.table["item_id"].astype(str).to_list(), dtype=h5py.string_dtype()
+        )
+        out.attrs["card"], out.attrs["weights"] = json.dumps(as_dict(card)), encoder.revision
 
 
-def _shard(run: store.Run, first: int) -> Path:
-    """Where embeddings wait until all are there, those from row ``first`` on."""
-    return run.unit_file(f"features-{first:09d}", ".npy")
-
-
-def _batch(data: TaskData, encoder: encoders.Encoder, rows: Sequence[int], size_px: int | None) -> np.ndarray:
-    """Embeddings float32 (n, n_dims) of some items; their images may differ in size."""
-    images = [data.image(i) for i in rows]
-    if size_px is not None:
-        images = [resized(image, size_px, encoder.card.interpolation) for image in images]
-    with torch.inference_mode(), preprocess.exact_float32(encoder.device):
-        if len({image.shape for image in images}) == 1:
-            inputs = encoder.transform(np.stack(images))  # (n, 3, crop_px, crop_px)
-        else:
-            inputs = torch.cat([encoder.transform(image[None]) for image in images])
-        return encoder.checked(encoder.network(inputs).cpu().numpy(), list(rows))
+def _seen(image: np.ndarray, card: EncoderCard, size_px: int | None) -> np.ndarray:
+    """The central square of an image, its shorter side resized to the encoder's input, as eva's
+    ResizeAndCrop does.
+    """
+    for short_px in (size_px, card.crop_px):
+        image = resized(image, short_px, card.interpolation)
+    top, left = (round((side - card.crop_px) / 2) for side in image.shape[:2])
+    return image[top : top + card.crop_px, left : left + card.crop_px]

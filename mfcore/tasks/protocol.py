@@ -1,4 +1,6 @@
-"""By which protocol an encoder is judged by a task, whether the task's data will do, and what a run of several seeds leaves."""
+"""By which protocol an encoder is judged by a task, whether the task's data will do, and what a run
+of several seeds leaves.
+"""
 
 import json
 from collections.abc import Mapping
@@ -19,17 +21,18 @@ from mfcore.tasks import registry
 from mfcore.tasks.task import SELECTION, Protocol, TaskData, TaskError
 
 MAX_PX = 4096  # side to which patches are resized
-MIN_PX = 8  # sides of an image below which there is nothing to see
 
 
 @options
 class TaskOptions:
     """A downstream task and how encoders are judged by it: eva's protocol for its kind.
 
-    name: one of `registry.TASKS`. encoders: which; empty for the study's and all that it pretrains. snapshots: judge those too.
-    n_runs: heads trained from other seeds; None: 5, of pcam_10shot 50. n_steps, batch_size, max_lr: of the head; None as eva
-    has it for the task's kind. size_px: side to which patches are resized before the encoder's own transform; None: as it
-    has it. n_per_class: of the training split, drawn anew each run (few-shot); None: all, but for pcam_10shot's 10.
+    name: one of `registry.TASKS`. encoders: which; empty for the study's and all that it pretrains.
+    snapshots: judge those too.
+    n_runs: heads trained from other seeds; None: 5, of pcam_10shot 50. n_steps, batch_size, max_lr:
+    of the head; None as eva has it for the task's kind. size_px: side to which patches are resized
+    before the encoder's own transform; None: as it has it. n_per_class: of the training split,
+    drawn anew each run (few-shot); None: all, but for pcam_10shot's 10.
     """
 
     name: Annotated[str, among(registry.TASKS)]
@@ -46,7 +49,10 @@ class TaskOptions:
     @classmethod
     def _has_classes(cls, n: int | None, info: ValidationInfo) -> int | None:
         if n is not None and (name := info.data.get("name")) and registry.get(name).is_segmentation:
-            raise ValueError(f"{n}, but this task segments nuclei and has no classes of patches; leave the key out")
+            raise ValueError(
+                f"{n}, but this task segments nuclei and has no classes of patches; "
+                "leave the key out"
+            )
         return n
 
 
@@ -54,69 +60,72 @@ def of(task: TaskOptions) -> Protocol:
     """The protocol of a task: the published one, but for what the options say otherwise."""
     published = registry.get(task.name).protocol
     keys = ("n_runs", "n_steps", "batch_size", "max_lr", "n_per_class", "size_px")
-    protocol = replace(published, **{key: value for key in keys if (value := getattr(task, key)) is not None})
+    protocol = replace(
+        published, **{key: value for key in keys if (value := getattr(task, key)) is not None}
+    )
     epochs = [(each.n_steps, each.batch_size, each.n_per_class) for each in (published, protocol)]
-    return protocol if epochs[0] == epochs[1] else replace(protocol, patience=None)  # it counts epochs of the published length
+    return (
+        protocol if epochs[0] == epochs[1] else replace(protocol, patience=None)
+    )  # it counts epochs of the published length
 
 
 def fingerprint(data: TaskData, known: Fingerprints) -> str:
-    """Digest of a task's table and of all its files; those of size and time as ``known`` aren't read again."""
-    table = data.table.drop(columns="file")
-    files = data.fingerprints(known)
-    return digest([json.loads(table.to_json(orient="values")), list(data.classes), files])
+    """Digest of a task's table and of all its files; those of size and time as ``known`` aren't
+    read again.
+    """
+    table = json.loads(data.table.drop(columns="file").to_json(orient="values"))
+    return digest([table, list(data.task.classes), data.fingerprints(known)])
 
 
 def check(data: TaskData, protocol: Protocol) -> None:
-    """Raise TaskError, with all that is wrong, where an encoder can't be judged by a task's data."""
-    table, wrong = data.table, []
-    counts = table["split"].value_counts()
-    if unknown := sorted(set(counts.index) - {"train", "val", "test"}):
-        wrong.append(f"splits {unknown}: an item is of train, val or test")
-    wrong += [f"no item is of the split {name!r}; it needs some" for name in ("train", SELECTION) if name not in counts]
-    twice = table["item_id"][table["item_id"].duplicated()]
-    if len(twice):
-        wrong.append(f"{len(twice)} item_ids stand there twice, the first {twice.iloc[0]!r}")
-    small = table[table[["width_px", "height_px"]].min(axis=1) < MIN_PX]
-    if len(small):
-        wrong.append(f"{len(small)} images are less than {MIN_PX} px wide or high, the first {small['item_id'].iloc[0]!r}")
-    if protocol.kind == "classification":
-        wrong += _wrong_labels(data, protocol)
+    """Raise TaskError, with all that is wrong, where a task's data can't judge an encoder."""
+    table, classes = data.table, data.task.classes
+    splits = table["split"].unique()
+    wrong = [
+        f"no item is of the split {name!r}; it needs some"
+        for name in ("train", SELECTION)
+        if name not in splits
+    ]
+    if not data.task.is_segmentation:
+        n_train = np.bincount(table.loc[table["split"] == "train", "label"], minlength=len(classes))
+        wanted = protocol.n_per_class or 1
+        if few := [f"{name} ({n})" for name, n in zip(classes, n_train, strict=True) if n < wanted]:
+            wrong.append(
+                f"{wanted} training items of each class are needed; "
+                f"there are fewer of {', '.join(few)}"
+            )
+        n_classes = table[table["split"] != "train"].groupby("split")["label"].nunique()
+        wrong += [
+            f"the split {split!r} holds one class only: balanced accuracy needs two"
+            for split in n_classes.index[n_classes < 2]
+        ]
     if wrong:
-        raise TaskError(f"task {data.name!r}: {'; '.join(wrong)}")
-
-
-def _wrong_labels(data: TaskData, protocol: Protocol) -> list[str]:
-    table, n_classes, wrong = data.table, len(data.classes), []
-    outside = table[~table["label"].between(0, n_classes - 1)]
-    if len(outside):
-        first = outside.iloc[0]
-        return [f"label {first['label']} of {first['item_id']!r}: there are {n_classes} classes, from 0"]
-    n_train = np.bincount(table.loc[table["split"] == "train", "label"], minlength=n_classes)
-    if absent := [data.classes[i] for i in np.flatnonzero(n_train == 0)]:
-        wrong.append(f"no training item is of class {', '.join(absent)}")
-    wanted = protocol.n_per_class or 0
-    if few := [f"{data.classes[i]} ({n_train[i]})" for i in np.flatnonzero((n_train > 0) & (n_train < wanted))]:
-        wrong.append(f"{wanted} training items of each class are asked for; there are fewer of {', '.join(few)}")
-    for split in (SELECTION, "test"):
-        of_split = table.loc[table["split"] == split, "label"]
-        if len(of_split) and of_split.nunique() < 2:
-            wrong.append(f"the split {split!r} holds one class only: balanced accuracy needs two")
-    return wrong
+        raise TaskError(f"task {data.task.name!r}: {'; '.join(wrong)}")
 
 
 def reported_split(splits: "pd.Series[str]") -> str:
-    """The split whose scores are a task's result: "test", or that of selection where there is no other."""
+    """The split whose scores are a task's result: "test", or that of selection where there is no
+    other.
+    """
     return "test" if (splits == "test").any() else SELECTION
 
 
-def resized(pixels: np.ndarray, short_px: int, interpolation: str) -> np.ndarray:
-    """uint8 (H, W) or (H, W, 3) with its shorter side of ``short_px``, by Pillow's "bilinear", "bicubic" or "nearest"."""
+def resized(pixels: np.ndarray, short_px: int | None, interpolation: str) -> np.ndarray:
+    """uint8 (H, W) or (H, W, 3) with its shorter side of ``short_px``, by Pillow's "bilinear",
+    "bicubic" or "nearest".
+
+    None: as it is.
+    """
     height, width = pixels.shape[:2]
     short = min(height, width)
-    if short == short_px:
+    if short_px in (None, short):
         return pixels
     size = (short_px * width // short, short_px * height // short)
-    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling[interpolation.upper()]))
+    return np.asarray(
+        Image.fromarray(np.ascontiguousarray(pixels)).resize(
+            size, Image.Resampling[interpolation.upper()]
+        )
+    )
 
 
 # ---- what a run leaves ----
@@ -128,18 +137,26 @@ def missing(run: store.Run, n_runs: int) -> list[int]:
 
 
 def keep(run: store.Run, number: int, tested: pd.DataFrame, fit: Mapping[str, object]) -> None:
-    """Keep what came of one seed's training: what it says of the items that it didn't learn from, and how it ended."""
+    """Keep what came of one seed's training: what it says of the items that it didn't learn from,
+    and how it ended.
+    """
     store.write_parquet(_file(run, number), tested)
     store.write_json(_file(run, number, ".json"), {"run": number, **fit})
 
 
-def finish(run: store.Run, data: TaskData, n_runs: int, table: str, files: list[str], **facts: object) -> store.Run:
-    """Put what was kept together, in ``table`` and ``fits.csv``, and close the run; ``files``: what else it records."""
+def finish(
+    run: store.Run, data: TaskData, n_runs: int, table: str, files: list[str], **facts: object
+) -> store.Run:
+    """Put what was kept together, in ``table`` and ``fits.csv``, and close the run; ``files``: what
+    else it records.
+    """
     tables = [store.read_parquet(_file(run, number)) for number in range(n_runs)]
     store.write_parquet(run.path(table), pd.concat(tables, ignore_index=True))
-    store.write_csv(run.path("fits.csv"), pd.DataFrame([store.read_json(_file(run, i, ".json")) for i in range(n_runs)]))
-    of_data = {"selected_on": data.selected_on, "notes": list(data.notes), "classes": list(data.classes)}
-    return run.finish([table, "fits.csv", *files], n_items=len(data.table), **facts, **of_data)
+    fits = [store.read_json(_file(run, number, ".json")) for number in range(n_runs)]
+    store.write_csv(run.path("fits.csv"), pd.DataFrame(fits))
+    facts |= {"n_items": len(data.table), "classes": list(data.task.classes)}
+    facts |= {"selected_on": data.selected_on, "notes": list(data.notes)}
+    return run.finish([table, "fits.csv", *files], **facts)
 
 
 def _file(run: store.Run, number: int, suffix: str = ".parquet") -> Path:

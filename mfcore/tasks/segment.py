@@ -1,8 +1,10 @@
-"""An encoder judged by a task of nuclei segmentation, as eva does: a decoder on its frozen feature maps, several seeded runs.
+"""An encoder judged by a task of nuclei segmentation, as eva does: a decoder on its frozen feature
+maps, several seeded runs.
 
-A run's folder keeps ``dice.parquet`` (run, step, item_id, split, group, class, dice, and the pixels that each mask and both
-have: ``n_px, n_predicted_px, n_both_px``), from which every score is computed again; ``fits.csv``; and ``masks.npz``, some
-tested patches with their true masks and what the first run made of them.
+A run's folder keeps ``dice.parquet`` (run, step, item_id, split, group, class, dice, and the pixels
+that each mask and both
+have: ``n_px, n_predicted_px, n_both_px``), from which every score is computed again; ``fits.csv``;
+and ``masks.npz``, some tested patches with their true masks and what the first run made of them.
 """
 
 import dataclasses
@@ -29,12 +31,21 @@ N_SHOWN = 4  # tested patches that are kept for a figure
 WORTH_SHOWING = 0.03  # share of a patch that nuclei cover
 
 
-def segment(data: TaskData, card: EncoderCard, protocol: Protocol, run: store.Run, seed: int, device: str = "cpu") -> store.Run:
-    """Judge the encoder of ``card`` by a task's data; fills and finishes ``run``, and a kill loses the decoder in hand.
+def segment(
+    data: TaskData,
+    card: EncoderCard,
+    protocol: Protocol,
+    run: store.Run,
+    seed: int,
+    device: str = "cpu",
+) -> store.Run:
+    """Judge the encoder of ``card`` by a task's data; fills and finishes ``run``, and a kill loses
+    the decoder in hand.
 
-    Patches and masks are resized to the protocol's ``size_px``, or the encoder's input where it says none, and all of a patch
-    goes through the encoder. data: as `protocol.check` passes them. seed: of the decoders. Raises TaskError, with all that is
-    wrong, for masks that can't be judged by, EncoderError where the encoder can't be had or gives no map of features.
+    Patches and masks are resized to the protocol's ``size_px``, or the encoder's input where it
+    says none, and all of a patch goes through the encoder. data: as `protocol.check` passes them.
+    seed: of the decoders. Raises TaskError, with all that is wrong, for masks that can't be judged
+    by, EncoderError where the encoder can't be had or gives no map of features.
     """
     if missing := tasks_protocol.missing(run, protocol.n_runs):
         material = material_of(data, card, device, protocol.size_px)
@@ -48,105 +59,137 @@ def material_of(data: TaskData, card: EncoderCard, device: str, size_px: int | N
 
     The images are normalised as the encoder has it. Raises as `segment`.
     """
-    size_px = size_px or card.crop_px
-    pairs = [(data.image(i), data.mask(i)) for i in range(len(data.table))]
-    wrong = []
+    size_px, task = size_px or card.crop_px, data.task
+    pairs, wrong = [(data.image(i), data.mask(i)) for i in range(len(data.table))], []
     for item, (image, mask) in zip(data.table["item_id"], pairs, strict=True):
         if image.shape[:2] != mask.shape:
             wrong.append(f"the mask of {item!r} is {mask.shape}, its image {image.shape[:2]}")
-        elif (high := np.where(mask == IGNORED, 0, mask).max()) >= len(data.classes):
-            wrong.append(f"the mask of {item!r} holds class {high}; there are {len(data.classes)}, from 0")
-    masks = np.stack([_square(mask, size_px, "nearest") for _, mask in pairs])  # (n, size_px, size_px)
-    has_nuclei = ((masks > 0) & (masks != IGNORED)).any(axis=(1, 2))
+    masks = np.stack(
+        [_square(mask, size_px, "nearest") for _, mask in pairs]
+    )  # (n, size_px, size_px)
+    has_nuclei = (
+        pd.Series(_nuclei(masks).any(axis=(1, 2))).groupby(data.table["split"].to_numpy()).any()
+    )
     wrong += [
-        f"no mask of the split {split!r} holds a nucleus in the {size_px} px that are seen: there is nothing to score"
-        for split in data.table["split"].unique()
-        if not has_nuclei[data.table["split"] == split].any()
+        f"no mask of the split {split!r} holds a nucleus in the {size_px} px that are seen: "
+        "there is nothing to score"
+        for split in has_nuclei.index[~has_nuclei]
     ]
     if wrong:
-        raise TaskError(f"task {data.name!r}: {'; '.join(wrong[:5])}")
-    images = np.stack([_square(image, size_px, card.interpolation) for image, _ in pairs])  # (n, size_px, size_px, 3)
+        raise TaskError(f"task {task.name!r}: {'; '.join(wrong[:5])}")
+    images = np.stack(
+        [_square(image, size_px, card.interpolation) for image, _ in pairs]
+    )  # (n, size_px, size_px, 3)
     encoder = encoders.load(card, device)
+    batches = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
+    maps = [
+        maps_of(encoder, batch)
+        for batch in tqdm(batches, desc=f"maps by {card.name}", unit="batch", leave=False)
+    ]
     seen = dataclasses.replace(card, resize_px=size_px, crop_px=size_px)
-    maps = []
-    for first in tqdm(range(0, len(images), BATCH), desc=f"maps by {card.name}", unit="batch", leave=False):
-        maps.append(maps_of(encoder, images[first : first + BATCH]))
     with torch.inference_mode(False):
-        normalised = preprocess.transform(images, seen, encoder.device).contiguous(memory_format=torch.channels_last)
+        normalised = preprocess.transform(images, seen, encoder.device).contiguous(
+            memory_format=torch.channels_last
+        )
         return Material(torch.cat(maps), normalised, torch.from_numpy(masks).to(encoder.device))
+
+
+def _nuclei(masks: np.ndarray) -> np.ndarray:
+    """Which pixels of masks are of a nucleus, bool."""
+    return (masks > 0) & (masks != IGNORED)
 
 
 def maps_of(encoder: encoders.Encoder, images: np.ndarray) -> torch.Tensor:
     """The last feature map of whole images uint8 (n, H, W, 3): float32 (n, n_channels, h, w).
 
-    As eva takes it: from the last block, before the network's last normalisation; of a ResNet that is read out at layer 3, that
-    layer's. Raises EncoderError where the network gives none, or one that isn't a grid of at least 2 x 2, or that isn't finite.
+    As eva takes it: from the last block, before the network's last normalisation; of a ResNet that
+    is read out at layer 3, that layer's. Raises EncoderError where the network gives none, or one
+    that isn't a grid of at least 2 x 2, or that isn't finite.
     """
     card = encoder.card
     at = READOUTS[card.readout].maps
     whole = dataclasses.replace(encoder, card=dataclasses.replace(card, resize_px=card.crop_px))
     if not hasattr(encoder.model, "forward_intermediates"):
-        raise encoders.EncoderError(f"encoder {card.name!r}: {card.architecture} gives no feature maps to segment by")
+        raise encoders.EncoderError(
+            f"encoder {card.name!r}: {card.architecture} gives no feature maps to segment by"
+        )
     mixed = encoder.precision != "float32"
     with (
         torch.inference_mode(),
         preprocess.exact_float32(encoder.device),
-        torch.autocast(encoder.device.type, getattr(torch, encoder.precision) if mixed else None, enabled=mixed),
+        torch.autocast(
+            encoder.device.type, getattr(torch, encoder.precision) if mixed else None, enabled=mixed
+        ),
     ):
-        found = encoder.model.forward_intermediates(whole.transform(images), indices=at, intermediates_only=True)[0].float()
+        found = encoder.model.forward_intermediates(
+            whole.transform(images), indices=at, intermediates_only=True
+        )[0].float()
     if found.ndim != 4 or min(found.shape[2:]) < 2:
         raise encoders.EncoderError(
-            f"encoder {card.name!r} gives features {tuple(found.shape[1:])} of {card.crop_px} px: no grid to segment by; "
+            f"encoder {card.name!r} gives features {tuple(found.shape[1:])} of {card.crop_px} px: "
+            "no grid to segment by; "
             "use one with smaller patches or a larger input"
         )
     if not torch.isfinite(found).all():
-        raise encoders.EncoderError(f"encoder {card.name!r} gives NaN or infinity in its feature maps")
+        raise encoders.EncoderError(
+            f"encoder {card.name!r} gives NaN or infinity in its feature maps"
+        )
     return found
 
 
 def _square(pixels: np.ndarray, size_px: int, interpolation: str) -> np.ndarray:
-    """uint8 with its shorter side resized to ``size_px``, and the central square of it (eva's ResizeAndCrop)."""
+    """uint8 with its shorter side resized to ``size_px``, and the central square of it (eva's
+    ResizeAndCrop).
+    """
     pixels = tasks_protocol.resized(pixels, size_px, interpolation)
     top, left = ((side - size_px) // 2 for side in pixels.shape[:2])
     return pixels[top : top + size_px, left : left + size_px]
 
 
-def _train(run: store.Run, data: TaskData, material: Material, protocol: Protocol, seed: int, number: int) -> None:
+def _train(
+    run: store.Run, data: TaskData, material: Material, protocol: Protocol, seed: int, number: int
+) -> None:
     """Train one run's decoder, and keep its Dice on what it didn't learn from."""
-    table = data.table.reset_index(drop=True)
+    table, task = data.table.reset_index(drop=True), data.task
     rows, validation = (np.flatnonzero(table["split"] == split) for split in ("train", SELECTION))
-    draw = generator(seed, "segment", data.name, "decoder", number)
-    title = f"{run.identity['name']}, run {number}"
-    fitted = segment_decoder.train(material, len(data.classes), rows, validation, protocol.schedule, draw, title)
-    tested = np.flatnonzero(table["split"] != "train")
-    counts = segment_decoder.overlaps(fitted.decoder, material, len(data.classes), tested, protocol.batch_size)
+    draw, title = (
+        generator(seed, "segment", task.name, "decoder", number),
+        f"{run.identity['name']}, run {number}",
+    )
+    decoder, progress = segment_decoder.train(
+        material, len(task.classes), rows, validation, protocol.schedule, draw, title
+    )
+    tested = table.loc[table["split"] != "train", ["item_id", "split", "group"]]
+    counts = segment_decoder.overlaps(
+        decoder, material, tested.index.to_numpy(), protocol.batch_size
+    )
     parts = []
-    for index, name in enumerate(data.classes[1:], start=1):
-        n_true, n_predicted, n_both = counts[:, index].T
-        part = table.loc[tested, ["item_id", "split", "group"]].assign(run=number, step=fitted.progress.best_step)
-        part = part.assign(**{"class": name, "dice": masks.dice(n_true, n_predicted, n_both), "n_px": n_true})
-        parts.append(part.assign(n_predicted_px=n_predicted, n_both_px=n_both))
+    for name, (n_true, n_predicted, n_both) in zip(
+        task.classes[1:], counts.transpose(1, 2, 0)[1:], strict=True
+    ):
+        dice = {"class": name, "dice": masks.dice(n_true, n_predicted, n_both), "n_px": n_true}
+        dice |= {"n_predicted_px": n_predicted, "n_both_px": n_both}
+        parts.append(tested.assign(run=number, step=progress.best_step, **dice))
     if number == 0:
-        _keep_shown(run, data, material, fitted.decoder, protocol.batch_size, seed)
-    tasks_protocol.keep(run, number, pd.concat(parts, ignore_index=True), {"n_train": len(rows), **fitted.progress.facts()})
+        _keep_shown(run, data, material, decoder, seed)
+    tasks_protocol.keep(
+        run, number, pd.concat(parts, ignore_index=True), {"n_train": len(rows), **progress.facts()}
+    )
 
 
 def _keep_shown(
-    run: store.Run, data: TaskData, material: Material, decoder: segment_decoder.Decoder, batch_size: int, seed: int
+    run: store.Run, data: TaskData, material: Material, decoder: segment_decoder.Decoder, seed: int
 ) -> None:
     """Write some tested patches with both masks, the same patches whatever the encoder."""
-    splits = data.table["split"]
+    splits, size_px = data.table["split"], material.masks.shape[1]
     reported = np.flatnonzero(splits == tasks_protocol.reported_split(splits))
-    covered = [((mask > 0) & (mask != IGNORED)).mean() for mask in map(data.mask, reported)]
-    worth = reported[np.array(covered) >= WORTH_SHOWING]
-    draw = generator(seed, "segment", data.name, "shown")
-    rows = draw.permutation(worth if len(worth) else reported)[:N_SHOWN]
-    size_px = material.masks.shape[1]
+    worth = [row for row in reported if _nuclei(data.mask(row)).mean() >= WORTH_SHOWING] or reported
+    rows = generator(seed, "segment", data.task.name, "shown").permutation(worth)[:N_SHOWN]
     with store.replacing(run.path("masks.npz")) as aside, aside.open("wb") as content:
         np.savez_compressed(
             content,
-            item_id=data.table["item_id"].astype(str).to_numpy()[rows].astype(np.str_),
-            image=np.stack([_square(data.image(int(row)), size_px, "bilinear") for row in rows]),
+            item_id=data.table["item_id"].iloc[rows].to_numpy(np.str_),
+            image=np.stack([_square(data.image(row), size_px, "bilinear") for row in rows]),
             true=material.masks.cpu().numpy()[rows],
-            predicted=segment_decoder.predict(decoder, material, rows, batch_size),
+            predicted=segment_decoder.predict(decoder, material, rows),
         )

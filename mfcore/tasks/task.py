@@ -1,18 +1,21 @@
-"""A downstream task: its facts and published protocol (`Task`), and its images once they are read (`TaskData`).
+"""A downstream task: its facts and published protocol (`Task`), and its images once they are read
+(`TaskData`).
 
-Protocols are those of kaiko-ai/eva's configurations. eva's documentation disagrees with the configurations on the optimiser of
-a classification: the documentation says weight decay 0 and a momentum, the configurations name AdamW, whose weight decay in
-PyTorch is 0.01. eva's code follows the configurations, and so does `Protocol`. eva's heads have ConstantLR for a schedule
-unless the configuration says otherwise; ConstantLR in PyTorch is a third of the learning rate for five epochs.
+Protocols are those of kaiko-ai/eva's configurations. eva's documentation disagrees with the
+configurations on the optimiser of a classification: the documentation says weight decay 0 and a
+momentum, the configurations name AdamW, whose weight decay in PyTorch is 0.01. eva's code follows
+the configurations, and so does `Protocol`. eva's heads have ConstantLR for a schedule unless the
+configuration says otherwise; ConstantLR in PyTorch is a third of the learning rate for five epochs.
 
-eva's decoders learn MoNuSAC from random crops of the images, drawn anew at every step. Here they learn from one square of each
-image, over its whole shorter side, as of every other set: feature maps are computed once.
+eva's decoders learn MoNuSAC from random crops of the images, drawn anew at every step. Here they
+learn from one square of each image, over its whole shorter side, as of every other set: feature
+maps are computed once.
 """
 
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,11 +30,18 @@ COLUMNS = ("item_id", "split", "label", "group", "file", "x_px", "y_px", "width_
 SPLITS = ("train", "val", "test")
 SELECTION = "val"  # the split on which training stops, and whose best weights are kept
 MAX_HEADERS = 5_000  # of so many files each one's size is read, of more the first one's
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on damaged images
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)  # what Pillow raises on damaged images
 
 
 class TaskError(ValueError):
-    """A task's data are missing or not as published; the message says what, where, and where to get it."""
+    """A task's data are missing or not as published; the message says what, where, and where to get
+    it.
+    """
 
 
 class TaskWarning(UserWarning):
@@ -42,11 +52,12 @@ class TaskWarning(UserWarning):
 class Protocol:
     """How encoders are judged by one task.
 
-    kind: "classification" (one linear layer) or "segmentation" (a decoder). n_runs: heads from other seeds. n_steps of
-    ``batch_size``. max_lr, weight_decay: AdamW's; the first ``n_slow_epochs`` go at ``slow_factor`` of the rate. patience:
-    validations that bring no gain above ``min_gain`` after which training ends; None: a fifth of its epochs. n_per_class: drawn
-    anew each run from the training split; None: all of it. size_px: side to which patches are resized first; None: as the
-    encoder has it.
+    kind: "classification" (one linear layer) or "segmentation" (a decoder). n_runs: heads from
+    other seeds. n_steps of ``batch_size``. max_lr, weight_decay: AdamW's; the first
+    ``n_slow_epochs`` go at ``slow_factor`` of the rate. patience: validations that bring no gain
+    above ``min_gain`` after which training ends; None: a fifth of its epochs. n_per_class: drawn
+    anew each run from the training split; None: all of it. size_px: side to which patches are
+    resized first; None: as the encoder has it.
     """
 
     kind: str
@@ -70,7 +81,10 @@ class Protocol:
             self.max_lr,
             self.weight_decay,
             self.batch_size,
-            self._patience,
+            lambda n_batches: (
+                self.patience
+                or max(1, math.ceil(self.n_steps / 5 / n_batches / self.epochs_a_validation))
+            ),
             max_steps=self.n_steps,
             n_slow_epochs=self.n_slow_epochs,
             slow_factor=self.slow_factor,
@@ -78,130 +92,9 @@ class Protocol:
             min_gain=self.min_gain,
         )
 
-    def _patience(self, n_batches: int) -> int:
-        if self.patience is not None:
-            return self.patience
-        return max(1, math.ceil(self.n_steps / 5 / n_batches / self.epochs_a_validation))
-
 
 CLASSIFICATION = Protocol("classification", n_runs=5, n_steps=12_500, batch_size=256, max_lr=3e-4)
 SEGMENTATION = Protocol("segmentation", n_runs=5, n_steps=2_000, batch_size=64, max_lr=2e-3)
-
-
-@dataclass(frozen=True)
-class Task:
-    """The facts of one downstream task, known before its data are read.
-
-    name: in study files, tables and folders. title: the authors' name. protocol: eva's; a synthetic task has that of its kind.
-    classes: their names by index; of a segmentation the first is the background. um_per_px: as eva's documentation has it.
-    read: reads the data from a folder. prepare: unpacks or draws the data in a folder, where that is needed. where: where to
-    get the data, and their licence; empty for a task that mfcore draws. counts: the published number of items by split (of
-    CoNSeP, images). folder: its name below ``tasks`` of the data folder, where that isn't ``name``.
-    """
-
-    name: str
-    title: str
-    protocol: Protocol
-    classes: tuple[str, ...]
-    um_per_px: float
-    read: Callable[["Task", Path], "TaskData"]
-    prepare: Callable[["Task", Path], object] | None = None
-    where: str = ""
-    counts: Mapping[str, int] = field(default_factory=dict)
-    folder: str = ""
-
-    @property
-    def is_segmentation(self) -> bool:
-        """Whether pixels have classes; otherwise whole patches have."""
-        return self.protocol.kind == "segmentation"
-
-    def refuse(self, folder: Path, problems: Iterable[str]) -> None:
-        """Raise one TaskError for all problems, the first ten in full, with where to get the data; none is no error."""
-        problems = list(problems)
-        if problems:
-            more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
-            lines = "\n  ".join(problems[:10])
-            raise TaskError(f"{folder}: not {self.title} as published:\n  {lines}{more}\nWhere to get it: {self.where}")
-
-    def data(
-        self,
-        folder: Path,
-        table: pd.DataFrame,
-        make: "type[TaskData] | None" = None,
-        n_found: Mapping[str, int] | None = None,
-        notes: tuple[str, ...] = (),
-    ) -> "TaskData":
-        """The task's data with ``table``, as a ``make`` (TaskData unless given).
-
-        n_found: what is there by split, counted in the table unless given. Where it isn't the published number, a note says
-        so, and a TaskWarning.
-        """
-        n_found = table["split"].value_counts() if n_found is None else n_found
-        differences = tuple(
-            f"{split}: {n_found.get(split, 0):,} there, {n:,} published"
-            for split, n in self.counts.items()
-            if n_found.get(split, 0) != n
-        )
-        if differences:
-            message = f"{folder}: {'; '.join(differences)}; scores don't compare with published ones"
-            warnings.warn(message, TaskWarning, stacklevel=2)
-        make = make or TaskData
-        return make(self.name, self.protocol.kind, self.classes, table, folder, self.um_per_px, differences + notes)
-
-
-@dataclass
-class TaskData:
-    """One downstream task's images with labels or masks; images are read one at a time, when asked for.
-
-    classes: their names by index; of a segmentation the first is the background. table: a row an item, columns `COLUMNS`:
-    split "train", "val" or "test", as eva uses the set's own; label the class's index, -1 for a segmentation; group the
-    patient or slide, "" where the set doesn't say; file relative to ``folder``; the item's place in it and its size in px.
-    um_per_px: as eva's documentation has it. notes: in what the data differ from what is published.
-    """
-
-    name: str
-    kind: str
-    classes: tuple[str, ...]
-    table: pd.DataFrame
-    folder: Path
-    um_per_px: float
-    notes: tuple[str, ...] = field(default=())
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    @property
-    def selected_on(self) -> str:
-        """The split on which eva stops and selects; where the set has no test split, that the same split is reported."""
-        return SELECTION if (self.table["split"] == "test").any() else "val, which is also the split that is reported"
-
-    def image(self, i: int) -> np.ndarray:
-        """Pixels of row ``i``, counted from 0: uint8 (height_px, width_px, 3). Raises TaskError, naming the file."""
-        row = self.table.iloc[i]
-        pixels = read_image(self.folder / row["file"])
-        return pixels[row["y_px"] : row["y_px"] + row["height_px"], row["x_px"] : row["x_px"] + row["width_px"]]
-
-    def fingerprints(self, known: Fingerprints) -> Mapping[str, object]:
-        """What stands for each file of the task's data, by name (see `fingerprints`)."""
-        return fingerprints(self.folder, known)
-
-    def mask(self, i: int) -> np.ndarray:
-        """Classes of row ``i``'s pixels: uint8 (height_px, width_px), 0 background; see `masks.IGNORED`."""
-        raise TaskError(f"task {self.name!r} is a {self.kind}: its items have labels, no masks")
-
-
-def fingerprints(folder: Path, known: Fingerprints) -> dict[str, list[int | str] | None]:
-    """Size and SHA-256 of every file of a task's data by name, None of what is still to be made or unpacked."""
-    if (folder / "begun.json").is_file() and not (folder / "made.json").is_file():
-        return {"made.json": None}
-    found: dict[str, list[int | str] | None] = {}
-    for path in below(folder):
-        name = path.relative_to(folder).as_posix()
-        if path.suffix != ".gz":
-            found[name] = known.of(path, whole=True)
-        elif not path.with_suffix("").is_file():
-            found[name.removesuffix(".gz")] = None
-    return found
 
 
 @contextlib.contextmanager
@@ -219,6 +112,144 @@ def read_image(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))  # (H, W, 3)
 
 
+def read_item(folder: Path, row: pd.Series) -> np.ndarray:
+    """The pixels of a row of a task's table, from its image file."""
+    return part_of(read_image(folder / row["file"]), row)
+
+
+def part_of(pixels: np.ndarray, row: pd.Series) -> np.ndarray:
+    """The part of a whole image or mask (n_rows, n_columns, ...) that is an item."""
+    return pixels[
+        row["y_px"] : row["y_px"] + row["height_px"], row["x_px"] : row["x_px"] + row["width_px"]
+    ]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One downstream task: its facts, known before its data are read, and how they are read.
+
+    name: in study files, tables and folders. title: the authors' name. protocol: eva's; a synthetic
+    task has that of its kind.
+    classes: their names by index; of a segmentation the first is the background. read: the table of
+    the data in a folder, a row an item, columns `COLUMNS`: split "train", "val" or "test", as eva
+    uses the set's own; label the class's index, -1 for a segmentation; group the patient or slide,
+    "" where the set doesn't say; file relative to the folder; the item's place in it and its size
+    in px. image, mask: a row's pixels, uint8 (height_px, width_px, 3), in classification of one
+    size, and their classes, uint8 (height_px, width_px), 0 background, see `masks.IGNORED`; both
+    raise TaskError, naming the file. prepare: unpacks or draws the data in a folder, where that is
+    needed. where: where to get the data, and their licence; empty for a task that mfcore draws.
+    counts: the published number of items by split. folder: its name below ``tasks`` of the data
+    folder, where that isn't ``name``.
+    """
+
+    name: str
+    title: str
+    protocol: Protocol
+    classes: tuple[str, ...]
+    read: Callable[["Task", Path], pd.DataFrame]
+    image: Callable[[Path, pd.Series], np.ndarray] = read_item
+    mask: Callable[[Path, pd.Series], np.ndarray] | None = None
+    prepare: Callable[["Task", Path], None] | None = None
+    where: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    folder: str = ""
+
+    @property
+    def is_segmentation(self) -> bool:
+        """Whether pixels have classes; otherwise whole patches have."""
+        return self.protocol.kind == "segmentation"
+
+    def refuse(self, folder: Path, problems: list[str]) -> None:
+        """Raise one TaskError for all problems, the first ten in full, with where to get the data;
+        none is no error.
+        """
+        if problems:
+            more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
+            lines = "\n  ".join(problems[:10] + more)
+            raise TaskError(
+                f"{folder}: not {self.title} as published:\n  {lines}"
+                f"\nWhere to get it: {self.where}"
+            )
+
+    def load(self, folder: Path) -> "TaskData":
+        """The data in ``folder``. Raises TaskError where they aren't as published, warns where
+        there are fewer or more.
+        """
+        table = self.read(self, folder)
+        n, n_splits = (
+            table["split"].value_counts(),
+            table[table["group"] != ""].groupby("group")["split"].nunique(),
+        )
+        notes = [
+            f"{split}: {n.get(split, 0):,} there, {published:,} published"
+            for split, published in self.counts.items()
+            if n.get(split, 0) != published
+        ]
+        if notes:
+            message = f"{folder}: {'; '.join(notes)}; scores don't compare with published ones"
+            warnings.warn(message, TaskWarning, stacklevel=2)
+        if shared := list(n_splits.index[n_splits > 1]):
+            notes.append(
+                f"{len(shared)} patients or slides are in several splits: {', '.join(shared[:5])}"
+            )
+        return TaskData(self, table, folder, tuple(notes))
+
+
+@dataclass
+class TaskData:
+    """A task's items, as `Task.read` lists them in ``folder``; images are read one at a time, when
+    asked for.
+
+    notes: in what the data differ from what is published.
+    """
+
+    task: Task
+    table: pd.DataFrame
+    folder: Path
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def selected_on(self) -> str:
+        """The split on which eva stops and selects; where the set has no test split, that the same
+        split is reported.
+        """
+        return (
+            SELECTION
+            if (self.table["split"] == "test").any()
+            else "val, which is also the split that is reported"
+        )
+
+    def image(self, i: int) -> np.ndarray:
+        """Pixels of row ``i``, counted from 0 (`Task.image`)."""
+        return self.task.image(self.folder, self.table.iloc[i])
+
+    def mask(self, i: int) -> np.ndarray:
+        """Classes of row ``i``'s pixels (`Task.mask`)."""
+        return self.task.mask(self.folder, self.table.iloc[i])
+
+    def fingerprints(self, known: Fingerprints) -> Mapping[str, object]:
+        """What stands for each file of the task's data, by name (see `fingerprints`)."""
+        return fingerprints(self.folder, known)
+
+
+def fingerprints(folder: Path, known: Fingerprints) -> dict[str, list[int | str] | None]:
+    """Size and SHA-256 of every file of a task's data by name, None of what is still to be made or
+    unpacked.
+    """
+    if (folder / "begun.json").is_file() and not (folder / "made.json").is_file():
+        return {"made.json": None}
+    found: dict[str, list[int | str] | None] = {}
+    for path in below(folder):
+        if path.suffix != ".gz":
+            found[path.relative_to(folder).as_posix()] = known.of(path, whole=True)
+        elif not path.with_suffix("").is_file():
+            found[path.with_suffix("").relative_to(folder).as_posix()] = None
+    return found
+
+
 def sizes_px(paths: Sequence[Path]) -> np.ndarray:
     """Widths and heights of images, int64 (2, n), from their headers.
 
@@ -228,14 +259,26 @@ def sizes_px(paths: Sequence[Path]) -> np.ndarray:
     for path in paths if len(paths) <= MAX_HEADERS else paths[:1]:
         with _opened(path) as image:
             sizes.append(image.size)
-    return np.broadcast_to(np.array(sizes, np.int64).reshape(-1, 2), (len(paths), 2)).T
+    return np.broadcast_to(sizes, (len(paths), 2)).T
 
 
-def whole_images(folder: Path, paths: Sequence[Path], labels: Sequence[int], splits: Sequence[str]) -> pd.DataFrame:
+def whole_images(
+    folder: Path,
+    paths: Sequence[Path],
+    labels: Sequence[int],
+    splits: Sequence[str],
+    groups: str | Sequence[str] = "",
+) -> pd.DataFrame:
     """The table of a task whose items are whole files."""
-    width, height = sizes_px(paths)
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    rows = pd.DataFrame(
-        {"item_id": names, "split": list(splits), "label": np.asarray(labels, np.int64), "group": "", "file": names}
+    names, (width, height) = (
+        [path.relative_to(folder).as_posix() for path in paths],
+        sizes_px(paths),
     )
-    return rows.assign(x_px=0, y_px=0, width_px=width, height_px=height)[list(COLUMNS)]
+    rows = {
+        "item_id": names,
+        "split": list(splits),
+        "label": np.asarray(labels, np.int64),
+        "group": groups,
+        "file": names,
+    }
+    return pd.DataFrame(rows | {"x_px": 0, "y_px": 0, "width_px": width, "height_px": height})

@@ -8,6 +8,7 @@ import pytest
 
 from mfcore.analysis import arms, scores as of_scores
 from mfcore.measures import binary, statistics
+from mfcore.measures.statistics import Folds
 from mfcore.study.config import Data, Network, Settings, Splits, Switches
 from mfcore.study.predictions import END_TO_END, PROBE, scores
 
@@ -79,7 +80,7 @@ def test_every_pair_is_tested_once_and_corrected_over_all(predictions):
     ]  # fmt: skip
     part = by_fold(predictions)
     for row in table.itertuples():
-        test = statistics.paired_test(part[row.first], part[row.second], N_TRAIN, N_TEST)
+        test = statistics.paired_test(Folds(part[row.first]), Folds(part[row.second]), N_TRAIN, N_TEST)
         assert (row.difference, row.low, row.high, row.p) == pytest.approx(
             (test.interval.estimate, test.interval.low, test.interval.high, test.p)
         )
@@ -106,7 +107,9 @@ def test_arms_with_splits_of_their_own_are_not_paired(predictions):
     table = of_scores.differences_table(predictions, own)
     assert table["paired"].tolist() == [False, False, False, True, True, True]
     part = by_fold(predictions)
-    assert table.loc[0, "p"] == pytest.approx(statistics.unpaired_test(part["net"], part["good"], N_TRAIN, N_TEST).p)
+    assert table.loc[0, "p"] == pytest.approx(
+        statistics.unpaired_test(Folds(part["net"]), Folds(part["good"]), N_TRAIN, N_TEST).p
+    )
 
 
 def test_what_cannot_be_tested_is_nan_and_counts_for_nothing(predictions):
@@ -128,7 +131,7 @@ def test_folds_that_are_tested_on_the_same_patches_are_compared_by_draws_of_case
     row = of_scores.differences_table(few, STUDY).iloc[0]
     part = by_fold(few)
     assert row["over"] == "8 slides" and row["difference"] == pytest.approx((part["net"] - part["good"]).mean())
-    by_spread = statistics.paired_test(part["net"], part["good"], 512, 160)
+    by_spread = statistics.paired_test(Folds(part["net"]), Folds(part["good"]), 512, 160)
     assert by_spread.p < 0.05 and row["p"] > 0.3
     assert row["high"] - row["low"] > 3 * (by_spread.interval.high - by_spread.interval.low)
     order = ranking(few, STUDY)

@@ -79,7 +79,7 @@ def test_the_cost_is_that_of_the_patches_that_home_was_tested_on():
     row = domains.apart_table(predictions, labels, STUDY).set_index("comparison").loc["tumour alone"]
     assert row["auroc_drop"] == pytest.approx(np.mean(drops))
     tested = part[part["train_domain"] == part["domain"]].groupby(["fold", "domain"]).size().mean()
-    interval = statistics.paired_test(np.array(drops), np.zeros(4), 60, tested).interval
+    interval = statistics.paired_test(statistics.Folds(pd.Series(drops)), 0.0, 60, tested).interval
     assert [row["low"], row["high"]] == pytest.approx([interval.low, interval.high])
 
 

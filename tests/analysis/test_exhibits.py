@@ -156,7 +156,7 @@ def test_the_table_and_the_bars_of_fig_1_are_mean_and_sample_sd_over_folds():
 def test_fig_1_has_the_raters_where_the_metric_allows():
     auroc, accuracy = made("figure_1").figure.axes
     human = raters.table(labels(), 0)
-    one = raters.reference(human, "balanced_accuracy")
+    one = raters.reference(human)
     (line,) = lines(accuracy, "one rater against another")
     assert line.get_ydata()[0] == pytest.approx(one.estimate, abs=0.01)
     (upper,) = lines(accuracy, "a rater against the consensus")
@@ -313,7 +313,7 @@ def test_each_domain_s_raters_stand_beside_the_arms():
     human = raters.table(labels(), 0)
     for domain, axis in zip(sorted(DOMAINS), made("by_test_domain").figure.axes, strict=True):
         (line,) = lines(axis, "one rater")
-        assert line.get_xdata()[0] == pytest.approx(raters.reference(human, "balanced_accuracy", domain).estimate, abs=0.02)
+        assert line.get_xdata()[0] == pytest.approx(raters.reference(human, domain).estimate, abs=0.02)
     assert legend_names("by_test_domain")[:2] == ["in domain", "out of domain"]
 
 

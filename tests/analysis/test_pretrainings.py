@@ -67,7 +67,7 @@ def made(tmp_path, monkeypatch):
                 rows.append({"task": "bach", "encoder": encoder, "split": split, "mean": score, "sd": 0.03} | known)
     table = pd.DataFrame(rows).assign(step=[tasks.step_of(STUDY, row["encoder"]) for row in rows])
     monkeypatch.setattr(tasks, "scores_table", lambda study: table)
-    monkeypatch.setattr(tasks, "difference", lambda *_: Interval(0.0, -0.1, 0.2, 0.95, 9))
+    monkeypatch.setattr(tasks, "difference", lambda *_: Interval(0.0, -0.1, 0.2, 9))
     return tmp_path
 
 

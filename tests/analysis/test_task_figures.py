@@ -131,7 +131,7 @@ def test_segmentations_lie_over_their_patches_in_colours_that_differ_in_grey():
     columns = {"patch": np.zeros_like(true), "true mask": true, "tiny": true, "other": np.zeros_like(true)}
     rows = [(f"item{i}", name, dice) for name, dice in (("tiny", 1.0), ("other", 0.0)) for i in range(2)]
     table = pd.DataFrame(rows, columns=["item_id", "encoder", "dice"])
-    figure = tasks.draw_masks(np.stack(data.pixels[:2]), columns, table, data.classes)
+    figure = tasks.draw_masks(np.stack(data.pixels[:2]), columns, table, data.task.classes)
     plt.close(figure)
     assert len(figure.axes) == 8 and all(len(axis.images) == 2 for axis in figure.axes), "below each mask is its patch"
     shown = texts(figure)

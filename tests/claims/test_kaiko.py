@@ -55,7 +55,7 @@ def ask(monkeypatch, tmp_path):
 
         def difference(study, task, first, second):
             compared.add((first, second))
-            return Interval(*(interval(task) if callable(interval) else interval), 0.95, 30)
+            return Interval(*(interval(task) if callable(interval) else interval), 30)
 
         pretrained = [which.name for which in study.pretraining]
         names = pretrained + [f"{name}@50" for name in pretrained]

@@ -28,8 +28,17 @@ def made(of_arm, sizes=SIZES, noise=0.0005, n_folds=5, seed=0):
             for fold in range(n_folds):
                 n = round(size * N_FULL)
                 base = {"arm": arm, "kind": "probe", "domain": "all", "n_train": n, "n_test": 3000}
-                rows.append(base | {"train_domain": "all", "fold": fold, "size": size, "auroc": of_n(n) + rng.normal(0, noise)})
-                rows.append(base | {"train_domain": "x", "fold": fold, "size": size, "auroc": 0.1})
+                rows.append(
+                    base
+                    | {
+                        "train_domain": "all",
+                        "fold": fold,
+                        "size": size,
+                        "tested": fold,
+                        "auroc": of_n(n) + rng.normal(0, noise),
+                    }
+                )
+                rows.append(base | {"train_domain": "x", "fold": fold, "size": size, "tested": fold, "auroc": 0.1})
     return pd.DataFrame(rows)
 
 

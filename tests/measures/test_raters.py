@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
-from mfcore.measures import binary, raters
+from mfcore.measures import raters
 from mfcore.streams import generator
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "labels" / "MIDOG++.json"
@@ -150,7 +150,7 @@ def test_cases_of_several_slides_are_drawn_whole():
     assert set(found["unit"]) == {"case"} and (found["n_units"] == alike["n_slides"]).all()
     values = [f"{measure}{end}" for measure in raters.MEASURES for end in ("", "_low", "_high")]
     pd.testing.assert_frame_equal(found[values], alike[values])
-    assert raters.reference(found.reset_index(), "accuracy").unit == "case"
+    assert raters.reference(found.reset_index()).unit == "case"
     assert "cases" in raters.wide(found.reset_index()) and "cases" not in raters.wide(alike.reset_index())
 
 
@@ -177,7 +177,7 @@ def test_a_domain_without_votes_or_of_one_class_is_nan_and_no_error():
     assert 0.3 < found.loc["z", "agreement"] < 0.7
     assert np.isnan(found.loc["z", ["kappa", "balanced_accuracy"]].astype(float)).all()
     assert found.loc["all", "n"] == (table["domain"] != "y").sum() and np.isfinite(found.loc["all", "kappa"])
-    assert raters.reference(found.reset_index(), "balanced_accuracy", "z") is None
+    assert raters.reference(found.reset_index(), "z") is None
     shown = raters.wide(found.reset_index()).set_index("domain")
     assert shown.loc["y", "kappa"] == "–" and shown.loc["all", "kappa"].startswith(f"{found.loc['all', 'kappa']:.2f} [")
     each = [found.loc["all", f"rater{i}_vs_consensus"] for i in (1, 2)]
@@ -187,26 +187,17 @@ def test_a_domain_without_votes_or_of_one_class_is_nan_and_no_error():
 def test_without_any_votes_there_is_no_reference():
     table = labels().assign(votes=[np.zeros(0, np.int8)] * 400)
     human = raters.table(table, 1)
-    assert human.empty and raters.wide(human).empty
-    assert raters.reference(human, "accuracy") is raters.reference(None, "accuracy") is None
-    assert raters.against_consensus(human) is raters.against_consensus(None) is None
+    assert human.empty and raters.reference(human) is raters.against_consensus(human) is None
     assert set(raters.stratum(table)) == {""}
 
 
-def test_a_line_is_there_for_metrics_of_a_class_given():
+def test_the_reference_is_balanced_accuracy_between_raters_and_lies_below_that_against_the_consensus():
     human = raters.table(labels(), 1)
     total = human[human["domain"] == "all"].iloc[0]
-    named = {"accuracy": "agreement", "weighted_f1": "agreement", "quadratic_kappa": "kappa"}
-    for metric in binary.METRICS:
-        found = raters.reference(human, metric)
-        if metric in ("auroc", "average_precision", "f1", "brier", "ece"):
-            assert found is None
-        else:
-            column = named.get(metric, metric)
-            assert (found.estimate, found.low, found.n) == (total[column], total[f"{column}_low"], 20)
+    found = raters.reference(human)
+    assert (found.estimate, found.low, found.n) == (total["balanced_accuracy"], total["balanced_accuracy_low"], 20)
     mean = (total["rater1_vs_consensus"] + total["rater2_vs_consensus"]) / 2
-    assert raters.against_consensus(human) == pytest.approx(mean)
-    assert mean > raters.reference(human, "balanced_accuracy").estimate
+    assert raters.against_consensus(human) == pytest.approx(mean) and mean > found.estimate
 
 
 def test_strata_are_of_one_mind_or_not():

@@ -79,7 +79,10 @@ def compared(seed: int, better: float = 0.0) -> dict[str, statistics.Test]:
     }
     found["loss out of domain"] = [home - away for home, away in zip(found["in domain"], found["official"], strict=True)]
     made = {kind: statistics.paired_test(*arms, TRAIN_SHARE, TEST_SHARE) for kind, arms in found.items()}
-    by_spread = {f"{kind}, by the folds' spread": [arm.values for arm in found[kind]] for kind in ("out of domain", "official")}
+    by_spread = {
+        f"{kind}, by the folds' spread": [statistics.Folds(arm.values) for arm in found[kind]]
+        for kind in ("out of domain", "official")
+    }
     return made | {kind: statistics.paired_test(*arms, TRAIN_SHARE, TEST_SHARE) for kind, arms in by_spread.items()}
 
 

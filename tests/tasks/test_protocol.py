@@ -11,7 +11,10 @@ from mfcore.store.files import Fingerprints
 from mfcore.tasks import protocol
 
 DATA = types.SimpleNamespace(
-    table=pd.DataFrame({"item_id": ["a", "b"]}), selected_on="val", notes=("a note",), classes=("x", "y")
+    table=pd.DataFrame({"item_id": ["a", "b"]}),
+    selected_on="val",
+    notes=("a note",),
+    task=types.SimpleNamespace(classes=("x", "y")),
 )
 
 

@@ -1,6 +1,7 @@
 """The registry of downstream tasks: each task's facts in one object, its way in, and the published scores."""
 
 import dataclasses
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -12,12 +13,9 @@ from mfcore.tasks.task import CLASSIFICATION, SPLITS, Task, TaskError
 
 def test_every_task_has_a_way_in(tmp_path):
     for task in registry.TASKS.values():
-        where = "Where to get it" if task.where else r"registry\.prepare"
-        with pytest.raises(TaskError, match=where):
-            registry.load(task.name, tmp_path / "nothing")
         if task.where:
-            with pytest.raises(TaskError, match=f"not {task.title} as published"):
-                registry.prepare(task.name, tmp_path)
+            with pytest.raises(TaskError, match=f"not {task.title} as published:(.|\\n)*Where to get it"):
+                registry.load(task.name, tmp_path)
     with pytest.raises(TaskError, match="is no task; there are"):
         registry.load("camelyon", tmp_path)
 
@@ -27,19 +25,20 @@ def test_a_task_is_one_entry(monkeypatch, tmp_path):
 
     def read(task, folder):
         task.refuse(folder, [] if folder.is_dir() else ["no folder"])
-        return task.data(folder, pd.DataFrame({"split": ["train", "val"]}))
+        return pd.DataFrame({"split": ["train", "val"], "group": ["p1", "p1"]})
 
-    task = Task("new", "A New Set", CLASSIFICATION, ("a", "b"), 0.5, read, where="a place", counts={"train": 1, "val": 2})
+    task = Task("new", "A New Set", CLASSIFICATION, ("a", "b"), read, where="a place", counts={"train": 1, "val": 2})
     monkeypatch.setitem(registry.TASKS, "new", task)
     assert (
         registry.absent(["new"], tmp_path) == {"new": tmp_path / "tasks" / "new"} and registry.state_name("new") == "task_new"
     )
     with pytest.raises(TaskError, match="not A New Set as published:\n  no folder\nWhere to get it: a place"):
-        registry.prepare("new", tmp_path)
+        registry.load("new", tmp_path)
     (tmp_path / "tasks" / "new").mkdir(parents=True)
     with pytest.warns(match="val: 1 there, 2 published"):
-        data = registry.load("new", tmp_path / "tasks" / "new")
-    assert (data.name, data.kind, data.notes) == ("new", "classification", ("val: 1 there, 2 published",))
+        data = registry.load("new", tmp_path)
+    shared = "1 patients or slides are in several splits: p1"
+    assert data.task is task and data.notes == ("val: 1 there, 2 published", shared)
     assert data.selected_on == "val, which is also the split that is reported"
 
 
@@ -52,12 +51,11 @@ def test_what_nobody_has_laid_in_yet_is_known_without_reading(tmp_path):
     assert registry.absent(wanted, tmp_path) == {name: tmp_path / "tasks" / name for name in ("bach", "mhist", "crc")}
 
 
-def test_prepare_makes_a_stand_in_where_load_finds_it(tmp_path, monkeypatch):
-    task = dataclasses.replace(synthetic.NUCLEI, prepare=lambda task, folder: synthetic.make(task, folder, 3))
+def test_a_stand_in_is_made_where_it_is_read(tmp_path, monkeypatch):
+    task = dataclasses.replace(synthetic.NUCLEI, prepare=partial(synthetic.make, 3))
     monkeypatch.setitem(registry.TASKS, "synthetic_nuclei", task)
-    folder = registry.prepare("synthetic_nuclei", tmp_path)
-    assert folder == registry.folder_of("synthetic_nuclei", tmp_path)
-    assert len(registry.load("synthetic_nuclei", folder)) == 12
+    assert len(registry.load("synthetic_nuclei", tmp_path)) == 12
+    assert (registry.folder_of("synthetic_nuclei", tmp_path) / "made.json").is_file()
 
 
 def test_published_scores_are_as_noted_and_their_encoders_have_cards():

@@ -12,7 +12,6 @@ from tiny_encoders import some_patches, tiny_card, use
 from mfcore import encoders
 from mfcore.encoders import EncoderError
 from mfcore.measures import masks
-from mfcore.measures.binary import MetricError
 from mfcore.measures.masks import IGNORED
 from mfcore.study import tasks as study_tasks
 from mfcore.study.config import TaskOptions
@@ -50,14 +49,6 @@ def test_dice_is_what_counting_pixel_by_pixel_gives():
     assert len(of_mask) == 4 and masks.mean_dice(counts) == pytest.approx(np.mean(of_mask))
     assert masks.mean_dice(masks.overlaps(true[:1], true[:1], 4)) == 1
     assert np.isnan(masks.mean_dice(masks.overlaps(true[3:4], predicted[3:4], 4)))
-
-
-def test_masks_that_cant_be_are_refused():
-    mask = np.zeros((1, 4, 4), np.uint8)
-    with pytest.raises(MetricError, match="a mask holds class 3; there are 3"):
-        masks.overlaps(mask + 3, mask, 3)
-    with pytest.raises(MetricError, match="\\(1, 4, 4\\) and \\(1, 4, 2\\)"):
-        masks.overlaps(mask, mask[..., :2], 3)
 
 
 def test_the_loss_is_one_less_dice_of_probabilities_over_the_batch():
@@ -109,13 +100,15 @@ def test_a_decoder_learns_to_tell_nuclei_from_maps_alone():
     )
     protocol = Protocol("segmentation", 1, 60, 8, 0.02, n_slow_epochs=0, patience=100)
     rows, validation = np.arange(8), np.arange(8, 12)
-    fitted = segment_decoder.train(material, 3, rows, validation, protocol.schedule, np.random.default_rng(0), "test")
-    again = masks.mean_dice(segment_decoder.overlaps(fitted.decoder, material, 3, validation, 2))
-    assert again == pytest.approx(fitted.progress.best) and again > 0.8 and fitted.progress.ended == "limit"
-    stopped = segment_decoder.train(
+    decoder, progress = segment_decoder.train(
+        material, 3, rows, validation, protocol.schedule, np.random.default_rng(0), "test"
+    )
+    again = masks.mean_dice(segment_decoder.overlaps(decoder, material, validation, 2))
+    assert again == pytest.approx(progress.best) and again > 0.8 and progress.ended == "limit"
+    _, stopped = segment_decoder.train(
         material, 3, rows, validation, dataclasses.replace(protocol, patience=1).schedule, np.random.default_rng(0), "test"
     )
-    assert stopped.progress.ended == "early" and stopped.progress.n_steps < 60
+    assert stopped.ended == "early" and stopped.n_steps < 60
 
 
 def test_maps_are_those_of_the_whole_patch():
@@ -210,16 +203,9 @@ def test_a_killed_run_goes_on_and_two_runs_agree_bit_for_bit(made, tmp_path, mon
     assert study_tasks.judge(study, "synthetic_nuclei", "tiny", tmp_path, tmp_path / "b").done
 
 
-@pytest.mark.parametrize(
-    ("how", "told"),
-    [
-        ("size", "the mask of 'item002' is \\(30, 32\\), its image \\(32, 32\\)"),
-        ("class", "the mask of 'item002' holds class 3; there are 3"),
-    ],
-)
-def test_masks_that_dont_fit_are_refused(made, how, told, tmp_path):
-    made.masks[2] = made.masks[2][:30] if how == "size" else np.where(made.masks[2] == 1, 3, 0).astype(np.uint8)
-    with pytest.raises(TaskError, match=told):
+def test_masks_that_dont_fit_are_refused(made, tmp_path):
+    made.masks[2] = made.masks[2][:30]
+    with pytest.raises(TaskError, match=r"the mask of 'item002' is \(30, 32\), its image \(32, 32\)"):
         study_tasks.judge(made_tasks.study(TASK), "synthetic_nuclei", "tiny", tmp_path, tmp_path)
 
 

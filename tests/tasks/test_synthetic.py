@@ -8,7 +8,7 @@ from sklearn.metrics import balanced_accuracy_score
 from mfcore.data.synthetic import fields
 from mfcore.data.synthetic.canvas import Canvas, noise
 from mfcore.data.synthetic.slides import make_dataset
-from mfcore.tasks import registry, synthetic
+from mfcore.tasks import synthetic
 from mfcore.tasks.task import COLUMNS, SPLITS, TaskError
 
 N_SLIDES = 6
@@ -17,7 +17,13 @@ N_SLIDES = 6
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
-    return {task.name: synthetic.make(task, folder / task.name, N_SLIDES) for task in synthetic.TASKS}
+    return {task.name: make(N_SLIDES, task, folder / task.name) for task in synthetic.TASKS}
+
+
+def make(n_slides, task, folder):
+    """The task's data, drawn in a folder."""
+    synthetic.make(n_slides, task, folder)
+    return task.load(folder)
 
 
 def test_synthetic_slides_can_be_made_beside_tasks_that_are_there(tmp_path):
@@ -28,8 +34,7 @@ def test_synthetic_slides_can_be_made_beside_tasks_that_are_there(tmp_path):
 
 @pytest.mark.parametrize("name", ["synthetic_tissue", "synthetic_nuclei"])
 def test_a_stand_in_is_split_by_slide_and_whole(made, name):
-    data = registry.load(name, made[name])
-    assert data.name == name and data.kind == ("segmentation" if name == "synthetic_nuclei" else "classification")
+    data = made[name]
     assert tuple(data.table) == COLUMNS and data.table["item_id"].is_unique
     assert (data.table.groupby("group")["split"].nunique() == 1).all()
     assert set(data.table["split"]) == set(SPLITS) and data.selected_on == "val"
@@ -39,17 +44,17 @@ def test_a_stand_in_is_split_by_slide_and_whole(made, name):
 
 
 def test_every_slide_has_each_tissue_equally_often(made):
-    data = registry.load("synthetic_tissue", made["synthetic_tissue"])
+    data = made["synthetic_tissue"]
     counts = data.table.groupby(["group", "label"]).size()
-    assert len(data.classes) == 4 and len(counts) == 4 * N_SLIDES and set(counts) == {synthetic.PER_FIELD**2}
+    assert len(data.task.classes) == 4 and len(counts) == 4 * N_SLIDES and set(counts) == {synthetic.PER_FIELD**2}
 
 
 def test_masks_name_every_class_and_lie_on_the_dark_nuclei(made):
-    data = registry.load("synthetic_nuclei", made["synthetic_nuclei"])
-    assert set(data.table["label"]) == {-1} and data.classes[0] == "background"
+    data = made["synthetic_nuclei"]
+    assert set(data.table["label"]) == {-1} and data.task.classes[0] == "background"
     masks = np.stack([data.mask(i) for i in range(len(data))])
     grey = np.stack([data.image(i).mean(axis=2) for i in range(len(data))])
-    assert masks.dtype == np.uint8 and set(np.unique(masks)) == set(range(len(data.classes)))
+    assert masks.dtype == np.uint8 and set(np.unique(masks)) == set(range(len(data.task.classes)))
     for slide in data.table["group"].unique():
         mine = (data.table["group"] == slide).to_numpy()
         inside = masks[mine] > 0
@@ -76,37 +81,28 @@ def test_a_mask_is_what_was_painted(kind, value):
         assert not value or 20 < (truth == value).sum() < 800
 
 
-def test_the_same_seed_makes_the_same_patches_and_another_others(made, tmp_path):
-    again = synthetic.make(synthetic.NUCLEI, tmp_path / "again", N_SLIDES)
+def test_the_same_seed_makes_the_same_patches_and_another_others(made, tmp_path, monkeypatch):
+    again, first = make(N_SLIDES, synthetic.NUCLEI, tmp_path / "again").folder, made["synthetic_nuclei"].folder
     files = sorted(path.relative_to(again) for path in again.rglob("*.png"))
     assert len(files) == 2 * 4 * N_SLIDES
-    assert all((again / file).read_bytes() == (made["synthetic_nuclei"] / file).read_bytes() for file in files)
-    other = synthetic.make(synthetic.NUCLEI, tmp_path / "other", 3, seed=1)
+    assert all((again / file).read_bytes() == (first / file).read_bytes() for file in files)
+    monkeypatch.setattr(synthetic, "SEED", 1)
+    other = make(3, synthetic.NUCLEI, tmp_path / "other").folder
     assert (other / files[0]).read_bytes() != (again / files[0]).read_bytes()
 
 
 def test_what_is_there_is_kept_what_differs_is_made_anew_what_is_foreign_is_refused(tmp_path):
-    folder = synthetic.make(synthetic.NUCLEI, tmp_path / "a", 3)
+    folder = make(3, synthetic.NUCLEI, tmp_path / "a").folder
     patch = folder / "images" / "0000.png"
     before = patch.stat().st_mtime_ns
-    synthetic.make(synthetic.NUCLEI, folder, 3)
+    make(3, synthetic.NUCLEI, folder)
     assert patch.stat().st_mtime_ns == before
-    synthetic.make(synthetic.NUCLEI, folder, 4)
-    assert len(registry.load("synthetic_nuclei", folder)) == 16
-    patch.unlink()
-    with pytest.raises(TaskError, match=r"1 files are gone, the first images/0000\.png"):
-        registry.load("synthetic_nuclei", folder)
-    synthetic.make(synthetic.NUCLEI, folder, 4)
-    assert patch.is_file() and len(registry.load("synthetic_nuclei", folder)) == 16
-    with pytest.raises(TaskError, match="holds 'synthetic_nuclei'"):
-        registry.load("synthetic_tissue", folder)
+    assert len(make(4, synthetic.NUCLEI, folder)) == 16
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.txt").write_text("mine")
     with pytest.raises(TaskError, match="isn't empty"):
-        synthetic.make(synthetic.NUCLEI, tmp_path / "b", 3)
+        make(3, synthetic.NUCLEI, tmp_path / "b")
     assert (tmp_path / "b" / "mine.txt").is_file()
-    with pytest.raises(TaskError, match="3 or more"):
-        synthetic.make(synthetic.NUCLEI, tmp_path / "c", 2)
 
 
 def test_a_making_that_was_killed_is_begun_again(tmp_path, monkeypatch):
@@ -120,11 +116,8 @@ def test_a_making_that_was_killed_is_begun_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(synthetic, "_write_png", killed)
     with pytest.raises(KeyboardInterrupt):
-        synthetic.make(synthetic.NUCLEI, tmp_path / "a", 3)
-    with pytest.raises(TaskError, match="half made"):
-        registry.load("synthetic_nuclei", tmp_path / "a")
-    synthetic.make(synthetic.NUCLEI, tmp_path / "a", 3)
-    assert len(registry.load("synthetic_nuclei", tmp_path / "a")) == 12
+        make(3, synthetic.NUCLEI, tmp_path / "a")
+    assert len(make(3, synthetic.NUCLEI, tmp_path / "a")) == 12
 
 
 def test_slides_differ_in_stain_and_tissues_do_not():
@@ -140,7 +133,7 @@ def test_slides_differ_in_stain_and_tissues_do_not():
 
 def test_colour_alone_does_not_tell_the_tissues_apart(made):
     """A forest on the channels' histograms, means and spreads stays far below 1 on other slides."""
-    data = registry.load("synthetic_tissue", made["synthetic_tissue"])
+    data = made["synthetic_tissue"]
     images = np.stack([data.image(i) for i in range(len(data))]).reshape(len(data), -1, 3)
     spread = [images.mean(axis=1), images.std(axis=1)]
     counts = [np.stack([np.bincount(image[:, c] // 8, minlength=32) for image in images]) for c in range(3)]
