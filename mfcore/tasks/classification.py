@@ -140,6 +140,8 @@ def load_pcam(task: Task, folder: Path) -> pd.DataFrame:
 def _pcam_split(folder: Path, stem: str, split: str) -> pd.DataFrame:
     with h5py.File(folder / f"{stem}_x.h5") as x, h5py.File(folder / f"{stem}_y.h5") as y:
         (n, height, width, _), labels = x["x"].shape, y["y"][:].reshape(-1)
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"labels are {np.unique(labels)[:5].tolist()}, expected 0 and 1")
     meta = folder / f"{stem}_meta.csv"
     rows = {
         "item_id": [f"{split}_{i}" for i in range(n)],

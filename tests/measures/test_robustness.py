@@ -20,7 +20,7 @@ def made(by_biology, by_origin, seed=0, n=400):
 
 def test_what_an_embedding_lies_by_is_told():
     robust, fragile = robustness.neighbours(*made(6, 0)), robustness.neighbours(*made(0, 6))
-    assert robust.robustness_index > 0.95 and fragile.robustness_index < 0.2
+    assert robust.robustness_index > 0.95 and fragile.robustness_index < 0.3
     assert robust.croma > 0.2 and fragile.croma < -0.1 and robust.croma_tail < robust.croma
     nothing = robustness.neighbours(*made(0, 0))
     assert abs(nothing.croma) < 0.05

@@ -257,3 +257,9 @@ def test_a_wrong_pcam_is_refused(tmp_path):
     pcam(tmp_path, n={"train": 2, "valid": 3, "test": 2}, labels=[0, 1])
     with pytest.raises(TaskError, match=r"valid_y\.h5.*: .*same length"):
         registry.get("pcam").load(tmp_path)
+
+
+def test_labels_of_pcam_that_are_not_0_and_1_are_refused(tmp_path):
+    pcam(tmp_path, labels=[0, 1, 2, 0])
+    with pytest.raises(TaskError, match="expected 0 and 1"):
+        registry.get("pcam").load(tmp_path)
