@@ -91,9 +91,7 @@ def recipe_of(study: Settings, network: Network):
     """The `mfcore.training.task.Recipe` of one network by the study's switches."""
     from mfcore.training.task import Recipe
 
-    named = {
-        name: getattr(study.switches, name) for name in ("epoch", "training_label", "validation", "clipping", "stratified")
-    }
+    named = {name: getattr(study.switches, name) for name in ("epoch", "training_label", "validation", "clipping")}
     return Recipe(**named, **study.released_in_training(network))
 
 

@@ -51,7 +51,7 @@ class Network:
     input_px: Count = 224
     n_epochs: Count = 100
     patches_per_epoch: Count | None = 1280
-    batch_size: Count = 16
+    batch_size: Annotated[Whole, Field(ge=2)] = 16  # batch norm needs two patches or more
     max_lr: Positive = 1e-4
     shift_px: Annotated[Whole, Field(ge=0)] = 0
     colour_jitter: Annotated[Number, Field(ge=0, le=MAX_HUE_TURNS)] = 0.1

@@ -1,4 +1,5 @@
-"""Several processes that train one network together (torchrun, DistributedDataParallel): who does what, who tells whom.
+"""Several processes that train one network together (torchrun, DistributedDataParallel): who does
+what, who tells whom; and the checkpoint from which they go on after a kill.
 
 Each batch is shared out, gradients are added up, and every process draws the same patches; the first one writes. Batch norm
 takes its means over the whole batch on GPUs; on a CPU, where torch can't, over each process's share of it, and the running
@@ -7,18 +8,24 @@ means are then the first process's. Dropout differs from that of one process.
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed
 
-from mfcore import encoders
+from mfcore import encoders, store
 
-PATIENCE = timedelta(hours=1)  # with the first process, which makes or fetches slides; NCCL's own are ten minutes
+# With the first process, which makes or fetches slides; NCCL's own are ten minutes.
+PATIENCE = timedelta(hours=1)
+CHECKPOINT_SECONDS = 30.0  # between two; a short training isn't worth one
+# Of the time, at most, goes into checkpoints; a large network's take seconds each.
+CHECKPOINT_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -60,11 +67,11 @@ class Ranks:
 
         return timm.layers.convert_sync_batchnorm(model)
 
-    def add(self, number: torch.Tensor) -> torch.Tensor:
-        """The sum of every process's ``number``, in place."""
+    def add(self, values: torch.Tensor, how: str = "SUM") -> torch.Tensor:
+        """The sum of every process's ``values``, or another reduction of torch's, in place."""
         if self.n > 1:
-            distributed.all_reduce(number)
-        return number
+            distributed.all_reduce(values, getattr(distributed.ReduceOp, how))
+        return values
 
     def join(self, mine: np.ndarray) -> np.ndarray:
         """Every process's array, one after another."""
@@ -113,3 +120,39 @@ def joined(device: str) -> Iterator[str]:
     distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     yield device
     distributed.destroy_process_group()  # not after an error: NCCL would wait for processes that wait for this one
+
+
+class Checkpoint:
+    """A training's checkpoint, written by the first process from time to time."""
+
+    def __init__(self, file: Path):
+        self.file, self._written, self._writing_seconds = file, time.monotonic(), 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it's time for another, in the first process."""
+        wait = max(CHECKPOINT_SECONDS, self._writing_seconds / CHECKPOINT_SHARE)
+        return here().is_first and time.monotonic() - self._written >= wait
+
+    def write(self, state: dict) -> None:
+        """Write a training's state, whole or not at all."""
+        begun = time.monotonic()
+        with store.replacing(self.file) as aside:
+            torch.save(state, aside)
+        self._written = time.monotonic()
+        self._writing_seconds = self._written - begun
+
+    def read(self, device: torch.device) -> dict | None:
+        """The state that was written last; None where none was.
+
+        Raises StoreError for a damaged file.
+        """
+        if not here().as_first(self.file.is_file()):
+            return None
+        try:
+            return torch.load(self.file, map_location=device, weights_only=True)
+        except Exception as error:  # whatever a damaged file leads to
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise store.StoreError(
+                f"{self.file}: can't be gone on from ({reason}); remove it to begin anew"
+            ) from error
