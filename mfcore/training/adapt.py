@@ -112,8 +112,7 @@ def _try(model: nn.Module, input_px: int) -> None:
     place = f"encoder {model.card.name!r}"
     unused = {module for module in model.modules() if hasattr(module, "lora_A")}
     hooks = [
-        module.register_forward_hook(lambda module, *_: unused.discard(module))
-        for module in unused
+        module.register_forward_hook(lambda module, *_: unused.discard(module)) for module in unused
     ]
     device = next(model.parameters()).device
     try:

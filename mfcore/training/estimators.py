@@ -48,7 +48,7 @@ class Fitted:
 def _uni(
     features: np.ndarray, labels: np.ndarray, heads: list[Head], settings: Probe, _: str
 ) -> list[Fitted]:
-    results = []
+    all_fitted = []
     for head in heads:
         fitted = probe.fit(features, labels, settings.cost, settings.max_iter, head.train)
         weight, bias = (both[1] - both[0] for both in (fitted.weight, fitted.bias))
@@ -60,15 +60,15 @@ def _uni(
             # same one
             "sklearn_c": float(np.linalg.norm(weight)) / slope / len(head.train),
         }
-        results.append(Fitted(weight, float(bias), facts))
-    return results
+        all_fitted.append(Fitted(weight, float(bias), facts))
+    return all_fitted
 
 
 def _sklearn(scaled: bool, cost: float | None) -> Callable[..., list[Fitted]]:
     def fit(
         features: np.ndarray, labels: np.ndarray, heads: list[Head], settings: Probe, _: str
     ) -> list[Fitted]:
-        results, unis_cost = [], features.shape[1] * probe.N_CLASSES / 100
+        all_fitted, unis_cost = [], features.shape[1] * probe.N_CLASSES / 100
         for head in heads:
             # In float32, scikit-learn's L-BFGS gives up early.
             x, y = features[head.train].astype(np.float64), labels[head.train]
@@ -83,8 +83,8 @@ def _sklearn(scaled: bool, cost: float | None) -> Callable[..., list[Fitted]]:
                 bias -= float(weight @ scaler.mean_)
             ended = "limit" if n_iter >= MAX_ITER else "converged"
             facts = {"ended": ended, "n_steps": n_iter, "sklearn_c": model.C}
-            results.append(Fitted(weight.astype(np.float32), bias, facts))
-        return results
+            all_fitted.append(Fitted(weight.astype(np.float32), bias, facts))
+        return all_fitted
 
     return fit
 
@@ -199,10 +199,10 @@ def _fit_group(
         for unit in units
     ]
     title = f"{name}, size {splits.shortest(units[0].size)}"
-    results = ESTIMATORS[name](features, labels, heads, options, title)
+    all_fitted = ESTIMATORS[name](features, labels, heads, options, title)
     seconds = round((time.monotonic() - begun) / len(units), 3)
     rows, predictions = [], []
-    for unit, head, fitted in zip(units, heads, results, strict=True):
+    for unit, head, fitted in zip(units, heads, all_fitted, strict=True):
         logits = (features @ fitted.weight).astype(np.float64) + fitted.bias  # (n,)
         scores, truth = expit(logits), labels[head.train]
         predictions.append(material.predictions(unit, scores).assign(estimator=name))

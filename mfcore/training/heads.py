@@ -1,7 +1,8 @@
-"""Linear heads trained by steps on mini-batches of frozen features, any number of classes, stopped by validation.
+"""Linear heads trained by steps on mini-batches of frozen features, any number of classes, stopped
+by validation.
 
-All heads of a call go step by step together, so that one call of torch's optimizer serves them all. Each head has its own rows,
-order and weights, and becomes what it would alone.
+All heads of a call go step by step together, so that one call of torch's optimizer serves them all.
+Each head has its own rows, order and weights, and becomes what it would alone.
 """
 
 import math
@@ -19,11 +20,12 @@ from mfcore.measures import binary
 class Schedule:
     """How a head or decoder is trained, whatever the number of its training items.
 
-    learning_rate, weight_decay: as ``optimizer``, a class of torch.optim, takes them; the first ``n_slow_epochs`` go at
-    ``slow_factor`` of the rate. batch_size: items a step, fewer where there are fewer. max_steps, max_epochs: where training
-    ends at the latest, None for no such end. patience: from the number of batches an epoch, the number of validations without
-    a gain above ``min_gain`` after which training ends. is_balanced: each epoch draws as many items as there are, with
-    replacement, both classes alike; otherwise each item comes once.
+    learning_rate, weight_decay: as ``optimizer``, a class of torch.optim, takes them; the first
+    ``n_slow_epochs`` go at ``slow_factor`` of the rate. batch_size: items a step, fewer where there
+    are fewer. max_steps, max_epochs: where training ends at the latest, None for no such end.
+    patience: from the number of batches an epoch, the number of validations without a gain above
+    ``min_gain`` after which training ends. is_balanced: each epoch draws as many items as there
+    are, with replacement, both classes alike; otherwise each item comes once.
     """
 
     learning_rate: float
@@ -53,15 +55,18 @@ class Schedule:
         n_batches = self.n_batches(n_train)
         ends = (self.max_steps, self.max_epochs and self.max_epochs * n_batches)
         limit = min(end for end in ends if end is not None)
-        return Progress(n_batches * self.epochs_a_validation, limit, self.patience(n_batches), self.min_gain)
+        return Progress(
+            n_batches * self.epochs_a_validation, limit, self.patience(n_batches), self.min_gain
+        )
 
 
 @dataclass
 class Progress:
     """How far one training has come, how well it did on validation, and how it ended.
 
-    every: steps between validations. limit: the last step. patience: validations without a gain above ``min_gain`` over the
-    score that last was such a gain (as Lightning's early stopping counts). best: the highest score, after ``best_step`` steps.
+    every: steps between validations. limit: the last step. patience: validations without a gain
+    above ``min_gain`` over the score that last was such a gain (as Lightning's early stopping
+    counts). best: the highest score, after ``best_step`` steps.
     ended: "early" or "limit", empty before the end.
     """
 
@@ -82,7 +87,9 @@ class Progress:
         return self.n_steps % self.every == 0 or self.n_steps == self.limit
 
     def validate(self, score: float) -> bool:
-        """Count a validation, which may end the training; returns whether ``score`` is the best so far."""
+        """Count a validation, which may end the training; returns whether ``score`` is the best so
+        far.
+        """
         self._n_without_gain += 1
         if score > self._last_gain + self.min_gain:
             self._last_gain, self._n_without_gain = score, 0
@@ -97,7 +104,12 @@ class Progress:
 
     def facts(self) -> dict:
         """How the training ended, as plain data."""
-        return {"n_steps": self.n_steps, "best_step": self.best_step, "validation": self.best, "ended": self.ended}
+        return {
+            "n_steps": self.n_steps,
+            "best_step": self.best_step,
+            "validation": self.best,
+            "ended": self.ended,
+        }
 
 
 @dataclass
@@ -162,7 +174,7 @@ def train(
 
 
 class _Training:
-    """One head in training: its weights as torch's parameters; numpy computes on the same memory."""
+    """One head in training: its weights as torch's parameters, in memory that numpy shares."""
 
     def __init__(
         self,
@@ -226,7 +238,9 @@ class _Training:
 
 
 def batches(epoch: Callable[[], np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
-    """Rows of one batch after another, without end; ``epoch`` gives the rows of the next epoch in their order."""
+    """Rows of one batch after another, without end; ``epoch`` gives the rows of the next epoch in
+    their order.
+    """
     while True:
         order = epoch()
         yield from (order[first : first + batch_size] for first in range(0, len(order), batch_size))

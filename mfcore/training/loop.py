@@ -133,7 +133,10 @@ class _Training:
         self.validation = validation_of(task)
         self.kept, self.position = _Kept(), _Position()
         self.history: list[dict] = []
-        self.folder, self.checkpoint = folder, processes.Checkpoint(folder / f"{task.unit}.checkpoint")
+        self.folder, self.checkpoint = (
+            folder,
+            processes.Checkpoint(folder / f"{task.unit}.checkpoint"),
+        )
 
     @property
     def ended(self) -> bool:
@@ -184,7 +187,7 @@ class _Training:
                 f"{self.task.unit}: the {which} loss became {loss} in epoch "
                 f"{len(self.history) + 1} of {network.n_epochs}, at a learning rate of "
                 f"{self.position.rate:.3g}; lower networks[{network.name}].max_lr (now "
-                f"{network.max_lr:g}), or bound gradients by its clip_norm (now {network.clip_norm})"
+                f"{network.max_lr:g}), or bound gradients by clip_norm (now {network.clip_norm})"
             )
 
     def _train(self, number: int, progress: tqdm) -> float:

@@ -1,7 +1,8 @@
-"""The linear probe on frozen embeddings: UNI's estimator, as Ganz et al. use it (section 3), and nothing near it.
+"""The linear probe on frozen embeddings: UNI's estimator, as Ganz et al. use it (section 3), and
+nothing near it.
 
-scikit-learn's ``LogisticRegression(C=...)`` is a different estimator: it sums the losses where this one takes their mean,
-and penalises the squared norm where this one penalises the norm itself.
+scikit-learn's ``LogisticRegression(C=...)`` is a different estimator: it sums the losses where this
+one takes their mean, and penalises the squared norm where this one penalises the norm itself.
 """
 
 import math
@@ -20,16 +21,19 @@ from mfcore.training.options import Probe
 
 RESIDUAL_TOLERANCE = 1e-3
 N_CLASSES = 2
-N_CORRECTIONS = 100  # pairs that L-BFGS keeps, as UNI's solver does; ten need three times as many passes
+N_CORRECTIONS = (
+    100  # pairs that L-BFGS keeps, as UNI's solver does; ten need three times as many passes
+)
 SMALLEST_STEP = 1e-10  # of the objective, below which float32 products give no further gain
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A fitted probe: ``weight`` (n_classes, n_dims) and ``bias`` (n_classes,), float32, and how the fit ended.
+    """A fitted probe: ``weight`` (n_classes, n_dims) and ``bias`` (n_classes,), float32, and how
+    the fit ended.
 
-    residual: norm of the smallest subgradient of the objective where the fit ended, as a share of the loss's gradient at
-    W = 0; 0 at the optimum.
+    residual: norm of the smallest subgradient of the objective where the fit ended, as a share of
+    the loss's gradient at W = 0; 0 at the optimum.
     """
 
     weight: np.ndarray
@@ -142,7 +146,8 @@ def solve(
 class Material:
     """What probes of one encoder work on; see `read`.
 
-    features: float32 (n, n_dims); labels: int64 (n,); row_of: row of each patch id; patches: the label table by patch id;
+    features: float32 (n, n_dims); labels: int64 (n,); row_of: row of each patch id; patches: the
+    label table by patch id;
     splits: the table of splits.
     """
 
@@ -153,16 +158,24 @@ class Material:
     splits: pd.DataFrame
 
     def rows(self, unit: splits.Unit, role: str) -> np.ndarray:
-        """Rows of ``features`` that have ``role`` in ``unit``, int64, in the order of their patch ids."""
+        """Rows of ``features`` that have ``role`` in ``unit``, int64, in the order of their patch
+        ids.
+        """
         return self.row_of.loc[splits.select(self.splits, unit)[role]].to_numpy()
 
     def predictions(self, unit: splits.Unit, scores: np.ndarray) -> pd.DataFrame:
         """`splits.predictions` of the unit's test patches, from the scores (n,) of all."""
-        return splits.predictions(self.patches, unit, splits.select(self.splits, unit)["test"], scores[self.rows(unit, "test")])
+        return splits.predictions(
+            self.patches,
+            unit,
+            splits.select(self.splits, unit)["test"],
+            scores[self.rows(unit, "test")],
+        )
 
 
 def read(embeddings: store.Run, labels: pd.DataFrame, table: pd.DataFrame) -> Material:
-    """Read the finished embeddings of one encoder; labels: of the patches, as `patches.load`; table: the splits.
+    """Read the finished embeddings of one encoder; labels: of the patches, as `patches.load`;
+    table: the splits.
 
     Raises StoreError, naming the first patches, where an embedding is missing or isn't finite.
     """
@@ -173,11 +186,12 @@ def read(embeddings: store.Run, labels: pd.DataFrame, table: pd.DataFrame) -> Ma
     for ids, fault in ((lacking, "are missing"), (patch_ids[~finite], "aren't finite")):
         if len(ids):
             raise store.StoreError(
-                f"{embeddings.folder}: {len(ids)} embeddings {fault}, the first of patches {ids[:10].tolist()}; remove that "
-                "folder and embed again"
+                f"{embeddings.folder}: {len(ids)} embeddings {fault}, the first of patches "
+                f"{ids[:10].tolist()}; remove that folder and embed again"
             )
+    truth = labels.loc[patch_ids, "label"].to_numpy(np.int64)
     row_of = pd.Series(np.arange(len(patch_ids)), index=patch_ids)
-    return Material(features, labels.loc[patch_ids, "label"].to_numpy(np.int64), row_of, labels, table)
+    return Material(features, truth, row_of, labels, table)
 
 
 def fit_units(material: Material, run: store.Run, options: Probe) -> store.Run:
@@ -222,6 +236,6 @@ def _fit_unit(material: Material, run: store.Run, options: Probe, unit: splits.U
 
 
 def load_fits(run: store.Run) -> pd.DataFrame:
-    """How each fit of a finished run ended: ``unit, n_train, n_iter, residual, converged, objective, cost,
-    seconds``."""
+    """How each fit of a finished run ended: ``unit, n_train, n_iter, residual, converged,
+    objective, cost, seconds``."""
     return pd.read_csv(run.path("fits.csv"))

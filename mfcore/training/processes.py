@@ -1,9 +1,10 @@
 """Several processes that train one network together (torchrun, DistributedDataParallel): who does
 what, who tells whom; and the checkpoint from which they go on after a kill.
 
-Each batch is shared out, gradients are added up, and every process draws the same patches; the first one writes. Batch norm
-takes its means over the whole batch on GPUs; on a CPU, where torch can't, over each process's share of it, and the running
-means are then the first process's. Dropout differs from that of one process.
+Each batch is shared out, gradients are added up, and every process draws the same patches; the
+first one writes. Batch norm takes its means over the whole batch on GPUs; on a CPU, where torch
+can't, over each process's share of it, and the running means are then the first process's. Dropout
+differs from that of one process.
 """
 
 import contextlib
@@ -41,23 +42,31 @@ class Ranks:
         return self.rank == 0
 
     def share(self, part: slice) -> slice:
-        """This process's share of a batch, maybe an empty one; the shares of all, in order, are the batch."""
+        """This process's share of a batch, maybe an empty one; the shares of all, in order, are the
+        batch.
+        """
         n_patches = part.stop - part.start
-        first, last = (part.start + n_patches * rank // self.n for rank in (self.rank, self.rank + 1))
+        first, last = (
+            part.start + n_patches * rank // self.n for rank in (self.rank, self.rank + 1)
+        )
         return slice(first, last)
 
     def wrap(self, model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-        """A network whose gradients are averaged over the processes as they come; the same one where this is the only process.
+        """A network whose gradients are averaged over the processes as they come; the same one
+        where this is the only process.
 
         Its batch norms are as `synced` has them.
         """
         if self.n == 1:
             return model
         model = self.synced(model, device)
-        return torch.nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        return torch.nn.parallel.DistributedDataParallel(
+            model, device_ids=[device] if device.type == "cuda" else None
+        )
 
     def synced(self, model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-        """The network, its batch norms changed, in place, to those that take their means over all processes.
+        """The network, its batch norms changed, in place, to those that take their means over all
+        processes.
 
         On GPUs; on CPUs, where torch has none, each process takes those of its own share.
         """
@@ -106,20 +115,25 @@ def here() -> Ranks:
 def joined(device: str) -> Iterator[str]:
     """Join the processes that torchrun started, if it did; yields the name of this one's device.
 
-    ``device`` as for `encoders.choose_device`; "auto" and "cuda" give each process a GPU of its own. After an error the
-    process should end, and torchrun ends the others. Raises EncoderError where there are more processes than GPUs.
+    ``device`` as for `encoders.choose_device`; "auto" and "cuda" give each process a GPU of its
+    own. After an error the process should end, and torchrun ends the others. Raises EncoderError
+    where there are more processes than GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
-        device = f"cuda:{os.environ['LOCAL_RANK']}"  # before anything touches the first GPU, where each would leave something
+        # before anything touches the first GPU, where each would leave something
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(encoders.choose_device(device))
     else:
         device = encoders.choose_device(device).type
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
+    distributed.init_process_group(
+        "nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE
+    )
     yield device
-    distributed.destroy_process_group()  # not after an error: NCCL would wait for processes that wait for this one
+    # not after an error: NCCL would wait for processes that wait for this one
+    distributed.destroy_process_group()
 
 
 class Checkpoint:

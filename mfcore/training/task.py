@@ -6,7 +6,7 @@ training that was killed and goes on, in each of several processes, and when oth
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -162,8 +162,8 @@ class Examples:
     """Patches as a network is shown them, in order.
 
     rows: int64 (n,); from the number of stored patches on, rows of ``elsewhere``. shifts_px: of the
-    crop, int64 (n, 2), x and y. labels: int8 (n,). drawn: what is done to each patch in training;
-    None where the network is shown the crops alone.
+    crop, int64 (n, 2), x and y. labels: int8 (n,). drawn: what is done to each patch in training,
+    the shift included; None for centre crops.
     """
 
     rows: np.ndarray
@@ -217,7 +217,7 @@ def validation_of(task: Task) -> Examples:
     if task.network.patches_per_epoch is not None:
         rows, elsewhere = _drawn(task, "val", len(rows), stream)
     drawn = augment.draw(task.network, len(rows), task.seed, *stream("augment"))
-    return replace(_labelled(task, "val", rows, drawn, elsewhere), drawn=None)
+    return _labelled(task, "val", rows, drawn, elsewhere)
 
 
 def centred(task: Task, role: str) -> Examples:
@@ -368,7 +368,9 @@ def batches(n_patches: int, batch_size: int) -> list[slice]:
     starts = list(range(0, n_patches, batch_size))
     if len(starts) > 1 and n_patches - starts[-1] == 1:
         starts.pop()
-    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], n_patches], strict=True)]
+    return [
+        slice(start, stop) for start, stop in zip(starts, [*starts[1:], n_patches], strict=True)
+    ]
 
 
 def steps(n_patches: int, network: Network) -> list[list[slice]]:

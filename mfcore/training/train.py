@@ -28,6 +28,7 @@ def units_of(network: Network, table: pd.DataFrame, fold: int) -> list[splits.Un
         raise TrainingError(
             f"the splits have no fold {fold}; they have {sorted(set(table['fold']))}"
         )
+
     def is_wanted(unit: splits.Unit) -> bool:
         if unit.train_domain != splits.ALL:
             return network.by_domain
@@ -54,9 +55,7 @@ def tasks_of(
         unit: Task(unit.name, title=unit.title, roles=splits.select(table, unit), **options)
         for unit in units
     }
-    problems = [
-        f"{task.unit}: {problem}" for task in tasks.values() for problem in task.problems()
-    ]
+    problems = [f"{task.unit}: {problem}" for task in tasks.values() for problem in task.problems()]
     if problems:
         raise TrainingError("\n  ".join(["not every unit can be trained:", *problems]))
     return tasks
