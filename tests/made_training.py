@@ -12,7 +12,6 @@ import torch
 from mfcore import store
 from mfcore.study import data as study_data
 from mfcore.study.config import Network, Settings
-from mfcore.training import loop as train_loop
 from mfcore.training.task import Places, Task
 
 CARD = types.SimpleNamespace(name="tiny", mean=(0.5, 0.4, 0.6), std=(0.2, 0.25, 0.3), identity=lambda: {"name": "tiny"})
