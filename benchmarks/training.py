@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from mfcore import encoders, store
 from mfcore.study.config import Network
-from mfcore.training import adapt, loop as train_loop, task as train_task
+from mfcore.training import adapt, loop as train_loop, processes, task as train_task
 
 # Network, side of its input in px, steps a round.
 NETWORKS = {
@@ -66,6 +66,7 @@ def task_of(network: Network, folder: Path) -> train_task.Task:
         labels=rows % 2,
         slide_ids=np.array([f"slide{row // 2 % 8}" for row in rows]),
         roles={"train": rows[:-4], "val": rows[-4:-2], "test": rows[-2:]},
+        places=train_task.Places(*[np.zeros((N_PATCHES, 2))] * 2, np.ones(N_PATCHES)),
     )
 
 
@@ -117,8 +118,9 @@ def measure(architecture: str, input_px: int, n_steps: int, device: torch.device
     with tempfile.TemporaryDirectory() as name:
         task = task_of(network, Path(name))
         model = adapt.build_network(architecture, None, 1, False, 0, input_px)
+        processes.CHECKPOINT_SECONDS = float("inf")
         begun = time.perf_counter()
-        train_loop.train_network(task, model, Path(name) / "run", str(device), float("inf"), clock, after_epoch)
+        train_loop.train_network(task, model, Path(name) / "run", str(device), clock, after_epoch)
     own_s, bare_s = np.array(own[1:]), np.array(bare[1:])
     low, share, high = np.quantile(bare_s / own_s, (0.25, 0.5, 0.75))
     return {

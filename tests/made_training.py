@@ -12,7 +12,6 @@ import torch
 from mfcore import store
 from mfcore.study import data as study_data
 from mfcore.study.config import Network, Settings
-from mfcore.training import loop as train_loop
 from mfcore.training.task import Places, Task
 
 CARD = types.SimpleNamespace(name="tiny", mean=(0.5, 0.4, 0.6), std=(0.2, 0.25, 0.3), identity=lambda: {"name": "tiny"})
@@ -29,7 +28,8 @@ def network(**changed: object) -> Network:
 
 def tiny(seed: int = 0, norm: bool = True, dropout: float = 0.3) -> torch.nn.Module:
     """A network with what makes resuming hard, unless told otherwise: batch norm's running means, and dropout."""
-    with train_loop.seeded(seed, torch.device("cpu")):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         model = torch.nn.Sequential(
             torch.nn.Conv2d(3, 8, 3, stride=2),
             torch.nn.BatchNorm2d(8) if norm else torch.nn.Identity(),

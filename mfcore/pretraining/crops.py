@@ -43,11 +43,9 @@ def draw(crops: Crops, n: int, patch_px: int, seed: int, *names: object) -> np.r
     brightness, contrast, saturation (factors, 1 for no change), hue (added, in turns, 0 for no
     change), grey, blur_px (sigma in px of the crop, 0 for no blur), solarise. ``drawn[rows]`` are
     some of the patches, ``drawn[:, number]`` is one crop of each. Row i depends on the stream and
-    on i alone; processes that share a batch draw the whole batch and take their rows. Raises
-    ValueError where the scales of ``crops`` are None (`method.in_full` fills them in).
+    on i alone; processes that share a batch draw the whole batch and take their rows. crops: no
+    scale of them None (`method.in_full`).
     """
-    if crops.global_scale is None or crops.local_scale is None:
-        raise ValueError("crops: global_scale and local_scale are None; method.in_full fills them in")
     n_crops = N_GLOBAL + crops.n_local
     uniform = rng.generator(seed, *names).random((n, n_crops, 2 * N_ATTEMPTS + 13))
     scales = np.array([crops.global_scale] * N_GLOBAL + [crops.local_scale] * crops.n_local).T
@@ -56,9 +54,11 @@ def draw(crops: Crops, n: int, patch_px: int, seed: int, *names: object) -> np.r
         uniform[..., 2 * N_ATTEMPTS :], 2, 0
     )
     colour = [
-        np.where(coloured < JITTER_PROBABILITY, reach * (2 * u - 1), 0.0) for reach, u in zip(JITTER, jitter, strict=True)
+        np.where(coloured < JITTER_PROBABILITY, reach * (2 * u - 1), 0.0)
+        for reach, u in zip(JITTER, jitter, strict=True)
     ]
-    blur_probability = np.array([*BLUR_PROBABILITY[:2], *[BLUR_PROBABILITY[2]] * crops.n_local])
+    first, second, local = BLUR_PROBABILITY
+    blur_probability = np.array([first, second] + [local] * crops.n_local)
     low_px, high_px = (sigma_px * crops.global_px / PUBLISHED_PX for sigma_px in BLUR_SIGMA_PX)
     fields = {
         "top_px": np.floor(top * (patch_px - height_px + 1)),
@@ -87,9 +87,13 @@ def _sides(uniform: np.ndarray, scales: np.ndarray, patch_px: int) -> tuple[np.n
     share, aspect = uniform[..., :N_ATTEMPTS], uniform[..., N_ATTEMPTS:]
     low, high = scales[..., None]
     area = patch_px**2 * (low + (high - low) * share)
-    root = np.exp((math.log(ASPECT[0]) + math.log(ASPECT[1] / ASPECT[0]) * aspect) / 2)  # of width / height
+    root = np.exp(
+        (math.log(ASPECT[0]) + math.log(ASPECT[1] / ASPECT[0]) * aspect) / 2
+    )  # of width / height
     height, width = np.rint(np.sqrt(area) / root), np.rint(np.sqrt(area) * root)
-    fits = (height > 0) & (height <= patch_px) & (width > 0) & (width <= patch_px)  # (n, n_crops, N_ATTEMPTS)
+    fits = (
+        (height > 0) & (height <= patch_px) & (width > 0) & (width <= patch_px)
+    )  # (n, n_crops, N_ATTEMPTS)
     first = fits.argmax(-1)[..., None]
     chosen = (np.take_along_axis(sides, first, -1)[..., 0] for sides in (height, width))
     height, width = (np.where(fits.any(-1), sides, patch_px) for sides in chosen)
@@ -107,15 +111,14 @@ def make(
 
     Normalised with ``mean`` and ``std`` (3,). images: uint8 (B, 3, patch_px, patch_px) on any
     device, where everything is done. In this order: cut and resized by bicubic interpolation with
-    antialiasing, flipped, colour jittered, made grey, blurred, solarised. Raises ValueError where
-    ``images`` aren't uint8, or ``drawn`` is of another number of patches.
+    antialiasing, flipped, colour jittered, made grey, blurred, solarised.
     """
-    if images.dtype != torch.uint8 or len(images) != len(drawn):
-        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; uint8 of {len(drawn)} patches are needed")
     cut = _cut_by_matrices
     if images.device.type == "cpu":
         cut = _cut_singly
-        images = images.contiguous(memory_format=torch.channels_last)  # is resized five times as fast
+        images = images.contiguous(
+            memory_format=torch.channels_last
+        )  # is resized five times as fast
     mean, std = (torch.tensor(each, device=images.device)[:, None, None] for each in (mean, std))
     groups = []
     for first, n, side_px in ((0, 2, crops.global_px), (2, crops.n_local, crops.local_px)):
@@ -266,12 +269,16 @@ def _mask(masked: np.ndarray, n_tokens: int, generator: np.random.Generator) -> 
             return
 
 
-def _block(grid: tuple[int, ...], left: int, generator: np.random.Generator) -> tuple[slice, slice] | None:
+def _block(
+    grid: tuple[int, ...], left: int, generator: np.random.Generator
+) -> tuple[slice, slice] | None:
     """Rows and columns of a block somewhere in the grid; None for a block as long as a side."""
     most = min(left, MOST_SHARE * math.prod(grid))
     low, high, top, side = generator.random(4)
     area = min(LEAST_TOKENS, most) + low * (most - min(LEAST_TOKENS, most))
-    aspect = math.exp(math.log(BLOCK_ASPECT[0]) + high * math.log(BLOCK_ASPECT[1] / BLOCK_ASPECT[0]))
+    aspect = math.exp(
+        math.log(BLOCK_ASPECT[0]) + high * math.log(BLOCK_ASPECT[1] / BLOCK_ASPECT[0])
+    )
     height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     if not (0 < height < grid[0] and 0 < width < grid[1]):
         return None

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mfcore.pretraining.slides import PatchingError
 from mfcore.pretraining.source import Source
 
 WINDOW_BYTES, WINDOW_PATCHES = 384 << 20, 2048  # of the patches that are read together, at most
@@ -45,14 +44,10 @@ def batches(
     """Yield a process's share of ``n_batches`` batches of ``batch_size`` patches.
 
     first: number of the first patch. ``n_workers`` threads read ahead. Close the iterator where
-    it isn't used up (`contextlib.closing`), and the threads end. Raises PatchingError where a
-    batch can't be shared evenly, and as `Source.read` does; ValueError for no workers.
+    it isn't used up (`contextlib.closing`), and the threads end. Raises PatchingError as
+    `Source.read` does.
     """
-    if batch_size % n_ranks:
-        raise PatchingError(f"a batch of {batch_size} can't be shared by {n_ranks} processes; change it")
     share, patch_bytes = batch_size // n_ranks, 3 * source.settings.size_px**2
-    if source.settings.uniform_over == "tissue":
-        source.survey(n_workers)
     most = max(1, min(WINDOW_PATCHES, WINDOW_BYTES // patch_bytes) // share)  # batches
     starts = [first + k * batch_size + rank * share for k in range(n_batches)]
     pool = ThreadPoolExecutor(n_workers, "patches")

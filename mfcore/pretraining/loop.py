@@ -12,10 +12,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 from tqdm.auto import tqdm
@@ -30,19 +30,11 @@ from mfcore.pretraining.method import Pretraining, method_of
 from mfcore.pretraining.objective import PretrainingError
 from mfcore.training import processes
 
-CHECKPOINT_SECONDS = 30.0
-CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into checkpoints
 N_LINES = 1000  # of the history, about
 N_RANKME = 25  # times that RankMe is measured, at most, besides at snapshots
-N_RECORDED = 100_000  # patches whose positions are kept
-AVERAGED = (
-    "loss",
-    "loss_dino",
-    "loss_ibot",
-    "loss_koleo",
-    "teacher_entropy",
-)  # over the steps of a line
 EVALUATION_BATCH = 128
+# Averaged over the steps of a line.
+AVERAGED = ("loss", "loss_dino", "loss_ibot", "loss_koleo", "teacher_entropy")
 SCHEDULED = ("learning_rate", "weight_decay", "momentum", "teacher_temperature")  # in a line
 PARTS = ("student", "teacher", "optimizer", "centres")  # of a checkpoint, with a state each
 COUNTS = ("n_done", "history", "sums", "mean_target", "seconds")  # of a checkpoint, as they are
@@ -72,26 +64,24 @@ def train(
     pair: networks.Networks,
     folder: Path,
     device: torch.device,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     after_line: Callable[[list[dict]], None] | None = None,
     progress: tqdm | None = None,
 ) -> list[dict]:
     """Pretrain ``pair`` on ``device``; returns the history, one dict a line.
 
-    Writes into ``folder``: ``history.jsonl``, ``drawn.parquet`` (where the first N_RECORDED
-    patches lay) and, every ``checkpoint_seconds``, ``checkpoint.pt``. Goes on from a checkpoint in
-    ``folder``. ``after_line`` is called with the history when it has a new line. Where processes
-    were joined (`processes`), all call this alike and the first writes. Raises PretrainingError
-    where the loss isn't finite, where the teacher collapsed (`objective.check_history`), and for a
-    checkpoint that can't be read.
+    Writes into ``folder``: ``history.jsonl`` and, from time to time, ``checkpoint.pt``. Goes on
+    from a checkpoint in ``folder``. ``after_line`` is called with the history when it has a new
+    line. Where processes were joined (`processes`), all call this alike and the first writes.
+    Raises PretrainingError where the loss isn't finite and where the teacher collapsed
+    (`objective.check_history`), StoreError for a checkpoint that can't be read.
     """
     training, batch_size = _Training(task, pair, folder, device), task.settings.batch_size
     training.resume()
-    n_done, progress = training.n_done, tqdm(disable=True) if progress is None else progress
+    n_done, own_gpu = training.n_done, [device] if device.type == "cuda" else []
+    progress = tqdm(disable=True) if progress is None else progress
     progress.initial = progress.n = progress.last_print_n = n_done * batch_size
     progress.refresh()
     batches = task.batches(n_done * batch_size, task.settings.n_steps - n_done)
-    own_gpu = [device] if device.type == "cuda" else []
     try:
         with contextlib.closing(batches), torch.random.fork_rng(devices=own_gpu):
             for batch in batches:
@@ -105,24 +95,25 @@ def train(
                         after_line(training.history)
                 if training.n_done in task.snapshots:
                     task.export(training.n_done)
-                training.save_in_time(checkpoint_seconds)
+                if training.checkpoint.is_due:
+                    training.save()
     finally:
-        training.write_tables()
+        training.write_history()
     return training.history
 
 
 def check_share(settings: Pretraining) -> None:
     """Raise PretrainingError where the processes at work can't share a batch."""
-    n = processes.here().n
+    n, place = processes.here().n, f"pretraining[{settings.name}].batch_size"
     if settings.batch_size % n:
         raise PretrainingError(
-            f"pretraining[{settings.name}].batch_size: {settings.batch_size} patches can't be shared evenly by {n} "
-            "processes; start another number, or change batch_size"
+            f"{place}: {settings.batch_size} patches can't be shared evenly by {n} processes; "
+            "start another number, or change batch_size"
         )
     if settings.batch_size == n and settings.koleo_weight:
         raise PretrainingError(
-            f"pretraining[{settings.name}].batch_size: {settings.batch_size} patches over {n} processes leave KoLeo "
-            "no neighbours, one patch each; start fewer, raise batch_size, or set koleo_weight: 0"
+            f"{place}: {n} patches over {n} processes leave KoLeo no neighbours, one patch each; "
+            "start fewer, raise batch_size, or set koleo_weight: 0"
         )
 
 
@@ -139,24 +130,26 @@ class _Training:
         self.schedule = objective.schedules(settings)
         groups = networks.parameter_groups(self.student, settings)
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
-        centres = [objective.Centre(settings.n_prototypes) for _ in ("class tokens", "masked tokens")]
+        centres = [
+            objective.Centre(settings.n_prototypes) for _ in ("class tokens", "masked tokens")
+        ]
         self.centres = nn.ModuleList(centres).to(device)
-        self.precision = torch.bfloat16 if encoders.computes_bfloat16(device) else None
+        is_mixed = encoders.computes_bfloat16(device)
+        self.autocast = partial(torch.autocast, device.type, torch.bfloat16, is_mixed)
         self.n_done, self.seconds, self.history = 0, 0.0, []
         self.sums = torch.zeros(len(AVERAGED), dtype=torch.float64, device=device)
         self.mean_target = torch.zeros(settings.n_prototypes, device=device)
-        self.drawn: list[pd.DataFrame] = []  # positions of the patches
-        self.checkpoint = folder / "checkpoint.pt"
-        self.line_steps = max(1, settings.n_steps // N_LINES)  # that a line of the history stands for
-        self.saved = self.begun = time.monotonic()
-        self.saving_seconds = 0.0
+        self.checkpoint = processes.Checkpoint(folder / "checkpoint.pt")
+        self.line_steps = max(1, settings.n_steps // N_LINES)  # of a line of the history
+        self.begun = time.monotonic()
 
     def run_step(self, batch: object) -> dict | None:
         """One step; returns the history's new line where one is due."""
         values, mean_target = self._learn(batch)
-        self._record(batch.drawn)
         if self.ranks.n > 1:
-            values, mean_target = (self.ranks.add(each) / self.ranks.n for each in (values, mean_target))
+            values, mean_target = (
+                self.ranks.add(each) / self.ranks.n for each in (values, mean_target)
+            )
         self.sums += values
         keep = min(objective.MEMORY, self.n_done / (self.n_done + 1))  # at first the plain mean
         self.mean_target.mul_(keep).add_(mean_target, alpha=1 - keep)
@@ -170,30 +163,12 @@ class _Training:
         Returns AVERAGED, float64, and the mean target (K,) of this process.
         """
         settings, n = self.settings, self.n_done
-        now, sharp = self._scheduled(n), settings.student_temperature
-        global_crops, local_crops, masked, weight = self._views(batch, n)
+        now = self._scheduled(n)
         seed = rng.stream_seed(settings.seed, "pretraining", "drop path", n, self.ranks.rank)
         torch.manual_seed(seed)
-        with self._autocast():
-            teacher, teacher_masked = self.teacher(global_crops, masked)  # (2, B, K), (N, K)
-            # (C, B, K), (2, B, D), (N, K)
-            student, classes, student_masked = self.shared(global_crops, local_crops, masked)
-
-        def targets_of(logits: torch.Tensor, i: int) -> torch.Tensor:
-            temperature = now["teacher_temperature"]
-            return objective.targets_of(logits, temperature, settings.centring, self.centres[i])
-
-        targets = targets_of(teacher, 0)
-        dino = objective.dino(student, targets, sharp)
-        ibot = koleo = dino.new_zeros(())
-        if masked is not None:
-            of_masked = targets_of(teacher_masked, 1)
-            ibot = objective.ibot(student_masked, of_masked, weight, len(masked), sharp)
-        if settings.koleo_weight:
-            koleo = torch.stack([objective.koleo(crop) for crop in classes]).sum()
-        loss = dino + settings.ibot_weight * ibot + settings.koleo_weight * koleo
+        losses, targets = self._losses(batch, now["teacher_temperature"])
         self.optimizer.zero_grad()
-        loss.backward()
+        losses[0].backward()
         method_of(settings).clip(self.student, settings.clip_norm)
         for group in self.optimizer.param_groups:
             frozen = now["last_layer"] if group["is_last"] else 1.0
@@ -201,9 +176,30 @@ class _Training:
             group["weight_decay"] = now["weight_decay"] if group["decays"] else 0.0
         self.optimizer.step()
         self.teacher.follow(self.student, now["momentum"])
-        entropy = objective.entropies(targets).mean()
-        values = torch.stack([loss, dino, ibot, koleo, entropy]).detach().double()
+        values = torch.stack([*losses, objective.entropies(targets).mean()]).detach().double()
         return values, targets.mean(dim=(0, 1))
+
+    def _losses(self, batch: object, temperature: float) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The loss and its parts, as in AVERAGED, and the teacher's targets (2, B, K)."""
+        settings, sharp = self.settings, self.settings.student_temperature
+        global_crops, local_crops, masked, weight = self._views(batch, self.n_done)
+        with self.autocast():
+            teacher, teacher_masked = self.teacher(global_crops, masked)  # (2, B, K), (N, K)
+            # (C, B, K), (2, B, D), (N, K)
+            student, classes, student_masked = self.shared(global_crops, local_crops, masked)
+        of_classes, of_masked = self.centres
+        if settings.centring == "sinkhorn_knopp":
+            of_classes = of_masked = objective.sinkhorn_knopp
+        targets = of_classes(teacher, temperature)
+        dino = objective.dino(student, targets, sharp)
+        ibot = koleo = dino.new_zeros(())
+        if masked is not None:
+            targets_masked = of_masked(teacher_masked, temperature)
+            ibot = objective.ibot(student_masked, targets_masked, weight, len(masked), sharp)
+        if settings.koleo_weight:
+            koleo = torch.stack([objective.koleo(crop) for crop in classes]).sum()
+        loss = dino + settings.ibot_weight * ibot + settings.koleo_weight * koleo
+        return [loss, dino, ibot, koleo], targets
 
     def _views(self, batch: object, n: int) -> tuple[torch.Tensor | None, ...]:
         """Global crops, local crops, masks, and the masked tokens' weights, of one's share.
@@ -228,10 +224,6 @@ class _Training:
         of_masked = masked, crops.mask_weights(masked)
         return *views, *(augment.on_device(values, self.device) for values in of_masked)
 
-    def _autocast(self) -> torch.autocast:
-        is_mixed = self.precision is not None
-        return torch.autocast(self.device.type, dtype=self.precision, enabled=is_mixed)
-
     def _scheduled(self, n: int) -> dict[str, float]:
         """The schedules' values of step ``n``."""
         return dict(zip(self.schedule.dtype.names, self.schedule[n].item(), strict=True))
@@ -253,7 +245,9 @@ class _Training:
             "target_entropy": objective.entropies(self.mean_target).item(),
             **{key: now[key] for key in SCHEDULED},
             "rankme": rankme,
-            "patches_per_second": n_new * self.settings.batch_size / max(seconds - before["seconds"], 1e-9),
+            "patches_per_second": n_new
+            * self.settings.batch_size
+            / max(seconds - before["seconds"], 1e-9),
             "seconds": seconds,
         }
         self.sums.zero_()
@@ -269,67 +263,40 @@ class _Training:
         for at in range(0, len(watched), EVALUATION_BATCH):
             part = watched[at : at + EVALUATION_BATCH]
             images = preprocess.transform(part, self.task.card, self.device)
-            with self._autocast():
+            with self.autocast():
                 features.append(networks.embed(self.teacher.encoder, images).float().cpu().numpy())
         self.teacher.train()
         features = np.concatenate(features)
         return representation.rankme(features) if np.isfinite(features).all() else None
 
-    def _record(self, drawn: pd.DataFrame) -> None:
-        """Keep the positions of the first N_RECORDED patches of all processes, by number."""
-        if self.n_done * self.settings.batch_size >= N_RECORDED:
-            return
-        if self.ranks.n > 1:
-            drawn = pd.DataFrame({name: self.ranks.join(drawn[name].to_numpy()) for name in drawn})
-        self.drawn.append(drawn.sort_values("number"))
-
-    def write_tables(self) -> None:
-        """Write the history and the positions as far as they go."""
+    def write_history(self) -> None:
+        """Write the history as far as it goes."""
         if not self.ranks.is_first:
             return
         with store.replacing(self.folder / "history.jsonl") as aside, aside.open("w") as out:
             for line in self.history:
-                finite = {k: v if v is not None and math.isfinite(v) else None for k, v in line.items()}
-                out.write(json.dumps(finite) + "\n")
-        if self.drawn:
-            self.drawn = [pd.concat(self.drawn, ignore_index=True)[:N_RECORDED]]
-            store.write_parquet(self.folder / "drawn.parquet", self.drawn[0])
+                known = {key: value for key, value in line.items() if value is not None}
+                finite = {key: value for key, value in known.items() if math.isfinite(value)}
+                out.write(json.dumps(dict.fromkeys(line) | finite) + "\n")
 
     # ---- checkpoints ----
 
-    def save_in_time(self, checkpoint_seconds: float) -> None:
-        """Write a checkpoint where one is due."""
-        due = max(checkpoint_seconds, self.saving_seconds / CHECKPOINT_SHARE)
-        if time.monotonic() - self.saved >= due:
-            self.save()
-
     def save(self) -> None:
-        """Write a checkpoint, whole or not at all."""
-        begun = time.monotonic()
-        self.write_tables()
+        """Write a checkpoint, and the history as far as it goes."""
+        seconds = self.seconds + time.monotonic() - self.begun
+        self.write_history()
         state = {name: getattr(self, name).state_dict() for name in PARTS}
         state |= {name: getattr(self, name) for name in COUNTS}
-        with store.replacing(self.checkpoint) as aside:
-            torch.save({**state, "seconds": self.seconds + begun - self.begun}, aside)
-        self.saved = time.monotonic()
-        self.saving_seconds = self.saved - begun
+        self.checkpoint.write({**state, "seconds": seconds})
 
     def resume(self) -> None:
-        """Go back to the checkpoint, if there is one; raises PretrainingError for a damaged one."""
-        if not self.ranks.as_first(self.checkpoint.is_file()):
+        """Go back to the checkpoint, if there is one."""
+        if (state := self.checkpoint.read(self.device)) is None:
             return
-        try:
-            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-            for name in PARTS:
-                getattr(self, name).load_state_dict(state[name])
-            for name in COUNTS:
-                setattr(self, name, state[name])
-        except Exception as error:  # whatever a damaged file, or another version's, leads to
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise PretrainingError(f"{self.checkpoint}: can't be gone on from ({reason}); remove it to begin anew") from error
-        if (table := self.folder / "drawn.parquet").is_file():
-            drawn = pd.read_parquet(table)
-            self.drawn = [drawn[drawn["number"] < self.n_done * self.settings.batch_size]]
+        for name in PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        for name in COUNTS:
+            setattr(self, name, state[name])
 
 
 def crops_of(settings: Pretraining, n: int) -> np.recarray:

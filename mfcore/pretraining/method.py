@@ -73,11 +73,10 @@ class Method:
 
 def clip_parameters(network: "torch.nn.Module", norm: float) -> None:
     """Bound the norm of each parameter's gradient."""
-    import torch
+    from torch.nn.utils import clip_grad_norm_
 
-    gradients = [parameter.grad for parameter in network.parameters()]
-    factors = norm / (torch.stack(torch._foreach_norm(gradients)) + 1e-6)
-    torch._foreach_mul_(gradients, list(factors.clamp_(max=1.0)))
+    for parameter in network.parameters():
+        clip_grad_norm_(parameter, norm)
 
 
 def clip_parts(network: "torch.nn.Module", norm: float) -> None:
@@ -85,7 +84,11 @@ def clip_parts(network: "torch.nn.Module", norm: float) -> None:
     from torch.nn.utils import clip_grad_norm_
 
     for is_head in (False, True):
-        part = [parameter for name, parameter in network.named_parameters() if name.startswith("head.") == is_head]
+        part = [
+            parameter
+            for name, parameter in network.named_parameters()
+            if name.startswith("head.") == is_head
+        ]
         clip_grad_norm_(part, norm)
 
 
@@ -215,7 +218,9 @@ class Pretraining:
             if isinstance(token_px, int) and px % max(token_px, 1):
                 problems[key] = f"{px} px is no multiple of the ViT's patches of {token_px} px"
         if img_size != crops.global_px:
-            problems["global_px"] = f"{crops.global_px} px, but arguments.img_size is {img_size} px; they are one size"
+            problems["global_px"] = (
+                f"{crops.global_px} px, but arguments.img_size is {img_size} px; they are one size"
+            )
         if patches and crops.global_px > patches.size_px:
             problems["global_px"] = (
                 f"{crops.global_px} px from patches of {patches.size_px} px would only be "
@@ -235,7 +240,9 @@ class Pretraining:
     @classmethod
     def _has_neighbours(cls, weight: float | None, info: ValidationInfo) -> float | None:
         if info.data.get("batch_size") == 1 and weight != 0:
-            raise ValueError("KoLeo needs neighbours; say batch_size: 2 or more, or koleo_weight: 0")
+            raise ValueError(
+                "KoLeo needs neighbours; say batch_size: 2 or more, or koleo_weight: 0"
+            )
         return weight
 
     @field_validator("n_snapshots")
@@ -283,9 +290,15 @@ def defaults(pretraining: Pretraining) -> dict[str, object]:
 def in_full(pretraining: Pretraining) -> Pretraining:
     """The same with every field that is None as `defaults` has it."""
     default = defaults(pretraining)
-    crops = {key: default[key] for key in ("global_scale", "local_scale") if getattr(pretraining.crops, key) is None}
+    crops = {
+        key: default[key]
+        for key in ("global_scale", "local_scale")
+        if getattr(pretraining.crops, key) is None
+    }
     own = {key: value for key, value in default.items() if getattr(pretraining, key, value) is None}
-    return dataclasses.replace(pretraining, **own, crops=dataclasses.replace(pretraining.crops, **crops))
+    return dataclasses.replace(
+        pretraining, **own, crops=dataclasses.replace(pretraining.crops, **crops)
+    )
 
 
 def steps_of(pretraining: Pretraining) -> list[int]:
@@ -301,7 +314,11 @@ def in_order(pretrainings: Sequence[Pretraining]) -> list[str]:
     """
     waiting, names = list(pretrainings), []
     all_names = {one.name for one in waiting}
-    while ready := [one for one in waiting if (start := one.start.partition("@")[0]) in names or start not in all_names]:
+    while ready := [
+        one
+        for one in waiting
+        if (start := one.start.partition("@")[0]) in names or start not in all_names
+    ]:
         names += [one.name for one in ready]
         waiting = [one for one in waiting if one not in ready]
     return names

@@ -24,7 +24,6 @@ from mfcore.pretraining import objective
 from mfcore.pretraining.method import Pretraining, method_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-INTERPOLATION = "bicubic"
 # What timm raises for arguments or images.
 UNUSABLE = (TypeError, AttributeError, AssertionError, RuntimeError, ValueError)
 
@@ -199,19 +198,12 @@ def build(settings: Pretraining, start: EncoderCard | None = None) -> Networks:
     EncoderError where timm has no such network, where the network can't take the crops or the
     method, and where the start's weights don't fit.
     """
-    method = method_of(settings)
-    arguments = {**(start.arguments if start else {}), **settings.arguments}
-    sized = {**arguments, "img_size": settings.crops.global_px}
-    if _takes(settings, {**sized, "dynamic_img_size": True}):
-        arguments = sized
-    scaled = {"init_values": method.layer_scale, **arguments}
-    has_scale = start is None and method.layer_scale is not None  # a start keeps its blocks as taught
-    if has_scale and _takes(settings, scaled):
-        arguments = scaled
+    method, arguments = method_of(settings), _arguments(settings, start)
     has_masks = settings.ibot_weight > 0 and settings.mask_probability > 0
     seed = rng.stream_seed(settings.seed, "pretraining", "start")
     with architecture.seeded(seed, settings.architecture):
-        both = [_encoder(settings, arguments, drop_path) for drop_path in (settings.drop_path, 0.0)]
+        both = [_encoder(settings, arguments, rate) for rate in (settings.drop_path, 0.0)]
+        _refuse_unusable(both[0], settings)
         n_dims = READOUTS[readout(both[0])].width(both[0])
         sizes = n_dims, settings.n_prototypes, settings.head_hidden, settings.head_bottleneck
         student = Student(both[0], Head(*sizes), has_masks)
@@ -229,6 +221,21 @@ def build(settings: Pretraining, start: EncoderCard | None = None) -> Networks:
     return Networks(student, teacher, arguments, mean, std)
 
 
+def _arguments(settings: Pretraining, start: EncoderCard | None) -> dict[str, Any]:
+    """timm's arguments: those asked for, and what the architecture knows of size and LayerScale.
+
+    A start keeps its blocks as they were taught.
+    """
+    arguments = {**(start.arguments if start else {}), **settings.arguments}
+    sized = {**arguments, "img_size": settings.crops.global_px}
+    if _takes(settings, {**sized, "dynamic_img_size": True}):
+        arguments = sized
+    layer_scale = method_of(settings).layer_scale
+    scaled = {"init_values": layer_scale, **arguments}
+    has_scale = start is None and layer_scale is not None
+    return scaled if has_scale and _takes(settings, scaled) else arguments
+
+
 def _takes(settings: Pretraining, arguments: dict[str, Any]) -> bool:
     """Whether the architecture knows all arguments; only ViTs know sizes and LayerScale."""
     try:
@@ -242,18 +249,15 @@ def _takes(settings: Pretraining, arguments: dict[str, Any]) -> bool:
 
 
 def _encoder(settings: Pretraining, arguments: dict[str, Any], drop_path: float) -> nn.Module:
-    """timm's network, for crops of both sizes.
-
-    Raises EncoderError where the network can't take the crops, or can't learn by the method.
-    """
+    """timm's network; raises EncoderError where it can't be built, or can't learn by the method."""
     import timm
 
-    place = f"pretraining[{settings.name}]: {settings.architecture}"
-    method, of_any_size = method_of(settings), {}
-    if "img_size" in arguments:
-        of_any_size = {"dynamic_img_size": True}
+    place, method = _place(settings), method_of(settings)
+    more = {"dynamic_img_size": True} if "img_size" in arguments else {}
     try:
-        encoder = architecture.create(settings.architecture, {**arguments, "drop_path_rate": drop_path, **of_any_size})
+        encoder = architecture.create(
+            settings.architecture, {**arguments, "drop_path_rate": drop_path, **more}
+        )
     except UNUSABLE as error:
         raise EncoderError(
             f"{place} can't be built with arguments {json.dumps(settings.arguments)}: {error}; "
@@ -269,22 +273,35 @@ def _encoder(settings: Pretraining, arguments: dict[str, Any], drop_path: float)
     elif drop_path and method.even_drop_path:
         for block in encoder.blocks:
             block.drop_path1, block.drop_path2 = (timm.layers.DropPath(drop_path) for _ in range(2))
+    return encoder
+
+
+def _refuse_unusable(encoder: nn.Module, settings: Pretraining) -> None:
+    """Raise EncoderError where a network can't take the crops, or pools them otherwise."""
+    place, crops = _place(settings), settings.crops
     encoder.eval()
-    for side_px in (settings.crops.global_px, settings.crops.local_px)[: 1 + (settings.crops.n_local > 0)]:
+    for side_px in (crops.global_px, crops.local_px)[: 2 if crops.n_local else 1]:
         try:
             with torch.no_grad():
                 features = encoder.forward_features(torch.zeros(1, 3, side_px, side_px))
                 embedding = encoder.forward_head(features, pre_logits=True)
-            fits = embedding.ndim == 2 and (not is_vit(encoder) or torch.equal(embedding, features[:, 0]))
         except UNUSABLE as error:
             reason = " ".join(str(error).split())[:200]
             raise EncoderError(f"{place} can't take images of {side_px} px ({reason})") from error
-        if not fits:
+        is_pooled = embedding.ndim == 2
+        if is_pooled and is_vit(encoder):
+            is_pooled = torch.equal(embedding, features[:, 0])
+        if not is_pooled:
             raise EncoderError(
-                f"{place} pools no image into one embedding, or the embedding isn't its class token; "
-                "name a ViT with one class token, and say global_pool: token, or another network"
+                f"{place} pools no image into one embedding, or the embedding isn't its class "
+                "token; name a ViT with one class token, and say global_pool: token, or another "
+                "network"
             )
-    return encoder.train()
+    encoder.train()
+
+
+def _place(settings: Pretraining) -> str:
+    return f"pretraining[{settings.name}]: {settings.architecture}"
 
 
 def _start_from(encoder: nn.Module, start: EncoderCard, settings: Pretraining) -> None:
@@ -316,8 +333,10 @@ def parameter_groups(student: Student, settings: Pretraining) -> list[dict[str, 
         decays = not name.endswith(".bias") and parameter.ndim > 1
         key = factor, decays, name.startswith("head.last.")
         groups.setdefault(key, []).append(parameter)
-    keys = ("factor", "decays", "is_last")
-    return [{"params": parameters, **dict(zip(keys, key, strict=True))} for key, parameters in groups.items()]
+    return [
+        {"params": parameters, "factor": factor, "decays": decays, "is_last": is_last}
+        for (factor, decays, is_last), parameters in groups.items()
+    ]
 
 
 # ---- export ----
@@ -332,10 +351,8 @@ def input_px(settings: Pretraining, stored: Patches) -> tuple[int, int]:
     of the stored patches.
     """
     trained = settings.patches.um_per_px
-    ratio = min(
-        (um_per_px / (stored.um_per_px or um_per_px) for um_per_px in trained),
-        key=lambda r: max(r, 1 / r),
-    )
+    ratios = (um_per_px / (stored.um_per_px or um_per_px) for um_per_px in trained)
+    ratio = min(ratios, key=lambda ratio: max(ratio, 1 / ratio))
     return max(settings.crops.global_px, round(stored.size_px / ratio)), settings.crops.global_px
 
 
@@ -360,7 +377,7 @@ def card(networks: Networks, settings: Pretraining, stored: Patches, facts: str)
         std=tuple(networks.std),
         resize_px=resize_px,
         crop_px=crop_px,
-        interpolation=INTERPOLATION,
+        interpolation="bicubic",
         um_per_px=tuple(sorted(set(settings.patches.um_per_px))),
         evidence="stated",
         licence="its owner's",
@@ -369,9 +386,8 @@ def card(networks: Networks, settings: Pretraining, stored: Patches, facts: str)
 
 
 def export(networks: Networks, this: EncoderCard, folder: Path) -> None:
-    """Write the teacher's encoder into ``folder``, its card last; `mfcore.encoders.load` reads it."""
-    # `encoders.catalogue.folder_card` adds these.
-    left_out = {"name", "source", "identifier", "files", "sha256"}
+    """Write the teacher's encoder into ``folder``, its card last, for `mfcore.encoders.load`."""
+    left_out = {"name", "source", "identifier", "files", "sha256"}  # `folder_card` adds these
     state = networks.teacher.encoder.state_dict()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with store.replacing(folder / "weights.safetensors") as aside:

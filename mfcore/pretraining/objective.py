@@ -20,31 +20,25 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn import functional
 
-from mfcore.pretraining.method import (
-    PUBLISHED_BATCH,
-    PUBLISHED_STEPS,
-    Pretraining,
-    in_full,
-    method_of,
-)
+from mfcore.pretraining.method import PUBLISHED_BATCH, PUBLISHED_STEPS, Pretraining, method_of
 from mfcore.training import processes
 
 KOLEO_EPS = 1e-8
+N_SINKHORN = 3  # iterations
+CENTRE_MEMORY = 0.9  # of the centre: about the last ten batches
 BEFORE_BLOCKS = ("patch_embed", "pos_embed", "cls_token", "reg_token", "mask_token", "norm_pre")
 MEMORY = 0.95  # of the running mean of targets: about the last twenty batches
 LEAST_INFORMATION = 0.01  # of log K; with less, targets count as the same for all images
 LEAST_RANKME = 1.1  # 1 is a line; RankMe is not centred, so a common mean counts
 # Networks begin with much the same target for every image, and large ones stay so for a thousand
 # steps and more.
-GRACE = 0.15, 1000  # share of the steps before a training is stopped, and the least number of steps
-PATIENCE = (
-    0.05,
-    100,
-)  # share of the steps that a collapse lasts before it counts, and the least number of steps
-MOST_PROTOTYPES = 65_536 // (2 * PUBLISHED_BATCH)  # for one target of a batch; with more a collapse is likely
+GRACE = 0.15, 1000  # share of the steps before a training is stopped, and the least number
+PATIENCE = 0.05, 100  # share that a collapse lasts before it counts, and the least number
+# For one target of a batch; with more a collapse is likely.
+MOST_PROTOTYPES = 65_536 // (2 * PUBLISHED_BATCH)
 LOW_TEMPERATURE = 0.02  # of the teacher; lower temperatures make targets of one prototype each
 
 
@@ -108,34 +102,32 @@ class Centre(nn.Module):
     """The running mean of a teacher's logits, a buffer (n_prototypes,).
 
     It is subtracted from logits before the softmax. Caron et al. 2021, equation 4: after a step,
-    centre = momentum * centre + (1 - momentum) * mean of the step's logits.
+    centre = CENTRE_MEMORY * centre + (1 - CENTRE_MEMORY) * mean of the step's logits.
     """
 
-    def __init__(self, n_prototypes: int, momentum: float = 0.9):
+    def __init__(self, n_prototypes: int):
         super().__init__()
-        self.momentum = momentum
         self.register_buffer("centre", torch.zeros(n_prototypes))
 
     @torch.no_grad()
-    def probabilities(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Targets, float32 (..., K), of a teacher's logits (..., K), centred and sharpened."""
-        return functional.softmax((logits.float() - self.centre) / temperature, dim=-1)
+    def forward(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Targets, float32 (..., K), of a teacher's logits (..., K), centred and sharpened.
 
-    @torch.no_grad()
-    def update(self, logits: torch.Tensor) -> None:
-        """Move the centre towards the mean of logits (..., K) over all processes.
-
-        Without logits the centre stays.
+        Then the centre moves towards the mean of the logits over all processes; without logits it
+        stays.
         """
+        targets = functional.softmax((logits.float() - self.centre) / temperature, dim=-1)
         rows = logits.float().flatten(0, -2)  # (N, K)
-        summed = _over_ranks(torch.cat([rows.sum(0), rows.new_tensor([len(rows)])]))  # (K + 1,)
+        summed = torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])  # (K + 1,)
+        summed = processes.here().add(summed)
         if summed[-1] > 0:
-            self.centre.lerp_(summed[:-1] / summed[-1], 1 - self.momentum)
+            self.centre.lerp_(summed[:-1] / summed[-1], 1 - CENTRE_MEMORY)
+        return targets
 
 
 @torch.no_grad()
-def sinkhorn_knopp(logits: torch.Tensor, temperature: float, n_iterations: int = 3) -> torch.Tensor:
-    """Targets, float32 (N, K), of a teacher's logits (N, K).
+def sinkhorn_knopp(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Targets, float32 (..., K), of a teacher's logits (..., K).
 
     Each row sums to 1, all prototypes get about the same sum. Prototypes and rows of exp(logits /
     temperature) are scaled to equal sums in turn, over the rows of all processes, rows last (Caron
@@ -143,37 +135,20 @@ def sinkhorn_knopp(logits: torch.Tensor, temperature: float, n_iterations: int =
     temperature of 0.04 leaves float32. A process without rows gets none, but has to call this where
     the others do.
     """
-    log_q = logits.float() / temperature  # (N, K)
-    for _ in range(n_iterations):
-        log_q -= _logsumexp_over_ranks(log_q)  # in place: for iBOT's tokens and 65,536 prototypes it is gigabytes
+    log_q = logits.float().flatten(0, -2) / temperature  # (N, K)
+    for _ in range(N_SINKHORN):
+        # In place: for iBOT's tokens and 65,536 prototypes it is gigabytes.
+        log_q -= _logsumexp_over_ranks(log_q)
         log_q -= torch.logsumexp(log_q, dim=1, keepdim=True)
-    return log_q.exp_()
-
-
-def targets_of(logits: torch.Tensor, temperature: float, centring: str, centre: Centre) -> torch.Tensor:
-    """Targets, float32 (..., K), of a teacher's logits (..., K).
-
-    Only the centring "mean" uses and moves ``centre``.
-    """
-    if centring == "sinkhorn_knopp":
-        return sinkhorn_knopp(logits.flatten(0, -2), temperature).view_as(logits)
-    targets = centre.probabilities(logits, temperature)
-    centre.update(logits)
-    return targets
+    return log_q.exp_().view_as(logits)
 
 
 def _logsumexp_over_ranks(rows: torch.Tensor) -> torch.Tensor:
     """log(sum(exp(rows))) over the rows (N, K) of all processes, (K,)."""
+    add = processes.here().add
     highest = rows.amax(0) if len(rows) else rows.new_full(rows.shape[1:], -torch.inf)
-    highest = _over_ranks(highest, "MAX")  # (K,)
-    return _over_ranks((rows - highest).exp_().sum(0)).log() + highest
-
-
-def _over_ranks(values: torch.Tensor, how: str = "SUM") -> torch.Tensor:
-    """The sum of every process's ``values``, or another reduction, in place."""
-    if processes.here().n > 1:
-        distributed.all_reduce(values, getattr(distributed.ReduceOp, how))
-    return values
+    highest = add(highest, "MAX")  # (K,)
+    return add((rows - highest).exp_().sum(0)).log() + highest
 
 
 # ---- schedules ----
@@ -188,7 +163,7 @@ def schedules(settings: Pretraining) -> np.recarray:
     section 3.2; Oquab et al. 2023, its authors' configuration). ``last_layer``: factor of the
     learning rate of the head's last layer, 0 while the layer stays as drawn and 1 afterwards.
     """
-    settings, n_steps = in_full(settings), settings.n_steps
+    n_steps = settings.n_steps
     shares = settings.warmup, settings.n_frozen_last, settings.temperature_warmup
     n_warm, n_frozen, n_rise = (round(share * n_steps) for share in shares)
     peak = settings.base_lr * method_of(settings).lr_factor(settings.batch_size)
@@ -198,7 +173,9 @@ def schedules(settings: Pretraining) -> np.recarray:
         "learning_rate": np.concatenate([np.linspace(0, peak, n_warm), falling]),
         "weight_decay": cosine(*settings.weight_decay, n_steps),
         "momentum": cosine(settings.momentum, 1.0, n_steps),
-        "teacher_temperature": np.concatenate([np.linspace(first, last, n_rise), np.full(n_steps - n_rise, last)]),
+        "teacher_temperature": np.concatenate(
+            [np.linspace(first, last, n_rise), np.full(n_steps - n_rise, last)]
+        ),
         "last_layer": (np.arange(n_steps) >= n_frozen).astype(np.float64),
     }
     return np.rec.fromarrays(list(values.values()), names=list(values))
@@ -247,16 +224,18 @@ def check_history(history: Sequence[dict], settings: Pretraining) -> None:
     place = f"step {last['step']} of {n_steps}"
     if not all(math.isfinite(last[key]) for key in ("loss", "teacher_entropy", "target_entropy")):
         raise PretrainingError(
-            f"pretraining[{settings.name}]: the loss became {last['loss']} by {place}, at a rate of "
-            f"{last['learning_rate']:.3g}; lower base_lr (now {settings.base_lr:g}), then clip_norm "
-            f"(now {settings.clip_norm:g}), or lengthen warmup"
+            f"pretraining[{settings.name}]: the loss became {last['loss']} by {place}, at a rate "
+            f"of {last['learning_rate']:.3g}; lower base_lr (now {settings.base_lr:g}), then "
+            f"clip_norm (now {settings.clip_norm:g}), or lengthen warmup"
         )
     grace, patience = (max(least, round(share * n_steps)) for share, least in (GRACE, PATIENCE))
     if last["step"] < grace + patience:
         return
     recent = [line for line in history if line["step"] > last["step"] - patience]
     if collapse := collapse_of(recent, settings):
-        raise PretrainingError(f"pretraining[{settings.name}] collapsed by {place}: {collapse}. {remedy(settings)}")
+        raise PretrainingError(
+            f"pretraining[{settings.name}] collapsed by {place}: {collapse}. {remedy(settings)}"
+        )
 
 
 def collapse_of(lines: Sequence[dict], settings: Pretraining) -> str:

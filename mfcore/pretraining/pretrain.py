@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from mfcore import encoders, store
 from mfcore.data.options import Patches
+from mfcore.encoders import architecture
 from mfcore.encoders.card import EncoderCard
 from mfcore.pretraining import crops, loop, networks, objective
 from mfcore.pretraining.feed import batches
@@ -35,11 +36,9 @@ from mfcore.pretraining.method import Pretraining, in_full, snapshot_folder, ste
 from mfcore.pretraining.objective import PretrainingError
 from mfcore.pretraining.slides import SlideFile
 from mfcore.pretraining.source import Source
-from mfcore.store import files as store_files
+from mfcore.store.files import Fingerprints
 from mfcore.store.records import digest
 from mfcore.training import processes
-
-__all__ = ["PretrainingError", "example", "load_history", "pretrain", "slides_digest"]
 
 N_WATCHED = 512  # patches by which RankMe is measured on the way
 TISSUE = "tissue"  # of a run that isn't finished: a folder with the tissue found so far
@@ -61,16 +60,15 @@ def pretrain(
 ) -> store.Run:
     """Pretrain an encoder from slides; fills and finishes ``run``. A run that was stopped goes on.
 
-    The run holds ``history.jsonl`` (see `load_history`), ``drawn.parquet`` (positions of the first
-    100,000 patches) and a folder for each snapshot (`method.snapshot_folder`), with ``card.json``
-    and ``weights.safetensors``; an unfinished run also holds a checkpoint and the tissue found so
-    far. start: the encoder whose weights it starts from; None for random weights. stored: the
-    patches that the encoder will embed. origin: from what it is pretrained, for its card. device:
-    as for `encoders.choose_device`. n_workers: threads that read patches, in each process. watch:
-    called with the history when it has a new line. Raises PatchingError (no slide can be read),
-    EncoderError (the network, or the encoder to start from), StoreError (another process is at work
-    on the run) and PretrainingError (the training diverged or collapsed, or this number of
-    processes can't share a batch).
+    The run holds ``history.jsonl`` (see `load_history`) and a folder for each snapshot
+    (`method.snapshot_folder`), with ``card.json`` and ``weights.safetensors``; an unfinished run
+    also holds a checkpoint and the tissue found so far. start: the encoder whose weights it starts
+    from; None for random weights. stored: the patches that the encoder will embed. origin: from
+    what it is pretrained, for its card. device: as for `encoders.choose_device`. n_workers: threads
+    that read patches, in each process. watch: called with the history when it has a new line.
+    Raises PatchingError (no slide can be read), EncoderError (the network, or the encoder to start
+    from), StoreError (another process is at work on the run) and PretrainingError (the training
+    diverged or collapsed, or this number of processes can't share a batch).
     """
     settings, ranks = in_full(settings), processes.here()
     loop.check_share(settings)
@@ -84,7 +82,11 @@ def pretrain(
         pair = networks.build(settings, start)
         with store.alone(run.folder, "pretraining") if ranks.is_first else contextlib.nullcontext():
             if not ranks.as_first(run.done):  # meanwhile, another process may have finished it
-                _train(slides, settings, pair, run, stored, origin, device, n_workers, watch)
+                card = networks.card(pair, settings, stored, f"pretrained {origin}")
+                with Source(slides, settings.patches, settings.seed, run.path(TISSUE)) as source:
+                    history = _train(source, settings, pair, card, run, device, n_workers, watch)
+                if ranks.is_first:
+                    _finish(run, settings, pair, source, history, device)
     if ranks.is_first:
         if (checkpoint := run.path("checkpoint.pt")).exists():  # a read-only disk refuses unlink
             checkpoint.unlink()
@@ -94,55 +96,69 @@ def pretrain(
 
 
 def _train(
-    slides: list[SlideFile],
+    source: Source,
     settings: Pretraining,
     pair: networks.Networks,
+    card: EncoderCard,
     run: store.Run,
-    stored: Patches,
-    origin: str,
     device: str,
     n_workers: int,
     watch: Callable[[pd.DataFrame], None] | None,
-) -> None:
-    """Train from where the run stands, and close it."""
-    ranks, where = processes.here(), encoders.choose_device(device)
-    n_steps, n_patches = settings.n_steps, settings.n_steps * settings.batch_size
+) -> list[dict]:
+    """Train from where the run stands; returns the history. card: what all snapshots' have."""
+    ranks = processes.here()
     if ranks.is_first and (warning := objective.warning_before(settings)):
         log.warning(warning)
+    if settings.patches.uniform_over == "tissue":
+        source.survey(n_workers)  # all processes at once, before any waits for another
 
-    def card_of(step: int) -> EncoderCard:
-        steps = f"{step:,} of {n_steps:,} steps of {settings.batch_size} patches"
-        facts = f"pretrained {origin}: {settings.method}, {steps}, start: {settings.start}"
-        return networks.card(pair, settings, stored, facts)
+    def export(step: int) -> None:
+        steps = f"{step:,} of {settings.n_steps:,} steps of {settings.batch_size} patches"
+        facts = f"{card.facts}: {settings.method}, {steps}, start: {settings.start}"
+        snapshot = dataclasses.replace(card, facts=facts)
+        networks.export(pair, snapshot, snapshot_folder(run.folder, step))
 
-    def keep(step: int) -> None:
-        networks.export(pair, card_of(step), snapshot_folder(run.folder, step))
+    task = loop.Task(
+        settings,
+        partial(
+            batches,
+            source,
+            batch_size=settings.batch_size,
+            rank=ranks.rank,
+            n_ranks=ranks.n,
+            n_workers=n_workers,
+        ),
+        _watched(source, settings, n_workers) if ranks.is_first else None,
+        dataclasses.replace(card, resize_px=max(settings.patches.size_px, card.crop_px)),
+        export,
+        tuple(steps_of(settings)),
+    )
+    after_line = None if watch is None else lambda history: watch(pd.DataFrame(history))
+    n_patches, title = settings.n_steps * settings.batch_size, f"pretrain {settings.name}"
+    with tqdm(total=n_patches, desc=title, unit="patch", disable=not ranks.is_first) as bar:
+        where = encoders.choose_device(device)
+        return loop.train(task, pair, run.folder, where, after_line, bar)
 
-    card = card_of(n_steps)
-    sees = dataclasses.replace(card, resize_px=max(settings.patches.size_px, card.crop_px))
-    source = Source(slides, settings.patches, settings.seed, kept=run.path(TISSUE))
-    with contextlib.closing(source):
-        if settings.patches.uniform_over == "tissue":
-            source.survey(n_workers)  # all processes at once, before any waits for another
-        watched = _watched(source, settings, n_workers) if ranks.is_first else None
-        shared = {"rank": ranks.rank, "n_ranks": ranks.n, "n_workers": n_workers}
-        read = partial(batches, source, batch_size=settings.batch_size, **shared)
-        task = loop.Task(settings, read, watched, sees, keep, tuple(steps_of(settings)))
-        tell = None if watch is None else lambda history: watch(pd.DataFrame(history))
-        title = f"pretrain {settings.name}"
-        with tqdm(total=n_patches, desc=title, unit="patch", disable=not ranks.is_first) as bar:
-            history = loop.train(task, pair, run.folder, where, after_line=tell, progress=bar)
-    if not ranks.is_first:
-        return
-    if collapsed := objective.collapse_of(history[-N_LAST:], settings):  # too short to be stopped
+
+def _finish(
+    run: store.Run,
+    settings: Pretraining,
+    pair: networks.Networks,
+    source: Source,
+    history: list[dict],
+    device: str,
+) -> None:
+    """Close the run, with a warning where the teacher has collapsed too late to be stopped."""
+    if collapsed := objective.collapse_of(history[-N_LAST:], settings):
         remedy = objective.remedy(settings)
         log.warning("pretraining[%s] ended collapsed: %s. %s", settings.name, collapsed, remedy)
-    folders = [snapshot_folder(Path(), step) for step in steps_of(settings)]
+    snapshots = [snapshot_folder(Path(), step) for step in steps_of(settings)]
     names = ("card.json", "weights.safetensors")
     left_out, seconds = source.left_out, history[-1]["seconds"]
+    n_patches, where = settings.n_steps * settings.batch_size, encoders.choose_device(device)
     run.finish(
-        ["history.jsonl", "drawn.parquet", *(str(at / name) for at in folders for name in names)],
-        n_parameters=sum(parameter.numel() for parameter in pair.student.parameters()),
+        ["history.jsonl", *(str(at / name) for at in snapshots for name in names)],
+        n_parameters=architecture.n_parameters(pair.student),
         n_slides=len(source.slides),
         slides_left_out=left_out,
         slides_failed_in_part={k: v for k, v in source.failures.items() if k not in left_out},
@@ -150,7 +166,7 @@ def _train(
         training_seconds=round(seconds, 1),
         patches_per_second=round(n_patches / seconds, 1),
         device=str(where),
-        n_processes=ranks.n,
+        n_processes=processes.here().n,
         precision="bfloat16" if encoders.computes_bfloat16(where) else "float32",
         n_watched=N_WATCHED,
         collapsed=collapsed,
@@ -174,7 +190,7 @@ def example(
     uint8 (2, n, g, g, 3), and local ones, uint8 (n_local, n, l, l, 3).
     """
     settings = in_full(settings)
-    with contextlib.closing(Source(slides, settings.patches, settings.seed)) as source:
+    with Source(slides, settings.patches, settings.seed) as source:
         (batch,) = batches(source, 0, 1, min(n, settings.batch_size))
     images = torch.from_numpy(batch.images).permute(0, 3, 1, 2)
     drawn = loop.crops_of(settings, 0)[: len(images)]
@@ -185,9 +201,11 @@ def example(
 
 def slides_digest(slides: Sequence[SlideFile]) -> str:
     """Digest of the slides' names, um/px and content; a missing file has no content."""
-    fingerprint = store_files.Fingerprints().of_slide
-    contents = [fingerprint(slide.path) if Path(slide.path).exists() else None for slide in slides]
-    return digest([[slide.slide_id, slide.um_per_px, content] for slide, content in zip(slides, contents, strict=True)])
+    fingerprint, rows = Fingerprints().of_slide, []
+    for slide in slides:
+        content = fingerprint(slide.path) if Path(slide.path).exists() else None
+        rows.append([slide.slide_id, slide.um_per_px, content])
+    return digest(rows)
 
 
 def load_history(run: store.Run) -> pd.DataFrame:

@@ -13,20 +13,10 @@ from mfcore.data.slides.openslide import NO_VOLUME, series_of
 from mfcore.data.slides.slide import Memory, Slide, SlideError, open_slide
 from mfcore.streams import stream_seed
 
-SUFFIXES = (
-    ".svs",
-    ".tif",
-    ".tiff",
-    ".ndpi",
-    ".mrxs",
-    ".scn",
-    ".vms",
-    ".vmu",
-    ".bif",
-    ".svslide",
-    ".dcm",
-    ".png",
-)
+MAX_OPEN = 128
+MEMORY_BYTES = 256 << 20  # of decoded tiles
+OPENSLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide")
+SUFFIXES = (*OPENSLIDES, ".dcm", ".png")
 
 
 class PatchingError(ValueError):
@@ -46,7 +36,9 @@ class SlideFile:
     scanner: str = ""
 
 
-def slides_listed(table: pd.DataFrame, folder: str | Path, um_per_px_of: Callable[[str], float | None]) -> list[SlideFile]:
+def slides_listed(
+    table: pd.DataFrame, folder: str | Path, um_per_px_of: Callable[[str], float | None]
+) -> list[SlideFile]:
     """The slides of a label table (columns slide_id, file, scanner), in order of slide_id.
 
     folder: the files lie below. um_per_px_of: called with a scanner; gives the um/px of its
@@ -73,7 +65,9 @@ def slides_in(place: str | Path, um_per_px: float | None = None) -> list[SlideFi
     """
     place = Path(place).absolute()
     if not place.exists():
-        raise PatchingError(f"{place}: there is no such folder; a relative path starts in the data folder")
+        raise PatchingError(
+            f"{place}: there is no such folder; a relative path starts in the data folder"
+        )
     if place.is_file():
         folder, files = place.parent, [str(place)]
     else:
@@ -106,7 +100,9 @@ def _files_below(folder: Path) -> list[str]:
 
 def _refuse(error: OSError) -> None:
     """A folder that can't be read would silently leave out its slides."""
-    raise PatchingError(f"{error.filename}: can't be listed ({error}); give this user the right to read it")
+    raise PatchingError(
+        f"{error.filename}: can't be listed ({error}); give this user the right to read it"
+    )
 
 
 def share_of(slides: Iterable[SlideFile], fraction: float, seed: int) -> list[SlideFile]:
@@ -114,10 +110,11 @@ def share_of(slides: Iterable[SlideFile], fraction: float, seed: int) -> list[Sl
 
     A smaller share's slides are among a larger share's slides.
     """
-    ordered = sorted(
-        slides,
-        key=lambda file: (stream_seed(seed, "share of slides", file.slide_id), file.slide_id),
-    )
+
+    def place(file: SlideFile) -> tuple[int, str]:
+        return stream_seed(seed, "share of slides", file.slide_id), file.slide_id
+
+    ordered = sorted(slides, key=place)
     return ordered[: max(1, round(fraction * len(ordered)))]
 
 
@@ -131,13 +128,13 @@ class _Entry:
 
 
 class OpenSlides:
-    """At most ``max_open`` slides open at once, plus slides in use; safe for threads.
+    """At most MAX_OPEN slides open at once, plus slides in use; safe for threads.
 
-    Decoded tiles of all slides share ``memory_bytes``.
+    Decoded tiles of all slides share MEMORY_BYTES.
     """
 
-    def __init__(self, max_open: int, memory_bytes: int):
-        self._max_open, self._memory = max_open, Memory(memory_bytes)
+    def __init__(self):
+        self._memory = Memory(MEMORY_BYTES)
         self._lock = threading.Lock()
         self._entries: dict[SlideFile, _Entry] = {}  # the one that was used last comes last
 
@@ -154,7 +151,7 @@ class OpenSlides:
         finally:
             with self._lock:
                 entry.n_users -= 1
-                self._close(len(self._entries) - self._max_open)
+                self._close(len(self._entries) - MAX_OPEN)
 
     def close(self) -> None:
         """Close all slides that nobody uses."""
@@ -170,7 +167,9 @@ class OpenSlides:
 
     def _open(self, file: SlideFile) -> Slide:
         try:
-            return open_slide(file.path, file.um_per_px, self._memory, with_reduced=True, scanner=file.scanner)
+            return open_slide(
+                file.path, file.um_per_px, self._memory, with_reduced=True, scanner=file.scanner
+            )
         except SlideError:
             raise
         except Exception as error:  # whatever a damaged header leads a reader to

@@ -22,6 +22,7 @@ log and in `Source.failures`; training goes on.
 
 import copy
 import dataclasses
+import functools
 import itertools
 import logging
 import threading
@@ -45,18 +46,11 @@ from mfcore.pretraining.tissue import MAX_ENLARGED, Look, Places, level_of, plac
 from mfcore.store.records import digest
 from mfcore.streams import generator
 
-MAX_OPEN = 128
-MEMORY_BYTES = 256 << 20  # of decoded tiles
 GRID = 1e-3  # px of a level: a patch that is so near to whole px is cut from the level's grid
 MAX_FAILED = 1000  # places for one patch, one after another, that can't be read
 
-KEPT = (
-    "n_columns",
-    "cell_l0_px",
-    "um_per_px",
-    "size_px",
-    "downsamples",
-)  # of a Look, its bits aside
+# Of a Look, its bits aside.
+KEPT = ("n_columns", "cell_l0_px", "um_per_px", "size_px", "downsamples")
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +82,10 @@ class Source:
     """The stream of patches of some slides; see above. Threads may share a source.
 
     seed: decides the patches, and which slides are in a share (``settings.slide_fraction``).
-    max_open: slides open at once. memory_bytes: of decoded tiles. kept: a folder that keeps the
-    tissue of each slide for another start on the same slides. For each slide stay in memory its
-    mask (a bit a cell, at most 128 KiB), and 8 bytes for each run of cells in which centres may
-    lie (one or two runs a row and resolution). Raises PatchingError where there is no slide.
+    kept: a folder that keeps the tissue of each slide for another start on the same slides. For
+    each slide stay in memory its mask (a bit a cell, at most 128 KiB), and 8 bytes for each run of
+    cells in which centres may lie (one or two runs a row and resolution). Raises PatchingError
+    where there is no slide.
     """
 
     def __init__(
@@ -99,8 +93,6 @@ class Source:
         slides: Sequence[SlideFile],
         settings: OnlinePatches,
         seed: int,
-        max_open: int = MAX_OPEN,
-        memory_bytes: int = MEMORY_BYTES,
         kept: Path | None = None,
     ):
         self.slides = share_of(slides, settings.slide_fraction, seed)
@@ -111,9 +103,8 @@ class Source:
         # Places by resolution, of slides that were looked at.
         self._known: list[dict[float, Places] | None] = [None] * len(self.slides)
         self._areas: dict[float, np.ndarray] = {}
-        self.open = OpenSlides(max_open, memory_bytes)
+        self.open = OpenSlides()
         self._locks = [threading.Lock() for _ in self.slides]
-        self._order: tuple[int, np.ndarray] | None = None
 
     def close(self) -> None:
         """Close the slides; they open again where they are needed."""
@@ -148,16 +139,14 @@ class Source:
         for drawn in itertools.islice(candidates, MAX_FAILED):
             try:
                 with self.open.use(self.slides[drawn.slide]) as slide:
-                    window = self._cut(slide, drawn)
-                    if window is None:
+                    if (window := self._cut(slide, drawn)) is not None:
+                        out[:] = slide.reader.region(window)
+                    else:
                         place = drawn.x_l0_px, drawn.y_l0_px
                         out[:] = slide.read(*place, self.settings.size_px, drawn.um_per_px)
-                    else:
-                        out[:] = slide.reader.region(window)
                     return drawn
             except (SlideError, OSError) as error:
-                last = str(error)
-                so = "has px that can't be read, drawn anew elsewhere"
+                last, so = str(error), "has px that can't be read, drawn anew elsewhere"
                 self._fail(self.slides[drawn.slide].slide_id, last, so)
         raise PatchingError(
             f"none of {MAX_FAILED} places for patch {drawn.number} can be read; check the disk and "
@@ -213,26 +202,22 @@ class Source:
         if n is None:
             return number
         turn, place = divmod(number, n)
-        order = self._order
-        if order is None or order[0] != turn:
-            draws = generator(self.seed, "order of patches", n, turn)
-            order = self._order = (turn, draws.permutation(n))
-        return int(order[1][place])
+        return int(_order(self.seed, n, turn)[place])
 
     def _ends(self, um_per_px: float) -> np.ndarray:
         """Running sum over the slides of the area of their places, um2, float (n_slides,)."""
         if um_per_px not in self._areas:
             self.survey()
-            areas = self._area_um2(um_per_px)
-            if not areas.any():
-                raise self._none_left(um_per_px)
-            self._areas[um_per_px] = np.cumsum(areas)
-        return self._areas[um_per_px]
+            self._areas[um_per_px] = np.cumsum(self._area_um2(um_per_px))
+        ends = self._areas[um_per_px]
+        if not ends[-1]:
+            raise self._none_left(um_per_px)
+        return ends
 
-    def _area_um2(self, um_per_px: float) -> np.ndarray:
-        """Area of each slide's places at a resolution, float (n_slides,)."""
+    def _area_um2(self, um_per_px: float) -> list[float]:
+        """Area of each slide's places at a resolution."""
         every = (self.places(i, um_per_px) for i in range(len(self.slides)))
-        return np.array([0.0 if places is None else places.area_um2 for places in every])
+        return [0.0 if places is None else places.area_um2 for places in every]
 
     def places(self, slide: int, um_per_px: float) -> Places | None:
         """Where patches of a resolution may lie on a slide; None for nowhere.
@@ -321,27 +306,22 @@ class Source:
         mask at the border of where centres may lie. bytes: memory for the slide. failure: "" for
         none.
         """
-        rows, asked = [], self.settings.um_per_px
-        weights = np.array([self._area_um2(um) for um in asked])  # (n_um, n_slides)
+        weights = np.array([self._area_um2(um_per_px) for um_per_px in self.settings.um_per_px])
         if self.settings.uniform_over == "slides":
-            weights = (weights > 0).astype(float)
+            weights = (weights > 0).astype(float)  # (n_um, n_slides)
         shares = (weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)).mean(axis=0)
+        rows = []
         for file, known, share in zip(self.slides, self._known, shares, strict=True):
-            look = next((places.look for places in known.values()), None)
-            cells = np.zeros((1, 1)) if look is None else look.cells
-            cell_mm = 0.0 if look is None else look.cell_l0_px * look.um_per_px / 1000
-            n_bytes = sum(places.starts.nbytes + places.ends.nbytes for places in known.values())
-            rows.append(
-                {
-                    "slide_id": file.slide_id,
-                    "file": Path(file.path).name,
-                    "tissue_mm2": int(cells.sum()) * cell_mm**2,
-                    "tissue_share": cells.mean(),
-                    "draw_share": share,
-                    "bytes": n_bytes + (0 if look is None else look.bits.nbytes),
-                    "failure": self.failures.get(file.slide_id, ""),
-                }
-            )
+            row = {"slide_id": file.slide_id, "file": Path(file.path).name}
+            tissue_mm2, tissue_share, n_bytes = 0.0, 0.0, 0
+            if known:
+                look = next(iter(known.values())).look
+                tissue_share = look.cells.mean()
+                tissue_mm2 = int(look.cells.sum()) * (look.cell_l0_px * look.um_per_px / 1000) ** 2
+                places = [array for each in known.values() for array in (each.starts, each.ends)]
+                n_bytes = sum(array.nbytes for array in [look.bits, *places])
+            row |= {"tissue_mm2": tissue_mm2, "tissue_share": tissue_share, "draw_share": share}
+            rows.append(row | {"bytes": n_bytes, "failure": self.failures.get(file.slide_id, "")})
         return pd.DataFrame(rows)
 
     # ---- failures ----
@@ -365,3 +345,9 @@ class Source:
             "them failed; mend a failure, or leave the resolution out of patches.um_per_px:"
             f"{reasons}"
         )
+
+
+@functools.lru_cache(2)
+def _order(seed: int, n: int, turn: int) -> np.ndarray:
+    """The order of ``n`` distinct draws in one of their rounds."""
+    return generator(seed, "order of patches", n, turn).permutation(n)

@@ -22,15 +22,11 @@ from scipy import ndimage
 from mfcore.data.slides.slide import SAME_RESOLUTION, Slide
 
 SMOOTH_UM = 20.0  # evidence is averaged over squares of this side, however fine the thumbnail
-MIN_SPREAD, MAX_SPREAD = (
-    0.04,
-    0.06,
-)  # optical density; JPEG's noise on glass stays below the first, pale eosin has the second
+# Optical density; JPEG's noise on glass stays below the first, pale eosin has the second.
+MIN_SPREAD, MAX_SPREAD = 0.04, 0.06
 BLACK = 60  # of 255: no channel reaches it
-INK = (
-    1.1,
-    0.08,
-)  # red density above that many times the green one, plus as much; haematoxylin's is 0.93 of it
+# Red density above that many times the green one, plus as much; haematoxylin's is 0.93 of it.
+INK = 1.1, 0.08
 MIN_SPECK_UM2 = 50.0**2  # smaller islands are dirt
 MAX_HOLE_UM2 = 100.0**2  # smaller holes belong to the tissue: vessels, ducts
 N_CELLS = 1024  # at most, on a side: 128 KiB a slide
@@ -97,7 +93,9 @@ def find(thumbnail: np.ndarray, um_per_px: float) -> np.ndarray:
     is_ink = density[..., 0] > INK[0] * density[..., 1] + INK[1]
     unstained = (thumbnail.max(axis=2) < BLACK) | is_ink
     spread[unstained] = 0
-    side = 2 * round(SMOOTH_UM / um_per_px / 2) + 1  # loose tissue is tissue, too: its fibres and the gaps between them
+    side = (
+        2 * round(SMOOTH_UM / um_per_px / 2) + 1
+    )  # loose tissue is tissue, too: its fibres and the gaps between them
     spread = ndimage.uniform_filter(spread, side, mode="nearest")
     threshold = np.clip(otsu(spread[~unstained]), MIN_SPREAD, MAX_SPREAD)
     tissue = _without_small(spread > threshold, MIN_SPECK_UM2 / um_per_px**2)
@@ -140,7 +138,9 @@ def look_at(slide: Slide) -> Look:
     cell_um = max(FINEST_UM, max(slide.size_px) * slide.um_per_px / N_CELLS)
     tissue = find(thumbnail_of(slide, cell_um), cell_um)
     if not tissue.any():
-        raise TissueError(f"{slide.path}: no tissue in a thumbnail of {cell_um:.3g} um/px; leave the slide out")
+        raise TissueError(
+            f"{slide.path}: no tissue in a thumbnail of {cell_um:.3g} um/px; leave the slide out"
+        )
     bits, cell_l0_px = np.packbits(tissue, axis=1), cell_um / slide.um_per_px
     downsamples = tuple(slide.reader.downsamples)
     return Look(bits, tissue.shape[1], cell_l0_px, slide.um_per_px, slide.size_px, downsamples)
@@ -200,7 +200,9 @@ class Places:
         run = np.searchsorted(self.ends, k, side="right")
         cell = int(self.starts[run]) + k - (int(self.ends[run - 1]) if run else 0)
         row, column = divmod(cell, self.look.n_columns)
-        x, y = ((at + d) * self.look.cell_l0_px for at, d in zip((column, row), inside, strict=True))
+        x, y = (
+            (at + d) * self.look.cell_l0_px for at, d in zip((column, row), inside, strict=True)
+        )
         if self.grid is not None:
             x, y = (whole_px(centre, *self.grid) for centre in (x, y))
         half, (width, height) = self.side_l0_px / 2, self.look.size_px

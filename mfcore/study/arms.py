@@ -105,7 +105,7 @@ def recipe_of(study: Settings, network: Network):
     """The `mfcore.training.task.Recipe` of one network by the study's switches."""
     from mfcore.training.task import Recipe
 
-    names = ("epoch", "training_label", "validation", "clipping", "stratified")
+    names = ("epoch", "training_label", "validation", "clipping")
     switches = {name: getattr(study.switches, name) for name in names}
     return Recipe(**switches, **study.released_in_training(network))
 

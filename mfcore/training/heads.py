@@ -1,7 +1,8 @@
-"""Linear heads trained by steps on mini-batches of frozen features, any number of classes, stopped by validation.
+"""Linear heads trained by steps on mini-batches of frozen features, any number of classes, stopped
+by validation.
 
-All heads of a call go step by step together, so that one call of torch's optimizer serves them all. Each head has its own rows,
-order and weights, and becomes what it would alone.
+All heads of a call go step by step together, so that one call of torch's optimizer serves them all.
+Each head has its own rows, order and weights, and becomes what it would alone.
 """
 
 import math
@@ -19,11 +20,12 @@ from mfcore.measures import binary
 class Schedule:
     """How a head or decoder is trained, whatever the number of its training items.
 
-    learning_rate, weight_decay: as ``optimizer``, a class of torch.optim, takes them; the first ``n_slow_epochs`` go at
-    ``slow_factor`` of the rate. batch_size: items a step, fewer where there are fewer. max_steps, max_epochs: where training
-    ends at the latest, None for no such end. patience: from the number of batches an epoch, the number of validations without
-    a gain above ``min_gain`` after which training ends. is_balanced: each epoch draws as many items as there are, with
-    replacement, both classes alike; otherwise each item comes once.
+    learning_rate, weight_decay: as ``optimizer``, a class of torch.optim, takes them; the first
+    ``n_slow_epochs`` go at ``slow_factor`` of the rate. batch_size: items a step, fewer where there
+    are fewer. max_steps, max_epochs: where training ends at the latest, None for no such end.
+    patience: from the number of batches an epoch, the number of validations without a gain above
+    ``min_gain`` after which training ends. is_balanced: each epoch draws as many items as there
+    are, with replacement, both classes alike; otherwise each item comes once.
     """
 
     learning_rate: float
@@ -53,15 +55,18 @@ class Schedule:
         n_batches = self.n_batches(n_train)
         ends = (self.max_steps, self.max_epochs and self.max_epochs * n_batches)
         limit = min(end for end in ends if end is not None)
-        return Progress(n_batches * self.epochs_a_validation, limit, self.patience(n_batches), self.min_gain)
+        return Progress(
+            n_batches * self.epochs_a_validation, limit, self.patience(n_batches), self.min_gain
+        )
 
 
 @dataclass
 class Progress:
     """How far one training has come, how well it did on validation, and how it ended.
 
-    every: steps between validations. limit: the last step. patience: validations without a gain above ``min_gain`` over the
-    score that last was such a gain (as Lightning's early stopping counts). best: the highest score, after ``best_step`` steps.
+    every: steps between validations. limit: the last step. patience: validations without a gain
+    above ``min_gain`` over the score that last was such a gain (as Lightning's early stopping
+    counts). best: the highest score, after ``best_step`` steps.
     ended: "early" or "limit", empty before the end.
     """
 
@@ -82,7 +87,9 @@ class Progress:
         return self.n_steps % self.every == 0 or self.n_steps == self.limit
 
     def validate(self, score: float) -> bool:
-        """Count a validation, which may end the training; returns whether ``score`` is the best so far."""
+        """Count a validation, which may end the training; returns whether ``score`` is the best so
+        far.
+        """
         self._n_without_gain += 1
         if score > self._last_gain + self.min_gain:
             self._last_gain, self._n_without_gain = score, 0
@@ -97,23 +104,29 @@ class Progress:
 
     def facts(self) -> dict:
         """How the training ended, as plain data."""
-        return {"n_steps": self.n_steps, "best_step": self.best_step, "validation": self.best, "ended": self.ended}
+        return {
+            "n_steps": self.n_steps,
+            "best_step": self.best_step,
+            "validation": self.best,
+            "ended": self.ended,
+        }
 
 
 @dataclass
 class Head:
-    """One head: the rows that it learns from and is validated on, its random stream, and what `train` makes of it.
+    """One head: the rows that it learns from and is validated on, its random stream, and what
+    `train` makes of it.
 
-    weight float32 (n_outputs, n_dims), bias (n_outputs,): those that did best on validation, or the last ones where validation
-    holds fewer than two classes; one output for two classes.
+    weight float32 (n_outputs, n_dims), bias (n_outputs,): those that did best on validation, or the
+    last ones where validation holds one class only; one output for two classes.
     """
 
     train: np.ndarray
     validation: np.ndarray
     generator: np.random.Generator
-    weight: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    bias: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    progress: Progress | None = None
+    weight: np.ndarray = field(init=False)
+    bias: np.ndarray = field(init=False)
+    progress: Progress = field(init=False)
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """Probability of each class, float32 (n, n_classes), of features (n, n_dims)."""
@@ -129,26 +142,27 @@ def train(
     schedule: Schedule,
     title: str = "heads",
 ) -> None:
-    """Train each of ``heads`` on its rows of features, float32 (n, n_dims), and labels int (n,), and fill it in place.
+    """Train each of ``heads`` on its rows of features, float32 (n, n_dims), and labels int (n,),
+    and fill it in place.
 
-    Mean cross-entropy of a batch over the softmax, or of one logit's sigmoid where there are two classes, from torch's
-    initialisation of a linear layer, drawn from the head's generator. Each epoch has every row once, in a new order, unless
-    the schedule is balanced. Validated by balanced accuracy when the schedule says, and at the end. A slow start is as long as
-    the first head's epochs. Where a head's validation holds fewer than two classes, ``ended`` names the reason.
+    Mean cross-entropy of a batch over the softmax, or of one logit's sigmoid where there are two
+    classes, from torch's initialisation of a linear layer, drawn from the head's generator. Each
+    epoch has every row once, in a new order, unless the schedule is balanced. Validated by balanced
+    accuracy when the schedule says, and at the end. A slow start is as long as the first head's
+    epochs. Where a head's validation holds one class only, ``ended`` says so.
     """
-    import torch
+    import torch  # not as this module is imported: `tasks.task` reads its schedules without torch
 
-    seen = {key: features[rows] for key, rows in {id(head.validation): head.validation for head in heads}.items()}
-    trainings = [
-        _Training(features, labels, n_classes, head, seen[id(head.validation)], schedule) for head in heads
-    ]  # one copy of shared validation rows: of PatchCamelyon they are hundreds of MB
+    trainings = [_Training(features, labels, n_classes, head, schedule) for head in heads]
     make = getattr(torch.optim, schedule.optimizer)
-    parameters = [parameter for training in trainings for parameter in (training.weight, training.bias)]
-    optimizer = make(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
-    n_train, limit = len(heads[0].train), max(training.progress.limit for training in trainings)
-    with threadpool_limits(1, user_api="blas"), tqdm(total=limit, desc=title, unit="step", leave=False) as bar:
+    parameters = [each for training in trainings for each in (training.weight, training.bias)]
+    rates = {"lr": schedule.learning_rate, "weight_decay": schedule.weight_decay}
+    optimizer = make(parameters, **rates, fused=True)
+    n_train, limit = len(heads[0].train), max(head.progress.limit for head in heads)
+    bar = tqdm(total=limit, desc=title, unit="step", leave=False)
+    with threadpool_limits(1, user_api="blas"), bar:
         for step in range(limit):
-            if not (going := [training for training in trainings if not training.progress.ended]):
+            if not (going := [each for each in trainings if not each.head.progress.ended]):
                 break
             for training in going:
                 training.set_gradient()
@@ -160,7 +174,7 @@ def train(
 
 
 class _Training:
-    """One head in training: its weights as torch's parameters, and views of them and of their gradients for numpy."""
+    """One head in training: its weights as torch's parameters, in memory that numpy shares."""
 
     def __init__(
         self,
@@ -168,23 +182,19 @@ class _Training:
         labels: np.ndarray,
         n_classes: int,
         head: Head,
-        seen: np.ndarray,
         schedule: Schedule,
     ):
         import torch
 
-        n_dims, n_outputs, draw = features.shape[1], 1 if n_classes == 2 else n_classes, head.generator.uniform
-        bound = 1 / math.sqrt(n_dims)
+        n_dims, n_outputs = features.shape[1], 1 if n_classes == 2 else n_classes
+        bound, draw = 1 / math.sqrt(n_dims), head.generator.uniform
         self.weight = torch.from_numpy(draw(-bound, bound, (n_outputs, n_dims)).astype(np.float32))
         self.bias = torch.from_numpy(draw(-bound, bound, n_outputs).astype(np.float32))
-        self.weight.grad, self.bias.grad = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
-        self.w, self.b = self.weight.numpy(), self.bias.numpy()
-        self.by_w, self.by_b = self.weight.grad.numpy(), self.bias.grad.numpy()
+        self.weight.grad = torch.zeros_like(self.weight)
+        self.bias.grad = torch.zeros_like(self.bias)
         self.features, self.labels, self.head, self.schedule = features, labels, head, schedule
-        self.seen, self.truth = seen, labels[head.validation]
-        n_present = len(np.unique(self.truth))
-        self.without = "" if n_present > 1 else "one class only" if n_present else "no patches"
-        self.progress = head.progress = schedule.progress(len(head.train))
+        self.truth = labels[head.validation]
+        head.progress = schedule.progress(len(head.train))
         self.batches = batches(self._epoch, schedule.batch_size)
 
     def _epoch(self) -> np.ndarray:
@@ -195,36 +205,42 @@ class _Training:
         odds = 1 / np.bincount(self.labels[rows])[self.labels[rows]]
         return draw.choice(rows, len(rows), p=odds / odds.sum())
 
+    def _logits(self, rows: np.ndarray) -> np.ndarray:
+        return self.features[rows] @ self.weight.numpy().T + self.bias.numpy()
+
     def set_gradient(self) -> None:
         """Gradient of the next batch's mean cross-entropy."""
         rows = next(self.batches)
-        batch, label = self.features[rows], self.labels[rows]  # (B, n_dims), (B,)
-        excess = _probabilities(batch @ self.w.T + self.b)  # (B, n_outputs)
+        label, excess = self.labels[rows], _probabilities(self._logits(rows))  # (B, n_outputs)
         if excess.shape[1] == 1:
             excess[:, 0] -= label
         else:
             excess[np.arange(len(rows)), label] -= 1
         excess /= len(rows)
-        np.dot(excess.T, batch, out=self.by_w)
-        excess.sum(axis=0, out=self.by_b)
+        np.dot(excess.T, self.features[rows], out=self.weight.grad.numpy())
+        excess.sum(axis=0, out=self.bias.grad.numpy())
 
     def end_step(self) -> None:
-        """Count the step; where validation is due, keep the weights that did best, and see whether training ends."""
-        progress, head = self.progress, self.head
+        """Count the step; where validation is due, keep the weights that did best, and see whether
+        training ends."""
+        progress, head = self.head.progress, self.head
         if not progress.step():
             return
-        if not self.without:
-            logits = self.seen @ self.w.T + self.b
-            called = (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else logits.argmax(axis=1)
-            is_kept = progress.validate(binary.mean_recall(self.truth, called))
+        if len(np.unique(self.truth)) > 1:
+            logits = self._logits(head.validation)
+            called = logits.argmax(axis=1) if logits.shape[1] > 1 else logits[:, 0] > 0
+            is_kept = progress.validate(binary.mean_recall(self.truth, called.astype(np.int64)))
         elif is_kept := progress.n_steps == progress.limit:
-            progress.best_step, progress.ended = progress.n_steps, f"limit, no validation: {self.without}"
+            progress.best_step = progress.n_steps
+            progress.ended = "limit, no validation: one class only"
         if is_kept:
-            head.weight, head.bias = self.w.copy(), self.b.copy()
+            head.weight, head.bias = self.weight.numpy().copy(), self.bias.numpy().copy()
 
 
 def batches(epoch: Callable[[], np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
-    """Rows of one batch after another, without end; ``epoch`` gives the rows of the next epoch in their order."""
+    """Rows of one batch after another, without end; ``epoch`` gives the rows of the next epoch in
+    their order.
+    """
     while True:
         order = epoch()
         yield from (order[first : first + batch_size] for first in range(0, len(order), batch_size))

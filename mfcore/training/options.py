@@ -12,9 +12,11 @@ MAX_HUE_TURNS = 0.5  # half a turn of the colour circle reaches every hue
 
 @options
 class Lora:
-    """Low-rank adaptation (Hu et al. 2021) of a frozen transformer: small matrices are trained, and the head.
+    """Low-rank adaptation (Hu et al. 2021) of a frozen transformer: small matrices are trained, and
+    the head.
 
-    Defaults: Ammeling et al. 2025, as released. targets: ends of the names of the layers that get a pair of matrices.
+    Defaults: Ammeling et al. 2025, as released. targets: ends of the names of the layers that get a
+    pair of matrices.
     """
 
     rank: Count = 16
@@ -26,7 +28,9 @@ class Lora:
     @classmethod
     def _name_layers(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
         if not targets or not all(target.strip() for target in targets):
-            raise ValueError(f"{list(targets)} must name ends of layers' names, say {list(cls.targets)}")
+            raise ValueError(
+                f"{list(targets)} must name ends of layers' names, say {list(cls.targets)}"
+            )
         return targets
 
 
@@ -34,15 +38,20 @@ class Lora:
 class Network:
     """A network trained end to end, or by LoRA, and how.
 
-    name: what tables and figures call the arm. architecture: an encoder's name, built with one logit.
+    name: what tables and figures call the arm. architecture: an encoder's name, built with one
+    logit.
     input_px: side of the central crop that the network sees, in px of the stored patch.
-    patches_per_epoch: patches drawn with replacement each epoch, uniform over slides, then over the two classes; None
+    patches_per_epoch: patches drawn with replacement each epoch, uniform over slides, then over the
+    two classes; None
         means every training patch once. max_lr: peak of the one-cycle schedule.
-    shift_px: largest random shift of the crop. rotation: any angle; the stored patch must be wide enough for it.
+    shift_px: largest random shift of the crop. rotation: any angle; the stored patch must be wide
+    enough for it.
     lora: train only low-rank matrices and the head; None trains every weight.
-    accumulate: batches whose gradients are added up for one step. clip_norm: largest norm of a step's gradient; None: any.
-    patience: epochs without a lower validation loss after which training ends; None: all of ``n_epochs``.
-    sizes, by_domain: at which of the study's sizes it is trained (None: all), and whether on single domains too.
+    accumulate: batches whose gradients are added up for one step. clip_norm: largest norm of a
+    step's gradient; None: any.
+    patience: epochs without a lower validation loss after which training ends; None: all of
+    ``n_epochs``. sizes, by_domain: at which of the study's sizes it is trained (None: all), and
+    whether on single domains too.
     """
 
     name: str
@@ -51,7 +60,7 @@ class Network:
     input_px: Count = 224
     n_epochs: Count = 100
     patches_per_epoch: Count | None = 1280
-    batch_size: Count = 16
+    batch_size: Annotated[Whole, Field(ge=2)] = 16  # batch norm needs two patches or more
     max_lr: Positive = 1e-4
     shift_px: Annotated[Whole, Field(ge=0)] = 0
     colour_jitter: Annotated[Number, Field(ge=0, le=MAX_HUE_TURNS)] = 0.1
@@ -74,7 +83,9 @@ class Network:
 
     @property
     def needed_px(self) -> int:
-        """Side of the stored patch, in px, from which any rotation and shift of the crop has no corner without image."""
+        """Side of the stored patch, in px, from which any rotation and shift of the crop has no
+        corner without image.
+        """
         diagonal_px = math.ceil(math.sqrt(2) * self.input_px)
         return (diagonal_px if self.rotation_probability else self.input_px) + 2 * self.shift_px
 

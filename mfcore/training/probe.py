@@ -1,10 +1,10 @@
-"""The linear probe on frozen embeddings: UNI's estimator, as Ganz et al. use it (section 3), and nothing near it.
+"""The linear probe on frozen embeddings: UNI's estimator, as Ganz et al. use it (section 3), and
+nothing near it.
 
-scikit-learn's ``LogisticRegression(C=...)`` is a different estimator: it sums the losses where this one takes their mean,
-and penalises the squared norm where this one penalises the norm itself.
+scikit-learn's ``LogisticRegression(C=...)`` is a different estimator: it sums the losses where this
+one takes their mean, and penalises the squared norm where this one penalises the norm itself.
 """
 
-import io
 import math
 import time
 from collections.abc import Sequence
@@ -22,16 +22,19 @@ from mfcore.training.options import Probe
 
 RESIDUAL_TOLERANCE = 1e-3
 N_CLASSES = 2
-N_CORRECTIONS = 100  # pairs that L-BFGS keeps, as UNI's solver does; ten need three times as many passes
+N_CORRECTIONS = (
+    100  # pairs that L-BFGS keeps, as UNI's solver does; ten need three times as many passes
+)
 SMALLEST_STEP = 1e-10  # of the objective, below which float32 products give no further gain
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A fitted probe: ``weight`` (n_classes, n_dims) and ``bias`` (n_classes,), float32, and how the fit ended.
+    """A fitted probe: ``weight`` (n_classes, n_dims) and ``bias`` (n_classes,), float32, and how
+    the fit ended.
 
-    residual: norm of the smallest subgradient of the objective where the fit ended, as a share of the loss's gradient at
-    W = 0; 0 at the optimum.
+    residual: norm of the smallest subgradient of the objective where the fit ended, as a share of
+    the loss's gradient at W = 0; 0 at the optimum.
     """
 
     weight: np.ndarray
@@ -61,76 +64,63 @@ def fit(
 ) -> LinearProbe:
     """Fit the probe.
 
-    Minimises ``mean cross-entropy + 1 / cost * 0.5 * ||W||`` over weights W (2, n_dims) and an unpenalised bias, with the
-    Frobenius norm not squared; cost is ``n_dims * n_classes / 100`` unless given (Chen et al. 2024, UNI's released
-    evaluation; facts of the released code of Ganz et al.). Where the penalty is so strong that the optimum is W = 0 (few
-    dimensions, few patches) that is what it gives, and every patch scores the share of class 1.
+    Minimises ``mean cross-entropy + 1 / cost * 0.5 * ||W||`` over weights W (2, n_dims) and an
+    unpenalised bias, with the Frobenius norm not squared; cost is ``n_dims * n_classes / 100``
+    unless given (Chen et al. 2024, UNI's released evaluation; facts of the released code of Ganz et
+    al.). Where the penalty is so strong that the optimum is W = 0 (few dimensions, few patches)
+    that is what it gives, and every patch scores the share of class 1.
 
-    features: float32 (n, n_dims), used as they are; labels: (n,), 0 or 1. rows: which of them to fit on, int (n_train,), all
-    unless given; memory is taken for one copy of these. Raises ValueError where a feature isn't finite, lengths differ, a
-    class is missing, or cost isn't positive.
+    features: float32 (n, n_dims), finite, used as they are; labels: (n,), 0 or 1, both there. rows:
+    which of them to fit on, int (n_train,), all unless given; memory is taken for one copy of
+    these. Raises ValueError for arrays of other shapes, one class, and features that aren't finite.
     """
     labels = np.asarray(labels)
     if features.ndim != 2 or len(features) != len(labels):
         raise ValueError(
-            f"features {features.shape} and labels {labels.shape} don't belong together; expected (n, n_dims) and (n,)"
+            f"features {features.shape} and labels {labels.shape} don't belong together; expected"
+            " (n, n_dims) and (n,)"
         )
+    if set(np.unique(labels if rows is None else labels[rows])) != {0, 1}:
+        raise ValueError("labels must hold both classes, 0 and 1")
+    if cost is not None and not 0 < cost < math.inf:
+        raise ValueError(f"cost is {cost}; it must be positive, or None for n_dims * 2 / 100")
     cost = features.shape[1] * N_CLASSES / 100 if cost is None else cost
-    if not 0 < cost < math.inf:
-        raise ValueError(f"probe.cost is {cost}; it must be positive, or null for n_dims * n_classes / 100")
     rows = np.arange(len(features)) if rows is None else rows
-    labels = labels[rows]
-    if set(np.unique(labels)) != {0, 1}:
-        raise ValueError(f"labels must hold both classes, 0 and 1; these hold {sorted(set(np.unique(labels).tolist()))}")
     x = features[rows].astype(np.float32, copy=False)  # (n_train, n_dims), a copy
     mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)  # (n_dims,)
     if not np.isfinite(mean).all():
         bad = rows[~np.isfinite(x).all(axis=1)]
-        raise ValueError(
-            f"{len(bad)} embeddings aren't finite, the first in row {bad[0]}; embed again or leave those patches out"
-        )
+        raise ValueError(f"{len(bad)} rows of features aren't finite, the first is row {bad[0]}")
     x -= mean
-    minimum = solve(x, labels, 0.5 / cost / math.sqrt(2), max_iter)
-    if not np.isfinite(minimum.objective):
-        raise ValueError(
-            f"the probe's objective became {minimum.objective}; the largest feature, {np.abs(x).max():.3g}, is too large"
-        )
-    weight = np.stack([-minimum.weight / 2, minimum.weight / 2]).astype(np.float32)
-    bias = (np.array([-0.5, 0.5]) * (minimum.bias - minimum.weight @ mean)).astype(np.float32)
-    return LinearProbe(weight, bias, cost, minimum.objective, minimum.n_iter, minimum.residual)
+    weight, bias, *facts = solve(x, labels[rows], 0.5 / cost / math.sqrt(2), max_iter)
+    both = np.stack([-weight / 2, weight / 2]).astype(np.float32)
+    biases = (np.array([-0.5, 0.5]) * (bias - weight @ mean)).astype(np.float32)
+    return LinearProbe(both, biases, cost, *facts)
 
 
-@dataclass(frozen=True)
-class Minimum:
-    """Where the objective is least: ``weight`` float64 (n_dims,), ``bias``, of class 1 against class 0.
+def solve(
+    centred: np.ndarray, labels: np.ndarray, slope: float, max_iter: int
+) -> tuple[np.ndarray, float, float, int, float]:
+    """Minimise ``mean log(1 + exp(-s (x w + b))) + slope ||w||``, s = 1 for class 1 and -1 for
+    class 0.
 
-    residual: norm of the smallest subgradient there, as a share of the loss's gradient at zero; 0 at the minimum.
-    """
+    centred: float32 (n, n_dims), each column's mean 0; labels: (n,), 0 or 1, both there. Returns w,
+    float64 (n_dims,), b, the objective, the number of iterations, and the residual as `LinearProbe`
+    has it. L-BFGS of SciPy, in float64 but for the products with the features.
 
-    weight: np.ndarray
-    bias: float
-    objective: float
-    n_iter: int
-    residual: float
-
-
-def solve(centred: np.ndarray, labels: np.ndarray, slope: float, max_iter: int) -> Minimum:
-    """Minimise ``mean log(1 + exp(-s (x w + b))) + slope ||w||``, s = 1 for class 1 and -1 for class 0.
-
-    centred: float32 (n, n_dims), each column's mean 0; labels: (n,), 0 or 1, both there. L-BFGS of SciPy, in float64 but for
-    the products with the features.
-
-    Three facts make this minimum that of UNI's objective, and cheap. Softmax over two classes sees only the difference w of the
-    two weight vectors, and of all pairs with that difference the one of least norm is -w/2, w/2: one vector of norm
-    sqrt(2) ||W|| is enough. The bias isn't penalised: features can be centred, which parts weights from bias. W = 0 is the
-    minimum exactly if the loss's gradient there is no longer than the penalty's slope; elsewhere the objective is smooth, and
-    L-BFGS from below its value at zero never meets the kink.
+    Three facts make this minimum that of UNI's objective, and cheap. Softmax over two classes sees
+    only the difference w of the two weight vectors, and of all pairs with that difference the one
+    of least norm is -w/2, w/2: one vector of norm sqrt(2) ||W|| is enough. The bias isn't
+    penalised: features can be centred, which parts weights from bias. W = 0 is the minimum exactly
+    if the loss's gradient there is no longer than the penalty's slope; elsewhere the objective is
+    smooth, and L-BFGS from below its value at zero never meets the kink.
     """
     n, n_dims = centred.shape
     sign = np.where(labels == 1, -1.0, 1.0)
 
     def loss(weight: np.ndarray, bias: float) -> tuple[float, np.ndarray, float]:
-        margin = sign * ((centred @ weight.astype(np.float32)).astype(np.float64) + bias)  # (n,)
+        product = (centred @ weight.astype(np.float32)).astype(np.float64)
+        margin = sign * (product + bias)  # (n,)
         pull = sign * expit(margin)  # (n,)
         gradient = (pull.astype(np.float32) @ centred).astype(np.float64) / n  # (n_dims,)
         return float(np.logaddexp(0, margin).mean()), gradient, float(pull.mean())
@@ -140,30 +130,38 @@ def solve(centred: np.ndarray, labels: np.ndarray, slope: float, max_iter: int) 
     value, gradient, _ = loss(np.zeros(n_dims), bias)
     start = float(np.linalg.norm(gradient))
     if not start > slope:
-        return Minimum(np.zeros(n_dims), bias, value, 0, 0.0)
+        return np.zeros(n_dims), bias, value, 0, 0.0
     direction = -gradient / start
     along = (centred @ direction.astype(np.float32)).astype(np.float64)
-    scale = 1 / float(np.sqrt(np.mean(along**2)))  # so that the first step is of the order of one, whatever the features' unit
-    # The loss bends by a quarter of the scores' variance at most, so that here the objective is less than at zero.
+    # So that the first step is of the order of one, whatever the features' unit.
+    scale = 1 / float(np.sqrt(np.mean(along**2)))
+    # The loss bends by a quarter of the scores' variance at most, so that here the objective is
+    # less than at zero.
     first = 4 * (start - slope) * scale * direction
 
     def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         weight = scale * parameters[:-1]
         value, gradient, by_bias = loss(weight, parameters[-1])
         norm = float(np.linalg.norm(weight))
-        return value + slope * norm, np.append(scale * (gradient + slope / norm * weight), by_bias)
+        by_weight = scale * (gradient + slope / norm * weight)
+        return value + slope * norm, np.append(by_weight, by_bias)
 
-    options = {"maxiter": max_iter, "maxfun": 100 * max_iter, "maxcor": N_CORRECTIONS, "ftol": SMALLEST_STEP, "gtol": 1e-9}
-    result = minimize(objective, np.append(first, bias), jac=True, method="L-BFGS-B", options=options)
+    options = {"maxiter": max_iter, "maxfun": 100 * max_iter, "maxcor": N_CORRECTIONS}
+    options |= {"ftol": SMALLEST_STEP, "gtol": 1e-9}
+    result = minimize(
+        objective, np.append(first, bias), jac=True, method="L-BFGS-B", options=options
+    )
     residual = float(np.linalg.norm(result.jac)) / (start * scale)
-    return Minimum(scale * result.x[:-1], float(result.x[-1]), float(result.fun), int(result.nit), residual)
+    weight, bias = scale * result.x[:-1], float(result.x[-1])
+    return weight, bias, float(result.fun), int(result.nit), residual
 
 
 @dataclass(frozen=True)
 class Material:
     """What probes of one encoder work on; see `read`.
 
-    features: float32 (n, n_dims); labels: int64 (n,); row_of: row of each patch id; patches: the label table by patch id;
+    features: float32 (n, n_dims); labels: int64 (n,); row_of: row of each patch id; patches: the
+    label table by patch id;
     splits: the table of splits.
     """
 
@@ -174,74 +172,86 @@ class Material:
     splits: pd.DataFrame
 
     def rows(self, unit: splits.Unit, role: str) -> np.ndarray:
-        """Rows of ``features`` that have ``role`` in ``unit``, int64, in the order of their patch ids."""
+        """Rows of ``features`` that have ``role`` in ``unit``, int64, in the order of their patch
+        ids.
+        """
         return self.row_of.loc[splits.select(self.splits, unit)[role]].to_numpy()
 
     def predictions(self, unit: splits.Unit, scores: np.ndarray) -> pd.DataFrame:
         """`splits.predictions` of the unit's test patches, from the scores (n,) of all."""
-        return splits.predictions(self.patches, unit, splits.select(self.splits, unit)["test"], scores[self.rows(unit, "test")])
+        return splits.predictions(
+            self.patches,
+            unit,
+            splits.select(self.splits, unit)["test"],
+            scores[self.rows(unit, "test")],
+        )
 
 
 def read(embeddings: store.Run, labels: pd.DataFrame, table: pd.DataFrame) -> Material:
-    """Read the finished embeddings of one encoder; labels: of the patches, as `patches.load`; table: the splits.
+    """Read the finished embeddings of one encoder; labels: of the patches, as `patches.load`;
+    table: the splits.
 
     Raises StoreError, naming the first patches, where an embedding is missing or isn't finite.
     """
     labels = labels.set_index("patch_id")
     features, patch_ids = store.read_embeddings(embeddings)
     lacking = np.setdiff1d(table["patch_id"].unique(), patch_ids)
-    finite = np.concatenate([np.isfinite(features[i : i + 4096]).all(axis=1) for i in range(0, len(features), 4096)])
+    finite = np.isfinite(features.sum(axis=1))
     for ids, fault in ((lacking, "are missing"), (patch_ids[~finite], "aren't finite")):
         if len(ids):
             raise store.StoreError(
-                f"{embeddings.folder}: {len(ids)} embeddings {fault}, the first of patches {ids[:10].tolist()}; remove that "
-                "folder and embed again"
+                f"{embeddings.folder}: {len(ids)} embeddings {fault}, the first of patches "
+                f"{ids[:10].tolist()}; remove that folder and embed again"
             )
+    truth = labels.loc[patch_ids, "label"].to_numpy(np.int64)
     row_of = pd.Series(np.arange(len(patch_ids)), index=patch_ids)
-    return Material(features, labels.loc[patch_ids, "label"].to_numpy(np.int64), row_of, labels, table)
+    return Material(features, truth, row_of, labels, table)
 
 
 def fit_units(material: Material, run: store.Run, options: Probe) -> store.Run:
-    """Fit and test the probe on every unit of the splits; fills and finishes ``run``, whose name the progress shows.
+    """Fit and test the probe on every unit of the splits; fills and finishes ``run``, whose name
+    the progress shows.
 
-    Writes ``predictions.parquet``, ``fits.csv`` and one ``.npz`` (weight, bias) a unit; each unit's result is kept when it is
-    done, so that a kill loses one fit. Raises ValueError, naming the unit, where a training set can't be used.
+    Writes ``predictions.parquet``, ``fits.csv`` and one ``.npz`` (weight, bias) a unit; each unit's
+    result is kept when it is done, so that a kill loses one fit.
     """
     units = splits.units(material.splits)
     for unit in tqdm(units, desc=f"probe {run.identity['name']}", unit="fit"):
         if not run.unit_file(unit.name).is_file():
-            train = material.rows(unit, "train")
-            begun = time.monotonic()
-            try:
-                probe = fit(material.features, material.labels, options.cost, options.max_iter, train)
-            except ValueError as error:
-                raise ValueError(f"{unit.name}: {error}") from error
-            facts = {"n_train": len(train), "n_iter": probe.n_iter, "residual": probe.residual, "converged": probe.converged}
-            store.write_json(
-                run.unit_file(unit.name, ".json"),
-                {
-                    "unit": unit.name,
-                    **facts,
-                    "objective": probe.objective,
-                    "cost": probe.cost,
-                    "seconds": round(time.monotonic() - begun, 3),
-                },
-            )
-            head = io.BytesIO()
-            np.savez(head, weight=probe.weight, bias=probe.bias)
-            with store.replacing(run.unit_file(unit.name, ".npz")) as aside:
-                aside.write_bytes(head.getvalue())
-            store.write_parquet(run.unit_file(unit.name), material.predictions(unit, probe.predict(material.features)))
-    predictions = pd.concat([store.read_parquet(run.unit_file(unit.name)) for unit in units], ignore_index=True)
-    store.write_parquet(run.path("predictions.parquet"), predictions)
+            _fit_unit(material, run, options, unit)
+    tables = [store.read_parquet(run.unit_file(unit.name)) for unit in units]
+    store.write_parquet(run.path("predictions.parquet"), pd.concat(tables, ignore_index=True))
     fits = pd.DataFrame([store.read_json(run.unit_file(unit.name, ".json")) for unit in units])
     store.write_csv(run.path("fits.csv"), fits)
-    return run.finish(["predictions.parquet", "fits.csv"], n_fits=len(fits), n_not_converged=int((~fits["converged"]).sum()))
+    n_not_converged = int((~fits["converged"]).sum())
+    files = ["predictions.parquet", "fits.csv"]
+    return run.finish(files, n_fits=len(fits), n_not_converged=n_not_converged)
+
+
+def _fit_unit(material: Material, run: store.Run, options: Probe, unit: splits.Unit) -> None:
+    """Fit the probe on one unit, and keep it, how the fit ended, and what it predicts."""
+    train, begun = material.rows(unit, "train"), time.monotonic()
+    probe = fit(material.features, material.labels, options.cost, options.max_iter, train)
+    facts = {
+        "unit": unit.name,
+        "n_train": len(train),
+        "n_iter": probe.n_iter,
+        "residual": probe.residual,
+        "converged": probe.converged,
+        "objective": probe.objective,
+        "cost": probe.cost,
+        "seconds": round(time.monotonic() - begun, 3),
+    }
+    store.write_json(run.unit_file(unit.name, ".json"), facts)
+    with store.replacing(run.unit_file(unit.name, ".npz")) as aside, aside.open("wb") as out:
+        np.savez(out, weight=probe.weight, bias=probe.bias)
+    predictions = material.predictions(unit, probe.predict(material.features))
+    store.write_parquet(run.unit_file(unit.name), predictions)
 
 
 def load_fits(run: store.Run) -> pd.DataFrame:
-    """How each fit of a finished run ended: ``unit, n_train, n_iter, residual, converged, objective, cost,
-    seconds``."""
+    """How each fit of a finished run ended: ``unit, n_train, n_iter, residual, converged,
+    objective, cost, seconds``."""
     return pd.read_csv(run.path("fits.csv"))
 
 
@@ -249,4 +259,11 @@ def load_head(run: store.Run, unit: str) -> LinearProbe:
     """The probe that a finished run of `fit_units` fitted on the unit of that name."""
     with np.load(run.unit_file(unit, ".npz")) as head:
         fit = store.read_json(run.unit_file(unit, ".json"))
-        return LinearProbe(head["weight"], head["bias"], fit["cost"], fit["objective"], fit["n_iter"], fit["residual"])
+        return LinearProbe(
+            head["weight"],
+            head["bias"],
+            fit["cost"],
+            fit["objective"],
+            fit["n_iter"],
+            fit["residual"],
+        )

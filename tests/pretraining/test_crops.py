@@ -123,11 +123,6 @@ def test_narrow_crops_are_blurred_in_proportion():
     ]
 
 
-def test_scales_that_nobody_said_are_refused():
-    with pytest.raises(ValueError, match=r"method\.in_full fills them in"):
-        crops.draw(Crops(), 1, 40, 0)
-
-
 # ---- what is made ----
 
 
@@ -216,10 +211,3 @@ def test_one_patch_no_patch_and_no_local_crops(n, n_local):
     settings = dataclasses.replace(SMALL, n_local=n_local)
     wide, narrow = crops.make(patches(4)[:n], crops.draw(settings, n, 40, 0), settings, MEAN, STD)
     assert wide.shape == (2, n, 3, 24, 24) and narrow.shape == (n_local, n, 3, 12, 12)
-
-
-def test_patches_of_another_number_or_type_are_refused():
-    drawn = crops.draw(SMALL, 4, 40, 0)
-    for images in (patches(3), patches(4).float()):
-        with pytest.raises(ValueError, match="uint8 of 4 patches are needed"):
-            crops.make(images, drawn, SMALL, MEAN, STD)

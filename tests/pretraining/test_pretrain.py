@@ -21,6 +21,7 @@ from mfcore.encoders import EncoderError
 from mfcore.pretraining import networks, pretrain
 from mfcore.pretraining.method import in_full
 from mfcore.pretraining.objective import PretrainingError
+from mfcore.pretraining.slides import slides_in
 from mfcore.study import data as study_data, encoders as study_encoders, pretrain as study_pretrain, pretrained
 from mfcore.study.config import Data, OnlinePatches, Patches, Pretraining, Settings, load_study
 from mfcore.study.study import Study
@@ -87,13 +88,10 @@ def test_a_run_holds_what_it_says(done):
     study, results, run = done
     facts = run.verify().record["facts"]
     assert run.folder == pretrained.find(study, "own", results).folder and run.done
-    assert {"history.jsonl", "drawn.parquet", "encoders/step0000004/card.json"} <= set(run.record["files"])
+    assert {"history.jsonl", "encoders/step0000004/card.json"} <= set(run.record["files"])
     assert facts["n_patches"] == 16 and facts["n_slides"] == 2 and facts["slides_left_out"] == {}
     assert facts["precision"] == "float32" and facts["n_processes"] == 1
     assert not run.path("checkpoint.pt").exists()
-    drawn = pd.read_parquet(run.path("drawn.parquet"))
-    assert drawn["number"].tolist() == list(range(16)) and set(drawn["um_per_px"]) == {0.25, 0.5}
-    assert set(drawn["slide_id"]) == {"s0.tiff", "s1.tiff"} and (drawn["tissue"] >= 0.4).all()
     history = pretrain.load_history(run)
     assert history["step"].tolist() == [1, 2, 3, 4] and history["rankme"].notna().any()
 
@@ -254,11 +252,16 @@ def test_few_distinct_patches_are_drawn_again_but_not_watched(slides, tmp_path, 
         watched.append(original(source, settings, n_workers))
         return watched[-1]
 
+    def learning(training, batch):
+        learnt.extend(image.tobytes() for image in batch.images)
+        return learn(training, batch)
+
+    learnt, learn = [], pretrain.loop._Training._learn
+    monkeypatch.setattr(pretrain.loop._Training, "_learn", learning)
     monkeypatch.setattr(pretrain, "_watched", noted)
     study = study_of(slides, patches=OnlinePatches(40, (0.25,), n_distinct=5))
     run = study_pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
-    drawn = pd.read_parquet(run.path("drawn.parquet"))
-    assert len(drawn) == 16 and len(drawn.drop_duplicates(["slide_id", "x_l0_px", "y_l0_px"])) == 5
+    assert run.done and len(learnt) == 16 and len(set(learnt)) == 5
     assert len({image.tobytes() for image in watched[0]}) == 32
 
 
@@ -299,7 +302,6 @@ with processes.joined("cpu") as device:
         assert two.verify().record["facts"]["n_processes"] == 2
         histories = [pretrain.load_history(run).drop(columns=["seconds", "patches_per_second"]) for run in (one, two)]
         pd.testing.assert_frame_equal(*histories, rtol=2e-3, atol=1e-5)
-        pd.testing.assert_frame_equal(*(pd.read_parquet(run.path("drawn.parquet")) for run in (one, two)))
         weights = [
             encoders.load(study_encoders.card_of(study, name, tmp_path / where)).model.state_dict() for where in ("one", "two")
         ]
@@ -373,7 +375,8 @@ def test_the_example_is_what_is_learnt_from(done, slides):
     study, _, run = done
     patches, big, small, drawn = study_pretrain.example(study, "own", "nowhere", 3)
     assert patches.shape == (3, 40, 40, 3) and big.shape == (2, 3, 32, 32, 3) and small.shape == (2, 3, 16, 16, 3)
-    pd.testing.assert_frame_equal(drawn, pd.read_parquet(run.path("drawn.parquet")).head(3))
+    with pretrain.Source(slides_in(slides), SHORT.patches, SHORT.seed) as source:
+        np.testing.assert_array_equal(patches, [source.read(number).image for number in range(3)])
     shown = pretraining_run.crops(Study(study, run.folder.parent), "own", patches, big, small, drawn)
     assert len(shown.figure.axes) == 3 * 5 and "own" in shown.caption
 

@@ -17,7 +17,7 @@ from scipy import stats
 from mfcore.analysis import pretraining_run
 from mfcore.data.slides.slide import open_slide
 from mfcore.data.synthetic.slides import write_pyramid
-from mfcore.pretraining import feed, source as stream, tissue
+from mfcore.pretraining import feed, slides as pretraining_slides, source as stream, tissue
 from mfcore.pretraining.feed import batches
 from mfcore.pretraining.slides import OpenSlides, PatchingError, SlideFile
 from mfcore.pretraining.source import Source
@@ -195,12 +195,6 @@ def test_a_number_is_a_patch_whoever_reads_it(folder):
     assert other.draw(0)[1:] != fresh.draw(0)[1:]
 
 
-def test_a_batch_that_cant_be_shared_is_refused(folder):
-    """Of 8 patches, three processes can't have as many each."""
-    with pytest.raises(PatchingError, match="a batch of 8 can't be shared by 3"):
-        next(batches(Source(files(folder), SETTINGS, 0), 0, 1, 8, 0, 3))
-
-
 def test_of_few_distinct_patches_each_comes_once_a_round(folder, exact):
     """In every round the first n draws of the endless stream, each time in another order."""
     endless = Source(files(folder), SETTINGS, 1)
@@ -370,11 +364,13 @@ def test_what_a_slide_lacks_is_said_with_what_to_change(folder):
     )
 
 
-def test_open_slides_are_bounded(folder):
+def test_open_slides_are_bounded(folder, monkeypatch):
     """Two stay open of three, whichever are read; px are the same."""
     settings = OnlinePatches(48, (0.25,), 0.4)
-    many, two = Source(files(folder), settings, 0), Source(files(folder), settings, 0, max_open=2)
-    for batch, other in zip(batches(many, 0, 4, 16), batches(two, 0, 4, 16, n_workers=2), strict=True):
+    many, two = Source(files(folder), settings, 0), Source(files(folder), settings, 0)
+    whole = list(batches(many, 0, 4, 16))
+    monkeypatch.setattr(pretraining_slides, "MAX_OPEN", 2)
+    for batch, other in zip(whole, batches(two, 0, 4, 16, n_workers=2), strict=True):
         np.testing.assert_array_equal(batch.images, other.images)
     assert len(two.open._entries) <= 2 and len(many.open._entries) == 3
     many.close()
@@ -383,9 +379,10 @@ def test_open_slides_are_bounded(folder):
     np.testing.assert_array_equal(many.read(0).image, two.read(0).image)
 
 
-def test_a_slide_in_use_is_not_closed(folder):
+def test_a_slide_in_use_is_not_closed(folder, monkeypatch):
     """However many others are opened meanwhile."""
-    opened = OpenSlides(1, 1 << 20)
+    monkeypatch.setattr(pretraining_slides, "MAX_OPEN", 1)
+    opened = OpenSlides()
     a, b, c = files(folder)
     with opened.use(a) as slide:
         for other in (b, c):

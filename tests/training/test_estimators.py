@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from mfcore import store
 from mfcore.measures import binary
 from mfcore.study import arms as study_arms, config
-from mfcore.training import estimators, probe
+from mfcore.training import estimators
 from mfcore.training.heads import Schedule
 
 STUDY = dataclasses.replace(made_embeddings.STUDY, probe_audit=("made",))
@@ -126,14 +126,6 @@ def test_dimensions_without_variance_and_without_number_are_met(embeddings, tmp_
     features[5, 2] = np.nan
     with pytest.raises(store.StoreError, match=r"1 embeddings aren't finite, the first of patches \[105\]"):
         study_arms.audit_probe(STUDY, made_embeddings.write(broken, features, labels), broken)
-
-
-def test_training_sets_of_one_class_are_named_all_at_once(embeddings, monkeypatch):
-    folder, run = embeddings
-    material = dataclasses.replace(study_arms.probe_material(STUDY, run, folder), labels=np.ones(400, np.int64))
-    monkeypatch.setattr(probe, "read", lambda *_: material)
-    with pytest.raises(ValueError, match=r"6 training sets lack a class: all-fold0-size0\.2, all-fold0-size1, .*splits\.sizes"):
-        study_arms.audit_probe(STUDY, run, folder)
 
 
 def test_a_study_may_audit_its_own_encoders_only(tmp_path):

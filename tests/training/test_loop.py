@@ -19,7 +19,7 @@ from mfcore import encoders
 from mfcore.data import augment
 from mfcore.measures import binary
 from mfcore.study.config import Lora
-from mfcore.training import adapt, feed as train_feed, loop as train_loop, task as train_task
+from mfcore.training import adapt, feed as train_feed, loop as train_loop, processes, task as train_task
 from mfcore.training.task import Recipe, TrainingError
 
 LAST = Recipe(epoch="last")
@@ -76,8 +76,9 @@ def train_and_die(patched, folder: Path, the_task, saved_after: int, dies_in: in
 
     patched.setattr(train_loop._Training, "_step", counted)
     patched.setattr(train_loop._Training, "save_in_time", at_once)
+    patched.setattr(processes, "CHECKPOINT_SECONDS", 0)
     with pytest.raises(Killed):
-        train_loop.train_network(the_task, model or tiny(), folder, checkpoint_seconds=0)
+        train_loop.train_network(the_task, model or tiny(), folder)
 
 
 # ---- which weights are tested ----
@@ -167,7 +168,7 @@ def test_drawn_validation_chooses_the_epoch(tmp_path):
     the_task = task(recipe=Recipe(validation="drawn"), network=network(n_epochs=1))
     train_loop.train_network(the_task, tiny(), tmp_path)
     drawn = train_task.validation_of(the_task)
-    crops = train_task.crops(the_task, drawn.rows, drawn.shifts_px)
+    crops = train_task.crops(the_task, drawn)
     wide = np.pad(crops, [(0, 0), (3, 4), (3, 4), (0, 0)])  # whose centre crops they are
     seen = types.SimpleNamespace(patches=wide, roles={"val": np.arange(30)})
     scores = scores_of(weights_of(tmp_path), seen, "val")
@@ -290,7 +291,8 @@ def test_a_checkpoint_after_every_step_serves(tmp_path, monkeypatch):
     """Every batch position of every epoch, once each, one resumption after another."""
     the_task = worsening()
     scores = train_loop.train_network(the_task, tiny(), tmp_path / "whole")
-    monkeypatch.setattr(train_loop, "CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr(processes, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(processes, "CHECKPOINT_SHARE", math.inf)
     step = train_loop._Training._step
     done = []
 
@@ -304,7 +306,7 @@ def test_a_checkpoint_after_every_step_serves(tmp_path, monkeypatch):
     monkeypatch.setattr(train_loop._Training, "_step", dying)
     for _ in range(40):
         try:
-            found = train_loop.train_network(the_task, tiny(), tmp_path / "killed", checkpoint_seconds=0)
+            found = train_loop.train_network(the_task, tiny(), tmp_path / "killed")
             break
         except Killed:
             continue
@@ -316,7 +318,8 @@ def test_a_checkpoint_after_every_step_serves(tmp_path, monkeypatch):
 def test_killed_while_it_validates(tmp_path, monkeypatch):
     """The epoch's last step isn't taken twice."""
     scores = train_loop.train_network(worsening(), tiny(), tmp_path / "whole")
-    monkeypatch.setattr(train_loop, "CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr(processes, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(processes, "CHECKPOINT_SHARE", math.inf)
 
     def killed(self):
         raise Killed
@@ -324,7 +327,7 @@ def test_killed_while_it_validates(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(train_loop._Training, "_validate", killed)
         with pytest.raises(Killed):
-            train_loop.train_network(worsening(), tiny(), tmp_path / "killed", checkpoint_seconds=0)
+            train_loop.train_network(worsening(), tiny(), tmp_path / "killed")
     np.testing.assert_array_equal(train_loop.train_network(worsening(), tiny(), tmp_path / "killed"), scores)
     assert same(tmp_path / "whole", tmp_path / "killed")
 
@@ -333,10 +336,10 @@ IN_A_PROCESS = """
 import math, sys
 from pathlib import Path
 import torch, made_training
-from mfcore.training import loop as train_loop
+from mfcore.training import loop as train_loop, processes
 
 torch.set_num_threads(1)
-train_loop.CHECKPOINT_SHARE = math.inf
+processes.CHECKPOINT_SECONDS, processes.CHECKPOINT_SHARE = 0, math.inf
 step, n_steps = train_loop._Training._step, iter(range(7))
 
 def stopping(self, *arguments):
@@ -346,7 +349,7 @@ def stopping(self, *arguments):
     return step(self, *arguments)
 
 train_loop._Training._step = stopping
-train_loop.train_network(made_training.worsening(), made_training.tiny(), Path(sys.argv[1]), checkpoint_seconds=0)
+train_loop.train_network(made_training.worsening(), made_training.tiny(), Path(sys.argv[1]))
 """
 
 
@@ -377,16 +380,17 @@ def test_a_short_training_writes_no_checkpoint(tmp_path):
 
 def test_checkpoints_take_a_small_share_of_the_time(tmp_path, monkeypatch):
     """One that takes a second to write isn't written every second."""
-    n_saved, save = 0, train_loop._Training.save
+    n_saved, write = 0, processes.Checkpoint.write
 
-    def counted(self):
+    def counted(self, state):
         nonlocal n_saved
         n_saved += 1
-        save(self)
+        write(self, state)
 
-    monkeypatch.setattr(train_loop._Training, "save", counted)
-    monkeypatch.setattr(train_loop, "CHECKPOINT_SHARE", 1e-6)
-    train_loop.train_network(task(), tiny(), tmp_path, checkpoint_seconds=0)
+    monkeypatch.setattr(processes.Checkpoint, "write", counted)
+    monkeypatch.setattr(processes, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(processes, "CHECKPOINT_SHARE", 1e-6)
+    train_loop.train_network(task(), tiny(), tmp_path)
     assert n_saved == 1
 
 
@@ -414,10 +418,11 @@ def test_lora_goes_on_from_what_it_learnt(tmp_path, monkeypatch):
         return step(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_loop, "CHECKPOINT_SHARE", math.inf)
+        patched.setattr(processes, "CHECKPOINT_SECONDS", 0)
+        patched.setattr(processes, "CHECKPOINT_SHARE", math.inf)
         patched.setattr(train_loop._Training, "_step", dying)
         with pytest.raises(Killed):
-            train_loop.train_network(the_task, model(), tmp_path / "killed", checkpoint_seconds=0)
+            train_loop.train_network(the_task, model(), tmp_path / "killed")
     size = (tmp_path / "killed" / f"{UNIT}.checkpoint").stat().st_size
     assert size < 4 * sum(tensor.numel() for tensor in frozen.values()), "the frozen network is in the checkpoint"
     np.testing.assert_array_equal(train_loop.train_network(the_task, model(), tmp_path / "killed"), scores)
@@ -445,9 +450,7 @@ def test_a_process_touches_no_other_gpu_than_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: kept.append(list(devices)) or original([]))
     the_task = task(network=network(n_epochs=1))
     train_loop.train_network(the_task, tiny(), tmp_path)
-    with train_loop.seeded(1, torch.device("cuda:3")):
-        pass
-    assert kept[-2:] == [[], [torch.device("cuda:3")]] and not any(kept[:-1])
+    assert len(kept) == 2 and not any(kept)
 
 
 def test_the_feed_is_given_whole_epochs(tmp_path, monkeypatch):

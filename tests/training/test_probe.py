@@ -1,6 +1,5 @@
 """The probe: its optimum against independent solvers, and that it isn't the estimator it is mistaken for."""
 
-import dataclasses
 import math
 import tracemalloc
 
@@ -119,9 +118,9 @@ def test_the_kink_at_zero_is_told_from_a_minimum_close_to_it(times):
     features, labels = problem(10, n=300, n_dims=20)
     centred = features - features.mean(axis=0)
     slope = np.linalg.norm(centred.T.astype(np.float64) @ (labels.mean() - labels)) / len(labels)
-    found = probe.solve(centred, labels, slope * times, 1000)
-    assert (found.n_iter == 0) == (times > 1) and found.residual < 1e-3
-    assert np.linalg.norm(found.weight) < 0.1
+    weight, _, _, n_iter, residual = probe.solve(centred, labels, slope * times, 1000)
+    assert (n_iter == 0) == (times > 1) and residual < 1e-3
+    assert np.linalg.norm(weight) < 0.1
 
 
 def test_features_without_variance_give_the_share_of_class_1():
@@ -155,22 +154,6 @@ def test_rows_choose_the_training_set_and_no_more_than_that_is_copied():
 def test_it_is_deterministic():
     features, labels = problem(7)
     assert np.array_equal(probe.fit(features, labels).weight, probe.fit(features, labels).weight)
-
-
-def test_bad_input_is_refused_by_row_and_name():
-    features, labels = problem(8)
-    broken = features.copy()
-    broken[17, 3] = np.nan
-    with pytest.raises(ValueError, match="first in row 17"):
-        probe.fit(broken, labels)
-    with pytest.raises(ValueError, match="both classes"):
-        probe.fit(features, np.zeros(len(labels), dtype=int))
-    with pytest.raises(ValueError, match="belong together"):
-        probe.fit(features, labels[:-1])
-    with pytest.raises(ValueError, match=r"probe\.cost is 0; it must be positive"):
-        probe.fit(features, labels, cost=0)
-    with pytest.raises(ValueError, match="both classes"):
-        probe.fit(features, labels, rows=np.flatnonzero(labels == 1))
 
 
 def test_probes_are_fitted_without_a_study(tmp_path):
@@ -237,11 +220,3 @@ def test_embeddings_that_cannot_be_used_are_named_by_patch(embeddings):
         named = [107, 109] if rows else [100, 101]
         with pytest.raises(store.StoreError, match=rf"2 embeddings {name}, the first of patches \[{named[0]}, {named[1]}\]"):
             study_arms.fit_probe(made_embeddings.STUDY, run, folder)
-
-
-def test_a_training_set_of_one_class_names_its_unit(embeddings, monkeypatch):
-    folder, run = embeddings
-    material = study_arms.probe_material(made_embeddings.STUDY, run, folder)
-    monkeypatch.setattr(probe, "read", lambda *_: dataclasses.replace(material, labels=np.ones(400, np.int64)))
-    with pytest.raises(ValueError, match=r"all-fold0-size0\.2: labels must hold both classes"):
-        study_arms.fit_probe(made_embeddings.STUDY, run, folder)

@@ -13,7 +13,7 @@ from mfcore import __main__ as command, encoders, store
 from mfcore.data import splits
 from mfcore.study import arms as study_arms, data as study_data
 from mfcore.study.config import Data, Lora, Network, Patches, Settings, Switches
-from mfcore.training import adapt, loop as train_loop, train
+from mfcore.training import adapt, loop as train_loop, processes, train
 from mfcore.training.task import Recipe
 
 UNITS = ["all-fold0-size0.5", "all-fold0-size1", "odd-fold0-size1"]
@@ -132,9 +132,8 @@ def test_progress_ends_at_its_total(tmp_path, study, monkeypatch, dies_after, do
             super().update(n)
 
     monkeypatch.setattr(train, "tqdm", Recorded)
-    monkeypatch.setattr(train_loop, "CHECKPOINT_SHARE", float("inf"))
-    monkeypatch.setattr(train_loop._Training.__init__, "__defaults__", None)
-    monkeypatch.setattr(train_loop.train_network, "__defaults__", ("cpu", 0.0, None, None))
+    monkeypatch.setattr(processes, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(processes, "CHECKPOINT_SHARE", float("inf"))
     n_steps, step = 0, train_loop._Training._step
 
     def dying(self, *arguments):
@@ -313,15 +312,12 @@ def test_an_unknown_fold_is_refused(tmp_path, study):
 
 
 def test_every_unit_that_can_not_be_trained_is_named_before_anything_is_trained(tmp_path, study):
-    stored, table = made()
-    folds = splits.load(study_data.find_splits(study, tmp_path))
-    tested = folds.query("fold == 0 and role == 'test' and train_domain == 'all'")["patch_id"]
-    store_study(study, tmp_path / "other", stored, table.assign(label=table["patch_id"].isin(tested).astype(np.int8)))
     with pytest.raises(train.TrainingError) as refused:
-        study_arms.train(study, "tiny", 0, tmp_path / "other")
-    assert len(refused.value.problems) >= 3
-    assert "all-fold0-size0.5: all 30 training patches are of class 0" in str(refused.value)
-    assert "all-fold0-size1: all 60 training patches are of class 0" in str(refused.value)
+        study_arms.train(with_network(study, patches_per_epoch=None, batch_size=64), "tiny", 0, tmp_path)
+    first, *problems = str(refused.value).splitlines()
+    assert first == "not every unit can be trained:" and len(problems) == 3
+    assert problems[0].startswith("  all-fold0-size0.5: the 30 patches of an epoch are too few for a batch of 64")
+    assert problems[1].startswith("  all-fold0-size1: the 60 patches of an epoch are too few for a batch of 64")
 
 
 # ---- the command line ----
@@ -360,12 +356,11 @@ def test_the_command_line_refuses_in_one_line(tmp_path, study, monkeypatch, caps
 
 
 def test_the_command_line_says_a_line_for_each_unit_that_can_not_be_trained(tmp_path, study, monkeypatch, capsys):
-    stored, table = made()
-    monkeypatch.setattr(command, "load_study", lambda file: study)
-    store_study(study, tmp_path / "small", stored, table.assign(label=np.int8(0)))
+    monkeypatch.setattr(command, "load_study", lambda file: with_network(study, patches_per_epoch=7))
+    store_study(study, tmp_path / "small", *made())
     assert command.main(arguments(tmp_path)) == 1
     first, *units = [line for line in capsys.readouterr().err.splitlines() if "UserWarning" not in line]
-    assert re.fullmatch(r"mfcore: \d+ problems:", first) and len(units) == int(first.split()[1])
+    assert first == "mfcore: not every unit can be trained:"
     assert {unit.split(":")[0] for unit in units} == {f"  {name}" for name in UNITS}
 
 
