@@ -1,7 +1,7 @@
 """The claims ledger: each checkable sentence of the papers, asked of a study, is a row with its verdict and the reason."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +9,10 @@ import pandas as pd
 
 from mfcore import store
 from mfcore.analysis.exhibit import Exhibit, in_full
-from mfcore.claims import arms, checks, kaiko, pairs, reasons, rules
+from mfcore.claims import arms, checks, kaiko, reasons, rules
+from mfcore.claims.material import Material, Untestable
 from mfcore.claims.rows import ANYWHERE, DIRECTION, Row, load
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, RULES, UNCLEAR, VERDICTS, Finding
-from mfcore.claims.scores import Material, Untestable
 from mfcore.study.config import SOURCES, Settings
 from mfcore.study.study import Study
 
@@ -54,20 +54,15 @@ PRETRAINING_RULE = (
 )
 
 
-def judge(
-    study: Settings, results: str | Path, scores: pd.DataFrame | None = None, evidence: Iterable[str] = EVIDENCE
-) -> pd.DataFrame:
+def judge(study: Study, evidence: Iterable[str] = EVIDENCE) -> pd.DataFrame:
     """The claims on some kinds of evidence, asked of a study: a row each, columns COLUMNS.
-
-    results: the study's folder; what the folder lacks makes rows that say so. scores: `mfcore.analysis.compare.scores` of the
-    study's predictions; may be left out for PRETRAINING.
 
     ``claim`` is the quote, ``where`` its place, ``test`` what would show it, ``found`` the numbers of this study,
     ``difference`` found less expected, or the comparison that decides (NaN where there is none), ``verdict`` one of
     `rules.VERDICTS`, ``why`` at most two reasons, ``data`` what was measured; ``here``, of a comparison that cannot be
-    judged, whether the data are as stated; ``subject`` the kind of evidence.
+    judged, whether the data are as stated; ``subject`` the kind of evidence. What the results lack makes rows that say so.
     """
-    material = Material(study, pd.DataFrame() if scores is None else scores, Path(results))
+    material = Material(study)
     answers = [answer(row, material) for row in load() if row.evidence in evidence]
     return pd.DataFrame(answers, columns=list(COLUMNS))
 
@@ -75,8 +70,8 @@ def judge(
 def answer(row: Row, material: Material) -> dict:
     """One claim's row: the verdict is the outcome, unless the study's data or arms cannot settle the claim."""
     finding = measure(row, material)
-    scope = out_of_scope(material.study, row.about)
-    against = [scope] * bool(scope) + finding.barred
+    scope = out_of_scope(material.settings, row.about)
+    against = [*scope, *finding.barred]
     if finding.outcome == NOT_TESTABLE and not against:
         against = [finding.found]
     verdict = NOT_TESTABLE if against else finding.outcome
@@ -88,11 +83,11 @@ def answer(row: Row, material: Material) -> dict:
         "test": row.test,
         "expected": _expected(row),
         "tolerance": _tolerance(row),
-        "found": finding.found,
+        "found": finding.found or "nothing measured",
         "difference": finding.difference if has_meaning else math.nan,
         "verdict": verdict,
         "why": "; ".join(list(dict.fromkeys(why))[:2]),
-        "data": in_full(material.study).replace("`", ""),
+        "data": in_full(material.settings).replace("`", ""),
         "here": HERE[finding.outcome] if verdict == NOT_TESTABLE and finding.is_comparison else "",
         "paper": row.paper,
         "subject": row.evidence,
@@ -105,11 +100,11 @@ def measure(row: Row, material: Material) -> Finding:
         if not row.rule:
             finding = Finding()
         elif row.check:
-            module = kaiko if row.evidence == PRETRAINING else checks
-            finding = rules.by_value(row, getattr(module, row.check)(material, row))
+            check = getattr(kaiko if row.evidence == PRETRAINING else checks, row.check)
+            finding = rules.by_value(row, check(material, **row.arguments))
         else:
             finding = _numbers(row, material) if row.rule == "within" else _comparison(row, material)
-    except Untestable as reason:
+    except (Untestable, store.StoreError) as reason:
         finding = Finding(barred=[str(reason)])
     barred, why = [*finding.barred, row.barred], [*finding.why, row.note]
     return replace(finding, barred=list(filter(None, barred)), why=list(filter(None, why)))
@@ -117,43 +112,39 @@ def measure(row: Row, material: Material) -> Finding:
 
 def _comparison(row: Row, material: Material) -> Finding:
     """Arms, sizes or domains compared in pairs."""
-    choices = [arms.choose(material, row.first, row.stand_in), []]
-    if row.second != "own probe":
-        choices[1] = arms.choose(material, row.second, row.stand_in)
-    first, second = (list(dict.fromkeys(name for choice in part for name in choice.names)) for part in choices)
-    sizes, sizes_choice = pairs.untrained(material, row, [*first, *second])
-    compared = pairs.of_row(row, material, first, second, sizes)
-    finding = rules.by_pairs(row.rule, material, compared, float(row.tolerance)) if compared else Finding(row.lacking)
-    missing = pairs.lacking(row, material)
-    if missing and finding.outcome != NOT_REPRODUCED:
-        finding = replace(finding, barred=[missing])
-    return _bound(finding, [*choices[0], *choices[1], sizes_choice])
+    choices = [arms.choose(material, named, row.stand_in) for named in (row.first, row.second)]
+    first, second = map(arms.names_of, choices)
+    sizes, of_sizes = arms.trained_sizes(row, material, [*first, *second])
+    pairs = arms.pairs(row, material, first, second, sizes)
+    finding = rules.by_pairs(row.rule, material, pairs, float(row.tolerance)) if pairs else Finding(row.lacking)
+    if finding.outcome != NOT_REPRODUCED:
+        finding = replace(finding, barred=arms.no_domains(row, material))
+    return _bound(finding, [*choices[0], *choices[1], of_sizes])
 
 
 def _numbers(row: Row, material: Material) -> Finding:
     """The mean over folds of each arm (or the best arm) and a printed number: the worst of the arms' outcomes."""
-    choices = arms.choose(material, row.first, row.stand_in)
-    if missing := pairs.lacking(row, material):
-        raise Untestable(missing)
-    place = next(iter(pairs.places_of(material, row.at, material.sizes)), None)
-    names = [name for choice in choices for name in choice.names if place is not None]
-    values = {name: folds for name in names if len(folds := material.at(name, place, row.metric))}
+    choices = arms.choose(material, row.first)
+    if barred := arms.no_domains(row, material):
+        return Finding(barred=barred)
+    values = {
+        arm: folds
+        for place in arms.places_of(material, row.at, material.sizes)
+        for arm in arms.names_of(choices)
+        if len(folds := material.at(arm, place, row.metric))
+    }
     if row.only == "best" and values:
-        best = max(values, key=lambda name: values[name].values.mean())
-        values = {best: values[best]}
+        values = dict([max(values.items(), key=lambda item: item[1].values.mean())])
     if not values:
         return _bound(Finding(), choices)
-    tested = pairs.tested(place)
-    each = {name: rules.by_folds(material, folds, row.expected, row.tolerance, tested) for name, folds in values.items()}
-    name, worst = min(each.items(), key=lambda item: WORST_FIRST.index(item[1].outcome))
-    finding = Finding(
-        "; ".join(f"{arm} {one.found}" for arm, one in each.items()),
-        worst.outcome,
-        max((one.difference for one in each.values()), key=abs),
-        barred=worst.barred,
-        why=reasons.EXPLAIN[row.explain](material, name, worst) if row.explain else [],
-    )
-    return _bound(finding, choices)
+    tested = arms.tested(row.at)
+    each = {arm: rules.by_folds(material, folds, row.expected, row.tolerance, tested) for arm, folds in values.items()}
+    arm, worst = min(each.items(), key=lambda item: WORST_FIRST.index(item[1].outcome))
+    difference = max((one.difference for one in each.values()), key=abs)
+    is_explained = row.explain and worst.outcome != REPRODUCED
+    why = reasons.EXPLAIN[row.explain](material, arm, worst.difference) if is_explained else []
+    found = "; ".join(f"{name} {one.found}" for name, one in each.items())
+    return _bound(replace(worst, found=found, difference=difference, why=why), choices)
 
 
 def _bound(finding: Finding, choices: list[arms.Choice]) -> Finding:
@@ -164,19 +155,19 @@ def _bound(finding: Finding, choices: list[arms.Choice]) -> Finding:
     return replace(finding, outcome=outcome, barred=[*finding.barred, *barred], why=[*partial, *finding.why])
 
 
-def out_of_scope(study: Settings, about: Iterable[str]) -> str:
+def out_of_scope(settings: Settings, about: Sequence[str]) -> list[str]:
     """Why this study's data cannot settle a claim about ``about``; empty where they can."""
-    about = list(about)
-    if about == [ANYWHERE]:
-        return ""
-    if study.synthetic:
-        return "synthetic data cannot settle it"
-    if about == [DIRECTION]:
-        asked = (study.data.positive, study.data.negative)
-        return "" if asked == QUESTION else f"another question: {asked[0]} against {asked[1]}"
-    if study.data.source in about:
-        return ""
-    return f"it is about {' and '.join(SOURCES[name].title for name in about)}, and this study is {study.source.title}"
+    asked, data = (
+        (settings.data.positive, settings.data.negative),
+        " and ".join(SOURCES[name].title for name in about if name in SOURCES),
+    )
+    if list(about) == [ANYWHERE]:
+        return []
+    if settings.synthetic:
+        return ["synthetic data cannot settle it"]
+    if list(about) == [DIRECTION]:
+        return [] if asked == QUESTION else [f"another question: {asked[0]} against {asked[1]}"]
+    return [] if settings.data.source in about else [f"it is about {data}, and this study is {settings.source.title}"]
 
 
 def _expected(row: Row) -> str:
@@ -202,24 +193,20 @@ def _tolerance(row: Row) -> str:
 # ---- the ledger as files and tables ----
 
 
-def write(ledger: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
+def write(ledger: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Keep the ledger as ``claims.csv`` and ``claims.json`` (no number: null) in ``folder``; returns it.
 
     ``claims_rule.json`` says how a verdict is reached.
     """
-    store.write_csv(Path(folder) / "claims.csv", ledger)
-    rows = [
-        {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in row.items()}
-        for row in ledger.to_dict("records")
-    ]
-    store.write_json(Path(folder) / "claims.json", rows)
-    store.write_json(Path(folder) / "claims_rule.json", [*RULE, PRETRAINING_RULE])
+    store.write_csv(folder / "claims.csv", ledger)
+    store.write_json(folder / "claims.json", ledger.astype(object).where(ledger.notna(), None).to_dict("records"))
+    store.write_json(folder / "claims_rule.json", [*RULE, PRETRAINING_RULE])
     return ledger
 
 
 def exhibit(study: Study) -> Exhibit:
     """The first paper's claims, asked of a study; `write` keeps the whole ledger among the study's figures."""
-    table = brief(write(judge(study.settings, study.folder, study.scores), study.figures))
+    table = brief(write(judge(study), study.figures))
     caption = (
         f"What {GANZ} state, asked of these data ({in_full(study.settings)}): the claims that were judged, and "
         "comparisons that are only shown. `claims.csv` has every claim, with the reason of its verdict."

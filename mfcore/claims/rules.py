@@ -8,10 +8,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from mfcore.analysis import exhibit
+from mfcore.claims.material import MIXED, Material
 from mfcore.claims.rows import Row
-from mfcore.claims.scores import MIXED, Material
-from mfcore.measures import statistics
-from mfcore.measures.statistics import Folds, spread
+from mfcore.measures.statistics import Folds, holm, spread
 
 REPRODUCED, NOT_REPRODUCED, UNCLEAR, NOT_TESTABLE = "reproduced", "not reproduced", "unclear", "not testable here"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNCLEAR, NOT_TESTABLE)
@@ -29,10 +28,10 @@ class Finding:
     arms, sizes or domains were compared, which has a meaning on other data too; a printed number has none.
     """
 
-    found: str = "nothing measured"
+    found: str = ""
     outcome: str = NOT_TESTABLE
     difference: float = math.nan
-    value: float | bool | None = None
+    value: float | bool | str | pd.DataFrame | None = None
     barred: list[str] = field(default_factory=list)
     why: list[str] = field(default_factory=list)
     is_comparison: bool = False
@@ -49,7 +48,7 @@ class Pair:
 
 
 class Rule(NamedTuple):
-    """What confirms and what refutes a claim, of a table of tests and a margin; which difference decides; both in words."""
+    """What confirms and what refutes a claim, of a table of tests and a margin; which estimate decides; both in words."""
 
     holds: Callable[[pd.DataFrame, float], bool]
     fails: Callable[[pd.DataFrame, float], bool]
@@ -59,26 +58,26 @@ class Rule(NamedTuple):
 
 
 def _are_within(tests: pd.DataFrame, margin: float) -> bool:
-    return bool(((tests["low"] > -margin) & (tests["high"] < margin)).all())
+    return ((tests.low > -margin) & (tests.high < margin)).all()
 
 
-def _largest(differences: pd.Series) -> float:
-    return max(differences, key=abs)
+def _largest(estimates: pd.Series) -> float:
+    return max(estimates, key=abs)
 
 
-# Columns of the tests: difference, low, high, clear (of zero, after Holm), beyond (clearly farther from zero than the margin).
+# Columns of the tests: estimate, low, high, clear (of zero, after Holm), beyond (clearly farther from zero than the margin).
 # "Not above" and "alike" need every interval inside the margin: that no difference was seen shows nothing.
 RULES = {
     "above": Rule(
-        lambda t, margin: (t.clear & (t.difference > 0)).all() and t.difference.min() >= margin,
-        lambda t, margin: (t.clear & (t.difference < 0)).any(),
+        lambda t, margin: (t.clear & (t.estimate > 0)).all() and t.estimate.min() >= margin,
+        lambda t, margin: (t.clear & (t.estimate < 0)).any(),
         min,
         "above 0 in each",
         "differences above zero, p below 0.05 after Holm",
     ),
     "below": Rule(
-        lambda t, margin: (t.clear & (t.difference < 0)).all(),
-        lambda t, margin: (t.clear & (t.difference > 0)).any(),
+        lambda t, margin: (t.clear & (t.estimate < 0)).all(),
+        lambda t, margin: (t.clear & (t.estimate > 0)).any(),
         max,
         "below 0 in each",
         "differences below zero, p below 0.05 after Holm",
@@ -86,14 +85,14 @@ RULES = {
     "alike": Rule(_are_within, lambda t, margin: t.beyond.any(), _largest, "no difference", "intervals within ± {:g}"),
     "not above": Rule(
         lambda t, margin: (t.high < margin).all(),
-        lambda t, margin: (t.clear & (t.difference > 0)).any(),
+        lambda t, margin: (t.clear & (t.estimate > 0)).any(),
         max,
         "not above 0",
         "intervals end below {:g}",
     ),
     "not below": Rule(
         lambda t, margin: (t.low > -margin).all(),
-        lambda t, margin: (t.beyond & (t.difference < 0)).any(),
+        lambda t, margin: (t.beyond & (t.estimate < 0)).any(),
         min,
         "no lower",
         "intervals begin above -{:g}",
@@ -117,36 +116,26 @@ def decide(rule: str, tests: pd.DataFrame, margin: float = 0.0) -> str:
 
 def by_pairs(rule: str, material: Material, pairs: list[Pair], margin: float = 0.0) -> Finding:
     """The finding of a comparison, every pair tested once; not testable where one pair cannot be tested."""
-    tests = [material.test(pair.first, pair.second, pair.tested) for pair in pairs]
-    short = [pair.name for pair, test in zip(pairs, tests, strict=True) if test is None]
-    if short:
-        return Finding(f"{TOO_FEW}: {', '.join(short[:3])}{' and others' * (len(short) > 3)}")
-    table = pd.DataFrame(
-        [(pair.name + _means(pair), *_numbers(test)) for pair, test in zip(pairs, tests, strict=True)],
-        columns=["name", "difference", "low", "high", "p", "drawn"],
-    )
-    table["p_holm"] = statistics.holm(table["p"])
-    table["clear"] = table["p_holm"] < ALPHA
-    if rule in ("alike", "not below"):
-        table["beyond"] = _are_beyond(material, pairs, table["difference"], margin)
-    return Finding(
-        _text(table), decide(rule, table, margin), float(RULES[rule].decides(table["difference"])), is_comparison=True
-    )
-
-
-def _numbers(test: statistics.Test) -> tuple:
-    return test.interval.estimate, test.interval.low, test.interval.high, test.p, test.drawn
-
-
-def _are_beyond(material: Material, pairs: list[Pair], differences: pd.Series, margin: float) -> pd.Series:
-    """Which differences are clearly farther from zero than ``margin``: tested against the margin on their side, after Holm."""
-    tests = [
-        material.test(pair.first, pair.second + math.copysign(margin, difference), pair.tested)
-        for pair, difference in zip(pairs, differences, strict=True)
-    ]
-    p = pd.Series([math.nan if test is None else test.p for test in tests], dtype=float)
-    p[differences.abs() <= margin] = 1.0  # a difference inside the margin is not beyond the margin
-    return statistics.holm(p) < ALPHA
+    rows, beyond, untested = [], [], []
+    for pair in pairs:
+        difference = pair.first - pair.second
+        test = material.test(difference, pair.tested)
+        if test is None:
+            untested.append(pair.name)
+            continue
+        means = (side.values[difference.values.index].mean() for side in (pair.first, pair.second))
+        name = f"{pair.name}, {' against '.join(f'{mean:.2f}' for mean in means)}"
+        rows.append({"name": name, "p": test.p, "drawn": test.drawn, **vars(test.interval)})
+        estimate = test.interval.estimate
+        from_margin = material.test(difference - math.copysign(margin, estimate), pair.tested)
+        beyond.append(from_margin.p if abs(estimate) > margin else 1.0)
+    if untested:
+        return Finding(f"{TOO_FEW}: {', '.join(untested[:3])}{' and others' * (len(untested) > 3)}")
+    tests = pd.DataFrame(rows)
+    tests["p_holm"] = holm(tests["p"])
+    tests["clear"], tests["beyond"] = tests["p_holm"] < ALPHA, holm(pd.Series(beyond)) < ALPHA
+    decisive = float(RULES[rule].decides(tests["estimate"]))
+    return Finding(_text(tests), decide(rule, tests, margin), decisive, is_comparison=True)
 
 
 def by_folds(
@@ -161,7 +150,7 @@ def by_folds(
     measured = spread(values.values)
     difference = measured.mean - (low + high) / 2
     text = f"{exhibit.plus_minus(measured.mean, measured.sd)} ({exhibit.counted(measured.n, 'fold')})"
-    test = material.test(values, 0.0, tested)
+    test = material.test(values, tested)
     if test is None:
         return Finding(text, difference=difference, barred=[TOO_FEW])
     interval = test.interval
@@ -175,22 +164,21 @@ def by_folds(
 
 
 def by_value(row: Row, finding: Finding) -> Finding:
-    """The outcome of what a check measured, by the rules "equals", "within" and "holds"; unchanged without a value."""
-    if finding.value is None:
+    """The outcome of what a check measured: a number, a truth ("holds") or a table of tests; unchanged without a value."""
+    value = finding.value
+    if value is None:
         return finding
+    if row.rule in RULES:
+        return replace(finding, outcome=decide(row.rule, value))
     if row.rule == "holds":
-        return replace(finding, outcome=REPRODUCED if finding.value else NOT_REPRODUCED)
-    difference = float(finding.value - row.expected)
-    return replace(finding, outcome=REPRODUCED if abs(difference) <= row.tolerance else NOT_REPRODUCED, difference=difference)
+        return replace(finding, outcome=REPRODUCED if value else NOT_REPRODUCED)
+    difference = float(value - row.expected)
+    outcome = REPRODUCED if abs(difference) <= row.tolerance else NOT_REPRODUCED
+    found = finding.found or (f"{value:.1%}" if row.unit == "%" else f"{value:,}")
+    return replace(finding, found=found, outcome=outcome, difference=difference)
 
 
 # ---- texts ----
-
-
-def _means(pair: Pair) -> str:
-    """The means of the two over the folds that they share, as ", 0.88 against 0.66"."""
-    both = pair.first.values.index.intersection(pair.second.values.index)
-    return f", {pair.first.values[both].mean():.2f} against {pair.second.values[both].mean():.2f}"
 
 
 def _by(drawn: str) -> str:
@@ -198,18 +186,18 @@ def _by(drawn: str) -> str:
     return f" over draws of {drawn}" if drawn else ""
 
 
-def _one(row: pd.Series) -> str:
-    p = "" if math.isnan(row["p_holm"]) else ", p < 0.001" if row["p_holm"] < 0.001 else f", p {row['p_holm']:.3f}"
-    span = exhibit.bounds(row["low"], row["high"], between=", ") or "no interval"
-    return f"{row['name']}: {row['difference']:+.3f} [{span}]{_by(row['drawn'])}{p}"
+def _one(test: pd.Series) -> str:
+    p = "" if math.isnan(test["p_holm"]) else ", p < 0.001" if test["p_holm"] < 0.001 else f", p {test['p_holm']:.3f}"
+    span = exhibit.bounds(test["low"], test["high"], between=", ") or "no interval"
+    return f"{test['name']}: {test['estimate']:+.3f} [{span}]{_by(test['drawn'])}{p}"
 
 
 def _text(tests: pd.DataFrame) -> str:
     """Every test in words; of more than four a count, the lowest and the highest."""
     if len(tests) <= 4:
-        return "; ".join(_one(row) for _, row in tests.iterrows())
-    n_above, n_below = ((tests["clear"] & (sign * tests["difference"] > 0)).sum() for sign in (1, -1))
-    ordered = tests.sort_values("difference")
+        return "; ".join(_one(test) for _, test in tests.iterrows())
+    n_above, n_below = ((tests["clear"] & (sign * tests["estimate"] > 0)).sum() for sign in (1, -1))
+    ordered = tests.sort_values("estimate")
     return (
         f"of {len(tests)} comparisons {n_above} clearly above zero, {n_below} clearly below; "
         f"lowest {_one(ordered.iloc[0])}; highest {_one(ordered.iloc[-1])}"

@@ -1,0 +1,151 @@
+"""What claims are asked of: each arm's scores by fold, with draws of the cases where all folds test the same ones."""
+
+from dataclasses import replace
+from functools import cache, cached_property
+
+import pandas as pd
+from pandas.api.typing import DataFrameGroupBy
+
+from mfcore.measures.resampling import by_fold
+from mfcore.measures.statistics import MIN_FOLDS, Folds, Test, mean_of, paired_test
+from mfcore.study.config import Network
+from mfcore.study.predictions import ALL
+from mfcore.study.study import Study
+
+MIXED, INSIDE = "mixed", "inside"  # what fits are trained on: all domains together, or one
+DOMAIN_TITLES = {"inside": "in domain", "outside": "out of domain", "drop": "loss out of domain"}
+NO_CROSS_DOMAIN = "the study has no cross-domain fits"
+AT_SHARE = "balanced_accuracy_at_share"
+CELL = ["arm", "train_domain", "size", "domain"]
+NO_FOLDS = Folds(pd.Series(dtype=float))
+
+
+class Untestable(Exception):
+    """What a claim needs and a study lacks; the message is the reason in the ledger."""
+
+
+class Material:
+    """A study that claims are asked of."""
+
+    def __init__(self, study: Study):
+        self.study, self.settings = study, study.settings
+
+    @cached_property
+    def mixed(self) -> pd.DataFrame:
+        """Scores of the fits on all domains (Fig. 1)."""
+        return self.study.scores[self.study.scores["train_domain"] == ALL]
+
+    @cached_property
+    def crossed(self) -> pd.DataFrame:
+        """Scores of the fits on single domains (Tab. 2, Fig. 2)."""
+        return self.study.scores[self.study.scores["train_domain"] != ALL]
+
+    @cached_property
+    def sizes(self) -> list[float]:
+        """The sizes that were trained at, ascending."""
+        return sorted(self.mixed["size"].unique())
+
+    @cached_property
+    def arms(self) -> list[str]:
+        """The arms that have scores, in the study's order."""
+        names = [*(network.name for network in self.settings.networks), *self.settings.encoders]
+        return [name for name in names if name in set(self.study.scores["arm"])]
+
+    def network(self, name: str) -> Network | None:
+        """The network of an arm, None for a probe's."""
+        return next((network for network in self.settings.networks if network.name == name), None)
+
+    def missing(self, arm: str) -> str:
+        """Why an encoder's probe has no scores here."""
+        if arm not in self.settings.encoders:
+            return "not in this study"
+        return self.study.failures.set_index("arm")["reason"].get(arm, "no predictions yet")
+
+    # ---- scores by fold ----
+
+    def at(self, arm: str, place: str | float, metric: str = "auroc") -> Folds:
+        """An arm's metric by fold at a size, in a column of Tab. 2 (DOMAIN_TITLES), or its "gain" from the smallest size."""
+        if place in DOMAIN_TITLES:
+            return _across(self, arm, metric)[place]
+        if place == "gain":
+            return self.at(arm, self.sizes[-1], metric) - self.at(arm, self.sizes[0], metric)
+        return self.at_share(arm, place) if metric == AT_SHARE else self.cell(arm, ALL, ALL, metric, place)
+
+    def at_share(self, arm: str, size: float) -> Folds:
+        """Balanced accuracy by fold where a score above the share of class 1 calls a patch class 1.
+
+        A classifier that does not weigh the classes needs this threshold where one that weighs them needs 0.5.
+        """
+        table = self.predicted(arm, ALL, size, ALL)
+        if table.empty:
+            return NO_FOLDS
+        called = (table["score"] > self.study.labels["label"].mean()).astype(float)
+        return by_fold(table.assign(score=called), "balanced_accuracy", self.study.seed, ALL).defined()
+
+    def cell(self, arm: str, train_domain: str, domain: str, metric: str = "auroc", size: float = 1.0) -> Folds:
+        """An arm's metric by fold, trained on one domain and tested on one, or on all (`predictions.ALL`)."""
+        return _cell(self, (arm, train_domain, size, domain), metric)
+
+    def drawn(self, key: tuple, metric: str, values: pd.Series) -> Folds:
+        """``values`` with draws of the tested cases where all folds are tested on the same, as the predictions show."""
+        folds = by_fold(self.predicted(*key), metric, self.study.seed, key[-1])
+        return replace(folds.at(values.index), values=values)
+
+    def predicted(self, *key: object) -> pd.DataFrame:
+        """The predictions of a cell, by CELL; empty without predictions."""
+        groups = self._predictions
+        return groups.get_group(key) if key in groups.indices else self.study.predictions.iloc[:0]
+
+    @cached_property
+    def _scores(self) -> DataFrameGroupBy:
+        return self.study.scores.groupby(CELL)
+
+    @cached_property
+    def _predictions(self) -> DataFrameGroupBy:
+        table = self.study.predictions
+        return table.assign(domain=table["domain"].mask(table["train_domain"] == ALL, ALL)).groupby(CELL)
+
+    # ---- tests ----
+
+    def test(self, difference: Folds, tested: str = MIXED) -> Test | None:
+        """The paired test of a difference by fold (`statistics.paired_test`); None where nothing can be tested.
+
+        tested: MIXED or INSIDE, whose patches the correction counts where folds have their own (`overlap`). Smaller training
+        sets than the largest share less, so that there it is on the safe side.
+        """
+        difference = difference.defined()
+        if len(difference) < MIN_FOLDS or not (difference.has_own_patches or difference.units):
+            return None
+        return paired_test(difference, 0.0, *self.overlap(tested))
+
+    def overlap(self, tested: str = MIXED) -> tuple[float, float]:
+        """Patches that train and that test one fit, means: of fits on all domains at the largest size, else of single ones.
+
+        Of these the tests in domain count, where each fold has patches of its own; also for a loss out of domain.
+        """
+        is_mixed = tested == MIXED
+        rows = self.mixed if is_mixed else self.crossed
+        rows = rows[rows["size"] == self.sizes[-1] if is_mixed else rows["domain"] == rows["train_domain"]]
+        return float(rows["n_train"].mean()), float(rows["n_test"].mean())
+
+
+@cache
+def _cell(material: Material, key: tuple, metric: str) -> Folds:
+    groups = material._scores
+    if key not in groups.indices:
+        return NO_FOLDS
+    return material.drawn(key, metric, groups.get_group(key).set_index("fold")[metric]).defined()
+
+
+@cache
+def _across(material: Material, arm: str, metric: str) -> dict[str, Folds]:
+    """An arm's metric by fold, ``inside``, ``outside`` and ``drop``: the means over domains, or pairs of domains (Tab. 2).
+
+    What is drawn, out of domain, are the cases of each tested domain: domains and pairs are those that there are.
+    """
+    ways = material.crossed.loc[material.crossed["arm"] == arm, ["train_domain", "domain"]].drop_duplicates()
+    own = ways["train_domain"] == ways["domain"]
+    cells = [[material.cell(arm, *way, metric) for way in part.itertuples(index=False)] for part in (ways[own], ways[~own])]
+    inside, outside = (mean_of(part) if part else NO_FOLDS for part in cells)
+    drop = inside - outside
+    return {"inside": inside.at(drop.values.index), "outside": outside.at(drop.values.index), "drop": drop}
