@@ -8,7 +8,7 @@ from itertools import combinations, product
 
 from mfcore.analysis.scores import percent
 from mfcore.claims import rows
-from mfcore.claims.material import DOMAIN_TITLES, INSIDE, MIXED, NO_CROSS_DOMAIN, Material
+from mfcore.claims.material import DOMAIN_TITLES, NO_CROSS_DOMAIN, Material
 from mfcore.claims.rows import Row
 from mfcore.claims.rules import Pair
 from mfcore.encoders.card import cards
@@ -25,19 +25,18 @@ class Choice:
     """
 
     names: list[str] = field(default_factory=list)
-    barred: str = ""
-    partial: str = ""
+    barred: list[str] = field(default_factory=list)
+    partial: list[str] = field(default_factory=list)
+
+    def __add__(self, other: "Choice") -> "Choice":
+        names = list(dict.fromkeys(self.names + other.names))
+        return Choice(names, self.barred + other.barred, self.partial + other.partial)
 
 
-def choose(material: Material, named: str | list[str], stand_in: bool = True) -> list[Choice]:
-    """One choice for each name: a group of GROUPS or of the paper ("foundation"), "uni adapted" (by LoRA), or an encoder."""
+def choose(material: Material, named: str | list[str], stand_in: bool = True) -> Choice:
+    """The arms of each name: a group of GROUPS or of the paper ("foundation"), "uni adapted" (by LoRA), or an encoder."""
     names = [named] if isinstance(named, str) else named
-    return [_choose(material, name, stand_in) for name in names if name]
-
-
-def names_of(choices: list[Choice]) -> list[str]:
-    """The arms of several choices, each once."""
-    return list(dict.fromkeys(name for choice in choices for name in choice.names))
+    return sum((_choose(material, name, stand_in) for name in names if name), Choice())
 
 
 def _choose(material: Material, name: str, stand_in: bool) -> Choice:
@@ -47,17 +46,17 @@ def _choose(material: Material, name: str, stand_in: bool) -> Choice:
         return _of_the_paper(material, name, stand_in)
     encoder, _, is_adapted = name.partition(" ")
     if is_adapted:
-        names = [arm for arm in lora(material).names if material.network(arm).architecture == encoder][:1]
-        return Choice(names, "" if names else f"{encoder} is not adapted by LoRA in this study")
-    return Choice([encoder]) if has_probe(material, encoder) else Choice([], f"{encoder}: {material.missing(encoder)}")
+        names = [arm for arm in lora(material).names if material.networks[arm].architecture == encoder][:1]
+        return Choice(names, [] if names else [f"{encoder} is not adapted by LoRA in this study"])
+    return Choice([encoder]) if has_probe(material, encoder) else Choice([], [f"{encoder}: {material.missing(encoder)}"])
 
 
 def network(material: Material) -> Choice:
     """The first ResNet50 trained end to end, or else the first other network."""
     every = networks(material)
-    resnets = [name for name in every.names if material.network(name).architecture == "resnet50"]
+    resnets = [name for name in every.names if material.networks[name].architecture == "resnet50"]
     if every.names and not resnets:
-        return Choice(every.names[:1], f"no ResNet50 trained end to end here ({every.names[0]} stands in)")
+        return Choice(every.names[:1], [f"no ResNet50 trained end to end here ({every.names[0]} stands in)"])
     return replace(every, names=resnets[:1])
 
 
@@ -78,22 +77,22 @@ def probes(material: Material) -> Choice:
 
 def _scored(material: Material, names: list[str], kind: str) -> Choice:
     names = [name for name in names if name in material.arms]
-    return Choice(names, "" if names else f"no {kind} has scores here")
+    return Choice(names, [] if names else [f"no {kind} has scores here"])
 
 
 def lora_of_the_paper(material: Material) -> Choice:
     """Every network adapted by LoRA, barred where none is a foundation model of the paper."""
     names = lora(material).names
-    has_one = any(material.network(name).architecture in rows.facts("arms")["foundation"] for name in names)
-    return Choice(names, "" if has_one else "no foundation model of the paper was adapted here")
+    has_one = any(material.networks[name].architecture in rows.facts("arms")["foundation"] for name in names)
+    return Choice(names, [] if has_one else ["no foundation model of the paper was adapted here"])
 
 
 def adapted(material: Material) -> Choice:
     """The foundation models of pathology adapted by LoRA, or else the other networks adapted by LoRA, which stand in."""
     every = lora(material)
-    names = [name for name in every.names if material.network(name).architecture in pathology()]
+    names = [name for name in every.names if material.networks[name].architecture in pathology()]
     if every.names and not names:
-        return Choice(every.names, f"no foundation model was adapted here ({', '.join(every.names)} instead)")
+        return Choice(every.names, [f"no foundation model was adapted here ({', '.join(every.names)} instead)"])
     return replace(every, names=names)
 
 
@@ -112,11 +111,11 @@ def _of_the_paper(material: Material, group: str, stand_in: bool) -> Choice:
     present = [name for name in wanted if has_probe(material, name)]
     missing = [f"{name} ({material.missing(name)})" for name in wanted if name not in present]
     if present:
-        return Choice(present, partial=f"without {', '.join(missing)}" if missing else "")
+        return Choice(present, partial=[f"without {', '.join(missing)}"] if missing else [])
     others = probes(material).names if stand_in and not is_imagenet else []
     kind = "ImageNet encoders" if is_imagenet else "foundation models"
     text = f" ({', '.join(others)} stand{'s' * (len(others) == 1)} in)" if others else ""
-    return Choice(others, f"none of the paper's {kind} has scores here{text}")
+    return Choice(others, [f"none of the paper's {kind} has scores here{text}"])
 
 
 def _is_random(material: Material, name: str) -> bool:
@@ -143,19 +142,18 @@ GROUPS = {
 
 def no_domains(row: Row, material: Material) -> list[str]:
     """Why a comparison across domains cannot be made: the study has no fits on single domains; else empty."""
-    places = row.at if isinstance(row.at, list) else [row.at]
-    is_across = any(place in (*DOMAIN_TITLES, *CELLS) for place in places)
+    is_across = {*DOMAIN_TITLES, *CELLS} & set(row.at if isinstance(row.at, list) else [row.at])
     return [NO_CROSS_DOMAIN] if is_across and material.crossed.empty else []
 
 
 def trained_sizes(row: Row, material: Material, names: list[str]) -> tuple[list[float], Choice]:
     """The sizes at which all networks among ``names`` were trained, and a partial choice where some sizes lack."""
-    networks = [name for name in names if material.network(name)]
+    networks = [name for name in names if name in material.networks]
     sizes = [size for size in material.sizes if all(len(material.at(name, size)) for name in networks)]
     missing = [f"{percent(size)} %" for size in material.sizes if size not in sizes]
     if row.at not in ("each", "below full") or not missing:
         return sizes, Choice()
-    return sizes, Choice(partial=f"{', '.join(networks)} not trained at {', '.join(missing)}")
+    return sizes, Choice(partial=[f"{', '.join(networks)} not trained at {', '.join(missing)}"])
 
 
 def places_of(material: Material, at: str | float | list[str], sizes: list[float]) -> list[str | float]:
@@ -168,11 +166,6 @@ def places_of(material: Material, at: str | float | list[str], sizes: list[float
     return [place for part in (at if isinstance(at, list) else [at]) for place in named.get(part, [part])]
 
 
-def tested(place: str | float) -> str:
-    """Which patches the correction of `Material.test` counts."""
-    return INSIDE if place in DOMAIN_TITLES else MIXED
-
-
 def pairs(row: Row, material: Material, first: list[str], second: list[str], sizes: list[float]) -> list[Pair]:
     """The pairs of a row between the arms ``first`` and ``second``, or among ``first``; none where the study lacks them."""
     if row.at in CELLS:
@@ -181,7 +174,7 @@ def pairs(row: Row, material: Material, first: list[str], second: list[str], siz
     if row.less:
         couples = [(arm, arm) for arm in first]
     elif row.second == "own probe":
-        couples = [(arm, encoder) for arm in first if has_probe(material, encoder := material.network(arm).architecture)]
+        couples = [(arm, encoder) for arm in first if has_probe(material, encoder := material.networks[arm].architecture)]
     elif row.second:
         couples = product(first, second)
     places, couples = places_of(material, row.at, sizes), list(couples)
@@ -193,15 +186,15 @@ def pairs(row: Row, material: Material, first: list[str], second: list[str], siz
                 if (one, here) != (other, there):
                     sides = [material.at(one, here, row.metric), material.at(other, there, row.metric)]
                     name = one if row.less else f"{one} against {other}{where}"
-                    found.append(Pair(name, *sides, tested(there)))
+                    found.append(Pair(name, *sides, there in DOMAIN_TITLES))
     return [pair for pair in found if not row.skip_untrained or (len(pair.first) and len(pair.second))]
 
 
 def _cells(material: Material, arm: str, at: str) -> list[Pair]:
     """Pairs of cells of Fig. 2: from one domain to two others, or from one domain to another and back."""
-    ways = material.crossed.query("arm == @arm and train_domain != domain")[["train_domain", "domain"]]
+    ways = sorted((train, domain) for train, domain in material.ways(arm) if train != domain)
     return [
-        Pair(f"{' to '.join(one)} against {' to '.join(other)}", material.cell(arm, *one), material.cell(arm, *other), INSIDE)
-        for one, other in combinations(sorted(set(ways.itertuples(index=False, name=None))), 2)
+        Pair(f"{' to '.join(one)} against {' to '.join(other)}", material.cell(arm, *one), material.cell(arm, *other), True)
+        for one, other in combinations(ways, 2)
         if (one == other[::-1] if at == "there and back" else one[0] == other[0])
     ]

@@ -8,26 +8,13 @@ import re
 import pandas as pd
 
 from mfcore.analysis.scores import full_size
-from mfcore.claims import rows
 from mfcore.claims.arms import networks
-from mfcore.claims.material import NO_CROSS_DOMAIN, Material, Untestable
+from mfcore.claims.material import Material, Untestable
 from mfcore.claims.rules import Finding
-from mfcore.encoders.card import EncoderCard, cards
-from mfcore.study.config import Network
+from mfcore.encoders.card import cards
 from mfcore.study.predictions import history
 
 FIT = ["arm", "train_domain", "fold", "size"]
-
-
-def _need(table: pd.DataFrame, otherwise: str = "no arm has scores here") -> pd.DataFrame:
-    """A table that is not empty; raises Untestable with ``otherwise``."""
-    if table.empty:
-        raise Untestable(otherwise)
-    return table
-
-
-def _crossed(material: Material) -> pd.DataFrame:
-    return _need(material.crossed, NO_CROSS_DOMAIN)
 
 
 # ---- the study's label table ----
@@ -82,26 +69,22 @@ def resolution(material: Material) -> Finding:
 # ---- networks, from the cards of encoders ----
 
 
-def _foundation() -> list[EncoderCard]:
-    return [cards()[name] for name in rows.facts("arms")["foundation"]]
+def n_models(material: Material, encoders: list[str]) -> Finding:
+    """The encoders of a table."""
+    return Finding(value=len(encoders))
 
 
-def n_models(material: Material) -> Finding:
-    """The foundation models of the paper's Tab. 1."""
-    return Finding(value=len(_foundation()))
-
-
-def are_transformers(material: Material) -> Finding:
-    """Whether every foundation model is a vision transformer."""
-    others = [card.name for card in _foundation() if not card.architecture.startswith("vit_")]
-    n = len(_foundation())
-    return Finding(f"{n - len(others)} of {n}", value=not others)
-
-
-def are_ordered(material: Material) -> Finding:
-    """Whether the foundation models are ordered by size, to three digits."""
-    sizes = [float(f"{card.n_parameters:.3g}") for card in _foundation()]
+def are_ordered(material: Material, encoders: list[str]) -> Finding:
+    """Whether encoders are ordered by size, to three digits."""
+    sizes = [float(f"{cards()[name].n_parameters:.3g}") for name in encoders]
     return Finding(", ".join(f"{size / 1e6:,.0f}M" for size in sizes), value=sizes == sorted(sizes, reverse=True))
+
+
+def cards_say(material: Material, encoders: list[str], field: str, pattern: str) -> Finding:
+    """Whether a field of each encoder's card has a pattern."""
+    fields = {name: getattr(cards()[name], field) for name in encoders}
+    is_met = all(re.fullmatch(pattern, value) for value in fields.values())
+    return Finding(", ".join(f"{name} {value}" for name, value in fields.items()), value=is_met)
 
 
 def parameters(material: Material, encoder: str, architecture: str = "", n_classes: int = 0) -> Finding:
@@ -109,7 +92,7 @@ def parameters(material: Material, encoder: str, architecture: str = "", n_class
     card = cards()[encoder]
     n = card.n_parameters + n_classes * (card.n_dims + 1)
     text = f"{card.architecture}: {n / 1e6:,.1f}M" + f" with a classifier of {n_classes:,} classes" * (n_classes > 0)
-    return Finding(text, value=n if card.architecture.startswith(architecture) else float("nan"))
+    return Finding(text, value=n if card.architecture.startswith(architecture) else 0)
 
 
 def patch_tokens(material: Material, encoders: list[str]) -> Finding:
@@ -123,14 +106,6 @@ def patch_tokens(material: Material, encoders: list[str]) -> Finding:
     )
 
 
-def class_tokens(material: Material, encoders: list[str]) -> Finding:
-    """Whether transformers are read out by their class token alone."""
-    readouts = {name: cards()[name].readout for name in encoders}
-    return Finding(
-        ", ".join(f"{name} {readout}" for name, readout in readouts.items()), value={*readouts.values()} == {"class"}
-    )
-
-
 # ---- the study's settings and runs ----
 
 
@@ -140,61 +115,47 @@ def patch_px(material: Material, designed: int) -> Finding:
     return Finding(value=side, barred=[] if side == designed else ["this study's patches are of another size by design"])
 
 
-def _end_to_end(material: Material) -> list[Network]:
-    """The networks trained end to end that have scores."""
-    choice = networks(material)
-    if choice.barred:
-        raise Untestable(choice.barred)
-    return [material.network(name) for name in choice.names]
-
-
 def learning_rate(material: Material, max_lr: float) -> Finding:
     """Whether the learning rate of end-to-end trainings reached 80 % of ``max_lr`` and never more, by their histories."""
-    names = [network.name for network in material.settings.networks if not network.lora and network.max_lr == max_lr]
-    if not names:
-        raise Untestable("this study's networks have another learning rate by design")
+    names = [name for name, network in material.networks.items() if not network.lora and network.max_lr == max_lr]
     histories = [history(run) for name, run in material.study.runs.items() if name.rpartition("-fold")[0] in names]
-    rates = [float(table["learning_rate"].max()) for table in histories if len(table)]
+    rates = [rate for table in histories for rate in table.get("learning_rate", [])]
     if not rates:
-        raise Untestable("no end-to-end training has left its history")
+        raise Untestable(f"no network trained end to end at {max_lr:g} by design has left its history")
     highest = max(rates)
     return Finding(f"{highest:.3g}", value=0.8 * max_lr <= highest <= max_lr * (1 + 1e-6), difference=highest - max_lr)
 
 
 def best_epoch(material: Material) -> Finding:
     """Whether the study tests the epoch with the lowest validation loss."""
-    epoch = material.settings.switches.epoch
-    if not any(material.network(name) for name in material.arms):
-        raise Untestable("no network has scores here")
-    return Finding(f"this study tests the {epoch} epoch", value=epoch == "best")
+    epoch, has_networks = material.settings.switches.epoch, material.networks.keys() & material.arms
+    barred = [] if has_networks else ["no network has scores here"]
+    return Finding(f"this study tests the {epoch} epoch", value=epoch == "best", barred=barred)
 
 
 def augmentation(material: Material, kinds: list[str]) -> Finding:
-    """Whether the networks' settings have each kind of augmentation; flips always are on."""
-    trained = _end_to_end(material)
-    missing = [f"{one.name} without {kind}" for one in trained for kind in kinds if not getattr(one, f"{kind}_probability")]
-    return Finding("; ".join(missing) or f"all four, in {', '.join(one.name for one in trained)}", value=not missing)
+    """Whether the settings of the networks trained end to end have each kind of augmentation; flips always are on."""
+    choice = networks(material)
+    missing = [
+        f"{name} without {kind}"
+        for name in choice.names
+        for kind in kinds
+        if not getattr(material.networks[name], f"{kind}_probability")
+    ]
+    found = "; ".join(missing) or f"all four, in {', '.join(choice.names)}"
+    return Finding(found, value=not missing, barred=choice.barred)
 
 
-def trainings(material: Material, n_folds: int, sizes: list[float]) -> Finding:
-    """The fewest fits on all domains that any arm has."""
-    here = material.settings.splits
-    barred = f"this study has {here.n_folds} folds and {len(here.sizes)} sizes by design"
-    return _fits(material.mixed, "" if (here.n_folds, list(here.sizes)) == (n_folds, sizes) else barred)
-
-
-def sessions(material: Material, n_folds: int, n_domains: int) -> Finding:
-    """The fewest fits on single domains that any arm has."""
-    here = material.settings.splits.n_folds, _crossed(material)["train_domain"].nunique()
-    barred = "this study has {} folds and {} domains by design".format(*here)
-    return _fits(material.crossed, "" if here == (n_folds, n_domains) else barred)
-
-
-def _fits(scores: pd.DataFrame, barred: str) -> Finding:
-    counts = _need(scores).drop_duplicates(FIT).groupby("arm").size()
-    fewest, most = int(counts.min()), int(counts.max())
-    span = f"{most}" if fewest == most else f"{fewest} ({counts.idxmin()}) to {most}"
-    return Finding(f"{span} for each of {len(counts)} arms", value=fewest, barred=[barred] if barred else [])
+def fits(material: Material, **design: object) -> Finding:
+    """The fewest fits that any arm has: on single domains where the design has ``n_domains``, else on all domains."""
+    splits, scores = material.settings.splits, material.crossed if "n_domains" in design else material.mixed
+    here = {"n_folds": splits.n_folds, "sizes": list(splits.sizes), "n_domains": scores["train_domain"].nunique()}
+    other = [f"{key} {here[key]} by design, not {value}" for key, value in design.items() if here[key] != value]
+    counts = scores.drop_duplicates(FIT).groupby("arm").size()
+    if counts.empty:
+        raise Untestable("no arm has scores here")
+    found = f"{counts.min()} ({counts.idxmin()}) to {counts.max()} for each of {len(counts)} arms"
+    return Finding(found, value=int(counts.min()), barred=other)
 
 
 def _share(shares: pd.Series) -> Finding:
@@ -204,7 +165,7 @@ def _share(shares: pd.Series) -> Finding:
 
 def test_share(material: Material) -> Finding:
     """Test patches as a share of all annotations, the mean over folds."""
-    return _share(_need(full_size(material.study.scores)).groupby("fold")["n_test"].first() / len(material.study.labels))
+    return _share(full_size(material.study.scores).groupby("fold")["n_test"].first() / len(material.study.labels))
 
 
 def validation_share(material: Material) -> Finding:
@@ -215,20 +176,20 @@ def validation_share(material: Material) -> Finding:
 
 def training_share(material: Material) -> Finding:
     """Training patches at 100 % as a share of the data set's annotations."""
-    full = _need(material.mixed[material.mixed["size"] == 1.0], "no fits at 100 % in the results")
-    return Finding(value=float(full["n_train"].mean() / len(material.study.labels)))
+    n_train = material.mixed.loc[material.mixed["size"] == 1.0, "n_train"].mean()
+    return Finding(value=float(n_train / len(material.study.labels)))
 
 
 def in_domain_share(material: Material) -> Finding:
     """In-domain test patches as a share of their domain's annotations, the mean over domains."""
-    inside = _crossed(material).query("train_domain == domain")
+    inside = material.crossed.query("train_domain == domain")
     n = inside["domain"].map(material.study.labels["domain"].value_counts())
     return _share((inside["n_test"] / n).groupby(inside["domain"]).mean())
 
 
 def tested_domains(material: Material) -> Finding:
     """Whether every fit on one domain is tested on every domain."""
-    n_domains = _crossed(material)["domain"].nunique()
+    n_domains = material.crossed["domain"].nunique()
     tested = material.crossed.groupby(FIT)["domain"].nunique()
     n_all = int((tested == n_domains).sum())
     text = f"{n_all} of {len(tested)} fits tested on each of {n_domains} domains"
@@ -241,5 +202,7 @@ def same_patches(material: Material) -> Finding:
     trainings = of_arm.groupby(FIT[1:])
     shared = trainings.nunique()[trainings.size() > 1]
     same = int((shared == 1).all(axis=1).sum())
-    text = f"the same patches in {same} of {len(_need(shared, 'it takes two arms'))} trainings that two or more arms share"
+    if shared.empty:
+        raise Untestable("it takes two arms")
+    text = f"the same patches in {same} of {len(shared)} trainings that two or more arms share"
     return Finding(text, value=same == len(shared), difference=float(same - len(shared)))

@@ -2,7 +2,6 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, product
 
@@ -14,7 +13,7 @@ from mfcore.analysis import pretrainings as of_pretraining, representations, tas
 from mfcore.analysis.representations import EXPECTED, TITLES
 from mfcore.claims.arms import pathology
 from mfcore.claims.material import Material, Untestable
-from mfcore.claims.rules import ALPHA, UNCLEAR, Finding
+from mfcore.claims.rules import ALPHA, UNCLEAR, Finding, describe
 from mfcore.encoders.card import cards
 from mfcore.measures.statistics import LEVEL, holm
 from mfcore.study import pretrained
@@ -116,18 +115,13 @@ def _on_tasks(material: Material, asked: list[Ways]) -> Finding:
     tests = []
     for ways, task in product(asked, [task.name for task in material.settings.tasks]):
         first, second = ([name for name in way if (task, name) in runs] for way in ways)
-        name = f"{task}, {_named(first)} less {_named(second)}"
+        name = f"{task}, {' and '.join(first)} less {' and '.join(second)}"
         if min(len(first), len(second)) > 1:
             tests.append(_difference(name, scores[task][first], scores[task][second]))
         elif first and second:
             one = tasks.difference(material.study, task, first[0], second[0])
             tests.append((name, one.estimate, one.low, one.high, False))
     return _over_pretrainings(tests, "no task has judged two pretrainings that differ in this alone")
-
-
-def _named(names: Sequence[str]) -> str:
-    titles = [name.replace("@", " after ") + " steps" * ("@" in name) for name in names]
-    return f"mean of {', '.join(titles)}" if len(titles) > 1 else "".join(titles)
 
 
 def _difference(name: str, first: pd.Series, second: pd.Series) -> tuple[str, float, float, float, bool]:
@@ -146,11 +140,10 @@ def _over_pretrainings(tests: list[tuple], lacking: str) -> Finding:
         raise Untestable(lacking)
     table = pd.DataFrame(tests, columns=["name", "estimate", "low", "high", "is_repeated"])
     table["clear"] = (table["low"] > 0) | (table["high"] < 0)
-    span = table["low"].map(" [{:+.3f}, ".format) + table["high"].map("{:+.3f}]".format)
-    text = table["name"] + table["estimate"].map(" {:+.3f}".format) + span.where(table["low"].notna(), " (no interval)")
+    table = table.assign(drawn="", p_holm=math.nan)
     is_repeated = table["is_repeated"].all()
     return Finding(
-        "; ".join(text),
+        "; ".join(describe(test) for _, test in table.iterrows()),
         UNCLEAR,
         float(table["estimate"].median()),
         value=table if is_repeated else None,

@@ -3,29 +3,23 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 
 from mfcore import store
 from mfcore.analysis.exhibit import Exhibit, in_full
 from mfcore.claims import arms, checks, kaiko, reasons, rules
-from mfcore.claims.material import Material, Untestable
+from mfcore.claims.material import DOMAIN_TITLES, Material, Untestable
 from mfcore.claims.rows import ANYWHERE, DIRECTION, Row, load
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, RULES, UNCLEAR, VERDICTS, Finding
 from mfcore.study.config import SOURCES, Settings
 from mfcore.study.study import Study
 
-COLUMNS = (
-    "claim", "where", "test", "expected", "tolerance", "found", "difference", "verdict", "why", "data", "here", "paper",
-    "subject",
-)  # fmt: skip
 HERE = dict(zip(VERDICTS, ("as stated", "not as stated", "unclear", ""), strict=True))
 WORST_FIRST = (NOT_TESTABLE, NOT_REPRODUCED, UNCLEAR, REPRODUCED)
 GANZ = "Ganz et al. 2024"
 # The kinds of evidence, so that counts of verdicts do not mix what any study can confirm with what only results can.
-DATA, NETWORKS, METHOD, SCALING, DOMAINS, LATER = "data", "networks", "method", "data scaling", "domain shift", "later work"
-EVIDENCE = (DATA, NETWORKS, METHOD, SCALING, DOMAINS, LATER)
+EVIDENCE = ("data", "networks", "method", "data scaling", "domain shift", "later work")
 PRETRAINING = "pretraining"
 QUESTION = ("mitotic figure", "look-alike")
 RULE = (
@@ -55,7 +49,7 @@ PRETRAINING_RULE = (
 
 
 def judge(study: Study, evidence: Iterable[str] = EVIDENCE) -> pd.DataFrame:
-    """The claims on some kinds of evidence, asked of a study: a row each, columns COLUMNS.
+    """The claims on some kinds of evidence, asked of a study: a row each, as `answer` makes it.
 
     ``claim`` is the quote, ``where`` its place, ``test`` what would show it, ``found`` the numbers of this study,
     ``difference`` found less expected, or the comparison that decides (NaN where there is none), ``verdict`` one of
@@ -63,17 +57,16 @@ def judge(study: Study, evidence: Iterable[str] = EVIDENCE) -> pd.DataFrame:
     judged, whether the data are as stated; ``subject`` the kind of evidence. What the results lack makes rows that say so.
     """
     material = Material(study)
-    answers = [answer(row, material) for row in load() if row.evidence in evidence]
-    return pd.DataFrame(answers, columns=list(COLUMNS))
+    return pd.DataFrame([answer(row, material) for row in load() if row.evidence in evidence])
 
 
 def answer(row: Row, material: Material) -> dict:
     """One claim's row: the verdict is the outcome, unless the study's data or arms cannot settle the claim."""
     finding = measure(row, material)
     scope = out_of_scope(material.settings, row.about)
-    against = [*scope, *finding.barred]
+    found, against = finding.found or "nothing measured", scope + finding.barred
     if finding.outcome == NOT_TESTABLE and not against:
-        against = [finding.found]
+        against = [found]
     verdict = NOT_TESTABLE if against else finding.outcome
     has_meaning = verdict != NOT_TESTABLE or finding.is_comparison  # a count's distance from other data's count has none
     why = against + (finding.why if has_meaning or not scope else [])
@@ -83,7 +76,7 @@ def answer(row: Row, material: Material) -> dict:
         "test": row.test,
         "expected": _expected(row),
         "tolerance": _tolerance(row),
-        "found": finding.found or "nothing measured",
+        "found": found,
         "difference": finding.difference if has_meaning else math.nan,
         "verdict": verdict,
         "why": "; ".join(list(dict.fromkeys(why))[:2]),
@@ -97,77 +90,71 @@ def answer(row: Row, material: Material) -> dict:
 def measure(row: Row, material: Material) -> Finding:
     """What the study has to say about one claim, whatever data can settle the claim."""
     try:
-        if not row.rule:
-            finding = Finding()
+        barred = arms.no_domains(row, material)
+        if row.first and row.rule != "within":
+            finding = _comparison(row, material, barred)
+        elif barred or not row.rule:
+            finding = Finding(barred=barred)
         elif row.check:
             check = getattr(kaiko if row.evidence == PRETRAINING else checks, row.check)
             finding = rules.by_value(row, check(material, **row.arguments))
         else:
-            finding = _numbers(row, material) if row.rule == "within" else _comparison(row, material)
+            finding = _numbers(row, material)
     except (Untestable, store.StoreError) as reason:
         finding = Finding(barred=[str(reason)])
     barred, why = [*finding.barred, row.barred], [*finding.why, row.note]
     return replace(finding, barred=list(filter(None, barred)), why=list(filter(None, why)))
 
 
-def _comparison(row: Row, material: Material) -> Finding:
+def _comparison(row: Row, material: Material, barred: list[str]) -> Finding:
     """Arms, sizes or domains compared in pairs."""
-    choices = [arms.choose(material, named, row.stand_in) for named in (row.first, row.second)]
-    first, second = map(arms.names_of, choices)
-    sizes, of_sizes = arms.trained_sizes(row, material, [*first, *second])
-    pairs = arms.pairs(row, material, first, second, sizes)
-    finding = rules.by_pairs(row.rule, material, pairs, float(row.tolerance)) if pairs else Finding(row.lacking)
+    first, second = (arms.choose(material, named, row.stand_in) for named in (row.first, row.second))
+    sizes, of_sizes = arms.trained_sizes(row, material, first.names + second.names)
+    pairs = arms.pairs(row, material, first.names, second.names, sizes)
+    finding = rules.by_pairs(row.rule, material, pairs, row.tolerance) if pairs else Finding(row.lacking)
     if finding.outcome != NOT_REPRODUCED:
-        finding = replace(finding, barred=arms.no_domains(row, material))
-    return _bound(finding, [*choices[0], *choices[1], of_sizes])
+        finding = replace(finding, barred=barred)
+    return _bound(finding, first + second + of_sizes)
 
 
 def _numbers(row: Row, material: Material) -> Finding:
     """The mean over folds of each arm (or the best arm) and a printed number: the worst of the arms' outcomes."""
-    choices = arms.choose(material, row.first)
-    if barred := arms.no_domains(row, material):
-        return Finding(barred=barred)
-    values = {
-        arm: folds
-        for place in arms.places_of(material, row.at, material.sizes)
-        for arm in arms.names_of(choices)
-        if len(folds := material.at(arm, place, row.metric))
-    }
+    choice = arms.choose(material, row.first)
+    places = arms.places_of(material, row.at, material.sizes)
+    values = {arm: material.at(arm, place, row.metric) for place in places for arm in choice.names}
+    values = {arm: folds for arm, folds in values.items() if len(folds)}
     if row.only == "best" and values:
-        values = dict([max(values.items(), key=lambda item: item[1].values.mean())])
+        best = max(values, key=lambda arm: values[arm].values.mean())
+        values = {best: values[best]}
     if not values:
-        return _bound(Finding(), choices)
-    tested = arms.tested(row.at)
-    each = {arm: rules.by_folds(material, folds, row.expected, row.tolerance, tested) for arm, folds in values.items()}
+        return _bound(Finding(), choice)
+    is_crossed = row.at in DOMAIN_TITLES
+    each = {arm: rules.by_folds(material, folds, row.expected, row.tolerance, is_crossed) for arm, folds in values.items()}
     arm, worst = min(each.items(), key=lambda item: WORST_FIRST.index(item[1].outcome))
     difference = max((one.difference for one in each.values()), key=abs)
     is_explained = row.explain and worst.outcome != REPRODUCED
     why = reasons.EXPLAIN[row.explain](material, arm, worst.difference) if is_explained else []
     found = "; ".join(f"{name} {one.found}" for name, one in each.items())
-    return _bound(replace(worst, found=found, difference=difference, why=why), choices)
+    return _bound(replace(worst, found=found, difference=difference, why=why), choice)
 
 
-def _bound(finding: Finding, choices: list[arms.Choice]) -> Finding:
+def _bound(finding: Finding, choice: arms.Choice) -> Finding:
     """A finding within what its arms can settle."""
-    barred = [choice.barred for choice in choices if choice.barred]
-    partial = [choice.partial for choice in choices if choice.partial]
-    outcome = UNCLEAR if partial and finding.outcome == REPRODUCED else finding.outcome
-    return replace(finding, outcome=outcome, barred=[*finding.barred, *barred], why=[*partial, *finding.why])
+    outcome = UNCLEAR if choice.partial and finding.outcome == REPRODUCED else finding.outcome
+    return replace(finding, outcome=outcome, barred=finding.barred + choice.barred, why=choice.partial + finding.why)
 
 
 def out_of_scope(settings: Settings, about: Sequence[str]) -> list[str]:
     """Why this study's data cannot settle a claim about ``about``; empty where they can."""
-    asked, data = (
-        (settings.data.positive, settings.data.negative),
-        " and ".join(SOURCES[name].title for name in about if name in SOURCES),
-    )
-    if list(about) == [ANYWHERE]:
+    asked = settings.data.positive, settings.data.negative
+    if ANYWHERE in about or settings.data.source in about:
         return []
     if settings.synthetic:
         return ["synthetic data cannot settle it"]
-    if list(about) == [DIRECTION]:
+    if DIRECTION in about:
         return [] if asked == QUESTION else [f"another question: {asked[0]} against {asked[1]}"]
-    return [] if settings.data.source in about else [f"it is about {data}, and this study is {settings.source.title}"]
+    titles = " and ".join(SOURCES[name].title for name in about)
+    return [f"it is about {titles}, and this study is {settings.source.title}"]
 
 
 def _expected(row: Row) -> str:
@@ -181,8 +168,6 @@ def _expected(row: Row) -> str:
 
 
 def _tolerance(row: Row) -> str:
-    if isinstance(row.tolerance, str):
-        return row.tolerance
     if row.rule in RULES:
         return RULES[row.rule].tolerance.format(row.tolerance)
     if row.unit == "%":
@@ -193,28 +178,20 @@ def _tolerance(row: Row) -> str:
 # ---- the ledger as files and tables ----
 
 
-def write(ledger: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Keep the ledger as ``claims.csv`` and ``claims.json`` (no number: null) in ``folder``; returns it.
-
-    ``claims_rule.json`` says how a verdict is reached.
-    """
-    store.write_csv(folder / "claims.csv", ledger)
-    store.write_json(folder / "claims.json", ledger.astype(object).where(ledger.notna(), None).to_dict("records"))
-    store.write_json(folder / "claims_rule.json", [*RULE, PRETRAINING_RULE])
-    return ledger
-
-
 def exhibit(study: Study) -> Exhibit:
-    """The first paper's claims, asked of a study; `write` keeps the whole ledger among the study's figures."""
-    table = brief(write(judge(study), study.figures))
+    """The first paper's claims, asked of a study: those that were judged, and the comparisons that were only shown.
+
+    The whole ledger is kept among the study's figures as ``claims.csv`` and ``claims.json`` (no number: null), and how a
+    verdict is reached as ``claims_rule.json``.
+    """
+    ledger = judge(study)
+    store.write_csv(study.figures / "claims.csv", ledger)
+    store.write_json(study.figures / "claims.json", ledger.astype(object).where(ledger.notna(), None).to_dict("records"))
+    store.write_json(study.figures / "claims_rule.json", [*RULE, PRETRAINING_RULE])
+    is_shown = (ledger["paper"] == GANZ) & ((ledger["verdict"] != NOT_TESTABLE) | (ledger["here"] != ""))
+    table = ledger.loc[is_shown, ["claim", "where", "verdict", "here", "found"]].reset_index(drop=True)
     caption = (
         f"What {GANZ} state, asked of these data ({in_full(study.settings)}): the claims that were judged, and "
         "comparisons that are only shown. `claims.csv` has every claim, with the reason of its verdict."
     )
     return Exhibit("05_claims", "Claims", caption, table, None, "Claims")
-
-
-def brief(ledger: pd.DataFrame) -> pd.DataFrame:
-    """The first paper's claims for a notebook: those that were judged, and the comparisons that were only shown."""
-    own = ledger[(ledger["paper"] == GANZ) & ((ledger["verdict"] != NOT_TESTABLE) | (ledger["here"] != ""))]
-    return own[["claim", "where", "verdict", "here", "found"]].reset_index(drop=True)

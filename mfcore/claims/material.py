@@ -8,11 +8,9 @@ from pandas.api.typing import DataFrameGroupBy
 
 from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import MIN_FOLDS, Folds, Test, mean_of, paired_test
-from mfcore.study.config import Network
 from mfcore.study.predictions import ALL
 from mfcore.study.study import Study
 
-MIXED, INSIDE = "mixed", "inside"  # what fits are trained on: all domains together, or one
 DOMAIN_TITLES = {"inside": "in domain", "outside": "out of domain", "drop": "loss out of domain"}
 NO_CROSS_DOMAIN = "the study has no cross-domain fits"
 AT_SHARE = "balanced_accuracy_at_share"
@@ -29,6 +27,8 @@ class Material:
 
     def __init__(self, study: Study):
         self.study, self.settings = study, study.settings
+        self.networks = {network.name: network for network in study.settings.networks}
+        self.cell, self.across = cache(self._cell), cache(self._across)  # drawing cases takes long
 
     @cached_property
     def mixed(self) -> pd.DataFrame:
@@ -48,12 +48,12 @@ class Material:
     @cached_property
     def arms(self) -> list[str]:
         """The arms that have scores, in the study's order."""
-        names = [*(network.name for network in self.settings.networks), *self.settings.encoders]
-        return [name for name in names if name in set(self.study.scores["arm"])]
+        names = set(self.study.scores["arm"])
+        return [name for name in (*self.networks, *self.settings.encoders) if name in names]
 
-    def network(self, name: str) -> Network | None:
-        """The network of an arm, None for a probe's."""
-        return next((network for network in self.settings.networks if network.name == name), None)
+    def ways(self, arm: str) -> list[tuple[str, str]]:
+        """The domains that the arm's fits on single domains were trained and tested on."""
+        return [(train, domain) for name, train, _, domain in self._scores.indices if name == arm and train != ALL]
 
     def missing(self, arm: str) -> str:
         """Why an encoder's probe has no scores here."""
@@ -66,7 +66,7 @@ class Material:
     def at(self, arm: str, place: str | float, metric: str = "auroc") -> Folds:
         """An arm's metric by fold at a size, in a column of Tab. 2 (DOMAIN_TITLES), or its "gain" from the smallest size."""
         if place in DOMAIN_TITLES:
-            return _across(self, arm, metric)[place]
+            return self.across(arm, metric)[place]
         if place == "gain":
             return self.at(arm, self.sizes[-1], metric) - self.at(arm, self.sizes[0], metric)
         return self.at_share(arm, place) if metric == AT_SHARE else self.cell(arm, ALL, ALL, metric, place)
@@ -82,9 +82,24 @@ class Material:
         called = (table["score"] > self.study.labels["label"].mean()).astype(float)
         return by_fold(table.assign(score=called), "balanced_accuracy", self.study.seed, ALL).defined()
 
-    def cell(self, arm: str, train_domain: str, domain: str, metric: str = "auroc", size: float = 1.0) -> Folds:
+    def _cell(self, arm: str, train_domain: str, domain: str, metric: str = "auroc", size: float = 1.0) -> Folds:
         """An arm's metric by fold, trained on one domain and tested on one, or on all (`predictions.ALL`)."""
-        return _cell(self, (arm, train_domain, size, domain), metric)
+        key = arm, train_domain, size, domain
+        if key not in self._scores.indices:
+            return NO_FOLDS
+        return self.drawn(key, metric, self._scores.get_group(key).set_index("fold")[metric]).defined()
+
+    def _across(self, arm: str, metric: str) -> dict[str, Folds]:
+        """An arm's metric by fold, ``inside``, ``outside`` and ``drop``: the means over domains, or pairs of domains (Tab. 2).
+
+        What is drawn, out of domain, are the cases of each tested domain: domains and pairs are those that there are.
+        """
+        own = [way for way in self.ways(arm) if way[0] == way[1]]
+        others = [way for way in self.ways(arm) if way not in own]
+        cells = [[self.cell(arm, *way, metric) for way in ways] for ways in (own, others)]
+        inside, outside = (mean_of(part) if part else NO_FOLDS for part in cells)
+        drop = inside - outside
+        return {"inside": inside.at(drop.values.index), "outside": outside.at(drop.values.index), "drop": drop}
 
     def drawn(self, key: tuple, metric: str, values: pd.Series) -> Folds:
         """``values`` with draws of the tested cases where all folds are tested on the same, as the predictions show."""
@@ -107,45 +122,16 @@ class Material:
 
     # ---- tests ----
 
-    def test(self, difference: Folds, tested: str = MIXED) -> Test | None:
+    def test(self, difference: Folds, is_crossed: bool = False) -> Test | None:
         """The paired test of a difference by fold (`statistics.paired_test`); None where nothing can be tested.
 
-        tested: MIXED or INSIDE, whose patches the correction counts where folds have their own (`overlap`). Smaller training
-        sets than the largest share less, so that there it is on the safe side.
+        Where folds have patches of their own, the correction counts the patches that train and that test one fit: of fits on
+        all domains at the largest size, or (``is_crossed``, also for a loss out of domain) of fits on one domain, tested in
+        domain. Smaller training sets than the largest share less, so that there it is on the safe side.
         """
         difference = difference.defined()
         if len(difference) < MIN_FOLDS or not (difference.has_own_patches or difference.units):
             return None
-        return paired_test(difference, 0.0, *self.overlap(tested))
-
-    def overlap(self, tested: str = MIXED) -> tuple[float, float]:
-        """Patches that train and that test one fit, means: of fits on all domains at the largest size, else of single ones.
-
-        Of these the tests in domain count, where each fold has patches of its own; also for a loss out of domain.
-        """
-        is_mixed = tested == MIXED
-        rows = self.mixed if is_mixed else self.crossed
-        rows = rows[rows["size"] == self.sizes[-1] if is_mixed else rows["domain"] == rows["train_domain"]]
-        return float(rows["n_train"].mean()), float(rows["n_test"].mean())
-
-
-@cache
-def _cell(material: Material, key: tuple, metric: str) -> Folds:
-    groups = material._scores
-    if key not in groups.indices:
-        return NO_FOLDS
-    return material.drawn(key, metric, groups.get_group(key).set_index("fold")[metric]).defined()
-
-
-@cache
-def _across(material: Material, arm: str, metric: str) -> dict[str, Folds]:
-    """An arm's metric by fold, ``inside``, ``outside`` and ``drop``: the means over domains, or pairs of domains (Tab. 2).
-
-    What is drawn, out of domain, are the cases of each tested domain: domains and pairs are those that there are.
-    """
-    ways = material.crossed.loc[material.crossed["arm"] == arm, ["train_domain", "domain"]].drop_duplicates()
-    own = ways["train_domain"] == ways["domain"]
-    cells = [[material.cell(arm, *way, metric) for way in part.itertuples(index=False)] for part in (ways[own], ways[~own])]
-    inside, outside = (mean_of(part) if part else NO_FOLDS for part in cells)
-    drop = inside - outside
-    return {"inside": inside.at(drop.values.index), "outside": outside.at(drop.values.index), "drop": drop}
+        inside = self.crossed["domain"] == self.crossed["train_domain"]
+        fits = self.crossed[inside] if is_crossed else self.mixed[self.mixed["size"] == self.sizes[-1]]
+        return paired_test(difference, 0.0, fits["n_train"].mean(), fits["n_test"].mean())

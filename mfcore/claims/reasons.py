@@ -7,7 +7,7 @@ from mfcore.claims import rows
 from mfcore.claims.material import Material
 from mfcore.encoders.card import cards
 from mfcore.study import predictions
-from mfcore.study.config import MODES, as_dict
+from mfcore.study.config import MODES
 from mfcore.study.predictions import ALL
 
 PUBLISHED_NETWORK, N_TRAINING_FILE = "EfficientNetV2-M", 2_894  # of the benchmark on AMi-Br, and figures of its training file
@@ -15,21 +15,18 @@ PUBLISHED_NETWORK, N_TRAINING_FILE = "EfficientNetV2-M", 2_894  # of the benchma
 
 def protocol(material: Material, arm: str, difference: float) -> list[str]:
     """How this study departs from the released code and from the published training of an arm."""
-    settings, released = material.settings, as_dict(MODES["paper"])
-    other = [key for key, value in as_dict(settings.switches).items() if value != released[key]]
-    why = [f"not as the released code: {', '.join(other)}"] if other else []
-    if len(other) == len(released):
-        why = [f"{settings.mode_title}, which makes none of the released code's departures"]
-    if network := material.network(arm):
-        published = {key: value for key, value in rows.facts("protocol").items() if getattr(network, key) != value}
-        departures = [f"{key} {getattr(network, key)} for {value}" for key, value in published.items()]
-        why += [f"not as published: {', '.join(departures)}"] if departures else []
-    return why
+    settings, network = material.settings, material.networks.get(arm)
+    why = [] if settings.switches == MODES["paper"] else [f"not as the released code: {settings.mode_title}"]
+    published = rows.facts("protocol") if network else {}
+    departures = [
+        f"{key} {getattr(network, key)} for {value}" for key, value in published.items() if getattr(network, key) != value
+    ]
+    return [*why, f"not as published: {', '.join(departures)}"] if departures else why
 
 
 def benchmark(material: Material, arm: str, difference: float) -> list[str]:
     """How an arm's training differs from the benchmark's on AMi-Br; where it scores less, also what held the arm back."""
-    network, mixed, size = material.network(arm), material.mixed, material.sizes[-1]
+    network, mixed, size = material.networks[arm], material.mixed, material.sizes[-1]
     n_train = mixed.loc[(mixed["arm"] == arm) & (mixed["size"] == size), "n_train"].mean()
     n_seen = network.n_epochs * (network.patches_per_epoch or n_train)
     card = cards().get(network.architecture)
@@ -45,18 +42,15 @@ def benchmark(material: Material, arm: str, difference: float) -> list[str]:
 
 def _late(material: Material, arm: str, size: float) -> list[str]:
     """Whether training had ended: in how many folds the validation loss was lowest in one of the last two epochs."""
-    is_late, gains = [], []
-    for fold in range(material.settings.splits.n_folds):
-        run = material.study.runs.get(f"{arm}-fold{fold}")
-        history = predictions.fit_history(run, fold, size) if run else ()
-        if len(history) >= 4:
-            auroc = history["val_auroc"].to_numpy()
-            is_late.append(history["val_loss"].to_numpy().argmin() >= len(history) - 2)
-            gains.append(auroc[-1] - auroc[len(auroc) // 2 - 1])
-    if not gains:
+    runs = [(fold, material.study.runs.get(f"{arm}-fold{fold}")) for fold in range(material.settings.splits.n_folds)]
+    histories = [predictions.fit_history(run, fold, size) for fold, run in runs if run]
+    histories = [history for history in histories if len(history) >= 4]
+    if not histories:
         return []
+    n_late = sum(history["val_loss"].argmin() >= len(history) - 2 for history in histories)
+    gains = [history["val_auroc"].iloc[-1] - history["val_auroc"].iloc[len(history) // 2 - 1] for history in histories]
     return [
-        f"the validation loss was lowest in one of the last two epochs in {sum(is_late)} of {len(gains)} folds (validation "
+        f"the validation loss was lowest in one of the last two epochs in {n_late} of {len(gains)} folds (validation "
         f"AUROC {np.mean(gains):+.3f} over the second half)"
     ]
 

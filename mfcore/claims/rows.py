@@ -54,7 +54,7 @@ class Row:
     arguments: dict = field(default_factory=dict)
     expected: float | str | list[float] = ""
     printed_sd: float | None = None
-    tolerance: float | str = 0.0
+    tolerance: float = 0.0
     unit: str = ""
     note: str = ""
     barred: str = ""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from mfcore.analysis import exhibit
-from mfcore.claims.material import MIXED, Material
+from mfcore.claims.material import Material
 from mfcore.claims.rows import Row
 from mfcore.measures.statistics import Folds, holm, spread
 
@@ -31,7 +31,7 @@ class Finding:
     found: str = ""
     outcome: str = NOT_TESTABLE
     difference: float = math.nan
-    value: float | bool | str | pd.DataFrame | None = None
+    value: float | bool | pd.DataFrame | None = None
     barred: list[str] = field(default_factory=list)
     why: list[str] = field(default_factory=list)
     is_comparison: bool = False
@@ -39,12 +39,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arms (or sizes, or domains) that share folds: ``first`` less ``second``; ``tested`` as in `Material.test`."""
+    """Two arms (or sizes, or domains) that share folds: ``first`` less ``second``; ``is_crossed`` as in `Material.test`."""
 
     name: str
     first: Folds
     second: Folds
-    tested: str = MIXED
+    is_crossed: bool = False
 
 
 class Rule(NamedTuple):
@@ -119,7 +119,7 @@ def by_pairs(rule: str, material: Material, pairs: list[Pair], margin: float = 0
     rows, beyond, untested = [], [], []
     for pair in pairs:
         difference = pair.first - pair.second
-        test = material.test(difference, pair.tested)
+        test = material.test(difference, pair.is_crossed)
         if test is None:
             untested.append(pair.name)
             continue
@@ -127,7 +127,7 @@ def by_pairs(rule: str, material: Material, pairs: list[Pair], margin: float = 0
         name = f"{pair.name}, {' against '.join(f'{mean:.2f}' for mean in means)}"
         rows.append({"name": name, "p": test.p, "drawn": test.drawn, **vars(test.interval)})
         estimate = test.interval.estimate
-        from_margin = material.test(difference - math.copysign(margin, estimate), pair.tested)
+        from_margin = material.test(difference - math.copysign(margin, estimate), pair.is_crossed)
         beyond.append(from_margin.p if abs(estimate) > margin else 1.0)
     if untested:
         return Finding(f"{TOO_FEW}: {', '.join(untested[:3])}{' and others' * (len(untested) > 3)}")
@@ -139,7 +139,7 @@ def by_pairs(rule: str, material: Material, pairs: list[Pair], margin: float = 0
 
 
 def by_folds(
-    material: Material, values: Folds, expected: float | list[float], tolerance: float, tested: str = MIXED
+    material: Material, values: Folds, expected: float | list[float], tolerance: float, is_crossed: bool = False
 ) -> Finding:
     """Whether a mean over folds is a printed number, or lies between the two ends of ``expected``.
 
@@ -150,7 +150,7 @@ def by_folds(
     measured = spread(values.values)
     difference = measured.mean - (low + high) / 2
     text = f"{exhibit.plus_minus(measured.mean, measured.sd)} ({exhibit.counted(measured.n, 'fold')})"
-    test = material.test(values, tested)
+    test = material.test(values, is_crossed)
     if test is None:
         return Finding(text, difference=difference, barred=[TOO_FEW])
     interval = test.interval
@@ -166,10 +166,10 @@ def by_folds(
 def by_value(row: Row, finding: Finding) -> Finding:
     """The outcome of what a check measured: a number, a truth ("holds") or a table of tests; unchanged without a value."""
     value = finding.value
-    if value is None:
-        return finding
-    if row.rule in RULES:
+    if row.rule in RULES and value is not None:
         return replace(finding, outcome=decide(row.rule, value))
+    if pd.isna(value):
+        return finding
     if row.rule == "holds":
         return replace(finding, outcome=REPRODUCED if value else NOT_REPRODUCED)
     difference = float(value - row.expected)
@@ -186,7 +186,8 @@ def _by(drawn: str) -> str:
     return f" over draws of {drawn}" if drawn else ""
 
 
-def _one(test: pd.Series) -> str:
+def describe(test: pd.Series) -> str:
+    """A test in words: a row with columns ``name, estimate, low, high, drawn, p_holm``."""
     p = "" if math.isnan(test["p_holm"]) else ", p < 0.001" if test["p_holm"] < 0.001 else f", p {test['p_holm']:.3f}"
     span = exhibit.bounds(test["low"], test["high"], between=", ") or "no interval"
     return f"{test['name']}: {test['estimate']:+.3f} [{span}]{_by(test['drawn'])}{p}"
@@ -195,10 +196,10 @@ def _one(test: pd.Series) -> str:
 def _text(tests: pd.DataFrame) -> str:
     """Every test in words; of more than four a count, the lowest and the highest."""
     if len(tests) <= 4:
-        return "; ".join(_one(test) for _, test in tests.iterrows())
+        return "; ".join(describe(test) for _, test in tests.iterrows())
     n_above, n_below = ((tests["clear"] & (sign * tests["estimate"] > 0)).sum() for sign in (1, -1))
     ordered = tests.sort_values("estimate")
     return (
         f"of {len(tests)} comparisons {n_above} clearly above zero, {n_below} clearly below; "
-        f"lowest {_one(ordered.iloc[0])}; highest {_one(ordered.iloc[-1])}"
+        f"lowest {describe(ordered.iloc[0])}; highest {describe(ordered.iloc[-1])}"
     )

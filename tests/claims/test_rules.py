@@ -161,12 +161,11 @@ def test_the_correction_counts_the_patches_that_were_trained_and_tested_on():
     rows += [("a", "a", 1.0, 200, 60), ("a", "b", 1.0, 200, 500)]
     scores = pd.DataFrame(rows, columns=["train_domain", "domain", "size", "n_train", "n_test"])
     made = made_claims.material(made_claims.study(), scores)
-    counts = {tested: made.overlap(tested) for tested in ("mixed", "inside")}
-    assert counts == {"mixed": (700, 300), "inside": (200, 60)}
     of = pair(0.05, 0.01)
-    mixed, inside = (made.test(of.first - of.second, tested) for tested in ("mixed", "inside"))
+    mixed, inside = (made.test(of.first - of.second, is_crossed) for is_crossed in (False, True))
+    assert mixed == paired_test(of.first, of.second, 700, 300)
     assert inside == paired_test(of.first, of.second, 200, 60) and mixed.p > inside.p
-    judged = by_pairs("above", made, [Pair("a", of.first, of.second, "inside")])
+    judged = by_pairs("above", made, [Pair("a", of.first, of.second, True)])
     assert f"{inside.interval.low:+.3f}" in judged.found
 
 
@@ -175,7 +174,7 @@ def test_folds_that_share_their_patches_are_judged_by_draws_of_cases_alone():
     values = pair(0.05, 0.001).first.values
     moved = np.tile(np.random.default_rng(0).normal(scale=0.04, size=300), (5, 1))
     noisy = Folds(values, moved, False, {"b": 12}, "case")
-    found = by_pairs("above", MATERIAL, [Pair("a", noisy, LEVEL, "inside")])
+    found = by_pairs("above", MATERIAL, [Pair("a", noisy, LEVEL, True)])
     assert found.outcome == UNCLEAR and "over draws of 12 cases" in found.found
     assert by_pairs("above", MATERIAL, [Pair("a", Folds(values, moved / 40, False, {"b": 12}), LEVEL)]).outcome == REPRODUCED
     alone = by_pairs("above", MATERIAL, [Pair("a", Folds(values, has_own_patches=False), LEVEL)])
@@ -212,8 +211,8 @@ def test_out_of_domain_the_predictions_say_which_cases_are_drawn():
     assert scores["net"].values.tolist() == pytest.approx(rows.groupby("fold")["auroc"].mean().tolist())
     inside, drop = (made.at("net", name) for name in ("inside", "drop"))
     assert inside.has_own_patches and not inside.units and drop.has_own_patches and drop.units == scores["net"].units
-    found = by_pairs("above", made, [Pair("a", scores["net"], scores["uni"], "inside")])
+    found = by_pairs("above", made, [Pair("a", scores["net"], scores["uni"], True)])
     assert "over draws of 24 slides" in found.found
-    assert "draws" not in by_pairs("above", made, [Pair("a", inside, made.at("uni", "inside"), "inside")]).found
-    one = by_pairs("above", made, [Pair("b", made.cell("net", "a", "b"), made.cell("uni", "a", "b"), "inside")])
+    assert "draws" not in by_pairs("above", made, [Pair("a", inside, made.at("uni", "inside"), True)]).found
+    one = by_pairs("above", made, [Pair("b", made.cell("net", "a", "b"), made.cell("uni", "a", "b"), True)])
     assert "over draws of 12 slides" in one.found
