@@ -1,4 +1,5 @@
-"""Named checks: what a study's labels, networks, settings and runs are, measured for the rows that compare no arms.
+"""Named checks: what a study's labels, networks, settings and runs are, measured for the rows that
+compare no arms.
 
 Each returns a `Finding` with the value that a rule judges. Its arguments are those of the row.
 """
@@ -34,7 +35,11 @@ def slides(material: Material) -> Finding:
 def domains(material: Material, names: list[str]) -> Finding:
     """The tumours by name."""
     found = sorted(material.study.labels["domain"].unique())
-    return Finding(f"{len(found)}: {', '.join(found)}", value=found == names, difference=float(len(found) - len(names)))
+    return Finding(
+        f"{len(found)}: {', '.join(found)}",
+        value=found == names,
+        difference=float(len(found) - len(names)),
+    )
 
 
 def less_than_other(material: Material, smaller: str, printed: dict[str, int]) -> Finding:
@@ -43,26 +48,39 @@ def less_than_other(material: Material, smaller: str, printed: dict[str, int]) -
     other = next(name for name in printed if name != source)
     difference = n - printed[other]
     is_met = difference < 0 if source == smaller else difference > 0
-    return Finding(f"{n:,}; printed for {other}: {printed[other]:,}", value=is_met, difference=float(difference))
+    return Finding(
+        f"{n:,}; printed for {other}: {printed[other]:,}",
+        value=is_met,
+        difference=float(difference),
+    )
 
 
 def resolution(material: Material) -> Finding:
-    """Level 0 of every slide in µm/px, within 1 % of 0.25: the released code reads level 0 as it is."""
-    settings, values = material.settings, material.study.labels.groupby("slide_id")["um_per_px"].first()
+    """Level 0 of every slide in µm/px, within 1 % of 0.25: the released code reads level 0 as it
+    is.
+    """
+    settings, values = (
+        material.settings,
+        material.study.labels.groupby("slide_id")["um_per_px"].first(),
+    )
     if values.isna().any():
         raise Untestable("the label table does not have the µm/px of every slide")
     off = (values / 0.25 - 1).abs()
     n_near, has_slides = int((off <= 0.01).sum()), settings.source.has_slides
-    text = f"level 0 is at {values.min():.4f} to {values.max():.4f} µm/px; {n_near} of {len(values)} slides within 1 % of 0.25"
+    text = (
+        f"level 0 is at {values.min():.4f} to {values.max():.4f} µm/px; "
+        f"{n_near} of {len(values)} slides within 1 % of 0.25"
+    )
     is_resampled = has_slides and settings.switches.resolution == "target"
+    target = f"resamples to {settings.patches.um_per_px} µm/px"
     return Finding(
         text,
         value=n_near == len(values),
         difference=float(values[off.idxmax()] - 0.25),
-        why=[
-            f"this study {f'resamples to {settings.patches.um_per_px} µm/px' if is_resampled else 'reads patches as scanned'}"
-        ],
-        barred=[] if has_slides else ["its patches do not state their µm/px: 0.25 is taken for them"],
+        why=[f"this study {target if is_resampled else 'reads patches as scanned'}"],
+        barred=[]
+        if has_slides
+        else ["its patches do not state their µm/px: 0.25 is taken for them"],
     )
 
 
@@ -77,7 +95,10 @@ def n_models(material: Material, encoders: list[str]) -> Finding:
 def are_ordered(material: Material, encoders: list[str]) -> Finding:
     """Whether encoders are ordered by size, to three digits."""
     sizes = [float(f"{cards()[name].n_parameters:.3g}") for name in encoders]
-    return Finding(", ".join(f"{size / 1e6:,.0f}M" for size in sizes), value=sizes == sorted(sizes, reverse=True))
+    return Finding(
+        ", ".join(f"{size / 1e6:,.0f}M" for size in sizes),
+        value=sizes == sorted(sizes, reverse=True),
+    )
 
 
 def cards_say(material: Material, encoders: list[str], field: str, pattern: str) -> Finding:
@@ -87,22 +108,31 @@ def cards_say(material: Material, encoders: list[str], field: str, pattern: str)
     return Finding(", ".join(f"{name} {value}" for name, value in fields.items()), value=is_met)
 
 
-def parameters(material: Material, encoder: str, architecture: str = "", n_classes: int = 0) -> Finding:
-    """Parameters of a built architecture, with those of a classifier of ``n_classes``; none where it is of another type."""
+def parameters(
+    material: Material, encoder: str, architecture: str = "", n_classes: int = 0
+) -> Finding:
+    """Parameters of a built architecture, with a classifier's; 0 where it is of another type."""
     card = cards()[encoder]
     n = card.n_parameters + n_classes * (card.n_dims + 1)
-    text = f"{card.architecture}: {n / 1e6:,.1f}M" + f" with a classifier of {n_classes:,} classes" * (n_classes > 0)
+    text = (
+        f"{card.architecture}: {n / 1e6:,.1f}M"
+        + f" with a classifier of {n_classes:,} classes" * (n_classes > 0)
+    )
     return Finding(text, value=n if card.architecture.startswith(architecture) else 0)
 
 
 def patch_tokens(material: Material, encoders: list[str]) -> Finding:
-    """Patch tokens of two transformers at their cards' crop, and whether the cards' mean is over these tokens alone."""
-    both = [cards()[name] for name in encoders]
-    counts = [(card.crop_px // int(re.search(r"patch(\d+)", card.architecture)[1])) ** 2 for card in both]
+    """Patch tokens at the cards' crop, and whether their mean is read beside the class token."""
+    counts, readouts = {}, set()
+    for name in encoders:
+        card = cards()[name]
+        side_px = int(re.search(r"patch(\d+)", card.architecture)[1])
+        counts[name] = (card.crop_px // side_px) ** 2
+        readouts.add(card.readout)
     return Finding(
-        ", ".join(f"{card.name} {n}" for card, n in zip(both, counts, strict=True)),
-        value=set(counts) == {256} and {card.readout for card in both} == {"class+mean"},
-        difference=float(max(counts) - 256),
+        ", ".join(f"{name} {n}" for name, n in counts.items()),
+        value=set(counts.values()) == {256} and readouts == {"class+mean"},
+        difference=float(max(counts.values()) - 256),
     )
 
 
@@ -112,29 +142,46 @@ def patch_tokens(material: Material, encoders: list[str]) -> Finding:
 def patch_px(material: Material, designed: int) -> Finding:
     """The side of the study's patches."""
     side = material.settings.patches.size_px
-    return Finding(value=side, barred=[] if side == designed else ["this study's patches are of another size by design"])
+    return Finding(
+        value=side,
+        barred=[] if side == designed else ["this study's patches are of another size by design"],
+    )
 
 
 def learning_rate(material: Material, max_lr: float) -> Finding:
-    """Whether the learning rate of end-to-end trainings reached 80 % of ``max_lr`` and never more, by their histories."""
-    names = [name for name, network in material.networks.items() if not network.lora and network.max_lr == max_lr]
-    histories = [history(run) for name, run in material.study.runs.items() if name.rpartition("-fold")[0] in names]
+    """Whether the histories of end-to-end trainings reach 80 % of ``max_lr``, and never more."""
+    names = [
+        name
+        for name, network in material.networks.items()
+        if not network.lora and network.max_lr == max_lr
+    ]
+    histories = [
+        history(run)
+        for name, run in material.study.runs.items()
+        if name.rpartition("-fold")[0] in names
+    ]
     rates = [rate for table in histories for rate in table.get("learning_rate", [])]
     if not rates:
-        raise Untestable(f"no network trained end to end at {max_lr:g} by design has left its history")
+        raise Untestable(
+            f"no network trained end to end at {max_lr:g} by design has left its history"
+        )
     highest = max(rates)
-    return Finding(f"{highest:.3g}", value=0.8 * max_lr <= highest <= max_lr * (1 + 1e-6), difference=highest - max_lr)
+    return Finding(
+        f"{highest:.3g}",
+        value=0.8 * max_lr <= highest <= max_lr * (1 + 1e-6),
+        difference=highest - max_lr,
+    )
 
 
 def best_epoch(material: Material) -> Finding:
     """Whether the study tests the epoch with the lowest validation loss."""
-    epoch, has_networks = material.settings.switches.epoch, material.networks.keys() & material.arms
-    barred = [] if has_networks else ["no network has scores here"]
+    epoch = material.settings.switches.epoch
+    barred = [] if material.networks.keys() & material.arms else ["no network has scores here"]
     return Finding(f"this study tests the {epoch} epoch", value=epoch == "best", barred=barred)
 
 
 def augmentation(material: Material, kinds: list[str]) -> Finding:
-    """Whether the settings of the networks trained end to end have each kind of augmentation; flips always are on."""
+    """Whether networks trained end to end have each kind of augmentation; flips always are on."""
     choice = networks(material)
     missing = [
         f"{name} without {kind}"
@@ -147,10 +194,19 @@ def augmentation(material: Material, kinds: list[str]) -> Finding:
 
 
 def fits(material: Material, **design: object) -> Finding:
-    """The fewest fits that any arm has: on single domains where the design has ``n_domains``, else on all domains."""
-    splits, scores = material.settings.splits, material.crossed if "n_domains" in design else material.mixed
-    here = {"n_folds": splits.n_folds, "sizes": list(splits.sizes), "n_domains": scores["train_domain"].nunique()}
-    other = [f"{key} {here[key]} by design, not {value}" for key, value in design.items() if here[key] != value]
+    """The fewest fits of any arm: on single domains for a design of ``n_domains``, else on all."""
+    splits = material.settings.splits
+    scores = material.crossed if "n_domains" in design else material.mixed
+    here = {
+        "n_folds": splits.n_folds,
+        "sizes": list(splits.sizes),
+        "n_domains": scores["train_domain"].nunique(),
+    }
+    other = [
+        f"{key} {here[key]} by design, not {value}"
+        for key, value in design.items()
+        if here[key] != value
+    ]
     counts = scores.drop_duplicates(FIT).groupby("arm").size()
     if counts.empty:
         raise Untestable("no arm has scores here")
@@ -160,12 +216,16 @@ def fits(material: Material, **design: object) -> Finding:
 
 def _share(shares: pd.Series) -> Finding:
     """The mean of shares, with their range."""
-    return Finding(f"{shares.mean():.1%} ({shares.min():.1%} to {shares.max():.1%})", value=float(shares.mean()))
+    return Finding(
+        f"{shares.mean():.1%} ({shares.min():.1%} to {shares.max():.1%})",
+        value=float(shares.mean()),
+    )
 
 
 def test_share(material: Material) -> Finding:
     """Test patches as a share of all annotations, the mean over folds."""
-    return _share(full_size(material.study.scores).groupby("fold")["n_test"].first() / len(material.study.labels))
+    n_test = full_size(material.study.scores).groupby("fold")["n_test"].first()
+    return _share(n_test / len(material.study.labels))
 
 
 def validation_share(material: Material) -> Finding:
@@ -197,12 +257,14 @@ def tested_domains(material: Material) -> Finding:
 
 
 def same_patches(material: Material) -> Finding:
-    """Whether arms that share a training were tested on the same patches, and trained on as many."""
-    of_arm = material.study.scores.groupby(FIT, sort=False).agg({"tested": "sum", "n_train": "first"})
+    """Whether arms that share a training were tested on the same patches and trained on as many."""
+    of_arm = material.study.scores.groupby(FIT, sort=False).agg(
+        {"tested": "sum", "n_train": "first"}
+    )
     trainings = of_arm.groupby(FIT[1:])
     shared = trainings.nunique()[trainings.size() > 1]
     same = int((shared == 1).all(axis=1).sum())
     if shared.empty:
         raise Untestable("it takes two arms")
-    text = f"the same patches in {same} of {len(shared)} trainings that two or more arms share"
+    text = f"the same patches in {same} of {len(shared)} trainings that arms share"
     return Finding(text, value=same == len(shared), difference=float(same - len(shared)))

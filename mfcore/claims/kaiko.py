@@ -1,4 +1,6 @@
-"""What kaiko 2024 state about pretraining and representations: pretrainings that differ in one thing, on each task."""
+"""What kaiko 2024 state about pretraining and representations: pretrainings that differ in one
+thing, on each task.
+"""
 
 import math
 from collections import defaultdict
@@ -28,16 +30,17 @@ AMOUNTS = {
     "patches.slide_fraction": lambda one: one.patches.slide_fraction,
     "patches.n_distinct": lambda one: one.patches.n_distinct or math.inf,
 }
-Ways = tuple[list[str], list[str]]  # encoders pretrained in one way and in another, all else but their draws equal
+# Encoders pretrained in one way and in another, all else but their draws equal
+Ways = tuple[list[str], list[str]]
 
 
 def pretrainings(material: Material, varied: list[str]) -> Finding:
-    """Whether the most of what is ``varied`` scores more than less of it, on every task that judged both."""
+    """Whether the most of what is ``varied`` scores more than less of it, on each task of both."""
     return _on_tasks(material, [ways for key in varied for ways in _ways(material.settings, key)])
 
 
 def starts(material: Material) -> Finding:
-    """Started from ImageNet weights against random ones, after the first snapshot; else other starts stand in."""
+    """Starts from ImageNet against random ones after the first snapshot; other starts stand in."""
     settings, asked, assumed = material.settings, defaultdict(list), []
     for ways in _ways(settings, "start"):
         every = [settings.pretraining_of(name) for way in ways for name in way]
@@ -45,23 +48,25 @@ def starts(material: Material) -> Finding:
         if not steps:  # no snapshot on the way that all of them kept
             continue
         start = every[0].start
-        images = _other_images(settings, start)
-        against = f"training starts from {start}, which has learnt from {images}, not from ImageNet" if images else ""
-        asked[against].append([[f"{name}@{min(steps)}" for name in way] for way in ways])
-        if not images and not of_pretraining.learnt_from(settings, start):
-            assumed.append(f"the study does not say what {start} has learnt from, so ImageNet is assumed")
+        other = _other_than_imagenet(settings, start)
+        asked[other].append([[f"{name}@{min(steps)}" for name in way] for way in ways])
+        if not other and not of_pretraining.learnt_from(settings, start):
+            why = f"the study does not say what {start} has learnt from, so ImageNet is assumed"
+            assumed.append(why)
     from_imagenet = asked.pop("", [])
     finding = _on_tasks(material, from_imagenet or [*chain(*asked.values())])
-    return replace(finding, barred=[] if from_imagenet else list(asked), why=[*assumed, *finding.why])
+    barred = [f"training starts from {other}, not from ImageNet" for other in asked]
+    return replace(finding, barred=[] if from_imagenet else barred, why=assumed + finding.why)
 
 
 def decorrelation(material: Material) -> Finding:
     """ODCorr (both readings) of DINOv2 less that of DINO, on each task's images."""
-    table = of_pretraining.representations_table(material.study)
-    table = of_pretraining.last(of_pretraining.compared(material.settings, table, "method")).dropna(subset="mean")
-    tests = []
-    for (_, task, metric), part in table[table["metric"].isin(ODCORRS)].groupby(["base", "task", "metric"], sort=False):
-        new, old = (part.loc[part["value"] == METHODS[method].title, "mean"] for method in ("dinov2", "dino"))
+    table, tests = of_pretraining.representations_table(material.study), []
+    table = of_pretraining.last(of_pretraining.compared(material.settings, table, "method"))
+    table = table[table["metric"].isin(ODCORRS) & table["mean"].notna()]
+    for (_, task, metric), part in table.groupby(["base", "task", "metric"], sort=False):
+        scores = part.set_index("value")["mean"]
+        new, old = (scores[scores.index == METHODS[name].title] for name in ("dinov2", "dino"))
         if len(new) and len(old):
             name = f"{task}, {TITLES[metric]} {new.mean():.3f} (DINOv2) against {old.mean():.3f}"
             tests.append(_difference(name, new, old))
@@ -69,20 +74,29 @@ def decorrelation(material: Material) -> Finding:
 
 
 def correlations(material: Material, metrics: list[str]) -> Finding:
-    """Whether each of ``metrics`` goes with the score on every task as the papers state, p after Holm over all of them."""
+    """Whether each of ``metrics`` goes with the score on every task as the papers state, p after
+    Holm over all of them.
+    """
     table = representations.correlate_tasks(representations.tasks_table(material.study))
     table = table[table["metric"].isin(metrics) & table["rho"].notna()]
     if table.empty:
         raise Untestable("fewer than three encoders are judged by a task of patches")
     table = table.assign(p=holm(table["p"].astype(float)))
-    tests = pd.DataFrame({"estimate": table["rho"] * table["metric"].map(EXPECTED), "clear": table["p"] < ALPHA})
-    text = "; ".join(f"{one.task}, {TITLES[one.metric]} ρ {one.rho:+.2f}, p {one.p:.2g}" for one in table.itertuples())
+    tests = pd.DataFrame(
+        {"estimate": table["rho"] * table["metric"].map(EXPECTED), "clear": table["p"] < ALPHA}
+    )
+    text = "; ".join(
+        f"{one.task}, {TITLES[one.metric]} ρ {one.rho:+.2f}, p {one.p:.2g}"
+        for one in table.itertuples()
+    )
     why = f"over {int(table['n'].max())} encoders, and many of them may be variants of one recipe"
     return Finding(text, value=tests, why=[why], is_comparison=True)
 
 
 def _ways(settings: Settings, varied: str) -> list[Ways]:
-    """In each comparison of ``varied``, the pretrainings with the most of it against those with each smaller amount."""
+    """In each comparison of ``varied``, the pretrainings with the most of it against those with
+    each smaller amount.
+    """
     found = []
     for comparison in of_pretraining.comparisons(settings, varied):
         groups = defaultdict(list)
@@ -98,20 +112,25 @@ def _ways(settings: Settings, varied: str) -> list[Ways]:
     return found
 
 
-def _other_images(settings: Settings, start: str) -> str:
-    """What a start has learnt from other than ImageNet, as far as the study and the cards know; else empty."""
+def _other_than_imagenet(settings: Settings, start: str) -> str:
+    """A start and what it has learnt from, where study or cards know it as other than ImageNet."""
     card, images = cards().get(start), of_pretraining.learnt_from(settings, start)
     if pretrained.is_of(settings, start):
-        return "this study's slides"
-    if card and {card.name, card.variant_of} & pathology():
-        return "slides"
-    return "" if images.startswith("ImageNet") else images
+        images = "this study's slides"
+    elif card and {card.name, card.variant_of} & pathology():
+        images = "slides"
+    is_other = images and not images.startswith("ImageNet")
+    return f"{start}, which has learnt from {images}" if is_other else ""
 
 
 def _on_tasks(material: Material, asked: list[Ways]) -> Finding:
-    """Whether the first of each two ways scores more than the second, on every task that judged both."""
+    """Whether the first of each two ways scores more than the second, on every task that judged
+    both.
+    """
     runs = tasks.runs(material.study)
-    scores = tasks.reported(tasks.scores_table(material.study)).set_index(["task", "encoder"])["mean"]
+    scores = tasks.reported(tasks.scores_table(material.study)).set_index(["task", "encoder"])[
+        "mean"
+    ]
     tests = []
     for ways, task in product(asked, [task.name for task in material.settings.tasks]):
         first, second = ([name for name in way if (task, name) in runs] for way in ways)
@@ -121,17 +140,28 @@ def _on_tasks(material: Material, asked: list[Ways]) -> Finding:
         elif first and second:
             one = tasks.difference(material.study, task, first[0], second[0])
             tests.append((name, one.estimate, one.low, one.high, False))
-    return _over_pretrainings(tests, "no task has judged two pretrainings that differ in this alone")
+    return _over_pretrainings(
+        tests, "no task has judged two pretrainings that differ in this alone"
+    )
 
 
-def _difference(name: str, first: pd.Series, second: pd.Series) -> tuple[str, float, float, float, bool]:
-    """A test over pretrainings, with Welch's 95 % interval; no interval where one way has a single score."""
+def _difference(
+    name: str, first: pd.Series, second: pd.Series
+) -> tuple[str, float, float, float, bool]:
+    """A test over pretrainings, with Welch's 95 % interval; no interval where one way has a single
+    score.
+    """
     estimate = first.mean() - second.mean()
     if min(len(first), len(second)) < 2:
         return name, estimate, math.nan, math.nan, False
     if np.ptp(first) == np.ptp(second) == 0:
         return name, estimate, estimate, estimate, True
-    return name, estimate, *stats.ttest_ind(first, second, equal_var=False).confidence_interval(LEVEL), True
+    return (
+        name,
+        estimate,
+        *stats.ttest_ind(first, second, equal_var=False).confidence_interval(LEVEL),
+        True,
+    )
 
 
 def _over_pretrainings(tests: list[tuple], lacking: str) -> Finding:

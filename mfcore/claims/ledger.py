@@ -1,4 +1,6 @@
-"""The claims ledger: each checkable sentence of the papers, asked of a study, is a row with its verdict and the reason."""
+"""The claims ledger: each checkable sentence of the papers, asked of a study, is a row with its
+verdict and the reason.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,64 +13,83 @@ from mfcore.analysis.exhibit import Exhibit, in_full
 from mfcore.claims import arms, checks, kaiko, reasons, rules
 from mfcore.claims.material import DOMAIN_TITLES, Material, Untestable
 from mfcore.claims.rows import ANYWHERE, DIRECTION, Row, load
-from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, RULES, UNCLEAR, VERDICTS, Finding
+from mfcore.claims.rules import (
+    NOT_REPRODUCED,
+    NOT_TESTABLE,
+    REPRODUCED,
+    RULES,
+    UNCLEAR,
+    VERDICTS,
+    Finding,
+)
 from mfcore.study.config import SOURCES, Settings
 from mfcore.study.study import Study
 
 HERE = dict(zip(VERDICTS, ("as stated", "not as stated", "unclear", ""), strict=True))
 WORST_FIRST = (NOT_TESTABLE, NOT_REPRODUCED, UNCLEAR, REPRODUCED)
 GANZ = "Ganz et al. 2024"
-# The kinds of evidence, so that counts of verdicts do not mix what any study can confirm with what only results can.
+# The kinds of evidence, so that counts of verdicts do not mix what any study can confirm with what
+# only results can.
 EVIDENCE = ("data", "networks", "method", "data scaling", "domain shift", "later work")
 PRETRAINING = "pretraining"
 QUESTION = ("mitotic figure", "look-alike")
 RULE = (
-    "A printed number is judged only on the data set that it was printed for. Reproduced: the mean over folds is within the "
-    "tolerance, and its 95 % interval is at most four tolerances wide. Not reproduced: the whole interval is outside. "
-    "Otherwise unclear.",
-    "A direction (above, not above, alike) is judged on any real data that ask the paper's question, mitotic figure against "
-    "look-alike. “Above” needs every difference above zero with p below 0.05; one difference clearly below zero refutes. “Not "
-    "above” and “alike” need every interval inside a margin that was set beforehand.",
-    "Synthetic data, and data that ask another question, judge neither. The page shows what was found, and whether the result "
-    "is as stated.",
-    "A statement about all of the paper's models can be refuted by some of them, and is unclear while one is missing. Where "
-    "the study has none of them, other encoders stand in: their results are shown and not judged.",
-    "What networks are, and how a study was made, is judged in every study. The row says whether this study's runs were made "
-    "as the paper says.",
-    "Where each fold has its own test patches, intervals and p values are those of the corrected paired t test over folds "
-    "(Nadeau and Bengio 2003), which counts a fit's training and test patches.",
-    "Where all folds test the same patches (out of domain, or the authors' own division), intervals are over draws of the "
-    "tested cases of each domain, the same for both arms, with the spread over folds for the training (Obuchowski and Rockette "
-    "1995). A loss out of domain has both parts. p values are after Holm over all comparisons of the row.",
+    "A printed number is judged only on the data set that it was printed for. Reproduced: the "
+    "mean over folds is within the tolerance, and its 95 % interval is at most four tolerances "
+    "wide. Not reproduced: the whole interval is outside. Otherwise unclear.",
+    "A direction (above, not above, alike) is judged on any real data that ask the paper's "
+    "question, mitotic figure against look-alike. “Above” needs every difference above zero with "
+    "p below 0.05; one difference clearly below zero refutes. “Not above” and “alike” need every "
+    "interval inside a margin that was set beforehand.",
+    "Synthetic data, and data that ask another question, judge neither. The page shows what was "
+    "found, and whether the result is as stated.",
+    "A statement about all of the paper's models can be refuted by some of them, and is unclear "
+    "while one is missing. Where the study has none of them, other encoders stand in: their "
+    "results are shown and not judged.",
+    "What networks are, and how a study was made, is judged in every study. The row says whether "
+    "this study's runs were made as the paper says.",
+    "Where each fold has its own test patches, intervals and p values are those of the corrected "
+    "paired t test over folds (Nadeau and Bengio 2003), which counts a fit's training and test "
+    "patches.",
+    "Where all folds test the same patches (out of domain, or the authors' own division), "
+    "intervals are over draws of the tested cases of each domain, the same for both arms, with "
+    "the spread over folds for the training (Obuchowski and Rockette 1995). A loss out of domain "
+    "has both parts. p values are after Holm over all comparisons of the row.",
 )
 PRETRAINING_RULE = (
-    "kaiko 2024's statements are about ways to pretrain. Pretrainings that differ in one thing are compared on each task by "
-    "the 95 % interval over pretrainings (Welch's t). “Above” needs every interval above zero; one interval below zero "
-    "refutes. Where a way was pretrained once, the interval is over what was tested, and the verdict is unclear."
+    "kaiko 2024's statements are about ways to pretrain. Pretrainings that differ in one thing "
+    "are compared on each task by the 95 % interval over pretrainings (Welch's t). “Above” needs "
+    "every interval above zero; one interval below zero refutes. Where a way was pretrained once, "
+    "the interval is over what was tested, and the verdict is unclear."
 )
 
 
 def judge(study: Study, evidence: Iterable[str] = EVIDENCE) -> pd.DataFrame:
     """The claims on some kinds of evidence, asked of a study: a row each, as `answer` makes it.
 
-    ``claim`` is the quote, ``where`` its place, ``test`` what would show it, ``found`` the numbers of this study,
-    ``difference`` found less expected, or the comparison that decides (NaN where there is none), ``verdict`` one of
-    `rules.VERDICTS`, ``why`` at most two reasons, ``data`` what was measured; ``here``, of a comparison that cannot be
-    judged, whether the data are as stated; ``subject`` the kind of evidence. What the results lack makes rows that say so.
+    ``claim`` is the quote, ``where`` its place, ``test`` what would show it, ``found`` the numbers
+    of this study, ``difference`` found less expected, or the comparison that decides (NaN where
+    there is none), ``verdict`` one of `rules.VERDICTS`, ``why`` at most two reasons, ``data`` what
+    was measured; ``here``, of a comparison that cannot be judged, whether the data are as stated;
+    ``subject`` the kind of evidence. What the results lack makes rows that say so.
     """
     material = Material(study)
     return pd.DataFrame([answer(row, material) for row in load() if row.evidence in evidence])
 
 
 def answer(row: Row, material: Material) -> dict:
-    """One claim's row: the verdict is the outcome, unless the study's data or arms cannot settle the claim."""
+    """One claim's row: the verdict is the outcome, unless the study's data or arms cannot settle
+    the claim.
+    """
     finding = measure(row, material)
     scope = out_of_scope(material.settings, row.about)
     found, against = finding.found or "nothing measured", scope + finding.barred
     if finding.outcome == NOT_TESTABLE and not against:
         against = [found]
     verdict = NOT_TESTABLE if against else finding.outcome
-    has_meaning = verdict != NOT_TESTABLE or finding.is_comparison  # a count's distance from other data's count has none
+    has_meaning = (
+        verdict != NOT_TESTABLE or finding.is_comparison
+    )  # a count's distance from other data's count has none
     why = against + (finding.why if has_meaning or not scope else [])
     return {
         "claim": row.quote,
@@ -108,17 +129,23 @@ def measure(row: Row, material: Material) -> Finding:
 
 def _comparison(row: Row, material: Material, barred: list[str]) -> Finding:
     """Arms, sizes or domains compared in pairs."""
-    first, second = (arms.choose(material, named, row.stand_in) for named in (row.first, row.second))
+    first, second = (
+        arms.choose(material, named, row.stand_in) for named in (row.first, row.second)
+    )
     sizes, of_sizes = arms.trained_sizes(row, material, first.names + second.names)
     pairs = arms.pairs(row, material, first.names, second.names, sizes)
-    finding = rules.by_pairs(row.rule, material, pairs, row.tolerance) if pairs else Finding(row.lacking)
+    finding = (
+        rules.by_pairs(row.rule, material, pairs, row.tolerance) if pairs else Finding(row.lacking)
+    )
     if finding.outcome != NOT_REPRODUCED:
         finding = replace(finding, barred=barred)
     return _bound(finding, first + second + of_sizes)
 
 
 def _numbers(row: Row, material: Material) -> Finding:
-    """The mean over folds of each arm (or the best arm) and a printed number: the worst of the arms' outcomes."""
+    """The mean over folds of each arm (or the best arm) and a printed number: the worst of the
+    arms' outcomes.
+    """
     choice = arms.choose(material, row.first)
     places = arms.places_of(material, row.at, material.sizes)
     values = {arm: material.at(arm, place, row.metric) for place in places for arm in choice.names}
@@ -129,11 +156,14 @@ def _numbers(row: Row, material: Material) -> Finding:
     if not values:
         return _bound(Finding(), choice)
     is_crossed = row.at in DOMAIN_TITLES
-    each = {arm: rules.by_folds(material, folds, row.expected, row.tolerance, is_crossed) for arm, folds in values.items()}
+    each = {
+        arm: rules.by_folds(material, folds, row.expected, row.tolerance, is_crossed)
+        for arm, folds in values.items()
+    }
     arm, worst = min(each.items(), key=lambda item: WORST_FIRST.index(item[1].outcome))
     difference = max((one.difference for one in each.values()), key=abs)
     is_explained = row.explain and worst.outcome != REPRODUCED
-    why = reasons.EXPLAIN[row.explain](material, arm, worst.difference) if is_explained else []
+    why = getattr(reasons, row.explain)(material, arm, worst.difference) if is_explained else []
     found = "; ".join(f"{name} {one.found}" for name, one in each.items())
     return _bound(replace(worst, found=found, difference=difference, why=why), choice)
 
@@ -141,7 +171,12 @@ def _numbers(row: Row, material: Material) -> Finding:
 def _bound(finding: Finding, choice: arms.Choice) -> Finding:
     """A finding within what its arms can settle."""
     outcome = UNCLEAR if choice.partial and finding.outcome == REPRODUCED else finding.outcome
-    return replace(finding, outcome=outcome, barred=finding.barred + choice.barred, why=choice.partial + finding.why)
+    return replace(
+        finding,
+        outcome=outcome,
+        barred=finding.barred + choice.barred,
+        why=choice.partial + finding.why,
+    )
 
 
 def out_of_scope(settings: Settings, about: Sequence[str]) -> list[str]:
@@ -164,7 +199,9 @@ def _expected(row: Row) -> str:
         return row.expected or (RULES[row.rule].expected if row.rule in RULES else "")
     if row.unit == "%":
         return f"{100 * row.expected:g} %"
-    return f"{row.expected:,}" + (f" (printed ± {row.printed_sd:g})" if row.printed_sd is not None else "")
+    return f"{row.expected:,}" + (
+        f" (printed ± {row.printed_sd:g})" if row.printed_sd is not None else ""
+    )
 
 
 def _tolerance(row: Row) -> str:
@@ -179,19 +216,28 @@ def _tolerance(row: Row) -> str:
 
 
 def exhibit(study: Study) -> Exhibit:
-    """The first paper's claims, asked of a study: those that were judged, and the comparisons that were only shown.
+    """The first paper's claims, asked of a study: those that were judged, and the comparisons that
+    were only shown.
 
-    The whole ledger is kept among the study's figures as ``claims.csv`` and ``claims.json`` (no number: null), and how a
-    verdict is reached as ``claims_rule.json``.
+    The whole ledger is kept among the study's figures as ``claims.csv`` and ``claims.json`` (no
+    number: null), and how a verdict is reached as ``claims_rule.json``.
     """
     ledger = judge(study)
     store.write_csv(study.figures / "claims.csv", ledger)
-    store.write_json(study.figures / "claims.json", ledger.astype(object).where(ledger.notna(), None).to_dict("records"))
+    store.write_json(
+        study.figures / "claims.json",
+        ledger.astype(object).where(ledger.notna(), None).to_dict("records"),
+    )
     store.write_json(study.figures / "claims_rule.json", [*RULE, PRETRAINING_RULE])
-    is_shown = (ledger["paper"] == GANZ) & ((ledger["verdict"] != NOT_TESTABLE) | (ledger["here"] != ""))
-    table = ledger.loc[is_shown, ["claim", "where", "verdict", "here", "found"]].reset_index(drop=True)
+    is_shown = (ledger["paper"] == GANZ) & (
+        (ledger["verdict"] != NOT_TESTABLE) | (ledger["here"] != "")
+    )
+    table = ledger.loc[is_shown, ["claim", "where", "verdict", "here", "found"]].reset_index(
+        drop=True
+    )
     caption = (
-        f"What {GANZ} state, asked of these data ({in_full(study.settings)}): the claims that were judged, and "
-        "comparisons that are only shown. `claims.csv` has every claim, with the reason of its verdict."
+        f"What {GANZ} state, asked of these data ({in_full(study.settings)}): the claims that were "
+        "judged, and comparisons that are only shown. `claims.csv` has every claim, with the "
+        "reason of its verdict."
     )
     return Exhibit("05_claims", "Claims", caption, table, None, "Claims")

@@ -1,4 +1,6 @@
-"""What claims are asked of: each arm's scores by fold, with draws of the cases where all folds test the same ones."""
+"""What claims are asked of: each arm's scores by fold, with draws of the cases where all folds test
+the same ones.
+"""
 
 from dataclasses import replace
 from functools import cache, cached_property
@@ -53,7 +55,11 @@ class Material:
 
     def ways(self, arm: str) -> list[tuple[str, str]]:
         """The domains that the arm's fits on single domains were trained and tested on."""
-        return [(train, domain) for name, train, _, domain in self._scores.indices if name == arm and train != ALL]
+        return [
+            (train, domain)
+            for name, train, _, domain in self._scores.indices
+            if name == arm and train != ALL
+        ]
 
     def missing(self, arm: str) -> str:
         """Why an encoder's probe has no scores here."""
@@ -64,45 +70,68 @@ class Material:
     # ---- scores by fold ----
 
     def at(self, arm: str, place: str | float, metric: str = "auroc") -> Folds:
-        """An arm's metric by fold at a size, in a column of Tab. 2 (DOMAIN_TITLES), or its "gain" from the smallest size."""
+        """An arm's metric by fold at a size, in a column of Tab. 2 (DOMAIN_TITLES), or its "gain"
+        from the smallest size.
+        """
         if place in DOMAIN_TITLES:
             return self.across(arm, metric)[place]
         if place == "gain":
             return self.at(arm, self.sizes[-1], metric) - self.at(arm, self.sizes[0], metric)
-        return self.at_share(arm, place) if metric == AT_SHARE else self.cell(arm, ALL, ALL, metric, place)
+        return (
+            self.at_share(arm, place)
+            if metric == AT_SHARE
+            else self.cell(arm, ALL, ALL, metric, place)
+        )
 
     def at_share(self, arm: str, size: float) -> Folds:
         """Balanced accuracy by fold where a score above the share of class 1 calls a patch class 1.
 
-        A classifier that does not weigh the classes needs this threshold where one that weighs them needs 0.5.
+        A classifier that does not weigh the classes needs this threshold where one that weighs them
+        needs 0.5.
         """
         table = self.predicted(arm, ALL, size, ALL)
         if table.empty:
             return NO_FOLDS
         called = (table["score"] > self.study.labels["label"].mean()).astype(float)
-        return by_fold(table.assign(score=called), "balanced_accuracy", self.study.seed, ALL).defined()
+        return by_fold(
+            table.assign(score=called), "balanced_accuracy", self.study.seed, ALL
+        ).defined()
 
-    def _cell(self, arm: str, train_domain: str, domain: str, metric: str = "auroc", size: float = 1.0) -> Folds:
-        """An arm's metric by fold, trained on one domain and tested on one, or on all (`predictions.ALL`)."""
+    def _cell(
+        self, arm: str, train_domain: str, domain: str, metric: str = "auroc", size: float = 1.0
+    ) -> Folds:
+        """An arm's metric by fold, trained on one domain and tested on one, or on all
+        (`predictions.ALL`).
+        """
         key = arm, train_domain, size, domain
         if key not in self._scores.indices:
             return NO_FOLDS
-        return self.drawn(key, metric, self._scores.get_group(key).set_index("fold")[metric]).defined()
+        return self.drawn(
+            key, metric, self._scores.get_group(key).set_index("fold")[metric]
+        ).defined()
 
     def _across(self, arm: str, metric: str) -> dict[str, Folds]:
-        """An arm's metric by fold, ``inside``, ``outside`` and ``drop``: the means over domains, or pairs of domains (Tab. 2).
+        """An arm's metric by fold, ``inside``, ``outside`` and ``drop``: the means over domains, or
+        pairs of domains (Tab. 2).
 
-        What is drawn, out of domain, are the cases of each tested domain: domains and pairs are those that there are.
+        What is drawn, out of domain, are the cases of each tested domain: domains and pairs are
+        those that there are.
         """
         own = [way for way in self.ways(arm) if way[0] == way[1]]
         others = [way for way in self.ways(arm) if way not in own]
         cells = [[self.cell(arm, *way, metric) for way in ways] for ways in (own, others)]
         inside, outside = (mean_of(part) if part else NO_FOLDS for part in cells)
         drop = inside - outside
-        return {"inside": inside.at(drop.values.index), "outside": outside.at(drop.values.index), "drop": drop}
+        return {
+            "inside": inside.at(drop.values.index),
+            "outside": outside.at(drop.values.index),
+            "drop": drop,
+        }
 
     def drawn(self, key: tuple, metric: str, values: pd.Series) -> Folds:
-        """``values`` with draws of the tested cases where all folds are tested on the same, as the predictions show."""
+        """``values`` with draws of the tested cases where all folds are tested on the same, as the
+        predictions show.
+        """
         folds = by_fold(self.predicted(*key), metric, self.study.seed, key[-1])
         return replace(folds.at(values.index), values=values)
 
@@ -118,20 +147,26 @@ class Material:
     @cached_property
     def _predictions(self) -> DataFrameGroupBy:
         table = self.study.predictions
-        return table.assign(domain=table["domain"].mask(table["train_domain"] == ALL, ALL)).groupby(CELL)
+        return table.assign(domain=table["domain"].mask(table["train_domain"] == ALL, ALL)).groupby(
+            CELL
+        )
 
     # ---- tests ----
 
     def test(self, difference: Folds, is_crossed: bool = False) -> Test | None:
-        """The paired test of a difference by fold (`statistics.paired_test`); None where nothing can be tested.
+        """The paired test of a difference by fold (`statistics.paired_test`); None where nothing
+        can be tested.
 
-        Where folds have patches of their own, the correction counts the patches that train and that test one fit: of fits on
-        all domains at the largest size, or (``is_crossed``, also for a loss out of domain) of fits on one domain, tested in
-        domain. Smaller training sets than the largest share less, so that there it is on the safe side.
+        Where folds have patches of their own, the correction counts the patches that train and that
+        test one fit: of fits on all domains at the largest size, or (``is_crossed``, also for a
+        loss out of domain) of fits on one domain, tested in domain. Smaller training sets than the
+        largest share less, so that there it is on the safe side.
         """
         difference = difference.defined()
         if len(difference) < MIN_FOLDS or not (difference.has_own_patches or difference.units):
             return None
         inside = self.crossed["domain"] == self.crossed["train_domain"]
-        fits = self.crossed[inside] if is_crossed else self.mixed[self.mixed["size"] == self.sizes[-1]]
+        fits = (
+            self.crossed[inside] if is_crossed else self.mixed[self.mixed["size"] == self.sizes[-1]]
+        )
         return paired_test(difference, 0.0, fits["n_train"].mean(), fits["n_test"].mean())

@@ -12,7 +12,12 @@ from mfcore.claims.material import Material
 from mfcore.claims.rows import Row
 from mfcore.measures.statistics import Folds, holm, spread
 
-REPRODUCED, NOT_REPRODUCED, UNCLEAR, NOT_TESTABLE = "reproduced", "not reproduced", "unclear", "not testable here"
+REPRODUCED, NOT_REPRODUCED, UNCLEAR, NOT_TESTABLE = (
+    "reproduced",
+    "not reproduced",
+    "unclear",
+    "not testable here",
+)
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNCLEAR, NOT_TESTABLE)
 ALPHA = 0.05
 TOO_FEW = "fewer than three folds in common, or one slide tested"
@@ -22,10 +27,11 @@ TOO_FEW = "fewer than three folds in common, or one slide tested"
 class Finding:
     """What a study has to say about one claim.
 
-    outcome: what the numbers alone say, one of VERDICTS. difference: what was found less what is expected, or the comparison
-    that decides; NaN where there is no such number. value: what a check measured, before `by_value` judges. barred: why the
-    numbers cannot test the claim even on its own data. why: what a reader must know beside the verdict. is_comparison: whether
-    arms, sizes or domains were compared, which has a meaning on other data too; a printed number has none.
+    outcome: what the numbers alone say, one of VERDICTS. difference: what was found less what is
+    expected, or the comparison that decides; NaN where there is no such number. value: what a check
+    measured, before `by_value` judges. barred: why the numbers cannot test the claim even on its
+    own data. why: what a reader must know beside the verdict. is_comparison: whether arms, sizes or
+    domains were compared, which has a meaning on other data too; a printed number has none.
     """
 
     found: str = ""
@@ -39,7 +45,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arms (or sizes, or domains) that share folds: ``first`` less ``second``; ``is_crossed`` as in `Material.test`."""
+    """Two arms (or sizes, or domains) that share folds: ``first`` less ``second``; ``is_crossed``
+    as in `Material.test`.
+    """
 
     name: str
     first: Folds
@@ -48,7 +56,9 @@ class Pair:
 
 
 class Rule(NamedTuple):
-    """What confirms and what refutes a claim, of a table of tests and a margin; which estimate decides; both in words."""
+    """What confirms and what refutes a claim, of a table of tests and a margin; which estimate
+    decides; both in words.
+    """
 
     holds: Callable[[pd.DataFrame, float], bool]
     fails: Callable[[pd.DataFrame, float], bool]
@@ -65,8 +75,9 @@ def _largest(estimates: pd.Series) -> float:
     return max(estimates, key=abs)
 
 
-# Columns of the tests: estimate, low, high, clear (of zero, after Holm), beyond (clearly farther from zero than the margin).
-# "Not above" and "alike" need every interval inside the margin: that no difference was seen shows nothing.
+# Columns of the tests: estimate, low, high, clear (of zero, after Holm), beyond (clearly farther
+# from zero than the margin). "Not above" and "alike" need every interval inside the margin: that no
+# difference was seen shows nothing.
 RULES = {
     "above": Rule(
         lambda t, margin: (t.clear & (t.estimate > 0)).all() and t.estimate.min() >= margin,
@@ -82,7 +93,13 @@ RULES = {
         "below 0 in each",
         "differences below zero, p below 0.05 after Holm",
     ),
-    "alike": Rule(_are_within, lambda t, margin: t.beyond.any(), _largest, "no difference", "intervals within ± {:g}"),
+    "alike": Rule(
+        _are_within,
+        lambda t, margin: t.beyond.any(),
+        _largest,
+        "no difference",
+        "intervals within ± {:g}",
+    ),
     "not above": Rule(
         lambda t, margin: (t.high < margin).all(),
         lambda t, margin: (t.clear & (t.estimate > 0)).any(),
@@ -108,14 +125,18 @@ RULES = {
 
 
 def decide(rule: str, tests: pd.DataFrame, margin: float = 0.0) -> str:
-    """The outcome of a table of tests: refuted by one, confirmed by all (as the rule says), else unclear."""
+    """The outcome of a table of tests: refuted by one, confirmed by all (as the rule says), else
+    unclear.
+    """
     if RULES[rule].fails(tests, margin):
         return NOT_REPRODUCED
     return REPRODUCED if RULES[rule].holds(tests, margin) else UNCLEAR
 
 
 def by_pairs(rule: str, material: Material, pairs: list[Pair], margin: float = 0.0) -> Finding:
-    """The finding of a comparison, every pair tested once; not testable where one pair cannot be tested."""
+    """The finding of a comparison, every pair tested once; not testable where one pair cannot be
+    tested.
+    """
     rows, beyond, untested = [], [], []
     for pair in pairs:
         difference = pair.first - pair.second
@@ -139,24 +160,35 @@ def by_pairs(rule: str, material: Material, pairs: list[Pair], margin: float = 0
 
 
 def by_folds(
-    material: Material, values: Folds, expected: float | list[float], tolerance: float, is_crossed: bool = False
+    material: Material,
+    values: Folds,
+    expected: float | list[float],
+    tolerance: float,
+    is_crossed: bool = False,
 ) -> Finding:
     """Whether a mean over folds is a printed number, or lies between the two ends of ``expected``.
 
-    Reproduced: the mean is within the tolerance, and its 95 % interval is at most four tolerances wide. Not reproduced: the
-    whole interval is outside. Else unclear. The difference is from the number, or from the middle of the range.
+    Reproduced: the mean is within the tolerance, and its 95 % interval is at most four tolerances
+    wide. Not reproduced: the whole interval is outside. Else unclear. The difference is from the
+    number, or from the middle of the range.
     """
     low, high = expected if isinstance(expected, list) else (expected, expected)
     measured = spread(values.values)
     difference = measured.mean - (low + high) / 2
-    text = f"{exhibit.plus_minus(measured.mean, measured.sd)} ({exhibit.counted(measured.n, 'fold')})"
+    text = (
+        f"{exhibit.plus_minus(measured.mean, measured.sd)} ({exhibit.counted(measured.n, 'fold')})"
+    )
     test = material.test(values, is_crossed)
     if test is None:
         return Finding(text, difference=difference, barred=[TOO_FEW])
     interval = test.interval
-    text += f", interval {exhibit.bounds(interval.low, interval.high, '.3f') or 'too wide to say anything'}{_by(test.drawn)}"
+    span = exhibit.bounds(interval.low, interval.high, ".3f") or "too wide to say anything"
+    text += f", interval {span}{_by(test.drawn)}"
     outcome = UNCLEAR
-    if abs(difference) <= (high - low) / 2 + tolerance and interval.high - interval.low <= 4 * tolerance:
+    if (
+        abs(difference) <= (high - low) / 2 + tolerance
+        and interval.high - interval.low <= 4 * tolerance
+    ):
         outcome = REPRODUCED
     elif interval.low > high + tolerance or interval.high < low - tolerance:
         outcome = NOT_REPRODUCED
@@ -164,7 +196,9 @@ def by_folds(
 
 
 def by_value(row: Row, finding: Finding) -> Finding:
-    """The outcome of what a check measured: a number, a truth ("holds") or a table of tests; unchanged without a value."""
+    """The outcome of what a check measured: a number, a truth ("holds") or a table of tests;
+    unchanged without a value.
+    """
     value = finding.value
     if row.rule in RULES and value is not None:
         return replace(finding, outcome=decide(row.rule, value))
@@ -188,7 +222,13 @@ def _by(drawn: str) -> str:
 
 def describe(test: pd.Series) -> str:
     """A test in words: a row with columns ``name, estimate, low, high, drawn, p_holm``."""
-    p = "" if math.isnan(test["p_holm"]) else ", p < 0.001" if test["p_holm"] < 0.001 else f", p {test['p_holm']:.3f}"
+    p = (
+        ""
+        if math.isnan(test["p_holm"])
+        else ", p < 0.001"
+        if test["p_holm"] < 0.001
+        else f", p {test['p_holm']:.3f}"
+    )
     span = exhibit.bounds(test["low"], test["high"], between=", ") or "no interval"
     return f"{test['name']}: {test['estimate']:+.3f} [{span}]{_by(test['drawn'])}{p}"
 
