@@ -70,18 +70,14 @@ class Material:
     # ---- scores by fold ----
 
     def at(self, arm: str, place: str | float, metric: str = "auroc") -> Folds:
-        """An arm's metric by fold at a size, in a column of Tab. 2 (DOMAIN_TITLES), or its "gain"
-        from the smallest size.
-        """
+        """An arm's metric by fold at a size, in a column of Tab. 2, or its "gain" over sizes."""
         if place in DOMAIN_TITLES:
             return self.across(arm, metric)[place]
         if place == "gain":
             return self.at(arm, self.sizes[-1], metric) - self.at(arm, self.sizes[0], metric)
-        return (
-            self.at_share(arm, place)
-            if metric == AT_SHARE
-            else self.cell(arm, ALL, ALL, metric, place)
-        )
+        if metric == AT_SHARE:
+            return self.at_share(arm, place)
+        return self.cell(arm, ALL, ALL, metric, place)
 
     def at_share(self, arm: str, size: float) -> Folds:
         """Balanced accuracy by fold where a score above the share of class 1 calls a patch class 1.
@@ -93,29 +89,23 @@ class Material:
         if table.empty:
             return NO_FOLDS
         called = (table["score"] > self.study.labels["label"].mean()).astype(float)
-        return by_fold(
-            table.assign(score=called), "balanced_accuracy", self.study.seed, ALL
-        ).defined()
+        table = table.assign(score=called)
+        return by_fold(table, "balanced_accuracy", self.study.seed, ALL).defined()
 
     def _cell(
         self, arm: str, train_domain: str, domain: str, metric: str = "auroc", size: float = 1.0
     ) -> Folds:
-        """An arm's metric by fold, trained on one domain and tested on one, or on all
-        (`predictions.ALL`).
-        """
+        """An arm's metric by fold, trained on one domain and tested on one, or on ALL."""
         key = arm, train_domain, size, domain
         if key not in self._scores.indices:
             return NO_FOLDS
-        return self.drawn(
-            key, metric, self._scores.get_group(key).set_index("fold")[metric]
-        ).defined()
+        values = self._scores.get_group(key).set_index("fold")[metric]
+        return self.drawn(key, metric, values).defined()
 
     def _across(self, arm: str, metric: str) -> dict[str, Folds]:
-        """An arm's metric by fold, ``inside``, ``outside`` and ``drop``: the means over domains, or
-        pairs of domains (Tab. 2).
+        """An arm's metric by fold in each column of Tab. 2: means over domains or pairs of domains.
 
-        What is drawn, out of domain, are the cases of each tested domain: domains and pairs are
-        those that there are.
+        Out of domain the cases of each tested domain are drawn; the domains stay as they are.
         """
         own = [way for way in self.ways(arm) if way[0] == way[1]]
         others = [way for way in self.ways(arm) if way not in own]
@@ -129,9 +119,7 @@ class Material:
         }
 
     def drawn(self, key: tuple, metric: str, values: pd.Series) -> Folds:
-        """``values`` with draws of the tested cases where all folds are tested on the same, as the
-        predictions show.
-        """
+        """``values`` with draws of the tested cases where all folds are tested on the same."""
         folds = by_fold(self.predicted(*key), metric, self.study.seed, key[-1])
         return replace(folds.at(values.index), values=values)
 
@@ -147,15 +135,13 @@ class Material:
     @cached_property
     def _predictions(self) -> DataFrameGroupBy:
         table = self.study.predictions
-        return table.assign(domain=table["domain"].mask(table["train_domain"] == ALL, ALL)).groupby(
-            CELL
-        )
+        domain = table["domain"].mask(table["train_domain"] == ALL, ALL)
+        return table.assign(domain=domain).groupby(CELL)
 
     # ---- tests ----
 
     def test(self, difference: Folds, is_crossed: bool = False) -> Test | None:
-        """The paired test of a difference by fold (`statistics.paired_test`); None where nothing
-        can be tested.
+        """`statistics.paired_test` of a difference by fold; None where nothing can be tested.
 
         Where folds have patches of their own, the correction counts the patches that train and that
         test one fit: of fits on all domains at the largest size, or (``is_crossed``, also for a
@@ -165,8 +151,7 @@ class Material:
         difference = difference.defined()
         if len(difference) < MIN_FOLDS or not (difference.has_own_patches or difference.units):
             return None
-        inside = self.crossed["domain"] == self.crossed["train_domain"]
-        fits = (
-            self.crossed[inside] if is_crossed else self.mixed[self.mixed["size"] == self.sizes[-1]]
-        )
+        fits = self.mixed[self.mixed["size"] == self.mixed["size"].max()]
+        if is_crossed:
+            fits = self.crossed[self.crossed["domain"] == self.crossed["train_domain"]]
         return paired_test(difference, 0.0, fits["n_train"].mean(), fits["n_test"].mean())

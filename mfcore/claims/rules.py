@@ -125,18 +125,14 @@ RULES = {
 
 
 def decide(rule: str, tests: pd.DataFrame, margin: float = 0.0) -> str:
-    """The outcome of a table of tests: refuted by one, confirmed by all (as the rule says), else
-    unclear.
-    """
+    """The outcome of a table of tests: refuted, confirmed (as the rule says), else unclear."""
     if RULES[rule].fails(tests, margin):
         return NOT_REPRODUCED
     return REPRODUCED if RULES[rule].holds(tests, margin) else UNCLEAR
 
 
 def by_pairs(rule: str, material: Material, pairs: list[Pair], margin: float = 0.0) -> Finding:
-    """The finding of a comparison, every pair tested once; not testable where one pair cannot be
-    tested.
-    """
+    """The finding of a comparison; not testable where one pair cannot be tested."""
     rows, beyond, untested = [], [], []
     for pair in pairs:
         difference = pair.first - pair.second
@@ -175,20 +171,16 @@ def by_folds(
     low, high = expected if isinstance(expected, list) else (expected, expected)
     measured = spread(values.values)
     difference = measured.mean - (low + high) / 2
-    text = (
-        f"{exhibit.plus_minus(measured.mean, measured.sd)} ({exhibit.counted(measured.n, 'fold')})"
-    )
+    n_folds = exhibit.counted(measured.n, "fold")
+    text = f"{exhibit.plus_minus(measured.mean, measured.sd)} ({n_folds})"
     test = material.test(values, is_crossed)
     if test is None:
         return Finding(text, difference=difference, barred=[TOO_FEW])
     interval = test.interval
     span = exhibit.bounds(interval.low, interval.high, ".3f") or "too wide to say anything"
     text += f", interval {span}{_by(test.drawn)}"
-    outcome = UNCLEAR
-    if (
-        abs(difference) <= (high - low) / 2 + tolerance
-        and interval.high - interval.low <= 4 * tolerance
-    ):
+    outcome, is_near = UNCLEAR, abs(difference) <= (high - low) / 2 + tolerance
+    if is_near and interval.high - interval.low <= 4 * tolerance:
         outcome = REPRODUCED
     elif interval.low > high + tolerance or interval.high < low - tolerance:
         outcome = NOT_REPRODUCED
@@ -196,9 +188,7 @@ def by_folds(
 
 
 def by_value(row: Row, finding: Finding) -> Finding:
-    """The outcome of what a check measured: a number, a truth ("holds") or a table of tests;
-    unchanged without a value.
-    """
+    """The outcome of a check's number, truth ("holds") or table of tests; unchanged without one."""
     value = finding.value
     if row.rule in RULES and value is not None:
         return replace(finding, outcome=decide(row.rule, value))
