@@ -57,7 +57,7 @@ study.show(representations.by_sample_size(study))
 # ## What kaiko 2024 say, asked of these data
 
 # %%
-verdicts = ledger.judge(study.settings, study.folder, evidence=[ledger.PRETRAINING])
+verdicts = ledger.judge(study, [ledger.PRETRAINING])
 shown = verdicts[["claim", "paper", "where", "verdict", "here", "found", "why"]]
 study.show(exhibit.Exhibit("10_claims_kaiko", "Claims", ledger.PRETRAINING_RULE, verdicts, readable=shown))
 

@@ -1,17 +1,16 @@
 """A study with every arm of the paper, and scores that are clearly made up, for which its statements hold or don't."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
+from mfcore.claims.material import CELL, Material
 from mfcore.claims.rows import Row, load
-from mfcore.claims.scores import Material
 from mfcore.encoders.card import TABLE_1
 from mfcore.measures.statistics import Folds
 from mfcore.streams import generator
 from mfcore.study.config import MODES, Data, Lora, Network, Settings
-from mfcore.study.predictions import ALL
+from mfcore.study.predictions import ALL, Collected
+from mfcore.study.study import Study
 
 DOMAINS = (
     "canine cutaneous mast cell tumor",
@@ -53,7 +52,7 @@ def scores(
         kind = "probe" if arm in of.encoders else "end-to-end"
         unit = {"arm": arm, "kind": kind, "train_domain": train_domain, "fold": fold, "size": size, "domain": domain}
         metrics = dict.fromkeys(("auroc", "balanced_accuracy", "weighted_f1"), value)
-        rows.append(unit | {"n_train": round(13_153 * size), "n_test": 4_110} | metrics)
+        rows.append(unit | {"n_train": round(13_153 * size), "n_test": 4_110, "tested": fold} | metrics)
 
     for arm in (*(network.name for network in of.networks), *of.encoders):
         for fold in range(of.splits.n_folds):
@@ -72,15 +71,22 @@ def row(start: str) -> Row:
     return found
 
 
-def material(of: Settings, scored: pd.DataFrame | None = None, known: dict | None = None, **made) -> Material:
-    """What claims are asked of: a study without a results folder; ``known`` in place of what would be read from files."""
-    found = Material(of, scores(of, **made) if scored is None else scored, Path("nowhere"))
-    vars(found).update(known or {})
+def opened(of: Settings, scored: pd.DataFrame | None = None, known: dict | None = None, **made) -> Study:
+    """A study without a results folder that has predicted nothing; ``known`` in place of what would be read from files."""
+    found = Study(of, "nowhere")
+    nothing = Collected(pd.DataFrame(columns=[*CELL, "fold", "label", "score"]), pd.DataFrame(columns=["arm", "reason"]))
+    read = {"scores": scores(of, **made) if scored is None else scored, "_collected": nothing, "runs": {}}
+    vars(found).update(read | (known or {}))
     return found
 
 
+def material(of: Settings, scored: pd.DataFrame | None = None, known: dict | None = None, **made) -> Material:
+    """What claims are asked of, as `opened`."""
+    return Material(opened(of, scored, known, **made))
+
+
 def drawn(material, key: tuple, metric: str, values: pd.Series) -> Folds:
-    """In place of `Material._drawn`, which needs predictions: out of domain a little noise by draw, the same in all folds."""
+    """In place of `Material.drawn`, which needs predictions: out of domain a little noise by draw, the same in all folds."""
     _, train_domain, _, domain = key
     if domain in (ALL, train_domain):
         return Folds(values)

@@ -1,89 +1,95 @@
-"""Why a number is not the printed one, computed from a study's settings, scores and training histories."""
+"""Why a number is not the printed one, computed from a study's settings, scores and training
+histories.
+"""
 
 import numpy as np
 from sklearn.metrics import roc_curve
 
 from mfcore.claims import rows
-from mfcore.claims.rules import REPRODUCED, Finding
-from mfcore.claims.scores import Material
+from mfcore.claims.material import Material
 from mfcore.encoders.card import cards
-from mfcore.measures import binary
-from mfcore.study import predictions as study_predictions
-from mfcore.study.config import MODES, as_dict
+from mfcore.study import predictions
+from mfcore.study.config import MODES
+from mfcore.study.predictions import ALL
 
-PUBLISHED_NETWORK, N_TRAINING_FILE = "EfficientNetV2-M", 2_894  # of the benchmark on AMi-Br, and figures of its training file
+PUBLISHED_NETWORK, N_TRAINING_FILE = (
+    "EfficientNetV2-M",
+    2_894,
+)  # of the benchmark on AMi-Br, and figures of its training file
 
 
-def protocol(material: Material, arm: str, finding: Finding) -> list[str]:
+def protocol(material: Material, arm: str, difference: float) -> list[str]:
     """How this study departs from the released code and from the published training of an arm."""
-    if finding.outcome == REPRODUCED:
-        return []
-    study, released = material.study, as_dict(MODES["paper"])
-    other = [key for key, value in as_dict(study.switches).items() if value != released[key]]
-    why = [f"not as the released code: {', '.join(other)}"] if other else []
-    if len(other) == len(released):
-        why = [f"{study.mode_title}, which makes none of the released code's departures"]
-    network = material.network(arm)
-    if network is None:
-        return why
-    published = {key: value for key, value in rows.facts("protocol").items() if getattr(network, key) != value}
-    departures = [f"{key} {getattr(network, key)} for {value}" for key, value in published.items()]
+    settings, network, why = material.settings, material.networks.get(arm), []
+    if settings.switches != MODES["paper"]:
+        why = [f"not as the released code: {settings.mode_title}"]
+    published = rows.facts("protocol") if network else {}
+    departures = [
+        f"{key} {getattr(network, key)} for {value}"
+        for key, value in published.items()
+        if getattr(network, key) != value
+    ]
     return [*why, f"not as published: {', '.join(departures)}"] if departures else why
 
 
-def benchmark(material: Material, arm: str, finding: Finding) -> list[str]:
-    """How an arm's training differs from the benchmark's on AMi-Br; where it scores less, also what held the arm back."""
-    if finding.outcome == REPRODUCED:
-        return []
-    network, size = material.network(arm), material.sizes[-1]
-    n_train = material.mixed.loc[(material.mixed["arm"] == arm) & (material.mixed["size"] == size), "n_train"].mean()
+def benchmark(material: Material, arm: str, difference: float) -> list[str]:
+    """How an arm was trained, beside the benchmark's; where it scores less, what held it back."""
+    network, mixed, size = material.networks[arm], material.mixed, material.sizes[-1]
+    n_train = mixed.loc[(mixed["arm"] == arm) & (mixed["size"] == size), "n_train"].mean()
     n_seen = network.n_epochs * (network.patches_per_epoch or n_train)
     card = cards().get(network.architecture)
     of_size = f" of {card.n_parameters / 1e6:.1f}M parameters" if card else ""
-    side, stored = network.input_px, material.study.patches.size_px
-    facts = [
-        f"on other test slides, {network.architecture}{of_size} stands for {PUBLISHED_NETWORK}: {n_train:,.0f} training "
-        f"patches for {N_TRAINING_FILE:,}",
-        f"{network.n_epochs} epochs, {n_seen:,.0f} patches seen ({n_seen / n_train:.1f} times each)",
-        f"{side} of {stored} px ({100 * side**2 / stored**2:.0f} % of a patch)" if side < stored else "",
-    ]
-    held_back = [_curve(material, arm, size), _best_threshold(material, arm, size)] if finding.difference < 0 else []
-    return [", ".join(filter(None, sentence)) for sentence in (facts, held_back) if any(sentence)]
-
-
-def _curve(material: Material, arm: str, size: float) -> str:
-    """Whether training had ended: in how many folds the validation loss was lowest in one of the last two epochs."""
-    is_late, gains = [], []
-    for fold in range(material.study.splits.n_folds):
-        run = material.runs.get(f"{arm}-fold{fold}")
-        history = study_predictions.fit_history(run, fold, size) if run else ()
-        if len(history) >= 4:
-            is_late.append(history["epoch"].iloc[int(np.argmin(history["val_loss"]))] >= history["epoch"].max() - 1)
-            gains.append(history["val_auroc"].iloc[-1] - history["val_auroc"].iloc[len(history) // 2 - 1])
-    if not gains:
-        return ""
-    return (
-        f"the validation loss was lowest in one of the last two epochs in {sum(is_late)} of {len(gains)} folds (validation "
-        f"AUROC {np.mean(gains):+.3f} over the second half)"
+    side, stored = network.input_px, material.settings.patches.size_px
+    why = (
+        f"on other test slides, {network.architecture}{of_size} stands for {PUBLISHED_NETWORK}: "
+        f"{n_train:,.0f} training patches for {N_TRAINING_FILE:,}, {network.n_epochs} epochs, "
+        f"{n_seen:,.0f} patches seen ({n_seen / n_train:.1f} times each), "
+        f"{side} of {stored} px ({100 * side**2 / stored**2:.0f} % of a patch)"
     )
+    if difference > 0:
+        return [why]
+    return [why, *_late(material, arm, size), *_best_threshold(material, arm, size)]
 
 
-def _best_threshold(material: Material, arm: str, size: float) -> str:
+def _late(material: Material, arm: str, size: float) -> list[str]:
+    """Whether training had ended: in how many folds the loss was lowest in the last two epochs."""
+    folds, runs = range(material.settings.splits.n_folds), material.study.runs
+    found = [(runs.get(f"{arm}-fold{fold}"), fold) for fold in folds]
+    histories = [predictions.fit_history(run, fold, size) for run, fold in found if run]
+    histories = [history for history in histories if len(history) >= 4]
+    if not histories:
+        return []
+    n_late = sum(history["val_loss"].argmin() >= len(history) - 2 for history in histories)
+    gains = [
+        history["val_auroc"].iloc[-1] - history["val_auroc"].iloc[len(history) // 2 - 1]
+        for history in histories
+    ]
+    return [
+        "the validation loss was lowest in one of the last two epochs in "
+        f"{n_late} of {len(gains)} folds "
+        f"(validation AUROC {np.mean(gains):+.3f} over the second half)"
+    ]
+
+
+def _best_threshold(material: Material, arm: str, size: float) -> list[str]:
     """What the threshold of 0.5 costs, and how well the scores rank."""
-    parts = [part for _, part in material.predicted(arm, size).groupby("fold") if part["label"].nunique() == 2]
-    if not parts:
-        return ""
-    pairs = [(part["label"].to_numpy(), part["score"].to_numpy()) for part in parts]
-    curves = [roc_curve(label, score) for label, score in pairs]
+    folds = material.predicted(arm, ALL, size, ALL).groupby("fold")
+    if not len(folds):
+        return []
+    curves = [roc_curve(fold["label"], fold["score"]) for _, fold in folds]
     best = np.mean([(1 + (found - false).max()) / 2 for false, found, _ in curves])
-    at_half, auroc = (np.mean([of(*pair) for pair in pairs]) for of in (binary.balanced_accuracy, binary.auroc))
-    return f"AUROC is {auroc:.3f}, and the best threshold gives balanced accuracy {best:.3f}, 0.5 gives {at_half:.3f}"
+    auroc, at_half = (
+        material.at(arm, size, metric).values.mean() for metric in ("auroc", "balanced_accuracy")
+    )
+    return [
+        f"AUROC is {auroc:.3f}, and the best threshold gives balanced accuracy {best:.3f}, "
+        f"0.5 gives {at_half:.3f}"
+    ]
 
 
-def threshold(material: Material, arm: str, finding: Finding) -> list[str]:
-    """What a probe that does not weigh the classes scores at the threshold of the benchmark's probe, which does."""
-    value = material.folds(arm, material.sizes[-1], "balanced_accuracy").values.mean()
+def threshold(material: Material, arm: str, difference: float) -> list[str]:
+    """What a probe that does not weigh the classes scores at the threshold of the benchmark's
+    probe, which does.
+    """
+    value = material.at(arm, material.sizes[-1], "balanced_accuracy").values.mean()
     return [f"the benchmark's probe weighs the classes: at 0.5, {arm} would score {value:.2f}"]
-
-
-EXPLAIN = {"protocol": protocol, "benchmark": benchmark, "threshold": threshold}

@@ -1,4 +1,6 @@
-"""The rows of the ledger: what papers state, read from the YAML files of this folder, one for each paper."""
+"""The rows of the ledger: what papers state, read from the YAML files of this folder, one for each
+paper.
+"""
 
 import functools
 from dataclasses import dataclass, field
@@ -8,8 +10,9 @@ import yaml
 
 PAPERS = ("ganz-2024", "ammeling-2025", "banerjee-2025", "kaiko-2024", "kaiko-2024-notes")
 
-# What a claim is about. Only the data sets that are named can settle the claim; DIRECTION is settled by any real data that
-# ask the paper's question, ANYWHERE by any study: what networks and designs are does not depend on the images.
+# What a claim is about. Only the data sets that are named can settle the claim; DIRECTION is
+# settled by any real data that ask the paper's question, ANYWHERE by any study: what networks and
+# designs are does not depend on the images.
 DIRECTION, ANYWHERE = "direction", "anywhere"
 
 
@@ -17,22 +20,30 @@ DIRECTION, ANYWHERE = "direction", "anywhere"
 class Row:
     """One checkable sentence of a paper, and how a study is asked about the sentence.
 
-    evidence: the kind, one of `ledger.EVIDENCE` or `ledger.PRETRAINING`. quote: the paper's words, at most 30. place: the
-    section, table or figure. test: what is measured, in words. about: the data sets that can settle the claim.
-    rule: a key of `rules.RULES`, "within", "equals" or "holds"; empty where no study can settle the claim.
+    evidence: the kind, one of `ledger.EVIDENCE` or `ledger.PRETRAINING`. quote: the paper's words,
+    at most 30. place: the section, table or figure. test: what is measured, in words. about: the
+    data sets that can settle the claim.
+    rule: a key of `rules.RULES`, "within", "equals" or "holds"; empty where no study can settle the
+    claim.
 
-    Arms: ``first`` is compared with ``second``, or each arm of ``first`` with the others. A name is a group
-    (`arms.choose`) or an encoder. at: sizes ("full", "each", "below full", a number), "inside", "outside", "drop" (the loss
-    out of domain), "gain" (from the smallest to the largest size), or cells of Fig. 2 ("to two others", "there and back").
-    less: the place that each arm of ``first`` is compared with instead of another arm. only: "best" asks the best arm alone.
-    stand_in: whether other encoders may stand in for the paper's. skip_untrained: leave out arms without scores there.
+    Arms: ``first`` is compared with ``second``, or each arm of ``first`` with the others. A name is
+    a group (`arms.choose`) or an encoder. at: sizes ("full", "each", "below full", a number),
+    "inside", "outside", "drop" (the loss out of domain), "gain" (from the smallest to the largest
+    size), or cells of Fig. 2 ("to two others", "there and back").
+    less: the place that each arm of ``first`` is compared with instead of another arm. only: "best"
+    asks the best arm alone.
+    stand_in: whether other encoders may stand in for the paper's. skip_untrained: leave out arms
+    without scores there.
 
-    check: a function of `checks` or `kaiko` that measures what no comparison of arms can, with its ``arguments``.
-    expected: a number, the two ends of a range, or words. printed_sd: the paper's standard deviation. tolerance: the margin
-    of a comparison, or how far a number may be off. unit: "%" where a share is shown in per cent.
+    check: a function of `checks` or `kaiko` that measures what no comparison of arms can, with its
+    ``arguments``.
+    expected: a number, the two ends of a range, or words. printed_sd: the paper's standard
+    deviation. tolerance: the margin of a comparison, or how far a number may be off. unit: "%"
+    where a share is shown in per cent.
 
-    Texts: note, beside every verdict; barred, why no study can settle the claim; lacking, where nothing could be compared;
-    explain, a function of `reasons` that says why a number is not the printed one.
+    Texts: note, beside every verdict; barred, why no study can settle the claim; lacking, where
+    nothing could be compared; explain, a function of `reasons` that says why a number is not the
+    printed one.
     """
 
     paper: str
@@ -54,7 +65,7 @@ class Row:
     arguments: dict = field(default_factory=dict)
     expected: float | str | list[float] = ""
     printed_sd: float | None = None
-    tolerance: float | str = 0.0
+    tolerance: float = 0.0
     unit: str = ""
     note: str = ""
     barred: str = ""
@@ -65,7 +76,9 @@ class Row:
 @functools.cache
 def _papers() -> list[dict]:
     folder = resources.files(__package__)
-    return [yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")) for name in PAPERS]
+    return [
+        yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")) for name in PAPERS
+    ]
 
 
 @functools.cache
@@ -80,5 +93,7 @@ def load() -> tuple[Row, ...]:
 
 
 def facts(name: str) -> dict:
-    """What the first paper states besides its claims: "arms" (groups of encoders) or "protocol" (settings of training)."""
+    """What the first paper states besides its claims: "arms" (groups of encoders) or "protocol"
+    (settings of training).
+    """
     return _papers()[0][name]

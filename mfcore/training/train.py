@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from mfcore import encoders, store, streams as rng
 from mfcore.data import patches, splits
 from mfcore.encoders.card import EncoderCard
-from mfcore.training import adapt, feed, loop, processes
+from mfcore.training import adapt, loop, processes
 from mfcore.training.options import Network
 from mfcore.training.task import Task, TrainingError
 
@@ -206,7 +206,8 @@ def score(
             part = patches.centre_crop(
                 stored[first : first + loop.EVALUATION_BATCH], network.input_px
             )
-            images = (feed.as_images(part, where).float() / 255 - mean) / std
+            images = torch.from_numpy(np.ascontiguousarray(part)).to(where).permute(0, 3, 1, 2)
+            images = (images.float() / 255 - mean) / std
             images = images.contiguous(memory_format=torch.channels_last)
             logits.append(model(images)[:, 0].float().cpu().double().numpy())
     return expit(np.concatenate(logits))

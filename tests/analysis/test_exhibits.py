@@ -123,7 +123,8 @@ def test_an_exhibit_shows_its_figure_or_its_table_and_then_its_caption(monkeypat
 
 
 def test_the_claims_are_an_exhibit_and_the_whole_ledger_is_kept(tmp_path):
-    found = ledger.exhibit(opened(MIDOG, folder=tmp_path)).save(tmp_path / "figures")
+    study = opened(MIDOG, folder=tmp_path, labels=labels().assign(um_per_px=0.25))
+    found = ledger.exhibit(study).save(tmp_path / "figures")
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert names == ["05_claims.csv", "05_claims.json", "claims.csv", "claims.json", "claims_rule.json"]
     assert found.table.columns.tolist() == ["claim", "where", "verdict", "here", "found"] and len(found.table)

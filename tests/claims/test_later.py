@@ -12,18 +12,16 @@ import pytest
 from mfcore import store
 from mfcore.claims import ledger as claims, reasons
 from mfcore.claims.ledger import GANZ
+from mfcore.claims.material import Material
 from mfcore.claims.rows import Row, load
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR, Finding
-from mfcore.claims.scores import Material
 from mfcore.study import predictions as study_predictions
 from mfcore.study.config import Data, Lora, Network, Settings, Splits
-
-NOWHERE = Path("nowhere")
 
 
 @pytest.fixture(autouse=True)
 def _drawn(monkeypatch):
-    monkeypatch.setattr(Material, "_drawn", made_claims.drawn)
+    monkeypatch.setattr(Material, "drawn", made_claims.drawn)
 
 
 TENTH, GAP, CLASSIC = "LoRA with 10 % data", "LoRA almost closes", "full fine-tuning of classic"
@@ -38,7 +36,7 @@ def asked(study: Settings, scores: pd.DataFrame, some: list[Row]) -> pd.DataFram
     """The ledger of some claims alone, by claim."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(claims, "load", lambda: some)
-        return claims.judge(study, NOWHERE, scores).set_index("claim")
+        return claims.judge(made_claims.opened(study, scores)).set_index("claim")
 
 
 # ---- the successor ----
@@ -136,14 +134,14 @@ def history(folder: Path, losses: list[float], fold: int, size: float = 1.0) -> 
 
 
 @pytest.mark.parametrize(("losses", "n_late"), [([0.6, 0.5, 0.4, 0.3], 5), ([0.3, 0.4, 0.5, 0.6], 0)])
-def test_whether_training_had_ended_is_read_from_its_histories(losses, n_late, tmp_path, monkeypatch):
+def test_whether_training_had_ended_is_read_from_its_histories(losses, n_late, tmp_path):
     runs = {f"net-fold{fold}": history(tmp_path / str(fold), losses, fold) for fold in range(5)}
-    monkeypatch.setattr(study_predictions, "current_runs", lambda *_: runs)
-    made = made_claims.material(STUDY, known={"collected": None}, full=LEVELS, across=ACROSS)
-    (_, why) = reasons.benchmark(made, "net", Finding(difference=-0.1))
+    known = {"runs": runs, "_collected": study_predictions.Collected(predictions(0.2).assign(arm="net"), NONE)}
+    made = made_claims.material(STUDY, known=known, full=LEVELS, across=ACROSS)
+    (_, why, _) = reasons.benchmark(made, "net", -0.1)
     assert f"the validation loss was lowest in one of the last two epochs in {n_late} of 5 folds" in why
     assert "validation AUROC +0.020 over the second half" in why
-    assert len(reasons.benchmark(made, "net", Finding(difference=0.1))) == 1, "nothing held the network back"
+    assert len(reasons.benchmark(made, "net", 0.1)) == 1, "nothing held the network back"
 
 
 def predictions(threshold: float) -> pd.DataFrame:
@@ -158,23 +156,23 @@ NONE = pd.DataFrame({"arm": [], "reason": []})
 
 
 def test_what_the_threshold_costs_is_said():
-    known = {"collected": study_predictions.Collected(predictions(0.2).assign(arm="net"), NONE)}
+    known = {"_collected": study_predictions.Collected(predictions(0.2).assign(arm="net"), NONE)}
     made = made_claims.material(STUDY, known=known, full=LEVELS, across=ACROSS)
-    (_, why) = reasons.benchmark(made, "net", Finding(difference=-0.1))
-    assert why == "AUROC is 1.000, and the best threshold gives balanced accuracy 1.000, 0.5 gives 0.500"
+    (_, why) = reasons.benchmark(made, "net", -0.1)
+    assert why == "AUROC is 0.750, and the best threshold gives balanced accuracy 1.000, 0.5 gives 0.750"
 
 
 def test_a_probe_that_does_not_weigh_classes_is_asked_at_their_share():
     """At 0.5 it calls nothing positive; at the share of class 1, a fifth, it is right throughout."""
-    known = {"collected": study_predictions.Collected(predictions(0.2).assign(arm="efficientnet_lite0"), NONE)}
+    known = {"_collected": study_predictions.Collected(predictions(0.2).assign(arm="efficientnet_lite0"), NONE)}
     known["labels"] = pd.DataFrame({"label": [1, 0, 0, 0, 0]})
     made = made_claims.material(STUDY, known=known, full=LEVELS, across=ACROSS)
     assert made.at_share("efficientnet_lite0", 1.0).values.tolist() == [1.0] * 5
     finding = claims.measure(made_claims.row("linear probes reach balanced"), made)
     assert finding.why[0] == "the benchmark's probe weighs the classes: at 0.5, efficientnet_lite0 would score 0.67"
-    del vars(made)["labels"]
+    del vars(made.study)["labels"]
     finding = claims.measure(made_claims.row("linear probes reach balanced"), made)
-    assert finding.barred == ["patches have not been extracted, so there is no label table"]
+    assert "no finished 'patches' run" in finding.barred[0]
 
 
 def test_published_ranges_and_who_is_above_whom():
@@ -202,8 +200,8 @@ def test_one_probe_outside_the_published_range_is_enough():
 def test_other_data_say_nothing_of_amibr_and_it_nothing_of_the_paper():
     study = made_claims.study()
     assert set(asked(study, made_claims.scores(study), BENCHMARK)["verdict"]) == {NOT_TESTABLE}
-    own = claims.judge(STUDY, NOWHERE, made_claims.scores(STUDY, full=LEVELS, across=ACROSS))
-    results = own[(own["paper"] == GANZ) & own["subject"].isin([claims.SCALING, claims.DOMAINS, claims.DATA])]
+    own = claims.judge(made_claims.opened(STUDY, full=LEVELS, across=ACROSS))
+    results = own[(own["paper"] == GANZ) & own["subject"].isin(["data scaling", "domain shift", "data"])]
     assert set(results["verdict"]) == {NOT_TESTABLE}
 
 
@@ -228,6 +226,6 @@ def test_a_range_leaves_no_more_open_than_a_number():
 
 def test_tolerances_of_shares_are_in_percentage_points():
     study = made_claims.study(encoders=(), networks=())
-    rows = claims.judge(study, NOWHERE, made_claims.scores(made_claims.study()).iloc[:0], [claims.METHOD])
+    rows = claims.judge(made_claims.opened(study, made_claims.scores(made_claims.study()).iloc[:0]), ["method"])
     shares = rows[rows["expected"].isin(["20 %", "100 %"])]
     assert len(shares) == 4 and shares["tolerance"].str.endswith("percentage points").all()

@@ -1,7 +1,5 @@
 """The rule: each kind of claim comes out reproduced, not reproduced, unclear or not testable as its numbers ask."""
 
-from pathlib import Path
-
 import made_claims
 import numpy as np
 import pandas as pd
@@ -11,12 +9,14 @@ from mfcore.claims import rules
 from mfcore.claims.ledger import out_of_scope
 from mfcore.claims.rows import ANYWHERE, DIRECTION, Row
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR, Finding, Pair, by_pairs
-from mfcore.claims.scores import Material
 from mfcore.measures.statistics import Folds, holm, paired_test
 from mfcore.study import predictions as study_predictions
 from mfcore.study.config import Data, Settings
 
-MATERIAL = Material(made_claims.study(), pd.DataFrame(columns=["train_domain"]), Path("nowhere"))
+FITS = pd.DataFrame(
+    [(name, name, 1.0, 64, 20) for name in ("all", "a")], columns=["train_domain", "domain", "size", "n_train", "n_test"]
+)
+MATERIAL = made_claims.material(made_claims.study(), FITS)
 NOISE = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
 LEVEL = Folds(pd.Series(np.full(5, 0.7)))
 
@@ -57,7 +57,7 @@ def test_a_comparison_holds_fails_or_stays_open(rule, margin, holds, fails, open
 def test_a_comparison_takes_holm_over_all_of_its_tests():
     """One difference that is clear by itself is not among twenty."""
     borderline = (0.02, 0.0045)
-    test = paired_test(Folds(pd.Series(0.72 + 0.0045 * NOISE)), 0.7, 0.64, 0.2)
+    test = paired_test(np.full(5, 0.72) + 0.0045 * NOISE, np.full(5, 0.7), 0.64, 0.2)
     assert 0.01 < test.p < 0.05
     assert outcome("above", borderline) == REPRODUCED
     assert outcome("above", *[borderline] * 20) == UNCLEAR
@@ -71,7 +71,7 @@ def test_no_better_needs_more_than_that_nothing_was_seen():
 
 def test_what_was_found_is_said_with_means_interval_and_p():
     finding = by_pairs("above", MATERIAL, [pair(0.05, 0.01)])
-    test = paired_test(Folds(pd.Series(0.75 + 0.01 * NOISE)), 0.7, 0.64, 0.2)
+    test = paired_test(np.full(5, 0.75) + 0.01 * NOISE, np.full(5, 0.7), 0.64, 0.2)
     interval = f"[{test.interval.low:+.3f}, {test.interval.high:+.3f}]"
     assert finding.found == f"a against b, 0.75 against 0.70: +0.050 {interval}, p {test.p:.3f}"
     assert finding.difference == pytest.approx(0.05) and finding.is_comparison
@@ -131,12 +131,12 @@ def test_a_value_is_the_printed_one_or_not(rule, value, tolerance, expected):
 
 
 def test_the_correction_takes_the_shares_of_a_fold():
-    first, second = pd.Series(0.8 + 0.01 * NOISE), pd.Series(0.7 + 0.02 * NOISE)
-    assert MATERIAL.test(first, second) == paired_test(Folds(first), Folds(second), 0.64, 0.2)
+    first, second = Folds(pd.Series(0.8 + 0.01 * NOISE)), pd.Series(0.7 + 0.02 * NOISE)
+    assert MATERIAL.test(first - Folds(second)) == paired_test(first, Folds(second), 0.64, 0.2)
     shifted = second.set_axis([2, 3, 4, 5, 6])  # three folds in common
-    assert MATERIAL.test(first, shifted).interval.n == 3
-    assert MATERIAL.test(first, second.set_axis([3, 4, 5, 6, 7])) is None, "two folds in common"
-    assert MATERIAL.test(first, second.set_axis(range(9, 14))) is None
+    assert MATERIAL.test(first - Folds(shifted)).interval.n == 3
+    assert MATERIAL.test(first - Folds(second.set_axis([3, 4, 5, 6, 7]))) is None, "two folds in common"
+    assert MATERIAL.test(first - Folds(second.set_axis(range(9, 14)))) is None
 
 
 @pytest.mark.parametrize(
@@ -153,29 +153,28 @@ def test_the_correction_takes_the_shares_of_a_fold():
     ],
 )
 def test_which_data_can_settle_what(data, about, reason):
-    assert out_of_scope(Settings("s", "t", data), about) == reason
+    assert out_of_scope(Settings("s", "t", data), about) == [reason] * bool(reason)
 
 
 def test_the_correction_counts_the_patches_that_were_trained_and_tested_on():
     rows = [("all", "all", 1.0, 700, 300), ("all", "all", 0.1, 70, 300)]
     rows += [("a", "a", 1.0, 200, 60), ("a", "b", 1.0, 200, 500)]
     scores = pd.DataFrame(rows, columns=["train_domain", "domain", "size", "n_train", "n_test"])
-    made = Material(made_claims.study(), scores, Path("nowhere"))
-    counts = {tested: made.overlap(tested) for tested in ("mixed", "inside")}
-    assert counts == {"mixed": (700, 300), "inside": (200, 60)}
+    made = made_claims.material(made_claims.study(), scores)
     of = pair(0.05, 0.01)
-    mixed, inside = (made.test(of.first, of.second, tested) for tested in ("mixed", "inside"))
+    mixed, inside = (made.test(of.first - of.second, is_crossed) for is_crossed in (False, True))
+    assert mixed == paired_test(of.first, of.second, 700, 300)
     assert inside == paired_test(of.first, of.second, 200, 60) and mixed.p > inside.p
-    judged = by_pairs("above", made, [Pair("a", of.first, of.second, "inside")])
+    judged = by_pairs("above", made, [Pair("a", of.first, of.second, True)])
     assert f"{inside.interval.low:+.3f}" in judged.found
 
 
 def test_folds_that_share_their_patches_are_judged_by_draws_of_cases_alone():
     """Out of domain: five folds that agree closely show nothing where other cases would have shown something else."""
     values = pair(0.05, 0.001).first.values
-    moved = pd.DataFrame([np.random.default_rng(0).normal(scale=0.04, size=300)] * 5, values.index)
+    moved = np.tile(np.random.default_rng(0).normal(scale=0.04, size=300), (5, 1))
     noisy = Folds(values, moved, False, {"b": 12}, "case")
-    found = by_pairs("above", MATERIAL, [Pair("a", noisy, LEVEL, "inside")])
+    found = by_pairs("above", MATERIAL, [Pair("a", noisy, LEVEL, True)])
     assert found.outcome == UNCLEAR and "over draws of 12 cases" in found.found
     assert by_pairs("above", MATERIAL, [Pair("a", Folds(values, moved / 40, False, {"b": 12}), LEVEL)]).outcome == REPRODUCED
     alone = by_pairs("above", MATERIAL, [Pair("a", Folds(values, has_own_patches=False), LEVEL)])
@@ -185,7 +184,7 @@ def test_folds_that_share_their_patches_are_judged_by_draws_of_cases_alone():
 @pytest.mark.parametrize("rule", ["alike", "not below"])
 def test_one_of_many_beyond_the_margin_by_a_little_refutes_nothing(rule):
     outside = (-0.06, 0.01)
-    test = MATERIAL.test(pair(*outside).first, LEVEL)
+    test = MATERIAL.test(pair(*outside).first - LEVEL)
     assert test.interval.high < -0.02
     assert outcome(rule, outside, margin=0.02) == NOT_REPRODUCED
     assert outcome(rule, outside, *[(0.0, CLEAR)] * 19, margin=0.02) == UNCLEAR
@@ -204,16 +203,16 @@ def test_out_of_domain_the_predictions_say_which_cases_are_drawn():
                     score = np.clip(0.4 + 0.2 * label + rng.normal(0, 0.2, 120), 0, 1)
                     tables.append(table.assign(score=score, arm=arm, fold=fold, train_domain=train, domain=domain))
     table = pd.concat(tables, ignore_index=True).assign(kind="probe", size=1.0, n_train=100)
-    made = Material(made_claims.study(), study_predictions.scores(table), Path("nowhere"))
-    vars(made)["collected"] = study_predictions.Collected(table, pd.DataFrame())
-    scores = {name: of["outside"] for name in ("net", "uni") if (of := made.across(name))}
+    known = {"_collected": study_predictions.Collected(table, pd.DataFrame())}
+    made = made_claims.material(made_claims.study(), study_predictions.scores(table), known)
+    scores = {name: made.at(name, "outside") for name in ("net", "uni")}
     assert scores["net"].units == {"a": 12, "b": 12} and not scores["net"].has_own_patches
-    rows = made.scores.query("arm == 'net' and train_domain != domain")
+    rows = made.study.scores.query("arm == 'net' and train_domain != domain")
     assert scores["net"].values.tolist() == pytest.approx(rows.groupby("fold")["auroc"].mean().tolist())
-    inside, drop = (made.across("net")[name] for name in ("inside", "drop"))
+    inside, drop = (made.at("net", name) for name in ("inside", "drop"))
     assert inside.has_own_patches and not inside.units and drop.has_own_patches and drop.units == scores["net"].units
-    found = by_pairs("above", made, [Pair("a", scores["net"], scores["uni"], "inside")])
+    found = by_pairs("above", made, [Pair("a", scores["net"], scores["uni"], True)])
     assert "over draws of 24 slides" in found.found
-    assert "draws" not in by_pairs("above", made, [Pair("a", inside, made.across("uni")["inside"], "inside")]).found
-    one = by_pairs("above", made, [Pair("b", made.cell("net", "a", "b"), made.cell("uni", "a", "b"), "inside")])
+    assert "draws" not in by_pairs("above", made, [Pair("a", inside, made.at("uni", "inside"), True)]).found
+    one = by_pairs("above", made, [Pair("b", made.cell("net", "a", "b"), made.cell("uni", "a", "b"), True)])
     assert "over draws of 12 slides" in one.found
