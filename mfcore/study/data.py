@@ -265,3 +265,23 @@ def _audit_config(study: Settings) -> dict:
 def _audit_inputs(study: Settings, results: str | Path) -> dict[str, str]:
     inputs = {"splits": find_splits(study, results).key}
     return inputs if study.switches.shared_splits else inputs | {"networks": find_splits(study, results, networks=True).key}
+
+
+# ---- for a sweep ----
+
+
+def label_files(study: Settings, folder: str | Path) -> tuple[Path, ...]:
+    """The label files in the study's data folder; raises LabelError where they aren't there."""
+    return labels.files_of(study.source, folder)
+
+
+def fetch(study: Settings, folder: str | Path, verify: bool = False) -> tuple[str, bool]:
+    """Fetch what the study's data folder lacks, as `downloads.fetch`; returns what is there in words, and whether all is.
+
+    Raises StoreError where there is nothing to fetch or nothing can be begun.
+    """
+    try:
+        table = downloads.fetch(study.source, folder, verify=verify)
+    except downloads.DownloadError as error:
+        raise store.StoreError(str(error)) from None
+    return downloads.summary(table), not (table["state"] == "missing").any()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mfcore import encoders, store
 from mfcore.data import patches
-from mfcore.encoders.card import EncoderCard, EncoderError, cards, released_cards
+from mfcore.encoders.card import EncoderCard, EncoderError, cards, released_cards, variants_of
 from mfcore.encoders.catalogue import folder_card
 from mfcore.study import data, pretrained
 from mfcore.study.config import ConfigError, Settings
@@ -96,3 +96,8 @@ def _open(study: Settings, name: str, results: str | Path) -> tuple[store.Run, s
     config, inputs = embeddings_config(study, name, results), {"patches": source.key}
     known = {"size_px": study.patches.size_px, **inputs}
     return source, store.open_run(results, "embeddings", name, config, inputs, known)
+
+
+def all_of(study: Settings) -> list[str]:
+    """The encoders that embed the study's patches: its own, then those that embed as other libraries do."""
+    return [*study.encoders, *variants_of(study.conventions)]
