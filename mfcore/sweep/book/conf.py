@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 FILE = Path(__file__).parent / "study.json"  # lies beside the copy of this file that Sphinx reads
-study = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {"name": "", "banner": ""}
+study = json.loads(FILE.read_text(encoding="utf-8"))
 
 project = f"Study {study['name']}"
 html_title = html.escape(project)  # the theme takes the title and the banner for HTML
