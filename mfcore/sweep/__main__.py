@@ -47,7 +47,7 @@ def paper(asked: argparse.Namespace) -> int:
     for task, place in study_tasks.absent(study, data).items():
         print(
             f"{study.name}: task {task} has no data yet; "
-            f"lay them into {place} before its turn comes, the pretrainings "
+            f"lay them into {place} before its turn comes, after the pretrainings "
             "(data/README.md says in which layout)",
             file=sys.stderr,
         )
