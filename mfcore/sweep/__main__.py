@@ -228,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     study, runs, sweep = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     study.add_argument(
-        "--study", type=study_file, required=True, help="in studies/, or a YAML file"
+        "--study", type=study_file, required=True, help="a name in studies/, or a YAML file"
     )
     study.add_argument("--data", help="folder of the study's data (data/NAME)")
     runs.add_argument("--results", default=ROOT / "results", help="where results go (results/)")
@@ -246,7 +246,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command(paper, "run a study and build its supplement", study, runs, sweep, verify)
     alone = command(embed, "make only the embeddings of a study", study, runs, sweep, verify)
-    alone.add_argument("--encoders", default="", help="by blanks or commas (all)")
+    alone.add_argument(
+        "--encoders", default="", help="which of the study's, by blanks or commas (all)"
+    )
     command(data, "fetch what a data folder lacks, and say what is there", study, verify)
     one = command(job, "run one job of a study (the Snakefile calls this)", study, runs)
     one.add_argument("--name", required=True)

@@ -297,14 +297,19 @@ def test_what_sphinx_says_is_the_reason(tmp_path, monkeypatch):
     said = "Traceback\n  sphinx.errors.ThemeError: no theme\n\nPlease report this."
     monkeypatch.setattr(book.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=2, stderr=said))
     with pytest.raises(book.BookError, match=r"^sphinx\.errors\.ThemeError: no theme$"):
-        book._sphinx(tmp_path, tmp_path, tmp_path)
+        book._sphinx([], tmp_path, tmp_path, tmp_path)
 
 
 def test_results_without_any_figure_make_a_book_that_says_what_is_missing(tmp_path):
     runs = [notebooks.run_of(job, tmp_path) for job in JOBS if job.notebook]
-    book.write_source(replace(STUDY, data=Data("midog")), tmp_path, runs, tmp_path / "source")
+    study = replace(STUDY, name="mine", data=Data("midog"))
+    book.write_source(study, tmp_path, runs, tmp_path / "source")
     assert "9 of 9 runs failed or are missing" in (tmp_path / "source" / "index.md").read_text()
-    assert store.read_json(tmp_path / "source" / "study.json")["banner"] == "strict mode, but split_by: annotation"
+    title, banner = book._settings(study)[1::2]
+    assert (title, banner) == (
+        "html_title=Study mine",
+        "html_theme_options.announcement=strict mode, but split_by: annotation",
+    )
 
 
 # ---- markdown ----

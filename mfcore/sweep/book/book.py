@@ -1,5 +1,6 @@
 """The supplement: a book of Sphinx made of a study's files. It reads them and computes nothing."""
 
+import html
 import re
 import shutil
 import subprocess
@@ -51,7 +52,7 @@ def build(study: Settings, results: Path, jobs: Mapping) -> Path:
     try:
         runs = [notebooks.run_of(job, results) for job in jobs.values() if job.notebook]
         write_source(study, results, runs, aside / "source")
-        _sphinx(aside / "source", aside / "html", aside / "doctrees")
+        _sphinx(_settings(study), aside / "source", aside / "html", aside / "doctrees")
         shutil.rmtree(target, ignore_errors=True)
         (aside / "html").rename(target)
     finally:
@@ -59,8 +60,16 @@ def build(study: Settings, results: Path, jobs: Mapping) -> Path:
     return target / "index.html"
 
 
-def _sphinx(source: Path, target: Path, doctrees: Path) -> None:
-    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", "-j", "2"]
+def _settings(study: Settings) -> list[str]:
+    """What differs between studies in Sphinx's settings; the theme takes both texts for HTML."""
+    banner = ["synthetic data: every number here is of made-up slides"] * study.synthetic
+    banner += [study.mode_title] * bool(study.switched)
+    title, banner = html.escape(f"Study {study.name}"), html.escape(" · ".join(banner))
+    return ["-D", f"html_title={title}", "-D", f"html_theme_options.announcement={banner}"]
+
+
+def _sphinx(settings: list[str], source: Path, target: Path, doctrees: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", "-j", "2", *settings]
     command += ["-d", doctrees, source, target]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     sys.stderr.write(done.stderr)
@@ -76,9 +85,6 @@ def write_source(study: Settings, results: Path, runs: Sequence[Run], source: Pa
         (source / folder).mkdir(parents=True)
     shutil.copy(HERE / "conf.py", source)
     shutil.copy(HERE / "supplement.css", source / "_static")
-    banner = ["synthetic data: every number here is of made-up slides"] * study.synthetic
-    banner += [study.mode_title] * bool(study.switched)
-    store.write_json(source / "study.json", {"name": study.name, "banner": " · ".join(banner)})
     figures = results / "figures"
     (source / "figures").symlink_to(figures.resolve())
     records = {file.stem: store.read_json(file) for file in sorted(figures.glob("*.json"))}
