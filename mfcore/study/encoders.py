@@ -99,5 +99,5 @@ def _open(study: Settings, name: str, results: str | Path) -> tuple[store.Run, s
 
 
 def all_of(study: Settings) -> list[str]:
-    """The encoders that embed the study's patches: its own, then those that embed as other libraries do."""
+    """The encoders that embed the study's patches: its own, then those of other libraries' ways."""
     return [*study.encoders, *variants_of(study.conventions)]

@@ -108,7 +108,7 @@ def refusals(results: str | Path, task: str) -> dict[str, str]:
 
 
 def absent(study: Settings, data_folder: str | Path) -> dict[str, Path]:
-    """The study's tasks whose data aren't there, and the folder for each; whether the others are whole isn't checked."""
+    """The study's tasks whose data aren't there, and the folder for each; others may be in part."""
     return registry.absent([task.name for task in study.tasks], data_folder)
 
 
@@ -117,6 +117,6 @@ def data_name(task: str) -> str:
     return registry.folder_of(task, "").name
 
 
-def data_fingerprints(name: str, data_folder: str | Path, known: Fingerprints) -> dict[str, list[int | str] | None]:
+def data_fingerprints(name: str, data_folder: str | Path, known: Fingerprints) -> dict:
     """Fingerprints of the data of that name, as `mfcore.tasks.task.fingerprints`."""
     return task_fingerprints(registry.folder_of(name, data_folder), known)

@@ -1,6 +1,5 @@
 """What a study's jobs made: how their records name it, and whether it is there, as it was."""
 
-import contextlib
 import json
 import sys
 from collections import defaultdict
@@ -41,10 +40,8 @@ def check(results: Path, names: Iterable[str], whole: bool = False) -> set[str]:
     StoreError, before anything is changed, naming every file of a run that isn't as recorded, and
     what to do.
     """
-    records = {}
-    for name in names:
-        with contextlib.suppress(store.StoreError):  # without a record the job runs anyway
-            records[name] = store.read_json(results / "jobs" / f"{name}.json")
+    files = {name: results / "jobs" / f"{name}.json" for name in names}
+    records = {name: store.read_json(file) for name, file in files.items() if file.is_file()}
     again, lost, problems = set(), {}, []
     for folder, jobs in _makers(records, "runs").items():
         if not (results / folder / "run.json").is_file():
@@ -72,8 +69,8 @@ def check(results: Path, names: Iterable[str], whole: bool = False) -> set[str]:
             print(f"{path} isn't as it was made: made again", file=sys.stderr)
             again.update(jobs)
     for folder, missing in lost.items():
-        files = ", ".join(map(str, missing))
-        print(f"{files} is missing: made again, as far as it isn't kept", file=sys.stderr)
+        words = ", ".join(map(str, missing))
+        print(f"{words} is missing: made again, as far as it isn't kept", file=sys.stderr)
         (results / folder / "run.json").unlink()
         for file in missing:
             if file.parent.name == "units":  # its other files alone would pass for the whole unit
