@@ -278,7 +278,8 @@ def label_files(study: Settings, folder: str | Path) -> tuple[Path, ...]:
 def fetch(study: Settings, folder: str | Path, verify: bool = False) -> tuple[str, bool]:
     """Fetch what the study's data folder lacks, as `downloads.fetch`.
 
-    Returns in words what is there, and whether all is. Raises StoreError where there is nothing to fetch or nothing can be begun.
+    Returns in words what is there, and whether all is. Raises StoreError where there is nothing to
+    fetch or nothing can be begun.
     """
     try:
         table = downloads.fetch(study.source, folder, verify=verify)
