@@ -191,13 +191,15 @@ class _Code(ast.NodeTransformer):
 
 @cache
 def _module(path: Path) -> tuple[str, set[Path]]:
-    """Digest of a module's code, and the mfcore modules that it imports, or names in a string."""
+    """Digest of a module's code, and the files of the mfcore modules that it imports itself."""
+    face = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    lazy = dict(re.findall(r'"(\w+)": "(mfcore[\w.]*)', face))  # what `mfcore` gives at first use
     tree, names = ast.parse(path.read_text(encoding="utf-8")), []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Constant):  # as `mfcore` itself names what it gives at first use
-            names.append(str(node.value))
-    own = [name.replace(".", "/") for name in names if re.fullmatch(r"mfcore(\.\w+)*", name)]
+            asked = [alias.name for alias in node.names] if node.module == "mfcore" else []
+            names += [lazy[name] for name in asked if name in lazy]
+    own = [name.replace(".", "/") for name in names if name.split(".")[0] == "mfcore"]
     files = {ROOT / file for name in own for file in (f"{name}.py", f"{name}/__init__.py")}
     return digest(ast.dump(_Code().visit(tree))), set(filter(Path.is_file, files))

@@ -261,9 +261,13 @@ def test_a_comment_a_docstring_and_a_move_are_no_change_of_the_code_and_a_functi
     assert sweep_inputs.code_of(package) != first
 
 
-def test_what_mfcore_gives_at_first_use_counts_as_code(package):
-    first, later = sweep_inputs.code_of(package), package.parents[1] / "mfcore" / "e.py"
+def test_what_mfcore_gives_at_first_use_counts_as_code_of_who_asks_for_it(package):
+    without, later = sweep_inputs.code_of(package), package.parents[1] / "mfcore" / "e.py"
     _rewritten(later, "return 1", "return 2")
+    assert sweep_inputs.code_of(package) == without
+    _rewritten(package, "from mfcore import a", "from mfcore import a, later")
+    first = sweep_inputs.code_of(package)
+    _rewritten(later, "return 2", "return 3")
     assert sweep_inputs.code_of(package) != first
 
 
