@@ -1,6 +1,6 @@
 """Work of a study in a process of its own.
 
-``python -m mfcore embed`` (or ``train``, ``pretrain``) ``--study FILE --results FOLDER ...``. With
+``python -m mfcore embed`` (or ``train``, ``pretrain``, ``measure``) ``--study FILE --results FOLDER ...``. With
 ``torchrun --nproc-per-node N -m mfcore train ...`` (or ``pretrain``) N processes, each with its own
 GPU, share every batch.
 """
@@ -11,38 +11,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mfcore import store
-from mfcore.data.labels.schema import LabelError
-from mfcore.encoders import EncoderError
 from mfcore.store import errors as store_errors
 from mfcore.study import arms, encoders, pretrain
 from mfcore.study.config import Settings, load_study
+from mfcore.study.study import Study
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; prints the folder of the run, and returns the exit status."""
-    from mfcore.pretraining.objective import PretrainingError
-    from mfcore.pretraining.slides import PatchingError
+    """The command line; prints the folder of the run, or what a switch is worth."""
     from mfcore.training import processes
-    from mfcore.training.task import TrainingError
 
     chosen = _parser().parse_args(arguments)
     try:
         study = load_study(chosen.study)
         chosen.data = chosen.data or chosen.study.resolve().parents[1] / "data" / study.name
+        if chosen.work is _measure:
+            return _measure(study, chosen.results / study.name, chosen)
         with processes.joined(chosen.device) as chosen.device:
             run = chosen.work(study, chosen.results / study.name, chosen)
             if processes.here().is_first:
                 print(run.folder)
-    except (
-        EncoderError,
-        LabelError,
-        PatchingError,
-        PretrainingError,
-        TrainingError,
-        store.StoreError,
-        ValueError,  # ConfigError and PatchError, too
-        OSError,
-    ) as error:
+    except (RuntimeError, ValueError, OSError) as error:  # the bases of what stages raise
         print(f"mfcore: {store_errors.told(error)}", file=sys.stderr)
         return 1
     return 0
@@ -74,7 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     own = works.add_parser("pretrain", parents=[every], help="pretrain one encoder of the study")
     own.set_defaults(work=_pretrain)
     own.add_argument("--encoder", required=True, help="one of the study's pretrainings")
-    own.add_argument("--workers", type=int, default=1, help="reading threads of each process (1)")
+    switch = works.add_parser("measure", parents=[every], help="measure what a switch is worth")
+    switch.set_defaults(work=_measure)
+    switch.add_argument("--switch", required=True, help='its name; "base": none, "paper": all')
+    for reads_slides in (own, switch):
+        reads_slides.add_argument(
+            "--workers", type=int, default=1, help="reading threads of each process (1)"
+        )
     return parser
 
 
@@ -88,6 +83,15 @@ def _embed(study: Settings, results: Path, chosen: argparse.Namespace) -> store.
 def _train(study: Settings, results: Path, chosen: argparse.Namespace) -> store.Run:
     network, fold = chosen.network, chosen.fold
     return arms.train(study, network, fold, results, chosen.device, data_folder=chosen.data)
+
+
+def _measure(study: Settings, results: Path, chosen: argparse.Namespace) -> int:
+    from mfcore.sweep import switches
+
+    opened = Study(study, results)
+    return switches.measure_and_tell(
+        opened, chosen.switch, chosen.data, chosen.device, chosen.workers
+    )
 
 
 def _pretrain(study: Settings, results: Path, chosen: argparse.Namespace) -> store.Run:

@@ -29,14 +29,6 @@ ROOMS = {
 FACE = {"__init__", "__main__", "cli", "predict"}  # may import every room; no room imports them
 CORE = {"measures", "data", "encoders", "training", "pretraining", "tasks"}  # know no study and no results folder
 
-# Imports across the table that are there still. This list must become empty: shorten it, add nothing.
-STILL = {
-    "sweep.__main__": {"data", "tasks"},
-    "sweep.inputs": {"data", "tasks"},
-    "sweep.jobs": {"encoders"},
-    "sweep.switches": {"data", "encoders", "training"},
-}
-
 # Seconds to import, or a library of the system that may lack: imported by the functions that use them.
 HEAVY = {"torch", "torchvision", "timm", "transformers", "peft", "openslide", "tifffile"}
 WITH_TORCH = {"encoders", "training", "pretraining", "tasks"}  # where a module may load torch as it is imported
@@ -107,7 +99,7 @@ def faults(module: str, source: str) -> list[str]:
             if room in FACE or target.startswith("__version__"):
                 continue
             other = room_of(target)
-            if other not in ROOMS[room] | {room} | STILL.get(module, set()):
+            if other not in ROOMS[room] | {room}:
                 found.append(f"{here}: {room} may import {sorted(ROOMS[room])}, this is {other}")
         elif room in WITHOUT_TORCH and any(name == p or name.startswith(f"{p}.") for p in TORCH_PACKAGES):
             found.append(f"{here}: {room} works without torch")
@@ -128,11 +120,8 @@ def test_module_keeps_to_its_room(module):
 
 
 def test_what_the_tables_name_is_there():
-    """A module that was renamed or removed leaves no name behind, and an import that is gone leaves none in STILL."""
-    assert {*STILL, *ROOMS} <= set(MODULES)
-    for module, rooms in STILL.items():
-        imported = {room_of(name) for name in own_imports(MODULES[module].read_text(encoding="utf-8")) if name in MODULES}
-        assert rooms <= imported - ROOMS[room_of(module)], f"take what is gone out of STILL[{module!r}]"
+    """A room that was renamed or removed leaves no name behind."""
+    assert set(ROOMS) <= set(MODULES)
 
 
 def test_the_map_for_contributors_has_this_table():
@@ -227,7 +216,7 @@ def test_importing_the_package_imports_nothing_else():
 
 def test_studies_and_what_reads_them_import_without_the_heavy_packages():
     """Importing all of ``study`` and of READERS, with what READERS import inside functions, loads no heavy package."""
-    names = {name for name in MODULES if room_of(name) in WITHOUT_TORCH} - {"sweep.switches"}
+    names = {name for name in MODULES if room_of(name) in WITHOUT_TORCH}
     for name in [name for name in names if room_of(name) in READERS]:
         names |= own_imports(MODULES[name].read_text(encoding="utf-8")) & set(MODULES)
     loaded = loaded_after("import " + ", ".join(f"mfcore.{name}" for name in sorted(names - FACE)))

@@ -1,7 +1,9 @@
 """The notebooks: their pairs as committed, and a tiny study run through all of them, killed and resumed on the way."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jupytext
 import nbformat
@@ -14,6 +16,8 @@ from mfcore.sweep import inputs as sweep_inputs, pairs
 from mfcore.sweep.jobs import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
+MAX_BYTES = 1_500_000
+MAX_CODE_LINES = 60
 
 TINY = """
 name: tiny
@@ -43,35 +47,63 @@ tasks:
 """
 
 
+def problems(folder: Path) -> list[str]:
+    """What is wrong with the committed notebooks: pairs that drifted, stale or missing outputs, errors, size, thickness."""
+    found = []
+    for source in pairs.sources(folder):
+        target = source.with_suffix(".ipynb")
+        if not target.is_file():
+            found.append(f"{target.name} is missing; run `make notebooks`")
+            continue
+        built, written = nbformat.read(target, as_version=4), jupytext.read(source)
+        code = [cell for cell in built.cells if cell.cell_type == "code"]
+        of_what, _, built.cells[0].source = built.cells[0].source.partition("\n\n")
+        if of_what != pairs.OF_WHAT:
+            found.append(f"{target.name} doesn't begin with {pairs.OF_WHAT!r}; run `make notebooks`")
+        if [(c.cell_type, c.source) for c in built.cells] != [(c.cell_type, c.source) for c in written.cells]:
+            found.append(f"{target.name} and {source.name} have drifted apart; keep the right one, then run `make notebooks`")
+        if built.metadata.get("mfcore", {}).get("fingerprint") != pairs.fingerprint(source):
+            found.append(f"{target.name} is stale: its source, mfcore or the demo study changed since; run `make notebooks`")
+        if any(output.output_type == "error" for cell in code for output in cell.outputs):
+            found.append(f"{target.name} holds an error")
+        if not any(cell.outputs for cell in code):
+            found.append(f"{target.name} holds no outputs; run `make notebooks`")
+        if target.stat().st_size > MAX_BYTES:
+            found.append(f"{target.name} has {target.stat().st_size:,} bytes, over {MAX_BYTES:,}; show smaller figures")
+        text = "\n".join(cell.source for cell in written.cells if cell.cell_type == "code")
+        n_lines = sum(1 for line in text.splitlines() if line.strip() and not line.strip().startswith("#"))
+        if n_lines > MAX_CODE_LINES or re.search(r"^\s*(def|class) ", text, re.MULTILINE):
+            found.append(f"{source.name} has {n_lines} lines of code or defines something; that belongs in mfcore")
+    return found
+
+
 def test_the_committed_notebooks_are_pairs_with_fresh_outputs():
-    assert pairs.problems(NOTEBOOKS) == []
+    assert problems(NOTEBOOKS) == []
 
 
 def test_a_drifted_pair_a_stale_output_and_an_error_are_found(tmp_path):
     source = tmp_path / "01_a.py"
     source.write_text('# %% [markdown]\n# # A\n\n# %% tags=["parameters"]\nx = 1\n\n# %%\nprint(x)\n')
-    assert pairs.problems(tmp_path) == ["01_a.ipynb is missing; run `make notebooks`"]
-    assert pairs.build(tmp_path) == 0
+    assert problems(tmp_path) == ["01_a.ipynb is missing; run `make notebooks`"]
+    pairs.build(tmp_path)
     first = source.with_suffix(".ipynb").read_bytes()
-    assert pairs.build(tmp_path) == 0
+    pairs.build(tmp_path)
     assert source.with_suffix(".ipynb").read_bytes() == first, "two builds of one source differ"
     assert nbformat.reads(first, 4).cells[0].source == f"{pairs.OF_WHAT}\n\n# A"
     without = nbformat.reads(first, 4)
     without.cells[0].source = "# A"
     nbformat.write(without, source.with_suffix(".ipynb"))
-    assert pairs.problems(tmp_path)[0].startswith(
-        "01_a.ipynb doesn't begin with '*The committed outputs are those of the study"
-    )
+    assert problems(tmp_path)[0].startswith("01_a.ipynb doesn't begin with '*The committed outputs are those of the study")
     source.with_suffix(".ipynb").write_bytes(first)
     source.write_text(source.read_text().replace("x = 1", "x = 2"))
-    assert [p.split(":")[0].split(";")[0] for p in pairs.problems(tmp_path)] == [
+    assert [p.split(":")[0].split(";")[0] for p in problems(tmp_path)] == [
         "01_a.ipynb and 01_a.py have drifted apart",
         "01_a.ipynb is stale",
     ]
     broken = nbformat.read(source.with_suffix(".ipynb"), 4)
     broken.cells[-1].outputs = [nbformat.v4.new_output("error", ename="E", evalue="v", traceback=[])]
     nbformat.write(broken, source.with_suffix(".ipynb"))
-    assert "01_a.ipynb holds an error" in pairs.problems(tmp_path)
+    assert "01_a.ipynb holds an error" in problems(tmp_path)
 
 
 def test_readme_keeps_what_a_study_found_while_its_results_are_away(tmp_path):

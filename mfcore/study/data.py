@@ -289,3 +289,24 @@ def write_audit(study: Settings, results: Path) -> store.Run:
 def find_audit(study: Settings, results: Path) -> store.Run:
     """The finished audit of the study's splits; raises StoreError where there is none."""
     return store.find_run(results, *_audit(study, results))
+
+
+# ---- for a sweep ----
+
+
+def label_files(study: Settings, folder: str | Path) -> tuple[Path, ...]:
+    """The label files in the study's data folder; raises LabelError where they aren't there."""
+    return labels.files_of(study.source, Path(folder))
+
+
+def fetch(study: Settings, folder: str | Path, verify: bool = False) -> tuple[str, bool]:
+    """Fetch what the study's data folder lacks, as `downloads.fetch`.
+
+    Returns in words what is there, and whether all is. Raises StoreError where there is nothing to
+    fetch or nothing can be begun.
+    """
+    try:
+        table = downloads.fetch(study.source, folder, verify=verify)
+    except downloads.DownloadError as error:
+        raise store.StoreError(str(error)) from None
+    return downloads.summary(table), not (table["state"] == "missing").any()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mfcore import encoders, store
 from mfcore.data import patches
-from mfcore.encoders.card import EncoderCard, EncoderError, cards, released_cards
+from mfcore.encoders.card import EncoderCard, EncoderError, cards, released_cards, variants_of
 from mfcore.encoders.catalogue import folder_card
 from mfcore.study import data, pretrained
 from mfcore.study.config import ConfigError, Settings
@@ -121,3 +121,8 @@ def _opened(study: Settings, name: str, results: Path) -> tuple[EncoderCard, sto
     known = {"size_px": study.patches.size_px}
     config, inputs = {"card": card.identity(), **known}, {"patches": source.key}
     return card, source, store.open_run(results, "embeddings", name, config, inputs, known | inputs)
+
+
+def all_of(study: Settings) -> list[str]:
+    """The encoders that embed the study's patches: its own, then those of other libraries' ways."""
+    return [*study.encoders, *variants_of(study.conventions)]

@@ -13,6 +13,7 @@ from mfcore.store.options import as_dict
 from mfcore.study import encoders, pretrained
 from mfcore.study.config import Settings, TaskOptions
 from mfcore.tasks import protocol, registry
+from mfcore.tasks.task import fingerprints as task_fingerprints
 
 REFUSALS = "judged_{}.csv"  # among the results, of a task
 
@@ -103,3 +104,21 @@ def refusals(results: Path, task: str) -> dict[str, str]:
         return {}
     table = pd.read_csv(file, keep_default_na=False)
     return dict(table.loc[~table["judged"], ["encoder", "reason"]].itertuples(index=False))
+
+
+# ---- for a sweep ----
+
+
+def absent(study: Settings, data_folder: str | Path) -> dict[str, Path]:
+    """The study's tasks whose data aren't there, and the folder for each; others may be in part."""
+    return registry.absent([task.name for task in study.tasks], data_folder)
+
+
+def data_name(task: str) -> str:
+    """The name under which a task's data lie; tasks that share their data share it."""
+    return registry.folder_of(task, "").name
+
+
+def data_fingerprints(name: str, data_folder: str | Path, known: Fingerprints) -> dict:
+    """Fingerprints of the data of that name, as `mfcore.tasks.task.fingerprints`."""
+    return task_fingerprints(registry.folder_of(name, data_folder), known)

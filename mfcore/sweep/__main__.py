@@ -1,7 +1,16 @@
-"""The sweep: a study's notebooks run by papermill, each run a job, as the Snakefile orders them, here or on a cluster.
+"""The sweep: a study's notebooks run by papermill, each run a job, as the Snakefile orders them,
+here or on a cluster.
 
-A job that fails, or is killed in every attempt, leaves a record with its reason and counts as ended, so that the others go
-on; the sweep's exit status tells. Records of failure are removed when the sweep starts again, and so those jobs run again.
+A job that fails, or is killed in every attempt, leaves a record with its reason and counts as
+ended, so that the others go on; the sweep's exit status tells. Records of failure are removed when
+the sweep starts again, and so those jobs run again.
+
+How many cores there are changes no number but the last digits of what is trained. Slides, patches,
+splits, embeddings by given weights, and probes and other heads on them are the same to the bit.
+Networks trained end to end or by LoRA, pretrainings, the decoders of segmentation tasks, and what
+rests on a pretrained encoder come of sums that more threads add in another order: after a few steps
+they differ from the 6th or 7th digit on, and more with every step. A run records how many threads
+it had.
 """
 
 import argparse
@@ -11,183 +20,156 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from mfcore import store
-from mfcore.data import downloads
 from mfcore.store import errors as store_errors
+from mfcore.study import data as study_data, tasks as study_tasks
 from mfcore.study.config import ConfigError, Settings, load_study
 from mfcore.sweep import inputs as sweep_inputs, results as sweep_results
-from mfcore.sweep.jobs import ROOT, SUPPLEMENT, Job, embedding_job, jobs_of, with_dependents, with_needs
+from mfcore.sweep.jobs import ROOT, SUPPLEMENT, Job, job_name, jobs_of, with_dependents, with_needs
 from mfcore.sweep.run import KilledError, SweepError, data_folder, killed, run_job
-from mfcore.tasks import registry
 
-
-@dataclass(frozen=True)
-class How:
-    """How a sweep runs, not what it computes: nothing here changes a number but in the last digits of what is trained.
-
-    Slides, patches, splits, embeddings by given weights, and probes and other heads on them are the same to the bit with any
-    number of cores. Networks trained end to end or by LoRA, pretrainings, the decoders of segmentation tasks, and what rests on
-    a pretrained encoder come of sums that more threads add in another order: after a few steps they differ from the 6th or 7th
-    digit on, and more with every step. A run records how many threads it had.
-
-    n_cores: of this machine; None: all. n_shares: jobs that make one encoder's embedding. profile: a folder of
-    ``profiles/`` or a path, by which the jobs go to a cluster; "" keeps them here. n_gpus: what a job that can use a GPU asks
-    a cluster for. options: handed on to Snakemake. verify: compare every checksum, of data and of results.
-    """
-
-    n_cores: int | None = None
-    n_shares: int = 1
-    profile: str = ""
-    n_gpus: int = 1
-    options: tuple[str, ...] = ()
-    verify: bool = False
+INTERRUPTED = 130  # exit status, as a shell has it
 
 
 def study_file(name: str) -> Path:
     """The file of a study given by its name in ``studies/`` or by its path."""
-    return Path(name).expanduser() if name.endswith((".yaml", ".yml")) else ROOT / "studies" / f"{name}.yaml"
+    is_path = name.endswith((".yaml", ".yml"))
+    return Path(name).expanduser() if is_path else ROOT / "studies" / f"{name}.yaml"
 
 
-def paper(name: str, data: str | None = None, results: str | None = None, how: How = How()) -> int:
-    """Run a study and build its supplement; returns the exit status: 0, or 1 where any job failed.
-
-    Raises SweepError where another sweep works on the same results or there is no such profile, ConfigError for a bad study.
-    """
-    study, folder = _open(name, results)
-    tasks = [task.name for task in study.tasks]
-    for task, place in registry.absent(tasks, data_folder(study, study_file(name), data)).items():
+def paper(asked: argparse.Namespace) -> int:
+    """Run a study and build its supplement; returns the exit status: 1 where any job failed."""
+    study, begun = load_study(asked.study), time.monotonic()
+    data = data_folder(study, asked.study, asked.data)
+    for task, place in study_tasks.absent(study, data).items():
         print(
-            f"{study.name}: task {task} has no data yet; lay them into {place} before its turn comes, after the pretrainings "
+            f"{study.name}: task {task} has no data yet; "
+            f"lay them into {place} before its turn comes, after the pretrainings "
             "(data/README.md says in which layout)",
             file=sys.stderr,
         )
-    begun = time.monotonic()
-    status, failures = _sweep(study, study_file(name), folder, data, how, [SUPPLEMENT])
+    folder, status, failures = _sweep(study, asked, [SUPPLEMENT])
     if status or failures:
         n = len(failures)
         print(
-            f"{study.name}: {n or 'no'} job{'s' * (n != 1)} failed, Snakemake's status {status}. Run again to go on. "
+            f"{study.name}: {n or 'no'} job{'s' * (n != 1)} failed, Snakemake's status {status}. "
+            "Run again to go on. "
             f"Logs of Snakemake and of a cluster's jobs: {folder / '.snakemake'}",
             file=sys.stderr,
         )
     index = folder / "supplement" / "index.html"
-    if index.is_file() and SUPPLEMENT not in [failure["name"] for failure in failures] and not status:
+    if index.is_file() and SUPPLEMENT not in failures and not status:
         print(f"{study.name}: {time.monotonic() - begun:.0f} s. Supplement:\n{index}")
     return 1 if status or failures else 0
 
 
-def embed(
-    name: str,
-    chosen: Sequence[str] = (),
-    data: str | None = None,
-    results: str | None = None,
-    how: How = How(),
-) -> int:
-    """Make the embeddings of a study's encoders, or of those ``chosen``, and nothing else; returns the exit status.
-
-    It is 0 if every embedding is there; else those missing are said, each with its remedy. Raises SweepError for an encoder
-    that the study hasn't got, and as `paper`.
-    """
-    study, folder = _open(name, results)
-    unknown = sorted(set(chosen) - set(study.encoders))
-    if unknown:
-        raise SweepError(f"study {study.name!r} has no encoder {', '.join(unknown)}; it has: {', '.join(study.encoders)}")
-    targets = [embedding_job(encoder) for encoder in study.encoders if not chosen or encoder in chosen]
-    status, failures = _sweep(study, study_file(name), folder, data, how, targets)
-    failed = {failure["name"] for failure in failures}
-    there = [job for job in targets if job not in failed and (folder / "jobs" / f"{job}.json").is_file()]
-    print(f"{study.name}: {len(there)} of {len(targets)} embeddings are there, in {folder}")
+def embed(asked: argparse.Namespace) -> int:
+    """Make a study's embeddings, or those asked for; returns the exit status: 0 if all are made."""
+    study, chosen = load_study(asked.study), asked.encoders.replace(",", " ").split()
+    if unknown := sorted(set(chosen) - set(study.encoders)):
+        raise SweepError(
+            f"study {study.name!r} has no encoder {', '.join(unknown)}; "
+            f"it has: {', '.join(study.encoders)}"
+        )
+    encoders = [encoder for encoder in study.encoders if not chosen or encoder in chosen]
+    targets = [job_name("02", encoder) for encoder in encoders]
+    folder, status, failures = _sweep(study, asked, targets)
+    there = [name for name in targets if (folder / "jobs" / f"{name}.json").is_file()]
+    n_there = len(set(there) - failures)
+    print(f"{study.name}: {n_there} of {len(targets)} embeddings are there, in {folder}")
     return 1 if status or failures else 0
 
 
-def _open(name: str, results: str | None) -> tuple[Settings, Path]:
-    """The study of that name and the folder of its results."""
-    study = load_study(study_file(name))
-    folder = Path(results or ROOT / "results").expanduser().resolve() / study.name
-    folder.mkdir(parents=True, exist_ok=True)
-    return study, folder
+def _sweep(
+    study: Settings, asked: argparse.Namespace, targets: list[str]
+) -> tuple[Path, int, set[str]]:
+    """Run jobs and what they need; returns the results' folder, Snakemake's status, who failed.
 
-
-def _sweep(study: Settings, file: Path, folder: Path, data: str | None, how: How, targets: list[str]) -> tuple[int, list[dict]]:
-    """Run the jobs ``targets`` and what they need by Snakemake; returns its status and the failures."""
-    if how.n_shares < 1 or how.n_gpus < 0:
+    Raises SweepError where it can't be begun as asked, StoreError where another sweep works on the
+    same results.
+    """
+    if asked.shares < 1 or asked.gpus < 0:
         raise SweepError(
-            f"SHARES={how.n_shares}, GPUS={how.n_gpus}: there is at least one share, and no negative number of GPUs"
+            f"SHARES={asked.shares}, GPUS={asked.gpus}: name at least one share, and 0 GPUs or more"
         )
-    jobs = with_needs(jobs_of(study, how.n_shares), targets)
+    folder = Path(asked.results).expanduser().resolve() / study.name
+    jobs = with_needs(jobs_of(study, asked.shares), targets)
     with store.alone(folder, "sweep"):
-        command = _command(file, folder, data, how, targets)
-        again = sweep_results.check(folder, jobs, how.verify)
-        for failure in sorted(folder.glob("failures/*.json")):
+        command = _command(folder, asked, targets)
+        again = sweep_results.check(folder, jobs, asked.verify)
+        for failure in folder.glob("failures/*.json"):
             if failure.stem in jobs or ".share" in failure.stem:
                 again.add(failure.stem)
                 failure.unlink()
-        for name in with_dependents(jobs, again):  # Snakemake makes a record that is missing only for who is to run
+        # Snakemake makes a record that is missing only for who is to run
+        for name in with_dependents(jobs, again):
             (folder / "jobs" / f"{name}.json").unlink(missing_ok=True)
         for note in folder.glob("running/*"):
             note.unlink()
-        sweep_inputs.write(study, folder, data_folder(study, file, data), jobs.values(), trusts=not how.verify)
-        before, now = None, _progress(folder, jobs)
-        interrupted, status = False, 1
-        while status and not interrupted and now != before:  # Snakemake may stop at a job that was killed; others can go on
-            before = now
-            interrupted, status = _run(command)
-            now = _progress(folder, jobs)
-    failures = [store.read_json(failure) for failure in sorted(folder.glob("failures/*.json")) if failure.stem in jobs]
-    for failure in failures:
-        print(f"failed: {failure['name']}: {failure['reason']}", file=sys.stderr)
-    return status, failures
+        data = data_folder(study, asked.study, asked.data)
+        sweep_inputs.write(study, folder, data, jobs.values(), trusts=not asked.verify)
+        before, status = None, 1
+        while status not in (0, INTERRUPTED) and (now := _progress(folder, jobs)) != before:
+            # Snakemake may stop at a job that was killed; others can go on
+            before, status = now, _run(command)
+    failed = [file for file in sorted(folder.glob("failures/*.json")) if file.stem in jobs]
+    for file in failed:
+        print(f"failed: {file.stem}: {store.read_json(file)['reason']}", file=sys.stderr)
+    return folder, status, {file.stem for file in failed}
 
 
 def _progress(folder: Path, jobs: dict[str, Job]) -> set[str]:
-    """What a call of Snakemake changes if it gets anywhere: which jobs have a record, how often others were begun."""
+    """What Snakemake changes if it gets anywhere: jobs with a record, how often others began."""
     begun = {f"{name}, {n} times" for name, n in killed(folder, jobs).items()}
     return begun | {file.name for file in folder.glob("jobs/*.json")}
 
 
-def _command(file: Path, folder: Path, data: str | None, how: How, targets: list[str]) -> list[str]:
+def _command(folder: Path, asked: argparse.Namespace, targets: list[str]) -> list[str]:
     """Snakemake's command line."""
-    n_cores = how.n_cores or len(os.sched_getaffinity(0))
-    has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))  # its jobs take turns; without one they share the cores
-    command = [sys.executable, "-m", "snakemake", *(f"jobs/{target}.json" for target in targets)]
     snakefile = ROOT / "Snakefile"
-    if how.profile:  # beside the results, from where Snakemake carries it to pods
-        with store.replacing(folder / "Snakefile") as aside:
+    settings = {"study": asked.study.resolve(), "results": folder, "shares": asked.shares}
+    settings |= {"data": Path(asked.data).expanduser().resolve()} if asked.data else {}
+    if asked.profile:
+        with store.replacing(folder / "Snakefile") as aside:  # from where it is carried to pods
             shutil.copyfile(snakefile, aside)
         snakefile = folder / "Snakefile"
+        where = ["--workflow-profile", str(_profile(asked.profile))]
+        where += ["--default-storage-prefix", str(folder)]
+        where += ["--cores", str(asked.cores)] if asked.cores else []
+        settings |= {"gpus": asked.gpus}
+    else:
+        n_cores = asked.cores or len(os.sched_getaffinity(0))
+        has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))  # jobs take turns, else share the cores
+        where = ["--cores", str(n_cores), "--resources", f"gpu={1 if has_gpu else n_cores}"]
+        settings |= {"cores": n_cores, "gpus": 1}
+    command = [sys.executable, "-m", "snakemake", *(f"jobs/{target}.json" for target in targets)]
     command += ["--snakefile", str(snakefile), "--directory", str(folder)]
     command += ["--keep-going", "--rerun-incomplete", "--nolock"]
-    command += ["--rerun-triggers", "mtime", "params", "--quiet", "host", "reason", "rules"]
-    settings = {"study": file.resolve(), "results": folder, "shares": how.n_shares}
-    settings |= {"data": Path(data).expanduser().resolve()} if data else {}
-    if how.profile:
-        command += ["--workflow-profile", str(_profile(how.profile)), "--default-storage-prefix", str(folder)]
-        command += ["--cores", str(how.n_cores)] if how.n_cores else []
-        settings |= {"gpus": how.n_gpus}
-    else:
-        command += ["--cores", str(n_cores), "--resources", f"gpu={1 if has_gpu else n_cores}"]
-        settings |= {"cores": n_cores, "gpus": 1}
-    return [*command, "--config", *(f"{key}={value}" for key, value in settings.items()), *how.options]
+    command += ["--rerun-triggers", "mtime", "params", "--quiet", "host", "reason", "rules", *where]
+    command += ["--config", *(f"{key}={value}" for key, value in settings.items())]
+    return command + asked.options
 
 
 def _profile(name: str) -> Path:
     """The folder of a profile given by its name in ``profiles/`` or by its path."""
-    known = sorted(file.parent.name for file in ROOT.glob("profiles/*/config.yaml"))
     folder = Path(name).expanduser().resolve() if os.sep in name else ROOT / "profiles" / name
     if not (folder / "config.yaml").is_file():
-        raise SweepError(f"no profile {name!r}: {folder / 'config.yaml'} isn't there; there are: {', '.join(known)}")
+        known = sorted(file.parent.name for file in ROOT.glob("profiles/*/config.yaml"))
+        raise SweepError(
+            f"no profile {name!r}: {folder / 'config.yaml'} isn't there; "
+            f"there are: {', '.join(known)}"
+        )
     return folder
 
 
-def _run(command: list[str]) -> tuple[bool, int]:
-    """Run Snakemake to its end; returns whether it was interrupted, and its status.
+def _run(command: list[str]) -> int:
+    """Run Snakemake to its end; returns its status, or INTERRUPTED.
 
-    Ctrl-C reaches Snakemake as well, a request to end (SIGTERM) is handed on to it; then it is waited for: it calls back the
-    jobs that it sent to a cluster.
+    Ctrl-C reaches Snakemake as well, a request to end (SIGTERM) is handed on to it; then it is
+    waited for: it calls back the jobs that it sent to a cluster.
     """
     interrupted = False
     process = subprocess.Popen(command)
@@ -196,86 +178,98 @@ def _run(command: list[str]) -> tuple[bool, int]:
         process.send_signal(signal.SIGINT)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, hand_on)
+    signal.signal(signal.SIGTERM, hand_on)
+    while True:
+        try:
+            status = process.wait()
+            return INTERRUPTED if interrupted else status
+        except KeyboardInterrupt:
+            interrupted = True
+
+
+def data(asked: argparse.Namespace) -> int:
+    """Fetch what a study's data folder lacks; returns the exit status: 0 if everything is there."""
+    study = load_study(asked.study)
+    folder = data_folder(study, asked.study, asked.data)
     try:
-        while True:
-            try:
-                return interrupted, process.wait()
-            except KeyboardInterrupt:
-                interrupted = True
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def data(name: str, folder: str | None, verify: bool) -> int:
-    """Fetch what a study's data folder lacks and say what is there; returns the exit status: 0 if everything is.
-
-    Raises DownloadError where there is nothing to fetch or nothing can be begun, ConfigError for a bad study.
-    """
-    study = load_study(study_file(name))
-    try:
-        table = downloads.fetch(study.source, data_folder(study, study_file(name), folder), verify=verify)
+        words, is_whole = study_data.fetch(study, folder, asked.verify)
     except KeyboardInterrupt:
         print("mfcore: stopped; what came is kept, run it again to go on", file=sys.stderr)
-        return 130
-    print(downloads.summary(table))
-    return int((table["state"] == "missing").any())
+        return INTERRUPTED
+    print(words)
+    return int(not is_whole)
+
+
+def job(asked: argparse.Namespace) -> int:
+    """Run one job; returns the exit status: 0 also where it failed, if others can go on."""
+    where = Path(asked.results).resolve(), asked.data or ""
+    how = asked.threads, asked.shares, asked.record
+    try:
+        done = run_job(asked.study, asked.name, *where, *how)
+    except KilledError as error:
+        print(f"{asked.name}: {error}", file=sys.stderr)
+        return 1
+    return int(not done and asked.name == "01_extract_patches")
+
+
+def notebooks(_: argparse.Namespace) -> int:
+    """Build the committed notebooks, and what README says of the studies' results."""
+    from mfcore.sweep import pairs
+
+    folder = ROOT / "notebooks"
+    pairs.build(folder)
+    written = pairs.update_readme(ROOT / "README.md", ROOT / "results", folder / "figures")
+    print("README: found", *written)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mfcore.sweep", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    study, runs, sweep = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    study.add_argument(
+        "--study", type=study_file, required=True, help="a name in studies/, or a YAML file"
+    )
+    study.add_argument("--data", help="folder of the study's data (data/NAME)")
+    runs.add_argument("--results", default=ROOT / "results", help="where results go (results/)")
+    runs.add_argument("--shares", type=int, default=1, help="jobs that make one embedding (1)")
+    sweep.add_argument("--cores", type=int, help="how many cores to use (all)")
+    sweep.add_argument("--profile", default="", help="of a cluster: in profiles/, or a path (none)")
+    sweep.add_argument("--gpus", type=int, default=1, help="GPUs that a job asks a cluster for (1)")
+    verify = argparse.ArgumentParser(add_help=False)
+    verify.add_argument("--verify", action="store_true", help="compare every checksum")
+
+    def command(work: Callable, words: str, *parents) -> argparse.ArgumentParser:
+        sub = commands.add_parser(work.__name__, parents=parents, help=words)
+        sub.set_defaults(work=work)
+        return sub
+
+    command(paper, "run a study and build its supplement", study, runs, sweep, verify)
+    alone = command(embed, "make only the embeddings of a study", study, runs, sweep, verify)
+    alone.add_argument(
+        "--encoders", default="", help="which of the study's, by blanks or commas (all)"
+    )
+    command(data, "fetch what a data folder lacks, and say what is there", study, verify)
+    one = command(job, "run one job of a study (the Snakefile calls this)", study, runs)
+    one.add_argument("--name", required=True)
+    one.add_argument("--threads", type=int, default=1)
+    one.add_argument("--record", type=Path, help="file for the job's record (jobs/NAME.json)")
+    command(notebooks, "build the committed .ipynb on the study demo")
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: ``paper``, ``embed``, ``data``, and what the Snakefile calls."""
-    parser = argparse.ArgumentParser(prog="python -m mfcore.sweep", description=main.__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    study = argparse.ArgumentParser(add_help=False)
-    study.add_argument("--study", required=True, help="a study's name in studies/, or a YAML file")
-    study.add_argument("--data", help="folder of the study's data (data/ beside the study file's folder, and the study's name)")
-    runs = argparse.ArgumentParser(add_help=False, parents=[study])
-    runs.add_argument("--results", help="where results go (results/)")
-    runs.add_argument("--shares", type=int, default=1, help="how many jobs make one encoder's embedding (1)")
-    sweep = argparse.ArgumentParser(add_help=False, parents=[runs])
-    sweep.add_argument("--cores", type=int, help="how many cores to use (all)")
-    sweep.add_argument("--profile", default="", help="a folder of profiles/, or a path: where the jobs run (here)")
-    sweep.add_argument("--gpus", type=int, default=1, help="GPUs that a job which can use one asks a cluster for (1)")
-    sweep.add_argument("--verify", action="store_true", help="compare every checksum, of data and of results")
-    commands.add_parser("paper", parents=[sweep], help="run a study through the notebooks and build its supplement")
-    alone = commands.add_parser("embed", parents=[sweep], help="make the embeddings of a study's encoders, and nothing else")
-    alone.add_argument("--encoders", default="", help="which of the study's encoders, separated by blanks or commas (all)")
-    files = commands.add_parser("data", parents=[study], help="fetch what a study's data folder lacks, and say what is there")
-    files.add_argument("--verify", action="store_true", help="compare every file's checksum, not just its length")
-    one = commands.add_parser("job", parents=[runs], help="run one job of a study (the Snakefile calls this)")
-    one.add_argument("--name", required=True)
-    one.add_argument("--threads", type=int, default=1)
-    one.add_argument("--record", type=Path, help="where the job's record goes (jobs/ in the results)")
-    commands.add_parser("notebooks", help="build the committed .ipynb from the .py beside them, on the study demo")
-    chosen, options = parser.parse_known_args(arguments)
-    if options and chosen.command not in ("paper", "embed"):
+    """The command line; options that it doesn't know are Snakemake's."""
+    parser = _parser()
+    asked, options = parser.parse_known_args(arguments)
+    if options and asked.work not in (paper, embed):
         parser.error(f"unknown arguments: {' '.join(options)}")
+    asked.options = options
     try:
-        return _do(chosen, tuple(options))
-    except KilledError as error:
-        print(f"{chosen.name}: {error}", file=sys.stderr)
-        return 1
-    except (ConfigError, SweepError, store.StoreError, downloads.DownloadError, OSError) as error:
+        return asked.work(asked)
+    except (ConfigError, SweepError, store.StoreError, OSError) as error:
         print(f"mfcore: {store_errors.told(error)}", file=sys.stderr)
         return 2
-
-
-def _do(chosen: argparse.Namespace, options: tuple[str, ...]) -> int:
-    """Do what the command line says; returns the exit status."""
-    if chosen.command == "notebooks":
-        from mfcore.sweep import pairs
-
-        return pairs.build(ROOT / "notebooks")
-    if chosen.command == "data":
-        return data(chosen.study, chosen.data, chosen.verify)
-    if chosen.command == "job":
-        file, results = study_file(chosen.study), Path(chosen.results).resolve()
-        done = run_job(file, chosen.name, results, chosen.data or "", chosen.threads, chosen.shares, chosen.record)
-        return 0 if done or chosen.name != "01_extract_patches" else 1  # without patches there is nothing to go on with
-    how = How(chosen.cores, chosen.shares, chosen.profile, chosen.gpus, options, chosen.verify)
-    if chosen.command == "paper":
-        return paper(chosen.study, chosen.data, chosen.results, how)
-    return embed(chosen.study, chosen.encoders.replace(",", " ").split(), chosen.data, chosen.results, how)
 
 
 if __name__ == "__main__":

@@ -33,11 +33,6 @@ def folder_of(name: str, data_folder: str | Path) -> Path:
     return Path(data_folder) / "tasks" / (get(name).folder or name)
 
 
-def state_name(name: str) -> str:
-    """Name of the file that keeps the state of the task's data among a study's results."""
-    return f"task_{get(name).folder or name}"
-
-
 def load(name: str, data_folder: str | Path) -> TaskData:
     """The task's data, unpacked or drawn first where needed; images are read when asked for.
 

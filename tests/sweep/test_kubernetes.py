@@ -125,7 +125,7 @@ def test_pods_ask_for_what_the_profile_says_and_their_records_arrive(cluster, tm
     folder = tmp_path / "results" / "tiny"
     assert {file.stem for file in folder.glob("jobs/*.json")} == {
         "01_extract_patches",
-        *(f"{sweep_jobs.embedding_job('random:test_vit')}{share}" for share in ("", ".share0of2", ".share1of2")),
+        *(f"{sweep_jobs.job_name('02', 'random:test_vit')}{share}" for share in ("", ".share0of2", ".share1of2")),
     }
     assert cluster.killed and len(cluster.jobs) >= 5
     for body, _ in cluster.jobs.values():

@@ -192,7 +192,7 @@ def test_jobs_of_a_node_are_killed_and_the_sweep_ends_with_the_same_numbers(slur
         sweep = started(command, env=slurm, stdout=out, stderr=out)
     folder, asked = results / "tiny", {}
     to_kill = {
-        f"{sweep_jobs.embedding_job('random:test_vit')}.share1of2": lambda job: subprocess.run(
+        f"{sweep_jobs.job_name('02', 'random:test_vit')}.share1of2": lambda job: subprocess.run(
             ["scancel", job], env=slurm, check=True
         ),
         "04_train_end_to_end.tiny_end_to_end.fold0": lambda job: _kill(_processes(slurm, f"SLURM_JOB_ID={job}")),

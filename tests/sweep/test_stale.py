@@ -235,12 +235,13 @@ def package(tmp_path, monkeypatch):
     notebook = tmp_path / "notebooks" / "n.py"
     notebook.write_text("from mfcore import a\n\na.g()\n")
     monkeypatch.setattr(sweep_inputs, "ROOT", tmp_path)
+    monkeypatch.setattr(sweep_inputs, "PACKAGE", tmp_path / "mfcore")
     return notebook
 
 
 def _rewritten(file, old, new):
     file.write_text(file.read_text().replace(old, new))
-    os.utime(file, ns=(0, file.stat().st_mtime_ns + 10**9))
+    sweep_inputs._module.cache_clear()
 
 
 def test_a_comment_a_docstring_and_a_move_are_no_change_of_the_code_and_a_function_is(package):

@@ -1,1 +1,1 @@
-"""The supplement as a book of Sphinx: pages of executed notebooks, and pages made of the files beside them."""
+"""The supplement as a book of Sphinx: pages of executed notebooks and of the files beside them."""

@@ -1,6 +1,7 @@
 """The supplement: a book of Sphinx made of a study's files. It reads them and computes nothing."""
 
-import os
+import html
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import nbformat
 from mfcore import store
 from mfcore.study.config import Settings
 from mfcore.sweep.book import front, markdown, notebooks, pages
+from mfcore.sweep.book.exhibits import exhibit
 from mfcore.sweep.book.notebooks import Run
 
 HERE = Path(__file__).parent
@@ -30,7 +32,8 @@ STAGES = {  # the part of the book that has a notebook's pages, and their title
 }
 PARTS = {"results": "Results", "data": "Data", "reference": "Reference", "runs": "Every run"}
 # Sections of exhibits that have a page of reference; other exhibits stand in their notebooks.
-REFERENCE = ("Encoders", "Conventions", "Audit of the splits", "Audit of the probe", "Switches", "Provenance")
+AUDITS = ("Audit of the splits", "Audit of the probe")
+REFERENCE = ("Encoders", "Conventions", *AUDITS, "Switches", "Provenance")
 
 
 class BookError(RuntimeError):
@@ -41,38 +44,38 @@ def build(study: Settings, results: Path, jobs: Mapping) -> Path:
     """Build ``results/supplement`` aside and rename it; returns the path of its index.html.
 
     jobs: the study's, by name (`mfcore.sweep.jobs.jobs_of`). Runs that failed or are missing are
-    named with their reasons. Raises StoreError where a file of a run isn't as it was made, BookError
-    where Sphinx fails; the supplement that was there then stays.
+    named with their reasons. Raises BookError where Sphinx fails; the supplement that was there
+    then stays.
     """
-    if edited := [str(file) for run in store.runs(results) for file in run.examined()[1]]:
-        raise store.StoreError(
-            f"not as they were made: {', '.join(edited)}; remove the folders of these runs and run them again"
-        )
-    aside, target, old = results / f".supplement.{os.getpid()}", results / "supplement", results / ".supplement.old"
-    for leftover in results.glob(".supplement.*"):
-        shutil.rmtree(leftover)
+    aside, target = results / ".supplement", results / "supplement"
+    shutil.rmtree(aside, ignore_errors=True)
     try:
         runs = [notebooks.run_of(job, results) for job in jobs.values() if job.notebook]
         write_source(study, results, runs, aside / "source")
-        _sphinx(aside / "source", aside / "html", aside / "doctrees")
-        if target.exists():
-            target.rename(old)
+        _sphinx(_settings(study), aside / "source", aside / "html", aside / "doctrees")
+        shutil.rmtree(target, ignore_errors=True)
         (aside / "html").rename(target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return target / "index.html"
 
 
-def _sphinx(source: Path, target: Path, doctrees: Path) -> None:
-    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", "-j", "2", "-d", str(doctrees), str(source), str(target)]
+def _settings(study: Settings) -> list[str]:
+    """What differs between studies in Sphinx's settings; the theme takes both texts for HTML."""
+    banner = ["synthetic data: every number here is of made-up slides"] * study.synthetic
+    banner += [study.mode_title] * bool(study.switched)
+    title, banner = html.escape(f"Study {study.name}"), html.escape(" · ".join(banner))
+    return ["-D", f"html_title={title}", "-D", f"html_theme_options.announcement={banner}"]
+
+
+def _sphinx(settings: list[str], source: Path, target: Path, doctrees: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", "-j", "2", *settings]
+    command += ["-d", doctrees, source, target]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     sys.stderr.write(done.stderr)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise BookError(next((line.strip() for line in lines if "Error: " in line), lines[-1]))
-    for unread in (*target.rglob("*.map"), *target.glob("_static/*.html")):  # of the theme's own making
-        unread.unlink()
     shutil.rmtree(target / "_sources", ignore_errors=True)  # of notebooks, whatever conf.py says
 
 
@@ -82,26 +85,22 @@ def write_source(study: Settings, results: Path, runs: Sequence[Run], source: Pa
         (source / folder).mkdir(parents=True)
     shutil.copy(HERE / "conf.py", source)
     shutil.copy(HERE / "supplement.css", source / "_static")
-    banner = ["synthetic data: every number here is of made-up slides"] * study.synthetic
-    banner += [study.mode_title] * bool(study.switched)
-    store.write_json(source / "study.json", {"name": study.name, "banner": " · ".join(banner)})
     figures = results / "figures"
-    (source / "figures").mkdir()
-    for file in figures.glob("*.*"):
-        (source / "figures" / notebooks.safe(file.name)).symlink_to(file.resolve())
-    saved = _saved(figures)
-    parts: dict[str, list[tuple[str, str]]] = {part: [] for part in PARTS}
-    parts["reference"] = _reference(study, figures, saved, source)
-    names = {f"**{each['title']}.** {each['caption']}": name for name, each in saved.items()}
+    (source / "figures").symlink_to(figures.resolve())
+    records = {file.stem: store.read_json(file) for file in sorted(figures.glob("*.json"))}
+    saved = {name: each for name, each in records.items() if "caption" in each}  # the exhibits
+    exhibits = {f"**{each['title']}.** {each['caption']}": name for name, each in saved.items()}
+    parts = {part: [] for part in PARTS} | {"reference": _reference(study, figures, saved, source)}
     for stage, (part, title) in STAGES.items():
         members = [run for run in runs if run.stage == stage]
         for run in members:
             if run.has_page:
                 heading = f"{title}: {run.title}" if run.title else title
-                page = notebooks.page(run, heading, source, names)
+                page = notebooks.page(run, heading, figures, exhibits)
                 nbformat.write(page, source / part / f"{run.name}.ipynb")
         if part == "runs" and members:
-            pages.stage(stage, title, members, source)
+            words = pages.stage(title, members)
+            (source / part / f"{stage}.md").write_text(words, encoding="utf-8")
         if (part == "runs" and members) or any(run.has_page for run in members):
             parts[part].append((title, f"{part}/{stage}"))
     index = [front.page(study, results, runs), markdown.toctree([("Overview", "self")])]
@@ -109,14 +108,10 @@ def write_source(study: Settings, results: Path, runs: Sequence[Run], source: Pa
     (source / "index.md").write_text("\n".join(index), encoding="utf-8")
 
 
-def _saved(figures: Path) -> dict[str, dict]:
-    """What each exhibit says of itself: title, caption and section, by name."""
-    found = {file.stem: store.read_json(file) for file in sorted(figures.glob("*.json"))}
-    return {name: saved for name, saved in found.items() if isinstance(saved, dict) and "caption" in saved}
-
-
-def _reference(study: Settings, figures: Path, saved: Mapping[str, dict], source: Path) -> list[tuple[str, str]]:
-    """Write the pages of reference that there is something for; returns their titles and documents."""
+def _reference(
+    study: Settings, figures: Path, saved: Mapping[str, dict], source: Path
+) -> list[tuple[str, str]]:
+    """Write the pages of reference that there is something for; returns titles and documents."""
     written = {}
     if (figures / "claims.csv").is_file():
         written["The papers' claims"] = pages.claims(figures, study.synthetic)
@@ -125,11 +120,10 @@ def _reference(study: Settings, figures: Path, saved: Mapping[str, dict], source
         if "05_encoders" in names:
             written[section] = pages.encoders(figures)
         elif names:
-            written[section] = "\n".join(pages.exhibit(figures, name) for name in names)
+            written[section] = "\n".join(exhibit(figures, name) for name in names)
+    entries = []
     for title, content in written.items():
-        (source / "reference" / f"{_document(title)}.md").write_text(f"# {title}\n\n{content}", encoding="utf-8")
-    return [(title, f"reference/{_document(title)}") for title in written]
-
-
-def _document(title: str) -> str:
-    return notebooks.safe(title).lower()
+        document = "reference/" + re.sub(r"\W", "_", title).lower()
+        (source / f"{document}.md").write_text(f"# {title}\n\n{content}", encoding="utf-8")
+        entries.append((title, document))
+    return entries

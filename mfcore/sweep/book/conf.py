@@ -1,15 +1,8 @@
-"""How Sphinx makes the supplement of a study; what differs between studies is in study.json."""
+"""How Sphinx makes the supplement of a study; `book` adds the title and the banner."""
 
 import html
-import json
-from pathlib import Path
 
-FILE = Path(__file__).parent / "study.json"  # lies beside the copy of this file that Sphinx reads
-study = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {"name": "", "banner": ""}
-
-project = f"Study {study['name']}"
-html_title = html.escape(project)  # the theme takes the title and the banner for HTML
-author = copyright = ""
+project = author = copyright = ""
 extensions = ["myst_nb", "sphinx_design"]
 
 nb_execution_mode = "off"  # a page shows what papermill left
@@ -22,7 +15,7 @@ suppress_warnings = ["mystnb.unknown_mime_type", "myst.header"]
 
 html_theme = "sphinx_book_theme"
 html_theme_options = {
-    "announcement": html.escape(study["banner"]),
+    "announcement": "",
     "collapse_navbar": True,
     "show_navbar_depth": 1,
     "max_navbar_depth": 3,

@@ -1,4 +1,4 @@
-"""Markdown for MyST that shows a text literally: no name in a study or in a label file becomes markup."""
+"""Markdown for MyST that shows a text literally: no name in a study or label file is markup."""
 
 import json
 import re
@@ -18,7 +18,7 @@ def _literal(words: str) -> str:
 
 
 def caption(words: str) -> str:
-    """A caption in one line: the bold title before it and its code are markup, all else is literal."""
+    """A caption in one line: a bold title before it and its code are markup, the rest literal."""
     words = " ".join(words.split())
     title = re.match(r"\*\*(.+?)\*\*(?!\*)", words)
     bold = f"**{_with_code(title[1])}**" if title else ""
@@ -31,10 +31,9 @@ def _with_code(words: str) -> str:
 
 
 def first_sentence(words: str) -> str:
-    """The first sentence of a caption, without markup; a bold title before it goes with it."""
-    title, _, rest = words.removeprefix("**").partition("**") if words.startswith("**") else ("", "", words)
-    sentence = re.split(r"(?<=[.!?])\s+(?=[A-Z])", rest.strip(), maxsplit=1)[0]
-    return ": ".join(filter(None, [title.strip(" ."), sentence])).replace("**", "").replace("`", "")
+    """The first sentence of a caption, without markup."""
+    sentence = re.split(r"(?<=[.!?])\s+(?=[A-Z])", words.strip(), maxsplit=1)[0]
+    return sentence.replace("**", "").replace("`", "")
 
 
 def is_number(cell: str) -> bool:
@@ -43,20 +42,21 @@ def is_number(cell: str) -> bool:
 
 
 def _shown(cell: str) -> str:
-    """A number with commas and no more than three digits after the point; any other cell as it is."""
+    """A number with commas and at most three digits after the point; any other cell as it is."""
     if re.fullmatch(r"\d{4,}", cell):
         return f"{int(cell):,}"
     return f"{float(cell):.3f}" if re.fullmatch(r"-?\d+\.\d{4,}", cell) else cell
 
 
-def table(rows: Sequence[Mapping], columns: Iterable[str] = (), ready: Iterable[str] = ()) -> str:
-    """Rows as a table, columns of numbers to the right; ``ready`` names columns that are Markdown already."""
-    columns, ready = list(columns or rows[0]), set(ready)
-    cells = {name: [_shown(str(row.get(name, ""))) for row in rows] for name in columns}
-    sides = ["---:" if name and all(map(is_number, cells[name])) else "---" for name in columns]
-    lines = [[text(name.replace("_", " ")) for name in columns], sides]
-    lines += [[cells[name][i] if name in ready else text(cells[name][i]) for name in columns] for i in range(len(rows))]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+def table(rows: Sequence[Mapping], columns: Sequence[str] = (), ready: Sequence[str] = ()) -> str:
+    """Rows as a table, columns of numbers to the right; those of ``ready`` are Markdown already."""
+    table = []
+    for name in columns or rows[0]:
+        cells = [_shown(str(row.get(name, ""))) for row in rows]
+        side = "---:" if name and all(map(is_number, cells)) else "---"
+        words = cells if name in ready else map(text, cells)
+        table.append([text(name.replace("_", " ")), side, *words])
+    return "".join(f"| {' | '.join(line)} |\n" for line in zip(*table, strict=True)) + "\n"
 
 
 def figure(path: str, words: str, alt: str) -> str:
@@ -64,13 +64,13 @@ def figure(path: str, words: str, alt: str) -> str:
     return f":::{{figure}} {path}\n:width: 100%\n:alt: {json.dumps(alt)}\n\n{words}\n:::\n"
 
 
-def toctree(entries: Iterable[tuple[str, str]], title: str = "", depth: int = 2) -> str:
+def toctree(entries: Iterable[tuple[str, str]], title: str = "") -> str:
     """A part of the navigation: title and document of each page."""
     lines = [f":caption: {title}"] if title else []
-    lines += [":hidden:", f":maxdepth: {depth}", ""]
+    lines += [":hidden:", ":maxdepth: 2", ""]
     for name, document in entries:
         name = " ".join(name.split()).lstrip("`~:")  # none of these may begin a line
-        name = name.replace("://", ":\N{WORD JOINER}//")  # Sphinx would take the line for an address
+        name = name.replace("://", ":\N{WORD JOINER}//")  # else the line is an address
         lines.append(f"{name or '-'} <{document}>")
     return "\n".join(["```{toctree}", *lines, "```", ""])
 

@@ -1,25 +1,31 @@
-"""Executed notebooks as pages: code folded, progress bars gone, a picture and its caption as one figure."""
+"""Executed notebooks as pages: code folded, no progress bars, exhibits with links to files."""
 
-import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+from nbformat.v4 import new_markdown_cell
 
 from mfcore import store
 from mfcore.sweep.book import markdown
+from mfcore.sweep.book.exhibits import exhibit
 
-WIDGET, PICTURE = "application/vnd.jupyter.widget-view+json", "image/png"
+ARMS = ("encoder", "network", "task")  # parameters that need no name beside them
+WIDGET = "application/vnd.jupyter.widget-view+json"
+# of a notebook's text: whose outputs it has, its title, the table of costs
+NOT_SHOWN = re.compile(
+    r"\A\*The (committed )?outputs are .*\*\n*|^# .*\n*|^\| reads .*\n(\|.*\n?)*", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
 class Run:
     """A job with a notebook, and what the job left.
 
-    state: "done", "failed" or "not run". reason: why the run failed or is missing. figures: names of
-    the figures that the run wrote. notebook: the executed one, which may not be there.
+    state: "done", "failed" or "not run". reason: why the run failed or is missing. figures: names
+    of the figures that the run wrote. notebook: the executed one, which may not be there.
     """
 
     name: str
@@ -34,9 +40,9 @@ class Run:
     @property
     def title(self) -> str:
         """The parameters in words, as "resnet50, fold 3"; empty without parameters."""
-        said = {key: f"{key} {value}" for key, value in self.parameters.items()}
-        names = ("encoder", "network", "task")
-        return ", ".join(str(self.parameters[key]) if key in names else said[key] for key in said)
+        words = {key: f"{key} {value}" for key, value in self.parameters.items()}
+        words |= {key: str(self.parameters[key]) for key in ARMS if key in words}
+        return ", ".join(words.values())
 
     @property
     def has_page(self) -> bool:
@@ -47,163 +53,83 @@ class Run:
         """State and time, as "done, 21 s"."""
         return f"{self.state}, {self.seconds:,.0f} s" if self.seconds else self.state
 
+    @property
+    def failure(self) -> str:
+        """A box with the reason why the run failed or is missing."""
+        name = f"{markdown.text(self.title or self.name)}, {self.state}"
+        return markdown.box("error", f"**{name}**: {markdown.caption(self.reason)}")
+
 
 def run_of(job, results: Path) -> Run:
     """What a job (`mfcore.sweep.jobs.Job`) left in the study's results."""
 
-    def said(folder: str) -> dict:
+    def content(folder: str) -> dict:
         file = results / folder / f"{job.name}.json"
         return store.read_json(file) if file.is_file() else {}
 
-    record, failure, notebook = said("jobs"), said("failures"), results / "notebooks" / f"{job.name}.ipynb"
-    state = "failed" if failure or record.get("failed") else "done" if notebook.is_file() else "not run"
-    reasons = {"done": "", "failed": failure.get("reason", "no reason was kept")}
-    reason = reasons.get(state, said("running").get("reason", "the sweep didn't come to this run"))
-    figures = [Path(file).stem for file in record.get("files", {}) if re.fullmatch(r"figures/.*\.png", file)]
+    record, failure = content("jobs"), content("failures")
+    notebook = results / "notebooks" / f"{job.name}.ipynb"
+    state, reason = "done", ""
+    if failure:
+        state, reason = "failed", failure["reason"]
+    elif not notebook.is_file():
+        state = "not run"
+        reason = content("running").get("reason", "the sweep didn't come to this run")
+    files = [Path(file) for file in record.get("files", {}) if file.startswith("figures/")]
+    figures = tuple(file.stem for file in files if file.suffix == ".png")
     seconds = record.get("seconds")
-    return Run(job.name, job.notebook, job.parameters, state, reason, seconds, tuple(figures), notebook)
+    return Run(job.name, job.stage, job.parameters, state, reason, seconds, figures, notebook)
 
 
 def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook without progress bars: widgets, and a bar's lines on stderr. Other lines stay."""
-    notebook.metadata.pop("widgets", None)  # with their state, a page would fetch the code that draws them
+    """The notebook without progress bars: widgets, and a bar's lines on stderr."""
+    notebook.metadata.pop("widgets", None)  # with it a page would fetch the code that draws them
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "stream" and output.name == "stderr":
                 lines = re.split(r"(?<=[\r\n])", output.text)
                 output.text = "".join(line for line in lines if not re.search(r"\d+%\|", line))
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _is_empty(output)]
+            outputs = [each for each in cell.outputs if WIDGET not in each.get("data", {})]
+            cell.outputs = [each for each in outputs if each.get("text", "text").strip()]
     return notebook
 
 
-def _is_empty(output: nbformat.NotebookNode) -> bool:
-    if output.output_type == "stream":
-        return not output.text.strip()
-    return WIDGET in output.get("data", {})
-
-
-def page(run: Run, title: str, source: Path, exhibits: Mapping[str, str]) -> nbformat.NotebookNode:
-    """A run's notebook as a page of the book; pictures that are no exhibit are written below ``source``.
+def page(run: Run, title: str, figures: Path, exhibits: Mapping[str, str]) -> nbformat.NotebookNode:
+    """A run's notebook as a page of the book.
 
     title: of the page; a notebook that runs once has its own question as title. exhibits: the names
-    of the figures' files, by title and caption as a notebook shows them.
+    of those in ``figures``, by the text that a notebook shows with them.
     """
     notebook = without_progress(nbformat.read(run.notebook, as_version=4))
-    if not run.title and (question := re.match(r"(?:\*.*\*\n+)?# (?:\d\d )?(.+)", notebook.cells[0].source)):
+    question = re.search(r"^# (?:\d\d )?(.+)", notebook.cells[0].source, re.MULTILINE)
+    if question and not run.title:
         title = question[1]
-    cells = [nbformat.v4.new_markdown_cell(f"# {markdown.text(title)}")]
-    if run.state == "failed":
-        cells.append(nbformat.v4.new_markdown_cell(failure(run)))
-    parts, linked = _parts(notebook), set()
-    while parts:
-        kind, content = parts.pop(0)
-        if kind == "markdown":
-            cells.append(nbformat.v4.new_markdown_cell(content))
-        elif kind == "code":
-            _add_code(cells, content)
-        elif PICTURE in content.get("data", {}):
-            caption = _take_caption(parts, cells)
-            name = exhibits.get(caption, "")
-            path = f"../figures/{safe(name)}.png" if name else _written(content, run, source, len(cells))
-            words = markdown.caption(caption) + (f" {links(name, 'pdf', 'csv')}" if name else "")
-            figure = markdown.figure(path, words, markdown.first_sentence(caption) or run.title or title)
-            cells.append(nbformat.v4.new_markdown_cell(figure))
-            linked.add(name)
-        elif "text/markdown" in content.get("data", {}):
-            said = content.data["text/markdown"]
-            paragraphs = [markdown.caption(each) for each in said.split("\n\n")]
-            if name := exhibits.get(said, ""):
-                paragraphs[-1] += f" {links(name, 'csv')}"
-                linked.add(name)
-            cells.append(nbformat.v4.new_markdown_cell("\n\n".join(paragraphs)))
-        else:
-            _add_output(cells, content)
-    if rest := [f"- {markdown.text(name)} {links(name, 'png', 'pdf', 'csv')}" for name in run.figures if name not in linked]:
-        cells.append(nbformat.v4.new_markdown_cell("## Figures as files\n\n" + "\n".join(rest)))
+    cells = [new_markdown_cell(f"# {markdown.text(title)}")]
+    cells += [new_markdown_cell(run.failure)] if run.state == "failed" else []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            words = NOT_SHOWN.sub("", cell.source).strip()
+            cells += [new_markdown_cell(words)] if words else []
+        elif "parameters" not in cell.metadata.get("tags", []):  # the run's are in the cell after
+            if cells[-1].cell_type == "code" and not cells[-1].outputs:
+                cell.source = f"{cells.pop().source}\n\n{cell.source}"
+            cells.append(cell)
+            cells += map(new_markdown_cell, _taken(cell, figures, exhibits))
     return nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
 
 
-def failure(run: Run) -> str:
-    """A box with the reason why a run failed or is missing."""
-    name = f"{markdown.text(run.title or run.name)}, {run.state}"
-    return markdown.box("error", f"**{name}**: {markdown.caption(run.reason)}")
-
-
-def links(name: str, *kinds: str, up: str = "../") -> str:
-    """Links to a figure's files; ``up`` leads from the page to the top."""
-    return " · ".join(f"{{download}}`{kind.upper()} <{up}figures/{safe(name)}.{kind}>`" for kind in kinds)
-
-
-def safe(name: str) -> str:
-    """A name of a file that is no markup."""
-    return re.sub(r"[^\w.-]", "_", name)
-
-
-def _parts(notebook: nbformat.NotebookNode) -> list[tuple[str, object]]:
-    """Texts, code and outputs in order, without titles, tables of costs and overwritten defaults."""
-    parts: list[tuple[str, object]] = []
-    tags = [set(cell.metadata.get("tags", [])) for cell in notebook.cells]
-    is_injected = any("injected-parameters" in each for each in tags)
-    for i, cell in enumerate(notebook.cells):
-        if cell.cell_type == "markdown":
-            text = re.sub(r"\A\*The (committed )?outputs are .*\*\n*|^# .*\n*", "", cell.source, flags=re.M)
-            text = re.sub(r"^\| reads .*\n(\|.*\n?)*", "", text, flags=re.M)  # of use to who runs it
-            parts += [("markdown", text.strip())] if text.strip() else []
-        elif not (is_injected and "parameters" in tags[i]):
-            parts += [("code", cell.source)] + [("output", output) for output in cell.outputs]
-    return parts
-
-
-def _add_code(cells: list, source: str) -> None:
-    """Add code, to the cell before where that shows nothing."""
-    if cells[-1].cell_type == "code" and not cells[-1].outputs:
-        cells[-1].source += f"\n\n{source}"
-    elif source.strip():
-        cells.append(nbformat.v4.new_code_cell(source, metadata={"tags": ["hide-input"]}))
-
-
-def _add_output(cells: list, output: nbformat.NotebookNode) -> None:
-    """Add a table or a text below its code, or below a figure, as a cell without code."""
-    if "text/html" in output.get("data", {}):
-        output.data["text/html"] = _numbers_right(output.data["text/html"])
-    if cells[-1].cell_type != "code":
-        source = "# MyST-NB leaves out the output of a cell without code"
-        cells.append(nbformat.v4.new_code_cell(source, metadata={"tags": ["remove-input"]}))
-    cells[-1].outputs.append(output)
-
-
-def _take_caption(parts: list, cells: list) -> str:
-    """The caption that follows a picture, taken off ``parts``; code between the two goes before the figure."""
-    after = [i for i, (kind, _) in enumerate(parts[:2]) if kind == "output"]
-    if not after or "text/markdown" not in parts[after[0]][1].get("data", {}):
-        return ""
-    for kind, content in parts[: after[0]]:
-        if kind != "code":
-            return ""
-        _add_code(cells, content)
-    caption = parts[after[0]][1].data["text/markdown"]
-    del parts[: after[0] + 1]
-    return caption
-
-
-def _written(output: nbformat.NotebookNode, run: Run, source: Path, number: int) -> str:
-    """Write a picture that a notebook shows; returns its path from the page."""
-    file = source / "pictures" / f"{safe(run.name)}.{number}.png"
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(base64.b64decode(output.data[PICTURE]))
-    return f"../pictures/{file.name}"
-
-
-def _numbers_right(html: str) -> str:
-    """Tables with their columns of numbers set to the right."""
-    from bs4 import BeautifulSoup
-
-    soup = BeautifulSoup(html, "html.parser")
-    for table in soup.find_all("table"):
-        rows = [row.find_all(["th", "td"]) for row in table.find_all("tr")]
-        for head, *cells in zip(*rows, strict=False):
-            if cells and all(markdown.is_number(cell.get_text()) for cell in cells):
-                for cell in (head, *cells):
-                    cell["class"] = "number"
-    return str(soup)
+def _taken(cell: nbformat.NotebookNode, figures: Path, exhibits: Mapping[str, str]) -> list[str]:
+    """Fold a cell's code and take exhibits and texts off its outputs; returns them in MyST."""
+    outputs, taken = [], []
+    for output in cell.outputs:
+        words = output.get("data", {}).get("text/markdown")
+        if words in exhibits:  # its figure and table came before
+            outputs = [each for each in outputs if each.output_type == "stream"]
+            taken.append(exhibit(figures, exhibits[words], title="**{}**"))
+        elif words:
+            taken.append("\n\n".join(markdown.caption(each) for each in words.split("\n\n")))
+        else:
+            outputs.append(output)
+    cell.outputs, cell.metadata = outputs, {"tags": ["hide-input"]}
+    return taken
