@@ -21,7 +21,7 @@ device = "auto"  # "cpu", "cuda", or "auto": the GPU where there is one
 from pathlib import Path
 
 from mfcore import encoders, open_study
-from mfcore.analysis import tasks
+from mfcore.analysis.encoders import tasks
 from mfcore.study import tasks as study_tasks
 from mfcore.tasks import protocol
 

@@ -21,7 +21,6 @@ from mfcore.analysis.exhibit import (
 from mfcore.analysis.scores import (
     full_size,
     mean_sd,
-    published as published_table,
     scaling_table,
     wide as across_sizes,
 )
@@ -44,6 +43,7 @@ TITLES = {
     AT_SHARE: "at training share",
     "train_auroc": "AUROC in training",
 }
+SHOWN = ("auroc", "balanced_accuracy")
 AUTHORS = "the authors' card"
 SIDES = {"resize_px": "resized to {} px", "crop_px": "cropped to {} px"}
 SECTION = "Audit of the probe"
@@ -68,16 +68,16 @@ def score_histogram(study: Study, encoder: str, run: store.Run) -> Exhibit:
     """How a probe's scores of the two classes lie, with all the data; ``run`` as above."""
     settings, full = study.settings, full_size(load_arm(run, encoder, PROBE))
     names, edges = {0: settings.data.negative, 1: settings.data.positive}, np.linspace(0, 1, 21)
-    bins = {"low": edges[:-1], "high": edges[1:]}
     counts = [
         pd.DataFrame(
             {
                 "label": label,
-                **bins,
-                "n": np.histogram(full["score"][full["label"] == label], edges)[0],
+                "low": edges[:-1],
+                "high": edges[1:],
+                "n": np.histogram(part, edges)[0],
             }
         )
-        for label in names
+        for label, part in full.groupby("label")["score"]
     ]
     grid = sns.displot(
         full.assign(class_=full["label"].map(names)), x="score", hue="class_", bins=list(edges),
@@ -120,19 +120,13 @@ def scores(run: store.Run) -> pd.DataFrame:
     groups = dict(list(store.read_parquet(run.path("predictions.parquet")).groupby(by)))
     estimators, rows = run.identity["config"]["estimators"], []
     for fit in fits.itertuples():
-        part = groups[fit.estimator, fit.fold, fit.size]
+        part, by_half = groups[fit.estimator, fit.fold, fit.size], binary.THRESHOLD
         label, score = part["label"].to_numpy(), part["score"].to_numpy()
         is_weighed = estimators[fit.estimator]["weighs_classes"]
-        called = score > (binary.THRESHOLD if is_weighed else fit.train_share)
+        called = score > (by_half if is_weighed else fit.train_share)
         at_share = binary.balanced_accuracy(label, called.astype(float))
-        rows.append(
-            (
-                binary.auroc(label, score),
-                at_share,
-                len(part),
-                binary.balanced_accuracy(label, score),
-            )
-        )
+        balanced = binary.balanced_accuracy(label, score)
+        rows.append((binary.auroc(label, score), at_share, len(part), balanced))
     columns = ["auroc", AT_SHARE, "n_test", "balanced_accuracy"]
     return fits.join(pd.DataFrame(rows, columns=columns))
 
@@ -143,14 +137,13 @@ def table(fits: pd.DataFrame) -> pd.DataFrame:
     fits: as `scores`. Each of TITLES with ``_sd``; ``n_train``, ``n_steps`` and their like are means
     over folds; ``ended`` counts how the fits ended, in words; ``n_folds``.
     """
-    by, means = (
-        ["estimator", "size"],
-        ["n_train", "n_test", "n_steps", "n_epochs", "best_epoch", "sklearn_c"],
-    )
-    ended = fits.groupby([*by, "ended"], sort=False).size().rename("n").reset_index("ended")
+    by = ["estimator", "size"]
+    ended = fits.groupby([*by, "ended"], sort=False).size().reset_index("ended", name="n")
     ended = (ended["n"].astype(str) + " " + ended["ended"]).groupby(by).agg(", ".join)
-    numbers = fits.groupby(by, sort=False)[means].mean()
-    return mean_sd(fits, by, list(TITLES), "size").join(numbers, on=by).join(ended.rename("ended"), on=by)
+    means = fits.groupby(by)[["n_test", "n_steps", "n_epochs", "best_epoch", "sklearn_c"]].mean()
+    return (
+        mean_sd(fits, by, TITLES, "n_train").join(means, on=by).join(ended.rename("ended"), on=by)
+    )
 
 
 def folds(run: store.Run, seed: int) -> dict[str, Folds]:
@@ -160,25 +153,25 @@ def folds(run: store.Run, seed: int) -> dict[str, Folds]:
     return {name: by_fold(part, "auroc", seed, splits.ALL) for name, part in groups}
 
 
-def differences(fits: pd.DataFrame, by_estimator: Mapping[str, Folds], base: str = OWN) -> pd.DataFrame:
-    """AUROC of each estimator less one's, with all the data: ``estimator, difference, low, high``.
+def differences(fits: pd.DataFrame, by_estimator: Mapping[str, Folds]) -> pd.DataFrame:
+    """AUROC of each estimator less OWN's, with all the data: ``estimator, difference, low, high``.
 
     Paired over folds, with the 95 % interval of `statistics.paired_test`. fits: as `scores`.
     by_estimator: as `folds`.
     """
-    full = fits[fits["size"] == fits["size"].max()]
-    counts, rows = full[["n_train", "n_test"]].mean(), []
+    full, rows = fits[fits["size"] == fits["size"].max()], []
     for name, one in by_estimator.items():
-        if name != base:
-            span = paired_test(one, by_estimator[base], *counts).interval
+        if name != OWN:
+            counts = full[["n_train", "n_test"]].mean()
+            span = paired_test(one, by_estimator[OWN], *counts).interval
             rows.append((name, span.estimate, span.low, span.high))
     return pd.DataFrame(rows, columns=["estimator", "difference", "low", "high"])
 
 
-def by_size(rows: pd.DataFrame, titles: Mapping[str, str], metric: str) -> pd.DataFrame:
-    """One metric at every size for the eye: estimators down, sizes across."""
+def by_size(rows: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
+    """AUROC at every size for the eye: estimators down, sizes across."""
     n_train = rows.groupby("size")["n_train"].mean()
-    shown = rows.assign(cell=cells(rows, metric), estimator=rows["estimator"].map(titles))
+    shown = rows.assign(cell=cells(rows, "auroc"), estimator=rows["estimator"].map(titles))
     order = shown["estimator"].unique()
     shown = shown.pivot(index="estimator", columns="size", values="cell").loc[order]
     shown.columns = [f"{splits.percent(size)} % ({n_train[size]:,.0f} patches)" for size in shown]
@@ -190,16 +183,13 @@ def audit(study: Study, run: store.Run) -> Exhibit:
     """AUROC and balanced accuracy with all the data under each estimator, a line a fold, mean and SD."""
     encoder, fits, titles = run.identity["name"], scores(run), titles_of(run)
     full = fits[fits["size"] == fits["size"].max()]
-    long = full.assign(estimator=full["estimator"].map(titles)).melt(
-        ["estimator", "fold"], ["auroc", "balanced_accuracy"], "metric", "score"
-    )
-    grid = sns.FacetGrid(
-        long.assign(metric=long["metric"].map(TITLES)),
-        col="metric",
-        height=1.2 + 0.35 * len(titles),
-    )
+    long = full.assign(estimator=full["estimator"].map(titles)).rename(columns=TITLES)
+    long = long.melt(["estimator", "fold"], [TITLES[name] for name in SHOWN], "metric", "score")
+    grid = sns.FacetGrid(long, col="metric", height=1.2 + 0.35 * len(titles))
     line = {"units": "fold", "estimator": None, "orient": "y", "sort": False, "marker": "o"}
-    grid.map_dataframe(sns.lineplot, "score", "estimator", label="a fold", **line | {"color": "0.72"})
+    grid.map_dataframe(
+        sns.lineplot, "score", "estimator", label="a fold", **line | {"color": "0.72"}
+    )
     point = {"errorbar": "sd", "linestyle": "none", "color": "black", "legend": False}
     grid.map_dataframe(sns.pointplot, "score", "estimator", label="mean ± SD", **point)
     grid.set_titles("{col_name}").set_axis_labels("", "")
@@ -215,11 +205,6 @@ def audit(study: Study, run: store.Run) -> Exhibit:
     readable = rows[rows["size"] == rows["size"].max()].round(3)
     readable = readable.assign(estimator=readable["estimator"].map(titles))
     return Exhibit(f"03_{run.folder.name}", title, caption, fits, figure, SECTION, readable)
-
-
-def published() -> pd.DataFrame:
-    """What Banerjee et al. 2025 report for AMi-Br's held-out part: ``arm, kind``, scores with ``_sd``."""
-    return published_table("amibr_probes.csv")
 
 
 # ---- conventions: one encoder as several libraries use it ----
@@ -240,21 +225,17 @@ def conventions_table(study: Study) -> pd.DataFrame:
     name = study.settings.conventions
     if not name or embeds_otherwise(study):
         return pd.DataFrame()
-    ways = [
-        (AUTHORS, name, ""),
-        *((way.library, way.card, way.note) for way in known_ways().get(name, ())),
-    ]
-    cards = {card: study.card(card) for _, card, _ in ways}
-    measured, base, rows = {card: _measured(study, card) for card in cards}, cards[name], []
-    metrics = ["auroc", "auroc_sd", "balanced_accuracy", "balanced_accuracy_sd"]
-    for library, card, note in ways:
-        features, predictions = measured[card]
-        departs = "; ".join(filter(None, [differs(base, cards[card]), note]))
-        row = {"library": library, "card": card, "n_dims": cards[card].n_dims, "departs": departs}
-        row |= _distance(measured[name][0], features, base, cards[card]) | dict.fromkeys(metrics, np.nan)
+    ways = [(way.library, way.card, way.note) for way in known_ways().get(name, ())]
+    metrics, rows = [column for score in SHOWN for column in (score, f"{score}_sd")], []
+    own, (base, predicted) = study.card(name), _measured(study, name)
+    for library, card, note in [(AUTHORS, name, ""), *ways]:
+        this, (features, predictions) = study.card(card), _measured(study, card)
+        departs = "; ".join(filter(None, [differs(own, this), note]))
+        row = {"library": library, "card": card, "n_dims": this.n_dims, "departs": departs}
+        row |= _distance(base, features, own, this) | dict.fromkeys(metrics, np.nan)
         if len(predictions):
             row |= scaling_table(scores_of(predictions), study.settings).iloc[0][metrics].to_dict()
-        rows.append(row | _difference(study.seed, measured[name][1], predictions))
+        rows.append(row | _difference(study.seed, predicted, predictions))
     return pd.DataFrame(rows)
 
 
@@ -291,13 +272,17 @@ def differs(own: EncoderCard, other: EncoderCard) -> str:
     )
 
 
-def _distance(base: np.ndarray | None, other: np.ndarray | None, own: EncoderCard, this: EncoderCard) -> dict[str, float]:
+def _distance(
+    base: np.ndarray | None, other: np.ndarray | None, own: EncoderCard, this: EncoderCard
+) -> dict[str, float]:
     """Median and largest distance of a patch's two embeddings, relative to the norm of the first."""
     have_class_token = all(READOUTS[card.readout].begins_with_class_token for card in (own, this))
     if base is None or other is None or not (own.n_dims == this.n_dims or have_class_token):
         return {"distance_median": np.nan, "distance_max": np.nan}
     n = min(own.n_dims, this.n_dims)
-    distance = np.linalg.norm(base[:, :n] - other[:, :n], axis=1) / np.linalg.norm(base[:, :n], axis=1)
+    distance = np.linalg.norm(base[:, :n] - other[:, :n], axis=1) / np.linalg.norm(
+        base[:, :n], axis=1
+    )
     return {"distance_median": float(np.median(distance)), "distance_max": float(distance.max())}
 
 
@@ -315,9 +300,12 @@ def conventions_readable(rows: pd.DataFrame) -> pd.DataFrame:
     shown = rows[["library", "departs", "n_dims"]].replace({"departs": {"": "in nothing"}})
     for name in ("distance_median", "distance_max"):
         shown[name] = (100 * rows[name]).map("{:.1f} %".format, na_action="ignore")
-    shown = shown.assign(AUROC=cells(rows, "auroc"), balanced_accuracy=cells(rows, "balanced_accuracy"))
+    shown = shown.assign(
+        AUROC=cells(rows, "auroc"), balanced_accuracy=cells(rows, "balanced_accuracy")
+    )
     shown["AUROC_against_authors"] = [
-        f"{row.difference:+.3f} ({bounds(row.low, row.high)})" if np.isfinite(row.low) else "–" for row in rows.itertuples()
+        f"{row.difference:+.3f} ({bounds(row.low, row.high)})" if np.isfinite(row.low) else "–"
+        for row in rows.itertuples()
     ]
     return shown.fillna("–")
 

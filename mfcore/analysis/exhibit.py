@@ -30,20 +30,7 @@ LIVE_SHARE = 0.05  # of the time, at most, that redrawing a live figure takes
 WIDTH_INCH = 7.2  # of a figure across two columns
 MARKERS = "osD^vPX<>hp"
 HOME_MARKERS = ("*", (4, 1, 0), (6, 1, 0), (3, 1, 0), (8, 1, 0))  # of encoders pretrained here
-COLOURS = (  # as in the style's cycle
-    "#004488", "#c8553d", "#5ab4e5", "#e0a526", "#111111", "#8a5aa8", "#8f8f2f", "#777777",
-)  # fmt: skip
-DASHES = {  # of each kind of arm a family: solid, dashed, dotted
-    END_TO_END: ["-", (0, (9, 1)), (0, (9, 1, 3, 1))],
-    PROBE: [
-        (0, (5, 1.6)),
-        (0, (3, 1.2)),
-        (0, (6, 1.5, 1.2, 1.5)),
-        (0, (4, 1, 1, 1, 1, 1)),
-        (0, (8, 3)),
-    ],
-    LORA: [(0, (1.2, 1)), (0, (1.2, 1.8)), (0, (1.2, 1, 1.2, 2.6))],
-}
+LINES = {END_TO_END: "-", PROBE: "--", LORA: ":"}
 CHANCE = {"color": "0.55", "linewidth": 0.9, "linestyle": ":", "label": "chance"}
 HOME_MADE = "pretrained here"
 
@@ -90,7 +77,11 @@ class Exhibit:
                 with store.replacing(folder / f"{self.name}.{form}") as aside:
                     self.figure.savefig(aside, format=form, metadata=metadata)
         shown = self.readable
-        readable = None if shown is None else shown.astype(object).where(shown.notna(), "–").map(str).to_dict("records")
+        readable = (
+            None
+            if shown is None
+            else shown.astype(object).where(shown.notna(), "–").map(str).to_dict("records")
+        )
         content = {
             "title": self.title,
             "caption": self.caption,
@@ -119,7 +110,9 @@ def show(content: str | pd.DataFrame) -> object:
         return Markdown(content)
     with pd.option_context("display.max_colwidth", None):
         table = content.to_html(index=False, border=0, na_rep="–", justify="left")
-    return HTML(table.replace("<td>", '<td style="text-align: left">'))  # Jupyter would set them right
+    return HTML(
+        table.replace("<td>", '<td style="text-align: left">')
+    )  # Jupyter would set them right
 
 
 # ---- figures ----
@@ -207,26 +200,25 @@ def is_watched() -> bool:
     shell = IPython.get_ipython()
     if not hasattr(shell, "kernel"):
         return False
-    return "JPY_SESSION_NAME" in os.environ or "__vsc_ipynb_file__" in shell.user_ns or "COLAB_RELEASE_TAG" in os.environ
+    return (
+        "JPY_SESSION_NAME" in os.environ
+        or "__vsc_ipynb_file__" in shell.user_ns
+        or "COLAB_RELEASE_TAG" in os.environ
+    )
 
 
 def look(settings: Settings, arm: str, kind: str) -> dict[str, object]:
-    """Colour, marker and dashes of an arm, the same in every figure and readable in grey.
+    """Colour, marker and line of an arm, the same in every figure.
 
     An encoder that the study pretrained, or a snapshot of one, has a star.
     """
-    names = [*(network.name for network in settings.networks), *settings.encoders]
-    names += [one.name for one in settings.pretraining if one.name not in names]
-    index = names.index(arm) if arm in names else len(names)
-    dashes, marker = DASHES.get(kind, DASHES[PROBE]), MARKERS[index % len(MARKERS)]
-    if pretrained.is_of(settings, arm):
-        place = [one.name for one in settings.pretraining].index(arm.partition("@")[0])
-        marker = MarkerStyle(HOME_MARKERS[place % len(HOME_MARKERS)]).scaled(1.7)  # to look as large
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": marker,
-        "linestyle": dashes[index % len(dashes)],
-    }
+    own, name = [one.name for one in settings.pretraining], arm.partition("@")[0]
+    names = [*(network.name for network in settings.networks), *settings.encoders, *own]
+    index = names.index(name) if name in names else len(names)
+    marker = MARKERS[index % len(MARKERS)]
+    if pretrained.is_of(settings, arm):  # a star is drawn larger, to look as large
+        marker = MarkerStyle(HOME_MARKERS[own.index(name) % len(HOME_MARKERS)]).scaled(1.7)
+    return {"color": f"C{index}", "marker": marker, "linestyle": LINES[kind]}
 
 
 # ---- words ----
@@ -243,20 +235,14 @@ def in_full(settings: Settings) -> str:
     return of_what(settings) if settings.switched else f"{of_what(settings)}, {settings.mode_title}"
 
 
-def shown_kind(settings: Settings, arm: str, kind: str) -> str:
-    """An arm's kind for the eye: of an encoder that the study pretrained, the kind says so."""
-    return f"{kind}, {HOME_MADE}" if pretrained.is_of(settings, arm) else kind
-
-
-def shown_name(settings: Settings, arm: str, kind: str) -> str:
-    """An arm's name and, in brackets, its `shown_kind`."""
-    return f"{arm} ({shown_kind(settings, arm, kind)})"
-
-
 def named(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """A table with ``arm, kind`` and, in a column ``name``, what figures call each arm."""
-    arms = zip(table["arm"], table["kind"], strict=True)
-    return table.assign(name=[shown_name(settings, arm, kind) for arm, kind in arms])
+    """A table with ``arm, kind`` for the eye, with the ``name`` that figures give each arm.
+
+    The kind of an encoder that the study pretrained says so.
+    """
+    is_own = table["arm"].map(lambda arm: pretrained.is_of(settings, arm)).astype(bool)
+    kind = table["kind"].where(~is_own, table["kind"] + f", {HOME_MADE}")
+    return table.assign(kind=kind, name=table["arm"] + " (" + kind + ")")
 
 
 def in_panels(grid: FacetGrid, x: str, y: str) -> None:
@@ -264,12 +250,6 @@ def in_panels(grid: FacetGrid, x: str, y: str) -> None:
     for name, axis in grid.axes_dict.items():
         axis.set_title(str(name).replace(" (", "\n("), fontsize=7.5)
     grid.set_axis_labels(x, y)
-
-
-def marked(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """A table with columns ``arm, kind`` for the eye: each kind as `shown_kind` has it."""
-    arms = zip(table["arm"], table["kind"], strict=True)
-    return table.assign(kind=[shown_kind(settings, arm, kind) for arm, kind in arms])
 
 
 def unit(table: pd.DataFrame) -> str:

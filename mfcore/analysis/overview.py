@@ -8,7 +8,8 @@ import pandas as pd
 import yaml
 
 from mfcore import store
-from mfcore.analysis import domains, estimators as of_estimators, representations, scores, switches
+from mfcore.analysis import domains, estimators as of_estimators, scores, switches
+from mfcore.analysis.encoders import representations
 from mfcore.analysis.exhibit import (
     Exhibit,
     bounds,
@@ -16,7 +17,7 @@ from mfcore.analysis.exhibit import (
     folds,
     in_full,
     listed,
-    marked,
+    named,
     of_what,
     plus_minus,
 )
@@ -116,9 +117,13 @@ def arms(study: Study) -> Exhibit:
         f"each kind of arm is {listed(found)} (mean ± SD of {folds(full)}, {in_full(settings)})."
     )
     rows = crossed[crossed["arm"].isin(best["arm"])] if len(crossed) else crossed
-    if drops := [f"{row.in_domain:.2f} to {row.out_of_domain:.2f} ({row.arm})" for row in rows.itertuples()]:
-        caption += f" Trained on one domain and tested on the others, the AUROC goes from {listed(drops)}."
-    shown = scores.wide(marked(table, settings))
+    if drops := [
+        f"{row.in_domain:.2f} to {row.out_of_domain:.2f} ({row.arm})" for row in rows.itertuples()
+    ]:
+        caption += (
+            f" Trained on one domain and tested on the others, the AUROC goes from {listed(drops)}."
+        )
+    shown = scores.wide(named(table, settings))
     return Exhibit("05_arms", "Arms", caption, shown, section="Arms")
 
 
@@ -141,7 +146,11 @@ def encoders(study: Study) -> Exhibit:
         "authors printed no µm/px. The precision is that on a GPU; on a CPU all is float32."
     )
     rows = rows.sort_values("group", key=lambda groups: groups.map([*GROUPS].index), kind="stable")
-    shown = rows.assign(group=rows["group"].map(GROUPS)).drop(columns="is").rename(columns={"state": "here"})
+    shown = (
+        rows.assign(group=rows["group"].map(GROUPS))
+        .drop(columns="is")
+        .rename(columns={"state": "here"})
+    )
     return Exhibit("05_encoders", "Encoders", caption, shown, section="Encoders")
 
 
@@ -159,18 +168,15 @@ def encoders_table(study: Study) -> pd.DataFrame:
         card, problem, run = _card(study, name)
         row = {"group": _group(name, card), "encoder": name} | (_facts(study, card) if card else {})
         if run:
-            commit = run.record["facts"].get("weights", "")
-            state = (
-                "embedded",
-                f"embedded in this study{f' (weights {commit[:12]})' if commit else ''}",
-            )
+            commit = run.record["facts"].get("weights", "")[:12]
+            state = "embedded", "embedded in this study" + f" (weights {commit})" * bool(commit)
         elif name in failures:
             state = "failed", f"failed here: {failures[name].removeprefix('EncoderError: ')}"
         else:
             is_here, words = weights.state(card) if card else (False, problem)
             waits = "not embedded yet; " * (name in study.settings.encoders)
             state = ("here" if is_here else "not here"), waits + words
-        rows.append(row | dict(zip(("is", "state"), state, strict=True)))
+        rows.append(row | {"is": state[0], "state": state[1]})
     return pd.DataFrame(rows).fillna("")
 
 
@@ -237,10 +243,12 @@ def estimators(study: Study) -> Iterator[Exhibit]:
         yield _definitions(next(iter(runs.values())))
     for encoder, run in runs.items():
         titles, fits = of_estimators.titles_of(run), of_estimators.scores(run)
-        shown = of_estimators.by_size(of_estimators.table(fits), titles, "auroc")
+        shown = of_estimators.by_size(of_estimators.table(fits), titles)
         against = of_estimators.differences(fits, of_estimators.folds(run, study.seed))
         words = {
-            titles[row.estimator]: f"{row.difference:+.3f} ({bounds(row.low, row.high) or 'no interval'})"
+            titles[
+                row.estimator
+            ]: f"{row.difference:+.3f} ({bounds(row.low, row.high) or 'no interval'})"
             for row in against.itertuples()
         }
         shown["less this study's probe"] = shown["estimator"].map(words).fillna("–")
@@ -257,34 +265,35 @@ def estimators(study: Study) -> Iterator[Exhibit]:
             "the outputs of their public notebooks, on its held-out 826 figures. These are other "
             "slides and splits than this study's."
         )
-        table = of_estimators.published()
+        table = scores.published("amibr_probes.csv")
         yield Exhibit("03_published_probes", "Published", caption, table, section=PROBES)
 
 
 def _definitions(run: store.Run) -> Exhibit:
     """What each estimator is, as the record of an audit describes it."""
-    shown = pd.DataFrame(list(run.identity["config"]["estimators"].values()))
+    shown = pd.DataFrame(run.identity["config"]["estimators"].values())
     words = {
         "weighs_classes": {True: "both alike", False: "no"},
         "uses_validation": {True: "training, and validation for stopping", False: "training only"},
     }
-    names = {
-        "title": "estimator",
-        "objective": "objective",
-        "features": "features",
-        "optimiser": "optimiser",
-        "weighs_classes": "weighs_classes",
-        "uses_validation": "patches used",
-        "source": "after",
-    }
     shown = shown.assign(**{name: shown[name].map(each) for name, each in words.items()})
+    names = {"title": "estimator", "uses_validation": "patches used", "source": "after"}
+    columns = [
+        "title",
+        "objective",
+        "features",
+        "optimiser",
+        "weighs_classes",
+        "uses_validation",
+        "source",
+    ]
     caption = (
         "What published work calls a linear probe, and one control, given the same embeddings and "
         "splits. D: dimensions of the embedding, K: classes, W: weights of K rows, w: their "
         "difference. An estimator that doesn't weigh the classes scores the rarer class low, which "
         "AUROC doesn't see."
     )
-    table = shown[[*names]].rename(columns=names)
+    table = shown[columns].rename(columns=names)
     return Exhibit("03_estimators", "The estimators", caption, table, section=PROBES)
 
 
@@ -305,7 +314,9 @@ def provenance(study: Study) -> Exhibit:
     system = f"{newest['system']} {newest['machine']}, {newest['n_cores']} cores"
     seeds = f"data {study.settings.data.seed}, " * study.settings.synthetic
     minutes = sum(record["seconds"] for record in records) / 60
-    text = yaml.safe_dump(as_dict(study.settings), sort_keys=False, default_flow_style=True, width=10**6)
+    text = yaml.safe_dump(
+        as_dict(study.settings), sort_keys=False, default_flow_style=True, width=10**6
+    )
     rows = {
         "commit": "; ".join(sorted(commits)),
         "machine": f"Python {newest['python']}, {system}",

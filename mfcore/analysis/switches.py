@@ -38,7 +38,9 @@ COLUMNS = ["switch", "as_released", "default", "arm", "kind", "n_folds", *NUMBER
 @cache
 def departures() -> dict[str, dict[str, str]]:
     """Where the released code departs, by name, as ``switches.yaml`` says; `BASE` and `PAPER` are entries as well."""
-    return yaml.safe_load(resources.files("mfcore.analysis").joinpath("switches.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load(
+        resources.files("mfcore.analysis").joinpath("switches.yaml").read_text(encoding="utf-8")
+    )
 
 
 # ---- the derived study ----
@@ -115,7 +117,11 @@ def counted(study: Study, switch: str) -> str:
 
     Counted are ``border``, ``resolution`` and, for the network of ``effects``, ``training_label``, once the study has patches.
     """
-    count = {"border": _over_border, "resolution": _rescaled, "training_label": _sees_a_positive}.get(switch)
+    count = {
+        "border": _over_border,
+        "resolution": _rescaled,
+        "training_label": _sees_a_positive,
+    }.get(switch)
     try:
         n = "{:,} of {:,} ".format(*count(study)) if count else ""
     except store.StoreError:
@@ -138,11 +144,15 @@ def _sees_a_positive(study: Study) -> tuple[int, int]:
     settings = study.settings
     network = settings.network(settings.effects.network)
     labels = splits_draw.with_places(study.labels, study_data.placing_of(settings))
-    labels = labels.assign(slide=pd.factorize(labels["slide_id"])[0] * 1e12)  # no two slides are near each other
+    labels = labels.assign(
+        slide=pd.factorize(labels["slide_id"])[0] * 1e12
+    )  # no two slides are near each other
     negative, positive = (labels[labels["label"] == label] for label in (0, 1))
     share = (network.input_px + 2 * network.shift_px) / settings.patches.size_px
     tree = cKDTree(positive[["x_l0_px", "y_l0_px", "slide"]].to_numpy())
-    distance, _ = tree.query(negative[["x_patch_l0_px", "y_patch_l0_px", "slide"]].to_numpy(), p=np.inf)  # (n_negative,)
+    distance, _ = tree.query(
+        negative[["x_patch_l0_px", "y_patch_l0_px", "slide"]].to_numpy(), p=np.inf
+    )  # (n_negative,)
     return int((distance <= negative["side_l0_px"] * share / 2).sum()), len(negative)
 
 
@@ -208,9 +218,13 @@ def _not_yet(study: Study, name: str) -> str:
 
 def _difference(study: Study, flipped: pd.DataFrame, base: pd.DataFrame, count: str) -> dict:
     """How the AUROC differs: paired over folds tested on the same patches, else unpaired."""
-    here, there = (by_fold(part, "auroc", study.seed, study_predictions.ALL) for part in (flipped, base))
+    here, there = (
+        by_fold(part, "auroc", study.seed, study_predictions.ALL) for part in (flipped, base)
+    )
     n_test = max(part.groupby("fold").size().mean() for part in (flipped, base))
-    scores, own = (part.set_index(["fold", "patch_id"])["score"].sort_index() for part in (flipped, base))
+    scores, own = (
+        part.set_index(["fold", "patch_id"])["score"].sort_index() for part in (flipped, base)
+    )
     if scores.index.equals(own.index):
         test = statistics.paired_test(here, there, base["n_train"].mean(), n_test)
         note = "the same predictions in every fold" if scores.equals(own) else ""

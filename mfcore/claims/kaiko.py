@@ -10,8 +10,8 @@ import pandas as pd
 from scipy import stats
 
 from mfcore import store
-from mfcore.analysis import pretrainings as of_pretraining, representations, tasks
-from mfcore.analysis.representations import EXPECTED, TITLES
+from mfcore.analysis.encoders import pretrainings as of_pretraining, representations, tasks
+from mfcore.analysis.encoders.representations import EXPECTED, TITLES
 from mfcore.claims.arms import pathology
 from mfcore.claims.rows import Row
 from mfcore.claims.rules import ALPHA, UNCLEAR, Finding, decide

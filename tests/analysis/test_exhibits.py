@@ -193,7 +193,7 @@ def test_arms_differ_by_shape_and_line_and_the_one_pretrained_here_has_a_star():
     handles = made("figure_1").figure.legends[0].legend_handles[:4]
     assert len({str(handle.get_marker()) for handle in handles}) == 4
     assert [str(handle.get_marker()) for handle in handles].index("*") == 3
-    assert len({str(exhibit.look(MIDOG, arm, kind)["linestyle"]) for arm, kind in KINDS.items()}) == 4
+    assert len({exhibit.look(MIDOG, arm, kind)["linestyle"] for arm, kind in KINDS.items()}) == 3, "a line for each kind"
 
 
 def test_pretrained_encoders_and_their_snapshots_differ_by_shape_from_all_others():
@@ -219,8 +219,7 @@ def test_patches_needed_says_why_there_is_no_curve():
     assert found["arm"].tolist() == list(KINDS)
     assert set(found["AUROC levels off at"]) == {"no curve: 2 sizes; three parameters need three or more"}
     assert found["per tenfold patches"].str.match(r"[+-]\d\.\d\d \[").all()
-    rows = made("patches_needed").table.iloc[:2].assign(n=[12345, np.nan], n_low=[2345, np.nan], n_high=[np.inf, np.nan])
-    assert scaling._spans(rows, "n", ",.0f").tolist() == ["12,000 [2,300, ∞]", "–"]
+    assert scaling._span(12000, 2300, np.inf, ",.0f") == "12,000 [2,300, ∞]" and scaling._span(*[np.nan] * 3, ".2f") == "–"
 
 
 def test_one_size_draws_no_curve():
@@ -356,14 +355,13 @@ def lightness(rgb):
 
 
 def test_the_first_colours_stay_apart_in_grey_and_for_the_colour_blind():
-    for seen in (np.eye(3), np.array(PROTAN), np.array(DEUTAN)):
-        shades = sorted(lightness(seen @ linear(colour)) for colour in exhibit.COLOURS[:3])
-        assert np.diff(shades).min() > 12, shades
     import matplotlib.pyplot as plt
 
     with plt.style.context(exhibit.STYLE):
         cycle = [f"#{colour.lstrip('#')}" for colour in plt.rcParams["axes.prop_cycle"].by_key()["color"]]
-    assert tuple(cycle) == exhibit.COLOURS
+    for seen in (np.eye(3), np.array(PROTAN), np.array(DEUTAN)):
+        shades = sorted(lightness(seen @ linear(colour)) for colour in cycle[:3])
+        assert np.diff(shades).min() > 12, shades
 
 
 # ---- live figures ----

@@ -67,7 +67,7 @@ def test_inflation_is_the_mean_above_by_slide_at_the_same_size(results):
     assert found.caption.endswith("With all the data AUROC is highest by annotation: 1.00 ± 0.00.")
     leaks, _ = found.figure.axes
     assert [tick.get_text() for tick in leaks.get_yticklabels()] == ["by slide", "by annotation"]
-    assert [bar.get_width() for bar in leaks.patches[:4]] == [0, 100, 0, 100]  # of a case, and on a slide, that training sees
+    assert [bar.get_width() for bar in leaks.patches[:4]] == [0, 1, 0, 1]  # of a case, and on a slide, that training sees
     assert len(found.figure.legends[0].get_texts()) == 6  # three leaks, two sizes, the line
 
 

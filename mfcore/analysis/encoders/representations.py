@@ -18,7 +18,7 @@ from scipy import stats
 from tqdm.auto import tqdm
 
 from mfcore import store
-from mfcore.analysis import tasks
+from mfcore.analysis.encoders import tasks
 from mfcore.analysis.exhibit import HOME_MADE, Exhibit, finished, in_style, look, of_what, widely
 from mfcore.analysis.scores import full_size
 from mfcore.measures.representation import (
@@ -40,19 +40,17 @@ EXPECTED = {
     "rankme": 1,
     "odcorr_abs": -1,
     "odcorr_sq": -1,
-}  # the sign of the papers' correlation with accuracy
+}  # sign of the papers' correlation with accuracy
 BY_CHANCE = {
     "odcorr_abs": odcorr_abs_by_chance,
     "odcorr_sq": odcorr_sq_by_chance,
-}  # of independent dimensions
+}  # independent dimensions
 MEASURED = ["n", "n_dims", "n_constant", *TITLES]
 COLUMNS = ["encoder", "origin", *MEASURED, "auroc", "auroc_sd", "n_folds"]
 ON_TASKS = ["task", "encoder", "origin", *MEASURED]
 FEATURES = "features.h5"  # of a judging: the embedding of each of the task's images
-N_FIRST, N_DRAWS = (
-    64,
-    5,
-)  # rows of the smallest subsample, doubled from there; how often they are drawn
+N_FIRST = 64  # rows of the smallest subsample, doubled from there
+N_DRAWS = 5  # of each subsample
 CHUNK_ROWS = 4096
 EXACT_UP_TO = 8  # encoders of which every order is tried for p
 GREY = {"color": "0.65", "marker": "."}  # encoders that the study doesn't list, and snapshots
@@ -74,16 +72,20 @@ def of_file(path: str | Path, dataset: str = "features") -> dict[str, float]:
     path = Path(path)
     with contextlib.ExitStack() as opened:
         try:
-            is_array = path.suffix == ".npy"
-            file = np.load(path, mmap_mode="r") if is_array else opened.enter_context(h5py.File(path))
-            features = file if is_array else file[dataset]
+            features = (
+                np.load(path, mmap_mode="r")
+                if path.suffix == ".npy"
+                else opened.enter_context(h5py.File(path))[dataset]
+            )
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise store.StoreError(
                 f"{path} can't be read ({error}); give an HDF5 file with a dataset {dataset!r}, or an "
                 "array that numpy.save wrote as .npy"
             ) from error
         if len(getattr(features, "shape", ())) != 2:
-            raise store.StoreError(f"{path} holds no array of two dimensions; features are (n, n_dims), a row a patch")
+            raise store.StoreError(
+                f"{path} holds no array of two dimensions; features are (n, n_dims), a row a patch"
+            )
         try:
             stream = Streaming(features.shape[1])
             for first in range(0, len(features), CHUNK_ROWS):
@@ -170,7 +172,9 @@ def sizes_table(study: Study, n_draws: int = N_DRAWS) -> pd.DataFrame:
         features = store.read_embeddings(store.run_at(file.parent))[0]
         rows += [{"encoder": encoder} | row for row in subsampled(features, study.seed, n_draws)]
     if not rows:
-        raise store.StoreError(f"{study.folder}: no encoder of study {study.name!r} has embeddings yet; run notebook 02")
+        raise store.StoreError(
+            f"{study.folder}: no encoder of study {study.name!r} has embeddings yet; run notebook 02"
+        )
     return pd.DataFrame(rows)
 
 
@@ -202,16 +206,19 @@ def correlate(table: pd.DataFrame, value: str = "auroc") -> pd.DataFrame:
     every order of the encoders up to 8, by Student's t above. ``least_p``: the smallest that so many encoders could
     give. Snapshots (``NAME@STEP``) don't count: they are one encoder.
     """
-    whole = tasks.encoders_only(table)
-    known = {name: whole.dropna(subset=[name, value]) for name in TITLES}  # fewer than two dimensions that vary have no ODCorr
-    rows = [{"metric": name, **_spearman(part[name].to_numpy(), part[value].to_numpy())} for name, part in known.items()]
+    whole, rows = tasks.encoders_only(table), []
+    for name in TITLES:  # fewer than two dimensions that vary have no ODCorr
+        known = whole.dropna(subset=[name, value])
+        rows.append({"metric": name, **_spearman(known[name].to_numpy(), known[value].to_numpy())})
     return pd.DataFrame(rows)
 
 
 def correlate_tasks(table: pd.DataFrame) -> pd.DataFrame:
     """`correlate` with the score of each task, with its ``task``; ``table`` as `tasks_table` returns it."""
     groups = list(table.groupby("task", sort=False)) or [("", table)]
-    return pd.concat([correlate(part, "score").assign(task=task) for task, part in groups], ignore_index=True)
+    return pd.concat(
+        [correlate(part, "score").assign(task=task) for task, part in groups], ignore_index=True
+    )
 
 
 def _spearman(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
@@ -256,7 +263,9 @@ def rankme(study: Study) -> Exhibit:
 def probe_correlations(study: Study) -> Exhibit:
     """Spearman's correlation of each metric with the probes' AUROC, over encoders."""
     table = correlate(encoders_table(study))
-    return Exhibit("10_correlations", "Correlation with AUROC", _related(study, table), table, None, SECTION)
+    return Exhibit(
+        "10_correlations", "Correlation with AUROC", _related(study, table), table, None, SECTION
+    )
 
 
 def task_correlations(study: Study) -> Exhibit:
@@ -289,7 +298,9 @@ def against_tasks(study: Study) -> Exhibit:
 
 
 @in_style
-def _against(study: Study, name: str, heading: str, table: pd.DataFrame, rows: pd.DataFrame) -> Exhibit:
+def _against(
+    study: Study, name: str, heading: str, table: pd.DataFrame, rows: pd.DataFrame
+) -> Exhibit:
     """Scores against metrics; rows: as `tasks_table`, those that are drawn of ``table``.
 
     Encoders that the study doesn't list, and snapshots, are grey.
@@ -298,31 +309,24 @@ def _against(study: Study, name: str, heading: str, table: pd.DataFrame, rows: p
     if rows.empty:
         caption = f"There is no encoder with a score yet ({of_what(settings)})."
         return Exhibit(name, heading, caption, table, None, SECTION)
-    is_snapshot, is_listed = (
-        rows["encoder"].str.contains("@"),
-        rows["encoder"].isin(settings.encoders),
-    )
-    name_of_rest = np.where(is_snapshot, "snapshots on the way", f"others, {HOME_MADE}")
-    shown = rows["encoder"].where(is_listed, name_of_rest)
+    is_snapshot = rows["encoder"].str.contains("@")
+    rest = np.where(is_snapshot, "snapshots on the way", f"others, {HOME_MADE}")
+    shown = rows["encoder"].where(rows["encoder"].isin(settings.encoders), rest)
     looks = [look(settings, n, PROBE) if n in settings.encoders else GREY for n in shown.unique()]
-    long = rows.assign(shown=shown, score_sd=rows["score_sd"].mask(is_snapshot)).melt(
-        ["shown", "task", "score", "score_sd"], list(TITLES), "metric"
-    )
+    long = rows.assign(shown=shown, score_sd=rows["score_sd"].mask(is_snapshot))
+    long = long.melt(["shown", "task", "score", "score_sd"], list(TITLES), "metric")
     grid = sns.FacetGrid(
         long, row="task", col="metric", hue="shown", sharex="col", sharey="row", height=2.3,
         hue_kws={key: [one[key] for one in looks] for key in GREY},
     )  # fmt: skip
     grid.map(plt.errorbar, "value", "score", "score_sd", linestyle="none", elinewidth=1)
-    of_task = rows.groupby("task")["metric_of_task"].first()
-    rho = related.set_index(["task", "metric"])["rho"]
-    for (task, metric), axis in grid.axes_dict.items():
-        value = rho[task, metric]
-        axis.set_title(f"ρ = {value:+.2f}" if pd.notna(value) else "ρ: too few")
-        axis.set_xlabel(TITLES[metric])
-        if axis.get_ylabel():
-            axis.set_ylabel(f"{task}:\n{of_task[task]}")
-    for axis in grid.axes[:, 0]:  # of encoders of different width
-        widely(axis, "x", rows["rankme"])
+    for row in related.itertuples():
+        axis = grid.axes_dict[row.task, row.metric]
+        axis.set_title("ρ: too few" if math.isnan(row.rho) else f"ρ = {row.rho:+.2f}")
+        axis.set_xlabel(TITLES[row.metric])
+    for axis, row in zip(grid.axes[:, 0], rows.drop_duplicates("task").itertuples(), strict=True):
+        axis.set_ylabel(f"{row.task}:\n{row.metric_of_task}")
+        widely(axis, "x", rows["rankme"])  # of encoders of different width
     figure = finished(study, grid.figure, f"n = {related['n'].max()} encoders", 3)
     caption = (
         "Score of each encoder against RankMe and ODCorr of the same images, as kaiko 2024, Fig. 5, set "
@@ -345,17 +349,11 @@ def by_sample_size(study: Study) -> Exhibit:
         markers=list(looks["marker"]), dashes=False, height=3, aspect=0.8, facet_kws={"sharey": False},
     )  # fmt: skip
     for metric, axis in grid.axes_dict.items():
+        axis.set(title=TITLES[metric], xlabel="patches, n", ylabel="", xscale="log")
         if metric in BY_CHANCE:
             chance = [BY_CHANCE[metric](n) for n in sizes]
-            axis.plot(
-                sizes,
-                chance,
-                color="0.35",
-                linestyle=":",
-                label="independent dimensions, by chance",
-            )
+            axis.plot(sizes, chance, ":", color="0.35", label="independent dimensions, by chance")
             axis.set_ylim(bottom=0)
-        axis.set(title=TITLES[metric], xlabel="patches, n", ylabel="", xscale="log")
     widely(grid.axes_dict["rankme"], "y", table["rankme"])
     draws = f"mean and range of {table['draw'].nunique()} draws"
     caption = (

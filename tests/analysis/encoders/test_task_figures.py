@@ -10,7 +10,7 @@ import pytest
 from matplotlib.text import Text
 from tiny_encoders import tiny_card, use
 
-from mfcore.analysis import tasks
+from mfcore.analysis.encoders import tasks
 from mfcore.measures import masks
 from mfcore.study import tasks as study_tasks
 from mfcore.study.config import OwnEncoder, Pretraining, TaskOptions
@@ -128,12 +128,18 @@ def test_segmentations_lie_over_their_patches_in_colours_that_differ_in_grey():
     data = made_tasks.nuclei()
     true = np.stack(data.masks[:2])
     true[0, 0] = masks.IGNORED
-    columns = {"patch": np.zeros_like(true), "true mask": true, "tiny": true, "other": np.zeros_like(true)}
+    columns = {"true mask": true, "tiny": true, "other": np.zeros_like(true)}
     rows = [(f"item{i}", name, dice) for name, dice in (("tiny", 1.0), ("other", 0.0)) for i in range(2)]
     table = pd.DataFrame(rows, columns=["item_id", "encoder", "dice"])
     figure = tasks.draw_masks(np.stack(data.pixels[:2]), columns, table, data.classes)
     plt.close(figure)
-    assert len(figure.axes) == 8 and all(len(axis.images) == 2 for axis in figure.axes), "below each mask is its patch"
+    assert len(figure.axes) == 8
+    red = np.array([int(tasks.OF_CLASSES[1][i : i + 2], 16) for i in (1, 3, 5)])
+    for patch, over, shown in zip(figure.axes[:2], figure.axes[2:4], true, strict=True):
+        grey = 128 + patch.images[0].get_array().mean(axis=2) / 2
+        expected = np.where(shown[..., None] == 2, 0.25 * grey[..., None] + 0.75 * red, grey[..., None])
+        unmarked = np.isin(shown, (0, 2))
+        assert np.abs(np.asarray(over.images[0].get_array(), float) - expected)[unmarked].max() <= 1
     shown = texts(figure)
     for said in ("patch", "true mask", "tiny", "other", "dark", "red", "not judged", "Dice 1.00", "Dice 0.00"):
         assert said in shown
@@ -164,7 +170,7 @@ def test_the_masks_shown_are_those_that_runs_kept(monkeypatch, tmp_path):
     opened = Study(study, tmp_path)
     exhibit = tasks.segmentations(opened, "synthetic_nuclei")
     assert "the best, one pretrained here, the same network untrained" in exhibit.caption
-    assert {"tiny", "other"} <= {axis.get_title("left") for axis in exhibit.figure.axes}
+    assert {"tiny", "other"} <= {text.get_text() for axis in exhibit.figure.axes for text in axis.texts}
     run = tasks.runs(opened)["synthetic_nuclei", "other"]
     with np.load(run.path("masks.npz")) as content:
         true, made = content["true"], content["predicted"]

@@ -9,16 +9,25 @@ choice of training items nor that weights were selected on the same items where 
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from mfcore import encoders, store
-from mfcore.analysis.exhibit import WIDTH_INCH, Exhibit, cells, finished, in_style, of_what
+from mfcore.analysis.exhibit import (
+    WIDTH_INCH,
+    Exhibit,
+    cells,
+    finished,
+    image_rows,
+    in_style,
+    of_what,
+)
 from mfcore.encoders.card import cards
 from mfcore.measures import masks, task_scores
 from mfcore.measures.resampling import coverage_said
@@ -59,7 +68,9 @@ def runs(study: Study) -> dict[tuple[str, str], store.Run]:
     }
 
 
-def _find(study: Study, task: TaskOptions, encoder: str, stored: list[store.Run]) -> store.Run | None:
+def _find(
+    study: Study, task: TaskOptions, encoder: str, stored: list[store.Run]
+) -> store.Run | None:
     try:
         config = study_tasks.config_of(study.settings, task.name, _card(study, encoder))
         if config["card"] is None:  # what another machine knows of it decides nothing here
@@ -71,7 +82,11 @@ def _find(study: Study, task: TaskOptions, encoder: str, stored: list[store.Run]
         return {key: run.identity["config"][key] for key in config}
 
     name = f"{task.name}.{encoder}"
-    alike = [run for run in stored if run.identity["name"] == name and not store.changes(known(run), config)]
+    alike = [
+        run
+        for run in stored
+        if run.identity["name"] == name and not store.changes(known(run), config)
+    ]
     return store.current(alike, known) if alike else None
 
 
@@ -104,19 +119,23 @@ def missing_table(study: Study) -> pd.DataFrame:
 def step_of(settings: Settings, encoder: str) -> float:
     """After which step an encoder or snapshot of the study's own was taken; NaN for one that it doesn't pretrain."""
     name, _, step = encoder.partition("@")
-    return float(step or settings.pretraining_of(name).n_steps) if pretrained.is_of(settings, name) else math.nan
+    return (
+        float(step or settings.pretraining_of(name).n_steps)
+        if pretrained.is_of(settings, name)
+        else math.nan
+    )
 
 
 def control_of(settings: Settings, name: str) -> str:
     """The encoder of the study with the same network and no training at all, which a pretraining must beat; "" without one."""
     one = settings.pretraining_of(name)
-    for own in settings.own_encoders:
-        if own.weights == "random" and (own.architecture, own.arguments or {}) == (
-            one.architecture,
-            one.arguments,
-        ):
-            return own.name
-    return ""
+    network = "random", one.architecture, one.arguments
+    alike = [
+        own.name
+        for own in settings.own_encoders
+        if (own.weights, own.architecture, own.arguments or {}) == network
+    ]
+    return alike[0] if alike else ""
 
 
 # ---- scores ----
@@ -126,7 +145,11 @@ def scored(run: store.Run, kind: str) -> dict[str, task_scores.Scored]:
     """What a finished run scored, by split; ``kind``: the task's."""
     predictions = store.read_parquet(run.path(FILES[kind]))
     of_split = task_scores.of_labels if kind == "classification" else task_scores.of_masks
-    return {split: of_split(part) for split in ("val", "test") if len(part := predictions[predictions["split"] == split])}
+    return {
+        split: of_split(part)
+        for split in ("val", "test")
+        if len(part := predictions[predictions["split"] == split])
+    }
 
 
 @cache
@@ -171,7 +194,11 @@ def published() -> pd.DataFrame:
 
 def reported(table: pd.DataFrame) -> pd.DataFrame:
     """Of `scores_table` the rows that are a task's result: its test split, or validation where it has no other."""
-    split = table.groupby("task")["split"].transform(tasks_protocol.reported_split) if len(table) else table["split"]
+    split = (
+        table.groupby("task")["split"].transform(tasks_protocol.reported_split)
+        if len(table)
+        else table["split"]
+    )
     return table[table["split"] == split].reset_index(drop=True)
 
 
@@ -191,7 +218,9 @@ def difference(study: Study, task: str, first: str, second: str) -> Interval:
     a, b = (scored(stored[task, encoder], kind) for encoder in (first, second))
     split = tasks_protocol.reported_split(pd.Series(list(a)))
     if a[split].clusters.shape != b[split].clusters.shape:
-        raise store.StoreError(f"task {task!r}: {first} and {second} were tested on other items; remove the older run")
+        raise store.StoreError(
+            f"task {task!r}: {first} and {second} were tested on other items; remove the older run"
+        )
     return task_scores.difference(a[split], b[split], study.seed, task, split)
 
 
@@ -202,20 +231,19 @@ def class_runs(study: Study, task: str) -> pd.DataFrame:
     the mean Dice of the masks that have the class; n: items or masks. Of the split that is reported.
     """
     kind, tables = tasks_protocol.of(study.settings.task(task)).kind, []
+    columns = ["encoder", "class", "run", "value", "n"]
     for (name, encoder), run in runs(study).items():
         if name != task or "@" in encoder:
             continue
-        rows = store.read_parquet(run.path(FILES[kind]))
+        rows, classes = store.read_parquet(run.path(FILES[kind])), run.record["facts"]["classes"]
         rows = rows[rows["split"] == tasks_protocol.reported_split(rows["split"])]
-        classes = np.array(run.record["facts"]["classes"])
         if kind == "classification":
             called = rows.filter(regex=r"^score_\d+$").to_numpy().argmax(axis=1)
             right = 1.0 * (called == rows["label"])
-            rows = rows.assign(dice=right, **{"class": classes[rows["label"]]})
+            rows = rows.assign(dice=right, **{"class": np.array(classes)[rows["label"]]})
         rows = rows.assign(encoder=encoder, **{"class": pd.Categorical(rows["class"], classes)})
-        groups = rows.dropna(subset="dice").groupby(["encoder", "class", "run"], observed=True)["dice"]
+        groups = rows.dropna(subset="dice").groupby(columns[:3], observed=True)["dice"]
         tables.append(groups.agg(value="mean", n="size").reset_index().astype({"class": str}))
-    columns = ["encoder", "class", "run", "value", "n"]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
@@ -228,9 +256,11 @@ def protocol(study: Study, task: str) -> Exhibit:
         "here": tasks_protocol.of(study.settings.task(task)),
         "eva": registry.get(task).protocol,
     }
-    table = pd.DataFrame({of: as_dict(one) for of, one in both.items()}, dtype=object).rename_axis("setting").reset_index()
+    table = pd.DataFrame({of: as_dict(one) for of, one in both.items()}, dtype=object)
+    table = table.rename_axis("setting").reset_index()
     caption = (
-        f"How encoders are judged by {task} here and by eva ({of_what(study.settings)}); a dash: all, or the encoder's own."
+        f"How encoders are judged by {task} here and by eva ({of_what(study.settings)}); a dash: all, "
+        "or the encoder's own."
     )
     return Exhibit(f"09_{task}_protocol", f"Protocol of {task}", caption, table, None, SECTION)
 
@@ -246,11 +276,14 @@ def scores(study: Study, task: str) -> Exhibit:
         return Exhibit(name, heading, _nobody(study, task), table, None, SECTION)
     best, at = rows.iloc[0], (rows["mean"], rows["encoder"])
     figure, axis = plt.subplots(figsize=(WIDTH_INCH, 0.25 * len(rows) + 1.5))
-    half = [(rows["mean"] - rows["low"]).clip(lower=0), (rows["high"] - rows["mean"]).clip(lower=0)]
-    axis.errorbar(*at, xerr=half, fmt="none", ecolor="0.35", capsize=3, label="95 % over what was tested")
+    axis.hlines(
+        rows["encoder"], rows["low"], rows["high"], color="0.35", label="95 % over what was tested"
+    )
     axis.errorbar(*at, xerr=rows["sd"], fmt="o", elinewidth=4.5, label="mean ± SD over runs")
     if rows["published"].notna().any():
-        axis.plot(rows["published"], rows["encoder"], "D", color="0.2", mfc="none", label="published")
+        axis.plot(
+            rows["published"], rows["encoder"], "D", color="0.2", mfc="none", label="published"
+        )
     axis.invert_yaxis()
     axis.set_xlabel(TITLES[best["metric"]])
     text = f"{task}, {best['split']}: {best['n_items']:,} items, {rows['n_runs'].max()} runs"
@@ -331,7 +364,7 @@ def segmentations(study: Study, task: str) -> Exhibit:
             dice = dice[dice["run"] == dice["run"].min()].assign(encoder=encoder)
             tables.append(dice.loc[first["item_id"]].reset_index()[MASK_COLUMNS])
     table, classes = pd.concat(tables, ignore_index=True), run.record["facts"]["classes"]
-    columns = {"patch": np.zeros_like(first["true"]), "true mask": first["true"], **columns}
+    columns = {"true mask": first["true"], **columns}
     caption = (
         f"Tested patches of {task}, drawn at random among those with nuclei, their true masks, and what "
         f"the first run's decoder on frozen features made of them ({of_what(study.settings)}). Encoders, at "
@@ -348,30 +381,26 @@ def draw_masks(
     table: pd.DataFrame,
     classes: Sequence[str],
 ) -> Figure:
-    """A row a patch, a column a mask over it, with the patch's Dice, mean over its classes.
+    """A column a patch: the patch, and below it each mask over it, with the patch's Dice, mean over its classes.
 
-    images: uint8 (n, H, W, 3). columns: masks uint8 (n, H, W) by name; "patch" is drawn without one.
-    table: MASK_COLUMNS, of the columns that are encoders'. classes: with the background first.
+    images: uint8 (n, H, W, 3). columns: masks uint8 (n, H, W) by name. table: MASK_COLUMNS, of the
+    columns that are encoders'. classes: with the background first.
     """
-    dice = table.groupby(["encoder", "item_id"], sort=False)["dice"].mean()
     colours = dict(zip(classes[1:], OF_CLASSES, strict=False))
     if masks.IGNORED in columns["true mask"]:
         colours["not judged"] = IGNORED_GREY
-    palette = ListedColormap(list(colours.values()))
-    size_inch = (max(5, 1.4 * len(columns)), 1.5 * len(images) + 0.9)
-    figure, axes = plt.subplots(len(images), len(columns), squeeze=False, figsize=size_inch)
-    for line, (name, shown) in zip(axes.T, columns.items(), strict=True):
-        line[0].set_title(name, fontsize=7)
-        for i, (axis, image) in enumerate(zip(line, images, strict=True)):
-            grey = 128 + image.mean(axis=2) / 2
-            axis.imshow(image if name == "patch" else grey, cmap="gray", vmin=0, vmax=255)
-            at = np.where(shown[i] == masks.IGNORED, len(colours), shown[i])
-            layer, limits = np.ma.masked_equal(at, 0), {"vmin": 0.5, "vmax": len(colours) + 0.5}
-            axis.imshow(layer, palette, interpolation="nearest", alpha=0.75, **limits)
-            axis.set(xticks=[], yticks=[])
-            axis.grid(visible=False)
-            if name in dice:
-                axis.set_xlabel(f"Dice {dice[name].iloc[i]:.2f}", fontsize=6.5)
+    palette = 255 * np.array([(0, 0, 0), *map(to_rgb, colours.values())])  # by class
+    rows, grey = {"patch": images}, 128 + images.mean(axis=3, keepdims=True) / 2
+    for name, shown in columns.items():
+        at = np.where(shown == masks.IGNORED, len(colours), shown)[..., None]  # (n, H, W, 1)
+        rows[name] = np.where(at > 0, 0.25 * grey + 0.75 * palette[at[..., 0]], grey).astype(
+            np.uint8
+        )
+    figure = image_rows(rows, len(images))
+    dice = table.groupby(["encoder", "item_id"], sort=False)["dice"].mean()
+    for (name, i), axis in zip(product(rows, range(len(images))), figure.axes, strict=True):
+        if name in dice:
+            axis.set_title(f"Dice {dice[name].iloc[i]:.2f}", fontsize=6.5)
     handles = [Patch(facecolor=of, edgecolor="0.3", label=name) for name, of in colours.items()]
     figure.legend(handles=handles)
     return figure
