@@ -13,7 +13,6 @@ from mfcore.analysis.exhibit import (
     CHANCE,
     WIDTH_INCH,
     Exhibit,
-    cells,
     counted,
     finished,
     folds,
@@ -21,6 +20,7 @@ from mfcore.analysis.exhibit import (
     in_style,
     named,
     of_what,
+    rounded,
     unit,
 )
 from mfcore.analysis.scores import OVER_FOLDS, full_size, in_order, intervals, mean_sd, pairs
@@ -65,20 +65,21 @@ def differences(study: Study) -> Exhibit:
     table = pairs(study)
     n_clear = int((table["p_holm"] < 1 - LEVEL).sum())
     caption = (
-        f"First less second arm, AUROC with all the data, mean over folds ({of_what(study.settings)}). "
-        "Interval and p are of the pair by itself, p_holm is corrected for all pairs; over: what the "
-        f"interval is over. {n_clear} of {counted(len(table), 'pair')} differ by p_holm below 0.05."
+        "First less second arm, AUROC with all the data, mean over folds "
+        f"({of_what(study.settings)}). Interval and p are of the pair by itself, p_holm is "
+        f"corrected for all pairs; over: what the interval is over. {n_clear} of "
+        f"{counted(len(table), 'pair')} differ by p_holm below 0.05."
     )
-    return Exhibit("05_differences", "Differences", caption, table, None, SECTION, table.round(3))
+    return Exhibit("05_differences", "Differences", caption, table, None, SECTION, rounded(table))
 
 
 def least_differences(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """The smallest differences of two arms that the folds can show: ``question, sds, auroc, possible``.
+    """The smallest differences of two arms that folds can show: ``question, sds, auroc, possible``.
 
     ``sds``: in SDs over folds of the difference of two arms (`statistics.clear_difference`).
     ``auroc``: times the median SD of all pairs. Where all folds are tested on the same patches: the
-    median half width of the pairs' intervals. ``possible``: whether the worst arm is that far from a
-    perfect one. No row with fewer than MIN_FOLDS folds.
+    median half width of the pairs' intervals. ``possible``: whether the worst arm is that far from
+    a perfect one. No row with fewer than MIN_FOLDS folds.
 
     scores: as `Study.scores`. pairs: as `differences_table`.
     """
@@ -106,22 +107,23 @@ def least_difference(study: Study) -> Exhibit:
     """What difference of two arms this study's folds can show (`least_differences`)."""
     table = least_differences(study.scores, pairs(study))
     caption = (
-        f"The smallest difference in AUROC between two arms that the folds can show, in SDs over folds of "
-        f"such a difference and in AUROC ({of_what(study.settings)}); fewer than {MIN_FOLDS} folds show none. "
-        "A difference that is not possible is larger than the worst arm's distance from a perfect one."
+        "The smallest difference in AUROC between two arms that the folds can show, in SDs over "
+        f"folds of such a difference and in AUROC ({of_what(study.settings)}); fewer than "
+        f"{MIN_FOLDS} folds show none. A difference that is not possible is larger than the worst "
+        "arm's distance from a perfect one."
     )
     name, title = "05_least_difference", "What the folds can show"
-    return Exhibit(name, title, caption, table, None, SECTION, table.round(3))
+    return Exhibit(name, title, caption, table, None, SECTION, rounded(table))
 
 
 def ranking_table(scores: pd.DataFrame, pairs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """The arms from best to worst, with the places that each can hold.
 
-    ``arm, kind, mean, sd, n_folds``; ``rank_low``: the best place, one more than there are arms clearly
-    better; ``rank_high``: the worst, as many as there are arms less those clearly worse. Clear is a
-    difference whose ``p_holm`` is below 0.05, and what follows from several: where one arm is clear of
-    a second and that of a third, the first is clear of the third. ``tied_with``: the arms that an arm
-    is not clear of, separated by ", ". ``over``: as in ``pairs``.
+    ``arm, kind, mean, sd, n_folds``; ``rank_low``: the best place, one more than there are arms
+    clearly better; ``rank_high``: the worst, as many as there are arms less those clearly worse.
+    Clear is a difference whose ``p_holm`` is below 0.05, and what follows from several: where one
+    arm is clear of a second and that of a third, the first is clear of the third. ``tied_with``:
+    the arms that an arm is not clear of, separated by ", ". ``over``: as in ``pairs``.
 
     scores: as `Study.scores`. pairs: as `differences_table`.
     """
@@ -166,10 +168,10 @@ def ranking(study: Study) -> Exhibit:
     coverage = coverage_said(int(spans["n"].max()), unit(spans)[:-1])
     best = table.iloc[0]
     caption = (
-        f"AUROC of every arm with all the data, and the places that each arm can hold, given which "
+        "AUROC of every arm with all the data, and the places that each arm can hold, given which "
         f"differences are clear of zero after Holm ({of_what(settings)}). Wide bars: SD over "
-        f"{folds(table)}; thin: 95 % interval over {over} (bootstrap{coverage}); tests are over {best['over']}. "
-        f"{best['arm']} is first and ties with {best['tied_with'] or 'no arm'}."
+        f"{folds(table)}; thin: 95 % interval over {over} (bootstrap{coverage}); tests are over "
+        f"{best['over']}. {best['arm']} is first and ties with {best['tied_with'] or 'no arm'}."
     )
     return Exhibit("05_ranking", "Ranking", caption, table, figure, SECTION)
 
@@ -178,7 +180,7 @@ def ranking(study: Study) -> Exhibit:
 
 
 def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Share of class 1 by score, a row an arm and bin of equal width that has a patch: columns BINS.
+    """Share of class 1 by score, a row an arm and bin that has a patch: columns BINS.
 
     All folds together: ``mean_score`` and ``share_positive`` of the bin's ``n`` tested patches (one
     patch may be tested in several folds), and ``low`` to ``high``, the 95 % interval of that share
@@ -226,17 +228,19 @@ def calibration(study: Study) -> Exhibit:
         axis.plot([0, 1], [0, 1], color="0.55", linestyle=":", label="as the score says")
         below, above = part["share_positive"] - part["low"], part["high"] - part["share_positive"]
         axis.errorbar(
-            part["mean_score"], part["share_positive"], np.clip([below, above], 0, None), fmt="o-", color="C0",
-            capsize=1.5, markersize=3.5, linewidth=1, label="share of class 1, 95 % interval",
+            part["mean_score"], part["share_positive"], np.clip([below, above], 0, None), fmt="o-",
+            color="C0", capsize=1.5, markersize=3.5, linewidth=1,
+            label="share of class 1, 95 % interval",
         )  # fmt: skip
     in_panels(grid, "mean score in the bin", "share")
     figure = finished(study, grid.figure, f"class 1: {settings.data.positive}", 3)
     best = errors.loc[errors["ece"].idxmin()]
     caption = (
-        f"Share of {settings.data.positive}s among test patches by their score, {binary.N_BINS} bins of "
-        f"equal width, with all the data ({of_what(settings)}). Scores of {folds(errors)} together; "
-        f"bars: 95 % intervals over {unit(table)}, none for too few of them. The expected calibration "
-        f"error (ECE, mean over folds) is lowest for {best['arm']}: {best['ece']:.2f}."
+        f"Share of {settings.data.positive}s among test patches by their score, {binary.N_BINS} "
+        f"bins of equal width, with all the data ({of_what(settings)}). Scores of {folds(errors)} "
+        f"together; bars: 95 % intervals over {unit(table)}, none for too few of them. The "
+        f"expected calibration error (ECE, mean over folds) is lowest for {best['arm']}: "
+        f"{best['ece']:.2f}."
     )
     return Exhibit("05_reliability", "Calibration", caption, table, figure, SECTION)
 
@@ -248,9 +252,10 @@ def by_stratum(predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settin
     """AUROC of every arm with all the data within each value of each of STRATA: columns BY_STRATUM.
 
     ``auroc``, with its 95 % interval over ``n_units`` resampled slides or cases (``unit``), and
-    ``balanced_accuracy`` are means over folds, each fold among its own test patches. ``n, n_positive,
-    n_slides`` count different annotations and slides tested in any fold. NaN where every fold lacks a
-    class. A value that labels leave empty has no row, and a stratum with one value none at all.
+    ``balanced_accuracy`` are means over folds, each fold among its own test patches. ``n,
+    n_positive, n_slides`` count different annotations and slides tested in any fold. NaN where
+    every fold lacks a class. A value that labels leave empty has no row, and a stratum with one
+    value none at all.
 
     labels: as `Study.labels`. Raises StoreError where it lacks a patch that was predicted.
     """
@@ -276,7 +281,7 @@ def by_stratum(predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settin
 
 @in_style
 def strata(study: Study) -> Exhibit:
-    """AUROC with all the data in each domain, of each scanner, and where the raters agreed or not."""
+    """AUROC in each domain, of each scanner, and where the raters agreed or not."""
     name, settings = "05_strata", study.settings
     table = by_stratum(study.predictions, study.labels, settings)
     if table.empty:
@@ -302,8 +307,9 @@ def strata(study: Study) -> Exhibit:
     coverage = coverage_said(int(n_units), unit(table)[:-1]) if n_units > 0 else ""
     caption = (
         f"AUROC of every arm with all the data on parts of the test patches ({of_what(settings)}). "
-        f"Points: means over folds; bars: 95 % intervals over {unit(table)} (bootstrap{coverage}). Strata differ "
-        "in more than their name: tumour, scanner and laboratory go together in most data sets."
+        f"Points: means over folds; bars: 95 % intervals over {unit(table)} (bootstrap{coverage}). "
+        "Strata differ in more than their name: tumour, scanner and laboratory go together in most "
+        "data sets."
     )
     return Exhibit(name, "Strata", caption, table, figure, SECTION)
 
@@ -315,9 +321,9 @@ def by_agreement_table(
 
     Mean and sample SD over folds (``auroc``, ``auroc_sd`` and so on), a row an arm and part of the
     test annotations with two or more votes: ``annotations`` "all", "unanimous" and "contested",
-    ``against`` "consensus"; and "all" ``against`` "one rater", the mean over raters, which is what one
-    rater against another is to be compared with. ``n_test``: annotations tested, mean over folds;
-    ``n_folds``: folds that have any. NaN where every fold lacks a class.
+    ``against`` "consensus"; and "all" ``against`` "one rater", the mean over raters, which is what
+    one rater against another is to be compared with. ``n_test``: annotations tested, mean over
+    folds; ``n_folds``: folds that have any. NaN where every fold lacks a class.
 
     labels: as `Study.labels`. Raises StoreError where it lacks a patch that was predicted.
     """
@@ -353,13 +359,10 @@ def by_agreement(study: Study) -> Exhibit:
     if not len(table):
         caption = f"Without votes, no label is known to be contested ({of_what(settings)})."
         return Exhibit(name, "By agreement", caption, table, None, "Raters")
-    readable = table[[*BY_AGREEMENT, "n_test", "n_folds"]].assign(
-        **{title: cells(table, metric) for metric, title in binary.TITLES.items()}
-    )
     caption = (
         f"Every arm with all the data, apart by whether the raters of an annotation agreed "
-        f'({of_what(settings)}). Mean ± sample SD of {folds(table)}; "against one rater" takes each '
-        "rater's votes for the truth in turn, as the table of raters does. The consensus on a contested "
-        "label is itself in doubt."
+        f"({of_what(settings)}). Mean ± sample SD of {folds(table)}; against one rater: each "
+        "rater's votes taken for the truth in turn, as in the table of raters. The consensus on a "
+        "contested label is itself in doubt."
     )
-    return Exhibit(name, "By agreement", caption, table, None, "Raters", readable)
+    return Exhibit(name, "By agreement", caption, table, None, "Raters", rounded(table))

@@ -1,4 +1,4 @@
-"""Across domains (Fig. 2 and Tab. 2 of Ganz et al. 2024): by the domain trained on and the domain tested on."""
+"""Across domains (Fig. 2 and Tab. 2 of Ganz et al. 2024): by domain trained on and tested on."""
 
 import textwrap
 
@@ -20,6 +20,7 @@ from mfcore.analysis.exhibit import (
     listed,
     named,
     of_what,
+    rounded,
 )
 from mfcore.analysis.scores import (
     by_size,
@@ -45,8 +46,8 @@ APART = ["arm", "comparison", "auroc_drop", "low", "high", "n", "n_folds", "over
 TUMOUR, SCANNER, BOTH = "tumour alone", "scanner alone", "tumour and scanner"
 WHY_NOT = {
     TUMOUR: "no two tumours share a scanner, so that another tumour is always another scanner too",
-    SCANNER: "no tumour was scanned both by a scanner that another tumour's training has and by one "
-    "that it hasn't, so that scanners can't be compared within a tumour",
+    SCANNER: "no tumour was scanned both by a scanner that another tumour's training has and by "
+    "one that it hasn't, so that scanners can't be compared within a tumour",
     BOTH: "every training has every scanner",
 }
 
@@ -67,7 +68,7 @@ def _nothing_crossed(study: Study, name: str, title: str, table: pd.DataFrame) -
 
 
 def domain_matrix(scores: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """Mean and sample SD of AUROC over folds, a row an arm, training domain and test domain (Fig. 2).
+    """Mean and sample SD of AUROC, a row an arm, training domain and test domain (Fig. 2).
 
     Columns: ``arm, kind, train_domain, domain, n_folds, mean, sd``.
     """
@@ -78,10 +79,11 @@ def domain_matrix(scores: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 def means_table(scores: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """AUROC in domain and out of domain, a row an arm (Tab. 2).
 
-    In domain: on the test share of the training domain. Out of domain: on each other domain by itself.
-    Each fold's value is the mean over domains (pairs of domains); ``in_domain`` and ``out_of_domain``
-    are the means over folds, ``_sd`` the sample SD over folds, ``_sd_cells`` that over all folds and domains (pairs). The
-    paper doesn't say which SD it prints; its size speaks for the second.
+    In domain: on the test share of the training domain. Out of domain: on each other domain by
+    itself. Each fold's value is the mean over domains (pairs of domains); ``in_domain`` and
+    ``out_of_domain`` are the means over folds, ``_sd`` the sample SD over folds, ``_sd_cells`` that
+    over all folds and domains (pairs). The paper doesn't say which SD it prints; its size speaks
+    for the second.
     """
     single, arm = crossed(scores, settings), ["arm", "kind"]
     table = single[arm].drop_duplicates()
@@ -95,7 +97,7 @@ def means_table(scores: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 
 
 def published(settings: Settings) -> pd.DataFrame:
-    """Tab. 2 as Ganz et al. 2024 printed it: ``arm``, and ``in_domain, out_of_domain`` with ``_sd``.
+    """Tab. 2 as printed: ``arm``, and ``in_domain, out_of_domain`` with ``_sd``.
 
     No row where the study's classes are others than theirs.
     """
@@ -130,22 +132,14 @@ def means(study: Study) -> Exhibit:
     figure = finished(study, grid.figure, n_columns=3)
     best = table.loc[table["out_of_domain"].idxmax()]
     caption = (
-        f"AUROC of every arm in domain and out of domain, means over domains ({of_what(settings)}). "
-        f"Points and bars: mean and sample SD of {folds(table)}; _sd_cells in the table: the SD over "
-        f"all folds and domains, which the published ± most likely is. Out of domain {best['arm']} is "
-        f"highest: {best['out_of_domain']:.2f}, against {best['in_domain']:.2f} in domain."
+        "AUROC of every arm in domain and out of domain, means over domains "
+        f"({of_what(settings)}). Points and bars: mean and sample SD of {folds(table)}; _sd_cells "
+        "in the table: the SD over all folds and domains, which the published ± most likely is. "
+        f"Out of domain {best['arm']} is highest: {best['out_of_domain']:.2f}, against "
+        f"{best['in_domain']:.2f} in domain."
     )
-    return Exhibit(
-        name, title, caption, table, figure, SECTION, means_readable(named(table, settings))
-    )
-
-
-def means_readable(table: pd.DataFrame) -> pd.DataFrame:
-    """`means_table` for the eye: "mean ± SD (SD over all folds and domains)"."""
-    shown = table[["arm", "kind"]].copy()
-    for name in COLUMNS.values():
-        shown[name] = cells(table, name) + table[f"{name}_sd_cells"].map(" ({:.2f})".format)
-    return shown
+    readable = rounded(named(table, settings).drop(columns="name"))
+    return Exhibit(name, title, caption, table, figure, SECTION, readable)
 
 
 @in_style
@@ -170,9 +164,9 @@ def cross_domain(study: Study) -> Exhibit:
     out = matrix[matrix["domain"] != matrix["train_domain"]]
     best = out.loc[out["mean"].idxmax()]
     caption = (
-        f"AUROC of every arm by the domain trained on (rows) and the domain tested on (columns), on "
-        f"patches that training did not see ({of_what(settings)}). Mean ± SD of {folds(matrix)}. Out of "
-        f"domain {best['arm']} is highest from {best['train_domain']} to {best['domain']}: "
+        "AUROC of every arm by the domain trained on (rows) and the domain tested on (columns), on "
+        f"patches that training did not see ({of_what(settings)}). Mean ± SD of {folds(matrix)}. "
+        f"Out of domain {best['arm']} is highest from {best['train_domain']} to {best['domain']}: "
         f"{best['mean']:.2f}."
     )
     return Exhibit(name, title, caption, matrix, figure, SECTION)
@@ -185,8 +179,9 @@ def _heatmap(data: pd.DataFrame, color: object) -> None:
         data.pivot(index="train_domain", columns="domain", values=name) for name in ("mean", "text")
     )
     sns.heatmap(
-        mean, annot=text.replace("\u00a0±\u00a0", "\n±", regex=True), fmt="", vmin=SCALE[0], vmax=SCALE[1],
-        cmap=SHADES, cbar=False, linewidths=1, annot_kws={"color": "black", "fontsize": 7},
+        mean, annot=text.replace("\u00a0±\u00a0", "\n±", regex=True), fmt="", cmap=SHADES,
+        vmin=SCALE[0], vmax=SCALE[1], cbar=False, linewidths=1,
+        annot_kws={"color": "black", "fontsize": 7},
     )  # fmt: skip
 
 
@@ -194,7 +189,7 @@ def _heatmap(data: pd.DataFrame, color: object) -> None:
 
 
 def by_test_domain_folds(scores: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """Balanced accuracy in each fold by the domain tested on; out of domain: the mean over the other training domains."""
+    """Balanced accuracy by fold and test domain; out of domain: mean over training domains."""
     by = ["arm", "kind", "domain", "where", "fold"]
     return (
         crossed(scores, settings).groupby(by, sort=False)["balanced_accuracy"].mean().reset_index()
@@ -202,7 +197,7 @@ def by_test_domain_folds(scores: pd.DataFrame, settings: Settings) -> pd.DataFra
 
 
 def by_test_domain_table(scores: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """Mean and sample SD of `by_test_domain_folds`: ``arm, kind, domain, where, n_folds, mean, sd``."""
+    """Mean and SD over folds: ``arm, kind, domain, where, n_folds, mean, sd``."""
     fits = by_test_domain_folds(scores, settings).rename(columns={"balanced_accuracy": "mean"})
     table = mean_sd(fits, ["arm", "kind", "domain", "where"], ["mean"])
     return table.rename(columns={"mean_sd": "sd"})
@@ -230,9 +225,9 @@ def by_test_domain(study: Study) -> Exhibit:
     in_panels(grid, "balanced accuracy, mean ± SD", "")
     figure = finished(study, grid.figure)
     caption = (
-        f"Balanced accuracy of every arm on each domain, trained on that domain or on another (mean "
-        f"over the other training domains; {of_what(settings)}). Points and bars: mean and sample SD of "
-        f"{folds(table)}; lines: the raters, where votes are known (shaded: 95 % interval)."
+        "Balanced accuracy of every arm on each domain, trained on that domain or on another (mean "
+        f"over the other training domains; {of_what(settings)}). Points and bars: mean and sample "
+        f"SD of {folds(table)}; lines: the raters, where votes are known (shaded: 95 % interval)."
     )
     return Exhibit(name, title, caption, table, figure, SECTION)
 
@@ -243,19 +238,20 @@ def by_test_domain(study: Study) -> Exhibit:
 def apart_table(
     predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings
 ) -> pd.DataFrame:
-    """How much AUROC another tumour costs, and how much another scanner: three rows an arm, columns APART.
+    """How much AUROC another tumour and another scanner cost: three rows an arm, columns APART.
 
-    A domain stands for its tumour. The cost of training elsewhere is the AUROC of training on the tested
-    tumour less that of training elsewhere, in each fold on the same patches: those that training at home leaves for testing.
+    A domain stands for its tumour. The cost of training elsewhere is the AUROC of training on the
+    tested tumour less that of training elsewhere, in each fold on the same patches: those that
+    training at home leaves for testing.
 
-    ``comparison``: "tumour alone" is that cost where the training had the tested scanner; "tumour and
-    scanner" where it hadn't; "scanner alone" is the second less the first on one tested tumour from one
-    training, so that only the scanner changes. ``auroc_drop``: mean over ``n`` pairs of training and
-    tested tumour and scanner (tested tumour, for "scanner alone"), then over ``n_folds``; ``low`` to
-    ``high``: 95 % interval (`statistics.paired_test`); ``over``: "folds", or the "31 cases" that were
-    drawn where all folds leave the same patches for testing. Positive is a loss. NaN where the data
-    have no such pair, which ``why`` says; one row without an arm where none can be. Tumours that share
-    a scanner may share a laboratory and its stains too.
+    ``comparison``: "tumour alone" is that cost where the training had the tested scanner; "tumour
+    and scanner" where it hadn't; "scanner alone" is the second less the first on one tested tumour
+    from one training, so that only the scanner changes. ``auroc_drop``: mean over ``n`` pairs of
+    training and tested tumour and scanner (tested tumour, for "scanner alone"), then over
+    ``n_folds``; ``low`` to ``high``: 95 % interval (`statistics.paired_test`); ``over``: "folds",
+    or the "31 cases" that were drawn where all folds leave the same patches for testing. Positive
+    is a loss. NaN where the data have no such pair, which ``why`` says; one row without an arm
+    where none can be. Tumours that share a scanner may share a laboratory and its stains too.
 
     predictions, labels: as `Study` has them. Raises StoreError where labels lack a patch.
     """
@@ -293,7 +289,7 @@ def _nothing(part: pd.DataFrame, scanners: dict[str, frozenset]) -> str:
 
 
 def _costs(part: pd.DataFrame, scanners: dict[str, frozenset], seed: int) -> dict[str, list[Folds]]:
-    """What training elsewhere costs on the patches that home is tested on, by comparison: of each pair by fold."""
+    """What training elsewhere costs on the patches of home, by comparison, pair and fold."""
     measured = {
         cell: by_fold(group, "auroc", seed, f"{cell[1]}, {cell[2]}").defined()
         for cell, group in part.groupby(["train_domain", "domain", "scanner"])
@@ -334,39 +330,31 @@ def tumour_against_scanner(study: Study) -> Exhibit:
     table = apart_table(study.predictions, study.labels, study.settings)
     over = listed(sorted(set(table["over"]) - {""}) or ["folds"])
     caption = (
-        f"AUROC lost by training elsewhere, against training on the tested tumour itself, on the same "
-        f"patches ({of_what(study.settings)}). Means over n pairs of domains, with 95 % intervals over "
-        f"{over}; where there is none, why says what the data lack."
+        "AUROC lost by training elsewhere, against training on the tested tumour itself, on the "
+        f"same patches ({of_what(study.settings)}). Means over n pairs of domains, with 95 % "
+        f"intervals over {over}; where there is none, why says what the data lack."
     )
     name, title = "06_tumour_against_scanner", "Tumour or scanner"
-    return Exhibit(name, title, caption, table, None, SECTION, table.round(3))
+    return Exhibit(name, title, caption, table, None, SECTION, rounded(table))
 
 
 # ---- in words ----
 
 
 def abstract(study: Study) -> str:
-    """What the study found, in a few sentences: scores with all the data, and out of domain."""
+    """What the study found, in two or three sentences: with all the data, and out of domain."""
     settings, table = study.settings, by_size(study)
-    crossed_means = means_table(study.scores, settings)
     full = table[table["size"] == table["size"].max()].sort_values("auroc", ascending=False)
-    full = named(full, settings)
-    values = [
-        f"{name} {cell}" for name, cell in zip(full["name"], cells(full, "auroc"), strict=True)
-    ]
-    parts = [
-        f"{counted(len(full), 'arm')} learned from up to about {full['n_train'].max():,} patches of "
-        f"{settings.data.positive}s and {settings.data.negative}s, in "
+    values = named(full, settings)["name"] + " " + cells(full, "auroc")
+    lacking = counted(len(study.failures), "run")
+    of = in_full(settings) + f"; {lacking} failed or missing" * bool(len(study.failures))
+    text = (
+        f"{counted(len(full), 'arm')} learned from up to about {full['n_train'].max():,} patches "
+        f"of {settings.data.positive}s and {settings.data.negative}s, in "
         f"{folds(table, 'Monte Carlo fold')} divided "
-        f"{splits_audit.scheme_title(settings.switches.scheme)} ({in_full(settings)}).",
-        f"AUROC with all the data: {', '.join(values)}.",
-    ]
-    if len(crossed_means):
-        drops = [
-            f"{row.arm} {row.in_domain:.2f} → {row.out_of_domain:.2f}"
-            for row in crossed_means.itertuples()
-        ]
-        parts.append(f"AUROC from in domain to out of domain: {', '.join(drops)}.")
-    if n_failed := len(study.failures):
-        parts.append(f"Runs that failed or are missing: {n_failed}.")
-    return " ".join(parts)
+        f"{splits_audit.scheme_title(settings.switches.scheme)} ({of}). AUROC with all the data, "
+        f"mean ± SD over folds: {', '.join(values)}."
+    )
+    rows = means_table(study.scores, settings).itertuples()
+    drops = [f"{row.arm} {row.in_domain:.2f} → {row.out_of_domain:.2f}" for row in rows]
+    return text + f" AUROC from in domain to out of domain: {', '.join(drops)}." * bool(drops)

@@ -1,4 +1,4 @@
-"""What a probe's numbers owe to how it is fitted, and to how the encoder is used: audit and conventions."""
+"""What a probe's numbers owe to how it is fitted, and to how libraries use the encoder."""
 
 import contextlib
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ import seaborn as sns
 from mfcore import store
 from mfcore.analysis.exhibit import (
     Exhibit,
-    bounds,
     cells,
     finished,
     folds as over_folds,
     in_style,
     of_what,
+    rounded,
 )
 from mfcore.analysis.scores import (
     full_size,
@@ -85,7 +85,10 @@ def score_histogram(study: Study, encoder: str, run: store.Run) -> Exhibit:
     )  # fmt: skip
     grid.set_axis_labels("score", "share of the class")
     figure = finished(study, grid.figure, f"{encoder}, n = {len(full):,} scores of all folds")
-    caption = f"Scores of the two classes by the probe on {encoder}, with all the data ({of_what(settings)})."
+    caption = (
+        f"Scores of the two classes by the probe on {encoder}, with all the data "
+        f"({of_what(settings)})."
+    )
     return Exhibit(f"03_{run.folder.name}", "Scores", caption, pd.concat(counts), figure, "Probes")
 
 
@@ -93,14 +96,10 @@ def score_histogram(study: Study, encoder: str, run: store.Run) -> Exhibit:
 
 
 def find(study: Study, encoder: str) -> store.Run:
-    """The audit of an encoder's probe on the study's splits; raises StoreError where none is finished."""
-    key = study_data.find_splits(study.settings, study.folder).key
-    try:
-        known = {"probe": as_dict(study.settings.probe), "splits": key}
-        return store.find_known(study.folder, STAGE, encoder, known)
-    except store.StoreError as error:
-        why = f"no finished audit of {encoder!r} on these splits: {error} Run notebook 03 with it"
-        raise store.StoreError(why) from None
+    """The audit of an encoder's probe on the study's splits; else raises StoreError."""
+    splits_run = study_data.find_splits(study.settings, study.folder)
+    known = {"probe": as_dict(study.settings.probe), "splits": splits_run.key}
+    return store.find_known(study.folder, STAGE, encoder, known)
 
 
 def titles_of(run: store.Run) -> dict[str, str]:
@@ -110,11 +109,12 @@ def titles_of(run: store.Run) -> dict[str, str]:
 
 
 def scores(run: store.Run) -> pd.DataFrame:
-    """A row an estimator, size and fold: the columns of ``fits.csv``, metrics on the test patches, ``n_test``.
+    """The columns of ``fits.csv``, metrics on the test patches, ``n_test``: a row a fit.
 
-    ``auroc``, ``balanced_accuracy`` at a score of 0.5, and AT_SHARE. An estimator that doesn't weigh
-    the classes scores the rarer one low; for it AT_SHARE takes the share of class 1 among its training
-    patches as the threshold, which needs no test label; for one that weighs them, 0.5 again.
+    ``auroc``, ``balanced_accuracy`` at a score of 0.5, and AT_SHARE. An estimator that doesn't
+    weigh the classes scores the rarer one low; for it AT_SHARE takes the share of class 1 among its
+    training patches as the threshold, which needs no test label; for one that weighs them, 0.5
+    again.
     """
     fits, by = pd.read_csv(run.path("fits.csv")), ["estimator", "fold", "size"]
     groups = dict(list(store.read_parquet(run.path("predictions.parquet")).groupby(by)))
@@ -134,8 +134,8 @@ def scores(run: store.Run) -> pd.DataFrame:
 def table(fits: pd.DataFrame) -> pd.DataFrame:
     """Mean and sample SD over folds, a row an estimator and size, in the order of the audit.
 
-    fits: as `scores`. Each of TITLES with ``_sd``; ``n_train``, ``n_steps`` and their like are means
-    over folds; ``ended`` counts how the fits ended, in words; ``n_folds``.
+    fits: as `scores`. Each of TITLES with ``_sd``; ``n_train``, ``n_steps`` and their like are
+    means over folds; ``ended`` counts how the fits ended, in words; ``n_folds``.
     """
     by = ["estimator", "size"]
     ended = fits.groupby([*by, "ended"], sort=False).size().reset_index("ended", name="n")
@@ -147,7 +147,7 @@ def table(fits: pd.DataFrame) -> pd.DataFrame:
 
 
 def folds(run: store.Run, seed: int) -> dict[str, Folds]:
-    """AUROC by fold with all the data, of each estimator of an audit; ``seed`` draws the tested cases."""
+    """AUROC by fold with all the data, of each estimator; ``seed`` draws the tested cases."""
     rows = store.read_parquet(run.path("predictions.parquet"))
     groups = rows[rows["size"] == rows["size"].max()].groupby("estimator", sort=False)
     return {name: by_fold(part, "auroc", seed, splits.ALL) for name, part in groups}
@@ -180,7 +180,7 @@ def by_size(rows: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
 
 @in_style
 def audit(study: Study, run: store.Run) -> Exhibit:
-    """AUROC and balanced accuracy with all the data under each estimator, a line a fold, mean and SD."""
+    """AUROC and balanced accuracy under each estimator: a line a fold, mean and SD."""
     encoder, fits, titles = run.identity["name"], scores(run), titles_of(run)
     full = fits[fits["size"] == fits["size"].max()]
     long = full.assign(estimator=full["estimator"].map(titles)).rename(columns=TITLES)
@@ -202,8 +202,8 @@ def audit(study: Study, run: store.Run) -> Exhibit:
         f"{over_folds(rows)}. Parallel grey lines: slides, not estimators, decide."
     )
     title, figure = f"Estimators on the embeddings of {encoder}", finished(study, grid.figure, text)
-    readable = rows[rows["size"] == rows["size"].max()].round(3)
-    readable = readable.assign(estimator=readable["estimator"].map(titles))
+    rows = rows[rows["size"] == rows["size"].max()]
+    readable = rounded(rows.assign(estimator=rows["estimator"].map(titles)))
     return Exhibit(f"03_{run.folder.name}", title, caption, fits, figure, SECTION, readable)
 
 
@@ -213,14 +213,15 @@ def audit(study: Study, run: store.Run) -> Exhibit:
 def conventions_table(study: Study) -> pd.DataFrame:
     """A row for the authors' card of ``conventions`` and for each library's way with it.
 
-    ``library, card, departs`` (in words), ``n_dims``; ``distance_median`` and ``distance_max``: of a
-    patch's embedding from that under the authors' card, relative to its norm, NaN where the two have no
-    part in common (of a class token beside a mean, the class token counts); ``auroc, auroc_sd,
-    balanced_accuracy, balanced_accuracy_sd``: of the probe with all the data, mean and sample SD over
-    folds; ``difference, low, high``: of the AUROC from that under the authors' card, paired over folds.
-    NaN where embeddings or probe are not there yet. Without ``conventions`` there is no row, nor where
-    the study embeds the encoder otherwise than its authors (`embeds_otherwise`): there is nothing to
-    compare with. Raises StoreError where there are no splits.
+    ``library, card, departs`` (in words), ``n_dims``; ``distance_median`` and ``distance_max``: of
+    a patch's embedding from that under the authors' card, relative to its norm, NaN where the two
+    have no part in common (of a class token beside a mean, the class token counts); ``auroc,
+    auroc_sd, balanced_accuracy, balanced_accuracy_sd``: of the probe with all the data, mean and
+    sample SD over folds; ``difference, low, high``: of the AUROC from that under the authors' card,
+    paired over folds. NaN where embeddings or probe are not there yet. Without ``conventions``
+    there is no row, nor where the study embeds the encoder otherwise than its authors
+    (`embeds_otherwise`): there is nothing to compare with. Raises StoreError where there are no
+    splits.
     """
     name = study.settings.conventions
     if not name or embeds_otherwise(study):
@@ -254,7 +255,7 @@ def _measured(study: Study, card: str) -> tuple[np.ndarray | None, pd.DataFrame]
 
 
 def embeds_otherwise(study: Study) -> str:
-    """The card by which the study embeds the encoder where that isn't its authors'; "" where it is."""
+    """The study's card of the encoder where that isn't its authors'; "" where it is."""
     switches = replace(study.settings.switches, encoder_input="card")
     theirs = Study(replace(study.settings, switches=switches), study.folder)
     here, authors = (one.card(study.settings.conventions).name for one in (study, theirs))
@@ -262,7 +263,7 @@ def embeds_otherwise(study: Study) -> str:
 
 
 def differs(own: EncoderCard, other: EncoderCard) -> str:
-    """In words, in what ``other`` differs from ``own`` that decides an embedding; empty if in nothing."""
+    """In words, how ``other`` differs from ``own`` in what decides an embedding; else ""."""
     left, right = own.identity(), other.identity()
     values = right | {"readout": READOUTS[other.readout].title}
     return ", ".join(
@@ -275,7 +276,7 @@ def differs(own: EncoderCard, other: EncoderCard) -> str:
 def _distance(
     base: np.ndarray | None, other: np.ndarray | None, own: EncoderCard, this: EncoderCard
 ) -> dict[str, float]:
-    """Median and largest distance of a patch's two embeddings, relative to the norm of the first."""
+    """Median and largest distance of a patch's two embeddings, relative to the first's norm."""
     have_class_token = all(READOUTS[card.readout].begins_with_class_token for card in (own, this))
     if base is None or other is None or not (own.n_dims == this.n_dims or have_class_token):
         return {"distance_median": np.nan, "distance_max": np.nan}
@@ -295,21 +296,6 @@ def _difference(seed: int, base: pd.DataFrame, other: pd.DataFrame) -> dict[str,
     return {"difference": one.estimate, "low": one.low, "high": one.high}
 
 
-def conventions_readable(rows: pd.DataFrame) -> pd.DataFrame:
-    """`conventions_table` for the eye: distances in per cent, scores as "mean ± SD", the difference."""
-    shown = rows[["library", "departs", "n_dims"]].replace({"departs": {"": "in nothing"}})
-    for name in ("distance_median", "distance_max"):
-        shown[name] = (100 * rows[name]).map("{:.1f} %".format, na_action="ignore")
-    shown = shown.assign(
-        AUROC=cells(rows, "auroc"), balanced_accuracy=cells(rows, "balanced_accuracy")
-    )
-    shown["AUROC_against_authors"] = [
-        f"{row.difference:+.3f} ({bounds(row.low, row.high)})" if np.isfinite(row.low) else "–"
-        for row in rows.itertuples()
-    ]
-    return shown.fillna("–")
-
-
 def conventions(study: Study) -> Exhibit:
     """One encoder's weights as several libraries use them (`conventions_table`)."""
     rows, encoder = conventions_table(study), study.settings.conventions
@@ -320,9 +306,9 @@ def conventions(study: Study) -> Exhibit:
         caption = f"{why} ({of_what(study.settings)})."
         return Exhibit(name, title, caption, rows, None, "Conventions")
     caption = (
-        f"The same weights of {encoder} as several libraries use them: distance of a patch's embedding from "
-        f"that under the authors' card, and the probe with all the data ({of_what(study.settings)}). Mean ± "
-        "sample SD over folds; differences are paired over folds, with their 95 % interval; a dash: not run "
-        "here, or it failed."
+        f"The same weights of {encoder} as several libraries use them: distance of a patch's "
+        "embedding from that under the authors' card, and the probe with all the data "
+        f"({of_what(study.settings)}). Mean ± sample SD over folds; differences are paired over "
+        "folds, with their 95 % interval; a dash: not run here, or it failed."
     )
-    return Exhibit(name, title, caption, rows, None, "Conventions", conventions_readable(rows))
+    return Exhibit(name, title, caption, rows, None, "Conventions", rounded(rows))

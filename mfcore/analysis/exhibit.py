@@ -41,8 +41,8 @@ class Exhibit:
 
     name: of the files, as "05_data_scaling". caption: at most three sentences, in markdown: what is
     shown; data, n and what the bars are; the finding. section: the supplement's heading that it
-    belongs under. table: every number, as its CSV has it. readable: the table as a notebook shows it,
-    below the figure where there is one; None: ``table``, rounded.
+    belongs under. table: every number, as its CSV has it. readable: the table as a notebook shows
+    it, below the figure where there is one; None: ``table``, rounded.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Exhibit:
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
-        table = self.table.round(3) if self.readable is None else self.readable
+        table = rounded(self.table) if self.readable is None else self.readable
         if self.figure is not None:
             display(self.figure)
         if len(table) and (self.figure is None or self.readable is not None):
@@ -118,23 +118,24 @@ def show(content: str | pd.DataFrame) -> object:
 # ---- figures ----
 
 
-def image_rows(rows: Mapping[str, np.ndarray], n_across: int) -> Figure:
+def image_rows(rows: Mapping[str, np.ndarray], n_across: int, side_inch: float = 0.9) -> Figure:
     """A row of images, uint8 (n, H, W, 3), for each name: the first ``n_across`` of them."""
-    size_inch = (0.9 * n_across + 1.4, 0.9 * len(rows) + 0.6)
+    size_inch = (side_inch * n_across + 1.4, side_inch * len(rows) + 0.6)
     figure, axes = plt.subplots(len(rows), n_across, squeeze=False, figsize=size_inch)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", size=7)
         for axis in line:
             axis.set_axis_off()
         for axis, image in zip(line, images, strict=False):
-            axis.imshow(image, interpolation="lanczos")
+            axis.imshow(image)
     return figure
 
 
 def finished(study: Study, figure: Figure, text: str = "", n_columns: int = 2) -> Figure:
     """A figure with the study's title above all panels and one legend below them.
 
-    A panel that has a legend keeps it. The title says where the data are synthetic. Pyplot forgets the figure.
+    A panel that has a legend keeps it. The title says where the data are synthetic. Pyplot forgets
+    the figure.
     """
     entries = {}
     for legend in list(figure.legends):
@@ -157,7 +158,7 @@ def finished(study: Study, figure: Figure, text: str = "", n_columns: int = 2) -
 
 
 def widely(axes: Axes, which: str, values: pd.Series) -> None:
-    """Make an axis, "x" or "y", logarithmic where its positive values span more than a factor of ten."""
+    """Make an axis, "x" or "y", logarithmic where its values span more than a factor of ten."""
     if values.max() > 10 * values.min():
         axes.set(**{f"{which}scale": "log"})
         axis = getattr(axes, f"{which}axis")
@@ -166,7 +167,7 @@ def widely(axes: Axes, which: str, values: pd.Series) -> None:
 
 
 class Live:
-    """Called with the history of a training whenever that grew, it redraws ``draw(history)`` in one place of the cell's output.
+    """Redraws ``draw(history)`` in one place whenever the history of a training has grown.
 
     Outside a notebook it does nothing, nor in a notebook that runs unattended (papermill).
     """
@@ -192,11 +193,9 @@ class Live:
 
 
 def is_watched() -> bool:
-    """Whether somebody may look on: in a kernel that a notebook server, VS Code or Colab started, not papermill."""
-    try:
-        import IPython
-    except ImportError:
-        return False
+    """Whether somebody may look on: in a kernel of a notebook server, VS Code or Colab."""
+    import IPython
+
     shell = IPython.get_ipython()
     if not hasattr(shell, "kernel"):
         return False
@@ -225,14 +224,14 @@ def look(settings: Settings, arm: str, kind: str) -> dict[str, object]:
 
 
 def of_what(settings: Settings) -> str:
-    """What was measured on: study, "synthetic data" where they are, and how it departs from its mode."""
-    named = f"study `{settings.name}`" + ", synthetic data" * settings.synthetic
-    return f"{named}, {settings.mode_title}" if settings.switched else named
+    """The data: study, "synthetic data" where they are, and how it departs from its mode."""
+    study = f"study `{settings.name}`" + ", synthetic data" * settings.synthetic
+    return study + f", {settings.mode_title}" * bool(settings.switched)
 
 
 def in_full(settings: Settings) -> str:
     """What the numbers were measured on, and in which mode."""
-    return of_what(settings) if settings.switched else f"{of_what(settings)}, {settings.mode_title}"
+    return of_what(settings) + f", {settings.mode_title}" * (not settings.switched)
 
 
 def named(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
@@ -253,7 +252,7 @@ def in_panels(grid: FacetGrid, x: str, y: str) -> None:
 
 
 def unit(table: pd.DataFrame) -> str:
-    """What the intervals of a table with a column ``unit`` draw: cases where any row says so, else slides."""
+    """What intervals are over: cases where any row of the column ``unit`` says so, else slides."""
     return "cases" if (table["unit"] == "case").any() else "slides"
 
 
@@ -292,3 +291,11 @@ def cells(table: pd.DataFrame, value: str) -> list[str]:
     """Columns ``value`` and its ``_sd`` as `plus_minus` writes them, a cell a row, in one line."""
     pairs = zip(table[value], table[f"{value}_sd"], strict=True)
     return [plus_minus(mean, sd).replace(" ", "\u00a0") for mean, sd in pairs]
+
+
+def rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """A table for the eye: columns with their ``_sd`` as "mean ± SD", a dash for no value."""
+    shown = table.round(3).astype(object).where(table.notna(), "–")
+    for name in [name for name in table if f"{name}_sd" in table]:
+        shown[name] = cells(table, name)
+    return shown.drop(columns=[f"{name}_sd" for name in table if f"{name}_sd" in table])

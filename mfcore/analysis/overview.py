@@ -14,12 +14,8 @@ from mfcore.analysis.exhibit import (
     Exhibit,
     bounds,
     counted,
-    folds,
-    in_full,
-    listed,
     named,
     of_what,
-    plus_minus,
 )
 from mfcore.data import patches
 from mfcore.data.labels import schema as labels_schema
@@ -105,26 +101,9 @@ def _notes(study: Study) -> list[str]:
 
 
 def arms(study: Study) -> Exhibit:
-    """AUROC of every arm at every size, and in two sentences what was found."""
-    settings = study.settings
-    table = scores.scaling_table(study.scores, settings)
-    crossed = domains.means_table(study.scores, settings)
-    full = table[table["size"] == table["size"].max()].sort_values("auroc", ascending=False)
-    best = full.drop_duplicates("kind")
-    found = [f"{plus_minus(r.auroc, r.auroc_sd)} ({r.kind}: {r.arm})" for r in best.itertuples()]
-    caption = (
-        f"With all the data, about {full['n_train'].max():,} training patches, the best AUROC of "
-        f"each kind of arm is {listed(found)} (mean ± SD of {folds(full)}, {in_full(settings)})."
-    )
-    rows = crossed[crossed["arm"].isin(best["arm"])] if len(crossed) else crossed
-    if drops := [
-        f"{row.in_domain:.2f} to {row.out_of_domain:.2f} ({row.arm})" for row in rows.itertuples()
-    ]:
-        caption += (
-            f" Trained on one domain and tested on the others, the AUROC goes from {listed(drops)}."
-        )
-    shown = scores.wide(named(table, settings))
-    return Exhibit("05_arms", "Arms", caption, shown, section="Arms")
+    """AUROC of every arm at every size, and what was found (`domains.abstract`)."""
+    shown = scores.wide(named(scores.by_size(study), study.settings))
+    return Exhibit("05_arms", "Arms", domains.abstract(study), shown, section="Arms")
 
 
 # ---- encoders ----
@@ -254,8 +233,8 @@ def estimators(study: Study) -> Iterator[Exhibit]:
         shown["less this study's probe"] = shown["estimator"].map(words).fillna("–")
         caption = (
             f"AUROC of each estimator on the embeddings of {encoder} by size, mean ± SD over "
-            "folds, and with all the data less that of this study's own probe, with its 95 % interval "
-            f"({of_what(settings)})."
+            "folds, and with all the data less that of this study's own probe, with its 95 % "
+            f"interval ({of_what(settings)})."
         )
         name, title = f"03_estimators_{store.file_name(encoder)}", f"Estimators by size: {encoder}"
         yield Exhibit(name, title, caption, shown, section=PROBES)
@@ -327,6 +306,9 @@ def provenance(study: Study) -> Exhibit:
         "every setting": text.strip(),
     }
     table = pd.DataFrame(rows.items(), columns=["what", "value"])
-    caption = "What made the numbers. The folder of every run has a `run.json` with config, inputs, commit and checksums."
+    caption = (
+        "What made the numbers. The folder of every run has a `run.json` with config, inputs, "
+        "commit and checksums."
+    )
     title = "Code, machine, seeds"
     return Exhibit("05_provenance", title, caption, table, section=PROVENANCE)

@@ -1,4 +1,4 @@
-"""Data scaling (Fig. 1 of Ganz et al. 2024): scores by amount of data, the raters, other ways to split."""
+"""Data scaling (Fig. 1 of Ganz et al. 2024): scores by amount of data, raters, ways to split."""
 
 import math
 
@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.figure import Figure
 
 from mfcore import store
 from mfcore.analysis.exhibit import (
@@ -13,7 +14,6 @@ from mfcore.analysis.exhibit import (
     MARKERS,
     WIDTH_INCH,
     Exhibit,
-    cells,
     finished,
     folds,
     in_panels,
@@ -23,6 +23,7 @@ from mfcore.analysis.exhibit import (
     named,
     of_what,
     plus_minus,
+    rounded,
 )
 from mfcore.analysis.scores import (
     by_size,
@@ -78,9 +79,10 @@ def raters(study: Study) -> Exhibit:
     total = table[table["domain"] == ALL].iloc[0]
     one = measured.reference(table, "balanced_accuracy")
     caption = (
-        f"One rater against another, and each rater against the consensus, which counts the rater's own "
-        f"vote ({of_what(settings)}); a rater is a position in the list of votes. In brackets: 95 % "
-        f"intervals (bootstrap of {total['n_units']} {total['unit']}s; {total['n']:,} annotations)."
+        "One rater against another, and each rater against the consensus, which counts the rater's "
+        f"own vote ({of_what(settings)}); a rater is a position in the list of votes. In brackets: "
+        f"95 % intervals (bootstrap of {total['n_units']} {total['unit']}s; {total['n']:,} "
+        "annotations)."
     )
     if one:
         caption += f" One rater reaches a balanced accuracy of {one.estimate:.2f} against another."
@@ -93,8 +95,8 @@ def raters(study: Study) -> Exhibit:
 def published(settings: Settings) -> pd.DataFrame:
     """Published values with all the data, to stand beside a study's: columns PUBLISHED_COLUMNS.
 
-    Of the study's own data set where there are any, else of both that Ganz et al. 2024 used. Those of
-    Ammeling et al. 2025 are known second-hand, and ``where`` says so.
+    Of the study's own data set where there are any, else of both that Ganz et al. 2024 used. Those
+    of Ammeling et al. 2025 are known second-hand, and ``where`` says so.
     """
     if "amibr_probes.csv" in settings.source.published:
         table = published_table("amibr_probes.csv")
@@ -146,9 +148,10 @@ def figure_1(study: Study) -> Exhibit:
     arms = table.drop_duplicates("arm")
     looks = pd.DataFrame([look(settings, row.arm, row.kind) for row in arms.itertuples()])
     grid = sns.catplot(
-        mixed.melt(["name", "n_train"], SHOWN, "metric", "score"), kind="point", x="n_train", y="score",
-        col="metric", hue="name", errorbar="sd", palette=list(looks["color"]), markers=list(looks["marker"]),
-        linestyles=list(looks["linestyle"]), native_scale=True, log_scale=(True, False), dodge=0.25 * (len(arms) > 1),
+        mixed.melt(["name", "n_train"], SHOWN, "metric", "score"), kind="point", x="n_train",
+        y="score", col="metric", hue="name", errorbar="sd", palette=list(looks["color"]),
+        markers=list(looks["marker"]), linestyles=list(looks["linestyle"]), native_scale=True,
+        log_scale=(True, False), dodge=0.25 * (len(arms) > 1),
         capsize=0.05, linewidth=1.4, markersize=4.5, err_kws={"linewidth": 1}, height=4, aspect=0.9,
     )  # fmt: skip
     places = {
@@ -177,11 +180,11 @@ def figure_1(study: Study) -> Exhibit:
     grid.set_ylabels("mean ± SD over folds")
     best = _best(table)
     caption = (
-        f"AUROC and balanced accuracy on the test patches against the number of training patches "
+        "AUROC and balanced accuracy on the test patches against the number of training patches "
         f"({of_what(settings)}); open markers, right of the line: published, with all the data, on "
         f"other patches ({_papers(beside)}). Points and bars: mean and sample SD of "
-        f"{folds(table, 'Monte Carlo fold')}; shaded: 95 % interval of the raters. With all the data "
-        f"{best['arm']} is highest: AUROC {plus_minus(best['auroc'], best['auroc_sd'])}."
+        f"{folds(table, 'Monte Carlo fold')}; shaded: 95 % interval of the raters. With all the "
+        f"data {best['arm']} is highest: AUROC {plus_minus(best['auroc'], best['auroc_sd'])}."
     )
     figure = finished(study, grid.figure)
     return Exhibit("05_data_scaling", "Fig. 1. Data scaling", caption, table, figure, SECTION)
@@ -197,7 +200,7 @@ def _best(table: pd.DataFrame) -> pd.Series:
 
 @in_style
 def learning_curves(study: Study) -> Exhibit:
-    """AUROC by training patches, each arm's curve drawn on to more (`curves.ahead`), a panel an arm."""
+    """AUROC by training patches, each arm's curve drawn on to more (`curves.ahead`)."""
     settings, best = study.settings, _best(by_size(study))
     expected = in_order(curves.ahead(study.scores, study.seed), settings, "n_train")
     mixed = study.scores[study.scores["train_domain"] == ALL]
@@ -216,11 +219,11 @@ def learning_curves(study: Study) -> Exhibit:
     grid.set(xscale="log", ylim=(None, 1))
     in_panels(grid, "training patches, n", "AUROC")
     caption = (
-        f"AUROC by number of training patches n with each arm's curve a - b n^-c or, dotted, the last "
-        f"step drawn on where the data determine no curve ({of_what(settings)}). Points and bars: mean "
-        f"and sample SD of {folds(by_size(study))}; bands: 95 % over resampled folds, none where all "
-        f"folds are tested on the same patches. Dashed: {best['arm']}, {best['auroc']:.2f} with "
-        f"{best['n_train']:,} patches."
+        "AUROC by number of training patches n with each arm's curve a - b n^-c or, dotted, the "
+        f"last step drawn on where the data determine no curve ({of_what(settings)}). Points and "
+        f"bars: mean and sample SD of {folds(by_size(study))}; bands: 95 % over resampled folds, "
+        f"none where all folds are tested on the same patches. Dashed: {best['arm']}, "
+        f"{best['auroc']:.2f} with {best['n_train']:,} patches."
     )
     figure = finished(study, grid.figure)
     return Exhibit("05_learning_curves", "Learning curves", caption, expected, figure, SECTION)
@@ -250,10 +253,10 @@ def patches_needed(study: Study) -> Exhibit:
         "patches to close the gap",
     ]
     caption = (
-        f"What each arm's AUROC comes to with ever more patches, and the patches at which it reaches "
-        f"what the best arm has ({of_what(study.settings)}). Curves a - b n^-c through the means of "
-        f"{folds(fits)}; where the data determine none, the last step drawn on, which needs the least. "
-        "In brackets: 95 % over resampled folds."
+        "What each arm's AUROC comes to with ever more patches, and the patches at which it "
+        f"reaches what the best arm has ({of_what(study.settings)}). Curves a - b n^-c through the "
+        f"means of {folds(fits)}; where the data determine none, the last step drawn on, which "
+        "needs the least. In brackets: 95 % over resampled folds."
     )
     readable = pd.DataFrame(rows, columns=columns)
     return Exhibit("05_patches_needed", "Patches needed", caption, fits, None, SECTION, readable)
@@ -287,12 +290,12 @@ def _under_schemes(study: Study) -> pd.DataFrame:
 
 
 def inflation_table(study: Study) -> pd.DataFrame:
-    """What the probe of ``inflation.encoder`` scores under each way to split, a row a scheme and size.
+    """What the probe of ``inflation.encoder`` scores, a row a way to split and size.
 
     Columns: ``scheme, size, n_train, n_folds``; each of SHOWN with ``_sd`` over folds; the leaks of
-    `splits_audit.LEAKS` (means over folds); ``auroc_inflation, balanced_accuracy_inflation``: the mean
-    less that of splitting by slide at the same size, NaN where that has not been run. Schemes that
-    have not been run have no row. Raises StoreError where the splits have no audit.
+    `splits_audit.LEAKS` (means over folds); ``auroc_inflation, balanced_accuracy_inflation``: the
+    mean less that of splitting by slide at the same size, NaN where that has not been run. Schemes
+    that have not been run have no row. Raises StoreError where the splits have no audit.
     """
     fits, by = _under_schemes(study), ["scheme", "size"]
     if not len(fits):
@@ -308,66 +311,43 @@ def inflation_table(study: Study) -> pd.DataFrame:
 
 @in_style
 def split_schemes(study: Study) -> Exhibit:
-    """One probe under each way to split: what the split leaks at the largest size, and the AUROC."""
+    """One probe under each way to split: what the split leaks, and the AUROC."""
     name, title, table = "05_inflation", "What the split is worth", inflation_table(study)
-    settings = study.settings
+    of, encoder = of_what(study.settings), study.settings.inflation.encoder
     if not len(table):
-        caption = f"No encoder was probed under other ways to split ({of_what(settings)})."
+        caption = f"No encoder was probed under other ways to split ({of})."
         return Exhibit(name, title, caption, table, None, SECTION)
-    full = table[table["size"] == table["size"].max()]
-    leaks = (
-        full[["scheme", *LEAKS]]
-        .rename(columns=LEAKS)
-        .melt("scheme", var_name="leak", value_name="share")
+    shown = table.assign(scheme=table["scheme"].map(splits_audit.scheme_title))
+    full = shown[shown["size"] == shown["size"].max()]
+    best = full.loc[full["auroc"].idxmax()]
+    caption = (
+        "What each way to split leaks from training to test with all the data (left), and the "
+        f"AUROC of the probe on {encoder} (right; {of}). Points and bars: mean and sample SD of "
+        f"{folds(full)}. With all the data AUROC is highest {best['scheme']}: "
+        f"{plus_minus(best['auroc'], best['auroc_sd'])}."
     )
-    fits = _under_schemes(study)
-    fits = fits.assign(
-        size=fits["size"].map(lambda size: f"{splits.percent(size)} % of the training patches")
-    )
-    size_inch = (WIDTH_INCH, 1.7 + 0.42 * len(full))
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=size_inch, sharey=True, width_ratios=(1, 1.7)
-    )
-    sns.barplot(
-        leaks,
-        x="share",
-        y="scheme",
-        hue="leak",
-        palette="Greys",
-        formatter=splits_audit.scheme_title,
-        ax=left,
-    )
-    left.set(xlabel="test patches, share", xlim=(0, 1), ylabel="")
-    n_sizes = fits["size"].nunique()
+    figure = finished(study, _draw_schemes(full, _under_schemes(study)), f"{encoder} (probe)")
+    return Exhibit(name, title, caption, table, figure, SECTION, rounded(shown))
+
+
+def _draw_schemes(full: pd.DataFrame, fits: pd.DataFrame) -> Figure:
+    """Leaks and AUROC, a line a scheme; full: of `inflation_table` with all the data, by title."""
+    leaks = full[["scheme", *LEAKS]].rename(columns=LEAKS)
+    leaks = leaks.melt("scheme", var_name="leak", value_name="share")
+    share = fits["size"].map(lambda size: f"{splits.percent(size)} % of the training patches")
+    fits = fits.assign(scheme=fits["scheme"].map(splits_audit.scheme_title), size=share)
+    size_inch, n_sizes = (WIDTH_INCH, 1.7 + 0.42 * len(full)), share.nunique()
+    figure, axes = plt.subplots(1, 2, figsize=size_inch, sharey=True, width_ratios=(1, 1.7))
+    sns.barplot(leaks, x="share", y="scheme", hue="leak", palette="Greys", ax=axes[0])
+    axes[0].set(xlabel="test patches, share", xlim=(0, 1), ylabel="")
     sns.pointplot(
         fits, x="auroc", y="scheme", hue="size", errorbar="sd", markers=list(MARKERS[:n_sizes]),
         linestyle="none", dodge=0.4 * (n_sizes > 1), capsize=0.1, linewidth=1.2, markersize=5,
-        formatter=splits_audit.scheme_title, ax=right,
+        ax=axes[1],
     )  # fmt: skip
-    for base in full.loc[full["scheme"] == BASE, "auroc"]:
-        right.axvline(
-            base, color="0.4", linewidth=0.9, linestyle="--", label="by slide, all the data"
-        )
-    right.set_xlabel("AUROC, mean ± SD over folds")
-    left.legend_ = right.legend_ = None
-    figure = finished(study, figure, f"{settings.inflation.encoder} (probe)")
-    best = full.loc[full["auroc"].idxmax()]
-    caption = (
-        f"What each way to split leaks from training to test with all the data (left), and the AUROC "
-        f"of the probe on {settings.inflation.encoder} (right; {of_what(settings)}). Points and bars: "
-        f"mean and sample SD of {folds(full)}. With all the data AUROC is highest "
-        f"{splits_audit.scheme_title(best['scheme'])}: {plus_minus(best['auroc'], best['auroc_sd'])}."
-    )
-    return Exhibit(name, title, caption, table, figure, SECTION, inflation_readable(table))
-
-
-def inflation_readable(table: pd.DataFrame) -> pd.DataFrame:
-    """`inflation_table` for the eye: scores as "mean ± SD", shares in per cent, inflation signed."""
-    shown = table[["scheme", "size", "n_train"]].assign(
-        scheme=table["scheme"].map(splits_audit.scheme_title),
-        size=[f"{splits.percent(size)}\u00a0%" for size in table["size"]],
-        **{leak: splits_audit.per_cent(table[leak]) for leak in splits_audit.LEAKS},
-        AUROC=cells(table, "auroc"),
-        above_by_slide=table["auroc_inflation"].map("{:+.3f}".format, na_action="ignore"),
-    )
-    return shown.astype(object).fillna("–")
+    axes[1].set_xlabel("AUROC, mean ± SD over folds")
+    for base in full.loc[full["scheme"] == splits_audit.scheme_title(BASE), "auroc"]:
+        axes[1].axvline(base, color="0.4", linestyle="--", label="by slide, all the data")
+    for axis in axes:
+        axis.legend_ = None  # `finished` has one for both
+    return figure

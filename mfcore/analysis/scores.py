@@ -1,4 +1,4 @@
-"""What several subjects need of a study's scores: arms in order, means, differences, the raters, published values."""
+"""What several subjects need: arms in order, means, differences, raters, published values."""
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -47,7 +47,7 @@ def full_size(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_order(table: pd.DataFrame, settings: Settings, *then: str) -> pd.DataFrame:
-    """A table's rows by ``arm``, networks first, as the study names them, then by ``then``; a stable sort."""
+    """A table's rows by ``arm``, networks first, as the study names them, then by ``then``."""
     names = [*(network.name for network in settings.networks), *settings.encoders]
     place = table["arm"].map({name: i for i, name in enumerate(names)})
     order = table.assign(arm=place).sort_values(["arm", *then], kind="stable").index
@@ -59,9 +59,9 @@ def mean_sd(
 ) -> pd.DataFrame:
     """Mean and sample SD of columns over the rows of each group of ``by``, those that are defined.
 
-    Columns: ``by``, ``n_folds`` (defined values of the last column), and each value with its ``_sd``.
-    With ``patches``, a column that counts patches, its rounded mean comes first and ``n_folds`` counts
-    all rows.
+    Columns: ``by``, ``n_folds`` (defined values of the last column), and each value with its
+    ``_sd``. With ``patches``, a column that counts patches, its rounded mean comes first and
+    ``n_folds`` counts all rows.
     """
     groups, values = table.groupby(by, sort=False), list(values)
     means = groups[values].agg(["mean", "std"])
@@ -108,7 +108,7 @@ def human(study: Study) -> pd.DataFrame:
 
 
 def rater_lines(line: Callable, span: Callable, table: pd.DataFrame, domain: str = ALL) -> None:
-    """Mark what raters reach in balanced accuracy: one against another (95 % interval), and against the consensus.
+    """Mark what raters reach in balanced accuracy: against one another, against the consensus.
 
     line, span: ``axhline, axhspan`` of an axis, or the vertical ones. table: as `human`.
     """
@@ -133,14 +133,15 @@ def differences_table(predictions: pd.DataFrame, settings: Settings) -> pd.DataF
     """AUROC of every pair of arms with all the data: columns DIFFERENCES.
 
     ``difference``: mean over folds of first less second, with the 95 % interval and p of
-    `statistics.paired_test`. ``p_holm``: corrected over all pairs, NaN where a pair cannot be tested.
-    ``n_folds``: folds that both were tested on. ``over``: "folds" where each fold has test patches of
-    its own, or "31 cases", which were drawn, where all folds are tested on the same patches.
-    ``paired``: whether on the same folds. Arms with folds of their own (``switches.shared_splits``
-    false: networks against probes) are compared by `statistics.unpaired_test`, but where all folds
-    share their patches.
+    `statistics.paired_test`. ``p_holm``: corrected over all pairs, NaN where a pair cannot be
+    tested. ``n_folds``: folds that both were tested on. ``over``: "folds" where each fold has test
+    patches of its own, or "31 cases", which were drawn, where all folds are tested on the same
+    patches. ``paired``: whether on the same folds. Arms with folds of their own
+    (``switches.shared_splits`` false: networks against probes) are compared by
+    `statistics.unpaired_test`, but where all folds share their patches.
 
-    predictions: as `Study.predictions`. Raises StatisticsError where no arm learned from all domains.
+    predictions: as `Study.predictions`. Raises StatisticsError where no arm learned from all
+    domains.
     """
     part = full_size(predictions)
     if part.empty:
@@ -185,10 +186,10 @@ def pairs(study: Study) -> pd.DataFrame:
 
 
 def intervals(predictions: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """Mean AUROC over folds of each arm with all the data, with its bootstrap over test slides: INTERVALS.
+    """Mean AUROC of each arm with all the data, with its bootstrap over test slides: INTERVALS.
 
-    ``n`` slides are drawn, or cases where a case has several slides; ``unit`` says which. All arms are
-    resampled by the same draws (`resampling.bootstrap`).
+    ``n`` slides are drawn, or cases where a case has several slides; ``unit`` says which. All arms
+    are resampled by the same draws (`resampling.bootstrap`).
     """
     rows = []
     for arm, group in full_size(predictions).groupby(["arm", "kind"], sort=False):

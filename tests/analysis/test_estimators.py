@@ -112,7 +112,7 @@ def test_another_splits_audit_is_not_this_studys(found):
     _, folder = found
     other = dataclasses.replace(STUDY, splits=dataclasses.replace(STUDY.splits, seed=43))
     study_data.write_splits(other, folder)
-    with pytest.raises(store.StoreError, match="no finished audit of 'made' on these splits"):
+    with pytest.raises(store.StoreError, match=r"no finished 'probes' run 'made'.*splits"):
         estimators.find(Study(other, folder), "made")
 
 

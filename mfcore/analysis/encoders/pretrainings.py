@@ -151,10 +151,10 @@ def missing_table(study: Study) -> pd.DataFrame:
 
 def histories_table(study: Study) -> pd.DataFrame:
     """How each finished pretraining went: `pretraining_run.read_history` with the ``name``."""
-    tables = [pd.DataFrame(columns=["name", "step", *NOTED])]
-    for name, run in runs(study).items():
-        tables.append(pretraining_run.read_history(run).assign(name=name))
-    return pd.concat(tables[1:] or tables, ignore_index=True)
+    histories = {name: pretraining_run.read_history(run) for name, run in runs(study).items()}
+    tables = [table.assign(name=name) for name, table in histories.items()]
+    tables = tables or [pd.DataFrame(columns=["name", "step", *NOTED])]
+    return pd.concat(tables, ignore_index=True)
 
 
 def overview_table(study: Study) -> pd.DataFrame:
@@ -232,7 +232,7 @@ def compared(settings: Settings, table: pd.DataFrame, *varied: str) -> pd.DataFr
 
 
 def differences(table: pd.DataFrame) -> pd.DataFrame:
-    """Of `compared` the last step of each pretraining, without the bases: ``difference`` from the base's score."""
+    """Last score of each pretraining less its base's: rows of `compared`, with ``difference``."""
     keys = ["varied", "base", "task", "metric"]
     last = table.loc[table.groupby([*keys, "name"], sort=False)["step"].idxmax()]
     is_base = last["name"] == last["base"]
@@ -347,7 +347,8 @@ def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> E
     heading = "; ".join(VARIED[key] for key in varied)
     rows = compared(study.settings, table, *varied)
     if rows.empty:
-        caption = f"No two judged pretrainings of the study differ in this alone ({of_what(study.settings)})."
+        of = of_what(study.settings)
+        caption = f"No two judged pretrainings of the study differ in this alone ({of})."
         return Exhibit(name, heading, caption, rows, None, SECTION)
     panel = ["varied", "base", "task", "metric"]
     shown = rows.sort_values("step", kind="stable").assign(

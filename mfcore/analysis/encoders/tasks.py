@@ -1,22 +1,18 @@
-"""Encoders on downstream tasks: scores computed again from what heads and decoders predicted, by class, and masks (Fig. 3).
+"""Encoders on downstream tasks: scores computed again from what heads and decoders predicted.
 
-Two intervals. Runs differ by their seed alone (the head's start, the order of the items; for few-shot
-tasks the training items too): their spread is what the seed does, and says nothing about other patients.
-The bootstrap draws the tested slides or patients anew, or items where a set names none: it holds neither the
-choice of training items nor that weights were selected on the same items where a set has no test split.
+Two intervals. Runs differ by their seed alone (the head's start, the order of the items; for
+few-shot tasks the training items too): their spread is what the seed does, and says nothing about
+other patients. The bootstrap draws the tested slides or patients anew, or items where a set names
+none: it holds neither the choice of training items nor that weights were selected on the same items
+where a set has no test split.
 """
 
 import math
-from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from mfcore import encoders, store
 from mfcore.analysis.exhibit import (
@@ -24,12 +20,12 @@ from mfcore.analysis.exhibit import (
     Exhibit,
     cells,
     finished,
-    image_rows,
     in_style,
     of_what,
+    rounded,
 )
 from mfcore.encoders.card import cards
-from mfcore.measures import masks, task_scores
+from mfcore.measures import task_scores
 from mfcore.measures.resampling import coverage_said
 from mfcore.measures.statistics import Interval, spread
 from mfcore.study import pretrained, tasks as study_tasks
@@ -42,15 +38,10 @@ STAGES = {"classification": "judge", "segmentation": "segment"}
 METRICS = {"classification": "balanced_accuracy", "segmentation": "dice"}
 TITLES = {"balanced_accuracy": "balanced accuracy", "dice": "Dice without background"}
 FILES = {"classification": "predictions.parquet", "segmentation": "dice.parquet"}
-MAX_MASKS = 3  # encoders side by side
-# Okabe and Ito's colours, the first four differ in grey too; the background is white
-OF_CLASSES = ("#0072b2", "#e69f00", "#d55e00", "#f0e442", "#009e73", "#56b4e9", "#cc79a7")
-IGNORED_GREY = "0.75"
 COLUMNS = [
-    "task", "kind", "encoder", "step", "split", "metric", "mean", "sd", "low", "high", "n_runs", "n_items",
-    "n_clusters", "published", "published_by", "difference",
+    "task", "kind", "encoder", "step", "split", "metric", "mean", "sd", "low", "high", "n_runs",
+    "n_items", "n_clusters", "published", "published_by", "difference",
 ]  # fmt: skip
-MASK_COLUMNS = ["item_id", "encoder", "class", "n_px", "dice"]
 
 
 # ---- runs ----
@@ -58,7 +49,7 @@ MASK_COLUMNS = ["item_id", "encoder", "class", "n_px", "dice"]
 
 @cache
 def runs(study: Study) -> dict[tuple[str, str], store.Run]:
-    """The current run of each task and encoder, by their names, made by the study's protocol with today's card."""
+    """The current run of each task and encoder, by the study's protocol and today's card."""
     records = {kind: store.runs(study.folder, stage) for kind, stage in STAGES.items()}
     return {
         (task.name, encoder): run
@@ -91,7 +82,7 @@ def _find(
 
 
 def _card(study: Study, encoder: str) -> dict | None:
-    """Today's card, as a run's config has it, of encoders whose card can be known here without asking elsewhere; else None."""
+    """Today's card, as a run's config has it, where it can be known without asking elsewhere."""
     described = encoder in [own.name for own in study.settings.own_encoders]
     if not (described or encoder in cards() or pretrained.is_of(study.settings, encoder)):
         return None
@@ -117,7 +108,7 @@ def missing_table(study: Study) -> pd.DataFrame:
 
 
 def step_of(settings: Settings, encoder: str) -> float:
-    """After which step an encoder or snapshot of the study's own was taken; NaN for one that it doesn't pretrain."""
+    """After which step a pretrained encoder or snapshot was taken; NaN for other encoders."""
     name, _, step = encoder.partition("@")
     return (
         float(step or settings.pretraining_of(name).n_steps)
@@ -127,7 +118,7 @@ def step_of(settings: Settings, encoder: str) -> float:
 
 
 def control_of(settings: Settings, name: str) -> str:
-    """The encoder of the study with the same network and no training at all, which a pretraining must beat; "" without one."""
+    """The same network without any training, which a pretraining must beat; "" without one."""
     one = settings.pretraining_of(name)
     network = "random", one.architecture, one.arguments
     alike = [
@@ -156,10 +147,10 @@ def scored(run: store.Run, kind: str) -> dict[str, task_scores.Scored]:
 def scores_table(study: Study) -> pd.DataFrame:
     """A row a task, encoder or snapshot, and split: columns COLUMNS, in the study's order.
 
-    mean, sd: over runs. low, high: 95 % bootstrap over slides, patients or items. step: after which a
-    pretrained encoder was taken, NaN for others. published: eva's leaderboard, or else kaiko's README;
-    NaN where neither has the encoder, or where heads learn from other numbers of items than eva's.
-    difference: mean less published.
+    mean, sd: over runs. low, high: 95 % bootstrap over slides, patients or items. step: after which
+    a pretrained encoder was taken, NaN for others. published: eva's leaderboard, or else kaiko's
+    README; NaN where neither has the encoder, or where heads learn from other numbers of items than
+    eva's. difference: mean less published.
     """
     rows, as_published = [], set()
     for (task, encoder), run in runs(study).items():
@@ -193,7 +184,7 @@ def published() -> pd.DataFrame:
 
 
 def reported(table: pd.DataFrame) -> pd.DataFrame:
-    """Of `scores_table` the rows that are a task's result: its test split, or validation where it has no other."""
+    """The rows of `scores_table` on a task's test split, or validation where it has no other."""
     split = (
         table.groupby("task")["split"].transform(tasks_protocol.reported_split)
         if len(table)
@@ -208,7 +199,7 @@ def encoders_only(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def difference(study: Study, task: str, first: str, second: str) -> Interval:
-    """How much more ``first`` scores than ``second`` on what a task reports, both on the same resamples.
+    """How much more ``first`` scores than ``second`` on what a task reports, on the same resamples.
 
     Resampled are slides or items. Raises StoreError where one of them isn't judged.
     """
@@ -228,7 +219,8 @@ def class_runs(study: Study, task: str) -> pd.DataFrame:
     """What of each class an encoder finds in each run: ``encoder, class, run, value, n``.
 
     value: of a classification the share of a class's items that get their class, of a segmentation
-    the mean Dice of the masks that have the class; n: items or masks. Of the split that is reported.
+    the mean Dice of the masks that have the class; n: items or masks. Of the split that is
+    reported.
     """
     kind, tables = tasks_protocol.of(study.settings.task(task)).kind, []
     columns = ["encoder", "class", "run", "value", "n"]
@@ -251,7 +243,7 @@ def class_runs(study: Study, task: str) -> pd.DataFrame:
 
 
 def protocol(study: Study, task: str) -> Exhibit:
-    """How a task is judged, and eva's number where the study says another: ``setting, here, eva``."""
+    """How a task is judged, here and by eva: ``setting, here, eva``."""
     both = {
         "here": tasks_protocol.of(study.settings.task(task)),
         "eva": registry.get(task).protocol,
@@ -259,8 +251,8 @@ def protocol(study: Study, task: str) -> Exhibit:
     table = pd.DataFrame({of: as_dict(one) for of, one in both.items()}, dtype=object)
     table = table.rename_axis("setting").reset_index()
     caption = (
-        f"How encoders are judged by {task} here and by eva ({of_what(study.settings)}); a dash: all, "
-        "or the encoder's own."
+        f"How encoders are judged by {task} here and by eva ({of_what(study.settings)}); a dash: "
+        "all, or the encoder's own."
     )
     return Exhibit(f"09_{task}_protocol", f"Protocol of {task}", caption, table, None, SECTION)
 
@@ -273,7 +265,7 @@ def scores(study: Study, task: str) -> Exhibit:
     rows = encoders_only(reported(table)).sort_values("mean", ascending=False, kind="stable")
     name, heading = f"09_{task}", f"Encoders on {task}"
     if rows.empty:
-        return Exhibit(name, heading, _nobody(study, task), table, None, SECTION)
+        return Exhibit(name, heading, nobody(study, task), table, None, SECTION)
     best, at = rows.iloc[0], (rows["mean"], rows["encoder"])
     figure, axis = plt.subplots(figsize=(WIDTH_INCH, 0.25 * len(rows) + 1.5))
     axis.hlines(
@@ -289,18 +281,20 @@ def scores(study: Study, task: str) -> Exhibit:
     text = f"{task}, {best['split']}: {best['n_items']:,} items, {rows['n_runs'].max()} runs"
     chose = "" if best["split"] == "test" else ", which also chose the weights and flatters all"
     caption = (
-        f"What frozen encoders reach by eva's protocol on the {best['split']} split of {task}{chose} "
-        f"({of_what(study.settings)}). Points and wide bars: mean and SD over runs that differ by their "
-        f"seed alone; thin bars: 95 % bootstrap over {best['n_clusters']:,} slides, patients or items"
-        f"{coverage_said(int(rows['n_clusters'].min()))}; diamonds, if any: published, known second-hand. "
-        f"Of {len(rows)} encoders {best['encoder']} is highest: {best['mean']:.3f}."
+        f"What frozen encoders reach by eva's protocol on the {best['split']} split of "
+        f"{task}{chose} ({of_what(study.settings)}). Points and wide bars: mean and SD over runs "
+        f"that differ by their seed alone; thin bars: 95 % bootstrap over {best['n_clusters']:,} "
+        f"slides, patients or items{coverage_said(int(rows['n_clusters'].min()))}; diamonds, if "
+        f"any: published, known second-hand. Of {len(rows)} encoders {best['encoder']} is highest: "
+        f"{best['mean']:.3f}."
     )
     columns = ["encoder", "split", "mean", "sd", "low", "high", "n_runs", "published", "difference"]
     figure = finished(study, figure, text, 3)
-    return Exhibit(name, heading, caption, table, figure, SECTION, table[columns].round(3))
+    return Exhibit(name, heading, caption, table, figure, SECTION, rounded(table[columns]))
 
 
-def _nobody(study: Study, task: str) -> str:
+def nobody(study: Study, task: str) -> str:
+    """The caption where a task has judged no encoder."""
     return f"No encoder has been judged by {task} yet ({of_what(study.settings)})."
 
 
@@ -310,97 +304,14 @@ def by_class(study: Study, task: str) -> Exhibit:
     groups = rows.groupby(["encoder", "class"], sort=False)
     table = groups.agg(mean=("value", "mean"), sd=("value", "std"), n=("n", "first")).reset_index()
     if rows.empty:
-        return Exhibit(name, heading, _nobody(study, task), table, None, SECTION)
+        return Exhibit(name, heading, nobody(study, task), table, None, SECTION)
     shown = table.assign(cell=cells(table.rename(columns={"sd": "mean_sd"}), "mean"))
     shown = shown.pivot(index="encoder", columns="class", values="cell").reset_index()
     means = table.groupby("class", sort=False)["mean"].mean()
     what = "Dice of the masks" if registry.get(task).is_segmentation else "share of the items found"
     caption = (
-        f"What encoders find of each class: {what}, mean and SD over runs ({of_what(study.settings)}). Over "
-        f"encoders {means.idxmin()} is found least: {means.min():.2f}."
+        f"What encoders find of each class: {what}, mean and SD over runs "
+        f"({of_what(study.settings)}). Over encoders {means.idxmin()} is found least: "
+        f"{means.min():.2f}."
     )
     return Exhibit(name, heading, caption, table, None, SECTION, shown)
-
-
-# ---- masks over patches (Fig. 3 of kaiko 2024) ----
-
-
-def chosen(settings: Settings, order: Sequence[str]) -> list[str]:
-    """At most MAX_MASKS encoders, the best first in ``order``.
-
-    These are the best, the study's first encoder that is pretrained here (or the best such), the same
-    network untrained, and the worst.
-    """
-    own = [encoder for encoder in order if pretrained.is_of(settings, encoder)]
-    home = [encoder for encoder in settings.encoders if encoder in own][:1] or own[:1]
-    controls = [name for encoder in home if (name := control_of(settings, encoder)) in order]
-    return list(dict.fromkeys([order[0], *home, *controls, order[-1]]))[:MAX_MASKS]
-
-
-@in_style
-def segmentations(study: Study, task: str) -> Exhibit:
-    """Some tested patches with their true masks and what the first run's decoders made of them.
-
-    The table has the Dice of each patch, encoder and class: columns MASK_COLUMNS.
-    """
-    name, heading = f"09_{task}_masks", "Segmentations (kaiko 2024, Fig. 3)"
-    table = encoders_only(reported(scores_table(study)))
-    order = table[table["task"] == task].sort_values("mean", ascending=False, kind="stable")
-    order = list(order["encoder"])
-    is_segmentation = registry.get(task).is_segmentation
-    if not (order and is_segmentation):
-        nothing = f"A task of classification has no masks ({of_what(study.settings)})."
-        caption = _nobody(study, task) if is_segmentation else nothing
-        return Exhibit(name, heading, caption, pd.DataFrame(columns=MASK_COLUMNS), None, SECTION)
-    first, columns, tables = {}, {}, []
-    for encoder in chosen(study.settings, order):
-        run = runs(study)[task, encoder]
-        with np.load(run.path("masks.npz")) as content:
-            made = dict(content)
-        first = first or made
-        if np.array_equal(made["item_id"], first["item_id"]):  # not of an older version of the data
-            columns[encoder] = made["predicted"]
-            dice = store.read_parquet(run.path(FILES["segmentation"])).set_index("item_id")
-            dice = dice[dice["run"] == dice["run"].min()].assign(encoder=encoder)
-            tables.append(dice.loc[first["item_id"]].reset_index()[MASK_COLUMNS])
-    table, classes = pd.concat(tables, ignore_index=True), run.record["facts"]["classes"]
-    columns = {"true mask": first["true"], **columns}
-    caption = (
-        f"Tested patches of {task}, drawn at random among those with nuclei, their true masks, and what "
-        f"the first run's decoder on frozen features made of them ({of_what(study.settings)}). Encoders, at "
-        f"most {MAX_MASKS}: the best, one pretrained here, the same network untrained, the worst. So few "
-        f"patches ({len(first['image'])}) are no measurement."
-    )
-    figure = finished(study, draw_masks(first["image"], columns, table, classes), task, 4)
-    return Exhibit(name, heading, caption, table, figure, SECTION)
-
-
-def draw_masks(
-    images: np.ndarray,
-    columns: Mapping[str, np.ndarray],
-    table: pd.DataFrame,
-    classes: Sequence[str],
-) -> Figure:
-    """A column a patch: the patch, and below it each mask over it, with the patch's Dice, mean over its classes.
-
-    images: uint8 (n, H, W, 3). columns: masks uint8 (n, H, W) by name. table: MASK_COLUMNS, of the
-    columns that are encoders'. classes: with the background first.
-    """
-    colours = dict(zip(classes[1:], OF_CLASSES, strict=False))
-    if masks.IGNORED in columns["true mask"]:
-        colours["not judged"] = IGNORED_GREY
-    palette = 255 * np.array([(0, 0, 0), *map(to_rgb, colours.values())])  # by class
-    rows, grey = {"patch": images}, 128 + images.mean(axis=3, keepdims=True) / 2
-    for name, shown in columns.items():
-        at = np.where(shown == masks.IGNORED, len(colours), shown)[..., None]  # (n, H, W, 1)
-        rows[name] = np.where(at > 0, 0.25 * grey + 0.75 * palette[at[..., 0]], grey).astype(
-            np.uint8
-        )
-    figure = image_rows(rows, len(images))
-    dice = table.groupby(["encoder", "item_id"], sort=False)["dice"].mean()
-    for (name, i), axis in zip(product(rows, range(len(images))), figure.axes, strict=True):
-        if name in dice:
-            axis.set_title(f"Dice {dice[name].iloc[i]:.2f}", fontsize=6.5)
-    handles = [Patch(facecolor=of, edgecolor="0.3", label=name) for name, of in colours.items()]
-    figure.legend(handles=handles)
-    return figure
