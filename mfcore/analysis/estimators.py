@@ -1,7 +1,7 @@
 """What a probe's numbers owe to how it is fitted, and to how libraries use the encoder."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +11,7 @@ import seaborn as sns
 from mfcore import store
 from mfcore.analysis.exhibit import (
     Exhibit,
+    bounds,
     cells,
     finished,
     folds as over_folds,
@@ -21,6 +22,7 @@ from mfcore.analysis.exhibit import (
 from mfcore.analysis.scores import (
     full_size,
     mean_sd,
+    published,
     scaling_table,
     wide as across_sizes,
 )
@@ -205,6 +207,68 @@ def audit(study: Study, run: store.Run) -> Exhibit:
     rows = rows[rows["size"] == rows["size"].max()]
     readable = rounded(rows.assign(estimator=rows["estimator"].map(titles)))
     return Exhibit(f"03_{run.folder.name}", title, caption, fits, figure, SECTION, readable)
+
+
+def audits(study: Study) -> Iterator[Exhibit]:
+    """The estimators of the probe audit, and the AUROC of each on every encoder audited."""
+    settings, runs = study.settings, {}
+    for encoder in settings.probe_audit:
+        with contextlib.suppress(store.StoreError):
+            runs[encoder] = find(study, encoder)
+    if runs:
+        yield _definitions(next(iter(runs.values())))
+    for encoder, run in runs.items():
+        titles, fits = titles_of(run), scores(run)
+        shown = by_size(table(fits), titles)
+        against = differences(fits, folds(run, study.seed))
+        words = {}
+        for row in against.itertuples():
+            span = bounds(row.low, row.high) or "no interval"
+            words[titles[row.estimator]] = f"{row.difference:+.3f} ({span})"
+        shown["less this study's probe"] = shown["estimator"].map(words).fillna("–")
+        caption = (
+            f"AUROC of each estimator on the embeddings of {encoder} by size, mean ± SD over "
+            "folds, and with all the data less that of this study's own probe, with its 95 % "
+            f"interval ({of_what(settings)})."
+        )
+        name, title = f"03_estimators_{store.file_name(encoder)}", f"Estimators by size: {encoder}"
+        yield Exhibit(name, title, caption, shown, section=SECTION)
+    if runs and "amibr_probes.csv" in settings.source.published:
+        caption = (
+            "Published on AMi-Br, for orientation: Banerjee et al. 2025 (arXiv 2506.21444), from "
+            "the outputs of their public notebooks, on its held-out 826 figures. These are other "
+            "slides and splits than this study's."
+        )
+        theirs = published("amibr_probes.csv")
+        yield Exhibit("03_published_probes", "Published", caption, theirs, section=SECTION)
+
+
+def _definitions(run: store.Run) -> Exhibit:
+    """What each estimator is, as the record of an audit describes it."""
+    shown = pd.DataFrame(run.identity["config"]["estimators"].values())
+    words = {
+        "weighs_classes": {True: "both alike", False: "no"},
+        "uses_validation": {True: "training, and validation for stopping", False: "training only"},
+    }
+    shown = shown.assign(**{name: shown[name].map(each) for name, each in words.items()})
+    names = {"title": "estimator", "uses_validation": "patches used", "source": "after"}
+    columns = [
+        "title",
+        "objective",
+        "features",
+        "optimiser",
+        "weighs_classes",
+        "uses_validation",
+        "source",
+    ]
+    caption = (
+        "What published work calls a linear probe, and one control, given the same embeddings and "
+        "splits. D: dimensions of the embedding, K: classes, W: weights of K rows, w: their "
+        "difference. An estimator that doesn't weigh the classes scores the rarer class low, which "
+        "AUROC doesn't see."
+    )
+    table = shown[columns].rename(columns=names)
+    return Exhibit("03_estimators", "The estimators", caption, table, section=SECTION)
 
 
 # ---- conventions: one encoder as several libraries use it ----

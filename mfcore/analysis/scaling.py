@@ -1,6 +1,7 @@
 """Data scaling (Fig. 1 of Ganz et al. 2024): scores by amount of data, raters, ways to split."""
 
 import math
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -106,18 +107,13 @@ def published(settings: Settings) -> pd.DataFrame:
             for metric in SHOWN
         ]
     else:
-        first = published_table("ganz_2024_full_size.csv")
-        first = first.assign(
-            kind=END_TO_END, metric="auroc", where="Ganz et al. 2024, " + first["where"]
-        )
-        first = first.rename(columns={"auroc": "value", "auroc_sd": "sd"})
+        first = published_table("ganz_2024_full_size.csv").rename(columns={"auroc": "value"})
+        first = first.rename(columns={"auroc_sd": "sd"}).assign(kind=END_TO_END, metric="auroc")
+        first["where"] = "Ganz et al. 2024, " + first["where"]
         later = published_table("ammeling_2025.csv")
-        is_shown = (
-            (later["size"] == 1) & (later["quantity"] == "mixed") & later["metric"].isin(SHOWN)
-        )
-        later = later[is_shown].assign(
-            data_set=later["data_set"].map(DATA_SETS), where="Ammeling et al. 2025, second-hand"
-        )
+        later = later.query("size == 1 and quantity == 'mixed' and metric in @SHOWN")
+        later = later.assign(where="Ammeling et al. 2025, second-hand")
+        later["data_set"] = later["data_set"].map(DATA_SETS)
         own = DATA_SETS.get(settings.data.source)
         parts = [part[part["data_set"] == own] if own else part for part in (first, later)]
     return pd.concat(parts, ignore_index=True)[PUBLISHED_COLUMNS]
@@ -232,42 +228,33 @@ def learning_curves(study: Study) -> Exhibit:
 def patches_needed(study: Study) -> Exhibit:
     """How many patches would close each arm's gap to the best one (`curves.fit`)."""
     fits, rows = in_order(curves.fit(study.scores, study.seed), study.settings), []
-    for row in fits.itertuples():
-        level, needed = (
-            f"no curve: {row.why_not}",
-            (row.n_straight, row.n_straight_low, row.n_straight_high),
+    ends = {"low": "asymptote_low", "high": "asymptote_high"}
+    for row in fits.rename(columns=ends).to_dict("records"):
+        none, way = row["why_not"], "n_straight" if row["why_not"] else "n_needed"
+        shown = {"arm": row["arm"], "kind": row["kind"]}
+        shown["AUROC levels off at"] = (
+            f"no curve: {none}" if none else _span(row, "asymptote", ".2f")
         )
-        if not row.why_not:
-            level, needed = (
-                _span(row.asymptote, row.low, row.high, ".2f"),
-                (row.n_needed, row.n_needed_low, row.n_needed_high),
-            )
-        gain = _span(row.per_tenfold, row.per_tenfold_low, row.per_tenfold_high, "+.2f")
-        two_digits = (float(f"{n:.2g}") for n in needed)
-        rows.append((row.arm, row.kind, level, gain, _span(*two_digits, ",.0f")))
-    columns = [
-        "arm",
-        "kind",
-        "AUROC levels off at",
-        "per tenfold patches",
-        "patches to close the gap",
-    ]
+        shown["per tenfold patches"] = _span(row, "per_tenfold", "+.2f")
+        rows.append(shown | {"patches to close the gap": _span(row, way, ",.0f")})
     caption = (
         "What each arm's AUROC comes to with ever more patches, and the patches at which it "
         f"reaches what the best arm has ({of_what(study.settings)}). Curves a - b n^-c through the "
         f"means of {folds(fits)}; where the data determine none, the last step drawn on, which "
         "needs the least. In brackets: 95 % over resampled folds."
     )
-    readable = pd.DataFrame(rows, columns=columns)
-    return Exhibit("05_patches_needed", "Patches needed", caption, fits, None, SECTION, readable)
+    title, readable = "Patches needed", pd.DataFrame(rows)
+    return Exhibit("05_patches_needed", title, caption, fits, None, SECTION, readable)
 
 
-def _span(value: float, low: float, high: float, form: str) -> str:
+def _span(row: Mapping[str, float], name: str, form: str) -> str:
     """ "0.80 [0.75, 0.84]"; without bounds where they are NaN, a dash without a value."""
-    if math.isnan(value):
-        return "–"
-    bounds = "" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
-    return f"{value:{form}}{bounds}".replace("inf", "∞")
+    values = [row[f"{name}{end}"] for end in ("", "_low", "_high")]
+    if form == ",.0f":  # counts, of which two digits are known
+        values = [float(f"{value:.2g}") for value in values]
+    value, low, high = (f"{value:{form}}".replace("inf", "∞") for value in values)
+    bounds = "" if math.isnan(values[1]) else f" [{low}, {high}]"
+    return "–" if math.isnan(values[0]) else f"{value}{bounds}"
 
 
 # ---- other ways to split ----

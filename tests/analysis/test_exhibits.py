@@ -218,7 +218,8 @@ def test_patches_needed_says_why_there_is_no_curve():
     assert found["arm"].tolist() == list(KINDS)
     assert set(found["AUROC levels off at"]) == {"no curve: 2 sizes; three parameters need three or more"}
     assert found["per tenfold patches"].str.match(r"[+-]\d\.\d\d \[").all()
-    assert scaling._span(12000, 2300, np.inf, ",.0f") == "12,000 [2,300, ∞]" and scaling._span(*[np.nan] * 3, ".2f") == "–"
+    row = {"n": 12345, "n_low": 2345, "n_high": np.inf} | dict.fromkeys(("m", "m_low", "m_high"), np.nan)
+    assert scaling._span(row, "n", ",.0f") == "12,000 [2,300, ∞]" and scaling._span(row, "m", ".2f") == "–"
 
 
 def test_one_size_draws_no_curve():
