@@ -101,9 +101,8 @@ def published(settings: Settings) -> pd.DataFrame:
 
     No row where the study's classes are others than theirs.
     """
-    table = published_table("ganz_2024.csv")
-    is_theirs = (table["where"] == "Tab. 2") & ("ganz_2024.csv" in settings.source.published)
-    return table[is_theirs].drop(columns="where").reset_index(drop=True)
+    table = published_table("ganz_2024.csv").drop(columns="where")
+    return table if "ganz_2024.csv" in settings.source.published else table.iloc[:0]
 
 
 @in_style
