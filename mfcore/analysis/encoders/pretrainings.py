@@ -37,11 +37,7 @@ VARIED = {
     "patches.um_per_px": "Magnifications, one or several",
     "method": "DINO or DINOv2 (kaiko 2024, Fig. 4)",
 }
-NO_DIFFERENCE = (
-    "name",
-    "seed",
-    "n_snapshots",
-)  # what training is called, its draws, and what is kept of it
+NO_DIFFERENCE = ("name", "seed", "n_snapshots")  # a training's name, its draws, what is kept of it
 SCORES = ["name", "task", "metric", "split", "step", "mean", "sd", "n_runs"]
 COMPARED = ["varied", "base", "value", *SCORES]
 NOTED = {
@@ -231,13 +227,18 @@ def compared(settings: Settings, table: pd.DataFrame, *varied: str) -> pd.DataFr
     return rows.loc[panels["name"].transform("nunique") > 1, COMPARED].reset_index(drop=True)
 
 
+def last(table: pd.DataFrame) -> pd.DataFrame:
+    """Of `compared`, the last step of each pretraining on each task, by each metric."""
+    keys = ["varied", "base", "task", "metric", "name"]
+    return table.loc[table.groupby(keys, sort=False)["step"].idxmax()].reset_index(drop=True)
+
+
 def differences(table: pd.DataFrame) -> pd.DataFrame:
-    """Last score of each pretraining less its base's: rows of `compared`, with ``difference``."""
-    keys = ["varied", "base", "task", "metric"]
-    last = table.loc[table.groupby([*keys, "name"], sort=False)["step"].idxmax()]
-    is_base = last["name"] == last["base"]
-    base = last.loc[is_base, [*keys, "mean"]].rename(columns={"mean": "of_base"})
-    rows = last[~is_base].merge(base, "left", keys)
+    """The `last` rows of `compared` without the bases: ``difference`` from the base's score."""
+    keys, ended = ["varied", "base", "task", "metric"], last(table)
+    is_base = ended["name"] == ended["base"]
+    base = ended.loc[is_base, [*keys, "mean"]].rename(columns={"mean": "of_base"})
+    rows = ended[~is_base].merge(base, "left", keys)
     difference = (rows["mean"] - rows.pop("of_base")).astype(float)
     return rows.assign(difference=difference.round(12) + 0.0)  # no rounding error, no -0
 
