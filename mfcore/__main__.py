@@ -1,8 +1,8 @@
 """Work of a study in a process of its own.
 
-``python -m mfcore embed`` (or ``train``, ``pretrain``, ``measure``) ``--study FILE --results FOLDER ...``. With
-``torchrun --nproc-per-node N -m mfcore train ...`` (or ``pretrain``) N processes, each with its own
-GPU, share every batch.
+``python -m mfcore embed`` (or ``train``, ``pretrain``, ``measure``) ``--study FILE --results FOLDER
+...``. With ``torchrun --nproc-per-node N -m mfcore train ...`` (or ``pretrain``) N processes, each
+with its own GPU, share every batch.
 """
 
 import argparse

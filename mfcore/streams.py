@@ -14,6 +14,7 @@ def stream_seed(seed: int, *names: object) -> int:
 def generator(seed: int, *names: object) -> np.random.Generator:
     """Generator of the stream called ``names``, e.g. ``generator(42, "split", "midog22", fold)``.
 
-    Two streams with different names are independent, and adding a fold, a size or an arm changes no other's draws.
+    Two streams with different names are independent, and adding a fold, a size or an arm changes no
+    other's draws.
     """
     return np.random.default_rng(stream_seed(seed, *names))

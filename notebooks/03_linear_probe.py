@@ -20,7 +20,8 @@ import pandas as pd
 from IPython.display import display
 
 from mfcore import open_study
-from mfcore.analysis import estimators, representations
+from mfcore.analysis import estimators
+from mfcore.analysis.encoders import representations
 from mfcore.study import arms, data
 
 study = open_study(study_file, results, parameters=locals())

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from mfcore import open_study
-from mfcore.analysis import pretraining_run
+from mfcore.analysis.encoders import pretraining_run
 from mfcore.pretraining.feed import batches
 from mfcore.pretraining.source import Source
 from mfcore.study import pretrain as study_pretrain

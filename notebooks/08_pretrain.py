@@ -21,7 +21,8 @@ n_workers = 1  # threads that read patches
 from pathlib import Path
 
 from mfcore import encoders, open_study
-from mfcore.analysis import exhibit, pretraining_run
+from mfcore.analysis import exhibit
+from mfcore.analysis.encoders import pretraining_run
 from mfcore.study import pretrain as study_pretrain
 
 study = open_study(study_file, results, parameters=locals())

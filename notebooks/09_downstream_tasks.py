@@ -21,7 +21,7 @@ device = "auto"  # "cpu", "cuda", or "auto": the GPU where there is one
 from pathlib import Path
 
 from mfcore import open_study
-from mfcore.analysis import tasks
+from mfcore.analysis.encoders import segmentations, tasks
 from mfcore.study import tasks as study_tasks
 from mfcore.tasks import protocol
 
@@ -54,7 +54,7 @@ study.show(tasks.by_class(study, task))
 # ## Fig. 3: segmentations over the patches
 
 # %%
-study.show(tasks.segmentations(study, task))
+study.show(segmentations.over_patches(study, task))
 
 # %% [markdown]
 # ## Checks

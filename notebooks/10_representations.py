@@ -16,7 +16,8 @@ embedding_file = ""  # any .npy or HDF5 file with "features" (n, n_dims), of wha
 
 # %%
 from mfcore import open_study
-from mfcore.analysis import exhibit, representations
+from mfcore.analysis import exhibit
+from mfcore.analysis.encoders import representations
 from mfcore.claims import ledger
 
 study = open_study(study_file, results, parameters=locals())

@@ -14,7 +14,7 @@ results = "../results"  # where runs are kept, a folder a study
 
 # %%
 from mfcore import open_study
-from mfcore.analysis import pretrainings
+from mfcore.analysis.encoders import pretrainings
 
 study = open_study(study_file, results, parameters=locals())
 study.show(pretrainings.missing(study))

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from tiny_encoders import tiny_card
 
 from mfcore import encoders, store
-from mfcore.analysis import representations
+from mfcore.analysis.encoders import representations
 from mfcore.encoders import EncoderError, architecture, weights
 from mfcore.encoders.card import ARGUMENTS, EncoderCard, wrong_arguments
 from mfcore.pretraining import networks

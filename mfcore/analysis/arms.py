@@ -13,21 +13,19 @@ from mfcore.analysis.exhibit import (
     CHANCE,
     WIDTH_INCH,
     Exhibit,
-    cells,
     counted,
     finished,
     folds,
     in_panels,
     in_style,
-    listed,
     named,
     of_what,
+    rounded,
     unit,
 )
 from mfcore.analysis.scores import OVER_FOLDS, full_size, in_order, intervals, mean_sd, pairs
 from mfcore.measures import binary, raters
 from mfcore.measures.resampling import (
-    N_RESAMPLES,
     bootstrap,
     coverage_said,
     interval_of,
@@ -38,7 +36,7 @@ from mfcore.measures.resampling import (
 )
 from mfcore.measures.statistics import LEVEL, MIN_FOLDS, clear_difference
 from mfcore.study.config import Settings
-from mfcore.study.predictions import refuse_lost
+from mfcore.study.predictions import refuse_lost, scores as scores_of
 from mfcore.study.study import Study
 
 SECTION = "Arms"
@@ -67,39 +65,39 @@ def differences(study: Study) -> Exhibit:
     table = pairs(study)
     n_clear = int((table["p_holm"] < 1 - LEVEL).sum())
     caption = (
-        f"First less second arm, AUROC with all the data, mean over folds ({of_what(study.settings)}). "
-        "Interval and p are of the pair by itself, p_holm is corrected for all pairs; over: what the "
-        f"interval is over. {n_clear} of {counted(len(table), 'pair')} differ by p_holm below 0.05."
+        "First less second arm, AUROC with all the data, mean over folds "
+        f"({of_what(study.settings)}). Interval and p are of the pair by itself, p_holm is "
+        f"corrected for all pairs; over: what the interval is over. {n_clear} of "
+        f"{counted(len(table), 'pair')} differ by p_holm below 0.05."
     )
-    return Exhibit("05_differences", "Differences", caption, table, None, SECTION, table.round(3))
+    return Exhibit("05_differences", "Differences", caption, table, None, SECTION, rounded(table))
 
 
 def least_differences(scores: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """The smallest differences of two arms that the folds can show: ``question, sds, auroc, possible``.
+    """The smallest differences of two arms that folds can show: ``question, sds, auroc, possible``.
 
     ``sds``: in SDs over folds of the difference of two arms (`statistics.clear_difference`).
     ``auroc``: times the median SD of all pairs. Where all folds are tested on the same patches: the
-    median half width of the pairs' intervals. ``possible``: whether the worst arm is that far from a
-    perfect one. No row with fewer than MIN_FOLDS folds.
+    median half width of the pairs' intervals. ``possible``: whether the worst arm is that far from
+    a perfect one. No row with fewer than MIN_FOLDS folds.
 
     scores: as `Study.scores`. pairs: as `differences_table`.
     """
-    full, least = full_size(scores), {}
+    full = full_size(scores)
     by_fold = full.pivot(index="fold", columns="arm", values="auroc")
-    sds = [(by_fold[first] - by_fold[second]).std() for first, second in combinations(by_fold, 2)]
-    sd = pd.Series(sds, dtype=float).median()
     counts = len(by_fold), full["n_train"].mean(), full["n_test"].mean()
-    if len(by_fold) < MIN_FOLDS:
-        pass
-    elif len(pairs) and pairs["over"].iloc[0] != OVER_FOLDS:
+    sds = [(by_fold[first] - by_fold[second]).std() for first, second in combinations(by_fold, 2)]
+    sd, n_pairs, least = pd.Series(sds, dtype=float).median(), max(1, len(pairs)), {}
+    if len(by_fold) >= MIN_FOLDS and len(pairs) and pairs["over"].iloc[0] != OVER_FOLDS:
         least[f"one pair, by draws of {pairs['over'].max()}"] = np.nan
         sd = (pairs["high"] - pairs["low"]).median() / 2
-    else:
-        n_pairs = max(1, len(pairs))
-        least["one pair"] = clear_difference(*counts)
-        least[f"first of {n_pairs} pairs, after Holm"] = clear_difference(*counts, n_tests=n_pairs)
+    elif len(by_fold) >= MIN_FOLDS:
         ever = stats.norm.isf((1 - LEVEL) / 2) * math.sqrt(counts[2] / counts[1])
-        least["one pair, ever more folds of these slides"] = ever
+        least = {
+            "one pair": clear_difference(*counts),
+            f"first of {n_pairs} pairs, after Holm": clear_difference(*counts, n_tests=n_pairs),
+            "one pair, ever more folds of these slides": ever,
+        }
     table = pd.DataFrame(least.items(), columns=["question", "sds"]).astype({"sds": float})
     table["auroc"] = table["sds"].fillna(1) * sd
     return table.assign(possible=~(table["auroc"] > 1 - by_fold.mean().min()))
@@ -109,34 +107,33 @@ def least_difference(study: Study) -> Exhibit:
     """What difference of two arms this study's folds can show (`least_differences`)."""
     table = least_differences(study.scores, pairs(study))
     caption = (
-        f"The smallest difference in AUROC between two arms that the folds can show, in SDs over folds of "
-        f"such a difference and in AUROC ({of_what(study.settings)}); fewer than {MIN_FOLDS} folds show none. "
-        "A difference that is not possible is larger than the worst arm's distance from a perfect one."
+        "The smallest difference in AUROC between two arms that the folds can show, in SDs over "
+        f"folds of such a difference and in AUROC ({of_what(study.settings)}); fewer than "
+        f"{MIN_FOLDS} folds show none. A difference that is not possible is larger than the worst "
+        "arm's distance from a perfect one."
     )
     name, title = "05_least_difference", "What the folds can show"
-    return Exhibit(name, title, caption, table, None, SECTION, table.round(3))
+    return Exhibit(name, title, caption, table, None, SECTION, rounded(table))
 
 
-def ranking_table(scores: pd.DataFrame, pairs: pd.DataFrame, settings: Settings, metric: str = "auroc") -> pd.DataFrame:
+def ranking_table(scores: pd.DataFrame, pairs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """The arms from best to worst, with the places that each can hold.
 
-    ``arm, kind, mean, sd, n_folds``; ``rank_low``: the best place, one more than there are arms clearly
-    better; ``rank_high``: the worst, as many as there are arms less those clearly worse. Clear is a
-    difference whose ``p_holm`` is below 0.05, and what follows from several: where one arm is clear of
-    a second and that of a third, the first is clear of the third. ``tied_with``: the arms that an arm
-    is not clear of, separated by ", ". ``over``: as in ``pairs``.
+    ``arm, kind, mean, sd, n_folds``; ``rank_low``: the best place, one more than there are arms
+    clearly better; ``rank_high``: the worst, as many as there are arms less those clearly worse.
+    Clear is a difference whose ``p_holm`` is below 0.05, and what follows from several: where one
+    arm is clear of a second and that of a third, the first is clear of the third. ``tied_with``:
+    the arms that an arm is not clear of, separated by ", ". ``over``: as in ``pairs``.
 
-    scores: as `Study.scores`. pairs: `differences_table` of the same metric.
+    scores: as `Study.scores`. pairs: as `differences_table`.
     """
-    full = in_order(full_size(scores), settings)
-    table = mean_sd(full, ["arm", "kind"], [metric])
-    table = table.rename(columns={metric: "mean", f"{metric}_sd": "sd"})
+    table = mean_sd(in_order(full_size(scores), settings), ["arm", "kind"], ["auroc"])
+    table = table.rename(columns={"auroc": "mean", "auroc_sd": "sd"})
     place = {arm: i for i, arm in enumerate(table["arm"])}
-    sign = 1 if metric in binary.HIGHER_IS_BETTER else -1
     better = np.zeros((len(table), len(table)), dtype=bool)  # [i, j]: i is clearly better than j
     for row in pairs[pairs["p_holm"] < 1 - LEVEL].itertuples():
         i, j = place[row.first], place[row.second]
-        better[(i, j) if sign * row.difference > 0 else (j, i)] = True
+        better[(i, j) if row.difference > 0 else (j, i)] = True
     for via in range(len(table)):
         better |= better[:, [via]] & better[[via], :]
     is_tied = ~(better | better.T | np.eye(len(table), dtype=bool))
@@ -144,7 +141,7 @@ def ranking_table(scores: pd.DataFrame, pairs: pd.DataFrame, settings: Settings,
     table["rank_high"] = len(table) - better.sum(axis=1)
     table["tied_with"] = [", ".join(table["arm"][tied]) for tied in is_tied]
     table["over"] = pairs["over"].max() if len(pairs) else OVER_FOLDS
-    return table.sort_values("mean", ascending=sign < 0, kind="stable", ignore_index=True)
+    return table.sort_values("mean", ascending=False, kind="stable", ignore_index=True)
 
 
 @in_style
@@ -155,28 +152,26 @@ def ranking(study: Study) -> Exhibit:
     spans = table[["arm"]].merge(intervals(study.predictions, settings), on="arm")
     low, high = table["rank_low"].astype(str), table["rank_high"].astype(str)
     names = named(table, settings)["name"] + "   " + low + ("–" + high).where(low != high, "")
-    long = full_size(study.scores).assign(name=lambda scores: scores["arm"].map(dict(zip(table["arm"], names, strict=True))))
+    full = full_size(study.scores)
+    full = full.assign(name=full["arm"].map(dict(zip(table["arm"], names, strict=True))))
     figure, axis = plt.subplots(figsize=(WIDTH_INCH, 1.2 + 0.27 * len(table)))
     sns.pointplot(
-        long, x="auroc", y="name", order=list(names), color="C0", linestyle="none", errorbar="sd",
+        full, x="auroc", y="name", order=list(names), color="C0", linestyle="none", errorbar="sd",
         err_kws={"linewidth": 4.5, "alpha": 0.35}, markersize=5, ax=axis,
     )  # fmt: skip
     axis.hlines(list(names), spans["low"], spans["high"], color="C0", linewidth=1.4)
     axis.axvline(0.5, **CHANCE)
     over = f"{spans['n'].max()} {unit(spans)}"
-    axis.set(
-        xlabel=f"AUROC: mean, SD over {folds(table)} (wide), 95 % interval over {over} (thin)",
-        ylabel="",
-    )
+    label = f"AUROC: mean, SD over {folds(table)} (wide), 95 % interval over {over} (thin)"
+    axis.set(xlabel=label, ylabel="")
     figure = finished(study, figure, "after each name the places it can hold")
     coverage = coverage_said(int(spans["n"].max()), unit(spans)[:-1])
     best = table.iloc[0]
-    tied = listed(best["tied_with"].split(", ")) if best["tied_with"] else "no arm"
     caption = (
-        f"AUROC of every arm with all the data, and the places that each arm can hold, given which "
+        "AUROC of every arm with all the data, and the places that each arm can hold, given which "
         f"differences are clear of zero after Holm ({of_what(settings)}). Wide bars: SD over "
-        f"{folds(table)}; thin: 95 % interval over {over} (bootstrap{coverage}); tests are over {best['over']}. "
-        f"{best['arm']} is first and ties with {tied}."
+        f"{folds(table)}; thin: 95 % interval over {over} (bootstrap{coverage}); tests are over "
+        f"{best['over']}. {best['arm']} is first and ties with {best['tied_with'] or 'no arm'}."
     )
     return Exhibit("05_ranking", "Ranking", caption, table, figure, SECTION)
 
@@ -184,8 +179,8 @@ def ranking(study: Study) -> Exhibit:
 # ---- calibration ----
 
 
-def reliability(predictions: pd.DataFrame, n_bins: int = binary.N_BINS, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
-    """Share of class 1 by score, a row an arm and bin of equal width that has a patch: columns BINS.
+def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Share of class 1 by score, a row an arm and bin that has a patch: columns BINS.
 
     All folds together: ``mean_score`` and ``share_positive`` of the bin's ``n`` tested patches (one
     patch may be tested in several folds), and ``low`` to ``high``, the 95 % interval of that share
@@ -194,16 +189,15 @@ def reliability(predictions: pd.DataFrame, n_bins: int = binary.N_BINS, n_resamp
 
     predictions: as `Study.predictions`. Raises MetricError for labels and scores that are none.
     """
-    rows = []
+    n_bins, rows = binary.N_BINS, []
     for arm, group in full_size(predictions).groupby(["arm", "kind"], sort=False):
         label, score = binary.check(group["label"].to_numpy(), group["score"].to_numpy())
-        column = binary.bin_of(score, n_bins)
         units, what = units_of(group)
-        slide, weights = resampled_slides(units, 0, "reliability", n_resamples=n_resamples)
+        slide, weights = resampled_slides(units, 0, "reliability")
         counts, positive, total = (
-            sums_by_slide(slide, column, weights.shape[1], n_bins, amount)  # (n_units, n_bins)
+            sums_by_slide(slide, binary.bin_of(score, n_bins), weights.shape[1], n_bins, amount)
             for amount in (np.ones(len(label)), label, score)
-        )
+        )  # (n_units, n_bins)
         n = weights @ counts  # (1 + n_resamples, n_bins)
         shares = np.divide(weights @ positive, n, out=np.full(n.shape, np.nan), where=n > 0)
         for i in np.flatnonzero(n[0]):
@@ -213,49 +207,40 @@ def reliability(predictions: pd.DataFrame, n_bins: int = binary.N_BINS, n_resamp
     return pd.DataFrame(rows, columns=BINS)
 
 
-def calibration_table(scores: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """How well each arm's scores are probabilities: ``arm, kind, n_folds, brier, brier_sd, ece, ece_sd``.
-
-    With all the data, mean and sample SD over folds. scores: as `Study.scores`.
-    """
-    return mean_sd(in_order(full_size(scores), settings), ["arm", "kind"], ["brier", "ece"])
-
-
 @in_style
 def calibration(study: Study) -> Exhibit:
     """How often a patch of each score is of class 1, a panel an arm (`reliability`)."""
     settings, table = study.settings, reliability(study.predictions)
-    errors = calibration_table(study.scores, settings)
+    errors = mean_sd(in_order(full_size(study.scores), settings), ["arm", "kind"], ["brier", "ece"])
     titles = {
         row.arm: f"{row.name}\nECE {row.ece:.2f}, Brier {row.brier:.2f}"
         for row in named(errors, settings).itertuples(index=False)
     }
     shown = in_order(table, settings)
-    grid = sns.FacetGrid(
-        shown.assign(title=shown["arm"].map(titles)), col="title", col_wrap=3, height=2.3,
-        xlim=(0, 1), ylim=(0, 1),
-    )  # fmt: skip
-    for (_, part), axis in zip(shown.groupby("arm", sort=False), grid.axes.flat, strict=True):
-        share = part["n"] / part["n"].sum()
+    shown["title"] = shown["arm"].map(titles)
+    grid = sns.FacetGrid(shown, col="title", col_wrap=3, height=2.3, xlim=(0, 1), ylim=(0, 1))
+    for title, part in shown.groupby("title"):
+        axis, share = grid.axes_dict[title], part["n"] / part["n"].sum()
         axis.bar(
-            part["bin_low"], share, part["bin_high"] - part["bin_low"], align="edge", color="0.85",
-            edgecolor="0.6", linewidth=0.4, label="share of all scores",
+            part["bin_low"], share, 1 / binary.N_BINS, align="edge", color="0.85", edgecolor="0.6",
+            linewidth=0.4, label="share of all scores",
         )  # fmt: skip
         axis.plot([0, 1], [0, 1], color="0.55", linestyle=":", label="as the score says")
         below, above = part["share_positive"] - part["low"], part["high"] - part["share_positive"]
-        style = {"capsize": 1.5, "markersize": 3.5, "linewidth": 1, "color": "C0"}
         axis.errorbar(
             part["mean_score"], part["share_positive"], np.clip([below, above], 0, None), fmt="o-",
-            label="share of class 1, 95 % interval", **style,
+            color="C0", capsize=1.5, markersize=3.5, linewidth=1,
+            label="share of class 1, 95 % interval",
         )  # fmt: skip
     in_panels(grid, "mean score in the bin", "share")
     figure = finished(study, grid.figure, f"class 1: {settings.data.positive}", 3)
     best = errors.loc[errors["ece"].idxmin()]
     caption = (
-        f"Share of {settings.data.positive}s among test patches by their score, {binary.N_BINS} bins of "
-        f"equal width, with all the data ({of_what(settings)}). Scores of {folds(errors)} together; "
-        f"bars: 95 % intervals over {unit(table)}, none for too few of them. The expected calibration "
-        f"error (ECE, mean over folds) is lowest for {best['arm']}: {best['ece']:.2f}."
+        f"Share of {settings.data.positive}s among test patches by their score, {binary.N_BINS} "
+        f"bins of equal width, with all the data ({of_what(settings)}). Scores of {folds(errors)} "
+        f"together; bars: 95 % intervals over {unit(table)}, none for too few of them. The "
+        f"expected calibration error (ECE, mean over folds) is lowest for {best['arm']}: "
+        f"{best['ece']:.2f}."
     )
     return Exhibit("05_reliability", "Calibration", caption, table, figure, SECTION)
 
@@ -263,59 +248,52 @@ def calibration(study: Study) -> Exhibit:
 # ---- parts of the test patches ----
 
 
-def by_stratum(
-    predictions: pd.DataFrame,
-    labels: pd.DataFrame,
-    settings: Settings,
-    n_resamples: int = N_RESAMPLES,
-) -> pd.DataFrame:
+def by_stratum(predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """AUROC of every arm with all the data within each value of each of STRATA: columns BY_STRATUM.
 
     ``auroc``, with its 95 % interval over ``n_units`` resampled slides or cases (``unit``), and
-    ``balanced_accuracy`` are means over folds, each fold among its own test patches. ``n, n_positive,
-    n_slides`` count different annotations and slides tested in any fold. NaN where every fold lacks a
-    class. A value that labels leave empty has no row, and a stratum with one value none at all.
+    ``balanced_accuracy`` are means over folds, each fold among its own test patches. ``n,
+    n_positive, n_slides`` count different annotations and slides tested in any fold. NaN where
+    every fold lacks a class. A value that labels leave empty has no row, and a stratum with one
+    value none at all.
 
     labels: as `Study.labels`. Raises StoreError where it lacks a patch that was predicted.
     """
-    part = full_size(predictions)
+    part, rows, seed = full_size(predictions), [], settings.splits.seed
     refuse_lost(part, labels)
     of_patch = labels[["patch_id", "scanner"]].assign(agreement=raters.stratum(labels))
-    part, rows, seed = (
-        part.merge(of_patch, on="patch_id", validate="many_to_one"),
-        [],
-        settings.splits.seed,
-    )
+    part = part.merge(of_patch, on="patch_id", validate="many_to_one")
     for stratum in STRATA:
         known = part[part[stratum] != ""]
         if known[stratum].nunique() < 2:
             continue
         for (arm, kind, value), group in known.groupby(["arm", "kind", stratum]):
-            auroc = bootstrap(group, "auroc", seed, "strata", value, n_resamples=n_resamples)
+            auroc = bootstrap(group, "auroc", seed, "strata", value)
             balanced = float(resample(group, "balanced_accuracy", seed, n_resamples=0)[0])
             tested = group.drop_duplicates("patch_id")
-            counts = (
-                len(tested),
-                int(tested["label"].sum()),
-                tested["slide_id"].nunique(),
-                auroc.n,
-            )
-            span = (auroc.estimate, auroc.low, auroc.high)
-            rows.append((arm, kind, stratum, value, *span, balanced, *counts, auroc.unit))
+            counts = len(tested), int(tested["label"].sum()), tested["slide_id"].nunique(), auroc.n
+            scores = auroc.estimate, auroc.low, auroc.high, balanced
+            rows.append((arm, kind, stratum, value, *scores, *counts, auroc.unit))
     table = in_order(pd.DataFrame(rows, columns=BY_STRATUM), settings)
-    return table.sort_values("stratum", key=lambda column: column.map(STRATA.index), kind="stable", ignore_index=True)
+    order = table["stratum"].map(STRATA.index).sort_values(kind="stable").index
+    return table.loc[order].reset_index(drop=True)
 
 
 @in_style
 def strata(study: Study) -> Exhibit:
-    """AUROC with all the data in each domain, of each scanner, and where the raters agreed or not."""
+    """AUROC in each domain, of each scanner, and where the raters agreed or not."""
     name, settings = "05_strata", study.settings
     table = by_stratum(study.predictions, study.labels, settings)
     if table.empty:
-        caption = f"The labels name one domain, no two scanners and no two votes ({of_what(settings)})."
+        caption = (
+            f"The labels name one domain, no two scanners and no two votes ({of_what(settings)})."
+        )
         return Exhibit(name, "Strata", caption, table, None, SECTION)
     shown = named(table, settings)
-    shown["part"] = [f"{row.stratum}: {row.value}\nn = {row.n:,}, {row.n_slides} slides" for row in table.itertuples()]
+    shown["part"] = [
+        f"{row.stratum}: {row.value}\nn = {row.n:,}, {row.n_slides} slides"
+        for row in table.itertuples()
+    ]
     height = 0.9 + 0.18 * table["arm"].nunique()
     grid = sns.FacetGrid(shown, col="part", col_wrap=3, height=height, aspect=3.3 / height)
     grid.map(plt.plot, "auroc", "name", marker="o", linestyle="")
@@ -329,43 +307,49 @@ def strata(study: Study) -> Exhibit:
     coverage = coverage_said(int(n_units), unit(table)[:-1]) if n_units > 0 else ""
     caption = (
         f"AUROC of every arm with all the data on parts of the test patches ({of_what(settings)}). "
-        f"Points: means over folds; bars: 95 % intervals over {unit(table)} (bootstrap{coverage}). Strata differ "
-        "in more than their name: tumour, scanner and laboratory go together in most data sets."
+        f"Points: means over folds; bars: 95 % intervals over {unit(table)} (bootstrap{coverage}). "
+        "Strata differ in more than their name: tumour, scanner and laboratory go together in most "
+        "data sets."
     )
     return Exhibit(name, "Strata", caption, table, figure, SECTION)
 
 
-def by_agreement_table(predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+def by_agreement_table(
+    predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings
+) -> pd.DataFrame:
     """Every metric of every arm with all the data, apart by whether the raters agreed.
 
     Mean and sample SD over folds (``auroc``, ``auroc_sd`` and so on), a row an arm and part of the
     test annotations with two or more votes: ``annotations`` "all", "unanimous" and "contested",
-    ``against`` "consensus"; and "all" ``against`` "one rater", the mean over raters, which is what one
-    rater against another is to be compared with. ``n_test``: annotations tested, mean over folds;
-    ``n_folds``: folds that have any. NaN where every fold lacks a class.
+    ``against`` "consensus"; and "all" ``against`` "one rater", the mean over raters, which is what
+    one rater against another is to be compared with. ``n_test``: annotations tested, mean over
+    folds; ``n_folds``: folds that have any. NaN where every fold lacks a class.
 
     labels: as `Study.labels`. Raises StoreError where it lacks a patch that was predicted.
     """
-    part, metrics = full_size(predictions), list(binary.METRICS)
+    part = full_size(predictions)
     refuse_lost(part, labels)
     voted, votes = raters.votes(labels)
-    raters_of = pd.DataFrame(votes, index=voted["patch_id"])  # (n_voted, n_raters)
-    stratum = pd.Series(raters.stratum(voted).to_numpy(), index=voted["patch_id"])
-    part = part[part["patch_id"].isin(voted["patch_id"])].assign(rater=0)
-    whole = part.assign(annotations="all", against="consensus")
-    by_vote = [whole.assign(against="one rater", rater=i, label=whole["patch_id"].map(raters_of[i])) for i in raters_of]
-    split = part.assign(annotations=part["patch_id"].map(stratum), against="consensus")
-    apart = [split[split["annotations"] == name] for name in (raters.UNANIMOUS, raters.CONTESTED)]
-    rows = []
-    for keys, group in pd.concat([whole, *by_vote, *apart]).groupby([*BY_AGREEMENT, "fold", "rater"], sort=False):
-        scores = binary.evaluate(group["label"].to_numpy(), group["score"].to_numpy())
-        rows.append(dict(zip([*BY_AGREEMENT, "fold"], keys, strict=False)) | {"n_test": len(group)} | scores)
-    fits = pd.DataFrame(rows, columns=[*BY_AGREEMENT, "fold", "n_test", *metrics])
-    fits = fits.groupby([*BY_AGREEMENT, "fold"], sort=False).agg(lambda of: of.mean(skipna=False)).reset_index()
-    table = mean_sd(fits, BY_AGREEMENT, metrics, "size")
-    n_test = fits.groupby(BY_AGREEMENT, sort=False)["n_test"].mean().round().astype(int)
-    table.insert(4, "n_test", n_test.to_numpy())
-    return in_order(table, settings)
+    votes = pd.DataFrame(votes, index=voted["patch_id"])  # (n_voted, n_raters)
+    part = part[part["patch_id"].isin(voted["patch_id"])]
+    if part.empty:
+        return pd.DataFrame(columns=[*BY_AGREEMENT, "n_test", "n_folds"])
+    agreement = part["patch_id"].map(
+        dict(zip(voted["patch_id"], raters.stratum(voted), strict=True))
+    )
+    fits = [scores_of(part).assign(annotations="all", against="consensus")]
+    for rater in votes:
+        by_rater = scores_of(part.assign(label=part["patch_id"].map(votes[rater])))
+        fits.append(by_rater.assign(annotations="all", against="one rater"))
+    for name in (raters.UNANIMOUS, raters.CONTESTED):
+        fits.append(
+            scores_of(part[agreement == name]).assign(annotations=name, against="consensus")
+        )
+    of_fold = pd.concat(fits).groupby([*BY_AGREEMENT, "fold"], sort=False)[
+        ["n_test", *binary.METRICS]
+    ]
+    means = of_fold.agg(lambda of: of.mean(skipna=False)).reset_index()
+    return in_order(mean_sd(means, BY_AGREEMENT, binary.METRICS, "n_test"), settings)
 
 
 def by_agreement(study: Study) -> Exhibit:
@@ -375,13 +359,10 @@ def by_agreement(study: Study) -> Exhibit:
     if not len(table):
         caption = f"Without votes, no label is known to be contested ({of_what(settings)})."
         return Exhibit(name, "By agreement", caption, table, None, "Raters")
-    readable = table[[*BY_AGREEMENT, "n_test", "n_folds"]].assign(
-        **{title: cells(table, metric) for metric, title in binary.TITLES.items()}
-    )
     caption = (
-        f"Every arm with all the data, apart by whether the raters of an annotation agreed "
-        f'({of_what(settings)}). Mean ± sample SD of {folds(table)}; "against one rater" takes each '
-        "rater's votes for the truth in turn, as the table of raters does. The consensus on a contested "
-        "label is itself in doubt."
+        "Every arm with all the data, apart by whether the raters of an annotation agreed "
+        f"({of_what(settings)}). Mean ± sample SD of {folds(table)}; against one rater: each "
+        "rater's votes taken for the truth in turn, as in the table of raters. The consensus on a "
+        "contested label is itself in doubt."
     )
-    return Exhibit(name, "By agreement", caption, table, None, "Raters", readable)
+    return Exhibit(name, "By agreement", caption, table, None, "Raters", rounded(table))

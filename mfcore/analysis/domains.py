@@ -1,12 +1,10 @@
-"""Across domains (Fig. 2 and Tab. 2 of Ganz et al. 2024): by the domain trained on and the domain tested on."""
+"""Across domains (Fig. 2 and Tab. 2 of Ganz et al. 2024): by domain trained on and tested on."""
 
 import textwrap
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib import colormaps
-from matplotlib.colors import ListedColormap
 
 from mfcore.analysis.exhibit import (
     CHANCE,
@@ -20,9 +18,9 @@ from mfcore.analysis.exhibit import (
     in_panels,
     in_style,
     listed,
-    marked,
     named,
     of_what,
+    rounded,
 )
 from mfcore.analysis.scores import (
     by_size,
@@ -34,7 +32,7 @@ from mfcore.analysis.scores import (
 )
 from mfcore.data import splits_audit
 from mfcore.measures.resampling import by_fold
-from mfcore.measures.statistics import Folds, mean_of, paired_test, spread
+from mfcore.measures.statistics import Folds, mean_of, paired_test
 from mfcore.study.config import Settings
 from mfcore.study.predictions import ALL, refuse_lost
 from mfcore.study.study import Study
@@ -42,13 +40,16 @@ from mfcore.study.study import Study
 SECTION = "Across domains"
 IN_DOMAIN, OUT_OF_DOMAIN = "in domain", "out of domain"
 SCALE = (0.4, 1.0)  # of the shades, the same in every study
-SHADES = ListedColormap(colormaps["Blues"](np.linspace(0, 0.6, 256)))  # black is to be read on the darkest
+SHADES = sns.light_palette("#4a98c9", as_cmap=True)  # black is to be read on the darkest
+COLUMNS = {IN_DOMAIN: "in_domain", OUT_OF_DOMAIN: "out_of_domain"}  # of Tab. 2
 APART = ["arm", "comparison", "auroc_drop", "low", "high", "n", "n_folds", "over", "why"]
 TUMOUR, SCANNER, BOTH = "tumour alone", "scanner alone", "tumour and scanner"
 WHY_NOT = {
     TUMOUR: "no two tumours share a scanner, so that another tumour is always another scanner too",
-    SCANNER: "no tumour was scanned both by a scanner that another tumour's training has and by one "
-    "that it hasn't, so that scanners can't be compared within a tumour",
+    SCANNER: (
+        "no tumour was scanned both by a scanner that another tumour's training has and by "
+        "one that it hasn't, so that scanners can't be compared within a tumour"
+    ),
     BOTH: "every training has every scanner",
 }
 
@@ -68,45 +69,41 @@ def _nothing_crossed(study: Study, name: str, title: str, table: pd.DataFrame) -
 # ---- Fig. 2 and Tab. 2 ----
 
 
-def domain_matrix(scores: pd.DataFrame, settings: Settings, metric: str = "auroc") -> pd.DataFrame:
-    """Mean and sample SD over folds of a metric, a row an arm, training domain and test domain (Fig. 2).
+def domain_matrix(scores: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """Mean and sample SD of AUROC, a row an arm, training domain and test domain (Fig. 2).
 
     Columns: ``arm, kind, train_domain, domain, n_folds, mean, sd``.
     """
-    by = ["arm", "kind", "train_domain", "domain"]
-    table = mean_sd(crossed(scores, settings), by, [metric])
-    return table.rename(columns={metric: "mean", f"{metric}_sd": "sd"})
+    table = mean_sd(crossed(scores, settings), ["arm", "kind", "train_domain", "domain"], ["auroc"])
+    return table.rename(columns={"auroc": "mean", "auroc_sd": "sd"})
 
 
-def means_table(scores: pd.DataFrame, settings: Settings, metric: str = "auroc") -> pd.DataFrame:
-    """In-domain and out-of-domain performance, a row an arm (Tab. 2).
+def means_table(scores: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """AUROC in domain and out of domain, a row an arm (Tab. 2).
 
-    In domain: on the test share of the training domain. Out of domain: on each other domain by itself.
-    Each fold's value is the mean over domains (pairs of domains); ``in_domain`` and ``out_of_domain``
-    are the means over folds, ``_sd`` the sample SD over folds, ``_sd_cells`` that over all folds and domains (pairs). The
-    paper doesn't say which SD it prints; its size speaks for the second.
+    In domain: on the test share of the training domain. Out of domain: on each other domain by
+    itself. Each fold's value is the mean over domains (pairs of domains); ``in_domain`` and
+    ``out_of_domain`` are the means over folds, ``_sd`` the sample SD over folds, ``_sd_cells`` that
+    over all folds and domains (pairs). The paper doesn't say which SD it prints; its size speaks
+    for the second.
     """
-    rows = []
-    for (arm, kind), group in crossed(scores, settings).groupby(["arm", "kind"], sort=False):
-        row: dict = {"arm": arm, "kind": kind}
-        for name, where in (("in_domain", IN_DOMAIN), ("out_of_domain", OUT_OF_DOMAIN)):
-            part = group[group["where"] == where]
-            over_folds = spread(part.groupby("fold")[metric].mean())
-            row |= {name: over_folds.mean, f"{name}_sd": over_folds.sd}
-            row |= {f"{name}_sd_cells": spread(part[metric]).sd}
-        rows.append(row | {"n_folds": group["fold"].nunique()})
-    return pd.DataFrame(rows)
-
-
-def published_means() -> pd.DataFrame:
-    """Tab. 2 as Ganz et al. 2024 printed it: ``arm``, and ``in_domain, out_of_domain`` with ``_sd``."""
-    table = published_table("ganz_2024.csv")
-    return table[table["where"] == "Tab. 2"].drop(columns="where").reset_index(drop=True)
+    single, arm = crossed(scores, settings), ["arm", "kind"]
+    table = single[arm].drop_duplicates()
+    for where, name in COLUMNS.items():
+        part = single[single["where"] == where]
+        by_fold = part.groupby([*arm, "fold"])["auroc"].mean().rename(name).reset_index()
+        over_folds = mean_sd(by_fold, arm, [name]).drop(columns="n_folds")
+        over_cells = part.groupby(arm)["auroc"].std().rename(f"{name}_sd_cells")
+        table = table.merge(over_folds, "left", arm).join(over_cells, on=arm)
+    return table.join(single.groupby(arm)["fold"].nunique().rename("n_folds"), on=arm)
 
 
 def published(settings: Settings) -> pd.DataFrame:
-    """`published_means`; no row where the study's classes are others than theirs."""
-    table = published_means()
+    """Tab. 2 as printed: ``arm``, and ``in_domain, out_of_domain`` with ``_sd``.
+
+    No row where the study's classes are others than theirs.
+    """
+    table = published_table("ganz_2024.csv").drop(columns="where")
     return table if "ganz_2024.csv" in settings.source.published else table.iloc[:0]
 
 
@@ -117,37 +114,33 @@ def means(study: Study) -> Exhibit:
     table, beside = means_table(study.scores, settings), published(settings)
     if not len(table):
         return _nothing_crossed(study, name, title, table)
-    both = pd.concat([named(table, settings).assign(of="this study"), beside.assign(name=beside["arm"])])
+    both = pd.concat(
+        [named(table, settings).assign(of="this study"), beside.assign(name=beside["arm"])]
+    )
     both["of"] = both["of"].fillna("published, MIDOG 2022")
     height = 1.2 + 0.2 * max(len(table), len(beside))
-    grid = sns.FacetGrid(both, col="of", sharey=False, height=height, aspect=4.7 / height, xlim=(None, 1))
-    for axis, (_, part) in zip(grid.axes.flat, both.groupby("of", sort=False), strict=True):
-        for column, style in (
-            ("in_domain", {"fmt": "o"}),
-            ("out_of_domain", {"fmt": "D", "mfc": "white"}),
-        ):
-            label, sd = column.replace("_", " "), part[f"{column}_sd"].fillna(0)
-            axis.errorbar(part[column], part["name"], xerr=sd, color="C0", capsize=2, label=label, **style)
-        axis.axvline(0.5, **CHANCE)
+    grid = sns.FacetGrid(both, col="of", sharey=False, height=height, aspect=4.7 / height)
+    for (label, column), form in zip(COLUMNS.items(), ("o", "D"), strict=True):
+        style = {"fmt": form, "color": "C0", "mfc": "C0" if form == "o" else "white", "capsize": 2}
+        for of, part in both.groupby("of"):
+            sd = part[f"{column}_sd"].fillna(0)
+            grid.axes_dict[of].errorbar(part[column], part["name"], xerr=sd, label=label, **style)
+    for axis in grid.axes.flat:
         axis.invert_yaxis()
+    grid.refline(x=0.5, **CHANCE)
+    grid.set(xlim=(None, 1))
     in_panels(grid, "AUROC, mean ± SD", "")
     figure = finished(study, grid.figure, n_columns=3)
     best = table.loc[table["out_of_domain"].idxmax()]
     caption = (
-        f"AUROC of every arm in domain and out of domain, means over domains ({of_what(settings)}). "
-        f"Points and bars: mean and sample SD of {folds(table)}; _sd_cells in the table: the SD over "
-        f"all folds and domains, which the published ± most likely is. Out of domain {best['arm']} is "
-        f"highest: {best['out_of_domain']:.2f}, against {best['in_domain']:.2f} in domain."
+        "AUROC of every arm in domain and out of domain, means over domains "
+        f"({of_what(settings)}). Points and bars: mean and sample SD of {folds(table)}; _sd_cells "
+        "in the table: the SD over all folds and domains, which the published ± most likely is. "
+        f"Out of domain {best['arm']} is highest: {best['out_of_domain']:.2f}, against "
+        f"{best['in_domain']:.2f} in domain."
     )
-    return Exhibit(name, title, caption, table, figure, SECTION, means_readable(marked(table, settings)))
-
-
-def means_readable(table: pd.DataFrame) -> pd.DataFrame:
-    """`means_table` for the eye: "mean ± SD (SD over all folds and domains)"."""
-    shown = table[["arm", "kind"]].copy()
-    for name in ("in_domain", "out_of_domain"):
-        shown[name] = cells(table, name) + table[f"{name}_sd_cells"].map(" ({:.2f})".format)
-    return shown
+    readable = rounded(named(table, settings).drop(columns="name"))
+    return Exhibit(name, title, caption, table, figure, SECTION, readable)
 
 
 @in_style
@@ -158,9 +151,11 @@ def cross_domain(study: Study) -> Exhibit:
     if not len(matrix):
         return _nothing_crossed(study, name, title, matrix)
     shown = named(matrix, settings)
-    for column in ("train_domain", "domain"):
-        shown[column] = [textwrap.fill(name, 16) for name in shown[column]]
-    grid = sns.FacetGrid(shown, col="name", col_wrap=3, height=1.7 + 0.4 * matrix["domain"].nunique())
+    domains = ["train_domain", "domain"]
+    shown[domains] = shown[domains].map(lambda name: textwrap.fill(name, 16))
+    grid = sns.FacetGrid(
+        shown, col="name", col_wrap=3, height=1.7 + 0.4 * matrix["domain"].nunique()
+    )
     grid.figure.set_figwidth(1.4 * WIDTH_INCH)
     grid.map_dataframe(_heatmap)
     in_panels(grid, "tested on", "trained on")
@@ -170,9 +165,9 @@ def cross_domain(study: Study) -> Exhibit:
     out = matrix[matrix["domain"] != matrix["train_domain"]]
     best = out.loc[out["mean"].idxmax()]
     caption = (
-        f"AUROC of every arm by the domain trained on (rows) and the domain tested on (columns), on "
-        f"patches that training did not see ({of_what(settings)}). Mean ± SD of {folds(matrix)}. Out of "
-        f"domain {best['arm']} is highest from {best['train_domain']} to {best['domain']}: "
+        "AUROC of every arm by the domain trained on (rows) and the domain tested on (columns), on "
+        f"patches that training did not see ({of_what(settings)}). Mean ± SD of {folds(matrix)}. "
+        f"Out of domain {best['arm']} is highest from {best['train_domain']} to {best['domain']}: "
         f"{best['mean']:.2f}."
     )
     return Exhibit(name, title, caption, matrix, figure, SECTION)
@@ -181,27 +176,32 @@ def cross_domain(study: Study) -> Exhibit:
 def _heatmap(data: pd.DataFrame, color: object) -> None:
     """One arm's matrix on the current axes: mean and SD in each cell."""
     data = data.assign(text=cells(data.rename(columns={"sd": "mean_sd"}), "mean"))
-    mean, text = (data.pivot(index="train_domain", columns="domain", values=name) for name in ("mean", "text"))
+    mean, text = (
+        data.pivot(index="train_domain", columns="domain", values=name) for name in ("mean", "text")
+    )
     sns.heatmap(
-        mean, annot=text.replace("\u00a0±\u00a0", "\n±", regex=True), fmt="", vmin=SCALE[0], vmax=SCALE[1],
-        cmap=SHADES, cbar=False, linewidths=1, annot_kws={"color": "black", "fontsize": 7},
+        mean, annot=text.replace("\u00a0±\u00a0", "\n±", regex=True), fmt="", cmap=SHADES,
+        vmin=SCALE[0], vmax=SCALE[1], cbar=False, linewidths=1,
+        annot_kws={"color": "black", "fontsize": 7},
     )  # fmt: skip
 
 
 # ---- by test domain ----
 
 
-def by_test_domain_folds(scores: pd.DataFrame, settings: Settings, metric: str) -> pd.DataFrame:
-    """A metric in each fold by the domain tested on; out of domain: the mean over the other training domains."""
+def by_test_domain_folds(scores: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """Balanced accuracy by fold and test domain; out of domain: mean over training domains."""
     by = ["arm", "kind", "domain", "where", "fold"]
-    return crossed(scores, settings).groupby(by, sort=False)[metric].mean().reset_index()
+    return (
+        crossed(scores, settings).groupby(by, sort=False)["balanced_accuracy"].mean().reset_index()
+    )
 
 
-def by_test_domain_table(scores: pd.DataFrame, settings: Settings, metric: str = "balanced_accuracy") -> pd.DataFrame:
-    """Mean and sample SD of `by_test_domain_folds`: ``arm, kind, domain, where, n_folds, mean, sd``."""
-    fits = by_test_domain_folds(scores, settings, metric)
-    table = mean_sd(fits, ["arm", "kind", "domain", "where"], [metric])
-    return table.rename(columns={metric: "mean", f"{metric}_sd": "sd"})
+def by_test_domain_table(scores: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """Mean and SD over folds: ``arm, kind, domain, where, n_folds, mean, sd``."""
+    fits = by_test_domain_folds(scores, settings).rename(columns={"balanced_accuracy": "mean"})
+    table = mean_sd(fits, ["arm", "kind", "domain", "where"], ["mean"])
+    return table.rename(columns={"mean_sd": "sd"})
 
 
 @in_style
@@ -211,7 +211,7 @@ def by_test_domain(study: Study) -> Exhibit:
     table = by_test_domain_table(study.scores, settings)
     if not len(table):
         return _nothing_crossed(study, name, title, table)
-    fits = named(by_test_domain_folds(study.scores, settings, "balanced_accuracy"), settings)
+    fits = named(by_test_domain_folds(study.scores, settings), settings)
     grid = sns.catplot(
         fits, kind="point", x="balanced_accuracy", y="name", hue="where", col="domain", col_wrap=2,
         hue_order=[IN_DOMAIN, OUT_OF_DOMAIN], col_order=sorted(fits["domain"].unique()),
@@ -226,9 +226,9 @@ def by_test_domain(study: Study) -> Exhibit:
     in_panels(grid, "balanced accuracy, mean ± SD", "")
     figure = finished(study, grid.figure)
     caption = (
-        f"Balanced accuracy of every arm on each domain, trained on that domain or on another (mean "
-        f"over the other training domains; {of_what(settings)}). Points and bars: mean and sample SD of "
-        f"{folds(table)}; lines: the raters, where votes are known (shaded: 95 % interval)."
+        "Balanced accuracy of every arm on each domain, trained on that domain or on another (mean "
+        f"over the other training domains; {of_what(settings)}). Points and bars: mean and sample "
+        f"SD of {folds(table)}; lines: the raters, where votes are known (shaded: 95 % interval)."
     )
     return Exhibit(name, title, caption, table, figure, SECTION)
 
@@ -236,20 +236,23 @@ def by_test_domain(study: Study) -> Exhibit:
 # ---- tumour against scanner ----
 
 
-def apart_table(predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """How much AUROC another tumour costs, and how much another scanner: three rows an arm, columns APART.
+def apart_table(
+    predictions: pd.DataFrame, labels: pd.DataFrame, settings: Settings
+) -> pd.DataFrame:
+    """How much AUROC another tumour and another scanner cost: three rows an arm, columns APART.
 
-    A domain stands for its tumour. The cost of training elsewhere is the AUROC of training on the tested
-    tumour less that of training elsewhere, in each fold on the same patches: those that training at home leaves for testing.
+    A domain stands for its tumour. The cost of training elsewhere is the AUROC of training on the
+    tested tumour less that of training elsewhere, in each fold on the same patches: those that
+    training at home leaves for testing.
 
-    ``comparison``: "tumour alone" is that cost where the training had the tested scanner; "tumour and
-    scanner" where it hadn't; "scanner alone" is the second less the first on one tested tumour from one
-    training, so that only the scanner changes. ``auroc_drop``: mean over ``n`` pairs of training and
-    tested tumour and scanner (tested tumour, for "scanner alone"), then over ``n_folds``; ``low`` to
-    ``high``: 95 % interval (`statistics.paired_test`); ``over``: "folds", or the "31 cases" that were
-    drawn where all folds leave the same patches for testing. Positive is a loss. NaN where the data
-    have no such pair, which ``why`` says; one row without an arm where none can be. Tumours that share
-    a scanner may share a laboratory and its stains too.
+    ``comparison``: "tumour alone" is that cost where the training had the tested scanner; "tumour
+    and scanner" where it hadn't; "scanner alone" is the second less the first on one tested tumour
+    from one training, so that only the scanner changes. ``auroc_drop``: mean over ``n`` pairs of
+    training and tested tumour and scanner (tested tumour, for "scanner alone"), then over
+    ``n_folds``; ``low`` to ``high``: 95 % interval (`statistics.paired_test`); ``over``: "folds",
+    or the "31 cases" that were drawn where all folds leave the same patches for testing. Positive
+    is a loss. NaN where the data have no such pair, which ``why`` says; one row without an arm
+    where none can be. Tumours that share a scanner may share a laboratory and its stains too.
 
     predictions, labels: as `Study` has them. Raises StoreError where labels lack a patch.
     """
@@ -259,14 +262,20 @@ def apart_table(predictions: pd.DataFrame, labels: pd.DataFrame, settings: Setti
     if why := _nothing(part, scanners):
         row = _row("", "tumour against scanner", [], 0, 0, why)
         return pd.DataFrame([row], columns=APART)
-    part = _as_at_home(part).merge(labels[["patch_id", "scanner"]], on="patch_id", validate="many_to_one")
+    part = part.merge(labels[["patch_id", "scanner"]], on="patch_id", validate="many_to_one")
+    tested, is_home = ["arm", "fold", "patch_id"], part["train_domain"] == part["domain"]
+    part = part.merge(
+        part.loc[is_home, tested].drop_duplicates(), on=tested
+    )  # what home leaves for testing
     part, rows = part[part["scanner"] != ""], []
     home = part[part["train_domain"] == part["domain"]]
     for arm in in_order(part[["arm"]].drop_duplicates(), settings)["arm"]:
         at_home = home[home["arm"] == arm].groupby(["fold", "domain"])
         n_train, n_test = at_home["n_train"].first().mean(), at_home.size().mean()
         costs = _costs(part[part["arm"] == arm], scanners, settings.splits.seed)
-        rows += [_row(arm, name, cost, n_train, n_test, WHY_NOT[name]) for name, cost in costs.items()]
+        rows += [
+            _row(arm, name, cost, n_train, n_test, WHY_NOT[name]) for name, cost in costs.items()
+        ]
     return pd.DataFrame(rows, columns=APART)
 
 
@@ -274,21 +283,14 @@ def _nothing(part: pd.DataFrame, scanners: dict[str, frozenset]) -> str:
     """Why nothing at all can be said; empty where something may be."""
     if part.empty:
         return "no arm was trained on single domains (splits.by_domain, and by_domain of networks)"
-    n_scanners = len(frozenset().union(*scanners.values()))
-    if not n_scanners:
-        return "the labels name no scanner"
-    return "all slides are of one scanner" if n_scanners == 1 else ""
-
-
-def _as_at_home(part: pd.DataFrame) -> pd.DataFrame:
-    """Rows whose patch is tested in that fold by the arm's training on the patch's own domain."""
-    by = ["arm", "fold", "patch_id"]
-    home = part[part["train_domain"] == part["domain"]]
-    return part.merge(home[by].drop_duplicates(), on=by)
+    known = frozenset().union(*scanners.values())
+    if len(known) > 1:
+        return ""
+    return "all slides are of one scanner" if known else "the labels name no scanner"
 
 
 def _costs(part: pd.DataFrame, scanners: dict[str, frozenset], seed: int) -> dict[str, list[Folds]]:
-    """What training elsewhere costs on the patches of `_as_at_home`, by comparison: of each pair by fold."""
+    """What training elsewhere costs on the patches of home, by comparison, pair and fold."""
     measured = {
         cell: by_fold(group, "auroc", seed, f"{cell[1]}, {cell[2]}").defined()
         for cell, group in part.groupby(["train_domain", "domain", "scanner"])
@@ -299,7 +301,11 @@ def _costs(part: pd.DataFrame, scanners: dict[str, frozenset], seed: int) -> dic
         if train_domain != domain and len(cost):
             way = ways.setdefault((train_domain, domain), {True: [], False: []})
             way[scanner in scanners.get(train_domain, ())].append(cost)
-    alone = [mean_of(way[False]) - mean_of(way[True]) for way in ways.values() if way[False] and way[True]]
+    alone = [
+        mean_of(way[False]) - mean_of(way[True])
+        for way in ways.values()
+        if way[False] and way[True]
+    ]
     return {
         TUMOUR: [cost for way in ways.values() for cost in way[True]],
         SCANNER: [cost for cost in alone if len(cost)],
@@ -307,7 +313,9 @@ def _costs(part: pd.DataFrame, scanners: dict[str, frozenset], seed: int) -> dic
     }
 
 
-def _row(arm: str, comparison: str, costs: list[Folds], n_train: float, n_test: float, why: str) -> dict:
+def _row(
+    arm: str, comparison: str, costs: list[Folds], n_train: float, n_test: float, why: str
+) -> dict:
     """A row from what each pair costs in each fold; without a pair, the reason ``why``."""
     row = {"arm": arm, "comparison": comparison, "n": len(costs), "n_folds": 0, "over": ""}
     if not costs:
@@ -323,34 +331,31 @@ def tumour_against_scanner(study: Study) -> Exhibit:
     table = apart_table(study.predictions, study.labels, study.settings)
     over = listed(sorted(set(table["over"]) - {""}) or ["folds"])
     caption = (
-        f"AUROC lost by training elsewhere, against training on the tested tumour itself, on the same "
-        f"patches ({of_what(study.settings)}). Means over n pairs of domains, with 95 % intervals over "
-        f"{over}; where there is none, why says what the data lack."
+        "AUROC lost by training elsewhere, against training on the tested tumour itself, on the "
+        f"same patches ({of_what(study.settings)}). Means over n pairs of domains, with 95 % "
+        f"intervals over {over}; where there is none, why says what the data lack."
     )
     name, title = "06_tumour_against_scanner", "Tumour or scanner"
-    return Exhibit(name, title, caption, table, None, SECTION, table.round(3))
+    return Exhibit(name, title, caption, table, None, SECTION, rounded(table))
 
 
 # ---- in words ----
 
 
 def abstract(study: Study) -> str:
-    """What the study found, in a few sentences: scores with all the data, and out of domain."""
+    """What the study found, in two or three sentences: with all the data, and out of domain."""
     settings, table = study.settings, by_size(study)
-    crossed_means = means_table(study.scores, settings)
     full = table[table["size"] == table["size"].max()].sort_values("auroc", ascending=False)
-    full = named(full, settings)
-    values = [f"{name} {cell}" for name, cell in zip(full["name"], cells(full, "auroc"), strict=True)]
-    parts = [
-        f"{counted(len(full), 'arm')} learned from up to about {full['n_train'].max():,} patches of "
-        f"{settings.data.positive}s and {settings.data.negative}s, in "
+    values = named(full, settings)["name"] + " " + cells(full, "auroc")
+    lacking = counted(len(study.failures), "run")
+    of = in_full(settings) + f"; {lacking} failed or missing" * bool(len(study.failures))
+    text = (
+        f"{counted(len(full), 'arm')} learned from up to about {full['n_train'].max():,} patches "
+        f"of {settings.data.positive}s and {settings.data.negative}s, in "
         f"{folds(table, 'Monte Carlo fold')} divided "
-        f"{splits_audit.scheme_title(settings.switches.scheme)} ({in_full(settings)}).",
-        f"AUROC with all the data: {', '.join(values)}.",
-    ]
-    if len(crossed_means):
-        drops = [f"{row.arm} {row.in_domain:.2f} → {row.out_of_domain:.2f}" for row in crossed_means.itertuples()]
-        parts.append(f"AUROC from in domain to out of domain: {', '.join(drops)}.")
-    if n_failed := len(study.failures):
-        parts.append(f"Runs that failed or are missing: {n_failed}.")
-    return " ".join(parts)
+        f"{splits_audit.scheme_title(settings.switches.scheme)} ({of}). AUROC with all the data, "
+        f"mean ± SD over folds: {', '.join(values)}."
+    )
+    rows = means_table(study.scores, settings).itertuples()
+    drops = [f"{row.arm} {row.in_domain:.2f} → {row.out_of_domain:.2f}" for row in rows]
+    return text + f" AUROC from in domain to out of domain: {', '.join(drops)}." * bool(drops)

@@ -30,20 +30,7 @@ LIVE_SHARE = 0.05  # of the time, at most, that redrawing a live figure takes
 WIDTH_INCH = 7.2  # of a figure across two columns
 MARKERS = "osD^vPX<>hp"
 HOME_MARKERS = ("*", (4, 1, 0), (6, 1, 0), (3, 1, 0), (8, 1, 0))  # of encoders pretrained here
-COLOURS = (  # as in the style's cycle
-    "#004488", "#c8553d", "#5ab4e5", "#e0a526", "#111111", "#8a5aa8", "#8f8f2f", "#777777",
-)  # fmt: skip
-DASHES = {  # of each kind of arm a family: solid, dashed, dotted
-    END_TO_END: ["-", (0, (9, 1)), (0, (9, 1, 3, 1))],
-    PROBE: [
-        (0, (5, 1.6)),
-        (0, (3, 1.2)),
-        (0, (6, 1.5, 1.2, 1.5)),
-        (0, (4, 1, 1, 1, 1, 1)),
-        (0, (8, 3)),
-    ],
-    LORA: [(0, (1.2, 1)), (0, (1.2, 1.8)), (0, (1.2, 1, 1.2, 2.6))],
-}
+LINES = {END_TO_END: "-", PROBE: "--", LORA: ":"}
 CHANCE = {"color": "0.55", "linewidth": 0.9, "linestyle": ":", "label": "chance"}
 HOME_MADE = "pretrained here"
 
@@ -54,8 +41,8 @@ class Exhibit:
 
     name: of the files, as "05_data_scaling". caption: at most three sentences, in markdown: what is
     shown; data, n and what the bars are; the finding. section: the supplement's heading that it
-    belongs under. table: every number, as its CSV has it. readable: the table as a notebook shows it,
-    below the figure where there is one; None: ``table``, rounded.
+    belongs under. table: every number, as its CSV has it. readable: the table as a notebook shows
+    it, below the figure where there is one; None: ``table``, rounded.
     """
 
     name: str
@@ -90,7 +77,11 @@ class Exhibit:
                 with store.replacing(folder / f"{self.name}.{form}") as aside:
                     self.figure.savefig(aside, format=form, metadata=metadata)
         shown = self.readable
-        readable = None if shown is None else shown.astype(object).where(shown.notna(), "–").map(str).to_dict("records")
+        readable = (
+            None
+            if shown is None
+            else shown.astype(object).where(shown.notna(), "–").map(str).to_dict("records")
+        )
         content = {
             "title": self.title,
             "caption": self.caption,
@@ -103,7 +94,7 @@ class Exhibit:
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
-        table = self.table.round(3) if self.readable is None else self.readable
+        table = rounded(self.table) if self.readable is None else self.readable
         if self.figure is not None:
             display(self.figure)
         if len(table) and (self.figure is None or self.readable is not None):
@@ -119,29 +110,32 @@ def show(content: str | pd.DataFrame) -> object:
         return Markdown(content)
     with pd.option_context("display.max_colwidth", None):
         table = content.to_html(index=False, border=0, na_rep="–", justify="left")
-    return HTML(table.replace("<td>", '<td style="text-align: left">'))  # Jupyter would set them right
+    return HTML(
+        table.replace("<td>", '<td style="text-align: left">')
+    )  # Jupyter would set them right
 
 
 # ---- figures ----
 
 
-def image_rows(rows: Mapping[str, np.ndarray], n_across: int) -> Figure:
+def image_rows(rows: Mapping[str, np.ndarray], n_across: int, side_inch: float = 0.9) -> Figure:
     """A row of images, uint8 (n, H, W, 3), for each name: the first ``n_across`` of them."""
-    size_inch = (0.9 * n_across + 1.4, 0.9 * len(rows) + 0.6)
+    size_inch = (side_inch * n_across + 1.4, side_inch * len(rows) + 0.6)
     figure, axes = plt.subplots(len(rows), n_across, squeeze=False, figsize=size_inch)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", size=7)
         for axis in line:
             axis.set_axis_off()
         for axis, image in zip(line, images, strict=False):
-            axis.imshow(image, interpolation="lanczos")
+            axis.imshow(image)
     return figure
 
 
 def finished(study: Study, figure: Figure, text: str = "", n_columns: int = 2) -> Figure:
     """A figure with the study's title above all panels and one legend below them.
 
-    A panel that has a legend keeps it. The title says where the data are synthetic. Pyplot forgets the figure.
+    A panel that has a legend keeps it. The title says where the data are synthetic. Pyplot forgets
+    the figure.
     """
     entries = {}
     for legend in list(figure.legends):
@@ -164,7 +158,7 @@ def finished(study: Study, figure: Figure, text: str = "", n_columns: int = 2) -
 
 
 def widely(axes: Axes, which: str, values: pd.Series) -> None:
-    """Make an axis, "x" or "y", logarithmic where its positive values span more than a factor of ten."""
+    """Make an axis, "x" or "y", logarithmic where its values span more than a factor of ten."""
     if values.max() > 10 * values.min():
         axes.set(**{f"{which}scale": "log"})
         axis = getattr(axes, f"{which}axis")
@@ -173,7 +167,7 @@ def widely(axes: Axes, which: str, values: pd.Series) -> None:
 
 
 class Live:
-    """Called with the history of a training whenever that grew, it redraws ``draw(history)`` in one place of the cell's output.
+    """Redraws ``draw(history)`` in one place whenever the history of a training has grown.
 
     Outside a notebook it does nothing, nor in a notebook that runs unattended (papermill).
     """
@@ -199,64 +193,55 @@ class Live:
 
 
 def is_watched() -> bool:
-    """Whether somebody may look on: in a kernel that a notebook server, VS Code or Colab started, not papermill."""
-    try:
-        import IPython
-    except ImportError:
-        return False
+    """Whether somebody may look on: in a kernel of a notebook server, VS Code or Colab."""
+    import IPython
+
     shell = IPython.get_ipython()
     if not hasattr(shell, "kernel"):
         return False
-    return "JPY_SESSION_NAME" in os.environ or "__vsc_ipynb_file__" in shell.user_ns or "COLAB_RELEASE_TAG" in os.environ
+    return (
+        "JPY_SESSION_NAME" in os.environ
+        or "__vsc_ipynb_file__" in shell.user_ns
+        or "COLAB_RELEASE_TAG" in os.environ
+    )
 
 
 def look(settings: Settings, arm: str, kind: str) -> dict[str, object]:
-    """Colour, marker and dashes of an arm, the same in every figure and readable in grey.
+    """Colour, marker and line of an arm, the same in every figure.
 
     An encoder that the study pretrained, or a snapshot of one, has a star.
     """
-    names = [*(network.name for network in settings.networks), *settings.encoders]
-    names += [one.name for one in settings.pretraining if one.name not in names]
-    index = names.index(arm) if arm in names else len(names)
-    dashes, marker = DASHES.get(kind, DASHES[PROBE]), MARKERS[index % len(MARKERS)]
-    if pretrained.is_of(settings, arm):
-        place = [one.name for one in settings.pretraining].index(arm.partition("@")[0])
-        marker = MarkerStyle(HOME_MARKERS[place % len(HOME_MARKERS)]).scaled(1.7)  # to look as large
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": marker,
-        "linestyle": dashes[index % len(dashes)],
-    }
+    own, name = [one.name for one in settings.pretraining], arm.partition("@")[0]
+    names = [*(network.name for network in settings.networks), *settings.encoders, *own]
+    index = names.index(name) if name in names else len(names)
+    marker = MARKERS[index % len(MARKERS)]
+    if pretrained.is_of(settings, arm):  # a star is drawn larger, to look as large
+        marker = MarkerStyle(HOME_MARKERS[own.index(name) % len(HOME_MARKERS)]).scaled(1.7)
+    return {"color": f"C{index}", "marker": marker, "linestyle": LINES[kind]}
 
 
 # ---- words ----
 
 
 def of_what(settings: Settings) -> str:
-    """What was measured on: study, "synthetic data" where they are, and how it departs from its mode."""
-    named = f"study `{settings.name}`" + ", synthetic data" * settings.synthetic
-    return f"{named}, {settings.mode_title}" if settings.switched else named
+    """The data: study, "synthetic data" where they are, and how it departs from its mode."""
+    study = f"study `{settings.name}`" + ", synthetic data" * settings.synthetic
+    return study + f", {settings.mode_title}" * bool(settings.switched)
 
 
 def in_full(settings: Settings) -> str:
     """What the numbers were measured on, and in which mode."""
-    return of_what(settings) if settings.switched else f"{of_what(settings)}, {settings.mode_title}"
-
-
-def shown_kind(settings: Settings, arm: str, kind: str) -> str:
-    """An arm's kind for the eye: of an encoder that the study pretrained, the kind says so."""
-    return f"{kind}, {HOME_MADE}" if pretrained.is_of(settings, arm) else kind
-
-
-def shown_name(settings: Settings, arm: str, kind: str) -> str:
-    """An arm's name and, in brackets, its `shown_kind`."""
-    return f"{arm} ({shown_kind(settings, arm, kind)})"
+    return of_what(settings) + f", {settings.mode_title}" * (not settings.switched)
 
 
 def named(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """A table with ``arm, kind`` and, in a column ``name``, what figures call each arm."""
-    arms = zip(table["arm"], table["kind"], strict=True)
-    return table.assign(name=[shown_name(settings, arm, kind) for arm, kind in arms])
+    """A table with ``arm, kind`` for the eye, with the ``name`` that figures give each arm.
+
+    The kind of an encoder that the study pretrained says so.
+    """
+    is_own = table["arm"].map(lambda arm: pretrained.is_of(settings, arm)).astype(bool)
+    kind = table["kind"].where(~is_own, table["kind"] + f", {HOME_MADE}")
+    return table.assign(kind=kind, name=table["arm"] + " (" + kind + ")")
 
 
 def in_panels(grid: FacetGrid, x: str, y: str) -> None:
@@ -266,14 +251,8 @@ def in_panels(grid: FacetGrid, x: str, y: str) -> None:
     grid.set_axis_labels(x, y)
 
 
-def marked(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """A table with columns ``arm, kind`` for the eye: each kind as `shown_kind` has it."""
-    arms = zip(table["arm"], table["kind"], strict=True)
-    return table.assign(kind=[shown_kind(settings, arm, kind) for arm, kind in arms])
-
-
 def unit(table: pd.DataFrame) -> str:
-    """What the intervals of a table with a column ``unit`` draw: cases where any row says so, else slides."""
+    """What intervals are over: cases where any row of the column ``unit`` says so, else slides."""
     return "cases" if (table["unit"] == "case").any() else "slides"
 
 
@@ -312,3 +291,11 @@ def cells(table: pd.DataFrame, value: str) -> list[str]:
     """Columns ``value`` and its ``_sd`` as `plus_minus` writes them, a cell a row, in one line."""
     pairs = zip(table[value], table[f"{value}_sd"], strict=True)
     return [plus_minus(mean, sd).replace(" ", "\u00a0") for mean, sd in pairs]
+
+
+def rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """A table for the eye: columns with their ``_sd`` as "mean ± SD", a dash for no value."""
+    shown = table.round(3).astype(object).where(table.notna(), "–")
+    for name in [name for name in table if f"{name}_sd" in table]:
+        shown[name] = cells(table, name)
+    return shown.drop(columns=[f"{name}_sd" for name in table if f"{name}_sd" in table])

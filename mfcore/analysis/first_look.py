@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
 
 from mfcore import store
 from mfcore.analysis import scores
@@ -67,7 +68,10 @@ def classes(settings: Settings) -> dict[int, str]:
 def audit(study: Study) -> Iterator[Exhibit]:
     """What each way to split shares between training and test: means, fold by fold, and twins."""
     run, of = study.audit, of_what(study.settings)
-    schemes, own, twins = (read(run) for read in (splits_audit.load_schemes, splits_audit.load, splits_audit.load_twins))
+    schemes, own, twins = (
+        read(run)
+        for read in (splits_audit.load_schemes, splits_audit.load, splits_audit.load_twins)
+    )
     caption = (
         f"The same patches split in every way, trained on all domains, means over folds ({of}); "
         f"this study splits {splits_audit.scheme_title(study.settings.switches.scheme)}. Shares "
@@ -83,14 +87,19 @@ def audit(study: Study) -> Iterator[Exhibit]:
     yield Exhibit("01_audit_folds", "Fold by fold", caption, table, section=AUDIT)
     caption = f"Every training of the study ({of})."
     yield Exhibit("01_audit_own", "This study's splits", caption, _by_fold(own), section=AUDIT)
-    caption = f"{splits_audit.twins_sentence(twins, own)} The table has those of contradicting labels."
+    caption = (
+        f"{splits_audit.twins_sentence(twins, own)} The table has those of contradicting labels."
+    )
     table = twins[twins["contradicts"].astype(bool)].drop(columns="contradicts")
     yield Exhibit("01_twins", "Twins", caption, table, section=AUDIT)
 
 
 def not_drawn(reasons: dict[str, str]) -> str:
     """The ways to split that the data don't allow; ``reasons``: errors, without the remedy."""
-    lines = [f"Not drawn: {splits_audit.scheme_title(name)} ({why.partition(';')[0]})." for name, why in reasons.items()]
+    lines = [
+        f"Not drawn: {splits_audit.scheme_title(name)} ({why.partition(';')[0]})."
+        for name, why in reasons.items()
+    ]
     return " ".join(lines) or "These data can be split in every way."
 
 
@@ -119,12 +128,8 @@ def components(features: np.ndarray, labels: pd.DataFrame) -> pd.DataFrame:
 
     Columns: ``patch_id, domain, label, pc1, pc2`` and the components' shares of the variance.
     """
-    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
-    variance, directions = np.linalg.eigh(centred.T @ centred / (len(centred) - 1))  # ascending
-    directions = directions[:, [-1, -2]]  # (n_dims, 2)
-    largest = np.abs(directions).argmax(axis=0)
-    directions *= np.sign(directions[largest, [0, 1]])  # of two signs, one for every machine
-    points, (share1, share2) = centred @ directions, variance[[-1, -2]] / variance.sum()
+    pca = PCA(2, svd_solver="arpack", random_state=0).fit(features.astype(np.float64))
+    points, (share1, share2) = pca.transform(features), pca.explained_variance_ratio_
     table = labels[["patch_id", "domain", "label"]].reset_index(drop=True)
     return table.assign(pc1=points[:, 0], pc2=points[:, 1], share1=share1, share2=share2)
 
@@ -135,7 +140,9 @@ def embedding(study: Study, encoder: str, features: np.ndarray) -> Exhibit:
     table = components(features, study.labels)
     shares = 100 * table[["share1", "share2"]].iloc[0]
     names = table["label"].map(classes(study.settings))
-    shown = pd.concat([table.assign(by="domain", group=table["domain"]), table.assign(by="class", group=names)])
+    shown = pd.concat(
+        [table.assign(by="domain", group=table["domain"]), table.assign(by="class", group=names)]
+    )
     grid = sns.relplot(
         shown.sort_values("group"), x="pc1", y="pc2", hue="group", style="group", col="by",
         col_order=["domain", "class"], s=12, alpha=0.55, linewidth=0, height=3.6,

@@ -1,9 +1,13 @@
-"""Data scaling (Fig. 1 of Ganz et al. 2024): scores by amount of data, the raters, other ways to split."""
+"""Data scaling (Fig. 1 of Ganz et al. 2024): scores by amount of data, raters, ways to split."""
+
+import math
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.figure import Figure
 
 from mfcore import store
 from mfcore.analysis.exhibit import (
@@ -11,17 +15,16 @@ from mfcore.analysis.exhibit import (
     MARKERS,
     WIDTH_INCH,
     Exhibit,
-    cells,
     finished,
     folds,
     in_panels,
     in_style,
     listed,
     look,
-    marked,
     named,
     of_what,
     plus_minus,
+    rounded,
 )
 from mfcore.analysis.scores import (
     by_size,
@@ -43,7 +46,11 @@ SECTION = "Data scaling"
 SHOWN = ("auroc", "balanced_accuracy")
 DATA_SETS = {"midog22": "MIDOG 2022", "ccmct": "CCMCT"}  # by a study's source
 LINES = {"curve": ("-", "fitted curve"), "straight": (":", "as in the last tenfold step")}
-PUBLISHED_LOOKS = {END_TO_END: ("^", 0.75), PROBE: ("o", 1.0), LORA: ("s", 1.33)}  # marker, and its place
+PUBLISHED_LOOKS = {
+    END_TO_END: ("^", 0.75),
+    PROBE: ("o", 1.0),
+    LORA: ("s", 1.33),
+}  # marker, and its place
 PUBLISHED_COLUMNS = ["arm", "kind", "data_set", "metric", "value", "sd", "where"]
 BASE = "slide"  # the scheme that the others are measured against
 LEAKS = {  # what each leak's bars are
@@ -57,9 +64,10 @@ def scores(study: Study) -> Exhibit:
     """AUROC of every arm at every size; the table has every metric (`scores.scaling_table`)."""
     table, settings = by_size(study), study.settings
     caption = (
-        f"AUROC of every arm by the share of the training patches ({of_what(settings)}). Mean ± sample SD of {folds(table)}."
+        f"AUROC of every arm by the share of the training patches ({of_what(settings)}). "
+        f"Mean ± sample SD of {folds(table)}."
     )
-    readable = wide(marked(table, settings))
+    readable = wide(named(table, settings))
     return Exhibit("05_scores", "Scores", caption, table, None, SECTION, readable)
 
 
@@ -72,9 +80,10 @@ def raters(study: Study) -> Exhibit:
     total = table[table["domain"] == ALL].iloc[0]
     one = measured.reference(table)
     caption = (
-        f"One rater against another, and each rater against the consensus, which counts the rater's own "
-        f"vote ({of_what(settings)}); a rater is a position in the list of votes. In brackets: 95 % "
-        f"intervals (bootstrap of {total['n_units']} {total['unit']}s; {total['n']:,} annotations)."
+        "One rater against another, and each rater against the consensus, which counts the rater's "
+        f"own vote ({of_what(settings)}); a rater is a position in the list of votes. In brackets: "
+        f"95 % intervals (bootstrap of {total['n_units']} {total['unit']}s; {total['n']:,} "
+        "annotations)."
     )
     if one:
         caption += f" One rater reaches a balanced accuracy of {one.estimate:.2f} against another."
@@ -87,20 +96,24 @@ def raters(study: Study) -> Exhibit:
 def published(settings: Settings) -> pd.DataFrame:
     """Published values with all the data, to stand beside a study's: columns PUBLISHED_COLUMNS.
 
-    Of the study's own data set where there are any, else of both that Ganz et al. 2024 used. Those of
-    Ammeling et al. 2025 are known second-hand, and ``where`` says so.
+    Of the study's own data set where there are any, else of both that Ganz et al. 2024 used. Those
+    of Ammeling et al. 2025 are known second-hand, and ``where`` says so.
     """
     if "amibr_probes.csv" in settings.source.published:
         table = published_table("amibr_probes.csv")
         table = table.assign(data_set="AMi-Br", where="Banerjee et al. 2025", auroc_sd=np.nan)
-        parts = [table.assign(metric=metric, value=table[metric], sd=table[f"{metric}_sd"]) for metric in SHOWN]
+        parts = [
+            table.assign(metric=metric, value=table[metric], sd=table[f"{metric}_sd"])
+            for metric in SHOWN
+        ]
     else:
-        first = published_table("ganz_2024_full_size.csv")
-        first = first.assign(kind=END_TO_END, metric="auroc", where="Ganz et al. 2024, " + first["where"])
-        first = first.rename(columns={"auroc": "value", "auroc_sd": "sd"})
+        first = published_table("ganz_2024_full_size.csv").rename(columns={"auroc": "value"})
+        first = first.rename(columns={"auroc_sd": "sd"}).assign(kind=END_TO_END, metric="auroc")
+        first["where"] = "Ganz et al. 2024, " + first["where"]
         later = published_table("ammeling_2025.csv")
-        is_shown = (later["size"] == 1) & (later["quantity"] == "mixed") & later["metric"].isin(SHOWN)
-        later = later[is_shown].assign(data_set=later["data_set"].map(DATA_SETS), where="Ammeling et al. 2025, second-hand")
+        later = later.query("size == 1 and quantity == 'mixed' and metric in @SHOWN")
+        later = later.assign(where="Ammeling et al. 2025, second-hand")
+        later["data_set"] = later["data_set"].map(DATA_SETS)
         own = DATA_SETS.get(settings.data.source)
         parts = [part[part["data_set"] == own] if own else part for part in (first, later)]
     return pd.concat(parts, ignore_index=True)[PUBLISHED_COLUMNS]
@@ -110,14 +123,14 @@ def published_values(study: Study) -> Exhibit:
     """The published values that Fig. 1 shows."""
     table = published(study.settings)
     caption = (
-        f"Published scores with all the data, from {listed(_papers(table))}. They were measured on "
+        f"Published scores with all the data, from {_papers(table)}. They were measured on "
         "other patches, so their distance from this study's scores has no meaning."
     )
     return Exhibit("05_published", "Published values", caption, table, None, SECTION)
 
 
-def _papers(table: pd.DataFrame) -> list[str]:
-    return list(dict.fromkeys(table["where"].str.extract(r"(.+? et al\. \d+)", expand=False)))
+def _papers(table: pd.DataFrame) -> str:
+    return listed(table["where"].str.extract(r"(.+? et al\. \d+)", expand=False).unique())
 
 
 @in_style
@@ -126,17 +139,20 @@ def figure_1(study: Study) -> Exhibit:
     table, settings, beside = by_size(study), study.settings, published(study.settings)
     sizes = table.groupby("size")["n_train"].mean().round().astype(int)
     mixed = study.scores[study.scores["train_domain"] == ALL]
-    long = named(in_order(mixed, settings), settings)
-    long = long.assign(n_train=long["size"].map(sizes)).melt(["name", "n_train"], list(SHOWN), "metric", "score")
-    arms = named(table, settings)[["arm", "kind", "name"]].drop_duplicates()
+    mixed = mixed.assign(n_train=mixed["size"].map(sizes))
+    mixed = named(in_order(mixed, settings), settings)
+    arms = table.drop_duplicates("arm")
     looks = pd.DataFrame([look(settings, row.arm, row.kind) for row in arms.itertuples()])
     grid = sns.catplot(
-        long, kind="point", x="n_train", y="score", col="metric", hue="name", errorbar="sd",
-        hue_order=list(arms["name"]), palette=list(looks["color"]), markers=list(looks["marker"]),
-        linestyles=list(looks["linestyle"]), native_scale=True, log_scale=(True, False), dodge=0.25 * (len(arms) > 1),
+        mixed.melt(["name", "n_train"], SHOWN, "metric", "score"), kind="point", x="n_train",
+        y="score", col="metric", hue="name", errorbar="sd", palette=list(looks["color"]),
+        markers=list(looks["marker"]), linestyles=list(looks["linestyle"]), native_scale=True,
+        log_scale=(True, False), dodge=0.25 * (len(arms) > 1),
         capsize=0.05, linewidth=1.4, markersize=4.5, err_kws={"linewidth": 1}, height=4, aspect=0.9,
     )  # fmt: skip
-    places = {name: sizes.max() * 4.0 ** (i + 1) for i, name in enumerate(beside["data_set"].unique())}
+    places = {
+        name: sizes.max() * 4.0 ** (i + 1) for i, name in enumerate(beside["data_set"].unique())
+    }
     ticks = {n: f"{n:,}\n({splits.percent(size)} %)" for size, n in sizes.items()}
     ticks |= {x: name.replace(" ", "\n") for name, x in places.items()}
     for metric, axis in grid.axes_dict.items():
@@ -146,27 +162,33 @@ def figure_1(study: Study) -> Exhibit:
         axis.axvline(2 * sizes.max(), color="0.6", linewidth=0.8)
         for kind, part in beside[beside["metric"] == metric].groupby("kind"):
             (form, shift), x = PUBLISHED_LOOKS[kind], part["data_set"].map(places)
-            axis.plot(x * shift, part["value"], form, color="0.25", mfc="white", label=f"published: {kind}")
+            axis.plot(
+                x * shift,
+                part["value"],
+                form,
+                color="0.25",
+                mfc="white",
+                label=f"published: {kind}",
+            )
         axis.set_xticks(list(ticks), list(ticks.values()))
         axis.minorticks_off()
         axis.set(title=binary.TITLES[metric], xlabel="training patches, n (share)", ylim=(None, 1))
     grid.set_ylabels("mean ± SD over folds")
-    figure = finished(study, grid.figure)
     best = _best(table)
     caption = (
-        f"AUROC and balanced accuracy on the test patches against the number of training patches "
+        "AUROC and balanced accuracy on the test patches against the number of training patches "
         f"({of_what(settings)}); open markers, right of the line: published, with all the data, on "
-        f"other patches ({listed(_papers(beside))}). Points and bars: mean and sample SD of "
-        f"{folds(table, 'Monte Carlo fold')}; shaded: 95 % interval of the raters. With all the data "
-        f"{best['arm']} is highest: AUROC {plus_minus(best['auroc'], best['auroc_sd'])}."
+        f"other patches ({_papers(beside)}). Points and bars: mean and sample SD of "
+        f"{folds(table, 'Monte Carlo fold')}; shaded: 95 % interval of the raters. With all the "
+        f"data {best['arm']} is highest: AUROC {plus_minus(best['auroc'], best['auroc_sd'])}."
     )
+    figure = finished(study, grid.figure)
     return Exhibit("05_data_scaling", "Fig. 1. Data scaling", caption, table, figure, SECTION)
 
 
 def _best(table: pd.DataFrame) -> pd.Series:
     """The row of the arm with the highest AUROC at the largest size."""
-    full = table[table["size"] == table["size"].max()]
-    return full.loc[full["auroc"].idxmax()]
+    return table.loc[table["auroc"].where(table["size"] == table["size"].max()).idxmax()]
 
 
 # ---- learning curves ----
@@ -174,67 +196,65 @@ def _best(table: pd.DataFrame) -> pd.Series:
 
 @in_style
 def learning_curves(study: Study) -> Exhibit:
-    """AUROC by training patches, each arm's curve drawn on to more (`curves.ahead`), a panel an arm."""
+    """AUROC by training patches, each arm's curve drawn on to more (`curves.ahead`)."""
     settings, best = study.settings, _best(by_size(study))
     expected = in_order(curves.ahead(study.scores, study.seed), settings, "n_train")
     mixed = study.scores[study.scores["train_domain"] == ALL]
+    mixed = mixed.assign(n_train=mixed.groupby("size")["n_train"].transform("mean"))
     mixed = named(in_order(mixed, settings), settings)
-    sizes = mixed.groupby("size")["n_train"].transform("mean")
-    grid = sns.FacetGrid(mixed.assign(n_train=sizes), col="name", col_wrap=3, height=2.1, aspect=1.15)
-    points = {"errorbar": "sd", "err_style": "bars", "marker": "o", "linestyle": "", "color": "C0"}
+    grid = sns.FacetGrid(mixed, col="name", col_wrap=3, height=2.1, aspect=1.15)
+    points = {"errorbar": "sd", "err_style": "bars", "marker": "o", "linestyle": ""}
     grid.map_dataframe(sns.lineplot, "n_train", "auroc", label="mean ± SD over folds", **points)
-    label = f"{best['arm']}, all the data"
     for (name, how), on in named(expected, settings).groupby(["name", "how"], sort=False):
-        axis = grid.axes_dict[name]
+        axis, (line, of) = grid.axes_dict[name], LINES[how]
         axis.fill_between(on["n_train"], on["low"], on["high"], color="0.86", label="95 % band")
-        line, of = LINES[how]
         axis.plot(on["n_train"], on["expected"], line, color="0.25", label=of)
-    for axis in grid.axes.flat:
-        axis.axhline(best["auroc"], color="black", linestyle="--", label=label)
-        axis.axhline(0.5, **CHANCE)
-    grid.set(xscale="log", ylim=(None, 1.0))
+    label = f"{best['arm']}, all the data"
+    grid.refline(y=best["auroc"], color="black", linestyle="--", label=label)
+    grid.refline(y=0.5, **CHANCE)
+    grid.set(xscale="log", ylim=(None, 1))
     in_panels(grid, "training patches, n", "AUROC")
-    figure = finished(study, grid.figure)
     caption = (
-        f"AUROC by number of training patches n with each arm's curve a - b n^-c or, dotted, the last "
-        f"step drawn on where the data determine no curve ({of_what(settings)}). Points and bars: mean "
-        f"and sample SD of {folds(by_size(study))}; bands: 95 % over resampled folds, none where all "
-        f"folds are tested on the same patches. Dashed: {best['arm']}, {best['auroc']:.2f} with "
-        f"{best['n_train']:,} patches."
+        "AUROC by number of training patches n with each arm's curve a - b n^-c or, dotted, the "
+        f"last step drawn on where the data determine no curve ({of_what(settings)}). Points and "
+        f"bars: mean and sample SD of {folds(by_size(study))}; bands: 95 % over resampled folds, "
+        f"none where all folds are tested on the same patches. Dashed: {best['arm']}, "
+        f"{best['auroc']:.2f} with {best['n_train']:,} patches."
     )
+    figure = finished(study, grid.figure)
     return Exhibit("05_learning_curves", "Learning curves", caption, expected, figure, SECTION)
 
 
 def patches_needed(study: Study) -> Exhibit:
     """How many patches would close each arm's gap to the best one (`curves.fit`)."""
-    fits = in_order(curves.fit(study.scores, study.seed), study.settings)
-    is_bent, needed = fits["why_not"] == "", _spans(fits, "n_needed", ",.0f")
-    readable = fits[["arm", "kind"]].assign(
-        **{
-            "AUROC levels off at": _spans(fits, "asymptote", ".2f").where(is_bent, "no curve: " + fits["why_not"]),
-            "per tenfold patches": _spans(fits, "per_tenfold", "+.2f"),
-            "patches to close the gap": needed.where(is_bent, _spans(fits, "n_straight", ",.0f")),
-        }
-    )
+    fits, rows = in_order(curves.fit(study.scores, study.seed), study.settings), []
+    ends = {"low": "asymptote_low", "high": "asymptote_high"}
+    for row in fits.rename(columns=ends).to_dict("records"):
+        none, way = row["why_not"], "n_straight" if row["why_not"] else "n_needed"
+        shown = {"arm": row["arm"], "kind": row["kind"]}
+        shown["AUROC levels off at"] = (
+            f"no curve: {none}" if none else _span(row, "asymptote", ".2f")
+        )
+        shown["per tenfold patches"] = _span(row, "per_tenfold", "+.2f")
+        rows.append(shown | {"patches to close the gap": _span(row, way, ",.0f")})
     caption = (
-        f"What each arm's AUROC comes to with ever more patches, and the patches at which it reaches "
-        f"what the best arm has ({of_what(study.settings)}). Curves a - b n^-c through the means of "
-        f"{folds(fits)}; where the data determine none, the last step drawn on, which needs the least. "
-        "In brackets: 95 % over resampled folds."
+        "What each arm's AUROC comes to with ever more patches, and the patches at which it "
+        f"reaches what the best arm has ({of_what(study.settings)}). Curves a - b n^-c through the "
+        f"means of {folds(fits)}; where the data determine none, the last step drawn on, which "
+        "needs the least. In brackets: 95 % over resampled folds."
     )
-    return Exhibit("05_patches_needed", "Patches needed", caption, fits, None, SECTION, readable)
+    title, readable = "Patches needed", pd.DataFrame(rows)
+    return Exhibit("05_patches_needed", title, caption, fits, None, SECTION, readable)
 
 
-def _spans(table: pd.DataFrame, name: str, form: str) -> pd.Series:
-    """A column with its bounds as "0.80 [0.75, 0.84]"; without bounds where they are NaN, a dash without a value."""
-    low, high = ("low", "high") if name == "asymptote" else (f"{name}_low", f"{name}_high")
-    numbers = table[[name, low, high]].astype(float)
+def _span(row: Mapping[str, float], name: str, form: str) -> str:
+    """ "0.80 [0.75, 0.84]"; without bounds where they are NaN, a dash without a value."""
+    values = [row[f"{name}{end}"] for end in ("", "_low", "_high")]
     if form == ",.0f":  # counts, of which two digits are known
-        numbers = numbers.map("{:.2g}".format).astype(float)
-    value, low, high = (numbers[column].map(f"{{:{form}}}".format) for column in numbers)
-    shown = value + " [" + low + ", " + high + "]"
-    shown = shown.str.replace(r" \[\+?nan, .*", "", regex=True).str.replace("inf", "∞")
-    return shown.str.replace(r"^\+?nan$", "–", regex=True)
+        values = [float(f"{value:.2g}") for value in values]
+    value, low, high = (f"{value:{form}}".replace("inf", "∞") for value in values)
+    bounds = "" if math.isnan(values[1]) else f" [{low}, {high}]"
+    return "–" if math.isnan(values[0]) else f"{value}{bounds}"
 
 
 # ---- other ways to split ----
@@ -257,19 +277,17 @@ def _under_schemes(study: Study) -> pd.DataFrame:
 
 
 def inflation_table(study: Study) -> pd.DataFrame:
-    """What the probe of ``inflation.encoder`` scores under each way to split, a row a scheme and size.
+    """What the probe of ``inflation.encoder`` scores, a row a way to split and size.
 
     Columns: ``scheme, size, n_train, n_folds``; each of SHOWN with ``_sd`` over folds; the leaks of
-    `splits_audit.LEAKS` (means over folds); ``auroc_inflation, balanced_accuracy_inflation``: the mean
-    less that of splitting by slide at the same size, NaN where that has not been run. Schemes that
-    have not been run have no row. Raises StoreError where the splits have no audit.
+    `splits_audit.LEAKS` (means over folds); ``auroc_inflation, balanced_accuracy_inflation``: the
+    mean less that of splitting by slide at the same size, NaN where that has not been run. Schemes
+    that have not been run have no row. Raises StoreError where the splits have no audit.
     """
     fits, by = _under_schemes(study), ["scheme", "size"]
     if not len(fits):
         return pd.DataFrame()
-    table = mean_sd(fits, by, list(SHOWN), "size")
-    n_train = fits.groupby(by, sort=False)["n_train"].mean().round().astype(int)
-    table.insert(2, "n_train", n_train.to_numpy())
+    table = mean_sd(fits, by, SHOWN, "n_train")
     leaks = splits_audit.load_schemes(study.audit)
     table = table.join(leaks.groupby(by)[list(splits_audit.LEAKS)].mean(), on=by)
     for name in SHOWN:
@@ -280,54 +298,43 @@ def inflation_table(study: Study) -> pd.DataFrame:
 
 @in_style
 def split_schemes(study: Study) -> Exhibit:
-    """One probe under each way to split: what the split leaks at the largest size, and the AUROC."""
+    """One probe under each way to split: what the split leaks, and the AUROC."""
     name, title, table = "05_inflation", "What the split is worth", inflation_table(study)
-    settings = study.settings
+    of, encoder = of_what(study.settings), study.settings.inflation.encoder
     if not len(table):
-        caption = f"No encoder was probed under other ways to split ({of_what(settings)})."
+        caption = f"No encoder was probed under other ways to split ({of})."
         return Exhibit(name, title, caption, table, None, SECTION)
-    full = table[table["size"] == table["size"].max()]
-    schemes = full["scheme"].map(splits_audit.scheme_title)
-    leaks = full[list(LEAKS)].mul(100).rename(columns=LEAKS).assign(scheme=schemes)
-    leaks = leaks.melt("scheme", var_name="leak", value_name="share")
-    fits = _under_schemes(study)
-    fits = fits.assign(
-        scheme=fits["scheme"].map(splits_audit.scheme_title),
-        size=[f"{splits.percent(size)} % of the training patches" for size in fits["size"]],
-    )
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_INCH, 1.7 + 0.42 * len(full)), sharey=True, width_ratios=(1, 1.7))
-    sns.barplot(leaks, x="share", y="scheme", hue="leak", palette="Greys", ax=left)
-    left.set(xlabel="test patches, %", xlim=(0, 100), ylabel="")
-    sns.pointplot(
-        fits, x="auroc", y="scheme", hue="size", errorbar="sd", markers=list(MARKERS[: fits["size"].nunique()]),
-        linestyle="none", dodge=0.4 * (fits["size"].nunique() > 1), capsize=0.1, linewidth=1.2, markersize=5, ax=right,
-    )  # fmt: skip
-    if BASE in set(full["scheme"]):
-        base = full.loc[full["scheme"] == BASE, "auroc"].item()
-        right.axvline(base, color="0.4", linewidth=0.9, linestyle="--", label="by slide, all the data")
-    right.set_xlabel("AUROC, mean ± SD over folds")
-    left.legend_ = right.legend_ = None
-    figure = finished(study, figure, f"{settings.inflation.encoder} (probe)")
+    shown = table.assign(scheme=table["scheme"].map(splits_audit.scheme_title))
+    full = shown[shown["size"] == shown["size"].max()]
     best = full.loc[full["auroc"].idxmax()]
     caption = (
-        f"What each way to split leaks from training to test with all the data (left), and the AUROC "
-        f"of the probe on {settings.inflation.encoder} (right; {of_what(settings)}). Points and bars: "
-        f"mean and sample SD of {folds(full)}. With all the data AUROC is highest "
-        f"{splits_audit.scheme_title(best['scheme'])}: {plus_minus(best['auroc'], best['auroc_sd'])}."
+        "What each way to split leaks from training to test with all the data (left), and the "
+        f"AUROC of the probe on {encoder} (right; {of}). Points and bars: mean and sample SD of "
+        f"{folds(full)}. With all the data AUROC is highest {best['scheme']}: "
+        f"{plus_minus(best['auroc'], best['auroc_sd'])}."
     )
-    return Exhibit(name, title, caption, table, figure, SECTION, inflation_readable(table))
+    figure = finished(study, _draw_schemes(full, _under_schemes(study)), f"{encoder} (probe)")
+    return Exhibit(name, title, caption, table, figure, SECTION, rounded(shown))
 
 
-def inflation_readable(table: pd.DataFrame) -> pd.DataFrame:
-    """`inflation_table` for the eye: scores as "mean ± SD", shares in per cent, inflation signed."""
-    leaks = {leak: splits_audit.per_cent(table[leak]) for leak in splits_audit.LEAKS}
-    return pd.DataFrame(
-        {
-            "scheme": table["scheme"].map(splits_audit.scheme_title),
-            "size": [f"{splits.percent(size)}\u00a0%" for size in table["size"]],
-            "n_train": table["n_train"],
-            **leaks,
-            "AUROC": cells(table, "auroc"),
-            "above_by_slide": [f"{value:+.3f}" if pd.notna(value) else "–" for value in table["auroc_inflation"]],
-        }
-    )
+def _draw_schemes(full: pd.DataFrame, fits: pd.DataFrame) -> Figure:
+    """Leaks and AUROC, a line a scheme; full: of `inflation_table` with all the data, by title."""
+    leaks = full[["scheme", *LEAKS]].rename(columns=LEAKS)
+    leaks = leaks.melt("scheme", var_name="leak", value_name="share")
+    share = fits["size"].map(lambda size: f"{splits.percent(size)} % of the training patches")
+    fits = fits.assign(scheme=fits["scheme"].map(splits_audit.scheme_title), size=share)
+    size_inch, n_sizes = (WIDTH_INCH, 1.7 + 0.42 * len(full)), share.nunique()
+    figure, axes = plt.subplots(1, 2, figsize=size_inch, sharey=True, width_ratios=(1, 1.7))
+    sns.barplot(leaks, x="share", y="scheme", hue="leak", palette="Greys", ax=axes[0])
+    axes[0].set(xlabel="test patches, share", xlim=(0, 1), ylabel="")
+    sns.pointplot(
+        fits, x="auroc", y="scheme", hue="size", errorbar="sd", markers=list(MARKERS[:n_sizes]),
+        linestyle="none", dodge=0.4 * (n_sizes > 1), capsize=0.1, linewidth=1.2, markersize=5,
+        ax=axes[1],
+    )  # fmt: skip
+    axes[1].set_xlabel("AUROC, mean ± SD over folds")
+    for base in full.loc[full["scheme"] == splits_audit.scheme_title(BASE), "auroc"]:
+        axes[1].axvline(base, color="0.4", linestyle="--", label="by slide, all the data")
+    for axis in axes:
+        axis.legend_ = None  # `finished` has one for both
+    return figure

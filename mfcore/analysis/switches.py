@@ -1,7 +1,8 @@
-"""What each switch is worth: the study with that switch alone as released, against the study as it is.
+"""What each switch is worth: the study with one switch as released, against the study itself.
 
-A flipped switch is a derived study, of the arms and folds that ``effects`` in the study file names. Its runs lie among the
-study's own and are found by their keys, so that what flipping leaves equal is made once.
+A flipped switch is a derived study, of the arms and folds that ``effects`` in the study file names.
+Its runs lie among the study's own and are found by their keys, so that what flipping leaves equal
+is made once.
 """
 
 from dataclasses import replace
@@ -37,8 +38,10 @@ COLUMNS = ["switch", "as_released", "default", "arm", "kind", "n_folds", *NUMBER
 
 @cache
 def departures() -> dict[str, dict[str, str]]:
-    """Where the released code departs, by name, as ``switches.yaml`` says; `BASE` and `PAPER` are entries as well."""
-    return yaml.safe_load(resources.files("mfcore.analysis").joinpath("switches.yaml").read_text(encoding="utf-8"))
+    """Where the released code departs, by name (``switches.yaml``), `BASE` and `PAPER` too."""
+    return yaml.safe_load(
+        resources.files("mfcore.analysis").joinpath("switches.yaml").read_text(encoding="utf-8")
+    )
 
 
 # ---- the derived study ----
@@ -50,10 +53,10 @@ def arms(settings: Settings) -> tuple[str, ...]:
 
 
 def derived(study: Study, switch: str) -> Study:
-    """The study with one switch as the released code has it, on the arms of its ``effects`` at the full size.
+    """The study with one switch as released, on the arms of its ``effects`` at the full size.
 
-    switch: a name of `Switches`; `BASE` sets none and `PAPER` all. Patches stay as wide as the study's, so that they are the
-    same ones. Raises ValueError for another name.
+    switch: a name of `Switches`; `BASE` sets none and `PAPER` all. Patches stay as wide as the
+    study's, so that they are the same ones. Raises ValueError for another name.
     """
     if switch not in (BASE, PAPER, *Switches.CHOICES):
         raise ValueError(f"switch {switch!r} is not one of {[*Switches.CHOICES, PAPER]}")
@@ -78,27 +81,22 @@ def _network(settings: Settings, arm: str) -> Network | None:
 
 
 def made_from(settings: Settings, arm: str) -> list:
-    """What decides the runs of an arm, as far as a switch can change it: plain data, equal where the runs are the same."""
+    """What decides the runs of an arm, as far as a switch can change it, as plain data."""
     network, switches = _network(settings, arm), settings.switches
     purpose, encoder = ("embedding", arm) if network is None else ("training", network.architecture)
     card = released_cards(purpose).get(encoder) if switches.encoder_input == "released" else None
-    made = [
-        study_data.patches_config(settings),
-        study_data.splits_config(settings, networks=network is not None),
-        card,
-    ]
-    if network is not None:
-        chooses = switches.epoch == "best" or network.patience is not None
-        made += [switches.epoch, switches.training_label, settings.released_in_training(network)]
-        made += [
-            switches.validation if chooses else None,
-            switches.clipping if network.clip_norm is not None else None,
-        ]
-    return made
+    patches, splits = study_data.patches_config(settings), study_data.splits_config
+    made = [patches, splits(settings, networks=network is not None), card]
+    if network is None:
+        return made
+    is_chosen = switches.epoch == "best" or network.patience is not None
+    made += [switches.epoch, switches.training_label, settings.released_in_training(network)]
+    made.append(switches.validation if is_chosen else None)
+    return [*made, switches.clipping if network.clip_norm is not None else None]
 
 
 def why_not(study: Study, switch: str, arm: str) -> str:
-    """Why a switch changes nothing of an arm, as the study file and the data tell; empty where it changes something."""
+    """Why a switch changes nothing of an arm; empty where it changes something."""
     base, flipped = derived(study, BASE).settings, derived(study, switch).settings
     if switch == BASE:
         return ""
@@ -111,16 +109,19 @@ def why_not(study: Study, switch: str, arm: str) -> str:
 
 
 def counted(study: Study, switch: str) -> str:
-    """How many of the study's patches or slides a switch changes, in words; empty where that isn't counted.
+    """How many patches or slides a switch changes, in words; empty where that isn't counted.
 
-    Counted are ``border``, ``resolution`` and, for the network of ``effects``, ``training_label``, once the study has patches.
+    Counted are ``border``, ``resolution`` and, for the network of ``effects``, ``training_label``,
+    once the study has patches.
     """
-    count = {"border": _over_border, "resolution": _rescaled, "training_label": _sees_a_positive}.get(switch)
+    counts = {"border": _over_border, "resolution": _rescaled, "training_label": _sees_a_positive}
+    if switch not in counts:
+        return ""
     try:
-        n = "{:,} of {:,} ".format(*count(study)) if count else ""
+        n, n_all = counts[switch](study)
     except store.StoreError:
         return ""
-    return n and n + departures()[switch]["counted"]
+    return f"{n:,} of {n_all:,} {departures()[switch]['counted']}"
 
 
 def _over_border(study: Study) -> tuple[int, int]:
@@ -134,15 +135,17 @@ def _rescaled(study: Study) -> tuple[int, int]:
 
 
 def _sees_a_positive(study: Study) -> tuple[int, int]:
-    """Negative patches that hold the centre of a positive annotation inside what training sees of them."""
+    """Negative patches with the centre of a positive annotation in what training sees of them."""
     settings = study.settings
     network = settings.network(settings.effects.network)
     labels = splits_draw.with_places(study.labels, study_data.placing_of(settings))
-    labels = labels.assign(slide=pd.factorize(labels["slide_id"])[0] * 1e12)  # no two slides are near each other
+    labels["slide"] = pd.factorize(labels["slide_id"])[0] * 1e12  # no two are near each other
     negative, positive = (labels[labels["label"] == label] for label in (0, 1))
     share = (network.input_px + 2 * network.shift_px) / settings.patches.size_px
     tree = cKDTree(positive[["x_l0_px", "y_l0_px", "slide"]].to_numpy())
-    distance, _ = tree.query(negative[["x_patch_l0_px", "y_patch_l0_px", "slide"]].to_numpy(), p=np.inf)  # (n_negative,)
+    distance, _ = tree.query(
+        negative[["x_patch_l0_px", "y_patch_l0_px", "slide"]].to_numpy(), p=np.inf
+    )  # (n_negative,)
     return int((distance <= negative["side_l0_px"] * share / 2).sum()), len(negative)
 
 
@@ -152,12 +155,12 @@ def _sees_a_positive(study: Study) -> tuple[int, int]:
 def table(study: Study, switches: tuple[str, ...] = ()) -> pd.DataFrame:
     """A row a departure (of the named ``switches``, else of all) and arm.
 
-    None where the study's ``effects`` name no switches. ``as_released, default``: what the released code
-    does and what the study does. ``auroc, auroc_sd``: at the full size, mean and sample SD over
-    ``n_folds``. ``difference, low, high``: of the AUROC from `BASE`; paired over folds
-    (`statistics.paired_test`) where both are tested on the same patches, else unpaired, as ``why`` then
-    says. ``why``: where numbers are missing, why; else how they are to be read, and what of the data the
-    switch changes.
+    None where the study's ``effects`` name no switches. ``as_released, default``: what the released
+    code does and what the study does. ``auroc, auroc_sd``: at the full size, mean and sample SD
+    over ``n_folds``. ``difference, low, high``: of the AUROC from `BASE`; paired over folds
+    (`statistics.paired_test`) where both are tested on the same patches, else unpaired, as ``why``
+    then says. ``why``: where numbers are missing, why; else how they are to be read, and what of
+    the data the switch changes.
     """
     names = switches or (departures() if study.settings.effects.switches else ())
     base, rows = derived(study, BASE), []
@@ -208,9 +211,13 @@ def _not_yet(study: Study, name: str) -> str:
 
 def _difference(study: Study, flipped: pd.DataFrame, base: pd.DataFrame, count: str) -> dict:
     """How the AUROC differs: paired over folds tested on the same patches, else unpaired."""
-    here, there = (by_fold(part, "auroc", study.seed, study_predictions.ALL) for part in (flipped, base))
+    here, there = (
+        by_fold(part, "auroc", study.seed, study_predictions.ALL) for part in (flipped, base)
+    )
     n_test = max(part.groupby("fold").size().mean() for part in (flipped, base))
-    scores, own = (part.set_index(["fold", "patch_id"])["score"].sort_index() for part in (flipped, base))
+    scores, own = (
+        part.set_index(["fold", "patch_id"])["score"].sort_index() for part in (flipped, base)
+    )
     if scores.index.equals(own.index):
         test = statistics.paired_test(here, there, base["n_train"].mean(), n_test)
         note = "the same predictions in every fold" if scores.equals(own) else ""
@@ -233,13 +240,14 @@ def sentence(row: dict) -> str:
         return row["why"]
     score = f"AUROC {exhibit.plus_minus(row['auroc'], row['auroc_sd'])} over {exhibit.folds(row)}"
     if np.isfinite(row["difference"]):
-        score = f"{row['difference']:+.3f} ({exhibit.bounds(row['low'], row['high']) or 'no interval'}), {score}"
+        span = exhibit.bounds(row["low"], row["high"]) or "no interval"
+        score = f"{row['difference']:+.3f} ({span}), {score}"
     return f"{score}; {row['why']}" if row["why"] else score
 
 
 @exhibit.in_style
 def worth(study: Study) -> Exhibit:
-    """Every departure of the released code, what the study does instead, and what that is worth to each arm."""
+    """Every departure of the released code, and what it is worth to each arm."""
     rows, settings = table(study), study.settings
     measured = rows[rows["difference"].notna()]
     single = measured[measured["switch"] != PAPER]
@@ -253,10 +261,11 @@ def worth(study: Study) -> Exhibit:
     )
     n_folds = exhibit.counted(settings.effects.n_folds or settings.splits.n_folds, "fold")
     caption = (
-        f"What each departure of the released code of Ganz et al. is worth on the full training set: its "
-        f"switch alone as released, against the study as it is ({exhibit.of_what(settings)}). Differences of "
-        f"the mean AUROC of {n_folds}; bars: 95 % intervals, over folds and corrected for their overlap, or "
-        f"over draws of the tested slides or cases where the table says so. {finding}"
+        "What each departure of the released code of Ganz et al. is worth on the full training "
+        "set: its switch alone as released, against the study as it is "
+        f"({exhibit.of_what(settings)}). Differences of the mean AUROC of {n_folds}; bars: 95 % "
+        "intervals, over folds and corrected for their overlap, or over draws of the tested slides "
+        f"or cases where the table says so. {finding}"
     )
     figure = _figure(study, measured) if len(measured) else None
     name, title = "05_switches", "What each switch is worth"

@@ -78,9 +78,9 @@ def resolution(material: Material) -> Finding:
         value=n_near == len(values),
         difference=float(values[off.idxmax()] - 0.25),
         why=[f"this study {target if is_resampled else 'reads patches as scanned'}"],
-        barred=[]
-        if has_slides
-        else ["its patches do not state their µm/px: 0.25 is taken for them"],
+        barred=(
+            [] if has_slides else ["its patches do not state their µm/px: 0.25 is taken for them"]
+        ),
     )
 
 

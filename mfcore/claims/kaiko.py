@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mfcore.analysis import pretrainings as of_pretraining, representations, tasks
-from mfcore.analysis.representations import EXPECTED, TITLES
+from mfcore.analysis.encoders import pretrainings as of_pretraining, representations, tasks
+from mfcore.analysis.encoders.representations import EXPECTED, TITLES
 from mfcore.claims.arms import pathology
 from mfcore.claims.material import Material, Untestable
 from mfcore.claims.rules import ALPHA, UNCLEAR, Finding, describe

@@ -34,27 +34,41 @@ EVIDENCE = ("data", "networks", "method", "data scaling", "domain shift", "later
 PRETRAINING = "pretraining"
 QUESTION = ("mitotic figure", "look-alike")
 RULE = (
-    "A printed number is judged only on the data set that it was printed for. Reproduced: the "
-    "mean over folds is within the tolerance, and its 95 % interval is at most four tolerances "
-    "wide. Not reproduced: the whole interval is outside. Otherwise unclear.",
-    "A direction (above, not above, alike) is judged on any real data that ask the paper's "
-    "question, mitotic figure against look-alike. “Above” needs every difference above zero with "
-    "p below 0.05; one difference clearly below zero refutes. “Not above” and “alike” need every "
-    "interval inside a margin that was set beforehand.",
-    "Synthetic data, and data that ask another question, judge neither. The page shows what was "
-    "found, and whether the result is as stated.",
-    "A statement about all of the paper's models can be refuted by some of them, and is unclear "
-    "while one is missing. Where the study has none of them, other encoders stand in: their "
-    "results are shown and not judged.",
-    "What networks are, and how a study was made, is judged in every study. The row says whether "
-    "this study's runs were made as the paper says.",
-    "Where each fold has its own test patches, intervals and p values are those of the corrected "
-    "paired t test over folds (Nadeau and Bengio 2003), which counts a fit's training and test "
-    "patches.",
-    "Where all folds test the same patches (out of domain, or the authors' own division), "
-    "intervals are over draws of the tested cases of each domain, the same for both arms, with "
-    "the spread over folds for the training (Obuchowski and Rockette 1995). A loss out of domain "
-    "has both parts. p values are after Holm over all comparisons of the row.",
+    (
+        "A printed number is judged only on the data set that it was printed for. Reproduced: the "
+        "mean over folds is within the tolerance, and its 95 % interval is at most four tolerances "
+        "wide. Not reproduced: the whole interval is outside. Otherwise unclear."
+    ),
+    (
+        "A direction (above, not above, alike) is judged on any real data that ask the paper's"
+        " question, mitotic figure against look-alike. “Above” needs every difference above zero"
+        " with p below 0.05; one difference clearly below zero refutes. “Not above” and “alike”"
+        " need every interval inside a margin that was set beforehand."
+    ),
+    (
+        "Synthetic data, and data that ask another question, judge neither. The page shows what was"
+        " found, and whether the result is as stated."
+    ),
+    (
+        "A statement about all of the paper's models can be refuted by some of them, and is unclear"
+        " while one is missing. Where the study has none of them, other encoders stand in: their"
+        " results are shown and not judged."
+    ),
+    (
+        "What networks are, and how a study was made, is judged in every study. The row says"
+        " whether this study's runs were made as the paper says."
+    ),
+    (
+        "Where each fold has its own test patches, intervals and p values are those of the"
+        " corrected paired t test over folds (Nadeau and Bengio 2003), which counts a fit's"
+        " training and test patches."
+    ),
+    (
+        "Where all folds test the same patches (out of domain, or the authors' own division),"
+        " intervals are over draws of the tested cases of each domain, the same for both arms, with"
+        " the spread over folds for the training (Obuchowski and Rockette 1995). A loss out of"
+        " domain has both parts. p values are after Holm over all comparisons of the row."
+    ),
 )
 PRETRAINING_RULE = (
     "kaiko 2024's statements are about ways to pretrain. Pretrainings that differ in one thing "

@@ -245,9 +245,9 @@ class _Training:
             "target_entropy": objective.entropies(self.mean_target).item(),
             **{key: now[key] for key in SCHEDULED},
             "rankme": rankme,
-            "patches_per_second": n_new
-            * self.settings.batch_size
-            / max(seconds - before["seconds"], 1e-9),
+            "patches_per_second": (
+                n_new * self.settings.batch_size / max(seconds - before["seconds"], 1e-9)
+            ),
             "seconds": seconds,
         }
         self.sums.zero_()

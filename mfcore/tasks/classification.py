@@ -196,8 +196,10 @@ BACH = Task(
     replace(CLASSIFICATION, patience=1250),
     tuple(BACH_PREFIXES),
     read=load_bach,
-    where="Zenodo, record 3632035, ICIAR2018_BACH_Challenge.zip "
-    "(CC BY-NC-ND 4.0 as eva prints it); unpack it here",
+    where=(
+        "Zenodo, record 3632035, ICIAR2018_BACH_Challenge.zip "
+        "(CC BY-NC-ND 4.0 as eva prints it); unpack it here"
+    ),
     counts={"train": 268, "val": 132},
 )
 CRC = Task(
@@ -206,8 +208,10 @@ CRC = Task(
     replace(CLASSIFICATION, patience=7),
     ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM"),
     read=load_crc,
-    where="Zenodo, record 1214456, NCT-CRC-HE-100K.zip and CRC-VAL-HE-7K.zip "
-    "(CC BY 4.0); unpack both here",
+    where=(
+        "Zenodo, record 1214456, NCT-CRC-HE-100K.zip and CRC-VAL-HE-7K.zip "
+        "(CC BY 4.0); unpack both here"
+    ),
     counts={"train": 100_000, "val": 7_180},
 )
 MHIST = Task(
@@ -216,9 +220,11 @@ MHIST = Task(
     CLASSIFICATION,
     ("SSA", "HP"),
     read=load_mhist,
-    where="the MHIST page of BMIRDS (Dartmouth), "
-    "which asks for a Dataset Research Use Agreement and then mails links: "
-    "annotations.csv, and images.zip to be unpacked as images/",
+    where=(
+        "the MHIST page of BMIRDS (Dartmouth), "
+        "which asks for a Dataset Research Use Agreement and then mails links: "
+        "annotations.csv, and images.zip to be unpacked as images/"
+    ),
     counts={"train": 2_175, "val": 977},
 )
 PCAM = Task(
@@ -229,8 +235,10 @@ PCAM = Task(
     read=load_pcam,
     image=read_pcam_item,
     prepare=unpack_pcam,
-    where="Zenodo, record 2546921, camelyonpatch_level_2_split_*.h5.gz (CC0); "
-    "put all six here, as they are or unpacked",
+    where=(
+        "Zenodo, record 2546921, camelyonpatch_level_2_split_*.h5.gz (CC0); "
+        "put all six here, as they are or unpacked"
+    ),
     counts={"train": 262_144, "val": 32_768, "test": 32_768},
 )
 PCAM_10SHOT = replace(

@@ -182,9 +182,11 @@ CONSEP = Task(
     ("background", "other", "inflammatory", "epithelial", "spindle-shaped"),
     read=load_consep,
     mask=read_consep_mask,
-    where="the HoVer-Net page of the Tissue Image Analytics Centre, "
-    "University of Warwick, consep_dataset.zip (Apache 2.0 as eva's documentation has it, which "
-    "also says that it wasn't to be had for a time); unpack it here",
+    where=(
+        "the HoVer-Net page of the Tissue Image Analytics Centre, University of Warwick,"
+        " consep_dataset.zip (Apache 2.0 as eva's documentation has it, which also says that it"
+        " wasn't to be had for a time); unpack it here"
+    ),
     counts={"train": 27 * 16, "val": 14 * 16},  # tiles
 )
 MONUSAC = Task(
@@ -194,9 +196,11 @@ MONUSAC = Task(
     ("background", "epithelial", "lymphocyte", "neutrophil", "macrophage"),
     read=load_monusac,
     mask=read_monusac_mask,
-    where="the Data page of the MoNuSAC 2020 challenge on Grand Challenge, "
-    "training and testing data (CC BY-NC-SA 4.0); "
-    "unpack both here",
+    where=(
+        "the Data page of the MoNuSAC 2020 challenge on Grand Challenge, "
+        "training and testing data (CC BY-NC-SA 4.0); "
+        "unpack both here"
+    ),
     counts={"train": 209, "val": 85},
 )
 TASKS = (CONSEP, MONUSAC)

@@ -54,9 +54,9 @@ def predictions():
     return made_predictions()
 
 
-def ranking(predictions, study, metric="auroc"):
+def ranking(predictions, study):
     """The ranking from predictions alone."""
-    return arms.ranking_table(scores(predictions), of_scores.differences_table(predictions, study, metric), study, metric)
+    return arms.ranking_table(scores(predictions), of_scores.differences_table(predictions, study), study)
 
 
 def least(predictions, study=STUDY):
@@ -65,10 +65,10 @@ def least(predictions, study=STUDY):
     return arms.least_differences(scores(predictions), pairs).set_index("question")
 
 
-def by_fold(predictions, metric="auroc"):
-    """A metric of every arm with all the data, arms across."""
+def by_fold(predictions):
+    """AUROC of every arm with all the data, arms across."""
     part = predictions.query("train_domain == 'all' and size == 1.0")
-    return scores(part).pivot(index="fold", columns="arm", values=metric)
+    return scores(part).pivot(index="fold", columns="arm", values="auroc")
 
 
 def test_every_pair_is_tested_once_and_corrected_over_all(predictions):
@@ -88,11 +88,9 @@ def test_every_pair_is_tested_once_and_corrected_over_all(predictions):
     assert table["p_holm"].max() == table.loc[3, "p_holm"] and (table["p_holm"].drop(3) < 0.05).all()
 
 
-def test_scores_must_be_there_and_a_metric_known(predictions):
+def test_scores_must_be_there(predictions):
     with pytest.raises(statistics.StatisticsError, match="no arm has scores with all the data"):
         of_scores.differences_table(predictions[predictions["train_domain"] != "all"], STUDY)
-    with pytest.raises(binary.MetricError, match="'auc' is not known"):
-        of_scores.differences_table(predictions, STUDY, "auc")
 
 
 def test_folds_are_paired_by_number_and_missing_ones_left_out(predictions):
@@ -147,9 +145,8 @@ def test_folds_that_are_tested_on_the_same_patches_are_compared_by_draws_of_case
     assert of_scores.differences_table(cases, STUDY).iloc[0]["over"] == "4 cases"
 
 
-@pytest.mark.parametrize("metric", ["auroc", "brier"])
-def test_ties_share_their_places(predictions, metric):
-    table = ranking(predictions, STUDY, metric).set_index("arm")
+def test_ties_share_their_places(predictions):
+    table = ranking(predictions, STUDY).set_index("arm")
     assert table.index[0] == "net" and table.index[-1] == "poor"
     assert table[["rank_low", "rank_high"]].to_dict("index") == {
         "net": {"rank_low": 1, "rank_high": 1},
@@ -158,7 +155,7 @@ def test_ties_share_their_places(predictions, metric):
         "poor": {"rank_low": 4, "rank_high": 4},
     }
     assert table["tied_with"].to_dict() == {"net": "", "good": "same", "same": "good", "poor": ""}
-    part = by_fold(predictions, metric)["good"]
+    part = by_fold(predictions)["good"]
     assert table.loc["good", "mean"] == pytest.approx(part.mean()) and table.loc["good", "sd"] == pytest.approx(part.std())
 
 
@@ -225,7 +222,7 @@ def test_intervals_are_those_of_the_bootstrap_for_every_arm():
     table = table.assign(score=np.clip(0.3 * table["label"] + rng.random(n), 0, 1), fold=rng.integers(0, 2, n))
     table = pd.concat([table.assign(arm=arm, size=size) for arm in ("good", "net") for size in (1.0, 0.5)])
     table = table.assign(kind="probe", train_domain="all")
-    found = of_scores.intervals(table, STUDY, n_resamples=60)
+    found = of_scores.intervals(table, STUDY)
     assert found.columns.tolist() == of_scores.INTERVALS and found["arm"].tolist() == ["net", "good"]
     assert set(found["n"]) == {9} and set(found["unit"]) == {"slide"}
     alike = found[["estimate", "low", "high"]].nunique()

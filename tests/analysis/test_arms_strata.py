@@ -47,7 +47,7 @@ def predictions(labels):
 
 
 def test_every_stratum_is_its_rows(predictions, labels):
-    found = arms.by_stratum(predictions, labels, STUDY, n_resamples=50)
+    found = arms.by_stratum(predictions, labels, STUDY)
     assert found.columns.tolist() == arms.BY_STRATUM and found["arm"].unique().tolist() == ["net", "good"]
     values = found.groupby("stratum", sort=False)["value"].unique().map(list).to_dict()
     assert values == {"domain": ["a", "b"], "scanner": ["X", "Y"], "agreement": ["contested", "unanimous"]}
@@ -76,9 +76,9 @@ def test_every_stratum_is_its_rows(predictions, labels):
 
 def test_intervals_of_strata_draw_cases_where_they_are_known(predictions, labels):
     cases = predictions.assign(case_id="c" + (predictions["slide_id"].str[1:].astype(int) // 4).astype(str))
-    found, by_slide = (arms.by_stratum(of, labels, STUDY, n_resamples=50) for of in (cases, predictions))
+    found, by_slide = (arms.by_stratum(of, labels, STUDY) for of in (cases, predictions))
     assert set(found.query("stratum == 'agreement'")["unit"]) == {"case"} and set(by_slide["unit"]) == {"slide"}
-    alike = arms.by_stratum(predictions.assign(slide_id=cases["case_id"]), labels, STUDY, n_resamples=50)
+    alike = arms.by_stratum(predictions.assign(slide_id=cases["case_id"]), labels, STUDY)
     part, same = (table.query("stratum == 'agreement'")[["auroc", "low", "high"]] for table in (found, alike))
     pd.testing.assert_frame_equal(part, same)
 
@@ -93,7 +93,7 @@ def test_what_labels_leave_out_or_have_once_is_no_stratum(predictions, labels):
 
 def test_a_stratum_of_one_class_is_nan_and_a_lost_label_table_refused(predictions, labels):
     one_class = predictions.assign(label=predictions["label"].where(predictions["domain"] == "a", 1))
-    found = arms.by_stratum(one_class, labels, STUDY, n_resamples=20).query("stratum == 'domain'").set_index("value")
+    found = arms.by_stratum(one_class, labels, STUDY).query("stratum == 'domain'").set_index("value")
     assert np.isnan(found.loc["b", ["auroc", "low", "high", "balanced_accuracy"]].astype(float)).all(axis=None)
     assert found.loc["a", "auroc"].notna().all()
     with pytest.raises(store.StoreError, match="run notebook 01 again"):

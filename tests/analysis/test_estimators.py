@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mfcore import store
-from mfcore.analysis import estimators, overview
+from mfcore.analysis import estimators
 from mfcore.data import patches, splits
 from mfcore.measures.statistics import Folds
 from mfcore.study import data as study_data
@@ -92,7 +92,7 @@ def test_differences_are_of_the_scores(found):
 
 def test_the_exhibits_have_every_estimator_and_say_synthetic(found):
     study = dataclasses.replace(STUDY, encoders=("made", "gone"), probe_audit=("made", "gone"))
-    definitions, made = overview.estimators(Study(study, found[1]))
+    definitions, made = estimators.audits(Study(study, found[1]))
     assert definitions.table["estimator"].tolist() == [f"<{name}>" for name in ESTIMATORS] == made.table["estimator"].tolist()
     assert definitions.table["patches used"].iloc[0] == "training only" and made.name == "03_estimators_made"
     shown = made.table.set_index("estimator")["less this study's probe"]
@@ -102,7 +102,7 @@ def test_the_exhibits_have_every_estimator_and_say_synthetic(found):
 def test_published_scores_stand_beside_those_of_amibr_alone(tmp_path):
     study = dataclasses.replace(STUDY, data=Data("amibr"))
     write(tmp_path, study)
-    *_, exhibit = overview.estimators(Study(study, tmp_path))
+    *_, exhibit = estimators.audits(Study(study, tmp_path))
     assert exhibit.name == "03_published_probes" and "Swin-B" in set(exhibit.table["arm"]) and "Banerjee" in exhibit.caption
     probes = exhibit.table.query("kind == 'probe'")["balanced_accuracy"]
     assert (probes.min(), probes.max(), len(probes)) == (0.594, 0.634, 7)
@@ -112,7 +112,7 @@ def test_another_splits_audit_is_not_this_studys(found):
     _, folder = found
     other = dataclasses.replace(STUDY, splits=dataclasses.replace(STUDY.splits, seed=43))
     study_data.write_splits(other, folder)
-    with pytest.raises(store.StoreError, match="no finished audit of 'made' on these splits"):
+    with pytest.raises(store.StoreError, match=r"no finished 'probes' run 'made'.*splits"):
         estimators.find(Study(other, folder), "made")
 
 

@@ -15,7 +15,8 @@ from made_pretraining import DINOV2, TINY, VIT, write_slides
 from running import HANG_S
 
 from mfcore import __main__ as command, encoders, store
-from mfcore.analysis import exhibit, pretraining_run
+from mfcore.analysis import exhibit
+from mfcore.analysis.encoders import pretraining_run
 from mfcore.data.synthetic.slides import write_pyramid
 from mfcore.encoders import EncoderError
 from mfcore.pretraining import networks, pretrain

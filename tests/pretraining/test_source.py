@@ -14,7 +14,7 @@ import pytest
 import tifffile
 from scipy import stats
 
-from mfcore.analysis import pretraining_run
+from mfcore.analysis.encoders import pretraining_run
 from mfcore.data.slides.slide import open_slide
 from mfcore.data.synthetic.slides import write_pyramid
 from mfcore.pretraining import feed, slides as pretraining_slides, source as stream, tissue

@@ -42,7 +42,7 @@ def test_a_finished_run_is_found_again_without_a_canary(made):
 
 
 def test_the_page_of_encoders_says_that_nothing_can_be_checked(made):
-    table = overview.encoders_table(opened(made))
+    table = cards.table(opened(made))
     row = table[table["encoder"] == "elsewhere"].iloc[0]
     assert row["is"] == "embedded" and "made elsewhere; no canary" in row["weights"]
 

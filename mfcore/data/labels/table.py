@@ -90,13 +90,11 @@ def load(
     return table.astype(types)[list(COLUMNS)]
 
 
-def load_candidates(
-    source: Source, file: Path, folder: Path
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def load_candidates(source: Source, file: Path, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of a table of unlabelled candidates, and the same as a label table of class 0.
 
-    Needed: ``file``, and of slides ``x`` and ``y``; where known: ``slide``, ``domain``, ``scanner``,
-    ``um_per_px`` (of images). Raises LabelError with the lines that can't be used.
+    Needed: ``file``, and of slides ``x`` and ``y``; where known: ``slide``, ``domain``,
+    ``scanner``, ``um_per_px`` (of images). Raises LabelError with the lines that can't be used.
     """
     rows = csv.lines(file)
     needed = ["file", "x", "y"] if source.has_slides else ["file"]

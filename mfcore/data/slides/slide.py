@@ -237,10 +237,11 @@ def read_patches(
     um_per_px: float | None = 0.25,
     slide_um_per_px: float | None = None,
 ) -> np.ndarray:
-    """The patches around points of a slide, uint8 (n, size_px, size_px, 3), white outside the slide.
+    """The patches around points of a slide, uint8 (n, size_px, size_px, 3), white outside the
+    slide.
 
-    points: centres x, y in level-0 px, counted from OpenSlide's corner. um_per_px: resolution of the
-    patches; None for the slide's own. slide_um_per_px: of a slide that doesn't state its own.
+    points: centres x, y in level-0 px, counted from OpenSlide's corner. um_per_px: resolution of
+    the patches; None for the slide's own. slide_um_per_px: of a slide that doesn't state its own.
     Raises SlideError for a slide that can't be read or lacks um/px.
     """
     centres = np.asarray(points, dtype=float).reshape(-1, 2)

@@ -5,7 +5,6 @@ A comparison is found from the configs: pretrainings equal in all but one thing.
 
 import contextlib
 import json
-import math
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
@@ -14,11 +13,9 @@ import pandas as pd
 import seaborn as sns
 
 from mfcore import store
-from mfcore.analysis import pretraining_run, representations, tasks
+from mfcore.analysis.encoders import pretraining_run, representations, tasks
 from mfcore.analysis.exhibit import (
-    COLOURS,
     MARKERS,
-    WIDTH_INCH,
     Exhibit,
     finished,
     in_style,
@@ -40,12 +37,7 @@ VARIED = {
     "patches.um_per_px": "Magnifications, one or several",
     "method": "DINO or DINOv2 (kaiko 2024, Fig. 4)",
 }
-NO_DIFFERENCE = (
-    "name",
-    "seed",
-    "n_snapshots",
-)  # what training is called, its draws, and what is kept of it
-OWN_SLIDES = "the study's own"
+NO_DIFFERENCE = ("name", "seed", "n_snapshots")  # a training's name, its draws, what is kept of it
 SCORES = ["name", "task", "metric", "split", "step", "mean", "sd", "n_runs"]
 COMPARED = ["varied", "base", "value", *SCORES]
 NOTED = {
@@ -53,7 +45,6 @@ NOTED = {
     "target_entropy": "entropy, mean target (nats)",
     "rankme": "RankMe of the teacher",
 }
-N_ACROSS = 3  # panels in a row
 
 
 # ---- comparisons ----
@@ -156,10 +147,10 @@ def missing_table(study: Study) -> pd.DataFrame:
 
 def histories_table(study: Study) -> pd.DataFrame:
     """How each finished pretraining went: `pretraining_run.read_history` with the ``name``."""
-    tables = [pd.DataFrame(columns=["name", "step", *NOTED])]
-    for name, run in runs(study).items():
-        tables.append(pretraining_run.read_history(run).assign(name=name))
-    return pd.concat(tables[1:] or tables, ignore_index=True)
+    histories = {name: pretraining_run.read_history(run) for name, run in runs(study).items()}
+    tables = [table.assign(name=name) for name, table in histories.items()]
+    tables = tables or [pd.DataFrame(columns=["name", "step", *NOTED])]
+    return pd.concat(tables, ignore_index=True)
 
 
 def overview_table(study: Study) -> pd.DataFrame:
@@ -170,13 +161,20 @@ def overview_table(study: Study) -> pd.DataFrame:
     (median), NaN where it isn't there; collapsed: why the teacher is taken to have collapsed, ""
     where it isn't.
     """
-    rows = []
-    for one in study.settings.pretraining:
-        row = {key: getattr(one, key) for key in ("name", "method", "architecture", "start")}
-        row |= {"method": METHODS[one.method].title, "slides": one.slides or OWN_SLIDES}
-        row["um_per_px"] = " / ".join(f"{value:g}" for value in one.patches.um_per_px)
-        row |= {"n_steps": one.n_steps, "batch_size": one.batch_size}
-        rows.append(row | {"n_patches": one.n_steps * one.batch_size})
+    rows = [
+        {
+            "name": one.name,
+            "method": METHODS[one.method].title,
+            "architecture": one.architecture,
+            "start": one.start,
+            "slides": one.slides or "the study's own",
+            "um_per_px": " / ".join(f"{value:g}" for value in one.patches.um_per_px),
+            "n_steps": one.n_steps,
+            "batch_size": one.batch_size,
+            "n_patches": one.n_steps * one.batch_size,
+        }
+        for one in study.settings.pretraining
+    ]
     histories = histories_table(study)
     ended = ["loss", "rankme", "target_entropy", "seconds", "patches_per_second"]
     groups = histories.reindex(columns=["name", *ended]).groupby("name")
@@ -251,11 +249,16 @@ def differences_table(study: Study) -> pd.DataFrame:
     ``low, high``: the 95 % interval over the slides, patients or items tested (`tasks.difference`);
     what another pretraining with other draws would give is not in it. NaN where it isn't known.
     """
-    rows, bounds = differences(compared(study.settings, scores_table(study))), []
-    for row in rows.itertuples():
-        interval = tasks.difference(study, row.task, row.name, row.base) if math.isfinite(row.difference) else None
-        bounds.append((interval.low, interval.high) if interval else (math.nan, math.nan))
-    rows[["low", "high"]] = np.array(bounds, float).reshape(-1, 2)
+    rows = differences(compared(study.settings, scores_table(study)))
+    known = rows["difference"].notna()
+    spans = [
+        tasks.difference(study, row.task, row.name, row.base)
+        for row in rows[known].itertuples(index=False)
+    ]
+    for bound in ("low", "high"):
+        rows[bound] = pd.Series(
+            [getattr(span, bound) for span in spans], rows.index[known], dtype=float
+        )
     return rows.drop(columns=["split", "step"])
 
 
@@ -265,7 +268,9 @@ def controls(settings: Settings, table: pd.DataFrame) -> pd.DataFrame:
     table: as `scores_table`.
     """
     pairs = [(one.name, tasks.control_of(settings, one.name)) for one in settings.pretraining]
-    return pd.DataFrame(pairs, columns=["of", "name"]).merge(table[["name", "task", "metric", "mean"]], on="name")
+    return pd.DataFrame(pairs, columns=["of", "name"]).merge(
+        table[["name", "task", "metric", "mean"]], on="name"
+    )
 
 
 # ---- exhibits of all pretrainings ----
@@ -282,7 +287,9 @@ def missing(study: Study) -> Exhibit:
 def overview(study: Study) -> Exhibit:
     """What was pretrained, on what and how it ended."""
     table = overview_table(study)
-    caption = f"The study's pretrainings, and what was noted last of each ({of_what(study.settings)})."
+    caption = (
+        f"The study's pretrainings, and what was noted last of each ({of_what(study.settings)})."
+    )
     return Exhibit("11_overview", "What was pretrained", caption, table, None, SECTION)
 
 
@@ -319,7 +326,9 @@ def starts(study: Study) -> Exhibit:
 
 def amounts(study: Study) -> Exhibit:
     """Fig. 2 of kaiko 2024: how many slides, how many patches."""
-    return _over_steps(study, "11_data", scores_table(study), "patches.slide_fraction", "patches.n_distinct")
+    return _over_steps(
+        study, "11_data", scores_table(study), "patches.slide_fraction", "patches.n_distinct"
+    )
 
 
 def magnifications(study: Study) -> Exhibit:
@@ -336,37 +345,39 @@ def methods(study: Study) -> Exhibit:
 @in_style
 def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> Exhibit:
     """What snapshots score by step, a panel a comparison, task and metric; dotted: the control."""
-    heading, rows = (
-        "; ".join(VARIED[key] for key in varied),
-        compared(study.settings, table, *varied),
-    )
-    panels = list(rows.groupby(["varied", "base", "task", "metric"], sort=False))
-    if not panels:
+    heading = "; ".join(VARIED[key] for key in varied)
+    rows = compared(study.settings, table, *varied)
+    if rows.empty:
         of = of_what(study.settings)
         caption = f"No two judged pretrainings of the study differ in this alone ({of})."
         return Exhibit(name, heading, caption, rows, None, SECTION)
-    untrained = controls(study.settings, scores_table(study)).set_index(["of", "task", "metric"])
-    looks = dict(zip(rows["name"].unique(), zip(COLOURS * 9, MARKERS * 9, strict=False), strict=False))
-    n_columns = min(N_ACROSS, len(panels))
-    n_rows = -(-len(panels) // n_columns)
-    figure, axes = plt.subplots(n_rows, n_columns, squeeze=False, figsize=(WIDTH_INCH, 2.4 * n_rows + 1.1))
-    for axis, ((_, base, task, metric), part) in zip(axes.flat, panels, strict=False):
-        lines = part.sort_values("step", kind="stable").groupby(["name", "value"], sort=False)
-        for (pretraining, value), line in lines:
-            colour, marker = looks[pretraining]
-            axis.errorbar(
-                line["step"], line["mean"], line["sd"], label=f"{value} ({pretraining})",
-                color=colour, marker=marker, markersize=4, capsize=2, linewidth=1.2,
-            )  # fmt: skip
-        if (base, task, metric) in untrained.index:
-            level = untrained.loc[(base, task, metric), "mean"]
-            axis.axhline(level, color="0.45", linestyle=":", label="untrained network")
-        axis.set(xlabel="step", ylabel=(tasks.TITLES | representations.TITLES)[metric])
-        axis.set_xlim(left=0)
-        axis.set_title(f"{task}\nbase: {base}", fontsize=7.5)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    figure = finished(study, figure, heading)
+    panel = ["varied", "base", "task", "metric"]
+    shown = rows.sort_values("step", kind="stable").assign(
+        panel=rows.groupby(panel, sort=False).ngroup(),
+        label=rows["value"] + " (" + rows["name"] + ")",
+    )
+    shown = shown.sort_values("panel", kind="stable")
+    place = {
+        name: i for i, name in enumerate(rows["name"].unique())
+    }  # of a pretraining, the same in all panels
+    at = [place[name] for name in shown.drop_duplicates("label")["name"]]
+    looks = {"color": [f"C{i}" for i in at], "marker": [MARKERS[i % len(MARKERS)] for i in at]}
+    grid = sns.FacetGrid(
+        shown, col="panel", col_wrap=min(3, shown["panel"].nunique()), hue="label", hue_kws=looks,
+        sharex=False, sharey=False, height=3, aspect=0.9,
+    )  # fmt: skip
+    grid.map(plt.errorbar, "step", "mean", "sd", markersize=4, capsize=2, linewidth=1.2)
+    grid.set(xlim=(0, None))
+    untrained = controls(study.settings, scores_table(study)).set_index(["of", "task", "metric"])[
+        "mean"
+    ]
+    for i, part in rows.drop_duplicates(panel).reset_index().iterrows():
+        axis, of = grid.axes_dict[i], (part["base"], part["task"], part["metric"])
+        if of in untrained:
+            axis.axhline(untrained[of], color="0.45", linestyle=":", label="untrained network")
+        axis.set(xlabel="step", ylabel=(tasks.TITLES | representations.TITLES)[part["metric"]])
+        axis.set_title(f"{part['task']}\nbase: {part['base']}", fontsize=7.5)
+    figure = finished(study, grid.figure, heading)
     caption = (
         "Scores of snapshots by step, a line a pretraining, dotted the same network untrained "
         f"({of_what(study.settings)}). Points and bars: mean and SD over heads trained from other "

@@ -10,7 +10,7 @@ import pytest
 from hub_server import Repository
 
 from mfcore import store
-from mfcore.analysis import overview
+from mfcore.analysis.encoders import cards as of_cards
 from mfcore.encoders import weights
 from mfcore.encoders.card import TABLE_1, cards
 from mfcore.study import config, data as study_data
@@ -76,21 +76,21 @@ def embedded(study: config.Settings, results, name: str, card: dict, key: str = 
 
 
 def row(study: config.Settings, results, name: str) -> dict:
-    table = overview.encoders_table(Study(study, results)).set_index("encoder")
+    table = of_cards.encoders_table(Study(study, results)).set_index("encoder")
     return table.loc[name].to_dict()
 
 
 def test_every_card_has_its_row_in_one_group(study, results, nowhere):
     opened = Study(study, results)
-    table = overview.encoders_table(opened)
+    table = of_cards.encoders_table(opened)
     assert table["encoder"].tolist() == [*cards(), "hf-hub:me/mine", "timm:resnet18.a1_in1k", "lite0_bilinear", "broken"]
     groups = table.set_index("encoder")["group"]
-    assert set(groups) <= set(overview.GROUPS)
+    assert set(groups) <= set(of_cards.GROUPS)
     assert set(groups[groups == "paper"].index) == set(TABLE_1)
     expected = {"dinov2_vits14_focus": "anywhere", "midnight": "newer", "dinov2_vits14": "photographs", "hf-hub:me/mine": "own"}
     assert groups[list(expected)].to_dict() == expected
-    exhibit = overview.encoders(opened)
-    titles = [title for key, title in overview.GROUPS.items() if key in set(groups)]
+    exhibit = of_cards.encoders(opened)
+    titles = [title for key, title in of_cards.GROUPS.items() if key in set(groups)]
     assert set(exhibit.table["encoder"]) == set(table["encoder"]) and list(exhibit.table["group"].unique()) == titles
 
 
@@ -133,7 +133,7 @@ def test_the_state_of_an_encoder_of_the_study(study, results, nowhere):
         {"parameters": {"encoder": "resnet50"}, "reason": "EncoderError: <no> `hf auth login`"},
     )
     assert row(study, results, "resnet50")["state"] == "failed here: <no> `hf auth login`"
-    assert "1 failed here" in overview.encoders(Study(study, results)).caption
+    assert "1 failed here" in of_cards.encoders(Study(study, results)).caption
     embedded(study, results, "resnet50", cards()["resnet50"].identity())
     found = row(study, results, "resnet50")
     assert (found["is"], found["state"]) == ("embedded", "embedded in this study (weights 0123456789ab)")

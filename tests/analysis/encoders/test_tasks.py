@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score
 from tiny_encoders import tiny_card, use
 
 from mfcore import store
-from mfcore.analysis import tasks
+from mfcore.analysis.encoders import tasks
 from mfcore.measures import task_scores
 from mfcore.study import tasks as study_tasks
 from mfcore.study.config import OwnEncoder, Pretraining, TaskOptions

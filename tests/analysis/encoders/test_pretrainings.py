@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from mfcore import store
-from mfcore.analysis import pretrainings, tasks
-from mfcore.analysis.pretrainings import comparisons
+from mfcore.analysis.encoders import pretrainings, tasks
+from mfcore.analysis.encoders.pretrainings import comparisons
 from mfcore.measures.statistics import Interval
 from mfcore.study import pretrained
 from mfcore.study.config import Data, OnlinePatches, OwnEncoder, Pretraining, Settings, TaskOptions

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.text import Text
 from tiny_encoders import tiny_card, use
 
-from mfcore.analysis import tasks
+from mfcore.analysis.encoders import segmentations, tasks
 from mfcore.measures import masks
 from mfcore.study import tasks as study_tasks
 from mfcore.study.config import OwnEncoder, Pretraining, TaskOptions
@@ -97,7 +97,7 @@ def test_nothing_judged_is_said(scored, tmp_path):
     study = Study(STUDY, tmp_path)
     for exhibit in (scored(rows()[:0]), tasks.by_class(study, "bach")):
         assert exhibit.figure is None and "No encoder has been judged" in exhibit.caption
-    masks_of_patches = tasks.segmentations(study, "synthetic_tissue")
+    masks_of_patches = segmentations.over_patches(study, "synthetic_tissue")
     assert "no masks" in masks_of_patches.caption and masks_of_patches.table.empty
 
 
@@ -128,16 +128,22 @@ def test_segmentations_lie_over_their_patches_in_colours_that_differ_in_grey():
     data = made_tasks.nuclei()
     true = np.stack(data.masks[:2])
     true[0, 0] = masks.IGNORED
-    columns = {"patch": np.zeros_like(true), "true mask": true, "tiny": true, "other": np.zeros_like(true)}
+    columns = {"true mask": true, "tiny": true, "other": np.zeros_like(true)}
     rows = [(f"item{i}", name, dice) for name, dice in (("tiny", 1.0), ("other", 0.0)) for i in range(2)]
     table = pd.DataFrame(rows, columns=["item_id", "encoder", "dice"])
-    figure = tasks.draw_masks(np.stack(data.pixels[:2]), columns, table, data.task.classes)
+    figure = segmentations.draw_masks(np.stack(data.pixels[:2]), columns, table, data.task.classes)
     plt.close(figure)
-    assert len(figure.axes) == 8 and all(len(axis.images) == 2 for axis in figure.axes), "below each mask is its patch"
+    assert len(figure.axes) == 8
+    red = np.array([int(segmentations.OF_CLASSES[1][i : i + 2], 16) for i in (1, 3, 5)])
+    for patch, over, shown in zip(figure.axes[:2], figure.axes[2:4], true, strict=True):
+        grey = 128 + patch.images[0].get_array().mean(axis=2) / 2
+        expected = np.where(shown[..., None] == 2, 0.25 * grey[..., None] + 0.75 * red, grey[..., None])
+        unmarked = np.isin(shown, (0, 2))
+        assert np.abs(np.asarray(over.images[0].get_array(), float) - expected)[unmarked].max() <= 1
     shown = texts(figure)
     for said in ("patch", "true mask", "tiny", "other", "dark", "red", "not judged", "Dice 1.00", "Dice 0.00"):
         assert said in shown
-    grey = [np.dot([int(c[i : i + 2], 16) for i in (1, 3, 5)], [0.299, 0.587, 0.114]) for c in tasks.OF_CLASSES]
+    grey = [np.dot([int(c[i : i + 2], 16) for i in (1, 3, 5)], [0.299, 0.587, 0.114]) for c in segmentations.OF_CLASSES]
     assert min(np.diff(sorted(grey[:4]))) > 25, "four classes differ without colour"
 
 
@@ -146,10 +152,10 @@ def test_the_home_made_encoder_and_its_control_are_among_those_shown():
     mine = (Pretraining("mini"), Pretraining("home"))
     control = OwnEncoder("untrained", weights="random", architecture=mine[0].architecture)
     study = dataclasses.replace(STUDY, encoders=("tiny", "home", "untrained"), own_encoders=(control,), pretraining=mine)
-    assert tasks.chosen(study, ["mini", "home", "untrained", "tiny"]) == ["mini", "home", "untrained"]
-    assert tasks.chosen(study, ["home", "untrained", "tiny", "mini"]) == ["home", "untrained", "mini"]
-    assert tasks.chosen(study, ["tiny", "mini", "other"]) == ["tiny", "mini", "other"]
-    assert tasks.chosen(study, ["tiny"]) == ["tiny"]
+    assert segmentations.chosen(study, ["mini", "home", "untrained", "tiny"]) == ["mini", "home", "untrained"]
+    assert segmentations.chosen(study, ["home", "untrained", "tiny", "mini"]) == ["home", "untrained", "mini"]
+    assert segmentations.chosen(study, ["tiny", "mini", "other"]) == ["tiny", "mini", "other"]
+    assert segmentations.chosen(study, ["tiny"]) == ["tiny"]
 
 
 def test_the_masks_shown_are_those_that_runs_kept(monkeypatch, tmp_path):
@@ -157,14 +163,14 @@ def test_the_masks_shown_are_those_that_runs_kept(monkeypatch, tmp_path):
     use(monkeypatch, tiny_card(name="other", mean=(0.2, 0.2, 0.2)))
     made_tasks.use(monkeypatch, made_tasks.nuclei())
     study = dataclasses.replace(STUDY, tasks=STUDY.tasks[1:2], pretraining=())
-    nobody = tasks.segmentations(Study(study, tmp_path), "synthetic_nuclei")
+    nobody = segmentations.over_patches(Study(study, tmp_path), "synthetic_nuclei")
     assert nobody.figure is None and "No encoder has been judged" in nobody.caption
     for encoder in study.encoders:
         study_tasks.judge(study, "synthetic_nuclei", encoder, tmp_path, tmp_path)
     opened = Study(study, tmp_path)
-    exhibit = tasks.segmentations(opened, "synthetic_nuclei")
+    exhibit = segmentations.over_patches(opened, "synthetic_nuclei")
     assert "the best, one pretrained here, the same network untrained" in exhibit.caption
-    assert {"tiny", "other"} <= {axis.get_title("left") for axis in exhibit.figure.axes}
+    assert {"tiny", "other"} <= {text.get_text() for axis in exhibit.figure.axes for text in axis.texts}
     run = tasks.runs(opened)["synthetic_nuclei", "other"]
     with np.load(run.path("masks.npz")) as content:
         true, made = content["true"], content["predicted"]

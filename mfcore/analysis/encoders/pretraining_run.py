@@ -90,7 +90,9 @@ def places(study: Study, source, n_drawn: int) -> Exhibit:
     return Exhibit("07_online_places", "Where patches are drawn", caption, table, figure, SECTION)
 
 
-def _on_slide(axis: Axes, thumbnail: np.ndarray, tissue: np.ndarray, cell_um: float, drawn: pd.DataFrame) -> None:
+def _on_slide(
+    axis: Axes, thumbnail: np.ndarray, tissue: np.ndarray, cell_um: float, drawn: pd.DataFrame
+) -> None:
     """A slide with its tissue and the centres of the patches drawn there.
 
     thumbnail: uint8 (H, W, 3), tissue: bool (H, W), a px of either ``cell_um`` um wide. drawn:
@@ -129,7 +131,9 @@ def patches(study: Study, images: np.ndarray, table: pd.DataFrame) -> Exhibit:
     images: uint8 (n, H, W, 3), row for row with ``table``, whose um_per_px is used.
     """
     rows = {
-        f"{um_per_px:g} µm/px,\n{images.shape[1] * um_per_px:g} µm wide": images[table["um_per_px"] == um_per_px]
+        f"{um_per_px:g} µm/px,\n{images.shape[1] * um_per_px:g} µm wide": images[
+            table["um_per_px"] == um_per_px
+        ]
         for um_per_px in sorted(table["um_per_px"].unique())
     }
     caption = (
@@ -137,7 +141,9 @@ def patches(study: Study, images: np.ndarray, table: pd.DataFrame) -> Exhibit:
         f"{table['slide_id'].nunique()} slides ({of_what(study.settings)}). None is stored."
     )
     figure = finished(study, image_rows(rows, N_ACROSS))
-    return Exhibit("07_online_patches", "Patches as they are drawn", caption, table, figure, SECTION)
+    return Exhibit(
+        "07_online_patches", "Patches as they are drawn", caption, table, figure, SECTION
+    )
 
 
 @in_style
@@ -173,13 +179,17 @@ def crops(
 def settings(study: Study, encoder: str) -> Exhibit:
     """How an encoder is pretrained: ``setting, value``, and ``from`` whom it is."""
     one, rows = study.settings.pretraining_of(encoder), []
-    asked, full, plain = (flattened(as_dict(each)) for each in (one, in_full(one), Pretraining("-")))
+    asked, full, plain = (
+        flattened(as_dict(each)) for each in (one, in_full(one), Pretraining("-"))
+    )
     method = METHODS[one.method]
     for key, value in full.items():
         origin = "default" if asked[key] == plain[key] else "the study"
         if asked[key] is None and value is not None:
             is_theirs = _text(method.published.get(key.rpartition(".")[2])) == _text(value)
-            origin = f"the authors of {method.title}" if is_theirs else "default for small trainings"
+            origin = (
+                f"the authors of {method.title}" if is_theirs else "default for small trainings"
+            )
         rows.append((key, _text(value), origin))
     table = pd.DataFrame(rows, columns=["setting", "value", "from"])
     caption = f"How {encoder} is pretrained, and who says so ({of_what(study.settings)})."
@@ -198,9 +208,13 @@ def _text(value: object) -> str:
 def cost(study: Study, encoder: str) -> Exhibit:
     """What a finished pretraining took and from how much, as its record has it: ``fact, value``."""
     facts = study.pretraining(encoder).record["facts"]
-    table = pd.DataFrame([(fact, _text(value)) for fact, value in facts.items()], columns=["fact", "value"])
+    table = pd.DataFrame(
+        [(fact, _text(value)) for fact, value in facts.items()], columns=["fact", "value"]
+    )
     caption = f"What the pretraining of {encoder} took ({of_what(study.settings)})."
-    return Exhibit(f"08_cost_{store.file_name(encoder)}", f"Cost of {encoder}", caption, table, None, SECTION)
+    return Exhibit(
+        f"08_cost_{store.file_name(encoder)}", f"Cost of {encoder}", caption, table, None, SECTION
+    )
 
 
 def history(study: Study, encoder: str) -> Exhibit:
@@ -240,7 +254,9 @@ def draw_history(study: Study, encoder: str, table: pd.DataFrame) -> Figure:
         sns.lineplot(long, x="step", y=label, hue="line", style="line", errorbar=None, ax=axis)
         axis.set_ylim(0, 1.45 * axis.get_ylim()[1])  # the legend stands above the lines
         sns.move_legend(axis, "upper center", ncols=2, fontsize=7, title=None)
-    text = f"{encoder}: {METHODS[one.method].title}, {one.n_steps:,} steps of {one.batch_size} patches"
+    text = (
+        f"{encoder}: {METHODS[one.method].title}, {one.n_steps:,} steps of {one.batch_size} patches"
+    )
     return finished(study, figure, text)
 
 
@@ -254,5 +270,7 @@ def flattened(content: dict) -> dict[str, object]:
     flat = {}
     for key, value in content.items():
         is_nested = key in ("patches", "crops")
-        flat |= {f"{key}.{name}": each for name, each in value.items()} if is_nested else {key: value}
+        flat |= (
+            {f"{key}.{name}": each for name, each in value.items()} if is_nested else {key: value}
+        )
     return flat

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from mfcore import store
-from mfcore.analysis import representations as compared, tasks
+from mfcore.analysis.encoders import representations as compared, tasks
 from mfcore.measures import representation
 from mfcore.measures.representation import RepresentationError
 from mfcore.study import arms as study_arms, predictions as study_predictions
@@ -367,7 +367,7 @@ def test_chance_is_drawn_where_it_gives_a_correlation(exhibits):
 
 
 def test_the_demo_s_embeddings_streamed_agree_with_a_singular_value_decomposition():
-    files = sorted((Path(__file__).parents[2] / "results" / "demo").glob("embeddings-vit_tiny_random-*/embeddings.h5"))
+    files = sorted((Path(__file__).parents[3] / "results" / "demo").glob("embeddings-vit_tiny_random-*/embeddings.h5"))
     if not files:
         pytest.skip("the demo study has not been run: no embeddings of vit_tiny_random")
     with h5py.File(files[0]) as content:

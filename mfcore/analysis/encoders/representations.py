@@ -1,4 +1,4 @@
-"""What embeddings are worth without a label: RankMe and ODCorr beside what probes and tasks reach, and by sample size.
+"""Embeddings without a label: RankMe and ODCorr beside probes and tasks, and by sample size.
 
 Embeddings of any other origin are measured by `of_file`, whatever made them.
 """
@@ -18,7 +18,7 @@ from scipy import stats
 from tqdm.auto import tqdm
 
 from mfcore import store
-from mfcore.analysis import tasks
+from mfcore.analysis.encoders import tasks
 from mfcore.analysis.exhibit import HOME_MADE, Exhibit, finished, in_style, look, of_what, widely
 from mfcore.analysis.scores import full_size
 from mfcore.measures.representation import (
@@ -40,19 +40,17 @@ EXPECTED = {
     "rankme": 1,
     "odcorr_abs": -1,
     "odcorr_sq": -1,
-}  # the sign of the papers' correlation with accuracy
+}  # sign of the papers' correlation with accuracy
 BY_CHANCE = {
     "odcorr_abs": odcorr_abs_by_chance,
     "odcorr_sq": odcorr_sq_by_chance,
-}  # of independent dimensions
+}  # independent dimensions
 MEASURED = ["n", "n_dims", "n_constant", *TITLES]
 COLUMNS = ["encoder", "origin", *MEASURED, "auroc", "auroc_sd", "n_folds"]
 ON_TASKS = ["task", "encoder", "origin", *MEASURED]
 FEATURES = "features.h5"  # of a judging: the embedding of each of the task's images
-N_FIRST, N_DRAWS = (
-    64,
-    5,
-)  # rows of the smallest subsample, doubled from there; how often they are drawn
+N_FIRST = 64  # rows of the smallest subsample, doubled from there
+N_DRAWS = 5  # of each subsample
 CHUNK_ROWS = 4096
 EXACT_UP_TO = 8  # encoders of which every order is tried for p
 GREY = {"color": "0.65", "marker": "."}  # encoders that the study doesn't list, and snapshots
@@ -62,28 +60,32 @@ GREY = {"color": "0.65", "marker": "."}  # encoders that the study doesn't list,
 
 
 def of_file(path: str | Path, dataset: str = "features") -> dict[str, float]:
-    """RankMe and ODCorr of an HDF5 file's ``dataset`` (n, n_dims), or of a ``.npy`` file's array: MEASURED.
+    """RankMe and ODCorr of an HDF5 file's ``dataset`` (n, n_dims) or of a ``.npy`` file: MEASURED.
 
     The file is read in chunks. The layout of HDF5 is that of this package and of the field's tools;
-    what else holds features goes as an array to `mfcore.measures.representation.rankme` and its like.
-    Raises StoreError where there is no such file or dataset or it can't be read, RepresentationError
-    for features that aren't finite numbers.
+    what else holds features goes as an array to `mfcore.measures.representation.rankme` and its
+    like. Raises StoreError where there is no such file or dataset or it can't be read,
+    RepresentationError for features that aren't finite numbers.
     """
     import h5py
 
     path = Path(path)
     with contextlib.ExitStack() as opened:
         try:
-            is_array = path.suffix == ".npy"
-            file = np.load(path, mmap_mode="r") if is_array else opened.enter_context(h5py.File(path))
-            features = file if is_array else file[dataset]
+            features = (
+                np.load(path, mmap_mode="r")
+                if path.suffix == ".npy"
+                else opened.enter_context(h5py.File(path))[dataset]
+            )
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise store.StoreError(
-                f"{path} can't be read ({error}); give an HDF5 file with a dataset {dataset!r}, or an "
-                "array that numpy.save wrote as .npy"
+                f"{path} can't be read ({error}); give an HDF5 file with a dataset {dataset!r}, or "
+                "an array that numpy.save wrote as .npy"
             ) from error
         if len(getattr(features, "shape", ())) != 2:
-            raise store.StoreError(f"{path} holds no array of two dimensions; features are (n, n_dims), a row a patch")
+            raise store.StoreError(
+                f"{path} holds no array of two dimensions; features are (n, n_dims), a row a patch"
+            )
         try:
             stream = Streaming(features.shape[1])
             for first in range(0, len(features), CHUNK_ROWS):
@@ -96,7 +98,7 @@ def of_file(path: str | Path, dataset: str = "features") -> dict[str, float]:
 
 
 def files(study: Study) -> dict[str, Path]:
-    """The embedding file of each of the study's encoders: what its probe read, else the current one."""
+    """The embedding file of each of the study's encoders: the probe's, else the current one."""
     stored, found = {run.key: run for run in store.runs(study.folder, "embeddings")}, {}
     for encoder in study.settings.encoders:
         with contextlib.suppress(store.StoreError, KeyError):  # not embedded yet
@@ -133,9 +135,10 @@ def _origins(study: Study, table: pd.DataFrame) -> list[str]:
 
 @cache
 def judged_table(study: Study) -> pd.DataFrame:
-    """RankMe and ODCorr of all of a task's images, a row a task and encoder (or snapshot) that it judged: columns ON_TASKS.
+    """RankMe and ODCorr of a task's images, a row a task and encoder or snapshot: ON_TASKS.
 
-    Of tasks of classification: decoders of segmentation learn from maps of features, which aren't kept.
+    Of tasks of classification: decoders of segmentation learn from maps of features, which aren't
+    kept.
     """
     rows = [
         {"task": task, "encoder": encoder, **of_file(run.path(FEATURES))}
@@ -149,7 +152,8 @@ def judged_table(study: Study) -> pd.DataFrame:
 def tasks_table(study: Study) -> pd.DataFrame:
     """`judged_table` beside the scores, with ``metric_of_task, score, score_sd, n_runs``.
 
-    ``score`` is the mean over runs of what the task reports, ``metric_of_task``; ``score_sd`` its SD.
+    ``score`` is the mean over runs of what the task reports, ``metric_of_task``; ``score_sd`` its
+    SD.
     """
     scores = tasks.reported(tasks.scores_table(study))
     scores = scores.assign(metric_of_task=scores["metric"].map(tasks.TITLES))
@@ -159,18 +163,21 @@ def tasks_table(study: Study) -> pd.DataFrame:
 
 
 def sizes_table(study: Study, n_draws: int = N_DRAWS) -> pd.DataFrame:
-    """How RankMe and ODCorr depend on the number of patches: ``encoder, draw, n, n_dims``, both metrics.
+    """RankMe and ODCorr by number of patches: ``encoder, draw, n, n_dims``, both metrics.
 
-    Of ``n_draws`` seeded orders of the patches, the same for every encoder, the first 64, 128 and so
-    on: each subsample holds the one before it. The last is all patches, once (``draw`` 0). Raises
-    StoreError where no encoder has embeddings.
+    Of ``n_draws`` seeded orders of the patches, the same for every encoder, the first 64, 128 and
+    so on: each subsample holds the one before it. The last is all patches, once (``draw`` 0).
+    Raises StoreError where no encoder has embeddings.
     """
     rows = []
     for encoder, file in tqdm(files(study).items(), desc="subsamples", unit=" encoders"):
         features = store.read_embeddings(store.run_at(file.parent))[0]
         rows += [{"encoder": encoder} | row for row in subsampled(features, study.seed, n_draws)]
     if not rows:
-        raise store.StoreError(f"{study.folder}: no encoder of study {study.name!r} has embeddings yet; run notebook 02")
+        raise store.StoreError(
+            f"{study.folder}: no encoder of study {study.name!r} has embeddings yet; run notebook "
+            "02"
+        )
     return pd.DataFrame(rows)
 
 
@@ -195,23 +202,27 @@ def sizes_of(n: int) -> list[int]:
 
 
 def correlate(table: pd.DataFrame, value: str = "auroc") -> pd.DataFrame:
-    """Each metric against ``table[value]`` over encoders: ``metric, rho, low, high, p, least_p, n``.
+    """Each metric against ``table[value]``: ``metric, rho, low, high, p, least_p, n``.
 
-    rho: Spearman's; ``low, high`` its 95 % interval by Fisher's z with the variance (1 + rho^2 / 2) / (n - 3) of
-    Bonett and Wright 2000 (Psychometrika 65), NaN for fewer than 4 encoders or a perfect order. p: two-sided, of
-    every order of the encoders up to 8, by Student's t above. ``least_p``: the smallest that so many encoders could
-    give. Snapshots (``NAME@STEP``) don't count: they are one encoder.
+    rho: Spearman's; ``low, high`` its 95 % interval by Fisher's z with the variance (1 + rho^2 / 2)
+    / (n - 3) of Bonett and Wright 2000 (Psychometrika 65), NaN for fewer than 4 encoders or a
+    perfect order. p: two-sided, of every order of the encoders up to 8, by Student's t above.
+    ``least_p``: the smallest that so many encoders could give. Snapshots (``NAME@STEP``) don't
+    count: they are one encoder.
     """
-    whole = tasks.encoders_only(table)
-    known = {name: whole.dropna(subset=[name, value]) for name in TITLES}  # fewer than two dimensions that vary have no ODCorr
-    rows = [{"metric": name, **_spearman(part[name].to_numpy(), part[value].to_numpy())} for name, part in known.items()]
+    whole, rows = tasks.encoders_only(table), []
+    for name in TITLES:  # fewer than two dimensions that vary have no ODCorr
+        known = whole.dropna(subset=[name, value])
+        rows.append({"metric": name, **_spearman(known[name].to_numpy(), known[value].to_numpy())})
     return pd.DataFrame(rows)
 
 
 def correlate_tasks(table: pd.DataFrame) -> pd.DataFrame:
-    """`correlate` with the score of each task, with its ``task``; ``table`` as `tasks_table` returns it."""
+    """`correlate` with the score of each ``task``; table: as `tasks_table`."""
     groups = list(table.groupby("task", sort=False)) or [("", table)]
-    return pd.concat([correlate(part, "score").assign(task=task) for task, part in groups], ignore_index=True)
+    return pd.concat(
+        [correlate(part, "score").assign(task=task) for task, part in groups], ignore_index=True
+    )
 
 
 def _spearman(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
@@ -236,7 +247,10 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
 def one(study: Study, encoder: str) -> Exhibit:
     """One encoder's row of `rankme`, beside its probe."""
     run, table = study.runs[encoder], encoders_table(study)
-    caption = f"RankMe and ODCorr of the embeddings of all patches, beside the AUROC of the probe ({of_what(study.settings)})."
+    caption = (
+        "RankMe and ODCorr of the embeddings of all patches, beside the AUROC of the probe "
+        f"({of_what(study.settings)})."
+    )
     table = table[table["encoder"] == encoder]
     name = f"03_representation-{store.file_name(encoder)}-{run.key}"
     return Exhibit(name, f"{encoder} without a label", caption, table, None, SECTION)
@@ -246,9 +260,10 @@ def rankme(study: Study) -> Exhibit:
     """RankMe and ODCorr of every encoder beside what its probe reaches."""
     table = encoders_table(study)
     caption = (
-        "RankMe and ODCorr of each encoder's embeddings of all patches; kaiko 2024 don't say which reading of ODCorr is theirs "
-        f"({of_what(study.settings)}). AUROC: of the probe with all the data, mean and SD over folds; constant dimensions are "
-        "left out of ODCorr. RankMe can't exceed the number of dimensions, so that it ranks encoders of one width."
+        "RankMe and ODCorr of each encoder's embeddings of all patches; kaiko 2024 don't say which "
+        f"reading of ODCorr is theirs ({of_what(study.settings)}). AUROC: of the probe with all "
+        "the data, mean and SD over folds; constant dimensions are left out of ODCorr. RankMe "
+        "can't exceed the number of dimensions, so that it ranks encoders of one width."
     )
     return Exhibit("10_representations", "Representations", caption, table, None, SECTION)
 
@@ -256,7 +271,9 @@ def rankme(study: Study) -> Exhibit:
 def probe_correlations(study: Study) -> Exhibit:
     """Spearman's correlation of each metric with the probes' AUROC, over encoders."""
     table = correlate(encoders_table(study))
-    return Exhibit("10_correlations", "Correlation with AUROC", _related(study, table), table, None, SECTION)
+    return Exhibit(
+        "10_correlations", "Correlation with AUROC", _related(study, table), table, None, SECTION
+    )
 
 
 def task_correlations(study: Study) -> Exhibit:
@@ -268,14 +285,16 @@ def task_correlations(study: Study) -> Exhibit:
 
 def _related(study: Study, table: pd.DataFrame) -> str:
     return (
-        f"Spearman's ρ over encoders with its 95 % interval ({of_what(study.settings)}); the papers saw RankMe rise and ODCorr "
-        "fall with accuracy. Each p stands by itself, uncorrected for their number; least_p is that of a perfect order. "
-        f"{int(table['n'].max())} encoders that share architectures or training data count for fewer than they are."
+        f"Spearman's ρ over encoders with its 95 % interval ({of_what(study.settings)}); the "
+        "papers saw RankMe rise and ODCorr fall with accuracy. Each p stands by itself, "
+        "uncorrected for their number; least_p is that of a perfect order. "
+        f"{int(table['n'].max())} encoders that share architectures or training data count for "
+        "fewer than they are."
     )
 
 
 def against_probes(study: Study) -> Exhibit:
-    """AUROC of each encoder's probe against RankMe and both ODCorr, a panel each (Fig. 5 of kaiko 2024)."""
+    """AUROC of each encoder's probe against RankMe and both ODCorr (Fig. 5 of kaiko 2024)."""
     table = encoders_table(study)
     rows = table.rename(columns={"auroc": "score", "auroc_sd": "score_sd"}).dropna(subset="score")
     rows = rows.assign(task="probe", metric_of_task="AUROC")
@@ -283,13 +302,15 @@ def against_probes(study: Study) -> Exhibit:
 
 
 def against_tasks(study: Study) -> Exhibit:
-    """What each encoder scores on a task against RankMe and both ODCorr of the task's own images, a row of panels a task."""
+    """Scores on each task against RankMe and both ODCorr of the task's own images."""
     table = tasks_table(study)
     return _against(study, "10_against_tasks", "Metric against a task's score", table, table)
 
 
 @in_style
-def _against(study: Study, name: str, heading: str, table: pd.DataFrame, rows: pd.DataFrame) -> Exhibit:
+def _against(
+    study: Study, name: str, heading: str, table: pd.DataFrame, rows: pd.DataFrame
+) -> Exhibit:
     """Scores against metrics; rows: as `tasks_table`, those that are drawn of ``table``.
 
     Encoders that the study doesn't list, and snapshots, are grey.
@@ -298,71 +319,60 @@ def _against(study: Study, name: str, heading: str, table: pd.DataFrame, rows: p
     if rows.empty:
         caption = f"There is no encoder with a score yet ({of_what(settings)})."
         return Exhibit(name, heading, caption, table, None, SECTION)
-    is_snapshot, is_listed = (
-        rows["encoder"].str.contains("@"),
-        rows["encoder"].isin(settings.encoders),
-    )
-    name_of_rest = np.where(is_snapshot, "snapshots on the way", f"others, {HOME_MADE}")
-    shown = rows["encoder"].where(is_listed, name_of_rest)
+    is_snapshot = rows["encoder"].str.contains("@")
+    rest = np.where(is_snapshot, "snapshots on the way", f"others, {HOME_MADE}")
+    shown = rows["encoder"].where(rows["encoder"].isin(settings.encoders), rest)
     looks = [look(settings, n, PROBE) if n in settings.encoders else GREY for n in shown.unique()]
-    long = rows.assign(shown=shown, score_sd=rows["score_sd"].mask(is_snapshot)).melt(
-        ["shown", "task", "score", "score_sd"], list(TITLES), "metric"
-    )
+    long = rows.assign(shown=shown, score_sd=rows["score_sd"].mask(is_snapshot))
+    long = long.melt(["shown", "task", "score", "score_sd"], list(TITLES), "metric")
     grid = sns.FacetGrid(
         long, row="task", col="metric", hue="shown", sharex="col", sharey="row", height=2.3,
         hue_kws={key: [one[key] for one in looks] for key in GREY},
     )  # fmt: skip
     grid.map(plt.errorbar, "value", "score", "score_sd", linestyle="none", elinewidth=1)
-    of_task = rows.groupby("task")["metric_of_task"].first()
-    rho = related.set_index(["task", "metric"])["rho"]
-    for (task, metric), axis in grid.axes_dict.items():
-        value = rho[task, metric]
-        axis.set_title(f"ρ = {value:+.2f}" if pd.notna(value) else "ρ: too few")
-        axis.set_xlabel(TITLES[metric])
-        if axis.get_ylabel():
-            axis.set_ylabel(f"{task}:\n{of_task[task]}")
-    for axis in grid.axes[:, 0]:  # of encoders of different width
-        widely(axis, "x", rows["rankme"])
+    for row in related.itertuples():
+        axis = grid.axes_dict[row.task, row.metric]
+        axis.set_title("ρ: too few" if math.isnan(row.rho) else f"ρ = {row.rho:+.2f}")
+        axis.set_xlabel(TITLES[row.metric])
+    for axis, row in zip(grid.axes[:, 0], rows.drop_duplicates("task").itertuples(), strict=True):
+        axis.set_ylabel(f"{row.task}:\n{row.metric_of_task}")
+        widely(axis, "x", rows["rankme"])  # of encoders of different width
     figure = finished(study, grid.figure, f"n = {related['n'].max()} encoders", 3)
     caption = (
-        "Score of each encoder against RankMe and ODCorr of the same images, as kaiko 2024, Fig. 5, set "
-        f"ODCorr against accuracy on natural images ({of_what(settings)}). Points and bars: mean and SD over "
-        "folds of the probe, or over seeded runs of the heads; ρ: Spearman's over encoders, without "
-        f"snapshots. Over {related['n'].max()} encoders a perfect order has p = {related['least_p'].min():.2g}."
+        "Score of each encoder against RankMe and ODCorr of the same images, as kaiko 2024, Fig. "
+        f"5, set ODCorr against accuracy on natural images ({of_what(settings)}). Points and bars: "
+        "mean and SD over folds of the probe, or over seeded runs of the heads; ρ: Spearman's over "
+        f"encoders, without snapshots. Over {related['n'].max()} encoders a perfect order has p = "
+        f"{related['least_p'].min():.2g}."
     )
     return Exhibit(name, heading, caption, table, figure, SECTION)
 
 
 @in_style
 def by_sample_size(study: Study) -> Exhibit:
-    """RankMe and both ODCorr against the number of patches, a line an encoder; dotted: by chance."""
+    """RankMe and both ODCorr against the number of patches, a line an encoder."""
     table = sizes_table(study)
     sizes, names = np.unique(table["n"]), table["encoder"].unique()
     looks = pd.DataFrame([look(study.settings, name, PROBE) for name in names])
     grid = sns.relplot(
-        table.melt(["encoder", "n"], list(TITLES), "metric"), kind="line", x="n", y="value", col="metric",
-        hue="encoder", style="encoder", errorbar=("pi", 100), palette=list(looks["color"]),
-        markers=list(looks["marker"]), dashes=False, height=3, aspect=0.8, facet_kws={"sharey": False},
+        table.melt(["encoder", "n"], list(TITLES), "metric"), kind="line", x="n", y="value",
+        col="metric", hue="encoder", style="encoder", errorbar=("pi", 100),
+        palette=list(looks["color"]), markers=list(looks["marker"]), dashes=False,
+        height=3, aspect=0.8, facet_kws={"sharey": False},
     )  # fmt: skip
     for metric, axis in grid.axes_dict.items():
+        axis.set(title=TITLES[metric], xlabel="patches, n", ylabel="", xscale="log")
         if metric in BY_CHANCE:
             chance = [BY_CHANCE[metric](n) for n in sizes]
-            axis.plot(
-                sizes,
-                chance,
-                color="0.35",
-                linestyle=":",
-                label="independent dimensions, by chance",
-            )
+            axis.plot(sizes, chance, ":", color="0.35", label="independent dimensions, by chance")
             axis.set_ylim(bottom=0)
-        axis.set(title=TITLES[metric], xlabel="patches, n", ylabel="", xscale="log")
     widely(grid.axes_dict["rankme"], "y", table["rankme"])
     draws = f"mean and range of {table['draw'].nunique()} draws"
     caption = (
-        f"RankMe and ODCorr of seeded, nested subsamples, the same patches for every encoder "
-        f"({of_what(study.settings)}). Lines and bands: {draws}; dotted: what chance gives of so few patches. "
-        "RankMe can't exceed the number of patches either, so that values of different numbers of patches "
-        "don't compare."
+        "RankMe and ODCorr of seeded, nested subsamples, the same patches for every encoder "
+        f"({of_what(study.settings)}). Lines and bands: {draws}; dotted: what chance gives of so "
+        "few patches. RankMe can't exceed the number of patches either, so that values of "
+        "different numbers of patches don't compare."
     )
     figure = finished(study, grid.figure, draws, 3)
     return Exhibit("10_by_sample_size", "By sample size", caption, table, figure, SECTION)
