@@ -9,7 +9,7 @@ import pytest
 from made_study import finish, opened
 
 import mfcore
-from mfcore.analysis import overview
+from mfcore.analysis.encoders import cards
 from mfcore.encoders import embed, features
 from mfcore.encoders.card import EncoderError
 from mfcore.study import arms, data, encoders
@@ -42,7 +42,7 @@ def test_a_finished_run_is_found_again_without_a_canary(made):
 
 
 def test_the_page_of_encoders_says_that_nothing_can_be_checked(made):
-    table = cards.table(opened(made))
+    table = cards.encoders_table(opened(made))
     row = table[table["encoder"] == "elsewhere"].iloc[0]
     assert row["is"] == "embedded" and "made elsewhere; no canary" in row["weights"]
 
