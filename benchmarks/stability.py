@@ -20,7 +20,7 @@ from mfcore import store
 from mfcore.pretraining import pretrain
 from mfcore.pretraining.method import METHODS, SMALL, in_full
 from mfcore.pretraining.objective import PretrainingError
-from mfcore.study import pretrain as study_pretrain
+from mfcore.study import arms as study_arms
 from mfcore.study.config import Crops, Data, OnlinePatches, Pretraining, Settings
 
 AS_PUBLISHED = {key: METHODS["dino"].published[key] for key in (*SMALL, "n_prototypes")}
@@ -62,7 +62,7 @@ def trial(name: str, this: Pretraining, folder: Path) -> dict:
         "trial", "Small batches, synthetic", Data("synthetic", n_slides=50, n_annotations=2000), pretraining=(this,)
     )
     try:
-        run = study_pretrain.pretrain(study, "trial", folder / "data", folder / name)
+        run = study_arms.pretrain(study, "trial", folder / "data", folder / name)
         history, said = pretrain.load_history(run), run.record["facts"]["collapsed"]
     except PretrainingError as error:
         raise SystemExit(f"{name}: {error}") from error

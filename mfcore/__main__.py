@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mfcore import store
 from mfcore.store import errors as store_errors
-from mfcore.study import arms, encoders, pretrain
+from mfcore.study import arms, encoders
 from mfcore.study.config import Settings, load_study
 from mfcore.study.study import Study
 
@@ -96,7 +96,7 @@ def _measure(study: Settings, results: Path, chosen: argparse.Namespace) -> int:
 
 def _pretrain(study: Settings, results: Path, chosen: argparse.Namespace) -> store.Run:
     encoder, how = chosen.encoder, (chosen.device, chosen.workers)
-    return pretrain.pretrain(study, encoder, chosen.data, results, *how)
+    return arms.pretrain(study, encoder, chosen.data, results, *how)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from mfcore.analysis.exhibit import (
 )
 from mfcore.analysis.scores import (
     by_size,
+    external_scores,
     human,
     in_order,
     mean_sd,
@@ -96,9 +97,12 @@ def raters(study: Study) -> Exhibit:
 def published(settings: Settings) -> pd.DataFrame:
     """Published values with all the data, to stand beside a study's: columns PUBLISHED_COLUMNS.
 
-    Of the study's own data set where there are any, else of both that Ganz et al. 2024 used. Those
+    Of the study's own data set where there are any, else of both that Ganz et al. 2024 used; none
+    for a question of one's own. Those
     of Ammeling et al. 2025 are known second-hand, and ``where`` says so.
     """
+    if not settings.source.published:
+        return pd.DataFrame(columns=PUBLISHED_COLUMNS)
     if "amibr_probes.csv" in settings.source.published:
         table = published_table("amibr_probes.csv")
         table = table.assign(data_set="AMi-Br", where="Banerjee et al. 2025", auroc_sd=np.nan)
@@ -125,6 +129,8 @@ def published_values(study: Study) -> Exhibit:
     caption = (
         f"Published scores with all the data, from {_papers(table)}. They were measured on "
         "other patches, so their distance from this study's scores has no meaning."
+        if len(table)
+        else f"Nothing is published for the question of study `{study.name}`."
     )
     return Exhibit("05_published", "Published values", caption, table, None, SECTION)
 
@@ -141,14 +147,15 @@ def figure_1(study: Study) -> Exhibit:
     mixed = study.scores[study.scores["train_domain"] == ALL]
     mixed = mixed.assign(n_train=mixed["size"].map(sizes))
     mixed = named(in_order(mixed, settings), settings)
+    shown = _with_external(study, mixed.melt(["name", "n_train"], SHOWN, "metric", "score"), sizes)
     arms = table.drop_duplicates("arm")
     looks = pd.DataFrame([look(settings, row.arm, row.kind) for row in arms.itertuples()])
     grid = sns.catplot(
-        mixed.melt(["name", "n_train"], SHOWN, "metric", "score"), kind="point", x="n_train",
-        y="score", col="metric", hue="name", errorbar="sd", palette=list(looks["color"]),
-        markers=list(looks["marker"]), linestyles=list(looks["linestyle"]), native_scale=True,
-        log_scale=(True, False), dodge=0.25 * (len(arms) > 1),
-        capsize=0.05, linewidth=1.4, markersize=4.5, err_kws={"linewidth": 1}, height=4, aspect=0.9,
+        shown, kind="point", x="n_train", y="score", col="metric", col_wrap=2, hue="name",
+        errorbar="sd", palette=list(looks["color"]), markers=list(looks["marker"]),
+        linestyles=list(looks["linestyle"]), native_scale=True, log_scale=(True, False),
+        dodge=0.25 * (len(arms) > 1), capsize=0.05, linewidth=1.4, markersize=4.5,
+        err_kws={"linewidth": 1}, height=4, aspect=0.9,
     )  # fmt: skip
     places = {
         name: sizes.max() * 4.0 ** (i + 1) for i, name in enumerate(beside["data_set"].unique())
@@ -172,18 +179,38 @@ def figure_1(study: Study) -> Exhibit:
             )
         axis.set_xticks(list(ticks), list(ticks.values()))
         axis.minorticks_off()
-        axis.set(title=binary.TITLES[metric], xlabel="training patches, n (share)", ylim=(None, 1))
+        title = binary.TITLES.get(metric, f"{binary.TITLES['auroc']} {metric}")
+        axis.set(title=title, xlabel="training patches, n (share)", ylim=(None, 1))
     grid.set_ylabels("mean ± SD over folds")
     best = _best(table)
     caption = (
         "AUROC and balanced accuracy on the test patches against the number of training patches "
-        f"({of_what(settings)}); open markers, right of the line: published, with all the data, on "
-        f"other patches ({_papers(beside)}). Points and bars: mean and sample SD of "
+        f"({of_what(settings)}){_on_others(beside)}. Points and bars: mean and sample SD of "
         f"{folds(table, 'Monte Carlo fold')}; shaded: 95 % interval of the raters. With all the "
         f"data {best['arm']} is highest: AUROC {plus_minus(best['auroc'], best['auroc_sd'])}."
     )
     figure = finished(study, grid.figure)
     return Exhibit("05_data_scaling", "Fig. 1. Data scaling", caption, table, figure, SECTION)
+
+
+def _with_external(study: Study, shown: pd.DataFrame, sizes: pd.Series) -> pd.DataFrame:
+    """What Fig. 1 shows, with AUROC on external sets as further metrics, "on NAME"."""
+    table = external_scores(study)
+    table = table.assign(n_train=table["size"].map(sizes), metric="on " + table["tested_on"])
+    there = named(in_order(table, study.settings), study.settings).rename(
+        columns={"auroc": "score"}
+    )
+    return pd.concat([shown, there[shown.columns]]) if len(there) else shown
+
+
+def _on_others(beside: pd.DataFrame) -> str:
+    """What Fig. 1's caption says of published values; empty where there are none."""
+    if beside.empty:
+        return ""
+    return (
+        "; open markers, right of the line: published, with all the data, on other patches "
+        f"({_papers(beside)})"
+    )
 
 
 def _best(table: pd.DataFrame) -> pd.Series:

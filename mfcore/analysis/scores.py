@@ -7,11 +7,12 @@ from itertools import combinations
 
 import pandas as pd
 
-from mfcore.analysis.exhibit import cells
+from mfcore.analysis.exhibit import Exhibit, cells, of_what
 from mfcore.data.splits import percent
 from mfcore.measures import binary, raters
 from mfcore.measures.resampling import bootstrap, by_fold
 from mfcore.measures.statistics import StatisticsError, holm, paired_test, unpaired_test
+from mfcore.study import external
 from mfcore.study.config import Settings
 from mfcore.study.predictions import ALL, PROBE
 from mfcore.study.study import Study
@@ -196,3 +197,61 @@ def intervals(predictions: pd.DataFrame, settings: Settings) -> pd.DataFrame:
         one = bootstrap(group, "auroc", settings.splits.seed, "intervals")
         rows.append((*arm, one.estimate, one.low, one.high, one.n, one.unit))
     return in_order(pd.DataFrame(rows, columns=INTERVALS), settings)
+
+
+# ---- external test sets ----
+
+
+def external_scores(study: Study) -> pd.DataFrame:
+    """AUROC of every fit on every external set: ``arm, kind, tested_on, size, fold, n_test,
+    auroc``.
+    """
+    columns = ["arm", "kind", "tested_on", "size", "fold"]
+    table = external.predictions(study)
+    if table.empty:
+        return pd.DataFrame(columns=[*columns, "n_test", "auroc"])
+    rows = [
+        (*of, len(part), binary.auroc(part["label"].to_numpy(), part["score"].to_numpy()))
+        for of, part in table.groupby(columns, sort=False)
+    ]
+    return pd.DataFrame(rows, columns=[*columns, "n_test", "auroc"])
+
+
+def on_external_sets(study: Study) -> Exhibit:
+    """AUROC of every arm and size on external sets, with intervals over the tested cases."""
+    table, settings = external.predictions(study), study.settings
+    rows = []
+    for of, part in table.groupby(["tested_on", "arm", "kind", "size"]) if len(table) else ():
+        interval = bootstrap(part, "auroc", study.seed, "external", *of[:2])
+        rows.append((*of, len(part[part["fold"] == part["fold"].min()]), *vars(interval).values()))
+    columns = [
+        "tested_on",
+        "arm",
+        "kind",
+        "size",
+        "n_test",
+        "auroc",
+        "low",
+        "high",
+        "n_units",
+        "unit",
+    ]
+    found = in_order(pd.DataFrame(rows, columns=columns), settings, "tested_on", "size")
+    dropped = [
+        f"{name}: {len(facts['shared_cases'])} shared cases and {len(facts['identical'])} patches "
+        "with the pixels of one here are left out"
+        for name, facts in external.shared(study).items()
+        if facts["shared_cases"] or facts["identical"]
+    ]
+    caption = (
+        "AUROC of every arm on all patches of other data, which it has not learned from: the mean "
+        f"over folds, with a 95 % interval over the tested cases ({of_what(settings)})."
+    )
+    caption += f" {'; '.join(dropped)}." if dropped else ""
+    readable = found.assign(
+        auroc=[f"{row.auroc:.3f} ({row.low:.2f} to {row.high:.2f})" for row in found.itertuples()],
+        n_units=[f"{row.n_units:,} {row.unit}s" for row in found.itertuples()],
+    )
+    readable = readable.drop(columns=["low", "high", "unit"])
+    name, title = "13_external", "Tested on other data"
+    return Exhibit(name, title, caption, found, None, "External tests", readable)

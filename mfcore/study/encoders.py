@@ -123,6 +123,14 @@ def _opened(study: Settings, name: str, results: Path) -> tuple[EncoderCard, sto
     return card, source, store.open_run(results, "embeddings", name, config, inputs, known | inputs)
 
 
+def feature_files(study: Settings) -> list[Path]:
+    """The files of embeddings made elsewhere that the study's encoders are; those that are there."""
+    from mfcore.encoders import features
+
+    places = [Path(own.features) for own in study.own_encoders if own.features]
+    return [file for place in places if place.exists() for file in features.files_of(place)]
+
+
 def all_of(study: Settings) -> list[str]:
     """The encoders that embed the study's patches: its own, then those of other libraries' ways."""
     return [*study.encoders, *variants_of(study.conventions)]

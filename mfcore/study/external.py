@@ -8,6 +8,7 @@ Candidates are the second stage of a detector. An external test set is another s
 """
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pandas as pd
 from mfcore import store
 from mfcore.data import patches, splits
 from mfcore.data.labels import table as labels
+from mfcore.encoders.card import EncoderError
 from mfcore.study import arms, data
 from mfcore.study.config import ConfigError, Settings, load_study
 from mfcore.study.predictions import ALL, PROBE, kind_of
@@ -281,6 +283,22 @@ def test(study: Study, name: str, arm: str, device: str = "auto") -> store.Run:
     return run
 
 
+def test_all(study: Study, device: str = "auto") -> pd.DataFrame:
+    """Test every trained arm on every external set: ``tested_on, arm, reason``.
+
+    reason: why an arm isn't tested, empty where it is; one arm stops no other.
+    """
+    settings, rows = study.settings, []
+    arms_ = [*settings.encoders, *(network.name for network in settings.networks)]
+    for name, arm in itertools.product(sets_of(settings), arms_):
+        try:
+            test(study, name, arm, device)
+            rows.append((name, arm, ""))
+        except (EncoderError, store.StoreError) as error:
+            rows.append((name, arm, str(error)))
+    return pd.DataFrame(rows, columns=["tested_on", "arm", "reason"])
+
+
 def find(study: Study, name: str) -> store.Run:
     """The finished patches of an external set; raises StoreError where there are none."""
     config = _config(study.settings, sets_of(study.settings)[name])
@@ -315,6 +333,18 @@ def predictions(study: Study) -> pd.DataFrame:
                 table = store.read_parquet(run.path("predictions.parquet"))
                 tables.append(table.assign(arm=arm, kind=kind, tested_on=name))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def shared(study: Study) -> dict[str, dict]:
+    """By external set what it has in common with the study: ``shared_cases``, ``identical``,
+    ``n_kept``.
+    """
+    found = {}
+    for name in sets_of(study.settings):
+        made_of = {"external": find(study, name).key, "patches": study.patches.key}
+        run = store.find_run(study.folder, "external-kept", name, {}, made_of)
+        found[name] = run.record["facts"]
+    return found
 
 
 def _is_current(study: Study, run: store.Run, name: str, arm: str) -> bool:

@@ -16,7 +16,12 @@ from mfcore import store
 from mfcore.store import files as store_files
 from mfcore.store.files import Fingerprints
 from mfcore.store.records import digest
-from mfcore.study import data as study_data, tasks as study_tasks
+from mfcore.study import (
+    data as study_data,
+    encoders as study_encoders,
+    external,
+    tasks as study_tasks,
+)
 from mfcore.study.config import Pretraining, Settings, as_dict
 from mfcore.sweep.jobs import MEASURE, ROOT, SHARE, STAGES, SUPPLEMENT, Job
 
@@ -40,10 +45,14 @@ def states_of(study: Settings, job: Job) -> tuple[str, ...]:
         names.append("data")
     elif job.stage == STAGES["07"]:
         names += ["data", *_slides(*study.pretraining)]
+    elif job.stage == STAGES["13"]:
+        names += [f"external_{name}" for name in external.sets_of(study)]
     elif job.stage == STAGES["09"]:
         names.append(f"task_{study_tasks.data_name(str(job.parameters['task']))}")
     if job.rule in READ_WEIGHTS and _own_files(study):
         names.append("encoders")
+    if job.stage == STAGES["02"] and study_encoders.feature_files(study):
+        names.append("features")
     return tuple(names)
 
 
@@ -84,7 +93,12 @@ def _now(name: str, study: Settings, data: Path, was: dict, known: Fingerprints)
         return {"complete": True, "code": code_of(SOURCES[of])}
     if kind == "data":
         return _data(study, data, was, known)
-    if kind == "encoders":
+    if kind == "external":
+        other = external.sets_of(study)[of]
+        return _data(other, external.folder_of(of, data), was, known)
+    if kind == "features":
+        found = {str(path): known.of_slide(path) for path in study_encoders.feature_files(study)}
+    elif kind == "encoders":
         found = {
             str(path): known.of(path, whole=True) if path.is_file() else None
             for path in _own_files(study)
@@ -110,11 +124,11 @@ def _data(study: Settings, folder: Path, was: dict, known: Fingerprints) -> dict
     try:
         files = study_data.label_files(study, folder)
     except ValueError:  # they aren't there
-        return was if was.get("labels") else {"complete": False}
+        return was if was.get("slides") else {"complete": False}
     labels = {file.relative_to(folder).as_posix(): known.of(file, whole=True)[1] for file in files}
     before, source = was.get("slides", {}), digest(as_dict(study.data))
     names, is_read = list(before), True
-    is_same = (was.get("labels"), was.get("source")) == (labels, source)
+    is_same = bool(labels) and (was.get("labels"), was.get("source")) == (labels, source)
     if not is_same or not all((folder / name).exists() for name in before):
         try:
             names = sorted(set(study_data.load_labels(study, folder, check_files=False)["file"]))
@@ -138,7 +152,8 @@ def _own_files(study: Settings) -> list[Path]:
     """Files on this machine that encoders, networks and starts of pretrainings are read from."""
     names = [*study.encoders, *(network.architecture for network in study.networks)]
     names += [pretraining.start for pretraining in study.pretraining]
-    places = {own.weights_path for own in study.own_encoders if own.weights_path}
+    described = [own for own in study.own_encoders if not own.features]
+    places = {own.weights_path for own in described if own.weights_path}
     places |= {Path(name.removeprefix("folder:")) for name in names if name.startswith("folder:")}
     files = set()
     for place in places:

@@ -25,13 +25,19 @@ STAGES = {
     "09": "09_downstream_tasks",
     "10": "10_representations",
     "11": "11_pretraining_studies",
+    "12": "12_explore",
+    "13": "13_external_test",
 }
 # stages without a notebook
 SHARE, MEASURE, SUPPLEMENT = "embed_share", "measure_switch", "supplement"
 # stages that are told where the study's data folder is
-READ_DATA = tuple(STAGES[stage] for stage in ("01", "04", "07", "08", "09"))
+READ_DATA = tuple(STAGES[stage] for stage in ("01", "04", "07", "08", "09", "12", "13"))
 # stages that run though jobs that they wait for have failed, with what there is
-GO_ON = (*(STAGES[stage] for stage in ("05", "06", "09", "10", "11")), MEASURE, SUPPLEMENT)
+GO_ON = (
+    *(STAGES[stage] for stage in ("05", "06", "09", "10", "11", "12", "13")),
+    MEASURE,
+    SUPPLEMENT,
+)
 # Snakemake's, by which profiles name what a job asks for
 RULES = (*(notebook[3:] for notebook in STAGES.values()), SHARE, MEASURE, SUPPLEMENT)
 
@@ -78,8 +84,10 @@ def jobs_of(study: Settings, n_shares: int = 1) -> dict[str, Job]:
         jobs += _encoder_jobs(study, encoder, n_shares)
     arms = _names(job for job in jobs if job.notebook in (STAGES["03"], STAGES["04"]))
     switches = list(_switch_jobs(study, (first, *arms)))
-    jobs += [*switches, _job("05", [*arms, *_names(switches)])]
+    external = [_job("13", arms)] if study.test_on else []  # Fig. 1 shows it
+    jobs += [*switches, *external, _job("05", [*arms, *_names(switches), *_names(external)])]
     jobs += [_job("06", arms)] if study.splits.by_domain else []
+    jobs.append(_job("12", arms))
     jobs += _judging_jobs(study, [name for name in arms if name.startswith(STAGES["03"])])
     jobs.append(Job(SUPPLEMENT, SUPPLEMENT, {}, _names(job for job in jobs if job.stage != SHARE)))
     return {job.name: job for job in jobs}

@@ -187,7 +187,12 @@ def score(
     model = adapt.build_network(
         card, network.lora, 1, network.pretrained and is_adapted, start, network.input_px
     )
-    adapt.restore(model, safetensors.torch.load_file(weights))
+    tensors = safetensors.torch.load_file(weights)
+    if set(tensors) != set(adapt.trained(model)):
+        raise encoders.EncoderError(
+            f"{weights}: the weights are of another network than {card.name!r}"
+        )
+    model.load_state_dict(tensors, strict=False)  # of LoRA's network the rest is the encoder's own
     where = encoders.choose_device(device)
     model = model.to(where, memory_format=torch.channels_last).eval()
     mean, std = (

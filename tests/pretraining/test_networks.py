@@ -15,7 +15,7 @@ from mfcore import encoders
 from mfcore.encoders import EncoderError
 from mfcore.encoders.card import EncoderCard
 from mfcore.pretraining import networks
-from mfcore.study import encoders as study_encoders, pretrain as study_pretrain, pretrained
+from mfcore.study import arms as study_arms, encoders as study_encoders, pretrained
 from mfcore.study.config import Crops, OnlinePatches, Settings
 from mfcore.training.processes import Ranks
 
@@ -28,7 +28,7 @@ def images(*shape):
 
 def build(**changed):
     this = settings(**changed)
-    return networks.build(this, study_pretrain.start_of(STUDY, this, "nowhere"))
+    return networks.build(this, study_arms.start_of(STUDY, this, "nowhere"))
 
 
 def test_student_and_teacher_are_equal_at_first_and_drawn_by_the_seed():

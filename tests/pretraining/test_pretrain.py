@@ -23,7 +23,7 @@ from mfcore.pretraining import networks, pretrain
 from mfcore.pretraining.method import in_full
 from mfcore.pretraining.objective import PretrainingError
 from mfcore.pretraining.slides import slides_in
-from mfcore.study import data as study_data, encoders as study_encoders, pretrain as study_pretrain, pretrained
+from mfcore.study import arms as study_arms, data as study_data, encoders as study_encoders, pretrained
 from mfcore.study.config import Data, OnlinePatches, Patches, Pretraining, Settings, load_study
 from mfcore.study.study import Study
 from mfcore.training import processes
@@ -82,7 +82,7 @@ def done(slides, tmp_path_factory):
     study, results = study_of(slides), tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pretrain, "N_WATCHED", 32)
-        return study, results, study_pretrain.pretrain(study, "own", "nowhere", results, "cpu")
+        return study, results, study_arms.pretrain(study, "own", "nowhere", results, "cpu")
 
 
 def test_a_run_holds_what_it_says(done):
@@ -100,7 +100,7 @@ def test_a_run_holds_what_it_says(done):
 def test_a_finished_pretraining_is_not_repeated(done, monkeypatch):
     study, results, run = done
     monkeypatch.setattr(pretrain.loop, "train", None)
-    assert study_pretrain.pretrain(study, "own", "nowhere", results, "cpu").folder == run.folder
+    assert study_arms.pretrain(study, "own", "nowhere", results, "cpu").folder == run.folder
 
 
 def test_a_finished_pretraining_may_lie_on_a_disk_that_is_only_read(done, monkeypatch):
@@ -111,20 +111,20 @@ def test_a_finished_pretraining_may_lie_on_a_disk_that_is_only_read(done, monkey
 
     for name in ("unlink", "touch", "write_text"):
         monkeypatch.setattr(Path, name, refused)
-    assert study_pretrain.pretrain(study, "own", "nowhere", results, "cpu").folder == run.folder
+    assert study_arms.pretrain(study, "own", "nowhere", results, "cpu").folder == run.folder
 
 
 AT_WORK = """
 import sys
 from mfcore.study.config import load_study
 from mfcore.pretraining import loop, pretrain
-from mfcore.study import pretrain as study_pretrain
+from mfcore.study import arms as study_arms
 pretrain.N_WATCHED = 8
 def waiting(*_):
     print(flush=True)
     sys.stdin.read()
 loop._Training.run_step = waiting
-study_pretrain.pretrain(load_study(sys.argv[1]), "own", "nowhere", sys.argv[2], "cpu")
+study_arms.pretrain(load_study(sys.argv[1]), "own", "nowhere", sys.argv[2], "cpu")
 """
 
 
@@ -136,10 +136,10 @@ def test_two_processes_are_not_at_work_on_one_pretraining(slides, tmp_path, star
     other = started(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout.readline() == b"\n"
     with pytest.raises(store.StoreError, match=r"another pretraining is at work on .*pretrain-own-.*; wait for it"):
-        study_pretrain.pretrain(load_study(file), "own", "nowhere", tmp_path, "cpu")
+        study_arms.pretrain(load_study(file), "own", "nowhere", tmp_path, "cpu")
     other.kill()
     other.wait()
-    assert study_pretrain.pretrain(load_study(file), "own", "nowhere", tmp_path, "cpu").done
+    assert study_arms.pretrain(load_study(file), "own", "nowhere", tmp_path, "cpu").done
 
 
 def test_one_that_was_finished_meanwhile_is_not_repeated(slides, tmp_path, monkeypatch):
@@ -148,21 +148,21 @@ def test_one_that_was_finished_meanwhile_is_not_repeated(slides, tmp_path, monke
 
     def meanwhile(*given):
         monkeypatch.setattr(pretrain.networks, "build", original)
-        finished = study_pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu").record
+        finished = study_arms.pretrain(study, "own", "nowhere", tmp_path, "cpu").record
         monkeypatch.setattr(pretrain.loop, "train", None)
         kept.append(finished)
         return original(*given)
 
     kept = []
     monkeypatch.setattr(pretrain.networks, "build", meanwhile)
-    assert study_pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu").record == kept[0]
+    assert study_arms.pretrain(study, "own", "nowhere", tmp_path, "cpu").record == kept[0]
 
 
 def test_too_many_processes_are_refused_before_slides_are_fetched(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "here", lambda: processes.Ranks(0, 3))
     monkeypatch.setattr(study_data, "prepare", None)
     with pytest.raises(PretrainingError, match="4 patches can't be shared evenly by 3 processes"):
-        study_pretrain.pretrain(Settings("t", "A test", Data("midog"), pretraining=(SHORT,)), "own", "nowhere", tmp_path, "cpu")
+        study_arms.pretrain(Settings("t", "A test", Data("midog"), pretraining=(SHORT,)), "own", "nowhere", tmp_path, "cpu")
 
 
 def test_a_process_with_other_slides_than_the_first_is_refused(slides, tmp_path, monkeypatch):
@@ -174,7 +174,7 @@ def test_a_process_with_other_slides_than_the_first_is_refused(slides, tmp_path,
 
     monkeypatch.setattr(processes, "here", lambda: Second(1, 2))
     with pytest.raises(PretrainingError, match=r"process 1 finds other slides .*; give all machines the same files"):
-        study_pretrain.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu")
+        study_arms.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu")
 
 
 POOLS = {"architecture": "resnet10t", "arguments": {}}  # by the running means of what the teacher saw
@@ -193,7 +193,7 @@ def test_the_encoder_is_the_teacher(slides, tmp_path, monkeypatch, changed, argu
 
     monkeypatch.setattr(pretrain.networks, "build", building)
     study = study_of(slides, **changed)
-    study_pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
+    study_arms.pretrain(study, "own", "nowhere", tmp_path, "cpu")
     made = encoders.load(study_encoders.card_of(study, "own", tmp_path))
     patches = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
     centre = patches[:, 96:128, 96:128].transpose(0, 3, 1, 2) / 255.0
@@ -229,10 +229,10 @@ def test_it_goes_on_from_an_encoder_of_the_study(done, slides):
     study, results, first = done
     second = Pretraining(**{**vars(study.pretraining[0]), **DINOV2, "name": "second", "start": "own", "n_steps": 2})
     both = dataclasses.replace(study, pretraining=(study.pretraining[0], second))
-    pair = networks.build(in_full(second), study_pretrain.start_of(both, second, results))
+    pair = networks.build(in_full(second), study_arms.start_of(both, second, results))
     weights = encoders.load(study_encoders.card_of(study, "own", results)).model.state_dict()
     assert all(torch.equal(pair.student.encoder.state_dict()[name], tensor) for name, tensor in weights.items())
-    run = study_pretrain.pretrain(both, "second", "nowhere", results, "cpu")
+    run = study_arms.pretrain(both, "second", "nowhere", results, "cpu")
     assert "start" in run.record["inputs"] and "start" not in first.record["inputs"]
     assert f"start: {'own'}" in study_encoders.card_of(both, "second", results).facts
 
@@ -242,7 +242,7 @@ def test_a_start_that_is_not_pretrained_yet_is_said(slides, tmp_path):
     second = dataclasses.replace(study.pretraining[0], name="second", start="own")
     both = dataclasses.replace(study, pretraining=(study.pretraining[0], second))
     with pytest.raises(EncoderError, match="encoder 'own' isn't there"):
-        study_pretrain.pretrain(both, "second", "nowhere", tmp_path, "cpu")
+        study_arms.pretrain(both, "second", "nowhere", tmp_path, "cpu")
 
 
 def test_few_distinct_patches_are_drawn_again_but_not_watched(slides, tmp_path, monkeypatch):
@@ -261,14 +261,14 @@ def test_few_distinct_patches_are_drawn_again_but_not_watched(slides, tmp_path, 
     monkeypatch.setattr(pretrain.loop._Training, "_learn", learning)
     monkeypatch.setattr(pretrain, "_watched", noted)
     study = study_of(slides, patches=OnlinePatches(40, (0.25,), n_distinct=5))
-    run = study_pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
+    run = study_arms.pretrain(study, "own", "nowhere", tmp_path, "cpu")
     assert run.done and len(learnt) == 16 and len(set(learnt)) == 5
     assert len({image.tobytes() for image in watched[0]}) == 32
 
 
 def test_the_history_is_watched(slides, tmp_path):
     seen = []
-    study_pretrain.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu", watch=seen.append)
+    study_arms.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu", watch=seen.append)
     assert [len(table) for table in seen] == [1, 2, 3, 4] and {"step", "loss", "rankme"} <= set(seen[0])
 
 
@@ -282,11 +282,11 @@ import sys
 from mfcore.training import processes
 from mfcore.study.config import load_study
 from mfcore.pretraining import pretrain
-from mfcore.study import pretrain as study_pretrain
+from mfcore.study import arms as study_arms
 pretrain.N_WATCHED = 32
 with processes.joined("cpu") as device:
     for name in ("own", "second"):
-        run = study_pretrain.pretrain(load_study(sys.argv[1]), name, "nowhere", sys.argv[2], device)
+        run = study_arms.pretrain(load_study(sys.argv[1]), name, "nowhere", sys.argv[2], device)
 """
     said = [str(file), str(tmp_path / "two")]
     (tmp_path / "script.py").write_text(script, encoding="utf-8")
@@ -298,7 +298,7 @@ with processes.joined("cpu") as device:
     assert work.returncode == 0, output
     torch.set_num_threads(1)
     for name in ("own", "second"):
-        one = study_pretrain.pretrain(study, name, "nowhere", tmp_path / "one", "cpu")
+        one = study_arms.pretrain(study, name, "nowhere", tmp_path / "one", "cpu")
         two = pretrained.find(study, name, tmp_path / "two")
         assert two.verify().record["facts"]["n_processes"] == 2
         histories = [pretrain.load_history(run).drop(columns=["seconds", "patches_per_second"]) for run in (one, two)]
@@ -333,7 +333,7 @@ def test_every_process_looks_at_the_slides_before_it_waits_for_others(slides, tm
         pretrain.Source, "survey", lambda source, n_workers=1: looked.append(n_workers) or original(source, n_workers)
     )
     with pytest.raises(Stop):
-        study_pretrain.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu", n_workers=2)
+        study_arms.pretrain(study_of(slides), "own", "nowhere", tmp_path, "cpu", n_workers=2)
     assert looked == [2]
 
 
@@ -357,7 +357,7 @@ def test_the_command_line_says_what_is_wrong(slides, tmp_path, capsys, monkeypat
     def failing(*_, **__):
         raise PretrainingError("it collapsed")
 
-    monkeypatch.setattr(study_pretrain, "pretrain", failing)
+    monkeypatch.setattr(study_arms, "pretrain", failing)
     assert command.main(["pretrain", *said, "--encoder", "own"]) == 1
     assert capsys.readouterr().err == "mfcore: it collapsed\n"
 
@@ -366,7 +366,7 @@ def test_no_slide_that_can_be_read_is_said_with_its_reason(tmp_path):
     (tmp_path / "slides").mkdir()
     (tmp_path / "slides" / "broken.tiff").write_bytes(b"no slide")
     with pytest.raises(ValueError, match=r"broken\.tiff"):
-        study_pretrain.pretrain(study_of(tmp_path / "slides"), "own", "nowhere", tmp_path, "cpu")
+        study_arms.pretrain(study_of(tmp_path / "slides"), "own", "nowhere", tmp_path, "cpu")
 
 
 # ---- what notebook 08 shows ----
@@ -374,7 +374,7 @@ def test_no_slide_that_can_be_read_is_said_with_its_reason(tmp_path):
 
 def test_the_example_is_what_is_learnt_from(done, slides):
     study, _, run = done
-    patches, big, small, drawn = study_pretrain.example(study, "own", "nowhere", 3)
+    patches, big, small, drawn = study_arms.example(study, "own", "nowhere", 3)
     assert patches.shape == (3, 40, 40, 3) and big.shape == (2, 3, 32, 32, 3) and small.shape == (2, 3, 16, 16, 3)
     with pretrain.Source(slides_in(slides), SHORT.patches, SHORT.seed) as source:
         np.testing.assert_array_equal(patches, [source.read(number).image for number in range(3)])
@@ -435,7 +435,7 @@ def test_a_slide_without_a_place_at_one_resolution_counts_among_those_drawn_from
     write_pyramid(folder / "small.tiff", np.full((320, 320, 3), (180, 100, 160), np.uint8), 0.25)
     (folder / "torn.tiff").write_bytes((folder / "s0.tiff").read_bytes()[:9000])
     study = study_of(folder, patches=OnlinePatches(40, (0.25, 2.5)), n_steps=2)
-    study_pretrain.pretrain(study, "own", "nowhere", tmp_path, "cpu")
+    study_arms.pretrain(study, "own", "nowhere", tmp_path, "cpu")
     table = pretraining_run.cost(Study(study, tmp_path), "own").table.set_index("fact")["value"]
     assert table["n_patches"] == "8" and table["n_slides"] == "3" and "torn.tiff" in table["slides_left_out"]
     assert "small.tiff" not in table["slides_left_out"] and "at 2.5 um/px" in table["slides_failed_in_part"]
@@ -444,6 +444,6 @@ def test_a_slide_without_a_place_at_one_resolution_counts_among_those_drawn_from
 def test_a_short_training_that_ends_collapsed_says_so(slides, tmp_path, monkeypatch, caplog):
     """Too short to be stopped; its record and the log say it, with what to change."""
     monkeypatch.setattr(pretrain.objective, "collapse_of", lambda lines, settings: "all images get the same target")
-    run = study_pretrain.pretrain(study_of(slides, n_steps=2), "own", "nowhere", tmp_path, "cpu")
+    run = study_arms.pretrain(study_of(slides, n_steps=2), "own", "nowhere", tmp_path, "cpu")
     assert run.record["facts"]["collapsed"] == "all images get the same target"
     assert "pretraining[own] ended collapsed: all images get the same target. Change" in caplog.text

@@ -9,7 +9,7 @@ from mfcore.data.slides.openslide import series_of
 from mfcore.data.slides.slide import SlideError, open_slide
 from mfcore.pretraining import slides as slide_files
 from mfcore.pretraining.slides import PatchingError
-from mfcore.study import pretrain as study_pretrain
+from mfcore.study import arms as study_arms
 from mfcore.study.config import Data, Pretraining, Settings
 
 STUDY = Settings(name="s", title="s", data=Data(source="csv"))
@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 
 def slides_of(place, data_folder):
-    return study_pretrain.slides_of(STUDY, Pretraining("p", slides=place), data_folder)
+    return study_arms.slides_of(STUDY, Pretraining("p", slides=place), data_folder)
 
 
 def test_links_to_folders_are_followed_and_each_folder_is_seen_once(folder, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from mfcore.pretraining import feed, slides as pretraining_slides, source as str
 from mfcore.pretraining.feed import batches
 from mfcore.pretraining.slides import OpenSlides, PatchingError, SlideFile
 from mfcore.pretraining.source import Source
-from mfcore.study import pretrain as study_pretrain
+from mfcore.study import arms as study_arms
 from mfcore.study.config import Data, OnlinePatches, Pretraining, Settings
 from mfcore.study.study import Study
 
@@ -408,25 +408,25 @@ def test_slides_of_a_study_are_its_own_or_those_named(folder, tmp_path):
     ]
     (tmp_path / "annotations.json").write_text(json.dumps({"images": images, "annotations": boxes}))
     study = Settings(name="s", title="s", data=Data(source="midog", um_per_px=0.3, um_per_px_by_scanner={"b": 0.2}))
-    own = study_pretrain.slides_of(study, Pretraining("p"), tmp_path)
+    own = study_arms.slides_of(study, Pretraining("p"), tmp_path)
     assert [(Path(file.path), file.um_per_px, file.scanner) for file in own] == [
         (tmp_path / "images" / "a.tif", 0.3, "a"),
         (tmp_path / "images" / "b.tif", 0.2, "b"),
     ]
-    named = study_pretrain.slides_of(study, Pretraining("p", slides=str(folder)), tmp_path)
+    named = study_arms.slides_of(study, Pretraining("p", slides=str(folder)), tmp_path)
     assert [(file.slide_id, Path(file.path)) for file in named] == [(f"{n}.tif", folder / f"{n}.tif") for n in "abc"]
     assert {(file.um_per_px, file.scanner) for file in named} == {(0.3, "")}
     (tmp_path / "one" / "sub").mkdir(parents=True)
     for name in ("a.tif", "._a.tif", "sub/.a.tif"):  # macOS lays such files beside others
         (tmp_path / "one" / name).write_bytes((folder / "a.tif").read_bytes())
     for place in ("one/", "one/a.tif"):
-        (only,) = study_pretrain.slides_of(study, Pretraining("p", slides=place), tmp_path)
+        (only,) = study_arms.slides_of(study, Pretraining("p", slides=place), tmp_path)
         assert (only.slide_id, Path(only.path)) == ("a.tif", tmp_path / "one" / "a.tif"), "no machine's path is in its name"
     with pytest.raises(PatchingError, match="no slide below it"):
         (tmp_path / "empty").mkdir()
-        study_pretrain.slides_of(study, Pretraining("p", slides=str(tmp_path / "empty")), tmp_path)
+        study_arms.slides_of(study, Pretraining("p", slides=str(tmp_path / "empty")), tmp_path)
     with pytest.raises(PatchingError, match="has patches and no slides"):
-        study_pretrain.slides_of(Settings(name="s", title="s", data=Data(source="amibr")), Pretraining("p"), tmp_path)
+        study_arms.slides_of(Settings(name="s", title="s", data=Data(source="amibr")), Pretraining("p"), tmp_path)
 
 
 def test_what_is_said_of_a_folder_without_um_per_px_mends_it(tmp_path):
@@ -436,7 +436,7 @@ def test_what_is_said_of_a_folder_without_um_per_px_mends_it(tmp_path):
     by_scanner, for_all = {"um_per_px_by_scanner": {"S": 0.25}}, {"um_per_px": 0.25}
     for said in (by_scanner, for_all):
         study = Settings(name="s", title="s", data=Data(source="csv", **said))
-        slides = study_pretrain.slides_of(study, Pretraining("p", slides="slides/"), tmp_path)
+        slides = study_arms.slides_of(study, Pretraining("p", slides="slides/"), tmp_path)
         with Source(slides, SETTINGS, 0) as source:
             if said is for_all:
                 assert source.read(0).slide_id == "a.tif" and not source.failures

@@ -126,3 +126,22 @@ def test_a_test_by_an_earlier_training_is_not_shown(made, tmp_path):
         FILE.format(name="home").replace("cost: 1000", "cost: 10") + "test_on: [away.yaml]\n"
     )
     assert set(external.predictions(opened(copy))["arm"]) == {"net"}
+
+
+def test_the_table_and_fig_1_show_every_arm_on_the_other_data(made):
+    from mfcore.analysis import scaling, scores
+
+    study = opened(made)
+    table = scores.on_external_sets(study).table
+    assert set(table["arm"]) == {"tiny", "net"} and (table["n_test"] == 40).all()
+    for row in table.itertuples():
+        one = external.predictions(study)
+        one = one[(one["arm"] == row.arm) & (one["size"] == row.size)]
+        assert row.low <= row.auroc <= row.high or np.isnan(row.low)
+    assert "40 patches with the pixels of one here are left out" in scores.on_external_sets(study).caption
+    figure = scaling.figure_1(study).figure
+    assert [axis.get_title("left") or axis.get_title() for axis in figure.axes] == [
+        "AUROC",
+        "balanced accuracy",
+        "AUROC on away",
+    ]

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mfcore.encoders import formats
 from mfcore.encoders.card import HUB, EncoderCard, EncoderError
+from mfcore.encoders.weights import formats
 from mfcore.store import StoreError, file_sha256, read_json
 
 if TYPE_CHECKING:
