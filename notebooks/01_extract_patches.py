@@ -12,9 +12,7 @@
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers
 results = "../results"  # where runs are kept, a folder a study
-data_folder = (
-    ""  # where the study's data lie; empty: data/<study>, made or downloaded where that can be done
-)
+data_folder = ""  # where the study's data lie; empty: data/<study>, made or downloaded where that can be done
 n_workers = 2  # threads that read slides
 
 # %%
@@ -53,10 +51,7 @@ study.show(first_look.contact_sheet(study))
 # `released` is what the released code of Ganz et al. draws. The supplement's page on splits has every scheme fold by fold.
 
 # %%
-runs += [
-    study_data.write_splits(study.settings, study.folder),
-    study_data.write_audit(study.settings, study.folder),
-]
+runs += [study_data.write_splits(study.settings, study.folder), study_data.write_audit(study.settings, study.folder)]
 schemes, by_fold, own, twins = map(study.show, first_look.audit(study))
 display(schemes, twins)
 

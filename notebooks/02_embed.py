@@ -49,12 +49,8 @@ study.show(first_look.embedding(study, encoder, features))
 
 # %%
 n_dims = study.card(encoder).n_dims
-assert (patch_ids == study.labels["patch_id"]).all(), (
-    "embeddings don't stand row for row with the labels"
-)
-assert features.shape == (len(study.labels), n_dims), (
-    f"{features.shape} embeddings of {n_dims} dimensions"
-)
+assert (patch_ids == study.labels["patch_id"]).all(), "embeddings don't stand row for row with the labels"
+assert features.shape == (len(study.labels), n_dims), f"{features.shape} embeddings of {n_dims} dimensions"
 
 # %%
 files = sorted(path.name for path in study.figures.glob(f"02_{run.folder.name}*"))

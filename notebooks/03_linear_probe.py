@@ -60,9 +60,7 @@ study.show(representations.one(study, encoder))
 
 # %%
 if encoder in study.settings.probe_audit and not scheme:
-    audit = study.show(
-        estimators.audit(study, arms.audit_probe(study.settings, embeddings, study.folder))
-    )
+    audit = study.show(estimators.audit(study, arms.audit_probe(study.settings, embeddings, study.folder)))
     display(audit, audit.readable)
 
 # %% [markdown]
@@ -70,9 +68,7 @@ if encoder in study.settings.probe_audit and not scheme:
 
 # %%
 n_short, residual = (~fits["converged"]).sum(), fits["residual"].max()
-print(
-    f"{n_short} of {len(fits)} fits stopped short of the optimum; largest residual {residual:.1e}"
-)
+print(f"{n_short} of {len(fits)} fits stopped short of the optimum; largest residual {residual:.1e}")
 
 # %%
 files = sorted(path.name for path in study.figures.glob(f"03_{run.folder.name}*"))

@@ -113,18 +113,10 @@ overview.save(study)
 
 # %%
 assert study.scores["auroc"].dropna().between(0, 1).all(), "an AUROC lies between 0 and 1"
-assert not study.scores.duplicated(["arm", "train_domain", "domain", "fold", "size"]).any(), (
-    "an arm was scored twice"
-)
+assert not study.scores.duplicated(["arm", "train_domain", "domain", "fold", "size"]).any(), "an arm was scored twice"
 
 # %%
-print(
-    "files written:",
-    *sorted(path.name for path in study.figures.glob("05_*")),
-    "claims.csv",
-    "claims.json",
-    sep="\n  ",
-)
+print("files written:", *sorted(path.name for path in study.figures.glob("05_*")), "claims.csv", "claims.json", sep="\n  ")
 
 # %% [markdown]
 # **What we saw.** The captions answer for this study; the ledger says which of the paper's statements hold here.

@@ -12,9 +12,7 @@
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers
 results = "../results"  # where runs are kept, a folder a study
-data_folder = (
-    ""  # where the study's data lie; empty: data/<study>, made or downloaded where that can be done
-)
+data_folder = ""  # where the study's data lie; empty: data/<study>, made or downloaded where that can be done
 n_drawn = 2000  # places that are drawn for the figure, none of them read
 
 # %%
@@ -32,9 +30,7 @@ from mfcore.study import arms as study_arms
 
 study = open_study(study_file, results, parameters=locals())
 data = data_folder or Path(study_file).parent.parent / "data" / study.name
-assert study.settings.pretraining, (
-    f"study {study.name!r} pretrains nothing; describe one in pretraining: [{{name: ...}}]"
-)
+assert study.settings.pretraining, f"study {study.name!r} pretrains nothing; describe one in pretraining: [{{name: ...}}]"
 which = max(study.settings.pretraining, key=lambda one: len(set(one.patches.um_per_px)))
 pretraining_run.settings(study, which.name)
 
@@ -42,9 +38,7 @@ pretraining_run.settings(study, which.name)
 # ## Slides and their tissue
 
 # %%
-source = Source(
-    study_arms.slides_of(study.settings, which, data), which.patches, which.seed
-).survey()
+source = Source(study_arms.slides_of(study.settings, which, data), which.patches, which.seed).survey()
 study.show(pretraining_run.slides(study, source))
 
 # %% [markdown]
@@ -68,12 +62,8 @@ study.show(pretraining_run.patches(study, images, read))
 # ## Checks
 
 # %%
-assert (read["tissue"] >= which.patches.min_tissue - 1e-6).all(), (
-    "a patch holds less tissue than asked"
-)
-assert (source.read(37).image == images[37]).all(), (
-    "patch 37 isn't the same when it is read by itself"
-)
+assert (read["tissue"] >= which.patches.min_tissue - 1e-6).all(), "a patch holds less tissue than asked"
+assert (source.read(37).image == images[37]).all(), "patch 37 isn't the same when it is read by itself"
 source.close()
 
 # %%

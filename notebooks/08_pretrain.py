@@ -12,9 +12,7 @@
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers
 results = "../results"  # where runs are kept, a folder a study
-data_folder = (
-    ""  # where the study's data lie; empty: data/<study>, made or downloaded where that can be done
-)
+data_folder = ""  # where the study's data lie; empty: data/<study>, made or downloaded where that can be done
 encoder = "own_vit"  # one of the study's pretrainings
 device = "auto"  # "cpu", "cuda", or "auto": the GPU where there is one
 n_workers = 1  # threads that read patches
@@ -35,18 +33,14 @@ study.show(pretraining_run.settings(study, encoder))
 # ## What the network is shown
 
 # %%
-study.show(
-    pretraining_run.crops(study, encoder, *study_arms.example(study.settings, encoder, data))
-)
+study.show(pretraining_run.crops(study, encoder, *study_arms.example(study.settings, encoder, data)))
 
 # %% [markdown]
 # ## Pretrain
 
 # %%
 live = exhibit.Live(lambda history: pretraining_run.draw_history(study, encoder, history))
-run = study_arms.pretrain(
-    study.settings, encoder, data, study.folder, device, n_workers, watch=live
-)
+run = study_arms.pretrain(study.settings, encoder, data, study.folder, device, n_workers, watch=live)
 study.show(pretraining_run.cost(study, encoder))
 
 # %% [markdown]
@@ -71,19 +65,12 @@ encoders.card_table(encoders.load(study.card(encoder), device).card)
 # %%
 history = pretraining_run.read_history(run)
 assert history["loss"].notna().all(), "a loss isn't a number"
-assert history["step"].iloc[-1] == study.settings.pretraining_of(encoder).n_steps, (
-    "a step is missing"
-)
+assert history["step"].iloc[-1] == study.settings.pretraining_of(encoder).n_steps, "a step is missing"
 n_kept = sum(1 for _ in run.path("encoders").glob("*/weights.safetensors"))
 assert n_kept == study.settings.pretraining_of(encoder).n_snapshots, "a snapshot isn't there"
 
 # %%
-print(
-    "files written:",
-    run.folder.name,
-    *sorted(path.name for path in study.figures.glob(f"08_*{encoder}*")),
-    sep="\n  ",
-)
+print("files written:", run.folder.name, *sorted(path.name for path in study.figures.glob(f"08_*{encoder}*")), sep="\n  ")
 
 # %% [markdown]
 # **What we saw.** One pretraining: its loss, whether its targets tell images apart, the rank of its embeddings, and the encoder.

@@ -61,18 +61,12 @@ study.show(segmentations.over_patches(study, task))
 
 # %%
 table = scores.table
-assert set(table["encoder"]) == set(judged.loc[judged["judged"], "encoder"]), (
-    "a judged encoder is missing in the table"
-)
+assert set(table["encoder"]) == set(judged.loc[judged["judged"], "encoder"]), "a judged encoder is missing in the table"
 assert table["mean"].between(0, 1).all(), "a score lies outside 0 to 1"
 assert (table["n_runs"] == protocol.of(study.settings.task(task)).n_runs).all(), "a run is missing"
 
 # %%
-print(
-    "files written:",
-    *(run.folder.name for (of, _), run in tasks.runs(study).items() if of == task),
-    sep="\n  ",
-)
+print("files written:", *(run.folder.name for (of, _), run in tasks.runs(study).items() if of == task), sep="\n  ")
 print(*sorted(path.name for path in study.figures.glob(f"09_{task}*")), sep="\n  ")
 
 # %% [markdown]

@@ -60,9 +60,7 @@ study.show(representations.by_sample_size(study))
 # %%
 verdicts = ledger.judge(study, [ledger.PRETRAINING])
 shown = verdicts[["claim", "paper", "where", "verdict", "here", "found", "why"]]
-study.show(
-    exhibit.Exhibit("10_claims_kaiko", "Claims", ledger.PRETRAINING_RULE, verdicts, readable=shown)
-)
+study.show(exhibit.Exhibit("10_claims_kaiko", "Claims", ledger.PRETRAINING_RULE, verdicts, readable=shown))
 
 # %% [markdown]
 # ## Any embeddings at all
@@ -79,15 +77,9 @@ representations.of_file(embedding_file) if embedding_file else "embedding_file n
 
 # %%
 table = rankme.table
-assert (table["rankme"] <= 1.01 * table[["n", "n_dims"]].min(axis=1)).all(), (
-    "RankMe exceeds the rank"
-)
-assert table["odcorr_abs"].dropna().between(0, 1).all(), (
-    "a mean of absolute correlations lies between 0 and 1"
-)
-assert (table["odcorr_sq"].dropna() <= table["odcorr_abs"].dropna()).all(), (
-    "squares exceed what they are squares of"
-)
+assert (table["rankme"] <= 1.01 * table[["n", "n_dims"]].min(axis=1)).all(), "RankMe exceeds the rank"
+assert table["odcorr_abs"].dropna().between(0, 1).all(), "a mean of absolute correlations lies between 0 and 1"
+assert (table["odcorr_sq"].dropna() <= table["odcorr_abs"].dropna()).all(), "squares exceed what they are squares of"
 
 # %%
 print("files written:", *sorted(path.name for path in study.figures.glob("10_*")), sep="\n  ")

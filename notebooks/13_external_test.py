@@ -11,9 +11,7 @@
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers; test_on names other study files
 results = "../results"  # where runs are kept, a folder a study
-data_folder = (
-    ""  # where the study's data lie, beside those of the other studies; empty: data/<study>
-)
+data_folder = ""  # where the study's data lie, beside those of the other studies; empty: data/<study>
 device = "auto"  # "cpu", "cuda", or "auto": the GPU where there is one
 n_workers = 2  # threads that read slides
 
@@ -52,9 +50,7 @@ study.show(scores.on_external_sets(study))
 # ## Checks
 
 # %%
-assert scores.external_scores(study)["auroc"].dropna().between(0, 1).all(), (
-    "an AUROC lies between 0 and 1"
-)
+assert scores.external_scores(study)["auroc"].dropna().between(0, 1).all(), "an AUROC lies between 0 and 1"
 
 # %%
 print(

@@ -31,7 +31,7 @@ class Neighbours:
 
     @property
     def robustness_index(self) -> float:
-        """Share of SO among all SO and OS of the k nearest; 1 is robust, NaN where there are none."""
+        """Share of SO among SO and OS of the k nearest: 1 is robust, NaN where there are none."""
         total = self.n_so.sum() + self.n_os.sum()
         return float(self.n_so.sum() / total) if total else float("nan")
 

@@ -124,7 +124,7 @@ def _opened(study: Settings, name: str, results: Path) -> tuple[EncoderCard, sto
 
 
 def feature_files(study: Settings) -> list[Path]:
-    """The files of embeddings made elsewhere that the study's encoders are; those that are there."""
+    """The files of the embeddings made elsewhere that stand as encoders of the study."""
     from mfcore.encoders import features
 
     places = [Path(own.features) for own in study.own_encoders if own.features]
