@@ -286,7 +286,7 @@ def _unpack(archive: Path, kept: str, folder: Path) -> list[str]:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """What `fetch` found and did, as text: counts by kind, how files were checked, what is missing."""
+    """What `fetch` did, as text: counts by kind, how files were checked, what is missing."""
     counts = pd.crosstab(table["kind"], table["state"], margins=True, margins_name="total")
     is_missing = table["state"] == "missing"
     checked = table[~is_missing].groupby(["state", "reason"], sort=False).size()

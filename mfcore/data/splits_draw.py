@@ -313,7 +313,7 @@ def _take_annotations(
 def _nested_subset(
     labels: pd.DataFrame, scheme: Scheme, size: float, rounding: Callable, stream: tuple
 ) -> np.ndarray:
-    """The share ``size`` of ``labels``; a smaller size is part of a larger one. Returns patch ids."""
+    """Patch ids of the share ``size`` of ``labels``; a smaller size is part of a larger."""
     groups = labels.groupby("label") if scheme.stratified else [("all", labels)]
     chosen = []
     for group, within in groups:

@@ -243,7 +243,7 @@ def _of_slides(
 
 
 def _by_id(rows: pd.DataFrame, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The row of each patch, -1 where there is none, by ``patch_id`` or by the file's path or name."""
+    """The row of each patch, -1 without one, by ``patch_id`` or by the file's path or name."""
     key = "patch_id" if "patch_id" in rows else "file"
     given, wanted = rows[key], table[key]
     if key == "file" and not set(wanted) & set(given):  # paths from another folder

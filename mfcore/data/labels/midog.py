@@ -82,7 +82,7 @@ def note_on_midog22(table: pd.DataFrame) -> str:
 
 
 def _read(file: Path, label_values: tuple[str, str]) -> pd.DataFrame:
-    """A label file of any form; ``label_values``: how its CSV writes look-alike and mitotic figure."""
+    """A label file of any form; ``label_values``: how its CSV writes class 0 and class 1."""
     if file.suffix == ".csv":
         return csv.read_as_released(file, label_values)
     if file.suffix == ".sqlite":

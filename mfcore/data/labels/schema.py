@@ -50,7 +50,7 @@ def refuse(file: Path, problems: list[str], remedy: str) -> None:
 
 
 def as_classes(place: Path, labels: pd.Series, label_values: tuple[str, ...]) -> pd.Series:
-    """Labels with REST for all that it stands for; raises LabelError for labels of other classes."""
+    """Labels, with REST for all that it stands for; raises LabelError for other classes."""
     if REST in label_values:
         labels = labels.where(labels.isin(label_values), REST)
     if set(labels) - set(label_values):

@@ -104,7 +104,7 @@ class TiffReader(Reader):
         )
 
     def decode(self, key: tuple[int, int]) -> np.ndarray:
-        """The tile of a level and a number, uint8 (height, width, 3); raises SlideError for damage."""
+        """A level's tile by number, uint8 (height, width, 3); raises SlideError for damage."""
         level, k = key
         page = self._levels[level]
         row, column = divmod(k, page.n_across)

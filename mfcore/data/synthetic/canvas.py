@@ -31,7 +31,7 @@ class Noise:
             self.tiles[grain] = tile / tile.std()
 
     def cut(self, rng: np.random.Generator, grain_um: float, shape: tuple[int, int]) -> np.ndarray:
-        """A random cut of one grain: float32 ``shape``, mean about 0, standard deviation about 1."""
+        """A random cut of one grain, float32 ``shape``: mean about 0, deviation about 1."""
         tile = self.tiles[grain_um]
         row, column = (
             rng.integers(0, self.side_px - shape[0]),
