@@ -171,9 +171,9 @@ def _check(asked: argparse.Namespace) -> int:
         return _say(str(error))
     n_positive = int(labels["label"].sum())
     print(
-        f"data: {labels['file'].nunique():,} files, {labels['domain'].nunique()} domains,"
-        f" {n_positive:,} {settings.data.positive}s, {len(labels) - n_positive:,}"
-        f" {settings.data.negative}s ({folder})"
+        f"data: {labels['file'].nunique():,} files, {labels['domain'].nunique()} domains;"
+        f" {settings.data.positive}: {n_positive:,}, {settings.data.negative}:"
+        f" {len(labels) - n_positive:,} ({folder})"
     )
     return 0
 

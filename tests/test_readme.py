@@ -1,0 +1,189 @@
+"""README's "Your own data": every example is taken from the text and run, on a few dozen patches."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import yaml
+from PIL import Image
+
+import mfcore
+from mfcore import cli
+from mfcore.study import arms, data, encoders, external
+
+ROOT = Path(__file__).parents[1]
+AMIBR = ROOT.parent / "shared" / "data" / "amibr" / "patches"
+N = 24  # patches of each class
+
+
+def blocks(kind):
+    """The code blocks of one kind in README's section on one's own data."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Your own data", 1)[1].split("\n## ", 1)[0]
+    return re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL)
+
+
+STUDIES = {yaml.safe_load(block)["name"]: block for block in blocks("yaml")}
+
+
+def write(folder, name):
+    (folder / "studies").mkdir(exist_ok=True)
+    file = folder / "studies" / f"{name}.yaml"
+    file.write_text(STUDIES[name])
+    return file
+
+
+def write_images(folder, first=0):
+    """Patches in a folder a class: AMi-Br's where they are here, else made ones."""
+    for name in ("atypical", "normal"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        real = sorted((AMIBR / name).glob("*.png"))[first : first + N]
+        for file in real:
+            shutil.copy(file, folder / name / file.name)
+        for i in range(first, first + N if not real else first):
+            noise = np.random.default_rng(i).integers(0, 200, (128, 128, 3)) + 50 * (name == "normal")
+            Image.fromarray(noise.astype(np.uint8)).save(folder / name / f"{name}{i}.png")
+
+
+def write_slides(folder, names):
+    folder.mkdir(parents=True, exist_ok=True)
+    said = {"resolution": (4e4,) * 2, "resolutionunit": "CENTIMETER"}
+    for i, name in enumerate(names):
+        pixels = np.random.default_rng(i).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+        tifffile.imwrite(folder / name, pixels, tile=(64, 64), photometric="rgb", **said)
+
+
+def checked(file, folder, capsys):
+    assert cli.main(["study", "check", str(file), "--data", str(folder)]) == 0
+    return capsys.readouterr().out
+
+
+def trained(folder, name):
+    """The study of a block, its patches cut, embedded and probed."""
+    study = mfcore.open_study(write(folder, name), folder / "results")
+    data.extract(study.settings, folder / "data" / name, study.folder)
+    data.write_splits(study.settings, study.folder)
+    for encoder in study.settings.encoders:
+        arms.fit_probe(study.settings, encoders.embed(study.settings, encoder, study.folder), study.folder)
+    return mfcore.open_study(folder / "studies" / f"{name}.yaml", folder / "results")
+
+
+def test_there_is_an_example_for_every_way_in():
+    assert list(STUDIES) == ["my_slides", "my_qupath", "my_patches", "my_features", "my_hospital"]
+
+
+def test_slides_and_a_table(tmp_path, capsys):
+    (table,) = blocks("csv")
+    folder = tmp_path / "data" / "my_slides"
+    write_slides(folder, ["S1.svs", "S2.svs"])
+    (folder / "annotations.csv").write_text(table)
+    assert "2 files, 2 domains; mitotic figure: 1, look-alike: 1" in checked(write(tmp_path, "my_slides"), folder, capsys)
+
+
+def test_slides_annotated_in_qupath(tmp_path, capsys):
+    folder = tmp_path / "data" / "my_qupath"
+    write_slides(folder, ["S1.svs", "S2.svs"])
+    for slide, classes in (("S1.svs", ("mitosis", "debris")), ("S2", ("mitosis", "other"))):
+        features = [
+            {
+                "type": "Feature",
+                "geometry": {"type": "Point", "coordinates": [50 + 20 * i, 60]},
+                "properties": {"classification": {"name": name}},
+            }
+            for i, name in enumerate(classes)
+        ]
+        (folder / f"{slide}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    assert "2 files, 1 domains; mitosis: 2, rest: 2" in checked(write(tmp_path, "my_qupath"), folder, capsys)
+
+
+def test_patch_images(tmp_path, capsys):
+    write_images(tmp_path / "data" / "my_patches")
+    said = checked(write(tmp_path, "my_patches"), tmp_path / "data" / "my_patches", capsys)
+    assert f"{2 * N} files, 1 domains; atypical: {N}, normal: {N}" in said
+    study = trained(tmp_path, "my_patches")
+    assert study.labels["um_per_px"].isna().all()
+    assert set(study.scores["arm"]) == {"efficientnet_lite0"} and set(study.scores["size"]) == {0.2, 1.0}
+
+
+def test_embeddings_made_elsewhere(tmp_path):
+    write_images(tmp_path / "data" / "my_features")
+    (tmp_path / "studies").mkdir()
+    features, files = mfcore.embed(tmp_path / "data" / "my_features", "efficientnet_lite0", "cpu")
+    place = tmp_path / "studies" / "features"  # eva's folder
+    import torch
+
+    rows = []
+    for i, (vector, file) in enumerate(zip(features, files, strict=True)):
+        place.mkdir(exist_ok=True)
+        torch.save(torch.from_numpy(vector), place / f"{i}.pt")
+        rows.append((file.name, f"{i}.pt", 0, ""))
+    pd.DataFrame(rows, columns=["origin", "embeddings", "target", "split"]).to_csv(place / "manifest.csv", index=False)
+    study = trained(tmp_path, "my_features")
+    one, other = (study.scores[study.scores["arm"] == arm]["auroc"].to_numpy() for arm in ("efficientnet_lite0", "elsewhere"))
+    np.testing.assert_allclose(one, other, atol=1e-3)
+
+
+def test_train_on_one_set_test_on_another(tmp_path):
+    write_images(tmp_path / "data" / "my_hospital")
+    write_images(tmp_path / "data" / "their_hospital", first=N - 4)  # four of each class are the same
+    other = STUDIES["my_hospital"].replace("name: my_hospital", "name: their_hospital")
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "their_hospital.yaml").write_text(re.sub(r"(?m)^(test_on|shared):.*$", "", other))
+    study = trained(tmp_path, "my_hospital")
+    external.cut(study, "their_hospital", tmp_path / "data" / "my_hospital")
+    assert not external.test_all(study, "cpu")["reason"].any()
+    table = external.predictions(study)
+    assert (table.groupby(["size", "fold"]).size() == 2 * (N - 4)).all()
+
+
+def test_scores_of_new_candidates(tmp_path, monkeypatch, capsys):
+    (command,) = blocks("bash")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / "my_slides"
+    write_slides(folder, [f"S{i}.svs" for i in range(6)])
+    places = [(f"S{i % 6}.svs", 60 + 8 * (i // 6), 100, i // 6 % 2) for i in range(60)]
+    pd.DataFrame(places, columns=["file", "x", "y", "label"]).to_csv(folder / "annotations.csv", index=False)
+    smaller = "input_px: 64, n_epochs: 1, patches_per_epoch: 16, pretrained: false, max_lr: 0.001, by_domain: false"
+    text = (
+        STUDIES["my_slides"]
+        .replace("input_px: 64", smaller)
+        .replace("encoders:", "splits: {n_folds: 1, sizes: [1.0], by_domain: false}\nencoders:")
+    )
+    (tmp_path / "my_slides.yaml").write_text(text)
+    study = mfcore.open_study("my_slides.yaml")
+    data.extract(study.settings, folder, study.folder)
+    data.write_splits(study.settings, study.folder)
+    arms.train(study.settings, "small_network", 0, study.folder)
+    shutil.move(folder, "slides")
+    pd.DataFrame({"file": ["S0.svs"] * 3, "x": [50, 80, 90], "y": [50, 80, 90], "detector": 0.7}).to_csv(
+        "candidates.csv", index=False
+    )
+    assert cli.main(shlex.split(command)[1:]) == 0
+    assert "3 candidates scored by small_network (end-to-end)" in capsys.readouterr().out
+    assert len(json.loads(Path("scores/S0.svs.geojson").read_text())["features"]) == 3
+    assert set(pd.read_csv("candidates.scores.csv")) >= {"detector", "score", "score_sd"}
+
+
+def test_the_library(tmp_path, monkeypatch):
+    (code,) = blocks("python")
+    monkeypatch.chdir(tmp_path)
+    write_slides(tmp_path, ["slide.tiff"])
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        noise = np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "images" / f"{i}.png")
+    found = {}
+    exec(compile(code, "README", "exec"), found)
+    assert found["patches"].shape == (2, 64, 64, 3) and found["scores"].shape == (4,)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_of_the_text_is_right(tmp_path, name):
+    (tmp_path / "studies").mkdir()
+    assert mfcore.open_study(write(tmp_path, name), tmp_path).name == name
