@@ -17,7 +17,7 @@ embedding_file = ""  # any .npy or HDF5 file with "features" (n, n_dims), of wha
 # %%
 from mfcore import open_study
 from mfcore.analysis import exhibit
-from mfcore.analysis.encoders import representations
+from mfcore.analysis.encoders import representations, robustness
 from mfcore.claims import ledger
 
 study = open_study(study_file, results, parameters=locals())
@@ -53,6 +53,14 @@ study.show(representations.task_correlations(study))
 
 # %%
 study.show(representations.by_sample_size(study))
+
+# %% [markdown]
+# ## By biology, or by scanner and laboratory?
+#
+# The nearest neighbours of a patch in other cases: of its own class or tumour from elsewhere, or of another from the same scanner?
+
+# %%
+study.show(robustness.exhibit(study))
 
 # %% [markdown]
 # ## What kaiko 2024 say, asked of these data
