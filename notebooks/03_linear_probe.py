@@ -64,6 +64,16 @@ if encoder in study.settings.probe_audit and not scheme:
     display(audit, audit.readable)
 
 # %% [markdown]
+# ## Other probes
+#
+# Where the study asks for them (`probe: {also: [knn, simpleshot, mlp]}`): nearest neighbours, nearest centroid, a hidden layer. Each
+# is an arm of its own, on the same folds.
+
+# %%
+others = [] if scheme else arms.fit_other_probes(study.settings, embeddings, study.folder)
+print("further probes:", *[other.identity["name"] for other in others])
+
+# %% [markdown]
 # ## Checks
 
 # %%

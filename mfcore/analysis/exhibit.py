@@ -209,8 +209,14 @@ def is_watched() -> bool:
 def look(settings: Settings, arm: str, kind: str) -> dict[str, object]:
     """Colour, marker and line of an arm, the same in every figure.
 
-    An encoder that the study pretrained, or a snapshot of one, has a star.
+    An encoder that the study pretrained, or a snapshot of one, has a star. A further probe has its
+    encoder's colour.
     """
+    further = [m for m in settings.probe.also if arm.endswith(f" {m}")]
+    if further:
+        known = look(settings, arm.removesuffix(f" {further[0]}"), kind)
+        shape = MARKERS[-1 - settings.probe.also.index(further[0])]
+        return known | {"marker": shape, "linestyle": (0, (1, 2))}
     own, name = [one.name for one in settings.pretraining], arm.partition("@")[0]
     names = [*(network.name for network in settings.networks), *settings.encoders, *own]
     index = names.index(name) if name in names else len(names)

@@ -50,6 +50,7 @@ def full_size(table: pd.DataFrame) -> pd.DataFrame:
 def in_order(table: pd.DataFrame, settings: Settings, *then: str) -> pd.DataFrame:
     """A table's rows by ``arm``, networks first, as the study names them, then by ``then``."""
     names = [*(network.name for network in settings.networks), *settings.encoders]
+    names += [f"{name} {m}" for name in settings.encoders for m in settings.probe.also]
     place = table["arm"].map({name: i for i, name in enumerate(names)})
     order = table.assign(arm=place).sort_values(["arm", *then], kind="stable").index
     return table.loc[order].reset_index(drop=True)

@@ -27,11 +27,31 @@ def fit_probe(study: Settings, embeddings: store.Run, results: Path) -> store.Ru
     """
     from mfcore.training import probe
 
-    config = as_dict(study.probe)
+    config = study.probe.linear
     run = _opened("probe", study, embeddings, results, config, config)
     if run.done:
         return run
     return probe.fit_units(probe_material(study, embeddings, results), run, study.probe)
+
+
+def fit_other_probes(study: Settings, embeddings: store.Run, results: Path) -> list[store.Run]:
+    """Fit and test the probes of ``probe.also`` on one encoder's finished embeddings.
+
+    As `mfcore.training.probe.fit_others`, a run each. Raises StoreError where an embedding can't be
+    used.
+    """
+    from mfcore.training import probe
+
+    runs = []
+    for method in study.probe.also:
+        config, encoder = {"method": method}, embeddings.identity["name"]
+        name = f"{encoder} {method}"
+        run = _opened("probe", study, embeddings, results, config, config, name)
+        if not run.done:
+            material = probe_material(study, embeddings, results)
+            probe.fit_others(material, run, method, study.splits.seed)
+        runs.append(run)
+    return runs
 
 
 def probe_audit_config(study: Settings) -> dict:
@@ -39,7 +59,7 @@ def probe_audit_config(study: Settings) -> dict:
     from mfcore.training import estimators
 
     described = estimators.described()
-    return {"probe": as_dict(study.probe), "seed": study.splits.seed, "estimators": described}
+    return {"probe": study.probe.linear, "seed": study.splits.seed, "estimators": described}
 
 
 def audit_probe(study: Settings, embeddings: store.Run, results: Path) -> store.Run:
@@ -49,7 +69,7 @@ def audit_probe(study: Settings, embeddings: store.Run, results: Path) -> store.
     """
     from mfcore.training import estimators
 
-    known = {"probe": as_dict(study.probe)}
+    known = {"probe": study.probe.linear}
     run = _opened("probes", study, embeddings, results, probe_audit_config(study), known)
     if run.done:
         return run
@@ -64,13 +84,15 @@ def _opened(
     results: Path,
     config: dict,
     known: dict,
+    name: str = "",
 ) -> store.Run:
     """The run of a stage that reads an encoder's embeddings."""
     patches_run, splits_run = data.find_patches(study, results), data.find_splits(study, results)
     runs = {"patches": patches_run, "splits": splits_run, "embeddings": embeddings}
     inputs = {name: run.key for name, run in runs.items()}
     known = {**known, "splits": splits_run.key}
-    return store.open_run(results, stage, embeddings.identity["name"], config, inputs, known)
+    name = name or embeddings.identity["name"]
+    return store.open_run(results, stage, name, config, inputs, known)
 
 
 def probe_material(study: Settings, embeddings: store.Run, results: Path):

@@ -17,7 +17,6 @@ from mfcore import store
 from mfcore.data import splits
 from mfcore.encoders.card import EncoderError, cards
 from mfcore.measures import binary
-from mfcore.store.options import as_dict
 from mfcore.store.records import digest
 from mfcore.study import arms, data, encoders
 from mfcore.study.config import Network, Settings
@@ -49,7 +48,8 @@ def collect(study: Settings, results: Path) -> Collected:
     parts = []  # arm, kind, stage, name of the run, jobs whose failure is the reason that it lacks
     for name in study.encoders:
         jobs = [(name.partition("@")[0], "08", None), (name, "02", None), (name, "03", None)]
-        parts.append((name, PROBE, "probe", name, jobs))
+        for run in (name, *(f"{name} {method}" for method in study.probe.also)):
+            parts.append((run, PROBE, "probe", run, jobs))
     for network in study.networks:
         for fold in range(study.splits.n_folds):
             jobs, run = [(network.name, "04", fold)], f"{network.name}-fold{fold}"
@@ -112,7 +112,9 @@ def current_runs(study: Settings, results: Path) -> dict[str, store.Run]:
     splits, or several runs of a name could be meant.
     """
     splits_key = data.find_splits(study, results).key
-    wanted = {("probe", name): (as_dict(study.probe), splits_key) for name in study.encoders}
+    wanted = {("probe", name): (study.probe.linear, splits_key) for name in study.encoders}
+    for name, method in itertools.product(study.encoders, study.probe.also):
+        wanted["probe", f"{name} {method}"] = {"method": method}, splits_key
     with contextlib.suppress(store.StoreError):  # networks' own folds, which nobody has drawn yet
         splits_key = data.find_splits(study, results, networks=True).key
         for network, fold in itertools.product(study.networks, range(study.splits.n_folds)):
@@ -139,6 +141,7 @@ def _has_card(study: Settings, run: store.Run) -> bool:
         name = config["network"]["architecture"]
         card = encoders.training_card_of(study, name) if name in cards() else None
         return card is None or digest(config["card"]) == digest(card.identity())
+    name = name.removesuffix(f" {config.get('method')}")  # of a further probe
     key = run.identity["inputs"].get("embeddings")
     made = next(results.glob(f"embeddings-*-{key}/run.json"), None)
     if made is None or not encoders.has_card_here(study, name):

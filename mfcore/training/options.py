@@ -1,11 +1,21 @@
 """Options of trainings: a network and how it is trained, low-rank adaptation, the linear probe."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from mfcore.store.options import Count, Flag, Number, Positive, PositiveShare, Share, Whole, options
+from mfcore.store.options import (
+    Count,
+    Distinct,
+    Flag,
+    Number,
+    Positive,
+    PositiveShare,
+    Share,
+    Whole,
+    options,
+)
 
 MAX_HUE_TURNS = 0.5  # half a turn of the colour circle reaches every hue
 
@@ -92,7 +102,18 @@ class Network:
 
 @options
 class Probe:
-    """UNI's linear probe: cost None means D * K / 100."""
+    """UNI's linear probe: cost None means D * K / 100.
+
+    also: further probes of each encoder, arms of their own, named "ENCODER METHOD": "knn" (20
+    nearest neighbours), "simpleshot" (nearest centroid), "mlp" (one hidden layer);
+    `training.probe.METHODS`.
+    """
 
     cost: Positive | None = None
     max_iter: Count = 1000
+    also: Annotated[tuple[Literal["knn", "simpleshot", "mlp"], ...], Distinct] = ()
+
+    @property
+    def linear(self) -> dict:
+        """What decides the linear probe, as plain data."""
+        return {"cost": self.cost, "max_iter": self.max_iter}

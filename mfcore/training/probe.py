@@ -7,6 +7,7 @@ one takes their mean, and penalises the squared norm where this one penalises th
 
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,10 +15,16 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import expit
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neighbors import NearestNeighbors
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
 from mfcore import store
 from mfcore.data import splits
+from mfcore.streams import stream_seed
 from mfcore.training.options import Probe
 
 RESIDUAL_TOLERANCE = 1e-3
@@ -267,3 +274,66 @@ def load_head(run: store.Run, unit: str) -> LinearProbe:
             fit["n_iter"],
             fit["residual"],
         )
+
+
+# ---- probes that are not linear ----
+
+
+def _centred(features: np.ndarray, train: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows less the mean of the training rows, each of length 1: SimpleShot's CL2N."""
+    moved = features[rows] - features[train].mean(axis=0)
+    return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
+
+
+def _knn(
+    features: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int
+) -> np.ndarray:
+    """Share of class 1 among the 20 nearest training patches, as UNI's evaluation has it (CL2N)."""
+    known = _centred(features, train, train)
+    neighbours = NearestNeighbors(n_neighbors=min(N_NEIGHBOURS, len(train))).fit(known)
+    nearest = neighbours.kneighbors(_centred(features, train, test), return_distance=False)
+    return labels[train][nearest].mean(axis=1)
+
+
+def _simpleshot(
+    features: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int
+) -> np.ndarray:
+    """Nearest centroid (Wang et al. 2019, CL2N): 0.5 where both classes' are as far."""
+    known, asked = _centred(features, train, train), _centred(features, train, test)
+    centroids = [known[labels[train] == label].mean(axis=0) for label in (0, 1)]
+    far = [np.linalg.norm(asked - centroid, axis=1) for centroid in centroids]
+    return far[0] / (far[0] + far[1])
+
+
+def _mlp(
+    features: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int
+) -> np.ndarray:
+    """One hidden layer of 128 on standardised features, Adam, 200 epochs at most (scikit-learn)."""
+    model = make_pipeline(StandardScaler(), MLPClassifier(128, max_iter=200, random_state=seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(features[train], labels[train])
+    return model.predict_proba(features[test])[:, 1]
+
+
+N_NEIGHBOURS = 20
+METHODS = {"knn": _knn, "simpleshot": _simpleshot, "mlp": _mlp}
+
+
+def fit_others(material: Material, run: store.Run, method: str, seed: int) -> store.Run:
+    """Fit and test a probe of METHODS on every unit of the splits; fills and finishes ``run``.
+
+    Writes ``predictions.parquet``; a kill loses one fit.
+    """
+    units = splits.units(material.splits)
+    for unit in tqdm(units, desc=f"probe {run.identity['name']}", unit="fit"):
+        if not run.unit_file(unit.name).is_file():
+            train, test = (material.rows(unit, role) for role in ("train", "test"))
+            number = stream_seed(seed, "probe", method, unit.title) % 2**32
+            scores = METHODS[method](material.features, material.labels, train, test, number)
+            ids = splits.select(material.splits, unit)["test"]
+            table = splits.predictions(material.patches, unit, ids, scores)
+            store.write_parquet(run.unit_file(unit.name), table)
+    tables = [store.read_parquet(run.unit_file(unit.name)) for unit in units]
+    store.write_parquet(run.path("predictions.parquet"), pd.concat(tables, ignore_index=True))
+    return run.finish(["predictions.parquet"], n_fits=len(units))
