@@ -166,8 +166,8 @@ def figure_1(study: Study) -> Exhibit:
         if metric == "balanced_accuracy":
             rater_lines(axis.axhline, axis.axhspan, human(study))
         axis.axhline(0.5, **CHANCE)
-        axis.axvline(2 * sizes.max(), color="0.6", linewidth=0.8)
         for kind, part in beside[beside["metric"] == metric].groupby("kind"):
+            axis.axvline(2 * sizes.max(), color="0.6", linewidth=0.8)
             (form, shift), x = PUBLISHED_LOOKS[kind], part["data_set"].map(places)
             axis.plot(
                 x * shift,
