@@ -11,8 +11,8 @@ Embed a folder of images, with a name of an encoder (`mfcore.encoders.names`)::
 
 Embed points of a slide::
 
-    >>> patches = mfcore.read_patches("slide.tiff", [(100, 80), (60.5, 90)], size_px=64,
-    um_per_px=0.25)
+    >>> points = [(100, 80), (60.5, 90)]  # level-0 px
+    >>> patches = mfcore.read_patches("slide.tiff", points, size_px=64, um_per_px=0.25)
     >>> patches.shape, patches.dtype
     ((2, 64, 64, 3), dtype('uint8'))
     >>> mfcore.embed(patches, "vit_tiny_random")[0].shape

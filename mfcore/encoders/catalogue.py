@@ -69,8 +69,6 @@ class OwnEncoder:
     name: Annotated[str, encoder_name(":@")]
     like: str = ""
     weights: str = ""
-    features: str = ""
-    tolerance_px: Positive = TOLERANCE_PX
     architecture: str | None = None
     arguments: Arguments | None = None
     mean: tuple[Number, ...] | None = None
@@ -93,6 +91,8 @@ class OwnEncoder:
     source: str | None = None
     files: tuple[str, ...] | None = None
     sha256: str | None = None
+    features: str = ""
+    tolerance_px: Positive = TOLERANCE_PX
 
     @property
     def weights_path(self) -> Path | None:

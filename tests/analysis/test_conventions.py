@@ -13,7 +13,7 @@ from mfcore.analysis import estimators
 from mfcore.data import patches, splits
 from mfcore.encoders.card import Convention, conventions, released_cards, variants_of
 from mfcore.study import data as study_data
-from mfcore.study.config import Data, Settings, Splits, as_dict
+from mfcore.study.config import Data, Settings, Splits
 from mfcore.study.study import Study
 
 STUDY = Settings(
@@ -61,7 +61,7 @@ def ran(results, card, features, quality):
         right = labels.loc[ids, "label"].to_numpy()
         score = np.where(rng.random(len(ids)) < quality, right, 1 - right) * 0.5 + 0.25 + 0.1 * rng.random(len(ids))
         scores.append(splits.predictions(labels, unit, ids, score))
-    probe = store.open_run(results, "probe", card, as_dict(STUDY.probe), {"splits": splits_run.key, "embeddings": run.key})
+    probe = store.open_run(results, "probe", card, STUDY.probe.linear, {"splits": splits_run.key, "embeddings": run.key})
     store.write_parquet(probe.path("predictions.parquet"), pd.concat(scores))
     probe.finish(["predictions.parquet"])
 

@@ -12,7 +12,7 @@ from mfcore.analysis import estimators
 from mfcore.data import patches, splits
 from mfcore.measures.statistics import Folds
 from mfcore.study import data as study_data
-from mfcore.study.config import Data, Settings, as_dict
+from mfcore.study.config import Data, Settings
 from mfcore.study.study import Study
 
 STUDY = dataclasses.replace(made_embeddings.STUDY, probe_audit=("made",))
@@ -35,7 +35,7 @@ def write(folder, study: Settings = STUDY) -> store.Run:
     embeddings = made_embeddings.write(folder, np.ones((400, 2), np.float32), labels, study)
     splits_run = study_data.find_splits(study, folder)
     table, material = splits.load(splits_run), patches.load(study_data.find_patches(study, folder))[0].set_index("patch_id")
-    config = {"probe": as_dict(study.probe), "seed": 42, "estimators": ESTIMATORS}
+    config = {"probe": study.probe.linear, "seed": 42, "estimators": ESTIMATORS}
     run = store.open_run(folder, "probes", "made", config, {"splits": splits_run.key, "embeddings": embeddings.key})
     predictions, fits = [], []
     for unit in splits.units(table):

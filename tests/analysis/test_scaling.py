@@ -10,7 +10,7 @@ from mfcore import store
 from mfcore.analysis import scaling
 from mfcore.data import patches, splits
 from mfcore.study import data as study_data
-from mfcore.study.config import Data, Inflation, Settings, Splits, as_dict
+from mfcore.study.config import Data, Inflation, Settings, Splits
 from mfcore.study.study import Study
 from mfcore.sweep import jobs as sweep_jobs
 
@@ -47,7 +47,7 @@ def probe(results, scheme, quality):
         ids = splits.select(table, unit)["test"]
         right = labels.set_index("patch_id").loc[ids, "label"].to_numpy()
         tables.append(splits.predictions(labels.set_index("patch_id"), unit, ids, 0.5 + quality * (right - 0.5)))
-    run = store.open_run(results, "probe", "good", as_dict(STUDY.probe), {"splits": splits_run.key})
+    run = store.open_run(results, "probe", "good", STUDY.probe.linear, {"splits": splits_run.key})
     store.write_parquet(run.path("predictions.parquet"), pd.concat(tables))
     run.finish(["predictions.parquet"])
 

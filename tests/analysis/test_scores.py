@@ -153,10 +153,10 @@ def results(tmp_path, predictions):
     inputs = {"splits": made_splits(tmp_path, STUDY).key}
     of_fold = {fold: predictions[predictions["fold"] == fold] for fold in (0, 1)}
     other = replace(STUDY.networks[0], max_lr=1.0)
-    finish(tmp_path, "probe", "good", "good", as_dict(STUDY.probe), inputs, predictions)
+    finish(tmp_path, "probe", "good", "good", STUDY.probe.linear, inputs, predictions)
     finish(tmp_path, "train", "net-fold0", "net", trained(), inputs, of_fold[0])
     finish(tmp_path, "train", "net-fold1", "net", trained(other, fold=1), inputs, of_fold[1])
-    finish(tmp_path, "probe", "random", "random", as_dict(STUDY.probe), {"splits": "other"}, predictions)
+    finish(tmp_path, "probe", "random", "random", STUDY.probe.linear, {"splits": "other"}, predictions)
     failure = {"stage": "02_embed", "name": "02_embed.random", "parameters": {"encoder": "random"}, "reason": "no weights"}
     store.write_json(tmp_path / "failures" / "02_embed.random.json", failure)
     return tmp_path
@@ -229,7 +229,7 @@ def test_a_probe_on_embeddings_of_another_card_is_another_s(results, predictions
     for which, card in (("own", encoders.card_of("vit_tiny_random").identity()), ("other", {"mean": 0.1})):
         made = store.open_run(results, "embeddings", "vit_tiny_random", {"card": card, "size_px": 224}, {}).finish([])
         source = inputs | {"embeddings": made.key}
-        keys[which] = finish(results, "probe", "vit_tiny_random", "good", as_dict(STUDY.probe), source, predictions).key
+        keys[which] = finish(results, "probe", "vit_tiny_random", "good", STUDY.probe.linear, source, predictions).key
     assert stored.current_runs(study, results)["vit_tiny_random"].key == keys["own"]
 
 

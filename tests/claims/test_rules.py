@@ -57,7 +57,7 @@ def test_a_comparison_holds_fails_or_stays_open(rule, margin, holds, fails, open
 def test_a_comparison_takes_holm_over_all_of_its_tests():
     """One difference that is clear by itself is not among twenty."""
     borderline = (0.02, 0.0045)
-    test = paired_test(np.full(5, 0.72) + 0.0045 * NOISE, np.full(5, 0.7), 0.64, 0.2)
+    test = paired_test(Folds(pd.Series(0.72 + 0.0045 * NOISE)), LEVEL, 0.64, 0.2)
     assert 0.01 < test.p < 0.05
     assert outcome("above", borderline) == REPRODUCED
     assert outcome("above", *[borderline] * 20) == UNCLEAR
@@ -71,7 +71,7 @@ def test_no_better_needs_more_than_that_nothing_was_seen():
 
 def test_what_was_found_is_said_with_means_interval_and_p():
     finding = by_pairs("above", MATERIAL, [pair(0.05, 0.01)])
-    test = paired_test(np.full(5, 0.75) + 0.01 * NOISE, np.full(5, 0.7), 0.64, 0.2)
+    test = paired_test(Folds(pd.Series(0.75 + 0.01 * NOISE)), LEVEL, 0.64, 0.2)
     interval = f"[{test.interval.low:+.3f}, {test.interval.high:+.3f}]"
     assert finding.found == f"a against b, 0.75 against 0.70: +0.050 {interval}, p {test.p:.3f}"
     assert finding.difference == pytest.approx(0.05) and finding.is_comparison
@@ -172,7 +172,7 @@ def test_the_correction_counts_the_patches_that_were_trained_and_tested_on():
 def test_folds_that_share_their_patches_are_judged_by_draws_of_cases_alone():
     """Out of domain: five folds that agree closely show nothing where other cases would have shown something else."""
     values = pair(0.05, 0.001).first.values
-    moved = np.tile(np.random.default_rng(0).normal(scale=0.04, size=300), (5, 1))
+    moved = pd.DataFrame(np.tile(np.random.default_rng(0).normal(scale=0.04, size=300), (5, 1)), values.index)
     noisy = Folds(values, moved, False, {"b": 12}, "case")
     found = by_pairs("above", MATERIAL, [Pair("a", noisy, LEVEL, True)])
     assert found.outcome == UNCLEAR and "over draws of 12 cases" in found.found

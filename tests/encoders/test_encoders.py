@@ -244,7 +244,7 @@ def own(**said) -> EncoderCard:
 def test_a_record_may_say_whatever_a_card_says():
     """But for what comes from ``weights`` and ``like``."""
     known = {field.name for field in dataclasses.fields(EncoderCard)} - {"identifier", "revision", "variant_of"}
-    assert {field.name for field in dataclasses.fields(OwnEncoder)} == known | {"like", "weights"}
+    assert {field.name for field in dataclasses.fields(OwnEncoder)} == known | {"like", "weights", "features", "tolerance_px"}
     assert own(gated=True).gated and own(weights="me/mine", files=("a.bin",)).files == ("a.bin",)
 
 

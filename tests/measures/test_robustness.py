@@ -23,7 +23,7 @@ def test_what_an_embedding_lies_by_is_told():
     assert robust.robustness_index > 0.95 and fragile.robustness_index < 0.3
     assert robust.croma > 0.2 and fragile.croma < -0.1 and robust.croma_tail < robust.croma
     nothing = robustness.neighbours(*made(0, 0))
-    assert abs(nothing.croma) < 0.05
+    assert abs(nothing.croma) < 0.1
 
 
 @pytest.mark.parametrize("k", [5, 11])

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from mfcore import encoders, store
-from mfcore.analysis import overview
+from mfcore.analysis.encoders import cards
 from mfcore.encoders import embed
 from mfcore.study import data as study_data, encoders as study_encoders, predictions as study_predictions, pretrained
-from mfcore.study.config import ConfigError, Crops, Data, OnlinePatches, Patches, Pretraining, Settings, Splits, as_dict
+from mfcore.study.config import ConfigError, Crops, Data, OnlinePatches, Patches, Pretraining, Settings, Splits
 from mfcore.study.study import Study
 
 ARGUMENTS = {"img_size": 32, "embed_dim": 24, "num_heads": 3, "depth": 1}
@@ -121,7 +121,7 @@ def test_pretrained_again_it_is_not_taken_for_what_it_was(results):
     before = study_encoders.embed(STUDY, "own", results)
     study_data.write_splits(STUDY, results)
     source = {"splits": study_data.find_splits(STUDY, results).key, "embeddings": before.key}
-    probe = store.open_run(results, "probe", "own", as_dict(STUDY.probe), source)
+    probe = store.open_run(results, "probe", "own", STUDY.probe.linear, source)
     store.write_parquet(probe.path("predictions.parquet"), pd.DataFrame({"score": [0.5]}))
     probe.finish(["predictions.parquet"])
     assert study_predictions.current_runs(STUDY, results)["own"].key == probe.key
@@ -136,11 +136,11 @@ def test_pretrained_again_it_is_not_taken_for_what_it_was(results):
 
 
 def test_the_exhibit_on_encoders_has_it_before_and_after(results):
-    before = overview.encoders_table(Study(STUDY, results)).set_index("encoder").loc["own"]
+    before = cards.encoders_table(Study(STUDY, results)).set_index("encoder").loc["own"]
     assert before["group"] == "own" and "notebook 08_pretrain" in before["state"] and before["is"] == "not here"
     pretrain(results)
     study_encoders.embed(STUDY, "own", results)
-    after = overview.encoders_table(Study(STUDY, results)).set_index("encoder").loc["own"]
+    after = cards.encoders_table(Study(STUDY, results)).set_index("encoder").loc["own"]
     assert after["is"] == "embedded" and after["weights"] == "pretrained by this study"
     assert not after.astype(str).str.contains(str(results), regex=False).any()
 
