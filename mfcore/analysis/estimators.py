@@ -33,7 +33,6 @@ from mfcore.measures import binary
 from mfcore.measures.resampling import by_fold
 from mfcore.measures.statistics import Folds, paired_test
 from mfcore.study import data as study_data
-from mfcore.study.config import as_dict
 from mfcore.study.predictions import PROBE, load_arm, scores as scores_of
 from mfcore.study.study import Study
 
@@ -100,7 +99,7 @@ def score_histogram(study: Study, encoder: str, run: store.Run) -> Exhibit:
 def find(study: Study, encoder: str) -> store.Run:
     """The audit of an encoder's probe on the study's splits; else raises StoreError."""
     splits_run = study_data.find_splits(study.settings, study.folder)
-    known = {"probe": as_dict(study.settings.probe), "splits": splits_run.key}
+    known = {"probe": study.settings.probe.linear, "splits": splits_run.key}
     return store.find_known(study.folder, STAGE, encoder, known)
 
 

@@ -12,7 +12,7 @@ from mfcore.data import splits, splits_audit
 from mfcore.data.splits_draw import Placing
 from mfcore.store import machine
 from mfcore.study import data as study_data
-from mfcore.study.config import MODES, Data, Settings, Splits, as_dict
+from mfcore.study.config import MODES, Data, Settings, Splits
 from mfcore.study.study import Study
 
 SETTINGS = Settings(
@@ -54,7 +54,7 @@ def study(tmp_path) -> Study:
     store.write_csv(run.path("twins.csv"), splits_audit.twins(labels.assign(twin=twin, file="<f>.svs")))
     files, not_drawn = ["audit.csv", "schemes.csv", "twins.csv"], {"official": "no official test slides"}
     run.finish(files, not_drawn=not_drawn, remarks=["Something can't be seen."])
-    probe = store.open_run(tmp_path, "probe", "good", as_dict(SETTINGS.probe), {"splits": splits_run.key})
+    probe = store.open_run(tmp_path, "probe", "good", SETTINGS.probe.linear, {"splits": splits_run.key})
     store.write_parquet(probe.path("predictions.parquet"), pd.concat(predictions))
     probe.finish(["predictions.parquet"])
     return Study(SETTINGS, tmp_path)
