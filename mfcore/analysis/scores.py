@@ -249,6 +249,8 @@ def on_external_sets(study: Study) -> Exhibit:
         f"over folds, with a 95 % interval over the tested cases ({of_what(settings)})."
     )
     caption += f" {'; '.join(dropped)}." if dropped else ""
+    if not settings.test_on:
+        caption = f"Study `{settings.name}` names no other data to test on (`test_on`)."
     readable = found.assign(
         auroc=[f"{row.auroc:.3f} ({row.low:.2f} to {row.high:.2f})" for row in found.itertuples()],
         n_units=[f"{row.n_units:,} {row.unit}s" for row in found.itertuples()],

@@ -127,3 +127,12 @@ def test_the_command_exports_embeddings_for_slide_encoders(made, tmp_path, capsy
 
     matched = features.match(tmp_path / "h5", study.labels, data.placing_of(study.settings))
     np.testing.assert_array_equal(matched.features, embed.load(study.embeddings("tiny"))[0])
+
+
+def test_a_study_without_external_sets_says_so(made):
+    from mfcore.analysis import scores
+    from mfcore.study import external
+
+    study = opened(made)
+    assert external.test_all(study).empty and external.predictions(study).empty
+    assert "names no other data" in scores.on_external_sets(study).caption

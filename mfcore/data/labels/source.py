@@ -14,8 +14,9 @@ import pandas as pd
 from mfcore.data.labels import amibr, csv, geojson, images, midog, sqlite
 
 # Reads label files (the main one first), given how a table writes class 0 and class 1, and whether
-# slides or patch images must be there. Returns the rows of a label table;
-# `mfcore.data.labels.table.load` adds the columns that are missing.
+# slides or patch images must be there. Returns the rows of a label table with, at least, slide_id,
+# case_id, domain, label, x_l0_px, y_l0_px and file_name (or file, the place in the data folder);
+# `mfcore.data.labels.table.load` adds the columns that are missing. Refuses places named twice.
 Read = Callable[[tuple[Path, ...], tuple[str, ...], bool], pd.DataFrame]
 
 EDITIONS = (
@@ -79,7 +80,7 @@ class Source:
     is_synthetic: bool = False
     is_published: bool = False
     archive: Archive | None = None
-    published: tuple[str, ...] = PUBLISHED_GANZ
+    published: tuple[str, ...] = ()
     note: Callable[[pd.DataFrame], str] = lambda table: ""
 
 
@@ -89,6 +90,7 @@ SOURCES = {
         Source(
             name="synthetic",
             title="synthetic",
+            published=PUBLISHED_GANZ,
             main_files=("annotations.json",),
             read=lambda files, values, check: midog.read_json(files[0]),
             is_synthetic=True,
@@ -96,12 +98,14 @@ SOURCES = {
         Source(
             name="midog",
             title="own slides",
+            published=PUBLISHED_GANZ,
             main_files=("annotations.json", "MIDOG*.json"),
             read=lambda files, values, check: midog.read_json(files[0]),
         ),
         Source(
             name="midog22",
             title="MIDOG 2022",
+            published=PUBLISHED_GANZ,
             main_files=(
                 "MIDOG2022_training*.json",
                 "MIDOG2022_training*.sqlite",
@@ -116,6 +120,7 @@ SOURCES = {
         Source(
             name="midogpp",
             title="MIDOG++",
+            published=PUBLISHED_GANZ,
             main_files=(*MIDOGPP, "MIDOGpp.sqlite", "MIDOGpp.csv"),
             read=lambda files, values, check: midog.read_midogpp(*files),
             beside=(CASES,),
@@ -125,6 +130,7 @@ SOURCES = {
         Source(
             name="ccmct",
             title="CCMCT",
+            published=PUBLISHED_GANZ,
             main_files=(
                 "MITOS_WSI_CCMCT_ODAEL.sqlite",
                 "databases/MITOS_WSI_CCMCT_ODAEL.sqlite",
@@ -153,7 +159,6 @@ SOURCES = {
             main_files=("images.csv", "*.csv", "*.tsv"),
             read=lambda files, values, check: images.read(files[0], values, check),
             has_slides=False,
-            published=(),
             has_class_folders=True,
             names_classes=True,
         ),
@@ -164,13 +169,13 @@ SOURCES = {
             read=lambda files, values, check: geojson.read(files, values),
             beside=((geojson.SLIDES,),),
             editions=geojson.SUFFIXES,
-            published=(),
             has_file_per_slide=True,
             names_classes=True,
         ),
         Source(
             name="csv",
             title="own slides",
+            published=PUBLISHED_GANZ,
             main_files=("annotations.csv", "*.csv"),
             read=lambda files, values, check: csv.read(files[0], values),
         ),
