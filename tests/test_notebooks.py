@@ -17,7 +17,7 @@ from mfcore.sweep.jobs import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
 MAX_BYTES = 1_500_000
-MAX_CODE_LINES = 60
+MAX_CODE_LINES = 40
 
 TINY = """
 name: tiny

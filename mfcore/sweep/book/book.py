@@ -29,6 +29,8 @@ STAGES = {  # the part of the book that has a notebook's pages, and their title
     "09_downstream_tasks": ("runs", "Downstream tasks"),
     "10_representations": ("results", "Representations"),
     "11_pretraining_studies": ("results", "Pretraining studies"),
+    "12_explore": ("results", "Single patches"),
+    "13_external_test": ("results", "Tested on other data"),
 }
 PARTS = {"results": "Results", "data": "Data", "reference": "Reference", "runs": "Every run"}
 # Sections of exhibits that have a page of reference; other exhibits stand in their notebooks.
