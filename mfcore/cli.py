@@ -112,6 +112,8 @@ def _study_file(name: str) -> Path:
 
 
 def _predict(asked: argparse.Namespace) -> int:
+    import pandas as pd
+
     from mfcore import open_study, predict, store
     from mfcore.data.labels import geojson
     from mfcore.measures.binary import classify
@@ -133,6 +135,10 @@ def _predict(asked: argparse.Namespace) -> int:
             y_l0_px=scored.table["y"].astype(float),
         )
         names = study.settings.data.negative, study.settings.data.positive
+        slides = pd.Series(table["file"].unique())
+        file_names = slides.map(lambda file: Path(file).name)
+        if alike := slides[file_names.duplicated(keep=False)].tolist():
+            raise ValueError(f"--geojson: slides of one name: {alike[:4]}; score each on its own")
         for file, rows in table.groupby("file"):
             target = asked.geojson / f"{Path(str(file)).name}.geojson"
             geojson.write(rows, target, names, ("score", "score_sd"))
@@ -154,27 +160,33 @@ def _export(asked: argparse.Namespace) -> int:
 
 
 def _check(asked: argparse.Namespace) -> int:
-    from mfcore.data.labels.schema import LabelError
-    from mfcore.study import data
+    from mfcore.data import patches_read
+    from mfcore.study import data, encoders, external
     from mfcore.study.config import load_study
 
     settings = load_study(asked.file)
     arms = [*settings.encoders, *(network.name for network in settings.networks)]
     print(f"{settings.name}: the study file is right; {len(arms)} arms: {', '.join(arms)}")
     folder = asked.data or asked.file.resolve().parent.parent / "data" / settings.name
+    others = external.sets_of(settings)
+    for name in settings.encoders:
+        encoders.card_of(settings, name)
+    if asked.data and not folder.is_dir():
+        return _say(f"--data {folder}: no such folder")
     if settings.synthetic or not folder.is_dir():
         print(f"data: {'made by mfcore' if settings.synthetic else 'not there yet'} ({folder})")
         return 0
-    try:
-        labels = data.load_labels(settings, folder)
-    except LabelError as error:
-        return _say(str(error))
+    labels = data.load_labels(settings, folder)
+    patches_read.look(labels, folder, data.reading_of(settings), n_workers=2)
     n_positive = int(labels["label"].sum())
     print(
         f"data: {labels['file'].nunique():,} files, {labels['domain'].nunique()} domains;"
         f" {settings.data.positive}: {n_positive:,}, {settings.data.negative}:"
         f" {len(labels) - n_positive:,} ({folder})"
     )
+    for name in others:
+        there = external.folder_of(name, folder)
+        print(f"test_on: {name} ({there}{'' if there.is_dir() else ', not there yet'})")
     return 0
 
 

@@ -26,7 +26,9 @@ def test_help_lists_every_command():
 def test_a_study_file_and_its_data_are_checked(tmp_path, capsys):
     file = tmp_path / "mine.yaml"
     file.write_text("name: mine\ntitle: Mine\ndata: {source: csv}\nencoders: [resnet50]\n")
-    assert cli.main(["study", "check", str(file), "--data", str(tmp_path / "none")]) == 0
+    assert cli.main(["study", "check", str(file), "--data", str(tmp_path / "none")]) == 1
+    assert "none: no such folder" in capsys.readouterr().err
+    assert cli.main(["study", "check", str(file)]) == 0
     assert "the study file is right; 1 arms: resnet50" in capsys.readouterr().out
     (tmp_path / "annotations.csv").write_text("file,x,y,label\na.svs,ten,2,1\n")
     assert cli.main(["study", "check", str(file), "--data", str(tmp_path)]) == 1
@@ -34,6 +36,34 @@ def test_a_study_file_and_its_data_are_checked(tmp_path, capsys):
     file.write_text("name: mine\ntitle: Mine\ndata: {sorce: csv}\nencoders: [resnet50]\n")
     assert cli.main(["study", "check", str(file)]) == 1
     assert "did you mean source?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("encoders: [resnet51]", "resnet51"),
+        ("encoders: [{name: theirs, features: ./none}]", "no features; expected a folder"),
+        ("encoders: [resnet50]\ntest_on: [none.yaml]", "no such study file"),
+    ],
+)
+def test_a_check_finds_what_a_study_names_and_is_not_there(tmp_path, capsys, line, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\ntitle: Mine\ndata: {source: csv}\n" + line + "\n")
+    assert cli.main(["study", "check", str(file)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_check_looks_at_every_image(tmp_path, capsys):
+    from PIL import Image
+
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\ntitle: Mine\ndata: {source: images}\npatches: {um_per_px: null}\nencoders: [resnet50]\n")
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    (tmp_path / "images.csv").write_text("file,label\na.png,0\nb.png,1\n")
+    assert cli.main(["study", "check", str(file), "--data", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "a.png: 9 x 9 px, the study stores" in said and "b.png: not an image" in said
 
 
 def test_outside_a_clone_what_runs_notebooks_says_so(monkeypatch, tmp_path, capsys):

@@ -49,7 +49,7 @@ def test_files_and_images_of_several_sizes_are_embedded_in_their_order(folder):
 
 def test_what_cannot_be_embedded_is_named(folder):
     Image.new("L", (9, 9)).save(folder / "grey.png")
-    with pytest.raises(ValueError, match=r"grey\.png: L, not 8 bit RGB"):
+    with pytest.raises(ValueError, match=r"grey\.png: L, 1 frames; save it as one image of 8 bit RGB"):
         mfcore.embed([folder / "grey.png"], "vit_tiny_random", "cpu")
     (folder / "none").mkdir()
     with pytest.raises(ValueError, match=r"no images .* in this folder"):
@@ -60,6 +60,26 @@ def test_points_are_read_as_the_patch_store_reads_them(folder):
     pixels = tifffile.imread("slide.tiff")
     (patch,) = mfcore.read_patches("slide.tiff", [(100, 80)], size_px=64, um_per_px=0.25)
     np.testing.assert_array_equal(patch, pixels[48:112, 68:132])
+
+
+@pytest.mark.parametrize(
+    ("points", "um_per_px", "message"),
+    [
+        ([(0, 0, 9, 9), (5, 5, 14, 14)], 0.25, r"points are \(2, 4\); expected"),
+        ([(100, 80), (1e6, 80)], 0.25, "a point isn't on the slide"),
+        ([(100, 80)], 0, "um_per_px is 0; it must be positive"),
+    ],
+)
+def test_points_that_cannot_be_read_are_refused(folder, points, um_per_px, message):
+    with pytest.raises(ValueError, match=message):
+        mfcore.read_patches("slide.tiff", points, size_px=64, um_per_px=um_per_px)
+
+
+def test_a_probe_takes_lists_and_refuses_a_column_of_labels():
+    features = [[0.0, 1.0], [1.0, 0.0], [0.1, 0.9], [0.9, 0.2]]
+    assert mfcore.fit_probe(features, [0, 1, 0, 1], cost=1e4).predict(np.array(features)).shape == (4,)
+    with pytest.raises(ValueError, match=r"expected \(n, n_dims\) and \(n,\)"):
+        mfcore.fit_probe(np.array(features), [[0], [1], [0], [1]])
 
 
 def test_an_unknown_name_is_told_with_those_there_are():

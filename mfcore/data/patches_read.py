@@ -29,6 +29,7 @@ RULE = 3
 """Raise it when the same slides would give other px: a store begun by an earlier rule is begun
 anew.
 """
+MAX_RESAMPLED = 20  # times the study's um/px, or a part of it: more is a wrong unit
 BATCH_PATCHES = 128  # at most; 20 MB of patches of 224 px
 
 
@@ -160,42 +161,71 @@ def _look_at_images(table: pd.DataFrame, folder: Path, reading: Reading, shown: 
             " data.um_per_px, give the table a column um_per_px, or set patches: {um_per_px:"
             " null}"
         )
-    if wanted and not reading.fit:
-        other = np.unique(um_per_px[np.abs(um_per_px / wanted - 1) > SAME_RESOLUTION])
-        if len(other):
-            raise PatchError(
-                f"{folder}: images have {', '.join(f'{one:g}' for one in other[:5])} um/px,"
-                f" patches.um_per_px is {wanted}; make them equal, or resample the images by"
-                " patches: {fit: crop}"
-            )
     if reading.fit == "resize" and table["x_l0_px"].notna().any():
         raise PatchError(
             f"{folder}: x and y say where images lie on their slides, but with patches.fit: resize"
             " nothing says how far each reaches; leave these columns out, or set fit: crop"
         )
     files = [folder / file for file in table["file"]]
-    _refuse(thread_map(lambda file: _image_problem(file, reading), files, **shown))
+    found = thread_map(lambda file: _look_at_image(file, reading), files, **shown)
+    _refuse([problem for problem, _ in found])
+    um_per_px = um_per_px * [scale for _, scale in found]
+    _refuse_um_per_px(folder, um_per_px, reading)
     centres = table[["x_l0_px", "y_l0_px"]].to_numpy(float)
     return Job(table, centres, np.arange(len(table)), um_per_px, ~table["um_per_px"].isna())
 
 
-def _image_problem(file: Path, reading: Reading) -> str:
-    """The problem of a patch image, "" without one."""
+def _refuse_um_per_px(folder: Path, um_per_px: np.ndarray, reading: Reading) -> None:
+    """Raise PatchError for images, as they are or resized, that don't have the study's um/px."""
+    wanted, is_cropped = reading.um_per_px, reading.fit == "crop"
+    largest = MAX_RESAMPLED if is_cropped else 1 + SAME_RESOLUTION
+    if not wanted:
+        return
+    ratio = np.maximum(um_per_px / wanted, wanted / um_per_px)
+    other = [f"{one:g}" for one in np.unique(um_per_px[ratio > largest])[:5]]
+    if other:
+        remedy = (
+            "correct the images' um/px"
+            if is_cropped
+            else (
+                "make them equal, resample the images by patches: {fit: crop}, or keep them by"
+                " patches: {um_per_px: null}"
+            )
+        )
+        resized = f", resized to {reading.stored_px} px," if reading.fit == "resize" else ""
+        raise PatchError(
+            f"{folder}: images{resized} have {', '.join(other)} um/px, patches.um_per_px is"
+            f" {wanted}; {remedy}"
+        )
+
+
+def color_problem(image: Image.Image) -> str:
+    """What an image is, other than one image of 8 bit RGB; "" if nothing. px must not be loaded."""
+    n_frames, is_16_bit = getattr(image, "n_frames", 1), ";16" in str(image.tile)
+    if image.mode == "RGB" and n_frames == 1 and not is_16_bit:
+        return ""
+    bits = " of 16 bit, of which 8 would be lost" if is_16_bit else ""
+    return f"{image.mode}{bits}, {n_frames} frames; save it as one image of 8 bit RGB"
+
+
+def _look_at_image(file: Path, reading: Reading) -> tuple[str, float]:
+    """The problem of a patch image, "" without one, and by what ``fit`` scales its um/px."""
     try:
         with Image.open(file) as image:
-            shape, mode, n_frames = image.size, image.mode, getattr(image, "n_frames", 1)
+            shape, problem = image.size, color_problem(image)
     except (OSError, Image.DecompressionBombError) as error:
-        return f"{file}: not an image that can be read ({error}); fetch it again"
-    if mode != "RGB" or n_frames > 1:
-        return f"{file}: {mode}, {n_frames} frames; save it as one image of 8 bit RGB"
+        return f"{file}: not an image that can be read ({error}); fetch it again", 1.0
     side = reading.stored_px
+    if problem:
+        return f"{file}: {problem}", 1.0
     if reading.fit or shape == (side, side):
-        return ""
-    return (
+        return "", min(shape) / side if reading.fit == "resize" else 1.0
+    wrong = (
         f"{file}: {shape[0]} x {shape[1]} px, the study stores {side} px; set patches.size_px to"
         " the images' side (and each network's input_px so that its rotated crop fits), or"
         " patches.fit: crop (the centre) or resize (the whole image)"
     )
+    return wrong, 1.0
 
 
 def _fitted(image: Image.Image, um_per_px: float, reading: Reading) -> Image.Image:

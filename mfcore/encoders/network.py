@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from mfcore.data.patches_read import color_problem
 from mfcore.encoders import preprocess
 from mfcore.encoders.architecture import create, n_parameters, seeded
 from mfcore.encoders.card import EncoderCard, EncoderError
@@ -194,7 +195,8 @@ def _batches(images: "Iterable[np.ndarray]", size: int) -> "Iterator[np.ndarray]
 def _image_files(images: "str | Path | Sequence[str | Path]") -> list[Path]:
     if not isinstance(images, str | Path):
         return [Path(file) for file in images]
-    files = sorted(file for file in Path(images).rglob("*") if file.suffix.lower() in IMAGES)
+    found = (file for file in Path(images).rglob("[!.]*") if file.suffix.lower() in IMAGES)
+    files = sorted(found)
     if not files:
         raise ValueError(f"{images}: no images ({', '.join(IMAGES)}) in this folder")
     return files
@@ -202,8 +204,8 @@ def _image_files(images: "str | Path | Sequence[str | Path]") -> list[Path]:
 
 def _read_image(file: Path) -> np.ndarray:
     with Image.open(file) as image:
-        if image.mode != "RGB":
-            raise ValueError(f"{file}: {image.mode}, not 8 bit RGB; save it so")
+        if problem := color_problem(image):
+            raise ValueError(f"{file}: {problem}")
         return np.asarray(image)
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 from mfcore import store
 from mfcore.data import patches, splits
 from mfcore.data.labels import table as labels
+from mfcore.data.labels.schema import REST
 from mfcore.encoders.card import EncoderError
 from mfcore.study import arms, data
 from mfcore.study.config import ConfigError, Settings, load_study
@@ -103,6 +104,8 @@ def predict(
     units = [splits.Unit(ALL, fold, size) for fold in range(settings.splits.n_folds)]
     trained = {unit: arms.run_of(settings, study.runs, arm, unit) for unit in units}
     rows, candidates = labels.load_candidates(settings.source, table, folder)
+    if taken := [name for name in rows if name.startswith("score")]:
+        raise CandidateError(f"{table}: scores go into columns score...; rename {taken}")
     stored = _cut(study, table, candidates, folder, n_workers)
     refuse_other_resolution(study, store.read_parquet(stored.path("labels.parquet")))
     scores = arms.score(settings, arm, trained, stored, study.folder, device)  # (n_folds, n)
@@ -137,13 +140,17 @@ def refuse_other_resolution(study: Study, candidates: pd.DataFrame) -> None:
     known, new = study.labels["um_per_px"].dropna(), candidates["um_per_px"]
     if known.empty and new.isna().all():
         return
-    low, high = known.min() / (1 + SAME_UM_PER_PX), known.max() * (1 + SAME_UM_PER_PX)
-    other = candidates[~new.between(low, high)]
+    seen = np.unique(known)
+    is_seen = [(abs(value / seen - 1) < SAME_UM_PER_PX).any() for value in new]
+    other = candidates[~np.array(is_seen, dtype=bool)]
     if len(other):
-        values = ", ".join(f"{value:g}" for value in np.unique(other["um_per_px"])[:5])
+        values, of_study = (
+            ", ".join(f"{value:g}" for value in np.unique(numbers)[:5]) or "nan"
+            for numbers in (other["um_per_px"], seen)
+        )
         raise CandidateError(
             f"{len(other):,} candidates are at {values} um/px (nan: unknown), the study learned"
-            f" from {known.min():g} to {known.max():g}; bring them to that resolution"
+            f" from patches at {of_study}; bring them to that resolution"
         )
 
 
@@ -173,14 +180,22 @@ def _facts(study: Study, arm: str, size: float, n_folds: int, candidates: pd.Dat
 def sets_of(settings: Settings) -> dict[str, Settings]:
     """The studies that a study is also tested on, by name.
 
-    Raises ConfigError for a file that is wrong, and for two of one name.
+    Raises ConfigError for a file that is wrong, for two of one name, and for other classes.
     """
+    own = settings.data
     found: dict[str, Settings] = {}
     for file in settings.test_on:
         other = load_study(file)
         if other.name in found or other.name == settings.name:
             raise ConfigError(
                 f"test_on: {file}: a study {other.name!r} is there already; rename it"
+            )
+        named = other.data.positive, other.data.negative
+        if named[0] != own.positive or named[1] not in (own.negative, REST):
+            raise ConfigError(
+                f"test_on: {file}: positive is {named[0]!r} and negative is {named[1]!r}, the study"
+                f" learns {own.positive!r} against {own.negative!r}; give classes that are the same"
+                " the same names, and say by data.label_values how that set's labels are written"
             )
         found[other.name] = other
     return found
@@ -220,7 +235,8 @@ def cut(study: Study, name: str, data_folder: str | Path, n_workers: int = 1) ->
 
 def _config(settings: Settings, other: Settings) -> dict:
     own = data.patches_config(settings)
-    return {"cut": {**own, "data": None}, "data": data.patches_config(other)["data"]}
+    config = {"cut": {**own, "data": None}, "data": data.patches_config(other)["data"]}
+    return config | ({"fit": other.patches.fit} if other.patches.fit else {})
 
 
 def _keep(study: Study, run: store.Run) -> store.Run:
@@ -239,6 +255,15 @@ def _keep(study: Study, run: store.Run) -> store.Run:
             ["kept.parquet"], shared_cases=cases, identical=ids, n_kept=int((~is_shared).sum())
         )
     facts = kept.record["facts"]
+    table = store.read_parquet(run.path("labels.parquet"))
+    is_kept = table["patch_id"].isin(store.read_parquet(kept.path("kept.parquet"))["patch_id"])
+    counts = table.loc[is_kept, "label"].value_counts().reindex([0, 1], fill_value=0)
+    if study.settings.shared == "drop" and not counts.all():
+        raise SharedError(
+            f"test_on: {name}: without the cases and patches that study {study.name!r} has, too,"
+            f" {counts[1]:,} patches of the positive class and {counts[0]:,} of the negative are"
+            " left; both are needed. Where other patients have the same names, rename the cases"
+        )
     if (facts["shared_cases"] or facts["identical"]) and study.settings.shared != "drop":
         cases, same = facts["shared_cases"], facts["identical"]
         raise SharedError(
@@ -356,6 +381,7 @@ def _is_current(study: Study, run: store.Run, name: str, arm: str) -> bool:
     own = {key: run.key for key, run in study.runs.items() if key in inputs}
     return (
         inputs["external"] == find(study, name).key
+        and run.identity["config"] == {"shared": study.settings.shared}
         and all(inputs[key] == own[key] for key in own)
         and bool(own)
     )

@@ -81,8 +81,8 @@ def fit(
     which of them to fit on, int (n_train,), all unless given; memory is taken for one copy of
     these. Raises ValueError for arrays of other shapes, one class, and features that aren't finite.
     """
-    labels = np.asarray(labels)
-    if features.ndim != 2 or len(features) != len(labels):
+    features, labels = np.asarray(features), np.asarray(labels)
+    if features.ndim != 2 or labels.shape != features.shape[:1]:
         raise ValueError(
             f"features {features.shape} and labels {labels.shape} don't belong together; expected"
             " (n, n_dims) and (n,)"

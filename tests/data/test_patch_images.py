@@ -92,3 +92,30 @@ def test_images_that_are_no_8_bit_rgb_are_named_together(tmp_path):
     run = store.open_run(tmp_path / "results", "patches", "images", {}, {})
     with pytest.raises(PatchError, match=r"(?s)3 files can't be used.*0\.png: L.*1\.png: RGBA.*2\.png: not an image"):
         patches.extract(table, tmp_path, run, Reading(stored_px=16, size_px=16, um_per_px=None, are_images=True))
+
+
+def test_resized_images_have_the_um_per_px_of_what_is_stored(tmp_path):
+    table, _ = extract(tmp_path, [image(32, 32), image(8, 12)], ",um_per_px;,0.25;,0.5", fit="resize")
+    assert table["um_per_px"].tolist() == [0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("fit", "message"),
+    [("resize", "resized to 16 px, have 0.5 um/px"), ("crop", "have 250 um/px, .*correct the images' um/px")],
+)
+def test_images_that_come_out_at_another_resolution_are_refused(tmp_path, fit, message):
+    um_per_px = {"resize": 0.25, "crop": 250}[fit]
+    with pytest.raises(PatchError, match=message):
+        extract(tmp_path, [image(32, 32)] * 2, f",um_per_px;,{um_per_px};,{um_per_px}", fit=fit, um_per_px=0.25)
+
+
+def test_16_bit_rgb_is_refused_which_pillow_opens_as_8_bit(tmp_path):
+    import tifffile
+
+    Image.fromarray(image(16, 16)).save(tmp_path / "0.png")
+    tifffile.imwrite(tmp_path / "a.tif", np.full((16, 16, 3), 4095, np.uint16), photometric="rgb")
+    (tmp_path / "images.csv").write_text("file,label\n0.png,0\na.tif,1\n")
+    reading = Reading(stored_px=16, size_px=16, um_per_px=None, are_images=True)
+    run = store.open_run(tmp_path / "results", "patches", "deep", {}, {})
+    with pytest.raises(PatchError, match=r"a\.tif: RGB of 16 bit, of which 8 would be lost"):
+        patches.extract(labels.load(SOURCES["images"], tmp_path), tmp_path, run, reading)

@@ -1,5 +1,6 @@
 """Scores of candidates: the study's own test patches, asked as candidates, get the scores that the study's tests gave them."""
 
+import dataclasses
 import json
 import shutil
 
@@ -12,8 +13,9 @@ import mfcore
 from mfcore.data.labels.schema import LabelError
 from mfcore.encoders.card import EncoderError
 from mfcore.store import StoreError
-from mfcore.study import data
+from mfcore.study import data, external
 from mfcore.study.config import ConfigError
+from mfcore.study.external import CandidateError
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,9 @@ def test_unknown_arms_missing_files_and_bad_lines_are_refused(made, table):
     table.write_text("file,x,y\n0.tiff,10,20\nnone.tiff,1,2\n")
     with pytest.raises(LabelError, match=r"none\.tiff: 1 annotations"):
         mfcore.predict(study, "tiny", table, made / "data")
+    table.write_text("file,x,y,score\n0.tiff,10,20,0.5\n")
+    with pytest.raises(CandidateError, match=r"scores go into columns score\.\.\.; rename \['score'\]"):
+        mfcore.predict(study, "tiny", table, made / "data")
     table.write_text("file,x\n0.tiff,10\n")
     with pytest.raises(LabelError, match=r"without the columns \['y'\]"):
         mfcore.predict(study, "tiny", table, made / "data")
@@ -131,8 +136,21 @@ def test_the_command_exports_embeddings_for_slide_encoders(made, tmp_path, capsy
 
 def test_a_study_without_external_sets_says_so(made):
     from mfcore.analysis import scores
-    from mfcore.study import external
 
     study = opened(made)
     assert external.test_all(study).empty and external.predictions(study).empty
     assert "names no other data" in scores.on_external_sets(study).caption
+
+
+def test_a_resolution_between_those_learned_from_is_refused(made):
+    """Images of 0.25 and of 1 um/px say nothing of 0.5."""
+    from types import SimpleNamespace
+
+    settings = opened(made).settings
+    own = dataclasses.replace(settings.patches, um_per_px=None)
+    study = SimpleNamespace(
+        settings=dataclasses.replace(settings, patches=own), labels=pd.DataFrame({"um_per_px": [0.25, 1.0]})
+    )
+    external.refuse_other_resolution(study, pd.DataFrame({"um_per_px": [0.252, 0.98]}))
+    with pytest.raises(CandidateError, match=r"1 candidates are at 0\.5 um/px .*learned from patches at 0\.25, 1;"):
+        external.refuse_other_resolution(study, pd.DataFrame({"um_per_px": [0.25, 0.5]}))

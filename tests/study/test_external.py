@@ -109,7 +109,6 @@ def test_shared_cases_are_listed(made, tmp_path):
     write_other(copy, rename=False)
     with pytest.raises(SharedError, match="10 cases are in study 'home', too"):
         external.cut(opened(copy, "strict"), "away", copy / "data" / "home")
-    external.cut(opened(copy), "away", copy / "data" / "home")  # and all are dropped
 
 
 def test_a_study_cannot_be_tested_on_one_of_its_own_name_or_a_missing_file(made, tmp_path):
@@ -123,7 +122,7 @@ def test_a_test_by_an_earlier_training_is_not_shown(made, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(made, copy)
     (copy / "studies" / "home.yaml").write_text(
-        FILE.format(name="home").replace("cost: 1000", "cost: 10") + "test_on: [away.yaml]\n"
+        FILE.format(name="home").replace("cost: 1000", "cost: 10") + "test_on: [away.yaml]\nshared: drop\n"
     )
     assert set(external.predictions(opened(copy))["arm"]) == {"net"}
 
@@ -145,3 +144,37 @@ def test_the_table_and_fig_1_show_every_arm_on_the_other_data(made):
         "balanced accuracy",
         "AUROC on away",
     ]
+
+
+@pytest.mark.parametrize(
+    "classes", ["positive: hard negative, negative: mitotic figure", "positive: tumour, negative: hard negative"]
+)
+def test_a_set_of_other_classes_is_refused(made, classes):
+    """Swapped classes would turn every AUROC into 1 - AUROC."""
+    other = FILE.format(name="swapped").replace("{source: midog}", "{source: midog, " + classes + "}")
+    (made / "studies" / "swapped.yaml").write_text(other)
+    (made / "studies" / "wrong.yaml").write_text(FILE.format(name="home") + "test_on: [swapped.yaml]\n")
+    with pytest.raises(ConfigError, match=r"give classes that are the same the same names, and say by data.label_values"):
+        external.sets_of(opened(made, "wrong").settings)
+
+
+def test_tests_by_another_rule_for_shared_patches_are_not_shown(made, tmp_path):
+    shutil.copytree(made, tmp_path / "copy")
+    assert external.predictions(opened(tmp_path / "copy", "strict")).empty, "these were made with shared: drop"
+
+
+def test_a_set_of_which_one_class_is_left_is_refused(made, tmp_path):
+    shutil.copytree(made, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "data" / "away")
+    write_other(tmp_path / "copy", rename=False)
+    with pytest.raises(SharedError, match="0 patches of the positive class and 0 of the negative are left"):
+        external.cut(opened(tmp_path / "copy"), "away", tmp_path / "copy" / "data" / "home")
+
+
+def test_the_patches_of_a_set_follow_how_its_images_are_made_to_fit(made):
+    import dataclasses
+
+    settings = opened(made).settings
+    other = dataclasses.replace(settings, data=dataclasses.replace(settings.data, source="images"))
+    fits = [dataclasses.replace(other, patches=dataclasses.replace(other.patches, fit=fit)) for fit in (None, "crop", "resize")]
+    assert len({json.dumps(external._config(settings, each), default=str) for each in fits}) == 3

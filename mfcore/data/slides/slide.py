@@ -24,6 +24,7 @@ from types import TracebackType
 import numpy as np
 from PIL import Image
 
+from mfcore.data.labels.schema import off_slide
 from mfcore.data.slides import tiff
 from mfcore.data.slides.openslide import OpenSlideReader
 from mfcore.data.slides.reader import Reader, SlideError, Window, overlap
@@ -244,9 +245,16 @@ def read_patches(
     the patches; None for the slide's own. slide_um_per_px: of a slide that doesn't state its own.
     Raises SlideError for a slide that can't be read or lacks um/px.
     """
-    centres = np.asarray(points, dtype=float).reshape(-1, 2)
+    centres = np.asarray(points, dtype=float)
+    if centres.ndim != 2 or centres.shape[1] != 2 or not np.isfinite(centres).all():
+        raise SlideError(f"points are {centres.shape}; expected finite x, y of each: (n, 2)")
+    if um_per_px is not None and not um_per_px > 0:
+        raise SlideError(f"um_per_px is {um_per_px}; it must be positive, or None")
     read = np.empty((len(centres), size_px, size_px, 3), np.uint8)
     with open_slide(Path(file), slide_um_per_px) as slide:
+        off = [off_slide(x, y, *slide.size_px) for x, y in centres]
+        if problem := next(filter(None, off), None):
+            raise SlideError(f"{file}: a point isn't on the slide: {problem}")
         for i in slide.plan(centres, size_px, um_per_px):
             read[i] = slide.read(*centres[i], size_px, um_per_px)
     return read
