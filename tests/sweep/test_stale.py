@@ -31,6 +31,7 @@ EVERYTHING = {
     f"02_embed.{ENCODER}",
     f"03_linear_probe.{ENCODER}",
     "05_data_scaling",
+    "12_explore",
     "supplement",
 }
 
