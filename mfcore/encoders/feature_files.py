@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from mfcore.data.labels.geojson import SUFFIXES
 from mfcore.data.splits_draw import Placing
 from mfcore.encoders.card import EncoderError
 
@@ -30,9 +31,14 @@ def refuse(place: Path, problems: list[str], remedy: str) -> None:
 
 
 def files_of(place: Path) -> list[Path]:
-    """The files that hold features; raises EncoderError where there are none."""
+    """The files that hold features; raises EncoderError where there are none, or no ids."""
     if place.suffix == ".npy" and place.is_file():
-        return [place, place.with_suffix(".csv")]
+        if not (ids := place.with_suffix(".csv")).is_file():
+            raise EncoderError(
+                f"{place}: without {ids.name} beside it, which says whose features they are; put it"
+                " there"
+            )
+        return [place, ids]
     if (place / "manifest.csv").is_file():
         return [place / "manifest.csv", *sorted(place.rglob("*.pt"))]
     found = [place] if place.suffix == ".h5" and place.is_file() else sorted(place.rglob("*.h5"))
@@ -103,10 +109,6 @@ def _lines(file: Path) -> pd.DataFrame:
 
 
 def _of_array(file: Path, ids: Path) -> Block:
-    if not ids.is_file():
-        raise EncoderError(
-            f"{file}: without {ids.name} beside it, which says whose features they are"
-        )
     rows = _lines(ids)
     rows = rows[[name for name in IDS if name in rows]]
     if not {"patch_id", "file"} & set(rows):
@@ -155,7 +157,8 @@ def _of_eva(manifest: Path) -> Block:
         try:
             features.append(_embedding(manifest.parent / name))
         except Exception as error:  # pickle's own too, which is imported nowhere
-            problems.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[:1]}")
+            is_own = isinstance(error, OSError | ValueError)  # torch's own are pages long
+            problems.append(f"{name}: {error if is_own else type(error).__name__}")
     remedy = "files that don't hold one embedding, a tensor (d,) or (1, d); make them anew:"
     refuse(manifest, problems, remedy)
     widths = {len(vector) for vector in features}
@@ -203,7 +206,9 @@ def _of_slides(files: list[Path], table: pd.DataFrame, placing: Placing) -> list
             problems.append(f"{file}: no features and coords can be read ({error})")
             continue
         if slides is None:
-            of_file = sorted(named.get(file.stem, {file.stem}))
+            name = Path(file.stem)  # of the slide, with its suffix or without
+            bare = name.stem if name.suffix.lower() in SUFFIXES else ""
+            of_file = sorted(named.get(name.name) or named.get(bare) or {name.name})
             if len(of_file) > 1:
                 problems.append(f"{file}: of {' or '.join(of_file)}; name it by the whole name")
             slides = np.repeat(of_file[0], len(coords))

@@ -225,11 +225,9 @@ def _by_place(
             f" {unknown['file'].iloc[0]}, the place isn't known; give the study's table x and y, or"
             " the features without them"
         )
-    given, wanted = (
-        (rows["slide_id"], table["slide_id"])
-        if "slide_id" in rows
-        else _alike(place, rows["file"], table["file"])
-    )
+    given, wanted = rows["slide_id" if "slide_id" in rows else "file"], table["slide_id"]
+    if not set(given) & set(wanted):
+        given, wanted = _alike(place, given, table["file"])
     at = rows[["x", "y"]].to_numpy(float)
     centres = table[["patch_x_l0_px", "patch_y_l0_px"]].to_numpy(float)
     row_of, distances = np.full((len(table), 2), -1), np.full((len(table), 2), np.inf)

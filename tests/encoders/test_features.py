@@ -176,6 +176,14 @@ def test_ids_files_and_places_that_agree_and_rows_of_no_patch(tmp_path, table):
     np.testing.assert_array_equal(match_array(tmp_path, table, more, unused), VECTORS)
 
 
+def test_images_of_slides_are_found_by_slide_and_place(tmp_path, table):
+    images = table.assign(file=[f"{i}.png" for i in range(N)], slide_id=table["slide_id"].str.replace(".svs", ".1"))
+    rows = placed(images, file=images["slide_id"]).drop(columns="patch_id")
+    np.testing.assert_array_equal(match_array(tmp_path, images, rows), VECTORS)
+    write_slides(tmp_path / "h5", images, suffix=".svs.h5")
+    np.testing.assert_array_equal(features.match(tmp_path / "h5", images, PLACING).features, VECTORS)
+
+
 def test_names_that_stand_for_two_slides_are_refused(tmp_path, table):
     rows = placed(table, file=np.where(np.arange(N) < 6, "one/", "two/") + table["slide_id"]).drop(columns="patch_id")
     with pytest.raises(EncoderError, match=r"'a\.svs' stands there twice, for one/a\.svs and two/a\.svs"):
@@ -202,8 +210,13 @@ def test_damaged_arrays_are_refused(tmp_path, table, other):
     with pytest.raises(EncoderError, match=r"mine\.npy: not an array of numbers with a row a line of mine\.csv"):
         match_array(tmp_path, table, table[["patch_id"]], values)
     (tmp_path / "mine.npy").write_bytes(b"")
-    for read in (features.contract, lambda place: features.match(place, table, PLACING)):
+    reads = (features.contract, lambda place: features.match(place, table, PLACING))
+    for read in reads:
         with pytest.raises(EncoderError, match=r"mine\.npy: no.*anew"):
+            read(tmp_path / "mine.npy")
+    (tmp_path / "mine.csv").unlink()
+    for read in reads:
+        with pytest.raises(EncoderError, match=r"mine\.npy: without mine\.csv beside it, .*; put it there"):
             read(tmp_path / "mine.npy")
 
 
@@ -247,11 +260,11 @@ TENSORS = [torch.from_numpy(vector) for vector in VECTORS]
         (torch.stack(TENSORS[:2]), "0.pt", r"0\.pt: .*holds several embeddings, \(2, 5\)"),
         (TENSORS[:2], "0.pt", r"0\.pt: .*holds several embeddings or none \(2\)"),
         ({"a": TENSORS[0]}, "0.pt", r"0\.pt: .*holds a dict, no tensor"),
-        (VECTORS[0], "0.pt", r"one embedding, .*make them anew:\s+0\.pt: UnpicklingError"),
+        (VECTORS[0], "0.pt", r"one embedding, .*make them anew:\s+0\.pt: UnpicklingError$"),
         (TENSORS[0][:3], "0.pt", r"features of \[3, 5\] dimensions"),
         (TENSORS[0], "", r"manifest\.csv: .*\s+line 2: embeddings is empty"),
         (TENSORS[0], "1.pt", r"line 3: 1\.pt stands on another line too"),
-        (TENSORS[0], "gone.pt", r"gone\.pt: FileNotFoundError"),
+        (TENSORS[0], "gone.pt", r"gone\.pt: .*No such file"),
     ],
 )
 def test_evas_files_that_hold_no_single_embedding_are_refused(tmp_path, table, content, name, message):

@@ -80,7 +80,7 @@ def plain(label: str) -> str:
 
 def _not_rest(label: str, named: str) -> str | None:
     """Why a label can't be one of all the classes other than ``named``, None if it can."""
-    if not plain(label):
+    if not plain(label).strip(": "):
         return "is empty; give it a label"
     if plain(label) == plain(named) or plain(named) in plain(label).split(": "):
         return f"looks like {named!r}; write it so, or name it otherwise"

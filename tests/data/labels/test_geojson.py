@@ -104,6 +104,10 @@ def test_what_is_no_other_class_of_cells_is_not_taken_for_the_rest(tmp_path, nam
     write(tmp_path, A=[*A, derived])
     with pytest.raises(LabelError, match=r"'Tumor: mitosis' .* looks like 'mitosis'"):
         load(tmp_path, negative="rest")
+    derived["properties"]["classification"] = {"names": ["", ""]}
+    write(tmp_path, A=[*A, derived])
+    with pytest.raises(LabelError, match=r"': ' \(1, .*\) is empty; give it a label"):
+        load(tmp_path, negative="rest")
 
 
 def test_two_files_of_one_slide_and_files_passed_over_are_refused(tmp_path):
