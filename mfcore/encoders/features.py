@@ -11,15 +11,11 @@ Read are, by what lies at the place that a study names:
 - ``NAME.npy``, (n, n_dims), with ``NAME.csv`` beside it, a line a row: ``patch_id``, or ``file``
   and,
   on slides, ``x`` and ``y`` of the patch's centre in level-0 px.
-
-Formats as their writers have them: TRIDENT (WSI.extract_tissue_coords, extract_patch_features),
-CLAM (save_hdf5) and eva (ManifestManager).
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import h5py
 import numpy as np
@@ -29,12 +25,13 @@ from scipy.spatial import cKDTree
 from mfcore import store
 from mfcore.data.splits_draw import Placing
 from mfcore.encoders.card import EncoderCard, EncoderError
+from mfcore.encoders.feature_files import MAX_NAMED, files_of, read, sides_l0_px, width
 from mfcore.store.files import Fingerprints
 from mfcore.store.records import digest
 
 LAYOUTS = ("trident", "clam", "eva")
-MAX_NAMED = 10  # patches or files in a message
 TOLERANCE_PX = 2.0  # level-0 px between a patch's centre and the features' own
+SAME_PLACE_PX = 0.5  # level-0 px between rows of features of one place
 
 
 def contract(place: Path) -> tuple[int, str]:
@@ -44,19 +41,7 @@ def contract(place: Path) -> tuple[int, str]:
     """
     files = files_of(place)
     stands_for = digest({file.name: Fingerprints().of_slide(file) for file in files})
-    return _width(files), hashlib.sha256(stands_for.encode()).hexdigest()
-
-
-def _width(files: list[Path]) -> int:
-    try:
-        if files[0].suffix == ".npy":
-            return int(np.load(files[0], mmap_mode="r").shape[-1])
-        if files[0].suffix == ".h5":
-            with h5py.File(files[0]) as content:
-                return int(content["features"].shape[-1])
-        return int(_of_eva(files[0])[1].shape[1])
-    except (OSError, KeyError, ValueError, IndexError) as error:
-        raise EncoderError(f"{files[0]}: no features can be read ({error})") from None
+    return width(files), hashlib.sha256(stands_for.encode()).hexdigest()
 
 
 def fill(
@@ -97,43 +82,28 @@ class Matched:
     largest_px: float
 
 
-def files_of(place: Path) -> list[Path]:
-    """The files that hold features; raises EncoderError where there are none."""
-    if place.suffix == ".npy" and place.is_file():
-        return [place, place.with_suffix(".csv")]
-    if (place / "manifest.csv").is_file():
-        return [place / "manifest.csv", *sorted(place.rglob("*.pt"))]
-    found = [place] if place.suffix == ".h5" and place.is_file() else sorted(place.rglob("*.h5"))
-    if not found:
-        raise EncoderError(
-            f"{place}: no features; expected a folder with an .h5 file a slide (TRIDENT, CLAM), a"
-            " folder with eva's manifest.csv, or NAME.npy with NAME.csv beside it"
-        )
-    return found
-
-
 def match(
     place: Path, table: pd.DataFrame, placing: Placing, tolerance_px: float = TOLERANCE_PX
 ) -> Matched:
     """The features at ``place`` of each patch of a label table, as `patches.load` gives it.
 
-    Raises EncoderError where a patch has none, naming the first; where features have several widths
-    or aren't finite; and for files that can't be read.
+    Raises EncoderError where a patch has none, naming the first, or several; where features have
+    several widths or aren't finite; where ids, files and places contradict each other; and for
+    files that can't be read.
     """
-    files = files_of(place)
-    if files[0].suffix == ".npy":
-        blocks = [_of_array(*files)]
-    elif files[0].name == "manifest.csv":
-        blocks = [_of_eva(files[0])]
-    else:
-        blocks = list(_of_slides(files, placing, table))
+    blocks = read(files_of(place), table, placing)
     features = np.concatenate([block for _, block in _same_width(place, blocks)])
     rows = pd.concat([rows for rows, _ in blocks], ignore_index=True)
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         named = rows.iloc[bad[:MAX_NAMED]].to_dict("records")
         raise EncoderError(f"{place}: {len(bad):,} features aren't finite, the first of {named}")
-    row_of, distances = _by_id(rows, table) if "x" not in rows else _by_place(rows, table)
+    if "x" in rows:
+        _check_tolerance(place, table, placing, tolerance_px)
+    if "x" in rows and "patch_id" not in rows:
+        row_of, distances = _by_place(place, rows, table, tolerance_px)
+    else:
+        row_of, distances = _by_id(place, rows, table), np.zeros(len(table))
     lacking = table[(row_of < 0) | (distances > tolerance_px)]
     if len(lacking):
         columns = ["patch_id", "file", "patch_x_l0_px", "patch_y_l0_px"]
@@ -148,6 +118,8 @@ def match(
             f"{place}: several patches of the study are matched by one row of features; give more"
             " exact places, or ids"
         )
+    if "patch_id" in rows:
+        _check_ids(place, rows.iloc[row_of], table, tolerance_px)
     return Matched(features[row_of], len(rows) - len(row_of), float(distances.max(initial=0)))
 
 
@@ -162,119 +134,119 @@ def _same_width(
     return blocks
 
 
-def _checked(file: Path, features: np.ndarray, n_rows: int) -> np.ndarray:
-    """Features as float32 (n, n_dims); raises EncoderError for other shapes and numbers of rows."""
-    features = np.asarray(features, dtype=np.float32)
-    if features.ndim == 3 and features.shape[0] == 1:
-        features = features[0]
-    if features.ndim != 2 or len(features) != n_rows:
+def _check_tolerance(
+    place: Path, table: pd.DataFrame, placing: Placing, tolerance_px: float
+) -> None:
+    half = float(sides_l0_px(table, placing).fillna(placing.size_px).min()) / 2
+    if not 0 <= tolerance_px <= half:
         raise EncoderError(
-            f"{file}: features {features.shape} for {n_rows:,} rows; expected (n, n_dims)"
+            f"{place}: tolerance_px is {tolerance_px:g}; expected 0 to {half:g}, half the side of"
+            " the study's patches in level-0 px"
         )
-    return features
 
 
-def _of_array(file: Path, ids: Path) -> tuple[pd.DataFrame, np.ndarray]:
-    if not ids.is_file():
+def _check_ids(place: Path, rows: pd.DataFrame, table: pd.DataFrame, tolerance_px: float) -> None:
+    """Raise EncoderError where a row of a patch's id has another file or place than the patch."""
+    is_other = np.zeros(len(table), bool)
+    if "file" in rows:
+        is_other |= [
+            not _is_same(given, own) for given, own in zip(rows["file"], table["file"], strict=True)
+        ]
+    if "x" in rows:
+        apart = rows[["x", "y"]].to_numpy() - table[["patch_x_l0_px", "patch_y_l0_px"]].to_numpy()
+        is_other |= np.hypot(*apart.T) > tolerance_px
+    if is_other.any():
+        given = rows[is_other].head(3).to_dict("records")
+        columns = ["patch_id", "file", "patch_x_l0_px", "patch_y_l0_px"]
+        own = table[is_other].reindex(columns=columns).head(3).to_dict("records")
         raise EncoderError(
-            f"{file}: without {ids.name} beside it, which says whose features they are"
+            f"{place}: {int(is_other.sum()):,} rows have a patch_id of the study but another file"
+            f" or place, the first: {given}, in the study: {own}; correct one of the columns, or"
+            " remove the wrong one"
         )
-    rows = pd.read_csv(ids)
-    if "patch_id" in rows:
-        rows = rows[["patch_id"]]
-    elif "file" in rows:
-        rows = rows[[name for name in ("file", "x", "y") if name in rows]].astype({"file": str})
-    else:
-        raise EncoderError(f"{ids}: needs a column patch_id, or file (and x, y on slides)")
-    try:
-        return rows, _checked(file, np.load(file, allow_pickle=False), len(rows))
-    except ValueError as error:
-        raise EncoderError(f"{file}: not an array of numbers ({error})") from None
 
 
-def _of_eva(manifest: Path) -> tuple[pd.DataFrame, np.ndarray]:
-    import torch
-
-    rows = pd.read_csv(manifest, dtype=str)
-    if missing := {"origin", "embeddings"} - set(rows):
-        raise EncoderError(f"{manifest}: without the columns {sorted(missing)}, which eva writes")
-    loaded: dict[str, np.ndarray] = {}
-    for name in dict.fromkeys(rows["embeddings"]):
-        try:
-            content = torch.load(manifest.parent / name, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
-            raise EncoderError(f"{manifest.parent / name}: can't be read ({error})") from None
-        parts = content if isinstance(content, list) else [content]
-        loaded[name] = np.concatenate([part.float().reshape(1, -1).numpy() for part in parts])
-    several = [name for name, block in loaded.items() if len(block) != 1]
-    if several:
-        raise EncoderError(
-            f"{manifest}: {several[0]} holds several embeddings; expected one an image"
-        )
-    features = np.concatenate([loaded[name] for name in rows["embeddings"]])
-    return rows[["origin"]].rename(columns={"origin": "file"}), features
+def _is_same(one: str, other: str) -> bool:
+    """Whether one path is the other's end."""
+    a, b = PureWindowsPath(one).parts, PureWindowsPath(other).parts
+    n = min(len(a), len(b))
+    return a[-n:] == b[-n:]
 
 
-def _of_slides(
-    files: list[Path], placing: Placing, table: pd.DataFrame
-) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
-    """Of each slide's file the centres of its patches, in level-0 px, and their features."""
-    um_per_px = table.groupby("slide_id")["um_per_px"].first()
-    stems = {
-        Path(file).stem: slide for slide, file in zip(table["slide_id"], table["file"], strict=True)
-    }
-    for file in files:
-        try:
-            with h5py.File(file) as content:
-                coords = content["coords"][:].reshape(-1, 2).astype(float)  # (n, 2)
-                features = _checked(file, content["features"][:], len(coords))
-                said = dict(content["coords"].attrs)
-                own_slides = content["slide_id"].asstr()[:] if "slide_id" in content else None
-        except (OSError, KeyError) as error:
-            raise EncoderError(f"{file}: no features and coords can be read ({error})") from None
-        slide = stems.get(file.stem, stems.get(Path(file.stem).stem, file.stem))
-        side = said.get("patch_size_level0")
-        if side is None:  # of the study's patches, which these must be
-            target, own = placing.um_per_px, um_per_px.get(slide, np.nan)
-            side = placing.size_px * (target / own if target and own > 0 else 1.0)
-        centres = coords + float(side) / 2
-        names = own_slides if own_slides is not None else np.repeat(slide, len(coords))
-        yield pd.DataFrame({"slide_id": names, "x": centres[:, 0], "y": centres[:, 1]}), features
+def _alike(place: Path, given: pd.Series, wanted: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Both as they are, or, where they have nothing in common, by the files' names alone.
+
+    Raises EncoderError where a name that is wanted stands for several paths.
+    """
+    if set(wanted) & set(given):
+        return given, wanted
+    names = [files.map(lambda path: PureWindowsPath(path).name) for files in (given, wanted)]
+    for paths, of_paths in zip((given, wanted), names, strict=True):
+        several = paths.groupby(of_paths).nunique().loc[lambda n: n > 1].index
+        if len(both := sorted(set(several) & set(names[0]) & set(names[1]))):
+            alike = sorted(paths[of_paths == both[0]].unique())[:3]
+            raise EncoderError(
+                f"{place}: file {both[0]!r} stands there twice, for {' and '.join(alike)}; give"
+                " files by their paths as in the study's table"
+            )
+    return names[0], names[1]
 
 
-def _by_id(rows: pd.DataFrame, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def _by_id(place: Path, rows: pd.DataFrame, table: pd.DataFrame) -> np.ndarray:
     """The row of each patch, -1 without one, by ``patch_id`` or by the file's path or name."""
     key = "patch_id" if "patch_id" in rows else "file"
     given, wanted = rows[key], table[key]
-    if key == "file" and not set(wanted) & set(given):  # paths from another folder
-        given, wanted = (
-            given.map(lambda name: Path(name).name),
-            wanted.map(lambda name: Path(name).name),
-        )
-    twice = sorted(set(given[given.duplicated()]) & set(wanted)) + sorted(
-        set(wanted[wanted.duplicated()])
-    )
+    twice = set(given[given.duplicated()]) & set(wanted)
+    if key == "file":
+        given, wanted = _alike(place, given, _origins(table))
+        twice |= set(given[given.duplicated()]) & set(wanted)
     if twice:
         raise EncoderError(
-            f"{key} {twice[0]!r} stands there twice; give each image one row of features"
+            f"{place}: {key} {min(twice)!r} stands there twice; give each patch one row of"
+            " features, on slides with x and y or with patch_id"
         )
     position = pd.Series(np.arange(len(given)), index=given)
-    return position.reindex(wanted).fillna(-1).to_numpy(int), np.zeros(len(table))
+    position = position[~position.index.duplicated()]  # of what the study doesn't have
+    return position.reindex(wanted).fillna(-1).to_numpy(int)
 
 
-def _by_place(rows: pd.DataFrame, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest row on the same slide to each patch, and its distance in level-0 px."""
-    key = "slide_id" if "slide_id" in rows else "file"
-    row_of, distances = np.full(len(table), -1), np.full(len(table), np.inf)
-    of_slide = rows.groupby(key).indices
-    for slide, places in table.groupby(key).indices.items():
+def _by_place(
+    place: Path, rows: pd.DataFrame, table: pd.DataFrame, tolerance_px: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest row on the same slide to each patch, and its distance in level-0 px.
+
+    Raises EncoderError where two rows within the tolerance are of one place, and where the study
+    knows no places.
+    """
+    unknown = table[table[["patch_x_l0_px", "patch_y_l0_px"]].isna().any(axis=1)]
+    if len(unknown):
+        raise EncoderError(
+            f"{place}: features by place, but of {len(unknown):,} of the study's patches, the first"
+            f" {unknown['file'].iloc[0]}, the place isn't known; give the study's table x and y, or"
+            " the features without them"
+        )
+    given, wanted = rows["slide_id" if "slide_id" in rows else "file"], table["slide_id"]
+    if not set(given) & set(wanted):
+        given, wanted = _alike(place, given, table["file"])
+    at = rows[["x", "y"]].to_numpy(float)
+    centres = table[["patch_x_l0_px", "patch_y_l0_px"]].to_numpy(float)
+    row_of, distances = np.full((len(table), 2), -1), np.full((len(table), 2), np.inf)
+    of_slide = rows.groupby(given.to_numpy()).indices
+    for slide, places in table.groupby(wanted.to_numpy()).indices.items():
         if slide in of_slide:
-            there = of_slide[slide]
-            tree = cKDTree(rows[["x", "y"]].to_numpy(float)[there])
-            centres = table[["patch_x_l0_px", "patch_y_l0_px"]].to_numpy(float)[places]
-            distances[places], nearest = tree.query(centres)
+            there = np.append(of_slide[slide], -1)  # the last where there is no second
+            tree = cKDTree(at[there[:-1]])
+            distances[places], nearest = tree.query(centres[places], k=[1, 2])
             row_of[places] = there[nearest]
-    return row_of, distances
+    apart = np.hypot(*(at[row_of[:, 0]] - at[row_of[:, 1]]).T)
+    twice = (row_of >= 0).all(axis=1) & (distances[:, 0] <= tolerance_px) & (apart < SAME_PLACE_PX)
+    if twice.any():
+        named = rows.iloc[sorted(row_of[twice][0])].to_dict("records")
+        raise EncoderError(
+            f"{place}: {int(twice.sum()):,} of the study's patches have several rows of features"
+            f" at one place, the first: {named}; keep those of one encoder"
+        )
+    return row_of[:, 0], distances[:, 0]
 
 
 def export(
@@ -286,14 +258,13 @@ def export(
     ``SLIDE.h5`` for each slide (``features`` float32 (n, n_dims), ``coords`` int64 (n, 2), the
     upper left corner in level-0 px, with their attributes), "clam" as ``h5_files/`` and
     ``pt_files/``; "eva" writes a ``.pt`` for each patch and ``manifest.csv``. Raises ValueError for
-    other layouts, and where the patches' places or resolution aren't known, which h5 files must
-    state.
+    other layouts, where two slides' files would have one name, and where the patches' places or
+    resolution aren't known, which h5 files must state.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
     with h5py.File(run.path("embeddings.h5")) as content:
         features, coords = content["features"][:], content["coords"][:]
-    folder.mkdir(parents=True, exist_ok=True)
     if layout == "eva":
         return _export_eva(features, table, folder)
     unknown = table["um_per_px"].isna() | table["patch_x_l0_px"].isna()
@@ -302,16 +273,12 @@ def export(
             f"of {int(unknown.sum()):,} patches the place or the um/px isn't known, which"
             f" {layout}'s files state; export them as eva's"
         )
-    files = []
+    files, name_of = [], _names_of_files(table)
+    folder.mkdir(parents=True, exist_ok=True)
     for slide, rows in table.reset_index(drop=True).groupby("slide_id"):
         um_per_px = float(rows["um_per_px"].iloc[0])
         target = placing.um_per_px or um_per_px
-        name = Path(str(slide)).name
-        name = (
-            name[: -len(Path(name).suffix)]
-            if Path(rows["file"].iloc[0]).suffix == Path(name).suffix
-            else name
-        )
+        name = name_of[slide]
         attributes = {
             "patch_size": placing.size_px,
             "patch_size_level0": round(placing.size_px * target / um_per_px),
@@ -334,15 +301,31 @@ def export(
     return files
 
 
+def _names_of_files(table: pd.DataFrame) -> dict[str, str]:
+    """What each slide's file is called, without a suffix; raises ValueError for equal names."""
+    name_of, first = {}, {}
+    for slide, file in table.groupby("slide_id")["file"].first().items():
+        name = Path(str(slide)).name
+        name_of[slide] = Path(name).stem if Path(file).suffix == Path(name).suffix else name
+        if first.setdefault(name_of[slide], slide) != slide:
+            raise ValueError(
+                f"slides {first[name_of[slide]]!r} and {slide!r} would both be written as"
+                f" {name_of[slide]}.h5; rename one slide, or export them as eva's"
+            )
+    return name_of
+
+
+def _origins(table: pd.DataFrame) -> pd.Series:
+    """How eva's manifest names each patch: by its file, or its id where files hold more."""
+    return table["file"] if table["file"].is_unique else table["patch_id"].astype(str)
+
+
 def _export_eva(features: np.ndarray, table: pd.DataFrame, folder: Path) -> list[Path]:
     names = [f"embeddings/{patch_id}.pt" for patch_id in table["patch_id"]]
     files = [_save_tensor(folder / name, row) for name, row in zip(names, features, strict=True)]
-    origins = table["file"].where(
-        ~table["file"].duplicated(keep=False), table["patch_id"].astype(str)
-    )
     manifest = pd.DataFrame(
         {
-            "origin": origins,
+            "origin": _origins(table),
             "embeddings": names,
             "target": table["label"],
             "split": table["official_split"],

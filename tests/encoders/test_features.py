@@ -131,6 +131,151 @@ def test_other_encoders_beside_and_missing_files_are_refused(tmp_path, table):
         features.match(tmp_path / "h5", table, PLACING)
 
 
+def match_array(folder, table, rows, vectors=VECTORS, tolerance_px=2.0):
+    """The features of an array with a table ``rows`` (or its text) beside it."""
+    np.save(folder / "mine.npy", vectors)
+    text = rows if isinstance(rows, str) else rows.to_csv(index=False)
+    (folder / "mine.csv").write_text(text)
+    return features.match(folder / "mine.npy", table, PLACING, tolerance_px).features
+
+
+def placed(table, **changes):
+    """The columns of a table beside an array: id, file and place."""
+    columns = {"patch_x_l0_px": "x", "patch_y_l0_px": "y"}
+    return table.rename(columns=columns)[["patch_id", "file", "x", "y"]].assign(**changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: placed(t, file=t["file"].to_numpy()[::-1]), r"8 rows have a patch_id .* another file"),
+        (lambda t: placed(t, x=t["patch_x_l0_px"] + 9), "12 rows have a patch_id .* another file or place"),
+        (lambda t: placed(t).drop(columns=["patch_id", "y"]), r"mine\.csv: has one of the columns x and y"),
+        (lambda t: placed(t, x=np.nan).drop(columns="patch_id"), "line 2: x is '', expected a number"),
+        (lambda t: t[["patch_id"]].assign(patch_id="p"), "(?s)line 2: patch_id is 'p'.*line 3"),
+        (lambda t: t[["file"]].assign(file=""), "line 2: file is '', expected a file's name"),
+        (lambda t: t[["file"]], "file 'images/a.svs' stands there twice; .* with x and y or with patch_id"),
+        (lambda t: "", r"mine\.csv: no table can be read .*; save it as CSV"),
+        (lambda t: "file\na,1\n", r"mine\.csv: no table can be read \(lines longer than the header"),
+        (lambda t: "file\na\nb,c,d\n", r"mine\.csv: no table can be read"),
+        (lambda t: "file;x;y\n1;2;3\n", r"needs a column patch_id, or file .*, divided by commas"),
+    ],
+)
+def test_tables_beside_arrays_that_cannot_be_are_refused(tmp_path, table, change, message):
+    with pytest.raises(EncoderError, match=message):
+        match_array(tmp_path, table, change(table))
+
+
+def test_ids_files_and_places_that_agree_and_rows_of_no_patch(tmp_path, table):
+    np.testing.assert_array_equal(match_array(tmp_path, table, placed(table)), VECTORS)
+    np.testing.assert_array_equal(match_array(tmp_path, table, placed(table, file="/else/" + table["file"])), VECTORS)
+    names = placed(table, file=table["slide_id"]).drop(columns="patch_id")  # without the folder
+    np.testing.assert_array_equal(match_array(tmp_path, table, names), VECTORS)
+    more = pd.concat([table[["patch_id"]], pd.DataFrame({"patch_id": [99, 99]})])
+    unused = np.concatenate([VECTORS, VECTORS[:2]])
+    np.testing.assert_array_equal(match_array(tmp_path, table, more, unused), VECTORS)
+
+
+def test_images_of_slides_are_found_by_slide_and_place(tmp_path, table):
+    images = table.assign(file=[f"{i}.png" for i in range(N)], slide_id=table["slide_id"].str.replace(".svs", ".1"))
+    rows = placed(images, file=images["slide_id"]).drop(columns="patch_id")
+    np.testing.assert_array_equal(match_array(tmp_path, images, rows), VECTORS)
+    write_slides(tmp_path / "h5", images, suffix=".svs.h5")
+    np.testing.assert_array_equal(features.match(tmp_path / "h5", images, PLACING).features, VECTORS)
+
+
+def test_names_that_stand_for_two_slides_are_refused(tmp_path, table):
+    rows = placed(table, file=np.where(np.arange(N) < 6, "one/", "two/") + table["slide_id"]).drop(columns="patch_id")
+    with pytest.raises(EncoderError, match=r"'a\.svs' stands there twice, for one/a\.svs and two/a\.svs"):
+        match_array(tmp_path, table, rows)
+
+
+def test_places_that_the_study_does_not_know_are_refused(tmp_path, table):
+    rows = placed(table).drop(columns="patch_id")
+    with pytest.raises(EncoderError, match=r"the first images/a\.svs, the place isn't known; give the study's table x and y"):
+        match_array(tmp_path, table.assign(patch_x_l0_px=np.nan), rows)
+
+
+@pytest.mark.parametrize("tolerance_px", [-1, 57, 1e9, np.inf, np.nan])
+def test_a_tolerance_is_at_most_half_a_patch(tmp_path, table, tolerance_px):
+    write_slides(tmp_path / "h5", table)
+    assert features.match(tmp_path / "h5", table, PLACING, 56).largest_px == 0
+    with pytest.raises(EncoderError, match=r"tolerance_px is .*; expected 0 to 56, half the side"):
+        features.match(tmp_path / "h5", table, PLACING, tolerance_px)
+
+
+@pytest.mark.parametrize("other", [np.float64, complex, str])
+def test_damaged_arrays_are_refused(tmp_path, table, other):
+    values = {np.float64: VECTORS[:, :0], complex: VECTORS.astype(complex), str: VECTORS.astype(str)}[other]
+    with pytest.raises(EncoderError, match=r"mine\.npy: not an array of numbers with a row a line of mine\.csv"):
+        match_array(tmp_path, table, table[["patch_id"]], values)
+    (tmp_path / "mine.npy").write_bytes(b"")
+    reads = (features.contract, lambda place: features.match(place, table, PLACING))
+    for read in reads:
+        with pytest.raises(EncoderError, match=r"mine\.npy: no.*anew"):
+            read(tmp_path / "mine.npy")
+    (tmp_path / "mine.csv").unlink()
+    for read in reads:
+        with pytest.raises(EncoderError, match=r"mine\.npy: without mine\.csv beside it, .*; put it there"):
+            read(tmp_path / "mine.npy")
+
+
+def test_features_of_two_encoders_at_one_place_are_refused(tmp_path, table):
+    write_slides(tmp_path / "h5", table)
+    (tmp_path / "h5" / "uni").mkdir()
+    write_slides(tmp_path / "h5" / "uni", table, vectors=VECTORS + 100)
+    with pytest.raises(EncoderError, match=r"12 of the study's patches have several rows .*h5/a\.h5.*uni/a\.h5"):
+        features.match(tmp_path / "h5", table, PLACING)
+
+
+def test_features_of_another_field_of_view_and_all_damaged_files_are_named(tmp_path, table):
+    write_slides(tmp_path / "h5", table)
+    with h5py.File(tmp_path / "h5" / "c.h5", "r+") as content:
+        content["coords"].attrs["patch_size_level0"] = 256
+    with h5py.File(tmp_path / "h5" / "b.h5", "r+") as content:
+        content["coords"][0, 0] = np.nan
+    with h5py.File(tmp_path / "h5" / "a.h5", "w") as content:
+        content.create_group("features")
+        content["coords"] = [[1, 2]]
+    with pytest.raises(EncoderError) as error:
+        features.match(tmp_path / "h5", table, PLACING)
+    assert "a.h5: no features and coords can be read" in str(error.value)
+    assert "b.h5: no features and coords can be read (coords aren't finite)" in str(error.value)
+    assert "patch_size_level0 is 256, the study's patches on c.svs are 112 level-0 px wide" in str(error.value)
+
+
+def test_a_file_that_may_be_of_two_slides_is_refused(tmp_path, table):
+    write_slides(tmp_path / "h5", table)
+    names = table["slide_id"].replace("b.svs", "a.tif")
+    with pytest.raises(EncoderError, match=r"h5/a\.h5: of a\.svs or a\.tif; name it by the whole name"):
+        features.match(tmp_path / "h5", table.assign(slide_id=names, file="images/" + names), PLACING)
+
+
+TENSORS = [torch.from_numpy(vector) for vector in VECTORS]
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (torch.stack(TENSORS[:2]), "0.pt", r"0\.pt: .*holds several embeddings, \(2, 5\)"),
+        (TENSORS[:2], "0.pt", r"0\.pt: .*holds several embeddings or none \(2\)"),
+        ({"a": TENSORS[0]}, "0.pt", r"0\.pt: .*holds a dict, no tensor"),
+        (VECTORS[0], "0.pt", r"one embedding, .*make them anew:\s+0\.pt: UnpicklingError$"),
+        (TENSORS[0][:3], "0.pt", r"features of \[3, 5\] dimensions"),
+        (TENSORS[0], "", r"manifest\.csv: .*\s+line 2: embeddings is empty"),
+        (TENSORS[0], "1.pt", r"line 3: 1\.pt stands on another line too"),
+        (TENSORS[0], "gone.pt", r"gone\.pt: .*No such file"),
+    ],
+)
+def test_evas_files_that_hold_no_single_embedding_are_refused(tmp_path, table, content, name, message):
+    for i, tensor in enumerate([content, *TENSORS[1:]]):
+        torch.save(tensor, tmp_path / f"{i}.pt")
+    names = [name, *(f"{i}.pt" for i in range(1, N))]
+    pd.DataFrame({"origin": [f"{i}.png" for i in range(N)], "embeddings": names}).to_csv(tmp_path / "manifest.csv")
+    with pytest.raises(EncoderError, match=message):
+        features.match(tmp_path, table.assign(file=[f"{i}.png" for i in range(N)]), PLACING)
+
+
 @pytest.fixture
 def run(tmp_path, table):
     """Finished embeddings, as `embed.embed` leaves them."""
@@ -160,6 +305,22 @@ def test_evas_layout_has_a_tensor_for_each_patch(tmp_path, table, run):
     images = table.assign(file=[f"patches/{i}.png" for i in range(N)], label=0, official_split="")
     features.export(run, images, tmp_path / "out", "eva", PLACING)
     np.testing.assert_array_equal(features.match(tmp_path / "out", images, PLACING).features, VECTORS)
+
+
+def test_evas_layout_of_slides_is_read_back_by_the_patches_ids(tmp_path, table, run):
+    slides = table.assign(label=0, official_split="")
+    slides.loc[0, ["slide_id", "file"]] = "d.svs"  # of a single patch
+    features.export(run, slides, tmp_path / "out", "eva", PLACING)
+    np.testing.assert_array_equal(features.match(tmp_path / "out", slides, PLACING).features, VECTORS)
+
+
+@pytest.mark.parametrize("names", [("S1.svs", "S1.tif"), ("atypical/0.png", "normal/0.png")])
+def test_slides_whose_files_would_have_one_name_are_refused_before_writing(tmp_path, table, run, names):
+    slides = np.array([*names, "c.svs"])[np.arange(N) % 3]
+    for layout in ("trident", "clam"):
+        with pytest.raises(ValueError, match=f"slides '{names[0]}' and '{names[1]}' would both be written as"):
+            features.export(run, table.assign(slide_id=slides, file=slides), tmp_path / "out", layout, PLACING)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_layout_cannot_state_is_refused(tmp_path, table, run):

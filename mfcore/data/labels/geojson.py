@@ -42,27 +42,30 @@ def read(files: tuple[Path, ...], label_values: tuple[str, ...]) -> pd.DataFrame
     Raises LabelError with all features and slides that can't be used.
     """
     of_slides = [file for file in files if file.name == SLIDES]
-    rows, problems = [], []
-    for file in files:
-        if file not in of_slides:
-            for place, label, centre in _features(file):
-                if isinstance(centre, str):
-                    problems.append(f"{place}: {centre}")
-                else:
-                    rows.append((file.stem, label, *centre))
+    of_labels = [file for file in files if file not in of_slides]
     folder = files[0].parent
+    refuse(folder, _misnamed(folder, of_labels), "files that can't be used; rename or join them:")
+    rows, problems = [], []
+    for file in of_labels:
+        for place, label, centre in _features(file):
+            if isinstance(centre, str):
+                problems.append(f"{place}: {centre}")
+            else:
+                rows.append((file.stem, place, label, *centre))
     refuse(folder, problems, "features that can't be used; correct or remove them in QuPath:")
-    table = pd.DataFrame(rows, columns=["file_name", "label", "x_l0_px", "y_l0_px"])
+    table = pd.DataFrame(rows, columns=["file_name", "place", "label", "x_l0_px", "y_l0_px"])
     if table.empty:
         raise LabelError(
             f"{folder}: no annotation in any .geojson; a study needs some of both classes"
         )
-    table["label"] = as_classes(folder, table["label"], label_values)
+    named = table.set_index("place")["label"]
+    table["label"] = as_classes(folder, named, label_values).to_numpy()
     places = table[table.duplicated(["file_name", "x_l0_px", "y_l0_px"])]
     twice = [f"{row.file_name}: ({row.x_l0_px:g}, {row.y_l0_px:g})" for row in places.itertuples()]
     refuse(folder, twice, "places that are annotated twice; remove one:")
     table["label"] = table["label"].map(label_values.index)
-    slides = _slides(of_slides[0], set(table["file_name"])) if of_slides else pd.DataFrame()
+    names = {file.stem for file in of_labels}
+    slides = _slides(of_slides[0], names) if of_slides else pd.DataFrame()
     slides = slides.reindex(index=table["file_name"], columns=OF_A_SLIDE, fill_value="")
     slides = slides.reset_index(drop=True)
     stems = table["file_name"].map(_without_suffix)
@@ -73,6 +76,22 @@ def read(files: tuple[Path, ...], label_values: tuple[str, ...]) -> pd.DataFrame
         official_split=slides["split"],
         **{name: slides[name] for name in ("scanner", "lab", "species")},
     )
+
+
+def _misnamed(folder: Path, files: list[Path]) -> list[str]:
+    """Files beside the labels that would be passed over, and two files of one slide."""
+    names = {file.stem for file in files}
+    problems = [
+        f"{name}.geojson and {_without_suffix(name)}.geojson: both of one slide"
+        for name in sorted(names)
+        if _without_suffix(name) != name and _without_suffix(name) in names
+    ]
+    for name in sorted(file.name for file in folder.iterdir()):
+        if name.lower() == SLIDES and name != SLIDES:
+            problems.append(f"{name}: name it {SLIDES}")
+        if name.lower().endswith(".geojson") and not name.endswith(".geojson"):
+            problems.append(f"{name}: name it {Path(name).stem}.geojson")
+    return problems
 
 
 def _without_suffix(name: str) -> str:
@@ -89,25 +108,31 @@ def _features(file: Path) -> Iterator[tuple[str, str, tuple[float, float] | str]
         raise LabelError(f"{file}: not GeoJSON ({error}); export it again") from None
     if isinstance(content, dict):  # a collection, or a single feature
         content = content.get("features", [content])
+    if not isinstance(content, list):
+        raise LabelError(f"{file}: no GeoJSON with a list of features; export it again")
     for i, feature in enumerate(content):
         place = f"{file.name}, feature {i}"
         try:
             classification = (feature.get("properties") or {}).get("classification") or {}
             label = classification.get("name") or ": ".join(classification.get("names", ()))
-            geometry = feature["geometry"]
-            points = np.array(_points(geometry["coordinates"]), dtype=float)  # (n, 2)
+            kind, coordinates = feature["geometry"]["type"], feature["geometry"]["coordinates"]
+            points = np.array(_points(coordinates), dtype=float)  # (n, 2)
+            is_whole = isinstance(label, str) and (not points.size or points.shape[1] == 2)
         except (AttributeError, KeyError, TypeError, ValueError):
-            yield place, "", "no GeoJSON feature with a geometry of px"
-            continue
-        if not len(points) or not np.isfinite(points).all():
+            is_whole = False
+        if not is_whole:
+            yield place, "", "no GeoJSON feature with a geometry of px and a class that is text"
+        elif not points.size or not np.isfinite(points).all():
             yield place, "", "its geometry has no place"
-        elif geometry["type"] == "LineString":
-            yield place, "", "a line is no annotation of a cell; expected a point or a box"
+        elif kind not in ("Point", "MultiPoint", "Polygon", "MultiPolygon"):
+            yield place, "", f"a {kind} is no annotation of a cell; expected a point or a box"
+        elif kind == "MultiPolygon" and len(coordinates) > 1:
+            yield place, "", "several shapes in one, without a centre; split it in QuPath"
         elif not label:
             yield place, "", "without a classification"
         elif points.min() < -MAX_OFF_SLIDE_PX:
             yield place, "", f"lies more than {MAX_OFF_SLIDE_PX:g} px off the slide"
-        elif geometry["type"] in ("Point", "MultiPoint"):
+        elif kind in ("Point", "MultiPoint"):
             for x, y in points.tolist():
                 yield place, label, (x, y)
         else:
@@ -144,6 +169,11 @@ def _slides(file: Path, names: set[str]) -> pd.DataFrame:
     rows["name"] = [n if n in names else _without_suffix(n) for n in rows["file"]]
     problems += [f"{name} stands there twice" for name in rows["name"][rows["name"].duplicated()]]
     problems += [f"without a line for {name}" for name in sorted(names - set(rows["name"]))]
+    problems += [
+        f"line {line}: no {name}.geojson; remove the line, or export the file, empty or not"
+        for line, name in rows["name"].items()
+        if name not in names
+    ]
     refuse(file, problems, "lines that can't be used; correct them:")
     return rows.set_index("name")
 

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from mfcore.data.labels import csv
-from mfcore.data.labels.schema import REST, LabelError, as_classes, is_finite, refuse
+from mfcore.data.labels.schema import REST, LabelError, as_classes, is_finite, plain, refuse
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+NOT_READ = (".bmp", ".gif", ".jp2", ".webp")
 REQUIRED = ("file", "label")
 OF_A_SLIDE = ("case", "domain", "scanner", "lab", "species", "split")  # the same on all its lines
 OPTIONAL = ("slide", *OF_A_SLIDE, "votes", "x", "y", "um_per_px")
@@ -34,8 +35,11 @@ def read(place: Path, label_values: tuple[str, ...], check_files: bool) -> pd.Da
     folder = place if place.is_dir() else place.parent
     if set(rows["label"]) <= {"0", "1"} and not set(label_values) & {"0", "1"}:
         label_values = ("0", "1")
-    rows["label"] = as_classes(place, rows["label"], label_values)
+    named = rows["label"].set_axis(rows["file"])
+    rows["label"] = as_classes(place, named, label_values).to_numpy()
     if REST in label_values:
+        votes = rows["votes"].map(csv.cast).set_axis(rows["file"]).explode().dropna()
+        as_classes(place, votes, label_values)
         votes = [[v if v in label_values else REST for v in csv.cast(v_)] for v_ in rows["votes"]]
         rows["votes"] = ["/".join(cell) for cell in votes]
     refuse(
@@ -69,10 +73,21 @@ def _of_folders(folder: Path, label_values: tuple[str, ...]) -> pd.DataFrame:
     The first level holds the classes; where none of its folders is named as a class is, the first
     level holds domains and the second holds the classes.
     """
-    images = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    images = _images(folder)
     parts = [file.relative_to(folder).parts for file in images]
-    has_domains = not any(names[0] in label_values for names in parts if len(names) > 1)
-    has_domains &= any(len(names) > 2 and names[1] in label_values for names in parts)
+    values = {plain(value) for value in label_values}
+    at_first = {names[0] for names in parts if len(names) > 1 and plain(names[0]) in values}
+    at_second = {
+        f"{names[0]}/{names[1]}"
+        for names in parts
+        if len(names) > 2 and names[0] not in at_first and plain(names[1]) in values
+    }
+    if at_first and at_second:
+        raise LabelError(
+            f"{folder}: folders of classes {sorted(at_first)} beside {sorted(at_second)[:10]} in"
+            " folders of domains; move the images so that all classes lie in domains, or none"
+        )
+    has_domains = bool(at_second)
     level = 1 if has_domains else 0
     outside = ["/".join(names) for names in parts if len(names) < level + 2]
     if not images or len(outside) == len(images):
@@ -89,6 +104,21 @@ def _of_folders(folder: Path, label_values: tuple[str, ...]) -> pd.DataFrame:
     return rows
 
 
+def _images(folder: Path) -> list[Path]:
+    """The images below a folder, without what is hidden; raises LabelError for what isn't read."""
+    found = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if not any(p.startswith(".") or p == "__MACOSX" for p in file.relative_to(folder).parts)
+    ]
+    links = [str(f.relative_to(folder)) for f in found if f.is_symlink() and f.is_dir()]
+    refuse(folder, links, "links to folders, which aren't followed; put the folders there:")
+    others = [str(f.relative_to(folder)) for f in found if f.suffix.lower() in NOT_READ]
+    remedy = f"images of other kinds than {', '.join(SUFFIXES)}; save them as PNG, or move them:"
+    refuse(folder, others, remedy)
+    return [file for file in found if file.suffix.lower() in SUFFIXES]
+
+
 def _of_table(file: Path) -> pd.DataFrame:
     rows = csv.lines(file)
     missing = [name for name in REQUIRED if name not in rows]
@@ -98,6 +128,7 @@ def _of_table(file: Path) -> pd.DataFrame:
             f"{file}: missing columns {missing}, unknown columns {unknown}; needed are"
             f" {list(REQUIRED)}, and there may be {list(OPTIONAL)}; rename or remove the others"
         )
+    rows["file"] = [str(PurePosixPath(name)) if name else "" for name in rows["file"]]
     return rows.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="")
 
 

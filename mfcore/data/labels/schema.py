@@ -50,8 +50,18 @@ def refuse(file: Path, problems: list[str], remedy: str) -> None:
 
 
 def as_classes(place: Path, labels: pd.Series, label_values: tuple[str, ...]) -> pd.Series:
-    """Labels, with REST for all that it stands for; raises LabelError for other classes."""
+    """Labels, with REST for all that it stands for; raises LabelError for other classes, and under
+    REST for labels that may be mistakes. The index says where a label stands, for the message.
+    """
     if REST in label_values:
+        named = next(value for value in label_values if value != REST)
+        first = labels[~labels.duplicated()]
+        problems = [
+            f"{label!r} ({(labels == label).sum():,}, first: {at}) {wrong}"
+            for at, label in first.items()
+            if label not in label_values and (wrong := _not_rest(label, named))
+        ]
+        refuse(place, problems, f"labels that can't be the {REST}; correct or remove them:")
         labels = labels.where(labels.isin(label_values), REST)
     if set(labels) - set(label_values):
         counts = ", ".join(f"{name!r} ({n:,})" for name, n in labels.value_counts().items())
@@ -61,6 +71,22 @@ def as_classes(place: Path, labels: pd.Series, label_values: tuple[str, ...]) ->
             f" negative: {REST} to compare one class with all others"
         )
     return labels
+
+
+def plain(label: str) -> str:
+    """A label without what people don't see: case, and blanks around it and its parts."""
+    return ": ".join(part.strip() for part in label.casefold().split(":"))
+
+
+def _not_rest(label: str, named: str) -> str | None:
+    """Why a label can't be one of all the classes other than ``named``, None if it can."""
+    if not plain(label).strip(": "):
+        return "is empty; give it a label"
+    if plain(label) == plain(named) or plain(named) in plain(label).split(": "):
+        return f"looks like {named!r}; write it so, or name it otherwise"
+    if label.strip().endswith("*"):  # QuPath's mark of what is no object's class
+        return "is no class of a cell, but QuPath's for an area; remove these"
+    return None
 
 
 def wrong_domain(domain: str) -> str | None:

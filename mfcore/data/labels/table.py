@@ -32,7 +32,7 @@ def files_of(source: Source, folder: str | Path) -> tuple[Path, ...]:
     """
     folder = Path(folder)
     for pattern in source.main_files:
-        found = sorted(folder.glob(pattern))
+        found = sorted(f for f in folder.glob(pattern) if not f.name.startswith("."))
         if len(found) > 1 and not source.has_file_per_slide:
             names = ", ".join(file.name for file in found)
             raise LabelError(
@@ -136,7 +136,8 @@ def _files(
     """
     places, missing = {}, []
     for name, n in names.value_counts(sort=False).items():
-        alike = [name, *(base + suffix for base in (name, Path(name).stem) for suffix in suffixes)]
+        bases = (name, Path(name).stem) if Path(name).suffix.lower() in suffixes else (name,)
+        alike = [name, *(base + suffix for base in bases for suffix in suffixes)]
         candidates = [f"{base}/{file}".lstrip("/") for file in alike for base in SLIDE_FOLDERS]
         places[name] = next((place for place in candidates if (folder / place).is_file()), name)
         if not (folder / places[name]).is_file():
@@ -159,9 +160,10 @@ def _parts_of_slides(folder: Path, places: dict[str, str]) -> list[str]:
     """Which files belong to a slide that another file stands for, or show no tissue of it."""
     problems, first = [], {}
     for name, place in places.items():
-        series, kind = series_of(folder / place) or (name, "")
+        series, kind = series_of(folder / place) or (place, "")
         if kind in NO_VOLUME:
             problems.append(f"{name}: the {kind.lower()} of a slide")
         elif first.setdefault(series, name) != name:
-            problems.append(f"{name}: the slide of {first[series]}, series {series}")
+            of_series = f", series {series}" if series != place else ""
+            problems.append(f"{name}: the slide of {first[series]}{of_series}")
     return problems

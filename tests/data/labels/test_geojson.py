@@ -1,6 +1,7 @@
 """QuPath's GeoJSON as labels, and scores as GeoJSON that QuPath reads."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -68,11 +69,16 @@ def test_a_table_says_what_is_known_of_the_slides(tmp_path):
     ("wrong", "message"),
     [
         (feature("Point", [1, 2], ""), "A.geojson, feature 3: without a classification"),
-        (feature("LineString", [[1, 2], [3, 4]]), "feature 3: a line is no annotation of a cell"),
+        (feature("LineString", [[1, 2], [3, 4]]), "feature 3: a LineString is no annotation of a cell"),
         (feature("Point", [-30, 2]), "feature 3: lies more than 25 px off the slide"),
         (feature("Point", []), "feature 3: its geometry has no place"),
         (feature("Point", ["a", 2]), "feature 3: no GeoJSON feature"),
+        (feature("Point", [1]), "feature 3: no GeoJSON feature"),
+        (feature("MultiPolygon", [BOX, BOX]), "feature 3: several shapes in one, .*; split it in QuPath"),
+        (feature("Point", [1, 2], 3), "feature 3: no GeoJSON feature .* and a class that is text"),
+        (feature("Point", [1, 2], ["a"]), "feature 3: no GeoJSON feature"),
         ({"type": "Feature"}, "feature 3: no GeoJSON feature"),
+        ({"type": "Feature", "geometry": {"coordinates": [1, 2]}}, "feature 3: no GeoJSON feature"),
         (feature("Point", [10.5, 20], "other"), r"annotated twice; remove one:\s+A: \(10\.5, 20\)"),
         (feature("Point", [50, 50], "debris"), r"there are .*'debris' \(1\).*negative: rest"),
     ],
@@ -88,6 +94,51 @@ def test_all_other_classes_may_be_the_negative_class(tmp_path):
     assert load(tmp_path, negative="rest")["label"].tolist() == [1, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("name", ["Mitosis", "mitosis ", "Tumor: mitosis", "Region*", "Ignore*"])
+def test_what_is_no_other_class_of_cells_is_not_taken_for_the_rest(tmp_path, name):
+    write(tmp_path, A=[*A, feature("Point", [50, 50], name)])
+    with pytest.raises(LabelError, match=rf"the rest; .*\s+'{re.escape(name)}' \(1, first: A\.geojson, feature 3\)"):
+        load(tmp_path, negative="rest")
+    derived = feature("Point", [50, 50], "")
+    derived["properties"]["classification"] = {"names": ["Tumor", "mitosis"]}
+    write(tmp_path, A=[*A, derived])
+    with pytest.raises(LabelError, match=r"'Tumor: mitosis' .* looks like 'mitosis'"):
+        load(tmp_path, negative="rest")
+    derived["properties"]["classification"] = {"names": ["", ""]}
+    write(tmp_path, A=[*A, derived])
+    with pytest.raises(LabelError, match=r"': ' \(1, .*\) is empty; give it a label"):
+        load(tmp_path, negative="rest")
+
+
+def test_two_files_of_one_slide_and_files_passed_over_are_refused(tmp_path):
+    write(tmp_path, A=A, **{"A.svs": B})
+    (tmp_path / "D.svs.GEOJSON").write_text("[]")
+    (tmp_path / "Slides.csv").write_text("file\n")
+    (tmp_path / "._A.geojson").write_bytes(b"resource fork")  # as macOS writes beside a file
+    both = r"A\.svs\.geojson and A\.geojson: both of one slide"
+    with pytest.raises(LabelError, match=rf"(?s){both}.*name it D\.svs\.geojson.*name it slides\.csv"):
+        load(tmp_path)
+
+
+def test_a_slide_is_found_by_its_whole_name(tmp_path):
+    write(tmp_path, A=A, **{"A.2": B, "C.svs": A, "C.tif": B})
+    (tmp_path / "A.2.svs").unlink()
+    (tmp_path / "C.tif.svs").unlink()
+    (tmp_path / "C.svs.svs").rename(tmp_path / "C.svs")
+    with pytest.raises(LabelError, match=r"put them there:\s+A\.2: 2 annotations$"):
+        load(tmp_path)
+    (tmp_path / "A.2.svs").write_bytes(b"")
+    with pytest.raises(LabelError, match=r"C\.tif: the slide of C\.svs$"):
+        load(tmp_path)
+
+
+def test_a_slide_of_the_table_without_a_file_is_named(tmp_path):
+    write(tmp_path, A=A, B=[])
+    (tmp_path / "slides.csv").write_text("file,case\nA.svs,1\nB.svs,2\nC.svs,3\n")
+    with pytest.raises(LabelError, match=r"can't be used; correct them:\s+line 4: no C\.geojson; remove the line"):
+        load(tmp_path)
+
+
 def test_damaged_files_and_missing_slides_are_named(tmp_path):
     write(tmp_path, A=A)
     (tmp_path / "A.svs").unlink()
@@ -96,6 +147,10 @@ def test_damaged_files_and_missing_slides_are_named(tmp_path):
     (tmp_path / "A.geojson").write_text("{")
     with pytest.raises(LabelError, match=r"A\.geojson: not GeoJSON"):
         load(tmp_path)
+    for content in ("3", "null", '"abc"', '{"features": null}'):
+        (tmp_path / "A.geojson").write_text(content)
+        with pytest.raises(LabelError, match=r"A\.geojson: no GeoJSON with a list of features; export it again"):
+            load(tmp_path)
 
 
 def test_scores_are_written_as_qupath_reads_them_and_read_back(tmp_path):

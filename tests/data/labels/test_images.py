@@ -48,6 +48,37 @@ def test_classes_other_than_two_are_named_with_a_way_to_compare_one_with_the_res
     assert load(tmp_path, negative="rest")["label"].tolist() == [0, 1, 1, 0, 0]
 
 
+def test_labels_that_may_be_mistakes_are_not_taken_for_the_rest(tmp_path):
+    write_images(tmp_path, [*FOUR, "Mitosis/5.png"])
+    with pytest.raises(LabelError, match=r"'Mitosis' \(1, first: Mitosis/5\.png\) looks like 'mitosis'"):
+        load(tmp_path, negative="rest")
+    text = "file,label,votes\nmitosis/1.png,mitosis,\nother/3.jpg,,\nother/4.tif,mitosis ;,other\n"
+    with pytest.raises(LabelError, match=r"'' \(1, first: other/3\.jpg\) is empty; give it a label"):
+        load(tmp_path, text, negative="rest")
+    text = "file,label,votes\nmitosis/1.png,mitosis,mitosis/Mitosis\nother/3.jpg,other,\n"
+    with pytest.raises(LabelError, match=r"'Mitosis' \(1, first: mitosis/1\.png\) looks like 'mitosis'"):
+        load(tmp_path, text, negative="rest")
+
+
+def test_folders_of_classes_beside_folders_of_domains_are_refused(tmp_path):
+    write_images(tmp_path, [*(f"breast/{name}" for name in FOUR), "mitosis/5.png"])
+    for negative in ("rest", "other"):
+        with pytest.raises(LabelError, match=r"folders of classes \['mitosis'\] beside \['breast/mitosis'"):
+            load(tmp_path, negative=negative)
+
+
+def test_hidden_folders_are_left_out_and_what_cannot_be_read_is_refused(tmp_path):
+    hidden = ("mitosis/.ipynb_checkpoints/1.png", ".thumbs/1.png", "mitosis/._1.png", "__MACOSX/mitosis/1.png")
+    write_images(tmp_path, [*FOUR, *hidden])
+    assert load(tmp_path, negative="rest")["file"].tolist() == list(FOUR)
+    (tmp_path / "mitosis" / "5.bmp").write_bytes(b"")
+    with pytest.raises(LabelError, match=r"of other kinds than .*; save them as PNG, .*\s+mitosis/5\.bmp"):
+        load(tmp_path)
+    (tmp_path / "other" / "more").symlink_to(tmp_path / "mitosis")
+    with pytest.raises(LabelError, match=r"links to folders, .*; put the folders there:\s+other/more"):
+        load(tmp_path)
+
+
 def test_a_table_says_what_is_known(tmp_path):
     write_images(tmp_path, ["a/1.png", "a/2.png", "b/3.png"])
     text = "file,label,slide,case,domain,votes,split,x,y,um_per_px\n"
@@ -73,6 +104,7 @@ def test_label_values_go_before_the_classes_names(tmp_path):
     ("lines", "message"),
     [
         ("file,label\n1.png,1\n1.png,0\n", "line 3: this image stands there twice, first on line 2"),
+        ("file,label\n1.png,1\n./1.png,0\n.//1.png,0\n", "(?s)line 3: this image stands there twice.*line 4"),
         ("file,label\n1.png,1\n9.png,0\n", "line 3: 9.png"),
         ("file,label\n../1.png,1\n2.png,0\n", "line 2: file is '../1.png', expected a path below"),
         ("file,label\n/1.png,1\n2.png,0\n", "line 2: file is '/1.png', expected a path below"),
