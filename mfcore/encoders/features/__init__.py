@@ -25,7 +25,7 @@ from scipy.spatial import cKDTree
 from mfcore import store
 from mfcore.data.splits_draw import Placing
 from mfcore.encoders.card import EncoderCard, EncoderError
-from mfcore.encoders.feature_files import MAX_NAMED, files_of, read, sides_l0_px, width
+from mfcore.encoders.features.files import MAX_NAMED, files_of, read, sides_l0_px, width
 from mfcore.store.files import Fingerprints
 from mfcore.store.records import digest
 
