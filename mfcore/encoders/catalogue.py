@@ -16,7 +16,15 @@ from pydantic import AfterValidator
 
 from mfcore.encoders import features
 from mfcore.encoders.architecture import check_name, create, n_parameters
-from mfcore.encoders.card import HUB, Arguments, EncoderCard, EncoderError, card_from, cards
+from mfcore.encoders.card import (
+    HUB,
+    Arguments,
+    EncoderCard,
+    EncoderError,
+    Layout,
+    card_from,
+    cards,
+)
 from mfcore.encoders.features import TOLERANCE_PX
 from mfcore.encoders.readout import READOUTS
 from mfcore.encoders.weights import hub_file
@@ -57,10 +65,10 @@ class OwnEncoder:
     """An encoder that the user describes: a new one, or a known one under other conventions.
 
     name: its name. weights: OWNER/REPOSITORY[@REVISION] on the hub, "random", or a file of tensors
-    under timm's names or a folder with one; a relative path starts from the folder of the study
-    file. like: a known encoder, whose card holds for every key that is left out. The other keys are
-    those of the encoders' cards (`mfcore.encoders.card`); a new encoder needs architecture, mean
-    and std; dimension, readout and parameters are read off the architecture.
+    under timm's names (``tensors`` says else) or a folder with one; a relative path starts from the
+    study file's folder. like: a known encoder, whose card holds for every key that is left out. The
+    other keys are those of the encoders' cards (`mfcore.encoders.card`); a new encoder needs
+    architecture, mean and std; dimension, readout and parameters are read off the architecture.
     features: instead of all of these, a folder or file of embeddings made elsewhere
     (`mfcore.encoders.features`). tolerance_px: how far, in level-0 px, the centre of a patch may
     lie from that of its features.
@@ -91,6 +99,7 @@ class OwnEncoder:
     source: str | None = None
     files: tuple[str, ...] | None = None
     sha256: str | None = None
+    tensors: Layout | None = None
     features: str = ""
     tolerance_px: Positive = TOLERANCE_PX
 
@@ -226,6 +235,8 @@ def _like(record: OwnEncoder, said: Mapping[str, Any]) -> dict[str, Any]:
     if record.weights:
         ways.append(f"weights {record.weights}")
         facts |= {"learnt_from": "", **_where(record, known.source)}
+        if facts["source"] not in HUB:  # unless the record says else, under timm's names
+            facts["tensors"] = EncoderCard.tensors
     if {"architecture", "arguments", "readout"} & set(said):
         facts = {key: value for key, value in facts.items() if key not in OF_THE_NETWORK}
     departs = f"the study's own: {', '.join(ways)}" if ways else "the study's own name"
