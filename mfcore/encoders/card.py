@@ -262,6 +262,20 @@ def cards() -> dict[str, EncoderCard]:
     }
 
 
+@functools.cache
+def unavailable() -> dict[str, str]:
+    """Why a published encoder has no card, by the encoder's name; of ``unavailable.yaml``."""
+    return _read(_data("unavailable.yaml"))
+
+
+def without_card(name: str) -> str:
+    """Why a published encoder has no card, and what a study can do instead."""
+    return (
+        f"encoder {name!r} has no card: {unavailable()[name]}. Embeddings of it that were made "
+        f"elsewhere can stand among a study's encoders: {{name: {name}, features: ./FOLDER}}"
+    )
+
+
 def card_from(facts: Mapping, place: str) -> EncoderCard:
     """The card of ``facts`` as YAML and JSON have them.
 

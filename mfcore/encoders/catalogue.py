@@ -24,6 +24,8 @@ from mfcore.encoders.card import (
     Layout,
     card_from,
     cards,
+    unavailable,
+    without_card,
 )
 from mfcore.encoders.features import TOLERANCE_PX
 from mfcore.encoders.readout import READOUTS
@@ -122,8 +124,8 @@ def card_of(
     own: encoders that the user describes; they go before the known ones. variants: by the name of a
     known encoder, the known one that stands in for it (`mfcore.encoders.card.released_cards`). For
     ``timm:`` the facts are timm's, for ``hf-hub:`` the repository's ``config.json``, which is
-    fetched. Raises EncoderError for a name that nobody knows, with the nearest ones, and for a
-    description that can't be.
+    fetched. Raises EncoderError for a name that nobody knows, with the nearest ones, for a
+    published encoder without a card, with the reason, and for a description that can't be.
     """
     for record in own:
         if record.name == name:
@@ -133,7 +135,9 @@ def card_of(
         return cards()[name]
     scheme, _, rest = name.partition(":")
     if scheme not in SCHEMES or not rest:
-        hint = nearest(name, cards()) or f"; there are {', '.join(cards())}"
+        if name in unavailable():
+            raise EncoderError(without_card(name))
+        hint = nearest(name, [*cards(), *unavailable()]) or f"; there are {', '.join(cards())}"
         raise EncoderError(
             f"unknown encoder {name!r}{hint}; any other by {', '.join(f'{s}:...' for s in SCHEMES)}"
         )
@@ -226,6 +230,8 @@ def _like(record: OwnEncoder, said: Mapping[str, Any]) -> dict[str, Any]:
     """What ``record`` takes over from the card that it is like; ``said`` is what it says itself."""
     if record.like not in cards():
         hint = nearest(record.like, cards())
+        if record.like in unavailable():
+            raise EncoderError(f"encoder {record.name!r}: like: {without_card(record.like)}")
         raise EncoderError(
             f"encoder {record.name!r}: like {record.like!r}, which has no card{hint}"
         )
