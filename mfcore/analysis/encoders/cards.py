@@ -79,8 +79,9 @@ def encoders_table(study: Study) -> pd.DataFrame:
         elif name in failures:
             state = "failed", f"failed here: {failures[name].removeprefix('EncoderError: ')}"
         else:
-            is_here, words = weights.state(card) if card else (False, problem)
             waits = "not embedded yet; " * (name in study.settings.encoders)
+            why = problem if waits else unavailable().get(name, problem)
+            is_here, words = weights.state(card) if card else (False, why)
             state = ("here" if is_here else "not here"), waits + words
         rows.append(row | {"is": state[0], "state": state[1]})
     return pd.DataFrame(rows).fillna("")
