@@ -112,6 +112,21 @@ class EncoderError(RuntimeError):
 
 
 @options
+class Layout:
+    """Where in a file of weights the network's tensors are, and by what their names differ.
+
+    key: the entry of a PyTorch file that holds them, as a training saves itself beside others; ""
+    where the file holds nothing else. prefix: what their names begin with; it is cut off, and
+    tensors of other names are left out. chunked: blocks.CHUNK.NUMBER is block NUMBER, as in a
+    training by DINOv2's code.
+    """
+
+    key: str = ""
+    prefix: str = ""
+    chunked: Flag = False
+
+
+@options
 class EncoderCard:
     """The facts of one encoder.
 
@@ -125,6 +140,7 @@ class EncoderCard:
         version; "" where none is pinned: the run records what there was.
     files: names of the weights' file, in the order they are tried. sha256: of that file, checked
         where given.
+    tensors: where in that file the network's tensors are; left out, they are all that it holds.
     architecture, arguments: timm's name and what `timm.create_model` gets besides, of ARGUMENTS.
     resize_px, crop_px, interpolation: the patch's shorter side is resized (antialiased) and the
         centre cropped.
@@ -160,6 +176,7 @@ class EncoderCard:
     revision: str = ""
     files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    tensors: Layout = Layout()
     arguments: Arguments = Field(default_factory=dict)
     resize_px: Count = 224
     crop_px: Count = 224
@@ -217,6 +234,8 @@ class EncoderCard:
             "variant_of",
             "departs",
         }
+        if self.tensors == Layout():  # so that a card without them is what it was before
+            remarks |= {"tensors"}
         if self.sha256 and self.source in ("file", "folder", "features"):
             remarks |= {"identifier"} if self.source == "folder" else {"identifier", "files"}
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in remarks}
@@ -241,6 +260,20 @@ def cards() -> dict[str, EncoderCard]:
         )
         for name, entry in entries.items()
     }
+
+
+@functools.cache
+def unavailable() -> dict[str, str]:
+    """Why a published encoder has no card, by the encoder's name; of ``unavailable.yaml``."""
+    return _read(_data("unavailable.yaml"))
+
+
+def without_card(name: str) -> str:
+    """Why a published encoder has no card, and what a study can do instead."""
+    return (
+        f"encoder {name!r} has no card: {unavailable()[name]}. Embeddings of it that were made "
+        f"elsewhere can stand among a study's encoders: {{name: {name}, features: ./FOLDER}}"
+    )
 
 
 def card_from(facts: Mapping, place: str) -> EncoderCard:

@@ -16,7 +16,17 @@ from pydantic import AfterValidator
 
 from mfcore.encoders import features
 from mfcore.encoders.architecture import check_name, create, n_parameters
-from mfcore.encoders.card import HUB, Arguments, EncoderCard, EncoderError, card_from, cards
+from mfcore.encoders.card import (
+    HUB,
+    Arguments,
+    EncoderCard,
+    EncoderError,
+    Layout,
+    card_from,
+    cards,
+    unavailable,
+    without_card,
+)
 from mfcore.encoders.features import TOLERANCE_PX
 from mfcore.encoders.readout import READOUTS
 from mfcore.encoders.weights import hub_file
@@ -57,10 +67,10 @@ class OwnEncoder:
     """An encoder that the user describes: a new one, or a known one under other conventions.
 
     name: its name. weights: OWNER/REPOSITORY[@REVISION] on the hub, "random", or a file of tensors
-    under timm's names or a folder with one; a relative path starts from the folder of the study
-    file. like: a known encoder, whose card holds for every key that is left out. The other keys are
-    those of the encoders' cards (`mfcore.encoders.card`); a new encoder needs architecture, mean
-    and std; dimension, readout and parameters are read off the architecture.
+    under timm's names (``tensors`` says else) or a folder with one; a relative path starts from the
+    study file's folder. like: a known encoder, whose card holds for every key that is left out. The
+    other keys are those of the encoders' cards (`mfcore.encoders.card`); a new encoder needs
+    architecture, mean and std; dimension, readout and parameters are read off the architecture.
     features: instead of all of these, a folder or file of embeddings made elsewhere
     (`mfcore.encoders.features`). tolerance_px: how far, in level-0 px, the centre of a patch may
     lie from that of its features.
@@ -91,6 +101,7 @@ class OwnEncoder:
     source: str | None = None
     files: tuple[str, ...] | None = None
     sha256: str | None = None
+    tensors: Layout | None = None
     features: str = ""
     tolerance_px: Positive = TOLERANCE_PX
 
@@ -113,8 +124,8 @@ def card_of(
     own: encoders that the user describes; they go before the known ones. variants: by the name of a
     known encoder, the known one that stands in for it (`mfcore.encoders.card.released_cards`). For
     ``timm:`` the facts are timm's, for ``hf-hub:`` the repository's ``config.json``, which is
-    fetched. Raises EncoderError for a name that nobody knows, with the nearest ones, and for a
-    description that can't be.
+    fetched. Raises EncoderError for a name that nobody knows, with the nearest ones, for a
+    published encoder without a card, with the reason, and for a description that can't be.
     """
     for record in own:
         if record.name == name:
@@ -124,7 +135,9 @@ def card_of(
         return cards()[name]
     scheme, _, rest = name.partition(":")
     if scheme not in SCHEMES or not rest:
-        hint = nearest(name, cards()) or f"; there are {', '.join(cards())}"
+        if name in unavailable():
+            raise EncoderError(without_card(name))
+        hint = nearest(name, [*cards(), *unavailable()]) or f"; there are {', '.join(cards())}"
         raise EncoderError(
             f"unknown encoder {name!r}{hint}; any other by {', '.join(f'{s}:...' for s in SCHEMES)}"
         )
@@ -217,6 +230,8 @@ def _like(record: OwnEncoder, said: Mapping[str, Any]) -> dict[str, Any]:
     """What ``record`` takes over from the card that it is like; ``said`` is what it says itself."""
     if record.like not in cards():
         hint = nearest(record.like, cards())
+        if record.like in unavailable():
+            raise EncoderError(f"encoder {record.name!r}: like: {without_card(record.like)}")
         raise EncoderError(
             f"encoder {record.name!r}: like {record.like!r}, which has no card{hint}"
         )
@@ -226,6 +241,8 @@ def _like(record: OwnEncoder, said: Mapping[str, Any]) -> dict[str, Any]:
     if record.weights:
         ways.append(f"weights {record.weights}")
         facts |= {"learnt_from": "", **_where(record, known.source)}
+        if facts["source"] not in HUB:  # unless the record says else, under timm's names
+            facts["tensors"] = EncoderCard.tensors
     if {"architecture", "arguments", "readout"} & set(said):
         facts = {key: value for key, value in facts.items() if key not in OF_THE_NETWORK}
     departs = f"the study's own: {', '.join(ways)}" if ways else "the study's own name"

@@ -14,7 +14,7 @@ from mfcore.encoders.architecture import create, n_parameters, seeded
 from mfcore.encoders.card import EncoderCard, EncoderError
 from mfcore.encoders.catalogue import card_of
 from mfcore.encoders.readout import READOUTS
-from mfcore.encoders.weights import read_weights
+from mfcore.encoders.weights import formats, read_weights
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,8 @@ def _with_weights(this: EncoderCard, state: "dict[str, torch.Tensor]") -> Any:
     except (RuntimeError, KeyError) as error:
         what = " ".join(str(error).split())[:400]
         raise EncoderError(
-            f"encoder {this.name!r}: its weights don't fit {this.architecture}: {what}"
+            f"encoder {this.name!r}: its weights don't fit {this.architecture}: {what}; "
+            f"they are {formats.some(state)}"
         ) from error
 
 

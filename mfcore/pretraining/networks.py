@@ -6,7 +6,7 @@ teacher's network, without its head, becomes an encoder: a folder with ``card.js
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -392,5 +392,5 @@ def export(networks: Networks, this: EncoderCard, folder: Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with store.replacing(folder / "weights.safetensors") as aside:
         safetensors.torch.save_file(tensors, aside)
-    content = {key: value for key, value in vars(this).items() if key not in left_out}
+    content = {key: value for key, value in asdict(this).items() if key not in left_out}
     store.write_json(folder / "card.json", content)

@@ -16,7 +16,7 @@ from tiny_encoders import tiny_card, use
 
 from mfcore import encoders
 from mfcore.encoders import EncoderError, architecture, network
-from mfcore.encoders.card import TABLE_1, cards
+from mfcore.encoders.card import TABLE_1, cards, unavailable
 from mfcore.encoders.readout import READOUTS
 
 # parameters without classifier, tokens at the card's crop (0: a convolutional network), dimensions; the tokens are the
@@ -55,6 +55,10 @@ FACTS = {
     "dinov3_vit7b16": (6_716_030_976, 261, 4096),
     "gigapath_flash": (21_681_024, 197, 384),
     "gpfm": (303_227_904, 257, 1024),
+    "openmidnight": (1_134_774_272, 256 + 5, 1536),
+    "openpath": (1_134_774_272, 256 + 5, 1536),
+    "sp22m": (21_665_664, 197, 384),
+    "plip_tower": (87_456_000, 49 + 1, 768),
     "mstar": (303_350_784, 197, 1024),
     "path_orchestra": (303_350_784, 197, 1024),
     "lunit_dino16": (21_665_664, 197, 384),
@@ -149,6 +153,19 @@ def test_every_hub_card_is_pinned_to_a_commit_or_says_that_it_isnt():
     dinov3 = {"dinov3_vits16plus", "dinov3_vith16plus", "dinov3_vit7b16"}
     assert unpinned == {"dinov2_vitg14", "resnet50", *huge, *kaiko, *dinov3}
     assert all(cards()[name].revision for name in TABLE_1 if cards()[name].um_per_px)  # every foundation model of the paper
+
+
+def test_what_has_no_card_says_why_and_what_to_do():
+    reasons = unavailable()
+    assert not set(reasons) & set(cards()) and {"conch", "musk", "virchow2g", "plip"} <= set(reasons)
+    for name, reason in reasons.items():
+        with pytest.raises(EncoderError) as caught:
+            encoders.card_of(name)
+        text = str(caught.value)
+        assert text.startswith(f"encoder {name!r} has no card: ") and reason in text and "\n" not in text
+        assert f"{{name: {name}, features: ./FOLDER}}" in text
+    with pytest.raises(EncoderError, match="unknown encoder 'conch_v15'; did you mean conch_v1_5"):
+        encoders.card_of("conch_v15")
 
 
 def test_every_card_says_on_what_evidence_its_resolution_rests():

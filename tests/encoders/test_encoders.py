@@ -313,6 +313,7 @@ def test_a_card_made_in_python_is_as_good_as_a_name():
         ({"arguments": {"num_heads": 5}}, "can't be built so"),
         ({"interpolation": "lanczos"}, "interpolation: 'lanczos' should be 'bilinear' or 'bicubic'"),
         ({"like": "unni"}, "like 'unni', which has no card; did you mean uni"),
+        ({"like": "conch"}, "'mine': like: encoder 'conch' has no card: it ends in .*features: ./FOLDER"),
         ({"crop_px": 300}, "crop_px: 300 is more than resize_px"),
         ({"name": "uni"}, "'uni' of the study has the name of a known one"),
         ({"source": "hub-transformers"}, "source 'hub-transformers' must be one of .*, of weights on the hub"),

@@ -78,7 +78,8 @@ def write(results: Path) -> Path:
     save(figures, "05_data_scaling", "Fig. 1", "Data scaling", [{"arm": HOSTILE}], is_figure=True)
     save(figures, "05_data", "Data", "Data", [{"domain": HOSTILE, "slides": 1234}])
     encoder = {"group": HOSTILE, "encoder": HOSTILE, "weights": HOSTILE, "page": "https://huggingface.co/x", "here": HOSTILE}
-    save(figures, "05_encoders", "Encoders", "Encoders", [encoder | {"facts": "x"}, encoder | {"page": "javascript:1"}])
+    bare = encoder | {"group": "Published, but without a card", "page": ""}
+    save(figures, "05_encoders", "Encoders", "Encoders", [encoder | {"facts": "x"}, encoder | {"page": "javascript:1"}, bare])
     save(figures, "01_audit", HOSTILE, "Audit of the splits", [{"scheme": HOSTILE, "n": n} for n in range(301)])
     save(figures, "02_pictures", "Pictures", "x", [{"n": 1}], is_figure=True)
     claims = [CLAIM | {"verdict": verdict} for verdict in pages.SIGNS]
@@ -279,6 +280,11 @@ def test_pages_of_reference_are_those_that_there_is_something_for(built):
 def test_an_encoder_leads_to_its_page_and_an_address_that_is_none_leads_nowhere(built):
     text = page(built, "reference/encoders")
     assert text.count('href="https://huggingface.co/x"') == 1 and "javascript:1" not in text
+
+
+def test_encoders_without_a_card_have_no_facts_to_unfold(built):
+    said = words(built, "reference/encoders")
+    assert "Published, but without a card" in said and said.count("Terms, input, embedding, resolution") == 1
 
 
 # ---- building ----

@@ -8,7 +8,14 @@ import pandas as pd
 from mfcore import store
 from mfcore.analysis.exhibit import Exhibit
 from mfcore.encoders import weights
-from mfcore.encoders.card import TABLE_1, EncoderCard, EncoderError, card_table, cards
+from mfcore.encoders.card import (
+    TABLE_1,
+    EncoderCard,
+    EncoderError,
+    card_table,
+    cards,
+    unavailable,
+)
 from mfcore.encoders.readout import READOUTS
 from mfcore.study import pretrained
 from mfcore.study.study import Study
@@ -17,9 +24,10 @@ GROUPS = {
     "anywhere": "With no account and no hub",
     "paper": "Table 1 of Ganz et al. 2024",
     "newer": "Other encoders of pathology",
-    "photographs": "Trained on photographs",
+    "photographs": "Trained on photographs, or on pictures from the web",
     "own": "Of this study alone",
     "variants": "Variants: the same weights, used otherwise",
+    "none": "Published, but without a card: embeddings made elsewhere can stand in",
 }
 EVIDENCE = {
     "stated": "stated",
@@ -31,7 +39,7 @@ EVIDENCE = {
 def encoders(study: Study) -> Exhibit:
     """Every encoder: what its card says, and whether it is embedded here; asks no network."""
     rows = encoders_table(study)
-    counts = rows["is"].value_counts()
+    counts, n_cards = rows["is"].value_counts(), int((rows["group"] != "none").sum())
     states = {
         "embedded": "embedded in this study",
         "failed": "failed here",
@@ -39,7 +47,7 @@ def encoders(study: Study) -> Exhibit:
     }
     parts = [f"{counts[key]} {words}" for key, words in states.items() if key in counts]
     caption = (
-        f"{', '.join([f'There are {len(rows)} cards', *parts])}; what is here was looked up on the "
+        f"{', '.join([f'There are {n_cards} cards', *parts])}; what is here was looked up on the "
         "machine that made this table. “By convention” and “from a magnification”: the "
         "authors printed no µm/px. The precision is that on a GPU; on a CPU all is float32."
     )
@@ -53,7 +61,7 @@ def encoders(study: Study) -> Exhibit:
 
 
 def encoders_table(study: Study) -> pd.DataFrame:
-    """A row an encoder: all of the registry, and the study's others.
+    """A row an encoder: all that have a card, the study's others, and those that can't have one.
 
     Columns: group (of GROUPS), encoder, weights, the facts of `mfcore.encoders.card.card_table`,
     page (its address, "" where it has none), revision, departs, is ("embedded", "failed", "here",
@@ -62,7 +70,7 @@ def encoders_table(study: Study) -> pd.DataFrame:
     records = [store.read_json(file) for file in study.folder.glob("failures/02_*.json")]
     failures = {record["parameters"]["encoder"]: record["reason"] for record in records}
     rows = []
-    for name in dict.fromkeys([*cards(), *study.settings.encoders]):
+    for name in dict.fromkeys([*cards(), *study.settings.encoders, *unavailable()]):
         card, problem, run = _card(study, name)
         row = {"group": _group(name, card), "encoder": name} | (_facts(study, card) if card else {})
         if run:
@@ -71,8 +79,9 @@ def encoders_table(study: Study) -> pd.DataFrame:
         elif name in failures:
             state = "failed", f"failed here: {failures[name].removeprefix('EncoderError: ')}"
         else:
-            is_here, words = weights.state(card) if card else (False, problem)
             waits = "not embedded yet; " * (name in study.settings.encoders)
+            why = problem if waits else unavailable().get(name, problem)
+            is_here, words = weights.state(card) if card else (False, why)
             state = ("here" if is_here else "not here"), waits + words
         rows.append(row | {"is": state[0], "state": state[1]})
     return pd.DataFrame(rows).fillna("")
@@ -100,6 +109,8 @@ def _card(study: Study, name: str) -> tuple[EncoderCard | None, str, store.Run |
 
 
 def _group(name: str, card: EncoderCard | None) -> str:
+    if card is None and name in unavailable():
+        return "none"
     if name not in cards() or card is None:
         return "own"
     if card.variant_of:

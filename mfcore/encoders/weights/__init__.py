@@ -32,8 +32,8 @@ class State(NamedTuple):
 def read_weights(card: EncoderCard) -> tuple["Tensors", str]:
     """The tensors of ``card``'s weights under timm's names, and their commit or version.
 
-    Raises EncoderError where the file can't be had, isn't the one with the card's checksum, or
-    isn't a file of tensors.
+    Raises EncoderError where the file can't be had, isn't the one with the card's checksum, isn't a
+    file of tensors, or doesn't hold them where the card says.
     """
     path, revision = find_file(card)
     if card.sha256 and file_sha256(path) != card.sha256:
@@ -44,8 +44,9 @@ def read_weights(card: EncoderCard) -> tuple["Tensors", str]:
     tensors = (
         _read_parts(card, path)
         if path.name == INDEX
-        else _read_tensors(path, card.arguments.get("img_size"))
+        else _read_tensors(path, card.arguments.get("img_size"), card.tensors.key)
     )
+    tensors = formats.of_network(tensors, card.tensors, path)
     if card.source == "hub-transformers" or path.suffix == ".onnx":
         tensors = formats.from_transformers(tensors)
     elif card.source == "package":
@@ -250,10 +251,10 @@ def _read_parts(card: EncoderCard, index: Path) -> "Tensors":
     return tensors
 
 
-def _read_tensors(path: Path, img_size_px: int | None = None) -> "Tensors":
+def _read_tensors(path: Path, img_size_px: int | None = None, key: str = "") -> "Tensors":
     """The tensors of a safetensors, ONNX or PyTorch file.
 
-    img_size_px: of the position embedding of a graph.
+    img_size_px: of the position embedding of a graph. key: the entry that holds them.
     """
     import torch
     from safetensors import SafetensorError
@@ -276,8 +277,10 @@ def _read_tensors(path: Path, img_size_px: int | None = None) -> "Tensors":
         raise EncoderError(
             f"{path} holds more than tensors and isn't read ({type(error).__name__})"
         ) from error
+    state = formats.entry(state, key, path)
     if not isinstance(state, Mapping) or not all(
-        isinstance(tensor, torch.Tensor) for tensor in state.values()
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
     ):
-        raise EncoderError(f"{path} isn't a file of named tensors")
+        place = f"{path}, entry {key!r}," if key else path
+        raise EncoderError(f"{place} isn't a file of named tensors")
     return dict(state)

@@ -1,9 +1,14 @@
-"""Weights of transformers, efficientnet_pytorch and ONNX graphs under timm's names."""
+"""A network's tensors within a file, and those of other libraries under timm's names.
+
+The other libraries are transformers, efficientnet_pytorch and ONNX.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mfcore.encoders.card import EncoderError, Layout
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +25,59 @@ def _renamed(state: "Tensors", rules: Sequence[tuple[str, str]]) -> "Tensors":
         )
         renamed[re.sub(pattern, replacement, key)] = tensor
     return renamed
+
+
+# ---- where in a file ----
+
+
+def entry(content: object, key: str, path: Path) -> object:
+    """What ``content`` of the file ``path`` holds under ``key``; all of it where that is "".
+
+    Raises EncoderError, with the entries that there are, where it holds no such one.
+    """
+    if not key:
+        return content
+    if not isinstance(content, Mapping):
+        raise EncoderError(f"{path} has no entry {key!r}: it is a {type(content).__name__}")
+    if key not in content:
+        raise EncoderError(f"{path} has no entry {key!r}; it has {some(content)}")
+    return content[key]
+
+
+def of_network(state: "Tensors", where: Layout, path: Path) -> "Tensors":
+    """Of the tensors ``state`` in the file ``path`` those of the network, under its own names.
+
+    Raises EncoderError, with names that there are, where none begins with the prefix, and where two
+    chunks have a block of the same number.
+    """
+    prefix = where.prefix
+    held = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
+    if prefix and not held:
+        raise EncoderError(
+            f"{path} has no tensor whose name begins with {prefix!r}; it has {some(state)}"
+        )
+    if not where.chunked:
+        return held
+    flat = {}
+    for name, tensor in held.items():
+        bare = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
+        if bare in flat:
+            raise EncoderError(f"{path} has {bare} in two chunks; {prefix + name} is one of them")
+        flat[bare] = tensor
+    return flat
+
+
+def some(names: Iterable[object]) -> str:
+    """The first few of ``names``, as an error says them."""
+    listed = [repr(name)[:80] for name in names]
+    return ", ".join(listed[:5]) + f" and {len(listed) - 5} more" * (len(listed) > 5) or "none"
+
+
+# ---- other libraries ----
 
 
 # blocks in each of timm's stages; efficientnet_pytorch numbers them through
@@ -54,7 +112,7 @@ _FROM_TRANSFORMERS = [
     (r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
     (r"encoder\.layer\.(\d+)\.(?:layernorm_before|norm1)\.(.*)", r"blocks.\1.norm1.\2"),
     (
-        r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(.*)",
+        r"encoder\.layer\.(\d+)\.attention\.attention\.([qkv])(?:uery|ey|alue)\.(.*)",
         r"blocks.\1.attn.\2.\3",
     ),
     (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(.*)", r"blocks.\1.attn.proj.\2"),
@@ -69,29 +127,41 @@ _FROM_TRANSFORMERS = [
         r"blocks.\1.mlp.fc2.\2",
     ),
     (r"layernorm\.(.*)", r"norm.\1"),
+    # CLIPVisionModel
+    (r"embeddings\.class_embedding", r"cls_token"),
+    (r"embeddings\.position_embedding\.weight", r"pos_embed"),
+    (r"embeddings\.patch_embedding\.(.*)", r"patch_embed.proj.\1"),
+    (r"pre_layrnorm\.(.*)", r"norm_pre.\1"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(.*)", r"blocks.\1.attn.\2.\3"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.(.*)", r"blocks.\1.attn.proj.\2"),
+    (r"encoder\.layers\.(\d+)\.layer_norm(\d)\.(.*)", r"blocks.\1.norm\2.\3"),
+    (r"encoder\.layers\.(\d+)\.mlp\.(fc\d)\.(.*)", r"blocks.\1.mlp.\2.\3"),
+    (r"post_layernorm\.(.*)", r"norm.\1"),
 ]
 
 
 def from_transformers(state: "Tensors") -> "Tensors":
     """A vision transformer's tensors from transformers' names to timm's.
 
-    It may be a ViTModel, Dinov2Model or Dinov2WithRegistersModel. Query, key and value become one.
+    It may be a ViTModel, Dinov2Model, Dinov2WithRegistersModel or, without the ``vision_model.``
+    before its names, a CLIPVisionModel. Query, key and value become one.
     Where there are registers, timm's class token has its position added already, and the position
     embedding is that of the patches alone.
     """
     import torch
 
-    needless = r"(pooler|classifier)\..*|embeddings\.mask_token"  # no part of the embedding
+    # no part of the embedding
+    needless = r"(pooler|classifier)\..*|embeddings\.(mask_token|position_ids)"
     bare = {re.sub(r"^(vit|dinov2)\.", "", key): tensor for key, tensor in state.items()}
     renamed = _renamed(
         {key: tensor for key, tensor in bare.items() if not re.fullmatch(needless, key)},
         _FROM_TRANSFORMERS,
     )
-    for key in [key for key in renamed if ".attn.query." in key]:
-        parts = [
-            renamed.pop(key.replace(".query.", f".{part}.")) for part in ("query", "key", "value")
-        ]
-        renamed[key.replace(".query.", ".qkv.")] = torch.cat(parts)
+    for key in [key for key in renamed if ".attn.q." in key]:
+        parts = [renamed.pop(key.replace(".attn.q.", f".attn.{part}.")) for part in "qkv"]
+        renamed[key.replace(".attn.q.", ".attn.qkv.")] = torch.cat(parts)
+    for key in {"cls_token", "pos_embed"} & set(renamed):  # CLIP's lack the leading axes
+        renamed[key] = renamed[key].reshape(1, -1, renamed[key].shape[-1])
     if "reg_token" in renamed:
         positions = renamed["pos_embed"]  # (1, 1 + n_patches, width)
         renamed |= {

@@ -25,8 +25,10 @@ def encoders(figures: Path) -> str:
     for group in dict.fromkeys(row["group"] for row in rows):
         members = [row for row in rows if row["group"] == group]
         rest = [name for name in rows[0] if name not in ("group", "weights", "page", "here")]
-        facts = markdown.table(members, rest)
-        facts = f"::::{{dropdown}} Terms, input, embedding, resolution\n{facts}::::\n"
+        facts = ""
+        if any(row[name] for row in members for name in rest if name != "encoder"):
+            facts = markdown.table(members, rest)
+            facts = f"::::{{dropdown}} Terms, input, embedding, resolution\n{facts}::::\n"
         places = markdown.table(members, ["encoder", "weights", "here"], ["weights"])
         body += [f"## {text(group)}\n", places, facts]
     return "\n".join(body)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import h5py
 import hub_server
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from hub_server import Repository
 from mfcore import store
 from mfcore.analysis.encoders import cards as of_cards
 from mfcore.encoders import weights
-from mfcore.encoders.card import TABLE_1, cards
+from mfcore.encoders.card import TABLE_1, cards, unavailable
 from mfcore.study import config, data as study_data
 from mfcore.study.study import Study
 from mfcore.sweep import run as sweep_run
@@ -83,13 +84,16 @@ def row(study: config.Settings, results, name: str) -> dict:
 def test_every_card_has_its_row_in_one_group(study, results, nowhere):
     opened = Study(study, results)
     table = of_cards.encoders_table(opened)
-    assert table["encoder"].tolist() == [*cards(), "hf-hub:me/mine", "timm:resnet18.a1_in1k", "lite0_bilinear", "broken"]
+    described = ["hf-hub:me/mine", "timm:resnet18.a1_in1k", "lite0_bilinear", "broken"]
+    assert table["encoder"].tolist() == [*cards(), *described, *unavailable()]
     groups = table.set_index("encoder")["group"]
     assert set(groups) <= set(of_cards.GROUPS)
     assert set(groups[groups == "paper"].index) == set(TABLE_1)
     expected = {"dinov2_vits14_focus": "anywhere", "midnight": "newer", "dinov2_vits14": "photographs", "hf-hub:me/mine": "own"}
+    expected |= {"openmidnight": "newer", "plip_tower": "photographs", "conch": "none", "virchow2g": "none"}
     assert groups[list(expected)].to_dict() == expected
     exhibit = of_cards.encoders(opened)
+    assert exhibit.caption.startswith(f"There are {len(cards()) + len(described)} cards, ")
     titles = [title for key, title in of_cards.GROUPS.items() if key in set(groups)]
     assert set(exhibit.table["encoder"]) == set(table["encoder"]) and list(exhibit.table["group"].unique()) == titles
 
@@ -155,6 +159,21 @@ def test_a_record_of_the_study_is_a_row_like_any_other(study, results, nowhere):
     assert found["departs"] == "of efficientnet_lite0; the study's own: interpolation bilinear"
     found = row(study, results, "broken")
     assert found["group"] == "own" and "no_such_encoder" in found["state"]
+
+
+def test_what_has_no_card_is_a_row_with_the_reason_until_its_embeddings_are_here(study, results, nowhere, tmp_path):
+    found = row(study, results, "conch")
+    assert (found["is"], found["weights"], found["state"]) == ("not here", "", unavailable()["conch"])
+    asked = dataclasses.replace(study, encoders=(*study.encoders, "conch"))
+    found = row(asked, results, "conch")
+    assert found["state"].startswith("not embedded yet; encoder 'conch' has no card: ")
+    assert "{name: conch, features: ./FOLDER}" in found["state"] and found["group"] == "none"
+    file = tmp_path / "conch.h5"
+    with h5py.File(file, "w") as out:
+        out["features"], out["coords"] = np.zeros((2, 512), np.float32), np.zeros((2, 2), int)
+    record = config.OwnEncoder("conch", features=str(file))
+    found = row(dataclasses.replace(asked, own_encoders=(*study.own_encoders, record)), results, "conch")
+    assert found["group"] == "own" and found["embedding"].startswith("512 dimensions") and "made elsewhere" in found["weights"]
 
 
 def test_others_say_what_is_on_this_machine(study, results, nowhere):
