@@ -70,12 +70,15 @@ def trained(folder, name):
     data.extract(study.settings, folder / "data" / name, study.folder)
     data.write_splits(study.settings, study.folder)
     for encoder in study.settings.encoders:
-        arms.fit_probe(study.settings, encoders.embed(study.settings, encoder, study.folder), study.folder)
+        embeddings = encoders.embed(study.settings, encoder, study.folder)
+        arms.fit_probe(study.settings, embeddings, study.folder)
+        arms.fit_other_probes(study.settings, embeddings, study.folder)
     return mfcore.open_study(folder / "studies" / f"{name}.yaml", folder / "results")
 
 
 def test_there_is_an_example_for_every_way_in():
-    assert list(STUDIES) == ["my_slides", "my_qupath", "my_patches", "my_features", "my_hospital"]
+    assert list(STUDIES) == ["my_slides", "my_qupath", "my_patches", "my_features", "my_hospital", "my_probes"]
+    assert [len(blocks(kind)) for kind in ("bash", "python", "csv")] == [2, 2, 1]
 
 
 def test_slides_and_a_table(tmp_path, capsys):
@@ -143,7 +146,7 @@ def test_train_on_one_set_test_on_another(tmp_path):
 
 
 def test_scores_of_new_candidates(tmp_path, monkeypatch, capsys):
-    (command,) = blocks("bash")
+    command = blocks("bash")[0]
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "data" / "my_slides"
     write_slides(folder, [f"S{i}.svs" for i in range(6)])
@@ -170,8 +173,34 @@ def test_scores_of_new_candidates(tmp_path, monkeypatch, capsys):
     assert set(pd.read_csv("candidates.scores.csv")) >= {"detector", "score", "score_sd"}
 
 
+def test_more_probes_on_the_same_folds(tmp_path, monkeypatch):
+    """Of the encoders the one whose weights are here."""
+    assert "openmidnight" in STUDIES["my_probes"]
+    monkeypatch.setitem(STUDIES, "my_probes", STUDIES["my_probes"].replace(", openmidnight", ""))
+    write_images(tmp_path / "data" / "my_probes")
+    scores = trained(tmp_path, "my_probes").scores
+    assert set(scores["arm"]) == {
+        "efficientnet_lite0",
+        *(f"efficientnet_lite0 {name}" for name in ("knn", "simpleshot", "mlp")),
+    }
+    assert scores.groupby("arm")[["size", "fold"]].agg(tuple).nunique().eq(1).all()
+
+
+def test_embeddings_for_others_and_a_look_at_patches(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "data" / "my_patches")
+    trained(tmp_path, "my_patches")
+    shutil.copy("studies/my_patches.yaml", ".")
+    assert cli.main(shlex.split(blocks("bash")[1])[1:]) == 0
+    assert len(pd.read_csv("for_others/manifest.csv")) == len(list(Path("for_others").rglob("*.pt"))) == 2 * N
+    found = {}
+    exec(compile(blocks("python")[0], "README", "exec"), found)
+    assert (found["missed"]["label"] == 1).all() and found["missed"]["score"].is_monotonic_increasing
+    assert len(list(found["study"].figures.glob("12_*.png")))
+
+
 def test_the_library(tmp_path, monkeypatch):
-    (code,) = blocks("python")
+    code = blocks("python")[1]
     monkeypatch.chdir(tmp_path)
     write_slides(tmp_path, ["slide.tiff"])
     (tmp_path / "images").mkdir()
