@@ -3,6 +3,7 @@
 The style of all figures and the words that captions share stand here too.
 """
 
+import io
 import math
 import os
 import time
@@ -96,10 +97,24 @@ class Exhibit:
 
         table = rounded(self.table) if self.readable is None else self.readable
         if self.figure is not None:
-            display(self.figure)
+            display(_jpeg(self.figure) if _has_pictures(self.figure) else self.figure)
         if len(table) and (self.figure is None or self.readable is not None):
             display(show(table))
         display(show(self.text))
+
+
+def _has_pictures(figure: Figure) -> bool:
+    """Whether a figure shows tissue, which as PNG would make a notebook several MB."""
+    return any(image.get_array().ndim == 3 for axis in figure.axes for image in axis.images)
+
+
+def _jpeg(figure: Figure) -> object:
+    from IPython.display import Image
+
+    content = io.BytesIO()
+    quality = {"quality": 85}
+    figure.savefig(content, format="jpeg", bbox_inches="tight", dpi="figure", pil_kwargs=quality)
+    return Image(content.getvalue(), format="jpeg")
 
 
 def show(content: str | pd.DataFrame) -> object:

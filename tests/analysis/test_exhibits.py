@@ -119,6 +119,9 @@ def test_an_exhibit_shows_its_figure_or_its_table_and_then_its_caption(monkeypat
         made(name)._ipython_display_()
     assert [type(one).__name__ for one in shown] == ["Figure", "Markdown", "HTML", "Markdown", "Markdown"]
     assert shown[1].data.startswith("**Ranking.** AUROC of every arm")
+    figure = exhibit.image_rows({"a": np.random.default_rng(1).integers(0, 255, (3, 64, 64, 3), np.uint8)}, 3)
+    exhibit.Exhibit("a", "A", "b", pd.DataFrame(), figure, "c")._ipython_display_()
+    assert shown[-2].format == "jpeg" and shown[-2].data[:2] == b"\xff\xd8", "tissue as PNG makes a notebook too large"
 
 
 def test_the_claims_are_an_exhibit_and_the_whole_ledger_is_kept(tmp_path):

@@ -26,6 +26,7 @@ from mfcore.store.text import TwiceError, parse_json
 
 OF_A_SLIDE = ("case", "domain", "scanner", "lab", "species", "split")
 SLIDES = "slides.csv"
+MAX_SIDE_PX = 400  # level-0 px of a cell's shape: 40 um at 0.1 um/px
 BOX_PX = 50  # side of the boxes that are written, as MIDOG's
 COLOURS = ((0, 114, 178), (213, 94, 0))  # of class 0 and class 1, Okabe and Ito 2008
 SUFFIXES = (
@@ -132,6 +133,8 @@ def _features(file: Path) -> Iterator[tuple[str, str, tuple[float, float] | str]
             yield place, "", "without a classification"
         elif points.min() < -MAX_OFF_SLIDE_PX:
             yield place, "", f"lies more than {MAX_OFF_SLIDE_PX:g} px off the slide"
+        elif kind.endswith("Polygon") and (side := np.ptp(points, axis=0).max()) > MAX_SIDE_PX:
+            yield place, "", f"a shape of {side:g} px is a region and no cell"
         elif kind in ("Point", "MultiPoint"):
             for x, y in points.tolist():
                 yield place, label, (x, y)

@@ -2,6 +2,7 @@
 
 FOLDER/CLASS/anything/a.png            a folder a class
 FOLDER/DOMAIN/CLASS/anything/a.png     the same for several domains
+FOLDER/train/CLASS/anything/a.png      the same, divided by its publishers into train, val, test
 FOLDER/images.csv                      file,label and what is known besides
 """
 
@@ -11,7 +12,15 @@ import numpy as np
 import pandas as pd
 
 from mfcore.data.labels import csv
-from mfcore.data.labels.schema import REST, LabelError, as_classes, is_finite, plain, refuse
+from mfcore.data.labels.schema import (
+    REST,
+    SPLITS,
+    LabelError,
+    as_classes,
+    is_finite,
+    plain,
+    refuse,
+)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 NOT_READ = (".bmp", ".gif", ".jp2", ".webp")
@@ -71,7 +80,7 @@ def _of_folders(folder: Path, label_values: tuple[str, ...]) -> pd.DataFrame:
     """A row an image below a folder, its label by the name of its class's folder; the index counts.
 
     The first level holds the classes; where none of its folders is named as a class is, the first
-    level holds domains and the second holds the classes.
+    level holds domains, or train, val and test, and the second holds the classes.
     """
     images = _images(folder)
     parts = [file.relative_to(folder).parts for file in images]
@@ -100,7 +109,9 @@ def _of_folders(folder: Path, label_values: tuple[str, ...]) -> pd.DataFrame:
     rows["label"] = [names[level] for names in parts]
     rows = rows.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="")
     if has_domains:
-        rows["domain"] = [names[0] for names in parts]
+        firsts = pd.Series([names[0] for names in parts])
+        is_split = firsts.str.lower().isin(SPLITS).all()
+        rows["split" if is_split else "domain"] = firsts.str.lower() if is_split else firsts
     return rows
 
 

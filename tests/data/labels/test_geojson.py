@@ -74,6 +74,7 @@ def test_a_table_says_what_is_known_of_the_slides(tmp_path):
         (feature("Point", []), "feature 3: its geometry has no place"),
         (feature("Point", ["a", 2]), "feature 3: no GeoJSON feature"),
         (feature("Point", [1]), "feature 3: no GeoJSON feature"),
+        (feature("Polygon", [[[0, 0], [500, 0], [500, 90], [0, 0]]]), "feature 3: a shape of 500 px is a region and no cell"),
         (feature("MultiPolygon", [BOX, BOX]), "feature 3: several shapes in one, .*; split it in QuPath"),
         (feature("Point", [1, 2], 3), "feature 3: no GeoJSON feature .* and a class that is text"),
         (feature("Point", [1, 2], ["a"]), "feature 3: no GeoJSON feature"),

@@ -41,6 +41,13 @@ def test_folders_above_the_classes_are_domains(tmp_path):
     assert table["domain"].tolist() == ["breast"] * 4 + ["lung"] * 4 and table["label"].tolist() == [1, 1, 0, 0] * 2
 
 
+def test_folders_of_a_published_split_are_no_domains(tmp_path):
+    write_images(tmp_path, [f"{part}/{name}" for part in ("Train", "test") for name in FOUR])
+    table = load(tmp_path)
+    assert set(table["domain"]) == {"one domain"}
+    assert table["official_split"].tolist() == ["train"] * 4 + ["test"] * 4
+
+
 def test_classes_other_than_two_are_named_with_a_way_to_compare_one_with_the_rest(tmp_path):
     write_images(tmp_path, [*FOUR, "debris/5.png"])
     with pytest.raises(LabelError, match=r"classes 'other' and 'mitosis', there are .*'debris' \(1\).*negative: rest"):
