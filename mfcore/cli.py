@@ -161,14 +161,14 @@ def _export(asked: argparse.Namespace) -> int:
 
 def _check(asked: argparse.Namespace) -> int:
     from mfcore.data import patches_read
-    from mfcore.study import data, encoders, external
+    from mfcore.study import data, encoders, external, predictions
     from mfcore.study.config import load_study
 
     settings = load_study(asked.file)
     arms = [*settings.encoders, *(network.name for network in settings.networks)]
     print(f"{settings.name}: the study file is right; {len(arms)} arms: {', '.join(arms)}")
     folder = asked.data or asked.file.resolve().parent.parent / "data" / settings.name
-    others = external.sets_of(settings)
+    others = predictions.external_sets(settings)
     for name in settings.encoders:
         encoders.card_of(settings, name)
     if asked.data and not folder.is_dir():

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mfcore import open_study
 from mfcore.analysis import scores
-from mfcore.study import external
+from mfcore.study import external, predictions
 
 study = open_study(study_file, results, parameters=locals())
 data = data_folder or Path(study_file).parent.parent / "data" / study.name
@@ -29,7 +29,7 @@ data = data_folder or Path(study_file).parent.parent / "data" / study.name
 # ## The other data
 
 # %%
-runs = [external.cut(study, name, data, n_workers) for name in external.sets_of(study.settings)]
+runs = [external.cut(study, name, data, n_workers) for name in predictions.external_sets(study.settings)]
 
 # %% [markdown]
 # ## Every arm, tested there

@@ -141,7 +141,7 @@ def test_train_on_one_set_test_on_another(tmp_path):
     study = trained(tmp_path, "my_hospital")
     external.cut(study, "their_hospital", tmp_path / "data" / "my_hospital")
     assert not external.test_all(study, "cpu")["reason"].any()
-    table = external.predictions(study)
+    table = study.external_predictions
     assert (table.groupby(["size", "fold"]).size() == 2 * (N - 4)).all()
 
 

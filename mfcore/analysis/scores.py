@@ -12,7 +12,7 @@ from mfcore.data.splits import percent
 from mfcore.measures import binary, raters
 from mfcore.measures.resampling import bootstrap, by_fold
 from mfcore.measures.statistics import StatisticsError, holm, paired_test, unpaired_test
-from mfcore.study import external
+from mfcore.study import predictions as of_arms
 from mfcore.study.config import Settings
 from mfcore.study.predictions import ALL, PROBE
 from mfcore.study.study import Study
@@ -208,7 +208,7 @@ def external_scores(study: Study) -> pd.DataFrame:
     auroc``.
     """
     columns = ["arm", "kind", "tested_on", "size", "fold"]
-    table = external.predictions(study)
+    table = study.external_predictions
     if table.empty:
         return pd.DataFrame(columns=[*columns, "n_test", "auroc"])
     rows = [
@@ -220,7 +220,7 @@ def external_scores(study: Study) -> pd.DataFrame:
 
 def on_external_sets(study: Study) -> Exhibit:
     """AUROC of every arm and size on external sets, with intervals over the tested cases."""
-    table, settings = external.predictions(study), study.settings
+    table, settings = study.external_predictions, study.settings
     rows = []
     for of, part in table.groupby(["tested_on", "arm", "kind", "size"]) if len(table) else ():
         interval = bootstrap(part, "auroc", study.seed, "external", *of[:2])
@@ -241,7 +241,7 @@ def on_external_sets(study: Study) -> Exhibit:
     dropped = [
         f"{name}: {len(facts['shared_cases'])} shared cases and {len(facts['identical'])} patches "
         "with the pixels of one here are left out"
-        for name, facts in external.shared(study).items()
+        for name, facts in of_arms.shared_with_external(settings, study.folder).items()
         if facts["shared_cases"] or facts["identical"]
     ]
     caption = (

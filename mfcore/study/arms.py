@@ -12,10 +12,10 @@ import pandas as pd
 from mfcore import store
 from mfcore.data import patches, splits
 from mfcore.encoders.card import EncoderCard, EncoderError
-from mfcore.store.options import as_dict
 from mfcore.store.records import digest
 from mfcore.study import data, encoders, pretrained
 from mfcore.study.config import ConfigError, Network, Pretraining, Settings
+from mfcore.study.predictions import training_settings
 
 # ---- probes ----
 
@@ -110,18 +110,6 @@ def training_config(study: Settings, network: Network, fold: int) -> dict:
     """The settings that decide a training, besides its patches and splits."""
     card = encoders.training_card_of(study, network.architecture)
     return {"card": card.identity(), **training_settings(study, network, fold)}
-
-
-def training_settings(study: Settings, network: Network, fold: int) -> dict:
-    """`training_config` without the card, for which the hub may be asked."""
-    names = ["epoch", "training_label", "validation", *["clipping"] * bool(network.clip_norm)]
-    return {
-        "network": as_dict(network),
-        **{name: getattr(study.switches, name) for name in names},
-        **study.released_in_training(network),
-        "seed": study.splits.seed,
-        "fold": fold,
-    }
 
 
 def recipe_of(study: Settings, network: Network):

@@ -18,11 +18,16 @@ import pandas as pd
 from mfcore import store
 from mfcore.data import patches, splits
 from mfcore.data.labels import table as labels
-from mfcore.data.labels.schema import REST
 from mfcore.encoders.card import EncoderError
 from mfcore.study import arms, data
-from mfcore.study.config import ConfigError, Settings, load_study
-from mfcore.study.predictions import ALL, PROBE, kind_of
+from mfcore.study.predictions import (
+    ALL,
+    PROBE,
+    external_config,
+    external_sets,
+    find_external,
+    kind_of,
+)
 from mfcore.study.study import Study
 
 SAME_UM_PER_PX = 0.05  # relative; slides of one scanner differ by 1 or 2 %
@@ -177,30 +182,6 @@ def _facts(study: Study, arm: str, size: float, n_folds: int, candidates: pd.Dat
 # ---- external test sets ----
 
 
-def sets_of(settings: Settings) -> dict[str, Settings]:
-    """The studies that a study is also tested on, by name.
-
-    Raises ConfigError for a file that is wrong, for two of one name, and for other classes.
-    """
-    own = settings.data
-    found: dict[str, Settings] = {}
-    for file in settings.test_on:
-        other = load_study(file)
-        if other.name in found or other.name == settings.name:
-            raise ConfigError(
-                f"test_on: {file}: a study {other.name!r} is there already; rename it"
-            )
-        named = other.data.positive, other.data.negative
-        if named[0] != own.positive or named[1] not in (own.negative, REST):
-            raise ConfigError(
-                f"test_on: {file}: positive is {named[0]!r} and negative is {named[1]!r}, the study"
-                f" learns {own.positive!r} against {own.negative!r}; give classes that are the same"
-                " the same names, and say by data.label_values how that set's labels are written"
-            )
-        found[other.name] = other
-    return found
-
-
 def folder_of(name: str, data_folder: str | Path) -> Path:
     """Where an external set's data lie: beside the study's own."""
     return Path(data_folder).resolve().parent / name
@@ -213,12 +194,12 @@ def cut(study: Study, name: str, data_folder: str | Path, n_workers: int = 1) ->
     patches. Raises SharedError where there are some, unless the study says ``shared: drop``;
     LabelError and PatchError as for a study's own data, CandidateError for another resolution.
     """
-    settings, other = study.settings, sets_of(study.settings)[name]
+    settings, other = study.settings, external_sets(study.settings)[name]
     folder = data.prepare(other, folder_of(name, data_folder), n_workers)
     table = data.load_labels(other, folder)
     inputs = {file.name: store.file_sha256(file) for file in labels.files_of(other.source, folder)}
     inputs["files"] = patches.slides_digest(table, folder)
-    run = store.open_run(study.folder, "external", name, _config(settings, other), inputs)
+    run = store.open_run(study.folder, "external", name, external_config(settings, other), inputs)
     if not run.done:
         of_other = {
             "are_images": not other.source.has_slides,
@@ -231,12 +212,6 @@ def cut(study: Study, name: str, data_folder: str | Path, n_workers: int = 1) ->
         patches.extract(table, folder, run, reading, n_workers)
     refuse_other_resolution(study, store.read_parquet(run.path("labels.parquet")))
     return _keep(study, run)
-
-
-def _config(settings: Settings, other: Settings) -> dict:
-    own = data.patches_config(settings)
-    config = {"cut": {**own, "data": None}, "data": data.patches_config(other)["data"]}
-    return config | ({"fit": other.patches.fit} if other.patches.fit else {})
 
 
 def _keep(study: Study, run: store.Run) -> store.Run:
@@ -282,7 +257,7 @@ def test(study: Study, name: str, arm: str, device: str = "auto") -> store.Run:
     Raises StoreError where `cut` hasn't been called, CandidateError where the arm isn't trained,
     and EncoderError where the encoder isn't any more the one that the arm learned from.
     """
-    stored = find(study, name)
+    stored = find_external(study.settings, name, study.folder)
     made_of = {"external": stored.key, "patches": study.patches.key}
     kept = store.find_run(study.folder, "external-kept", name, {}, made_of)
     units = _units(study, arm)
@@ -315,19 +290,13 @@ def test_all(study: Study, device: str = "auto") -> pd.DataFrame:
     """
     settings, rows = study.settings, []
     arms_ = [*settings.encoders, *(network.name for network in settings.networks)]
-    for name, arm in itertools.product(sets_of(settings), arms_):
+    for name, arm in itertools.product(external_sets(settings), arms_):
         try:
             test(study, name, arm, device)
             rows.append((name, arm, ""))
         except (EncoderError, store.StoreError) as error:
             rows.append((name, arm, str(error)))
     return pd.DataFrame(rows, columns=["tested_on", "arm", "reason"])
-
-
-def find(study: Study, name: str) -> store.Run:
-    """The finished patches of an external set; raises StoreError where there are none."""
-    config = _config(study.settings, sets_of(study.settings)[name])
-    return store.find_run(study.folder, "external", name, config)
 
 
 def _units(study: Study, arm: str) -> list[splits.Unit]:
@@ -338,50 +307,3 @@ def _units(study: Study, arm: str) -> list[splits.Unit]:
     return [
         splits.Unit(ALL, fold, size) for size in sizes for fold in range(settings.splits.n_folds)
     ]
-
-
-def predictions(study: Study) -> pd.DataFrame:
-    """What all arms predict on all external sets: as `predictions.Collected`, with ``tested_on``.
-
-    No rows where the study has no such set, or no arm was tested yet.
-    """
-    tables = []
-    for name in sets_of(study.settings):
-        for run in store.runs(study.folder, "external-test"):
-            arm = run.identity["name"].removeprefix(f"{name}-")
-            if run.identity["name"] == f"{name}-{arm}" and _is_current(study, run, name, arm):
-                kind = (
-                    PROBE
-                    if arm in study.settings.encoders
-                    else kind_of(study.settings.network(arm))
-                )
-                table = store.read_parquet(run.path("predictions.parquet"))
-                tables.append(table.assign(arm=arm, kind=kind, tested_on=name))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-def shared(study: Study) -> dict[str, dict]:
-    """By external set what it has in common with the study: ``shared_cases``, ``identical``,
-    ``n_kept``.
-    """
-    found = {}
-    for name in sets_of(study.settings):
-        made_of = {"external": find(study, name).key, "patches": study.patches.key}
-        run = store.find_run(study.folder, "external-kept", name, {}, made_of)
-        found[name] = run.record["facts"]
-    return found
-
-
-def _is_current(study: Study, run: store.Run, name: str, arm: str) -> bool:
-    """Whether a test was made by the arm's current runs on the set's current patches."""
-    arms = [*study.settings.encoders, *(network.name for network in study.settings.networks)]
-    if arm not in arms:
-        return False
-    inputs = run.identity["inputs"]
-    own = {key: run.key for key, run in study.runs.items() if key in inputs}
-    return (
-        inputs["external"] == find(study, name).key
-        and run.identity["config"] == {"shared": study.settings.shared}
-        and all(inputs[key] == own[key] for key in own)
-        and bool(own)
-    )

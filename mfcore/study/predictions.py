@@ -15,11 +15,13 @@ import pandas as pd
 
 from mfcore import store
 from mfcore.data import splits
+from mfcore.data.labels.schema import REST
 from mfcore.encoders.card import EncoderError, cards
 from mfcore.measures import binary
+from mfcore.store.options import as_dict
 from mfcore.store.records import digest
-from mfcore.study import arms, data, encoders
-from mfcore.study.config import Network, Settings
+from mfcore.study import data, encoders
+from mfcore.study.config import ConfigError, Network, Settings, load_study
 
 PROBE, END_TO_END, LORA = "probe", "end-to-end", "LoRA"
 ALL = splits.ALL
@@ -118,7 +120,7 @@ def current_runs(study: Settings, results: Path) -> dict[str, store.Run]:
     with contextlib.suppress(store.StoreError):  # networks' own folds, which nobody has drawn yet
         splits_key = data.find_splits(study, results, networks=True).key
         for network, fold in itertools.product(study.networks, range(study.splits.n_folds)):
-            settings = arms.training_settings(study, network, fold)
+            settings = training_settings(study, network, fold)
             wanted["train", f"{network.name}-fold{fold}"] = settings, splits_key
     candidates: dict[str, list[store.Run]] = {}
     for run in [*store.runs(results, "probe"), *store.runs(results, "train")]:
@@ -224,3 +226,94 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def training_settings(study: Settings, network: Network, fold: int) -> dict:
+    """What decides a training, besides its patches, its splits and its card."""
+    names = ["epoch", "training_label", "validation", *["clipping"] * bool(network.clip_norm)]
+    return {
+        "network": as_dict(network),
+        **{name: getattr(study.switches, name) for name in names},
+        **study.released_in_training(network),
+        "seed": study.splits.seed,
+        "fold": fold,
+    }
+
+
+# ---- external test sets ----
+
+
+def external_sets(settings: Settings) -> dict[str, Settings]:
+    """The studies that a study is also tested on, by name.
+
+    Raises ConfigError for a file that is wrong, for two of one name, and for other classes.
+    """
+    own = settings.data
+    found: dict[str, Settings] = {}
+    for file in settings.test_on:
+        other = load_study(file)
+        if other.name in found or other.name == settings.name:
+            raise ConfigError(
+                f"test_on: {file}: a study {other.name!r} is there already; rename it"
+            )
+        named = other.data.positive, other.data.negative
+        if named[0] != own.positive or named[1] not in (own.negative, REST):
+            raise ConfigError(
+                f"test_on: {file}: positive is {named[0]!r} and negative is {named[1]!r}, the study"
+                f" learns {own.positive!r} against {own.negative!r}; give classes that are the same"
+                " the same names, and say by data.label_values how that set's labels are written"
+            )
+        found[other.name] = other
+    return found
+
+
+def external_config(settings: Settings, other: Settings) -> dict:
+    """What decides the patches of an external set: how the study cuts, and the set's data."""
+    own = data.patches_config(settings)
+    config = {"cut": {**own, "data": None}, "data": data.patches_config(other)["data"]}
+    return config | ({"fit": other.patches.fit} if other.patches.fit else {})
+
+
+def find_external(study: Settings, name: str, results: Path) -> store.Run:
+    """The finished patches of an external set; raises StoreError where there are none."""
+    config = external_config(study, external_sets(study)[name])
+    return store.find_run(results, "external", name, config)
+
+
+def on_external_sets(study: Settings, results: Path) -> pd.DataFrame:
+    """What all arms predict on all external sets: as `Collected.predictions`, with ``tested_on``.
+
+    Of an arm's current runs on a set's current patches. No rows where the study has no such set, or
+    no arm was tested yet.
+    """
+    names = external_sets(study)
+    tests = store.runs(results, "external-test") if names else []
+    current, tables = current_runs(study, results) if tests else {}, []
+    kinds = {network.name: kind_of(network) for network in study.networks}
+    kinds |= dict.fromkeys(study.encoders, PROBE)
+    for name, arm in itertools.product(names, kinds):
+        for run in tests:
+            inputs = run.identity["inputs"]
+            own = {key: found.key for key, found in current.items() if key in inputs}
+            if (
+                run.identity["name"] == f"{name}-{arm}"
+                and inputs["external"] == find_external(study, name, results).key
+                and run.identity["config"] == {"shared": study.shared}
+                and own
+                and all(inputs[key] == own[key] for key in own)
+            ):
+                table = store.read_parquet(run.path("predictions.parquet"))
+                tables.append(table.assign(arm=arm, kind=kinds[arm], tested_on=name))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def shared_with_external(study: Settings, results: Path) -> dict[str, dict]:
+    """By external set what it has in common with the study: ``shared_cases``, ``identical``,
+    ``n_kept``.
+    """
+    own, found = data.find_patches(study, results).key, {}
+    for name in external_sets(study):
+        made_of = {"external": find_external(study, name, results).key, "patches": own}
+        run = store.find_run(results, "external-kept", name, {}, made_of)
+        found[name] = run.record["facts"]
+    return found

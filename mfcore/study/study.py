@@ -103,6 +103,11 @@ class Study:
         return self._collected.predictions
 
     @property
+    def external_predictions(self) -> pd.DataFrame:
+        """A row a patch of ``test_on`` and fit, as `mfcore.study.predictions.on_external_sets`."""
+        return predictions.on_external_sets(self.settings, self.folder)
+
+    @property
     def failures(self) -> pd.DataFrame:
         """``arm, stage, reason``: a row a run that failed or is missing."""
         return self._collected.failures

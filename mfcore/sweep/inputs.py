@@ -20,6 +20,7 @@ from mfcore.study import (
     data as study_data,
     encoders as study_encoders,
     external,
+    predictions,
     tasks as study_tasks,
 )
 from mfcore.study.config import Pretraining, Settings, as_dict
@@ -46,7 +47,7 @@ def states_of(study: Settings, job: Job) -> tuple[str, ...]:
     elif job.stage == STAGES["07"]:
         names += ["data", *_slides(*study.pretraining)]
     elif job.stage == STAGES["13"]:
-        names += [f"external_{name}" for name in external.sets_of(study)]
+        names += [f"external_{name}" for name in predictions.external_sets(study)]
     elif job.stage == STAGES["09"]:
         names.append(f"task_{study_tasks.data_name(str(job.parameters['task']))}")
     if job.rule in READ_WEIGHTS and _own_files(study):
@@ -94,7 +95,7 @@ def _now(name: str, study: Settings, data: Path, was: dict, known: Fingerprints)
     if kind == "data":
         return _data(study, data, was, known)
     if kind == "external":
-        other = external.sets_of(study)[of]
+        other = predictions.external_sets(study)[of]
         return _data(other, external.folder_of(of, data), was, known)
     if kind == "features":
         found = {str(path): known.of_slide(path) for path in study_encoders.feature_files(study)}

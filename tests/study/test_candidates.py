@@ -138,7 +138,7 @@ def test_a_study_without_external_sets_says_so(made):
     from mfcore.analysis import scores
 
     study = opened(made)
-    assert external.test_all(study).empty and external.predictions(study).empty
+    assert external.test_all(study).empty and study.external_predictions.empty
     assert "names no other data" in scores.on_external_sets(study).caption
 
 

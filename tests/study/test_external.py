@@ -10,7 +10,7 @@ from made_sweep import write_data
 
 import mfcore
 from mfcore.data import patches
-from mfcore.study import arms, data, encoders, external
+from mfcore.study import arms, data, encoders, external, predictions
 from mfcore.study.config import ConfigError
 from mfcore.study.external import SharedError
 
@@ -74,7 +74,7 @@ def opened(folder, name="home"):
 
 
 def test_every_arm_is_tested_at_every_size_and_fold_on_what_is_not_shared(made):
-    table = external.predictions(opened(made))
+    table = opened(made).external_predictions
     assert set(table["tested_on"]) == {"away"} and set(table["arm"]) == {"tiny", "net"}
     units = table[["arm", "size", "fold"]].drop_duplicates()
     assert len(units) == 4 + 2  # the network has one size
@@ -85,12 +85,12 @@ def test_every_arm_is_tested_at_every_size_and_fold_on_what_is_not_shared(made):
 def test_scores_are_those_of_the_arm_on_those_pixels(made):
     """The same network and probe, asked for candidates at the same places."""
     study = opened(made)
-    labels, _ = patches.load(external.find(study, "away"))
+    labels, _ = patches.load(predictions.find_external(study.settings, "away", study.folder))
     rows = pd.DataFrame({"file": labels["slide_id"], "x": labels["x_l0_px"], "y": labels["y_l0_px"]})
     rows.to_csv(made / "away.csv", index=False)
     for arm in ("tiny", "net"):
         asked = mfcore.predict(study, arm, made / "away.csv", made / "data" / "away", "cpu").table
-        table = external.predictions(study)
+        table = study.external_predictions
         of_fold = table[(table["arm"] == arm) & (table["size"] == 1.0) & (table["fold"] == 1)]
         np.testing.assert_allclose(of_fold["score"], asked.loc[of_fold["patch_id"], "score_fold1"], atol=2e-6)
 
@@ -115,7 +115,7 @@ def test_a_study_cannot_be_tested_on_one_of_its_own_name_or_a_missing_file(made,
     for named, message in (("home.yaml", "is there already; rename it"), ("none.yaml", "no such study file")):
         (made / "studies" / "wrong.yaml").write_text(FILE.format(name="home") + f"test_on: [{named}]\n")
         with pytest.raises(ConfigError, match=message):
-            external.sets_of(opened(made, "wrong").settings)
+            predictions.external_sets(opened(made, "wrong").settings)
 
 
 def test_a_test_by_an_earlier_training_is_not_shown(made, tmp_path):
@@ -124,7 +124,7 @@ def test_a_test_by_an_earlier_training_is_not_shown(made, tmp_path):
     (copy / "studies" / "home.yaml").write_text(
         FILE.format(name="home").replace("cost: 1000", "cost: 10") + "test_on: [away.yaml]\nshared: drop\n"
     )
-    assert set(external.predictions(opened(copy))["arm"]) == {"net"}
+    assert set(opened(copy).external_predictions["arm"]) == {"net"}
 
 
 def test_the_table_and_fig_1_show_every_arm_on_the_other_data(made):
@@ -134,7 +134,7 @@ def test_the_table_and_fig_1_show_every_arm_on_the_other_data(made):
     table = scores.on_external_sets(study).table
     assert set(table["arm"]) == {"tiny", "net"} and (table["n_test"] == 40).all()
     for row in table.itertuples():
-        one = external.predictions(study)
+        one = study.external_predictions
         one = one[(one["arm"] == row.arm) & (one["size"] == row.size)]
         assert row.low <= row.auroc <= row.high or np.isnan(row.low)
     assert "40 patches with the pixels of one here are left out" in scores.on_external_sets(study).caption
@@ -155,12 +155,12 @@ def test_a_set_of_other_classes_is_refused(made, classes):
     (made / "studies" / "swapped.yaml").write_text(other)
     (made / "studies" / "wrong.yaml").write_text(FILE.format(name="home") + "test_on: [swapped.yaml]\n")
     with pytest.raises(ConfigError, match=r"give classes that are the same the same names, and say by data.label_values"):
-        external.sets_of(opened(made, "wrong").settings)
+        predictions.external_sets(opened(made, "wrong").settings)
 
 
 def test_tests_by_another_rule_for_shared_patches_are_not_shown(made, tmp_path):
     shutil.copytree(made, tmp_path / "copy")
-    assert external.predictions(opened(tmp_path / "copy", "strict")).empty, "these were made with shared: drop"
+    assert opened(tmp_path / "copy", "strict").external_predictions.empty, "these were made with shared: drop"
 
 
 def test_a_set_of_which_one_class_is_left_is_refused(made, tmp_path):
@@ -177,4 +177,4 @@ def test_the_patches_of_a_set_follow_how_its_images_are_made_to_fit(made):
     settings = opened(made).settings
     other = dataclasses.replace(settings, data=dataclasses.replace(settings.data, source="images"))
     fits = [dataclasses.replace(other, patches=dataclasses.replace(other.patches, fit=fit)) for fit in (None, "crop", "resize")]
-    assert len({json.dumps(external._config(settings, each), default=str) for each in fits}) == 3
+    assert len({json.dumps(predictions.external_config(settings, each), default=str) for each in fits}) == 3
