@@ -84,10 +84,13 @@ def slide(
     inside = rows["x_l0_px"].between(left, right) & rows["y_l0_px"].between(top, bottom)
     shown = rows[inside].assign(label=rows["label"].map(names))
     style = {"data": shown, "x": "x_l0_px", "y": "y_l0_px", "hue": "label", "style": "label"}
-    sns.scatterplot(
-        **style, hue_order=names.values(), s=22, linewidth=0.6, edgecolor="white", ax=axis
-    )
+    order = [names[0], names[1]]  # colours as in `map_of`
+    style |= {"hue_order": order, "style_order": order}
+    sns.scatterplot(**style, s=22, linewidth=0.6, edgecolor="white", ax=axis)
     axis.set(xlabel="level-0 px", ylabel="level-0 px", xlim=(left, right), ylim=(bottom, top))
+    axis.grid(visible=False)
+    if legend := axis.get_legend():  # `finished` sets one below the picture
+        legend.remove()
     caption = (
         f"Slide {slide_id} with its annotations, a field of {field_um / 1000:.1f} mm"
         f" ({of_what(study.settings)}; {int(shown['label'].eq(names[1]).sum())} {names[1]}s,"
@@ -106,9 +109,11 @@ def slides(study: Study, folder: str | Path) -> Iterator[Exhibit]:
     if not (study.settings.source.has_slides and Path(folder).is_dir()):
         return
     slide_id = str(study.labels["slide_id"].value_counts().index[0])
-    rows = study.labels[study.labels["slide_id"] == slide_id].sort_values("label", ascending=False)
+    rows = study.labels[study.labels["slide_id"] == slide_id].nlargest(1, "label", keep="all")
+    places = rows[["x_l0_px", "y_l0_px"]]
+    middle = ((places - places.mean()) ** 2).sum(axis=1).idxmin()  # not at the slide's edge
     yield slide(study, slide_id, folder)
-    yield slide(study, slide_id, folder, tuple(rows[["x_l0_px", "y_l0_px"]].iloc[0]), 200)
+    yield slide(study, slide_id, folder, tuple(places.loc[middle]), 200)
 
 
 # ---- patches by score ----
