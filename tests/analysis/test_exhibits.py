@@ -5,6 +5,7 @@ import re
 import types
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -121,6 +122,7 @@ def test_an_exhibit_shows_its_figure_or_its_table_and_then_its_caption(monkeypat
     assert shown[1].data.startswith("**Ranking.** AUROC of every arm")
     figure = exhibit.image_rows({"a": np.random.default_rng(1).integers(0, 255, (3, 64, 64, 3), np.uint8)}, 3)
     exhibit.Exhibit("a", "A", "b", pd.DataFrame(), figure, "c")._ipython_display_()
+    plt.close(figure)
     assert shown[-2].format == "jpeg" and shown[-2].data[:2] == b"\xff\xd8", "tissue as PNG makes a notebook too large"
 
 
