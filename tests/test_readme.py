@@ -15,6 +15,7 @@ from PIL import Image
 
 import mfcore
 from mfcore import cli
+from mfcore.analysis.encoders import robustness
 from mfcore.study import arms, data, encoders, external
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +79,7 @@ def trained(folder, name):
 
 def test_there_is_an_example_for_every_way_in():
     assert list(STUDIES) == ["my_slides", "my_qupath", "my_patches", "my_features", "my_hospital", "my_probes"]
-    assert [len(blocks(kind)) for kind in ("bash", "python", "csv")] == [2, 2, 1]
+    assert [len(blocks(kind)) for kind in ("bash", "python", "csv")] == [2, 3, 1]
 
 
 def test_slides_and_a_table(tmp_path, capsys):
@@ -186,6 +187,31 @@ def test_more_probes_on_the_same_folds(tmp_path, monkeypatch):
     assert scores.groupby("arm")[["size", "fold"]].agg(tuple).nunique().eq(1).all()
 
 
+def test_robustness_of_an_encoder(tmp_path, monkeypatch):
+    """The library's numbers on real patches of two data sets are those of a study with the same table."""
+    if not AMIBR.is_dir():
+        pytest.skip(f"no real patches: {AMIBR} is absent")
+    folder = tmp_path / "data" / "my_patches"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    table = pd.read_csv(AMIBR.parent / "AMI-BR.csv").groupby(["dataset", "majority_atypical"]).head(N // 2)
+    table["label"] = table["majority_atypical"].map({True: "atypical", False: "normal"})
+    table["file"] = table["dataset"] + "_" + table["uid"].astype(str) + ".png"
+    for label, file in zip(table["label"], table["file"], strict=True):
+        shutil.copy(AMIBR / label / file, file)
+    table["case"], table["lab"] = table["dataset"] + "/" + table["slide"], table["dataset"]
+    table[["file", "label", "lab", "case"]].to_csv("images.csv", index=False)
+    values = {}
+    exec(compile(blocks("python")[0], "README", "exec"), values)
+    assert len(values["features"]) == 2 * N
+    study = trained(tmp_path, "my_patches")
+    rows = robustness.table(study).set_index(["encoder", "biology", "origin"])
+    assert list(rows.index) == [("efficientnet_lite0", "class", "laboratory")]
+    expected = values["found"].robustness_index, values["found"].croma
+    np.testing.assert_allclose(rows[["ri", "croma"]].to_numpy()[0], expected, atol=0.01)
+    assert 0 < expected[0] < 1 and np.isfinite(expected[1])
+
+
 def test_embeddings_for_others_and_a_look_at_patches(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "data" / "my_patches")
@@ -194,13 +220,13 @@ def test_embeddings_for_others_and_a_look_at_patches(tmp_path, monkeypatch, caps
     assert cli.main(shlex.split(blocks("bash")[1])[1:]) == 0
     assert len(pd.read_csv("for_others/manifest.csv")) == len(list(Path("for_others").rglob("*.pt"))) == 2 * N
     found = {}
-    exec(compile(blocks("python")[0], "README", "exec"), found)
+    exec(compile(blocks("python")[1], "README", "exec"), found)
     assert (found["missed"]["label"] == 1).all() and found["missed"]["score"].is_monotonic_increasing
     assert len(list(found["study"].figures.glob("12_*.png")))
 
 
 def test_the_library(tmp_path, monkeypatch):
-    code = blocks("python")[1]
+    code = blocks("python")[2]
     monkeypatch.chdir(tmp_path)
     write_slides(tmp_path, ["slide.tiff"])
     (tmp_path / "images").mkdir()
