@@ -6,6 +6,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import hub_server
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,8 +16,10 @@ from PIL import Image
 
 import mfcore
 from mfcore import cli
-from mfcore.analysis.encoders import robustness
+from mfcore.analysis import arms as arms_exhibits
+from mfcore.analysis.encoders import cards, robustness
 from mfcore.study import arms, data, encoders, external
+from mfcore.sweep import jobs, run
 
 ROOT = Path(__file__).parents[1]
 AMIBR = ROOT.parent / "shared" / "data" / "amibr" / "patches"
@@ -175,16 +178,32 @@ def test_scores_of_new_candidates(tmp_path, monkeypatch, capsys):
 
 
 def test_more_probes_on_the_same_folds(tmp_path, monkeypatch):
-    """Of the encoders the one whose weights are here."""
-    assert "openmidnight" in STUDIES["my_probes"]
-    monkeypatch.setitem(STUDIES, "my_probes", STUDIES["my_probes"].replace(", openmidnight", ""))
-    write_images(tmp_path / "data" / "my_probes")
-    scores = trained(tmp_path, "my_probes").scores
-    assert set(scores["arm"]) == {
-        "efficientnet_lite0",
-        *(f"efficientnet_lite0 {name}" for name in ("knn", "simpleshot", "mlp")),
-    }
-    assert scores.groupby("arm")[["size", "fold"]].agg(tuple).nunique().eq(1).all()
+    """As printed, by the sweep's jobs: a hub refuses the gated encoder, whose rows say what to do; the others go on."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setenv("NO_PROXY", "*")
+    file, folder = write(tmp_path, "my_probes"), tmp_path / "data" / "my_probes"
+    write_images(folder)
+    results = tmp_path / "results" / "my_probes"
+    encoders_ = mfcore.open_study(file).settings.encoders
+    assert "openmidnight" in encoders_
+    names = ["01_extract_patches", *(jobs.job_name(stage, encoder) for encoder in encoders_ for stage in ("02", "03"))]
+    with hub_server.serving() as server:
+        server.repositories["SophontAI/OpenMidnight"] = hub_server.Repository({}, is_gated=True)
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        done = {name: run.run_job(file, name, results, str(folder), 1) for name in names}
+    assert [name for name in names if not done[name]] == ["02_embed.openmidnight", "03_linear_probe.openmidnight"]
+    study = mfcore.open_study(file, tmp_path / "results")
+    also = ["knn", "simpleshot", "mlp"]
+    assert set(study.scores["arm"]) == {"efficientnet_lite0", *(f"efficientnet_lite0 {name}" for name in also)}
+    assert study.scores.groupby("arm")[["size", "fold"]].agg(tuple).nunique().eq(1).all()
+    missing = arms_exhibits.missing(study).table.set_index("arm")["reason"]
+    assert set(missing.index) == {"openmidnight", *(f"openmidnight {name}" for name in also)}
+    state = cards.encoders_table(study).set_index("encoder").loc["openmidnight", "state"]
+    for words in (*missing, state):
+        assert f"{server.url}/SophontAI/OpenMidnight didn't give" in words
+        assert "accept its licence there" in words and "`hf auth login`" in words
 
 
 def test_robustness_of_an_encoder(tmp_path, monkeypatch):
