@@ -12,6 +12,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mfcore.data.options import Data
 
 ROOT = Path(__file__).resolve().parents[1]
 OF_SWEEP = {
@@ -83,8 +87,16 @@ def _parser() -> argparse.ArgumentParser:
         "--table", type=Path, required=True, help="CSV: file, and x, y in level-0 px on slides"
     )
     predict.add_argument("--data", type=Path, help="folder of slides or images (the table's)")
-    predict.add_argument("--out", type=Path, help="CSV of scores (TABLE.scores.csv)")
-    predict.add_argument("--geojson", type=Path, help="folder for a file a slide, for QuPath")
+    predict.add_argument(
+        "--out",
+        type=Path,
+        help="CSV of scores (RESULTS/STUDY/scores/TABLE.ARM.csv); not where labels of a study lie",
+    )
+    predict.add_argument(
+        "--geojson",
+        type=Path,
+        help="folder for a file a slide, for QuPath; not where labels of a study lie",
+    )
     predict.add_argument("--size", type=float, help="training set's size (the study's largest)")
     predict.add_argument("--device", default="auto", help='"cpu", "cuda" or "auto" (auto)')
     predict.add_argument("--workers", type=int, default=1, help="threads that read slides (1)")
@@ -119,10 +131,13 @@ def _predict(asked: argparse.Namespace) -> int:
     from mfcore.measures.binary import classify
 
     study = open_study(asked.study, asked.results)
+    name = f"{asked.table.stem}.{store.file_name(asked.arm)}.csv"
+    out = asked.out or study.folder / "scores" / name
+    for option in ("out", "geojson"):
+        _refuse_among_labels(option, asked, study.settings.data)
     scored = predict(
         study, asked.arm, asked.table, asked.data, asked.device, asked.size, asked.workers
     )
-    out = asked.out or asked.table.with_suffix(".scores.csv")
     store.write_csv(out, scored.table)
     print("\n".join([*scored.sentences, str(out)]))
     if asked.geojson:
@@ -144,6 +159,28 @@ def _predict(asked: argparse.Namespace) -> int:
             geojson.write(rows, target, names, ("score", "score_sd"))
         print(f"{table['file'].nunique()} files for QuPath in {asked.geojson}")
     return 0
+
+
+def _refuse_among_labels(option: str, asked: argparse.Namespace, data: "Data") -> None:
+    """Raise ValueError where an option names a place among a study's labels, to be read as some."""
+    from mfcore.data.labels.source import SOURCES
+
+    path = getattr(asked, option)
+    if path is None:
+        return
+    folder, table = (path.parent if option == "out" else path).resolve(), asked.table.resolve()
+    names = [name for one in SOURCES.values() for name in one.main_files if name[0] != "*"]
+    if folder in (table.parent, (asked.data or table.parent).resolve()):
+        names += [*SOURCES[data.source].main_files, *data.written]
+    labels = {file for name in names for file in folder.glob(name)} - {table}
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="replace") as before:
+            labels -= {path.resolve()} if "score_sd" in before.readline() else set()
+    if labels or asked.study.resolve().parents[1] / "data" in folder.parents:
+        raise ValueError(
+            f"--{option} {path}: the labels of a study lie in {folder}, where scores would be read"
+            " as labels, or replace some; name another folder"
+        )
 
 
 def _export(asked: argparse.Namespace) -> int:
