@@ -4,23 +4,61 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 
 from mfcore import cli
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("command", ["paper", "data", "embed", "train", "pretrain", "predict", "export", "study"])
+COMMANDS = ["paper", "data", "embed", "train", "pretrain", "measure", "predict", "export", "study"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([command, "--help"])
-    assert not ended.value.code and "usage" in capsys.readouterr().out
+    assert not ended.value.code and f"usage: mfcore {command}" in capsys.readouterr().out
 
 
-def test_help_lists_every_command():
-    done = subprocess.run([sys.executable, "-m", "mfcore.cli", "--help"], capture_output=True, text=True, check=True)
-    assert all(f"    {name} " in done.stdout for name in ("paper", "data", "embed", "predict", "pretrain", "study", "export"))
+def test_both_ways_to_call_it_are_one_command_line_with_one_help():
+    """And the help loads neither torch nor pandas."""
+    own = "import sys; from mfcore.cli import main\n"
+    own += "try: main(['--help'])\nfinally: assert not {'torch', 'pandas'} & set(sys.modules)"
+    calls = [["-m", "mfcore", "--help"], ["-c", own]]
+    done = [subprocess.run([sys.executable, *call], capture_output=True, text=True, check=True).stdout for call in calls]
+    assert done[0] == done[1] and done[0].startswith("usage: mfcore ")
+    listed = [line.split()[0] for line in done[0].splitlines() if line.startswith("    ") and line[4] != " "]
+    assert listed == COMMANDS
+
+
+def test_options_of_snakemake_are_for_the_sweep_alone(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--study", "demo", "--network", "n", "--fold", "0", "--dry-run"])
+    assert "unrecognized arguments: --dry-run" in capsys.readouterr().err
+
+
+def test_embed_is_the_sweeps_unless_one_encoder_is_named(monkeypatch, tmp_path, capsys):
+    from mfcore.study import encoders
+    from mfcore.sweep import __main__ as sweep
+
+    called = []
+    monkeypatch.setattr(
+        sweep, "_sweep", lambda study, asked, targets: called.append((targets, asked.options)) or (tmp_path, 0, set())
+    )
+    run = type("Run", (), {"folder": tmp_path})
+    monkeypatch.setattr(encoders, "embed_share", lambda study, *how: called.append(how) or run)
+    assert cli.main(["embed", "--study", "demo", "--encoders", "vit_tiny_random", "--dry-run"]) == 0
+    one = ["--encoder", "vit_tiny_random", "--share", "1", "--shares", "2", "--device", "cpu", "--results", str(tmp_path)]
+    assert cli.main(["embed", "--study", "demo", *one]) == 0
+    assert called == [
+        (["02_embed.vit_tiny_random"], ["--dry-run"]),
+        ("vit_tiny_random", tmp_path / "demo", 1, 2, "cpu", 0),
+    ]
+    assert cli.main(["embed", "--study", "demo", "--share", "1"]) == 1
+    assert "--share is of one encoder; name it by --encoder" in capsys.readouterr().err
 
 
 def test_a_study_file_and_its_data_are_checked(tmp_path, capsys):
@@ -64,6 +102,24 @@ def test_a_check_looks_at_every_image(tmp_path, capsys):
     assert cli.main(["study", "check", str(file), "--data", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert "a.png: 9 x 9 px, the study stores" in said and "b.png: not an image" in said
+
+
+def test_a_check_compares_the_tolerance_of_features_with_the_slides(tmp_path, capsys):
+    """Slides of 0.5 um/px: a patch of 64 px at 0.25 um/px has a side of 32 px there."""
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    resolution = {"resolution": (2e4,) * 2, "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "a.tiff", pixels, tile=(64, 64), photometric="rgb", **resolution)
+    (tmp_path / "annotations.csv").write_text("file,x,y,label\na.tiff,100,100,1\na.tiff,140,100,0\n")
+    np.save(tmp_path / "f.npy", np.ones((2, 3), np.float32))
+    (tmp_path / "f.csv").write_text("file,x,y\na.tiff,100,100\na.tiff,140,100\n")
+    file = tmp_path / "mine.yaml"
+    for tolerance_px, status in ((16, 0), (17, 1)):
+        file.write_text(
+            "name: mine\ntitle: Mine\ndata: {source: csv}\npatches: {size_px: 64}\n"
+            f"encoders: [{{name: theirs, features: ./f.npy, tolerance_px: {tolerance_px}}}]\n"
+        )
+        assert cli.main(["study", "check", str(file), "--data", str(tmp_path)]) == status
+    assert "tolerance_px is 17; expected 0 to 16, half the side" in capsys.readouterr().err
 
 
 def test_outside_a_clone_what_runs_notebooks_says_so(monkeypatch, tmp_path, capsys):
