@@ -194,10 +194,11 @@ def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
         label, score = binary.check(group["label"].to_numpy(), group["score"].to_numpy())
         units, what = units_of(group)
         slide, weights = resampled_slides(units, 0, "reliability")
+        # (n_units, n_bins)
         counts, positive, total = (
             sums_by_slide(slide, binary.bin_of(score, n_bins), weights.shape[1], n_bins, amount)
             for amount in (np.ones(len(label)), label, score)
-        )  # (n_units, n_bins)
+        )
         n = weights @ counts  # (1 + n_resamples, n_bins)
         shares = np.divide(weights @ positive, n, out=np.full(n.shape, np.nan), where=n > 0)
         for i in np.flatnonzero(n[0]):

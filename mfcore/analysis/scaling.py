@@ -47,11 +47,8 @@ SECTION = "Data scaling"
 SHOWN = ("auroc", "balanced_accuracy")
 DATA_SETS = {"midog22": "MIDOG 2022", "ccmct": "CCMCT"}  # by a study's source
 LINES = {"curve": ("-", "fitted curve"), "straight": (":", "as in the last tenfold step")}
-PUBLISHED_LOOKS = {
-    END_TO_END: ("^", 0.75),
-    PROBE: ("o", 1.0),
-    LORA: ("s", 1.33),
-}  # marker, and its place
+# marker, and its place
+PUBLISHED_LOOKS = {END_TO_END: ("^", 0.75), PROBE: ("o", 1.0), LORA: ("s", 1.33)}
 PUBLISHED_COLUMNS = ["arm", "kind", "data_set", "metric", "value", "sd", "where"]
 BASE = "slide"  # the scheme that the others are measured against
 LEAKS = {  # what each leak's bars are

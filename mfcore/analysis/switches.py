@@ -143,9 +143,10 @@ def _sees_a_positive(study: Study) -> tuple[int, int]:
     negative, positive = (labels[labels["label"] == label] for label in (0, 1))
     share = (network.input_px + 2 * network.shift_px) / settings.patches.size_px
     tree = cKDTree(positive[["x_l0_px", "y_l0_px", "slide"]].to_numpy())
+    # (n_negative,)
     distance, _ = tree.query(
         negative[["x_patch_l0_px", "y_patch_l0_px", "slide"]].to_numpy(), p=np.inf
-    )  # (n_negative,)
+    )
     return int((distance <= negative["side_l0_px"] * share / 2).sum()), len(negative)
 
 

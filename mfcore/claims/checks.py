@@ -59,10 +59,8 @@ def resolution(material: Material) -> Finding:
     """Level 0 of every slide in µm/px, within 1 % of 0.25: the released code reads level 0 as it
     is.
     """
-    settings, values = (
-        material.settings,
-        material.study.labels.groupby("slide_id")["um_per_px"].first(),
-    )
+    settings = material.settings
+    values = material.study.labels.groupby("slide_id")["um_per_px"].first()
     if values.isna().any():
         raise Untestable("the label table does not have the µm/px of every slide")
     off = (values / 0.25 - 1).abs()

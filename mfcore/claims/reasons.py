@@ -12,10 +12,9 @@ from mfcore.study import predictions
 from mfcore.study.config import MODES
 from mfcore.study.predictions import ALL
 
-PUBLISHED_NETWORK, N_TRAINING_FILE = (
-    "EfficientNetV2-M",
-    2_894,
-)  # of the benchmark on AMi-Br, and figures of its training file
+# of the benchmark on AMi-Br, and figures of its training file
+PUBLISHED_NETWORK = "EfficientNetV2-M"
+N_TRAINING_FILE = 2_894
 
 
 def protocol(material: Material, arm: str, difference: float) -> list[str]:

@@ -12,12 +12,10 @@ from mfcore.claims.material import Material
 from mfcore.claims.rows import Row
 from mfcore.measures.statistics import Folds, holm, spread
 
-REPRODUCED, NOT_REPRODUCED, UNCLEAR, NOT_TESTABLE = (
-    "reproduced",
-    "not reproduced",
-    "unclear",
-    "not testable here",
-)
+REPRODUCED = "reproduced"
+NOT_REPRODUCED = "not reproduced"
+UNCLEAR = "unclear"
+NOT_TESTABLE = "not testable here"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNCLEAR, NOT_TESTABLE)
 ALPHA = 0.05
 TOO_FEW = "fewer than three folds in common, or one slide tested"

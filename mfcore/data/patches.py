@@ -184,11 +184,9 @@ def extract(
     is_stated = np.empty(len(table), dtype=bool)
     for job in jobs:
         rows = job.rows["patch_id"].to_numpy()
-        centres[rows], scanned_at[rows], is_stated[rows] = (
-            job.centres,
-            job.scanned_at_px,
-            job.is_stated,
-        )
+        centres[rows] = job.centres
+        scanned_at[rows] = job.scanned_at_px
+        is_stated[rows] = job.is_stated
         table.loc[rows, "um_per_px"] = job.um_per_px
     if reading.origin == "scanned_area":
         table[["x_l0_px", "y_l0_px"]] += scanned_at
@@ -238,10 +236,8 @@ def read_anywhere(
     (n, stored_px, stored_px, 3). Raises SlideError for a slide that can't be read.
     """
     side_px, um_per_px = reading.stored_px, reading.um_per_px
-    centres, stored = (
-        np.empty((len(slide_ids), 2)),
-        np.empty((len(slide_ids), side_px, side_px, 3), np.uint8),
-    )
+    centres = np.empty((len(slide_ids), 2))
+    stored = np.empty((len(slide_ids), side_px, side_px, 3), np.uint8)
     for slide_id in np.unique(slide_ids.astype(str)):
         places = np.flatnonzero(slide_ids == slide_id)
         with reading.open(Path(folder), table[table["slide_id"] == slide_id]) as slide:

@@ -98,10 +98,8 @@ def draw(
     drawn = {}
     for size in sizes:
         drawn[size] = {"test": roles["test"]}
-        for role, rounding in (
-            ("train", np.rint),
-            ("val", np.ceil),
-        ):  # a validation set of one class measures nothing
+        # a validation set of one class measures nothing
+        for role, rounding in (("train", np.rint), ("val", np.ceil)):
             subset = labels[labels["patch_id"].isin(roles[role])]
             drawn[size][role] = _nested_subset(
                 subset, scheme, size, rounding, (role, train_domain, fold)

@@ -186,10 +186,8 @@ def mean_recall(label: np.ndarray, predicted: np.ndarray) -> float:
 
     label, predicted: classes from 0, int (n,), one row or more.
     """
-    n, right = (
-        np.bincount(label),
-        np.bincount(label[label == predicted], minlength=int(label.max()) + 1),
-    )
+    n = np.bincount(label)
+    right = np.bincount(label[label == predicted], minlength=int(label.max()) + 1)
     return float(mean_recall_of(right[n > 0], n[n > 0]))
 
 

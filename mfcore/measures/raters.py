@@ -107,11 +107,10 @@ def _measures(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """MEASURES of two raters, (n,) each, from counts of annotations by the first's and the second's
     vote (n, 2, 2).
     """
-    same, first, second = (
-        np.diagonal(counts, axis1=1, axis2=2),
-        counts.sum(axis=2),
-        counts.sum(axis=1),
-    )  # (n, 2)
+    # (n, 2) each
+    same = np.diagonal(counts, axis1=1, axis2=2)
+    first = counts.sum(axis=2)
+    second = counts.sum(axis=1)
     n = first.sum(axis=1)
     agreement, by_chance = same.sum(axis=1) / n, (first * second).sum(axis=1) / n**2
     balanced = (mean_recall_of(same, first) + mean_recall_of(same, second)) / 2

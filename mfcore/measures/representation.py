@@ -93,10 +93,8 @@ class Streaming:
         return self
 
     def _add(self, piece: np.ndarray) -> None:
-        self._low, self._high = (
-            np.minimum(self._low, piece.min(axis=0)),
-            np.maximum(self._high, piece.max(axis=0)),
-        )
+        self._low = np.minimum(self._low, piece.min(axis=0))
+        self._high = np.maximum(self._high, piece.max(axis=0))
         mean = piece.mean(axis=0)
         piece -= mean
         total = self.n + len(piece)

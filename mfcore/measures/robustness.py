@@ -71,9 +71,8 @@ def neighbours(
         distances[case[rows, None] == case] = np.inf
         is_alike, is_here = biology[rows, None] == biology, origin[rows, None] == origin
         so, os = is_alike & ~is_here, ~is_alike & is_here
-        nearest = np.argpartition(distances, min(k, len(features)) - 1, axis=1)[
-            :, :k
-        ]  # (n_rows, k)
+        # (n_rows, k)
+        nearest = np.argpartition(distances, min(k, len(features)) - 1, axis=1)[:, :k]
         is_known = np.isfinite(np.take_along_axis(distances, nearest, axis=1))
         n_so[rows] = (np.take_along_axis(so, nearest, axis=1) & is_known).sum(axis=1)
         n_os[rows] = (np.take_along_axis(os, nearest, axis=1) & is_known).sum(axis=1)

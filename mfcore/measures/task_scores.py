@@ -63,9 +63,8 @@ def of_masks(dice: pd.DataFrame) -> Scored:
     """Dice: the sums are the mean run's Dice of masks with nuclei, and how many there are."""
     value = masks.dice(dice["n_px"], dice["n_predicted_px"], dice["n_both_px"])
     table = dice[["run", "item_id"]].assign(value=value, cluster=_clusters(dice))
-    by_item = (
-        table.groupby(["cluster", "item_id", "run"])["value"].mean().unstack("run").dropna()
-    )  # over a mask's classes
+    # over a mask's classes
+    by_item = table.groupby(["cluster", "item_id", "run"])["value"].mean().unstack("run").dropna()
     clusters = by_item.mean(axis=1).groupby("cluster").agg(["sum", "size"])
     return Scored(
         by_item.mean(axis=0).to_numpy(),

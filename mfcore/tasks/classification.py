@@ -22,12 +22,8 @@ from mfcore import store
 from mfcore.tasks.task import CLASSIFICATION, Task, TaskError, whole_images
 
 BACH_PHOTOS = "ICIAR2018_BACH_Challenge/Photos"
-BACH_PREFIXES = {
-    "Benign": "b",
-    "InSitu": "is",
-    "Invasive": "iv",
-    "Normal": "n",
-}  # of the files' names, by class
+# of the files' names, by class
+BACH_PREFIXES = {"Benign": "b", "InSitu": "is", "Invasive": "iv", "Normal": "n"}
 BACH_PER_CLASS = 100
 BACH_VAL = ((41, 59), (60, 90), (139, 169), (240, 258), (260, 273), (345, 368))
 """Positions, from and up to, that eva validates on, among the 400 photos by class and name."""

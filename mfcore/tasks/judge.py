@@ -136,9 +136,8 @@ def features_of(
             else:
                 with store.replacing(file) as aside:
                     try:
-                        os.link(
-                            same, aside
-                        )  # of PatchCamelyon half a gigabyte an encoder, for two tasks
+                        # of PatchCamelyon half a gigabyte an encoder, for two tasks
+                        os.link(same, aside)
                     except OSError:  # a file system without links
                         shutil.copyfile(same, aside)
         for shard in run.path("units").glob("features-*.npy"):

@@ -64,9 +64,8 @@ def of(task: TaskOptions) -> Protocol:
         published, **{key: value for key in keys if (value := getattr(task, key)) is not None}
     )
     epochs = [(each.n_steps, each.batch_size, each.n_per_class) for each in (published, protocol)]
-    return (
-        protocol if epochs[0] == epochs[1] else replace(protocol, patience=None)
-    )  # it counts epochs of the published length
+    # it counts epochs of the published length
+    return protocol if epochs[0] == epochs[1] else replace(protocol, patience=None)
 
 
 def fingerprint(data: TaskData, known: Fingerprints) -> str:

@@ -64,9 +64,8 @@ def material_of(data: TaskData, card: EncoderCard, device: str, size_px: int | N
     for item, (image, mask) in zip(data.table["item_id"], pairs, strict=True):
         if image.shape[:2] != mask.shape:
             wrong.append(f"the mask of {item!r} is {mask.shape}, its image {image.shape[:2]}")
-    masks = np.stack(
-        [_square(mask, size_px, "nearest") for _, mask in pairs]
-    )  # (n, size_px, size_px)
+    # (n, size_px, size_px)
+    masks = np.stack([_square(mask, size_px, "nearest") for _, mask in pairs])
     has_nuclei = (
         pd.Series(_nuclei(masks).any(axis=(1, 2))).groupby(data.table["split"].to_numpy()).any()
     )
@@ -77,9 +76,8 @@ def material_of(data: TaskData, card: EncoderCard, device: str, size_px: int | N
     ]
     if wrong:
         raise TaskError(f"task {task.name!r}: {'; '.join(wrong[:5])}")
-    images = np.stack(
-        [_square(image, size_px, card.interpolation) for image, _ in pairs]
-    )  # (n, size_px, size_px, 3)
+    # (n, size_px, size_px, 3)
+    images = np.stack([_square(image, size_px, card.interpolation) for image, _ in pairs])
     encoder = encoders.load(card, device)
     batches = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
     maps = [
@@ -152,10 +150,8 @@ def _train(
     """Train one run's decoder, and keep its Dice on what it didn't learn from."""
     table, task = data.table.reset_index(drop=True), data.task
     rows, validation = (np.flatnonzero(table["split"] == split) for split in ("train", SELECTION))
-    draw, title = (
-        generator(seed, "segment", task.name, "decoder", number),
-        f"{run.identity['name']}, run {number}",
-    )
+    draw = generator(seed, "segment", task.name, "decoder", number)
+    title = f"{run.identity['name']}, run {number}"
     decoder, progress = segment_decoder.train(
         material, len(task.classes), rows, validation, protocol.schedule, draw, title
     )

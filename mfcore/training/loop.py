@@ -133,10 +133,8 @@ class _Training:
         self.validation = validation_of(task)
         self.kept, self.position = _Kept(), _Position()
         self.history: list[dict] = []
-        self.folder, self.checkpoint = (
-            folder,
-            processes.Checkpoint(folder / f"{task.unit}.checkpoint"),
-        )
+        self.folder = folder
+        self.checkpoint = processes.Checkpoint(folder / f"{task.unit}.checkpoint")
 
     @property
     def ended(self) -> bool:

@@ -29,9 +29,8 @@ from mfcore.training.options import Probe
 
 RESIDUAL_TOLERANCE = 1e-3
 N_CLASSES = 2
-N_CORRECTIONS = (
-    100  # pairs that L-BFGS keeps, as UNI's solver does; ten need three times as many passes
-)
+# pairs that L-BFGS keeps, as UNI's solver does; ten need three times as many passes
+N_CORRECTIONS = 100
 SMALLEST_STEP = 1e-10  # of the objective, below which float32 products give no further gain
 
 

@@ -36,15 +36,10 @@ from mfcore.tasks import registry
 
 SECTION = "Representations"
 TITLES = {"rankme": "RankMe", "odcorr_abs": "ODCorr, mean |r|", "odcorr_sq": "ODCorr, mean r²"}
-EXPECTED = {
-    "rankme": 1,
-    "odcorr_abs": -1,
-    "odcorr_sq": -1,
-}  # sign of the papers' correlation with accuracy
-BY_CHANCE = {
-    "odcorr_abs": odcorr_abs_by_chance,
-    "odcorr_sq": odcorr_sq_by_chance,
-}  # independent dimensions
+# sign of the papers' correlation with accuracy
+EXPECTED = {"rankme": 1, "odcorr_abs": -1, "odcorr_sq": -1}
+# independent dimensions
+BY_CHANCE = {"odcorr_abs": odcorr_abs_by_chance, "odcorr_sq": odcorr_sq_by_chance}
 MEASURED = ["n", "n_dims", "n_constant", *TITLES]
 COLUMNS = ["encoder", "origin", *MEASURED, "auroc", "auroc_sd", "n_folds"]
 ON_TASKS = ["task", "encoder", "origin", *MEASURED]

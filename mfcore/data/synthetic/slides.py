@@ -244,9 +244,8 @@ def _each(seed: int, missing: list[tuple[Plan, Path]], n_workers: int) -> Iterat
     if n_workers == 1 or len(missing) < 2:
         yield from map(_make_slide, repeat(seed), *zip(*missing, strict=True)) if missing else ()
         return
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # a notebook's process may hold threads, which forking would break
+    # a notebook's process may hold threads, which forking would break
+    context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(n_workers, len(missing)), mp_context=context) as pool:
         yield from pool.map(_make_slide, repeat(seed), *zip(*missing, strict=True))
 

@@ -156,10 +156,8 @@ def lay_out(seed: int, plan: Plan) -> Layout:
     phase = rng.choice(list(PHASES), plan.n_annotations, p=list(PHASES.values()))
     weights = np.array(domain.look_alikes) * rng.dirichlet(np.full(5, 12.0))
     other = rng.choice(list(cells.LOOK_ALIKE), plan.n_annotations, p=weights / weights.sum())
-    easy, difficult = (
-        rng.uniform(0, 0.4, plan.n_annotations),
-        rng.uniform(0.55, 0.95, plan.n_annotations),
-    )
+    easy = rng.uniform(0, 0.4, plan.n_annotations)
+    difficult = rng.uniform(0.55, 0.95, plan.n_annotations)
     hard = np.where(rng.random(plan.n_annotations) < HARD_SHARE, difficult, easy)
     kinds = [str(p) if yes else str(o) for yes, p, o in zip(positive, phase, other, strict=True)]
     return Layout(stroma, gap, tumour, others, annotated, kinds, hard)
@@ -176,10 +174,8 @@ def _cytoplasm(
     first = np.full(shape, reach, np.float32)
     second = np.full(shape, reach, np.float32)
     owner = np.full(shape, len(centres_px), np.int32)
-    angle, stretch = (
-        rng.uniform(0, np.pi, len(centres_px)),
-        np.exp(rng.normal(0, 0.16, len(centres_px))),
-    )
+    angle = rng.uniform(0, np.pi, len(centres_px))
+    stretch = np.exp(rng.normal(0, 0.16, len(centres_px)))
     cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
     wide, narrow = stretch.astype(np.float32), (1 / stretch).astype(np.float32)
     span = int(reach * 1.15) + 1
@@ -216,9 +212,8 @@ def _ground(
         owner
     ]
     border = np.exp(-((((second - first) * um) / 1.1) ** 2))
-    membrane = np.float32(
-        rng.choice((-1, 1)) * rng.uniform(0.2, 0.55)
-    )  # borders show dark, or as fine clefts
+    # borders show dark, or as fine clefts
+    membrane = np.float32(rng.choice((-1, 1)) * rng.uniform(0.2, 0.55))
     far = np.clip((first * um - domain.spacing_um * 0.72) / 3, 0, 1)
     texture = 1 + domain.granules * fine + 0.12 * blotch
     tumour_e = domain.cytoplasm[1] * tint * texture * (1 + membrane * border) * (1 - 0.35 * far)
@@ -247,10 +242,8 @@ def _fibres(
     bend_um = 32
     wave = _field(rng, coarse, 45 / (4 * um)) + 0.15 * _field(rng, coarse, 8 / (4 * um))
     angle, side = rng.uniform(0, np.pi), 512
-    y, x = (
-        np.arange(half[0], dtype=np.float32)[:, None],
-        np.arange(half[1], dtype=np.float32)[None, :],
-    )
+    y = np.arange(half[0], dtype=np.float32)[:, None]
+    x = np.arange(half[1], dtype=np.float32)[None, :]
     across = (
         y * np.float32(np.cos(angle))
         - x * np.float32(np.sin(angle))
@@ -284,9 +277,8 @@ def ground(seed: int, plan: Plan, layout: Layout) -> tuple[Canvas, np.ndarray, n
     shape = (plan.n_rows, plan.n_columns)
     h, e, angles = _ground(plan, layout, rng)
     fine = _field(rng, shape, 0.16 / um)
-    threads = 0.45 - np.abs(
-        _field(rng, shape, 0.42 / um)
-    )  # ridges of noise: a mesh, as cytoplasm has it
+    # ridges of noise: a mesh, as cytoplasm has it
+    threads = 0.45 - np.abs(_field(rng, shape, 0.42 / um))
     h, e = _enlarge(h, shape), _enlarge(e, shape)
     canvas = Canvas(
         h * (1 + 0.1 * fine + 0.22 * threads),

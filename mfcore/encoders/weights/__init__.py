@@ -271,9 +271,7 @@ def _read_tensors(path: Path, img_size_px: int | None = None, key: str = "") -> 
         raise EncoderError(
             f"{path.resolve()} can't be read as weights ({error}); remove it and fetch it again"
         ) from error
-    except (
-        Exception
-    ) as error:  # pickle's own error class; imported nowhere else, as nothing is unpickled
+    except Exception as error:  # pickle's own class, which no module imports: nothing is unpickled
         raise EncoderError(
             f"{path} holds more than tensors and isn't read ({type(error).__name__})"
         ) from error
