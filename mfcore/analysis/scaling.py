@@ -95,8 +95,8 @@ def published(settings: Settings) -> pd.DataFrame:
     """Published values with all the data, to stand beside a study's: columns PUBLISHED_COLUMNS.
 
     Of the study's own data set where there are any, else of both that Ganz et al. 2024 used; none
-    for a question of one's own. Those
-    of Ammeling et al. 2025 are known second-hand, and ``where`` says so.
+    for a question of one's own. Those of Ammeling et al. 2025 are known second-hand, and ``where``
+    says so.
     """
     if not settings.source.published:
         return pd.DataFrame(columns=PUBLISHED_COLUMNS)

@@ -120,7 +120,7 @@ def parameters(
 
 
 def patch_tokens(material: Material, encoders: list[str]) -> Finding:
-    """Patch tokens at the cards' crop, and whether their mean is read beside the class token."""
+    """Patch tokens at the cards' crop, and whether their mean is read with the class token."""
     counts, readouts = {}, set()
     for name in encoders:
         card = cards()[name]

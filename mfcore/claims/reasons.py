@@ -32,7 +32,7 @@ def protocol(material: Material, arm: str, difference: float) -> list[str]:
 
 
 def benchmark(material: Material, arm: str, difference: float) -> list[str]:
-    """How an arm was trained, beside the benchmark's; where it scores less, what held it back."""
+    """How an arm was trained, against the benchmark's; where it scores less, what held it back."""
     network, mixed, size = material.networks[arm], material.mixed, material.sizes[-1]
     n_train = mixed.loc[(mixed["arm"] == arm) & (mixed["size"] == size), "n_train"].mean()
     n_seen = network.n_epochs * (network.patches_per_epoch or n_train)

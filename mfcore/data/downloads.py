@@ -104,8 +104,8 @@ def fetch(
     if not source.is_published:
         raise DownloadError(
             f"source {source.name!r}: its slides are your own: lay them into a folder with"
-            f" {' or '.join(source.main_files)}, beside it or in images/, and name it: make paper"
-            " DATA=folder"
+            f" {' or '.join(source.main_files)}, or into its folder images/, and name the folder:"
+            " make paper DATA=folder"
         )
     try:
         with store.alone(folder, "fetch"):

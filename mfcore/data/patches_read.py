@@ -2,7 +2,7 @@
 
 A batch is a part of one slide's annotations, in the order of `mfcore.data.slides.slide.Slide.plan`.
 A batch's patches are on disk before its rows enter ``progress.txt``: a kill at any moment loses the
-batches in hand and no more.
+batches not yet written and no more.
 """
 
 import json

@@ -20,7 +20,7 @@ TILES = (
     "purple nuclei on pink",
     "pink and purple grains",
 )
-# Relative. Other machines and versions of torch stay well below; a GPU's half precision beside a
+# Relative. Other machines and versions of torch stay well below; a GPU's half precision against a
 # CPU's float32 does too.
 TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 6e-2}
 

@@ -2,7 +2,7 @@
 class 1).
 
 Five are those of UNI's evaluation, which Ganz et al. used: accuracy, balanced accuracy, weighted
-F1, quadratic-weighted kappa and AUROC. Beside them: F1 of class 1, average precision, Brier score
+F1, quadratic-weighted kappa and AUROC. Further ones: F1 of class 1, average precision, Brier score
 and expected calibration error. What looks at the class gives a patch class 1 where its score is
 above 0.5, so that 0.5 itself is class 0, as in an argmax over the two probabilities. Average
 precision and F1 grow with the share of class 1: they compare arms on one test set, not test sets.

@@ -134,8 +134,8 @@ def fit(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
     for every arm, as `resampled_means` has them. ``n_needed``: patches at which the curve reaches
     what the best arm has with all the data, ``n_train``; inf where it ends below, or would need a
     million times the data; that arm's own are those it has. ``n_needed_low`` to ``n_needed_high``:
-    over the same resamples. All bounds are NaN where all folds are tested on the same
-    patches: their spread is that of the training alone.
+    over the same resamples. All bounds are NaN where all folds are tested on the same patches:
+    their spread is that of the training alone.
 
     ``why_not``: why data don't determine the curve, and all of these numbers are NaN: fewer than
     three sizes or folds, no growth, no bend, or more than a tenth of the resamples with such a

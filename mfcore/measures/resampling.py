@@ -87,10 +87,9 @@ def by_fold(
     patches, as a test needs them.
 
     predictions: as `resample`, with ``patch_id``. test_set: the name of what is tested, such as the
-    domain, which names the
-    stream: arms tested on the same units get the same draws. The draws' moves are stretched by n /
-    (n - 1) in variance, as a resample of n units varies less than n other units would. Raises as
-    `resample`.
+    domain, which names the stream: arms tested on the same units get the same draws. The draws'
+    moves are stretched by n / (n - 1) in variance, as a resample of n units varies less than n
+    other units would. Raises as `resample`.
     """
     is_same = same_patches(predictions)
     values = _in_folds(

@@ -2,7 +2,7 @@
 
 A run's folder is named ``<stage>-<name>-<key>``; the key is the hash of its config and of the keys
 of its inputs. A run of several units of work (a fold at a size) keeps each finished unit, so that a
-kill loses the unit in hand and no more.
+kill loses one unit at most.
 """
 
 import contextlib

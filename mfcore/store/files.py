@@ -11,7 +11,7 @@ from mfcore.store.records import digest
 
 WHOLE_BYTES = 32 * 2**20  # up to so many bytes, a file's fingerprint is of all its content
 N_BLOCKS, BLOCK_BYTES = 32, 2**16  # of a larger file
-IN_ONE_FOLDER = (".dcm", ".vms", ".vmu")  # slides whose parts lie beside the file that is named
+IN_ONE_FOLDER = (".dcm", ".vms", ".vmu")  # slides whose parts lie in the folder of the named file
 
 
 def fingerprint(path: str | Path) -> list[int | str]:

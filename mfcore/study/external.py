@@ -183,7 +183,7 @@ def _facts(study: Study, arm: str, size: float, n_folds: int, candidates: pd.Dat
 
 
 def folder_of(name: str, data_folder: str | Path) -> Path:
-    """Where an external set's data lie: beside the study's own."""
+    """Where an external set's data lie: in a folder next to the study's own."""
     return Path(data_folder).resolve().parent / name
 
 

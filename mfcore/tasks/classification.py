@@ -165,7 +165,7 @@ def _pcam_images(path: Path) -> h5py.Dataset:
 
 
 def unpack_pcam(task: Task, folder: Path) -> None:
-    """Unpack every ``camelyonpatch_*.h5.gz`` beside which its ``.h5`` isn't there yet.
+    """Unpack every ``camelyonpatch_*.h5.gz`` whose ``.h5`` isn't in the folder yet.
 
     Each file is unpacked whole or not at all.
     """

@@ -2,9 +2,9 @@
 maps, several seeded runs.
 
 A run's folder keeps ``dice.parquet`` (run, step, item_id, split, group, class, dice, and the pixels
-that each mask and both
-have: ``n_px, n_predicted_px, n_both_px``), from which every score is computed again; ``fits.csv``;
-and ``masks.npz``, some tested patches with their true masks and what the first run made of them.
+that each mask and both have: ``n_px, n_predicted_px, n_both_px``), from which every score is
+computed again; ``fits.csv``; and ``masks.npz``, some tested patches with their true masks and what
+the first run made of them.
 """
 
 import dataclasses
@@ -40,12 +40,12 @@ def segment(
     device: str = "cpu",
 ) -> store.Run:
     """Judge the encoder of ``card`` by a task's data; fills and finishes ``run``, and a kill loses
-    the decoder in hand.
+    one decoder.
 
     Patches and masks are resized to the protocol's ``size_px``, or the encoder's input where it
     says none, and all of a patch goes through the encoder. data: as `protocol.check` passes them.
     seed: of the decoders. Raises TaskError, with all that is wrong, for masks that can't be judged
-    by, EncoderError where the encoder can't be had or gives no map of features.
+    by, EncoderError where the encoder can't be loaded or gives no map of features.
     """
     if missing := tasks_protocol.missing(run, protocol.n_runs):
         material = material_of(data, card, device, protocol.size_px)

@@ -2,8 +2,8 @@
 image itself, as eva does.
 
 eva's ConvDecoderWithImage, with which its leaderboard was made: features twice as large, a
-convolution; as large as the image, which is laid beside them; two convolutions; a class a pixel.
-Each convolution but the last is 3 x 3 with batch normalisation and ReLU.
+convolution; as large as the image, which is added as three channels; two convolutions; a class a
+pixel. Each convolution but the last is 3 x 3 with batch normalisation and ReLU.
 """
 
 import copy

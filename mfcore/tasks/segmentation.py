@@ -185,7 +185,7 @@ CONSEP = Task(
     where=(
         "the HoVer-Net page of the Tissue Image Analytics Centre, University of Warwick,"
         " consep_dataset.zip (Apache 2.0 as eva's documentation has it, which also says that it"
-        " wasn't to be had for a time); unpack it here"
+        " wasn't available for a time); unpack it here"
     ),
     counts={"train": 27 * 16, "val": 14 * 16},  # tiles
 )

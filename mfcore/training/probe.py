@@ -167,8 +167,7 @@ class Material:
     """What probes of one encoder work on; see `read`.
 
     features: float32 (n, n_dims); labels: int64 (n,); row_of: row of each patch id; patches: the
-    label table by patch id;
-    splits: the table of splits.
+    label table by patch id; splits: the table of splits.
     """
 
     features: np.ndarray

@@ -20,8 +20,8 @@ COLUMNS = ["encoder", "biology", "origin", "ri", "croma", "croma_tail", "n", "n_
 def table(study: Study) -> pd.DataFrame:
     """A row an encoder, biology and origin: COLUMNS; see `mfcore.measures.robustness`.
 
-    No row for an origin that no two biologies share, or a biology of a single origin: then nothing
-    could be told apart.
+    No row for an origin that no two biologies share, or a biology of a single origin: then no
+    neighbour tells which of them counts.
     """
     labels = study.labels.set_index("patch_id")
     drawn = generator(study.seed, "robustness").permutation(labels.index)[:N_MEASURED]
@@ -44,7 +44,7 @@ def table(study: Study) -> pd.DataFrame:
 
 
 def _pairs(labels: pd.DataFrame) -> list[tuple[str, str]]:
-    """The pairs of biology and origin that the labels can tell apart."""
+    """The pairs of biology and origin that vary independently in the labels."""
     pairs = []
     for biology, column in BIOLOGY.items():
         for origin, place in ORIGINS.items():

@@ -4,13 +4,11 @@ others.
 Read are, by what lies at the place that a study names:
 
 - TRIDENT's and CLAM's files: ``SLIDE.h5`` for each slide, ``features`` (n, n_dims) or (1, n,
-  n_dims)
-  and ``coords``, the patches' upper left corners in level-0 px; matched by slide and place;
+  n_dims) and ``coords``, the patches' upper left corners in level-0 px; matched by slide and place;
 - eva's: a folder with ``manifest.csv`` (``origin``, ``embeddings``) and a ``.pt`` for each image;
   matched by the image's path;
-- ``NAME.npy``, (n, n_dims), with ``NAME.csv`` beside it, a line a row: ``patch_id``, or ``file``
-  and,
-  on slides, ``x`` and ``y`` of the patch's centre in level-0 px.
+- ``NAME.npy``, (n, n_dims), and ``NAME.csv`` in the same folder, a line a row: ``patch_id``, or
+  ``file`` and, on slides, ``x`` and ``y`` of the patch's centre in level-0 px.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """The files of embeddings made elsewhere, read as rows that say whose they are, and features.
 
 As their writers have them: TRIDENT (WSI.extract_tissue_coords, extract_patch_features), CLAM
-(save_hdf5), eva (ManifestManager), and an array with a table beside it.
+(save_hdf5), eva (ManifestManager), and an array with a table of the same name.
 """
 
 from pathlib import Path
@@ -21,9 +21,7 @@ Block = tuple[pd.DataFrame, np.ndarray]  # a line a row of features float32 (n, 
 
 
 def refuse(place: Path, problems: list[str], remedy: str) -> None:
-    """Raise one EncoderError for all ``problems``, the first MAX_NAMED in full; none is no
-    error.
-    """
+    """Raise one EncoderError for all ``problems``, MAX_NAMED of them in full; none is no error."""
     if problems:
         more = len(problems) - MAX_NAMED
         named = problems[:MAX_NAMED] + ([f"... and {more:,} more"] if more > 0 else [])
@@ -35,8 +33,8 @@ def files_of(place: Path) -> list[Path]:
     if place.suffix == ".npy" and place.is_file():
         if not (ids := place.with_suffix(".csv")).is_file():
             raise EncoderError(
-                f"{place}: without {ids.name} beside it, which says whose features they are; put it"
-                " there"
+                f"{place}: without {ids.name}, which says whose features they are; put it into the"
+                " same folder"
             )
         return [place, ids]
     if (place / "manifest.csv").is_file():
@@ -45,7 +43,7 @@ def files_of(place: Path) -> list[Path]:
     if not found:
         raise EncoderError(
             f"{place}: no features; expected a folder with an .h5 file a slide (TRIDENT, CLAM), a"
-            " folder with eva's manifest.csv, or NAME.npy with NAME.csv beside it"
+            " folder with eva's manifest.csv, or NAME.npy with NAME.csv in the same folder"
         )
     return found
 

@@ -144,9 +144,9 @@ def from_transformers(state: "Tensors") -> "Tensors":
     """A vision transformer's tensors from transformers' names to timm's.
 
     It may be a ViTModel, Dinov2Model, Dinov2WithRegistersModel or, without the ``vision_model.``
-    before its names, a CLIPVisionModel. Query, key and value become one.
-    Where there are registers, timm's class token has its position added already, and the position
-    embedding is that of the patches alone.
+    before its names, a CLIPVisionModel. Query, key and value become one. Where there are registers,
+    timm's class token has its position added already, and the position embedding is that of the
+    patches alone.
     """
     import torch
 
@@ -176,7 +176,7 @@ def from_transformers(state: "Tensors") -> "Tensors":
 # PyTorch's exporter keeps the names of biases and norms, but folds a linear layer's weight into a
 # transposed, nameless constant of the MatMul that uses it, and adds constants up beforehand. The
 # graph's nodes tell which constant is which.
-PREFIX = "backbone."  # of the transformer's tensors; what stands beside it is a decoder
+PREFIX = "backbone."  # of the transformer's tensors; other names are a decoder's
 _EMBEDDINGS = "/backbone/embeddings/"
 
 
