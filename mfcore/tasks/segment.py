@@ -111,28 +111,20 @@ def maps_of(encoder: encoders.Encoder, images: np.ndarray) -> torch.Tensor:
         raise encoders.EncoderError(
             f"encoder {card.name!r}: {card.architecture} gives no feature maps to segment by"
         )
-    mixed = encoder.precision != "float32"
-    with (
-        torch.inference_mode(),
-        preprocess.exact_float32(encoder.device),
-        torch.autocast(
-            encoder.device.type, getattr(torch, encoder.precision) if mixed else None, enabled=mixed
-        ),
-    ):
-        found = encoder.model.forward_intermediates(
+    with torch.inference_mode(), preprocess.exact_float32(encoder.device), encoder.autocast():
+        maps = encoder.model.forward_intermediates(
             whole.transform(images), indices=at, intermediates_only=True
         )[0].float()
-    if found.ndim != 4 or min(found.shape[2:]) < 2:
+    if maps.ndim != 4 or min(maps.shape[2:]) < 2:
         raise encoders.EncoderError(
-            f"encoder {card.name!r} gives features {tuple(found.shape[1:])} of {card.crop_px} px: "
-            "no grid to segment by; "
-            "use one with smaller patches or a larger input"
+            f"encoder {card.name!r} gives features {tuple(maps.shape[1:])} of {card.crop_px} px: "
+            "no grid to segment by; use one with smaller patches or a larger input"
         )
-    if not torch.isfinite(found).all():
+    if not torch.isfinite(maps).all():
         raise encoders.EncoderError(
             f"encoder {card.name!r} gives NaN or infinity in its feature maps"
         )
-    return found
+    return maps
 
 
 def _square(pixels: np.ndarray, size_px: int, interpolation: str) -> np.ndarray:
