@@ -20,11 +20,11 @@ from mfcore.analysis.exhibit import (
     rounded,
 )
 from mfcore.analysis.scores import (
+    across_sizes,
     full_size,
     mean_sd,
     published,
     scaling_table,
-    wide as across_sizes,
 )
 from mfcore.data import splits
 from mfcore.encoders.card import EncoderCard, conventions as known_ways

@@ -201,7 +201,7 @@ def training(study: Study, network: str, run: store.Run) -> Exhibit:
         caption,
         history,
         draw_history(study, network, history),
-        readable=scores.wide(scores.scaling_table(fits, settings)),
+        readable=scores.across_sizes(scores.scaling_table(fits, settings)),
     )
 
 

@@ -109,7 +109,7 @@ def _notes_on_images(labels: pd.DataFrame, fit: str | None, said: list[dict]) ->
 
 def arms(study: Study) -> Exhibit:
     """AUROC of every arm at every size, and what was found (`domains.abstract`)."""
-    shown = scores.wide(named(scores.by_size(study), study.settings))
+    shown = scores.across_sizes(named(scores.by_size(study), study.settings))
     return Exhibit("05_arms", "Arms", domains.abstract(study), shown, section="Arms")
 
 

@@ -27,6 +27,7 @@ from mfcore.analysis.exhibit import (
     rounded,
 )
 from mfcore.analysis.scores import (
+    across_sizes,
     by_size,
     external_scores,
     human,
@@ -35,7 +36,6 @@ from mfcore.analysis.scores import (
     once,
     published as published_table,
     rater_lines,
-    wide,
 )
 from mfcore.data import splits, splits_audit
 from mfcore.measures import binary, curves, raters as measured
@@ -65,7 +65,7 @@ def scores(study: Study) -> Exhibit:
         f"AUROC of every arm by the share of the training patches ({of_what(settings)}). "
         f"Mean ± sample SD of {folds(table)}."
     )
-    readable = wide(named(table, settings))
+    readable = across_sizes(named(table, settings))
     return Exhibit("05_scores", "Scores", caption, table, None, SECTION, readable)
 
 
@@ -85,7 +85,7 @@ def raters(study: Study) -> Exhibit:
     )
     if one:
         caption += f" One rater reaches a balanced accuracy of {one.estimate:.2f} against another."
-    return Exhibit("05_raters", "Raters", caption, table, None, "Raters", measured.wide(table))
+    return Exhibit("05_raters", "Raters", caption, table, None, "Raters", measured.as_text(table))
 
 
 # ---- Fig. 1 ----

@@ -34,11 +34,11 @@ def slides(material: Material) -> Finding:
 
 def domains(material: Material, names: list[str]) -> Finding:
     """The tumours by name."""
-    found = sorted(material.study.labels["domain"].unique())
+    present = sorted(material.study.labels["domain"].unique())
     return Finding(
-        f"{len(found)}: {', '.join(found)}",
-        value=found == names,
-        difference=float(len(found) - len(names)),
+        f"{len(present)}: {', '.join(present)}",
+        value=present == names,
+        difference=float(len(present) - len(names)),
     )
 
 
@@ -187,29 +187,29 @@ def augmentation(material: Material, kinds: list[str]) -> Finding:
         for kind in kinds
         if not getattr(material.networks[name], f"{kind}_probability")
     ]
-    found = "; ".join(missing) or f"all four, in {', '.join(choice.names)}"
-    return Finding(found, value=not missing, barred=choice.barred)
+    text = "; ".join(missing) or f"all four, in {', '.join(choice.names)}"
+    return Finding(text, value=not missing, barred=choice.barred)
 
 
 def fits(material: Material, **design: object) -> Finding:
     """The fewest fits of any arm: on single domains for a design of ``n_domains``, else on all."""
     splits = material.settings.splits
     scores = material.crossed if "n_domains" in design else material.mixed
-    here = {
+    ours = {
         "n_folds": splits.n_folds,
         "sizes": list(splits.sizes),
         "n_domains": scores["train_domain"].nunique(),
     }
     other = [
-        f"{key} {here[key]} by design, not {value}"
+        f"{key} {ours[key]} by design, not {value}"
         for key, value in design.items()
-        if here[key] != value
+        if ours[key] != value
     ]
     counts = scores.drop_duplicates(FIT).groupby("arm").size()
     if counts.empty:
         raise Untestable("no arm has scores here")
-    found = f"{counts.min()} ({counts.idxmin()}) to {counts.max()} for each of {len(counts)} arms"
-    return Finding(found, value=int(counts.min()), barred=other)
+    text = f"{counts.min()} ({counts.idxmin()}) to {counts.max()} for each of {len(counts)} arms"
+    return Finding(text, value=int(counts.min()), barred=other)
 
 
 def _share(shares: pd.Series) -> Finding:

@@ -53,8 +53,8 @@ def benchmark(material: Material, arm: str, difference: float) -> list[str]:
 def _late(material: Material, arm: str, size: float) -> list[str]:
     """Whether training had ended: in how many folds the loss was lowest in the last two epochs."""
     folds, runs = range(material.settings.splits.n_folds), material.study.runs
-    found = [(runs.get(f"{arm}-fold{fold}"), fold) for fold in folds]
-    histories = [predictions.fit_history(run, fold, size) for run, fold in found if run]
+    trainings = [(runs.get(f"{arm}-fold{fold}"), fold) for fold in folds]
+    histories = [predictions.fit_history(run, fold, size) for run, fold in trainings if run]
     histories = [history for history in histories if len(history) >= 4]
     if not histories:
         return []

@@ -156,9 +156,9 @@ def _checked(features: np.ndarray, first: int = 0) -> np.ndarray:
         )
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
-        which = [first + int(row) for row in bad[:5]]
+        places = [first + int(row) for row in bad[:5]]
         raise RepresentationError(
-            f"{len(bad)} rows hold NaN or infinity, the first {which}; embed these patches again"
+            f"{len(bad)} rows hold NaN or infinity, the first {places}; embed these patches again"
         )
     return features
 

@@ -125,9 +125,9 @@ def _in_folds(
     )
     values = {}
     for fold, rows in predictions.groupby("fold").indices.items():
-        here, within = np.unique(unit[rows], return_inverse=True)  # a fold tests few of the units
+        tested, within = np.unique(unit[rows], return_inverse=True)  # a fold tests few of the units
         if metric in RESAMPLED:
-            values[fold] = RESAMPLED[metric](label[rows], score[rows], within, weights[:, here])
+            values[fold] = RESAMPLED[metric](label[rows], score[rows], within, weights[:, tested])
         else:
             values[fold] = [binary.METRICS[metric](label[rows], score[rows])]
     return pd.DataFrame(values).T
@@ -180,7 +180,7 @@ def interval_of(values: np.ndarray, n: int, least: float = 0.0, most: float = 1.
     return Interval(estimate, float(low), float(high), n)
 
 
-def coverage_said(n: int, unit: str = "slide") -> str:
+def coverage_note(n: int, unit: str = "slide") -> str:
     """How often such an interval over ``n`` units holds the truth, as a part of a sentence; empty
     where there are many.
     """

@@ -112,12 +112,12 @@ class Folds:
             if first.units
             else -second.moved
         )
-        own = first.has_own_patches or second.has_own_patches
+        has_own = first.has_own_patches or second.has_own_patches
         units = {**first.units, **second.units}
         return Folds(
             first.values - second.values,
             moved,
-            own,
+            has_own,
             units,
             first.unit if first.units else second.unit,
         )

@@ -42,12 +42,12 @@ def of_labels(predictions: pd.DataFrame) -> Scored:
         sorted((c for c in predictions if c.startswith("score_")), key=lambda c: int(c[6:]))
     ].to_numpy()
     table = predictions.assign(
-        found=scores.argmax(axis=1) == predictions["label"], cluster=_clusters(predictions)
+        is_right=scores.argmax(axis=1) == predictions["label"], cluster=_clusters(predictions)
     )
-    values = table.groupby(["run", "label"])["found"].mean().groupby("run").mean()
-    counts = table.pivot_table("found", "cluster", "label", ["count", "sum"], fill_value=0) / len(
-        values
-    )
+    values = table.groupby(["run", "label"])["is_right"].mean().groupby("run").mean()
+    counts = table.pivot_table(
+        "is_right", "cluster", "label", ["count", "sum"], fill_value=0
+    ) / len(values)
     return Scored(
         values.to_numpy(), counts.to_numpy(float), table["item_id"].nunique(), mean_recall
     )
@@ -55,8 +55,8 @@ def of_labels(predictions: pd.DataFrame) -> Scored:
 
 def mean_recall(sums: np.ndarray) -> np.ndarray:
     """Mean share found of the classes, from sums (m, 2 n_classes); NaN where one has no item."""
-    n, found = np.split(sums, 2, axis=1)
-    return binary.mean_recall_of(found, n)
+    n, right = np.split(sums, 2, axis=1)
+    return binary.mean_recall_of(right, n)
 
 
 def of_masks(dice: pd.DataFrame) -> Scored:

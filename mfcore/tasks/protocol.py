@@ -88,10 +88,12 @@ def check(data: TaskData, protocol: Protocol) -> None:
     if not data.task.is_segmentation:
         n_train = np.bincount(table.loc[table["split"] == "train", "label"], minlength=len(classes))
         wanted = protocol.n_per_class or 1
-        if few := [f"{name} ({n})" for name, n in zip(classes, n_train, strict=True) if n < wanted]:
+        if scarce := [
+            f"{name} ({n})" for name, n in zip(classes, n_train, strict=True) if n < wanted
+        ]:
             wrong.append(
                 f"{wanted} training items of each class are needed; "
-                f"there are fewer of {', '.join(few)}"
+                f"there are fewer of {', '.join(scarce)}"
             )
         n_classes = table[table["split"] != "train"].groupby("split")["label"].nunique()
         wrong += [

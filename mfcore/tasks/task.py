@@ -234,13 +234,13 @@ def fingerprints(folder: Path, known: Fingerprints) -> dict[str, list[int | str]
     """
     if (folder / "begun.json").is_file() and not (folder / "made.json").is_file():
         return {"made.json": None}
-    found: dict[str, list[int | str] | None] = {}
+    states: dict[str, list[int | str] | None] = {}
     for path in below(folder):
         if path.suffix != ".gz":
-            found[path.relative_to(folder).as_posix()] = known.of(path, whole=True)
+            states[path.relative_to(folder).as_posix()] = known.of(path, whole=True)
         elif not path.with_suffix("").is_file():
-            found[path.with_suffix("").relative_to(folder).as_posix()] = None
-    return found
+            states[path.with_suffix("").relative_to(folder).as_posix()] = None
+    return states
 
 
 def sizes_px(paths: Sequence[Path]) -> np.ndarray:

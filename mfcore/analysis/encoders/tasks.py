@@ -26,7 +26,7 @@ from mfcore.analysis.exhibit import (
 )
 from mfcore.encoders.card import cards
 from mfcore.measures import task_scores
-from mfcore.measures.resampling import coverage_said
+from mfcore.measures.resampling import coverage_note
 from mfcore.measures.statistics import Interval, spread
 from mfcore.study import pretrained, tasks as study_tasks
 from mfcore.study.config import Settings, TaskOptions, as_dict
@@ -284,7 +284,7 @@ def scores(study: Study, task: str) -> Exhibit:
         f"What frozen encoders reach by eva's protocol on the {best['split']} split of "
         f"{task}{chose} ({of_what(study.settings)}). Points and wide bars: mean and SD over runs "
         f"that differ by their seed alone; thin bars: 95 % bootstrap over {best['n_clusters']:,} "
-        f"slides, patients or items{coverage_said(int(rows['n_clusters'].min()))}; diamonds, if "
+        f"slides, patients or items{coverage_note(int(rows['n_clusters'].min()))}; diamonds, if "
         f"any: published, known second-hand. Of {len(rows)} encoders {best['encoder']} is highest: "
         f"{best['mean']:.3f}."
     )

@@ -177,15 +177,15 @@ def _cytoplasm(
     angle = rng.uniform(0, np.pi, len(centres_px))
     stretch = np.exp(rng.normal(0, 0.16, len(centres_px)))
     cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-    wide, narrow = stretch.astype(np.float32), (1 / stretch).astype(np.float32)
+    longer, shorter = stretch.astype(np.float32), (1 / stretch).astype(np.float32)
     span = int(reach * 1.15) + 1
     for index, (x, y) in enumerate(centres_px):
         top, bottom = max(0, int(y) - span), min(shape[0], int(y) + span + 1)
         left, right = max(0, int(x) - span), min(shape[1], int(x) + span + 1)
         dx = np.arange(left, right, dtype=np.float32)[None, :] - np.float32(x)
         dy = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(y)
-        along = (dx * cosine[index] + dy * sine[index]) * wide[index]
-        across = (dy * cosine[index] - dx * sine[index]) * narrow[index]
+        along = (dx * cosine[index] + dy * sine[index]) * longer[index]
+        across = (dy * cosine[index] - dx * sine[index]) * shorter[index]
         distance = np.sqrt(along * along + across * across)
         f, s = first[top:bottom, left:right], second[top:bottom, left:right]
         np.minimum(s, np.maximum(f, distance), out=s)
@@ -304,10 +304,10 @@ def draw(seed: int, plan: Plan, layout: Layout) -> np.ndarray:
     canvas, angles, rng = ground(seed, plan, layout)
     draw_vacuoles(canvas, 12000, rng)
     for (x, y), angle in zip(layout.stroma_px, coarse_at(angles, layout.stroma_px), strict=True):
-        which = rng.random()
-        if which < 0.02:
+        chance = rng.random()
+        if chance < 0.02:
             cells.red_cells(Window(canvas, x, y, 12, rng), rng.uniform(5, 9), rng.integers(2, 9))
-        elif which < 0.02 + domain.lymphocytes:
+        elif chance < 0.02 + domain.lymphocytes:
             cells.lymphocyte(Window(canvas, x, y, 5, rng), look)
         else:
             cells.spindle(Window(canvas, x, y, 9, rng), look, angle)

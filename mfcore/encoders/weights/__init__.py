@@ -173,12 +173,12 @@ def cached_file(repository: str, files: Sequence[str], revision: str = "") -> Pa
 
     for name in files:
         try:
-            found = try_to_load_from_cache(repository, name, revision=revision or None)
+            cached = try_to_load_from_cache(repository, name, revision=revision or None)
         except HFValidationError:
             return None
-        if not isinstance(found, str):  # None, or a mark that the repository hasn't got it
+        if not isinstance(cached, str):  # None, or a mark that the repository hasn't got it
             continue
-        path = Path(found)
+        path = Path(cached)
         if name != INDEX or all(
             cached_file(repository, [part], path.parent.name) for part in _parts(path)
         ):

@@ -95,13 +95,13 @@ def from_efficientnet_pytorch(state: "Tensors") -> "Tensors":
     ]
     places = [(stage, index) for stage, depth in enumerate(_LITE0_DEPTHS) for index in range(depth)]
     for number, (stage, index) in enumerate(places):
-        here, there = rf"_blocks\.{number}\.", f"blocks.{stage}.{index}."
+        theirs, ours = rf"_blocks\.{number}\.", f"blocks.{stage}.{index}."
         parts = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
         if stage == 0:  # doesn't expand, so its names are one step behind
             parts = {"depthwise": "conv_dw", "project": "conv_pw"}
         for i, (part, name) in enumerate(parts.items()):
-            rules.append((rf"{here}_{part}_conv\.(.*)", rf"{there}{name}.\1"))
-            rules.append((rf"{here}_bn{3 - len(parts) + i}\.(.*)", rf"{there}bn{i + 1}.\1"))
+            rules.append((rf"{theirs}_{part}_conv\.(.*)", rf"{ours}{name}.\1"))
+            rules.append((rf"{theirs}_bn{3 - len(parts) + i}\.(.*)", rf"{ours}bn{i + 1}.\1"))
     return _renamed(state, rules)
 
 
