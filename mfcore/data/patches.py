@@ -80,12 +80,13 @@ def pixels(patch: np.ndarray) -> bytes:
 
 def centre_crop(patches: np.ndarray, size_px: int) -> np.ndarray:
     """View of the central ``size_px`` of patches (..., H, W, 3); an odd margin leaves the extra px
-    on the right and below.
+    on the right and below. Raises PatchError for patches that are narrower.
     """
     height, width = patches.shape[-3:-1]
     if size_px > min(height, width):
         raise PatchError(
-            f"a crop of {size_px} px doesn't fit into patches of {height} x {width} px"
+            f"a crop of {size_px} px doesn't fit into patches of {height} x {width} px; crop less,"
+            " or store wider patches"
         )
     top, left = (height - size_px) // 2, (width - size_px) // 2
     return patches[..., top : top + size_px, left : left + size_px, :]
@@ -258,7 +259,7 @@ def refuse_other_slides(run: store.Run, folder: str | Path, table: pd.DataFrame)
     if missing:
         raise PatchError(
             f"{folder}: of the slides that the patches were cut from {len(missing)} aren't there,"
-            f" the first: {missing[0]}"
+            f" the first: {missing[0]}; name the folder that holds them"
         )
     if slides_digest(table, folder) != run.identity["inputs"]["files"]:
         raise PatchError(

@@ -64,7 +64,8 @@ def compare(
     name, tolerance = encoder.card.name, TOLERANCE[encoder.card.precision]
     if expected.shape != now.shape:
         raise EncoderError(
-            f"encoder {name!r} now gives {now.shape} for the canary, it gave {expected.shape}"
+            f"encoder {name!r} now gives {now.shape} for the canary, it gave {expected.shape};"
+            " embed everything anew"
         )
     apart = np.linalg.norm(now - expected, axis=1) / np.maximum(
         np.linalg.norm(expected, axis=1), 1e-12

@@ -327,7 +327,7 @@ def _built_once(place: str, architecture: str, arguments: str, readout: str) -> 
 
 
 def folder_card(name: str, folder: Path) -> EncoderCard:
-    """The card in ``folder/card.json``, with the weights' own checksum."""
+    """The card in ``folder/card.json``, with the weights' checksum; raises EncoderError without."""
     file, weights = folder / "card.json", folder / "weights.safetensors"
     for path in (file, weights):
         if not path.is_file():
@@ -340,7 +340,7 @@ def folder_card(name: str, folder: Path) -> EncoderCard:
 
 @functools.cache
 def timm_card(name: str, scheme: str, rest: str) -> EncoderCard:
-    """A card of what timm, or a repository in timm's format, says of a model."""
+    """A card of what timm or a repository in its format says; raises EncoderError for a gap."""
     facts = _hub_facts(rest) if scheme == "hf-hub" else _timm_facts(rest, weights=scheme == "timm")
     if not all(facts.get(key) for key in ("mean", "std", "input_size")):
         raise EncoderError(

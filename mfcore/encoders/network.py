@@ -28,7 +28,10 @@ def read_out(model: Any, this: EncoderCard, images: "torch.Tensor") -> "torch.Te
 
 
 def build(this: EncoderCard, pretrained: bool, seed: int | None) -> tuple[Any, str]:
-    """A card's network without a classifier, checked by the card, and its weights' revision."""
+    """A card's network without a classifier, and its weights' revision.
+
+    Raises EncoderError as `read_weights` and `check_card`, and for weights that don't fit.
+    """
     if pretrained and this.source != "random":
         state, revision = read_weights(this)
         model = _with_weights(this, state)
@@ -68,7 +71,7 @@ def _with_weights(this: EncoderCard, state: "dict[str, torch.Tensor]") -> Any:
 
 
 def check_card(this: EncoderCard, model: Any) -> None:
-    """Compare a built network with its card."""
+    """Raise EncoderError, naming each key, where a built network isn't what its card says."""
     built = {
         "n_parameters": n_parameters(model),
         "n_prefix_tokens": int(getattr(model, "num_prefix_tokens", 0)),
@@ -81,7 +84,9 @@ def check_card(this: EncoderCard, model: Any) -> None:
         if value != facts[key]
     ]
     if wrong:
-        raise EncoderError(f"encoder {this.name!r} isn't what its card says: {'; '.join(wrong)}")
+        raise EncoderError(
+            f"encoder {this.name!r} isn't what its card says: {'; '.join(wrong)}; correct them"
+        )
 
 
 def choose_device(name: str) -> "torch.device":
@@ -276,7 +281,7 @@ class Encoder:
         if features.shape != (len(patch_ids), self.card.n_dims):
             raise EncoderError(
                 f"encoder {self.card.name!r} gives {features.shape[1:]}, "
-                f"its card says {self.card.n_dims} dimensions"
+                f"its card says {self.card.n_dims} dimensions; correct its n_dims or readout"
             )
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(bad):

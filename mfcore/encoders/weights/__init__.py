@@ -273,12 +273,16 @@ def _read_tensors(path: Path, img_size_px: int | None = None, key: str = "") -> 
         ) from error
     except Exception as error:  # pickle's own class, which no module imports: nothing is unpickled
         raise EncoderError(
-            f"{path} holds more than tensors and isn't read ({type(error).__name__})"
+            f"{path} holds more than tensors and isn't read ({type(error).__name__}); save its"
+            " tensors alone, as safetensors"
         ) from error
     state = formats.entry(state, key, path)
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
     ):
         place = f"{path}, entry {key!r}," if key else path
-        raise EncoderError(f"{place} isn't a file of named tensors")
+        raise EncoderError(
+            f"{place} isn't a file of named tensors; save a state_dict, or name its entry by"
+            " tensors.key"
+        )
     return dict(state)

@@ -38,7 +38,9 @@ def entry(content: object, key: str, path: Path) -> object:
     if not key:
         return content
     if not isinstance(content, Mapping):
-        raise EncoderError(f"{path} has no entry {key!r}: it is a {type(content).__name__}")
+        raise EncoderError(
+            f"{path} has no entry {key!r}: it is a {type(content).__name__}; leave tensors.key out"
+        )
     if key not in content:
         raise EncoderError(f"{path} has no entry {key!r}; it has {some(content)}")
     return content[key]
@@ -66,7 +68,10 @@ def of_network(state: "Tensors", where: Layout, path: Path) -> "Tensors":
     for name, tensor in held.items():
         bare = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
         if bare in flat:
-            raise EncoderError(f"{path} has {bare} in two chunks; {prefix + name} is one of them")
+            raise EncoderError(
+                f"{path} has {bare} in two chunks; {prefix + name} is one of them; leave"
+                " tensors.chunked out"
+            )
         flat[bare] = tensor
     return flat
 
