@@ -84,7 +84,7 @@ def _notes(study: Study) -> list[str]:
     return [note for note in [*notes, settings.source.note(study.labels)] if note]
 
 
-def _notes_on_images(labels: pd.DataFrame, fit: str | None, said: list[dict]) -> list[str]:
+def _notes_on_images(labels: pd.DataFrame, fit: str | None, given: list[dict]) -> list[str]:
     """How patch images became patches, and at which resolution."""
     how = {
         "crop": (
@@ -95,8 +95,8 @@ def _notes_on_images(labels: pd.DataFrame, fit: str | None, said: list[dict]) ->
         ),
     }
     notes = [how[fit]] if fit else []
-    if said:
-        values = " or ".join(sorted({f"{one['um_per_px']:g}" for one in said}))
+    if given:
+        values = " or ".join(sorted({f"{one['um_per_px']:g}" for one in given}))
         notes.append(f"The images don't state their µm/px; the study says {values}.")
     if n_unknown := int(labels["um_per_px"].isna().sum()):
         images = counted(n_unknown, "image")

@@ -49,12 +49,12 @@ def of_labels(predictions: pd.DataFrame) -> Scored:
         "is_right", "cluster", "label", ["count", "sum"], fill_value=0
     ) / len(values)
     return Scored(
-        values.to_numpy(), counts.to_numpy(float), table["item_id"].nunique(), mean_recall
+        values.to_numpy(), counts.to_numpy(float), table["item_id"].nunique(), recall_of_sums
     )
 
 
-def mean_recall(sums: np.ndarray) -> np.ndarray:
-    """Mean share found of the classes, from sums (m, 2 n_classes); NaN where one has no item."""
+def recall_of_sums(sums: np.ndarray) -> np.ndarray:
+    """Mean recall of the classes (m,), from sums (m, 2 n_classes); NaN where one has no item."""
     n, right = np.split(sums, 2, axis=1)
     return binary.mean_recall_of(right, n)
 

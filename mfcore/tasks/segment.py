@@ -18,8 +18,7 @@ from mfcore import encoders, store
 from mfcore.encoders import preprocess
 from mfcore.encoders.card import EncoderCard
 from mfcore.encoders.readout import READOUTS
-from mfcore.measures import masks
-from mfcore.measures.masks import IGNORED
+from mfcore.measures.masks import IGNORED, dice
 from mfcore.streams import generator
 from mfcore.tasks import protocol as tasks_protocol, segment_decoder
 from mfcore.tasks.segment_decoder import Material
@@ -155,9 +154,9 @@ def _train(
     for name, (n_true, n_predicted, n_both) in zip(
         task.classes[1:], counts.transpose(1, 2, 0)[1:], strict=True
     ):
-        dice = {"class": name, "dice": masks.dice(n_true, n_predicted, n_both), "n_px": n_true}
-        dice |= {"n_predicted_px": n_predicted, "n_both_px": n_both}
-        parts.append(tested.assign(run=number, step=progress.best_step, **dice))
+        columns = {"class": name, "dice": dice(n_true, n_predicted, n_both), "n_px": n_true}
+        columns |= {"n_predicted_px": n_predicted, "n_both_px": n_both}
+        parts.append(tested.assign(run=number, step=progress.best_step, **columns))
     if number == 0:
         _keep_shown(run, data, material, decoder, seed)
     tasks_protocol.keep(

@@ -83,7 +83,7 @@ def _find(
 
 def _card(study: Study, encoder: str) -> dict | None:
     """Today's card, as a run's config has it, where it can be known without asking elsewhere."""
-    described = encoder in [own.name for own in study.settings.own_encoders]
+    described = encoder in [entry.name for entry in study.settings.own_encoders]
     if not (described or encoder in cards() or pretrained.is_of(study.settings, encoder)):
         return None
     try:
@@ -122,9 +122,9 @@ def control_of(settings: Settings, name: str) -> str:
     one = settings.pretraining_of(name)
     network = "random", one.architecture, one.arguments
     alike = [
-        own.name
-        for own in settings.own_encoders
-        if (own.weights, own.architecture, own.arguments or {}) == network
+        entry.name
+        for entry in settings.own_encoders
+        if (entry.weights, entry.architecture, entry.arguments or {}) == network
     ]
     return alike[0] if alike else ""
 
