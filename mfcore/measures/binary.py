@@ -172,9 +172,6 @@ def bin_of(score: np.ndarray, n_bins: int = N_BINS) -> np.ndarray:
     return np.searchsorted(np.arange(1, n_bins) / n_bins, score, side="left")
 
 
-HIGHER_IS_BETTER: frozenset[str] = frozenset(METRICS) - {"brier", "ece"}
-
-
 def evaluate(label: np.ndarray, score: np.ndarray) -> dict[str, float]:
     """All metrics of one test set, by name."""
     return {name: metric(label, score) for name, metric in METRICS.items()}
