@@ -125,8 +125,9 @@ def show(content: str | pd.DataFrame) -> object:
         return Markdown(content)
     with pd.option_context("display.max_colwidth", None):
         table = content.to_html(index=False, border=0, na_rep="–", justify="left")
-    # Jupyter would set them right
-    return HTML(table.replace("<td>", '<td style="text-align: left">'))
+    return HTML(
+        table.replace("<td>", '<td style="text-align: left">')
+    )  # Jupyter would set them right
 
 
 # ---- figures ----

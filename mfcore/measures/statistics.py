@@ -200,8 +200,10 @@ def _t_test(mean: float, parts: list[Folds], overlap: float) -> Test:
         return Test(Interval(0.0, 0.0, 0.0, n), 1.0, drawn)
     if not total > 1e-24:  # a spread of rounding is none
         return Test(Interval(mean, math.nan, math.nan, n), math.nan, drawn)
-    freedom = total**2 / sum(variance**2 / of for variance, of in variances)
-    error = math.sqrt(total)
+    freedom, error = (
+        total**2 / sum(variance**2 / of for variance, of in variances),
+        math.sqrt(total),
+    )
     half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
     return Test(
         Interval(mean, mean - half, mean + half, n),

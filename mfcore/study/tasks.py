@@ -79,8 +79,8 @@ def judge_all(
 ) -> pd.DataFrame:
     """Judge each of a task's encoders: ``encoder, judged, reason``.
 
-    An encoder that can't be loaded stops no other; the reasons are kept, see `refusals`. Raises the
-    last EncoderError where no encoder can be loaded, and as `judge`.
+    An encoder without weights stops no other; the reasons are kept, see `refusals`. Raises the
+    last EncoderError where no encoder can be had, and as `judge`.
     """
     rows, refused = [], []
     for name in encoders_of(study, study.task(task)):

@@ -28,11 +28,11 @@ class TaskOptions:
     """A downstream task and how encoders are judged by it: eva's protocol for its kind.
 
     name: one of `registry.TASKS`. encoders: which; empty for the study's and all that it pretrains.
-    snapshots: judge those too. n_runs: heads trained from other seeds; None: 5, of pcam_10shot 50.
-    n_steps, batch_size, max_lr: of the head; None as eva has it for the task's kind. size_px: side
-    to which patches are resized before the encoder's own transform; None: as it has it.
-    n_per_class: of the training split, drawn anew each run (few-shot); None: all, but for
-    pcam_10shot's 10.
+    snapshots: judge those too.
+    n_runs: heads trained from other seeds; None: 5, of pcam_10shot 50. n_steps, batch_size, max_lr:
+    of the head; None as eva has it for the task's kind. size_px: side to which patches are resized
+    before the encoder's own transform; None: as it has it. n_per_class: of the training split,
+    drawn anew each run (few-shot); None: all, but for pcam_10shot's 10.
     """
 
     name: Annotated[str, among(registry.TASKS)]

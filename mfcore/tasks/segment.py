@@ -44,7 +44,7 @@ def segment(
     Patches and masks are resized to the protocol's ``size_px``, or the encoder's input where it
     says none, and all of a patch goes through the encoder. data: as `protocol.check` passes them.
     seed: of the decoders. Raises TaskError, with all that is wrong, for masks that can't be judged
-    by, EncoderError where the encoder can't be loaded or gives no map of features.
+    by, EncoderError where the encoder is missing or gives no map of features.
     """
     if missing := tasks_protocol.missing(run, protocol.n_runs):
         material = material_of(data, card, device, protocol.size_px)
@@ -63,8 +63,9 @@ def material_of(data: TaskData, card: EncoderCard, device: str, size_px: int | N
     for item, (image, mask) in zip(data.table["item_id"], pairs, strict=True):
         if image.shape[:2] != mask.shape:
             wrong.append(f"the mask of {item!r} is {mask.shape}, its image {image.shape[:2]}")
-    # (n, size_px, size_px)
-    masks = np.stack([_square(mask, size_px, "nearest") for _, mask in pairs])
+    masks = np.stack(
+        [_square(mask, size_px, "nearest") for _, mask in pairs]
+    )  # (n, size_px, size_px)
     has_nuclei = (
         pd.Series(_nuclei(masks).any(axis=(1, 2))).groupby(data.table["split"].to_numpy()).any()
     )
@@ -75,8 +76,9 @@ def material_of(data: TaskData, card: EncoderCard, device: str, size_px: int | N
     ]
     if wrong:
         raise TaskError(f"task {task.name!r}: {'; '.join(wrong[:5])}")
-    # (n, size_px, size_px, 3)
-    images = np.stack([_square(image, size_px, card.interpolation) for image, _ in pairs])
+    images = np.stack(
+        [_square(image, size_px, card.interpolation) for image, _ in pairs]
+    )  # (n, size_px, size_px, 3)
     encoder = encoders.load(card, device)
     batches = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
     maps = [

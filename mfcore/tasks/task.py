@@ -125,16 +125,17 @@ class Task:
     """One downstream task: its facts, known before its data are read, and how they are read.
 
     name: in study files, tables and folders. title: the authors' name. protocol: eva's; a synthetic
-    task has that of its kind. classes: their names by index; of a segmentation the first is the
-    background. read: the table of the data in a folder, a row an item, columns `COLUMNS`: split
-    "train", "val" or "test", as eva uses the set's own; label the class's index, -1 for a
-    segmentation; group the patient or slide, "" where the set doesn't say; file relative to the
-    folder; the item's place in it and its size in px. image, mask: a row's pixels, uint8
-    (height_px, width_px, 3), in classification of one size, and their classes, uint8 (height_px,
-    width_px), 0 background, see `masks.IGNORED`; both raise TaskError, naming the file. prepare:
-    unpacks or draws the data in a folder, where that is needed. where: where to get the data, and
-    their licence; empty for a task that mfcore draws. counts: the published number of items by
-    split. folder: its name below ``tasks`` of the data folder, where that isn't ``name``.
+    task has that of its kind.
+    classes: their names by index; of a segmentation the first is the background. read: the table of
+    the data in a folder, a row an item, columns `COLUMNS`: split "train", "val" or "test", as eva
+    uses the set's own; label the class's index, -1 for a segmentation; group the patient or slide,
+    "" where the set doesn't say; file relative to the folder; the item's place in it and its size
+    in px. image, mask: a row's pixels, uint8 (height_px, width_px, 3), in classification of one
+    size, and their classes, uint8 (height_px, width_px), 0 background, see `masks.IGNORED`; both
+    raise TaskError, naming the file. prepare: unpacks or draws the data in a folder, where that is
+    needed. where: where to get the data, and their licence; empty for a task that mfcore draws.
+    counts: the published number of items by split. folder: its name below ``tasks`` of the data
+    folder, where that isn't ``name``.
     """
 
     name: str

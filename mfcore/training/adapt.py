@@ -35,8 +35,8 @@ def build_network(
     n_classes). ``side`` may be another than the card's where the architecture can: a transformer's
     position embedding is then resized. It is tried with ``input_px`` (None: the card's crop). The
     rest as `encoders.build_network`; A is drawn by ``seed`` and the name, too. Raises EncoderError
-    where weights can't be read, where the network can't take ``input_px``, for a target that
-    matches no layer, or a layer in which LoRA would do nothing.
+    where weights are missing, where the network can't take ``input_px``, for a target that matches
+    no layer, or a layer in which LoRA would do nothing.
     """
     card = encoders.card_of(card) if isinstance(card, str) else card
     model = encoders.build_network(_of_any_size(card), n_classes, pretrained, seed)

@@ -357,8 +357,9 @@ def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> E
         label=rows["value"] + " (" + rows["name"] + ")",
     )
     shown = shown.sort_values("panel", kind="stable")
-    # of a pretraining, the same in all panels
-    place = {name: i for i, name in enumerate(rows["name"].unique())}
+    place = {
+        name: i for i, name in enumerate(rows["name"].unique())
+    }  # of a pretraining, the same in all panels
     at = [place[name] for name in shown.drop_duplicates("label")["name"]]
     looks = {"color": [f"C{i}" for i in at], "marker": [MARKERS[i % len(MARKERS)] for i in at]}
     grid = sns.FacetGrid(

@@ -32,8 +32,8 @@ class State(NamedTuple):
 def read_weights(card: EncoderCard) -> tuple["Tensors", str]:
     """The tensors of ``card``'s weights under timm's names, and their commit or version.
 
-    Raises EncoderError where the file can't be fetched, isn't the one with the card's checksum,
-    isn't a file of tensors, or doesn't hold them where the card says.
+    Raises EncoderError where the file is missing, isn't the one with the card's checksum, isn't a
+    file of tensors, or doesn't hold them where the card says.
     """
     path, revision = find_file(card)
     if card.sha256 and file_sha256(path) != card.sha256:
@@ -57,7 +57,7 @@ def read_weights(card: EncoderCard) -> tuple["Tensors", str]:
 def find_file(card: EncoderCard) -> tuple[Path, str]:
     """The file of ``card``'s weights, fetched if need be, and its commit or version.
 
-    Raises EncoderError, saying what to do, where there is no such file.
+    Raises EncoderError where it is missing, saying what to do.
     """
     if card.source in HUB:
         path = hub_file(card.identifier, [*card.files, INDEX], card.revision)
