@@ -56,6 +56,19 @@ def test_what_cannot_be_embedded_is_named(folder):
         mfcore.embed(folder / "none", "vit_tiny_random", "cpu")
 
 
+@pytest.mark.parametrize(
+    ("images", "batch_size", "message"),
+    [
+        ([], 16, "there are no images to embed"),
+        (np.zeros((0, 32, 32, 3), np.uint8), 16, "there are no images to embed"),
+        (np.zeros((2, 32, 32, 3), np.uint8), 0, "batch_size is 0; it must be 1 or more"),
+    ],
+)
+def test_no_images_and_no_batch_are_refused(images, batch_size, message):
+    with pytest.raises(ValueError, match=message):
+        mfcore.embed(images, "vit_tiny_random", "cpu", batch_size)
+
+
 def test_points_are_read_as_the_patch_store_reads_them(folder):
     pixels = tifffile.imread("slide.tiff")
     (patch,) = mfcore.read_patches("slide.tiff", [(100, 80)], size_px=64, um_per_px=0.25)

@@ -27,7 +27,7 @@ from mfcore.analysis.scores import OVER_FOLDS, full_size, in_order, intervals, m
 from mfcore.measures import binary, raters
 from mfcore.measures.resampling import (
     bootstrap,
-    coverage_said,
+    coverage_note,
     interval_of,
     resample,
     resampled_slides,
@@ -165,7 +165,7 @@ def ranking(study: Study) -> Exhibit:
     label = f"AUROC: mean, SD over {folds(table)} (wide), 95 % interval over {over} (thin)"
     axis.set(xlabel=label, ylabel="")
     figure = finished(study, figure, "after each name the places it can hold")
-    coverage = coverage_said(int(spans["n"].max()), unit(spans)[:-1])
+    coverage = coverage_note(int(spans["n"].max()), unit(spans)[:-1])
     best = table.iloc[0]
     caption = (
         "AUROC of every arm with all the data, and the places that each arm can hold, given which "
@@ -194,10 +194,11 @@ def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
         label, score = binary.check(group["label"].to_numpy(), group["score"].to_numpy())
         units, what = units_of(group)
         slide, weights = resampled_slides(units, 0, "reliability")
+        # (n_units, n_bins)
         counts, positive, total = (
             sums_by_slide(slide, binary.bin_of(score, n_bins), weights.shape[1], n_bins, amount)
             for amount in (np.ones(len(label)), label, score)
-        )  # (n_units, n_bins)
+        )
         n = weights @ counts  # (1 + n_resamples, n_bins)
         shares = np.divide(weights @ positive, n, out=np.full(n.shape, np.nan), where=n > 0)
         for i in np.flatnonzero(n[0]):
@@ -304,7 +305,7 @@ def strata(study: Study) -> Exhibit:
     in_panels(grid, "AUROC", "")
     figure = finished(study, grid.figure)
     n_units = table.loc[table["low"].notna(), "n_units"].min()
-    coverage = coverage_said(int(n_units), unit(table)[:-1]) if n_units > 0 else ""
+    coverage = coverage_note(int(n_units), unit(table)[:-1]) if n_units > 0 else ""
     caption = (
         f"AUROC of every arm with all the data on parts of the test patches ({of_what(settings)}). "
         f"Points: means over folds; bars: 95 % intervals over {unit(table)} (bootstrap{coverage}). "

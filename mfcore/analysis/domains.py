@@ -264,9 +264,8 @@ def apart_table(
         return pd.DataFrame([row], columns=APART)
     part = part.merge(labels[["patch_id", "scanner"]], on="patch_id", validate="many_to_one")
     tested, is_home = ["arm", "fold", "patch_id"], part["train_domain"] == part["domain"]
-    part = part.merge(
-        part.loc[is_home, tested].drop_duplicates(), on=tested
-    )  # what home leaves for testing
+    # what home leaves for testing
+    part = part.merge(part.loc[is_home, tested].drop_duplicates(), on=tested)
     part, rows = part[part["scanner"] != ""], []
     home = part[part["train_domain"] == part["domain"]]
     for arm in in_order(part[["arm"]].drop_duplicates(), settings)["arm"]:

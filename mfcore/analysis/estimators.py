@@ -20,11 +20,11 @@ from mfcore.analysis.exhibit import (
     rounded,
 )
 from mfcore.analysis.scores import (
+    across_sizes,
     full_size,
     mean_sd,
     published,
     scaling_table,
-    wide as across_sizes,
 )
 from mfcore.data import splits
 from mfcore.encoders.card import EncoderCard, conventions as known_ways
@@ -291,12 +291,12 @@ def conventions_table(study: Study) -> pd.DataFrame:
         return pd.DataFrame()
     ways = [(way.library, way.card, way.note) for way in known_ways().get(name, ())]
     metrics, rows = [column for score in SHOWN for column in (score, f"{score}_sd")], []
-    own, (base, predicted) = study.card(name), _measured(study, name)
+    first_card, (base, predicted) = study.card(name), _measured(study, name)
     for library, card, note in [(AUTHORS, name, ""), *ways]:
         this, (features, predictions) = study.card(card), _measured(study, card)
-        departs = "; ".join(filter(None, [differs(own, this), note]))
+        departs = "; ".join(filter(None, [differs(first_card, this), note]))
         row = {"library": library, "card": card, "n_dims": this.n_dims, "departs": departs}
-        row |= _distance(base, features, own, this) | dict.fromkeys(metrics, np.nan)
+        row |= _distance(base, features, first_card, this) | dict.fromkeys(metrics, np.nan)
         if len(predictions):
             row |= scaling_table(scores_of(predictions), study.settings).iloc[0][metrics].to_dict()
         rows.append(row | _difference(study.seed, predicted, predictions))
@@ -321,13 +321,13 @@ def embeds_otherwise(study: Study) -> str:
     """The study's card of the encoder where that isn't its authors'; "" where it is."""
     switches = replace(study.settings.switches, encoder_input="card")
     theirs = Study(replace(study.settings, switches=switches), study.folder)
-    here, authors = (one.card(study.settings.conventions).name for one in (study, theirs))
-    return "" if here == authors else here
+    ours, authors = (one.card(study.settings.conventions).name for one in (study, theirs))
+    return "" if ours == authors else ours
 
 
-def differs(own: EncoderCard, other: EncoderCard) -> str:
-    """In words, how ``other`` differs from ``own`` in what decides an embedding; else ""."""
-    left, right = own.identity(), other.identity()
+def differs(base: EncoderCard, other: EncoderCard) -> str:
+    """In words, how ``other`` differs from ``base`` in what decides an embedding; else ""."""
+    left, right = base.identity(), other.identity()
     values = right | {"readout": READOUTS[other.readout].title}
     return ", ".join(
         SIDES.get(key, f"{key.replace('_', ' ')} {{}}").format(values[key])
@@ -337,13 +337,15 @@ def differs(own: EncoderCard, other: EncoderCard) -> str:
 
 
 def _distance(
-    base: np.ndarray | None, other: np.ndarray | None, own: EncoderCard, this: EncoderCard
+    base: np.ndarray | None, other: np.ndarray | None, authors: EncoderCard, this: EncoderCard
 ) -> dict[str, float]:
     """Median and largest distance of a patch's two embeddings, relative to the first's norm."""
-    have_class_token = all(READOUTS[card.readout].begins_with_class_token for card in (own, this))
-    if base is None or other is None or not (own.n_dims == this.n_dims or have_class_token):
+    have_class_token = all(
+        READOUTS[card.readout].begins_with_class_token for card in (authors, this)
+    )
+    if base is None or other is None or not (authors.n_dims == this.n_dims or have_class_token):
         return {"distance_median": np.nan, "distance_max": np.nan}
-    n = min(own.n_dims, this.n_dims)
+    n = min(authors.n_dims, this.n_dims)
     distance = np.linalg.norm(base[:, :n] - other[:, :n], axis=1) / np.linalg.norm(
         base[:, :n], axis=1
     )

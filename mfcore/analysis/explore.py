@@ -18,23 +18,29 @@ from sklearn.manifold import TSNE
 from mfcore import store
 from mfcore.analysis.exhibit import Exhibit, finished, image_rows, in_style, is_watched, of_what
 from mfcore.analysis.first_look import SHOWN_PX, classes
+from mfcore.analysis.scores import full_size
 from mfcore.data import patches
+from mfcore.measures import raters
 from mfcore.streams import generator
 from mfcore.study import data as study_data
 from mfcore.study.predictions import ALL
 from mfcore.study.study import Study
 
+ANY = "any"
 N_ACROSS = 8  # patches in a row
 N_MAPPED = 1500  # patches of a map; t-SNE takes a minute for more
 OVERVIEW_PX = 900  # longer side of a slide's picture
-AGREEMENT = ("any", "raters agree", "raters disagree")
+AGREEMENT = {
+    ANY: "",
+    "raters agree": raters.UNANIMOUS,
+    "raters disagree": raters.CONTESTED,
+}  # strata of `raters.stratum`
 
 
 def best_arms(study: Study) -> list[str]:
     """The arms by their mean AUROC with all the data, the best first."""
-    table = study.scores
-    table = table[(table["train_domain"] == ALL) & (table["size"] == table["size"].max())]
-    return table.groupby("arm")["auroc"].mean().sort_values(ascending=False).index.tolist()
+    means = full_size(study.scores).groupby("arm")["auroc"].mean()
+    return means.sort_values(ascending=False).index.tolist()
 
 
 # ---- a slide ----
@@ -49,13 +55,27 @@ def view(
 ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """A square of a slide, uint8 (OVERVIEW_PX, OVERVIEW_PX, 3), and its borders left, right,
     bottom, top in level-0 px.
+
+    folder: of the study's data. Raises SlideError where the slide can't be read, ValueError for a
+    slide that the study doesn't have.
     """
-    rows = study.labels[study.labels["slide_id"] == slide_id]
+    rows = _annotations(study, slide_id)
     with study_data.reading_of(study.settings).open(Path(folder), rows) as slide:
         image = slide.read(*centre_l0_px, OVERVIEW_PX, field_um / OVERVIEW_PX)
         half = field_um / slide.um_per_px / 2
     x, y = centre_l0_px
     return image, (x - half, x + half, y + half, y - half)
+
+
+def _annotations(study: Study, slide_id: str) -> pd.DataFrame:
+    """The labels of a slide; raises ValueError for a slide that the study doesn't have."""
+    rows = study.labels[study.labels["slide_id"] == slide_id]
+    if rows.empty:
+        example = study.labels["slide_id"].iloc[0]
+        raise ValueError(
+            f"study {study.name!r} has no slide {slide_id!r}; name one that it has, as {example!r}"
+        )
+    return rows
 
 
 @in_style
@@ -68,9 +88,9 @@ def slide(
 ) -> Exhibit:
     """A slide, or a field of ``field_um`` around a centre, with its annotations.
 
-    folder: of the study's data. Raises SlideError where the slide can't be read.
+    folder: of the study's data. Raises as `view`.
     """
-    rows = study.labels[study.labels["slide_id"] == slide_id]
+    rows = _annotations(study, slide_id)
     if field_um is None or centre_l0_px is None:
         with study_data.reading_of(study.settings).open(Path(folder), rows) as opened:
             width, height = opened.size_px
@@ -124,37 +144,31 @@ def scored(
     arm: str,
     domain: str = ALL,
     fold: int | None = None,
-    agreement: str = AGREEMENT[0],
+    agreement: str = ANY,
 ) -> pd.DataFrame:
     """Tested patches with their mean ``score`` over folds, by an arm trained on all domains with
     all the data.
 
-    fold: one of them; None for all. agreement: one of AGREEMENT. Columns ``patch_id, slide_id,
-    domain, label, score, n_folds, error``; ``error``: distance of the score from the label.
+    fold: one of them; None for all. agreement: a key of AGREEMENT. Columns ``patch_id, slide_id,
+    domain, label, score, n_folds, error``; ``error``: distance of the score from the label. Raises
+    ValueError for an arm that has predicted nothing.
     """
-    tested = study.predictions
-    tested = tested[
-        (tested["arm"] == arm)
-        & (tested["train_domain"] == ALL)
-        & (tested["size"] == max(study.settings.splits.sizes))
-    ]
+    tested = full_size(study.predictions)
+    if arm not in (arms := list(tested["arm"].unique())):
+        raise ValueError(f"arm {arm!r} has predicted nothing; choose one of {arms}")
+    tested = tested[tested["arm"] == arm]
     if fold is not None:
         tested = tested[tested["fold"] == fold]
-    found = (
-        tested.groupby("patch_id")
-        .agg(score=("score", "mean"), n_folds=("fold", "nunique"))
-        .reset_index()
-    )
+    by_patch = tested.groupby("patch_id")
+    table = by_patch.agg(score=("score", "mean"), n_folds=("fold", "nunique")).reset_index()
     columns = ["patch_id", "slide_id", "domain", "label", "votes"]
-    found = found.merge(study.labels[columns], on="patch_id", validate="one_to_one")
+    table = table.merge(study.labels[columns], on="patch_id", validate="one_to_one")
     if domain != ALL:
-        found = found[found["domain"] == domain]
-    if agreement != AGREEMENT[0]:
-        agrees = found["votes"].map(lambda votes: len(votes) > 1 and len(set(votes)) == 1)
-        disagrees = found["votes"].map(lambda votes: len(set(votes)) > 1)
-        found = found[agrees if agreement == AGREEMENT[1] else disagrees]
-    error = (found["score"] - found["label"]).abs()
-    return found.drop(columns="votes").assign(error=error).reset_index(drop=True)
+        table = table[table["domain"] == domain]
+    if stratum := AGREEMENT[agreement]:
+        table = table[raters.stratum(table) == stratum]
+    error = (table["score"] - table["label"]).abs()
+    return table.drop(columns="votes").assign(error=error).reset_index(drop=True)
 
 
 @in_style
@@ -170,14 +184,12 @@ def ranked(study: Study, arm: str, **filters: object) -> Exhibit:
         of_class = table[table["label"] == label].sort_values("error", ascending=False)
         rows[f"{wrong}\n{names[label]}s"] = _images(study, of_class.head(N_ACROSS))
         rows[f"{right}\n{names[label]}s"] = _images(study, of_class[::-1].head(N_ACROSS))
-    told = ", ".join(
-        f"{key}: {value}"
-        for key, value in filters.items()
-        if value not in (None, ALL, AGREEMENT[0])
+    chosen = ", ".join(
+        f"{key}: {value}" for key, value in filters.items() if value not in (None, ALL, ANY)
     )
     caption = (
         f"Tested patches of the highest and the lowest error by {arm}, worst or surest first"
-        f"{f' ({told})' if told else ''} ({of_what(study.settings)}; {len(table):,} patches)."
+        f"{f' ({chosen})' if chosen else ''} ({of_what(study.settings)}; {len(table):,} patches)."
     )
     order = table.sort_values("error", ascending=False)
     name = f"12_ranked_{store.file_name(arm)}"
@@ -220,13 +232,8 @@ def map_of(study: Study, encoder: str) -> Exhibit:
     figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.6), sharex=True, sharey=True)
     for axis, hue in zip(axes, ("label", "domain"), strict=True):
         sns.scatterplot(shown, x="x", y="y", hue=hue, s=9, linewidth=0, alpha=0.8, ax=axis)
-        axis.set(
-            xlabel="",
-            ylabel="",
-            xticks=[],
-            yticks=[],
-            title=f"by {'class' if hue == 'label' else hue}",
-        )
+        title = f"by {'class' if hue == 'label' else hue}"
+        axis.set(xlabel="", ylabel="", xticks=[], yticks=[], title=title)
         sns.move_legend(axis, "upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, title="")
     caption = (
         f"The embedding of {encoder} in two dimensions by t-SNE, which keeps neighbours and not"
@@ -282,7 +289,7 @@ def browse_ranked(study: Study, arm: str) -> object:
         ),
         domain=Dropdown(options=domains),
         fold=Dropdown(options=folds),
-        agreement=Dropdown(options=AGREEMENT),
+        agreement=Dropdown(options=list(AGREEMENT)),
     )
 
 
@@ -295,7 +302,7 @@ def browse_slide(study: Study, folder: str | Path) -> object:
     from ipywidgets import Dropdown, FloatLogSlider, IntSlider, interactive
 
     def show(slide_id: str, annotation: int, field_um: float) -> Figure:
-        rows = study.labels[study.labels["slide_id"] == slide_id]
+        rows = _annotations(study, slide_id)
         at = rows.iloc[annotation % len(rows)]
         return slide(study, slide_id, folder, (at["x_l0_px"], at["y_l0_px"]), field_um).figure
 

@@ -153,10 +153,11 @@ def embedding(study: Study, encoder: str, features: np.ndarray) -> Exhibit:
         f"principal component 2 ({shares['share2']:.0f} %)",
     )
     points = table[["pc1", "pc2"]]
+    # R squared of a one-way analysis of variance
     between = {
         column: points.groupby(table[column]).transform("mean").var().sum() / points.var().sum()
         for column in ("domain", "label")
-    }  # R squared of a one-way analysis of variance
+    }
     caption = (
         f"First two principal components, {shares.sum():.0f} % of the variance "
         f"({of_what(study.settings)}, n = {len(table):,}). In this plane the domain explains "
@@ -200,7 +201,7 @@ def training(study: Study, network: str, run: store.Run) -> Exhibit:
         caption,
         history,
         draw_history(study, network, history),
-        readable=scores.wide(scores.scaling_table(fits, settings)),
+        readable=scores.across_sizes(scores.scaling_table(fits, settings)),
     )
 
 

@@ -84,7 +84,7 @@ def _notes(study: Study) -> list[str]:
     return [note for note in [*notes, settings.source.note(study.labels)] if note]
 
 
-def _notes_on_images(labels: pd.DataFrame, fit: str | None, said: list[dict]) -> list[str]:
+def _notes_on_images(labels: pd.DataFrame, fit: str | None, given: list[dict]) -> list[str]:
     """How patch images became patches, and at which resolution."""
     how = {
         "crop": (
@@ -95,8 +95,8 @@ def _notes_on_images(labels: pd.DataFrame, fit: str | None, said: list[dict]) ->
         ),
     }
     notes = [how[fit]] if fit else []
-    if said:
-        values = " or ".join(sorted({f"{one['um_per_px']:g}" for one in said}))
+    if given:
+        values = " or ".join(sorted({f"{one['um_per_px']:g}" for one in given}))
         notes.append(f"The images don't state their µm/px; the study says {values}.")
     if n_unknown := int(labels["um_per_px"].isna().sum()):
         images = counted(n_unknown, "image")
@@ -109,7 +109,7 @@ def _notes_on_images(labels: pd.DataFrame, fit: str | None, said: list[dict]) ->
 
 def arms(study: Study) -> Exhibit:
     """AUROC of every arm at every size, and what was found (`domains.abstract`)."""
-    shown = scores.wide(named(scores.by_size(study), study.settings))
+    shown = scores.across_sizes(named(scores.by_size(study), study.settings))
     return Exhibit("05_arms", "Arms", domains.abstract(study), shown, section="Arms")
 
 

@@ -27,6 +27,7 @@ from mfcore.analysis.exhibit import (
     rounded,
 )
 from mfcore.analysis.scores import (
+    across_sizes,
     by_size,
     external_scores,
     human,
@@ -35,7 +36,6 @@ from mfcore.analysis.scores import (
     once,
     published as published_table,
     rater_lines,
-    wide,
 )
 from mfcore.data import splits, splits_audit
 from mfcore.measures import binary, curves, raters as measured
@@ -47,11 +47,8 @@ SECTION = "Data scaling"
 SHOWN = ("auroc", "balanced_accuracy")
 DATA_SETS = {"midog22": "MIDOG 2022", "ccmct": "CCMCT"}  # by a study's source
 LINES = {"curve": ("-", "fitted curve"), "straight": (":", "as in the last tenfold step")}
-PUBLISHED_LOOKS = {
-    END_TO_END: ("^", 0.75),
-    PROBE: ("o", 1.0),
-    LORA: ("s", 1.33),
-}  # marker, and its place
+# marker, and its place
+PUBLISHED_LOOKS = {END_TO_END: ("^", 0.75), PROBE: ("o", 1.0), LORA: ("s", 1.33)}
 PUBLISHED_COLUMNS = ["arm", "kind", "data_set", "metric", "value", "sd", "where"]
 BASE = "slide"  # the scheme that the others are measured against
 LEAKS = {  # what each leak's bars are
@@ -68,7 +65,7 @@ def scores(study: Study) -> Exhibit:
         f"AUROC of every arm by the share of the training patches ({of_what(settings)}). "
         f"Mean ± sample SD of {folds(table)}."
     )
-    readable = wide(named(table, settings))
+    readable = across_sizes(named(table, settings))
     return Exhibit("05_scores", "Scores", caption, table, None, SECTION, readable)
 
 
@@ -88,7 +85,7 @@ def raters(study: Study) -> Exhibit:
     )
     if one:
         caption += f" One rater reaches a balanced accuracy of {one.estimate:.2f} against another."
-    return Exhibit("05_raters", "Raters", caption, table, None, "Raters", measured.wide(table))
+    return Exhibit("05_raters", "Raters", caption, table, None, "Raters", measured.as_text(table))
 
 
 # ---- Fig. 1 ----
@@ -98,8 +95,8 @@ def published(settings: Settings) -> pd.DataFrame:
     """Published values with all the data, to stand beside a study's: columns PUBLISHED_COLUMNS.
 
     Of the study's own data set where there are any, else of both that Ganz et al. 2024 used; none
-    for a question of one's own. Those
-    of Ammeling et al. 2025 are known second-hand, and ``where`` says so.
+    for a question of one's own. Those of Ammeling et al. 2025 are known second-hand, and ``where``
+    says so.
     """
     if not settings.source.published:
         return pd.DataFrame(columns=PUBLISHED_COLUMNS)

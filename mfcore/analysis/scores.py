@@ -85,7 +85,7 @@ def scaling_table(scores: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     return in_order(table, settings, "size")
 
 
-def wide(table: pd.DataFrame) -> pd.DataFrame:
+def across_sizes(table: pd.DataFrame) -> pd.DataFrame:
     """AUROC of `scaling_table` for the eye: arms down, sizes across, "mean ± SD" in the cells."""
     arms = pd.MultiIndex.from_frame(table[["arm", "kind"]].drop_duplicates())
     shown = table.assign(cell=cells(table, "auroc"))
@@ -237,7 +237,7 @@ def on_external_sets(study: Study) -> Exhibit:
         "n_units",
         "unit",
     ]
-    found = in_order(pd.DataFrame(rows, columns=columns), settings, "tested_on", "size")
+    summary = in_order(pd.DataFrame(rows, columns=columns), settings, "tested_on", "size")
     dropped = [
         f"{name}: {len(facts['shared_cases'])} shared cases and {len(facts['identical'])} patches "
         "with the pixels of one here are left out"
@@ -251,10 +251,12 @@ def on_external_sets(study: Study) -> Exhibit:
     caption += f" {'; '.join(dropped)}." if dropped else ""
     if not settings.test_on:
         caption = f"Study `{settings.name}` names no other data to test on (`test_on`)."
-    readable = found.assign(
-        auroc=[f"{row.auroc:.3f} ({row.low:.2f} to {row.high:.2f})" for row in found.itertuples()],
-        n_units=[f"{row.n_units:,} {row.unit}s" for row in found.itertuples()],
+    readable = summary.assign(
+        auroc=[
+            f"{row.auroc:.3f} ({row.low:.2f} to {row.high:.2f})" for row in summary.itertuples()
+        ],
+        n_units=[f"{row.n_units:,} {row.unit}s" for row in summary.itertuples()],
     )
     readable = readable.drop(columns=["low", "high", "unit"])
     name, title = "13_external", "Tested on other data"
-    return Exhibit(name, title, caption, found, None, "External tests", readable)
+    return Exhibit(name, title, caption, summary, None, "External tests", readable)

@@ -143,9 +143,10 @@ def _sees_a_positive(study: Study) -> tuple[int, int]:
     negative, positive = (labels[labels["label"] == label] for label in (0, 1))
     share = (network.input_px + 2 * network.shift_px) / settings.patches.size_px
     tree = cKDTree(positive[["x_l0_px", "y_l0_px", "slide"]].to_numpy())
+    # (n_negative,)
     distance, _ = tree.query(
         negative[["x_patch_l0_px", "y_patch_l0_px", "slide"]].to_numpy(), p=np.inf
-    )  # (n_negative,)
+    )
     return int((distance <= negative["side_l0_px"] * share / 2).sum()), len(negative)
 
 
@@ -182,16 +183,20 @@ def _measured(study: Study, base: Study, name: str, arm: str) -> dict:
     if why := departures()[name].get("no_switch") or why_not(study, name, arm):
         return {"why": why}
     flipped = base if name == BASE else derived(study, name)
-    predictions, own = _predictions(flipped, arm), _predictions(base, arm)
+    predictions, of_base = _predictions(flipped, arm), _predictions(base, arm)
     if predictions is None and name in set(Switches.CHOICES) - set(study.settings.effects.switches):
         return {"why": "the study doesn't ask for it (effects.switches)"}
     if predictions is None:
         return {"why": _not_yet(study, name)}
-    if own is None:
+    if of_base is None:
         return {"why": f"the study as it is, to compare with: {_not_yet(study, BASE)}"}
     over = statistics.spread(flipped.scores["auroc"][flipped.scores["arm"] == arm])
     row = {"n_folds": over.n, "auroc": over.mean, "auroc_sd": over.sd, "why": ""}
-    return row if name == BASE else row | _difference(study, predictions, own, counted(study, name))
+    return (
+        row
+        if name == BASE
+        else row | _difference(study, predictions, of_base, counted(study, name))
+    )
 
 
 def _predictions(study: Study, arm: str) -> pd.DataFrame | None:
@@ -211,23 +216,23 @@ def _not_yet(study: Study, name: str) -> str:
 
 def _difference(study: Study, flipped: pd.DataFrame, base: pd.DataFrame, count: str) -> dict:
     """How the AUROC differs: paired over folds tested on the same patches, else unpaired."""
-    here, there = (
+    changed, unchanged = (
         by_fold(part, "auroc", study.seed, study_predictions.ALL) for part in (flipped, base)
     )
     n_test = max(part.groupby("fold").size().mean() for part in (flipped, base))
-    scores, own = (
+    scores, base_scores = (
         part.set_index(["fold", "patch_id"])["score"].sort_index() for part in (flipped, base)
     )
-    if scores.index.equals(own.index):
-        test = statistics.paired_test(here, there, base["n_train"].mean(), n_test)
-        note = "the same predictions in every fold" if scores.equals(own) else ""
+    if scores.index.equals(base_scores.index):
+        test = statistics.paired_test(changed, unchanged, base["n_train"].mean(), n_test)
+        note = "the same predictions in every fold" if scores.equals(base_scores) else ""
     else:
-        test = statistics.unpaired_test(here, there, flipped["n_train"].mean(), n_test)
+        test = statistics.unpaired_test(changed, unchanged, flipped["n_train"].mean(), n_test)
         note = "unpaired: the two are tested on different patches"
     one = test.interval
     drawn = f"interval over draws of {test.drawn}" if test.drawn else ""
-    few = "" if np.isfinite(one.low) else "too few folds for an interval"
-    why = "; ".join(filter(None, (count, note, drawn, few)))
+    lacking = "" if np.isfinite(one.low) else "too few folds for an interval"
+    why = "; ".join(filter(None, (count, note, drawn, lacking)))
     return {"difference": one.estimate, "low": one.low, "high": one.high, "why": why}
 
 

@@ -148,10 +148,10 @@ def _of_the_paper(material: Material, group: str, stand_in: bool) -> Choice:
 
 
 def _is_random(material: Material, name: str) -> bool:
-    own = {encoder.name: encoder for encoder in material.settings.own_encoders}.get(name)
-    if own and own.weights:
-        return own.weights == "random"
-    card = cards().get(own.like if own else name)
+    described = {encoder.name: encoder for encoder in material.settings.own_encoders}.get(name)
+    if described and described.weights:
+        return described.weights == "random"
+    card = cards().get(described.like if described else name)
     return card is not None and card.source == "random"
 
 
@@ -226,7 +226,7 @@ def pairs(
     places = [(place, place) for place in here]
     if row.less:
         places = product(here, places_of(material, row.less, sizes))
-    found = [
+    every = [
         Pair(
             one if row.less else f"{one} against {other}{_where(place)}",
             material.at(one, place, row.metric),
@@ -237,8 +237,8 @@ def pairs(
         if (one, place) != (other, less)
     ]
     if row.skip_untrained:
-        found = [pair for pair in found if len(pair.first) and len(pair.second)]
-    return found
+        every = [pair for pair in every if len(pair.first) and len(pair.second)]
+    return every
 
 
 def _where(place: str | float) -> str:

@@ -34,11 +34,11 @@ def slides(material: Material) -> Finding:
 
 def domains(material: Material, names: list[str]) -> Finding:
     """The tumours by name."""
-    found = sorted(material.study.labels["domain"].unique())
+    present = sorted(material.study.labels["domain"].unique())
     return Finding(
-        f"{len(found)}: {', '.join(found)}",
-        value=found == names,
-        difference=float(len(found) - len(names)),
+        f"{len(present)}: {', '.join(present)}",
+        value=present == names,
+        difference=float(len(present) - len(names)),
     )
 
 
@@ -59,10 +59,8 @@ def resolution(material: Material) -> Finding:
     """Level 0 of every slide in µm/px, within 1 % of 0.25: the released code reads level 0 as it
     is.
     """
-    settings, values = (
-        material.settings,
-        material.study.labels.groupby("slide_id")["um_per_px"].first(),
-    )
+    settings = material.settings
+    values = material.study.labels.groupby("slide_id")["um_per_px"].first()
     if values.isna().any():
         raise Untestable("the label table does not have the µm/px of every slide")
     off = (values / 0.25 - 1).abs()
@@ -122,7 +120,7 @@ def parameters(
 
 
 def patch_tokens(material: Material, encoders: list[str]) -> Finding:
-    """Patch tokens at the cards' crop, and whether their mean is read beside the class token."""
+    """Patch tokens at the cards' crop, and whether their mean is read with the class token."""
     counts, readouts = {}, set()
     for name in encoders:
         card = cards()[name]
@@ -189,29 +187,29 @@ def augmentation(material: Material, kinds: list[str]) -> Finding:
         for kind in kinds
         if not getattr(material.networks[name], f"{kind}_probability")
     ]
-    found = "; ".join(missing) or f"all four, in {', '.join(choice.names)}"
-    return Finding(found, value=not missing, barred=choice.barred)
+    text = "; ".join(missing) or f"all four, in {', '.join(choice.names)}"
+    return Finding(text, value=not missing, barred=choice.barred)
 
 
 def fits(material: Material, **design: object) -> Finding:
     """The fewest fits of any arm: on single domains for a design of ``n_domains``, else on all."""
     splits = material.settings.splits
     scores = material.crossed if "n_domains" in design else material.mixed
-    here = {
+    ours = {
         "n_folds": splits.n_folds,
         "sizes": list(splits.sizes),
         "n_domains": scores["train_domain"].nunique(),
     }
     other = [
-        f"{key} {here[key]} by design, not {value}"
+        f"{key} {ours[key]} by design, not {value}"
         for key, value in design.items()
-        if here[key] != value
+        if ours[key] != value
     ]
     counts = scores.drop_duplicates(FIT).groupby("arm").size()
     if counts.empty:
         raise Untestable("no arm has scores here")
-    found = f"{counts.min()} ({counts.idxmin()}) to {counts.max()} for each of {len(counts)} arms"
-    return Finding(found, value=int(counts.min()), barred=other)
+    text = f"{counts.min()} ({counts.idxmin()}) to {counts.max()} for each of {len(counts)} arms"
+    return Finding(text, value=int(counts.min()), barred=other)
 
 
 def _share(shares: pd.Series) -> Finding:

@@ -97,19 +97,19 @@ def _ways(settings: Settings, varied: str) -> list[Ways]:
     """In each comparison of ``varied``, the pretrainings with the most of it against those with
     each smaller amount.
     """
-    found = []
+    ways = []
     for comparison in of_pretraining.comparisons(settings, varied):
         groups = defaultdict(list)
         for name, value in zip(comparison.names, comparison.values, strict=True):
             groups[AMOUNTS[varied](settings.pretraining_of(name)), value].append(name)
         most = max(amount for amount, _ in groups)
-        found += [
+        ways += [
             (names, others)
             for (amount, _), names in groups.items()
             for (less, _), others in groups.items()
             if less < amount == most
         ]
-    return found
+    return ways
 
 
 def _other_than_imagenet(settings: Settings, start: str) -> str:

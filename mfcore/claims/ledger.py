@@ -101,9 +101,8 @@ def answer(row: Row, material: Material) -> dict:
     if finding.outcome == NOT_TESTABLE and not against:
         against = [found]
     verdict = NOT_TESTABLE if against else finding.outcome
-    has_meaning = (
-        verdict != NOT_TESTABLE or finding.is_comparison
-    )  # a count's distance from other data's count has none
+    # a count's distance from other data's count has none
+    has_meaning = verdict != NOT_TESTABLE or finding.is_comparison
     why = against + (finding.why if has_meaning or not scope else [])
     return {
         "claim": row.quote,

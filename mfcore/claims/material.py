@@ -107,9 +107,9 @@ class Material:
 
         Out of domain the cases of each tested domain are drawn; the domains stay as they are.
         """
-        own = [way for way in self.ways(arm) if way[0] == way[1]]
-        others = [way for way in self.ways(arm) if way not in own]
-        cells = [[self.cell(arm, *way, metric) for way in ways] for ways in (own, others)]
+        home = [way for way in self.ways(arm) if way[0] == way[1]]
+        others = [way for way in self.ways(arm) if way not in home]
+        cells = [[self.cell(arm, *way, metric) for way in ways] for ways in (home, others)]
         inside, outside = (mean_of(part) if part else NO_FOLDS for part in cells)
         drop = inside - outside
         return {

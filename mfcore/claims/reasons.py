@@ -12,10 +12,9 @@ from mfcore.study import predictions
 from mfcore.study.config import MODES
 from mfcore.study.predictions import ALL
 
-PUBLISHED_NETWORK, N_TRAINING_FILE = (
-    "EfficientNetV2-M",
-    2_894,
-)  # of the benchmark on AMi-Br, and figures of its training file
+# of the benchmark on AMi-Br, and figures of its training file
+PUBLISHED_NETWORK = "EfficientNetV2-M"
+N_TRAINING_FILE = 2_894
 
 
 def protocol(material: Material, arm: str, difference: float) -> list[str]:
@@ -33,7 +32,7 @@ def protocol(material: Material, arm: str, difference: float) -> list[str]:
 
 
 def benchmark(material: Material, arm: str, difference: float) -> list[str]:
-    """How an arm was trained, beside the benchmark's; where it scores less, what held it back."""
+    """How an arm was trained, against the benchmark's; where it scores less, what held it back."""
     network, mixed, size = material.networks[arm], material.mixed, material.sizes[-1]
     n_train = mixed.loc[(mixed["arm"] == arm) & (mixed["size"] == size), "n_train"].mean()
     n_seen = network.n_epochs * (network.patches_per_epoch or n_train)
@@ -54,8 +53,8 @@ def benchmark(material: Material, arm: str, difference: float) -> list[str]:
 def _late(material: Material, arm: str, size: float) -> list[str]:
     """Whether training had ended: in how many folds the loss was lowest in the last two epochs."""
     folds, runs = range(material.settings.splits.n_folds), material.study.runs
-    found = [(runs.get(f"{arm}-fold{fold}"), fold) for fold in folds]
-    histories = [predictions.fit_history(run, fold, size) for run, fold in found if run]
+    trainings = [(runs.get(f"{arm}-fold{fold}"), fold) for fold in folds]
+    histories = [predictions.fit_history(run, fold, size) for run, fold in trainings if run]
     histories = [history for history in histories if len(history) >= 4]
     if not histories:
         return []

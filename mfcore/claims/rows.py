@@ -29,19 +29,17 @@ class Row:
     Arms: ``first`` is compared with ``second``, or each arm of ``first`` with the others. A name is
     a group (`arms.choose`) or an encoder. at: sizes ("full", "each", "below full", a number),
     "inside", "outside", "drop" (the loss out of domain), "gain" (from the smallest to the largest
-    size), or cells of Fig. 2 ("to two others", "there and back").
-    less: the place that each arm of ``first`` is compared with instead of another arm. only: "best"
-    asks the best arm alone.
+    size), or cells of Fig. 2 ("to two others", "there and back"). less: the place that each arm of
+    ``first`` is compared with instead of another arm. only: "best" asks the best arm alone.
     stand_in: whether other encoders may stand in for the paper's. skip_untrained: leave out arms
     without scores there.
 
     check: a function of `checks` or `kaiko` that measures what no comparison of arms can, with its
-    ``arguments``.
-    expected: a number, the two ends of a range, or words. printed_sd: the paper's standard
-    deviation. tolerance: the margin of a comparison, or how far a number may be off. unit: "%"
-    where a share is shown in per cent.
+    ``arguments``. expected: a number, the two ends of a range, or words. printed_sd: the paper's
+    standard deviation. tolerance: the margin of a comparison, or how far a number may be off. unit:
+    "%" where a share is shown in per cent.
 
-    Texts: note, beside every verdict; barred, why no study can settle the claim; lacking, where
+    Texts: note, shown with every verdict; barred, why no study can settle the claim; lacking, where
     nothing could be compared; explain, a function of `reasons` that says why a number is not the
     printed one.
     """

@@ -12,12 +12,10 @@ from mfcore.claims.material import Material
 from mfcore.claims.rows import Row
 from mfcore.measures.statistics import Folds, holm, spread
 
-REPRODUCED, NOT_REPRODUCED, UNCLEAR, NOT_TESTABLE = (
-    "reproduced",
-    "not reproduced",
-    "unclear",
-    "not testable here",
-)
+REPRODUCED = "reproduced"
+NOT_REPRODUCED = "not reproduced"
+UNCLEAR = "unclear"
+NOT_TESTABLE = "not testable here"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNCLEAR, NOT_TESTABLE)
 ALPHA = 0.05
 TOO_FEW = "fewer than three folds in common, or one slide tested"
@@ -30,8 +28,8 @@ class Finding:
     outcome: what the numbers alone say, one of VERDICTS. difference: what was found less what is
     expected, or the comparison that decides; NaN where there is no such number. value: what a check
     measured, before `by_value` judges. barred: why the numbers cannot test the claim even on its
-    own data. why: what a reader must know beside the verdict. is_comparison: whether arms, sizes or
-    domains were compared, which has a meaning on other data too; a printed number has none.
+    own data. why: what a reader must know besides the verdict. is_comparison: whether arms, sizes
+    or domains were compared, which has a meaning on other data too; a printed number has none.
     """
 
     found: str = ""

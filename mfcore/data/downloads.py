@@ -92,9 +92,10 @@ def fetch(
 
     state: "there" (before), "fetched" (now) or "missing", with reason and remedy; one file's
     failure doesn't stop the others. A file that is there is compared with the recorded or published
-    length, with ``verify`` with the checksum too. One that differs counts as missing and is never
-    overwritten. Raises DownloadError where nothing can be begun: a source with nothing to fetch,
-    too little disk space, another fetch at work on the folder.
+    length, with ``verify`` with the checksum too; those of an archive with neither. One that
+    differs counts as missing and is never overwritten. Raises DownloadError where nothing can be
+    begun: a source with nothing to fetch, too little disk space, another fetch at work on the
+    folder.
     """
     folder = Path(folder)
     if source.is_synthetic:
@@ -104,12 +105,15 @@ def fetch(
     if not source.is_published:
         raise DownloadError(
             f"source {source.name!r}: its slides are your own: lay them into a folder with"
-            f" {' or '.join(source.main_files)}, beside it or in images/, and name it: make paper"
-            " DATA=folder"
+            f" {' or '.join(source.main_files)}, or into its folder images/, and name the folder:"
+            " make paper DATA=folder"
         )
     try:
         with store.alone(folder, "fetch"):
-            rows = (_fetch_archive if source.archive else _fetch)(source, folder, hosts, verify)
+            if source.archive:
+                rows = _fetch_archive(source, folder, hosts)
+            else:
+                rows = _fetch(source, folder, hosts, verify)
     except store.StoreError as error:
         raise DownloadError(str(error)) from None
     except OSError as error:
@@ -231,9 +235,7 @@ def _fetch_all(
     return rows
 
 
-def _fetch_archive(
-    source: Source, folder: Path, hosts: Mapping[str, str], verify: bool
-) -> list[dict]:
+def _fetch_archive(source: Source, folder: Path, hosts: Mapping[str, str]) -> list[dict]:
     """Fetch the one archive of a source unless its label file is there, and lay its files in place.
 
     The host doesn't promise the same archive for ever: zip's own checksums are what is checked.

@@ -1,7 +1,7 @@
 """One file over HTTP: a transfer that broke off goes on from what has come, and the whole is
 checked.
 
-What has come lies beside the target. Only a published checksum tells that parts of two answers
+What has come lies in the target's folder. Only a published checksum tells that parts of two answers
 make one file: a file without one starts anew.
 """
 

@@ -36,19 +36,17 @@ class Data:
     """The data set: which loader, which classes.
 
     source: "synthetic" (made by mfcore), "midog22", "midogpp", "ccmct" (what their authors
-    publish), "amibr" (AMi-Br's
-        patches), "images" (one's own patch images), "geojson" (one's own slides, labelled in
-        QuPath), "midog" (one's own slides, labelled in MIDOG's JSON), "csv" (one's own slides,
-        labelled in a table).
+        publish), "amibr" (AMi-Br's patches), "images" (one's own patch images), "geojson" (one's
+        own slides, labelled in QuPath), "midog" (one's own slides, labelled in MIDOG's JSON), "csv"
+        (one's own slides, labelled in a table).
     positive, negative: what class 1 and class 0 are called in tables and figures.
     um_per_px: resolution of slides that don't state their own; None refuses such slides.
     um_per_px_by_scanner: the same, for slides of one scanner; goes before ``um_per_px``.
     label_values: how a table (source "csv") writes class 0 and class 1; sources "images" and
         "geojson" write them as ``negative`` and ``positive`` unless this says otherwise.
     origin: where labels count px from: "slide", OpenSlide's corner of level 0; "scanned_area", the
-    corner of what was scanned
-        (``openslide.bounds-x``, ``-y``), as QuPath counts on MRXS and SCN. None counts as "slide",
-        and warns where they differ.
+        corner of what was scanned (``openslide.bounds-x``, ``-y``), as QuPath counts on MRXS and
+        SCN. None counts as "slide", and warns where they differ.
     seed, n_slides, n_annotations: of the synthetic data set only.
     """
 
@@ -94,13 +92,11 @@ class Patches:
     margin for rotation.
 
     fit: how a patch image (source "images") becomes ``stored_px`` square. None: it is already.
-    "crop":
-        brought to ``um_per_px`` where its own is known, then its centre, with white around it where
-        it is smaller. "resize": its shorter side becomes ``stored_px``, then its centre.
+        "crop": brought to ``um_per_px`` where its own is known, then its centre, with white around
+        it where it is smaller. "resize": its shorter side becomes ``stored_px``, then its centre.
     at_border: where an annotation lies so near its slide's border that those ``size_px`` reach over
-    it: "white" fills
-        what is outside with white; "shift" moves the patch inward until they fit. One rule for
-        training and test.
+        it: "white" fills what is outside with white; "shift" moves the patch inward until they fit.
+        One rule for training and test.
     """
 
     size_px: Annotated[Whole, Field(ge=8)] = 224

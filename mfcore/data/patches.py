@@ -80,12 +80,13 @@ def pixels(patch: np.ndarray) -> bytes:
 
 def centre_crop(patches: np.ndarray, size_px: int) -> np.ndarray:
     """View of the central ``size_px`` of patches (..., H, W, 3); an odd margin leaves the extra px
-    on the right and below.
+    on the right and below. Raises PatchError for patches that are narrower.
     """
     height, width = patches.shape[-3:-1]
     if size_px > min(height, width):
         raise PatchError(
-            f"a crop of {size_px} px doesn't fit into patches of {height} x {width} px"
+            f"a crop of {size_px} px doesn't fit into patches of {height} x {width} px; crop less,"
+            " or store wider patches"
         )
     top, left = (height - size_px) // 2, (width - size_px) // 2
     return patches[..., top : top + size_px, left : left + size_px, :]
@@ -184,11 +185,9 @@ def extract(
     is_stated = np.empty(len(table), dtype=bool)
     for job in jobs:
         rows = job.rows["patch_id"].to_numpy()
-        centres[rows], scanned_at[rows], is_stated[rows] = (
-            job.centres,
-            job.scanned_at_px,
-            job.is_stated,
-        )
+        centres[rows] = job.centres
+        scanned_at[rows] = job.scanned_at_px
+        is_stated[rows] = job.is_stated
         table.loc[rows, "um_per_px"] = job.um_per_px
     if reading.origin == "scanned_area":
         table[["x_l0_px", "y_l0_px"]] += scanned_at
@@ -238,10 +237,8 @@ def read_anywhere(
     (n, stored_px, stored_px, 3). Raises SlideError for a slide that can't be read.
     """
     side_px, um_per_px = reading.stored_px, reading.um_per_px
-    centres, stored = (
-        np.empty((len(slide_ids), 2)),
-        np.empty((len(slide_ids), side_px, side_px, 3), np.uint8),
-    )
+    centres = np.empty((len(slide_ids), 2))
+    stored = np.empty((len(slide_ids), side_px, side_px, 3), np.uint8)
     for slide_id in np.unique(slide_ids.astype(str)):
         places = np.flatnonzero(slide_ids == slide_id)
         with reading.open(Path(folder), table[table["slide_id"] == slide_id]) as slide:
@@ -262,7 +259,7 @@ def refuse_other_slides(run: store.Run, folder: str | Path, table: pd.DataFrame)
     if missing:
         raise PatchError(
             f"{folder}: of the slides that the patches were cut from {len(missing)} aren't there,"
-            f" the first: {missing[0]}"
+            f" the first: {missing[0]}; name the folder that holds them"
         )
     if slides_digest(table, folder) != run.identity["inputs"]["files"]:
         raise PatchError(

@@ -2,7 +2,7 @@
 
 A batch is a part of one slide's annotations, in the order of `mfcore.data.slides.slide.Slide.plan`.
 A batch's patches are on disk before its rows enter ``progress.txt``: a kill at any moment loses the
-batches in hand and no more.
+batches not yet written and no more.
 """
 
 import json
@@ -111,11 +111,11 @@ def look(table: pd.DataFrame, folder: Path, reading: Reading, n_workers: int) ->
         except SlideError as error:
             return str(error)
 
-    found = thread_map(
+    looks = thread_map(
         look_at, [rows for _, rows in table.groupby("slide_id", sort=False)], **shown
     )
-    _refuse([problem for problem in found if isinstance(problem, str)])
-    return found
+    _refuse([problem for problem in looks if isinstance(problem, str)])
+    return looks
 
 
 def _look_at(rows: pd.DataFrame, folder: Path, reading: Reading) -> Job:
@@ -152,8 +152,8 @@ def _refuse(problems: list[str]) -> None:
 def _look_at_images(table: pd.DataFrame, folder: Path, reading: Reading, shown: dict) -> Job:
     """All patch images as one job; raises one PatchError for all images that can't be used."""
     scanners = table["scanner"].astype(str).map(dict(reading.um_per_px_by_scanner))
-    said = scanners.fillna(reading.slide_um_per_px or np.nan)
-    um_per_px = table["um_per_px"].fillna(said).to_numpy(float)
+    stated = scanners.fillna(reading.slide_um_per_px or np.nan)
+    um_per_px = table["um_per_px"].fillna(stated).to_numpy(float)
     wanted, unknown = reading.um_per_px, np.isnan(um_per_px)
     if wanted and unknown.any():
         raise PatchError(
@@ -167,9 +167,9 @@ def _look_at_images(table: pd.DataFrame, folder: Path, reading: Reading, shown: 
             " nothing says how far each reaches; leave these columns out, or set fit: crop"
         )
     files = [folder / file for file in table["file"]]
-    found = thread_map(lambda file: _look_at_image(file, reading), files, **shown)
-    _refuse([problem for problem, _ in found])
-    um_per_px = um_per_px * [scale for _, scale in found]
+    looks = thread_map(lambda file: _look_at_image(file, reading), files, **shown)
+    _refuse([problem for problem, _ in looks])
+    um_per_px = um_per_px * [scale for _, scale in looks]
     _refuse_um_per_px(folder, um_per_px, reading)
     centres = table[["x_l0_px", "y_l0_px"]].to_numpy(float)
     return Job(table, centres, np.arange(len(table)), um_per_px, ~table["um_per_px"].isna())
@@ -199,7 +199,7 @@ def _refuse_um_per_px(folder: Path, um_per_px: np.ndarray, reading: Reading) -> 
         )
 
 
-def color_problem(image: Image.Image) -> str:
+def colour_problem(image: Image.Image) -> str:
     """What an image is, other than one image of 8 bit RGB; "" if nothing. px must not be loaded."""
     n_frames, is_16_bit = getattr(image, "n_frames", 1), ";16" in str(image.tile)
     if image.mode == "RGB" and n_frames == 1 and not is_16_bit:
@@ -212,7 +212,7 @@ def _look_at_image(file: Path, reading: Reading) -> tuple[str, float]:
     """The problem of a patch image, "" without one, and by what ``fit`` scales its um/px."""
     try:
         with Image.open(file) as image:
-            shape, problem = image.size, color_problem(image)
+            shape, problem = image.size, colour_problem(image)
     except (OSError, Image.DecompressionBombError) as error:
         return f"{file}: not an image that can be read ({error}); fetch it again", 1.0
     side = reading.stored_px

@@ -159,7 +159,8 @@ def predictions(
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
         raise ValueError(
-            f"{unit.name}: {len(bad)} scores aren't finite, the first of patch {patch_ids[bad[0]]}"
+            f"{unit.name}: {len(bad)} scores aren't finite, the first of patch {patch_ids[bad[0]]};"
+            " look for a diverged training, or embed again"
         )
     table = labels.loc[patch_ids, ["slide_id", "domain", "label"]].reset_index()
     return table.assign(

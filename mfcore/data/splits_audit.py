@@ -178,18 +178,18 @@ def twins_sentence(table: pd.DataFrame, audit: pd.DataFrame) -> str:
 
     table, audit: of one study, as `twins` and `audit` return them.
     """
-    found = "No two patches have the same pixels"
+    text = "No two patches have the same pixels"
     if len(table):
         groups = table.groupby("group")["contradicts"].first()
         full = audit[(audit["train_domain"] == splits.ALL) & (audit["size"] == audit["size"].max())]
-        found = (
+        text = (
             f"{len(table):,} patches form {len(groups):,} group{'s' * (len(groups) != 1)} of"
             f" identical pixels, {groups.sum():,} of them with contradicting labels; of this"
             f" study's test patches {100 * full['test_twin_in_train'].mean():.1f} % have a twin in"
             " training"
         )
     return (
-        f"{found} (identical pixels only: a copy that is shifted, scaled or compressed anew isn't"
+        f"{text} (identical pixels only: a copy that is shifted, scaled or compressed anew isn't"
         " recognised)."
     )
 

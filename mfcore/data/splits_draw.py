@@ -98,10 +98,8 @@ def draw(
     drawn = {}
     for size in sizes:
         drawn[size] = {"test": roles["test"]}
-        for role, rounding in (
-            ("train", np.rint),
-            ("val", np.ceil),
-        ):  # a validation set of one class measures nothing
+        # a validation set of one class measures nothing
+        for role, rounding in (("train", np.rint), ("val", np.ceil)):
             subset = labels[labels["patch_id"].isin(roles[role])]
             drawn[size][role] = _nested_subset(
                 subset, scheme, size, rounding, (role, train_domain, fold)
@@ -181,13 +179,13 @@ def _as_released(
     test = rng.choice(len(rows), size=int(len(rows) * scheme.test_fraction), replace=False)
     pool = np.setdiff1d(rows, test)
     ids = labels["patch_id"].to_numpy()
-    found = {}
+    roles_of = {}
     for size in sizes:
         drawn = rng.choice(pool, size=int(len(pool) * size), replace=False)
         train = rng.choice(drawn, size=int((1 - scheme.val_fraction) * len(drawn)), replace=False)
         chosen = {"train": train, "val": np.setdiff1d(drawn, train), "test": test}
-        found[size] = {role: np.sort(ids[rows]) for role, rows in chosen.items()}
-    return found
+        roles_of[size] = {role: np.sort(ids[rows]) for role, rows in chosen.items()}
+    return roles_of
 
 
 def _as_trained(
@@ -200,7 +198,7 @@ def _as_trained(
     which leaves the draws to pandas and begins the generator again for validation.
     """
     seed, held_out, validating = scheme.seed + fold, scheme.test_fraction, scheme.val_fraction
-    rows, ids, found = pd.Series(np.arange(len(labels))), labels["patch_id"].to_numpy(), {}
+    rows, ids, roles_of = pd.Series(np.arange(len(labels))), labels["patch_id"].to_numpy(), {}
     for size in sizes:
         rng = np.random.RandomState(seed)
         if train_domain == ALL:
@@ -212,10 +210,10 @@ def _as_trained(
             test = rows.sample(frac=held_out, random_state=seed).to_numpy()
             drawn = rows.drop(test)
             val = drawn.sample(frac=validating, random_state=seed).to_numpy()
-        found[size] = {"train": np.setdiff1d(drawn, val), "val": val, "test": test}
+        roles_of[size] = {"train": np.setdiff1d(drawn, val), "val": val, "test": test}
     return {
-        size: {role: np.sort(ids[which]) for role, which in roles.items()}
-        for size, roles in found.items()
+        size: {role: np.sort(ids[chosen]) for role, chosen in roles.items()}
+        for size, roles in roles_of.items()
     }
 
 

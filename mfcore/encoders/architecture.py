@@ -73,9 +73,8 @@ def _conv_stem() -> type:
             self.norm = norm_layer(embed_dim) if norm_layer else nn.Identity()
 
         def forward(self, images):
-            return self.norm(
-                self.proj(images).permute(0, 2, 3, 1)
-            )  # (n, height / 4, width / 4, embed_dim)
+            # (n, height / 4, width / 4, embed_dim)
+            return self.norm(self.proj(images).permute(0, 2, 3, 1))
 
     return ConvStem
 

@@ -20,7 +20,7 @@ TILES = (
     "purple nuclei on pink",
     "pink and purple grains",
 )
-# Relative. Other machines and versions of torch stay well below; a GPU's half precision beside a
+# Relative. Other machines and versions of torch stay well below; a GPU's half precision against a
 # CPU's float32 does too.
 TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 6e-2}
 
@@ -64,7 +64,8 @@ def compare(
     name, tolerance = encoder.card.name, TOLERANCE[encoder.card.precision]
     if expected.shape != now.shape:
         raise EncoderError(
-            f"encoder {name!r} now gives {now.shape} for the canary, it gave {expected.shape}"
+            f"encoder {name!r} now gives {now.shape} for the canary, it gave {expected.shape};"
+            " embed everything anew"
         )
     apart = np.linalg.norm(now - expected, axis=1) / np.maximum(
         np.linalg.norm(expected, axis=1), 1e-12

@@ -115,7 +115,7 @@ class EncoderError(RuntimeError):
 class Layout:
     """Where in a file of weights the network's tensors are, and by what their names differ.
 
-    key: the entry of a PyTorch file that holds them, as a training saves itself beside others; ""
+    key: the entry of a PyTorch file that holds them, as a training saves it among others; ""
     where the file holds nothing else. prefix: what their names begin with; it is cut off, and
     tensors of other names are left out. chunked: blocks.CHUNK.NUMBER is block NUMBER, as in a
     training by DINOv2's code.
@@ -152,7 +152,7 @@ class EncoderCard:
     um_per_px: resolutions of the training images; empty where they aren't slides or it isn't known.
     evidence: of um_per_px. "stated" by the authors, taken from the "magnification" that they state,
         or by "convention" only.
-    learnt_from: the set of images that it learnt from; empty where that isn't told here.
+    learnt_from: the set of images that it learnt from; empty where the card doesn't say.
     precision: "float16" or "bfloat16" computes under autocast on a GPU, as its authors advise;
         "float32" everywhere else.
     gated: whether the licence has to be accepted on the hub first.

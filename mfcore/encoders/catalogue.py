@@ -167,15 +167,15 @@ def own_card(record: OwnEncoder) -> EncoderCard:
         raise EncoderError(
             f"{place}: source {record.source!r} must be one of {list(HUB)}, of weights on the hub"
         )
-    said = {
+    given = {
         key: value
         for key, value in vars(record).items()
         if value is not None and key not in ("like", "weights", "features", "tolerance_px")
     }
     if record.like:
-        facts = _like(record, said)
+        facts = _like(record, given)
     else:
-        lacking = [key for key in ("architecture", "mean", "std") if key not in said] + [
+        lacking = [key for key in ("architecture", "mean", "std") if key not in given] + [
             "weights"
         ] * (not record.weights)
         if lacking:
@@ -187,7 +187,7 @@ def own_card(record: OwnEncoder) -> EncoderCard:
             "facts": "the study's own record",
             **_where(record, "hub"),
         }
-    facts |= said
+    facts |= given
     if not {*OF_THE_NETWORK, "readout"} <= set(facts):
         facts = _built(place, facts) | facts
     return card_from(facts, place)
@@ -226,7 +226,7 @@ def _card_of_features(record: OwnEncoder) -> EncoderCard:
     return card_from(facts, place)
 
 
-def _like(record: OwnEncoder, said: Mapping[str, Any]) -> dict[str, Any]:
+def _like(record: OwnEncoder, given: Mapping[str, Any]) -> dict[str, Any]:
     """What ``record`` takes over from the card that it is like; ``said`` is what it says itself."""
     if record.like not in cards():
         hint = nearest(record.like, cards())
@@ -237,13 +237,13 @@ def _like(record: OwnEncoder, said: Mapping[str, Any]) -> dict[str, Any]:
         )
     known = cards()[record.like]
     facts = dict(vars(known))
-    ways = [f"{key} {value}" for key, value in said.items() if key in known.identity()]
+    ways = [f"{key} {value}" for key, value in given.items() if key in known.identity()]
     if record.weights:
         ways.append(f"weights {record.weights}")
         facts |= {"learnt_from": "", **_where(record, known.source)}
         if facts["source"] not in HUB:  # unless the record says else, under timm's names
             facts["tensors"] = EncoderCard.tensors
-    if {"architecture", "arguments", "readout"} & set(said):
+    if {"architecture", "arguments", "readout"} & set(given):
         facts = {key: value for key, value in facts.items() if key not in OF_THE_NETWORK}
     departs = f"the study's own: {', '.join(ways)}" if ways else "the study's own name"
     return facts | {"variant_of": record.like, "departs": departs}
@@ -276,10 +276,10 @@ def _file(record: OwnEncoder, path: Path) -> dict[str, Any]:
     """The file ``path``, or the one in the folder ``path``, with its checksum."""
     if path.is_dir():
         files = record.files or ("weights.safetensors", *EncoderCard.files)
-        there = [path / name for name in files if (path / name).is_file()]
-        if not there:
+        present = [path / name for name in files if (path / name).is_file()]
+        if not present:
             raise EncoderError(f"encoder {record.name!r}: {path} holds none of {list(files)}")
-        path = there[0]
+        path = present[0]
     path, sha256 = path.resolve(), record.sha256
     if not sha256:
         if not path.is_file():
@@ -327,7 +327,7 @@ def _built_once(place: str, architecture: str, arguments: str, readout: str) -> 
 
 
 def folder_card(name: str, folder: Path) -> EncoderCard:
-    """The card in ``folder/card.json``, with the weights' own checksum."""
+    """The card in ``folder/card.json``, with the weights' checksum; raises EncoderError without."""
     file, weights = folder / "card.json", folder / "weights.safetensors"
     for path in (file, weights):
         if not path.is_file():
@@ -340,7 +340,7 @@ def folder_card(name: str, folder: Path) -> EncoderCard:
 
 @functools.cache
 def timm_card(name: str, scheme: str, rest: str) -> EncoderCard:
-    """A card of what timm, or a repository in timm's format, says of a model."""
+    """A card of what timm or a repository in its format says; raises EncoderError for a gap."""
     facts = _hub_facts(rest) if scheme == "hf-hub" else _timm_facts(rest, weights=scheme == "timm")
     if not all(facts.get(key) for key in ("mean", "std", "input_size")):
         raise EncoderError(

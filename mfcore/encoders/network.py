@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mfcore.data.patches_read import color_problem
+from mfcore.data.patches_read import colour_problem
 from mfcore.encoders import preprocess
 from mfcore.encoders.architecture import create, n_parameters, seeded
 from mfcore.encoders.card import EncoderCard, EncoderError
@@ -28,7 +28,10 @@ def read_out(model: Any, this: EncoderCard, images: "torch.Tensor") -> "torch.Te
 
 
 def build(this: EncoderCard, pretrained: bool, seed: int | None) -> tuple[Any, str]:
-    """A card's network without a classifier, checked by the card, and its weights' revision."""
+    """A card's network without a classifier, and its weights' revision.
+
+    Raises EncoderError as `read_weights` and `check_card`, and for weights that don't fit.
+    """
     if pretrained and this.source != "random":
         state, revision = read_weights(this)
         model = _with_weights(this, state)
@@ -68,20 +71,22 @@ def _with_weights(this: EncoderCard, state: "dict[str, torch.Tensor]") -> Any:
 
 
 def check_card(this: EncoderCard, model: Any) -> None:
-    """Compare a built network with its card."""
+    """Raise EncoderError, naming each key, where a built network isn't what its card says."""
     built = {
         "n_parameters": n_parameters(model),
         "n_prefix_tokens": int(getattr(model, "num_prefix_tokens", 0)),
         "n_dims": READOUTS[this.readout].width(model),
     }
-    said = vars(this)
+    facts = vars(this)
     wrong = [
-        f"{key} is {value}, the card says {said[key]}"
+        f"{key} is {value}, the card says {facts[key]}"
         for key, value in built.items()
-        if value != said[key]
+        if value != facts[key]
     ]
     if wrong:
-        raise EncoderError(f"encoder {this.name!r} isn't what its card says: {'; '.join(wrong)}")
+        raise EncoderError(
+            f"encoder {this.name!r} isn't what its card says: {'; '.join(wrong)}; correct them"
+        )
 
 
 def choose_device(name: str) -> "torch.device":
@@ -116,7 +121,7 @@ def computes_bfloat16(device: "torch.device") -> bool:
 def load(encoder: str | EncoderCard, device: str = "cpu") -> "Encoder":
     """Load an encoder, by name or card: frozen, in evaluation mode, checked by its card.
 
-    Raises EncoderError where the weights can't be had (see `weights.hub_file`) or the network isn't
+    Raises EncoderError where the weights are missing (see `weights.hub_file`) or the network isn't
     what the card says.
     """
     this, where = card_of(encoder) if isinstance(encoder, str) else encoder, choose_device(device)
@@ -138,7 +143,7 @@ def build_network(
     width), normalised by the card's mean and std, and gives logits (n, n_classes). The head sits on
     the class token, or on a convolutional network's pooled features. Without ``pretrained`` every
     weight is drawn, else only the head: by ``seed`` and the name alone, or by torch's generator as
-    it stands where ``seed`` is None. Raises EncoderError where weights can't be had.
+    it stands where ``seed`` is None. Raises EncoderError where weights are missing.
     """
     this = card_of(encoder) if isinstance(encoder, str) else encoder
     try:
@@ -166,15 +171,19 @@ def embed_images(
 
     images: a folder (all PNG, JPEG and TIFF below it, sorted by path), files, or uint8 (n, height,
     width, 3), which has no files. Images may differ in size: each is resized as the encoder's card
-    says. encoder: a name, a card, or a loaded one. Raises EncoderError where weights can't be had,
-    ValueError for an image that isn't 8 bit RGB, and where there is none.
+    says. encoder: a name, a card, or a loaded one. batch_size: images at once, 1 or more. Raises
+    EncoderError where weights are missing, ValueError for an image that isn't 8 bit RGB, and
+    where there is none.
     """
-    loaded = encoder if isinstance(encoder, Encoder) else load(encoder, device)
-    if isinstance(images, np.ndarray):
-        files, source = [], images
-    else:
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+    files, source = [], images
+    if not isinstance(images, np.ndarray):
         files = _image_files(images)
         source = map(_read_image, files)
+    if not len(files or images):
+        raise ValueError("there are no images to embed; give one or more")
+    loaded = encoder if isinstance(encoder, Encoder) else load(encoder, device)
     features = [loaded.embed(batch) for batch in _batches(source, batch_size)]
     return np.concatenate(features), files
 
@@ -196,8 +205,7 @@ def _batches(images: "Iterable[np.ndarray]", size: int) -> "Iterator[np.ndarray]
 def _image_files(images: "str | Path | Sequence[str | Path]") -> list[Path]:
     if not isinstance(images, str | Path):
         return [Path(file) for file in images]
-    found = (file for file in Path(images).rglob("[!.]*") if file.suffix.lower() in IMAGES)
-    files = sorted(found)
+    files = sorted(file for file in Path(images).rglob("[!.]*") if file.suffix.lower() in IMAGES)
     if not files:
         raise ValueError(f"{images}: no images ({', '.join(IMAGES)}) in this folder")
     return files
@@ -205,7 +213,7 @@ def _image_files(images: "str | Path | Sequence[str | Path]") -> list[Path]:
 
 def _read_image(file: Path) -> np.ndarray:
     with Image.open(file) as image:
-        if problem := color_problem(image):
+        if problem := colour_problem(image):
             raise ValueError(f"{file}: {problem}")
         return np.asarray(image)
 
@@ -237,13 +245,16 @@ class Encoder:
 
     def network(self, images: "torch.Tensor") -> "torch.Tensor":
         """The second half of `compute`, of what `transform` gives; to be called as there."""
+        with self.autocast():
+            return read_out(self.model, self.card, images).float()
+
+    def autocast(self) -> "torch.autocast":
+        """Within it, the network computes in `precision`."""
         import torch
 
         mixed = self.precision != "float32"
-        with torch.autocast(
-            self.device.type, getattr(torch, self.precision) if mixed else None, enabled=mixed
-        ):
-            return read_out(self.model, self.card, images).float()
+        dtype = getattr(torch, self.precision) if mixed else None
+        return torch.autocast(self.device.type, dtype, enabled=mixed)
 
     def embed(self, patches: np.ndarray, patch_ids: Sequence[int] | None = None) -> np.ndarray:
         """Embed uint8 (n, height, width, 3) in one pass; gives float32 (n, n_dims).
@@ -270,7 +281,7 @@ class Encoder:
         if features.shape != (len(patch_ids), self.card.n_dims):
             raise EncoderError(
                 f"encoder {self.card.name!r} gives {features.shape[1:]}, "
-                f"its card says {self.card.n_dims} dimensions"
+                f"its card says {self.card.n_dims} dimensions; correct its n_dims or readout"
             )
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(bad):
@@ -281,8 +292,8 @@ class Encoder:
                 if half
                 else "; are its weights whole?"
             )
-            which = [int(patch_ids[row]) for row in bad[:5]]
+            ids = [int(patch_ids[row]) for row in bad[:5]]
             raise EncoderError(
-                f"encoder {self.card.name!r} gives NaN or infinity for patches {which}{more}{hint}"
+                f"encoder {self.card.name!r} gives NaN or infinity for patches {ids}{more}{hint}"
             )
         return features

@@ -2,7 +2,7 @@
 class 1).
 
 Five are those of UNI's evaluation, which Ganz et al. used: accuracy, balanced accuracy, weighted
-F1, quadratic-weighted kappa and AUROC. Beside them: F1 of class 1, average precision, Brier score
+F1, quadratic-weighted kappa and AUROC. Further ones: F1 of class 1, average precision, Brier score
 and expected calibration error. What looks at the class gives a patch class 1 where its score is
 above 0.5, so that 0.5 itself is class 0, as in an argmax over the two probabilities. Average
 precision and F1 grow with the share of class 1: they compare arms on one test set, not test sets.
@@ -172,9 +172,6 @@ def bin_of(score: np.ndarray, n_bins: int = N_BINS) -> np.ndarray:
     return np.searchsorted(np.arange(1, n_bins) / n_bins, score, side="left")
 
 
-HIGHER_IS_BETTER: frozenset[str] = frozenset(METRICS) - {"brier", "ece"}
-
-
 def evaluate(label: np.ndarray, score: np.ndarray) -> dict[str, float]:
     """All metrics of one test set, by name."""
     return {name: metric(label, score) for name, metric in METRICS.items()}
@@ -186,10 +183,8 @@ def mean_recall(label: np.ndarray, predicted: np.ndarray) -> float:
 
     label, predicted: classes from 0, int (n,), one row or more.
     """
-    n, right = (
-        np.bincount(label),
-        np.bincount(label[label == predicted], minlength=int(label.max()) + 1),
-    )
+    n = np.bincount(label)
+    right = np.bincount(label[label == predicted], minlength=int(label.max()) + 1)
     return float(mean_recall_of(right[n > 0], n[n > 0]))
 
 

@@ -17,9 +17,8 @@ from mfcore.measures.raters import ALL
 from mfcore.measures.statistics import LEVEL, MIN_FOLDS
 from mfcore.streams import generator
 
-EXPONENTS = np.geomspace(
-    0.05, 3.0, 120
-)  # below, the curve is a straight line over log n; above, a step
+# below, the curve is a straight line over log n; above, a step
+EXPONENTS = np.geomspace(0.05, 3.0, 120)
 FAR = 1e6  # times the patches there are: from here on as good as never
 MAX_UNDETERMINED = 0.1  # share of resamples
 N_RESAMPLES = 500
@@ -135,8 +134,8 @@ def fit(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
     for every arm, as `resampled_means` has them. ``n_needed``: patches at which the curve reaches
     what the best arm has with all the data, ``n_train``; inf where it ends below, or would need a
     million times the data; that arm's own are those it has. ``n_needed_low`` to ``n_needed_high``:
-    over the same resamples. All bounds are NaN where all folds are tested on the same
-    patches: their spread is that of the training alone.
+    over the same resamples. All bounds are NaN where all folds are tested on the same patches:
+    their spread is that of the training alone.
 
     ``why_not``: why data don't determine the curve, and all of these numbers are NaN: fewer than
     three sizes or folds, no growth, no bend, or more than a tenth of the resamples with such a
@@ -222,9 +221,8 @@ def ahead(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
 def _arms(scores: pd.DataFrame, seed: int) -> Iterator[Arm]:
     """Every arm; folds are resampled alike for all."""
     part = scores[scores["train_domain"] == ALL]
-    by_fold = (
-        part.groupby(["arm", "fold", "size"])["auroc"].mean().unstack("size")
-    )  # with the folds that have none
+    # with the folds that have none
+    by_fold = part.groupby(["arm", "fold", "size"])["auroc"].mean().unstack("size")
     best = (
         part[part["size"] == part["size"].max()].groupby("arm", sort=False)["auroc"].mean().idxmax()
     )
@@ -238,10 +236,8 @@ def _arms(scores: pd.DataFrame, seed: int) -> Iterator[Arm]:
         n_train = group.groupby("size")["n_train"].mean()[table.columns].to_numpy()
         values = of_best = None
         if min(table.shape) > 1:
-            drawn, overlap = (
-                draws[:, np.searchsorted(folds, table.index)],
-                group["n_test"].mean() / n_train[-1],
-            )
+            drawn = draws[:, np.searchsorted(folds, table.index)]
+            overlap = group["n_test"].mean() / n_train[-1]
             values = resampled_means(table.to_numpy(), drawn, overlap)
             of_best = resampled_means(target[table.index].to_numpy(), drawn, overlap)
         has_bounds = bool((group.groupby("size")["tested"].nunique() > 1).any())

@@ -20,7 +20,7 @@ from mfcore.measures.statistics import Interval
 ALL = "all"  # every domain together; no domain may have this name
 UNANIMOUS, CONTESTED = "unanimous", "contested"
 MEASURES = ("agreement", "kappa", "balanced_accuracy")
-EACH = "each rater against the consensus, balanced accuracy"  # a column of `wide`
+EACH = "each rater against the consensus, balanced accuracy"  # a column of `as_text`
 
 
 def votes(labels: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
@@ -92,8 +92,12 @@ def _row(voted: pd.DataFrame, given: np.ndarray, seed: int, domain: str) -> dict
         counts = sums_by_slide(slide, 2 * first + second, weights.shape[1], 4, np.ones(len(voted)))
         pairs.append(_measures((weights @ counts).reshape(-1, 2, 2)))
     for measure, values in zip(MEASURES, np.mean(pairs, axis=0), strict=True):
-        found = interval_of(values, weights.shape[1], least=-1 if measure == "kappa" else 0)
-        row |= {measure: found.estimate, f"{measure}_low": found.low, f"{measure}_high": found.high}
+        interval = interval_of(values, weights.shape[1], least=-1 if measure == "kappa" else 0)
+        row |= {
+            measure: interval.estimate,
+            f"{measure}_low": interval.low,
+            f"{measure}_high": interval.high,
+        }
     row |= {
         f"rater{i + 1}_vs_consensus": balanced_accuracy(voted["label"], vote)
         for i, vote in enumerate(given.T)
@@ -107,11 +111,10 @@ def _measures(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """MEASURES of two raters, (n,) each, from counts of annotations by the first's and the second's
     vote (n, 2, 2).
     """
-    same, first, second = (
-        np.diagonal(counts, axis1=1, axis2=2),
-        counts.sum(axis=2),
-        counts.sum(axis=1),
-    )  # (n, 2)
+    # (n, 2) each
+    same = np.diagonal(counts, axis1=1, axis2=2)
+    first = counts.sum(axis=2)
+    second = counts.sum(axis=1)
     n = first.sum(axis=1)
     agreement, by_chance = same.sum(axis=1) / n, (first * second).sum(axis=1) / n**2
     balanced = (mean_recall_of(same, first) + mean_recall_of(same, second)) / 2
@@ -126,10 +129,10 @@ def reference(human: pd.DataFrame, domain: str = ALL) -> Interval | None:
 
     human: as `table` returns it.
     """
-    found = human[human["domain"] == domain].dropna(subset="balanced_accuracy")
-    if found.empty:
+    rows = human[human["domain"] == domain].dropna(subset="balanced_accuracy")
+    if rows.empty:
         return None
-    row = found.iloc[0]
+    row = rows.iloc[0]
     estimate, low, high = (float(row[f"balanced_accuracy{end}"]) for end in ("", "_low", "_high"))
     return Interval(estimate, low, high, int(row["n_units"]), row["unit"])
 
@@ -158,7 +161,7 @@ def stratum(labels: pd.DataFrame) -> pd.Series:
     return pd.Series(kinds, index=labels.index, name="stratum", dtype=object)
 
 
-def wide(human: pd.DataFrame) -> pd.DataFrame:
+def as_text(human: pd.DataFrame) -> pd.DataFrame:
     """`table` for the eye: values with their interval, shares in per cent, a dash for what can't be
     said.
     """

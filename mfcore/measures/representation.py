@@ -93,10 +93,8 @@ class Streaming:
         return self
 
     def _add(self, piece: np.ndarray) -> None:
-        self._low, self._high = (
-            np.minimum(self._low, piece.min(axis=0)),
-            np.maximum(self._high, piece.max(axis=0)),
-        )
+        self._low = np.minimum(self._low, piece.min(axis=0))
+        self._high = np.maximum(self._high, piece.max(axis=0))
         mean = piece.mean(axis=0)
         piece -= mean
         total = self.n + len(piece)
@@ -158,9 +156,9 @@ def _checked(features: np.ndarray, first: int = 0) -> np.ndarray:
         )
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
-        which = [first + int(row) for row in bad[:5]]
+        places = [first + int(row) for row in bad[:5]]
         raise RepresentationError(
-            f"{len(bad)} rows hold NaN or infinity, the first {which}; embed these patches again"
+            f"{len(bad)} rows hold NaN or infinity, the first {places}; embed these patches again"
         )
     return features
 

@@ -87,10 +87,9 @@ def by_fold(
     patches, as a test needs them.
 
     predictions: as `resample`, with ``patch_id``. test_set: the name of what is tested, such as the
-    domain, which names the
-    stream: arms tested on the same units get the same draws. The draws' moves are stretched by n /
-    (n - 1) in variance, as a resample of n units varies less than n other units would. Raises as
-    `resample`.
+    domain, which names the stream: arms tested on the same units get the same draws. The draws'
+    moves are stretched by n / (n - 1) in variance, as a resample of n units varies less than n
+    other units would. Raises as `resample`.
     """
     is_same = same_patches(predictions)
     values = _in_folds(
@@ -126,9 +125,9 @@ def _in_folds(
     )
     values = {}
     for fold, rows in predictions.groupby("fold").indices.items():
-        here, within = np.unique(unit[rows], return_inverse=True)  # a fold tests few of the units
+        tested, within = np.unique(unit[rows], return_inverse=True)  # a fold tests few of the units
         if metric in RESAMPLED:
-            values[fold] = RESAMPLED[metric](label[rows], score[rows], within, weights[:, here])
+            values[fold] = RESAMPLED[metric](label[rows], score[rows], within, weights[:, tested])
         else:
             values[fold] = [binary.METRICS[metric](label[rows], score[rows])]
     return pd.DataFrame(values).T
@@ -181,7 +180,7 @@ def interval_of(values: np.ndarray, n: int, least: float = 0.0, most: float = 1.
     return Interval(estimate, float(low), float(high), n)
 
 
-def coverage_said(n: int, unit: str = "slide") -> str:
+def coverage_note(n: int, unit: str = "slide") -> str:
     """How often such an interval over ``n`` units holds the truth, as a part of a sentence; empty
     where there are many.
     """

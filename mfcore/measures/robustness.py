@@ -37,14 +37,14 @@ class Neighbours:
 
     @property
     def croma(self) -> float:
-        """The median margin; above 0 biology counts for more."""
+        """The median margin, above 0 biology counts for more; NaN where no patch has a margin."""
         return (
             float(np.nanmedian(self.margins)) if np.isfinite(self.margins).any() else float("nan")
         )
 
     @property
     def croma_tail(self) -> float:
-        """Mean margin of the TAIL of patches with the lowest."""
+        """Mean margin of the TAIL of patches with the lowest; NaN where no patch has a margin."""
         known = self.margins[np.isfinite(self.margins)]
         return (
             float(known[known <= np.quantile(known, TAIL)].mean()) if len(known) else float("nan")
@@ -59,9 +59,11 @@ def neighbours(
     features: float (n, n_dims), not all 0 in a row. biology, origin, case: of any kind, (n,); a
     case has one origin. Raises ValueError for arrays of other lengths, and k below 1.
     """
-    if k < 1 or not len(features) == len(biology) == len(origin) == len(case):
+    lengths = [len(values) for values in (features, biology, origin, case)]
+    if k < 1 or len(set(lengths)) > 1:
         raise ValueError(
-            "features, biology, origin and case must have one row a patch, k be above 0"
+            f"k is {k} and features, biology, origin and case have {lengths} rows; k must be 1 or"
+            " more, and each have one row a patch"
         )
     biology, origin, case = (
         np.unique(values, return_inverse=True)[1] for values in (biology, origin, case)
@@ -71,9 +73,8 @@ def neighbours(
         distances[case[rows, None] == case] = np.inf
         is_alike, is_here = biology[rows, None] == biology, origin[rows, None] == origin
         so, os = is_alike & ~is_here, ~is_alike & is_here
-        nearest = np.argpartition(distances, min(k, len(features)) - 1, axis=1)[
-            :, :k
-        ]  # (n_rows, k)
+        # (n_rows, k)
+        nearest = np.argpartition(distances, min(k, len(features)) - 1, axis=1)[:, :k]
         is_known = np.isfinite(np.take_along_axis(distances, nearest, axis=1))
         n_so[rows] = (np.take_along_axis(so, nearest, axis=1) & is_known).sum(axis=1)
         n_os[rows] = (np.take_along_axis(os, nearest, axis=1) & is_known).sum(axis=1)
@@ -97,7 +98,6 @@ def _distances(features: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def _mean_of_nearest(distances: np.ndarray, kind: np.ndarray) -> np.ndarray:
     """Mean distance to the N_NEAREST of a kind, (n_rows,); infinite where there are fewer."""
     of_kind = np.where(kind, distances, np.inf)
-    n_nearest = min(N_NEAREST, of_kind.shape[1])
-    if n_nearest < N_NEAREST:
+    if of_kind.shape[1] < N_NEAREST:
         return np.full(len(distances), np.inf)
-    return np.partition(of_kind, n_nearest - 1, axis=1)[:, :n_nearest].mean(axis=1)
+    return np.partition(of_kind, N_NEAREST - 1, axis=1)[:, :N_NEAREST].mean(axis=1)

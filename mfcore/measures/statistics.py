@@ -102,9 +102,8 @@ class Folds:
             return self + -other
         folds = self.values.index.intersection(other.values.index)
         first, second = self.at(folds), other.at(folds)
-        if not all(
-            part.units or part.has_own_patches for part in (first, second)
-        ):  # what can't be drawn
+        # what can't be drawn
+        if not all(part.units or part.has_own_patches for part in (first, second)):
             return Folds(first.values - second.values, has_own_patches=False)
         moved = (
             first.moved - second.moved
@@ -113,14 +112,12 @@ class Folds:
             if first.units
             else -second.moved
         )
-        own, units = (
-            first.has_own_patches or second.has_own_patches,
-            {**first.units, **second.units},
-        )
+        has_own = first.has_own_patches or second.has_own_patches
+        units = {**first.units, **second.units}
         return Folds(
             first.values - second.values,
             moved,
-            own,
+            has_own,
             units,
             first.unit if first.units else second.unit,
         )
@@ -227,9 +224,8 @@ def _variances(folds: Folds, overlap: float) -> list[tuple[float, float]]:
     moved = folds.moved.dropna(axis="columns")
     if 2 * moved.shape[1] < folds.moved.shape[1]:
         return [(math.nan, 1)]
-    of_cases = (n**2 * moved.mean().var() - moved.var(axis="columns").sum()) / (
-        n * (n - 1)
-    )  # covariance of two folds
+    # covariance of two folds
+    of_cases = (n**2 * moved.mean().var() - moved.var(axis="columns").sum()) / (n * (n - 1))
     return [
         of_folds,
         (max(float(of_cases), 0), max(sum(folds.units.values()) - len(folds.units), 1)),

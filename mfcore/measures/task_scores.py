@@ -42,30 +42,29 @@ def of_labels(predictions: pd.DataFrame) -> Scored:
         sorted((c for c in predictions if c.startswith("score_")), key=lambda c: int(c[6:]))
     ].to_numpy()
     table = predictions.assign(
-        found=scores.argmax(axis=1) == predictions["label"], cluster=_clusters(predictions)
+        is_right=scores.argmax(axis=1) == predictions["label"], cluster=_clusters(predictions)
     )
-    values = table.groupby(["run", "label"])["found"].mean().groupby("run").mean()
-    counts = table.pivot_table("found", "cluster", "label", ["count", "sum"], fill_value=0) / len(
-        values
-    )
+    values = table.groupby(["run", "label"])["is_right"].mean().groupby("run").mean()
+    counts = table.pivot_table(
+        "is_right", "cluster", "label", ["count", "sum"], fill_value=0
+    ) / len(values)
     return Scored(
-        values.to_numpy(), counts.to_numpy(float), table["item_id"].nunique(), mean_recall
+        values.to_numpy(), counts.to_numpy(float), table["item_id"].nunique(), recall_of_sums
     )
 
 
-def mean_recall(sums: np.ndarray) -> np.ndarray:
-    """Mean share found of the classes, from sums (m, 2 n_classes); NaN where one has no item."""
-    n, found = np.split(sums, 2, axis=1)
-    return binary.mean_recall_of(found, n)
+def recall_of_sums(sums: np.ndarray) -> np.ndarray:
+    """Mean recall of the classes (m,), from sums (m, 2 n_classes); NaN where one has no item."""
+    n, right = np.split(sums, 2, axis=1)
+    return binary.mean_recall_of(right, n)
 
 
 def of_masks(dice: pd.DataFrame) -> Scored:
     """Dice: the sums are the mean run's Dice of masks with nuclei, and how many there are."""
     value = masks.dice(dice["n_px"], dice["n_predicted_px"], dice["n_both_px"])
     table = dice[["run", "item_id"]].assign(value=value, cluster=_clusters(dice))
-    by_item = (
-        table.groupby(["cluster", "item_id", "run"])["value"].mean().unstack("run").dropna()
-    )  # over a mask's classes
+    # over a mask's classes
+    by_item = table.groupby(["cluster", "item_id", "run"])["value"].mean().unstack("run").dropna()
     clusters = by_item.mean(axis=1).groupby("cluster").agg(["sum", "size"])
     return Scored(
         by_item.mean(axis=0).to_numpy(),

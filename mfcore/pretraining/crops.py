@@ -87,13 +87,11 @@ def _sides(uniform: np.ndarray, scales: np.ndarray, patch_px: int) -> tuple[np.n
     share, aspect = uniform[..., :N_ATTEMPTS], uniform[..., N_ATTEMPTS:]
     low, high = scales[..., None]
     area = patch_px**2 * (low + (high - low) * share)
-    root = np.exp(
-        (math.log(ASPECT[0]) + math.log(ASPECT[1] / ASPECT[0]) * aspect) / 2
-    )  # of width / height
+    # of width / height
+    root = np.exp((math.log(ASPECT[0]) + math.log(ASPECT[1] / ASPECT[0]) * aspect) / 2)
     height, width = np.rint(np.sqrt(area) / root), np.rint(np.sqrt(area) * root)
-    fits = (
-        (height > 0) & (height <= patch_px) & (width > 0) & (width <= patch_px)
-    )  # (n, n_crops, N_ATTEMPTS)
+    # (n, n_crops, N_ATTEMPTS)
+    fits = (height > 0) & (height <= patch_px) & (width > 0) & (width <= patch_px)
     first = fits.argmax(-1)[..., None]
     chosen = (np.take_along_axis(sides, first, -1)[..., 0] for sides in (height, width))
     height, width = (np.where(fits.any(-1), sides, patch_px) for sides in chosen)
@@ -116,9 +114,8 @@ def make(
     cut = _cut_by_matrices
     if images.device.type == "cpu":
         cut = _cut_singly
-        images = images.contiguous(
-            memory_format=torch.channels_last
-        )  # is resized five times as fast
+        # is resized five times as fast
+        images = images.contiguous(memory_format=torch.channels_last)
     mean, std = (torch.tensor(each, device=images.device)[:, None, None] for each in (mean, std))
     groups = []
     for first, n, side_px in ((0, 2, crops.global_px), (2, crops.n_local, crops.local_px)):

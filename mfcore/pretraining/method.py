@@ -295,9 +295,11 @@ def in_full(pretraining: Pretraining) -> Pretraining:
         for key in ("global_scale", "local_scale")
         if getattr(pretraining.crops, key) is None
     }
-    own = {key: value for key, value in default.items() if getattr(pretraining, key, value) is None}
+    filled = {
+        key: value for key, value in default.items() if getattr(pretraining, key, value) is None
+    }
     return dataclasses.replace(
-        pretraining, **own, crops=dataclasses.replace(pretraining.crops, **crops)
+        pretraining, **filled, crops=dataclasses.replace(pretraining.crops, **crops)
     )
 
 

@@ -249,9 +249,9 @@ def collapse_of(lines: Sequence[dict], settings: Pretraining) -> str:
     apart = [abs(line["target_entropy"] - line["teacher_entropy"]) for line in lines]
     ranks = [line["rankme"] for line in lines if line["rankme"] is not None]
     if max(apart) < LEAST_INFORMATION * uniform:
-        few = "few prototypes" if target < uniform / 2 else "target, spread over the prototypes"
+        words = "few prototypes" if target < uniform / 2 else "target, spread over the prototypes"
         return (
-            f"all images get the same {few} (entropy of the teacher {teacher:.2f}, of its mean "
+            f"all images get the same {words} (entropy of the teacher {teacher:.2f}, of its mean "
             f"{target:.2f} nats; uniform is {uniform:.2f})"
         )
     if ranks and max(ranks) < LEAST_RANKME:

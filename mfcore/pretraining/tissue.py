@@ -93,9 +93,8 @@ def find(thumbnail: np.ndarray, um_per_px: float) -> np.ndarray:
     is_ink = density[..., 0] > INK[0] * density[..., 1] + INK[1]
     unstained = (thumbnail.max(axis=2) < BLACK) | is_ink
     spread[unstained] = 0
-    side = (
-        2 * round(SMOOTH_UM / um_per_px / 2) + 1
-    )  # loose tissue is tissue, too: its fibres and the gaps between them
+    # loose tissue is tissue, too: its fibres and the gaps between them
+    side = 2 * round(SMOOTH_UM / um_per_px / 2) + 1
     spread = ndimage.uniform_filter(spread, side, mode="nearest")
     threshold = np.clip(otsu(spread[~unstained]), MIN_SPREAD, MAX_SPREAD)
     tissue = _without_small(spread > threshold, MIN_SPECK_UM2 / um_per_px**2)

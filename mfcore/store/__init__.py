@@ -2,7 +2,7 @@
 
 A run's folder is named ``<stage>-<name>-<key>``; the key is the hash of its config and of the keys
 of its inputs. A run of several units of work (a fold at a size) keeps each finished unit, so that a
-kill loses the unit in hand and no more.
+kill loses one unit at most.
 """
 
 import contextlib
@@ -310,7 +310,7 @@ def _missing(results: str | Path, stage: str, name: str, known: Mapping) -> Stor
 
 
 def current(
-    found: list[Run], known: Callable[[Run], Mapping] = lambda run: run.identity["config"]
+    finished: list[Run], known: Callable[[Run], Mapping] = lambda run: run.identity["config"]
 ) -> Run:
     """Of finished runs of one stage and name, the one that was opened last.
 
@@ -318,15 +318,15 @@ def current(
     them, where several could be meant.
     """
     named = []
-    for run in found:
+    for run in finished:
         pointer = _pointer(
             run.folder.parent, run.identity["stage"], run.identity["name"], known(run)
         )
         if pointer.is_file() and read_json(pointer)["run"] == run.folder.name:
             named.append(run)
-    if len(named) == 1 or len(found) == 1:
-        return (named or found)[0]
-    folders = ", ".join(str(run.folder) for run in found)
+    if len(named) == 1 or len(finished) == 1:
+        return (named or finished)[0]
+    folders = ", ".join(str(run.folder) for run in finished)
     raise StoreError(
         f"several finished runs could be meant: {folders}; remove all but one, or run the notebook "
         "that makes it again, which names the current one"

@@ -11,7 +11,7 @@ from mfcore.store.records import digest
 
 WHOLE_BYTES = 32 * 2**20  # up to so many bytes, a file's fingerprint is of all its content
 N_BLOCKS, BLOCK_BYTES = 32, 2**16  # of a larger file
-IN_ONE_FOLDER = (".dcm", ".vms", ".vmu")  # slides whose parts lie beside the file that is named
+IN_ONE_FOLDER = (".dcm", ".vms", ".vmu")  # slides whose parts lie in the folder of the named file
 
 
 def fingerprint(path: str | Path) -> list[int | str]:
@@ -35,11 +35,11 @@ def fingerprint(path: str | Path) -> list[int | str]:
 
 def below(folder: str | Path) -> list[Path]:
     """Every file below a folder, links followed, sorted; hidden files and folders are left out."""
-    found = []
+    paths = []
     for at, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(at) / name for name in names if not name.startswith(".")]
-    return sorted(found)
+        paths += [Path(at) / name for name in names if not name.startswith(".")]
+    return sorted(paths)
 
 
 def parts_of(slide: str | Path) -> list[Path]:
@@ -78,10 +78,10 @@ class Fingerprints:
     def of_slide(self, path: str | Path) -> list[int | str]:
         """A slide's fingerprint: its file's; of several files, their bytes and a digest."""
         path = Path(path)
-        found = self.of_all(parts_of(path), path.parent)
-        if list(found) == [path.name]:
+        parts = self.of_all(parts_of(path), path.parent)
+        if list(parts) == [path.name]:
             return self.of(path)
-        return [sum(n_bytes for n_bytes, _ in found.values()), digest(found)]
+        return [sum(n_bytes for n_bytes, _ in parts.values()), digest(parts)]
 
     def of_all(self, paths: Iterable[Path], folder: Path) -> dict[str, list[int | str]]:
         """By their names below ``folder``."""

@@ -29,18 +29,18 @@ def environment() -> dict:
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    here = Path(__file__).parent
+    folder = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
         command = ["git", *arguments]
         try:
             return subprocess.run(
-                command, cwd=here, capture_output=True, text=True, timeout=10, check=True
+                command, cwd=folder, capture_output=True, text=True, timeout=10, check=True
             ).stdout.strip()
         except (OSError, subprocess.SubprocessError):
             return None
 
-    changes = git("status", "--porcelain", "--", str(here))
+    changes = git("status", "--porcelain", "--", str(folder))
     return {
         "python": platform.python_version(),
         "system": platform.system(),
@@ -56,5 +56,5 @@ def n_threads() -> int:
     """Threads of this process; they decide the last digits of what is trained."""
     if (torch := sys.modules.get("torch")) is not None:
         return int(torch.get_num_threads())
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    return int(said) if said.isdigit() and int(said) else len(os.sched_getaffinity(0))
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdigit() and int(text) else len(os.sched_getaffinity(0))

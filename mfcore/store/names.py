@@ -3,8 +3,7 @@
 import hashlib
 import re
 
-# characters of a name that its file shows; what is written aside and ends of names must fit beside
-# them
+# characters of a name that its file shows; the ends of names must fit into a file's name too
 MAX_WORDS = 60
 
 

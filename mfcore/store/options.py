@@ -55,8 +55,8 @@ def as_dict(config: Any) -> dict:
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """The known name most like ``name``, as the end of a message; empty where none is like it."""
-    found = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    alike = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {alike[0]}?" if alike else ""
 
 
 def among(known: Collection[str]) -> AfterValidator:

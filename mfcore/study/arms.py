@@ -5,6 +5,7 @@ encoders pretrained from slides; and what was trained, applied to other patches.
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,11 @@ from mfcore.encoders.card import EncoderCard, EncoderError
 from mfcore.store.records import digest
 from mfcore.study import data, encoders, pretrained
 from mfcore.study.config import ConfigError, Network, Pretraining, Settings
-from mfcore.study.predictions import training_settings
+from mfcore.study.predictions import kinds_of, training_settings
+
+if TYPE_CHECKING:
+    from mfcore.training.probe import Material
+    from mfcore.training.task import Recipe
 
 # ---- probes ----
 
@@ -95,7 +100,7 @@ def _opened(
     return store.open_run(results, stage, name, config, inputs, known)
 
 
-def probe_material(study: Settings, embeddings: store.Run, results: Path):
+def probe_material(study: Settings, embeddings: store.Run, results: Path) -> "Material":
     """The embeddings with the study's labels and splits, a `mfcore.training.probe.Material`."""
     from mfcore.training import probe
 
@@ -112,7 +117,7 @@ def training_config(study: Settings, network: Network, fold: int) -> dict:
     return {"card": card.identity(), **training_settings(study, network, fold)}
 
 
-def recipe_of(study: Settings, network: Network):
+def recipe_of(study: Settings, network: Network) -> "Recipe":
     """The `mfcore.training.task.Recipe` of one network by the study's switches."""
     from mfcore.training.task import Recipe
 
@@ -276,9 +281,8 @@ def run_of(
     runs: as `predictions.current_runs`. Raises ConfigError for an arm that the study doesn't have,
     StoreError where it isn't trained.
     """
-    arms = [*study.encoders, *(network.name for network in study.networks)]
-    if arm not in arms:
-        raise ConfigError(f"study {study.name!r} has no arm {arm!r}; it has {arms}")
+    if arm not in (arms := kinds_of(study)):
+        raise ConfigError(f"study {study.name!r} has no arm {arm!r}; it has {list(arms)}")
     is_probe = arm in study.encoders
     name = arm if is_probe else f"{arm}-fold{unit.fold}"
     if name not in runs:
@@ -338,19 +342,20 @@ def _score_by_probe(
     from mfcore.encoders import embed
     from mfcore.training import probe
 
-    own, card = encoders.find_embeddings(study, arm, results), encoders.card_of(study, arm, results)
+    source = encoders.find_embeddings(study, arm, results)
+    card = encoders.card_of(study, arm, results)
     if card.source == "features":
         raise EncoderError(
             f"{arm}: its embeddings were made elsewhere; mfcore can't embed other patches by it"
         )
-    if {own.key} != {run.identity["inputs"]["embeddings"] for run in trained.values()}:
+    if {source.key} != {run.identity["inputs"]["embeddings"] for run in trained.values()}:
         raise EncoderError(
-            f"{arm}: its probes learned from other embeddings than {own.folder}; run notebook 03"
+            f"{arm}: its probes learned from other embeddings than {source.folder}; run notebook 03"
             " again"
         )
-    embed.check_finished(own, card, device)  # the contract, and the canary where weights are
+    embed.check_finished(source, card, device)  # the contract, and the canary where weights are
     config = encoders.embeddings_config(study, arm, results)
-    inputs = {"candidates": stored.key, "embeddings": own.key}
+    inputs = {"candidates": stored.key, "embeddings": source.key}
     run = store.open_run(results, "candidate-embeddings", arm, config, inputs)
     if not run.done:
         table, placing = store.read_parquet(stored.path("labels.parquet")), data.placing_of(study)

@@ -157,9 +157,8 @@ class Settings:
         benchmarked like any other.
     tasks: downstream tasks by which encoders are judged besides.
     test_on: other study files, on all of whose patches every arm is also tested; a relative path
-    starts from the folder of
-        the study file. shared: cases and pixels that such a set has in common with the study are
-        refused, or dropped.
+        starts from the folder of the study file.
+    shared: cases and pixels that such a set has in common with the study are refused, or dropped.
     """
 
     name: str

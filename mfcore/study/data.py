@@ -49,7 +49,7 @@ def prepare(
     if not folder.is_dir():
         raise labels.LabelError(
             f"{folder}: no such folder; it must hold a label file ({', '.join(source.main_files)}) "
-            "and the slides it names, beside it or in images/; data that are published are "
+            "and the slides it names, in the same folder or in images/; published data are "
             f"fetched by: make data STUDY={study.name}"
         )
     labels.files_of(source, folder)

@@ -89,7 +89,7 @@ def embed(
     file, placing = source.path("patches.npy"), data.placing_of(study)
     table, images = patches.load(source)
     if card.source == "features":
-        tolerance = next(own.tolerance_px for own in study.own_encoders if own.name == name)
+        tolerance = next(entry.tolerance_px for entry in study.own_encoders if entry.name == name)
         corners = patches.corners(table, images.shape[1], placing)
         return features.fill(run, card, table, placing, corners, tolerance)
     return procedure.embed(file, table, card, run, placing, device, batch_size)
@@ -142,7 +142,7 @@ def feature_files(study: Settings) -> list[Path]:
     """The files of the embeddings made elsewhere that stand as encoders of the study."""
     from mfcore.encoders import features
 
-    places = [Path(own.features) for own in study.own_encoders if own.features]
+    places = [Path(one.features) for one in study.own_encoders if one.features]
     return [file for place in places if place.exists() for file in features.files_of(place)]
 
 

@@ -22,11 +22,10 @@ from mfcore.encoders.card import EncoderError
 from mfcore.study import arms, data
 from mfcore.study.predictions import (
     ALL,
-    PROBE,
     external_config,
     external_sets,
     find_external,
-    kind_of,
+    kinds_of,
 )
 from mfcore.study.study import Study
 
@@ -65,7 +64,7 @@ class Scored:
     def sentences(self) -> list[str]:
         """What a user of the scores must know."""
         facts = self.facts
-        said = [
+        lines = [
             (
                 f"{len(self.table):,} candidates scored by {facts['arm']} ({facts['kind']}), the"
                 f" mean of {facts['n_folds']} folds; a score is the probability of"
@@ -78,11 +77,11 @@ class Scored:
         ]
         if not np.isnan(facts["auroc_across"]):
             across = facts["auroc_across"]
-            said.append(f"Trained on one domain and tested on another: AUROC {across:.2f}.")
+            lines.append(f"Trained on one domain and tested on another: AUROC {across:.2f}.")
         if facts["other_domains"]:
             names = ", ".join(facts["other_domains"])
-            said.append(f"The arm has seen nothing of the domains {names}: expect worse scores.")
-        return said
+            lines.append(f"The arm has seen nothing of the domains {names}: expect worse scores.")
+        return lines
 
 
 def predict(
@@ -99,8 +98,9 @@ def predict(
     table: CSV with a line a candidate: ``file``, ``x`` and ``y`` (its centre, level-0 px) on
     slides, ``file`` alone of patch images; ``slide``, ``domain`` and ``scanner`` where known; other
     columns are kept. folder: where the files lie, the table's folder if None. size: of the training
-    set, one of the study's; None for the largest. Raises CandidateError for an arm or size that the
-    study hasn't trained and for another resolution, LabelError and PatchError for wrong tables and
+    set, one of the study's; None for the largest. Raises ConfigError for an arm that the study
+    doesn't have, StoreError for an arm or size that it hasn't trained, CandidateError for columns
+    called score... and for another resolution, LabelError and PatchError for wrong tables and
     files, EncoderError where the encoder isn't any more the one that the arm learned from.
     """
     table, settings = Path(table), study.settings
@@ -165,10 +165,9 @@ def _facts(study: Study, arm: str, size: float, n_folds: int, candidates: pd.Dat
     tested = scores[(scores["train_domain"] == ALL) & (scores["size"] == size)]
     across = scores[(scores["train_domain"] != ALL) & (scores["train_domain"] != scores["domain"])]
     learned, new = sorted(set(study.labels["domain"])), set(candidates["domain"]) - {""}
-    is_probe = arm in settings.encoders
     return {
         "arm": arm,
-        "kind": PROBE if is_probe else kind_of(settings.network(arm)),
+        "kind": kinds_of(settings)[arm],
         "size": size,
         "n_folds": n_folds,
         "positive": settings.data.positive,
@@ -183,7 +182,7 @@ def _facts(study: Study, arm: str, size: float, n_folds: int, candidates: pd.Dat
 
 
 def folder_of(name: str, data_folder: str | Path) -> Path:
-    """Where an external set's data lie: beside the study's own."""
+    """Where an external set's data lie: in a folder next to the study's own."""
     return Path(data_folder).resolve().parent / name
 
 
@@ -220,8 +219,8 @@ def _keep(study: Study, run: store.Run) -> store.Run:
     name, inputs = run.identity["name"], {"external": run.key, "patches": study.patches.key}
     kept = store.open_run(study.folder, "external-kept", name, {}, inputs)
     if not kept.done:
-        (own, _), (new, _) = patches.load(study.patches), patches.load(run)
-        cases = sorted(set(own["case_id"]) & set(new["case_id"]))
+        (ours, _), (new, _) = patches.load(study.patches), patches.load(run)
+        cases = sorted(set(ours["case_id"]) & set(new["case_id"]))
         known = set(map(patches.pixels, patches.each(study.patches))) - {b""}
         is_same = np.array([patches.pixels(patch) in known for patch in patches.each(run)])
         is_shared = new["case_id"].isin(cases) | is_same
@@ -230,9 +229,7 @@ def _keep(study: Study, run: store.Run) -> store.Run:
         kept.finish(
             ["kept.parquet"], shared_cases=cases, identical=ids, n_kept=int((~is_shared).sum())
         )
-    facts = kept.record["facts"]
-    table = store.read_parquet(run.path("labels.parquet"))
-    is_kept = table["patch_id"].isin(store.read_parquet(kept.path("kept.parquet"))["patch_id"])
+    facts, (table, is_kept) = kept.record["facts"], _labels(run, kept)
     counts = table.loc[is_kept, "label"].value_counts().reindex([0, 1], fill_value=0)
     if study.settings.shared == "drop" and not counts.all():
         raise SharedError(
@@ -251,12 +248,20 @@ def _keep(study: Study, run: store.Run) -> store.Run:
     return kept
 
 
+def _labels(run: store.Run, kept: store.Run) -> tuple[pd.DataFrame, pd.Series]:
+    """The labels of an external set's patches, and whether each patch is kept to test on."""
+    table = store.read_parquet(run.path("labels.parquet"))
+    ids = store.read_parquet(kept.path("kept.parquet"))["patch_id"]
+    return table, table["patch_id"].isin(ids)
+
+
 def test(study: Study, name: str, arm: str, device: str = "auto") -> store.Run:
     """Test an arm at every size and fold on an external set; ``predictions.parquet`` as
     `predictions`.
 
-    Raises StoreError where `cut` hasn't been called, CandidateError where the arm isn't trained,
-    and EncoderError where the encoder isn't any more the one that the arm learned from.
+    Raises StoreError where `cut` hasn't been called or the arm isn't trained, ConfigError for an
+    arm that the study doesn't have, and EncoderError where the encoder isn't any more the one that
+    the arm learned from.
     """
     stored = find_external(study.settings, name, study.folder)
     made_of = {"external": stored.key, "patches": study.patches.key}
@@ -269,8 +274,7 @@ def test(study: Study, name: str, arm: str, device: str = "auto") -> store.Run:
         study.folder, "external-test", f"{name}-{arm}", {"shared": study.settings.shared}, inputs
     )
     if not run.done:
-        table = store.read_parquet(stored.path("labels.parquet"))
-        is_kept = table["patch_id"].isin(store.read_parquet(kept.path("kept.parquet"))["patch_id"])
+        table, is_kept = _labels(stored, kept)
         scores = arms.score(study.settings, arm, trained, stored, study.folder, device)
         columns = ["patch_id", "slide_id", "case_id", "domain", "label"]
         tables = [
@@ -290,8 +294,7 @@ def test_all(study: Study, device: str = "auto") -> pd.DataFrame:
     reason: why an arm isn't tested, empty where it is; one arm stops no other.
     """
     settings, rows = study.settings, []
-    arms_ = [*settings.encoders, *(network.name for network in settings.networks)]
-    for name, arm in itertools.product(external_sets(settings), arms_):
+    for name, arm in itertools.product(external_sets(settings), kinds_of(settings)):
         try:
             test(study, name, arm, device)
             rows.append((name, arm, ""))

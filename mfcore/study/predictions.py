@@ -104,6 +104,12 @@ def kind_of(network: Network) -> str:
     return LORA if network.lora else END_TO_END
 
 
+def kinds_of(settings: Settings) -> dict[str, str]:
+    """The arms that a study trains, encoders first, each with its kind."""
+    kinds = dict.fromkeys(settings.encoders, PROBE)
+    return kinds | {network.name: kind_of(network) for network in settings.networks}
+
+
 # ---- the current runs ----
 
 
@@ -248,29 +254,30 @@ def external_sets(settings: Settings) -> dict[str, Settings]:
 
     Raises ConfigError for a file that is wrong, for two of one name, and for other classes.
     """
-    own = settings.data
-    found: dict[str, Settings] = {}
+    ours = settings.data
+    sets: dict[str, Settings] = {}
     for file in settings.test_on:
         other = load_study(file)
-        if other.name in found or other.name == settings.name:
+        if other.name in sets or other.name == settings.name:
             raise ConfigError(
                 f"test_on: {file}: a study {other.name!r} is there already; rename it"
             )
         named = other.data.positive, other.data.negative
-        if named[0] != own.positive or named[1] not in (own.negative, REST):
+        if named[0] != ours.positive or named[1] not in (ours.negative, REST):
             raise ConfigError(
                 f"test_on: {file}: positive is {named[0]!r} and negative is {named[1]!r}, the study"
-                f" learns {own.positive!r} against {own.negative!r}; give classes that are the same"
-                " the same names, and say by data.label_values how that set's labels are written"
+                f" learns {ours.positive!r} against {ours.negative!r}; give classes that are"
+                " the same the same names, and say by data.label_values how that set's labels are"
+                " written"
             )
-        found[other.name] = other
-    return found
+        sets[other.name] = other
+    return sets
 
 
 def external_config(settings: Settings, other: Settings) -> dict:
     """What decides the patches of an external set: how the study cuts, and the set's data."""
-    own = data.patches_config(settings)
-    config = {"cut": {**own, "data": None}, "data": data.patches_config(other)["data"]}
+    ours = data.patches_config(settings)
+    config = {"cut": {**ours, "data": None}, "data": data.patches_config(other)["data"]}
     return config | ({"fit": other.patches.fit} if other.patches.fit else {})
 
 
@@ -289,18 +296,17 @@ def on_external_sets(study: Settings, results: Path) -> pd.DataFrame:
     names = external_sets(study)
     tests = store.runs(results, "external-test") if names else []
     current, tables = current_runs(study, results) if tests else {}, []
-    kinds = {network.name: kind_of(network) for network in study.networks}
-    kinds |= dict.fromkeys(study.encoders, PROBE)
+    kinds = kinds_of(study)
     for name, arm in itertools.product(names, kinds):
         for run in tests:
             inputs = run.identity["inputs"]
-            own = {key: found.key for key, found in current.items() if key in inputs}
+            trained = {key: one.key for key, one in current.items() if key in inputs}
             if (
                 run.identity["name"] == f"{name}-{arm}"
                 and inputs["external"] == find_external(study, name, results).key
                 and run.identity["config"] == {"shared": study.shared}
-                and own
-                and all(inputs[key] == own[key] for key in own)
+                and trained
+                and all(inputs[key] == trained[key] for key in trained)
             ):
                 table = store.read_parquet(run.path("predictions.parquet"))
                 tables.append(table.assign(arm=arm, kind=kinds[arm], tested_on=name))
@@ -311,9 +317,9 @@ def shared_with_external(study: Settings, results: Path) -> dict[str, dict]:
     """By external set what it has in common with the study: ``shared_cases``, ``identical``,
     ``n_kept``.
     """
-    own, found = data.find_patches(study, results).key, {}
+    patches_key, shared = data.find_patches(study, results).key, {}
     for name in external_sets(study):
-        made_of = {"external": find_external(study, name, results).key, "patches": own}
+        made_of = {"external": find_external(study, name, results).key, "patches": patches_key}
         run = store.find_run(results, "external-kept", name, {}, made_of)
-        found[name] = run.record["facts"]
-    return found
+        shared[name] = run.record["facts"]
+    return shared

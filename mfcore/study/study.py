@@ -33,6 +33,7 @@ class Study:
 
     @property
     def name(self) -> str:
+        """The study's name, which is that of its folder."""
         return self.settings.name
 
     @property

@@ -22,12 +22,8 @@ from mfcore import store
 from mfcore.tasks.task import CLASSIFICATION, Task, TaskError, whole_images
 
 BACH_PHOTOS = "ICIAR2018_BACH_Challenge/Photos"
-BACH_PREFIXES = {
-    "Benign": "b",
-    "InSitu": "is",
-    "Invasive": "iv",
-    "Normal": "n",
-}  # of the files' names, by class
+# of the files' names, by class
+BACH_PREFIXES = {"Benign": "b", "InSitu": "is", "Invasive": "iv", "Normal": "n"}
 BACH_PER_CLASS = 100
 BACH_VAL = ((41, 59), (60, 90), (139, 169), (240, 258), (260, 273), (345, 368))
 """Positions, from and up to, that eva validates on, among the 400 photos by class and name."""
@@ -169,7 +165,7 @@ def _pcam_images(path: Path) -> h5py.Dataset:
 
 
 def unpack_pcam(task: Task, folder: Path) -> None:
-    """Unpack every ``camelyonpatch_*.h5.gz`` beside which its ``.h5`` isn't there yet.
+    """Unpack every ``camelyonpatch_*.h5.gz`` whose ``.h5`` isn't in the folder yet.
 
     Each file is unpacked whole or not at all.
     """

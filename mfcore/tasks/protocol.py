@@ -64,9 +64,8 @@ def of(task: TaskOptions) -> Protocol:
         published, **{key: value for key in keys if (value := getattr(task, key)) is not None}
     )
     epochs = [(each.n_steps, each.batch_size, each.n_per_class) for each in (published, protocol)]
-    return (
-        protocol if epochs[0] == epochs[1] else replace(protocol, patience=None)
-    )  # it counts epochs of the published length
+    # it counts epochs of the published length
+    return protocol if epochs[0] == epochs[1] else replace(protocol, patience=None)
 
 
 def fingerprint(data: TaskData, known: Fingerprints) -> str:
@@ -89,10 +88,12 @@ def check(data: TaskData, protocol: Protocol) -> None:
     if not data.task.is_segmentation:
         n_train = np.bincount(table.loc[table["split"] == "train", "label"], minlength=len(classes))
         wanted = protocol.n_per_class or 1
-        if few := [f"{name} ({n})" for name, n in zip(classes, n_train, strict=True) if n < wanted]:
+        if scarce := [
+            f"{name} ({n})" for name, n in zip(classes, n_train, strict=True) if n < wanted
+        ]:
             wrong.append(
                 f"{wanted} training items of each class are needed; "
-                f"there are fewer of {', '.join(few)}"
+                f"there are fewer of {', '.join(scarce)}"
             )
         n_classes = table[table["split"] != "train"].groupby("split")["label"].nunique()
         wrong += [

@@ -2,9 +2,9 @@
 maps, several seeded runs.
 
 A run's folder keeps ``dice.parquet`` (run, step, item_id, split, group, class, dice, and the pixels
-that each mask and both
-have: ``n_px, n_predicted_px, n_both_px``), from which every score is computed again; ``fits.csv``;
-and ``masks.npz``, some tested patches with their true masks and what the first run made of them.
+that each mask and both have: ``n_px, n_predicted_px, n_both_px``), from which every score is
+computed again; ``fits.csv``; and ``masks.npz``, some tested patches with their true masks and what
+the first run made of them.
 """
 
 import dataclasses
@@ -18,8 +18,7 @@ from mfcore import encoders, store
 from mfcore.encoders import preprocess
 from mfcore.encoders.card import EncoderCard
 from mfcore.encoders.readout import READOUTS
-from mfcore.measures import masks
-from mfcore.measures.masks import IGNORED
+from mfcore.measures.masks import IGNORED, dice
 from mfcore.streams import generator
 from mfcore.tasks import protocol as tasks_protocol, segment_decoder
 from mfcore.tasks.segment_decoder import Material
@@ -40,12 +39,12 @@ def segment(
     device: str = "cpu",
 ) -> store.Run:
     """Judge the encoder of ``card`` by a task's data; fills and finishes ``run``, and a kill loses
-    the decoder in hand.
+    one decoder.
 
     Patches and masks are resized to the protocol's ``size_px``, or the encoder's input where it
     says none, and all of a patch goes through the encoder. data: as `protocol.check` passes them.
     seed: of the decoders. Raises TaskError, with all that is wrong, for masks that can't be judged
-    by, EncoderError where the encoder can't be had or gives no map of features.
+    by, EncoderError where the encoder is missing or gives no map of features.
     """
     if missing := tasks_protocol.missing(run, protocol.n_runs):
         material = material_of(data, card, device, protocol.size_px)
@@ -113,28 +112,20 @@ def maps_of(encoder: encoders.Encoder, images: np.ndarray) -> torch.Tensor:
         raise encoders.EncoderError(
             f"encoder {card.name!r}: {card.architecture} gives no feature maps to segment by"
         )
-    mixed = encoder.precision != "float32"
-    with (
-        torch.inference_mode(),
-        preprocess.exact_float32(encoder.device),
-        torch.autocast(
-            encoder.device.type, getattr(torch, encoder.precision) if mixed else None, enabled=mixed
-        ),
-    ):
-        found = encoder.model.forward_intermediates(
+    with torch.inference_mode(), preprocess.exact_float32(encoder.device), encoder.autocast():
+        maps = encoder.model.forward_intermediates(
             whole.transform(images), indices=at, intermediates_only=True
         )[0].float()
-    if found.ndim != 4 or min(found.shape[2:]) < 2:
+    if maps.ndim != 4 or min(maps.shape[2:]) < 2:
         raise encoders.EncoderError(
-            f"encoder {card.name!r} gives features {tuple(found.shape[1:])} of {card.crop_px} px: "
-            "no grid to segment by; "
-            "use one with smaller patches or a larger input"
+            f"encoder {card.name!r} gives features {tuple(maps.shape[1:])} of {card.crop_px} px: "
+            "no grid to segment by; use one with smaller patches or a larger input"
         )
-    if not torch.isfinite(found).all():
+    if not torch.isfinite(maps).all():
         raise encoders.EncoderError(
             f"encoder {card.name!r} gives NaN or infinity in its feature maps"
         )
-    return found
+    return maps
 
 
 def _square(pixels: np.ndarray, size_px: int, interpolation: str) -> np.ndarray:
@@ -152,10 +143,8 @@ def _train(
     """Train one run's decoder, and keep its Dice on what it didn't learn from."""
     table, task = data.table.reset_index(drop=True), data.task
     rows, validation = (np.flatnonzero(table["split"] == split) for split in ("train", SELECTION))
-    draw, title = (
-        generator(seed, "segment", task.name, "decoder", number),
-        f"{run.identity['name']}, run {number}",
-    )
+    draw = generator(seed, "segment", task.name, "decoder", number)
+    title = f"{run.identity['name']}, run {number}"
     decoder, progress = segment_decoder.train(
         material, len(task.classes), rows, validation, protocol.schedule, draw, title
     )
@@ -167,9 +156,9 @@ def _train(
     for name, (n_true, n_predicted, n_both) in zip(
         task.classes[1:], counts.transpose(1, 2, 0)[1:], strict=True
     ):
-        dice = {"class": name, "dice": masks.dice(n_true, n_predicted, n_both), "n_px": n_true}
-        dice |= {"n_predicted_px": n_predicted, "n_both_px": n_both}
-        parts.append(tested.assign(run=number, step=progress.best_step, **dice))
+        columns = {"class": name, "dice": dice(n_true, n_predicted, n_both), "n_px": n_true}
+        columns |= {"n_predicted_px": n_predicted, "n_both_px": n_both}
+        parts.append(tested.assign(run=number, step=progress.best_step, **columns))
     if number == 0:
         _keep_shown(run, data, material, decoder, seed)
     tasks_protocol.keep(

@@ -2,8 +2,8 @@
 image itself, as eva does.
 
 eva's ConvDecoderWithImage, with which its leaderboard was made: features twice as large, a
-convolution; as large as the image, which is laid beside them; two convolutions; a class a pixel.
-Each convolution but the last is 3 x 3 with batch normalisation and ReLU.
+convolution; as large as the image, which is added as three channels; two convolutions; a class a
+pixel. Each convolution but the last is 3 x 3 with batch normalisation and ReLU.
 """
 
 import copy
@@ -38,12 +38,10 @@ class Decoder(nn.Module):
 
     def forward(self, features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """Logits of each pixel's classes."""
-        maps = self.of_features(
-            functional.interpolate(features, scale_factor=2.0, mode="nearest")
-        )  # (n, 64, 2 h, 2 w)
-        maps = functional.interpolate(
-            maps, images.shape[-2:], mode="bilinear", align_corners=False
-        )  # (n, 64, H, W)
+        # (n, 64, 2 h, 2 w)
+        maps = self.of_features(functional.interpolate(features, scale_factor=2.0, mode="nearest"))
+        # (n, 64, H, W)
+        maps = functional.interpolate(maps, images.shape[-2:], mode="bilinear", align_corners=False)
         return self.classes(self.of_both(torch.cat([maps, images], dim=1)))
 
 
@@ -107,9 +105,8 @@ def train(
     with the weights that did best on validation, and how its training ended.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            int(draw.integers(2**63))
-        )  # the GPUs' draws go on as they were
+        # the GPUs' draws go on as they were
+        torch.default_generator.manual_seed(int(draw.integers(2**63)))
         decoder = Decoder(material.maps.shape[1], n_classes)
     decoder = decoder.to(material.images.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(

@@ -36,15 +36,17 @@ def _images(
     its file of labels.
     """
     images = {split: sorted(folder.glob(pattern)) for split, pattern in patterns.items()}
-    paths = [path for found in images.values() for path in found]
-    problems = [f"no images {patterns[split]}" for split, found in images.items() if not found]
+    paths = [path for paths_of in images.values() for path in paths_of]
+    problems = [
+        f"no images {patterns[split]}" for split, paths_of in images.items() if not paths_of
+    ]
     problems += [
         f"{path.relative_to(folder)}: no {labels_of(path).name}"
         for path in paths
         if not labels_of(path).is_file()
     ]
     task.refuse(folder, problems)
-    return paths, [split for split, found in images.items() for _ in found]
+    return paths, [split for split, paths_of in images.items() for _ in paths_of]
 
 
 def load_consep(task: Task, folder: Path) -> pd.DataFrame:
@@ -127,7 +129,7 @@ def _outlines(path: Path) -> list[tuple[int, np.ndarray]]:
     order.
     """
     try:
-        found = []
+        regions = []
         for annotation in ElementTree.parse(path).iter("Annotation"):
             name = annotation.find("./Attributes/Attribute").get("Name").strip().lower()
             value = MONUSAC.classes.index(name) if name in MONUSAC.classes[1:] else IGNORED
@@ -136,8 +138,8 @@ def _outlines(path: Path) -> list[tuple[int, np.ndarray]]:
                     (float(vertex.get("X")), float(vertex.get("Y")))
                     for vertex in region.iter("Vertex")
                 ]
-                found.append((value, np.array(corners).reshape(-1, 2)))
-        return found
+                regions.append((value, np.array(corners).reshape(-1, 2)))
+        return regions
     except (ElementTree.ParseError, OSError, AttributeError, TypeError, ValueError) as error:
         raise TaskError(
             f"{path}: outlines that can't be read ({error}); get it again: {MONUSAC.where}"
@@ -185,7 +187,7 @@ CONSEP = Task(
     where=(
         "the HoVer-Net page of the Tissue Image Analytics Centre, University of Warwick,"
         " consep_dataset.zip (Apache 2.0 as eva's documentation has it, which also says that it"
-        " wasn't to be had for a time); unpack it here"
+        " wasn't available for a time); unpack it here"
     ),
     counts={"train": 27 * 16, "val": 14 * 16},  # tiles
 )

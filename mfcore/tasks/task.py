@@ -30,12 +30,8 @@ COLUMNS = ("item_id", "split", "label", "group", "file", "x_px", "y_px", "width_
 SPLITS = ("train", "val", "test")
 SELECTION = "val"  # the split on which training stops, and whose best weights are kept
 MAX_HEADERS = 5_000  # of so many files each one's size is read, of more the first one's
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-)  # what Pillow raises on damaged images
+# what Pillow raises on damaged images
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class TaskError(ValueError):
@@ -176,10 +172,8 @@ class Task:
         there are fewer or more.
         """
         table = self.read(self, folder)
-        n, n_splits = (
-            table["split"].value_counts(),
-            table[table["group"] != ""].groupby("group")["split"].nunique(),
-        )
+        n = table["split"].value_counts()
+        n_splits = table[table["group"] != ""].groupby("group")["split"].nunique()
         notes = [
             f"{split}: {n.get(split, 0):,} there, {published:,} published"
             for split, published in self.counts.items()
@@ -241,13 +235,13 @@ def fingerprints(folder: Path, known: Fingerprints) -> dict[str, list[int | str]
     """
     if (folder / "begun.json").is_file() and not (folder / "made.json").is_file():
         return {"made.json": None}
-    found: dict[str, list[int | str] | None] = {}
+    states: dict[str, list[int | str] | None] = {}
     for path in below(folder):
         if path.suffix != ".gz":
-            found[path.relative_to(folder).as_posix()] = known.of(path, whole=True)
+            states[path.relative_to(folder).as_posix()] = known.of(path, whole=True)
         elif not path.with_suffix("").is_file():
-            found[path.with_suffix("").relative_to(folder).as_posix()] = None
-    return found
+            states[path.with_suffix("").relative_to(folder).as_posix()] = None
+    return states
 
 
 def sizes_px(paths: Sequence[Path]) -> np.ndarray:
@@ -270,10 +264,8 @@ def whole_images(
     groups: str | Sequence[str] = "",
 ) -> pd.DataFrame:
     """The table of a task whose items are whole files."""
-    names, (width, height) = (
-        [path.relative_to(folder).as_posix() for path in paths],
-        sizes_px(paths),
-    )
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    width, height = sizes_px(paths)
     rows = {
         "item_id": names,
         "split": list(splits),

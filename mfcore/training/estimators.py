@@ -205,7 +205,8 @@ def _fit_group(
     for unit, head, fitted in zip(units, heads, all_fitted, strict=True):
         logits = (features @ fitted.weight).astype(np.float64) + fitted.bias  # (n,)
         scores, truth = expit(logits), labels[head.train]
-        predictions.append(material.predictions(unit, scores).assign(estimator=name))
+        tested = material.predictions(unit, scores[material.rows(unit, "test")])
+        predictions.append(tested.assign(estimator=name))
         rows.append(
             {
                 "estimator": name,

@@ -66,8 +66,8 @@ class Progress:
 
     every: steps between validations. limit: the last step. patience: validations without a gain
     above ``min_gain`` over the score that last was such a gain (as Lightning's early stopping
-    counts). best: the highest score, after ``best_step`` steps.
-    ended: "early" or "limit", empty before the end.
+    counts). best: the highest score, after ``best_step`` steps. ended: "early" or "limit", empty
+    before the end.
     """
 
     every: int

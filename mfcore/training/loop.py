@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from mfcore import encoders, store, streams as rng
+from mfcore.encoders.card import EncoderCard
 from mfcore.measures import binary
 from mfcore.training import adapt, feed, processes
 from mfcore.training.task import (
@@ -82,6 +83,33 @@ def train_network(
         ) from error
 
 
+class Forward:
+    """How a network is called: on images normalised by its card, in bfloat16 where a GPU has it."""
+
+    def __init__(self, card: EncoderCard, device: torch.device):
+        self.device, self.is_mixed = device, encoders.computes_bfloat16(device)
+        self.mean, self.std = (
+            torch.tensor(values, device=device)[:, None, None] for values in (card.mean, card.std)
+        )
+
+    def __call__(self, model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        """Logits float32 (B,) of images (B, 3, input_px, input_px) in 0..1."""
+        images = (images - self.mean) / self.std
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.is_mixed):
+            return model(images)[:, 0].float()
+
+    def evaluate(self, model: torch.nn.Module, batches: Iterable[np.ndarray]) -> np.ndarray:
+        """Logits, float64 (n,), of batches of crops, uint8 (B, input_px, input_px, 3)."""
+        logits = [np.empty(0)]
+        model.eval()
+        with torch.inference_mode():
+            for batch in batches:
+                images = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2)
+                logits.append(self(model, images.float() / 255).cpu().double().numpy())
+        return np.concatenate(logits)
+
+
 @dataclass
 class _Kept:
     """The weights to be tested: copies, which further training doesn't reach."""
@@ -118,11 +146,7 @@ class _Training:
             )
         self.model = model.to(device, memory_format=torch.channels_last)
         self.shared = self.ranks.wrap(self.model, device)
-        self.mean, self.std = (
-            torch.tensor(values, device=device)[:, None, None]
-            for values in (model.card.mean, model.card.std)
-        )
-        self.is_mixed = encoders.computes_bfloat16(device)
+        self.forward = Forward(model.card, device)
         self.own_gpu = [device] if device.type == "cuda" else []
         n_steps = network.n_epochs * len(steps(task.n_per_epoch, network))
         self.learning = [p for p in self.model.parameters() if p.requires_grad]
@@ -133,10 +157,8 @@ class _Training:
         self.validation = validation_of(task)
         self.kept, self.position = _Kept(), _Position()
         self.history: list[dict] = []
-        self.folder, self.checkpoint = (
-            folder,
-            processes.Checkpoint(folder / f"{task.unit}.checkpoint"),
-        )
+        self.folder = folder
+        self.checkpoint = processes.Checkpoint(folder / f"{task.unit}.checkpoint")
 
     @property
     def ended(self) -> bool:
@@ -180,11 +202,11 @@ class _Training:
         )
         self.position = _Position()
 
-    def _refuse_infinite(self, which: str, loss: float) -> None:
+    def _refuse_infinite(self, part: str, loss: float) -> None:
         network = self.task.network
         if not math.isfinite(loss):
             raise TrainingError(
-                f"{self.task.unit}: the {which} loss became {loss} in epoch "
+                f"{self.task.unit}: the {part} loss became {loss} in epoch "
                 f"{len(self.history) + 1} of {network.n_epochs}, at a learning rate of "
                 f"{self.position.rate:.3g}; lower networks[{network.name}].max_lr (now "
                 f"{network.max_lr:g}), or bound gradients by clip_norm (now {network.clip_norm})"
@@ -240,7 +262,8 @@ class _Training:
             n_counted = counted.stop - counted.start
             only_adds = part is not step[-1] and ranks.n > 1
             with self.shared.no_sync() if only_adds else contextlib.nullcontext():
-                logits, labels = self._forward(next(batches)), truth[self._share(part)]
+                logits = self.forward(self.shared, next(batches))
+                labels = truth[self._share(part)]
                 loss = functional.binary_cross_entropy_with_logits(logits, labels)
                 # Processes' gradients are averaged; a step's patches have the same weight whatever
                 # batch they stand in.
@@ -284,23 +307,13 @@ class _Training:
     def _logits(self, examples: Examples) -> np.ndarray:
         """Logits, float64 (n,), of patches' crops; the processes share the work."""
         self.ranks.share_buffers(self.model)
-        share, logits = self.ranks.share(slice(0, len(examples))), [np.empty(0)]
-        self.model.eval()
-        with torch.inference_mode():
-            for start in range(share.start, share.stop, EVALUATION_BATCH):
-                part = slice(start, min(start + EVALUATION_BATCH, share.stop))
-                images = torch.from_numpy(crops(self.task, examples[part])).to(self.device)
-                images = images.permute(0, 3, 1, 2).to(torch.float32) / 255
-                logits.append(self._forward(images).cpu().double().numpy())
-        return self.ranks.join(np.concatenate(logits))
-
-    def _forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits float32 (B,) of images (B, 3, input_px, input_px) in 0..1."""
-        images = (images - self.mean) / self.std
-        images = images.contiguous(memory_format=torch.channels_last)
-        model = self.shared if self.model.training else self.model
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.is_mixed):
-            return model(images)[:, 0].float()
+        share = self.ranks.share(slice(0, len(examples)))
+        parts = (
+            slice(start, min(start + EVALUATION_BATCH, share.stop))
+            for start in range(share.start, share.stop, EVALUATION_BATCH)
+        )
+        batches = (crops(self.task, examples[part]) for part in parts)
+        return self.ranks.join(self.forward.evaluate(self.model, batches))
 
     # ---- dropout ----
 

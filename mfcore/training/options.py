@@ -48,20 +48,25 @@ class Lora:
 class Network:
     """A network trained end to end, or by LoRA, and how.
 
-    name: what tables and figures call the arm. architecture: an encoder's name, built with one
-    logit.
+    name: what tables and figures call the arm.
+    architecture: an encoder's name, built with one logit.
     input_px: side of the central crop that the network sees, in px of the stored patch.
     patches_per_epoch: patches drawn with replacement each epoch, uniform over slides, then over the
-    two classes; None
-        means every training patch once. max_lr: peak of the one-cycle schedule.
-    shift_px: largest random shift of the crop. rotation: any angle; the stored patch must be wide
-    enough for it.
+        two classes; None means every training patch once.
+    max_lr: peak of the one-cycle schedule.
+    shift_px: largest random shift of the crop.
+    colour_jitter: largest change of brightness, contrast and saturation, as a share, and of the
+        hue, in turns of the colour circle.
+    colour_probability, blur_probability, rotation_probability: how often a patch is changed so. A
+        rotation is by any angle; the stored patch must be wide enough for it.
+    pretrained: begin from the encoder's weights, not from drawn ones.
     lora: train only low-rank matrices and the head; None trains every weight.
-    accumulate: batches whose gradients are added up for one step. clip_norm: largest norm of a
-    step's gradient; None: any.
+    accumulate: batches whose gradients are added up for one step.
+    clip_norm: largest norm of a step's gradient; None: any.
     patience: epochs without a lower validation loss after which training ends; None: all of
-    ``n_epochs``. sizes, by_domain: at which of the study's sizes it is trained (None: all), and
-    whether on single domains too.
+        ``n_epochs``.
+    sizes, by_domain: at which of the study's sizes it is trained (None: all), and whether on single
+        domains too.
     """
 
     name: str

@@ -29,9 +29,8 @@ from mfcore.training.options import Probe
 
 RESIDUAL_TOLERANCE = 1e-3
 N_CLASSES = 2
-N_CORRECTIONS = (
-    100  # pairs that L-BFGS keeps, as UNI's solver does; ten need three times as many passes
-)
+# pairs that L-BFGS keeps, as UNI's solver does; ten need three times as many passes
+N_CORRECTIONS = 100
 SMALLEST_STEP = 1e-10  # of the objective, below which float32 products give no further gain
 
 
@@ -168,8 +167,7 @@ class Material:
     """What probes of one encoder work on; see `read`.
 
     features: float32 (n, n_dims); labels: int64 (n,); row_of: row of each patch id; patches: the
-    label table by patch id;
-    splits: the table of splits.
+    label table by patch id; splits: the table of splits.
     """
 
     features: np.ndarray
@@ -185,12 +183,9 @@ class Material:
         return self.row_of.loc[splits.select(self.splits, unit)[role]].to_numpy()
 
     def predictions(self, unit: splits.Unit, scores: np.ndarray) -> pd.DataFrame:
-        """`splits.predictions` of the unit's test patches, from the scores (n,) of all."""
+        """`splits.predictions` of the unit's test patches, from their scores (n_test,)."""
         return splits.predictions(
-            self.patches,
-            unit,
-            splits.select(self.splits, unit)["test"],
-            scores[self.rows(unit, "test")],
+            self.patches, unit, splits.select(self.splits, unit)["test"], scores
         )
 
 
@@ -252,7 +247,8 @@ def _fit_unit(material: Material, run: store.Run, options: Probe, unit: splits.U
     store.write_json(run.unit_file(unit.name, ".json"), facts)
     with store.replacing(run.unit_file(unit.name, ".npz")) as aside, aside.open("wb") as out:
         np.savez(out, weight=probe.weight, bias=probe.bias)
-    predictions = material.predictions(unit, probe.predict(material.features))
+    scores = probe.predict(material.features)[material.rows(unit, "test")]
+    predictions = material.predictions(unit, scores)
     store.write_parquet(run.unit_file(unit.name), predictions)
 
 
@@ -331,9 +327,7 @@ def fit_others(material: Material, run: store.Run, method: str, seed: int) -> st
             train, test = (material.rows(unit, role) for role in ("train", "test"))
             number = stream_seed(seed, "probe", method, unit.title) % 2**32
             scores = METHODS[method](material.features, material.labels, train, test, number)
-            ids = splits.select(material.splits, unit)["test"]
-            table = splits.predictions(material.patches, unit, ids, scores)
-            store.write_parquet(run.unit_file(unit.name), table)
+            store.write_parquet(run.unit_file(unit.name), material.predictions(unit, scores))
     tables = [store.read_parquet(run.unit_file(unit.name)) for unit in units]
     store.write_parquet(run.path("predictions.parquet"), pd.concat(tables, ignore_index=True))
     return run.finish(["predictions.parquet"], n_fits=len(units))

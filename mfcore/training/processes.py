@@ -94,9 +94,9 @@ class Ranks:
         """What the first process has for ``content`` (plain data)."""
         if self.n == 1:
             return content
-        told = [content]
-        distributed.broadcast_object_list(told)
-        return told[0]
+        contents = [content]
+        distributed.broadcast_object_list(contents)
+        return contents[0]
 
     def share_buffers(self, model: torch.nn.Module) -> None:
         """Give every process the first one's running means."""

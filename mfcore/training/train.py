@@ -179,7 +179,7 @@ def score(
     wrote.
 
     seed: of the training. stored: uint8 (n, stored_px, stored_px, 3); the network sees the centre,
-    as in tests. Raises EncoderError where the network that LoRA adapts can't be had, or where the
+    as in tests. Raises EncoderError where the network that LoRA adapts is missing, or where the
     weights are of another network.
     """
     start = rng.stream_seed(seed, "train", network.name, unit.title, "start")
@@ -194,25 +194,10 @@ def score(
         )
     model.load_state_dict(tensors, strict=False)  # of LoRA's network the rest is the encoder's own
     where = encoders.choose_device(device)
-    model = model.to(where, memory_format=torch.channels_last).eval()
-    mean, std = (
-        torch.tensor(values, device=where)[:, None, None] for values in (card.mean, card.std)
+    model = model.to(where, memory_format=torch.channels_last)
+    starts = range(0, len(stored), loop.EVALUATION_BATCH)
+    batches = (
+        np.array(patches.centre_crop(stored[at : at + loop.EVALUATION_BATCH], network.input_px))
+        for at in tqdm(starts, desc=f"{network.name} {unit.name}", unit="batch")
     )
-    logits = [np.empty(0)]
-    with (
-        torch.inference_mode(),
-        torch.autocast(where.type, torch.bfloat16, enabled=encoders.computes_bfloat16(where)),
-    ):
-        for first in tqdm(
-            range(0, len(stored), loop.EVALUATION_BATCH),
-            desc=f"{network.name} {unit.name}",
-            unit="batch",
-        ):
-            part = patches.centre_crop(
-                stored[first : first + loop.EVALUATION_BATCH], network.input_px
-            )
-            images = torch.from_numpy(np.ascontiguousarray(part)).to(where).permute(0, 3, 1, 2)
-            images = (images.float() / 255 - mean) / std
-            images = images.contiguous(memory_format=torch.channels_last)
-            logits.append(model(images)[:, 0].float().cpu().double().numpy())
-    return expit(np.concatenate(logits))
+    return expit(loop.Forward(card, where).evaluate(model, batches))

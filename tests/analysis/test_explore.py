@@ -29,6 +29,13 @@ def test_scores_are_means_over_the_folds_that_tested_a_patch(study):
     assert set(explore.scored(study, "net", domain="a")["domain"]) == {"a"}
 
 
+def test_an_unknown_arm_or_slide_is_refused_with_those_there_are(study, folder):
+    with pytest.raises(ValueError, match=r"arm 'nett' has predicted nothing; choose one of \[.*'net'"):
+        explore.ranked(study, "nett")
+    with pytest.raises(ValueError, match=r"has no slide 'nowhere'; name one that it has, as '"):
+        explore.slide(study, "nowhere", folder / "data")
+
+
 def test_agreement_is_of_the_raters_votes(study):
     votes = [np.array(v, dtype=np.int8) for v in ([1, 1], [1, 0], [])]
     study.labels["votes"] = [votes[i % 3] for i in range(len(study.labels))]

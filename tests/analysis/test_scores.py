@@ -69,7 +69,7 @@ def test_scaling_table_is_mean_and_sample_sd_over_folds_in_the_study_s_order(pre
     row = table.query("arm == 'good' and size == 0.5").iloc[0]
     assert row["auroc"] == pytest.approx(np.mean(values)) and row["auroc_sd"] == pytest.approx(np.std(values, ddof=1))
     assert row["n_train"] == 50 and row["n_folds"] == 3
-    wide = of_scores.wide(table)
+    wide = of_scores.across_sizes(table)
     assert list(wide.columns) == ["arm", "kind", "50 %", "100 %"] and wide["arm"].tolist() == ["net", "good", "random"]
     assert wide.loc[1, "50 %"] == f"{np.mean(values):.2f}\u00a0±\u00a0{np.std(values, ddof=1):.2f}"
 
@@ -244,7 +244,7 @@ def test_a_network_of_low_rank_is_of_its_own_kind_and_what_it_leaves_out_is_no_f
     assert collected.failures.empty
     assert set(collected.predictions.query("arm == 'net'")["kind"]) == {stored.LORA}
     scores = stored.scores(collected.predictions)
-    wide = of_scores.wide(of_scores.scaling_table(scores, study))
+    wide = of_scores.across_sizes(of_scores.scaling_table(scores, study))
     assert wide.loc[0, ["arm", "kind", "50 %"]].tolist() == ["net", "LoRA", "–"] and "±" in wide.loc[0, "100 %"]
     assert set(domains.means_table(scores, study)["arm"]) == {"good"}
 

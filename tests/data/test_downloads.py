@@ -307,7 +307,7 @@ def test_two_at_once_are_refused(server, tmp_path):
     ("source", "message"),
     [
         ("synthetic", "its data are made, not fetched: make paper makes them"),
-        ("midog", r"annotations\.json or MIDOG\*\.json, beside it or in images/.*make paper DATA=folder"),
+        ("midog", r"annotations\.json or MIDOG\*\.json, or into its folder images/.*make paper DATA=folder"),
         ("csv", r"annotations\.csv or \*\.csv"),
     ],
 )

@@ -402,7 +402,7 @@ def test_domains_that_look_alike_lose_and_double_no_row(tmp_path, domains):
     assert len(scores) == 2 * (3 + 2 * 2), "a fit on one domain is tested on both"
     matrix = of_domains.domain_matrix(scores, asked)
     assert set(zip(matrix["train_domain"], matrix["domain"], strict=True)) == {(a, b) for a in domains for b in domains}
-    assert len(analysis_scores.wide(analysis_scores.scaling_table(scores, asked)).columns) == 2 + 3
+    assert len(analysis_scores.across_sizes(analysis_scores.scaling_table(scores, asked)).columns) == 2 + 3
     audited = splits_audit.load(study_data.write_audit(asked, tmp_path))
     assert set(audited["train_domain"]) == {"all", *domains} and len(splits_audit.summary(audited)) == 3 + 2
 

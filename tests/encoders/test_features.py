@@ -216,7 +216,7 @@ def test_damaged_arrays_are_refused(tmp_path, table, other):
             read(tmp_path / "mine.npy")
     (tmp_path / "mine.csv").unlink()
     for read in reads:
-        with pytest.raises(EncoderError, match=r"mine\.npy: without mine\.csv beside it, .*; put it there"):
+        with pytest.raises(EncoderError, match=r"mine\.npy: without mine\.csv, .*; put it into the same folder"):
             read(tmp_path / "mine.npy")
 
 

@@ -186,7 +186,7 @@ def test_a_file_that_has_them_elsewhere_is_refused_with_what_it_has(hub, tensors
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.zeros(1)], "has no entry 'teacher': it is a list$"),
+        ([torch.zeros(1)], "has no entry 'teacher': it is a list; leave tensors.key out$"),
         ({"teacher": {0: torch.zeros(1)}}, "isn't a file of named tensors"),
     ],
 )

@@ -120,9 +120,10 @@ def test_one_class_is_nan_without_a_warning(present):
 def test_perfect_and_reversed_scores():
     label = np.array([0, 0, 1, 1])
     best, worst = binary.evaluate(label, label.astype(float)), binary.evaluate(label, 1.0 - label)
-    assert best == {name: float(name in binary.HIGHER_IS_BETTER) for name in binary.METRICS}
-    assert all(worst[name] < best[name] for name in binary.HIGHER_IS_BETTER)
-    assert all(worst[name] > best[name] for name in binary.METRICS if name not in binary.HIGHER_IS_BETTER)
+    losses = {"brier", "ece"}
+    assert best == {name: float(name not in losses) for name in binary.METRICS}
+    assert {name for name in binary.METRICS if worst[name] > best[name]} == losses
+    assert all(worst[name] != best[name] for name in binary.METRICS)
     assert binary.auroc(label, 1.0 - label) == 0.0
 
 

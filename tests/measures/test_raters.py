@@ -151,7 +151,7 @@ def test_cases_of_several_slides_are_drawn_whole():
     values = [f"{measure}{end}" for measure in raters.MEASURES for end in ("", "_low", "_high")]
     pd.testing.assert_frame_equal(found[values], alike[values])
     assert raters.reference(found.reset_index()).unit == "case"
-    assert "cases" in raters.wide(found.reset_index()) and "cases" not in raters.wide(alike.reset_index())
+    assert "cases" in raters.as_text(found.reset_index()) and "cases" not in raters.as_text(alike.reset_index())
 
 
 def test_votes_of_one_slide_that_stray_together_widen_the_interval():
@@ -178,7 +178,7 @@ def test_a_domain_without_votes_or_of_one_class_is_nan_and_no_error():
     assert np.isnan(found.loc["z", ["kappa", "balanced_accuracy"]].astype(float)).all()
     assert found.loc["all", "n"] == (table["domain"] != "y").sum() and np.isfinite(found.loc["all", "kappa"])
     assert raters.reference(found.reset_index(), "z") is None
-    shown = raters.wide(found.reset_index()).set_index("domain")
+    shown = raters.as_text(found.reset_index()).set_index("domain")
     assert shown.loc["y", "kappa"] == "–" and shown.loc["all", "kappa"].startswith(f"{found.loc['all', 'kappa']:.2f} [")
     each = [found.loc["all", f"rater{i}_vs_consensus"] for i in (1, 2)]
     assert shown.loc["all", raters.EACH] == f"{each[0]:.2f} / {each[1]:.2f}"

@@ -32,5 +32,5 @@ def test_the_bootstrap_is_a_plain_one_over_clusters():
 
 def test_few_slides_give_no_interval():
     clusters = np.array([[2.0, 1, 1, 1], [1, 2, 1, 0], [3, 1, 2, 1]])
-    interval = task_scores.bootstrap(clusters, task_scores.mean_recall, 0)
+    interval = task_scores.bootstrap(clusters, task_scores.recall_of_sums, 0)
     assert interval.estimate == pytest.approx((4 / 6 + 2 / 4) / 2) and math.isnan(interval.low)

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from made_study import FILE as LITTLE
 from made_sweep import write_data
 
 import mfcore
@@ -14,20 +15,8 @@ from mfcore.study import arms, data, encoders, external, predictions
 from mfcore.study.config import ConfigError
 from mfcore.study.external import CandidateError, SharedError
 
-FILE = """
-name: {name}
-title: "A study small for testing"
-data: {{source: midog}}
-patches: {{size_px: 32, um_per_px: 0.25, stored_px: 48}}
-splits: {{n_folds: 2, sizes: [0.5, 1.0], by_domain: false}}
-probe: {{cost: 1000}}
-encoders:
-  - {{name: tiny, weights: random, architecture: vit_tiny_patch16_224, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5],
-     resize_px: 32, crop_px: 32, arguments: {{img_size: 32, embed_dim: 24, num_heads: 3, depth: 1}}}}
-networks:
-  - {{name: net, architecture: tiny, pretrained: false, input_px: 32, n_epochs: 1, patches_per_epoch: 16, batch_size: 8,
-     max_lr: 0.01, shift_px: 0, sizes: [1.0]}}
-"""
+# the little study without its network adapted by LoRA, under any name
+FILE = LITTLE.partition("  - {name: lora")[0].replace("{", "{{").replace("}", "}}").replace("name: little", "name: {name}")
 
 
 def write_other(folder, rename=True):

@@ -29,6 +29,7 @@ from mfcore.study.study import Study
 SECTION = "Pretraining"
 N_ACROSS = 6  # patches of one resolution
 LEAST_EXPECTED = 5  # draws of a slide, for the chi-square test to hold
+# by axis, the columns of a history and their labels
 PANELS = {
     "loss (parts unweighted)": {
         "loss": "all",
@@ -48,7 +49,7 @@ PANELS = {
         "teacher_temperature": "teacher's temperature",
         "left": "1 − momentum",
     },
-}  # by axis, the columns of a history and their labels
+}
 SMOOTHED = 40  # parts into which a long history falls; each point of a line is the mean of one
 
 

@@ -74,7 +74,7 @@ def comparisons(settings: Settings, *varied: str) -> list[Comparison]:
     Methods are compared where all is equal that isn't the method's own: learning rate, schedules,
     losses, crops' scales.
     """
-    found = []
+    every = []
     for key in varied or VARIED:
         groups: dict[str, list[Pretraining]] = {}
         for one in settings.pretraining:
@@ -82,8 +82,8 @@ def comparisons(settings: Settings, *varied: str) -> list[Comparison]:
         for group in groups.values():
             values = tuple(value_of(one, key) for one in group)
             if len(set(values)) > 1:
-                found.append(Comparison(key, tuple(one.name for one in group), values))
-    return found
+                every.append(Comparison(key, tuple(one.name for one in group), values))
+    return every
 
 
 def _but_for(one: Pretraining, key: str) -> str:
@@ -123,11 +123,11 @@ def learnt_from(settings: Settings, start: str) -> str:
 @once
 def runs(study: Study) -> dict[str, store.Run]:
     """The finished pretrainings, by name, in the study's order."""
-    found = {}
+    trained = {}
     for one in study.settings.pretraining:
         with contextlib.suppress(store.StoreError):
-            found[one.name] = study.pretraining(one.name)
-    return found
+            trained[one.name] = study.pretraining(one.name)
+    return trained
 
 
 def missing_table(study: Study) -> pd.DataFrame:

@@ -36,15 +36,10 @@ from mfcore.tasks import registry
 
 SECTION = "Representations"
 TITLES = {"rankme": "RankMe", "odcorr_abs": "ODCorr, mean |r|", "odcorr_sq": "ODCorr, mean r²"}
-EXPECTED = {
-    "rankme": 1,
-    "odcorr_abs": -1,
-    "odcorr_sq": -1,
-}  # sign of the papers' correlation with accuracy
-BY_CHANCE = {
-    "odcorr_abs": odcorr_abs_by_chance,
-    "odcorr_sq": odcorr_sq_by_chance,
-}  # independent dimensions
+# sign of the papers' correlation with accuracy
+EXPECTED = {"rankme": 1, "odcorr_abs": -1, "odcorr_sq": -1}
+# independent dimensions
+BY_CHANCE = {"odcorr_abs": odcorr_abs_by_chance, "odcorr_sq": odcorr_sq_by_chance}
 MEASURED = ["n", "n_dims", "n_constant", *TITLES]
 COLUMNS = ["encoder", "origin", *MEASURED, "auroc", "auroc_sd", "n_folds"]
 ON_TASKS = ["task", "encoder", "origin", *MEASURED]
@@ -99,14 +94,14 @@ def of_file(path: str | Path, dataset: str = "features") -> dict[str, float]:
 
 def files(study: Study) -> dict[str, Path]:
     """The embedding file of each of the study's encoders: the probe's, else the current one."""
-    stored, found = {run.key: run for run in store.runs(study.folder, "embeddings")}, {}
+    stored, by_encoder = {run.key: run for run in store.runs(study.folder, "embeddings")}, {}
     for encoder in study.settings.encoders:
         with contextlib.suppress(store.StoreError, KeyError):  # not embedded yet
             read = study.runs[encoder].identity["inputs"] if encoder in study.runs else {}
             run = stored[read["embeddings"]] if read else study.embeddings(encoder)
             if run.path("embeddings.h5").is_file():
-                found[encoder] = run.path("embeddings.h5")
-    return found
+                by_encoder[encoder] = run.path("embeddings.h5")
+    return by_encoder
 
 
 @cache

@@ -20,8 +20,8 @@ COLUMNS = ["encoder", "biology", "origin", "ri", "croma", "croma_tail", "n", "n_
 def table(study: Study) -> pd.DataFrame:
     """A row an encoder, biology and origin: COLUMNS; see `mfcore.measures.robustness`.
 
-    No row for an origin that no two biologies share, or a biology of a single origin: then nothing
-    could be told apart.
+    No row for an origin that no two biologies share, or a biology of a single origin: then no
+    neighbour tells which of them counts.
     """
     labels = study.labels.set_index("patch_id")
     drawn = generator(study.seed, "robustness").permutation(labels.index)[:N_MEASURED]
@@ -30,21 +30,21 @@ def table(study: Study) -> pd.DataFrame:
         features, patch_ids = store.read_embeddings(store.run_at(file.parent))
         at = pd.Series(np.arange(len(patch_ids)), index=patch_ids).loc[drawn]
         for biology, origin in _pairs(labels):
-            found = measured.neighbours(
+            nearest = measured.neighbours(
                 features[at.to_numpy()],
                 labels.loc[drawn, BIOLOGY[biology]].to_numpy(),
                 labels.loc[drawn, ORIGINS[origin]].to_numpy(),
                 labels.loc[drawn, "case_id"].to_numpy(),
                 N_NEIGHBOURS,
             )
-            values = found.robustness_index, found.croma, found.croma_tail
-            n_defined = int(np.isfinite(found.margins).sum())
+            values = nearest.robustness_index, nearest.croma, nearest.croma_tail
+            n_defined = int(np.isfinite(nearest.margins).sum())
             rows.append((encoder, biology, origin, *values, len(drawn), n_defined))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _pairs(labels: pd.DataFrame) -> list[tuple[str, str]]:
-    """The pairs of biology and origin that the labels can tell apart."""
+    """The pairs of biology and origin that vary independently in the labels."""
     pairs = []
     for biology, column in BIOLOGY.items():
         for origin, place in ORIGINS.items():
@@ -55,25 +55,25 @@ def _pairs(labels: pd.DataFrame) -> list[tuple[str, str]]:
     return pairs
 
 
-def _overlaps(there: np.ndarray) -> bool:
+def _overlaps(crossed: np.ndarray) -> bool:
     """Whether some origin has two biologies, and some biology two origins."""
-    return bool((there.sum(axis=0) > 1).any() and (there.sum(axis=1) > 1).any())
+    return bool((crossed.sum(axis=0) > 1).any() and (crossed.sum(axis=1) > 1).any())
 
 
 def exhibit(study: Study) -> Exhibit:
     """RI and CRoMa of every encoder of the study."""
-    found = table(study)
+    rows = table(study)
     caption = (
         "Of each patch's nearest neighbours in other cases: the robustness index (RI) is the share"
         " of those of its biology and another origin, among these and the reverse, of"
         f" {N_NEIGHBOURS} neighbours (1: only biology counts); CRoMa is the median margin between"
         " the distances to both kinds (above 0: biology counts for more), its tail the mean of the"
         f" lowest tenth ({of_what(study.settings)};"
-        f" {counted(int(found['n'].max()) if len(found) else 0, 'patch', 'patches')})."
+        f" {counted(int(rows['n'].max()) if len(rows) else 0, 'patch', 'patches')})."
     )
-    if found.empty:
+    if rows.empty:
         caption = (
             "Neither scanners nor laboratories are known that two classes or two tumours share, so "
             f"RI and CRoMa can't be measured ({of_what(study.settings)})."
         )
-    return Exhibit("10_robustness", "Robustness", caption, found, None, SECTION)
+    return Exhibit("10_robustness", "Robustness", caption, rows, None, SECTION)

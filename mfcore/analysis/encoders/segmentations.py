@@ -31,8 +31,8 @@ def chosen(settings: Settings, order: Sequence[str]) -> list[str]:
     These are the best, the study's first encoder that is pretrained here (or the best such), the
     same network untrained, and the worst.
     """
-    own = [encoder for encoder in order if pretrained.is_of(settings, encoder)]
-    home = [encoder for encoder in settings.encoders if encoder in own][:1] or own[:1]
+    trained = [encoder for encoder in order if pretrained.is_of(settings, encoder)]
+    home = [encoder for encoder in settings.encoders if encoder in trained][:1] or trained[:1]
     controls = [name for encoder in home if (name := tasks.control_of(settings, encoder)) in order]
     return list(dict.fromkeys([order[0], *home, *controls, order[-1]]))[:MAX_MASKS]
 

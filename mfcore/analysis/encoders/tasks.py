@@ -26,7 +26,7 @@ from mfcore.analysis.exhibit import (
 )
 from mfcore.encoders.card import cards
 from mfcore.measures import task_scores
-from mfcore.measures.resampling import coverage_said
+from mfcore.measures.resampling import coverage_note
 from mfcore.measures.statistics import Interval, spread
 from mfcore.study import pretrained, tasks as study_tasks
 from mfcore.study.config import Settings, TaskOptions, as_dict
@@ -83,7 +83,7 @@ def _find(
 
 def _card(study: Study, encoder: str) -> dict | None:
     """Today's card, as a run's config has it, where it can be known without asking elsewhere."""
-    described = encoder in [own.name for own in study.settings.own_encoders]
+    described = encoder in [entry.name for entry in study.settings.own_encoders]
     if not (described or encoder in cards() or pretrained.is_of(study.settings, encoder)):
         return None
     try:
@@ -122,9 +122,9 @@ def control_of(settings: Settings, name: str) -> str:
     one = settings.pretraining_of(name)
     network = "random", one.architecture, one.arguments
     alike = [
-        own.name
-        for own in settings.own_encoders
-        if (own.weights, own.architecture, own.arguments or {}) == network
+        entry.name
+        for entry in settings.own_encoders
+        if (entry.weights, entry.architecture, entry.arguments or {}) == network
     ]
     return alike[0] if alike else ""
 
@@ -284,7 +284,7 @@ def scores(study: Study, task: str) -> Exhibit:
         f"What frozen encoders reach by eva's protocol on the {best['split']} split of "
         f"{task}{chose} ({of_what(study.settings)}). Points and wide bars: mean and SD over runs "
         f"that differ by their seed alone; thin bars: 95 % bootstrap over {best['n_clusters']:,} "
-        f"slides, patients or items{coverage_said(int(rows['n_clusters'].min()))}; diamonds, if "
+        f"slides, patients or items{coverage_note(int(rows['n_clusters'].min()))}; diamonds, if "
         f"any: published, known second-hand. Of {len(rows)} encoders {best['encoder']} is highest: "
         f"{best['mean']:.3f}."
     )

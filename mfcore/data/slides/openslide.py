@@ -22,20 +22,15 @@ if TYPE_CHECKING:
     import openslide
 
 CACHE_BYTES = 128 << 20
-PROBE_PX, PROBE_SHARES = (
-    64,
-    (0.3, 0.6, 0.95),
-)  # squares of a level that show how it was made: side, places in x and y
+# squares of a level that show how it was made: side, places in x and y
+PROBE_PX = 64
+PROBE_SHARES = (0.3, 0.6, 0.95)
 
 # DICOM: a slide is a series of files, which OpenSlide finds in the folder. An element begins with
 # its tag of four bytes, and four bytes more of type and length. The series follows the study in
 # every file; in lists of other series it doesn't.
-NO_VOLUME = (
-    "LABEL",
-    "OVERVIEW",
-    "THUMBNAIL",
-    "LOCALIZER",
-)  # ImageType's third value where an image is no level of a slide
+# ImageType's third value where an image is no level of a slide
+NO_VOLUME = ("LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER")
 HEADER_BYTES = 1 << 20  # in which the elements lie
 IMAGE_TYPE = re.compile(rb"\x08\x00\x08\x00.{4}[\w ]*\\[\w ]*\\(\w*)", re.DOTALL)
 SERIES = re.compile(rb"\x20\x00\x0d\x00.{4}[\d. \x00]*\x20\x00\x0e\x00.{4}([\d.]+)", re.DOTALL)
@@ -49,9 +44,8 @@ def _cache() -> "openslide.OpenSlideCache":
     return openslide.OpenSlideCache(CACHE_BYTES)
 
 
-_stretched: dict[
-    tuple[Path, int, int], bool
-] = {}  # results of `OpenSlideReader._is_stretched`: file, its time, level
+# results of `OpenSlideReader._is_stretched`: file, its time, level
+_stretched: dict[tuple[Path, int, int], bool] = {}
 
 
 class OpenSlideReader(Reader):
@@ -79,9 +73,8 @@ class OpenSlideReader(Reader):
         properties = dict(self._slide.properties)
         self.size_px = self._slide.dimensions
         self.level_sizes_px = self._slide.level_dimensions
-        self._ratios = (
-            self._slide.level_downsamples
-        )  # of sides; by the ratio OpenSlide finds the px of a level
+        # of sides; by the ratio OpenSlide finds the px of a level
+        self._ratios = self._slide.level_downsamples
         self.downsamples: tuple[float, ...] = ()
         for level, (size_px, ratio) in enumerate(
             zip(self.level_sizes_px, self._ratios, strict=True)
@@ -113,11 +106,9 @@ class OpenSlideReader(Reader):
         Squares of the level are compared with the next finer level: the difference follows the
         shift of a resized level or not.
         """
-        whole, finer, n_px = (
-            self.downsamples[level],
-            self.downsamples[level - 1],
-            min(PROBE_PX, *self.level_sizes_px[level]),
-        )
+        whole = self.downsamples[level]
+        finer = self.downsamples[level - 1]
+        n_px = min(PROBE_PX, *self.level_sizes_px[level])
         stretch = [
             side / (small * whole) - 1
             for side, small in zip(self.size_px, self.level_sizes_px[level], strict=True)
@@ -139,9 +130,8 @@ class OpenSlideReader(Reader):
                     Window(level - 1, *corner, math.ceil(side) + 10, math.ceil(side) + 10)
                 )
                 coarse = self.region(Window(level, *at, n_px, n_px)).mean(axis=2)
-            except (
-                SlideError
-            ):  # the read that needs these px will raise it, of a slide that OpenSlide opens anew
+            # the read that needs these px will raise it, of a slide that OpenSlide opens anew
+            except SlideError:
                 self._slide = type(self._slide)(self._path)
                 self._slide.set_cache(_cache())
                 return False
@@ -151,9 +141,8 @@ class OpenSlideReader(Reader):
             ).mean(axis=2)
             down, along = np.gradient(expected)
             x, y = (px + np.arange(n_px) for px in at)
-            change = (
-                along * x * stretch[0] + down * y[:, None] * stretch[1]
-            )  # of px, if the level is stretched
+            # of px, if the level is stretched
+            change = along * x * stretch[0] + down * y[:, None] * stretch[1]
             change -= change.mean()
             projected += (change * (coarse - expected)).sum()
             squared += (change**2).sum()
@@ -163,9 +152,8 @@ class OpenSlideReader(Reader):
         """OpenSlide takes whole level-0 px and interpolates between px of a level; `region` asks
         for the nearest.
         """
-        nearest = (
-            round(max(at_px, 0) * self._ratios[level]) / self._ratios[level]
-        )  # px of the level
+        # px of the level
+        nearest = round(max(at_px, 0) * self._ratios[level]) / self._ratios[level]
         return (nearest + min(at_px, 0)) * self.downsamples[level]
 
     def region(self, window: Window) -> np.ndarray:

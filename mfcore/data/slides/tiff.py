@@ -94,15 +94,6 @@ class TiffReader(Reader):
                 part[:] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
         return pixels
 
-    @property
-    def n_bytes_index(self) -> int:
-        """Bytes of the file's index, which stays in memory when the file is closed."""
-        return sum(
-            level.offsets.nbytes + level.n_bytes.nbytes
-            for level in self._levels
-            if level.reduction == 1
-        )
-
     def decode(self, key: tuple[int, int]) -> np.ndarray:
         """A level's tile by number, uint8 (height, width, 3); raises SlideError for damage."""
         level, k = key

@@ -232,17 +232,15 @@ def _decoder(page: "tifffile.TiffPage") -> Decode:
         if data[:2] != b"\xff\xd8":
             raise ValueError("not a JPEG image")
         at = 2
-        while (
-            data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF
-        ):  # segments that may state other colours
+        # segments that may state other colours
+        while data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         jpeg, options = start + data[at:], {"min_height": shape[0], "min_width": shape[1]}
         try:
             return simplejpeg.decode_jpeg(jpeg, strict=True, **options)
         except ValueError as error:
-            if "extraneous bytes before marker" not in str(
-                error
-            ):  # some writers leave bytes at a tile's end
+            # some writers leave bytes at a tile's end
+            if "extraneous bytes before marker" not in str(error):
                 raise
             return simplejpeg.decode_jpeg(jpeg, strict=False, **options)
 

@@ -33,10 +33,8 @@ class Noise:
     def cut(self, rng: np.random.Generator, grain_um: float, shape: tuple[int, int]) -> np.ndarray:
         """A random cut of one grain, float32 ``shape``: mean about 0, deviation about 1."""
         tile = self.tiles[grain_um]
-        row, column = (
-            rng.integers(0, self.side_px - shape[0]),
-            rng.integers(0, self.side_px - shape[1]),
-        )
+        row = rng.integers(0, self.side_px - shape[0])
+        column = rng.integers(0, self.side_px - shape[1])
         cut = tile[row : row + shape[0], column : column + shape[1]]
         flips = rng.integers(0, 4)
         return cut[:: 1 - 2 * (flips & 1), :: 1 - (flips & 2)]

@@ -103,9 +103,8 @@ def _draw_body(
     distance = w.ellipse(a_um, b_um, angle) + 0.6 * w.noise(2.6) + 0.2 * w.noise(0.8)
     if halo > 0:
         along, across = w.turned(w.rng.uniform(0, 2 * np.pi))
-        side = along / (np.abs(along) + np.abs(across) + 1) + 0.7 * w.noise(
-            2.6
-        )  # wider on one side
+        # wider on one side
+        side = along / (np.abs(along) + np.abs(across) + 1) + 0.7 * w.noise(2.6)
         cleft = cover(distance - np.float32(halo) * (np.float32(0.35) + side), 0.7) * (
             1 - cover(distance, 0.7)
         )

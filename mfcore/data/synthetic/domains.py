@@ -34,12 +34,10 @@ class Domain:
 
     share: of all annotations. positive: share of mitotic figures among them. spacing_um: smallest
     distance between tumour nuclei. stroma, gap: shares of the area. lymphocytes: share among the
-    stroma's cells. cytoplasm: amounts (h, e);
-    granules: contrast of its texture. haematoxylin, eosin: optical density of one unit of stain in
-    red, green, blue.
-    white: the scanner's background. blur_um: standard deviation of its blur. sharpen: its
-    overshoot.
-    look_alikes: weights of pyknotic, apoptotic, hyperchromatic, smudged, sliver.
+    stroma's cells. cytoplasm: amounts (h, e); granules: contrast of its texture. haematoxylin,
+    eosin: optical density of one unit of stain in red, green, blue. white: the scanner's
+    background. blur_um: standard deviation of its blur. sharpen: its overshoot. look_alikes:
+    weights of pyknotic, apoptotic, hyperchromatic, smudged, sliver.
     """
 
     name: str

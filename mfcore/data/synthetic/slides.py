@@ -45,7 +45,7 @@ WITHOUT_MITOSES = 0.06
 OFFICIAL_TEST = 0.25
 """Share of each domain's slides that are its official test slides (22 % of MIDOG++'s)."""
 MAX_PER_SLIDE = 110
-BESIDE = "tasks"
+TASKS_FOLDER = "tasks"
 """May be in the folder before anything else: the data of the downstream tasks."""
 RATER_ERRORS = (0.045, 0.28)
 """How often each of two raters errs on an easy and on a hard annotation.
@@ -244,9 +244,8 @@ def _each(seed: int, missing: list[tuple[Plan, Path]], n_workers: int) -> Iterat
     if n_workers == 1 or len(missing) < 2:
         yield from map(_make_slide, repeat(seed), *zip(*missing, strict=True)) if missing else ()
         return
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # a notebook's process may hold threads, which forking would break
+    # a notebook's process may hold threads, which forking would break
+    context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(n_workers, len(missing)), mp_context=context) as pool:
         yield from pool.map(_make_slide, repeat(seed), *zip(*missing, strict=True))
 
@@ -290,10 +289,10 @@ def _claim(folder: Path, config: dict) -> None:
     """Note in ``folder`` what is made in it; refuse a folder that holds something else."""
     begun = folder / "begun.json"
     if begun.is_file():
-        there = store.read_json(begun)
+        earlier = store.read_json(begun)
         differing = [
-            f"{key} ({there.get(key)!r}, wanted {config.get(key)!r})"
-            for key in store.differences(there, config)
+            f"{key} ({earlier.get(key)!r}, wanted {config.get(key)!r})"
+            for key in store.differences(earlier, config)
         ]
         if differing:
             raise SyntheticError(
@@ -301,7 +300,7 @@ def _claim(folder: Path, config: dict) -> None:
                 f" {', '.join(differing)}. Remove it, or give another folder."
             )
         return
-    if folder.exists() and any(place.name != BESIDE for place in folder.iterdir()):
+    if folder.exists() and any(place.name != TASKS_FOLDER for place in folder.iterdir()):
         raise SyntheticError(
             f"{folder} isn't empty and holds no synthetic data set (no begun.json); give another"
             " folder."

@@ -156,10 +156,8 @@ def lay_out(seed: int, plan: Plan) -> Layout:
     phase = rng.choice(list(PHASES), plan.n_annotations, p=list(PHASES.values()))
     weights = np.array(domain.look_alikes) * rng.dirichlet(np.full(5, 12.0))
     other = rng.choice(list(cells.LOOK_ALIKE), plan.n_annotations, p=weights / weights.sum())
-    easy, difficult = (
-        rng.uniform(0, 0.4, plan.n_annotations),
-        rng.uniform(0.55, 0.95, plan.n_annotations),
-    )
+    easy = rng.uniform(0, 0.4, plan.n_annotations)
+    difficult = rng.uniform(0.55, 0.95, plan.n_annotations)
     hard = np.where(rng.random(plan.n_annotations) < HARD_SHARE, difficult, easy)
     kinds = [str(p) if yes else str(o) for yes, p, o in zip(positive, phase, other, strict=True)]
     return Layout(stroma, gap, tumour, others, annotated, kinds, hard)
@@ -176,20 +174,18 @@ def _cytoplasm(
     first = np.full(shape, reach, np.float32)
     second = np.full(shape, reach, np.float32)
     owner = np.full(shape, len(centres_px), np.int32)
-    angle, stretch = (
-        rng.uniform(0, np.pi, len(centres_px)),
-        np.exp(rng.normal(0, 0.16, len(centres_px))),
-    )
+    angle = rng.uniform(0, np.pi, len(centres_px))
+    stretch = np.exp(rng.normal(0, 0.16, len(centres_px)))
     cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-    wide, narrow = stretch.astype(np.float32), (1 / stretch).astype(np.float32)
+    longer, shorter = stretch.astype(np.float32), (1 / stretch).astype(np.float32)
     span = int(reach * 1.15) + 1
     for index, (x, y) in enumerate(centres_px):
         top, bottom = max(0, int(y) - span), min(shape[0], int(y) + span + 1)
         left, right = max(0, int(x) - span), min(shape[1], int(x) + span + 1)
         dx = np.arange(left, right, dtype=np.float32)[None, :] - np.float32(x)
         dy = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(y)
-        along = (dx * cosine[index] + dy * sine[index]) * wide[index]
-        across = (dy * cosine[index] - dx * sine[index]) * narrow[index]
+        along = (dx * cosine[index] + dy * sine[index]) * longer[index]
+        across = (dy * cosine[index] - dx * sine[index]) * shorter[index]
         distance = np.sqrt(along * along + across * across)
         f, s = first[top:bottom, left:right], second[top:bottom, left:right]
         np.minimum(s, np.maximum(f, distance), out=s)
@@ -216,9 +212,8 @@ def _ground(
         owner
     ]
     border = np.exp(-((((second - first) * um) / 1.1) ** 2))
-    membrane = np.float32(
-        rng.choice((-1, 1)) * rng.uniform(0.2, 0.55)
-    )  # borders show dark, or as fine clefts
+    # borders show dark, or as fine clefts
+    membrane = np.float32(rng.choice((-1, 1)) * rng.uniform(0.2, 0.55))
     far = np.clip((first * um - domain.spacing_um * 0.72) / 3, 0, 1)
     texture = 1 + domain.granules * fine + 0.12 * blotch
     tumour_e = domain.cytoplasm[1] * tint * texture * (1 + membrane * border) * (1 - 0.35 * far)
@@ -247,10 +242,8 @@ def _fibres(
     bend_um = 32
     wave = _field(rng, coarse, 45 / (4 * um)) + 0.15 * _field(rng, coarse, 8 / (4 * um))
     angle, side = rng.uniform(0, np.pi), 512
-    y, x = (
-        np.arange(half[0], dtype=np.float32)[:, None],
-        np.arange(half[1], dtype=np.float32)[None, :],
-    )
+    y = np.arange(half[0], dtype=np.float32)[:, None]
+    x = np.arange(half[1], dtype=np.float32)[None, :]
     across = (
         y * np.float32(np.cos(angle))
         - x * np.float32(np.sin(angle))
@@ -284,9 +277,8 @@ def ground(seed: int, plan: Plan, layout: Layout) -> tuple[Canvas, np.ndarray, n
     shape = (plan.n_rows, plan.n_columns)
     h, e, angles = _ground(plan, layout, rng)
     fine = _field(rng, shape, 0.16 / um)
-    threads = 0.45 - np.abs(
-        _field(rng, shape, 0.42 / um)
-    )  # ridges of noise: a mesh, as cytoplasm has it
+    # ridges of noise: a mesh, as cytoplasm has it
+    threads = 0.45 - np.abs(_field(rng, shape, 0.42 / um))
     h, e = _enlarge(h, shape), _enlarge(e, shape)
     canvas = Canvas(
         h * (1 + 0.1 * fine + 0.22 * threads),
@@ -312,10 +304,10 @@ def draw(seed: int, plan: Plan, layout: Layout) -> np.ndarray:
     canvas, angles, rng = ground(seed, plan, layout)
     draw_vacuoles(canvas, 12000, rng)
     for (x, y), angle in zip(layout.stroma_px, coarse_at(angles, layout.stroma_px), strict=True):
-        which = rng.random()
-        if which < 0.02:
+        chance = rng.random()
+        if chance < 0.02:
             cells.red_cells(Window(canvas, x, y, 12, rng), rng.uniform(5, 9), rng.integers(2, 9))
-        elif which < 0.02 + domain.lymphocytes:
+        elif chance < 0.02 + domain.lymphocytes:
             cells.lymphocyte(Window(canvas, x, y, 5, rng), look)
         else:
             cells.spindle(Window(canvas, x, y, 9, rng), look, angle)

@@ -4,13 +4,11 @@ others.
 Read are, by what lies at the place that a study names:
 
 - TRIDENT's and CLAM's files: ``SLIDE.h5`` for each slide, ``features`` (n, n_dims) or (1, n,
-  n_dims)
-  and ``coords``, the patches' upper left corners in level-0 px; matched by slide and place;
+  n_dims) and ``coords``, the patches' upper left corners in level-0 px; matched by slide and place;
 - eva's: a folder with ``manifest.csv`` (``origin``, ``embeddings``) and a ``.pt`` for each image;
   matched by the image's path;
-- ``NAME.npy``, (n, n_dims), with ``NAME.csv`` beside it, a line a row: ``patch_id``, or ``file``
-  and,
-  on slides, ``x`` and ``y`` of the patch's centre in level-0 px.
+- ``NAME.npy``, (n, n_dims), and ``NAME.csv`` in the same folder, a line a row: ``patch_id``, or
+  ``file`` and, on slides, ``x`` and ``y`` of the patch's centre in level-0 px.
 """
 
 import hashlib
@@ -25,12 +23,21 @@ from scipy.spatial import cKDTree
 from mfcore import store
 from mfcore.data.splits_draw import Placing
 from mfcore.encoders.card import EncoderCard, EncoderError
-from mfcore.encoders.features.files import MAX_NAMED, files_of, read, sides_l0_px, width
+from mfcore.encoders.features.files import (
+    MAX_NAMED,
+    files_of,
+    read,
+    refuse_widths,
+    sides_l0_px,
+    width,
+)
 from mfcore.store.files import Fingerprints
 from mfcore.store.records import digest
 
 LAYOUTS = ("trident", "clam", "eva")
 TOLERANCE_PX = 2.0  # level-0 px between a patch's centre and the features' own
+CENTRE = ["patch_x_l0_px", "patch_y_l0_px"]  # columns of a label table
+NAMED = ["patch_id", "file", *CENTRE]  # of a patch in a message
 SAME_PLACE_PX = 0.5  # level-0 px between rows of features of one place
 
 
@@ -92,12 +99,16 @@ def match(
     files that can't be read.
     """
     blocks = read(files_of(place), table, placing)
-    features = np.concatenate([block for _, block in _same_width(place, blocks)])
+    parts = [block for _, block in blocks]
+    refuse_widths(place, parts)
+    features = np.concatenate(parts)
     rows = pd.concat([rows for rows, _ in blocks], ignore_index=True)
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         named = rows.iloc[bad[:MAX_NAMED]].to_dict("records")
-        raise EncoderError(f"{place}: {len(bad):,} features aren't finite, the first of {named}")
+        raise EncoderError(
+            f"{place}: {len(bad):,} features aren't finite, the first of {named}; make them anew"
+        )
     if "x" in rows:
         check_tolerance(place, table, placing, tolerance_px)
     if "x" in rows and "patch_id" not in rows:
@@ -106,8 +117,7 @@ def match(
         row_of, distances = _by_id(place, rows, table), np.zeros(len(table))
     lacking = table[(row_of < 0) | (distances > tolerance_px)]
     if len(lacking):
-        columns = ["patch_id", "file", "patch_x_l0_px", "patch_y_l0_px"]
-        named = lacking.reindex(columns=columns).head(MAX_NAMED).to_dict("records")
+        named = lacking.reindex(columns=NAMED).head(MAX_NAMED).to_dict("records")
         raise EncoderError(
             f"{place}: {len(lacking):,} of the study's {len(table):,} patches have no features"
             f" within {tolerance_px:g} level-0 px, the first: {named}; there are features of"
@@ -121,17 +131,6 @@ def match(
     if "patch_id" in rows:
         _check_ids(place, rows.iloc[row_of], table, tolerance_px)
     return Matched(features[row_of], len(rows) - len(row_of), float(distances.max(initial=0)))
-
-
-def _same_width(
-    place: Path, blocks: list[tuple[pd.DataFrame, np.ndarray]]
-) -> list[tuple[pd.DataFrame, np.ndarray]]:
-    widths = sorted({block.shape[1] for _, block in blocks})
-    if len(widths) > 1:
-        raise EncoderError(
-            f"{place}: features of {widths} dimensions; they are of several encoders"
-        )
-    return blocks
 
 
 def check_tolerance(
@@ -151,19 +150,18 @@ def _check_ids(place: Path, rows: pd.DataFrame, table: pd.DataFrame, tolerance_p
     is_other = np.zeros(len(table), bool)
     if "file" in rows:
         is_other |= [
-            not _is_same(given, own) for given, own in zip(rows["file"], table["file"], strict=True)
+            not _is_same(*files) for files in zip(rows["file"], table["file"], strict=True)
         ]
     if "x" in rows:
-        apart = rows[["x", "y"]].to_numpy() - table[["patch_x_l0_px", "patch_y_l0_px"]].to_numpy()
+        apart = rows[["x", "y"]].to_numpy() - table[CENTRE].to_numpy()
         is_other |= np.hypot(*apart.T) > tolerance_px
     if is_other.any():
         given = rows[is_other].head(3).to_dict("records")
-        columns = ["patch_id", "file", "patch_x_l0_px", "patch_y_l0_px"]
-        own = table[is_other].reindex(columns=columns).head(3).to_dict("records")
+        expected = table[is_other].reindex(columns=NAMED).head(3).to_dict("records")
         raise EncoderError(
             f"{place}: {int(is_other.sum()):,} rows have a patch_id of the study but another file"
-            f" or place, the first: {given}, in the study: {own}; correct one of the columns, or"
-            " remove the wrong one"
+            f" or place, the first: {given}, in the study: {expected}; correct one of the"
+            " columns, or remove the wrong one"
         )
 
 
@@ -219,7 +217,7 @@ def _by_place(
     Raises EncoderError where two rows within the tolerance are of one place, and where the study
     knows no places.
     """
-    unknown = table[table[["patch_x_l0_px", "patch_y_l0_px"]].isna().any(axis=1)]
+    unknown = table[table[CENTRE].isna().any(axis=1)]
     if len(unknown):
         raise EncoderError(
             f"{place}: features by place, but of {len(unknown):,} of the study's patches, the first"
@@ -230,15 +228,15 @@ def _by_place(
     if not set(given) & set(wanted):
         given, wanted = _alike(place, given, table["file"])
     at = rows[["x", "y"]].to_numpy(float)
-    centres = table[["patch_x_l0_px", "patch_y_l0_px"]].to_numpy(float)
+    centres = table[CENTRE].to_numpy(float)
     row_of, distances = np.full((len(table), 2), -1), np.full((len(table), 2), np.inf)
     of_slide = rows.groupby(given.to_numpy()).indices
     for slide, places in table.groupby(wanted.to_numpy()).indices.items():
         if slide in of_slide:
-            there = np.append(of_slide[slide], -1)  # the last where there is no second
-            tree = cKDTree(at[there[:-1]])
+            candidates = np.append(of_slide[slide], -1)  # the last where there is no second
+            tree = cKDTree(at[candidates[:-1]])
             distances[places], nearest = tree.query(centres[places], k=[1, 2])
-            row_of[places] = there[nearest]
+            row_of[places] = candidates[nearest]
     apart = np.hypot(*(at[row_of[:, 0]] - at[row_of[:, 1]]).T)
     twice = (row_of >= 0).all(axis=1) & (distances[:, 0] <= tolerance_px) & (apart < SAME_PLACE_PX)
     if twice.any():

@@ -1,9 +1,10 @@
 """The files of embeddings made elsewhere, read as rows that say whose they are, and features.
 
 As their writers have them: TRIDENT (WSI.extract_tissue_coords, extract_patch_features), CLAM
-(save_hdf5), eva (ManifestManager), and an array with a table beside it.
+(save_hdf5), eva (ManifestManager), and an array with a table of the same name.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
@@ -21,13 +22,20 @@ Block = tuple[pd.DataFrame, np.ndarray]  # a line a row of features float32 (n, 
 
 
 def refuse(place: Path, problems: list[str], remedy: str) -> None:
-    """Raise one EncoderError for all ``problems``, the first MAX_NAMED in full; none is no
-    error.
-    """
+    """Raise one EncoderError for all ``problems``, MAX_NAMED of them in full; none is no error."""
     if problems:
         more = len(problems) - MAX_NAMED
         named = problems[:MAX_NAMED] + ([f"... and {more:,} more"] if more > 0 else [])
         raise EncoderError(f"{place}: {remedy}\n  " + "\n  ".join(named))
+
+
+def refuse_widths(place: Path, features: Iterable[np.ndarray]) -> None:
+    """Raise EncoderError where arrays of features, (..., n_dims), have several numbers of dims."""
+    if len(widths := {array.shape[-1] for array in features}) > 1:
+        raise EncoderError(
+            f"{place}: features of {sorted(widths)} dimensions; they are of several encoders, keep"
+            " those of one"
+        )
 
 
 def files_of(place: Path) -> list[Path]:
@@ -35,19 +43,19 @@ def files_of(place: Path) -> list[Path]:
     if place.suffix == ".npy" and place.is_file():
         if not (ids := place.with_suffix(".csv")).is_file():
             raise EncoderError(
-                f"{place}: without {ids.name} beside it, which says whose features they are; put it"
-                " there"
+                f"{place}: without {ids.name}, which says whose features they are; put it into the"
+                " same folder"
             )
         return [place, ids]
     if (place / "manifest.csv").is_file():
         return [place / "manifest.csv", *sorted(place.rglob("*.pt"))]
-    found = [place] if place.suffix == ".h5" and place.is_file() else sorted(place.rglob("*.h5"))
-    if not found:
+    h5_files = [place] if place.suffix == ".h5" and place.is_file() else sorted(place.rglob("*.h5"))
+    if not h5_files:
         raise EncoderError(
             f"{place}: no features; expected a folder with an .h5 file a slide (TRIDENT, CLAM), a"
-            " folder with eva's manifest.csv, or NAME.npy with NAME.csv beside it"
+            " folder with eva's manifest.csv, or NAME.npy with NAME.csv in the same folder"
         )
-    return found
+    return h5_files
 
 
 def width(files: list[Path]) -> int:
@@ -161,11 +169,7 @@ def _of_eva(manifest: Path) -> Block:
             problems.append(f"{name}: {error if is_own else type(error).__name__}")
     remedy = "files that don't hold one embedding, a tensor (d,) or (1, d); make them anew:"
     refuse(manifest, problems, remedy)
-    widths = {len(vector) for vector in features}
-    if len(widths) > 1:
-        raise EncoderError(
-            f"{manifest}: features of {sorted(widths)} dimensions; they are of several encoders"
-        )
+    refuse_widths(manifest, features)
     return rows[["origin"]].rename(columns={"origin": "file"}), np.stack(features)
 
 
@@ -198,7 +202,7 @@ def _of_slides(files: list[Path], table: pd.DataFrame, placing: Placing) -> list
             with h5py.File(file) as content:
                 coords = content["coords"][:].reshape(-1, 2).astype(float)  # (n, 2)
                 features = _checked(content["features"][:], len(coords))
-                said = float(content["coords"].attrs.get("patch_size_level0", np.nan))
+                stated = float(content["coords"].attrs.get("patch_size_level0", np.nan))
                 slides = content["slide_id"].asstr()[:] if "slide_id" in content else None
             if not np.isfinite(coords).all():
                 raise ValueError("coords aren't finite")
@@ -212,14 +216,14 @@ def _of_slides(files: list[Path], table: pd.DataFrame, placing: Placing) -> list
             if len(of_file) > 1:
                 problems.append(f"{file}: of {' or '.join(of_file)}; name it by the whole name")
             slides = np.repeat(of_file[0], len(coords))
-        own = pd.Series(slides).map(sides).to_numpy(float)  # NaN for others' slides
-        other = np.flatnonzero(np.abs(own - said) > np.maximum(1.0, SAME_SIDE * own))
+        expected = pd.Series(slides).map(sides).to_numpy(float)  # NaN for others' slides
+        other = np.flatnonzero(np.abs(expected - stated) > np.maximum(1.0, SAME_SIDE * expected))
         problems += [
-            f"{file}: patch_size_level0 is {said:g}, the study's patches on {slides[i]} are"
-            f" {own[i]:g} level-0 px wide; features of another field of view"
+            f"{file}: patch_size_level0 is {stated:g}, the study's patches on {slides[i]} are"
+            f" {expected[i]:g} level-0 px wide; features of another field of view"
             for i in other[:1]
         ]
-        side = np.nan_to_num(own, nan=placing.size_px) if np.isnan(said) else said
+        side = np.nan_to_num(expected, nan=placing.size_px) if np.isnan(stated) else stated
         x, y = coords.T + side / 2
         rows = {"slide_id": slides, "x": x, "y": y, "in": str(file)}
         blocks.append((pd.DataFrame(rows), features))

@@ -32,7 +32,7 @@ class State(NamedTuple):
 def read_weights(card: EncoderCard) -> tuple["Tensors", str]:
     """The tensors of ``card``'s weights under timm's names, and their commit or version.
 
-    Raises EncoderError where the file can't be had, isn't the one with the card's checksum, isn't a
+    Raises EncoderError where the file is missing, isn't the one with the card's checksum, isn't a
     file of tensors, or doesn't hold them where the card says.
     """
     path, revision = find_file(card)
@@ -57,7 +57,7 @@ def read_weights(card: EncoderCard) -> tuple["Tensors", str]:
 def find_file(card: EncoderCard) -> tuple[Path, str]:
     """The file of ``card``'s weights, fetched if need be, and its commit or version.
 
-    Raises EncoderError where it can't be had, saying what to do.
+    Raises EncoderError where it is missing, saying what to do.
     """
     if card.source in HUB:
         path = hub_file(card.identifier, [*card.files, INDEX], card.revision)
@@ -173,12 +173,12 @@ def cached_file(repository: str, files: Sequence[str], revision: str = "") -> Pa
 
     for name in files:
         try:
-            found = try_to_load_from_cache(repository, name, revision=revision or None)
+            cached = try_to_load_from_cache(repository, name, revision=revision or None)
         except HFValidationError:
             return None
-        if not isinstance(found, str):  # None, or a mark that the repository hasn't got it
+        if not isinstance(cached, str):  # None, or a mark that the repository hasn't got it
             continue
-        path = Path(found)
+        path = Path(cached)
         if name != INDEX or all(
             cached_file(repository, [part], path.parent.name) for part in _parts(path)
         ):
@@ -229,7 +229,7 @@ def _by_hand(repository: str, revision: str) -> str:
 
 
 def _parts(index: Path) -> list[str]:
-    """The files that an index of safetensors names, all of them beside it or below."""
+    """The files that an index of safetensors names, all of them in its folder or below."""
     try:
         parts = sorted(set(read_json(index)["weight_map"].values()))
         if outside := [part for part in parts if part.startswith("/") or ".." in Path(part).parts]:
@@ -271,16 +271,18 @@ def _read_tensors(path: Path, img_size_px: int | None = None, key: str = "") -> 
         raise EncoderError(
             f"{path.resolve()} can't be read as weights ({error}); remove it and fetch it again"
         ) from error
-    except (
-        Exception
-    ) as error:  # pickle's own error class; imported nowhere else, as nothing is unpickled
+    except Exception as error:  # pickle's own class, which no module imports: nothing is unpickled
         raise EncoderError(
-            f"{path} holds more than tensors and isn't read ({type(error).__name__})"
+            f"{path} holds more than tensors and isn't read ({type(error).__name__}); save its"
+            " tensors alone, as safetensors"
         ) from error
     state = formats.entry(state, key, path)
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
     ):
         place = f"{path}, entry {key!r}," if key else path
-        raise EncoderError(f"{place} isn't a file of named tensors")
+        raise EncoderError(
+            f"{place} isn't a file of named tensors; save a state_dict, or name its entry by"
+            " tensors.key"
+        )
     return dict(state)

@@ -38,7 +38,9 @@ def entry(content: object, key: str, path: Path) -> object:
     if not key:
         return content
     if not isinstance(content, Mapping):
-        raise EncoderError(f"{path} has no entry {key!r}: it is a {type(content).__name__}")
+        raise EncoderError(
+            f"{path} has no entry {key!r}: it is a {type(content).__name__}; leave tensors.key out"
+        )
     if key not in content:
         raise EncoderError(f"{path} has no entry {key!r}; it has {some(content)}")
     return content[key]
@@ -66,7 +68,10 @@ def of_network(state: "Tensors", where: Layout, path: Path) -> "Tensors":
     for name, tensor in held.items():
         bare = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
         if bare in flat:
-            raise EncoderError(f"{path} has {bare} in two chunks; {prefix + name} is one of them")
+            raise EncoderError(
+                f"{path} has {bare} in two chunks; {prefix + name} is one of them; leave"
+                " tensors.chunked out"
+            )
         flat[bare] = tensor
     return flat
 
@@ -95,13 +100,13 @@ def from_efficientnet_pytorch(state: "Tensors") -> "Tensors":
     ]
     places = [(stage, index) for stage, depth in enumerate(_LITE0_DEPTHS) for index in range(depth)]
     for number, (stage, index) in enumerate(places):
-        here, there = rf"_blocks\.{number}\.", f"blocks.{stage}.{index}."
+        theirs, ours = rf"_blocks\.{number}\.", f"blocks.{stage}.{index}."
         parts = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
         if stage == 0:  # doesn't expand, so its names are one step behind
             parts = {"depthwise": "conv_dw", "project": "conv_pw"}
         for i, (part, name) in enumerate(parts.items()):
-            rules.append((rf"{here}_{part}_conv\.(.*)", rf"{there}{name}.\1"))
-            rules.append((rf"{here}_bn{3 - len(parts) + i}\.(.*)", rf"{there}bn{i + 1}.\1"))
+            rules.append((rf"{theirs}_{part}_conv\.(.*)", rf"{ours}{name}.\1"))
+            rules.append((rf"{theirs}_bn{3 - len(parts) + i}\.(.*)", rf"{ours}bn{i + 1}.\1"))
     return _renamed(state, rules)
 
 
@@ -144,9 +149,9 @@ def from_transformers(state: "Tensors") -> "Tensors":
     """A vision transformer's tensors from transformers' names to timm's.
 
     It may be a ViTModel, Dinov2Model, Dinov2WithRegistersModel or, without the ``vision_model.``
-    before its names, a CLIPVisionModel. Query, key and value become one.
-    Where there are registers, timm's class token has its position added already, and the position
-    embedding is that of the patches alone.
+    before its names, a CLIPVisionModel. Query, key and value become one. Where there are registers,
+    timm's class token has its position added already, and the position embedding is that of the
+    patches alone.
     """
     import torch
 
@@ -176,7 +181,7 @@ def from_transformers(state: "Tensors") -> "Tensors":
 # PyTorch's exporter keeps the names of biases and norms, but folds a linear layer's weight into a
 # transposed, nameless constant of the MatMul that uses it, and adds constants up beforehand. The
 # graph's nodes tell which constant is which.
-PREFIX = "backbone."  # of the transformer's tensors; what stands beside it is a decoder
+PREFIX = "backbone."  # of the transformer's tensors; other names are a decoder's
 _EMBEDDINGS = "/backbone/embeddings/"
 
 

@@ -410,7 +410,7 @@ def test_a_closed_slide_keeps_its_index_and_opens_again_at_a_read(pyramid):
     memory = Memory()
     with open_slide(pyramid, memory=memory) as slide:
         before = slide.read(100, 100, 50)
-        assert memory.n_bytes > 0 and slide.reader.n_bytes_index > 0
+        assert memory.n_bytes > 0
         slide.close()
         assert memory.n_bytes == 0 and slide.reader._file < 0
         np.testing.assert_array_equal(slide.read(100, 100, 50), before)
