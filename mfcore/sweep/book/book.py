@@ -86,7 +86,8 @@ def write_source(study: Settings, results: Path, runs: Sequence[Run], source: Pa
     for folder in (*PARTS, "_static"):
         (source / folder).mkdir(parents=True)
     shutil.copy(HERE / "conf.py", source)
-    shutil.copy(HERE / "supplement.css", source / "_static")
+    for file in ("supplement.css", "tables.js"):
+        shutil.copy(HERE / file, source / "_static")
     figures = results / "figures"
     (source / "figures").symlink_to(figures.resolve())
     records = {file.stem: store.read_json(file) for file in sorted(figures.glob("*.json"))}
@@ -101,8 +102,8 @@ def write_source(study: Settings, results: Path, runs: Sequence[Run], source: Pa
                 page = notebooks.page(run, heading, figures, exhibits)
                 nbformat.write(page, source / part / f"{run.name}.ipynb")
         if part == "runs" and members:
-            words = pages.stage(title, members)
-            (source / part / f"{stage}.md").write_text(words, encoding="utf-8")
+            for document, words in pages.stage(stage, title, members, figures).items():
+                (source / part / f"{document}.md").write_text(words, encoding="utf-8")
         if (part == "runs" and members) or any(run.has_page for run in members):
             parts[part].append((title, f"{part}/{stage}"))
     index = [front.page(study, results, runs), markdown.toctree([("Overview", "self")])]

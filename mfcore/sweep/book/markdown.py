@@ -75,6 +75,6 @@ def toctree(entries: Iterable[tuple[str, str]], title: str = "") -> str:
     return "\n".join(["```{toctree}", *lines, "```", ""])
 
 
-def box(kind: str, words: str) -> str:
-    """A box, as "error" or "note", around Markdown."""
-    return f"::::{{{kind}}}\n{words}\n::::\n"
+def box(kind: str, title: str, words: str) -> str:
+    """A box, as "error" or "note", with a title around Markdown."""
+    return f"::::{{admonition}} {text(title)}\n:class: {kind}\n\n{words}\n::::\n"

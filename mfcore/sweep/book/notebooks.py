@@ -56,8 +56,8 @@ class Run:
     @property
     def failure(self) -> str:
         """A box with the reason why the run failed or is missing."""
-        name = f"{markdown.text(self.title or self.name)}, {self.state}"
-        return markdown.box("error", f"**{name}**: {markdown.caption(self.reason)}")
+        title = f"{self.title or self.name}: {self.state}"
+        return markdown.box("error", title, markdown.text(self.reason))
 
 
 def run_of(job, results: Path) -> Run:
@@ -116,6 +116,7 @@ def page(run: Run, title: str, figures: Path, exhibits: Mapping[str, str]) -> nb
                 cell.source = f"{cells.pop().source}\n\n{cell.source}"
             cells.append(cell)
             cells += map(new_markdown_cell, _taken(cell, figures, exhibits))
+            cell.metadata["mystnb"] = {"image": {"alt": f"A figure of {title}."}}
     return nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
 
 
