@@ -221,7 +221,7 @@ def test_who_is_cited_is_named_with_year_and_place():
 def test_failed_and_missing_runs_have_a_box_with_the_reason(built):
     said = words(built, "runs/02_embed")
     assert "1 of 3 runs are done." in said and "2 of 3 runs failed or are missing" in said
-    assert "failed EncoderError: <img" in said and "not run killed: with its node 02_embed.late" in said
+    assert "$x$ failed: EncoderError: <img" in said and "02_embed late not run: killed: with its node" in said
     for name in ("index", "runs/02_embed", f"runs/04_train_end_to_end.{OTHER}.fold0"):
         assert len(re.findall('class="error admonition', page(built, name))) == 1
     assert "fold 0: failed EncoderError: <img" in words(built, f"runs/04_train_end_to_end.{OTHER}.fold0")
@@ -229,8 +229,8 @@ def test_failed_and_missing_runs_have_a_box_with_the_reason(built):
 
 def test_runs_that_lack_for_one_reason_share_a_line():
     job = Job("04_train_end_to_end.a.fold0", "04_train_end_to_end", {"network": "a", "fold": 0})
-    runs = [notebooks.run_of(replace(job, name=f"x.fold{fold}"), Path("nowhere")) for fold in range(2)]
-    assert r"| x\.fold0\, x\.fold1 |" in pages.lacking(runs) and pages.lacking([]) == ""
+    runs = [notebooks.run_of(replace(job, parameters={"network": "a", "fold": k}), Path("nowhere")) for k in range(2)]
+    assert r" a\, fold 0\; a\, fold 1 **not run:** the sweep" in pages.lacking(runs) and pages.lacking([]) == ""
 
 
 def test_trainings_are_one_table_of_links_by_network_and_fold(built):

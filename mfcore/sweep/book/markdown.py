@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")  # a backslash before any of these makes it literal
-NUMBER = re.compile(r"[-+−]?\d[\d,.]*(e-?\d+)?( ?%)?( ± [\d.]+)?( \(.*\))?|–|")
+NUMBER = re.compile(r"[-+−]?\d[\d,.]*(e-?\d+)?[^A-Za-z]*(\(.*\))?|–|")  # as in tables.js
 
 
 def text(value: object) -> str:
@@ -59,9 +59,10 @@ def table(rows: Sequence[Mapping], columns: Sequence[str] = (), ready: Sequence[
     return "".join(f"| {' | '.join(line)} |\n" for line in zip(*table, strict=True)) + "\n"
 
 
-def figure(path: str, words: str, alt: str) -> str:
+def figure(path: str, words: str, alt: str, width: str) -> str:
     """A figure with its caption, which is Markdown; a click shows it in full size."""
-    return f":::{{figure}} {path}\n:width: 100%\n:alt: {json.dumps(alt)}\n\n{words}\n:::\n"
+    options = f":width: {width}\n:alt: {json.dumps(alt)}"
+    return f":::{{figure}} {path}\n{options}\n\n{words}\n:::\n"
 
 
 def toctree(entries: Iterable[tuple[str, str]], title: str = "") -> str:

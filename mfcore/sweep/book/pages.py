@@ -12,7 +12,7 @@ from mfcore.sweep.book.markdown import text
 from mfcore.sweep.book.notebooks import Run
 
 SIGNS = {"reproduced": "✓", "not reproduced": "✗", "unclear": "?", "not testable here": "–"}
-ON_SYNTHETIC = "On synthetic data this shows that the method works, not that the claim holds."
+ON_SYNTHETIC = "On synthetic data a verdict shows that the method works, not that the claim holds."
 
 
 def encoders(figures: Path) -> str:
@@ -37,16 +37,16 @@ def encoders(figures: Path) -> str:
 
 def lacking(runs: Sequence[Run]) -> str:
     """A box with the runs that failed or are missing, by the reason; empty where all are done."""
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for run in runs:
-        if run.state != "done":
-            reasons.setdefault((run.state, run.reason), []).append(run.name)
-    rows = [
-        {"state": state, "reason": reason, "runs": ", ".join(names)}
-        for (state, reason), names in reasons.items()
+    missing = [run for run in runs if run.state != "done"]
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for run in missing:
+        alike.setdefault((run.stage, run.state, run.reason), []).append(run.title)
+    lines = [
+        f"- **{text(stage)}** {text('; '.join(titles))} **{state}:** {text(reason)}"
+        for (stage, state, reason), titles in alike.items()
     ]
-    title = f"{sum(map(len, reasons.values()))} of {len(runs)} runs failed or are missing"
-    return markdown.box("error", title, markdown.table(rows)) if rows else ""
+    title = f"{len(missing)} of {len(runs)} runs failed or are missing"
+    return markdown.box("error", title, "\n".join(lines)) if missing else ""
 
 
 def stage(name: str, title: str, runs: Sequence[Run], figures: Path) -> dict[str, str]:

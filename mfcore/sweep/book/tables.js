@@ -1,9 +1,10 @@
-// Tables: a click on a column's head sorts by it, and columns of numbers stand to the right.
+// Tables: a click on a column's head sorts by it, columns of numbers stand to the right, and long
+// words may be broken.
 "use strict";
 
 // A cell's number, without commas and with a true minus sign; NaN where the cell has none.
 const numberOf = (words) => parseFloat(words.replaceAll(",", "").replace("−", "-"));
-const isNumber = (words) => /^[-+−]?\d[\d,.]*(e-?\d+)?( ?%)?( ± [\d.]+)?( \(.*\))?$|^–?$/.test(words);
+const isNumber = (words) => /^([-+−]?\d[\d,.]*(e-?\d+)?[^A-Za-z]*(\(.*\))?|–?)$/.test(words);
 const wordsOf = (row, column) =>
   (row.cells[column]?.textContent ?? "").trim().replace(/\s+/g, " ");
 
@@ -31,6 +32,7 @@ document.addEventListener("DOMContentLoaded", () => {
       const words = rows.map((row) => wordsOf(row, column));
       const cells = [head, ...rows.map((row) => row.cells[column])];
       if (words.every(isNumber)) cells.forEach((cell) => cell?.classList.add("number"));
+      words.forEach((cell, i) => /\S{30}/.test(cell) && cells[i + 1].classList.add("long"));
       if (rows.length < 3 || !head.textContent.trim()) return;
       const button = document.createElement("button");
       button.append(...head.childNodes);
