@@ -26,7 +26,8 @@ from mfcore.sweep.jobs import Job
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(1)</script> ``` **b** {doc}`x` ![p](http://localhost/p.png) | $x$"
 STUDY = Settings(HOSTILE, f"Is {HOSTILE} enough?", Data("synthetic"), encoders=("good", HOSTILE, "late"))
 STUDY = replace(STUDY, switches=replace(STUDY.switches, split_by="annotation"))
-TRAINED = [("net", 0), ("net", 1), (HOSTILE, 0), (HOSTILE, 1)]
+NET = "a_network_whose_name_is_longer_than_a_telephone_is_wide"
+TRAINED = [(NET, 0), (NET, 1), (HOSTILE, 0), (HOSTILE, 1)]
 JOBS = [
     Job("01_extract_patches", "01_extract_patches"),
     Job("02_embed.good", "02_embed", {"encoder": "good"}),
@@ -107,10 +108,11 @@ def write(results: Path) -> Path:
     notebook(results, "02_embed.good", new_code_cell("1", outputs=[widget, shown(text_plain=HOSTILE)]))
     for name in (
         "01_extract_patches",
-        *(f"04_train_end_to_end.{name}" for name in ("net.fold0", "net.fold1", f"{OTHER}.fold0")),
+        *(f"04_train_end_to_end.{name}" for name in (f"{NET}.fold0", f"{NET}.fold1", f"{OTHER}.fold0")),
     ):
         notebook(results, name, new_code_cell("1"))
-    record = {"failed": False, "seconds": 21.3, "files": {"figures/02_pictures.png": {}, "figures/02_pictures.csv": {}}}
+    files = {f"figures/02_{name}": {} for name in ("pictures.png", "pictures.csv", "removed.png")}
+    record = {"failed": False, "seconds": 21.3, "files": files}
     store.write_json(results / "jobs" / "02_embed.good.json", record)
     for name in ("02_embed.hostile", f"04_train_end_to_end.{OTHER}.fold0"):
         store.write_json(results / "failures" / f"{name}.json", {"reason": f"EncoderError: {HOSTILE}"})
@@ -238,8 +240,8 @@ def test_trainings_are_one_table_of_links_by_network_and_fold(built):
     tables = [each for each in re.findall("<table.*?</table>", text, re.S) if "fold 0" in each]
     assert len(tables) == 1 and tables[0].count("<tr") == 1 + 2
     links = re.findall('href="([^"]*)"', tables[0])
-    trained = [f"04_train_end_to_end.{name}.html" for name in ("net.fold0", "net.fold1", f"{OTHER}.fold0")]
-    assert sorted(links) == sorted([*trained, "04_train_end_to_end-net.html", f"04_train_end_to_end-{OTHER}.html"])
+    trained = [f"04_train_end_to_end.{name}.html" for name in (f"{NET}.fold0", f"{NET}.fold1", f"{OTHER}.fold0")]
+    assert sorted(links) == sorted([*trained, f"04_train_end_to_end-{NET}.html", f"04_train_end_to_end-{OTHER}.html"])
     assert re.search(r"failed</span>.*not run</p>", tables[0], re.S), "the last has no notebook"
     network = page(built, f"runs/04_train_end_to_end-{OTHER}")
     assert len(re.findall('class="[^"]*sd-stretched-link', network)) == 1 and network.count("sd-card-title") == 2

@@ -25,7 +25,8 @@ class Run:
     """A job with a notebook, and what the job left.
 
     state: "done", "failed" or "not run". reason: why the run failed or is missing. figures: names
-    of the figures that the run wrote. notebook: the executed one, which may not be there.
+    of the figures that the run wrote and that are there. notebook: the executed one, which may not
+    be there.
     """
 
     name: str
@@ -75,10 +76,11 @@ def run_of(job, results: Path) -> Run:
     elif not notebook.is_file():
         state = "not run"
         reason = content("running").get("reason", "the sweep didn't come to this run")
-    files = [Path(file) for file in record.get("files", {}) if file.startswith("figures/")]
-    figures = tuple(file.stem for file in files if file.suffix == ".png")
+    files = [results / file for file in record.get("files", {}) if file.startswith("figures/")]
+    figures = [file for file in files if file.suffix == ".png" and file.is_file()]
+    shown = tuple(file.stem for file in figures if file.with_suffix(".json").is_file())
     seconds = record.get("seconds")
-    return Run(job.name, job.stage, job.parameters, state, reason, seconds, figures, notebook)
+    return Run(job.name, job.stage, job.parameters, state, reason, seconds, shown, notebook)
 
 
 def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
