@@ -414,4 +414,12 @@ def test_columns_of_numbers_stand_to_the_right_and_read_as_everywhere():
     assert head == "| n test | auroc | p | of |" and rule == "| ---: | ---: | ---: | --- |"
     assert first == "| 1\\,282 | 0\\.87 ± 0\\.04 | 0\\.123 | 12 a |"
     assert "| a\\|b |" in markdown.table([{"x": "a|b"}])
-    assert "0\\.12345" not in markdown.table([{"x": "-0.123456"}])
+    numbers = {
+        "-0.123456": "-0.123",
+        "0.0003": "0.0003",
+        "-0.000123456": "-0.00012",
+        "0.0000": "0.000",
+        "1234.5678": "1234.568",
+    }
+    for number, short in numbers.items():
+        assert markdown.text(short) in markdown.table([{"x": number}]).split()

@@ -42,10 +42,16 @@ def is_number(cell: str) -> bool:
 
 
 def _shown(cell: str) -> str:
-    """A number with commas and at most three digits after the point; any other cell as it is."""
+    """A number with commas, or three digits after the point, or two that count where it is small.
+
+    Any other cell is shown as it is.
+    """
     if re.fullmatch(r"\d{4,}", cell):
         return f"{int(cell):,}"
-    return f"{float(cell):.3f}" if re.fullmatch(r"-?\d+\.\d{4,}", cell) else cell
+    if not re.fullmatch(r"-?\d+\.\d{4,}", cell):
+        return cell
+    is_small = 0 < abs(float(cell)) < 0.001
+    return f"{float(cell):.2g}" if is_small else f"{float(cell):.3f}"
 
 
 def table(rows: Sequence[Mapping], columns: Sequence[str] = (), ready: Sequence[str] = ()) -> str:
