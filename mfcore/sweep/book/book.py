@@ -1,7 +1,6 @@
 """The supplement: a book of Sphinx made of a study's files. It reads them and computes nothing."""
 
 import html
-import re
 import shutil
 import subprocess
 import sys
@@ -116,8 +115,8 @@ def _reference(
 ) -> list[tuple[str, str]]:
     """Write the pages of reference that there is something for; returns titles and documents."""
     written = {}
-    if (figures / "claims.csv").is_file():
-        written["The papers' claims"] = pages.claims(figures, study.synthetic)
+    if pages.ledger(figures):
+        written[pages.CLAIMS] = pages.claims(figures, study.synthetic)
     for section in REFERENCE:
         names = [name for name, each in saved.items() if each["section"] == section]
         if "05_encoders" in names:
@@ -126,7 +125,7 @@ def _reference(
             written[section] = "\n".join(exhibit(figures, name) for name in names)
     entries = []
     for title, content in written.items():
-        document = "reference/" + re.sub(r"\W", "_", title).lower()
+        document = pages.document(title)
         (source / f"{document}.md").write_text(f"# {title}\n\n{content}", encoding="utf-8")
         entries.append((title, document))
     return entries

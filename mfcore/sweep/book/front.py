@@ -29,6 +29,7 @@ def page(study: Settings, results: Path, runs: Sequence[Run]) -> str:
     arms, there = rows_of(figures / "05_arms.csv"), {file.stem for file in figures.glob("*.json")}
     if arms:
         body.append(markdown.caption(store.read_json(figures / "05_arms.json")["caption"]) + "\n")
+    body.append(pages.verdicts(figures, study.synthetic))
     shown = [exhibit(figures, name, "### {}", "") for name in KEY_FIGURES if name in there]
     body += ["## Key figures\n", *shown] if shown else []
     if arms:

@@ -1,6 +1,7 @@
 """Pages of the book that are made of files beside the notebooks: runs, claims, encoders."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,14 @@ from mfcore.sweep.book.markdown import text
 from mfcore.sweep.book.notebooks import Run
 
 SIGNS = {"reproduced": "✓", "not reproduced": "✗", "unclear": "?", "not testable here": "–"}
+CLAIMS = "Claims of the papers"  # the title of the ledger's page
+LEDGERS = ("claims", "10_claims_kaiko")
 ON_SYNTHETIC = "On synthetic data a verdict shows that the method works, not that the claim holds."
+
+
+def document(title: str) -> str:
+    """The document of a page of reference."""
+    return "reference/" + re.sub(r"\W", "_", title).lower()
 
 
 def encoders(figures: Path) -> str:
@@ -95,11 +103,23 @@ def _cards(runs: Sequence[Run], figures: Path) -> list[str]:
     return [*lines, "::::\n", tree]
 
 
+def ledger(figures: Path) -> list[dict[str, str]]:
+    """The rows of the ledger; none where no claim was judged."""
+    return [row for name in LEDGERS for row in rows_of(figures / f"{name}.csv")]
+
+
+def verdicts(figures: Path, is_synthetic: bool) -> str:
+    """How many claims have each verdict, in a sentence; empty where no claim was judged."""
+    found = Counter(row["verdict"] for row in ledger(figures))
+    counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in SIGNS)
+    note = f" {text(ON_SYNTHETIC)}" * is_synthetic
+    return f"[{CLAIMS}](<{document(CLAIMS)}.md>): {counts}.{note}\n" if found else ""
+
+
 def claims(figures: Path, is_synthetic: bool) -> str:
     """The ledger: a line a claim: verdict, what was expected, what was found; more on a click."""
-    rows = rows_of(figures / "claims.csv") + rows_of(figures / "10_claims_kaiko.csv")
     parts: dict[str, list[dict]] = {}
-    for row in rows:
+    for row in ledger(figures):
         parts.setdefault(f"{row['paper']}: {row['subject']}", []).append(row)
     counts = []
     for part, members in parts.items():
@@ -107,7 +127,8 @@ def claims(figures: Path, is_synthetic: bool) -> str:
         columns = {f"{sign} {verdict}": found[verdict] for verdict, sign in SIGNS.items()}
         counts.append({"claims": part} | columns)
     body = [markdown.box("warning", "Synthetic data", ON_SYNTHETIC)] if is_synthetic else []
-    body += [markdown.table(counts), f"The ledger as a file: {links('claims', 'csv')}\n"]
+    files = [links(name, "csv") for name in LEDGERS if (figures / f"{name}.csv").is_file()]
+    body += [markdown.table(counts), f"The ledger as a file: {' · '.join(files)}\n"]
     if (figures / "claims_rule.json").is_file():
         lines = store.read_json(figures / "claims_rule.json")
         rule = "\n".join(f"- {text(line)}" for line in lines)
