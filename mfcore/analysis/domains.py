@@ -342,19 +342,24 @@ def tumour_against_scanner(study: Study) -> Exhibit:
 
 
 def abstract(study: Study) -> str:
-    """What the study found, in two or three sentences: with all the data, and out of domain."""
+    """What the study found, in two sentences: the best arm of each kind, at home and elsewhere."""
     settings, table = study.settings, by_size(study)
     full = table[table["size"] == table["size"].max()].sort_values("auroc", ascending=False)
-    values = named(full, settings)["name"] + " " + cells(full, "auroc")
+    best = named(full.drop_duplicates("kind"), settings)
+    shown = zip(cells(best, "auroc"), best["arm"], best["kind"], strict=True)
     lacking = counted(len(study.failures), "run")
     of = in_full(settings) + f"; {lacking} failed or missing" * bool(len(study.failures))
     text = (
-        f"{counted(len(full), 'arm')} learned from up to about {full['n_train'].max():,} patches "
-        f"of {settings.data.positive}s and {settings.data.negative}s, in "
-        f"{folds(table, 'Monte Carlo fold')} divided "
-        f"{splits_audit.scheme_title(settings.switches.scheme)} ({of}). AUROC with all the data, "
-        f"mean ± SD over folds: {', '.join(values)}."
+        f"Of {counted(len(full), 'arm')} trained on about {full['n_train'].max():,} patches of "
+        f"{settings.data.positive}s and {settings.data.negative}s, the best of each kind reach an "
+        f"AUROC of {listed(f'{score} ({arm}, {kind})' for score, arm, kind in shown)}, mean ± SD "
+        f"over {folds(table, 'Monte Carlo fold')} divided "
+        f"{splits_audit.scheme_title(settings.switches.scheme)} ({of})."
     )
-    rows = means_table(study.scores, settings).itertuples()
-    drops = [f"{row.arm} {row.in_domain:.2f} → {row.out_of_domain:.2f}" for row in rows]
-    return text + f" AUROC from in domain to out of domain: {', '.join(drops)}." * bool(drops)
+    table = means_table(study.scores, settings)
+    elsewhere = [
+        f"{row.arm} reaches {row.out_of_domain:.2f} ({row.in_domain:.2f} on its own domain)"
+        for row in table[table["arm"].isin(best["arm"])].itertuples()
+    ]
+    there = "Trained on one domain and tested on the others"
+    return f"{text} {there}, {listed(elsewhere)}." if elsewhere else text

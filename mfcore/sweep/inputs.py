@@ -35,6 +35,7 @@ SOURCES = {  # where a rule's code begins
     MEASURE: PACKAGE / "sweep" / "switches.py",
     SUPPLEMENT: PACKAGE / "sweep" / "book" / "book.py",
 }
+FACTS = ("**/*.yaml", "*.css", "*.js", "conf.py")  # files of a package that nothing imports
 READ_WEIGHTS = ("embed", SHARE, "train_end_to_end", "pretrain", "downstream_tasks", MEASURE)
 
 
@@ -178,7 +179,7 @@ def code_of(source: Path) -> str:
     files = {PACKAGE / "analysis" / "mfcore.mplstyle", *ROOT.glob("data/published_*.csv")}
     files |= set(PACKAGE.glob("analysis/published/*.csv"))
     for package in {path.parent for path in code} - {PACKAGE}:
-        files |= {*package.rglob("*.yaml"), *package.glob("*.css"), *package.glob("conf.py")}
+        files |= {file for form in FACTS for file in package.glob(form)}
     modules = sorted({_module(path)[0] for path in code})
     return digest([own, modules, [store.file_sha256(file) for file in sorted(files)]])
 

@@ -326,13 +326,24 @@ def test_without_single_domains_exhibits_say_so():
     mixed = opened(MIDOG, predictions(labels()).query("train_domain == 'all'"))
     for make in (domains.means, domains.cross_domain, domains.by_test_domain):
         assert make(mixed).figure is None and "No arm was trained on single domains" in make(mixed).caption
-    assert "→" not in domains.abstract(mixed) and "→" in domains.abstract(study("real"))
+    assert "own domain" not in domains.abstract(mixed)
 
 
-def test_the_abstract_names_arms_data_and_mode():
-    text = domains.abstract(study("synthetic"))
-    assert text.startswith("4 arms learned from up to about 100 patches") and "(study `t`, synthetic data, strict mode)" in text
-    assert "other (probe, pretrained here) 0." in text and "5 Monte Carlo folds divided by slide" in text
+@pytest.mark.parametrize("which", SETTINGS)
+def test_the_abstract_says_in_two_sentences_what_the_best_arm_of_each_kind_reaches(which):
+    text = domains.abstract(study(which)).replace("\xa0", " ")
+    table = of_scores.by_size(study(which))
+    full, means = table[table["size"] == table["size"].max()], domains.means_table(study(which).scores, study(which).settings)
+    assert text.startswith(f"Of {len(full)} arms trained on about 100 patches of ") and text.count(". ") == 1
+    assert (
+        "5 Monte Carlo folds divided by slide (study `t`, " + "synthetic data, " * (which == "synthetic") + "strict mode)"
+        in text
+    )
+    for kind, part in full.groupby("kind"):
+        best = part.loc[part["auroc"].idxmax()]
+        row = means.set_index("arm").loc[best["arm"]]
+        assert f"{best['auroc']:.2f} ± {best['auroc_sd']:.2f} ({best['arm']}, {kind}" in text
+        assert f"{best['arm']} reaches {row['out_of_domain']:.2f} ({row['in_domain']:.2f} on its own domain)" in text
 
 
 def test_a_table_for_the_eye_has_mean_and_sd_in_one_cell_and_a_dash_for_what_is_not_known():

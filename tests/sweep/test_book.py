@@ -12,10 +12,12 @@ from types import SimpleNamespace
 import nbformat
 import pandas as pd
 import pytest
+from browser import PATH, browser
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 from PIL import Image
 
 from mfcore import store
+from mfcore.analysis import exhibit
 from mfcore.study.config import MODES, Data, Settings
 from mfcore.sweep.book import book, markdown, notebooks, pages
 from mfcore.sweep.book.front import _badges, _citation
@@ -24,7 +26,8 @@ from mfcore.sweep.jobs import Job
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(1)</script> ``` **b** {doc}`x` ![p](http://localhost/p.png) | $x$"
 STUDY = Settings(HOSTILE, f"Is {HOSTILE} enough?", Data("synthetic"), encoders=("good", HOSTILE, "late"))
 STUDY = replace(STUDY, switches=replace(STUDY.switches, split_by="annotation"))
-TRAINED = [("net", 0), ("net", 1), (HOSTILE, 0), (HOSTILE, 1)]
+NET = "a_network_whose_name_is_longer_than_a_telephone_is_wide"
+TRAINED = [(NET, 0), (NET, 1), (HOSTILE, 0), (HOSTILE, 1)]
 JOBS = [
     Job("01_extract_patches", "01_extract_patches"),
     Job("02_embed.good", "02_embed", {"encoder": "good"}),
@@ -89,7 +92,7 @@ def write(results: Path) -> Path:
     bar = "a:  10%|# | 1/9\ra: 100%|##| 9/9\na warning beside a bar\n"
     saved = store.read_json(figures / "05_data_scaling.json")
     text = f"**{saved['title']}.** {saved['caption']}"
-    table = f"<table><tr><th>n</th><th>arm</th></tr><tr><td>12.5</td><td>{html.escape(HOSTILE)}</td></tr></table>"
+    table = exhibit.show(pd.DataFrame({"n": ["12.5"], "arm": [HOSTILE]})).data
     notebook(
         results,
         "05_data_scaling",
@@ -105,10 +108,11 @@ def write(results: Path) -> Path:
     notebook(results, "02_embed.good", new_code_cell("1", outputs=[widget, shown(text_plain=HOSTILE)]))
     for name in (
         "01_extract_patches",
-        *(f"04_train_end_to_end.{name}" for name in ("net.fold0", "net.fold1", f"{OTHER}.fold0")),
+        *(f"04_train_end_to_end.{name}" for name in (f"{NET}.fold0", f"{NET}.fold1", f"{OTHER}.fold0")),
     ):
         notebook(results, name, new_code_cell("1"))
-    record = {"failed": False, "seconds": 21.3, "files": {"figures/02_pictures.png": {}, "figures/02_pictures.csv": {}}}
+    files = {f"figures/02_{name}": {} for name in ("pictures.png", "pictures.csv", "removed.png")}
+    record = {"failed": False, "seconds": 21.3, "files": files}
     store.write_json(results / "jobs" / "02_embed.good.json", record)
     for name in ("02_embed.hostile", f"04_train_end_to_end.{OTHER}.fold0"):
         store.write_json(results / "failures" / f"{name}.json", {"reason": f"EncoderError: {HOSTILE}"})
@@ -194,11 +198,17 @@ def test_every_page_has_search_navigation_and_the_dark_mode(built):
 
 def test_the_front_page_reads_as_a_papers(built):
     said = words(built, "index")
-    parts = ["enough?", "strict mode", "The AUROC is 0.87 ± 0.04", "failed or are missing", "Fig. 1", "1,234", "Arms", "1,282"]
-    parts += ["How to cite", "Self-Supervision", "make paper STUDY="]
+    parts = [
+        "enough?",
+        "tell mitotic figures from look-alikes",
+        "The AUROC is 0.87 ± 0.04",
+        "Claims of the papers : 1 reproduced",
+    ]
+    parts += ["1 unclear, 1 not testable here. On synthetic data a verdict shows", "Fig. 1", "1,282"]
+    parts += ["runs failed or are missing", "1,234", "strict mode", "How to cite", "Self-Supervision", "make paper STUDY="]
     assert [said.index(part) for part in parts] == sorted(said.index(part) for part in parts)
     assert "EncoderError: <img src=x" in said and "killed: with its node" in said and "the sweep didn't come to" in said
-    assert "4 of 9 runs" in said and "share0of2" not in said
+    assert "4 of 9 runs" in said and "share0of2" not in said and " 0.87 ± 0.04 1,282 " in said
 
 
 def test_a_badge_for_every_switch_and_a_bold_one_where_it_departs():
@@ -218,16 +228,29 @@ def test_who_is_cited_is_named_with_year_and_place():
 
 def test_failed_and_missing_runs_have_a_box_with_the_reason(built):
     said = words(built, "runs/02_embed")
-    assert "1 of 3 runs are done." in said and "failed : EncoderError:" in said and "not run : killed: with" in said
-    assert page(built, "runs/02_embed").count('class="admonition error"') == 2
-    assert "failed : EncoderError" in words(built, f"runs/04_train_end_to_end.{OTHER}.fold0")
+    assert "1 of 3 runs are done." in said and "2 of 3 runs failed or are missing" in said
+    assert "$x$ failed: EncoderError: <img" in said and "02_embed late not run: killed: with its node" in said
+    for name in ("index", "runs/02_embed", f"runs/04_train_end_to_end.{OTHER}.fold0"):
+        assert len(re.findall('class="error admonition', page(built, name))) == 1
+    assert "fold 0: failed EncoderError: <img" in words(built, f"runs/04_train_end_to_end.{OTHER}.fold0")
 
 
-def test_trainings_are_cards_below_their_network(built):
-    said = words(built, "runs/04_train_end_to_end")
-    assert "net # net, fold 0" in said and "net, fold 1" in said and "not run" in said and "failed" in said
+def test_runs_that_lack_for_one_reason_share_a_line():
+    job = Job("04_train_end_to_end.a.fold0", "04_train_end_to_end", {"network": "a", "fold": 0})
+    runs = [notebooks.run_of(replace(job, parameters={"network": "a", "fold": k}), Path("nowhere")) for k in range(2)]
+    assert r" a\, fold 0\; a\, fold 1 **not run:** the sweep" in pages.lacking(runs) and pages.lacking([]) == ""
+
+
+def test_trainings_are_one_table_of_links_by_network_and_fold(built):
     text = page(built, "runs/04_train_end_to_end")
-    assert text.count("<h2>") == 2 and len(re.findall('class="[^"]*sd-stretched-link', text)) == 3, "the last has no notebook"
+    tables = [each for each in re.findall("<table.*?</table>", text, re.S) if "fold 0" in each]
+    assert len(tables) == 1 and tables[0].count("<tr") == 1 + 2
+    links = re.findall('href="([^"]*)"', tables[0])
+    trained = [f"04_train_end_to_end.{name}.html" for name in (f"{NET}.fold0", f"{NET}.fold1", f"{OTHER}.fold0")]
+    assert sorted(links) == sorted([*trained, f"04_train_end_to_end-{NET}.html", f"04_train_end_to_end-{OTHER}.html"])
+    assert re.search(r"failed</span>.*not run</p>", tables[0], re.S), "the last has no notebook"
+    network = page(built, f"runs/04_train_end_to_end-{OTHER}")
+    assert len(re.findall('class="[^"]*sd-stretched-link', network)) == 1 and network.count("sd-card-title") == 2
 
 
 def test_a_notebook_becomes_a_page_with_folded_code_and_figures_of_one_piece(built):
@@ -256,13 +279,14 @@ def test_every_figure_is_linked_to_its_full_size_and_says_in_a_sentence_what_it_
 
 
 def test_a_claim_shows_what_was_expected_and_found_without_a_click(built):
-    text = page(built, "reference/the_papers__claims")
+    text = page(built, "reference/claims_of_the_papers")
     titles = [html.unescape(re.sub(r"<[^>]+>", " ", each)) for each in re.findall(r"<summary.*?</summary>", text, re.S)]
     claims = [title for title in titles if "“20% of all" in title]
     assert len(claims) == 4 and all("expected 5 · found 6" in title for title in claims)
     for verdict, sign in pages.SIGNS.items():
-        assert any(f"{sign} {verdict}" in " ".join(title.split()) for title in claims)
-    said = words(built, "reference/the_papers__claims")
+        on = " on synthetic data" * (verdict != "not testable here")
+        assert any(f"{sign} {verdict}{on} “" in " ".join(title.split()) for title in claims)
+    said = words(built, "reference/claims_of_the_papers")
     assert said.count(pages.ON_SYNTHETIC) == 1 + 3, "in the box above, and of each that was judged"
     assert "A rule <img" in said and "A 2024: data 1 1 1 1" in said
 
@@ -272,7 +296,7 @@ def test_claims_on_real_data_stand_for_themselves(results):
 
 
 def test_pages_of_reference_are_those_that_there_is_something_for(built):
-    assert {file.stem for file in built.glob("reference/*.html")} == {"the_papers__claims", "encoders", "audit_of_the_splits"}
+    assert {file.stem for file in built.glob("reference/*.html")} == {"claims_of_the_papers", "encoders", "audit_of_the_splits"}
     said = words(built, "reference/audit_of_the_splits")
     assert "The first 300 of 301 rows." in said
 
@@ -285,6 +309,62 @@ def test_an_encoder_leads_to_its_page_and_an_address_that_is_none_leads_nowhere(
 def test_encoders_without_a_card_have_no_facts_to_unfold(built):
     said = words(built, "reference/encoders")
     assert "Published, but without a card" in said and said.count("Terms, input, embedding, resolution") == 1
+
+
+# ---- in a browser ----
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    """A tab of a headless Chromium."""
+    if not PATH:
+        pytest.skip("there is no Chromium here; on Debian or Ubuntu: apt-get install chromium")
+    with browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_every_page_whole_from_disk_and_has_nothing_to_complain_of(built, tab, width):
+    for name in every_page(built):
+        tab.open((built / name).as_uri(), width)
+        assert not tab.complaints, name
+        assert len(tab.requests) > 5 and all(address.startswith(("file:", "data:")) for address in tab.requests), name
+        assert tab.value("document.documentElement.scrollWidth") == width, name
+        pictures = tab.value("[...document.querySelectorAll('.bd-article img')].map(i => [i.alt, i.naturalWidth])")
+        assert all(alt.endswith(".") and n_px for alt, n_px in pictures), name
+
+
+def test_the_search_finds_a_page_from_disk_without_a_name_becoming_markup(built, tab):
+    tab.open(f"{(built / 'search.html').as_uri()}?q=trainings")
+    said = "new Promise(done => setInterval(() => { const e = document.querySelector('#search-results .search-summary');"
+    said += "if (e?.textContent.includes('found')) done(document.querySelector('#search-results').textContent) }, 20))"
+    assert HOSTILE.split(" ```")[0] in tab.value(said) and not tab.complaints
+
+
+def test_a_click_on_a_columns_head_sorts_a_table_and_another_turns_it_about(built, tab):
+    tab.open((built / "reference" / "audit_of_the_splits.html").as_uri())
+    column = "[...document.querySelectorAll('.bd-article tbody tr')].map(row => row.cells[1].textContent)"
+    numbers = [str(n) for n in range(300)]
+    for order in (numbers, numbers[::-1], numbers):
+        tab.value("document.querySelectorAll('.bd-article th button')[1].click()")
+        assert tab.value(column) == order
+    head = "document.querySelectorAll('.bd-article th')[1]"
+    assert tab.value(f"{head}.getAttribute('aria-sort')") == "ascending"
+    assert tab.value(f"getComputedStyle({head}).textAlign") == "right"
+
+
+def test_numbers_in_a_notebooks_own_table_stand_to_the_right(built, tab):
+    tab.open((built / "results" / "05_data_scaling.html").as_uri())
+    sides = "[...document.querySelectorAll('.cell_output td')].map(cell => getComputedStyle(cell).textAlign)"
+    assert tab.value(sides) == ["right", "left"]
+
+
+def test_an_empty_cell_stands_last_and_words_after_numbers(built, tab):
+    tab.open((built / "index.html").as_uri())
+    cells = ["–", "10 %", "b", "9 %", "", "1,000 ± 1", "−3"]
+    order = f"(sign) => {cells}.sort((a, b) => compare(a, b, sign))"
+    assert tab.value(f"({order})(1)") == ["−3", "9 %", "10 %", "1,000 ± 1", "b", "–", ""]
+    assert tab.value(f"({order})(-1)")[-2:] == ["–", ""]
 
 
 # ---- building ----
@@ -340,4 +420,12 @@ def test_columns_of_numbers_stand_to_the_right_and_read_as_everywhere():
     assert head == "| n test | auroc | p | of |" and rule == "| ---: | ---: | ---: | --- |"
     assert first == "| 1\\,282 | 0\\.87 ± 0\\.04 | 0\\.123 | 12 a |"
     assert "| a\\|b |" in markdown.table([{"x": "a|b"}])
-    assert "0\\.12345" not in markdown.table([{"x": "-0.123456"}])
+    numbers = {
+        "-0.123456": "-0.123",
+        "0.0003": "0.0003",
+        "-0.000123456": "-0.00012",
+        "0.0000": "0.000",
+        "1234.5678": "1234.568",
+    }
+    for number, short in numbers.items():
+        assert markdown.text(short) in markdown.table([{"x": number}]).split()

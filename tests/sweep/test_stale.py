@@ -278,7 +278,7 @@ def test_a_packages_face_and_its_facts_count_as_code(package):
     (room / "__init__.py").write_text("from mfcore.room.d import h\n")
     (room / "d.py").write_text("def h():\n    return 1\n")
     (room / "cards" / "one.yaml").write_text("n_dims: 1\n")
-    for name in ("book.css", "conf.py"):  # Sphinx reads them, nobody imports them
+    for name in ("book.css", "book.js", "conf.py"):  # Sphinx reads them, nobody imports them
         (room / name).write_text("x = 1\n")
     without = sweep_inputs.code_of(package)
     _rewritten(package.parents[1] / "mfcore" / "c.py", "X = 1", "X = 1\nfrom mfcore import room")
@@ -288,10 +288,10 @@ def test_a_packages_face_and_its_facts_count_as_code(package):
     _rewritten(room / "d.py", "return 1", "return 2")
     second = sweep_inputs.code_of(package)
     digests = {first, second}
-    for file in (room / "cards" / "one.yaml", room / "book.css", room / "conf.py"):
+    for file in (room / "cards" / "one.yaml", room / "book.css", room / "book.js", room / "conf.py"):
         _rewritten(file, "1", "2")
         digests.add(sweep_inputs.code_of(package))
-    assert len(digests) == 5
+    assert len(digests) == 6
 
 
 def _written(study, tmp_path, data, job, **how):

@@ -1,7 +1,6 @@
 """The supplement: a book of Sphinx made of a study's files. It reads them and computes nothing."""
 
 import html
-import re
 import shutil
 import subprocess
 import sys
@@ -86,7 +85,8 @@ def write_source(study: Settings, results: Path, runs: Sequence[Run], source: Pa
     for folder in (*PARTS, "_static"):
         (source / folder).mkdir(parents=True)
     shutil.copy(HERE / "conf.py", source)
-    shutil.copy(HERE / "supplement.css", source / "_static")
+    for file in ("supplement.css", "tables.js"):
+        shutil.copy(HERE / file, source / "_static")
     figures = results / "figures"
     (source / "figures").symlink_to(figures.resolve())
     records = {file.stem: store.read_json(file) for file in sorted(figures.glob("*.json"))}
@@ -101,8 +101,8 @@ def write_source(study: Settings, results: Path, runs: Sequence[Run], source: Pa
                 page = notebooks.page(run, heading, figures, exhibits)
                 nbformat.write(page, source / part / f"{run.name}.ipynb")
         if part == "runs" and members:
-            words = pages.stage(title, members)
-            (source / part / f"{stage}.md").write_text(words, encoding="utf-8")
+            for document, words in pages.stage(stage, title, members, figures).items():
+                (source / part / f"{document}.md").write_text(words, encoding="utf-8")
         if (part == "runs" and members) or any(run.has_page for run in members):
             parts[part].append((title, f"{part}/{stage}"))
     index = [front.page(study, results, runs), markdown.toctree([("Overview", "self")])]
@@ -115,8 +115,8 @@ def _reference(
 ) -> list[tuple[str, str]]:
     """Write the pages of reference that there is something for; returns titles and documents."""
     written = {}
-    if (figures / "claims.csv").is_file():
-        written["The papers' claims"] = pages.claims(figures, study.synthetic)
+    if pages.ledger(figures):
+        written[pages.CLAIMS] = pages.claims(figures, study.synthetic)
     for section in REFERENCE:
         names = [name for name, each in saved.items() if each["section"] == section]
         if "05_encoders" in names:
@@ -125,7 +125,7 @@ def _reference(
             written[section] = "\n".join(exhibit(figures, name) for name in names)
     entries = []
     for title, content in written.items():
-        document = "reference/" + re.sub(r"\W", "_", title).lower()
+        document = pages.document(title)
         (source / f"{document}.md").write_text(f"# {title}\n\n{content}", encoding="utf-8")
         entries.append((title, document))
     return entries

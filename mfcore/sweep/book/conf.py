@@ -25,7 +25,8 @@ html_theme_options = {
     "show_toc_level": 2,
     "toc_title": "On this page",
 }
-html_static_path, html_css_files = ["_static"], ["supplement.css"]
+html_static_path = ["_static"]
+html_css_files, html_js_files = ["supplement.css"], ["tables.js"]
 html_use_index = False
 html_copy_source = html_show_sourcelink = html_show_sphinx = html_show_copyright = False
 html_show_search_summary = False  # the search would fetch pages, which a browser forbids from disk

@@ -7,6 +7,7 @@ from mfcore import store
 from mfcore.sweep.book import markdown
 
 MAX_ROWS = 300  # of a table on a page; its CSV has all
+DOTS_PER_INCH, PX_PER_INCH = 300, 96  # of figures, as mfcore.mplstyle saves them, and of pages
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -33,6 +34,14 @@ def exhibit(figures: Path, name: str, title: str = "## {}", up: str = "../") -> 
     words += " " + links(name, *(["pdf"] if is_figure else []), "csv", up=up)
     if is_figure:
         alt = markdown.first_sentence(saved["caption"])
-        words = markdown.figure(f"{up}figures/{name}.png", words, alt)
+        width = f"{_width_px(figures / f'{name}.png')}px"
+        words = markdown.figure(f"{up}figures/{name}.png", words, alt, width)
     table = markdown.table(rows[:MAX_ROWS]) if rows else ""
     return f"{title.format(markdown.text(saved['title']))}\n\n{words}\n\n{table}"
+
+
+def _width_px(png: Path) -> int:
+    """The width on a page of a figure in its printed size; a page that is narrower shrinks it."""
+    with png.open("rb") as content:
+        n_dots = int.from_bytes(content.read(20)[16:], "big")
+    return round(n_dots * PX_PER_INCH / DOTS_PER_INCH)

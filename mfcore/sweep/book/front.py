@@ -1,4 +1,4 @@
-"""The front page: the question, what was found, failures, key figures, data, arms, how to cite."""
+"""The front page: question, what was found, figures, arms, failures, data, mode, how to cite."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,26 +7,38 @@ import yaml
 
 from mfcore import store
 from mfcore.study.config import MODES, Settings, as_dict
-from mfcore.sweep.book import markdown
-from mfcore.sweep.book.exhibits import exhibit, rows_of
+from mfcore.sweep.book import markdown, pages
+from mfcore.sweep.book.exhibits import exhibit, links, rows_of
 from mfcore.sweep.book.markdown import text
 from mfcore.sweep.book.notebooks import Run
 
 CITATION = Path(__file__).parents[3] / "CITATION.cff"
-SHOWN = ("05_data_scaling", "05_ranking", "06_cross_domain", "05_data")  # exhibits; 05_arms besides
+KEY_FIGURES = ("05_data_scaling", "05_ranking", "06_cross_domain")  # exhibits
+QUESTION = (
+    "Does a linear probe on a frozen encoder tell {positive}s from {negative}s better than a "
+    "network trained end to end, with few and with many training patches, and in domains that "
+    "training did not see?"
+)
 
 
 def page(study: Settings, results: Path, runs: Sequence[Run]) -> str:
     """The front page, without its navigation."""
     figures = results / "figures"
-    arms = rows_of(figures / "05_arms.csv")
-    there = [name for name in SHOWN if (figures / f"{name}.json").is_file()]
-    shown = [exhibit(figures, name, up="") for name in there]
-    body = [f"# {text(study.title)}\n", _badges(study)]
+    asked = QUESTION.format(positive=study.data.positive, negative=study.data.negative)
+    body = [f"# {text(study.title)}\n", f"**{text(asked)}**\n"]
+    arms, there = rows_of(figures / "05_arms.csv"), {file.stem for file in figures.glob("*.json")}
     if arms:
         body.append(markdown.caption(store.read_json(figures / "05_arms.json")["caption"]) + "\n")
-        shown.append(f"## Arms\n\n{markdown.table(arms)}")
-    return "\n".join([*body, _lacking(runs), *shown, _citation(study)])
+    body.append(pages.verdicts(figures, study.synthetic))
+    shown = [exhibit(figures, name, "### {}", "") for name in KEY_FIGURES if name in there]
+    body += ["## Key figures\n", *shown] if shown else []
+    if arms:
+        words = f"AUROC by share of the training patches. {links('05_arms', 'csv', up='')}"
+        body.append(f"## Arms\n\n{words}\n\n{markdown.table(arms)}")
+    if lacking := pages.lacking(runs):
+        body.append(f"## Failed and missing runs\n\n{lacking}")
+    body += [exhibit(figures, "05_data", up="")] if "05_data" in there else []
+    return "\n".join([*body, f"## Mode\n\n{_badges(study)}", _citation(study)])
 
 
 def _badges(study: Settings) -> str:
@@ -38,16 +50,6 @@ def _badges(study: Settings) -> str:
         shown = str(value).lower() if isinstance(value, bool) else value
         badges.append(f"{{{kind}}}`{name}: {shown}`")
     return " ".join(badges) + "\n"
-
-
-def _lacking(runs: Sequence[Run]) -> str:
-    """A box with every run that failed or is missing, and why; empty where all are done."""
-    lacking = [run for run in runs if run.state != "done"]
-    rows = [{"run": run.name, "state": run.state, "reason": run.reason} for run in lacking]
-    if not rows:
-        return ""
-    words = f"**{len(rows)} of {len(runs)} runs failed or are missing.**"
-    return markdown.box("error", f"{words}\n\n{markdown.table(rows)}")
 
 
 def _citation(study: Settings) -> str:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")  # a backslash before any of these makes it literal
-NUMBER = re.compile(r"[-+−]?\d[\d,.]*(e-?\d+)?( ?%)?( ± [\d.]+)?( \(.*\))?|–|")
+NUMBER = re.compile(r"[-+−]?\d[\d,.]*(e-?\d+)?[^A-Za-z]*(\(.*\))?|–|")  # as in tables.js
 
 
 def text(value: object) -> str:
@@ -42,10 +42,16 @@ def is_number(cell: str) -> bool:
 
 
 def _shown(cell: str) -> str:
-    """A number with commas and at most three digits after the point; any other cell as it is."""
+    """A number with commas, or three digits after the point, or two that count where it is small.
+
+    Any other cell is shown as it is.
+    """
     if re.fullmatch(r"\d{4,}", cell):
         return f"{int(cell):,}"
-    return f"{float(cell):.3f}" if re.fullmatch(r"-?\d+\.\d{4,}", cell) else cell
+    if not re.fullmatch(r"-?\d+\.\d{4,}", cell):
+        return cell
+    is_small = 0 < abs(float(cell)) < 0.001
+    return f"{float(cell):.2g}" if is_small else f"{float(cell):.3f}"
 
 
 def table(rows: Sequence[Mapping], columns: Sequence[str] = (), ready: Sequence[str] = ()) -> str:
@@ -59,9 +65,10 @@ def table(rows: Sequence[Mapping], columns: Sequence[str] = (), ready: Sequence[
     return "".join(f"| {' | '.join(line)} |\n" for line in zip(*table, strict=True)) + "\n"
 
 
-def figure(path: str, words: str, alt: str) -> str:
+def figure(path: str, words: str, alt: str, width: str) -> str:
     """A figure with its caption, which is Markdown; a click shows it in full size."""
-    return f":::{{figure}} {path}\n:width: 100%\n:alt: {json.dumps(alt)}\n\n{words}\n:::\n"
+    options = f":width: {width}\n:alt: {json.dumps(alt)}"
+    return f":::{{figure}} {path}\n{options}\n\n{words}\n:::\n"
 
 
 def toctree(entries: Iterable[tuple[str, str]], title: str = "") -> str:
@@ -75,6 +82,6 @@ def toctree(entries: Iterable[tuple[str, str]], title: str = "") -> str:
     return "\n".join(["```{toctree}", *lines, "```", ""])
 
 
-def box(kind: str, words: str) -> str:
-    """A box, as "error" or "note", around Markdown."""
-    return f"::::{{{kind}}}\n{words}\n::::\n"
+def box(kind: str, title: str, words: str) -> str:
+    """A box, as "error" or "note", with a title around Markdown."""
+    return f"::::{{admonition}} {text(title)}\n:class: {kind}\n\n{words}\n::::\n"

@@ -25,7 +25,8 @@ class Run:
     """A job with a notebook, and what the job left.
 
     state: "done", "failed" or "not run". reason: why the run failed or is missing. figures: names
-    of the figures that the run wrote. notebook: the executed one, which may not be there.
+    of the figures that the run wrote and that are there. notebook: the executed one, which may not
+    be there.
     """
 
     name: str
@@ -56,8 +57,8 @@ class Run:
     @property
     def failure(self) -> str:
         """A box with the reason why the run failed or is missing."""
-        name = f"{markdown.text(self.title or self.name)}, {self.state}"
-        return markdown.box("error", f"**{name}**: {markdown.caption(self.reason)}")
+        title = f"{self.title or self.name}: {self.state}"
+        return markdown.box("error", title, markdown.text(self.reason))
 
 
 def run_of(job, results: Path) -> Run:
@@ -75,10 +76,11 @@ def run_of(job, results: Path) -> Run:
     elif not notebook.is_file():
         state = "not run"
         reason = content("running").get("reason", "the sweep didn't come to this run")
-    files = [Path(file) for file in record.get("files", {}) if file.startswith("figures/")]
-    figures = tuple(file.stem for file in files if file.suffix == ".png")
+    files = [results / file for file in record.get("files", {}) if file.startswith("figures/")]
+    figures = [file for file in files if file.suffix == ".png" and file.is_file()]
+    shown = tuple(file.stem for file in figures if file.with_suffix(".json").is_file())
     seconds = record.get("seconds")
-    return Run(job.name, job.stage, job.parameters, state, reason, seconds, figures, notebook)
+    return Run(job.name, job.stage, job.parameters, state, reason, seconds, shown, notebook)
 
 
 def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -116,6 +118,7 @@ def page(run: Run, title: str, figures: Path, exhibits: Mapping[str, str]) -> nb
                 cell.source = f"{cells.pop().source}\n\n{cell.source}"
             cells.append(cell)
             cells += map(new_markdown_cell, _taken(cell, figures, exhibits))
+            cell.metadata["mystnb"] = {"image": {"alt": f"A figure of {title}."}}
     return nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
 
 

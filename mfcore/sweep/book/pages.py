@@ -1,5 +1,7 @@
 """Pages of the book that are made of files beside the notebooks: runs, claims, encoders."""
 
+import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,14 @@ from mfcore.sweep.book.markdown import text
 from mfcore.sweep.book.notebooks import Run
 
 SIGNS = {"reproduced": "✓", "not reproduced": "✗", "unclear": "?", "not testable here": "–"}
-ON_SYNTHETIC = "On synthetic data this shows that the method works, not that the claim holds."
+CLAIMS = "Claims of the papers"  # the title of the ledger's page
+LEDGERS = ("claims", "10_claims_kaiko")
+ON_SYNTHETIC = "On synthetic data a verdict shows that the method works, not that the claim holds."
+
+
+def document(title: str) -> str:
+    """The document of a page of reference."""
+    return "reference/" + re.sub(r"\W", "_", title).lower()
 
 
 def encoders(figures: Path) -> str:
@@ -34,44 +43,92 @@ def encoders(figures: Path) -> str:
     return "\n".join(body)
 
 
-def stage(title: str, runs: Sequence[Run]) -> str:
-    """The page of a notebook that ran several times: what is missing, and a card a run."""
-    missing = [run.failure for run in runs if run.state != "done"]
-    n_done = len(runs) - len(missing)
-    body = [f"# {text(title)}\n", f"{n_done} of {len(runs)} runs are done.\n", *missing]
+def lacking(runs: Sequence[Run]) -> str:
+    """A box with the runs that failed or are missing, by the reason; empty where all are done."""
+    missing = [run for run in runs if run.state != "done"]
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for run in missing:
+        alike.setdefault((run.stage, run.state, run.reason), []).append(run.title)
+    lines = [
+        f"- **{text(stage)}** {text('; '.join(titles))} **{state}:** {text(reason)}"
+        for (stage, state, reason), titles in alike.items()
+    ]
+    title = f"{len(missing)} of {len(runs)} runs failed or are missing"
+    return markdown.box("error", title, "\n".join(lines)) if missing else ""
+
+
+def stage(name: str, title: str, runs: Sequence[Run], figures: Path) -> dict[str, str]:
+    """The pages of a notebook that ran several times, by document: what is missing, a card a run.
+
+    Runs of networks and folds: a table of links, and a page with the cards of each network.
+    """
+    n_done = sum(run.state == "done" for run in runs)
+    body = [f"# {text(title)}\n", f"{n_done} of {len(runs)} runs are done.\n", lacking(runs)]
+    if not all("fold" in run.parameters for run in runs):
+        return {name: "\n".join([*body, *_cards(runs, figures)])}
     networks: dict[str, list[Run]] = {}
     for run in runs:
-        networks.setdefault(run.parameters.get("network", ""), []).append(run)
-    for network, members in networks.items():
-        body += [f"## {text(network)}\n"] if network else []
-        body += ["::::{grid} 2 2 3 3", ":gutter: 2", *map(_card, members), "::::\n"]
-    body.append(markdown.toctree((run.title, run.name) for run in runs if run.has_page))
-    return "\n".join(body)
+        networks.setdefault(str(run.parameters["network"]), []).append(run)
+    documents = {network: f"{name}-{store.file_name(network)}" for network in networks}
+    rows = [
+        {"network": f"[{text(network)}](<{documents[network]}.md>)"}
+        | {f"fold {run.parameters['fold']}": _link(run) for run in members}
+        for network, members in networks.items()
+    ]
+    pages = {
+        documents[network]: "\n".join([f"# {text(network)}\n", *_cards(members, figures)])
+        for network, members in networks.items()
+    }
+    body += [markdown.table(rows, ready=list(rows[0])), markdown.toctree(documents.items())]
+    return {name: "\n".join(body)} | pages
 
 
-def _card(run: Run) -> str:
-    """A run's last figure, state and time; a link where there is a notebook."""
-    lines = [f":::{{grid-item-card}} {text(run.title)}"]
-    lines += [f":link: {run.name}", ":link-type: doc"] if run.has_page else []
-    if run.figures:
-        picture = f"../figures/{run.figures[-1]}.png"
-        lines += [f":img-top: {picture}", ":img-alt: Last figure of this run"]
-    return "\n".join([*lines, "", text(run.summary), ":::"])
+def _link(run: Run) -> str:
+    summary = text(run.summary)
+    return f"[{summary}](<{run.name}.ipynb>)" if run.has_page else summary
+
+
+def _cards(runs: Sequence[Run], figures: Path) -> list[str]:
+    """A card a run (its last figure, state and time), and their part of the navigation."""
+    lines = ["::::{grid} 1 2 3 3", ":gutter: 2"]
+    for run in runs:
+        lines.append(f":::{{grid-item-card}} {text(run.title)}")
+        lines += [f":link: {run.name}", ":link-type: doc"] if run.has_page else []
+        for name in run.figures[-1:]:
+            caption = store.read_json(figures / f"{name}.json")["caption"]
+            alt = json.dumps(markdown.first_sentence(caption))
+            lines += [f":img-top: ../figures/{name}.png", f":img-alt: {alt}"]
+        lines += ["", text(run.summary), ":::"]
+    tree = markdown.toctree((run.title, run.name) for run in runs if run.has_page)
+    return [*lines, "::::\n", tree]
+
+
+def ledger(figures: Path) -> list[dict[str, str]]:
+    """The rows of the ledger; none where no claim was judged."""
+    return [row for name in LEDGERS for row in rows_of(figures / f"{name}.csv")]
+
+
+def verdicts(figures: Path, is_synthetic: bool) -> str:
+    """How many claims have each verdict, in a sentence; empty where no claim was judged."""
+    found = Counter(row["verdict"] for row in ledger(figures))
+    counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in SIGNS)
+    note = f" {text(ON_SYNTHETIC)}" * is_synthetic
+    return f"[{CLAIMS}](<{document(CLAIMS)}.md>): {counts}.{note}\n" if found else ""
 
 
 def claims(figures: Path, is_synthetic: bool) -> str:
     """The ledger: a line a claim: verdict, what was expected, what was found; more on a click."""
-    rows = rows_of(figures / "claims.csv") + rows_of(figures / "10_claims_kaiko.csv")
     parts: dict[str, list[dict]] = {}
-    for row in rows:
+    for row in ledger(figures):
         parts.setdefault(f"{row['paper']}: {row['subject']}", []).append(row)
     counts = []
     for part, members in parts.items():
         found = Counter(row["verdict"] for row in members)
         columns = {f"{sign} {verdict}": found[verdict] for verdict, sign in SIGNS.items()}
         counts.append({"claims": part} | columns)
-    body = [markdown.box("warning", ON_SYNTHETIC)] if is_synthetic else []
-    body += [markdown.table(counts), f"The ledger as a file: {links('claims', 'csv')}\n"]
+    body = [markdown.box("warning", "Synthetic data", ON_SYNTHETIC)] if is_synthetic else []
+    files = [links(name, "csv") for name in LEDGERS if (figures / f"{name}.csv").is_file()]
+    body += [markdown.table(counts), f"The ledger as a file: {' · '.join(files)}\n"]
     if (figures / "claims_rule.json").is_file():
         lines = store.read_json(figures / "claims_rule.json")
         rule = "\n".join(f"- {text(line)}" for line in lines)
@@ -86,10 +143,12 @@ def claims(figures: Path, is_synthetic: bool) -> str:
 def _claim(row: dict[str, str], is_synthetic: bool) -> str:
     verdict = row["verdict"]
     words = f"“{row['claim']}” · expected {row['expected'] or '–'} · found {row['found'] or '–'}"
-    title = f"{SIGNS[verdict]} **{text(verdict)}** {text(words)}"
+    is_judged = verdict != "not testable here"
+    on = " on synthetic data" * (is_synthetic and is_judged)
+    title = f"{SIGNS[verdict]} **{text(verdict)}{on}** {text(words)}"
     row |= {"difference": f"{float(row['difference']):+,g}"} if row["difference"] else {}
     facts = ("where", "test", "tolerance", "difference", "here", "why")
     lines = [{"": key, " ": row[key]} for key in facts if row[key]]
-    note = f"{text(ON_SYNTHETIC)}\n\n" if is_synthetic and verdict != "not testable here" else ""
+    note = f"{text(ON_SYNTHETIC)}\n\n" if on else ""
     classes = f":class-container: verdict-{verdict.replace(' ', '-')}"
     return f"::::{{dropdown}} {title}\n{classes}\n\n{note}{markdown.table(lines, ['', ' '])}::::\n"
