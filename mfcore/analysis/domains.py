@@ -14,7 +14,6 @@ from mfcore.analysis.exhibit import (
     counted,
     finished,
     folds,
-    in_full,
     in_panels,
     in_style,
     listed,
@@ -348,7 +347,7 @@ def abstract(study: Study) -> str:
     full = table[table["size"] == table["size"].max()].sort_values("auroc", ascending=False)
     values = named(full, settings)["name"] + " " + cells(full, "auroc")
     lacking = counted(len(study.failures), "run")
-    of = in_full(settings) + f"; {lacking} failed or missing" * bool(len(study.failures))
+    of = settings.in_full + f"; {lacking} failed or missing" * bool(len(study.failures))
     text = (
         f"{counted(len(full), 'arm')} learned from up to about {full['n_train'].max():,} patches "
         f"of {settings.data.positive}s and {settings.data.negative}s, in "

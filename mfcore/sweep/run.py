@@ -101,12 +101,10 @@ def _attempt(
 def _run_notebook(
     job: Job, study: Settings, file: Path, results: Path, data: str, n_threads: int
 ) -> None:
-    from mfcore.analysis.exhibit import in_full
-
     parameters = {"study_file": str(file), "results": str(results.parent), **job.parameters}
     parameters |= {"n_workers": n_threads} if job.notebook == STAGES["01"] else {}
     parameters |= {"data_folder": data} if data and job.stage in READ_DATA else {}
-    of_what = f"*The outputs are those of the {in_full(study)}.*"
+    of_what = f"*The outputs are those of the {study.in_full}.*"
     source, target = f"{job.notebook}.py", results / "notebooks" / f"{job.name}.ipynb"
     execute(ROOT / "notebooks" / source, target, parameters, n_threads, of_what)
 
