@@ -1,6 +1,7 @@
 """The sweep: jobs in order, failures as rows with a reason, unknown parameters refused, one sweep at a time."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -80,6 +81,21 @@ def test_a_failed_job_is_a_row_with_its_reason_and_its_notebook_is_kept(tmp_path
 def paper(study, results, *options):
     """Run a sweep in this process; returns the exit status."""
     return sweep.main(["paper", "--study", str(study), "--results", str(results), *options])
+
+
+def test_a_job_begins_without_what_only_its_notebook_needs():
+    """Every job pays for what is loaded before its kernel starts."""
+    code = "import sys, mfcore.sweep.__main__, nbformat; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    assert not {"torch", "sklearn", "scipy.stats", "matplotlib", "seaborn", "lark"} & {*loaded}
+
+
+def test_a_job_s_record_says_what_it_and_its_process_cost(tmp_path, a_share):
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    before = sum(each.ru_utime + each.ru_stime for each in usage)
+    assert a_share("import time\nwhile time.process_time() < 0.2: pass")
+    record = store.read_json(tmp_path / "jobs" / "02_embed.vit_tiny_random.share1of2.json")
+    assert record["cpu_seconds"] >= round(before + 0.2, 2) and record["memory_mb"] > 50
 
 
 def test_a_second_sweep_on_the_same_results_is_refused(tmp_path, capsys):
