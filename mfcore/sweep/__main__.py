@@ -254,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--name", required=True)
     one.add_argument("--threads", type=int, default=1)
     one.add_argument("--record", type=Path, help="file for the job's record (jobs/NAME.json)")
-    command(notebooks, "build the committed .ipynb on the study demo")
+    command(notebooks, "build the committed .ipynb on the study demo_full")
     return parser
 
 
