@@ -16,6 +16,7 @@ import yaml
 from running import HANG_S
 
 from mfcore import store
+from mfcore.store import machine
 from mfcore.study.config import Effects, load_study
 from mfcore.sweep import __main__ as sweep, jobs as sweep_jobs, run as sweep_run
 
@@ -44,7 +45,7 @@ def test_every_job_comes_after_those_it_needs():
     assert all(names.index(need) < names.index(job.name) for job in jobs.values() for need in job.needs)
     notebooks = [job.notebook for job in jobs.values() if job.notebook]
     assert all((sweep_jobs.ROOT / "notebooks" / f"{notebook}.py").is_file() for notebook in notebooks)
-    n_trainings = 5 * len(load_study(DEMO).networks)
+    n_trainings = load_study(DEMO).splits.n_folds * len(load_study(DEMO).networks)
     assert sum(job.notebook == sweep_jobs.STAGES["04"] for job in jobs.values()) == n_trainings
     assert set(jobs["05_data_scaling"].needs) == {n for n in names if n.startswith(("03", "04", "measure_switch"))}
     assert jobs["supplement"].needs == tuple(names[:-1]) and names[-1] == "supplement"
@@ -444,6 +445,21 @@ def test_the_largest_pretraining_has_all_cores_and_small_ones_share_them(pretrai
     assert (threads["08_pretrain.large"], threads["08_pretrain.own"], threads["08_pretrain.late"]) == (8, 2, 2)
     assert threads["01_extract_patches"] == 8 and threads["03_linear_probe.own"] == 2
     assert {sweep_jobs.n_threads(job, jobs, 0) for job in jobs.values()} == {1}, "a cluster's profile says how many"
+
+
+@pytest.mark.parametrize(("memory_mb", "at_once"), [(2048, 1), (4096, 2), (16_384, 8)])
+def test_no_more_jobs_run_at_once_than_the_memory_holds(pretraining, memory_mb, at_once):
+    jobs = sweep_jobs.jobs_of(load_study(pretraining))
+    assert 8 // min(sweep_jobs.n_threads(job, jobs, 8, memory_mb) for job in jobs.values()) <= at_once
+    assert {sweep_jobs.n_threads(job, jobs, 2, 2048) for job in jobs.values()} == {2}, "one after another"
+
+
+@pytest.mark.parametrize(("limit", "expected_mb"), [("1073741824\n", 1024), ("max\n", None)])
+def test_the_memory_is_the_container_s_where_it_has_less(tmp_path, monkeypatch, limit, expected_mb):
+    monkeypatch.setattr(machine, "LIMITS", (tmp_path / "none", tmp_path / "limit"))
+    whole = machine.memory_mb()
+    (tmp_path / "limit").write_text(limit)
+    assert machine.memory_mb() == (expected_mb or whole)
 
 
 def test_notebooks_that_read_slides_are_told_where_the_data_are(pretraining, tmp_path, monkeypatch):
