@@ -3,7 +3,7 @@
 #
 # | reads | writes | costs (demo) |
 # |---|---|---|
-# | the study's slides, or a folder of others | `pretrain-<encoder>-…/` (history, positions, encoders with their cards) | at most four minutes |
+# | the study's slides, or a folder of others | `pretrain-<encoder>-…/` (history, positions, encoders with their cards) | about a minute |
 #
 # DINO (Caron et al. 2021) or DINOv2 (Oquab et al. 2023) from patches that are drawn while the network learns and never stored
 # (kaiko 2024). What comes out is a folder with a card and weights: an encoder like any other in `02` to `06`. On several GPUs
