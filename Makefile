@@ -67,7 +67,7 @@ format: env ## let ruff mend and format the code
 	@$(python) -m ruff check --fix
 	@$(python) -m ruff format
 
-notebooks: env ## build the committed .ipynb from the .py beside them, run on the study demo
+notebooks: env ## build the committed .ipynb from the .py beside them, run on the study demo_full
 	@$(python) -m mfcore.sweep notebooks $(ARGS)
 
 env: $(ready) ## make the environment, .venv, with the versions of pins.txt

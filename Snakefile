@@ -3,6 +3,7 @@
 import re
 import sys
 
+from mfcore.store.machine import memory_mb
 from mfcore.study.config import load_study
 from mfcore.sweep.inputs import states_of
 from mfcore.sweep.jobs import RULES, jobs_of, n_threads
@@ -12,6 +13,7 @@ RESULTS = config["results"]
 DATA = ["--data", config["data"]] if config.get("data") else []
 SHARES = int(config["shares"])
 N_CORES = int(config.get("cores", 0))  # of this machine; 0: the jobs run elsewhere, with as many threads as the profile says
+MEMORY_MB = memory_mb()
 N_GPUS = int(config["gpus"])
 ON_ONE_GPU = ("train_end_to_end", "measure_switch", "pretrain", "downstream_tasks", "external_test")
 STUDY = load_study(STUDY_FILE)
@@ -51,7 +53,7 @@ for rule_name in RULES:
             needs=lambda wildcards: list(JOBS[wildcards.job].depends),
             data=DATA,
         priority: 1 if rule_name in ("train_end_to_end", "pretrain") else 0  # the longest first
-        threads: lambda wildcards: n_threads(JOBS[wildcards.job], JOBS, N_CORES)
+        threads: lambda wildcards: n_threads(JOBS[wildcards.job], JOBS, N_CORES, MEMORY_MB)
         resources:
             **({"gpu": N_GPUS} if N_GPUS and rule_name in ("embed", "embed_share") else {}),
             **({"gpu": 1} if N_GPUS and rule_name in ON_ONE_GPU else {}),

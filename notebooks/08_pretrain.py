@@ -3,7 +3,7 @@
 #
 # | reads | writes | costs (demo) |
 # |---|---|---|
-# | the study's slides, or a folder of others | `pretrain-<encoder>-…/` (history, positions, encoders with their cards) | at most four minutes |
+# | the study's slides, or a folder of others | `pretrain-<encoder>-…/` (history, positions, encoders with their cards) | about a minute |
 #
 # DINO (Caron et al. 2021) or DINOv2 (Oquab et al. 2023) from patches that are drawn while the network learns and never stored
 # (kaiko 2024). What comes out is a folder with a card and weights: an encoder like any other in `02` to `06`. On several GPUs
@@ -85,6 +85,7 @@ print("files written:", run.folder.name, *sorted(path.name for path in study.fig
 # teacher's temperature of 0.02, Sinkhorn-Knopp, KoLeo, and in small batches no more prototypes than a batch has targets. A
 # training that diverges or collapses all the same stops and says what to change first. How long is best isn't known
 # beforehand: compare snapshots, on other data than are reported.
-# The settings of the study `demo` were chosen with its test folds in view, so that its encoder's scores there are optimistic.
+# The settings of the study `demo_full` were chosen with its test folds in view, so that its encoder's scores there are optimistic.
+# The study `demo` takes them over, on slides of its own; its pretrainings are shorter, for their cost alone.
 #
 # **Next.** `02_embed` and `03_linear_probe` with this encoder; `11_pretraining_studies` sets pretrainings beside one another.

@@ -97,8 +97,9 @@ print("files written:", *sorted(path.name for path in study.figures.glob("10_*")
 #
 # **Limits.** RankMe compares encoders of one width, on the same patches. ODCorr's equation isn't known here, so that both readings
 # stand side by side. Encoders are few, and share what they were trained on: see the caption. Both metrics are of these patches,
-# mitotic figures and look-alikes, where the papers take random ones. The settings of what the study `demo` pretrains were chosen
-# with its test folds in view, so that those encoders' scores here are optimistic. The probe penalises weights of features as they
-# come: an encoder whose features hardly vary, as an untrained one's, can be left at 0.5. Page "Audit of the probe" has others.
+# mitotic figures and look-alikes, where the papers take random ones. The settings of what the study `demo_full` pretrains were
+# chosen with its test folds in view, so that those encoders' scores are optimistic there. The probe penalises weights of features
+# as they come: an encoder whose features hardly vary, as an untrained one's, can be left at 0.5. Page "Audit of the probe" has
+# others.
 #
 # **Next.** `11_pretraining_studies` follows both metrics while an encoder is pretrained.

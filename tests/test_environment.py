@@ -3,8 +3,13 @@
 import ast
 import importlib.metadata
 import json
+import os
 import re
+import shlex
+import shutil
+import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -14,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from test_notebooks import TINY
 
 from mfcore.encoders.card import cards
 
@@ -124,11 +130,16 @@ def test_binder_reads_the_same_list():
     assert two | {"dependencies": two["dependencies"][:-1]} == one | {"dependencies": one["dependencies"][:-1]}
 
 
+def docker_steps() -> list[list[str]]:
+    """The Dockerfile's instructions, in order: the word that each begins with, and the rest."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    return [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
+
+
 def test_docker_makes_the_environment_as_everyone_does():
     """The Dockerfile installs Python packages by `make env` alone, with every file that this reads copied before."""
-    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
-    steps = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
-    assert not re.search(r"\bpip3? install\b|\bconda\b", text)
+    steps = docker_steps()
+    assert not re.search(r"\bpip3? install\b|\bconda\b", str(steps))
     (env,) = [n for n, (kind, rest) in enumerate(steps) if kind == "RUN" and re.search(r"\bmake env\b", rest)]
     copied = {name for kind, rest in steps[:env] if kind == "COPY" for name in rest.split()[1:]}
     assert {"Makefile", "pyproject.toml", "pins.txt", PROJECT["readme"], *PROJECT["license-files"]} <= copied
@@ -224,3 +235,48 @@ def test_an_installed_package_has_its_data_files():
     ]
     data = [file for file in files if file.suffix != ".py"]
     assert data and not [str(file) for file in data if not any(file.match(pattern) for pattern in patterns)]
+
+
+def copied(names: list[str], folder: Path) -> None:
+    """Copy files of the project, by their paths in it, into a folder."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+
+
+def installed(way: str, folder: Path, how: dict) -> Path:
+    """Install what environment.yml or the Dockerfile lists, in a copy of the project; returns the Python that has it."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    if way == "Dockerfile":
+        for kind, rest in docker_steps():
+            if kind == "COPY" and "." not in rest.split()[1:]:
+                copied([name for name in rest.split()[1:-1] if (ROOT / name).is_file()], folder)
+            elif kind == "RUN" and "make env" in rest:
+                subprocess.run(rest, shell=True, check=True, **how)
+        copied(tracked, folder)
+        return folder / ".venv" / "bin" / "python"
+    copied(tracked, folder)
+    by_pip = yaml.safe_load((folder / way).read_text(encoding="utf-8"))["dependencies"][-1]["pip"]
+    subprocess.run([sys.executable, "-m", "venv", folder / "fresh"], check=True, **how)
+    python = folder / "fresh" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", *shlex.split(" ".join(by_pip))], check=True, **how)
+    return python
+
+
+@pytest.mark.parametrize("way", ["environment.yml", "Dockerfile"])
+def test_what_is_listed_is_enough_for_a_study(way, started):
+    """A tiny study runs to its supplement in an environment that holds what the file lists, and nothing else."""
+    if not {"CI", "FRESH_ENVIRONMENT"} & os.environ.keys():
+        pytest.skip("installs gigabytes from PyPI and runs a study: set FRESH_ENVIRONMENT=1 to run it")
+    study = yaml.safe_load(TINY)  # without what fails there on purpose
+    study |= {"encoders": ["random:test_vit", "own"], "pretraining": study["pretraining"][:1]}
+    study["tasks"] = [task | {"encoders": ["own"]} for task in study["tasks"]]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+        how = {"cwd": folder, "env": clean}
+        python = installed(way, folder, how)
+        (folder / "studies" / "tiny.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+        command = [python, "-m", "mfcore.sweep", "paper", "--study", "tiny", "--cores", "2"]
+        assert started(command, **how).wait() == 0
+        assert (folder / "results" / "tiny" / "supplement" / "index.html").is_file()

@@ -62,7 +62,7 @@ def problems(folder: Path) -> list[str]:
         if [(c.cell_type, c.source) for c in built.cells] != [(c.cell_type, c.source) for c in written.cells]:
             found.append(f"{target.name} and {source.name} have drifted apart; keep the right one, then run `make notebooks`")
         if built.metadata.get("mfcore", {}).get("fingerprint") != pairs.fingerprint(source):
-            found.append(f"{target.name} is stale: its source, mfcore or the demo study changed since; run `make notebooks`")
+            found.append(f"{target.name} is stale: its source, mfcore or its study changed since; run `make notebooks`")
         if any(output.output_type == "error" for cell in code for output in cell.outputs):
             found.append(f"{target.name} holds an error")
         if not any(cell.outputs for cell in code):

@@ -14,7 +14,6 @@ from mfcore.analysis.exhibit import (
     counted,
     finished,
     folds,
-    in_full,
     in_panels,
     in_style,
     listed,
@@ -348,7 +347,7 @@ def abstract(study: Study) -> str:
     best = named(full.drop_duplicates("kind"), settings)
     shown = zip(cells(best, "auroc"), best["arm"], best["kind"], strict=True)
     lacking = counted(len(study.failures), "run")
-    of = in_full(settings) + f"; {lacking} failed or missing" * bool(len(study.failures))
+    of = settings.in_full + f"; {lacking} failed or missing" * bool(len(study.failures))
     text = (
         f"Of {counted(len(full), 'arm')} trained on about {full['n_train'].max():,} patches of "
         f"{settings.data.positive}s and {settings.data.negative}s, the best of each kind reach an "

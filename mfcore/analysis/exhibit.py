@@ -246,13 +246,7 @@ def look(settings: Settings, arm: str, kind: str) -> dict[str, object]:
 
 def of_what(settings: Settings) -> str:
     """The data: study, "synthetic data" where they are, and how it departs from its mode."""
-    study = f"study `{settings.name}`" + ", synthetic data" * settings.synthetic
-    return study + f", {settings.mode_title}" * bool(settings.switched)
-
-
-def in_full(settings: Settings) -> str:
-    """What the numbers were measured on, and in which mode."""
-    return of_what(settings) + f", {settings.mode_title}" * (not settings.switched)
+    return settings.of_what
 
 
 def named(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from sklearn.decomposition import PCA
 
 from mfcore import store
 from mfcore.analysis import scores
@@ -128,6 +127,8 @@ def components(features: np.ndarray, labels: pd.DataFrame) -> pd.DataFrame:
 
     Columns: ``patch_id, domain, label, pc1, pc2`` and the components' shares of the variance.
     """
+    from sklearn.decomposition import PCA
+
     pca = PCA(2, svd_solver="arpack", random_state=0).fit(features.astype(np.float64))
     points, (share1, share2) = pca.transform(features), pca.explained_variance_ratio_
     table = labels[["patch_id", "domain", "label"]].reset_index(drop=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pandas as pd
 
 from mfcore import store
-from mfcore.analysis.exhibit import Exhibit, in_full
+from mfcore.analysis.exhibit import Exhibit
 from mfcore.claims import arms, checks, kaiko, reasons, rules
 from mfcore.claims.material import DOMAIN_TITLES, Material, Untestable
 from mfcore.claims.rows import ANYWHERE, DIRECTION, Row, load
@@ -114,7 +114,7 @@ def answer(row: Row, material: Material) -> dict:
         "difference": finding.difference if has_meaning else math.nan,
         "verdict": verdict,
         "why": "; ".join(list(dict.fromkeys(why))[:2]),
-        "data": in_full(material.settings).replace("`", ""),
+        "data": material.settings.in_full.replace("`", ""),
         "here": HERE[finding.outcome] if verdict == NOT_TESTABLE and finding.is_comparison else "",
         "paper": row.paper,
         "subject": row.evidence,
@@ -249,7 +249,7 @@ def exhibit(study: Study) -> Exhibit:
         drop=True
     )
     caption = (
-        f"What {GANZ} state, asked of these data ({in_full(study.settings)}): the claims that were "
+        f"What {GANZ} state, asked of these data ({study.settings.in_full}): the claims that were "
         "judged, and comparisons that are only shown. `claims.csv` has every claim, with the "
         "reason of its verdict."
     )

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.cluster.hierarchy import DisjointSet
 from scipy.spatial import cKDTree
 
 from mfcore.data.labels.schema import ALL, FEW_CASES
@@ -281,6 +280,8 @@ def _one_where_linked(names: pd.Series, links: pd.Series) -> pd.Series:
     one's name.
     """
     first = names.groupby(links).transform("first")
+    from scipy.cluster.hierarchy import DisjointSet
+
     sets = DisjointSet(names)
     for linked in set(zip(names, first, strict=True)):
         sets.merge(*linked)

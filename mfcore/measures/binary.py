@@ -14,9 +14,9 @@ meaning and are NaN, as F1 is without class 1; nothing is guessed.
 import functools
 import math
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
-from sklearn import metrics
 
 THRESHOLD = 0.5
 N_BINS = 15  # of the expected calibration error, as in Guo et al. 2017
@@ -90,22 +90,29 @@ def _metric(title: str, *needed: int) -> Callable:
     return enter
 
 
+def _scikit() -> ModuleType:
+    """scikit-learn's metrics, loaded at first use: loading takes long, and few processes score."""
+    from sklearn import metrics
+
+    return metrics
+
+
 @_metric("accuracy")
 def accuracy(label: np.ndarray, score: np.ndarray) -> float:
     """Share of patches given their own class."""
-    return metrics.accuracy_score(label, classify(score))
+    return _scikit().accuracy_score(label, classify(score))
 
 
 @_metric("balanced accuracy", 0, 1)
 def balanced_accuracy(label: np.ndarray, score: np.ndarray) -> float:
     """Mean of sensitivity and specificity; NaN where one class is missing."""
-    return metrics.balanced_accuracy_score(label, classify(score))
+    return _scikit().balanced_accuracy_score(label, classify(score))
 
 
 @_metric("weighted F1")
 def weighted_f1(label: np.ndarray, score: np.ndarray) -> float:
     """F1 of each class, weighted by its number of patches; a class that is never given has F1 0."""
-    return metrics.f1_score(label, classify(score), average="weighted", zero_division=0)
+    return _scikit().f1_score(label, classify(score), average="weighted", zero_division=0)
 
 
 @_metric("quadratic-weighted kappa", 0, 1)
@@ -113,7 +120,7 @@ def quadratic_kappa(label: np.ndarray, score: np.ndarray) -> float:
     """Cohen's kappa with quadratic weights, with two classes the same as without; NaN without both
     classes.
     """
-    return metrics.cohen_kappa_score(label, classify(score), weights="quadratic")
+    return _scikit().cohen_kappa_score(label, classify(score), weights="quadratic")
 
 
 @_metric("AUROC", 0, 1)
@@ -123,7 +130,7 @@ def auroc(label: np.ndarray, score: np.ndarray) -> float:
 
     NaN where one class is missing.
     """
-    return metrics.roc_auc_score(label, score)
+    return _scikit().roc_auc_score(label, score)
 
 
 @_metric("average precision", 0, 1)
@@ -134,7 +141,7 @@ def average_precision(label: np.ndarray, score: np.ndarray) -> float:
     The sum over thresholds of precision times gain in sensitivity, without interpolation; patches
     of one score enter together.
     """
-    return metrics.average_precision_score(label, score)
+    return _scikit().average_precision_score(label, score)
 
 
 @_metric("F1", 1)
@@ -142,7 +149,7 @@ def f1(label: np.ndarray, score: np.ndarray) -> float:
     """F1 of class 1: harmonic mean of its precision and sensitivity; NaN where no patch is of class
     1.
     """
-    return metrics.f1_score(label, classify(score), zero_division=0)
+    return _scikit().f1_score(label, classify(score), zero_division=0)
 
 
 @_metric("Brier score")
@@ -150,7 +157,7 @@ def brier(label: np.ndarray, score: np.ndarray) -> float:
     """Mean squared difference of score and label: 0 is perfect, 0.25 what a constant score of 0.5
     has (Brier 1950).
     """
-    return metrics.brier_score_loss(label, score, pos_label=1)
+    return _scikit().brier_score_loss(label, score, pos_label=1)
 
 
 @_metric("expected calibration error")

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+from scipy import special
 
 from mfcore.measures import binary
 from mfcore.measures.statistics import LEVEL, Folds, Interval
@@ -171,7 +171,7 @@ def interval_of(values: np.ndarray, n: int, least: float = 0.0, most: float = 1.
     if not error >= 1e-12:
         bound = 0.0 if estimate == 0 and math.isinf(extent) else math.nan
         return Interval(estimate, bound, bound, n)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
+    half = float(special.stdtrit(n - 1, (1 + LEVEL) / 2)) * error
     if math.isinf(extent) or not least < estimate < most:
         return Interval(estimate, max(estimate - half, least), min(estimate + half, most), n)
     share = (estimate - least) / extent

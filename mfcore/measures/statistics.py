@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.95
 MIN_FOLDS = 3  # with two, t is 12.7: nothing that an AUROC can differ by would be clear
@@ -204,10 +204,10 @@ def _t_test(mean: float, parts: list[Folds], overlap: float) -> Test:
         total**2 / sum(variance**2 / of for variance, of in variances),
         math.sqrt(total),
     )
-    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
+    half = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * error
     return Test(
         Interval(mean, mean - half, mean + half, n),
-        float(2 * stats.t.sf(abs(mean) / error, freedom)),
+        float(2 * special.stdtr(freedom, -abs(mean) / error)),
         drawn,
     )
 
@@ -242,7 +242,7 @@ def clear_difference(n_folds: int, n_train: float, n_test: float, n_tests: int =
     """
     if n_folds < MIN_FOLDS:
         return math.nan
-    return float(stats.t.isf((1 - LEVEL) / n_tests / 2, n_folds - 1)) * math.sqrt(
+    return -float(special.stdtrit(n_folds - 1, (1 - LEVEL) / n_tests / 2)) * math.sqrt(
         1 / n_folds + n_test / n_train
     )
 

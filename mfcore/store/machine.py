@@ -20,6 +20,8 @@ PACKAGES = (
     "openslide-bin",
     "snakemake",
 )
+# Where Linux says how much memory a container may use, in its present and its older form
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @cache
@@ -50,6 +52,15 @@ def environment() -> dict:
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": None if changes is None else bool(changes),
     }
+
+
+def memory_mb() -> int:
+    """Memory of this machine, or of the container that it may use less in."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            sizes.append(int(Path(file).read_text()))
+    return min(sizes) // 2**20
 
 
 def n_threads() -> int:

@@ -204,6 +204,17 @@ class Settings:
         return f"{self.mode} mode" + (f", but {self.switched}" if self.switched else "")
 
     @property
+    def of_what(self) -> str:
+        """The data: study, "synthetic data" where they are, and how it departs from its mode."""
+        study = f"study `{self.name}`" + ", synthetic data" * self.synthetic
+        return study + f", {self.mode_title}" * bool(self.switched)
+
+    @property
+    def in_full(self) -> str:
+        """What the numbers were measured on, and in which mode."""
+        return self.of_what + f", {self.mode_title}" * (not self.switched)
+
+    @property
     def stored_px(self) -> int:
         """Side in px of the patches as stored: as said, or enough for every network's rotations."""
         needed = [self.patches.size_px, *(network.needed_px for network in self.networks)]

@@ -1,6 +1,11 @@
 """A study's jobs, the committed notebooks, the supplement. ``python -m mfcore.sweep`` runs them."""
 
+import sys
 from pathlib import Path
+
+# Where nbformat is loaded, jsonschema compiles a grammar of web addresses, which takes a second of
+# every job; no notebook's format asks for it, and jsonschema does without.
+sys.modules.setdefault("rfc3987_syntax", None)
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {  # of a user -> what each does; `mfcore.sweep.__main__` has them

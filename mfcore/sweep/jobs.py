@@ -4,6 +4,7 @@ Three kinds of job have no notebook: a share of an embedding, the measuring of a
 and the supplement.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +39,10 @@ GO_ON = (
 )
 # Snakemake's, by which profiles name what a job asks for
 RULES = (*(notebook[3:] for notebook in STAGES.values()), SHARE, MEASURE, SUPPLEMENT)
+
+
+# Memory of the sweep's own processes and, on a CPU, of a job of the demo, which has small networks
+SWEEP_MB, JOB_MB = 400, 1300
 
 
 @dataclass(frozen=True)
@@ -179,10 +184,15 @@ def with_dependents(jobs: Mapping[str, Job], names: Iterable[str]) -> set[str]:
     return found
 
 
-def n_threads(job: Job, jobs: Mapping[str, Job], n_cores: int) -> int:
-    """Cores for a job on one machine: shared with the jobs of its rule at least half as large."""
+def n_threads(job: Job, jobs: Mapping[str, Job], n_cores: int, memory_mb: float = math.inf) -> int:
+    """Cores for a job on one machine: shared with the jobs of its rule at least half as large.
+
+    Where the memory is too small for so many jobs, each has more cores: fewer run at once.
+    """
     rivals = [other for other in jobs.values() if other.rule == job.rule]
-    return max(1, n_cores // sum(2 * rival.work >= job.work for rival in rivals))
+    n_fitting = max(1, (memory_mb - SWEEP_MB) / JOB_MB)
+    share = n_cores // sum(2 * rival.work >= job.work for rival in rivals)
+    return max(1, share, math.ceil(n_cores / n_fitting))
 
 
 def job_name(number: str, of: str = "", suffix: str = "") -> str:

@@ -1,7 +1,7 @@
-"""The committed notebooks: of each .py (percent) the .ipynb beside it, run on the study demo.
+"""The committed notebooks: of each .py (percent) the .ipynb beside it, run on the study demo_full.
 
-What was built carries a fingerprint of what decides it (its source, the demo study, the mfcore
-modules it reaches), so that an output from older code shows itself as stale.
+What was built carries a fingerprint of what decides it (its source, the study, the mfcore modules
+it reaches), so that an output from older code shows itself as stale.
 """
 
 import re
@@ -21,8 +21,9 @@ from mfcore.sweep.book.notebooks import without_progress
 from mfcore.sweep.inputs import code_of
 from mfcore.sweep.run import execute
 
+STUDY = ROOT / "studies" / "demo_full.yaml"
 # the built .ipynb begin so, no .py does
-OF_WHAT = "*The committed outputs are those of the study `demo`: synthetic data.*"
+OF_WHAT = "*The committed outputs are those of the study `demo_full`: synthetic data.*"
 
 
 def sources(folder: Path) -> list[Path]:
@@ -31,12 +32,16 @@ def sources(folder: Path) -> list[Path]:
 
 
 def build(folder: Path) -> None:
-    """Execute every notebook on its own defaults and write the .ipynb; raises as `execute`."""
+    """Execute every notebook on `STUDY` and write the .ipynb; raises as `execute`.
+
+    All other parameters are the notebook's own, and what sets the study isn't kept: by hand a
+    notebook runs the small study that it names.
+    """
     for source in sources(folder):
         print(f"building {source.stem}", flush=True)
         with tempfile.TemporaryDirectory() as scratch:
             executed = Path(scratch) / "executed.ipynb"
-            execute(source, executed, {}, n_threads=1, of_what=OF_WHAT)
+            execute(source, executed, {"study_file": str(STUDY)}, of_what=OF_WHAT)
             notebook = cleaned(nbformat.read(executed, as_version=4))
         notebook.metadata["mfcore"] = {"fingerprint": fingerprint(source)}
         with store.replacing(source.with_suffix(".ipynb")) as aside:
@@ -71,8 +76,14 @@ def update_readme(readme: Path, results: Path, figures: Path) -> list[str]:
 
 
 def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook with fixed cell ids and without versions, times or progress bars."""
+    """The notebook as its source has it: fixed ids and counts, no versions, times or progress."""
     without_progress(notebook)
+    tagged = [(cell, cell.metadata.get("tags", [])) for cell in notebook.cells]
+    notebook.cells = [cell for cell, tags in tagged if "injected-parameters" not in tags]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for count, cell in enumerate(code, start=1):
+        for counted in (cell, *(each for each in cell.outputs if "execution_count" in each)):
+            counted.execution_count = count
     for index, cell in enumerate(notebook.cells):
         cell.id, tags = f"c{index:02d}", cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
@@ -82,5 +93,5 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def fingerprint(source: Path) -> str:
-    """Hash of what decides a notebook's outputs: its text, the demo study, the code it reaches."""
-    return digest([code_of(source), as_dict(load_study(ROOT / "studies" / "demo.yaml"))])
+    """Hash of what decides a notebook's outputs: its text, `STUDY`, the code it reaches."""
+    return digest([code_of(source), as_dict(load_study(STUDY))])

@@ -7,6 +7,7 @@ that is killed, with its node or for its memory or time, can leave none: it leav
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from mfcore import store
 from mfcore.store import files as store_files, records as store_records
@@ -63,7 +65,7 @@ def run_job(
         reason = _attempt(job, study, file, results, data, n_threads)
     for share in {*job.needs} - {*job.depends}:  # what it failed to do was this job's to do
         (failures / f"{share}.json").unlink(missing_ok=True)
-    return end_job(results, job, reason, round(time.monotonic() - begun, 1), record)
+    return end_job(results, job, reason, round(time.monotonic() - begun, 1), record, _spent())
 
 
 def _attempt(
@@ -102,12 +104,10 @@ def _attempt(
 def _run_notebook(
     job: Job, study: Settings, file: Path, results: Path, data: str, n_threads: int
 ) -> None:
-    from mfcore.analysis.exhibit import in_full
-
     parameters = {"study_file": str(file), "results": str(results.parent), **job.parameters}
     parameters |= {"n_workers": n_threads} if job.notebook == STAGES["01"] else {}
     parameters |= {"data_folder": data} if data and job.stage in READ_DATA else {}
-    of_what = f"*The outputs are those of the {in_full(study)}.*"
+    of_what = f"*The outputs are those of the {study.in_full}.*"
     source, target = f"{job.notebook}.py", results / "notebooks" / f"{job.name}.ipynb"
     execute(ROOT / "notebooks" / source, target, parameters, n_threads, of_what)
 
@@ -139,9 +139,17 @@ def _log(results: Path, name: str) -> Path:
 
 
 def end_job(
-    results: Path, job: Job, reason: str | None, seconds: float, record: Path | None = None
+    results: Path,
+    job: Job,
+    reason: str | None,
+    seconds: float,
+    record: Path | None = None,
+    spent: Mapping[str, float] = MappingProxyType({}),
 ) -> bool:
-    """Record how a job ended, with the ``reason`` where it failed; returns whether it succeeded."""
+    """Record how a job ended, with the ``reason`` where it failed; returns whether it succeeded.
+
+    spent: as `_spent`.
+    """
     notebook = f"notebooks/{job.name}.ipynb" if job.notebook else ""
     facts = {
         "stage": STAGES["02"] if job.stage == SHARE else job.stage,
@@ -149,6 +157,7 @@ def end_job(
         "parameters": dict(job.parameters),
         "notebook": notebook,
         "seconds": seconds,
+        **spent,
     }
     if reason is None:
         print(f"{job.name}: done in {seconds:.0f} s", flush=True)
@@ -163,6 +172,15 @@ def end_job(
     for note in (notes, notes.with_suffix(".json")):
         note.unlink(missing_ok=True)
     return reason is None
+
+
+def _spent() -> dict[str, float]:
+    """CPU seconds and, at most, the memory of this process and of those that it waited for."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu_seconds = sum(each.ru_utime + each.ru_stime for each in usage)
+    peak = sum(each.ru_maxrss for each in usage)  # of each its own, whether or not at one time
+    kb = peak / 1024 if sys.platform == "darwin" else peak
+    return {"cpu_seconds": round(cpu_seconds, 2), "memory_mb": round(kb / 1024)}
 
 
 def _notes(results: Path, name: str) -> Path:

@@ -14,7 +14,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
-from scipy.io import loadmat
 
 from mfcore.measures.masks import IGNORED
 from mfcore.tasks.task import SEGMENTATION, Task, TaskError, part_of, whole_images
@@ -85,6 +84,8 @@ def _consep_mask(path: Path) -> np.ndarray:
     """A whole image's classes: uint8 (n_rows, n_columns); the last few are kept, as one serves many
     tiles.
     """
+    from scipy.io import loadmat
+
     try:
         return CONSEP_MERGED[loadmat(path, variable_names=["type_map"])["type_map"].astype(np.intp)]
     except Exception as error:  # whatever a damaged file leads its reader to

@@ -1,6 +1,7 @@
 """The sweep: jobs in order, failures as rows with a reason, unknown parameters refused, one sweep at a time."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import yaml
 from running import HANG_S
 
 from mfcore import store
+from mfcore.store import machine
 from mfcore.study.config import Effects, load_study
 from mfcore.sweep import ROOT, __main__ as sweep, jobs as sweep_jobs, run as sweep_run
 
@@ -43,7 +45,7 @@ def test_every_job_comes_after_those_it_needs():
     assert all(names.index(need) < names.index(job.name) for job in jobs.values() for need in job.needs)
     notebooks = [job.notebook for job in jobs.values() if job.notebook]
     assert all((ROOT / "notebooks" / f"{notebook}.py").is_file() for notebook in notebooks)
-    n_trainings = 5 * len(load_study(DEMO).networks)
+    n_trainings = load_study(DEMO).splits.n_folds * len(load_study(DEMO).networks)
     assert sum(job.notebook == sweep_jobs.STAGES["04"] for job in jobs.values()) == n_trainings
     assert set(jobs["05_data_scaling"].needs) == {n for n in names if n.startswith(("03", "04", "measure_switch"))}
     assert jobs["supplement"].needs == tuple(names[:-1]) and names[-1] == "supplement"
@@ -80,6 +82,21 @@ def test_a_failed_job_is_a_row_with_its_reason_and_its_notebook_is_kept(tmp_path
 def paper(study, results, *options):
     """Run a sweep in this process; returns the exit status."""
     return sweep.main(["paper", "--study", str(study), "--results", str(results), *options])
+
+
+def test_a_job_begins_without_what_only_its_notebook_needs():
+    """Every job pays for what is loaded before its kernel starts."""
+    code = "import sys, mfcore.sweep.__main__, nbformat; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    assert not {"torch", "sklearn", "scipy.stats", "matplotlib", "seaborn", "lark"} & {*loaded}
+
+
+def test_a_job_s_record_says_what_it_and_its_process_cost(tmp_path, a_share):
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    before = sum(each.ru_utime + each.ru_stime for each in usage)
+    assert a_share("import time\nwhile time.process_time() < 0.2: pass")
+    record = store.read_json(tmp_path / "jobs" / "02_embed.vit_tiny_random.share1of2.json")
+    assert record["cpu_seconds"] >= round(before + 0.2, 2) and record["memory_mb"] > 50
 
 
 def test_a_second_sweep_on_the_same_results_is_refused(tmp_path, capsys):
@@ -426,6 +443,21 @@ def test_the_largest_pretraining_has_all_cores_and_small_ones_share_them(pretrai
     assert (threads["08_pretrain.large"], threads["08_pretrain.own"], threads["08_pretrain.late"]) == (8, 2, 2)
     assert threads["01_extract_patches"] == 8 and threads["03_linear_probe.own"] == 2
     assert {sweep_jobs.n_threads(job, jobs, 0) for job in jobs.values()} == {1}, "a cluster's profile says how many"
+
+
+@pytest.mark.parametrize(("memory_mb", "at_once"), [(2048, 1), (4096, 2), (16_384, 8)])
+def test_no_more_jobs_run_at_once_than_the_memory_holds(pretraining, memory_mb, at_once):
+    jobs = sweep_jobs.jobs_of(load_study(pretraining))
+    assert 8 // min(sweep_jobs.n_threads(job, jobs, 8, memory_mb) for job in jobs.values()) <= at_once
+    assert {sweep_jobs.n_threads(job, jobs, 2, 2048) for job in jobs.values()} == {2}, "one after another"
+
+
+@pytest.mark.parametrize(("limit", "expected_mb"), [("1073741824\n", 1024), ("max\n", None)])
+def test_the_memory_is_the_container_s_where_it_has_less(tmp_path, monkeypatch, limit, expected_mb):
+    monkeypatch.setattr(machine, "LIMITS", (tmp_path / "none", tmp_path / "limit"))
+    whole = machine.memory_mb()
+    (tmp_path / "limit").write_text(limit)
+    assert machine.memory_mb() == (expected_mb or whole)
 
 
 def test_notebooks_that_read_slides_are_told_where_the_data_are(pretraining, tmp_path, monkeypatch):
