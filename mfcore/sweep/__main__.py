@@ -14,6 +14,7 @@ it had.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -27,11 +28,15 @@ from mfcore import store
 from mfcore.store import errors as store_errors
 from mfcore.study import data as study_data, tasks as study_tasks
 from mfcore.study.config import ConfigError, Settings, load_study
-from mfcore.sweep import inputs as sweep_inputs, results as sweep_results
+from mfcore.sweep import inputs as sweep_inputs, progress, results as sweep_results
 from mfcore.sweep.jobs import ROOT, SUPPLEMENT, Job, job_name, jobs_of, with_dependents, with_needs
 from mfcore.sweep.run import KilledError, SweepError, data_folder, killed, run_job
 
 INTERRUPTED = 130  # exit status, as a shell has it
+LOOK_S = 1.0  # between two looks at what the jobs do
+N_LINES = 12  # of Snakemake's, where it ended for another reason than a job's failure
+# options of Snakemake that run no job but print
+SHOW_ONLY = {"-n", "--dry-run", "--dryrun", "--dag", "--rulegraph", "--filegraph", "--summary"}
 
 
 def study_file(name: str) -> Path:
@@ -53,16 +58,18 @@ def paper(asked: argparse.Namespace) -> int:
         )
     folder, status, failures = _sweep(study, asked, [SUPPLEMENT])
     if status or failures:
-        n = len(failures)
+        n, mend = len(failures), "Mend the cause, then run" if failures else "Run"
         print(
             f"{study.name}: {n or 'no'} job{'s' * (n != 1)} failed, Snakemake's status {status}. "
-            "Run again to go on. "
-            f"Logs of Snakemake and of a cluster's jobs: {folder / '.snakemake'}",
+            f"{mend} again to go on. "
+            f"Logs: {folder / 'logs'}; of a cluster's jobs: {folder / '.snakemake'}",
             file=sys.stderr,
         )
     index = folder / "supplement" / "index.html"
     if index.is_file() and SUPPLEMENT not in failures and not status:
-        print(f"{study.name}: {time.monotonic() - begun:.0f} s. Supplement:\n{index}")
+        if arms := sweep_results.finding(folder):
+            print(f"{study.name} found: {arms}")
+        print(f"{study.name}: {progress.span(time.monotonic() - begun)}. Supplement:\n{index}")
     return 1 if status or failures else 0
 
 
@@ -111,14 +118,23 @@ def _sweep(
             note.unlink()
         data = data_folder(study, asked.study, asked.data)
         sweep_inputs.write(study, folder, data, jobs.values(), trusts=not asked.verify)
+        if not SHOW_ONLY.isdisjoint(asked.options):
+            return folder, _run(command), set()
+        log = folder / "logs" / "snakemake.txt"
+        log.unlink(missing_ok=True)
+        n_cores = asked.cores or len(os.sched_getaffinity(0))
+        shared = 0 if asked.profile or _has_gpu() else n_cores
+        told = progress.Progress(study, jobs, folder, targets, shared)
         before, status = None, 1
         while status not in (0, INTERRUPTED) and (now := _progress(folder, jobs)) != before:
             # Snakemake may stop at a job that was killed; others can go on
-            before, status = now, _run(command)
-    failed = [file for file in sorted(folder.glob("failures/*.json")) if file.stem in jobs]
-    for file in failed:
-        print(f"failed: {file.stem}: {store.read_json(file)['reason']}", file=sys.stderr)
-    return folder, status, {file.stem for file in failed}
+            before, status = now, _run(command, log, told.look)
+        told.end()
+    failures = {file.stem for file in folder.glob("failures/*.json")} & jobs.keys()
+    if status not in (0, INTERRUPTED) and not failures:
+        words = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        print(*words.splitlines()[-N_LINES:], sep="\n", file=sys.stderr)
+    return folder, status, failures
 
 
 def _progress(folder: Path, jobs: dict[str, Job]) -> set[str]:
@@ -142,8 +158,8 @@ def _command(folder: Path, asked: argparse.Namespace, targets: list[str]) -> lis
         settings |= {"gpus": asked.gpus}
     else:
         n_cores = asked.cores or len(os.sched_getaffinity(0))
-        has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))  # jobs take turns, else share the cores
-        where = ["--cores", str(n_cores), "--resources", f"gpu={1 if has_gpu else n_cores}"]
+        n_gpus = 1 if _has_gpu() else n_cores  # jobs take turns, else share the cores
+        where = ["--cores", str(n_cores), "--resources", f"gpu={n_gpus}"]
         settings |= {"cores": n_cores, "gpus": 1}
     command = [sys.executable, "-m", "snakemake", *(f"jobs/{target}.json" for target in targets)]
     command += ["--snakefile", str(snakefile), "--directory", str(folder)]
@@ -151,6 +167,10 @@ def _command(folder: Path, asked: argparse.Namespace, targets: list[str]) -> lis
     command += ["--rerun-triggers", "mtime", "params", "--quiet", "host", "reason", "rules", *where]
     command += ["--config", *(f"{key}={value}" for key, value in settings.items())]
     return command + asked.options
+
+
+def _has_gpu() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _profile(name: str) -> Path:
@@ -165,14 +185,20 @@ def _profile(name: str) -> Path:
     return folder
 
 
-def _run(command: list[str]) -> int:
+def _run(
+    command: list[str], log: Path | None = None, look: Callable[[], None] = lambda: None
+) -> int:
     """Run Snakemake to its end; returns its status, or INTERRUPTED.
 
+    log: the file that its lines are added to (None: they are shown). look: called now and then.
     Ctrl-C reaches Snakemake as well, a request to end (SIGTERM) is handed on to it; then it is
     waited for: it calls back the jobs that it sent to a cluster.
     """
     interrupted = False
-    process = subprocess.Popen(command)
+    if log:
+        log.parent.mkdir(exist_ok=True)
+    with log.open("a") if log else contextlib.nullcontext() as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
 
     def hand_on(*_: object) -> None:
         process.send_signal(signal.SIGINT)
@@ -181,10 +207,17 @@ def _run(command: list[str]) -> int:
     signal.signal(signal.SIGTERM, hand_on)
     while True:
         try:
-            status = process.wait()
-            return INTERRUPTED if interrupted else status
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = process.wait(LOOK_S)
+                return INTERRUPTED if interrupted else status
+            look()
         except KeyboardInterrupt:
+            if not interrupted:
+                print("stopping: waiting until the running jobs have ended", file=sys.stderr)
             interrupted = True
+        except OSError:  # nobody reads any more what is printed
+            look, interrupted = lambda: None, True
+            process.send_signal(signal.SIGINT)
 
 
 def data(asked: argparse.Namespace) -> int:
