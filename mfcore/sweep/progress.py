@@ -81,9 +81,9 @@ class Progress:
         """Print what has happened since the last look."""
         now, before = _times(self.folder / "jobs"), self.records
         self.records = {name: time_ns for name, time_ns in before.items() if name in now}
-        for name in now.keys() & self.jobs.keys():
-            if before.get(name) == now[name]:
-                continue
+        for name in sorted(now.keys() & self.jobs.keys(), key=now.get):
+            if before.get(name) == now[name] or name in self.ended:
+                continue  # Snakemake sets the time of a record anew
             if record := _read(self.folder / "jobs" / f"{name}.json"):  # else it is on its way
                 self.records[name] = now[name]
                 self._end(name, record)
