@@ -22,24 +22,24 @@ from mfcore.sweep.run import NOT_RUN
 QUIET_S = 60.0  # between two lines of progress in a log
 TAIL_BYTES = 8192  # of a log, in which its last bar is looked for
 N_SHOWN = 8  # running jobs, on a terminal
-# Mean seconds of a job by its rule, in the study demo on two cores. Only their ratios count as soon
-# as any job has ended, and none counts for a rule of which a job has ended.
+# CPU seconds of a job by its rule, of the study demo_full. Only their ratios count once a job has
+# ended, and none counts for a rule of which a job has ended.
 SECONDS = {
-    "extract_patches": 30.0,
-    "embed_share": 10.0,
-    "embed": 20.0,
-    "linear_probe": 20.0,
-    "train_end_to_end": 60.0,
+    "extract_patches": 60.0,
+    "embed_share": 30.0,
+    "embed": 60.0,
+    "linear_probe": 30.0,
+    "train_end_to_end": 85.0,
     "measure_switch": 60.0,
-    "data_scaling": 40.0,
-    "cross_domain_analysis": 20.0,
-    "online_patching": 20.0,
-    "pretrain": 60.0,
-    "downstream_tasks": 120.0,
-    "representations": 20.0,
-    "pretraining_studies": 20.0,
-    "explore": 20.0,
-    "external_test": 20.0,
+    "data_scaling": 60.0,
+    "cross_domain_analysis": 60.0,
+    "online_patching": 15.0,
+    "pretrain": 70.0,
+    "downstream_tasks": 350.0,
+    "representations": 60.0,
+    "pretraining_studies": 60.0,
+    "explore": 90.0,
+    "external_test": 60.0,
     "supplement": 30.0,
 }
 BAR = re.compile(
