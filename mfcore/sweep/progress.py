@@ -21,6 +21,7 @@ from mfcore.sweep.run import NOT_RUN
 
 QUIET_S = 60.0  # between two lines of progress in a log
 TAIL_BYTES = 8192  # of a log, in which its last bar is looked for
+START_S = 8.0  # CPU seconds of a job whatever its work: imports, the kernel
 N_SHOWN = 8  # running jobs, on a terminal
 # CPU seconds of a job by its rule, of the study demo_full. Only their ratios count once a job has
 # ended, and none counts for a rule of which a job has ended.
@@ -66,7 +67,8 @@ class Progress:
     ):
         self.study, self.jobs, self.folder, self.n_cores = study, jobs, folder, n_cores
         self.work = {name: work_of(study, job) for name, job in jobs.items()}
-        self.known: dict[str, tuple[float, float]] = {}  # seconds and work of ended jobs, by rule
+        # of the jobs of a rule that ended: seconds and work of all, and how many
+        self.known: dict[str, tuple[float, float, int]] = {}
         self.pace = 0.0, 0.0  # seconds of ended jobs, and what SECONDS says of them
         self.records = _times(folder / "jobs")  # when each was written
         for name in self.records.keys() & jobs.keys():
@@ -131,8 +133,8 @@ class Progress:
         """Add the time of a job that ended to what is known of its rule."""
         seconds, rule = record.get("seconds", 0.0), self.jobs[name].rule
         if not record.get("failed", True):
-            before = self.known.get(rule, (0.0, 0.0))
-            self.known[rule] = before[0] + seconds, before[1] + self.work[name]
+            before = self.known.get(rule, (0.0, 0.0, 0))
+            self.known[rule] = before[0] + seconds, before[1] + self.work[name], before[2] + 1
             self.pace = self.pace[0] + seconds, self.pace[1] + SECONDS[rule]
 
     # ---- time ----
@@ -140,12 +142,13 @@ class Progress:
     def _expected(self, name: str) -> float:
         """Seconds that a job takes, by its work: as jobs of its rule that ended, else a guess."""
         rule = self.jobs[name].rule
+        pace = self.pace[0] / self.pace[1] if self.pace[1] else 1.0
         if rule in self.known:
-            seconds, work = self.known[rule]
-            return seconds * self.work[name] / work
+            seconds, work, n = self.known[rule]
+            start = min(START_S * pace, 0.9 * seconds / n)
+            return start + (seconds - n * start) * self.work[name] / work
         works = [self.work[other] for other, job in self.jobs.items() if job.rule == rule]
-        speed = self.pace[0] / self.pace[1] if self.pace[1] else 1.0
-        return SECONDS[rule] * speed * self.work[name] * len(works) / sum(works)
+        return SECONDS[rule] * pace * self.work[name] * len(works) / sum(works)
 
     def _spans(self) -> dict[str, float]:
         """The seconds that each job still takes."""
