@@ -128,7 +128,7 @@ def _sweep(
         before, status = None, 1
         while status not in (0, INTERRUPTED) and (now := _progress(folder, jobs)) != before:
             # Snakemake may stop at a job that was killed; others can go on
-            before, status = now, _run(command, log, told.look)
+            before, status = now, _run(command, log, told)
         told.end()
     failures = {file.stem for file in folder.glob("failures/*.json")} & jobs.keys()
     if status not in (0, INTERRUPTED) and not failures:
@@ -185,12 +185,10 @@ def _profile(name: str) -> Path:
     return folder
 
 
-def _run(
-    command: list[str], log: Path | None = None, look: Callable[[], None] = lambda: None
-) -> int:
+def _run(command: list[str], log: Path | None = None, told: progress.Progress | None = None) -> int:
     """Run Snakemake to its end; returns its status, or INTERRUPTED.
 
-    log: the file that its lines are added to (None: they are shown). look: called now and then.
+    log: the file that its lines are added to (None: they are shown). told: looks now and then.
     Ctrl-C reaches Snakemake as well, a request to end (SIGTERM) is handed on to it; then it is
     waited for: it calls back the jobs that it sent to a cluster.
     """
@@ -210,13 +208,14 @@ def _run(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = process.wait(LOOK_S)
                 return INTERRUPTED if interrupted else status
-            look()
+            if told:
+                told.look()
         except KeyboardInterrupt:
-            if not interrupted:
-                print("stopping: waiting until the running jobs have ended", file=sys.stderr)
+            if told and not interrupted:
+                told.stop()
             interrupted = True
         except OSError:  # nobody reads any more what is printed
-            look, interrupted = lambda: None, True
+            told, interrupted = None, True
             process.send_signal(signal.SIGINT)
 
 

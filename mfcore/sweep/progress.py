@@ -95,6 +95,10 @@ class Progress:
         self.n_at_once = max(self.n_at_once, len(self.running))
         self._refresh()
 
+    def stop(self) -> None:
+        """Print that the jobs are being ended."""
+        self._say("stopping, until the running jobs have ended")
+
     def end(self) -> None:
         """Print what the last look hasn't seen, and leave no line that would be refreshed."""
         self.look()
@@ -201,7 +205,7 @@ class Progress:
     def _clear(self) -> None:
         """Take the lines away that are refreshed in place."""
         if self.n_live:
-            sys.stdout.write(f"\x1b[{self.n_live}A\x1b[J")
+            sys.stdout.write(f"\r\x1b[{self.n_live}A\x1b[J")
             sys.stdout.flush()
         self.n_live = 0
 

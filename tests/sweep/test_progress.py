@@ -131,7 +131,7 @@ def test_a_log_gets_a_line_of_progress_a_minute_with_how_far_a_training_is(small
 def screen(text: str) -> list[str]:
     """What a terminal shows after ``text``: that many lines up, and all below erased."""
     shown = []
-    for n_up, line in re.findall(r"(?:\x1b\[(\d+)A\x1b\[J)|([^\n\x1b]*\n)", text):
+    for n_up, line in re.findall(r"(?:\r\x1b\[(\d+)A\x1b\[J)|([^\n\r]*\n)", text):
         shown = shown[: len(shown) - int(n_up)] if n_up else [*shown, line.rstrip("\n")]
     return lines("\n".join(shown))
 
@@ -255,13 +255,14 @@ def test_who_reads_no_more_ends_the_sweep_as_ctrl_c_does(tmp_path):
     """Else Snakemake would go on alone, and a second sweep beside it."""
     looks = []
 
-    def look():
-        if (tmp_path / "log").read_text():
-            looks.append(None)
-            raise BrokenPipeError
+    class Told:
+        def look(self):
+            if (tmp_path / "log").read_text():
+                looks.append(None)
+                raise BrokenPipeError
 
     code = "import signal, sys; signal.signal(2, lambda *_: sys.exit(7)); print(flush=True); [signal.pause() for _ in range(9)]"
-    assert sweep._run([sys.executable, "-c", code], tmp_path / "log", look) == sweep.INTERRUPTED and len(looks) == 1
+    assert sweep._run([sys.executable, "-c", code], tmp_path / "log", Told()) == sweep.INTERRUPTED and len(looks) == 1
 
 
 def test_a_record_s_file_is_older_or_newer_not_its_content(small):

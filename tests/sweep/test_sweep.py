@@ -230,7 +230,7 @@ class Snakemake:
         self.steps, self.commands = list(steps), []
         monkeypatch.setattr(sweep, "_run", self)
 
-    def __call__(self, command, log=None, look=None):
+    def __call__(self, command, log=None, told=None):
         self.commands.append(command)
         return self.steps.pop(0)(Path(command[command.index("--directory") + 1]))
 
