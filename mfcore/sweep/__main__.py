@@ -203,20 +203,22 @@ def _run(command: list[str], log: Path | None = None, told: progress.Progress | 
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, hand_on)
-    while True:
-        try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                status = process.wait(LOOK_S)
-                return INTERRUPTED if interrupted else status
-            if told:
-                told.look()
-        except KeyboardInterrupt:
-            if told and not interrupted:
-                told.stop()
-            interrupted = True
-        except OSError:  # nobody reads any more what is printed
-            told, interrupted = None, True
+    try:
+        while True:
+            try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    status = process.wait(LOOK_S)
+                    return INTERRUPTED if interrupted else status
+                if told:
+                    told.look()
+            except KeyboardInterrupt:
+                if told and not interrupted:
+                    told.stop()
+                interrupted = True
+    finally:
+        if process.poll() is None:  # nobody reads any more what is printed
             process.send_signal(signal.SIGINT)
+            process.wait()
 
 
 def data(asked: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ the same wherever the jobs run.
 """
 
 import contextlib
+import os
 import re
 import shutil
 import sys
@@ -76,11 +77,20 @@ class Progress:
         self.to_do = outdated(study, jobs, self.records, folder, targets)
         self.ended: set[str] = set()
         self.running: dict[str, tuple[int, float]] = {}  # how often begun, and when the last time
+        self.is_live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         self.n_at_once, self.n_live, self.said_at = 1, 0, time.monotonic()
         self._say(f"{study.name}: {len(self.to_do)} of {len(jobs)} jobs to do; {self._left()}")
 
     def look(self) -> None:
         """Print what has happened since the last look."""
+        try:
+            self._see()
+        except BrokenPipeError:
+            raise
+        except OSError:  # of a file system that hesitates; the next look sees it
+            pass
+
+    def _see(self) -> None:
         now, before = _times(self.folder / "jobs"), self.records
         self.records = {name: time_ns for name, time_ns in before.items() if name in now}
         for name in sorted(now.keys() & self.jobs.keys(), key=now.get):
@@ -113,7 +123,7 @@ class Progress:
             self.running[note.stem] = n_begun, time.monotonic()
             if n_begun > 1:
                 self._say(f"restarted {note.stem}: it was killed; attempt {n_begun}")
-            elif not sys.stdout.isatty():
+            elif not self.is_live:
                 self._say(f"started   {note.stem}")
 
     def _end(self, name: str, record: Mapping) -> None:
@@ -124,7 +134,7 @@ class Progress:
         self._learn(name, record)
         seconds = span(record.get("seconds", 0.0))
         if not record.get("failed"):
-            counted = "" if sys.stdout.isatty() else f"; {self._whole()}"
+            counted = "" if self.is_live else f"; {self._whole()}"
             return self._say(f"done      {name}, {seconds}{counted}")
         failure = _read(self.folder / "failures" / f"{name}.json")
         reason, log = failure.get("reason", ""), self.folder / "logs" / f"{name}.txt"
@@ -191,7 +201,7 @@ class Progress:
         for name, (_, begun) in self.running.items():
             bar = read_bar(self.folder / "logs" / f"{name}.txt")
             lines.append(f"running   {name}, {span(now - begun)}{f': {bar[0]}' if bar else ''}")
-        if not sys.stdout.isatty():
+        if not self.is_live:
             if lines and now - self.said_at >= QUIET_S:
                 self._say("; ".join([*lines, self._whole()]))
             return

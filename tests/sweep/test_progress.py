@@ -142,6 +142,7 @@ def test_on_a_terminal_running_jobs_are_refreshed_in_place_and_nothing_of_them_s
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", out)
     monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
     told, n = small.follow(), len(small.jobs)
     small.begin(FIRST)
     small.begin(SHORT, bar(3, 12))
@@ -251,18 +252,29 @@ def test_a_notebook_s_bars_reach_its_log_and_none_stays_in_a_page(tmp_path):
     assert without_progress(nbformat.read(tmp_path / "out.ipynb", 4)).cells[-1].outputs == []
 
 
-def test_who_reads_no_more_ends_the_sweep_as_ctrl_c_does(tmp_path):
-    """Else Snakemake would go on alone, and a second sweep beside it."""
-    looks = []
+def test_who_reads_no_more_ends_snakemake_too(tmp_path):
+    """Else it would go on alone, and a second sweep beside it."""
 
     class Told:
         def look(self):
             if (tmp_path / "log").read_text():
-                looks.append(None)
                 raise BrokenPipeError
 
-    code = "import signal, sys; signal.signal(2, lambda *_: sys.exit(7)); print(flush=True); [signal.pause() for _ in range(9)]"
-    assert sweep._run([sys.executable, "-c", code], tmp_path / "log", Told()) == sweep.INTERRUPTED and len(looks) == 1
+    code = "import signal, sys; signal.signal(2, lambda *_: sys.exit(print('ended'))); print('begun', flush=True); "
+    code += "[signal.pause() for _ in range(9)]"
+    with pytest.raises(BrokenPipeError):
+        sweep._run([sys.executable, "-c", code], tmp_path / "log", Told())
+    assert (tmp_path / "log").read_text() == "begun\nended\n"
+
+
+def test_a_file_system_that_hesitates_ends_nothing(small, monkeypatch, capsys):
+    told = small.follow()
+    small.begin(FIRST)
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "_times", lambda folder: Path("/dev/null/gone").stat())
+        told.look()
+    told.look()
+    assert f"started   {FIRST}" in capsys.readouterr().out
 
 
 def test_a_record_s_file_is_older_or_newer_not_its_content(small):
