@@ -44,7 +44,7 @@ help: ## list what there is
 how = $(if $(DATA),--data "$(DATA)") $(if $(CORES),--cores "$(CORES)") $(if $(SHARES),--shares "$(SHARES)") \
 	$(if $(PROFILE),--profile "$(PROFILE)") $(if $(GPUS),--gpus "$(GPUS)")
 
-paper: env ## run STUDY through the notebooks; ends with the path of the supplement (ARGS=--verify: compare checksums)
+paper: env ## run STUDY through the notebooks; ends with what was found and the path of the supplement (ARGS=--verify: compare checksums)
 	@$(python) -m mfcore.sweep paper --study "$(STUDY)" $(how) $(ARGS)
 
 embed: env ## make the embeddings of STUDY's encoders, and nothing else; ends with those that can't be had, and why
@@ -53,8 +53,11 @@ embed: env ## make the embeddings of STUDY's encoders, and nothing else; ends wi
 data: env ## fetch what STUDY's data folder lacks, and say what is there (ARGS=--verify: compare checksums)
 	@$(python) -m mfcore.sweep data --study "$(STUDY)" $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-lab: env ## open JupyterLab on the notebooks
-	@$(python) -m jupyterlab $(ARGS)
+# A copy that was run or changed is newer than the committed notebook and stays; what a newer notebook replaces is kept as *.~1~.
+lab: env ## open JupyterLab at the map of the notebooks, on copies in lab/, so that runs change no committed file
+	@mkdir -p lab
+	@cp --update --backup=numbered notebooks/*.ipynb notebooks/README.md notebooks/overrides.json lab
+	@$(python) -m jupyterlab --LabApp.default_url=/lab/tree/lab/README.md --LabApp.app_settings_dir="$(CURDIR)/lab" $(ARGS)
 
 test: env ## run the tests
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(python) -m pytest --numprocesses auto --maxprocesses 8 $(ARGS)

@@ -30,7 +30,7 @@ def stand_in() -> None:
     sys.modules["mfcore.sweep.book.book"] = mfcore.sweep.book.book = types.SimpleNamespace(build=build)
 
 
-def execute(source: Path, target: Path, parameters: dict, n_threads: int = 1, of_what: str = "") -> None:
+def execute(source: Path, target: Path, parameters: dict, n_threads: int = 1, of_what: str = "", log: object = None) -> None:
     """Do what the notebook does, as far as a test needs it."""
     import h5py
 

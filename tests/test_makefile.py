@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from jupyter_server.services.contents.largefilemanager import LargeFileManager
+from jupytext.sync_contentsmanager import build_sync_jupytext_contents_manager_class
 
 ROOT = Path(__file__).parents[1]
 MAKE = shutil.which("make")
@@ -231,6 +233,61 @@ def test_embed_and_what_says_where_the_jobs_run(machine):
     machine.log.write_text("")
     (machine.folder / "job-failed").touch()
     assert machine.make("embed").returncode != 0
+
+
+@pytest.fixture
+def lab(machine):
+    """A machine with Python and a notebook, where `make lab` has been called."""
+    machine.install("python3")
+    (machine.folder / "notebooks").mkdir()
+    for name in ("01_extract_patches.ipynb", "01_extract_patches.py", "README.md", "overrides.json"):
+        shutil.copy(ROOT / "notebooks" / name, machine.folder / "notebooks")
+    assert machine.make("lab", "ARGS=--no-browser").returncode == 0
+    return machine
+
+
+def test_lab_opens_the_map_and_copies_of_the_notebooks(lab):
+    url, settings = "/lab/tree/lab/README.md", lab.folder / "lab"
+    asked = f"-m jupyterlab --LabApp.default_url={url} --LabApp.app_settings_dir={settings} --no-browser"
+    assert lab.calls("-m jupyterlab") == [asked]
+    links = re.findall(r"\]\((\d\d_\w+\.ipynb)\)", (lab.folder / "lab" / "README.md").read_text())
+    assert links == sorted(file.name for file in (ROOT / "notebooks").glob("*.ipynb")), "the map has every notebook"
+    names = {"01_extract_patches.ipynb", "README.md", "overrides.json"}
+    assert {file.name for file in (lab.folder / "lab").iterdir()} == names
+
+
+def test_what_was_changed_in_the_lab_stays_and_a_newer_notebook_takes_nothing_away(lab):
+    source, copy = (lab.folder / folder / "01_extract_patches.ipynb" for folder in ("notebooks", "lab"))
+    copy.write_text("mine")
+    assert lab.make("lab").returncode == 0
+    assert copy.read_text() == "mine"
+    source.write_text("newer")
+    later = copy.stat().st_mtime + 10
+    os.utime(source, (later, later))
+    assert lab.make("lab").returncode == 0
+    assert copy.read_text() == "newer" and copy.with_name(f"{copy.name}.~1~").read_text() == "mine"
+
+
+def test_a_notebook_that_is_saved_in_the_lab_changes_no_committed_file(lab):
+    """As JupyterLab saves it, through jupytext; saved in notebooks/ its pair is written."""
+    manager = build_sync_jupytext_contents_manager_class(LargeFileManager)(root_dir=str(lab.folder))
+    shutil.copy(ROOT / "jupytext.toml", lab.folder)
+    notebooks = lab.folder / "notebooks"
+
+    def save(folder: str) -> None:
+        name = f"{folder}/01_extract_patches.ipynb"
+        model = manager.get(name, content=True)
+        for cell in model["content"]["cells"]:
+            cell.update({"outputs": [], "execution_count": 7} if cell["cell_type"] == "code" else {})
+        manager.save({"type": "notebook", "format": "json", "content": model["content"]}, name)
+
+    before = {file.name: file.read_bytes() for file in notebooks.iterdir() if file.is_file()}
+    save("lab")
+    assert {file.name: file.read_bytes() for file in notebooks.iterdir() if file.is_file()} == before
+    assert not list((lab.folder / "lab").glob("*.py"))
+    assert "/lab/" in (ROOT / ".gitignore").read_text().split(), "git sees nothing of the copies"
+    save("notebooks")
+    assert (notebooks / "01_extract_patches.ipynb").read_bytes() != before["01_extract_patches.ipynb"]
 
 
 def test_variables_of_the_shell_do_not_steer_it(machine):

@@ -14,6 +14,7 @@ it had.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ from mfcore.sweep import (
     COMMANDS,
     ROOT,
     inputs as sweep_inputs,
+    progress,
     results as sweep_results,
     study_file,
 )
@@ -37,6 +39,10 @@ from mfcore.sweep.jobs import SUPPLEMENT, Job, job_name, jobs_of, with_dependent
 from mfcore.sweep.run import KilledError, SweepError, killed, run_job
 
 INTERRUPTED = 130  # exit status, as a shell has it
+LOOK_S = 1.0  # between two looks at what the jobs do
+N_LINES = 12  # of Snakemake's, where it ended for another reason than a job's failure
+# options of Snakemake that run no job but print
+SHOW_ONLY = {"-n", "--dry-run", "--dryrun", "--dag", "--rulegraph", "--filegraph", "--summary"}
 
 
 def paper(asked: argparse.Namespace) -> int:
@@ -52,16 +58,18 @@ def paper(asked: argparse.Namespace) -> int:
         )
     folder, status, failures = _sweep(study, asked, [SUPPLEMENT])
     if status or failures:
-        n = len(failures)
+        n, mend = len(failures), "Mend the cause, then run" if failures else "Run"
         print(
             f"{study.name}: {n or 'no'} job{'s' * (n != 1)} failed, Snakemake's status {status}. "
-            "Run again to go on. "
-            f"Logs of Snakemake and of a cluster's jobs: {folder / '.snakemake'}",
+            f"{mend} again to go on. "
+            f"Logs: {folder / 'logs'}; of a cluster's jobs: {folder / '.snakemake'}",
             file=sys.stderr,
         )
     index = folder / "supplement" / "index.html"
     if index.is_file() and SUPPLEMENT not in failures and not status:
-        print(f"{study.name}: {time.monotonic() - begun:.0f} s. Supplement:\n{index}")
+        if arms := sweep_results.finding(folder):
+            print(f"{study.name} found: {arms}")
+        print(f"{study.name}: {progress.span(time.monotonic() - begun)}. Supplement:\n{index}")
     return 1 if status or failures else 0
 
 
@@ -110,14 +118,23 @@ def _sweep(
             note.unlink()
         data = study_data.data_folder(study, asked.study, asked.data)
         sweep_inputs.write(study, folder, data, jobs.values(), trusts=not asked.verify)
+        if not SHOW_ONLY.isdisjoint(asked.options):
+            return folder, _run(command), set()
+        log = folder / "logs" / "snakemake.txt"
+        log.unlink(missing_ok=True)
+        n_cores = asked.cores or len(os.sched_getaffinity(0))
+        shared = 0 if asked.profile or _has_gpu() else n_cores
+        told = progress.Progress(study, jobs, folder, targets, shared)
         before, status = None, 1
         while status not in (0, INTERRUPTED) and (now := _progress(folder, jobs)) != before:
             # Snakemake may stop at a job that was killed; others can go on
-            before, status = now, _run(command)
-    failed = [file for file in sorted(folder.glob("failures/*.json")) if file.stem in jobs]
-    for file in failed:
-        print(f"failed: {file.stem}: {store.read_json(file)['reason']}", file=sys.stderr)
-    return folder, status, {file.stem for file in failed}
+            before, status = now, _run(command, log, told)
+        told.end()
+    failures = {file.stem for file in folder.glob("failures/*.json")} & jobs.keys()
+    if status not in (0, INTERRUPTED) and not failures:
+        words = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        print(*words.splitlines()[-N_LINES:], sep="\n", file=sys.stderr)
+    return folder, status, failures
 
 
 def _progress(folder: Path, jobs: dict[str, Job]) -> set[str]:
@@ -141,8 +158,8 @@ def _command(folder: Path, asked: argparse.Namespace, targets: list[str]) -> lis
         settings |= {"gpus": asked.gpus}
     else:
         n_cores = asked.cores or len(os.sched_getaffinity(0))
-        has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))  # jobs take turns, else share the cores
-        where = ["--cores", str(n_cores), "--resources", f"gpu={1 if has_gpu else n_cores}"]
+        n_gpus = 1 if _has_gpu() else n_cores  # jobs take turns, else share the cores
+        where = ["--cores", str(n_cores), "--resources", f"gpu={n_gpus}"]
         settings |= {"cores": n_cores, "gpus": 1}
     command = [sys.executable, "-m", "snakemake", *(f"jobs/{target}.json" for target in targets)]
     command += ["--snakefile", str(snakefile), "--directory", str(folder)]
@@ -150,6 +167,10 @@ def _command(folder: Path, asked: argparse.Namespace, targets: list[str]) -> lis
     command += ["--rerun-triggers", "mtime", "params", "--quiet", "host", "reason", "rules", *where]
     command += ["--config", *(f"{key}={value}" for key, value in settings.items())]
     return command + asked.options
+
+
+def _has_gpu() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _profile(name: str) -> Path:
@@ -164,26 +185,40 @@ def _profile(name: str) -> Path:
     return folder
 
 
-def _run(command: list[str]) -> int:
+def _run(command: list[str], log: Path | None = None, told: progress.Progress | None = None) -> int:
     """Run Snakemake to its end; returns its status, or INTERRUPTED.
 
+    log: the file that its lines are added to (None: they are shown). told: looks now and then.
     Ctrl-C reaches Snakemake as well, a request to end (SIGTERM) is handed on to it; then it is
     waited for: it calls back the jobs that it sent to a cluster.
     """
     interrupted = False
-    process = subprocess.Popen(command)
+    if log:
+        log.parent.mkdir(exist_ok=True)
+    with log.open("a") if log else contextlib.nullcontext() as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
 
     def hand_on(*_: object) -> None:
         process.send_signal(signal.SIGINT)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, hand_on)
-    while True:
-        try:
-            status = process.wait()
-            return INTERRUPTED if interrupted else status
-        except KeyboardInterrupt:
-            interrupted = True
+    try:
+        while True:
+            try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    status = process.wait(LOOK_S)
+                    return INTERRUPTED if interrupted else status
+                if told:
+                    told.look()
+            except KeyboardInterrupt:
+                if told and not interrupted:
+                    told.stop()
+                interrupted = True
+    finally:
+        if process.poll() is None:  # nobody reads any more what is printed
+            process.send_signal(signal.SIGINT)
+            process.wait()
 
 
 def data(asked: argparse.Namespace) -> int:
@@ -266,7 +301,9 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--threads", type=int, default=1)
     one.add_argument("--record", type=Path, help="file for the job's record (jobs/NAME.json)")
     one.set_defaults(work=job, hands_on=False)
-    build = commands.add_parser("notebooks", help="build the committed .ipynb on the study demo_full")
+    build = commands.add_parser(
+        "notebooks", help="build the committed .ipynb on the study demo_full"
+    )
     build.set_defaults(work=notebooks, hands_on=False)
     asked, options = parser.parse_known_args(arguments)
     if options and not asked.hands_on:

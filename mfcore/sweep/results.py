@@ -79,6 +79,12 @@ def check(results: Path, names: Iterable[str], whole: bool = False) -> set[str]:
     return again
 
 
+def finding(results: Path) -> str:
+    """What a study found, as the exhibit of its arms says it; empty where there is none."""
+    file = results / "figures" / "05_arms.json"
+    return store.read_json(file)["caption"] if file.is_file() else ""
+
+
 def _makers(records: dict[str, dict], what: str) -> dict[str, list[str]]:
     """The jobs by whose records each of the "runs" or "files" was made."""
     makers = defaultdict(list)

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import TextIO
 
 from mfcore import store
 from mfcore.store import files as store_files, records as store_records
@@ -25,6 +26,7 @@ from mfcore.sweep import ROOT, inputs as sweep_inputs, results as sweep_results
 from mfcore.sweep.jobs import GO_ON, READ_DATA, SHARE, STAGES, SUPPLEMENT, Job, jobs_of
 
 MAX_BEGUN = 3  # a job killed so often is given up
+NOT_RUN = "not run: "  # how the reason begins of a job that another one's failure stopped
 FOREVER = 10**8  # seconds to wait for a kernel that is alive; one that isn't ends the wait
 
 
@@ -60,7 +62,7 @@ def run_job(
     begun = time.monotonic()
     failed = [need for need in job.depends if (failures / f"{need}.json").is_file()]
     if failed and job.stage not in GO_ON:
-        reason = f"not run: {failed[0]} failed"
+        reason = f"{NOT_RUN}{failed[0]} failed"
     else:
         reason = _attempt(job, study, file, results, data, n_threads)
     for share in {*job.needs} - {*job.depends}:  # what it failed to do was this job's to do
@@ -76,7 +78,8 @@ def _attempt(
     n_begun = 1 + (store.read_json(note)["n_begun"] if note.is_file() else 0)
     reason = "killed: with its node, or for its memory or time"
     store.write_json(note, {"n_begun": n_begun, "reason": reason})
-    made.unlink(missing_ok=True)
+    for old in (made, _log(results, job.name)):
+        old.unlink(missing_ok=True)
     os.environ[store_records.NOTES] = str(made)  # the job's processes inherit it
     try:
         if job.notebook:
@@ -109,7 +112,8 @@ def _run_notebook(
     parameters |= {"data_folder": data} if data and job.stage in READ_DATA else {}
     of_what = f"*The outputs are those of the {study.in_full}.*"
     source, target = f"{job.notebook}.py", results / "notebooks" / f"{job.name}.ipynb"
-    execute(ROOT / "notebooks" / source, target, parameters, n_threads, of_what)
+    with _log(results, job.name).open("w", encoding="utf-8") as log:  # to be watched meanwhile
+        execute(ROOT / "notebooks" / source, target, parameters, n_threads, of_what, log)
 
 
 def _run_process(job: Job, file: Path, results: Path, data: str, n_threads: int) -> None:
@@ -119,8 +123,8 @@ def _run_process(job: Job, file: Path, results: Path, data: str, n_threads: int)
     command += [f"--{key}={value}" for key, value in job.parameters.items()]
     command += [f"--workers={n_threads}"] if job.stage != SHARE else []
     command += [f"--data={data}"] if data else []
-    log, environment = _log(results, job.name), os.environ | _threads(n_threads)
-    with log.open("w", encoding="utf-8") as written:  # to be watched while it goes on
+    log, environment = _log(results, job.name), os.environ | _environment(n_threads)
+    with log.open("w", encoding="utf-8") as written:  # to be watched meanwhile
         status = subprocess.run(command, stderr=written, env=environment).returncode
     if status < 0:
         raise KilledError(f"killed by signal {-status}; out of memory?")
@@ -211,10 +215,12 @@ def execute(
     parameters: Mapping[str, object],
     n_threads: int = 1,
     of_what: str = "",
+    log: TextIO | None = None,
 ) -> None:
     """Execute a notebook (percent .py) with papermill into ``target`` (.ipynb), also if it fails.
 
-    of_what: a line that its text then begins with: what its outputs are of. Raises papermill's
+    of_what: a line that its text then begins with: what its outputs are of. log: gets what the
+    notebook writes to stderr, such as bars of progress, as it comes. Raises papermill's
     error where a cell fails, KilledError where the kernel died, or didn't start. The kernel talks
     over sockets in a folder of its own: over ports, as is usual, two kernels that start at once may
     choose the same one. Its own files go into that folder too: the home may not be writable, and
@@ -236,7 +242,7 @@ def execute(
     aside = target.with_name(f".{target.stem}.partial.ipynb")
     with tempfile.TemporaryDirectory(prefix="mf-", ignore_cleanup_errors=True) as folder:
         sockets = {"transport": "ipc", "connection_file": f"{folder}/k.json"}
-        os.environ.update(_threads(n_threads), IPYTHONDIR=folder, JUPYTER_RUNTIME_DIR=folder)
+        os.environ.update(_environment(n_threads), IPYTHONDIR=folder, JUPYTER_RUNTIME_DIR=folder)
         try:
             papermill.execute_notebook(
                 notebook,
@@ -244,6 +250,7 @@ def execute(
                 dict(parameters),
                 cwd=str(source.parent),
                 progress_bar=False,
+                stderr_file=log,
                 start_timeout=FOREVER,
                 iopub_timeout=600,  # after a cell's end, for the last of its output
                 config=Config(KernelManager=sockets),
@@ -257,8 +264,15 @@ def execute(
                 aside.replace(target)
 
 
-def _threads(n: int) -> dict[str, str]:
-    return {name: str(n) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+def _environment(n_threads: int) -> dict[str, str]:
+    """What a job's processes find in their environment: how many threads, and bars as text.
+
+    tqdm draws widgets in a notebook, which no log holds, but not where a variable begins as the
+    second last does; a line each five seconds keeps days of training short.
+    """
+    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    bars = {"SPYDER_BARS_AS_TEXT": "1", "TQDM_MININTERVAL": "5"}
+    return dict.fromkeys(threads, str(n_threads)) | bars
 
 
 def _plain(text: str) -> str:

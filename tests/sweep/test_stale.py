@@ -56,6 +56,9 @@ class Sweeps:
         assert done.returncode == status, done.stdout + done.stderr
         changed = [Path(name) for name, time in self.state().items() if before.get(name) != time]
         jobs = {name.stem for name in changed if name.parent.name == "jobs"}
+        if not status:
+            assert f"small: {len(jobs)} of {len(EVERYTHING)} jobs to do; " in done.stdout, "Snakemake ran others"
+            assert "Job stats" not in done.stdout + done.stderr, "Snakemake's lines have a file"
         return jobs, {name.parent.name.split("-")[0] for name in changed if name.name == "run.json"}, done.stderr
 
     def page(self) -> str:

@@ -247,7 +247,7 @@ class Snakemake:
         self.steps, self.commands = list(steps), []
         monkeypatch.setattr(sweep, "_run", self)
 
-    def __call__(self, command):
+    def __call__(self, command, log=None, told=None):
         self.commands.append(command)
         return self.steps.pop(0)(Path(command[command.index("--directory") + 1]))
 
@@ -266,6 +266,34 @@ def test_the_sweep_goes_on_while_it_gets_anywhere(tmp_path, monkeypatch):
     assert paper("demo", tmp_path / "a") == 0 and not calls.steps
     calls = Snakemake(monkeypatch, lambda folder: 1, _record("05_data_scaling"))
     assert paper("demo", tmp_path / "b") == 1 and len(calls.steps) == 1
+
+
+def test_the_end_says_what_was_found_and_where_the_supplement_is(tmp_path, monkeypatch, capsys):
+    def step(folder):
+        store.write_json(
+            folder / "figures" / "05_arms.json", {"caption": "2 arms learned. AUROC: a 0.89 ± 0.02, b 0.71 ± 0.02."}
+        )
+        (folder / "supplement").mkdir()
+        (folder / "supplement" / "index.html").touch()
+        return _record("supplement")(folder)
+
+    Snakemake(monkeypatch, step)
+    assert paper("demo", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "\ndemo found: 2 arms learned. AUROC: a 0.89 ± 0.02, b 0.71 ± 0.02.\n" in said
+    assert said.endswith(f" Supplement:\n{tmp_path}/demo/supplement/index.html\n")
+
+
+def test_where_snakemake_ends_for_another_reason_its_last_lines_say_why(tmp_path, monkeypatch, capsys):
+    def step(folder):
+        (folder / "logs").mkdir()
+        (folder / "logs" / "snakemake.txt").write_text("WorkflowError:\nsbatch: no such partition\n")
+        return 1
+
+    Snakemake(monkeypatch, step)
+    assert paper("demo", tmp_path) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("WorkflowError:\nsbatch: no such partition\ndemo: no jobs failed, Snakemake's status 1. Run again")
 
 
 def test_a_task_without_data_is_said_before_days_of_pretraining(tmp_path, monkeypatch, capsys):
@@ -296,7 +324,7 @@ def test_to_embed_is_to_do_that_alone_and_what_cannot_be_had_is_said(tmp_path, m
     def step(folder):
         _record("02_embed.efficientnet_lite0")(folder)
         for record in ("jobs", "failures"):
-            told = {"name": "02_embed.vit_tiny_random", "reason": "accept its licence"}
+            told = {"name": "02_embed.vit_tiny_random", "reason": "accept its licence", "failed": True}
             store.write_json(folder / record / "02_embed.vit_tiny_random.json", told)
         return 0
 
@@ -306,7 +334,7 @@ def test_to_embed_is_to_do_that_alone_and_what_cannot_be_had_is_said(tmp_path, m
     assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert "1 of 4 embeddings are there" in said.out
-    assert said.err == "failed: 02_embed.vit_tiny_random: accept its licence\n" and other.is_file()
+    assert said.err[8:] == "  FAILED    02_embed.vit_tiny_random, 0 s: accept its licence\n" and other.is_file()
     targets = [word for word in calls.commands[0] if word.startswith("jobs/")]
     assert targets == [f"jobs/02_embed.{encoder}.json" for encoder in load_study(DEMO).encoders]
     calls = Snakemake(monkeypatch, _record("02_embed.vit_tiny_random"))
@@ -478,7 +506,7 @@ def test_an_executed_notebook_says_whose_outputs_it_has(notebook, tmp_path, monk
     """Its study's, and "synthetic" only where they are; a notebook by itself says nothing of a study."""
     of_what = {}
 
-    def execute(source, target, parameters, n_threads, line):
+    def execute(source, target, parameters, n_threads, line, log):
         of_what[target.stem] = line
 
     execute_really = sweep_run.execute

@@ -14,6 +14,8 @@ from mfcore.sweep.book.exhibits import exhibit
 
 ARMS = ("encoder", "network", "task")  # parameters that need no name beside them
 WIDGET = "application/vnd.jupyter.widget-view+json"
+# a line of tqdm: with a total or without one, and what takes away a bar below another one
+BAR = re.compile(r"\d+%\||\[\d+:\d\d[<,]|\x1b\[A")
 # of a notebook's text: whose outputs it has, its title, the table of costs
 NOT_SHOWN = re.compile(
     r"\A\*The (committed )?outputs are .*\*\n*|^# .*\n*|^\| reads .*\n(\|.*\n?)*", re.MULTILINE
@@ -90,7 +92,7 @@ def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for output in cell.get("outputs", []):
             if output.output_type == "stream" and output.name == "stderr":
                 lines = re.split(r"(?<=[\r\n])", output.text)
-                output.text = "".join(line for line in lines if not re.search(r"\d+%\|", line))
+                output.text = "".join(line for line in lines if not BAR.search(line))
         if cell.cell_type == "code":
             outputs = [each for each in cell.outputs if WIDGET not in each.get("data", {})]
             cell.outputs = [each for each in outputs if each.get("text", "text").strip()]
