@@ -14,7 +14,6 @@ from mfcore.analysis.exhibit import (
     counted,
     finished,
     folds,
-    in_full,
     in_panels,
     in_style,
     listed,
@@ -27,14 +26,14 @@ from mfcore.analysis.scores import (
     human,
     in_order,
     mean_sd,
+    pairs,
     published as published_table,
     rater_lines,
 )
-from mfcore.data import splits_audit
 from mfcore.measures.resampling import by_fold
-from mfcore.measures.statistics import Folds, mean_of, paired_test
+from mfcore.measures.statistics import LEVEL, Folds, mean_of, paired_test
 from mfcore.study.config import Settings
-from mfcore.study.predictions import ALL, refuse_lost
+from mfcore.study.predictions import ALL, PROBE, refuse_lost
 from mfcore.study.study import Study
 
 SECTION = "Across domains"
@@ -343,19 +342,46 @@ def tumour_against_scanner(study: Study) -> Exhibit:
 
 
 def abstract(study: Study) -> str:
-    """What the study found, in two or three sentences: with all the data, and out of domain."""
+    """What the study found, in two sentences: the best arm with all the data, and unseen domains.
+
+    A trained network is compared with the best probe, a probe with the best trained network; where
+    all arms are of one side, the best with the second. A third sentence counts the missing runs.
+    """
     settings, table = study.settings, by_size(study)
     full = table[table["size"] == table["size"].max()].sort_values("auroc", ascending=False)
-    values = named(full, settings)["name"] + " " + cells(full, "auroc")
-    lacking = counted(len(study.failures), "run")
-    of = in_full(settings) + f"; {lacking} failed or missing" * bool(len(study.failures))
+    best, *others = full.itertuples(index=False)
+    of_other_side = [row for row in others if (row.kind == PROBE) != (best.kind == PROBE)]
+    compared, n_lacking = [best, *(of_other_side or others)[:1]], len(study.failures)
+    data = "synthetic data, " * settings.synthetic + settings.mode_title
     text = (
-        f"{counted(len(full), 'arm')} learned from up to about {full['n_train'].max():,} patches "
-        f"of {settings.data.positive}s and {settings.data.negative}s, in "
-        f"{folds(table, 'Monte Carlo fold')} divided "
-        f"{splits_audit.scheme_title(settings.switches.scheme)} ({of}). AUROC with all the data, "
-        f"mean ± SD over folds: {', '.join(values)}."
+        f"With about {best.n_train:,} training patches ({data}), {best.arm} ({best.kind}) "
+        f"separates {settings.data.positive}s from {settings.data.negative}s best: its AUROC is "
+        f"{best.auroc:.2f}"
     )
-    rows = means_table(study.scores, settings).itertuples()
-    drops = [f"{row.arm} {row.in_domain:.2f} → {row.out_of_domain:.2f}" for row in rows]
-    return text + f" AUROC from in domain to out of domain: {', '.join(drops)}." * bool(drops)
+    if others:
+        place = f"the best {'trained network' if best.kind == PROBE else 'probe'}"
+        text += f", {_lead(*compared, place if of_other_side else 'the second', study)}"
+    means = means_table(study.scores, settings).dropna(subset=["out_of_domain"]).set_index("arm")
+    unseen = [
+        f"{means['out_of_domain'][row.arm]:.2f} instead of {means['in_domain'][row.arm]:.2f} for "
+        + row.arm
+        for row in compared
+        if row.arm in means.index
+    ]
+    if unseen:
+        text += f". In domains that training did not see, the AUROC is {listed(unseen)}"
+    text += f". {counted(n_lacking, 'run')} failed or missing" * bool(n_lacking)
+    return f"{text}."
+
+
+def _lead(best: tuple, other: tuple, place: str, study: Study) -> str:
+    """How far the best arm is above another one, and whether the difference is clear of chance."""
+    table, both = pairs(study), [best.arm, other.arm]
+    p = table.loc[table["first"].isin(both) & table["second"].isin(both), "p_holm"].iloc[0]
+    said = "p below 0.001" if p < 0.001 else f"p = {p:.2g}"
+    is_clear = "clear of chance" if p < 1 - LEVEL else "not clear of chance"
+    test = f"this difference is {is_clear} ({said}, corrected for all pairs of arms)"
+    if np.isnan(p):
+        test = "too few folds were run to tell this difference from chance"
+    above = round(best.auroc, 2) - round(other.auroc, 2)  # of what is printed
+    return f"{above:.2f} above {place}, {other.arm} ({other.auroc:.2f}), and {test}"

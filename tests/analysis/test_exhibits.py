@@ -17,7 +17,7 @@ from mfcore.analysis import arms, domains, exhibit, scaling, scores as of_scores
 from mfcore.claims import ledger
 from mfcore.measures import binary, curves, raters, resampling
 from mfcore.study.config import Data, Pretraining
-from mfcore.study.predictions import scores
+from mfcore.study.predictions import Collected, scores
 
 MADE = {
     "scores": scaling.scores,
@@ -326,13 +326,45 @@ def test_without_single_domains_exhibits_say_so():
     mixed = opened(MIDOG, predictions(labels()).query("train_domain == 'all'"))
     for make in (domains.means, domains.cross_domain, domains.by_test_domain):
         assert make(mixed).figure is None and "No arm was trained on single domains" in make(mixed).caption
-    assert "→" not in domains.abstract(mixed) and "→" in domains.abstract(study("real"))
+    assert "did not see" not in domains.abstract(mixed)
 
 
-def test_the_abstract_names_arms_data_and_mode():
+def test_the_abstract_says_in_two_sentences_which_arm_is_best_by_how_much_and_what_unseen_domains_cost():
     text = domains.abstract(study("synthetic"))
-    assert text.startswith("4 arms learned from up to about 100 patches") and "(study `t`, synthetic data, strict mode)" in text
-    assert "other (probe, pretrained here) 0." in text and "5 Monte Carlo folds divided by slide" in text
+    table, means = scaling.by_size(study("synthetic")).query("size == 1").set_index("arm"), made("means").table.set_index("arm")
+    assert text.count(". ") == 1 and text.endswith(".")
+    first = "With about 100 training patches (synthetic data, strict mode), net (end-to-end) separates mitotic figures from look-alikes"
+    net, good = table["auroc"]["net"].round(2), table["auroc"]["good"].round(2)
+    lead = (
+        f"best: its AUROC is {net:.2f}, {net - good:.2f} above the best probe, good ({good:.2f}), and this difference is clear"
+    )
+    assert text.startswith(f"{first} {lead} of chance (p ")
+    means = means[["out_of_domain", "in_domain"]].map("{:.2f}".format).agg(" instead of ".join, axis=1)
+    assert text.endswith(
+        f" In domains that training did not see, the AUROC is {means['net']} for net and {means['good']} for good."
+    )
+    assert "synthetic" not in domains.abstract(study("real"))
+
+
+def test_the_abstract_does_not_call_a_difference_clear_that_is_not_or_that_folds_can_t_test():
+    table = labels()
+    weak = predictions(table).query("arm in ['good', 'other']")
+    alike = pd.concat([weak[weak["arm"] == "other"].assign(arm=arm) for arm in ("other", "good")])
+    assert "this difference is not clear of chance (p = " in domains.abstract(opened(MIDOG, alike))
+    assert "0.00 above the second, " in domains.abstract(opened(MIDOG, alike))
+    two = predictions(table, n_folds=2)
+    assert "too few folds were run to tell this difference from chance" in domains.abstract(opened(MIDOG, two))
+
+
+def test_the_abstract_compares_a_best_probe_with_the_best_network_and_counts_missing_runs():
+    found = predictions(labels())
+    kinds = found["arm"].map({"net": "probe", "low rank": "LoRA", "good": "probe", "other": "end-to-end"})
+    lacking = pd.DataFrame({"arm": ["x"], "stage": ["train"], "reason": ["stopped"]})
+    text = domains.abstract(opened(MIDOG, found.assign(kind=kinds), _collected=Collected(found.assign(kind=kinds), lacking)))
+    assert "net (probe)" in text and "above the best trained network, low rank (" in text
+    assert text.endswith(" 1 run failed or missing.")
+    one = domains.abstract(opened(MIDOG, found[found["arm"] == "other"]))
+    assert re.search(r"best: its AUROC is 0\.\d\d\. In domains", one)
 
 
 def test_a_table_for_the_eye_has_mean_and_sd_in_one_cell_and_a_dash_for_what_is_not_known():
