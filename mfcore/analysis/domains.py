@@ -116,7 +116,7 @@ def means(study: Study) -> Exhibit:
     both = pd.concat(
         [named(table, settings).assign(of="this study"), beside.assign(name=beside["arm"])]
     )
-    both["of"] = both["of"].fillna("published, MIDOG 2022")
+    both["of"] = both["of"].fillna("published (real images of MIDOG 2022)")
     height = 1.2 + 0.2 * max(len(table), len(beside))
     grid = sns.FacetGrid(both, col="of", sharey=False, height=height, aspect=4.7 / height)
     for (label, column), form in zip(COLUMNS.items(), ("o", "D"), strict=True):
@@ -133,13 +133,18 @@ def means(study: Study) -> Exhibit:
     best = table.loc[table["out_of_domain"].idxmax()]
     caption = (
         "AUROC of every arm in domain and out of domain, means over domains "
-        f"({of_what(settings)}). Points and bars: mean and sample SD of {folds(table)}; _sd_cells "
-        "in the table: the SD over all folds and domains, which the published ± most likely is. "
+        f"({of_what(settings)}){_on_others(beside)}. Points and bars: mean and sample SD of "
+        f"{folds(table)}; _sd_cells in the table: the SD over all folds and domains, which the "
+        "published ± most likely is. "
         f"Out of domain {best['arm']} is highest: {best['out_of_domain']:.2f}, against "
         f"{best['in_domain']:.2f} in domain."
     )
     readable = rounded(named(table, settings).drop(columns="name"))
     return Exhibit(name, title, caption, table, figure, SECTION, readable)
+
+
+def _on_others(beside: pd.DataFrame) -> str:
+    return "; right: published values of other patches, not to be compared" * bool(len(beside))
 
 
 @in_style
@@ -151,7 +156,7 @@ def cross_domain(study: Study) -> Exhibit:
         return _nothing_crossed(study, name, title, matrix)
     shown = named(matrix, settings)
     domains = ["train_domain", "domain"]
-    shown[domains] = shown[domains].map(lambda name: textwrap.fill(name, 16))
+    shown[domains] = shown[domains].map(lambda name: textwrap.fill(name, 20))
     grid = sns.FacetGrid(
         shown, col="name", col_wrap=3, height=1.7 + 0.4 * matrix["domain"].nunique()
     )

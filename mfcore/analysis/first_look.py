@@ -144,8 +144,9 @@ def embedding(study: Study, encoder: str, features: np.ndarray) -> Exhibit:
         [table.assign(by="domain", group=table["domain"]), table.assign(by="class", group=names)]
     )
     grid = sns.relplot(
-        shown.sort_values("group"), x="pc1", y="pc2", hue="group", style="group", col="by",
-        col_order=["domain", "class"], s=12, alpha=0.55, linewidth=0, height=3.6,
+        shown.sort_values(["by", "group"], ascending=[False, True]), x="pc1", y="pc2",
+        hue="group", style="group", col="by", col_order=["domain", "class"], s=16, alpha=0.6,
+        linewidth=0, height=3.6,
     )  # fmt: skip
     grid.set_titles("by {col_name}")
     grid.set_axis_labels(
@@ -163,7 +164,7 @@ def embedding(study: Study, encoder: str, features: np.ndarray) -> Exhibit:
         f"{100 * between['domain']:.0f} % of the variance, the class "
         f"{100 * between['label']:.1f} %."
     )
-    figure = finished(study, grid.figure, f"{encoder}, n = {len(table):,} patches", 4)
+    figure = finished(study, grid.figure, f"{encoder}, n = {len(table):,} patches", 3)
     name = f"02_{study.embeddings(encoder).folder.name}"
     return Exhibit(name, f"Embeddings of {encoder}", caption, table, figure)
 

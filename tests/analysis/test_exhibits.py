@@ -333,12 +333,12 @@ def test_the_abstract_says_in_two_sentences_which_arm_is_best_by_how_much_and_wh
     text = domains.abstract(study("synthetic"))
     table, means = scaling.by_size(study("synthetic")).query("size == 1").set_index("arm"), made("means").table.set_index("arm")
     assert text.count(". ") == 1 and text.endswith(".")
-    first = "With about 100 training patches (synthetic data, strict mode), net (end-to-end) separates mitotic figures from look-alikes"
+    first = "With about 100 training patches (synthetic data, strict mode), net (end-to-end) separates mitotic figures from"
     net, good = table["auroc"]["net"].round(2), table["auroc"]["good"].round(2)
     lead = (
         f"best: its AUROC is {net:.2f}, {net - good:.2f} above the best probe, good ({good:.2f}), and this difference is clear"
     )
-    assert text.startswith(f"{first} {lead} of chance (p ")
+    assert text.startswith(f"{first} look-alikes {lead} of chance (p ")
     means = means[["out_of_domain", "in_domain"]].map("{:.2f}".format).agg(" instead of ".join, axis=1)
     assert text.endswith(
         f" In domains that training did not see, the AUROC is {means['net']} for net and {means['good']} for good."

@@ -16,10 +16,13 @@ from mfcore import store
 from mfcore.analysis.encoders import pretraining_run, representations, tasks
 from mfcore.analysis.exhibit import (
     MARKERS,
+    MAX_LINES,
+    PALE,
     Exhibit,
     finished,
     in_style,
     of_what,
+    share_name,
     widely,
 )
 from mfcore.analysis.scores import once
@@ -293,6 +296,17 @@ def overview(study: Study) -> Exhibit:
     return Exhibit("11_overview", "What was pretrained", caption, table, None, SECTION)
 
 
+def _first(settings: Settings) -> list[str]:
+    """The names of all pretrainings, first those that a figure shows in colour.
+
+    These are the encoders that the study probes, then of each comparison its base and another.
+    """
+    names = [one.name for one in settings.pretraining]
+    probed = [name for name in names if name in settings.encoders]
+    compared = [name for one in comparisons(settings) for name in one.names[:2]]
+    return list(dict.fromkeys([*probed, *compared, *names]))
+
+
 @in_style
 def histories(study: Study) -> Exhibit:
     """Loss, entropy of the mean target and RankMe over steps, a line a pretraining."""
@@ -308,10 +322,14 @@ def histories(study: Study) -> Exhibit:
         "or seeds."
     )
     noted = table.melt(["name", "step"], list(NOTED), "noted").dropna()
+    names = sorted(table["name"].unique(), key=_first(study.settings).index)
+    colours = [f"C{i}" for i in range(MAX_LINES)] + [PALE["color"]] * len(names)
     grid = sns.relplot(
         noted, kind="line", errorbar=None, x="step", y="value", hue="name", style="name",
-        col="noted", height=3.4, aspect=0.7, linewidth=1.2, facet_kws={"sharey": False},
+        hue_order=names, style_order=names, palette=colours[: len(names)], col="noted",
+        height=3.6, aspect=0.7, linewidth=1.2, facet_kws={"sharey": False},
     )  # fmt: skip
+    share_name(grid, names[MAX_LINES:], "others")
     for key, axis in grid.axes_dict.items():
         axis.set(title="", ylabel=NOTED[key])
     widely(grid.axes_dict["rankme"], "y", table["rankme"])  # of networks of different width
@@ -360,13 +378,15 @@ def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> E
     place = {
         name: i for i, name in enumerate(rows["name"].unique())
     }  # of a pretraining, the same in all panels
+    aside = shown["name"].map(place) - (len(place) - 1) / 2  # so that bars don't hide one another
+    shown["at"] = shown["step"] + 0.012 * shown["step"].max() * aside
     at = [place[name] for name in shown.drop_duplicates("label")["name"]]
     looks = {"color": [f"C{i}" for i in at], "marker": [MARKERS[i % len(MARKERS)] for i in at]}
     grid = sns.FacetGrid(
         shown, col="panel", col_wrap=min(3, shown["panel"].nunique()), hue="label", hue_kws=looks,
         sharex=False, sharey=False, height=3, aspect=0.9,
     )  # fmt: skip
-    grid.map(plt.errorbar, "step", "mean", "sd", markersize=4, capsize=2, linewidth=1.2)
+    grid.map(plt.errorbar, "at", "mean", "sd", markersize=4, capsize=2, linewidth=1.2)
     grid.set(xlim=(0, None))
     untrained = controls(study.settings, scores_table(study)).set_index(["of", "task", "metric"])[
         "mean"
@@ -377,7 +397,7 @@ def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> E
             axis.axhline(untrained[of], color="0.45", linestyle=":", label="untrained network")
         axis.set(xlabel="step", ylabel=(tasks.TITLES | representations.TITLES)[part["metric"]])
         axis.set_title(f"{part['task']}\nbase: {part['base']}", fontsize=7.5)
-    figure = finished(study, grid.figure, heading)
+    figure = finished(study, grid.figure, heading.replace("; ", "\n"))
     caption = (
         "Scores of snapshots by step, a line a pretraining, dotted the same network untrained "
         f"({of_what(study.settings)}). Points and bars: mean and SD over heads trained from other "
