@@ -8,7 +8,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,13 +142,13 @@ def show(content: str | pd.DataFrame) -> object:
 # ---- figures ----
 
 
-def image_rows(rows: Mapping[str, np.ndarray], n_across: int, side_inch: float = 0.9) -> Figure:
+def image_rows(rows: Mapping[str, np.ndarray], n_across: int, side_inch: float = 1.1) -> Figure:
     """A row of images, uint8 (n, H, W, 3), for each name: the first ``n_across`` of them.
 
     side_inch: of an image, where the page is wide enough.
     """
     side_inch = min(side_inch, (WIDTH_INCH - 1.4) / n_across)
-    size_inch = (side_inch * n_across + 1.4, side_inch * len(rows) + 0.6)
+    size_inch = (WIDTH_INCH, side_inch * len(rows) + 0.6)
     figure, axes = plt.subplots(len(rows), n_across, squeeze=False, figsize=size_inch)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", size=7)
@@ -266,22 +266,25 @@ def looks_of(settings: Settings, arms: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(looks[:MAX_LINES] + [PALE] * len(looks[MAX_LINES:]))
 
 
-def share_name(grid: FacetGrid, names: Iterable[str], name: str) -> None:
-    """Give several lines of a grid one name in the legend that `finished` sets."""
+def colours(n: int) -> list[str]:
+    """Colours of ``n`` lines of a panel: pale beyond the first MAX_LINES."""
+    return [f"C{i}" if i < MAX_LINES else PALE["color"] for i in range(n)]
+
+
+def share_name(grid: FacetGrid, names: Sequence[str], name: str) -> None:
+    """Name all pale lines ``name`` in the legend that `finished` sets; names: of all lines."""
+    pale = names[MAX_LINES:]
     for text in grid.legend.get_texts():
-        if text.get_text() in names:
+        if text.get_text() in pale:
             text.set_text(name)
     for axis in grid.axes.flat:
         for handle, known in zip(*axis.get_legend_handles_labels(), strict=True):
-            if known in names:
+            if known in pale:
                 handle.set_label(name)
 
 
 def label_ends(axes: Axes) -> None:
-    """Write each line's name beside its right end, in the place of the panel's legend.
-
-    Names whose lines end close to one another are moved apart; a stroke leads to each line.
-    """
+    """Write each line's name beside its right end, names apart, in the place of the legend."""
     legend, ends = axes.get_legend(), []
     for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
         drawn = [one for one in axes.lines if one.get_color() == handle.get_color()]
@@ -334,12 +337,15 @@ def named(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 def in_panels(grid: FacetGrid, x: str, y: str) -> None:
     """Name the panels of a grid by their value, "arm" above "(kind)", and the axes."""
     grid.set_axis_labels(x, y)
-    last_row = grid.axes.flat[-1].get_subplotspec().rowspan.start
+    *_, end = axes = list(grid.axes.flat)
     for name, axis in grid.axes_dict.items():
         axis.set_title(str(name).replace(" (", "\n("), fontsize=7.5)
-        if axis.get_subplotspec().rowspan.start < last_row:  # else labels tear the rows apart
+        place = axis.get_subplotspec()
+        if place.rowspan.start < end.get_subplotspec().rowspan.start:  # labels tear rows apart
             axis.set_xlabel("")
-            axis.tick_params(labelbottom=False)
+            axis.xaxis.set_tick_params(labelbottom=False)
+        if place.colspan.start and axis.get_shared_y_axes().joined(axis, axes[0]):
+            axis.yaxis.set_tick_params(labelleft=False)
 
 
 def unit(table: pd.DataFrame) -> str:

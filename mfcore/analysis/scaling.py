@@ -13,7 +13,6 @@ from mfcore import store
 from mfcore.analysis.exhibit import (
     CHANCE,
     MARKERS,
-    MAX_LINES,
     WIDTH_INCH,
     Exhibit,
     finished,
@@ -190,7 +189,7 @@ def figure_1(study: Study) -> Exhibit:
         f"of {folds(table, 'Monte Carlo fold')}; shaded: 95 % interval of the raters. With all the "
         f"data {best['arm']} is highest: AUROC {plus_minus(best['auroc'], best['auroc_sd'])}."
     )
-    share_name(grid, names[MAX_LINES:], "other arms")
+    share_name(grid, names, "other arms")
     figure = finished(study, grid.figure)
     return Exhibit("05_data_scaling", "Fig. 1. Data scaling", caption, table, figure, SECTION)
 

@@ -16,9 +16,8 @@ from mfcore import store
 from mfcore.analysis.encoders import pretraining_run, representations, tasks
 from mfcore.analysis.exhibit import (
     MARKERS,
-    MAX_LINES,
-    PALE,
     Exhibit,
+    colours,
     finished,
     in_style,
     of_what,
@@ -191,10 +190,7 @@ def overview_table(study: Study) -> pd.DataFrame:
 
 
 def scores_table(study: Study) -> pd.DataFrame:
-    """`tasks.scores_table` of the split that each task reports.
-
-    ``name``: the encoder, or what a snapshot is of.
-    """
+    """`tasks.scores_table` of the reported split; ``name``: the encoder, or a snapshot's."""
     table = tasks.reported(tasks.scores_table(study))
     return table.assign(name=[encoder.partition("@")[0] for encoder in table["encoder"]])
 
@@ -203,13 +199,9 @@ def representations_table(study: Study) -> pd.DataFrame:
     """RankMe and ODCorr of each task's images by the study's own pretrainings: SCORES."""
     table = representations.judged_table(study)
     table = table[table["origin"] == representations.HOME_MADE]
-    table = table.assign(
-        name=[encoder.partition("@")[0] for encoder in table["encoder"]],
-        step=[tasks.step_of(study.settings, encoder) for encoder in table["encoder"]],
-        split="all",
-        sd=np.nan,
-        n_runs=1,
-    )
+    name = [encoder.partition("@")[0] for encoder in table["encoder"]]
+    step = [tasks.step_of(study.settings, encoder) for encoder in table["encoder"]]
+    table = table.assign(name=name, step=step, split="all", sd=np.nan, n_runs=1)
     kept = [name for name in SCORES if name not in ("metric", "mean")]
     return table.melt(kept, list(representations.TITLES), "metric", "mean")[SCORES]
 
@@ -297,10 +289,7 @@ def overview(study: Study) -> Exhibit:
 
 
 def _first(settings: Settings) -> list[str]:
-    """The names of all pretrainings, first those that a figure shows in colour.
-
-    These are the encoders that the study probes, then of each comparison its base and another.
-    """
+    """All names: first the encoders that the study probes, then two of each comparison."""
     names = [one.name for one in settings.pretraining]
     probed = [name for name in names if name in settings.encoders]
     compared = [name for one in comparisons(settings) for name in one.names[:2]]
@@ -323,13 +312,12 @@ def histories(study: Study) -> Exhibit:
     )
     noted = table.melt(["name", "step"], list(NOTED), "noted").dropna()
     names = sorted(table["name"].unique(), key=_first(study.settings).index)
-    colours = [f"C{i}" for i in range(MAX_LINES)] + [PALE["color"]] * len(names)
     grid = sns.relplot(
         noted, kind="line", errorbar=None, x="step", y="value", hue="name", style="name",
-        hue_order=names, style_order=names, palette=colours[: len(names)], col="noted",
+        hue_order=names, style_order=names, palette=colours(len(names)), col="noted",
         height=3.6, aspect=0.7, linewidth=1.2, facet_kws={"sharey": False},
     )  # fmt: skip
-    share_name(grid, names[MAX_LINES:], "others")
+    share_name(grid, names, "others")
     for key, axis in grid.axes_dict.items():
         axis.set(title="", ylabel=NOTED[key])
     widely(grid.axes_dict["rankme"], "y", table["rankme"])  # of networks of different width
@@ -370,16 +358,12 @@ def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> E
         caption = f"No two judged pretrainings of the study differ in this alone ({of})."
         return Exhibit(name, heading, caption, rows, None, SECTION)
     panel = ["varied", "base", "task", "metric"]
-    shown = rows.sort_values("step", kind="stable").assign(
-        panel=rows.groupby(panel, sort=False).ngroup(),
-        label=rows["value"] + " (" + rows["name"] + ")",
-    )
-    shown = shown.sort_values("panel", kind="stable")
-    place = {
-        name: i for i, name in enumerate(rows["name"].unique())
-    }  # of a pretraining, the same in all panels
+    label = rows["value"] + " (" + rows["name"] + ")"
+    shown = rows.assign(panel=rows.groupby(panel, sort=False).ngroup(), label=label)
+    shown = shown.sort_values(["panel", "step"], kind="stable")
+    place = {name: i for i, name in enumerate(rows["name"].unique())}  # the same in all panels
     aside = shown["name"].map(place) - (len(place) - 1) / 2  # so that bars don't hide one another
-    shown["at"] = shown["step"] + 0.012 * shown["step"].max() * aside
+    shown["at"] = shown["step"] + 0.012 * shown.groupby("panel")["step"].transform("max") * aside
     at = [place[name] for name in shown.drop_duplicates("label")["name"]]
     looks = {"color": [f"C{i}" for i in at], "marker": [MARKERS[i % len(MARKERS)] for i in at]}
     grid = sns.FacetGrid(
@@ -388,9 +372,8 @@ def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> E
     )  # fmt: skip
     grid.map(plt.errorbar, "at", "mean", "sd", markersize=4, capsize=2, linewidth=1.2)
     grid.set(xlim=(0, None))
-    untrained = controls(study.settings, scores_table(study)).set_index(["of", "task", "metric"])[
-        "mean"
-    ]
+    untrained = controls(study.settings, scores_table(study))
+    untrained = untrained.set_index(["of", "task", "metric"])["mean"]
     for i, part in rows.drop_duplicates(panel).reset_index().iterrows():
         axis, of = grid.axes_dict[i], (part["base"], part["task"], part["metric"])
         if of in untrained:
