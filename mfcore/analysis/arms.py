@@ -1,6 +1,7 @@
 """Arms with all the data: ranking, differences, calibration, and where each arm does well."""
 
 import math
+import textwrap
 from itertools import combinations
 
 import matplotlib.pyplot as plt
@@ -292,7 +293,7 @@ def strata(study: Study) -> Exhibit:
         return Exhibit(name, "Strata", caption, table, None, SECTION)
     shown = named(table, settings)
     shown["part"] = [
-        f"{row.stratum}: {row.value}\nn = {row.n:,}, {row.n_slides} slides"
+        textwrap.fill(f"{row.stratum}: {row.value}", 24) + f"\nn = {row.n:,}, {row.n_slides} slides"
         for row in table.itertuples()
     ]
     height = 0.9 + 0.18 * table["arm"].nunique()

@@ -26,14 +26,14 @@ from mfcore.analysis.scores import (
     human,
     in_order,
     mean_sd,
+    pairs,
     published as published_table,
     rater_lines,
 )
-from mfcore.data import splits_audit
 from mfcore.measures.resampling import by_fold
-from mfcore.measures.statistics import Folds, mean_of, paired_test
+from mfcore.measures.statistics import LEVEL, Folds, mean_of, paired_test
 from mfcore.study.config import Settings
-from mfcore.study.predictions import ALL, refuse_lost
+from mfcore.study.predictions import ALL, PROBE, refuse_lost
 from mfcore.study.study import Study
 
 SECTION = "Across domains"
@@ -116,7 +116,7 @@ def means(study: Study) -> Exhibit:
     both = pd.concat(
         [named(table, settings).assign(of="this study"), beside.assign(name=beside["arm"])]
     )
-    both["of"] = both["of"].fillna("published, MIDOG 2022")
+    both["of"] = both["of"].fillna("published (real images of MIDOG 2022)")
     height = 1.2 + 0.2 * max(len(table), len(beside))
     grid = sns.FacetGrid(both, col="of", sharey=False, height=height, aspect=4.7 / height)
     for (label, column), form in zip(COLUMNS.items(), ("o", "D"), strict=True):
@@ -133,13 +133,18 @@ def means(study: Study) -> Exhibit:
     best = table.loc[table["out_of_domain"].idxmax()]
     caption = (
         "AUROC of every arm in domain and out of domain, means over domains "
-        f"({of_what(settings)}). Points and bars: mean and sample SD of {folds(table)}; _sd_cells "
-        "in the table: the SD over all folds and domains, which the published ± most likely is. "
+        f"({of_what(settings)}){_on_others(beside)}. Points and bars: mean and sample SD of "
+        f"{folds(table)}; _sd_cells in the table: the SD over all folds and domains, which the "
+        "published ± most likely is. "
         f"Out of domain {best['arm']} is highest: {best['out_of_domain']:.2f}, against "
         f"{best['in_domain']:.2f} in domain."
     )
     readable = rounded(named(table, settings).drop(columns="name"))
     return Exhibit(name, title, caption, table, figure, SECTION, readable)
+
+
+def _on_others(beside: pd.DataFrame) -> str:
+    return "; right: published values of other patches, not to be compared" * bool(len(beside))
 
 
 @in_style
@@ -151,7 +156,7 @@ def cross_domain(study: Study) -> Exhibit:
         return _nothing_crossed(study, name, title, matrix)
     shown = named(matrix, settings)
     domains = ["train_domain", "domain"]
-    shown[domains] = shown[domains].map(lambda name: textwrap.fill(name, 16))
+    shown[domains] = shown[domains].map(lambda name: textwrap.fill(name, 20))
     grid = sns.FacetGrid(
         shown, col="name", col_wrap=3, height=1.7 + 0.4 * matrix["domain"].nunique()
     )
@@ -341,24 +346,46 @@ def tumour_against_scanner(study: Study) -> Exhibit:
 
 
 def abstract(study: Study) -> str:
-    """What the study found, in two sentences: the best arm of each kind, at home and elsewhere."""
+    """What the study found, in two sentences: the best arm with all the data, and unseen domains.
+
+    A trained network is compared with the best probe, a probe with the best trained network; where
+    all arms are of one side, the best with the second. A third sentence counts the missing runs.
+    """
     settings, table = study.settings, by_size(study)
     full = table[table["size"] == table["size"].max()].sort_values("auroc", ascending=False)
-    best = named(full.drop_duplicates("kind"), settings)
-    shown = zip(cells(best, "auroc"), best["arm"], best["kind"], strict=True)
-    lacking = counted(len(study.failures), "run")
-    of = settings.in_full + f"; {lacking} failed or missing" * bool(len(study.failures))
+    best, *others = full.itertuples(index=False)
+    of_other_side = [row for row in others if (row.kind == PROBE) != (best.kind == PROBE)]
+    compared, n_lacking = [best, *(of_other_side or others)[:1]], len(study.failures)
+    data = "synthetic data, " * settings.synthetic + settings.mode_title
     text = (
-        f"Of {counted(len(full), 'arm')} trained on about {full['n_train'].max():,} patches of "
-        f"{settings.data.positive}s and {settings.data.negative}s, the best of each kind reach an "
-        f"AUROC of {listed(f'{score} ({arm}, {kind})' for score, arm, kind in shown)}, mean ± SD "
-        f"over {folds(table, 'Monte Carlo fold')} divided "
-        f"{splits_audit.scheme_title(settings.switches.scheme)} ({of})."
+        f"With about {best.n_train:,} training patches ({data}), {best.arm} ({best.kind}) "
+        f"separates {settings.data.positive}s from {settings.data.negative}s best: its AUROC is "
+        f"{best.auroc:.2f}"
     )
-    table = means_table(study.scores, settings)
-    elsewhere = [
-        f"{row.arm} reaches {row.out_of_domain:.2f} ({row.in_domain:.2f} on its own domain)"
-        for row in table[table["arm"].isin(best["arm"])].itertuples()
+    if others:
+        place = f"the best {'trained network' if best.kind == PROBE else 'probe'}"
+        text += f", {_lead(*compared, place if of_other_side else 'the second', study)}"
+    means = means_table(study.scores, settings).dropna(subset=["out_of_domain"]).set_index("arm")
+    unseen = [
+        f"{means['out_of_domain'][row.arm]:.2f} instead of {means['in_domain'][row.arm]:.2f} for "
+        + row.arm
+        for row in compared
+        if row.arm in means.index
     ]
-    there = "Trained on one domain and tested on the others"
-    return f"{text} {there}, {listed(elsewhere)}." if elsewhere else text
+    if unseen:
+        text += f". In domains that training did not see, the AUROC is {listed(unseen)}"
+    text += f". {counted(n_lacking, 'run')} failed or missing" * bool(n_lacking)
+    return f"{text}."
+
+
+def _lead(best: tuple, other: tuple, place: str, study: Study) -> str:
+    """How far the best arm is above another one, and whether the difference is clear of chance."""
+    table, both = pairs(study), [best.arm, other.arm]
+    p = table.loc[table["first"].isin(both) & table["second"].isin(both), "p_holm"].iloc[0]
+    said = "p below 0.001" if p < 0.001 else f"p = {p:.2g}"
+    is_clear = "clear of chance" if p < 1 - LEVEL else "not clear of chance"
+    test = f"this difference is {is_clear} ({said}, corrected for all pairs of arms)"
+    if np.isnan(p):
+        test = "too few folds were run to tell this difference from chance"
+    above = round(best.auroc, 2) - round(other.auroc, 2)  # of what is printed
+    return f"{above:.2f} above {place}, {other.arm} ({other.auroc:.2f}), and {test}"

@@ -6,8 +6,9 @@ The style of all figures and the words that captions share stand here too.
 import io
 import math
 import os
+import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
+from matplotlib.text import Text
 from seaborn import FacetGrid
 
 from mfcore import store
@@ -28,7 +30,10 @@ from mfcore.study.study import Study
 STYLE = "mfcore.analysis.mfcore"  # as matplotlib names a style that lies in a package
 in_style = plt.style.context(STYLE)  # of a function that draws: a decorator
 LIVE_SHARE = 0.05  # of the time, at most, that redrawing a live figure takes
-WIDTH_INCH = 7.2  # of a figure across two columns
+WIDTH_INCH = 7.2  # of every figure, so that letters have one size on a page
+MAX_LINES = 9  # in colour in one panel
+LABEL_GAP = 0.09  # between the labels of two lines, share of a panel's height
+PALE = {"color": "0.78", "marker": ".", "linestyle": "-"}  # lines beyond
 MARKERS = "osD^vPX<>hp"
 HOME_MARKERS = ("*", (4, 1, 0), (6, 1, 0), (3, 1, 0), (8, 1, 0))  # of encoders pretrained here
 LINES = {END_TO_END: "-", PROBE: "--", LORA: ":"}
@@ -41,9 +46,10 @@ class Exhibit:
     """A table, the figure that is drawn from it, if any, and a caption.
 
     name: of the files, as "05_data_scaling". caption: at most three sentences, in markdown: what is
-    shown; data, n and what the bars are; the finding. section: the supplement's heading that it
-    belongs under. table: every number, as its CSV has it. readable: the table as a notebook shows
-    it, below the figure where there is one; None: ``table``, rounded.
+    shown, which is the figure's alt text too; data, n and what the bars are; the finding. section:
+    the supplement's heading that it belongs under. table: every number, as its CSV has it.
+    readable: the table as a notebook shows it, below the figure where there is one; None:
+    ``table``, rounded.
     """
 
     name: str
@@ -57,7 +63,7 @@ class Exhibit:
     @property
     def text(self) -> str:
         """Title and caption, in markdown."""
-        return f"**{self.title}.** {self.caption}"
+        return f"**{self.title}.** {true_minus(self.caption)}"
 
     @in_style
     def save(self, folder: str | Path) -> "Exhibit":
@@ -81,17 +87,21 @@ class Exhibit:
         readable = (
             None
             if shown is None
-            else shown.astype(object).where(shown.notna(), "–").map(str).to_dict("records")
+            else shown.astype(object)
+            .where(shown.notna(), "–")
+            .map(lambda cell: true_minus(str(cell)))
+            .to_dict("records")
         )
         content = {
             "title": self.title,
-            "caption": self.caption,
+            "caption": true_minus(self.caption),
             "section": self.section,
             "readable": readable,
         }
         store.write_json(folder / f"{self.name}.json", content)
         return self
 
+    @in_style
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
@@ -125,17 +135,20 @@ def show(content: str | pd.DataFrame) -> object:
         return Markdown(content)
     with pd.option_context("display.max_colwidth", None):
         table = content.to_html(index=False, border=0, na_rep="–", justify="left")
-    return HTML(
-        table.replace("<td>", '<td style="text-align: left">')
-    )  # Jupyter would set them right
+    table = table.replace("<td>", '<td style="text-align: left">')  # Jupyter would set them right
+    return HTML(true_minus(table))
 
 
 # ---- figures ----
 
 
-def image_rows(rows: Mapping[str, np.ndarray], n_across: int, side_inch: float = 0.9) -> Figure:
-    """A row of images, uint8 (n, H, W, 3), for each name: the first ``n_across`` of them."""
-    size_inch = (side_inch * n_across + 1.4, side_inch * len(rows) + 0.6)
+def image_rows(rows: Mapping[str, np.ndarray], n_across: int, side_inch: float = 1.1) -> Figure:
+    """A row of images, uint8 (n, H, W, 3), for each name: the first ``n_across`` of them.
+
+    side_inch: of an image, where the page is wide enough.
+    """
+    side_inch = min(side_inch, (WIDTH_INCH - 1.4) / n_across)
+    size_inch = (WIDTH_INCH, side_inch * len(rows) + 0.6)
     figure, axes = plt.subplots(len(rows), n_across, squeeze=False, figsize=size_inch)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", size=7)
@@ -149,8 +162,8 @@ def image_rows(rows: Mapping[str, np.ndarray], n_across: int, side_inch: float =
 def finished(study: Study, figure: Figure, text: str = "", n_columns: int = 2) -> Figure:
     """A figure with the study's title above all panels and one legend below them.
 
-    A panel that has a legend keeps it. The title says where the data are synthetic. Pyplot forgets
-    the figure.
+    A panel that has a legend keeps it. The title says where the data are synthetic. Every figure
+    without pictures gets the page's width. Numbers get true minus signs. Pyplot forgets the figure.
     """
     entries = {}
     for legend in list(figure.legends):
@@ -163,11 +176,17 @@ def finished(study: Study, figure: Figure, text: str = "", n_columns: int = 2) -
         handles, names = axis.get_legend_handles_labels()
         entries = dict(zip(names, handles, strict=True)) | entries
     entries = dict(sorted(entries.items(), key=lambda entry: entry[0] == CHANCE["label"]))
+    n_lines = max(0, math.ceil(len(entries) / n_columns) - 2) + text.count("\n")
+    figure.set_figheight(figure.get_figheight() + 0.17 * n_lines)  # so that panels keep theirs
     figure.set_layout_engine("constrained")
     if entries:
         figure.legend(entries.values(), entries, loc="outside lower center", ncols=n_columns)
     title = study.settings.title + ", synthetic data" * study.settings.synthetic
     figure.suptitle(f"{title}\n{text}".strip(), fontsize=9, x=0.01, ha="left", fontweight="bold")
+    if not _has_pictures(figure):
+        figure.set_figwidth(WIDTH_INCH)
+    for words in figure.findobj(Text):
+        words.set_text(true_minus(words.get_text()))
     plt.close(figure)
     return figure
 
@@ -241,7 +260,57 @@ def look(settings: Settings, arm: str, kind: str) -> dict[str, object]:
     return {"color": f"C{index}", "marker": marker, "linestyle": LINES[kind]}
 
 
+def looks_of(settings: Settings, arms: pd.DataFrame) -> pd.DataFrame:
+    """`look` of a table's arms, a row each: PALE beyond the first MAX_LINES."""
+    looks = [look(settings, row.arm, row.kind) for row in arms.itertuples()]
+    return pd.DataFrame(looks[:MAX_LINES] + [PALE] * len(looks[MAX_LINES:]))
+
+
+def colours(n: int) -> list[str]:
+    """Colours of ``n`` lines of a panel: pale beyond the first MAX_LINES."""
+    return [f"C{i}" if i < MAX_LINES else PALE["color"] for i in range(n)]
+
+
+def share_name(grid: FacetGrid, names: Sequence[str], name: str) -> None:
+    """Name all pale lines ``name`` in the legend that `finished` sets; names: of all lines."""
+    pale = names[MAX_LINES:]
+    for text in grid.legend.get_texts():
+        if text.get_text() in pale:
+            text.set_text(name)
+    for axis in grid.axes.flat:
+        for handle, known in zip(*axis.get_legend_handles_labels(), strict=True):
+            if known in pale:
+                handle.set_label(name)
+
+
+def label_ends(axes: Axes) -> None:
+    """Write each line's name beside its right end, names apart, in the place of the legend."""
+    legend, ends = axes.get_legend(), []
+    for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
+        drawn = [one for one in axes.lines if one.get_color() == handle.get_color()]
+        line = max(drawn, key=lambda one: len(one.get_xdata()))
+        x, y = axes.transAxes.inverted().transform(
+            axes.transData.transform((line.get_xdata()[-1], line.get_ydata()[-1]))
+        )
+        ends.append((y, x, text.get_text(), line.get_color()))
+    place = -math.inf
+    for y, x, name, color in sorted(ends):
+        place = max(y, place + LABEL_GAP)
+        stroke = {"arrowstyle": "-", "color": color, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 0}
+        axes.annotate(
+            name, (x, y), (1.04, place), "axes fraction", va="center", size=7, arrowprops=stroke
+        )
+    legend.remove()
+    for line in axes.lines:
+        line.set_label("_")  # else `finished` sets a legend of them
+
+
 # ---- words ----
+
+
+def true_minus(text: str) -> str:
+    """A text whose negative numbers begin with a minus sign instead of a hyphen."""
+    return re.sub(r"(?<![^\s(\[=|>])-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def of_what(settings: Settings) -> str:
@@ -261,9 +330,16 @@ def named(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 
 def in_panels(grid: FacetGrid, x: str, y: str) -> None:
     """Name the panels of a grid by their value, "arm" above "(kind)", and the axes."""
+    grid.set_axis_labels(x, y)
+    *_, end = axes = list(grid.axes.flat)
     for name, axis in grid.axes_dict.items():
         axis.set_title(str(name).replace(" (", "\n("), fontsize=7.5)
-    grid.set_axis_labels(x, y)
+        place = axis.get_subplotspec()
+        if place.rowspan.start < end.get_subplotspec().rowspan.start:  # labels tear rows apart
+            axis.set_xlabel("")
+            axis.xaxis.set_tick_params(labelbottom=False)
+        if place.colspan.start and axis.get_shared_y_axes().joined(axis, axes[0]):
+            axis.yaxis.set_tick_params(labelleft=False)
 
 
 def unit(table: pd.DataFrame) -> str:

@@ -15,6 +15,7 @@ from mfcore.analysis.exhibit import (
     counted,
     finished,
     image_rows,
+    in_panels,
     in_style,
     of_what,
 )
@@ -79,7 +80,8 @@ def audit(study: Study) -> Iterator[Exhibit]:
     )
     facts = run.record["facts"]
     words = [caption, splits_audit.networks_sentence(run), not_drawn(facts["not_drawn"])]
-    caption, summary = " ".join([*words, *facts["remarks"]]), splits_audit.summary(schemes)
+    words = filter(None, [*words, *facts["remarks"]])
+    caption, summary = " ".join(words), splits_audit.summary(schemes)
     yield Exhibit("01_audit", "Every way to split", caption, summary, section=AUDIT)
     order = schemes["scheme"].map([*SCHEMES].index).sort_values(kind="stable").index
     table, caption = _by_fold(schemes.loc[order]), f"Every way to split ({of})."
@@ -145,8 +147,9 @@ def embedding(study: Study, encoder: str, features: np.ndarray) -> Exhibit:
         [table.assign(by="domain", group=table["domain"]), table.assign(by="class", group=names)]
     )
     grid = sns.relplot(
-        shown.sort_values("group"), x="pc1", y="pc2", hue="group", style="group", col="by",
-        col_order=["domain", "class"], s=12, alpha=0.55, linewidth=0, height=3.6,
+        shown.sort_values(["by", "group"], ascending=[False, True]), x="pc1", y="pc2",
+        hue="group", style="group", col="by", col_order=["domain", "class"], s=16, alpha=0.6,
+        linewidth=0, height=3.6,
     )  # fmt: skip
     grid.set_titles("by {col_name}")
     grid.set_axis_labels(
@@ -165,7 +168,7 @@ def embedding(study: Study, encoder: str, features: np.ndarray) -> Exhibit:
         f"{100 * between['domain']:.0f} % of the variance, the class "
         f"{100 * between['label']:.1f} %."
     )
-    figure = finished(study, grid.figure, f"{encoder}, n = {len(table):,} patches", 4)
+    figure = finished(study, grid.figure, f"{encoder}, n = {len(table):,} patches", 3)
     name = f"02_{study.embeddings(encoder).folder.name}"
     return Exhibit(name, f"Embeddings of {encoder}", caption, table, figure)
 
@@ -219,6 +222,7 @@ def draw_history(study: Study, network: str, history: pd.DataFrame) -> Figure:
         loss, kind="line", errorbar=None, x="epoch", y="cross-entropy", hue="loss", style="loss",
         dashes=[(5, 1.6), ""], col="unit", col_wrap=min(4, loss["unit"].nunique()), height=1.9,
     )  # fmt: skip
+    in_panels(grid, "epoch", "cross-entropy")
     for unit, part in table.groupby("unit", sort=False):
         is_last = study.settings.switches.epoch == "last"
         tested = part.iloc[-1] if is_last else part.loc[part["validation"].idxmin()]
@@ -232,5 +236,5 @@ def _panel(unit: str) -> str:
     """What a unit such as "all-fold0-size0.1" learnt from: the domain, fold and size."""
     domain, _, rest = unit.rpartition("-fold")
     fold, _, size = rest.partition("-size")
-    domain = textwrap.fill(domain.translate(splits.BLANKS), 28)
+    domain = textwrap.fill(domain.translate(splits.BLANKS), 22)
     return f"{domain}\nfold {fold}, {splits.percent(float(size))} %"

@@ -20,11 +20,12 @@ from mfcore.analysis.exhibit import (
     in_panels,
     in_style,
     listed,
-    look,
+    looks_of,
     named,
     of_what,
     plus_minus,
     rounded,
+    share_name,
 )
 from mfcore.analysis.scores import (
     across_sizes,
@@ -138,18 +139,23 @@ def _papers(table: pd.DataFrame) -> str:
 
 @in_style
 def figure_1(study: Study) -> Exhibit:
-    """AUROC and balanced accuracy against training patches, with raters and published values."""
+    """AUROC and balanced accuracy against training patches, with raters and published values.
+
+    Values that were published of real images aren't drawn on the axes of a synthetic study.
+    """
     table, settings, beside = by_size(study), study.settings, published(study.settings)
+    beside = beside.iloc[:0] if settings.synthetic else beside
     sizes = table.groupby("size")["n_train"].mean().round().astype(int)
     mixed = study.scores[study.scores["train_domain"] == ALL]
     mixed = mixed.assign(n_train=mixed["size"].map(sizes))
     mixed = named(in_order(mixed, settings), settings)
     shown = _with_external(study, mixed.melt(["name", "n_train"], SHOWN, "metric", "score"), sizes)
-    arms = table.drop_duplicates("arm")
-    looks = pd.DataFrame([look(settings, row.arm, row.kind) for row in arms.itertuples()])
+    arms = table[table["size"] == table["size"].max()]
+    arms = arms.sort_values("auroc", ascending=False, kind="stable")
+    looks, names = looks_of(settings, arms), list(named(arms, settings)["name"])
     grid = sns.catplot(
         shown, kind="point", x="n_train", y="score", col="metric", col_wrap=2, hue="name",
-        errorbar="sd", palette=list(looks["color"]), markers=list(looks["marker"]),
+        hue_order=names, errorbar="sd", palette=list(looks["color"]), markers=list(looks["marker"]),
         linestyles=list(looks["linestyle"]), native_scale=True, log_scale=(True, False),
         dodge=0.25 * (len(arms) > 1), capsize=0.05, linewidth=1.4, markersize=4.5,
         err_kws={"linewidth": 1}, height=4, aspect=0.9,
@@ -166,14 +172,8 @@ def figure_1(study: Study) -> Exhibit:
         for kind, part in beside[beside["metric"] == metric].groupby("kind"):
             axis.axvline(2 * sizes.max(), color="0.6", linewidth=0.8)
             (form, shift), x = PUBLISHED_LOOKS[kind], part["data_set"].map(places)
-            axis.plot(
-                x * shift,
-                part["value"],
-                form,
-                color="0.25",
-                mfc="white",
-                label=f"published: {kind}",
-            )
+            style = {"color": "0.25", "mfc": "white", "label": f"published: {kind}"}
+            axis.plot(x * shift, part["value"], form, **style)
         axis.set_xticks(list(ticks), list(ticks.values()))
         axis.minorticks_off()
         title = binary.TITLES.get(metric, f"{binary.TITLES['auroc']} {metric}")
@@ -182,10 +182,11 @@ def figure_1(study: Study) -> Exhibit:
     best = _best(table)
     caption = (
         "AUROC and balanced accuracy on the test patches against the number of training patches "
-        f"({of_what(settings)}){_on_others(beside)}. Points and bars: mean and sample SD of "
-        f"{folds(table, 'Monte Carlo fold')}; shaded: 95 % interval of the raters. With all the "
+        f"({of_what(settings)}){_on_others(settings, beside)}. Points and bars: mean and sample SD "
+        f"of {folds(table, 'Monte Carlo fold')}; shaded: 95 % interval of the raters. With all the "
         f"data {best['arm']} is highest: AUROC {plus_minus(best['auroc'], best['auroc_sd'])}."
     )
+    share_name(grid, names, "other arms")
     figure = finished(study, grid.figure)
     return Exhibit("05_data_scaling", "Fig. 1. Data scaling", caption, table, figure, SECTION)
 
@@ -200,8 +201,10 @@ def _with_external(study: Study, shown: pd.DataFrame, sizes: pd.Series) -> pd.Da
     return pd.concat([shown, there[shown.columns]]) if len(there) else shown
 
 
-def _on_others(beside: pd.DataFrame) -> str:
+def _on_others(settings: Settings, beside: pd.DataFrame) -> str:
     """What Fig. 1's caption says of published values; empty where there are none."""
+    if settings.synthetic:
+        return "; published values are of real images and stand in a table of their own"
     if beside.empty:
         return ""
     return (

@@ -123,7 +123,7 @@ def test_a_training_says_when_the_loss_was_lowest_and_what_it_scores(make, monke
 def test_a_panel_of_training_names_domain_fold_and_size_within_its_width():
     assert [first_look._panel(unit) for unit in (*UNITS, "x-foldable_thing-fold3-size0.1")] == [
         "all\nfold 0, 10 %",
-        "canine cutaneous mast cell\ntumor\nfold 12, 100 %",
+        "canine cutaneous mast\ncell tumor\nfold 12, 100 %",
         "x-foldable thing\nfold 3, 10 %",
     ]
 

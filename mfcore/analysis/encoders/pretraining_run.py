@@ -20,6 +20,7 @@ from mfcore.analysis.exhibit import (
     finished,
     image_rows,
     in_style,
+    label_ends,
     of_what,
 )
 from mfcore.study.config import Pretraining, as_dict
@@ -253,8 +254,8 @@ def draw_history(study: Study, encoder: str, table: pd.DataFrame) -> Figure:
         long = table.rename(columns=columns).melt("step", columns.values(), "line", label).dropna()
         long = long[long.groupby("line")[label].transform("any")]  # no loss that a method lacks
         sns.lineplot(long, x="step", y=label, hue="line", style="line", errorbar=None, ax=axis)
-        axis.set_ylim(0, 1.45 * axis.get_ylim()[1])  # the legend stands above the lines
-        sns.move_legend(axis, "upper center", ncols=2, fontsize=7, title=None)
+        axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
+        label_ends(axis)
     text = (
         f"{encoder}: {METHODS[one.method].title}, {one.n_steps:,} steps of {one.batch_size} patches"
     )

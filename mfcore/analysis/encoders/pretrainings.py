@@ -17,9 +17,11 @@ from mfcore.analysis.encoders import pretraining_run, representations, tasks
 from mfcore.analysis.exhibit import (
     MARKERS,
     Exhibit,
+    colours,
     finished,
     in_style,
     of_what,
+    share_name,
     widely,
 )
 from mfcore.analysis.scores import once
@@ -188,10 +190,7 @@ def overview_table(study: Study) -> pd.DataFrame:
 
 
 def scores_table(study: Study) -> pd.DataFrame:
-    """`tasks.scores_table` of the split that each task reports.
-
-    ``name``: the encoder, or what a snapshot is of.
-    """
+    """`tasks.scores_table` of the reported split; ``name``: the encoder, or a snapshot's."""
     table = tasks.reported(tasks.scores_table(study))
     return table.assign(name=[encoder.partition("@")[0] for encoder in table["encoder"]])
 
@@ -200,13 +199,9 @@ def representations_table(study: Study) -> pd.DataFrame:
     """RankMe and ODCorr of each task's images by the study's own pretrainings: SCORES."""
     table = representations.judged_table(study)
     table = table[table["origin"] == representations.HOME_MADE]
-    table = table.assign(
-        name=[encoder.partition("@")[0] for encoder in table["encoder"]],
-        step=[tasks.step_of(study.settings, encoder) for encoder in table["encoder"]],
-        split="all",
-        sd=np.nan,
-        n_runs=1,
-    )
+    name = [encoder.partition("@")[0] for encoder in table["encoder"]]
+    step = [tasks.step_of(study.settings, encoder) for encoder in table["encoder"]]
+    table = table.assign(name=name, step=step, split="all", sd=np.nan, n_runs=1)
     kept = [name for name in SCORES if name not in ("metric", "mean")]
     return table.melt(kept, list(representations.TITLES), "metric", "mean")[SCORES]
 
@@ -293,6 +288,14 @@ def overview(study: Study) -> Exhibit:
     return Exhibit("11_overview", "What was pretrained", caption, table, None, SECTION)
 
 
+def _first(settings: Settings) -> list[str]:
+    """All names: first the encoders that the study probes, then two of each comparison."""
+    names = [one.name for one in settings.pretraining]
+    probed = [name for name in names if name in settings.encoders]
+    compared = [name for one in comparisons(settings) for name in one.names[:2]]
+    return list(dict.fromkeys([*probed, *compared, *names]))
+
+
 @in_style
 def histories(study: Study) -> Exhibit:
     """Loss, entropy of the mean target and RankMe over steps, a line a pretraining."""
@@ -308,10 +311,13 @@ def histories(study: Study) -> Exhibit:
         "or seeds."
     )
     noted = table.melt(["name", "step"], list(NOTED), "noted").dropna()
+    names = sorted(table["name"].unique(), key=_first(study.settings).index)
     grid = sns.relplot(
         noted, kind="line", errorbar=None, x="step", y="value", hue="name", style="name",
-        col="noted", height=3.4, aspect=0.7, linewidth=1.2, facet_kws={"sharey": False},
+        hue_order=names, style_order=names, palette=colours(len(names)), col="noted",
+        height=3.6, aspect=0.7, linewidth=1.2, facet_kws={"sharey": False},
     )  # fmt: skip
+    share_name(grid, names, "others")
     for key, axis in grid.axes_dict.items():
         axis.set(title="", ylabel=NOTED[key])
     widely(grid.axes_dict["rankme"], "y", table["rankme"])  # of networks of different width
@@ -352,32 +358,29 @@ def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> E
         caption = f"No two judged pretrainings of the study differ in this alone ({of})."
         return Exhibit(name, heading, caption, rows, None, SECTION)
     panel = ["varied", "base", "task", "metric"]
-    shown = rows.sort_values("step", kind="stable").assign(
-        panel=rows.groupby(panel, sort=False).ngroup(),
-        label=rows["value"] + " (" + rows["name"] + ")",
-    )
-    shown = shown.sort_values("panel", kind="stable")
-    place = {
-        name: i for i, name in enumerate(rows["name"].unique())
-    }  # of a pretraining, the same in all panels
+    label = rows["value"] + " (" + rows["name"] + ")"
+    shown = rows.assign(panel=rows.groupby(panel, sort=False).ngroup(), label=label)
+    shown = shown.sort_values(["panel", "step"], kind="stable")
+    place = {name: i for i, name in enumerate(rows["name"].unique())}  # the same in all panels
+    aside = shown["name"].map(place) - (len(place) - 1) / 2  # so that bars don't hide one another
+    shown["at"] = shown["step"] + 0.012 * shown.groupby("panel")["step"].transform("max") * aside
     at = [place[name] for name in shown.drop_duplicates("label")["name"]]
     looks = {"color": [f"C{i}" for i in at], "marker": [MARKERS[i % len(MARKERS)] for i in at]}
     grid = sns.FacetGrid(
         shown, col="panel", col_wrap=min(3, shown["panel"].nunique()), hue="label", hue_kws=looks,
         sharex=False, sharey=False, height=3, aspect=0.9,
     )  # fmt: skip
-    grid.map(plt.errorbar, "step", "mean", "sd", markersize=4, capsize=2, linewidth=1.2)
+    grid.map(plt.errorbar, "at", "mean", "sd", markersize=4, capsize=2, linewidth=1.2)
     grid.set(xlim=(0, None))
-    untrained = controls(study.settings, scores_table(study)).set_index(["of", "task", "metric"])[
-        "mean"
-    ]
+    untrained = controls(study.settings, scores_table(study))
+    untrained = untrained.set_index(["of", "task", "metric"])["mean"]
     for i, part in rows.drop_duplicates(panel).reset_index().iterrows():
         axis, of = grid.axes_dict[i], (part["base"], part["task"], part["metric"])
         if of in untrained:
             axis.axhline(untrained[of], color="0.45", linestyle=":", label="untrained network")
         axis.set(xlabel="step", ylabel=(tasks.TITLES | representations.TITLES)[part["metric"]])
         axis.set_title(f"{part['task']}\nbase: {part['base']}", fontsize=7.5)
-    figure = finished(study, grid.figure, heading)
+    figure = finished(study, grid.figure, heading.replace("; ", "\n"))
     caption = (
         "Scores of snapshots by step, a line a pretraining, dotted the same network untrained "
         f"({of_what(study.settings)}). Points and bars: mean and SD over heads trained from other "

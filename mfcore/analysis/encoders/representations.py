@@ -48,7 +48,7 @@ N_FIRST = 64  # rows of the smallest subsample, doubled from there
 N_DRAWS = 5  # of each subsample
 CHUNK_ROWS = 4096
 EXACT_UP_TO = 8  # encoders of which every order is tried for p
-GREY = {"color": "0.65", "marker": "."}  # encoders that the study doesn't list, and snapshots
+GREY = {"color": "0.55", "marker": "."}  # encoders that the study doesn't list
 
 
 # ---- what is measured ----
@@ -308,23 +308,25 @@ def _against(
 ) -> Exhibit:
     """Scores against metrics; rows: as `tasks_table`, those that are drawn of ``table``.
 
-    Encoders that the study doesn't list, and snapshots, are grey.
+    Encoders that the study doesn't list are grey. Snapshots, which lie on their encoder, are in the
+    table alone.
     """
     related, settings = correlate_tasks(rows), study.settings
     if rows.empty:
         caption = f"There is no encoder with a score yet ({of_what(settings)})."
         return Exhibit(name, heading, caption, table, None, SECTION)
-    is_snapshot = rows["encoder"].str.contains("@")
-    rest = np.where(is_snapshot, "snapshots on the way", f"others, {HOME_MADE}")
-    shown = rows["encoder"].where(rows["encoder"].isin(settings.encoders), rest)
+    rows = tasks.encoders_only(rows)
+    is_listed = rows["encoder"].isin(settings.encoders)
+    shown = rows["encoder"].where(is_listed, f"others, {HOME_MADE}")
     looks = [look(settings, n, PROBE) if n in settings.encoders else GREY for n in shown.unique()]
-    long = rows.assign(shown=shown, score_sd=rows["score_sd"].mask(is_snapshot))
-    long = long.melt(["shown", "task", "score", "score_sd"], list(TITLES), "metric")
+    long = rows.assign(shown=shown).melt(
+        ["shown", "task", "score", "score_sd"], list(TITLES), "metric"
+    )
     grid = sns.FacetGrid(
-        long, row="task", col="metric", hue="shown", sharex="col", sharey="row", height=2.3,
+        long, row="task", col="metric", hue="shown", sharex="col", sharey="row", height=2.8,
         hue_kws={key: [one[key] for one in looks] for key in GREY},
     )  # fmt: skip
-    grid.map(plt.errorbar, "value", "score", "score_sd", linestyle="none", elinewidth=1)
+    grid.map(plt.errorbar, "value", "score", "score_sd", linestyle="none", elinewidth=1, alpha=0.8)
     for row in related.itertuples():
         axis = grid.axes_dict[row.task, row.metric]
         axis.set_title("ρ: too few" if math.isnan(row.rho) else f"ρ = {row.rho:+.2f}")

@@ -336,12 +336,13 @@ def test_figures_say_synthetic_and_are_whole(exhibits, name):
     assert legend.get_window_extent().y1 < min(axis.get_window_extent().y0 for axis in figure.axes)
 
 
-def test_snapshots_and_encoders_that_the_study_does_not_list_share_a_name(exhibits):
+def test_encoders_that_the_study_does_not_list_share_a_name_and_snapshots_are_in_the_table_alone(exhibits):
     table = judged(tasks=("bach",))
     some = [table.assign(encoder=[f"{name}{i}" for i in range(len(table))]) for name in ("fourth@1", "mini")]
-    figure = exhibits(STUDY, rows=pd.concat([table, *some]))["against_tasks"].figure
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert sorted(names) == sorted([*ENCODERS, "snapshots on the way", "others, pretrained here"])
+    exhibit = exhibits(STUDY, rows=pd.concat([table, *some]))["against_tasks"]
+    names = [text.get_text() for text in exhibit.figure.legends[0].get_texts()]
+    assert sorted(names) == sorted([*ENCODERS, "others, pretrained here"])
+    assert exhibit.table["encoder"].str.startswith("fourth@1").sum() == len(table)
 
 
 def test_a_panel_shows_each_probed_encoder_where_it_lies(exhibits):
@@ -354,7 +355,7 @@ def test_a_panel_shows_each_probed_encoder_where_it_lies(exhibits):
     assert [axis.get_xscale() for axis in figure.axes] == ["linear"] * 3
     axes = exhibits(STUDY, made(rankme=(400, 30, 20, 10)))["against_probes"].figure.axes
     assert [axis.get_xscale() for axis in axes] == ["log", "linear", "linear"], "one has tens of times as much RankMe"
-    assert figure.axes[0].get_title("left") == "ρ = +1.00" and figure.axes[1].get_title("left") == "ρ = -1.00"
+    assert figure.axes[0].get_title("left") == "ρ = +1.00" and figure.axes[1].get_title("left") == "ρ = \N{MINUS SIGN}1.00"
     few = exhibits(STUDY, table.iloc[:2])["against_probes"].figure
     assert few.axes[0].get_title("left") == "ρ: too few" and "n = 2 encoders" in texts(few)
 
