@@ -160,6 +160,8 @@ def _export(asked: argparse.Namespace) -> int:
 
 
 def _check(asked: argparse.Namespace) -> int:
+    import pandas as pd
+
     from mfcore.data import patches_read
     from mfcore.study import data, encoders, external, predictions
     from mfcore.study.config import load_study
@@ -177,7 +179,9 @@ def _check(asked: argparse.Namespace) -> int:
         print(f"data: {'made by mfcore' if settings.synthetic else 'not there yet'} ({folder})")
         return 0
     labels = data.load_labels(settings, folder)
-    patches_read.look(labels, folder, data.reading_of(settings), n_workers=2)
+    jobs = patches_read.look(labels, folder, data.reading_of(settings), n_workers=2)
+    tables = [job.rows.assign(um_per_px=job.um_per_px) for job in jobs]
+    encoders.check_tolerances(settings, pd.concat(tables))
     n_positive = int(labels["label"].sum())
     print(
         f"data: {labels['file'].nunique():,} files, {labels['domain'].nunique()} domains;"

@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 
 from mfcore import cli
 
@@ -64,6 +66,24 @@ def test_a_check_looks_at_every_image(tmp_path, capsys):
     assert cli.main(["study", "check", str(file), "--data", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert "a.png: 9 x 9 px, the study stores" in said and "b.png: not an image" in said
+
+
+def test_a_check_compares_the_tolerance_of_features_with_the_slides(tmp_path, capsys):
+    """Slides of 0.5 um/px: a patch of 64 px at 0.25 um/px has a side of 32 px there."""
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    resolution = {"resolution": (2e4,) * 2, "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "a.tiff", pixels, tile=(64, 64), photometric="rgb", **resolution)
+    (tmp_path / "annotations.csv").write_text("file,x,y,label\na.tiff,100,100,1\na.tiff,140,100,0\n")
+    np.save(tmp_path / "f.npy", np.ones((2, 3), np.float32))
+    (tmp_path / "f.csv").write_text("file,x,y\na.tiff,100,100\na.tiff,140,100\n")
+    file = tmp_path / "mine.yaml"
+    for tolerance_px, status in ((16, 0), (17, 1)):
+        file.write_text(
+            "name: mine\ntitle: Mine\ndata: {source: csv}\npatches: {size_px: 64}\n"
+            f"encoders: [{{name: theirs, features: ./f.npy, tolerance_px: {tolerance_px}}}]\n"
+        )
+        assert cli.main(["study", "check", str(file), "--data", str(tmp_path)]) == status
+    assert "tolerance_px is 17; expected 0 to 16, half the side" in capsys.readouterr().err
 
 
 def test_outside_a_clone_what_runs_notebooks_says_so(monkeypatch, tmp_path, capsys):

@@ -6,6 +6,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import hub_server
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +16,10 @@ from PIL import Image
 
 import mfcore
 from mfcore import cli
+from mfcore.analysis import arms as arms_exhibits
+from mfcore.analysis.encoders import cards, robustness
 from mfcore.study import arms, data, encoders, external
+from mfcore.sweep import jobs, run
 
 ROOT = Path(__file__).parents[1]
 AMIBR = ROOT.parent / "shared" / "data" / "amibr" / "patches"
@@ -78,7 +82,7 @@ def trained(folder, name):
 
 def test_there_is_an_example_for_every_way_in():
     assert list(STUDIES) == ["my_slides", "my_qupath", "my_patches", "my_features", "my_hospital", "my_probes"]
-    assert [len(blocks(kind)) for kind in ("bash", "python", "csv")] == [2, 2, 1]
+    assert [len(blocks(kind)) for kind in ("bash", "python", "csv")] == [2, 3, 1]
 
 
 def test_slides_and_a_table(tmp_path, capsys):
@@ -174,16 +178,57 @@ def test_scores_of_new_candidates(tmp_path, monkeypatch, capsys):
 
 
 def test_more_probes_on_the_same_folds(tmp_path, monkeypatch):
-    """Of the encoders the one whose weights are here."""
-    assert "openmidnight" in STUDIES["my_probes"]
-    monkeypatch.setitem(STUDIES, "my_probes", STUDIES["my_probes"].replace(", openmidnight", ""))
-    write_images(tmp_path / "data" / "my_probes")
-    scores = trained(tmp_path, "my_probes").scores
-    assert set(scores["arm"]) == {
-        "efficientnet_lite0",
-        *(f"efficientnet_lite0 {name}" for name in ("knn", "simpleshot", "mlp")),
-    }
-    assert scores.groupby("arm")[["size", "fold"]].agg(tuple).nunique().eq(1).all()
+    """As printed, by the sweep's jobs: a hub refuses the gated encoder, whose rows say what to do; the others go on."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setenv("NO_PROXY", "*")
+    file, folder = write(tmp_path, "my_probes"), tmp_path / "data" / "my_probes"
+    write_images(folder)
+    results = tmp_path / "results" / "my_probes"
+    encoders_ = mfcore.open_study(file).settings.encoders
+    assert "openmidnight" in encoders_
+    names = ["01_extract_patches", *(jobs.job_name(stage, encoder) for encoder in encoders_ for stage in ("02", "03"))]
+    with hub_server.serving() as server:
+        server.repositories["SophontAI/OpenMidnight"] = hub_server.Repository({}, is_gated=True)
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        done = {name: run.run_job(file, name, results, str(folder), 1) for name in names}
+    assert [name for name in names if not done[name]] == ["02_embed.openmidnight", "03_linear_probe.openmidnight"]
+    study = mfcore.open_study(file, tmp_path / "results")
+    also = ["knn", "simpleshot", "mlp"]
+    assert set(study.scores["arm"]) == {"efficientnet_lite0", *(f"efficientnet_lite0 {name}" for name in also)}
+    assert study.scores.groupby("arm")[["size", "fold"]].agg(tuple).nunique().eq(1).all()
+    missing = arms_exhibits.missing(study).table.set_index("arm")["reason"]
+    assert set(missing.index) == {"openmidnight", *(f"openmidnight {name}" for name in also)}
+    state = cards.encoders_table(study).set_index("encoder").loc["openmidnight", "state"]
+    for words in (*missing, state):
+        assert f"{server.url}/SophontAI/OpenMidnight didn't give" in words
+        assert "accept its licence there" in words and "`hf auth login`" in words
+
+
+def test_robustness_of_an_encoder(tmp_path, monkeypatch):
+    """The library's numbers on real patches of two data sets are those of a study with the same table."""
+    if not AMIBR.is_dir():
+        pytest.skip(f"no real patches: {AMIBR} is absent")
+    folder = tmp_path / "data" / "my_patches"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    table = pd.read_csv(AMIBR.parent / "AMI-BR.csv").groupby(["dataset", "majority_atypical"]).head(N // 2)
+    table["label"] = table["majority_atypical"].map({True: "atypical", False: "normal"})
+    table["file"] = table["dataset"] + "_" + table["uid"].astype(str) + ".png"
+    for label, file in zip(table["label"], table["file"], strict=True):
+        shutil.copy(AMIBR / label / file, file)
+    table["case"], table["lab"] = table["dataset"] + "/" + table["slide"], table["dataset"]
+    table[["file", "label", "lab", "case"]].to_csv("images.csv", index=False)
+    values = {}
+    exec(compile(blocks("python")[0], "README", "exec"), values)
+    assert len(values["features"]) == 2 * N
+    study = trained(tmp_path, "my_patches")
+    rows = robustness.table(study).set_index(["encoder", "biology", "origin"])
+    assert list(rows.index) == [("efficientnet_lite0", "class", "laboratory")]
+    expected = values["found"].robustness_index, values["found"].croma
+    np.testing.assert_allclose(rows[["ri", "croma"]].to_numpy()[0], expected, atol=0.01)
+    assert 0 < expected[0] < 1 and np.isfinite(expected[1])
 
 
 def test_embeddings_for_others_and_a_look_at_patches(tmp_path, monkeypatch, capsys):
@@ -194,13 +239,13 @@ def test_embeddings_for_others_and_a_look_at_patches(tmp_path, monkeypatch, caps
     assert cli.main(shlex.split(blocks("bash")[1])[1:]) == 0
     assert len(pd.read_csv("for_others/manifest.csv")) == len(list(Path("for_others").rglob("*.pt"))) == 2 * N
     found = {}
-    exec(compile(blocks("python")[0], "README", "exec"), found)
+    exec(compile(blocks("python")[1], "README", "exec"), found)
     assert (found["missed"]["label"] == 1).all() and found["missed"]["score"].is_monotonic_increasing
     assert len(list(found["study"].figures.glob("12_*.png")))
 
 
 def test_the_library(tmp_path, monkeypatch):
-    code = blocks("python")[1]
+    code = blocks("python")[2]
     monkeypatch.chdir(tmp_path)
     write_slides(tmp_path, ["slide.tiff"])
     (tmp_path / "images").mkdir()

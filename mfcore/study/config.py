@@ -184,6 +184,18 @@ def _references(study: Settings) -> Iterator[str]:
         yield f"effects.n_folds: {effects.n_folds}; the study has {study.splits.n_folds} folds"
 
 
+def _tolerances(study: Settings) -> Iterator[str]:
+    """What is wrong with ``tolerance_px``, as far as the study tells without its slides."""
+    is_native = study.switches.resolution != "target" or study.patches.um_per_px is None
+    half = study.patches.size_px / 2
+    for own in study.own_encoders:
+        place = f"encoders[{own.name}].tolerance_px: {own.tolerance_px:g}"
+        if not own.features and own.tolerance_px != OwnEncoder.tolerance_px:
+            yield f"{place} is for embeddings made elsewhere; name these by features, or remove it"
+        if own.features and is_native and own.tolerance_px > half:
+            yield f"{place} is more than {half:g}, half the side of the study's patches; lower it"
+
+
 def _networks(study: Settings) -> Iterator[str]:
     for network in study.networks:
         place, sizes = f"networks[{network.name}]", study.splits.sizes
@@ -273,6 +285,7 @@ CHECKS = {
     _references: {
         "conventions", "effects", "encoders", "inflation", "networks", "probe_audit", "splits",
     },
+    _tolerances: {"own_encoders", "patches", "switches"},
     _networks: {"networks", "patches", "splits"},
     _pretraining: {"data", "encoders", "networks", "own_encoders", "pretraining"},
     _tasks: {"encoders", "pretraining", "tasks"},

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pandas as pd
+
 from mfcore import encoders, store
 from mfcore.data import patches
 from mfcore.encoders.card import EncoderCard, EncoderError, cards, released_cards, variants_of
@@ -121,6 +123,19 @@ def _opened(study: Settings, name: str, results: Path) -> tuple[EncoderCard, sto
     known = {"size_px": study.patches.size_px}
     config, inputs = {"card": card.identity(), **known}, {"patches": source.key}
     return card, source, store.open_run(results, "embeddings", name, config, inputs, known | inputs)
+
+
+def check_tolerances(study: Settings, table: pd.DataFrame) -> None:
+    """Raise EncoderError where embeddings made elsewhere have a tolerance beyond half a patch.
+
+    table: labels, with the um/px of each row's slide.
+    """
+    from mfcore.encoders import features
+
+    for own in study.own_encoders:
+        if own.features:
+            place, placing = Path(own.features), data.placing_of(study)
+            features.check_tolerance(place, table, placing, own.tolerance_px)
 
 
 def feature_files(study: Settings) -> list[Path]:

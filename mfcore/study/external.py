@@ -112,7 +112,7 @@ def predict(
     if taken := [name for name in rows if name.startswith("score")]:
         raise CandidateError(f"{table}: scores go into columns score...; rename {taken}")
     stored = _cut(study, table, candidates, folder, n_workers)
-    refuse_other_resolution(study, store.read_parquet(stored.path("labels.parquet")))
+    refuse_other_resolution(study, store.read_parquet(stored.path("labels.parquet")), "candidates")
     scores = arms.score(settings, arm, trained, stored, study.folder, device)  # (n_folds, n)
     rows["score"], rows["score_sd"] = scores.mean(axis=0), scores.std(axis=0)
     for fold, of_fold in enumerate(scores):
@@ -134,27 +134,27 @@ def _cut(
     return run if run.done else patches.extract(candidates, folder, run, reading, n_workers)
 
 
-def refuse_other_resolution(study: Study, candidates: pd.DataFrame) -> None:
-    """Raise CandidateError for candidates at other um/px than the patches that the arm learned
-    from.
+def refuse_other_resolution(study: Study, table: pd.DataFrame, what: str) -> None:
+    """Raise CandidateError for patches at other um/px than those that the study learned from.
 
-    Where patches are resampled to the study's um/px, all have one resolution.
+    table: with their ``um_per_px``. what: what the message calls them, such as "candidates". Where
+    patches are resampled to the study's um/px, all have one resolution.
     """
     if data.reading_of(study.settings).um_per_px is not None:
         return
-    known, new = study.labels["um_per_px"].dropna(), candidates["um_per_px"]
+    known, new = study.labels["um_per_px"].dropna(), table["um_per_px"]
     if known.empty and new.isna().all():
         return
     seen = np.unique(known)
     is_seen = [(abs(value / seen - 1) < SAME_UM_PER_PX).any() for value in new]
-    other = candidates[~np.array(is_seen, dtype=bool)]
+    other = table[~np.array(is_seen, dtype=bool)]
     if len(other):
         values, of_study = (
             ", ".join(f"{value:g}" for value in np.unique(numbers)[:5]) or "nan"
             for numbers in (other["um_per_px"], seen)
         )
         raise CandidateError(
-            f"{len(other):,} candidates are at {values} um/px (nan: unknown), the study learned"
+            f"{len(other):,} {what} are at {values} um/px (nan: unknown), the study learned"
             f" from patches at {of_study}; bring them to that resolution"
         )
 
@@ -210,7 +210,8 @@ def cut(study: Study, name: str, data_folder: str | Path, n_workers: int = 1) ->
         }
         reading = dataclasses.replace(data.reading_of(settings), **of_other)
         patches.extract(table, folder, run, reading, n_workers)
-    refuse_other_resolution(study, store.read_parquet(run.path("labels.parquet")))
+    table = store.read_parquet(run.path("labels.parquet"))
+    refuse_other_resolution(study, table, f"patches of test_on {name}")
     return _keep(study, run)
 
 

@@ -151,6 +151,6 @@ def test_a_resolution_between_those_learned_from_is_refused(made):
     study = SimpleNamespace(
         settings=dataclasses.replace(settings, patches=own), labels=pd.DataFrame({"um_per_px": [0.25, 1.0]})
     )
-    external.refuse_other_resolution(study, pd.DataFrame({"um_per_px": [0.252, 0.98]}))
+    external.refuse_other_resolution(study, pd.DataFrame({"um_per_px": [0.252, 0.98]}), "candidates")
     with pytest.raises(CandidateError, match=r"1 candidates are at 0\.5 um/px .*learned from patches at 0\.25, 1;"):
-        external.refuse_other_resolution(study, pd.DataFrame({"um_per_px": [0.25, 0.5]}))
+        external.refuse_other_resolution(study, pd.DataFrame({"um_per_px": [0.25, 0.5]}), "candidates")

@@ -94,6 +94,26 @@ def test_all_slips_of_the_pen_are_told_at_once(tmp_path):
             GOOD.replace("[a]", "[{name: a@5, weights: random}]"),
             r"encoders\[a@5\].name: 'a@5': an encoder's name .* none of : @",
         ),
+        *(
+            (
+                GOOD.replace("[a]", f"[{{name: t, features: ./f, tolerance_px: {value}}}]"),
+                rf"encoders\[t\].tolerance_px: {said}",
+            )
+            for value, said in (
+                ("-1", "-1 should be greater than 0"),
+                ("0", "0 should be greater than 0"),
+                (".nan", "nan should be a finite number"),
+                ("two", "'two' should be a number"),
+            )
+        ),
+        (
+            GOOD.replace("[a]", "[{name: t, features: ./f, tolerance_px: 113}]") + "switches: {resolution: native}\n",
+            r"encoders\[t\].tolerance_px: 113 is more than 112, half the side of the study's patches",
+        ),
+        (
+            GOOD.replace("[a]", "[{name: t, like: uni, tolerance_px: 9}]"),
+            r"encoders\[t\].tolerance_px: 9 is for embeddings made elsewhere",
+        ),
         (GOOD.replace("midog}", "midog, positive: cell, negative: cell}"), "both classes are called 'cell'"),
         (GOOD + "splits: {n_folds: 3}\n\nsplits: {n_folds: 2}\n", "said twice: 'splits' on lines 5 and 7; keep one of each"),
         (GOOD + "splits:\n  n_folds: 3\n  seed: 1\n  'n_folds': 2\n", "said twice: 'n_folds' on lines 6 and 8;"),

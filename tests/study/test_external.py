@@ -12,7 +12,7 @@ import mfcore
 from mfcore.data import patches
 from mfcore.study import arms, data, encoders, external, predictions
 from mfcore.study.config import ConfigError
-from mfcore.study.external import SharedError
+from mfcore.study.external import CandidateError, SharedError
 
 FILE = """
 name: {name}
@@ -178,3 +178,26 @@ def test_the_patches_of_a_set_follow_how_its_images_are_made_to_fit(made):
     other = dataclasses.replace(settings, data=dataclasses.replace(settings.data, source="images"))
     fits = [dataclasses.replace(other, patches=dataclasses.replace(other.patches, fit=fit)) for fit in (None, "crop", "resize")]
     assert len({json.dumps(predictions.external_config(settings, each), default=str) for each in fits}) == 3
+
+
+def test_another_resolution_is_told_of_the_external_set(tmp_path):
+    """Patch images as they are: the study's at 0.25 um/px, those of the other set at 0.5."""
+    from PIL import Image
+
+    text = FILE.replace("source: midog", "source: images, positive: a, negative: b")
+    text = text.replace("um_per_px: 0.25", "um_per_px: null")
+    (tmp_path / "studies").mkdir()
+    for name, um_per_px in (("home", 0.25), ("away", 0.5)):
+        more = "test_on: [away.yaml]\n" if name == "home" else ""
+        (tmp_path / "studies" / f"{name}.yaml").write_text(text.format(name=name) + more)
+        folder, rows = tmp_path / "data" / name, []
+        folder.mkdir(parents=True)
+        for i in range(20):
+            noise = np.random.default_rng([i, name == "home"]).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / f"{name}{i}.png")
+            rows.append((f"{name}{i}.png", "ab"[i % 2], um_per_px))
+        pd.DataFrame(rows, columns=["file", "label", "um_per_px"]).to_csv(folder / "images.csv", index=False)
+    study = opened(tmp_path)
+    data.extract(study.settings, tmp_path / "data" / "home", study.folder)
+    with pytest.raises(CandidateError, match=r"^20 patches of test_on away are at 0\.5 um/px .*learned from patches at 0\.25;"):
+        external.cut(study, "away", tmp_path / "data" / "home")

@@ -99,7 +99,7 @@ def match(
         named = rows.iloc[bad[:MAX_NAMED]].to_dict("records")
         raise EncoderError(f"{place}: {len(bad):,} features aren't finite, the first of {named}")
     if "x" in rows:
-        _check_tolerance(place, table, placing, tolerance_px)
+        check_tolerance(place, table, placing, tolerance_px)
     if "x" in rows and "patch_id" not in rows:
         row_of, distances = _by_place(place, rows, table, tolerance_px)
     else:
@@ -134,9 +134,10 @@ def _same_width(
     return blocks
 
 
-def _check_tolerance(
+def check_tolerance(
     place: Path, table: pd.DataFrame, placing: Placing, tolerance_px: float
 ) -> None:
+    """Raise EncoderError for a tolerance beyond half the side of the table's smallest patch."""
     half = float(sides_l0_px(table, placing).fillna(placing.size_px).min()) / 2
     if not 0 <= tolerance_px <= half:
         raise EncoderError(
