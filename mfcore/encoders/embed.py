@@ -50,7 +50,7 @@ def embed(
     It goes on where an earlier call stopped. file: the stored patches, as `patches.extract` writes
     ``patches.npy``; table: their labels, row for row. device: as for `network.choose_device`.
     batch_size: 0 for that of BATCH_SIZES; halved where memory ends. Raises EncoderError where the
-    encoder can't be had, gives NaN or infinity (naming the first patches), or isn't any more the
+    encoder is missing, gives NaN or infinity (naming the first patches), or isn't any more the
     one that the run was begun with.
     """
     with _until_done(run):

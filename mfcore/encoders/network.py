@@ -116,7 +116,7 @@ def computes_bfloat16(device: "torch.device") -> bool:
 def load(encoder: str | EncoderCard, device: str = "cpu") -> "Encoder":
     """Load an encoder, by name or card: frozen, in evaluation mode, checked by its card.
 
-    Raises EncoderError where the weights can't be had (see `weights.hub_file`) or the network isn't
+    Raises EncoderError where the weights are missing (see `weights.hub_file`) or the network isn't
     what the card says.
     """
     this, where = card_of(encoder) if isinstance(encoder, str) else encoder, choose_device(device)
@@ -138,7 +138,7 @@ def build_network(
     width), normalised by the card's mean and std, and gives logits (n, n_classes). The head sits on
     the class token, or on a convolutional network's pooled features. Without ``pretrained`` every
     weight is drawn, else only the head: by ``seed`` and the name alone, or by torch's generator as
-    it stands where ``seed`` is None. Raises EncoderError where weights can't be had.
+    it stands where ``seed`` is None. Raises EncoderError where weights are missing.
     """
     this = card_of(encoder) if isinstance(encoder, str) else encoder
     try:
@@ -166,7 +166,7 @@ def embed_images(
 
     images: a folder (all PNG, JPEG and TIFF below it, sorted by path), files, or uint8 (n, height,
     width, 3), which has no files. Images may differ in size: each is resized as the encoder's card
-    says. encoder: a name, a card, or a loaded one. Raises EncoderError where weights can't be had,
+    says. encoder: a name, a card, or a loaded one. Raises EncoderError where weights are missing,
     ValueError for an image that isn't 8 bit RGB, and where there is none.
     """
     loaded = encoder if isinstance(encoder, Encoder) else load(encoder, device)

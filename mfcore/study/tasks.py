@@ -79,7 +79,7 @@ def judge_all(
 ) -> pd.DataFrame:
     """Judge each of a task's encoders: ``encoder, judged, reason``.
 
-    An encoder that can't be had stops no other; the reasons are kept, see `refusals`. Raises the
+    An encoder without weights stops no other; the reasons are kept, see `refusals`. Raises the
     last EncoderError where no encoder can be had, and as `judge`.
     """
     rows, refused = [], []

@@ -47,7 +47,7 @@ def judge(
     earlier call stopped.
 
     data: as `protocol.check` passes them. seed: of the heads. Raises EncoderError where the encoder
-    can't be had.
+    is missing.
     """
     features = features_of(run, data, card, device, protocol.size_px)
     missing = tasks_protocol.missing(run, protocol.n_runs)
@@ -125,7 +125,7 @@ def features_of(
     Kept in the run's ``features.h5``; of several processes that need the same at once, one makes
     them. Each image goes through the encoder's own transform but for its crop: the shorter side is
     all seen, resized to ``size_px`` before where that is given. Raises EncoderError where the
-    encoder can't be had or gives NaN or infinity.
+    encoder is missing or gives NaN or infinity.
     """
     file = run.path(FILE)
     with store.in_turn(run.folder.parent / ".turns", f"features-{digest(_made_of(run.identity))}"):

@@ -45,7 +45,7 @@ def segment(
     Patches and masks are resized to the protocol's ``size_px``, or the encoder's input where it
     says none, and all of a patch goes through the encoder. data: as `protocol.check` passes them.
     seed: of the decoders. Raises TaskError, with all that is wrong, for masks that can't be judged
-    by, EncoderError where the encoder can't be had or gives no map of features.
+    by, EncoderError where the encoder is missing or gives no map of features.
     """
     if missing := tasks_protocol.missing(run, protocol.n_runs):
         material = material_of(data, card, device, protocol.size_px)

@@ -35,7 +35,7 @@ def build_network(
     n_classes). ``side`` may be another than the card's where the architecture can: a transformer's
     position embedding is then resized. It is tried with ``input_px`` (None: the card's crop). The
     rest as `encoders.build_network`; A is drawn by ``seed`` and the name, too. Raises EncoderError
-    where weights can't be had, where the network can't take ``input_px``, for a target that matches
+    where weights are missing, where the network can't take ``input_px``, for a target that matches
     no layer, or a layer in which LoRA would do nothing.
     """
     card = encoders.card_of(card) if isinstance(card, str) else card

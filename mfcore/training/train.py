@@ -179,7 +179,7 @@ def score(
     wrote.
 
     seed: of the training. stored: uint8 (n, stored_px, stored_px, 3); the network sees the centre,
-    as in tests. Raises EncoderError where the network that LoRA adapts can't be had, or where the
+    as in tests. Raises EncoderError where the network that LoRA adapts is missing, or where the
     weights are of another network.
     """
     start = rng.stream_seed(seed, "train", network.name, unit.title, "start")

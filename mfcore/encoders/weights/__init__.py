@@ -32,7 +32,7 @@ class State(NamedTuple):
 def read_weights(card: EncoderCard) -> tuple["Tensors", str]:
     """The tensors of ``card``'s weights under timm's names, and their commit or version.
 
-    Raises EncoderError where the file can't be had, isn't the one with the card's checksum, isn't a
+    Raises EncoderError where the file is missing, isn't the one with the card's checksum, isn't a
     file of tensors, or doesn't hold them where the card says.
     """
     path, revision = find_file(card)
@@ -57,7 +57,7 @@ def read_weights(card: EncoderCard) -> tuple["Tensors", str]:
 def find_file(card: EncoderCard) -> tuple[Path, str]:
     """The file of ``card``'s weights, fetched if need be, and its commit or version.
 
-    Raises EncoderError where it can't be had, saying what to do.
+    Raises EncoderError where it is missing, saying what to do.
     """
     if card.source in HUB:
         path = hub_file(card.identifier, [*card.files, INDEX], card.revision)
