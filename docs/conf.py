@@ -12,7 +12,7 @@ root_doc = "docs/index"
 include_patterns = [
     *("README.md", "REPRODUCING.md", "CLUSTER.md", "CONTRIBUTING.md"),
     *("notebooks/README.md", "data/README.md", "benchmarks/README.md"),
-    *("docs/*.md", "docs/api/*.rst"),
+    *("docs/*.md", "docs/api/*.rst", "notebooks/*.ipynb"),
 ]
 exclude_patterns = ["docs/build", ".venv", ".git", "results", "data/*/**"]
 html_title = "mfcore"
@@ -33,7 +33,7 @@ apidoc_modules = [
 apidoc_automodule_options = {"members", "show-inheritance"}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-default_role = "literal"
+default_role = "py:obj"  # `name` of a docstring: a link where there is one
 
 
 def items(app, what, name, obj, options, lines):
