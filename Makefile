@@ -71,6 +71,7 @@ notebooks: env ## build the committed .ipynb from the .py next to them, run on t
 	@$(python) -m mfcore.sweep notebooks $(ARGS)
 
 docs: env ## build the documentation as a book, without network; ends with the path of its first page
+	@rm -rf docs/api
 	@$(python) -m sphinx -q -W --keep-going -j auto -c docs -d docs/build/doctrees . docs/build/html $(ARGS)
 	@echo "$(CURDIR)/docs/build/html/docs/index.html"
 

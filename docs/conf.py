@@ -3,6 +3,7 @@
 `sphinx -c docs . TARGET`, which `make docs` calls. The look is that of the supplement.
 """
 
+import os
 from itertools import groupby
 
 from mfcore.sweep.book.conf import *  # noqa: F403
@@ -30,7 +31,7 @@ apidoc_modules = [
         "module_first": True,
     }
 ]
-apidoc_automodule_options = {"members", "show-inheritance"}
+os.environ["SPHINX_APIDOC_OPTIONS"] = "members,show-inheritance"  # Sphinx 9.0 takes no setting
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 default_role = "py:obj"  # `name` of a docstring: a link where there is one
