@@ -4,44 +4,45 @@
     mfcore predict --study S --arm A --table new.csv
     mfcore study check mine.yaml              is a study file right, and are its data there?
 
-``mfcore COMMAND --help`` says what each takes. ``paper``, ``data`` and ``embed`` need a clone of
-the repository, which has the notebooks that they run.
+``mfcore COMMAND --help`` says what each takes; ``python -m mfcore`` is the same. ``paper``,
+``data`` and ``embed`` need a clone of the repository, which has the notebooks that they run; not
+so ``embed --encoder``. With ``torchrun --nproc-per-node N -m mfcore train`` (or ``pretrain``) N
+processes, each with its own GPU, share every batch.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parents[1]
-OF_SWEEP = {
-    "paper": "run a study through the notebooks and build its supplement",
-    "data": "fetch what a study's data folder lacks, and say what is there",
-    "embed": "make the embeddings of a study's encoders, and nothing else",
-}
-OF_STUDY = {
-    "train": "train one network of a study on one fold",
-    "pretrain": "pretrain one encoder of a study",
-}
+from mfcore.sweep import COMMANDS, ROOT, study_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mfcore.data.options import Data
+    from mfcore.store import Run
+    from mfcore.study.config import Settings
+
+DEVICES = '"cpu", "cuda", "cuda:1" or "auto" (auto)'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 0, or 1 where something can't be done, which is
-    said.
+    said. Options that it doesn't know are Snakemake's, where a sweep runs.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    name = arguments[0] if arguments else ""
-    if name in OF_SWEEP:
-        if not (ROOT / "notebooks").is_dir():
-            return _say(f"mfcore {name} runs notebooks: clone the repository and call it there")
-        from mfcore.sweep.__main__ import main as sweep
-
-        return sweep(arguments)
-    if name in OF_STUDY:
-        from mfcore.__main__ import main as one
-
-        return one(arguments)
-    asked = _parser().parse_args(arguments)
+    parser = _parser(arguments[0] if arguments else "")
+    asked, options = parser.parse_known_args(arguments)
+    is_sweep = asked.command in COMMANDS and getattr(asked, "encoder", None) is None
+    if options and not (is_sweep and asked.hands_on):
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    asked.options = options
+    if is_sweep and not (ROOT / "notebooks").is_dir():
+        return _say(
+            f"mfcore {asked.command} runs notebooks: clone the repository and call it there"
+        )
     from mfcore.store import errors
 
     try:
@@ -59,20 +60,64 @@ def _say(problem: str) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(name: str) -> argparse.ArgumentParser:
+    """The parser; the sweep's commands have their options only where ``name`` is one of them."""
     parser = argparse.ArgumentParser(prog="mfcore", description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, words in (OF_SWEEP | OF_STUDY).items():
-        commands.add_parser(name, help=words)
+    if name in COMMANDS:
+        from mfcore.sweep.__main__ import add_commands
+
+        add_commands(commands)
+        _add_one_encoder(commands.choices["embed"])
+    else:
+        for command, words in COMMANDS.items():
+            commands.add_parser(command, help=words)
     study = argparse.ArgumentParser(add_help=False)
     study.add_argument(
         "--study",
-        type=_study_file,
+        type=study_file,
         required=True,
         help="a study's name in studies/, or a YAML file",
     )
     study.add_argument("--results", default="results", help="the folder of results (results)")
+    _add_pieces(commands, study)
+    _add_uses(commands, study)
+    return parser
 
+
+def _add_one_encoder(embed: argparse.ArgumentParser) -> None:
+    one = embed.add_argument_group("one encoder, in this process, without the sweep")
+    one.add_argument("--encoder", help="an encoder's name")
+    one.add_argument("--share", type=int, help="which of --shares, from 0; none: all that is left")
+    one.add_argument("--batch-size", type=int, default=0, help="patches at once; 0: as fits (0)")
+    one.add_argument("--device", default="auto", help=DEVICES)
+    embed.set_defaults(work=_embed)
+
+
+def _add_pieces(commands: "argparse._SubParsersAction", study: argparse.ArgumentParser) -> None:
+    """The commands that do one piece of a study's work, in a process of its own."""
+    piece = argparse.ArgumentParser(add_help=False, parents=[study])
+    piece.add_argument("--data", type=Path, help="the study's data (data/NAME beside studies/)")
+    piece.add_argument("--device", default="auto", help=DEVICES)
+    train = commands.add_parser("train", parents=[piece], help="train one network on one fold")
+    train.add_argument("--network", required=True, help="one of the study's networks")
+    train.add_argument("--fold", type=int, required=True, help="which fold, from 0")
+    train.set_defaults(work=_train)
+    words = "pretrain one encoder of a study"
+    pretrain = commands.add_parser("pretrain", parents=[piece], help=words)
+    pretrain.add_argument("--encoder", required=True, help="one of the study's pretrainings")
+    pretrain.set_defaults(work=_pretrain)
+    measure = commands.add_parser("measure", parents=[piece], help="measure what a switch is worth")
+    measure.add_argument("--switch", required=True, help='its name; "base": none, "paper": all')
+    measure.set_defaults(work=_measure)
+    for reads_slides in (pretrain, measure):
+        reads_slides.add_argument(
+            "--workers", type=int, default=1, help="reading threads of each process (1)"
+        )
+
+
+def _add_uses(commands: "argparse._SubParsersAction", study: argparse.ArgumentParser) -> None:
+    """The commands that use what a study made, and the one that checks its file."""
     predict = commands.add_parser(
         "predict", parents=[study], help="score unlabelled candidates by what a study trained"
     )
@@ -83,8 +128,16 @@ def _parser() -> argparse.ArgumentParser:
         "--table", type=Path, required=True, help="CSV: file, and x, y in level-0 px on slides"
     )
     predict.add_argument("--data", type=Path, help="folder of slides or images (the table's)")
-    predict.add_argument("--out", type=Path, help="CSV of scores (TABLE.scores.csv)")
-    predict.add_argument("--geojson", type=Path, help="folder for a file a slide, for QuPath")
+    predict.add_argument(
+        "--out",
+        type=Path,
+        help="CSV of scores (RESULTS/STUDY/scores/TABLE.ARM.csv); not where labels of a study lie",
+    )
+    predict.add_argument(
+        "--geojson",
+        type=Path,
+        help="folder for a file a slide, for QuPath; not where labels of a study lie",
+    )
     predict.add_argument("--size", type=float, help="training set's size (the study's largest)")
     predict.add_argument("--device", default="auto", help='"cpu", "cuda" or "auto" (auto)')
     predict.add_argument("--workers", type=int, default=1, help="threads that read slides (1)")
@@ -101,14 +154,71 @@ def _parser() -> argparse.ArgumentParser:
     of_study = commands.add_parser("study", help="check a study file")
     verbs = of_study.add_subparsers(dest="verb", required=True, metavar="VERB")
     check = verbs.add_parser("check", help="is a study file right, and are its data there?")
-    check.add_argument("file", type=_study_file, help="a study's name in studies/, or a YAML file")
+    check.add_argument("file", type=study_file, help="a study's name in studies/, or a YAML file")
     check.add_argument("--data", type=Path, help="folder of its data (data/NAME beside studies/)")
     check.set_defaults(work=_check)
-    return parser
 
 
-def _study_file(name: str) -> Path:
-    return Path(name) if name.endswith((".yaml", ".yml")) else ROOT / "studies" / f"{name}.yaml"
+def _piece(asked: argparse.Namespace, work: "Callable[[Settings, Path], Run]") -> int:
+    """Do a piece of a study's work, alone or as one of torchrun's processes; prints its folder."""
+    from mfcore.study import config, data
+    from mfcore.training import processes
+
+    study = config.load_study(asked.study)
+    asked.data = data.data_folder(study, asked.study, asked.data)
+    with processes.joined(asked.device) as asked.device:
+        run = work(study, Path(asked.results) / study.name)
+        if processes.here().is_first:
+            print(run.folder)
+    return 0
+
+
+def _embed(asked: argparse.Namespace) -> int:
+    if asked.encoder is None:
+        from mfcore.sweep.__main__ import embed
+
+        if asked.share is not None:
+            raise ValueError("--share is of one encoder; name it by --encoder")
+        return embed(asked)
+    from mfcore.study import encoders
+
+    how = asked.device, asked.batch_size
+    if asked.share is None:
+        return _piece(asked, lambda s, folder: encoders.embed(s, asked.encoder, folder, *how))
+    share = asked.share, asked.shares
+    return _piece(
+        asked, lambda s, folder: encoders.embed_share(s, asked.encoder, folder, *share, *how)
+    )
+
+
+def _train(asked: argparse.Namespace) -> int:
+    from mfcore.study import arms
+
+    of = asked.network, asked.fold
+    return _piece(
+        asked, lambda s, folder: arms.train(s, *of, folder, asked.device, data_folder=asked.data)
+    )
+
+
+def _pretrain(asked: argparse.Namespace) -> int:
+    from mfcore.study import arms
+
+    return _piece(
+        asked,
+        lambda s, folder: arms.pretrain(
+            s, asked.encoder, asked.data, folder, asked.device, asked.workers
+        ),
+    )
+
+
+def _measure(asked: argparse.Namespace) -> int:
+    from mfcore import open_study
+    from mfcore.study import data
+    from mfcore.sweep import switches
+
+    study = open_study(asked.study, asked.results)
+    folder = data.data_folder(study.settings, asked.study, asked.data)
+    return switches.measure_and_tell(study, asked.switch, folder, asked.device, asked.workers)
 
 
 def _predict(asked: argparse.Namespace) -> int:
@@ -119,10 +229,13 @@ def _predict(asked: argparse.Namespace) -> int:
     from mfcore.measures.binary import classify
 
     study = open_study(asked.study, asked.results)
+    name = f"{asked.table.stem}.{store.file_name(asked.arm)}.csv"
+    out = asked.out or study.folder / "scores" / name
+    for option in ("out", "geojson"):
+        _refuse_among_labels(option, asked, study.settings.data)
     scored = predict(
         study, asked.arm, asked.table, asked.data, asked.device, asked.size, asked.workers
     )
-    out = asked.out or asked.table.with_suffix(".scores.csv")
     store.write_csv(out, scored.table)
     print("\n".join([*scored.sentences, str(out)]))
     if asked.geojson:
@@ -144,6 +257,28 @@ def _predict(asked: argparse.Namespace) -> int:
             geojson.write(rows, target, names, ("score", "score_sd"))
         print(f"{table['file'].nunique()} files for QuPath in {asked.geojson}")
     return 0
+
+
+def _refuse_among_labels(option: str, asked: argparse.Namespace, data: "Data") -> None:
+    """Raise ValueError where an option names a place among a study's labels, to be read as some."""
+    from mfcore.data.labels.source import SOURCES
+
+    path = getattr(asked, option)
+    if path is None:
+        return
+    folder, table = (path.parent if option == "out" else path).resolve(), asked.table.resolve()
+    names = [name for one in SOURCES.values() for name in one.main_files if name[0] != "*"]
+    if folder in (table.parent, (asked.data or table.parent).resolve()):
+        names += [*SOURCES[data.source].main_files, *data.written]
+    labels = {file for name in names for file in folder.glob(name)} - {table}
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="replace") as before:
+            labels -= {path.resolve()} if "score_sd" in before.readline() else set()
+    if labels or asked.study.resolve().parents[1] / "data" in folder.parents:
+        raise ValueError(
+            f"--{option} {path}: the labels of a study lie in {folder}, where scores would be read"
+            " as labels, or replace some; name another folder"
+        )
 
 
 def _export(asked: argparse.Namespace) -> int:
@@ -169,7 +304,7 @@ def _check(asked: argparse.Namespace) -> int:
     settings = load_study(asked.file)
     arms = [*settings.encoders, *(network.name for network in settings.networks)]
     print(f"{settings.name}: the study file is right; {len(arms)} arms: {', '.join(arms)}")
-    folder = asked.data or asked.file.resolve().parent.parent / "data" / settings.name
+    folder = data.data_folder(settings, asked.file, asked.data)
     others = predictions.external_sets(settings)
     for name in settings.encoders:
         encoders.card_of(settings, name)

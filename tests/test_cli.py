@@ -13,16 +13,52 @@ from mfcore import cli
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("command", ["paper", "data", "embed", "train", "pretrain", "predict", "export", "study"])
+COMMANDS = ["paper", "data", "embed", "train", "pretrain", "measure", "predict", "export", "study"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([command, "--help"])
-    assert not ended.value.code and "usage" in capsys.readouterr().out
+    assert not ended.value.code and f"usage: mfcore {command}" in capsys.readouterr().out
 
 
-def test_help_lists_every_command():
-    done = subprocess.run([sys.executable, "-m", "mfcore.cli", "--help"], capture_output=True, text=True, check=True)
-    assert all(f"    {name} " in done.stdout for name in ("paper", "data", "embed", "predict", "pretrain", "study", "export"))
+def test_both_ways_to_call_it_are_one_command_line_with_one_help():
+    """And the help loads neither torch nor pandas."""
+    own = "import sys; from mfcore.cli import main\n"
+    own += "try: main(['--help'])\nfinally: assert not {'torch', 'pandas'} & set(sys.modules)"
+    calls = [["-m", "mfcore", "--help"], ["-c", own]]
+    done = [subprocess.run([sys.executable, *call], capture_output=True, text=True, check=True).stdout for call in calls]
+    assert done[0] == done[1] and done[0].startswith("usage: mfcore ")
+    listed = [line.split()[0] for line in done[0].splitlines() if line.startswith("    ") and line[4] != " "]
+    assert listed == COMMANDS
+
+
+def test_options_of_snakemake_are_for_the_sweep_alone(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--study", "demo", "--network", "n", "--fold", "0", "--dry-run"])
+    assert "unrecognized arguments: --dry-run" in capsys.readouterr().err
+
+
+def test_embed_is_the_sweeps_unless_one_encoder_is_named(monkeypatch, tmp_path, capsys):
+    from mfcore.study import encoders
+    from mfcore.sweep import __main__ as sweep
+
+    called = []
+    monkeypatch.setattr(
+        sweep, "_sweep", lambda study, asked, targets: called.append((targets, asked.options)) or (tmp_path, 0, set())
+    )
+    run = type("Run", (), {"folder": tmp_path})
+    monkeypatch.setattr(encoders, "embed_share", lambda study, *how: called.append(how) or run)
+    assert cli.main(["embed", "--study", "demo", "--encoders", "vit_tiny_random", "--dry-run"]) == 0
+    one = ["--encoder", "vit_tiny_random", "--share", "1", "--shares", "2", "--device", "cpu", "--results", str(tmp_path)]
+    assert cli.main(["embed", "--study", "demo", *one]) == 0
+    assert called == [
+        (["02_embed.vit_tiny_random"], ["--dry-run"]),
+        ("vit_tiny_random", tmp_path / "demo", 1, 2, "cpu", 0),
+    ]
+    assert cli.main(["embed", "--study", "demo", "--share", "1"]) == 1
+    assert "--share is of one encoder; name it by --encoder" in capsys.readouterr().err
 
 
 def test_a_study_file_and_its_data_are_checked(tmp_path, capsys):

@@ -184,7 +184,7 @@ def test_scores_of_new_candidates(tmp_path, monkeypatch, capsys):
     assert cli.main(shlex.split(command)[1:]) == 0
     assert "3 candidates scored by small_network (end-to-end)" in capsys.readouterr().out
     assert len(json.loads(Path("scores/S0.svs.geojson").read_text())["features"]) == 3
-    assert set(pd.read_csv("candidates.scores.csv")) >= {"detector", "score", "score_sd"}
+    assert set(pd.read_csv("results/my_slides/scores/candidates.small_network.csv")) >= {"detector", "score", "score_sd"}
 
 
 def test_more_probes_on_the_same_folds(tmp_path, monkeypatch):

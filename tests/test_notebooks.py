@@ -12,8 +12,7 @@ import pytest
 from running import HANG_S, starting, until
 
 from mfcore import store
-from mfcore.sweep import inputs as sweep_inputs, pairs
-from mfcore.sweep.jobs import ROOT
+from mfcore.sweep import ROOT, inputs as sweep_inputs, pairs
 
 NOTEBOOKS = ROOT / "notebooks"
 MAX_BYTES = 1_500_000

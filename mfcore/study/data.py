@@ -23,6 +23,11 @@ Identity = tuple[str, str, dict, dict[str, str]]  # of a run: stage, name, confi
 # ---- the data folder ----
 
 
+def data_folder(study: Settings, file: Path, data: str | Path | None) -> Path:
+    """Where the study's data lie: as asked, or where the notebooks look."""
+    return Path(data).expanduser() if data else file.resolve().parent.parent / "data" / study.name
+
+
 def prepare(
     study: Settings,
     folder: str | Path,

@@ -20,30 +20,29 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from mfcore import store
 from mfcore.store import errors as store_errors
 from mfcore.study import data as study_data, tasks as study_tasks
 from mfcore.study.config import ConfigError, Settings, load_study
-from mfcore.sweep import inputs as sweep_inputs, results as sweep_results
-from mfcore.sweep.jobs import ROOT, SUPPLEMENT, Job, job_name, jobs_of, with_dependents, with_needs
-from mfcore.sweep.run import KilledError, SweepError, data_folder, killed, run_job
+from mfcore.sweep import (
+    COMMANDS,
+    ROOT,
+    inputs as sweep_inputs,
+    results as sweep_results,
+    study_file,
+)
+from mfcore.sweep.jobs import SUPPLEMENT, Job, job_name, jobs_of, with_dependents, with_needs
+from mfcore.sweep.run import KilledError, SweepError, killed, run_job
 
 INTERRUPTED = 130  # exit status, as a shell has it
-
-
-def study_file(name: str) -> Path:
-    """The file of a study given by its name in ``studies/`` or by its path."""
-    is_path = name.endswith((".yaml", ".yml"))
-    return Path(name).expanduser() if is_path else ROOT / "studies" / f"{name}.yaml"
 
 
 def paper(asked: argparse.Namespace) -> int:
     """Run a study and build its supplement; returns the exit status: 1 where any job failed."""
     study, begun = load_study(asked.study), time.monotonic()
-    data = data_folder(study, asked.study, asked.data)
+    data = study_data.data_folder(study, asked.study, asked.data)
     for task, place in study_tasks.absent(study, data).items():
         print(
             f"{study.name}: task {task} has no data yet; "
@@ -109,7 +108,7 @@ def _sweep(
             (folder / "jobs" / f"{name}.json").unlink(missing_ok=True)
         for note in folder.glob("running/*"):
             note.unlink()
-        data = data_folder(study, asked.study, asked.data)
+        data = study_data.data_folder(study, asked.study, asked.data)
         sweep_inputs.write(study, folder, data, jobs.values(), trusts=not asked.verify)
         before, status = None, 1
         while status not in (0, INTERRUPTED) and (now := _progress(folder, jobs)) != before:
@@ -190,7 +189,7 @@ def _run(command: list[str]) -> int:
 def data(asked: argparse.Namespace) -> int:
     """Fetch what a study's data folder lacks; returns the exit status: 0 if everything is there."""
     study = load_study(asked.study)
-    folder = data_folder(study, asked.study, asked.data)
+    folder = study_data.data_folder(study, asked.study, asked.data)
     try:
         words, is_whole = study_data.fetch(study, folder, asked.verify)
     except KeyboardInterrupt:
@@ -224,46 +223,54 @@ def notebooks(_: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m mfcore.sweep", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    study, runs, sweep = (argparse.ArgumentParser(add_help=False) for _ in range(3))
-    study.add_argument(
-        "--study", type=study_file, required=True, help="a name in studies/, or a YAML file"
-    )
+def add_commands(commands: "argparse._SubParsersAction") -> None:
+    """Add the commands of a user, COMMANDS, to those of a command line."""
+    study, runs, sweep, verify = (argparse.ArgumentParser(add_help=False) for _ in range(4))
+    _add_study(study)
     study.add_argument("--data", help="folder of the study's data (data/NAME)")
-    runs.add_argument("--results", default=ROOT / "results", help="where results go (results/)")
-    runs.add_argument("--shares", type=int, default=1, help="jobs that make one embedding (1)")
+    _add_runs(runs)
     sweep.add_argument("--cores", type=int, help="how many cores to use (all)")
     sweep.add_argument("--profile", default="", help="of a cluster: in profiles/, or a path (none)")
     sweep.add_argument("--gpus", type=int, default=1, help="GPUs that a job asks a cluster for (1)")
-    verify = argparse.ArgumentParser(add_help=False)
     verify.add_argument("--verify", action="store_true", help="compare every checksum")
-
-    def command(work: Callable, words: str, *parents) -> argparse.ArgumentParser:
-        sub = commands.add_parser(work.__name__, parents=parents, help=words)
-        sub.set_defaults(work=work)
-        return sub
-
-    command(paper, "run a study and build its supplement", study, runs, sweep, verify)
-    alone = command(embed, "make only the embeddings of a study", study, runs, sweep, verify)
-    alone.add_argument(
+    parents = {paper: (study, runs, sweep, verify), data: (study, verify)}
+    parents[embed] = parents[paper]
+    for work, needed in parents.items():
+        name = work.__name__
+        command = commands.add_parser(name, parents=needed, help=COMMANDS[name])
+        command.set_defaults(work=work, hands_on=work is not data)
+    commands.choices["embed"].add_argument(
         "--encoders", default="", help="which of the study's, by blanks or commas (all)"
     )
-    command(data, "fetch what a data folder lacks, and say what is there", study, verify)
-    one = command(job, "run one job of a study (the Snakefile calls this)", study, runs)
-    one.add_argument("--name", required=True)
-    one.add_argument("--threads", type=int, default=1)
-    one.add_argument("--record", type=Path, help="file for the job's record (jobs/NAME.json)")
-    command(notebooks, "build the committed .ipynb on the study demo")
-    return parser
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    words = "a study's name in studies/, or a YAML file"
+    parser.add_argument("--study", type=study_file, required=True, help=words)
+
+
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", default=ROOT / "results", help="where results go (results/)")
+    parser.add_argument("--shares", type=int, default=1, help="jobs that make one embedding (1)")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; options that it doesn't know are Snakemake's."""
-    parser = _parser()
+    parser = argparse.ArgumentParser(prog="python -m mfcore.sweep", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    add_commands(commands)
+    one = commands.add_parser("job", help="run one job of a study (the Snakefile calls this)")
+    _add_study(one)
+    one.add_argument("--data", help="folder of the study's data (data/NAME)")
+    _add_runs(one)
+    one.add_argument("--name", required=True)
+    one.add_argument("--threads", type=int, default=1)
+    one.add_argument("--record", type=Path, help="file for the job's record (jobs/NAME.json)")
+    one.set_defaults(work=job, hands_on=False)
+    build = commands.add_parser("notebooks", help="build the committed .ipynb on the study demo")
+    build.set_defaults(work=notebooks, hands_on=False)
     asked, options = parser.parse_known_args(arguments)
-    if options and asked.work not in (paper, embed):
+    if options and not asked.hands_on:
         parser.error(f"unknown arguments: {' '.join(options)}")
     asked.options = options
     try:

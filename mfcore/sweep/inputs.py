@@ -24,7 +24,8 @@ from mfcore.study import (
     tasks as study_tasks,
 )
 from mfcore.study.config import Pretraining, Settings, as_dict
-from mfcore.sweep.jobs import MEASURE, ROOT, SHARE, STAGES, SUPPLEMENT, Job
+from mfcore.sweep import ROOT
+from mfcore.sweep.jobs import MEASURE, SHARE, STAGES, SUPPLEMENT, Job
 
 FOLDER = "inputs"  # in the study's results
 PACKAGE = ROOT / "mfcore"

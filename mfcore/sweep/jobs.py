@@ -6,13 +6,11 @@ and the supplement.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mfcore import store
 from mfcore.study import encoders as study_encoders, pretrained, tasks as study_tasks
 from mfcore.study.config import Pretraining, Settings, Switches
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGES = {
     "01": "01_extract_patches",
     "02": "02_embed",

@@ -17,9 +17,9 @@ from mfcore.analysis import domains
 from mfcore.store.records import digest
 from mfcore.study.config import as_dict, load_study
 from mfcore.study.study import Study
+from mfcore.sweep import ROOT
 from mfcore.sweep.book.notebooks import without_progress
 from mfcore.sweep.inputs import code_of
-from mfcore.sweep.jobs import ROOT
 from mfcore.sweep.run import execute
 
 # the built .ipynb begin so, no .py does

@@ -18,8 +18,9 @@ from pathlib import Path
 from mfcore import store
 from mfcore.store import files as store_files, records as store_records
 from mfcore.study.config import Settings, load_study
-from mfcore.sweep import inputs as sweep_inputs, results as sweep_results
-from mfcore.sweep.jobs import GO_ON, READ_DATA, ROOT, SHARE, STAGES, SUPPLEMENT, Job, jobs_of
+from mfcore.study.data import data_folder
+from mfcore.sweep import ROOT, inputs as sweep_inputs, results as sweep_results
+from mfcore.sweep.jobs import GO_ON, READ_DATA, SHARE, STAGES, SUPPLEMENT, Job, jobs_of
 
 MAX_BEGUN = 3  # a job killed so often is given up
 FOREVER = 10**8  # seconds to wait for a kernel that is alive; one that isn't ends the wait
@@ -167,11 +168,6 @@ def end_job(
 def _notes(results: Path, name: str) -> Path:
     """Where a job's processes note what they make."""
     return results / "running" / f"{name}.made"
-
-
-def data_folder(study: Settings, file: Path, data: str | Path | None) -> Path:
-    """Where the study's data lie: as asked, or where the notebooks look."""
-    return Path(data).expanduser() if data else file.resolve().parent.parent / "data" / study.name
 
 
 def killed(results: Path, jobs: Mapping[str, Job]) -> dict[str, int]:

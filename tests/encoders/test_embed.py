@@ -19,7 +19,7 @@ import yaml
 from running import HANG_S
 from tiny_encoders import tiny_card, use
 
-from mfcore import __main__ as command, encoders, store
+from mfcore import cli as command, encoders, store
 from mfcore.data import patches
 from mfcore.encoders import canary, embed, network, weights
 from mfcore.encoders.card import EncoderCard, cards
@@ -314,7 +314,7 @@ sys.path.insert(0, {tests!r})
 import pytest
 from pathlib import Path
 from tiny_encoders import tiny_card, use
-from mfcore.__main__ import main
+from mfcore.cli import main
 from mfcore.encoders import embed
 use(pytest.MonkeyPatch(), tiny_card())
 embed.SHARD = 5

@@ -14,7 +14,7 @@ import torch
 from made_pretraining import DINOV2, TINY, VIT, write_slides
 from running import HANG_S
 
-from mfcore import __main__ as command, encoders, store
+from mfcore import cli as command, encoders, store
 from mfcore.analysis import exhibit
 from mfcore.analysis.encoders import pretraining_run
 from mfcore.data.synthetic.slides import write_pyramid

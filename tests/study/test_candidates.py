@@ -116,10 +116,34 @@ def test_the_command_writes_scores_and_a_file_for_qupath_of_each_slide(made, tab
     assert cli.main(["predict", *where, *asked]) == 0
     said = capsys.readouterr().out
     assert "80 candidates scored by net" in said and "10 files for QuPath" in said
-    scores = pd.read_csv(table.with_suffix(".scores.csv"))
+    scores = pd.read_csv(made / "results" / "little" / "scores" / f"{table.stem}.net.csv")
     assert len(scores) == 80 and scores["score"].between(0, 1).all()
     features = json.loads((tmp_path / "geo" / "0.tiff.geojson").read_text())["features"]
     assert len(features) == 8 and set(features[0]["properties"]["measurements"]) == {"score", "score_sd"}
+
+
+def test_no_scores_are_written_where_the_labels_of_the_study_lie(made, tmp_path, capsys):
+    """There a CSV or GeoJSON would be read as labels, or replace them."""
+    from mfcore import cli
+
+    shutil.copytree(made, tmp_path / "copy")
+    data_folder = tmp_path / "copy" / "data"
+    before = {path: path.stat().st_mtime_ns for path in data_folder.rglob("*")}
+    table = data_folder / "new.csv"
+    table.write_text("file,x,y\n0.tiff,30,30\n")
+    where = ["--study", str(tmp_path / "copy" / "little.yaml"), "--results", str(tmp_path / "copy" / "results")]
+    asked = ["predict", *where, "--arm", "tiny", "--table", str(table)]
+    values = [("--out", data_folder / "scores.csv"), ("--out", data_folder / "annotations.json"), ("--geojson", data_folder)]
+    for option, value in values:
+        assert cli.main([*asked, option, str(value)]) == 1
+        assert f"{option} {value}: the labels of a study lie in {data_folder}" in capsys.readouterr().err
+    table = shutil.copy(table, tmp_path / "new.csv")
+    asked = [*asked[:-1], str(table), "--data", str(data_folder)]
+    for _ in range(2):
+        assert cli.main([*asked, "--out", str(tmp_path / "scores.csv")]) == 0, "elsewhere, again and again"
+    assert cli.main(asked) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "copy/results/little/scores/new.tiny.csv")
+    assert {path: path.stat().st_mtime_ns for path in data_folder.rglob("*") if path.name != "new.csv"} == before
 
 
 def test_the_command_exports_embeddings_for_slide_encoders(made, tmp_path, capsys):

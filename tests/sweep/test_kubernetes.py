@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from running import HANG_S
 
-from mfcore.sweep import jobs as sweep_jobs
+from mfcore.sweep import ROOT, jobs as sweep_jobs
 
 STUDY = """
 name: tiny
@@ -144,7 +144,7 @@ def test_the_profile_names_rules_that_there_are():
     """A rule that is renamed would lose what it asks for."""
     import yaml
 
-    for file in (sweep_jobs.ROOT / "profiles").glob("*/config.yaml"):
+    for file in (ROOT / "profiles").glob("*/config.yaml"):
         profile = yaml.safe_load(file.read_text())
         for key in ("set-resources", "set-threads", "groups"):
             assert set(profile.get(key, {})) <= {*sweep_jobs.RULES, "supplement"}, f"{file}: {key}"

@@ -16,7 +16,7 @@ from running import HANG_S
 
 from mfcore import store
 from mfcore.study.config import Effects, load_study
-from mfcore.sweep import __main__ as sweep, jobs as sweep_jobs, run as sweep_run
+from mfcore.sweep import ROOT, __main__ as sweep, jobs as sweep_jobs, run as sweep_run
 
 DEMO = sweep.study_file("demo")
 
@@ -42,7 +42,7 @@ def test_every_job_comes_after_those_it_needs():
     names = list(jobs)
     assert all(names.index(need) < names.index(job.name) for job in jobs.values() for need in job.needs)
     notebooks = [job.notebook for job in jobs.values() if job.notebook]
-    assert all((sweep_jobs.ROOT / "notebooks" / f"{notebook}.py").is_file() for notebook in notebooks)
+    assert all((ROOT / "notebooks" / f"{notebook}.py").is_file() for notebook in notebooks)
     n_trainings = 5 * len(load_study(DEMO).networks)
     assert sum(job.notebook == sweep_jobs.STAGES["04"] for job in jobs.values()) == n_trainings
     assert set(jobs["05_data_scaling"].needs) == {n for n in names if n.startswith(("03", "04", "measure_switch"))}
@@ -51,7 +51,7 @@ def test_every_job_comes_after_those_it_needs():
 
 def test_every_job_s_parameters_are_known_to_its_notebook():
     for job in filter(lambda job: job.notebook, sweep_jobs.jobs_of(load_study(DEMO)).values()):
-        known = papermill.inspect_notebook(str(sweep_jobs.ROOT / "notebooks" / f"{job.notebook}.ipynb"))
+        known = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{job.notebook}.ipynb"))
         assert set(job.parameters) | {"study_file", "results"} <= set(known), job.name
 
 
@@ -309,9 +309,7 @@ def test_a_profile_is_found_by_name_or_path_and_leaves_cores_and_threads_to_the_
     assert sweep.main([*how, "--profile", str(tmp_path / "mine"), "--cores", "64"]) == 0
     assert sweep.main([*how, "--cores", "3"]) == 0
     slurm, mine, here = (" ".join(map(str, command)) for command in calls.commands)
-    assert f"--workflow-profile {sweep_jobs.ROOT / 'profiles' / 'slurm'} " in slurm and slurm.endswith(
-        "shares=4 gpus=0 --jobs 7"
-    )
+    assert f"--workflow-profile {ROOT / 'profiles' / 'slurm'} " in slurm and slurm.endswith("shares=4 gpus=0 --jobs 7")
     assert "--cores" not in slurm and "cores=" not in slurm and "--resources" not in slurm
     assert f"--workflow-profile {tmp_path / 'mine'} " in mine and "--cores 64" in mine
     assert "--cores 3 --resources gpu=" in here and "cores=3" in here and "--workflow-profile" not in here

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 import yaml
 
-from mfcore import __main__ as face
+from mfcore import cli as face
 from mfcore.analysis.switches import BASE, NOT_YET, PAPER, derived, table
 from mfcore.data.downloads import DownloadError
 from mfcore.data.patches_read import DiskError

@@ -15,7 +15,7 @@ from hypothesis import given, strategies as st
 from made_training import made, network, store_study, task, tiny
 from running import HANG_S
 
-from mfcore import __main__ as command, encoders, store
+from mfcore import cli as command, encoders, store
 from mfcore.study.config import load_study
 from mfcore.training import loop as train_loop, processes, train
 from mfcore.training.processes import Ranks

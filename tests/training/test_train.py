@@ -9,7 +9,7 @@ import pytest
 import torch
 from made_training import CARD, NETWORK, history_of, made, network, store_study, tiny
 
-from mfcore import __main__ as command, encoders, store
+from mfcore import cli as command, encoders, store
 from mfcore.data import splits
 from mfcore.study import arms as study_arms, data as study_data
 from mfcore.study.config import Data, Lora, Network, Patches, Settings, Switches
@@ -329,7 +329,7 @@ def arguments(tmp_path, **changed: object) -> list[str]:
 
 
 def test_the_command_line_trains(tmp_path, study, monkeypatch, capsys):
-    monkeypatch.setattr(command, "load_study", lambda file: study)
+    monkeypatch.setattr("mfcore.study.config.load_study", lambda file: study)
     store_study(study, tmp_path / "small", *made())
     assert command.main(arguments(tmp_path)) == 0
     (run,) = store.runs(tmp_path / "small", "train")
@@ -347,7 +347,7 @@ def test_the_command_line_trains(tmp_path, study, monkeypatch, capsys):
     ],
 )
 def test_the_command_line_refuses_in_one_line(tmp_path, study, monkeypatch, capsys, changed, said):
-    monkeypatch.setattr(command, "load_study", lambda file: study)
+    monkeypatch.setattr("mfcore.study.config.load_study", lambda file: study)
     store_study(study, tmp_path / "small", *made())
     assert command.main(arguments(tmp_path, **changed)) == 1
     captured = capsys.readouterr()
@@ -356,7 +356,7 @@ def test_the_command_line_refuses_in_one_line(tmp_path, study, monkeypatch, caps
 
 
 def test_the_command_line_says_a_line_for_each_unit_that_can_not_be_trained(tmp_path, study, monkeypatch, capsys):
-    monkeypatch.setattr(command, "load_study", lambda file: with_network(study, patches_per_epoch=7))
+    monkeypatch.setattr("mfcore.study.config.load_study", lambda file: with_network(study, patches_per_epoch=7))
     store_study(study, tmp_path / "small", *made())
     assert command.main(arguments(tmp_path)) == 1
     first, *units = [line for line in capsys.readouterr().err.splitlines() if "UserWarning" not in line]

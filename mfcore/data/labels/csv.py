@@ -13,6 +13,7 @@ from mfcore.data.labels.schema import (
     LabelError,
     is_file_name,
     is_finite,
+    near_places,
     refuse,
     wrong_domain,
 )
@@ -124,7 +125,10 @@ def _problems(rows: pd.DataFrame, label_values: tuple[str, ...]) -> list[str]:
                 f"slide {slide!r} is in {row['file']!r}, on another line in {file_of[slide]!r}"
             )
         problems += [f"line {line}: {problem}" for problem in wrong]
-    return problems
+    is_placed = rows["x"].map(is_finite) & rows["y"].map(is_finite)
+    names = [f"line {line}" for line in rows.index[is_placed]]
+    places = rows.loc[is_placed, ["x", "y"]].to_numpy(float)
+    return problems + near_places(rows.loc[is_placed, "file"], places, names)
 
 
 def wrong_values(

@@ -19,6 +19,7 @@ from mfcore.data.labels.schema import (
     SPLITS,
     LabelError,
     as_classes,
+    near_places,
     refuse,
     wrong_domain,
 )
@@ -63,6 +64,8 @@ def read(files: tuple[Path, ...], label_values: tuple[str, ...]) -> pd.DataFrame
     table["label"] = as_classes(folder, named, label_values).to_numpy()
     places = table[table.duplicated(["file_name", "x_l0_px", "y_l0_px"])]
     twice = [f"{row.file_name}: ({row.x_l0_px:g}, {row.y_l0_px:g})" for row in places.itertuples()]
+    centres = table[["x_l0_px", "y_l0_px"]].to_numpy(float)
+    twice += near_places(table["file_name"], centres, named.index)
     refuse(folder, twice, "places that are annotated twice; remove one:")
     table["label"] = table["label"].map(label_values.index)
     names = {file.stem for file in of_labels}

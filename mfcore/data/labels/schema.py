@@ -1,9 +1,12 @@
 """The columns of a label table, and how a label file is refused."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.spatial import cKDTree
 
 from mfcore.measures.raters import ALL
 
@@ -34,6 +37,8 @@ REST = "rest"  # as the name of a class: every label that isn't the other class'
 SPLITS = ("", "train", "val", "test")
 # level-0 px from the slide's edge to a centre outside: half of MIDOG's box; real labels need 5
 MAX_OFF_SLIDE_PX = 25.0
+# level-0 px between centres of two annotations; published ones lie 15 px apart and more
+MIN_APART_PX = 1.0
 
 
 class LabelError(ValueError):
@@ -110,6 +115,25 @@ def is_finite(text: str) -> bool:
 def is_file_name(name: object) -> bool:
     """Whether ``name`` is a file's name without a folder, on any system."""
     return isinstance(name, str) and bool(name.strip(".")) and not {"/", "\\"} & set(name)
+
+
+def near_places(slides: Sequence[str], places: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Which annotations lie less than MIN_APART_PX from another one on their slide.
+
+    places: float (n, 2) of x, y in level-0 px. names: what a message calls each. Annotations at the
+    very same place are left out: readers name them.
+    """
+    problems = []
+    for rows in pd.Series(range(len(slides))).groupby(np.asarray(slides)).indices.values():
+        for one, other in sorted(cKDTree(places[rows]).query_pairs(MIN_APART_PX)):
+            first, second = sorted((rows[one], rows[other]))
+            apart = np.hypot(*(places[first] - places[second]))
+            if 0 < apart < MIN_APART_PX:
+                problems.append(
+                    f"{names[second]}: lies {apart:.2g} px from {names[first]} on this slide; keep"
+                    " one of them"
+                )
+    return problems
 
 
 def off_slide(x: float, y: float, width: float, height: float) -> str | None:

@@ -77,6 +77,7 @@ def test_without_domains_all_are_of_one_and_a_slide_may_have_a_name(tmp_path):
         ("10,20,1", "10,,1", "line 2: y is '', expected a number"),
         ("10,20,1", "10,20,2", r"line 2: label is '2', expected 0 or 1 .*label_values"),
         ("10.5,-3", "10,20", "line 3: this place on this slide stands there twice"),
+        ("10.5,-3", "10.6,20.7", r"line 3: lies 0\.92 px from line 2 on this slide; keep one of them"),
         ("10.5,-3", "10.5,-26", "line 3: lies more than 25 px off the slide"),
         ("b.svs", "", "line 4: file is '', expected a file's name"),
         ("b.svs", "sub/b.svs", "line 4: file is 'sub/b.svs', expected a file's name without a folder"),

@@ -81,6 +81,10 @@ def test_a_table_says_what_is_known_of_the_slides(tmp_path):
         ({"type": "Feature"}, "feature 3: no GeoJSON feature"),
         ({"type": "Feature", "geometry": {"coordinates": [1, 2]}}, "feature 3: no GeoJSON feature"),
         (feature("Point", [10.5, 20], "other"), r"annotated twice; remove one:\s+A: \(10\.5, 20\)"),
+        (
+            feature("Point", [11.0, 20.5]),
+            r"annotated twice; remove one:\s+A\.geojson, feature \d: lies 0\.71 px from A\.geojson, feature \d",
+        ),
         (feature("Point", [50, 50], "debris"), r"there are .*'debris' \(1\).*negative: rest"),
     ],
 )
