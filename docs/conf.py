@@ -17,7 +17,8 @@ include_patterns = [
 ]
 exclude_patterns = ["docs/build", ".venv", ".git", "results", "data/*/**"]
 html_title = "mfcore"
-html_static_path = ["../mfcore/sweep/book/supplement.css"]
+html_static_path = ["../mfcore/sweep/book/supplement.css", "phone.css"]
+html_css_files, html_js_files = ["supplement.css", "phone.css"], []
 html_use_index = True
 
 myst_disable_syntax = []  # nothing here was written by a stranger
@@ -32,6 +33,7 @@ apidoc_modules = [
     }
 ]
 os.environ["SPHINX_APIDOC_OPTIONS"] = "members,show-inheritance"  # Sphinx 9.0 takes no setting
+add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 default_role = "py:obj"  # `name` of a docstring: a link where there is one
@@ -52,4 +54,5 @@ def items(app, what, name, obj, options, lines):
 
 def setup(app):
     """Connect `items`."""
+    app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-docstring", items)
