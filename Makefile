@@ -22,7 +22,7 @@ comma := ,
 unexport PYTHONHOME PYTHONPATH
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help paper embed data lab test check format notebooks env docker clean clean-results clean-env
+.PHONY: help paper embed data lab test check format notebooks docs env docker clean clean-results clean-env
 .DEFAULT_GOAL := help
 
 help: ## list what there is
@@ -47,7 +47,7 @@ how = $(if $(DATA),--data "$(DATA)") $(if $(CORES),--cores "$(CORES)") $(if $(SH
 paper: env ## run STUDY through the notebooks; ends with what was found and the path of the supplement (ARGS=--verify: compare checksums)
 	@$(python) -m mfcore.sweep paper --study "$(STUDY)" $(how) $(ARGS)
 
-embed: env ## make the embeddings of STUDY's encoders, and nothing else; ends with those that can't be had, and why
+embed: env ## make the embeddings of STUDY's encoders, and nothing else; ends with those without weights, and why
 	@$(python) -m mfcore.sweep embed --study "$(STUDY)" $(how) $(if $(ENCODERS),--encoders "$(ENCODERS)") $(ARGS)
 
 data: env ## fetch what STUDY's data folder lacks, and say what is there (ARGS=--verify: compare checksums)
@@ -70,8 +70,13 @@ format: env ## let ruff mend and format the code
 	@$(python) -m ruff check --fix
 	@$(python) -m ruff format
 
-notebooks: env ## build the committed .ipynb from the .py beside them, run on the study demo_full
+notebooks: env ## build the committed .ipynb from the .py next to them, run on the study demo_full
 	@$(python) -m mfcore.sweep notebooks $(ARGS)
+
+docs: env ## build the documentation as a book, without network; ends with the path of its first page
+	@rm -rf docs/api
+	@$(python) -m sphinx -q -W --keep-going -j auto -c docs -d docs/build/doctrees . docs/build/html $(ARGS)
+	@echo "$(CURDIR)/docs/build/html/docs/index.html"
 
 env: $(ready) ## make the environment, .venv, with the versions of pins.txt
 
@@ -115,7 +120,7 @@ docker: ## build the image mfcore with the same environment
 	docker build --tag mfcore $(ARGS) .
 
 clean: ## remove caches
-	rm -rf .pytest_cache .ruff_cache .hypothesis build mfcore.egg-info
+	rm -rf .pytest_cache .ruff_cache .hypothesis build docs/api docs/build mfcore.egg-info
 	find mfcore tests notebooks benchmarks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 clean-results: ## remove the results of STUDY

@@ -57,4 +57,4 @@ print("files written:", *sorted(path.name for path in study.figures.glob("06_*")
 # **Limits.** Published values were measured on MIDOG 2022 with other encoders; they stand beside ours for orientation and are
 # not to be subtracted from them. A domain here differs from another in several ways at once.
 #
-# **Next.** Put an encoder of your own into the study (README, "Your own encoder") and run it again.
+# **Next.** Put an encoder of your own into the study (`docs/your-encoder.md`) and run it again.

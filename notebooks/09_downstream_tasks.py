@@ -32,7 +32,7 @@ study.show(tasks.protocol(study, task))
 # %% [markdown]
 # ## Judge every encoder
 #
-# One after another. An encoder that can't be had (a licence to accept first, say) is a row with its reason, and the rest go on.
+# One after another. An encoder without weights here (a licence to accept first, say) is a row with its reason, and the rest go on.
 
 # %%
 judged = study_tasks.judge_all(study.settings, task, data, study.folder, device)

@@ -108,13 +108,13 @@ def test_a_drifted_pair_a_stale_output_and_an_error_are_found(tmp_path):
 def test_readme_keeps_what_a_study_found_while_its_results_are_away(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- found demo -->\nAUROC 0.9\n<!-- end -->\nafter\n")
-    assert pairs.update_readme(readme, tmp_path / "results", tmp_path / "figures") == []
+    assert pairs.update_page(readme, tmp_path / "results", tmp_path / "figures") == []
     assert "AUROC 0.9" in readme.read_text()
 
 
-def test_readme_holds_what_the_studies_found():
-    text = (ROOT / "README.md").read_text()
-    for name in ("amibr", "demo"):
+def test_readme_and_docs_hold_what_the_studies_found():
+    for name, page in (("amibr", "README.md"), ("demo", "docs/studies.md")):
+        text = (ROOT / page).read_text()
         block = text.split(f"<!-- found {name} -->")[1].split("<!-- end -->")[0]
         assert "AUROC" in block and f"notebooks/figures/{name}_data_scaling.png" in block
         assert (NOTEBOOKS / "figures" / f"{name}_data_scaling.png").is_file()

@@ -46,7 +46,7 @@ def odcorr_abs_by_chance(n: int) -> float:
     """The mean of `Streaming.odcorr_abs` for ``n`` rows of independent normal dimensions, sqrt(2 /
     (pi n)) for many rows.
 
-    The mean of |r| under the density of a sample correlation of zero, (1 - r^2)^((n - 4) / 2) /
+    The mean of abs(r) under the density of a sample correlation of zero, (1 - r^2)^((n - 4) / 2) /
     B(1/2, (n - 2) / 2). NaN for fewer than 3 rows.
     """
     return (

@@ -247,13 +247,14 @@ def job(asked: argparse.Namespace) -> int:
 
 
 def notebooks(_: argparse.Namespace) -> int:
-    """Build the committed notebooks, and what README says of the studies' results."""
+    """Build the committed notebooks, and what README and docs say of the studies' results."""
     from mfcore.sweep import pairs
 
     folder = ROOT / "notebooks"
     pairs.build(folder)
-    written = pairs.update_readme(ROOT / "README.md", ROOT / "results", folder / "figures")
-    print("README: found", *written)
+    for page in ("README.md", "docs/studies.md"):
+        written = pairs.update_page(ROOT / page, ROOT / "results", folder / "figures")
+        print(f"{page}: found", *written)
     return 0
 
 

@@ -4,6 +4,7 @@ What was built carries a fingerprint of what decides it (its source, the study, 
 it reaches), so that an output from older code shows itself as stale.
 """
 
+import os
 import re
 import shutil
 import tempfile
@@ -48,13 +49,13 @@ def build(folder: Path) -> None:
             nbformat.write(notebook, aside)
 
 
-def update_readme(readme: Path, results: Path, figures: Path) -> list[str]:
-    """Put what each study found, and its Fig. 1, between README's ``<!-- found NAME -->`` and end.
+def update_page(page: Path, results: Path, figures: Path) -> list[str]:
+    """Put what each study found, and its Fig. 1, between a page's ``<!-- found NAME -->`` and end.
 
     The text is computed from the study's finished runs in ``results``; a study without any keeps
     the text it has. Returns the names of the studies written.
     """
-    text, written = readme.read_text(encoding="utf-8"), []
+    text, written = page.read_text(encoding="utf-8"), []
     for name in re.findall(r"<!-- found (\w+) -->", text):
         study, folder = load_study(ROOT / "studies" / f"{name}.yaml"), results / name
         picture = folder / "figures" / "05_data_scaling.png"
@@ -64,13 +65,13 @@ def update_readme(readme: Path, results: Path, figures: Path) -> list[str]:
         figures.mkdir(exist_ok=True)
         with store.replacing(figures / f"{name}_data_scaling.png") as aside:
             shutil.copyfile(picture, aside)
-        image = (figures / f"{name}_data_scaling.png").relative_to(readme.parent)
+        image = os.path.relpath(figures / f"{name}_data_scaling.png", page.parent)
         figure = f"![{study.title}: AUROC against training patches]({image})"
         block = f"<!-- found {name} -->\n{figure}\n\n{found}\n<!-- end -->"
         before, _, rest = text.partition(f"<!-- found {name} -->")
         text = before + block + rest.partition("<!-- end -->")[2]
         written.append(name)
-    with store.replacing(readme) as aside:
+    with store.replacing(page) as aside:
         aside.write_text(text, encoding="utf-8")
     return written
 

@@ -386,7 +386,10 @@ def test_without_single_domains_exhibits_say_so():
 
 def test_the_abstract_says_in_two_sentences_which_arm_is_best_by_how_much_and_what_unseen_domains_cost():
     text = domains.abstract(study("synthetic"))
-    table, means = of_scores.by_size(study("synthetic")).query("size == 1").set_index("arm"), made("means").table.set_index("arm")
+    table, means = (
+        of_scores.by_size(study("synthetic")).query("size == 1").set_index("arm"),
+        made("means").table.set_index("arm"),
+    )
     assert text.count(". ") == 1 and text.endswith(".")
     first = "With about 100 training patches (synthetic data, strict mode), net (end-to-end) separates mitotic figures from"
     net, good = table["auroc"]["net"].round(2), table["auroc"]["good"].round(2)

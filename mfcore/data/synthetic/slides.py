@@ -1,5 +1,5 @@
 """The synthetic data set of the study `demo`: made from a seed, in the form of MIDOG++, small
-enough for any machine.
+enough for any machine::
 
     folder/images/001.tiff ...   tiled pyramidal JPEG TIFFs with their resolution
     folder/annotations.json      MIDOG++'s JSON: corner boxes of 50 px, classes 1 and 2, votes

@@ -1,4 +1,4 @@
-"""README's "Your own data": every example is taken from the text and run, on a few dozen patches."""
+"""The examples of the pages of `docs/`: each is taken from the text and run, on a few dozen patches."""
 
 import json
 import re
@@ -26,14 +26,15 @@ AMIBR = ROOT.parent / "shared" / "data" / "amibr" / "patches"
 N = 24  # patches of each class
 
 
-def blocks(kind):
-    """The code blocks of one kind in README's section on one's own data."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.split("## Your own data", 1)[1].split("\n## ", 1)[0]
-    return re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL)
+def blocks(page, kind):
+    """The code blocks of one kind on a page of `docs/`."""
+    return re.findall(rf"```{kind}\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
-STUDIES = {yaml.safe_load(block)["name"]: block for block in blocks("yaml")}
+PAGES = sorted(page.stem for page in (ROOT / "docs").glob("*.md"))
+YAML = [(page, block) for page in PAGES for block in blocks(page, "yaml")]
+STUDIES = {yaml.safe_load(block)["name"]: block for _, block in YAML if "name" in yaml.safe_load(block)}
+PARTS = {page: block for page, block in YAML if "name" not in yaml.safe_load(block)}
 
 
 def write(folder, name):
@@ -82,11 +83,20 @@ def trained(folder, name):
 
 def test_there_is_an_example_for_every_way_in():
     assert list(STUDIES) == ["my_slides", "my_qupath", "my_patches", "my_features", "my_hospital", "my_probes"]
-    assert [len(blocks(kind)) for kind in ("bash", "python", "csv")] == [2, 3, 1]
+    assert list(PARTS) == ["networks", "pretraining", "your-encoder"] and len(YAML) == len(STUDIES) + len(PARTS)
+    code = {page: [len(blocks(page, kind)) for kind in ("bash", "python", "text")] for page in PAGES}
+    code = {page: numbers for page, numbers in code.items() if any(numbers)}
+    assert code == {
+        "apply": [2, 0, 0],
+        "explore": [0, 1, 0],
+        "library": [0, 1, 0],
+        "your-data": [0, 0, 1],
+        "your-encoder": [0, 1, 0],
+    }
 
 
 def test_slides_and_a_table(tmp_path, capsys):
-    (table,) = blocks("csv")
+    (table,) = blocks("your-data", "text")
     folder = tmp_path / "data" / "my_slides"
     write_slides(folder, ["S1.svs", "S2.svs"])
     (folder / "annotations.csv").write_text(table)
@@ -150,7 +160,7 @@ def test_train_on_one_set_test_on_another(tmp_path):
 
 
 def test_scores_of_new_candidates(tmp_path, monkeypatch, capsys):
-    command = blocks("bash")[0]
+    command, _ = blocks("apply", "bash")
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "data" / "my_slides"
     write_slides(folder, [f"S{i}.svs" for i in range(6)])
@@ -221,7 +231,7 @@ def test_robustness_of_an_encoder(tmp_path, monkeypatch):
     table["case"], table["lab"] = table["dataset"] + "/" + table["slide"], table["dataset"]
     table[["file", "label", "lab", "case"]].to_csv("images.csv", index=False)
     values = {}
-    exec(compile(blocks("python")[0], "README", "exec"), values)
+    exec(compile(*blocks("your-encoder", "python"), "your-encoder", "exec"), values)
     assert len(values["features"]) == 2 * N
     study = trained(tmp_path, "my_patches")
     rows = robustness.table(study).set_index(["encoder", "biology", "origin"])
@@ -236,16 +246,16 @@ def test_embeddings_for_others_and_a_look_at_patches(tmp_path, monkeypatch, caps
     write_images(tmp_path / "data" / "my_patches")
     trained(tmp_path, "my_patches")
     shutil.copy("studies/my_patches.yaml", ".")
-    assert cli.main(shlex.split(blocks("bash")[1])[1:]) == 0
+    assert cli.main(shlex.split(blocks("apply", "bash")[1])[1:]) == 0
     assert len(pd.read_csv("for_others/manifest.csv")) == len(list(Path("for_others").rglob("*.pt"))) == 2 * N
     found = {}
-    exec(compile(blocks("python")[1], "README", "exec"), found)
+    exec(compile(*blocks("explore", "python"), "explore", "exec"), found)
     assert (found["missed"]["label"] == 1).all() and found["missed"]["score"].is_monotonic_increasing
     assert len(list(found["study"].figures.glob("12_*.png")))
 
 
 def test_the_library(tmp_path, monkeypatch):
-    code = blocks("python")[2]
+    (code,) = blocks("library", "python")
     monkeypatch.chdir(tmp_path)
     write_slides(tmp_path, ["slide.tiff"])
     (tmp_path / "images").mkdir()
@@ -253,7 +263,7 @@ def test_the_library(tmp_path, monkeypatch):
         noise = np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / "images" / f"{i}.png")
     found = {}
-    exec(compile(code, "README", "exec"), found)
+    exec(compile(code, "library", "exec"), found)
     assert found["patches"].shape == (2, 64, 64, 3) and found["scores"].shape == (4,)
 
 
@@ -261,3 +271,12 @@ def test_the_library(tmp_path, monkeypatch):
 def test_every_study_of_the_text_is_right(tmp_path, name):
     (tmp_path / "studies").mkdir()
     assert mfcore.open_study(write(tmp_path, name), tmp_path).name == name
+
+
+@pytest.mark.parametrize("page", PARTS)
+def test_every_part_of_a_study_is_right(tmp_path, page):
+    part = PARTS[page].replace("COMMIT", 40 * "0")
+    whole = {"name": "part", "title": "Part", "data": {"source": "synthetic"}, "encoders": ["uni"], **yaml.safe_load(part)}
+    (tmp_path / "part.yaml").write_text(yaml.safe_dump(whole))
+    settings = mfcore.open_study(tmp_path / "part.yaml", tmp_path).settings
+    assert all(getattr(settings, key) for key in yaml.safe_load(part))
