@@ -139,7 +139,8 @@ class Task:
     raise TaskError, naming the file. prepare: unpacks or draws the data in a folder, where that is
     needed. where: where to get the data, and their licence; empty for a task that mfcore draws.
     counts: the published number of items by split. folder: its name below ``tasks`` of the data
-    folder, where that isn't ``name``.
+    folder, where that isn't ``name``. unsettled: what of the protocol no source says, and what is
+    done here; each run's notes have it.
     """
 
     name: str
@@ -153,6 +154,7 @@ class Task:
     where: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
     folder: str = ""
+    unsettled: tuple[str, ...] = ()
 
     @property
     def is_segmentation(self) -> bool:
@@ -192,7 +194,7 @@ class Task:
             notes.append(
                 f"{len(shared)} patients or slides are in several splits: {', '.join(shared[:5])}"
             )
-        return TaskData(self, table, folder, tuple(notes))
+        return TaskData(self, table, folder, (*notes, *self.unsettled))
 
 
 @dataclass
@@ -200,7 +202,7 @@ class TaskData:
     """A task's items, as `Task.read` lists them in ``folder``; images are read one at a time, when
     asked for.
 
-    notes: in what the data differ from what is published.
+    notes: in what the data differ from what is published, and what is unsettled.
     """
 
     task: Task
