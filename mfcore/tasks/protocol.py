@@ -131,6 +131,17 @@ def resized(pixels: np.ndarray, short_px: int | None, interpolation: str) -> np.
     )
 
 
+def square(pixels: np.ndarray, size_px: int, interpolation: str) -> np.ndarray:
+    """The central square of `resized` pixels, uint8 (size_px, size_px) or with colours.
+
+    As eva's ResizeAndCrop does, but for masks: torchvision's "nearest" takes the pixel at the
+    corner of each new one, Pillow's that at its middle, as bilinear interpolation of images does.
+    """
+    pixels = resized(pixels, size_px, interpolation)
+    top, left = (round((side - size_px) / 2) for side in pixels.shape[:2])
+    return pixels[top : top + size_px, left : left + size_px]
+
+
 # ---- what a run leaves ----
 
 
