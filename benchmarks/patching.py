@@ -30,8 +30,8 @@ import tifffile
 from PIL import Image
 
 from mfcore import store
+from mfcore.data.slides import tissue
 from mfcore.data.synthetic import slides as synthetic, tissue as synthetic_tissue
-from mfcore.pretraining import tissue
 from mfcore.pretraining.feed import batches
 from mfcore.pretraining.slides import SlideFile
 from mfcore.pretraining.source import Source

@@ -73,8 +73,8 @@ print(*sorted(path.name for path in study.figures.glob(f"09_{task}*")), sep="\n 
 # **What we saw.** Each encoder's score on this task, how far it hangs on the seed, and how far on which items were tested.
 #
 # **Limits.** Where a set has no test split, eva reports the split on which it stops and selects: such scores are optimistic, for
-# every encoder alike. Published scores are second-hand, and eva's protocol changed between its versions; of MoNuSAC its decoders
-# learn from random crops, drawn anew at every step, ours from one square of each image.
+# every encoder alike. Published scores are second-hand, and eva's protocol changed between its versions. What a protocol leaves
+# open, and what is done here, stands below its table as "unsettled".
 #
 # **Next.** `10_representations` asks whether these scores could have been foretold without labels; `11_pretraining_studies` draws
 # those of snapshots over the steps of pretraining.

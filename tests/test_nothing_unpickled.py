@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import yaml
+from made_natural import cifar
 from made_pretraining import settings, train
 from made_training import UNIT, task, tiny
 from pydantic import ValidationError
@@ -22,7 +23,7 @@ from mfcore.encoders import EncoderError, architecture, weights
 from mfcore.encoders.card import ARGUMENTS, EncoderCard, wrong_arguments
 from mfcore.pretraining import networks
 from mfcore.study.config import ConfigError, OwnEncoder, Pretraining, load_study
-from mfcore.tasks import segmentation as tasks_segmentation
+from mfcore.tasks import registry, segmentation as tasks_segmentation
 from mfcore.tasks.task import TaskError
 from mfcore.training import loop as train_loop
 
@@ -201,6 +202,15 @@ def test_the_label_files_of_a_task(tmp_path, mark, write):
     write(tmp_path / "train_1.mat", mark)
     with pytest.raises(TaskError, match=r"train_1\.mat: no label file"):
         tasks_segmentation._consep_mask(tmp_path / "train_1.mat")
+
+
+@pytest.mark.parametrize("name", ["data_batch_1", "test_batch", "batches.meta"])
+def test_the_batches_of_cifar(tmp_path, mark, monkeypatch, name):
+    """These are pickles, of which torchvision reads those alone that have the published MD5."""
+    cifar(tmp_path, "CIFAR10", monkeypatch)
+    (tmp_path / "cifar-10-batches-py" / name).write_bytes(pickle.dumps({"data": mark, "labels": mark}))
+    with pytest.raises(TaskError, match="what torchvision's CIFAR10 reads isn't there, or damaged"):
+        registry.get("cifar10").load(tmp_path)
 
 
 @pytest.mark.parametrize("location", ["secret.bin", "../secret.bin", "{}/secret.bin"])

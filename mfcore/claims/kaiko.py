@@ -73,12 +73,17 @@ def decorrelation(material: Material) -> Finding:
     return _over_pretrainings(tests, "no DINO and DINOv2 that are otherwise alike were judged here")
 
 
-def correlations(material: Material, metrics: list[str]) -> Finding:
+def correlations(material: Material, metrics: list[str], papers: tuple[str, ...] = ()) -> Finding:
     """Whether each of ``metrics`` goes with the score on every task as the papers state, p after
-    Holm over all of them.
+    Holm over all of them; other tasks stand in where none of ``papers``, if any, has scores.
     """
     table = representations.correlate_tasks(representations.tasks_table(material.study))
     table = table[table["metric"].isin(metrics) & table["rho"].notna()]
+    named, barred = table[table["task"].isin(papers)], []
+    if len(named):
+        table = named
+    elif papers:
+        barred = [f"no scores on {', '.join(papers)}, which are the paper's tasks"]
     if table.empty:
         raise Untestable("fewer than three encoders are judged by a task of patches")
     table = table.assign(p=holm(table["p"].astype(float)))
@@ -90,7 +95,7 @@ def correlations(material: Material, metrics: list[str]) -> Finding:
         for one in table.itertuples()
     )
     why = f"over {int(table['n'].max())} encoders, and many of them may be variants of one recipe"
-    return Finding(text, value=tests, why=[why], is_comparison=True)
+    return Finding(text, value=tests, barred=barred, why=[why], is_comparison=True)
 
 
 def _ways(settings: Settings, varied: str) -> list[Ways]:

@@ -37,12 +37,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mfcore import store
+from mfcore.data.slides import tissue
 from mfcore.data.slides.reader import Window
 from mfcore.data.slides.slide import Slide, SlideError
-from mfcore.pretraining import tissue
+from mfcore.data.slides.tissue import MAX_ENLARGED, Look, Places, level_of, places_at
 from mfcore.pretraining.method import OnlinePatches
 from mfcore.pretraining.slides import OpenSlides, PatchingError, SlideFile, share_of
-from mfcore.pretraining.tissue import MAX_ENLARGED, Look, Places, level_of, places_at
 from mfcore.store.records import digest
 from mfcore.streams import generator
 

@@ -18,6 +18,7 @@ from mfcore.pretraining.method import Crops, OnlinePatches, Pretraining, in_orde
 from mfcore.store.options import ConfigError, as_dict, nearest, problems_of, repeated
 from mfcore.store.text import TwiceError, read_yaml
 from mfcore.study.config_schema import MODES, Effects, Inflation, Settings, Switches
+from mfcore.tasks import registry
 from mfcore.tasks.protocol import TaskOptions
 from mfcore.training.options import Lora, Network, Probe
 
@@ -263,6 +264,7 @@ def _snapshot(study: Settings, name: str, place: str) -> Iterator[str]:
 def _tasks(study: Settings) -> Iterator[str]:
     pretrained = [one.name for one in study.pretraining]
     known = list(dict.fromkeys([*study.encoders, *pretrained]))
+    embedding = [one.name for one in study.tasks if not registry.get(one.name).is_segmentation]
     for task in study.tasks:
         place = f"tasks[{task.name}]"
         if foreign := sorted(set(task.encoders) - set(known)):
@@ -271,6 +273,11 @@ def _tasks(study: Settings) -> Iterator[str]:
             yield (
                 f"{place}: the study has no encoder to judge; name some in encoders, or"
                 " pretrain one"
+            )
+        if task.measured_on not in ("", *embedding):
+            yield (
+                f"{place}.measured_on: {task.measured_on!r} isn't among the study's tasks of"
+                f" classification, {embedding}; add the task"
             )
         if task.snapshots and not set(task.encoders or known) & set(pretrained):
             yield (

@@ -25,7 +25,7 @@ from mfcore.store.options import as_dict
 from mfcore.store.records import digest
 from mfcore.streams import generator
 from mfcore.tasks import protocol as tasks_protocol
-from mfcore.tasks.protocol import resized
+from mfcore.tasks.protocol import resized, square
 from mfcore.tasks.task import SELECTION, Protocol, TaskData
 from mfcore.training import heads
 
@@ -194,10 +194,5 @@ def _embed(run: store.Run, data: TaskData, encoder: encoders.Encoder, size_px: i
 
 
 def _seen(image: np.ndarray, card: EncoderCard, size_px: int | None) -> np.ndarray:
-    """The central square of an image, its shorter side resized to the encoder's input, as eva's
-    ResizeAndCrop does.
-    """
-    for short_px in (size_px, card.crop_px):
-        image = resized(image, short_px, card.interpolation)
-    top, left = (round((side - card.crop_px) / 2) for side in image.shape[:2])
-    return image[top : top + card.crop_px, left : left + card.crop_px]
+    """What the encoder sees of an image: the central square, over its whole shorter side."""
+    return square(resized(image, size_px, card.interpolation), card.crop_px, card.interpolation)

@@ -32,7 +32,9 @@ class TaskOptions:
     n_runs: heads trained from other seeds; None: 5, of pcam_10shot 50. n_steps, batch_size, max_lr:
     of the head; None as eva has it for the task's kind. size_px: side to which patches are resized
     before the encoder's own transform; None: as it has it. n_per_class: of the training split,
-    drawn anew each run (few-shot); None: all, but for pcam_10shot's 10.
+    drawn anew each run (few-shot); None: all, but for pcam_10shot's 10. measured_on: another task
+    whose images RankMe and ODCorr are measured on, to be set against this task's scores; empty for
+    this task's own images.
     """
 
     name: Annotated[str, among(registry.TASKS)]
@@ -44,6 +46,7 @@ class TaskOptions:
     max_lr: Positive | None = None
     size_px: Annotated[Whole, Field(ge=1, le=MAX_PX)] | None = None
     n_per_class: Count | None = None
+    measured_on: str = ""
 
     @field_validator("n_per_class")
     @classmethod
@@ -127,6 +130,17 @@ def resized(pixels: np.ndarray, short_px: int | None, interpolation: str) -> np.
             size, Image.Resampling[interpolation.upper()]
         )
     )
+
+
+def square(pixels: np.ndarray, size_px: int, interpolation: str) -> np.ndarray:
+    """The central square of `resized` pixels, uint8 (size_px, size_px) or with colours.
+
+    As eva's ResizeAndCrop does, but for masks: torchvision's "nearest" takes the pixel at the
+    corner of each new one, Pillow's that at its middle, as bilinear interpolation of images does.
+    """
+    pixels = resized(pixels, size_px, interpolation)
+    top, left = (round((side - size_px) / 2) for side in pixels.shape[:2])
+    return pixels[top : top + size_px, left : left + size_px]
 
 
 # ---- what a run leaves ----

@@ -21,6 +21,7 @@ from mfcore.encoders.readout import READOUTS
 from mfcore.measures.masks import IGNORED, dice
 from mfcore.streams import generator
 from mfcore.tasks import protocol as tasks_protocol, segment_decoder
+from mfcore.tasks.protocol import square
 from mfcore.tasks.segment_decoder import Material
 from mfcore.tasks.task import SELECTION, Protocol, TaskData, TaskError
 
@@ -41,10 +42,11 @@ def segment(
     """Judge the encoder of ``card`` by a task's data; fills and finishes ``run``, and a kill loses
     one decoder.
 
-    Patches and masks are resized to the protocol's ``size_px``, or the encoder's input where it
-    says none, and all of a patch goes through the encoder. data: as `protocol.check` passes them.
-    seed: of the decoders. Raises TaskError, with all that is wrong, for masks that can't be judged
-    by, EncoderError where the encoder is missing or gives no map of features.
+    The shorter side of images and masks is resized to the protocol's ``size_px``, or the encoder's
+    input where it says none, and all of the central square goes through the encoder. data: as
+    `protocol.check` passes them. seed: of the decoders. Raises TaskError, with all that is wrong,
+    for masks that can't be judged by, EncoderError where the encoder is missing or gives no map of
+    features.
     """
     if missing := tasks_protocol.missing(run, protocol.n_runs):
         material = material_of(data, card, device, protocol.size_px)
@@ -64,7 +66,7 @@ def material_of(data: TaskData, card: EncoderCard, device: str, size_px: int | N
         if image.shape[:2] != mask.shape:
             wrong.append(f"the mask of {item!r} is {mask.shape}, its image {image.shape[:2]}")
     masks = np.stack(
-        [_square(mask, size_px, "nearest") for _, mask in pairs]
+        [square(mask, size_px, "nearest") for _, mask in pairs]
     )  # (n, size_px, size_px)
     has_nuclei = (
         pd.Series(_nuclei(masks).any(axis=(1, 2))).groupby(data.table["split"].to_numpy()).any()
@@ -77,7 +79,7 @@ def material_of(data: TaskData, card: EncoderCard, device: str, size_px: int | N
     if wrong:
         raise TaskError(f"task {task.name!r}: {'; '.join(wrong[:5])}")
     images = np.stack(
-        [_square(image, size_px, card.interpolation) for image, _ in pairs]
+        [square(image, size_px, task.interpolation or card.interpolation) for image, _ in pairs]
     )  # (n, size_px, size_px, 3)
     encoder = encoders.load(card, device)
     batches = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
@@ -128,15 +130,6 @@ def maps_of(encoder: encoders.Encoder, images: np.ndarray) -> torch.Tensor:
     return maps
 
 
-def _square(pixels: np.ndarray, size_px: int, interpolation: str) -> np.ndarray:
-    """uint8 with its shorter side resized to ``size_px``, and the central square of it (eva's
-    ResizeAndCrop).
-    """
-    pixels = tasks_protocol.resized(pixels, size_px, interpolation)
-    top, left = ((side - size_px) // 2 for side in pixels.shape[:2])
-    return pixels[top : top + size_px, left : left + size_px]
-
-
 def _train(
     run: store.Run, data: TaskData, material: Material, protocol: Protocol, seed: int, number: int
 ) -> None:
@@ -178,7 +171,7 @@ def _keep_shown(
         np.savez_compressed(
             content,
             item_id=data.table["item_id"].iloc[rows].to_numpy(np.str_),
-            image=np.stack([_square(data.image(row), size_px, "bilinear") for row in rows]),
+            image=np.stack([square(data.image(row), size_px, "bilinear") for row in rows]),
             true=material.masks.cpu().numpy()[rows],
             predicted=segment_decoder.predict(decoder, material, rows),
         )

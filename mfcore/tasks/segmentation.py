@@ -1,9 +1,9 @@
 """Nuclei segmentation tasks in the form their authors publish them, with the splits and classes
 that kaiko-ai/eva uses.
 
-Facts of eva's documentation and data-set classes (April 2026). Both sets have a training and a test
-split; eva selects by the test split and reports it, so it is "val" here. Each px has one class;
-where nuclei overlap, the later one in the file has it.
+Facts of eva's documentation, configurations and code (0.4.5, April 2026). Both sets have a training
+and a test split; eva selects by the test split and reports it, so it is "val" here. Each px has one
+class; where nuclei overlap, the later one in the file has it.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,6 +26,12 @@ MONUSAC_IMAGES = {
     "train": "MoNuSAC_images_and_annotations/**/*.tif",
     "val": "MoNuSAC[ _]Testing[ _]Data[ _]and[ _]Annotations/**/*.tif",
 }
+
+DECODERS = (
+    "eva's documentation says that segmentation runs online only, yet eva has offline"
+    " configurations with another decoder (ConvDecoderMS, without the image); here the decoder is"
+    " the online one (ConvDecoderWithImage)"
+)
 
 
 def _images(
@@ -100,10 +106,12 @@ def load_monusac(task: Task, folder: Path) -> pd.DataFrame:
     and Annotations/...``.
 
     Images of 81 to 2,162 px at 0.25 um/px, each with outlines in the .xml of its name; the .svs of
-    the same name is the same image and isn't read. Four classes; what has another name, as the test
-    split's "Ambiguous", is `IGNORED`, as eva ignores it. That the ambiguous regions lie in the XML
-    files is read off eva's code; the set itself wasn't seen here. The group is the patient, of a
-    TCGA barcode its first three parts. Raises TaskError.
+    the same name is the same image and isn't read. An image is one item: its shorter side is
+    resized to the protocol's 224 px, and the central square of it is what is seen and scored. Four
+    classes; what has another name, as the test split's "Ambiguous", is `IGNORED`, as eva ignores
+    it. That the ambiguous regions lie in the XML files is read off eva's code; the set itself
+    wasn't seen here. The group is the patient, of a TCGA barcode its first three parts. Raises
+    TaskError.
     """
     paths, splits = _images(task, folder, MONUSAC_IMAGES, _monusac_labels)
     names = [path.parent.name for path in paths]
@@ -181,7 +189,7 @@ def _inside(outline: np.ndarray, x: np.ndarray, y: float) -> np.ndarray:
 CONSEP = Task(
     "consep",
     "CoNSeP",
-    replace(SEGMENTATION, patience=200),
+    replace(SEGMENTATION, patience=200, size_px=224),
     ("background", "other", "inflammatory", "epithelial", "spindle-shaped"),
     read=load_consep,
     mask=read_consep_mask,
@@ -191,11 +199,13 @@ CONSEP = Task(
         " wasn't available for a time); unpack it here"
     ),
     counts={"train": 27 * 16, "val": 14 * 16},  # tiles
+    interpolation="bilinear",
+    unsettled=(DECODERS,),
 )
 MONUSAC = Task(
     "monusac",
     "MoNuSAC",
-    replace(SEGMENTATION, patience=100),
+    replace(SEGMENTATION, patience=100, size_px=224),
     ("background", "epithelial", "lymphocyte", "neutrophil", "macrophage"),
     read=load_monusac,
     mask=read_monusac_mask,
@@ -205,5 +215,14 @@ MONUSAC = Task(
         "unpack both here"
     ),
     counts={"train": 209, "val": 85},
+    interpolation="bilinear",
+    unsettled=(
+        DECODERS,
+        "eva's online configuration learned from random resized crops (its versions of 2025); here,"
+        " as by the offline one, decoders learn from whole images, resized and cropped",
+        "eva's Dice leaves out pixels that are predicted as ambiguous, which its decoder of five"
+        " classes never does, so that what it predicts in ambiguous regions counts against it, and"
+        " its loss takes these for background; here ambiguous pixels count for nothing",
+    ),
 )
 TASKS = (CONSEP, MONUSAC)

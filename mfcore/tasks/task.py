@@ -6,10 +6,6 @@ configurations on the optimiser of a classification: the documentation says weig
 momentum, the configurations name AdamW, whose weight decay in PyTorch is 0.01. eva's code follows
 the configurations, and so does `Protocol`. eva's heads have ConstantLR for a schedule unless the
 configuration says otherwise; ConstantLR in PyTorch is a third of the learning rate for five epochs.
-
-eva's decoders learn MoNuSAC from random crops of the images, drawn anew at every step. Here they
-learn from one square of each image, over its whole shorter side, as of every other set: feature
-maps are computed once.
 """
 
 import contextlib
@@ -135,7 +131,9 @@ class Task:
     raise TaskError, naming the file. prepare: unpacks or draws the data in a folder, where that is
     needed. where: where to get the data, and their licence; empty for a task that mfcore draws.
     counts: the published number of items by split. folder: its name below ``tasks`` of the data
-    folder, where that isn't ``name``.
+    folder, where that isn't ``name``. interpolation: of its images, as `protocol.resized` names it;
+    empty for the encoder's. unsettled: what of the protocol no source says, and what is done here;
+    each run's notes have it.
     """
 
     name: str
@@ -149,6 +147,8 @@ class Task:
     where: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
     folder: str = ""
+    interpolation: str = ""
+    unsettled: tuple[str, ...] = ()
 
     @property
     def is_segmentation(self) -> bool:
@@ -186,7 +186,7 @@ class Task:
             notes.append(
                 f"{len(shared)} patients or slides are in several splits: {', '.join(shared[:5])}"
             )
-        return TaskData(self, table, folder, tuple(notes))
+        return TaskData(self, table, folder, (*notes, *self.unsettled))
 
 
 @dataclass
@@ -194,7 +194,7 @@ class TaskData:
     """A task's items, as `Task.read` lists them in ``folder``; images are read one at a time, when
     asked for.
 
-    notes: in what the data differ from what is published.
+    notes: in what the data differ from what is published, and what is unsettled.
     """
 
     task: Task

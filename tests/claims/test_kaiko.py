@@ -50,7 +50,14 @@ def ask(monkeypatch, tmp_path):
     """Ask the ledger of a study, given each comparison's interval, correlations and ODCorr; keeps which pairs were compared."""
 
     def asked(
-        study=STUDY, interval=(0.05, 0.02, 0.08), rho=(0.9, -0.9, -0.9), p=0.001, odcorr=OF_ONE, scores=None, judged=True
+        study=STUDY,
+        interval=(0.05, 0.02, 0.08),
+        rho=(0.9, -0.9, -0.9),
+        p=0.001,
+        odcorr=OF_ONE,
+        scores=None,
+        judged=True,
+        on="bach",
     ):
         compared = set()
 
@@ -62,7 +69,7 @@ def ask(monkeypatch, tmp_path):
         names = pretrained + [f"{name}@50" for name in pretrained]
         runs = {(task.name, name): None for task in study.tasks for name in names} if judged else {}
         metrics = list(kaiko.TITLES)
-        related = pd.DataFrame({"metric": metrics, "task": "bach", "rho": rho, "p": p, "n": 12})
+        related = pd.DataFrame({"metric": metrics, "task": on, "rho": rho, "p": p, "n": 12})
         measured = [
             {
                 "name": name,
@@ -203,8 +210,17 @@ def test_convergence_is_asked_after_the_first_step_of_which_both_kept_a_snapshot
 def test_that_metrics_foretell_is_judged_by_sign_and_corrected_p(ask, rho, p, verdict):
     ledger, _ = ask(rho=rho, p=p)
     assert ledger.loc[FORETELL, "verdict"] == verdict and np.isnan(ledger.loc[FORETELL, "difference"]), "a ρ is no difference"
-    assert ledger.loc[INVERSE, "verdict"] == NOT_TESTABLE and "CIFAR" in ledger.loc[INVERSE, "why"]
+    assert ledger.loc[INVERSE, "verdict"] == NOT_TESTABLE and "no scores on cifar10" in ledger.loc[INVERSE, "why"]
     assert "RankMe" in ledger.loc[FORETELL, "found"] and "RankMe" not in ledger.loc[INVERSE, "found"]
+
+
+@pytest.mark.parametrize(
+    ("rho", "p", "verdict"),
+    [((0.9, -0.9, -0.9), 0.01, REPRODUCED), ((0.9, 0.9, 0.9), 0.01, NOT_REPRODUCED), ((0.9, -0.3, -0.3), 0.2, UNCLEAR)],
+)
+def test_the_inverse_correlation_is_judged_on_the_paper_s_sets_of_natural_images(ask, rho, p, verdict):
+    row = ask(rho=rho, p=p, on="cifar100")[0].loc[INVERSE]
+    assert row["verdict"] == verdict and "cifar100, ODCorr" in row["found"] and "no scores on" not in row["why"]
 
 
 def test_dinov2_s_odcorr_stands_against_dino_s_and_one_of_each_settles_nothing(ask):

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from made_pretraining import TINY, write_slides
 
-from mfcore.pretraining import loop, pretrain, tissue
+from mfcore.data.slides import tissue
+from mfcore.pretraining import loop, pretrain
 from mfcore.pretraining.feed import batches
 from mfcore.pretraining.slides import SlideFile
 from mfcore.pretraining.source import Source

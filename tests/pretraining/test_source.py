@@ -15,9 +15,10 @@ import tifffile
 from scipy import stats
 
 from mfcore.analysis.encoders import pretraining_run
+from mfcore.data.slides import tissue
 from mfcore.data.slides.slide import open_slide
 from mfcore.data.synthetic.slides import write_pyramid
-from mfcore.pretraining import feed, slides as pretraining_slides, source as stream, tissue
+from mfcore.pretraining import feed, slides as pretraining_slides, source as stream
 from mfcore.pretraining.feed import batches
 from mfcore.pretraining.slides import OpenSlides, PatchingError, SlideFile
 from mfcore.pretraining.source import Source

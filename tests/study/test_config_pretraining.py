@@ -165,6 +165,11 @@ def test_defaults_are_the_authors(method):
         (task("name: bach, encoders: [a, a]"), "tasks[bach].encoders: 'a' stands twice"),
         (task("name: bach, encoders: [a], snapshots: true"), "tasks[bach].snapshots: the study pretrains none of its encoders"),
         (task("name: bach, n_runs: 0"), "tasks[bach].n_runs: 0 should be greater than or equal to 1"),
+        (
+            task("name: bach, measured_on: crc"),
+            "tasks[bach].measured_on: 'crc' isn't among the study's tasks of classification",
+        ),
+        (task("name: bach, measured_on: consep}, {name: consep"), "measured_on: 'consep' isn't among the study's tasks of"),
         (task("name: consep, n_per_class: 10"), "tasks[consep].n_per_class: 10, but this task segments nuclei"),
         (
             "name: t\ntitle: t\ndata: {source: midog}\nnetworks: [{name: n}]\ntasks: [{name: bach}]\n",
@@ -175,6 +180,11 @@ def test_defaults_are_the_authors(method):
 def test_nonsense_is_refused_with_its_key(tmp_path, text, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         load(tmp_path, text)
+
+
+def test_a_task_may_be_measured_on_another_s_images(tmp_path):
+    bach, consep, _ = load(tmp_path, task("name: bach}, {name: consep, measured_on: bach}, {name: crc")).tasks
+    assert (bach.measured_on, consep.measured_on) == ("", "bach")
 
 
 def test_several_problems_are_told_at_once(tmp_path):

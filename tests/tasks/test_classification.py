@@ -1,6 +1,7 @@
 """Patch classification tasks: miniature copies of each layout give its labels and splits; wrong ones are refused."""
 
 import gzip
+import json
 import re
 import zlib
 
@@ -8,8 +9,11 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from made_natural import cifar
 from PIL import Image
+from torchvision.datasets import Food101
 
+from mfcore.measures import task_scores
 from mfcore.tasks import registry
 from mfcore.tasks.classification import PCAM, unpack_pcam
 from mfcore.tasks.task import COLUMNS, MAX_HEADERS, TaskData, TaskError, TaskWarning, read_image, sizes_px
@@ -263,3 +267,94 @@ def test_labels_of_pcam_that_are_not_0_and_1_are_refused(tmp_path):
     pcam(tmp_path, labels=[0, 1, 2, 0])
     with pytest.raises(TaskError, match="expected 0 and 1"):
         registry.get("pcam").load(tmp_path)
+
+
+# ---- natural images ----
+
+
+def food101(folder, n: int = 2) -> None:
+    """Tiny pictures of both orientations, in the authors' layout: meta/{train,test}.json name images/<class>/<number>.jpg."""
+    for seed, split in enumerate(("train", "test")):
+        listed = {}
+        for label, name in enumerate(registry.get("food101").classes):
+            listed[name] = [f"{name}/{1000 * seed + i}" for i in range(n)]
+            for i, path in enumerate(listed[name]):
+                size = {"n_rows": 8, "n_columns": 6} if i else {"n_rows": 6, "n_columns": 9}
+                save(folder / "food-101" / "images" / f"{path}.jpg", label, **size)
+        (folder / "food-101" / "meta").mkdir(exist_ok=True)
+        write_listed(folder, split, dict(reversed(listed.items())))
+
+
+def write_listed(folder, split, listed) -> None:
+    (folder / "food-101" / "meta" / f"{split}.json").write_text(json.dumps(listed))
+
+
+@pytest.mark.parametrize(("name", "n_files"), [("CIFAR10", 5), ("CIFAR100", 1)])
+def test_cifar_has_its_official_splits(tmp_path, monkeypatch, name, n_files):
+    images = cifar(tmp_path, name, monkeypatch)
+    data = load(name.lower(), tmp_path)
+    n_classes = len(data.task.classes)
+    assert tuple(data.table) == COLUMNS and data.table["item_id"].is_unique
+    assert data.table["split"].tolist() == ["train"] * n_files * n_classes + ["val"] * n_classes
+    for i in range(len(data)):
+        np.testing.assert_array_equal(data.image(i), np.concatenate([images["train"], images["test"]])[i])
+        assert data.image(i)[0, 0, 0] == data.table["label"].iloc[i], "red says the class"
+    data.image(0)[:] = 0
+    assert data.image(0).any(), "an image is the caller's to change"
+    assert "50,000 published" in data.notes[0] and any("no such task" in note for note in data.notes)
+
+
+def test_cifar_of_another_folder_is_read_anew(tmp_path, monkeypatch):
+    for i, name in enumerate("ab"):
+        with monkeypatch.context() as patched:
+            cifar(tmp_path / name, "CIFAR10", patched, n=i + 1)
+            assert len(load("cifar10", tmp_path / name)) == 60 * (i + 1)
+
+
+def test_food101_is_what_torchvision_reads(tmp_path):
+    food101(tmp_path)
+    data = load("food101", tmp_path)
+    assert data.table["split"].value_counts().to_dict() == {"train": 202, "val": 202}
+    theirs = [pair for split in ("train", "test") for pair in Food101(tmp_path, split)]
+    for i, (image, label) in enumerate(theirs):
+        assert data.table["label"].iloc[i] == label
+        np.testing.assert_array_equal(data.image(i), np.asarray(image))
+    assert {data.image(i).shape for i in range(4)} == {(6, 9, 3), (8, 6, 3)}, "each image is whole, whatever its sides"
+
+
+def test_a_large_food101_is_whole_images_too(tmp_path, monkeypatch):
+    """Of many files the first one's sides stand for all in the table."""
+    food101(tmp_path)
+    monkeypatch.setattr("mfcore.tasks.task.MAX_HEADERS", 10)
+    data = load("food101", tmp_path)
+    assert data.table["height_px"].nunique() == 1 and data.image(1).shape == (8, 6, 3)
+
+
+def test_a_wrong_food101_is_refused_with_every_problem(tmp_path):
+    with pytest.raises(TaskError, match=r"food-101/meta and food-101/images can't be read(.|\n)*food-101\.tar\.gz"):
+        registry.get("food101").load(tmp_path)
+    food101(tmp_path)
+    listed = {name: [f"{name}/1000"] for name in registry.get("food101").classes[1:]}
+    write_listed(tmp_path, "test", listed | {"soup": ["soup/1", "soup/2"]})
+    with pytest.raises(TaskError) as refused:
+        registry.get("food101").load(tmp_path)
+    for told in ("meta/test.json has other classes", "meta/test.json: 1 to 2 images a class", "images/soup/2.jpg: not there"):
+        assert told in str(refused.value)
+    (tmp_path / "food-101" / "meta" / "test.json").write_text("{")
+    with pytest.raises(TaskError, match="can't be read"):
+        registry.get("food101").load(tmp_path)
+
+
+def test_balanced_accuracy_of_natural_images_is_top_1_accuracy(tmp_path):
+    """Each class of the official test splits has as many images."""
+    food101(tmp_path)
+    tested = load("food101", tmp_path).table.query("split == 'val'")
+    scores = np.random.default_rng(0).random((2, len(tested), 101))
+    scores[:, np.arange(len(tested)), tested["label"]] += 0.5
+    runs = [
+        pd.DataFrame(part, columns=[f"score_{i}" for i in range(101)]).assign(run=run, **tested.reset_index(drop=True))
+        for run, part in enumerate(scores)
+    ]
+    top_1 = (scores.argmax(axis=2) == tested["label"].to_numpy()).mean(axis=1)
+    assert top_1.min() > 0.1 and top_1.max() < 0.9
+    assert task_scores.of_labels(pd.concat(runs)).values == pytest.approx(top_1)

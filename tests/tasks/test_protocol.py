@@ -3,8 +3,11 @@
 import types
 
 import made_tasks
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
 
 from mfcore import store
 from mfcore.store.files import Fingerprints
@@ -67,3 +70,19 @@ def test_runs_are_put_together_in_their_order_and_described(run):
     assert set(done.verify().record["files"]) == {"told.parquet", "fits.csv", "masks.npz"}
     facts = {"n_items": 2, "n_dims": 7, "selected_on": "val", "notes": ["a note"], "classes": ["x", "y"]}
     assert done.record["facts"] == facts
+
+
+@pytest.mark.parametrize(("height", "width"), [(113, 81), (227, 224), (225, 512), (96, 96), (1398, 1956)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_an_image_becomes_the_square_that_eva_s_transform_makes_of_it(height, width, interpolation):
+    """Its ResizeAndCrop is torchvision's Resize and CenterCrop; sides as MoNuSAC's images have them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    steps = [v2.Resize(224, InterpolationMode[interpolation.upper()]), v2.CenterCrop(224)]
+    expected = np.asarray(v2.Compose(steps)(Image.fromarray(pixels)))
+    np.testing.assert_array_equal(protocol.square(pixels, 224, interpolation), expected)
+
+
+def test_a_mask_becomes_the_square_of_its_image():
+    """By the nearest pixel, and cut to the central square where a patch isn't one."""
+    mask = np.repeat(np.arange(6, dtype=np.uint8), 2)[None].repeat(4, axis=0)  # (4, 12)
+    assert protocol.square(mask, 2, "nearest").tolist() == [[2, 3], [2, 3]]

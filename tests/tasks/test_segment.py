@@ -10,12 +10,13 @@ import torch
 from tiny_encoders import some_patches, tiny_card, use
 
 from mfcore import encoders
-from mfcore.encoders import EncoderError
+from mfcore.encoders import EncoderError, preprocess
 from mfcore.measures import masks
 from mfcore.measures.masks import IGNORED
 from mfcore.study import tasks as study_tasks
 from mfcore.study.config import TaskOptions
 from mfcore.tasks import segment, segment_decoder
+from mfcore.tasks.protocol import square
 from mfcore.tasks.task import Protocol, TaskError
 
 TASK = TaskOptions("synthetic_nuclei", n_runs=2, n_steps=12, batch_size=6, max_lr=0.02, size_px=16)
@@ -217,7 +218,11 @@ def test_a_split_without_nuclei_is_refused(made, split, tmp_path):
         study_tasks.judge(made_tasks.study(TASK), "synthetic_nuclei", "tiny", tmp_path, tmp_path)
 
 
-def test_masks_are_resized_with_their_patches():
-    """By the nearest pixel, and cut to the central square where a patch isn't one."""
-    mask = np.repeat(np.arange(6, dtype=np.uint8), 2)[None].repeat(4, axis=0)  # (4, 12)
-    assert segment._square(mask, 2, "nearest").tolist() == [[2, 3], [2, 3]]
+@pytest.mark.parametrize(("named", "by"), [("", "bicubic"), ("bilinear", "bilinear")])
+def test_images_are_resized_as_the_task_says_or_else_as_the_encoder_has_it(named, by):
+    data, card = made_tasks.nuclei(n=6), tiny_card(interpolation="bicubic")
+    data.task = dataclasses.replace(data.task, interpolation=named)
+    expected = [square(pixels, 20, by) for pixels in data.pixels]
+    seen = dataclasses.replace(card, resize_px=20, crop_px=20)
+    expected = preprocess.transform(np.stack(expected), seen, "cpu")
+    assert torch.equal(segment.material_of(data, card, "cpu", 20).images, expected)

@@ -166,6 +166,18 @@ def test_monusac_masks_pixel_by_pixel(tmp_path):
     np.testing.assert_array_equal(data.mask(2), expected)
 
 
+def test_both_sets_are_seen_as_by_eva_s_transform_of_224_px(tmp_path):
+    """Whole images of MoNuSAC: neither tiles nor crops."""
+    for name in ("consep", "monusac"):
+        task = registry.get(name)
+        assert (task.protocol.size_px, task.interpolation) == (224, "bilinear")
+    for place in (TRAIN, TEST):
+        monusac(tmp_path, place, f"{place[-5:]}", "a_1", xml(), n_rows=400, n_columns=600)
+    data = load("monusac", tmp_path)
+    assert len(data) == 2 and data.image(0).shape == (400, 600, 3)
+    assert data.notes[-3:] == data.task.unsettled
+
+
 def test_monusac_warns_of_a_partial_set_and_of_a_patient_on_both_sides(tmp_path):
     for place in (TRAIN, TEST.replace(" ", "_")):
         monusac(tmp_path, place, "TCGA-5P-A9K0-01Z-00-DX1", "a_1", xml())

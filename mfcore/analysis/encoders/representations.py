@@ -43,6 +43,7 @@ BY_CHANCE = {"odcorr_abs": odcorr_abs_by_chance, "odcorr_sq": odcorr_sq_by_chanc
 MEASURED = ["n", "n_dims", "n_constant", *TITLES]
 COLUMNS = ["encoder", "origin", *MEASURED, "auroc", "auroc_sd", "n_folds"]
 ON_TASKS = ["task", "encoder", "origin", *MEASURED]
+ON_SCORES = ["measured_on", "metric_of_task", "score", "score_sd", "n_runs"]
 FEATURES = "features.h5"  # of a judging: the embedding of each of the task's images
 N_FIRST = 64  # rows of the smallest subsample, doubled from there
 N_DRAWS = 5  # of each subsample
@@ -145,16 +146,21 @@ def judged_table(study: Study) -> pd.DataFrame:
 
 
 def tasks_table(study: Study) -> pd.DataFrame:
-    """`judged_table` beside the scores, with ``metric_of_task, score, score_sd, n_runs``.
+    """`judged_table` beside the scores: ON_TASKS and ON_SCORES.
 
     ``score`` is the mean over runs of what the task reports, ``metric_of_task``; ``score_sd`` its
-    SD.
+    SD. ``measured_on``: the task whose images RankMe and ODCorr are of, as the study has it.
     """
+    images = {task.name: task.measured_on for task in study.settings.tasks}
     scores = tasks.reported(tasks.scores_table(study))
-    scores = scores.assign(metric_of_task=scores["metric"].map(tasks.TITLES))
+    scores = scores.assign(
+        metric_of_task=scores["metric"].map(tasks.TITLES),
+        measured_on=[images.get(name) or name for name in scores["task"]],
+    )
     scores = scores.rename(columns={"mean": "score", "sd": "score_sd"})
-    columns = ["task", "encoder", "metric_of_task", "score", "score_sd", "n_runs"]
-    return judged_table(study).merge(scores[columns], "inner", ["task", "encoder"])
+    measured = judged_table(study).rename(columns={"task": "measured_on"})
+    scores = scores[["task", "encoder", *ON_SCORES]]
+    return scores.merge(measured, "inner", ["measured_on", "encoder"])[[*ON_TASKS, *ON_SCORES]]
 
 
 def sizes_table(study: Study, n_draws: int = N_DRAWS) -> pd.DataFrame:
@@ -292,12 +298,12 @@ def against_probes(study: Study) -> Exhibit:
     """AUROC of each encoder's probe against RankMe and both ODCorr (Fig. 5 of kaiko 2024)."""
     table = encoders_table(study)
     rows = table.rename(columns={"auroc": "score", "auroc_sd": "score_sd"}).dropna(subset="score")
-    rows = rows.assign(task="probe", metric_of_task="AUROC")
+    rows = rows.assign(task="probe", measured_on="probe", metric_of_task="AUROC")
     return _against(study, "10_against_probes", "Metric against accuracy", table, rows)
 
 
 def against_tasks(study: Study) -> Exhibit:
-    """Scores on each task against RankMe and both ODCorr of the task's own images."""
+    """Scores on each task against RankMe and both ODCorr of the images that the study names."""
     table = tasks_table(study)
     return _against(study, "10_against_tasks", "Metric against a task's score", table, table)
 
@@ -335,12 +341,14 @@ def _against(
         axis.set_ylabel(f"{row.task}:\n{row.metric_of_task}")
         widely(axis, "x", rows["rankme"])  # of encoders of different width
     figure = finished(study, grid.figure, f"n = {related['n'].max()} encoders", 3)
+    others = rows[rows["measured_on"] != rows["task"]].drop_duplicates("task")
+    but = [f", for {row.task} of {row.measured_on}'s images" for row in others.itertuples()]
     caption = (
-        "Score of each encoder against RankMe and ODCorr of the same images, as kaiko 2024, Fig. "
-        f"5, set ODCorr against accuracy on natural images ({of_what(settings)}). Points and bars: "
-        "mean and SD over folds of the probe, or over seeded runs of the heads; ρ: Spearman's over "
-        f"encoders, without snapshots. Over {related['n'].max()} encoders a perfect order has p = "
-        f"{related['least_p'].min():.2g}."
+        f"Score of each encoder against RankMe and ODCorr of the same images{''.join(but)}, as "
+        "kaiko 2024, Fig. 5, set ODCorr against accuracy on natural images "
+        f"({of_what(settings)}). Points and bars: mean and SD over folds of the probe, or over "
+        "seeded runs of the heads; ρ: Spearman's over encoders, without snapshots. Over "
+        f"{related['n'].max()} encoders a perfect order has p = {related['least_p'].min():.2g}."
     )
     return Exhibit(name, heading, caption, table, figure, SECTION)
 

@@ -250,6 +250,8 @@ def protocol(study: Study, task: str) -> Exhibit:
     }
     table = pd.DataFrame({of: as_dict(one) for of, one in both.items()}, dtype=object)
     table = table.rename_axis("setting").reset_index()
+    for note in registry.get(task).unsettled:
+        table.loc[len(table)] = ["unsettled", note, None]
     caption = (
         f"How encoders are judged by {task} here and by eva ({of_what(study.settings)}); a dash: "
         "all, or the encoder's own."

@@ -17,7 +17,7 @@ from mfcore.analysis.encoders import representations as compared, tasks
 from mfcore.measures import representation
 from mfcore.measures.representation import RepresentationError
 from mfcore.study import arms as study_arms, predictions as study_predictions
-from mfcore.study.config import Data, Pretraining, Settings
+from mfcore.study.config import Data, Pretraining, Settings, TaskOptions
 from mfcore.study.study import Study
 
 ENCODERS = ("made", "second", "third", "fourth")
@@ -244,7 +244,8 @@ def test_an_encoder_without_a_metric_is_left_out_of_its_correlation_alone():
 def judged(tasks=("bach", "crc")):
     """A made-up table of encoders on tasks."""
     rows = [made().assign(task=task, score=made()["auroc"] - 0.1 * i, score_sd=0.01) for i, task in enumerate(tasks)]
-    return pd.concat(rows, ignore_index=True).assign(metric_of_task="balanced accuracy", n_runs=5)
+    table = pd.concat(rows, ignore_index=True)
+    return table.assign(measured_on=table["task"], metric_of_task="balanced accuracy", n_runs=5)
 
 
 @pytest.fixture
@@ -268,11 +269,29 @@ def judging(tmp_path, monkeypatch):
 
 def test_a_task_s_row_is_of_its_own_images_beside_what_the_encoder_scores_there(judging):
     rows = compared.tasks_table(Study(STUDY, judging))
-    assert list(rows) == [*compared.ON_TASKS, "metric_of_task", "score", "score_sd", "n_runs"]
+    assert list(rows) == [*compared.ON_TASKS, *compared.ON_SCORES] and set(rows["measured_on"]) == {"bach"}
     assert list(rows["encoder"]) == ["made", "second", "fourth"] and set(rows["task"]) == {"bach"}
     assert rows["rankme"][1] == pytest.approx(representation.rankme(features(seed=1)), rel=1e-6)
     assert list(rows["score"]) == pytest.approx([0.5, 0.6, 0.8]), "of the test split"
     assert list(rows["origin"]) == ["", "", "pretrained here"]
+
+
+def test_a_task_s_scores_stand_beside_what_is_measured_on_the_images_that_the_study_names(judging):
+    """kaiko's Fig. 5: ODCorr of patches, accuracy on natural images. Masks have scores and no features of their own."""
+    on = (TaskOptions("bach"), TaskOptions("consep", measured_on="bach"))
+    rows = compared.tasks_table(Study(replace(STUDY, tasks=on), judging))
+    own, other = (rows[rows["task"] == task] for task in ("bach", "consep"))
+    assert list(other["encoder"]) == list(own["encoder"]) == ["made", "second", "fourth"]
+    assert list(other["rankme"]) == list(own["rankme"]) and set(rows["measured_on"]) == {"bach"}
+    assert list(other["score"]) == pytest.approx([0.9, 1.0, 1.2])
+
+
+def test_a_caption_says_of_which_images_a_metric_is(exhibits):
+    caption = exhibits(STUDY)["against_tasks"].caption
+    assert "of the same images, as kaiko 2024" in caption
+    rows = judged().assign(measured_on="bach")
+    caption = exhibits(STUDY, rows=rows)["against_tasks"].caption
+    assert "of the same images, for crc of bach's images, as kaiko 2024" in caption
 
 
 def test_tasks_are_correlated_each_by_itself():

@@ -15,6 +15,7 @@ from mfcore.measures import masks
 from mfcore.study import tasks as study_tasks
 from mfcore.study.config import OwnEncoder, Pretraining, TaskOptions
 from mfcore.study.study import Study
+from mfcore.tasks import registry
 
 STUDY = made_tasks.study(
     TaskOptions("synthetic_tissue", n_steps=100),
@@ -82,6 +83,12 @@ def test_the_caption_says_who_is_best_and_what_the_bars_are(scored):
     assert "95 % bootstrap over 6 slides, patients or items, which in a simulation, over 5 slides" in caption
     assert "simulation" not in scored(rows().assign(n_clusters=50)).caption
     assert "also chose the weights and flatters all" in scored(rows("bach", splits=("val",)), "bach").caption
+
+
+def test_what_a_protocol_leaves_open_stands_below_it(tmp_path):
+    study = made_tasks.study(TaskOptions("food101"))
+    table = tasks.protocol(Study(study, tmp_path), "food101").table.set_index("setting")
+    assert list(table.loc["unsettled", "here"]) == list(registry.get("food101").unsettled)
 
 
 def test_the_protocol_stands_beside_evas(tmp_path):

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mfcore.data.slides import tissue
 from mfcore.data.slides.slide import open_slide
 from mfcore.data.synthetic.slides import write_pyramid
-from mfcore.pretraining import tissue
 
-REAL = Path(__file__).parents[2].parent / "shared" / "data" / "slides"
+REAL = Path(__file__).parents[3].parent / "shared" / "data" / "slides"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real slides of ../shared/data are not here")
 GLASS, PINK, PURPLE = (244, 243, 245), (228, 160, 190), (120, 70, 150)
 UM = 8.0  # a px of these thumbnails
