@@ -302,7 +302,7 @@ def _check(asked: argparse.Namespace) -> int:
     from mfcore.study.config import load_study
 
     settings = load_study(asked.file)
-    arms = [*settings.encoders, *(network.name for network in settings.networks)]
+    arms = list(predictions.kinds_of(settings))
     print(f"{settings.name}: the study file is right; {len(arms)} arms: {', '.join(arms)}")
     folder = data.data_folder(settings, asked.file, asked.data)
     others = predictions.external_sets(settings)

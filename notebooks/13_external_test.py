@@ -34,7 +34,8 @@ runs = [external.cut(study, name, data, n_workers) for name in predictions.exter
 # %% [markdown]
 # ## Every arm, tested there
 #
-# An arm that isn't trained, or whose embeddings were made elsewhere, is listed with the reason.
+# An arm that can't be tested is listed with the reason: it isn't trained, or its embeddings were made elsewhere and the other
+# study's file doesn't name those of its own patches.
 
 # %%
 tested = external.test_all(study, device)

@@ -15,8 +15,8 @@ from mfcore.data import patches, splits
 from mfcore.encoders.card import EncoderCard, EncoderError
 from mfcore.store.records import digest
 from mfcore.study import data, encoders, pretrained
-from mfcore.study.config import ConfigError, Network, Pretraining, Settings
-from mfcore.study.predictions import kinds_of, training_settings
+from mfcore.study.config import ConfigError, Network, OwnEncoder, Pretraining, Settings
+from mfcore.study.predictions import kinds_of, probes_of, training_settings
 
 if TYPE_CHECKING:
     from mfcore.training.probe import Material
@@ -283,12 +283,13 @@ def run_of(
     """
     if arm not in (arms := kinds_of(study)):
         raise ConfigError(f"study {study.name!r} has no arm {arm!r}; it has {list(arms)}")
-    is_probe = arm in study.encoders
-    name = arm if is_probe else f"{arm}-fold{unit.fold}"
+    _, method = probes_of(study).get(arm, ("", None))
+    name = f"{arm}-fold{unit.fold}" if method is None else arm
     if name not in runs:
         raise store.StoreError(f"{name} isn't trained yet; run: make paper STUDY={study.name}")
     run = runs[name]
-    if not run.unit_file(unit.name, ".npz" if is_probe else ".safetensors").is_file():
+    suffix = {None: ".safetensors", "": ".npz"}.get(method, ".parquet")  # of what is fitted anew
+    if not run.unit_file(unit.name, suffix).is_file():
         raise store.StoreError(
             f"{arm} isn't trained at size {unit.size:g}; the study's sizes are"
             f" {list(study.splits.sizes)}"
@@ -303,14 +304,16 @@ def score(
     stored: store.Run,
     results: Path,
     device: str = "auto",
+    elsewhere: OwnEncoder | None = None,
 ) -> np.ndarray:
     """Probabilities of class 1, float64 (n_units, n_patches), of patches cut as the study's.
 
-    trained: of each unit its run (`run_of`). stored: the run of the patches. Raises EncoderError
-    where the encoder isn't the one that the arm learned from.
+    trained: of each unit its run (`run_of`). stored: the run of the patches. elsewhere: where their
+    embeddings are, for an encoder whose embeddings were made elsewhere. Raises EncoderError where
+    the encoder isn't the one that the arm learned from, or embeddings are missing.
     """
-    if arm in study.encoders:
-        return _score_by_probe(study, arm, trained, stored, results, device)
+    if arm in probes_of(study):
+        return _score_by_probe(study, arm, trained, stored, results, device, elsewhere)
     from mfcore.training import train
 
     network, (_, images) = study.network(arm), patches.load(stored)
@@ -337,29 +340,70 @@ def _score_by_probe(
     stored: store.Run,
     results: Path,
     device: str,
+    elsewhere: OwnEncoder | None,
 ) -> np.ndarray:
     """As `score`, by an encoder's probes; embeds into a run of its own."""
-    from mfcore.encoders import embed
     from mfcore.training import probe
 
-    source = encoders.find_embeddings(study, arm, results)
-    card = encoders.card_of(study, arm, results)
-    if card.source == "features":
-        raise EncoderError(
-            f"{arm}: its embeddings were made elsewhere; mfcore can't embed other patches by it"
-        )
+    encoder, method = probes_of(study)[arm]
+    source = encoders.find_embeddings(study, encoder, results)
+    card = encoders.card_of(study, encoder, results)
     if {source.key} != {run.identity["inputs"]["embeddings"] for run in trained.values()}:
         raise EncoderError(
             f"{arm}: its probes learned from other embeddings than {source.folder}; run notebook 03"
             " again"
         )
+    if card.source == "features":
+        features = _read_elsewhere(study, card, stored, elsewhere)
+    else:
+        features = _embedded(study, card, source, stored, results, device)
+    if not method:
+        heads = [probe.load_head(run, unit.name) for unit, run in trained.items()]
+        return np.stack([head.predict(features) for head in heads]).astype(np.float64)
+    material, seed = probe_material(study, source, results), study.splits.seed
+    scores = [probe.score_by(method, material, unit, features, seed) for unit in trained]
+    return np.stack(scores).astype(np.float64)
+
+
+def _embedded(
+    study: Settings,
+    card: EncoderCard,
+    source: store.Run,
+    stored: store.Run,
+    results: Path,
+    device: str,
+) -> np.ndarray:
+    """Features (n_patches, n_dims) of other patches, by the encoder of the study's own."""
+    from mfcore.encoders import embed
+
     embed.check_finished(source, card, device)  # the contract, and the canary where weights are
-    config = encoders.embeddings_config(study, arm, results)
+    config = encoders.embeddings_config(study, card.name, results)
     inputs = {"candidates": stored.key, "embeddings": source.key}
-    run = store.open_run(results, "candidate-embeddings", arm, config, inputs)
+    run = store.open_run(results, "candidate-embeddings", card.name, config, inputs)
     if not run.done:
         table, placing = store.read_parquet(stored.path("labels.parquet")), data.placing_of(study)
         embed.embed(stored.path("patches.npy"), table, card, run, placing, device)
     features, _ = embed.load(run)
-    heads = [probe.load_head(run, unit.name) for unit, run in trained.items()]
-    return np.stack([head.predict(features) for head in heads]).astype(np.float64)
+    return features
+
+
+def _read_elsewhere(
+    study: Settings, card: EncoderCard, stored: store.Run, elsewhere: OwnEncoder | None
+) -> np.ndarray:
+    """Features (n_patches, n_dims) of other patches, made elsewhere as the study's own were."""
+    from mfcore.encoders import features
+
+    if elsewhere is None:
+        raise EncoderError(
+            f"{card.name}: its embeddings were made elsewhere; mfcore can't embed other patches by"
+            " it. Those of an external set's patches stand in that set's study file: encoders:"
+            f" [{{name: {card.name}, features: FOLDER}}]"
+        )
+    place, table = Path(elsewhere.features), store.read_parquet(stored.path("labels.parquet"))
+    values = features.match(place, table, data.placing_of(study), elsewhere.tolerance_px).features
+    if values.shape[1] != card.n_dims:
+        raise EncoderError(
+            f"{place}: features have {values.shape[1]} dimensions, those of {card.name} in study"
+            f" {study.name!r} have {card.n_dims}; take both from one encoder"
+        )
+    return values

@@ -24,8 +24,11 @@ from mfcore.study.predictions import (
     ALL,
     external_config,
     external_sets,
+    features_inputs,
+    features_of,
     find_external,
     kinds_of,
+    probes_of,
 )
 from mfcore.study.study import Study
 
@@ -50,11 +53,11 @@ class Scored:
     """Scores of candidates, and what is known of the arm that gave them.
 
     table: the rows of the candidates' table, in its order and with all its columns, and ``score``
-    (mean over the folds' probabilities of class 1), ``score_sd`` (their standard deviation) and
-    ``score_fold0`` and so on. facts: ``arm``, ``kind``, ``size``, ``n_folds``, ``positive``; by
-    metric of MEASURED the mean over the folds' own test patches; ``domains`` that the arm learned
-    from, ``other_domains`` of the candidates; ``auroc_across``: the mean over pairs of one domain
-    learned and another tested, NaN where the study has none.
+    (mean over the folds' probabilities of class 1), ``score_sd`` (their sample standard deviation,
+    NaN for one fold) and ``score_fold0`` and so on. facts: ``arm``, ``kind``, ``size``,
+    ``n_folds``, ``positive``; by metric of MEASURED the mean over the folds' own test patches;
+    ``domains`` that the arm learned from, ``other_domains`` of the candidates; ``auroc_across``:
+    the mean over pairs of one domain learned and another tested, NaN where the study has none.
     """
 
     table: pd.DataFrame
@@ -114,7 +117,9 @@ def predict(
     stored = _cut(study, table, candidates, folder, n_workers)
     refuse_other_resolution(study, store.read_parquet(stored.path("labels.parquet")), "candidates")
     scores = arms.score(settings, arm, trained, stored, study.folder, device)  # (n_folds, n)
-    rows["score"], rows["score_sd"] = scores.mean(axis=0), scores.std(axis=0)
+    rows["score"], rows["score_sd"] = scores.mean(axis=0), np.nan
+    if len(scores) > 1:
+        rows["score_sd"] = scores.std(axis=0, ddof=1)
     for fold, of_fold in enumerate(scores):
         rows[f"score_fold{fold}"] = of_fold
     return Scored(rows, _facts(study, arm, size, len(scores), candidates))
@@ -270,12 +275,17 @@ def test(study: Study, name: str, arm: str, device: str = "auto") -> store.Run:
     trained = {unit: arms.run_of(study.settings, study.runs, arm, unit) for unit in units}
     inputs = {run.identity["name"]: run.key for run in trained.values()}
     inputs |= {"external": stored.key, "kept": kept.key}
+    inputs |= features_inputs(study.settings, name, arm)
     run = store.open_run(
         study.folder, "external-test", f"{name}-{arm}", {"shared": study.settings.shared}, inputs
     )
     if not run.done:
         table, is_kept = _labels(stored, kept)
-        scores = arms.score(study.settings, arm, trained, stored, study.folder, device)
+        encoder, _ = probes_of(study.settings).get(arm, ("", ""))
+        elsewhere = features_of(external_sets(study.settings)[name], encoder)
+        scores = arms.score(
+            study.settings, arm, trained, stored, study.folder, device, elsewhere=elsewhere
+        )
         columns = ["patch_id", "slide_id", "case_id", "domain", "label"]
         tables = [
             table.loc[is_kept, columns].assign(
@@ -306,7 +316,7 @@ def test_all(study: Study, device: str = "auto") -> pd.DataFrame:
 def _units(study: Study, arm: str) -> list[splits.Unit]:
     """What an arm was trained on over all domains: every size that it has, and every fold."""
     settings, sizes = study.settings, study.settings.splits.sizes
-    if arm not in settings.encoders:
+    if arm not in probes_of(settings):
         sizes = settings.network(arm).sizes or sizes
     return [
         splits.Unit(ALL, fold, size) for size in sizes for fold in range(settings.splits.n_folds)

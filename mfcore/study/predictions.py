@@ -17,6 +17,7 @@ from mfcore import store
 from mfcore.data import splits
 from mfcore.data.labels.schema import REST
 from mfcore.encoders.card import EncoderError, cards
+from mfcore.encoders.catalogue import OwnEncoder
 from mfcore.measures import binary
 from mfcore.store.options import as_dict
 from mfcore.store.records import digest
@@ -48,10 +49,9 @@ def collect(study: Settings, results: Path) -> Collected:
     """
     reasons = _reasons(results)
     parts = []  # arm, kind, stage, name of the run, jobs whose failure is the reason that it lacks
-    for name in study.encoders:
+    for arm, (name, _) in probes_of(study).items():
         jobs = [(name.partition("@")[0], "08", None), (name, "02", None), (name, "03", None)]
-        for run in (name, *(f"{name} {method}" for method in study.probe.also)):
-            parts.append((run, PROBE, "probe", run, jobs))
+        parts.append((arm, PROBE, "probe", arm, jobs))
     for network in study.networks:
         for fold in range(study.splits.n_folds):
             jobs, run = [(network.name, "04", fold)], f"{network.name}-fold{fold}"
@@ -104,9 +104,18 @@ def kind_of(network: Network) -> str:
     return LORA if network.lora else END_TO_END
 
 
+def probes_of(settings: Settings) -> dict[str, tuple[str, str]]:
+    """The encoder and the method of each probe of a study, by arm; "" for the linear probe."""
+    arms = {}
+    for name in settings.encoders:
+        arms[name] = name, ""
+        arms |= {f"{name} {method}": (name, method) for method in settings.probe.also}
+    return arms
+
+
 def kinds_of(settings: Settings) -> dict[str, str]:
-    """The arms that a study trains, encoders first, each with its kind."""
-    kinds = dict.fromkeys(settings.encoders, PROBE)
+    """The arms that a study trains, probes first, each with its kind."""
+    kinds = dict.fromkeys(probes_of(settings), PROBE)
     return kinds | {network.name: kind_of(network) for network in settings.networks}
 
 
@@ -114,15 +123,16 @@ def kinds_of(settings: Settings) -> dict[str, str]:
 
 
 def current_runs(study: Settings, results: Path) -> dict[str, store.Run]:
-    """The current run of each probe (by encoder) and training (``NETWORK-foldN``).
+    """The current run of each probe (by arm) and training (``NETWORK-foldN``).
 
     Made on the study's splits and by the study's settings. Raises StoreError where there are no
     splits, or several runs of a name could be meant.
     """
     splits_key = data.find_splits(study, results).key
-    wanted = {("probe", name): (study.probe.linear, splits_key) for name in study.encoders}
-    for name, method in itertools.product(study.encoders, study.probe.also):
-        wanted["probe", f"{name} {method}"] = {"method": method}, splits_key
+    wanted = {}
+    for arm, (_, method) in probes_of(study).items():
+        config = {"method": method} if method else study.probe.linear
+        wanted["probe", arm] = config, splits_key
     with contextlib.suppress(store.StoreError):  # networks' own folds, which nobody has drawn yet
         splits_key = data.find_splits(study, results, networks=True).key
         for network, fold in itertools.product(study.networks, range(study.splits.n_folds)):
@@ -287,6 +297,29 @@ def find_external(study: Settings, name: str, results: Path) -> store.Run:
     return store.find_run(results, "external", name, config)
 
 
+def features_of(other: Settings, encoder: str) -> OwnEncoder | None:
+    """The embeddings made elsewhere that stand under an encoder's name in an external set's study
+    file; None where there are none."""
+    entries = [own for own in other.own_encoders if own.name == encoder and own.features]
+    return entries[0] if entries else None
+
+
+def features_inputs(study: Settings, name: str, arm: str) -> dict[str, str]:
+    """What a test on an external set depends on where the arm's embeddings were made elsewhere.
+
+    Raises EncoderError for files that can't be read.
+    """
+    from mfcore.encoders import features
+
+    encoder, _ = probes_of(study).get(arm, ("", ""))
+    own = features_of(external_sets(study)[name], encoder)
+    if own is None or not any(
+        mine.name == encoder and mine.features for mine in study.own_encoders
+    ):
+        return {}
+    return {"features": features.contract(Path(own.features))[1]}
+
+
 def on_external_sets(study: Settings, results: Path) -> pd.DataFrame:
     """What all arms predict on all external sets: as `Collected.predictions`, with ``tested_on``.
 
@@ -304,6 +337,7 @@ def on_external_sets(study: Settings, results: Path) -> pd.DataFrame:
             if (
                 run.identity["name"] == f"{name}-{arm}"
                 and inputs["external"] == find_external(study, name, results).key
+                and inputs.get("features") == features_inputs(study, name, arm).get("features")
                 and run.identity["config"] == {"shared": study.shared}
                 and trained
                 and all(inputs[key] == trained[key] for key in trained)

@@ -54,7 +54,7 @@ def states_of(study: Settings, job: Job) -> tuple[str, ...]:
         names.append(f"task_{study_tasks.data_name(str(job.parameters['task']))}")
     if job.rule in READ_WEIGHTS and _own_files(study):
         names.append("encoders")
-    if job.stage == STAGES["02"] and study_encoders.feature_files(study):
+    if job.stage in (STAGES["02"], STAGES["13"]) and study_encoders.feature_files(study):
         names.append("features")
     return tuple(names)
 
@@ -100,7 +100,10 @@ def _now(name: str, study: Settings, data: Path, was: dict, known: Fingerprints)
         other = predictions.external_sets(study)[of]
         return _data(other, external.folder_of(of, data), was, known)
     if kind == "features":
-        found = {str(path): known.of_slide(path) for path in study_encoders.feature_files(study)}
+        of_studies = map(
+            study_encoders.feature_files, (study, *predictions.external_sets(study).values())
+        )
+        found = {str(path): known.of_slide(path) for files in of_studies for path in files}
     elif kind == "encoders":
         found = {
             str(path): known.of(path, whole=True) if path.is_file() else None

@@ -316,6 +316,19 @@ N_NEIGHBOURS = 20
 METHODS = {"knn": _knn, "simpleshot": _simpleshot, "mlp": _mlp}
 
 
+def score_by(
+    method: str, material: Material, unit: splits.Unit, asked: np.ndarray, seed: int
+) -> np.ndarray:
+    """Scores of class 1 (n,) of features asked for (n, n_dims) by a probe of METHODS that is fitted
+    on a unit's training patches.
+    """
+    train = material.rows(unit, "train")
+    features = np.concatenate([material.features[train], asked])
+    rows = np.arange(len(train)), np.arange(len(train), len(features))
+    number = stream_seed(seed, "probe", method, unit.title) % 2**32
+    return METHODS[method](features, material.labels[train], *rows, number)
+
+
 def fit_others(material: Material, run: store.Run, method: str, seed: int) -> store.Run:
     """Fit and test a probe of METHODS on every unit of the splits; fills and finishes ``run``.
 
@@ -324,9 +337,8 @@ def fit_others(material: Material, run: store.Run, method: str, seed: int) -> st
     units = splits.units(material.splits)
     for unit in tqdm(units, desc=f"probe {run.identity['name']}", unit="fit"):
         if not run.unit_file(unit.name).is_file():
-            train, test = (material.rows(unit, role) for role in ("train", "test"))
-            number = stream_seed(seed, "probe", method, unit.title) % 2**32
-            scores = METHODS[method](material.features, material.labels, train, test, number)
+            asked = material.features[material.rows(unit, "test")]
+            scores = score_by(method, material, unit, asked, seed)
             store.write_parquet(run.unit_file(unit.name), material.predictions(unit, scores))
     tables = [store.read_parquet(run.unit_file(unit.name)) for unit in units]
     store.write_parquet(run.path("predictions.parquet"), pd.concat(tables, ignore_index=True))

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from made_study import FILE as LITTLE
 from made_sweep import write_data
+from sklearn.neighbors import KNeighborsClassifier
 
 import mfcore
 from mfcore.data import patches
@@ -190,3 +191,81 @@ def test_another_resolution_is_told_of_the_external_set(tmp_path):
     data.extract(study.settings, tmp_path / "data" / "home", study.folder)
     with pytest.raises(CandidateError, match=r"^20 patches of test_on away are at 0\.5 um/px .*learned from patches at 0\.25;"):
         external.cut(study, "away", tmp_path / "data" / "home")
+
+
+def colours(folder, table):
+    """An embedding that no mfcore made: the mean colours of nine parts of each patch, by patch id."""
+    folder.mkdir()
+    images = np.load(table.parent / "patches.npy").astype(np.float32)  # (n, size, size, 3)
+    parts = [images[:, a : a + 16, b : b + 16].mean(axis=(1, 2)) for a in (0, 16, 32) for b in (0, 16, 32)]
+    np.save(folder / "colours.npy", np.concatenate(parts, axis=1))
+    pd.read_parquet(table)[["patch_id"]].to_csv(folder / "colours.csv", index=False)
+
+
+def test_other_probes_and_embeddings_made_elsewhere_are_tested_there_too(made, tmp_path):
+    shutil.copytree(made, tmp_path / "copy")
+    folder, study = tmp_path / "copy", opened(made)
+    away = predictions.find_external(study.settings, "away", study.folder)
+    colours(folder / "of_home", study.patches.path("labels.parquet"))
+    colours(folder / "of_away", away.path("labels.parquet"))
+    text = (folder / "studies" / "home.yaml").read_text()
+    text = text.replace("probe: {cost: 1000}", "probe: {cost: 1000, also: [knn, mlp]}")
+    entry = "encoders:\n  - {{name: colours, features: ../{}/colours.npy}}\n"
+    (folder / "studies" / "home.yaml").write_text(text.replace("encoders:\n", entry.format("of_home")))
+    study = opened(folder)
+    for encoder in ("tiny", "colours"):
+        embeddings = encoders.embed(study.settings, encoder, study.folder)
+        arms.fit_probe(study.settings, embeddings, study.folder)
+        arms.fit_other_probes(study.settings, embeddings, study.folder)
+    reasons = external.test_all(study, "cpu").set_index("arm")["reason"]
+    assert list(reasons.index) == ["colours", "colours knn", "colours mlp", "tiny", "tiny knn", "tiny mlp", "net"]
+    of_colours = reasons[reasons.index.str.startswith("colours")]
+    assert of_colours.str.contains(r"that set's study file: encoders: \[\{name: colours, features: FOLDER").all()
+    assert not reasons.drop(of_colours.index).any()
+
+    text = (folder / "studies" / "away.yaml").read_text()
+    (folder / "studies" / "away.yaml").write_text(text.replace("encoders:\n", entry.format("of_away")))
+    study = opened(folder)
+    assert not external.test_all(study, "cpu")["reason"].any()
+    table = study.external_predictions
+    assert set(table["arm"]) == set(reasons.index)
+    assert (table.groupby(["arm", "size", "fold"]).size() == 40).all()
+
+    # kNN by scikit-learn alone, on the same embeddings
+    of_unit = table[(table["arm"] == "colours knn") & (table["fold"] == 1) & (table["size"] == 1.0)]
+    known = study.splits.query("fold == 1 and size == 1 and role == 'train' and train_domain == 'all'")["patch_id"]
+    ours, theirs = (np.load(folder / name / "colours.npy") for name in ("of_home", "of_away"))
+    centre = ours[known].mean(axis=0)
+    train, asked = (
+        (rows - centre) / np.linalg.norm(rows - centre, axis=1, keepdims=True)
+        for rows in (ours[known], theirs[of_unit["patch_id"]])
+    )
+    model = KNeighborsClassifier(20, algorithm="brute").fit(train, study.labels.set_index("patch_id").loc[known, "label"])
+    np.testing.assert_allclose(of_unit["score"], model.predict_proba(asked)[:, 1], atol=0.051)  # ties: one neighbour of 20
+
+    # features of other files are another test
+    colours_of_away = folder / "of_away" / "colours.npy"
+    np.save(colours_of_away, np.load(colours_of_away)[::-1])
+    assert set(opened(folder).external_predictions["arm"]) == {"tiny", "tiny knn", "tiny mlp", "net"}
+    np.save(colours_of_away, np.load(colours_of_away)[:, :5])
+    reasons = external.test_all(opened(folder), "cpu").set_index("arm")["reason"]
+    assert "features have 5 dimensions, those of colours in study 'home' have 27" in reasons["colours"]
+
+
+def test_candidates_are_scored_by_the_other_probes(made, tmp_path):
+    shutil.copytree(made, tmp_path / "copy")
+    folder = tmp_path / "copy"
+    text = (folder / "studies" / "home.yaml").read_text()
+    (folder / "studies" / "home.yaml").write_text(text.replace("cost: 1000", "cost: 1000, also: [simpleshot]"))
+    study = opened(folder)
+    arms.fit_other_probes(study.settings, encoders.embed(study.settings, "tiny", study.folder), study.folder)
+    external.test(study, "away", "tiny simpleshot", "cpu")
+    table = study.external_predictions
+    of_fold = table[(table["arm"] == "tiny simpleshot") & (table["size"] == 1.0) & (table["fold"] == 1)]
+    labels, _ = patches.load(predictions.find_external(study.settings, "away", study.folder))
+    rows = pd.DataFrame({"file": labels["slide_id"], "x": labels["x_l0_px"], "y": labels["y_l0_px"]})
+    rows.to_csv(folder / "away.csv", index=False)
+    scored = mfcore.predict(study, "tiny simpleshot", folder / "away.csv", folder / "data" / "away", "cpu")
+    np.testing.assert_allclose(of_fold["score"], scored.table.loc[of_fold["patch_id"], "score_fold1"], atol=2e-6)
+    of_folds = scored.table[["score_fold0", "score_fold1"]]
+    np.testing.assert_allclose(scored.table["score_sd"], of_folds.std(axis=1), atol=1e-12)

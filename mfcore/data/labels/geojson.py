@@ -190,7 +190,8 @@ def write(
     """Write annotations of one slide as detections that QuPath imports by dragging the file onto
     it.
 
-    table: ``x_l0_px``, ``y_l0_px``, ``label`` (0 or 1) and the columns ``measurements``, numbers.
+    table: ``x_l0_px``, ``y_l0_px``, ``label`` (0 or 1) and the columns ``measurements``, numbers;
+    a NaN is left out.
     names: what class 0 and class 1 are called. Each annotation is a box of BOX_PX.
     """
     features = []
@@ -201,7 +202,9 @@ def write(
         properties = {
             "objectType": "detection",
             "classification": classification,
-            "measurements": {name: float(row[name]) for name in measurements},
+            "measurements": {
+                name: float(row[name]) for name in measurements if not np.isnan(row[name])
+            },
         }
         ring = [[x + dx, y + dy] for dx, dy in corners]
         geometry = {"type": "Polygon", "coordinates": [ring]}
