@@ -3,6 +3,7 @@
 `sphinx -c docs . TARGET`, which `make docs` calls. The look is that of the supplement.
 """
 
+import inspect
 import os
 from itertools import groupby
 
@@ -52,7 +53,14 @@ def items(app, what, name, obj, options, lines):
     lines[:] = text
 
 
+def signature(app, what, name, obj, options, arguments, returns):
+    """Name the options of a class whose fields are checked, without the checks."""
+    if what == "class" and "Annotated" in (arguments or ""):
+        return f"({', '.join(inspect.signature(obj).parameters)})", returns
+
+
 def setup(app):
-    """Connect `items`."""
+    """Connect `items` and `signature`."""
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-docstring", items)
+    app.connect("autodoc-process-signature", signature)
