@@ -20,7 +20,6 @@ exclude_patterns = ["docs/build", ".venv", ".git", "results", "data/*/**"]
 html_title = "mfcore"
 html_static_path = ["../mfcore/sweep/book/supplement.css", "phone.css"]
 html_css_files, html_js_files = ["supplement.css", "phone.css"], []
-html_use_index = True
 
 myst_disable_syntax = []  # nothing here was written by a stranger
 myst_heading_anchors = 3
