@@ -3,6 +3,7 @@
 `sphinx -c docs . TARGET`, which `make docs` calls. The look is that of the supplement.
 """
 
+import inspect
 import os
 from itertools import groupby
 
@@ -19,7 +20,6 @@ exclude_patterns = ["docs/build", ".venv", ".git", "results", "data/*/**"]
 html_title = "mfcore"
 html_static_path = ["../mfcore/sweep/book/supplement.css", "phone.css"]
 html_css_files, html_js_files = ["supplement.css", "phone.css"], []
-html_use_index = True
 
 myst_disable_syntax = []  # nothing here was written by a stranger
 myst_heading_anchors = 3
@@ -52,7 +52,14 @@ def items(app, what, name, obj, options, lines):
     lines[:] = text
 
 
+def signature(app, what, name, obj, options, arguments, returns):
+    """Name the options of a class whose fields are checked, without the checks."""
+    if what == "class" and "Annotated" in (arguments or ""):
+        return f"({', '.join(inspect.signature(obj).parameters)})", returns
+
+
 def setup(app):
-    """Connect `items`."""
+    """Connect `items` and `signature`."""
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-docstring", items)
+    app.connect("autodoc-process-signature", signature)
