@@ -4,16 +4,14 @@ import contextlib
 import itertools
 import json
 import os
-import select
 import shutil
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from running import starting
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PATH = next(filter(None, map(shutil.which, NAMES)), None)
-LONGEST = 300  # seconds that a page or an answer may take; a browser that takes longer hangs
 
 
 class Page:
@@ -71,7 +69,6 @@ class Page:
         return [said["params"]["request"]["url"] for said in self.messages if said["method"] == "Network.requestWillBeSent"]
 
     def _wait(self, is_it: Callable[[dict], bool]) -> dict:
-        end = time.monotonic() + LONGEST
         while True:
             while b"\0" in self._rest:
                 line, _, self._rest = self._rest.partition(b"\0")
@@ -83,9 +80,8 @@ class Page:
                         os.write(self._write, json.dumps(command | {"sessionId": self._session}).encode() + b"\0")
                 if is_it(said):
                     return said
-            ready, _, _ = select.select([self._read], [], [], max(0, end - time.monotonic()))
-            content = os.read(self._read, 1 << 20) if ready else b""
-            assert content, "the browser ended or hangs"
+            content = os.read(self._read, 1 << 20)
+            assert content, "the browser ended"
             self._rest += content
 
 
@@ -96,14 +92,12 @@ def browser(folder: Path) -> Iterator[Page]:
     command = [PATH, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
     command += [f"--user-data-dir={folder}", "--no-first-run", "--disable-background-networking", "--remote-debugging-pipe"]
     redirected = f'exec "$@" 3<&{its_read} 4>&{its_write}'
-    with (folder / "chromium.txt").open("w") as log:
-        process = subprocess.Popen(
-            ["bash", "-c", redirected, "bash", *command], pass_fds=(its_read, its_write), stdout=log, stderr=log
-        )
-    os.close(its_read), os.close(its_write)
-    try:
-        yield Page(read, write)
-    finally:
-        os.close(write), os.close(read)
-        process.terminate()
-        process.wait()
+    with (folder / "chromium.txt").open("w") as log, starting() as start:
+        start(["bash", "-c", redirected, "bash", *command], pass_fds=(its_read, its_write), stdout=log, stderr=log)
+        for pipe in (its_read, its_write):
+            os.close(pipe)
+        try:
+            yield Page(read, write)
+        finally:
+            for pipe in (write, read):
+                os.close(pipe)
