@@ -188,7 +188,7 @@ class Progress:
         guessed = sum(spans[name] for name in spans if self.jobs[name].rule not in self.known)
         is_guess = guessed > sum(spans.values()) / 2
         words = f"about {span(max(seconds, *ends.values()))} left"
-        return words + " (a guess: few kinds of job have ended yet)" * is_guess
+        return words + " (a guess: most jobs left are of new kinds)" * is_guess
 
     def _whole(self) -> str:
         return f"{len(self.ended)} of {len(self.to_do)} jobs, {self._left()}"

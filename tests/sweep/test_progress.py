@@ -151,7 +151,7 @@ def test_on_a_terminal_running_jobs_are_refreshed_in_place_and_nothing_of_them_s
     assert [line[:59] for line in screen(out.getvalue())[1:]] == [
         f"running   {FIRST}, 2 s",
         f"running   {SHORT}, 2 s: short 3 of 12, 25 %"[:59],
-        f"small: 0 of {n} jobs, about {told._left().split()[1]} min left (a guess: few kinds of "[:59],
+        f"small: 0 of {n} jobs, about {told._left().split()[1]} min left (a guess: most jobs left"[:59],
     ]
     monkeypatch.setattr(sweep_run, "print", lambda *_, **__: None, raising=False)
     small.end(FIRST, 5.0)
