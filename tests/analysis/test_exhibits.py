@@ -330,7 +330,7 @@ def test_differences_are_computed_once_for_a_study(monkeypatch):
 
 def test_strata_have_a_panel_each_and_one_stratum_sets_nothing_apart():
     names = [axis.get_title("left") for axis in made("strata").figure.axes]
-    assert len(names) == len(DOMAINS) + 2 + 2 and names[0].startswith(f"domain: {DOMAINS[0]}\nn = ")
+    assert len(names) == len(DOMAINS) + 2 + 2 and names[0].startswith("domain: canine cutaneous\nmast cell tumor\nn = ")
     plain = labels().assign(domain="a", scanner="", votes=[np.zeros(0, np.int8)] * 240)
     alone = opened(MIDOG, predictions(labels()).assign(domain="a"), labels=plain)
     assert arms.strata(alone).figure is None and not len(arms.strata(alone).table)
