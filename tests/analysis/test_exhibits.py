@@ -419,7 +419,7 @@ def test_the_abstract_compares_a_best_probe_with_the_best_network_and_counts_mis
     assert "net (probe)" in text and "above the best trained network, low rank (" in text
     assert text.endswith(" 1 run failed or missing.")
     one = domains.abstract(opened(MIDOG, found[found["arm"] == "other"]))
-    assert re.search(r"best: its AUROC is 0\.\d\d\. In domains", one)
+    assert re.search(r"look-alikes: its AUROC is 0\.\d\d\. In domains", one)
 
 
 def test_a_table_for_the_eye_has_mean_and_sd_in_one_cell_and_a_dash_for_what_is_not_known():
