@@ -359,8 +359,8 @@ def abstract(study: Study) -> str:
     data = "synthetic data, " * settings.synthetic + settings.mode_title
     text = (
         f"With about {best.n_train:,} training patches ({data}), {best.arm} ({best.kind}) "
-        f"separates {settings.data.positive}s from {settings.data.negative}s best: its AUROC is "
-        f"{best.auroc:.2f}"
+        f"separates {settings.data.positive}s from {settings.data.negative}s"
+        f"{' best' * bool(others)}: its AUROC is {best.auroc:.2f}"
     )
     if others:
         place = f"the best {'trained network' if best.kind == PROBE else 'probe'}"

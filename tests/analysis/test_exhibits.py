@@ -330,7 +330,7 @@ def test_differences_are_computed_once_for_a_study(monkeypatch):
 
 def test_strata_have_a_panel_each_and_one_stratum_sets_nothing_apart():
     names = [axis.get_title("left") for axis in made("strata").figure.axes]
-    assert len(names) == len(DOMAINS) + 2 + 2 and names[0].startswith(f"domain: {DOMAINS[0]}\nn = ")
+    assert len(names) == len(DOMAINS) + 2 + 2 and names[0].startswith("domain: canine cutaneous\nmast cell tumor\nn = ")
     plain = labels().assign(domain="a", scanner="", votes=[np.zeros(0, np.int8)] * 240)
     alone = opened(MIDOG, predictions(labels()).assign(domain="a"), labels=plain)
     assert arms.strata(alone).figure is None and not len(arms.strata(alone).table)
@@ -422,7 +422,7 @@ def test_the_abstract_compares_a_best_probe_with_the_best_network_and_counts_mis
     assert "net (probe)" in text and "above the best trained network, low rank (" in text
     assert text.endswith(" 1 run failed or missing.")
     one = domains.abstract(opened(MIDOG, found[found["arm"] == "other"]))
-    assert re.search(r"best: its AUROC is 0\.\d\d\. In domains", one)
+    assert re.search(r"look-alikes: its AUROC is 0\.\d\d\. In domains", one)
 
 
 def test_a_table_for_the_eye_has_mean_and_sd_in_one_cell_and_a_dash_for_what_is_not_known():

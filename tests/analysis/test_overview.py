@@ -86,9 +86,9 @@ def test_what_lies_over_a_border_is_as_the_study_fills_it(study, mode, filled):
 def test_arms_have_what_was_found_in_three_sentences(study):
     exhibit = overview.arms(study)
     assert exhibit.table[["arm", "kind"]].to_numpy().tolist() == [["good", "probe"]] and "100 %" in exhibit.table
-    assert exhibit.caption.startswith("1 arm learned from up to about 30 patches of mitotic figures and look-alikes")
-    assert "good (probe) 0." in exhibit.caption and "from in domain to out of domain: good 0." in exhibit.caption
-    assert "synthetic data, strict mode; 1 run failed or missing)" in exhibit.caption and exhibit.caption.count(". ") == 2
+    assert exhibit.caption.startswith("With about 30 training patches (synthetic data, strict mode), good (probe) separates")
+    assert " best" not in exhibit.caption and " for good. 1 run failed or missing." in exhibit.caption
+    assert exhibit.caption.count(". ") == 2
 
 
 def test_the_audit_has_every_fold_and_what_could_not_be_drawn(study):
