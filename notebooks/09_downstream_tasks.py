@@ -51,6 +51,12 @@ study.show(scores := tasks.scores(study, task))
 study.show(tasks.by_class(study, task))
 
 # %% [markdown]
+# ## By patient, where labels are of patients
+
+# %%
+study.show(tasks.by_patient(study, task))
+
+# %% [markdown]
 # ## Fig. 3: segmentations over the patches
 
 # %%

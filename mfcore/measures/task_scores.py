@@ -53,6 +53,15 @@ def of_labels(predictions: pd.DataFrame) -> Scored:
     )
 
 
+def of_groups(predictions: pd.DataFrame) -> Scored:
+    """`of_labels` of slides or patients whose items all have one label: by the mean probability of
+    each class over a group's items.
+    """
+    scores = [name for name in predictions if name.startswith("score_")]
+    groups = predictions.groupby(["run", "group", "label"], as_index=False)[scores].mean()
+    return of_labels(groups.assign(item_id=groups["group"]))
+
+
 def recall_of_sums(sums: np.ndarray) -> np.ndarray:
     """Mean recall of the classes (m,), from sums (m, 2 n_classes); NaN where one has no item."""
     n, right = np.split(sums, 2, axis=1)

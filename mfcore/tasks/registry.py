@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from mfcore.tasks import classification, segmentation, synthetic
+from mfcore.tasks import classification, segmentation, slides, synthetic
 from mfcore.tasks.task import Task, TaskData, TaskError
 
 TASKS: Mapping[str, Task] = {
-    task.name: task for module in (classification, segmentation, synthetic) for task in module.TASKS
+    task.name: task
+    for module in (classification, segmentation, slides, synthetic)
+    for task in module.TASKS
 }
 PUBLISHED = Path(__file__).resolve().parents[2] / "data"
 SOURCES = ("kaiko", "eva")

@@ -132,8 +132,9 @@ class Task:
     needed. where: where to get the data, and their licence; empty for a task that mfcore draws.
     counts: the published number of items by split. folder: its name below ``tasks`` of the data
     folder, where that isn't ``name``. interpolation: of its images, as `protocol.resized` names it;
-    empty for the encoder's. unsettled: what of the protocol no source says, and what is done here;
-    each run's notes have it.
+    empty for the encoder's. labels_groups: whether a label is of a whole group; groups are then
+    scored, too. unsettled: what of the protocol no source says, and what is done here; each run's
+    notes have it.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Task:
     counts: Mapping[str, int] = field(default_factory=dict)
     folder: str = ""
     interpolation: str = ""
+    labels_groups: bool = False
     unsettled: tuple[str, ...] = ()
 
     @property
@@ -231,14 +233,16 @@ class TaskData:
 
 def fingerprints(folder: Path, known: Fingerprints) -> dict[str, list[int | str] | None]:
     """Size and SHA-256 of every file of a task's data by name, None of what is still to be made or
-    unpacked.
+    unpacked. Of large slides in Aperio's format parts are read (`mfcore.store.files`).
     """
     if (folder / "begun.json").is_file() and not (folder / "made.json").is_file():
         return {"made.json": None}
     states: dict[str, list[int | str] | None] = {}
     for path in below(folder):
         if path.suffix != ".gz":
-            states[path.relative_to(folder).as_posix()] = known.of(path, whole=True)
+            states[path.relative_to(folder).as_posix()] = known.of(
+                path, whole=path.suffix != ".svs"
+            )
         elif not path.with_suffix("").is_file():
             states[path.with_suffix("").relative_to(folder).as_posix()] = None
     return states

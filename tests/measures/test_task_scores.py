@@ -34,3 +34,16 @@ def test_few_slides_give_no_interval():
     clusters = np.array([[2.0, 1, 1, 1], [1, 2, 1, 0], [3, 1, 2, 1]])
     interval = task_scores.bootstrap(clusters, task_scores.recall_of_sums, 0)
     assert interval.estimate == pytest.approx((4 / 6 + 2 / 4) / 2) and math.isnan(interval.low)
+
+
+def test_patients_are_scored_by_the_mean_probability_of_their_patches():
+    """By hand: of run 0 p1 is right by 0.6 in the mean, though one of its patches isn't; p3 is wrong in both runs."""
+    rows = [
+        (0, "p1", 1, 0.9), (0, "p1", 1, 0.3), (0, "p2", 0, 0.1), (0, "p3", 1, 0.4),
+        (1, "p1", 1, 0.2), (1, "p1", 1, 0.3), (1, "p2", 0, 0.1), (1, "p3", 1, 0.4),
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["run", "group", "label", "score_1"]).assign(score_0=lambda one: 1 - one["score_1"])
+    table["item_id"] = [f"patch {i % 4}" for i in range(8)]
+    found = task_scores.of_groups(table)
+    assert found.values.tolist() == [0.75, 0.5] and found.n_items == 3 and len(found.clusters) == 3
+    assert task_scores.of_labels(table).values == pytest.approx([(1 + 1 / 3) / 2, 0.5])

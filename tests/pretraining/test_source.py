@@ -290,7 +290,7 @@ def test_slides_that_fail_are_said_and_left_out(folder, tmp_path, caplog):
 
 @pytest.mark.parametrize(
     ("where", "error"),
-    [("mfcore.pretraining.slides.open_slide", TypeError), ("mfcore.pretraining.tissue.thumbnail_of", MemoryError)],
+    [("mfcore.pretraining.slides.open_slide", TypeError), ("mfcore.data.slides.tissue.thumbnail_of", MemoryError)],
 )
 def test_a_header_that_says_nonsense_costs_its_slide_alone(folder, monkeypatch, where, error):
     """Readers raise whatever a damaged header leads them to: a size that is a list, an image of terabytes."""

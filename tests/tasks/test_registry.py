@@ -50,7 +50,7 @@ def test_what_nobody_has_laid_in_yet_is_known_without_reading(tmp_path):
 
 
 def test_a_stand_in_is_made_where_it_is_read(tmp_path, monkeypatch):
-    task = dataclasses.replace(synthetic.NUCLEI, prepare=partial(synthetic.make, 3))
+    task = dataclasses.replace(synthetic.NUCLEI, prepare=partial(synthetic.make, 3, draw=synthetic.draw_patches))
     monkeypatch.setitem(registry.TASKS, "synthetic_nuclei", task)
     assert len(registry.load("synthetic_nuclei", tmp_path)) == 12
     assert (registry.folder_of("synthetic_nuclei", tmp_path) / "made.json").is_file()

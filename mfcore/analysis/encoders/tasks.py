@@ -317,3 +317,33 @@ def by_class(study: Study, task: str) -> Exhibit:
         f"{means.min():.2f}."
     )
     return Exhibit(name, heading, caption, table, None, SECTION, shown)
+
+
+def by_patient(study: Study, task: str) -> Exhibit:
+    """Balanced accuracy of patients beside that of their patches, of a task whose labels are of
+    patients: ``encoder, by, mean, sd, low, high, n``; otherwise no row.
+    """
+    rows, has_groups = [], registry.get(task).labels_groups
+    ways = {"patch": task_scores.of_labels, "patient": task_scores.of_groups}
+    for (name, encoder), run in runs(study).items() if has_groups else ():
+        if name != task or "@" in encoder:
+            continue
+        tested = store.read_parquet(run.path(FILES["classification"]))
+        split = tasks_protocol.reported_split(tested["split"])
+        for by, score in ways.items():
+            one = score(tested[tested["split"] == split])
+            over = spread(one.values)
+            span = task_scores.bootstrap(one.clusters, one.score, study.seed, task, split)
+            rows.append((encoder, by, over.mean, over.sd, span.low, span.high, one.n_items))
+    table = pd.DataFrame(rows, columns=["encoder", "by", "mean", "sd", "low", "high", "n"])
+    name, heading = f"09_{task}_by_patient", f"{task}, by patient"
+    caption = (
+        "Balanced accuracy of patches, each with its patient's label, and of patients, by the mean "
+        f"probability over a patient's patches ({of_what(study.settings)}). Mean and SD over runs; "
+        "95 % bootstrap over patients."
+    )
+    if not has_groups:
+        caption = f"Labels of {task} are of items, not of patients ({of_what(study.settings)})."
+    elif not rows:
+        caption = nobody(study, task)
+    return Exhibit(name, heading, caption, table, None, SECTION)

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.text import Text
 from tiny_encoders import tiny_card, use
 
+from mfcore import store
 from mfcore.analysis.encoders import segmentations, tasks
 from mfcore.measures import masks
 from mfcore.study import tasks as study_tasks
@@ -98,6 +99,27 @@ def test_the_protocol_stands_beside_evas(tmp_path):
     for n_runs, here in ((None, 50), (7, 7)):
         few = Study(made_tasks.study(TaskOptions("pcam_10shot", n_runs=n_runs)), tmp_path)
         assert tasks.protocol(few, "pcam_10shot").table.set_index("setting").loc["n_runs"].tolist() == [here, 50]
+
+
+def test_patients_stand_beside_their_patches_where_labels_are_theirs(tmp_path, monkeypatch):
+    study = Study(made_tasks.study(TaskOptions("synthetic_mutation"), encoders=("tiny", "other")), tmp_path)
+    assert "No encoder has been judged" in tasks.by_patient(study, "synthetic_mutation").caption
+    runs = {}
+    for encoder, p in (("tiny", 0.9), ("tiny@5", 0.9), ("other", 0.2)):
+        run = runs["synthetic_mutation", encoder] = store.open_run(tmp_path, "judge", store.file_name(encoder), {}, {})
+        rows = [(split, f"p{i}", i % 2, f"{split}{i}.{j}") for split in ("val", "test") for i in range(6) for j in (0, 1)]
+        table = pd.DataFrame(rows, columns=["split", "group", "label", "item_id"])
+        right = np.where(table["item_id"].str.endswith(".0") & (table["split"] == "test"), 0.4, p)
+        score_1 = np.where(table["label"] == 1, right, 1 - right)
+        store.write_parquet(run.path("predictions.parquet"), table.assign(run=0, score_0=1 - score_1, score_1=score_1))
+    monkeypatch.setattr(tasks, "runs", lambda study: runs)
+    table = tasks.by_patient(study, "synthetic_mutation").table.set_index(["encoder", "by"])
+    assert table["mean"].to_dict() == {
+        ("tiny", "patch"): 0.5, ("tiny", "patient"): 1.0, ("other", "patch"): 0.0, ("other", "patient"): 0.0,
+    }  # fmt: skip
+    assert table["n"].tolist() == [12, 6, 12, 6]
+    other = tasks.by_patient(study, "synthetic_tissue")
+    assert "are of items, not of patients" in other.caption and other.table.empty
 
 
 def test_nothing_judged_is_said(scored, tmp_path):
