@@ -354,56 +354,12 @@ def _score_by_probe(
             " again"
         )
     if card.source == "features":
-        features = _read_elsewhere(study, card, stored, elsewhere)
+        features = encoders.read_elsewhere(study, card, stored, elsewhere)
     else:
-        features = _embedded(study, card, source, stored, results, device)
+        features = encoders.embed_others(study, card, source, stored, results, device)
     if not method:
         heads = [probe.load_head(run, unit.name) for unit, run in trained.items()]
         return np.stack([head.predict(features) for head in heads]).astype(np.float64)
     material, seed = probe_material(study, source, results), study.splits.seed
     scores = [probe.score_by(method, material, unit, features, seed) for unit in trained]
     return np.stack(scores).astype(np.float64)
-
-
-def _embedded(
-    study: Settings,
-    card: EncoderCard,
-    source: store.Run,
-    stored: store.Run,
-    results: Path,
-    device: str,
-) -> np.ndarray:
-    """Features (n_patches, n_dims) of other patches, by the encoder of the study's own."""
-    from mfcore.encoders import embed
-
-    embed.check_finished(source, card, device)  # the contract, and the canary where weights are
-    config = encoders.embeddings_config(study, card.name, results)
-    inputs = {"candidates": stored.key, "embeddings": source.key}
-    run = store.open_run(results, "candidate-embeddings", card.name, config, inputs)
-    if not run.done:
-        table, placing = store.read_parquet(stored.path("labels.parquet")), data.placing_of(study)
-        embed.embed(stored.path("patches.npy"), table, card, run, placing, device)
-    features, _ = embed.load(run)
-    return features
-
-
-def _read_elsewhere(
-    study: Settings, card: EncoderCard, stored: store.Run, elsewhere: OwnEncoder | None
-) -> np.ndarray:
-    """Features (n_patches, n_dims) of other patches, made elsewhere as the study's own were."""
-    from mfcore.encoders import features
-
-    if elsewhere is None:
-        raise EncoderError(
-            f"{card.name}: its embeddings were made elsewhere; mfcore can't embed other patches by"
-            " it. Those of an external set's patches stand in that set's study file: encoders:"
-            f" [{{name: {card.name}, features: FOLDER}}]"
-        )
-    place, table = Path(elsewhere.features), store.read_parquet(stored.path("labels.parquet"))
-    values = features.match(place, table, data.placing_of(study), elsewhere.tolerance_px).features
-    if values.shape[1] != card.n_dims:
-        raise EncoderError(
-            f"{place}: features have {values.shape[1]} dimensions, those of {card.name} in study"
-            f" {study.name!r} have {card.n_dims}; take both from one encoder"
-        )
-    return values

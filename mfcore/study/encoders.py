@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from mfcore import encoders, store
@@ -9,7 +10,7 @@ from mfcore.data import patches
 from mfcore.encoders.card import EncoderCard, EncoderError, cards, released_cards, variants_of
 from mfcore.encoders.catalogue import folder_card
 from mfcore.study import data, pretrained
-from mfcore.study.config import ConfigError, Settings
+from mfcore.study.config import ConfigError, OwnEncoder, Settings
 
 
 def card_of(study: Settings, name: str, results: Path = Path()) -> EncoderCard:
@@ -149,3 +150,55 @@ def feature_files(study: Settings) -> list[Path]:
 def all_of(study: Settings) -> list[str]:
     """The encoders that embed the study's patches: its own, then those of other libraries' ways."""
     return [*study.encoders, *variants_of(study.conventions)]
+
+
+def embed_others(
+    study: Settings,
+    card: EncoderCard,
+    source: store.Run,
+    stored: store.Run,
+    results: Path,
+    device: str,
+) -> np.ndarray:
+    """Features float32 (n_patches, n_dims) of other patches, cut as the study's own, by the encoder
+    of the study's embeddings ``source``.
+
+    stored: the run of the patches. Embeds into a run of its own. Raises EncoderError where the
+    encoder isn't any more the one of ``source``.
+    """
+    from mfcore.encoders import embed as procedure
+
+    procedure.check_finished(source, card, device)  # the contract, and the canary where weights are
+    config = embeddings_config(study, card.name, results)
+    inputs = {"candidates": stored.key, "embeddings": source.key}
+    run = store.open_run(results, "candidate-embeddings", card.name, config, inputs)
+    if not run.done:
+        table, placing = store.read_parquet(stored.path("labels.parquet")), data.placing_of(study)
+        procedure.embed(stored.path("patches.npy"), table, card, run, placing, device)
+    return procedure.load(run)[0]
+
+
+def read_elsewhere(
+    study: Settings, card: EncoderCard, stored: store.Run, elsewhere: OwnEncoder | None
+) -> np.ndarray:
+    """Features float32 (n_patches, n_dims) of other patches, made elsewhere as the study's were.
+
+    stored: the run of the patches. elsewhere: where their features are. Raises EncoderError where
+    there are none, where they don't match, and for another width than the study's own.
+    """
+    from mfcore.encoders import features
+
+    if elsewhere is None:
+        raise EncoderError(
+            f"{card.name}: its embeddings were made elsewhere; mfcore can't embed other patches by"
+            " it. Those of an external set's patches stand in that set's study file: encoders:"
+            f" [{{name: {card.name}, features: FOLDER}}]"
+        )
+    place, table = Path(elsewhere.features), store.read_parquet(stored.path("labels.parquet"))
+    values = features.match(place, table, data.placing_of(study), elsewhere.tolerance_px).features
+    if values.shape[1] != card.n_dims:
+        raise EncoderError(
+            f"{place}: features have {values.shape[1]} dimensions, those of {card.name} in study"
+            f" {study.name!r} have {card.n_dims}; take both from one encoder"
+        )
+    return values
