@@ -68,15 +68,15 @@ def test_a_failed_job_is_a_row_with_its_reason_and_its_notebook_is_kept(tmp_path
     source = NOTEBOOK.replace("number = 1", 'study_file = ""\nresults = ""\nencoder = ""\nnumber = 7')
     (tmp_path / "notebooks" / "02_embed.py").write_text(source)
     results = tmp_path / "results"
-    assert not sweep_run.run_job(DEMO, "02_embed.vit_tiny_random", results, "", 1)
-    failure = store.read_json(results / "failures" / "02_embed.vit_tiny_random.json")
+    assert not sweep_run.run_job(DEMO, "02_embed.efficientnet_lite0", results, "", 1)
+    failure = store.read_json(results / "failures" / "02_embed.efficientnet_lite0.json")
     assert failure["reason"] == "AssertionError: number is too large"
-    assert failure["parameters"] == {"encoder": "vit_tiny_random"}
-    assert store.read_json(results / "jobs" / "02_embed.vit_tiny_random.json")["failed"]
+    assert failure["parameters"] == {"encoder": "efficientnet_lite0"}
+    assert store.read_json(results / "jobs" / "02_embed.efficientnet_lite0.json")["failed"]
     assert (results / failure["notebook"]).is_file()
-    assert not sweep_run.run_job(DEMO, "03_linear_probe.vit_tiny_random", results, "", 1)
-    after = store.read_json(results / "failures" / "03_linear_probe.vit_tiny_random.json")
-    assert after["reason"] == "not run: 02_embed.vit_tiny_random failed"
+    assert not sweep_run.run_job(DEMO, "03_linear_probe.efficientnet_lite0", results, "", 1)
+    after = store.read_json(results / "failures" / "03_linear_probe.efficientnet_lite0.json")
+    assert after["reason"] == "not run: 02_embed.efficientnet_lite0 failed"
 
 
 def paper(study, results, *options):
@@ -95,7 +95,7 @@ def test_a_job_s_record_says_what_it_and_its_process_cost(tmp_path, a_share):
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     before = sum(each.ru_utime + each.ru_stime for each in usage)
     assert a_share("import time\nwhile time.process_time() < 0.2: pass")
-    record = store.read_json(tmp_path / "jobs" / "02_embed.vit_tiny_random.share1of2.json")
+    record = store.read_json(tmp_path / "jobs" / "02_embed.efficientnet_lite0.share1of2.json")
     assert record["cpu_seconds"] >= round(before + 0.2, 2) and record["memory_mb"] > 50
 
 
@@ -135,8 +135,8 @@ def test_jobs_of_arms_that_look_alike_have_names_of_their_own():
 
 def test_shares_of_an_embedding_come_before_it_and_are_no_notebooks():
     jobs = sweep_jobs.jobs_of(load_study(DEMO), n_shares=3)
-    names, embedding = list(jobs), jobs["02_embed.vit_tiny_random"]
-    shares = [f"02_embed.vit_tiny_random.share{i}of3" for i in range(3)]
+    names, embedding = list(jobs), jobs["02_embed.efficientnet_lite0"]
+    shares = [f"02_embed.efficientnet_lite0.share{i}of3" for i in range(3)]
     assert embedding.needs == ("01_extract_patches", *shares) and embedding.depends == ("01_extract_patches",)
     assert not [need for need in jobs["supplement"].needs if jobs[need].stage == "embed_share"]
     assert all(names.index(share) < names.index(embedding.name) for share in shares)
@@ -151,7 +151,7 @@ def a_share(tmp_path, monkeypatch):
     """Runs a share's job, or another without a notebook, with a stand-in for its process, `code`; gives what it returned."""
     begin = subprocess.run
 
-    def run(code: str, name: str = "02_embed.vit_tiny_random.share1of2", file: Path = DEMO, data: str = "") -> bool:
+    def run(code: str, name: str = "02_embed.efficientnet_lite0.share1of2", file: Path = DEMO, data: str = "") -> bool:
         def stand_in(command, **how):
             run.command = command
             return begin([sys.executable, "-c", code], **how)
@@ -169,7 +169,7 @@ def measured(tmp_path):
     content |= {
         "name": "measured",
         "networks": content["networks"][:1],
-        "effects": {"encoder": "vit_tiny_random", "switches": ["border", "split_by"]},
+        "effects": {"encoder": "efficientnet_lite0", "switches": ["border", "split_by"]},
     }
     file = tmp_path / "measured.yaml"
     file.write_text(yaml.safe_dump(content))
@@ -209,16 +209,16 @@ def test_a_job_with_several_problems_says_them_all(tmp_path, measured, a_share):
 def test_a_share_that_fails_says_its_last_line_and_the_embedding_makes_up_for_it(tmp_path, monkeypatch, a_share):
     assert a_share("pass")
     assert not a_share("import sys; sys.exit('embed:  10%|#\\rmfcore: no such encoder')")
-    failure = store.read_json(tmp_path / "failures" / "02_embed.vit_tiny_random.share1of2.json")
+    failure = store.read_json(tmp_path / "failures" / "02_embed.efficientnet_lite0.share1of2.json")
     assert (failure["reason"], failure["stage"]) == ("SweepError: mfcore: no such encoder", "02_embed")
     monkeypatch.setattr(sweep_run, "execute", lambda *_: None)
-    assert sweep_run.run_job(DEMO, "02_embed.vit_tiny_random", tmp_path, "", 1, n_shares=2)
+    assert sweep_run.run_job(DEMO, "02_embed.efficientnet_lite0", tmp_path, "", 1, n_shares=2)
     assert not list((tmp_path / "failures").iterdir()), "the embedding is there: no share of it failed for good"
 
 
 def test_what_was_killed_leaves_a_note_and_no_record_and_is_given_up_the_third_time(tmp_path, a_share):
     jobs = sweep_jobs.jobs_of(load_study(DEMO), 2)
-    name = "02_embed.vit_tiny_random.share1of2"
+    name = "02_embed.efficientnet_lite0.share1of2"
     for n in (1, 2, 3):
         with pytest.raises(sweep_run.KilledError, match="killed by signal 9"):
             a_share("import os; os.kill(os.getpid(), 9)")
@@ -237,7 +237,7 @@ def test_a_kernel_that_is_killed_is_no_failure_of_its_notebook(notebook, tmp_pat
 def test_a_job_that_failed_is_not_tried_again_by_the_cluster(tmp_path, a_share):
     assert not a_share("import sys; sys.exit('bad')")
     assert not a_share("raise RuntimeError('it ran again')")
-    assert "bad" in store.read_json(tmp_path / "failures" / "02_embed.vit_tiny_random.share1of2.json")["reason"]
+    assert "bad" in store.read_json(tmp_path / "failures" / "02_embed.efficientnet_lite0.share1of2.json")["reason"]
 
 
 class Snakemake:
@@ -324,8 +324,8 @@ def test_to_embed_is_to_do_that_alone_and_what_cannot_be_had_is_said(tmp_path, m
     def step(folder):
         _record("02_embed.efficientnet_lite0")(folder)
         for record in ("jobs", "failures"):
-            told = {"name": "02_embed.vit_tiny_random", "reason": "accept its licence", "failed": True}
-            store.write_json(folder / record / "02_embed.vit_tiny_random.json", told)
+            told = {"name": "02_embed.efficientnet_lite0", "reason": "accept its licence", "failed": True}
+            store.write_json(folder / record / "02_embed.efficientnet_lite0.json", told)
         return 0
 
     other = tmp_path / "demo" / "failures" / "04_train_end_to_end.x.json"
@@ -334,15 +334,15 @@ def test_to_embed_is_to_do_that_alone_and_what_cannot_be_had_is_said(tmp_path, m
     assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert "1 of 4 embeddings are there" in said.out
-    assert said.err[8:] == "  FAILED    02_embed.vit_tiny_random, 0 s: accept its licence\n" and other.is_file()
+    assert said.err[8:] == "  FAILED    02_embed.efficientnet_lite0, 0 s: accept its licence\n" and other.is_file()
     targets = [word for word in calls.commands[0] if word.startswith("jobs/")]
     assert targets == [f"jobs/02_embed.{encoder}.json" for encoder in load_study(DEMO).encoders]
-    calls = Snakemake(monkeypatch, _record("02_embed.vit_tiny_random"))
-    assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path), "--encoders", "vit_tiny_random"]) == 0
-    assert not (tmp_path / "demo" / "failures" / "02_embed.vit_tiny_random.json").exists()
-    assert [word for word in calls.commands[0] if word.startswith("jobs/")] == ["jobs/02_embed.vit_tiny_random.json"]
-    assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path), "--encoders", "uni, vit_tiny_random"]) == 2
-    assert "has no encoder uni; it has: efficientnet_lite0, vit_tiny_random, own_vit" in capsys.readouterr().err
+    calls = Snakemake(monkeypatch, _record("02_embed.efficientnet_lite0"))
+    assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path), "--encoders", "efficientnet_lite0"]) == 0
+    assert not (tmp_path / "demo" / "failures" / "02_embed.efficientnet_lite0.json").exists()
+    assert [word for word in calls.commands[0] if word.startswith("jobs/")] == ["jobs/02_embed.efficientnet_lite0.json"]
+    assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path), "--encoders", "uni, efficientnet_lite0"]) == 2
+    assert "has no encoder uni; it has: efficientnet_lite0, efficientnet_lite0, own_vit" in capsys.readouterr().err
 
 
 def test_a_profile_is_found_by_name_or_path_and_leaves_cores_and_threads_to_the_cluster(tmp_path, monkeypatch, capsys):
@@ -414,7 +414,7 @@ pretraining:
   - {name: large, n_steps: 3000}
 tasks:
   - {name: bach}
-  - {name: consep, encoders: [vit_tiny_random, own]}
+  - {name: consep, encoders: [efficientnet_lite0, own]}
 """
 
 
@@ -422,14 +422,14 @@ tasks:
 def pretraining(tmp_path):
     """A study that pretrains three encoders, one of which its own encoders are, and judges by two tasks."""
     file = tmp_path / "pretraining.yaml"
-    head = "name: pretraining\ntitle: t\ndata: {source: synthetic}\nencoders: [vit_tiny_random, own, 'own@20']\n"
+    head = "name: pretraining\ntitle: t\ndata: {source: synthetic}\nencoders: [efficientnet_lite0, own, 'own@20']\n"
     file.write_text(head + PRETRAINING)
     return file
 
 
 def test_a_study_without_pretraining_and_tasks_has_none_of_their_jobs(measured):
     content = {key: value for key, value in yaml.safe_load(measured.read_text()).items() if key not in ("pretraining", "tasks")}
-    content["encoders"] = ["vit_tiny_random"]
+    content["encoders"] = ["efficientnet_lite0"]
     measured.write_text(yaml.safe_dump(content | {"probe_audit": [], "inflation": {}}))
     assert not {name[:2] for name in sweep_jobs.jobs_of(load_study(measured))} & {"07", "08", "09", "10", "11"}
 
@@ -442,14 +442,14 @@ def test_pretrainings_are_jobs_that_wait_for_their_start_and_are_waited_for(pret
     assert jobs["07_online_patching"].needs == (first,)
     assert jobs["08_pretrain.own"].needs == (first,) and jobs["08_pretrain.late"].needs == (first, "08_pretrain.own")
     assert jobs["08_pretrain.own"].parameters == {"encoder": "own"}
-    assert jobs["02_embed.vit_tiny_random"].needs[:2] == (first, "02_embed.vit_tiny_random.share0of2")
+    assert jobs["02_embed.efficientnet_lite0"].needs[:2] == (first, "02_embed.efficientnet_lite0.share0of2")
     for encoder in ("own", store.file_name("own@20")):
         assert jobs[f"02_embed.{encoder}"].needs[:2] == (first, "08_pretrain.own")
         assert jobs[f"02_embed.{encoder}.share1of2"].needs == (first, "08_pretrain.own")
     assert jobs["09_downstream_tasks.consep"].needs == (first, "08_pretrain.own")
     everything = {"08_pretrain.own", "08_pretrain.late", "08_pretrain.large"}
     assert set(jobs["09_downstream_tasks.bach"].needs) == {first, *everything}
-    probes = [f"03_linear_probe.{store.file_name(name)}" for name in ("vit_tiny_random", "own", "own@20")]
+    probes = [f"03_linear_probe.{store.file_name(name)}" for name in ("efficientnet_lite0", "own", "own@20")]
     judged = {"09_downstream_tasks.bach", "09_downstream_tasks.consep"}
     assert set(jobs["10_representations"].needs) == {*probes, *judged}
     assert set(jobs["11_pretraining_studies"].needs) == everything | judged
