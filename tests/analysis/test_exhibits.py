@@ -428,7 +428,13 @@ def test_the_abstract_compares_a_best_probe_with_the_best_network_and_counts_mis
 def test_a_table_for_the_eye_has_mean_and_sd_in_one_cell_and_a_dash_for_what_is_not_known():
     table = pd.DataFrame({"arm": ["a", "b"], "auroc": [0.8004, np.nan], "auroc_sd": [0.02, np.nan], "share": [0.12345, np.nan]})
     shown = exhibit.rounded(table)
-    assert shown.to_dict("list") == {"arm": ["a", "b"], "auroc": ["0.80\xa0±\xa00.02", "–"], "share": [0.123, "–"]}
+    assert shown.to_dict("list") == {"arm": ["a", "b"], "auroc": ["0.80\xa0±\xa00.02", "–"], "share": ["0.123", "–"]}
+    p = pd.DataFrame({"p": [0.19, 0.00000123, 0.5155], "n": [3.0, np.nan, 1200.0], "low": [-0.1, 0.0, -2.0]})
+    assert exhibit.rounded(p).to_dict("list") == {
+        "p": ["0.190", "1.23e-06", "0.515"],
+        "n": ["3", "–", "1,200"],
+        "low": ["−0.100", "0.000", "−2.000"],
+    }
 
 
 def test_no_score_is_below_zero_by_rounding():
