@@ -268,7 +268,7 @@ def installed(way: str, folder: Path, how: dict) -> Path:
 @pytest.mark.parametrize("way", ["environment.yml", "Dockerfile"])
 def test_what_is_listed_is_enough_for_a_study(way, started):
     """A tiny study runs to its supplement in an environment that holds what the file lists, and nothing else."""
-    if not {"CI", "FRESH_ENVIRONMENT"} & os.environ.keys():
+    if "FRESH_ENVIRONMENT" not in os.environ:
         pytest.skip("installs gigabytes from PyPI and runs a study: set FRESH_ENVIRONMENT=1 to run it")
     study = yaml.safe_load(TINY)  # without what fails there on purpose
     study |= {"encoders": ["random:test_vit", "own"], "pretraining": study["pretraining"][:1]}
