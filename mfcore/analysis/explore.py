@@ -20,6 +20,7 @@ from sklearn.manifold import TSNE
 from mfcore import store
 from mfcore.analysis.exhibit import (
     Exhibit,
+    counted,
     finished,
     image_rows,
     in_style,
@@ -122,10 +123,11 @@ def slide(
     axis.grid(visible=False)
     if legend := axis.get_legend():  # `finished` sets one below the picture
         legend.remove()
+    field = f"{field_um / 1000:.1f} mm" if field_um >= 1000 else f"{field_um:.0f} µm"
+    found = [counted(int(shown["label"].eq(names[i]).sum()), names[i]) for i in (1, 0)]
     caption = (
-        f"Slide {slide_id} with its annotations, a field of {field_um / 1000:.1f} mm"
-        f" ({of_what(study.settings)}; {int(shown['label'].eq(names[1]).sum())} {names[1]}s,"
-        f" {int(shown['label'].eq(names[0]).sum())} {names[0]}s)."
+        f"Slide {slide_id} with its annotations, a field of {field}"
+        f" ({of_what(study.settings)}; {', '.join(found)})."
     )
     table = shown[["patch_id", "x_l0_px", "y_l0_px", "label"]]
     name = f"12_slide_{store.file_name(slide_id)}_{field_um:.0f}um"
@@ -275,7 +277,7 @@ def nearest(study: Study, table: pd.DataFrame, x: float, y: float) -> Exhibit:
         axes[number].imshow(image)
         axes[number].set_title(names[near["label"].iloc[number]], fontsize=7)
     caption = f"Patches nearest to the cross, circled on the map ({of_what(study.settings)})."
-    figure = finished(study, figure)
+    finished(study, figure)
     return Exhibit("12_nearest", "Nearest patches", caption, near, figure, "Single patches")
 
 
@@ -347,15 +349,12 @@ def browse_slide(study: Study, folder: str | Path) -> object:
         except SlideError as error:  # as where some slides were not downloaded
             return show(str(error))
 
-    def limit(change: dict) -> None:
-        place.max = int(counts[change["new"]])
-
     counts = study.labels["slide_id"].value_counts()
     which = Dropdown(options=sorted(counts.index), value=counts.index[0], description="slide")
     place = IntSlider(min=1, max=int(counts.iloc[0]), description="annotation")
     field = FloatLogSlider(200, min=1.3, max=3.3, description="field, µm", readout_format=".0f")
     controls = _interactive(draw, slide_id=which, annotation=place, field_um=field)
-    which.observe(limit, "value")
+    which.observe(lambda change: place.set_trait("max", int(counts[change["new"]])), "value")
     return controls
 
 
@@ -393,5 +392,9 @@ def browse_disagreement(study: Study, first: str, second: str) -> object:
     """`disagreement` of any two arms."""
     from ipywidgets import Dropdown
 
+    def draw(first: str, second: str) -> object:
+        is_one = first == second
+        return show("Choose two different arms.") if is_one else disagreement(study, first, second)
+
     one, other = (Dropdown(options=best_arms(study), value=arm) for arm in (first, second))
-    return _interactive(disagreement, study, first=one, second=other)
+    return _interactive(draw, first=one, second=other)

@@ -119,7 +119,7 @@ def test_a_slide_follows_its_controls_and_limits_them(study, folder, browsing):
     assert which.value == counts.index[0] and (place.min, place.max) == (1, counts.iloc[0])
     before = study.labels[study.labels["slide_id"] == which.value].iloc[-1]
     chosen(widget, annotation=place.max, field_um=20)
-    assert before["patch_id"] in set(browsing[-1].table["patch_id"]) and "0.0 mm" in browsing[-1].caption
+    assert before["patch_id"] in set(browsing[-1].table["patch_id"]) and "a field of 20 µm" in browsing[-1].caption
     chosen(widget, slide_id=counts.index[-1])
     assert counts.index[-1] in browsing[-1].caption and place.max == counts.iloc[-1]
     assert explore.browse_slide(study, folder / "nowhere") is None
@@ -146,6 +146,8 @@ def test_two_arms_follow_their_controls(study, browsing):
     widget = explore.browse_disagreement(study, "net", "tiny")
     chosen(widget, second="lora")
     assert browsing[-1].table.equals(explore.disagreement(study, "net", "lora").table)
+    chosen(widget, first="lora")
+    assert browsing[-1].data == "Choose two different arms."
 
 
 def test_arms_come_best_first(study):
