@@ -5,8 +5,8 @@
 # |---|---|---|
 # | patches, embeddings, every arm's predictions, one slide | slides with annotations, patches by score, a map, two arms side by side | two minutes |
 #
-# Numbers say how often an arm errs, pictures say on what. In JupyterLab each part has controls below it; here and in the
-# supplement stands its first view.
+# Numbers say how often an arm errs, pictures say on what. In JupyterLab each part has controls below it, and below them
+# the picture that follows them; here and in the supplement stands its first view.
 
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers
@@ -54,7 +54,9 @@ explore.browse_ranked(study, arms[0])
 
 # %%
 for encoder in [name for name in arms if name in study.settings.encoders][:1]:
-    display(study.show(explore.map_of(study, encoder)), explore.browse_map(study, encoder))
+    display(shown := study.show(explore.map_of(study, encoder)))
+    if controls := explore.browse_map(study, shown.table):
+        display(controls)
 
 # %% [markdown]
 # ## Two arms side by side
@@ -62,6 +64,8 @@ for encoder in [name for name in arms if name in study.settings.encoders][:1]:
 # %%
 for other in arms[1:2]:
     display(study.show(explore.disagreement(study, arms[0], other)))
+    if controls := explore.browse_disagreement(study, arms[0], other):
+        display(controls)
 
 # %% [markdown]
 # ## Checks

@@ -1,25 +1,37 @@
 """Looking at single patches: a slide with its annotations, patches by score, an embedding's map,
 two arms.
 
-Each function makes a still exhibit; the functions ``browse_...`` show the same with controls.
+Each function makes a still exhibit; the functions ``browse_...`` show the same with controls, each
+of which replaces the picture below them. They return a widget; None where nobody looks on.
 """
 
-from collections.abc import Iterator
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from mfcore import store
-from mfcore.analysis.exhibit import Exhibit, finished, image_rows, in_style, is_watched, of_what
+from mfcore.analysis.exhibit import (
+    Exhibit,
+    counted,
+    finished,
+    image_rows,
+    in_style,
+    is_watched,
+    of_what,
+    show,
+)
 from mfcore.analysis.first_look import SHOWN_PX, classes
 from mfcore.analysis.scores import full_size
 from mfcore.data import patches
+from mfcore.data.slides.reader import SlideError
 from mfcore.measures import raters
 from mfcore.streams import generator
 from mfcore.study import data as study_data
@@ -111,10 +123,11 @@ def slide(
     axis.grid(visible=False)
     if legend := axis.get_legend():  # `finished` sets one below the picture
         legend.remove()
+    field = f"{field_um / 1000:.1f} mm" if field_um >= 1000 else f"{field_um:.0f} µm"
+    found = [counted(int(shown["label"].eq(names[i]).sum()), names[i]) for i in (1, 0)]
     caption = (
-        f"Slide {slide_id} with its annotations, a field of {field_um / 1000:.1f} mm"
-        f" ({of_what(study.settings)}; {int(shown['label'].eq(names[1]).sum())} {names[1]}s,"
-        f" {int(shown['label'].eq(names[0]).sum())} {names[0]}s)."
+        f"Slide {slide_id} with its annotations, a field of {field}"
+        f" ({of_what(study.settings)}; {', '.join(found)})."
     )
     table = shown[["patch_id", "x_l0_px", "y_l0_px", "label"]]
     name = f"12_slide_{store.file_name(slide_id)}_{field_um:.0f}um"
@@ -245,6 +258,29 @@ def map_of(study: Study, encoder: str) -> Exhibit:
     )
 
 
+@in_style
+def nearest(study: Study, table: pd.DataFrame, x: float, y: float) -> Exhibit:
+    """The patches nearest to a point of a map; table: of `mapped`."""
+    names = classes(study.settings)
+    near = table.loc[np.hypot(table["x"] - x, table["y"] - y).nsmallest(N_ACROSS).index]
+    layout = [["map", *line] for line in np.arange(N_ACROSS).reshape(2, -1).tolist()]
+    figure, axes = plt.subplot_mosaic(layout, figsize=(7.2, 3.4), width_ratios=[4, 1, 1, 1, 1])
+    axis = axes.pop("map")
+    shown = table.assign(label=table["label"].map(names))
+    sns.scatterplot(shown, x="x", y="y", hue="label", s=9, linewidth=0, alpha=0.8, ax=axis)
+    axis.scatter(near["x"], near["y"], s=30, facecolor="none", edgecolor="black", linewidth=0.8)
+    axis.plot(x, y, "+k", markersize=12)
+    axis.get_legend().remove()  # `finished` sets one below the picture
+    for place in axes.values():
+        place.set_axis_off()
+    for number, image in enumerate(_images(study, near)):
+        axes[number].imshow(image)
+        axes[number].set_title(names[near["label"].iloc[number]], fontsize=7)
+    caption = f"Patches nearest to the cross, circled on the map ({of_what(study.settings)})."
+    finished(study, figure)
+    return Exhibit("12_nearest", "Nearest patches", caption, near, figure, "Single patches")
+
+
 # ---- two arms ----
 
 
@@ -273,78 +309,92 @@ def disagreement(study: Study, first: str, second: str) -> Exhibit:
 # ---- with controls ----
 
 
-def browse_ranked(study: Study, arm: str) -> object:
-    """`ranked` with controls for domain, fold and the raters' agreement; a widget of ipywidgets,
-    None where nobody looks on.
-    """
-    if not is_watched():
+def _where_watched(browse: Callable[..., object]) -> Callable[..., object]:
+    """Of a function that makes controls: None where nobody looks on, a line where they lack."""
+
+    @functools.wraps(browse)
+    def made(*args: object) -> object:
+        if not is_watched():
+            return None
+        if importlib.util.find_spec("ipywidgets") is None:
+            return show("*Controls need a package: `pip install ipywidgets`.*")
+        return browse(*args)
+
+    return made
+
+
+def _interactive(draw: Callable[..., object], *given: object, **controls: object) -> object:
+    """Controls, widgets of ipywidgets, and below them what ``draw`` makes of their values."""
+    from ipywidgets import interactive
+
+    for control in controls.values():
+        control.layout.width = "420px"  # long names of arms and domains
+        if control.has_trait("continuous_update"):
+            control.continuous_update = False  # else each step of a drag is drawn, late
+    return interactive(lambda **values: draw(*given, **values), {"auto_display": True}, **controls)
+
+
+@_where_watched
+def browse_slide(study: Study, folder: str | Path) -> object:
+    """`slide` around any annotation, 20 um to 2 mm; None where `slides` finds nothing."""
+    if not (study.settings.source.has_slides and Path(folder).is_dir()):
         return None
-    from ipywidgets import Dropdown, interactive
+    from ipywidgets import Dropdown, FloatLogSlider, IntSlider
+
+    def draw(slide_id: str, annotation: int, field_um: float) -> object:
+        rows = _annotations(study, slide_id)
+        at = rows.iloc[min(annotation, len(rows)) - 1]
+        try:
+            return slide(study, slide_id, folder, (at["x_l0_px"], at["y_l0_px"]), field_um)
+        except SlideError as error:  # as where some slides were not downloaded
+            return show(str(error))
+
+    counts = study.labels["slide_id"].value_counts()
+    which = Dropdown(options=sorted(counts.index), value=counts.index[0], description="slide")
+    place = IntSlider(min=1, max=int(counts.iloc[0]), description="annotation")
+    field = FloatLogSlider(200, min=1.3, max=3.3, description="field, µm", readout_format=".0f")
+    controls = _interactive(draw, slide_id=which, annotation=place, field_um=field)
+    which.observe(lambda change: place.set_trait("max", int(counts[change["new"]])), "value")
+    return controls
+
+
+@_where_watched
+def browse_ranked(study: Study, arm: str) -> object:
+    """`ranked` with controls for arm, domain, fold and the raters' agreement."""
+    from ipywidgets import Dropdown
 
     domains = [ALL, *sorted(study.labels["domain"].unique())]
     folds = [("all", None), *((str(fold), fold) for fold in range(study.settings.splits.n_folds))]
-    return interactive(
-        lambda domain, fold, agreement: (
-            ranked(study, arm, domain=domain, fold=fold, agreement=agreement).figure
-        ),
+    return _interactive(
+        ranked,
+        study,
+        arm=Dropdown(options=best_arms(study), value=arm),
         domain=Dropdown(options=domains),
         fold=Dropdown(options=folds),
         agreement=Dropdown(options=list(AGREEMENT)),
     )
 
 
-def browse_slide(study: Study, folder: str | Path) -> object:
-    """`slide` at any place and zoom, with controls; a widget of ipywidgets, None where nobody looks
-    on.
-    """
-    if not is_watched():
-        return None
-    from ipywidgets import Dropdown, FloatLogSlider, IntSlider, interactive
+@_where_watched
+def browse_map(study: Study, table: pd.DataFrame) -> object:
+    """A map with the patches nearest to a chosen point; table: of `mapped`."""
+    from ipywidgets import FloatSlider
 
-    def show(slide_id: str, annotation: int, field_um: float) -> Figure:
-        rows = _annotations(study, slide_id)
-        at = rows.iloc[annotation % len(rows)]
-        return slide(study, slide_id, folder, (at["x_l0_px"], at["y_l0_px"]), field_um).figure
+    def slider(axis: str) -> FloatSlider:
+        low, middle, high = table[axis].quantile([0, 0.5, 1])
+        return FloatSlider(middle, min=low, max=high, description=axis, readout_format=".0f")
 
-    slides = sorted(study.labels["slide_id"].unique())
-    most = int(study.labels["slide_id"].value_counts().max())
-    return interactive(
-        show,
-        slide_id=Dropdown(options=slides, description="slide"),
-        annotation=IntSlider(min=0, max=most - 1, description="annotation"),
-        field_um=FloatLogSlider(value=200, base=10, min=1.3, max=4, description="field, µm"),
-    )
+    return _interactive(nearest, study, table, x=slider("x"), y=slider("y"))
 
 
-def browse_map(study: Study, encoder: str) -> object:
-    """`map_of` with the patches nearest to a chosen point; a widget of ipywidgets, None where
-    nobody looks on.
-    """
-    if not is_watched():
-        return None
-    from ipywidgets import FloatSlider, interactive
+@_where_watched
+def browse_disagreement(study: Study, first: str, second: str) -> object:
+    """`disagreement` of any two arms."""
+    from ipywidgets import Dropdown
 
-    table, names = mapped(study, encoder), classes(study.settings)
+    def draw(first: str, second: str) -> object:
+        is_one = first == second
+        return show("Choose two different arms.") if is_one else disagreement(study, first, second)
 
-    @in_style
-    def show(x: float, y: float) -> Figure:
-        at = np.hypot(table["x"] - x, table["y"] - y).sort_values().index[:N_ACROSS]
-        figure, (axis, *places) = plt.subplots(
-            1, 1 + N_ACROSS, figsize=(11, 2.6), width_ratios=[3, *[1] * N_ACROSS]
-        )
-        shown = table.assign(label=table["label"].map(names))
-        sns.scatterplot(shown, x="x", y="y", hue="label", s=6, linewidth=0, ax=axis)
-        axis.plot(x, y, "+k", markersize=12)
-        axis.set(xlabel="", ylabel="")
-        for place, image, label in zip(
-            places, _images(study, table.loc[at]), table["label"][at], strict=True
-        ):
-            place.imshow(image)
-            place.set_axis_off()
-            place.set_title(names[label], fontsize=6)
-        plt.close(figure)
-        return figure
-
-    low, high = table[["x", "y"]].min(), table[["x", "y"]].max()
-    sliders = {axis: FloatSlider(min=low[axis], max=high[axis], value=0) for axis in ("x", "y")}
-    return interactive(show, **sliders)
+    one, other = (Dropdown(options=best_arms(study), value=arm) for arm in (first, second))
+    return _interactive(draw, first=one, second=other)

@@ -1,11 +1,14 @@
 """Looking at patches: the right ones are shown, filters hold, and a slide's annotations lie where they are."""
 
+import sys
+
 import numpy as np
 import pytest
 from made_study import finish, opened
 
 from mfcore.analysis import explore
 from mfcore.data import patches
+from mfcore.data.slides.reader import SlideError
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +75,79 @@ def test_map_and_disagreement_name_every_patch(study):
     assert (np.diff(both["difference"]) >= 0).all() and set(both) >= {"score_1", "score_2"}
 
 
-def test_controls_are_shown_only_where_somebody_looks_on(study, folder, monkeypatch):
-    assert explore.browse_ranked(study, "net") is None and explore.browse_map(study, "tiny") is None
+@pytest.fixture
+def browsing(monkeypatch):
+    """What controls show, in order, where somebody looks on."""
+    shown = []
     monkeypatch.setattr(explore, "is_watched", lambda: True)
-    for widget in (
-        explore.browse_ranked(study, "net"),
-        explore.browse_slide(study, folder / "data"),
-        explore.browse_map(study, "tiny"),
-    ):
-        assert widget.children
-        widget.update()  # draws once
+    monkeypatch.setattr("ipywidgets.widgets.interaction.display", shown.append)
+    return shown
+
+
+def chosen(widget, **values):
+    """Change controls by their names, one after the other."""
+    for control in widget.children[:-1]:
+        if control._kwarg in values:
+            control.value = values[control._kwarg]
+
+
+def test_controls_are_made_only_where_somebody_looks_on(study, folder):
+    assert explore.browse_ranked(study, "net") is None and explore.browse_slide(study, folder / "data") is None
+    assert explore.browse_map(study, explore.mapped(study, "tiny")) is None
+    assert explore.browse_disagreement(study, "net", "tiny") is None
+
+
+def test_without_ipywidgets_a_line_names_it(study, browsing, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    assert "pip install ipywidgets" in explore.browse_ranked(study, "net").data
+
+
+def test_patches_by_score_follow_their_controls(study, browsing):
+    widget = explore.browse_ranked(study, "net")
+    assert browsing[-1].table.equals(explore.ranked(study, "net").table) and browsing[-1].figure is not None
+    chosen(widget, arm="tiny", domain="a", fold=1)
+    assert len(browsing) == 4 and widget.clear_output  # each picture replaces the one before
+    assert browsing[-1].table.equals(explore.ranked(study, "tiny", domain="a", fold=1).table)
+    chosen(widget, agreement="raters disagree")
+    assert browsing[-1].table.empty
+
+
+def test_a_slide_follows_its_controls_and_limits_them(study, folder, browsing):
+    counts = study.labels["slide_id"].value_counts()
+    widget = explore.browse_slide(study, folder / "data")
+    which, place, *_others = widget.children
+    assert which.value == counts.index[0] and (place.min, place.max) == (1, counts.iloc[0])
+    before = study.labels[study.labels["slide_id"] == which.value].iloc[-1]
+    chosen(widget, annotation=place.max, field_um=20)
+    assert before["patch_id"] in set(browsing[-1].table["patch_id"]) and "a field of 20 µm" in browsing[-1].caption
+    chosen(widget, slide_id=counts.index[-1])
+    assert counts.index[-1] in browsing[-1].caption and place.max == counts.iloc[-1]
+    assert explore.browse_slide(study, folder / "nowhere") is None
+
+
+def test_a_slide_that_lacks_is_named_below_the_controls(study, folder, browsing, monkeypatch):
+    def lacks(*_arguments):
+        raise SlideError("no slide here")
+
+    monkeypatch.setattr(explore, "slide", lacks)
+    explore.browse_slide(study, folder / "data")
+    assert browsing[-1].data == "no slide here"
+
+
+def test_a_map_shows_the_patches_nearest_to_the_point(study, browsing):
+    table = explore.mapped(study, "tiny")
+    widget = explore.browse_map(study, table)
+    at = table.iloc[3]
+    chosen(widget, x=float(at["x"]), y=float(at["y"]))
+    assert browsing[-1].table["patch_id"].iloc[0] == at["patch_id"] and len(browsing[-1].table) == explore.N_ACROSS
+
+
+def test_two_arms_follow_their_controls(study, browsing):
+    widget = explore.browse_disagreement(study, "net", "tiny")
+    chosen(widget, second="lora")
+    assert browsing[-1].table.equals(explore.disagreement(study, "net", "lora").table)
+    chosen(widget, first="lora")
+    assert browsing[-1].data == "Choose two different arms."
 
 
 def test_arms_come_best_first(study):
