@@ -50,12 +50,12 @@ def test_embed_is_the_sweeps_unless_one_encoder_is_named(monkeypatch, tmp_path, 
     )
     run = type("Run", (), {"folder": tmp_path})
     monkeypatch.setattr(encoders, "embed_share", lambda study, *how: called.append(how) or run)
-    assert cli.main(["embed", "--study", "demo", "--encoders", "vit_tiny_random", "--dry-run"]) == 0
-    one = ["--encoder", "vit_tiny_random", "--share", "1", "--shares", "2", "--device", "cpu", "--results", str(tmp_path)]
+    assert cli.main(["embed", "--study", "demo", "--encoders", "own_vit_untrained", "--dry-run"]) == 0
+    one = ["--encoder", "own_vit_untrained", "--share", "1", "--shares", "2", "--device", "cpu", "--results", str(tmp_path)]
     assert cli.main(["embed", "--study", "demo", *one]) == 0
     assert called == [
-        (["02_embed.vit_tiny_random"], ["--dry-run"]),
-        ("vit_tiny_random", tmp_path / "demo", 1, 2, "cpu", 0),
+        (["02_embed.own_vit_untrained"], ["--dry-run"]),
+        ("own_vit_untrained", tmp_path / "demo", 1, 2, "cpu", 0),
     ]
     assert cli.main(["embed", "--study", "demo", "--share", "1"]) == 1
     assert "--share is of one encoder; name it by --encoder" in capsys.readouterr().err

@@ -385,19 +385,16 @@ def cells(table: pd.DataFrame, value: str) -> list[str]:
 
 
 def rounded(table: pd.DataFrame) -> pd.DataFrame:
-    """A table for the eye: columns with their ``_sd`` as "mean ± SD", a dash for no value.
-
-    Numbers of a column have three decimals, or as many as show three digits of a small one; none
-    where all are whole.
+    """A table for the eye: columns with their ``_sd`` as "mean ± SD", a dash for no value, numbers
+    with three decimals or three digits that count, and none where a column's are all whole.
     """
     shown = table.astype(object).where(table.notna(), "–")
     for name in table.select_dtypes("float"):
         is_whole = (table[name].dropna() % 1 == 0).all()
         for row in np.flatnonzero(table[name].notna()):
             value = table[name].iloc[row]
-            is_small = 0 < abs(value) < 0.001
-            text = f"{value:,.0f}" if is_whole else f"{value:.3g}" if is_small else f"{value:.3f}"
-            shown.iloc[row, shown.columns.get_loc(name)] = true_minus(text)
+            digits = ",.0f" if is_whole else ".3g" if 0 < abs(value) < 0.001 else ".3f"
+            shown.iloc[row, shown.columns.get_loc(name)] = true_minus(f"{value:{digits}}")
     for name in [name for name in table if f"{name}_sd" in table]:
         shown[name] = cells(table, name)
     return shown.drop(columns=[f"{name}_sd" for name in table if f"{name}_sd" in table])

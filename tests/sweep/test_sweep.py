@@ -324,8 +324,8 @@ def test_to_embed_is_to_do_that_alone_and_what_cannot_be_had_is_said(tmp_path, m
     def step(folder):
         _record("02_embed.efficientnet_lite0")(folder)
         for record in ("jobs", "failures"):
-            told = {"name": "02_embed.efficientnet_lite0", "reason": "accept its licence", "failed": True}
-            store.write_json(folder / record / "02_embed.efficientnet_lite0.json", told)
+            told = {"name": "02_embed.own_vit_untrained", "reason": "accept its licence", "failed": True}
+            store.write_json(folder / record / "02_embed.own_vit_untrained.json", told)
         return 0
 
     other = tmp_path / "demo" / "failures" / "04_train_end_to_end.x.json"
@@ -333,16 +333,16 @@ def test_to_embed_is_to_do_that_alone_and_what_cannot_be_had_is_said(tmp_path, m
     calls = Snakemake(monkeypatch, step)
     assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path)]) == 1
     said = capsys.readouterr()
-    assert "1 of 4 embeddings are there" in said.out
-    assert said.err[8:] == "  FAILED    02_embed.efficientnet_lite0, 0 s: accept its licence\n" and other.is_file()
+    assert "1 of 3 embeddings are there" in said.out
+    assert said.err[8:] == "  FAILED    02_embed.own_vit_untrained, 0 s: accept its licence\n" and other.is_file()
     targets = [word for word in calls.commands[0] if word.startswith("jobs/")]
     assert targets == [f"jobs/02_embed.{encoder}.json" for encoder in load_study(DEMO).encoders]
-    calls = Snakemake(monkeypatch, _record("02_embed.efficientnet_lite0"))
-    assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path), "--encoders", "efficientnet_lite0"]) == 0
-    assert not (tmp_path / "demo" / "failures" / "02_embed.efficientnet_lite0.json").exists()
-    assert [word for word in calls.commands[0] if word.startswith("jobs/")] == ["jobs/02_embed.efficientnet_lite0.json"]
-    assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path), "--encoders", "uni, efficientnet_lite0"]) == 2
-    assert "has no encoder uni; it has: efficientnet_lite0, efficientnet_lite0, own_vit" in capsys.readouterr().err
+    calls = Snakemake(monkeypatch, _record("02_embed.own_vit_untrained"))
+    assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path), "--encoders", "own_vit_untrained"]) == 0
+    assert not (tmp_path / "demo" / "failures" / "02_embed.own_vit_untrained.json").exists()
+    assert [word for word in calls.commands[0] if word.startswith("jobs/")] == ["jobs/02_embed.own_vit_untrained.json"]
+    assert sweep.main(["embed", "--study", "demo", "--results", str(tmp_path), "--encoders", "uni, own_vit_untrained"]) == 2
+    assert "has no encoder uni; it has: efficientnet_lite0, own_vit" in capsys.readouterr().err
 
 
 def test_a_profile_is_found_by_name_or_path_and_leaves_cores_and_threads_to_the_cluster(tmp_path, monkeypatch, capsys):
@@ -397,7 +397,7 @@ def test_snakemake_takes_the_workflow_and_the_profile(profile, tmp_path, measure
     (training,) = (
         part for part in done.stdout.split("\nrule ") if "job=04_train_end_to_end.efficientnet_lite0_64px.fold0" in part
     )
-    assert f"threads: {8 if profile else 2}\n" in training
+    assert f"threads: {8 if profile else 3}\n" in training
     assert ("gpu=1" in training) == (not profile)
     assert ("mem_mb=24000" in training) == bool(profile)
     (switch,) = (part for part in done.stdout.split("\nrule ") if "job=measure_switch.border" in part)
