@@ -164,7 +164,7 @@ def ranking(study: Study) -> Exhibit:
     axis.axvline(0.5, **CHANCE)
     over = f"{spans['n'].max()} {unit(spans)}"
     label = f"AUROC: mean, SD over {folds(table)} (wide), 95 % interval over {over} (thin)"
-    axis.set(xlabel=label, ylabel="")
+    axis.set(xlabel=label, ylabel="", ylim=(len(table) - 0.5, -0.5))  # no row on the frame
     figure = finished(study, figure, "after each name the places it can hold")
     coverage = coverage_note(int(spans["n"].max()), unit(spans)[:-1])
     best = table.iloc[0]
