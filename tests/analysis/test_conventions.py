@@ -85,7 +85,7 @@ def test_distances_and_differences_are_from_the_authors_way(results):
     assert rows.loc["B", "low"] < rows.loc["B", "difference"] == pytest.approx(rows.loc["B", "auroc"] - rows.loc["A", "auroc"])
     assert rows.loc["B", "difference"] > 0.2 and rows.loc["C", "difference"] == 0
     shown = estimators.conventions(Study(STUDY, results)).readable
-    assert shown["distance_median"].tolist() == [0, 0, 0.25, 0] and "±" in shown["auroc"].iloc[1]
+    assert shown["distance_median"].tolist() == ["0.000", "0.000", "0.250", "0.000"] and "±" in shown["auroc"].iloc[1]
 
 
 def test_what_has_not_run_is_a_dash(results):
@@ -93,7 +93,7 @@ def test_what_has_not_run_is_a_dash(results):
     rows = estimators.conventions_table(Study(STUDY, results)).set_index("library")
     assert np.isnan(rows.loc["B", ["distance_median", "auroc", "difference"]].to_numpy(float)).all()
     assert "a dash: not run here" in estimators.conventions(Study(STUDY, results)).caption
-    assert estimators.conventions(Study(STUDY, results)).readable["distance_max"].tolist() == [0, 0, "–", "–"]
+    assert estimators.conventions(Study(STUDY, results)).readable["distance_max"].tolist() == ["0", "0", "–", "–"]
     assert estimators.conventions_table(Study(replace(STUDY, conventions=""), results)).empty
 
 
