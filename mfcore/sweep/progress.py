@@ -24,8 +24,8 @@ QUIET_S = 60.0  # between two lines of progress in a log
 TAIL_BYTES = 8192  # of a log, in which its last bar is looked for
 START_S = 8.0  # CPU seconds of a job whatever its work: imports, the kernel
 N_SHOWN = 8  # running jobs, on a terminal
-# CPU seconds of a job by its rule, of the study demo_full. Only their ratios count once a job has
-# ended, and none counts for a rule of which a job has ended.
+# CPU seconds of a job by its rule, roughly as in the study demo_full. Only their ratios count once
+# a job has ended, and none counts for a rule of which a job has ended.
 SECONDS = {
     "extract_patches": 60.0,
     "embed_share": 30.0,
@@ -245,18 +245,18 @@ def outdated(
 
     records: when the jobs' records were written, by name.
     """
-    states, found = _times(folder / INPUTS), set()
+    states, stale = _times(folder / INPUTS), set()
     for name, job in jobs.items():  # each comes after those it needs
         times = [states.get(state, 0) for state in states_of(study, job)]
         times += [records.get(need, 0) for need in job.depends]
         is_old = max(times) > records.get(name, 0)
-        if is_old or name not in records or not found.isdisjoint(job.depends):
-            found.add(name)
+        if is_old or name not in records or not stale.isdisjoint(job.depends):
+            stale.add(name)
     wanted = set(targets)
     for name, job in reversed(jobs.items()):
-        if name in wanted and name in found:
+        if name in wanted and name in stale:
             wanted.update(job.needs)
-    return found & wanted
+    return stale & wanted
 
 
 def read_bar(log: Path) -> tuple[str, float] | None:
@@ -270,8 +270,8 @@ def read_bar(log: Path) -> tuple[str, float] | None:
             parts = content.read().decode(errors="replace").split("\r")
     except OSError:  # there is none, or not yet
         return None
-    found = [BAR.match(part) for part in parts if "\x1b[A" not in part]
-    bars = [bar for bar in found if bar]
+    matches = [BAR.match(part) for part in parts if "\x1b[A" not in part]
+    bars = [bar for bar in matches if bar]
     if not bars or bars[-1]["n"] == bars[-1]["total"]:
         return None
     what, n, total, percent, left = bars[-1].group("what", "n", "total", "percent", "left")
