@@ -302,8 +302,9 @@ def _check(asked: argparse.Namespace) -> int:
     from mfcore.study.config import load_study
 
     settings = load_study(asked.file)
-    arms = list(predictions.kinds_of(settings))
-    print(f"{settings.name}: the study file is right; {len(arms)} arms: {', '.join(arms)}")
+    arms = list(predictions.arms_of(settings))
+    n = f"{len(arms)} arm{'s' * (len(arms) != 1)}"
+    print(f"{settings.name}: the study file is right; {n}: {', '.join(arms)}")
     folder = data.data_folder(settings, asked.file, asked.data)
     others = predictions.external_sets(settings)
     for name in settings.encoders:

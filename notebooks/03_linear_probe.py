@@ -26,7 +26,7 @@ from mfcore.study import arms, data
 
 study = open_study(study_file, results, parameters=locals())
 study = study.under(scheme or study.settings.switches.scheme)
-data.write_splits(study.settings, study.folder)
+_ = data.write_splits(study.settings, study.folder)
 
 # %% [markdown]
 # ## Fit and test, every fold at every size

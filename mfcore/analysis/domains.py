@@ -359,7 +359,7 @@ def abstract(study: Study) -> str:
     data = "synthetic data, " * settings.synthetic + settings.mode_title
     text = (
         f"With about {best.n_train:,} training patches ({data}), {best.arm} ({best.kind}) "
-        f"separates {settings.data.positive}s from {settings.data.negative}s"
+        f"separates the classes {settings.data.positive} and {settings.data.negative}"
         f"{' best' * bool(others)}: its AUROC is {best.auroc:.2f}"
     )
     if others:

@@ -390,11 +390,10 @@ def rounded(table: pd.DataFrame) -> pd.DataFrame:
     """
     shown = table.astype(object).where(table.notna(), "–")
     for name in table.select_dtypes("float"):
-        is_whole = (table[name].dropna() % 1 == 0).all()
-        for row in np.flatnonzero(table[name].notna()):
-            value = table[name].iloc[row]
-            digits = ",.0f" if is_whole else ".3g" if 0 < abs(value) < 0.001 else ".3f"
-            shown.iloc[row, shown.columns.get_loc(name)] = true_minus(f"{value:{digits}}")
+        whole = ",.0f" if (table[name].dropna() % 1 == 0).all() else ""
+        forms = [whole or (".3g" if 0 < abs(value) < 0.001 else ".3f") for value in table[name]]
+        texts = [true_minus(f"{v:{form}}") for v, form in zip(table[name], forms, strict=True)]
+        shown[name] = np.where(table[name].isna(), "–", texts)
     for name in [name for name in table if f"{name}_sd" in table]:
         shown[name] = cells(table, name)
     return shown.drop(columns=[f"{name}_sd" for name in table if f"{name}_sd" in table])

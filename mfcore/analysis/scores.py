@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from mfcore.analysis.exhibit import Exhibit, cells, of_what
+from mfcore.analysis.exhibit import Exhibit, bounds, cells, of_what
 from mfcore.data.splits import percent
 from mfcore.measures import binary, raters
 from mfcore.measures.resampling import bootstrap, by_fold
@@ -251,10 +251,11 @@ def on_external_sets(study: Study) -> Exhibit:
     caption += f" {'; '.join(dropped)}." if dropped else ""
     if not settings.test_on:
         caption = f"Study `{settings.name}` names no other data to test on (`test_on`)."
+    intervals = [
+        bounds(low, high, ".2f") or "–" for low, high in summary[["low", "high"]].to_numpy()
+    ]
     readable = summary.assign(
-        auroc=[
-            f"{row.auroc:.3f} ({row.low:.2f} to {row.high:.2f})" for row in summary.itertuples()
-        ],
+        auroc=[f"{mean:.3f} ({of})" for mean, of in zip(summary["auroc"], intervals, strict=True)],
         n_units=[f"{row.n_units:,} {row.unit}s" for row in summary.itertuples()],
     )
     readable = readable.drop(columns=["low", "high", "unit"])

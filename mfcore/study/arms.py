@@ -16,7 +16,7 @@ from mfcore.encoders.card import EncoderCard, EncoderError
 from mfcore.store.records import digest
 from mfcore.study import data, encoders, pretrained
 from mfcore.study.config import ConfigError, Network, OwnEncoder, Pretraining, Settings
-from mfcore.study.predictions import kinds_of, probes_of, training_settings
+from mfcore.study.predictions import Arm, arms_of, training_settings
 
 if TYPE_CHECKING:
     from mfcore.training.probe import Material
@@ -281,15 +281,13 @@ def run_of(
     runs: as `predictions.current_runs`. Raises ConfigError for an arm that the study doesn't have,
     StoreError where it isn't trained.
     """
-    if arm not in (arms := kinds_of(study)):
+    if arm not in (arms := arms_of(study)):
         raise ConfigError(f"study {study.name!r} has no arm {arm!r}; it has {list(arms)}")
-    _, method = probes_of(study).get(arm, ("", None))
-    name = f"{arm}-fold{unit.fold}" if method is None else arm
+    name = arms[arm].run(unit.fold)
     if name not in runs:
         raise store.StoreError(f"{name} isn't trained yet; run: make paper STUDY={study.name}")
     run = runs[name]
-    suffix = {None: ".safetensors", "": ".npz"}.get(method, ".parquet")  # of what is fitted anew
-    if not run.unit_file(unit.name, suffix).is_file():
+    if not run.unit_file(unit.name, arms[arm].suffix).is_file():
         raise store.StoreError(
             f"{arm} isn't trained at size {unit.size:g}; the study's sizes are"
             f" {list(study.splits.sizes)}"
@@ -312,8 +310,8 @@ def score(
     embeddings are, for an encoder whose embeddings were made elsewhere. Raises EncoderError where
     the encoder isn't the one that the arm learned from, or embeddings are missing.
     """
-    if arm in probes_of(study):
-        return _score_by_probe(study, arm, trained, stored, results, device, elsewhere)
+    if (probe := arms_of(study)[arm]).encoder:
+        return _score_by_probe(study, probe, trained, stored, results, device, elsewhere)
     from mfcore.training import train
 
     network, (_, images) = study.network(arm), patches.load(stored)
@@ -335,7 +333,7 @@ def score(
 
 def _score_by_probe(
     study: Settings,
-    arm: str,
+    arm: Arm,
     trained: Mapping[splits.Unit, store.Run],
     stored: store.Run,
     results: Path,
@@ -345,21 +343,20 @@ def _score_by_probe(
     """As `score`, by an encoder's probes; embeds into a run of its own."""
     from mfcore.training import probe
 
-    encoder, method = probes_of(study)[arm]
-    source = encoders.find_embeddings(study, encoder, results)
-    card = encoders.card_of(study, encoder, results)
+    source = encoders.find_embeddings(study, arm.encoder, results)
+    card = encoders.card_of(study, arm.encoder, results)
     if {source.key} != {run.identity["inputs"]["embeddings"] for run in trained.values()}:
         raise EncoderError(
-            f"{arm}: its probes learned from other embeddings than {source.folder}; run notebook 03"
-            " again"
+            f"{arm.name}: its probes learned from other embeddings than {source.folder}; run"
+            " notebook 03 again"
         )
     if card.source == "features":
         features = encoders.read_elsewhere(study, card, stored, elsewhere)
     else:
         features = encoders.embed_others(study, card, source, stored, results, device)
-    if not method:
+    if not arm.method:
         heads = [probe.load_head(run, unit.name) for unit, run in trained.items()]
         return np.stack([head.predict(features) for head in heads]).astype(np.float64)
     material, seed = probe_material(study, source, results), study.splits.seed
-    scores = [probe.score_by(method, material, unit, features, seed) for unit in trained]
+    scores = [probe.score_by(arm.method, material, unit, features, seed) for unit in trained]
     return np.stack(scores).astype(np.float64)

@@ -22,13 +22,13 @@ from mfcore.encoders.card import EncoderError
 from mfcore.study import arms, data
 from mfcore.study.predictions import (
     ALL,
+    PROBE,
+    arms_of,
     external_config,
     external_sets,
     features_inputs,
     features_of,
     find_external,
-    kinds_of,
-    probes_of,
 )
 from mfcore.study.study import Study
 
@@ -172,7 +172,7 @@ def _facts(study: Study, arm: str, size: float, n_folds: int, candidates: pd.Dat
     learned, new = sorted(set(study.labels["domain"])), set(candidates["domain"]) - {""}
     return {
         "arm": arm,
-        "kind": kinds_of(settings)[arm],
+        "kind": arms_of(settings)[arm].kind,
         "size": size,
         "n_folds": n_folds,
         "positive": settings.data.positive,
@@ -275,13 +275,13 @@ def test(study: Study, name: str, arm: str, device: str = "auto") -> store.Run:
     trained = {unit: arms.run_of(study.settings, study.runs, arm, unit) for unit in units}
     inputs = {run.identity["name"]: run.key for run in trained.values()}
     inputs |= {"external": stored.key, "kept": kept.key}
-    inputs |= features_inputs(study.settings, name, arm)
+    inputs |= features_inputs(study.settings, name, arms_of(study.settings)[arm])
     run = store.open_run(
         study.folder, "external-test", f"{name}-{arm}", {"shared": study.settings.shared}, inputs
     )
     if not run.done:
         table, is_kept = _labels(stored, kept)
-        encoder, _ = probes_of(study.settings).get(arm, ("", ""))
+        encoder = arms_of(study.settings)[arm].encoder
         elsewhere = features_of(external_sets(study.settings)[name], encoder)
         scores = arms.score(
             study.settings, arm, trained, stored, study.folder, device, elsewhere=elsewhere
@@ -304,7 +304,7 @@ def test_all(study: Study, device: str = "auto") -> pd.DataFrame:
     reason: why an arm isn't tested, empty where it is; one arm stops no other.
     """
     settings, rows = study.settings, []
-    for name, arm in itertools.product(external_sets(settings), kinds_of(settings)):
+    for name, arm in itertools.product(external_sets(settings), arms_of(settings)):
         try:
             test(study, name, arm, device)
             rows.append((name, arm, ""))
@@ -316,7 +316,8 @@ def test_all(study: Study, device: str = "auto") -> pd.DataFrame:
 def _units(study: Study, arm: str) -> list[splits.Unit]:
     """What an arm was trained on over all domains: every size that it has, and every fold."""
     settings, sizes = study.settings, study.settings.splits.sizes
-    if arm not in probes_of(settings):
+    known = arms_of(settings).get(arm)
+    if known is None or known.kind != PROBE:
         sizes = settings.network(arm).sizes or sizes
     return [
         splits.Unit(ALL, fold, size) for size in sizes for fold in range(settings.splits.n_folds)

@@ -48,21 +48,24 @@ def collect(study: Settings, results: Path) -> Collected:
     no failures. Raises StoreError where there are no splits, or no arm has predicted anything yet.
     """
     reasons = _reasons(results)
-    parts = []  # arm, kind, stage, name of the run, jobs whose failure is the reason that it lacks
-    for arm, (name, _) in probes_of(study).items():
-        jobs = [(name.partition("@")[0], "08", None), (name, "02", None), (name, "03", None)]
-        parts.append((arm, PROBE, "probe", arm, jobs))
-    for network in study.networks:
+    parts = []  # arm, stage, fold, jobs whose failure is the reason that it lacks
+    for arm in arms_of(study).values():
+        if encoder := arm.encoder:
+            jobs = [
+                (encoder.partition("@")[0], "08", None),
+                *((encoder, n, None) for n in ("02", "03")),
+            ]
+            parts.append((arm, "probe", 0, jobs))
+            continue
         for fold in range(study.splits.n_folds):
-            jobs, run = [(network.name, "04", fold)], f"{network.name}-fold{fold}"
-            parts.append((network.name, kind_of(network), f"train, fold {fold}", run, jobs))
+            parts.append((arm, f"train, fold {fold}", fold, [(arm.name, "04", fold)]))
     runs, tables, failures = current_runs(study, results), [], []
-    for arm, kind, stage, name, jobs in parts:
-        if name in runs:
-            tables.append(load_arm(runs[name], arm, kind))
+    for arm, stage, fold, jobs in parts:
+        if run := runs.get(arm.run(fold)):
+            tables.append(load_arm(run, arm.name, arm.kind))
         else:
             reason = next((reasons[job] for job in jobs if job in reasons), "not run yet")
-            failures.append((arm, stage, reason))
+            failures.append((arm.name, stage, reason))
     if not tables:
         what = f"no arm of study {study.name!r} has predictions yet"
         raise store.StoreError(f"{results}: {what}; run notebooks 02 to 04 first")
@@ -99,24 +102,44 @@ def fit_history(run: store.Run, fold: int, size: float) -> pd.DataFrame:
     return table[table["unit"] == splits.Unit(ALL, fold, size).name].sort_values("epoch")
 
 
+@dataclass(frozen=True)
+class Arm:
+    """An arm of a study: a probe of an encoder's embeddings, or a trained network.
+
+    kind: PROBE, END_TO_END or LORA. encoder, method: of a probe; method is "" for the linear one.
+    """
+
+    name: str
+    kind: str
+    encoder: str = ""
+    method: str = ""
+
+    def run(self, fold: int) -> str:
+        """The name of the run of a fold: a network has one for each, a probe one for all."""
+        return self.name if self.kind == PROBE else f"{self.name}-fold{fold}"
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the file that a run keeps of each fit."""
+        if self.kind != PROBE:
+            return ".safetensors"
+        return ".parquet" if self.method else ".npz"
+
+
 def kind_of(network: Network) -> str:
     """END_TO_END where every weight is trained, else LORA."""
     return LORA if network.lora else END_TO_END
 
 
-def probes_of(settings: Settings) -> dict[str, tuple[str, str]]:
-    """The encoder and the method of each probe of a study, by arm; "" for the linear probe."""
-    arms = {}
-    for name in settings.encoders:
-        arms[name] = name, ""
-        arms |= {f"{name} {method}": (name, method) for method in settings.probe.also}
-    return arms
-
-
-def kinds_of(settings: Settings) -> dict[str, str]:
-    """The arms that a study trains, probes first, each with its kind."""
-    kinds = dict.fromkeys(probes_of(settings), PROBE)
-    return kinds | {network.name: kind_of(network) for network in settings.networks}
+def arms_of(settings: Settings) -> dict[str, Arm]:
+    """The arms that a study trains, by name, probes first."""
+    arms = []
+    for encoder in settings.encoders:
+        arms.append(Arm(encoder, PROBE, encoder))
+        for method in settings.probe.also:
+            arms.append(Arm(f"{encoder} {method}", PROBE, encoder, method))
+    arms += [Arm(network.name, kind_of(network)) for network in settings.networks]
+    return {arm.name: arm for arm in arms}
 
 
 # ---- the current runs ----
@@ -130,9 +153,10 @@ def current_runs(study: Settings, results: Path) -> dict[str, store.Run]:
     """
     splits_key = data.find_splits(study, results).key
     wanted = {}
-    for arm, (_, method) in probes_of(study).items():
-        config = {"method": method} if method else study.probe.linear
-        wanted["probe", arm] = config, splits_key
+    for arm in arms_of(study).values():
+        if arm.kind == PROBE:
+            config = {"method": arm.method} if arm.method else study.probe.linear
+            wanted["probe", arm.name] = config, splits_key
     with contextlib.suppress(store.StoreError):  # networks' own folds, which nobody has drawn yet
         splits_key = data.find_splits(study, results, networks=True).key
         for network, fold in itertools.product(study.networks, range(study.splits.n_folds)):
@@ -297,25 +321,21 @@ def find_external(study: Settings, name: str, results: Path) -> store.Run:
     return store.find_run(results, "external", name, config)
 
 
-def features_of(other: Settings, encoder: str) -> OwnEncoder | None:
-    """The embeddings made elsewhere that stand under an encoder's name in an external set's study
-    file; None where there are none."""
-    entries = [own for own in other.own_encoders if own.name == encoder and own.features]
+def features_of(settings: Settings, encoder: str) -> OwnEncoder | None:
+    """The embeddings made elsewhere that a study file has under an encoder's name, or None."""
+    entries = [own for own in settings.own_encoders if own.name == encoder and own.features]
     return entries[0] if entries else None
 
 
-def features_inputs(study: Settings, name: str, arm: str) -> dict[str, str]:
+def features_inputs(study: Settings, name: str, arm: Arm) -> dict[str, str]:
     """What a test on an external set depends on where the arm's embeddings were made elsewhere.
 
     Raises EncoderError for files that can't be read.
     """
     from mfcore.encoders import features
 
-    encoder, _ = probes_of(study).get(arm, ("", ""))
-    own = features_of(external_sets(study)[name], encoder)
-    if own is None or not any(
-        mine.name == encoder and mine.features for mine in study.own_encoders
-    ):
+    own = features_of(external_sets(study)[name], arm.encoder)
+    if own is None or features_of(study, arm.encoder) is None:
         return {}
     return {"features": features.contract(Path(own.features))[1]}
 
@@ -329,21 +349,22 @@ def on_external_sets(study: Settings, results: Path) -> pd.DataFrame:
     names = external_sets(study)
     tests = store.runs(results, "external-test") if names else []
     current, tables = current_runs(study, results) if tests else {}, []
-    kinds = kinds_of(study)
-    for name, arm in itertools.product(names, kinds):
-        for run in tests:
-            inputs = run.identity["inputs"]
+    for name, arm in itertools.product(names, arms_of(study).values()):
+        runs = [run for run in tests if run.identity["name"] == f"{name}-{arm.name}"]
+        try:
+            made_of = features_inputs(study, name, arm) if runs else {}
+        except EncoderError:  # embeddings made elsewhere that are gone: no test is of them
+            continue
+        if runs:
+            made_of["external"] = find_external(study, name, results).key
+        for run in runs:
+            inputs = dict(run.identity["inputs"])
             trained = {key: one.key for key, one in current.items() if key in inputs}
-            if (
-                run.identity["name"] == f"{name}-{arm}"
-                and inputs["external"] == find_external(study, name, results).key
-                and inputs.get("features") == features_inputs(study, name, arm).get("features")
-                and run.identity["config"] == {"shared": study.shared}
-                and trained
-                and all(inputs[key] == trained[key] for key in trained)
-            ):
+            inputs.pop("kept")
+            is_of_study = run.identity["config"] == {"shared": study.shared}
+            if is_of_study and trained and inputs == made_of | trained:
                 table = store.read_parquet(run.path("predictions.parquet"))
-                tables.append(table.assign(arm=arm, kind=kinds[arm], tested_on=name))
+                tables.append(table.assign(arm=arm.name, kind=arm.kind, tested_on=name))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 

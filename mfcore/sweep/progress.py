@@ -24,25 +24,25 @@ QUIET_S = 60.0  # between two lines of progress in a log
 TAIL_BYTES = 8192  # of a log, in which its last bar is looked for
 START_S = 8.0  # CPU seconds of a job whatever its work: imports, the kernel
 N_SHOWN = 8  # running jobs, on a terminal
-# CPU seconds of a job by its rule, roughly as in the study demo_full. Only their ratios count once
-# a job has ended, and none counts for a rule of which a job has ended.
+# CPU seconds of a job by its rule, as benchmarks/demo.csv has them for the study demo. Only their
+# ratios count once a job has ended, and none counts for a rule of which a job has ended.
 SECONDS = {
-    "extract_patches": 60.0,
-    "embed_share": 30.0,
-    "embed": 60.0,
-    "linear_probe": 30.0,
-    "train_end_to_end": 85.0,
-    "measure_switch": 60.0,
-    "data_scaling": 60.0,
-    "cross_domain_analysis": 60.0,
-    "online_patching": 15.0,
-    "pretrain": 70.0,
-    "downstream_tasks": 350.0,
-    "representations": 60.0,
-    "pretraining_studies": 60.0,
-    "explore": 90.0,
-    "external_test": 60.0,
-    "supplement": 30.0,
+    "extract_patches": 69.0,
+    "embed_share": 20.0,
+    "embed": 26.0,
+    "linear_probe": 12.0,
+    "train_end_to_end": 76.0,
+    "measure_switch": 29.0,
+    "data_scaling": 40.0,
+    "cross_domain_analysis": 19.0,
+    "online_patching": 14.0,
+    "pretrain": 60.0,
+    "downstream_tasks": 57.0,
+    "representations": 28.0,
+    "pretraining_studies": 21.0,
+    "explore": 36.0,
+    "external_test": 30.0,
+    "supplement": 13.0,
 }
 BAR = re.compile(
     r"(?P<what>[^\r\n]*?):? +(?P<percent>\d+)%\|.*\| *(?P<n>\S+)/(?P<total>\S+) "

@@ -391,12 +391,12 @@ def test_the_abstract_says_in_two_sentences_which_arm_is_best_by_how_much_and_wh
         made("means").table.set_index("arm"),
     )
     assert text.count(". ") == 1 and text.endswith(".")
-    first = "With about 100 training patches (synthetic data, strict mode), net (end-to-end) separates mitotic figures from"
+    first = "With about 100 training patches (synthetic data, strict mode), net (end-to-end) separates the classes mitotic"
     net, good = table["auroc"]["net"].round(2), table["auroc"]["good"].round(2)
     lead = (
         f"best: its AUROC is {net:.2f}, {net - good:.2f} above the best probe, good ({good:.2f}), and this difference is clear"
     )
-    assert text.startswith(f"{first} look-alikes {lead} of chance (p ")
+    assert text.startswith(f"{first} figure and look-alike {lead} of chance (p ")
     means = means[["out_of_domain", "in_domain"]].map("{:.2f}".format).agg(" instead of ".join, axis=1)
     assert text.endswith(
         f" In domains that training did not see, the AUROC is {means['net']} for net and {means['good']} for good."
@@ -422,7 +422,7 @@ def test_the_abstract_compares_a_best_probe_with_the_best_network_and_counts_mis
     assert "net (probe)" in text and "above the best trained network, low rank (" in text
     assert text.endswith(" 1 run failed or missing.")
     one = domains.abstract(opened(MIDOG, found[found["arm"] == "other"]))
-    assert re.search(r"look-alikes: its AUROC is 0\.\d\d\. In domains", one)
+    assert re.search(r"look-alike: its AUROC is 0\.\d\d\. In domains", one)
 
 
 def test_a_table_for_the_eye_has_mean_and_sd_in_one_cell_and_a_dash_for_what_is_not_known():

@@ -251,6 +251,10 @@ def test_other_probes_and_embeddings_made_elsewhere_are_tested_there_too(made, t
     reasons = external.test_all(opened(folder), "cpu").set_index("arm")["reason"]
     assert "features have 5 dimensions, those of colours in study 'home' have 27" in reasons["colours"]
 
+    # features that are gone take no other arm's rows away
+    colours_of_away.unlink()
+    assert set(opened(folder).external_predictions["arm"]) == {"tiny", "tiny knn", "tiny mlp", "net"}
+
 
 def test_candidates_are_scored_by_the_other_probes(made, tmp_path):
     shutil.copytree(made, tmp_path / "copy")
