@@ -48,7 +48,8 @@ def encoders(study: Study) -> Exhibit:
     parts = [f"{counts[key]} {words}" for key, words in states.items() if key in counts]
     caption = (
         f"{', '.join([f'There are {n_cards} cards', *parts])}; what is here was looked up on the "
-        "machine that made this table. “By convention” and “from a magnification”: the "
+        "machine that made this table. Gated: ask for access on the page of the weights, then call "
+        "`hf auth login`. “By convention” and “from a magnification”: the "
         "authors printed no µm/px. The precision is that on a GPU; on a CPU all is float32."
     )
     rows = rows.sort_values("group", key=lambda groups: groups.map([*GROUPS].index), kind="stable")

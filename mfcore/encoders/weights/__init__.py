@@ -81,14 +81,12 @@ def state(card: EncoderCard) -> State:
         return State(True, f"here, in a {card.source}")
     if cached_file(card.identifier, [*card.files, INDEX], card.revision):
         return State(True, "here, in the hub's cache")
-    gated = f"gated, ask for access at {page(card.identifier)}; " if card.gated else ""
+    gated = "gated, " * card.gated
     if constants.is_offline_mode():
-        by_hand = _by_hand(card.identifier, card.revision)
-        return State(False, f"{gated}not here, and HF_HUB_OFFLINE is set: {by_hand}")
-    if card.gated and not get_token():
-        gated += "no token is found here: `hf auth login`, or set HF_TOKEN; "
+        return State(False, f"{gated}not here, and HF_HUB_OFFLINE is set")
+    gated = "gated, and no token is here; " if card.gated and not get_token() else gated
     size_gb = 4 * card.n_parameters / 1e9  # float32
-    return State(False, f"{gated}is fetched at first use, about {size_gb:.2g} GB")
+    return State(False, f"{gated}fetched at first use, about {size_gb:.2g} GB")
 
 
 def _local_file(card: EncoderCard) -> Path:

@@ -1,5 +1,5 @@
-// Tables: a click on a column's head sorts by it, columns of numbers stand to the right, and long
-// words may be broken.
+// Tables: a click on a column's head sorts by it, columns of numbers stand to the right, and a
+// cell's width follows the length of its words, which may be broken where they are long.
 "use strict";
 
 // A cell's number, without commas and with a true minus sign; NaN where the cell has none.
@@ -32,7 +32,11 @@ document.addEventListener("DOMContentLoaded", () => {
       const words = rows.map((row) => wordsOf(row, column));
       const cells = [head, ...rows.map((row) => row.cells[column])];
       if (words.every(isNumber)) cells.forEach((cell) => cell?.classList.add("number"));
-      words.forEach((cell, i) => /\S{30}/.test(cell) && cells[i + 1].classList.add("long"));
+      words.forEach((cell, i) => {
+        const n = /\S{30}/.test(cell) ? Math.max(cell.length, 41) : cell.length;
+        const size = n > 120 ? "longest" : n > 40 ? "long" : n > 20 ? "some" : "short";
+        cells[i + 1]?.classList.add(size);
+      });
       if (rows.length < 3 || !head.textContent.trim()) return;
       const button = document.createElement("button");
       button.append(...head.childNodes);

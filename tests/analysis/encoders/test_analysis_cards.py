@@ -126,7 +126,7 @@ def test_a_variant_says_what_it_departs_from_and_how_um_per_px_is_known(study, r
 def test_the_state_of_an_encoder_of_the_study(study, results, nowhere):
     waiting = row(study, results, "resnet50")
     assert waiting["is"] == "not here"
-    assert waiting["state"].startswith("not embedded yet; is fetched at first use, about 0.094 GB")
+    assert waiting["state"].startswith("not embedded yet; fetched at first use, about 0.094 GB")
     embedded(study, results, "resnet50", cards()["resnet50"].identity(), key="other-patches")
     assert row(study, results, "resnet50")["is"] == "not here"  # of patches that the study no longer has
     embedded(study, results, "resnet50", cards()["resnet50"].identity() | {"interpolation": "bicubic"})
@@ -179,8 +179,8 @@ def test_what_has_no_card_is_a_row_with_the_reason_until_its_embeddings_are_here
 def test_others_say_what_is_on_this_machine(study, results, nowhere):
     assert row(study, results, "efficientnet_lite0")["state"] == weights.state(cards()["efficientnet_lite0"]).text
     found = row(study, results, "virchow")
-    assert found["is"] == "not here" and "; no token" in found["state"]
-    assert row(study, results, "uni")["state"].startswith("not embedded yet; gated, ask for access")
+    assert found["is"] == "not here" and "no token is here" in found["state"]
+    assert row(study, results, "uni")["state"].startswith("not embedded yet; gated, ")
 
 
 def test_a_gated_encoder_is_a_row_with_the_remedy_and_the_sweep_goes_on(study, file, results, monkeypatch, tmp_path):
