@@ -238,7 +238,7 @@ def calibration(study: Study) -> Exhibit:
     figure = finished(study, grid.figure, f"class 1: {settings.data.positive}", 3)
     best = errors.loc[errors["ece"].idxmin()]
     caption = (
-        f"Share of {settings.data.positive}s among test patches by their score, {binary.N_BINS} "
+        f"Share of class {settings.data.positive} among test patches by score, {binary.N_BINS} "
         f"bins of equal width, with all the data ({of_what(settings)}). Scores of {folds(errors)} "
         f"together; bars: 95 % intervals over {unit(table)}, none for too few of them. The "
         f"expected calibration error (ECE, mean over folds) is lowest for {best['arm']}: "

@@ -50,8 +50,8 @@ def contact_sheet(study: Study) -> Exhibit:
     caption = (
         f"Random patches of each class and domain, their central {SHOWN_PX} px "
         f"({of_what(study.settings)}; {labels['slide_id'].nunique()} slides, "
-        f"{labels['label'].sum():,} {study.settings.data.positive}s, "
-        f"{(labels['label'] == 0).sum():,} {study.settings.data.negative}s)."
+        f"{labels['label'].sum():,} of class {study.settings.data.positive}, "
+        f"{(labels['label'] == 0).sum():,} of class {study.settings.data.negative})."
     )
     figure = finished(study, image_rows(rows, N_ACROSS))
     return Exhibit("01_contact_sheet", "Patches", caption, counts, figure, "", counts.round(2))

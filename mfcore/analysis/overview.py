@@ -46,7 +46,7 @@ def data(study: Study) -> Exhibit:
     table = pd.concat([patches.counts(labels), total], ignore_index=True)
     table["positive_share"] = table["positive_share"].map("{:.0%}".format).str.replace("%", " %")
     names = {"n_slides": "slides"}
-    names |= {f"n_{name}": f"{getattr(settings.data, name)}s" for name in ("positive", "negative")}
+    names |= {f"n_{name}": getattr(settings.data, name) for name in ("positive", "negative")}
     caption = f"Slides and patches of each domain ({of_what(settings)}). {' '.join(_notes(study))}"
     table = table.rename(columns=names)
     return Exhibit("05_data", "Data", caption.strip(), table, section="Data")

@@ -79,7 +79,7 @@ def test_a_contact_sheet_has_a_row_for_each_class_of_each_domain(make):
     assert rows == [f"{domain}\n{name}" for domain in ("d1", "d2") for name in names]
     assert len(exhibit.figure.axes) == 4 * first_look.N_ACROSS
     assert exhibit.figure.axes[0].images[0].get_array().shape == (96, 96, 3)
-    assert "12 mitotic figures, 12 look-alikes" in exhibit.caption
+    assert "12 of class mitotic figure, 12 of class look-alike" in exhibit.caption
 
 
 def test_components_are_those_of_a_principal_component_analysis():

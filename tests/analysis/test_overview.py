@@ -63,7 +63,7 @@ def study(tmp_path) -> Study:
 def test_data_are_counted_and_what_is_special_of_them_is_said(study):
     exhibit = overview.data(study)
     assert exhibit.table.iloc[-1].tolist() == ["sum", 2, 30, 30, "50 %"]
-    assert exhibit.table.columns.tolist() == ["domain", "slides", "mitotic figures", "look-alikes", "positive_share"]
+    assert exhibit.table.columns.tolist() == ["domain", "slides", "mitotic figure", "look-alike", "positive_share"]
     for words in (
         "synthetic data",
         "Patches of 224 px at 0.25 µm/px, stored with",

@@ -200,7 +200,7 @@ def test_the_front_page_reads_as_a_papers(built):
     said = words(built, "index")
     parts = [
         "enough?",
-        "tell mitotic figures from look-alikes",
+        "separate the classes mitotic figure and look-alike better",
         "The AUROC is 0.87 ± 0.04",
         "Claims of the papers : 1 reproduced",
     ]

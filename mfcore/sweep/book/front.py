@@ -15,16 +15,17 @@ from mfcore.sweep.book.notebooks import Run
 CITATION = Path(__file__).parents[3] / "CITATION.cff"
 KEY_FIGURES = ("05_data_scaling", "05_ranking", "06_cross_domain")  # exhibits
 QUESTION = (
-    "Does a linear probe on a frozen encoder tell {positive}s from {negative}s better than a "
-    "network trained end to end, with few and with many training patches, and in domains that "
-    "training did not see?"
+    "Does a linear probe on a frozen encoder separate the classes {positive} and {negative} better "
+    "than a network trained end to end, with few and with many training patches{elsewhere}?"
 )
 
 
 def page(study: Settings, results: Path, runs: Sequence[Run]) -> str:
     """The front page, without its navigation."""
     figures = results / "figures"
-    asked = QUESTION.format(positive=study.data.positive, negative=study.data.negative)
+    elsewhere = ", and in domains that training did not see" * study.splits.by_domain
+    classes = {"positive": study.data.positive, "negative": study.data.negative}
+    asked = QUESTION.format(**classes, elsewhere=elsewhere)
     body = [f"# {text(study.title)}\n", f"**{text(asked)}**\n"]
     arms, there = rows_of(figures / "05_arms.csv"), {file.stem for file in figures.glob("*.json")}
     if arms:
