@@ -192,6 +192,12 @@ class Settings:
         return self.source.is_synthetic
 
     @property
+    def caveat(self) -> str:
+        """Why the numbers say nothing of tumours, or of the whole data set; empty where they do."""
+        chosen = f"{len(self.data.slides)} chosen slides" if self.data.slides else ""
+        return ", ".join(filter(None, ["synthetic data" * self.synthetic, chosen]))
+
+    @property
     def switched(self) -> str:
         """The switches that differ from the mode, as "split_by: annotation, stratified: false"."""
         usual = vars(MODES[self.mode])
@@ -205,8 +211,8 @@ class Settings:
 
     @property
     def of_what(self) -> str:
-        """The data: study, "synthetic data" where they are, and how it departs from its mode."""
-        study = f"study `{self.name}`" + ", synthetic data" * self.synthetic
+        """The data: study, what limits them, and how the study departs from its mode."""
+        study = f"study `{self.name}`" + f", {self.caveat}" * bool(self.caveat)
         return study + f", {self.mode_title}" * bool(self.switched)
 
     @property
