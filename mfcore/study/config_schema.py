@@ -194,7 +194,8 @@ class Settings:
     @property
     def caveat(self) -> str:
         """Why the numbers say nothing of tumours, or of the whole data set; empty where they do."""
-        chosen = f"{len(self.data.slides)} chosen slides" if self.data.slides else ""
+        n = len(self.data.slides)
+        chosen = f"{n} chosen slide{'s' * (n > 1)}" * bool(n)
         return ", ".join(filter(None, ["synthetic data" * self.synthetic, chosen]))
 
     @property
