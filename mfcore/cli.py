@@ -324,6 +324,8 @@ def _check(asked: argparse.Namespace) -> int:
         f" {settings.data.positive}: {n_positive:,}, {settings.data.negative}:"
         f" {len(labels) - n_positive:,} ({folder})"
     )
+    if left_out := labels.attrs.get("left_out"):
+        print(f"data.slides leaves out: {left_out['n_slides']:,} slides")
     for name in others:
         there = external.folder_of(name, folder)
         print(f"test_on: {name} ({there}{'' if there.is_dir() else ', not there yet'})")

@@ -356,7 +356,7 @@ def abstract(study: Study) -> str:
     best, *others = full.itertuples(index=False)
     of_other_side = [row for row in others if (row.kind == PROBE) != (best.kind == PROBE)]
     compared, n_lacking = [best, *(of_other_side or others)[:1]], len(study.failures)
-    data = "synthetic data, " * settings.synthetic + settings.mode_title
+    data = ", ".join(filter(None, [settings.caveat, settings.mode_title]))
     text = (
         f"With about {best.n_train:,} training patches ({data}), {best.arm} ({best.kind}) "
         f"separates the classes {settings.data.positive} and {settings.data.negative}"

@@ -162,7 +162,7 @@ def image_rows(rows: Mapping[str, np.ndarray], n_across: int, side_inch: float =
 def finished(study: Study, figure: Figure, text: str = "", n_columns: int = 2) -> Figure:
     """A figure with the study's title above all panels and one legend below them.
 
-    A panel that has a legend keeps it. The title says where the data are synthetic. Every figure
+    A panel that has a legend keeps it. The title says what limits the data. Every figure
     without pictures gets the page's width. Numbers get true minus signs. Pyplot forgets the figure.
     """
     entries = {}
@@ -181,7 +181,7 @@ def finished(study: Study, figure: Figure, text: str = "", n_columns: int = 2) -
     figure.set_layout_engine("constrained")
     if entries:
         figure.legend(entries.values(), entries, loc="outside lower center", ncols=n_columns)
-    title = study.settings.title + ", synthetic data" * study.settings.synthetic
+    title = ", ".join(filter(None, [study.settings.title, study.settings.caveat]))
     figure.suptitle(f"{title}\n{text}".strip(), fontsize=9, x=0.01, ha="left", fontweight="bold")
     if not _has_pictures(figure):
         figure.set_figwidth(WIDTH_INCH)
@@ -314,7 +314,7 @@ def true_minus(text: str) -> str:
 
 
 def of_what(settings: Settings) -> str:
-    """The data: study, "synthetic data" where they are, and how it departs from its mode."""
+    """The data: study, what limits them, and how the study departs from its mode."""
     return settings.of_what
 
 

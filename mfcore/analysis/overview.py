@@ -67,6 +67,13 @@ def _notes(study: Study) -> list[str]:
     if n_over := facts["n_patches_over_edge"]:
         over, filled = counted(n_over, "patch", "patches"), config.get("border", "white")
         notes.append(f"Beyond the border of the slide, reached by {over} as stored: {filled}.")
+    if others := facts.get("left_out"):
+        notes.append(
+            f"The study names its slides and leaves out {counted(others['n_slides'], 'slide')}, "
+            f"with {others['n_positive']:,} {settings.data.positive}s and "
+            f"{others['n_negative']:,} {settings.data.negative}s. Chosen slides estimate nothing "
+            f"about all of {settings.source.title}."
+        )
     if areas := facts.get("scanned_areas"):
         corner = "scanned area" if settings.data.origin == "scanned_area" else "slide"
         notes.append(
@@ -81,7 +88,8 @@ def _notes(study: Study) -> list[str]:
         names = ", ".join(given + ["..."] * (len(slides) > 10))
         count = counted(len(slides), "slide")
         notes.append(f"{count} without µm/px in the file, which the study gives: {names}.")
-    return [note for note in [*notes, settings.source.note(study.labels)] if note]
+    own = "" if others else settings.source.note(study.labels)  # of the whole data set
+    return [note for note in [*notes, own] if note]
 
 
 def _notes_on_images(labels: pd.DataFrame, fit: str | None, given: list[dict]) -> list[str]:

@@ -195,10 +195,10 @@ def _bound(finding: Finding, choice: arms.Choice) -> Finding:
 def out_of_scope(settings: Settings, about: Sequence[str]) -> list[str]:
     """Why this study's data cannot settle a claim about ``about``; empty where they can."""
     asked = settings.data.positive, settings.data.negative
-    if ANYWHERE in about or settings.data.source in about:
+    if ANYWHERE in about or (settings.data.source in about and not settings.data.slides):
         return []
-    if settings.synthetic:
-        return ["synthetic data cannot settle it"]
+    if settings.caveat:
+        return [f"{settings.caveat} cannot settle it"]
     if DIRECTION in about:
         return [] if asked == QUESTION else [f"another question: {asked[0]} against {asked[1]}"]
     titles = " and ".join(SOURCES[name].title for name in about)

@@ -12,7 +12,7 @@ PAPERS = ("ganz-2024", "ammeling-2025", "banerjee-2025", "kaiko-2024", "kaiko-20
 
 # What a claim is about. Only the data sets that are named can settle the claim; DIRECTION is
 # settled by any real data that ask the paper's question, ANYWHERE by any study: what networks and
-# designs are does not depend on the images.
+# designs are does not depend on the images. Slides that a study chose settle only the latter.
 DIRECTION, ANYWHERE = "direction", "anywhere"
 
 

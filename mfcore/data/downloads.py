@@ -86,16 +86,22 @@ def _urls(want: Wanted, hosts: Mapping[str, str]) -> list[str]:
 
 
 def fetch(
-    source: Source, folder: str | Path, hosts: Mapping[str, str] = HOSTS, verify: bool = False
+    source: Source,
+    folder: str | Path,
+    hosts: Mapping[str, str] = HOSTS,
+    verify: bool = False,
+    *,
+    slides: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Fetch what ``folder`` lacks of a source's data; a row a file, columns COLUMNS, for `summary`.
 
     state: "there" (before), "fetched" (now) or "missing", with reason and remedy; one file's
     failure doesn't stop the others. A file that is there is compared with the recorded or published
     length, with ``verify`` with the checksum too; those of an archive with neither. One that
-    differs counts as missing and is never overwritten. Raises DownloadError where nothing can be
-    begun: a source with nothing to fetch, too little disk space, another fetch at work on the
-    folder.
+    differs counts as missing and is never overwritten. ``slides``: names of the slides to fetch,
+    empty for all; an archive comes whole. Raises DownloadError where nothing can be begun: a source
+    with nothing to fetch, slides that it doesn't have, too little disk space, another fetch at work
+    on the folder.
     """
     folder = Path(folder)
     if source.is_synthetic:
@@ -113,7 +119,7 @@ def fetch(
             if source.archive:
                 rows = _fetch_archive(source, folder, hosts)
             else:
-                rows = _fetch(source, folder, hosts, verify)
+                rows = _fetch(source, folder, hosts, verify, slides)
     except store.StoreError as error:
         raise DownloadError(str(error)) from None
     except OSError as error:
@@ -123,11 +129,36 @@ def fetch(
         ) from None
     table = pd.DataFrame(rows, columns=COLUMNS)
     table.attrs["title"] = f"{source.title} ({source.name}) in {folder}"
+    if slides and not source.archive:
+        n = int((_files_of(source)["kind"] == "slide").sum())
+        table.attrs["title"] += f", {len(slides)} of {n} slides; the study leaves out the others"
     return table
 
 
-def _fetch(source: Source, folder: Path, hosts: Mapping[str, str], verify: bool) -> list[dict]:
+def _files_of(source: Source, slides: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows of FILES of a source: its label files and ``slides``, or all slides if empty.
+
+    Raises DownloadError for slides that the source doesn't have.
+    """
     files = pd.read_csv(FILES, dtype=str, keep_default_na=False).query("source == @source.name")
+    names = files["file"].map(lambda file: source.bare(Path(file).name))
+    names = names.where(files["kind"] == "slide")
+    wanted = [source.bare(name) for name in slides]
+    if unknown := sorted(set(wanted) - set(names)):
+        raise DownloadError(
+            f"source {source.name!r} has no slides {unknown}; correct data.slides in the study"
+        )
+    return files[names.isna() | names.isin(wanted)] if slides else files
+
+
+def _fetch(
+    source: Source,
+    folder: Path,
+    hosts: Mapping[str, str],
+    verify: bool,
+    slides: Sequence[str],
+) -> list[dict]:
+    files = _files_of(source, slides)
     wanted = [Wanted(*row) for row in files[list(Wanted._fields)].itertuples(index=False)]
     record = _record_in(folder)
     paths = {want.file: _place(want, source, folder) for want in wanted}

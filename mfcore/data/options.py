@@ -17,6 +17,7 @@ from mfcore.store.options import (
     among,
     options,
     refuse,
+    repeated,
 )
 
 ORIGINS = ("slide", "scanned_area")
@@ -47,6 +48,7 @@ class Data:
     origin: where labels count px from: "slide", OpenSlide's corner of level 0; "scanned_area", the
         corner of what was scanned (``openslide.bounds-x``, ``-y``), as QuPath counts on MRXS and
         SCN. None counts as "slide", and warns where they differ.
+    slides: names of the slides that the study uses, as the label file has them; empty for all.
     seed, n_slides, n_annotations: of the synthetic data set only.
     """
 
@@ -57,6 +59,7 @@ class Data:
     um_per_px_by_scanner: dict[str, UmPerPx] = Field(default_factory=dict)
     label_values: Annotated[tuple[str, ...], Two, Distinct] = ("0", "1")
     origin: Annotated[str, among(ORIGINS)] | None = None
+    slides: tuple[str, ...] = ()
     seed: Whole = 1
     n_slides: Whole = 50
     n_annotations: Whole = 2000
@@ -82,6 +85,8 @@ class Data:
             problems["origin"] = (
                 f"data.source {self.source} has patches and no slides; leave the key out"
             )
+        if twice := repeated([SOURCES[self.source].bare(name) for name in self.slides]):
+            problems["slides"] = f"{twice} stand twice; name each slide once"
         refuse(problems)
         return self
 

@@ -171,13 +171,13 @@ def extract(
     """Read every annotation's patch: ``patches.npy``, uint8 (n_patches, stored_px, stored_px, 3),
     and ``labels.parquet``.
 
-    table: as `labels.table.load` returns it; its files lie in ``folder``. run: is filled and
-    finished, from where it stopped. The stored table has um_per_px filled, places counted from the
-    slide's corner, and ``patch_x_l0_px`` and ``patch_y_l0_px``, where the patch was centred; they
-    differ from the annotation's centre where patches are moved inward at the border. Where a
-    slide's scanned area begins off its corner, SCANNED_AT say where; without ``origin`` a warning
-    names these slides. Raises PatchError, naming every bad slide at once and before anything is
-    read, for slides that are damaged or without um/px.
+    table: as `labels.table.load` returns it; its files lie in ``folder``, and its ``attrs`` become
+    facts. run: is filled and finished, from where it stopped. The stored table has um_per_px
+    filled, places counted from the slide's corner, and ``patch_x_l0_px`` and ``patch_y_l0_px``,
+    where the patch was centred; they differ from the annotation's centre where patches are moved
+    inward at the border. Where a slide's scanned area begins off its corner, SCANNED_AT say where;
+    without ``origin`` a warning names these slides. Raises PatchError, naming every bad slide at
+    once and before anything is read, for slides that are damaged or without um/px.
     """
     folder, table, reading = Path(folder), table.copy(), reading or Reading()
     jobs = look(table, folder, reading, n_workers)
@@ -216,6 +216,7 @@ def extract(
         scanned_areas=areas.to_dict("records"),
         n_patches_over_edge=sum(job.n_over_edge for job in jobs),
         n_patches_shifted=int(shifted.sum()),
+        **table.attrs,
     )
     run.path("progress.txt").unlink(missing_ok=True)
     return run

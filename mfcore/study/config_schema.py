@@ -192,6 +192,13 @@ class Settings:
         return self.source.is_synthetic
 
     @property
+    def caveat(self) -> str:
+        """Why the numbers say nothing of tumours, or of the whole data set; empty where they do."""
+        n = len(self.data.slides)
+        chosen = f"{n} chosen slide{'s' * (n > 1)}" * bool(n)
+        return ", ".join(filter(None, ["synthetic data" * self.synthetic, chosen]))
+
+    @property
     def switched(self) -> str:
         """The switches that differ from the mode, as "split_by: annotation, stratified: false"."""
         usual = vars(MODES[self.mode])
@@ -205,8 +212,8 @@ class Settings:
 
     @property
     def of_what(self) -> str:
-        """The data: study, "synthetic data" where they are, and how it departs from its mode."""
-        study = f"study `{self.name}`" + ", synthetic data" * self.synthetic
+        """The data: study, what limits them, and how the study departs from its mode."""
+        study = f"study `{self.name}`" + f", {self.caveat}" * bool(self.caveat)
         return study + f", {self.mode_title}" * bool(self.switched)
 
     @property

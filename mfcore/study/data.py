@@ -58,7 +58,8 @@ def prepare(
 
 def load_labels(study: Settings, folder: str | Path, check_files: bool = True) -> pd.DataFrame:
     """The label table of the study's data folder, as `labels.table.load`."""
-    return labels.load(study.source, folder, study.data.written, check_files)
+    data = study.data
+    return labels.load(study.source, folder, data.written, check_files, data.slides)
 
 
 # ---- patches ----
@@ -95,13 +96,16 @@ def patches_config(study: Settings) -> dict:
     """What decides the patches, and enters the hash: data and patches, without names of classes.
 
     Patch images are resampled by ``patches.fit`` alone and do not lie at a slide's border. The
-    origin of labels enters only where it isn't the slide's corner.
+    origin of labels enters only where it isn't the slide's corner, the slides only where the study
+    names some.
     """
     data, patch = as_dict(study.data), as_dict(study.patches)
     del data["positive"], data["negative"]
     data["label_values"] = list(study.data.written)
     if study.data.origin != "scanned_area":
         del data["origin"]
+    if not study.data.slides:
+        del data["slides"]
     if study.patches.fit is None:
         del patch["fit"]
     is_resampled = study.source.has_slides or study.patches.fit
@@ -307,11 +311,12 @@ def label_files(study: Settings, folder: str | Path) -> tuple[Path, ...]:
 def fetch(study: Settings, folder: str | Path, verify: bool = False) -> tuple[str, bool]:
     """Fetch what the study's data folder lacks, as `downloads.fetch`.
 
-    Returns in words what is there, and whether all is. Raises StoreError where there is nothing to
+    Of the slides only those that the study names, if any. Returns in words what is there, and
+    whether all is. Raises StoreError where there is nothing to
     fetch or nothing can be begun.
     """
     try:
-        table = downloads.fetch(study.source, folder, verify=verify)
+        table = downloads.fetch(study.source, folder, verify=verify, slides=study.data.slides)
     except downloads.DownloadError as error:
         raise store.StoreError(str(error)) from None
     return downloads.summary(table), not (table["state"] == "missing").any()

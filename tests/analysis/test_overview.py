@@ -75,6 +75,17 @@ def test_data_are_counted_and_what_is_special_of_them_is_said(study):
         assert words in exhibit.caption, words
 
 
+def test_what_a_study_of_chosen_slides_leaves_out_is_said(study):
+    settings = replace(SETTINGS, data=Data("synthetic", um_per_px=0.3, slides=("a", "b")))
+    whole = store.read_json(study.patches.path("run.json"))["facts"]
+    run = store.open_run(study.folder, "patches", "t", study_data.patches_config(settings), {"annotations": "x"})
+    store.write_parquet(run.path("labels.parquet"), study.labels)
+    run.finish(["labels.parquet"], **whole, left_out={"n_slides": 482, "n_positive": 9600, "n_negative": 12420})
+    caption = overview.data(Study(settings, study.folder)).caption
+    assert "(study `t`, synthetic data, 2 chosen slides)" in caption
+    assert "leaves out 482 slides, with 9,600 mitotic figures and 12,420 look-alikes. Chosen slides estimate nothing" in caption
+
+
 @pytest.mark.parametrize(("mode", "filled"), [("strict", "white"), ("paper", "black")])
 def test_what_lies_over_a_border_is_as_the_study_fills_it(study, mode, filled):
     settings = replace(SETTINGS, switches=MODES[mode])

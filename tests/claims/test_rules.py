@@ -146,6 +146,8 @@ def test_the_correction_takes_the_shares_of_a_fold():
         (Data("midog22"), ("midog22", "ccmct"), ""),
         (Data("ccmct"), ("midog22",), "it is about MIDOG 2022, and this study is CCMCT"),
         (Data("midogpp"), (DIRECTION,), ""),
+        (Data("midogpp", slides=("1", "2")), (DIRECTION,), "2 chosen slides cannot settle it"),
+        (Data("midog22", slides=("1",)), ("midog22",), "1 chosen slide cannot settle it"),
         (Data("amibr", "atypical", "normal"), (DIRECTION,), "another question: atypical against normal"),
         (Data("synthetic"), (DIRECTION,), "synthetic data cannot settle it"),
         (Data("synthetic"), ("midog22",), "synthetic data cannot settle it"),

@@ -396,6 +396,8 @@ def test_results_without_any_figure_make_a_book_that_says_what_is_missing(tmp_pa
         "html_title=Study mine",
         "html_theme_options.announcement=strict mode, but split_by: annotation",
     )
+    banner = book._settings(replace(study, data=Data("midogpp", slides=("1", "2"))))[3]
+    assert "=2 chosen slides: they estimate nothing about all of MIDOG++ ·" in banner
 
 
 # ---- markdown ----

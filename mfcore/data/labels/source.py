@@ -83,6 +83,11 @@ class Source:
     published: tuple[str, ...] = ()
     note: Callable[[pd.DataFrame], str] = lambda table: ""
 
+    def bare(self, name: str) -> str:
+        """A slide's name without the suffix in which the editions of the data set differ."""
+        suffix = Path(name).suffix
+        return name.removesuffix(suffix) if suffix.lower() in self.editions else name
+
 
 SOURCES = {
     source.name: source

@@ -18,6 +18,7 @@ from mfcore.data.labels import csv
 from mfcore.data.labels.schema import COLUMNS, MAX_OFF_SLIDE_PX, LabelError, is_finite, refuse
 from mfcore.data.labels.source import Source
 from mfcore.data.slides.openslide import NO_VOLUME, series_of
+from mfcore.store.options import nearest
 
 __all__ = ["COLUMNS", "MAX_OFF_SLIDE_PX", "LabelError", "files_of", "load"]
 
@@ -59,6 +60,7 @@ def load(
     folder: str | Path,
     label_values: tuple[str, ...] = ("0", "1"),
     check_files: bool = True,
+    slides: tuple[str, ...] = (),
 ) -> pd.DataFrame:
     """The labels of a data source, one row an annotation, columns `COLUMNS`; ``patch_id`` counts
     the rows.
@@ -67,12 +69,15 @@ def load(
     ``um_per_px`` is NaN for slides: it is known when slides are read. ``votes`` has a rater's vote
     each, int8, 1 positive, and none where they aren't published; ``official_split`` the authors'
     own ("train", "val", "test" or empty); ``scanner``, ``lab`` and ``species`` are empty where
-    unknown. ``check_files`` False reads labels where there are no slides. Raises LabelError, with
+    unknown. ``check_files`` False reads labels where there are no slides. ``slides``: names of the
+    slides to keep, empty for all; ``attrs["left_out"]`` counts the others. Raises LabelError, with
     up to ten problems at once.
     """
     folder = Path(folder)
     files = files_of(source, folder) or (folder,)
     main, table = files[0], source.read(files, label_values, check_files)
+    if slides:
+        table = _of_slides(main, table, source, slides)
     for column in ("scanner", "lab", "species", "official_split"):
         if column not in table:
             table[column] = ""
@@ -88,6 +93,27 @@ def load(
     table.insert(0, "patch_id", np.arange(len(table), dtype=np.int64))
     types = {"label": np.int8, "x_l0_px": float, "y_l0_px": float, "um_per_px": float}
     return table.astype(types)[list(COLUMNS)]
+
+
+def _of_slides(
+    main: Path, table: pd.DataFrame, source: Source, slides: tuple[str, ...]
+) -> pd.DataFrame:
+    """The rows of the slides named, ``attrs["left_out"]``: n_slides, n_positive, n_negative of the
+    others; raises LabelError for names of no slide.
+    """
+    names, known = table["slide_id"].map(source.bare), table["slide_id"].unique()
+    unknown = [name for name in slides if source.bare(name) not in set(names)]
+    problems = [f"{name}{nearest(name, known)}" for name in unknown]
+    refuse(main, problems, "data.slides names slides that have no annotation here; correct them:")
+    is_kept = names.isin([source.bare(name) for name in slides])
+    others, kept = table[~is_kept], table[is_kept].reset_index(drop=True)
+    n_positive = int(others["label"].sum())
+    kept.attrs["left_out"] = {
+        "n_slides": others["slide_id"].nunique(),
+        "n_positive": n_positive,
+        "n_negative": len(others) - n_positive,
+    }
+    return kept
 
 
 def load_candidates(source: Source, file: Path, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

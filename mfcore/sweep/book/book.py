@@ -64,6 +64,8 @@ def build(study: Settings, results: Path, jobs: Mapping) -> Path:
 def _settings(study: Settings) -> list[str]:
     """What differs between studies in Sphinx's settings; the theme takes both texts for HTML."""
     banner = ["synthetic data: every number here is of made-up slides"] * study.synthetic
+    if study.data.slides:
+        banner.append(f"{study.caveat}: they estimate nothing about all of {study.source.title}")
     banner += [study.mode_title] * bool(study.switched)
     title, banner = html.escape(f"Study {study.name}"), html.escape(" · ".join(banner))
     return ["-D", f"html_title={title}", "-D", f"html_theme_options.announcement={banner}"]
