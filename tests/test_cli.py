@@ -67,7 +67,7 @@ def test_a_study_file_and_its_data_are_checked(tmp_path, capsys):
     assert cli.main(["study", "check", str(file), "--data", str(tmp_path / "none")]) == 1
     assert "none: no such folder" in capsys.readouterr().err
     assert cli.main(["study", "check", str(file)]) == 0
-    assert "the study file is right; 1 arms: resnet50" in capsys.readouterr().out
+    assert "the study file is right; 1 arm: resnet50" in capsys.readouterr().out
     (tmp_path / "annotations.csv").write_text("file,x,y,label\na.svs,ten,2,1\n")
     assert cli.main(["study", "check", str(file), "--data", str(tmp_path)]) == 1
     assert "line 2: x is 'ten'" in capsys.readouterr().err

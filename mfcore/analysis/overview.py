@@ -70,8 +70,8 @@ def _notes(study: Study) -> list[str]:
     if others := facts.get("left_out"):
         notes.append(
             f"The study names its slides and leaves out {counted(others['n_slides'], 'slide')}, "
-            f"with {others['n_positive']:,} {settings.data.positive}s and "
-            f"{others['n_negative']:,} {settings.data.negative}s. Chosen slides estimate nothing "
+            f"with {others['n_positive']:,} of class {settings.data.positive} and "
+            f"{others['n_negative']:,} of class {settings.data.negative}. Chosen slides estimate nothing "
             f"about all of {settings.source.title}."
         )
     if areas := facts.get("scanned_areas"):
