@@ -71,8 +71,8 @@ def _notes(study: Study) -> list[str]:
         notes.append(
             f"The study names its slides and leaves out {counted(others['n_slides'], 'slide')}, "
             f"with {others['n_positive']:,} of class {settings.data.positive} and "
-            f"{others['n_negative']:,} of class {settings.data.negative}. Chosen slides estimate nothing "
-            f"about all of {settings.source.title}."
+            f"{others['n_negative']:,} of class {settings.data.negative}. Chosen slides estimate "
+            f"nothing about all of {settings.source.title}."
         )
     if areas := facts.get("scanned_areas"):
         corner = "scanned area" if settings.data.origin == "scanned_area" else "slide"

@@ -83,7 +83,8 @@ def test_what_a_study_of_chosen_slides_leaves_out_is_said(study):
     run.finish(["labels.parquet"], **whole, left_out={"n_slides": 482, "n_positive": 9600, "n_negative": 12420})
     caption = overview.data(Study(settings, study.folder)).caption
     assert "(study `t`, synthetic data, 2 chosen slides)" in caption
-    assert "leaves out 482 slides, with 9,600 of class mitotic figure and 12,420 of class look-alike. Chosen slides estimate nothing" in caption
+    assert "leaves out 482 slides, with 9,600 of class mitotic figure and 12,420 of class look-alike. Chosen" in caption
+    assert "Chosen slides estimate nothing" in caption
 
 
 @pytest.mark.parametrize(("mode", "filled"), [("strict", "white"), ("paper", "black")])
