@@ -79,8 +79,12 @@ def audit(study: Study) -> Iterator[Exhibit]:
         "a training patch, or that has a twin in training."
     )
     facts = run.record["facts"]
-    words = [caption, splits_audit.networks_sentence(run), not_drawn(facts["not_drawn"])]
-    words = filter(None, [*words, *facts["remarks"]])
+    words = [
+        caption,
+        splits_audit.tests_sentence(study.splits),
+        splits_audit.networks_sentence(run),
+    ]
+    words = filter(None, [*words, not_drawn(facts["not_drawn"]), *facts["remarks"]])
     caption, summary = " ".join(words), splits_audit.summary(schemes)
     yield Exhibit("01_audit", "Every way to split", caption, summary, section=AUDIT)
     order = schemes["scheme"].map([*SCHEMES].index).sort_values(kind="stable").index

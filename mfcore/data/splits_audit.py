@@ -249,6 +249,21 @@ def between(probes: pd.DataFrame, networks: pd.DataFrame) -> dict[str, float]:
     return {"tested_by_both": float(np.mean(both)), "trained_on_by_networks": float(np.mean(seen))}
 
 
+def tests_sentence(table: pd.DataFrame) -> str:
+    """A sentence on splits whose folds all test the same patches; empty where the folds differ.
+
+    table: as `mfcore.data.splits.make` returns it.
+    """
+    tested = table[(table["role"] == "test") & (table["train_domain"] == splits.ALL)]
+    tests = tested.groupby("fold")["patch_id"].agg(frozenset)
+    if len(tests) < 2 or tests.nunique() > 1:
+        return ""
+    return (
+        f"All {len(tests)} folds test the same patches: the spread over folds shows how training"
+        " varies, not how patients do."
+    )
+
+
 def networks_sentence(run: store.Run) -> str:
     """A sentence on the networks' splits against the probes', from a finished audit; empty where
     they are the same.

@@ -77,6 +77,14 @@ def test_what_the_data_cannot_show_is_a_dash_and_said():
     assert splits_audit.remarks(several) == []
 
 
+def test_folds_that_all_test_the_same_patches_are_told():
+    table, _ = planted()
+    again = pd.concat([table, table.assign(fold=1)])
+    assert splits_audit.tests_sentence(again).startswith("All 2 folds test the same patches")
+    other = table.assign(fold=1, patch_id=table["patch_id"] + 1)
+    assert splits_audit.tests_sentence(pd.concat([table, other])) == splits_audit.tests_sentence(table) == ""
+
+
 def test_the_authors_split_is_said_to_share_cases_and_twins():
     _, labels = planted()
     labels = labels.assign(official_split=["train", "val", "test", "test", "test", "train"], case_id=list("PPQQPP"))
