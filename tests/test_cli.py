@@ -67,13 +67,28 @@ def test_a_study_file_and_its_data_are_checked(tmp_path, capsys):
     assert cli.main(["study", "check", str(file), "--data", str(tmp_path / "none")]) == 1
     assert "none: no such folder" in capsys.readouterr().err
     assert cli.main(["study", "check", str(file)]) == 0
-    assert "the study file is right; 1 arms: resnet50" in capsys.readouterr().out
+    assert "the study file is right; 1 arm: resnet50" in capsys.readouterr().out
     (tmp_path / "annotations.csv").write_text("file,x,y,label\na.svs,ten,2,1\n")
     assert cli.main(["study", "check", str(file), "--data", str(tmp_path)]) == 1
     assert "line 2: x is 'ten'" in capsys.readouterr().err
     file.write_text("name: mine\ntitle: Mine\ndata: {sorce: csv}\nencoders: [resnet50]\n")
     assert cli.main(["study", "check", str(file)]) == 1
     assert "did you mean source?" in capsys.readouterr().err
+
+
+def test_a_check_asks_no_card_of_an_encoder_that_the_study_pretrains(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\ntitle: M\ndata: {source: synthetic}\nencoders: [own]\npretraining: [{name: own}]\n")
+    assert cli.main(["study", "check", str(file)]) == 0, capsys.readouterr().err
+
+
+def test_a_check_refuses_what_no_synthetic_slide_has(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    scales = "scales: {encoders: [resnet50], patches: [{um_per_px: 0.2, size_px: [64]}, {um_per_px: 0.25, size_px: [64]}]}\n"
+    file.write_text("name: mine\ntitle: M\ndata: {source: synthetic}\nencoders: [resnet50]\n" + scales)
+    assert cli.main(["study", "check", str(file)]) == 1
+    said = capsys.readouterr().err
+    assert "scales.patches[0.2 um/px]: 5 of 5 slides are coarser" in said and "[0.25" not in said
 
 
 @pytest.mark.parametrize(
