@@ -1,5 +1,6 @@
 """Scales: the same annotations at several fields of view and resolutions, as derived studies; their table and figure."""
 
+import dataclasses
 import re
 
 import made_study
@@ -16,9 +17,9 @@ from mfcore.analysis.encoders import scales
 from mfcore.data import patches
 from mfcore.encoders import embed
 from mfcore.measures.binary import auroc
-from mfcore.study import arms, data as study_data, encoders
-from mfcore.study.config import ConfigError
-from mfcore.sweep import jobs, switches as measuring
+from mfcore.study import arms, data as study_data, encoders, predictions
+from mfcore.study.config import ConfigError, Scales, load_study
+from mfcore.sweep import ROOT, jobs, switches as measuring
 
 SCALES = """
 scales:
@@ -29,6 +30,7 @@ scales:
     - {um_per_px: 0.5, size_px: [32]}
 """
 FILE = made_study.FILE.replace("n_folds: 2", "n_folds: 3") + SCALES
+EMBEDDED = ("efficientnet_lite0", "vit_tiny_random")
 NAMES = ["32px_0.25um", "64px_0.25um", "32px_0.5um"]
 BY_HAND = (
     made_study.FILE.replace("size_px: 32, um_per_px: 0.25, stored_px: 48", "size_px: 32, um_per_px: 0.5")
@@ -214,3 +216,17 @@ def test_slides_a_little_coarser_are_enlarged_and_the_table_says_by_how_much(mea
     study = opened(measured, text)
     assert not measuring.measure(study, "32px_0.24um", measured / "data")
     assert scales.table(study, "32px_0.24um")["why"].tolist() == ["10 of 10 slides enlarged, by up to 4.2%"]
+
+
+@pytest.mark.parametrize("name", ["amibr", "demo_full"])
+def test_scales_change_no_key_of_the_study_itself(name):
+    with_scales = load_study(ROOT / "studies" / f"{name}.yaml")
+    without = dataclasses.replace(with_scales, scales=Scales())
+    assert with_scales != without
+
+    def decide(study):
+        networks = [predictions.training_settings(study, network, 0) for network in study.networks]
+        cards = [encoders.embeddings_config(study, one, ROOT) for one in study.encoders if one in EMBEDDED]
+        return study_data.patches_config(study), study_data.splits_config(study), networks, cards, study.probe.linear
+
+    assert decide(with_scales) == decide(without) and decide(without)[3]
