@@ -107,8 +107,10 @@ def _add_pieces(commands: "argparse._SubParsersAction", study: argparse.Argument
     pretrain = commands.add_parser("pretrain", parents=[piece], help=words)
     pretrain.add_argument("--encoder", required=True, help="one of the study's pretrainings")
     pretrain.set_defaults(work=_pretrain)
-    measure = commands.add_parser("measure", parents=[piece], help="measure what a switch is worth")
-    measure.add_argument("--switch", required=True, help='its name; "base": none, "paper": all')
+    words = "measure what a switch or a scale is worth"
+    measure = commands.add_parser("measure", parents=[piece], help=words)
+    words = 'its name; "base": no switch, "paper": all; a scale: such as 64px_0.25um'
+    measure.add_argument("--switch", "--scale", required=True, help=words)
     measure.set_defaults(work=_measure)
     for reads_slides in (pretrain, measure):
         reads_slides.add_argument(
@@ -295,10 +297,8 @@ def _export(asked: argparse.Namespace) -> int:
 
 
 def _check(asked: argparse.Namespace) -> int:
-    import pandas as pd
-
-    from mfcore.data import patches_read
-    from mfcore.study import data, encoders, external, predictions
+    from mfcore.data.synthetic import domains
+    from mfcore.study import data, encoders, external, predictions, pretrained
     from mfcore.study.config import load_study
 
     settings = load_study(asked.file)
@@ -308,16 +308,17 @@ def _check(asked: argparse.Namespace) -> int:
     folder = data.data_folder(settings, asked.file, asked.data)
     others = predictions.external_sets(settings)
     for name in settings.encoders:
-        encoders.card_of(settings, name)
+        if not pretrained.is_of(settings, name):  # which has no card yet
+            encoders.card_of(settings, name)
     if asked.data and not folder.is_dir():
         return _say(f"--data {folder}: no such folder")
+    if settings.synthetic:
+        data.refuse_enlarged(settings, domains.scanned())
     if settings.synthetic or not folder.is_dir():
         print(f"data: {'made by mfcore' if settings.synthetic else 'not there yet'} ({folder})")
         return 0
-    labels = data.load_labels(settings, folder)
-    jobs = patches_read.look(labels, folder, data.reading_of(settings), n_workers=2)
-    tables = [job.rows.assign(um_per_px=job.um_per_px) for job in jobs]
-    encoders.check_tolerances(settings, pd.concat(tables))
+    labels = data.looked_at(settings, folder, n_workers=2)
+    encoders.check_tolerances(settings, labels)
     n_positive = int(labels["label"].sum())
     print(
         f"data: {labels['file'].nunique():,} files, {labels['domain'].nunique()} domains;"

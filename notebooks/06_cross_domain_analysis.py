@@ -3,10 +3,10 @@
 #
 # | reads | writes | costs (demo) |
 # |---|---|---|
-# | every arm's predictions, published values, the raters' votes | Tab. 2, Fig. 2, tumour against scanner | a minute |
+# | every arm's predictions, published values, the raters' votes | Tab. 2, Fig. 2, tumour against scanner, field of view | a minute |
 #
 # Tab. 2 and Fig. 2 of Ganz et al. 2024 for this study: train on one domain, test on its own test slides and on all of every
-# other domain.
+# other domain. Scanners differ in resolution too: the last figure shows what resolution and field of view are worth.
 
 # %% tags=["parameters"]
 study_file = "../studies/demo.yaml"  # what decides the numbers
@@ -15,6 +15,7 @@ results = "../results"  # where runs are kept, a folder a study
 # %%
 from mfcore import open_study
 from mfcore.analysis import domains
+from mfcore.analysis.encoders import scales
 
 study = open_study(study_file, results, parameters=locals())
 
@@ -43,6 +44,12 @@ study.show(domains.by_test_domain(study))
 study.show(domains.tumour_against_scanner(study))
 
 # %% [markdown]
+# ## How much tissue, at which resolution?
+
+# %%
+study.show(scales.field_of_view(study))
+
+# %% [markdown]
 # ## Checks
 
 # %%
@@ -55,6 +62,7 @@ print("files written:", *sorted(path.name for path in study.figures.glob("06_*")
 # **What we saw.** What a change of tumour, scanner and laboratory costs each arm.
 #
 # **Limits.** Published values were measured on MIDOG 2022 with other encoders; they stand beside ours for orientation and are
-# not to be subtracted from them. A domain here differs from another in several ways at once.
+# not to be subtracted from them. A domain here differs from another in several ways at once. An encoder enlarges a small field
+# to the same input, so its field of view and the size at which it sees a cell change together; a network's does not.
 #
 # **Next.** Put an encoder of your own into the study (`docs/your-encoder.md`) and run it again.

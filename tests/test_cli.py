@@ -76,6 +76,21 @@ def test_a_study_file_and_its_data_are_checked(tmp_path, capsys):
     assert "did you mean source?" in capsys.readouterr().err
 
 
+def test_a_check_asks_no_card_of_an_encoder_that_the_study_pretrains(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\ntitle: M\ndata: {source: synthetic}\nencoders: [own]\npretraining: [{name: own}]\n")
+    assert cli.main(["study", "check", str(file)]) == 0, capsys.readouterr().err
+
+
+def test_a_check_refuses_what_no_synthetic_slide_has(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    scales = "scales: {encoders: [resnet50], patches: [{um_per_px: 0.2, size_px: [64]}, {um_per_px: 0.25, size_px: [64]}]}\n"
+    file.write_text("name: mine\ntitle: M\ndata: {source: synthetic}\nencoders: [resnet50]\n" + scales)
+    assert cli.main(["study", "check", str(file)]) == 1
+    said = capsys.readouterr().err
+    assert "scales.patches[0.2 um/px]: 5 of 5 slides are coarser" in said and "[0.25" not in said
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

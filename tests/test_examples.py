@@ -83,7 +83,7 @@ def trained(folder, name):
 
 def test_there_is_an_example_for_every_way_in():
     assert list(STUDIES) == ["my_slides", "my_qupath", "my_patches", "my_features", "my_hospital", "my_probes"]
-    assert list(PARTS) == ["networks", "pretraining", "your-encoder"] and len(YAML) == len(STUDIES) + len(PARTS)
+    assert list(PARTS) == ["networks", "pretraining", "studies", "your-encoder"] and len(YAML) == len(STUDIES) + len(PARTS)
     code = {page: [len(blocks(page, kind)) for kind in ("bash", "python", "text")] for page in PAGES}
     code = {page: numbers for page, numbers in code.items() if any(numbers)}
     assert code == {
@@ -280,3 +280,13 @@ def test_every_part_of_a_study_is_right(tmp_path, page):
     (tmp_path / "part.yaml").write_text(yaml.safe_dump(whole))
     settings = mfcore.open_study(tmp_path / "part.yaml", tmp_path).settings
     assert all(getattr(settings, key) for key in yaml.safe_load(part))
+
+
+def test_the_scales_of_the_text_show_the_fields_that_it_says(tmp_path):
+    """16, 32 and 56 um at 0.25 um/px, 32, 56 and 112 at 0.5; the network at 16 and 32 um alone."""
+    (tmp_path / "part.yaml").write_text("name: p\ntitle: P\ndata: {source: synthetic}\nencoders: [uni]\n" + PARTS["studies"])
+    at = data.at_scales(mfcore.open_study(tmp_path / "part.yaml", tmp_path).settings).values()
+    fields = [(one.patches.um_per_px, one.patches.size_px * one.patches.um_per_px, len(one.networks)) for one in at]
+    expected = [(0.25, 16, 1), (0.25, 32, 0), (0.25, 56, 0), (0.5, 32, 1), (0.5, 56, 0), (0.5, 112, 0)]
+    assert fields == expected and all(one.splits.n_folds == 3 and one.splits.sizes == (1.0,) for one in at)
+    assert [one.networks[0].input_px for one in at if one.networks] == [64, 64]

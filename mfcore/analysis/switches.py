@@ -56,22 +56,23 @@ def derived(study: Study, switch: str) -> Study:
     """The study with one switch as released, on the arms of its ``effects`` at the full size.
 
     switch: a name of `Switches`; `BASE` sets none and `PAPER` all. Patches stay as wide as the
-    study's, so that they are the same ones. Raises ValueError for another name.
+    study's, so that they are the same ones. The name of a scale gives the study at that scale
+    (`mfcore.study.data.at_scales`). Raises ValueError for another name.
     """
+    at_scales = study_data.at_scales(study.settings)
+    if switch in at_scales:
+        return Study(at_scales[switch], study.folder)
     if switch not in (BASE, PAPER, *Switches.CHOICES):
-        raise ValueError(f"switch {switch!r} is not one of {[*Switches.CHOICES, PAPER]}")
+        known = [*Switches.CHOICES, PAPER, *at_scales]
+        raise ValueError(f"switch {switch!r} is not one of {known}")
     settings, effects = study.settings, study.settings.effects
     names = {BASE: (), PAPER: Switches.CHOICES}.get(switch, (switch,))
     released = {name: getattr(RELEASED, name) for name in names}
-    network = _network(settings, effects.network)
-    full = {"sizes": (max(settings.splits.sizes),), "by_domain": False}
+    encoders = (effects.encoder,) if effects.encoder else ()
     flipped = replace(
-        settings,
+        settings.narrowed(encoders, effects.network, effects.n_folds),
         switches=replace(settings.switches, **released),
         patches=replace(settings.patches, stored_px=settings.stored_px),
-        splits=replace(settings.splits, **full, n_folds=effects.n_folds or settings.splits.n_folds),
-        encoders=(effects.encoder,) if effects.encoder else (),
-        networks=(replace(network, **full),) if network else (),
     )
     return Study(flipped, study.folder)
 
@@ -96,9 +97,9 @@ def made_from(settings: Settings, arm: str) -> list:
 
 
 def why_not(study: Study, switch: str, arm: str) -> str:
-    """Why a switch changes nothing of an arm; empty where it changes something."""
+    """Why a switch changes nothing of an arm; empty where it changes something, and of a scale."""
     base, flipped = derived(study, BASE).settings, derived(study, switch).settings
-    if switch == BASE:
+    if switch not in (PAPER, *Switches.CHOICES):
         return ""
     if base.switches == flipped.switches:
         return "the study itself does as the released code"
@@ -183,23 +184,21 @@ def _measured(study: Study, base: Study, name: str, arm: str) -> dict:
     if why := departures()[name].get("no_switch") or why_not(study, name, arm):
         return {"why": why}
     flipped = base if name == BASE else derived(study, name)
-    predictions, of_base = _predictions(flipped, arm), _predictions(base, arm)
+    predictions, of_base = predictions_of(flipped, arm), predictions_of(base, arm)
     if predictions is None and name in set(Switches.CHOICES) - set(study.settings.effects.switches):
         return {"why": "the study doesn't ask for it (effects.switches)"}
     if predictions is None:
-        return {"why": _not_yet(study, name)}
+        return {"why": not_yet(study, name)}
     if of_base is None:
-        return {"why": f"the study as it is, to compare with: {_not_yet(study, BASE)}"}
+        return {"why": f"the study as it is, to compare with: {not_yet(study, BASE)}"}
     over = statistics.spread(flipped.scores["auroc"][flipped.scores["arm"] == arm])
     row = {"n_folds": over.n, "auroc": over.mean, "auroc_sd": over.sd, "why": ""}
     return (
-        row
-        if name == BASE
-        else row | _difference(study, predictions, of_base, counted(study, name))
+        row if name == BASE else row | difference(study, predictions, of_base, counted(study, name))
     )
 
 
-def _predictions(study: Study, arm: str) -> pd.DataFrame | None:
+def predictions_of(study: Study, arm: str) -> pd.DataFrame | None:
     """What an arm of a derived study predicted; None unless every fold is there."""
     try:
         predictions, failures = study.predictions, study.failures
@@ -208,14 +207,17 @@ def _predictions(study: Study, arm: str) -> pd.DataFrame | None:
     return None if arm in set(failures["arm"]) else predictions[predictions["arm"] == arm]
 
 
-def _not_yet(study: Study, name: str) -> str:
-    """Why a switch isn't measured: the failure of its job, or that the job hasn't run."""
+def not_yet(study: Study, name: str) -> str:
+    """Why a switch or scale isn't measured: the failure of its job, or that the job hasn't run."""
     file = study.folder / "failures" / f"measure_switch.{name}.json"
     return f"failed: {store.read_json(file)['reason']}" if file.is_file() else NOT_YET
 
 
-def _difference(study: Study, flipped: pd.DataFrame, base: pd.DataFrame, count: str) -> dict:
-    """How the AUROC differs: paired over folds tested on the same patches, else unpaired."""
+def difference(study: Study, flipped: pd.DataFrame, base: pd.DataFrame, count: str) -> dict:
+    """How the AUROC differs: paired over folds tested on the same patches, else unpaired.
+
+    flipped, base: predictions of one arm at one size. Returns ``difference, low, high, why``.
+    """
     changed, unchanged = (
         by_fold(part, "auroc", study.seed, study_predictions.ALL) for part in (flipped, base)
     )

@@ -5,6 +5,7 @@ runs (folders, device, workers) is not here: those are parameters of the noteboo
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -12,12 +13,21 @@ from pydantic import TypeAdapter, ValidationError
 
 from mfcore.data.labels.source import SOURCES
 from mfcore.data.options import SCHEMES, Data, Patches, Splits
+from mfcore.data.slides.slide import SAME_RESOLUTION
 from mfcore.encoders.card import cards
 from mfcore.encoders.catalogue import OwnEncoder, path_of
 from mfcore.pretraining.method import Crops, OnlinePatches, Pretraining, in_order, steps_of
 from mfcore.store.options import ConfigError, as_dict, nearest, problems_of, repeated
 from mfcore.store.text import TwiceError, read_yaml
-from mfcore.study.config_schema import MODES, Effects, Inflation, Settings, Switches
+from mfcore.study.config_schema import (
+    MODES,
+    Effects,
+    Inflation,
+    Resolution,
+    Scales,
+    Settings,
+    Switches,
+)
 from mfcore.tasks import registry
 from mfcore.tasks.protocol import TaskOptions
 from mfcore.training.options import Lora, Network, Probe
@@ -38,6 +48,8 @@ __all__ = [
     "Patches",
     "Pretraining",
     "Probe",
+    "Resolution",
+    "Scales",
     "Settings",
     "Splits",
     "Switches",
@@ -164,25 +176,76 @@ def _arms(study: Settings) -> Iterator[str]:
 
 def _references(study: Settings) -> Iterator[str]:
     """Names of arms that the study doesn't have."""
-    effects = study.effects
+    effects, scales = study.effects, study.scales
     encoders = {
         "inflation.encoder": [study.inflation.encoder],
         "conventions": [study.conventions],
         "probe_audit": study.probe_audit,
         "effects.encoder": [effects.encoder],
+        "scales.encoders": scales.encoders,
     }
     for key, names in encoders.items():
         for name in names:
             if name and name not in study.encoders:
                 hint = nearest(name, study.encoders)
                 yield f"{key}: {name!r} is not among encoders {list(study.encoders)}{hint}"
-    networks, name = [network.name for network in study.networks], effects.network
-    if name and name not in networks:
-        yield f"effects.network: {name!r} is not among networks {networks}{nearest(name, networks)}"
+    networks = [network.name for network in study.networks]
+    for key, name in {"effects": effects.network, "scales": scales.network}.items():
+        if name and name not in networks:
+            hint = nearest(name, networks)
+            yield f"{key}.network: {name!r} is not among networks {networks}{hint}"
     if effects.switches and not (effects.encoder or effects.network):
         yield "effects.switches: neither effects.encoder nor effects.network names an arm; name one"
-    if (effects.n_folds or 1) > study.splits.n_folds:
-        yield f"effects.n_folds: {effects.n_folds}; the study has {study.splits.n_folds} folds"
+    for key, n_folds in {"effects": effects.n_folds, "scales": scales.n_folds}.items():
+        if (n_folds or 1) > study.splits.n_folds:
+            yield f"{key}.n_folds: {n_folds}; the study has {study.splits.n_folds} folds"
+
+
+def _scales(study: Settings) -> Iterator[str]:
+    """What is wrong with ``scales``, as far as the study tells without its slides."""
+    scales, sizes = study.scales, study.splits.sizes
+    if bool(scales.patches) != bool(scales.encoders or scales.network):
+        yield "scales: name patches, and in encoders or network the arms that are measured at them"
+    if foreign := sorted(set(scales.sizes or ()) - set(sizes)):
+        yield f"scales.sizes: {foreign}; name some of splits.sizes {list(sizes)}"
+    if twice := repeated([at.um_per_px for at in scales.patches]):
+        yield f"scales.patches: {twice[0]:g} um/px stands twice; put its sides in one entry"
+    elsewhere = {own.name for own in study.own_encoders if own.features}
+    for name in scales.encoders:
+        one = name.partition("@")[0]
+        if name in elsewhere or one in [pretraining.name for pretraining in study.pretraining]:
+            how = "were made elsewhere" if name in elsewhere else "see the study's own patches"
+            yield f"scales.encoders: embeddings by {name!r} {how}, at one scale; leave it out"
+    if scales.patches and (
+        study.switches.resolution != "target" or study.patches.um_per_px is None
+    ):
+        yield "scales: need patches of known um/px; set patches.um_per_px and resolution: target"
+        return
+    for at in scales.patches:
+        yield from _scale(study, at, f"scales.patches[{at.um_per_px:g} um/px]")
+
+
+def _scale(study: Settings, at: Resolution, place: str) -> Iterator[str]:
+    """What is wrong with one resolution: sides of the network, and what patch images can't show."""
+    if foreign := sorted(set(at.network_px or ()) - set(at.size_px)):
+        yield f"{place}.network_px: {foreign}; name some of size_px {list(at.size_px)}"
+    if study.source.has_slides:
+        return
+    stored, side = study.patches.um_per_px, study.side_at(at.um_per_px)
+    if at.um_per_px < stored * (1 - SAME_RESOLUTION):
+        yield f"{place}: the patch images have {stored:g} um/px and would be enlarged; leave it out"
+        return
+    image = f"the patch images have {side} px, {side * at.um_per_px:g} um"
+    if wide := [size for size in at.size_px if size > side]:
+        yield f"{place}.size_px: {wide} px, {image}; leave out what doesn't fit"
+    for network in [one for one in study.networks if one.name == study.scales.network]:
+        for size in at.size_px if at.network_px is None else at.network_px:
+            needed = replace(network, input_px=size).needed_px
+            if needed > side >= size:
+                yield (
+                    f"{place}.network_px: to rotate and shift a crop of {size} px takes {needed}"
+                    f" px, {image}; leave {size} out"
+                )
 
 
 def _tolerances(study: Settings) -> Iterator[str]:
@@ -290,7 +353,12 @@ CHECKS = {
     _patches: {"data", "patches", "switches"},
     _arms: {"encoders", "networks", "splits"},
     _references: {
-        "conventions", "effects", "encoders", "inflation", "networks", "probe_audit", "splits",
+        "conventions", "effects", "encoders", "inflation", "networks", "probe_audit", "scales",
+        "splits",
+    },
+    _scales: {
+        "data", "networks", "own_encoders", "patches", "pretraining", "scales", "splits",
+        "switches",
     },
     _tolerances: {"own_encoders", "patches", "switches"},
     _networks: {"networks", "patches", "splits"},

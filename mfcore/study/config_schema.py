@@ -1,15 +1,27 @@
 """What a study may say: frozen data with their defaults and meaning."""
 
 import typing
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from mfcore.data.labels.source import SOURCES, Source
 from mfcore.data.options import SCHEMES, Data, Patches, Splits
 from mfcore.encoders.catalogue import OwnEncoder
 from mfcore.pretraining.method import Pretraining
-from mfcore.store.options import ConfigError, Count, Distinct, Flag, among, options, repeated
+from mfcore.store.options import (
+    ConfigError,
+    Count,
+    Distinct,
+    Flag,
+    PositiveShare,
+    UmPerPx,
+    Whole,
+    among,
+    options,
+    repeated,
+)
 from mfcore.tasks.protocol import TaskOptions
 from mfcore.training.options import Network, Probe
 
@@ -133,6 +145,40 @@ class Effects:
     n_folds: Count | None = None
 
 
+Sides = Annotated[
+    tuple[Annotated[Whole, Field(ge=8)], ...], Field(min_length=1), Distinct
+]  # of patches, in px
+
+
+@options
+class Resolution:
+    """Patches of one resolution, for `Scales`.
+
+    size_px: their sides; a patch shows ``size_px * um_per_px`` um of tissue. network_px: those of
+    the sides that the network is trained at, as its ``input_px``; None: all.
+    """
+
+    um_per_px: UmPerPx
+    size_px: Sides
+    network_px: Annotated[tuple[Whole, ...], Distinct] | None = None
+
+
+@options
+class Scales:
+    """What the field of view and the resolution are worth: the same annotations cut in other ways.
+
+    encoders: those of the study's that are probed at every scale. network: one that is trained;
+    empty for none. patches: the scales. sizes: which of the study's sizes; None: the largest alone.
+    n_folds: how many of the study's; None for all.
+    """
+
+    encoders: Annotated[tuple[str, ...], Distinct] = ()
+    network: str = ""
+    patches: tuple[Resolution, ...] = ()
+    sizes: Annotated[tuple[PositiveShare, ...], Field(min_length=1), Distinct] | None = None
+    n_folds: Count | None = None
+
+
 def _named_once(entries: tuple[Any, ...]) -> tuple[Any, ...]:
     if twice := repeated([entry.name for entry in entries]):
         raise ValueError(f"{twice[0]!r} stands twice; name each once")
@@ -153,6 +199,7 @@ class Settings:
     probe_audit: those of ``encoders`` that are also probed by other published estimators
         (`mfcore.training.estimators`).
     effects: which switches' effects are measured, on which arms.
+    scales: at which fields of view and resolutions which arms are measured besides.
     pretraining: encoders that the study pretrains from slides; those that ``encoders`` lists are
         benchmarked like any other.
     tasks: downstream tasks by which encoders are judged besides.
@@ -176,6 +223,7 @@ class Settings:
     probe_audit: tuple[str, ...] = ()
     networks: tuple[Network, ...] = ()
     effects: Effects = Effects()
+    scales: Scales = Scales()
     pretraining: Annotated[tuple[Pretraining, ...], NamedOnce] = ()
     tasks: Annotated[tuple[TaskOptions, ...], NamedOnce] = ()
     test_on: tuple[str, ...] = ()
@@ -226,6 +274,27 @@ class Settings:
         """Side in px of the patches as stored: as said, or enough for every network's rotations."""
         needed = [self.patches.size_px, *(network.needed_px for network in self.networks)]
         return self.patches.stored_px or max(needed)
+
+    def side_at(self, um_per_px: float) -> int:
+        """Side in px of the stored patches where they are resampled to ``um_per_px``."""
+        return int(self.stored_px * self.patches.um_per_px / um_per_px + 1e-6)
+
+    def narrowed(
+        self,
+        encoders: tuple[str, ...],
+        network: str,
+        n_folds: int | None,
+        sizes: tuple[float, ...] | None = None,
+    ) -> "Settings":
+        """The study on some of its arms and folds (None: all) alone, without single domains.
+
+        network: empty for none. sizes: None for the largest alone.
+        """
+        sizes = sizes or (max(self.splits.sizes),)
+        n_folds, without = n_folds or self.splits.n_folds, {"sizes": sizes, "by_domain": False}
+        networks = [replace(one, **without) for one in self.networks if one.name == network]
+        splits = replace(self.splits, **without, n_folds=n_folds)
+        return replace(self, encoders=encoders, networks=tuple(networks), splits=splits)
 
     def released_in_training(self, network: Network) -> dict[str, str]:
         """Those of ``sampler`` and ``augmentation`` that are as released and change a training.

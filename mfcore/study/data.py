@@ -9,15 +9,17 @@ from pathlib import Path
 import pandas as pd
 
 from mfcore import store
-from mfcore.data import downloads, patches, splits, splits_audit
+from mfcore.data import downloads, patches, patches_read, splits, splits_audit
 from mfcore.data.labels import table as labels
 from mfcore.data.options import SCHEMES
 from mfcore.data.patches import Reading
+from mfcore.data.slides.slide import SAME_RESOLUTION
 from mfcore.data.splits_draw import BY_TRAINING_SCRIPT, Placing, Scheme, SplitError
 from mfcore.store.options import as_dict
 from mfcore.streams import stream_seed
-from mfcore.study.config import Settings
+from mfcore.study.config import ConfigError, Settings
 
+MAX_ENLARGED = 1.1  # ours: 40x scanners differ less, from 0.23 to 0.27 um/px
 Identity = tuple[str, str, dict, dict[str, str]]  # of a run: stage, name, config, inputs
 
 # ---- the data folder ----
@@ -133,6 +135,63 @@ def extract(study: Settings, folder: str | Path, results: Path, n_workers: int =
 def find_patches(study: Settings, results: Path) -> store.Run:
     """The study's finished patches; raises StoreError where there are none."""
     return store.find_run(results, "patches", study.name, patches_config(study))
+
+
+# ---- scales ----
+
+
+def at_scales(study: Settings) -> dict[str, Settings]:
+    """The study at each of its ``scales``, by the scale's name, such as "64px_0.25um".
+
+    Each has patches, encoders, network, sizes and folds of its scale. Patch images are brought to
+    the scale's um/px as a whole, and cropped then.
+    """
+    scales, studies = study.scales, {}
+    for at in scales.patches:
+        for side in at.size_px:
+            is_trained = at.network_px is None or side in at.network_px
+            network = scales.network if is_trained else ""
+            this = study.narrowed(scales.encoders, network, scales.n_folds, scales.sizes)
+            networks = tuple(replace(one, input_px=side) for one in this.networks)
+            patch = {"size_px": side, "um_per_px": at.um_per_px, "stored_px": None}
+            if not study.source.has_slides:
+                patch["stored_px"] = study.side_at(at.um_per_px)
+                ratio = at.um_per_px / study.patches.um_per_px
+                patch["fit"] = study.patches.fit or (
+                    "crop" if ratio > 1 + SAME_RESOLUTION else None
+                )
+            this = replace(this, patches=replace(study.patches, **patch), networks=networks)
+            studies[f"{side}px_{at.um_per_px:g}um"] = this
+    return studies
+
+
+def refuse_enlarged(study: Settings, table: pd.DataFrame) -> None:
+    """Raise one ConfigError for all resolutions of ``scales`` that are finer than the slides'.
+
+    A slide may be enlarged by MAX_ENLARGED. table: ``slide_id`` and the slide's ``um_per_px``.
+    """
+    problems, slides = [], table.groupby("slide_id")["um_per_px"].max()
+    for at in study.scales.patches:
+        coarse = slides[slides > MAX_ENLARGED * at.um_per_px].sort_values(ascending=False)
+        if len(coarse):
+            problems.append(
+                f"scales.patches[{at.um_per_px:g} um/px]: {len(coarse)} of {len(slides)} slides"
+                f" are coarser, such as {coarse.index[0]} with {coarse.iloc[0]:g} um/px, and would"
+                " be enlarged; leave the resolution out"
+            )
+    if problems:
+        raise ConfigError(f"study {study.name}: " + "\n  ".join(problems))
+
+
+def looked_at(study: Settings, folder: Path, n_workers: int = 1) -> pd.DataFrame:
+    """The label table of the study's data folder with the um/px of each slide; reads no px.
+
+    Raises LabelError and PatchError for data that can't be used, ConfigError as `refuse_enlarged`.
+    """
+    jobs = patches_read.look(load_labels(study, folder), folder, reading_of(study), n_workers)
+    table = pd.concat([job.rows.assign(um_per_px=job.um_per_px) for job in jobs])
+    refuse_enlarged(study, table)
+    return table
 
 
 # ---- twins ----

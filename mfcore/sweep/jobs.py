@@ -1,7 +1,7 @@
 """The jobs of a study: which notebook runs with which parameters, after which others.
 
-Three kinds of job have no notebook: a share of an embedding, the measuring of a switch's effect,
-and the supplement.
+Three kinds of job have no notebook: a share of an embedding, the measuring of a switch's effect or
+of a scale, and the supplement.
 """
 
 import math
@@ -9,7 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mfcore import store
-from mfcore.study import encoders as study_encoders, pretrained, tasks as study_tasks
+from mfcore.study import (
+    data as study_data,
+    encoders as study_encoders,
+    pretrained,
+    tasks as study_tasks,
+)
 from mfcore.study.config import Pretraining, Settings, Switches
 
 STAGES = {
@@ -87,9 +92,14 @@ def jobs_of(study: Settings, n_shares: int = 1) -> dict[str, Job]:
         jobs += _encoder_jobs(study, encoder, n_shares)
     arms = _names(job for job in jobs if job.notebook in (STAGES["03"], STAGES["04"]))
     switches = list(_switch_jobs(study, (first, *arms)))
+    scales = [
+        Job(f"{MEASURE}.{scale}", MEASURE, {"switch": scale}, (first, *arms))
+        for scale in study_data.at_scales(study)
+    ]
     external = [_job("13", arms)] if study.test_on else []  # Fig. 1 shows it
     jobs += [*switches, *external, _job("05", [*arms, *_names(switches), *_names(external)])]
-    jobs += [_job("06", arms)] if study.splits.by_domain else []
+    if study.splits.by_domain or scales:
+        jobs += [*scales, _job("06", [*arms, *_names(scales)])]
     jobs.append(_job("12", arms))
     jobs += _judging_jobs(study, [name for name in arms if name.startswith(STAGES["03"])])
     jobs.append(Job(SUPPLEMENT, SUPPLEMENT, {}, _names(job for job in jobs if job.stage != SHARE)))

@@ -1,4 +1,5 @@
-"""Measure what one switch is worth: make the runs of the study with the switch flipped.
+"""Measure what a switch or a scale is worth: make the runs of the study with the switch flipped, or
+at the scale.
 
 What flipping leaves equal is found in the store and not made again, also while others measure on
 the same folder.
@@ -11,10 +12,12 @@ from pathlib import Path
 
 from mfcore import store
 from mfcore.analysis import switches
+from mfcore.analysis.encoders import scales
 from mfcore.analysis.switches import BASE, derived
 from mfcore.store.records import digest
 from mfcore.study import arms as study_arms, data as study_data, encoders as study_encoders
 from mfcore.study.config import ConfigError
+from mfcore.study.predictions import arms_of
 from mfcore.study.study import Study
 
 REFUSALS = (RuntimeError, ValueError)  # the bases of what stages raise of an arm; others go on
@@ -25,14 +28,18 @@ def measure(
 ) -> list[str]:
     """Make what shows a switch's effect on the study's arms; returns a line for each that failed.
 
-    switch: as for `switches.derived`. data: the study's data folder, read only where patches are
-    cut or drawn anew. An arm that the switch doesn't touch is left out; where it touches none,
-    nothing is made. Raises ValueError for a switch that there isn't, and what `study_data.extract`
-    and `study_data.write_splits` raise.
+    switch: as for `switches.derived`, of a scale too. data: the study's data folder, read only
+    where patches are cut or drawn anew, and for a scale. An arm that the switch doesn't touch is
+    left out; where it touches none, nothing is made. Raises ValueError for a switch that there
+    isn't and for a scale that the slides don't have, and what `study_data.extract` and
+    `study_data.write_splits` raise.
     """
     this, problems = derived(study, switch), []
-    arms = switches.arms(study.settings)
+    arms = [arm.name for arm in arms_of(this.settings).values() if not arm.method]
     touched = [arm for arm in arms if not switches.why_not(study, switch, arm)]
+    if switch in study_data.at_scales(study.settings):
+        folder = study_data.prepare(study.settings, data, n_workers)
+        study_data.looked_at(study.settings, folder, n_workers)
     if touched:
         _draw(study, this, data, n_workers)
     for arm in touched:
@@ -82,13 +89,17 @@ def _is_there(find: Callable[[], store.Run]) -> bool:
 def measure_and_tell(
     study: Study, switch: str, data: str | Path, device: str, n_workers: int
 ) -> int:
-    """Measure a switch and the study as it is; prints what it is worth, returns the exit status."""
-    if not switches.arms(study.settings):
+    """Measure a scale, or a switch and the study as it is; prints what it is worth, returns the
+    exit status.
+    """
+    is_scale = switch in study_data.at_scales(study.settings)
+    if not (is_scale or switches.arms(study.settings)):
         raise ConfigError(f"study {study.name}: effects name neither an encoder nor a network")
     problems = []
-    for name in dict.fromkeys((BASE, switch)):
+    for name in [switch] if is_scale else dict.fromkeys((BASE, switch)):
         problems += measure(study, name, data, device, n_workers)
-    for row in switches.table(study, (switch,)).to_dict("records"):
+    table = scales.table(study, switch) if is_scale else switches.table(study, (switch,))
+    for row in table.to_dict("records"):
         print(f"{row['arm']} ({row['kind']}): {switches.sentence(row)}")
     for problem in problems:
         print(f"mfcore: {problem}", file=sys.stderr)

@@ -15,6 +15,21 @@ STUDIES = Path(__file__).parents[2] / "studies"
 GOOD = "name: t\ntitle: t\ndata: {source: midog}\nencoders: [a]\n"
 
 
+AT = "patches: [{um_per_px: 0.5, size_px: [64]}]"
+SCALES = {  # what a study can't say of them
+    f"encoders: [b], {AT}": "scales.encoders: 'b' is not among encoders",
+    f"network: a, {AT}": "scales.network: 'a' is not among networks",
+    AT: "scales: name patches, and in encoders or network the arms",
+    "encoders: [a]": "scales: name patches, and in encoders or network the arms",
+    f"encoders: [a], {AT}, n_folds: 6": "scales.n_folds: 6; the study has 5 folds",
+    f"encoders: [a], {AT}, sizes: [0.5]": r"scales.sizes: \[0.5\]; name some of splits.sizes",
+    f"encoders: [a], {AT[:-1]}, {{um_per_px: 0.5, size_px: [32]}}]": "scales.patches: 0.5 um/px stands twice",
+    "encoders: [a], patches: [{um_per_px: 0.5, size_px: [7]}]": r"patches\[0\].size_px\[0\]: 7 should be greater",
+    "encoders: [a], patches: [{um_per_px: 0.5, size_px: [8, 8]}]": r"patches\[0\].size_px: 8 stands twice",
+    "encoders: [a], patches: [{um_per_px: 0.5, size_px: [64], network_px: [32]}]": r"network_px: \[32\]; name some of size_px",
+}
+
+
 def load(tmp_path, text):
     file = tmp_path / "t.yaml"
     file.write_text(text)
@@ -128,6 +143,7 @@ def test_all_slips_of_the_pen_are_told_at_once(tmp_path):
             r"effects.switches\[0\]: 'epochs' is not one of .*; did you mean epoch\?",
         ),
         (GOOD + "effects: {encoder: a, switches: [epoch, epoch]}\n", "effects.switches: 'epoch' stands twice"),
+        *((GOOD + f"scales: {{{said}}}\n", message) for said, message in SCALES.items()),
         (GOOD + "inflation: {encoder: a, schemes: [slides]}\n", r"inflation.schemes\[0\]: 'slides' .*; did you mean slide\?"),
         (GOOD + "probe_audit: [b]\n", "probe_audit: 'b' is not among encoders"),
         (GOOD.replace("midog}", "midog, label_values: ['1', '1']}"), "data.label_values: '1' stands twice"),
@@ -192,6 +208,35 @@ def test_all_that_is_wrong_with_networks_is_told_at_once(tmp_path):
     told = str(caught.value)
     assert told.count("\n") == 5 and "5 problems" in told
     assert all(key in told for key in ("[n].lora.rank", "[n].lora.dropout", "[n].shift_px", "[m].max_lr", "[m].n_epochs"))
+
+
+def test_scales_need_slides_or_images_of_known_resolution_and_encoders_that_can_embed_again(tmp_path):
+    scales = f"scales: {{encoders: [a, t, own], {AT}}}\npretraining: [{{name: own}}]\n"
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, GOOD.replace("[a]", "[a, {name: t, features: ./f}, own]") + scales + "switches: {resolution: native}\n")
+    told = str(caught.value)
+    assert "embeddings by 't' were made elsewhere" in told and "embeddings by 'own' see the study's own patches" in told
+    assert "scales: need patches of known um/px" in told and "3 problems" in told
+
+
+def test_all_fields_that_patch_images_cannot_show_are_told_at_once(tmp_path):
+    """Of 128 px at 0.25 um/px, 32 um: nothing beyond, nothing enlarged, and the room that a network needs."""
+    text = (
+        "name: t\ntitle: t\ndata: {source: amibr}\npatches: {size_px: 128}\nencoders: [a]\n"
+        "networks: [{name: n, input_px: 64, shift_px: 4}]\nscales:\n  encoders: [a]\n  network: n\n  patches:\n"
+        "    - {um_per_px: 0.25, size_px: [84, 128, 129], network_px: [84, 128]}\n"
+        "    - {um_per_px: 0.5, size_px: [64, 65], network_px: []}\n    - {um_per_px: 0.24, size_px: [64]}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    told = str(caught.value).splitlines()[1:]
+    assert [line.split(";")[0].strip() for line in told] == [
+        "scales.patches[0.25 um/px].size_px: [129] px, the patch images have 128 px, 32 um",
+        "scales.patches[0.25 um/px].network_px: to rotate and shift a crop of 128 px takes 190 px, "
+        "the patch images have 128 px, 32 um",
+        "scales.patches[0.5 um/px].size_px: [65] px, the patch images have 64 px, 32 um",
+        "scales.patches[0.24 um/px]: the patch images have 0.25 um/px and would be enlarged",
+    ]
 
 
 def test_a_missing_study_names_those_there_are():

@@ -3,6 +3,7 @@
 import functools
 from importlib import resources
 
+import pandas as pd
 import yaml
 
 from mfcore.store.options import options
@@ -67,3 +68,9 @@ def all_domains() -> tuple[Domain, ...]:
         (resources.files("mfcore.data.synthetic") / "domains.yaml").read_text(encoding="utf-8")
     )
     return tuple(Domain(**entry) for entry in entries)
+
+
+def scanned() -> pd.DataFrame:
+    """``slide_id`` and ``um_per_px`` of the slides of each domain, a row a domain."""
+    rows = [(f"those of {one.name}", one.um_per_px) for one in all_domains()]
+    return pd.DataFrame(rows, columns=["slide_id", "um_per_px"])
