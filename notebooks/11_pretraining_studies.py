@@ -72,7 +72,8 @@ print("files written:", *sorted(path.name for path in study.figures.glob("11_*")
 # %% [markdown]
 # **What we saw.** How far scores on tasks follow from the start, the data, the magnifications and the method of a pretraining.
 #
-# **Limits.** Each was pretrained once unless the study says it again with another seed: bars are of the heads alone. The demo's
-# are short, on slides that were made up; the paper's are 100 epochs on TCGA.
+# **Limits.** Of one seed, bars are of the heads alone. Of several (`n_seeds`), bars go from the lowest seed to the highest, and an
+# interval over three is wide; seeds that start from an encoder start from the same weights. The demo's pretrainings are short, on
+# slides that were made up; the paper's are 100 epochs on TCGA.
 #
 # **Next.** Put a pretrained encoder among the study's `encoders`: 02 to 06 then benchmark it like any other.

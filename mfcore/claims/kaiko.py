@@ -3,27 +3,30 @@ thing, on each task.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 from itertools import chain, product
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
-from mfcore.analysis.encoders import pretrainings as of_pretraining, representations, tasks
+from mfcore.analysis.encoders import (
+    comparisons,
+    pretrainings as of_pretraining,
+    representations,
+    tasks,
+)
 from mfcore.analysis.encoders.representations import EXPECTED, TITLES
 from mfcore.claims.arms import pathology
 from mfcore.claims.material import Material, Untestable
 from mfcore.claims.rules import ALPHA, UNCLEAR, Finding, describe
 from mfcore.encoders.card import cards
-from mfcore.measures.statistics import LEVEL, holm
+from mfcore.measures.statistics import MIN_FOLDS, Test, holm
 from mfcore.study import pretrained
 from mfcore.study.config import Settings
 from mfcore.study.pretrained import METHODS, steps_of
 
 ODCORRS = ("odcorr_abs", "odcorr_sq")
-ONCE = "pretrained once for one of the values at least, so other draws of the training may differ"
+ONCE = "pretrained once or twice for one of the values, so other draws of the training may differ"
 AMOUNTS = {
     "start": lambda one: one.start != "random",
     "patches.um_per_px": lambda one: len(set(one.patches.um_per_px)),
@@ -62,14 +65,14 @@ def starts(material: Material) -> Finding:
 def decorrelation(material: Material) -> Finding:
     """ODCorr (both readings) of DINOv2 less that of DINO, on each task's images."""
     table, tests = of_pretraining.representations_table(material.study), []
-    table = of_pretraining.last(of_pretraining.compared(material.settings, table, "method"))
+    table = comparisons.last(comparisons.compared(material.settings, table, "method"))
     table = table[table["metric"].isin(ODCORRS) & table["mean"].notna()]
     for (_, task, metric), part in table.groupby(["base", "task", "metric"], sort=False):
-        scores = part.set_index("value")["mean"]
-        new, old = (scores[scores.index == METHODS[name].title] for name in ("dinov2", "dino"))
+        scores, titles = part.set_index("name")["mean"], part["value"].to_numpy()
+        new, old = (scores[titles == METHODS[name].title] for name in ("dinov2", "dino"))
         if len(new) and len(old):
             name = f"{task}, {TITLES[metric]} {new.mean():.3f} (DINOv2) against {old.mean():.3f}"
-            tests.append(_difference(name, new, old))
+            tests.append((name, comparisons.over_seeds(material.settings, new, old)))
     return _over_pretrainings(tests, "no DINO and DINOv2 that are otherwise alike were judged here")
 
 
@@ -103,7 +106,7 @@ def _ways(settings: Settings, varied: str) -> list[Ways]:
     each smaller amount.
     """
     ways = []
-    for comparison in of_pretraining.comparisons(settings, varied):
+    for comparison in comparisons.comparisons(settings, varied):
         groups = defaultdict(list)
         for name, value in zip(comparison.names, comparison.values, strict=True):
             groups[AMOUNTS[varied](settings.pretraining_of(name)), value].append(name)
@@ -132,51 +135,41 @@ def _on_tasks(material: Material, asked: list[Ways]) -> Finding:
     """Whether the first of each two ways scores more than the second, on every task that judged
     both.
     """
-    runs = tasks.runs(material.study)
+    runs, settings, tests = tasks.runs(material.study), material.settings, []
     scores = tasks.reported(tasks.scores_table(material.study)).set_index(["task", "encoder"])[
         "mean"
     ]
-    tests = []
-    for ways, task in product(asked, [task.name for task in material.settings.tasks]):
+    for ways, task in product(asked, [task.name for task in settings.tasks]):
         first, second = ([name for name in way if (task, name) in runs] for way in ways)
-        name = f"{task}, {' and '.join(first)} less {' and '.join(second)}"
-        if min(len(first), len(second)) > 1:
-            tests.append(_difference(name, scores[task][first], scores[task][second]))
-        elif first and second:
+        name = f"{task}, {_named(settings, first)} less {_named(settings, second)}"
+        if len(first) == len(second) == 1:
             one = tasks.difference(material.study, task, first[0], second[0])
-            tests.append((name, one.estimate, one.low, one.high, False))
+            tests.append((name, Test(replace(one, n=1), math.nan)))
+        elif first and second:
+            test = comparisons.over_seeds(settings, scores[task][first], scores[task][second])
+            tests.append((name, test))
     return _over_pretrainings(
         tests, "no task has judged two pretrainings that differ in this alone"
     )
 
 
-def _difference(
-    name: str, first: pd.Series, second: pd.Series
-) -> tuple[str, float, float, float, bool]:
-    """A test over pretrainings, with Welch's 95 % interval; no interval where one way has a single
-    score.
-    """
-    estimate = first.mean() - second.mean()
-    if min(len(first), len(second)) < 2:
-        return name, estimate, math.nan, math.nan, False
-    if np.ptp(first) == np.ptp(second) == 0:
-        return name, estimate, estimate, estimate, True
-    return (
-        name,
-        estimate,
-        *stats.ttest_ind(first, second, equal_var=False).confidence_interval(LEVEL),
-        True,
-    )
+def _named(settings: Settings, names: list[str]) -> str:
+    """Pretrainings or snapshots by the first of their seeds, with the number of seeds."""
+    firsts = pretrained.first_seeds(settings)
+    ways = Counter(one.replace(stem := one.partition("@")[0], firsts[stem], 1) for one in names)
+    return " and ".join(f"{way} ({n} seeds)" if n > 1 else way for way, n in ways.items())
 
 
-def _over_pretrainings(tests: list[tuple], lacking: str) -> Finding:
-    """The finding of tests over pretrainings; unclear where a way was pretrained once."""
+def _over_pretrainings(tests: list[tuple[str, Test]], lacking: str) -> Finding:
+    """The finding of named tests over seeds, p after Holm; unclear with fewer than three seeds."""
     if not tests:
         raise Untestable(lacking)
-    table = pd.DataFrame(tests, columns=["name", "estimate", "low", "high", "is_repeated"])
-    table["clear"] = (table["low"] > 0) | (table["high"] < 0)
-    table = table.assign(drawn="", p_holm=math.nan)
-    is_repeated = table["is_repeated"].all()
+    table = pd.DataFrame(
+        [{"name": name, "p": test.p, **vars(test.interval)} for name, test in tests]
+    )
+    table = table.assign(drawn="", p_holm=holm(table["p"].astype(float)))
+    table["clear"] = table["p_holm"] < ALPHA
+    is_repeated = (table["n"] >= MIN_FOLDS).all()
     return Finding(
         "; ".join(describe(test) for _, test in table.iterrows()),
         UNCLEAR,

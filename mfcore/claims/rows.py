@@ -1,5 +1,5 @@
-"""The rows of the ledger: what papers state, read from the YAML files of this folder, one for each
-paper.
+"""The rows of the ledger: what papers state, read from the YAML files of this folder: one for each
+paper, and two for single numbers of later work.
 """
 
 import functools
@@ -8,7 +8,15 @@ from importlib import resources
 
 import yaml
 
-PAPERS = ("ganz-2024", "ammeling-2025", "banerjee-2025", "kaiko-2024", "kaiko-2024-notes")
+PAPERS = (
+    "ganz-2024",
+    "ammeling-2025",
+    "banerjee-2025",
+    "later-2026",
+    "later-2026-notes",
+    "kaiko-2024",
+    "kaiko-2024-notes",
+)
 
 # What a claim is about. Only the data sets that are named can settle the claim; DIRECTION is
 # settled by any real data that ask the paper's question, ANYWHERE by any study: what networks and

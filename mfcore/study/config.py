@@ -73,6 +73,7 @@ def load_study(path: str | Path) -> Settings:
     path = Path(path)
     content = _read(path)
     _set_own_encoders_apart(content, path.parent)
+    problems, wrong = _repeat_by_seed(content), set()  # wrong: sections
     if isinstance(content.get("test_on"), list):
         files = [(path.parent / str(file)).resolve() for file in content["test_on"]]
         content["test_on"] = [str(file) for file in files]
@@ -80,12 +81,11 @@ def load_study(path: str | Path) -> Settings:
     if isinstance(switches, dict):
         defaults = MODES["paper" if content.get("mode") == "paper" else "strict"]
         content["switches"] = as_dict(defaults) | switches
-    problems, wrong = [], set()  # wrong: sections
     try:
         study = STUDY.validate_python(content)
     except ValidationError as error:
         messages = problems_of(error, Settings, content)
-        problems = [text.replace("own_encoders[", "encoders[", 1) for text in messages]
+        problems += [text.replace("own_encoders[", "encoders[", 1) for text in messages]
         wrong = {line["loc"][0] for line in error.errors()}
         right = {key: content[key] for key in content if isinstance(key, str) and key not in wrong}
         study = STUDY.validate_python(REQUIRED | right)
@@ -136,6 +136,34 @@ def _set_own_encoders_apart(content: dict, folder: Path) -> None:
             entry["features"] = str((folder / Path(place).expanduser()).resolve())
     names = [entry.get("name", "") if isinstance(entry, dict) else entry for entry in entries]
     content |= {"encoders": names, "own_encoders": [*moved, *described]}
+
+
+def _repeat_by_seed(content: dict) -> list[str]:
+    """Put each pretraining with ``n_seeds`` into ``content`` so many times; gives what is wrong.
+
+    The first keeps name and seed, so that its runs stay its own; the others have the next seeds and
+    are called NAME_seed1, NAME_seed2. A task that lists the first judges the others, too.
+    """
+    again, problems, repeated_all = {}, [], []
+    entries, tasks = content.get("pretraining"), content.get("tasks")
+    for entry in entries if isinstance(entries, list) else ():
+        if not (isinstance(entry, dict) and "n_seeds" in entry):
+            repeated_all.append(entry)
+            continue
+        one = {key: value for key, value in entry.items() if key != "n_seeds"}
+        name, n, seed = str(one.get("name")), entry["n_seeds"], one.get("seed", 0)
+        if type(n) is not int or n < 1:
+            problems.append(f"pretraining[{name}].n_seeds: {n!r} should be a whole number above 0")
+        seeds = range(seed, seed + n) if type(n) is type(seed) is int else ()
+        more = [one | {"name": f"{name}_seed{i}", "seed": i} for i in seeds[1:]]
+        again[name] = [name, *(each["name"] for each in more)]
+        repeated_all += [one, *more]
+    if again:
+        content["pretraining"] = repeated_all
+        for task in tasks if isinstance(tasks, list) else ():
+            if isinstance(task, dict) and isinstance(names := task.get("encoders"), list):
+                task["encoders"] = [each for name in names for each in again.get(str(name), [name])]
+    return problems
 
 
 # ---- checks of several sections: each yields problems of a study, see CHECKS ----

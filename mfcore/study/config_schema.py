@@ -201,7 +201,8 @@ class Settings:
     effects: which switches' effects are measured, on which arms.
     scales: at which fields of view and resolutions which arms are measured besides.
     pretraining: encoders that the study pretrains from slides; those that ``encoders`` lists are
-        benchmarked like any other.
+        benchmarked like any other. In a file, ``n_seeds: 3`` repeats an entry from other seeds, as
+        NAME_seed1 and NAME_seed2.
     tasks: downstream tasks by which encoders are judged besides.
     test_on: other study files, on all of whose patches every arm is also tested; a relative path
         starts from the folder of the study file.

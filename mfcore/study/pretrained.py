@@ -4,6 +4,8 @@ A run ``pretrain-<name>-<key>`` keeps a folder for each snapshot, ``encoders/ste
 ``card.json`` and ``weights.safetensors``. ``NAME`` stands for the last, ``NAME@STEP`` for any.
 """
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 from mfcore import store
@@ -53,6 +55,18 @@ def in_order(study: Settings) -> list[str]:
 def snapshots_of(pretraining: Pretraining) -> list[str]:
     """The names of a pretraining's snapshots, ``NAME@STEP``, in order."""
     return [f"{pretraining.name}@{step}" for step in steps_of(pretraining)]
+
+
+def first_seeds(study: Settings) -> dict[str, str]:
+    """By name of each pretraining, the first that differs from it in its seed alone.
+
+    Names and numbers of snapshots make no difference.
+    """
+    firsts, names = {}, {}
+    for one in study.pretraining:
+        alike = as_dict(replace(in_full(one), name="-", seed=0, n_snapshots=1))
+        names[one.name] = firsts.setdefault(json.dumps(alike, sort_keys=True), one.name)
+    return names
 
 
 def is_of(study: Settings, name: str) -> bool:

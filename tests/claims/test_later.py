@@ -1,6 +1,7 @@
 """What later work says of LoRA and of AMi-Br: confirmed and refuted by made scores, and why a network falls short."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,47 @@ def test_the_successors_numbers_are_asked_of_the_arm_that_they_name():
     }
     assert rows.loc[list(expected), "verdict"].to_dict() == expected
     assert rows.loc[list(expected), "paper"].str.endswith("second-hand").all()
+
+
+# ---- single numbers of 2025 and 2026 ----
+
+LATER = [row for row in load() if row.paper.startswith("Later work")]
+FACTS = Path(__file__).parents[2].parent / "shared" / "facts" / "published-2026.md"
+
+
+def test_later_numbers_have_a_source_and_are_marked_where_they_are_second_hand():
+    assert all("arXiv" in row.place or "repository" in row.place or "Enda" in row.place for row in LATER)
+    noted = [row for row in LATER if "note" in row.place]
+    assert noted == [row for row in LATER if row.paper.endswith("second-hand")] and 0 < len(noted) < len(LATER)
+    assert {row.evidence for row in LATER} == {"later work"} and len({row.quote for row in LATER}) == len(LATER)
+
+
+@pytest.mark.skipif(not FACTS.is_file(), reason="the numbers of ../shared/facts are not here")
+def test_later_numbers_are_those_that_were_noted():
+    """Each number of a row but counts in words; 0.908 is .908 there, 88.2 % a share."""
+    text = FACTS.read_text(encoding="utf-8")
+    for row in LATER:
+        for number in re.findall(r"(?<![\w.])0(\.\d{2,})", row.quote):
+            assert number in text, (row.quote, number)
+        for share in re.findall(r"[\d.]+(?= %)", row.quote):
+            assert f"{share} %" in text, (row.quote, share)
+        for number in re.findall(r"arXiv (\d{4}\.\d{5})", row.place):
+            assert number in text or number == "2506.21444"  # the benchmark's
+        if isinstance(row.expected, float):
+            assert f"{row.expected:g}" in row.quote
+
+
+@pytest.mark.parametrize("source", ["midog22", "midogpp", "ccmct", "synthetic"])
+def test_later_numbers_are_judged_on_no_data_that_they_are_not_about(source):
+    study = made_claims.study(source)
+    rows = asked(study, made_claims.scores(study), LATER)
+    assert set(rows["verdict"]) == {NOT_TESTABLE} and (rows["why"] != "").all()
+    assert rows["difference"].isna().sum() >= len(LATER) - 2, "a number has no distance from other data's number"
+    shown = rows[rows["here"] != ""]
+    assert shown["test"].str.startswith("none").sum() == 0 and len(shown) == 2
+    assert shown["why"].str.contains("it is about detectors in whole images").all()
+    number = rows.loc["MIDOG 2025: atypical against normal reaches balanced accuracy 0.908 on the final test set"]
+    assert number["expected"] == "0.908" and "test sets are not public" in number["why"]
 
 
 # ---- AMi-Br ----
@@ -188,6 +230,14 @@ def test_published_ranges_and_who_is_above_whom():
         assert rows.loc[quote, "verdict"] == REPRODUCED, quote
         assert amibr(**opposite).loc[quote, "verdict"] == NOT_REPRODUCED, quote
     assert rows.loc["linear probes reach balanced accuracies of 0.594 to 0.634", "verdict"] == NOT_TESTABLE, "no predictions"
+
+
+def test_the_best_on_amibr_is_asked_of_networks_and_lora_alike():
+    quote = "AMi-Br benchmark: balanced accuracy of up to 0.8135 on AMi-Br"
+    for full, verdict in (({}, REPRODUCED), ({"adapted": 0.6}, NOT_REPRODUCED), ({"net": 0.95}, NOT_REPRODUCED)):
+        rows = asked(STUDY, made_claims.scores(STUDY, full=LEVELS | full, across=ACROSS), LATER)
+        assert rows.loc[quote, "verdict"] == verdict
+        assert set(rows["verdict"].drop(quote)) == {NOT_TESTABLE}
 
 
 def test_one_probe_outside_the_published_range_is_enough():

@@ -2,12 +2,17 @@
 
 import dataclasses
 import re
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from mfcore.pretraining.method import METHODS, SMALL, in_full, in_order
+from mfcore.study import pretrained
 from mfcore.study.config import ConfigError, Crops, Pretraining, load_study
+from mfcore.study.tasks import encoders_of
 
+STUDIES = Path(__file__).parents[2] / "studies"
 GOOD = "name: t\ntitle: t\ndata: {source: midog}\nencoders: [a]\n"
 VIT = "architecture: vit_tiny_patch16_224, arguments: {img_size: 64}, crops: {global_px: 64, local_px: 32}"
 
@@ -208,3 +213,44 @@ def test_an_encoder_that_the_study_pretrains_stands_among_its_encoders_and_start
     assert study.encoders == ("a", "p") and in_order(study.pretraining) == ["p", "q"]
     from_hub = [Pretraining("r", start="hf-hub:o/r@0123"), *study.pretraining]
     assert in_order(from_hub) == ["r", "p", "q"], "a revision is no snapshot"
+
+
+def test_n_seeds_repeats_a_pretraining_and_whom_a_task_judges(tmp_path):
+    text = (
+        GOOD + f"pretraining: [{{name: p, n_seeds: 3, {VIT}}}, {{name: q, seed: 4, n_seeds: 2, {VIT}}}, {{name: r, {VIT}}}]\n"
+    )
+    study = load(tmp_path, text + "tasks: [{name: bach, encoders: [a, q, r]}, {name: crc}]\n")
+    names = ["p", "p_seed1", "p_seed2", "q", "q_seed5", "r"]
+    assert [(one.name, one.seed) for one in study.pretraining] == list(zip(names, [0, 1, 2, 4, 5, 0], strict=True))
+    assert [encoders_of(study, task) for task in study.tasks] == [["a", "q", "q_seed5", "r"], ["a", *names]]
+    assert study.encoders == ("a",), "an encoder that is probed stays one"
+    once = load(tmp_path, text.replace("n_seeds: 3, ", "").replace("n_seeds: 2, ", ""))
+    for name in ("p", "q", "r"):
+        assert pretrained.config_of(study, name) == pretrained.config_of(once, name), "its runs stay its own"
+    assert pretrained.config_of(study, "p_seed1") != pretrained.config_of(study, "p")
+
+
+@pytest.mark.parametrize("n", ["0", "true", "2.0", "x", "[2]"])
+def test_a_number_of_seeds_is_a_number(tmp_path, n):
+    with pytest.raises(
+        ConfigError, match=r"2 problems:\n  pretraining\[p\].n_seeds: .* should be a whole number above 0\n  pre"
+    ):
+        load(tmp_path, one(f"n_seeds: {n}, base_lr: 0"))
+    with pytest.raises(ConfigError, match="'p_seed1' stands twice"):
+        load(tmp_path, GOOD + "pretraining: [{name: p, n_seeds: 2}, {name: p_seed1}]\n")
+
+
+def test_kaiko_s_dinov2_begins_as_its_authors_have_it():
+    """Fig. 4: LayerScale and a mask token of zeros are in the keys of DINOv2's four, and of no DINO's."""
+    study = load_study(STUDIES / "kaiko.yaml")
+    begins = {p.name: pretrained.config_of(study, p.name)["pretraining"].get("begins_with") for p in study.pretraining}
+    asked = {name for name, first in begins.items() if first == {"layer_scale": 1e-5, "mask_token_sd": 0.0}}
+    assert asked == {"dinov2", "dinov2_lr_001", "dinov2_lr_002", "dinov2_lr_008"}
+    assert {first is None for name, first in begins.items() if name not in asked} == {True}
+
+
+def test_every_comparison_of_demo_full_has_three_seeds():
+    study = load_study(STUDIES / "demo_full.yaml")
+    firsts = Counter(pretrained.first_seeds(study).values())
+    assert firsts.pop("own_vit") == 1 and set(firsts.values()) == {3} and len(firsts) == 11
+    assert all(one.start in ("random", "efficientnet_lite0", "own_vit") for one in study.pretraining)

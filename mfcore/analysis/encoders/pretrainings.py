@@ -1,11 +1,6 @@
-"""What a study pretrains: how each pretraining goes, which are compared, and what they are worth.
-
-A comparison is found from the configs: pretrainings equal in all but one thing.
-"""
+"""What a study pretrains: how each pretraining goes, and what each is worth beside others."""
 
 import contextlib
-import json
-from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +9,15 @@ import seaborn as sns
 
 from mfcore import store
 from mfcore.analysis.encoders import pretraining_run, representations, tasks
+from mfcore.analysis.encoders.comparisons import (
+    PANEL,
+    SCORES,
+    VARIED,
+    by_way,
+    compared,
+    comparisons,
+    differences,
+)
 from mfcore.analysis.exhibit import (
     MARKERS,
     Exhibit,
@@ -26,22 +30,11 @@ from mfcore.analysis.exhibit import (
 )
 from mfcore.analysis.scores import once
 from mfcore.encoders.card import cards
-from mfcore.study.config import Pretraining, Settings, as_dict
-from mfcore.study.pretrained import METHODS, in_full
+from mfcore.study.config import Settings
+from mfcore.study.pretrained import METHODS, first_seeds
 from mfcore.study.study import Study
 
 SECTION = "Pretraining"
-# What the paper varies, one thing at a time, with the figure or table of kaiko 2024 that shows it
-VARIED = {
-    "start": "What training starts from (kaiko 2024, Fig. 1)",
-    "patches.slide_fraction": "Share of the slides (kaiko 2024, Fig. 2, left)",
-    "patches.n_distinct": "Number of distinct patches (kaiko 2024, Fig. 2, right)",
-    "patches.um_per_px": "Magnifications, one or several",
-    "method": "DINO or DINOv2 (kaiko 2024, Fig. 4)",
-}
-NO_DIFFERENCE = ("name", "seed", "n_snapshots")  # a training's name, its draws, what is kept of it
-SCORES = ["name", "task", "metric", "split", "step", "mean", "sd", "n_runs"]
-COMPARED = ["varied", "base", "value", *SCORES]
 NOTED = {
     "loss": "loss",
     "target_entropy": "entropy, mean target (nats)",
@@ -49,65 +42,7 @@ NOTED = {
 }
 
 
-# ---- comparisons ----
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Pretrainings equal in all but ``varied``, a key of VARIED.
-
-    values: what each has for it, in words. Several may have the same: other draws, or another
-    learning rate of a method.
-    """
-
-    varied: str
-    names: tuple[str, ...]
-    values: tuple[str, ...]
-
-    @property
-    def base(self) -> str:
-        """What the others are compared with: the first of the study."""
-        return self.names[0]
-
-
-def comparisons(settings: Settings, *varied: str) -> list[Comparison]:
-    """All that the study's pretrainings allow of some keys of VARIED, of all where none is named.
-
-    Methods are compared where all is equal that isn't the method's own: learning rate, schedules,
-    losses, crops' scales.
-    """
-    every = []
-    for key in varied or VARIED:
-        groups: dict[str, list[Pretraining]] = {}
-        for one in settings.pretraining:
-            groups.setdefault(_but_for(one, key), []).append(one)
-        for group in groups.values():
-            values = tuple(value_of(one, key) for one in group)
-            if len(set(values)) > 1:
-                every.append(Comparison(key, tuple(one.name for one in group), values))
-    return every
-
-
-def _but_for(one: Pretraining, key: str) -> str:
-    """All that decides a pretraining, as text, without ``key`` and what only names or keeps it."""
-    left_out = {*NO_DIFFERENCE, key}
-    if key == "method":
-        left_out |= METHODS["dino"].published.keys() | {"crops.global_scale", "crops.local_scale"}
-        left_out -= {"n_prototypes"}  # a head of another size is no method's own
-    content = pretraining_run.flattened(as_dict(in_full(one)))
-    return json.dumps({k: v for k, v in content.items() if k not in left_out}, sort_keys=True)
-
-
-def value_of(one: Pretraining, key: str) -> str:
-    """What a pretraining has for ``key``, a key of VARIED, in words."""
-    patches, n = one.patches, one.patches.n_distinct
-    return {
-        "start": "random" if one.start == "random" else f"from {one.start}",
-        "patches.slide_fraction": f"{100 * patches.slide_fraction:g} % of slides",
-        "patches.n_distinct": "every patch new" if n is None else f"{n:,} patches",
-        "patches.um_per_px": f"{', '.join(f'{value:g}' for value in patches.um_per_px)} µm/px",
-        "method": METHODS[one.method].title,
-    }[key]
+# ---- what was pretrained ----
 
 
 def learnt_from(settings: Settings, start: str) -> str:
@@ -158,10 +93,10 @@ def histories_table(study: Study) -> pd.DataFrame:
 def overview_table(study: Study) -> pd.DataFrame:
     """What was pretrained, on what and how it ended, a row a pretraining of the study.
 
-    Columns: name, method, architecture, start, slides, um_per_px, n_steps, batch_size, n_patches
-    (seen, not distinct), loss, rankme, target_entropy, seconds (the last noted), patches_per_second
-    (median), NaN where it isn't there; collapsed: why the teacher is taken to have collapsed, ""
-    where it isn't.
+    Columns: name, method, architecture, start, seed, slides, um_per_px, n_steps, batch_size,
+    n_patches (seen, not distinct), loss, rankme, target_entropy, seconds (the last noted),
+    patches_per_second (median), NaN where it isn't there; collapsed: why the teacher is taken to
+    have collapsed, "" where it isn't.
     """
     rows = [
         {
@@ -169,6 +104,7 @@ def overview_table(study: Study) -> pd.DataFrame:
             "method": METHODS[one.method].title,
             "architecture": one.architecture,
             "start": one.start,
+            "seed": one.seed,
             "slides": one.slides or "the study's own",
             "um_per_px": " / ".join(f"{value:g}" for value in one.patches.um_per_px),
             "n_steps": one.n_steps,
@@ -206,55 +142,19 @@ def representations_table(study: Study) -> pd.DataFrame:
     return table.melt(kept, list(representations.TITLES), "metric", "mean")[SCORES]
 
 
-def compared(settings: Settings, table: pd.DataFrame, *varied: str) -> pd.DataFrame:
-    """Rows of `scores_table` or `representations_table` of all comparisons of some keys of VARIED.
-
-    Columns COMPARED. Of tasks that judged two pretrainings of a comparison or more: one alone is
-    compared with nothing.
-    """
-    pairs = [
-        (one.varied, one.base, name, value)
-        for one in comparisons(settings, *varied)
-        for name, value in zip(one.names, one.values, strict=True)
-    ]
-    rows = pd.DataFrame(pairs, columns=["varied", "base", "name", "value"]).merge(table, on="name")
-    panels = rows.groupby(["varied", "base", "task", "metric"])
-    return rows.loc[panels["name"].transform("nunique") > 1, COMPARED].reset_index(drop=True)
-
-
-def last(table: pd.DataFrame) -> pd.DataFrame:
-    """Of `compared`, the last step of each pretraining on each task, by each metric."""
-    keys = ["varied", "base", "task", "metric", "name"]
-    return table.loc[table.groupby(keys, sort=False)["step"].idxmax()].reset_index(drop=True)
-
-
-def differences(table: pd.DataFrame) -> pd.DataFrame:
-    """The `last` rows of `compared` without the bases: ``difference`` from the base's score."""
-    keys, ended = ["varied", "base", "task", "metric"], last(table)
-    is_base = ended["name"] == ended["base"]
-    base = ended.loc[is_base, [*keys, "mean"]].rename(columns={"mean": "of_base"})
-    rows = ended[~is_base].merge(base, "left", keys)
-    difference = (rows["mean"] - rows.pop("of_base")).astype(float)
-    return rows.assign(difference=difference.round(12) + 0.0)  # no rounding error, no -0
-
-
 def differences_table(study: Study) -> pd.DataFrame:
-    """`differences` of every comparison of the study in scores on tasks, with ``low, high``.
+    """`comparisons.differences` of every comparison of the study in scores on tasks.
 
-    ``low, high``: the 95 % interval over the slides, patients or items tested (`tasks.difference`);
-    what another pretraining with other draws would give is not in it. NaN where it isn't known.
+    Of one seed each, ``low, high`` is the 95 % interval over the slides, patients or items tested
+    (`tasks.difference`); what another pretraining with other draws would give is not in it. NaN
+    where it isn't known.
     """
-    rows = differences(compared(study.settings, scores_table(study)))
-    known = rows["difference"].notna()
-    spans = [
-        tasks.difference(study, row.task, row.name, row.base)
-        for row in rows[known].itertuples(index=False)
-    ]
-    for bound in ("low", "high"):
-        rows[bound] = pd.Series(
-            [getattr(span, bound) for span in spans], rows.index[known], dtype=float
-        )
-    return rows.drop(columns=["split", "step"])
+    rows = differences(study.settings, compared(study.settings, scores_table(study)))
+    is_single = (rows[["n_seeds", "n_seeds_of_base"]] == 1).all(axis=1)
+    for at, row in rows[is_single].iterrows():
+        span = tasks.difference(study, row["task"], row["name"], row["base"])
+        rows.loc[at, ["low", "high"]] = span.low, span.high
+    return rows
 
 
 def controls(settings: Settings, table: pd.DataFrame) -> pd.DataFrame:
@@ -289,31 +189,33 @@ def overview(study: Study) -> Exhibit:
 
 
 def _first(settings: Settings) -> list[str]:
-    """All names: first the encoders that the study probes, then two of each comparison."""
-    names = [one.name for one in settings.pretraining]
-    probed = [name for name in names if name in settings.encoders]
-    compared = [name for one in comparisons(settings) for name in one.names[:2]]
-    return list(dict.fromkeys([*probed, *compared, *names]))
+    """The first of each way's seeds: ways that the study probes, then two of each comparison."""
+    firsts, compared = first_seeds(settings), []
+    probed = [firsts[name] for name in firsts if name in settings.encoders]
+    for one in comparisons(settings):
+        compared += list(dict.fromkeys(firsts[name] for name in one.names))[:2]
+    return list(dict.fromkeys([*probed, *compared, *firsts.values()]))
 
 
 @in_style
 def histories(study: Study) -> Exhibit:
-    """Loss, entropy of the mean target and RankMe over steps, a line a pretraining."""
+    """Loss, entropy of the mean target and RankMe over steps, a line a way to pretrain."""
     table, title = histories_table(study), "How pretraining went"
     of, n = of_what(study.settings), table["name"].nunique()
     if not n:
         caption = f"No pretraining of the study is finished ({of})."
         return Exhibit("11_histories", title, caption, table, None, SECTION)
     caption = (
-        f"Loss, entropy of the mean target and RankMe of the teacher by step ({of}). A mean target "
-        "whose entropy falls to 0, or a RankMe that falls towards 1, is a collapse. Losses of "
-        "different methods don't compare, nor does RankMe of patches of other slides, resolutions "
-        "or seeds."
+        f"Loss, entropy of the mean target and RankMe of the teacher by step ({of}): lines are "
+        "means over seeds, bands go from the lowest to the highest. A mean target whose entropy "
+        "falls to 0, or a RankMe that falls towards 1, is a collapse. Losses of different methods "
+        "don't compare, nor does RankMe of patches of other slides, resolutions or seeds."
     )
-    noted = table.melt(["name", "step"], list(NOTED), "noted").dropna()
-    names = sorted(table["name"].unique(), key=_first(study.settings).index)
+    ways = table.assign(name=table["name"].map(first_seeds(study.settings)))
+    noted = ways.melt(["name", "step"], list(NOTED), "noted").dropna()
+    names = sorted(ways["name"].unique(), key=_first(study.settings).index)
     grid = sns.relplot(
-        noted, kind="line", errorbar=None, x="step", y="value", hue="name", style="name",
+        noted, kind="line", errorbar=("pi", 100), x="step", y="value", hue="name", style="name",
         hue_order=names, style_order=names, palette=colours(len(names)), col="noted",
         height=3.6, aspect=0.7, linewidth=1.2, facet_kws={"sharey": False},
     )  # fmt: skip
@@ -350,16 +252,20 @@ def methods(study: Study) -> Exhibit:
 
 @in_style
 def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> Exhibit:
-    """What snapshots score by step, a panel a comparison, task and metric; dotted: the control."""
+    """What snapshots score by step, a panel a comparison, task and metric; dotted: the control.
+
+    A line a way to pretrain; table: SCORES, as `scores_table`.
+    """
     heading = "; ".join(VARIED[key] for key in varied)
-    rows = compared(study.settings, table, *varied)
+    rows = by_way(study.settings, compared(study.settings, table, *varied))
     if rows.empty:
         of = of_what(study.settings)
         caption = f"No two judged pretrainings of the study differ in this alone ({of})."
         return Exhibit(name, heading, caption, rows, None, SECTION)
-    panel = ["varied", "base", "task", "metric"]
     label = rows["value"] + " (" + rows["name"] + ")"
-    shown = rows.assign(panel=rows.groupby(panel, sort=False).ngroup(), label=label)
+    n_seeds = rows.groupby("name")["n_seeds"].transform("max")
+    label += (", " + n_seeds.astype(str) + " seeds").where(n_seeds > 1, "")
+    shown = rows.assign(panel=rows.groupby(PANEL, sort=False).ngroup(), label=label)
     shown = shown.sort_values(["panel", "step"], kind="stable")
     place = {name: i for i, name in enumerate(rows["name"].unique())}  # the same in all panels
     aside = shown["name"].map(place) - (len(place) - 1) / 2  # so that bars don't hide one another
@@ -370,11 +276,11 @@ def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> E
         shown, col="panel", col_wrap=min(3, shown["panel"].nunique()), hue="label", hue_kws=looks,
         sharex=False, sharey=False, height=3, aspect=0.9,
     )  # fmt: skip
-    grid.map(plt.errorbar, "at", "mean", "sd", markersize=4, capsize=2, linewidth=1.2)
+    grid.map(_bars, "at", "mean", "low", "high")
     grid.set(xlim=(0, None))
     untrained = controls(study.settings, scores_table(study))
     untrained = untrained.set_index(["of", "task", "metric"])["mean"]
-    for i, part in rows.drop_duplicates(panel).reset_index().iterrows():
+    for i, part in rows.drop_duplicates(PANEL).reset_index().iterrows():
         axis, of = grid.axes_dict[i], (part["base"], part["task"], part["metric"])
         if of in untrained:
             axis.axhline(untrained[of], color="0.45", linestyle=":", label="untrained network")
@@ -382,11 +288,18 @@ def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> E
         axis.set_title(f"{part['task']}\nbase: {part['base']}", fontsize=7.5)
     figure = finished(study, grid.figure, heading.replace("; ", "\n"))
     caption = (
-        "Scores of snapshots by step, a line a pretraining, dotted the same network untrained "
-        f"({of_what(study.settings)}). Points and bars: mean and SD over heads trained from other "
-        "seeds on one encoder, so that what another draw of patches would give is not in them."
+        "Scores of snapshots by step, a line a way to pretrain, dotted the same network untrained "
+        f"({of_what(study.settings)}). Points and bars: of several seeds of the pretraining the "
+        "mean, the lowest and the highest; of one seed mean and SD over heads trained on one "
+        "encoder, so that what another draw of patches would give is not in them."
     )
     return Exhibit(name, heading, caption, rows, figure, SECTION)
+
+
+def _bars(at: pd.Series, mean: pd.Series, low: pd.Series, high: pd.Series, **look: object) -> None:
+    """Means joined by a line, with bars from ``low`` to ``high``."""
+    beyond = (mean - low).clip(lower=0), (high - mean).clip(lower=0)
+    plt.errorbar(at, mean, beyond, markersize=4, capsize=2, linewidth=1.2, **look)
 
 
 def against_base(study: Study) -> Exhibit:
@@ -394,7 +307,8 @@ def against_base(study: Study) -> Exhibit:
     table = differences_table(study)
     caption = (
         "Score after the last step less that of the base, which differs in one thing only "
-        f"({of_what(study.settings)}). low, high: 95 % bootstrap over the slides, patients or "
-        "items tested; another draw of the pretraining is not in it."
+        f"({of_what(study.settings)}). low, high: from three seeds on 95 % over seeds (Student's "
+        "t, paired by seed, and wide for three), of one seed 95 % bootstrap over the slides, "
+        "patients or items tested; neither has what the other is over."
     )
     return Exhibit("11_differences", "Differences from the base", caption, table, None, SECTION)

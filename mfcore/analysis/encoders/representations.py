@@ -149,7 +149,8 @@ def tasks_table(study: Study) -> pd.DataFrame:
     """`judged_table` beside the scores: ON_TASKS and ON_SCORES.
 
     ``score`` is the mean over runs of what the task reports, ``metric_of_task``; ``score_sd`` its
-    SD. ``measured_on``: the task whose images RankMe and ODCorr are of, as the study has it.
+    SD. ``measured_on``: the task whose images RankMe and ODCorr are of, as the study has it. Of
+    pretrainings that differ in their seed alone the first: they are no encoders of their own.
     """
     images = {task.name: task.measured_on for task in study.settings.tasks}
     scores = tasks.reported(tasks.scores_table(study))
@@ -159,7 +160,12 @@ def tasks_table(study: Study) -> pd.DataFrame:
     )
     scores = scores.rename(columns={"mean": "score", "sd": "score_sd"})
     measured = judged_table(study).rename(columns={"task": "measured_on"})
-    scores = scores[["task", "encoder", *ON_SCORES]]
+    again = [
+        name for name, first in pretrained.first_seeds(study.settings).items() if name != first
+    ]
+    scores = scores.loc[
+        ~scores["encoder"].str.partition("@")[0].isin(again), ["task", "encoder", *ON_SCORES]
+    ]
     return scores.merge(measured, "inner", ["measured_on", "encoder"])[[*ON_TASKS, *ON_SCORES]]
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t, ttest_ind, ttest_rel
 
 from mfcore import store
-from mfcore.analysis.encoders import pretrainings, tasks
-from mfcore.analysis.encoders.pretrainings import comparisons
+from mfcore.analysis.encoders import comparisons as between, pretrainings, tasks
+from mfcore.analysis.encoders.comparisons import comparisons
 from mfcore.measures.statistics import Interval
 from mfcore.study import pretrained
 from mfcore.study.config import Data, OnlinePatches, OwnEncoder, Pretraining, Settings, TaskOptions
@@ -73,7 +74,7 @@ def made(tmp_path, monkeypatch):
 
 def compared(scores, *varied, settings=STUDY):
     """`pretrainings.compared` by comparison: base, and its rows."""
-    return list(pretrainings.compared(settings, scores, *varied).groupby(["varied", "base"], sort=False))
+    return list(between.compared(settings, scores, *varied).groupby(["varied", "base"], sort=False))
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_what_was_scored_of_one_alone_is_compared_with_nothing(made):
     alone = scores[scores["name"] == "base"].assign(task="consep", metric="dice")
     both = pd.concat([scores, alone], ignore_index=True)
     for varied, of in (("method", {"bach"}), ("start", set())):
-        assert set(pretrainings.compared(STUDY, both, varied)["task"]) == of, varied
+        assert set(between.compared(STUDY, both, varied)["task"]) == of, varied
 
 
 def test_no_difference_is_none():
@@ -126,16 +127,16 @@ def test_no_difference_is_none():
     table = pd.DataFrame({"name": ["base", "few"], "mean": [0.3, 0.1 + 0.2], "step": 100.0, "sd": 0.1, "n_runs": 5})
     table = table.assign(task="bach", metric="balanced_accuracy", split="test", varied="patches.slide_fraction")
     for base in ("base", "few"):
-        (row,) = pretrainings.differences(table.assign(base=base)).to_dict("records")
+        (row,) = between.differences(STUDY, table.assign(base=base, value="")).to_dict("records")
         assert f"{row['difference']:+.3f}" == "+0.000" and row["name"] != base
 
 
 def test_values_are_said_in_words():
     which = {which.name: which for which in STUDY.pretraining}
-    said = {key: pretrainings.value_of(which["few_thousand"], key) for key in pretrainings.VARIED}
+    said = {key: between.value_of(which["few_thousand"], key) for key in between.VARIED}
     assert said["patches.slide_fraction"] == "10 % of slides" and said["patches.n_distinct"] == "1,000 patches"
     assert said["patches.um_per_px"] == "0.25, 0.5, 1, 2 µm/px" and said["method"] == "DINO" and said["start"] == "random"
-    assert pretrainings.value_of(BASE, "patches.n_distinct") == "every patch new"
+    assert between.value_of(BASE, "patches.n_distinct") == "every patch new"
 
 
 def test_scores_are_those_of_the_reported_split_with_the_snapshot_s_step(made):
@@ -213,6 +214,100 @@ def test_nothing_of_a_figure_is_cut_off(drawn, made):
     assert all(axis.yaxis.label.get_tightbbox().x0 >= 0 for axis in figure.axes)
 
 
+# ---- over seeds ----
+
+SEEDS = replace(
+    STUDY,
+    pretraining=tuple(
+        replace(one, name=one.name + more, seed=seed, n_snapshots=2 if seed else one.n_snapshots)
+        for one in (BASE, replace(BASE, name="few", patches=OnlinePatches(slide_fraction=0.1)))
+        for seed, more in enumerate(("", "_seed1", "_seed2"))
+    ),
+)
+BASES, FEWS = {"base": 0.6, "base_seed1": 0.8, "base_seed2": 0.7}, {"few": 0.5, "few_seed1": 0.6, "few_seed2": 0.3}
+
+
+def of_seeds(**of: float) -> pd.DataFrame:
+    """Scores of SEEDS after their last step and, 0.1 lower, after their first snapshot."""
+    rows = [(name, step, mean - less) for name, mean in of.items() for step, less in ((50.0, 0.1), (100.0, 0.0))]
+    table = pd.DataFrame(rows, columns=["name", "step", "mean"])
+    return table.assign(task="bach", metric="balanced_accuracy", split="test", sd=0.03, n_runs=5)
+
+
+def test_what_differs_in_its_seed_alone_is_one_way_and_no_comparison():
+    assert pretrained.first_seeds(SEEDS) == {one.name: one.name.partition("_seed")[0] for one in SEEDS.pretraining}
+    assert set(pretrained.first_seeds(STUDY).items()) == {(one.name, one.name) for one in STUDY.pretraining}
+    assert [c.base for c in comparisons(SEEDS)] == ["base"]
+    alone = between.compared(SEEDS, of_seeds(**BASES), "patches.slide_fraction")
+    assert alone.empty, "three seeds of one way are compared with nothing"
+
+
+def test_three_seeds_of_each_are_paired():
+    """By hand: differences of 0.1, 0.2 and 0.4."""
+    test = between.over_seeds(SEEDS, pd.Series(BASES), pd.Series(FEWS).sample(frac=1, random_state=0))
+    half = t.ppf(0.975, 2) * np.std([0.1, 0.2, 0.4], ddof=1) / np.sqrt(3)
+    assert [test.interval.estimate, test.interval.low, test.interval.high] == pytest.approx(
+        [7 / 30, 7 / 30 - half, 7 / 30 + half]
+    )
+    assert test.p == pytest.approx(ttest_rel([0.6, 0.8, 0.7], [0.5, 0.6, 0.3]).pvalue) and test.interval.n == 3
+    snapshots = (pd.Series({f"{name}@50": value for name, value in side.items()}) for side in (BASES, FEWS))
+    assert between.over_seeds(SEEDS, *snapshots) == test
+
+
+def test_other_seeds_are_compared_by_welch_and_fewer_than_three_have_no_interval():
+    other = replace(SEEDS, pretraining=tuple(replace(p, seed=p.seed + 9 * ("few" in p.name)) for p in SEEDS.pretraining))
+    one = between.over_seeds(other, pd.Series(BASES), pd.Series(FEWS)).interval
+    expected = ttest_ind(list(BASES.values()), list(FEWS.values()), equal_var=False).confidence_interval(0.95)
+    assert (one.low, one.high) == pytest.approx(tuple(expected))
+    two = between.over_seeds(SEEDS, pd.Series(BASES)[:2], pd.Series(FEWS)[:2]).interval
+    assert np.isnan(two.low) and two.n == 2 and two.estimate == pytest.approx(0.15)
+
+
+def test_learning_rates_of_one_seed_are_no_seeds():
+    two = [one for one in STUDY.pretraining if one.method == "dinov2"]
+    assert len(two) == 2 and len({pretrained.first_seeds(STUDY)[one.name] for one in two}) == 2
+    one = between.over_seeds(STUDY, pd.Series({"two": 0.6, "two_again": 0.8}), pd.Series({"base": 0.5})).interval
+    assert one.n == 1 and one.estimate == pytest.approx(0.2) and np.isnan(one.low)
+
+
+def test_tables_and_figures_show_mean_and_range_of_the_seeds(drawn, made):
+    exhibit = drawn(of_seeds(**BASES, **FEWS), "patches.slide_fraction", settings=SEEDS)
+    last = exhibit.table[exhibit.table["step"] == 100].set_index("name")
+    assert last.loc["base", ["mean", "low", "high", "n_seeds"]].tolist() == pytest.approx([0.7, 0.6, 0.8, 3])
+    assert last.loc["few", ["mean", "low", "high"]].tolist() == pytest.approx([7 / 15, 0.3, 0.6]) and len(last) == 2
+    (axis,) = exhibit.figure.axes
+    labels = axis.get_legend_handles_labels()[1]
+    assert labels == ["100 % of slides (base), 3 seeds", "10 % of slides (few), 3 seeds"]
+    bars = [bar.get_segments() for bar in axis.collections]
+    assert bars[0][-1][:, 1] == pytest.approx([0.6, 0.8]), "a bar goes from the lowest seed to the highest"
+    assert "of several seeds of the pretraining the mean, the lowest and the highest" in exhibit.caption
+    (row,) = pretrainings.differences_table(Study(SEEDS, made)).to_dict("records")
+    assert row["difference"] == pytest.approx(-7 / 30) and (row["n_seeds"], row["n_seeds_of_base"]) == (3, 3)
+    assert row["low"] < -0.6 < 0 < row["high"], "an interval over three seeds is wide"
+
+
+def test_one_seed_alone_has_the_heads_spread_and_the_items_interval(drawn, made):
+    exhibit = drawn(of_seeds(base=0.7, few=0.5), "patches.slide_fraction", settings=SEEDS)
+    assert exhibit.table.loc[1, ["low", "high", "n_seeds"]].tolist() == pytest.approx([0.67, 0.73, 1])
+    (row,) = pretrainings.differences_table(Study(SEEDS, made)).to_dict("records")
+    assert (row["low"], row["high"]) == (-0.1, 0.2), "as `tasks.difference` has it"
+    drawn(of_seeds(**BASES, few=0.5), "patches.slide_fraction", settings=SEEDS)
+    (row,) = pretrainings.differences_table(Study(SEEDS, made)).to_dict("records")
+    assert np.isnan(row["low"]) and row["difference"] == pytest.approx(-0.2), "neither holds for three against one"
+
+
+def test_the_history_of_seeds_is_one_line_with_a_band(made, monkeypatch):
+    rows = [(name, step, 5.0 - value, 3.0, 4.0) for name, value in (BASES | FEWS).items() for step in (50, 100)]
+    table = pd.DataFrame(rows, columns=["name", "step", "loss", "target_entropy", "rankme"])
+    monkeypatch.setattr(pretrainings, "histories_table", lambda study: table)
+    exhibit = pretrainings.histories(Study(SEEDS, made))
+    axis, legend = exhibit.figure.axes[0], exhibit.figure.legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["base", "few"] and len(exhibit.table) == 12
+    assert axis.lines[0].get_ydata() == pytest.approx([4.3, 4.3])
+    band = axis.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((4.2, 4.4)) and "from the lowest to the highest" in exhibit.caption
+
+
 CNN = replace(BASE, name="cnn_random", architecture="tf_efficientnet_lite0", arguments={})
 TWO_PAIRS = replace(
     STUDY,
@@ -244,7 +339,7 @@ def test_two_networks_from_random_and_other_weights_are_two_pairs_and_never_mixe
         ["random (base)", "from longer (on)"],
         ["untrained network", "random (cnn_random)", "from efficientnet_lite0 (cnn_imagenet)"],
     ]
-    found = pretrainings.differences(exhibit.table).set_index("name")
+    found = between.differences(TWO_PAIRS, exhibit.table).set_index("name")
     assert found["base"].to_dict() == {"on": "base", "cnn_imagenet": "cnn_random"}
 
 

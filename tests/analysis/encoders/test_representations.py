@@ -276,6 +276,13 @@ def test_a_task_s_row_is_of_its_own_images_beside_what_the_encoder_scores_there(
     assert list(rows["origin"]) == ["", "", "pretrained here"]
 
 
+def test_another_seed_of_a_pretraining_is_no_encoder_to_correlate_over(judging):
+    seeds = (Pretraining("fourth"), Pretraining("second", seed=1), Pretraining("made", n_steps=9))
+    study = Study(replace(STUDY, pretraining=seeds), judging)
+    assert list(compared.tasks_table(study)["encoder"]) == ["made", "fourth"]
+    assert list(compared.judged_table(study)["encoder"]) == ["made", "second", "fourth"]
+
+
 def test_a_task_s_scores_stand_beside_what_is_measured_on_the_images_that_the_study_names(judging):
     """kaiko's Fig. 5: ODCorr of patches, accuracy on natural images. Masks have scores and no features of their own."""
     on = (TaskOptions("bach"), TaskOptions("consep", measured_on="bach"))
