@@ -41,7 +41,7 @@ JOBS = [
     Job("05_data_scaling", "05_data_scaling"),
 ]
 CLAIM = {"claim": f"20% of all {HOSTILE}", "where": "section 3", "test": "a count", "expected": "5", "tolerance": "none"}
-CLAIM |= {"found": "6", "difference": "1.0", "why": HOSTILE, "here": "", "paper": "A 2024", "subject": "data"}
+CLAIM |= {"found": "6", "difference": "1.0", "why": HOSTILE, "here": "", "paper": "A 2024", "subject": "data scaling"}
 OTHER = store.file_name(HOSTILE)
 
 
@@ -202,7 +202,7 @@ def test_the_front_page_reads_as_a_papers(built):
         "enough?",
         "separate the classes mitotic figure and look-alike better",
         "The AUROC is 0.87 ± 0.04",
-        "Claims of the papers : 1 reproduced",
+        "Claims of the papers , results: 1 reproduced",
     ]
     parts += ["1 unclear, 1 not testable here. On synthetic data a verdict shows", "Fig. 1", "1,282"]
     parts += ["runs failed or are missing", "1,234", "strict mode", "How to cite", "Self-Supervision", "make paper STUDY="]
@@ -288,7 +288,19 @@ def test_a_claim_shows_what_was_expected_and_found_without_a_click(built):
         assert any(f"{sign} {verdict}{on} “" in " ".join(title.split()) for title in claims)
     said = words(built, "reference/claims_of_the_papers")
     assert said.count(pages.ON_SYNTHETIC) == 1 + 3, "in the box above, and of each that was judged"
-    assert "A rule <img" in said and "A 2024: data 1 1 1 1" in said
+    assert "A rule <img" in said and "A 2024: data scaling 1 1 1 1" in said
+    assert "The evidence: What? ." in said
+
+
+def test_facts_are_counted_apart_and_no_data_enter_them(tmp_path):
+    rows = [CLAIM | {"verdict": "not testable here"}, CLAIM | {"verdict": "reproduced", "subject": "networks"}]
+    store.write_csv(tmp_path / "claims.csv", pd.DataFrame(rows))
+    said = pages.verdicts(tmp_path, True)
+    assert "results: 1 not testable here; facts about data, networks and designs: 1 reproduced." in said
+    text = pages.claims(tmp_path, True)
+    assert "reproduced on synthetic data" not in text
+    parts = [line for line in text.splitlines() if line.startswith("## ")]
+    assert ["networks" in part for part in parts] == [True, False], "what was judged comes first"
 
 
 def test_claims_on_real_data_stand_for_themselves(results):

@@ -4,7 +4,7 @@ import html
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import nbformat
@@ -94,7 +94,10 @@ def write_source(study: Settings, results: Path, runs: Sequence[Run], source: Pa
     records = {file.stem: store.read_json(file) for file in sorted(figures.glob("*.json"))}
     saved = {name: each for name, each in records.items() if "caption" in each}  # the exhibits
     exhibits = {f"**{each['title']}.** {each['caption']}": name for name, each in saved.items()}
-    parts = {part: [] for part in PARTS} | {"reference": _reference(study, figures, saved, source)}
+    there = {f"{STAGES[run.stage][0]}/{run.name}" for run in runs if run.has_page}
+    there |= {pages.document(each["section"]) for each in saved.values()}
+    parts = {part: [] for part in PARTS}
+    parts["reference"] = _reference(study, figures, saved, source, there)
     for stage, (part, title) in STAGES.items():
         members = [run for run in runs if run.stage == stage]
         for run in members:
@@ -113,12 +116,16 @@ def write_source(study: Settings, results: Path, runs: Sequence[Run], source: Pa
 
 
 def _reference(
-    study: Settings, figures: Path, saved: Mapping[str, dict], source: Path
+    study: Settings,
+    figures: Path,
+    saved: Mapping[str, dict],
+    source: Path,
+    there: Collection[str],
 ) -> list[tuple[str, str]]:
     """Write the pages of reference that there is something for; returns titles and documents."""
     written = {}
     if pages.ledger(figures):
-        written[pages.CLAIMS] = pages.claims(figures, study.synthetic)
+        written[pages.CLAIMS] = pages.claims(figures, study.synthetic, there)
     for section in REFERENCE:
         names = [name for name, each in saved.items() if each["section"] == section]
         if "05_encoders" in names:

@@ -39,7 +39,11 @@ def page(study: Settings, results: Path, runs: Sequence[Run]) -> str:
     if lacking := pages.lacking(runs):
         body.append(f"## Failed and missing runs\n\n{lacking}")
     body += [exhibit(figures, "05_data", up="")] if "05_data" in there else []
-    return "\n".join([*body, f"## Mode\n\n{_badges(study)}", _citation(study)])
+    body.append(f"## Mode\n\n{_badges(study)}")
+    if "05_switches" in there:
+        place = pages.document("Switches")
+        body.append(f"What each switch is worth on these data: {{doc}}`/{place}`.\n")
+    return "\n".join([*body, _citation(study)])
 
 
 def _badges(study: Settings) -> str:
@@ -59,16 +63,20 @@ def _citation(study: Settings) -> str:
     if CITATION.is_file():
         this = yaml.safe_load(CITATION.read_text(encoding="utf-8"))
         works = [this | {"doi": f"version {this['version']}"}, *this.get("references", [])]
-        lines += [f"- {text(_reference(work))}" for work in works]
+        lines += [f"- {_reference(work)}" for work in works]
     command = f"make paper STUDY={' '.join(study.name.split())}"
     return "\n".join([*lines, f"\nTo compute every number again:\n\n    {command}\n"])
 
 
 def _reference(work: dict) -> str:
-    """A work in one line: authors, year, title, where it is."""
+    """A work in one line of Markdown: authors, year, title, and where it is; a DOI is a link."""
     authors = []
     for one in work["authors"]:
         authors.append(one.get("name") or f"{one['family-names']} {one['given-names'][0]}")
     where = work.get("doi") or ", ".join(one["value"] for one in work.get("identifiers", []))
     year = f" ({work['year']})" if "year" in work else ""
-    return f"{', '.join(authors)}{year}: {work['title']}. {where}".strip()
+    place = (
+        f"[{text(where)}](<https://doi.org/{where}>)" if where.startswith("10.") else text(where)
+    )
+    words = f"{', '.join(authors)}{year}: {work['title']}."
+    return f"{text(words)} {place}".strip()

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mfcore import store
@@ -15,6 +15,17 @@ from mfcore.sweep.book.notebooks import Run
 SIGNS = {"reproduced": "✓", "not reproduced": "✗", "unclear": "?", "not testable here": "–"}
 CLAIMS = "Claims of the papers"  # the title of the ledger's page
 LEDGERS = ("claims", "10_claims_kaiko")
+# Kinds of claims about what data, networks and designs are: facts, not results
+FACTS = ("data", "networks", "method")
+EVIDENCE = {  # by kind of claim, the page of a notebook or of reference that has the evidence
+    "data": "data/01_extract_patches",
+    "networks": "reference/encoders",
+    "method": "reference/provenance",
+    "data scaling": "results/05_data_scaling",
+    "domain shift": "results/06_cross_domain_analysis",
+    "pretraining": "results/11_pretraining_studies",
+    "later work": "results/05_data_scaling",
+}
 ON_SYNTHETIC = "On synthetic data a verdict shows that the method works, not that the claim holds."
 
 
@@ -109,15 +120,22 @@ def ledger(figures: Path) -> list[dict[str, str]]:
 
 
 def verdicts(figures: Path, is_synthetic: bool) -> str:
-    """How many claims have each verdict, in a sentence; empty where no claim was judged."""
-    found = Counter(row["verdict"] for row in ledger(figures))
-    counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in SIGNS)
+    """How many results and facts have each verdict, in a sentence; empty where none was judged."""
+    found = Counter((row["subject"] in FACTS, row["verdict"]) for row in ledger(figures))
+    parts = {"results": False, "facts about data, networks and designs": True}
+    counts = []
+    for words, kind in parts.items():
+        shown = [f"{found[kind, each]} {each}" for each in SIGNS if found[kind, each]]
+        counts += [f"{words}: {', '.join(shown)}"] if shown else []
     note = f" {text(ON_SYNTHETIC)}" * is_synthetic
-    return f"[{CLAIMS}](<{document(CLAIMS)}.md>): {counts}.{note}\n" if found else ""
+    return f"[{CLAIMS}](<{document(CLAIMS)}.md>), {'; '.join(counts)}.{note}\n" if found else ""
 
 
-def claims(figures: Path, is_synthetic: bool) -> str:
-    """The ledger: a line a claim: verdict, what was expected, what was found; more on a click."""
+def claims(figures: Path, is_synthetic: bool, there: Collection[str] = ()) -> str:
+    """The ledger: a line a claim: verdict, what was expected, what was found; more on a click.
+
+    Parts with a claim that was judged come first. there: the documents that a part can refer to.
+    """
     parts: dict[str, list[dict]] = {}
     for row in ledger(figures):
         parts.setdefault(f"{row['paper']}: {row['subject']}", []).append(row)
@@ -133,8 +151,12 @@ def claims(figures: Path, is_synthetic: bool) -> str:
         lines = store.read_json(figures / "claims_rule.json")
         rule = "\n".join(f"- {text(line)}" for line in lines)
         body.append(f"::::{{dropdown}} How a verdict is reached\n{rule}\n::::\n")
-    for part, members in parts.items():
+    untestable = [*SIGNS][-1]
+    order = sorted(parts.items(), key=lambda part: all(r["verdict"] == untestable for r in part[1]))
+    for part, members in order:
         body.append(f"## {text(part)}\n")
+        place = EVIDENCE.get(members[0]["subject"])
+        body += [f"The evidence: {{doc}}`/{place}`.\n"] if place in there else []
         members.sort(key=lambda row: list(SIGNS).index(row["verdict"]))
         body += [_claim(row, is_synthetic) for row in members]
     return "\n".join(body)
@@ -143,7 +165,7 @@ def claims(figures: Path, is_synthetic: bool) -> str:
 def _claim(row: dict[str, str], is_synthetic: bool) -> str:
     verdict = row["verdict"]
     words = f"“{row['claim']}” · expected {row['expected'] or '–'} · found {row['found'] or '–'}"
-    is_judged = verdict != "not testable here"
+    is_judged = verdict != "not testable here" and row["subject"] not in FACTS
     on = " on synthetic data" * (is_synthetic and is_judged)
     title = f"{SIGNS[verdict]} **{text(verdict)}{on}** {text(words)}"
     row |= {"difference": f"{float(row['difference']):+,g}"} if row["difference"] else {}
