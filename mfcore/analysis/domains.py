@@ -346,7 +346,7 @@ def tumour_against_scanner(study: Study) -> Exhibit:
 
 
 def abstract(study: Study) -> str:
-    """What the study found, in two sentences: the best arm with all the data, and unseen domains.
+    """What the study found, in two sentences: the best arm with all the data, and other domains.
 
     A trained network is compared with the best probe, a probe with the best trained network; where
     all arms are of one side, the best with the second. A third sentence counts the missing runs.
@@ -366,14 +366,12 @@ def abstract(study: Study) -> str:
         place = f"the best {'trained network' if best.kind == PROBE else 'probe'}"
         text += f", {_lead(*compared, place if of_other_side else 'the second', study)}"
     means = means_table(study.scores, settings).dropna(subset=["out_of_domain"]).set_index("arm")
-    unseen = [
-        f"{means['out_of_domain'][row.arm]:.2f} instead of {means['in_domain'][row.arm]:.2f} for "
-        + row.arm
-        for row in compared
-        if row.arm in means.index
+    across = means.loc[[row.arm for row in compared if row.arm in means.index]]
+    lines = [
+        f"{row.Index} has {row.in_domain:.2f} on that domain and {row.out_of_domain:.2f} on others"
+        for row in across.itertuples()
     ]
-    if unseen:
-        text += f". In domains that training did not see, the AUROC is {listed(unseen)}"
+    text += f". Trained on a single domain, {listed(lines)}" if lines else ""
     text += f". {counted(n_lacking, 'run')} failed or missing" * bool(n_lacking)
     return f"{text}."
 

@@ -331,14 +331,15 @@ def named(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 def in_panels(grid: FacetGrid, x: str, y: str) -> None:
     """Name the panels of a grid by their value, "arm" above "(kind)", and the axes."""
     grid.set_axis_labels(x, y)
-    *_, end = axes = list(grid.axes.flat)
+    places = [axis.get_subplotspec() for axis in grid.axes.flat]
+    lowest = {place.colspan.start: place.rowspan.start for place in places}
     for name, axis in grid.axes_dict.items():
         axis.set_title(str(name).replace(" (", "\n("), fontsize=7.5)
         place = axis.get_subplotspec()
-        if place.rowspan.start < end.get_subplotspec().rowspan.start:  # labels tear rows apart
-            axis.set_xlabel("")
-            axis.xaxis.set_tick_params(labelbottom=False)
-        if place.colspan.start and axis.get_shared_y_axes().joined(axis, axes[0]):
+        is_lowest = place.rowspan.start == lowest[place.colspan.start]
+        axis.set_xlabel(x if is_lowest else "")
+        axis.xaxis.set_tick_params(labelbottom=is_lowest)
+        if place.colspan.start and axis.get_shared_y_axes().joined(axis, grid.axes.flat[0]):
             axis.yaxis.set_tick_params(labelleft=False)
 
 
