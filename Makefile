@@ -71,7 +71,7 @@ format: env ## let ruff mend and format the code
 	@$(python) -m ruff check --fix
 	@$(python) -m ruff format
 
-notebooks: env ## build the committed .ipynb from the .py next to them, run on the study demo
+notebooks: env ## build the committed .ipynb from the .py next to them, run on the study demo_full
 	@$(python) -m mfcore.sweep notebooks $(ARGS)
 
 docs: env ## build the documentation as a book, without network; ends with the path of its first page

@@ -113,12 +113,12 @@ def test_readme_keeps_what_a_study_found_while_its_results_are_away(tmp_path):
 
 
 def test_readme_and_docs_hold_what_the_studies_found():
-    for name, page in (("amibr", "README.md"), ("demo", "docs/studies.md")):
+    for name, page in (("amibr", "README.md"), ("demo_full", "docs/studies.md")):
         text = (ROOT / page).read_text()
         block = text.split(f"<!-- found {name} -->")[1].split("<!-- end -->")[0]
         assert "AUROC" in block and f"notebooks/figures/{name}_data_scaling.png" in block
         assert (NOTEBOOKS / "figures" / f"{name}_data_scaling.png").is_file()
-        assert ("synthetic" in block) == (name == "demo")
+        assert ("synthetic" in block) == (name == "demo_full")
 
 
 def test_the_fingerprint_follows_the_imports():

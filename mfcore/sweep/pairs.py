@@ -1,4 +1,4 @@
-"""The committed notebooks: of each .py (percent) the .ipynb beside it, run on the study demo.
+"""The committed notebooks: of each .py (percent) the .ipynb beside it, run on the study demo_full.
 
 What was built carries a fingerprint of what decides it (its source, the study, the mfcore modules
 it reaches), so that an output from older code shows itself as stale.
@@ -22,9 +22,9 @@ from mfcore.sweep.book.notebooks import without_progress
 from mfcore.sweep.inputs import code_of
 from mfcore.sweep.run import execute
 
-STUDY = ROOT / "studies" / "demo.yaml"
+STUDY = ROOT / "studies" / "demo_full.yaml"
 # the built .ipynb begin so, no .py does
-OF_WHAT = "*The committed outputs are those of the study `demo`: synthetic data.*"
+OF_WHAT = "*The committed outputs are those of the study `demo_full`: synthetic data.*"
 
 
 def sources(folder: Path) -> list[Path]:
