@@ -302,7 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--threads", type=int, default=1)
     one.add_argument("--record", type=Path, help="file for the job's record (jobs/NAME.json)")
     one.set_defaults(work=job, hands_on=False)
-    build = commands.add_parser("notebooks", help="build the committed .ipynb on the study demo_full")
+    build = commands.add_parser("notebooks", help="build the committed .ipynb on study demo_full")
     build.set_defaults(work=notebooks, hands_on=False)
     asked, options = parser.parse_known_args(arguments)
     if options and not asked.hands_on:
