@@ -301,6 +301,8 @@ def test_facts_are_counted_apart_and_no_data_enter_them(tmp_path):
     assert "reproduced on synthetic data" not in text
     parts = [line for line in text.splitlines() if line.startswith("## ")]
     assert ["networks" in part for part in parts] == [True, False], "what was judged comes first"
+    store.write_csv(tmp_path / "claims.csv", pd.DataFrame([rows[0] | {"subject": "later work"}]))
+    assert "## A 2024\n" in pages.claims(tmp_path, True)
 
 
 def test_claims_on_real_data_stand_for_themselves(results):

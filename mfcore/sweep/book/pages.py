@@ -138,7 +138,8 @@ def claims(figures: Path, is_synthetic: bool, there: Collection[str] = ()) -> st
     """
     parts: dict[str, list[dict]] = {}
     for row in ledger(figures):
-        parts.setdefault(f"{row['paper']}: {row['subject']}", []).append(row)
+        subject = "" if row["subject"] == "later work" else f": {row['subject']}"
+        parts.setdefault(row["paper"] + subject, []).append(row)
     counts = []
     for part, members in parts.items():
         found = Counter(row["verdict"] for row in members)
