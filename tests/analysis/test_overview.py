@@ -99,7 +99,7 @@ def test_arms_have_what_was_found_in_three_sentences(study):
     exhibit = overview.arms(study)
     assert exhibit.table[["arm", "kind"]].to_numpy().tolist() == [["good", "probe"]] and "100 %" in exhibit.table
     assert exhibit.caption.startswith("With about 30 training patches (synthetic data, strict mode), good (probe) separates")
-    assert " best" not in exhibit.caption and " for good. 1 run failed or missing." in exhibit.caption
+    assert " best" not in exhibit.caption and " on others. 1 run failed or missing." in exhibit.caption
     assert exhibit.caption.count(". ") == 2
 
 
